@@ -1,0 +1,30 @@
+//! The hypervisor: domains, their TAPs, live migration.
+//!
+//! [`Hypervisor`] is what the agent asks of it; [`libvirt`] is the real one. Everything is
+//! asynchronous by events, so that no libvirt call ever blocks the agent.
+
+use crate::proto::{DomainUuid, HypervisorEvent};
+
+/// Where a migration goes and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MigrateRequest {
+    /// The domain.
+    pub uuid: DomainUuid,
+    /// libvirt URI of the destination (`qemu+tls://[2001:db8::2]/system`).
+    pub connect_uri: String,
+    /// Where QEMU sends memory to (`tcp://[2001:db8::2]`); empty to let libvirt choose.
+    pub migrate_uri: String,
+}
+
+/// A hypervisor. Calls return at once; what comes of them is sent as [`HypervisorEvent`]s over the
+/// channel that the implementation was made with.
+pub trait Hypervisor: Send + Sync {
+    /// Starts a live migration; ends with [`HypervisorEvent::MigrationEnded`], always.
+    fn migrate(&self, request: MigrateRequest);
+
+    /// Cancels the migration of a domain, if one runs.
+    fn abort(&self, uuid: DomainUuid);
+}
+
+/// The channel that events go to.
+pub type EventSender = tokio::sync::mpsc::UnboundedSender<HypervisorEvent>;

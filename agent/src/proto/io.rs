@@ -1,0 +1,401 @@
+//! What goes into the protocol and what comes out of it.
+
+use std::fmt;
+use std::net::{Ipv6Addr, SocketAddrV6};
+use std::ops::{Add, Sub};
+use std::time::Duration;
+
+use common::event::Change;
+use common::maps::{
+    FilterMode, Listener, ListenerKey, ManagedKey, PortUsage, Querier, QuerierKey, Source,
+    SourceKey, Stream, StreamKey,
+};
+
+/// Nanoseconds of `CLOCK_MONOTONIC`, the clock of `bpf_ktime_get_ns`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Timestamp(pub u64);
+
+impl Timestamp {
+    /// Time since `earlier`, zero if that is later.
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+}
+
+impl Add<Duration> for Timestamp {
+    type Output = Self;
+
+    fn add(self, delay: Duration) -> Self {
+        Self(
+            self.0
+                .saturating_add(u64::try_from(delay.as_nanos()).unwrap_or(u64::MAX)),
+        )
+    }
+}
+
+impl Sub<Duration> for Timestamp {
+    type Output = Self;
+
+    fn sub(self, delay: Duration) -> Self {
+        Self(
+            self.0
+                .saturating_sub(u64::try_from(delay.as_nanos()).unwrap_or(u64::MAX)),
+        )
+    }
+}
+
+/// UUID of a libvirt domain.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DomainUuid(pub [u8; 16]);
+
+impl fmt::Display for DomainUuid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, byte) in self.0.iter().enumerate() {
+            if matches!(i, 4 | 6 | 8 | 10) {
+                f.write_str("-")?;
+            }
+            write!(f, "{byte:02x}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for DomainUuid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Ethernet address.
+pub type Mac = [u8; 6];
+
+/// A libvirt domain as the protocol needs it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Domain {
+    /// Its UUID.
+    pub uuid: DomainUuid,
+    /// Its name.
+    pub name: String,
+    /// Whether its CPUs run on this host now.
+    pub running: bool,
+    /// Its bridged NICs.
+    pub interfaces: Vec<DomainInterface>,
+}
+
+/// One bridged NIC of a domain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DomainInterface {
+    /// The TAP on this host (`vnet0`); empty while the domain has none.
+    pub target_dev: String,
+    /// The guest's MAC.
+    pub mac: Mac,
+}
+
+/// A TAP that is a port of the managed bridge.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Port {
+    /// Its interface index.
+    pub ifindex: u32,
+    /// Its name (`vnet0`).
+    pub name: String,
+    /// Its own MAC. libvirt gives a TAP the guest's MAC with the first byte `fe`.
+    pub mac: Mac,
+}
+
+/// Change of the set of ports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PortEvent {
+    /// A TAP joined the bridge; the programs are attached to it.
+    Added(Port),
+    /// It left the bridge, or is gone.
+    Removed {
+        /// Its interface index.
+        ifindex: u32,
+    },
+}
+
+/// What the peer connections report. A peer is named by its certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PeerEvent {
+    /// The connection is up (again).
+    Up,
+    /// It is down, or the connection asked for could not be made.
+    Down {
+        /// One sentence for a person, naming the peer.
+        reason: String,
+    },
+    /// One frame ([`common::signal::PeerMessage`]).
+    Frame(Vec<u8>),
+}
+
+/// What the kernel programs and the bridge report.
+#[derive(Clone, Debug, PartialEq)]
+pub enum DatapathEvent {
+    /// A listener was reported or left.
+    Listener {
+        /// What happened.
+        change: Change,
+        /// The listener.
+        key: ListenerKey,
+        /// Its state after that.
+        value: Listener,
+    },
+    /// A source was listed or taken off.
+    Source {
+        /// What happened.
+        change: Change,
+        /// The source.
+        key: SourceKey,
+        /// Its state after that.
+        value: Source,
+    },
+    /// First packet of a flow since its address was watched.
+    FirstPacket {
+        /// The flow.
+        key: StreamKey,
+        /// When it came.
+        at: Timestamp,
+    },
+    /// An MLD General Query came in by the uplink.
+    Query {
+        /// Where.
+        key: QuerierKey,
+        /// What it said.
+        value: Querier,
+    },
+    /// All maps, read as a whole: at the start and whenever events were lost.
+    Snapshot {
+        /// `LISTENERS`.
+        listeners: Vec<(ListenerKey, Listener)>,
+        /// `LISTENER_SOURCES`.
+        sources: Vec<(SourceKey, Source)>,
+        /// `QUERIER`.
+        queriers: Vec<(QuerierKey, Querier)>,
+    },
+    /// Usage of one port, read regularly; answers [`Output::ReadUsage`].
+    Usage {
+        /// The port.
+        ifindex: u32,
+        /// Its `PORT_USAGE`.
+        usage: PortUsage,
+    },
+    /// Flows of the addresses asked for; answers [`Output::ReadStreams`].
+    Streams {
+        /// The token of the request.
+        token: u64,
+        /// Flows with at least one packet.
+        streams: Vec<(StreamKey, Stream)>,
+    },
+    /// A join, an MDB entry or a map write asked for could not be made.
+    Failed {
+        /// The address it was for.
+        key: ManagedKey,
+        /// One sentence for a person.
+        reason: String,
+    },
+}
+
+/// What the hypervisor reports.
+#[derive(Clone, Debug, PartialEq)]
+pub enum HypervisorEvent {
+    /// The connection is up; every domain follows as [`HypervisorEvent::Domain`], then this.
+    Connected,
+    /// The connection is lost. Domains go on running.
+    Disconnected {
+        /// One sentence for a person.
+        reason: String,
+    },
+    /// A domain is there, or changed: its TAPs, or whether it runs.
+    Domain(Domain),
+    /// A domain is no longer on this host.
+    Gone(DomainUuid),
+    /// The domain's CPUs stopped for the switch to the destination.
+    Suspended {
+        /// The domain.
+        uuid: DomainUuid,
+        /// When libvirt said so.
+        at: Timestamp,
+    },
+    /// The domain's CPUs run here; `migrated` when it has just arrived from another host.
+    Resumed {
+        /// The domain.
+        uuid: DomainUuid,
+        /// Whether a migration brought it.
+        migrated: bool,
+        /// When libvirt said so.
+        at: Timestamp,
+    },
+    /// Progress of an outgoing migration.
+    Progress {
+        /// The domain.
+        uuid: DomainUuid,
+        /// Where it stands.
+        stats: JobStats,
+    },
+    /// The migration started by [`Output::StartMigration`] is over.
+    MigrationEnded {
+        /// The domain.
+        uuid: DomainUuid,
+        /// Last statistics, or one sentence for a person saying why it failed.
+        result: Result<JobStats, String>,
+    },
+}
+
+/// Statistics of a migration job, from libvirt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct JobStats {
+    /// Bytes of memory copied so far.
+    pub processed_bytes: u64,
+    /// Bytes of memory in all.
+    pub total_bytes: u64,
+    /// How long the CPUs were stopped, once known.
+    pub downtime: Option<Duration>,
+}
+
+/// What an operator asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// `roamcast migrate DOMAIN DESTINATION`.
+    Migrate {
+        /// Name or UUID of the domain.
+        domain: String,
+        /// Name of the destination's agent.
+        destination: String,
+    },
+    /// Stops a migration in progress.
+    Abort {
+        /// Name or UUID of the domain.
+        domain: String,
+    },
+}
+
+/// What the operator is told; the last one for a command is `Done` or `Failed`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CommandReply {
+    /// How far it is.
+    Progress {
+        /// Where the migration stands.
+        phase: common::signal::Phase,
+        /// Bytes of memory copied.
+        processed_bytes: u64,
+        /// Bytes of memory in all.
+        total_bytes: u64,
+    },
+    /// It is done; details are in the migration's record.
+    Done {
+        /// Number of the migration's record.
+        migration: u64,
+    },
+    /// One sentence for a person.
+    Failed(String),
+}
+
+/// A membership held by the host on the bridge.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Membership {
+    /// VLAN and multicast address.
+    pub key: ManagedKey,
+    /// Filter mode.
+    pub filter_mode: FilterMode,
+    /// Sources of the filter.
+    pub sources: Vec<Ipv6Addr>,
+}
+
+/// What the caller is to do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Output {
+    /// Send a datagram to a VM, out of the bridge.
+    Datagram {
+        /// The VM's link-local address and port, as received.
+        to: SocketAddrV6,
+        /// [`common::signal::VmMessage`], encoded.
+        bytes: Vec<u8>,
+    },
+    /// Connect to a peer named in the config; answered by [`PeerEvent::Up`] or `Down`.
+    Connect {
+        /// Name of the peer.
+        peer: String,
+    },
+    /// Send a frame to a connected peer.
+    Frame {
+        /// Name of the peer.
+        peer: String,
+        /// [`common::signal::PeerMessage`], encoded.
+        bytes: Vec<u8>,
+    },
+    /// Take or replace the host's membership of an address, by kernel sockets on the bridge.
+    Join(Membership),
+    /// Drop it.
+    Leave(ManagedKey),
+    /// Join and leave at once, so that the querier asks whether anyone is left.
+    Prune(ManagedKey),
+    /// Watch the streams of an address (`MANAGED`): every flow's first packet from `since` on
+    /// raises an event.
+    Manage {
+        /// The address.
+        key: ManagedKey,
+        /// From when on.
+        since: Timestamp,
+    },
+    /// Stop watching it.
+    Unmanage(ManagedKey),
+    /// Add a temporary bridge MDB entry, so that a TAP receives before its VM has reported.
+    MdbAdd {
+        /// The TAP.
+        ifindex: u32,
+        /// What it receives.
+        membership: Membership,
+    },
+    /// Remove it.
+    MdbDelete {
+        /// The TAP.
+        ifindex: u32,
+        /// The address.
+        key: ManagedKey,
+    },
+    /// Remove a listener from the map unless it was reported after `last_report_ns`, with its
+    /// sources, and count it as expired.
+    ExpireListener {
+        /// The listener.
+        key: ListenerKey,
+        /// The last report the protocol knows.
+        last_report_ns: u64,
+    },
+    /// Remove a source likewise.
+    ExpireSource {
+        /// The source.
+        key: SourceKey,
+        /// The last report the protocol knows.
+        last_report_ns: u64,
+    },
+    /// Read the flows of addresses; answered by [`DatapathEvent::Streams`].
+    ReadStreams {
+        /// To be repeated in the answer.
+        token: u64,
+        /// The addresses.
+        keys: Vec<ManagedKey>,
+    },
+    /// Read `PORT_USAGE` of every port; answered by [`DatapathEvent::Usage`].
+    ReadUsage,
+    /// Start a live migration.
+    StartMigration {
+        /// The domain.
+        uuid: DomainUuid,
+        /// libvirt URI of the destination.
+        connect_uri: String,
+        /// Where QEMU sends memory to; empty to let libvirt choose.
+        migrate_uri: String,
+    },
+    /// Cancel it.
+    AbortMigration {
+        /// The domain.
+        uuid: DomainUuid,
+    },
+    /// Answer an operator's command.
+    Reply {
+        /// Number of the command.
+        command: u64,
+        /// The answer.
+        reply: CommandReply,
+    },
+}

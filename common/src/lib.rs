@@ -1,0 +1,33 @@
+//! Every byte layout and every packet rule of Roamcast, once.
+//!
+//! The kernel programs, the agent and `migkick` share this crate. It does no I/O and, without
+//! the `user` feature, allocates nothing, so that one function runs in the kernel and in
+//! `cargo test`.
+//!
+//! # Layout
+//!
+//! | module | holds | used by |
+//! |---|---|---|
+//! | [`packet`] | the trait through which every parser reads a packet | all |
+//! | [`wire`] | Ethernet, IPv6, UDP, MLD and checksum rules | all |
+//! | [`snoop`] | what an MLD message does to the listener tables | kernel, agent |
+//! | [`maps`] | keys and values of the BPF maps | kernel, agent |
+//! | [`event`] | ring buffer records, kernel to agent | kernel, agent |
+//! | [`counter`] | the named reasons behind every counter | kernel, agent |
+//! | `signal` | signalling messages (feature `user`) | agent, `migkick` |
+
+#![no_std]
+
+#[cfg(feature = "user")]
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+pub mod counter;
+pub mod event;
+pub mod maps;
+pub mod packet;
+#[cfg(feature = "user")]
+pub mod signal;
+pub mod snoop;
+pub mod wire;

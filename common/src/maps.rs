@@ -1,0 +1,273 @@
+//! Keys and values of the BPF maps under `/sys/fs/bpf/roamcast/`.
+//!
+//! All are `#[repr(C)]` without implicit padding, so BTF shows every field and a key compares
+//! equal byte for byte. Addresses are 16 bytes in network order (IPv4, when it comes, will be
+//! v4-mapped); every other number is in host order. Times are `CLOCK_MONOTONIC` nanoseconds
+//! (`bpf_ktime_get_ns`).
+
+/// Version of all layouts in this module and in [`crate::event`]; part of the pin path, so an
+/// agent with other layouts starts clean instead of misreading what is pinned.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// Multicast address in network order.
+pub type Address = [u8; 16];
+
+/// Filter mode of a listener (RFC 9777 §4.2), as stored in [`Listener::filter_mode`].
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FilterMode {
+    /// Reception only from the listed sources.
+    Include = 1,
+    /// Reception from all but the listed sources.
+    Exclude = 2,
+}
+
+impl FilterMode {
+    /// Decodes [`Listener::filter_mode`]; `None` for a byte that was never written by us.
+    pub fn from_u8(byte: u8) -> Option<Self> {
+        match byte {
+            1 => Some(Self::Include),
+            2 => Some(Self::Exclude),
+            _ => None,
+        }
+    }
+}
+
+/// Key of `LISTENERS`: 24 bytes, align 4.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ListenerKey {
+    /// The TAP that the Report came in by, which is the identity of the VM.
+    pub ifindex: u32,
+    /// VLAN identifier, 0 for untagged.
+    pub vlan: u16,
+    /// Always zero.
+    pub pad: u16,
+    /// Multicast address listened to.
+    pub multicast_address: Address,
+}
+
+/// Value of `LISTENERS`: 40 bytes, align 8.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listener {
+    /// When the address was first reported.
+    pub first_report_ns: u64,
+    /// When it was last reported, by any record.
+    pub last_report_ns: u64,
+    /// When it was last reported by a record that answers a Query (MODE_IS_INCLUDE,
+    /// MODE_IS_EXCLUDE or an MLDv1 Report); 0 if never.
+    pub last_answer_ns: u64,
+    /// Generation of the source list; entries of `LISTENER_SOURCES` with another one are stale.
+    pub generation: u32,
+    /// Number of sources in the list.
+    pub source_count: u32,
+    /// [`FilterMode`].
+    pub filter_mode: u8,
+    /// MLD version of the last Report: 1 or 2.
+    pub mld_version: u8,
+    /// Ethernet source of the last Report. The guest chooses it, so it identifies nobody.
+    pub guest_mac: [u8; 6],
+}
+
+/// Key of `LISTENER_SOURCES`: 40 bytes, align 4.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SourceKey {
+    /// The listener that the source belongs to.
+    pub listener: ListenerKey,
+    /// Source address.
+    pub source: Address,
+}
+
+/// Value of `LISTENER_SOURCES`: 16 bytes, align 8.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// When the source was last reported.
+    pub last_report_ns: u64,
+    /// Generation of the list it belongs to; see [`Listener::generation`].
+    pub generation: u32,
+    /// [`FilterMode`] of the list: whether the source is included or excluded.
+    pub filter_mode: u8,
+    /// Always zero.
+    pub pad: [u8; 3],
+}
+
+/// Key of `PORTS` and `PORT_USAGE`: the ifindex of a TAP.
+pub type PortKey = u32;
+
+/// Value of `PORTS`, written by the agent only: 24 bytes, align 4.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Port {
+    /// Most listeners (multicast addresses, over all VLANs) that the port may have.
+    pub max_listeners: u32,
+    /// Most sources that the port may have over all its listeners.
+    pub max_sources: u32,
+    /// Most Reports that the port may send each second; also the burst.
+    pub reports_per_second: u32,
+    /// Listeners that the agent has removed for age, to be taken from
+    /// [`PortUsage::listeners`]; wraps.
+    pub expired_listeners: u32,
+    /// Sources that the agent has removed for age or generation, likewise.
+    pub expired_sources: u32,
+    /// Always zero.
+    pub pad: u32,
+}
+
+/// Value of `PORT_USAGE`, written by the kernel only: 64 bytes, align 8.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PortUsage {
+    /// When the Report allowance was last topped up.
+    pub refill_ns: u64,
+    /// Reports that may still be sent, in thousandths.
+    pub allowance_milli: u64,
+    /// Listeners added minus those removed by the kernel; wraps. Minus
+    /// [`Port::expired_listeners`] it is the number of listeners.
+    pub listeners: u32,
+    /// Sources likewise.
+    pub sources: u32,
+    /// Reports and Dones taken in.
+    pub reports: u64,
+    /// Reports dropped because the port sent too many in a second.
+    pub refused_reports: u64,
+    /// Records dropped because the port has too many listeners or the map is full.
+    pub refused_listeners: u64,
+    /// Sources dropped because the port has too many or the map is full.
+    pub refused_sources: u64,
+    /// MLD frames that break a rule of the protocol.
+    pub malformed: u64,
+}
+
+/// Key of `MANAGED`: 20 bytes, align 2. A multicast address whose streams are watched.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ManagedKey {
+    /// VLAN identifier, 0 for untagged.
+    pub vlan: u16,
+    /// Always zero.
+    pub pad: u16,
+    /// Multicast address.
+    pub multicast_address: Address,
+}
+
+/// Value of `MANAGED`: 8 bytes, align 8.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Managed {
+    /// The first packet of each flow after this moment raises an event.
+    pub watch_since_ns: u64,
+}
+
+/// Key of `STREAMS`: 40 bytes, align 2. One flow.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct StreamKey {
+    /// Multicast address.
+    pub multicast_address: Address,
+    /// Source address.
+    pub source: Address,
+    /// UDP source port, host order; 0 where the packet has none.
+    pub source_port: u16,
+    /// UDP destination port, host order; 0 where the packet has none.
+    pub destination_port: u16,
+    /// VLAN identifier, 0 for untagged.
+    pub vlan: u16,
+    /// Always zero.
+    pub pad: u16,
+}
+
+/// Value of `STREAMS`: 40 bytes, align 8.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stream {
+    /// Packets that came natively.
+    pub native_packets: u64,
+    /// Their bytes, from the Ethernet header on.
+    pub native_bytes: u64,
+    /// When the first of them came.
+    pub native_first_ns: u64,
+    /// When the last of them came.
+    pub native_last_ns: u64,
+    /// Moving average of the time between two packets (weight of the newest: 1/8).
+    pub interarrival_ns: u64,
+}
+
+/// Key of `QUERIER`: 8 bytes, align 4.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct QuerierKey {
+    /// The port that the Query came in by.
+    pub ifindex: u32,
+    /// VLAN identifier, 0 for untagged.
+    pub vlan: u16,
+    /// Always zero.
+    pub pad: u16,
+}
+
+/// Value of `QUERIER`: 40 bytes, align 8.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Querier {
+    /// When the last General Query came.
+    pub last_query_ns: u64,
+    /// Link-local address of the querier.
+    pub address: Address,
+    /// Querier's Query Interval in milliseconds (RFC 9777 §9.2; 125 s for MLDv1).
+    pub query_interval_ms: u32,
+    /// Query Response Interval in milliseconds (RFC 9777 §9.3).
+    pub query_response_interval_ms: u32,
+    /// Robustness Variable (RFC 9777 §9.1).
+    pub robustness: u8,
+    /// MLD version of the Query: 1 or 2.
+    pub mld_version: u8,
+    /// Always zero.
+    pub pad: [u8; 6],
+}
+
+const _: () = {
+    assert!(size_of::<ListenerKey>() == 24 && align_of::<ListenerKey>() == 4);
+    assert!(size_of::<Listener>() == 40 && align_of::<Listener>() == 8);
+    assert!(size_of::<SourceKey>() == 40 && align_of::<SourceKey>() == 4);
+    assert!(size_of::<Source>() == 16 && align_of::<Source>() == 8);
+    assert!(size_of::<Port>() == 24 && align_of::<Port>() == 4);
+    assert!(size_of::<PortUsage>() == 64 && align_of::<PortUsage>() == 8);
+    assert!(size_of::<ManagedKey>() == 20 && align_of::<ManagedKey>() == 2);
+    assert!(size_of::<Managed>() == 8 && align_of::<Managed>() == 8);
+    assert!(size_of::<StreamKey>() == 40 && align_of::<StreamKey>() == 2);
+    assert!(size_of::<Stream>() == 40 && align_of::<Stream>() == 8);
+    assert!(size_of::<QuerierKey>() == 8 && align_of::<QuerierKey>() == 4);
+    assert!(size_of::<Querier>() == 40 && align_of::<Querier>() == 8);
+};
+
+#[cfg(feature = "pod")]
+#[allow(
+    unsafe_code,
+    reason = "aya's marker for types that may be copied to and from the kernel"
+)]
+mod pod {
+    use super::*;
+
+    macro_rules! pod {
+        ($($type:ty),*) => {
+            // SAFETY: `#[repr(C)]`, `Copy`, no padding (asserted above), every bit pattern valid.
+            $(unsafe impl aya::Pod for $type {})*
+        };
+    }
+    pod!(
+        ListenerKey,
+        Listener,
+        SourceKey,
+        Source,
+        Port,
+        PortUsage,
+        ManagedKey,
+        Managed,
+        StreamKey,
+        Stream,
+        QuerierKey,
+        Querier
+    );
+}

@@ -1,0 +1,115 @@
+use super::*;
+use alloc::string::ToString;
+use alloc::vec;
+use proptest::prelude::*;
+
+fn request() -> AgentRequest {
+    AgentRequest {
+        domain_uuid: [7; 16].into(),
+        domain_name: "viewer".to_string(),
+        macs: vec![[0x52, 0x54, 0, 1, 2, 3].into()],
+        listeners: vec![Listener {
+            vlan: 0,
+            multicast_address: [0xff; 16].into(),
+            filter_mode: 2,
+            sources: vec![[1; 16].into()],
+            mld_version: 2,
+            mac: [0x52, 0x54, 0, 1, 2, 3].into(),
+            flows: vec![Flow {
+                source: [1; 16].into(),
+                source_port: 5004,
+                destination_port: 5004,
+                rate_mpps: 1_725_000,
+                silent_ms: 1,
+            }],
+        }],
+        vm_transaction: Some(u64::MAX),
+    }
+}
+
+#[test]
+fn agent_request_survives_the_wire() {
+    let bytes = PeerMessage::from(request()).encode(9);
+    assert_eq!(PeerMessage::decode(&bytes), Ok((9, request().into())));
+}
+
+#[test]
+fn truncated_message_is_malformed_at_every_length() {
+    let bytes = PeerMessage::from(request()).encode(9);
+    for length in 0..bytes.len() {
+        assert!(
+            PeerMessage::decode(&bytes[..length]).is_err(),
+            "accepted {length} bytes"
+        );
+    }
+}
+
+#[test]
+fn bytes_after_the_message_are_malformed() {
+    let mut bytes = VmMessage::from(AgentSearch {}).encode(1);
+    bytes.push(0);
+    assert_eq!(VmMessage::decode(&bytes), Err(DecodeError::Malformed));
+}
+
+#[test]
+fn other_version_is_named_with_its_transaction() {
+    let bytes = [0x84, 0x02, 0x18, 77, 0x01, 0x80];
+    assert_eq!(
+        VmMessage::decode(&bytes),
+        Err(DecodeError::Version {
+            theirs: 2,
+            transaction: 77
+        })
+    );
+}
+
+#[test]
+fn unknown_kind_is_named_with_its_transaction() {
+    let bytes = [0x84, 0x01, 0x05, 0x18, 99, 0x80];
+    assert_eq!(
+        VmMessage::decode(&bytes),
+        Err(DecodeError::UnknownKind {
+            kind: 99,
+            transaction: 5
+        })
+    );
+}
+
+#[test]
+fn unknown_fields_are_ignored() {
+    let bytes = [0x84, 0x01, 0x05, 0x0b, 0x82, 0x61, b'x', 0x18, 42];
+    let abort = MigrationAbort {
+        reason: "x".to_string(),
+    };
+    assert_eq!(VmMessage::decode(&bytes), Ok((5, abort.into())));
+}
+
+#[test]
+fn datagram_over_the_limit_is_refused_by_length() {
+    let abort = MigrationAbort {
+        reason: "x".repeat(MAX_DATAGRAM_BYTES),
+    };
+    let bytes = VmMessage::from(abort).encode(1);
+    assert_eq!(
+        VmMessage::decode(&bytes),
+        Err(DecodeError::TooLong {
+            length: bytes.len()
+        })
+    );
+}
+
+proptest! {
+    #[test]
+    fn garbage_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..2048)) {
+        let _ = VmMessage::decode(&bytes);
+        let _ = PeerMessage::decode(&bytes);
+    }
+
+    #[test]
+    fn mutated_message_never_panics(at in 0_usize..200, byte: u8) {
+        let mut bytes = PeerMessage::from(request()).encode(9);
+        let at = at % bytes.len();
+        bytes[at] = byte;
+        let _ = PeerMessage::decode(&bytes);
+    }
+}
