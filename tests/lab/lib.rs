@@ -1,1 +1,37 @@
-//! x
+//! The lab Roamcast is tested in.
+//!
+//! A sender, a multicast router, two sites with an access switch each and a VM host (VMS) behind
+//! every switch, all in network namespaces of their own:
+//!
+//! ```text
+//!                        +--------+ site1  +---------+      +------------------+
+//!  +--------+            |        +--------+ switch1 +------+ vms1 br0 libvirtd|
+//!  | sender +------------+ router |        +---------+      +------------------+
+//!  +--------+  backbone  |        +--------+ switch2 +------+ vms2 br0 libvirtd|
+//!                        +--------+ site2  +---------+      +------------------+
+//! ```
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`topology`] | [`Lab`]: the whole lab, up and down |
+//! | [`node`] | one namespace: commands and processes in it |
+//! | [`vms`] | a VM host: private directories, bridge, libvirtd |
+//! | [`mroute`] | the router's multicast routing |
+//! | [`registry`] | what exists, so that it can be removed after a crash |
+//! | [`netns`] | namespaces and links |
+//! | [`kvm`] | does KVM really work here? |
+//! | [`binaries`] | where the lab's own programs are |
+//! | [`wait`] | waiting for a condition with a deadline |
+
+pub mod binaries;
+pub mod kvm;
+pub mod mroute;
+pub mod netns;
+pub mod node;
+pub mod registry;
+mod signal;
+pub mod topology;
+pub mod vms;
+pub mod wait;
+
+pub use topology::{Lab, LabConfig, Site};

@@ -1,0 +1,36 @@
+//! What runs inside the lab's namespaces: a router or a VM host. Started by the `lab` library,
+//! not by hand.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use lab::{mroute, vms};
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    let mut arguments = std::env::args().skip(1);
+    let (Some(role), Some(settings), None) = (arguments.next(), arguments.next(), arguments.next())
+    else {
+        bail!("Usage: lab-node router|vms SETTINGS");
+    };
+    match role.as_str() {
+        "router" => {
+            let settings = serde_json::from_str(&settings).context("Bad settings")?;
+            mroute::daemon::run(&settings)
+        }
+        "vms" => {
+            let settings = serde_json::from_str(&settings).context("Bad settings")?;
+            vms::node::run(&settings)
+        }
+        _ => bail!("No such role {role:?}: take router or vms"),
+    }
+}

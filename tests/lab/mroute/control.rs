@@ -1,0 +1,187 @@
+//! Asking and changing the running routing daemon: one JSON request and one JSON answer a
+//! connection, over a Unix socket.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{Ipv6Addr, Shutdown};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+
+use super::tree::{Event, Flow};
+use crate::topology::Site;
+
+/// How long the other side may take.
+pub(super) const TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What the daemon can be asked.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "kebab-case")]
+pub enum Request {
+    /// What is forwarded where.
+    Status,
+    /// Make a site of another kind.
+    SetSite {
+        /// Number of the site, 1 or 2.
+        site: usize,
+        /// What it is from now on.
+        kind: Site,
+    },
+}
+
+/// What the daemon answers.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Answer {
+    /// The request was refused, for this reason.
+    Error(String),
+    /// The state after the request.
+    Status(Status),
+}
+
+/// State of multicast routing.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// One for each site.
+    pub sites: Vec<SiteStatus>,
+    /// Flows seen so far.
+    pub flows: Vec<FlowStatus>,
+}
+
+/// State of one site.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SiteStatus {
+    /// Number of the site, 1 or 2.
+    pub site: usize,
+    /// What the site is now.
+    pub kind: Site,
+    /// Multicast addresses with a listener there.
+    pub listening: Vec<Ipv6Addr>,
+    /// Those of them whose branch is grown.
+    pub grown: Vec<Ipv6Addr>,
+}
+
+/// State of one flow.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FlowStatus {
+    /// The flow.
+    #[serde(flatten)]
+    pub flow: Flow,
+    /// Numbers of the sites it is forwarded to.
+    pub sites: Vec<usize>,
+}
+
+/// One line of the event log.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LoggedEvent {
+    /// Nanoseconds of CLOCK_MONOTONIC.
+    pub at_ns: u64,
+    /// What happened.
+    #[serde(flatten)]
+    pub event: Event,
+}
+
+/// Handle on the lab's routing daemon.
+#[derive(Debug, Clone)]
+pub struct Router {
+    directory: PathBuf,
+}
+
+impl Router {
+    pub(crate) fn new(directory: PathBuf) -> Self {
+        Self { directory }
+    }
+
+    /// State of multicast routing.
+    ///
+    /// # Errors
+    ///
+    /// When the daemon does not answer.
+    pub fn status(&self) -> Result<Status> {
+        self.ask(&Request::Status)
+    }
+
+    /// Makes a site (1 or 2) of another kind. Multicast is taken away at once and comes back
+    /// after the growth delay.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such site or the daemon does not answer.
+    pub fn set_site(&self, site: usize, kind: Site) -> Result<()> {
+        self.ask(&Request::SetSite { site, kind }).map(|_| ())
+    }
+
+    /// Returns true if packets to `multicast_address` reach a site (1 or 2), or would if there
+    /// were any.
+    ///
+    /// # Errors
+    ///
+    /// When the daemon does not answer.
+    pub fn forwards(&self, multicast_address: Ipv6Addr, site: usize) -> Result<bool> {
+        let status = self.status()?;
+        let site = status.sites.iter().find(|state| state.site == site);
+        Ok(site.is_some_and(|state| state.grown.contains(&multicast_address)))
+    }
+
+    /// Everything that happened so far, in its order.
+    ///
+    /// # Errors
+    ///
+    /// When the log can't be read.
+    pub fn events(&self) -> Result<Vec<LoggedEvent>> {
+        let path = log_path(&self.directory);
+        let text = std::fs::read_to_string(&path)
+            .with_context(|| format!("Failed to read {}", path.display()))?;
+        // The last line may be half written.
+        let whole = text
+            .rfind('\n')
+            .map_or("", |end| text.get(..end).unwrap_or_default());
+        whole
+            .lines()
+            .map(|line| {
+                serde_json::from_str(line).with_context(|| format!("Bad event log line {line:?}"))
+            })
+            .collect()
+    }
+
+    fn ask(&self, request: &Request) -> Result<Status> {
+        let path = socket_path(&self.directory);
+        let mut stream = UnixStream::connect(&path)
+            .with_context(|| format!("The router does not run: {}", path.display()))?;
+        stream
+            .set_read_timeout(Some(TIMEOUT))
+            .context("Failed to set a timeout")?;
+        let mut line = serde_json::to_vec(request)?;
+        line.push(b'\n');
+        stream
+            .write_all(&line)
+            .context("Failed to ask the router")?;
+        stream
+            .shutdown(Shutdown::Write)
+            .context("Failed to ask the router")?;
+        let mut answer = String::new();
+        BufReader::new(stream)
+            .read_line(&mut answer)
+            .context("The router does not answer")?;
+        ensure!(
+            !answer.is_empty(),
+            "The router closed the connection without an answer"
+        );
+        match serde_json::from_str(&answer).context("The router's answer makes no sense")? {
+            Answer::Error(reason) => bail!("{reason}"),
+            Answer::Status(status) => Ok(status),
+        }
+    }
+}
+
+/// The daemon's control socket.
+pub(super) fn socket_path(directory: &Path) -> PathBuf {
+    directory.join("router.sock")
+}
+
+/// The daemon's event log, JSON lines.
+pub(super) fn log_path(directory: &Path) -> PathBuf {
+    directory.join("router-events.jsonl")
+}

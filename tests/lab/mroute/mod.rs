@@ -1,0 +1,38 @@
+//! Multicast routing of the lab's router: the kernel forwards, a small daemon decides where to.
+//!
+//! Who listens at a site is taken from that site's access switch: the kernel's bridge is the MLD
+//! querier there, runs the timers of RFC 9777 per port, and tells each change of its multicast
+//! database by netlink. The daemon turns that and the kernel's upcalls for unknown flows into
+//! (source, multicast address) routes:
+//!
+//! ```text
+//!  switch1 MDB --RTM_NEWMDB--+                         +--> MRT6_ADD_MFC
+//!  switch2 MDB --RTM_DELMDB--+--> tree (decides) ------+
+//!  router  -----NOCACHE------+    growth delay per site +--> event log (JSON lines)
+//! ```
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`tree`] | who gets what and from when; no I/O, no clock |
+//! | [`mdb`] | reading a bridge's multicast database |
+//! | [`socket`] | the kernel's multicast routing socket |
+//! | [`daemon`] | the loop that ties them together |
+//! | [`control`] | asking and changing the running daemon |
+
+pub mod control;
+pub mod daemon;
+pub mod mdb;
+mod socket;
+pub mod tree;
+
+use nix::time::{ClockId, clock_gettime};
+
+/// Nanoseconds of CLOCK_MONOTONIC, the clock of all time stamps in the event log.
+#[must_use]
+pub fn now_ns() -> u64 {
+    let Ok(now) = clock_gettime(ClockId::CLOCK_MONOTONIC) else {
+        return 0;
+    };
+    let seconds = u64::try_from(now.tv_sec()).unwrap_or_default();
+    seconds * 1_000_000_000 + u64::try_from(now.tv_nsec()).unwrap_or_default()
+}

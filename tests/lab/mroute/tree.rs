@@ -1,0 +1,461 @@
+//! Which flow is forwarded to which site, and from when.
+//!
+//! Sans-IO: `handle_*` takes what happened, [`Tree::poll_action`] gives what is to be done, and
+//! [`Tree::poll_timeout`] says when [`Tree::handle_timeout`] wants to be called. Times are
+//! nanoseconds of one clock.
+//!
+//! A site's branch for a multicast address:
+//!
+//! ```text
+//!            first listener          growth delay over
+//!  no branch ----------------> growing ----------------> grown
+//!      ^                          |                        |
+//!      +--------------------------+------------------------+
+//!             last listener gone, or the site loses multicast
+//! ```
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::net::Ipv6Addr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::mdb::Change;
+use crate::topology::Site;
+
+/// Most flows the router keeps; a packet of another one stays unrouted.
+const FLOWS_MAX: usize = 65_536;
+
+/// Index of a site, 0 for the first.
+pub type SiteIndex = usize;
+
+/// A flow: what one source sends to one multicast address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Flow {
+    /// Unicast source address.
+    pub source: Ipv6Addr,
+    /// Multicast address.
+    pub multicast_address: Ipv6Addr,
+}
+
+/// What the caller has to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Install or replace the kernel's route of a flow.
+    SetRoute {
+        /// The flow.
+        flow: Flow,
+        /// Multicast interface the flow comes in by.
+        incoming: u16,
+        /// Sites the flow goes out to.
+        sites: Vec<SiteIndex>,
+    },
+    /// Write to the event log.
+    Log(Event),
+}
+
+/// One line of the event log, without its time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum Event {
+    /// The first listener of a multicast address appeared at a site.
+    Listener {
+        /// Number of the site, 1 for the first.
+        site: usize,
+        /// What it listens to.
+        multicast_address: Ipv6Addr,
+    },
+    /// The branch to a site is complete: packets flow if there are any.
+    Grown {
+        /// Number of the site, 1 for the first.
+        site: usize,
+        /// Multicast address of the branch.
+        multicast_address: Ipv6Addr,
+    },
+    /// The branch is gone: the last listener left or the site lost multicast.
+    Pruned {
+        /// Number of the site, 1 for the first.
+        site: usize,
+        /// Multicast address of the branch.
+        multicast_address: Ipv6Addr,
+    },
+    /// A flow was seen for the first time.
+    Flow {
+        /// The flow.
+        #[serde(flatten)]
+        flow: Flow,
+    },
+    /// A site became of another kind.
+    Site {
+        /// Number of the site, 1 for the first.
+        site: usize,
+        /// What it is from now on.
+        kind: Site,
+    },
+    /// The flow is not routed: the router keeps no more flows.
+    FlowsFull {
+        /// The flow.
+        #[serde(flatten)]
+        flow: Flow,
+    },
+}
+
+/// What one port of the switch wants of one multicast address.
+#[derive(Debug, Default)]
+struct Port {
+    /// Listens to any source that `sources` does not block (EXCLUDE mode).
+    any_source: bool,
+    /// Sources named by the listener: true if wanted, false if blocked.
+    sources: HashMap<Ipv6Addr, bool>,
+}
+
+impl Port {
+    fn wants(&self, source: Ipv6Addr) -> bool {
+        self.sources
+            .get(&source)
+            .copied()
+            .unwrap_or(self.any_source)
+    }
+
+    fn is_empty(&self) -> bool {
+        !self.any_source && !self.sources.values().any(|wanted| *wanted)
+    }
+}
+
+/// What a site wants of one multicast address.
+#[derive(Debug, Default)]
+struct Branch {
+    /// By ifindex on the switch.
+    ports: HashMap<u32, Port>,
+    /// When the first listener appeared, while there is one.
+    since: Option<u64>,
+    grown: bool,
+}
+
+#[derive(Debug)]
+struct SiteState {
+    kind: Site,
+    branches: HashMap<Ipv6Addr, Branch>,
+    growing: BinaryHeap<Reverse<(u64, Ipv6Addr)>>,
+    /// When the site last became of its kind.
+    changed: u64,
+}
+
+#[derive(Debug)]
+struct FlowState {
+    incoming: u16,
+    sites: Vec<SiteIndex>,
+}
+
+/// The router's decisions. See the module documentation.
+#[derive(Debug)]
+pub struct Tree {
+    sites: Vec<SiteState>,
+    flows: HashMap<Flow, FlowState>,
+    sources: HashMap<Ipv6Addr, Vec<Ipv6Addr>>,
+    actions: VecDeque<Action>,
+}
+
+impl Tree {
+    /// Makes the state of a router with these sites and no listeners.
+    #[must_use]
+    pub fn new(sites: &[Site]) -> Self {
+        let sites = sites
+            .iter()
+            .map(|kind| SiteState {
+                kind: *kind,
+                branches: HashMap::new(),
+                growing: BinaryHeap::new(),
+                changed: 0,
+            })
+            .collect();
+        Self {
+            sites,
+            flows: HashMap::new(),
+            sources: HashMap::new(),
+            actions: VecDeque::new(),
+        }
+    }
+
+    /// Takes one change of a switch's multicast database.
+    pub fn handle_change(&mut self, site: SiteIndex, change: &Change, now: u64) {
+        let Some(state) = self.sites.get_mut(site) else {
+            return;
+        };
+        let address = change.multicast_address;
+        let branch = state.branches.entry(address).or_default();
+        let port = branch.ports.entry(change.port).or_default();
+        match (change.source, change.present) {
+            (None, present) => port.any_source = present && !change.include,
+            (Some(source), true) => {
+                port.sources.insert(source, !change.blocked);
+            }
+            (Some(source), false) => {
+                port.sources.remove(&source);
+            }
+        }
+        if !port.any_source && port.sources.is_empty() {
+            branch.ports.remove(&change.port);
+        }
+        let wanted = branch.ports.values().any(|port| !port.is_empty());
+        let unused = branch.ports.is_empty();
+        match (wanted, branch.since) {
+            (true, None) => {
+                branch.since = Some(now);
+                self.log(Event::Listener {
+                    site: site + 1,
+                    multicast_address: address,
+                });
+                self.grow(site, address, now);
+            }
+            (false, Some(_)) => {
+                branch.since = None;
+                self.set_grown(site, address, false);
+            }
+            // The branch stays, but its sources may have changed.
+            _ => self.update_routes(address),
+        }
+        if unused && let Some(state) = self.sites.get_mut(site) {
+            state.branches.remove(&address);
+        }
+    }
+
+    /// Replaces everything known of a site by a complete dump of its switch's database.
+    pub fn handle_dump(&mut self, site: SiteIndex, dump: &[Change], now: u64) {
+        let Some(state) = self.sites.get_mut(site) else {
+            return;
+        };
+        let mut known = Vec::new();
+        for (address, branch) in &state.branches {
+            for (port, listener) in &branch.ports {
+                let any = listener.any_source.then_some(None);
+                let sources = listener.sources.keys().map(|source| Some(*source));
+                known.extend(sources.chain(any).map(|source| (*address, *port, source)));
+            }
+        }
+        for change in dump {
+            known.retain(|entry| *entry != (change.multicast_address, change.port, change.source));
+            self.handle_change(site, change, now);
+        }
+        for (multicast_address, port, source) in known {
+            let gone = Change {
+                port,
+                multicast_address,
+                source,
+                blocked: false,
+                include: false,
+                present: false,
+            };
+            self.handle_change(site, &gone, now);
+        }
+    }
+
+    /// Takes a packet of a flow for which the kernel has no route.
+    pub fn handle_flow(&mut self, flow: Flow, incoming: u16) {
+        if !self.flows.contains_key(&flow) {
+            if self.flows.len() >= FLOWS_MAX {
+                self.log(Event::FlowsFull { flow });
+                return;
+            }
+            self.sources
+                .entry(flow.multicast_address)
+                .or_default()
+                .push(flow.source);
+            self.log(Event::Flow { flow });
+        }
+        let sites = self.sites_of(flow, incoming);
+        self.flows.insert(
+            flow,
+            FlowState {
+                incoming,
+                sites: sites.clone(),
+            },
+        );
+        self.actions.push_back(Action::SetRoute {
+            flow,
+            incoming,
+            sites,
+        });
+    }
+
+    /// Makes a site of another kind, at once for the worse, after its delay for the better.
+    pub fn handle_site(&mut self, site: SiteIndex, kind: Site, now: u64) {
+        let Some(state) = self.sites.get_mut(site) else {
+            return;
+        };
+        state.kind = kind;
+        state.changed = now;
+        state.growing.clear();
+        let addresses: Vec<(Ipv6Addr, bool)> = state
+            .branches
+            .iter()
+            .filter(|(_, branch)| branch.since.is_some())
+            .map(|(address, branch)| (*address, branch.grown))
+            .collect();
+        self.log(Event::Site {
+            site: site + 1,
+            kind,
+        });
+        for (address, grown) in addresses {
+            match kind.growth_delay() {
+                None if grown => self.set_grown(site, address, false),
+                Some(_) if !grown => self.grow(site, address, now),
+                _ => {}
+            }
+        }
+    }
+
+    /// Completes the branches whose growth delay is over.
+    pub fn handle_timeout(&mut self, now: u64) {
+        for site in 0..self.sites.len() {
+            while let Some(address) = self.sites.get_mut(site).and_then(|state| {
+                let Reverse((at, address)) = state.growing.peek().copied()?;
+                (at <= now).then(|| state.growing.pop())?;
+                Some(address)
+            }) {
+                // A branch may have been pruned and planted again since this was queued.
+                if self.grows_at(site, address).is_some_and(|at| at <= now) {
+                    self.set_grown(site, address, true);
+                }
+            }
+        }
+    }
+
+    /// When [`Tree::handle_timeout`] is to be called next.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<u64> {
+        let next = |state: &SiteState| state.growing.peek().map(|Reverse((at, _))| *at);
+        self.sites.iter().filter_map(next).min()
+    }
+
+    /// Returns the next thing to do; call until `None`.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// Kind of each site.
+    pub fn kinds(&self) -> impl Iterator<Item = Site> + '_ {
+        self.sites.iter().map(|state| state.kind)
+    }
+
+    /// Multicast addresses with a listener at a site, and whether the branch is grown.
+    #[must_use]
+    pub fn branches(&self, site: SiteIndex) -> Vec<(Ipv6Addr, bool)> {
+        let Some(state) = self.sites.get(site) else {
+            return Vec::new();
+        };
+        let mut branches: Vec<_> = state
+            .branches
+            .iter()
+            .filter(|(_, branch)| branch.since.is_some())
+            .map(|(address, branch)| (*address, branch.grown))
+            .collect();
+        branches.sort_unstable();
+        branches
+    }
+
+    /// All flows and the sites each goes to.
+    #[must_use]
+    pub fn flows(&self) -> Vec<(Flow, Vec<SiteIndex>)> {
+        let mut flows: Vec<_> = self
+            .flows
+            .iter()
+            .map(|(flow, state)| (*flow, state.sites.clone()))
+            .collect();
+        flows.sort_unstable();
+        flows
+    }
+
+    /// When a branch is complete, if it ever will be.
+    fn grows_at(&self, site: SiteIndex, address: Ipv6Addr) -> Option<u64> {
+        let state = self.sites.get(site)?;
+        let since = state.branches.get(&address)?.since?;
+        Some(since.max(state.changed) + nanoseconds(state.kind.growth_delay()?))
+    }
+
+    fn grow(&mut self, site: SiteIndex, address: Ipv6Addr, now: u64) {
+        let Some(at) = self.grows_at(site, address) else {
+            return;
+        };
+        if at <= now {
+            self.set_grown(site, address, true);
+        } else if let Some(state) = self.sites.get_mut(site) {
+            state.growing.push(Reverse((at, address)));
+        }
+    }
+
+    fn set_grown(&mut self, site: SiteIndex, address: Ipv6Addr, grown: bool) {
+        let branch = self
+            .sites
+            .get_mut(site)
+            .and_then(|state| state.branches.get_mut(&address));
+        let Some(branch) = branch else { return };
+        if branch.grown == grown {
+            return;
+        }
+        branch.grown = grown;
+        let site = site + 1;
+        self.log(if grown {
+            Event::Grown {
+                site,
+                multicast_address: address,
+            }
+        } else {
+            Event::Pruned {
+                site,
+                multicast_address: address,
+            }
+        });
+        self.update_routes(address);
+    }
+
+    fn update_routes(&mut self, address: Ipv6Addr) {
+        for source in self.sources.get(&address).cloned().unwrap_or_default() {
+            let flow = Flow {
+                source,
+                multicast_address: address,
+            };
+            let Some(incoming) = self.flows.get(&flow).map(|state| state.incoming) else {
+                continue;
+            };
+            let sites = self.sites_of(flow, incoming);
+            if let Some(state) = self.flows.get_mut(&flow)
+                && state.sites != sites
+            {
+                state.sites.clone_from(&sites);
+                self.actions.push_back(Action::SetRoute {
+                    flow,
+                    incoming,
+                    sites,
+                });
+            }
+        }
+    }
+
+    /// Sites that want a flow and have a grown branch; never the one it comes from. Site `i` is
+    /// behind multicast interface `i + 1`, the sender behind 0.
+    fn sites_of(&self, flow: Flow, incoming: u16) -> Vec<SiteIndex> {
+        (0..self.sites.len())
+            .filter(|site| usize::from(incoming) != site + 1)
+            .filter(|site| {
+                let state = self.sites.get(*site);
+                let branch = state.and_then(|state| state.branches.get(&flow.multicast_address));
+                branch.is_some_and(|branch| {
+                    branch.grown && branch.ports.values().any(|port| port.wants(flow.source))
+                })
+            })
+            .collect()
+    }
+
+    fn log(&mut self, event: Event) {
+        self.actions.push_back(Action::Log(event));
+    }
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX / 2)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,245 @@
+//! One node of the lab: a network namespace, for a VMS also a mount and a UTS namespace.
+
+use std::fs::{self, File};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::{netns, wait};
+
+/// A node of the lab.
+#[derive(Debug, Clone)]
+pub struct Node {
+    name: String,
+    namespace: String,
+    logs: PathBuf,
+    /// Process whose mount and UTS namespaces are the node's, if it has its own.
+    holder: Option<i32>,
+}
+
+impl Node {
+    pub(crate) fn new(lab: &str, name: &str, logs: PathBuf, holder: Option<i32>) -> Self {
+        Self {
+            name: name.to_owned(),
+            namespace: namespace(lab, name),
+            logs,
+            holder,
+        }
+    }
+
+    /// Name inside the lab, as `vms1`.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Name of the network namespace, as `ip netns` shows it.
+    #[must_use]
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// Returns a command that runs `program` inside all namespaces of this node.
+    ///
+    /// On a VMS the working directory becomes `/`: give absolute paths.
+    #[must_use]
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new("nsenter");
+        match self.holder {
+            Some(pid) => {
+                command
+                    .arg(format!("--target={pid}"))
+                    .args(["--mount", "--uts", "--net"]);
+            }
+            None => {
+                command.arg(format!("--net={}", netns::path(&self.namespace).display()));
+            }
+        }
+        command.arg("--").arg(program);
+        command
+    }
+
+    /// Runs `action` on a thread inside the node's network namespace.
+    ///
+    /// # Errors
+    ///
+    /// When the namespace is gone or `action` panics.
+    pub fn within<T: Send>(&self, action: impl FnOnce() -> T + Send) -> Result<T> {
+        netns::within(&self.namespace, action)
+    }
+
+    /// Runs a command built by [`Node::command`] and returns what it printed.
+    ///
+    /// # Errors
+    ///
+    /// When it can't be started or exits with anything but 0; the text holds its last words.
+    pub fn output(&self, command: &mut Command) -> Result<String> {
+        let output = command
+            .stdin(Stdio::null())
+            .output()
+            .with_context(|| format!("Failed to run {command:?}"))?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        anyhow::ensure!(
+            output.status.success(),
+            "{command:?} failed on {} with {}: {}",
+            self.name,
+            output.status,
+            said.trim()
+        );
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Starts a command built by [`Node::command`] in the background. What it prints is appended
+    /// to the log file `<node>-<label>.log`.
+    ///
+    /// # Errors
+    ///
+    /// When the log can't be opened or the program can't be started.
+    pub fn spawn(&self, label: &str, mut command: Command) -> Result<Process> {
+        let log = self.log_path(label);
+        let file = open_log(&log)?;
+        let errors = file.try_clone().context("Failed to share a log file")?;
+        // A process group of its own keeps it from the terminal's Ctrl-C: the lab ends it.
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(file)
+            .stderr(errors)
+            .process_group(0)
+            .spawn()
+            .with_context(|| format!("Failed to start {command:?}"))?;
+        Ok(Process {
+            child,
+            log,
+            detached: false,
+        })
+    }
+
+    /// Path of the log file of the process started under `label`.
+    #[must_use]
+    pub fn log_path(&self, label: &str) -> PathBuf {
+        self.logs.join(format!("{}-{label}.log", self.name))
+    }
+}
+
+/// Returns the name of the namespace of a lab's node.
+#[must_use]
+pub fn namespace(lab: &str, node: &str) -> String {
+    format!("{}{node}", prefix(lab))
+}
+
+/// Returns what the names of all of a lab's namespaces start with.
+#[must_use]
+pub fn prefix(lab: &str) -> String {
+    format!("rc{lab}-")
+}
+
+fn open_log(path: &Path) -> Result<File> {
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory)
+            .with_context(|| format!("Failed to create {}", directory.display()))?;
+    }
+    File::options()
+        .create(true)
+        .append(true)
+        .open(path)
+        .with_context(|| format!("Failed to open the log {}", path.display()))
+}
+
+/// A process in the background. Dropping it kills the process, unless it was detached.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
+    log: PathBuf,
+    detached: bool,
+}
+
+impl Process {
+    /// Process id, also as seen inside the node (there are no PID namespaces).
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Path of the file that takes what the process prints.
+    #[must_use]
+    pub fn log(&self) -> &Path {
+        &self.log
+    }
+
+    /// Everything the process has printed by now.
+    #[must_use]
+    pub fn printed(&self) -> String {
+        fs::read(&self.log)
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .unwrap_or_default()
+    }
+
+    /// Returns the exit status if the process has ended.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses to tell.
+    pub fn try_wait(&mut self) -> Result<Option<ExitStatus>> {
+        self.child
+            .try_wait()
+            .context("Failed to ask for a process's state")
+    }
+
+    /// Waits for the end of the process.
+    ///
+    /// # Errors
+    ///
+    /// When `deadline` passes first.
+    pub fn wait(&mut self, deadline: Duration) -> Result<ExitStatus> {
+        let what = format!("the end of process {} ({})", self.id(), self.log.display());
+        wait::until(&what, deadline, || self.child.try_wait().ok().flatten())
+    }
+
+    /// Sends a signal.
+    ///
+    /// # Errors
+    ///
+    /// When the process is gone.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = i32::try_from(self.id()).context("Process id out of range")?;
+        kill(Pid::from_raw(pid), signal)
+            .with_context(|| format!("Failed to send {signal} to process {pid}"))
+    }
+
+    /// Asks the process to end (SIGTERM) and waits for it.
+    ///
+    /// # Errors
+    ///
+    /// When `deadline` passes first; the process is then killed.
+    pub fn terminate(mut self, deadline: Duration) -> Result<ExitStatus> {
+        if let Some(status) = self.try_wait()? {
+            return Ok(status);
+        }
+        self.signal(Signal::SIGTERM)?;
+        self.wait(deadline)
+    }
+
+    /// Kills the process (SIGKILL), as a crash would.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Lets the process outlive this value; the lab still ends it.
+    pub fn detach(mut self) {
+        self.detached = true;
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if !self.detached {
+            self.kill();
+        }
+    }
+}

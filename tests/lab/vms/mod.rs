@@ -1,0 +1,173 @@
+//! A VM host (VMS): private directories, a bridge with an uplink, and libvirtd.
+//!
+//! One process, [`node::run`] in `lab-node`, makes the host's mount and UTS namespaces and then
+//! plays its init: it starts libvirtd, starts it again when it dies and reaps what libvirtd leaves.
+//! The host's `/run`, `/etc/libvirt` and `/var/{lib,cache,log}/libvirt` are directories below the
+//! lab's, so everything in them can also be reached from outside.
+
+pub mod node;
+
+use std::fs;
+use std::net::{Ipv6Addr, SocketAddrV6, TcpStream};
+use std::ops::Deref;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::node::Node;
+use crate::wait;
+
+/// Port of libvirtd's unencrypted remote protocol.
+pub const LIBVIRT_PORT: u16 = 16509;
+
+/// How long libvirtd may take until it answers.
+const LIBVIRTD_START: Duration = Duration::from_secs(30);
+
+/// A VM host of the lab.
+#[derive(Debug, Clone)]
+pub struct Vms {
+    node: Node,
+    address: Ipv6Addr,
+    directory: PathBuf,
+}
+
+impl Deref for Vms {
+    type Target = Node;
+
+    fn deref(&self) -> &Node {
+        &self.node
+    }
+}
+
+impl Vms {
+    pub(crate) fn new(node: Node, address: Ipv6Addr, directory: PathBuf) -> Self {
+        Self {
+            node,
+            address,
+            directory,
+        }
+    }
+
+    /// Global address on `br0`.
+    #[must_use]
+    pub fn address(&self) -> Ipv6Addr {
+        self.address
+    }
+
+    /// URI by which other hosts reach this one's libvirtd.
+    #[must_use]
+    pub fn uri(&self) -> String {
+        format!("qemu+tcp://[{}]/system", self.address)
+    }
+
+    /// What is `/run` on this host, as seen from outside: libvirt's sockets are below it.
+    #[must_use]
+    pub fn run_directory(&self) -> PathBuf {
+        self.directory.join("run")
+    }
+
+    /// The directory that is `/run/roamcast-lab` on this host, as seen from outside: Unix sockets
+    /// made here can be reached by QEMU.
+    #[must_use]
+    pub fn shared_directory(&self) -> PathBuf {
+        self.run_directory().join("roamcast-lab")
+    }
+
+    /// What is `/var/log/libvirt` on this host, as seen from outside.
+    #[must_use]
+    pub fn libvirt_log_directory(&self) -> PathBuf {
+        self.directory.join("log")
+    }
+
+    /// Returns a `virsh` command on this host's own libvirtd.
+    #[must_use]
+    pub fn virsh(&self) -> Command {
+        let mut command = self.command("virsh");
+        command.args(["--quiet", "--connect", "qemu:///system"]);
+        command
+    }
+
+    /// Returns the process id of libvirtd, if it runs.
+    #[must_use]
+    pub fn libvirtd(&self) -> Option<i32> {
+        let pid: i32 = fs::read_to_string(self.pid_path())
+            .ok()?
+            .trim()
+            .parse()
+            .ok()?;
+        Path::new("/proc")
+            .join(pid.to_string())
+            .exists()
+            .then_some(pid)
+    }
+
+    /// Kills libvirtd (SIGKILL), as a crash would. It is started again within a second.
+    ///
+    /// # Errors
+    ///
+    /// When it does not run.
+    pub fn kill_libvirtd(&self) -> Result<()> {
+        let pid = self
+            .libvirtd()
+            .with_context(|| format!("libvirtd does not run on {}", self.name()))?;
+        kill(Pid::from_raw(pid), Signal::SIGKILL).context("Failed to kill libvirtd")
+    }
+
+    /// Stops libvirtd and keeps it down until [`Vms::start_libvirtd`].
+    ///
+    /// # Errors
+    ///
+    /// When it does not end.
+    pub fn stop_libvirtd(&self) -> Result<()> {
+        fs::write(self.hold_path(), "").context("Failed to hold libvirtd")?;
+        if let Some(pid) = self.libvirtd() {
+            kill(Pid::from_raw(pid), Signal::SIGKILL).context("Failed to kill libvirtd")?;
+        }
+        wait::until("libvirtd to end", Duration::from_secs(5), || {
+            self.libvirtd().is_none().then_some(())
+        })
+    }
+
+    /// Starts libvirtd after [`Vms::stop_libvirtd`] and waits until it answers.
+    ///
+    /// # Errors
+    ///
+    /// When it does not answer in time.
+    pub fn start_libvirtd(&self) -> Result<()> {
+        let _ = fs::remove_file(self.hold_path());
+        self.wait_libvirtd()
+    }
+
+    /// Waits until libvirtd answers on its Unix socket and on TCP.
+    ///
+    /// # Errors
+    ///
+    /// When it does not answer in time; the text names its log.
+    pub fn wait_libvirtd(&self) -> Result<()> {
+        let socket = self.run_directory().join("libvirt/libvirt-sock");
+        let remote = SocketAddrV6::new(self.address, LIBVIRT_PORT, 0, 0);
+        let what = format!(
+            "libvirtd on {} (see {})",
+            self.name(),
+            self.log_path(node::LOG_LABEL).display()
+        );
+        wait::until(&what, LIBVIRTD_START, || UnixStream::connect(&socket).ok())?;
+        wait::until(&what, LIBVIRTD_START, || {
+            self.within(|| TcpStream::connect(remote)).ok()?.ok()
+        })?;
+        Ok(())
+    }
+
+    fn pid_path(&self) -> PathBuf {
+        self.directory.join(node::PID_FILE)
+    }
+
+    fn hold_path(&self) -> PathBuf {
+        self.directory.join(node::HOLD_FILE)
+    }
+}
