@@ -1,0 +1,115 @@
+//! Runs the steps of a verb: says what runs, shows what it prints, stops at the first failure.
+
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+
+/// Root of the workspace.
+pub(crate) fn workspace() -> PathBuf {
+    // The manifest directory is `xtask/`, which always has a parent.
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).parent().map_or_else(PathBuf::new, Into::into)
+}
+
+/// Returns a cargo command in the workspace, for the toolchain that runs this program.
+pub(crate) fn cargo<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(workspace()).args(arguments);
+    command
+}
+
+/// Runs one step and shows what it prints.
+///
+/// # Errors
+///
+/// When it can't be started or exits with anything but 0.
+pub(crate) fn step(title: &str, command: &mut Command) -> Result<()> {
+    eprintln!("==> {title}");
+    let started = Instant::now();
+    let status = command
+        .stdin(Stdio::null())
+        .status()
+        .with_context(|| format!("Failed to start {command:?}"))?;
+    ensure!(status.success(), "{title} failed: {command:?} ended with {status}");
+    eprintln!("    {title}: {:.1} s", started.elapsed().as_secs_f64());
+    Ok(())
+}
+
+/// Tests that a step ran.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Tally {
+    /// Tests that passed.
+    pub(crate) passed: u64,
+    /// Tests that failed.
+    pub(crate) failed: u64,
+    /// Tests marked `#[ignore]`.
+    pub(crate) ignored: u64,
+}
+
+impl Tally {
+    /// Adds the counts of one `test result:` line of the standard test harness.
+    fn add(&mut self, line: &str) {
+        let Some(counts) = line.strip_prefix("test result: ") else {
+            return;
+        };
+        for part in counts.split([';', '.']) {
+            let mut words = part.split_whitespace();
+            if let (Some(Ok(count)), Some(name)) = (words.next().map(str::parse::<u64>), words.next())
+            {
+                match name {
+                    "passed" => self.passed += count,
+                    "failed" => self.failed += count,
+                    "ignored" => self.ignored += count,
+                    _ => {}
+                }
+            }
+        }
+    }
+}
+
+/// Runs one `cargo test` step, shows what it prints and adds its results to `tally`.
+///
+/// # Errors
+///
+/// When it can't be started, exits with anything but 0, or runs no test at all.
+pub(crate) fn tests(title: &str, command: &mut Command, tally: &mut Tally) -> Result<()> {
+    eprintln!("==> {title}");
+    let started = Instant::now();
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("Failed to start {command:?}"))?;
+    let mut results = Tally::default();
+    if let Some(stdout) = child.stdout.take() {
+        for line in BufReader::new(stdout).lines() {
+            let line = line.with_context(|| format!("Failed to read from {command:?}"))?;
+            println!("{line}");
+            results.add(&line);
+        }
+    }
+    let status = child.wait().with_context(|| format!("Failed to wait for {command:?}"))?;
+    tally.passed += results.passed;
+    tally.failed += results.failed;
+    tally.ignored += results.ignored;
+    ensure!(status.success(), "{title}: {} failed, {command:?} ended with {status}", results.failed);
+    ensure!(results.passed > 0, "{title}: {command:?} ran no test");
+    eprintln!("    {title}: {} passed, {:.1} s", results.passed, started.elapsed().as_secs_f64());
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn result_line_is_added_to_the_tally() {
+        let mut tally = Tally::default();
+        tally.add("test result: ok. 10 passed; 1 failed; 2 ignored; 0 measured; 0 filtered out; finished in 0.02s");
+        tally.add("running 3 tests");
+        assert_eq!((tally.passed, tally.failed, tally.ignored), (10, 1, 2));
+    }
+}

@@ -1,0 +1,85 @@
+//! `cargo xtask test`: everything that must hold before a change lands, cheapest first.
+
+use anyhow::{Result, bail};
+use clap::{Args, ValueEnum};
+
+use crate::run::{Tally, cargo, step, tests};
+use crate::setup;
+
+/// How far to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+enum Level {
+    /// Format, lints, documentation.
+    Lint,
+    /// Unit and simulation tests; nothing is needed.
+    Unit,
+    /// Kernel programs by test-run; needs root.
+    Program,
+    /// Namespaces with real kernel listeners, bridges and routers; needs root.
+    Network,
+    /// Real virtual machines and migrations; needs root.
+    Vm,
+}
+
+/// Arguments of `cargo xtask test`.
+#[derive(Debug, Args)]
+pub(crate) struct TestArgs {
+    /// Only this level [default: all of them].
+    #[arg(value_enum)]
+    level: Option<Level>,
+}
+
+/// Test targets of the `tests` package by level.
+const PROGRAM: &[&str] = &["prog_test_run"];
+const NETWORK: &[&str] = &["snoop", "membership", "restart", "peers", "lab_network"];
+const VM: &[&str] = &["guest", "migration", "failures"];
+
+/// Runs the tests and prints the sum of their results as the last line.
+pub(crate) fn run(args: &TestArgs) -> Result<()> {
+    setup::run(&setup::SetupArgs::default())?;
+    let mut tally = Tally::default();
+    let outcome = levels(args.level, &mut tally);
+    println!("{} passed, {} failed, {} skipped", tally.passed, tally.failed, tally.ignored);
+    outcome
+}
+
+fn levels(only: Option<Level>, tally: &mut Tally) -> Result<()> {
+    let wanted = |level| only.is_none_or(|only| only == level);
+    if wanted(Level::Lint) {
+        lint()?;
+    }
+    if wanted(Level::Unit) {
+        let workspace = ["test", "--workspace", "--exclude", "agent-ebpf", "--lib", "--bins"];
+        tests("unit and simulation tests", &mut cargo(workspace), tally)?;
+    }
+    for (level, targets) in [(Level::Program, PROGRAM), (Level::Network, NETWORK), (Level::Vm, VM)] {
+        if !wanted(level) {
+            continue;
+        }
+        if level >= Level::Network {
+            step("build", &mut cargo(["build", "--workspace", "--exclude", "agent-ebpf"]))?;
+        }
+        for target in targets {
+            // One after the other: the tests of a target share the machine's two cores with the
+            // guests they start.
+            let mut command = cargo(["test", "-p", "roamcast-lab", "--test", target, "--"]);
+            command.args(["--test-threads", "1"]);
+            tests(target, &mut command, tally)?;
+        }
+    }
+    if tally.failed > 0 {
+        bail!("{} tests failed", tally.failed);
+    }
+    Ok(())
+}
+
+/// `cargo xtask lint`: format, clippy, rustdoc.
+pub(crate) fn lint() -> Result<()> {
+    step("format", &mut cargo(["fmt", "--all", "--check"]))?;
+    let clippy = ["clippy", "--workspace", "--exclude", "agent-ebpf", "--all-targets"];
+    step("clippy", cargo(clippy).args(["--", "-D", "warnings"]))?;
+    // Apart from the rest: features of the workspace must not reach the kernel programs.
+    step("clippy of the kernel programs", cargo(["clippy", "-p", "agent-ebpf"]).args(["--", "-D", "warnings"]))?;
+    let doc = ["doc", "--workspace", "--exclude", "agent-ebpf", "--no-deps", "--document-private-items"];
+    step("rustdoc", cargo(doc).env("RUSTDOCFLAGS", "-D warnings"))
+}
