@@ -1,0 +1,180 @@
+//! The agents of the two VM hosts: certificates, configuration, processes.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::guest::domain::SOCKET_DIRECTORY;
+use crate::node::Process;
+use crate::vms::Vms;
+use crate::{Lab, binaries, wait};
+
+/// How long an agent may take until its operator's socket answers.
+const START: Duration = Duration::from_secs(20);
+
+/// Two running agents, named after their VM hosts.
+pub struct Agents {
+    binary: PathBuf,
+    processes: [Option<Process>; 2],
+}
+
+impl Agents {
+    /// Makes certificates and configurations, and starts both agents.
+    ///
+    /// # Errors
+    ///
+    /// When the binary is not built, or an agent does not become ready; the text names its log.
+    pub fn start(lab: &Lab) -> Result<Self> {
+        let binary = binaries::path("roamcast")?;
+        let pki = lab.vms1().run_directory().join("pki");
+        issue_certificates(&binary, &pki, lab)?;
+        for (vms, peer) in lab.vms().iter().zip(lab.vms().iter().rev()) {
+            configure(vms, peer, &pki)?;
+        }
+        let mut agents = Self { binary, processes: [None, None] };
+        for index in 0..lab.vms().len() {
+            agents.launch(lab, index)?;
+        }
+        for vms in lab.vms() {
+            agents.wait_ready(vms)?;
+        }
+        Ok(agents)
+    }
+
+    /// Kills the agent of a VM host (SIGKILL), as a crash would.
+    pub fn kill(&mut self, index: usize) {
+        if let Some(mut process) = self.processes.get_mut(index).and_then(Option::take) {
+            process.kill();
+        }
+    }
+
+    /// Starts the agent of a VM host again and waits until it answers.
+    ///
+    /// # Errors
+    ///
+    /// When it does not become ready.
+    pub fn restart(&mut self, lab: &Lab, index: usize) -> Result<()> {
+        self.launch(lab, index)?;
+        let vms = lab.vms().get(index).context("There are two VM hosts")?;
+        self.wait_ready(vms)
+    }
+
+    /// Returns a `roamcast` command on a VM host.
+    pub fn command(&self, vms: &Vms, arguments: &[&str]) -> Command {
+        let mut command = vms.command(&self.binary);
+        command.args(arguments);
+        command
+    }
+
+    /// Asks an agent for one of its tables (`status`, `listeners`, `streams`, `migrations`).
+    ///
+    /// # Errors
+    ///
+    /// When the agent does not answer, or not in JSON.
+    pub fn query(&self, vms: &Vms, table: &str) -> Result<Value> {
+        let text = vms.output(&mut self.command(vms, &[table, "--json"]))?;
+        serde_json::from_str(&text)
+            .with_context(|| format!("roamcast {table} on {} printed no JSON: {text}", vms.name()))
+    }
+
+    /// What an agent has logged by now.
+    pub fn log(&self, vms: &Vms) -> String {
+        fs::read_to_string(vms.log_path("agent")).unwrap_or_default()
+    }
+
+    fn launch(&mut self, lab: &Lab, index: usize) -> Result<()> {
+        let vms = lab.vms().get(index).context("There are two VM hosts")?;
+        let config = format!("{SOCKET_DIRECTORY}/agent.toml");
+        let command = self.command(vms, &["agent", "--config", &config]);
+        let process = vms.spawn("agent", command)?;
+        if let Some(slot) = self.processes.get_mut(index) {
+            *slot = Some(process);
+        }
+        Ok(())
+    }
+
+    fn wait_ready(&self, vms: &Vms) -> Result<()> {
+        let what = format!("the agent on {} (see {})", vms.name(), vms.log_path("agent").display());
+        wait::until(&what, START, || {
+            let status = self.query(vms, "status").ok()?;
+            (status["hypervisor"]["state"] == "up").then_some(())
+        })
+    }
+}
+
+fn issue_certificates(binary: &Path, pki: &Path, lab: &Lab) -> Result<()> {
+    if pki.exists() {
+        fs::remove_dir_all(pki).context("Failed to remove old certificates")?;
+    }
+    let directory = pki.to_str().context("The lab's directory has an odd name")?;
+    run(Command::new(binary).args(["pki", "init", directory]))?;
+    for vms in lab.vms() {
+        let address = vms.address().to_string();
+        let arguments = ["pki", "issue", directory, vms.name(), "--address", &address];
+        run(Command::new(binary).args(arguments))?;
+    }
+    Ok(())
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let output = command.output().with_context(|| format!("Failed to run {command:?}"))?;
+    ensure!(
+        output.status.success(),
+        "{command:?} failed: {}",
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    Ok(())
+}
+
+/// Writes an agent's configuration and copies its certificates to where its VM host sees them.
+fn configure(vms: &Vms, peer: &Vms, pki: &Path) -> Result<()> {
+    let shared = vms.shared_directory();
+    for (from, to) in [
+        (pki.join("cacert.pem"), "cacert.pem"),
+        (pki.join(vms.name()).join("servercert.pem"), "cert.pem"),
+        (pki.join(vms.name()).join("private/serverkey.pem"), "key.pem"),
+    ] {
+        fs::copy(&from, shared.join(to))
+            .with_context(|| format!("Failed to copy the certificate {}", from.display()))?;
+    }
+    let text = format!(
+        r#"[agent]
+name = "{name}"
+bridge = "br0"
+uplinks = ["eth0"]
+
+[tls]
+ca = "{SOCKET_DIRECTORY}/cacert.pem"
+cert = "{SOCKET_DIRECTORY}/cert.pem"
+key = "{SOCKET_DIRECTORY}/key.pem"
+
+[[peers]]
+name = "{peer_name}"
+address = "{peer_address}"
+
+[[policy.depart]]
+domains = ["*"]
+destinations = ["*"]
+
+[[policy.arrive]]
+sources = ["{peer_name}"]
+domains = ["*"]
+
+[destination]
+connect_uri = "{connect_uri}"
+
+[log]
+level = "info,roamcast=debug"
+"#,
+        name = vms.name(),
+        peer_name = peer.name(),
+        peer_address = peer.address(),
+        connect_uri = vms.uri(),
+    );
+    let path = shared.join("agent.toml");
+    fs::write(&path, text).with_context(|| format!("Failed to write {}", path.display()))
+}

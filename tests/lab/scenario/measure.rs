@@ -1,0 +1,274 @@
+//! One whole run: boot, stream, move, numbers.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::stream::{self, RECEIVER, Stream, StreamConfig};
+use super::{Testbed, virsh};
+use crate::guest::wire::Content;
+use crate::probe::clock;
+use crate::probe::log::Sent;
+use crate::probe::metrics::{self, Arrival, Window};
+use crate::probe::report::RunRow;
+use crate::{Site, wait};
+
+/// How long the stream is watched before the move begins.
+const BEFORE: Duration = Duration::from_secs(1);
+/// How long it is watched after the guest runs at the destination.
+const AFTER: Duration = Duration::from_secs(3);
+/// What the last packets of the window may take to arrive and be reported.
+const DRAIN: Duration = Duration::from_millis(500);
+/// How long a move may take in all.
+const MOVE: Duration = Duration::from_secs(120);
+
+/// Who asks for the move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mover {
+    /// `migkick go` in the guest.
+    Migkick,
+    /// `roamcast migrate` by an operator.
+    Operator,
+    /// `virsh migrate`, with no Roamcast running: the baseline.
+    Virsh,
+}
+
+/// What one run is to be.
+#[derive(Clone, Debug)]
+pub struct RunConfig {
+    /// Who asks for the move.
+    pub mover: Mover,
+    /// The stream.
+    pub stream: StreamConfig,
+    /// Network of the destination, for the row.
+    pub site: Site,
+}
+
+/// A moment of a run, for the picture and the step-by-step account.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Mark {
+    /// When, in nanoseconds of the host's monotonic clock.
+    pub at_ns: u64,
+    /// What happened.
+    pub text: String,
+}
+
+/// Everything known about one run.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// The row of the report.
+    pub row: RunRow,
+    /// Every packet sent.
+    pub sent: Vec<Sent>,
+    /// Every packet that reached the application.
+    pub arrivals: Vec<Arrival>,
+    /// What was looked at.
+    pub window: Window,
+    /// What happened when.
+    pub marks: Vec<Mark>,
+}
+
+/// Boots the guest, lets it receive, moves it to the second VM host and measures; `tell` hears of
+/// each step as it happens.
+///
+/// # Errors
+///
+/// When a step fails that is not the move itself; a move that fails gives a row that is not `ok`.
+pub fn run(testbed: &mut Testbed, config: &RunConfig, tell: &mut dyn FnMut(&str)) -> Result<Run> {
+    tell("boots the guest on vms1");
+    testbed.boot()?;
+    let stream = Stream::start(testbed.lab(), &config.stream)?;
+    tell(&format!(
+        "sends {} packets/s to {}",
+        config.stream.packets_per_second().round(),
+        super::STREAM_ADDRESS
+    ));
+    let receiver = stream::receiver(config.stream.flows, Content::Stamped);
+    testbed.guest()?.start_receiver(RECEIVER, receiver)?;
+    testbed.guest()?.wait_arrivals(RECEIVER, 1, Duration::from_secs(20))?;
+    if config.mover != Mover::Virsh {
+        stream::wait_snooped(testbed, config.stream.flows)?;
+    }
+    tell("the guest receives");
+    pass(testbed, BEFORE)?;
+
+    let mut marks = Vec::new();
+    let from_ns = clock::now_ns();
+    pass(testbed, BEFORE)?;
+    let asked_ns = clock::now_ns();
+    marks.push(Mark { at_ns: asked_ns, text: "asked".to_owned() });
+    let moved = match config.mover {
+        Mover::Migkick => by_migkick(testbed, tell),
+        Mover::Operator => by_operator(testbed),
+        Mover::Virsh => by_virsh(testbed),
+    };
+    if let Err(error) = &moved {
+        tell(&format!("the move failed: {error:#}"));
+    }
+    let done_ns = clock::now_ns();
+    marks.push(Mark { at_ns: done_ns, text: "done".to_owned() });
+    pass(testbed, AFTER)?;
+    let to_ns = clock::now_ns();
+    let drained = Instant::now();
+    wait::until("the last packets", DRAIN * 4, || (drained.elapsed() >= DRAIN).then_some(()))?;
+    let sent = stream.stop()?;
+    let arrivals = testbed.guest()?.arrivals(RECEIVER);
+    testbed.guest()?.stop_receiver(RECEIVER)?;
+
+    let window = Window { from_ns, to_ns };
+    let metrics = metrics::compute(&sent, &arrivals, window);
+    let arrived = moved.is_ok() && super::ensure_runs_only_on(testbed, "vms2").is_ok();
+    let flows_there = flows_at_end(&arrivals, window);
+    let times = moved.unwrap_or_default();
+    marks.extend(times.marks(asked_ns));
+    let row = RunRow {
+        site: match config.site {
+            Site::Multicast => "multicast",
+            Site::Late(_) => "late",
+            Site::UnicastOnly => "unicast-only",
+        }
+        .to_owned(),
+        baseline: config.mover == Mover::Virsh,
+        rate_mbps: config.stream.rate_mbps,
+        memory_mib: testbed.domain().memory_mib,
+        vm_pause_ms: times.vm_pause_ms,
+        signalling_ms: times.signalling_ms,
+        copy_ms: times.copy_ms,
+        total_ms: times.total_ms,
+        ok: arrived && flows_there,
+        ..RunRow::default()
+    };
+    Ok(Run { row: row.with_metrics(&metrics), sent, arrivals, window, marks: sorted(marks) })
+}
+
+fn sorted(mut marks: Vec<Mark>) -> Vec<Mark> {
+    marks.sort_by_key(|mark| mark.at_ns);
+    marks
+}
+
+/// Whether the application got something new from the destination in the last half second.
+fn flows_at_end(arrivals: &[Arrival], window: Window) -> bool {
+    let late = window.to_ns.saturating_sub(500_000_000);
+    arrivals.iter().rev().take_while(|arrival| arrival.host_ns >= late).any(|arrival| {
+        // Host 1 is the second VM host.
+        arrival.host == 1
+    })
+}
+
+/// Lets time pass while the stream runs; fails early if the guest falls silent for good.
+fn pass(testbed: &Testbed, time: Duration) -> Result<()> {
+    let started = Instant::now();
+    let control = testbed.guest()?;
+    wait::until("time to pass", time + Duration::from_secs(5), || {
+        (started.elapsed() >= time).then_some(())
+    })?;
+    let silence = control.silence().unwrap_or(Duration::MAX);
+    ensure!(silence < Duration::from_secs(30), "The guest has said nothing for {silence:?}");
+    Ok(())
+}
+
+/// Durations of a move, milliseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Times {
+    signalling_ms: f64,
+    copy_ms: f64,
+    vm_pause_ms: f64,
+    total_ms: f64,
+}
+
+impl Times {
+    /// The phases as moments after the request.
+    fn marks(&self, asked_ns: u64) -> Vec<Mark> {
+        let mark = |ms: f64, text: &str| Mark {
+            // Durations of a move are far below the 2^53 up to which this is exact.
+            at_ns: asked_ns + (ms * 1e6) as u64,
+            text: text.to_owned(),
+        };
+        if self.copy_ms == 0.0 {
+            return Vec::new();
+        }
+        vec![
+            mark(self.signalling_ms, "copy"),
+            mark(self.signalling_ms + self.copy_ms - self.vm_pause_ms, "pause"),
+            mark(self.signalling_ms + self.copy_ms, "resumed"),
+        ]
+    }
+}
+
+fn by_migkick(testbed: &mut Testbed, tell: &mut dyn FnMut(&str)) -> Result<Times> {
+    let mut running = testbed.guest()?.spawn("migkick", &["go", "vms2"])?;
+    while let Some(line) = running.next_line(MOVE)? {
+        tell(&format!("migkick: {}", line.text));
+    }
+    let output = running.wait(MOVE)?;
+    ensure!(output.code == Some(0), "migkick ended with {:?}: {}", output.code, output.stderr().trim());
+    recorded(testbed)
+}
+
+fn by_operator(testbed: &mut Testbed) -> Result<Times> {
+    let vms1 = testbed.lab().vms1().clone();
+    let name = testbed.domain_name().to_owned();
+    let agents = testbed.agents()?;
+    vms1.output(&mut agents.command(&vms1, &["migrate", &name, "vms2"]))?;
+    recorded(testbed)
+}
+
+/// The source agent's record of its last migration.
+fn recorded(testbed: &mut Testbed) -> Result<Times> {
+    let vms1 = testbed.lab().vms1().clone();
+    let agents = testbed.agents()?;
+    let migrations = agents.query(&vms1, "migrations")?;
+    let record = migrations
+        .as_array()
+        .and_then(|rows| rows.last())
+        .with_context(|| format!("The agent has no record of the move: {migrations}"))?;
+    let ms = |key: &str| record[key].as_f64();
+    let (Some(signalling_ms), Some(copy_ms), Some(total_ms)) =
+        (ms("signalling_ms"), ms("copy_ms"), ms("total_ms"))
+    else {
+        bail!("The agent's record lacks times: {record}");
+    };
+    Ok(Times { signalling_ms, copy_ms, total_ms, vm_pause_ms: ms("vm_pause_ms").unwrap_or_default() })
+}
+
+fn by_virsh(testbed: &mut Testbed) -> Result<Times> {
+    let lab = testbed.lab();
+    let name = testbed.domain_name();
+    let uri = lab.vms2().uri();
+    let memory = format!("tcp://[{}]", lab.vms2().address());
+    let arguments = [
+        "migrate", "--live", "--p2p", "--persistent", "--undefinesource", "--domain", name,
+        "--desturi", &uri, "--migrateuri", &memory,
+    ];
+    let started = Instant::now();
+    virsh(lab.vms1(), &arguments)?;
+    let total_ms = started.elapsed().as_secs_f64() * 1e3;
+    let job = virsh(lab.vms2(), &["domjobinfo", "--completed", "--rawstats", name])
+        .or_else(|_| virsh(lab.vms2(), &["domjobinfo", "--completed", name]))?;
+    Ok(Times { copy_ms: total_ms, total_ms, signalling_ms: 0.0, vm_pause_ms: downtime_ms(&job) })
+}
+
+/// Reads the pause from `virsh domjobinfo`, in either of its forms; 0 where it is not given.
+fn downtime_ms(job: &str) -> f64 {
+    job.lines()
+        .find_map(|line| {
+            let (key, value) = line.split_once(':')?;
+            let key = key.trim();
+            (key == "downtime" || key == "Total downtime").then(|| {
+                value.split_whitespace().next().and_then(|number| number.parse().ok())
+            })?
+        })
+        .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn downtime_is_read_from_job_statistics() {
+        assert_eq!(downtime_ms("Job type:  Completed\nTotal downtime:   157 ms\n"), 157.0);
+        assert_eq!(downtime_ms("operation: 5\ndowntime: 98\n"), 98.0);
+        assert_eq!(downtime_ms("Job type: None\n"), 0.0);
+    }
+}

@@ -1,0 +1,186 @@
+//! A virtual machine under a stream, and its move: what the demo, the VM tests and the benches do.
+//!
+//! ```text
+//! Testbed::up -> boot -> Stream::start -> wait_streaming -> moved by migkick, roamcast or virsh -> finish
+//! ```
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`agents`] | certificates, configuration and processes of the two agents |
+//! | [`stream`] | the sender's stream and the guest's receiver |
+//! | [`measure`] | one whole run: a [`RunRow`](crate::probe::report::RunRow) and what happened when |
+
+pub mod agents;
+pub mod measure;
+pub mod stream;
+
+use std::fs;
+use std::net::Ipv6Addr;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::guest::control::{Control, HostSocket};
+use crate::guest::domain::{self, Accelerator, DomainConfig};
+use crate::guest::image;
+use crate::vms::Vms;
+use crate::{Lab, LabConfig, kvm, wait};
+use agents::Agents;
+
+/// Where guests receive: the first of the lab's streams.
+pub const STREAM_ADDRESS: Ipv6Addr = Ipv6Addr::new(0xff1e, 0, 0, 0, 0, 0, 0x4000, 0x1);
+/// The stream's UDP port.
+pub const STREAM_PORT: u16 = 5004;
+
+/// How long a guest may take from power-on until it answers; under TCG on two busy cores.
+const BOOT: Duration = Duration::from_secs(90);
+
+/// A lab with one guest, and an agent on each VM host unless it is a baseline.
+pub struct Testbed {
+    /// Dropped first: it talks to what the lab houses.
+    control: Option<Control>,
+    agents: Option<Agents>,
+    domain: DomainConfig,
+    lab: Lab,
+}
+
+impl Testbed {
+    /// Builds the lab, and starts the agents if wanted.
+    ///
+    /// # Errors
+    ///
+    /// When a part cannot be built or an agent does not become ready.
+    pub fn up(config: LabConfig, memory_mib: u32, with_agents: bool) -> Result<Self> {
+        let image = image::ensure(&image::default_directory())?;
+        let accelerator = if kvm::usable() { Accelerator::Kvm } else { Accelerator::Tcg };
+        let domain = DomainConfig { memory_mib, ..DomainConfig::numbered(1, image, accelerator) };
+        let lab = Lab::up(config)?;
+        let agents = if with_agents { Some(Agents::start(&lab)?) } else { None };
+        Ok(Self { control: None, agents, domain, lab })
+    }
+
+    /// The lab.
+    pub fn lab(&self) -> &Lab {
+        &self.lab
+    }
+
+    /// Name of the guest's libvirt domain.
+    pub fn domain_name(&self) -> &str {
+        &self.domain.name
+    }
+
+    /// How the guest is built.
+    pub fn domain(&self) -> &DomainConfig {
+        &self.domain
+    }
+
+    /// The agents.
+    ///
+    /// # Errors
+    ///
+    /// When there are none: the testbed is a baseline.
+    pub fn agents(&mut self) -> Result<&mut Agents> {
+        self.agents.as_mut().context("This testbed runs without agents")
+    }
+
+    /// The guest's control channel.
+    ///
+    /// # Errors
+    ///
+    /// When the guest has not been booted.
+    pub fn guest(&self) -> Result<&Control> {
+        self.control.as_ref().context("The guest has not been booted")
+    }
+
+    /// Boots the guest on the first VM host; one that runs is thrown away before.
+    ///
+    /// # Errors
+    ///
+    /// When libvirt refuses, or the guest does not answer in time.
+    pub fn boot(&mut self) -> Result<()> {
+        self.discard_guest()?;
+        let sockets: Vec<HostSocket> = self
+            .lab
+            .vms()
+            .iter()
+            .map(|vms| HostSocket {
+                host: vms.name().to_owned(),
+                path: vms.shared_directory().join(self.domain.socket_name()),
+            })
+            .collect();
+        for vms in self.lab.vms() {
+            let directory = vms.libvirt_log_directory().join("qemu");
+            fs::create_dir_all(&directory)
+                .with_context(|| format!("Failed to create {}", directory.display()))?;
+        }
+        let control = Control::listen(&sockets)?;
+        let vms1 = self.lab.vms1();
+        let xml = vms1.shared_directory().join("domain.xml");
+        fs::write(&xml, domain::xml(&self.domain)).context("Failed to write the domain's XML")?;
+        // The directory has this name on the VM host itself.
+        let on_host = format!("{}/domain.xml", domain::SOCKET_DIRECTORY);
+        virsh(vms1, &["define", &on_host])?;
+        virsh(vms1, &["start", &self.domain.name])?;
+        control.wait_ready(BOOT)?;
+        self.control = Some(control);
+        Ok(())
+    }
+
+    fn discard_guest(&mut self) -> Result<()> {
+        self.control = None;
+        for vms in self.lab.vms() {
+            if state(vms, &self.domain.name).is_some_and(|state| state != "shut off") {
+                virsh(vms, &["destroy", &self.domain.name])?;
+            }
+            if state(vms, &self.domain.name).is_some() {
+                virsh(vms, &["undefine", &self.domain.name])?;
+            }
+        }
+        if let Some(agents) = &self.agents {
+            let [vms1, _] = self.lab.vms();
+            wait::until("the agents to forget the guest", Duration::from_secs(20), || {
+                let listeners = agents.query(vms1, "listeners").ok()?;
+                listeners.as_array().is_some_and(Vec::is_empty).then_some(())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Names of the VM hosts on which the guest's CPUs run now, by libvirt.
+    pub fn running_on(&self) -> Vec<&str> {
+        self.lab
+            .vms()
+            .iter()
+            .filter(|vms| state(vms, &self.domain.name).as_deref() == Some("running"))
+            .map(|vms| vms.name())
+            .collect()
+    }
+}
+
+/// Runs virsh on a VM host and returns what it printed.
+///
+/// # Errors
+///
+/// When it fails; the text holds its last words.
+pub fn virsh(vms: &Vms, arguments: &[&str]) -> Result<String> {
+    let mut command: Command = vms.virsh();
+    command.args(arguments);
+    vms.output(&mut command)
+}
+
+/// State of a domain by `virsh domstate`; `None` where the host does not know it.
+pub fn state(vms: &Vms, domain: &str) -> Option<String> {
+    virsh(vms, &["domstate", domain]).ok().map(|text| text.trim().to_owned())
+}
+
+/// Fails unless the guest runs on exactly this VM host.
+///
+/// # Errors
+///
+/// The text names where it runs.
+pub fn ensure_runs_only_on(testbed: &Testbed, host: &str) -> Result<()> {
+    let hosts = testbed.running_on();
+    ensure!(hosts == [host], "The guest should run on {host} only but runs on {hosts:?}");
+    Ok(())
+}
