@@ -7,9 +7,16 @@
 //! | [`hypervisor`] | domains and live migration (libvirt) |
 //! | [`net`] | sockets, netlink, TLS |
 //! | [`control`] | the operator's socket |
+//! | [`cli`] | the command line |
+//! | [`config`] | the agent's configuration |
+//! | [`telemetry`], [`shutdown`] | logs, signals |
 
+pub mod cli;
+pub mod config;
 pub mod control;
 pub mod datapath;
 pub mod hypervisor;
 pub mod net;
 pub mod proto;
+pub mod shutdown;
+pub mod telemetry;

@@ -1,0 +1,225 @@
+//! The agent's configuration: one TOML file, read once at the start.
+//!
+//! `dist/roamcast.toml` documents every key. Values are checked while they are read, so a
+//! [`Config`] that exists is usable; an error names the file, the line and the key. Unknown keys
+//! are refused, because a misspelt limit must not silently be the default.
+
+mod locate;
+mod section;
+mod value;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+pub use section::{
+    Agent, ArriveRule, DepartRule, Destination, Libvirt, Limits, Log, LogFormat, Peer, Policy, Tls,
+};
+pub use value::{Glob, InterfaceName, MigrateFlag, Name, PeerAddress, Prefix};
+
+/// Largest configuration file that is read, bytes.
+const MAX_FILE_BYTES: u64 = 1024 * 1024;
+
+/// The whole configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// `[agent]`: who this agent is and where it works.
+    pub agent: Agent,
+    /// `[limits]`: what one VM, and all of them, may use.
+    #[serde(default)]
+    pub limits: Limits,
+    /// `[tls]`: certificates for the connections between agents.
+    #[serde(default)]
+    pub tls: Tls,
+    /// `[[peers]]`: agents of other hosts.
+    #[serde(default)]
+    pub peers: Vec<Peer>,
+    /// `[policy]`: which domains may move, and where to.
+    #[serde(default)]
+    pub policy: Policy,
+    /// `[destination]`: how this host receives arriving domains.
+    #[serde(default)]
+    pub destination: Destination,
+    /// `[libvirt]`: how domains are migrated away.
+    #[serde(default)]
+    pub libvirt: Libvirt,
+    /// `[log]`: what is logged, and how.
+    #[serde(default)]
+    pub log: Log,
+}
+
+/// Why a configuration is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("Cannot read the configuration {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is larger than any configuration is.
+    #[error("The configuration {} has more than {MAX_FILE_BYTES} bytes; name the right file", path.display())]
+    TooLong {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A value, key or the syntax is wrong.
+    #[error("{}:{line}: {}{message}", path.display(), prefixed(key))]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// Line, from 1.
+        line: usize,
+        /// Dotted key (`agent.name`), empty where the syntax is wrong.
+        key: String,
+        /// One sentence.
+        message: String,
+    },
+}
+
+fn prefixed(key: &str) -> String {
+    if key.is_empty() {
+        String::new()
+    } else {
+        format!("{key}: ")
+    }
+}
+
+/// A rule between several keys that is broken, and where.
+struct Conflict {
+    /// Path of the value to blame; numbers index arrays.
+    path: Vec<String>,
+    message: String,
+}
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`]: unreadable, oversized, or invalid.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let read_error = |source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        };
+        let length = std::fs::metadata(path).map_err(read_error)?.len();
+        if length > MAX_FILE_BYTES {
+            return Err(ConfigError::TooLong {
+                path: path.to_owned(),
+            });
+        }
+        let text = std::fs::read_to_string(path).map_err(read_error)?;
+        Self::parse(&text, path)
+    }
+
+    /// Checks the text of a file; `path` is only for the error.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::Invalid`].
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let invalid = |(line, key), message: &str| ConfigError::Invalid {
+            path: path.to_owned(),
+            line,
+            key,
+            message: locate::sentence(message),
+        };
+        let config: Self = toml::from_str(text).map_err(|error| {
+            invalid(
+                locate::of_span(text, error.span().unwrap_or_default()),
+                error.message(),
+            )
+        })?;
+        match config.conflict() {
+            None => Ok(config),
+            Some(conflict) => Err(invalid(
+                locate::of_path(text, &conflict.path),
+                &conflict.message,
+            )),
+        }
+    }
+
+    /// Name and address of a peer.
+    pub fn peer(&self, name: &str) -> Option<&Peer> {
+        self.peers.iter().find(|peer| peer.name.as_str() == name)
+    }
+
+    /// Destinations that the policy allows a domain, in the order of `[[peers]]`.
+    pub fn destinations(&self, domain: &str) -> Vec<&str> {
+        self.peers
+            .iter()
+            .map(|peer| peer.name.as_str())
+            .filter(|name| self.policy.may_depart(domain, name))
+            .collect()
+    }
+
+    fn conflict(&self) -> Option<Conflict> {
+        let conflict = |path: &[&str], message: String| {
+            Some(Conflict {
+                path: path.iter().map(|&key| key.to_owned()).collect(),
+                message,
+            })
+        };
+        let mut names = BTreeSet::new();
+        for (i, peer) in self.peers.iter().enumerate() {
+            let path = ["peers", &i.to_string(), "name"];
+            if peer.name == self.agent.name {
+                return conflict(
+                    &path,
+                    format!(
+                        "Peer \"{}\" has this agent's own name; list the others only",
+                        peer.name
+                    ),
+                );
+            }
+            if !names.insert(&peer.name) {
+                return conflict(&path, format!("Peer \"{}\" is listed twice", peer.name));
+            }
+        }
+        let mut uplinks = BTreeSet::new();
+        for (i, uplink) in self.agent.uplinks.iter().enumerate() {
+            let path = ["agent", "uplinks", &i.to_string()];
+            if *uplink == self.agent.bridge {
+                return conflict(
+                    &path,
+                    format!("Uplink \"{uplink}\" is the bridge itself; name its physical port"),
+                );
+            }
+            if !uplinks.insert(uplink) {
+                return conflict(&path, format!("Uplink \"{uplink}\" is listed twice"));
+            }
+        }
+        if let (Some(prefix), Some(address)) = (self.agent.prefix, self.agent.address)
+            && !prefix.contains(address)
+        {
+            return conflict(
+                &["agent", "address"],
+                format!("Address {address} is not in agent.prefix {prefix}"),
+            );
+        }
+        self.libvirt
+            .conflict()
+            .and_then(|message| conflict(&["libvirt", "flags"], message))
+            .or_else(|| {
+                (self.limits.listeners > self.limits.map_listeners)
+                    .then(|| {
+                        conflict(
+                            &["limits", "listeners"],
+                            format!(
+                                "{} listeners for one VM do not fit into limits.map_listeners = {}",
+                                self.limits.listeners, self.limits.map_listeners
+                            ),
+                        )
+                    })
+                    .flatten()
+            })
+    }
+}
+
+#[cfg(test)]
+mod tests;

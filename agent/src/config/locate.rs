@@ -1,0 +1,93 @@
+//! Where in the file an error is: line and dotted key.
+
+use std::ops::Range;
+
+use toml::de::{DeTable, DeValue};
+
+/// Line (from 1) and dotted key at a byte range of `text`.
+pub(super) fn of_span(text: &str, span: Range<usize>) -> (usize, String) {
+    let (table, _) = DeTable::parse_recoverable(text);
+    let mut path = Vec::new();
+    descend(table.get_ref(), &span, &mut path);
+    (line(text, span.start), path.join("."))
+}
+
+/// Line and dotted key of the value at `path`, or of its nearest parent that is written down.
+pub(super) fn of_path(text: &str, path: &[String]) -> (usize, String) {
+    let (table, _) = DeTable::parse_recoverable(text);
+    let mut keys = path.iter();
+    let mut offset = 0;
+    let mut value = keys
+        .next()
+        .and_then(|key| table.get_ref().get(key.as_str()));
+    while let Some(found) = value {
+        offset = found.span().start;
+        value = keys.next().and_then(|key| match found.get_ref() {
+            DeValue::Table(table) => table.get(key.as_str()),
+            DeValue::Array(array) => key.parse().ok().and_then(|i: usize| array.get(i)),
+            _ => None,
+        });
+    }
+    (line(text, offset), path.join("."))
+}
+
+/// Follows the tables and arrays that enclose `span`. Where the span is a key, as for an unknown
+/// one, that key ends the path.
+fn descend(table: &DeTable<'_>, span: &Range<usize>, path: &mut Vec<String>) {
+    for (key, _) in table {
+        if key.span() == *span {
+            path.push(key.get_ref().to_string());
+            return;
+        }
+    }
+    for (key, value) in table {
+        let mut step = path.clone();
+        step.push(key.get_ref().to_string());
+        if enter(value.get_ref(), value.span(), span, &mut step) {
+            *path = step;
+            return;
+        }
+    }
+}
+
+fn enter(
+    value: &DeValue<'_>,
+    at: Range<usize>,
+    span: &Range<usize>,
+    path: &mut Vec<String>,
+) -> bool {
+    match value {
+        DeValue::Table(table) => {
+            let before = path.len();
+            descend(table, span, path);
+            path.len() > before || at == *span
+        }
+        DeValue::Array(array) => {
+            for (i, element) in array.iter().enumerate() {
+                let mut step = path.clone();
+                step.push(i.to_string());
+                if enter(element.get_ref(), element.span(), span, &mut step) {
+                    *path = step;
+                    return true;
+                }
+            }
+            at == *span
+        }
+        _ => at == *span,
+    }
+}
+
+fn line(text: &str, offset: usize) -> usize {
+    let before = text.as_bytes().get(..offset).unwrap_or(text.as_bytes());
+    before.iter().filter(|&&byte| byte == b'\n').count() + 1
+}
+
+/// One line with a capital first letter.
+pub(super) fn sentence(message: &str) -> String {
+    let message = message.trim().replace('\n', "; ");
+    let mut letters = message.chars();
+    match letters.next() {
+        Some(first) => first.to_uppercase().chain(letters).collect(),
+        None => message,
+    }
+}

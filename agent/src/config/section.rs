@@ -1,0 +1,350 @@
+//! The sections of the file and their defaults.
+
+use std::net::{Ipv6Addr, SocketAddrV6};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use common::signal::PORT;
+
+use super::value::{self, Glob, InterfaceName, MigrateFlag, Name, PeerAddress, Prefix};
+
+/// Most entries of one map, a bound against typing errors: 16 Mi.
+const MAX_MAP_ENTRIES: u64 = 1 << 24;
+
+/// `[agent]`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Agent {
+    /// Name of this agent, as in its certificate.
+    pub name: Name,
+    /// Bridge whose ports are the VMs' TAPs.
+    pub bridge: InterfaceName,
+    /// Physical ports of the bridge; empty: every port that is no TAP.
+    #[serde(default)]
+    pub uplinks: Vec<InterfaceName>,
+    /// Where peers connect to.
+    #[serde(default = "default_listen")]
+    pub listen: SocketAddrV6,
+    /// The operator's socket.
+    #[serde(default = "default_control_socket")]
+    pub control_socket: PathBuf,
+    /// Directory in a BPF file system for maps and links.
+    #[serde(default = "default_pin_root")]
+    pub pin_root: PathBuf,
+    /// Prefix that arriving VMs take addresses from; none: that of the bridge's global address.
+    #[serde(default)]
+    pub prefix: Option<Prefix>,
+    /// This host's address in that prefix; none: the bridge's global address.
+    #[serde(default)]
+    pub address: Option<Ipv6Addr>,
+}
+
+/// Where the operator's socket is unless the configuration says otherwise.
+pub(crate) const DEFAULT_CONTROL_SOCKET: &str = "/run/roamcast/agent.sock";
+
+fn default_listen() -> SocketAddrV6 {
+    SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, PORT, 0, 0)
+}
+
+fn default_control_socket() -> PathBuf {
+    PathBuf::from(DEFAULT_CONTROL_SOCKET)
+}
+
+fn default_pin_root() -> PathBuf {
+    PathBuf::from("/sys/fs/bpf/roamcast")
+}
+
+/// `[limits]`. The first three hold for each VM NIC.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Multicast addresses, over all VLANs.
+    #[serde(deserialize_with = "value::ranged::<1, MAX_MAP_ENTRIES, _, _>")]
+    pub listeners: u32,
+    /// Sources, over all multicast addresses.
+    #[serde(deserialize_with = "value::ranged::<0, MAX_MAP_ENTRIES, _, _>")]
+    pub sources: u32,
+    /// MLD Reports each second; also the burst.
+    #[serde(deserialize_with = "value::ranged::<1, 1_000_000, _, _>")]
+    pub reports_per_second: u32,
+    /// Capacity of `LISTENERS`.
+    #[serde(deserialize_with = "value::ranged::<1, MAX_MAP_ENTRIES, _, _>")]
+    pub map_listeners: u32,
+    /// Capacity of `LISTENER_SOURCES`.
+    #[serde(deserialize_with = "value::ranged::<1, MAX_MAP_ENTRIES, _, _>")]
+    pub map_sources: u32,
+    /// Capacity of `STREAMS`: flows.
+    #[serde(deserialize_with = "value::ranged::<1, MAX_MAP_ENTRIES, _, _>")]
+    pub map_streams: u32,
+    /// Capacity of `MANAGED`: multicast addresses on this host.
+    #[serde(deserialize_with = "value::ranged::<1, MAX_MAP_ENTRIES, _, _>")]
+    pub map_managed: u32,
+    /// Domains that may be arriving at once.
+    #[serde(deserialize_with = "value::ranged::<1, 1024, _, _>")]
+    pub incoming: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            listeners: 1024,
+            sources: 4096,
+            reports_per_second: 2000,
+            map_listeners: 131_072,
+            map_sources: 131_072,
+            map_streams: 65_536,
+            map_managed: 16_384,
+            incoming: 8,
+        }
+    }
+}
+
+/// `[tls]`. The defaults are libvirt's own paths, so one CA serves both.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Tls {
+    /// Certificate of the CA (PEM).
+    pub ca: PathBuf,
+    /// This host's certificate (PEM), for servers and clients.
+    pub cert: PathBuf,
+    /// Its private key (PEM).
+    pub key: PathBuf,
+    /// Certificate names that may connect besides `[[peers]]`.
+    pub admit: Vec<Glob>,
+}
+
+impl Default for Tls {
+    fn default() -> Self {
+        Self {
+            ca: PathBuf::from("/etc/pki/CA/cacert.pem"),
+            cert: PathBuf::from("/etc/pki/libvirt/servercert.pem"),
+            key: PathBuf::from("/etc/pki/libvirt/private/serverkey.pem"),
+            admit: Vec::new(),
+        }
+    }
+}
+
+/// One of `[[peers]]`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Peer {
+    /// Its name: that of its certificate, and that of `migkick go NAME`.
+    pub name: Name,
+    /// Where it listens.
+    pub address: PeerAddress,
+}
+
+/// `[policy]`. What no rule allows is refused.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Policy {
+    /// `[[policy.depart]]`: domains that may leave this host.
+    pub depart: Vec<DepartRule>,
+    /// `[[policy.arrive]]`: domains that may come to it.
+    pub arrive: Vec<ArriveRule>,
+}
+
+/// One of `[[policy.depart]]`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DepartRule {
+    /// Patterns for the domain's name.
+    pub domains: Vec<Glob>,
+    /// Patterns for the destination's name.
+    pub destinations: Vec<Glob>,
+}
+
+/// One of `[[policy.arrive]]`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ArriveRule {
+    /// Patterns for the source agent's name.
+    pub sources: Vec<Glob>,
+    /// Patterns for the domain's name.
+    pub domains: Vec<Glob>,
+}
+
+impl Policy {
+    /// Whether a domain may leave this host for a destination.
+    pub fn may_depart(&self, domain: &str, destination: &str) -> bool {
+        self.depart
+            .iter()
+            .any(|rule| any(&rule.domains, domain) && any(&rule.destinations, destination))
+    }
+
+    /// Whether a domain may come to this host from a source.
+    pub fn may_arrive(&self, source: &str, domain: &str) -> bool {
+        self.arrive
+            .iter()
+            .any(|rule| any(&rule.sources, source) && any(&rule.domains, domain))
+    }
+}
+
+fn any(globs: &[Glob], name: &str) -> bool {
+    globs.iter().any(|glob| glob.matches(name))
+}
+
+/// `[destination]`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Destination {
+    /// How long a multicast tree may take to grow before an address counts as unreachable.
+    #[serde(
+        rename = "tree_budget_ms",
+        deserialize_with = "value::milliseconds::<10, 600_000, _>"
+    )]
+    pub tree_budget: Duration,
+    /// How long a proxy join waits for a domain that does not come.
+    #[serde(
+        rename = "join_expiry_s",
+        deserialize_with = "value::seconds::<10, 86_400, _>"
+    )]
+    pub join_expiry: Duration,
+    /// libvirt URI of this host, for the source's libvirtd; none: from the host's address.
+    #[serde(deserialize_with = "value::optional_uri")]
+    pub connect_uri: Option<String>,
+    /// Where QEMU sends memory to; none: from the host's address.
+    #[serde(deserialize_with = "value::optional_uri")]
+    pub migrate_uri: Option<String>,
+}
+
+impl Default for Destination {
+    fn default() -> Self {
+        Self {
+            tree_budget: Duration::from_secs(1),
+            join_expiry: Duration::from_secs(600),
+            connect_uri: None,
+            migrate_uri: None,
+        }
+    }
+}
+
+impl Destination {
+    /// libvirt URI of this host, whose address is given.
+    pub fn connect_uri(&self, address: Ipv6Addr) -> String {
+        self.connect_uri
+            .clone()
+            .unwrap_or_else(|| format!("qemu+tls://[{address}]/system"))
+    }
+
+    /// Where QEMU sends memory to on this host, whose address is given.
+    pub fn migrate_uri(&self, address: Ipv6Addr) -> String {
+        self.migrate_uri
+            .clone()
+            .unwrap_or_else(|| format!("tcp://[{address}]"))
+    }
+}
+
+/// `[libvirt]`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Libvirt {
+    /// URI of this host's libvirtd.
+    #[serde(deserialize_with = "value::uri")]
+    pub uri: String,
+    /// Migration flags.
+    pub flags: Vec<MigrateFlag>,
+    /// Most bandwidth of a migration, MiB/s; 0: no limit of ours.
+    #[serde(deserialize_with = "value::ranged::<0, 1_000_000, _, _>")]
+    pub bandwidth_mib: u64,
+    /// Longest pause of the VM that QEMU aims at.
+    #[serde(
+        rename = "downtime_ms",
+        deserialize_with = "value::milliseconds::<1, 60_000, _>"
+    )]
+    pub downtime: Duration,
+    /// Connections that memory is copied over; 0: a single one, without `VIR_MIGRATE_PARALLEL`.
+    #[serde(deserialize_with = "value::ranged::<0, 255, _, _>")]
+    pub parallel_connections: u32,
+}
+
+impl Default for Libvirt {
+    fn default() -> Self {
+        let flags = [
+            "VIR_MIGRATE_LIVE",
+            "VIR_MIGRATE_PEER2PEER",
+            "VIR_MIGRATE_PERSIST_DEST",
+            "VIR_MIGRATE_UNDEFINE_SOURCE",
+        ];
+        Self {
+            uri: "qemu:///system".to_owned(),
+            flags: flags
+                .iter()
+                .filter_map(|name| MigrateFlag::named(name))
+                .collect(),
+            bandwidth_mib: 0,
+            downtime: Duration::from_millis(300),
+            parallel_connections: 0,
+        }
+    }
+}
+
+impl Libvirt {
+    /// All flags as libvirt's bits, `VIR_MIGRATE_PARALLEL` included where connections are set.
+    pub fn flag_bits(&self) -> u32 {
+        let parallel = (self.parallel_connections > 0)
+            .then(|| MigrateFlag::named("VIR_MIGRATE_PARALLEL"))
+            .flatten();
+        self.flags
+            .iter()
+            .copied()
+            .chain(parallel)
+            .fold(0, |bits, flag| bits | flag.bit())
+    }
+
+    /// What is wrong with the flags together.
+    pub(super) fn conflict(&self) -> Option<String> {
+        let has = |name: &str| {
+            MigrateFlag::named(name).is_some_and(|flag| self.flag_bits() & flag.bit() != 0)
+        };
+        for needed in ["VIR_MIGRATE_LIVE", "VIR_MIGRATE_PEER2PEER"] {
+            if !has(needed) {
+                return Some(format!(
+                    "{needed} is missing; the agent cannot move a running domain without it"
+                ));
+            }
+        }
+        let excluded = [
+            ("VIR_MIGRATE_TUNNELLED", "VIR_MIGRATE_PARALLEL"),
+            ("VIR_MIGRATE_ZEROCOPY", "VIR_MIGRATE_TLS"),
+            ("VIR_MIGRATE_NON_SHARED_DISK", "VIR_MIGRATE_NON_SHARED_INC"),
+        ];
+        if let Some((one, other)) = excluded.iter().find(|(one, other)| has(one) && has(other)) {
+            return Some(format!("{one} and {other} exclude each other; drop one"));
+        }
+        (has("VIR_MIGRATE_ZEROCOPY") && !has("VIR_MIGRATE_PARALLEL")).then(|| {
+            "VIR_MIGRATE_ZEROCOPY needs VIR_MIGRATE_PARALLEL; set parallel_connections".to_owned()
+        })
+    }
+}
+
+/// `[log]`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Log {
+    /// Filter of `tracing` (`info`, `warn,roamcast::proto=debug`).
+    pub level: String,
+    /// How lines look.
+    pub format: LogFormat,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self {
+            level: "info".to_owned(),
+            format: LogFormat::Text,
+        }
+    }
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people and the journal.
+    Text,
+    /// One JSON object a line.
+    Json,
+}

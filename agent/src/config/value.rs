@@ -1,0 +1,405 @@
+//! Values that are checked while they are read.
+
+use std::fmt;
+use std::net::Ipv6Addr;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer, de};
+
+use common::signal::{MAX_TEXT_BYTES, PORT};
+
+/// Longest name of an interface, bytes (`IFNAMSIZ` without its zero).
+const MAX_INTERFACE_NAME_BYTES: usize = 15;
+/// Longest DNS name, bytes (RFC 1035 §2.3.4).
+const MAX_HOST_BYTES: usize = 253;
+
+/// Why a value is refused; the reader adds line and key.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ValueError {
+    /// Not the name of an agent.
+    #[error("\"{0}\" is no agent name; use 1 to 63 letters, digits, '.', '-' and '_'")]
+    Name(String),
+    /// Not the name of an interface.
+    #[error("\"{0}\" is no interface name; use 1 to 15 characters without space, '/' and ':'")]
+    Interface(String),
+    /// Not a pattern.
+    #[error("\"{0}\" is no pattern; use 1 to 255 printable characters, '*' and '?' match any")]
+    Glob(String),
+    /// Not a prefix.
+    #[error("\"{0}\" is no IPv6 prefix; write it like 2001:db8:2::/64")]
+    Prefix(String),
+    /// Not a peer's address.
+    #[error("\"{0}\" is no peer address; write 2001:db8::2, [2001:db8::2]:47411 or a DNS name")]
+    PeerAddress(String),
+    /// Not a migration flag.
+    #[error("\"{0}\" is no migration flag that the agent can use; see virDomainMigrateFlags")]
+    Flag(String),
+}
+
+/// Name of an agent: as its peers and its certificate name it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Name(String);
+
+/// Name of a network interface.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+#[serde(try_from = "String")]
+pub struct InterfaceName(String);
+
+/// Pattern for names: `*` matches any characters, `?` one.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Glob(String);
+
+macro_rules! text {
+    ($($name:ident),*) => {
+        $(impl $name {
+            /// The text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        })*
+    };
+}
+text!(Name, InterfaceName, Glob);
+
+impl TryFrom<String> for Name {
+    type Error = ValueError;
+
+    fn try_from(text: String) -> Result<Self, ValueError> {
+        let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+        if (1..=63).contains(&text.len()) && text.chars().all(good) {
+            Ok(Self(text))
+        } else {
+            Err(ValueError::Name(text))
+        }
+    }
+}
+
+impl TryFrom<String> for InterfaceName {
+    type Error = ValueError;
+
+    fn try_from(text: String) -> Result<Self, ValueError> {
+        let good = |c: char| c.is_ascii_graphic() && !matches!(c, '/' | ':');
+        let fits = (1..=MAX_INTERFACE_NAME_BYTES).contains(&text.len());
+        if fits && text.chars().all(good) && text != "." && text != ".." {
+            Ok(Self(text))
+        } else {
+            Err(ValueError::Interface(text))
+        }
+    }
+}
+
+impl TryFrom<String> for Glob {
+    type Error = ValueError;
+
+    fn try_from(text: String) -> Result<Self, ValueError> {
+        if (1..=MAX_TEXT_BYTES).contains(&text.len()) && !text.chars().any(char::is_control) {
+            Ok(Self(text))
+        } else {
+            Err(ValueError::Glob(text))
+        }
+    }
+}
+
+impl Glob {
+    /// The pattern that matches every name.
+    pub fn any() -> Self {
+        Self("*".to_owned())
+    }
+
+    /// Whether the whole of `name` matches.
+    pub fn matches(&self, name: &str) -> bool {
+        // The usual two-pointer walk: on a mismatch the last `*` takes one character more, so
+        // the time is bounded by the product of both lengths.
+        let (pattern, name): (Vec<char>, Vec<char>) =
+            (self.0.chars().collect(), name.chars().collect());
+        let (mut p, mut n) = (0, 0);
+        let mut star: Option<(usize, usize)> = None;
+        while let Some(&letter) = name.get(n) {
+            match pattern.get(p) {
+                Some('*') => {
+                    star = Some((p, n));
+                    p += 1;
+                }
+                Some(&c) if c == '?' || c == letter => {
+                    p += 1;
+                    n += 1;
+                }
+                _ => match star {
+                    Some((at, taken)) => {
+                        star = Some((at, taken + 1));
+                        p = at + 1;
+                        n = taken + 1;
+                    }
+                    None => return false,
+                },
+            }
+        }
+        pattern.iter().skip(p).all(|&c| c == '*')
+    }
+}
+
+/// An IPv6 prefix, host bits zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Prefix {
+    /// Its address.
+    pub address: Ipv6Addr,
+    /// Its length in bits, 1 to 128.
+    pub length: u8,
+}
+
+impl Prefix {
+    /// The prefix of `length` bits (1 to 128) that holds `address`.
+    pub fn of(address: Ipv6Addr, length: u8) -> Self {
+        let length = length.clamp(1, 128);
+        let mask = u128::MAX << (128 - u32::from(length));
+        Self {
+            address: Ipv6Addr::from_bits(address.to_bits() & mask),
+            length,
+        }
+    }
+
+    /// Whether `address` is in it.
+    pub fn contains(self, address: Ipv6Addr) -> bool {
+        Self::of(address, self.length) == self
+    }
+}
+
+impl fmt::Display for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.length)
+    }
+}
+
+impl TryFrom<String> for Prefix {
+    type Error = ValueError;
+
+    fn try_from(text: String) -> Result<Self, ValueError> {
+        let parsed = text.split_once('/').and_then(|(address, length)| {
+            let address: Ipv6Addr = address.parse().ok()?;
+            let length: u8 = length.parse().ok().filter(|n| (1..=128).contains(n))?;
+            Some(Self { address, length })
+        });
+        match parsed {
+            Some(prefix) if Self::of(prefix.address, prefix.length) == prefix => Ok(prefix),
+            _ => Err(ValueError::Prefix(text)),
+        }
+    }
+}
+
+/// Where a peer listens: an IPv6 address or a DNS name, and a TCP port.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct PeerAddress {
+    /// IPv6 address (without brackets) or DNS name.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+}
+
+impl fmt::Display for PeerAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+impl TryFrom<String> for PeerAddress {
+    type Error = ValueError;
+
+    fn try_from(text: String) -> Result<Self, ValueError> {
+        let port = |port: &str| port.parse().ok().filter(|&port| port != 0);
+        let parsed = if text.parse::<Ipv6Addr>().is_ok() {
+            Some((text.as_str(), PORT))
+        } else if let Some(rest) = text.strip_prefix('[') {
+            match rest.split_once(']') {
+                Some((host, "")) => Some((host, PORT)),
+                Some((host, rest)) => rest
+                    .strip_prefix(':')
+                    .and_then(port)
+                    .map(|port| (host, port)),
+                None => None,
+            }
+            .filter(|(host, _)| Ipv6Addr::from_str(host).is_ok())
+        } else {
+            match text.split_once(':') {
+                Some((host, rest)) => port(rest).map(|port| (host, port)),
+                None => Some((text.as_str(), PORT)),
+            }
+            .filter(|(host, _)| is_host(host))
+        };
+        match parsed {
+            Some((host, port)) => Ok(Self {
+                host: host.to_owned(),
+                port,
+            }),
+            None => Err(ValueError::PeerAddress(text)),
+        }
+    }
+}
+
+/// Whether the text has the form of a DNS name (RFC 1123 §2.1).
+fn is_host(text: &str) -> bool {
+    let label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'-')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    text.len() <= MAX_HOST_BYTES && text.split('.').all(label)
+}
+
+/// A flag of `virDomainMigrateFlags` that makes sense for the agent's moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(try_from = "String")]
+pub struct MigrateFlag(u32);
+
+/// Names and bits are libvirt's. Left out: what needs a second call (POSTCOPY), what is no live
+/// move (OFFLINE, PAUSED, NON_SHARED_* need storage that an arriving domain here does not have).
+const FLAGS: &[(&str, u32)] = &[
+    ("VIR_MIGRATE_LIVE", virt_sys::VIR_MIGRATE_LIVE),
+    ("VIR_MIGRATE_PEER2PEER", virt_sys::VIR_MIGRATE_PEER2PEER),
+    ("VIR_MIGRATE_TUNNELLED", virt_sys::VIR_MIGRATE_TUNNELLED),
+    (
+        "VIR_MIGRATE_PERSIST_DEST",
+        virt_sys::VIR_MIGRATE_PERSIST_DEST,
+    ),
+    (
+        "VIR_MIGRATE_UNDEFINE_SOURCE",
+        virt_sys::VIR_MIGRATE_UNDEFINE_SOURCE,
+    ),
+    (
+        "VIR_MIGRATE_NON_SHARED_DISK",
+        virt_sys::VIR_MIGRATE_NON_SHARED_DISK,
+    ),
+    (
+        "VIR_MIGRATE_NON_SHARED_INC",
+        virt_sys::VIR_MIGRATE_NON_SHARED_INC,
+    ),
+    (
+        "VIR_MIGRATE_CHANGE_PROTECTION",
+        virt_sys::VIR_MIGRATE_CHANGE_PROTECTION,
+    ),
+    ("VIR_MIGRATE_UNSAFE", virt_sys::VIR_MIGRATE_UNSAFE),
+    ("VIR_MIGRATE_COMPRESSED", virt_sys::VIR_MIGRATE_COMPRESSED),
+    (
+        "VIR_MIGRATE_ABORT_ON_ERROR",
+        virt_sys::VIR_MIGRATE_ABORT_ON_ERROR,
+    ),
+    (
+        "VIR_MIGRATE_AUTO_CONVERGE",
+        virt_sys::VIR_MIGRATE_AUTO_CONVERGE,
+    ),
+    (
+        "VIR_MIGRATE_RDMA_PIN_ALL",
+        virt_sys::VIR_MIGRATE_RDMA_PIN_ALL,
+    ),
+    ("VIR_MIGRATE_TLS", virt_sys::VIR_MIGRATE_TLS),
+    ("VIR_MIGRATE_PARALLEL", virt_sys::VIR_MIGRATE_PARALLEL),
+    ("VIR_MIGRATE_ZEROCOPY", virt_sys::VIR_MIGRATE_ZEROCOPY),
+];
+
+impl MigrateFlag {
+    /// libvirt's name.
+    pub fn name(self) -> &'static str {
+        FLAGS
+            .iter()
+            .find(|(_, bit)| *bit == self.0)
+            .map_or("", |(name, _)| name)
+    }
+
+    /// libvirt's bit.
+    pub fn bit(self) -> u32 {
+        self.0
+    }
+
+    /// The flag of that name.
+    pub fn named(name: &str) -> Option<Self> {
+        FLAGS
+            .iter()
+            .find(|(known, _)| *known == name)
+            .map(|&(_, bit)| Self(bit))
+    }
+}
+
+impl TryFrom<String> for MigrateFlag {
+    type Error = ValueError;
+
+    fn try_from(text: String) -> Result<Self, ValueError> {
+        Self::named(&text).ok_or(ValueError::Flag(text))
+    }
+}
+
+/// Reads an integer of `MIN..=MAX`.
+pub(super) fn ranged<'de, const MIN: u64, const MAX: u64, D, T>(d: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: TryFrom<u64>,
+{
+    let number = i64::deserialize(d)?;
+    u64::try_from(number)
+        .ok()
+        .filter(|number| (MIN..=MAX).contains(number))
+        .and_then(|number| T::try_from(number).ok())
+        .ok_or_else(|| de::Error::custom(format!("{number} is not in {MIN} to {MAX}")))
+}
+
+/// Reads a duration of `MIN..=MAX` milliseconds.
+pub(super) fn milliseconds<'de, const MIN: u64, const MAX: u64, D>(
+    d: D,
+) -> Result<Duration, D::Error>
+where
+    D: Deserializer<'de>,
+{
+    ranged::<MIN, MAX, D, u64>(d).map(Duration::from_millis)
+}
+
+/// Reads a duration of `MIN..=MAX` seconds.
+pub(super) fn seconds<'de, const MIN: u64, const MAX: u64, D>(d: D) -> Result<Duration, D::Error>
+where
+    D: Deserializer<'de>,
+{
+    ranged::<MIN, MAX, D, u64>(d).map(Duration::from_secs)
+}
+
+/// Reads a URI with a scheme; libvirt judges the rest.
+pub(super) fn uri<'de, D>(d: D) -> Result<String, D::Error>
+where
+    D: Deserializer<'de>,
+{
+    let text = String::deserialize(d)?;
+    let fits = text.len() <= MAX_TEXT_BYTES && text.chars().all(|c| c.is_ascii_graphic());
+    if fits
+        && text
+            .split_once(':')
+            .is_some_and(|(scheme, _)| !scheme.is_empty())
+    {
+        Ok(text)
+    } else {
+        Err(de::Error::custom(format!(
+            "\"{text}\" is no URI; write it like qemu:///system"
+        )))
+    }
+}
+
+/// Reads a URI that may be left empty.
+pub(super) fn optional_uri<'de, D>(d: D) -> Result<Option<String>, D::Error>
+where
+    D: Deserializer<'de>,
+{
+    uri(d).map(Some)
+}

@@ -1,0 +1,511 @@
+//! Rows of the operator's tables, as `--json` shows them.
+//!
+//! Durations are milliseconds with the suffix `_ms`, sizes bytes with `_bytes`, ages are counted
+//! back from the moment of the answer. A value that is not known is absent.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::Ipv6Addr;
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use common::maps;
+use common::signal::{Phase, ReceptionMode};
+
+use crate::proto::Timestamp;
+
+/// Ethernet address, `52:54:00:12:34:56` in JSON.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Mac(pub [u8; 6]);
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl Serialize for Mac {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Mac {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let bytes: Option<Vec<u8>> = text
+            .split(':')
+            .map(|byte| u8::from_str_radix(byte, 16).ok())
+            .collect();
+        bytes
+            .and_then(|bytes| bytes.try_into().ok())
+            .map(Self)
+            .ok_or_else(|| de::Error::custom(format!("\"{text}\" is no Ethernet address")))
+    }
+}
+
+/// Filter mode of a listener (RFC 9777 §4.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FilterMode {
+    /// Only from the listed sources.
+    Include,
+    /// From all but the listed sources.
+    Exclude,
+}
+
+impl From<maps::FilterMode> for FilterMode {
+    fn from(mode: maps::FilterMode) -> Self {
+        match mode {
+            maps::FilterMode::Include => Self::Include,
+            maps::FilterMode::Exclude => Self::Exclude,
+        }
+    }
+}
+
+/// `roamcast status`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Name of the agent.
+    pub agent: String,
+    /// Its version.
+    pub version: String,
+    /// Its process.
+    pub pid: u32,
+    /// Since its start.
+    pub uptime_ms: u64,
+    /// The managed bridge.
+    pub bridge: String,
+    /// Prefix that arriving VMs take addresses from, with its length.
+    pub prefix: Option<String>,
+    /// This host's address in it.
+    pub address: Option<Ipv6Addr>,
+    /// Directory of the pinned maps and links.
+    pub pin_path: String,
+    /// Physical ports of the bridge.
+    pub uplinks: Vec<UplinkRow>,
+    /// MLD queriers seen.
+    pub queriers: Vec<QuerierRow>,
+    /// Agents of other hosts.
+    pub peers: Vec<PeerRow>,
+    /// The hypervisor.
+    pub hypervisor: HypervisorStatus,
+    /// TAPs of the bridge.
+    pub ports: Vec<PortRow>,
+    /// Multicast addresses that this host has joined for arriving VMs.
+    pub receptions: Vec<ReceptionRow>,
+    /// Migrations that are not over, both ways.
+    pub migrations: Vec<MigrationRow>,
+    /// Counters that are not zero.
+    pub counters: BTreeMap<String, u64>,
+}
+
+/// A kernel program on an interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hook {
+    /// Name of the program (`snoop`).
+    pub program: String,
+    /// How it is attached (`tcx`, `clsact`, `xdp-native`, `xdp-generic`).
+    pub mode: String,
+}
+
+/// A physical port of the bridge.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UplinkRow {
+    /// Its name.
+    pub name: String,
+    /// Its interface index.
+    pub ifindex: u32,
+    /// Programs on it.
+    pub hooks: Vec<Hook>,
+}
+
+/// An MLD querier.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QuerierRow {
+    /// Interface that its Queries come in by.
+    pub interface: String,
+    /// VLAN identifier, 0 for untagged.
+    pub vlan: u16,
+    /// Its link-local address.
+    pub address: Ipv6Addr,
+    /// MLD version of its Queries.
+    pub mld_version: u8,
+    /// Since its last General Query.
+    pub age_ms: u64,
+    /// Query Interval.
+    pub query_interval_ms: u64,
+    /// Query Response Interval.
+    pub query_response_interval_ms: u64,
+    /// Robustness Variable.
+    pub robustness: u8,
+}
+
+impl QuerierRow {
+    /// The row of an entry of `QUERIER`.
+    pub fn new(
+        interface: String,
+        key: &maps::QuerierKey,
+        value: &maps::Querier,
+        now: Timestamp,
+    ) -> Self {
+        Self {
+            interface,
+            vlan: key.vlan,
+            address: value.address.into(),
+            mld_version: value.mld_version,
+            age_ms: age_ms(now, value.last_query_ns),
+            query_interval_ms: value.query_interval_ms.into(),
+            query_response_interval_ms: value.query_response_interval_ms.into(),
+            robustness: value.robustness,
+        }
+    }
+}
+
+/// State of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LinkState {
+    /// It is up.
+    Up,
+    /// It is being made.
+    Connecting,
+    /// It is down.
+    Down,
+}
+
+/// An agent of another host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerRow {
+    /// Its name.
+    pub name: String,
+    /// Its configured address; absent for a peer that is only admitted.
+    pub address: Option<String>,
+    /// State of the connection. It is made when needed, so `down` alone is no fault.
+    pub state: LinkState,
+    /// Why the last attempt failed.
+    pub reason: Option<String>,
+}
+
+/// The hypervisor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HypervisorStatus {
+    /// libvirt URI.
+    pub uri: String,
+    /// State of the connection.
+    pub state: LinkState,
+    /// Why it is down.
+    pub reason: Option<String>,
+    /// Domains known.
+    pub domains: u32,
+}
+
+/// A TAP of the bridge.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortRow {
+    /// Its name (`vnet0`).
+    pub name: String,
+    /// Its interface index.
+    pub ifindex: u32,
+    /// Domain that it belongs to.
+    pub domain: Option<String>,
+    /// Programs on it.
+    pub hooks: Vec<Hook>,
+    /// Listeners now.
+    pub listeners: u32,
+    /// Most listeners that it may have.
+    pub max_listeners: u32,
+    /// Sources now.
+    pub sources: u32,
+    /// Most sources that it may have.
+    pub max_sources: u32,
+    /// Reports and Dones taken in.
+    pub reports: u64,
+    /// Reports dropped because there were too many in a second.
+    pub refused_reports: u64,
+    /// Records dropped for want of room.
+    pub refused_listeners: u64,
+    /// Sources dropped for want of room.
+    pub refused_sources: u64,
+    /// MLD frames that break a rule.
+    pub malformed: u64,
+}
+
+impl PortRow {
+    /// The row of a TAP from its entries of `PORTS` and `PORT_USAGE`.
+    pub fn new(
+        name: String,
+        ifindex: u32,
+        domain: Option<String>,
+        hooks: Vec<Hook>,
+        port: &maps::Port,
+        usage: &maps::PortUsage,
+    ) -> Self {
+        Self {
+            name,
+            ifindex,
+            domain,
+            hooks,
+            listeners: usage.listeners.wrapping_sub(port.expired_listeners),
+            max_listeners: port.max_listeners,
+            sources: usage.sources.wrapping_sub(port.expired_sources),
+            max_sources: port.max_sources,
+            reports: usage.reports,
+            refused_reports: usage.refused_reports,
+            refused_listeners: usage.refused_listeners,
+            refused_sources: usage.refused_sources,
+            malformed: usage.malformed,
+        }
+    }
+}
+
+/// How a multicast address is received.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Reception {
+    /// Joined; a packet has come natively.
+    Native,
+    /// Joined; silent at the source too.
+    Idle,
+    /// Joined; nothing came in time.
+    Unreachable,
+    /// Refused by policy or limits.
+    Refused,
+    /// Joined; the verdict is open.
+    Probing,
+}
+
+impl From<ReceptionMode> for Reception {
+    fn from(mode: ReceptionMode) -> Self {
+        match mode {
+            ReceptionMode::Native => Self::Native,
+            ReceptionMode::Idle => Self::Idle,
+            ReceptionMode::Unreachable => Self::Unreachable,
+            ReceptionMode::Refused => Self::Refused,
+        }
+    }
+}
+
+/// A multicast address joined for arriving VMs, or one verdict of a migration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReceptionRow {
+    /// VLAN identifier, 0 for untagged.
+    pub vlan: u16,
+    /// Multicast address.
+    pub multicast_address: Ipv6Addr,
+    /// How it is received.
+    pub mode: Reception,
+    /// From the join to the verdict.
+    pub waited_ms: u64,
+}
+
+/// One of `roamcast listeners`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListenerRow {
+    /// Domain that listens.
+    pub domain: Option<String>,
+    /// Its TAP.
+    pub port: String,
+    /// VLAN identifier, 0 for untagged.
+    pub vlan: u16,
+    /// Multicast address.
+    pub multicast_address: Ipv6Addr,
+    /// Filter mode.
+    pub filter_mode: FilterMode,
+    /// Sources of the filter.
+    pub sources: Vec<Ipv6Addr>,
+    /// MLD version of the last Report.
+    pub mld_version: u8,
+    /// Since the last Report.
+    pub age_ms: u64,
+    /// Since the first Report.
+    pub first_report_age_ms: u64,
+    /// Ethernet source of the last Report. The guest chooses it.
+    pub guest_mac: Mac,
+}
+
+impl ListenerRow {
+    /// The row of an entry of `LISTENERS` with the sources of its generation.
+    pub fn new(
+        domain: Option<String>,
+        port: String,
+        key: &maps::ListenerKey,
+        value: &maps::Listener,
+        sources: Vec<Ipv6Addr>,
+        now: Timestamp,
+    ) -> Self {
+        let mode = maps::FilterMode::from_u8(value.filter_mode);
+        Self {
+            domain,
+            port,
+            vlan: key.vlan,
+            multicast_address: key.multicast_address.into(),
+            filter_mode: mode.unwrap_or(maps::FilterMode::Exclude).into(),
+            sources,
+            mld_version: value.mld_version,
+            age_ms: age_ms(now, value.last_report_ns),
+            first_report_age_ms: age_ms(now, value.first_report_ns),
+            guest_mac: Mac(value.guest_mac),
+        }
+    }
+}
+
+/// One of `roamcast streams`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StreamRow {
+    /// VLAN identifier, 0 for untagged.
+    pub vlan: u16,
+    /// Multicast address.
+    pub multicast_address: Ipv6Addr,
+    /// Source address.
+    pub source: Ipv6Addr,
+    /// UDP source port, 0 where there is none.
+    pub source_port: u16,
+    /// UDP destination port, 0 where there is none.
+    pub destination_port: u16,
+    /// Packets that came.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Packets each second, from the moving average of their distance; 0 when silent.
+    pub packets_per_second: f64,
+    /// Since the last packet.
+    pub age_ms: u64,
+    /// Whether the address is watched now.
+    pub managed: bool,
+}
+
+impl StreamRow {
+    /// The row of an entry of `STREAMS`.
+    pub fn new(key: &maps::StreamKey, value: &maps::Stream, managed: bool, now: Timestamp) -> Self {
+        let silent = now.since(Timestamp(value.native_last_ns));
+        // An average says nothing any more once the flow has paused for many of its own distances.
+        let threshold = Duration::from_nanos(value.interarrival_ns).saturating_mul(16);
+        let flows = value.interarrival_ns > 0 && silent <= threshold.max(Duration::from_secs(1));
+        Self {
+            vlan: key.vlan,
+            multicast_address: key.multicast_address.into(),
+            source: key.source.into(),
+            source_port: key.source_port,
+            destination_port: key.destination_port,
+            packets: value.native_packets,
+            bytes: value.native_bytes,
+            packets_per_second: if flows {
+                1e9 / value.interarrival_ns as f64
+            } else {
+                0.0
+            },
+            age_ms: milliseconds(silent),
+            managed,
+        }
+    }
+}
+
+/// Which way a migration goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    /// Away from this host.
+    Outgoing,
+    /// To this host.
+    Incoming,
+}
+
+/// Where a migration stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MigrationPhase {
+    /// The destination joins and probes.
+    Preparing,
+    /// Waiting for the VM to prepare its idle NIC.
+    Ready,
+    /// libvirt copies memory.
+    Copying,
+    /// The VM is paused for the switch.
+    Switching,
+    /// The VM runs at the destination.
+    Completed,
+}
+
+impl MigrationPhase {
+    /// A word for a person.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Preparing => "preparing",
+            Self::Ready => "ready",
+            Self::Copying => "copying",
+            Self::Switching => "switching",
+            Self::Completed => "completed",
+        }
+    }
+}
+
+impl From<Phase> for MigrationPhase {
+    fn from(phase: Phase) -> Self {
+        match phase {
+            Phase::Preparing => Self::Preparing,
+            Phase::Ready => Self::Ready,
+            Phase::Copying => Self::Copying,
+            Phase::Switching => Self::Switching,
+            Phase::Completed => Self::Completed,
+        }
+    }
+}
+
+/// How a migration ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", tag = "state", content = "reason")]
+pub enum Outcome {
+    /// It has not.
+    Running,
+    /// The domain runs at the destination.
+    Completed,
+    /// The domain runs where it was; why, in one sentence.
+    Failed(String),
+}
+
+/// One of `roamcast migrations`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MigrationRow {
+    /// Number of the record, counted by this agent.
+    pub migration: u64,
+    /// Which way.
+    pub direction: Direction,
+    /// Domain that moves.
+    pub domain: String,
+    /// Its UUID.
+    pub domain_uuid: String,
+    /// The agent at the other end.
+    pub peer: String,
+    /// Where it stands, or stood at its end.
+    pub phase: MigrationPhase,
+    /// Since it began.
+    pub age_ms: u64,
+    /// From the request to the destination's readiness.
+    pub signalling_ms: Option<f64>,
+    /// From START MIGRATION to the pause.
+    pub copy_ms: Option<f64>,
+    /// How long the VM was paused.
+    pub vm_pause_ms: Option<f64>,
+    /// From the request to the end.
+    pub total_ms: Option<f64>,
+    /// Memory copied, bytes.
+    pub processed_bytes: u64,
+    /// Memory in all, bytes.
+    pub total_bytes: u64,
+    /// Verdict for each multicast address.
+    pub receptions: Vec<ReceptionRow>,
+    /// How it ended.
+    pub outcome: Outcome,
+}
+
+/// Milliseconds from `then_ns` to `now`; 0 for the future.
+pub fn age_ms(now: Timestamp, then_ns: u64) -> u64 {
+    milliseconds(now.since(Timestamp(then_ns)))
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
