@@ -1,1 +1,253 @@
-//! x
+//! The command line of `roamcast`.
+//!
+//! Data goes to standard output, diagnostics to standard error. Exit codes: 0 done, 1 failed (one
+//! sentence says why), 2 wrong usage.
+
+use std::io::{self, Write};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+
+use crate::config::Config;
+use crate::control::command::{self, CommandError};
+use crate::control::{Request, client::ClientError};
+use crate::telemetry;
+
+/// Keeps multicast flowing to a virtual machine that is live-migrated to another subnet.
+#[derive(Debug, Parser)]
+#[command(name = "roamcast", version, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the agent of this host.
+    Agent(AgentArgs),
+    /// Show the state of the agent: programs, queriers, peers, ports, counters.
+    Status(QueryArgs),
+    /// Show the multicast addresses that the VMs listen to.
+    Listeners(QueryArgs),
+    /// Show the flows of these multicast addresses.
+    Streams(QueryArgs),
+    /// Show migrations, past and present.
+    Migrations(QueryArgs),
+    /// Move a domain to another host.
+    Migrate(MigrateArgs),
+    /// Stop the migration of a domain. It goes on running where it is.
+    Abort(AbortArgs),
+    /// Make certificates for the agents.
+    Pki {
+        /// What to make.
+        #[command(subcommand)]
+        command: PkiCommand,
+    },
+    /// Print a completion script for a shell.
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+    /// Write the manual pages into a directory.
+    Man {
+        /// The directory.
+        directory: PathBuf,
+    },
+}
+
+/// Arguments of `roamcast agent`.
+#[derive(Clone, Debug, Args)]
+pub struct AgentArgs {
+    /// Configuration file.
+    #[arg(long, value_name = "FILE", env = "ROAMCAST_CONFIG")]
+    pub config: PathBuf,
+    /// Check the file, say OK or what is wrong, and end.
+    #[arg(long)]
+    pub check: bool,
+}
+
+/// Where the agent is.
+#[derive(Clone, Debug, Args)]
+pub struct SocketArgs {
+    /// Socket of the agent.
+    #[arg(
+        long,
+        value_name = "PATH",
+        env = "ROAMCAST_SOCKET",
+        default_value = crate::config::DEFAULT_CONTROL_SOCKET
+    )]
+    pub socket: PathBuf,
+}
+
+/// Arguments of the commands that show something.
+#[derive(Clone, Debug, Args)]
+pub struct QueryArgs {
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// Where the agent is.
+    #[command(flatten)]
+    pub socket: SocketArgs,
+}
+
+/// Arguments of `roamcast migrate`.
+#[derive(Clone, Debug, Args)]
+pub struct MigrateArgs {
+    /// Name or UUID of the domain.
+    pub domain: String,
+    /// Name of the destination's agent.
+    pub destination: String,
+    /// Print the migration's record as JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// Where the agent is.
+    #[command(flatten)]
+    pub socket: SocketArgs,
+}
+
+/// Arguments of `roamcast abort`.
+#[derive(Clone, Debug, Args)]
+pub struct AbortArgs {
+    /// Name or UUID of the domain.
+    pub domain: String,
+    /// Where the agent is.
+    #[command(flatten)]
+    pub socket: SocketArgs,
+}
+
+/// `roamcast pki`.
+#[derive(Clone, Debug, Subcommand)]
+pub enum PkiCommand {
+    /// Make a small CA.
+    Init {
+        /// Directory of the CA.
+        directory: PathBuf,
+        /// Name of the CA.
+        #[arg(long, default_value = "Roamcast CA")]
+        name: String,
+        /// How long it is valid, days.
+        #[arg(long, default_value_t = 3650, value_parser = clap::value_parser!(u32).range(1..=36_500))]
+        days: u32,
+    },
+    /// Issue a certificate for the agent, and libvirtd, of one host.
+    Issue {
+        /// Directory of the CA.
+        directory: PathBuf,
+        /// Name of the agent.
+        name: String,
+        /// Address that the host is reached by; may be repeated.
+        #[arg(long = "address", value_name = "ADDRESS")]
+        addresses: Vec<IpAddr>,
+        /// How long it is valid, days.
+        #[arg(long, default_value_t = 825, value_parser = clap::value_parser!(u32).range(1..=36_500))]
+        days: u32,
+    },
+}
+
+impl Cli {
+    /// Does what was asked. `agent` runs the agent until it is told to stop, with the logs set
+    /// up; `pki` makes certificates and prints what to do with them.
+    pub fn run(
+        self,
+        agent: impl FnOnce(Config) -> anyhow::Result<()>,
+        pki: impl FnOnce(PkiCommand) -> anyhow::Result<()>,
+    ) -> ExitCode {
+        let mut out = io::BufWriter::new(io::stdout().lock());
+        let result = match self.command {
+            Command::Agent(args) => run_agent(&args, agent, &mut out),
+            Command::Status(args) => show(&args, &Request::Status, &mut out),
+            Command::Listeners(args) => show(&args, &Request::Listeners, &mut out),
+            Command::Streams(args) => show(&args, &Request::Streams, &mut out),
+            Command::Migrations(args) => show(&args, &Request::Migrations, &mut out),
+            Command::Migrate(args) => {
+                let (domain, destination) = (&args.domain, &args.destination);
+                let socket = &args.socket.socket;
+                command::migrate(socket, domain, destination, args.json, &mut out)
+                    .map_err(Into::into)
+            }
+            Command::Abort(args) => {
+                command::abort(&args.socket.socket, &args.domain).map_err(Into::into)
+            }
+            Command::Pki { command } => {
+                // It prints by itself.
+                drop(out);
+                return exit(pki(command));
+            }
+            Command::Completions { shell } => {
+                completions(shell, &mut out);
+                Ok(())
+            }
+            Command::Man { directory } => manual(&directory),
+        };
+        exit(result.and_then(|()| out.flush().map_err(Into::into)))
+    }
+}
+
+fn exit(result: anyhow::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        // The reader of a pipe has seen enough, as in `roamcast listeners | head`.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{}", describe(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The error with its causes, except for an agent's refusal, which is a sentence already.
+fn describe(error: &anyhow::Error) -> String {
+    match error.downcast_ref() {
+        Some(CommandError::Client(ClientError::Refused(reason))) => reason.clone(),
+        _ => format!("{error:#}"),
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause
+            .downcast_ref::<io::Error>()
+            .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    }) && !error
+        .chain()
+        .any(<dyn std::error::Error>::is::<ClientError>)
+}
+
+fn run_agent(
+    args: &AgentArgs,
+    agent: impl FnOnce(Config) -> anyhow::Result<()>,
+    out: &mut impl Write,
+) -> anyhow::Result<()> {
+    let config = Config::load(&args.config)?;
+    telemetry::check(&config.log)?;
+    if args.check {
+        writeln!(out, "OK")?;
+        return Ok(());
+    }
+    telemetry::init(&config.log)?;
+    agent(config)
+}
+
+fn show(args: &QueryArgs, request: &Request, out: &mut impl Write) -> anyhow::Result<()> {
+    command::show(&args.socket.socket, request, args.json, out)?;
+    Ok(())
+}
+
+fn completions(shell: Shell, out: &mut impl Write) {
+    clap_complete::generate(shell, &mut Cli::command(), "roamcast", out);
+}
+
+fn manual(directory: &Path) -> anyhow::Result<()> {
+    std::fs::create_dir_all(directory)
+        .and_then(|()| clap_mangen::generate_to(Cli::command(), directory))
+        .with_context(|| format!("Cannot write the manual pages into {}", directory.display()))
+}
+
+#[cfg(test)]
+mod tests;

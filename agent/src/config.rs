@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+pub(crate) use section::DEFAULT_CONTROL_SOCKET;
 pub use section::{
     Agent, ArriveRule, DepartRule, Destination, Libvirt, Limits, Log, LogFormat, Peer, Policy, Tls,
 };

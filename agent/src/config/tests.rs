@@ -1,1 +1,254 @@
 use super::*;
+use proptest::prelude::*;
+
+const EXAMPLE: &str = include_str!("../../dist/roamcast.toml");
+const MINIMAL: &str = "[agent]\nname = \"a\"\nbridge = \"br0\"\n";
+
+fn parse(text: &str) -> Result<Config, String> {
+    Config::parse(text, Path::new("r.toml")).map_err(|error| error.to_string())
+}
+
+fn refusal(text: &str) -> String {
+    parse(text).expect_err("accepted")
+}
+
+/// The example with every commented-out default in force.
+fn uncommented() -> String {
+    let is_key = |line: &str| line.starts_with('#') && !line.starts_with("# ") && line.len() > 1;
+    EXAMPLE
+        .lines()
+        .map(|line| if is_key(line) { &line[1..] } else { line })
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+#[test]
+fn example_is_valid() {
+    let config = parse(EXAMPLE).unwrap();
+    assert_eq!(config.destinations("anything"), ["vms2"]);
+}
+
+#[test]
+fn commented_out_keys_of_the_example_are_the_defaults() {
+    assert_eq!(parse(&uncommented()), parse(EXAMPLE));
+}
+
+#[test]
+fn example_mentions_every_key() {
+    let keys = "name bridge uplinks listen control_socket pin_root prefix address listeners \
+        sources reports_per_second map_listeners map_sources map_streams map_managed incoming ca \
+        cert key admit domains destinations tree_budget_ms join_expiry_s connect_uri migrate_uri \
+        uri flags bandwidth_mib downtime_ms parallel_connections level format";
+    for key in keys.split_whitespace() {
+        assert!(
+            EXAMPLE.contains(&format!("{key} = ")),
+            "{key} is not documented"
+        );
+    }
+}
+
+#[test]
+fn minimal_file_has_the_defaults() {
+    let config = parse(MINIMAL).unwrap();
+    assert_eq!(config.limits, Limits::default());
+    assert_eq!(config.libvirt, Libvirt::default());
+    assert_eq!(config.agent.listen.to_string(), "[::]:47411");
+    assert_eq!(config.libvirt.flag_bits(), 1 | 2 | 8 | 16);
+    assert_eq!(
+        config
+            .destination
+            .connect_uri("2001:db8::1".parse().unwrap()),
+        "qemu+tls://[2001:db8::1]/system"
+    );
+}
+
+#[test]
+fn unknown_key_is_named_with_its_line() {
+    let text = format!("{MINIMAL}\n[limits]\nlisteners = 5\nlistener = 6\n");
+    let error = refusal(&text);
+    assert!(
+        error.starts_with("r.toml:7: limits.listener: Unknown field"),
+        "{error}"
+    );
+}
+
+#[test]
+fn missing_key_is_named() {
+    let error = refusal("[agent]\nname = \"a\"\n");
+    assert!(
+        error.contains("r.toml:1") && error.contains("`bridge`"),
+        "{error}"
+    );
+}
+
+#[test]
+fn value_out_of_range_is_named_with_its_range() {
+    let error = refusal(&format!("{MINIMAL}[destination]\n\ntree_budget_ms = 5\n"));
+    assert_eq!(
+        error,
+        "r.toml:6: destination.tree_budget_ms: 5 is not in 10 to 600000"
+    );
+    let error = refusal(&format!("{MINIMAL}[limits]\nlisteners = -1\n"));
+    assert_eq!(
+        error,
+        "r.toml:5: limits.listeners: -1 is not in 1 to 16777216"
+    );
+}
+
+#[test]
+fn bad_element_of_an_array_is_quoted() {
+    let error = refusal(&format!(
+        "{MINIMAL}[libvirt]\nflags = [\"VIR_MIGRATE_LIVE\",\n \"VIR_MIGRATE_POSTCOPY\"]\n"
+    ));
+    assert!(
+        error.starts_with("r.toml:5: libvirt.flags: \"VIR_MIGRATE_POSTCOPY\""),
+        "{error}"
+    );
+}
+
+#[test]
+fn bad_peer_is_named_by_its_place() {
+    let error = refusal(&format!(
+        "{MINIMAL}[[peers]]\nname = \"b\"\naddress = \"10.0.0.1:99999\"\n"
+    ));
+    assert!(
+        error.starts_with("r.toml:6: peers.0.address: \"10.0.0.1:99999\""),
+        "{error}"
+    );
+}
+
+#[test]
+fn syntax_error_has_its_line() {
+    let error = refusal("[agent]\nname = \"a\nbridge = \"br0\"\n");
+    assert!(error.starts_with("r.toml:2: "), "{error}");
+    assert!(!error.contains('\n'), "{error}");
+}
+
+#[test]
+fn conflicts_are_refused() {
+    let peer = |name: &str| format!("[[peers]]\nname = \"{name}\"\naddress = \"::1\"\n");
+    let cases = [
+        (
+            format!("{MINIMAL}{}", peer("a")),
+            "r.toml:5: peers.0.name: Peer \"a\" has this",
+        ),
+        (
+            format!("{MINIMAL}{}{}", peer("b"), peer("b")),
+            "r.toml:8: peers.1.name: Peer \"b\" is listed twice",
+        ),
+        (
+            format!("{MINIMAL}uplinks = [\"br0\"]\n"),
+            "r.toml:4: agent.uplinks.0: Uplink \"br0\" is",
+        ),
+        (
+            format!("{MINIMAL}uplinks = [\"e\", \"e\"]\n"),
+            "r.toml:4: agent.uplinks.1: Uplink \"e\" is listed twice",
+        ),
+        (
+            format!("{MINIMAL}prefix = \"2001:db8::/64\"\naddress = \"2001:db9::1\"\n"),
+            "r.toml:5: agent.address: Address 2001:db9::1 is not in",
+        ),
+        (
+            format!("{MINIMAL}[libvirt]\nflags = [\"VIR_MIGRATE_LIVE\"]\n"),
+            "r.toml:5: libvirt.flags: VIR_MIGRATE_PEER2PEER is missing",
+        ),
+        (
+            format!("{MINIMAL}[limits]\nlisteners = 10\nmap_listeners = 9\n"),
+            "r.toml:5: limits.listeners: 10 listeners",
+        ),
+    ];
+    for (text, expected) in cases {
+        let error = refusal(&text);
+        assert!(error.starts_with(expected), "{error}\nfor\n{text}");
+    }
+}
+
+#[test]
+fn policy_allows_only_what_a_rule_names() {
+    let config = parse(&format!(
+        "{MINIMAL}[[peers]]\nname = \"b\"\naddress = \"::1\"\n\
+         [[peers]]\nname = \"c\"\naddress = \"c.example:5\"\n\
+         [[policy.depart]]\ndomains = [\"tv-*\"]\ndestinations = [\"c\"]\n\
+         [[policy.arrive]]\nsources = [\"b\"]\ndomains = [\"tv-?\"]\n"
+    ))
+    .unwrap();
+    assert_eq!(config.destinations("tv-1"), ["c"]);
+    assert!(config.destinations("radio").is_empty());
+    assert!(config.policy.may_arrive("b", "tv-1"));
+    assert!(!config.policy.may_arrive("b", "tv-10"));
+    assert!(!config.policy.may_arrive("c", "tv-1"));
+}
+
+#[test]
+fn peer_addresses_take_a_port_or_the_default() {
+    for (text, expected) in [
+        ("2001:db8::2", "[2001:db8::2]:47411"),
+        ("[2001:db8::2]", "[2001:db8::2]:47411"),
+        ("[2001:db8::2]:7", "[2001:db8::2]:7"),
+        ("vms2.example", "vms2.example:47411"),
+        ("vms2:7", "vms2:7"),
+    ] {
+        let address = PeerAddress::try_from(text.to_owned()).unwrap();
+        assert_eq!(address.to_string(), expected);
+    }
+    for text in [
+        "", "[::1", "[::1]x", "[v6]:1", "a:b:c", "a:0", "a b", "-a", "[::1]:",
+    ] {
+        assert!(PeerAddress::try_from(text.to_owned()).is_err(), "{text}");
+    }
+}
+
+#[test]
+fn unreadable_and_oversized_files_are_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let missing = directory.path().join("missing.toml");
+    let error = Config::load(&missing).expect_err("loaded");
+    assert!(
+        error
+            .to_string()
+            .starts_with("Cannot read the configuration"),
+        "{error}"
+    );
+    let large = directory.path().join("large.toml");
+    std::fs::write(&large, vec![b'#'; 2 << 20]).unwrap();
+    assert!(matches!(
+        Config::load(&large),
+        Err(ConfigError::TooLong { .. })
+    ));
+}
+
+proptest! {
+    #[test]
+    fn any_text_is_parsed_or_refused_in_one_line(text in "\\PC{0,200}") {
+        if let Err(error) = parse(&text) {
+            prop_assert!(!error.contains('\n'));
+        }
+    }
+
+    #[test]
+    fn any_change_of_the_example_is_parsed_or_refused(at in 0..EXAMPLE.len(), byte in 0x20_u8..0x7f) {
+        let mut bytes = uncommented().into_bytes();
+        let at = at % bytes.len();
+        bytes[at] = byte;
+        if let Ok(text) = String::from_utf8(bytes) {
+            let _ = parse(&text);
+        }
+    }
+
+    #[test]
+    fn glob_agrees_with_its_definition(pattern in "[ab*?]{1,8}", name in "[ab]{0,8}") {
+        fn matches(pattern: &[u8], name: &[u8]) -> bool {
+            match (pattern.split_first(), name.split_first()) {
+                (None, None) => true,
+                (Some((b'*', rest)), _) => {
+                    matches(rest, name)
+                        || name.split_first().is_some_and(|(_, tail)| matches(pattern, tail))
+                }
+                (Some((p, rest)), Some((n, tail))) => (*p == b'?' || p == n) && matches(rest, tail),
+                _ => false,
+            }
+        }
+        let expected = matches(pattern.as_bytes(), name.as_bytes());
+        prop_assert_eq!(Glob::try_from(pattern).unwrap().matches(&name), expected);
+    }
+}

@@ -1,1 +1,201 @@
-//! x
+//! The operator's commands: ask the agent, print what it says.
+//!
+//! Data goes to `out`, which is standard output; progress and diagnostics to standard error.
+
+use std::io::{self, IsTerminal, Write};
+use std::path::Path;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+
+use super::client::{Client, ClientError};
+use super::report::{MigrationPhase, MigrationRow};
+use super::{Progress, Reply, Request, table};
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// The agent gave no answer, or said no.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// The answer is of another kind than the question.
+    #[error("The agent answered something else; is it of another version than this program?")]
+    Unexpected,
+    /// The output cannot be written.
+    #[error("Cannot write the output")]
+    Output(#[from] io::Error),
+}
+
+/// Asks for a table and prints it.
+///
+/// # Errors
+///
+/// [`CommandError`].
+pub fn show(
+    socket: &Path,
+    request: &Request,
+    json: bool,
+    out: &mut impl Write,
+) -> Result<(), CommandError> {
+    let mut client = Client::connect(socket)?;
+    match request {
+        Request::Listeners => {
+            let rows = rows(&mut client, request, |reply| match reply {
+                Reply::Listeners(rows) => Some(rows),
+                _ => None,
+            })?;
+            print(out, &rows, json, |rows| table::listeners(rows))
+        }
+        Request::Streams => {
+            let rows = rows(&mut client, request, |reply| match reply {
+                Reply::Streams(rows) => Some(rows),
+                _ => None,
+            })?;
+            print(out, &rows, json, |rows| table::streams(rows))
+        }
+        Request::Migrations => {
+            let rows = migrations(&mut client)?;
+            print(out, &rows, json, |rows| table::migrations(rows))
+        }
+        Request::Status | Request::Migrate { .. } | Request::Abort { .. } => {
+            let mut status = None;
+            client.ask(&Request::Status, |reply| {
+                if let Reply::Status(answer) = reply {
+                    status = Some(answer);
+                }
+            })?;
+            let status = status.ok_or(CommandError::Unexpected)?;
+            print(out, &status, json, |status| table::status(status))
+        }
+    }
+}
+
+/// Moves a domain, with progress on standard error, and prints the migration's record.
+///
+/// # Errors
+///
+/// [`CommandError`]; [`ClientError::Refused`] carries the agent's reason.
+pub fn migrate(
+    socket: &Path,
+    domain: &str,
+    destination: &str,
+    json: bool,
+    out: &mut impl Write,
+) -> Result<(), CommandError> {
+    let mut client = Client::connect(socket)?;
+    let mut view = ProgressView::new(io::stderr().is_terminal());
+    let request = Request::Migrate {
+        domain: domain.to_owned(),
+        destination: destination.to_owned(),
+    };
+    let mut record = None;
+    let result = client.ask(&request, |reply| match reply {
+        Reply::Progress(progress) => view.update(progress),
+        Reply::Done { migration } => record = Some(migration),
+        _ => {}
+    });
+    view.finish();
+    result?;
+    let number = record.ok_or(CommandError::Unexpected)?;
+    let row = migrations(&mut client)?
+        .into_iter()
+        .find(|row| row.migration == number)
+        .ok_or(CommandError::Unexpected)?;
+    print(out, &row, json, |row| {
+        table::migrations(std::slice::from_ref(row))
+    })
+}
+
+/// Stops a migration in progress.
+///
+/// # Errors
+///
+/// [`CommandError`]; [`ClientError::Refused`] carries the agent's reason.
+pub fn abort(socket: &Path, domain: &str) -> Result<(), CommandError> {
+    let request = Request::Abort {
+        domain: domain.to_owned(),
+    };
+    Client::connect(socket)?.ask(&request, |_| {})?;
+    Ok(())
+}
+
+fn migrations(client: &mut Client) -> Result<Vec<MigrationRow>, CommandError> {
+    rows(client, &Request::Migrations, |reply| match reply {
+        Reply::Migrations(rows) => Some(rows),
+        _ => None,
+    })
+}
+
+fn rows<T>(
+    client: &mut Client,
+    request: &Request,
+    part: impl Fn(Reply) -> Option<Vec<T>>,
+) -> Result<Vec<T>, CommandError> {
+    let mut all = Vec::new();
+    let mut unexpected = false;
+    client.ask(request, |reply| match part(reply) {
+        Some(rows) => all.extend(rows),
+        None => unexpected = true,
+    })?;
+    if unexpected {
+        return Err(CommandError::Unexpected);
+    }
+    Ok(all)
+}
+
+fn print<T: Serialize>(
+    out: &mut impl Write,
+    data: &T,
+    json: bool,
+    render: impl Fn(&T) -> String,
+) -> Result<(), CommandError> {
+    if json {
+        serde_json::to_writer(&mut *out, data).map_err(io::Error::from)?;
+        out.write_all(b"\n")?;
+    } else {
+        writeln!(out, "{}", render(data).trim_end())?;
+    }
+    out.flush()?;
+    Ok(())
+}
+
+/// Progress for a person: a bar on a terminal, a line for each phase elsewhere.
+struct ProgressView {
+    bar: Option<ProgressBar>,
+    phase: Option<MigrationPhase>,
+}
+
+impl ProgressView {
+    fn new(terminal: bool) -> Self {
+        let bar = terminal.then(|| {
+            let bar = ProgressBar::new(0);
+            let style = "{spinner} {msg:10} [{bar:40}] {bytes}/{total_bytes} {elapsed}";
+            if let Ok(style) = ProgressStyle::with_template(style) {
+                bar.set_style(style.progress_chars("=> "));
+            }
+            bar.enable_steady_tick(Duration::from_millis(100));
+            bar
+        });
+        Self { bar, phase: None }
+    }
+
+    fn update(&mut self, progress: Progress) {
+        let changed = self.phase.replace(progress.phase) != Some(progress.phase);
+        match &self.bar {
+            Some(bar) => {
+                bar.set_message(progress.phase.as_str());
+                bar.set_length(progress.total_bytes);
+                bar.set_position(progress.processed_bytes);
+            }
+            None if changed => eprintln!("{}", progress.phase.as_str()),
+            None => {}
+        }
+    }
+
+    fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}

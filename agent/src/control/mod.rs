@@ -40,8 +40,7 @@ pub const MAX_REQUEST_BYTES: usize = 4096;
 #[serde(
     tag = "request",
     rename_all = "kebab-case",
-    rename_all_fields = "snake_case",
-    deny_unknown_fields
+    rename_all_fields = "snake_case"
 )]
 pub enum Request {
     /// State of the agent.

@@ -1,1 +1,298 @@
-//! x
+//! The agent's side of the operator's socket.
+//!
+//! Each connection is a task that reads requests, passes them to the event loop with a channel
+//! for the answer, and writes what comes back. Tables are cut into lines of [`CHUNK_ROWS`] rows
+//! and encoded here, so the event loop only hands over rows.
+
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tracing::{debug, warn};
+
+use super::{MAX_REQUEST_BYTES, Reply, Request};
+
+/// Connections served at once.
+pub const MAX_CONNECTIONS: usize = 16;
+/// Rows of a table in one line.
+pub const CHUNK_ROWS: usize = 512;
+/// How long a connection may be silent between two requests.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long the operator's program may take to read a line.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the event loop may take over a table.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A request on its way to the event loop.
+#[derive(Debug)]
+pub struct ControlRequest {
+    /// What is asked.
+    pub request: Request,
+    /// Where the answer goes. Dropping it ends the answer, with [`Reply::End`] if the last
+    /// reply was not [`Reply::Error`]; [`Reply::End`] need not be sent. A send that fails means
+    /// that the operator has gone.
+    pub replies: mpsc::UnboundedSender<Reply>,
+}
+
+/// Why the socket cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// Another agent answers on it.
+    #[error("Another agent already listens on {}; stop it or set another agent.control_socket", path.display())]
+    InUse {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// Something that is no socket is in its place.
+    #[error("{} is no socket; remove it or set another agent.control_socket", path.display())]
+    NoSocket {
+        /// The file.
+        path: PathBuf,
+    },
+    /// It cannot be made.
+    #[error("Cannot make the socket {}", path.display())]
+    Bind {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// The listening socket. Its file is removed when this is dropped.
+#[derive(Debug)]
+pub struct ControlServer {
+    listener: UnixListener,
+    path: PathBuf,
+    inode: u64,
+}
+
+impl ControlServer {
+    /// Makes the socket, mode 0600, and its directory where that is missing. A socket file that
+    /// a dead agent left is replaced. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// [`ControlError`]: another agent is there, or the file system refuses.
+    pub fn bind(path: &Path) -> Result<Self, ControlError> {
+        let failed = |source| ControlError::Bind {
+            path: path.to_owned(),
+            source,
+        };
+        if let Some(directory) = path.parent() {
+            std::fs::create_dir_all(directory).map_err(failed)?;
+        }
+        remove_stale(path)?;
+        let listener = UnixListener::bind(path).map_err(failed)?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
+        let inode = std::fs::symlink_metadata(path).map_err(failed)?.ino();
+        Ok(Self {
+            listener,
+            path: path.to_owned(),
+            inode,
+        })
+    }
+
+    /// Serves connections until `shutdown` is ready. Must run on a tokio runtime.
+    pub async fn serve(
+        self,
+        requests: mpsc::Sender<ControlRequest>,
+        shutdown: impl Future<Output = ()>,
+    ) {
+        let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let mut connections = JoinSet::new();
+        tokio::pin!(shutdown);
+        loop {
+            let accepted = tokio::select! {
+                () = &mut shutdown => return,
+                Some(_) = connections.join_next() => continue,
+                accepted = self.listener.accept() => accepted,
+            };
+            let stream = match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    // Out of file descriptors, most likely; accepting again at once would spin.
+                    warn!(%error, "Cannot accept a connection on the operator's socket");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            let permit = Arc::clone(&permits).try_acquire_owned();
+            let requests = requests.clone();
+            connections.spawn(async move {
+                let result = match permit {
+                    Ok(_permit) => serve_connection(stream, requests).await,
+                    Err(_) => refuse(stream).await,
+                };
+                if let Err(error) = result {
+                    debug!(%error, "Connection on the operator's socket ended");
+                }
+            });
+        }
+    }
+}
+
+impl Drop for ControlServer {
+    fn drop(&mut self) {
+        // Only our own file: another agent may have replaced it since.
+        let ours = std::fs::symlink_metadata(&self.path).is_ok_and(|m| m.ino() == self.inode);
+        if ours && let Err(error) = std::fs::remove_file(&self.path) {
+            debug!(%error, "Cannot remove the operator's socket");
+        }
+    }
+}
+
+fn remove_stale(path: &Path) -> Result<(), ControlError> {
+    use std::os::unix::fs::FileTypeExt;
+
+    let failed = |source| ControlError::Bind {
+        path: path.to_owned(),
+        source,
+    };
+    let file_type = match std::fs::symlink_metadata(path) {
+        Ok(metadata) => metadata.file_type(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed(error)),
+    };
+    if !file_type.is_socket() {
+        return Err(ControlError::NoSocket {
+            path: path.to_owned(),
+        });
+    }
+    match std::os::unix::net::UnixStream::connect(path) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            std::fs::remove_file(path).map_err(failed)
+        }
+        // A full backlog means an agent too.
+        Ok(_) => Err(ControlError::InUse {
+            path: path.to_owned(),
+        }),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(ControlError::InUse {
+            path: path.to_owned(),
+        }),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+async fn refuse(stream: UnixStream) -> io::Result<()> {
+    let (_, mut writer) = stream.into_split();
+    let reason = format!("The agent already serves {MAX_CONNECTIONS} connections; try again");
+    write_line(&mut writer, &Reply::Error(reason)).await
+}
+
+async fn serve_connection(
+    stream: UnixStream,
+    requests: mpsc::Sender<ControlRequest>,
+) -> io::Result<()> {
+    let uid = stream.peer_cred()?.uid();
+    let (reader, mut writer) = stream.into_split();
+    if uid != 0 && uid != nix::unistd::geteuid().as_raw() {
+        warn!(uid, "Refused a user on the operator's socket");
+        let reason = "Only root may talk to the agent".to_owned();
+        return write_line(&mut writer, &Reply::Error(reason)).await;
+    }
+    let mut reader = BufReader::new(reader);
+    while let Some(line) = read_line(&mut reader).await? {
+        let answer = match decode(&line) {
+            Ok(request) => ask(&mut writer, &requests, request).await?,
+            Err(reason) => Some(Reply::Error(reason)),
+        };
+        if let Some(last) = answer {
+            write_line(&mut writer, &last).await?;
+        }
+        if line.len() >= MAX_REQUEST_BYTES {
+            // What follows is the rest of the same request.
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// The next line, at most [`MAX_REQUEST_BYTES`] of it; `None` at the end or after
+/// [`IDLE_TIMEOUT`].
+async fn read_line(reader: &mut BufReader<OwnedReadHalf>) -> io::Result<Option<Vec<u8>>> {
+    let mut line = Vec::new();
+    let limit = u64::try_from(MAX_REQUEST_BYTES).unwrap_or(u64::MAX);
+    let mut limited = reader.take(limit);
+    match timeout(IDLE_TIMEOUT, limited.read_until(b'\n', &mut line)).await {
+        Ok(Ok(0)) | Err(_) => Ok(None),
+        Ok(Ok(_)) => Ok(Some(line)),
+        Ok(Err(error)) => Err(error),
+    }
+}
+
+fn decode(line: &[u8]) -> Result<Request, String> {
+    if line.len() >= MAX_REQUEST_BYTES {
+        return Err(format!(
+            "The request has more than {MAX_REQUEST_BYTES} bytes"
+        ));
+    }
+    serde_json::from_slice(line).map_err(|error| format!("The request is not understood: {error}"))
+}
+
+/// Passes a request on and writes its answer; returns the last line, if it is yet to be written.
+async fn ask(
+    writer: &mut OwnedWriteHalf,
+    requests: &mpsc::Sender<ControlRequest>,
+    request: Request,
+) -> io::Result<Option<Reply>> {
+    // A command takes as long as a migration takes; a table never does.
+    let patience = match request.command() {
+        Some(_) => Duration::MAX,
+        None => ANSWER_TIMEOUT,
+    };
+    let (replies, mut answer) = mpsc::unbounded_channel();
+    let request = ControlRequest { request, replies };
+    if requests.send(request).await.is_err() {
+        return Ok(Some(Reply::Error("The agent is stopping".to_owned())));
+    }
+    loop {
+        match timeout(patience, answer.recv()).await {
+            Ok(Some(reply)) if reply.is_last() => return Ok(Some(reply)),
+            Ok(Some(Reply::Listeners(rows))) => {
+                write_rows(writer, &rows, Reply::Listeners).await?;
+            }
+            Ok(Some(Reply::Streams(rows))) => write_rows(writer, &rows, Reply::Streams).await?,
+            Ok(Some(Reply::Migrations(rows))) => {
+                write_rows(writer, &rows, Reply::Migrations).await?;
+            }
+            Ok(Some(reply)) => write_line(writer, &reply).await?,
+            Ok(None) => return Ok(Some(Reply::End)),
+            Err(_) => {
+                let reason = "The agent is too busy to answer; try again".to_owned();
+                return Ok(Some(Reply::Error(reason)));
+            }
+        }
+    }
+}
+
+async fn write_rows<T: Clone>(
+    writer: &mut OwnedWriteHalf,
+    rows: &[T],
+    reply: fn(Vec<T>) -> Reply,
+) -> io::Result<()> {
+    for chunk in rows.chunks(CHUNK_ROWS) {
+        write_line(writer, &reply(chunk.to_vec())).await?;
+    }
+    Ok(())
+}
+
+async fn write_line(writer: &mut OwnedWriteHalf, line: &impl Serialize) -> io::Result<()> {
+    let mut bytes = serde_json::to_vec(line)?;
+    bytes.push(b'\n');
+    timeout(WRITE_TIMEOUT, writer.write_all(&bytes))
+        .await
+        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,85 @@
+use super::*;
+
+fn parse(line: &str) -> Result<Cli, clap::Error> {
+    Cli::try_parse_from(line.split_whitespace())
+}
+
+#[test]
+fn definition_is_consistent() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn wrong_usage_has_exit_code_2() {
+    for line in [
+        "roamcast",
+        "roamcast agent",
+        "roamcast listeners extra",
+        "roamcast migrate one",
+        "roamcast pki issue dir name --days 0",
+        "roamcast pki issue dir name --address nonsense",
+    ] {
+        let error = parse(line).expect_err(line);
+        assert_eq!(error.exit_code(), 2, "{line}");
+    }
+}
+
+#[test]
+fn listeners_take_json_and_a_socket() {
+    let cli = parse("roamcast listeners --json --socket /x").unwrap();
+    let Command::Listeners(args) = cli.command else {
+        panic!("another command");
+    };
+    assert!(args.json);
+    assert_eq!(args.socket.socket, Path::new("/x"));
+}
+
+#[test]
+fn completions_name_the_commands() {
+    let mut out = Vec::new();
+    completions(Shell::Bash, &mut out);
+    assert!(String::from_utf8(out).unwrap().contains("migrations"));
+}
+
+#[test]
+fn manual_has_a_page_for_each_command() {
+    let directory = tempfile::tempdir().unwrap();
+    manual(directory.path()).unwrap();
+    for page in ["roamcast.1", "roamcast-agent.1", "roamcast-pki-issue.1"] {
+        assert!(directory.path().join(page).exists(), "{page}");
+    }
+}
+
+#[test]
+fn check_says_ok_and_runs_no_agent() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("roamcast.toml");
+    std::fs::write(&path, include_str!("../../dist/roamcast.toml")).unwrap();
+    let args = AgentArgs {
+        config: path,
+        check: true,
+    };
+    let mut out = Vec::new();
+    run_agent(&args, |_| panic!("started"), &mut out).unwrap();
+    assert_eq!(out, b"OK\n");
+}
+
+#[test]
+fn check_refuses_a_log_level_that_is_none() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("roamcast.toml");
+    let text = "[agent]\nname = \"a\"\nbridge = \"b\"\n[log]\nlevel = \"a=loud\"\n";
+    std::fs::write(&path, text).unwrap();
+    let args = AgentArgs {
+        config: path,
+        check: true,
+    };
+    let error = run_agent(&args, |_| panic!("started"), &mut Vec::new()).expect_err("accepted");
+    assert!(error.to_string().contains("a=loud"), "{error}");
+}
+
+#[test]
+fn refusal_of_the_agent_is_printed_verbatim() {
+    let refused = CommandError::from(ClientError::Refused("Domain \"a\" is moving".to_owned()));
+    assert_eq!(describe(&refused.into()), "Domain \"a\" is moving");
+}

@@ -1,0 +1,176 @@
+use super::*;
+use std::collections::BTreeMap;
+
+use crate::control::report::{HypervisorStatus, Mac, MigrationPhase, PeerRow, PortRow, UplinkRow};
+
+fn example() -> Status {
+    let hook = |program: &str| Hook {
+        program: program.to_owned(),
+        mode: "tcx".to_owned(),
+    };
+    Status {
+        agent: "vms1".to_owned(),
+        version: "0.1.0".to_owned(),
+        pid: 7,
+        uptime_ms: 3_723_000,
+        bridge: "br0".to_owned(),
+        prefix: Some("2001:db8:1::/64".to_owned()),
+        address: Some("2001:db8:1::10".parse().unwrap()),
+        pin_path: "/sys/fs/bpf/roamcast/v1".to_owned(),
+        uplinks: vec![UplinkRow {
+            name: "eth0".to_owned(),
+            ifindex: 2,
+            hooks: vec![hook("uplink")],
+        }],
+        queriers: Vec::new(),
+        peers: vec![PeerRow {
+            name: "vms2".to_owned(),
+            address: Some("[2001:db8:2::10]:47411".to_owned()),
+            state: LinkState::Down,
+            reason: Some("Connection refused".to_owned()),
+        }],
+        hypervisor: HypervisorStatus {
+            uri: "qemu:///system".to_owned(),
+            state: LinkState::Up,
+            reason: None,
+            domains: 1,
+        },
+        ports: vec![PortRow {
+            name: "vnet0".to_owned(),
+            ifindex: 5,
+            domain: Some("viewer".to_owned()),
+            hooks: vec![hook("snoop")],
+            listeners: 3,
+            max_listeners: 1024,
+            sources: 0,
+            max_sources: 4096,
+            reports: 17,
+            refused_reports: 1,
+            refused_listeners: 2,
+            refused_sources: 3,
+            malformed: 9,
+        }],
+        receptions: Vec::new(),
+        migrations: Vec::new(),
+        counters: BTreeMap::from([("bad_checksum".to_owned(), 9)]),
+    }
+}
+
+fn listener() -> ListenerRow {
+    ListenerRow {
+        domain: Some("viewer".to_owned()),
+        port: "vnet0".to_owned(),
+        vlan: 12,
+        multicast_address: "ff3e::1".parse().unwrap(),
+        filter_mode: FilterMode::Include,
+        sources: vec!["2001:db8::1".parse().unwrap()],
+        mld_version: 2,
+        age_ms: 1500,
+        first_report_age_ms: 61_000,
+        guest_mac: Mac([0x52, 0x54, 0, 1, 2, 0xff]),
+    }
+}
+
+#[test]
+fn status_shows_what_an_operator_looks_for() {
+    let text = status(&example());
+    for expected in [
+        "vms1, version 0.1.0, process 7, up 1 h 2 min",
+        "br0, 2001:db8:1::10 in 2001:db8:1::/64",
+        "eth0 (uplink by tcx)",
+        "none seen",
+        "qemu:///system up, 1 domains",
+        "down (Connection refused)",
+        "3/1024",
+        "bad_checksum",
+    ] {
+        assert!(text.contains(expected), "{expected} is missing in\n{text}");
+    }
+    assert!(!text.contains("Migrations"), "an empty section in\n{text}");
+}
+
+#[test]
+fn status_survives_json() {
+    let json = serde_json::to_string(&example()).unwrap();
+    assert_eq!(serde_json::from_str::<Status>(&json).unwrap(), example());
+}
+
+#[test]
+fn listener_shows_its_filter_and_mac() {
+    let text = listeners(&[listener()]);
+    for expected in [
+        "ff3e::1",
+        "include",
+        "2001:db8::1",
+        "12",
+        "52:54:00:01:02:ff",
+        "1.5 s",
+    ] {
+        assert!(text.contains(expected), "{expected} is missing in\n{text}");
+    }
+    let json = serde_json::to_string(&listener()).unwrap();
+    assert!(
+        json.contains(r#""guest_mac":"52:54:00:01:02:ff""#),
+        "{json}"
+    );
+    assert_eq!(
+        serde_json::from_str::<ListenerRow>(&json).unwrap(),
+        listener()
+    );
+}
+
+#[test]
+fn failed_migration_shows_its_reason() {
+    let row = MigrationRow {
+        migration: 4,
+        direction: Direction::Outgoing,
+        domain: "viewer".to_owned(),
+        domain_uuid: "u".to_owned(),
+        peer: "vms2".to_owned(),
+        phase: MigrationPhase::Copying,
+        age_ms: 5000,
+        signalling_ms: Some(12.4),
+        copy_ms: None,
+        vm_pause_ms: None,
+        total_ms: Some(900.0),
+        processed_bytes: 3 << 20,
+        total_bytes: 128 << 20,
+        receptions: Vec::new(),
+        outcome: Outcome::Failed("libvirtd is gone".to_owned()),
+    };
+    let text = migrations(std::slice::from_ref(&row));
+    for expected in [
+        "failed: libvirtd is gone",
+        "12 ms",
+        "900 ms",
+        "3.0 MiB",
+        "0/0 native",
+    ] {
+        assert!(text.contains(expected), "{expected} is missing in\n{text}");
+    }
+    let json = serde_json::to_string(&row).unwrap();
+    assert_eq!(serde_json::from_str::<MigrationRow>(&json).unwrap(), row);
+}
+
+#[test]
+fn durations_and_sizes_are_short() {
+    for (ms, text) in [
+        (0, "0 ms"),
+        (999, "999 ms"),
+        (1050, "1.0 s"),
+        (59_999, "59.9 s"),
+        (61_000, "1 min 1 s"),
+        (90_061_000, "1 d 1 h"),
+    ] {
+        assert_eq!(duration(ms), text);
+    }
+    for (size, text) in [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1536, "1.5 KiB"),
+        (5 << 30, "5.0 GiB"),
+    ] {
+        assert_eq!(bytes(size), text);
+    }
+    assert!(bytes(u64::MAX).ends_with("TiB"));
+}
