@@ -6,6 +6,7 @@
 //! | [`datapath`] | kernel programs and maps (aya) |
 //! | [`hypervisor`] | domains and live migration (libvirt) |
 //! | [`net`] | sockets, netlink, TLS |
+//! | [`pki`] | a small CA for those who have none |
 //! | [`control`] | the operator's socket |
 //! | [`cli`] | the command line |
 //! | [`config`] | the agent's configuration |
@@ -17,6 +18,7 @@ pub mod control;
 pub mod datapath;
 pub mod hypervisor;
 pub mod net;
+pub mod pki;
 pub mod proto;
 pub mod shutdown;
 pub mod telemetry;

@@ -1,0 +1,110 @@
+//! Framing between agents, above TLS: each frame behind its length as a big-endian `u32`.
+//!
+//! The side that accepted a connection sends one verdict frame before anything else; only then is
+//! the connection up for the side that dialed. In TLS 1.3 a client's handshake is over before the
+//! server has looked at its certificate, so without the verdict a refusal could not be told from a
+//! connection that broke.
+//!
+//! # Wire format
+//!
+//! | offset | length | verdict frame |
+//! |---|---|---|
+//! | 0 | 1 | 0 accepted, 1 refused, 2 crossed: the accepting side's own dialing goes on |
+//! | 1 | rest | reason in UTF-8, at most [`MAX_TEXT_BYTES`] bytes |
+
+use bytes::{BufMut, Bytes, BytesMut};
+use common::signal::{MAX_FRAME_BYTES, MAX_TEXT_BYTES};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::codec::{Framed, LengthDelimitedCodec};
+
+/// A connection as a stream and sink of frames.
+pub(super) type Frames<S> = Framed<S, LengthDelimitedCodec>;
+
+/// Frames on a byte stream. A longer frame than [`MAX_FRAME_BYTES`] ends the stream with an error.
+pub(super) fn frames<S: AsyncRead + AsyncWrite>(stream: S) -> Frames<S> {
+    LengthDelimitedCodec::builder()
+        .length_field_length(4)
+        .max_frame_length(MAX_FRAME_BYTES)
+        .new_framed(stream)
+}
+
+/// What the accepting side says first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// The connection is up.
+    Accepted,
+    /// It is not wanted; one sentence for a person.
+    Refused(String),
+    /// Both sides dialed at once, and the other connection is the one to be kept.
+    Crossed,
+}
+
+impl Verdict {
+    /// Encodes the verdict frame, without its length.
+    pub(super) fn encode(&self) -> Bytes {
+        let (code, reason) = match self {
+            Self::Accepted => (0, ""),
+            Self::Refused(reason) => (1, reason.as_str()),
+            Self::Crossed => (2, ""),
+        };
+        let end = reason.floor_char_boundary(MAX_TEXT_BYTES);
+        let mut bytes = BytesMut::with_capacity(1 + end);
+        bytes.put_u8(code);
+        bytes.put_slice(reason.get(..end).unwrap_or_default().as_bytes());
+        bytes.freeze()
+    }
+
+    /// Decodes it; `None` where it is none.
+    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
+        let (code, reason) = bytes.split_first()?;
+        if reason.len() > MAX_TEXT_BYTES {
+            return None;
+        }
+        match code {
+            0 => Some(Self::Accepted),
+            1 => Some(Self::Refused(
+                std::str::from_utf8(reason)
+                    .ok()?
+                    .chars()
+                    .filter(|c| !c.is_control())
+                    .collect(),
+            )),
+            2 => Some(Self::Crossed),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn verdicts_survive_the_wire() {
+        for verdict in [
+            Verdict::Accepted,
+            Verdict::Crossed,
+            Verdict::Refused("Agent `a` is not admitted here".to_owned()),
+        ] {
+            assert_eq!(Verdict::decode(&verdict.encode()), Some(verdict));
+        }
+    }
+
+    #[test]
+    fn long_reason_is_cut_at_a_character() {
+        let verdict = Verdict::Refused("ü".repeat(MAX_TEXT_BYTES));
+        let Some(Verdict::Refused(reason)) = Verdict::decode(&verdict.encode()) else {
+            panic!("not a refusal");
+        };
+        assert_eq!(reason, "ü".repeat(MAX_TEXT_BYTES / 2));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_decoded_or_refused(bytes: Vec<u8>) {
+            let _ = Verdict::decode(&bytes);
+        }
+    }
+}

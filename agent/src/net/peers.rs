@@ -1,0 +1,264 @@
+//! Connections to other agents: TCP port 47411, TLS 1.3 with certificates on both sides.
+//!
+//! One persistent connection per peer, dialed on demand and whoever dialed it. A peer is known by
+//! the DNS name in its certificate and admitted when the configuration names it, or a pattern of
+//! `admit` matches it. Everything else is refused, counted by reason and logged once a minute.
+//!
+//! ```text
+//!   connect()            TCP, TLS, verdict "accepted"
+//! Idle ------> Dialing ------------------------------> Up --- lost ---> Idle (Down)
+//!   |            |  \                                   ^
+//!   |            |   `-- refused, unreachable --> Idle (Down)
+//!   |            `------ peer dialed too, see below --->|
+//!   `------------------- peer dialed ------------------>'
+//! ```
+//!
+//! When two agents dial each other at once, the connection dialed by the one whose name sorts
+//! first is kept. The acceptor decides, in its verdict frame, before any other frame is sent, so no
+//! frame is lost to the choice. A peer that dials although it seems connected has lost the old
+//! connection (its host died), and the new one replaces it.
+
+mod accept;
+mod admission;
+mod connection;
+mod counters;
+mod dial;
+mod manager;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use common::signal::PORT;
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::tls::Tls;
+use crate::proto::PeerEvent;
+use admission::Admission;
+use counters::Counters;
+
+/// Time for TCP, TLS and verdict each; a connection that takes longer is given up.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Unacknowledged data for so long means that the peer is gone.
+const USER_TIMEOUT: Duration = Duration::from_secs(8);
+/// An idle peer is probed after so long, again at [`KEEPALIVE_INTERVAL`].
+const KEEPALIVE_TIME: Duration = Duration::from_secs(3);
+/// Between two unanswered probes.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
+/// Connections that are not authenticated yet, at most.
+const MAX_HANDSHAKES: usize = 64;
+
+/// Where events go: the peer's name and what happened.
+///
+/// The channel is bounded: a receiver that is slow slows the peers down, by TCP.
+pub type PeerEventSender = mpsc::Sender<(String, PeerEvent)>;
+
+/// Which peers there are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeersConfig {
+    /// This agent's name: the DNS name in its certificate.
+    pub name: String,
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// Peers by name, with where to dial them: `host:port`, `[address]:port`, or either without
+    /// port for [`PORT`].
+    pub peers: BTreeMap<String, String>,
+    /// Names that may connect although they are not in `peers`; `*` stands for any characters,
+    /// `?` for one.
+    pub admit: Vec<String>,
+}
+
+impl Default for PeersConfig {
+    fn default() -> Self {
+        Self {
+            name: String::new(),
+            listen: SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, PORT, 0, 0).into(),
+            peers: BTreeMap::new(),
+            admit: Vec::new(),
+        }
+    }
+}
+
+/// Why peers cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum PeersError {
+    /// The listening socket could not be made.
+    #[error(
+        "Cannot listen for agents on TCP {address}: {error}; stop what else uses the port, or change `listen`"
+    )]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// What the kernel said.
+        error: io::Error,
+    },
+    /// This agent is its own peer.
+    #[error("The peer `{name}` is this agent itself; remove it from the peers")]
+    OwnName {
+        /// The name.
+        name: String,
+    },
+    /// A peer's name cannot be in a certificate.
+    #[error("The peer name `{name}` is not a DNS name; use the name in the peer's certificate")]
+    InvalidName {
+        /// The name.
+        name: String,
+    },
+}
+
+/// The connections to all peers. Dropping it closes them.
+#[derive(Debug)]
+pub struct Peers {
+    shared: Arc<Shared>,
+    commands: mpsc::UnboundedSender<manager::Command>,
+    local_address: SocketAddr,
+    _stop: DropGuard,
+}
+
+/// What all tasks of [`Peers`] share.
+#[derive(Debug)]
+struct Shared {
+    config: PeersConfig,
+    tls: Tls,
+    counters: Counters,
+    admission: Mutex<Admission>,
+    stop: CancellationToken,
+}
+
+impl Shared {
+    /// Refuses somebody: counts it, and logs it unless the same was logged within the minute.
+    fn refuse(&self, who: &str, refusal: counters::Refusal, detail: &str) {
+        self.counters.add(refusal);
+        if self
+            .admission()
+            .log_now(&format!("{who} {}", refusal.as_str()))
+        {
+            tracing::warn!(
+                peer = who,
+                reason = refusal.as_str(),
+                detail,
+                "Refused a connection"
+            );
+        }
+    }
+
+    fn admission(&self) -> std::sync::MutexGuard<'_, Admission> {
+        self.admission
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Peers {
+    /// Starts to listen, and to dial when asked. Must be called in a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// See [`PeersError`].
+    pub fn start(
+        mut config: PeersConfig,
+        tls: Tls,
+        events: PeerEventSender,
+    ) -> Result<Self, PeersError> {
+        config.name.make_ascii_lowercase();
+        config.peers = config
+            .peers
+            .into_iter()
+            .map(|(name, address)| (name.to_ascii_lowercase(), address))
+            .collect();
+        if config.peers.contains_key(&config.name) {
+            return Err(PeersError::OwnName { name: config.name });
+        }
+        if let Some(name) = config
+            .peers
+            .keys()
+            .find(|name| rustls_pki_types::DnsName::try_from(name.as_str()).is_err())
+        {
+            return Err(PeersError::InvalidName { name: name.clone() });
+        }
+        let address = config.listen;
+        let failed = |error| PeersError::Listen { address, error };
+        let listener = listen(address).map_err(failed)?;
+        let local_address = listener.local_addr().map_err(failed)?;
+        let stop = CancellationToken::new();
+        let shared = Arc::new(Shared {
+            config,
+            tls,
+            counters: Counters::default(),
+            admission: Mutex::default(),
+            stop: stop.clone(),
+        });
+        let (commands, inbox) = mpsc::unbounded_channel();
+        tokio::spawn(manager::run(
+            Arc::clone(&shared),
+            commands.clone(),
+            inbox,
+            events,
+        ));
+        tokio::spawn(accept::run(Arc::clone(&shared), listener, commands.clone()));
+        Ok(Self {
+            shared,
+            commands,
+            local_address,
+            _stop: stop.drop_guard(),
+        })
+    }
+
+    /// Where it listens.
+    pub fn local_address(&self) -> SocketAddr {
+        self.local_address
+    }
+
+    /// Connects to a peer named in the configuration; answered by [`PeerEvent::Up`] or
+    /// [`PeerEvent::Down`], at once by `Up` where it is connected already.
+    pub fn connect(&self, peer: &str) {
+        self.command(manager::Command::Connect(peer.to_ascii_lowercase()));
+    }
+
+    /// Sends a frame to a connected peer. Where it is not connected, or does not read what is sent
+    /// to it, [`PeerEvent::Down`] comes.
+    pub fn send(&self, peer: &str, bytes: Vec<u8>) {
+        self.command(manager::Command::Send(peer.to_ascii_lowercase(), bytes));
+    }
+
+    /// How many connections were accepted, dialed, lost, and refused by reason: (name, number).
+    pub fn counters(&self) -> Vec<(&'static str, u64)> {
+        self.shared.counters.read()
+    }
+
+    fn command(&self, command: manager::Command) {
+        // The manager ends only with the runtime, or when nobody reads events any more.
+        let _ = self.commands.send(command);
+    }
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(128)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// Has the kernel notice a dead peer within about ten seconds.
+fn set_timeouts(stream: &TcpStream) -> io::Result<()> {
+    let socket = SockRef::from(stream);
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(
+        &TcpKeepalive::new()
+            .with_time(KEEPALIVE_TIME)
+            .with_interval(KEEPALIVE_INTERVAL)
+            .with_retries(3),
+    )?;
+    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))
+}

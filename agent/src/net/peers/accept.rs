@@ -1,0 +1,143 @@
+//! Accepting connections: TLS, then the certificate's name, then the manager.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustls::{AlertDescription, CertificateError, Error as RustlsError};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::{sleep, timeout};
+use tokio_rustls::{TlsAcceptor, TlsStream, server};
+
+use super::admission::{Identity, identify};
+use super::counters::Refusal;
+use super::manager::Command;
+use super::{HANDSHAKE_TIMEOUT, MAX_HANDSHAKES, Shared, connection, set_timeouts};
+use crate::net::frames::frames;
+use crate::net::tls::certificate_names;
+
+/// Pause after an error of `accept`, such as too many open files.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Accepts connections until told to stop.
+pub(super) async fn run(
+    shared: Arc<Shared>,
+    listener: TcpListener,
+    commands: mpsc::UnboundedSender<Command>,
+) {
+    let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+    loop {
+        let accepted = tokio::select! {
+            () = shared.stop.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        let (stream, from) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                if shared.admission().log_now("accept") {
+                    tracing::warn!(%error, "Cannot accept connections of agents");
+                }
+                sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let source = from.ip().to_canonical();
+        let who = source.to_string();
+        if !shared.admission().may_try(source, Instant::now()) {
+            shared.refuse(&who, Refusal::BackedOff, "it failed too often");
+            continue;
+        }
+        let Ok(permit) = Arc::clone(&handshakes).try_acquire_owned() else {
+            shared.refuse(&who, Refusal::TooMany, "try again later");
+            continue;
+        };
+        let shared = Arc::clone(&shared);
+        let commands = commands.clone();
+        tokio::spawn(async move {
+            let stop = shared.stop.clone();
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = handshake(&shared, stream, from, source, &commands) => {}
+            }
+            drop(permit);
+        });
+    }
+}
+
+async fn handshake(
+    shared: &Arc<Shared>,
+    stream: TcpStream,
+    from: SocketAddr,
+    source: IpAddr,
+    commands: &mpsc::UnboundedSender<Command>,
+) {
+    let refuse = |who: &str, refusal, detail: &str| {
+        shared.admission().failed(source, Instant::now());
+        shared.refuse(who, refusal, detail);
+    };
+    let address = source.to_string();
+    if let Err(error) = set_timeouts(&stream) {
+        return refuse(&address, Refusal::HungUp, &error.to_string());
+    }
+    let acceptor = TlsAcceptor::from(Arc::clone(&shared.tls.server));
+    let stream = match timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => return refuse(&address, classify(&error), &error.to_string()),
+        Err(_) => return refuse(&address, Refusal::HandshakeTimeout, "it said nothing"),
+    };
+    let identity = identify(&names(&stream), &shared.config);
+    let frames = frames(TlsStream::Server(stream));
+    match identity {
+        Identity::Peer(peer) => {
+            shared.admission().succeeded(source);
+            tracing::debug!(%peer, %from, "Agent connects");
+            let _ = commands.send(Command::Inbound(peer, source, Box::new(frames)));
+        }
+        Identity::Own => {
+            let name = &shared.config.name;
+            refuse(name, Refusal::OwnName, &address);
+            connection::refuse(frames, format!("The name `{name}` is this agent's own")).await;
+        }
+        Identity::Stranger(name) => {
+            refuse(&name, Refusal::NotAdmitted, &address);
+            let own = &shared.config.name;
+            let reason = format!("Agent `{own}` does not admit `{name}`; add it to its peers");
+            connection::refuse(frames, reason).await;
+        }
+    }
+}
+
+fn names(stream: &server::TlsStream<TcpStream>) -> Vec<String> {
+    let (_, connection) = stream.get_ref();
+    connection
+        .peer_certificates()
+        .and_then(<[_]>::first)
+        .map(certificate_names)
+        .unwrap_or_default()
+}
+
+/// Why a handshake failed.
+fn classify(error: &io::Error) -> Refusal {
+    let inner = error
+        .get_ref()
+        .and_then(|error| error.downcast_ref::<RustlsError>());
+    match inner {
+        None => Refusal::HungUp,
+        Some(RustlsError::NoCertificatesPresented) => Refusal::NoCertificate,
+        Some(RustlsError::InvalidCertificate(
+            CertificateError::Expired
+            | CertificateError::ExpiredContext { .. }
+            | CertificateError::NotValidYet
+            | CertificateError::NotValidYetContext { .. },
+        )) => Refusal::Expired,
+        Some(RustlsError::InvalidCertificate(_)) => Refusal::BadCertificate,
+        Some(
+            RustlsError::PeerIncompatible(_)
+            | RustlsError::AlertReceived(AlertDescription::ProtocolVersion),
+        ) => Refusal::TlsVersion,
+        Some(RustlsError::AlertReceived(_)) => Refusal::RefusedByPeer,
+        Some(_) => Refusal::NotTls,
+    }
+}

@@ -1,0 +1,267 @@
+//! Who may connect, how often a stranger may try, and how often that is logged.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use super::PeersConfig;
+
+/// A refusal of the same peer for the same reason is logged once in so long.
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
+/// Failures in a row that an address may have before it has to wait.
+const FREE_FAILURES: u32 = 8;
+/// Longest wait.
+const MAX_WAIT: Duration = Duration::from_secs(60);
+/// After so long without failure an address is forgotten.
+const FORGET_AFTER: Duration = Duration::from_secs(600);
+/// Entries of either table, at most; a stranger cannot make them grow further.
+const MAX_ENTRIES: usize = 1024;
+
+/// Memory of who failed and what was logged.
+#[derive(Debug, Default)]
+pub(super) struct Admission {
+    sources: HashMap<IpAddr, Source>,
+    logged: HashMap<String, Instant>,
+}
+
+#[derive(Debug)]
+struct Source {
+    failures: u32,
+    wait_until: Instant,
+    last: Instant,
+}
+
+impl Admission {
+    /// Whether an address may try now.
+    pub(super) fn may_try(&self, source: IpAddr, now: Instant) -> bool {
+        self.sources
+            .get(&source)
+            .is_none_or(|source| source.wait_until <= now)
+    }
+
+    /// Remembers that an address failed to authenticate, or misbehaved.
+    pub(super) fn failed(&mut self, source: IpAddr, now: Instant) {
+        if self.sources.len() >= MAX_ENTRIES {
+            self.sources
+                .retain(|_, source| now.duration_since(source.last) < FORGET_AFTER);
+        }
+        if self.sources.len() >= MAX_ENTRIES && !self.sources.contains_key(&source) {
+            return;
+        }
+        let entry = self.sources.entry(source).or_insert(Source {
+            failures: 0,
+            wait_until: now,
+            last: now,
+        });
+        entry.failures = entry.failures.saturating_add(1);
+        entry.last = now;
+        if let Some(excess) = entry.failures.checked_sub(FREE_FAILURES) {
+            entry.wait_until = now + Duration::from_secs(1 << excess.min(6)).min(MAX_WAIT);
+        }
+    }
+
+    /// Forgets the failures of an address that has authenticated.
+    pub(super) fn succeeded(&mut self, source: IpAddr) {
+        self.sources.remove(&source);
+    }
+
+    /// Whether `what` should be logged now.
+    pub(super) fn log_now(&mut self, what: &str) -> bool {
+        let now = Instant::now();
+        if self.logged.len() >= MAX_ENTRIES {
+            self.logged
+                .retain(|_, at| now.duration_since(*at) < LOG_INTERVAL);
+        }
+        let full = self.logged.len() >= MAX_ENTRIES;
+        match self.logged.get_mut(what) {
+            Some(at) if now.duration_since(*at) < LOG_INTERVAL => false,
+            Some(at) => {
+                *at = now;
+                true
+            }
+            None if full => false,
+            None => {
+                self.logged.insert(what.to_owned(), now);
+                true
+            }
+        }
+    }
+}
+
+/// The name by which a peer with these certificate names is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Identity {
+    /// It is admitted under this name.
+    Peer(String),
+    /// It has this agent's own name.
+    Own,
+    /// It is not admitted; its first name.
+    Stranger(String),
+}
+
+/// Finds out who a certificate belongs to. A configured name goes before an admitted pattern.
+pub(super) fn identify(names: &[String], config: &PeersConfig) -> Identity {
+    if names.contains(&config.name) {
+        return Identity::Own;
+    }
+    let configured = |name: &&String| config.peers.contains_key(*name);
+    let admitted = |name: &&String| config.admit.iter().any(|pattern| matches(pattern, name));
+    match names
+        .iter()
+        .find(configured)
+        .or_else(|| names.iter().find(admitted))
+    {
+        Some(name) => Identity::Peer(name.clone()),
+        None => Identity::Stranger(names.first().cloned().unwrap_or_default()),
+    }
+}
+
+/// Whether a name matches a pattern with `*` and `?`, upper and lower case alike.
+fn matches(pattern: &str, name: &str) -> bool {
+    let (pattern, name) = (pattern.as_bytes(), name.as_bytes());
+    let (mut p, mut n) = (0, 0);
+    // Position after the last `*`, and where in the name its match ends so far.
+    let mut star = None;
+    while let Some(byte) = name.get(n) {
+        match pattern.get(p) {
+            Some(b'*') => {
+                p += 1;
+                star = Some((p, n));
+            }
+            Some(wanted) if *wanted == b'?' || wanted.eq_ignore_ascii_case(byte) => {
+                p += 1;
+                n += 1;
+            }
+            _ => match star {
+                Some((after, end)) => {
+                    p = after;
+                    n = end + 1;
+                    star = Some((after, n));
+                }
+                None => return false,
+            },
+        }
+    }
+    pattern
+        .get(p..)
+        .unwrap_or_default()
+        .iter()
+        .all(|&byte| byte == b'*')
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn config() -> PeersConfig {
+        PeersConfig {
+            name: "vms1".to_owned(),
+            peers: [("vms2".to_owned(), "[::1]:1".to_owned())].into(),
+            admit: vec!["edge-*.example".to_owned()],
+            ..PeersConfig::default()
+        }
+    }
+
+    fn names(names: &[&str]) -> Vec<String> {
+        names.iter().copied().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn configured_name_goes_before_admitted_one() {
+        assert_eq!(
+            identify(&names(&["edge-7.example", "vms2"]), &config()),
+            Identity::Peer("vms2".to_owned())
+        );
+        assert_eq!(
+            identify(&names(&["edge-7.example"]), &config()),
+            Identity::Peer("edge-7.example".to_owned())
+        );
+    }
+
+    #[test]
+    fn own_name_and_strangers_are_told_apart() {
+        assert_eq!(
+            identify(&names(&["vms2", "vms1"]), &config()),
+            Identity::Own
+        );
+        assert_eq!(
+            identify(&names(&["edge-7.example.org"]), &config()),
+            Identity::Stranger("edge-7.example.org".to_owned())
+        );
+        assert_eq!(identify(&[], &config()), Identity::Stranger(String::new()));
+    }
+
+    #[test]
+    fn patterns_match_whole_names() {
+        for (pattern, name, expected) in [
+            ("*", "anything", true),
+            ("vms?", "VMS2", true),
+            ("vms?", "vms", false),
+            ("a*b*c", "a-b-b-c", true),
+            ("a*b*c", "a-b-b-d", false),
+            ("", "", true),
+            ("", "a", false),
+        ] {
+            assert_eq!(matches(pattern, name), expected, "{pattern} {name}");
+        }
+    }
+
+    #[test]
+    fn source_that_fails_on_and_on_has_to_wait_longer_and_longer() {
+        let mut admission = Admission::default();
+        let source = IpAddr::from([192, 0, 2, 1]);
+        let now = Instant::now();
+        for _ in 1..FREE_FAILURES {
+            admission.failed(source, now);
+        }
+        assert!(admission.may_try(source, now));
+        admission.failed(source, now);
+        assert!(!admission.may_try(source, now));
+        assert!(admission.may_try(source, now + Duration::from_secs(1)));
+        for _ in 0..100 {
+            admission.failed(source, now);
+        }
+        assert!(!admission.may_try(source, now + MAX_WAIT - Duration::from_secs(1)));
+        assert!(admission.may_try(source, now + MAX_WAIT));
+        admission.succeeded(source);
+        assert!(admission.may_try(source, now));
+    }
+
+    #[test]
+    fn tables_do_not_grow_without_bound() {
+        let mut admission = Admission::default();
+        let now = Instant::now();
+        for i in 0..5000_u32 {
+            admission.failed(IpAddr::from(i.to_be_bytes()), now);
+            admission.log_now(&i.to_string());
+        }
+        assert!(admission.sources.len() <= MAX_ENTRIES);
+        assert!(admission.logged.len() <= MAX_ENTRIES);
+    }
+
+    #[test]
+    fn same_refusal_is_logged_once() {
+        let mut admission = Admission::default();
+        assert!(admission.log_now("a"));
+        assert!(!admission.log_now("a"));
+        assert!(admission.log_now("b"));
+    }
+
+    proptest! {
+        #[test]
+        fn pattern_matching_ends(pattern in "[*?a.]{0,12}", name in "[a.b]{0,16}") {
+            let regular = format!(
+                "{}$",
+                pattern.replace('.', "\\.").replace('*', ".*").replace('?', ".")
+            );
+            // A pattern made of stars alone matches everything.
+            if regular.replace(".*", "") == "$" && !pattern.is_empty() {
+                prop_assert!(matches(&pattern, &name));
+            } else {
+                let _ = matches(&pattern, &name);
+            }
+        }
+    }
+}

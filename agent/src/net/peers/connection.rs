@@ -1,0 +1,231 @@
+//! One connection that is up: a task that reads and writes its frames.
+
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use bytes::Bytes;
+use common::signal::{DecodeError, PeerMessage};
+use futures::stream::{SplitSink, SplitStream};
+use futures::{SinkExt, StreamExt};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tokio_rustls::TlsStream;
+use tokio_util::codec::LengthDelimitedCodecError;
+use tokio_util::sync::CancellationToken;
+
+use super::counters::Refusal;
+use super::manager::Command;
+use super::{HANDSHAKE_TIMEOUT, PeerEventSender, Shared};
+use crate::net::frames::{Frames, Verdict};
+use crate::proto::PeerEvent;
+
+type Stream = Frames<TlsStream<TcpStream>>;
+
+/// Frames waiting to be sent, at most.
+const MAX_QUEUED_FRAMES: usize = 256;
+/// Their bytes, at most: four of the longest.
+const MAX_QUEUED_BYTES: usize = 4 * common::signal::MAX_FRAME_BYTES;
+
+/// Handle of a connection's task. Dropping it closes the connection.
+#[derive(Debug)]
+pub(super) struct Connection {
+    /// Number that no other connection has.
+    pub(super) id: u64,
+    /// Whether this agent dialed it.
+    pub(super) dialed: bool,
+    /// When it came up.
+    pub(super) since: Instant,
+    queue: mpsc::Sender<Vec<u8>>,
+    queued_bytes: Arc<AtomicUsize>,
+    close: CancellationToken,
+}
+
+/// What the task needs to know.
+pub(super) struct Params {
+    /// Number that no other connection has.
+    pub(super) id: u64,
+    /// The peer.
+    pub(super) peer: String,
+    /// Where the peer dialed from; `None` where this agent dialed.
+    pub(super) source: Option<IpAddr>,
+}
+
+impl Connection {
+    /// Starts the task.
+    pub(super) fn start(
+        shared: Arc<Shared>,
+        params: Params,
+        stream: Stream,
+        commands: mpsc::UnboundedSender<Command>,
+        events: PeerEventSender,
+    ) -> Self {
+        let (queue, outgoing) = mpsc::channel(MAX_QUEUED_FRAMES);
+        let queued_bytes = Arc::new(AtomicUsize::new(0));
+        let close = shared.stop.child_token();
+        let connection = Self {
+            id: params.id,
+            dialed: params.source.is_none(),
+            since: Instant::now(),
+            queue,
+            queued_bytes: Arc::clone(&queued_bytes),
+            close: close.clone(),
+        };
+        tokio::spawn(async move {
+            let (id, peer) = (params.id, params.peer.clone());
+            tokio::select! {
+                () = close.cancelled() => {}
+                reason = serve(&shared, params, stream, outgoing, &queued_bytes, events) => {
+                    let _ = commands.send(Command::Closed { peer, id, reason });
+                }
+            }
+        });
+        connection
+    }
+
+    /// Queues a frame.
+    ///
+    /// # Errors
+    ///
+    /// The peer does not read what is sent to it.
+    pub(super) fn send(&self, bytes: Vec<u8>) -> Result<(), NotReading> {
+        let length = bytes.len();
+        let queued = self.queued_bytes.fetch_add(length, Ordering::Relaxed);
+        if queued.saturating_add(length) > MAX_QUEUED_BYTES {
+            return Err(NotReading);
+        }
+        match self.queue.try_send(bytes) {
+            Err(mpsc::error::TrySendError::Full(_)) => Err(NotReading),
+            // A closed queue: the task has ended and says so itself.
+            Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => Ok(()),
+        }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.close.cancel();
+    }
+}
+
+/// The queue of outgoing frames is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct NotReading;
+
+/// Sends a last frame that says why a connection is refused.
+pub(super) async fn refuse<S>(frames: Frames<S>, reason: String)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    say_last(frames, Verdict::Refused(reason)).await;
+}
+
+/// Sends a verdict and closes.
+pub(super) async fn say_last<S>(mut frames: Frames<S>, verdict: Verdict)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let _ = timeout(HANDSHAKE_TIMEOUT, async {
+        frames.send(verdict.encode()).await?;
+        SinkExt::<Bytes>::close(&mut frames).await
+    })
+    .await;
+}
+
+/// Reads and writes until either ends; returns why, as a sentence.
+async fn serve(
+    shared: &Shared,
+    params: Params,
+    mut stream: Stream,
+    outgoing: mpsc::Receiver<Vec<u8>>,
+    queued_bytes: &AtomicUsize,
+    events: PeerEventSender,
+) -> String {
+    let peer = &params.peer;
+    if params.source.is_some()
+        && let Err(error) = stream.send(Verdict::Accepted.encode()).await
+    {
+        return lost(peer, &error);
+    }
+    let (sink, stream) = stream.split();
+    tokio::select! {
+        reason = read(shared, &params, stream, &events) => reason,
+        error = write(sink, outgoing, queued_bytes) => lost(peer, &error),
+    }
+}
+
+async fn read(
+    shared: &Shared,
+    params: &Params,
+    mut stream: SplitStream<Stream>,
+    events: &PeerEventSender,
+) -> String {
+    let peer = &params.peer;
+    let misbehaved = |refusal, detail: &str| {
+        if let Some(source) = params.source {
+            shared.admission().failed(source, Instant::now());
+        }
+        shared.refuse(peer, refusal, detail);
+    };
+    let mut first = true;
+    loop {
+        let bytes = match stream.next().await {
+            Some(Ok(bytes)) => bytes,
+            Some(Err(error)) if is_oversized(&error) => {
+                misbehaved(Refusal::OversizedFrame, "");
+                return format!("Agent `{peer}` sent a frame that is too long; update both agents");
+            }
+            Some(Err(error)) => return lost(peer, &error),
+            None => return format!("Agent `{peer}` closed the connection"),
+        };
+        // What is not even a message at the start is another program. A message of another version
+        // or kind is for the protocol to answer.
+        if first
+            && let Err(DecodeError::Malformed | DecodeError::TooLong { .. }) =
+                PeerMessage::decode(&bytes)
+        {
+            misbehaved(Refusal::MalformedFrame, "");
+            return format!("Agent `{peer}` does not speak the signalling protocol; update it");
+        }
+        first = false;
+        let event = (peer.clone(), PeerEvent::Frame(bytes.to_vec()));
+        if events.send(event).await.is_err() {
+            return format!("The connection to agent `{peer}` is no longer needed");
+        }
+    }
+}
+
+async fn write(
+    mut sink: SplitSink<Stream, Bytes>,
+    mut outgoing: mpsc::Receiver<Vec<u8>>,
+    queued_bytes: &AtomicUsize,
+) -> io::Error {
+    while let Some(bytes) = outgoing.recv().await {
+        let length = bytes.len();
+        let sent = sink.send(Bytes::from(bytes)).await;
+        queued_bytes.fetch_sub(length, Ordering::Relaxed);
+        if let Err(error) = sent {
+            return error;
+        }
+    }
+    io::ErrorKind::BrokenPipe.into()
+}
+
+fn is_oversized(error: &io::Error) -> bool {
+    error
+        .get_ref()
+        .is_some_and(|error| error.is::<LengthDelimitedCodecError>())
+}
+
+fn lost(peer: &str, error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => {
+            format!("Agent `{peer}` broke the connection")
+        }
+        _ => format!("The connection to agent `{peer}` is lost: {error}"),
+    }
+}

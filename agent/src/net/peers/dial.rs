@@ -1,0 +1,171 @@
+//! Dialing a peer.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::signal::PORT;
+use futures::StreamExt;
+use rustls_pki_types::ServerName;
+use tokio::net::{TcpStream, lookup_host};
+use tokio::time::{sleep, timeout};
+use tokio_rustls::{TlsConnector, TlsStream};
+
+use super::{HANDSHAKE_TIMEOUT, Shared, set_timeouts};
+use crate::net::frames::{Frames, Verdict, frames};
+
+/// Pauses between attempts; one attempt more than there are pauses.
+const PAUSES: [Duration; 2] = [Duration::from_millis(200), Duration::from_millis(1000)];
+/// How long the peer's own connection is waited for when both have dialed.
+const CROSSED_WAIT: Duration = Duration::from_secs(2);
+/// Time for TCP to connect to one address.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// What became of one attempt.
+enum Failure {
+    /// Another attempt may go better.
+    Retry(String),
+    /// It will not.
+    Final(String),
+}
+
+/// Dials a peer until it accepts, a few times at most.
+///
+/// # Errors
+///
+/// One sentence for a person, naming the peer.
+pub(super) async fn dial(
+    shared: Arc<Shared>,
+    peer: String,
+) -> Result<Frames<TlsStream<TcpStream>>, String> {
+    let Some(address) = shared.config.peers.get(&peer) else {
+        return Err(format!(
+            "Agent `{peer}` is not among the peers in the configuration"
+        ));
+    };
+    let mut pauses = PAUSES.into_iter();
+    loop {
+        let reason = match attempt(&shared, &peer, address).await {
+            Ok(frames) => return Ok(frames),
+            Err(Failure::Final(reason)) => return Err(reason),
+            Err(Failure::Retry(reason)) => reason,
+        };
+        match pauses.next() {
+            Some(pause) => sleep(pause).await,
+            None => return Err(reason),
+        }
+    }
+}
+
+async fn attempt(
+    shared: &Shared,
+    peer: &str,
+    address: &str,
+) -> Result<Frames<TlsStream<TcpStream>>, Failure> {
+    let stream = connect(address).await.map_err(|error| {
+        Failure::Retry(format!(
+            "Agent `{peer}` at {address} cannot be reached: {error}"
+        ))
+    })?;
+    let name = ServerName::try_from(peer.to_owned())
+        .map_err(|_| Failure::Final(format!("The peer name `{peer}` is not a DNS name")))?;
+    let late = |_| {
+        Failure::Retry(format!(
+            "Agent `{peer}` at {address} did not answer within {} s",
+            HANDSHAKE_TIMEOUT.as_secs()
+        ))
+    };
+    let failed = |error: io::Error| {
+        let final_ = matches!(
+            error.kind(),
+            io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput
+        );
+        let reason = format!("Agent `{peer}` at {address} cannot be talked to: {error}");
+        if final_ {
+            Failure::Final(reason)
+        } else {
+            Failure::Retry(reason)
+        }
+    };
+    let connector = TlsConnector::from(Arc::clone(&shared.tls.client));
+    let stream = timeout(HANDSHAKE_TIMEOUT, connector.connect(name, stream))
+        .await
+        .map_err(late)?
+        .map_err(failed)?;
+    let mut frames = frames(TlsStream::Client(stream));
+    let verdict = timeout(HANDSHAKE_TIMEOUT, frames.next())
+        .await
+        .map_err(late)?
+        .transpose()
+        .map_err(failed)?
+        .and_then(|bytes| Verdict::decode(&bytes));
+    match verdict {
+        Some(Verdict::Accepted) => Ok(frames),
+        Some(Verdict::Refused(reason)) => Err(Failure::Final(format!(
+            "Agent `{peer}` refused the connection: {reason}"
+        ))),
+        Some(Verdict::Crossed) => {
+            sleep(CROSSED_WAIT).await;
+            Err(Failure::Retry(format!(
+                "Agent `{peer}` wanted to connect itself, but did not"
+            )))
+        }
+        None => Err(Failure::Retry(format!(
+            "Agent `{peer}` at {address} hung up"
+        ))),
+    }
+}
+
+async fn connect(address: &str) -> io::Result<TcpStream> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in resolve(address).await? {
+        match timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => {
+                set_timeouts(&stream)?;
+                return Ok(stream);
+            }
+            Ok(Err(error)) => last = error,
+            Err(_) => last = io::ErrorKind::TimedOut.into(),
+        }
+    }
+    Err(last)
+}
+
+async fn resolve(address: &str) -> io::Result<Vec<SocketAddr>> {
+    // `2001:db8::2` alone is an address, not a host and a port.
+    if let Ok(address) = address.trim_matches(['[', ']']).parse() {
+        return Ok(vec![SocketAddr::new(address, PORT)]);
+    }
+    let has_port = address
+        .rsplit_once(':')
+        .is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+    let address = if has_port {
+        address.to_owned()
+    } else {
+        format!("{address}:{PORT}")
+    };
+    let resolved = timeout(CONNECT_TIMEOUT, lookup_host(address))
+        .await
+        .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the name was not resolved in time"));
+    Ok(resolved??.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn addresses_are_read_with_and_without_port() {
+        for (text, expected) in [
+            ("[2001:db8::2]:1234", "[2001:db8::2]:1234"),
+            ("[2001:db8::2]", "[2001:db8::2]:47411"),
+            ("2001:db8::2", "[2001:db8::2]:47411"),
+            ("192.0.2.1", "192.0.2.1:47411"),
+            ("192.0.2.1:5", "192.0.2.1:5"),
+        ] {
+            let expected: SocketAddr = expected.parse().unwrap();
+            assert_eq!(resolve(text).await.unwrap(), [expected], "{text}");
+        }
+    }
+}
