@@ -368,6 +368,15 @@ pub enum Output {
         /// The last report the protocol knows.
         last_report_ns: u64,
     },
+    /// Read entries again; answered by one [`DatapathEvent::Listener`] or
+    /// [`DatapathEvent::Source`] for each, with [`Change::Removed`] (and any value) for one that
+    /// is no longer there.
+    ReadListeners {
+        /// Keys of `LISTENERS`.
+        listeners: Vec<ListenerKey>,
+        /// Keys of `LISTENER_SOURCES`.
+        sources: Vec<SourceKey>,
+    },
     /// Read the flows of addresses; answered by [`DatapathEvent::Streams`].
     ReadStreams {
         /// To be repeated in the answer.

@@ -7,7 +7,368 @@
 //!
 //! Time is [`Timestamp`], nanoseconds of the clock that the kernel programs stamp with, so a
 //! packet's time and a timer's compare.
+//!
+//! | module | holds |
+//! |---|---|
+//! | `vm` | datagrams of the VMs: who asks, how often, and what was answered |
+//! | `source` | migrations that leave |
+//! | `destination` | migrations that arrive: joins, probes, holding and releasing |
+//! | `link` | connections to other agents |
+//! | `listener` | mirror of the kernel's listeners, and their ageing |
+//! | `inventory` | ports and domains |
+//! | `filter` | source filters and their merger |
+//! | `policy`, `refusal` | who may move, and the sentences for those who may not |
+//! | `record` | what is remembered of each migration |
+//! | `timer` | deadlines |
 
+mod config;
+mod destination;
+mod filter;
+mod inventory;
 mod io;
+mod link;
+mod listener;
+pub mod policy;
+mod record;
+mod refusal;
+mod source;
+#[cfg(test)]
+mod tests;
+mod timer;
+mod vm;
+mod watch;
 
+use std::collections::{BTreeMap, VecDeque};
+use std::net::{Ipv6Addr, SocketAddrV6};
+use std::time::Duration;
+
+use common::maps::{ManagedKey, Querier, QuerierKey};
+
+pub use config::{AgentConfig, Limits, Timing};
+pub use destination::ReceptionView;
 pub use io::*;
+pub use listener::ListenerView;
+pub use policy::Policy;
+pub use record::{Direction, MigrationRecord, Outcome, RECORDS};
+
+use destination::{Arrivals, Entry, Incoming};
+use inventory::Inventory;
+use link::{Closing, Links};
+use listener::Mirror;
+use record::Records;
+use source::Outgoing;
+use timer::{Timer, TimerTable};
+use vm::VmSide;
+use watch::Warnings;
+
+/// Datagrams and frames that were not acted upon, by reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Datagrams that came in by no port: not from a VM of this host.
+    pub unmarked_datagrams: u64,
+    /// Datagrams of a port that the bridge does not have (any more).
+    pub unknown_port_datagrams: u64,
+    /// Datagrams of a port behind which there is no domain.
+    pub unhoused_datagrams: u64,
+    /// Datagrams whose sender is not a link-local address.
+    pub off_link_datagrams: u64,
+    /// Datagrams over a port's allowance.
+    pub refused_datagrams: u64,
+    /// Datagrams that are no message, or none that a VM sends.
+    pub malformed_datagrams: u64,
+    /// Frames of peers that are no message.
+    pub malformed_frames: u64,
+}
+
+/// The protocol of one agent.
+#[derive(Debug)]
+pub struct Agent {
+    config: AgentConfig,
+    /// Time of the input being handled.
+    now: Timestamp,
+    /// Time of the first input.
+    started: Option<Timestamp>,
+    outputs: VecDeque<Output>,
+    timers: TimerTable,
+    numbers: Numbers,
+    inventory: Inventory,
+    mirror: Mirror,
+    links: Links,
+    closings: BTreeMap<u64, Closing>,
+    outgoing: BTreeMap<u64, Outgoing>,
+    incoming: BTreeMap<u64, Incoming>,
+    arrivals: Arrivals,
+    entries: BTreeMap<ManagedKey, Entry>,
+    vm: VmSide,
+    warnings: Warnings,
+    records: Records,
+    counters: Counters,
+}
+
+impl Agent {
+    /// Creates an agent that knows nothing yet. `seed` makes its transaction numbers; two agents,
+    /// and one agent before and after a restart, must have different ones.
+    pub fn new(config: AgentConfig, seed: u64) -> Self {
+        Self {
+            config,
+            now: Timestamp::default(),
+            started: None,
+            outputs: VecDeque::new(),
+            timers: TimerTable::default(),
+            numbers: Numbers(seed),
+            inventory: Inventory::default(),
+            mirror: Mirror::default(),
+            links: Links::default(),
+            closings: BTreeMap::new(),
+            outgoing: BTreeMap::new(),
+            incoming: BTreeMap::new(),
+            arrivals: Arrivals::default(),
+            entries: BTreeMap::new(),
+            vm: VmSide::default(),
+            warnings: Warnings::default(),
+            records: Records::default(),
+            counters: Counters::default(),
+        }
+    }
+
+    /// Takes in a datagram that came in by `port` (its `SO_RCVMARK`), if by any.
+    pub fn handle_datagram(
+        &mut self,
+        now: Timestamp,
+        port: Option<u32>,
+        from: SocketAddrV6,
+        bytes: &[u8],
+    ) {
+        self.begin(now);
+        self.on_datagram(port, from, bytes);
+        self.end();
+    }
+
+    /// Takes in what happened on the connection to a peer.
+    pub fn handle_peer(&mut self, now: Timestamp, peer: &str, event: PeerEvent) {
+        self.begin(now);
+        self.on_peer(peer, event);
+        self.end();
+    }
+
+    /// Takes in a change of the bridge's ports.
+    pub fn handle_port(&mut self, now: Timestamp, event: PortEvent) {
+        self.begin(now);
+        match event {
+            PortEvent::Added(port) => {
+                self.inventory.ports.insert(port.ifindex, port);
+                self.ports_changed();
+            }
+            PortEvent::Removed { ifindex } => {
+                self.inventory.ports.remove(&ifindex);
+                self.vm.forget_port(ifindex);
+                self.warnings.forget_port(ifindex);
+                self.forget_listeners(ifindex);
+                self.ports_changed();
+            }
+        }
+        self.end();
+    }
+
+    /// Takes in what the kernel programs and the bridge report.
+    pub fn handle_datapath(&mut self, now: Timestamp, event: DatapathEvent) {
+        self.begin(now);
+        self.on_datapath(event);
+        self.end();
+    }
+
+    /// Takes in what the hypervisor reports.
+    pub fn handle_hypervisor(&mut self, now: Timestamp, event: HypervisorEvent) {
+        self.begin(now);
+        self.on_hypervisor(event);
+        self.end();
+    }
+
+    /// Takes in an operator's command; `id` is repeated in every [`Output::Reply`] to it.
+    pub fn handle_command(&mut self, now: Timestamp, id: u64, command: Command) {
+        self.begin(now);
+        match command {
+            Command::Migrate {
+                domain,
+                destination,
+            } => self.command_migrate(id, &domain, &destination),
+            Command::Abort { domain } => self.command_abort(id, &domain),
+        }
+        self.end();
+    }
+
+    /// Does what is due at `now`. Calls before [`Self::poll_timeout`] do nothing.
+    pub fn handle_timeout(&mut self, now: Timestamp) {
+        self.begin(now);
+        while let Some(timer) = self.timers.expire(self.now) {
+            self.on_timer(timer);
+        }
+        self.end();
+    }
+
+    /// Returns the next thing to do; `None` when nothing is left.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// Returns when to call [`Self::handle_timeout`], if ever.
+    pub fn poll_timeout(&self) -> Option<Timestamp> {
+        self.timers.next()
+    }
+
+    /// Changes the address by which arriving VMs reach this agent, and its prefix (bits).
+    pub fn set_address(&mut self, address: Ipv6Addr, prefix_length: u8) {
+        self.config.address = address;
+        self.config.prefix_length = prefix_length;
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &AgentConfig {
+        &self.config
+    }
+
+    /// All listeners of all ports.
+    pub fn listeners(&self) -> impl Iterator<Item = ListenerView<'_>> {
+        self.mirror.iter()
+    }
+
+    /// The listeners of one port.
+    pub fn listeners_of_port(&self, ifindex: u32) -> impl Iterator<Item = ListenerView<'_>> {
+        self.mirror.of_port(ifindex)
+    }
+
+    /// The addresses joined by proxy.
+    pub fn receptions(&self) -> impl Iterator<Item = ReceptionView<'_>> {
+        self.reception_views()
+    }
+
+    /// The last migrations, oldest first, running ones included.
+    pub fn migrations(&self) -> impl Iterator<Item = &MigrationRecord> {
+        self.records.iter()
+    }
+
+    /// The domains of this host.
+    pub fn domains(&self) -> impl Iterator<Item = &Domain> {
+        self.inventory.domains.values()
+    }
+
+    /// The domain behind a port.
+    pub fn domain_of_port(&self, ifindex: u32) -> Option<&Domain> {
+        self.inventory.domain_of_port(ifindex)
+    }
+
+    /// The ports of the bridge.
+    pub fn ports(&self) -> impl Iterator<Item = &Port> {
+        self.inventory.ports.values()
+    }
+
+    /// The queriers heard by the uplinks.
+    pub fn queriers(&self) -> impl Iterator<Item = (&QuerierKey, &Querier)> {
+        self.mirror.queriers()
+    }
+
+    /// The peers whose connection is up.
+    pub fn connected_peers(&self) -> impl Iterator<Item = &str> {
+        self.links
+            .iter()
+            .filter(|(_, link)| link.up)
+            .map(|(name, _)| name.as_str())
+    }
+
+    /// Whether the hypervisor is connected.
+    pub fn is_hypervisor_connected(&self) -> bool {
+        self.inventory.hypervisor_connected
+    }
+
+    /// What was not acted upon.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    fn begin(&mut self, now: Timestamp) {
+        self.now = self.now.max(now);
+        if self.started.is_none() {
+            self.started = Some(self.now);
+            self.timers
+                .set(Timer::Usage, self.now + self.config.timing.usage_interval);
+        }
+    }
+
+    fn end(&mut self) {
+        match self.mirror.next_due() {
+            Some(due) => self.timers.set(Timer::Ageing, due),
+            None => self.timers.stop(Timer::Ageing),
+        }
+    }
+
+    /// Time since the first input.
+    fn uptime(&self) -> Duration {
+        self.now.since(self.started.unwrap_or(self.now))
+    }
+
+    fn on_hypervisor(&mut self, event: HypervisorEvent) {
+        match event {
+            HypervisorEvent::Connected => self.inventory.hypervisor_connected = true,
+            HypervisorEvent::Disconnected { reason } => {
+                self.inventory.hypervisor_connected = false;
+                tracing::warn!(%reason, "Hypervisor is not connected");
+            }
+            HypervisorEvent::Domain(domain) => {
+                let (uuid, running) = (domain.uuid, domain.running);
+                self.inventory.domains.insert(uuid, domain);
+                self.ports_changed();
+                self.incoming_domain(uuid, running);
+            }
+            HypervisorEvent::Gone(uuid) => {
+                self.inventory.domains.remove(&uuid);
+                self.vm.forget_domain(&uuid);
+                self.outgoing_domain_gone(uuid);
+                self.incoming_domain_gone(uuid);
+            }
+            HypervisorEvent::Suspended { uuid, at } => self.outgoing_suspended(uuid, at),
+            HypervisorEvent::Resumed { uuid, migrated, at } => {
+                if let Some(domain) = self.inventory.domains.get_mut(&uuid) {
+                    domain.running = true;
+                }
+                if migrated {
+                    self.arrived(uuid, at);
+                } else {
+                    self.outgoing_resumed(uuid);
+                }
+            }
+            HypervisorEvent::Progress { uuid, stats } => self.outgoing_progress(uuid, stats),
+            HypervisorEvent::MigrationEnded { uuid, result } => self.outgoing_ended(uuid, result),
+        }
+    }
+
+    fn on_timer(&mut self, timer: Timer) {
+        match timer {
+            Timer::Streams(number) => self.gathered(number, &[]),
+            Timer::Response(number) => self.response_timed_out(number),
+            Timer::Ready(number) => self.ready_timed_out(number),
+            Timer::Reconnect(number) => self.reconnect_now(number),
+            Timer::Closing(number) => self.give_up_closing(number),
+            Timer::Probe(key) => self.probe_timed_out(key),
+            Timer::Unused(number) => self.arrival_unused(number),
+            Timer::Hold(number) => self.hold_timed_out(number),
+            Timer::Poll(number) => self.poll_answers(number),
+            Timer::MdbRenewal(number) => self.renew_mdb(number),
+            Timer::Ageing => self.age_listeners(),
+            Timer::Usage => self.read_usage(),
+        }
+    }
+}
+
+/// Source of transaction numbers and tokens (splitmix64).
+#[derive(Debug)]
+struct Numbers(u64);
+
+impl Numbers {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+}

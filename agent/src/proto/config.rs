@@ -1,0 +1,93 @@
+//! What the protocol is told once, at its start.
+
+use std::net::Ipv6Addr;
+use std::time::Duration;
+
+use super::policy::Policy;
+
+/// Configuration of an [`super::Agent`].
+#[derive(Clone, Debug)]
+pub struct AgentConfig {
+    /// Name of this agent, as its peers' certificates and configurations know it.
+    pub name: String,
+    /// Names of the agents that a domain can be sent to.
+    pub peers: Vec<String>,
+    /// Address of this agent that an arriving VM reaches it by.
+    pub address: Ipv6Addr,
+    /// Length of the prefix of that address, bits, 0 to 128.
+    pub prefix_length: u8,
+    /// libvirt URI by which a source's libvirtd reaches this host.
+    pub connect_uri: String,
+    /// URI that a source's QEMU sends memory to; empty to let libvirt choose.
+    pub migrate_uri: String,
+    /// Who may move.
+    pub policy: Policy,
+    /// Bounds.
+    pub limits: Limits,
+    /// How long to wait for what.
+    pub timing: Timing,
+}
+
+/// Bounds of what VMs and peers can make the agent keep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Outgoing migrations at once.
+    pub outgoing: usize,
+    /// Incoming migrations at once, over all peers.
+    pub incoming: usize,
+    /// Incoming migrations at once from one peer.
+    pub incoming_per_peer: usize,
+    /// Listeners taken over for one arriving domain; more are refused one by one.
+    pub listeners_per_domain: usize,
+    /// Sources taken over for one listener; a listener with more is refused.
+    pub sources_per_listener: usize,
+    /// Addresses joined by proxy at once, over all domains.
+    pub joins: usize,
+    /// Datagrams that one port may send each second; also the burst.
+    pub datagrams_per_second: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            outgoing: 16,
+            incoming: 16,
+            incoming_per_peer: 8,
+            listeners_per_domain: 2048,
+            sources_per_listener: 64,
+            joins: 8192,
+            datagrams_per_second: 50,
+        }
+    }
+}
+
+/// How long to wait for what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// How long a multicast tree may take to grow before a probe is decided.
+    pub tree_budget: Duration,
+    /// How long the source waits for `AgentResponse`, the connection included.
+    pub response_timeout: Duration,
+    /// How long the source waits for the VM's `MigrationReady`.
+    pub ready_timeout: Duration,
+    /// How long the destination keeps joins for a VM of which nothing more is heard.
+    pub unused_join_expiry: Duration,
+    /// How long it keeps them after the source's agent is gone while the VM has not begun to come,
+    /// and after an abort while it has.
+    pub lost_peer_grace: Duration,
+    /// How often the usage of the ports is read.
+    pub usage_interval: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            tree_budget: Duration::from_secs(1),
+            response_timeout: Duration::from_secs(6),
+            ready_timeout: Duration::from_secs(30),
+            unused_join_expiry: Duration::from_secs(600),
+            lost_peer_grace: Duration::from_secs(30),
+            usage_interval: Duration::from_secs(10),
+        }
+    }
+}

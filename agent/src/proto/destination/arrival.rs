@@ -1,0 +1,376 @@
+//! The arriving VM itself: its TAPs, its arrival, and its own Reports, which end the joins.
+//!
+//! A Report that the VM sends by itself (its NIC announces itself after the switch) does not show
+//! that the querier has it: only one that answers a General Query sent after the arrival does.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddrV6;
+use std::time::Duration;
+
+use common::maps::{ListenerKey, ManagedKey};
+use common::signal::{MigrationProgress, Phase};
+use tracing::{debug, info};
+
+use super::{Agent, Filter, Incoming, millis};
+use crate::proto::listener::{listener_key, managed};
+use crate::proto::record::Outcome;
+use crate::proto::refusal::Refusal;
+use crate::proto::timer::Timer;
+use crate::proto::{DomainUuid, Mac, Output, Timestamp};
+
+/// How often an arrived VM's entries are read while it should answer a Query.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// How long after the Query Response Interval they are still read.
+const POLL_MARGIN: Duration = Duration::from_secs(2);
+/// How often temporary MDB entries, which last a membership interval of the bridge, are renewed.
+const MDB_RENEWAL: Duration = Duration::from_secs(60);
+/// Arrivals remembered for VMs that still ask for progress.
+const REMEMBERED: usize = 100;
+
+/// VMs that have arrived, for the answers to their questions.
+#[derive(Debug, Default)]
+pub(in crate::proto) struct Arrivals {
+    last: VecDeque<(DomainUuid, u64, MigrationProgress)>,
+}
+
+impl Arrivals {
+    fn remember(&mut self, uuid: DomainUuid, transaction: u64, progress: MigrationProgress) {
+        self.last
+            .retain(|(known, of, _)| *known != uuid || *of != transaction);
+        self.last.push_back((uuid, transaction, progress));
+        if self.last.len() > REMEMBERED {
+            self.last.pop_front();
+        }
+    }
+
+    fn find(&self, uuid: &DomainUuid, transaction: u64) -> Option<&MigrationProgress> {
+        self.last
+            .iter()
+            .find(|(known, of, _)| known == uuid && *of == transaction)
+            .map(|(_, _, progress)| progress)
+    }
+}
+
+impl Agent {
+    /// Gives the TAPs of arriving VMs their MDB entries, as soon as they are there.
+    pub(in crate::proto) fn ports_changed(&mut self) {
+        let ports = &self.inventory.ports;
+        for incoming in self.incoming.values_mut() {
+            incoming
+                .mdb
+                .retain(|(ifindex, _)| ports.contains_key(ifindex));
+        }
+        let numbers: Vec<u64> = self.incoming.keys().copied().collect();
+        for number in numbers {
+            let Some(incoming) = self.incoming.get(&number) else {
+                continue;
+            };
+            let entries = self.mdb_entries(incoming);
+            let new: Vec<_> = entries
+                .into_iter()
+                .filter(|(place, _)| !incoming.mdb.contains(place))
+                .collect();
+            if !new.is_empty() {
+                self.add_mdb(number, new);
+                let renewal = self.now + MDB_RENEWAL;
+                self.timers.set(Timer::MdbRenewal(number), renewal);
+            }
+        }
+    }
+
+    pub(in crate::proto) fn renew_mdb(&mut self, number: u64) {
+        let Some(incoming) = self.incoming.get(&number) else {
+            return;
+        };
+        let entries = self.mdb_entries(incoming);
+        if !entries.is_empty() {
+            self.add_mdb(number, entries);
+            let renewal = self.now + MDB_RENEWAL;
+            self.timers.set(Timer::MdbRenewal(number), renewal);
+        }
+    }
+
+    fn mdb_entries(&self, incoming: &Incoming) -> Vec<((u32, ManagedKey), Filter)> {
+        let ports = self
+            .inventory
+            .ports_of_arrival(&incoming.uuid, &incoming.macs);
+        let of_nic = |mac: Mac| {
+            incoming
+                .needs
+                .iter()
+                .filter(move |((_, needing), _)| *needing == mac)
+        };
+        ports
+            .into_iter()
+            .flat_map(|(ifindex, mac)| {
+                of_nic(mac).map(move |((key, _), filter)| ((ifindex, *key), filter.clone()))
+            })
+            .collect()
+    }
+
+    fn add_mdb(&mut self, number: u64, entries: Vec<((u32, ManagedKey), Filter)>) {
+        let Some(incoming) = self.incoming.get_mut(&number) else {
+            return;
+        };
+        for ((ifindex, key), filter) in entries {
+            incoming.mdb.insert((ifindex, key));
+            let membership = filter.membership(key);
+            self.outputs.push_back(Output::MdbAdd {
+                ifindex,
+                membership,
+            });
+        }
+    }
+
+    pub(in crate::proto) fn incoming_domain(&mut self, uuid: DomainUuid, running: bool) {
+        if running {
+            self.arrived(uuid, self.now);
+        }
+    }
+
+    /// The VM runs here.
+    pub(in crate::proto) fn arrived(&mut self, uuid: DomainUuid, at: Timestamp) {
+        let Some(number) = self.incoming_of(uuid) else {
+            return;
+        };
+        let interval = self.longest_interval(number);
+        let Some(incoming) = self.incoming.get_mut(&number) else {
+            return;
+        };
+        if incoming.arrived.is_some() {
+            return;
+        }
+        info!(domain = %incoming.domain, number, "Domain has arrived");
+        incoming.arrived = Some(at);
+        self.timers.stop(Timer::Unused(number));
+        self.timers.set(Timer::Hold(number), self.now + interval);
+        self.records.end(number, at, Outcome::Completed);
+        self.note_arrival(number);
+        self.ports_changed();
+        self.finish_if_released(number);
+    }
+
+    /// Remembers what a VM that asks is to be answered.
+    pub(super) fn note_arrival(&mut self, number: u64) {
+        let Some(incoming) = self.incoming.get(&number) else {
+            return;
+        };
+        let (Some(transaction), Some(at)) = (incoming.vm_transaction, incoming.arrived) else {
+            return;
+        };
+        let told = incoming.progress.as_ref();
+        let progress = MigrationProgress {
+            phase: Phase::Completed,
+            processed_bytes: told.map_or(0, |told| told.processed_bytes),
+            total_bytes: told.map_or(0, |told| told.total_bytes),
+            elapsed_ms: told
+                .filter(|told| told.phase == Phase::Completed)
+                .map_or(millis(at.since(incoming.started)), |told| told.elapsed_ms),
+            vm_pause_ms: told.and_then(|told| told.vm_pause_ms),
+        };
+        self.arrivals.remember(incoming.uuid, transaction, progress);
+    }
+
+    /// Answers `MigrationReady` of a VM that has moved to here. That its datagram came in by its
+    /// TAP shows that it runs. `false` if this is no such VM.
+    pub(in crate::proto) fn answer_arrival(
+        &mut self,
+        ifindex: u32,
+        transaction: u64,
+        to: SocketAddrV6,
+    ) -> bool {
+        let arriving = self.incoming.values().find(|incoming| {
+            incoming.vm_transaction == Some(transaction)
+                && self
+                    .inventory
+                    .ports_of_arrival(&incoming.uuid, &incoming.macs)
+                    .iter()
+                    .any(|(port, _)| *port == ifindex)
+        });
+        let uuid = match arriving {
+            Some(incoming) => {
+                let uuid = incoming.uuid;
+                self.arrived(uuid, self.now);
+                uuid
+            }
+            None => match self.inventory.domain_of_port(ifindex) {
+                Some(domain) => domain.uuid,
+                None => return false,
+            },
+        };
+        let Some(progress) = self.arrivals.find(&uuid, transaction).cloned() else {
+            return false;
+        };
+        self.tell(to, transaction, &progress.into());
+        true
+    }
+
+    /// A domain left this host: a migration that failed, or a VM that was held for.
+    pub(in crate::proto) fn incoming_domain_gone(&mut self, uuid: DomainUuid) {
+        while let Some(number) = self.incoming_of(uuid) {
+            let Some(incoming) = self.incoming.get(&number) else {
+                return;
+            };
+            if incoming.arrived.is_some() {
+                debug!(domain = %incoming.domain, "Domain is gone while it was held for");
+                self.undo(number, "");
+                continue;
+            }
+            let refusal = Refusal::GoneBeforeArrival {
+                domain: incoming.domain.clone(),
+                agent: self.config.name.clone(),
+            };
+            self.undo_and_tell(number, &refusal);
+        }
+    }
+
+    pub(in crate::proto) fn query_came(&mut self, vlan: u16, at: Timestamp) {
+        let until = self.now + self.mirror.query_response_interval(vlan) + POLL_MARGIN;
+        for (number, incoming) in &mut self.incoming {
+            if incoming.arrived.is_some_and(|arrived| at > arrived) {
+                incoming.queried.entry(vlan).or_insert(at);
+                incoming.poll_until = until;
+                self.timers
+                    .set_earlier(Timer::Poll(*number), self.now + POLL_INTERVAL);
+            }
+        }
+    }
+
+    /// Reads what an arrived VM should have answered for; the event may have been lost, or not
+    /// raised because nothing has changed.
+    pub(in crate::proto) fn poll_answers(&mut self, number: u64) {
+        let Some(incoming) = self.incoming.get(&number) else {
+            return;
+        };
+        let ports = self
+            .inventory
+            .ports_of_arrival(&incoming.uuid, &incoming.macs);
+        let listeners: Vec<ListenerKey> = incoming
+            .needs
+            .keys()
+            .filter_map(|(key, mac)| {
+                let (ifindex, _) = ports.iter().find(|(_, of)| of == mac)?;
+                Some(listener_key(*ifindex, key))
+            })
+            .collect();
+        if self.now < incoming.poll_until {
+            self.timers
+                .set(Timer::Poll(number), self.now + POLL_INTERVAL);
+        }
+        if !listeners.is_empty() {
+            self.outputs.push_back(Output::ReadListeners {
+                listeners,
+                sources: Vec::new(),
+            });
+        }
+    }
+
+    /// A listener's state came in: if it answers a Query after the arrival, the join is over.
+    pub(in crate::proto) fn arrived_vm_reported(&mut self, listener: &ListenerKey) {
+        let Some(value) = self.mirror.get(listener) else {
+            return;
+        };
+        let answered = Timestamp(value.last_answer_ns);
+        let key = managed(listener);
+        self.release_where(listener.ifindex, key, |incoming| {
+            incoming
+                .queried
+                .get(&key.vlan)
+                .is_some_and(|queried| answered > *queried)
+        });
+    }
+
+    /// A listener left: its VM does not want the address any more.
+    pub(in crate::proto) fn arrived_vm_left(&mut self, listener: &ListenerKey) {
+        self.release_where(listener.ifindex, managed(listener), |_| true);
+    }
+
+    fn release_where(
+        &mut self,
+        ifindex: u32,
+        key: ManagedKey,
+        condition: impl Fn(&Incoming) -> bool,
+    ) {
+        let Some(entry) = self.entries.get(&key) else {
+            return;
+        };
+        let over: Vec<(u64, Mac)> = entry
+            .needs
+            .keys()
+            .filter(|(number, mac)| {
+                self.incoming.get(number).is_some_and(|incoming| {
+                    incoming.arrived.is_some()
+                        && condition(incoming)
+                        && self
+                            .inventory
+                            .ports_of_arrival(&incoming.uuid, &incoming.macs)
+                            .contains(&(ifindex, *mac))
+                })
+            })
+            .copied()
+            .collect();
+        for (number, mac) in over {
+            if let Some(incoming) = self.incoming.get_mut(&number) {
+                incoming.needs.remove(&(key, mac));
+                // The VM's own Report renews the bridge's entry from now on.
+                incoming.mdb.remove(&(ifindex, key));
+            }
+            self.release(number, key, mac);
+            self.finish_if_released(number);
+        }
+    }
+
+    /// The VM came, but never answered for what is left: nothing more is to be expected.
+    pub(in crate::proto) fn hold_timed_out(&mut self, number: u64) {
+        if let Some(incoming) = self.incoming.get(&number) {
+            info!(
+                domain = %incoming.domain,
+                left = incoming.needs.len(),
+                "Domain never answered for some addresses; their joins end"
+            );
+        }
+        let Some(incoming) = self.drop_incoming(number) else {
+            return;
+        };
+        for (ifindex, key) in &incoming.mdb {
+            let listens = self.mirror.get(&listener_key(*ifindex, key)).is_some();
+            if !listens && self.inventory.ports.contains_key(ifindex) {
+                let (ifindex, key) = (*ifindex, *key);
+                self.outputs.push_back(Output::MdbDelete { ifindex, key });
+            }
+        }
+        for (key, mac) in incoming.needs.into_keys() {
+            self.release(number, key, mac);
+        }
+    }
+
+    fn finish_if_released(&mut self, number: u64) {
+        let done = |incoming: &Incoming| {
+            incoming.needs.is_empty() && incoming.arrived.is_some() && incoming.response.is_some()
+        };
+        if self.incoming.get(&number).is_some_and(done)
+            && let Some(incoming) = self.incoming.get(&number)
+        {
+            // Kept until the hold ends: the source may still tell how long the VM was paused.
+            debug!(domain = %incoming.domain, "Nothing is held for the domain any more");
+            self.timers.stop(Timer::Poll(number));
+            self.timers.stop(Timer::MdbRenewal(number));
+        }
+    }
+
+    /// The longest listening interval of the VLANs that an arrival needs.
+    fn longest_interval(&self, number: u64) -> Duration {
+        let vlans: BTreeMap<u16, ()> = self
+            .incoming
+            .get(&number)
+            .into_iter()
+            .flat_map(|incoming| incoming.needs.keys())
+            .map(|(key, _)| (key.vlan, ()))
+            .collect();
+        vlans
+            .keys()
+            .map(|vlan| self.mirror.listening_interval(*vlan))
+            .max()
+            .unwrap_or(self.mirror.listening_interval(0))
+    }
+}

@@ -1,0 +1,485 @@
+//! Migrations that arrive at this host.
+//!
+//! Each address that an arriving VM needs has one [`Entry`], shared by all VMs that need it:
+//!
+//! ```text
+//!            AgentRequest                          first packet
+//!   (none) ---------------> Joining -> Probing ----------------------------> Native
+//!                                        |  | silent at the source too        ^ ^ ^
+//!                                        |  +-------------------------> Idle -+ | |
+//!                                        | deadline                             | |
+//!                                        +----------------------> Unreachable --+ |
+//!                                        | refused by the kernel                  |
+//!                                        +----------------------> Refused --------+
+//!
+//!   any --- the VM runs here ---> Held --- its Report answers a Query, or it left,
+//!                                          or a listening interval has passed ---> Released
+//!   any --- abort, VM gone, or nothing heard any more ---------------------------> Released
+//! ```
+//!
+//! Joining and probing begin at once for all addresses, so a request takes as long as its slowest
+//! probe. A join ends when the last VM that needs it releases it.
+
+mod arrival;
+mod probe;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use common::maps::{FilterMode, ManagedKey};
+use common::signal::{
+    AgentRequest, AgentResponse, Flow, MAX_TEXT_BYTES, MigrationAbort, MigrationProgress,
+    PeerMessage, Phase, Reception, ReceptionMode,
+};
+use tracing::{info, warn};
+
+use super::filter::{Filter, is_routable};
+use super::record::{Direction, Outcome};
+use super::refusal::{Refusal, bounded};
+use super::source::millis;
+use super::timer::Timer;
+use super::{Agent, DomainUuid, Mac, Output, Timestamp};
+
+pub(super) use arrival::Arrivals;
+pub(super) use probe::Entry;
+pub use probe::ReceptionView;
+
+/// NICs of one domain.
+const MAX_MACS: usize = 64;
+
+/// An arriving domain.
+#[derive(Debug)]
+pub(super) struct Incoming {
+    peer: String,
+    transaction: u64,
+    uuid: DomainUuid,
+    domain: String,
+    macs: Vec<Mac>,
+    vm_transaction: Option<u64>,
+    started: Timestamp,
+    /// Addresses of the request, in its order, and whether each was taken on.
+    requested: Vec<(ManagedKey, bool)>,
+    /// Addresses still being probed for the answer.
+    pending: BTreeSet<ManagedKey>,
+    /// The answer's token for flows that are known here already.
+    token: u64,
+    response: Option<AgentResponse>,
+    /// What is still held for it: the address, and the NIC that listens to it.
+    needs: BTreeMap<(ManagedKey, Mac), Filter>,
+    /// MDB entries made for it.
+    mdb: BTreeSet<(u32, ManagedKey)>,
+    progress: Option<MigrationProgress>,
+    aborted: Option<String>,
+    last_heard: Timestamp,
+    arrived: Option<Timestamp>,
+    /// First General Query after the arrival, by VLAN.
+    queried: BTreeMap<u16, Timestamp>,
+    /// Until when answers to the last Query are looked for.
+    poll_until: Timestamp,
+}
+
+impl Agent {
+    pub(super) fn on_agent_request(&mut self, peer: &str, transaction: u64, body: AgentRequest) {
+        let uuid = DomainUuid(body.domain_uuid.into());
+        let known = self
+            .incoming
+            .iter()
+            .find(|(_, incoming)| incoming.transaction == transaction && incoming.peer == peer);
+        if let Some((number, incoming)) = known {
+            let (number, response) = (*number, incoming.response.clone());
+            self.heard_of(number);
+            if let Some(response) = response {
+                self.send(peer, transaction, &response.into());
+            }
+            return;
+        }
+        if let Err(refusal) = self.check_arrival(peer, uuid, &body) {
+            let reason = bounded(&refusal.to_string());
+            warn!(peer, domain = %bounded(&body.domain_name), %reason, "Arrival is refused");
+            self.send(peer, transaction, &MigrationAbort { reason }.into());
+            return;
+        }
+        // The source asks with another transaction: it has given up the one before.
+        let replaced = self.incoming_of(uuid);
+        let number = self.admit(peer, transaction, uuid, body);
+        if let Some(replaced) = replaced {
+            self.undo(replaced, "The source asked anew");
+        }
+        if self.inventory.domains.get(&uuid).is_some_and(|d| d.running) {
+            self.arrived(uuid, self.now);
+        }
+        self.heard_of(number);
+        self.answer_if_decided(number);
+    }
+
+    fn check_arrival(
+        &self,
+        peer: &str,
+        uuid: DomainUuid,
+        body: &AgentRequest,
+    ) -> Result<(), Refusal> {
+        let agent = self.config.name.clone();
+        let field = |field| Err(Refusal::BadField { field });
+        if body.domain_name.is_empty() || body.domain_name.len() > MAX_TEXT_BYTES {
+            return field("domain_name");
+        }
+        if body.macs.len() > MAX_MACS {
+            return field("macs");
+        }
+        let domain = body.domain_name.clone();
+        if !self.config.policy.allows_arrival(peer, &domain) {
+            let peer = peer.to_owned();
+            return Err(Refusal::Arrival {
+                agent,
+                domain,
+                peer,
+            });
+        }
+        let mut limit = self.config.limits.incoming;
+        let mut of_all = 0;
+        let mut of_peer = 0;
+        for incoming in self.incoming.values() {
+            if incoming.uuid == uuid {
+                if incoming.peer != peer && incoming.arrived.is_none() {
+                    let peer = incoming.peer.clone();
+                    return Err(Refusal::AlreadyArriving {
+                        domain,
+                        agent,
+                        peer,
+                    });
+                }
+            } else if incoming.arrived.is_none() {
+                of_all += 1;
+                of_peer += usize::from(incoming.peer == peer);
+            }
+        }
+        if of_all < limit {
+            limit = self.config.limits.incoming_per_peer;
+            if of_peer < limit {
+                return Ok(());
+            }
+        }
+        Err(Refusal::TooManyIncoming { agent, limit })
+    }
+
+    /// Takes on what a request asks for.
+    fn admit(&mut self, peer: &str, transaction: u64, uuid: DomainUuid, body: AgentRequest) -> u64 {
+        let name = &body.domain_name;
+        let number = self
+            .records
+            .begin(self.now, Direction::Incoming, uuid, name, peer);
+        info!(peer, domain = %name, number, listeners = body.listeners.len(), "Domain is to arrive");
+        let incoming = Incoming {
+            peer: peer.to_owned(),
+            transaction,
+            uuid,
+            domain: body.domain_name,
+            macs: body.macs.iter().map(|mac| **mac).collect(),
+            vm_transaction: body.vm_transaction,
+            started: self.now,
+            requested: Vec::with_capacity(body.listeners.len()),
+            pending: BTreeSet::new(),
+            token: self.numbers.next(),
+            response: None,
+            needs: BTreeMap::new(),
+            mdb: BTreeSet::new(),
+            progress: None,
+            aborted: None,
+            last_heard: self.now,
+            arrived: None,
+            queried: BTreeMap::new(),
+            poll_until: Timestamp::default(),
+        };
+        let token = incoming.token;
+        self.incoming.insert(number, incoming);
+
+        let limits = self.config.limits;
+        let mut flows: BTreeMap<ManagedKey, Vec<Flow>> = BTreeMap::new();
+        for (index, listener) in body.listeners.into_iter().enumerate() {
+            let key = ManagedKey {
+                vlan: listener.vlan,
+                pad: 0,
+                multicast_address: *listener.multicast_address,
+            };
+            let has_room = flows.contains_key(&key)
+                || self.entries.contains_key(&key)
+                || self.entries.len() + flows.len() < limits.joins;
+            let filter = FilterMode::from_u8(listener.filter_mode)
+                .map(|mode| Filter {
+                    mode,
+                    sources: listener
+                        .sources
+                        .iter()
+                        .map(|source| std::net::Ipv6Addr::from(**source))
+                        .collect(),
+                })
+                .filter(|filter| {
+                    (filter.mode == FilterMode::Exclude || !filter.sources.is_empty())
+                        && index < limits.listeners_per_domain
+                        && filter.sources.len() <= limits.sources_per_listener
+                        && is_routable(&key.multicast_address)
+                        && key.vlan < 4095
+                        && has_room
+                });
+            let Some(incoming) = self.incoming.get_mut(&number) else {
+                break;
+            };
+            incoming.requested.push((key, filter.is_some()));
+            if let Some(filter) = filter {
+                incoming.needs.insert((key, *listener.mac), filter);
+                flows.entry(key).or_default().extend(listener.flows);
+            }
+        }
+        let known: Vec<ManagedKey> = flows
+            .keys()
+            .filter(|key| self.entries.contains_key(key) || self.mirror.has_listener(key))
+            .copied()
+            .collect();
+        for (key, flows) in flows {
+            self.probe(number, key, &flows);
+        }
+        if !known.is_empty() {
+            self.outputs
+                .push_back(Output::ReadStreams { token, keys: known });
+        }
+        self.ports_changed();
+        number
+    }
+
+    /// Sends the answer as soon as every address has its verdict.
+    fn answer_if_decided(&mut self, number: u64) {
+        let Some(incoming) = self.incoming.get(&number) else {
+            return;
+        };
+        if !incoming.pending.is_empty() || incoming.response.is_some() {
+            return;
+        }
+        let receptions: Vec<Reception> = incoming
+            .requested
+            .iter()
+            .map(|(key, taken_on)| {
+                let entry = self.entries.get(key).filter(|_| *taken_on);
+                Reception {
+                    vlan: key.vlan,
+                    multicast_address: key.multicast_address.into(),
+                    mode: entry
+                        .and_then(|entry| entry.reception)
+                        .unwrap_or(ReceptionMode::Refused),
+                    waited_ms: entry.map_or(0, |entry| millis(entry.waited)),
+                }
+            })
+            .collect();
+        let response = AgentResponse {
+            prefix: prefix_of(self.config.address, self.config.prefix_length).into(),
+            prefix_length: self.config.prefix_length,
+            agent_address: self.config.address.octets().into(),
+            connect_uri: self.config.connect_uri.clone(),
+            migrate_uri: self.config.migrate_uri.clone(),
+            receptions: receptions.clone(),
+        };
+        let signalling = self.now.since(incoming.started);
+        let (peer, transaction) = (incoming.peer.clone(), incoming.transaction);
+        self.send(&peer, transaction, &response.clone().into());
+        if let Some(incoming) = self.incoming.get_mut(&number) {
+            incoming.response = Some(response);
+        }
+        self.records.update(number, |record| {
+            if record.outcome.is_none() {
+                record.phase = Phase::Ready;
+            }
+            record.signalling = Some(signalling);
+            record.receptions = receptions;
+        });
+    }
+
+    /// Notes a sign of life of an arrival's source.
+    fn heard_of(&mut self, number: u64) {
+        let Some(incoming) = self.incoming.get_mut(&number) else {
+            return;
+        };
+        if incoming.arrived.is_some() {
+            return;
+        }
+        incoming.aborted = None;
+        incoming.last_heard = self.now;
+        let expiry = self.now + self.config.timing.unused_join_expiry;
+        self.timers.set(Timer::Unused(number), expiry);
+    }
+
+    pub(super) fn on_peer_progress(
+        &mut self,
+        peer: &str,
+        transaction: u64,
+        progress: MigrationProgress,
+    ) {
+        let Some(number) = self.incoming_by_transaction(peer, transaction) else {
+            return;
+        };
+        self.heard_of(number);
+        let pause = progress.vm_pause_ms.map(Duration::from_millis);
+        self.records.update(number, |record| {
+            if record.outcome.is_none() {
+                record.phase = progress.phase;
+            }
+            record.vm_pause = pause.or(record.vm_pause);
+            record.processed_bytes = progress.processed_bytes;
+            record.total_bytes = progress.total_bytes;
+        });
+        let completed = progress.phase == Phase::Completed;
+        let Some(incoming) = self.incoming.get_mut(&number) else {
+            return;
+        };
+        let uuid = incoming.uuid;
+        incoming.progress = Some(progress);
+        if completed {
+            self.arrived(uuid, self.now);
+            self.note_arrival(number);
+        }
+    }
+
+    /// The source takes an arrival back. While QEMU already waits for it here the last word is
+    /// libvirt's, within a bound: the VM may have got through although its source thinks not.
+    pub(super) fn on_peer_abort(&mut self, peer: &str, transaction: u64, reason: &str) {
+        let Some(number) = self.incoming_by_transaction(peer, transaction) else {
+            return;
+        };
+        let Some(incoming) = self.incoming.get_mut(&number) else {
+            return;
+        };
+        if incoming.arrived.is_some() {
+            return;
+        }
+        if self.inventory.domains.contains_key(&incoming.uuid) {
+            incoming.aborted = Some(reason.to_owned());
+            let grace = self.now + self.config.timing.lost_peer_grace;
+            self.timers.set_earlier(Timer::Unused(number), grace);
+        } else {
+            self.undo(number, reason);
+        }
+    }
+
+    /// The connection to a source broke. Before its VM has begun to come nothing is lost by undoing
+    /// soon; after that libvirt decides.
+    pub(super) fn incoming_peer_down(&mut self, peer: &str) {
+        let grace = self.now + self.config.timing.lost_peer_grace;
+        for (number, incoming) in &self.incoming {
+            if incoming.peer == peer
+                && incoming.arrived.is_none()
+                && !self.inventory.domains.contains_key(&incoming.uuid)
+            {
+                self.timers.set_earlier(Timer::Unused(*number), grace);
+            }
+        }
+    }
+
+    pub(super) fn arrival_unused(&mut self, number: u64) {
+        let Some(incoming) = self.incoming.get(&number) else {
+            return;
+        };
+        let domain = incoming.domain.clone();
+        let expiry = incoming.last_heard + self.config.timing.unused_join_expiry;
+        if incoming.aborted.is_none()
+            && self.now < expiry
+            && self.inventory.domains.contains_key(&incoming.uuid)
+        {
+            // Its source is lost, but the VM has begun to come meanwhile.
+            self.timers.set(Timer::Unused(number), expiry);
+            return;
+        }
+        let refusal = match &incoming.aborted {
+            Some(reason) => {
+                let reason = reason.clone();
+                self.undo(number, &reason);
+                return;
+            }
+            None if self.is_up(&incoming.peer) => Refusal::Unused {
+                domain,
+                waited: self.config.timing.unused_join_expiry,
+            },
+            None => Refusal::LostPeer {
+                domain,
+                peer: incoming.peer.clone(),
+            },
+        };
+        self.undo_and_tell(number, &refusal);
+    }
+
+    fn undo_and_tell(&mut self, number: u64, refusal: &Refusal) {
+        let reason = bounded(&refusal.to_string());
+        if let Some(incoming) = self.incoming.get(&number) {
+            let (peer, transaction) = (incoming.peer.clone(), incoming.transaction);
+            let abort = PeerMessage::from(MigrationAbort {
+                reason: reason.clone(),
+            });
+            self.send(&peer, transaction, &abort);
+        }
+        self.undo(number, &reason);
+    }
+
+    /// Ends an arrival that has not happened, with all that was made for it.
+    fn undo(&mut self, number: u64, reason: &str) {
+        let Some(incoming) = self.drop_incoming(number) else {
+            return;
+        };
+        if incoming.arrived.is_none() {
+            warn!(domain = %incoming.domain, number, reason, "Domain does not arrive");
+            let outcome = Outcome::Failed(reason.to_owned());
+            self.records.end(number, self.now, outcome);
+        }
+        for (ifindex, key) in incoming.mdb {
+            let shared = self
+                .incoming
+                .values()
+                .any(|other| other.mdb.contains(&(ifindex, key)));
+            if !shared && self.inventory.ports.contains_key(&ifindex) {
+                self.outputs.push_back(Output::MdbDelete { ifindex, key });
+            }
+        }
+        for (key, mac) in incoming.needs.into_keys() {
+            self.release(number, key, mac);
+        }
+    }
+
+    fn drop_incoming(&mut self, number: u64) -> Option<Incoming> {
+        for timer in [
+            Timer::Unused(number),
+            Timer::Hold(number),
+            Timer::Poll(number),
+            Timer::MdbRenewal(number),
+        ] {
+            self.timers.stop(timer);
+        }
+        self.incoming.remove(&number)
+    }
+
+    fn incoming_by_transaction(&self, peer: &str, transaction: u64) -> Option<u64> {
+        self.incoming
+            .iter()
+            .find(|(_, incoming)| incoming.transaction == transaction && incoming.peer == peer)
+            .map(|(number, _)| *number)
+    }
+
+    /// Returns the newest arrival of a domain.
+    fn incoming_of(&self, uuid: DomainUuid) -> Option<u64> {
+        self.incoming
+            .iter()
+            .rev()
+            .find(|(_, incoming)| incoming.uuid == uuid)
+            .map(|(number, _)| *number)
+    }
+
+    /// Whether a domain is expected or held for, so that its transaction may yet become known.
+    pub(super) fn expects(&self, uuid: &DomainUuid) -> bool {
+        self.incoming_of(*uuid).is_some()
+    }
+}
+
+fn prefix_of(address: std::net::Ipv6Addr, length: u8) -> [u8; 16] {
+    let host_bits = 128_u32.saturating_sub(u32::from(length));
+    let mask = u128::MAX.checked_shl(host_bits).unwrap_or(0);
+    (u128::from(address) & mask).to_be_bytes()
+}
+
+#[cfg(test)]
+#[path = "../tests/destination.rs"]
+mod tests;

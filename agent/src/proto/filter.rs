@@ -1,0 +1,138 @@
+//! Source filters of listeners, and their merger into the one that the host joins with
+//! (RFC 9777 §4.2, RFC 4605 §4.1).
+
+use std::collections::BTreeSet;
+use std::net::Ipv6Addr;
+
+use common::maps::{Address, FilterMode, ManagedKey};
+
+use super::Membership;
+
+/// Filter mode and source list of one listener.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Filter {
+    /// Whether the sources are the only ones wanted, or the only ones not wanted.
+    pub(super) mode: FilterMode,
+    /// The source list.
+    pub(super) sources: BTreeSet<Ipv6Addr>,
+}
+
+impl Filter {
+    /// Merges the filters of several listeners: as soon as one excludes, everything is received
+    /// but what all excluding ones exclude and no including one wants.
+    pub(super) fn merge<'a>(filters: impl Iterator<Item = &'a Self> + Clone) -> Self {
+        let included: BTreeSet<_> = filters
+            .clone()
+            .filter(|filter| filter.mode == FilterMode::Include)
+            .flat_map(|filter| filter.sources.iter().copied())
+            .collect();
+        let mut excluding = filters.filter(|filter| filter.mode == FilterMode::Exclude);
+        let Some(first) = excluding.next() else {
+            return Self {
+                mode: FilterMode::Include,
+                sources: included,
+            };
+        };
+        let mut sources = first.sources.clone();
+        for filter in excluding {
+            sources.retain(|source| filter.sources.contains(source));
+        }
+        sources.retain(|source| !included.contains(source));
+        Self {
+            mode: FilterMode::Exclude,
+            sources,
+        }
+    }
+
+    /// Whether packets of a source pass.
+    pub(super) fn accepts(&self, source: &Address) -> bool {
+        let listed = self.sources.contains(&Ipv6Addr::from(*source));
+        match self.mode {
+            FilterMode::Include => listed,
+            FilterMode::Exclude => !listed,
+        }
+    }
+
+    /// The membership of an address with this filter.
+    pub(super) fn membership(&self, key: ManagedKey) -> Membership {
+        Membership {
+            key,
+            filter_mode: self.mode,
+            sources: self.sources.iter().copied().collect(),
+        }
+    }
+}
+
+/// Whether an address means the same on another link: multicast, and neither of the reserved nor
+/// of interface-local or link-local scope (RFC 4291 §2.7). Others are never joined by proxy.
+pub(super) fn is_routable(address: &Address) -> bool {
+    address[0] == 0xff && address[1] & 0x0f > 2
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use FilterMode::{Exclude, Include};
+    use proptest::prelude::*;
+
+    fn filter(mode: FilterMode, sources: &[u16]) -> Filter {
+        Filter {
+            mode,
+            sources: sources.iter().map(|s| address(*s)).collect(),
+        }
+    }
+
+    fn address(last: u16) -> Ipv6Addr {
+        Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, last)
+    }
+
+    #[test]
+    fn include_lists_are_united() {
+        let merged = Filter::merge([filter(Include, &[1, 2]), filter(Include, &[2, 3])].iter());
+        assert_eq!(merged, filter(Include, &[1, 2, 3]));
+    }
+
+    #[test]
+    fn exclude_lists_are_cut_to_what_nobody_wants() {
+        let filters = [
+            filter(Exclude, &[1, 2, 3]),
+            filter(Exclude, &[2, 3, 4]),
+            filter(Include, &[3]),
+        ];
+        assert_eq!(Filter::merge(filters.iter()), filter(Exclude, &[2]));
+    }
+
+    #[test]
+    fn link_scopes_are_never_joined_by_proxy() {
+        let address = |text: &str| text.parse::<Ipv6Addr>().unwrap().octets();
+        for excluded in [
+            "ff02::fb",
+            "ff02::1:ff00:1",
+            "ff01::1",
+            "ff12::5",
+            "2001:db8::1",
+            "ff00::1",
+        ] {
+            assert!(!is_routable(&address(excluded)), "{excluded}");
+        }
+        for included in ["ff05::1", "ff0e::1", "ff3e::8000:1", "ff38::1", "ff03::1"] {
+            assert!(is_routable(&address(included)), "{included}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn merged_filter_accepts_exactly_what_some_listener_accepts(
+            filters in prop::collection::vec((any::<bool>(), prop::collection::vec(0_u16..6, 0..5)), 1..5),
+            source in 0_u16..6,
+        ) {
+            let filters: Vec<_> = filters
+                .iter()
+                .map(|(include, s)| filter(if *include { Include } else { Exclude }, s))
+                .collect();
+            let source = address(source).octets();
+            let wanted = filters.iter().any(|f| f.accepts(&source));
+            prop_assert_eq!(Filter::merge(filters.iter()).accepts(&source), wanted);
+        }
+    }
+}

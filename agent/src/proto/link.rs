@@ -1,0 +1,224 @@
+//! Connections to other agents, as far as the protocol sees them: up or down, and what a broken
+//! one still has to be told.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use common::signal::{AgentRequest, DecodeError, ErrorMessage, MigrationAbort, PeerMessage};
+use tracing::{debug, info, warn};
+
+use super::refusal::bounded;
+use super::timer::Timer;
+use super::{Agent, Output, PeerEvent};
+
+/// First delay before connecting again.
+const BACKOFF_FIRST: Duration = Duration::from_millis(200);
+/// Longest delay between two attempts to connect.
+const BACKOFF_LAST: Duration = Duration::from_secs(5);
+/// How long the end of a migration is offered to a destination that cannot be reached.
+const CLOSING: Duration = Duration::from_secs(60);
+/// Ends of migrations offered at once.
+const MAX_CLOSINGS: usize = 64;
+
+/// One connection.
+#[derive(Debug, Default)]
+pub(super) struct Link {
+    pub(super) up: bool,
+    connecting: bool,
+}
+
+/// Growing delay between attempts.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Backoff(Duration);
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self(BACKOFF_FIRST)
+    }
+}
+
+impl Backoff {
+    pub(super) fn next(&mut self) -> Duration {
+        let delay = self.0;
+        self.0 = (delay * 2).min(BACKOFF_LAST);
+        delay
+    }
+}
+
+/// The end of a migration that its destination has not been told yet.
+#[derive(Debug)]
+pub(super) struct Closing {
+    peer: String,
+    transaction: u64,
+    /// What was asked for, told again first because a restarted destination has forgotten it.
+    request: Option<AgentRequest>,
+    end: PeerMessage,
+    backoff: Backoff,
+}
+
+impl Agent {
+    /// Whether the connection to a peer is up.
+    pub(super) fn is_up(&self, peer: &str) -> bool {
+        self.links.get(peer).is_some_and(|link| link.up)
+    }
+
+    /// Asks for a connection unless there is one or one is being made.
+    pub(super) fn connect(&mut self, peer: &str) {
+        let link = self.links.entry(peer.to_owned()).or_default();
+        if !link.up && !link.connecting {
+            link.connecting = true;
+            self.outputs.push_back(Output::Connect {
+                peer: peer.to_owned(),
+            });
+        }
+    }
+
+    /// Sends a message if the connection is up.
+    pub(super) fn send(&mut self, peer: &str, transaction: u64, message: &PeerMessage) {
+        if self.is_up(peer) {
+            self.outputs.push_back(Output::Frame {
+                peer: peer.to_owned(),
+                bytes: message.encode(transaction),
+            });
+        }
+    }
+
+    /// Sends the last message of a migration, later if the connection is down.
+    pub(super) fn send_end(
+        &mut self,
+        number: u64,
+        peer: &str,
+        transaction: u64,
+        request: Option<AgentRequest>,
+        end: PeerMessage,
+    ) {
+        if self.is_up(peer) {
+            self.send(peer, transaction, &end);
+            return;
+        }
+        if self.closings.len() >= MAX_CLOSINGS {
+            self.closings.pop_first();
+        }
+        let closing = Closing {
+            peer: peer.to_owned(),
+            transaction,
+            request,
+            end,
+            backoff: Backoff::default(),
+        };
+        self.closings.insert(number, closing);
+        self.timers.set(Timer::Closing(number), self.now + CLOSING);
+        self.reconnect_later(number);
+    }
+
+    pub(super) fn on_peer(&mut self, peer: &str, event: PeerEvent) {
+        match event {
+            PeerEvent::Up => {
+                let link = self.links.entry(peer.to_owned()).or_default();
+                *link = Link {
+                    up: true,
+                    connecting: false,
+                };
+                info!(peer, "Peer is connected");
+                self.outgoing_peer_up(peer);
+                self.flush_closings(peer);
+            }
+            PeerEvent::Down { reason } => {
+                self.links.remove(peer);
+                warn!(peer, %reason, "Peer is not connected");
+                for number in self.closings_of(peer) {
+                    self.reconnect_later(number);
+                }
+                self.outgoing_peer_down(peer, &reason);
+                self.incoming_peer_down(peer);
+            }
+            PeerEvent::Frame(bytes) => self.on_frame(peer, &bytes),
+        }
+    }
+
+    /// Arms the next attempt to reach the destination of a migration.
+    pub(super) fn reconnect_later(&mut self, number: u64) {
+        let delay = if let Some(outgoing) = self.outgoing.get_mut(&number) {
+            outgoing.backoff.next()
+        } else if let Some(closing) = self.closings.get_mut(&number) {
+            closing.backoff.next()
+        } else {
+            return;
+        };
+        self.timers.set(Timer::Reconnect(number), self.now + delay);
+    }
+
+    pub(super) fn reconnect_now(&mut self, number: u64) {
+        let peer = match (self.outgoing.get(&number), self.closings.get(&number)) {
+            (Some(outgoing), _) => outgoing.destination.clone(),
+            (None, Some(closing)) => closing.peer.clone(),
+            (None, None) => return,
+        };
+        self.connect(&peer);
+    }
+
+    pub(super) fn give_up_closing(&mut self, number: u64) {
+        if let Some(closing) = self.closings.remove(&number) {
+            self.timers.stop(Timer::Reconnect(number));
+            warn!(peer = %closing.peer, "Peer was never told how a migration ended");
+        }
+    }
+
+    fn closings_of(&self, peer: &str) -> Vec<u64> {
+        self.closings
+            .iter()
+            .filter(|(_, closing)| closing.peer == peer)
+            .map(|(number, _)| *number)
+            .collect()
+    }
+
+    fn flush_closings(&mut self, peer: &str) {
+        for number in self.closings_of(peer) {
+            let Some(closing) = self.closings.remove(&number) else {
+                continue;
+            };
+            self.timers.stop(Timer::Reconnect(number));
+            self.timers.stop(Timer::Closing(number));
+            if let Some(request) = closing.request {
+                self.send(peer, closing.transaction, &request.into());
+            }
+            self.send(peer, closing.transaction, &closing.end);
+        }
+    }
+
+    fn on_frame(&mut self, peer: &str, bytes: &[u8]) {
+        // A frame proves the connection, should its `Up` be overtaken.
+        self.links.entry(peer.to_owned()).or_default().up = true;
+        let (transaction, message) = match PeerMessage::decode(bytes) {
+            Ok(decoded) => decoded,
+            Err(error) => {
+                self.counters.malformed_frames += 1;
+                warn!(peer, %error, "Frame is not understood");
+                if let DecodeError::Version { transaction, .. }
+                | DecodeError::UnknownKind { transaction, .. } = error
+                {
+                    let reason = error.to_string();
+                    self.send(peer, transaction, &ErrorMessage { reason }.into());
+                }
+                return;
+            }
+        };
+        match message {
+            PeerMessage::AgentRequest(body) => self.on_agent_request(peer, transaction, body),
+            PeerMessage::AgentResponse(body) => self.on_agent_response(peer, transaction, body),
+            PeerMessage::MigrationProgress(body) => {
+                self.on_peer_progress(peer, transaction, body);
+            }
+            PeerMessage::MigrationAbort(MigrationAbort { reason })
+            | PeerMessage::Error(ErrorMessage { reason }) => {
+                let reason = bounded(&reason);
+                debug!(peer, transaction, %reason, "Peer ends a migration");
+                self.on_peer_refusal(peer, transaction, &reason);
+                self.on_peer_abort(peer, transaction, &reason);
+            }
+        }
+    }
+}
+
+/// Connections by the peers' names.
+pub(super) type Links = BTreeMap<String, Link>;

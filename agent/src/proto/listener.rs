@@ -1,0 +1,368 @@
+//! Mirror of the kernel's `LISTENERS` and `LISTENER_SOURCES`, and their ageing.
+//!
+//! The maps are the truth. The mirror follows their events, so a port's listeners are found at
+//! once, and knows when an entry is older than the Multicast Address Listening Interval of its
+//! VLAN's querier (RFC 9777 §9.4). Before such an entry is expired, it is read again, because a
+//! Report that only refreshes raises no event for certain.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv6Addr;
+use std::time::Duration;
+
+use common::maps::{
+    Address, FilterMode, Listener, ListenerKey, ManagedKey, Querier, QuerierKey, Source, SourceKey,
+};
+
+use super::Timestamp;
+use super::filter::Filter;
+
+/// Robustness Variable where no querier has told one (RFC 9777 §9.1).
+const ROBUSTNESS_VARIABLE: u32 = 2;
+/// Query Interval where no querier has told one (RFC 9777 §9.2).
+const QUERY_INTERVAL: Duration = Duration::from_secs(125);
+/// Query Response Interval where no querier has told one (RFC 9777 §9.3).
+const QUERY_RESPONSE_INTERVAL: Duration = Duration::from_secs(10);
+/// How long an entry that was read again, and is still there, is left alone.
+const RECHECK: Duration = Duration::from_secs(1);
+/// Entries read again at once.
+const BATCH: usize = 1024;
+
+/// One listener, for the operator and for a departing domain.
+#[derive(Clone, Debug)]
+pub struct ListenerView<'a> {
+    /// Where and what.
+    pub key: ListenerKey,
+    /// Its state.
+    pub value: &'a Listener,
+    /// Its current source list.
+    pub sources: Vec<Ipv6Addr>,
+}
+
+impl ListenerView<'_> {
+    pub(super) fn filter(&self) -> Option<Filter> {
+        let filter = Filter {
+            mode: FilterMode::from_u8(self.value.filter_mode)?,
+            sources: self.sources.iter().copied().collect(),
+        };
+        // Including nobody is what a host says when it leaves (RFC 9777 §4.2).
+        (filter.mode == FilterMode::Exclude || !filter.sources.is_empty()).then_some(filter)
+    }
+}
+
+/// The VLAN and address of a listener.
+pub(super) fn managed(key: &ListenerKey) -> ManagedKey {
+    ManagedKey {
+        vlan: key.vlan,
+        pad: 0,
+        multicast_address: key.multicast_address,
+    }
+}
+
+/// The listener of an address at a port.
+pub(super) fn listener_key(ifindex: u32, key: &ManagedKey) -> ListenerKey {
+    ListenerKey {
+        ifindex,
+        vlan: key.vlan,
+        pad: 0,
+        multicast_address: key.multicast_address,
+    }
+}
+
+/// What an event did to the set of addresses with a local listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Effect {
+    /// The first listener of the address.
+    Appeared(ManagedKey),
+    /// The last one is gone.
+    Vanished(ManagedKey),
+}
+
+/// What to do about entries that may be too old.
+#[derive(Debug, Default)]
+pub(super) struct Due {
+    /// Listeners to read again.
+    pub(super) read_listeners: Vec<ListenerKey>,
+    /// Sources to read again.
+    pub(super) read_sources: Vec<SourceKey>,
+    /// Listeners read again, and found too old, with their last Report.
+    pub(super) expire_listeners: Vec<(ListenerKey, u64)>,
+    /// Sources likewise.
+    pub(super) expire_sources: Vec<(SourceKey, u64)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Aged {
+    Listener(ListenerKey),
+    Source(SourceKey),
+}
+
+#[derive(Debug)]
+struct Entry<V> {
+    value: V,
+    due: Timestamp,
+    /// Whether the value was asked for since it became too old.
+    asked: bool,
+}
+
+/// The mirror.
+#[derive(Debug, Default)]
+pub(super) struct Mirror {
+    listeners: BTreeMap<ListenerKey, Entry<Listener>>,
+    sources: BTreeMap<SourceKey, Entry<Source>>,
+    queriers: BTreeMap<QuerierKey, Querier>,
+    ports_by_address: BTreeMap<ManagedKey, BTreeSet<u32>>,
+    ageing: BTreeSet<(Timestamp, Aged)>,
+}
+
+impl Mirror {
+    /// Multicast Address Listening Interval of a VLAN (RFC 9777 §9.4), the longest of its uplinks.
+    pub(super) fn listening_interval(&self, vlan: u16) -> Duration {
+        self.queriers
+            .iter()
+            .filter(|(key, _)| key.vlan == vlan)
+            .map(|(_, querier)| listening_interval(querier))
+            .max()
+            .unwrap_or(QUERY_INTERVAL * ROBUSTNESS_VARIABLE + QUERY_RESPONSE_INTERVAL * 2)
+    }
+
+    /// How long answers to a Query may take on a VLAN.
+    pub(super) fn query_response_interval(&self, vlan: u16) -> Duration {
+        self.queriers
+            .iter()
+            .filter(|(key, _)| key.vlan == vlan)
+            .map(|(_, q)| Duration::from_millis(u64::from(q.query_response_interval_ms)))
+            .max()
+            .unwrap_or(QUERY_RESPONSE_INTERVAL)
+    }
+
+    /// The queriers heard.
+    pub(super) fn queriers(&self) -> impl Iterator<Item = (&QuerierKey, &Querier)> {
+        self.queriers.iter()
+    }
+
+    /// Takes in what a Query says.
+    pub(super) fn update_querier(&mut self, key: QuerierKey, value: Querier) {
+        let before = self.listening_interval(key.vlan);
+        self.queriers.insert(key, value);
+        let after = self.listening_interval(key.vlan);
+        if after == before {
+            return;
+        }
+        self.ageing.clear();
+        let intervals: BTreeMap<u16, Duration> = self
+            .listeners
+            .keys()
+            .map(|key| key.vlan)
+            .collect::<BTreeSet<_>>()
+            .into_iter()
+            .map(|vlan| (vlan, self.listening_interval(vlan)))
+            .collect();
+        let interval = |vlan| intervals.get(&vlan).copied().unwrap_or(after);
+        for (key, entry) in &mut self.listeners {
+            entry.due = Timestamp(entry.value.last_report_ns) + interval(key.vlan);
+            self.ageing.insert((entry.due, Aged::Listener(*key)));
+        }
+        for (key, entry) in &mut self.sources {
+            entry.due = Timestamp(entry.value.last_report_ns) + interval(key.listener.vlan);
+            self.ageing.insert((entry.due, Aged::Source(*key)));
+        }
+    }
+
+    /// Takes in a listener's state.
+    pub(super) fn update_listener(&mut self, key: ListenerKey, value: Listener) -> Option<Effect> {
+        let mut due = Timestamp(value.last_report_ns) + self.listening_interval(key.vlan);
+        let old = self.listeners.get(&key);
+        if old.is_some_and(|old| old.value.last_report_ns > value.last_report_ns) {
+            return None;
+        }
+        if let Some(old) = old {
+            self.ageing.remove(&(old.due, Aged::Listener(key)));
+        }
+        let asked = old.is_some_and(|old| old.asked && old.value == value);
+        if asked {
+            due = old.map_or(due, |old| old.due);
+        }
+        let new = old.is_none();
+        self.ageing.insert((due, Aged::Listener(key)));
+        self.listeners.insert(key, Entry { value, due, asked });
+        if !new {
+            return None;
+        }
+        let address = managed(&key);
+        let ports = self.ports_by_address.entry(address).or_default();
+        ports.insert(key.ifindex);
+        (ports.len() == 1).then_some(Effect::Appeared(address))
+    }
+
+    /// Takes in a source's state.
+    pub(super) fn update_source(&mut self, key: SourceKey, value: Source) {
+        let mut due = Timestamp(value.last_report_ns) + self.listening_interval(key.listener.vlan);
+        let old = self.sources.get(&key);
+        if let Some(old) = old {
+            self.ageing.remove(&(old.due, Aged::Source(key)));
+        }
+        let asked = old.is_some_and(|old| old.asked && old.value == value);
+        if asked {
+            due = old.map_or(due, |old| old.due);
+        }
+        self.ageing.insert((due, Aged::Source(key)));
+        self.sources.insert(key, Entry { value, due, asked });
+    }
+
+    /// Forgets a listener and its sources.
+    pub(super) fn remove_listener(&mut self, key: &ListenerKey) -> Option<Effect> {
+        let entry = self.listeners.remove(key)?;
+        self.ageing.remove(&(entry.due, Aged::Listener(*key)));
+        let sources: Vec<_> = self.sources_of(key).map(|(source, _)| *source).collect();
+        for source in &sources {
+            self.remove_source(source);
+        }
+        let address = managed(key);
+        let ports = self.ports_by_address.get_mut(&address)?;
+        ports.remove(&key.ifindex);
+        if !ports.is_empty() {
+            return None;
+        }
+        self.ports_by_address.remove(&address);
+        Some(Effect::Vanished(address))
+    }
+
+    /// Forgets a source.
+    pub(super) fn remove_source(&mut self, key: &SourceKey) {
+        if let Some(entry) = self.sources.remove(key) {
+            self.ageing.remove(&(entry.due, Aged::Source(*key)));
+        }
+    }
+
+    /// Whether any port listens to an address.
+    pub(super) fn has_listener(&self, key: &ManagedKey) -> bool {
+        self.ports_by_address.contains_key(key)
+    }
+
+    /// Returns a listener's state.
+    pub(super) fn get(&self, key: &ListenerKey) -> Option<&Listener> {
+        self.listeners.get(key).map(|entry| &entry.value)
+    }
+
+    /// The listeners of one port.
+    pub(super) fn of_port(&self, ifindex: u32) -> impl Iterator<Item = ListenerView<'_>> {
+        let bound = |byte, number| ListenerKey {
+            ifindex,
+            vlan: number,
+            pad: number,
+            multicast_address: [byte; 16],
+        };
+        self.listeners
+            .range(bound(0, 0)..=bound(0xff, u16::MAX))
+            .map(|(key, entry)| self.view(key, &entry.value))
+    }
+
+    /// All listeners.
+    pub(super) fn iter(&self) -> impl Iterator<Item = ListenerView<'_>> {
+        self.listeners
+            .iter()
+            .map(|(key, entry)| self.view(key, &entry.value))
+    }
+
+    /// All keys.
+    pub(super) fn keys(&self) -> (BTreeSet<ListenerKey>, BTreeSet<SourceKey>) {
+        (
+            self.listeners.keys().copied().collect(),
+            self.sources.keys().copied().collect(),
+        )
+    }
+
+    /// Returns when [`Self::expire`] has something to do next.
+    pub(super) fn next_due(&self) -> Option<Timestamp> {
+        self.ageing.first().map(|(due, _)| *due)
+    }
+
+    /// Sorts out what is too old: first to be read again, then, unchanged, to be expired.
+    pub(super) fn expire(&mut self, now: Timestamp) -> Due {
+        let mut due = Due::default();
+        let expired: Vec<_> = self
+            .ageing
+            .range(..=(now, Aged::Source(LAST_SOURCE)))
+            .take(BATCH)
+            .copied()
+            .collect();
+        for item in expired {
+            self.ageing.remove(&item);
+            let later = now + RECHECK;
+            self.ageing.insert((later, item.1));
+            match item.1 {
+                Aged::Listener(key) => {
+                    let Some(entry) = self.listeners.get_mut(&key) else {
+                        continue;
+                    };
+                    entry.due = later;
+                    if entry.asked {
+                        due.expire_listeners.push((key, entry.value.last_report_ns));
+                    }
+                    entry.asked = true;
+                    due.read_listeners.push(key);
+                }
+                Aged::Source(key) => {
+                    let Some(entry) = self.sources.get_mut(&key) else {
+                        continue;
+                    };
+                    entry.due = later;
+                    if entry.asked {
+                        due.expire_sources.push((key, entry.value.last_report_ns));
+                    }
+                    entry.asked = true;
+                    due.read_sources.push(key);
+                }
+            }
+        }
+        due
+    }
+
+    fn view<'a>(&'a self, key: &ListenerKey, value: &'a Listener) -> ListenerView<'a> {
+        let sources = self
+            .sources_of(key)
+            .filter(|(_, source)| source.generation == value.generation)
+            .map(|(key, _)| Ipv6Addr::from(key.source))
+            .collect();
+        ListenerView {
+            key: *key,
+            value,
+            sources,
+        }
+    }
+
+    fn sources_of(&self, listener: &ListenerKey) -> impl Iterator<Item = (&SourceKey, &Source)> {
+        let bound = |byte| SourceKey {
+            listener: *listener,
+            source: [byte; 16],
+        };
+        self.sources
+            .range(bound(0)..=bound(0xff))
+            .map(|(key, entry)| (key, &entry.value))
+    }
+}
+
+const LAST_ADDRESS: Address = [0xff; 16];
+const LAST_SOURCE: SourceKey = SourceKey {
+    listener: ListenerKey {
+        ifindex: u32::MAX,
+        vlan: u16::MAX,
+        pad: u16::MAX,
+        multicast_address: LAST_ADDRESS,
+    },
+    source: LAST_ADDRESS,
+};
+
+/// RFC 9777 §9.4: Robustness Variable times Query Interval plus two Query Response Intervals.
+fn listening_interval(querier: &Querier) -> Duration {
+    let robustness = match querier.robustness {
+        0 => ROBUSTNESS_VARIABLE,
+        told => u32::from(told),
+    };
+    let millis = |ms: u32| Duration::from_millis(u64::from(ms));
+    millis(querier.query_interval_ms) * robustness + millis(querier.query_response_interval_ms) * 2
+}
+
+#[cfg(test)]
+#[path = "tests/listener.rs"]
+mod tests;

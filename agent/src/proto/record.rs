@@ -1,0 +1,178 @@
+//! What is remembered of each migration: how it went, and how long each part took.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use common::signal::{Phase, Reception};
+
+use super::{DomainUuid, Timestamp};
+
+/// Migrations remembered, the running ones included.
+pub const RECORDS: usize = 100;
+
+/// Which end of a migration this host is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// The domain leaves.
+    Outgoing,
+    /// The domain arrives.
+    Incoming,
+}
+
+/// How a migration ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The VM runs at the destination.
+    Completed,
+    /// It does not; one sentence for a person.
+    Failed(String),
+}
+
+/// One migration, at one of its ends.
+#[derive(Clone, Debug)]
+pub struct MigrationRecord {
+    /// Its number on this agent, from 1 since the agent's start.
+    pub number: u64,
+    /// Which end this is.
+    pub direction: Direction,
+    /// UUID of the domain.
+    pub domain_uuid: DomainUuid,
+    /// Name of the domain.
+    pub domain_name: String,
+    /// Name of the other end's agent.
+    pub peer: String,
+    /// Where it stands, or stood when it ended.
+    pub phase: Phase,
+    /// When it was asked for.
+    pub started: Timestamp,
+    /// When it ended.
+    pub ended: Option<Timestamp>,
+    /// From the request until the answer to it: the joins and probes of the destination and, at
+    /// the source, their way there and back.
+    pub signalling: Option<Duration>,
+    /// From START MIGRATION until the VM stopped for the switch; at the source only.
+    pub copy: Option<Duration>,
+    /// How long the VM was paused for the switch, as QEMU reports it.
+    pub vm_pause: Option<Duration>,
+    /// From the request to the end.
+    pub total: Option<Duration>,
+    /// Bytes of memory copied.
+    pub processed_bytes: u64,
+    /// Bytes of memory in all.
+    pub total_bytes: u64,
+    /// Verdicts of the destination's probes.
+    pub receptions: Vec<Reception>,
+    /// How it ended; `None` while it runs.
+    pub outcome: Option<Outcome>,
+}
+
+/// The last [`RECORDS`] migrations, oldest first.
+#[derive(Debug, Default)]
+pub(super) struct Records {
+    records: VecDeque<MigrationRecord>,
+    last: u64,
+}
+
+impl Records {
+    /// Begins a record and returns its number.
+    pub(super) fn begin(
+        &mut self,
+        now: Timestamp,
+        direction: Direction,
+        domain_uuid: DomainUuid,
+        domain_name: &str,
+        peer: &str,
+    ) -> u64 {
+        self.last += 1;
+        if self.records.len() >= RECORDS {
+            // A running one is kept: limits on migrations at once keep those below `RECORDS`.
+            let oldest = self
+                .records
+                .iter()
+                .position(|record| record.outcome.is_some());
+            self.records.remove(oldest.unwrap_or_default());
+        }
+        self.records.push_back(MigrationRecord {
+            number: self.last,
+            direction,
+            domain_uuid,
+            domain_name: domain_name.to_owned(),
+            peer: peer.to_owned(),
+            phase: Phase::Preparing,
+            started: now,
+            ended: None,
+            signalling: None,
+            copy: None,
+            vm_pause: None,
+            total: None,
+            processed_bytes: 0,
+            total_bytes: 0,
+            receptions: Vec::new(),
+            outcome: None,
+        });
+        self.last
+    }
+
+    /// Changes a record that is still there.
+    pub(super) fn update(&mut self, number: u64, change: impl FnOnce(&mut MigrationRecord)) {
+        if let Some(record) = self.records.iter_mut().rev().find(|r| r.number == number) {
+            change(record);
+        }
+    }
+
+    /// Ends a record.
+    pub(super) fn end(&mut self, number: u64, now: Timestamp, outcome: Outcome) {
+        self.update(number, |record| {
+            if outcome == Outcome::Completed {
+                record.phase = Phase::Completed;
+            }
+            record.ended = Some(now);
+            record.total = Some(now.since(record.started));
+            record.outcome = Some(outcome);
+        });
+    }
+
+    /// Returns a record by its number.
+    pub(super) fn get(&self, number: u64) -> Option<&MigrationRecord> {
+        self.records.iter().rev().find(|r| r.number == number)
+    }
+
+    /// All of them, oldest first.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &MigrationRecord> {
+        self.records.iter()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn oldest_ended_record_makes_room_and_a_running_one_stays() {
+        let mut records = Records::default();
+        let mut begin = || {
+            records.begin(
+                Timestamp(0),
+                Direction::Outgoing,
+                DomainUuid([0; 16]),
+                "viewer",
+                "vms2",
+            )
+        };
+        let running = begin();
+        let ended: Vec<_> = (1..RECORDS).map(|_| begin()).collect();
+        for number in &ended {
+            records.end(*number, Timestamp(5), Outcome::Completed);
+        }
+        records.begin(
+            Timestamp(0),
+            Direction::Incoming,
+            DomainUuid([0; 16]),
+            "viewer",
+            "vms2",
+        );
+        assert_eq!(records.iter().count(), RECORDS);
+        assert!(records.get(running).is_some());
+        assert!(records.get(ended[0]).is_none());
+    }
+}

@@ -1,0 +1,112 @@
+//! Why a move is refused or ends: each reason one sentence for a person, as the VM's user, the
+//! operator and the other agent read it.
+
+use std::time::Duration;
+
+use common::signal::MAX_TEXT_BYTES;
+use thiserror::Error;
+
+/// Why a migration does not happen.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub(super) enum Refusal {
+    #[error("This VM is domain {domain:?}; it cannot move domain {named:?}")]
+    OtherDomain { domain: String, named: String },
+    #[error("Agent {agent} has no domain {named:?}")]
+    UnknownDomain { agent: String, named: String },
+    #[error("Domain {domain} does not run; start it before moving it")]
+    NotRunning { domain: String },
+    #[error("Agent {agent} knows no destination {named:?}; name one of its peers ({known})")]
+    UnknownDestination {
+        agent: String,
+        named: String,
+        known: String,
+    },
+    #[error("Domain {domain} is on {agent} already; name another destination")]
+    SameHost { domain: String, agent: String },
+    #[error("The policy of {agent} does not let domain {domain} move to {destination}")]
+    Departure {
+        agent: String,
+        domain: String,
+        destination: String,
+    },
+    #[error("Domain {domain} is already being moved to {destination}; wait until that has ended")]
+    AlreadyMigrating { domain: String, destination: String },
+    #[error("Agent {agent} moves {limit} domains already; ask again when one has ended")]
+    TooManyOutgoing { agent: String, limit: usize },
+    #[error("Agent {agent} has no connection to its hypervisor; check that libvirtd runs there")]
+    NoHypervisor { agent: String },
+    #[error("Destination {destination} is down: {reason}")]
+    Down { destination: String, reason: String },
+    #[error("Destination {destination} did not answer within {} s; check its agent's log", .waited.as_secs())]
+    NoAnswer {
+        destination: String,
+        waited: Duration,
+    },
+    #[error("Destination {destination} refuses: {reason}")]
+    Refused { destination: String, reason: String },
+    #[error("The VM did not say within {} s that it is ready; run migkick again", .waited.as_secs())]
+    NotReady { waited: Duration },
+    #[error("Domain {domain} has left {agent} or was shut down before its migration began")]
+    DomainGone { domain: String, agent: String },
+    #[error("The migration of domain {domain} was cancelled by {by}")]
+    Cancelled { domain: String, by: &'static str },
+    #[error(
+        "The migration of domain {domain} to {destination} failed and it stays on {agent}: {reason}"
+    )]
+    Hypervisor {
+        domain: String,
+        destination: String,
+        agent: String,
+        reason: String,
+    },
+    #[error("Domain {domain} is not being moved")]
+    NothingToAbort { domain: String },
+    #[error(
+        "Agent {agent} knows of no such migration, perhaps because it was restarted; run migkick again"
+    )]
+    UnknownTransaction { agent: String },
+    #[error("The policy of {agent} does not let domain {domain} come from {peer}")]
+    Arrival {
+        agent: String,
+        domain: String,
+        peer: String,
+    },
+    #[error("Agent {agent} takes in {limit} domains already; try again when one has arrived")]
+    TooManyIncoming { agent: String, limit: usize },
+    #[error("Domain {domain} already comes to {agent} from {peer}")]
+    AlreadyArriving {
+        domain: String,
+        agent: String,
+        peer: String,
+    },
+    #[error("The request has a field that is out of range: {field}")]
+    BadField { field: &'static str },
+    #[error("Domain {domain} is gone from {agent} before it has arrived")]
+    GoneBeforeArrival { domain: String, agent: String },
+    #[error("Nothing was heard of domain {domain} for {} s", .waited.as_secs())]
+    Unused { domain: String, waited: Duration },
+    #[error("The connection to {peer} broke before domain {domain} began to come")]
+    LostPeer { peer: String, domain: String },
+}
+
+/// Cuts a text to what a message may carry.
+pub(super) fn bounded(text: &str) -> String {
+    let mut end = text.len().min(MAX_TEXT_BYTES);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text[..end].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_is_cut_between_characters() {
+        let text = "ä".repeat(MAX_TEXT_BYTES);
+        let cut = bounded(&text);
+        assert_eq!(cut.len(), MAX_TEXT_BYTES - 1);
+        assert!(text.starts_with(&cut));
+    }
+}

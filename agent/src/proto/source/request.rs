@@ -1,0 +1,104 @@
+//! `AgentRequest`: what a departing domain listens to, and what flows there.
+
+use std::collections::BTreeMap;
+
+use common::maps::{ManagedKey, Stream, StreamKey};
+use common::signal::{self, AgentRequest, Flow};
+
+use super::{Outgoing, Requester, millis};
+use crate::proto::filter::is_routable;
+use crate::proto::listener::{ListenerView, managed};
+use crate::proto::{Agent, DomainUuid, Mac, Timestamp};
+
+/// Flows told of one address; the destination needs one to prove reception.
+const MAX_FLOWS: usize = 16;
+
+impl Agent {
+    /// Returns what a domain listens to on all its NICs, with the NIC's MAC. Addresses that mean
+    /// nothing on another link are left out.
+    pub(super) fn departing_listeners(
+        &self,
+        uuid: &DomainUuid,
+    ) -> impl Iterator<Item = (ListenerView<'_>, Mac)> {
+        self.inventory
+            .ports_of_domain(uuid)
+            .into_iter()
+            .flat_map(|(ifindex, mac)| {
+                self.mirror
+                    .of_port(ifindex)
+                    .filter(|view| is_routable(&view.key.multicast_address))
+                    .map(move |view| (view, mac))
+            })
+    }
+
+    pub(super) fn agent_request(
+        &self,
+        outgoing: &Outgoing,
+        streams: &[(StreamKey, Stream)],
+    ) -> AgentRequest {
+        let mut flows: BTreeMap<ManagedKey, Vec<&(StreamKey, Stream)>> = BTreeMap::new();
+        for stream in streams {
+            let key = ManagedKey {
+                vlan: stream.0.vlan,
+                pad: 0,
+                multicast_address: stream.0.multicast_address,
+            };
+            flows.entry(key).or_default().push(stream);
+        }
+        let listeners = self
+            .departing_listeners(&outgoing.uuid)
+            .filter_map(|(view, mac)| {
+                let filter = view.filter()?;
+                let flows = flows
+                    .get(&managed(&view.key))
+                    .into_iter()
+                    .flatten()
+                    .filter(|(key, _)| filter.accepts(&key.source))
+                    .take(MAX_FLOWS)
+                    .map(|(key, stream)| flow(key, stream, self.now))
+                    .collect();
+                Some(signal::Listener {
+                    vlan: view.key.vlan,
+                    multicast_address: view.key.multicast_address.into(),
+                    filter_mode: view.value.filter_mode,
+                    sources: filter
+                        .sources
+                        .iter()
+                        .map(|source| source.octets().into())
+                        .collect(),
+                    mld_version: view.value.mld_version,
+                    mac: mac.into(),
+                    flows,
+                })
+            })
+            .collect();
+        let domain = self.inventory.domains.get(&outgoing.uuid);
+        AgentRequest {
+            domain_uuid: outgoing.uuid.0.into(),
+            domain_name: outgoing.domain.clone(),
+            macs: domain
+                .iter()
+                .flat_map(|domain| &domain.interfaces)
+                .map(|interface| interface.mac.into())
+                .collect(),
+            listeners,
+            vm_transaction: match outgoing.requester {
+                Requester::Vm { transaction, .. } => Some(transaction),
+                Requester::Operator { .. } => None,
+            },
+        }
+    }
+}
+
+fn flow(key: &StreamKey, stream: &Stream, now: Timestamp) -> Flow {
+    const PER_1000_SECONDS: u64 = 1_000_000_000_000;
+    Flow {
+        source: key.source.into(),
+        source_port: key.source_port,
+        destination_port: key.destination_port,
+        rate_mpps: PER_1000_SECONDS
+            .checked_div(stream.interarrival_ns)
+            .unwrap_or(0),
+        silent_ms: millis(now.since(Timestamp(stream.native_last_ns))),
+    }
+}

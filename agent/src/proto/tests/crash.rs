@@ -1,0 +1,77 @@
+//! Crashes of either agent, broken connections and failures of the hypervisor at every step.
+
+use super::migration::LONG;
+use super::pair::{Pair, Setup, VmState};
+
+/// Repeats a migration with one accident before each of its steps.
+fn at_every_step(what: &str, setup: &Setup, accident: impl Fn(&mut Pair)) {
+    let mut pair = Pair::new(setup.clone());
+    pair.run(LONG, |pair| pair.vm_host == 1 && !pair.migrating);
+    // Until well after the switch, so that accidents while joins are held are among them.
+    let steps = pair.steps + 30;
+    for step in 0..steps {
+        let mut pair = Pair::new(setup.clone());
+        pair.run(LONG, |pair| pair.steps >= step);
+        accident(&mut pair);
+        pair.run(LONG, |_| false);
+        let context = format!("{what} at step {step} of {steps}");
+        pair.assert_clean(&context);
+        assert!(pair.starts <= 1, "{context}: started {} times", pair.starts);
+        assert!(
+            matches!(pair.vm, VmState::Over(_)),
+            "{context}: the VM was never told how it ended"
+        );
+    }
+}
+
+#[test]
+fn crash_of_the_source_agent_leaves_nothing_behind() {
+    at_every_step("source agent crashes", &Setup::default(), |pair| {
+        pair.crash(0)
+    });
+}
+
+#[test]
+fn crash_of_the_destination_agent_leaves_nothing_behind() {
+    at_every_step("destination agent crashes", &Setup::default(), |pair| {
+        pair.crash(1)
+    });
+}
+
+#[test]
+fn crash_of_both_agents_leaves_nothing_behind() {
+    at_every_step("both agents crash", &Setup::default(), |pair| {
+        pair.crash(0);
+        pair.crash(1);
+    });
+}
+
+#[test]
+fn broken_connection_leaves_nothing_behind() {
+    at_every_step("connection breaks", &Setup::default(), Pair::break_link);
+}
+
+#[test]
+fn failure_of_the_hypervisor_leaves_the_vm_at_the_source_and_nothing_behind() {
+    at_every_step("hypervisor fails", &Setup::default(), Pair::fail_migration);
+}
+
+#[test]
+fn crash_of_the_source_agent_during_an_operators_move_leaves_nothing_behind() {
+    let setup = Setup {
+        by_operator: true,
+        ..Setup::default()
+    };
+    at_every_step("source agent crashes", &setup, |pair| pair.crash(0));
+}
+
+#[test]
+fn crash_while_datagrams_are_lost_leaves_nothing_behind() {
+    let setup = Setup {
+        loss: 30,
+        duplication: 30,
+        reordering: 30,
+        ..Setup::default()
+    };
+    at_every_step("destination agent crashes", &setup, |pair| pair.crash(1));
+}

@@ -1,0 +1,5 @@
+//! Two agents on a virtual clock.
+
+mod crash;
+mod migration;
+mod pair;

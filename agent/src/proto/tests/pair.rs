@@ -1,0 +1,778 @@
+//! A simulated world: two hosts with agent, kernel and hypervisor, a network that loses, doubles
+//! and reorders datagrams, and one VM that asks to be moved.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv6Addr, SocketAddrV6};
+use std::time::Duration;
+
+use common::event::Change;
+use common::maps::{
+    FilterMode, Listener, ListenerKey, ManagedKey, Querier, QuerierKey, Stream, StreamKey,
+};
+use common::signal::{MigrationAbort, MigrationReady, MigrationRequest, PORT, Phase, VmMessage};
+
+use crate::proto::*;
+
+pub(super) const UUID: DomainUuid = DomainUuid([7; 16]);
+pub(super) const MAC: Mac = [0x52, 0x54, 0, 0, 0, 1];
+pub(super) const TRANSACTION: u64 = 4711;
+const NAMES: [&str; 2] = ["vms1", "vms2"];
+const UPLINK: u32 = 2;
+
+/// Deterministic numbers for the network's whims.
+#[derive(Clone, Debug)]
+pub(super) struct Dice(pub(super) u64);
+
+impl Dice {
+    fn roll(&mut self, sides: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % sides
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Setup {
+    pub(super) addresses: u16,
+    /// Percent of the datagrams lost, doubled, and delayed by up to 300 ms.
+    pub(super) loss: u64,
+    pub(super) duplication: u64,
+    pub(super) reordering: u64,
+    pub(super) dice: Dice,
+    /// How long the destination's tree takes; `None` for ever.
+    pub(super) tree: Option<Duration>,
+    /// Whether a Report that changes nothing raises an event.
+    pub(super) refresh_events: bool,
+    /// Whether an operator asks instead of the VM.
+    pub(super) by_operator: bool,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            addresses: 3,
+            loss: 0,
+            duplication: 0,
+            reordering: 0,
+            dice: Dice(1),
+            tree: Some(Duration::from_millis(20)),
+            refresh_events: false,
+            by_operator: false,
+        }
+    }
+}
+
+#[derive(Debug)]
+enum Event {
+    Datagram {
+        host: usize,
+        bytes: Vec<u8>,
+    },
+    ToVm {
+        host: usize,
+        bytes: Vec<u8>,
+    },
+    Connected {
+        by: usize,
+    },
+    Frame {
+        to: usize,
+        epoch: u64,
+        bytes: Vec<u8>,
+    },
+    Datapath {
+        host: usize,
+        event: DatapathEvent,
+    },
+    Packet {
+        host: usize,
+        key: ManagedKey,
+    },
+    Migration {
+        epoch: u64,
+        step: usize,
+    },
+    Restart {
+        host: usize,
+    },
+    VmTimer,
+    VmReport {
+        answer: bool,
+    },
+    Query,
+}
+
+/// What the kernel of one host holds.
+#[derive(Debug, Default)]
+pub(super) struct Kernel {
+    pub(super) joins: BTreeMap<ManagedKey, Membership>,
+    pub(super) managed: BTreeMap<ManagedKey, Timestamp>,
+    pub(super) mdb: BTreeSet<(u32, ManagedKey)>,
+    pub(super) listeners: BTreeMap<ListenerKey, Listener>,
+    pub(super) ports: BTreeMap<u32, Port>,
+    pub(super) domains: BTreeMap<DomainUuid, Domain>,
+    pub(super) pruned: Vec<ManagedKey>,
+}
+
+#[derive(Debug)]
+pub(super) struct Host {
+    pub(super) agent: Option<Agent>,
+    pub(super) kernel: Kernel,
+    seed: u64,
+    next_ifindex: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum VmState {
+    Requesting,
+    Waiting,
+    Over(Result<(), String>),
+}
+
+pub(super) struct Pair {
+    setup: Setup,
+    pub(super) now: Timestamp,
+    pub(super) hosts: [Host; 2],
+    queue: BTreeMap<(Timestamp, u64), Event>,
+    sequence: u64,
+    link_epoch: u64,
+    linked: bool,
+    /// Where the VM runs, and whether it is stopped for the switch.
+    pub(super) vm_host: usize,
+    pub(super) vm_paused: bool,
+    pub(super) vm: VmState,
+    pub(super) steps: usize,
+    migration_epoch: u64,
+    pub(super) migrating: bool,
+    pub(super) starts: usize,
+    pub(super) replies: Vec<CommandReply>,
+    pub(super) left_at: BTreeMap<ManagedKey, Timestamp>,
+    pub(super) answered_at: Option<Timestamp>,
+}
+
+pub(super) fn key(number: u16) -> ManagedKey {
+    ManagedKey {
+        vlan: 0,
+        pad: 0,
+        multicast_address: Ipv6Addr::new(0xff3e, 0, 0, 0, 0, 0, 1, number).octets(),
+    }
+}
+
+pub(super) fn config(host: usize) -> AgentConfig {
+    AgentConfig {
+        name: NAMES[host].to_owned(),
+        peers: vec![NAMES[1 - host].to_owned()],
+        address: format!("2001:db8:{}::10", host + 1).parse().unwrap(),
+        prefix_length: 64,
+        connect_uri: format!("qemu+tcp://{}/system", NAMES[host]),
+        migrate_uri: String::new(),
+        policy: Policy::allow_all(),
+        limits: Limits::default(),
+        timing: Timing::default(),
+    }
+}
+
+fn domain(running: bool, target_dev: &str) -> Domain {
+    Domain {
+        uuid: UUID,
+        name: "viewer".to_owned(),
+        running,
+        interfaces: vec![DomainInterface {
+            target_dev: target_dev.to_owned(),
+            mac: MAC,
+        }],
+    }
+}
+
+fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+impl Pair {
+    pub(super) fn new(setup: Setup) -> Self {
+        let host = |host: usize| Host {
+            agent: None,
+            kernel: Kernel::default(),
+            seed: host as u64,
+            next_ifindex: 10 + 10 * u32::try_from(host).unwrap(),
+        };
+        let mut pair = Self {
+            setup,
+            now: Timestamp(1_000_000_000_000),
+            hosts: [host(0), host(1)],
+            queue: BTreeMap::new(),
+            sequence: 0,
+            link_epoch: 0,
+            linked: false,
+            vm_host: 0,
+            vm_paused: false,
+            vm: VmState::Requesting,
+            steps: 0,
+            migration_epoch: 0,
+            migrating: false,
+            starts: 0,
+            replies: Vec::new(),
+            left_at: BTreeMap::new(),
+            answered_at: None,
+        };
+        pair.add_domain(0, true);
+        for number in 0..pair.setup.addresses {
+            pair.report(0, key(number), pair.now);
+        }
+        for host in 0..2 {
+            pair.hosts[host].agent = Some(Agent::new(config(host), host as u64));
+            pair.boot(host);
+        }
+        if pair.setup.by_operator {
+            pair.vm = VmState::Over(Ok(()));
+            let command = Command::Migrate {
+                domain: "viewer".to_owned(),
+                destination: "vms2".to_owned(),
+            };
+            pair.input(0, |agent, now| agent.handle_command(now, 1, command));
+        } else {
+            pair.after(ms(1), Event::VmTimer);
+        }
+        pair.after(ms(30_000), Event::Query);
+        pair
+    }
+
+    /// Runs until `end`, or until `stop` says so before an event.
+    pub(super) fn run(&mut self, end: Duration, stop: impl Fn(&Self) -> bool) {
+        let end = Timestamp(1_000_000_000_000) + end;
+        while !stop(self) && self.step(end) {}
+    }
+
+    fn step(&mut self, end: Timestamp) -> bool {
+        let event = self.queue.first_key_value().map(|((at, _), _)| *at);
+        let timer = |host: usize| {
+            let agent = self.hosts[host].agent.as_ref()?;
+            Some((agent.poll_timeout()?, host))
+        };
+        let timer = timer(0).into_iter().chain(timer(1)).min();
+        let next = event.into_iter().chain(timer.map(|(at, _)| at)).min();
+        let Some(next) = next.filter(|next| *next <= end) else {
+            return false;
+        };
+        self.now = self.now.max(next);
+        if let Some((_, host)) = timer.filter(|(at, _)| event.is_none_or(|event| *at < event)) {
+            self.input(host, |agent, now| agent.handle_timeout(now));
+        } else if let Some((_, event)) = self.queue.pop_first() {
+            self.steps += 1;
+            self.handle(event);
+        }
+        true
+    }
+
+    fn after(&mut self, delay: Duration, event: Event) {
+        self.sequence += 1;
+        self.queue.insert((self.now + delay, self.sequence), event);
+    }
+
+    /// Ends an agent's process, and starts it again after a while.
+    pub(super) fn crash(&mut self, host: usize) {
+        if self.hosts[host].agent.take().is_none() {
+            return;
+        }
+        // The kernel drops the memberships of sockets that are closed.
+        self.hosts[host].kernel.joins.clear();
+        self.break_link();
+        self.after(ms(300), Event::Restart { host });
+    }
+
+    pub(super) fn break_link(&mut self) {
+        self.link_epoch += 1;
+        if !std::mem::take(&mut self.linked) {
+            return;
+        }
+        for host in 0..2 {
+            self.link_down(host);
+        }
+    }
+
+    fn link_down(&mut self, host: usize) {
+        let peer = NAMES[1 - host];
+        let reason = format!("Peer {peer} closed the connection");
+        self.input(host, |agent, now| {
+            agent.handle_peer(now, peer, PeerEvent::Down { reason });
+        });
+    }
+
+    /// libvirt gives the running migration up.
+    pub(super) fn fail_migration(&mut self) {
+        if !std::mem::take(&mut self.migrating) {
+            return;
+        }
+        self.migration_epoch += 1;
+        self.remove_domain(1);
+        self.vm_paused = false;
+        self.hypervisor(
+            0,
+            HypervisorEvent::Resumed {
+                uuid: UUID,
+                migrated: false,
+                at: self.now,
+            },
+        );
+        let result = Err("Connection to the destination was reset".to_owned());
+        self.hypervisor(0, HypervisorEvent::MigrationEnded { uuid: UUID, result });
+    }
+
+    fn boot(&mut self, host: usize) {
+        self.hosts[host].kernel.managed.clear();
+        let kernel = &self.hosts[host].kernel;
+        let ports: Vec<_> = kernel.ports.values().cloned().collect();
+        let domains: Vec<_> = kernel.domains.values().cloned().collect();
+        let snapshot = DatapathEvent::Snapshot {
+            listeners: kernel.listeners.iter().map(|(k, v)| (*k, *v)).collect(),
+            sources: vec![],
+            queriers: vec![],
+        };
+        for domain in domains {
+            self.hypervisor(host, HypervisorEvent::Domain(domain));
+        }
+        self.hypervisor(host, HypervisorEvent::Connected);
+        self.input(host, |agent, now| agent.handle_datapath(now, snapshot));
+        for port in ports {
+            self.input(host, |agent, now| {
+                agent.handle_port(now, PortEvent::Added(port));
+            });
+        }
+    }
+
+    fn add_domain(&mut self, host: usize, running: bool) {
+        let ifindex = self.hosts[host].next_ifindex;
+        self.hosts[host].next_ifindex += 1;
+        let port = Port {
+            ifindex,
+            name: format!("vnet{ifindex}"),
+            mac: [0xfe, 0x54, 0, 0, 0, 1],
+        };
+        let domain = domain(running, &port.name);
+        let kernel = &mut self.hosts[host].kernel;
+        kernel.ports.insert(ifindex, port.clone());
+        kernel.domains.insert(UUID, domain.clone());
+        self.input(host, |agent, now| {
+            agent.handle_port(now, PortEvent::Added(port));
+        });
+        self.hypervisor(host, HypervisorEvent::Domain(domain));
+    }
+
+    fn remove_domain(&mut self, host: usize) {
+        let kernel = &mut self.hosts[host].kernel;
+        kernel.domains.clear();
+        kernel.listeners.clear();
+        kernel.mdb.clear();
+        let ports = std::mem::take(&mut kernel.ports);
+        for ifindex in ports.into_keys() {
+            self.input(host, |agent, now| {
+                agent.handle_port(now, PortEvent::Removed { ifindex });
+            });
+        }
+        self.hypervisor(host, HypervisorEvent::Gone(UUID));
+    }
+
+    fn hypervisor(&mut self, host: usize, event: HypervisorEvent) {
+        self.input(host, |agent, now| agent.handle_hypervisor(now, event));
+    }
+
+    fn report(&mut self, host: usize, key: ManagedKey, at: Timestamp) {
+        let Some(ifindex) = self.hosts[host].kernel.ports.keys().next().copied() else {
+            return;
+        };
+        let listener = ListenerKey {
+            ifindex,
+            vlan: 0,
+            pad: 0,
+            multicast_address: key.multicast_address,
+        };
+        let kernel = &mut self.hosts[host].kernel;
+        let known = kernel.listeners.get(&listener).copied();
+        let value = Listener {
+            first_report_ns: known.map_or(at.0, |known| known.first_report_ns),
+            last_report_ns: at.0,
+            last_answer_ns: at.0,
+            generation: 1,
+            source_count: 0,
+            filter_mode: FilterMode::Exclude as u8,
+            mld_version: 2,
+            guest_mac: MAC,
+        };
+        kernel.listeners.insert(listener, value);
+        if known.is_none() || self.setup.refresh_events {
+            let event = DatapathEvent::Listener {
+                change: Change::Updated,
+                key: listener,
+                value,
+            };
+            self.input(host, |agent, now| agent.handle_datapath(now, event));
+        }
+    }
+
+    fn input(&mut self, host: usize, input: impl FnOnce(&mut Agent, Timestamp)) {
+        let Some(agent) = self.hosts[host].agent.as_mut() else {
+            return;
+        };
+        input(agent, self.now);
+        let outputs: Vec<_> = std::iter::from_fn(|| agent.poll_output()).collect();
+        for output in outputs {
+            self.output(host, output);
+        }
+    }
+
+    fn whims(&mut self) -> Vec<Duration> {
+        let copies = 1 + usize::from(self.setup.dice.roll(100) < self.setup.duplication);
+        (0..copies)
+            .filter_map(|_| {
+                let dice = &mut self.setup.dice;
+                if dice.roll(100) < self.setup.loss {
+                    return None;
+                }
+                let late = dice.roll(100) < self.setup.reordering;
+                Some(ms(if late { 1 + dice.roll(300) } else { 1 }))
+            })
+            .collect()
+    }
+
+    fn output(&mut self, host: usize, output: Output) {
+        let kernel = &mut self.hosts[host].kernel;
+        match output {
+            Output::Datagram { bytes, .. } => {
+                for delay in self.whims() {
+                    let bytes = bytes.clone();
+                    self.after(delay, Event::ToVm { host, bytes });
+                }
+            }
+            Output::Connect { .. } => self.after(ms(5), Event::Connected { by: host }),
+            Output::Frame { bytes, .. } => {
+                let (to, epoch) = (1 - host, self.link_epoch);
+                self.after(ms(2), Event::Frame { to, epoch, bytes });
+            }
+            Output::Join(membership) => {
+                let key = membership.key;
+                kernel.joins.insert(key, membership);
+                if let Some(delay) = self.setup.tree {
+                    self.after(delay, Event::Packet { host, key });
+                }
+            }
+            Output::Leave(key) => {
+                kernel.joins.remove(&key);
+                let now = self.now;
+                self.left_at.insert(key, now);
+            }
+            Output::Prune(key) => kernel.pruned.push(key),
+            Output::Manage { key, since } => {
+                kernel.managed.insert(key, since);
+                if let Some(delay) = self.setup.tree {
+                    self.after(delay, Event::Packet { host, key });
+                }
+            }
+            Output::Unmanage(key) => {
+                kernel.managed.remove(&key);
+            }
+            Output::MdbAdd {
+                ifindex,
+                membership,
+            } => {
+                assert!(kernel.ports.contains_key(&ifindex), "entry for no port");
+                kernel.mdb.insert((ifindex, membership.key));
+            }
+            Output::MdbDelete { ifindex, key } => {
+                kernel.mdb.remove(&(ifindex, key));
+            }
+            Output::ExpireListener {
+                key,
+                last_report_ns,
+            } => {
+                let old = |value: &Listener| value.last_report_ns <= last_report_ns;
+                if kernel.listeners.get(&key).is_some_and(old) {
+                    kernel.listeners.remove(&key);
+                }
+            }
+            Output::ExpireSource { .. } | Output::ReadUsage => {}
+            Output::ReadListeners { listeners, .. } => {
+                for key in listeners {
+                    let found = kernel.listeners.get(&key).copied();
+                    let event = DatapathEvent::Listener {
+                        change: found.map_or(Change::Removed, |_| Change::Updated),
+                        key,
+                        value: found.unwrap_or(Listener {
+                            first_report_ns: 0,
+                            last_report_ns: 0,
+                            last_answer_ns: 0,
+                            generation: 0,
+                            source_count: 0,
+                            filter_mode: 0,
+                            mld_version: 0,
+                            guest_mac: [0; 6],
+                        }),
+                    };
+                    self.sequence += 1;
+                    let at = (self.now + ms(1), self.sequence);
+                    self.queue.insert(at, Event::Datapath { host, event });
+                }
+            }
+            Output::ReadStreams { token, keys } => {
+                let streams = keys
+                    .into_iter()
+                    .filter(|_| host == self.vm_host)
+                    .map(|key| self.stream(&key))
+                    .collect();
+                let event = DatapathEvent::Streams { token, streams };
+                self.after(ms(1), Event::Datapath { host, event });
+            }
+            Output::StartMigration {
+                uuid, connect_uri, ..
+            } => {
+                assert_eq!((host, uuid), (0, UUID));
+                assert_eq!(connect_uri, "qemu+tcp://vms2/system");
+                self.starts += 1;
+                self.migrating = true;
+                self.migration_epoch += 1;
+                for (step, at) in [20, 100, 200, 300, 400, 500].into_iter().enumerate() {
+                    let epoch = self.migration_epoch;
+                    self.after(ms(at), Event::Migration { epoch, step });
+                }
+            }
+            Output::AbortMigration { .. } => self.fail_migration(),
+            Output::Reply { reply, .. } => self.replies.push(reply),
+        }
+    }
+
+    fn stream(&self, key: &ManagedKey) -> (StreamKey, Stream) {
+        let flow = StreamKey {
+            multicast_address: key.multicast_address,
+            source: Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).octets(),
+            source_port: 5004,
+            destination_port: 5004,
+            vlan: 0,
+            pad: 0,
+        };
+        let stream = Stream {
+            native_packets: 1000,
+            native_bytes: 1_450_000,
+            native_first_ns: 0,
+            native_last_ns: self.now.0,
+            interarrival_ns: 580_000,
+        };
+        (flow, stream)
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Datagram { host, bytes } => {
+                let port = self.hosts[host].kernel.ports.keys().next().copied();
+                let from = SocketAddrV6::new("fe80::1".parse().unwrap(), PORT, 0, 3);
+                self.input(host, |agent, now| {
+                    agent.handle_datagram(now, port, from, &bytes);
+                });
+            }
+            Event::ToVm { host, bytes } => {
+                if host == self.vm_host && !self.vm_paused {
+                    self.vm_hears(&bytes);
+                }
+            }
+            Event::Connected { by } => {
+                if self.hosts.iter().all(|host| host.agent.is_some()) {
+                    self.linked = true;
+                    for host in 0..2 {
+                        self.input(host, |agent, now| {
+                            agent.handle_peer(now, NAMES[1 - host], PeerEvent::Up);
+                        });
+                    }
+                } else {
+                    self.link_down(by);
+                }
+            }
+            Event::Frame { to, epoch, bytes } => {
+                if epoch == self.link_epoch {
+                    self.input(to, |agent, now| {
+                        agent.handle_peer(now, NAMES[1 - to], PeerEvent::Frame(bytes));
+                    });
+                }
+            }
+            Event::Datapath { host, event } => {
+                self.input(host, |agent, now| agent.handle_datapath(now, event));
+            }
+            Event::Packet { host, key } => {
+                let kernel = &self.hosts[host].kernel;
+                let since = kernel.managed.get(&key);
+                let joined = kernel.joins.contains_key(&key) || host == self.vm_host;
+                if let Some(since) = since.filter(|_| joined) {
+                    let at = self.now.max(*since);
+                    let (key, _) = self.stream(&key);
+                    let event = DatapathEvent::FirstPacket { key, at };
+                    self.input(host, |agent, now| agent.handle_datapath(now, event));
+                }
+            }
+            Event::Migration { epoch, step } => {
+                if epoch == self.migration_epoch && self.migrating {
+                    self.migrate(step);
+                }
+            }
+            Event::Restart { host } => {
+                self.hosts[host].seed += 100;
+                let seed = self.hosts[host].seed;
+                self.hosts[host].agent = Some(Agent::new(config(host), seed));
+                self.boot(host);
+            }
+            Event::VmTimer => self.vm_speaks(),
+            Event::VmReport { answer } => {
+                if answer && self.vm_host == 1 {
+                    self.answered_at = Some(self.now);
+                }
+                for number in 0..self.setup.addresses {
+                    self.report(self.vm_host, key(number), self.now);
+                }
+            }
+            Event::Query => {
+                let key = QuerierKey {
+                    ifindex: UPLINK,
+                    vlan: 0,
+                    pad: 0,
+                };
+                let value = Querier {
+                    last_query_ns: self.now.0,
+                    address: [0xfe; 16],
+                    query_interval_ms: 125_000,
+                    query_response_interval_ms: 10_000,
+                    robustness: 2,
+                    mld_version: 2,
+                    pad: [0; 6],
+                };
+                for host in 0..2 {
+                    let event = DatapathEvent::Query { key, value };
+                    self.input(host, |agent, now| agent.handle_datapath(now, event));
+                }
+                if !self.vm_paused {
+                    self.after(ms(1500), Event::VmReport { answer: true });
+                }
+                self.after(ms(125_000), Event::Query);
+            }
+        }
+    }
+
+    fn migrate(&mut self, step: usize) {
+        let uuid = UUID;
+        let at = self.now;
+        match step {
+            0 => self.add_domain(1, false),
+            1 | 2 => {
+                let stats = JobStats {
+                    processed_bytes: 1000 * step as u64,
+                    total_bytes: 4000,
+                    downtime: None,
+                };
+                self.hypervisor(0, HypervisorEvent::Progress { uuid, stats });
+            }
+            3 => {
+                self.vm_paused = true;
+                self.hypervisor(0, HypervisorEvent::Suspended { uuid, at });
+            }
+            4 => {
+                self.vm_paused = false;
+                self.vm_host = 1;
+                if let Some(domain) = self.hosts[1].kernel.domains.get_mut(&uuid) {
+                    domain.running = true;
+                }
+                let migrated = true;
+                self.hypervisor(1, HypervisorEvent::Resumed { uuid, migrated, at });
+                // The NIC announces itself.
+                self.after(ms(50), Event::VmReport { answer: false });
+            }
+            _ => {
+                self.migrating = false;
+                let stats = JobStats {
+                    processed_bytes: 4000,
+                    total_bytes: 4000,
+                    downtime: Some(ms(100)),
+                };
+                self.remove_domain(0);
+                let result = Ok(stats);
+                self.hypervisor(0, HypervisorEvent::MigrationEnded { uuid, result });
+            }
+        }
+    }
+
+    fn vm_speaks(&mut self) {
+        let message = match self.vm {
+            VmState::Over(_) => return,
+            VmState::Requesting => VmMessage::from(MigrationRequest {
+                destination: "vms2".to_owned(),
+                domain: None,
+            }),
+            VmState::Waiting => MigrationReady { address: None }.into(),
+        };
+        if !self.vm_paused {
+            let bytes = message.encode(TRANSACTION);
+            let host = self.vm_host;
+            for delay in self.whims() {
+                let bytes = bytes.clone();
+                self.after(delay, Event::Datagram { host, bytes });
+            }
+        }
+        self.after(ms(200), Event::VmTimer);
+    }
+
+    fn vm_hears(&mut self, bytes: &[u8]) {
+        let (transaction, message) = VmMessage::decode(bytes).unwrap();
+        if transaction != TRANSACTION || matches!(self.vm, VmState::Over(_)) {
+            return;
+        }
+        match message {
+            VmMessage::MigrationResponse(_) => {
+                if self.vm == VmState::Requesting {
+                    self.vm = VmState::Waiting;
+                }
+            }
+            VmMessage::MigrationProgress(progress) if progress.phase == Phase::Completed => {
+                assert_eq!(self.vm_host, 1, "completed while the VM is at the source");
+                self.vm = VmState::Over(Ok(()));
+            }
+            VmMessage::MigrationAbort(MigrationAbort { reason }) => {
+                self.vm = VmState::Over(Err(reason));
+            }
+            _ => {}
+        }
+    }
+
+    /// Checks that the VM runs on one host, and that nothing is left that nobody needs.
+    pub(super) fn assert_clean(&self, context: &str) {
+        assert!(
+            !self.vm_paused && !self.migrating,
+            "{context}: still moving"
+        );
+        for (number, host) in self.hosts.iter().enumerate() {
+            let kernel = &host.kernel;
+            let runs = kernel.domains.values().filter(|d| d.running).count();
+            let expected = usize::from(number == self.vm_host);
+            assert_eq!(
+                runs, expected,
+                "{context}: domains running on host {number}"
+            );
+            assert!(
+                kernel.joins.is_empty(),
+                "{context}: joins left on host {number}: {:?}",
+                kernel.joins
+            );
+            for (ifindex, _) in &kernel.mdb {
+                let ports = &kernel.ports;
+                assert!(ports.contains_key(ifindex), "{context}: MDB entry left");
+            }
+            let managed: BTreeSet<_> = kernel.managed.keys().copied().collect();
+            let needed: BTreeSet<_> = kernel
+                .listeners
+                .keys()
+                .map(|listener| ManagedKey {
+                    vlan: listener.vlan,
+                    pad: 0,
+                    multicast_address: listener.multicast_address,
+                })
+                .collect();
+            assert_eq!(managed, needed, "{context}: managed on host {number}");
+            let agent = host.agent.as_ref().unwrap();
+            assert_eq!(agent.receptions().count(), 0, "{context}: receptions");
+        }
+    }
+}

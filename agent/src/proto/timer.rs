@@ -1,0 +1,122 @@
+//! Deadlines of the protocol: which there are, and which comes next.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use common::maps::ManagedKey;
+
+use super::Timestamp;
+
+/// One deadline. Numbers are those of migrations' records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Timer {
+    /// When to go on without the flows of a departing domain's addresses.
+    Streams(u64),
+    /// When to give up waiting for `AgentResponse`.
+    Response(u64),
+    /// When to give up waiting for the VM's `MigrationReady`.
+    Ready(u64),
+    /// When to connect again to the destination of a running migration.
+    Reconnect(u64),
+    /// When to stop trying to tell the destination how a migration ended.
+    Closing(u64),
+    /// When a probe that has seen no packet is decided.
+    Probe(ManagedKey),
+    /// When to undo an arrival of which nothing more was heard.
+    Unused(u64),
+    /// When to release what an arrived VM never answered for.
+    Hold(u64),
+    /// When to read again what an arrived VM is expected to answer for.
+    Poll(u64),
+    /// When to renew the MDB entries of an arriving VM.
+    MdbRenewal(u64),
+    /// When the next listener or source may be too old.
+    Ageing,
+    /// When to read the usage of the ports again.
+    Usage,
+}
+
+/// The deadlines that are set.
+#[derive(Debug, Default)]
+pub(super) struct TimerTable {
+    deadlines: BTreeMap<Timer, Timestamp>,
+    queue: BTreeSet<(Timestamp, Timer)>,
+}
+
+impl TimerTable {
+    /// Sets or moves a deadline.
+    pub(super) fn set(&mut self, timer: Timer, deadline: Timestamp) {
+        self.stop(timer);
+        self.deadlines.insert(timer, deadline);
+        self.queue.insert((deadline, timer));
+    }
+
+    /// Sets a deadline unless it is set to an earlier one.
+    pub(super) fn set_earlier(&mut self, timer: Timer, deadline: Timestamp) {
+        if self.get(timer).is_none_or(|set| deadline < set) {
+            self.set(timer, deadline);
+        }
+    }
+
+    /// Removes a deadline.
+    pub(super) fn stop(&mut self, timer: Timer) {
+        if let Some(deadline) = self.deadlines.remove(&timer) {
+            self.queue.remove(&(deadline, timer));
+        }
+    }
+
+    /// Returns when a timer is due.
+    pub(super) fn get(&self, timer: Timer) -> Option<Timestamp> {
+        self.deadlines.get(&timer).copied()
+    }
+
+    /// Returns the earliest deadline.
+    pub(super) fn next(&self) -> Option<Timestamp> {
+        self.queue.first().map(|(deadline, _)| *deadline)
+    }
+
+    /// Removes and returns the earliest timer that is due at `now`.
+    pub(super) fn expire(&mut self, now: Timestamp) -> Option<Timer> {
+        let (_, timer) = *self
+            .queue
+            .first()
+            .filter(|(deadline, _)| *deadline <= now)?;
+        self.stop(timer);
+        Some(timer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timers_expire_in_order_of_their_deadlines() {
+        let mut table = TimerTable::default();
+        table.set(Timer::Ready(1), Timestamp(30));
+        table.set(Timer::Usage, Timestamp(10));
+        table.set(Timer::Response(1), Timestamp(20));
+        assert_eq!(table.next(), Some(Timestamp(10)));
+        assert_eq!(table.expire(Timestamp(20)), Some(Timer::Usage));
+        assert_eq!(table.expire(Timestamp(20)), Some(Timer::Response(1)));
+        assert_eq!(table.expire(Timestamp(20)), None);
+        assert_eq!(table.next(), Some(Timestamp(30)));
+    }
+
+    #[test]
+    fn timer_set_again_is_due_once() {
+        let mut table = TimerTable::default();
+        table.set(Timer::Usage, Timestamp(10));
+        table.set(Timer::Usage, Timestamp(20));
+        assert_eq!(table.expire(Timestamp(15)), None);
+        assert_eq!(table.expire(Timestamp(25)), Some(Timer::Usage));
+        assert_eq!(table.expire(Timestamp(25)), None);
+    }
+
+    #[test]
+    fn stopped_timer_never_expires() {
+        let mut table = TimerTable::default();
+        table.set(Timer::Usage, Timestamp(10));
+        table.stop(Timer::Usage);
+        assert_eq!(table.next(), None);
+    }
+}

@@ -1,0 +1,223 @@
+//! Datagrams of the VMs.
+//!
+//! Who asks is the TAP that a datagram came in by, never what it says. Datagrams get lost,
+//! doubled and reordered, so the VM repeats each question, and the same transaction gets the same
+//! answer: a running migration answers by its state, one that has ended by its last message.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddrV6;
+use std::time::Duration;
+
+use common::signal::{
+    AgentSearchReply, DecodeError, MAX_DATAGRAM_BYTES, MigrationAbort, MigrationReady, VmMessage,
+};
+use tracing::debug;
+
+use super::refusal::{Refusal, bounded};
+use super::{Agent, Domain, DomainUuid, Output, Timestamp};
+
+/// Last messages kept for each domain.
+const ANSWERS: usize = 8;
+/// How long after its start an agent does not deny a transaction that it does not know: the other
+/// end may still be about to tell.
+const AMNESTY: Duration = Duration::from_secs(10);
+
+/// Allowance of one port.
+#[derive(Debug)]
+struct Bucket {
+    milli: u64,
+    filled: Timestamp,
+}
+
+/// What is kept of each VM.
+#[derive(Debug, Default)]
+pub(super) struct VmSide {
+    buckets: BTreeMap<u32, Bucket>,
+    answers: BTreeMap<DomainUuid, VecDeque<(u64, VmMessage)>>,
+}
+
+impl VmSide {
+    pub(super) fn forget_port(&mut self, ifindex: u32) {
+        self.buckets.remove(&ifindex);
+    }
+
+    pub(super) fn forget_domain(&mut self, uuid: &DomainUuid) {
+        self.answers.remove(uuid);
+    }
+
+    /// Keeps the last message of a transaction.
+    pub(super) fn answer(&mut self, uuid: DomainUuid, transaction: u64, message: VmMessage) {
+        let answers = self.answers.entry(uuid).or_default();
+        answers.retain(|(known, _)| *known != transaction);
+        answers.push_back((transaction, message));
+        if answers.len() > ANSWERS {
+            answers.pop_front();
+        }
+    }
+
+    fn answered(&self, uuid: &DomainUuid, transaction: u64) -> Option<&VmMessage> {
+        self.answers
+            .get(uuid)?
+            .iter()
+            .find(|(known, _)| *known == transaction)
+            .map(|(_, message)| message)
+    }
+
+    /// Takes one datagram from a port's allowance; `false` if there is none.
+    fn allow(&mut self, ifindex: u32, now: Timestamp, per_second: u32) -> bool {
+        let full = u64::from(per_second) * 1000;
+        let bucket = self.buckets.entry(ifindex).or_insert(Bucket {
+            milli: full,
+            filled: now,
+        });
+        let elapsed = u64::try_from(now.since(bucket.filled).as_millis()).unwrap_or(u64::MAX);
+        if elapsed > 0 {
+            let more = elapsed.saturating_mul(u64::from(per_second));
+            bucket.milli = bucket.milli.saturating_add(more).min(full);
+            bucket.filled = now;
+        }
+        if bucket.milli < 1000 {
+            return false;
+        }
+        bucket.milli -= 1000;
+        true
+    }
+}
+
+impl Agent {
+    pub(super) fn on_datagram(&mut self, port: Option<u32>, from: SocketAddrV6, bytes: &[u8]) {
+        let Some(ifindex) = port else {
+            self.counters.unmarked_datagrams += 1;
+            return;
+        };
+        if !self.inventory.ports.contains_key(&ifindex) {
+            self.counters.unknown_port_datagrams += 1;
+            return;
+        }
+        let per_second = self.config.limits.datagrams_per_second;
+        if !self.vm.allow(ifindex, self.now, per_second) {
+            self.counters.refused_datagrams += 1;
+            return;
+        }
+        if !from.ip().is_unicast_link_local() {
+            self.counters.off_link_datagrams += 1;
+            return;
+        }
+        let decoded = VmMessage::decode(bytes);
+        if let Ok((transaction, VmMessage::MigrationReady(_))) = &decoded
+            && self.answer_arrival(ifindex, *transaction, from)
+        {
+            return;
+        }
+        let Some(domain) = self.inventory.domain_of_port(ifindex).cloned() else {
+            self.counters.unhoused_datagrams += 1;
+            return;
+        };
+        let (transaction, message) = match decoded {
+            Ok(decoded) => decoded,
+            Err(error) => {
+                self.counters.malformed_datagrams += 1;
+                debug!(domain = %domain.name, %error, "Datagram is not understood");
+                if let DecodeError::Version { transaction, .. }
+                | DecodeError::UnknownKind { transaction, .. } = error
+                {
+                    let reason = error.to_string();
+                    self.tell(from, transaction, &MigrationAbort { reason }.into());
+                }
+                return;
+            }
+        };
+        match message {
+            VmMessage::AgentSearch(_) => self.answer_search(&domain, transaction, from),
+            VmMessage::MigrationRequest(body) => {
+                if !self.answer_again(&domain, transaction, from) {
+                    self.request_from_vm(&domain, transaction, from, &body);
+                }
+            }
+            VmMessage::MigrationReady(body) => {
+                self.vm_is_ready(&domain, transaction, from, &body);
+            }
+            VmMessage::MigrationAbort(_) => self.vm_aborts(&domain, transaction),
+            VmMessage::AgentSearchReply(_)
+            | VmMessage::MigrationResponse(_)
+            | VmMessage::MigrationProgress(_) => self.counters.malformed_datagrams += 1,
+        }
+    }
+
+    /// Sends a message to a VM.
+    pub(super) fn tell(&mut self, to: SocketAddrV6, transaction: u64, message: &VmMessage) {
+        self.outputs.push_back(Output::Datagram {
+            to,
+            bytes: message.encode(transaction),
+        });
+    }
+
+    /// Tells a VM that its migration is refused or over, and keeps the answer.
+    pub(super) fn tell_refusal(
+        &mut self,
+        uuid: DomainUuid,
+        transaction: u64,
+        to: SocketAddrV6,
+        refusal: &Refusal,
+    ) {
+        let reason = bounded(&refusal.to_string());
+        let message = VmMessage::from(MigrationAbort { reason });
+        self.tell(to, transaction, &message);
+        self.vm.answer(uuid, transaction, message);
+    }
+
+    fn answer_search(&mut self, domain: &Domain, transaction: u64, to: SocketAddrV6) {
+        let mut reply = AgentSearchReply {
+            agent: self.config.name.clone(),
+            domain: domain.name.clone(),
+            destinations: self
+                .config
+                .peers
+                .iter()
+                .filter(|peer| self.config.policy.allows_departure(&domain.name, peer))
+                .cloned()
+                .collect(),
+        };
+        loop {
+            let bytes = VmMessage::from(reply.clone()).encode(transaction);
+            if bytes.len() <= MAX_DATAGRAM_BYTES {
+                self.outputs.push_back(Output::Datagram { to, bytes });
+                return;
+            }
+            if reply.destinations.pop().is_none() {
+                return;
+            }
+        }
+    }
+
+    /// Answers a transaction that is known already.
+    fn answer_again(&mut self, domain: &Domain, transaction: u64, to: SocketAddrV6) -> bool {
+        if let Some(message) = self.vm.answered(&domain.uuid, transaction).cloned() {
+            self.tell(to, transaction, &message);
+            return true;
+        }
+        self.answer_request_again(&domain.uuid, transaction, to)
+    }
+
+    fn vm_is_ready(
+        &mut self,
+        domain: &Domain,
+        transaction: u64,
+        from: SocketAddrV6,
+        body: &MigrationReady,
+    ) {
+        if let Some(message) = self.vm.answered(&domain.uuid, transaction).cloned() {
+            self.tell(from, transaction, &message);
+        } else if self.ready_from_vm(&domain.uuid, transaction, from, body) {
+            debug!(domain = %domain.name, transaction, "VM is ready");
+        } else if self.uptime() > AMNESTY && !self.expects(&domain.uuid) {
+            let agent = self.config.name.clone();
+            let refusal = Refusal::UnknownTransaction { agent };
+            self.tell_refusal(domain.uuid, transaction, from, &refusal);
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "tests/vm.rs"]
+mod tests;

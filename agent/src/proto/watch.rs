@@ -1,0 +1,248 @@
+//! What the kernel reports of listeners: the mirror kept up to date, the addresses watched that
+//! somebody listens to, and warnings about VMs that reach their limits.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use common::event::Change;
+use common::maps::{ManagedKey, PortUsage};
+use tracing::{debug, warn};
+
+use super::filter::is_routable;
+use super::listener::{Effect, managed};
+use super::timer::Timer;
+use super::{Agent, DatapathEvent, Output, Timestamp};
+
+/// How long a VM that was named in the log for reaching a limit is not named again.
+const WARNING_INTERVAL: Duration = Duration::from_secs(60);
+/// Entries read again by one output.
+const READ_BATCH: usize = 1024;
+
+/// Last usage of each port, and when it was last warned about.
+#[derive(Debug, Default)]
+pub(super) struct Warnings {
+    usage: BTreeMap<u32, PortUsage>,
+    warned: BTreeMap<u32, Timestamp>,
+}
+
+impl Warnings {
+    pub(super) fn forget_port(&mut self, ifindex: u32) {
+        self.usage.remove(&ifindex);
+        self.warned.remove(&ifindex);
+    }
+}
+
+impl Agent {
+    /// The last usage read of a port.
+    pub fn usage_of_port(&self, ifindex: u32) -> Option<&PortUsage> {
+        self.warnings.usage.get(&ifindex)
+    }
+
+    pub(super) fn on_datapath(&mut self, event: DatapathEvent) {
+        match event {
+            DatapathEvent::Listener {
+                change: Change::Updated,
+                key,
+                value,
+            } => {
+                let effect = self.mirror.update_listener(key, value);
+                self.apply(effect);
+                self.arrived_vm_reported(&key);
+            }
+            DatapathEvent::Listener {
+                change: Change::Removed,
+                key,
+                ..
+            } => {
+                let known = self.mirror.get(&key).is_some();
+                let effect = self.mirror.remove_listener(&key);
+                // The answer for an entry that never was does not mean that the VM has left.
+                if known {
+                    self.arrived_vm_left(&key);
+                }
+                self.apply(effect);
+            }
+            DatapathEvent::Source { change, key, value } => match change {
+                Change::Updated => self.mirror.update_source(key, value),
+                Change::Removed => self.mirror.remove_source(&key),
+            },
+            DatapathEvent::FirstPacket { key, at } => self.first_packet(&key, at),
+            DatapathEvent::Query { key, value } => {
+                self.mirror.update_querier(key, value);
+                self.query_came(key.vlan, Timestamp(value.last_query_ns));
+            }
+            DatapathEvent::Snapshot {
+                listeners,
+                sources,
+                queriers,
+            } => {
+                for (key, value) in queriers {
+                    self.mirror.update_querier(key, value);
+                    self.query_came(key.vlan, Timestamp(value.last_query_ns));
+                }
+                let (mut gone_listeners, mut gone_sources) = self.mirror.keys();
+                for (key, value) in listeners {
+                    gone_listeners.remove(&key);
+                    let effect = self.mirror.update_listener(key, value);
+                    self.apply(effect);
+                    self.arrived_vm_reported(&key);
+                }
+                for (key, value) in sources {
+                    gone_sources.remove(&key);
+                    self.mirror.update_source(key, value);
+                }
+                // What the snapshot lacks may also have come while it was taken.
+                self.read_again(
+                    gone_listeners.into_iter().collect(),
+                    gone_sources.into_iter().collect(),
+                );
+            }
+            DatapathEvent::Usage { ifindex, usage } => self.usage_read(ifindex, usage),
+            DatapathEvent::Streams { token, streams } => {
+                if let Some(number) = self.outgoing_by_token(token) {
+                    self.gathered(number, &streams);
+                } else {
+                    self.streams_read(token, &streams);
+                }
+            }
+            DatapathEvent::Failed { key, reason } => {
+                warn!(
+                    vlan = key.vlan,
+                    multicast_address = %std::net::Ipv6Addr::from(key.multicast_address),
+                    %reason,
+                    "Address is not set up"
+                );
+                self.join_failed(key);
+            }
+        }
+    }
+
+    /// Forgets the listeners of a port that is gone. Its VM sends no leave, so the querier is
+    /// made to ask for those addresses that nobody else here listens to.
+    pub(super) fn forget_listeners(&mut self, ifindex: u32) {
+        let keys: Vec<_> = self.mirror.of_port(ifindex).map(|view| view.key).collect();
+        for key in keys {
+            let effect = self.mirror.remove_listener(&key);
+            let address = managed(&key);
+            if matches!(effect, Some(Effect::Vanished(_)))
+                && !self.entries.contains_key(&address)
+                && is_routable(&address.multicast_address)
+            {
+                self.outputs.push_back(Output::Prune(address));
+            }
+            self.apply(effect);
+        }
+    }
+
+    /// Stops watching an address that nobody needs.
+    pub(super) fn unmanage_unneeded(&mut self, key: ManagedKey) {
+        if !self.mirror.has_listener(&key) && !self.entries.contains_key(&key) {
+            self.outputs.push_back(Output::Unmanage(key));
+        }
+    }
+
+    pub(super) fn age_listeners(&mut self) {
+        let due = self.mirror.expire(self.now);
+        for (key, last_report_ns) in due.expire_sources {
+            self.outputs.push_back(Output::ExpireSource {
+                key,
+                last_report_ns,
+            });
+        }
+        for (key, last_report_ns) in due.expire_listeners {
+            debug!(ifindex = key.ifindex, "Listener is too old");
+            self.outputs.push_back(Output::ExpireListener {
+                key,
+                last_report_ns,
+            });
+        }
+        self.read_again(due.read_listeners, due.read_sources);
+    }
+
+    pub(super) fn read_usage(&mut self) {
+        if !self.inventory.ports.is_empty() {
+            self.outputs.push_back(Output::ReadUsage);
+        }
+        self.timers
+            .set(Timer::Usage, self.now + self.config.timing.usage_interval);
+    }
+
+    fn read_again(
+        &mut self,
+        listeners: Vec<common::maps::ListenerKey>,
+        sources: Vec<common::maps::SourceKey>,
+    ) {
+        for listeners in listeners.chunks(READ_BATCH) {
+            self.outputs.push_back(Output::ReadListeners {
+                listeners: listeners.to_vec(),
+                sources: Vec::new(),
+            });
+        }
+        for sources in sources.chunks(READ_BATCH) {
+            self.outputs.push_back(Output::ReadListeners {
+                listeners: Vec::new(),
+                sources: sources.to_vec(),
+            });
+        }
+    }
+
+    fn apply(&mut self, effect: Option<Effect>) {
+        match effect {
+            Some(Effect::Appeared(key))
+                if is_routable(&key.multicast_address) && !self.entries.contains_key(&key) =>
+            {
+                self.outputs.push_back(Output::Manage {
+                    key,
+                    since: self.now,
+                });
+            }
+            Some(Effect::Vanished(key)) if is_routable(&key.multicast_address) => {
+                self.unmanage_unneeded(key);
+            }
+            _ => {}
+        }
+    }
+
+    fn usage_read(&mut self, ifindex: u32, usage: PortUsage) {
+        if !self.inventory.ports.contains_key(&ifindex) {
+            return;
+        }
+        let before = self.warnings.usage.insert(ifindex, usage);
+        let before = before.unwrap_or_default();
+        let grown: BTreeSet<_> = [
+            (before.refused_reports, usage.refused_reports, "Reports"),
+            (
+                before.refused_listeners,
+                usage.refused_listeners,
+                "listeners",
+            ),
+            (before.refused_sources, usage.refused_sources, "sources"),
+            (before.malformed, usage.malformed, "malformed MLD"),
+        ]
+        .into_iter()
+        .filter(|(before, now, _)| now > before)
+        .map(|(_, _, what)| what)
+        .collect();
+        let quiet = self
+            .warnings
+            .warned
+            .get(&ifindex)
+            .is_some_and(|last| self.now.since(*last) < WARNING_INTERVAL);
+        if grown.is_empty() || quiet {
+            return;
+        }
+        self.warnings.warned.insert(ifindex, self.now);
+        let domain = self.inventory.domain_of_port(ifindex);
+        let port = self.inventory.ports.get(&ifindex);
+        warn!(
+            domain = domain.map_or("unknown", |domain| &domain.name),
+            port = port.map_or("unknown", |port| &port.name),
+            over = ?grown,
+            refused_reports = usage.refused_reports,
+            refused_listeners = usage.refused_listeners,
+            refused_sources = usage.refused_sources,
+            malformed = usage.malformed,
+            "VM is over its limits; what is over them is refused"
+        );
+    }
+}
