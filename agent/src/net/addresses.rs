@@ -1,0 +1,219 @@
+//! IPv6 addresses of the bridge: the prefix that an arriving VM will live in, and the link-local
+//! address that the VMs know the agent by.
+
+use std::io;
+use std::net::{IpAddr, Ipv6Addr};
+
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::address::{
+    AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage,
+};
+use netlink_packet_route::{AddressFamily, address::AddressScope};
+
+use super::netlink::Requests;
+
+/// Why the addresses of an interface are not known.
+#[derive(Debug, thiserror::Error)]
+pub enum AddressesError {
+    /// There is no interface of that name.
+    #[error("There is no interface {0}; create it or correct the name in the config")]
+    NoInterface(String),
+    /// Netlink does not work.
+    #[error("Cannot read the addresses of {interface}: {error}; netlink must be permitted")]
+    Netlink {
+        /// The interface.
+        interface: String,
+        /// What the kernel said.
+        #[source]
+        error: io::Error,
+    },
+}
+
+/// IPv6 addresses of one interface that can be used now: neither tentative nor failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Addresses {
+    /// Interface index.
+    pub ifindex: u32,
+    /// Link-local address, where there is one yet.
+    pub link_local: Option<Ipv6Addr>,
+    /// Global address and the length of its prefix in bits. One that is permanent goes before one
+    /// that was learnt, and a temporary or deprecated one is never taken.
+    pub global: Option<(Ipv6Addr, u8)>,
+}
+
+impl Addresses {
+    /// The global address with its host bits zero.
+    pub fn prefix(&self) -> Option<(Ipv6Addr, u8)> {
+        self.global.map(|(address, length)| {
+            let mask = u128::MAX
+                .checked_shl(128 - u32::from(length.min(128)))
+                .unwrap_or(0);
+            (Ipv6Addr::from_bits(address.to_bits() & mask), length)
+        })
+    }
+}
+
+/// Reads the addresses of an interface, in the network namespace of the calling thread.
+///
+/// # Errors
+///
+/// See [`AddressesError`]; an interface without addresses is none.
+pub fn addresses(interface: &str) -> Result<Addresses, AddressesError> {
+    let ifindex = nix::net::if_::if_nametoindex(interface)
+        .map_err(|_| AddressesError::NoInterface(interface.to_owned()))?;
+    let mut request = AddressMessage::default();
+    request.header.family = AddressFamily::Inet6;
+    let answers = Requests::open()
+        .and_then(|mut requests| requests.dump(RouteNetlinkMessage::GetAddress(request)))
+        .map_err(|error| AddressesError::Netlink {
+            interface: interface.to_owned(),
+            error,
+        })?;
+    let messages = answers.iter().filter_map(|answer| match answer {
+        RouteNetlinkMessage::NewAddress(message) if message.header.index == ifindex => {
+            Some(message)
+        }
+        _ => None,
+    });
+    Ok(choose(ifindex, messages))
+}
+
+fn choose<'a>(ifindex: u32, messages: impl Iterator<Item = &'a AddressMessage>) -> Addresses {
+    let mut chosen = Addresses {
+        ifindex,
+        link_local: None,
+        global: None,
+    };
+    let mut best_rank = None;
+    for message in messages {
+        let flags = message
+            .attributes
+            .iter()
+            .find_map(|attribute| match attribute {
+                AddressAttribute::Flags(flags) => Some(*flags),
+                _ => None,
+            })
+            .unwrap_or_else(|| header_flags(message.header.flags));
+        let address = message
+            .attributes
+            .iter()
+            .find_map(|attribute| match attribute {
+                AddressAttribute::Address(IpAddr::V6(address)) => Some(*address),
+                _ => None,
+            });
+        let Some(address) = address else { continue };
+        if flags.intersects(AddressFlags::Tentative | AddressFlags::Dadfailed) {
+            continue;
+        }
+        match message.header.scope {
+            AddressScope::Link => {
+                chosen.link_local.get_or_insert(address);
+            }
+            AddressScope::Universe
+                if !flags.intersects(AddressFlags::Deprecated | AddressFlags::Secondary) =>
+            {
+                let rank = u8::from(flags.contains(AddressFlags::Permanent));
+                if best_rank < Some(rank) {
+                    best_rank = Some(rank);
+                    chosen.global = Some((address, message.header.prefix_len));
+                }
+            }
+            _ => {}
+        }
+    }
+    chosen
+}
+
+fn header_flags(flags: AddressHeaderFlags) -> AddressFlags {
+    AddressFlags::from_bits_truncate(u32::from(flags.bits()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(
+        address: &str,
+        length: u8,
+        scope: AddressScope,
+        flags: AddressFlags,
+    ) -> AddressMessage {
+        let mut message = AddressMessage::default();
+        message.header.prefix_len = length;
+        message.header.scope = scope;
+        message.attributes = vec![
+            AddressAttribute::Address(IpAddr::V6(address.parse().unwrap())),
+            AddressAttribute::Flags(flags),
+        ];
+        message
+    }
+
+    #[test]
+    fn a_permanent_global_address_goes_before_a_learnt_one() {
+        let messages = [
+            message("fe80::1", 64, AddressScope::Link, AddressFlags::Permanent),
+            message(
+                "2001:db8:1::5",
+                64,
+                AddressScope::Universe,
+                AddressFlags::Managetempaddr,
+            ),
+            message(
+                "2001:db8:2::6",
+                48,
+                AddressScope::Universe,
+                AddressFlags::Permanent,
+            ),
+            message(
+                "2001:db8:3::7",
+                64,
+                AddressScope::Universe,
+                AddressFlags::Permanent,
+            ),
+        ];
+        let chosen = choose(3, messages.iter());
+        assert_eq!(chosen.link_local, Some("fe80::1".parse().unwrap()));
+        assert_eq!(chosen.global, Some(("2001:db8:2::6".parse().unwrap(), 48)));
+        assert_eq!(chosen.prefix(), Some(("2001:db8:2::".parse().unwrap(), 48)));
+    }
+
+    #[test]
+    fn tentative_temporary_and_deprecated_addresses_are_not_taken() {
+        let messages = [
+            message("fe80::1", 64, AddressScope::Link, AddressFlags::Tentative),
+            message(
+                "2001:db8::1",
+                64,
+                AddressScope::Universe,
+                AddressFlags::Deprecated,
+            ),
+            message(
+                "2001:db8::2",
+                64,
+                AddressScope::Universe,
+                AddressFlags::Secondary,
+            ),
+            message(
+                "2001:db8::3",
+                64,
+                AddressScope::Universe,
+                AddressFlags::Dadfailed,
+            ),
+        ];
+        let chosen = choose(3, messages.iter());
+        assert_eq!((chosen.link_local, chosen.global), (None, None));
+        assert_eq!(chosen.prefix(), None);
+    }
+
+    #[test]
+    fn a_prefix_of_any_length_is_cut_out() {
+        for (length, prefix) in [(0, "::"), (128, "2001:db8::1"), (127, "2001:db8::")] {
+            let addresses = Addresses {
+                ifindex: 1,
+                link_local: None,
+                global: Some(("2001:db8::1".parse().unwrap(), length)),
+            };
+            assert_eq!(addresses.prefix(), Some((prefix.parse().unwrap(), length)));
+        }
+    }
+}

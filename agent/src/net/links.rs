@@ -1,0 +1,451 @@
+//! Ports of the managed bridge, as they come and go (rtnetlink group `RTNLGRP_LINK`).
+//!
+//! ```text
+//!            VM        VM          a port is a VM's when it is a TAP (`IFLA_INFO_KIND` "tun") or
+//!            |         |           its name matches a configured pattern; it is an uplink when
+//!          vnet0     vnet1         the config names it, or, where the config names none, when it
+//!       .----+---------+----.      is any other port
+//!       |        br0        |
+//!       '---------+---------'
+//!               eth0 (uplink)
+//! ```
+//!
+//! The kernel drops notices when the reader is late (`ENOBUFS`). All links are then read again and
+//! compared with what is known, so nothing is lost for good.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+
+use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::link::{InfoData, InfoKind, LinkAttribute, LinkInfo, LinkMessage};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_sys::protocols::NETLINK_ROUTE;
+use netlink_sys::{AsyncSocket, AsyncSocketExt, TokioSocket};
+
+use super::netlink::{self, Requests};
+use crate::proto::{Port, PortEvent};
+
+pub use netlink_packet_route::link::InfoBridge;
+
+/// `RTNLGRP_LINK`.
+const LINK_GROUP: u32 = 1;
+/// Receive buffer for notices, bytes: several thousand links at once.
+const RECEIVE_BUFFER_BYTES: u32 = 4 * 1024 * 1024;
+
+/// Why the ports of the bridge cannot be watched.
+#[derive(Debug, thiserror::Error)]
+pub enum LinksError {
+    /// There is no interface of that name.
+    #[error("There is no interface {0}; create the bridge or correct the name in the config")]
+    NoBridge(String),
+    /// The interface is something else.
+    #[error("Interface {0} is not a bridge; name the bridge that the TAPs are ports of")]
+    NotABridge(String),
+    /// The bridge was deleted while it was watched.
+    #[error("Bridge {0} was removed; create it again and restart the agent")]
+    Removed(String),
+    /// Netlink does not work.
+    #[error("Cannot read the network interfaces: {0}; netlink must be permitted")]
+    Netlink(#[from] io::Error),
+}
+
+/// Which ports are whose.
+#[derive(Clone, Debug, Default)]
+pub struct PortRules {
+    /// Name of the managed bridge.
+    pub bridge: String,
+    /// Names of the uplinks; empty: every port that is not a VM's.
+    pub uplinks: Vec<String>,
+    /// Names of ports that are a VM's although they are no TAPs (a `*` at the end stands for
+    /// anything).
+    pub vm_ports: Vec<String>,
+}
+
+/// Change of the bridge's ports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LinkEvent {
+    /// A VM's port.
+    Port(PortEvent),
+    /// An uplink joined the bridge.
+    UplinkAdded(Port),
+    /// It left, or is gone.
+    UplinkRemoved {
+        /// Its interface index.
+        ifindex: u32,
+    },
+    /// All ports that were there at the start have been told. Comes once.
+    Complete,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    Vm,
+    Uplink,
+}
+
+/// Watches the ports of a bridge.
+pub struct Links {
+    bridge_ifindex: u32,
+    socket: TokioSocket,
+    table: PortTable,
+    bridge_removed: bool,
+}
+
+impl Links {
+    /// Starts to watch, in the network namespace of the calling thread. The ports that are there
+    /// are the first events.
+    ///
+    /// # Errors
+    ///
+    /// See [`LinksError`].
+    pub fn watch(rules: PortRules) -> Result<Self, LinksError> {
+        // The notices are asked for before the dump, so no change falls between.
+        let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
+        socket.socket_mut().bind_auto()?;
+        socket.socket_ref().add_membership(LINK_GROUP)?;
+        socket.socket_ref().set_rx_buf_sz(RECEIVE_BUFFER_BYTES)?;
+        let bridge_ifindex = bridge(&rules.bridge)?.ifindex;
+        let mut links = Self {
+            bridge_ifindex,
+            socket,
+            table: PortTable::new(rules, bridge_ifindex),
+            bridge_removed: false,
+        };
+        links.table.replace(&dump()?);
+        links.table.events.push_back(LinkEvent::Complete);
+        Ok(links)
+    }
+
+    /// Interface index of the bridge.
+    pub fn bridge_ifindex(&self) -> u32 {
+        self.bridge_ifindex
+    }
+
+    /// Waits for the next change. Can be cancelled without losing one.
+    ///
+    /// # Errors
+    ///
+    /// See [`LinksError`]; after [`LinksError::Removed`] nothing more comes.
+    pub async fn next(&mut self) -> Result<LinkEvent, LinksError> {
+        loop {
+            if let Some(event) = self.table.events.pop_front() {
+                return Ok(event);
+            }
+            if self.bridge_removed {
+                return Err(LinksError::Removed(self.table.rules.bridge.clone()));
+            }
+            match self.socket.recv_from_full().await {
+                Ok((datagram, _)) => self.take(&datagram),
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => self.resync()?,
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    fn take(&mut self, datagram: &[u8]) {
+        for message in netlink::messages(datagram) {
+            let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(message.bytes)
+            else {
+                tracing::debug!(kind = message.kind, "link notice not understood");
+                continue;
+            };
+            match message.payload {
+                NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => {
+                    self.table.set(&link);
+                }
+                NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link))
+                    // A port that leaves its bridge is announced as deleted in this family.
+                    if link.header.interface_family != AddressFamily::Bridge =>
+                {
+                    if link.header.index == self.bridge_ifindex {
+                        self.bridge_removed = true;
+                    }
+                    self.table.remove(link.header.index);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Reads all links again. Notices from before are thrown away first: they are older.
+    fn resync(&mut self) -> Result<(), LinksError> {
+        tracing::info!("link notices were lost, reading all links again");
+        loop {
+            match self.socket.socket_ref().recv_from_full() {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let links = dump()?;
+        self.bridge_removed = !links
+            .iter()
+            .any(|link| link.header.index == self.bridge_ifindex);
+        self.table.replace(&links);
+        Ok(())
+    }
+}
+
+fn dump() -> io::Result<Vec<LinkMessage>> {
+    let answers = Requests::open()?.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
+    Ok(answers
+        .into_iter()
+        .filter_map(|answer| match answer {
+            RouteNetlinkMessage::NewLink(link) => Some(link),
+            _ => None,
+        })
+        .collect())
+}
+
+/// A bridge and what it says of itself.
+#[derive(Clone, Debug)]
+pub struct Bridge {
+    /// Its interface index.
+    pub ifindex: u32,
+    /// Its settings, as the kernel lists them.
+    pub settings: Vec<InfoBridge>,
+}
+
+/// Finds a bridge by name, in the network namespace of the calling thread.
+///
+/// # Errors
+///
+/// See [`LinksError`].
+pub fn bridge(name: &str) -> Result<Bridge, LinksError> {
+    let links = dump()?;
+    let link = links
+        .iter()
+        .find(|link| self::name(link) == Some(name))
+        .ok_or_else(|| LinksError::NoBridge(name.to_owned()))?;
+    if kind(link) != Some(&InfoKind::Bridge) {
+        return Err(LinksError::NotABridge(name.to_owned()));
+    }
+    let settings = info(link)
+        .find_map(|info| match info {
+            LinkInfo::Data(InfoData::Bridge(settings)) => Some(settings.clone()),
+            _ => None,
+        })
+        .unwrap_or_default();
+    Ok(Bridge {
+        ifindex: link.header.index,
+        settings,
+    })
+}
+
+/// The ports that are known, and the events that come of changes.
+struct PortTable {
+    rules: PortRules,
+    bridge_ifindex: u32,
+    ports: BTreeMap<u32, (Role, Port)>,
+    events: VecDeque<LinkEvent>,
+}
+
+impl PortTable {
+    fn new(rules: PortRules, bridge_ifindex: u32) -> Self {
+        Self {
+            rules,
+            bridge_ifindex,
+            ports: BTreeMap::new(),
+            events: VecDeque::new(),
+        }
+    }
+
+    fn role(&self, name: &str, tap: bool) -> Option<Role> {
+        if self.rules.uplinks.iter().any(|uplink| uplink == name) {
+            Some(Role::Uplink)
+        } else if tap || self.rules.vm_ports.iter().any(|p| matches(p, name)) {
+            Some(Role::Vm)
+        } else {
+            self.rules.uplinks.is_empty().then_some(Role::Uplink)
+        }
+    }
+
+    fn set(&mut self, link: &LinkMessage) {
+        // Messages of this family describe a link as a port only, without its kind.
+        if link.header.interface_family == AddressFamily::Bridge {
+            return;
+        }
+        let Some(name) = name(link) else { return };
+        let ours = link.attributes.iter().any(|attribute| {
+            matches!(attribute, LinkAttribute::Controller(index) if *index == self.bridge_ifindex)
+        });
+        let tap = kind(link) == Some(&InfoKind::Tun);
+        let ifindex = link.header.index;
+        let role = ours.then(|| self.role(name, tap)).flatten();
+        let Some(role) = role else {
+            self.remove(ifindex);
+            return;
+        };
+        let mac = link
+            .attributes
+            .iter()
+            .find_map(|attribute| match attribute {
+                LinkAttribute::Address(mac) => mac.as_slice().try_into().ok(),
+                _ => None,
+            })
+            .unwrap_or_default();
+        let port = Port {
+            ifindex,
+            name: name.to_owned(),
+            mac,
+        };
+        match self.ports.get(&ifindex) {
+            Some((known_role, known)) if *known_role == role && *known == port => return,
+            Some((known_role, _)) if *known_role != role => self.remove(ifindex),
+            _ => {}
+        }
+        self.ports.insert(ifindex, (role, port.clone()));
+        self.events.push_back(match role {
+            Role::Vm => LinkEvent::Port(PortEvent::Added(port)),
+            Role::Uplink => LinkEvent::UplinkAdded(port),
+        });
+    }
+
+    fn remove(&mut self, ifindex: u32) {
+        if let Some((role, _)) = self.ports.remove(&ifindex) {
+            self.events.push_back(match role {
+                Role::Vm => LinkEvent::Port(PortEvent::Removed { ifindex }),
+                Role::Uplink => LinkEvent::UplinkRemoved { ifindex },
+            });
+        }
+    }
+
+    /// Takes a complete dump: what is not in it is gone.
+    fn replace(&mut self, links: &[LinkMessage]) {
+        let gone: Vec<u32> = self
+            .ports
+            .keys()
+            .filter(|&&ifindex| !links.iter().any(|link| link.header.index == ifindex))
+            .copied()
+            .collect();
+        for ifindex in gone {
+            self.remove(ifindex);
+        }
+        for link in links {
+            self.set(link);
+        }
+    }
+}
+
+fn name(link: &LinkMessage) -> Option<&str> {
+    link.attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            LinkAttribute::IfName(name) => Some(name.as_str()),
+            _ => None,
+        })
+}
+
+fn info(link: &LinkMessage) -> impl Iterator<Item = &LinkInfo> {
+    link.attributes
+        .iter()
+        .filter_map(|attribute| match attribute {
+            LinkAttribute::LinkInfo(info) => Some(info),
+            _ => None,
+        })
+        .flatten()
+}
+
+fn kind(link: &LinkMessage) -> Option<&InfoKind> {
+    info(link).find_map(|info| match info {
+        LinkInfo::Kind(kind) => Some(kind),
+        _ => None,
+    })
+}
+
+fn matches(pattern: &str, name: &str) -> bool {
+    match pattern.strip_suffix('*') {
+        Some(prefix) => name.starts_with(prefix),
+        None => pattern == name,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BRIDGE: u32 = 5;
+
+    fn link(index: u32, name: &str, controller: Option<u32>, kind: InfoKind) -> LinkMessage {
+        let mut link = LinkMessage::default();
+        link.header.index = index;
+        link.attributes = vec![
+            LinkAttribute::IfName(name.to_owned()),
+            LinkAttribute::Address(vec![0xfe, 0x54, 0, 0, 0, 1]),
+            LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind)]),
+        ];
+        link.attributes
+            .extend(controller.map(LinkAttribute::Controller));
+        link
+    }
+
+    fn table(uplinks: &[&str]) -> PortTable {
+        let rules = PortRules {
+            bridge: "br0".to_owned(),
+            uplinks: uplinks.iter().map(|&name| name.to_owned()).collect(),
+            vm_ports: vec!["vm-*".to_owned()],
+        };
+        PortTable::new(rules, BRIDGE)
+    }
+
+    fn port(ifindex: u32, name: &str) -> Port {
+        Port {
+            ifindex,
+            name: name.to_owned(),
+            mac: [0xfe, 0x54, 0, 0, 0, 1],
+        }
+    }
+
+    #[test]
+    fn a_tap_is_a_vms_and_any_other_port_an_uplink() {
+        let mut table = table(&[]);
+        table.set(&link(7, "vnet0", Some(BRIDGE), InfoKind::Tun));
+        table.set(&link(8, "eth0", Some(BRIDGE), InfoKind::Veth));
+        table.set(&link(9, "vm-3", Some(BRIDGE), InfoKind::Veth));
+        table.set(&link(10, "tap9", Some(BRIDGE + 1), InfoKind::Tun));
+        let events: Vec<_> = table.events.into_iter().collect();
+        assert_eq!(
+            events,
+            [
+                LinkEvent::Port(PortEvent::Added(port(7, "vnet0"))),
+                LinkEvent::UplinkAdded(port(8, "eth0")),
+                LinkEvent::Port(PortEvent::Added(port(9, "vm-3"))),
+            ]
+        );
+    }
+
+    #[test]
+    fn named_uplinks_leave_other_ports_alone() {
+        let mut table = table(&["eth0"]);
+        table.set(&link(8, "eth0", Some(BRIDGE), InfoKind::Veth));
+        table.set(&link(9, "eth1", Some(BRIDGE), InfoKind::Veth));
+        assert_eq!(table.events, [LinkEvent::UplinkAdded(port(8, "eth0"))]);
+    }
+
+    #[test]
+    fn a_port_that_leaves_the_bridge_is_removed_once() {
+        let mut table = table(&[]);
+        table.set(&link(7, "vnet0", Some(BRIDGE), InfoKind::Tun));
+        table.set(&link(7, "vnet0", Some(BRIDGE), InfoKind::Tun));
+        table.set(&link(7, "vnet0", None, InfoKind::Tun));
+        table.remove(7);
+        let events: Vec<_> = table.events.into_iter().skip(1).collect();
+        assert_eq!(events, [LinkEvent::Port(PortEvent::Removed { ifindex: 7 })]);
+    }
+
+    #[test]
+    fn a_new_dump_tells_what_came_and_went_meanwhile() {
+        let mut table = table(&[]);
+        table.set(&link(7, "vnet0", Some(BRIDGE), InfoKind::Tun));
+        table.events.clear();
+        table.replace(&[link(8, "vnet1", Some(BRIDGE), InfoKind::Tun)]);
+        assert_eq!(
+            table.events,
+            [
+                LinkEvent::Port(PortEvent::Removed { ifindex: 7 }),
+                LinkEvent::Port(PortEvent::Added(port(8, "vnet1"))),
+            ]
+        );
+    }
+}

@@ -1,0 +1,350 @@
+//! The bridge's multicast database: what a TAP receives before its VM has reported.
+//!
+//! An entry made here is *temporary* (`MDB_TEMPORARY`): it ages as one learnt from a Report would,
+//! and the VM's own Reports keep it or change it. Source lists need a bridge with
+//! `mcast_mld_version 2` and kernel 6.3; without them, and for lists that the bridge has no room
+//! for, the entry is for any source: the TAP receives more than was asked for, never less.
+//!
+//! # Wire format
+//!
+//! `RTM_NEWMDB` and `RTM_DELMDB` are built here, since netlink-packet-route has no type for them:
+//!
+//! ```text
+//! struct br_port_msg     { u8 family = AF_BRIDGE, pad[3], u32 ifindex of the bridge }
+//! MDBA_SET_ENTRY (1)     struct br_mdb_entry { u32 ifindex of the port, u8 state, u8 flags,
+//!                          u16 vid, u8 address[16], u16 protocol (network order), pad[2] }
+//! MDBA_SET_ENTRY_ATTRS (2), nested
+//!   MDBE_ATTR_SRC_LIST (2), nested
+//!     MDBE_SRC_LIST_ENTRY (1), nested, one for each source
+//!       MDBE_SRCATTR_ADDRESS (1)   16 bytes
+//!   MDBE_ATTR_GROUP_MODE (3)       u8: 0 EXCLUDE, 1 INCLUDE
+//! ```
+
+use std::net::Ipv6Addr;
+
+use common::maps::{FilterMode, ManagedKey};
+
+use super::links::{self, Bridge, InfoBridge, LinksError};
+use super::netlink::{Refusal, RequestBytes, Requests};
+use crate::proto::Membership;
+
+const RTM_NEWMDB: u16 = 84;
+const RTM_DELMDB: u16 = 85;
+const NLM_F_REQUEST: u16 = 0x1;
+const NLM_F_ACK: u16 = 0x4;
+const NLM_F_REPLACE: u16 = 0x100;
+const NLM_F_CREATE: u16 = 0x400;
+
+const MDBA_SET_ENTRY: u16 = 1;
+const MDBA_SET_ENTRY_ATTRS: u16 = 2;
+const MDBE_ATTR_SRC_LIST: u16 = 2;
+const MDBE_ATTR_GROUP_MODE: u16 = 3;
+const MDBE_SRC_LIST_ENTRY: u16 = 1;
+const MDBE_SRCATTR_ADDRESS: u16 = 1;
+const MDB_TEMPORARY: u8 = 0;
+const ETH_P_IPV6: u16 = 0x86dd;
+
+/// Most sources of one entry (`PG_SRC_ENT_LIMIT` of the kernel's bridge).
+const MAX_SOURCES: usize = 32;
+
+/// Why the multicast database cannot be written.
+#[derive(Debug, thiserror::Error)]
+pub enum MdbError {
+    /// The bridge cannot be found.
+    #[error(transparent)]
+    Links(#[from] LinksError),
+    /// Netlink does not work.
+    #[error("Cannot reach the bridge by netlink: {0}; run the agent as root")]
+    Netlink(#[from] std::io::Error),
+    /// The bridge does not snoop, so it has no database and floods all multicast.
+    #[error(
+        "Bridge {0} does not snoop multicast, so every VM gets every stream; \
+         run `ip link set {0} type bridge mcast_snooping 1`"
+    )]
+    NoSnooping(String),
+    /// The kernel refused an entry.
+    #[error(
+        "The bridge refused the entry of {address} on port {ifindex}: {refusal}; \
+         see that the port is up, and mcast_hash_max of the bridge"
+    )]
+    Refused {
+        /// The port.
+        ifindex: u32,
+        /// The multicast address.
+        address: Ipv6Addr,
+        /// What the kernel said.
+        #[source]
+        refusal: Refusal,
+    },
+}
+
+/// How a bridge is set for MLD.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Snooping {
+    /// Whether it snoops at all (`mcast_snooping`).
+    pub enabled: bool,
+    /// The MLD version it follows (`mcast_mld_version`): 1 or 2.
+    pub mld_version: u8,
+    /// Whether it is a querier itself (`mcast_querier`).
+    pub querier: bool,
+}
+
+impl Snooping {
+    fn of(bridge: &Bridge) -> Self {
+        let mut snooping = Self {
+            enabled: false,
+            mld_version: 1,
+            querier: false,
+        };
+        for setting in &bridge.settings {
+            match setting {
+                InfoBridge::MulticastSnooping(enabled) => snooping.enabled = *enabled,
+                InfoBridge::MulticastMldVersion(version) => snooping.mld_version = *version,
+                InfoBridge::MulticastQuerier(querier) => snooping.querier = *querier,
+                _ => {}
+            }
+        }
+        snooping
+    }
+
+    /// What an operator should change on the bridge, one sentence each.
+    pub fn advice(&self, bridge: &str) -> Vec<String> {
+        let mut advice = Vec::new();
+        if !self.enabled {
+            advice.push(MdbError::NoSnooping(bridge.to_owned()).to_string());
+        }
+        if self.mld_version < 2 {
+            advice.push(format!(
+                "Bridge {bridge} follows MLDv1 only, so source lists of VMs are not honoured; \
+                 run `ip link set {bridge} type bridge mcast_mld_version 2`"
+            ));
+        }
+        advice
+    }
+}
+
+/// The multicast database of one bridge.
+pub struct Mdb {
+    name: String,
+    ifindex: u32,
+    snooping: Snooping,
+    requests: Requests,
+    source_lists: bool,
+}
+
+impl Mdb {
+    /// Opens the database, in the network namespace of the calling thread.
+    ///
+    /// # Errors
+    ///
+    /// [`MdbError::Links`] when there is no such bridge, [`MdbError::Netlink`].
+    pub fn open(bridge: &str) -> Result<Self, MdbError> {
+        let found = links::bridge(bridge)?;
+        let snooping = Snooping::of(&found);
+        Ok(Self {
+            name: bridge.to_owned(),
+            ifindex: found.ifindex,
+            snooping,
+            requests: Requests::open()?,
+            source_lists: snooping.mld_version >= 2,
+        })
+    }
+
+    /// How the bridge was set when the database was opened.
+    pub fn snooping(&self) -> Snooping {
+        self.snooping
+    }
+
+    /// Adds or replaces an entry for each (port, membership). One call for many is fast: the
+    /// kernel answers within it.
+    ///
+    /// # Errors
+    ///
+    /// The call fails as a whole by [`MdbError::NoSnooping`] or [`MdbError::Netlink`]; else
+    /// the result has one outcome for each entry, in order.
+    pub fn add(
+        &mut self,
+        entries: &[(u32, &Membership)],
+    ) -> Result<Vec<Result<(), MdbError>>, MdbError> {
+        let mut outcomes = self.write(entries, self.source_lists)?;
+        let unlisted: Vec<usize> = (0..entries.len())
+            .filter(|&index| self.source_lists && is_unsupported(outcomes.get(index)))
+            .collect();
+        // An older kernel knows no source lists: the same entries without them.
+        if !unlisted.is_empty() {
+            let again: Vec<(u32, &Membership)> = unlisted
+                .iter()
+                .filter_map(|&index| entries.get(index).copied())
+                .collect();
+            let plain = self.write(&again, false)?;
+            if plain.iter().any(Result::is_ok) {
+                tracing::warn!(bridge = self.name, "bridge takes no source lists");
+            }
+            for (index, outcome) in unlisted.into_iter().zip(plain) {
+                if let Some(slot) = outcomes.get_mut(index) {
+                    *slot = outcome;
+                }
+            }
+        }
+        Ok(outcomes)
+    }
+
+    /// Removes the entries of addresses on ports. An entry that is not there counts as removed.
+    ///
+    /// # Errors
+    ///
+    /// As [`Mdb::add`].
+    pub fn delete(
+        &mut self,
+        entries: &[(u32, ManagedKey)],
+    ) -> Result<Vec<Result<(), MdbError>>, MdbError> {
+        let requests = entries
+            .iter()
+            .map(|(ifindex, key)| {
+                let mut request = self.start(RTM_DELMDB, 0);
+                request.attribute(MDBA_SET_ENTRY, &entry(*ifindex, key));
+                request.finish()
+            })
+            .collect();
+        let keys = entries.iter().copied();
+        self.apply(requests, keys, &[libc::ENOENT, libc::EINVAL, libc::ENODEV])
+    }
+
+    fn write(
+        &mut self,
+        entries: &[(u32, &Membership)],
+        source_lists: bool,
+    ) -> Result<Vec<Result<(), MdbError>>, MdbError> {
+        let requests = entries
+            .iter()
+            .map(|(ifindex, membership)| {
+                let mut request = self.start(RTM_NEWMDB, NLM_F_CREATE | NLM_F_REPLACE);
+                request.attribute(MDBA_SET_ENTRY, &entry(*ifindex, &membership.key));
+                if source_lists {
+                    filter(&mut request, membership);
+                }
+                request.finish()
+            })
+            .collect();
+        let keys = entries.iter().map(|(ifindex, m)| (*ifindex, m.key));
+        self.apply(requests, keys, &[])
+    }
+
+    fn start(&self, kind: u16, flags: u16) -> RequestBytes {
+        let mut request = RequestBytes::new(kind, NLM_F_REQUEST | NLM_F_ACK | flags);
+        request.push(&[libc::AF_BRIDGE as u8]);
+        request.push(&self.ifindex.to_ne_bytes());
+        request
+    }
+
+    fn apply(
+        &mut self,
+        mut requests: Vec<Vec<u8>>,
+        keys: impl Iterator<Item = (u32, ManagedKey)>,
+        harmless: &[i32],
+    ) -> Result<Vec<Result<(), MdbError>>, MdbError> {
+        if !self.snooping.enabled {
+            self.snooping = Snooping::of(&links::bridge(&self.name)?);
+            if !self.snooping.enabled {
+                return Err(MdbError::NoSnooping(self.name.clone()));
+            }
+        }
+        let outcomes = self.requests.apply(&mut requests)?;
+        Ok(outcomes
+            .into_iter()
+            .zip(keys)
+            .map(|(outcome, (ifindex, key))| match outcome {
+                Err(refusal)
+                    if !refusal
+                        .error
+                        .raw_os_error()
+                        .is_some_and(|code| harmless.contains(&code)) =>
+                {
+                    Err(MdbError::Refused {
+                        ifindex,
+                        address: Ipv6Addr::from(key.multicast_address),
+                        refusal,
+                    })
+                }
+                _ => Ok(()),
+            })
+            .collect())
+    }
+}
+
+fn is_unsupported(outcome: Option<&Result<(), MdbError>>) -> bool {
+    matches!(outcome, Some(Err(MdbError::Refused { refusal, .. }))
+        if matches!(refusal.error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)))
+}
+
+/// `struct br_mdb_entry`, 28 bytes.
+fn entry(ifindex: u32, key: &ManagedKey) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(28);
+    bytes.extend_from_slice(&ifindex.to_ne_bytes());
+    bytes.extend_from_slice(&[MDB_TEMPORARY, 0]);
+    bytes.extend_from_slice(&key.vlan.to_ne_bytes());
+    bytes.extend_from_slice(&key.multicast_address);
+    bytes.extend_from_slice(&ETH_P_IPV6.to_be_bytes());
+    bytes.extend_from_slice(&[0; 2]);
+    bytes
+}
+
+fn filter(request: &mut RequestBytes, membership: &Membership) {
+    // The kernel's default is EXCLUDE {}, any source.
+    if membership.sources.is_empty() || membership.sources.len() > MAX_SOURCES {
+        return;
+    }
+    request.nest(MDBA_SET_ENTRY_ATTRS, |request| {
+        request.nest(MDBE_ATTR_SRC_LIST, |request| {
+            for source in &membership.sources {
+                request.nest(MDBE_SRC_LIST_ENTRY, |request| {
+                    request.attribute(MDBE_SRCATTR_ADDRESS, &source.octets());
+                });
+            }
+        });
+        let mode = match membership.filter_mode {
+            FilterMode::Exclude => 0,
+            FilterMode::Include => 1,
+        };
+        request.attribute(MDBE_ATTR_GROUP_MODE, &[mode]);
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_has_the_layout_of_the_kernel() {
+        let key = ManagedKey {
+            vlan: 7,
+            pad: 0,
+            multicast_address: [0xff; 16],
+        };
+        let bytes = entry(3, &key);
+        assert_eq!(bytes.len(), 28);
+        assert_eq!(bytes.get(..4), Some(&3u32.to_ne_bytes()[..]));
+        assert_eq!(bytes.get(6..8), Some(&7u16.to_ne_bytes()[..]));
+        assert_eq!(bytes.get(24..26), Some(&[0x86, 0xdd][..]));
+    }
+
+    #[test]
+    fn advice_names_the_command() {
+        let snooping = Snooping {
+            enabled: false,
+            mld_version: 1,
+            querier: false,
+        };
+        let advice = snooping.advice("br0");
+        assert!(
+            advice
+                .iter()
+                .any(|line| line.contains("br0 type bridge mcast_snooping 1"))
+        );
+        assert!(
+            advice
+                .iter()
+                .any(|line| line.contains("mcast_mld_version 2"))
+        );
+    }
+}
