@@ -1,0 +1,129 @@
+//! Where maps and links are pinned, so that they outlive the agent.
+//!
+//! ```text
+//! /sys/fs/bpf/roamcast/        pin root, from the config
+//!   v1/                        layout version
+//!     LISTENERS .. EVENTS      maps
+//!     links/
+//!       snoop-12               TCX link of the program on the port with that ifindex
+//!       uplink-2
+//! ```
+//!
+//! An agent of the same layout adopts all of it. Pins of another layout version are removed: they
+//! hold state that this agent would misread, and programs that would do the work twice.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use common::maps::LAYOUT_VERSION;
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+
+use super::DatapathError;
+
+/// The pin directories, locked for this process.
+pub(super) struct Pins {
+    maps: PathBuf,
+    links: PathBuf,
+    _lock: Flock<File>,
+}
+
+impl Pins {
+    /// Makes the directories under `root`, locks them and removes other layout versions.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::NoBpfFs`], [`DatapathError::InUse`], [`DatapathError::Pin`].
+    pub(super) fn open(root: &Path) -> Result<Self, DatapathError> {
+        let existing = root.ancestors().find(|path| path.exists());
+        let on_bpffs = existing
+            .and_then(|path| statfs(path).ok())
+            .is_some_and(|stat| stat.filesystem_type() == BPF_FS_MAGIC);
+        if !on_bpffs {
+            return Err(DatapathError::NoBpfFs(root.to_owned()));
+        }
+        let own = format!("v{LAYOUT_VERSION}");
+        let maps = root.join(&own);
+        let links = maps.join("links");
+        fs::create_dir_all(&links).map_err(pin_error(&links))?;
+        let directory = File::open(root).map_err(pin_error(root))?;
+        let lock = Flock::lock(directory, FlockArg::LockExclusiveNonblock)
+            .map_err(|_| DatapathError::InUse(root.to_owned()))?;
+        for entry in fs::read_dir(root).map_err(pin_error(root))?.flatten() {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            let version = name
+                .strip_prefix('v')
+                .is_some_and(|digits| digits.parse::<u32>().is_ok());
+            if version && name != own {
+                tracing::info!(path = %entry.path().display(), "removing pins of another layout");
+                remove_tree(&entry.path()).map_err(pin_error(&entry.path()))?;
+            }
+        }
+        Ok(Self {
+            maps,
+            links,
+            _lock: lock,
+        })
+    }
+
+    /// Pin of a map.
+    pub(super) fn map(&self, name: &str) -> PathBuf {
+        self.maps.join(name)
+    }
+
+    /// Pin of the link of a program on an interface.
+    pub(super) fn link(&self, program: &str, ifindex: u32) -> PathBuf {
+        self.links.join(format!("{program}-{ifindex}"))
+    }
+
+    /// The links that are pinned: path, program, ifindex.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Pin`].
+    pub(super) fn links(&self) -> Result<Vec<(PathBuf, String, u32)>, DatapathError> {
+        let entries = fs::read_dir(&self.links).map_err(pin_error(&self.links))?;
+        Ok(entries
+            .flatten()
+            .filter_map(|entry| {
+                let name = entry.file_name().into_string().ok()?;
+                let (program, ifindex) = name.rsplit_once('-')?;
+                let ifindex = ifindex.parse().ok()?;
+                Some((entry.path(), program.to_owned(), ifindex))
+            })
+            .collect())
+    }
+}
+
+/// Removes a pin; one that is not there counts as removed.
+///
+/// # Errors
+///
+/// [`DatapathError::Pin`].
+pub(super) fn remove(path: &Path) -> Result<(), DatapathError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(pin_error(path)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// bpffs has no recursion in the kernel and its files cannot be opened, so
+/// [`fs::remove_dir_all`] would fail on them.
+fn remove_tree(path: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            remove_tree(&entry.path())?;
+        } else {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    fs::remove_dir(path)
+}
+
+fn pin_error(path: &Path) -> impl FnOnce(io::Error) -> DatapathError + use<> {
+    let path = path.to_owned();
+    move |error| DatapathError::Pin { path, error }
+}

@@ -1,0 +1,424 @@
+//! State in the maps: read, written, expired.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::net::Ipv6Addr;
+use std::time::Duration;
+
+use common::counter::Counter;
+use common::maps::{
+    Listener, ListenerKey, Managed, ManagedKey, Port, PortUsage, Querier, QuerierKey, Source,
+    SourceKey, Stream, StreamKey,
+};
+
+use super::table::Table;
+use super::{Datapath, DatapathError, lock};
+use crate::proto::{DatapathEvent, Timestamp};
+
+/// Limits of one VM's port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Most multicast addresses, over all VLANs.
+    pub listeners: u32,
+    /// Most sources over all its listeners.
+    pub sources: u32,
+    /// Most Reports each second.
+    pub reports_per_second: u32,
+}
+
+/// Age at which a source and its listener are surely both written.
+const SETTLED: Duration = Duration::from_secs(1);
+
+/// What [`Datapath::collect`] removed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Collected {
+    /// Sources of a replaced list or of a listener that is gone.
+    pub sources: usize,
+    /// Flows of addresses that are not managed, or silent for too long.
+    pub streams: usize,
+}
+
+impl Datapath {
+    /// One listener.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`], as for all of these methods.
+    pub fn listener(&self, key: &ListenerKey) -> Result<Option<Listener>, DatapathError> {
+        self.inner.listeners.get(key)
+    }
+
+    /// All listeners. Reads a whole map.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`].
+    pub fn listeners(&self) -> Result<Vec<(ListenerKey, Listener)>, DatapathError> {
+        self.inner.listeners.entries()
+    }
+
+    /// All sources, stale ones included (see [`Listener::generation`]). Reads a whole map.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`].
+    pub fn sources(&self) -> Result<Vec<(SourceKey, Source)>, DatapathError> {
+        self.inner.sources.entries()
+    }
+
+    /// All queriers that were heard.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`].
+    pub fn queriers(&self) -> Result<Vec<(QuerierKey, Querier)>, DatapathError> {
+        self.inner.queriers.entries()
+    }
+
+    /// Everything the protocol mirrors, as [`DatapathEvent::Snapshot`]. Reads whole maps.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`].
+    pub fn snapshot(&self) -> Result<DatapathEvent, DatapathError> {
+        Ok(DatapathEvent::Snapshot {
+            listeners: self.listeners()?,
+            sources: self.sources()?,
+            queriers: self.queriers()?,
+        })
+    }
+
+    /// All flows with at least one packet. Reads a whole map.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`].
+    pub fn all_streams(&self) -> Result<Vec<(StreamKey, Stream)>, DatapathError> {
+        let mut streams = self.inner.streams.entries()?;
+        streams.retain(|(_, stream)| stream.native_packets > 0);
+        Ok(streams)
+    }
+
+    /// The flows of some addresses. Reads a whole map.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`].
+    pub fn streams(&self, keys: &[ManagedKey]) -> Result<Vec<(StreamKey, Stream)>, DatapathError> {
+        let keys: HashSet<&ManagedKey> = keys.iter().collect();
+        let mut streams = self.all_streams()?;
+        streams.retain(|(key, _)| keys.contains(&managed_key(key)));
+        Ok(streams)
+    }
+
+    /// Watches the streams of an address: the first packet of each flow from `since` on raises an
+    /// event.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`], for instance because `MANAGED` is full.
+    pub fn manage(&self, key: &ManagedKey, since: Timestamp) -> Result<(), DatapathError> {
+        let value = Managed {
+            watch_since_ns: since.0,
+        };
+        self.inner.managed.insert(key, &value)
+    }
+
+    /// Stops watching an address. Its flows are removed by the next [`Datapath::collect`].
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`].
+    pub fn unmanage(&self, key: &ManagedKey) -> Result<(), DatapathError> {
+        self.inner.managed.remove(key).map(drop)
+    }
+
+    /// The addresses that are watched.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`].
+    pub fn managed(&self) -> Result<Vec<ManagedKey>, DatapathError> {
+        let entries = self.inner.managed.entries()?;
+        Ok(entries.into_iter().map(|(key, _)| key).collect())
+    }
+
+    /// All counters that are not zero, summed over the CPUs.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`].
+    pub fn counters(&self) -> Result<Vec<(&'static str, u64)>, DatapathError> {
+        let mut counters = Vec::new();
+        for counter in Counter::ALL {
+            let value = self.counter(counter)?;
+            if value > 0 {
+                counters.push((counter.as_str(), value));
+            }
+        }
+        Ok(counters)
+    }
+
+    /// One counter, summed over the CPUs.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`].
+    pub fn counter(&self, counter: Counter) -> Result<u64, DatapathError> {
+        self.inner
+            .counters
+            .get(&(counter as u32), 0)
+            .map(|values| values.iter().sum())
+            .map_err(|error| DatapathError::Map {
+                name: "COUNTERS",
+                error: std::io::Error::other(error),
+            })
+    }
+
+    /// Usage of one port. `listeners` and `sources` are what it has now: expired ones are taken
+    /// off.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::NoPort`], [`DatapathError::Map`].
+    pub fn usage(&self, ifindex: u32) -> Result<PortUsage, DatapathError> {
+        let port = lock(&self.inner.ports)
+            .get(&ifindex)?
+            .ok_or(DatapathError::NoPort(ifindex))?;
+        let mut usage = self.inner.usage.get(&ifindex)?.unwrap_or_default();
+        usage.listeners = usage.listeners.wrapping_sub(port.expired_listeners);
+        usage.sources = usage.sources.wrapping_sub(port.expired_sources);
+        Ok(usage)
+    }
+
+    /// Usage of every port, as [`DatapathEvent::Usage`].
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`].
+    pub fn usage_events(&self) -> Result<Vec<DatapathEvent>, DatapathError> {
+        let ports = lock(&self.inner.ports).entries()?;
+        Ok(ports
+            .into_iter()
+            .filter_map(|(ifindex, _)| {
+                let usage = self.usage(ifindex).ok()?;
+                Some(DatapathEvent::Usage { ifindex, usage })
+            })
+            .collect())
+    }
+
+    /// Removes listeners that were not reported after the time given with each, with their
+    /// sources, and counts them as expired. Returns those removed. One call for many: sources are
+    /// found by reading the whole map, once, and only if one of the listeners had any.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`].
+    pub fn expire(&self, expired: &[(ListenerKey, u64)]) -> Result<Vec<ListenerKey>, DatapathError> {
+        let mut removed = Vec::new();
+        let mut with_sources = HashSet::new();
+        for (key, last_report_ns) in expired {
+            if let Some(listener) =
+                take_unless_newer(&self.inner.listeners, key, *last_report_ns, |listener| {
+                    listener.last_report_ns
+                })?
+            {
+                self.count_expired(key.ifindex, 1, 0)?;
+                removed.push(*key);
+                if listener.source_count > 0 {
+                    with_sources.insert(*key);
+                }
+            }
+        }
+        if !with_sources.is_empty() {
+            for (key, source) in self.inner.sources.entries()? {
+                if with_sources.contains(&key.listener) {
+                    self.expire_source(&key, source.last_report_ns)?;
+                }
+            }
+        }
+        Ok(removed)
+    }
+
+    /// Removes a source that was not reported after that time, and counts it as expired.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`].
+    pub fn expire_source(
+        &self,
+        key: &SourceKey,
+        last_report_ns: u64,
+    ) -> Result<bool, DatapathError> {
+        let taken = take_unless_newer(&self.inner.sources, key, last_report_ns, |source| {
+            source.last_report_ns
+        })?;
+        if taken.is_some() {
+            self.count_expired(key.listener.ifindex, 0, 1)?;
+        }
+        Ok(taken.is_some())
+    }
+
+    /// Removes sources of lists that were replaced or whose listener is gone, and flows that are
+    /// not managed or silent for longer than `max_silence`. To be called now and then, off the
+    /// runtime. Reads whole maps.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`].
+    pub fn collect(
+        &self,
+        now: Timestamp,
+        max_silence: Duration,
+    ) -> Result<Collected, DatapathError> {
+        let mut collected = Collected::default();
+        let sources = self.inner.sources.entries()?;
+        for (key, source) in sources {
+            // A source is written before the listener that its generation belongs to.
+            if now.since(Timestamp(source.last_report_ns)) < SETTLED {
+                continue;
+            }
+            let live = self
+                .inner
+                .listeners
+                .get(&key.listener)?
+                .is_some_and(|listener| listener.generation == source.generation);
+            if !live && self.expire_source(&key, source.last_report_ns)? {
+                collected.sources += 1;
+            }
+        }
+        let managed: HashSet<ManagedKey> = self.managed()?.into_iter().collect();
+        for (key, stream) in self.inner.streams.entries()? {
+            let silence = now.since(Timestamp(stream.native_last_ns));
+            if (!managed.contains(&managed_key(&key)) || silence > max_silence)
+                && self.inner.streams.remove(&key)?
+            {
+                collected.streams += 1;
+            }
+        }
+        Ok(collected)
+    }
+
+    /// Writes the limits of a port and keeps what was counted.
+    pub(super) fn set_limits(&self, ifindex: u32, limits: &Limits) -> Result<(), DatapathError> {
+        let ports = lock(&self.inner.ports);
+        let port = Port {
+            max_listeners: limits.listeners,
+            max_sources: limits.sources,
+            reports_per_second: limits.reports_per_second,
+            ..ports.get(&ifindex)?.unwrap_or_default()
+        };
+        ports.insert(&ifindex, &port)
+    }
+
+    /// Adds to what was expired on a port; a negative number when the agent itself adds entries,
+    /// which the kernel has not counted.
+    pub(super) fn count_expired(
+        &self,
+        ifindex: u32,
+        listeners: i32,
+        sources: i32,
+    ) -> Result<(), DatapathError> {
+        let ports = lock(&self.inner.ports);
+        let Some(mut port) = ports.get(&ifindex)? else {
+            return Ok(());
+        };
+        port.expired_listeners = port.expired_listeners.wrapping_add_signed(listeners);
+        port.expired_sources = port.expired_sources.wrapping_add_signed(sources);
+        ports.insert(&ifindex, &port)
+    }
+
+    /// The limits of a port, and its usage as [`Datapath::usage`] gives it.
+    pub(super) fn port(&self, ifindex: u32) -> Result<Option<(Port, PortUsage)>, DatapathError> {
+        let port = lock(&self.inner.ports).get(&ifindex)?;
+        port.map(|port| Ok((port, self.usage(ifindex)?))).transpose()
+    }
+
+    pub(super) fn forget_port(&self, ifindex: u32) -> Result<(), DatapathError> {
+        self.forget_ports_if(|known| known == ifindex)
+    }
+
+    pub(super) fn forget_ports_except(&self, ports: &[u32]) -> Result<(), DatapathError> {
+        let ports: BTreeSet<u32> = ports.iter().copied().collect();
+        self.forget_ports_if(|known| !ports.contains(&known))
+    }
+
+    /// Removes limits, usage, listeners and sources of ports.
+    pub(super) fn forget_ports_if(
+        &self,
+        gone: impl Fn(u32) -> bool,
+    ) -> Result<(), DatapathError> {
+        let ports = lock(&self.inner.ports);
+        let mut known: BTreeMap<u32, bool> = BTreeMap::new();
+        for (ifindex, _) in ports.entries()? {
+            if gone(ifindex) {
+                ports.remove(&ifindex)?;
+                known.insert(ifindex, true);
+            }
+        }
+        for (ifindex, usage) in self.inner.usage.entries()? {
+            if gone(ifindex) {
+                self.inner.usage.remove(&ifindex)?;
+                known.insert(ifindex, usage.reports > 0);
+            }
+        }
+        if !known.values().any(|&reported| reported) {
+            return Ok(());
+        }
+        for (key, _) in self.inner.listeners.entries()? {
+            if gone(key.ifindex) {
+                self.inner.listeners.remove(&key)?;
+            }
+        }
+        for (key, _) in self.inner.sources.entries()? {
+            if gone(key.listener.ifindex) {
+                self.inner.sources.remove(&key)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn forget_queriers(&self, ifindex: u32) -> Result<(), DatapathError> {
+        for (key, _) in self.inner.queriers.entries()? {
+            if key.ifindex == ifindex {
+                self.inner.queriers.remove(&key)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Removes an entry unless it was reported after that time. The kernel may refresh it between
+/// look and removal: what was removed tells, and is put back.
+fn take_unless_newer<K: aya::Pod, V: aya::Pod>(
+    table: &Table<K, V>,
+    key: &K,
+    last_report_ns: u64,
+    reported_at: impl Fn(&V) -> u64,
+) -> Result<Option<V>, DatapathError> {
+    match table.get(key)? {
+        Some(value) if reported_at(&value) <= last_report_ns => {}
+        _ => return Ok(None),
+    }
+    let Some(value) = table.take(key)? else {
+        return Ok(None);
+    };
+    // If the kernel has made the entry anew meanwhile, it has counted it, and this one is gone.
+    if reported_at(&value) > last_report_ns && table.insert_new(key, &value)? {
+        return Ok(None);
+    }
+    Ok(Some(value))
+}
+
+/// The address that a flow belongs to.
+fn managed_key(key: &StreamKey) -> ManagedKey {
+    ManagedKey {
+        vlan: key.vlan,
+        pad: 0,
+        multicast_address: key.multicast_address,
+    }
+}
+
+/// Shows a listener's address in logs.
+pub(super) fn shown(key: &ListenerKey) -> Ipv6Addr {
+    Ipv6Addr::from(key.multicast_address)
+}

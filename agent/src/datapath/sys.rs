@@ -1,0 +1,225 @@
+//! Calls that need `unsafe`: map operations of `bpf(2)` that aya 0.14 lacks or gives only to an
+//! exclusive owner, registration of the ring buffer with the runtime, and records read from bytes.
+#![allow(
+    unsafe_code,
+    reason = "bpf(2) is a raw system call and ring buffer records are plain memory"
+)]
+
+use std::io;
+use std::mem::{MaybeUninit, size_of};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+
+use aya::Pod;
+use common::event::{
+    FirstPacketEvent, ListenerEvent, QueryEvent, SourceEvent, UnfinishedEvent,
+};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+const BPF_MAP_LOOKUP_ELEM: libc::c_int = 1;
+const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
+const BPF_MAP_DELETE_ELEM: libc::c_int = 3;
+const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_int = 21;
+const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
+
+/// Update flag: create or replace.
+pub(super) const ANY: u64 = 0;
+/// Update flag: create only.
+pub(super) const NOEXIST: u64 = 1;
+
+/// Element part of `union bpf_attr`: 32 bytes.
+#[repr(C)]
+struct ElementAttr {
+    map_fd: u32,
+    pad: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// Batch part of `union bpf_attr`: 56 bytes.
+#[repr(C)]
+struct BatchAttr {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    element_flags: u64,
+    flags: u64,
+}
+
+const _: () = {
+    assert!(size_of::<ElementAttr>() == 32);
+    assert!(size_of::<BatchAttr>() == 56);
+};
+
+/// # Safety
+///
+/// Every address in `attr` must be valid for what the command does with it.
+unsafe fn bpf<T>(command: libc::c_int, attr: &mut T) -> io::Result<()> {
+    // SAFETY: `attr` is live and its size is given; what it points to is the caller's promise.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attr, size_of::<T>()) };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+fn element<K>(map: BorrowedFd<'_>, key: &K, value: u64, flags: u64) -> ElementAttr {
+    ElementAttr {
+        map_fd: map.as_raw_fd().unsigned_abs(),
+        pad: 0,
+        key: (&raw const *key) as u64,
+        value,
+        flags,
+    }
+}
+
+/// Reads the value of a key. The map's key and value sizes must be those of `K` and `V`, which
+/// [`super::table::Table`] has checked.
+pub(super) fn lookup<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V>> {
+    read_value(BPF_MAP_LOOKUP_ELEM, map, key)
+}
+
+/// Removes a key and returns the value it had, in one step (kernel 5.14).
+pub(super) fn take<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V>> {
+    read_value(BPF_MAP_LOOKUP_AND_DELETE_ELEM, map, key)
+}
+
+fn read_value<K: Pod, V: Pod>(
+    command: libc::c_int,
+    map: BorrowedFd<'_>,
+    key: &K,
+) -> io::Result<Option<V>> {
+    let mut value = MaybeUninit::<V>::zeroed();
+    let mut attr = element(map, key, value.as_mut_ptr() as u64, 0);
+    // SAFETY: key and value point to live memory of the map's key and value size.
+    match unsafe { bpf(command, &mut attr) } {
+        // SAFETY: `V` is `Pod`, so any bytes are a value.
+        Ok(()) => Ok(Some(unsafe { value.assume_init() })),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Writes a value.
+pub(super) fn update<K: Pod, V: Pod>(
+    map: BorrowedFd<'_>,
+    key: &K,
+    value: &V,
+    flags: u64,
+) -> io::Result<()> {
+    let mut attr = element(map, key, (&raw const *value) as u64, flags);
+    // SAFETY: key and value point to live memory of the map's key and value size.
+    unsafe { bpf(BPF_MAP_UPDATE_ELEM, &mut attr) }
+}
+
+/// Removes a key; `false` if it was not there.
+pub(super) fn delete<K: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<bool> {
+    let mut attr = element(map, key, 0, 0);
+    // SAFETY: the key points to live memory of the map's key size.
+    match unsafe { bpf(BPF_MAP_DELETE_ELEM, &mut attr) } {
+        Ok(()) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Reads a whole hash map (kernel 5.6). Unlike a walk by `BPF_MAP_GET_NEXT_KEY` it never starts
+/// anew when the kernel deletes the entry it stands at.
+pub(super) fn entries<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
+    let mut all = Vec::new();
+    let mut capacity: usize = 4096;
+    let (mut position, mut next) = (0u32, 0u32);
+    let mut first = true;
+    let mut keys: Vec<K> = Vec::new();
+    let mut values: Vec<V> = Vec::new();
+    loop {
+        keys.reserve(capacity);
+        values.reserve(capacity);
+        let mut attr = BatchAttr {
+            in_batch: if first { 0 } else { (&raw mut position) as u64 },
+            out_batch: (&raw mut next) as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count: u32::try_from(capacity).unwrap_or(u32::MAX),
+            map_fd: map.as_raw_fd().unsigned_abs(),
+            element_flags: 0,
+            flags: 0,
+        };
+        // SAFETY: both vectors are empty and have room for `count` elements of the map's key and
+        // value size; the positions of a hash map are 4 bytes.
+        let result = unsafe { bpf(BPF_MAP_LOOKUP_BATCH, &mut attr) };
+        let last = match result {
+            Ok(()) => false,
+            Err(error) => match error.raw_os_error() {
+                Some(libc::ENOENT) => true,
+                // One bucket has more entries than there is room for.
+                Some(libc::ENOSPC) if capacity < 1 << 24 => {
+                    capacity *= 4;
+                    continue;
+                }
+                _ => return Err(error),
+            },
+        };
+        let count = usize::try_from(attr.count).unwrap_or(0).min(capacity);
+        // SAFETY: the kernel has written `count` elements of each; `Pod` accepts any bytes.
+        unsafe {
+            keys.set_len(count);
+            values.set_len(count);
+        }
+        all.extend(keys.drain(..).zip(values.drain(..)));
+        if last {
+            return Ok(all);
+        }
+        position = next;
+        first = false;
+    }
+}
+
+/// A file descriptor that the runtime may watch: open, and the same, as long as it lives.
+pub(super) struct Watched<T>(pub(super) T, RawFd);
+
+impl<T> AsRawFd for Watched<T> {
+    fn as_raw_fd(&self) -> RawFd {
+        self.1
+    }
+}
+
+/// Registers an object with the runtime for reading. Must be called within one.
+pub(super) fn watch<T: AsRawFd>(object: T) -> io::Result<AsyncFd<Watched<T>>> {
+    let fd = object.as_raw_fd();
+    // SAFETY: the descriptor belongs to `object`, which is not handed out by value and so stays
+    // open until the `AsyncFd` is dropped.
+    unsafe { AsyncFd::register_with_interest(Watched(object, fd), Interest::READABLE) }
+        .map_err(io::Error::from)
+}
+
+/// A record of the ring buffer.
+///
+/// # Safety
+///
+/// The type must be `#[repr(C)]` and accept any bytes.
+pub(super) unsafe trait Record: Copy {}
+
+// SAFETY: `#[repr(C)]` structs of integers and byte arrays.
+unsafe impl Record for ListenerEvent {}
+// SAFETY: as above.
+unsafe impl Record for SourceEvent {}
+// SAFETY: as above.
+unsafe impl Record for FirstPacketEvent {}
+// SAFETY: as above.
+unsafe impl Record for QueryEvent {}
+// SAFETY: as above.
+unsafe impl Record for UnfinishedEvent {}
+
+/// Reads a record; `None` when there are too few bytes.
+pub(super) fn record<T: Record>(bytes: &[u8]) -> Option<T> {
+    let bytes = bytes.get(..size_of::<T>())?;
+    // SAFETY: there are enough bytes, and `Record` accepts any.
+    Some(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
+}

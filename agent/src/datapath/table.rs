@@ -1,0 +1,83 @@
+//! A hash map of the kernel programs, typed.
+
+use std::io;
+use std::marker::PhantomData;
+use std::mem::size_of;
+use std::os::fd::AsFd;
+
+use aya::Pod;
+use aya::maps::{Map, MapData};
+
+use super::DatapathError;
+use super::sys;
+
+/// One hash map. All operations take `&self`: the kernel orders them.
+pub(super) struct Table<K, V> {
+    name: &'static str,
+    map: MapData,
+    types: PhantomData<fn(K) -> V>,
+}
+
+impl<K: Pod, V: Pod> Table<K, V> {
+    /// Takes a map over after checking that its sizes are those of the types.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Layout`] when the map is not there, no hash map, or of other sizes.
+    pub(super) fn new(name: &'static str, map: Option<Map>) -> Result<Self, DatapathError> {
+        let (Some(Map::HashMap(map)) | Some(Map::LruHashMap(map))) = map else {
+            return Err(DatapathError::Layout { name });
+        };
+        let fits = map.info().is_ok_and(|info| {
+            info.key_size() as usize == size_of::<K>()
+                && info.value_size() as usize == size_of::<V>()
+        });
+        if !fits {
+            return Err(DatapathError::Layout { name });
+        }
+        Ok(Self {
+            name,
+            map,
+            types: PhantomData,
+        })
+    }
+
+    fn error(&self, error: io::Error) -> DatapathError {
+        DatapathError::Map {
+            name: self.name,
+            error,
+        }
+    }
+
+    pub(super) fn get(&self, key: &K) -> Result<Option<V>, DatapathError> {
+        sys::lookup(self.map.fd().as_fd(), key).map_err(|error| self.error(error))
+    }
+
+    pub(super) fn insert(&self, key: &K, value: &V) -> Result<(), DatapathError> {
+        sys::update(self.map.fd().as_fd(), key, value, sys::ANY).map_err(|error| self.error(error))
+    }
+
+    /// Writes a value unless the key is there; `false` if it was.
+    pub(super) fn insert_new(&self, key: &K, value: &V) -> Result<bool, DatapathError> {
+        match sys::update(self.map.fd().as_fd(), key, value, sys::NOEXIST) {
+            Ok(()) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+            Err(error) => Err(self.error(error)),
+        }
+    }
+
+    /// Removes a key; `false` if it was not there.
+    pub(super) fn remove(&self, key: &K) -> Result<bool, DatapathError> {
+        sys::delete(self.map.fd().as_fd(), key).map_err(|error| self.error(error))
+    }
+
+    /// Removes a key and returns its value, in one step.
+    pub(super) fn take(&self, key: &K) -> Result<Option<V>, DatapathError> {
+        sys::take(self.map.fd().as_fd(), key).map_err(|error| self.error(error))
+    }
+
+    /// Reads everything. Entries that come or go meanwhile may or may not be among it.
+    pub(super) fn entries(&self) -> Result<Vec<(K, V)>, DatapathError> {
+        sys::entries(self.map.fd().as_fd()).map_err(|error| self.error(error))
+    }
+}

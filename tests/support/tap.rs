@@ -1,0 +1,116 @@
+//! A guest behind a real TAP: its NIC is a second TAP in its own namespace, and a thread carries
+//! the frames between the two, as a hypervisor does.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "a module of several test files, each of which uses a part"
+)]
+#![allow(unsafe_code, reason = "TUNSETIFF is an ioctl")]
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::netns::Namespace;
+
+nix::ioctl_write_ptr_bad!(set_interface, 0x4004_54ca, Request);
+
+/// `struct ifreq` with flags: 40 bytes.
+#[repr(C)]
+struct Request {
+    name: [u8; 16],
+    flags: u16,
+    padding: [u8; 22],
+}
+
+const IFF_TAP: u16 = 0x0002;
+const IFF_NO_PI: u16 = 0x1000;
+
+/// Opens a TAP in the namespace of the calling thread; it is gone when the file is closed.
+pub fn open(name: &str) -> File {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open("/dev/net/tun")
+        .expect("/dev/net/tun");
+    let mut request = Request {
+        name: [0; 16],
+        flags: IFF_TAP | IFF_NO_PI,
+        padding: [0; 22],
+    };
+    for (target, byte) in request.name.iter_mut().zip(name.bytes()) {
+        *target = byte;
+    }
+    // SAFETY: the request is a live structure of the size that the ioctl reads and writes.
+    unsafe { set_interface(file.as_raw_fd(), &raw const request) }.expect("TUNSETIFF");
+    file
+}
+
+/// A guest with one NIC, `eth0`, plugged into a bridge by a TAP. Dropping it unplugs the TAP.
+pub struct Guest {
+    pub namespace: Namespace,
+    pub ifindex: u32,
+    stop: Arc<AtomicBool>,
+    pump: Option<JoinHandle<()>>,
+}
+
+impl Guest {
+    /// Starts a guest on a TAP named `port` of `bridge` in `host`. `version` forces the MLD
+    /// version of the guest (0: follow the querier).
+    pub fn start(host: &Namespace, bridge: &str, port: &str, version: u8) -> Self {
+        let namespace = Namespace::new(port);
+        let outer = host.run(|| open(port));
+        let inner = namespace.run(|| open("eth0"));
+        host.ip(&format!("link set {port} master {bridge} up"));
+        namespace.run(|| {
+            let path = "/proc/sys/net/ipv6/conf/eth0/force_mld_version";
+            std::fs::write(path, version.to_string()).expect("force_mld_version");
+        });
+        let stop = Arc::new(AtomicBool::new(false));
+        let pump = thread::spawn({
+            let stop = Arc::clone(&stop);
+            move || carry(&outer, &inner, &stop)
+        });
+        namespace.ip("link set eth0 up");
+        let ifindex = host.ifindex(port);
+        Self {
+            namespace,
+            ifindex,
+            stop,
+            pump: Some(pump),
+        }
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(pump) = self.pump.take() {
+            let _ = pump.join();
+        }
+    }
+}
+
+fn carry(outer: &File, inner: &File, stop: &AtomicBool) {
+    let mut frame = vec![0; 65_536];
+    while !stop.load(Ordering::Relaxed) {
+        let mut fds = [
+            PollFd::new(outer.as_fd(), PollFlags::POLLIN),
+            PollFd::new(inner.as_fd(), PollFlags::POLLIN),
+        ];
+        let _ = poll(&mut fds, PollTimeout::from(50u8));
+        for (mut from, mut to) in [(outer, inner), (inner, outer)] {
+            while let Ok(length) = from.read(&mut frame) {
+                // A NIC that is down refuses the frame, as a cable that is not plugged in would.
+                let _ = to.write(&frame[..length]);
+            }
+        }
+    }
+}
