@@ -20,15 +20,21 @@
 //! | [`registry`] | what exists, so that it can be removed after a crash |
 //! | [`netns`] | namespaces and links |
 //! | [`kvm`] | does KVM really work here? |
+//! | [`guest`] | the guest: image, domain XML, control channel |
+//! | [`probe`] | the stream: sender, records, metrics, picture |
+//! | [`scenario`] | a guest under a stream and its move |
 //! | [`binaries`] | where the lab's own programs are |
 //! | [`wait`] | waiting for a condition with a deadline |
 
 pub mod binaries;
+pub mod guest;
 pub mod kvm;
 pub mod mroute;
 pub mod netns;
 pub mod node;
+pub mod probe;
 pub mod registry;
+pub mod scenario;
 mod signal;
 pub mod topology;
 pub mod vms;

@@ -1,0 +1,87 @@
+//! What an init does: file systems, modules, network interfaces, the control channel.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    path::PathBuf,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use lab::guest::{image::MODULE_LIST, sys, wire::PORT_NAME};
+use nix::mount::{MsFlags, mount};
+
+/// How long devices may take to appear after their drivers were loaded.
+const DEVICE_DEADLINE: Duration = Duration::from_secs(20);
+
+/// Sysctls of the guest. Duplicate address detection would keep the addresses unusable for a
+/// second, and a thousand joins need more option memory than the default.
+const SYSCTLS: &[(&str, &str)] = &[
+    ("net/ipv6/conf/all/accept_dad", "0"),
+    ("net/ipv6/conf/default/accept_dad", "0"),
+    ("net/core/optmem_max", "4194304"),
+    ("net/core/rmem_max", "67108864"),
+    ("net/ipv6/mld_max_msf", "1024"),
+];
+
+/// Sets the machine up and opens the control channel.
+pub(crate) fn boot() -> Result<File> {
+    for (kind, target) in
+        [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev"), ("tmpfs", "/run")]
+    {
+        mount(Some(kind), target, Some(kind), MsFlags::empty(), None::<&str>)
+            .with_context(|| format!("Cannot mount {target}"))?;
+    }
+    let list = fs::read_to_string(MODULE_LIST).context("Cannot read the list of modules")?;
+    for name in list.lines() {
+        let file = File::open(format!("/lib/modules/{name}"))?;
+        sys::load_module(&file).with_context(|| format!("Cannot load {name}"))?;
+    }
+    for (name, value) in SYSCTLS {
+        fs::write(format!("/proc/sys/{name}"), value)
+            .with_context(|| format!("Cannot set {name}"))?;
+    }
+    ensure!(wait_for(|| is_interface("eth0").then_some(())).is_some(), "There is no eth0");
+    // The driver binds all NICs in one go, so the second is there by now if there is one.
+    for interface in ["lo", "eth0", "eth1"] {
+        if is_interface(interface) {
+            let status = Command::new("/bin/ip").args(["link", "set", interface, "up"]).status();
+            ensure!(status.is_ok_and(|status| status.success()), "Cannot bring {interface} up");
+        }
+    }
+    let port = wait_for(find_port)
+        .with_context(|| format!("No virtio-serial port named {PORT_NAME} appeared"))?;
+    let Ok(file) = OpenOptions::new().read(true).write(true).open(&port) else {
+        bail!("Cannot open the control channel {}", port.display());
+    };
+    println!("guest: ready");
+    Ok(file)
+}
+
+/// Turns the machine off; returns only if the kernel refuses.
+pub(crate) fn power_off() {
+    let _ = Command::new("/bin/poweroff").arg("-f").status();
+}
+
+fn is_interface(name: &str) -> bool {
+    PathBuf::from("/sys/class/net").join(name).exists()
+}
+
+fn find_port() -> Option<PathBuf> {
+    let entries = fs::read_dir("/sys/class/virtio-ports").ok()?;
+    entries.flatten().find_map(|entry| {
+        let name = fs::read_to_string(entry.path().join("name")).ok()?;
+        (name.trim() == PORT_NAME).then(|| PathBuf::from("/dev").join(entry.file_name()))
+    })
+}
+
+fn wait_for<T>(condition: impl Fn() -> Option<T>) -> Option<T> {
+    let deadline = Instant::now() + DEVICE_DEADLINE;
+    loop {
+        let found = condition();
+        if found.is_some() || Instant::now() > deadline {
+            return found;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}

@@ -1,0 +1,151 @@
+//! PID 1 of the lab's guests: sets the machine up, then does what the host asks.
+//!
+//! Started by hand with the path of a Unix socket as argument, it serves the same protocol on that
+//! socket, without setting anything up.
+
+mod boot;
+mod outbox;
+mod programs;
+mod receive;
+
+use std::{
+    collections::{HashMap, VecDeque},
+    fs,
+    fs::File,
+    io::Read,
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use lab::guest::wire::{Answer, Command, Decoder, FromGuest, Reply, Request, Status};
+
+use crate::{outbox::Outbox, programs::Programs, receive::Receivers};
+
+/// Replies kept for requests the host repeats.
+const REMEMBERED_REPLIES: usize = 256;
+/// Silence after which the guest says that it is alive.
+const ALIVE_INTERVAL: Duration = Duration::from_millis(100);
+
+fn main() {
+    let result = match std::env::args().nth(1) {
+        Some(path) => UnixStream::connect(&path)
+            .with_context(|| format!("Cannot connect to {path}"))
+            .and_then(|stream| serve(File::from(OwnedFd::from(stream)))),
+        None => boot::boot().and_then(serve),
+    };
+    if let Err(error) = result {
+        eprintln!("guest: {error:#}");
+    }
+    // The end of PID 1 would be a kernel panic without a word of what happened on the console.
+    if std::process::id() == 1 {
+        boot::power_off();
+    }
+}
+
+/// Serves requests from the control channel until it ends.
+fn serve(port: File) -> Result<()> {
+    let outbox = Arc::new(Outbox::new(port.try_clone()?));
+    let boot_id = read_line("/proc/sys/kernel/random/boot_id");
+    outbox.send(&FromGuest::Hello(boot_id))?;
+    std::thread::spawn({
+        let outbox = Arc::clone(&outbox);
+        move || {
+            loop {
+                std::thread::sleep(ALIVE_INTERVAL);
+                if outbox.was_idle() {
+                    outbox.send_or_log(&FromGuest::Alive);
+                }
+            }
+        }
+    });
+    let mut server = Server {
+        programs: Programs::new(Arc::clone(&outbox)),
+        receivers: Receivers::new(Arc::clone(&outbox)),
+        replies: HashMap::new(),
+        order: VecDeque::new(),
+        outbox,
+    };
+    let mut decoder = Decoder::default();
+    let mut buffer = vec![0; 65_536];
+    let mut port = port;
+    loop {
+        let length = port.read(&mut buffer).context("Cannot read the control channel")?;
+        if length == 0 {
+            // A virtio-serial port whose host side is disconnected reads as ended.
+            if std::process::id() != 1 {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(10));
+            continue;
+        }
+        decoder.push(&buffer[..length]);
+        while let Some(frame) = decoder.poll_frame() {
+            if let Some(request) = Request::decode(&frame) {
+                server.handle(request)?;
+            }
+        }
+    }
+}
+
+struct Server {
+    outbox: Arc<Outbox>,
+    programs: Programs,
+    receivers: Receivers,
+    /// What was answered, by request id; `order` has the ids from oldest to newest.
+    replies: HashMap<u64, Reply>,
+    order: VecDeque<u64>,
+}
+
+impl Server {
+    fn handle(&mut self, request: Request) -> Result<()> {
+        if let Command::Resend { from, to } = request.command {
+            self.outbox.resend(from, to);
+            return Ok(());
+        }
+        if let Some(reply) = self.replies.get(&request.id) {
+            return self.outbox.send(&FromGuest::Reply(reply.clone()));
+        }
+        let result = self.perform(request.id, request.command);
+        let reply = Reply { id: request.id, result: result.map_err(|error| format!("{error:#}")) };
+        self.replies.insert(request.id, reply.clone());
+        self.order.push_back(request.id);
+        if self.order.len() > REMEMBERED_REPLIES
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.replies.remove(&oldest);
+        }
+        self.outbox.send(&FromGuest::Reply(reply))
+    }
+
+    fn perform(&mut self, id: u64, command: Command) -> Result<Answer> {
+        match command {
+            Command::Run { program, args } => self.programs.start(id, &program, &args)?,
+            Command::Terminate { run } => self.programs.terminate(run)?,
+            Command::StartReceiver { receiver, config } => {
+                self.receivers.start(receiver, &config)?;
+            }
+            Command::StopReceiver { receiver } => self.receivers.stop(receiver)?,
+            Command::Status => return Ok(Answer::Status(self.status())),
+            Command::Resend { .. } => {}
+        }
+        Ok(Answer::Done)
+    }
+
+    fn status(&self) -> Status {
+        let uptime = read_line("/proc/uptime");
+        let seconds: f64 =
+            uptime.split(' ').next().and_then(|text| text.parse().ok()).unwrap_or_default();
+        Status {
+            boot_id: read_line("/proc/sys/kernel/random/boot_id"),
+            kernel: read_line("/proc/sys/kernel/osrelease"),
+            uptime_ms: (seconds * 1000.0) as u64,
+            receivers: self.receivers.status(),
+        }
+    }
+}
+
+fn read_line(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_default().trim().to_owned()
+}

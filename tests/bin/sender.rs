@@ -1,0 +1,184 @@
+//! Sends the probe's multicast stream: stamped packets, evenly spaced, over one or many addresses.
+//!
+//! Pacing is by absolute deadlines, so that a late packet does not shift the ones after it. Ends
+//! on SIGTERM, SIGINT or after `--duration`, and prints what it sent as JSON.
+
+use std::{
+    fs::File,
+    io::{BufWriter, Write as _},
+    net::{Ipv6Addr, SocketAddrV6},
+    path::PathBuf,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use clap::Parser;
+use lab::{
+    guest::wire::Join,
+    probe::{
+        clock,
+        log::Sent,
+        payload::{STAMP_LEN, Stamp},
+        report::{FlowSent, SenderSummary},
+    },
+};
+use nix::{
+    errno::Errno,
+    net::if_::if_nametoindex,
+    sys::{
+        signal::{SigSet, Signal},
+        time::TimeSpec,
+    },
+    time::{ClockId, ClockNanosleepFlags, clock_nanosleep},
+};
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// Sends stamped multicast packets at a constant rate.
+#[derive(Parser)]
+struct Args {
+    /// Multicast address of the first flow; further flows take the addresses that follow.
+    multicast_address: Ipv6Addr,
+    /// UDP destination port.
+    #[arg(long, default_value_t = 5004)]
+    port: u16,
+    /// Number of flows, served in turn.
+    #[arg(long, default_value_t = 1)]
+    flows: u16,
+    /// Interface to send from.
+    #[arg(long)]
+    interface: String,
+    /// Packets per second over all flows.
+    #[arg(long, default_value_t = 1725.0)]
+    rate: f64,
+    /// UDP payload in bytes.
+    #[arg(long, default_value_t = 1450)]
+    size: usize,
+    /// Hop limit.
+    #[arg(long, default_value_t = 32)]
+    hop_limit: u32,
+    /// Seconds to send for; without it until SIGTERM.
+    #[arg(long)]
+    duration: Option<f64>,
+    /// File for the time of each packet (14 bytes a packet).
+    #[arg(long)]
+    log: Option<PathBuf>,
+}
+
+static SHALL_STOP: AtomicBool = AtomicBool::new(false);
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    ensure!(args.flows > 0, "The number of flows must be at least 1");
+    ensure!(
+        args.rate.is_finite() && args.rate > 0.0,
+        "The rate must be more than 0 packets per second"
+    );
+    ensure!(
+        (STAMP_LEN..=65_000).contains(&args.size),
+        "The size must be from {STAMP_LEN} to 65000 bytes"
+    );
+    ensure!(
+        args.multicast_address.is_multicast(),
+        "{} is no multicast address",
+        args.multicast_address
+    );
+    stop_on_signal()?;
+    let summary = send(&args)?;
+    println!("{}", serde_json::to_string(&summary)?);
+    Ok(())
+}
+
+/// Signals are taken by a thread that waits for them: no handler, no interrupted system calls.
+fn stop_on_signal() -> Result<()> {
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGTERM);
+    signals.add(Signal::SIGINT);
+    signals.thread_block().context("Cannot block signals")?;
+    std::thread::spawn(move || {
+        while signals.wait().is_err() {}
+        SHALL_STOP.store(true, Relaxed);
+    });
+    Ok(())
+}
+
+fn send(args: &Args) -> Result<SenderSummary> {
+    let ifindex = if_nametoindex(args.interface.as_str())
+        .with_context(|| format!("There is no interface {}", args.interface))?;
+    let socket = Socket::new(Domain::IPV6, Type::DGRAM, Some(Protocol::UDP))?;
+    socket.set_multicast_if_v6(ifindex)?;
+    socket.set_multicast_hops_v6(args.hop_limit)?;
+    socket.set_multicast_loop_v6(false)?;
+    let join = Join {
+        count: u32::from(args.flows),
+        ..Join::any_source(args.multicast_address)
+    };
+    let destinations: Vec<_> = join
+        .addresses()
+        .map(|address| SocketAddrV6::new(address, args.port, 0, ifindex).into())
+        .collect();
+    let mut log = match &args.log {
+        Some(path) => {
+            let file = File::create(path)
+                .with_context(|| format!("Cannot create {}", path.display()))?;
+            Some(BufWriter::with_capacity(1 << 16, file))
+        }
+        None => None,
+    };
+    let mut flows: Vec<_> = join
+        .addresses()
+        .zip(0..)
+        .map(|(multicast_address, flow)| FlowSent { flow, multicast_address, ..Default::default() })
+        .collect();
+    let mut datagram = vec![0; args.size];
+    let (start_ns, mut failed) = (clock::now_ns(), 0);
+    let limit = args.duration.map(Duration::from_secs_f64);
+    let mut last_ns = start_ns;
+    for packet in 0u64.. {
+        let offset = Duration::from_secs_f64(packet as f64 / args.rate);
+        if SHALL_STOP.load(Relaxed) || limit.is_some_and(|limit| offset >= limit) {
+            break;
+        }
+        sleep_until(start_ns + u64::try_from(offset.as_nanos())?)?;
+        let index = (packet % u64::from(args.flows)) as usize;
+        let (Some(flow), Some(destination)) = (flows.get_mut(index), destinations.get(index))
+        else {
+            break;
+        };
+        let sent_ns = clock::now_ns();
+        let (number, sequence) = (flow.flow, flow.sent as u32);
+        let stamp = Stamp { flow: number, sequence, sent_ns };
+        datagram[..STAMP_LEN].copy_from_slice(&stamp.to_bytes());
+        // A packet the kernel refused (no buffers, link down) keeps its number: it was due.
+        if socket.send_to(&datagram, destination).is_err() {
+            failed += 1;
+        }
+        flow.sent += 1;
+        last_ns = sent_ns;
+        if let Some(log) = &mut log {
+            log.write_all(&Sent { flow: number, sequence, sent_ns }.to_bytes())?;
+        }
+    }
+    if let Some(log) = &mut log {
+        log.flush().context("Cannot write the log")?;
+    }
+    Ok(SenderSummary {
+        rate_pps: args.rate,
+        payload_bytes: args.size,
+        start_ns,
+        last_ns,
+        failed,
+        flows,
+    })
+}
+
+fn sleep_until(deadline_ns: u64) -> Result<()> {
+    let seconds = i64::try_from(deadline_ns / 1_000_000_000)?;
+    let nanoseconds = i64::try_from(deadline_ns % 1_000_000_000)?;
+    let deadline = TimeSpec::new(seconds, nanoseconds);
+    let flags = ClockNanosleepFlags::TIMER_ABSTIME;
+    match clock_nanosleep(ClockId::CLOCK_MONOTONIC, flags, &deadline) {
+        Ok(_) | Err(Errno::EINTR) => Ok(()),
+        Err(error) => Err(error).context("Cannot sleep"),
+    }
+}

@@ -1,0 +1,478 @@
+//! The host's side of the control channel.
+//!
+//! One socket per VM host: whichever QEMU runs the guest is connected to the socket of its own
+//! host, so every frame also tells where the guest runs. During a migration both are connected,
+//! and only the running one speaks.
+//!
+//! Frames that the switch-over cut are asked for again by number; requests that got lost are
+//! repeated until they are answered.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    io::{Read as _, Write as _},
+    os::unix::net::{UnixListener, UnixStream},
+    path::PathBuf,
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+
+use super::{
+    program::Output,
+    wire::{
+        Answer, Command, Decoder, FromGuest, ReceiverConfig, Reply, Request, Status,
+        TransportTotals,
+    },
+};
+use crate::probe::{clock, metrics::Arrival};
+
+/// How long a request or a repeat may stay unanswered before it is sent again.
+const RETRY_INTERVAL: Duration = Duration::from_millis(300);
+/// How often blocked threads look whether the channel was closed.
+const STOP_CHECK: Duration = Duration::from_millis(200);
+/// Deadline of requests that a living guest answers at once.
+const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Where the QEMU of one VM host connects to.
+#[derive(Clone, Debug)]
+pub struct HostSocket {
+    /// Name of the VM host, e.g. `vms1`.
+    pub host: String,
+    /// Path of the socket as this process sees it; an old socket there is replaced.
+    pub path: PathBuf,
+}
+
+/// Totals of an MPEG-TS receiver at one time.
+#[derive(Clone, Copy, Debug)]
+pub struct TransportAt {
+    /// When the host got them, in nanoseconds of the host's monotonic clock.
+    pub host_ns: u64,
+    /// The totals.
+    pub totals: TransportTotals,
+}
+
+/// What went wrong on the channel so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ChannelStats {
+    /// Frames of the guest that came.
+    pub frames: u64,
+    /// Bytes that belonged to no whole frame.
+    pub skipped_bytes: u64,
+    /// Frames that are missing now.
+    pub missing: u64,
+    /// Frames that came after having been asked for again.
+    pub recovered: u64,
+}
+
+/// Handle on a guest's control channel; clones share it.
+#[derive(Clone)]
+pub struct Control {
+    inner: Arc<Inner>,
+    /// Closes the channel when the last handle is gone; the threads hold `inner` only.
+    _closer: Arc<Closer>,
+}
+
+struct Closer(Arc<Inner>);
+
+impl Drop for Closer {
+    fn drop(&mut self) {
+        self.0.is_closed.store(true, Relaxed);
+        for socket in &self.0.sockets {
+            let _ = std::fs::remove_file(&socket.path);
+        }
+    }
+}
+
+pub(super) struct Inner {
+    sockets: Vec<HostSocket>,
+    is_closed: AtomicBool,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+pub(super) struct State {
+    connections: Vec<Connection>,
+    next_connection: u64,
+    next_request: u64,
+    boot_id: Option<String>,
+    expected: Option<u32>,
+    missing: BTreeSet<u32>,
+    asked_again: Option<Instant>,
+    host: Option<usize>,
+    last_frame: Option<Instant>,
+    stats: ChannelStats,
+    replies: HashMap<u64, Reply>,
+    pub(super) outputs: HashMap<u64, Output>,
+    arrivals: HashMap<u16, Vec<Arrival>>,
+    transport: HashMap<u16, Vec<TransportAt>>,
+}
+
+struct Connection {
+    id: u64,
+    stream: UnixStream,
+}
+
+impl Control {
+    /// Listens on the sockets of all VM hosts.
+    ///
+    /// # Errors
+    ///
+    /// A socket cannot be bound.
+    pub fn listen(sockets: &[HostSocket]) -> Result<Self> {
+        let state = State {
+            // Another process may have used the same guest before: the time keeps ids apart.
+            next_request: clock::now_ns(),
+            ..State::default()
+        };
+        let inner = Arc::new(Inner {
+            sockets: sockets.to_vec(),
+            is_closed: AtomicBool::new(false),
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+        });
+        let mut listeners = Vec::new();
+        for socket in sockets {
+            let _ = std::fs::remove_file(&socket.path);
+            let listener = UnixListener::bind(&socket.path)
+                .with_context(|| format!("Cannot listen on {}", socket.path.display()))?;
+            listener.set_nonblocking(true)?;
+            listeners.push(listener);
+        }
+        for (host, listener) in listeners.into_iter().enumerate() {
+            let inner = Arc::clone(&inner);
+            thread::spawn(move || inner.accept(host, &listener));
+        }
+        Ok(Self { _closer: Arc::new(Closer(Arc::clone(&inner))), inner })
+    }
+
+    /// Waits until the guest answers; returns the name of the VM host it runs on.
+    ///
+    /// # Errors
+    ///
+    /// It does not within `deadline`.
+    pub fn wait_ready(&self, deadline: Duration) -> Result<String> {
+        self.request_within(Command::Status, deadline).context("The guest does not come up")?;
+        self.host().context("The guest answered without a connection")
+    }
+
+    /// Returns the name of the VM host the last frame came from.
+    pub fn host(&self) -> Option<String> {
+        let host = self.inner.lock().host?;
+        self.inner.sockets.get(host).map(|socket| socket.host.clone())
+    }
+
+    /// Returns how long ago the last frame came; a running guest sends one each 100 ms at least.
+    pub fn silence(&self) -> Option<Duration> {
+        self.inner.lock().last_frame.map(|last| last.elapsed())
+    }
+
+    /// Waits until the guest speaks from the named VM host.
+    ///
+    /// # Errors
+    ///
+    /// It does not within `deadline`.
+    pub fn wait_host(&self, host: &str, deadline: Duration) -> Result<()> {
+        let deadline = Instant::now() + deadline;
+        let index = self.inner.sockets.iter().position(|socket| socket.host == host);
+        let index = index.with_context(|| format!("No socket belongs to VM host {host}"))?;
+        let is_there = |state: &mut State| (state.host == Some(index)).then_some(());
+        match self.inner.wait_until(deadline, is_there) {
+            Some(()) => Ok(()),
+            None => bail!("The guest did not come to {host}; it runs on {:?}", self.host()),
+        }
+    }
+
+    /// Asks how the guest is.
+    ///
+    /// # Errors
+    ///
+    /// No answer.
+    pub fn status(&self) -> Result<Status> {
+        match self.request(Command::Status)? {
+            Answer::Status(status) => Ok(status),
+            other => bail!("The guest answered {other:?} when asked for its status"),
+        }
+    }
+
+    /// Starts a receiver; returns when all its addresses are joined.
+    ///
+    /// # Errors
+    ///
+    /// A join is refused, the number is in use, or there is no answer.
+    pub fn start_receiver(&self, receiver: u16, config: ReceiverConfig) -> Result<()> {
+        self.request(Command::StartReceiver { receiver, config }).map(drop)
+    }
+
+    /// Stops a receiver; returns when it has left its addresses.
+    ///
+    /// # Errors
+    ///
+    /// There is no such receiver, or no answer.
+    pub fn stop_receiver(&self, receiver: u16) -> Result<()> {
+        self.request(Command::StopReceiver { receiver }).map(drop)
+    }
+
+    /// Makes the guest speak MLD version 1 or 2 on an interface; 0 lets its kernel choose.
+    ///
+    /// # Errors
+    ///
+    /// There is no such interface, or no answer.
+    pub fn force_mld_version(&self, interface: &str, version: u8) -> Result<()> {
+        let script =
+            format!("echo {version} > /proc/sys/net/ipv6/conf/{interface}/force_mld_version");
+        self.run("sh", &["-c", &script], REQUEST_DEADLINE)?.into_success().map(drop)
+    }
+
+    /// Returns every packet a receiver reported so far, in the order of arrival.
+    pub fn arrivals(&self, receiver: u16) -> Vec<Arrival> {
+        self.inner.lock().arrivals.get(&receiver).cloned().unwrap_or_default()
+    }
+
+    /// Waits until a receiver has reported at least `count` packets.
+    ///
+    /// # Errors
+    ///
+    /// It has not within `deadline`.
+    pub fn wait_arrivals(&self, receiver: u16, count: usize, deadline: Duration) -> Result<()> {
+        let deadline = Instant::now() + deadline;
+        let has_count = |state: &mut State| {
+            (state.arrivals.get(&receiver).map_or(0, Vec::len) >= count).then_some(())
+        };
+        self.inner.wait_until(deadline, has_count).with_context(|| {
+            let arrived = self.arrivals(receiver).len();
+            format!("Only {arrived} of {count} packets reached receiver {receiver} in time")
+        })
+    }
+
+    /// Returns the totals an MPEG-TS receiver reported so far.
+    pub fn transport(&self, receiver: u16) -> Vec<TransportAt> {
+        self.inner.lock().transport.get(&receiver).cloned().unwrap_or_default()
+    }
+
+    /// Returns what went wrong on the channel.
+    pub fn stats(&self) -> ChannelStats {
+        let state = self.inner.lock();
+        ChannelStats { missing: state.missing.len() as u64, ..state.stats }
+    }
+
+    /// Sends a command and waits for its answer.
+    ///
+    /// # Errors
+    ///
+    /// The guest refuses, or does not answer within half a minute.
+    pub fn request(&self, command: Command) -> Result<Answer> {
+        self.request_within(command, REQUEST_DEADLINE)
+    }
+
+    fn request_within(&self, command: Command, deadline: Duration) -> Result<Answer> {
+        let id = self.inner.new_id();
+        self.request_as(id, command, deadline)
+    }
+
+    pub(super) fn request_as(
+        &self,
+        id: u64,
+        command: Command,
+        deadline: Duration,
+    ) -> Result<Answer> {
+        let text = format!("{command:?}");
+        let frame = Request { id, command }.to_frame()?;
+        let deadline = Instant::now() + deadline;
+        loop {
+            let attempt_deadline = deadline.min(Instant::now() + RETRY_INTERVAL);
+            self.inner.lock().write_all(&frame);
+            let take_reply = |state: &mut State| state.replies.remove(&id);
+            if let Some(reply) = self.inner.wait_until(attempt_deadline, take_reply) {
+                return reply.result.map_err(|error| anyhow!("The guest refused: {error}"));
+            }
+            if Instant::now() >= deadline {
+                bail!("The guest does not answer to {text}");
+            }
+        }
+    }
+
+    pub(super) fn inner(&self) -> &Inner {
+        &self.inner
+    }
+}
+
+impl Inner {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn new_id(&self) -> u64 {
+        let mut state = self.lock();
+        state.next_request += 1;
+        state.next_request
+    }
+
+    /// Waits until `condition` gives something, or `None` at the deadline.
+    pub(super) fn wait_until<T>(
+        &self,
+        deadline: Instant,
+        mut condition: impl FnMut(&mut State) -> Option<T>,
+    ) -> Option<T> {
+        let mut state = self.lock();
+        loop {
+            if let Some(found) = condition(&mut state) {
+                return Some(found);
+            }
+            let left = deadline.checked_duration_since(Instant::now())?;
+            state = self
+                .changed
+                .wait_timeout(state, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+
+    fn accept(self: &Arc<Self>, host: usize, listener: &UnixListener) {
+        while !self.is_closed.load(Relaxed) {
+            match listener.accept() {
+                Ok((stream, _peer)) => {
+                    let inner = Arc::clone(self);
+                    thread::spawn(move || inner.read(host, stream));
+                }
+                Err(_) => thread::sleep(STOP_CHECK / 10),
+            }
+        }
+    }
+
+    fn read(&self, host: usize, mut stream: UnixStream) {
+        let Some(id) = self.add_connection(&stream) else {
+            return;
+        };
+        let mut decoder = Decoder::default();
+        let mut buffer = vec![0; 65_536];
+        while !self.is_closed.load(Relaxed) {
+            let length = match stream.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(length) => length,
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => continue,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(_) => break,
+            };
+            let host_ns = clock::now_ns();
+            let skipped = decoder.skipped;
+            decoder.push(&buffer[..length]);
+            let mut state = self.lock();
+            while let Some(frame) = decoder.poll_frame() {
+                state.host = Some(host);
+                state.last_frame = Some(Instant::now());
+                if let Some(message) = FromGuest::decode(&frame)
+                    && state.admit(frame.number, &message)
+                {
+                    state.handle(message, host, host_ns);
+                }
+            }
+            state.stats.skipped_bytes += decoder.skipped - skipped;
+            state.ask_again(id);
+            drop(state);
+            self.changed.notify_all();
+        }
+        self.lock().connections.retain(|connection| connection.id != id);
+    }
+
+    fn add_connection(&self, stream: &UnixStream) -> Option<u64> {
+        stream.set_nonblocking(false).ok()?;
+        stream.set_read_timeout(Some(STOP_CHECK)).ok()?;
+        // A QEMU whose guest does not run takes nothing; it must not block the others.
+        stream.set_write_timeout(Some(STOP_CHECK)).ok()?;
+        let stream = stream.try_clone().ok()?;
+        let mut state = self.lock();
+        let id = state.next_connection;
+        state.next_connection += 1;
+        state.connections.push(Connection { id, stream });
+        Some(id)
+    }
+}
+
+impl State {
+    /// Writes to every QEMU; the one whose guest runs delivers, and repeats do no harm.
+    fn write_all(&mut self, frame: &[u8]) {
+        for connection in &mut self.connections {
+            let _ = connection.stream.write_all(frame);
+        }
+    }
+
+    /// Keeps account of frame numbers; returns whether the frame is new.
+    fn admit(&mut self, number: u32, message: &FromGuest) -> bool {
+        if let FromGuest::Hello(boot_id) = message
+            && self.boot_id.as_ref() != Some(boot_id)
+        {
+            self.boot_id = Some(boot_id.clone());
+            self.expected = None;
+            self.missing.clear();
+        }
+        let expected = *self.expected.get_or_insert(number);
+        if number < expected {
+            let is_missing = self.missing.remove(&number);
+            self.stats.recovered += u64::from(is_missing);
+            return is_missing;
+        }
+        self.missing.extend(expected..number);
+        self.expected = Some(number.wrapping_add(1));
+        true
+    }
+
+    /// Asks for missing frames, each time over again until they are here.
+    fn ask_again(&mut self, connection: u64) {
+        let (Some(from), Some(last)) = (self.missing.first(), self.missing.last()) else {
+            self.asked_again = None;
+            return;
+        };
+        if self.asked_again.is_some_and(|asked| asked.elapsed() < RETRY_INTERVAL) {
+            return;
+        }
+        let command = Command::Resend { from: *from, to: last.wrapping_add(1) };
+        self.asked_again = Some(Instant::now());
+        let Ok(frame) = (Request { id: 0, command }).to_frame() else {
+            return;
+        };
+        for connection in self.connections.iter_mut().filter(|other| other.id == connection) {
+            let _ = connection.stream.write_all(&frame);
+        }
+    }
+
+    fn handle(&mut self, message: FromGuest, host: usize, host_ns: u64) {
+        self.stats.frames += 1;
+        match message {
+            FromGuest::Hello(_) | FromGuest::Alive => {}
+            FromGuest::Reply(reply) => {
+                self.replies.insert(reply.id, reply);
+            }
+            FromGuest::Output(id, is_stderr, bytes) => {
+                let output = self.outputs.entry(id).or_default();
+                output.add(&bytes, is_stderr, host_ns);
+            }
+            FromGuest::Exit(id, code) => {
+                let output = self.outputs.entry(id).or_default();
+                output.finish(code, host_ns);
+            }
+            FromGuest::Records(receiver, records) => {
+                let arrivals = self.arrivals.entry(receiver).or_default();
+                arrivals.extend(records.iter().map(|record| Arrival {
+                    flow: record.flow,
+                    sequence: record.sequence,
+                    host_ns,
+                    host: host as u8,
+                }));
+            }
+            FromGuest::Transport(receiver, totals) => {
+                let transport = self.transport.entry(receiver).or_default();
+                transport.push(TransportAt { host_ns, totals });
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "control_tests.rs"]
+mod tests;

@@ -1,0 +1,164 @@
+//! Builds kernel and initramfs of the lab's guests.
+//!
+//! The initramfs holds `/init` (our `guest` binary), `migkick`, busybox and the kernel modules the
+//! guest needs. It is not compressed: without KVM unpacking costs more than reading.
+
+use std::{
+    fs::{self, File},
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::{cpio::Archive, kernel, wire::crc32};
+
+/// Modules to load at boot, where the kernel has them as modules.
+///
+/// `dummy` carries the home address and `cls_bpf` the address translation of `migkick`.
+const MODULES: &[&str] = &["virtio_pci", "virtio_console", "virtio_net", "dummy"];
+
+/// Modules that are there to be loaded by hand.
+const EXTRA_MODULES: &[&str] = &["cls_bpf", "sch_ingress", "sch_netem", "sch_plug"];
+
+/// Kernel command line of the guests.
+pub const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 random.trust_cpu=on tsc=reliable \
+                                no_timer_check";
+
+/// Where the list of modules to load lies in the initramfs.
+pub const MODULE_LIST: &str = "/lib/modules/load";
+
+/// What a guest boots from.
+#[derive(Clone, Debug)]
+pub struct Image {
+    /// The kernel.
+    pub kernel: PathBuf,
+    /// The initramfs.
+    pub initrd: PathBuf,
+}
+
+/// Returns the usual place of the cache: `target/guest` of the workspace.
+pub fn default_directory() -> PathBuf {
+    workspace().join("target/guest")
+}
+
+/// Builds kernel and initramfs in `directory`, or only checks that they are up to date.
+///
+/// # Errors
+///
+/// Naming the step: cargo cannot build the guest's programs, busybox is not installed or not
+/// static, no kernel package can be had.
+pub fn ensure(directory: &Path) -> Result<Image> {
+    fs::create_dir_all(directory)
+        .with_context(|| format!("Cannot create {}", directory.display()))?;
+    let directory = directory.canonicalize()?;
+    // Tests of several processes come here at once.
+    let lock = File::create(directory.join("lock"))?;
+    lock.lock()?;
+
+    let kernel = kernel::ensure(&directory)?;
+    let programs = build_programs(&directory)?;
+    let busybox = busybox()?;
+
+    let inputs = [
+        ("/init", fs::read(programs.join("guest"))?),
+        ("/bin/migkick", fs::read(programs.join("migkick"))?),
+        ("/bin/busybox", fs::read(&busybox)?),
+    ];
+    let mut fingerprint = kernel.release.clone();
+    for (path, contents) in &inputs {
+        fingerprint += &format!(" {path}:{}:{:08x}", contents.len(), crc32(&[contents]));
+    }
+    for name in MODULES.iter().chain(EXTRA_MODULES) {
+        fingerprint += &format!(" {name}");
+    }
+    let initrd = directory.join("initrd");
+    let stamp = directory.join("initrd.inputs");
+    let is_current =
+        initrd.exists() && fs::read_to_string(&stamp).is_ok_and(|stamp| stamp == fingerprint);
+    if !is_current {
+        let archive = archive(&inputs, &kernel, &busybox)?;
+        let mut file = tempfile::NamedTempFile::new_in(&directory)?;
+        file.write_all(&archive)?;
+        // The old stamp goes first: an interruption must not leave it beside a new initramfs.
+        let _ = fs::remove_file(&stamp);
+        file.persist(&initrd)?;
+        fs::write(&stamp, fingerprint)?;
+    }
+    Ok(Image { kernel: kernel.image, initrd })
+}
+
+fn archive(
+    inputs: &[(&str, Vec<u8>)],
+    kernel: &kernel::Kernel,
+    busybox: &Path,
+) -> Result<Vec<u8>> {
+    let mut archive = Archive::default();
+    for directory in
+        ["/bin", "/dev", "/etc", "/lib", "/lib/modules", "/proc", "/run", "/sys", "/tmp", "/root"]
+    {
+        archive.directory(directory);
+    }
+    archive.device("/dev/console", 5, 1);
+    for (path, contents) in inputs {
+        archive.file(path, contents);
+    }
+    let applets = Command::new(busybox).arg("--list").output().context("Cannot run busybox")?;
+    for applet in String::from_utf8_lossy(&applets.stdout).lines() {
+        if applet != "busybox" {
+            archive.symlink(&format!("/bin/{applet}"), "busybox");
+        }
+    }
+    let boot = kernel.modules(MODULES)?;
+    let list: String = boot.iter().map(|module| format!("{}\n", module.file_name)).collect();
+    archive.file(MODULE_LIST, list.as_bytes());
+    for module in boot.iter().chain(&kernel.modules(EXTRA_MODULES)?) {
+        archive.file(&format!("/lib/modules/{}", module.file_name), &module.contents);
+    }
+    Ok(archive.finish())
+}
+
+/// Builds `guest` and `migkick` as static programs, since the initramfs has no libraries.
+///
+/// They have a target directory of their own: other flags in the main one would rebuild it each
+/// time.
+fn build_programs(directory: &Path) -> Result<PathBuf> {
+    let target = "x86_64-unknown-linux-gnu";
+    let target_directory = directory.join("build");
+    let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+        .current_dir(workspace())
+        .args(["build", "--quiet", "--release", "--locked", "--target", target])
+        .args(["--package", "roamcast-lab", "--bin", "guest"])
+        .args(["--package", "migkick", "--bin", "migkick"])
+        .arg("--target-dir")
+        .arg(&target_directory)
+        .env_remove("CARGO_ENCODED_RUSTFLAGS")
+        .env("RUSTFLAGS", "-C target-feature=+crt-static -C strip=symbols")
+        .output()
+        .context("Cannot run cargo to build the guest's programs")?;
+    ensure!(
+        output.status.success(),
+        "Cannot build the guest's programs: {}",
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    Ok(target_directory.join(target).join("release"))
+}
+
+fn busybox() -> Result<PathBuf> {
+    let path = ["/bin/busybox", "/usr/bin/busybox"]
+        .into_iter()
+        .map(PathBuf::from)
+        .find(|path| path.exists())
+        .context("There is no busybox; install the package busybox-static")?;
+    let contents = fs::read(&path)?;
+    let interpreter = b"/lib64/ld-linux";
+    let is_dynamic = contents.windows(interpreter.len()).take(4096).any(|it| it == interpreter);
+    ensure!(!is_dynamic, "{} is not static; install the package busybox-static", path.display());
+    Ok(path)
+}
+
+fn workspace() -> &'static Path {
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    package.parent().unwrap_or(package)
+}

@@ -1,0 +1,25 @@
+//! Guests of the lab: a Debian cloud kernel with an initramfs of ours, under libvirt or plain QEMU.
+//!
+//! ```text
+//!  host                                              guest
+//!  Control --- unix socket --- QEMU --- virtio-serial --- `guest` binary (PID 1)
+//!    |   commands, length-framed JSON  ------------>        | runs programs, joins, receives
+//!    |   <------------ replies, output, received packets    |
+//! ```
+//!
+//! - [`image`] builds the kernel and the initramfs, only when their inputs changed.
+//! - [`domain`] writes the libvirt domain XML.
+//! - [`wire`] is the framing and the messages between host and guest.
+//! - [`control`] is the host's side: it follows a guest from one VM host to the other.
+//!
+//! The guest's side of the control channel is the binary `guest` in `tests/bin/guest`.
+
+pub mod control;
+mod cpio;
+pub mod domain;
+pub mod image;
+pub mod kernel;
+pub mod program;
+pub mod qemu;
+pub mod sys;
+pub mod wire;

@@ -1,0 +1,479 @@
+//! Frames and messages between the host and the `guest` binary.
+//!
+//! The channel is a virtio-serial port: a byte stream that a live migration may cut anywhere, the
+//! first half of a frame then arriving on the source's socket and the rest on the destination's.
+//! Frames therefore carry a sync word, their length and a CRC, and the ones from the guest a
+//! number, by which the host asks again for what is missing.
+//!
+//! # Wire format
+//!
+//! Little endian.
+//!
+//! | offset | length | field |
+//! |---|---|---|
+//! | 0 | 4 | sync word `a7 52 43 4c` |
+//! | 4 | 1 | kind of message |
+//! | 5 | 4 | number, counted by the guest since its boot; zero from the host |
+//! | 9 | 4 | length of the payload, at most 65,536 |
+//! | 13 | 4 | CRC-32 (IEEE 802.3) of the bytes 4 to 13 and of the payload |
+//! | 17 | .. | payload |
+
+use std::net::Ipv6Addr;
+
+use serde::{Deserialize, Serialize};
+
+const SYNC: [u8; 4] = [0xa7, b'R', b'C', b'L'];
+const HEADER_LEN: usize = 17;
+
+/// Longest payload of a frame, in bytes.
+pub const MAX_PAYLOAD: usize = 65_536;
+
+/// Name of the virtio-serial port.
+pub const PORT_NAME: &str = "org.roamcast.lab.0";
+
+/// What the host asks of the guest. A repeated `id` is answered again and not done again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// Unique over the life of the guest.
+    pub id: u64,
+    /// What to do.
+    pub command: Command,
+}
+
+/// One command.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Command {
+    /// Starts a program; its output follows as [`FromGuest::Output`], its end as
+    /// [`FromGuest::Exit`], both under the id of this request.
+    Run {
+        /// Path, or name searched in `PATH`.
+        program: String,
+        /// Arguments without the program's name.
+        args: Vec<String>,
+    },
+    /// Sends SIGTERM to the program that request `run` started.
+    Terminate {
+        /// The id of the request that started it.
+        run: u64,
+    },
+    /// Joins and receives; the reply comes when all addresses are joined.
+    StartReceiver {
+        /// Number the receiver's records will carry.
+        receiver: u16,
+        /// What to join and how to count.
+        config: ReceiverConfig,
+    },
+    /// Leaves everything a receiver joined; the reply comes when its socket is closed.
+    StopReceiver {
+        /// The number given at the start.
+        receiver: u16,
+    },
+    /// Asks for a [`Status`].
+    Status,
+    /// Asks for the frames `from..to` again. Not answered by a reply.
+    Resend {
+        /// First frame number.
+        from: u32,
+        /// One more than the last frame number.
+        to: u32,
+    },
+}
+
+/// What a receiver joins, and what it makes of the datagrams.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReceiverConfig {
+    /// Interface to join on, e.g. `eth0`.
+    pub interface: String,
+    /// UDP port.
+    pub port: u16,
+    /// The multicast addresses.
+    pub joins: Vec<Join>,
+    /// What is in the datagrams.
+    pub content: Content,
+}
+
+/// Consecutive multicast addresses under one filter.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Join {
+    /// The first multicast address.
+    pub multicast_address: Ipv6Addr,
+    /// How many consecutive addresses, counted in the low 32 bits.
+    pub count: u32,
+    /// The sources to listen to.
+    pub filter: Filter,
+}
+
+impl Join {
+    /// One multicast address from any source.
+    pub fn any_source(multicast_address: Ipv6Addr) -> Self {
+        Self { multicast_address, count: 1, filter: Filter::Any }
+    }
+
+    /// Returns the multicast addresses, in order.
+    pub fn addresses(&self) -> impl Iterator<Item = Ipv6Addr> {
+        let first = self.multicast_address.to_bits();
+        (0..self.count).map(move |index| {
+            let low = (first as u32).wrapping_add(index);
+            Ipv6Addr::from_bits((first & !u128::from(u32::MAX)) | u128::from(low))
+        })
+    }
+}
+
+/// Source filter of a join (RFC 9777 section 3).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Filter {
+    /// Every source: EXCLUDE with an empty list.
+    Any,
+    /// Only these sources (SSM).
+    Include(Vec<Ipv6Addr>),
+    /// Every source but these.
+    Exclude(Vec<Ipv6Addr>),
+}
+
+/// What a receiver expects in the datagrams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Content {
+    /// The probe's own stamps: every packet is reported.
+    Stamped,
+    /// MPEG-TS over UDP or RTP: continuity counters are checked in the guest and totals reported.
+    MpegTs,
+}
+
+/// The guest's answer to a [`Request`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reply {
+    /// The request's id.
+    pub id: u64,
+    /// Whether it worked, and if not, why.
+    pub result: Result<Answer, String>,
+}
+
+/// What a successful [`Reply`] carries.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// Nothing to add.
+    Done,
+    /// The answer to [`Command::Status`].
+    Status(Status),
+}
+
+/// How the guest is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// `/proc/sys/kernel/random/boot_id`.
+    pub boot_id: String,
+    /// Kernel release.
+    pub kernel: String,
+    /// The guest's uptime in milliseconds; stands still while the guest is paused.
+    pub uptime_ms: u64,
+    /// Running receivers.
+    pub receivers: Vec<ReceiverStatus>,
+}
+
+/// Totals of one receiver.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReceiverStatus {
+    /// Its number.
+    pub receiver: u16,
+    /// Datagrams taken from the socket.
+    pub datagrams: u64,
+    /// Datagrams that were not what the receiver expects.
+    pub foreign: u64,
+    /// Datagrams the kernel dropped because the socket's buffer was full.
+    pub overflowed: u64,
+}
+
+/// One stamped packet that reached the application in the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Flow of the stamp.
+    pub flow: u16,
+    /// Sequence number of the stamp.
+    pub sequence: u32,
+}
+
+/// Totals of an MPEG-TS receiver since its start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TransportTotals {
+    /// UDP datagrams.
+    pub datagrams: u64,
+    /// 188-byte transport stream packets.
+    pub packets: u64,
+    /// Continuity-counter errors over all PIDs.
+    pub continuity_errors: u64,
+    /// Duplicate transport stream packets, which the standard allows once.
+    pub duplicates: u64,
+    /// Gaps in the RTP sequence numbers, where the stream is RTP.
+    pub rtp_gaps: u64,
+}
+
+/// A message from the guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FromGuest {
+    /// The first frame after boot; carries the boot id.
+    Hello(String),
+    /// The answer to a request.
+    Reply(Reply),
+    /// Output of a program: request id, whether it is stderr, bytes.
+    Output(u64, bool, Vec<u8>),
+    /// End of a program: request id, exit code (128 + signal if it was killed).
+    Exit(u64, i32),
+    /// Packets a receiver got since its last frame, in order.
+    Records(u16, Vec<Record>),
+    /// Totals of an MPEG-TS receiver.
+    Transport(u16, TransportTotals),
+    /// Sent when there was nothing to say for 100 ms.
+    Alive,
+}
+
+const KIND_REQUEST: u8 = 0x01;
+const KIND_HELLO: u8 = 0x81;
+const KIND_REPLY: u8 = 0x82;
+const KIND_OUTPUT: u8 = 0x83;
+const KIND_EXIT: u8 = 0x84;
+const KIND_RECORDS: u8 = 0x85;
+const KIND_TRANSPORT: u8 = 0x86;
+const KIND_ALIVE: u8 = 0x87;
+
+const RECORD_LEN: usize = 6;
+
+impl FromGuest {
+    /// Returns kind and payload. Output and records longer than a frame must be split before.
+    ///
+    /// # Errors
+    ///
+    /// A reply that JSON cannot express.
+    pub fn encode(&self) -> Result<(u8, Vec<u8>), serde_json::Error> {
+        Ok(match self {
+            Self::Hello(boot_id) => (KIND_HELLO, boot_id.as_bytes().to_vec()),
+            Self::Reply(reply) => (KIND_REPLY, serde_json::to_vec(reply)?),
+            Self::Output(id, is_stderr, bytes) => {
+                let mut payload = id.to_le_bytes().to_vec();
+                payload.push(u8::from(*is_stderr));
+                payload.extend_from_slice(bytes);
+                (KIND_OUTPUT, payload)
+            }
+            Self::Exit(id, code) => {
+                let mut payload = id.to_le_bytes().to_vec();
+                payload.extend(code.to_le_bytes());
+                (KIND_EXIT, payload)
+            }
+            Self::Records(receiver, records) => {
+                let mut payload = Vec::with_capacity(2 + records.len() * RECORD_LEN);
+                payload.extend(receiver.to_le_bytes());
+                for record in records {
+                    payload.extend(record.flow.to_le_bytes());
+                    payload.extend(record.sequence.to_le_bytes());
+                }
+                (KIND_RECORDS, payload)
+            }
+            Self::Transport(receiver, totals) => {
+                let mut payload = receiver.to_le_bytes().to_vec();
+                for total in [
+                    totals.datagrams,
+                    totals.packets,
+                    totals.continuity_errors,
+                    totals.duplicates,
+                    totals.rtp_gaps,
+                ] {
+                    payload.extend(total.to_le_bytes());
+                }
+                (KIND_TRANSPORT, payload)
+            }
+            Self::Alive => (KIND_ALIVE, Vec::new()),
+        })
+    }
+
+    /// Reads a message; `None` when the frame is none of the guest's.
+    pub fn decode(frame: &Frame) -> Option<Self> {
+        let mut rest = frame.payload.as_slice();
+        Some(match frame.kind {
+            KIND_HELLO => Self::Hello(String::from_utf8(frame.payload.clone()).ok()?),
+            KIND_REPLY => Self::Reply(serde_json::from_slice(rest).ok()?),
+            KIND_OUTPUT => {
+                let id = u64::from_le_bytes(take(&mut rest)?);
+                let [is_stderr] = take(&mut rest)?;
+                Self::Output(id, is_stderr != 0, rest.to_vec())
+            }
+            KIND_EXIT => {
+                let id = u64::from_le_bytes(take(&mut rest)?);
+                Self::Exit(id, i32::from_le_bytes(take(&mut rest)?))
+            }
+            KIND_RECORDS => {
+                let receiver = u16::from_le_bytes(take(&mut rest)?);
+                let mut records = Vec::with_capacity(rest.len() / RECORD_LEN);
+                while !rest.is_empty() {
+                    records.push(Record {
+                        flow: u16::from_le_bytes(take(&mut rest)?),
+                        sequence: u32::from_le_bytes(take(&mut rest)?),
+                    });
+                }
+                Self::Records(receiver, records)
+            }
+            KIND_TRANSPORT => {
+                let receiver = u16::from_le_bytes(take(&mut rest)?);
+                let mut next = || take(&mut rest).map(u64::from_le_bytes);
+                Self::Transport(
+                    receiver,
+                    TransportTotals {
+                        datagrams: next()?,
+                        packets: next()?,
+                        continuity_errors: next()?,
+                        duplicates: next()?,
+                        rtp_gaps: next()?,
+                    },
+                )
+            }
+            KIND_ALIVE => Self::Alive,
+            _ => return None,
+        })
+    }
+}
+
+impl Request {
+    /// Returns the request as a whole frame.
+    ///
+    /// # Errors
+    ///
+    /// A request that JSON cannot express.
+    pub fn to_frame(&self) -> Result<Vec<u8>, serde_json::Error> {
+        Ok(frame(KIND_REQUEST, 0, &serde_json::to_vec(self)?))
+    }
+
+    /// Reads a request; `None` when the frame is no request.
+    pub fn decode(frame: &Frame) -> Option<Self> {
+        (frame.kind == KIND_REQUEST).then(|| serde_json::from_slice(&frame.payload).ok())?
+    }
+}
+
+/// A frame as it came in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// Kind of message.
+    pub kind: u8,
+    /// The guest's frame number.
+    pub number: u32,
+    /// The message.
+    pub payload: Vec<u8>,
+}
+
+/// Returns a whole frame.
+pub fn frame(kind: u8, number: u32, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(HEADER_LEN + payload.len());
+    bytes.extend(SYNC);
+    bytes.push(kind);
+    bytes.extend(number.to_le_bytes());
+    bytes.extend(u32::try_from(payload.len()).unwrap_or(u32::MAX).to_le_bytes());
+    let crc = crc32(&[&bytes[4..], payload]);
+    bytes.extend(crc.to_le_bytes());
+    bytes.extend_from_slice(payload);
+    bytes
+}
+
+/// Finds frames in a byte stream, and finds back into it after damage.
+#[derive(Debug, Default)]
+pub struct Decoder {
+    buffer: Vec<u8>,
+    /// Bytes that belonged to no whole frame.
+    pub skipped: u64,
+}
+
+impl Decoder {
+    /// Adds bytes from the stream.
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.buffer.extend_from_slice(bytes);
+    }
+
+    /// Returns the next whole frame, or `None` when more bytes are needed.
+    pub fn poll_frame(&mut self) -> Option<Frame> {
+        loop {
+            let start = self.find_sync();
+            self.skipped += start as u64;
+            self.buffer.drain(..start);
+            match parse(&self.buffer) {
+                Parsed::Whole(frame) => {
+                    self.buffer.drain(..HEADER_LEN + frame.payload.len());
+                    return Some(frame);
+                }
+                Parsed::Short => return None,
+                // Only the sync word is dropped: a whole frame may begin within the damaged one.
+                Parsed::Damaged => {
+                    self.skipped += 1;
+                    self.buffer.drain(..1);
+                }
+            }
+        }
+    }
+
+    /// Returns where the next sync word begins, or where one cut at the end may begin.
+    fn find_sync(&self) -> usize {
+        let is_start = |start: &usize| {
+            self.buffer[*start..].iter().zip(SYNC).all(|(byte, sync)| *byte == sync)
+        };
+        (0..self.buffer.len()).find(is_start).unwrap_or(self.buffer.len())
+    }
+}
+
+enum Parsed {
+    Whole(Frame),
+    Short,
+    Damaged,
+}
+
+fn parse(bytes: &[u8]) -> Parsed {
+    let Some((header, rest)) = bytes.split_first_chunk::<HEADER_LEN>() else {
+        return Parsed::Short;
+    };
+    let word = |at: usize| {
+        u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
+    };
+    let length = word(9) as usize;
+    if length > MAX_PAYLOAD {
+        return Parsed::Damaged;
+    }
+    let Some(payload) = rest.get(..length) else {
+        return Parsed::Short;
+    };
+    if crc32(&[&header[4..13], payload]) != word(13) {
+        return Parsed::Damaged;
+    }
+    Parsed::Whole(Frame { kind: header[4], number: word(5), payload: payload.to_vec() })
+}
+
+fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
+    let (head, tail) = rest.split_first_chunk()?;
+    *rest = tail;
+    Some(*head)
+}
+
+/// CRC-32 of IEEE 802.3 over several slices.
+pub(super) fn crc32(slices: &[&[u8]]) -> u32 {
+    let bytes = slices.iter().flat_map(|slice| slice.iter());
+    !bytes.fold(u32::MAX, |crc, byte| {
+        CRC_TABLE[usize::from(crc as u8 ^ byte)] ^ (crc >> 8)
+    })
+}
+
+const CRC_TABLE: [u32; 256] = {
+    let mut table = [0; 256];
+    let mut index = 0;
+    while index < 256 {
+        let mut crc = index as u32;
+        let mut bit = 0;
+        while bit < 8 {
+            crc = if crc & 1 == 1 { 0xedb8_8320 ^ (crc >> 1) } else { crc >> 1 };
+            bit += 1;
+        }
+        table[index] = crc;
+        index += 1;
+    }
+    table
+};
+
+#[cfg(test)]
+#[path = "wire_tests.rs"]
+mod tests;

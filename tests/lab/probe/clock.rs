@@ -1,0 +1,12 @@
+//! The host's monotonic clock, which all times of the probe are in.
+
+use nix::time::{ClockId, clock_gettime};
+
+/// Returns `CLOCK_MONOTONIC` in nanoseconds; zero if the kernel refuses, which it never does.
+pub fn now_ns() -> u64 {
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |now| {
+        let seconds = u64::try_from(now.tv_sec()).unwrap_or(0);
+        let nanoseconds = u64::try_from(now.tv_nsec()).unwrap_or(0);
+        seconds * 1_000_000_000 + nanoseconds
+    })
+}

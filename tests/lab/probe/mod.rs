@@ -1,0 +1,12 @@
+//! The stream probe: what the sender sends, what the guest received, and what follows from both.
+//!
+//! Everything is computed in the host's monotonic clock. The sender runs on the host and logs when
+//! it sent each packet ([`log`]); the guest reports every packet at once and the host stamps the
+//! report. The guest's own clock is of no use: it stands still while the guest is paused.
+
+pub mod clock;
+pub mod log;
+pub mod metrics;
+pub mod mpegts;
+pub mod payload;
+pub mod report;

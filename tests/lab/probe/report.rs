@@ -1,0 +1,125 @@
+//! What the probe writes for others to read: the sender's summary and the report of runs.
+
+use std::net::Ipv6Addr;
+
+use serde::{Deserialize, Serialize};
+
+use super::metrics::Metrics;
+
+/// What the sender prints at its end.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SenderSummary {
+    /// Packets per second over all flows.
+    pub rate_pps: f64,
+    /// UDP payload of each packet in bytes.
+    pub payload_bytes: usize,
+    /// When the first packet was due, in nanoseconds of the host's monotonic clock.
+    pub start_ns: u64,
+    /// When the last packet was sent, in the same clock.
+    pub last_ns: u64,
+    /// Packets the kernel refused to send; they count as sent and will be found lost.
+    pub failed: u64,
+    /// Per flow.
+    pub flows: Vec<FlowSent>,
+}
+
+/// What was sent of one flow.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowSent {
+    /// Number of the flow.
+    pub flow: u16,
+    /// Its multicast address.
+    pub multicast_address: Ipv6Addr,
+    /// Packets sent; sequence numbers run from 0 to one less.
+    pub sent: u64,
+}
+
+impl Default for FlowSent {
+    fn default() -> Self {
+        Self { flow: 0, multicast_address: Ipv6Addr::UNSPECIFIED, sent: 0 }
+    }
+}
+
+/// The report of a demo or a measurement.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// One row per run.
+    pub runs: Vec<RunRow>,
+}
+
+/// One run: a migration under a stream. Times are in milliseconds of the host's clock.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RunRow {
+    /// Kind of the destination's site: `multicast`, `late` or `unicast-only`.
+    pub site: String,
+    /// Whether plain libvirt did the move, without Roamcast.
+    pub baseline: bool,
+    /// Stream rate in Mbit/s of UDP payload.
+    pub rate_mbps: f64,
+    /// The guest's memory in MiB.
+    pub memory_mib: u32,
+    /// Packets sent while the run was measured.
+    pub sent: u64,
+    /// Of these, packets that reached the application, each counted once.
+    pub received: u64,
+    /// Packets that never reached it.
+    pub lost: u64,
+    /// Further copies that reached it.
+    pub duplicated: u64,
+    /// Packets that came after one with a higher number.
+    pub reordered: u64,
+    /// Outage in the sense of the paper: lost packets by packet rate.
+    pub loss_ms: f64,
+    /// The longest time in which the application got nothing new.
+    pub freeze_ms: f64,
+    /// How long the VM was paused.
+    pub vm_pause_ms: f64,
+    /// From the VM's request to the start of the copy.
+    pub signalling_ms: f64,
+    /// From the start of the copy to its end.
+    pub copy_ms: f64,
+    /// From the VM's request to the end of the move.
+    pub total_ms: f64,
+    /// Whether the VM runs on the destination and the stream flows there.
+    pub ok: bool,
+    /// Continuity-counter errors, where the stream is MPEG-TS.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub continuity_errors: Option<u64>,
+}
+
+impl RunRow {
+    /// Fills in what the probe measured.
+    #[must_use]
+    pub fn with_metrics(self, metrics: &Metrics) -> Self {
+        Self {
+            sent: metrics.sent,
+            received: metrics.received,
+            lost: metrics.lost,
+            duplicated: metrics.duplicated,
+            reordered: metrics.reordered,
+            loss_ms: metrics.loss_ms,
+            freeze_ms: metrics.freeze_ms,
+            ..self
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn row_has_the_documented_keys() {
+        let value = serde_json::to_value(RunRow::default()).unwrap();
+        let keys: Vec<_> = value.as_object().unwrap().keys().map(String::as_str).collect();
+        let mut expected = [
+            "site", "baseline", "rate_mbps", "memory_mib", "sent", "received", "lost",
+            "duplicated", "reordered", "loss_ms", "freeze_ms", "vm_pause_ms", "signalling_ms",
+            "copy_ms", "total_ms", "ok",
+        ];
+        expected.sort_unstable();
+        let mut keys = keys;
+        keys.sort_unstable();
+        assert_eq!(keys, expected);
+    }
+}
