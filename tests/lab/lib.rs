@@ -23,12 +23,14 @@
 //! | [`guest`] | the guest: image, domain XML, control channel |
 //! | [`probe`] | the stream: sender, records, metrics, picture |
 //! | [`scenario`] | a guest under a stream and its move |
+//! | [`listener`] | source-specific joins |
 //! | [`binaries`] | where the lab's own programs are |
 //! | [`wait`] | waiting for a condition with a deadline |
 
 pub mod binaries;
 pub mod guest;
 pub mod kvm;
+pub mod listener;
 pub mod mroute;
 pub mod netns;
 pub mod node;

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -113,9 +114,9 @@ impl Node {
             .spawn()
             .with_context(|| format!("Failed to start {command:?}"))?;
         Ok(Process {
-            child,
+            id: child.id(),
+            child: Some(child),
             log,
-            detached: false,
         })
     }
 
@@ -153,16 +154,17 @@ fn open_log(path: &Path) -> Result<File> {
 /// A process in the background. Dropping it kills the process, unless it was detached.
 #[derive(Debug)]
 pub struct Process {
-    child: Child,
+    /// `None` once detached.
+    child: Option<Child>,
+    id: u32,
     log: PathBuf,
-    detached: bool,
 }
 
 impl Process {
     /// Process id, also as seen inside the node (there are no PID namespaces).
     #[must_use]
     pub fn id(&self) -> u32 {
-        self.child.id()
+        self.id
     }
 
     /// Path of the file that takes what the process prints.
@@ -185,7 +187,10 @@ impl Process {
     ///
     /// When the kernel refuses to tell.
     pub fn try_wait(&mut self) -> Result<Option<ExitStatus>> {
-        self.child
+        let Some(child) = &mut self.child else {
+            return Ok(None);
+        };
+        child
             .try_wait()
             .context("Failed to ask for a process's state")
     }
@@ -197,7 +202,7 @@ impl Process {
     /// When `deadline` passes first.
     pub fn wait(&mut self, deadline: Duration) -> Result<ExitStatus> {
         let what = format!("the end of process {} ({})", self.id(), self.log.display());
-        wait::until(&what, deadline, || self.child.try_wait().ok().flatten())
+        wait::until(&what, deadline, || self.try_wait().ok().flatten())
     }
 
     /// Sends a signal.
@@ -226,20 +231,23 @@ impl Process {
 
     /// Kills the process (SIGKILL), as a crash would.
     pub fn kill(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 
     /// Lets the process outlive this value; the lab still ends it.
     pub fn detach(mut self) {
-        self.detached = true;
+        if let Some(mut child) = self.child.take() {
+            // Somebody must take its exit status, or it stays as a zombie.
+            thread::spawn(move || child.wait());
+        }
     }
 }
 
 impl Drop for Process {
     fn drop(&mut self) {
-        if !self.detached {
-            self.kill();
-        }
+        self.kill();
     }
 }

@@ -21,7 +21,7 @@ use crate::{binaries, netns, signal, wait};
 /// Address of the sender.
 pub const SENDER_ADDRESS: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x10);
 
-/// MTU of every link; that of Ethernet.
+/// Address of the router on the sender's link.
 const ROUTER_SENDER_ADDRESS: &str = "2001:db8::1/64";
 
 /// What a site's network does with multicast.
@@ -355,11 +355,20 @@ fn build(config: &LabConfig) -> Result<[Vms; 2]> {
     }
     start_router(config)?;
     let starting = [start_vms(config, 1)?, start_vms(config, 2)?];
-    for vms in &starting {
+    for (site, vms) in (1..).zip(&starting) {
         wait_router_port(vms)?;
-        if config.libvirtd {
+        // Only the first round of the querier was to be short.
+        let response = query_response_interval(config);
+        netns::ip(
+            &namespace(lab, &format!("switch{site}")),
+            &format!("link set br0 type bridge mcast_query_response_interval {response}\n"),
+        )?;
+    }
+    if config.libvirtd {
+        for vms in &starting {
             vms.wait_libvirtd()?;
         }
+        vms::capabilities::prime(&starting)?;
     }
     Ok(starting)
 }
@@ -371,11 +380,10 @@ fn build_site(config: &LabConfig, site: usize) -> Result<()> {
     let switch = namespace(lab, &format!("switch{site}"));
     let vms = namespace(lab, &format!("vms{site}"));
     let address = vms_address(site);
-    // Timers of the kernel's bridge are in hundredths of a second. RFC 9777 section 9.4: an
-    // address nobody asks for any more is forgotten after 2 Query Intervals and the Query
+    // RFC 9777 section 9.4: an address nobody asks for any more is forgotten after 2 Query Intervals and the Query
     // Response Interval.
-    let query = (config.query_interval.as_millis() / 10).max(100);
-    let response = (query / 2).min(1000);
+    let query = query_interval(config);
+    let response = query_response_interval(config);
     let membership = 2 * query + 2 * response;
     netns::ip(
         &vms,
@@ -413,6 +421,17 @@ fn build_site(config: &LabConfig, site: usize) -> Result<()> {
         &router,
         &format!("link set site{site} up\naddr add 2001:db8:{site}::1/64 dev site{site} nodad\n"),
     )
+}
+
+/// Query Interval in hundredths of a second, the unit of the bridge's timers.
+fn query_interval(config: &LabConfig) -> u128 {
+    (config.query_interval.as_millis() / 10).max(100)
+}
+
+/// Query Response Interval in hundredths of a second: RFC 9777 section 9.3 wants 10 s, and less
+/// than the Query Interval.
+fn query_response_interval(config: &LabConfig) -> u128 {
+    (query_interval(config) / 2).min(1000)
 }
 
 fn start_router(config: &LabConfig) -> Result<()> {
@@ -462,6 +481,7 @@ fn start_vms(config: &LabConfig, site: usize) -> Result<Vms> {
         ),
         libvirtd: config.libvirtd,
     };
+    vms::capabilities::restore(&settings.directory)?;
     let node = node_of(lab, &name);
     let mut command = node.command(binaries::path("lab-node")?);
     command.arg("vms").arg(serde_json::to_string(&settings)?);

@@ -5,6 +5,7 @@
 //! The host's `/run`, `/etc/libvirt` and `/var/{lib,cache,log}/libvirt` are directories below the
 //! lab's, so everything in them can also be reached from outside.
 
+pub(crate) mod capabilities;
 pub mod node;
 
 use std::fs;
@@ -51,6 +52,12 @@ impl Vms {
             address,
             directory,
         }
+    }
+
+    /// Directory of everything private to this host.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
     }
 
     /// Global address on `br0`.
@@ -110,12 +117,15 @@ impl Vms {
     ///
     /// # Errors
     ///
-    /// When it does not run.
+    /// When it does not run or does not end.
     pub fn kill_libvirtd(&self) -> Result<()> {
         let pid = self
             .libvirtd()
             .with_context(|| format!("libvirtd does not run on {}", self.name()))?;
-        kill(Pid::from_raw(pid), Signal::SIGKILL).context("Failed to kill libvirtd")
+        kill(Pid::from_raw(pid), Signal::SIGKILL).context("Failed to kill libvirtd")?;
+        wait::until("libvirtd to end", Duration::from_secs(5), || {
+            (self.libvirtd() != Some(pid)).then_some(())
+        })
     }
 
     /// Stops libvirtd and keeps it down until [`Vms::start_libvirtd`].
