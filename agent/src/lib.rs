@@ -10,6 +10,7 @@
 //! | [`control`] | the operator's socket |
 //! | [`cli`] | the command line |
 //! | [`config`] | the agent's configuration |
+//! | [`runtime`] | the running agent: connects all of these |
 //! | [`telemetry`], [`shutdown`] | logs, signals |
 
 pub mod cli;
@@ -20,5 +21,6 @@ pub mod hypervisor;
 pub mod net;
 pub mod pki;
 pub mod proto;
+pub mod runtime;
 pub mod shutdown;
 pub mod telemetry;

@@ -9,7 +9,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 
 /// Root of the workspace.
-pub(crate) fn workspace() -> PathBuf {
+pub(crate) fn root() -> PathBuf {
     // The manifest directory is `xtask/`, which always has a parent.
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).parent().map_or_else(PathBuf::new, Into::into)
 }
@@ -17,8 +17,24 @@ pub(crate) fn workspace() -> PathBuf {
 /// Returns a cargo command in the workspace, for the toolchain that runs this program.
 pub(crate) fn cargo<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(workspace()).args(arguments);
+    command.current_dir(root()).args(arguments);
     command
+}
+
+/// Returns a cargo command for all packages but the kernel programs, which `agent/build.rs` builds
+/// for their own target. Always the same selection: another one would have other features, and
+/// build every dependency again.
+pub(crate) fn workspace(verb: &str) -> Command {
+    cargo([verb, "--workspace", "--exclude", "agent-ebpf"])
+}
+
+/// Builds every program that the lab runs.
+///
+/// # Errors
+///
+/// When cargo fails.
+pub(crate) fn build() -> Result<()> {
+    step("build", &mut workspace("build"))
 }
 
 /// Runs one step and shows what it prints.

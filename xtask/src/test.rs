@@ -3,7 +3,7 @@
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 
-use crate::run::{Tally, cargo, step, tests};
+use crate::run::{Tally, build, cargo, step, tests, workspace};
 use crate::setup;
 
 /// How far to go.
@@ -49,21 +49,21 @@ fn levels(only: Option<Level>, tally: &mut Tally) -> Result<()> {
         lint()?;
     }
     if wanted(Level::Unit) {
-        let workspace = ["test", "--workspace", "--exclude", "agent-ebpf", "--lib", "--bins"];
-        tests("unit and simulation tests", &mut cargo(workspace), tally)?;
+        let mut command = workspace("test");
+        tests("unit and simulation tests", command.args(["--lib", "--bins"]), tally)?;
     }
     for (level, targets) in [(Level::Program, PROGRAM), (Level::Network, NETWORK), (Level::Vm, VM)] {
         if !wanted(level) {
             continue;
         }
         if level >= Level::Network {
-            step("build", &mut cargo(["build", "--workspace", "--exclude", "agent-ebpf"]))?;
+            build()?;
         }
         for target in targets {
             // One after the other: the tests of a target share the machine's two cores with the
             // guests they start.
-            let mut command = cargo(["test", "-p", "roamcast-lab", "--test", target, "--"]);
-            command.args(["--test-threads", "1"]);
+            let mut command = workspace("test");
+            command.args(["--test", target, "--", "--test-threads", "1"]);
             tests(target, &mut command, tally)?;
         }
     }
@@ -76,10 +76,10 @@ fn levels(only: Option<Level>, tally: &mut Tally) -> Result<()> {
 /// `cargo xtask lint`: format, clippy, rustdoc.
 pub(crate) fn lint() -> Result<()> {
     step("format", &mut cargo(["fmt", "--all", "--check"]))?;
-    let clippy = ["clippy", "--workspace", "--exclude", "agent-ebpf", "--all-targets"];
-    step("clippy", cargo(clippy).args(["--", "-D", "warnings"]))?;
+    step("clippy", workspace("clippy").args(["--all-targets", "--", "-D", "warnings"]))?;
     // Apart from the rest: features of the workspace must not reach the kernel programs.
     step("clippy of the kernel programs", cargo(["clippy", "-p", "agent-ebpf"]).args(["--", "-D", "warnings"]))?;
-    let doc = ["doc", "--workspace", "--exclude", "agent-ebpf", "--no-deps", "--document-private-items"];
-    step("rustdoc", cargo(doc).env("RUSTDOCFLAGS", "-D warnings"))
+    let mut doc = workspace("doc");
+    doc.args(["--no-deps", "--document-private-items"]).env("RUSTDOCFLAGS", "-D warnings");
+    step("rustdoc", &mut doc)
 }

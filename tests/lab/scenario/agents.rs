@@ -16,6 +16,15 @@ use crate::{Lab, binaries, wait};
 /// How long an agent may take until its operator's socket answers.
 const START: Duration = Duration::from_secs(20);
 
+/// How the agents are configured beyond what the lab dictates.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct AgentOptions {
+    /// Most bandwidth of a migration, MiB/s; 0 for no limit. A low one stretches the copy.
+    pub bandwidth_mib: u64,
+    /// How long a multicast tree may take to grow, milliseconds; none: the agent's default.
+    pub tree_budget_ms: Option<u64>,
+}
+
 /// Two running agents, named after their VM hosts.
 pub struct Agents {
     binary: PathBuf,
@@ -28,12 +37,12 @@ impl Agents {
     /// # Errors
     ///
     /// When the binary is not built, or an agent does not become ready; the text names its log.
-    pub fn start(lab: &Lab) -> Result<Self> {
+    pub fn start(lab: &Lab, options: AgentOptions) -> Result<Self> {
         let binary = binaries::path("roamcast")?;
         let pki = lab.vms1().run_directory().join("pki");
         issue_certificates(&binary, &pki, lab)?;
         for (vms, peer) in lab.vms().iter().zip(lab.vms().iter().rev()) {
-            configure(vms, peer, &pki)?;
+            configure(vms, peer, &pki, options)?;
         }
         let mut agents = Self { binary, processes: [None, None] };
         for index in 0..lab.vms().len() {
@@ -131,12 +140,12 @@ fn run(command: &mut Command) -> Result<()> {
 }
 
 /// Writes an agent's configuration and copies its certificates to where its VM host sees them.
-fn configure(vms: &Vms, peer: &Vms, pki: &Path) -> Result<()> {
+fn configure(vms: &Vms, peer: &Vms, pki: &Path, options: AgentOptions) -> Result<()> {
     let shared = vms.shared_directory();
     for (from, to) in [
-        (pki.join("cacert.pem"), "cacert.pem"),
-        (pki.join(vms.name()).join("servercert.pem"), "cert.pem"),
-        (pki.join(vms.name()).join("private/serverkey.pem"), "key.pem"),
+        (pki.join(vms.name()).join("CA/cacert.pem"), "cacert.pem"),
+        (pki.join(vms.name()).join("libvirt/servercert.pem"), "cert.pem"),
+        (pki.join(vms.name()).join("libvirt/private/serverkey.pem"), "key.pem"),
     ] {
         fs::copy(&from, shared.join(to))
             .with_context(|| format!("Failed to copy the certificate {}", from.display()))?;
@@ -166,6 +175,10 @@ domains = ["*"]
 
 [destination]
 connect_uri = "{connect_uri}"
+{tree_budget}
+
+[libvirt]
+bandwidth_mib = {bandwidth}
 
 [log]
 level = "info,roamcast=debug"
@@ -174,6 +187,10 @@ level = "info,roamcast=debug"
         peer_name = peer.name(),
         peer_address = peer.address(),
         connect_uri = vms.uri(),
+        tree_budget = options
+            .tree_budget_ms
+            .map_or_else(String::new, |budget| format!("tree_budget_ms = {budget}")),
+        bandwidth = options.bandwidth_mib,
     );
     let path = shared.join("agent.toml");
     fs::write(&path, text).with_context(|| format!("Failed to write {}", path.display()))

@@ -26,7 +26,7 @@ use crate::guest::domain::{self, Accelerator, DomainConfig};
 use crate::guest::image;
 use crate::vms::Vms;
 use crate::{Lab, LabConfig, kvm, wait};
-use agents::Agents;
+use agents::{AgentOptions, Agents};
 
 /// Where guests receive: the first of the lab's streams.
 pub const STREAM_ADDRESS: Ipv6Addr = Ipv6Addr::new(0xff1e, 0, 0, 0, 0, 0, 0x4000, 0x1);
@@ -46,17 +46,21 @@ pub struct Testbed {
 }
 
 impl Testbed {
-    /// Builds the lab, and starts the agents if wanted.
+    /// Builds the lab, and starts the agents unless it is a baseline.
     ///
     /// # Errors
     ///
     /// When a part cannot be built or an agent does not become ready.
-    pub fn up(config: LabConfig, memory_mib: u32, with_agents: bool) -> Result<Self> {
+    pub fn up(
+        config: LabConfig,
+        memory_mib: u32,
+        agents: Option<AgentOptions>,
+    ) -> Result<Self> {
         let image = image::ensure(&image::default_directory())?;
         let accelerator = if kvm::usable() { Accelerator::Kvm } else { Accelerator::Tcg };
         let domain = DomainConfig { memory_mib, ..DomainConfig::numbered(1, image, accelerator) };
         let lab = Lab::up(config)?;
-        let agents = if with_agents { Some(Agents::start(&lab)?) } else { None };
+        let agents = agents.map(|options| Agents::start(&lab, options)).transpose()?;
         Ok(Self { control: None, agents, domain, lab })
     }
 

@@ -1,0 +1,243 @@
+//! The one loop: takes an event, hands it to the protocol, does what the protocol wants done.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv6Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::maps::ManagedKey;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+
+use super::{RuntimeError, now};
+use crate::config::Config;
+use crate::control::report::LinkState;
+use crate::control::server::ControlRequest;
+use crate::control::{Reply, Request};
+use crate::datapath::{self, Datapath};
+use crate::hypervisor::libvirt::Libvirt;
+use crate::net::links::{LinkEvent, Links};
+use crate::net::mdb::Mdb;
+use crate::net::membership::Memberships;
+use crate::net::peers::Peers;
+use crate::net::vm_socket::VmSocket;
+use crate::proto::{
+    Agent, DatapathEvent, HypervisorEvent, PeerEvent, Port, PortEvent, Timestamp,
+};
+
+/// How often entries that nobody needs any more are looked for in the maps.
+const COLLECT_INTERVAL: Duration = Duration::from_secs(30);
+/// Flows that are silent for longer are forgotten.
+const FLOW_SILENCE: Duration = Duration::from_secs(3600);
+/// How long nothing being due may last.
+const IDLE: Duration = Duration::from_secs(3600);
+
+/// State of a connection, and why it is down.
+pub(super) type State = (LinkState, Option<String>);
+
+/// The parts of the agent.
+pub(super) struct EventLoop {
+    pub(super) config: Config,
+    pub(super) address: Ipv6Addr,
+    pub(super) prefix_length: u8,
+    pub(super) started: Timestamp,
+    pub(super) proto: Agent,
+    pub(super) datapath: Datapath,
+    pub(super) events: datapath::Events,
+    pub(super) links: Links,
+    pub(super) mdb: Mdb,
+    pub(super) memberships: Memberships,
+    pub(super) vm_socket: Arc<VmSocket>,
+    pub(super) peers: Peers,
+    pub(super) peer_events: mpsc::Receiver<(String, PeerEvent)>,
+    pub(super) hypervisor: Libvirt,
+    pub(super) hypervisor_events: mpsc::UnboundedReceiver<HypervisorEvent>,
+    pub(super) control: mpsc::Receiver<ControlRequest>,
+    /// Commands of operators that are not answered in full.
+    pub(super) commands: BTreeMap<u64, mpsc::UnboundedSender<Reply>>,
+    pub(super) next_command: u64,
+    pub(super) uplinks: BTreeMap<u32, Port>,
+    /// What `MANAGED` should hold.
+    pub(super) managed: BTreeSet<ManagedKey>,
+    pub(super) peer_states: BTreeMap<String, State>,
+    pub(super) hypervisor_state: State,
+    /// Every port that was there at the start has been told.
+    pub(super) ports_known: bool,
+    /// The maps have been read.
+    pub(super) maps_known: bool,
+    /// What an earlier agent managed has been looked through.
+    pub(super) tidied: bool,
+}
+
+impl EventLoop {
+    /// Runs until a part that nothing works without is lost.
+    pub(super) async fn run(&mut self) -> Result<(), RuntimeError> {
+        let mut collect = interval(COLLECT_INTERVAL);
+        collect.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            self.perform_outputs().await?;
+            self.forget_unmanaged()?;
+            let due = self.due();
+            let vm_socket = Arc::clone(&self.vm_socket);
+            tokio::select! {
+                event = self.links.next() => self.handle_link(event?)?,
+                event = self.events.next() => self.handle_datapath(event?),
+                datagram = vm_socket.recv() => match datagram {
+                    Ok(datagram) => {
+                        let (port, from) = (datagram.mark, datagram.from);
+                        self.proto.handle_datagram(now(), port, from, &datagram.bytes);
+                    }
+                    Err(error) => tracing::warn!(%error, "Cannot receive from VMs"),
+                },
+                Some((peer, event)) = self.peer_events.recv() => self.handle_peer(peer, event),
+                Some(event) = self.hypervisor_events.recv() => self.handle_hypervisor(event),
+                Some(request) = self.control.recv() => self.handle_control(request)?,
+                () = sleep_until(due) => self.proto.handle_timeout(now()),
+                _ = collect.tick() => self.collect(),
+            }
+        }
+    }
+
+    /// When the protocol wants to be called again.
+    fn due(&self) -> Instant {
+        let wait = self.proto.poll_timeout().map_or(IDLE, |due| due.since(now()).min(IDLE));
+        Instant::now() + wait
+    }
+
+    fn handle_link(&mut self, event: LinkEvent) -> Result<(), RuntimeError> {
+        match event {
+            LinkEvent::Port(PortEvent::Added(port)) => {
+                let limits = self.port_limits();
+                match self.datapath.attach_port(port.ifindex, &port.name, &limits) {
+                    Ok(attachment) => {
+                        let adopted = attachment.adopted;
+                        tracing::info!(port = port.name, ifindex = port.ifindex, adopted, "TAP added");
+                        self.proto.handle_port(now(), PortEvent::Added(port));
+                    }
+                    // A TAP can be gone before it is attached; its removal follows.
+                    Err(error) => tracing::error!(
+                        port = port.name,
+                        error = &error as &dyn std::error::Error,
+                        "Cannot watch a TAP; its VM cannot be moved"
+                    ),
+                }
+            }
+            LinkEvent::Port(PortEvent::Removed { ifindex }) => {
+                tracing::info!(ifindex, "TAP removed");
+                self.datapath.detach_port(ifindex)?;
+                self.proto.handle_port(now(), PortEvent::Removed { ifindex });
+            }
+            LinkEvent::UplinkAdded(port) => {
+                match self.datapath.attach_uplink(port.ifindex, &port.name) {
+                    Ok(_) => tracing::info!(uplink = port.name, "Uplink added"),
+                    Err(error) => tracing::error!(
+                        uplink = port.name,
+                        error = &error as &dyn std::error::Error,
+                        "Cannot watch an uplink; streams that come by it are not seen"
+                    ),
+                }
+                self.uplinks.insert(port.ifindex, port);
+            }
+            LinkEvent::UplinkRemoved { ifindex } => {
+                self.datapath.detach_uplink(ifindex)?;
+                if let Some(port) = self.uplinks.remove(&ifindex) {
+                    tracing::warn!(uplink = port.name, "Uplink removed");
+                }
+            }
+            LinkEvent::Complete => {
+                let ports: Vec<u32> = self.proto.ports().map(|port| port.ifindex).collect();
+                let uplinks: Vec<u32> = self.uplinks.keys().copied().collect();
+                self.datapath.retain(&ports, &uplinks)?;
+                self.ports_known = true;
+            }
+        }
+        Ok(())
+    }
+
+    fn handle_datapath(&mut self, event: DatapathEvent) {
+        self.maps_known |= matches!(event, DatapathEvent::Snapshot { .. });
+        self.proto.handle_datapath(now(), event);
+    }
+
+    /// Once, when the protocol knows what is there and has said what it manages: removes what an
+    /// earlier agent managed besides.
+    fn forget_unmanaged(&mut self) -> Result<(), RuntimeError> {
+        if self.tidied || !(self.ports_known && self.maps_known) {
+            return Ok(());
+        }
+        self.tidied = true;
+        for key in self.datapath.managed()? {
+            if !self.managed.contains(&key) {
+                self.datapath.unmanage(&key)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn handle_peer(&mut self, peer: String, event: PeerEvent) {
+        match &event {
+            PeerEvent::Up => {
+                self.peer_states.insert(peer.clone(), (LinkState::Up, None));
+            }
+            PeerEvent::Down { reason } => {
+                self.peer_states.insert(peer.clone(), (LinkState::Down, Some(reason.clone())));
+            }
+            PeerEvent::Frame(_) => {}
+        }
+        self.proto.handle_peer(now(), &peer, event);
+    }
+
+    fn handle_hypervisor(&mut self, event: HypervisorEvent) {
+        match &event {
+            HypervisorEvent::Connected => {
+                tracing::info!(uri = self.config.libvirt.uri, "libvirt connected");
+                self.hypervisor_state = (LinkState::Up, None);
+            }
+            HypervisorEvent::Disconnected { reason } => {
+                tracing::warn!(reason, "libvirt lost; domains go on running");
+                self.hypervisor_state = (LinkState::Down, Some(reason.clone()));
+            }
+            _ => {}
+        }
+        self.proto.handle_hypervisor(now(), event);
+    }
+
+    fn handle_control(&mut self, request: ControlRequest) -> Result<(), RuntimeError> {
+        let ControlRequest { request, replies } = request;
+        match request {
+            Request::Status => drop(replies.send(Reply::Status(Box::new(self.status()?)))),
+            Request::Listeners => self.send_listeners(&replies),
+            Request::Streams => self.send_streams(&replies)?,
+            Request::Migrations => self.send_migrations(&replies),
+            Request::Migrate { .. } | Request::Abort { .. } => {
+                if let Some(command) = request.command() {
+                    let number = self.next_command;
+                    self.next_command += 1;
+                    self.commands.insert(number, replies);
+                    self.proto.handle_command(now(), number, command);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes from the maps what nobody needs, without keeping the loop.
+    fn collect(&self) {
+        let datapath = self.datapath.clone();
+        tokio::task::spawn_blocking(move || match datapath.collect(now(), FLOW_SILENCE) {
+            Ok(collected) => tracing::debug!(?collected, "Maps tidied"),
+            Err(error) => tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "Cannot tidy the maps; they may fill up"
+            ),
+        });
+    }
+
+    pub(super) fn port_limits(&self) -> datapath::Limits {
+        datapath::Limits {
+            listeners: self.config.limits.listeners,
+            sources: self.config.limits.sources,
+            reports_per_second: self.config.limits.reports_per_second,
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! The running agent: connects the protocol to the kernel, the network, libvirt and the operator.
+//!
+//! ```text
+//!   Links ──────┐                       ┌──▶ VmSocket, Peers
+//!   Events ─────┤   handle_*   poll_output ├──▶ Memberships, Mdb
+//!   VmSocket ───┼──▶ proto::Agent ──────┼──▶ Datapath
+//!   Peers ──────┤                       ├──▶ Libvirt
+//!   Libvirt ────┤                       └──▶ operator's replies
+//!   operator ───┘
+//! ```
+//!
+//! One task owns everything ([`event_loop`]); what blocks for long runs elsewhere and comes back as
+//! an event. What is pinned goes on working when this ends, however it ends.
+
+mod event_loop;
+mod perform;
+mod start;
+mod views;
+
+use std::io;
+
+use nix::time::{ClockId, clock_gettime};
+
+use crate::config::Config;
+use crate::control::server::ControlError;
+use crate::datapath::DatapathError;
+use crate::hypervisor::HypervisorError;
+use crate::net::addresses::AddressesError;
+use crate::net::links::LinksError;
+use crate::net::mdb::MdbError;
+use crate::net::peers::PeersError;
+use crate::net::tls::TlsError;
+use crate::net::vm_socket::VmSocketError;
+use crate::proto::Timestamp;
+use crate::shutdown::Shutdown;
+
+/// Why the agent cannot start, or cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    /// Kernel programs and maps.
+    #[error(transparent)]
+    Datapath(#[from] DatapathError),
+    /// Ports of the bridge.
+    #[error(transparent)]
+    Links(#[from] LinksError),
+    /// The bridge's multicast database.
+    #[error(transparent)]
+    Mdb(#[from] MdbError),
+    /// Addresses of the bridge.
+    #[error(transparent)]
+    Addresses(#[from] AddressesError),
+    /// The bridge has no address that VMs can be given a prefix from.
+    #[error("Bridge {bridge} has no global IPv6 address; give it one, or set agent.address and agent.prefix")]
+    NoAddress {
+        /// Its name.
+        bridge: String,
+    },
+    /// Certificates.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// Connections to peers.
+    #[error(transparent)]
+    Peers(#[from] PeersError),
+    /// The socket for VMs.
+    #[error(transparent)]
+    VmSocket(#[from] VmSocketError),
+    /// The operator's socket.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// libvirt.
+    #[error(transparent)]
+    Hypervisor(#[from] HypervisorError),
+    /// The system refuses something basic.
+    #[error("The system refuses {what}: {error}; run the agent as root")]
+    System {
+        /// What.
+        what: &'static str,
+        /// What it said.
+        error: io::Error,
+    },
+}
+
+/// Runs the agent until it is told to stop.
+///
+/// # Errors
+///
+/// See [`RuntimeError`]: at the start, and later when the bridge or the data path is lost.
+pub async fn run(config: Config) -> Result<(), RuntimeError> {
+    let refused = |what| move |error| RuntimeError::System { what, error };
+    let mut shutdown = Shutdown::new().map_err(refused("signal handlers"))?;
+    let mut agent = start::start(&config).await?;
+    // Not under systemd: nobody to notify, which is no failure.
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    tokio::select! {
+        result = agent.run() => result,
+        signal = shutdown.recv() => {
+            tracing::info!(signal, "Stopping; pinned programs and maps stay");
+            Ok(())
+        }
+    }
+}
+
+/// Now, in the clock that the kernel programs stamp with.
+fn now() -> Timestamp {
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Timestamp(0), |time| {
+        let seconds = u64::try_from(time.tv_sec()).unwrap_or_default();
+        let nanoseconds = u64::try_from(time.tv_nsec()).unwrap_or_default();
+        Timestamp(seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds))
+    })
+}

@@ -1,0 +1,214 @@
+//! Does what the protocol wants done.
+
+use common::event::Change;
+use common::maps::{Listener, ListenerKey, ManagedKey, Source, SourceKey};
+
+use super::event_loop::EventLoop;
+use super::{RuntimeError, now};
+use crate::control::Reply;
+use crate::control::report::LinkState;
+use crate::hypervisor::{Hypervisor as _, MigrateRequest};
+use crate::proto::{CommandReply, DatapathEvent, Membership, Output};
+
+impl EventLoop {
+    /// Performs outputs until the protocol has none left. Neighbouring outputs of one kind are
+    /// performed together where the kernel takes many at once.
+    pub(super) async fn perform_outputs(&mut self) -> Result<(), RuntimeError> {
+        let mut batch = Batch::default();
+        loop {
+            let output = self.proto.poll_output();
+            if !output.as_ref().is_some_and(|output| batch.takes(output)) {
+                self.perform_batch(std::mem::take(&mut batch))?;
+            }
+            match output {
+                None => return Ok(()),
+                Some(Output::MdbAdd { ifindex, membership }) => {
+                    batch.add.push((ifindex, membership));
+                }
+                Some(Output::MdbDelete { ifindex, key }) => batch.delete.push((ifindex, key)),
+                Some(Output::ExpireListener { key, last_report_ns }) => {
+                    batch.expire.push((key, last_report_ns));
+                }
+                Some(output) => self.perform(output).await?,
+            }
+        }
+    }
+
+    async fn perform(&mut self, output: Output) -> Result<(), RuntimeError> {
+        match output {
+            Output::Datagram { to, bytes } => {
+                if let Err(error) = self.vm_socket.send(to, &bytes).await {
+                    tracing::debug!(%to, %error, "Cannot answer a VM; it will ask again");
+                }
+            }
+            Output::Connect { peer } => {
+                self.peer_states.insert(peer.clone(), (LinkState::Connecting, None));
+                self.peers.connect(&peer);
+            }
+            Output::Frame { peer, bytes } => self.peers.send(&peer, bytes),
+            Output::Join(membership) => self.join(&membership),
+            Output::Leave(key) => self.memberships.leave(&key),
+            Output::Prune(key) => {
+                if let Err(error) = self.memberships.prune(&key) {
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "Cannot prune; the stream goes on until the querier asks again"
+                    );
+                }
+            }
+            Output::Manage { key, since } => {
+                self.managed.insert(key);
+                if let Err(error) = self.datapath.manage(&key, since) {
+                    self.failed(key, &error);
+                }
+            }
+            Output::Unmanage(key) => {
+                self.managed.remove(&key);
+                self.datapath.unmanage(&key)?;
+            }
+            Output::ExpireSource { key, last_report_ns } => {
+                self.datapath.expire_source(&key, last_report_ns)?;
+            }
+            Output::ReadListeners { listeners, sources } => self.read(&listeners, &sources)?,
+            Output::ReadStreams { token, keys } => {
+                let streams = self.datapath.off_runtime(move |it| it.streams(&keys)).await?;
+                self.proto.handle_datapath(now(), DatapathEvent::Streams { token, streams });
+            }
+            Output::ReadUsage => {
+                for event in self.datapath.usage_events()? {
+                    self.proto.handle_datapath(now(), event);
+                }
+            }
+            Output::StartMigration { uuid, connect_uri, migrate_uri } => {
+                self.hypervisor.migrate(MigrateRequest { uuid, connect_uri, migrate_uri });
+            }
+            Output::AbortMigration { uuid } => self.hypervisor.abort(uuid),
+            Output::Reply { command, reply } => self.reply(command, reply),
+            // Taken by the batch.
+            Output::MdbAdd { .. } | Output::MdbDelete { .. } | Output::ExpireListener { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn join(&mut self, membership: &Membership) {
+        let vlan = membership.key.vlan;
+        let bridge = &self.config.agent.bridge;
+        if vlan != 0
+            && let Ok(ifindex) = nix::net::if_::if_nametoindex(format!("{bridge}.{vlan}").as_str())
+        {
+            self.memberships.set_vlan_interface(vlan, ifindex);
+        }
+        if let Err(error) = self.memberships.join(membership) {
+            self.failed(membership.key, &error);
+        }
+    }
+
+    fn perform_batch(&mut self, batch: Batch) -> Result<(), RuntimeError> {
+        if !batch.add.is_empty() {
+            let entries: Vec<_> =
+                batch.add.iter().map(|(ifindex, membership)| (*ifindex, membership)).collect();
+            match self.mdb.add(&entries) {
+                Ok(outcomes) => {
+                    for ((_, membership), outcome) in batch.add.iter().zip(outcomes) {
+                        if let Err(error) = outcome {
+                            self.failed(membership.key, &error);
+                        }
+                    }
+                }
+                Err(error) => {
+                    for (_, membership) in &batch.add {
+                        self.failed(membership.key, &error);
+                    }
+                }
+            }
+        }
+        if !batch.delete.is_empty()
+            && let Err(error) = self.mdb.delete(&batch.delete)
+        {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "Cannot remove MDB entries; they expire by themselves"
+            );
+        }
+        if !batch.expire.is_empty() {
+            self.datapath.expire(&batch.expire)?;
+        }
+        Ok(())
+    }
+
+    fn failed(&mut self, key: ManagedKey, error: &dyn std::error::Error) {
+        tracing::warn!(error, "An address cannot be served");
+        let reason = error.to_string();
+        self.proto.handle_datapath(now(), DatapathEvent::Failed { key, reason });
+    }
+
+    /// Reads entries again for the protocol.
+    fn read(&mut self, listeners: &[ListenerKey], sources: &[SourceKey]) -> Result<(), RuntimeError> {
+        for key in listeners {
+            let found = self.datapath.listener(key)?;
+            let event = DatapathEvent::Listener {
+                change: if found.is_some() { Change::Updated } else { Change::Removed },
+                key: *key,
+                value: found.unwrap_or(NO_LISTENER),
+            };
+            self.proto.handle_datapath(now(), event);
+        }
+        for key in sources {
+            let found = self.datapath.source(key)?;
+            let event = DatapathEvent::Source {
+                change: if found.is_some() { Change::Updated } else { Change::Removed },
+                key: *key,
+                value: found.unwrap_or(NO_SOURCE),
+            };
+            self.proto.handle_datapath(now(), event);
+        }
+        Ok(())
+    }
+
+    fn reply(&mut self, command: u64, reply: CommandReply) {
+        let last = !matches!(reply, CommandReply::Progress { .. });
+        // An operator who has gone does not stop what was begun.
+        if let Some(replies) = self.commands.get(&command) {
+            let _ = replies.send(Reply::from(reply));
+        }
+        if last {
+            self.commands.remove(&command);
+        }
+    }
+}
+
+/// Value of an event about a listener that is no longer there.
+const NO_LISTENER: Listener = Listener {
+    first_report_ns: 0,
+    last_report_ns: 0,
+    last_answer_ns: 0,
+    generation: 0,
+    source_count: 0,
+    filter_mode: 0,
+    mld_version: 0,
+    guest_mac: [0; 6],
+};
+
+/// Value of an event about a source that is no longer there.
+const NO_SOURCE: Source = Source { last_report_ns: 0, generation: 0, filter_mode: 0, pad: [0; 3] };
+
+/// Neighbouring outputs that the kernel takes together.
+#[derive(Default)]
+struct Batch {
+    add: Vec<(u32, Membership)>,
+    delete: Vec<(u32, ManagedKey)>,
+    expire: Vec<(ListenerKey, u64)>,
+}
+
+impl Batch {
+    /// Whether the output is of the kind that the batch holds, or the batch is empty: a batch
+    /// holds one kind, so the order of outputs is kept.
+    fn takes(&self, output: &Output) -> bool {
+        match output {
+            Output::MdbAdd { .. } => self.delete.is_empty() && self.expire.is_empty(),
+            Output::MdbDelete { .. } => self.add.is_empty() && self.expire.is_empty(),
+            Output::ExpireListener { .. } => self.add.is_empty() && self.delete.is_empty(),
+            _ => false,
+        }
+    }
+}

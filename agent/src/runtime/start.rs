@@ -1,0 +1,213 @@
+//! Builds the parts of the agent from its configuration.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::Read as _;
+use std::net::Ipv6Addr;
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use super::event_loop::EventLoop;
+use super::{RuntimeError, now};
+use crate::config::{Config, Glob};
+use crate::control::report::LinkState;
+use crate::control::server::ControlServer;
+use crate::datapath::{Capacities, Datapath, DatapathConfig};
+use crate::hypervisor::libvirt::{Libvirt, LibvirtConfig};
+use crate::net::addresses::addresses;
+use crate::net::links::{Links, PortRules};
+use crate::net::mdb::Mdb;
+use crate::net::membership::Memberships;
+use crate::net::peers::{Peers, PeersConfig};
+use crate::net::tls::{Tls, TlsFiles};
+use crate::net::vm_socket::VmSocket;
+use crate::proto::{self, Agent, AgentConfig};
+
+/// Events of peers that wait to be handled; more make the peers wait.
+const PEER_EVENTS: usize = 256;
+/// Requests of operators that wait to be handled.
+const CONTROL_REQUESTS: usize = 16;
+
+/// Starts every part; nothing is told to the protocol yet.
+pub(super) async fn start(config: &Config) -> Result<EventLoop, RuntimeError> {
+    let bridge = config.agent.bridge.as_str();
+    let links = Links::watch(PortRules {
+        bridge: bridge.to_owned(),
+        uplinks: config.agent.uplinks.iter().map(ToString::to_string).collect(),
+        vm_ports: Vec::new(),
+    })?;
+    let mdb = Mdb::open(bridge)?;
+    for advice in mdb.snooping().advice(bridge) {
+        tracing::warn!(bridge, "{advice}");
+    }
+    let (address, prefix_length) = own_address(config)?;
+    let datapath = Datapath::load(&datapath_config(config))?;
+    let events = datapath.events()?;
+    let name = config.agent.name.as_str();
+    let tls = Tls::load(
+        &TlsFiles {
+            ca: config.tls.ca.clone(),
+            certificate: config.tls.cert.clone(),
+            key: config.tls.key.clone(),
+        },
+        name,
+    )?;
+    let (peer_sender, peer_events) = mpsc::channel(PEER_EVENTS);
+    let peers = Peers::start(peers_config(config), tls, peer_sender)?;
+    let vm_socket = Arc::new(VmSocket::open(bridge)?);
+    let (hypervisor_sender, hypervisor_events) = mpsc::unbounded_channel();
+    let hypervisor = Libvirt::start(libvirt_config(config), hypervisor_sender)?;
+    let (control_sender, control) = mpsc::channel(CONTROL_REQUESTS);
+    let server = ControlServer::bind(&config.agent.control_socket)?;
+    tokio::spawn(server.serve(control_sender, std::future::pending()));
+    let seed = seed()?;
+    tracing::info!(
+        agent = name,
+        bridge,
+        %address,
+        prefix_length,
+        hook = datapath.hook().as_str(),
+        "Started"
+    );
+    Ok(EventLoop {
+        proto: Agent::new(proto_config(config, address, prefix_length), seed),
+        memberships: Memberships::new(links.bridge_ifindex()),
+        peer_states: config
+            .peers
+            .iter()
+            .map(|peer| (peer.name.to_string(), (LinkState::Down, None)))
+            .collect(),
+        hypervisor_state: (LinkState::Connecting, None),
+        config: config.clone(),
+        address,
+        prefix_length,
+        started: now(),
+        datapath,
+        events,
+        links,
+        mdb,
+        vm_socket,
+        peers,
+        peer_events,
+        hypervisor,
+        hypervisor_events,
+        control,
+        commands: BTreeMap::new(),
+        next_command: 1,
+        uplinks: BTreeMap::new(),
+        managed: BTreeSet::new(),
+        ports_known: false,
+        maps_known: false,
+        tidied: false,
+    })
+}
+
+/// The address that arriving VMs reach this agent by, and the length of its prefix in bits.
+fn own_address(config: &Config) -> Result<(Ipv6Addr, u8), RuntimeError> {
+    let bridge = config.agent.bridge.as_str();
+    let found = addresses(bridge)?.global;
+    let address = config.agent.address.or(found.map(|(address, _)| address));
+    let length = config
+        .agent
+        .prefix
+        .map(|prefix| prefix.length())
+        .or(found.map(|(_, length)| length));
+    address
+        .zip(length)
+        .ok_or_else(|| RuntimeError::NoAddress { bridge: bridge.to_owned() })
+}
+
+fn datapath_config(config: &Config) -> DatapathConfig {
+    DatapathConfig {
+        pin_root: config.agent.pin_root.clone(),
+        hook: None,
+        capacities: Capacities {
+            listeners: config.limits.map_listeners,
+            sources: config.limits.map_sources,
+            managed: config.limits.map_managed,
+            streams: config.limits.map_streams,
+            ..Capacities::default()
+        },
+    }
+}
+
+fn peers_config(config: &Config) -> PeersConfig {
+    PeersConfig {
+        name: config.agent.name.to_string(),
+        listen: config.agent.listen.into(),
+        peers: config
+            .peers
+            .iter()
+            .map(|peer| (peer.name.to_string(), peer.address.to_string()))
+            .collect(),
+        admit: globs(&config.tls.admit),
+    }
+}
+
+fn libvirt_config(config: &Config) -> LibvirtConfig {
+    LibvirtConfig {
+        uri: config.libvirt.uri.clone(),
+        bridge: config.agent.bridge.to_string(),
+        flags: config.libvirt.flag_bits(),
+        bandwidth_mib: config.libvirt.bandwidth_mib,
+        downtime: config.libvirt.downtime,
+        parallel_connections: config.libvirt.parallel_connections,
+    }
+}
+
+fn proto_config(config: &Config, address: Ipv6Addr, prefix_length: u8) -> AgentConfig {
+    let rules = &config.policy;
+    let defaults = proto::Limits::default();
+    let listeners = usize::try_from(config.limits.listeners).unwrap_or(usize::MAX);
+    AgentConfig {
+        name: config.agent.name.to_string(),
+        peers: config.peers.iter().map(|peer| peer.name.to_string()).collect(),
+        address,
+        prefix_length,
+        connect_uri: config.destination.connect_uri(address),
+        migrate_uri: config.destination.migrate_uri(address),
+        policy: proto::Policy {
+            departures: rules
+                .depart
+                .iter()
+                .map(|rule| proto::Departure {
+                    domains: globs(&rule.domains),
+                    destinations: globs(&rule.destinations),
+                })
+                .collect(),
+            arrivals: rules
+                .arrive
+                .iter()
+                .map(|rule| proto::Arrival {
+                    peers: globs(&rule.sources),
+                    domains: globs(&rule.domains),
+                })
+                .collect(),
+        },
+        limits: proto::Limits {
+            incoming: usize::try_from(config.limits.incoming).unwrap_or(usize::MAX),
+            // A domain has several NICs, and the limit holds for each.
+            listeners_per_domain: listeners.saturating_mul(2).max(defaults.listeners_per_domain),
+            ..defaults
+        },
+        timing: proto::Timing {
+            tree_budget: config.destination.tree_budget,
+            unused_join_expiry: config.destination.join_expiry,
+            ..proto::Timing::default()
+        },
+    }
+}
+
+fn globs(globs: &[Glob]) -> Vec<String> {
+    globs.iter().map(ToString::to_string).collect()
+}
+
+/// A number that no earlier start of an agent had.
+fn seed() -> Result<u64, RuntimeError> {
+    let mut bytes = [0; 8];
+    File::open("/dev/urandom")
+        .and_then(|mut file| file.read_exact(&mut bytes))
+        .map_err(|error| RuntimeError::System { what: "random numbers", error })?;
+    Ok(u64::from_ne_bytes(bytes))
+}

@@ -1,0 +1,247 @@
+//! What the operator is shown: rows from the protocol's state and from the maps.
+
+use std::collections::BTreeMap;
+use std::net::Ipv6Addr;
+use std::time::Duration;
+
+use common::signal::Reception as Verdict;
+use tokio::sync::mpsc;
+
+use super::event_loop::EventLoop;
+use super::{RuntimeError, now};
+use crate::config::Prefix;
+use crate::control::Reply;
+use crate::control::report::{
+    Direction, Hook, HypervisorStatus, ListenerRow, MigrationRow, Outcome, PeerRow,
+    PortRow, QuerierRow, Reception, ReceptionRow, Status, StreamRow, UplinkRow, age_ms,
+};
+use crate::control::server::CHUNK_ROWS;
+use crate::datapath::Program;
+use crate::proto::{self, MigrationRecord, Timestamp};
+
+type Replies = mpsc::UnboundedSender<Reply>;
+
+impl EventLoop {
+    /// `roamcast status`.
+    pub(super) fn status(&self) -> Result<Status, RuntimeError> {
+        let now = now();
+        let config = &self.config;
+        Ok(Status {
+            agent: config.agent.name.to_string(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_ms: age_ms(now, self.started.0),
+            bridge: config.agent.bridge.to_string(),
+            prefix: Some(Prefix::of(self.address, self.prefix_length).to_string()),
+            address: Some(self.address),
+            pin_path: self.datapath.pin_path().display().to_string(),
+            uplinks: self
+                .uplinks
+                .values()
+                .map(|port| UplinkRow {
+                    name: port.name.clone(),
+                    ifindex: port.ifindex,
+                    hooks: self.hooks(Program::Uplink, port.ifindex),
+                })
+                .collect(),
+            queriers: self
+                .proto
+                .queriers()
+                .map(|(key, value)| {
+                    let interface = self
+                        .uplinks
+                        .get(&key.ifindex)
+                        .map_or_else(|| key.ifindex.to_string(), |port| port.name.clone());
+                    QuerierRow::new(interface, key, value, now)
+                })
+                .collect(),
+            peers: self.peers_view(),
+            hypervisor: HypervisorStatus {
+                uri: config.libvirt.uri.clone(),
+                state: self.hypervisor_state.0,
+                reason: self.hypervisor_state.1.clone(),
+                domains: u32::try_from(self.proto.domains().count()).unwrap_or(u32::MAX),
+            },
+            ports: self.ports_view()?,
+            receptions: self
+                .proto
+                .receptions()
+                .map(|view| ReceptionRow {
+                    vlan: view.membership.key.vlan,
+                    multicast_address: view.membership.key.multicast_address.into(),
+                    mode: view.reception.map_or(Reception::Probing, Into::into),
+                    waited_ms: milliseconds(view.waited),
+                })
+                .collect(),
+            migrations: self
+                .proto
+                .migrations()
+                .filter(|record| record.outcome.is_none())
+                .map(|record| migration_row(record, now))
+                .collect(),
+            counters: self.counters()?,
+        })
+    }
+
+    fn hooks(&self, program: Program, ifindex: u32) -> Vec<Hook> {
+        self.datapath
+            .attachments()
+            .into_iter()
+            .filter(|attachment| attachment.program == program && attachment.ifindex == ifindex)
+            .map(|attachment| Hook {
+                program: attachment.program.name().to_owned(),
+                mode: self.datapath.hook().as_str().to_owned(),
+            })
+            .collect()
+    }
+
+    fn peers_view(&self) -> Vec<PeerRow> {
+        self.peer_states
+            .iter()
+            .map(|(name, (state, reason))| PeerRow {
+                name: name.clone(),
+                address: self.config.peer(name).map(|peer| peer.address.to_string()),
+                state: *state,
+                reason: reason.clone(),
+            })
+            .collect()
+    }
+
+    fn ports_view(&self) -> Result<Vec<PortRow>, RuntimeError> {
+        let limits = self.port_limits();
+        self.proto
+            .ports()
+            .map(|port| {
+                let usage = self.datapath.usage(port.ifindex)?;
+                let domain = self.proto.domain_of_port(port.ifindex);
+                let hooks = self.hooks(Program::Snoop, port.ifindex);
+                Ok(PortRow::new(
+                    port.name.clone(),
+                    port.ifindex,
+                    domain.map(|domain| domain.name.clone()),
+                    hooks,
+                    &limits,
+                    &usage,
+                ))
+            })
+            .collect()
+    }
+
+    /// Counters of the kernel programs, the protocol and the connections that are not zero.
+    fn counters(&self) -> Result<BTreeMap<String, u64>, RuntimeError> {
+        let proto = self.proto.counters();
+        let signalling = [
+            ("datagram-unmarked", proto.unmarked_datagrams),
+            ("datagram-unknown-port", proto.unknown_port_datagrams),
+            ("datagram-unhoused", proto.unhoused_datagrams),
+            ("datagram-off-link", proto.off_link_datagrams),
+            ("datagram-refused", proto.refused_datagrams),
+            ("datagram-malformed", proto.malformed_datagrams),
+            ("frame-malformed", proto.malformed_frames),
+        ];
+        Ok(self
+            .datapath
+            .counters()?
+            .into_iter()
+            .chain(signalling)
+            .chain(self.peers.counters())
+            .filter(|(_, count)| *count > 0)
+            .map(|(name, count)| (name.to_owned(), count))
+            .collect())
+    }
+
+    /// `roamcast listeners`.
+    pub(super) fn send_listeners(&self, replies: &Replies) {
+        let now = now();
+        let ports: BTreeMap<u32, (&str, Option<&str>)> = self
+            .proto
+            .ports()
+            .map(|port| {
+                let domain = self.proto.domain_of_port(port.ifindex);
+                (port.ifindex, (port.name.as_str(), domain.map(|domain| domain.name.as_str())))
+            })
+            .collect();
+        let rows = self.proto.listeners().map(|view| {
+            let (port, domain) = ports
+                .get(&view.key.ifindex)
+                .map_or_else(|| (view.key.ifindex.to_string(), None), |(port, domain)| {
+                    ((*port).to_owned(), domain.map(str::to_owned))
+                });
+            ListenerRow::new(domain, port, &view.key, view.value, view.sources, now)
+        });
+        send_chunks(rows, replies, Reply::Listeners);
+    }
+
+    /// `roamcast streams`.
+    pub(super) fn send_streams(&self, replies: &Replies) -> Result<(), RuntimeError> {
+        let now = now();
+        let streams = self.datapath.all_streams()?;
+        let rows = streams.iter().map(|(key, value)| {
+            StreamRow::new(key, value, self.managed.contains(&key.managed()), now)
+        });
+        send_chunks(rows, replies, Reply::Streams);
+        Ok(())
+    }
+
+    /// `roamcast migrations`.
+    pub(super) fn send_migrations(&self, replies: &Replies) {
+        let now = now();
+        let rows = self.proto.migrations().map(|record| migration_row(record, now));
+        send_chunks(rows, replies, Reply::Migrations);
+    }
+}
+
+fn send_chunks<T>(rows: impl Iterator<Item = T>, replies: &Replies, reply: fn(Vec<T>) -> Reply) {
+    let mut rows = rows.peekable();
+    // A table without rows is an answer too.
+    loop {
+        let chunk: Vec<T> = rows.by_ref().take(CHUNK_ROWS).collect();
+        if replies.send(reply(chunk)).is_err() || rows.peek().is_none() {
+            return;
+        }
+    }
+}
+
+fn migration_row(record: &MigrationRecord, now: Timestamp) -> MigrationRow {
+    MigrationRow {
+        migration: record.number,
+        direction: match record.direction {
+            proto::Direction::Outgoing => Direction::Outgoing,
+            proto::Direction::Incoming => Direction::Incoming,
+        },
+        domain: record.domain_name.clone(),
+        domain_uuid: record.domain_uuid.to_string(),
+        peer: record.peer.clone(),
+        phase: record.phase.into(),
+        age_ms: milliseconds(now.since(record.started)),
+        signalling_ms: record.signalling.map(fractional),
+        copy_ms: record.copy.map(fractional),
+        vm_pause_ms: record.vm_pause.map(fractional),
+        total_ms: record.total.map(fractional),
+        processed_bytes: record.processed_bytes,
+        total_bytes: record.total_bytes,
+        receptions: record.receptions.iter().map(verdict_row).collect(),
+        outcome: match &record.outcome {
+            None => Outcome::Running,
+            Some(proto::Outcome::Completed) => Outcome::Completed,
+            Some(proto::Outcome::Failed(reason)) => Outcome::Failed(reason.clone()),
+        },
+    }
+}
+
+fn verdict_row(verdict: &Verdict) -> ReceptionRow {
+    ReceptionRow {
+        vlan: verdict.vlan,
+        multicast_address: Ipv6Addr::from(*verdict.multicast_address),
+        mode: verdict.mode.into(),
+        waited_ms: verdict.waited_ms,
+    }
+}
+
+fn fractional(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,182 @@
+//! `cargo xtask demo`: a real VM under a stream is moved to another subnet, and what the
+//! application in it received is counted.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use clap::{Args, ValueEnum};
+use comfy_table::{Cell, CellAlignment, Table};
+use lab::probe::picture;
+use lab::probe::report::{Report, RunRow};
+use lab::scenario::Testbed;
+use lab::scenario::agents::AgentOptions;
+use lab::scenario::measure::{self, Mover, Run, RunConfig};
+use lab::scenario::stream::StreamConfig;
+use lab::{LabConfig, Site};
+
+use crate::run::{build, root};
+use crate::setup;
+
+/// The destination's network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum SiteKind {
+    /// The tree reaches it at once.
+    Multicast,
+    /// The tree needs `--late-ms` to grow after the first MLD Report.
+    Late,
+    /// It carries no multicast.
+    UnicastOnly,
+}
+
+/// What is streamed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum StreamKind {
+    /// Stamped packets of 1450 bytes, each accounted for.
+    Probe,
+    /// MPEG-TS over RTP by ffmpeg; continuity-counter errors are counted.
+    Ffmpeg,
+}
+
+/// Arguments of `cargo xtask demo`.
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    /// Network of the destination.
+    #[arg(long, value_enum, default_value_t = SiteKind::Multicast)]
+    site: SiteKind,
+    /// How long the tree of the site `late` needs to grow, milliseconds.
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    late_ms: u64,
+    /// Rate of the stream, Mbit/s of UDP payload.
+    #[arg(long, value_name = "MBPS", default_value_t = 20.0, value_parser = rate)]
+    rate: f64,
+    /// The guest's memory.
+    #[arg(long, value_name = "MIB", default_value_t = 128, value_parser = clap::value_parser!(u32).range(96..=8192))]
+    memory: u32,
+    /// How many moves, each by a freshly booted guest.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
+    runs: u32,
+    /// Moves by plain libvirt, with no Roamcast running.
+    #[arg(long)]
+    baseline: bool,
+    /// What is streamed.
+    #[arg(long, value_enum, default_value_t = StreamKind::Probe)]
+    stream: StreamKind,
+    /// Writes the rows as JSON.
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(rate) if (0.1..=1000.0).contains(&rate) => Ok(rate),
+        _ => Err("must be a number from 0.1 to 1000".to_owned()),
+    }
+}
+
+impl DemoArgs {
+    fn site(&self) -> Site {
+        match self.site {
+            SiteKind::Multicast => Site::Multicast,
+            SiteKind::Late => Site::Late(self.late_ms),
+            SiteKind::UnicastOnly => Site::UnicastOnly,
+        }
+    }
+}
+
+/// Runs the demo; fails when a row is not `ok`.
+pub(crate) fn run(args: &DemoArgs) -> Result<()> {
+    setup::run(&setup::SetupArgs::default())?;
+    build()?;
+    let started = Instant::now();
+    let mut tell = |text: &str| eprintln!("[{:7.3} s] {text}", started.elapsed().as_secs_f64());
+    tell("brings the lab up: sender, router, two sites, two VM hosts with libvirtd");
+    let site = args.site();
+    let mut lab = LabConfig::new("demo");
+    lab.sites = [Site::Multicast, site];
+    let agents = (!args.baseline).then(AgentOptions::default);
+    let mut testbed = Testbed::up(lab, args.memory, agents)?;
+    let config = RunConfig {
+        mover: if args.baseline { Mover::Virsh } else { Mover::Migkick },
+        stream: StreamConfig { rate_mbps: args.rate, flows: 1, kind: args.stream.into() },
+        site,
+    };
+    let directory = root().join("target/demo");
+    fs::create_dir_all(&directory)
+        .with_context(|| format!("Failed to create {}", directory.display()))?;
+    let mut report = Report::default();
+    for number in 1..=args.runs {
+        if args.runs > 1 {
+            tell(&format!("run {number} of {}", args.runs));
+        }
+        let run = measure::run(&mut testbed, &config, &mut tell)?;
+        if run.draws_a_picture() {
+            let path = directory.join(format!("run-{number}.svg"));
+            fs::write(&path, draw(&run))
+                .with_context(|| format!("Failed to write {}", path.display()))?;
+            tell(&format!("picture: {}", path.display()));
+        }
+        report.runs.push(run.row);
+    }
+    tell("takes the lab down");
+    drop(testbed);
+    println!("{}", table(&report.runs));
+    if let Some(path) = &args.report {
+        let text = serde_json::to_string_pretty(&report)?;
+        fs::write(path, text + "\n")
+            .with_context(|| format!("Failed to write {}", path.display()))?;
+    }
+    let failed = report.runs.iter().filter(|row| !row.ok).count();
+    ensure!(failed == 0, "{failed} of {} moves failed", report.runs.len());
+    Ok(())
+}
+
+fn draw(run: &Run) -> String {
+    let marks: Vec<_> = run.marks.iter().map(|mark| (mark.at_ns, mark.text.as_str())).collect();
+    picture::svg(&run.sent, &run.arrivals, run.window, &marks)
+}
+
+/// One line a run, for people.
+pub(crate) fn table(rows: &[RunRow]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(comfy_table::presets::UTF8_FULL_CONDENSED);
+    let mut header = vec![
+        "site", "by", "Mbit/s", "MiB", "sent", "lost", "doubled", "reordered", "loss ms", "freeze ms",
+        "pause ms", "signalling ms", "copy ms", "total ms",
+    ];
+    let transport = rows.iter().any(|row| row.continuity_errors.is_some());
+    if transport {
+        header.push("continuity errors");
+    }
+    header.push("ok");
+    table.set_header(header);
+    for row in rows {
+        let ms = |value: f64| format!("{value:.1}");
+        let mut cells = vec![
+            row.site.clone(),
+            if row.baseline { "libvirt" } else { "roamcast" }.to_owned(),
+            format!("{}", row.rate_mbps),
+            row.memory_mib.to_string(),
+            row.sent.to_string(),
+            row.lost.to_string(),
+            row.duplicated.to_string(),
+            row.reordered.to_string(),
+            ms(row.loss_ms),
+            ms(row.freeze_ms),
+            ms(row.vm_pause_ms),
+            ms(row.signalling_ms),
+            ms(row.copy_ms),
+            ms(row.total_ms),
+        ];
+        if transport {
+            cells.push(row.continuity_errors.map_or_else(String::new, |count| count.to_string()));
+        }
+        cells.push(if row.ok { "yes" } else { "NO" }.to_owned());
+        table.add_row(cells.into_iter().enumerate().map(|(column, text)| {
+            let alignment = if column < 2 { CellAlignment::Left } else { CellAlignment::Right };
+            Cell::new(text).set_alignment(alignment)
+        }));
+    }
+    table
+}
