@@ -1,13 +1,19 @@
 //! The lab's own promises: trees grow and go as the sites say, hosts reach each other's libvirtd,
 //! and nothing stays behind.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test panics rather than returning an error"
+)]
+
 use std::fs;
 use std::net::{Ipv6Addr, SocketAddrV6, UdpSocket};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use lab::mroute::control::LoggedEvent;
-use lab::mroute::tree::Event;
+use lab::mroute::event::Event;
 use lab::node::Node;
 use lab::{Lab, LabConfig, Site, netns, registry, wait};
 use nix::net::if_::if_nametoindex;

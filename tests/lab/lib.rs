@@ -29,6 +29,7 @@
 
 pub mod binaries;
 pub mod guest;
+mod build;
 pub mod kvm;
 pub mod listener;
 pub mod mroute;

@@ -161,7 +161,8 @@ pub fn sweep() -> Result<Vec<String>> {
     let mut removed = Vec::new();
     for name in names() {
         let left_behind = match read(&name) {
-            Ok(record) => !owner_alive(&record) && !(record.kept && record.ready),
+            Ok(record) if record.kept && record.ready => false,
+            Ok(record) => !owner_alive(&record),
             Err(_) => true,
         };
         if left_behind {

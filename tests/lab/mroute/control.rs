@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::tree::{Event, Flow};
+use super::event::{Event, Flow};
 use crate::topology::Site;
 
 /// How long the other side may take.

@@ -17,10 +17,11 @@ use serde::{Deserialize, Serialize};
 use super::control::{
     Answer, FlowStatus, LoggedEvent, Request, SiteStatus, Status, TIMEOUT, log_path, socket_path,
 };
+use super::event::Action;
 use super::mdb::{self, Change, Read, Watch};
 use super::now_ns;
 use super::socket::RoutingSocket;
-use super::tree::{Action, Tree};
+use super::tree::Tree;
 use crate::netns;
 use crate::topology::Site;
 

@@ -14,13 +14,15 @@
 //! | module | holds |
 //! |---|---|
 //! | [`tree`] | who gets what and from when; no I/O, no clock |
+//! | [`event`] | flows, and what is done and logged for them |
 //! | [`mdb`] | reading a bridge's multicast database |
-//! | [`socket`] | the kernel's multicast routing socket |
+//! | `socket` | the kernel's multicast routing socket |
 //! | [`daemon`] | the loop that ties them together |
 //! | [`control`] | asking and changing the running daemon |
 
 pub mod control;
 pub mod daemon;
+pub mod event;
 pub mod mdb;
 mod socket;
 pub mod tree;

@@ -12,7 +12,7 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, setsockopt, socket, sockopt,
 };
 
-use super::tree::Flow;
+use super::event::Flow;
 
 const MRT6_INIT: c_int = 200;
 const MRT6_ADD_MIF: c_int = 202;

@@ -19,87 +19,12 @@ use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::net::Ipv6Addr;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
+use super::event::{Action, Event, Flow, SiteIndex};
 use super::mdb::Change;
 use crate::topology::Site;
 
 /// Most flows the router keeps; a packet of another one stays unrouted.
 const FLOWS_MAX: usize = 65_536;
-
-/// Index of a site, 0 for the first.
-pub type SiteIndex = usize;
-
-/// A flow: what one source sends to one multicast address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Flow {
-    /// Unicast source address.
-    pub source: Ipv6Addr,
-    /// Multicast address.
-    pub multicast_address: Ipv6Addr,
-}
-
-/// What the caller has to do.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Action {
-    /// Install or replace the kernel's route of a flow.
-    SetRoute {
-        /// The flow.
-        flow: Flow,
-        /// Multicast interface the flow comes in by.
-        incoming: u16,
-        /// Sites the flow goes out to.
-        sites: Vec<SiteIndex>,
-    },
-    /// Write to the event log.
-    Log(Event),
-}
-
-/// One line of the event log, without its time.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "event", rename_all = "kebab-case")]
-pub enum Event {
-    /// The first listener of a multicast address appeared at a site.
-    Listener {
-        /// Number of the site, 1 for the first.
-        site: usize,
-        /// What it listens to.
-        multicast_address: Ipv6Addr,
-    },
-    /// The branch to a site is complete: packets flow if there are any.
-    Grown {
-        /// Number of the site, 1 for the first.
-        site: usize,
-        /// Multicast address of the branch.
-        multicast_address: Ipv6Addr,
-    },
-    /// The branch is gone: the last listener left or the site lost multicast.
-    Pruned {
-        /// Number of the site, 1 for the first.
-        site: usize,
-        /// Multicast address of the branch.
-        multicast_address: Ipv6Addr,
-    },
-    /// A flow was seen for the first time.
-    Flow {
-        /// The flow.
-        #[serde(flatten)]
-        flow: Flow,
-    },
-    /// A site became of another kind.
-    Site {
-        /// Number of the site, 1 for the first.
-        site: usize,
-        /// What it is from now on.
-        kind: Site,
-    },
-    /// The flow is not routed: the router keeps no more flows.
-    FlowsFull {
-        /// The flow.
-        #[serde(flatten)]
-        flow: Flow,
-    },
-}
 
 /// What one port of the switch wants of one multicast address.
 #[derive(Debug, Default)]

@@ -8,6 +8,7 @@ const FLOW: Flow = Flow {
     multicast_address: ADDRESS,
 };
 const MS: u64 = 1_000_000;
+const NOWHERE: Vec<SiteIndex> = Vec::new();
 
 fn any_source(port: u32, present: bool) -> Change {
     Change {
@@ -33,7 +34,7 @@ fn routes(tree: &mut Tree) -> Vec<Vec<SiteIndex>> {
 fn flow_without_listener_gets_an_empty_route() {
     let mut tree = Tree::new(&[Site::Multicast; 2]);
     tree.handle_flow(FLOW, 0);
-    assert_eq!(routes(&mut tree), [vec![]]);
+    assert_eq!(routes(&mut tree), [NOWHERE]);
 }
 
 #[test]
@@ -43,9 +44,9 @@ fn branch_grows_with_the_first_listener_and_goes_with_the_last() {
     tree.handle_change(1, &any_source(7, true), MS);
     tree.handle_change(1, &any_source(8, true), MS);
     tree.handle_change(1, &any_source(7, false), MS);
-    assert_eq!(routes(&mut tree), [vec![], vec![1]]);
+    assert_eq!(routes(&mut tree), [NOWHERE, vec![1]]);
     tree.handle_change(1, &any_source(8, false), MS);
-    assert_eq!(routes(&mut tree), [vec![]]);
+    assert_eq!(routes(&mut tree), [NOWHERE]);
     assert!(tree.branches(1).is_empty());
 }
 
@@ -56,7 +57,7 @@ fn late_site_waits_for_its_delay() {
     tree.handle_change(1, &any_source(7, true), 100 * MS);
     assert_eq!(tree.poll_timeout(), Some(600 * MS));
     tree.handle_timeout(600 * MS - 1);
-    assert_eq!(routes(&mut tree), [vec![]]);
+    assert_eq!(routes(&mut tree), [NOWHERE]);
     tree.handle_timeout(600 * MS);
     assert_eq!(routes(&mut tree), [vec![1]]);
 }
@@ -69,7 +70,7 @@ fn late_site_starts_again_after_a_leave() {
     tree.handle_change(0, &any_source(7, false), 200 * MS);
     tree.handle_change(0, &any_source(7, true), 400 * MS);
     tree.handle_timeout(500 * MS);
-    assert_eq!(routes(&mut tree), [vec![]]);
+    assert_eq!(routes(&mut tree), [NOWHERE]);
     tree.handle_timeout(900 * MS);
     assert_eq!(routes(&mut tree), [vec![0]]);
 }
@@ -80,11 +81,11 @@ fn unicast_only_site_gets_nothing_until_it_becomes_multicast() {
     tree.handle_flow(FLOW, 0);
     tree.handle_change(1, &any_source(7, true), 0);
     assert_eq!(tree.poll_timeout(), None);
-    assert_eq!(routes(&mut tree), [vec![]]);
+    assert_eq!(routes(&mut tree), [NOWHERE]);
     tree.handle_site(1, Site::Multicast, MS);
     assert_eq!(routes(&mut tree), [vec![1]]);
     tree.handle_site(1, Site::UnicastOnly, 2 * MS);
-    assert_eq!(routes(&mut tree), [vec![]]);
+    assert_eq!(routes(&mut tree), [NOWHERE]);
 }
 
 #[test]
@@ -125,7 +126,7 @@ fn include_listener_gets_only_its_sources() {
                     source: OTHER_SOURCE,
                     ..FLOW
                 },
-                vec![]
+                NOWHERE
             ),
         ]
     );
@@ -152,7 +153,7 @@ fn exclude_listener_does_not_get_a_blocked_source() {
     assert_eq!(
         tree.flows(),
         [
-            (FLOW, vec![]),
+            (FLOW, NOWHERE),
             (
                 Flow {
                     source: OTHER_SOURCE,

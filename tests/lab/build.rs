@@ -1,0 +1,227 @@
+//! Building a lab: namespaces, links, bridges, router and VM hosts.
+
+use std::fs;
+use std::net::Ipv6Addr;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::mroute::control::Router;
+use crate::mroute::daemon::{Settings as RouterSettings, SiteSettings};
+use crate::node::{Node, namespace};
+use crate::topology::{LabConfig, NODES, SENDER_ADDRESS};
+use crate::vms::node::{LOG_LABEL, READY_FILE, Settings as VmsSettings};
+use crate::vms::{Vms, capabilities};
+use crate::{binaries, netns, registry, wait};
+
+/// Address of the router on the sender's link.
+const ROUTER_SENDER_ADDRESS: &str = "2001:db8::1/64";
+
+pub(crate) fn node(lab: &str, name: &str) -> Node {
+    Node::new(lab, name, registry::directory(lab).join("log"), None)
+}
+
+pub(crate) fn vms(config: &LabConfig, site: usize) -> Result<Vms> {
+    let name = format!("vms{site}");
+    let directory = registry::directory(&config.name).join(&name);
+    let ready = directory.join(READY_FILE);
+    let holder: i32 = fs::read_to_string(&ready)
+        .with_context(|| format!("{name} does not run: {}", ready.display()))?
+        .trim()
+        .parse()
+        .with_context(|| format!("Not a process id in {}", ready.display()))?;
+    let logs = registry::directory(&config.name).join("log");
+    let node = Node::new(&config.name, &name, logs, Some(holder));
+    Ok(Vms::new(node, vms_address(site), directory))
+}
+
+/// Global address of a VMS: host 0x10 of the prefix `2001:db8:<site>::/64`.
+fn vms_address(site: usize) -> Ipv6Addr {
+    let site = u16::try_from(site).unwrap_or_default();
+    Ipv6Addr::new(0x2001, 0xdb8, site, 0, 0, 0, 0, 0x10)
+}
+
+pub(crate) fn all(config: &LabConfig) -> Result<[Vms; 2]> {
+    let lab = &config.name;
+    for node in NODES {
+        netns::add(&namespace(lab, node))?;
+    }
+    let sender = namespace(lab, "sender");
+    let router = namespace(lab, "router");
+    netns::within(&router, || {
+        netns::sysctl("net/ipv6/conf/all/forwarding", "1")
+    })??;
+    netns::ip(
+        &sender,
+        &format!(
+            "link add eth0 type veth peer name sender netns {router}\n\
+             link set eth0 up\n\
+             addr add {SENDER_ADDRESS}/64 dev eth0 nodad\n"
+        ),
+    )?;
+    netns::ip(
+        &router,
+        &format!("link set sender up\naddr add {ROUTER_SENDER_ADDRESS} dev sender nodad\n"),
+    )?;
+    netns::ip(
+        &sender,
+        "route add default via 2001:db8::1\nroute add ff00::/8 dev eth0 table local\n",
+    )?;
+    for site in 1..=2 {
+        build_site(config, site)?;
+    }
+    start_router(config)?;
+    let starting = [start_vms(config, 1)?, start_vms(config, 2)?];
+    for (site, vms) in (1..).zip(&starting) {
+        wait_router_port(vms)?;
+        // Only the first round of the querier was to be short.
+        let response = query_response_interval(config);
+        netns::ip(
+            &namespace(lab, &format!("switch{site}")),
+            &format!("link set br0 type bridge mcast_query_response_interval {response}\n"),
+        )?;
+    }
+    if config.libvirtd {
+        for vms in &starting {
+            vms.wait_libvirtd()?;
+        }
+        capabilities::prime(&starting)?;
+    }
+    Ok(starting)
+}
+
+/// Builds a site: the router's interface, the switch and the uplink of the VMS.
+fn build_site(config: &LabConfig, site: usize) -> Result<()> {
+    let lab = &config.name;
+    let router = namespace(lab, "router");
+    let switch = namespace(lab, &format!("switch{site}"));
+    let vms = namespace(lab, &format!("vms{site}"));
+    let address = vms_address(site);
+    // RFC 9777 section 9.4: an address nobody asks for any more is forgotten after 2 Query Intervals and the Query
+    // Response Interval.
+    let query = query_interval(config);
+    let response = query_response_interval(config);
+    let membership = 2 * query + 2 * response;
+    netns::ip(
+        &vms,
+        &format!(
+            "link add br0 type bridge mcast_snooping 1 mcast_mld_version 2 mcast_querier 0 \
+               mcast_hash_max 131072\n\
+             link add eth0 type veth peer name vms{site} netns {switch}\n\
+             link set eth0 master br0\n\
+             link set eth0 up\n\
+             link set br0 up\n\
+             addr add {address}/64 dev br0 nodad\n\
+             route add default via 2001:db8:{site}::1\n"
+        ),
+    )?;
+    // The bridge floods multicast until its querier has had time for one round, so that round
+    // is made short; the real intervals follow it.
+    netns::ip(
+        &switch,
+        &format!(
+            "link add br0 type bridge mcast_snooping 1 mcast_mld_version 2 \
+               mcast_hash_max 131072 mcast_query_response_interval 10 \
+               mcast_startup_query_interval 25 mcast_startup_query_count 4 \
+               mcast_query_interval {query} mcast_membership_interval {membership}\n\
+             link add router type veth peer name site{site} netns {router}\n\
+             link set router master br0\n\
+             link set vms{site} master br0\n\
+             link set router type bridge_slave mcast_router 2\n\
+             link set router up\n\
+             link set vms{site} up\n\
+             link set br0 up\n\
+             link set br0 type bridge mcast_querier 1\n"
+        ),
+    )?;
+    netns::ip(
+        &router,
+        &format!("link set site{site} up\naddr add 2001:db8:{site}::1/64 dev site{site} nodad\n"),
+    )
+}
+
+/// Query Interval in hundredths of a second, the unit of the bridge's timers.
+fn query_interval(config: &LabConfig) -> u128 {
+    (config.query_interval.as_millis() / 10).max(100)
+}
+
+/// Query Response Interval in hundredths of a second: RFC 9777 section 9.3 wants 10 s, and less
+/// than the Query Interval.
+fn query_response_interval(config: &LabConfig) -> u128 {
+    (query_interval(config) / 2).min(1000)
+}
+
+fn start_router(config: &LabConfig) -> Result<()> {
+    let lab = &config.name;
+    let settings = RouterSettings {
+        directory: registry::directory(lab),
+        namespace: namespace(lab, "router"),
+        sender: "sender".to_owned(),
+        sites: (1..)
+            .zip(config.sites)
+            .map(|(site, kind)| SiteSettings {
+                interface: format!("site{site}"),
+                switch: namespace(lab, &format!("switch{site}")),
+                uplink: "router".to_owned(),
+                kind,
+            })
+            .collect(),
+    };
+    let node = node(lab, "router");
+    let mut command = node.command(binaries::path("lab-node")?);
+    command.arg("router").arg(serde_json::to_string(&settings)?);
+    let mut process = node.spawn("mroute", command)?;
+    let router = Router::new(registry::directory(lab));
+    let up = wait::until("the router", Duration::from_secs(5), || {
+        match process.try_wait() {
+            Ok(None) => router.status().ok().map(|_| true),
+            _ => Some(false),
+        }
+    })?;
+    ensure!(up, "The router ended at once: {}", process.printed().trim());
+    process.detach();
+    Ok(())
+}
+
+fn start_vms(config: &LabConfig, site: usize) -> Result<Vms> {
+    let lab = &config.name;
+    let name = format!("vms{site}");
+    let hosts = (1..=2).map(|site| format!("{} vms{site}\n", vms_address(site)));
+    let settings = VmsSettings {
+        hostname: name.clone(),
+        namespace: netns::path(&namespace(lab, &name)),
+        directory: registry::directory(lab).join(&name),
+        host_uuid: format!("6f1b0c52-7d1e-4a5e-9c55-00000000000{site}"),
+        hosts: format!(
+            "127.0.0.1 localhost\n::1 localhost\n{}",
+            hosts.collect::<String>()
+        ),
+        libvirtd: config.libvirtd,
+    };
+    capabilities::restore(&settings.directory)?;
+    let node = node(lab, &name);
+    let mut command = node.command(binaries::path("lab-node")?);
+    command.arg("vms").arg(serde_json::to_string(&settings)?);
+    let mut process = node.spawn(LOG_LABEL, command)?;
+    let ready = settings.directory.join(READY_FILE);
+    let up = wait::until(&name, Duration::from_secs(5), || match process.try_wait() {
+        Ok(None) => ready.exists().then_some(true),
+        _ => Some(false),
+    })?;
+    ensure!(up, "{name} ended at once: {}", process.printed().trim());
+    process.detach();
+    vms(config, site)
+}
+
+/// Waits until the VMS's bridge has heard the switch's querier: from then on both forward by
+/// membership.
+fn wait_router_port(vms: &Vms) -> Result<()> {
+    let what = format!("an MLD Query from the switch on {}", vms.name());
+    wait::until(&what, Duration::from_secs(10), || {
+        let mut command = vms.command("bridge");
+        let said = vms
+            .output(command.args(["-d", "mdb", "show", "dev", "br0"]))
+            .ok()?;
+        said.contains("router ports on br0").then_some(())
+    })
+}

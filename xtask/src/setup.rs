@@ -1,0 +1,134 @@
+//! `cargo xtask setup`: brings a Debian 12 machine with rustup to the point where everything
+//! builds and runs.
+//!
+//! | step | installs |
+//! |---|---|
+//! | [`packages`] | Debian packages, with backports as an apt source if there is none |
+//! | [`toolchain`] | a Rust toolchain that can build for the BPF target, rustfmt, clippy, bpf-linker |
+//!
+//! Each step looks first and does nothing when all is there. On another system the packages are
+//! only named.
+
+mod packages;
+mod toolchain;
+
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// Options of `cargo xtask setup`.
+#[derive(Debug, Default, Args)]
+pub(crate) struct Arguments {
+    /// Only list what would be installed, and why
+    #[arg(long)]
+    dry_run: bool,
+    /// Say nothing when everything is there
+    #[arg(skip)]
+    quiet: bool,
+}
+
+/// Something to install.
+#[derive(Debug)]
+struct Step {
+    /// What and why, one line.
+    summary: String,
+    /// Commands in their order: what is being done, and how.
+    commands: Vec<(String, Command)>,
+}
+
+/// Runs the set-up as the first part of another verb.
+///
+/// # Errors
+///
+/// As [`run`].
+pub(crate) fn ensure() -> Result<()> {
+    run(&Arguments {
+        dry_run: false,
+        quiet: true,
+    })
+}
+
+/// Installs what is missing.
+///
+/// # Errors
+///
+/// When something can't be installed; the text has the command that failed and its last words.
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let mut missing = 0;
+    // A later step may need what an earlier one installs, so each is looked at when it is its turn.
+    let steps: [fn() -> Result<Option<Step>>; 5] = [
+        packages::source,
+        packages::packages,
+        toolchain::host,
+        toolchain::bpf,
+        toolchain::linker,
+    ];
+    for step in steps {
+        let Some(step) = step()? else { continue };
+        missing += 1;
+        println!("{}", step.summary);
+        for (label, mut command) in step.commands {
+            if arguments.dry_run {
+                println!("    {}", shown(&command));
+            } else {
+                run_step(&label, &mut command)?;
+            }
+        }
+    }
+    if missing == 0 && !arguments.quiet {
+        println!("Everything is installed. {}", toolchain::chosen());
+    }
+    Ok(())
+}
+
+/// The command as one would type it.
+fn shown(command: &Command) -> String {
+    let variables = command.get_envs().filter_map(|(key, value)| {
+        Some(format!(
+            "{}={}",
+            key.to_string_lossy(),
+            value?.to_string_lossy()
+        ))
+    });
+    let arguments = command
+        .get_args()
+        .map(|argument| argument.to_string_lossy().into_owned());
+    let program = command.get_program().to_string_lossy().into_owned();
+    variables
+        .chain([program])
+        .chain(arguments)
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+/// Runs one command behind a spinner; what it prints is shown only when it fails.
+fn run_step(label: &str, command: &mut Command) -> Result<()> {
+    let spinner = ProgressBar::new_spinner().with_message(label.to_owned());
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} [{elapsed}]") {
+        spinner.set_style(style);
+    }
+    spinner.enable_steady_tick(Duration::from_millis(100));
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("Failed to run {}", command.get_program().display()))?;
+    spinner.finish_and_clear();
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        let said: Vec<&str> = said.lines().collect();
+        let last = said
+            .get(said.len().saturating_sub(15)..)
+            .unwrap_or_default()
+            .join("\n");
+        bail!(
+            "{label}: `{}` failed with {}:\n{last}",
+            shown(command),
+            output.status
+        );
+    }
+    println!("  done: {label} ({:.0?})", spinner.elapsed());
+    Ok(())
+}

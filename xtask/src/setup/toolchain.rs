@@ -1,0 +1,167 @@
+//! Rust toolchains and bpf-linker.
+//!
+//! The kernel programs need `core` for `bpfel-unknown-none`. Two ways give it, tried in this order:
+//!
+//! 1. a nightly toolchain with `rust-src`, which builds `core` itself;
+//! 2. Debian's `rustc-web` with `libstd-rust-web-dev-bpf`, linked as the toolchain `bpf-debian`.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use super::Step;
+use super::packages::output;
+
+/// Name under which rustup knows Debian's compiler.
+const LINKED: &str = "bpf-debian";
+/// First version that links what LLVM 22 makes.
+const LINKER_VERSION: &str = "0.13.0";
+const LLVM: &str = "/usr/lib/llvm-22";
+
+/// Checks rustfmt and clippy.
+pub(super) fn host() -> Result<Option<Step>> {
+    if !found("rustup") {
+        bail!("rustup is not installed: get it from https://rustup.rs, then run this again");
+    }
+    let mut components = Vec::new();
+    for (program, component) in [("rustfmt", "rustfmt"), ("cargo-clippy", "clippy")] {
+        if !found(program) {
+            components.push(component);
+        }
+    }
+    if components.is_empty() {
+        return Ok(None);
+    }
+    let mut command = Command::new("rustup");
+    command.args(["component", "add"]).args(&components);
+    Ok(Some(Step {
+        summary: format!(
+            "Rust components for `cargo xtask lint`: {}",
+            components.join(", ")
+        ),
+        commands: vec![("install them".to_owned(), command)],
+    }))
+}
+
+/// Links Debian's compiler, unless a toolchain that can build for BPF is there.
+pub(super) fn bpf() -> Result<Option<Step>> {
+    if nightly_with_source().is_some() || toolchains().iter().any(|name| name == LINKED) {
+        return Ok(None);
+    }
+    if !Path::new("/usr/lib/rustlib/bpfel-unknown-none").exists() {
+        bail!(
+            "No toolchain can build for BPF: install one with `rustup toolchain install nightly \
+             --component rust-src`, then run this again"
+        );
+    }
+    let mut command = Command::new("rustup");
+    command.args(["toolchain", "link", LINKED, "/usr"]);
+    Ok(Some(Step {
+        summary: format!("Debian's Rust with the BPF target, as the toolchain {LINKED}"),
+        commands: vec![("link it".to_owned(), command)],
+    }))
+}
+
+/// Installs bpf-linker, unless one that is new enough is there.
+pub(super) fn linker() -> Result<Option<Step>> {
+    if output("bpf-linker", &["--version"]).is_ok_and(|text| new_enough(&text)) {
+        return Ok(None);
+    }
+    if !Path::new(LLVM).exists() {
+        bail!(
+            "bpf-linker {LINKER_VERSION} or newer is missing, and so is LLVM 22 to build it with: \
+             install your system's bpf-linker, then run this again"
+        );
+    }
+    let mut command = Command::new("cargo");
+    command.env("LLVM_PREFIX", LLVM);
+    command.args([
+        "install",
+        "bpf-linker",
+        "--version",
+        LINKER_VERSION,
+        "--locked",
+        "--force",
+    ]);
+    command.args(["--no-default-features", "--features", "llvm-22"]);
+    Ok(Some(Step {
+        summary: format!("bpf-linker {LINKER_VERSION}: it links the kernel programs"),
+        commands: vec![("build bpf-linker, a minute or two".to_owned(), command)],
+    }))
+}
+
+/// Says which toolchain builds the kernel programs.
+pub(super) fn chosen() -> String {
+    match nightly_with_source() {
+        Some(name) => format!("The kernel programs are built by {name} with rust-src."),
+        None => format!("The kernel programs are built by the toolchain {LINKED}."),
+    }
+}
+
+/// Name of a nightly toolchain with the sources of `core`.
+fn nightly_with_source() -> Option<String> {
+    let home = rustup_home()?;
+    toolchains()
+        .into_iter()
+        .filter(|name| name.starts_with("nightly"))
+        .find(|name| {
+            home.join("toolchains")
+                .join(name)
+                .join("lib/rustlib/src/rust/library/core")
+                .exists()
+        })
+}
+
+/// Names of the installed toolchains. Their directory is read, because `rustup` is slow to start.
+fn toolchains() -> Vec<String> {
+    let Some(home) = rustup_home() else {
+        return Vec::new();
+    };
+    std::fs::read_dir(home.join("toolchains"))
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect()
+}
+
+fn rustup_home() -> Option<PathBuf> {
+    std::env::var_os("RUSTUP_HOME")
+        .map(PathBuf::from)
+        .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".rustup")))
+}
+
+/// Returns true if a program is in the search path.
+fn found(program: &str) -> bool {
+    std::env::var_os("PATH")
+        .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).is_file()))
+}
+
+/// Parses `bpf-linker X.Y.Z` and compares.
+fn new_enough(version: &str) -> bool {
+    let numbers = |text: &str| -> Vec<u32> {
+        text.split('.')
+            .map_while(|number| number.trim().parse().ok())
+            .collect()
+    };
+    let own = version
+        .split_whitespace()
+        .nth(1)
+        .map(numbers)
+        .unwrap_or_default();
+    !own.is_empty() && own >= numbers(LINKER_VERSION)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::new_enough;
+
+    #[test]
+    fn only_linkers_of_at_least_the_needed_version_are_enough() {
+        assert!(new_enough("bpf-linker 0.13.0"));
+        assert!(new_enough("bpf-linker 1.0.0\n"));
+        assert!(!new_enough("bpf-linker 0.9.14"));
+        assert!(!new_enough(""));
+    }
+}
