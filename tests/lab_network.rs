@@ -9,7 +9,7 @@
 
 use std::fs;
 use std::net::{Ipv6Addr, SocketAddrV6, UdpSocket};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use lab::mroute::control::LoggedEvent;
@@ -17,6 +17,8 @@ use lab::mroute::event::Event;
 use lab::node::Node;
 use lab::{Lab, LabConfig, Site, netns, registry, wait};
 use nix::net::if_::if_nametoindex;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 const PORT: u16 = 5001;
@@ -124,19 +126,25 @@ fn tree_grows_on_a_kernel_join_and_is_pruned_after_the_leave() {
     }
     let lab = network("testgrow", Site::Multicast);
     let sender = sender(&lab);
-    let listener = join(lab.vms2(), "br0", &[address(1)]);
-    wait_for_packet(&sender, &listener[0], address(1));
-    assert!(lab.router().forwards(address(1), 2).unwrap());
-    assert!(!lab.router().forwards(address(1), 1).unwrap());
-    assert_eq!(entries(&lab, 2, address(1)), 1);
+    for (last, force_version) in [(1, "2"), (2, "1")] {
+        lab.vms2()
+            .within(|| netns::sysctl("net/ipv6/conf/br0/force_mld_version", force_version))
+            .unwrap()
+            .unwrap();
+        let listener = join(lab.vms2(), "br0", &[address(last)]);
+        wait_for_packet(&sender, &listener[0], address(last));
+        assert!(lab.router().forwards(address(last), 2).unwrap());
+        assert!(!lab.router().forwards(address(last), 1).unwrap());
+        assert_eq!(entries(&lab, 2, address(last)), 1);
 
-    drop(listener);
-    wait::until("the prune", DEADLINE, || {
-        (!lab.router().forwards(address(1), 2).ok()?).then_some(())
-    })
-    .unwrap();
-    let flows = lab.router().status().unwrap().flows;
-    assert!(flows.iter().all(|flow| flow.sites.is_empty()), "{flows:?}");
+        drop(listener);
+        wait::until("the prune", DEADLINE, || {
+            (!lab.router().forwards(address(last), 2).ok()?).then_some(())
+        })
+        .unwrap();
+        let flows = lab.router().status().unwrap().flows;
+        assert!(flows.iter().all(|flow| flow.sites.is_empty()), "{flows:?}");
+    }
     lab.down().unwrap();
 }
 
@@ -321,15 +329,16 @@ fn removed_lab_leaves_no_namespace_process_mount_or_directory() {
         .vms1()
         .spawn("sleep", with_argument(sleeper, "600"))
         .unwrap();
-    let pids: Vec<i32> = registry::processes("testdown")
-        .iter()
-        .map(|found| found.pid)
-        .collect();
-    assert!(pids.len() >= 5, "{pids:?}");
-    assert!(
+    // One router, two hosts with a libvirtd each, and the sleeper once it is inside.
+    let pids = wait::until("the sleeper in its namespace", DEADLINE, || {
+        let found = registry::processes("testdown");
+        let pids: Vec<i32> = found.iter().map(|found| found.pid).collect();
         pids.iter()
             .any(|pid| u32::try_from(*pid) == Ok(sleeper.id()))
-    );
+            .then_some(pids)
+    })
+    .unwrap();
+    assert!(pids.len() >= 6, "{pids:?}");
     lab.down().unwrap();
     sleeper.wait(DEADLINE).unwrap();
     assert_nothing_left("testdown");
@@ -368,20 +377,30 @@ fn helper_holds_a_lab() {
     };
     let lab = network(&name, Site::Multicast);
     fs::write(registry::directory(&name).join("held"), "").unwrap();
-    wait::until("the end", Duration::from_secs(60), || None::<()>).unwrap_err();
+    let _ = wait::until("the end", Duration::from_secs(60), || None::<()>);
     drop(lab);
 }
 
-fn hold_lab(name: &str) -> std::process::Child {
-    let helper = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "helper_holds_a_lab", "--ignored"])
-        .env("LAB_NAME", name)
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
+fn hold_lab(name: &str) -> Child {
+    let helper = start_helper(name);
     let held = registry::directory(name).join("held");
     wait::until("the helper's lab", DEADLINE, || held.exists().then_some(())).unwrap();
     helper
+}
+
+fn interrupt(helper: &Child) {
+    let pid = Pid::from_raw(i32::try_from(helper.id()).unwrap());
+    kill(pid, Signal::SIGINT).unwrap();
+}
+
+fn start_helper(name: &str) -> Child {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "helper_holds_a_lab", "--ignored"])
+        .env("LAB_NAME", name)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap()
 }
 
 #[test]
@@ -390,6 +409,7 @@ fn killed_lab_is_removed_by_the_next_one() {
         return;
     }
     let mut helper = hold_lab("testkilled");
+    Lab::up(LabConfig::new("testkilled")).map(drop).unwrap_err();
     helper.kill().unwrap();
     helper.wait().unwrap();
     assert!(!registry::processes("testkilled").is_empty());
@@ -399,13 +419,28 @@ fn killed_lab_is_removed_by_the_next_one() {
 }
 
 #[test]
+fn lab_interrupted_while_it_is_built_is_removed() {
+    if !lab_is_possible() {
+        return;
+    }
+    let mut helper = start_helper("testearly");
+    let router = netns::path("rctestearly-router");
+    wait::until("the first namespaces", DEADLINE, || {
+        router.exists().then_some(())
+    })
+    .unwrap();
+    interrupt(&helper);
+    assert_eq!(helper.wait().unwrap().code(), Some(130));
+    assert_nothing_left("testearly");
+}
+
+#[test]
 fn interrupted_lab_is_removed() {
     if !lab_is_possible() {
         return;
     }
     let mut helper = hold_lab("testint");
-    let pid = nix::unistd::Pid::from_raw(i32::try_from(helper.id()).unwrap());
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+    interrupt(&helper);
     assert_eq!(helper.wait().unwrap().code(), Some(130));
     assert_nothing_left("testint");
 }

@@ -11,8 +11,10 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::thread;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::sched::{CloneFlags, setns};
+
+use crate::signal;
 
 /// Where `ip netns` keeps its handles.
 const DIRECTORY: &str = "/run/netns";
@@ -52,6 +54,10 @@ pub fn list(prefix: &str) -> Vec<String> {
 ///
 /// When `ip netns add` fails or a setting is refused.
 pub fn add(namespace: &str) -> Result<()> {
+    ensure!(
+        !signal::interrupted(),
+        "Interrupted before namespace {namespace} was made"
+    );
     run(Command::new("ip").args(["netns", "add", namespace]))?;
     within(namespace, || -> Result<()> {
         for (key, value) in [

@@ -119,6 +119,21 @@ pub(crate) fn check_name(name: &str) -> Result<()> {
     Ok(())
 }
 
+/// Checks that no other running process owns a lab of that name.
+pub(crate) fn check_free(name: &str) -> Result<()> {
+    let Ok(record) = read(name) else {
+        return Ok(());
+    };
+    let own = i32::try_from(std::process::id()).unwrap_or_default();
+    ensure!(
+        record.kept || record.owner == own || !owner_alive(&record),
+        "The lab {name} belongs to process {}, which still runs: end that first, or take another \
+         name",
+        record.owner
+    );
+    Ok(())
+}
+
 pub(crate) fn write(record: &Record) -> Result<()> {
     let name = &record.config.name;
     let path = record_path(name);
@@ -157,7 +172,7 @@ pub(crate) fn started(pid: i32) -> Option<u64> {
 /// # Errors
 ///
 /// When one of them can't be removed.
-pub fn sweep() -> Result<Vec<String>> {
+pub(crate) fn sweep() -> Result<Vec<String>> {
     let mut removed = Vec::new();
     for name in names() {
         let left_behind = match read(&name) {
@@ -212,7 +227,13 @@ fn pids() -> Vec<(i32, u64)> {
 /// # Errors
 ///
 /// When a process survives SIGKILL or a namespace or directory can't be removed.
-pub fn remove(name: &str) -> Result<()> {
+pub fn down(name: &str) -> Result<()> {
+    let _lock = lock()?;
+    remove(name)
+}
+
+/// As [`down`], for who holds the lock.
+pub(crate) fn remove(name: &str) -> Result<()> {
     check_name(name)?;
     let namespaces = netns::list(&prefix(name));
     let inodes: HashSet<u64> = namespaces
@@ -220,7 +241,7 @@ pub fn remove(name: &str) -> Result<()> {
         .filter_map(|ns| netns::inode(ns))
         .collect();
     let own = i32::try_from(std::process::id()).unwrap_or_default();
-    wait::until(
+    wait::always_until(
         "the lab's processes to end",
         Duration::from_secs(10),
         || {

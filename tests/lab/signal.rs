@@ -1,13 +1,14 @@
 //! Removing the lab when its owner is interrupted.
 //!
-//! A handler for SIGINT and SIGTERM writes one byte to a pipe; a thread reads it, removes every
-//! lab this process owns and exits with the status a shell expects.
+//! A handler for SIGINT, SIGTERM and SIGHUP writes one byte to a pipe; a thread reads it, removes
+//! every lab this process owns and exits with the status a shell expects. A lab that is being
+//! built is given up first: its next step fails, because [`interrupted`] is true from then on.
 
 #![allow(unsafe_code, reason = "installing a signal handler")]
 
 use std::io::Read;
 use std::os::fd::{IntoRawFd, RawFd};
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Mutex, Once, PoisonError};
 use std::thread;
 
@@ -17,6 +18,7 @@ use crate::registry;
 
 /// Write end of the pipe, for the handler; -1 before it exists.
 static PIPE: AtomicI32 = AtomicI32::new(-1);
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 static INSTALL: Once = Once::new();
 /// Names of the labs this process must remove.
 static OWNED: Mutex<Vec<String>> = Mutex::new(Vec::new());
@@ -30,8 +32,17 @@ pub(crate) fn guard(name: &str) {
         .push(name.to_owned());
 }
 
-/// Takes a lab off the list of those to remove.
+/// Returns true once the process was interrupted: nothing more is to be built or waited for.
+pub(crate) fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::SeqCst)
+}
+
+/// Takes a lab that is removed, or is to stay, off the list of those to remove. Once the process
+/// was interrupted this does not return: the process is about to exit.
 pub(crate) fn release(name: &str) {
+    while interrupted() {
+        thread::park();
+    }
     OWNED
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
@@ -57,9 +68,10 @@ fn install() {
     thread::spawn(move || {
         let mut signal = [0u8; 1];
         if reader.read_exact(&mut signal).is_ok() {
+            INTERRUPTED.store(true, Ordering::SeqCst);
             let owned = OWNED.lock().unwrap_or_else(PoisonError::into_inner).clone();
             for name in owned {
-                if let Err(error) = registry::remove(&name) {
+                if let Err(error) = registry::down(&name) {
                     eprintln!("Failed to remove lab {name}: {error:#}");
                 }
             }

@@ -106,48 +106,48 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// Builds a lab. One of the same name is replaced, and what crashed programs have left of any
-    /// lab is removed.
+    /// Builds a lab. One of the same name that was kept is replaced, and what crashed programs
+    /// have left of any lab is removed.
     ///
     /// # Errors
     ///
-    /// When not run as root, or when a part can't be built; what was built by then is removed.
+    /// When not run as root, when another running process owns a lab of that name, or when a part
+    /// can't be built; what was built by then is removed.
     pub fn up(config: LabConfig) -> Result<Self> {
         ensure!(
             Uid::effective().is_root(),
             "The lab needs root: it makes network namespaces"
         );
         registry::check_name(&config.name)?;
-        let _lock = registry::lock()?;
+        let lock = registry::lock()?;
         registry::sweep()?;
+        registry::check_free(&config.name)?;
         registry::remove(&config.name)?;
         signal::guard(&config.name);
-        let record = Record::of_this_process(config.clone());
-        let built = registry::write(&record)
-            .and_then(|()| build::all(&config))
-            .and_then(|vms| {
-                registry::write(&Record {
-                    ready: true,
-                    ..record
-                })?;
-                Ok(vms)
-            });
-        match built {
-            Ok(vms) => Ok(Self {
-                config,
-                owned: true,
-                vms,
-            }),
-            Err(error) => {
-                signal::release(&config.name);
-                match registry::remove(&config.name) {
-                    Ok(()) => Err(error),
-                    Err(second) => {
-                        Err(error.context(format!("And removing it failed: {second:#}")))
-                    }
-                }
-            }
+        let built = Self::build(&config).map_err(|error| match registry::remove(&config.name) {
+            Ok(()) => error,
+            Err(second) => error.context(format!("And removing it failed: {second:#}")),
+        });
+        drop(lock);
+        if built.is_err() {
+            signal::release(&config.name);
         }
+        Ok(Self {
+            vms: built?,
+            config,
+            owned: true,
+        })
+    }
+
+    fn build(config: &LabConfig) -> Result<[Vms; 2]> {
+        let record = Record::of_this_process(config.clone());
+        registry::write(&record)?;
+        let vms = build::all(config)?;
+        registry::write(&Record {
+            ready: true,
+            ..record
+        })?;
+        Ok(vms)
     }
 
     /// Returns a running lab that another process built and kept. Dropping it leaves it running.
@@ -195,9 +195,9 @@ impl Lab {
     /// When a process, namespace or directory can't be removed.
     pub fn down(mut self) -> Result<()> {
         self.owned = false;
+        let removed = registry::down(&self.config.name);
         signal::release(&self.config.name);
-        let _lock = registry::lock()?;
-        registry::remove(&self.config.name)
+        removed
     }
 
     /// How the lab was asked for.
@@ -272,11 +272,10 @@ impl Drop for Lab {
         if !self.owned {
             return;
         }
-        signal::release(&self.config.name);
-        let removed = registry::lock().and_then(|_lock| registry::remove(&self.config.name));
-        if let Err(error) = removed {
+        if let Err(error) = registry::down(&self.config.name) {
             eprintln!("Failed to remove lab {}: {error:#}", self.config.name);
         }
+        signal::release(&self.config.name);
     }
 }
 

@@ -3,7 +3,9 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
+
+use crate::signal;
 
 /// Pause between two looks at a condition.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
@@ -12,8 +14,23 @@ const POLL_INTERVAL: Duration = Duration::from_millis(5);
 ///
 /// # Errors
 ///
-/// When `deadline` has passed; the text names `what` was waited for.
+/// When `deadline` has passed; the text names `what` was waited for. Also when the process was
+/// interrupted, as by Ctrl-C, and owns a lab.
 pub fn until<T>(
+    what: &str,
+    deadline: Duration,
+    mut condition: impl FnMut() -> Option<T>,
+) -> Result<T> {
+    always_until(what, deadline, || {
+        if signal::interrupted() {
+            return Some(Err(anyhow!("Interrupted while waiting for {what}")));
+        }
+        condition().map(Ok)
+    })?
+}
+
+/// As [`until`], but goes on when the process was interrupted: for removing things.
+pub(crate) fn always_until<T>(
     what: &str,
     deadline: Duration,
     mut condition: impl FnMut() -> Option<T>,

@@ -4,7 +4,7 @@ use std::io::{IsTerminal, stdin};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::{Subcommand, ValueEnum};
 use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
 use lab::mroute::control::Status;
@@ -162,14 +162,8 @@ pub(crate) fn build_programs() -> Result<()> {
 fn up(config: LabConfig) -> Result<()> {
     let started = Instant::now();
     let name = config.name.clone();
-    if registry::names().contains(&name) {
-        match registry::read(&name) {
-            Ok(record) if registry::owner_alive(&record) && !record.kept => bail!(
-                "The lab {name} belongs to process {}, which still runs: end that first",
-                record.owner
-            ),
-            _ => println!("Replacing the lab {name} that runs."),
-        }
+    if registry::read(&name).is_ok_and(|record| record.kept) {
+        println!("Replacing the lab {name} that runs.");
     }
     let lab = Lab::up(config)?;
     let [first, second] = lab.config().sites;
@@ -190,7 +184,7 @@ fn down(all: bool, name: &str) -> Result<()> {
     };
     for name in &names {
         let existed = registry::names().contains(name) || !netns::list(&prefix(name)).is_empty();
-        registry::remove(name)?;
+        registry::down(name)?;
         if existed {
             println!("The lab {name} is removed.");
         } else {
