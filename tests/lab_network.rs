@@ -291,6 +291,100 @@ fn join_source(multicast_address: Ipv6Addr, source: Ipv6Addr) -> UdpSocket {
 }
 
 #[test]
+fn switch_forwards_only_to_ports_that_joined() {
+    if !lab_is_possible() {
+        return;
+    }
+    let lab = network("testsnoop", Site::Multicast);
+    // A second host at the switch that never joins.
+    let switch = lab.switch(2);
+    netns::ip(
+        switch.namespace(),
+        "link add spare type veth peer name stranger\n\
+         link set spare master br0\n\
+         link set spare up\n\
+         link set stranger up\n",
+    )
+    .unwrap();
+    let sender = sender(&lab);
+    let listener = join(lab.vms2(), "br0", &[address(5)]);
+    wait_for_packet(&sender, &listener[0], address(5));
+    let before = received_bytes(&switch, "stranger");
+    let payload = [0; 1000];
+    for _ in 0..200 {
+        sender.send_to(&payload, (address(5), PORT)).unwrap();
+    }
+    wait::until("the last packet", DEADLINE, || {
+        let length = listener[0].recv(&mut [0; 2000]).ok()?;
+        (length == payload.len()).then_some(())
+    })
+    .unwrap();
+    // Queries and neighbour discovery may pass, 200 kB of the stream may not.
+    let passed = received_bytes(&switch, "stranger") - before;
+    assert!(passed < 10_000, "{passed} bytes");
+}
+
+fn received_bytes(node: &Node, interface: &str) -> u64 {
+    let mut ip = node.command("ip");
+    let said = node
+        .output(ip.args(["-s", "-j", "link", "show", "dev", interface]))
+        .unwrap();
+    let links: serde_json::Value = serde_json::from_str(&said).unwrap();
+    links[0]["stats64"]["rx"]["bytes"].as_u64().unwrap()
+}
+
+#[test]
+fn domain_moves_live_between_the_hosts() {
+    if !lab_is_possible() {
+        return;
+    }
+    let lab = Lab::up(LabConfig::new("testmove")).unwrap();
+    let (source, destination) = (lab.vms1(), lab.vms2());
+    // Without a disk the firmware runs for ever, and that is enough to be moved.
+    let domain = lab.vms1().shared_directory().join("domain.xml");
+    let kind = if lab::kvm::usable() { "kvm" } else { "qemu" };
+    let xml = format!(
+        "<domain type='{kind}'><name>idle</name><memory unit='MiB'>64</memory>\
+         <os><type arch='x86_64' machine='q35'>hvm</type></os>\
+         <devices><interface type='bridge'><source bridge='br0'/><model type='virtio'/>\
+         </interface></devices></domain>"
+    );
+    fs::write(domain, xml).unwrap();
+    source
+        .output(
+            source
+                .virsh()
+                .args(["create", "/run/roamcast-lab/domain.xml"]),
+        )
+        .unwrap();
+    let mut migrate = source.virsh();
+    migrate.args(["migrate", "--live", "--p2p", "idle", &destination.uri()]);
+    migrate.args([
+        "--migrateuri",
+        &format!("tcp://[{}]", destination.address()),
+    ]);
+    source.output(&mut migrate).unwrap();
+    let state = destination
+        .output(destination.virsh().args(["domstate", "idle"]))
+        .unwrap();
+    assert_eq!(state.trim(), "running");
+    assert_eq!(
+        source
+            .output(source.virsh().args(["list", "--name"]))
+            .unwrap()
+            .trim(),
+        ""
+    );
+    // The guest outlives its libvirtd, which finds it again.
+    destination.kill_libvirtd().unwrap();
+    destination.wait_libvirtd().unwrap();
+    let state = destination
+        .output(destination.virsh().args(["domstate", "idle"]))
+        .unwrap();
+    assert_eq!(state.trim(), "running");
+}
+
+#[test]
 fn hosts_reach_each_others_libvirtd_and_a_killed_one_comes_back() {
     if !lab_is_possible() {
         return;

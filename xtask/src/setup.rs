@@ -12,6 +12,7 @@
 mod packages;
 mod toolchain;
 
+use std::ffi::OsStr;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -86,22 +87,26 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 
 /// The command as one would type it.
 fn shown(command: &Command) -> String {
-    let variables = command.get_envs().filter_map(|(key, value)| {
-        Some(format!(
-            "{}={}",
-            key.to_string_lossy(),
-            value?.to_string_lossy()
-        ))
-    });
-    let arguments = command
-        .get_args()
-        .map(|argument| argument.to_string_lossy().into_owned());
-    let program = command.get_program().to_string_lossy().into_owned();
-    variables
-        .chain([program])
-        .chain(arguments)
+    let variables = command
+        .get_envs()
+        .filter_map(|(key, value)| Some(format!("{}={}", key.display(), quoted(value?))));
+    std::iter::empty()
+        .chain(variables)
+        .chain([quoted(command.get_program())])
+        .chain(command.get_args().map(quoted))
         .collect::<Vec<_>>()
         .join(" ")
+}
+
+/// A word as the shell wants it.
+fn quoted(word: &OsStr) -> String {
+    let word = word.to_string_lossy();
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_=+./:,@%".contains(&byte);
+    if !word.is_empty() && word.bytes().all(plain) {
+        word.into_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
 }
 
 /// Runs one command behind a spinner; what it prints is shown only when it fails.
@@ -131,4 +136,21 @@ fn run_step(label: &str, command: &mut Command) -> Result<()> {
     }
     println!("  done: {label} ({:.0?})", spinner.elapsed());
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_are_shown_as_they_can_be_typed() {
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", "it's a \"test\"", "plain"])
+            .env("KEY", "two words");
+        assert_eq!(
+            shown(&command),
+            r#"KEY='two words' sh -c 'it'\''s a "test"' plain"#
+        );
+    }
 }
