@@ -12,8 +12,7 @@ use std::net::{Ipv6Addr, SocketAddrV6, UdpSocket};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use lab::mroute::control::LoggedEvent;
-use lab::mroute::event::Event;
+use lab::mroute::event::{Event, LoggedEvent};
 use lab::node::Node;
 use lab::{Lab, LabConfig, Site, netns, registry, wait};
 use nix::net::if_::if_nametoindex;

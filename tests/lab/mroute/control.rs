@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::event::{Event, Flow};
+use super::event::{Flow, LoggedEvent};
 use crate::topology::Site;
 
 /// How long the other side may take.
@@ -71,16 +71,6 @@ pub struct FlowStatus {
     pub flow: Flow,
     /// Numbers of the sites it is forwarded to.
     pub sites: Vec<usize>,
-}
-
-/// One line of the event log.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct LoggedEvent {
-    /// Nanoseconds of CLOCK_MONOTONIC.
-    pub at_ns: u64,
-    /// What happened.
-    #[serde(flatten)]
-    pub event: Event,
 }
 
 /// Handle on the lab's routing daemon.

@@ -15,7 +15,7 @@ use nix::sys::time::TimeSpec;
 use serde::{Deserialize, Serialize};
 
 use super::control::{
-    Answer, FlowStatus, LoggedEvent, Request, SiteStatus, Status, TIMEOUT, log_path, socket_path,
+    Answer, FlowStatus, Request, SiteStatus, Status, TIMEOUT, log_path, socket_path,
 };
 use super::event::Action;
 use super::mdb::{self, Change, Read, Watch};
@@ -132,7 +132,7 @@ impl Daemon {
             let ready = self.wait()?;
             if ready.routing {
                 while let Some((flow, incoming)) = self.routing.next_upcall()? {
-                    self.tree.handle_flow(flow, incoming);
+                    self.tree.handle_flow(flow, incoming, now_ns());
                 }
             }
             for site in ready.sites {
@@ -220,13 +220,7 @@ impl Daemon {
                     self.routing.set_route(flow, incoming, outgoing)?;
                 }
                 Action::Log(event) => {
-                    serde_json::to_writer(
-                        &mut self.log,
-                        &LoggedEvent {
-                            at_ns: now_ns(),
-                            event,
-                        },
-                    )?;
+                    serde_json::to_writer(&mut self.log, &event)?;
                     self.log
                         .write_all(b"\n")
                         .context("Failed to write the event log")?;

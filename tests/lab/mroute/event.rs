@@ -31,10 +31,20 @@ pub enum Action {
         sites: Vec<SiteIndex>,
     },
     /// Write to the event log.
-    Log(Event),
+    Log(LoggedEvent),
 }
 
-/// One line of the event log, without its time.
+/// One line of the event log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoggedEvent {
+    /// When, in nanoseconds of CLOCK_MONOTONIC.
+    pub at_ns: u64,
+    /// What happened.
+    #[serde(flatten)]
+    pub event: Event,
+}
+
+/// What an event is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum Event {

@@ -19,7 +19,7 @@ use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::net::Ipv6Addr;
 use std::time::Duration;
 
-use super::event::{Action, Event, Flow, SiteIndex};
+use super::event::{Action, Event, Flow, LoggedEvent, SiteIndex};
 use super::mdb::Change;
 use crate::topology::Site;
 
@@ -80,6 +80,10 @@ pub struct Tree {
     flows: HashMap<Flow, FlowState>,
     sources: HashMap<Ipv6Addr, Vec<Ipv6Addr>>,
     actions: VecDeque<Action>,
+    /// Time of the last input.
+    now: u64,
+    /// A flow was refused; said once.
+    full: bool,
 }
 
 impl Tree {
@@ -100,11 +104,14 @@ impl Tree {
             flows: HashMap::new(),
             sources: HashMap::new(),
             actions: VecDeque::new(),
+            now: 0,
+            full: false,
         }
     }
 
     /// Takes one change of a switch's multicast database.
     pub fn handle_change(&mut self, site: SiteIndex, change: &Change, now: u64) {
+        self.now = now;
         let Some(state) = self.sites.get_mut(site) else {
             return;
         };
@@ -177,10 +184,13 @@ impl Tree {
     }
 
     /// Takes a packet of a flow for which the kernel has no route.
-    pub fn handle_flow(&mut self, flow: Flow, incoming: u16) {
+    pub fn handle_flow(&mut self, flow: Flow, incoming: u16, now: u64) {
+        self.now = now;
         if !self.flows.contains_key(&flow) {
             if self.flows.len() >= FLOWS_MAX {
-                self.log(Event::FlowsFull { flow });
+                if !std::mem::replace(&mut self.full, true) {
+                    self.log(Event::FlowsFull { flow });
+                }
                 return;
             }
             self.sources
@@ -206,6 +216,7 @@ impl Tree {
 
     /// Makes a site of another kind, at once for the worse, after its delay for the better.
     pub fn handle_site(&mut self, site: SiteIndex, kind: Site, now: u64) {
+        self.now = now;
         let Some(state) = self.sites.get_mut(site) else {
             return;
         };
@@ -233,6 +244,7 @@ impl Tree {
 
     /// Completes the branches whose growth delay is over.
     pub fn handle_timeout(&mut self, now: u64) {
+        self.now = now;
         for site in 0..self.sites.len() {
             while let Some(address) = self.sites.get_mut(site).and_then(|state| {
                 let Reverse((at, address)) = state.growing.peek().copied()?;
@@ -374,7 +386,10 @@ impl Tree {
     }
 
     fn log(&mut self, event: Event) {
-        self.actions.push_back(Action::Log(event));
+        self.actions.push_back(Action::Log(LoggedEvent {
+            at_ns: self.now,
+            event,
+        }));
     }
 }
 

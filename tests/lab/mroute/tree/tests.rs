@@ -33,14 +33,14 @@ fn routes(tree: &mut Tree) -> Vec<Vec<SiteIndex>> {
 #[test]
 fn flow_without_listener_gets_an_empty_route() {
     let mut tree = Tree::new(&[Site::Multicast; 2]);
-    tree.handle_flow(FLOW, 0);
+    tree.handle_flow(FLOW, 0, 0);
     assert_eq!(routes(&mut tree), [NOWHERE]);
 }
 
 #[test]
 fn branch_grows_with_the_first_listener_and_goes_with_the_last() {
     let mut tree = Tree::new(&[Site::Multicast; 2]);
-    tree.handle_flow(FLOW, 0);
+    tree.handle_flow(FLOW, 0, 0);
     tree.handle_change(1, &any_source(7, true), MS);
     tree.handle_change(1, &any_source(8, true), MS);
     tree.handle_change(1, &any_source(7, false), MS);
@@ -53,7 +53,7 @@ fn branch_grows_with_the_first_listener_and_goes_with_the_last() {
 #[test]
 fn late_site_waits_for_its_delay() {
     let mut tree = Tree::new(&[Site::Multicast, Site::Late(500)]);
-    tree.handle_flow(FLOW, 0);
+    tree.handle_flow(FLOW, 0, 0);
     tree.handle_change(1, &any_source(7, true), 100 * MS);
     assert_eq!(tree.poll_timeout(), Some(600 * MS));
     tree.handle_timeout(600 * MS - 1);
@@ -65,7 +65,7 @@ fn late_site_waits_for_its_delay() {
 #[test]
 fn late_site_starts_again_after_a_leave() {
     let mut tree = Tree::new(&[Site::Late(500), Site::Multicast]);
-    tree.handle_flow(FLOW, 0);
+    tree.handle_flow(FLOW, 0, 0);
     tree.handle_change(0, &any_source(7, true), 0);
     tree.handle_change(0, &any_source(7, false), 200 * MS);
     tree.handle_change(0, &any_source(7, true), 400 * MS);
@@ -78,7 +78,7 @@ fn late_site_starts_again_after_a_leave() {
 #[test]
 fn unicast_only_site_gets_nothing_until_it_becomes_multicast() {
     let mut tree = Tree::new(&[Site::Multicast, Site::UnicastOnly]);
-    tree.handle_flow(FLOW, 0);
+    tree.handle_flow(FLOW, 0, 0);
     tree.handle_change(1, &any_source(7, true), 0);
     assert_eq!(tree.poll_timeout(), None);
     assert_eq!(routes(&mut tree), [NOWHERE]);
@@ -91,12 +91,13 @@ fn unicast_only_site_gets_nothing_until_it_becomes_multicast() {
 #[test]
 fn include_listener_gets_only_its_sources() {
     let mut tree = Tree::new(&[Site::Multicast; 2]);
-    tree.handle_flow(FLOW, 0);
+    tree.handle_flow(FLOW, 0, 0);
     tree.handle_flow(
         Flow {
             source: OTHER_SOURCE,
             ..FLOW
         },
+        0,
         0,
     );
     routes(&mut tree);
@@ -135,12 +136,13 @@ fn include_listener_gets_only_its_sources() {
 #[test]
 fn exclude_listener_does_not_get_a_blocked_source() {
     let mut tree = Tree::new(&[Site::Multicast; 2]);
-    tree.handle_flow(FLOW, 0);
+    tree.handle_flow(FLOW, 0, 0);
     tree.handle_flow(
         Flow {
             source: OTHER_SOURCE,
             ..FLOW
         },
+        0,
         0,
     );
     tree.handle_change(1, &any_source(7, true), 0);
@@ -168,7 +170,7 @@ fn exclude_listener_does_not_get_a_blocked_source() {
 #[test]
 fn dump_replaces_what_was_known() {
     let mut tree = Tree::new(&[Site::Multicast; 2]);
-    tree.handle_flow(FLOW, 0);
+    tree.handle_flow(FLOW, 0, 0);
     tree.handle_change(0, &any_source(7, true), 0);
     tree.handle_dump(0, &[], 0);
     assert!(tree.branches(0).is_empty());
@@ -182,6 +184,6 @@ fn flow_never_returns_to_its_own_site() {
     let mut tree = Tree::new(&[Site::Multicast; 2]);
     tree.handle_change(0, &any_source(7, true), 0);
     tree.handle_change(1, &any_source(7, true), 0);
-    tree.handle_flow(FLOW, 1);
+    tree.handle_flow(FLOW, 1, 0);
     assert_eq!(routes(&mut tree), [vec![1]]);
 }
