@@ -1,5 +1,4 @@
-//! The lab's own promises: trees grow and go as the sites say, hosts reach each other's libvirtd,
-//! and nothing stays behind.
+//! The lab's network: trees grow and go as the sites say, and switches forward by membership.
 
 #![allow(
     clippy::unwrap_used,
@@ -7,38 +6,17 @@
     reason = "a test panics rather than returning an error"
 )]
 
-use std::fs;
 use std::net::{Ipv6Addr, SocketAddrV6, UdpSocket};
-use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use lab::mroute::event::{Event, LoggedEvent};
 use lab::node::Node;
-use lab::{Lab, LabConfig, Site, netns, registry, wait};
+use lab::{Lab, LabConfig, Site, netns, wait};
 use nix::net::if_::if_nametoindex;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 const PORT: u16 = 5001;
 const DEADLINE: Duration = Duration::from_secs(10);
-
-/// Returns false, having said why, where the lab can't be built; fails in CI.
-fn lab_is_possible() -> bool {
-    let reason = if !nix::unistd::Uid::effective().is_root() {
-        "not root"
-    } else if Command::new("libvirtd").arg("--version").output().is_err() {
-        "libvirtd is not installed"
-    } else {
-        return true;
-    };
-    assert!(
-        std::env::var("CI").as_deref() != Ok("true"),
-        "The lab is not possible: {reason}"
-    );
-    eprintln!("skipped: {reason}");
-    false
-}
 
 /// A lab without libvirtd, for what needs only the network.
 fn network(name: &str, second: Site) -> Lab {
@@ -120,7 +98,7 @@ fn entries(lab: &Lab, site: usize, address: Ipv6Addr) -> usize {
 
 #[test]
 fn tree_grows_on_a_kernel_join_and_is_pruned_after_the_leave() {
-    if !lab_is_possible() {
+    if !lab::requirements::met() {
         return;
     }
     let lab = network("testgrow", Site::Multicast);
@@ -149,7 +127,7 @@ fn tree_grows_on_a_kernel_join_and_is_pruned_after_the_leave() {
 
 #[test]
 fn a_thousand_addresses_joined_at_once_all_get_their_branch() {
-    if !lab_is_possible() {
+    if !lab::requirements::met() {
         return;
     }
     let lab = network("testmany", Site::Multicast);
@@ -186,7 +164,7 @@ fn a_thousand_addresses_joined_at_once_all_get_their_branch() {
 
 #[test]
 fn late_site_gets_its_branch_not_before_the_delay() {
-    if !lab_is_possible() {
+    if !lab::requirements::met() {
         return;
     }
     let lab = network("testlate", Site::Late(400));
@@ -214,7 +192,7 @@ fn late_site_gets_its_branch_not_before_the_delay() {
 
 #[test]
 fn unicast_only_site_gets_nothing_until_multicast_is_given_to_it() {
-    if !lab_is_possible() {
+    if !lab::requirements::met() {
         return;
     }
     let lab = network("testucast", Site::UnicastOnly);
@@ -238,7 +216,7 @@ fn unicast_only_site_gets_nothing_until_multicast_is_given_to_it() {
 
 #[test]
 fn source_specific_join_gets_a_branch_for_that_source_only() {
-    if !lab_is_possible() {
+    if !lab::requirements::met() {
         return;
     }
     let lab = network("testssm", Site::Multicast);
@@ -291,7 +269,7 @@ fn join_source(multicast_address: Ipv6Addr, source: Ipv6Addr) -> UdpSocket {
 
 #[test]
 fn switch_forwards_only_to_ports_that_joined() {
-    if !lab_is_possible() {
+    if !lab::requirements::met() {
         return;
     }
     let lab = network("testsnoop", Site::Multicast);
@@ -330,237 +308,4 @@ fn received_bytes(node: &Node, interface: &str) -> u64 {
         .unwrap();
     let links: serde_json::Value = serde_json::from_str(&said).unwrap();
     links[0]["stats64"]["rx"]["bytes"].as_u64().unwrap()
-}
-
-#[test]
-fn domain_moves_live_between_the_hosts() {
-    if !lab_is_possible() {
-        return;
-    }
-    let lab = Lab::up(LabConfig::new("testmove")).unwrap();
-    let (source, destination) = (lab.vms1(), lab.vms2());
-    // Without a disk the firmware runs for ever, and that is enough to be moved.
-    let domain = lab.vms1().shared_directory().join("domain.xml");
-    let kind = if lab::kvm::usable() { "kvm" } else { "qemu" };
-    let xml = format!(
-        "<domain type='{kind}'><name>idle</name><memory unit='MiB'>64</memory>\
-         <os><type arch='x86_64' machine='q35'>hvm</type></os>\
-         <devices><interface type='bridge'><source bridge='br0'/><model type='virtio'/>\
-         </interface></devices></domain>"
-    );
-    fs::write(domain, xml).unwrap();
-    source
-        .output(
-            source
-                .virsh()
-                .args(["create", "/run/roamcast-lab/domain.xml"]),
-        )
-        .unwrap();
-    let mut migrate = source.virsh();
-    migrate.args(["migrate", "--live", "--p2p", "idle", &destination.uri()]);
-    migrate.args([
-        "--migrateuri",
-        &format!("tcp://[{}]", destination.address()),
-    ]);
-    source.output(&mut migrate).unwrap();
-    let state = destination
-        .output(destination.virsh().args(["domstate", "idle"]))
-        .unwrap();
-    assert_eq!(state.trim(), "running");
-    assert_eq!(
-        source
-            .output(source.virsh().args(["list", "--name"]))
-            .unwrap()
-            .trim(),
-        ""
-    );
-    // The guest outlives its libvirtd, which finds it again.
-    destination.kill_libvirtd().unwrap();
-    destination.wait_libvirtd().unwrap();
-    let state = destination
-        .output(destination.virsh().args(["domstate", "idle"]))
-        .unwrap();
-    assert_eq!(state.trim(), "running");
-}
-
-#[test]
-fn hosts_reach_each_others_libvirtd_and_a_killed_one_comes_back() {
-    if !lab_is_possible() {
-        return;
-    }
-    let lab = Lab::up(LabConfig::new("testvirt")).unwrap();
-    for (own, peer) in [(lab.vms1(), lab.vms2()), (lab.vms2(), lab.vms1())] {
-        let mut virsh = own.command("virsh");
-        let name = own
-            .output(virsh.args(["--connect", &peer.uri(), "hostname"]))
-            .unwrap();
-        assert_eq!(name.trim(), peer.name());
-    }
-    let first = lab.vms1().libvirtd().unwrap();
-    lab.vms1().kill_libvirtd().unwrap();
-    lab.vms1().wait_libvirtd().unwrap();
-    assert_ne!(lab.vms1().libvirtd(), Some(first));
-
-    lab.vms2().stop_libvirtd().unwrap();
-    lab.vms2()
-        .output(lab.vms2().virsh().arg("hostname"))
-        .unwrap_err();
-    lab.vms2().start_libvirtd().unwrap();
-    lab.vms2()
-        .output(lab.vms2().virsh().arg("hostname"))
-        .unwrap();
-}
-
-#[test]
-fn removed_lab_leaves_no_namespace_process_mount_or_directory() {
-    if !lab_is_possible() {
-        return;
-    }
-    let lab = Lab::up(LabConfig::new("testdown")).unwrap();
-    let sleeper = lab.vms1().command("sleep");
-    let mut sleeper = lab
-        .vms1()
-        .spawn("sleep", with_argument(sleeper, "600"))
-        .unwrap();
-    // One router, two hosts with a libvirtd each, and the sleeper once it is inside.
-    let pids = wait::until("the sleeper in its namespace", DEADLINE, || {
-        let found = registry::processes("testdown");
-        let pids: Vec<i32> = found.iter().map(|found| found.pid).collect();
-        pids.iter()
-            .any(|pid| u32::try_from(*pid) == Ok(sleeper.id()))
-            .then_some(pids)
-    })
-    .unwrap();
-    assert!(pids.len() >= 6, "{pids:?}");
-    lab.down().unwrap();
-    sleeper.wait(DEADLINE).unwrap();
-    assert_nothing_left("testdown");
-    wait::until("the processes to be reaped", DEADLINE, || {
-        pids.iter()
-            .all(|pid| !fs::exists(format!("/proc/{pid}")).unwrap())
-            .then_some(())
-    })
-    .unwrap();
-}
-
-fn with_argument(mut command: Command, argument: &str) -> Command {
-    command.arg(argument);
-    command
-}
-
-fn assert_nothing_left(name: &str) {
-    assert_eq!(netns::list(&format!("rc{name}-")), Vec::<String>::new());
-    assert!(registry::processes(name).is_empty());
-    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
-    assert!(!mounts.contains(&format!("rc{name}-")), "{mounts}");
-    assert!(
-        !mounts.contains(&registry::directory(name).display().to_string()),
-        "{mounts}"
-    );
-    assert!(!registry::directory(name).exists());
-}
-
-/// Not a test by itself: the process that `killed_lab_is_removed_by_the_next_one` and
-/// `interrupted_lab_is_removed` end.
-#[test]
-#[ignore = "started by other tests"]
-fn helper_holds_a_lab() {
-    let Ok(name) = std::env::var("LAB_NAME") else {
-        return;
-    };
-    let lab = network(&name, Site::Multicast);
-    fs::write(registry::directory(&name).join("held"), "").unwrap();
-    let _ = wait::until("the end", Duration::from_secs(60), || None::<()>);
-    drop(lab);
-}
-
-fn hold_lab(name: &str) -> Child {
-    let helper = start_helper(name);
-    let held = registry::directory(name).join("held");
-    wait::until("the helper's lab", DEADLINE, || held.exists().then_some(())).unwrap();
-    helper
-}
-
-fn interrupt(helper: &Child) {
-    let pid = Pid::from_raw(i32::try_from(helper.id()).unwrap());
-    kill(pid, Signal::SIGINT).unwrap();
-}
-
-fn start_helper(name: &str) -> Child {
-    Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "helper_holds_a_lab", "--ignored"])
-        .env("LAB_NAME", name)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap()
-}
-
-#[test]
-fn killed_lab_is_removed_by_the_next_one() {
-    if !lab_is_possible() {
-        return;
-    }
-    let mut helper = hold_lab("testkilled");
-    Lab::up(LabConfig::new("testkilled")).map(drop).unwrap_err();
-    helper.kill().unwrap();
-    helper.wait().unwrap();
-    assert!(!registry::processes("testkilled").is_empty());
-    let other = network("testnext", Site::Multicast);
-    assert_nothing_left("testkilled");
-    other.down().unwrap();
-}
-
-#[test]
-fn lab_interrupted_while_it_is_built_is_removed() {
-    if !lab_is_possible() {
-        return;
-    }
-    let mut helper = start_helper("testearly");
-    let router = netns::path("rctestearly-router");
-    wait::until("the first namespaces", DEADLINE, || {
-        router.exists().then_some(())
-    })
-    .unwrap();
-    interrupt(&helper);
-    assert_eq!(helper.wait().unwrap().code(), Some(130));
-    assert_nothing_left("testearly");
-}
-
-#[test]
-fn interrupted_lab_is_removed() {
-    if !lab_is_possible() {
-        return;
-    }
-    let mut helper = hold_lab("testint");
-    interrupt(&helper);
-    assert_eq!(helper.wait().unwrap().code(), Some(130));
-    assert_nothing_left("testint");
-}
-
-#[test]
-fn second_lab_of_the_same_name_replaces_the_first() {
-    if !lab_is_possible() {
-        return;
-    }
-    let first = network("testtwice", Site::Multicast);
-    first.keep().unwrap();
-    let attached = Lab::attach("testtwice").unwrap();
-    drop(attached);
-    assert!(!registry::processes("testtwice").is_empty());
-    let second = network("testtwice", Site::Late(7));
-    assert_eq!(
-        second.router().status().unwrap().sites[1].kind,
-        Site::Late(7)
-    );
-    second.down().unwrap();
-    assert_nothing_left("testtwice");
-    Lab::attach("testtwice").unwrap_err();
-}
-
-#[test]
-fn bad_lab_names_are_refused() {
-    for name in ["", "Upper", "with-dash", "../etc", "averyverylongname"] {
-        Lab::up(LabConfig::new(name)).map(drop).unwrap_err();
-    }
 }

@@ -24,6 +24,7 @@
 //! | [`probe`] | the stream: sender, records, metrics, picture |
 //! | [`scenario`] | a guest under a stream and its move |
 //! | [`listener`] | source-specific joins |
+//! | [`requirements`] | what the machine must have, for tests to skip |
 //! | [`binaries`] | where the lab's own programs are |
 //! | [`wait`] | waiting for a condition with a deadline |
 
@@ -38,6 +39,7 @@ pub mod node;
 pub mod probe;
 pub mod registry;
 pub mod scenario;
+pub mod requirements;
 mod signal;
 pub mod topology;
 pub mod vms;
