@@ -19,18 +19,17 @@
 //! | [`mroute`] | the router's multicast routing |
 //! | [`registry`] | what exists, so that it can be removed after a crash |
 //! | [`netns`] | namespaces and links |
-//! | [`kvm`] | does KVM really work here? |
 //! | [`guest`] | the guest: image, domain XML, control channel |
 //! | [`probe`] | the stream: sender, records, metrics, picture |
 //! | [`scenario`] | a guest under a stream and its move |
 //! | [`listener`] | source-specific joins |
+//! | [`kvm`] | does KVM really work here? |
 //! | [`requirements`] | what the machine must have, for tests to skip |
 //! | [`binaries`] | where the lab's own programs are |
 //! | [`wait`] | waiting for a condition with a deadline |
 
 pub mod binaries;
 pub mod guest;
-mod build;
 pub mod kvm;
 pub mod listener;
 pub mod mroute;
@@ -38,8 +37,8 @@ pub mod netns;
 pub mod node;
 pub mod probe;
 pub mod registry;
-pub mod scenario;
 pub mod requirements;
+pub mod scenario;
 mod signal;
 pub mod topology;
 pub mod vms;

@@ -87,7 +87,7 @@ impl DemoArgs {
 
 /// Runs the demo; fails when a row is not `ok`.
 pub(crate) fn run(args: &DemoArgs) -> Result<()> {
-    setup::run(&setup::SetupArgs::default())?;
+    setup::ensure()?;
     build()?;
     let started = Instant::now();
     let mut tell = |text: &str| eprintln!("[{:7.3} s] {text}", started.elapsed().as_secs_f64());

@@ -13,7 +13,7 @@ use lab::topology::NODES;
 use lab::{Lab, LabConfig, Site, netns};
 use serde::Serialize;
 
-use crate::setup;
+use crate::{run, setup};
 
 /// Verbs of `cargo xtask lab`.
 #[derive(Debug, Subcommand)]
@@ -113,7 +113,7 @@ pub(crate) fn run(verb: Verb) -> Result<()> {
             name,
         } => {
             setup::ensure()?;
-            build_programs()?;
+            run::build()?;
             let query_interval = Duration::from_secs(query_interval);
             let sites = [Site::Multicast, site.site(late_ms)];
             up(LabConfig {
@@ -143,20 +143,6 @@ pub(crate) fn run(verb: Verb) -> Result<()> {
             Ok(())
         }
     }
-}
-
-/// Builds the programs that run inside the lab.
-///
-/// # Errors
-///
-/// When they don't compile.
-pub(crate) fn build_programs() -> Result<()> {
-    let status = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .args(["build", "--quiet", "--package", "roamcast-lab", "--bins"])
-        .status()
-        .context("Failed to run cargo")?;
-    ensure!(status.success(), "The lab's programs don't compile");
-    Ok(())
 }
 
 fn up(config: LabConfig) -> Result<()> {

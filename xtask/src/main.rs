@@ -1,7 +1,11 @@
 //! Developer verbs: `cargo xtask VERB`.
 
+mod bench;
+mod demo;
 mod lab;
+mod run;
 mod setup;
+mod test;
 
 use std::process::ExitCode;
 
@@ -19,6 +23,15 @@ struct Arguments {
 enum Verb {
     /// Install what building and running needs (Debian 12 with rustup); every verb does it first
     Setup(setup::Arguments),
+    /// Move a real VM under a stream to another subnet, and count what it received
+    Demo(demo::DemoArgs),
+    /// Run everything that must hold: format, lints, documentation, tests of every level
+    Test(test::TestArgs),
+    /// Measure: program cost, signalling time
+    #[command(subcommand)]
+    Bench(bench::Verb),
+    /// Check format, lints and documentation
+    Lint,
     /// Build, show or remove the lab: sender, router, two sites with a VM host each
     #[command(subcommand)]
     Lab(lab::Verb),
@@ -38,6 +51,13 @@ fn main() -> ExitCode {
 fn run(arguments: Arguments) -> Result<()> {
     match arguments.verb {
         Verb::Setup(arguments) => setup::run(&arguments),
+        Verb::Demo(arguments) => demo::run(&arguments),
+        Verb::Test(arguments) => test::run(&arguments),
+        Verb::Bench(verb) => bench::run(&verb),
+        Verb::Lint => {
+            setup::ensure()?;
+            test::lint()
+        }
         Verb::Lab(verb) => lab::run(verb),
     }
 }

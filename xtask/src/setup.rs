@@ -19,6 +19,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
+use lab::guest::image;
 
 /// Options of `cargo xtask setup`.
 #[derive(Debug, Default, Args)]
@@ -79,10 +80,22 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             }
         }
     }
+    if !arguments.dry_run {
+        guest_image()?;
+    }
     if missing == 0 && !arguments.quiet {
         println!("Everything is installed. {}", toolchain::chosen());
     }
     Ok(())
+}
+
+/// Builds the guest's kernel and initramfs unless they are up to date.
+fn guest_image() -> Result<()> {
+    let directory = image::default_directory();
+    let spinner = spinner("checks the guest image; the first time it is downloaded and built");
+    let image = image::ensure(&directory);
+    spinner.finish_and_clear();
+    image.map(|_| ()).context("Failed to build the guest image")
 }
 
 /// The command as one would type it.
@@ -109,13 +122,18 @@ fn quoted(word: &OsStr) -> String {
     }
 }
 
-/// Runs one command behind a spinner; what it prints is shown only when it fails.
-fn run_step(label: &str, command: &mut Command) -> Result<()> {
+fn spinner(label: &str) -> ProgressBar {
     let spinner = ProgressBar::new_spinner().with_message(label.to_owned());
     if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} [{elapsed}]") {
         spinner.set_style(style);
     }
     spinner.enable_steady_tick(Duration::from_millis(100));
+    spinner
+}
+
+/// Runs one command behind a spinner; what it prints is shown only when it fails.
+fn run_step(label: &str, command: &mut Command) -> Result<()> {
+    let spinner = spinner(label);
     let output = command
         .stdin(Stdio::null())
         .output()

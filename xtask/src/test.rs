@@ -36,7 +36,7 @@ const VM: &[&str] = &["guest", "migration", "failures"];
 
 /// Runs the tests and prints the sum of their results as the last line.
 pub(crate) fn run(args: &TestArgs) -> Result<()> {
-    setup::run(&setup::SetupArgs::default())?;
+    setup::ensure()?;
     let mut tally = Tally::default();
     let outcome = levels(args.level, &mut tally);
     println!("{} passed, {} failed, {} skipped", tally.passed, tally.failed, tally.ignored);
