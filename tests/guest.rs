@@ -143,7 +143,12 @@ fn guest_runs_programs_and_receives_the_papers_stream_without_loss() {
         let (summary, path) = send(&network, directory, args);
         let sent = log::read(&path).unwrap();
         assert_eq!(sent.len() as u64, summary.flows[0].sent);
-        control.wait_arrivals(number, sent.len(), DEADLINE).unwrap();
+        if let Err(error) = control.wait_arrivals(number, sent.len(), DEADLINE / 4) {
+            let (status, stats) = (control.status().unwrap(), control.stats());
+            let counters = control.run("cat", &["/proc/net/snmp6"], DEADLINE).unwrap().stdout();
+            let softnet = control.run("cat", &["/proc/net/softnet_stat", "/proc/meminfo"], DEADLINE).unwrap().stdout();
+            panic!("{error}: {status:?} {stats:?} {counters} {softnet}");
+        }
         let window = Window { from_ns: summary.start_ns, to_ns: summary.last_ns + 1 };
         let metrics = metrics::compute(&sent, &control.arrivals(number), window);
         println!("{metrics:?}");

@@ -14,6 +14,9 @@ use nix::mount::{MsFlags, mount};
 /// How long devices may take to appear after their drivers were loaded.
 const DEVICE_DEADLINE: Duration = Duration::from_secs(20);
 
+/// How long the links may take to be usable for IPv6.
+const LINK_DEADLINE: Duration = Duration::from_secs(5);
+
 /// Sysctls of the guest. Duplicate address detection would keep the addresses unusable for a
 /// second, and a thousand joins need more option memory than the default.
 const SYSCTLS: &[(&str, &str)] = &[
@@ -41,7 +44,8 @@ pub(crate) fn boot() -> Result<File> {
         fs::write(format!("/proc/sys/{name}"), value)
             .with_context(|| format!("Cannot set {name}"))?;
     }
-    ensure!(wait_for(|| is_interface("eth0").then_some(())).is_some(), "There is no eth0");
+    let eth0 = wait_for(DEVICE_DEADLINE, || is_interface("eth0").then_some(()));
+    ensure!(eth0.is_some(), "There is no eth0");
     // The driver binds all NICs in one go, so the second is there by now if there is one.
     for interface in ["lo", "eth0", "eth1"] {
         if is_interface(interface) {
@@ -49,7 +53,11 @@ pub(crate) fn boot() -> Result<File> {
             ensure!(status.is_ok_and(|status| status.success()), "Cannot bring {interface} up");
         }
     }
-    let port = wait_for(find_port)
+    // Without the link-local address there is no multicast route yet either, and what arrives is
+    // dropped. A NIC without carrier never gets one: no reason not to start.
+    let is_usable = |interface| !is_interface(interface) || has_address(interface);
+    let _ = wait_for(LINK_DEADLINE, || ["eth0", "eth1"].into_iter().all(is_usable).then_some(()));
+    let port = wait_for(DEVICE_DEADLINE, find_port)
         .with_context(|| format!("No virtio-serial port named {PORT_NAME} appeared"))?;
     let Ok(file) = OpenOptions::new().read(true).write(true).open(&port) else {
         bail!("Cannot open the control channel {}", port.display());
@@ -67,6 +75,12 @@ fn is_interface(name: &str) -> bool {
     PathBuf::from("/sys/class/net").join(name).exists()
 }
 
+/// Whether an interface has an IPv6 address; its name is the last column of the table.
+fn has_address(interface: &str) -> bool {
+    let table = fs::read_to_string("/proc/net/if_inet6").unwrap_or_default();
+    table.lines().any(|line| line.split_whitespace().next_back() == Some(interface))
+}
+
 fn find_port() -> Option<PathBuf> {
     let entries = fs::read_dir("/sys/class/virtio-ports").ok()?;
     entries.flatten().find_map(|entry| {
@@ -75,8 +89,8 @@ fn find_port() -> Option<PathBuf> {
     })
 }
 
-fn wait_for<T>(condition: impl Fn() -> Option<T>) -> Option<T> {
-    let deadline = Instant::now() + DEVICE_DEADLINE;
+fn wait_for<T>(limit: Duration, condition: impl Fn() -> Option<T>) -> Option<T> {
+    let deadline = Instant::now() + limit;
     loop {
         let found = condition();
         if found.is_some() || Instant::now() > deadline {

@@ -5,6 +5,7 @@
 //! report. The guest's own clock is of no use: it stands still while the guest is paused.
 
 pub mod clock;
+pub mod ffmpeg;
 pub mod log;
 pub mod metrics;
 pub mod mpegts;
