@@ -1,6 +1,8 @@
 //! A guest under plain QEMU in a namespace of its own: boots, runs programs, receives streams, and
 //! keeps its control channel over a live migration.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests may panic like tests")]
+
 use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -66,7 +68,12 @@ impl Network {
 
     fn sender(&self, log: &Path, args: &str) -> Child {
         Command::new("ip")
-            .args(["netns", "exec", &self.namespace, env!("CARGO_BIN_EXE_sender")])
+            .args([
+                "netns",
+                "exec",
+                &self.namespace,
+                env!("CARGO_BIN_EXE_sender"),
+            ])
             .args([STREAM, "--interface", "br0", "--log"])
             .arg(log)
             .args(args.split(' '))
@@ -83,7 +90,11 @@ impl Drop for Network {
 }
 
 fn ip(args: &[&str]) -> bool {
-    Command::new("ip").args(args).stderr(Stdio::null()).status().is_ok_and(|it| it.success())
+    Command::new("ip")
+        .args(args)
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|it| it.success())
 }
 
 fn config(directory: &Path, host: &str, tap: &str) -> QemuConfig {
@@ -100,11 +111,19 @@ fn config(directory: &Path, host: &str, tap: &str) -> QemuConfig {
 }
 
 fn socket(directory: &Path, host: &str) -> HostSocket {
-    HostSocket { host: host.to_owned(), path: directory.join(format!("{host}.sock")) }
+    HostSocket {
+        host: host.to_owned(),
+        path: directory.join(format!("{host}.sock")),
+    }
 }
 
 fn receiver(joins: Vec<Join>) -> ReceiverConfig {
-    ReceiverConfig { interface: "eth0".into(), port: PORT, joins, content: Content::Stamped }
+    ReceiverConfig {
+        interface: "eth0".into(),
+        port: PORT,
+        joins,
+        content: Content::Stamped,
+    }
 }
 
 /// Sends in `network` and returns the summary, the log's path being in `directory`.
@@ -128,8 +147,13 @@ fn guest_runs_programs_and_receives_the_papers_stream_without_loss() {
     assert_eq!(control.wait_ready(BOOT_DEADLINE).unwrap(), "vms1");
     println!("ready after {} ms", (clock::now_ns() - started) / 1_000_000);
 
-    let output = control.run("sh", &["-c", "echo out; echo err >&2; exit 3"], DEADLINE).unwrap();
-    assert_eq!((output.stdout().as_str(), output.stderr().as_str()), ("out\n", "err\n"));
+    let output = control
+        .run("sh", &["-c", "echo out; echo err >&2; exit 3"], DEADLINE)
+        .unwrap();
+    assert_eq!(
+        (output.stdout().as_str(), output.stderr().as_str()),
+        ("out\n", "err\n")
+    );
     assert_eq!(output.code, Some(3));
     let error = control.spawn("no-such-program", &[]).err().unwrap();
     assert!(error.to_string().contains("no-such-program"), "{error:#}");
@@ -143,16 +167,19 @@ fn guest_runs_programs_and_receives_the_papers_stream_without_loss() {
         let (summary, path) = send(&network, directory, args);
         let sent = log::read(&path).unwrap();
         assert_eq!(sent.len() as u64, summary.flows[0].sent);
-        if let Err(error) = control.wait_arrivals(number, sent.len(), DEADLINE / 4) {
-            let (status, stats) = (control.status().unwrap(), control.stats());
-            let counters = control.run("cat", &["/proc/net/snmp6"], DEADLINE).unwrap().stdout();
-            let softnet = control.run("cat", &["/proc/net/softnet_stat", "/proc/meminfo"], DEADLINE).unwrap().stdout();
-            panic!("{error}: {status:?} {stats:?} {counters} {softnet}");
+        if let Err(error) = control.wait_arrivals(number, sent.len(), DEADLINE) {
+            panic!("{error}: {:?}, {:?}", control.status(), control.stats());
         }
-        let window = Window { from_ns: summary.start_ns, to_ns: summary.last_ns + 1 };
+        let window = Window {
+            from_ns: summary.start_ns,
+            to_ns: summary.last_ns + 1,
+        };
         let metrics = metrics::compute(&sent, &control.arrivals(number), window);
         println!("{metrics:?}");
-        assert_eq!((metrics.lost, metrics.duplicated, metrics.reordered), (0, 0, 0));
+        assert_eq!(
+            (metrics.lost, metrics.duplicated, metrics.reordered),
+            (0, 0, 0)
+        );
         control.stop_receiver(number).unwrap();
     }
     let status = control.status().unwrap();
@@ -171,15 +198,23 @@ fn receiver_joins_a_thousand_addresses_and_filters_sources() {
     control.wait_ready(BOOT_DEADLINE).unwrap();
 
     let stream = STREAM.parse().unwrap();
-    let many = Join { count: 1000, ..Join::any_source(stream) };
+    let many = Join {
+        count: 1000,
+        ..Join::any_source(stream)
+    };
     control.start_receiver(1, receiver(vec![many])).unwrap();
-    let addresses = control.run("grep", &["-c", "ff3e.*4d", "/proc/net/igmp6"], DEADLINE).unwrap();
+    let addresses = control
+        .run("grep", &["-c", "ff3e.*4d", "/proc/net/igmp6"], DEADLINE)
+        .unwrap();
     let listed = addresses.stdout();
     assert!(listed.trim().parse::<u32>().unwrap() >= 1000, "{listed}");
     let (summary, path) = send(&network, directory, "--duration 2 --rate 2000 --flows 1000");
     let sent = log::read(&path).unwrap();
     control.wait_arrivals(1, sent.len(), DEADLINE).unwrap();
-    let window = Window { from_ns: summary.start_ns, to_ns: summary.last_ns + 1 };
+    let window = Window {
+        from_ns: summary.start_ns,
+        to_ns: summary.last_ns + 1,
+    };
     let metrics = metrics::compute(&sent, &control.arrivals(1), window);
     assert_eq!((metrics.lost, metrics.duplicated), (0, 0));
     control.stop_receiver(1).unwrap();
@@ -194,15 +229,27 @@ fn receiver_joins_a_thousand_addresses_and_filters_sources() {
     ];
     for (number, filter, shall_receive) in filters {
         let text = format!("{filter:?}");
-        let join = Join { multicast_address: stream, count: 1, filter };
-        control.start_receiver(number, receiver(vec![join])).unwrap();
+        let join = Join {
+            multicast_address: stream,
+            count: 1,
+            filter,
+        };
+        control
+            .start_receiver(number, receiver(vec![join]))
+            .unwrap();
         // What passes no filter shows that the stream has come through.
         let last = Join::any_source("ff3e::4d:2".parse().unwrap());
-        control.start_receiver(100 + number, receiver(vec![last])).unwrap();
+        control
+            .start_receiver(100 + number, receiver(vec![last]))
+            .unwrap();
         send(&network, directory, "--duration 0.2 --rate 100 --flows 2");
         control.wait_arrivals(100 + number, 10, DEADLINE).unwrap();
         control.status().unwrap();
-        assert_eq!(!control.arrivals(number).is_empty(), shall_receive, "{text}");
+        assert_eq!(
+            !control.arrivals(number).is_empty(),
+            shall_receive,
+            "{text}"
+        );
         control.stop_receiver(number).unwrap();
         control.stop_receiver(100 + number).unwrap();
     }
@@ -241,7 +288,10 @@ fn control_channel_follows_a_live_migration() {
 
     let sent = log::read(&log_path).unwrap();
     let arrivals = control.arrivals(1);
-    let window = Window { from_ns: arrivals[0].host_ns, to_ns: arrivals[arrived].host_ns };
+    let window = Window {
+        from_ns: arrivals[0].host_ns,
+        to_ns: arrivals[arrived].host_ns,
+    };
     let metrics = metrics::compute(&sent, &arrivals, window);
     let stats = control.stats();
     println!("{metrics:?} {stats:?} {status:?}");

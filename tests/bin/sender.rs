@@ -119,8 +119,8 @@ fn send(args: &Args) -> Result<SenderSummary> {
         .collect();
     let mut log = match &args.log {
         Some(path) => {
-            let file = File::create(path)
-                .with_context(|| format!("Cannot create {}", path.display()))?;
+            let file =
+                File::create(path).with_context(|| format!("Cannot create {}", path.display()))?;
             Some(BufWriter::with_capacity(1 << 16, file))
         }
         None => None,
@@ -128,7 +128,11 @@ fn send(args: &Args) -> Result<SenderSummary> {
     let mut flows: Vec<_> = join
         .addresses()
         .zip(0..)
-        .map(|(multicast_address, flow)| FlowSent { flow, multicast_address, ..Default::default() })
+        .map(|(multicast_address, flow)| FlowSent {
+            flow,
+            multicast_address,
+            ..Default::default()
+        })
         .collect();
     let mut datagram = vec![0; args.size];
     let (start_ns, mut failed) = (clock::now_ns(), 0);
@@ -147,7 +151,11 @@ fn send(args: &Args) -> Result<SenderSummary> {
         };
         let sent_ns = clock::now_ns();
         let (number, sequence) = (flow.flow, flow.sent as u32);
-        let stamp = Stamp { flow: number, sequence, sent_ns };
+        let stamp = Stamp {
+            flow: number,
+            sequence,
+            sent_ns,
+        };
         datagram[..STAMP_LEN].copy_from_slice(&stamp.to_bytes());
         // A packet the kernel refused (no buffers, link down) keeps its number: it was due.
         if socket.send_to(&datagram, destination).is_err() {
@@ -156,7 +164,14 @@ fn send(args: &Args) -> Result<SenderSummary> {
         flow.sent += 1;
         last_ns = sent_ns;
         if let Some(log) = &mut log {
-            log.write_all(&Sent { flow: number, sequence, sent_ns }.to_bytes())?;
+            log.write_all(
+                &Sent {
+                    flow: number,
+                    sequence,
+                    sent_ns,
+                }
+                .to_bytes(),
+            )?;
         }
     }
     if let Some(log) = &mut log {

@@ -18,22 +18,33 @@ const DEVICE_DEADLINE: Duration = Duration::from_secs(20);
 const LINK_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Sysctls of the guest. Duplicate address detection would keep the addresses unusable for a
-/// second, and a thousand joins need more option memory than the default.
+/// second, and a thousand joins need more option memory than the default. The UDP memory, in pages,
+/// lets a receiver that gets no processor time for a while catch up without loss.
 const SYSCTLS: &[(&str, &str)] = &[
     ("net/ipv6/conf/all/accept_dad", "0"),
     ("net/ipv6/conf/default/accept_dad", "0"),
     ("net/core/optmem_max", "4194304"),
     ("net/core/rmem_max", "67108864"),
+    ("net/ipv4/udp_mem", "8192 12288 16384"),
     ("net/ipv6/mld_max_msf", "1024"),
 ];
 
 /// Sets the machine up and opens the control channel.
 pub(crate) fn boot() -> Result<File> {
-    for (kind, target) in
-        [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev"), ("tmpfs", "/run")]
-    {
-        mount(Some(kind), target, Some(kind), MsFlags::empty(), None::<&str>)
-            .with_context(|| format!("Cannot mount {target}"))?;
+    for (kind, target) in [
+        ("proc", "/proc"),
+        ("sysfs", "/sys"),
+        ("devtmpfs", "/dev"),
+        ("tmpfs", "/run"),
+    ] {
+        mount(
+            Some(kind),
+            target,
+            Some(kind),
+            MsFlags::empty(),
+            None::<&str>,
+        )
+        .with_context(|| format!("Cannot mount {target}"))?;
     }
     let list = fs::read_to_string(MODULE_LIST).context("Cannot read the list of modules")?;
     for name in list.lines() {
@@ -49,14 +60,21 @@ pub(crate) fn boot() -> Result<File> {
     // The driver binds all NICs in one go, so the second is there by now if there is one.
     for interface in ["lo", "eth0", "eth1"] {
         if is_interface(interface) {
-            let status = Command::new("/bin/ip").args(["link", "set", interface, "up"]).status();
-            ensure!(status.is_ok_and(|status| status.success()), "Cannot bring {interface} up");
+            let status = Command::new("/bin/ip")
+                .args(["link", "set", interface, "up"])
+                .status();
+            ensure!(
+                status.is_ok_and(|status| status.success()),
+                "Cannot bring {interface} up"
+            );
         }
     }
     // Without the link-local address there is no multicast route yet either, and what arrives is
     // dropped. A NIC without carrier never gets one: no reason not to start.
     let is_usable = |interface| !is_interface(interface) || has_address(interface);
-    let _ = wait_for(LINK_DEADLINE, || ["eth0", "eth1"].into_iter().all(is_usable).then_some(()));
+    let _ = wait_for(LINK_DEADLINE, || {
+        ["eth0", "eth1"].into_iter().all(is_usable).then_some(())
+    });
     let port = wait_for(DEVICE_DEADLINE, find_port)
         .with_context(|| format!("No virtio-serial port named {PORT_NAME} appeared"))?;
     let Ok(file) = OpenOptions::new().read(true).write(true).open(&port) else {
@@ -78,7 +96,9 @@ fn is_interface(name: &str) -> bool {
 /// Whether an interface has an IPv6 address; its name is the last column of the table.
 fn has_address(interface: &str) -> bool {
     let table = fs::read_to_string("/proc/net/if_inet6").unwrap_or_default();
-    table.lines().any(|line| line.split_whitespace().next_back() == Some(interface))
+    table
+        .lines()
+        .any(|line| line.split_whitespace().next_back() == Some(interface))
 }
 
 fn find_port() -> Option<PathBuf> {

@@ -19,7 +19,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use lab::guest::wire::{Answer, Command, Decoder, FromGuest, Reply, Request, Status};
+use lab::guest::wire::{Answer, Command, FromGuest, Reply, Request, Status, frame::Decoder};
 
 use crate::{outbox::Outbox, programs::Programs, receive::Receivers};
 
@@ -71,7 +71,9 @@ fn serve(port: File) -> Result<()> {
     let mut buffer = vec![0; 65_536];
     let mut port = port;
     loop {
-        let length = port.read(&mut buffer).context("Cannot read the control channel")?;
+        let length = port
+            .read(&mut buffer)
+            .context("Cannot read the control channel")?;
         if length == 0 {
             // A virtio-serial port whose host side is disconnected reads as ended.
             if std::process::id() != 1 {
@@ -108,7 +110,10 @@ impl Server {
             return self.outbox.send(&FromGuest::Reply(reply.clone()));
         }
         let result = self.perform(request.id, request.command);
-        let reply = Reply { id: request.id, result: result.map_err(|error| format!("{error:#}")) };
+        let reply = Reply {
+            id: request.id,
+            result: result.map_err(|error| format!("{error:#}")),
+        };
         self.replies.insert(request.id, reply.clone());
         self.order.push_back(request.id);
         if self.order.len() > REMEMBERED_REPLIES
@@ -135,8 +140,11 @@ impl Server {
 
     fn status(&self) -> Status {
         let uptime = read_line("/proc/uptime");
-        let seconds: f64 =
-            uptime.split(' ').next().and_then(|text| text.parse().ok()).unwrap_or_default();
+        let seconds: f64 = uptime
+            .split(' ')
+            .next()
+            .and_then(|text| text.parse().ok())
+            .unwrap_or_default();
         Status {
             boot_id: read_line("/proc/sys/kernel/random/boot_id"),
             kernel: read_line("/proc/sys/kernel/osrelease"),
@@ -147,5 +155,8 @@ impl Server {
 }
 
 fn read_line(path: &str) -> String {
-    fs::read_to_string(path).unwrap_or_default().trim().to_owned()
+    fs::read_to_string(path)
+        .unwrap_or_default()
+        .trim()
+        .to_owned()
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use lab::guest::wire::{FromGuest, frame};
+use lab::guest::wire::{FromGuest, frame::frame};
 
 /// Frames kept, in bytes: seconds of the densest stream.
 const RETAINED_BYTES: usize = 2 * 1024 * 1024;
@@ -47,7 +47,10 @@ impl Outbox {
         inner.next_number = number.wrapping_add(1);
         inner.was_idle = false;
         let bytes = frame(kind, number, &payload);
-        inner.port.write_all(&bytes).context("Cannot write to the control channel")?;
+        inner
+            .port
+            .write_all(&bytes)
+            .context("Cannot write to the control channel")?;
         inner.retained_bytes += bytes.len();
         inner.retained.push_back((number, bytes));
         while inner.retained_bytes > RETAINED_BYTES

@@ -28,7 +28,10 @@ pub(crate) struct Programs {
 
 impl Programs {
     pub(crate) fn new(outbox: Arc<Outbox>) -> Self {
-        Self { outbox, running: Running::default() }
+        Self {
+            outbox,
+            running: Running::default(),
+        }
     }
 
     /// Starts a program under the id `run`.
@@ -41,10 +44,19 @@ impl Programs {
             .spawn()
             .with_context(|| format!("Cannot run {program}"))?;
         let pid = Pid::from_raw(i32::try_from(child.id())?);
-        self.running.lock().unwrap_or_else(PoisonError::into_inner).insert(run, pid);
+        self.running
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(run, pid);
         let outputs: Vec<_> = [
-            child.stdout.take().map(|pipe| forward(&self.outbox, run, false, pipe)),
-            child.stderr.take().map(|pipe| forward(&self.outbox, run, true, pipe)),
+            child
+                .stdout
+                .take()
+                .map(|pipe| forward(&self.outbox, run, false, pipe)),
+            child
+                .stderr
+                .take()
+                .map(|pipe| forward(&self.outbox, run, true, pipe)),
         ]
         .into_iter()
         .flatten()
@@ -52,12 +64,17 @@ impl Programs {
         let (outbox, running) = (Arc::clone(&self.outbox), Arc::clone(&self.running));
         thread::spawn(move || {
             let status = child.wait();
-            running.lock().unwrap_or_else(PoisonError::into_inner).remove(&run);
+            running
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .remove(&run);
             for output in outputs {
                 let _ = output.join();
             }
             let code = status.map_or(-1, |status| {
-                status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default())
+                status
+                    .code()
+                    .unwrap_or_else(|| 128 + status.signal().unwrap_or_default())
             });
             outbox.send_or_log(&FromGuest::Exit(run, code));
         });
@@ -87,7 +104,11 @@ fn forward(
             if length == 0 {
                 return;
             }
-            outbox.send_or_log(&FromGuest::Output(run, is_stderr, buffer[..length].to_vec()));
+            outbox.send_or_log(&FromGuest::Output(
+                run,
+                is_stderr,
+                buffer[..length].to_vec(),
+            ));
         }
     })
 }

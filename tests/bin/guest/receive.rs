@@ -64,7 +64,10 @@ struct Shared {
 
 impl Receivers {
     pub(crate) fn new(outbox: Arc<Outbox>) -> Self {
-        Self { outbox, running: HashMap::new() }
+        Self {
+            outbox,
+            running: HashMap::new(),
+        }
     }
 
     /// Joins all addresses, then receives in a thread of its own.
@@ -83,7 +86,14 @@ impl Receivers {
                 }
             }
         });
-        self.running.insert(number, Receiver { shared, thread, port: config.port });
+        self.running.insert(
+            number,
+            Receiver {
+                shared,
+                thread,
+                port: config.port,
+            },
+        );
         Ok(())
     }
 
@@ -176,8 +186,10 @@ fn receive(
             result => result?,
         };
         let started = Instant::now();
-        let mut slices: Vec<_> =
-            buffers.iter_mut().map(|buffer| [IoSliceMut::new(buffer)]).collect();
+        let mut slices: Vec<_> = buffers
+            .iter_mut()
+            .map(|buffer| [IoSliceMut::new(buffer)])
+            .collect();
         let flags = MsgFlags::MSG_DONTWAIT;
         let received = match recvmmsg(
             socket.as_raw_fd(),
@@ -194,7 +206,10 @@ fn receive(
             let datagram = buffer.get(..*bytes).unwrap_or_default();
             let is_ours = match content {
                 Content::Stamped => Stamp::parse(datagram).map(|stamp| {
-                    records.push(Record { flow: stamp.flow, sequence: stamp.sequence });
+                    records.push(Record {
+                        flow: stamp.flow,
+                        sequence: stamp.sequence,
+                    });
                 }),
                 Content::MpegTs => transport.handle_datagram(datagram).ok(),
             };
@@ -228,7 +243,9 @@ fn socket_drops(port: u16) -> u64 {
         .lines()
         .skip(1)
         .filter(|line| {
-            line.split_whitespace().nth(1).is_some_and(|local| local.ends_with(&suffix))
+            line.split_whitespace()
+                .nth(1)
+                .is_some_and(|local| local.ends_with(&suffix))
         })
         .filter_map(|line| line.split_whitespace().next_back()?.parse::<u64>().ok())
         .sum()

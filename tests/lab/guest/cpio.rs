@@ -92,8 +92,16 @@ mod tests {
             println!("skipped: busybox is not installed");
             return;
         };
-        child.stdin.take().unwrap().write_all(&archive.finish()).unwrap();
+        child
+            .stdin
+            .take()
+            .unwrap()
+            .write_all(&archive.finish())
+            .unwrap();
         let output = child.wait_with_output().unwrap();
-        assert_eq!(String::from_utf8_lossy(&output.stdout), "bin\nbin/tool\nbin/sh\n");
+        assert_eq!(
+            String::from_utf8_lossy(&output.stdout),
+            "bin\nbin/tool\nbin/sh\n"
+        );
     }
 }

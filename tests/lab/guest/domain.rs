@@ -9,7 +9,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{image::{COMMAND_LINE, Image}, wire::PORT_NAME};
+use super::{
+    image::{COMMAND_LINE, Image},
+    wire::PORT_NAME,
+};
 
 /// Machine type; the oldest QEMU the project supports has it, and every newer one.
 pub const MACHINE: &str = "pc-i440fx-7.2";
@@ -60,7 +63,9 @@ impl DomainConfig {
             command_line: String::new(),
             accelerator,
             bridge: "br0".to_owned(),
-            macs: (0..2).map(|nic| [0x52, 0x54, 0x00, 0x4d, index, nic]).collect(),
+            macs: (0..2)
+                .map(|nic| [0x52, 0x54, 0x00, 0x4d, index, nic])
+                .collect(),
             log_directory: PathBuf::from("/var/log/libvirt/qemu"),
         }
     }
@@ -97,13 +102,19 @@ pub fn xml(config: &DomainConfig) -> String {
             escape(&config.bridge)
         );
     }
-    let DomainConfig { uuid, memory_mib, .. } = config;
+    let DomainConfig {
+        uuid, memory_mib, ..
+    } = config;
     let name = escape(&config.name);
     let kernel = escape_path(&config.image.kernel);
     let initrd = escape_path(&config.image.initrd);
     let command_line = escape(format!("{COMMAND_LINE} {}", config.command_line).trim_end());
     let socket = escape_path(&Path::new(SOCKET_DIRECTORY).join(config.socket_name()));
-    let log = escape_path(&config.log_directory.join(format!("{}-serial.log", config.name)));
+    let log = escape_path(
+        &config
+            .log_directory
+            .join(format!("{}-serial.log", config.name)),
+    );
     format!(
         "<domain type='{kind}'>
   <name>{name}</name>
@@ -174,7 +185,10 @@ mod tests {
     use super::*;
 
     fn config() -> DomainConfig {
-        let image = Image { kernel: "/k".into(), initrd: "/i".into() };
+        let image = Image {
+            kernel: "/k".into(),
+            initrd: "/i".into(),
+        };
         DomainConfig::numbered(1, image, Accelerator::Tcg)
     }
 
@@ -189,7 +203,10 @@ mod tests {
 
     #[test]
     fn text_cannot_break_out_of_an_attribute() {
-        let config = DomainConfig { name: "a'/><x>&".to_owned(), ..config() };
+        let config = DomainConfig {
+            name: "a'/><x>&".to_owned(),
+            ..config()
+        };
         let xml = xml(&config);
         assert!(xml.contains("<name>a&apos;/&gt;&lt;x&gt;&amp;</name>"));
         assert!(!xml.contains("<x>"));
@@ -204,10 +221,17 @@ mod tests {
             .arg("domain")
             .output();
         let Ok(output) = output else {
-            assert!(std::env::var_os("CI").is_none(), "virt-xml-validate is missing");
+            assert!(
+                std::env::var_os("CI").is_none(),
+                "virt-xml-validate is missing"
+            );
             println!("skipped: virt-xml-validate is not installed");
             return;
         };
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
 }

@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{cpio::Archive, kernel, wire::crc32};
+use super::{cpio::Archive, kernel, wire::frame::crc32};
 
 /// Modules to load at boot, where the kernel has them as modules.
 ///
@@ -86,35 +86,52 @@ pub fn ensure(directory: &Path) -> Result<Image> {
         file.persist(&initrd)?;
         fs::write(&stamp, fingerprint)?;
     }
-    Ok(Image { kernel: kernel.image, initrd })
+    Ok(Image {
+        kernel: kernel.image,
+        initrd,
+    })
 }
 
-fn archive(
-    inputs: &[(&str, Vec<u8>)],
-    kernel: &kernel::Kernel,
-    busybox: &Path,
-) -> Result<Vec<u8>> {
+fn archive(inputs: &[(&str, Vec<u8>)], kernel: &kernel::Kernel, busybox: &Path) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
-    for directory in
-        ["/bin", "/dev", "/etc", "/lib", "/lib/modules", "/proc", "/run", "/sys", "/tmp", "/root"]
-    {
+    for directory in [
+        "/bin",
+        "/dev",
+        "/etc",
+        "/lib",
+        "/lib/modules",
+        "/proc",
+        "/run",
+        "/sys",
+        "/tmp",
+        "/root",
+    ] {
         archive.directory(directory);
     }
     archive.device("/dev/console", 5, 1);
     for (path, contents) in inputs {
         archive.file(path, contents);
     }
-    let applets = Command::new(busybox).arg("--list").output().context("Cannot run busybox")?;
+    let applets = Command::new(busybox)
+        .arg("--list")
+        .output()
+        .context("Cannot run busybox")?;
     for applet in String::from_utf8_lossy(&applets.stdout).lines() {
         if applet != "busybox" {
             archive.symlink(&format!("/bin/{applet}"), "busybox");
         }
     }
     let boot = kernel.modules(MODULES)?;
-    let list: String = boot.iter().map(|module| format!("{}\n", module.file_name)).collect();
+    let list: String = boot
+        .iter()
+        .map(|module| format!("{}\n", module.file_name))
+        .collect();
     archive.file(MODULE_LIST, list.as_bytes());
     for module in boot.iter().chain(&kernel.modules(EXTRA_MODULES)?) {
-        archive.file(&format!("/lib/modules/{}", module.file_name), &module.contents);
+        archive.file(
+            &format!("/lib/modules/{}", module.file_name),
+            &module.contents,
+        );
     }
     Ok(archive.finish())
 }
@@ -128,13 +145,23 @@ fn build_programs(directory: &Path) -> Result<PathBuf> {
     let target_directory = directory.join("build");
     let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
         .current_dir(workspace())
-        .args(["build", "--quiet", "--release", "--locked", "--target", target])
+        .args([
+            "build",
+            "--quiet",
+            "--release",
+            "--locked",
+            "--target",
+            target,
+        ])
         .args(["--package", "roamcast-lab", "--bin", "guest"])
         .args(["--package", "migkick", "--bin", "migkick"])
         .arg("--target-dir")
         .arg(&target_directory)
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
-        .env("RUSTFLAGS", "-C target-feature=+crt-static -C strip=symbols")
+        .env(
+            "RUSTFLAGS",
+            "-C target-feature=+crt-static -C strip=symbols",
+        )
         .output()
         .context("Cannot run cargo to build the guest's programs")?;
     ensure!(
@@ -153,8 +180,15 @@ fn busybox() -> Result<PathBuf> {
         .context("There is no busybox; install the package busybox-static")?;
     let contents = fs::read(&path)?;
     let interpreter = b"/lib64/ld-linux";
-    let is_dynamic = contents.windows(interpreter.len()).take(4096).any(|it| it == interpreter);
-    ensure!(!is_dynamic, "{} is not static; install the package busybox-static", path.display());
+    let is_dynamic = contents
+        .windows(interpreter.len())
+        .take(4096)
+        .any(|it| it == interpreter);
+    ensure!(
+        !is_dynamic,
+        "{} is not static; install the package busybox-static",
+        path.display()
+    );
     Ok(path)
 }
 

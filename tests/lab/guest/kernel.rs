@@ -55,7 +55,10 @@ pub fn ensure(cache: &Path) -> Result<Kernel> {
         .with_context(|| format!("apt-get download {package} left no package behind"))?;
     let tree = download.path().join("tree");
     run(Command::new("dpkg").arg("-x").arg(&archive).arg(&tree))?;
-    ensure!(find(&tree)?.is_some(), "Package {package} holds no kernel image");
+    ensure!(
+        find(&tree)?.is_some(),
+        "Package {package} holds no kernel image"
+    );
     // Renamed as the last step, so that an interrupted download is never taken for a whole one.
     fs::rename(&tree, &unpacked)?;
     find(&unpacked)?.context("The unpacked kernel disappeared")
@@ -90,7 +93,9 @@ impl Kernel {
         if !seen.insert(name.to_owned()) {
             return Ok(());
         }
-        let Some(path) = files.iter().find(|path| module_name(path).as_deref() == Some(name))
+        let Some(path) = files
+            .iter()
+            .find(|path| module_name(path).as_deref() == Some(name))
         else {
             return Ok(());
         };
@@ -98,7 +103,10 @@ impl Kernel {
         for dependency in dependencies(&contents) {
             self.add_module(&dependency, files, seen, modules)?;
         }
-        modules.push(Module { file_name: format!("{name}.ko"), contents });
+        modules.push(Module {
+            file_name: format!("{name}.ko"),
+            contents,
+        });
         Ok(())
     }
 }
@@ -116,7 +124,11 @@ fn find(tree: &Path) -> Result<Option<Kernel>> {
                 .find(|directory| directory.is_dir())
                 .with_context(|| format!("Kernel {release} has no modules"))?;
             let image = tree.join("boot").join(&name);
-            return Ok(Some(Kernel { release: release.to_owned(), image, modules }));
+            return Ok(Some(Kernel {
+                release: release.to_owned(),
+                image,
+                modules,
+            }));
         }
     }
     Ok(None)
@@ -124,7 +136,11 @@ fn find(tree: &Path) -> Result<Option<Kernel>> {
 
 fn newest_package() -> Result<String> {
     let output = Command::new("apt-cache")
-        .args(["search", "--names-only", "^linux-image-[0-9][^ ]*-cloud-amd64$"])
+        .args([
+            "search",
+            "--names-only",
+            "^linux-image-[0-9][^ ]*-cloud-amd64$",
+        ])
         .output()
         .context("Cannot run apt-cache; the guest kernel comes from a Debian package")?;
     let names = String::from_utf8_lossy(&output.stdout);
@@ -138,7 +154,9 @@ fn newest_package() -> Result<String> {
 
 /// Numbers of a package name, for comparing releases: `6.12.95+deb12` is newer than `6.9.10`.
 fn version_key(name: &str) -> Vec<u64> {
-    name.split(|character: char| !character.is_ascii_digit())
+    let release = name.trim_end_matches("-cloud-amd64");
+    release
+        .split(|character: char| !character.is_ascii_digit())
         .filter_map(|number| number.parse().ok())
         .collect()
 }
@@ -176,7 +194,11 @@ fn decompress(path: &Path) -> Result<Vec<u8>> {
         .arg(path)
         .output()
         .with_context(|| format!("Cannot run {tool} on {}", path.display()))?;
-    ensure!(output.status.success(), "{tool} cannot decompress {}", path.display());
+    ensure!(
+        output.status.success(),
+        "{tool} cannot decompress {}",
+        path.display()
+    );
     Ok(output.stdout)
 }
 
@@ -194,7 +216,9 @@ fn dependencies(module: &[u8]) -> Vec<String> {
 }
 
 fn run(command: &mut Command) -> Result<()> {
-    let output = command.output().with_context(|| format!("Cannot run {command:?}"))?;
+    let output = command
+        .output()
+        .with_context(|| format!("Cannot run {command:?}"))?;
     ensure!(
         output.status.success(),
         "{command:?} failed: {}",

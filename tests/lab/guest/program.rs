@@ -69,7 +69,11 @@ impl Output {
         for byte in bytes {
             if *byte == b'\n' {
                 let text = String::from_utf8_lossy(partial).into_owned();
-                self.lines.push(Line { host_ns, is_stderr, text });
+                self.lines.push(Line {
+                    host_ns,
+                    is_stderr,
+                    text,
+                });
                 partial.clear();
             } else {
                 partial.push(*byte);
@@ -104,9 +108,16 @@ impl Control {
     pub fn spawn(&self, program: &str, args: &[&str]) -> Result<Running> {
         let id = self.inner().new_id();
         let args = args.iter().map(|arg| (*arg).to_owned()).collect();
-        let command = Command::Run { program: program.to_owned(), args };
+        let command = Command::Run {
+            program: program.to_owned(),
+            args,
+        };
         self.request_as(id, command, REQUEST_DEADLINE)?;
-        Ok(Running { control: self.clone(), id, lines_taken: 0 })
+        Ok(Running {
+            control: self.clone(),
+            id,
+            lines_taken: 0,
+        })
     }
 
     /// Runs a program in the guest to its end; a bad exit code is no error.
@@ -127,13 +138,16 @@ impl Running {
     /// Neither comes within `deadline`.
     pub fn next_line(&mut self, deadline: Duration) -> Result<Option<Line>> {
         let (id, taken) = (self.id, self.lines_taken);
-        let found = self.control.inner().wait_until(Instant::now() + deadline, |state| {
-            let output = state.outputs.get(&id)?;
-            match output.lines.get(taken) {
-                Some(line) => Some(Some(line.clone())),
-                None => output.code.map(|_| None),
-            }
-        });
+        let found = self
+            .control
+            .inner()
+            .wait_until(Instant::now() + deadline, |state| {
+                let output = state.outputs.get(&id)?;
+                match output.lines.get(taken) {
+                    Some(line) => Some(Some(line.clone())),
+                    None => output.code.map(|_| None),
+                }
+            });
         let Some(line) = found else {
             bail!("The program in the guest wrote nothing and did not end within {deadline:?}");
         };
@@ -143,7 +157,13 @@ impl Running {
 
     /// Returns what the program has written so far.
     pub fn output(&self) -> Output {
-        self.control.inner().lock().outputs.get(&self.id).cloned().unwrap_or_default()
+        self.control
+            .inner()
+            .lock()
+            .outputs
+            .get(&self.id)
+            .cloned()
+            .unwrap_or_default()
     }
 
     /// Waits for the program's end.
@@ -153,9 +173,16 @@ impl Running {
     /// It does not end within `deadline`; it is terminated then.
     pub fn wait(self, deadline: Duration) -> Result<Output> {
         let id = self.id;
-        let found = self.control.inner().wait_until(Instant::now() + deadline, |state| {
-            state.outputs.get(&id).filter(|output| output.code.is_some()).cloned()
-        });
+        let found = self
+            .control
+            .inner()
+            .wait_until(Instant::now() + deadline, |state| {
+                state
+                    .outputs
+                    .get(&id)
+                    .filter(|output| output.code.is_some())
+                    .cloned()
+            });
         if let Some(output) = found {
             return Ok(output);
         }
@@ -172,7 +199,9 @@ impl Running {
     ///
     /// The guest does not answer.
     pub fn terminate(&self) -> Result<()> {
-        self.control.request(Command::Terminate { run: self.id }).map(drop)
+        self.control
+            .request(Command::Terminate { run: self.id })
+            .map(drop)
     }
 }
 

@@ -89,15 +89,19 @@ impl Qemu {
         let mut lines = BufReader::new(stream.try_clone()?).lines();
         let mut stream = stream;
         let mut answer = serde_json::Value::Null;
-        for (command, arguments) in
-            [("qmp_capabilities", serde_json::json!({})), (execute, arguments)]
-        {
+        for (command, arguments) in [
+            ("qmp_capabilities", serde_json::json!({})),
+            (execute, arguments),
+        ] {
             let message = serde_json::json!({"execute": command, "arguments": arguments});
             stream.write_all(message.to_string().as_bytes())?;
             answer = loop {
                 let line = lines.next().context("QEMU's monitor ended")??;
                 let value: serde_json::Value = serde_json::from_str(&line)?;
-                ensure!(value.get("error").is_none(), "QEMU refuses {command}: {value}");
+                ensure!(
+                    value.get("error").is_none(),
+                    "QEMU refuses {command}: {value}"
+                );
                 if let Some(answer) = value.get("return") {
                     break answer.clone();
                 }
@@ -116,12 +120,21 @@ impl Qemu {
         let deadline = Instant::now() + deadline;
         loop {
             let state = self.qmp("query-migrate", serde_json::json!({}))?;
-            let status = state.get("status").and_then(serde_json::Value::as_str).unwrap_or("");
+            let status = state
+                .get("status")
+                .and_then(serde_json::Value::as_str)
+                .unwrap_or("");
             if status == "completed" {
                 return Ok(());
             }
-            ensure!(!["failed", "cancelled"].contains(&status), "The migration ended as {state}");
-            ensure!(Instant::now() < deadline, "The migration takes too long: {state}");
+            ensure!(
+                !["failed", "cancelled"].contains(&status),
+                "The migration ended as {state}"
+            );
+            ensure!(
+                Instant::now() < deadline,
+                "The migration takes too long: {state}"
+            );
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -152,16 +165,34 @@ fn arguments(config: &QemuConfig, monitor: &Path) -> Vec<String> {
     add("-kernel", config.image.kernel.display().to_string());
     add("-initrd", config.image.initrd.display().to_string());
     add("-append", COMMAND_LINE.to_owned());
-    add("-chardev", format!("file,id=serial,path={},append=on", serial.display()));
+    add(
+        "-chardev",
+        format!("file,id=serial,path={},append=on", serial.display()),
+    );
     add("-serial", "chardev:serial".to_owned());
     let control = config.control.display();
-    add("-chardev", format!("socket,id=control,path={control},reconnect-ms=1000"));
-    add("-device", format!("virtserialport,chardev=control,name={PORT_NAME}"));
-    add("-qmp", format!("unix:{},server=on,wait=off", monitor.display()));
+    add(
+        "-chardev",
+        format!("socket,id=control,path={control},reconnect-ms=1000"),
+    );
+    add(
+        "-device",
+        format!("virtserialport,chardev=control,name={PORT_NAME}"),
+    );
+    add(
+        "-qmp",
+        format!("unix:{},server=on,wait=off", monitor.display()),
+    );
     for (index, (tap, mac)) in config.taps.iter().enumerate() {
-        add("-netdev", format!("tap,id=nic{index},ifname={tap},script=no,downscript=no"));
+        add(
+            "-netdev",
+            format!("tap,id=nic{index},ifname={tap},script=no,downscript=no"),
+        );
         let mac = mac_text(*mac);
-        add("-device", format!("virtio-net-pci,netdev=nic{index},mac={mac},romfile="));
+        add(
+            "-device",
+            format!("virtio-net-pci,netdev=nic{index},mac={mac},romfile="),
+        );
     }
     if let Some(uri) = &config.incoming {
         add("-incoming", uri.clone());

@@ -1,5 +1,8 @@
 //! System calls of the guest that no crate of the workspace wraps.
-#![allow(unsafe_code, reason = "socket options and module loading have no safe wrapper here")]
+#![allow(
+    unsafe_code,
+    reason = "socket options and module loading have no safe wrapper here"
+)]
 
 use std::{
     fs::File,
@@ -100,5 +103,9 @@ fn set_option<T>(socket: impl AsFd, option: c_int, value: &T) -> io::Result<()> 
             size_of::<T>() as socklen_t,
         )
     };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }

@@ -46,7 +46,12 @@ impl Sent {
 
 /// Reads all records.
 pub fn parse(bytes: &[u8]) -> Vec<Sent> {
-    bytes.as_chunks::<RECORD_LEN>().0.iter().map(Sent::from_bytes).collect()
+    bytes
+        .as_chunks::<RECORD_LEN>()
+        .0
+        .iter()
+        .map(Sent::from_bytes)
+        .collect()
 }
 
 /// Reads a log file.

@@ -59,7 +59,10 @@ pub fn compute(sent: &[Sent], arrivals: &[Arrival], window: Window) -> Metrics {
         .filter(|packet| span.contains(&packet.sent_ns))
         .map(|packet| ((packet.flow, packet.sequence), 0))
         .collect();
-    let mut metrics = Metrics { sent: copies.len() as u64, ..Metrics::default() };
+    let mut metrics = Metrics {
+        sent: copies.len() as u64,
+        ..Metrics::default()
+    };
     let mut highest: HashMap<u16, u32> = HashMap::new();
     let mut last_new_ns = window.from_ns;
     let mut freeze_ns = 0;
@@ -125,42 +128,66 @@ mod tests {
     /// One packet per millisecond from time zero, `count` of them.
     fn stream(count: u32) -> Vec<Sent> {
         (0..count)
-            .map(|sequence| Sent { flow: 0, sequence, sent_ns: u64::from(sequence) * MS })
+            .map(|sequence| Sent {
+                flow: 0,
+                sequence,
+                sent_ns: u64::from(sequence) * MS,
+            })
             .collect()
     }
 
     fn arrival(sequence: u32, at_ms: u64) -> Arrival {
-        Arrival { flow: 0, sequence, host_ns: at_ms * MS, host: 0 }
+        Arrival {
+            flow: 0,
+            sequence,
+            host_ns: at_ms * MS,
+            host: 0,
+        }
     }
 
     fn window(to_ms: u64) -> Window {
-        Window { from_ns: 0, to_ns: to_ms * MS }
+        Window {
+            from_ns: 0,
+            to_ns: to_ms * MS,
+        }
     }
 
     #[test]
     fn whole_stream_has_no_faults() {
         let arrivals: Vec<_> = (0..1000).map(|n| arrival(n, u64::from(n))).collect();
         let metrics = compute(&stream(1000), &arrivals, window(1000));
-        assert_eq!((metrics.sent, metrics.received, metrics.lost), (1000, 1000, 0));
+        assert_eq!(
+            (metrics.sent, metrics.received, metrics.lost),
+            (1000, 1000, 0)
+        );
         assert_eq!((metrics.duplicated, metrics.reordered), (0, 0));
         assert_eq!((metrics.loss_ms, metrics.freeze_ms), (0.0, 1.0));
     }
 
     #[test]
     fn pause_with_buffering_freezes_without_loss() {
-        let arrivals: Vec<_> =
-            (0..1000).map(|n| arrival(n, if n < 500 { n } else { n.max(700) }.into())).collect();
+        let arrivals: Vec<_> = (0..1000)
+            .map(|n| arrival(n, if n < 500 { n } else { n.max(700) }.into()))
+            .collect();
         let metrics = compute(&stream(1000), &arrivals, window(1000));
-        assert_eq!((metrics.lost, metrics.loss_ms, metrics.freeze_ms), (0, 0.0, 201.0));
+        assert_eq!(
+            (metrics.lost, metrics.loss_ms, metrics.freeze_ms),
+            (0, 0.0, 201.0)
+        );
         assert_eq!(metrics.freeze_start_ns, 499 * MS);
     }
 
     #[test]
     fn lost_packets_are_an_outage_of_their_time() {
-        let arrivals: Vec<_> =
-            (0..1000).filter(|n| !(300..400).contains(n)).map(|n| arrival(n, n.into())).collect();
+        let arrivals: Vec<_> = (0..1000)
+            .filter(|n| !(300..400).contains(n))
+            .map(|n| arrival(n, n.into()))
+            .collect();
         let metrics = compute(&stream(1000), &arrivals, window(1000));
-        assert_eq!((metrics.lost, metrics.loss_ms, metrics.freeze_ms), (100, 100.0, 101.0));
+        assert_eq!(
+            (metrics.lost, metrics.loss_ms, metrics.freeze_ms),
+            (100, 100.0, 101.0)
+        );
     }
 
     #[test]
@@ -169,14 +196,22 @@ mod tests {
         arrivals.extend((400..500).map(|n| arrival(n, u64::from(n) + 200)));
         arrivals.extend((500..1000).map(|n| arrival(n, u64::from(n) + 250)));
         let metrics = compute(&stream(1000), &arrivals, window(1300));
-        assert_eq!((metrics.duplicated, metrics.reordered, metrics.lost), (100, 0, 0));
+        assert_eq!(
+            (metrics.duplicated, metrics.reordered, metrics.lost),
+            (100, 0, 0)
+        );
         assert_eq!(metrics.freeze_ms, 251.0);
     }
 
     #[test]
     fn late_packet_is_reordered_once() {
-        let arrivals =
-            [arrival(0, 0), arrival(2, 1), arrival(3, 2), arrival(1, 3), arrival(4, 4)];
+        let arrivals = [
+            arrival(0, 0),
+            arrival(2, 1),
+            arrival(3, 2),
+            arrival(1, 3),
+            arrival(4, 4),
+        ];
         let metrics = compute(&stream(5), &arrivals, window(5));
         assert_eq!((metrics.reordered, metrics.lost), (1, 0));
     }
@@ -191,22 +226,38 @@ mod tests {
     #[test]
     fn packets_outside_the_window_are_not_looked_at() {
         let arrivals: Vec<_> = (0..1000).map(|n| arrival(n, n.into())).collect();
-        let window = Window { from_ns: 200 * MS, to_ns: 300 * MS };
+        let window = Window {
+            from_ns: 200 * MS,
+            to_ns: 300 * MS,
+        };
         let metrics = compute(&stream(1000), &arrivals, window);
-        assert_eq!((metrics.sent, metrics.received, metrics.lost), (100, 100, 0));
+        assert_eq!(
+            (metrics.sent, metrics.received, metrics.lost),
+            (100, 100, 0)
+        );
     }
 
     #[test]
     fn flows_number_their_packets_apart() {
         let sent: Vec<_> = (0..10)
-            .map(|n| Sent { flow: n % 2, sequence: u32::from(n / 2), sent_ns: u64::from(n) * MS })
+            .map(|n| Sent {
+                flow: n % 2,
+                sequence: u32::from(n / 2),
+                sent_ns: u64::from(n) * MS,
+            })
             .collect();
         let arrivals: Vec<_> = sent
             .iter()
-            .map(|it| Arrival { flow: it.flow, ..arrival(it.sequence, it.sent_ns / MS) })
+            .map(|it| Arrival {
+                flow: it.flow,
+                ..arrival(it.sequence, it.sent_ns / MS)
+            })
             .collect();
         let metrics = compute(&sent, &arrivals, window(10));
-        assert_eq!((metrics.received, metrics.duplicated, metrics.reordered), (10, 0, 0));
+        assert_eq!(
+            (metrics.received, metrics.duplicated, metrics.reordered),
+            (10, 0, 0)
+        );
     }
 
     #[test]

@@ -10,4 +10,5 @@ pub mod log;
 pub mod metrics;
 pub mod mpegts;
 pub mod payload;
+pub mod picture;
 pub mod report;

@@ -64,11 +64,16 @@ impl Checker {
     pub fn handle_datagram(&mut self, datagram: &[u8]) -> Result<(), MpegTsError> {
         let (rtp_sequence, packets) = strip_rtp(datagram)?;
         if packets.is_empty() || packets.len() % PACKET_LEN != 0 {
-            return Err(MpegTsError::Length { length: packets.len() });
+            return Err(MpegTsError::Length {
+                length: packets.len(),
+            });
         }
         for (index, packet) in packets.chunks_exact(PACKET_LEN).enumerate() {
             if packet[0] != SYNC_BYTE {
-                return Err(MpegTsError::Sync { index, byte: packet[0] });
+                return Err(MpegTsError::Sync {
+                    index,
+                    byte: packet[0],
+                });
             }
         }
         if let Some(sequence) = rtp_sequence {
@@ -106,11 +111,22 @@ impl Checker {
         // Length byte, then flags of which the first is the discontinuity indicator.
         let is_announced = has_adaptation && packet[4] > 0 && packet[5] & 0x80 != 0;
         let Some(state) = self.pids.get_mut(&pid) else {
-            self.pids.insert(pid, PidState { counter, has_repeated: false, errors: 0 });
+            self.pids.insert(
+                pid,
+                PidState {
+                    counter,
+                    has_repeated: false,
+                    errors: 0,
+                },
+            );
             return;
         };
         if is_announced {
-            *state = PidState { counter, has_repeated: false, ..*state };
+            *state = PidState {
+                counter,
+                has_repeated: false,
+                ..*state
+            };
         } else if has_payload {
             if counter == state.counter && !state.has_repeated {
                 state.has_repeated = true;
@@ -121,7 +137,11 @@ impl Checker {
                 state.errors += 1;
                 self.totals.continuity_errors += 1;
             }
-            *state = PidState { counter, has_repeated: false, ..*state };
+            *state = PidState {
+                counter,
+                has_repeated: false,
+                ..*state
+            };
         }
     }
 }
@@ -132,8 +152,9 @@ fn strip_rtp(datagram: &[u8]) -> Result<(Option<u16>, &[u8]), MpegTsError> {
     if datagram.first().is_none_or(|first| first >> 6 != 2) {
         return Ok((None, datagram));
     }
-    let (header, rest) =
-        datagram.split_first_chunk::<RTP_FIXED_HEADER_LEN>().ok_or(MpegTsError::Rtp)?;
+    let (header, rest) = datagram
+        .split_first_chunk::<RTP_FIXED_HEADER_LEN>()
+        .ok_or(MpegTsError::Rtp)?;
     let sequence = u16::from_be_bytes([header[2], header[3]]);
     let sources = usize::from(header[0] & 0x0f) * 4;
     let rest = rest.get(sources..).ok_or(MpegTsError::Rtp)?;
@@ -142,7 +163,10 @@ fn strip_rtp(datagram: &[u8]) -> Result<(Option<u16>, &[u8]), MpegTsError> {
     }
     let (extension, rest) = rest.split_first_chunk::<4>().ok_or(MpegTsError::Rtp)?;
     let words = usize::from(u16::from_be_bytes([extension[2], extension[3]]));
-    Ok((Some(sequence), rest.get(words * 4..).ok_or(MpegTsError::Rtp)?))
+    Ok((
+        Some(sequence),
+        rest.get(words * 4..).ok_or(MpegTsError::Rtp)?,
+    ))
 }
 
 #[cfg(test)]
@@ -179,12 +203,20 @@ mod tests {
         for (pid, counter) in [(256, 0), (257, 0), (256, 1), (256, 3), (257, 1), (256, 4)] {
             checker.handle_datagram(&packet(pid, counter)).unwrap();
         }
-        assert_eq!(checker.errors_by_pid().collect::<Vec<_>>(), [(256, 1), (257, 0)]);
+        assert_eq!(
+            checker.errors_by_pid().collect::<Vec<_>>(),
+            [(256, 1), (257, 0)]
+        );
     }
 
     #[test]
     fn second_repeat_is_an_error_and_the_first_is_not() {
-        let once = totals(&[packet(256, 0), packet(256, 1), packet(256, 1), packet(256, 2)]);
+        let once = totals(&[
+            packet(256, 0),
+            packet(256, 1),
+            packet(256, 1),
+            packet(256, 2),
+        ]);
         assert_eq!((once.duplicates, once.continuity_errors), (1, 0));
         let twice = totals(&[packet(256, 1), packet(256, 1), packet(256, 1)]);
         assert_eq!((twice.duplicates, twice.continuity_errors), (1, 1));
@@ -195,7 +227,12 @@ mod tests {
         let mut announced = packet(256, 9);
         announced[3] |= 0x20;
         announced[4..6].copy_from_slice(&[1, 0x80]);
-        let packets = [packet(256, 0), packet(NULL_PID, 5), packet(NULL_PID, 0), announced];
+        let packets = [
+            packet(256, 0),
+            packet(NULL_PID, 5),
+            packet(NULL_PID, 0),
+            announced,
+        ];
         assert_eq!(totals(&packets).continuity_errors, 0);
     }
 
@@ -209,7 +246,13 @@ mod tests {
             datagram.extend(packet(256, counter));
             checker.handle_datagram(&datagram).unwrap();
         }
-        assert_eq!((checker.totals().rtp_gaps, checker.totals().continuity_errors), (1, 0));
+        assert_eq!(
+            (
+                checker.totals().rtp_gaps,
+                checker.totals().continuity_errors
+            ),
+            (1, 0)
+        );
     }
 
     #[test]

@@ -49,7 +49,10 @@ impl Stamp {
         if stamp[0..4] != MAGIC {
             return None;
         }
-        let (sequence, sent) = (stamp[8..12].try_into().ok()?, stamp[16..24].try_into().ok()?);
+        let (sequence, sent) = (
+            stamp[8..12].try_into().ok()?,
+            stamp[16..24].try_into().ok()?,
+        );
         Some(Self {
             flow: u16::from_be_bytes([stamp[4], stamp[5]]),
             sequence: u32::from_be_bytes(sequence),
@@ -71,7 +74,12 @@ mod tests {
 
     #[test]
     fn truncated_stamp_is_refused_at_every_length() {
-        let bytes = Stamp { flow: 1, sequence: 2, sent_ns: 3 }.to_bytes();
+        let bytes = Stamp {
+            flow: 1,
+            sequence: 2,
+            sent_ns: 3,
+        }
+        .to_bytes();
         for length in 0..STAMP_LEN {
             assert_eq!(Stamp::parse(&bytes[..length]), None);
         }

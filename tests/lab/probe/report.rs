@@ -36,7 +36,11 @@ pub struct FlowSent {
 
 impl Default for FlowSent {
     fn default() -> Self {
-        Self { flow: 0, multicast_address: Ipv6Addr::UNSPECIFIED, sent: 0 }
+        Self {
+            flow: 0,
+            multicast_address: Ipv6Addr::UNSPECIFIED,
+            sent: 0,
+        }
     }
 }
 
@@ -111,11 +115,29 @@ mod tests {
     #[test]
     fn row_has_the_documented_keys() {
         let value = serde_json::to_value(RunRow::default()).unwrap();
-        let keys: Vec<_> = value.as_object().unwrap().keys().map(String::as_str).collect();
+        let keys: Vec<_> = value
+            .as_object()
+            .unwrap()
+            .keys()
+            .map(String::as_str)
+            .collect();
         let mut expected = [
-            "site", "baseline", "rate_mbps", "memory_mib", "sent", "received", "lost",
-            "duplicated", "reordered", "loss_ms", "freeze_ms", "vm_pause_ms", "signalling_ms",
-            "copy_ms", "total_ms", "ok",
+            "site",
+            "baseline",
+            "rate_mbps",
+            "memory_mib",
+            "sent",
+            "received",
+            "lost",
+            "duplicated",
+            "reordered",
+            "loss_ms",
+            "freeze_ms",
+            "vm_pause_ms",
+            "signalling_ms",
+            "copy_ms",
+            "total_ms",
+            "ok",
         ];
         expected.sort_unstable();
         let mut keys = keys;

@@ -7,9 +7,12 @@
 //! Frames that the switch-over cut are asked for again by number; requests that got lost are
 //! repeated until they are answered.
 
+mod state;
+#[cfg(test)]
+mod tests;
+
 use std::{
-    collections::{BTreeSet, HashMap},
-    io::{Read as _, Write as _},
+    io::Read as _,
     os::unix::net::{UnixListener, UnixStream},
     path::PathBuf,
     sync::{
@@ -22,13 +25,9 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow, bail};
 
-use super::{
-    program::Output,
-    wire::{
-        Answer, Command, Decoder, FromGuest, ReceiverConfig, Reply, Request, Status,
-        TransportTotals,
-    },
-};
+pub use self::state::{ChannelStats, TransportAt};
+use self::state::{Connection, State};
+use super::wire::{Answer, Command, FromGuest, ReceiverConfig, Request, Status, frame::Decoder};
 use crate::probe::{clock, metrics::Arrival};
 
 /// How long a request or a repeat may stay unanswered before it is sent again.
@@ -45,28 +44,6 @@ pub struct HostSocket {
     pub host: String,
     /// Path of the socket as this process sees it; an old socket there is replaced.
     pub path: PathBuf,
-}
-
-/// Totals of an MPEG-TS receiver at one time.
-#[derive(Clone, Copy, Debug)]
-pub struct TransportAt {
-    /// When the host got them, in nanoseconds of the host's monotonic clock.
-    pub host_ns: u64,
-    /// The totals.
-    pub totals: TransportTotals,
-}
-
-/// What went wrong on the channel so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ChannelStats {
-    /// Frames of the guest that came.
-    pub frames: u64,
-    /// Bytes that belonged to no whole frame.
-    pub skipped_bytes: u64,
-    /// Frames that are missing now.
-    pub missing: u64,
-    /// Frames that came after having been asked for again.
-    pub recovered: u64,
 }
 
 /// Handle on a guest's control channel; clones share it.
@@ -88,34 +65,11 @@ impl Drop for Closer {
     }
 }
 
-pub(super) struct Inner {
+pub(in crate::guest) struct Inner {
     sockets: Vec<HostSocket>,
     is_closed: AtomicBool,
     state: Mutex<State>,
     changed: Condvar,
-}
-
-#[derive(Default)]
-pub(super) struct State {
-    connections: Vec<Connection>,
-    next_connection: u64,
-    next_request: u64,
-    boot_id: Option<String>,
-    expected: Option<u32>,
-    missing: BTreeSet<u32>,
-    asked_again: Option<Instant>,
-    host: Option<usize>,
-    last_frame: Option<Instant>,
-    stats: ChannelStats,
-    replies: HashMap<u64, Reply>,
-    pub(super) outputs: HashMap<u64, Output>,
-    arrivals: HashMap<u16, Vec<Arrival>>,
-    transport: HashMap<u16, Vec<TransportAt>>,
-}
-
-struct Connection {
-    id: u64,
-    stream: UnixStream,
 }
 
 impl Control {
@@ -148,7 +102,10 @@ impl Control {
             let inner = Arc::clone(&inner);
             thread::spawn(move || inner.accept(host, &listener));
         }
-        Ok(Self { _closer: Arc::new(Closer(Arc::clone(&inner))), inner })
+        Ok(Self {
+            _closer: Arc::new(Closer(Arc::clone(&inner))),
+            inner,
+        })
     }
 
     /// Waits until the guest answers; returns the name of the VM host it runs on.
@@ -157,14 +114,19 @@ impl Control {
     ///
     /// It does not within `deadline`.
     pub fn wait_ready(&self, deadline: Duration) -> Result<String> {
-        self.request_within(Command::Status, deadline).context("The guest does not come up")?;
-        self.host().context("The guest answered without a connection")
+        self.request_within(Command::Status, deadline)
+            .context("The guest does not come up")?;
+        self.host()
+            .context("The guest answered without a connection")
     }
 
     /// Returns the name of the VM host the last frame came from.
     pub fn host(&self) -> Option<String> {
         let host = self.inner.lock().host?;
-        self.inner.sockets.get(host).map(|socket| socket.host.clone())
+        self.inner
+            .sockets
+            .get(host)
+            .map(|socket| socket.host.clone())
     }
 
     /// Returns how long ago the last frame came; a running guest sends one each 100 ms at least.
@@ -179,12 +141,19 @@ impl Control {
     /// It does not within `deadline`.
     pub fn wait_host(&self, host: &str, deadline: Duration) -> Result<()> {
         let deadline = Instant::now() + deadline;
-        let index = self.inner.sockets.iter().position(|socket| socket.host == host);
+        let index = self
+            .inner
+            .sockets
+            .iter()
+            .position(|socket| socket.host == host);
         let index = index.with_context(|| format!("No socket belongs to VM host {host}"))?;
         let is_there = |state: &mut State| (state.host == Some(index)).then_some(());
         match self.inner.wait_until(deadline, is_there) {
             Some(()) => Ok(()),
-            None => bail!("The guest did not come to {host}; it runs on {:?}", self.host()),
+            None => bail!(
+                "The guest did not come to {host}; it runs on {:?}",
+                self.host()
+            ),
         }
     }
 
@@ -206,7 +175,8 @@ impl Control {
     ///
     /// A join is refused, the number is in use, or there is no answer.
     pub fn start_receiver(&self, receiver: u16, config: ReceiverConfig) -> Result<()> {
-        self.request(Command::StartReceiver { receiver, config }).map(drop)
+        self.request(Command::StartReceiver { receiver, config })
+            .map(drop)
     }
 
     /// Stops a receiver; returns when it has left its addresses.
@@ -226,12 +196,19 @@ impl Control {
     pub fn force_mld_version(&self, interface: &str, version: u8) -> Result<()> {
         let script =
             format!("echo {version} > /proc/sys/net/ipv6/conf/{interface}/force_mld_version");
-        self.run("sh", &["-c", &script], REQUEST_DEADLINE)?.into_success().map(drop)
+        self.run("sh", &["-c", &script], REQUEST_DEADLINE)?
+            .into_success()
+            .map(drop)
     }
 
     /// Returns every packet a receiver reported so far, in the order of arrival.
     pub fn arrivals(&self, receiver: u16) -> Vec<Arrival> {
-        self.inner.lock().arrivals.get(&receiver).cloned().unwrap_or_default()
+        self.inner
+            .lock()
+            .arrivals
+            .get(&receiver)
+            .cloned()
+            .unwrap_or_default()
     }
 
     /// Waits until a receiver has reported at least `count` packets.
@@ -252,13 +229,21 @@ impl Control {
 
     /// Returns the totals an MPEG-TS receiver reported so far.
     pub fn transport(&self, receiver: u16) -> Vec<TransportAt> {
-        self.inner.lock().transport.get(&receiver).cloned().unwrap_or_default()
+        self.inner
+            .lock()
+            .transport
+            .get(&receiver)
+            .cloned()
+            .unwrap_or_default()
     }
 
     /// Returns what went wrong on the channel.
     pub fn stats(&self) -> ChannelStats {
         let state = self.inner.lock();
-        ChannelStats { missing: state.missing.len() as u64, ..state.stats }
+        ChannelStats {
+            missing: state.missing.len() as u64,
+            ..state.stats
+        }
     }
 
     /// Sends a command and waits for its answer.
@@ -289,7 +274,9 @@ impl Control {
             self.inner.lock().write_all(&frame);
             let take_reply = |state: &mut State| state.replies.remove(&id);
             if let Some(reply) = self.inner.wait_until(attempt_deadline, take_reply) {
-                return reply.result.map_err(|error| anyhow!("The guest refused: {error}"));
+                return reply
+                    .result
+                    .map_err(|error| anyhow!("The guest refused: {error}"));
             }
             if Instant::now() >= deadline {
                 bail!("The guest does not answer to {text}");
@@ -377,7 +364,9 @@ impl Inner {
             drop(state);
             self.changed.notify_all();
         }
-        self.lock().connections.retain(|connection| connection.id != id);
+        self.lock()
+            .connections
+            .retain(|connection| connection.id != id);
     }
 
     fn add_connection(&self, stream: &UnixStream) -> Option<u64> {
@@ -393,86 +382,3 @@ impl Inner {
         Some(id)
     }
 }
-
-impl State {
-    /// Writes to every QEMU; the one whose guest runs delivers, and repeats do no harm.
-    fn write_all(&mut self, frame: &[u8]) {
-        for connection in &mut self.connections {
-            let _ = connection.stream.write_all(frame);
-        }
-    }
-
-    /// Keeps account of frame numbers; returns whether the frame is new.
-    fn admit(&mut self, number: u32, message: &FromGuest) -> bool {
-        if let FromGuest::Hello(boot_id) = message
-            && self.boot_id.as_ref() != Some(boot_id)
-        {
-            self.boot_id = Some(boot_id.clone());
-            self.expected = None;
-            self.missing.clear();
-        }
-        let expected = *self.expected.get_or_insert(number);
-        if number < expected {
-            let is_missing = self.missing.remove(&number);
-            self.stats.recovered += u64::from(is_missing);
-            return is_missing;
-        }
-        self.missing.extend(expected..number);
-        self.expected = Some(number.wrapping_add(1));
-        true
-    }
-
-    /// Asks for missing frames, each time over again until they are here.
-    fn ask_again(&mut self, connection: u64) {
-        let (Some(from), Some(last)) = (self.missing.first(), self.missing.last()) else {
-            self.asked_again = None;
-            return;
-        };
-        if self.asked_again.is_some_and(|asked| asked.elapsed() < RETRY_INTERVAL) {
-            return;
-        }
-        let command = Command::Resend { from: *from, to: last.wrapping_add(1) };
-        self.asked_again = Some(Instant::now());
-        let Ok(frame) = (Request { id: 0, command }).to_frame() else {
-            return;
-        };
-        for connection in self.connections.iter_mut().filter(|other| other.id == connection) {
-            let _ = connection.stream.write_all(&frame);
-        }
-    }
-
-    fn handle(&mut self, message: FromGuest, host: usize, host_ns: u64) {
-        self.stats.frames += 1;
-        match message {
-            FromGuest::Hello(_) | FromGuest::Alive => {}
-            FromGuest::Reply(reply) => {
-                self.replies.insert(reply.id, reply);
-            }
-            FromGuest::Output(id, is_stderr, bytes) => {
-                let output = self.outputs.entry(id).or_default();
-                output.add(&bytes, is_stderr, host_ns);
-            }
-            FromGuest::Exit(id, code) => {
-                let output = self.outputs.entry(id).or_default();
-                output.finish(code, host_ns);
-            }
-            FromGuest::Records(receiver, records) => {
-                let arrivals = self.arrivals.entry(receiver).or_default();
-                arrivals.extend(records.iter().map(|record| Arrival {
-                    flow: record.flow,
-                    sequence: record.sequence,
-                    host_ns,
-                    host: host as u8,
-                }));
-            }
-            FromGuest::Transport(receiver, totals) => {
-                let transport = self.transport.entry(receiver).or_default();
-                transport.push(TransportAt { host_ns, totals });
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-#[path = "control_tests.rs"]
-mod tests;

@@ -1,7 +1,12 @@
 //! Tests of [`super`], with a thread in the guest's place.
 
+use std::io::Write as _;
+
 use super::*;
-use crate::guest::wire::{Frame, Record, frame};
+use crate::guest::wire::{
+    Record, Reply,
+    frame::{Frame, frame},
+};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -12,12 +17,17 @@ struct FakeGuest {
 
 impl FakeGuest {
     fn connect(path: &std::path::Path) -> Self {
-        Self { stream: UnixStream::connect(path).unwrap(), decoder: Decoder::default() }
+        Self {
+            stream: UnixStream::connect(path).unwrap(),
+            decoder: Decoder::default(),
+        }
     }
 
     fn send(&mut self, number: u32, message: &FromGuest) {
         let (kind, payload) = message.encode().unwrap();
-        self.stream.write_all(&frame(kind, number, &payload)).unwrap();
+        self.stream
+            .write_all(&frame(kind, number, &payload))
+            .unwrap();
     }
 
     fn request(&mut self) -> Request {
@@ -40,7 +50,10 @@ fn channel() -> (tempfile::TempDir, [PathBuf; 2], Control) {
     let sockets: Vec<_> = ["vms1", "vms2"]
         .iter()
         .zip(&paths)
-        .map(|(host, path)| HostSocket { host: (*host).to_owned(), path: path.clone() })
+        .map(|(host, path)| HostSocket {
+            host: (*host).to_owned(),
+            path: path.clone(),
+        })
         .collect();
     let control = Control::listen(&sockets).unwrap();
     (directory, paths, control)
@@ -51,7 +64,11 @@ fn records(sequence: u32) -> FromGuest {
 }
 
 fn sequences(control: &Control) -> Vec<u32> {
-    control.arrivals(1).iter().map(|arrival| arrival.sequence).collect()
+    control
+        .arrivals(1)
+        .iter()
+        .map(|arrival| arrival.sequence)
+        .collect()
 }
 
 #[test]
@@ -62,7 +79,13 @@ fn unanswered_request_is_repeated_under_the_same_id() {
     let first = guest.request();
     let second = guest.request();
     assert_eq!(first, second);
-    guest.send(0, &FromGuest::Reply(Reply { id: first.id, result: Err("No such".into()) }));
+    guest.send(
+        0,
+        &FromGuest::Reply(Reply {
+            id: first.id,
+            result: Err("No such".into()),
+        }),
+    );
     let error = caller.join().unwrap().unwrap_err();
     assert_eq!(error.to_string(), "The guest refused: No such");
 }
@@ -73,7 +96,11 @@ fn frame_cut_by_the_switch_over_is_asked_for_again() {
     let mut source = FakeGuest::connect(&source);
     source.send(0, &records(0));
     let (kind, payload) = records(1).encode().unwrap();
-    let cut: Frame = Frame { kind, number: 1, payload };
+    let cut: Frame = Frame {
+        kind,
+        number: 1,
+        payload,
+    };
     let bytes = frame(cut.kind, cut.number, &cut.payload);
     source.stream.write_all(&bytes[..10]).unwrap();
     control.wait_host("vms1", DEADLINE).unwrap();
@@ -81,7 +108,10 @@ fn frame_cut_by_the_switch_over_is_asked_for_again() {
     let mut destination = FakeGuest::connect(&destination);
     destination.stream.write_all(&bytes[10..]).unwrap();
     destination.send(2, &records(2));
-    assert_eq!(destination.request().command, Command::Resend { from: 1, to: 2 });
+    assert_eq!(
+        destination.request().command,
+        Command::Resend { from: 1, to: 2 }
+    );
     destination.send(1, &records(1));
     destination.send(1, &records(1));
     destination.send(3, &records(3));
@@ -114,7 +144,13 @@ fn program_output_comes_line_by_line_with_its_end() {
         (first.text, program.wait(DEADLINE).unwrap().code)
     });
     let id = guest.request().id;
-    guest.send(0, &FromGuest::Reply(Reply { id, result: Ok(Answer::Done) }));
+    guest.send(
+        0,
+        &FromGuest::Reply(Reply {
+            id,
+            result: Ok(Answer::Done),
+        }),
+    );
     guest.send(1, &FromGuest::Output(id, false, b"Agent found\n".to_vec()));
     guest.send(2, &FromGuest::Exit(id, 1));
     assert_eq!(caller.join().unwrap(), ("Agent found".to_owned(), Some(1)));

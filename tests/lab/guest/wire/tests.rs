@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::*;
+use super::{frame::*, *};
 
 fn message() -> impl Strategy<Value = FromGuest> {
     let record =
@@ -16,12 +16,20 @@ fn message() -> impl Strategy<Value = FromGuest> {
             .prop_map(|(receiver, records)| FromGuest::Records(receiver, records)),
         (any::<u16>(), any::<[u64; 5]>()).prop_map(|(receiver, totals)| {
             let [datagrams, packets, continuity_errors, duplicates, rtp_gaps] = totals;
-            let totals =
-                TransportTotals { datagrams, packets, continuity_errors, duplicates, rtp_gaps };
+            let totals = TransportTotals {
+                datagrams,
+                packets,
+                continuity_errors,
+                duplicates,
+                rtp_gaps,
+            };
             FromGuest::Transport(receiver, totals)
         }),
         (any::<u64>(), ".*").prop_map(|(id, error)| {
-            FromGuest::Reply(Reply { id, result: Err(error) })
+            FromGuest::Reply(Reply {
+                id,
+                result: Err(error),
+            })
         }),
         Just(FromGuest::Alive),
     ]
@@ -43,8 +51,14 @@ fn crc_is_that_of_ieee_802_3() {
 
 #[test]
 fn consecutive_addresses_count_in_the_low_bits() {
-    let join = Join { count: 3, ..Join::any_source("ff3e::ffff".parse().unwrap()) };
-    let addresses: Vec<_> = join.addresses().map(|address| address.to_string()).collect();
+    let join = Join {
+        count: 3,
+        ..Join::any_source("ff3e::ffff".parse().unwrap())
+    };
+    let addresses: Vec<_> = join
+        .addresses()
+        .map(|address| address.to_string())
+        .collect();
     assert_eq!(addresses, ["ff3e::ffff", "ff3e::1:0", "ff3e::1:1"]);
 }
 
@@ -59,10 +73,19 @@ fn request_survives_the_wire() {
         }],
         content: Content::Stamped,
     };
-    let request = Request { id: 7, command: Command::StartReceiver { receiver: 1, config } };
+    let request = Request {
+        id: 7,
+        command: Command::StartReceiver {
+            receiver: 1,
+            config,
+        },
+    };
     let mut decoder = Decoder::default();
     decoder.push(&request.to_frame().unwrap());
-    assert_eq!(Request::decode(&decoder.poll_frame().unwrap()), Some(request));
+    assert_eq!(
+        Request::decode(&decoder.poll_frame().unwrap()),
+        Some(request)
+    );
 }
 
 proptest! {

@@ -1,0 +1,151 @@
+//! What the host knows of a guest: frames seen and missing, replies, outputs, packets.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    io::Write as _,
+    os::unix::net::UnixStream,
+    time::Instant,
+};
+
+use super::RETRY_INTERVAL;
+use crate::{
+    guest::{
+        program::Output,
+        wire::{Command, FromGuest, Reply, Request, TransportTotals},
+    },
+    probe::metrics::Arrival,
+};
+
+/// Totals of an MPEG-TS receiver at one time.
+#[derive(Clone, Copy, Debug)]
+pub struct TransportAt {
+    /// When the host got them, in nanoseconds of the host's monotonic clock.
+    pub host_ns: u64,
+    /// The totals.
+    pub totals: TransportTotals,
+}
+
+/// What went wrong on the channel so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ChannelStats {
+    /// Frames of the guest that came.
+    pub frames: u64,
+    /// Bytes that belonged to no whole frame.
+    pub skipped_bytes: u64,
+    /// Frames that are missing now.
+    pub missing: u64,
+    /// Frames that came after having been asked for again.
+    pub recovered: u64,
+}
+
+#[derive(Default)]
+pub(in crate::guest) struct State {
+    pub(super) connections: Vec<Connection>,
+    pub(super) next_connection: u64,
+    pub(super) next_request: u64,
+    pub(super) boot_id: Option<String>,
+    pub(super) expected: Option<u32>,
+    pub(super) missing: BTreeSet<u32>,
+    pub(super) asked_again: Option<Instant>,
+    pub(super) host: Option<usize>,
+    pub(super) last_frame: Option<Instant>,
+    pub(super) stats: ChannelStats,
+    pub(super) replies: HashMap<u64, Reply>,
+    pub(in crate::guest) outputs: HashMap<u64, Output>,
+    pub(super) arrivals: HashMap<u16, Vec<Arrival>>,
+    pub(super) transport: HashMap<u16, Vec<TransportAt>>,
+}
+
+pub(super) struct Connection {
+    pub(super) id: u64,
+    pub(super) stream: UnixStream,
+}
+
+impl State {
+    /// Writes to every QEMU; the one whose guest runs delivers, and repeats do no harm.
+    pub(super) fn write_all(&mut self, frame: &[u8]) {
+        for connection in &mut self.connections {
+            let _ = connection.stream.write_all(frame);
+        }
+    }
+
+    /// Keeps account of frame numbers; returns whether the frame is new.
+    pub(super) fn admit(&mut self, number: u32, message: &FromGuest) -> bool {
+        if let FromGuest::Hello(boot_id) = message
+            && self.boot_id.as_ref() != Some(boot_id)
+        {
+            self.boot_id = Some(boot_id.clone());
+            self.expected = None;
+            self.missing.clear();
+        }
+        let expected = *self.expected.get_or_insert(number);
+        if number < expected {
+            let is_missing = self.missing.remove(&number);
+            self.stats.recovered += u64::from(is_missing);
+            return is_missing;
+        }
+        self.missing.extend(expected..number);
+        self.expected = Some(number.wrapping_add(1));
+        true
+    }
+
+    /// Asks for missing frames, each time over again until they are here.
+    pub(super) fn ask_again(&mut self, connection: u64) {
+        let (Some(from), Some(last)) = (self.missing.first(), self.missing.last()) else {
+            self.asked_again = None;
+            return;
+        };
+        if self
+            .asked_again
+            .is_some_and(|asked| asked.elapsed() < RETRY_INTERVAL)
+        {
+            return;
+        }
+        let command = Command::Resend {
+            from: *from,
+            to: last.wrapping_add(1),
+        };
+        self.asked_again = Some(Instant::now());
+        let Ok(frame) = (Request { id: 0, command }).to_frame() else {
+            return;
+        };
+        for connection in self
+            .connections
+            .iter_mut()
+            .filter(|other| other.id == connection)
+        {
+            let _ = connection.stream.write_all(&frame);
+        }
+    }
+
+    pub(super) fn handle(&mut self, message: FromGuest, host: usize, host_ns: u64) {
+        self.stats.frames += 1;
+        match message {
+            FromGuest::Hello(_) | FromGuest::Alive => {}
+            FromGuest::Reply(reply) => {
+                self.replies.insert(reply.id, reply);
+            }
+            FromGuest::Output(id, is_stderr, bytes) => {
+                let output = self.outputs.entry(id).or_default();
+                output.add(&bytes, is_stderr, host_ns);
+            }
+            FromGuest::Exit(id, code) => {
+                let output = self.outputs.entry(id).or_default();
+                output.finish(code, host_ns);
+            }
+            FromGuest::Records(receiver, records) => {
+                let arrivals = self.arrivals.entry(receiver).or_default();
+                arrivals.extend(records.iter().map(|record| Arrival {
+                    flow: record.flow,
+                    sequence: record.sequence,
+                    host_ns,
+                    host: host as u8,
+                }));
+            }
+            FromGuest::Transport(receiver, totals) => {
+                let transport = self.transport.entry(receiver).or_default();
+                transport.push(TransportAt { host_ns, totals });
+            }
+        }
+    }
+}

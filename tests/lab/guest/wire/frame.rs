@@ -1,0 +1,160 @@
+//! Frames on the control channel.
+//!
+//! The channel is a virtio-serial port: a byte stream that a live migration may cut anywhere, the
+//! first half of a frame then arriving on the source's socket and the rest on the destination's.
+//! Frames therefore carry a sync word, their length and a CRC, and the ones from the guest a
+//! number, by which the host asks again for what is missing.
+//!
+//! # Wire format
+//!
+//! Little endian.
+//!
+//! | offset | length | field |
+//! |---|---|---|
+//! | 0 | 4 | sync word `a7 52 43 4c` |
+//! | 4 | 1 | kind of message |
+//! | 5 | 4 | number, counted by the guest since its boot; zero from the host |
+//! | 9 | 4 | length of the payload, at most 65,536 |
+//! | 13 | 4 | CRC-32 (IEEE 802.3) of the bytes 4 to 13 and of the payload |
+//! | 17 | .. | payload |
+
+const SYNC: [u8; 4] = [0xa7, b'R', b'C', b'L'];
+const HEADER_LEN: usize = 17;
+
+/// Longest payload of a frame, in bytes.
+pub const MAX_PAYLOAD: usize = 65_536;
+
+/// A frame as it came in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// Kind of message.
+    pub kind: u8,
+    /// The guest's frame number.
+    pub number: u32,
+    /// The message.
+    pub payload: Vec<u8>,
+}
+
+/// Returns a whole frame.
+pub fn frame(kind: u8, number: u32, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(HEADER_LEN + payload.len());
+    bytes.extend(SYNC);
+    bytes.push(kind);
+    bytes.extend(number.to_le_bytes());
+    bytes.extend(
+        u32::try_from(payload.len())
+            .unwrap_or(u32::MAX)
+            .to_le_bytes(),
+    );
+    let crc = crc32(&[&bytes[4..], payload]);
+    bytes.extend(crc.to_le_bytes());
+    bytes.extend_from_slice(payload);
+    bytes
+}
+
+/// Finds frames in a byte stream, and finds back into it after damage.
+#[derive(Debug, Default)]
+pub struct Decoder {
+    buffer: Vec<u8>,
+    /// Bytes that belonged to no whole frame.
+    pub skipped: u64,
+}
+
+impl Decoder {
+    /// Adds bytes from the stream.
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.buffer.extend_from_slice(bytes);
+    }
+
+    /// Returns the next whole frame, or `None` when more bytes are needed.
+    pub fn poll_frame(&mut self) -> Option<Frame> {
+        loop {
+            let start = self.find_sync();
+            self.skipped += start as u64;
+            self.buffer.drain(..start);
+            match parse(&self.buffer) {
+                Parsed::Whole(frame) => {
+                    self.buffer.drain(..HEADER_LEN + frame.payload.len());
+                    return Some(frame);
+                }
+                Parsed::Short => return None,
+                // Only the sync word is dropped: a whole frame may begin within the damaged one.
+                Parsed::Damaged => {
+                    self.skipped += 1;
+                    self.buffer.drain(..1);
+                }
+            }
+        }
+    }
+
+    /// Returns where the next sync word begins, or where one cut at the end may begin.
+    fn find_sync(&self) -> usize {
+        let is_start = |start: &usize| {
+            self.buffer[*start..]
+                .iter()
+                .zip(SYNC)
+                .all(|(byte, sync)| *byte == sync)
+        };
+        (0..self.buffer.len())
+            .find(is_start)
+            .unwrap_or(self.buffer.len())
+    }
+}
+
+enum Parsed {
+    Whole(Frame),
+    Short,
+    Damaged,
+}
+
+fn parse(bytes: &[u8]) -> Parsed {
+    let Some((header, rest)) = bytes.split_first_chunk::<HEADER_LEN>() else {
+        return Parsed::Short;
+    };
+    let word = |at: usize| {
+        u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
+    };
+    let length = word(9) as usize;
+    if length > MAX_PAYLOAD {
+        return Parsed::Damaged;
+    }
+    let Some(payload) = rest.get(..length) else {
+        return Parsed::Short;
+    };
+    if crc32(&[&header[4..13], payload]) != word(13) {
+        return Parsed::Damaged;
+    }
+    Parsed::Whole(Frame {
+        kind: header[4],
+        number: word(5),
+        payload: payload.to_vec(),
+    })
+}
+
+/// CRC-32 of IEEE 802.3 over several slices.
+pub(in crate::guest) fn crc32(slices: &[&[u8]]) -> u32 {
+    let bytes = slices.iter().flat_map(|slice| slice.iter());
+    !bytes.fold(u32::MAX, |crc, byte| {
+        CRC_TABLE[usize::from(crc as u8 ^ byte)] ^ (crc >> 8)
+    })
+}
+
+const CRC_TABLE: [u32; 256] = {
+    let mut table = [0; 256];
+    let mut index = 0;
+    while index < 256 {
+        let mut crc = index as u32;
+        let mut bit = 0;
+        while bit < 8 {
+            crc = if crc & 1 == 1 {
+                0xedb8_8320 ^ (crc >> 1)
+            } else {
+                crc >> 1
+            };
+            bit += 1;
+        }
+        table[index] = crc;
+        index += 1;
+    }
+    table
+};
