@@ -38,7 +38,7 @@ mod timer;
 mod vm;
 mod watch;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{Ipv6Addr, SocketAddrV6};
 use std::time::Duration;
 
@@ -177,6 +177,16 @@ impl Agent {
         self.end();
     }
 
+    /// Takes in, once and after the first [`DatapathEvent::Snapshot`], the addresses that an agent
+    /// before this one has left in `MANAGED`; those that nobody needs are given up.
+    pub fn handle_adopted(&mut self, now: Timestamp, managed: &[ManagedKey]) {
+        self.begin(now);
+        for key in managed {
+            self.unmanage_unneeded(*key);
+        }
+        self.end();
+    }
+
     /// Takes in what the hypervisor reports.
     pub fn handle_hypervisor(&mut self, now: Timestamp, event: HypervisorEvent) {
         self.begin(now);
@@ -247,6 +257,11 @@ impl Agent {
         self.records.iter()
     }
 
+    /// One of them, by its number.
+    pub fn migration(&self, number: u64) -> Option<&MigrationRecord> {
+        self.records.get(number)
+    }
+
     /// The domains of this host.
     pub fn domains(&self) -> impl Iterator<Item = &Domain> {
         self.inventory.domains.values()
@@ -308,14 +323,23 @@ impl Agent {
 
     fn on_hypervisor(&mut self, event: HypervisorEvent) {
         match event {
-            HypervisorEvent::Connected => self.inventory.hypervisor_connected = true,
+            HypervisorEvent::Connected => {
+                self.inventory.hypervisor_connected = true;
+                for uuid in self.inventory.missed() {
+                    self.on_hypervisor(HypervisorEvent::Gone(uuid));
+                }
+            }
             HypervisorEvent::Disconnected { reason } => {
                 self.inventory.hypervisor_connected = false;
+                self.inventory.told_again = Some(BTreeSet::new());
                 tracing::warn!(%reason, "Hypervisor is not connected");
             }
             HypervisorEvent::Domain(domain) => {
                 let (uuid, running) = (domain.uuid, domain.running);
                 self.inventory.domains.insert(uuid, domain);
+                if let Some(told) = &mut self.inventory.told_again {
+                    told.insert(uuid);
+                }
                 self.ports_changed();
                 self.incoming_domain(uuid, running);
             }

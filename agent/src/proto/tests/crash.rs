@@ -4,7 +4,10 @@ use super::migration::LONG;
 use super::pair::{Pair, Setup, VmState};
 
 /// Repeats a migration with one accident before each of its steps.
-fn at_every_step(what: &str, setup: &Setup, accident: impl Fn(&mut Pair)) {
+///
+/// `forgets` is whether the accident makes the destination forget a VM that has arrived: then the
+/// VM that asks it is told so, although it was moved.
+fn at_every_step(what: &str, setup: &Setup, forgets: bool, accident: impl Fn(&mut Pair)) {
     let mut pair = Pair::new(setup.clone());
     pair.run(LONG, |pair| pair.vm_host == 1 && !pair.migrating);
     // Until well after the switch, so that accidents while joins are held are among them.
@@ -17,30 +20,36 @@ fn at_every_step(what: &str, setup: &Setup, accident: impl Fn(&mut Pair)) {
         let context = format!("{what} at step {step} of {steps}");
         pair.assert_clean(&context);
         assert!(pair.starts <= 1, "{context}: started {} times", pair.starts);
-        assert!(
-            matches!(pair.vm, VmState::Over(_)),
-            "{context}: the VM was never told how it ended"
-        );
+        match (&pair.vm, pair.vm_host) {
+            (VmState::Over(Ok(())), 1) => {}
+            (VmState::Over(Err(_)), 0) => {}
+            (VmState::Over(Err(_)), 1) if forgets => {}
+            (VmState::Over(Ok(())), 0) if setup.by_operator => {}
+            (state, host) => panic!("{context}: VM on host {host} was told {state:?}"),
+        }
     }
 }
 
 #[test]
 fn crash_of_the_source_agent_leaves_nothing_behind() {
-    at_every_step("source agent crashes", &Setup::default(), |pair| {
+    at_every_step("source agent crashes", &Setup::default(), true, |pair| {
         pair.crash(0)
     });
 }
 
 #[test]
 fn crash_of_the_destination_agent_leaves_nothing_behind() {
-    at_every_step("destination agent crashes", &Setup::default(), |pair| {
-        pair.crash(1)
-    });
+    at_every_step(
+        "destination agent crashes",
+        &Setup::default(),
+        true,
+        |pair| pair.crash(1),
+    );
 }
 
 #[test]
 fn crash_of_both_agents_leaves_nothing_behind() {
-    at_every_step("both agents crash", &Setup::default(), |pair| {
+    at_every_step("both agents crash", &Setup::default(), true, |pair| {
         pair.crash(0);
         pair.crash(1);
     });
@@ -48,12 +57,22 @@ fn crash_of_both_agents_leaves_nothing_behind() {
 
 #[test]
 fn broken_connection_leaves_nothing_behind() {
-    at_every_step("connection breaks", &Setup::default(), Pair::break_link);
+    at_every_step(
+        "connection breaks",
+        &Setup::default(),
+        false,
+        Pair::break_link,
+    );
 }
 
 #[test]
 fn failure_of_the_hypervisor_leaves_the_vm_at_the_source_and_nothing_behind() {
-    at_every_step("hypervisor fails", &Setup::default(), Pair::fail_migration);
+    at_every_step(
+        "hypervisor fails",
+        &Setup::default(),
+        false,
+        Pair::fail_migration,
+    );
 }
 
 #[test]
@@ -62,7 +81,7 @@ fn crash_of_the_source_agent_during_an_operators_move_leaves_nothing_behind() {
         by_operator: true,
         ..Setup::default()
     };
-    at_every_step("source agent crashes", &setup, |pair| pair.crash(0));
+    at_every_step("source agent crashes", &setup, false, |pair| pair.crash(0));
 }
 
 #[test]
@@ -73,5 +92,7 @@ fn crash_while_datagrams_are_lost_leaves_nothing_behind() {
         reordering: 30,
         ..Setup::default()
     };
-    at_every_step("destination agent crashes", &setup, |pair| pair.crash(1));
+    at_every_step("destination agent crashes", &setup, true, |pair| {
+        pair.crash(1)
+    });
 }

@@ -1,1 +1,501 @@
-//! x
+//! Tests of incoming migrations.
+
+use common::maps::{Querier, QuerierKey, StreamKey};
+use common::signal::Listener;
+
+use super::*;
+use crate::proto::tests::fixture::{Bench, MAC, UUID, key};
+use crate::proto::{DatapathEvent, HypervisorEvent, Output, PeerEvent};
+
+const S: Duration = Duration::from_secs(1);
+const ARRIVING: u32 = 20;
+
+fn flow(silent_ms: u64) -> Flow {
+    Flow {
+        source: [1; 16].into(),
+        source_port: 5004,
+        destination_port: 5004,
+        rate_mpps: 1_725_000,
+        silent_ms,
+    }
+}
+
+fn listener(number: u16, mode: FilterMode, sources: &[u8], flows: Vec<Flow>) -> Listener {
+    Listener {
+        vlan: 0,
+        multicast_address: key(number).multicast_address.into(),
+        filter_mode: mode as u8,
+        sources: sources.iter().map(|byte| [*byte; 16].into()).collect(),
+        mld_version: 2,
+        mac: MAC.into(),
+        flows,
+    }
+}
+
+fn request(uuid: DomainUuid, listeners: Vec<Listener>) -> AgentRequest {
+    AgentRequest {
+        domain_uuid: uuid.0.into(),
+        domain_name: "viewer".to_owned(),
+        macs: vec![MAC.into()],
+        listeners,
+        vm_transaction: Some(5),
+    }
+}
+
+fn active(number: u16) -> Listener {
+    listener(number, FilterMode::Exclude, &[], vec![flow(0)])
+}
+
+fn bench() -> Bench {
+    let mut bench = Bench::empty();
+    bench.peer(PeerEvent::Up);
+    bench
+}
+
+fn answers(outputs: &[Output]) -> Vec<PeerMessage> {
+    let decode = |output: &Output| match output {
+        Output::Frame { bytes, .. } => Some(PeerMessage::decode(bytes).unwrap().1),
+        _ => None,
+    };
+    outputs.iter().filter_map(decode).collect()
+}
+
+fn modes(outputs: &[Output]) -> Vec<ReceptionMode> {
+    match answers(outputs).as_slice() {
+        [PeerMessage::AgentResponse(response)] => {
+            response.receptions.iter().map(|row| row.mode).collect()
+        }
+        other => panic!("no answer but {other:?}"),
+    }
+}
+
+fn first_packet(bench: &mut Bench, number: u16, source: u8) {
+    let event = DatapathEvent::FirstPacket {
+        key: StreamKey {
+            multicast_address: key(number).multicast_address,
+            source: [source; 16],
+            source_port: 5004,
+            destination_port: 5004,
+            vlan: 0,
+            pad: 0,
+        },
+        at: bench.now,
+    };
+    bench.datapath(event);
+}
+
+fn query(bench: &mut Bench) {
+    let event = DatapathEvent::Query {
+        key: QuerierKey {
+            ifindex: 2,
+            vlan: 0,
+            pad: 0,
+        },
+        value: Querier {
+            last_query_ns: bench.now.0,
+            address: [0xfe; 16],
+            query_interval_ms: 125_000,
+            query_response_interval_ms: 10_000,
+            robustness: 2,
+            mld_version: 2,
+            pad: [0; 6],
+        },
+    };
+    bench.datapath(event);
+}
+
+fn arrive(bench: &mut Bench) {
+    bench.port(ARRIVING, "vnet5");
+    bench.domain("vnet5", false);
+    let arrived = HypervisorEvent::Resumed {
+        uuid: UUID,
+        migrated: true,
+        at: bench.now,
+    };
+    bench.hypervisor(arrived);
+}
+
+fn leaves(outputs: &[Output]) -> usize {
+    let is_leave = |output: &&Output| matches!(output, Output::Leave(_));
+    outputs.iter().filter(is_leave).count()
+}
+
+#[test]
+fn request_watches_then_joins_every_address_at_once() {
+    let mut bench = bench();
+    bench.frame(1, request(UUID, vec![active(1), active(2)]));
+    let outputs = bench.outputs();
+    let manage = |number| Output::Manage {
+        key: key(number),
+        since: bench.now,
+    };
+    let join = |number| {
+        Output::Join(crate::proto::Membership {
+            key: key(number),
+            filter_mode: FilterMode::Exclude,
+            sources: vec![],
+        })
+    };
+    assert_eq!(outputs, [manage(1), join(1), manage(2), join(2)]);
+}
+
+#[test]
+fn answer_comes_with_the_last_verdict() {
+    let mut bench = bench();
+    bench.frame(1, request(UUID, vec![active(1), active(2)]));
+    bench.outputs();
+    first_packet(&mut bench, 1, 1);
+    assert_eq!(bench.outputs(), []);
+    bench.pass(Duration::from_millis(7));
+    first_packet(&mut bench, 2, 1);
+    assert_eq!(modes(&bench.outputs()), [ReceptionMode::Native; 2]);
+}
+
+#[test]
+fn flow_that_is_silent_at_the_source_is_idle_at_once() {
+    let mut bench = bench();
+    let silent = listener(1, FilterMode::Exclude, &[], vec![flow(60_000)]);
+    let unknown = listener(2, FilterMode::Exclude, &[], vec![]);
+    bench.frame(1, request(UUID, vec![silent, unknown]));
+    assert_eq!(modes(&bench.outputs()), [ReceptionMode::Idle; 2]);
+    first_packet(&mut bench, 1, 1);
+    let view = bench.agent.receptions().next().unwrap();
+    assert_eq!(view.reception, Some(ReceptionMode::Native));
+}
+
+#[test]
+fn packet_of_a_source_that_nobody_wants_proves_nothing() {
+    let mut bench = bench();
+    let wanted = listener(1, FilterMode::Include, &[1], vec![flow(0)]);
+    bench.frame(1, request(UUID, vec![wanted]));
+    bench.outputs();
+    first_packet(&mut bench, 1, 2);
+    assert_eq!(bench.outputs(), []);
+    bench.pass(2 * S);
+    assert_eq!(modes(&bench.outputs()), [ReceptionMode::Unreachable]);
+}
+
+#[test]
+fn slow_flow_is_given_a_few_interarrival_times_more() {
+    let mut bench = bench();
+    let mut slow = flow(0);
+    slow.rate_mpps = 2_000;
+    bench.frame(
+        1,
+        request(
+            UUID,
+            vec![listener(1, FilterMode::Exclude, &[], vec![slow])],
+        ),
+    );
+    bench.outputs();
+    bench.pass(Duration::from_millis(2900));
+    assert_eq!(bench.outputs(), []);
+    bench.pass(Duration::from_millis(200));
+    assert_eq!(modes(&bench.outputs()), [ReceptionMode::Unreachable]);
+}
+
+#[test]
+fn repeated_request_gets_the_same_answer_and_joins_nothing_again() {
+    let mut bench = bench();
+    bench.frame(1, request(UUID, vec![active(1)]));
+    bench.frame(1, request(UUID, vec![active(1)]));
+    bench.outputs();
+    first_packet(&mut bench, 1, 1);
+    let first = bench.outputs();
+    bench.frame(1, request(UUID, vec![active(1)]));
+    assert_eq!(bench.outputs(), first);
+    assert_eq!(bench.agent.migrations().count(), 1);
+}
+
+#[test]
+fn address_received_here_already_is_native_at_once() {
+    let mut bench = bench();
+    bench.port(9, "vnet9");
+    bench.report(9, key(1), FilterMode::Exclude);
+    bench.outputs();
+    bench.frame(1, request(UUID, vec![active(1)]));
+    let token = bench.outputs().into_iter().find_map(|output| match output {
+        Output::ReadStreams { token, .. } => Some(token),
+        _ => None,
+    });
+    let stream = common::maps::Stream {
+        native_packets: 9,
+        native_last_ns: bench.now.0 - 1_000_000,
+        interarrival_ns: 1_000_000,
+        ..common::maps::Stream::default()
+    };
+    let flow = StreamKey {
+        multicast_address: key(1).multicast_address,
+        source: [1; 16],
+        source_port: 1,
+        destination_port: 1,
+        vlan: 0,
+        pad: 0,
+    };
+    bench.datapath(DatapathEvent::Streams {
+        token: token.unwrap(),
+        streams: vec![(flow, stream)],
+    });
+    assert_eq!(modes(&bench.outputs()), [ReceptionMode::Native]);
+}
+
+#[test]
+fn filters_of_several_domains_are_joined_as_one_and_narrowed_again() {
+    let mut bench = bench();
+    let other = DomainUuid([9; 16]);
+    bench.frame(
+        1,
+        request(UUID, vec![listener(1, FilterMode::Include, &[1], vec![])]),
+    );
+    bench.frame(
+        2,
+        request(other, vec![listener(1, FilterMode::Include, &[2], vec![])]),
+    );
+    let joined = |bench: &mut Bench| {
+        let joins: Vec<_> = bench
+            .outputs()
+            .into_iter()
+            .filter_map(|output| match output {
+                Output::Join(membership) => Some(membership.sources.len()),
+                Output::Leave(_) => Some(0),
+                _ => None,
+            })
+            .collect();
+        joins
+    };
+    assert_eq!(joined(&mut bench), [1, 2]);
+    let reason = "cancelled".to_owned();
+    bench.frame(
+        1,
+        MigrationAbort {
+            reason: reason.clone(),
+        },
+    );
+    assert_eq!(joined(&mut bench), [1]);
+    bench.frame(2, MigrationAbort { reason });
+    assert_eq!(joined(&mut bench), [0]);
+    assert_eq!(bench.agent.receptions().count(), 0);
+}
+
+#[test]
+fn abort_of_the_source_undoes_join_watch_and_mdb_entry() {
+    let mut bench = bench();
+    bench.frame(1, request(UUID, vec![active(1)]));
+    bench.port(ARRIVING, "vnet5");
+    bench.outputs();
+    let reason = "cancelled".to_owned();
+    bench.frame(1, MigrationAbort { reason });
+    let delete = Output::MdbDelete {
+        ifindex: ARRIVING,
+        key: key(1),
+    };
+    let expected = [delete, Output::Leave(key(1)), Output::Unmanage(key(1))];
+    assert_eq!(bench.outputs(), expected);
+}
+
+#[test]
+fn abort_that_crosses_the_arrival_does_not_take_the_stream_away() {
+    let mut bench = bench();
+    bench.frame(1, request(UUID, vec![active(1)]));
+    bench.port(ARRIVING, "vnet5");
+    bench.domain("vnet5", false);
+    let reason = "libvirtd is gone".to_owned();
+    bench.frame(1, MigrationAbort { reason });
+    assert_eq!(leaves(&bench.outputs()), 0);
+    arrive(&mut bench);
+    bench.pass(60 * S);
+    assert_eq!(leaves(&bench.outputs()), 0);
+}
+
+#[test]
+fn abort_is_done_in_the_end_if_the_waiting_domain_never_runs() {
+    let mut bench = bench();
+    bench.frame(1, request(UUID, vec![active(1)]));
+    bench.domain("", false);
+    let reason = "cancelled".to_owned();
+    bench.frame(1, MigrationAbort { reason });
+    bench.pass(31 * S);
+    assert_eq!(leaves(&bench.outputs()), 1);
+}
+
+#[test]
+fn domain_gone_before_its_arrival_undoes_and_tells_the_source() {
+    let mut bench = bench();
+    bench.frame(1, request(UUID, vec![active(1)]));
+    bench.domain("vnet5", false);
+    bench.outputs();
+    bench.hypervisor(HypervisorEvent::Gone(UUID));
+    let outputs = bench.outputs();
+    assert_eq!(leaves(&outputs), 1);
+    assert!(matches!(
+        answers(&outputs).as_slice(),
+        [PeerMessage::MigrationAbort(_)]
+    ));
+}
+
+#[test]
+fn joins_of_a_lost_source_end_soon_before_the_vm_begins_to_come_and_late_after() {
+    for begun in [false, true] {
+        let mut bench = bench();
+        bench.frame(1, request(UUID, vec![active(1)]));
+        let reason = "Connection to vms2 was reset".to_owned();
+        bench.peer(PeerEvent::Down { reason });
+        if begun {
+            bench.domain("vnet5", false);
+        }
+        bench.pass(31 * S);
+        assert_eq!(leaves(&bench.outputs()), usize::from(!begun));
+        bench.pass(600 * S);
+        assert_eq!(leaves(&bench.outputs()), usize::from(begun));
+    }
+}
+
+#[test]
+fn silent_source_is_told_when_its_joins_expire() {
+    let mut bench = bench();
+    bench.frame(1, request(UUID, vec![active(1)]));
+    bench.pass(599 * S);
+    assert_eq!(leaves(&bench.outputs()), 0);
+    bench.pass(2 * S);
+    let outputs = bench.outputs();
+    assert_eq!(leaves(&outputs), 1);
+    assert_eq!(answers(&outputs).len(), 1);
+}
+
+#[test]
+fn report_by_itself_does_not_end_the_join_but_the_answer_to_a_query_does() {
+    let mut bench = bench();
+    bench.frame(1, request(UUID, vec![active(1)]));
+    query(&mut bench);
+    bench.pass(S);
+    arrive(&mut bench);
+    bench.pass(S);
+    bench.report(ARRIVING, key(1), FilterMode::Exclude);
+    assert_eq!(leaves(&bench.outputs()), 0);
+    bench.pass(S);
+    query(&mut bench);
+    assert_eq!(leaves(&bench.outputs()), 0);
+    bench.pass(S);
+    bench.report(ARRIVING, key(1), FilterMode::Exclude);
+    let outputs = bench.outputs();
+    assert_eq!(leaves(&outputs), 1);
+    // The VM listens itself, so the address stays watched.
+    assert!(!outputs.contains(&Output::Unmanage(key(1))));
+}
+
+#[test]
+fn vm_that_leaves_the_address_after_its_arrival_ends_the_join() {
+    let mut bench = bench();
+    bench.frame(1, request(UUID, vec![active(1)]));
+    arrive(&mut bench);
+    bench.report(ARRIVING, key(1), FilterMode::Exclude);
+    bench.outputs();
+    bench.leave(ARRIVING, key(1));
+    assert_eq!(leaves(&bench.outputs()), 1);
+}
+
+#[test]
+fn entry_that_is_read_but_was_never_there_ends_nothing() {
+    let mut bench = bench();
+    bench.frame(1, request(UUID, vec![active(1)]));
+    arrive(&mut bench);
+    bench.outputs();
+    bench.leave(ARRIVING, key(1));
+    assert_eq!(leaves(&bench.outputs()), 0);
+}
+
+#[test]
+fn vm_that_never_answers_is_held_for_one_listening_interval() {
+    let mut bench = bench();
+    bench.frame(1, request(UUID, vec![active(1)]));
+    arrive(&mut bench);
+    bench.outputs();
+    bench.pass(269 * S);
+    assert_eq!(leaves(&bench.outputs()), 0);
+    bench.pass(2 * S);
+    let outputs = bench.outputs();
+    assert_eq!(leaves(&outputs), 1);
+    let delete = Output::MdbDelete {
+        ifindex: ARRIVING,
+        key: key(1),
+    };
+    assert!(outputs.contains(&delete));
+}
+
+#[test]
+fn policy_of_the_destination_is_named() {
+    let mut config = crate::proto::tests::fixture::config(0);
+    config.policy.arrivals.clear();
+    let mut bench = Bench::with(config);
+    bench.peer(PeerEvent::Up);
+    bench.frame(1, request(UUID, vec![active(1)]));
+    let reason = "The policy of vms1 does not let domain viewer come from vms2".to_owned();
+    assert_eq!(
+        answers(&bench.outputs()),
+        [MigrationAbort { reason }.into()]
+    );
+    assert_eq!(bench.agent.receptions().count(), 0);
+}
+
+#[test]
+fn addresses_over_the_limits_are_refused_one_by_one() {
+    let mut config = crate::proto::tests::fixture::config(0);
+    config.limits.joins = 1;
+    let mut bench = Bench::with(config);
+    bench.peer(PeerEvent::Up);
+    let idle = |number| listener(number, FilterMode::Exclude, &[], vec![]);
+    let mut link_local = idle(3);
+    link_local.multicast_address = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xfb].into();
+    bench.frame(1, request(UUID, vec![idle(1), idle(2), link_local]));
+    assert_eq!(
+        modes(&bench.outputs()),
+        [
+            ReceptionMode::Idle,
+            ReceptionMode::Refused,
+            ReceptionMode::Refused
+        ]
+    );
+}
+
+#[test]
+fn more_domains_than_the_limit_are_refused() {
+    let mut config = crate::proto::tests::fixture::config(0);
+    config.limits.incoming_per_peer = 2;
+    let mut bench = Bench::with(config);
+    bench.peer(PeerEvent::Up);
+    for number in 1..4_u8 {
+        bench.outputs();
+        let uuid = DomainUuid([number; 16]);
+        bench.frame(u64::from(number), request(uuid, vec![]));
+    }
+    let reason = "Agent vms1 takes in 2 domains already; try again when one has arrived".to_owned();
+    assert_eq!(
+        answers(&bench.outputs()),
+        [MigrationAbort { reason }.into()]
+    );
+}
+
+#[test]
+fn request_of_the_same_domain_with_another_transaction_takes_the_joins_over() {
+    let mut bench = bench();
+    bench.frame(1, request(UUID, vec![active(1), active(2)]));
+    bench.outputs();
+    bench.frame(2, request(UUID, vec![active(1)]));
+    let outputs = bench.outputs();
+    assert!(outputs.contains(&Output::Leave(key(2))));
+    assert!(!outputs.contains(&Output::Leave(key(1))));
+    assert_eq!(bench.agent.receptions().count(), 1);
+}
+
+#[test]
+fn join_that_the_kernel_refuses_is_told_as_refused() {
+    let mut bench = bench();
+    bench.frame(1, request(UUID, vec![active(1)]));
+    bench.outputs();
+    let reason = "Too many memberships".to_owned();
+    bench.datapath(DatapathEvent::Failed {
+        key: key(1),
+        reason,
+    });
+    assert_eq!(modes(&bench.outputs()), [ReceptionMode::Refused]);
+}

@@ -1,1 +1,195 @@
-//! x
+//! Tests of the mirror.
+
+use std::time::Duration;
+
+use common::maps::{FilterMode, ManagedKey, Querier, QuerierKey};
+
+use super::*;
+use crate::proto::tests::fixture::{Bench, TAP, key, listener, listener_key};
+use crate::proto::{DatapathEvent, Output};
+
+const S: Duration = Duration::from_secs(1);
+
+fn is_expiry(output: &Output) -> bool {
+    matches!(output, Output::ExpireListener { .. })
+}
+
+fn querier(interval_ms: u32, response_ms: u32, robustness: u8) -> (QuerierKey, Querier) {
+    let key = QuerierKey {
+        ifindex: 2,
+        vlan: 0,
+        pad: 0,
+    };
+    let value = Querier {
+        last_query_ns: 0,
+        address: [0xfe; 16],
+        query_interval_ms: interval_ms,
+        query_response_interval_ms: response_ms,
+        robustness,
+        mld_version: 2,
+        pad: [0; 6],
+    };
+    (key, value)
+}
+
+#[test]
+fn listening_interval_without_a_querier_is_that_of_the_defaults() {
+    assert_eq!(Mirror::default().listening_interval(0), 270 * S);
+}
+
+#[test]
+fn listening_interval_follows_the_querier_of_the_vlan() {
+    let mut mirror = Mirror::default();
+    let (key, value) = querier(20_000, 1_000, 3);
+    mirror.update_querier(key, value);
+    assert_eq!(mirror.listening_interval(0), 62 * S);
+    assert_eq!(mirror.listening_interval(7), 270 * S);
+}
+
+#[test]
+fn listener_that_is_not_reported_again_is_read_and_then_expired() {
+    let mut bench = Bench::housing();
+    bench.report(TAP, key(1), FilterMode::Exclude);
+    let reported = bench.now;
+    bench.outputs();
+    bench.pass(269 * S);
+    assert!(!bench.outputs().iter().any(is_expiry));
+    bench.pass(S);
+    let listener_key = listener_key(TAP, key(1));
+    assert!(bench.outputs().contains(&Output::ReadListeners {
+        listeners: vec![listener_key],
+        sources: vec![],
+    }));
+    // The kernel's state is as old as the mirror's.
+    bench.datapath(DatapathEvent::Listener {
+        change: common::event::Change::Updated,
+        key: listener_key,
+        value: listener(reported, FilterMode::Exclude),
+    });
+    bench.pass(2 * S);
+    assert!(bench.outputs().contains(&Output::ExpireListener {
+        key: listener_key,
+        last_report_ns: reported.0,
+    }));
+    bench.leave(TAP, key(1));
+    assert_eq!(bench.agent.listeners().count(), 0);
+    assert!(bench.outputs().contains(&Output::Unmanage(key(1))));
+    bench.pass(1000 * S);
+    assert!(!bench.outputs().iter().any(is_expiry));
+}
+
+#[test]
+fn listener_reported_without_an_event_is_kept_when_it_is_read() {
+    let mut bench = Bench::housing();
+    bench.report(TAP, key(1), FilterMode::Exclude);
+    bench.pass(270 * S);
+    bench.outputs();
+    bench.report(TAP, key(1), FilterMode::Exclude);
+    bench.pass(269 * S);
+    assert!(!bench.outputs().iter().any(is_expiry));
+}
+
+#[test]
+fn shorter_interval_of_a_new_querier_ages_what_is_there() {
+    let mut bench = Bench::housing();
+    bench.report(TAP, key(1), FilterMode::Exclude);
+    let (querier_key, value) = querier(10_000, 1_000, 2);
+    bench.datapath(DatapathEvent::Query {
+        key: querier_key,
+        value,
+    });
+    bench.pass(24 * S);
+    assert!(bench.outputs().iter().any(is_expiry));
+}
+
+#[test]
+fn address_is_watched_from_its_first_listener_to_its_last() {
+    let mut bench = Bench::housing();
+    bench.port(TAP + 1, "vnet1");
+    bench.report(TAP, key(1), FilterMode::Exclude);
+    let managed = Output::Manage {
+        key: key(1),
+        since: bench.now,
+    };
+    assert!(bench.outputs().contains(&managed));
+    bench.report(TAP + 1, key(1), FilterMode::Exclude);
+    bench.leave(TAP, key(1));
+    assert_eq!(bench.outputs(), []);
+    bench.leave(TAP + 1, key(1));
+    assert_eq!(bench.outputs(), [Output::Unmanage(key(1))]);
+}
+
+#[test]
+fn unplugged_tap_is_pruned_only_from_addresses_that_nobody_else_listens_to() {
+    let mut bench = Bench::housing();
+    bench.port(TAP + 1, "vnet1");
+    bench.report(TAP, key(1), FilterMode::Exclude);
+    bench.report(TAP, key(2), FilterMode::Exclude);
+    bench.report(TAP + 1, key(2), FilterMode::Exclude);
+    bench.outputs();
+    bench.unplug(TAP);
+    assert_eq!(
+        bench.outputs(),
+        [Output::Prune(key(1)), Output::Unmanage(key(1))]
+    );
+}
+
+#[test]
+fn link_local_addresses_are_shown_but_never_watched() {
+    let mut bench = Bench::housing();
+    let mdns = ManagedKey {
+        vlan: 0,
+        pad: 0,
+        multicast_address: "ff02::fb".parse::<std::net::Ipv6Addr>().unwrap().octets(),
+    };
+    bench.report(TAP, mdns, FilterMode::Exclude);
+    bench.unplug(TAP);
+    assert_eq!(bench.outputs(), []);
+}
+
+#[test]
+fn sources_of_an_older_list_are_not_part_of_the_filter() {
+    let mut bench = Bench::housing();
+    let (old, new) = (
+        "2001:db8::1".parse().unwrap(),
+        "2001:db8::2".parse().unwrap(),
+    );
+    bench.source(TAP, key(1), old, 0);
+    bench.source(TAP, key(1), new, 1);
+    bench.report(TAP, key(1), FilterMode::Include);
+    let view = bench.agent.listeners_of_port(TAP).next().unwrap();
+    assert_eq!(view.sources, [new]);
+}
+
+#[test]
+fn ports_listeners_are_only_its_own() {
+    let mut bench = Bench::housing();
+    bench.port(TAP + 1, "vnet1");
+    for number in 0..5 {
+        bench.report(TAP, key(number), FilterMode::Exclude);
+    }
+    bench.report(TAP + 1, key(9), FilterMode::Exclude);
+    assert_eq!(bench.agent.listeners_of_port(TAP).count(), 5);
+    assert_eq!(bench.agent.listeners_of_port(TAP + 1).count(), 1);
+    assert_eq!(bench.agent.listeners_of_port(TAP + 2).count(), 0);
+}
+
+#[test]
+fn snapshot_reads_again_what_it_lacks_before_it_is_forgotten() {
+    let mut bench = Bench::housing();
+    bench.report(TAP, key(1), FilterMode::Exclude);
+    bench.outputs();
+    bench.datapath(DatapathEvent::Snapshot {
+        listeners: vec![(
+            listener_key(TAP, key(2)),
+            listener(bench.now, FilterMode::Exclude),
+        )],
+        sources: vec![],
+        queriers: vec![],
+    });
+    assert_eq!(bench.agent.listeners().count(), 2);
+    assert!(bench.outputs().contains(&Output::ReadListeners {
+        listeners: vec![listener_key(TAP, key(1))],
+        sources: vec![],
+    }));
+}

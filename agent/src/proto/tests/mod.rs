@@ -1,5 +1,6 @@
-//! Two agents on a virtual clock.
+//! Two agents on a virtual clock, and what the tests of single files share.
 
 mod crash;
+pub(super) mod fixture;
 mod migration;
 mod pair;

@@ -13,8 +13,8 @@ use common::signal::{MigrationAbort, MigrationReady, MigrationRequest, PORT, Pha
 
 use crate::proto::*;
 
-pub(super) const UUID: DomainUuid = DomainUuid([7; 16]);
-pub(super) const MAC: Mac = [0x52, 0x54, 0, 0, 0, 1];
+pub(in crate::proto) const UUID: DomainUuid = DomainUuid([7; 16]);
+pub(in crate::proto) const MAC: Mac = [0x52, 0x54, 0, 0, 0, 1];
 pub(super) const TRANSACTION: u64 = 4711;
 const NAMES: [&str; 2] = ["vms1", "vms2"];
 const UPLINK: u32 = 2;
@@ -151,7 +151,7 @@ pub(super) struct Pair {
     pub(super) answered_at: Option<Timestamp>,
 }
 
-pub(super) fn key(number: u16) -> ManagedKey {
+pub(in crate::proto) fn key(number: u16) -> ManagedKey {
     ManagedKey {
         vlan: 0,
         pad: 0,
@@ -159,7 +159,7 @@ pub(super) fn key(number: u16) -> ManagedKey {
     }
 }
 
-pub(super) fn config(host: usize) -> AgentConfig {
+pub(in crate::proto) fn config(host: usize) -> AgentConfig {
     AgentConfig {
         name: NAMES[host].to_owned(),
         peers: vec![NAMES[1 - host].to_owned()],
@@ -305,23 +305,26 @@ impl Pair {
             return;
         }
         self.migration_epoch += 1;
-        self.remove_domain(1);
-        self.vm_paused = false;
-        self.hypervisor(
-            0,
-            HypervisorEvent::Resumed {
+        if self.vm_host == 1 {
+            // Too late: the VM runs there, only the source never hears of it.
+            self.remove_domain(0);
+        } else {
+            self.remove_domain(1);
+            self.vm_paused = false;
+            let resumed = HypervisorEvent::Resumed {
                 uuid: UUID,
                 migrated: false,
                 at: self.now,
-            },
-        );
+            };
+            self.hypervisor(0, resumed);
+        }
         let result = Err("Connection to the destination was reset".to_owned());
         self.hypervisor(0, HypervisorEvent::MigrationEnded { uuid: UUID, result });
     }
 
     fn boot(&mut self, host: usize) {
-        self.hosts[host].kernel.managed.clear();
         let kernel = &self.hosts[host].kernel;
+        let managed: Vec<_> = kernel.managed.keys().copied().collect();
         let ports: Vec<_> = kernel.ports.values().cloned().collect();
         let domains: Vec<_> = kernel.domains.values().cloned().collect();
         let snapshot = DatapathEvent::Snapshot {
@@ -334,6 +337,7 @@ impl Pair {
         }
         self.hypervisor(host, HypervisorEvent::Connected);
         self.input(host, |agent, now| agent.handle_datapath(now, snapshot));
+        self.input(host, |agent, now| agent.handle_adopted(now, &managed));
         for port in ports {
             self.input(host, |agent, now| {
                 agent.handle_port(now, PortEvent::Added(port));

@@ -1,1 +1,302 @@
-//! x
+//! Tests of outgoing migrations.
+
+use common::maps::FilterMode;
+use common::signal::{MigrationAbort, PeerMessage};
+
+use super::*;
+use crate::proto::tests::fixture::{Bench, TAP, UUID, key};
+use crate::proto::{Command, HypervisorEvent, Outcome, PeerEvent};
+
+const S: Duration = Duration::from_secs(1);
+
+fn request() -> MigrationRequest {
+    MigrationRequest {
+        destination: "vms2".to_owned(),
+        domain: None,
+    }
+}
+
+fn response() -> AgentResponse {
+    AgentResponse {
+        prefix: [0; 16].into(),
+        prefix_length: 64,
+        agent_address: [1; 16].into(),
+        connect_uri: "qemu+tcp://vms2/system".to_owned(),
+        migrate_uri: String::new(),
+        receptions: vec![],
+    }
+}
+
+/// Takes the `AgentRequest` out of the outputs.
+fn sent(bench: &mut Bench) -> Option<(u64, AgentRequest)> {
+    bench.outputs().into_iter().find_map(|output| match output {
+        Output::Frame { bytes, .. } => match PeerMessage::decode(&bytes).unwrap() {
+            (transaction, PeerMessage::AgentRequest(body)) => Some((transaction, body)),
+            _ => None,
+        },
+        _ => None,
+    })
+}
+
+fn aborts(outputs: &[Output]) -> usize {
+    let is_abort = |output: &&Output| match output {
+        Output::Frame { bytes, .. } => {
+            matches!(
+                PeerMessage::decode(bytes),
+                Ok((_, PeerMessage::MigrationAbort(_)))
+            )
+        }
+        _ => false,
+    };
+    outputs.iter().filter(is_abort).count()
+}
+
+/// A migration asked for by the VM whose `AgentRequest` is out.
+fn requesting() -> (Bench, u64) {
+    let mut bench = Bench::housing();
+    bench.peer(PeerEvent::Up);
+    bench.vm(5, request());
+    let (transaction, _) = sent(&mut bench).unwrap();
+    (bench, transaction)
+}
+
+/// The same, started.
+fn copying() -> (Bench, u64) {
+    let (mut bench, transaction) = requesting();
+    bench.frame(transaction, response());
+    bench.vm(5, MigrationReady { address: None });
+    (bench, transaction)
+}
+
+fn command(bench: &mut Bench, domain: &str, destination: &str) -> Option<CommandReply> {
+    let command = Command::Migrate {
+        domain: domain.to_owned(),
+        destination: destination.to_owned(),
+    };
+    bench.agent.handle_command(bench.now, 1, command);
+    bench.outputs().into_iter().find_map(|output| match output {
+        Output::Reply { reply, .. } => Some(reply),
+        _ => None,
+    })
+}
+
+#[test]
+fn request_carries_filters_and_flows_of_what_means_something_elsewhere() {
+    let mut bench = Bench::housing();
+    bench.peer(PeerEvent::Up);
+    let wanted = "2001:db8::1".parse().unwrap();
+    bench.source(TAP, key(1), wanted, 1);
+    bench.report(TAP, key(1), FilterMode::Include);
+    bench.report(TAP, key(2), FilterMode::Exclude);
+    let mut mdns = key(0);
+    mdns.multicast_address = "ff02::fb".parse::<std::net::Ipv6Addr>().unwrap().octets();
+    bench.report(TAP, mdns, FilterMode::Exclude);
+    bench.outputs();
+    bench.vm(5, request());
+    let token = bench.outputs().into_iter().find_map(|output| match output {
+        Output::ReadStreams { token, keys } => {
+            assert_eq!(keys, [key(1), key(2)]);
+            Some(token)
+        }
+        _ => None,
+    });
+    let stream = |source: std::net::Ipv6Addr| {
+        let flow = StreamKey {
+            multicast_address: key(1).multicast_address,
+            source: source.octets(),
+            source_port: 5004,
+            destination_port: 5006,
+            vlan: 0,
+            pad: 0,
+        };
+        let state = Stream {
+            native_packets: 10,
+            native_last_ns: bench.now.0 - 3_000_000,
+            interarrival_ns: 1_000_000,
+            ..Stream::default()
+        };
+        (flow, state)
+    };
+    let streams = vec![stream(wanted), stream("2001:db8::2".parse().unwrap())];
+    bench.datapath(crate::proto::DatapathEvent::Streams {
+        token: token.unwrap(),
+        streams,
+    });
+    let (_, body) = sent(&mut bench).unwrap();
+    assert_eq!(body.vm_transaction, Some(5));
+    assert_eq!(body.listeners.len(), 2);
+    assert_eq!(body.listeners[0].sources, [wanted.octets().into()]);
+    assert_eq!(body.listeners[0].flows.len(), 1);
+    assert_eq!(body.listeners[0].flows[0].rate_mpps, 1_000_000);
+    assert_eq!(body.listeners[0].flows[0].silent_ms, 3);
+    assert_eq!(body.listeners[1].filter_mode, FilterMode::Exclude as u8);
+}
+
+#[test]
+fn request_goes_out_without_flows_when_the_kernel_does_not_answer() {
+    let mut bench = Bench::housing();
+    bench.peer(PeerEvent::Up);
+    bench.report(TAP, key(1), FilterMode::Exclude);
+    bench.vm(5, request());
+    assert_eq!(sent(&mut bench), None);
+    bench.pass(S);
+    assert!(sent(&mut bench).is_some());
+}
+
+#[test]
+fn destination_that_does_not_answer_is_given_up_and_told() {
+    let (mut bench, _) = requesting();
+    bench.pass(7 * S);
+    let outputs = bench.outputs();
+    assert_eq!(aborts(&outputs), 1);
+    bench.vm(5, request());
+    let reason = "Destination vms2 did not answer within 6 s; check its agent's log";
+    assert_eq!(bench.abort_reason(), reason);
+}
+
+#[test]
+fn refusal_of_the_destination_is_passed_on() {
+    let (mut bench, transaction) = requesting();
+    let reason = "The policy of vms2 does not let domain viewer come from vms1".to_owned();
+    bench.frame(transaction, MigrationAbort { reason });
+    let reason = "Destination vms2 refuses: The policy of vms2 does not let domain viewer come \
+                  from vms1";
+    assert_eq!(bench.abort_reason(), reason);
+}
+
+#[test]
+fn broken_connection_before_the_start_fails_and_is_made_again_to_tell() {
+    let (mut bench, _) = requesting();
+    let reason = "Connection to vms2 was reset".to_owned();
+    bench.peer(PeerEvent::Down { reason });
+    let reason = "Destination vms2 is down: Connection to vms2 was reset";
+    assert_eq!(bench.abort_reason(), reason);
+    bench.pass(S);
+    let connect = Output::Connect {
+        peer: "vms2".to_owned(),
+    };
+    assert!(bench.outputs().contains(&connect));
+    bench.peer(PeerEvent::Up);
+    assert_eq!(aborts(&bench.outputs()), 1);
+}
+
+#[test]
+fn vm_that_is_never_ready_is_given_up() {
+    let (mut bench, transaction) = requesting();
+    bench.frame(transaction, response());
+    bench.outputs();
+    bench.pass(31 * S);
+    assert_eq!(aborts(&bench.outputs()), 1);
+    bench.vm(5, MigrationReady { address: None });
+    let reason = "The VM did not say within 30 s that it is ready; run migkick again";
+    assert_eq!(bench.abort_reason(), reason);
+}
+
+#[test]
+fn repeated_ready_starts_the_migration_once() {
+    let (mut bench, _) = copying();
+    for _ in 0..3 {
+        bench.vm(5, MigrationReady { address: None });
+    }
+    let starts = bench
+        .outputs()
+        .into_iter()
+        .filter(|output| matches!(output, Output::StartMigration { .. }))
+        .count();
+    assert_eq!(starts, 1);
+}
+
+#[test]
+fn broken_connection_after_the_start_leaves_the_migration_to_libvirt() {
+    let (mut bench, transaction) = copying();
+    bench.outputs();
+    let reason = "Connection to vms2 was reset".to_owned();
+    bench.peer(PeerEvent::Down {
+        reason: reason.clone(),
+    });
+    let mut attempts = 0;
+    for _ in 0..20 {
+        bench.pass(S);
+        for output in bench.outputs() {
+            if matches!(output, Output::Connect { .. }) {
+                attempts += 1;
+                let reason = reason.clone();
+                bench.peer(PeerEvent::Down { reason });
+            }
+        }
+    }
+    assert!((5..15).contains(&attempts), "{attempts} attempts in 20 s");
+    bench.pass(6 * S);
+    bench.peer(PeerEvent::Up);
+    assert_eq!(sent(&mut bench).unwrap().0, transaction);
+    let result = Ok(JobStats::default());
+    bench.hypervisor(HypervisorEvent::MigrationEnded { uuid: UUID, result });
+    let record = bench.agent.migrations().next().unwrap();
+    assert_eq!(record.outcome, Some(Outcome::Completed));
+}
+
+#[test]
+fn failure_of_libvirt_tells_the_vm_and_the_destination() {
+    let (mut bench, _) = copying();
+    bench.outputs();
+    let result = Err("Connection to the destination was reset".to_owned());
+    bench.hypervisor(HypervisorEvent::MigrationEnded { uuid: UUID, result });
+    assert_eq!(aborts(&bench.outputs()), 1);
+    bench.vm(5, MigrationReady { address: None });
+    let reason = "The migration of domain viewer to vms2 failed and it stays on vms1: Connection \
+                  to the destination was reset";
+    assert_eq!(bench.abort_reason(), reason);
+}
+
+#[test]
+fn operator_is_told_of_a_domain_that_is_unknown_or_does_not_run() {
+    let mut bench = Bench::empty();
+    assert_eq!(
+        command(&mut bench, "viewer", "vms2"),
+        Some(CommandReply::Failed(
+            "Agent vms1 has no domain \"viewer\"".to_owned()
+        ))
+    );
+    bench.domain("", false);
+    assert_eq!(
+        command(&mut bench, "viewer", "vms2"),
+        Some(CommandReply::Failed(
+            "Domain viewer does not run; start it before moving it".to_owned()
+        ))
+    );
+}
+
+#[test]
+fn abort_before_the_start_ends_at_once_and_after_it_by_libvirt() {
+    let abort = Command::Abort {
+        domain: "viewer".to_owned(),
+    };
+    let (mut bench, _) = requesting();
+    bench.agent.handle_command(bench.now, 2, abort.clone());
+    let reason = "The migration of domain viewer was cancelled by an operator";
+    assert_eq!(bench.abort_reason(), reason);
+
+    let (mut bench, _) = copying();
+    bench.agent.handle_command(bench.now, 2, abort.clone());
+    let outputs = bench.outputs();
+    assert!(outputs.contains(&Output::AbortMigration { uuid: UUID }));
+    let result = Err("operation aborted".to_owned());
+    bench.hypervisor(HypervisorEvent::MigrationEnded { uuid: UUID, result });
+    assert_eq!(bench.abort_reason(), reason);
+
+    bench.agent.handle_command(bench.now, 3, abort);
+    let refused = CommandReply::Failed("Domain viewer is not being moved".to_owned());
+    assert!(bench.outputs().contains(&Output::Reply {
+        command: 3,
+        reply: refused
+    }));
+}
+
+#[test]
+fn domain_that_is_shut_down_before_the_start_is_not_moved() {
+    let (mut bench, _) = requesting();
+    bench.hypervisor(HypervisorEvent::Gone(UUID));
+    assert_eq!(aborts(&bench.outputs()), 1);
+    let record = bench.agent.migrations().next().unwrap();
+    assert!(matches!(record.outcome, Some(Outcome::Failed(_))));
+}
