@@ -1,6 +1,6 @@
 //! What this host has: the ports of its bridge and the domains of its hypervisor.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use super::{Domain, DomainUuid, Mac, Port};
 
@@ -10,8 +10,6 @@ pub(super) struct Inventory {
     pub(super) ports: BTreeMap<u32, Port>,
     pub(super) domains: BTreeMap<DomainUuid, Domain>,
     pub(super) hypervisor_connected: bool,
-    /// Domains told since the connection to the hypervisor was lost.
-    pub(super) told_again: Option<BTreeSet<DomainUuid>>,
 }
 
 impl Inventory {
@@ -58,17 +56,6 @@ impl Inventory {
             }
         }
         found
-    }
-
-    /// Returns, once the hypervisor is connected again, the domains that have gone unseen. None are
-    /// while it has told none at all: then it may still be about to.
-    pub(super) fn missed(&mut self) -> Vec<DomainUuid> {
-        let told = self.told_again.take().unwrap_or_default();
-        let missed = self.domains.keys().filter(|uuid| !told.contains(uuid));
-        if told.is_empty() {
-            return Vec::new();
-        }
-        missed.copied().collect()
     }
 
     /// Returns a domain by its name or UUID.

@@ -198,7 +198,8 @@ pub enum DatapathEvent {
 /// What the hypervisor reports.
 #[derive(Clone, Debug, PartialEq)]
 pub enum HypervisorEvent {
-    /// The connection is up; every domain follows as [`HypervisorEvent::Domain`], then this.
+    /// The connection is up. Before this comes every domain as [`HypervisorEvent::Domain`] and,
+    /// after a connection that was lost, [`HypervisorEvent::Gone`] for those no longer there.
     Connected,
     /// The connection is lost. Domains go on running.
     Disconnected {

@@ -38,7 +38,7 @@ mod timer;
 mod vm;
 mod watch;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::net::{Ipv6Addr, SocketAddrV6};
 use std::time::Duration;
 
@@ -323,23 +323,14 @@ impl Agent {
 
     fn on_hypervisor(&mut self, event: HypervisorEvent) {
         match event {
-            HypervisorEvent::Connected => {
-                self.inventory.hypervisor_connected = true;
-                for uuid in self.inventory.missed() {
-                    self.on_hypervisor(HypervisorEvent::Gone(uuid));
-                }
-            }
+            HypervisorEvent::Connected => self.inventory.hypervisor_connected = true,
             HypervisorEvent::Disconnected { reason } => {
                 self.inventory.hypervisor_connected = false;
-                self.inventory.told_again = Some(BTreeSet::new());
                 tracing::warn!(%reason, "Hypervisor is not connected");
             }
             HypervisorEvent::Domain(domain) => {
                 let (uuid, running) = (domain.uuid, domain.running);
                 self.inventory.domains.insert(uuid, domain);
-                if let Some(told) = &mut self.inventory.told_again {
-                    told.insert(uuid);
-                }
                 self.ports_changed();
                 self.incoming_domain(uuid, running);
             }

@@ -91,6 +91,8 @@ impl Agent {
                     gone_sources.remove(&key);
                     self.mirror.update_source(key, value);
                 }
+                // Events may have been lost, those that end probes among them.
+                self.read_probed_streams();
                 // What the snapshot lacks may also have come while it was taken.
                 self.read_again(
                     gone_listeners.into_iter().collect(),

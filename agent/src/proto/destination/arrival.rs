@@ -374,3 +374,7 @@ impl Agent {
             .unwrap_or(self.mirror.listening_interval(0))
     }
 }
+
+#[cfg(test)]
+#[path = "../tests/arrival.rs"]
+mod tests;

@@ -21,20 +21,20 @@
 //! probe. A join ends when the last VM that needs it releases it.
 
 mod arrival;
+mod ending;
 mod probe;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use common::maps::{FilterMode, ManagedKey};
 use common::signal::{
-    AgentRequest, AgentResponse, Flow, MAX_TEXT_BYTES, MigrationAbort, MigrationProgress,
-    PeerMessage, Phase, Reception, ReceptionMode,
+    AgentRequest, AgentResponse, Flow, MAX_TEXT_BYTES, MigrationAbort, MigrationProgress, Phase,
+    Reception, ReceptionMode,
 };
 use tracing::{info, warn};
 
 use super::filter::{Filter, is_routable};
-use super::record::{Direction, Outcome};
+use super::record::Direction;
 use super::refusal::{Refusal, bounded};
 use super::source::millis;
 use super::timer::Timer;
@@ -304,152 +304,6 @@ impl Agent {
         incoming.last_heard = self.now;
         let expiry = self.now + self.config.timing.unused_join_expiry;
         self.timers.set(Timer::Unused(number), expiry);
-    }
-
-    pub(super) fn on_peer_progress(
-        &mut self,
-        peer: &str,
-        transaction: u64,
-        progress: MigrationProgress,
-    ) {
-        let Some(number) = self.incoming_by_transaction(peer, transaction) else {
-            return;
-        };
-        self.heard_of(number);
-        let pause = progress.vm_pause_ms.map(Duration::from_millis);
-        self.records.update(number, |record| {
-            if record.outcome.is_none() {
-                record.phase = progress.phase;
-            }
-            record.vm_pause = pause.or(record.vm_pause);
-            record.processed_bytes = progress.processed_bytes;
-            record.total_bytes = progress.total_bytes;
-        });
-        let completed = progress.phase == Phase::Completed;
-        let Some(incoming) = self.incoming.get_mut(&number) else {
-            return;
-        };
-        let uuid = incoming.uuid;
-        incoming.progress = Some(progress);
-        if completed {
-            self.arrived(uuid, self.now);
-            self.note_arrival(number);
-        }
-    }
-
-    /// The source takes an arrival back. While QEMU already waits for it here the last word is
-    /// libvirt's, within a bound: the VM may have got through although its source thinks not.
-    pub(super) fn on_peer_abort(&mut self, peer: &str, transaction: u64, reason: &str) {
-        let Some(number) = self.incoming_by_transaction(peer, transaction) else {
-            return;
-        };
-        let Some(incoming) = self.incoming.get_mut(&number) else {
-            return;
-        };
-        if incoming.arrived.is_some() {
-            return;
-        }
-        if self.inventory.domains.contains_key(&incoming.uuid) {
-            incoming.aborted = Some(reason.to_owned());
-            let grace = self.now + self.config.timing.lost_peer_grace;
-            self.timers.set_earlier(Timer::Unused(number), grace);
-        } else {
-            self.undo(number, reason);
-        }
-    }
-
-    /// The connection to a source broke. Before its VM has begun to come nothing is lost by undoing
-    /// soon; after that libvirt decides.
-    pub(super) fn incoming_peer_down(&mut self, peer: &str) {
-        let grace = self.now + self.config.timing.lost_peer_grace;
-        for (number, incoming) in &self.incoming {
-            if incoming.peer == peer
-                && incoming.arrived.is_none()
-                && !self.inventory.domains.contains_key(&incoming.uuid)
-            {
-                self.timers.set_earlier(Timer::Unused(*number), grace);
-            }
-        }
-    }
-
-    pub(super) fn arrival_unused(&mut self, number: u64) {
-        let Some(incoming) = self.incoming.get(&number) else {
-            return;
-        };
-        let domain = incoming.domain.clone();
-        let expiry = incoming.last_heard + self.config.timing.unused_join_expiry;
-        if incoming.aborted.is_none()
-            && self.now < expiry
-            && self.inventory.domains.contains_key(&incoming.uuid)
-        {
-            // Its source is lost, but the VM has begun to come meanwhile.
-            self.timers.set(Timer::Unused(number), expiry);
-            return;
-        }
-        let refusal = match &incoming.aborted {
-            Some(reason) => {
-                let reason = reason.clone();
-                self.undo(number, &reason);
-                return;
-            }
-            None if self.is_up(&incoming.peer) => Refusal::Unused {
-                domain,
-                waited: self.config.timing.unused_join_expiry,
-            },
-            None => Refusal::LostPeer {
-                domain,
-                peer: incoming.peer.clone(),
-            },
-        };
-        self.undo_and_tell(number, &refusal);
-    }
-
-    fn undo_and_tell(&mut self, number: u64, refusal: &Refusal) {
-        let reason = bounded(&refusal.to_string());
-        if let Some(incoming) = self.incoming.get(&number) {
-            let (peer, transaction) = (incoming.peer.clone(), incoming.transaction);
-            let abort = PeerMessage::from(MigrationAbort {
-                reason: reason.clone(),
-            });
-            self.send(&peer, transaction, &abort);
-        }
-        self.undo(number, &reason);
-    }
-
-    /// Ends an arrival that has not happened, with all that was made for it.
-    fn undo(&mut self, number: u64, reason: &str) {
-        let Some(incoming) = self.drop_incoming(number) else {
-            return;
-        };
-        if incoming.arrived.is_none() {
-            warn!(domain = %incoming.domain, number, reason, "Domain does not arrive");
-            let outcome = Outcome::Failed(reason.to_owned());
-            self.records.end(number, self.now, outcome);
-        }
-        for (ifindex, key) in incoming.mdb {
-            let shared = self
-                .incoming
-                .values()
-                .any(|other| other.mdb.contains(&(ifindex, key)));
-            if !shared && self.inventory.ports.contains_key(&ifindex) {
-                self.outputs.push_back(Output::MdbDelete { ifindex, key });
-            }
-        }
-        for (key, mac) in incoming.needs.into_keys() {
-            self.release(number, key, mac);
-        }
-    }
-
-    fn drop_incoming(&mut self, number: u64) -> Option<Incoming> {
-        for timer in [
-            Timer::Unused(number),
-            Timer::Hold(number),
-            Timer::Poll(number),
-            Timer::MdbRenewal(number),
-        ] {
-            self.timers.stop(timer);
-        }
-        self.incoming.remove(&number)
     }
 
     fn incoming_by_transaction(&self, peer: &str, transaction: u64) -> Option<u64> {

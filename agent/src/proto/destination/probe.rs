@@ -174,8 +174,20 @@ impl Agent {
         }
     }
 
+    /// Asks for the flows of all addresses being probed.
+    pub(in crate::proto) fn read_probed_streams(&mut self) {
+        for incoming in self.incoming.values() {
+            if !incoming.pending.is_empty() {
+                self.outputs.push_back(Output::ReadStreams {
+                    token: incoming.token,
+                    keys: incoming.pending.iter().copied().collect(),
+                });
+            }
+        }
+    }
+
     /// Takes in the flows of addresses that were received here before the request: one that has
-    /// had a packet within its interarrival time needs no other proof.
+    /// had a packet within its interarrival time, or since the probe began, needs no other proof.
     pub(in crate::proto) fn streams_read(&mut self, token: u64, streams: &[(StreamKey, Stream)]) {
         let asked = self
             .incoming
@@ -191,10 +203,10 @@ impl Agent {
                 multicast_address: flow.multicast_address,
             };
             let recent = Duration::from_nanos(stream.interarrival_ns) * INTERARRIVALS;
-            let fresh = stream.native_packets > 1
-                && self.now.since(Timestamp(stream.native_last_ns)) <= recent;
+            let last = Timestamp(stream.native_last_ns);
+            let fresh = stream.native_packets > 1 && self.now.since(last) <= recent;
             if let Some(entry) = self.entries.get(&key)
-                && fresh
+                && (fresh || last >= entry.since)
                 && entry.reception.is_none()
                 && entry.joined.accepts(&flow.source)
             {

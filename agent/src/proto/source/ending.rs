@@ -295,7 +295,7 @@ impl Agent {
         self.tell_operator(number);
     }
 
-    fn tell_operator(&mut self, number: u64) {
+    pub(super) fn tell_operator(&mut self, number: u64) {
         let Some(outgoing) = self.outgoing.get(&number) else {
             return;
         };

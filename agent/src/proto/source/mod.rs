@@ -17,6 +17,7 @@
 //! connection to the peer is made again, and the peer, which may have been restarted, is asked
 //! again.
 
+mod dialogue;
 mod ending;
 mod request;
 
@@ -24,10 +25,7 @@ use std::net::SocketAddrV6;
 use std::time::Duration;
 
 use common::maps::{ManagedKey, Stream, StreamKey};
-use common::signal::{
-    AgentRequest, AgentResponse, MigrationProgress, MigrationReady, MigrationRequest,
-    MigrationResponse, Phase, VmMessage,
-};
+use common::signal::{AgentRequest, AgentResponse, MigrationProgress, MigrationRequest, Phase};
 use tracing::info;
 
 use super::link::Backoff;
@@ -251,6 +249,7 @@ impl Agent {
         };
         info!(domain = %domain.name, destination, number, "Migration is asked for");
         self.outgoing.insert(number, outgoing);
+        self.tell_operator(number);
         let deadline = self.now + self.config.timing.response_timeout;
         self.timers.set(Timer::Response(number), deadline);
         self.connect(destination);
@@ -296,198 +295,6 @@ impl Agent {
         if self.is_up(&peer) {
             self.send_request(number);
         }
-    }
-
-    fn send_request(&mut self, number: u64) {
-        let Some(outgoing) = self.outgoing.get_mut(&number) else {
-            return;
-        };
-        let Some(request) = outgoing.request.clone() else {
-            return;
-        };
-        if outgoing.state == State::Connecting {
-            outgoing.state = State::Requesting;
-        }
-        let (peer, transaction) = (outgoing.destination.clone(), outgoing.transaction);
-        self.send(&peer, transaction, &request.into());
-    }
-
-    pub(super) fn outgoing_peer_up(&mut self, peer: &str) {
-        let numbers: Vec<u64> = self.outgoing_to(peer);
-        for number in numbers {
-            self.timers.stop(Timer::Reconnect(number));
-            let Some(outgoing) = self.outgoing.get_mut(&number) else {
-                continue;
-            };
-            outgoing.backoff = Backoff::default();
-            let started = outgoing.state.is_started();
-            self.send_request(number);
-            if started {
-                self.tell_peer(number);
-            }
-        }
-    }
-
-    pub(super) fn outgoing_peer_down(&mut self, peer: &str, reason: &str) {
-        for number in self.outgoing_to(peer) {
-            let Some(outgoing) = self.outgoing.get(&number) else {
-                continue;
-            };
-            if outgoing.state.is_started() {
-                self.reconnect_later(number);
-                continue;
-            }
-            let refusal = Refusal::Down {
-                destination: peer.to_owned(),
-                reason: reason.to_owned(),
-            };
-            self.fail(number, &refusal);
-        }
-    }
-
-    fn outgoing_to(&self, peer: &str) -> Vec<u64> {
-        self.outgoing
-            .iter()
-            .filter(|(_, outgoing)| outgoing.destination == peer)
-            .map(|(number, _)| *number)
-            .collect()
-    }
-
-    pub(super) fn on_agent_response(
-        &mut self,
-        peer: &str,
-        transaction: u64,
-        response: AgentResponse,
-    ) {
-        let Some((number, outgoing)) = self.outgoing.iter_mut().find(|(_, outgoing)| {
-            outgoing.transaction == transaction && outgoing.destination == peer
-        }) else {
-            return;
-        };
-        let number = *number;
-        if outgoing.state != State::Requesting {
-            return;
-        }
-        if response.prefix_length > 128 {
-            let refusal = Refusal::Refused {
-                destination: peer.to_owned(),
-                reason: Refusal::BadField {
-                    field: "prefix_length",
-                }
-                .to_string(),
-            };
-            self.fail(number, &refusal);
-            return;
-        }
-        self.timers.stop(Timer::Response(number));
-        let signalling = self.now.since(outgoing.started);
-        let receptions = response.receptions.clone();
-        outgoing.response = Some(response);
-        outgoing.state = State::Ready;
-        let requester = outgoing.requester;
-        self.records.update(number, |record| {
-            record.phase = Phase::Ready;
-            record.signalling = Some(signalling);
-            record.receptions = receptions;
-        });
-        match requester {
-            Requester::Vm { .. } => {
-                let deadline = self.now + self.config.timing.ready_timeout;
-                self.timers.set(Timer::Ready(number), deadline);
-                self.tell_requester(number);
-            }
-            Requester::Operator { .. } => self.start(number),
-        }
-    }
-
-    /// Answers a repeated `MigrationRequest` of a running migration.
-    pub(super) fn answer_request_again(
-        &mut self,
-        uuid: &DomainUuid,
-        transaction: u64,
-        from: SocketAddrV6,
-    ) -> bool {
-        let Some(number) = self.asked_by(uuid, transaction, from) else {
-            return false;
-        };
-        self.tell_requester(number);
-        true
-    }
-
-    /// Takes in `MigrationReady`, which is also how a VM asks for progress. `false` if the
-    /// transaction is unknown.
-    pub(super) fn ready_from_vm(
-        &mut self,
-        uuid: &DomainUuid,
-        transaction: u64,
-        from: SocketAddrV6,
-        _ready: &MigrationReady,
-    ) -> bool {
-        let Some(number) = self.asked_by(uuid, transaction, from) else {
-            return false;
-        };
-        let state = self.outgoing.get(&number).map(|outgoing| outgoing.state);
-        if state == Some(State::Ready) {
-            self.start(number);
-        } else {
-            self.tell_progress(number);
-        }
-        true
-    }
-
-    /// Returns a running migration by the VM's transaction, and notes where the VM is.
-    fn asked_by(&mut self, uuid: &DomainUuid, asked: u64, from: SocketAddrV6) -> Option<u64> {
-        let (number, outgoing) = self
-            .outgoing
-            .iter_mut()
-            .find(|(_, outgoing)| outgoing.is_asked_by(uuid, asked))?;
-        if let Requester::Vm { to, .. } = &mut outgoing.requester {
-            *to = from;
-        }
-        Some(*number)
-    }
-
-    /// Tells a VM that has asked for its move how it stands: `MigrationResponse` once there is
-    /// one, `Preparing` before.
-    fn tell_requester(&mut self, number: u64) {
-        let Some(outgoing) = self.outgoing.get(&number) else {
-            return;
-        };
-        let Requester::Vm { transaction, to } = outgoing.requester else {
-            return;
-        };
-        let message = match &outgoing.response {
-            Some(response) => VmMessage::from(MigrationResponse {
-                prefix: response.prefix,
-                prefix_length: response.prefix_length,
-                agent_address: response.agent_address,
-            }),
-            None => outgoing.progress(self.now).into(),
-        };
-        self.tell(to, transaction, &message);
-    }
-
-    fn start(&mut self, number: u64) {
-        let Some(outgoing) = self.outgoing.get_mut(&number) else {
-            return;
-        };
-        let Some(response) = &outgoing.response else {
-            return;
-        };
-        let start = Output::StartMigration {
-            uuid: outgoing.uuid,
-            connect_uri: response.connect_uri.clone(),
-            migrate_uri: response.migrate_uri.clone(),
-        };
-        outgoing.state = State::Copying;
-        outgoing.copy_started = self.now;
-        info!(domain = %outgoing.domain, destination = %outgoing.destination, number, "Migration starts");
-        self.timers.stop(Timer::Ready(number));
-        self.records
-            .update(number, |record| record.phase = Phase::Copying);
-        self.outputs.push_back(start);
-        self.tell_peer(number);
-        self.tell_progress(number);
     }
 
     pub(super) fn reply(&mut self, command: u64, reply: CommandReply) {

@@ -33,7 +33,7 @@ fn at_every_step(what: &str, setup: &Setup, forgets: bool, accident: impl Fn(&mu
 #[test]
 fn crash_of_the_source_agent_leaves_nothing_behind() {
     at_every_step("source agent crashes", &Setup::default(), true, |pair| {
-        pair.crash(0)
+        pair.crash(0);
     });
 }
 
@@ -43,7 +43,9 @@ fn crash_of_the_destination_agent_leaves_nothing_behind() {
         "destination agent crashes",
         &Setup::default(),
         true,
-        |pair| pair.crash(1),
+        |pair| {
+            pair.crash(1);
+        },
     );
 }
 
@@ -81,7 +83,9 @@ fn crash_of_the_source_agent_during_an_operators_move_leaves_nothing_behind() {
         by_operator: true,
         ..Setup::default()
     };
-    at_every_step("source agent crashes", &setup, false, |pair| pair.crash(0));
+    at_every_step("source agent crashes", &setup, false, |pair| {
+        pair.crash(0);
+    });
 }
 
 #[test]
@@ -93,6 +97,6 @@ fn crash_while_datagrams_are_lost_leaves_nothing_behind() {
         ..Setup::default()
     };
     at_every_step("destination agent crashes", &setup, true, |pair| {
-        pair.crash(1)
+        pair.crash(1);
     });
 }

@@ -1,16 +1,17 @@
 //! Tests of incoming migrations.
 
-use common::maps::{Querier, QuerierKey, StreamKey};
-use common::signal::Listener;
+use std::time::Duration;
+
+use common::maps::StreamKey;
+use common::signal::{Listener, PeerMessage};
 
 use super::*;
 use crate::proto::tests::fixture::{Bench, MAC, UUID, key};
-use crate::proto::{DatapathEvent, HypervisorEvent, Output, PeerEvent};
+use crate::proto::{DatapathEvent, Output, PeerEvent};
 
-const S: Duration = Duration::from_secs(1);
-const ARRIVING: u32 = 20;
+pub(in crate::proto) const S: Duration = Duration::from_secs(1);
 
-fn flow(silent_ms: u64) -> Flow {
+pub(in crate::proto) fn flow(silent_ms: u64) -> Flow {
     Flow {
         source: [1; 16].into(),
         source_port: 5004,
@@ -20,7 +21,12 @@ fn flow(silent_ms: u64) -> Flow {
     }
 }
 
-fn listener(number: u16, mode: FilterMode, sources: &[u8], flows: Vec<Flow>) -> Listener {
+pub(in crate::proto) fn listener(
+    number: u16,
+    mode: FilterMode,
+    sources: &[u8],
+    flows: Vec<Flow>,
+) -> Listener {
     Listener {
         vlan: 0,
         multicast_address: key(number).multicast_address.into(),
@@ -32,7 +38,7 @@ fn listener(number: u16, mode: FilterMode, sources: &[u8], flows: Vec<Flow>) -> 
     }
 }
 
-fn request(uuid: DomainUuid, listeners: Vec<Listener>) -> AgentRequest {
+pub(in crate::proto) fn request(uuid: DomainUuid, listeners: Vec<Listener>) -> AgentRequest {
     AgentRequest {
         domain_uuid: uuid.0.into(),
         domain_name: "viewer".to_owned(),
@@ -42,17 +48,17 @@ fn request(uuid: DomainUuid, listeners: Vec<Listener>) -> AgentRequest {
     }
 }
 
-fn active(number: u16) -> Listener {
+pub(in crate::proto) fn active(number: u16) -> Listener {
     listener(number, FilterMode::Exclude, &[], vec![flow(0)])
 }
 
-fn bench() -> Bench {
+pub(in crate::proto) fn bench() -> Bench {
     let mut bench = Bench::empty();
     bench.peer(PeerEvent::Up);
     bench
 }
 
-fn answers(outputs: &[Output]) -> Vec<PeerMessage> {
+pub(in crate::proto) fn answers(outputs: &[Output]) -> Vec<PeerMessage> {
     let decode = |output: &Output| match output {
         Output::Frame { bytes, .. } => Some(PeerMessage::decode(bytes).unwrap().1),
         _ => None,
@@ -60,7 +66,7 @@ fn answers(outputs: &[Output]) -> Vec<PeerMessage> {
     outputs.iter().filter_map(decode).collect()
 }
 
-fn modes(outputs: &[Output]) -> Vec<ReceptionMode> {
+pub(in crate::proto) fn modes(outputs: &[Output]) -> Vec<ReceptionMode> {
     match answers(outputs).as_slice() {
         [PeerMessage::AgentResponse(response)] => {
             response.receptions.iter().map(|row| row.mode).collect()
@@ -69,7 +75,7 @@ fn modes(outputs: &[Output]) -> Vec<ReceptionMode> {
     }
 }
 
-fn first_packet(bench: &mut Bench, number: u16, source: u8) {
+pub(in crate::proto) fn first_packet(bench: &mut Bench, number: u16, source: u8) {
     let event = DatapathEvent::FirstPacket {
         key: StreamKey {
             multicast_address: key(number).multicast_address,
@@ -82,42 +88,6 @@ fn first_packet(bench: &mut Bench, number: u16, source: u8) {
         at: bench.now,
     };
     bench.datapath(event);
-}
-
-fn query(bench: &mut Bench) {
-    let event = DatapathEvent::Query {
-        key: QuerierKey {
-            ifindex: 2,
-            vlan: 0,
-            pad: 0,
-        },
-        value: Querier {
-            last_query_ns: bench.now.0,
-            address: [0xfe; 16],
-            query_interval_ms: 125_000,
-            query_response_interval_ms: 10_000,
-            robustness: 2,
-            mld_version: 2,
-            pad: [0; 6],
-        },
-    };
-    bench.datapath(event);
-}
-
-fn arrive(bench: &mut Bench) {
-    bench.port(ARRIVING, "vnet5");
-    bench.domain("vnet5", false);
-    let arrived = HypervisorEvent::Resumed {
-        uuid: UUID,
-        migrated: true,
-        at: bench.now,
-    };
-    bench.hypervisor(arrived);
-}
-
-fn leaves(outputs: &[Output]) -> usize {
-    let is_leave = |output: &&Output| matches!(output, Output::Leave(_));
-    outputs.iter().filter(is_leave).count()
 }
 
 #[test]
@@ -275,151 +245,6 @@ fn filters_of_several_domains_are_joined_as_one_and_narrowed_again() {
     bench.frame(2, MigrationAbort { reason });
     assert_eq!(joined(&mut bench), [0]);
     assert_eq!(bench.agent.receptions().count(), 0);
-}
-
-#[test]
-fn abort_of_the_source_undoes_join_watch_and_mdb_entry() {
-    let mut bench = bench();
-    bench.frame(1, request(UUID, vec![active(1)]));
-    bench.port(ARRIVING, "vnet5");
-    bench.outputs();
-    let reason = "cancelled".to_owned();
-    bench.frame(1, MigrationAbort { reason });
-    let delete = Output::MdbDelete {
-        ifindex: ARRIVING,
-        key: key(1),
-    };
-    let expected = [delete, Output::Leave(key(1)), Output::Unmanage(key(1))];
-    assert_eq!(bench.outputs(), expected);
-}
-
-#[test]
-fn abort_that_crosses_the_arrival_does_not_take_the_stream_away() {
-    let mut bench = bench();
-    bench.frame(1, request(UUID, vec![active(1)]));
-    bench.port(ARRIVING, "vnet5");
-    bench.domain("vnet5", false);
-    let reason = "libvirtd is gone".to_owned();
-    bench.frame(1, MigrationAbort { reason });
-    assert_eq!(leaves(&bench.outputs()), 0);
-    arrive(&mut bench);
-    bench.pass(60 * S);
-    assert_eq!(leaves(&bench.outputs()), 0);
-}
-
-#[test]
-fn abort_is_done_in_the_end_if_the_waiting_domain_never_runs() {
-    let mut bench = bench();
-    bench.frame(1, request(UUID, vec![active(1)]));
-    bench.domain("", false);
-    let reason = "cancelled".to_owned();
-    bench.frame(1, MigrationAbort { reason });
-    bench.pass(31 * S);
-    assert_eq!(leaves(&bench.outputs()), 1);
-}
-
-#[test]
-fn domain_gone_before_its_arrival_undoes_and_tells_the_source() {
-    let mut bench = bench();
-    bench.frame(1, request(UUID, vec![active(1)]));
-    bench.domain("vnet5", false);
-    bench.outputs();
-    bench.hypervisor(HypervisorEvent::Gone(UUID));
-    let outputs = bench.outputs();
-    assert_eq!(leaves(&outputs), 1);
-    assert!(matches!(
-        answers(&outputs).as_slice(),
-        [PeerMessage::MigrationAbort(_)]
-    ));
-}
-
-#[test]
-fn joins_of_a_lost_source_end_soon_before_the_vm_begins_to_come_and_late_after() {
-    for begun in [false, true] {
-        let mut bench = bench();
-        bench.frame(1, request(UUID, vec![active(1)]));
-        let reason = "Connection to vms2 was reset".to_owned();
-        bench.peer(PeerEvent::Down { reason });
-        if begun {
-            bench.domain("vnet5", false);
-        }
-        bench.pass(31 * S);
-        assert_eq!(leaves(&bench.outputs()), usize::from(!begun));
-        bench.pass(600 * S);
-        assert_eq!(leaves(&bench.outputs()), usize::from(begun));
-    }
-}
-
-#[test]
-fn silent_source_is_told_when_its_joins_expire() {
-    let mut bench = bench();
-    bench.frame(1, request(UUID, vec![active(1)]));
-    bench.pass(599 * S);
-    assert_eq!(leaves(&bench.outputs()), 0);
-    bench.pass(2 * S);
-    let outputs = bench.outputs();
-    assert_eq!(leaves(&outputs), 1);
-    assert_eq!(answers(&outputs).len(), 1);
-}
-
-#[test]
-fn report_by_itself_does_not_end_the_join_but_the_answer_to_a_query_does() {
-    let mut bench = bench();
-    bench.frame(1, request(UUID, vec![active(1)]));
-    query(&mut bench);
-    bench.pass(S);
-    arrive(&mut bench);
-    bench.pass(S);
-    bench.report(ARRIVING, key(1), FilterMode::Exclude);
-    assert_eq!(leaves(&bench.outputs()), 0);
-    bench.pass(S);
-    query(&mut bench);
-    assert_eq!(leaves(&bench.outputs()), 0);
-    bench.pass(S);
-    bench.report(ARRIVING, key(1), FilterMode::Exclude);
-    let outputs = bench.outputs();
-    assert_eq!(leaves(&outputs), 1);
-    // The VM listens itself, so the address stays watched.
-    assert!(!outputs.contains(&Output::Unmanage(key(1))));
-}
-
-#[test]
-fn vm_that_leaves_the_address_after_its_arrival_ends_the_join() {
-    let mut bench = bench();
-    bench.frame(1, request(UUID, vec![active(1)]));
-    arrive(&mut bench);
-    bench.report(ARRIVING, key(1), FilterMode::Exclude);
-    bench.outputs();
-    bench.leave(ARRIVING, key(1));
-    assert_eq!(leaves(&bench.outputs()), 1);
-}
-
-#[test]
-fn entry_that_is_read_but_was_never_there_ends_nothing() {
-    let mut bench = bench();
-    bench.frame(1, request(UUID, vec![active(1)]));
-    arrive(&mut bench);
-    bench.outputs();
-    bench.leave(ARRIVING, key(1));
-    assert_eq!(leaves(&bench.outputs()), 0);
-}
-
-#[test]
-fn vm_that_never_answers_is_held_for_one_listening_interval() {
-    let mut bench = bench();
-    bench.frame(1, request(UUID, vec![active(1)]));
-    arrive(&mut bench);
-    bench.outputs();
-    bench.pass(269 * S);
-    assert_eq!(leaves(&bench.outputs()), 0);
-    bench.pass(2 * S);
-    let outputs = bench.outputs();
-    assert_eq!(leaves(&outputs), 1);
-    let delete = Output::MdbDelete {
-        ifindex: ARRIVING,
-        key: key(1),
-    };
-    assert!(outputs.contains(&delete));
 }
 
 #[test]

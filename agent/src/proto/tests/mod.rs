@@ -2,5 +2,7 @@
 
 mod crash;
 pub(super) mod fixture;
+mod kernel;
 mod migration;
 mod pair;
+mod vm_host;

@@ -5,11 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv6Addr, SocketAddrV6};
 use std::time::Duration;
 
-use common::event::Change;
-use common::maps::{
-    FilterMode, Listener, ListenerKey, ManagedKey, Querier, QuerierKey, Stream, StreamKey,
-};
-use common::signal::{MigrationAbort, MigrationReady, MigrationRequest, PORT, Phase, VmMessage};
+use common::maps::{Listener, ListenerKey, ManagedKey, Querier, QuerierKey};
+use common::signal::PORT;
 
 use crate::proto::*;
 
@@ -24,7 +21,7 @@ const UPLINK: u32 = 2;
 pub(super) struct Dice(pub(super) u64);
 
 impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
+    pub(super) fn roll(&mut self, sides: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -64,7 +61,7 @@ impl Default for Setup {
 }
 
 #[derive(Debug)]
-enum Event {
+pub(super) enum Event {
     Datagram {
         host: usize,
         bytes: Vec<u8>,
@@ -120,7 +117,7 @@ pub(super) struct Host {
     pub(super) agent: Option<Agent>,
     pub(super) kernel: Kernel,
     seed: u64,
-    next_ifindex: u32,
+    pub(super) next_ifindex: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -131,19 +128,19 @@ pub(super) enum VmState {
 }
 
 pub(super) struct Pair {
-    setup: Setup,
+    pub(super) setup: Setup,
     pub(super) now: Timestamp,
     pub(super) hosts: [Host; 2],
-    queue: BTreeMap<(Timestamp, u64), Event>,
-    sequence: u64,
-    link_epoch: u64,
+    pub(super) queue: BTreeMap<(Timestamp, u64), Event>,
+    pub(super) sequence: u64,
+    pub(super) link_epoch: u64,
     linked: bool,
     /// Where the VM runs, and whether it is stopped for the switch.
     pub(super) vm_host: usize,
     pub(super) vm_paused: bool,
     pub(super) vm: VmState,
     pub(super) steps: usize,
-    migration_epoch: u64,
+    pub(super) migration_epoch: u64,
     pub(super) migrating: bool,
     pub(super) starts: usize,
     pub(super) replies: Vec<CommandReply>,
@@ -173,7 +170,7 @@ pub(in crate::proto) fn config(host: usize) -> AgentConfig {
     }
 }
 
-fn domain(running: bool, target_dev: &str) -> Domain {
+pub(super) fn domain(running: bool, target_dev: &str) -> Domain {
     Domain {
         uuid: UUID,
         name: "viewer".to_owned(),
@@ -185,7 +182,7 @@ fn domain(running: bool, target_dev: &str) -> Domain {
     }
 }
 
-fn ms(millis: u64) -> Duration {
+pub(super) fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
@@ -257,7 +254,7 @@ impl Pair {
         };
         self.now = self.now.max(next);
         if let Some((_, host)) = timer.filter(|(at, _)| event.is_none_or(|event| *at < event)) {
-            self.input(host, |agent, now| agent.handle_timeout(now));
+            self.input(host, Agent::handle_timeout);
         } else if let Some((_, event)) = self.queue.pop_first() {
             self.steps += 1;
             self.handle(event);
@@ -265,7 +262,7 @@ impl Pair {
         true
     }
 
-    fn after(&mut self, delay: Duration, event: Event) {
+    pub(super) fn after(&mut self, delay: Duration, event: Event) {
         self.sequence += 1;
         self.queue.insert((self.now + delay, self.sequence), event);
     }
@@ -291,7 +288,7 @@ impl Pair {
         }
     }
 
-    fn link_down(&mut self, host: usize) {
+    pub(super) fn link_down(&mut self, host: usize) {
         let peer = NAMES[1 - host];
         let reason = format!("Peer {peer} closed the connection");
         self.input(host, |agent, now| {
@@ -322,99 +319,7 @@ impl Pair {
         self.hypervisor(0, HypervisorEvent::MigrationEnded { uuid: UUID, result });
     }
 
-    fn boot(&mut self, host: usize) {
-        let kernel = &self.hosts[host].kernel;
-        let managed: Vec<_> = kernel.managed.keys().copied().collect();
-        let ports: Vec<_> = kernel.ports.values().cloned().collect();
-        let domains: Vec<_> = kernel.domains.values().cloned().collect();
-        let snapshot = DatapathEvent::Snapshot {
-            listeners: kernel.listeners.iter().map(|(k, v)| (*k, *v)).collect(),
-            sources: vec![],
-            queriers: vec![],
-        };
-        for domain in domains {
-            self.hypervisor(host, HypervisorEvent::Domain(domain));
-        }
-        self.hypervisor(host, HypervisorEvent::Connected);
-        self.input(host, |agent, now| agent.handle_datapath(now, snapshot));
-        self.input(host, |agent, now| agent.handle_adopted(now, &managed));
-        for port in ports {
-            self.input(host, |agent, now| {
-                agent.handle_port(now, PortEvent::Added(port));
-            });
-        }
-    }
-
-    fn add_domain(&mut self, host: usize, running: bool) {
-        let ifindex = self.hosts[host].next_ifindex;
-        self.hosts[host].next_ifindex += 1;
-        let port = Port {
-            ifindex,
-            name: format!("vnet{ifindex}"),
-            mac: [0xfe, 0x54, 0, 0, 0, 1],
-        };
-        let domain = domain(running, &port.name);
-        let kernel = &mut self.hosts[host].kernel;
-        kernel.ports.insert(ifindex, port.clone());
-        kernel.domains.insert(UUID, domain.clone());
-        self.input(host, |agent, now| {
-            agent.handle_port(now, PortEvent::Added(port));
-        });
-        self.hypervisor(host, HypervisorEvent::Domain(domain));
-    }
-
-    fn remove_domain(&mut self, host: usize) {
-        let kernel = &mut self.hosts[host].kernel;
-        kernel.domains.clear();
-        kernel.listeners.clear();
-        kernel.mdb.clear();
-        let ports = std::mem::take(&mut kernel.ports);
-        for ifindex in ports.into_keys() {
-            self.input(host, |agent, now| {
-                agent.handle_port(now, PortEvent::Removed { ifindex });
-            });
-        }
-        self.hypervisor(host, HypervisorEvent::Gone(UUID));
-    }
-
-    fn hypervisor(&mut self, host: usize, event: HypervisorEvent) {
-        self.input(host, |agent, now| agent.handle_hypervisor(now, event));
-    }
-
-    fn report(&mut self, host: usize, key: ManagedKey, at: Timestamp) {
-        let Some(ifindex) = self.hosts[host].kernel.ports.keys().next().copied() else {
-            return;
-        };
-        let listener = ListenerKey {
-            ifindex,
-            vlan: 0,
-            pad: 0,
-            multicast_address: key.multicast_address,
-        };
-        let kernel = &mut self.hosts[host].kernel;
-        let known = kernel.listeners.get(&listener).copied();
-        let value = Listener {
-            first_report_ns: known.map_or(at.0, |known| known.first_report_ns),
-            last_report_ns: at.0,
-            last_answer_ns: at.0,
-            generation: 1,
-            source_count: 0,
-            filter_mode: FilterMode::Exclude as u8,
-            mld_version: 2,
-            guest_mac: MAC,
-        };
-        kernel.listeners.insert(listener, value);
-        if known.is_none() || self.setup.refresh_events {
-            let event = DatapathEvent::Listener {
-                change: Change::Updated,
-                key: listener,
-                value,
-            };
-            self.input(host, |agent, now| agent.handle_datapath(now, event));
-        }
-    }
-
-    fn input(&mut self, host: usize, input: impl FnOnce(&mut Agent, Timestamp)) {
+    pub(super) fn input(&mut self, host: usize, input: impl FnOnce(&mut Agent, Timestamp)) {
         let Some(agent) = self.hosts[host].agent.as_mut() else {
             return;
         };
@@ -423,144 +328,6 @@ impl Pair {
         for output in outputs {
             self.output(host, output);
         }
-    }
-
-    fn whims(&mut self) -> Vec<Duration> {
-        let copies = 1 + usize::from(self.setup.dice.roll(100) < self.setup.duplication);
-        (0..copies)
-            .filter_map(|_| {
-                let dice = &mut self.setup.dice;
-                if dice.roll(100) < self.setup.loss {
-                    return None;
-                }
-                let late = dice.roll(100) < self.setup.reordering;
-                Some(ms(if late { 1 + dice.roll(300) } else { 1 }))
-            })
-            .collect()
-    }
-
-    fn output(&mut self, host: usize, output: Output) {
-        let kernel = &mut self.hosts[host].kernel;
-        match output {
-            Output::Datagram { bytes, .. } => {
-                for delay in self.whims() {
-                    let bytes = bytes.clone();
-                    self.after(delay, Event::ToVm { host, bytes });
-                }
-            }
-            Output::Connect { .. } => self.after(ms(5), Event::Connected { by: host }),
-            Output::Frame { bytes, .. } => {
-                let (to, epoch) = (1 - host, self.link_epoch);
-                self.after(ms(2), Event::Frame { to, epoch, bytes });
-            }
-            Output::Join(membership) => {
-                let key = membership.key;
-                kernel.joins.insert(key, membership);
-                if let Some(delay) = self.setup.tree {
-                    self.after(delay, Event::Packet { host, key });
-                }
-            }
-            Output::Leave(key) => {
-                kernel.joins.remove(&key);
-                let now = self.now;
-                self.left_at.insert(key, now);
-            }
-            Output::Prune(key) => kernel.pruned.push(key),
-            Output::Manage { key, since } => {
-                kernel.managed.insert(key, since);
-                if let Some(delay) = self.setup.tree {
-                    self.after(delay, Event::Packet { host, key });
-                }
-            }
-            Output::Unmanage(key) => {
-                kernel.managed.remove(&key);
-            }
-            Output::MdbAdd {
-                ifindex,
-                membership,
-            } => {
-                assert!(kernel.ports.contains_key(&ifindex), "entry for no port");
-                kernel.mdb.insert((ifindex, membership.key));
-            }
-            Output::MdbDelete { ifindex, key } => {
-                kernel.mdb.remove(&(ifindex, key));
-            }
-            Output::ExpireListener {
-                key,
-                last_report_ns,
-            } => {
-                let old = |value: &Listener| value.last_report_ns <= last_report_ns;
-                if kernel.listeners.get(&key).is_some_and(old) {
-                    kernel.listeners.remove(&key);
-                }
-            }
-            Output::ExpireSource { .. } | Output::ReadUsage => {}
-            Output::ReadListeners { listeners, .. } => {
-                for key in listeners {
-                    let found = kernel.listeners.get(&key).copied();
-                    let event = DatapathEvent::Listener {
-                        change: found.map_or(Change::Removed, |_| Change::Updated),
-                        key,
-                        value: found.unwrap_or(Listener {
-                            first_report_ns: 0,
-                            last_report_ns: 0,
-                            last_answer_ns: 0,
-                            generation: 0,
-                            source_count: 0,
-                            filter_mode: 0,
-                            mld_version: 0,
-                            guest_mac: [0; 6],
-                        }),
-                    };
-                    self.sequence += 1;
-                    let at = (self.now + ms(1), self.sequence);
-                    self.queue.insert(at, Event::Datapath { host, event });
-                }
-            }
-            Output::ReadStreams { token, keys } => {
-                let streams = keys
-                    .into_iter()
-                    .filter(|_| host == self.vm_host)
-                    .map(|key| self.stream(&key))
-                    .collect();
-                let event = DatapathEvent::Streams { token, streams };
-                self.after(ms(1), Event::Datapath { host, event });
-            }
-            Output::StartMigration {
-                uuid, connect_uri, ..
-            } => {
-                assert_eq!((host, uuid), (0, UUID));
-                assert_eq!(connect_uri, "qemu+tcp://vms2/system");
-                self.starts += 1;
-                self.migrating = true;
-                self.migration_epoch += 1;
-                for (step, at) in [20, 100, 200, 300, 400, 500].into_iter().enumerate() {
-                    let epoch = self.migration_epoch;
-                    self.after(ms(at), Event::Migration { epoch, step });
-                }
-            }
-            Output::AbortMigration { .. } => self.fail_migration(),
-            Output::Reply { reply, .. } => self.replies.push(reply),
-        }
-    }
-
-    fn stream(&self, key: &ManagedKey) -> (StreamKey, Stream) {
-        let flow = StreamKey {
-            multicast_address: key.multicast_address,
-            source: Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).octets(),
-            source_port: 5004,
-            destination_port: 5004,
-            vlan: 0,
-            pad: 0,
-        };
-        let stream = Stream {
-            native_packets: 1000,
-            native_bytes: 1_450_000,
-            native_first_ns: 0,
-            native_last_ns: self.now.0,
-            interarrival_ns: 580_000,
-        };
-        (flow, stream)
     }
 
     fn handle(&mut self, event: Event) {
@@ -654,129 +421,6 @@ impl Pair {
                 }
                 self.after(ms(125_000), Event::Query);
             }
-        }
-    }
-
-    fn migrate(&mut self, step: usize) {
-        let uuid = UUID;
-        let at = self.now;
-        match step {
-            0 => self.add_domain(1, false),
-            1 | 2 => {
-                let stats = JobStats {
-                    processed_bytes: 1000 * step as u64,
-                    total_bytes: 4000,
-                    downtime: None,
-                };
-                self.hypervisor(0, HypervisorEvent::Progress { uuid, stats });
-            }
-            3 => {
-                self.vm_paused = true;
-                self.hypervisor(0, HypervisorEvent::Suspended { uuid, at });
-            }
-            4 => {
-                self.vm_paused = false;
-                self.vm_host = 1;
-                if let Some(domain) = self.hosts[1].kernel.domains.get_mut(&uuid) {
-                    domain.running = true;
-                }
-                let migrated = true;
-                self.hypervisor(1, HypervisorEvent::Resumed { uuid, migrated, at });
-                // The NIC announces itself.
-                self.after(ms(50), Event::VmReport { answer: false });
-            }
-            _ => {
-                self.migrating = false;
-                let stats = JobStats {
-                    processed_bytes: 4000,
-                    total_bytes: 4000,
-                    downtime: Some(ms(100)),
-                };
-                self.remove_domain(0);
-                let result = Ok(stats);
-                self.hypervisor(0, HypervisorEvent::MigrationEnded { uuid, result });
-            }
-        }
-    }
-
-    fn vm_speaks(&mut self) {
-        let message = match self.vm {
-            VmState::Over(_) => return,
-            VmState::Requesting => VmMessage::from(MigrationRequest {
-                destination: "vms2".to_owned(),
-                domain: None,
-            }),
-            VmState::Waiting => MigrationReady { address: None }.into(),
-        };
-        if !self.vm_paused {
-            let bytes = message.encode(TRANSACTION);
-            let host = self.vm_host;
-            for delay in self.whims() {
-                let bytes = bytes.clone();
-                self.after(delay, Event::Datagram { host, bytes });
-            }
-        }
-        self.after(ms(200), Event::VmTimer);
-    }
-
-    fn vm_hears(&mut self, bytes: &[u8]) {
-        let (transaction, message) = VmMessage::decode(bytes).unwrap();
-        if transaction != TRANSACTION || matches!(self.vm, VmState::Over(_)) {
-            return;
-        }
-        match message {
-            VmMessage::MigrationResponse(_) => {
-                if self.vm == VmState::Requesting {
-                    self.vm = VmState::Waiting;
-                }
-            }
-            VmMessage::MigrationProgress(progress) if progress.phase == Phase::Completed => {
-                assert_eq!(self.vm_host, 1, "completed while the VM is at the source");
-                self.vm = VmState::Over(Ok(()));
-            }
-            VmMessage::MigrationAbort(MigrationAbort { reason }) => {
-                self.vm = VmState::Over(Err(reason));
-            }
-            _ => {}
-        }
-    }
-
-    /// Checks that the VM runs on one host, and that nothing is left that nobody needs.
-    pub(super) fn assert_clean(&self, context: &str) {
-        assert!(
-            !self.vm_paused && !self.migrating,
-            "{context}: still moving"
-        );
-        for (number, host) in self.hosts.iter().enumerate() {
-            let kernel = &host.kernel;
-            let runs = kernel.domains.values().filter(|d| d.running).count();
-            let expected = usize::from(number == self.vm_host);
-            assert_eq!(
-                runs, expected,
-                "{context}: domains running on host {number}"
-            );
-            assert!(
-                kernel.joins.is_empty(),
-                "{context}: joins left on host {number}: {:?}",
-                kernel.joins
-            );
-            for (ifindex, _) in &kernel.mdb {
-                let ports = &kernel.ports;
-                assert!(ports.contains_key(ifindex), "{context}: MDB entry left");
-            }
-            let managed: BTreeSet<_> = kernel.managed.keys().copied().collect();
-            let needed: BTreeSet<_> = kernel
-                .listeners
-                .keys()
-                .map(|listener| ManagedKey {
-                    vlan: listener.vlan,
-                    pad: 0,
-                    multicast_address: listener.multicast_address,
-                })
-                .collect();
-            assert_eq!(managed, needed, "{context}: managed on host {number}");
-            let agent = host.agent.as_ref().unwrap();
-            assert_eq!(agent.receptions().count(), 0, "{context}: receptions");
         }
     }
 }

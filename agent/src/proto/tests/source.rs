@@ -1,7 +1,7 @@
 //! Tests of outgoing migrations.
 
 use common::maps::FilterMode;
-use common::signal::{MigrationAbort, PeerMessage};
+use common::signal::{MigrationAbort, MigrationReady, PeerMessage};
 
 use super::*;
 use crate::proto::tests::fixture::{Bench, TAP, UUID, key};

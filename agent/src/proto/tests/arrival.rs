@@ -1,0 +1,191 @@
+//! Tests of arriving VMs: undoing, holding and releasing.
+
+use common::maps::{FilterMode, Querier, QuerierKey};
+use common::signal::{MigrationAbort, PeerMessage};
+
+use crate::proto::destination::tests::{S, active, answers, bench, request};
+use crate::proto::tests::fixture::{Bench, UUID, key};
+use crate::proto::{DatapathEvent, HypervisorEvent, Output, PeerEvent};
+
+const ARRIVING: u32 = 20;
+
+fn query(bench: &mut Bench) {
+    let event = DatapathEvent::Query {
+        key: QuerierKey {
+            ifindex: 2,
+            vlan: 0,
+            pad: 0,
+        },
+        value: Querier {
+            last_query_ns: bench.now.0,
+            address: [0xfe; 16],
+            query_interval_ms: 125_000,
+            query_response_interval_ms: 10_000,
+            robustness: 2,
+            mld_version: 2,
+            pad: [0; 6],
+        },
+    };
+    bench.datapath(event);
+}
+
+fn arrive(bench: &mut Bench) {
+    bench.port(ARRIVING, "vnet5");
+    bench.domain("vnet5", false);
+    let arrived = HypervisorEvent::Resumed {
+        uuid: UUID,
+        migrated: true,
+        at: bench.now,
+    };
+    bench.hypervisor(arrived);
+}
+
+fn leaves(outputs: &[Output]) -> usize {
+    let is_leave = |output: &&Output| matches!(output, Output::Leave(_));
+    outputs.iter().filter(is_leave).count()
+}
+
+#[test]
+fn abort_of_the_source_undoes_join_watch_and_mdb_entry() {
+    let mut bench = bench();
+    bench.frame(1, request(UUID, vec![active(1)]));
+    bench.port(ARRIVING, "vnet5");
+    bench.outputs();
+    let reason = "cancelled".to_owned();
+    bench.frame(1, MigrationAbort { reason });
+    let delete = Output::MdbDelete {
+        ifindex: ARRIVING,
+        key: key(1),
+    };
+    let expected = [delete, Output::Leave(key(1)), Output::Unmanage(key(1))];
+    assert_eq!(bench.outputs(), expected);
+}
+
+#[test]
+fn abort_that_crosses_the_arrival_does_not_take_the_stream_away() {
+    let mut bench = bench();
+    bench.frame(1, request(UUID, vec![active(1)]));
+    bench.port(ARRIVING, "vnet5");
+    bench.domain("vnet5", false);
+    let reason = "libvirtd is gone".to_owned();
+    bench.frame(1, MigrationAbort { reason });
+    assert_eq!(leaves(&bench.outputs()), 0);
+    arrive(&mut bench);
+    bench.pass(60 * S);
+    assert_eq!(leaves(&bench.outputs()), 0);
+}
+
+#[test]
+fn abort_is_done_in_the_end_if_the_waiting_domain_never_runs() {
+    let mut bench = bench();
+    bench.frame(1, request(UUID, vec![active(1)]));
+    bench.domain("", false);
+    let reason = "cancelled".to_owned();
+    bench.frame(1, MigrationAbort { reason });
+    bench.pass(31 * S);
+    assert_eq!(leaves(&bench.outputs()), 1);
+}
+
+#[test]
+fn domain_gone_before_its_arrival_undoes_and_tells_the_source() {
+    let mut bench = bench();
+    bench.frame(1, request(UUID, vec![active(1)]));
+    bench.domain("vnet5", false);
+    bench.outputs();
+    bench.hypervisor(HypervisorEvent::Gone(UUID));
+    let outputs = bench.outputs();
+    assert_eq!(leaves(&outputs), 1);
+    assert!(matches!(
+        answers(&outputs).as_slice(),
+        [PeerMessage::MigrationAbort(_)]
+    ));
+}
+
+#[test]
+fn joins_of_a_lost_source_end_soon_before_the_vm_begins_to_come_and_late_after() {
+    for begun in [false, true] {
+        let mut bench = bench();
+        bench.frame(1, request(UUID, vec![active(1)]));
+        let reason = "Connection to vms2 was reset".to_owned();
+        bench.peer(PeerEvent::Down { reason });
+        if begun {
+            bench.domain("vnet5", false);
+        }
+        bench.pass(31 * S);
+        assert_eq!(leaves(&bench.outputs()), usize::from(!begun));
+        bench.pass(600 * S);
+        assert_eq!(leaves(&bench.outputs()), usize::from(begun));
+    }
+}
+
+#[test]
+fn silent_source_is_told_when_its_joins_expire() {
+    let mut bench = bench();
+    bench.frame(1, request(UUID, vec![active(1)]));
+    bench.pass(599 * S);
+    assert_eq!(leaves(&bench.outputs()), 0);
+    bench.pass(2 * S);
+    let outputs = bench.outputs();
+    assert_eq!(leaves(&outputs), 1);
+    assert_eq!(answers(&outputs).len(), 1);
+}
+
+#[test]
+fn report_by_itself_does_not_end_the_join_but_the_answer_to_a_query_does() {
+    let mut bench = bench();
+    bench.frame(1, request(UUID, vec![active(1)]));
+    query(&mut bench);
+    bench.pass(S);
+    arrive(&mut bench);
+    bench.pass(S);
+    bench.report(ARRIVING, key(1), FilterMode::Exclude);
+    assert_eq!(leaves(&bench.outputs()), 0);
+    bench.pass(S);
+    query(&mut bench);
+    assert_eq!(leaves(&bench.outputs()), 0);
+    bench.pass(S);
+    bench.report(ARRIVING, key(1), FilterMode::Exclude);
+    let outputs = bench.outputs();
+    assert_eq!(leaves(&outputs), 1);
+    // The VM listens itself, so the address stays watched.
+    assert!(!outputs.contains(&Output::Unmanage(key(1))));
+}
+
+#[test]
+fn vm_that_leaves_the_address_after_its_arrival_ends_the_join() {
+    let mut bench = bench();
+    bench.frame(1, request(UUID, vec![active(1)]));
+    arrive(&mut bench);
+    bench.report(ARRIVING, key(1), FilterMode::Exclude);
+    bench.outputs();
+    bench.leave(ARRIVING, key(1));
+    assert_eq!(leaves(&bench.outputs()), 1);
+}
+
+#[test]
+fn entry_that_is_read_but_was_never_there_ends_nothing() {
+    let mut bench = bench();
+    bench.frame(1, request(UUID, vec![active(1)]));
+    arrive(&mut bench);
+    bench.outputs();
+    bench.leave(ARRIVING, key(1));
+    assert_eq!(leaves(&bench.outputs()), 0);
+}
+
+#[test]
+fn vm_that_never_answers_is_held_for_one_listening_interval() {
+    let mut bench = bench();
+    bench.frame(1, request(UUID, vec![active(1)]));
+    arrive(&mut bench);
+    bench.outputs();
+    bench.pass(269 * S);
+    assert_eq!(leaves(&bench.outputs()), 0);
+    bench.pass(2 * S);
+    let outputs = bench.outputs();
+    assert_eq!(leaves(&outputs), 1);
+    let delete = Output::MdbDelete {
+        ifindex: ARRIVING,
+        key: key(1),
+    };
+    assert!(outputs.contains(&delete));
+}

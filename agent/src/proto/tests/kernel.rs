@@ -1,0 +1,150 @@
+//! The simulated kernels: what outputs do to them, and what they report.
+
+use std::net::Ipv6Addr;
+use std::time::Duration;
+
+use common::event::Change;
+use common::maps::{Listener, ManagedKey, Stream, StreamKey};
+
+use super::pair::*;
+use crate::proto::*;
+
+impl Pair {
+    pub(super) fn whims(&mut self) -> Vec<Duration> {
+        let copies = 1 + usize::from(self.setup.dice.roll(100) < self.setup.duplication);
+        (0..copies)
+            .filter_map(|_| {
+                let dice = &mut self.setup.dice;
+                if dice.roll(100) < self.setup.loss {
+                    return None;
+                }
+                let late = dice.roll(100) < self.setup.reordering;
+                Some(ms(if late { 1 + dice.roll(300) } else { 1 }))
+            })
+            .collect()
+    }
+
+    pub(super) fn output(&mut self, host: usize, output: Output) {
+        let kernel = &mut self.hosts[host].kernel;
+        match output {
+            Output::Datagram { bytes, .. } => {
+                for delay in self.whims() {
+                    let bytes = bytes.clone();
+                    self.after(delay, Event::ToVm { host, bytes });
+                }
+            }
+            Output::Connect { .. } => self.after(ms(5), Event::Connected { by: host }),
+            Output::Frame { bytes, .. } => {
+                let (to, epoch) = (1 - host, self.link_epoch);
+                self.after(ms(2), Event::Frame { to, epoch, bytes });
+            }
+            Output::Join(membership) => {
+                let key = membership.key;
+                kernel.joins.insert(key, membership);
+                if let Some(delay) = self.setup.tree {
+                    self.after(delay, Event::Packet { host, key });
+                }
+            }
+            Output::Leave(key) => {
+                kernel.joins.remove(&key);
+                let now = self.now;
+                self.left_at.insert(key, now);
+            }
+            Output::Prune(key) => kernel.pruned.push(key),
+            Output::Manage { key, since } => {
+                kernel.managed.insert(key, since);
+                if let Some(delay) = self.setup.tree {
+                    self.after(delay, Event::Packet { host, key });
+                }
+            }
+            Output::Unmanage(key) => {
+                kernel.managed.remove(&key);
+            }
+            Output::MdbAdd {
+                ifindex,
+                membership,
+            } => {
+                assert!(kernel.ports.contains_key(&ifindex), "entry for no port");
+                kernel.mdb.insert((ifindex, membership.key));
+            }
+            Output::MdbDelete { ifindex, key } => {
+                kernel.mdb.remove(&(ifindex, key));
+            }
+            Output::ExpireListener {
+                key,
+                last_report_ns,
+            } => {
+                let old = |value: &Listener| value.last_report_ns <= last_report_ns;
+                if kernel.listeners.get(&key).is_some_and(old) {
+                    kernel.listeners.remove(&key);
+                }
+            }
+            Output::ExpireSource { .. } | Output::ReadUsage => {}
+            Output::ReadListeners { listeners, .. } => {
+                for key in listeners {
+                    let found = kernel.listeners.get(&key).copied();
+                    let event = DatapathEvent::Listener {
+                        change: found.map_or(Change::Removed, |_| Change::Updated),
+                        key,
+                        value: found.unwrap_or(Listener {
+                            first_report_ns: 0,
+                            last_report_ns: 0,
+                            last_answer_ns: 0,
+                            generation: 0,
+                            source_count: 0,
+                            filter_mode: 0,
+                            mld_version: 0,
+                            guest_mac: [0; 6],
+                        }),
+                    };
+                    self.sequence += 1;
+                    let at = (self.now + ms(1), self.sequence);
+                    self.queue.insert(at, Event::Datapath { host, event });
+                }
+            }
+            Output::ReadStreams { token, keys } => {
+                let streams = keys
+                    .into_iter()
+                    .filter(|_| host == self.vm_host)
+                    .map(|key| self.stream(&key))
+                    .collect();
+                let event = DatapathEvent::Streams { token, streams };
+                self.after(ms(1), Event::Datapath { host, event });
+            }
+            Output::StartMigration {
+                uuid, connect_uri, ..
+            } => {
+                assert_eq!((host, uuid), (0, UUID));
+                assert_eq!(connect_uri, "qemu+tcp://vms2/system");
+                self.starts += 1;
+                self.migrating = true;
+                self.migration_epoch += 1;
+                for (step, at) in [20, 100, 200, 300, 400, 500].into_iter().enumerate() {
+                    let epoch = self.migration_epoch;
+                    self.after(ms(at), Event::Migration { epoch, step });
+                }
+            }
+            Output::AbortMigration { .. } => self.fail_migration(),
+            Output::Reply { reply, .. } => self.replies.push(reply),
+        }
+    }
+
+    pub(super) fn stream(&self, key: &ManagedKey) -> (StreamKey, Stream) {
+        let flow = StreamKey {
+            multicast_address: key.multicast_address,
+            source: Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).octets(),
+            source_port: 5004,
+            destination_port: 5004,
+            vlan: 0,
+            pad: 0,
+        };
+        let stream = Stream {
+            native_packets: 1000,
+            native_bytes: 1_450_000,
+            native_first_ns: 0,
+            native_last_ns: self.now.0,
+            interarrival_ns: 580_000,
+        };
+        (flow, stream)
+    }
+}
