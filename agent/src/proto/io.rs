@@ -340,7 +340,8 @@ pub enum Output {
     },
     /// Stop watching it.
     Unmanage(ManagedKey),
-    /// Add a temporary bridge MDB entry, so that a TAP receives before its VM has reported.
+    /// Add a temporary bridge MDB entry, so that a TAP receives before its VM has reported; renew
+    /// it if it is there. Repeated until the VM has reported, so a failure ends by itself.
     MdbAdd {
         /// The TAP.
         ifindex: u32,

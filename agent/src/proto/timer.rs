@@ -27,7 +27,7 @@ pub(super) enum Timer {
     Hold(u64),
     /// When to read again what an arrived VM is expected to answer for.
     Poll(u64),
-    /// When to renew the MDB entries of an arriving VM.
+    /// When to make the MDB entries of an arriving VM again.
     MdbRenewal(u64),
     /// When the next listener or source may be too old.
     Ageing,

@@ -23,6 +23,7 @@ const READ_BATCH: usize = 1024;
 pub(super) struct Warnings {
     usage: BTreeMap<u32, PortUsage>,
     warned: BTreeMap<u32, Timestamp>,
+    failed: Option<Timestamp>,
 }
 
 impl Warnings {
@@ -108,12 +109,18 @@ impl Agent {
                 }
             }
             DatapathEvent::Failed { key, reason } => {
-                warn!(
-                    vlan = key.vlan,
-                    multicast_address = %std::net::Ipv6Addr::from(key.multicast_address),
-                    %reason,
-                    "Address is not set up"
-                );
+                let address = std::net::Ipv6Addr::from(key.multicast_address);
+                // MDB entries are tried again and again, a thousand at once: one line tells it.
+                let quiet = self
+                    .warnings
+                    .failed
+                    .is_some_and(|last| self.now.since(last) < WARNING_INTERVAL);
+                if quiet {
+                    debug!(vlan = key.vlan, %address, %reason, "Address is not set up");
+                } else {
+                    warn!(vlan = key.vlan, %address, %reason, "Address is not set up");
+                    self.warnings.failed = Some(self.now);
+                }
                 self.join_failed(key);
             }
         }

@@ -22,8 +22,11 @@ use crate::proto::{DomainUuid, Mac, Output, Timestamp};
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// How long after the Query Response Interval they are still read.
 const POLL_MARGIN: Duration = Duration::from_secs(2);
-/// How often temporary MDB entries, which last a membership interval of the bridge, are renewed.
-const MDB_RENEWAL: Duration = Duration::from_secs(60);
+/// When MDB entries are first made again: the bridge refuses temporary ones for a port that is not
+/// up yet, and drops them when it goes down, as a TAP does while it is being set up.
+pub(super) const MDB_RENEWAL_FIRST: Duration = Duration::from_millis(20);
+/// How often they are renewed at least; they last a membership interval of the bridge.
+const MDB_RENEWAL_LAST: Duration = Duration::from_secs(60);
 /// Arrivals remembered for VMs that still ask for progress.
 const REMEMBERED: usize = 100;
 
@@ -72,8 +75,7 @@ impl Agent {
                 .collect();
             if !new.is_empty() {
                 self.add_mdb(number, new);
-                let renewal = self.now + MDB_RENEWAL;
-                self.timers.set(Timer::MdbRenewal(number), renewal);
+                self.renew_mdb_soon(number);
             }
         }
     }
@@ -83,9 +85,22 @@ impl Agent {
             return;
         };
         let entries = self.mdb_entries(incoming);
-        if !entries.is_empty() {
-            self.add_mdb(number, entries);
-            let renewal = self.now + MDB_RENEWAL;
+        if entries.is_empty() {
+            return;
+        }
+        self.add_mdb(number, entries);
+        if let Some(incoming) = self.incoming.get_mut(&number) {
+            let delay = (incoming.mdb_renewal * 2).min(MDB_RENEWAL_LAST);
+            incoming.mdb_renewal = delay;
+            self.timers.set(Timer::MdbRenewal(number), self.now + delay);
+        }
+    }
+
+    /// Renews MDB entries soon, and from then on less and less often.
+    fn renew_mdb_soon(&mut self, number: u64) {
+        if let Some(incoming) = self.incoming.get_mut(&number) {
+            incoming.mdb_renewal = MDB_RENEWAL_FIRST;
+            let renewal = self.now + MDB_RENEWAL_FIRST;
             self.timers.set(Timer::MdbRenewal(number), renewal);
         }
     }
@@ -147,6 +162,7 @@ impl Agent {
         self.records.end(number, at, Outcome::Completed);
         self.note_arrival(number);
         self.ports_changed();
+        self.renew_mdb(number);
         self.finish_if_released(number);
     }
 

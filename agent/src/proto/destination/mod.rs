@@ -25,6 +25,7 @@ mod ending;
 mod probe;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use common::maps::{FilterMode, ManagedKey};
 use common::signal::{
@@ -68,6 +69,8 @@ pub(super) struct Incoming {
     needs: BTreeMap<(ManagedKey, Mac), Filter>,
     /// MDB entries made for it.
     mdb: BTreeSet<(u32, ManagedKey)>,
+    /// Time until they are made again.
+    mdb_renewal: Duration,
     progress: Option<MigrationProgress>,
     aborted: Option<String>,
     last_heard: Timestamp,
@@ -183,6 +186,7 @@ impl Agent {
             response: None,
             needs: BTreeMap::new(),
             mdb: BTreeSet::new(),
+            mdb_renewal: arrival::MDB_RENEWAL_FIRST,
             progress: None,
             aborted: None,
             last_heard: self.now,

@@ -189,3 +189,33 @@ fn vm_that_never_answers_is_held_for_one_listening_interval() {
     };
     assert!(outputs.contains(&delete));
 }
+
+#[test]
+fn mdb_entries_of_a_tap_that_is_not_up_yet_are_made_again_soon_and_then_rarely() {
+    let mut bench = bench();
+    bench.frame(1, request(UUID, vec![active(1)]));
+    bench.outputs();
+    bench.port(ARRIVING, "vnet5");
+    let added = |bench: &mut Bench, time| {
+        bench.pass(time);
+        let is_add = |output: &&Output| matches!(output, Output::MdbAdd { ifindex: ARRIVING, membership } if membership.key == key(1));
+        bench.outputs().iter().filter(is_add).count()
+    };
+    assert_eq!(added(&mut bench, S / 1000), 1);
+    assert_eq!(added(&mut bench, S / 20), 1);
+    assert!((3..6).contains(&added(&mut bench, S)));
+    added(&mut bench, 120 * S);
+    assert!((2..4).contains(&added(&mut bench, 180 * S)));
+}
+
+#[test]
+fn mdb_entries_are_renewed_when_the_vm_runs() {
+    let mut bench = bench();
+    bench.frame(1, request(UUID, vec![active(1)]));
+    bench.port(ARRIVING, "vnet5");
+    bench.domain("vnet5", false);
+    bench.outputs();
+    bench.domain("vnet5", true);
+    let is_add = |output: &Output| matches!(output, Output::MdbAdd { .. });
+    assert!(bench.outputs().iter().any(is_add));
+}

@@ -391,7 +391,7 @@ impl Pair {
             Event::VmTimer => self.vm_speaks(),
             Event::VmReport { answer } => {
                 if answer && self.vm_host == 1 {
-                    self.answered_at = Some(self.now);
+                    self.answered_at.get_or_insert(self.now);
                 }
                 for number in 0..self.setup.addresses {
                     self.report(self.vm_host, key(number), self.now);
