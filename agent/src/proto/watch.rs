@@ -57,11 +57,11 @@ impl Agent {
             } => {
                 let known = self.mirror.get(&key).is_some();
                 let effect = self.mirror.remove_listener(&key);
+                self.apply(effect);
                 // The answer for an entry that never was does not mean that the VM has left.
                 if known {
                     self.arrived_vm_left(&key);
                 }
-                self.apply(effect);
             }
             DatapathEvent::Source { change, key, value } => match change {
                 Change::Updated => self.mirror.update_source(key, value),

@@ -340,4 +340,4 @@ fn prefix_of(address: std::net::Ipv6Addr, length: u8) -> [u8; 16] {
 
 #[cfg(test)]
 #[path = "../tests/destination.rs"]
-mod tests;
+pub(super) mod tests;

@@ -1,33 +1,13 @@
 //! Tests of arriving VMs: undoing, holding and releasing.
 
-use common::maps::{FilterMode, Querier, QuerierKey};
+use common::maps::FilterMode;
 use common::signal::{MigrationAbort, PeerMessage};
 
-use crate::proto::destination::tests::{S, active, answers, bench, request};
+use crate::proto::destination::tests::{S, active, answers, bench, query, request};
 use crate::proto::tests::fixture::{Bench, UUID, key};
-use crate::proto::{DatapathEvent, HypervisorEvent, Output, PeerEvent};
+use crate::proto::{HypervisorEvent, Output, PeerEvent};
 
 const ARRIVING: u32 = 20;
-
-fn query(bench: &mut Bench) {
-    let event = DatapathEvent::Query {
-        key: QuerierKey {
-            ifindex: 2,
-            vlan: 0,
-            pad: 0,
-        },
-        value: Querier {
-            last_query_ns: bench.now.0,
-            address: [0xfe; 16],
-            query_interval_ms: 125_000,
-            query_response_interval_ms: 10_000,
-            robustness: 2,
-            mld_version: 2,
-            pad: [0; 6],
-        },
-    };
-    bench.datapath(event);
-}
 
 fn arrive(bench: &mut Bench) {
     bench.port(ARRIVING, "vnet5");

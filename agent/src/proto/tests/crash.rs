@@ -1,5 +1,7 @@
 //! Crashes of either agent, broken connections and failures of the hypervisor at every step.
 
+use std::time::Duration;
+
 use super::migration::LONG;
 use super::pair::{Pair, Setup, VmState};
 
@@ -99,4 +101,28 @@ fn crash_while_datagrams_are_lost_leaves_nothing_behind() {
     at_every_step("destination agent crashes", &setup, true, |pair| {
         pair.crash(1);
     });
+}
+
+#[test]
+fn crash_while_a_site_without_multicast_is_probed_leaves_nothing_behind() {
+    let setup = Setup {
+        tree: None,
+        ..Setup::default()
+    };
+    at_every_step("source agent crashes", &setup, false, |pair| {
+        pair.crash(0);
+    });
+}
+
+#[test]
+fn restarted_destination_agent_takes_the_joins_up_again() {
+    let mut pair = Pair::new(Setup::default());
+    pair.run(LONG, |pair| pair.migrating);
+    pair.crash(1);
+    assert!(pair.hosts[1].kernel.joins.is_empty());
+    pair.run(Duration::from_secs(2), |_| false);
+    assert_eq!(pair.vm_host, 1);
+    assert_eq!(pair.hosts[1].kernel.joins.len(), 3);
+    assert_eq!(pair.hosts[1].kernel.mdb.len(), 3);
+    assert_eq!(pair.vm, VmState::Over(Ok(())));
 }

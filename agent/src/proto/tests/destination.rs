@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use common::maps::StreamKey;
+use common::maps::{Querier, QuerierKey, StreamKey};
 use common::signal::{Listener, PeerMessage};
 
 use super::*;
@@ -86,6 +86,26 @@ pub(in crate::proto) fn first_packet(bench: &mut Bench, number: u16, source: u8)
             pad: 0,
         },
         at: bench.now,
+    };
+    bench.datapath(event);
+}
+
+pub(in crate::proto) fn query(bench: &mut Bench) {
+    let event = DatapathEvent::Query {
+        key: QuerierKey {
+            ifindex: 2,
+            vlan: 0,
+            pad: 0,
+        },
+        value: Querier {
+            last_query_ns: bench.now.0,
+            address: [0xfe; 16],
+            query_interval_ms: 125_000,
+            query_response_interval_ms: 10_000,
+            robustness: 2,
+            mld_version: 2,
+            pad: [0; 6],
+        },
     };
     bench.datapath(event);
 }

@@ -5,4 +5,5 @@ pub(super) mod fixture;
 mod kernel;
 mod migration;
 mod pair;
+mod schedule;
 mod vm_host;

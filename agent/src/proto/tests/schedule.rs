@@ -1,0 +1,108 @@
+//! Random orders of everything that a destination can be told.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use common::maps::FilterMode;
+use common::signal::{MigrationAbort, MigrationProgress, Phase};
+use proptest::prelude::*;
+
+use super::fixture::{Bench, UUID, key};
+use crate::proto::destination::tests::{active, first_packet, request};
+use crate::proto::*;
+
+const ARRIVING: u32 = 20;
+const OTHER: DomainUuid = DomainUuid([9; 16]);
+
+/// What the outputs have made of the kernel.
+#[derive(Debug, Default)]
+struct Kernel {
+    joined: BTreeSet<ManagedKey>,
+    managed: BTreeSet<ManagedKey>,
+}
+
+impl Kernel {
+    fn apply(&mut self, outputs: Vec<Output>) {
+        for output in outputs {
+            match output {
+                Output::Join(membership) => {
+                    let key = membership.key;
+                    assert!(self.managed.contains(&key), "joined but not watched");
+                    self.joined.insert(key);
+                }
+                Output::Leave(key) => assert!(self.joined.remove(&key), "left twice"),
+                Output::Manage { key, .. } => {
+                    self.managed.insert(key);
+                }
+                Output::Unmanage(key) => {
+                    assert!(!self.joined.contains(&key), "joined but no longer watched");
+                    assert!(self.managed.remove(&key), "given up twice");
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+fn tell(bench: &mut Bench, what: u8) {
+    let progress = |phase| MigrationProgress {
+        phase,
+        processed_bytes: 1,
+        total_bytes: 2,
+        elapsed_ms: 3,
+        vm_pause_ms: None,
+    };
+    let reason = "cancelled".to_owned();
+    match what {
+        0 => bench.frame(1, request(UUID, vec![active(1), active(2)])),
+        1 => bench.frame(2, request(UUID, vec![active(2), active(3)])),
+        2 => bench.frame(3, request(OTHER, vec![active(1), active(3)])),
+        3 => bench.frame(1, MigrationAbort { reason }),
+        4 => bench.frame(2, MigrationAbort { reason }),
+        5 => bench.port(ARRIVING, "vnet5"),
+        6 => bench.unplug(ARRIVING),
+        7 => bench.domain("vnet5", false),
+        8 => bench.domain("vnet5", true),
+        9 => bench.hypervisor(HypervisorEvent::Gone(UUID)),
+        10 => bench.report(ARRIVING, key(1), FilterMode::Exclude),
+        11 => bench.report(ARRIVING, key(2), FilterMode::Exclude),
+        12 => bench.leave(ARRIVING, key(1)),
+        13 => crate::proto::destination::tests::query(bench),
+        14 => first_packet(bench, 1, 1),
+        15 => first_packet(bench, 2, 1),
+        16 => bench.peer(PeerEvent::Up),
+        17 => bench.peer(PeerEvent::Down {
+            reason: "Connection to vms2 was reset".to_owned(),
+        }),
+        18 => bench.frame(1, progress(Phase::Copying)),
+        19 => bench.frame(2, progress(Phase::Completed)),
+        20 => bench.pass(Duration::from_millis(30)),
+        21 => bench.pass(Duration::from_secs(2)),
+        _ => bench.pass(Duration::from_secs(100)),
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_order_of_events_leaves_no_join_and_no_watched_address(
+        schedule in prop::collection::vec(0_u8..23, 0..60)
+    ) {
+        let mut bench = Bench::empty();
+        let mut kernel = Kernel::default();
+        for what in schedule {
+            tell(&mut bench, what);
+            kernel.apply(bench.outputs());
+        }
+        bench.unplug(ARRIVING);
+        bench.hypervisor(HypervisorEvent::Gone(UUID));
+        bench.pass(Duration::from_secs(1300));
+        // A listener told of a port that is gone ages; the kernel has none of it.
+        for number in [1, 2] {
+            bench.leave(ARRIVING, key(number));
+        }
+        kernel.apply(bench.outputs());
+        prop_assert!(kernel.joined.is_empty(), "{kernel:?}");
+        prop_assert!(kernel.managed.is_empty(), "{kernel:?}");
+        prop_assert_eq!(bench.agent.receptions().count(), 0);
+    }
+}

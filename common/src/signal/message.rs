@@ -1,0 +1,245 @@
+//! Bodies of the signalling messages; the table of [`super`] lists them with their numbers.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use minicbor::bytes::ByteArray;
+use minicbor::{Decode, Encode};
+
+/// IPv6 address in network order.
+pub type Address = ByteArray<16>;
+/// Ethernet address.
+pub type Mac = ByteArray<6>;
+
+/// `AgentSearch`: a VM asks which agent houses it.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct AgentSearch {}
+
+/// `AgentSearchReply`: the agent behind whose TAP the search came in.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct AgentSearchReply {
+    /// Name of the agent, as its peers know it.
+    #[n(0)]
+    pub agent: String,
+    /// Name of the VM's libvirt domain.
+    #[n(1)]
+    pub domain: String,
+    /// Destinations that the policy allows this VM.
+    #[n(2)]
+    pub destinations: Vec<String>,
+}
+
+/// `MigrationRequest`: the VM asks to be moved.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct MigrationRequest {
+    /// Name of the destination's agent.
+    #[n(0)]
+    pub destination: String,
+    /// Domain that the caller believes to be; refused unless it is.
+    #[n(1)]
+    pub domain: Option<String>,
+}
+
+/// `MigrationResponse`: the destination is ready.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct MigrationResponse {
+    /// Prefix of the destination network, host bits zero.
+    #[n(0)]
+    pub prefix: Address,
+    /// Its length in bits, 0 to 128.
+    #[n(1)]
+    pub prefix_length: u8,
+    /// Address of DstAgent in that prefix.
+    #[n(2)]
+    pub agent_address: Address,
+}
+
+/// One active flow of a listener, as the source sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Flow {
+    /// Source address.
+    #[n(0)]
+    pub source: Address,
+    /// UDP source port, 0 where there is none.
+    #[n(1)]
+    pub source_port: u16,
+    /// UDP destination port, 0 where there is none.
+    #[n(2)]
+    pub destination_port: u16,
+    /// Packets per 1000 seconds.
+    #[n(3)]
+    pub rate_mpps: u64,
+    /// Time since the last packet, milliseconds.
+    #[n(4)]
+    pub silent_ms: u64,
+}
+
+/// One multicast address that the VM listens to.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Listener {
+    /// VLAN identifier, 0 for untagged.
+    #[n(0)]
+    pub vlan: u16,
+    /// Multicast address.
+    #[n(1)]
+    pub multicast_address: Address,
+    /// [`crate::maps::FilterMode`] as a number.
+    #[n(2)]
+    pub filter_mode: u8,
+    /// Sources of the filter.
+    #[n(3)]
+    pub sources: Vec<Address>,
+    /// MLD version that the VM speaks.
+    #[n(4)]
+    pub mld_version: u8,
+    /// MAC of the VM's NIC that listens.
+    #[n(5)]
+    pub mac: Mac,
+    /// Flows of the address that the source knows.
+    #[n(6)]
+    pub flows: Vec<Flow>,
+}
+
+/// `AgentRequest`: what the arriving VM needs.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct AgentRequest {
+    /// UUID of the libvirt domain.
+    #[n(0)]
+    pub domain_uuid: ByteArray<16>,
+    /// Name of the libvirt domain.
+    #[n(1)]
+    pub domain_name: String,
+    /// MACs of all its NICs, by which the destination knows its TAPs.
+    #[n(2)]
+    pub macs: Vec<Mac>,
+    /// What it listens to.
+    #[n(3)]
+    pub listeners: Vec<Listener>,
+    /// Transaction that `migkick` will go on using at the destination; null for an operator's move.
+    #[n(4)]
+    pub vm_transaction: Option<u64>,
+}
+
+/// How the destination receives one multicast address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(index_only)]
+pub enum ReceptionMode {
+    /// A packet has come natively.
+    #[n(1)]
+    Native,
+    /// Joined; silent at the source too, so nothing can be proven. Watched.
+    #[n(2)]
+    Idle,
+    /// Joined; nothing came within the probe's deadline. Watched.
+    #[n(3)]
+    Unreachable,
+    /// Not joined: refused by policy or limits.
+    #[n(4)]
+    Refused,
+}
+
+/// Verdict of one probe.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Reception {
+    /// VLAN identifier, 0 for untagged.
+    #[n(0)]
+    pub vlan: u16,
+    /// Multicast address.
+    #[n(1)]
+    pub multicast_address: Address,
+    /// How it is received.
+    #[n(2)]
+    pub mode: ReceptionMode,
+    /// From the join to the verdict, milliseconds.
+    #[n(3)]
+    pub waited_ms: u64,
+}
+
+/// `AgentResponse`: the destination has joined and probed.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct AgentResponse {
+    /// Prefix of the destination network, host bits zero.
+    #[n(0)]
+    pub prefix: Address,
+    /// Its length in bits, 0 to 128.
+    #[n(1)]
+    pub prefix_length: u8,
+    /// Address of DstAgent in that prefix.
+    #[n(2)]
+    pub agent_address: Address,
+    /// libvirt URI of the destination, for the source's libvirtd.
+    #[n(3)]
+    pub connect_uri: String,
+    /// URI that QEMU sends memory to; empty to let libvirt choose.
+    #[n(4)]
+    pub migrate_uri: String,
+    /// One verdict for each listener of the request.
+    #[n(5)]
+    pub receptions: Vec<Reception>,
+}
+
+/// `MigrationReady`: the idle NIC is configured. Sent again until the migration is over, which
+/// makes it the VM's question for progress too.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct MigrationReady {
+    /// Address set on the idle NIC; null where the VM has none.
+    #[n(0)]
+    pub address: Option<Address>,
+}
+
+/// Where a migration stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(index_only)]
+pub enum Phase {
+    /// The destination joins and probes.
+    #[n(1)]
+    Preparing,
+    /// Waiting for the VM's `MigrationReady`.
+    #[n(2)]
+    Ready,
+    /// libvirt copies memory.
+    #[n(3)]
+    Copying,
+    /// The VM is paused for the switch.
+    #[n(4)]
+    Switching,
+    /// The VM runs at the destination.
+    #[n(5)]
+    Completed,
+}
+
+/// `MigrationProgress`.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct MigrationProgress {
+    /// Where it stands.
+    #[n(0)]
+    pub phase: Phase,
+    /// Memory copied so far, bytes.
+    #[n(1)]
+    pub processed_bytes: u64,
+    /// Memory in all, bytes.
+    #[n(2)]
+    pub total_bytes: u64,
+    /// Since the request, milliseconds.
+    #[n(3)]
+    pub elapsed_ms: u64,
+    /// How long the VM was paused, milliseconds; once known.
+    #[n(4)]
+    pub vm_pause_ms: Option<u64>,
+}
+
+/// `MigrationAbort`: the migration is off, or is refused.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct MigrationAbort {
+    /// One sentence for a person.
+    #[n(0)]
+    pub reason: String,
+}
+
+/// `Error`: the last message was not understood.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct ErrorMessage {
+    /// One sentence for a person.
+    #[n(0)]
+    pub reason: String,
+}
