@@ -15,6 +15,7 @@
 //! | `destination` | migrations that arrive: joins, probes, holding and releasing |
 //! | `link` | connections to other agents |
 //! | `listener` | mirror of the kernel's listeners, and their ageing |
+//! | `watch` | what the kernel reports, and the addresses watched for it |
 //! | `inventory` | ports and domains |
 //! | `filter` | source filters and their merger |
 //! | `policy`, `refusal` | who may move, and the sentences for those who may not |

@@ -221,6 +221,19 @@ impl Agent {
         true
     }
 
+    /// What an arrived domain listens to as its source said, but has not answered for here yet.
+    pub(in crate::proto) fn held_for(
+        &self,
+        uuid: &DomainUuid,
+    ) -> impl Iterator<Item = (ManagedKey, Mac, &Filter)> {
+        self.incoming_of(*uuid)
+            .and_then(|number| self.incoming.get(&number))
+            .filter(|incoming| incoming.arrived.is_some())
+            .into_iter()
+            .flat_map(|incoming| &incoming.needs)
+            .map(|((key, mac), filter)| (*key, *mac, filter))
+    }
+
     /// A domain left this host: a migration that failed, or a VM that was held for.
     pub(in crate::proto) fn incoming_domain_gone(&mut self, uuid: DomainUuid) {
         while let Some(number) = self.incoming_of(uuid) {

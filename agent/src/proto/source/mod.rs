@@ -256,6 +256,7 @@ impl Agent {
         let mut keys: Vec<ManagedKey> = self
             .departing_listeners(&domain.uuid)
             .map(|(view, _)| managed(&view.key))
+            .chain(self.held_for(&domain.uuid).map(|(key, ..)| key))
             .collect();
         keys.sort_unstable();
         keys.dedup();

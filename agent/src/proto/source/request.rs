@@ -1,17 +1,19 @@
 //! `AgentRequest`: what a departing domain listens to, and what flows there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use common::maps::{ManagedKey, Stream, StreamKey};
 use common::signal::{self, AgentRequest, Flow};
 
 use super::{Outgoing, Requester, millis};
-use crate::proto::filter::is_routable;
+use crate::proto::filter::{Filter, is_routable};
 use crate::proto::listener::{ListenerView, managed};
 use crate::proto::{Agent, DomainUuid, Mac, Timestamp};
 
 /// Flows told of one address; the destination needs one to prove reception.
 const MAX_FLOWS: usize = 16;
+/// MLD version of a listener that has not reported here.
+const MLD_VERSION: u8 = 2;
 
 impl Agent {
     /// Returns what a domain listens to on all its NICs, with the NIC's MAC. Addresses that mean
@@ -45,33 +47,41 @@ impl Agent {
             };
             flows.entry(key).or_default().push(stream);
         }
-        let listeners = self
-            .departing_listeners(&outgoing.uuid)
-            .filter_map(|(view, mac)| {
-                let filter = view.filter()?;
-                let flows = flows
-                    .get(&managed(&view.key))
-                    .into_iter()
-                    .flatten()
-                    .filter(|(key, _)| filter.accepts(&key.source))
-                    .take(MAX_FLOWS)
-                    .map(|(key, stream)| flow(key, stream, self.now))
-                    .collect();
-                Some(signal::Listener {
-                    vlan: view.key.vlan,
-                    multicast_address: view.key.multicast_address.into(),
-                    filter_mode: view.value.filter_mode,
-                    sources: filter
-                        .sources
-                        .iter()
-                        .map(|source| source.octets().into())
-                        .collect(),
-                    mld_version: view.value.mld_version,
-                    mac: mac.into(),
-                    flows,
-                })
-            })
-            .collect();
+        let listener = |key: ManagedKey, mac: Mac, filter: &Filter, mld_version| signal::Listener {
+            vlan: key.vlan,
+            multicast_address: key.multicast_address.into(),
+            filter_mode: filter.mode as u8,
+            sources: filter
+                .sources
+                .iter()
+                .map(|source| source.octets().into())
+                .collect(),
+            mld_version,
+            mac: mac.into(),
+            flows: flows
+                .get(&key)
+                .into_iter()
+                .flatten()
+                .filter(|(flow, _)| filter.accepts(&flow.source))
+                .take(MAX_FLOWS)
+                .map(|(flow_key, stream)| flow(flow_key, stream, self.now))
+                .collect(),
+        };
+        let mut known = BTreeSet::new();
+        let mut listeners = Vec::new();
+        for (view, mac) in self.departing_listeners(&outgoing.uuid) {
+            let key = managed(&view.key);
+            known.insert((key, mac));
+            if let Some(filter) = view.filter() {
+                listeners.push(listener(key, mac, &filter, view.value.mld_version));
+            }
+        }
+        // A domain that goes on at once has perhaps not reported here at all.
+        for (key, mac, filter) in self.held_for(&outgoing.uuid) {
+            if !known.contains(&(key, mac)) {
+                listeners.push(listener(key, mac, filter, MLD_VERSION));
+            }
+        }
         let domain = self.inventory.domains.get(&outgoing.uuid);
         AgentRequest {
             domain_uuid: outgoing.uuid.0.into(),

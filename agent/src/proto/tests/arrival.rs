@@ -5,7 +5,7 @@ use common::signal::{MigrationAbort, PeerMessage};
 
 use crate::proto::destination::tests::{S, active, answers, bench, query, request};
 use crate::proto::tests::fixture::{Bench, UUID, key};
-use crate::proto::{HypervisorEvent, Output, PeerEvent};
+use crate::proto::{Command, HypervisorEvent, Output, PeerEvent};
 
 const ARRIVING: u32 = 20;
 
@@ -198,4 +198,33 @@ fn mdb_entries_are_renewed_when_the_vm_runs() {
     bench.domain("vnet5", true);
     let is_add = |output: &Output| matches!(output, Output::MdbAdd { .. });
     assert!(bench.outputs().iter().any(is_add));
+}
+
+#[test]
+fn domain_that_moves_on_before_it_has_reported_takes_its_listeners_along() {
+    let mut bench = bench();
+    bench.frame(1, request(UUID, vec![active(1), active(2)]));
+    arrive(&mut bench);
+    bench.domain("vnet5", true);
+    bench.report(ARRIVING, key(2), FilterMode::Exclude);
+    bench.outputs();
+    let command = Command::Migrate {
+        domain: "viewer".to_owned(),
+        destination: "vms2".to_owned(),
+    };
+    bench.agent.handle_command(bench.now, 1, command);
+    bench.pass(S);
+    let mut addresses = match answers(&bench.outputs()).as_slice() {
+        [PeerMessage::AgentRequest(body)] => body
+            .listeners
+            .iter()
+            .map(|listener| *listener.multicast_address)
+            .collect::<Vec<_>>(),
+        other => panic!("no request but {other:?}"),
+    };
+    addresses.sort_unstable();
+    assert_eq!(
+        addresses,
+        [1, 2].map(|number| key(number).multicast_address)
+    );
 }
