@@ -3,6 +3,9 @@
 //! [`Hypervisor`] is what the agent asks of it; [`libvirt`] is the real one. Everything is
 //! asynchronous by events, so that no libvirt call ever blocks the agent.
 
+pub mod domain_xml;
+pub mod libvirt;
+
 use crate::proto::{DomainUuid, HypervisorEvent};
 
 /// Where a migration goes and how.

@@ -1,0 +1,148 @@
+//! libvirt as the [`Hypervisor`].
+//!
+//! | thread | does |
+//! |---|---|
+//! | `libvirt-events` | runs libvirt's event loop; one per process, never calls libvirt back |
+//! | `libvirt-watch` | connects, lists domains, looks at those that events name, connects again |
+//! | `libvirt-migrate` | one per migration: the blocking call |
+//! | `libvirt-progress` | one per migration: polls statistics, cancels when asked |
+//!
+//! What is urgent (suspended, resumed) is sent from the event loop's thread with the time it came
+//! in; domains follow from the watching thread, which may be waiting for libvirtd.
+//!
+//! ```text
+//! Connecting --- domains, Connected ---> Watching
+//!     ^                                     |
+//!     '------ Disconnected, back-off <------'   libvirtd is gone; domains run on
+//! ```
+//!
+//! Only active domains are reported; one that is shut off is [`HypervisorEvent::Gone`].
+
+mod config;
+mod migration;
+mod sys;
+mod watch;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use nix::time::{ClockId, clock_gettime};
+use virt::connect::Connect;
+
+use super::{EventSender, Hypervisor, MigrateRequest};
+use crate::proto::{DomainUuid, HypervisorEvent, Timestamp};
+pub use config::{LibvirtConfig, MigrateFlags, MigrateFlagsError};
+use migration::Migration;
+use watch::Work;
+
+/// Why libvirt cannot be used at all. That libvirtd does not answer is no such reason: the agent
+/// goes on trying, and says so by [`HypervisorEvent::Disconnected`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LibvirtError {
+    /// libvirt's event loop cannot run.
+    #[error("libvirt's event loop cannot run: {reason}; check the installed libvirt")]
+    EventLoop {
+        /// What libvirt or the system said.
+        reason: String,
+    },
+    /// A thread could not be made.
+    #[error("Cannot start the thread that watches libvirt: {reason}; raise the limit of threads")]
+    Thread {
+        /// What the system said.
+        reason: String,
+    },
+}
+
+/// A libvirtd. Dropping it ends the watching; migrations that run go on.
+#[derive(Debug)]
+pub struct Libvirt {
+    shared: Arc<Shared>,
+    work: mpsc::Sender<Work>,
+}
+
+/// What all threads share.
+#[derive(Debug)]
+struct Shared {
+    config: LibvirtConfig,
+    events: EventSender,
+    /// The connection while it is up.
+    connection: Mutex<Option<Connect>>,
+    /// Outgoing migrations that this agent has started.
+    migrations: Mutex<HashMap<DomainUuid, Arc<Migration>>>,
+    /// Domains that are arriving: a resume is then the end of their migration.
+    arriving: Mutex<HashSet<DomainUuid>>,
+}
+
+impl Shared {
+    fn emit(&self, event: HypervisorEvent) {
+        // The receiver goes first when the agent stops.
+        let _ = self.events.send(event);
+    }
+
+    fn connection(&self) -> Option<Connect> {
+        lock(&self.connection).clone()
+    }
+}
+
+/// Locks; what a panicking thread has left is still consistent, since every update is one call.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Time on the clock of the kernel programs.
+fn now() -> Timestamp {
+    clock_gettime(ClockId::CLOCK_MONOTONIC)
+        .map(|time| {
+            let seconds = u64::try_from(time.tv_sec()).unwrap_or(0);
+            let nanoseconds = u64::try_from(time.tv_nsec()).unwrap_or(0);
+            Timestamp(seconds.saturating_mul(1_000_000_000) + nanoseconds)
+        })
+        .unwrap_or_default()
+}
+
+impl Libvirt {
+    /// Starts to connect and to watch; returns at once.
+    ///
+    /// # Errors
+    ///
+    /// See [`LibvirtError`].
+    pub fn start(config: LibvirtConfig, events: EventSender) -> Result<Self, LibvirtError> {
+        sys::start_event_loop().map_err(|reason| LibvirtError::EventLoop { reason })?;
+        let shared = Arc::new(Shared {
+            config,
+            events,
+            connection: Mutex::default(),
+            migrations: Mutex::default(),
+            arriving: Mutex::default(),
+        });
+        let (work, inbox) = mpsc::channel();
+        thread::Builder::new()
+            .name("libvirt-watch".to_owned())
+            .spawn({
+                let (shared, work) = (Arc::clone(&shared), work.clone());
+                move || watch::run(&shared, &work, &inbox)
+            })
+            .map_err(|error| LibvirtError::Thread {
+                reason: error.to_string(),
+            })?;
+        Ok(Self { shared, work })
+    }
+}
+
+impl Drop for Libvirt {
+    fn drop(&mut self) {
+        let _ = self.work.send(Work::Stop);
+    }
+}
+
+impl Hypervisor for Libvirt {
+    fn migrate(&self, request: MigrateRequest) {
+        migration::start(&self.shared, request);
+    }
+
+    fn abort(&self, uuid: DomainUuid) {
+        migration::abort(&self.shared, uuid);
+    }
+}

@@ -1,0 +1,430 @@
+//! What the `virt` crate does not wrap: event callbacks, job statistics, cancelling, migration
+//! parameters. All foreign calls of the agent to libvirt that are not the crate's are here.
+
+#![allow(
+    unsafe_code,
+    reason = "libvirt's C interface; every block says why it is sound"
+)]
+
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::OnceLock;
+use std::time::Duration;
+use std::{mem, ptr, thread};
+
+use virt::connect::Connect;
+use virt::domain::Domain;
+use virt::error::Error;
+use virt_sys as sys;
+
+use crate::proto::{DomainUuid, JobStats};
+
+/// What libvirt told a callback.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum RawEvent {
+    /// `VIR_DOMAIN_EVENT_ID_LIFECYCLE`.
+    Lifecycle {
+        uuid: DomainUuid,
+        /// `VIR_DOMAIN_EVENT_*`.
+        event: u32,
+        /// `VIR_DOMAIN_EVENT_*_*`, by event.
+        detail: u32,
+    },
+    /// `VIR_DOMAIN_EVENT_ID_DEVICE_ADDED` or `_REMOVED`.
+    DevicesChanged { uuid: DomainUuid },
+    /// `VIR_DOMAIN_EVENT_ID_MIGRATION_ITERATION`: a new pass over the domain's memory begins.
+    MigrationIteration { uuid: DomainUuid, iteration: i32 },
+    /// `VIR_DOMAIN_EVENT_ID_JOB_COMPLETED`.
+    JobCompleted { uuid: DomainUuid, stats: JobStats },
+    /// The connection is lost; `VIR_CONNECT_CLOSE_REASON_*`.
+    Closed { reason: u32 },
+}
+
+/// Receives events on the event loop's thread; must not call libvirt, nor block.
+pub(super) type Handler = Box<dyn Fn(RawEvent) + Send + Sync>;
+
+/// Starts libvirt's event loop in a thread of its own, once per process. It has to run before a
+/// connection is opened.
+///
+/// # Errors
+///
+/// libvirt's, or that the thread could not be made.
+pub(super) fn start_event_loop() -> Result<(), String> {
+    static STARTED: OnceLock<Result<(), String>> = OnceLock::new();
+    STARTED
+        .get_or_init(|| {
+            // Errors are returned; libvirt need not print them to stderr as well.
+            virt::error::clear_error_callback();
+            virt::event::event_register_default_impl().map_err(|error| error.to_string())?;
+            thread::Builder::new()
+                .name("libvirt-events".to_owned())
+                .spawn(|| {
+                    loop {
+                        if let Err(error) = virt::event::event_run_default_impl() {
+                            tracing::warn!(%error, "libvirt's event loop failed once");
+                            thread::sleep(Duration::from_millis(100));
+                        }
+                    }
+                })
+                .map(drop)
+                .map_err(|error| error.to_string())
+        })
+        .clone()
+}
+
+/// Callbacks registered on a connection; dropping it takes them off.
+pub(super) struct Subscription {
+    connection: Connect,
+    callbacks: Vec<c_int>,
+    close_callback: bool,
+}
+
+/// Has `handler` called for the events of a connection.
+///
+/// # Errors
+///
+/// libvirt's. Drivers without an event (such as `test`) just never raise it.
+pub(super) fn subscribe(
+    connection: &Connect,
+    handler: impl Fn() -> Handler,
+) -> Result<Subscription, Error> {
+    let mut subscription = Subscription {
+        connection: connection.clone(),
+        callbacks: Vec::new(),
+        close_callback: false,
+    };
+    let lifecycle: sys::virConnectDomainEventCallback = Some(on_lifecycle);
+    let device: sys::virConnectDomainEventDeviceAddedCallback = Some(on_device);
+    let iteration: sys::virConnectDomainEventMigrationIterationCallback = Some(on_iteration);
+    let completed: sys::virConnectDomainEventJobCompletedCallback = Some(on_job_completed);
+    // SAFETY: libvirt calls a callback back as the type that belongs to its event's number, which
+    // is the type cast from here; all are nullable function pointers of the same size.
+    let callbacks: [(u32, sys::virConnectDomainEventGenericCallback); 5] = unsafe {
+        [
+            (
+                sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE,
+                mem::transmute(lifecycle),
+            ),
+            (
+                sys::VIR_DOMAIN_EVENT_ID_DEVICE_ADDED,
+                mem::transmute(device),
+            ),
+            // The callback for removal has the same parameters.
+            (
+                sys::VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED,
+                mem::transmute(device),
+            ),
+            (
+                sys::VIR_DOMAIN_EVENT_ID_MIGRATION_ITERATION,
+                mem::transmute(iteration),
+            ),
+            (
+                sys::VIR_DOMAIN_EVENT_ID_JOB_COMPLETED,
+                mem::transmute(completed),
+            ),
+        ]
+    };
+    for (event, callback) in callbacks {
+        let opaque = into_opaque(handler());
+        // SAFETY: the connection is open while it is borrowed. `opaque` is owned by libvirt from
+        // here on, which frees it by `free_handler` after the last call of the callback.
+        let id = unsafe {
+            sys::virConnectDomainEventRegisterAny(
+                connection.as_ptr(),
+                ptr::null_mut(),
+                event as c_int,
+                callback,
+                opaque,
+                Some(free_handler),
+            )
+        };
+        if id < 0 {
+            // SAFETY: libvirt did not take it.
+            unsafe { free_handler(opaque) };
+            return Err(Error::last_error());
+        }
+        subscription.callbacks.push(id);
+    }
+    let opaque = into_opaque(handler());
+    // SAFETY: as above.
+    let result = unsafe {
+        sys::virConnectRegisterCloseCallback(
+            connection.as_ptr(),
+            Some(on_close),
+            opaque,
+            Some(free_handler),
+        )
+    };
+    if result < 0 {
+        // SAFETY: libvirt did not take it.
+        unsafe { free_handler(opaque) };
+        return Err(Error::last_error());
+    }
+    subscription.close_callback = true;
+    Ok(subscription)
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        for &id in &self.callbacks {
+            // SAFETY: the connection is open while `self` holds it; the number is one it gave. On
+            // a lost connection the callback is taken off all the same.
+            unsafe { sys::virConnectDomainEventDeregisterAny(self.connection.as_ptr(), id) };
+        }
+        if self.close_callback {
+            // SAFETY: as above; the function is the one registered.
+            unsafe {
+                sys::virConnectUnregisterCloseCallback(self.connection.as_ptr(), Some(on_close))
+            };
+        }
+    }
+}
+
+fn into_opaque(handler: Handler) -> *mut c_void {
+    // A box of the box: a trait object's own pointer is two words, `opaque` is one.
+    Box::into_raw(Box::new(handler)).cast()
+}
+
+unsafe extern "C" fn free_handler(opaque: *mut c_void) {
+    // SAFETY: the pointer comes from `into_opaque`, and libvirt frees once.
+    let handler = unsafe { Box::from_raw(opaque.cast::<Handler>()) };
+    let _ = catch_unwind(AssertUnwindSafe(|| drop(handler)));
+}
+
+/// Calls the handler. A panic ends here, because it must not cross C frames.
+///
+/// # Safety
+///
+/// `opaque` is from [`into_opaque`] and not freed yet.
+unsafe fn call(opaque: *mut c_void, event: Option<RawEvent>) {
+    let Some(event) = event else { return };
+    // SAFETY: see above; handlers are `Sync`, and never lent mutably.
+    let handler = unsafe { &*opaque.cast::<Handler>() };
+    if catch_unwind(AssertUnwindSafe(|| handler(event))).is_err() {
+        tracing::error!("A handler of libvirt events panicked; the event is lost");
+    }
+}
+
+unsafe extern "C" fn on_lifecycle(
+    _: sys::virConnectPtr,
+    domain: sys::virDomainPtr,
+    event: c_int,
+    detail: c_int,
+    opaque: *mut c_void,
+) -> c_int {
+    // SAFETY: libvirt passes a live domain, and what was registered.
+    unsafe {
+        let event = uuid(domain).map(|uuid| RawEvent::Lifecycle {
+            uuid,
+            event: event.cast_unsigned(),
+            detail: detail.cast_unsigned(),
+        });
+        call(opaque, event);
+    }
+    0
+}
+
+unsafe extern "C" fn on_device(
+    _: sys::virConnectPtr,
+    domain: sys::virDomainPtr,
+    _alias: *const c_char,
+    opaque: *mut c_void,
+) {
+    // SAFETY: libvirt passes a live domain, and what was registered.
+    unsafe {
+        call(
+            opaque,
+            uuid(domain).map(|uuid| RawEvent::DevicesChanged { uuid }),
+        )
+    };
+}
+
+unsafe extern "C" fn on_iteration(
+    _: sys::virConnectPtr,
+    domain: sys::virDomainPtr,
+    iteration: c_int,
+    opaque: *mut c_void,
+) {
+    // SAFETY: libvirt passes a live domain, and what was registered.
+    unsafe {
+        let event = uuid(domain).map(|uuid| RawEvent::MigrationIteration { uuid, iteration });
+        call(opaque, event);
+    }
+}
+
+unsafe extern "C" fn on_job_completed(
+    _: sys::virConnectPtr,
+    domain: sys::virDomainPtr,
+    params: sys::virTypedParameterPtr,
+    nparams: c_int,
+    opaque: *mut c_void,
+) {
+    // SAFETY: libvirt passes a live domain, what was registered, and an array that lives until the
+    // callback returns.
+    unsafe {
+        let stats = stats(params, nparams);
+        call(
+            opaque,
+            uuid(domain).map(|uuid| RawEvent::JobCompleted { uuid, stats }),
+        );
+    }
+}
+
+unsafe extern "C" fn on_close(_: sys::virConnectPtr, reason: c_int, opaque: *mut c_void) {
+    let reason = reason.cast_unsigned();
+    // SAFETY: libvirt passes what was registered.
+    unsafe { call(opaque, Some(RawEvent::Closed { reason })) };
+}
+
+/// # Safety
+///
+/// `domain` is a live domain.
+unsafe fn uuid(domain: sys::virDomainPtr) -> Option<DomainUuid> {
+    let mut uuid = [0; 16];
+    // SAFETY: the array has VIR_UUID_BUFLEN (16) bytes.
+    let result = unsafe { sys::virDomainGetUUID(domain, uuid.as_mut_ptr()) };
+    (result == 0).then_some(DomainUuid(uuid))
+}
+
+/// # Safety
+///
+/// `params` is an array of `nparams`.
+unsafe fn stats(params: sys::virTypedParameterPtr, nparams: c_int) -> JobStats {
+    let read = |name: &CStr| {
+        let mut value = 0;
+        // SAFETY: the caller's promise; the name ends in a zero; `value` has the type asked for.
+        let found =
+            unsafe { sys::virTypedParamsGetULLong(params, nparams, name.as_ptr(), &mut value) };
+        (found == 1).then_some(value)
+    };
+    JobStats {
+        processed_bytes: read(sys::VIR_DOMAIN_JOB_MEMORY_PROCESSED).unwrap_or(0),
+        total_bytes: read(sys::VIR_DOMAIN_JOB_MEMORY_TOTAL).unwrap_or(0),
+        downtime: read(sys::VIR_DOMAIN_JOB_DOWNTIME).map(Duration::from_millis),
+    }
+}
+
+/// Statistics of the job that runs on a domain, if one does.
+///
+/// # Errors
+///
+/// libvirt's. While a domain arrives by migration, only its source knows the statistics.
+pub(super) fn job_stats(domain: &Domain) -> Result<Option<JobStats>, Error> {
+    let (mut kind, mut params, mut nparams) = (0, ptr::null_mut(), 0);
+    // SAFETY: the domain is live while it is borrowed; libvirt allocates the array.
+    let result = unsafe {
+        sys::virDomainGetJobStats(domain.as_ptr(), &mut kind, &mut params, &mut nparams, 0)
+    };
+    if result < 0 {
+        return Err(Error::last_error());
+    }
+    // SAFETY: the array and its length are from libvirt, and freed once.
+    let stats = unsafe {
+        let stats = stats(params, nparams);
+        sys::virTypedParamsFree(params, nparams);
+        stats
+    };
+    Ok((kind.cast_unsigned() != sys::VIR_DOMAIN_JOB_NONE).then_some(stats))
+}
+
+/// Cancels the job that runs on a domain.
+///
+/// # Errors
+///
+/// libvirt's, also where no job runs or it cannot be cancelled any more.
+pub(super) fn abort_job(domain: &Domain) -> Result<(), Error> {
+    // SAFETY: the domain is live while it is borrowed.
+    match unsafe { sys::virDomainAbortJob(domain.as_ptr()) } {
+        0 => Ok(()),
+        _ => Err(Error::last_error()),
+    }
+}
+
+/// Value of a migration parameter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Value {
+    /// `VIR_TYPED_PARAM_STRING`.
+    Text(CString),
+    /// `VIR_TYPED_PARAM_ULLONG`.
+    Long(u64),
+    /// `VIR_TYPED_PARAM_INT`.
+    Int(i32),
+}
+
+/// `virDomainMigrateToURI3`; returns when the migration is over.
+///
+/// # Errors
+///
+/// libvirt's; the domain then runs where it did, unless the connection was lost.
+pub(super) fn migrate_to_uri3(
+    domain: &Domain,
+    dconn_uri: &CStr,
+    parameters: &[(&CStr, Value)],
+    flags: u32,
+) -> Result<(), Error> {
+    let mut list = TypedParams::new();
+    for (name, value) in parameters {
+        list.add(name, value)?;
+    }
+    // SAFETY: the domain is live while it is borrowed; URI and list outlive the call.
+    let result = unsafe {
+        sys::virDomainMigrateToURI3(
+            domain.as_ptr(),
+            dconn_uri.as_ptr(),
+            list.params,
+            list.nparams.cast_unsigned(),
+            flags,
+        )
+    };
+    match result {
+        0 => Ok(()),
+        _ => Err(Error::last_error()),
+    }
+}
+
+struct TypedParams {
+    params: sys::virTypedParameterPtr,
+    nparams: c_int,
+    maxparams: c_int,
+}
+
+impl TypedParams {
+    fn new() -> Self {
+        Self {
+            params: ptr::null_mut(),
+            nparams: 0,
+            maxparams: 0,
+        }
+    }
+
+    fn add(&mut self, name: &CStr, value: &Value) -> Result<(), Error> {
+        let (params, nparams, maxparams) =
+            (&mut self.params, &mut self.nparams, &mut self.maxparams);
+        let name = name.as_ptr();
+        // SAFETY: the three describe one array that libvirt grows; it copies name and value.
+        let result = unsafe {
+            match value {
+                Value::Text(value) => {
+                    sys::virTypedParamsAddString(params, nparams, maxparams, name, value.as_ptr())
+                }
+                Value::Long(value) => {
+                    sys::virTypedParamsAddULLong(params, nparams, maxparams, name, *value)
+                }
+                Value::Int(value) => {
+                    sys::virTypedParamsAddInt(params, nparams, maxparams, name, *value)
+                }
+            }
+        };
+        match result {
+            0 => Ok(()),
+            _ => Err(Error::last_error()),
+        }
+    }
+}
+
+impl Drop for TypedParams {
+    fn drop(&mut self) {
+        // SAFETY: libvirt allocated the array, or it is null and empty.
+        unsafe { sys::virTypedParamsFree(self.params, self.nparams) };
+    }
+}

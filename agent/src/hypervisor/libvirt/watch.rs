@@ -1,0 +1,279 @@
+//! The watching thread: connection, list of domains, events.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::time::{Duration, Instant};
+
+use virt::connect::Connect;
+use virt::domain::{Domain as VirtDomain, DomainState};
+use virt::error::{Error, ErrorNumber};
+use virt_sys as vir;
+
+use super::sys::{self, Handler, RawEvent};
+use super::{Shared, lock, now};
+use crate::hypervisor::domain_xml;
+use crate::proto::{Domain, DomainUuid, HypervisorEvent};
+
+/// First pause before connecting again; doubled until [`MAX_BACK_OFF`].
+const BACK_OFF: Duration = Duration::from_millis(200);
+/// Longest pause.
+const MAX_BACK_OFF: Duration = Duration::from_secs(5);
+/// An idle libvirtd is asked for life after so many seconds, and given up after
+/// [`KEEPALIVE_COUNT`] silent answers.
+const KEEPALIVE_INTERVAL: i32 = 2;
+/// See [`KEEPALIVE_INTERVAL`].
+const KEEPALIVE_COUNT: u32 = 3;
+
+/// What the thread is told.
+#[derive(Debug)]
+pub(super) enum Work {
+    /// A callback was called, on this connection (numbered from 1).
+    Event(u64, RawEvent),
+    /// The end.
+    Stop,
+}
+
+/// Why a session ended.
+enum End {
+    Stop,
+    Lost(String),
+}
+
+/// Connects and watches until told to stop.
+pub(super) fn run(shared: &Arc<Shared>, work: &Sender<Work>, inbox: &Receiver<Work>) {
+    let mut watch = Watch {
+        shared,
+        known: HashMap::new(),
+    };
+    let mut pause = BACK_OFF;
+    let mut told = false;
+    for session in 1.. {
+        let end = watch.session(session, work, inbox);
+        let was_up = lock(&shared.connection).take().is_some();
+        let reason = match end {
+            End::Stop => return,
+            End::Lost(reason) => reason,
+        };
+        if was_up || !told {
+            told = true;
+            tracing::warn!(uri = shared.config.uri, %reason, "libvirt is not connected");
+            shared.emit(HypervisorEvent::Disconnected { reason });
+        }
+        if was_up {
+            pause = BACK_OFF;
+        }
+        if wait(inbox, pause) {
+            return;
+        }
+        pause = (pause * 2).min(MAX_BACK_OFF);
+    }
+}
+
+/// Waits, forgetting events of the lost connection; returns whether to stop.
+fn wait(inbox: &Receiver<Work>, pause: Duration) -> bool {
+    let deadline = Instant::now() + pause;
+    loop {
+        match inbox.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(Work::Event(..)) => {}
+            Ok(Work::Stop) | Err(RecvTimeoutError::Disconnected) => return true,
+            Err(RecvTimeoutError::Timeout) => return false,
+        }
+    }
+}
+
+struct Watch<'a> {
+    shared: &'a Arc<Shared>,
+    /// Domains as reported last.
+    known: HashMap<DomainUuid, Domain>,
+}
+
+impl Watch<'_> {
+    fn session(&mut self, session: u64, work: &Sender<Work>, inbox: &Receiver<Work>) -> End {
+        let uri = &self.shared.config.uri;
+        let unreachable =
+            |error: Error| End::Lost(format!("libvirtd at {uri} cannot be reached: {error}"));
+        let lost = |error: Error| End::Lost(format!("libvirtd at {uri} went away: {error}"));
+        let connection = match Connect::open(Some(uri)) {
+            Ok(connection) => connection,
+            Err(error) => return unreachable(error),
+        };
+        // Drivers inside this process, such as `test`, have no keepalive.
+        if let Err(error) = connection.set_keep_alive(KEEPALIVE_INTERVAL, KEEPALIVE_COUNT) {
+            tracing::debug!(%error, "libvirt connection without keepalive");
+        }
+        // Before the list, so that no change falls between the two.
+        let handler = || handler(Arc::clone(self.shared), session, work.clone());
+        let _subscription = match sys::subscribe(&connection, handler) {
+            Ok(subscription) => subscription,
+            Err(error) => return unreachable(error),
+        };
+        if let Err(error) = self.list(&connection) {
+            return lost(error);
+        }
+        *lock(&self.shared.connection) = Some(connection.clone());
+        tracing::info!(uri, domains = self.known.len(), "libvirt is connected");
+        self.shared.emit(HypervisorEvent::Connected);
+        loop {
+            let uuid = match inbox.recv() {
+                Err(_) | Ok(Work::Stop) => return End::Stop,
+                Ok(Work::Event(of, _)) if of != session => continue,
+                Ok(Work::Event(_, RawEvent::Closed { reason })) => {
+                    let how = match reason {
+                        vir::VIR_CONNECT_CLOSE_REASON_EOF => "it stopped",
+                        vir::VIR_CONNECT_CLOSE_REASON_KEEPALIVE => "it no longer answers",
+                        _ => "the connection failed",
+                    };
+                    return End::Lost(format!("libvirtd at {uri} went away: {how}"));
+                }
+                Ok(Work::Event(
+                    _,
+                    RawEvent::Lifecycle { uuid, .. } | RawEvent::DevicesChanged { uuid },
+                )) => uuid,
+                Ok(Work::Event(..)) => continue,
+            };
+            if let Err(error) = self.refresh(&connection, uuid)
+                && !connection.is_alive().unwrap_or(false)
+            {
+                return lost(error);
+            }
+        }
+    }
+
+    fn list(&mut self, connection: &Connect) -> Result<(), Error> {
+        let mut present = HashSet::new();
+        lock(&self.shared.arriving).clear();
+        for domain in connection.list_all_domains(vir::VIR_CONNECT_LIST_DOMAINS_ACTIVE)? {
+            let Some(described) = self.describe(&domain)? else {
+                continue;
+            };
+            if is_arriving(&domain) {
+                lock(&self.shared.arriving).insert(described.uuid);
+            }
+            present.insert(described.uuid);
+            self.known.insert(described.uuid, described.clone());
+            self.shared.emit(HypervisorEvent::Domain(described));
+        }
+        let gone: Vec<_> = self
+            .known
+            .keys()
+            .filter(|uuid| !present.contains(uuid))
+            .copied()
+            .collect();
+        for uuid in gone {
+            self.gone(uuid);
+        }
+        Ok(())
+    }
+
+    /// Looks at a domain that an event named.
+    fn refresh(&mut self, connection: &Connect, uuid: DomainUuid) -> Result<(), Error> {
+        let described = match connection.lookup_domain_by_uuid_string(&uuid.to_string()) {
+            Ok(domain) => self.describe(&domain)?,
+            Err(error) if is_no_domain(&error) => None,
+            Err(error) => return Err(error),
+        };
+        match described {
+            Some(domain) if self.known.get(&uuid) == Some(&domain) => {}
+            Some(domain) => {
+                self.known.insert(uuid, domain.clone());
+                self.shared.emit(HypervisorEvent::Domain(domain));
+            }
+            None => self.gone(uuid),
+        }
+        Ok(())
+    }
+
+    fn gone(&mut self, uuid: DomainUuid) {
+        lock(&self.shared.arriving).remove(&uuid);
+        if self.known.remove(&uuid).is_some() {
+            self.shared.emit(HypervisorEvent::Gone(uuid));
+        }
+    }
+
+    /// Reads a domain; `None` where it is not active, or no longer there.
+    fn describe(&self, domain: &VirtDomain) -> Result<Option<Domain>, Error> {
+        match self.read(domain) {
+            Err(error) if is_no_domain(&error) => Ok(None),
+            result => result,
+        }
+    }
+
+    fn read(&self, domain: &VirtDomain) -> Result<Option<Domain>, Error> {
+        if !domain.is_active()? {
+            return Ok(None);
+        }
+        let uuid = DomainUuid(*domain.uuid()?.as_bytes());
+        let name = domain.name()?;
+        let (state, _) = domain.state()?;
+        let running = state == DomainState::Running.into() || state == DomainState::Blocked.into();
+        let xml = domain.xml_desc(0)?;
+        let interfaces = domain_xml::interfaces(&xml, &self.shared.config.bridge)
+            .inspect_err(|error| tracing::warn!(domain = name, %error, "Domain has no usable NICs"))
+            .unwrap_or_default();
+        Ok(Some(Domain {
+            uuid,
+            name,
+            running,
+            interfaces,
+        }))
+    }
+}
+
+/// Whether a paused domain waits for the end of its migration to this host.
+fn is_arriving(domain: &VirtDomain) -> bool {
+    let paused = domain
+        .state()
+        .is_ok_and(|(state, _)| state == DomainState::Paused.into());
+    // Only a source knows the statistics of a migration: libvirt refuses them to the destination.
+    paused
+        && sys::job_stats(domain)
+            .is_err_and(|error| error.code() == ErrorNumber::OperationInvalid.into())
+}
+
+fn is_no_domain(error: &Error) -> bool {
+    error.code() == ErrorNumber::NoDomain.into()
+}
+
+/// What is called on the event loop's thread. It only sends.
+fn handler(shared: Arc<Shared>, session: u64, work: Sender<Work>) -> Handler {
+    Box::new(move |event| {
+        tracing::debug!(?event, "libvirt event");
+        match &event {
+            RawEvent::Lifecycle {
+                uuid,
+                event,
+                detail,
+            } => lifecycle(&shared, *uuid, *event, *detail),
+            RawEvent::JobCompleted { uuid, stats } => {
+                if let Some(migration) = lock(&shared.migrations).get(uuid) {
+                    migration.completed(*stats);
+                }
+            }
+            _ => {}
+        }
+        let _ = work.send(Work::Event(session, event));
+    })
+}
+
+fn lifecycle(shared: &Shared, uuid: DomainUuid, event: u32, detail: u32) {
+    let at = now();
+    match (event, detail) {
+        (vir::VIR_DOMAIN_EVENT_STARTED, vir::VIR_DOMAIN_EVENT_STARTED_MIGRATED) => {
+            lock(&shared.arriving).insert(uuid);
+        }
+        (
+            vir::VIR_DOMAIN_EVENT_SUSPENDED,
+            vir::VIR_DOMAIN_EVENT_SUSPENDED_MIGRATED | vir::VIR_DOMAIN_EVENT_SUSPENDED_POSTCOPY,
+        ) => shared.emit(HypervisorEvent::Suspended { uuid, at }),
+        (vir::VIR_DOMAIN_EVENT_RESUMED, _) => {
+            // A source whose migration failed resumes with the same detail as a destination.
+            let migrated = lock(&shared.arriving).remove(&uuid);
+            shared.emit(HypervisorEvent::Resumed { uuid, migrated, at });
+        }
+        (vir::VIR_DOMAIN_EVENT_STOPPED, _) => {
+            lock(&shared.arriving).remove(&uuid);
+        }
+        _ => {}
+    }
+}
