@@ -149,7 +149,7 @@ fn run(
         flags |= vir::VIR_MIGRATE_PARALLEL;
     }
 
-    let result = thread::scope(|scope| {
+    let outcome: Result<_, String> = thread::scope(|scope| {
         let progress = thread::Builder::new()
             .name("libvirt-progress".to_owned())
             .spawn_scoped(scope, || progress(shared, migration, &domain, request.uuid))
@@ -158,7 +158,7 @@ fn run(
         migration.update(|state| state.returned = true);
         Ok((result, progress.join().unwrap_or_default()))
     });
-    let (result, last): (_, JobStats) = result?;
+    let (result, last): (_, JobStats) = outcome?;
     match result {
         Ok(()) => {
             let completed = migration.wait(
