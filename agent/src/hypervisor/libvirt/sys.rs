@@ -324,6 +324,11 @@ pub(super) fn job_stats(domain: &Domain) -> Result<Option<JobStats>, Error> {
         sys::virTypedParamsFree(params, nparams);
         stats
     };
+    // While a job runs, QEMU's guess of the downtime stands in its place.
+    let stats = JobStats {
+        downtime: None,
+        ..stats
+    };
     Ok((kind.cast_unsigned() != sys::VIR_DOMAIN_JOB_NONE).then_some(stats))
 }
 
