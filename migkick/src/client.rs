@@ -1,0 +1,510 @@
+//! The client's side of the signalling, without I/O: no clock and no socket in here.
+//!
+//! Messages are those of [`common::signal`]. Datagrams may be lost, doubled and reordered, so
+//! every question is repeated until it is answered, and an answer counts once.
+//!
+//! ```text
+//! Searching --AgentSearchReply--> Found --request()--> Requesting --MigrationResponse--> Prepared
+//!                                                                                            |
+//!                           Over <--Completed or MigrationAbort-- Waiting <-----ready()------+
+//! ```
+//!
+//! The caller gives inputs by [`Client::handle_datagram`] and [`Client::handle_timeout`], then
+//! takes everything from [`Client::poll_transmit`] and [`Client::poll_event`], and sleeps until
+//! [`Client::poll_timeout`]. Time is the time since any fixed moment. It is the VM's own clock,
+//! which stands still while the VM is paused, so a migration makes no deadline come early.
+
+use std::collections::VecDeque;
+use std::net::Ipv6Addr;
+use std::time::Duration;
+
+use common::signal::{
+    AgentSearch, DecodeError, MAX_TEXT_BYTES, MigrationAbort, MigrationProgress, MigrationReady,
+    MigrationRequest, MigrationResponse, Phase, VERSION, VmMessage,
+};
+
+/// All nodes of a link (RFC 4291 §2.7.1).
+pub(crate) const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+
+/// When to repeat and when to give up.
+#[derive(Clone, Debug)]
+pub(crate) struct Timing {
+    /// First distance of two sends of a question; doubles each time.
+    pub(crate) retry_first: Duration,
+    /// Longest distance of two sends.
+    pub(crate) retry_most: Duration,
+    /// How long the search goes on.
+    pub(crate) search: Duration,
+    /// How long a better NIC is waited for after the first answer to the search.
+    pub(crate) settle: Duration,
+    /// How long the agent may be silent while it prepares the move.
+    pub(crate) request_silence: Duration,
+    /// Distance of two `MigrationReady`.
+    pub(crate) ready_interval: Duration,
+    /// How long every agent may be silent during the move.
+    pub(crate) ready_silence: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            retry_first: Duration::from_millis(100),
+            retry_most: Duration::from_secs(1),
+            search: Duration::from_secs(10),
+            settle: Duration::from_millis(100),
+            request_silence: Duration::from_secs(30),
+            ready_interval: Duration::from_millis(200),
+            ready_silence: Duration::from_secs(60),
+        }
+    }
+}
+
+/// The agent that houses this VM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Agent {
+    /// Its name.
+    pub(crate) name: String,
+    /// Its link-local address.
+    pub(crate) address: Ipv6Addr,
+    /// The NIC that it answered on, which is the active one.
+    pub(crate) ifindex: u32,
+    /// Name of this VM's libvirt domain.
+    pub(crate) domain: String,
+    /// Where the policy lets this VM go.
+    pub(crate) destinations: Vec<String>,
+}
+
+/// A datagram to be sent to [`common::signal::PORT`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Transmit {
+    /// NIC to send from.
+    pub(crate) ifindex: u32,
+    /// Destination address.
+    pub(crate) to: Ipv6Addr,
+    /// Payload.
+    pub(crate) bytes: Vec<u8>,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Event {
+    /// The search succeeded.
+    Found(Agent),
+    /// The destination is ready; the idle NIC may be prepared.
+    Prepared(MigrationResponse),
+    /// The move went on.
+    Progress(MigrationProgress),
+    /// The VM runs at the destination. The last event.
+    Completed(MigrationProgress),
+    /// It is over without that. The last event.
+    Failed(ClientError),
+}
+
+/// Why there is no move.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum ClientError {
+    /// Nobody answered the search.
+    #[error(
+        "No Roamcast agent answered on {interfaces}; check that the agent runs on this VM's host and manages its bridge"
+    )]
+    NoAgent {
+        /// NICs that were searched on; filled in by the caller, who knows names.
+        interfaces: String,
+    },
+    /// The agent fell silent while it prepared the move.
+    #[error("Agent \"{agent}\" has not answered for {} s; see its log", silence.as_secs())]
+    Silent {
+        /// Its name.
+        agent: String,
+        /// How long.
+        silence: Duration,
+    },
+    /// Nobody answers any more during the move.
+    #[error(
+        "No agent has answered for {} s; the move may have ended either way, see `roamcast migrations` on both hosts",
+        silence.as_secs()
+    )]
+    Lost {
+        /// How long.
+        silence: Duration,
+    },
+    /// The agent refuses or gives up.
+    #[error("{0}")]
+    Aborted(String),
+    /// The agent speaks another version of the protocol.
+    #[error(
+        "The agent speaks protocol version {theirs}, this migkick {VERSION}; install the same version on both"
+    )]
+    Version {
+        /// Its version.
+        theirs: u16,
+    },
+}
+
+/// Distance and deadline of a repeated question.
+#[derive(Debug)]
+struct Retry {
+    next: Duration,
+    distance: Duration,
+    deadline: Duration,
+}
+
+#[derive(Debug)]
+enum State {
+    Searching {
+        retry: Retry,
+        /// Best answer so far with its rank, and when to take it.
+        answer: Option<(usize, Agent, Duration)>,
+    },
+    Found,
+    Requesting {
+        retry: Retry,
+        request: MigrationRequest,
+    },
+    Prepared,
+    Waiting {
+        ready: MigrationReady,
+        next: Duration,
+        deadline: Duration,
+        phase: Phase,
+    },
+    Over,
+}
+
+/// The client's side of one migration.
+#[derive(Debug)]
+pub(crate) struct Client {
+    timing: Timing,
+    /// NICs to search on, the likeliest first.
+    interfaces: Vec<u32>,
+    search: u64,
+    transaction: u64,
+    agent: Option<Agent>,
+    state: State,
+    transmits: VecDeque<Transmit>,
+    events: VecDeque<Event>,
+}
+
+impl Client {
+    /// Starts the search on `interfaces`, the likeliest first. The two transaction numbers, for
+    /// the search and for the move, must be different, and new for each client.
+    pub(crate) fn new(
+        now: Duration,
+        timing: Timing,
+        interfaces: Vec<u32>,
+        (search, transaction): (u64, u64),
+    ) -> Self {
+        let retry = Retry {
+            next: now,
+            distance: timing.retry_first,
+            deadline: now + timing.search,
+        };
+        let mut client = Self {
+            timing,
+            interfaces,
+            search,
+            transaction,
+            agent: None,
+            state: State::Searching {
+                retry,
+                answer: None,
+            },
+            transmits: VecDeque::new(),
+            events: VecDeque::new(),
+        };
+        client.handle_timeout(now);
+        client
+    }
+
+    /// Asks for the move; to be called after [`Event::Found`].
+    pub(crate) fn request(&mut self, now: Duration, destination: String, domain: Option<String>) {
+        if !matches!(self.state, State::Found) {
+            return;
+        }
+        self.state = State::Requesting {
+            retry: Retry {
+                next: now,
+                distance: self.timing.retry_first,
+                deadline: now + self.timing.request_silence,
+            },
+            request: MigrationRequest {
+                destination,
+                domain,
+            },
+        };
+        self.handle_timeout(now);
+    }
+
+    /// Says that the idle NIC is prepared; to be called after [`Event::Prepared`].
+    pub(crate) fn ready(&mut self, now: Duration, address: Option<Ipv6Addr>) {
+        if !matches!(self.state, State::Prepared) {
+            return;
+        }
+        self.state = State::Waiting {
+            ready: MigrationReady {
+                address: address.map(|address| address.octets().into()),
+            },
+            next: now,
+            deadline: now + self.timing.ready_silence,
+            phase: Phase::Preparing,
+        };
+        self.handle_timeout(now);
+    }
+
+    /// Gives up, and tells the agent why if it may be at work for us.
+    pub(crate) fn abort(&mut self, reason: &str) {
+        if !matches!(
+            self.state,
+            State::Searching { .. } | State::Found | State::Over
+        ) {
+            let end = reason.floor_char_boundary(MAX_TEXT_BYTES);
+            let abort = MigrationAbort {
+                reason: reason.get(..end).unwrap_or_default().to_owned(),
+            };
+            self.send(ALL_NODES, &abort.into());
+        }
+        self.state = State::Over;
+    }
+
+    /// Takes a datagram that came from port [`common::signal::PORT`] of `from`.
+    pub(crate) fn handle_datagram(
+        &mut self,
+        now: Duration,
+        ifindex: u32,
+        from: Ipv6Addr,
+        bytes: &[u8],
+    ) {
+        let searching = matches!(self.state, State::Searching { .. });
+        let expected = if searching {
+            self.search
+        } else {
+            self.transaction
+        };
+        let (transaction, message) = match VmMessage::decode(bytes) {
+            Ok(decoded) => decoded,
+            Err(DecodeError::Version {
+                theirs,
+                transaction,
+            }) if transaction == expected => {
+                return self.fail(ClientError::Version { theirs });
+            }
+            Err(_) => return,
+        };
+        if transaction != expected {
+            return;
+        }
+        match message {
+            VmMessage::AgentSearchReply(reply) => {
+                let agent = Agent {
+                    name: reply.agent,
+                    address: from,
+                    ifindex,
+                    domain: reply.domain,
+                    destinations: reply.destinations,
+                };
+                self.handle_answer(now, agent);
+            }
+            VmMessage::MigrationResponse(response) => {
+                if matches!(self.state, State::Requesting { .. }) && self.is_agent(from) {
+                    self.state = State::Prepared;
+                    self.events.push_back(Event::Prepared(response));
+                }
+            }
+            VmMessage::MigrationProgress(progress) => self.handle_progress(now, from, progress),
+            VmMessage::MigrationAbort(abort) => {
+                // While the move is prepared only our agent has a say; later it may be either.
+                let counts = match self.state {
+                    State::Requesting { .. } => self.is_agent(from),
+                    State::Prepared | State::Waiting { .. } | State::Searching { .. } => true,
+                    State::Found | State::Over => false,
+                };
+                if counts {
+                    self.fail(ClientError::Aborted(abort.reason));
+                }
+            }
+            VmMessage::AgentSearch(_)
+            | VmMessage::MigrationRequest(_)
+            | VmMessage::MigrationReady(_) => {}
+        }
+    }
+
+    /// Sends what is due and gives up what is overdue. Extra calls do nothing.
+    pub(crate) fn handle_timeout(&mut self, now: Duration) {
+        match &mut self.state {
+            State::Searching { retry, answer } => {
+                if let Some((_, agent, _)) = answer.take_if(|(_, _, settled)| now >= *settled) {
+                    return self.found(agent);
+                }
+                if answer.is_none() && now >= retry.deadline {
+                    let interfaces = String::new();
+                    return self.fail(ClientError::NoAgent { interfaces });
+                }
+                if retry.is_due(now, self.timing.retry_most) {
+                    let bytes = VmMessage::from(AgentSearch {}).encode(self.search);
+                    for &ifindex in &self.interfaces {
+                        self.transmits.push_back(Transmit {
+                            ifindex,
+                            to: ALL_NODES,
+                            bytes: bytes.clone(),
+                        });
+                    }
+                }
+            }
+            State::Requesting { retry, request } => {
+                if now >= retry.deadline {
+                    let silence = self.timing.request_silence;
+                    let agent = self.agent.as_ref().map(|agent| agent.name.clone());
+                    return self.fail(ClientError::Silent {
+                        agent: agent.unwrap_or_default(),
+                        silence,
+                    });
+                }
+                if retry.is_due(now, self.timing.retry_most) {
+                    let message = request.clone().into();
+                    let to = self.agent.as_ref().map_or(ALL_NODES, |agent| agent.address);
+                    self.send(to, &message);
+                }
+            }
+            State::Waiting {
+                ready,
+                next,
+                deadline,
+                ..
+            } => {
+                if now >= *deadline {
+                    let silence = self.timing.ready_silence;
+                    return self.fail(ClientError::Lost { silence });
+                }
+                if now >= *next {
+                    *next = now + self.timing.ready_interval;
+                    let message = ready.clone().into();
+                    // To all, because after the switch it is another agent that answers.
+                    self.send(ALL_NODES, &message);
+                }
+            }
+            State::Found | State::Prepared | State::Over => {}
+        }
+    }
+
+    /// When [`Client::handle_timeout`] is to be called.
+    pub(crate) fn poll_timeout(&self) -> Option<Duration> {
+        match &self.state {
+            State::Searching { retry, answer } => Some(match answer {
+                Some((_, _, settled)) => retry.next.min(*settled),
+                None => retry.next.min(retry.deadline),
+            }),
+            State::Requesting { retry, .. } => Some(retry.next.min(retry.deadline)),
+            State::Waiting { next, deadline, .. } => Some(*next.min(deadline)),
+            State::Found | State::Prepared | State::Over => None,
+        }
+    }
+
+    /// The next datagram to send.
+    pub(crate) fn poll_transmit(&mut self) -> Option<Transmit> {
+        self.transmits.pop_front()
+    }
+
+    /// The next event.
+    pub(crate) fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// A VM may have all its NICs on the agent's bridge, so each of them may bring an answer: the
+    /// likeliest NIC wins, if it answers soon enough.
+    fn handle_answer(&mut self, now: Duration, agent: Agent) {
+        let Some(rank) = self.interfaces.iter().position(|&i| i == agent.ifindex) else {
+            return;
+        };
+        let State::Searching { answer, .. } = &mut self.state else {
+            return;
+        };
+        if rank == 0 {
+            return self.found(agent);
+        }
+        match answer {
+            Some((best, _, _)) if *best <= rank => {}
+            Some((best, found, _)) => {
+                *best = rank;
+                *found = agent;
+            }
+            None => *answer = Some((rank, agent, now + self.timing.settle)),
+        }
+    }
+
+    fn found(&mut self, agent: Agent) {
+        self.state = State::Found;
+        self.agent = Some(agent.clone());
+        self.events.push_back(Event::Found(agent));
+    }
+
+    fn handle_progress(&mut self, now: Duration, from: Ipv6Addr, progress: MigrationProgress) {
+        let is_agent = self.is_agent(from);
+        match &mut self.state {
+            State::Requesting { retry, .. } if is_agent => {
+                // The agent has the request and is at work.
+                retry.deadline = now + self.timing.request_silence;
+                self.events.push_back(Event::Progress(progress));
+            }
+            State::Waiting {
+                deadline, phase, ..
+            } => {
+                *deadline = now + self.timing.ready_silence;
+                if progress.phase == Phase::Completed {
+                    self.state = State::Over;
+                    self.events.push_back(Event::Completed(progress));
+                } else if order(progress.phase) >= order(*phase) {
+                    *phase = progress.phase;
+                    self.events.push_back(Event::Progress(progress));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn is_agent(&self, from: Ipv6Addr) -> bool {
+        self.agent
+            .as_ref()
+            .is_some_and(|agent| agent.address == from)
+    }
+
+    fn fail(&mut self, error: ClientError) {
+        self.state = State::Over;
+        self.events.push_back(Event::Failed(error));
+    }
+
+    fn send(&mut self, to: Ipv6Addr, message: &VmMessage) {
+        if let Some(agent) = &self.agent {
+            self.transmits.push_back(Transmit {
+                ifindex: agent.ifindex,
+                to,
+                bytes: message.encode(self.transaction),
+            });
+        }
+    }
+}
+
+impl Retry {
+    /// Whether to send now; if so, the next time is further away.
+    fn is_due(&mut self, now: Duration, most: Duration) -> bool {
+        if now < self.next {
+            return false;
+        }
+        self.next = now + self.distance;
+        self.distance = (self.distance * 2).min(most);
+        true
+    }
+}
+
+/// Place of a phase in a migration.
+fn order(phase: Phase) -> u8 {
+    match phase {
+        Phase::Preparing => 0,
+        Phase::Ready => 1,
+        Phase::Copying => 2,
+        Phase::Switching => 3,
+        Phase::Completed => 4,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,308 @@
+//! Drives the client: gives it time and datagrams, does what it says.
+
+use std::io::{self, Read};
+use std::net::Ipv6Addr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+
+use common::signal::{MigrationProgress, MigrationResponse};
+
+use crate::GoArgs;
+use crate::client::{Agent, Client, ClientError, Event, Timing};
+use crate::identifier::{self, Secret};
+use crate::interface::{self, Interface};
+use crate::net::{Net, Wake};
+use crate::netlink::Netlink;
+use crate::nic::{IdleNic, Plan};
+use crate::view::{self, MoveReport, PhaseReport, SearchReport, View};
+
+/// How often the abort is sent when the person interrupts: once may be lost, and nobody answers.
+const ABORTS: u32 = 3;
+
+/// `migkick search`.
+pub(crate) fn search(json: bool) -> anyhow::Result<()> {
+    let mut session = Session::open(None)?;
+    let agent = session.find()?;
+    let report = SearchReport {
+        interface: session.name_of(agent.ifindex),
+        agent: agent.name,
+        address: agent.address,
+        domain: agent.domain,
+        destinations: agent.destinations,
+    };
+    drop(session);
+    view::print(&report, json, SearchReport::rows)?;
+    Ok(())
+}
+
+/// `migkick go`.
+pub(crate) fn go(args: &GoArgs) -> anyhow::Result<()> {
+    let mut session = Session::open(args.idle_interface.as_deref())?;
+    // Before anybody is asked for anything: a missing secret must not end a move half-way.
+    let secret = args.secret.as_deref().map(Secret::parse).transpose()?;
+    let agent = session.find()?;
+    let idle = session.idle(&agent, args)?;
+    if let (Some(_), None) = (&idle, secret)
+        && args.interface_identifier == identifier::Scheme::StablePrivacy
+    {
+        Secret::of_machine()?;
+    }
+    let searched = session.now();
+    session.view.step("Asking for the move");
+    session
+        .client
+        .request(searched, args.destination.clone(), args.domain.clone());
+    let response = session.response()?;
+    let responded = session.now();
+    let nic = match idle {
+        None => None,
+        Some(interface) => match prepare(args, secret, interface, &response) {
+            Ok(nic) => Some(nic),
+            Err(error) => {
+                session.abort(&format!("The VM cannot prepare its idle NIC: {error:#}"));
+                return Err(error);
+            }
+        },
+    };
+    let prepared = session.now();
+    session
+        .client
+        .ready(prepared, nic.as_ref().map(IdleNic::plan_address));
+    let progress = session.completion()?;
+    let completed = session.now();
+    let phase = |phase, from: Duration, to: Duration| PhaseReport {
+        phase,
+        ms: to.saturating_sub(from).as_secs_f64() * 1000.0,
+    };
+    let report = MoveReport {
+        interface: session.name_of(agent.ifindex),
+        domain: agent.domain,
+        source: agent.name,
+        destination: args.destination.clone(),
+        idle_interface: nic.as_ref().map(|nic| nic.name().to_owned()),
+        address: nic.as_ref().map(IdleNic::plan_address),
+        elapsed_ms: progress.elapsed_ms,
+        vm_pause_ms: progress.vm_pause_ms,
+        processed_bytes: progress.processed_bytes,
+        phases: vec![
+            phase("search", Duration::ZERO, searched),
+            phase("signalling", searched, responded),
+            phase("prepare", responded, prepared),
+            phase("migrate", prepared, completed),
+        ],
+    };
+    for error in nic.map(IdleNic::settle).unwrap_or_default() {
+        session
+            .view
+            .note(&format!("{:#}", anyhow::Error::new(error)));
+    }
+    drop(session);
+    view::print(&report, args.json, MoveReport::rows)?;
+    Ok(())
+}
+
+fn prepare(
+    args: &GoArgs,
+    secret: Option<Secret>,
+    interface: Interface,
+    response: &MigrationResponse,
+) -> anyhow::Result<IdleNic> {
+    let agent_address = Ipv6Addr::from(*response.agent_address);
+    let prefix = Ipv6Addr::from(*response.prefix);
+    let length = response.prefix_length;
+    if length > 128 || prefix.is_multicast() || prefix.is_unicast_link_local() {
+        bail!(
+            "The agent named {prefix}/{length}, which is no prefix for a VM; set agent.prefix at the destination"
+        );
+    }
+    let address = identifier::address(
+        args.interface_identifier,
+        || secret.map_or_else(Secret::of_machine, Ok),
+        (prefix, length),
+        interface.mac,
+        agent_address,
+    )?;
+    let plan = Plan {
+        address,
+        prefix_length: length,
+        agent_address,
+    };
+    let netlink = Netlink::open().context("Cannot open a netlink socket")?;
+    Ok(IdleNic::prepare(netlink, interface, plan)?)
+}
+
+/// Everything that lives as long as the program.
+struct Session {
+    start: Instant,
+    interfaces: Vec<Interface>,
+    net: Net,
+    client: Client,
+    view: View,
+    /// Why nothing could be sent last time.
+    send_error: Option<String>,
+}
+
+impl Session {
+    /// Finds the NICs and begins to search; `idle` is not the active one, the person says.
+    fn open(idle: Option<&str>) -> anyhow::Result<Self> {
+        let start = Instant::now();
+        let mut netlink = Netlink::open().context("Cannot open a netlink socket")?;
+        let mut interfaces = interface::list(&mut netlink).context("Cannot list the NICs")?;
+        interfaces.sort_by_key(|interface| Some(interface.name.as_str()) == idle);
+        let up: Vec<Interface> = interfaces.iter().filter(|i| i.up).cloned().collect();
+        if up.is_empty() {
+            bail!("No Ethernet NIC is up; set one up with `ip link set eth0 up`");
+        }
+        let net =
+            Net::open(&up).context("Cannot open a socket on each NIC; run migkick as root")?;
+        let indexes = up.iter().map(|interface| interface.ifindex).collect();
+        let transactions = transactions().context("Cannot read random numbers")?;
+        Ok(Self {
+            start,
+            interfaces,
+            net,
+            client: Client::new(start.elapsed(), Timing::default(), indexes, transactions),
+            view: View::new(),
+            send_error: None,
+        })
+    }
+
+    fn now(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    fn name_of(&self, ifindex: u32) -> String {
+        self.interfaces
+            .iter()
+            .find(|interface| interface.ifindex == ifindex)
+            .map_or_else(|| ifindex.to_string(), |interface| interface.name.clone())
+    }
+
+    fn find(&mut self) -> anyhow::Result<Agent> {
+        self.view.step("Searching for the agent");
+        match self.until(|event| matches!(event, Event::Found(_)))? {
+            Event::Found(agent) => Ok(agent),
+            event => bail!("Out of order: {event:?}"),
+        }
+    }
+
+    fn response(&mut self) -> anyhow::Result<MigrationResponse> {
+        match self.until(|event| matches!(event, Event::Prepared(_)))? {
+            Event::Prepared(response) => Ok(response),
+            event => bail!("Out of order: {event:?}"),
+        }
+    }
+
+    fn completion(&mut self) -> anyhow::Result<MigrationProgress> {
+        match self.until(|event| matches!(event, Event::Completed(_)))? {
+            Event::Completed(progress) => Ok(progress),
+            event => bail!("Out of order: {event:?}"),
+        }
+    }
+
+    /// The NIC to prepare; `None` where there is none or none is wanted.
+    fn idle(&self, agent: &Agent, args: &GoArgs) -> anyhow::Result<Option<Interface>> {
+        if args.no_configure {
+            return Ok(None);
+        }
+        if let Some(name) = &args.idle_interface {
+            let found = self.interfaces.iter().find(|i| i.name == *name);
+            return match found {
+                None => bail!("There is no Ethernet NIC {name}; `ip link` shows which there are"),
+                Some(interface) if interface.ifindex == agent.ifindex => {
+                    bail!("{name} is the active NIC; name the other one")
+                }
+                Some(interface) => Ok(Some(interface.clone())),
+            };
+        }
+        let idle = self.interfaces.iter().find(|i| i.ifindex != agent.ifindex);
+        if idle.is_none() {
+            self.view.note(
+                "This VM has no second NIC, so it gets no address of the destination's network",
+            );
+        }
+        Ok(idle.cloned())
+    }
+
+    /// Runs until an event that is wanted; other events are shown.
+    fn until(&mut self, wanted: impl Fn(&Event) -> bool) -> anyhow::Result<Event> {
+        loop {
+            self.flush();
+            while let Some(event) = self.client.poll_event() {
+                match event {
+                    Event::Failed(error) => return Err(self.explain(error)),
+                    event if wanted(&event) => return Ok(event),
+                    Event::Progress(progress) => self.view.progress(&progress),
+                    _ => {}
+                }
+            }
+            let next = self.client.poll_timeout().unwrap_or(Duration::MAX);
+            let patience = next.saturating_sub(self.now());
+            match self
+                .net
+                .wait(patience)
+                .context("Cannot receive datagrams")?
+            {
+                Wake::Interrupted => {
+                    self.abort("Interrupted in the VM");
+                    bail!("Interrupted; the agent was told to stop the move");
+                }
+                Wake::Datagrams(datagrams) => {
+                    for datagram in datagrams {
+                        let now = self.now();
+                        self.client.handle_datagram(
+                            now,
+                            datagram.ifindex,
+                            datagram.from,
+                            &datagram.bytes,
+                        );
+                    }
+                }
+            }
+            self.client.handle_timeout(self.now());
+        }
+    }
+
+    fn flush(&mut self) {
+        while let Some(transmit) = self.client.poll_transmit() {
+            let sent = self.net.send(&transmit);
+            self.send_error = sent.err().map(|error| error.to_string());
+        }
+    }
+
+    fn abort(&mut self, reason: &str) {
+        self.client.abort(reason);
+        while let Some(transmit) = self.client.poll_transmit() {
+            for _ in 0..ABORTS {
+                // Nothing is left to do where this fails: the agent's own deadline ends it.
+                let _ = self.net.send(&transmit);
+            }
+        }
+    }
+
+    fn explain(&self, error: ClientError) -> anyhow::Error {
+        let ClientError::NoAgent { .. } = error else {
+            return error.into();
+        };
+        let up = self.interfaces.iter().filter(|interface| interface.up);
+        let names: Vec<&str> = up.map(|interface| interface.name.as_str()).collect();
+        let error = anyhow::Error::new(ClientError::NoAgent {
+            interfaces: names.join(", "),
+        });
+        match &self.send_error {
+            Some(reason) => {
+                anyhow::anyhow!("{error} (the last datagram could not be sent: {reason})")
+            }
+            None => error,
+        }
+    }
+}
+
+/// Two numbers that no other run has.
+fn transactions() -> io::Result<(u64, u64)> {
+    let mut bytes = [0; 16];
+    std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    let number = u128::from_ne_bytes(bytes);
+    Ok(((number >> 64) as u64, number as u64))
+}
