@@ -1,1 +1,119 @@
-//! x
+//! The named reasons behind `COUNTERS`, a per-CPU array of `u64` indexed by [`Counter`].
+//!
+//! Every frame or record that leaves no state has one, so nothing is lost silently.
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $variant:ident => $name:literal,)*) => {
+        /// Index into `COUNTERS`.
+        #[repr(u32)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Counter {
+            $($(#[$doc])* $variant,)*
+        }
+
+        impl Counter {
+            /// All of them, in the order of their indices.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),*];
+
+            /// Name for tables and JSON: lower case with underscores.
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)*
+                }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Valid MLDv1 Reports.
+    ReportsV1 => "reports_v1",
+    /// Valid MLDv2 Reports.
+    ReportsV2 => "reports_v2",
+    /// Valid MLDv1 Dones.
+    Dones => "dones",
+    /// Valid General Queries that came in by an uplink.
+    Queries => "queries",
+    /// Valid Queries that a VM sent. They are passed on and change nothing here.
+    GuestQueries => "guest_queries",
+    /// Packets of watched multicast addresses that came in by an uplink.
+    NativePackets => "native_packets",
+    /// Signalling datagrams that were marked with their TAP.
+    SignallingDatagrams => "signalling_datagrams",
+
+    /// MLD message shorter than its type demands, or longer than the frame.
+    MalformedLength => "malformed_length",
+    /// MLD message with a hop limit other than 1 (RFC 9777 §5).
+    MalformedHopLimit => "malformed_hop_limit",
+    /// MLD message whose source is not link-local; `::` is allowed for Reports
+    /// (RFC 9777 §5.2.13).
+    MalformedSource => "malformed_source",
+    /// MLD message without the Router Alert option of value 0 (RFC 2711 §2.1).
+    MalformedRouterAlert => "malformed_router_alert",
+    /// MLD message with a wrong checksum.
+    MalformedChecksum => "malformed_checksum",
+    /// Report with a record that reaches beyond its end.
+    MalformedRecord => "malformed_record",
+    /// Report, Done or record for something that is not a multicast address.
+    MalformedAddress => "malformed_address",
+    /// Hop-by-hop options that reach beyond their header.
+    MalformedOptions => "malformed_options",
+    /// First fragment of an MLD message. MLD is never fragmented.
+    MalformedFragment => "malformed_fragment",
+    /// Listed source that is multicast or unspecified; the rest of the record counts.
+    InvalidSource => "invalid_source",
+    /// Record of a type that RFC 9777 does not know; skipped (§5.2.12).
+    UnknownRecord => "unknown_record",
+
+    /// Record for an address of interface-local, link-local or reserved scope.
+    IgnoredScope => "ignored_scope",
+    /// EXCLUDE record or MLDv1 message for a source-specific address (RFC 4604 §3).
+    IgnoredSsm => "ignored_ssm",
+    /// Record that was already overtaken by a later Report.
+    IgnoredStale => "ignored_stale",
+    /// Report on a TAP that the agent has not configured.
+    IgnoredPort => "ignored_port",
+
+    /// Report dropped: the port sent too many in a second.
+    RefusedRate => "refused_rate",
+    /// Record refused: the port has too many listeners.
+    RefusedListeners => "refused_listeners",
+    /// Source refused: the port has too many.
+    RefusedSources => "refused_sources",
+    /// Record refused: `LISTENERS` is full.
+    ListenersFull => "listeners_full",
+    /// Source refused: `LISTENER_SOURCES` is full.
+    SourcesFull => "sources_full",
+    /// Packet of a flow that found `STREAMS` full.
+    StreamsFull => "streams_full",
+    /// Query that found `QUERIER` full.
+    QuerierFull => "querier_full",
+    /// Report on a port that found `PORT_USAGE` full.
+    PortUsageFull => "port_usage_full",
+
+    /// Report handed to the agent because the program could not finish it.
+    Unfinished => "unfinished",
+    /// Report too long for the agent too: no state.
+    Oversized => "oversized",
+    /// Event that found the ring buffer full.
+    EventsLost => "events_lost",
+}
+
+/// Number of counters, the size of `COUNTERS`.
+pub const COUNT: usize = Counter::ALL.len();
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn indices_are_dense_and_names_unique() {
+        let mut names = HashSet::new();
+        for (index, counter) in Counter::ALL.iter().enumerate() {
+            assert_eq!(*counter as usize, index);
+            assert!(names.insert(counter.as_str()), "{counter:?} shares its name");
+        }
+        assert_eq!(names.len(), COUNT);
+    }
+}

@@ -1,0 +1,31 @@
+//! Atomic additions, which the BPF target does not offer through `core::sync::atomic`.
+
+#![allow(unsafe_code, reason = "the instructions have no safe form")]
+
+use core::arch::asm;
+
+/// Adds to a number in a map value that other CPUs write too.
+///
+/// # Safety
+///
+/// `number` points into a live map value.
+#[inline(always)]
+pub(crate) unsafe fn add_u64(number: *mut u64, amount: u64) {
+    // SAFETY: the caller's pointer is valid; the instruction reads and writes 8 aligned bytes.
+    unsafe {
+        asm!("lock *(u64 *)({number} + 0) += {amount}", number = in(reg) number, amount = in(reg) amount);
+    }
+}
+
+/// The same with 32 bits; wraps.
+///
+/// # Safety
+///
+/// `number` points into a live map value.
+#[inline(always)]
+pub(crate) unsafe fn add_u32(number: *mut u32, amount: u32) {
+    // SAFETY: the caller's pointer is valid; the instruction reads and writes 4 aligned bytes.
+    unsafe {
+        asm!("lock *(u32 *)({number} + 0) += {amount}", number = in(reg) number, amount = in(reg) u64::from(amount));
+    }
+}

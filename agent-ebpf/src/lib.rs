@@ -1,0 +1,3 @@
+//! Empty library target, so that cargo can depend on this crate; the programs are its binary.
+
+#![no_std]

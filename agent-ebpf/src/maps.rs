@@ -1,0 +1,57 @@
+//! Every map. Names and layouts are the contract with the agent.
+//!
+//! Hash maps allocate on use (`BPF_F_NO_PREALLOC`), because most hosts use a fraction of them;
+//! `PORTS` and `MANAGED` are written by the agent only.
+
+#![allow(unsafe_code, reason = "map values are reached through raw pointers")]
+
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::btf_maps::{HashMap, PerCpuArray, RingBuf};
+use aya_ebpf::macros::btf_map;
+use common::counter::{COUNT, Counter};
+use common::maps::{
+    Listener, ListenerKey, Managed, ManagedKey, Port, PortKey, PortUsage, Querier, QuerierKey,
+    Source, SourceKey, Stream, StreamKey,
+};
+
+const ON_USE: usize = BPF_F_NO_PREALLOC as usize;
+
+#[btf_map]
+pub(crate) static LISTENERS: HashMap<ListenerKey, Listener, 131_072, ON_USE> = HashMap::new();
+#[btf_map]
+pub(crate) static LISTENER_SOURCES: HashMap<SourceKey, Source, 131_072, ON_USE> = HashMap::new();
+#[btf_map]
+pub(crate) static PORTS: HashMap<PortKey, Port, 1024, ON_USE> = HashMap::new();
+#[btf_map]
+pub(crate) static PORT_USAGE: HashMap<PortKey, PortUsage, 1024, ON_USE> = HashMap::new();
+#[btf_map]
+pub(crate) static MANAGED: HashMap<ManagedKey, Managed, 16_384, ON_USE> = HashMap::new();
+#[btf_map]
+pub(crate) static STREAMS: HashMap<StreamKey, Stream, 65_536, ON_USE> = HashMap::new();
+#[btf_map]
+pub(crate) static QUERIER: HashMap<QuerierKey, Querier, 1024, ON_USE> = HashMap::new();
+#[btf_map]
+pub(crate) static COUNTERS: PerCpuArray<u64, COUNT> = PerCpuArray::new();
+#[btf_map]
+pub(crate) static EVENTS: RingBuf<(), { 1 << 20 }> = RingBuf::new();
+
+/// Adds to a counter.
+#[inline(always)]
+pub(crate) fn count(counter: Counter, amount: u64) {
+    if let Some(value) = COUNTERS.get_ptr_mut(counter as u32) {
+        // SAFETY: the slot is this CPU's own and the program is not interrupted by itself.
+        unsafe { *value += amount }
+    }
+}
+
+/// Writes one record to `EVENTS`; a full ring buffer is counted.
+#[inline(always)]
+pub(crate) fn raise<T: 'static>(event: T) {
+    match EVENTS.reserve_untyped::<T>(0) {
+        Some(mut entry) => {
+            entry.write(event);
+            entry.submit(0);
+        }
+        None => count(Counter::EventsLost, 1),
+    }
+}

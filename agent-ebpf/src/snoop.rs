@@ -1,0 +1,245 @@
+//! `snoop`: frames that a VM sends, at its TAP.
+
+#![allow(unsafe_code, reason = "map values and the loop's state are reached through raw pointers")]
+
+use core::ffi::c_void;
+
+use aya_ebpf::bindings::BPF_NOEXIST;
+use aya_ebpf::helpers::bpf_loop;
+use common::counter::Counter;
+use common::event::{Kind, UNFINISHED_FRAME_BYTES, UnfinishedEvent};
+use common::maps::PortUsage;
+use common::packet::PacketRead;
+use common::snoop::{
+    self, KERNEL_OPTIONS, KERNEL_RECORDS, KERNEL_STEPS, Report, Step, Walk,
+};
+use common::wire::mld::{self, Ipv6Frame, Message, NoMessage};
+use common::wire::{ethernet, ipv6, udp};
+
+use crate::Verdict;
+use crate::atomic;
+use crate::context::{Skb, now_ns};
+use crate::maps::{self, EVENTS, PORT_USAGE, PORTS};
+use crate::store::MapStore;
+
+/// UDP port of the signalling between VM and agent.
+const SIGNALLING_PORT: u16 = 47411;
+
+/// Reports that a port may send are counted in thousandths.
+const MILLI: u64 = 1000;
+const NS_PER_SECOND: u64 = 1_000_000_000;
+
+#[inline(always)]
+pub(crate) fn snoop(skb: &Skb) -> Verdict {
+    let protocol = skb.protocol();
+    if protocol != u32::from(ethernet::IPV6.to_be()) && protocol != u32::from(ethernet::VLAN.to_be())
+    {
+        return Verdict::Pass;
+    }
+    let Some(frame) = mld::ipv6_frame(skb) else {
+        return Verdict::Pass;
+    };
+    if frame.header.next_header == udp::NEXT_HEADER {
+        mark_signalling(skb, &frame);
+        return Verdict::Pass;
+    }
+    match mld::parse::<_, KERNEL_OPTIONS, 0>(skb, &frame) {
+        Ok(Message::Query(_)) => {
+            maps::count(Counter::GuestQueries, 1);
+            Verdict::Pass
+        }
+        Ok(message) => report(skb, &frame, &message),
+        Err(reason) => no_message(skb, reason),
+    }
+}
+
+/// The mark tells the agent by which TAP a datagram came: a VM can choose every byte it sends,
+/// but not this.
+#[inline(always)]
+fn mark_signalling(skb: &Skb, frame: &Ipv6Frame) {
+    if !ipv6::is_link_local(&frame.header.source) {
+        return;
+    }
+    let Ok(ports) = udp::parse(skb, frame.payload) else {
+        return;
+    };
+    if ports.destination == SIGNALLING_PORT {
+        skb.set_mark(skb.ifindex());
+        maps::count(Counter::SignallingDatagrams, 1);
+    }
+}
+
+#[inline(always)]
+fn report(skb: &Skb, frame: &Ipv6Frame, message: &Message) -> Verdict {
+    let ifindex = skb.ifindex();
+    let at_ns = now_ns();
+    if let Err(verdict) = admit(ifindex, at_ns) {
+        return verdict;
+    }
+    let report = Report {
+        at_ns,
+        ifindex,
+        vlan: frame.vlan,
+        guest_mac: frame.mac,
+    };
+    let mut store = MapStore { ifindex };
+    match snoop::begin::<_, _, KERNEL_RECORDS>(skb, message, &report, &mut store) {
+        Ok(Some((walk, steps))) if steps <= KERNEL_STEPS => apply(skb, walk, store, steps),
+        Ok(Some(_)) | Err(NoMessage::Unfinished) => {
+            hand_over(skb, at_ns);
+            Verdict::Pass
+        }
+        Ok(None) => Verdict::Pass,
+        Err(reason) => no_message(skb, reason),
+    }
+}
+
+#[inline(always)]
+fn no_message(skb: &Skb, reason: NoMessage) -> Verdict {
+    match reason {
+        NoMessage::Other => Verdict::Pass,
+        NoMessage::Malformed(counter) => {
+            maps::count(counter, 1);
+            if let Some(usage) = PORT_USAGE.get_ptr_mut(skb.ifindex()) {
+                // SAFETY: the pointer is to a live map value.
+                unsafe { atomic::add_u64(&raw mut (*usage).malformed, 1) }
+            }
+            Verdict::Pass
+        }
+        NoMessage::Unfinished => {
+            let at_ns = now_ns();
+            if let Err(verdict) = admit(skb.ifindex(), at_ns) {
+                return verdict;
+            }
+            hand_over(skb, at_ns);
+            Verdict::Pass
+        }
+    }
+}
+
+/// What the loop over the steps of a walk works on.
+struct Steps {
+    skb: *const Skb,
+    store: MapStore,
+    walk: Walk,
+}
+
+#[inline(always)]
+fn apply(skb: &Skb, walk: Walk, store: MapStore, steps: usize) -> Verdict {
+    let mut state = Steps { skb, store, walk };
+    // SAFETY: the callback has the form that the helper wants, and `state` outlives the call.
+    unsafe {
+        bpf_loop(
+            steps as u32,
+            step as *mut c_void,
+            (&raw mut state).cast(),
+            0,
+        );
+    }
+    if state.walk.refused() {
+        // The bridge would learn the addresses that were refused here.
+        Verdict::Drop
+    } else {
+        Verdict::Pass
+    }
+}
+
+/// One step; 1 ends the loop.
+#[inline(never)]
+extern "C" fn step(_index: u64, state: *mut c_void) -> i64 {
+    // SAFETY: `apply` passes its own state, which nothing else uses meanwhile.
+    let state = unsafe { &mut *state.cast::<Steps>() };
+    // SAFETY: the frame outlives the loop.
+    let skb = unsafe { &*state.skb };
+    match state.walk.step(skb, &mut state.store) {
+        Step::More => 0,
+        Step::Done => 1,
+    }
+}
+
+/// Takes one Report from the allowance of the port, a token bucket. `Err` is the verdict for a
+/// Report that must go no further.
+#[inline(always)]
+fn admit(ifindex: u32, at_ns: u64) -> Result<(), Verdict> {
+    let Some(port) = PORTS.get_ptr(ifindex) else {
+        maps::count(Counter::IgnoredPort, 1);
+        return Err(Verdict::Pass);
+    };
+    let Some(usage) = usage(ifindex) else {
+        maps::count(Counter::PortUsageFull, 1);
+        return Err(Verdict::Pass);
+    };
+    // SAFETY: both point to live map values. Two CPUs that take from one allowance at the same
+    // moment may take one token for two Reports, which is harmless.
+    unsafe {
+        let rate = u64::from((*port).reports_per_second);
+        let burst = rate * MILLI;
+        let since = at_ns.saturating_sub((*usage).refill_ns);
+        let gained = if since >= NS_PER_SECOND {
+            burst
+        } else {
+            since * rate / (NS_PER_SECOND / MILLI)
+        };
+        let mut allowance = (*usage).allowance_milli;
+        if gained > 0 {
+            allowance += gained;
+            if allowance > burst {
+                allowance = burst;
+            }
+            (*usage).refill_ns = at_ns;
+        }
+        if allowance < MILLI {
+            (*usage).allowance_milli = allowance;
+            atomic::add_u64(&raw mut (*usage).refused_reports, 1);
+            maps::count(Counter::RefusedRate, 1);
+            return Err(Verdict::Drop);
+        }
+        (*usage).allowance_milli = allowance - MILLI;
+        atomic::add_u64(&raw mut (*usage).reports, 1);
+    }
+    Ok(())
+}
+
+/// The port's usage, made at its first Report.
+#[inline(always)]
+fn usage(ifindex: u32) -> Option<*mut PortUsage> {
+    if let Some(usage) = PORT_USAGE.get_ptr_mut(ifindex) {
+        return Some(usage);
+    }
+    // Another CPU may have been faster; what counts is the look-up after it.
+    let _ = PORT_USAGE.insert(ifindex, PortUsage::default(), BPF_NOEXIST.into());
+    PORT_USAGE.get_ptr_mut(ifindex)
+}
+
+/// Gives the whole frame to the agent.
+#[inline(always)]
+fn hand_over(skb: &Skb, at_ns: u64) {
+    let length = skb.len() as u32;
+    if length == 0 || length as usize > UNFINISHED_FRAME_BYTES {
+        maps::count(Counter::Oversized, 1);
+        return;
+    }
+    let Some(mut entry) = EVENTS.reserve_untyped::<UnfinishedEvent>(0) else {
+        maps::count(Counter::EventsLost, 1);
+        return;
+    };
+    let event = entry.as_mut_ptr();
+    // SAFETY: `event` points to the reserved record, which is written field by field because it
+    // is larger than the stack; `length` is at most that of `frame`.
+    let copied = unsafe {
+        (&raw mut (*event).kind).write(Kind::Unfinished as u32);
+        (&raw mut (*event).ifindex).write(skb.ifindex());
+        (&raw mut (*event).at_ns).write(at_ns);
+        (&raw mut (*event).vlan_metadata).write(skb.vlan_metadata() & 0x0fff);
+        (&raw mut (*event).pad).write(0);
+        (&raw mut (*event).length).write(length);
+        skb.copy_to((&raw mut (*event).frame).cast(), length)
+    };
+    if copied.is_ok() {
+        entry.submit(0);
+        maps::count(Counter::Unfinished, 1);
+    } else {
+        entry.discard(0);
+        maps::count(Counter::Oversized, 1);
+    }
+}

@@ -1,0 +1,143 @@
+//! The listener tables over the BPF maps, with the limits of each port.
+
+#![allow(unsafe_code, reason = "map values are reached through raw pointers")]
+
+use aya_ebpf::bindings::BPF_NOEXIST;
+use common::counter::Counter;
+use common::event::{Change, Kind, ListenerEvent, SourceEvent};
+use common::maps::{Listener, ListenerKey, PortUsage, Source, SourceKey};
+use common::snoop::{ListenerStore, Refused};
+
+use crate::atomic;
+use crate::maps::{self, LISTENER_SOURCES, LISTENERS, PORT_USAGE, PORTS};
+
+/// `LISTENERS` and `LISTENER_SOURCES` as seen by one port.
+pub(crate) struct MapStore {
+    pub(crate) ifindex: u32,
+}
+
+impl MapStore {
+    #[inline(always)]
+    fn usage(&self) -> Option<*mut PortUsage> {
+        PORT_USAGE.get_ptr_mut(self.ifindex)
+    }
+}
+
+impl ListenerStore for MapStore {
+    #[inline(always)]
+    fn listener(&self, key: &ListenerKey) -> Option<Listener> {
+        // SAFETY: the entry is copied at once and lives until the program ends (RCU).
+        unsafe { LISTENERS.get(key).copied() }
+    }
+
+    #[inline(always)]
+    fn add_listener(&mut self, key: &ListenerKey, value: &Listener) -> Result<(), Refused> {
+        let (Some(port), Some(usage)) = (PORTS.get_ptr(self.ifindex), self.usage()) else {
+            return Err(Refused(Counter::IgnoredPort));
+        };
+        // SAFETY: both point to live map values.
+        unsafe {
+            let used = (*usage).listeners.wrapping_sub((*port).expired_listeners);
+            if used >= (*port).max_listeners {
+                atomic::add_u64(&raw mut (*usage).refused_listeners, 1);
+                return Err(Refused(Counter::RefusedListeners));
+            }
+            if LISTENERS.insert(key, value, BPF_NOEXIST.into()).is_err() {
+                atomic::add_u64(&raw mut (*usage).refused_listeners, 1);
+                return Err(Refused(Counter::ListenersFull));
+            }
+            atomic::add_u32(&raw mut (*usage).listeners, 1);
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn update_listener(&mut self, key: &ListenerKey, value: &Listener) {
+        if let Some(entry) = LISTENERS.get_ptr_mut(key) {
+            // SAFETY: the pointer is to a live map value.
+            unsafe { entry.write(*value) }
+        }
+    }
+
+    #[inline(always)]
+    fn remove_listener(&mut self, key: &ListenerKey) {
+        if LISTENERS.remove(key).is_err() {
+            return;
+        }
+        if let Some(usage) = self.usage() {
+            // SAFETY: the pointer is to a live map value.
+            unsafe { atomic::add_u32(&raw mut (*usage).listeners, u32::MAX) }
+        }
+    }
+
+    #[inline(always)]
+    fn source(&self, key: &SourceKey) -> Option<Source> {
+        // SAFETY: as in `listener`.
+        unsafe { LISTENER_SOURCES.get(key).copied() }
+    }
+
+    #[inline(always)]
+    fn add_source(&mut self, key: &SourceKey, value: &Source) -> Result<(), Refused> {
+        let (Some(port), Some(usage)) = (PORTS.get_ptr(self.ifindex), self.usage()) else {
+            return Err(Refused(Counter::IgnoredPort));
+        };
+        // SAFETY: both point to live map values.
+        unsafe {
+            let used = (*usage).sources.wrapping_sub((*port).expired_sources);
+            if used >= (*port).max_sources {
+                atomic::add_u64(&raw mut (*usage).refused_sources, 1);
+                return Err(Refused(Counter::RefusedSources));
+            }
+            if LISTENER_SOURCES.insert(key, value, BPF_NOEXIST.into()).is_err() {
+                atomic::add_u64(&raw mut (*usage).refused_sources, 1);
+                return Err(Refused(Counter::SourcesFull));
+            }
+            atomic::add_u32(&raw mut (*usage).sources, 1);
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn update_source(&mut self, key: &SourceKey, value: &Source) {
+        if let Some(entry) = LISTENER_SOURCES.get_ptr_mut(key) {
+            // SAFETY: the pointer is to a live map value.
+            unsafe { entry.write(*value) }
+        }
+    }
+
+    #[inline(always)]
+    fn remove_source(&mut self, key: &SourceKey) {
+        if LISTENER_SOURCES.remove(key).is_err() {
+            return;
+        }
+        if let Some(usage) = self.usage() {
+            // SAFETY: the pointer is to a live map value.
+            unsafe { atomic::add_u32(&raw mut (*usage).sources, u32::MAX) }
+        }
+    }
+
+    #[inline(always)]
+    fn listener_changed(&mut self, change: Change, key: &ListenerKey, value: &Listener) {
+        maps::raise(ListenerEvent {
+            kind: Kind::Listener as u32,
+            change: change as u32,
+            key: *key,
+            value: *value,
+        });
+    }
+
+    #[inline(always)]
+    fn source_changed(&mut self, change: Change, key: &SourceKey, value: &Source) {
+        maps::raise(SourceEvent {
+            kind: Kind::Source as u32,
+            change: change as u32,
+            key: *key,
+            value: *value,
+        });
+    }
+
+    #[inline(always)]
+    fn count(&mut self, counter: Counter) {
+        maps::count(counter, 1);
+    }
+}

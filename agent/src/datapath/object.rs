@@ -1,0 +1,7 @@
+//! The kernel programs, embedded by the build script.
+
+/// ELF object with the programs `snoop` and `uplink` and all maps.
+pub static HOST: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/host"));
+
+/// The toolchain that built [`HOST`].
+pub const TOOLCHAIN: &str = env!("ROAMCAST_BPF_TOOLCHAIN_USED");

@@ -1,0 +1,351 @@
+//! The walk over the records and sources of one message, in steps of constant cost.
+
+use super::ListenerStore;
+use crate::counter::Counter;
+use crate::event::Change;
+use crate::maps::{Address, FilterMode, Listener, ListenerKey, Source, SourceKey};
+use crate::packet::PacketRead;
+use crate::wire::ipv6;
+use crate::wire::mld::{AddressRecord, RECORD_BYTES, RecordType, Records, SOURCE_BYTES};
+
+/// Where and when a message came in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// When, `CLOCK_MONOTONIC` nanoseconds.
+    pub at_ns: u64,
+    /// The TAP.
+    pub ifindex: u32,
+    /// VLAN identifier, 0 for untagged.
+    pub vlan: u16,
+    /// Ethernet source.
+    pub guest_mac: [u8; 6],
+}
+
+/// Whether a walk goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// There is more to do.
+    More,
+    /// All records are applied.
+    Done,
+}
+
+/// What is done with the sources of the current record.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Operation {
+    /// The record has no effect.
+    Skip,
+    /// They are put on the list.
+    Add,
+    /// They are taken off it.
+    Remove,
+}
+
+/// The state of a walk. Each [`Walk::step`] reads the head of one record or one source, so the
+/// kernel program needs one loop, and its verifier one body.
+#[derive(Clone, Copy, Debug)]
+pub struct Walk {
+    at_ns: u64,
+    /// State of the current record's listener, written back at the end of the record.
+    listener: Listener,
+    /// The current record's listener.
+    key: ListenerKey,
+    /// Where the next head or source stands.
+    offset: u32,
+    records_left: u32,
+    sources_left: u32,
+    /// Bytes between the last source and the next record.
+    aux_bytes: u32,
+    guest_mac: [u8; 6],
+    operation: Operation,
+    /// Type of the only record of an MLDv1 message; 0 for MLDv2.
+    v1_record_type: u8,
+    /// Whether the listener was added by the current record.
+    added: bool,
+    /// Whether the current record changed the filter mode or the list.
+    changed: bool,
+    /// Whether the current record answers a Query.
+    answer: bool,
+    refused: bool,
+}
+
+impl Walk {
+    /// Walk over an MLDv1 message, as a record without sources.
+    #[inline(always)]
+    pub(super) fn of_v1(report: &Report, record_type: RecordType, address: &Address) -> Self {
+        let mut walk = Self::new(report);
+        walk.key.multicast_address = *address;
+        walk.v1_record_type = record_type as u8;
+        walk.records_left = 1;
+        walk
+    }
+
+    /// Walk over the records of an MLDv2 Report, which [`crate::wire::mld::check_records`] has
+    /// accepted.
+    #[inline(always)]
+    pub(super) fn of_v2(report: &Report, records: &Records) -> Self {
+        let mut walk = Self::new(report);
+        walk.offset = records.offset as u32;
+        walk.records_left = u32::from(records.count);
+        walk
+    }
+
+    #[inline(always)]
+    fn new(report: &Report) -> Self {
+        Self {
+            at_ns: report.at_ns,
+            listener: Listener {
+                first_report_ns: 0,
+                last_report_ns: 0,
+                last_answer_ns: 0,
+                generation: 0,
+                source_count: 0,
+                filter_mode: 0,
+                mld_version: 0,
+                guest_mac: [0; 6],
+            },
+            key: ListenerKey {
+                ifindex: report.ifindex,
+                vlan: report.vlan,
+                pad: 0,
+                multicast_address: ipv6::UNSPECIFIED,
+            },
+            offset: 0,
+            records_left: 0,
+            sources_left: 0,
+            aux_bytes: 0,
+            guest_mac: report.guest_mac,
+            operation: Operation::Skip,
+            v1_record_type: 0,
+            added: false,
+            changed: false,
+            answer: false,
+            refused: false,
+        }
+    }
+
+    /// Whether a limit or a full map stood against anything so far.
+    #[inline(always)]
+    pub fn refused(&self) -> bool {
+        self.refused
+    }
+
+    /// Does one step.
+    #[inline(always)]
+    pub fn step<P, S>(&mut self, packet: &P, store: &mut S) -> Step
+    where
+        P: PacketRead + ?Sized,
+        S: ListenerStore,
+    {
+        if self.sources_left > 0 {
+            self.sources_left -= 1;
+            let Ok(source) = packet.read::<SOURCE_BYTES>(self.offset as usize) else {
+                return Step::Done;
+            };
+            self.offset += SOURCE_BYTES as u32;
+            self.apply_source(source, store);
+        } else {
+            if self.records_left == 0 {
+                return Step::Done;
+            }
+            self.records_left -= 1;
+            if !self.begin_record(packet, store) {
+                return Step::Done;
+            }
+        }
+        if self.sources_left == 0 {
+            self.finish_record(store);
+            self.offset += self.aux_bytes;
+        }
+        Step::More
+    }
+
+    /// Reads the head of a record and decides what its sources mean; false if it can't be read.
+    #[inline(always)]
+    fn begin_record<P, S>(&mut self, packet: &P, store: &mut S) -> bool
+    where
+        P: PacketRead + ?Sized,
+        S: ListenerStore,
+    {
+        let record_type;
+        if self.v1_record_type == 0 {
+            let Ok(record) = AddressRecord::read(packet, self.offset as usize) else {
+                return false;
+            };
+            self.offset += RECORD_BYTES as u32;
+            self.aux_bytes = u32::from(record.aux_words) * 4;
+            self.sources_left = u32::from(record.sources);
+            self.key.multicast_address = record.multicast_address;
+            record_type = record.record_type;
+        } else {
+            record_type = self.v1_record_type;
+        }
+        self.added = false;
+        self.changed = false;
+        self.operation = self.begin(record_type, store);
+        if self.operation == Operation::Skip {
+            self.offset += self.sources_left * SOURCE_BYTES as u32;
+            self.sources_left = 0;
+        }
+        true
+    }
+
+    #[inline(always)]
+    fn begin<S: ListenerStore>(&mut self, record_type: u8, store: &mut S) -> Operation {
+        let Some(record_type) = RecordType::from_u8(record_type) else {
+            store.count(Counter::UnknownRecord);
+            return Operation::Skip;
+        };
+        if ipv6::multicast_scope(&self.key.multicast_address) <= 2 {
+            store.count(Counter::IgnoredScope);
+            return Operation::Skip;
+        }
+        let exclude = matches!(
+            record_type,
+            RecordType::ModeIsExclude | RecordType::ChangeToExcludeMode
+        );
+        if (exclude || self.v1_record_type != 0)
+            && ipv6::is_source_specific(&self.key.multicast_address)
+        {
+            store.count(Counter::IgnoredSsm);
+            return Operation::Skip;
+        }
+        self.answer = record_type.is_answer();
+
+        let Some(listener) = store.listener(&self.key) else {
+            let wanted = exclude
+                || (self.sources_left > 0 && record_type != RecordType::BlockOldSources);
+            if !wanted {
+                return Operation::Skip;
+            }
+            return self.add_listener(exclude, store);
+        };
+        if listener.last_report_ns > self.at_ns {
+            store.count(Counter::IgnoredStale);
+            return Operation::Skip;
+        }
+        self.listener = listener;
+        let including = listener.filter_mode == FilterMode::Include as u8;
+        match record_type {
+            RecordType::ModeIsInclude | RecordType::ChangeToIncludeMode => {
+                if !including || self.sources_left == 0 {
+                    self.replace_list(FilterMode::Include);
+                }
+                Operation::Add
+            }
+            RecordType::ModeIsExclude | RecordType::ChangeToExcludeMode => {
+                if including || self.sources_left > 0 || listener.source_count > 0 {
+                    self.replace_list(FilterMode::Exclude);
+                }
+                Operation::Add
+            }
+            RecordType::AllowNewSources if including => Operation::Add,
+            RecordType::BlockOldSources if !including => Operation::Add,
+            RecordType::AllowNewSources | RecordType::BlockOldSources => Operation::Remove,
+        }
+    }
+
+    #[inline(always)]
+    fn add_listener<S: ListenerStore>(&mut self, exclude: bool, store: &mut S) -> Operation {
+        self.listener = Listener {
+            first_report_ns: self.at_ns,
+            last_report_ns: self.at_ns,
+            last_answer_ns: 0,
+            // From the time, so that sources left over from an earlier life are stale.
+            generation: (self.at_ns >> 10) as u32,
+            source_count: 0,
+            filter_mode: if exclude {
+                FilterMode::Exclude as u8
+            } else {
+                FilterMode::Include as u8
+            },
+            mld_version: 0,
+            guest_mac: self.guest_mac,
+        };
+        if let Err(refused) = store.add_listener(&self.key, &self.listener) {
+            store.count(refused.0);
+            self.refused = true;
+            return Operation::Skip;
+        }
+        self.added = true;
+        self.changed = true;
+        Operation::Add
+    }
+
+    #[inline(always)]
+    fn replace_list(&mut self, filter_mode: FilterMode) {
+        self.listener.filter_mode = filter_mode as u8;
+        self.listener.generation = self.listener.generation.wrapping_add(1);
+        self.listener.source_count = 0;
+        self.changed = true;
+    }
+
+    #[inline(always)]
+    fn apply_source<S: ListenerStore>(&mut self, source: Address, store: &mut S) {
+        if ipv6::is_multicast(&source) || ipv6::is_unspecified(&source) {
+            store.count(Counter::InvalidSource);
+            return;
+        }
+        let key = SourceKey {
+            listener: self.key,
+            source,
+        };
+        let old = store.source(&key);
+        let listed = matches!(&old, Some(old) if old.generation == self.listener.generation);
+        let value = Source {
+            last_report_ns: self.at_ns,
+            generation: self.listener.generation,
+            filter_mode: self.listener.filter_mode,
+            pad: [0; 3],
+        };
+        if self.operation == Operation::Remove {
+            if listed {
+                store.remove_source(&key);
+                self.listener.source_count = self.listener.source_count.saturating_sub(1);
+                self.changed = true;
+                store.source_changed(Change::Removed, &key, &value);
+            }
+            return;
+        }
+        if old.is_some() {
+            store.update_source(&key, &value);
+        } else if let Err(refused) = store.add_source(&key, &value) {
+            store.count(refused.0);
+            self.refused = true;
+            return;
+        }
+        if !listed {
+            self.listener.source_count = self.listener.source_count.saturating_add(1);
+            self.changed = true;
+            store.source_changed(Change::Updated, &key, &value);
+        }
+    }
+
+    /// Writes the listener back, or removes it when it includes nothing.
+    #[inline(always)]
+    fn finish_record<S: ListenerStore>(&mut self, store: &mut S) {
+        if self.operation == Operation::Skip {
+            return;
+        }
+        self.listener.last_report_ns = self.at_ns;
+        self.listener.guest_mac = self.guest_mac;
+        self.listener.mld_version = if self.v1_record_type == 0 { 2 } else { 1 };
+        if self.answer {
+            self.listener.last_answer_ns = self.at_ns;
+        }
+        if self.listener.filter_mode == FilterMode::Include as u8
+            && self.listener.source_count == 0
+        {
+            store.remove_listener(&self.key);
+            if !self.added {
+                store.listener_changed(Change::Removed, &self.key, &self.listener);
+            }
+            return;
+        }
+        store.update_listener(&self.key, &self.listener);
+        if self.changed || self.answer {
+            store.listener_changed(Change::Updated, &self.key, &self.listener);
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! Ethernet II header with at most one 802.1Q tag, in the frame or taken out by the card.
+
+use crate::packet::{PacketRead, Truncated};
+
+/// EtherType of IPv6.
+pub const IPV6: u16 = 0x86dd;
+/// EtherType of an 802.1Q tag.
+pub const VLAN: u16 = 0x8100;
+
+/// Bits of the tag control information that are the VLAN identifier.
+const VLAN_IDENTIFIER: u16 = 0x0fff;
+
+/// An Ethernet header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// Source MAC.
+    pub source: [u8; 6],
+    /// VLAN identifier, 0 for untagged and for priority tags.
+    pub vlan: u16,
+    /// EtherType of the payload. [`VLAN`] where there is a second tag, which nothing of ours
+    /// reads on.
+    pub ether_type: u16,
+    /// Where the payload starts, bytes: 14 or 18.
+    pub payload: usize,
+}
+
+/// Reads the header at the start of the packet.
+///
+/// # Errors
+///
+/// [`Truncated`] when the frame ends within it.
+#[inline(always)]
+pub fn parse<P: PacketRead + ?Sized>(packet: &P) -> Result<Header, Truncated> {
+    let source = packet.read::<6>(6)?;
+    let ether_type = u16::from_be_bytes(packet.read::<2>(12)?);
+    let metadata = packet.vlan_metadata() & VLAN_IDENTIFIER;
+    if ether_type != VLAN || metadata != 0 {
+        return Ok(Header {
+            source,
+            vlan: metadata,
+            ether_type,
+            payload: 14,
+        });
+    }
+    let [control_high, control_low, type_high, type_low] = packet.read::<4>(14)?;
+    Ok(Header {
+        source,
+        vlan: u16::from_be_bytes([control_high, control_low]) & VLAN_IDENTIFIER,
+        ether_type: u16::from_be_bytes([type_high, type_low]),
+        payload: 18,
+    })
+}

@@ -1,0 +1,205 @@
+//! IPv6 header, address classes, and the walk over extension headers that stand before MLD.
+
+use crate::maps::Address;
+use crate::packet::{PacketRead, Truncated};
+
+/// Length of the fixed header, bytes (RFC 8200 §3).
+pub const HEADER_BYTES: usize = 40;
+/// Next header value of Hop-by-Hop Options (RFC 8200 §4.3).
+pub const HOP_BY_HOP: u8 = 0;
+/// Next header value of a Routing header (RFC 8200 §4.4).
+pub const ROUTING: u8 = 43;
+/// Next header value of a Fragment header (RFC 8200 §4.5).
+pub const FRAGMENT: u8 = 44;
+/// Next header value of Destination Options (RFC 8200 §4.6).
+pub const DESTINATION_OPTIONS: u8 = 60;
+
+const PAD1: u8 = 0;
+const ROUTER_ALERT: u8 = 5;
+const ROUTER_ALERT_MLD: u16 = 0;
+
+/// The unspecified address.
+pub const UNSPECIFIED: Address = [0; 16];
+
+/// The fixed header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// Bytes after this header.
+    pub payload_length: u16,
+    /// What follows.
+    pub next_header: u8,
+    /// Hop limit.
+    pub hop_limit: u8,
+    /// Source address.
+    pub source: Address,
+    /// Destination address.
+    pub destination: Address,
+}
+
+/// Reads the fixed header at `offset`.
+///
+/// # Errors
+///
+/// [`Truncated`] when the packet ends within it, or it is not of version 6.
+#[inline(always)]
+pub fn parse<P: PacketRead + ?Sized>(packet: &P, offset: usize) -> Result<Header, Truncated> {
+    let [version, _, _, _, l0, l1, next_header, hop_limit] = packet.read::<8>(offset)?;
+    if version >> 4 != 6 {
+        return Err(Truncated);
+    }
+    Ok(Header {
+        payload_length: u16::from_be_bytes([l0, l1]),
+        next_header,
+        hop_limit,
+        source: packet.read::<16>(offset + 8)?,
+        destination: packet.read::<16>(offset + 24)?,
+    })
+}
+
+/// Whether the address is in fe80::/10.
+#[inline(always)]
+pub fn is_link_local(address: &Address) -> bool {
+    let [first, second, ..] = *address;
+    first == 0xfe && second & 0xc0 == 0x80
+}
+
+/// Whether the address is in ff00::/8.
+#[inline(always)]
+pub fn is_multicast(address: &Address) -> bool {
+    let [first, ..] = *address;
+    first == 0xff
+}
+
+/// Whether the address is `::`.
+#[inline(always)]
+pub fn is_unspecified(address: &Address) -> bool {
+    u128::from_ne_bytes(*address) == 0
+}
+
+/// Scope of a multicast address (RFC 4291 §2.7): 1 interface-local, 2 link-local, and so on.
+#[inline(always)]
+pub fn multicast_scope(address: &Address) -> u8 {
+    let [_, second, ..] = *address;
+    second & 0x0f
+}
+
+/// Whether the multicast address is source-specific, in ff3x::/32 (RFC 4607 §1).
+#[inline(always)]
+pub fn is_source_specific(address: &Address) -> bool {
+    let [first, second, third, fourth, ..] = *address;
+    first == 0xff && second >> 4 == 3 && third == 0 && fourth == 0
+}
+
+/// What stands between the fixed header and the upper layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extensions {
+    /// The first next header value that the walk does not pass.
+    pub next_header: u8,
+    /// Where that header starts.
+    pub offset: usize,
+    /// Whether Hop-by-Hop Options hold a Router Alert of value 0, "MLD message" (RFC 2711 §2.1).
+    pub router_alert: bool,
+}
+
+/// Why the walk ended early.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WalkError {
+    /// A header or an option reaches beyond what encloses it.
+    Malformed,
+    /// More options than the bound.
+    TooMany,
+}
+
+impl From<Truncated> for WalkError {
+    fn from(_: Truncated) -> Self {
+        Self::Malformed
+    }
+}
+
+/// Passes Hop-by-Hop Options, of which it reads at most `OPTIONS`, and then at most `HEADERS`
+/// Routing and Destination Options headers. `end` is the end of the IPv6 packet.
+///
+/// # Errors
+///
+/// [`WalkError::Malformed`] and [`WalkError::TooMany`] as they say.
+#[inline(always)]
+pub fn walk<P: PacketRead + ?Sized, const OPTIONS: usize, const HEADERS: usize>(
+    packet: &P,
+    next_header: u8,
+    offset: usize,
+    end: usize,
+) -> Result<Extensions, WalkError> {
+    let mut extensions = Extensions {
+        next_header,
+        offset,
+        router_alert: false,
+    };
+    if next_header != HOP_BY_HOP {
+        return Ok(extensions);
+    }
+    let (next_header, options_end) = extension_header(packet, offset, end)?;
+    extensions.router_alert = router_alert::<P, OPTIONS>(packet, offset + 2, options_end)?;
+    extensions.next_header = next_header;
+    extensions.offset = options_end;
+    for _ in 0..HEADERS {
+        if !matches!(extensions.next_header, ROUTING | DESTINATION_OPTIONS) {
+            break;
+        }
+        let (next_header, header_end) = extension_header(packet, extensions.offset, end)?;
+        extensions.next_header = next_header;
+        extensions.offset = header_end;
+    }
+    Ok(extensions)
+}
+
+/// Next header value and end of an extension header of the common form (RFC 6564).
+#[inline(always)]
+fn extension_header<P: PacketRead + ?Sized>(
+    packet: &P,
+    offset: usize,
+    end: usize,
+) -> Result<(u8, usize), WalkError> {
+    let [next_header, length] = packet.read::<2>(offset)?;
+    let header_end = offset + (usize::from(length) + 1) * 8;
+    if header_end > end {
+        return Err(WalkError::Malformed);
+    }
+    Ok((next_header, header_end))
+}
+
+#[inline(always)]
+fn router_alert<P: PacketRead + ?Sized, const OPTIONS: usize>(
+    packet: &P,
+    offset: usize,
+    end: usize,
+) -> Result<bool, WalkError> {
+    let mut at = offset;
+    let mut found = false;
+    for _ in 0..OPTIONS {
+        if at == end {
+            return Ok(found);
+        }
+        let [kind] = packet.read::<1>(at)?;
+        if kind == PAD1 {
+            at += 1;
+            continue;
+        }
+        let [length] = packet.read::<1>(at + 1)?;
+        let next = at + 2 + usize::from(length);
+        if next > end {
+            return Err(WalkError::Malformed);
+        }
+        if kind == ROUTER_ALERT {
+            if length != 2 {
+                return Err(WalkError::Malformed);
+            }
+            found |= u16::from_be_bytes(packet.read::<2>(at + 2)?) == ROUTER_ALERT_MLD;
+        }
+        at = next;
+    }
+    if at == end {
+        Ok(found)
+    } else {
+        Err(WalkError::TooMany)
+    }
+}

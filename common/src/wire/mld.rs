@@ -1,0 +1,446 @@
+//! Multicast Listener Discovery: MLDv2 (RFC 9777, STD 101) and MLDv1 (RFC 2710).
+//!
+//! MLD is ICMPv6 behind a Hop-by-Hop header with Router Alert, with hop limit 1 and a link-local
+//! source. [`parse`] checks all of it, and the checksum, before it gives a [`Message`]; the
+//! address records of a Report are then checked by [`check_records`] and read one by one.
+//!
+//! # Wire format
+//!
+//! ```text
+//! Query (130)     type code checksum | max resp code, reserved | multicast address
+//!                 MLDv2: S+QRV, QQIC, number of sources | sources
+//! Report v1 (131) type code checksum | 0, reserved             | multicast address
+//! Done (132)      as Report v1
+//! Report v2 (143) type res. checksum | reserved, number of records | records
+//! record          type, aux length (4-byte words), number of sources | multicast address
+//!                 | sources | auxiliary data
+//! ```
+
+use crate::counter::Counter;
+use crate::maps::Address;
+use crate::packet::{PacketRead, Truncated};
+use crate::wire::{checksum, ethernet, ipv6};
+
+/// IPv6 next header value of ICMPv6.
+pub const ICMPV6: u8 = 58;
+/// ICMPv6 type of a Query.
+pub const LISTENER_QUERY: u8 = 130;
+/// ICMPv6 type of an MLDv1 Report.
+pub const LISTENER_REPORT_V1: u8 = 131;
+/// ICMPv6 type of an MLDv1 Done.
+pub const LISTENER_DONE: u8 = 132;
+/// ICMPv6 type of an MLDv2 Report.
+pub const LISTENER_REPORT_V2: u8 = 143;
+
+/// Length of an MLDv1 message, and the least of an MLDv1 Query, bytes.
+const V1_BYTES: usize = 24;
+/// Least length of an MLDv2 Query, bytes.
+const QUERY_V2_BYTES: usize = 28;
+/// Length of an MLDv2 Report before its records, bytes.
+const REPORT_V2_BYTES: usize = 8;
+/// Length of an address record before its sources, bytes.
+pub const RECORD_BYTES: usize = 20;
+/// Length of a source, bytes.
+pub const SOURCE_BYTES: usize = 16;
+
+/// Robustness Variable where a Query gives none (RFC 9777 §9.1).
+pub const ROBUSTNESS_VARIABLE: u8 = 2;
+/// Query Interval where a Query gives none, seconds (RFC 9777 §9.2).
+pub const QUERY_INTERVAL_SECONDS: u32 = 125;
+
+/// Type of an address record (RFC 9777 §5.2.12).
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RecordType {
+    /// Answer to a Query: the filter mode is INCLUDE with these sources.
+    ModeIsInclude = 1,
+    /// Answer to a Query: the filter mode is EXCLUDE with these sources.
+    ModeIsExclude = 2,
+    /// The filter mode has become INCLUDE with these sources; none means that it left.
+    ChangeToIncludeMode = 3,
+    /// The filter mode has become EXCLUDE with these sources.
+    ChangeToExcludeMode = 4,
+    /// It wants these sources too.
+    AllowNewSources = 5,
+    /// It wants these sources no more.
+    BlockOldSources = 6,
+}
+
+impl RecordType {
+    /// Decodes the type; `None` for those of a later version, which are to be skipped.
+    #[inline(always)]
+    pub fn from_u8(byte: u8) -> Option<Self> {
+        match byte {
+            1 => Some(Self::ModeIsInclude),
+            2 => Some(Self::ModeIsExclude),
+            3 => Some(Self::ChangeToIncludeMode),
+            4 => Some(Self::ChangeToExcludeMode),
+            5 => Some(Self::AllowNewSources),
+            6 => Some(Self::BlockOldSources),
+            _ => None,
+        }
+    }
+
+    /// Whether records of this type answer a Query.
+    #[inline(always)]
+    pub fn is_answer(self) -> bool {
+        matches!(self, Self::ModeIsInclude | Self::ModeIsExclude)
+    }
+}
+
+/// Head of an address record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AddressRecord {
+    /// Type as on the wire; see [`RecordType`].
+    pub record_type: u8,
+    /// Auxiliary data after the sources, 4-byte words.
+    pub aux_words: u8,
+    /// Number of sources.
+    pub sources: u16,
+    /// Multicast address.
+    pub multicast_address: Address,
+}
+
+impl AddressRecord {
+    /// Reads the head of the record at `offset`.
+    ///
+    /// # Errors
+    ///
+    /// [`Truncated`] when the packet ends within it.
+    #[inline(always)]
+    pub fn read<P: PacketRead + ?Sized>(packet: &P, offset: usize) -> Result<Self, Truncated> {
+        let [record_type, aux_words, s0, s1] = packet.read::<4>(offset)?;
+        Ok(Self {
+            record_type,
+            aux_words,
+            sources: u16::from_be_bytes([s0, s1]),
+            multicast_address: packet.read::<16>(offset + 4)?,
+        })
+    }
+}
+
+/// A Query.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Query {
+    /// The address asked about, `::` in a General Query.
+    pub multicast_address: Address,
+    /// Maximum Response Delay, milliseconds.
+    pub max_response_delay_ms: u32,
+    /// Querier's Robustness Variable, 2 where the Query gives none.
+    pub robustness: u8,
+    /// Querier's Query Interval, seconds, 125 where the Query gives none.
+    pub query_interval_seconds: u32,
+    /// Version of the Query: 1 or 2.
+    pub version: u8,
+}
+
+/// Where the records of an MLDv2 Report stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Records {
+    /// Number of records.
+    pub count: u16,
+    /// Where the first one starts, bytes from the start of the frame.
+    pub offset: usize,
+    /// Where the message ends.
+    pub end: usize,
+}
+
+/// A valid message; the records of a Report are still to be checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// Query of either version.
+    Query(Query),
+    /// MLDv1 Report for the address.
+    ReportV1(Address),
+    /// MLDv1 Done for the address.
+    Done(Address),
+    /// MLDv2 Report.
+    ReportV2(Records),
+}
+
+/// What came with the message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// Ethernet source.
+    pub mac: [u8; 6],
+    /// VLAN identifier, 0 for untagged.
+    pub vlan: u16,
+    /// IPv6 source.
+    pub source: Address,
+}
+
+/// Why there is no message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoMessage {
+    /// The frame is not MLD.
+    Other,
+    /// It is, and breaks the rule that the counter names.
+    Malformed(Counter),
+    /// It carries Router Alert, but headers beyond the bounds stand before its content.
+    Unfinished,
+}
+
+impl From<Truncated> for NoMessage {
+    fn from(_: Truncated) -> Self {
+        Self::Malformed(Counter::MalformedLength)
+    }
+}
+
+/// An IPv6 packet in an Ethernet frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ipv6Frame {
+    /// Ethernet source.
+    pub mac: [u8; 6],
+    /// VLAN identifier, 0 for untagged.
+    pub vlan: u16,
+    /// The fixed header.
+    pub header: ipv6::Header,
+    /// Where the payload starts.
+    pub payload: usize,
+}
+
+/// Reads Ethernet and IPv6 headers; `None` where the frame is anything else.
+#[inline(always)]
+pub fn ipv6_frame<P: PacketRead + ?Sized>(packet: &P) -> Option<Ipv6Frame> {
+    let ethernet = ethernet::parse(packet).ok()?;
+    if ethernet.ether_type != ethernet::IPV6 {
+        return None;
+    }
+    let header = ipv6::parse(packet, ethernet.payload).ok()?;
+    Some(Ipv6Frame {
+        mac: ethernet.source,
+        vlan: ethernet.vlan,
+        header,
+        payload: ethernet.payload + ipv6::HEADER_BYTES,
+    })
+}
+
+/// Finds and checks the MLD message of a packet. At most `OPTIONS` hop-by-hop options and
+/// `HEADERS` further extension headers are read.
+///
+/// # Errors
+///
+/// See [`NoMessage`].
+#[inline(always)]
+pub fn parse<P: PacketRead + ?Sized, const OPTIONS: usize, const HEADERS: usize>(
+    packet: &P,
+    frame: &Ipv6Frame,
+) -> Result<Message, NoMessage> {
+    let header = &frame.header;
+    if !matches!(
+        header.next_header,
+        ipv6::HOP_BY_HOP | ipv6::FRAGMENT | ICMPV6
+    ) {
+        return Err(NoMessage::Other);
+    }
+    let end = frame.payload + usize::from(header.payload_length);
+    let extensions = match ipv6::walk::<P, OPTIONS, HEADERS>(
+        packet,
+        header.next_header,
+        frame.payload,
+        end,
+    ) {
+        Ok(extensions) => extensions,
+        Err(ipv6::WalkError::Malformed) => {
+            return Err(NoMessage::Malformed(Counter::MalformedOptions));
+        }
+        Err(ipv6::WalkError::TooMany) => return Err(NoMessage::Unfinished),
+    };
+    let start = extensions.offset;
+    match extensions.next_header {
+        ICMPV6 => {}
+        ipv6::FRAGMENT => return Err(fragment(packet, start)),
+        ipv6::ROUTING | ipv6::DESTINATION_OPTIONS if extensions.router_alert => {
+            return Err(NoMessage::Unfinished);
+        }
+        _ => return Err(NoMessage::Other),
+    }
+
+    let Ok([kind]) = packet.read::<1>(start) else {
+        return Err(NoMessage::Other);
+    };
+    if !is_mld(kind) {
+        return Err(NoMessage::Other);
+    }
+    if end > packet.len() || end < start + REPORT_V2_BYTES {
+        return Err(NoMessage::Malformed(Counter::MalformedLength));
+    }
+    if header.hop_limit != 1 {
+        return Err(NoMessage::Malformed(Counter::MalformedHopLimit));
+    }
+    let unspecified_allowed = kind != LISTENER_QUERY;
+    if !ipv6::is_link_local(&header.source)
+        && !(unspecified_allowed && ipv6::is_unspecified(&header.source))
+    {
+        return Err(NoMessage::Malformed(Counter::MalformedSource));
+    }
+    if !extensions.router_alert {
+        return Err(NoMessage::Malformed(Counter::MalformedRouterAlert));
+    }
+    let length = end - start;
+    if length > checksum::MAX_BYTES {
+        return Err(NoMessage::Malformed(Counter::Oversized));
+    }
+    let sum = checksum::sum(packet, start, length)?
+        + checksum::pseudo_header(&header.source, &header.destination, length as u32, ICMPV6);
+    if checksum::fold(sum) != 0xffff {
+        return Err(NoMessage::Malformed(Counter::MalformedChecksum));
+    }
+    message(packet, kind, start, end)
+}
+
+#[inline(always)]
+fn is_mld(kind: u8) -> bool {
+    matches!(
+        kind,
+        LISTENER_QUERY | LISTENER_REPORT_V1 | LISTENER_DONE | LISTENER_REPORT_V2
+    )
+}
+
+/// A first fragment of MLD is malformed; any other fragment is not ours to read.
+#[inline(always)]
+fn fragment<P: PacketRead + ?Sized>(packet: &P, offset: usize) -> NoMessage {
+    let Ok([next_header, _, o0, o1, _, _, _, _, kind]) = packet.read::<9>(offset) else {
+        return NoMessage::Other;
+    };
+    if next_header == ICMPV6 && u16::from_be_bytes([o0, o1]) >> 3 == 0 && is_mld(kind) {
+        NoMessage::Malformed(Counter::MalformedFragment)
+    } else {
+        NoMessage::Other
+    }
+}
+
+#[inline(always)]
+fn message<P: PacketRead + ?Sized>(
+    packet: &P,
+    kind: u8,
+    start: usize,
+    end: usize,
+) -> Result<Message, NoMessage> {
+    let length = end - start;
+    if kind == LISTENER_REPORT_V2 {
+        return Ok(Message::ReportV2(Records {
+            count: u16::from_be_bytes(packet.read::<2>(start + 6)?),
+            offset: start + REPORT_V2_BYTES,
+            end,
+        }));
+    }
+    if length < V1_BYTES {
+        return Err(NoMessage::Malformed(Counter::MalformedLength));
+    }
+    let multicast_address = packet.read::<16>(start + 8)?;
+    if kind == LISTENER_QUERY {
+        let max_resp_code = u16::from_be_bytes(packet.read::<2>(start + 4)?);
+        return query(packet, multicast_address, max_resp_code, start, length).map(Message::Query);
+    }
+    if !ipv6::is_multicast(&multicast_address) {
+        return Err(NoMessage::Malformed(Counter::MalformedAddress));
+    }
+    if kind == LISTENER_DONE {
+        Ok(Message::Done(multicast_address))
+    } else {
+        Ok(Message::ReportV1(multicast_address))
+    }
+}
+
+/// The version of a Query is told by its length (RFC 9777 §8.1).
+#[inline(always)]
+fn query<P: PacketRead + ?Sized>(
+    packet: &P,
+    multicast_address: Address,
+    max_resp_code: u16,
+    start: usize,
+    length: usize,
+) -> Result<Query, NoMessage> {
+    if !ipv6::is_unspecified(&multicast_address) && !ipv6::is_multicast(&multicast_address) {
+        return Err(NoMessage::Malformed(Counter::MalformedAddress));
+    }
+    if length == V1_BYTES {
+        return Ok(Query {
+            multicast_address,
+            max_response_delay_ms: u32::from(max_resp_code),
+            robustness: ROBUSTNESS_VARIABLE,
+            query_interval_seconds: QUERY_INTERVAL_SECONDS,
+            version: 1,
+        });
+    }
+    if length < QUERY_V2_BYTES {
+        return Err(NoMessage::Malformed(Counter::MalformedLength));
+    }
+    let [flags, qqic, s0, s1] = packet.read::<4>(start + V1_BYTES)?;
+    let sources = usize::from(u16::from_be_bytes([s0, s1]));
+    if QUERY_V2_BYTES + sources * SOURCE_BYTES > length {
+        return Err(NoMessage::Malformed(Counter::MalformedLength));
+    }
+    let qrv = flags & 0x07;
+    Ok(Query {
+        multicast_address,
+        max_response_delay_ms: max_response_delay_ms(max_resp_code),
+        robustness: if qrv == 0 { ROBUSTNESS_VARIABLE } else { qrv },
+        query_interval_seconds: match qqic {
+            0 => QUERY_INTERVAL_SECONDS,
+            _ => query_interval_seconds(qqic),
+        },
+        version: 2,
+    })
+}
+
+/// Decodes the Maximum Response Code, in milliseconds: a floating-point number from 32768 on
+/// (RFC 9777 §5.1.3).
+#[inline(always)]
+pub fn max_response_delay_ms(code: u16) -> u32 {
+    if code < 0x8000 {
+        return u32::from(code);
+    }
+    let exponent = u32::from(code >> 12) & 0x07;
+    (u32::from(code & 0x0fff) | 0x1000) << (exponent + 3)
+}
+
+/// Decodes the Querier's Query Interval Code, in seconds: a floating-point number from 128 on
+/// (RFC 9777 §5.1.9).
+#[inline(always)]
+pub fn query_interval_seconds(code: u8) -> u32 {
+    if code < 0x80 {
+        return u32::from(code);
+    }
+    let exponent = u32::from(code >> 4) & 0x07;
+    (u32::from(code & 0x0f) | 0x10) << (exponent + 3)
+}
+
+/// Checks that every record of a Report lies within it and is for a multicast address, and
+/// returns the number of records and sources together. At most `RECORDS` records are looked at.
+///
+/// # Errors
+///
+/// [`NoMessage::Malformed`] for the first record that breaks a rule, [`NoMessage::Unfinished`]
+/// when there are more records than the bound.
+#[inline(always)]
+pub fn check_records<P: PacketRead + ?Sized, const RECORDS: usize>(
+    packet: &P,
+    records: &Records,
+) -> Result<usize, NoMessage> {
+    let count = usize::from(records.count);
+    if count > RECORDS {
+        return Err(NoMessage::Unfinished);
+    }
+    let mut at = records.offset;
+    let mut steps = 0;
+    for index in 0..RECORDS {
+        if index >= count {
+            break;
+        }
+        let Ok([_, aux_words, s0, s1, first]) = packet.read::<5>(at) else {
+            return Err(NoMessage::Malformed(Counter::MalformedRecord));
+        };
+        let sources = usize::from(u16::from_be_bytes([s0, s1]));
+        at += RECORD_BYTES + sources * SOURCE_BYTES + usize::from(aux_words) * 4;
+        if at > records.end {
+            return Err(NoMessage::Malformed(Counter::MalformedRecord));
+        }
+        if first != 0xff {
+            return Err(NoMessage::Malformed(Counter::MalformedAddress));
+        }
+        steps += 1 + sources;
+    }
+    Ok(steps)
+}
