@@ -29,6 +29,7 @@
 //! | [`wait`] | waiting for a condition with a deadline |
 
 pub mod binaries;
+mod build;
 pub mod guest;
 pub mod kvm;
 pub mod listener;
