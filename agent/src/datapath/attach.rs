@@ -12,7 +12,7 @@ use aya::programs::tc::{
     NlOptions, SchedClassifierLink, TcAttachOptions, TcError, qdisc_add_clsact,
     qdisc_detach_program,
 };
-use aya::programs::{LinkOrder, ProgramError, TcAttachType};
+use aya::programs::{LinkOrder, TcAttachType};
 
 use super::{Datapath, DatapathError, Limits, classifier, lock, pins};
 
@@ -151,7 +151,11 @@ impl Datapath {
         let exists = |ifindex| nix::net::if_::if_indextoname(ifindex).is_ok();
         for (path, program, ifindex) in self.inner.pins.links()? {
             if !exists(ifindex) {
-                tracing::info!(program, ifindex, "removing the pin of an interface that is gone");
+                tracing::info!(
+                    program,
+                    ifindex,
+                    "removing the pin of an interface that is gone"
+                );
                 pins::remove(&path)?;
             }
         }
@@ -194,15 +198,23 @@ impl Datapath {
         if path.exists() {
             let adopted = PinnedLink::from_pin(&path)
                 .and_then(|pinned| SchedClassifierLink::try_from(FdLink::from(pinned)))
-                .map_err(ProgramError::from)
-                .and_then(|link| classifier.attach_to_link(link))
-                .and_then(|id| classifier.take_link(id));
+                .map_err(|error| chain(&error))
+                .and_then(|link| {
+                    classifier
+                        .attach_to_link(link)
+                        .and_then(|id| classifier.take_link(id))
+                        .map_err(|error| chain(&error))
+                });
             match adopted {
                 // The pin keeps the link; this descriptor is not needed.
                 Ok(_link) => return Ok(true),
                 // The interface it belonged to is gone and its index in use again.
                 Err(error) => {
-                    tracing::info!(ifindex, %error, "pinned link cannot be adopted, attaching anew");
+                    tracing::info!(
+                        ifindex,
+                        error,
+                        "pinned link cannot be adopted, attaching anew"
+                    );
                     pins::remove(&path)?;
                 }
             }

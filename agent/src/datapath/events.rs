@@ -75,24 +75,22 @@ impl Datapath {
     /// version in the pin path rules it out.
     fn decode(&self, record: &[u8], events: &mut VecDeque<DatapathEvent>) {
         let event = match kind(record) {
-            Some(kind) if kind == Kind::Listener as u32 => {
-                sys::record::<ListenerEvent>(record).and_then(|event| {
+            Some(kind) if kind == Kind::Listener as u32 => sys::record::<ListenerEvent>(record)
+                .and_then(|event| {
                     Some(DatapathEvent::Listener {
                         change: change(event.change)?,
                         key: event.key,
                         value: event.value,
                     })
-                })
-            }
-            Some(kind) if kind == Kind::Source as u32 => {
-                sys::record::<SourceEvent>(record).and_then(|event| {
+                }),
+            Some(kind) if kind == Kind::Source as u32 => sys::record::<SourceEvent>(record)
+                .and_then(|event| {
                     Some(DatapathEvent::Source {
                         change: change(event.change)?,
                         key: event.key,
                         value: event.value,
                     })
-                })
-            }
+                }),
             Some(kind) if kind == Kind::FirstPacket as u32 => {
                 sys::record::<FirstPacketEvent>(record).map(|event| DatapathEvent::FirstPacket {
                     key: event.key,
@@ -148,7 +146,10 @@ impl Events {
             }
             let lost = self.datapath.counter(Counter::EventsLost)?;
             if lost != self.lost {
-                tracing::info!(lost = lost.wrapping_sub(self.lost), "events were lost, reading maps");
+                tracing::info!(
+                    lost = lost.wrapping_sub(self.lost),
+                    "events were lost, reading maps"
+                );
                 self.lost = lost;
                 self.snapshot_due = true;
             }

@@ -1,2 +1,367 @@
 //! x
 pub mod object;
+//! The kernel programs and their maps, through aya. Nothing outside this module knows of aya.
+//!
+//! ```text
+//!  TAP  --TCX ingress--> snoop  --> LISTENERS, LISTENER_SOURCES, PORT_USAGE --.
+//!                          ^ PORTS (limits)                                   |--> this module
+//! uplink --TCX ingress--> uplink --> STREAMS, QUERIER                         |
+//!                          ^ MANAGED                COUNTERS, EVENTS ---------'
+//! ```
+//!
+//! Maps and links are pinned ([`pins`]): without an agent the programs go on, and the next agent
+//! adopts what is there and exchanges the programs in one step. Only `detach_*`, [`Datapath::retain`]
+//! and [`Datapath::expire`] remove anything.
+//!
+//! # Ownership
+//!
+//! [`Datapath`] is a handle: clones share one data path, every method takes `&self`, and locks
+//! inside are held for single system calls only. Methods that read one entry, or write, take
+//! microseconds; those that read a whole map take tens of milliseconds when it is full and say so:
+//! run them by [`Datapath::off_runtime`]. [`events::Events`] is the one asynchronous part.
+
+mod attach;
+pub mod events;
+mod pins;
+mod state;
+mod store;
+mod sys;
+mod table;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use aya::maps::{Map, MapData, MapInfo, PerCpuArray, RingBuf};
+use aya::programs::SchedClassifier;
+use aya::util::KernelVersion;
+use aya::{Ebpf, EbpfError, EbpfLoader};
+use common::counter::Counter;
+use common::maps::{
+    Listener, ListenerKey, Managed, ManagedKey, Port, PortKey, PortUsage, Querier, QuerierKey,
+    Source, SourceKey, Stream, StreamKey,
+};
+
+pub use attach::{Attachment, Hook, Program};
+pub use state::Limits;
+
+use pins::Pins;
+use table::Table;
+
+/// Where maps and links are pinned unless the config says otherwise.
+pub const DEFAULT_PIN_ROOT: &str = "/sys/fs/bpf/roamcast";
+
+/// Capacities of the maps, entries unless said otherwise. They apply when a map is made; a map
+/// that is adopted keeps the capacity it has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Capacities {
+    /// `LISTENERS`.
+    pub listeners: u32,
+    /// `LISTENER_SOURCES`.
+    pub sources: u32,
+    /// `PORTS` and `PORT_USAGE`.
+    pub ports: u32,
+    /// `MANAGED`.
+    pub managed: u32,
+    /// `STREAMS`.
+    pub streams: u32,
+    /// `EVENTS`, bytes: a power of two and a multiple of the page size.
+    pub events_bytes: u32,
+}
+
+impl Default for Capacities {
+    fn default() -> Self {
+        Self {
+            listeners: 131_072,
+            sources: 131_072,
+            ports: 1024,
+            managed: 16_384,
+            streams: 65_536,
+            events_bytes: 1 << 20,
+        }
+    }
+}
+
+/// Settings of the data path.
+#[derive(Clone, Debug)]
+pub struct DatapathConfig {
+    /// Directory on a BPF file system to pin under.
+    pub pin_root: PathBuf,
+    /// The hook to use; `None` chooses by the kernel's version.
+    pub hook: Option<Hook>,
+    /// Capacities of the maps.
+    pub capacities: Capacities,
+}
+
+impl Default for DatapathConfig {
+    fn default() -> Self {
+        Self {
+            pin_root: PathBuf::from(DEFAULT_PIN_ROOT),
+            hook: None,
+            capacities: Capacities::default(),
+        }
+    }
+}
+
+/// Why the data path does not work.
+#[derive(Debug, thiserror::Error)]
+pub enum DatapathError {
+    /// The pin root is on another kind of file system.
+    #[error(
+        "{} is not on a BPF file system; run `mount -t bpf bpf /sys/fs/bpf` or correct pin_root",
+        .0.display()
+    )]
+    NoBpfFs(PathBuf),
+    /// Another agent holds the pins.
+    #[error("Another agent uses the pins under {}; stop it or give this one another pin_root", .0.display())]
+    InUse(PathBuf),
+    /// A pin could not be made, read or removed.
+    #[error("Cannot use the pin {}: {error}; run the agent as root", path.display())]
+    Pin {
+        /// The pin.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        error: io::Error,
+    },
+    /// The kernel is too old.
+    #[error("This kernel has no {feature}; use Linux {version} or newer")]
+    KernelTooOld {
+        /// What is missing.
+        feature: &'static str,
+        /// The version that has it.
+        version: &'static str,
+    },
+    /// The kernel refused the programs or maps.
+    #[error(
+        "Cannot load the kernel programs: {0:#}; the agent needs root or CAP_BPF and CAP_NET_ADMIN"
+    )]
+    Load(#[source] Box<EbpfError>),
+    /// A map or program is not as expected.
+    #[error("Map or program {name} is not of this version's layout; remove the pins and restart")]
+    Layout {
+        /// Its name.
+        name: &'static str,
+    },
+    /// A capacity is impossible.
+    #[error("Capacity {bytes} of events_bytes is not a power of two of at least 4096; correct it")]
+    EventsCapacity {
+        /// The value.
+        bytes: u32,
+    },
+    /// A map operation failed.
+    #[error("Map {name}: {error}; if it is full, raise its capacity in the config")]
+    Map {
+        /// The map.
+        name: &'static str,
+        /// What the kernel said.
+        #[source]
+        error: io::Error,
+    },
+    /// A program could not be attached.
+    #[error("Cannot attach {program} to {interface} (ifindex {ifindex}): {reason}")]
+    Attach {
+        /// The program.
+        program: &'static str,
+        /// Name of the interface.
+        interface: String,
+        /// Its index.
+        ifindex: u32,
+        /// What the kernel said.
+        reason: String,
+    },
+    /// The port has no limits yet, so it is not attached.
+    #[error("Port {0} is not attached; attach it first")]
+    NoPort(u32),
+    /// The ring buffer could not be watched, or is watched already.
+    #[error("Cannot watch the events of the kernel programs: {0}")]
+    Events(#[source] io::Error),
+    /// The work was cut off because the runtime shuts down.
+    #[error("The agent is shutting down")]
+    Shutdown,
+}
+
+/// Handle of the data path; see the [module documentation](self).
+#[derive(Clone)]
+pub struct Datapath {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    pins: Pins,
+    hook: Hook,
+    programs: Mutex<Ebpf>,
+    attached: Mutex<BTreeMap<(Program, u32), Attachment>>,
+    listeners: Table<ListenerKey, Listener>,
+    sources: Table<SourceKey, Source>,
+    /// Written by the agent only; the lock keeps one read-change-write from another.
+    ports: Mutex<Table<PortKey, Port>>,
+    usage: Table<PortKey, PortUsage>,
+    managed: Table<ManagedKey, Managed>,
+    streams: Table<StreamKey, Stream>,
+    queriers: Table<QuerierKey, Querier>,
+    counters: PerCpuArray<MapData, u64>,
+    events: Mutex<Option<RingBuf<MapData>>>,
+    /// What was counted while finishing Reports here, by [`Counter`]: the maps are per CPU and
+    /// written by the kernel.
+    finished: Box<[AtomicU64]>,
+}
+
+/// All maps, with their key and value types in [`Inner`].
+const MAPS: [&str; 9] = [
+    "LISTENERS",
+    "LISTENER_SOURCES",
+    "PORTS",
+    "PORT_USAGE",
+    "MANAGED",
+    "STREAMS",
+    "QUERIER",
+    "COUNTERS",
+    "EVENTS",
+];
+
+impl Datapath {
+    /// Loads the programs, and makes or adopts the maps. Attaches nothing: that is
+    /// [`Datapath::attach_port`] and [`Datapath::attach_uplink`], which adopt pinned links. Pins of
+    /// interfaces that are gone are removed, with their state.
+    ///
+    /// # Errors
+    ///
+    /// See [`DatapathError`].
+    pub fn load(config: &DatapathConfig) -> Result<Self, DatapathError> {
+        let version = KernelVersion::current().map_err(|_| DatapathError::KernelTooOld {
+            feature: "readable version",
+            version: "6.6",
+        })?;
+        if version < KernelVersion::new(5, 14, 0) {
+            return Err(DatapathError::KernelTooOld {
+                feature: "lookup-and-delete for BPF hash maps",
+                version: "5.14",
+            });
+        }
+        let tcx = version >= KernelVersion::new(6, 6, 0);
+        let hook = match config.hook {
+            Some(Hook::Tcx) if !tcx => {
+                return Err(DatapathError::KernelTooOld {
+                    feature: "TCX",
+                    version: "6.6",
+                });
+            }
+            Some(hook) => hook,
+            None if tcx => Hook::Tcx,
+            None => Hook::Clsact,
+        };
+        let bytes = config.capacities.events_bytes;
+        if bytes < 4096 || !bytes.is_power_of_two() {
+            return Err(DatapathError::EventsCapacity { bytes });
+        }
+
+        let pins = Pins::open(&config.pin_root)?;
+        let mut ebpf = load_maps(&pins, &config.capacities)?;
+        for program in Program::ALL {
+            classifier(&mut ebpf, program)?
+                .load()
+                .map_err(|error| DatapathError::Load(Box::new(error.into())))?;
+        }
+        let datapath = Self {
+            inner: Arc::new(Inner {
+                pins,
+                hook,
+                attached: Mutex::default(),
+                listeners: Table::new("LISTENERS", ebpf.take_map("LISTENERS"))?,
+                sources: Table::new("LISTENER_SOURCES", ebpf.take_map("LISTENER_SOURCES"))?,
+                ports: Mutex::new(Table::new("PORTS", ebpf.take_map("PORTS"))?),
+                usage: Table::new("PORT_USAGE", ebpf.take_map("PORT_USAGE"))?,
+                managed: Table::new("MANAGED", ebpf.take_map("MANAGED"))?,
+                streams: Table::new("STREAMS", ebpf.take_map("STREAMS"))?,
+                queriers: Table::new("QUERIER", ebpf.take_map("QUERIER"))?,
+                counters: convert("COUNTERS", ebpf.take_map("COUNTERS"))?,
+                events: Mutex::new(Some(convert("EVENTS", ebpf.take_map("EVENTS"))?)),
+                finished: Counter::ALL.iter().map(|_| AtomicU64::new(0)).collect(),
+                programs: Mutex::new(ebpf),
+            }),
+        };
+        datapath.remove_vanished()?;
+        Ok(datapath)
+    }
+
+    /// The hook that programs are attached to.
+    pub fn hook(&self) -> Hook {
+        self.inner.hook
+    }
+
+    /// Runs work that reads whole maps on a thread for blocking work.
+    ///
+    /// # Errors
+    ///
+    /// What the work returns, and [`DatapathError::Shutdown`].
+    pub async fn off_runtime<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Self) -> Result<T, DatapathError> + Send + 'static,
+    ) -> Result<T, DatapathError> {
+        let datapath = self.clone();
+        tokio::task::spawn_blocking(move || work(&datapath))
+            .await
+            .map_err(|_| DatapathError::Shutdown)?
+    }
+}
+
+/// Creates or adopts all maps and prepares the programs.
+fn load_maps(pins: &Pins, capacities: &Capacities) -> Result<Ebpf, DatapathError> {
+    let mut loader = EbpfLoader::new();
+    for name in MAPS {
+        let path = pins.map(name);
+        let wanted = match name {
+            "LISTENERS" => Some(capacities.listeners),
+            "LISTENER_SOURCES" => Some(capacities.sources),
+            "PORTS" | "PORT_USAGE" => Some(capacities.ports),
+            "MANAGED" => Some(capacities.managed),
+            "STREAMS" => Some(capacities.streams),
+            "EVENTS" => Some(capacities.events_bytes),
+            _ => None,
+        };
+        if let Some(wanted) = wanted {
+            // The ring buffer is mapped by the size that the loader believes in, so that has to be
+            // the size of the map that is there.
+            let adopted = path
+                .exists()
+                .then(|| MapInfo::from_pin(&path).ok())
+                .flatten()
+                .map(|info| info.max_entries());
+            if let Some(adopted) = adopted
+                && adopted != wanted
+            {
+                tracing::warn!(
+                    map = name,
+                    capacity = adopted,
+                    configured = wanted,
+                    "map in use keeps its capacity; remove its pin while no agent runs to change it"
+                );
+            }
+            loader.map_max_entries(name, adopted.unwrap_or(wanted));
+        }
+        loader.map_pin_path(name, path);
+    }
+    loader
+        .load(object::HOST)
+        .map_err(|error| DatapathError::Load(Box::new(error)))
+}
+
+fn classifier(ebpf: &mut Ebpf, program: Program) -> Result<&mut SchedClassifier, DatapathError> {
+    let name = program.name();
+    ebpf.program_mut(name)
+        .and_then(|program| program.try_into().ok())
+        .ok_or(DatapathError::Layout { name })
+}
+
+fn convert<T: TryFrom<Map>>(name: &'static str, map: Option<Map>) -> Result<T, DatapathError> {
+    map.and_then(|map| T::try_from(map).ok())
+        .ok_or(DatapathError::Layout { name })
+}
+
+/// Locks; what a panicking holder left is still the kernel's state.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,7 +1,7 @@
 //! State in the maps: read, written, expired.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::net::Ipv6Addr;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use common::counter::Counter;
@@ -149,7 +149,7 @@ impl Datapath {
     /// [`DatapathError::Map`].
     pub fn counters(&self) -> Result<Vec<(&'static str, u64)>, DatapathError> {
         let mut counters = Vec::new();
-        for counter in Counter::ALL {
+        for &counter in Counter::ALL {
             let value = self.counter(counter)?;
             if value > 0 {
                 counters.push((counter.as_str(), value));
@@ -164,14 +164,27 @@ impl Datapath {
     ///
     /// [`DatapathError::Map`].
     pub fn counter(&self, counter: Counter) -> Result<u64, DatapathError> {
-        self.inner
+        let values = self
+            .inner
             .counters
             .get(&(counter as u32), 0)
-            .map(|values| values.iter().sum())
             .map_err(|error| DatapathError::Map {
                 name: "COUNTERS",
                 error: std::io::Error::other(error),
-            })
+            })?;
+        let finished = self
+            .inner
+            .finished
+            .get(counter as usize)
+            .map_or(0, |value| value.load(Ordering::Relaxed));
+        Ok(values.iter().sum::<u64>() + finished)
+    }
+
+    /// Counts what happened to a Report that was finished here.
+    pub(super) fn count(&self, counter: Counter) {
+        if let Some(value) = self.inner.finished.get(counter as usize) {
+            value.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// Usage of one port. `listeners` and `sources` are what it has now: expired ones are taken
@@ -213,7 +226,10 @@ impl Datapath {
     /// # Errors
     ///
     /// [`DatapathError::Map`].
-    pub fn expire(&self, expired: &[(ListenerKey, u64)]) -> Result<Vec<ListenerKey>, DatapathError> {
+    pub fn expire(
+        &self,
+        expired: &[(ListenerKey, u64)],
+    ) -> Result<Vec<ListenerKey>, DatapathError> {
         let mut removed = Vec::new();
         let mut with_sources = HashSet::new();
         for (key, last_report_ns) in expired {
@@ -240,6 +256,8 @@ impl Datapath {
     }
 
     /// Removes a source that was not reported after that time, and counts it as expired.
+    /// [`Listener::source_count`] is the kernel's and goes on counting it until the list is
+    /// replaced.
     ///
     /// # Errors
     ///
@@ -330,7 +348,8 @@ impl Datapath {
     /// The limits of a port, and its usage as [`Datapath::usage`] gives it.
     pub(super) fn port(&self, ifindex: u32) -> Result<Option<(Port, PortUsage)>, DatapathError> {
         let port = lock(&self.inner.ports).get(&ifindex)?;
-        port.map(|port| Ok((port, self.usage(ifindex)?))).transpose()
+        port.map(|port| Ok((port, self.usage(ifindex)?)))
+            .transpose()
     }
 
     pub(super) fn forget_port(&self, ifindex: u32) -> Result<(), DatapathError> {
@@ -343,10 +362,7 @@ impl Datapath {
     }
 
     /// Removes limits, usage, listeners and sources of ports.
-    pub(super) fn forget_ports_if(
-        &self,
-        gone: impl Fn(u32) -> bool,
-    ) -> Result<(), DatapathError> {
+    pub(super) fn forget_ports_if(&self, gone: impl Fn(u32) -> bool) -> Result<(), DatapathError> {
         let ports = lock(&self.inner.ports);
         let mut known: BTreeMap<u32, bool> = BTreeMap::new();
         for (ifindex, _) in ports.entries()? {
@@ -416,9 +432,4 @@ fn managed_key(key: &StreamKey) -> ManagedKey {
         pad: 0,
         multicast_address: key.multicast_address,
     }
-}
-
-/// Shows a listener's address in logs.
-pub(super) fn shown(key: &ListenerKey) -> Ipv6Addr {
-    Ipv6Addr::from(key.multicast_address)
 }

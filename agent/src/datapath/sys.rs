@@ -10,9 +10,7 @@ use std::mem::{MaybeUninit, size_of};
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
 use aya::Pod;
-use common::event::{
-    FirstPacketEvent, ListenerEvent, QueryEvent, SourceEvent, UnfinishedEvent,
-};
+use common::event::{FirstPacketEvent, ListenerEvent, QueryEvent, SourceEvent, UnfinishedEvent};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -26,6 +24,8 @@ const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
 pub(super) const ANY: u64 = 0;
 /// Update flag: create only.
 pub(super) const NOEXIST: u64 = 1;
+/// Update flag: replace only.
+pub(super) const EXIST: u64 = 2;
 
 /// Element part of `union bpf_attr`: 32 bytes.
 #[repr(C)]
@@ -60,8 +60,7 @@ const _: () = {
 /// Every address in `attr` must be valid for what the command does with it.
 unsafe fn bpf<T>(command: libc::c_int, attr: &mut T) -> io::Result<()> {
     // SAFETY: `attr` is live and its size is given; what it points to is the caller's promise.
-    let result =
-        unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attr, size_of::<T>()) };
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attr, size_of::<T>()) };
     if result == 0 {
         Ok(())
     } else {

@@ -66,6 +66,14 @@ impl<K: Pod, V: Pod> Table<K, V> {
         }
     }
 
+    /// Overwrites a value; does nothing if the key is not there.
+    pub(super) fn replace(&self, key: &K, value: &V) -> Result<(), DatapathError> {
+        match sys::update(self.map.fd().as_fd(), key, value, sys::EXIST) {
+            Err(error) if error.raw_os_error() != Some(libc::ENOENT) => Err(self.error(error)),
+            _ => Ok(()),
+        }
+    }
+
     /// Removes a key; `false` if it was not there.
     pub(super) fn remove(&self, key: &K) -> Result<bool, DatapathError> {
         sys::delete(self.map.fd().as_fd(), key).map_err(|error| self.error(error))

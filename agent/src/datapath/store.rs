@@ -1,0 +1,149 @@
+//! The listener tables as [`ListenerStore`], for Reports that a kernel program could not finish.
+//!
+//! The kernel may change an entry between two calls. That does no harm beyond what two Reports in
+//! the same microsecond could do: the rules skip what a later Report has overtaken, and applying
+//! a frame twice gives the same state.
+
+use std::collections::VecDeque;
+
+use common::counter::Counter;
+use common::event::{Change, UnfinishedEvent};
+use common::maps::{Listener, ListenerKey, Source, SourceKey};
+use common::snoop::{Frame, ListenerStore, Refused, apply_frame};
+
+use super::{Datapath, DatapathError};
+use crate::proto::DatapathEvent;
+
+struct MapStore<'a> {
+    datapath: &'a Datapath,
+    events: &'a mut VecDeque<DatapathEvent>,
+}
+
+impl Datapath {
+    /// Applies the frame of an event and appends what it changed.
+    pub(super) fn finish(&self, event: &UnfinishedEvent, events: &mut VecDeque<DatapathEvent>) {
+        let length = usize::try_from(event.length).unwrap_or(usize::MAX);
+        let Some(bytes) = event.frame.get(..length) else {
+            return;
+        };
+        let frame = Frame {
+            bytes,
+            vlan_metadata: event.vlan_metadata,
+        };
+        let mut store = MapStore {
+            datapath: self,
+            events,
+        };
+        apply_frame(&frame, event.ifindex, event.at_ns, &mut store);
+    }
+}
+
+impl MapStore<'_> {
+    /// Adds an entry if the port has room, and takes it off the expired ones, since the kernel has
+    /// not counted it.
+    fn add(
+        &mut self,
+        ifindex: u32,
+        full: impl FnOnce(&common::maps::Port, &common::maps::PortUsage) -> bool,
+        [refusal, map_full]: [Counter; 2],
+        (listeners, sources): (i32, i32),
+        insert: impl FnOnce(&Datapath) -> Result<bool, DatapathError>,
+    ) -> Result<(), Refused> {
+        let port = checked(self.datapath.port(ifindex)).flatten();
+        let Some((port, usage)) = port else {
+            return Err(Refused(Counter::IgnoredPort));
+        };
+        if full(&port, &usage) {
+            return Err(Refused(refusal));
+        }
+        match insert(self.datapath) {
+            Ok(added) => {
+                if added {
+                    checked(self.datapath.count_expired(ifindex, -listeners, -sources));
+                }
+                Ok(())
+            }
+            Err(error) => {
+                tracing::error!(ifindex, %error, "Report could not be finished");
+                Err(Refused(map_full))
+            }
+        }
+    }
+}
+
+impl ListenerStore for MapStore<'_> {
+    fn listener(&self, key: &ListenerKey) -> Option<Listener> {
+        checked(self.datapath.inner.listeners.get(key)).flatten()
+    }
+
+    fn add_listener(&mut self, key: &ListenerKey, value: &Listener) -> Result<(), Refused> {
+        self.add(
+            key.ifindex,
+            |port, usage| usage.listeners >= port.max_listeners,
+            [Counter::RefusedListeners, Counter::ListenersFull],
+            (1, 0),
+            |datapath| datapath.inner.listeners.insert_new(key, value),
+        )
+    }
+
+    fn update_listener(&mut self, key: &ListenerKey, value: &Listener) {
+        checked(self.datapath.inner.listeners.replace(key, value));
+    }
+
+    fn remove_listener(&mut self, key: &ListenerKey) {
+        if checked(self.datapath.inner.listeners.remove(key)) == Some(true) {
+            checked(self.datapath.count_expired(key.ifindex, 1, 0));
+        }
+    }
+
+    fn source(&self, key: &SourceKey) -> Option<Source> {
+        checked(self.datapath.inner.sources.get(key)).flatten()
+    }
+
+    fn add_source(&mut self, key: &SourceKey, value: &Source) -> Result<(), Refused> {
+        self.add(
+            key.listener.ifindex,
+            |port, usage| usage.sources >= port.max_sources,
+            [Counter::RefusedSources, Counter::SourcesFull],
+            (0, 1),
+            |datapath| datapath.inner.sources.insert_new(key, value),
+        )
+    }
+
+    fn update_source(&mut self, key: &SourceKey, value: &Source) {
+        checked(self.datapath.inner.sources.replace(key, value));
+    }
+
+    fn remove_source(&mut self, key: &SourceKey) {
+        if checked(self.datapath.inner.sources.remove(key)) == Some(true) {
+            checked(self.datapath.count_expired(key.listener.ifindex, 0, 1));
+        }
+    }
+
+    fn listener_changed(&mut self, change: Change, key: &ListenerKey, value: &Listener) {
+        self.events.push_back(DatapathEvent::Listener {
+            change,
+            key: *key,
+            value: *value,
+        });
+    }
+
+    fn source_changed(&mut self, change: Change, key: &SourceKey, value: &Source) {
+        self.events.push_back(DatapathEvent::Source {
+            change,
+            key: *key,
+            value: *value,
+        });
+    }
+
+    fn count(&mut self, counter: Counter) {
+        self.datapath.count(counter);
+    }
+}
+
+/// The rules have no way to fail: what a map refuses is logged.
+fn checked<T>(result: Result<T, DatapathError>) -> Option<T> {
+    result
+        .inspect_err(|error| tracing::error!(%error, "Report could not be finished"))
+        .ok()
+}

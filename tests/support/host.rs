@@ -1,0 +1,118 @@
+//! A host with a bridge, guests on TAPs and the data path attached to them.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "a module of several test files, each of which uses a part"
+)]
+
+use std::net::Ipv6Addr;
+use std::path::Path;
+
+use common::maps::{FilterMode, Listener, ListenerKey, ManagedKey};
+use roamcast::datapath::{Datapath, DatapathConfig, Limits};
+use roamcast::net::membership::Memberships;
+use roamcast::proto::Membership;
+
+use super::netns::wait_for;
+use super::tap::Guest;
+
+pub const LIMITS: Limits = Limits {
+    listeners: 2000,
+    sources: 2000,
+    reports_per_second: 1000,
+};
+
+pub fn group(number: u16) -> Ipv6Addr {
+    Ipv6Addr::new(0xff0e, 0, 0, 0, 0, 0, 0x1234, number)
+}
+
+pub fn source(number: u16) -> Ipv6Addr {
+    Ipv6Addr::new(0x2001, 0xdb8, 0, 9, 0, 0, 0, number)
+}
+
+pub fn membership(number: u16, filter_mode: FilterMode, sources: &[u16]) -> Membership {
+    Membership {
+        key: managed(number),
+        filter_mode,
+        sources: sources.iter().map(|&number| source(number)).collect(),
+    }
+}
+
+pub fn any_source(number: u16) -> Membership {
+    membership(number, FilterMode::Exclude, &[])
+}
+
+pub fn managed(number: u16) -> ManagedKey {
+    ManagedKey {
+        vlan: 0,
+        pad: 0,
+        multicast_address: group(number).octets(),
+    }
+}
+
+pub fn key(guest: &Guest, number: u16) -> ListenerKey {
+    ListenerKey {
+        ifindex: guest.ifindex,
+        vlan: 0,
+        pad: 0,
+        multicast_address: group(number).octets(),
+    }
+}
+
+pub fn config(bpffs: &Path) -> DatapathConfig {
+    DatapathConfig {
+        pin_root: bpffs.join("roamcast"),
+        ..DatapathConfig::default()
+    }
+}
+
+/// Real listeners in a guest.
+pub fn listeners(guest: &Guest) -> Memberships {
+    let ifindex = guest.namespace.ifindex("eth0");
+    guest.namespace.run(|| Memberships::new(ifindex))
+}
+
+/// Joins in the guest.
+pub fn join(guest: &Guest, listeners: &mut Memberships, membership: &Membership) {
+    guest
+        .namespace
+        .run(|| listeners.join(membership))
+        .unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// Waits until the map has a listener that satisfies a condition.
+pub fn listener(
+    datapath: &Datapath,
+    key: &ListenerKey,
+    wanted: impl Fn(&Listener) -> bool,
+) -> Listener {
+    wait_for(&format!("listener {key:?}"), || {
+        datapath.listener(key).unwrap().filter(&wanted)
+    })
+}
+
+/// The sources of a listener's present list, sorted.
+pub fn live_sources(datapath: &Datapath, key: &ListenerKey) -> Vec<Ipv6Addr> {
+    let Some(listener) = datapath.listener(key).unwrap() else {
+        return Vec::new();
+    };
+    let mut sources: Vec<Ipv6Addr> = datapath
+        .sources()
+        .unwrap()
+        .into_iter()
+        .filter(|(source, value)| {
+            source.listener == *key && value.generation == listener.generation
+        })
+        .map(|(source, _)| Ipv6Addr::from(source.source))
+        .collect();
+    sources.sort_unstable();
+    sources
+}
+
+/// Waits until a listener has exactly these sources.
+pub fn wait_for_sources(datapath: &Datapath, key: &ListenerKey, numbers: &[u16]) {
+    let wanted: Vec<Ipv6Addr> = numbers.iter().map(|&number| source(number)).collect();
+    wait_for(&format!("sources {numbers:?}"), || {
+        (live_sources(datapath, key) == wanted).then_some(())
+    });
+}
