@@ -103,10 +103,11 @@ pub fn svg(picture: &Picture<'_>) -> String {
         .first()
         .map_or(from_ns, |phase| phase.from_ns);
     let ms = |ns: u64| (ns as f64 - zero_ns as f64) / 1e6;
-    let first = sent
-        .first()
-        .map_or(0.0, |packet| f64::from(packet.sequence));
-    let last = sent.last().map_or(1.0, |packet| f64::from(packet.sequence));
+    // Old packets that arrive late lie below what was sent in the window.
+    let numbers = sent.iter().map(|packet| packet.sequence);
+    let numbers = numbers.chain(arrivals.iter().map(|arrival| arrival.sequence));
+    let first = f64::from(numbers.clone().min().unwrap_or(0));
+    let last = f64::from(numbers.max().unwrap_or(1));
     let x = Scale {
         from: ms(from_ns),
         to: ms(to_ns),

@@ -76,6 +76,36 @@ fn empty_run_is_drawn_too() {
 }
 
 #[test]
+fn packets_older_than_the_window_stay_inside_the_picture() {
+    let sent = [1000, 1100].map(|n| Sent {
+        flow: 0,
+        sequence: n,
+        sent_ns: u64::from(n) * MS,
+    });
+    let old = Arrival {
+        flow: 0,
+        sequence: 10,
+        host_ns: 1050 * MS,
+        host: 0,
+    };
+    let picture = svg(&Picture {
+        title: "",
+        sent: &sent,
+        arrivals: &[old],
+        flow: 0,
+        hosts: &["vms1"],
+        phases: &[],
+        marks: &[],
+        window: Window {
+            from_ns: 1000 * MS,
+            to_ns: 1101 * MS,
+        },
+    });
+    let bottom = format!(" {:.1}h0", HEIGHT - BOTTOM);
+    assert!(picture.contains(&bottom), "{picture}");
+}
+
+#[test]
 fn ticks_are_round_numbers() {
     assert_eq!(
         ticks(-30.0, 420.0),
