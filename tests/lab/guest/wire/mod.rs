@@ -1,4 +1,4 @@
-//! Messages between the host and the `guest` binary; [`frame`] has what they travel in.
+//! Messages between the host and the `guest` binary; [`mod@frame`] has what they travel in.
 //!
 //! Requests and replies are JSON. What comes for every packet is binary, little endian, and as
 //! short as it can be.
