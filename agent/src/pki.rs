@@ -320,3 +320,154 @@ fn write_new(path: &Path, content: &str, mode: u32) -> Result<(), PkiError> {
             },
         })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::net::tls::{Tls, TlsError, TlsFiles, certificate_names};
+    use rustls_pki_types::CertificateDer;
+    use rustls_pki_types::pem::PemObject;
+
+    fn request(name: &str) -> IssueRequest {
+        IssueRequest {
+            name: name.to_owned(),
+            addresses: vec!["2001:db8::2".parse().unwrap()],
+            validity: Validity::days(1),
+        }
+    }
+
+    fn files(issued: &Issued) -> TlsFiles {
+        TlsFiles {
+            ca: issued.ca.clone(),
+            certificate: issued.certificate.clone(),
+            key: issued.key.clone(),
+        }
+    }
+
+    fn mode(path: &Path) -> u32 {
+        path.metadata().unwrap().permissions().mode() & 0o777
+    }
+
+    #[test]
+    fn issued_certificate_is_what_tls_accepts() {
+        let directory = tempfile::tempdir().unwrap();
+        let ca = init(directory.path(), "CA", Validity::days(1)).unwrap();
+        let issued = issue(directory.path(), &request("VMS1.example")).unwrap();
+        Tls::load(&files(&issued), "vms1.example").unwrap();
+        let certificate = CertificateDer::from_pem_file(&issued.certificate).unwrap();
+        assert_eq!(certificate_names(&certificate), ["vms1.example"]);
+        assert!(ca.next_steps().contains("pki issue"));
+        assert!(issued.next_steps().contains("root@vms1.example"));
+    }
+
+    #[test]
+    fn keys_are_readable_by_their_owner_only() {
+        let directory = tempfile::tempdir().unwrap();
+        let ca = init(directory.path(), "CA", Validity::days(1)).unwrap();
+        let issued = issue(directory.path(), &request("vms1")).unwrap();
+        assert_eq!(mode(&ca.key), 0o600);
+        assert_eq!(mode(&issued.key), 0o600);
+        assert_eq!(mode(issued.key.parent().unwrap()), 0o700);
+    }
+
+    #[test]
+    fn nothing_is_overwritten() {
+        let directory = tempfile::tempdir().unwrap();
+        init(directory.path(), "CA", Validity::days(1)).unwrap();
+        let again = init(directory.path(), "CA", Validity::days(1));
+        assert!(matches!(again, Err(PkiError::Exists { .. })));
+        issue(directory.path(), &request("vms1")).unwrap();
+        let again = issue(directory.path(), &request("vms1"));
+        assert!(matches!(again, Err(PkiError::Exists { .. })));
+    }
+
+    #[test]
+    fn names_that_are_no_dns_names_are_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        init(directory.path(), "CA", Validity::days(1)).unwrap();
+        for name in ["", "..", "../escape", "a/b", "*.example", "a b", "-"] {
+            let result = issue(directory.path(), &request(name));
+            assert!(
+                matches!(result, Err(PkiError::InvalidName { .. })),
+                "{name}: {result:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn directory_without_ca_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let error = issue(directory.path(), &request("vms1")).unwrap_err();
+        assert!(error.to_string().contains("cacert.pem"), "{error}");
+    }
+
+    #[test]
+    fn tls_tells_missing_expired_foreign_misnamed_and_mismatched_files_apart() {
+        let directories = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        for directory in &directories {
+            init(directory.path(), "CA", Validity::days(1)).unwrap();
+        }
+        let [own, other] = &directories;
+        let good = files(&issue(own.path(), &request("vms1")).unwrap());
+        let foreign = files(&issue(other.path(), &request("vms1")).unwrap());
+        let now = OffsetDateTime::now_utc();
+        let expired = issue(
+            own.path(),
+            &IssueRequest {
+                validity: Validity {
+                    not_before: now.saturating_sub(time::Duration::days(2)),
+                    not_after: now.saturating_sub(time::Duration::days(1)),
+                },
+                ..request("old")
+            },
+        )
+        .unwrap();
+
+        let missing = TlsFiles {
+            certificate: own.path().join("nowhere.pem"),
+            ..good.clone()
+        };
+        assert!(matches!(
+            Tls::load(&missing, "vms1"),
+            Err(TlsError::Read { .. })
+        ));
+        let empty = TlsFiles {
+            ca: good.key.clone(),
+            ..good.clone()
+        };
+        assert!(matches!(
+            Tls::load(&empty, "vms1"),
+            Err(TlsError::Empty { .. })
+        ));
+        assert!(matches!(
+            Tls::load(&files(&expired), "old"),
+            Err(TlsError::Expired { .. })
+        ));
+        let wrong_ca = TlsFiles {
+            ca: foreign.ca.clone(),
+            ..good.clone()
+        };
+        assert!(matches!(
+            Tls::load(&wrong_ca, "vms1"),
+            Err(TlsError::WrongCa { .. })
+        ));
+        assert!(matches!(
+            Tls::load(&good, "vms2"),
+            Err(TlsError::WrongName { .. })
+        ));
+        let wrong_key = TlsFiles {
+            key: foreign.key.clone(),
+            ..good.clone()
+        };
+        assert!(matches!(
+            Tls::load(&wrong_key, "vms1"),
+            Err(TlsError::WrongKey { .. })
+        ));
+        assert!(matches!(
+            Tls::load(&good, "no name"),
+            Err(TlsError::InvalidName { .. })
+        ));
+    }
+}

@@ -64,7 +64,7 @@ fn parse_mac(text: &str) -> Option<Mac> {
     for byte in &mut mac {
         *byte = parts
             .next()
-            .filter(|part| part.len() == 2)
+            .filter(|part| part.len() == 2 && part.bytes().all(|byte| byte.is_ascii_hexdigit()))
             .and_then(|part| u8::from_str_radix(part, 16).ok())?;
     }
     parts.next().is_none().then_some(mac)

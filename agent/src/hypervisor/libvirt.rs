@@ -146,3 +146,6 @@ impl Hypervisor for Libvirt {
         migration::abort(&self.shared, uuid);
     }
 }
+
+#[cfg(test)]
+mod tests;

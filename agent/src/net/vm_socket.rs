@@ -197,3 +197,150 @@ fn mark_of(control: &ControlMessageOwned) -> Option<u32> {
     let bytes = control.data_bytes.get(..4)?.try_into().ok()?;
     Some(u32::from_ne_bytes(bytes))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+    use std::thread;
+    use std::time::Duration;
+
+    use nix::sched::{CloneFlags, unshare};
+    use socket2::Socket;
+    use tokio::time::timeout;
+
+    use super::*;
+
+    const DEADLINE: Duration = Duration::from_secs(20);
+
+    /// Runs a test in a network namespace of its own with a bridge `br0`, one port of which is a
+    /// veth whose other end is `guest`. Within one namespace a veth keeps the mark of a packet, so
+    /// the sender's SO_MARK stands for what the kernel program does.
+    fn on_bridge<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
+        thread::spawn(|| {
+            if let Err(error) = unshare(CloneFlags::CLONE_NEWNET) {
+                assert!(std::env::var_os("CI").is_none(), "no namespace: {error}");
+                eprintln!("Skipped: no network namespace without root ({error})");
+                return;
+            }
+            std::fs::write("/proc/sys/net/ipv6/conf/default/accept_dad", "0").unwrap();
+            for arguments in [
+                "link set lo up",
+                "link add br0 type bridge mcast_snooping 0",
+                "link add port type veth peer name guest",
+                "link set port master br0",
+                "link set port up",
+                "link set guest up",
+                "link set br0 up",
+            ] {
+                let status = Command::new("ip").args(arguments.split(' ')).status();
+                assert!(status.unwrap().success(), "ip {arguments}");
+            }
+            tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap()
+                .block_on(test());
+        })
+        .join()
+        .unwrap();
+    }
+
+    fn guest_socket(mark: u32) -> Socket {
+        let socket = Socket::new(Domain::IPV6, Type::DGRAM, None).unwrap();
+        socket.bind_device(Some(b"guest")).unwrap();
+        socket.set_mark(mark).unwrap();
+        socket.set_read_timeout(Some(DEADLINE)).unwrap();
+        socket
+    }
+
+    fn to_all_nodes() -> socket2::SockAddr {
+        let guest = nix::net::if_::if_nametoindex("guest").unwrap();
+        SocketAddrV6::new(ALL_NODES, PORT, 0, guest).into()
+    }
+
+    /// Sends until it is received: the bridge's port takes a moment to forward.
+    async fn deliver(socket: &VmSocket, guest: &Socket, bytes: &[u8]) -> VmDatagram {
+        let sending = async {
+            loop {
+                let _ = guest.send_to(bytes, &to_all_nodes());
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        let receiving = async {
+            loop {
+                let datagram = socket.recv().await.unwrap();
+                if datagram.bytes == bytes {
+                    return datagram;
+                }
+            }
+        };
+        tokio::select! {
+            datagram = receiving => datagram,
+            () = sending => unreachable!(),
+            () = tokio::time::sleep(DEADLINE) => panic!("nothing was received"),
+        }
+    }
+
+    #[test]
+    fn datagram_comes_with_its_mark_and_the_bridge_as_scope() {
+        on_bridge(|| async {
+            let socket = VmSocket::open("br0").unwrap();
+            let guest = guest_socket(1234);
+            let datagram = deliver(&socket, &guest, b"search").await;
+            assert_eq!(datagram.mark, Some(1234));
+            assert!(datagram.from.ip().is_unicast_link_local());
+            let bridge = nix::net::if_::if_nametoindex("br0").unwrap();
+            assert_eq!(datagram.from.scope_id(), bridge);
+        });
+    }
+
+    #[test]
+    fn unmarked_datagram_has_no_mark() {
+        on_bridge(|| async {
+            let socket = VmSocket::open("br0").unwrap();
+            let datagram = deliver(&socket, &guest_socket(0), b"search").await;
+            assert_eq!(datagram.mark, None);
+        });
+    }
+
+    #[test]
+    fn datagram_that_is_too_long_is_skipped() {
+        on_bridge(|| async {
+            let socket = VmSocket::open("br0").unwrap();
+            let guest = guest_socket(0);
+            deliver(&socket, &guest, b"before").await;
+            guest
+                .send_to(&[0; MAX_DATAGRAM_BYTES + 1], &to_all_nodes())
+                .unwrap();
+            let longest = [1; MAX_DATAGRAM_BYTES];
+            assert_eq!(deliver(&socket, &guest, &longest).await.bytes, longest);
+            let late = timeout(Duration::from_millis(1), async {
+                while socket.recv().await.unwrap().bytes == longest {}
+            });
+            assert!(late.await.is_err());
+        });
+    }
+
+    #[test]
+    fn datagram_is_sent_to_link_local_addresses_only() {
+        on_bridge(|| async {
+            let socket = VmSocket::open("br0").unwrap();
+            let to = SocketAddrV6::new("2001:db8::1".parse().unwrap(), PORT, 0, 0);
+            let error = socket.send(to, b"x").await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+            // Whatever scope the caller names, the bridge is the way out.
+            let datagram = deliver(&socket, &guest_socket(0), b"search").await;
+            let mut to = datagram.from;
+            to.set_scope_id(0);
+            socket.send(to, b"reply").await.unwrap();
+        });
+    }
+
+    #[test]
+    fn missing_bridge_is_named() {
+        on_bridge(|| async {
+            let error = VmSocket::open("br9").unwrap_err();
+            assert!(error.to_string().contains("`br9`"), "{error}");
+        });
+    }
+}

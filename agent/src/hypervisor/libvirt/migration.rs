@@ -139,7 +139,13 @@ fn run(
 ) -> Result<JobStats, String> {
     let domain = connection
         .lookup_domain_by_uuid_string(&request.uuid.to_string())
-        .map_err(|error| format!("Domain {} cannot be migrated: {error}", request.uuid))?;
+        .map_err(|error| {
+            format!(
+                "libvirt cannot migrate domain {}: {}",
+                request.uuid,
+                error.message()
+            )
+        })?;
     let name = domain.name().unwrap_or_else(|_| request.uuid.to_string());
     let uri = &request.connect_uri;
     let dconn_uri = c_string("connect URI", uri)?;
@@ -149,6 +155,10 @@ fn run(
         flags |= vir::VIR_MIGRATE_PARALLEL;
     }
 
+    // The limit is taken at once, where libvirt does not reset it at the start of the job.
+    if let Some(limit) = shared.config.downtime_limit {
+        set_downtime_limit(&domain, limit);
+    }
     let outcome: Result<_, String> = thread::scope(|scope| {
         let progress = thread::Builder::new()
             .name("libvirt-progress".to_owned())

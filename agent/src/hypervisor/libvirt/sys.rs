@@ -93,34 +93,35 @@ pub(super) fn subscribe(
         callbacks: Vec::new(),
         close_callback: false,
     };
-    let lifecycle: sys::virConnectDomainEventCallback = Some(on_lifecycle);
-    let device: sys::virConnectDomainEventDeviceAddedCallback = Some(on_device);
-    let iteration: sys::virConnectDomainEventMigrationIterationCallback = Some(on_iteration);
-    let completed: sys::virConnectDomainEventJobCompletedCallback = Some(on_job_completed);
+    type Generic = sys::virConnectDomainEventGenericCallback;
+    type Lifecycle = sys::virConnectDomainEventCallback;
+    type Device = sys::virConnectDomainEventDeviceAddedCallback;
+    type Iteration = sys::virConnectDomainEventMigrationIterationCallback;
+    type JobCompleted = sys::virConnectDomainEventJobCompletedCallback;
     // SAFETY: libvirt calls a callback back as the type that belongs to its event's number, which
-    // is the type cast from here; all are nullable function pointers of the same size.
-    let callbacks: [(u32, sys::virConnectDomainEventGenericCallback); 5] = unsafe {
+    // is the type cast from here; all are nullable function pointers of the same size. The callback
+    // for a device's removal has the parameters of that for its addition.
+    let callbacks = unsafe {
         [
             (
                 sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE,
-                mem::transmute(lifecycle),
+                mem::transmute::<Lifecycle, Generic>(Some(on_lifecycle)),
             ),
             (
                 sys::VIR_DOMAIN_EVENT_ID_DEVICE_ADDED,
-                mem::transmute(device),
+                mem::transmute::<Device, Generic>(Some(on_device)),
             ),
-            // The callback for removal has the same parameters.
             (
                 sys::VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED,
-                mem::transmute(device),
+                mem::transmute::<Device, Generic>(Some(on_device)),
             ),
             (
                 sys::VIR_DOMAIN_EVENT_ID_MIGRATION_ITERATION,
-                mem::transmute(iteration),
+                mem::transmute::<Iteration, Generic>(Some(on_iteration)),
             ),
             (
                 sys::VIR_DOMAIN_EVENT_ID_JOB_COMPLETED,
-                mem::transmute(completed),
+                mem::transmute::<JobCompleted, Generic>(Some(on_job_completed)),
             ),
         ]
     };
@@ -235,7 +236,7 @@ unsafe extern "C" fn on_device(
         call(
             opaque,
             uuid(domain).map(|uuid| RawEvent::DevicesChanged { uuid }),
-        )
+        );
     };
 }
 

@@ -91,9 +91,14 @@ struct Watch<'a> {
 impl Watch<'_> {
     fn session(&mut self, session: u64, work: &Sender<Work>, inbox: &Receiver<Work>) -> End {
         let uri = &self.shared.config.uri;
-        let unreachable =
-            |error: Error| End::Lost(format!("libvirtd at {uri} cannot be reached: {error}"));
-        let lost = |error: Error| End::Lost(format!("libvirtd at {uri} went away: {error}"));
+        let unreachable = |error: Error| {
+            End::Lost(format!(
+                "libvirtd at {uri} cannot be reached: {}",
+                error.message()
+            ))
+        };
+        let lost =
+            |error: Error| End::Lost(format!("libvirtd at {uri} went away: {}", error.message()));
         let connection = match Connect::open(Some(uri)) {
             Ok(connection) => connection,
             Err(error) => return unreachable(error),

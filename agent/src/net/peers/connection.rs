@@ -218,7 +218,8 @@ async fn write(
 fn is_oversized(error: &io::Error) -> bool {
     error
         .get_ref()
-        .is_some_and(|error| error.is::<LengthDelimitedCodecError>())
+        .and_then(|error| error.downcast_ref::<LengthDelimitedCodecError>())
+        .is_some()
 }
 
 fn lost(peer: &str, error: &io::Error) -> String {
