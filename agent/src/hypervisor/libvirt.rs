@@ -71,8 +71,9 @@ struct Shared {
     connection: Mutex<Option<Connect>>,
     /// Outgoing migrations that this agent has started.
     migrations: Mutex<HashMap<DomainUuid, Arc<Migration>>>,
-    /// Domains that are arriving: a resume is then the end of their migration.
-    arriving: Mutex<HashSet<DomainUuid>>,
+    /// Domains whose CPUs have stopped for the switch to another host: a resume here then means
+    /// that the migration has failed.
+    departing: Mutex<HashSet<DomainUuid>>,
 }
 
 impl Shared {
@@ -115,7 +116,7 @@ impl Libvirt {
             events,
             connection: Mutex::default(),
             migrations: Mutex::default(),
-            arriving: Mutex::default(),
+            departing: Mutex::default(),
         });
         let (work, inbox) = mpsc::channel();
         thread::Builder::new()

@@ -107,6 +107,7 @@ impl Watch<'_> {
         if let Err(error) = connection.set_keep_alive(KEEPALIVE_INTERVAL, KEEPALIVE_COUNT) {
             tracing::debug!(%error, "libvirt connection without keepalive");
         }
+        lock(&self.shared.departing).clear();
         // Before the list, so that no change falls between the two.
         let handler = || handler(Arc::clone(self.shared), session, work.clone());
         let _subscription = match sys::subscribe(&connection, handler) {
@@ -147,13 +148,12 @@ impl Watch<'_> {
 
     fn list(&mut self, connection: &Connect) -> Result<(), Error> {
         let mut present = HashSet::new();
-        lock(&self.shared.arriving).clear();
         for domain in connection.list_all_domains(vir::VIR_CONNECT_LIST_DOMAINS_ACTIVE)? {
             let Some(described) = self.describe(&domain)? else {
                 continue;
             };
-            if is_arriving(&domain) {
-                lock(&self.shared.arriving).insert(described.uuid);
+            if is_departing(&domain) {
+                lock(&self.shared.departing).insert(described.uuid);
             }
             present.insert(described.uuid);
             self.known.insert(described.uuid, described.clone());
@@ -190,7 +190,7 @@ impl Watch<'_> {
     }
 
     fn gone(&mut self, uuid: DomainUuid) {
-        lock(&self.shared.arriving).remove(&uuid);
+        lock(&self.shared.departing).remove(&uuid);
         if self.known.remove(&uuid).is_some() {
             self.shared.emit(HypervisorEvent::Gone(uuid));
         }
@@ -225,15 +225,13 @@ impl Watch<'_> {
     }
 }
 
-/// Whether a paused domain waits for the end of its migration to this host.
-fn is_arriving(domain: &VirtDomain) -> bool {
-    let paused = domain
+/// Whether a domain is paused for the switch to another host. Only a source knows statistics of a
+/// migration: libvirt refuses them to the destination.
+fn is_departing(domain: &VirtDomain) -> bool {
+    domain
         .state()
-        .is_ok_and(|(state, _)| state == DomainState::Paused.into());
-    // Only a source knows the statistics of a migration: libvirt refuses them to the destination.
-    paused
-        && sys::job_stats(domain)
-            .is_err_and(|error| error.code() == ErrorNumber::OperationInvalid.into())
+        .is_ok_and(|(state, _)| state == DomainState::Paused.into())
+        && matches!(sys::job_stats(domain), Ok(Some(_)))
 }
 
 fn is_no_domain(error: &Error) -> bool {
@@ -264,20 +262,25 @@ fn handler(shared: Arc<Shared>, session: u64, work: Sender<Work>) -> Handler {
 fn lifecycle(shared: &Shared, uuid: DomainUuid, event: u32, detail: u32) {
     let at = now();
     match (event, detail) {
-        (vir::VIR_DOMAIN_EVENT_STARTED, vir::VIR_DOMAIN_EVENT_STARTED_MIGRATED) => {
-            lock(&shared.arriving).insert(uuid);
-        }
         (
             vir::VIR_DOMAIN_EVENT_SUSPENDED,
             vir::VIR_DOMAIN_EVENT_SUSPENDED_MIGRATED | vir::VIR_DOMAIN_EVENT_SUSPENDED_POSTCOPY,
-        ) => shared.emit(HypervisorEvent::Suspended { uuid, at }),
-        (vir::VIR_DOMAIN_EVENT_RESUMED, _) => {
-            // A source whose migration failed resumes with the same detail as a destination.
-            let migrated = lock(&shared.arriving).remove(&uuid);
+        ) => {
+            lock(&shared.departing).insert(uuid);
+            shared.emit(HypervisorEvent::Suspended { uuid, at });
+        }
+        (vir::VIR_DOMAIN_EVENT_RESUMED, detail) => {
+            // A source whose migration has failed resumes with the same detail as a destination.
+            let departed = lock(&shared.departing).remove(&uuid);
+            let migrated = !departed
+                && matches!(
+                    detail,
+                    vir::VIR_DOMAIN_EVENT_RESUMED_MIGRATED | vir::VIR_DOMAIN_EVENT_RESUMED_POSTCOPY
+                );
             shared.emit(HypervisorEvent::Resumed { uuid, migrated, at });
         }
         (vir::VIR_DOMAIN_EVENT_STOPPED, _) => {
-            lock(&shared.arriving).remove(&uuid);
+            lock(&shared.departing).remove(&uuid);
         }
         _ => {}
     }
