@@ -16,7 +16,9 @@
 //!     '------ Disconnected, back-off <------'   libvirtd is gone; domains run on
 //! ```
 //!
-//! Only active domains are reported; one that is shut off is [`HypervisorEvent::Gone`].
+//! Only active domains are reported; one that is shut off is [`HypervisorEvent::Gone`]. A domain that
+//! arrives is reported when it runs: libvirt raises no event when it prepares one. Its TAPs are
+//! there before, and known by their MAC.
 
 mod config;
 mod migration;

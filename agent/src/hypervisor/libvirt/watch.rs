@@ -196,7 +196,7 @@ impl Watch<'_> {
         }
     }
 
-    /// Reads a domain; `None` where it is not active, or no longer there.
+    /// Reads a domain; `None` where it is not active, no longer there, or still arriving.
     fn describe(&self, domain: &VirtDomain) -> Result<Option<Domain>, Error> {
         match self.read(domain) {
             Err(error) if is_no_domain(&error) => Ok(None),
@@ -212,6 +212,11 @@ impl Watch<'_> {
         let name = domain.name()?;
         let (state, _) = domain.state()?;
         let running = state == DomainState::Running.into() || state == DomainState::Blocked.into();
+        // libvirt would not give the XML before the domain has arrived, and meanwhile this thread
+        // could do nothing else.
+        if state == DomainState::Paused.into() && is_arriving(domain) {
+            return Ok(None);
+        }
         let xml = domain.xml_desc(0)?;
         let interfaces = domain_xml::interfaces(&xml, &self.shared.config.bridge)
             .inspect_err(|error| tracing::warn!(domain = name, %error, "Domain has no usable NICs"))
@@ -225,8 +230,13 @@ impl Watch<'_> {
     }
 }
 
-/// Whether a domain is paused for the switch to another host. Only a source knows statistics of a
+/// Whether a paused domain is one that a migration brings here. Only a source knows statistics of a
 /// migration: libvirt refuses them to the destination.
+fn is_arriving(domain: &VirtDomain) -> bool {
+    sys::job_stats(domain).is_err_and(|error| error.code() == ErrorNumber::OperationInvalid.into())
+}
+
+/// Whether a domain is paused for the switch to another host.
 fn is_departing(domain: &VirtDomain) -> bool {
     domain
         .state()
