@@ -233,7 +233,8 @@ impl Watch<'_> {
 /// Whether a paused domain is one that a migration brings here. Only a source knows statistics of a
 /// migration: libvirt refuses them to the destination.
 fn is_arriving(domain: &VirtDomain) -> bool {
-    sys::job_stats(domain).is_err_and(|error| error.code() == ErrorNumber::OperationInvalid.into())
+    sys::job_stats(domain)
+        .is_err_and(|error| error.code() == ErrorNumber::OperationUnsupported.into())
 }
 
 /// Whether a domain is paused for the switch to another host.
