@@ -18,6 +18,8 @@ mod net;
 mod netlink;
 mod nic;
 mod session;
+#[cfg(test)]
+mod testing;
 mod view;
 
 use std::io;

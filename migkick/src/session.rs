@@ -306,3 +306,6 @@ fn transactions() -> io::Result<(u64, u64)> {
     let number = u128::from_ne_bytes(bytes);
     Ok(((number >> 64) as u64, number as u64))
 }
+
+#[cfg(test)]
+mod tests;

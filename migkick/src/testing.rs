@@ -1,0 +1,68 @@
+//! Namespaces for tests.
+
+use std::process::Command;
+use std::sync::mpsc;
+use std::thread;
+
+use nix::sched::{CloneFlags, unshare};
+
+/// Runs `body` on a thread in a network namespace of its own, which ends with it. Without the
+/// privilege the test is skipped, except in CI.
+pub(crate) fn in_namespace(body: impl FnOnce() + Send + 'static) {
+    let thread = thread::spawn(move || match unshare(CloneFlags::CLONE_NEWNET) {
+        Ok(()) => body(),
+        Err(error) if std::env::var_os("CI").is_some() => panic!("no namespace: {error}"),
+        Err(error) => eprintln!("skipped: no namespace: {error}"),
+    });
+    if let Err(panic) = thread.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// Runs `ip` with the words of `line` in the namespace of this thread.
+pub(crate) fn ip(line: &str) -> String {
+    let output = Command::new("ip")
+        .args(line.split_whitespace())
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "ip {line}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Link-local addresses of NICs made after this are usable at once.
+pub(crate) fn without_dad() {
+    std::fs::write("/proc/sys/net/ipv6/conf/default/accept_dad", "0").unwrap();
+}
+
+/// A thread in a namespace of its own that runs `body` when told to.
+pub(crate) struct Neighbour<T> {
+    go: mpsc::Sender<()>,
+    thread: thread::JoinHandle<T>,
+    /// Thread number, by which `ip link set .. netns` names the namespace.
+    pub(crate) tid: i32,
+}
+
+impl<T: Send + 'static> Neighbour<T> {
+    pub(crate) fn start(body: impl FnOnce() -> T + Send + 'static) -> Self {
+        let (go, gone) = mpsc::channel();
+        let (ready, is_ready) = mpsc::channel();
+        let thread = thread::spawn(move || {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            without_dad();
+            ready.send(nix::unistd::gettid().as_raw()).unwrap();
+            gone.recv().unwrap();
+            body()
+        });
+        let tid = is_ready.recv().unwrap();
+        Self { go, thread, tid }
+    }
+
+    pub(crate) fn run(self) -> thread::JoinHandle<T> {
+        self.go.send(()).unwrap();
+        self.thread
+    }
+}
