@@ -4,7 +4,11 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
+use super::command::CommandError;
 use super::{Reply, Request};
+
+/// Longest line that can be the last of an answer, bytes.
+const MAX_LAST_BYTES: usize = super::MAX_REQUEST_BYTES;
 
 /// Why the agent gave no answer.
 #[derive(Debug, thiserror::Error)]
@@ -80,28 +84,79 @@ impl Client {
         request: &Request,
         mut each: impl FnMut(Reply),
     ) -> Result<(), ClientError> {
+        self.ask_lines(request, |line| {
+            each(decode(line)?);
+            Ok::<_, ClientError>(())
+        })
+    }
+
+    /// Asks for a table and writes its rows to `out` as one JSON array, as the agent encoded
+    /// them: tens of thousands of rows need not be understood to be shown.
+    ///
+    /// # Errors
+    ///
+    /// [`CommandError`]: as [`Client::ask`], or `out` cannot be written.
+    pub fn copy_rows(
+        &mut self,
+        request: &Request,
+        out: &mut impl Write,
+    ) -> Result<(), CommandError> {
+        let prefix: &[u8] = match request {
+            Request::Listeners => br#"{"reply":"listeners","data":["#,
+            Request::Streams => br#"{"reply":"streams","data":["#,
+            Request::Migrations => br#"{"reply":"migrations","data":["#,
+            Request::Status | Request::Migrate { .. } | Request::Abort { .. } => {
+                return Err(CommandError::Unexpected);
+            }
+        };
+        let mut separator: &[u8] = b"[";
+        self.ask_lines(request, |line| {
+            let rows = line
+                .strip_prefix(prefix)
+                .and_then(|line| line.strip_suffix(b"]}\n"))
+                .ok_or(CommandError::Unexpected)?;
+            if !rows.is_empty() {
+                out.write_all(std::mem::replace(&mut separator, b","))?;
+                out.write_all(rows)?;
+            }
+            Ok::<_, CommandError>(())
+        })?;
+        out.write_all(if separator == b"[" { b"[]\n" } else { b"]\n" })?;
+        Ok(())
+    }
+
+    /// Asks, and passes each line but the last to `each`.
+    fn ask_lines<E: From<ClientError>>(
+        &mut self,
+        request: &Request,
+        mut each: impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
         let mut line = serde_json::to_vec(request).map_err(ClientError::Decode)?;
         line.push(b'\n');
         let sent = self.stream.get_mut().write_all(&line);
         // An agent that refuses the connection has closed it already; its reason can be read.
         match sent {
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-                return Err(self.lost(error));
+                return Err(self.lost(error).into());
             }
             _ => {}
         }
         loop {
             line.clear();
             match self.stream.read_until(b'\n', &mut line) {
-                Ok(0) => return Err(ClientError::Incomplete),
+                Ok(0) => return Err(ClientError::Incomplete.into()),
                 Ok(_) => {}
-                Err(error) => return Err(self.lost(error)),
+                Err(error) => return Err(self.lost(error).into()),
             }
-            match serde_json::from_slice(&line).map_err(ClientError::Decode)? {
-                Reply::End => return Ok(()),
-                Reply::Error(reason) => return Err(ClientError::Refused(reason)),
-                reply => each(reply),
+            // The last line is short, so nothing long is decoded for its sake.
+            if line.len() <= MAX_LAST_BYTES {
+                match decode(&line)? {
+                    Reply::End => return Ok(()),
+                    Reply::Error(reason) => return Err(ClientError::Refused(reason).into()),
+                    _ => {}
+                }
             }
+            each(&line)?;
         }
     }
 
@@ -111,4 +166,8 @@ impl Client {
             source,
         }
     }
+}
+
+fn decode(line: &[u8]) -> Result<Reply, ClientError> {
+    serde_json::from_slice(line).map_err(ClientError::Decode)
 }

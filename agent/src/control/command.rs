@@ -40,23 +40,28 @@ pub fn show(
 ) -> Result<(), CommandError> {
     let mut client = Client::connect(socket)?;
     match request {
+        Request::Listeners | Request::Streams | Request::Migrations if json => {
+            client.copy_rows(request, out)?;
+            out.flush()?;
+            Ok(())
+        }
         Request::Listeners => {
             let rows = rows(&mut client, request, |reply| match reply {
                 Reply::Listeners(rows) => Some(rows),
                 _ => None,
             })?;
-            print(out, &rows, json, |rows| table::listeners(rows))
+            print(out, &rows, false, |rows| table::listeners(rows))
         }
         Request::Streams => {
             let rows = rows(&mut client, request, |reply| match reply {
                 Reply::Streams(rows) => Some(rows),
                 _ => None,
             })?;
-            print(out, &rows, json, |rows| table::streams(rows))
+            print(out, &rows, false, |rows| table::streams(rows))
         }
         Request::Migrations => {
             let rows = migrations(&mut client)?;
-            print(out, &rows, json, |rows| table::migrations(rows))
+            print(out, &rows, false, |rows| table::migrations(rows))
         }
         Request::Status | Request::Migrate { .. } | Request::Abort { .. } => {
             let mut status = None;

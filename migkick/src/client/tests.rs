@@ -1,5 +1,5 @@
 use super::*;
-use common::signal::AgentSearchReply;
+use common::signal::{AgentSearchReply, MigrationResponse};
 use proptest::prelude::*;
 
 const SOURCE: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);

@@ -1,0 +1,145 @@
+//! Rows about migrations and how their multicast addresses are received.
+
+use std::net::Ipv6Addr;
+
+use serde::{Deserialize, Serialize};
+
+use common::signal::{Phase, ReceptionMode};
+
+/// How a multicast address is received.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Reception {
+    /// Joined; a packet has come natively.
+    Native,
+    /// Joined; silent at the source too.
+    Idle,
+    /// Joined; nothing came in time.
+    Unreachable,
+    /// Refused by policy or limits.
+    Refused,
+    /// Joined; the verdict is open.
+    Probing,
+}
+
+impl From<ReceptionMode> for Reception {
+    fn from(mode: ReceptionMode) -> Self {
+        match mode {
+            ReceptionMode::Native => Self::Native,
+            ReceptionMode::Idle => Self::Idle,
+            ReceptionMode::Unreachable => Self::Unreachable,
+            ReceptionMode::Refused => Self::Refused,
+        }
+    }
+}
+
+/// A multicast address joined for arriving VMs, or one verdict of a migration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReceptionRow {
+    /// VLAN identifier, 0 for untagged.
+    pub vlan: u16,
+    /// Multicast address.
+    pub multicast_address: Ipv6Addr,
+    /// How it is received.
+    pub mode: Reception,
+    /// From the join to the verdict.
+    pub waited_ms: u64,
+}
+
+/// Which way a migration goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    /// Away from this host.
+    Outgoing,
+    /// To this host.
+    Incoming,
+}
+
+/// Where a migration stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MigrationPhase {
+    /// The destination joins and probes.
+    Preparing,
+    /// Waiting for the VM to prepare its idle NIC.
+    Ready,
+    /// libvirt copies memory.
+    Copying,
+    /// The VM is paused for the switch.
+    Switching,
+    /// The VM runs at the destination.
+    Completed,
+}
+
+impl MigrationPhase {
+    /// A word for a person.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Preparing => "preparing",
+            Self::Ready => "ready",
+            Self::Copying => "copying",
+            Self::Switching => "switching",
+            Self::Completed => "completed",
+        }
+    }
+}
+
+impl From<Phase> for MigrationPhase {
+    fn from(phase: Phase) -> Self {
+        match phase {
+            Phase::Preparing => Self::Preparing,
+            Phase::Ready => Self::Ready,
+            Phase::Copying => Self::Copying,
+            Phase::Switching => Self::Switching,
+            Phase::Completed => Self::Completed,
+        }
+    }
+}
+
+/// How a migration ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", tag = "state", content = "reason")]
+pub enum Outcome {
+    /// It has not.
+    Running,
+    /// The domain runs at the destination.
+    Completed,
+    /// The domain runs where it was; why, in one sentence.
+    Failed(String),
+}
+
+/// One of `roamcast migrations`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MigrationRow {
+    /// Number of the record, counted by this agent.
+    pub migration: u64,
+    /// Which way.
+    pub direction: Direction,
+    /// Domain that moves.
+    pub domain: String,
+    /// Its UUID.
+    pub domain_uuid: String,
+    /// The agent at the other end.
+    pub peer: String,
+    /// Where it stands, or stood at its end.
+    pub phase: MigrationPhase,
+    /// Since it began.
+    pub age_ms: u64,
+    /// From the request to the destination's readiness.
+    pub signalling_ms: Option<f64>,
+    /// From START MIGRATION to the pause.
+    pub copy_ms: Option<f64>,
+    /// How long the VM was paused.
+    pub vm_pause_ms: Option<f64>,
+    /// From the request to the end.
+    pub total_ms: Option<f64>,
+    /// Memory copied, bytes.
+    pub processed_bytes: u64,
+    /// Memory in all, bytes.
+    pub total_bytes: u64,
+    /// Verdict for each multicast address.
+    pub receptions: Vec<ReceptionRow>,
+    /// How it ended.
+    pub outcome: Outcome,
+}
