@@ -2,16 +2,15 @@
 
 use std::time::Duration;
 
-use lab::guest::wire::Content;
 use lab::scenario::agents::AgentOptions;
-use lab::scenario::stream::{self, RECEIVER, Stream, StreamConfig};
+use lab::scenario::stream::{self, RECEIVER, Stream, StreamConfig, StreamKind};
 use lab::scenario::Testbed;
 use lab::{LabConfig, Site, wait};
 
 /// Slow enough that every phase can be hit: the tree needs a while, and so does the copy.
 const TREE_MS: u64 = 1500;
 const OPTIONS: AgentOptions = AgentOptions { bandwidth_mib: 16, tree_budget_ms: Some(4000) };
-const STREAM: StreamConfig = StreamConfig { rate_mbps: 2.0, flows: 1 };
+const STREAM: StreamConfig = StreamConfig { rate_mbps: 2.0, flows: 1, kind: StreamKind::Probe };
 const SETTLED: Duration = Duration::from_secs(90);
 
 #[derive(Clone, Copy, Debug)]
@@ -49,7 +48,7 @@ fn whatever_dies_the_guest_runs_and_receives_on_exactly_one_host() {
 fn kill_in_phase(testbed: &mut Testbed, victim: Victim, wanted: &str) {
     testbed.boot().unwrap();
     let stream = Stream::start(testbed.lab(), &STREAM).unwrap();
-    let receiver = stream::receiver(1, Content::Stamped);
+    let receiver = stream::receiver(&STREAM);
     testbed.guest().unwrap().start_receiver(RECEIVER, receiver).unwrap();
     testbed.guest().unwrap().wait_arrivals(RECEIVER, 1, Duration::from_secs(20)).unwrap();
     stream::wait_snooped(testbed, 1).unwrap();

@@ -3,10 +3,10 @@
 use lab::scenario::Testbed;
 use lab::scenario::agents::AgentOptions;
 use lab::scenario::measure::{self, Mover, Run, RunConfig};
-use lab::scenario::stream::StreamConfig;
+use lab::scenario::stream::{StreamConfig, StreamKind};
 use lab::{LabConfig, Site};
 
-const STREAM: StreamConfig = StreamConfig { rate_mbps: 20.0, flows: 1 };
+const STREAM: StreamConfig = StreamConfig { rate_mbps: 20.0, flows: 1, kind: StreamKind::Probe };
 
 fn moved(name: &str, site: Site, mover: Mover) -> Run {
     let mut config = LabConfig::new(name);

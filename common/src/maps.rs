@@ -179,6 +179,13 @@ pub struct StreamKey {
     pub pad: u16,
 }
 
+impl StreamKey {
+    /// The address that the flow is watched under.
+    pub fn managed(&self) -> ManagedKey {
+        ManagedKey { vlan: self.vlan, pad: 0, multicast_address: self.multicast_address }
+    }
+}
+
 /// Value of `STREAMS`: 40 bytes, align 8.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -8,12 +8,13 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 use comfy_table::{Cell, CellAlignment, Table};
-use lab::probe::picture;
+use lab::probe::ffmpeg::Packing;
+use lab::probe::picture::{self, Picture};
 use lab::probe::report::{Report, RunRow};
 use lab::scenario::Testbed;
 use lab::scenario::agents::AgentOptions;
 use lab::scenario::measure::{self, Mover, Run, RunConfig};
-use lab::scenario::stream::StreamConfig;
+use lab::scenario::stream::{self, StreamConfig};
 use lab::{LabConfig, Site};
 
 use crate::run::{build, root};
@@ -32,11 +33,23 @@ enum SiteKind {
 
 /// What is streamed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum StreamKind {
+enum StreamKind {
     /// Stamped packets of 1450 bytes, each accounted for.
     Probe,
-    /// MPEG-TS over RTP by ffmpeg; continuity-counter errors are counted.
+    /// MPEG-TS over UDP by ffmpeg; continuity-counter errors are counted.
     Ffmpeg,
+    /// The same over RTP.
+    FfmpegRtp,
+}
+
+impl From<StreamKind> for stream::StreamKind {
+    fn from(kind: StreamKind) -> Self {
+        match kind {
+            StreamKind::Probe => Self::Probe,
+            StreamKind::Ffmpeg => Self::Ffmpeg(Packing::Udp),
+            StreamKind::FfmpegRtp => Self::Ffmpeg(Packing::Rtp),
+        }
+    }
 }
 
 /// Arguments of `cargo xtask demo`.
@@ -111,7 +124,7 @@ pub(crate) fn run(args: &DemoArgs) -> Result<()> {
             tell(&format!("run {number} of {}", args.runs));
         }
         let run = measure::run(&mut testbed, &config, &mut tell)?;
-        if run.draws_a_picture() {
+        if !run.sent.is_empty() {
             let path = directory.join(format!("run-{number}.svg"));
             fs::write(&path, draw(&run))
                 .with_context(|| format!("Failed to write {}", path.display()))?;
@@ -133,8 +146,22 @@ pub(crate) fn run(args: &DemoArgs) -> Result<()> {
 }
 
 fn draw(run: &Run) -> String {
-    let marks: Vec<_> = run.marks.iter().map(|mark| (mark.at_ns, mark.text.as_str())).collect();
-    picture::svg(&run.sent, &run.arrivals, run.window, &marks)
+    let row = &run.row;
+    let by = if row.baseline { "plain libvirt" } else { "Roamcast" };
+    let title = format!(
+        "A move by {by}, site {}, {} Mbit/s: {} lost, {} doubled",
+        row.site, row.rate_mbps, row.lost, row.duplicated
+    );
+    picture::svg(&Picture {
+        title: &title,
+        sent: &run.sent,
+        arrivals: &run.arrivals,
+        flow: 0,
+        hosts: &["vms1", "vms2"],
+        phases: &run.phases,
+        marks: &[],
+        window: run.window,
+    })
 }
 
 /// One line a run, for people.

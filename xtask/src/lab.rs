@@ -1,7 +1,6 @@
 //! `cargo xtask lab`: the lab by hand.
 
 use std::io::{IsTerminal, stdin};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -13,7 +12,8 @@ use lab::topology::NODES;
 use lab::{Lab, LabConfig, Site, netns};
 use serde::Serialize;
 
-use crate::{run, setup};
+use crate::run::build;
+use crate::setup;
 
 /// Verbs of `cargo xtask lab`.
 #[derive(Debug, Subcommand)]
@@ -113,7 +113,7 @@ pub(crate) fn run(verb: Verb) -> Result<()> {
             name,
         } => {
             setup::ensure()?;
-            run::build()?;
+            build()?;
             let query_interval = Duration::from_secs(query_interval);
             let sites = [Site::Multicast, site.site(late_ms)];
             up(LabConfig {

@@ -158,6 +158,11 @@ pub struct Prefix {
 }
 
 impl Prefix {
+    /// Its length, bits.
+    pub fn length(self) -> u8 {
+        self.length
+    }
+
     /// The prefix of `length` bits (1 to 128) that holds `address`.
     pub fn of(address: Ipv6Addr, length: u8) -> Self {
         let length = length.clamp(1, 128);

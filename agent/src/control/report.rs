@@ -14,6 +14,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use common::maps;
 
+use crate::datapath::Limits;
 use crate::proto::Timestamp;
 
 pub use migration::{Direction, MigrationPhase, MigrationRow, Outcome, Reception, ReceptionRow};
@@ -237,13 +238,13 @@ pub struct PortRow {
 }
 
 impl PortRow {
-    /// The row of a TAP from its entries of `PORTS` and `PORT_USAGE`.
+    /// The row of a TAP from its limits and its usage, expired entries taken off.
     pub fn new(
         name: String,
         ifindex: u32,
         domain: Option<String>,
         hooks: Vec<Hook>,
-        port: &maps::Port,
+        limits: &Limits,
         usage: &maps::PortUsage,
     ) -> Self {
         Self {
@@ -251,10 +252,10 @@ impl PortRow {
             ifindex,
             domain,
             hooks,
-            listeners: usage.listeners.wrapping_sub(port.expired_listeners),
-            max_listeners: port.max_listeners,
-            sources: usage.sources.wrapping_sub(port.expired_sources),
-            max_sources: port.max_sources,
+            listeners: usage.listeners,
+            max_listeners: limits.listeners,
+            sources: usage.sources,
+            max_sources: limits.sources,
             reports: usage.reports,
             refused_reports: usage.refused_reports,
             refused_listeners: usage.refused_listeners,

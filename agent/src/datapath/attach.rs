@@ -304,7 +304,7 @@ fn attach_error(program: Program, ifindex: u32, name: &str, reason: String) -> D
 }
 
 /// An error with its causes, which aya keeps apart.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

@@ -1,5 +1,3 @@
-//! x
-pub mod object;
 //! The kernel programs and their maps, through aya. Nothing outside this module knows of aya.
 //!
 //! ```text
@@ -22,6 +20,7 @@ pub mod object;
 
 mod attach;
 pub mod events;
+pub mod object;
 mod pins;
 mod state;
 mod store;
@@ -30,14 +29,14 @@ mod table;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aya::maps::{Map, MapData, MapInfo, PerCpuArray, RingBuf};
 use aya::programs::SchedClassifier;
 use aya::util::KernelVersion;
-use aya::{Ebpf, EbpfError, EbpfLoader};
+use aya::{Ebpf, EbpfLoader};
 use common::counter::Counter;
 use common::maps::{
     Listener, ListenerKey, Managed, ManagedKey, Port, PortKey, PortUsage, Querier, QuerierKey,
@@ -136,9 +135,9 @@ pub enum DatapathError {
     },
     /// The kernel refused the programs or maps.
     #[error(
-        "Cannot load the kernel programs: {0:#}; the agent needs root or CAP_BPF and CAP_NET_ADMIN"
+        "Cannot load the kernel programs: {0}; the agent needs root or CAP_BPF and CAP_NET_ADMIN"
     )]
-    Load(#[source] Box<EbpfError>),
+    Load(String),
     /// A map or program is not as expected.
     #[error("Map or program {name} is not of this version's layout; remove the pins and restart")]
     Layout {
@@ -263,7 +262,7 @@ impl Datapath {
         for program in Program::ALL {
             classifier(&mut ebpf, program)?
                 .load()
-                .map_err(|error| DatapathError::Load(Box::new(error.into())))?;
+                .map_err(|error| load_error(&error))?;
         }
         let datapath = Self {
             inner: Arc::new(Inner {
@@ -285,6 +284,11 @@ impl Datapath {
         };
         datapath.remove_vanished()?;
         Ok(datapath)
+    }
+
+    /// Directory of the pinned maps, of the layout version.
+    pub fn pin_path(&self) -> &Path {
+        self.inner.pins.directory()
     }
 
     /// The hook that programs are attached to.
@@ -346,7 +350,7 @@ fn load_maps(pins: &Pins, capacities: &Capacities) -> Result<Ebpf, DatapathError
     }
     loader
         .load(object::HOST)
-        .map_err(|error| DatapathError::Load(Box::new(error)))
+        .map_err(|error| load_error(&error))
 }
 
 fn classifier(ebpf: &mut Ebpf, program: Program) -> Result<&mut SchedClassifier, DatapathError> {
@@ -359,6 +363,21 @@ fn classifier(ebpf: &mut Ebpf, program: Program) -> Result<&mut SchedClassifier,
 fn convert<T: TryFrom<Map>>(name: &'static str, map: Option<Map>) -> Result<T, DatapathError> {
     map.and_then(|map| T::try_from(map).ok())
         .ok_or(DatapathError::Layout { name })
+}
+
+/// The verifier's log may be megabytes; its end says why.
+fn load_error(error: &dyn std::error::Error) -> DatapathError {
+    const LOG_LINES: usize = 6;
+    tracing::debug!(%error, "kernel programs refused");
+    let text = attach::chain(error);
+    let lines: Vec<&str> = text.lines().collect();
+    let tail = lines.get(lines.len().saturating_sub(LOG_LINES)..);
+    DatapathError::Load(match (lines.first(), tail) {
+        (Some(first), Some(tail)) if lines.len() > LOG_LINES => {
+            format!("{first} .. {}", tail.join(" "))
+        }
+        _ => text,
+    })
 }
 
 /// Locks; what a panicking holder left is still the kernel's state.

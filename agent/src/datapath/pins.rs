@@ -68,6 +68,11 @@ impl Pins {
         })
     }
 
+    /// Directory of the maps.
+    pub(super) fn directory(&self) -> &Path {
+        &self.maps
+    }
+
     /// Pin of a map.
     pub(super) fn map(&self, name: &str) -> PathBuf {
         self.maps.join(name)

@@ -47,6 +47,15 @@ impl Datapath {
         self.inner.listeners.get(key)
     }
 
+    /// One source.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`].
+    pub fn source(&self, key: &SourceKey) -> Result<Option<Source>, DatapathError> {
+        self.inner.sources.get(key)
+    }
+
     /// All listeners. Reads a whole map.
     ///
     /// # Errors

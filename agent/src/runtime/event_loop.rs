@@ -1,11 +1,10 @@
 //! The one loop: takes an event, hands it to the protocol, does what the protocol wants done.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::maps::ManagedKey;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
@@ -14,6 +13,7 @@ use crate::config::Config;
 use crate::control::report::LinkState;
 use crate::control::server::ControlRequest;
 use crate::control::{Reply, Request};
+use crate::datapath::events::Events;
 use crate::datapath::{self, Datapath};
 use crate::hypervisor::libvirt::Libvirt;
 use crate::net::links::{LinkEvent, Links};
@@ -43,7 +43,7 @@ pub(super) struct EventLoop {
     pub(super) started: Timestamp,
     pub(super) proto: Agent,
     pub(super) datapath: Datapath,
-    pub(super) events: datapath::Events,
+    pub(super) events: Events,
     pub(super) links: Links,
     pub(super) mdb: Mdb,
     pub(super) memberships: Memberships,
@@ -57,16 +57,14 @@ pub(super) struct EventLoop {
     pub(super) commands: BTreeMap<u64, mpsc::UnboundedSender<Reply>>,
     pub(super) next_command: u64,
     pub(super) uplinks: BTreeMap<u32, Port>,
-    /// What `MANAGED` should hold.
-    pub(super) managed: BTreeSet<ManagedKey>,
     pub(super) peer_states: BTreeMap<String, State>,
     pub(super) hypervisor_state: State,
     /// Every port that was there at the start has been told.
     pub(super) ports_known: bool,
     /// The maps have been read.
     pub(super) maps_known: bool,
-    /// What an earlier agent managed has been looked through.
-    pub(super) tidied: bool,
+    /// What an earlier agent managed has been told.
+    pub(super) adopted: bool,
 }
 
 impl EventLoop {
@@ -75,8 +73,8 @@ impl EventLoop {
         let mut collect = interval(COLLECT_INTERVAL);
         collect.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            self.adopt()?;
             self.perform_outputs().await?;
-            self.forget_unmanaged()?;
             let due = self.due();
             let vm_socket = Arc::clone(&self.vm_socket);
             tokio::select! {
@@ -159,17 +157,12 @@ impl EventLoop {
         self.proto.handle_datapath(now(), event);
     }
 
-    /// Once, when the protocol knows what is there and has said what it manages: removes what an
-    /// earlier agent managed besides.
-    fn forget_unmanaged(&mut self) -> Result<(), RuntimeError> {
-        if self.tidied || !(self.ports_known && self.maps_known) {
-            return Ok(());
-        }
-        self.tidied = true;
-        for key in self.datapath.managed()? {
-            if !self.managed.contains(&key) {
-                self.datapath.unmanage(&key)?;
-            }
+    /// Once, when the protocol knows what is there: tells it what an earlier agent managed.
+    fn adopt(&mut self) -> Result<(), RuntimeError> {
+        if !self.adopted && self.ports_known && self.maps_known {
+            self.adopted = true;
+            let managed = self.datapath.managed()?;
+            self.proto.handle_adopted(now(), &managed);
         }
         Ok(())
     }

@@ -24,7 +24,7 @@ use nix::time::{ClockId, clock_gettime};
 use crate::config::Config;
 use crate::control::server::ControlError;
 use crate::datapath::DatapathError;
-use crate::hypervisor::HypervisorError;
+use crate::hypervisor::libvirt::{LibvirtError, MigrateFlagsError};
 use crate::net::addresses::AddressesError;
 use crate::net::links::LinksError;
 use crate::net::mdb::MdbError;
@@ -69,7 +69,10 @@ pub enum RuntimeError {
     Control(#[from] ControlError),
     /// libvirt.
     #[error(transparent)]
-    Hypervisor(#[from] HypervisorError),
+    Libvirt(#[from] LibvirtError),
+    /// Flags of migrations.
+    #[error(transparent)]
+    MigrateFlags(#[from] MigrateFlagsError),
     /// The system refuses something basic.
     #[error("The system refuses {what}: {error}; run the agent as root")]
     System {

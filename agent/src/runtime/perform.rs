@@ -57,15 +57,11 @@ impl EventLoop {
                 }
             }
             Output::Manage { key, since } => {
-                self.managed.insert(key);
                 if let Err(error) = self.datapath.manage(&key, since) {
                     self.failed(key, &error);
                 }
             }
-            Output::Unmanage(key) => {
-                self.managed.remove(&key);
-                self.datapath.unmanage(&key)?;
-            }
+            Output::Unmanage(key) => self.datapath.unmanage(&key)?,
             Output::ExpireSource { key, last_report_ns } => {
                 self.datapath.expire_source(&key, last_report_ns)?;
             }
@@ -136,7 +132,7 @@ impl EventLoop {
         Ok(())
     }
 
-    fn failed(&mut self, key: ManagedKey, error: &dyn std::error::Error) {
+    fn failed(&mut self, key: ManagedKey, error: &(dyn std::error::Error + 'static)) {
         tracing::warn!(error, "An address cannot be served");
         let reason = error.to_string();
         self.proto.handle_datapath(now(), DatapathEvent::Failed { key, reason });

@@ -1,6 +1,6 @@
 //! Builds the parts of the agent from its configuration.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read as _;
 use std::net::Ipv6Addr;
@@ -10,11 +10,11 @@ use tokio::sync::mpsc;
 
 use super::event_loop::EventLoop;
 use super::{RuntimeError, now};
-use crate::config::{Config, Glob};
+use crate::config::{Config, Glob, Prefix};
 use crate::control::report::LinkState;
 use crate::control::server::ControlServer;
 use crate::datapath::{Capacities, Datapath, DatapathConfig};
-use crate::hypervisor::libvirt::{Libvirt, LibvirtConfig};
+use crate::hypervisor::libvirt::{Libvirt, LibvirtConfig, MigrateFlags, MigrateFlagsError};
 use crate::net::addresses::addresses;
 use crate::net::links::{Links, PortRules};
 use crate::net::mdb::Mdb;
@@ -22,7 +22,7 @@ use crate::net::membership::Memberships;
 use crate::net::peers::{Peers, PeersConfig};
 use crate::net::tls::{Tls, TlsFiles};
 use crate::net::vm_socket::VmSocket;
-use crate::proto::{self, Agent, AgentConfig};
+use crate::proto::{self, Agent, AgentConfig, policy};
 
 /// Events of peers that wait to be handled; more make the peers wait.
 const PEER_EVENTS: usize = 256;
@@ -57,7 +57,7 @@ pub(super) async fn start(config: &Config) -> Result<EventLoop, RuntimeError> {
     let peers = Peers::start(peers_config(config), tls, peer_sender)?;
     let vm_socket = Arc::new(VmSocket::open(bridge)?);
     let (hypervisor_sender, hypervisor_events) = mpsc::unbounded_channel();
-    let hypervisor = Libvirt::start(libvirt_config(config), hypervisor_sender)?;
+    let hypervisor = Libvirt::start(libvirt_config(config)?, hypervisor_sender)?;
     let (control_sender, control) = mpsc::channel(CONTROL_REQUESTS);
     let server = ControlServer::bind(&config.agent.control_socket)?;
     tokio::spawn(server.serve(control_sender, std::future::pending()));
@@ -96,10 +96,9 @@ pub(super) async fn start(config: &Config) -> Result<EventLoop, RuntimeError> {
         commands: BTreeMap::new(),
         next_command: 1,
         uplinks: BTreeMap::new(),
-        managed: BTreeSet::new(),
         ports_known: false,
         maps_known: false,
-        tidied: false,
+        adopted: false,
     })
 }
 
@@ -111,7 +110,7 @@ fn own_address(config: &Config) -> Result<(Ipv6Addr, u8), RuntimeError> {
     let length = config
         .agent
         .prefix
-        .map(|prefix| prefix.length())
+        .map(Prefix::length)
         .or(found.map(|(_, length)| length));
     address
         .zip(length)
@@ -145,15 +144,19 @@ fn peers_config(config: &Config) -> PeersConfig {
     }
 }
 
-fn libvirt_config(config: &Config) -> LibvirtConfig {
-    LibvirtConfig {
-        uri: config.libvirt.uri.clone(),
+fn libvirt_config(config: &Config) -> Result<LibvirtConfig, MigrateFlagsError> {
+    let libvirt = &config.libvirt;
+    let names: Vec<&str> = libvirt.flags.iter().map(|flag| flag.name()).collect();
+    Ok(LibvirtConfig {
+        uri: libvirt.uri.clone(),
         bridge: config.agent.bridge.to_string(),
-        flags: config.libvirt.flag_bits(),
-        bandwidth_mib: config.libvirt.bandwidth_mib,
-        downtime: config.libvirt.downtime,
-        parallel_connections: config.libvirt.parallel_connections,
-    }
+        flags: MigrateFlags::from_names(&names)?,
+        bandwidth: (libvirt.bandwidth_mib > 0).then_some(libvirt.bandwidth_mib),
+        downtime_limit: Some(libvirt.downtime),
+        parallel_connections: u16::try_from(libvirt.parallel_connections)
+            .ok()
+            .filter(|&connections| connections > 0),
+    })
 }
 
 fn proto_config(config: &Config, address: Ipv6Addr, prefix_length: u8) -> AgentConfig {
@@ -171,7 +174,7 @@ fn proto_config(config: &Config, address: Ipv6Addr, prefix_length: u8) -> AgentC
             departures: rules
                 .depart
                 .iter()
-                .map(|rule| proto::Departure {
+                .map(|rule| policy::Departure {
                     domains: globs(&rule.domains),
                     destinations: globs(&rule.destinations),
                 })
@@ -179,7 +182,7 @@ fn proto_config(config: &Config, address: Ipv6Addr, prefix_length: u8) -> AgentC
             arrivals: rules
                 .arrive
                 .iter()
-                .map(|rule| proto::Arrival {
+                .map(|rule| policy::Arrival {
                     peers: globs(&rule.sources),
                     domains: globs(&rule.domains),
                 })

@@ -1,9 +1,10 @@
 //! What the operator is shown: rows from the protocol's state and from the maps.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv6Addr;
 use std::time::Duration;
 
+use common::maps::ManagedKey;
 use common::signal::Reception as Verdict;
 use tokio::sync::mpsc;
 
@@ -15,7 +16,6 @@ use crate::control::report::{
     Direction, Hook, HypervisorStatus, ListenerRow, MigrationRow, Outcome, PeerRow,
     PortRow, QuerierRow, Reception, ReceptionRow, Status, StreamRow, UplinkRow, age_ms,
 };
-use crate::control::server::CHUNK_ROWS;
 use crate::datapath::Program;
 use crate::proto::{self, MigrationRecord, Timestamp};
 
@@ -169,17 +169,19 @@ impl EventLoop {
                 });
             ListenerRow::new(domain, port, &view.key, view.value, view.sources, now)
         });
-        send_chunks(rows, replies, Reply::Listeners);
+        // A send fails when the operator has gone.
+        let _ = replies.send(Reply::Listeners(rows.collect()));
     }
 
     /// `roamcast streams`.
     pub(super) fn send_streams(&self, replies: &Replies) -> Result<(), RuntimeError> {
         let now = now();
         let streams = self.datapath.all_streams()?;
+        let managed: BTreeSet<ManagedKey> = self.datapath.managed()?.into_iter().collect();
         let rows = streams.iter().map(|(key, value)| {
-            StreamRow::new(key, value, self.managed.contains(&key.managed()), now)
+            StreamRow::new(key, value, managed.contains(&key.managed()), now)
         });
-        send_chunks(rows, replies, Reply::Streams);
+        let _ = replies.send(Reply::Streams(rows.collect()));
         Ok(())
     }
 
@@ -187,18 +189,7 @@ impl EventLoop {
     pub(super) fn send_migrations(&self, replies: &Replies) {
         let now = now();
         let rows = self.proto.migrations().map(|record| migration_row(record, now));
-        send_chunks(rows, replies, Reply::Migrations);
-    }
-}
-
-fn send_chunks<T>(rows: impl Iterator<Item = T>, replies: &Replies, reply: fn(Vec<T>) -> Reply) {
-    let mut rows = rows.peekable();
-    // A table without rows is an answer too.
-    loop {
-        let chunk: Vec<T> = rows.by_ref().take(CHUNK_ROWS).collect();
-        if replies.send(reply(chunk)).is_err() || rows.peek().is_none() {
-            return;
-        }
+        let _ = replies.send(Reply::Migrations(rows.collect()));
     }
 }
 

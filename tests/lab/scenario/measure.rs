@@ -6,12 +6,13 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::stream::{self, RECEIVER, Stream, StreamConfig};
 use super::{Testbed, virsh};
-use crate::guest::wire::Content;
+use crate::guest::control::TransportAt;
 use crate::probe::clock;
 use crate::probe::log::Sent;
 use crate::probe::metrics::{self, Arrival, Window};
 use crate::probe::report::RunRow;
-use crate::Site;
+use crate::probe::picture::Phase;
+use crate::{Site, wait};
 
 /// How long the stream is watched before the move begins.
 const BEFORE: Duration = Duration::from_secs(1);
@@ -44,15 +45,6 @@ pub struct RunConfig {
     pub site: Site,
 }
 
-/// A moment of a run, for the picture and the step-by-step account.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Mark {
-    /// When, in nanoseconds of the host's monotonic clock.
-    pub at_ns: u64,
-    /// What happened.
-    pub text: String,
-}
-
 /// Everything known about one run.
 #[derive(Clone, Debug)]
 pub struct Run {
@@ -64,8 +56,8 @@ pub struct Run {
     pub arrivals: Vec<Arrival>,
     /// What was looked at.
     pub window: Window,
-    /// What happened when.
-    pub marks: Vec<Mark>,
+    /// Phases of the move, in order.
+    pub phases: Vec<Phase>,
 }
 
 /// Boots the guest, lets it receive, moves it to the second VM host and measures; `tell` hears of
@@ -83,20 +75,17 @@ pub fn run(testbed: &mut Testbed, config: &RunConfig, tell: &mut dyn FnMut(&str)
         config.stream.packets_per_second().round(),
         super::STREAM_ADDRESS
     ));
-    let receiver = stream::receiver(config.stream.flows, Content::Stamped);
-    testbed.guest()?.start_receiver(RECEIVER, receiver)?;
-    testbed.guest()?.wait_arrivals(RECEIVER, 1, Duration::from_secs(20))?;
+    testbed.guest()?.start_receiver(RECEIVER, stream::receiver(&config.stream))?;
+    wait_received(testbed, Duration::from_secs(20))?;
     if config.mover != Mover::Virsh {
         stream::wait_snooped(testbed, config.stream.flows)?;
     }
     tell("the guest receives");
     pass(testbed, BEFORE)?;
 
-    let mut marks = Vec::new();
     let from_ns = clock::now_ns();
     pass(testbed, BEFORE)?;
     let asked_ns = clock::now_ns();
-    marks.push(Mark { at_ns: asked_ns, text: "asked".to_owned() });
     let moved = match config.mover {
         Mover::Migkick => by_migkick(testbed, tell),
         Mover::Operator => by_operator(testbed),
@@ -105,21 +94,26 @@ pub fn run(testbed: &mut Testbed, config: &RunConfig, tell: &mut dyn FnMut(&str)
     if let Err(error) = &moved {
         tell(&format!("the move failed: {error:#}"));
     }
-    let done_ns = clock::now_ns();
-    marks.push(Mark { at_ns: done_ns, text: "done".to_owned() });
     pass(testbed, AFTER)?;
     let to_ns = clock::now_ns();
     pass(testbed, DRAIN)?;
     let sent = stream.stop()?;
     let arrivals = testbed.guest()?.arrivals(RECEIVER);
+    let transport = testbed.guest()?.transport(RECEIVER);
     testbed.guest()?.stop_receiver(RECEIVER)?;
 
     let window = Window { from_ns, to_ns };
-    let metrics = metrics::compute(&sent, &arrivals, window);
+    let mut metrics = metrics::compute(&sent, &arrivals, window);
+    let continuity_errors = transport.last().map(|last| {
+        let counts: Vec<_> =
+            transport.iter().map(|at| (at.host_ns, at.totals.datagrams)).collect();
+        metrics.freeze_ms = metrics::freeze_of_counter(&counts, window);
+        metrics.received = received(&transport, window);
+        last.totals.continuity_errors
+    });
     let arrived = moved.is_ok() && super::ensure_runs_only_on(testbed, "vms2").is_ok();
-    let flows_there = flows_at_end(&arrivals, window);
+    let flows_there = flows_at_end(&arrivals, window) || counts_at_end(&transport, window);
     let times = moved.unwrap_or_default();
-    marks.extend(times.marks(asked_ns));
     let row = RunRow {
         site: match config.site {
             Site::Multicast => "multicast",
@@ -135,19 +129,44 @@ pub fn run(testbed: &mut Testbed, config: &RunConfig, tell: &mut dyn FnMut(&str)
         copy_ms: times.copy_ms,
         total_ms: times.total_ms,
         ok: arrived && flows_there,
+        continuity_errors,
         ..RunRow::default()
     };
-    Ok(Run { row: row.with_metrics(&metrics), sent, arrivals, window, marks: sorted(marks) })
+    let phases = times.phases(asked_ns, &arrivals);
+    Ok(Run { row: row.with_metrics(&metrics), sent, arrivals, window, phases })
 }
 
-fn sorted(mut marks: Vec<Mark>) -> Vec<Mark> {
-    marks.sort_by_key(|mark| mark.at_ns);
-    marks
+/// Waits until the application has got something.
+fn wait_received(testbed: &Testbed, deadline: Duration) -> Result<()> {
+    let control = testbed.guest()?;
+    wait::until("the guest to receive", deadline, || {
+        let stamped = !control.arrivals(RECEIVER).is_empty();
+        let counted = control.transport(RECEIVER).last().is_some_and(|at| at.totals.datagrams > 0);
+        (stamped || counted).then_some(())
+    })
 }
+
+/// Datagrams of a transport stream that came within a window.
+fn received(transport: &[TransportAt], window: Window) -> u64 {
+    let until = |ns: u64| {
+        let before = transport.iter().rev().find(|at| at.host_ns < ns);
+        before.map_or(0, |at| at.totals.datagrams)
+    };
+    until(window.to_ns) - until(window.from_ns)
+}
+
+/// Whether a transport stream was received in the last half second.
+fn counts_at_end(transport: &[TransportAt], window: Window) -> bool {
+    let late = Window { from_ns: window.to_ns.saturating_sub(LATE_NS), to_ns: window.to_ns };
+    received(transport, late) > 0
+}
+
+/// The end of the window, in which the stream must flow: half a second, in nanoseconds.
+const LATE_NS: u64 = 500_000_000;
 
 /// Whether the application got something new from the destination in the last half second.
 fn flows_at_end(arrivals: &[Arrival], window: Window) -> bool {
-    let late = window.to_ns.saturating_sub(500_000_000);
+    let late = window.to_ns.saturating_sub(LATE_NS);
     arrivals.iter().rev().take_while(|arrival| arrival.host_ns >= late).any(|arrival| {
         // Host 1 is the second VM host.
         arrival.host == 1
@@ -172,21 +191,25 @@ struct Times {
 }
 
 impl Times {
-    /// The phases as moments after the request.
-    fn marks(&self, asked_ns: u64) -> Vec<Mark> {
-        let mark = |ms: f64, text: &str| Mark {
-            // Durations of a move are far below the 2^53 up to which this is exact.
-            at_ns: asked_ns + (ms * 1e6) as u64,
-            text: text.to_owned(),
+    /// The phases after a request. When the application moved is known from its packets, and the
+    /// copy went before that.
+    fn phases(&self, asked_ns: u64, arrivals: &[Arrival]) -> Vec<Phase> {
+        // Durations of a move are far below the 2^53 up to which this is exact.
+        let ns = |ms: f64| (ms * 1e6) as u64;
+        let phase = |name: &str, from_ns: u64, to_ns: u64| Phase {
+            name: name.to_owned(),
+            from_ns,
+            to_ns,
         };
-        if self.copy_ms == 0.0 {
-            return Vec::new();
+        let mut phases = vec![phase("signalling", asked_ns, asked_ns + ns(self.signalling_ms))];
+        let left = arrivals.iter().rev().find(|arrival| arrival.host == 0);
+        let came = arrivals.iter().find(|arrival| arrival.host == 1);
+        if let (Some(left), Some(came)) = (left, came) {
+            let copy_ns = left.host_ns.saturating_sub(ns(self.copy_ms)).max(asked_ns);
+            phases.push(phase("copy", copy_ns, left.host_ns));
+            phases.push(phase("switch", left.host_ns, came.host_ns));
         }
-        vec![
-            mark(self.signalling_ms, "copy"),
-            mark(self.signalling_ms + self.copy_ms - self.vm_pause_ms, "pause"),
-            mark(self.signalling_ms + self.copy_ms, "resumed"),
-        ]
+        phases
     }
 }
 
