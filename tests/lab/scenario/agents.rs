@@ -112,7 +112,13 @@ impl Agents {
             let status = self.query(vms, "status").ok()?;
             (status["hypervisor"]["state"] == "up").then_some(())
         })
+        .with_context(|| format!("The agent's last words:\n{}", last_lines(&self.log(vms), 10)))
     }
+}
+
+fn last_lines(text: &str, count: usize) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    lines.get(lines.len().saturating_sub(count)..).unwrap_or_default().join("\n")
 }
 
 fn issue_certificates(binary: &Path, pki: &Path, lab: &Lab) -> Result<()> {
