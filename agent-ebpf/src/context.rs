@@ -67,9 +67,9 @@ impl Skb {
     ///
     /// `to` is valid for writes of `length` bytes, and `length` is not 0.
     #[inline(always)]
-    pub(crate) unsafe fn copy_to(&self, to: *mut u8, length: u32) -> Result<(), Truncated> {
+    pub(crate) unsafe fn copy_to(&self, to: *mut u8, length: u64) -> Result<(), Truncated> {
         // SAFETY: the caller answers for the destination; the helper checks the source.
-        match unsafe { bpf_skb_load_bytes(self.skb.cast(), 0, to.cast(), length) } {
+        match unsafe { bpf_skb_load_bytes(self.skb.cast(), 0, to.cast(), length as u32) } {
             0 => Ok(()),
             _ => Err(Truncated),
         }

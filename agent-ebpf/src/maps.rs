@@ -13,6 +13,7 @@ use common::maps::{
     Listener, ListenerKey, Managed, ManagedKey, Port, PortKey, PortUsage, Querier, QuerierKey,
     Source, SourceKey, Stream, StreamKey,
 };
+use common::snoop::Walk;
 
 const ON_USE: usize = BPF_F_NO_PREALLOC as usize;
 
@@ -32,8 +33,11 @@ pub(crate) static STREAMS: HashMap<StreamKey, Stream, 65_536, ON_USE> = HashMap:
 pub(crate) static QUERIER: HashMap<QuerierKey, Querier, 1024, ON_USE> = HashMap::new();
 #[btf_map]
 pub(crate) static COUNTERS: PerCpuArray<u64, COUNT> = PerCpuArray::new();
+/// Where `snoop` keeps the walk over a Report, which is too large for the stack.
 #[btf_map]
-pub(crate) static EVENTS: RingBuf<(), { 1 << 20 }> = RingBuf::new();
+pub(crate) static WALK: PerCpuArray<Walk, 1> = PerCpuArray::new();
+#[btf_map]
+pub(crate) static EVENTS: RingBuf<u8, { 1 << 20 }> = RingBuf::new();
 
 /// Adds to a counter.
 #[inline(always)]
@@ -44,12 +48,13 @@ pub(crate) fn count(counter: Counter, amount: u64) {
     }
 }
 
-/// Writes one record to `EVENTS`; a full ring buffer is counted.
+/// Writes one record to `EVENTS` in place, because the stack is small; a full ring buffer is
+/// counted. `write` has to set every field.
 #[inline(always)]
-pub(crate) fn raise<T: 'static>(event: T) {
+pub(crate) fn raise<T: 'static>(write: impl FnOnce(*mut T)) {
     match EVENTS.reserve_untyped::<T>(0) {
         Some(mut entry) => {
-            entry.write(event);
+            write(entry.as_mut_ptr());
             entry.submit(0);
         }
         None => count(Counter::EventsLost, 1),

@@ -19,7 +19,7 @@ use common::wire::{ethernet, ipv6, udp};
 use crate::Verdict;
 use crate::atomic;
 use crate::context::{Skb, now_ns};
-use crate::maps::{self, EVENTS, PORT_USAGE, PORTS};
+use crate::maps::{self, EVENTS, PORT_USAGE, PORTS, WALK};
 use crate::store::MapStore;
 
 /// UDP port of the signalling between VM and agent.
@@ -83,13 +83,17 @@ fn report(skb: &Skb, frame: &Ipv6Frame, message: &Message) -> Verdict {
         guest_mac: frame.mac,
     };
     let mut store = MapStore { ifindex };
-    match snoop::begin::<_, _, KERNEL_RECORDS>(skb, message, &report, &mut store) {
-        Ok(Some((walk, steps))) if steps <= KERNEL_STEPS => apply(skb, walk, store, steps),
-        Ok(Some(_)) | Err(NoMessage::Unfinished) => {
+    let Some(walk) = WALK.get_ptr_mut(0) else {
+        return Verdict::Pass;
+    };
+    // SAFETY: the slot is this CPU's own, and no other program uses the map.
+    let walk = unsafe { &mut *walk };
+    match snoop::begin::<_, _, KERNEL_RECORDS>(skb, message, &report, walk, &mut store) {
+        Ok(steps) if steps <= KERNEL_STEPS => apply(skb, walk, store),
+        Ok(_) | Err(NoMessage::Unfinished) => {
             hand_over(skb, at_ns);
             Verdict::Pass
         }
-        Ok(None) => Verdict::Pass,
         Err(reason) => no_message(skb, reason),
     }
 }
@@ -120,23 +124,26 @@ fn no_message(skb: &Skb, reason: NoMessage) -> Verdict {
 /// What the loop over the steps of a walk works on.
 struct Steps {
     skb: *const Skb,
+    walk: *mut Walk,
     store: MapStore,
-    walk: Walk,
 }
 
 #[inline(always)]
-fn apply(skb: &Skb, walk: Walk, store: MapStore, steps: usize) -> Verdict {
-    let mut state = Steps { skb, store, walk };
+fn apply(skb: &Skb, walk: &mut Walk, store: MapStore) -> Verdict {
+    let mut state = Steps { skb, walk, store };
+    // Verifier: a number of steps that it has to know exactly would keep it from merging the
+    // paths that lead here. The walk ends itself.
     // SAFETY: the callback has the form that the helper wants, and `state` outlives the call.
     unsafe {
         bpf_loop(
-            steps as u32,
+            KERNEL_STEPS as u32 + 1,
             step as *mut c_void,
             (&raw mut state).cast(),
             0,
         );
     }
-    if state.walk.refused() {
+    // SAFETY: as in `report`.
+    if unsafe { (*state.walk).refused() } {
         // The bridge would learn the addresses that were refused here.
         Verdict::Drop
     } else {
@@ -147,11 +154,12 @@ fn apply(skb: &Skb, walk: Walk, store: MapStore, steps: usize) -> Verdict {
 /// One step; 1 ends the loop.
 #[inline(never)]
 extern "C" fn step(_index: u64, state: *mut c_void) -> i64 {
-    // SAFETY: `apply` passes its own state, which nothing else uses meanwhile.
-    let state = unsafe { &mut *state.cast::<Steps>() };
-    // SAFETY: the frame outlives the loop.
-    let skb = unsafe { &*state.skb };
-    match state.walk.step(skb, &mut state.store) {
+    // SAFETY: `apply` passes its own state, whose parts nothing else uses meanwhile.
+    let (state, skb, walk) = unsafe {
+        let state = state.cast::<Steps>();
+        (&mut (*state).store, &*(*state).skb, &mut *(*state).walk)
+    };
+    match walk.step(skb, state) {
         Step::More => 0,
         Step::Done => 1,
     }
@@ -214,9 +222,13 @@ fn usage(ifindex: u32) -> Option<*mut PortUsage> {
 /// Gives the whole frame to the agent.
 #[inline(always)]
 fn hand_over(skb: &Skb, at_ns: u64) {
-    let length = skb.len() as u32;
-    if length == 0 || length as usize > UNFINISHED_FRAME_BYTES {
+    let length = atomic::opaque(skb.len() as u64);
+    if length > UNFINISHED_FRAME_BYTES as u64 {
         maps::count(Counter::Oversized, 1);
+        return;
+    }
+    let length = atomic::opaque(length);
+    if length == 0 {
         return;
     }
     let Some(mut entry) = EVENTS.reserve_untyped::<UnfinishedEvent>(0) else {
@@ -232,7 +244,7 @@ fn hand_over(skb: &Skb, at_ns: u64) {
         (&raw mut (*event).at_ns).write(at_ns);
         (&raw mut (*event).vlan_metadata).write(skb.vlan_metadata() & 0x0fff);
         (&raw mut (*event).pad).write(0);
-        (&raw mut (*event).length).write(length);
+        (&raw mut (*event).length).write(length as u32);
         skb.copy_to((&raw mut (*event).frame).cast(), length)
     };
     if copied.is_ok() {

@@ -25,9 +25,13 @@ impl MapStore {
 
 impl ListenerStore for MapStore {
     #[inline(always)]
-    fn listener(&self, key: &ListenerKey) -> Option<Listener> {
-        // SAFETY: the entry is copied at once and lives until the program ends (RCU).
-        unsafe { LISTENERS.get(key).copied() }
+    fn listener(&self, key: &ListenerKey, value: &mut Listener) -> bool {
+        let Some(entry) = LISTENERS.get_ptr(key) else {
+            return false;
+        };
+        // SAFETY: the entry lives until the program ends (RCU).
+        *value = unsafe { *entry };
+        true
     }
 
     #[inline(always)]
@@ -118,21 +122,27 @@ impl ListenerStore for MapStore {
 
     #[inline(always)]
     fn listener_changed(&mut self, change: Change, key: &ListenerKey, value: &Listener) {
-        maps::raise(ListenerEvent {
-            kind: Kind::Listener as u32,
-            change: change as u32,
-            key: *key,
-            value: *value,
+        maps::raise(|event: *mut ListenerEvent| {
+            // SAFETY: `raise` passes memory for one record.
+            unsafe {
+                (&raw mut (*event).kind).write(Kind::Listener as u32);
+                (&raw mut (*event).change).write(change as u32);
+                (&raw mut (*event).key).write(*key);
+                (&raw mut (*event).value).write(*value);
+            }
         });
     }
 
     #[inline(always)]
     fn source_changed(&mut self, change: Change, key: &SourceKey, value: &Source) {
-        maps::raise(SourceEvent {
-            kind: Kind::Source as u32,
-            change: change as u32,
-            key: *key,
-            value: *value,
+        maps::raise(|event: *mut SourceEvent| {
+            // SAFETY: `raise` passes memory for one record.
+            unsafe {
+                (&raw mut (*event).kind).write(Kind::Source as u32);
+                (&raw mut (*event).change).write(change as u32);
+                (&raw mut (*event).key).write(*key);
+                (&raw mut (*event).value).write(*value);
+            }
         });
     }
 

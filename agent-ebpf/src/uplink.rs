@@ -87,11 +87,15 @@ fn stream<P: PacketRead>(packet: &P, frame: &Ipv6Frame, arrival: &Arrival, watch
         }
     }
     if last_ns == 0 || last_ns < watch_since_ns {
-        maps::raise(FirstPacketEvent {
-            kind: Kind::FirstPacket as u32,
-            ifindex: arrival.ifindex,
-            at_ns: arrival.at_ns,
-            key,
+        maps::raise(|event: *mut FirstPacketEvent| {
+            let value = FirstPacketEvent {
+                kind: Kind::FirstPacket as u32,
+                ifindex: arrival.ifindex,
+                at_ns: arrival.at_ns,
+                key,
+            };
+            // SAFETY: `raise` passes memory for one record.
+            unsafe { event.write(value) }
         });
     }
 }
@@ -129,10 +133,14 @@ fn general_query(frame: &Ipv6Frame, query: &Query, arrival: &Arrival) {
     if QUERIER.insert(&key, &value, BPF_ANY.into()).is_err() {
         maps::count(Counter::QuerierFull, 1);
     }
-    maps::raise(QueryEvent {
-        kind: Kind::Query as u32,
-        pad: 0,
-        key,
-        value,
+    maps::raise(|event: *mut QueryEvent| {
+        let value = QueryEvent {
+            kind: Kind::Query as u32,
+            pad: 0,
+            key,
+            value,
+        };
+        // SAFETY: `raise` passes memory for one record.
+        unsafe { event.write(value) }
     });
 }

@@ -55,8 +55,10 @@ pub struct Refused(
 
 /// The tables, and where changes of them are told.
 pub trait ListenerStore {
-    /// Looks up a listener.
-    fn listener(&self, key: &ListenerKey) -> Option<Listener>;
+    /// Looks up a listener and copies it to `value`; false if there is none.
+    ///
+    /// Verifier: a returned `Option` would need its own room on the small stack.
+    fn listener(&self, key: &ListenerKey, value: &mut Listener) -> bool;
 
     /// Adds a listener that is not there.
     ///
@@ -146,20 +148,16 @@ where
         vlan: frame.vlan,
         guest_mac: frame.mac,
     };
-    let mut walk = match begin::<P, S, RECORDS>(packet, &message, &report, store) {
-        Ok(Some((walk, _))) => walk,
-        Ok(None) => return true,
-        Err(reason) => {
-            count_no_message(reason, store);
-            return true;
-        }
-    };
+    let mut walk = Walk::new();
+    if let Err(reason) = begin::<P, S, RECORDS>(packet, &message, &report, &mut walk, store) {
+        count_no_message(reason, store);
+        return true;
+    }
     while walk.step(packet, store) == Step::More {}
     !walk.refused()
 }
 
-/// Counts a valid message and prepares to apply it; returns the walk and the number of steps it
-/// takes. `None` for a Query, which changes nothing.
+/// Counts a valid message and prepares a walk that applies it; returns the number of steps.
 ///
 /// # Errors
 ///
@@ -169,29 +167,34 @@ pub fn begin<P, S, const MAX_RECORDS: usize>(
     packet: &P,
     message: &Message,
     report: &Report,
+    walk: &mut Walk,
     store: &mut S,
-) -> Result<Option<(Walk, usize)>, NoMessage>
+) -> Result<usize, NoMessage>
 where
     P: PacketRead + ?Sized,
     S: ListenerStore,
 {
     match message {
         Message::Query(_) => {
+            walk.start(report);
             store.count(Counter::GuestQueries);
-            Ok(None)
+            Ok(0)
         }
         Message::ReportV1(address) => {
+            walk.start_v1(report, RecordType::ModeIsExclude, address);
             store.count(Counter::ReportsV1);
-            Ok(Some((Walk::of_v1(report, RecordType::ModeIsExclude, address), 1)))
+            Ok(1)
         }
         Message::Done(address) => {
+            walk.start_v1(report, RecordType::ChangeToIncludeMode, address);
             store.count(Counter::Dones);
-            Ok(Some((Walk::of_v1(report, RecordType::ChangeToIncludeMode, address), 1)))
+            Ok(1)
         }
         Message::ReportV2(records) => {
             let steps = mld::check_records::<P, MAX_RECORDS>(packet, records)?;
+            walk.start_v2(report, records);
             store.count(Counter::ReportsV2);
-            Ok(Some((Walk::of_v2(report, records), steps)))
+            Ok(steps)
         }
     }
 }

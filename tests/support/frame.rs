@@ -3,7 +3,7 @@
 //! It shares no code with the parsers under test.
 
 use std::net::Ipv6Addr;
-use std::vec::Vec;
+use std::{vec, vec::Vec};
 
 /// Ethernet source of every frame.
 pub const MAC: [u8; 6] = [0x52, 0x54, 0, 0, 0, 0x2a];

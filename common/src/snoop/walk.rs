@@ -49,8 +49,8 @@ pub struct Walk {
     at_ns: u64,
     /// State of the current record's listener, written back at the end of the record.
     listener: Listener,
-    /// The current record's listener.
-    key: ListenerKey,
+    /// The current record's listener, and its current source.
+    key: SourceKey,
     /// Where the next head or source stands.
     offset: u32,
     records_left: u32,
@@ -70,31 +70,17 @@ pub struct Walk {
     refused: bool,
 }
 
+impl Default for Walk {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Walk {
-    /// Walk over an MLDv1 message, as a record without sources.
-    #[inline(always)]
-    pub(super) fn of_v1(report: &Report, record_type: RecordType, address: &Address) -> Self {
-        let mut walk = Self::new(report);
-        walk.key.multicast_address = *address;
-        walk.v1_record_type = record_type as u8;
-        walk.records_left = 1;
-        walk
-    }
-
-    /// Walk over the records of an MLDv2 Report, which [`crate::wire::mld::check_records`] has
-    /// accepted.
-    #[inline(always)]
-    pub(super) fn of_v2(report: &Report, records: &Records) -> Self {
-        let mut walk = Self::new(report);
-        walk.offset = records.offset as u32;
-        walk.records_left = u32::from(records.count);
-        walk
-    }
-
-    #[inline(always)]
-    fn new(report: &Report) -> Self {
+    /// A walk over nothing.
+    pub fn new() -> Self {
         Self {
-            at_ns: report.at_ns,
+            at_ns: 0,
             listener: Listener {
                 first_report_ns: 0,
                 last_report_ns: 0,
@@ -105,17 +91,20 @@ impl Walk {
                 mld_version: 0,
                 guest_mac: [0; 6],
             },
-            key: ListenerKey {
-                ifindex: report.ifindex,
-                vlan: report.vlan,
-                pad: 0,
-                multicast_address: ipv6::UNSPECIFIED,
+            key: SourceKey {
+                listener: ListenerKey {
+                    ifindex: 0,
+                    vlan: 0,
+                    pad: 0,
+                    multicast_address: ipv6::UNSPECIFIED,
+                },
+                source: ipv6::UNSPECIFIED,
             },
             offset: 0,
             records_left: 0,
             sources_left: 0,
             aux_bytes: 0,
-            guest_mac: report.guest_mac,
+            guest_mac: [0; 6],
             operation: Operation::Skip,
             v1_record_type: 0,
             added: false,
@@ -123,6 +112,39 @@ impl Walk {
             answer: false,
             refused: false,
         }
+    }
+
+    /// Starts over a message without records.
+    #[inline(always)]
+    pub(super) fn start(&mut self, report: &Report) {
+        self.at_ns = report.at_ns;
+        self.key.listener.ifindex = report.ifindex;
+        self.key.listener.vlan = report.vlan;
+        self.key.listener.pad = 0;
+        self.guest_mac = report.guest_mac;
+        self.records_left = 0;
+        self.sources_left = 0;
+        self.aux_bytes = 0;
+        self.v1_record_type = 0;
+        self.refused = false;
+    }
+
+    /// Starts over an MLDv1 message, as a record without sources.
+    #[inline(always)]
+    pub(super) fn start_v1(&mut self, report: &Report, record_type: RecordType, address: &Address) {
+        self.start(report);
+        self.key.listener.multicast_address = *address;
+        self.v1_record_type = record_type as u8;
+        self.records_left = 1;
+    }
+
+    /// Starts over the records of an MLDv2 Report, which [`crate::wire::mld::check_records`] has
+    /// accepted.
+    #[inline(always)]
+    pub(super) fn start_v2(&mut self, report: &Report, records: &Records) {
+        self.start(report);
+        self.offset = records.offset as u32;
+        self.records_left = u32::from(records.count);
     }
 
     /// Whether a limit or a full map stood against anything so far.
@@ -144,7 +166,8 @@ impl Walk {
                 return Step::Done;
             };
             self.offset += SOURCE_BYTES as u32;
-            self.apply_source(source, store);
+            self.key.source = source;
+            self.apply_source(store);
         } else {
             if self.records_left == 0 {
                 return Step::Done;
@@ -176,7 +199,7 @@ impl Walk {
             self.offset += RECORD_BYTES as u32;
             self.aux_bytes = u32::from(record.aux_words) * 4;
             self.sources_left = u32::from(record.sources);
-            self.key.multicast_address = record.multicast_address;
+            self.key.listener.multicast_address = record.multicast_address;
             record_type = record.record_type;
         } else {
             record_type = self.v1_record_type;
@@ -197,7 +220,7 @@ impl Walk {
             store.count(Counter::UnknownRecord);
             return Operation::Skip;
         };
-        if ipv6::multicast_scope(&self.key.multicast_address) <= 2 {
+        if ipv6::multicast_scope(&self.key.listener.multicast_address) <= 2 {
             store.count(Counter::IgnoredScope);
             return Operation::Skip;
         }
@@ -206,27 +229,26 @@ impl Walk {
             RecordType::ModeIsExclude | RecordType::ChangeToExcludeMode
         );
         if (exclude || self.v1_record_type != 0)
-            && ipv6::is_source_specific(&self.key.multicast_address)
+            && ipv6::is_source_specific(&self.key.listener.multicast_address)
         {
             store.count(Counter::IgnoredSsm);
             return Operation::Skip;
         }
         self.answer = record_type.is_answer();
 
-        let Some(listener) = store.listener(&self.key) else {
+        if !store.listener(&self.key.listener, &mut self.listener) {
             let wanted = exclude
                 || (self.sources_left > 0 && record_type != RecordType::BlockOldSources);
             if !wanted {
                 return Operation::Skip;
             }
             return self.add_listener(exclude, store);
-        };
-        if listener.last_report_ns > self.at_ns {
+        }
+        if self.listener.last_report_ns > self.at_ns {
             store.count(Counter::IgnoredStale);
             return Operation::Skip;
         }
-        self.listener = listener;
-        let including = listener.filter_mode == FilterMode::Include as u8;
+        let including = self.listener.filter_mode == FilterMode::Include as u8;
         match record_type {
             RecordType::ModeIsInclude | RecordType::ChangeToIncludeMode => {
                 if !including || self.sources_left == 0 {
@@ -235,7 +257,7 @@ impl Walk {
                 Operation::Add
             }
             RecordType::ModeIsExclude | RecordType::ChangeToExcludeMode => {
-                if including || self.sources_left > 0 || listener.source_count > 0 {
+                if including || self.sources_left > 0 || self.listener.source_count > 0 {
                     self.replace_list(FilterMode::Exclude);
                 }
                 Operation::Add
@@ -263,7 +285,7 @@ impl Walk {
             mld_version: 0,
             guest_mac: self.guest_mac,
         };
-        if let Err(refused) = store.add_listener(&self.key, &self.listener) {
+        if let Err(refused) = store.add_listener(&self.key.listener, &self.listener) {
             store.count(refused.0);
             self.refused = true;
             return Operation::Skip;
@@ -282,17 +304,13 @@ impl Walk {
     }
 
     #[inline(always)]
-    fn apply_source<S: ListenerStore>(&mut self, source: Address, store: &mut S) {
-        if ipv6::is_multicast(&source) || ipv6::is_unspecified(&source) {
+    fn apply_source<S: ListenerStore>(&mut self, store: &mut S) {
+        if ipv6::is_multicast(&self.key.source) || ipv6::is_unspecified(&self.key.source) {
             store.count(Counter::InvalidSource);
             return;
         }
-        let key = SourceKey {
-            listener: self.key,
-            source,
-        };
-        let old = store.source(&key);
-        let listed = matches!(&old, Some(old) if old.generation == self.listener.generation);
+        let old = store.source(&self.key).map(|old| old.generation);
+        let listed = old == Some(self.listener.generation);
         let value = Source {
             last_report_ns: self.at_ns,
             generation: self.listener.generation,
@@ -301,16 +319,16 @@ impl Walk {
         };
         if self.operation == Operation::Remove {
             if listed {
-                store.remove_source(&key);
+                store.remove_source(&self.key);
                 self.listener.source_count = self.listener.source_count.saturating_sub(1);
                 self.changed = true;
-                store.source_changed(Change::Removed, &key, &value);
+                store.source_changed(Change::Removed, &self.key, &value);
             }
             return;
         }
         if old.is_some() {
-            store.update_source(&key, &value);
-        } else if let Err(refused) = store.add_source(&key, &value) {
+            store.update_source(&self.key, &value);
+        } else if let Err(refused) = store.add_source(&self.key, &value) {
             store.count(refused.0);
             self.refused = true;
             return;
@@ -318,7 +336,7 @@ impl Walk {
         if !listed {
             self.listener.source_count = self.listener.source_count.saturating_add(1);
             self.changed = true;
-            store.source_changed(Change::Updated, &key, &value);
+            store.source_changed(Change::Updated, &self.key, &value);
         }
     }
 
@@ -337,15 +355,15 @@ impl Walk {
         if self.listener.filter_mode == FilterMode::Include as u8
             && self.listener.source_count == 0
         {
-            store.remove_listener(&self.key);
+            store.remove_listener(&self.key.listener);
             if !self.added {
-                store.listener_changed(Change::Removed, &self.key, &self.listener);
+                store.listener_changed(Change::Removed, &self.key.listener, &self.listener);
             }
             return;
         }
-        store.update_listener(&self.key, &self.listener);
+        store.update_listener(&self.key.listener, &self.listener);
         if self.changed || self.answer {
-            store.listener_changed(Change::Updated, &self.key, &self.listener);
+            store.listener_changed(Change::Updated, &self.key.listener, &self.listener);
         }
     }
 }

@@ -1,0 +1,215 @@
+//! The kernel programs and their maps, without any interface.
+
+use aya::maps::{HashMap, MapData, PerCpuArray, RingBuf};
+use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
+use aya::{Ebpf, EbpfLoader};
+use common::counter::Counter;
+use common::event::{Kind, UNFINISHED_FRAME_BYTES};
+use common::maps::{
+    Listener, ListenerKey, Managed, ManagedKey, Port, PortUsage, Querier, QuerierKey, Source,
+    SourceKey, Stream, StreamKey,
+};
+use roamcast::datapath::object;
+
+/// Verdict "go on", `TC_ACT_UNSPEC`.
+pub const PASS: i32 = -1;
+/// Verdict "drop", `TC_ACT_SHOT`.
+pub const SHOT: i32 = 2;
+/// Interface that program test-run lets a frame come in by: the loopback.
+pub const IFINDEX: u32 = 1;
+/// Where `struct __sk_buff` holds the mark.
+const MARK: std::ops::Range<usize> = 8..12;
+/// `sizeof(struct __sk_buff)`.
+const SKB_BYTES: usize = 192;
+
+/// Both programs, loaded anew, with one generously limited port.
+pub struct Kernel {
+    ebpf: Ebpf,
+}
+
+impl Kernel {
+    /// Loads the programs; `None`, with a printed reason, where that is not permitted.
+    pub fn load() -> Option<Self> {
+        let mut ebpf = match EbpfLoader::new().load(object::HOST) {
+            Ok(ebpf) => ebpf,
+            Err(error) if std::env::var_os("CI").is_none() && !nix::unistd::geteuid().is_root() => {
+                eprintln!("Skipped, BPF is not permitted: {error}");
+                return None;
+            }
+            Err(error) => panic!("Cannot load the maps: {error:?}"),
+        };
+        for name in ["snoop", "uplink"] {
+            program(&mut ebpf, name)
+                .load()
+                .unwrap_or_else(|error| panic!("Cannot load {name}: {error:?}"));
+        }
+        let mut kernel = Self { ebpf };
+        kernel.limit(100_000, 100_000, 1_000_000);
+        Some(kernel)
+    }
+
+    /// Instructions that the verifier has walked, by program.
+    pub fn verified_instructions(&self) -> Vec<(String, u32)> {
+        self.ebpf
+            .programs()
+            .map(|(name, program)| {
+                let info = program.info().unwrap();
+                (name.to_owned(), info.verified_instruction_count().unwrap_or(0))
+            })
+            .collect()
+    }
+
+    /// Sets the limits of the port.
+    pub fn limit(&mut self, listeners: u32, sources: u32, reports_per_second: u32) {
+        let port = Port {
+            max_listeners: listeners,
+            max_sources: sources,
+            reports_per_second,
+            ..Port::default()
+        };
+        self.map::<u32, Port>("PORTS").insert(IFINDEX, port, 0).unwrap();
+    }
+
+    /// Takes the port away.
+    pub fn forget_port(&mut self) {
+        self.map::<u32, Port>("PORTS").remove(&IFINDEX).unwrap();
+    }
+
+    /// Watches an address for packets after a moment.
+    pub fn manage(&mut self, address: &str, watch_since_ns: u64) {
+        let key = ManagedKey {
+            vlan: 0,
+            pad: 0,
+            multicast_address: crate::frame::address(address),
+        };
+        self.map("MANAGED").insert(key, Managed { watch_since_ns }, 0).unwrap();
+    }
+
+    /// Runs `snoop`; returns the verdict.
+    pub fn snoop(&mut self, frame: &[u8]) -> i32 {
+        self.run("snoop", frame).0
+    }
+
+    /// Runs `snoop`; returns the verdict and the mark that the frame then has.
+    pub fn snoop_mark(&mut self, frame: &[u8]) -> (i32, u32) {
+        self.run("snoop", frame)
+    }
+
+    /// Runs `uplink`; returns the verdict.
+    pub fn uplink(&mut self, frame: &[u8]) -> i32 {
+        self.run("uplink", frame).0
+    }
+
+    /// Mean time that `snoop` takes for a frame, nanoseconds.
+    #[allow(dead_code, reason = "only the bench measures")]
+    pub fn snoop_ns(&mut self, frame: &[u8], repeat: u32) -> u64 {
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            repeat,
+            ..TestRunOptions::new()
+        };
+        let result = program(&mut self.ebpf, "snoop").test_run(options).unwrap();
+        u64::try_from(result.duration.as_nanos()).unwrap()
+    }
+
+    /// `LISTENERS`.
+    pub fn listeners(&mut self) -> Vec<(ListenerKey, Listener)> {
+        self.read("LISTENERS")
+    }
+
+    /// `LISTENER_SOURCES`.
+    pub fn sources(&mut self) -> Vec<(SourceKey, Source)> {
+        self.read("LISTENER_SOURCES")
+    }
+
+    /// `STREAMS`.
+    pub fn streams(&mut self) -> Vec<(StreamKey, Stream)> {
+        self.read("STREAMS")
+    }
+
+    /// `QUERIER`.
+    pub fn queriers(&mut self) -> Vec<(QuerierKey, Querier)> {
+        self.read("QUERIER")
+    }
+
+    /// `PORT_USAGE` of the port.
+    pub fn usage(&mut self) -> PortUsage {
+        self.map::<u32, PortUsage>("PORT_USAGE").get(&IFINDEX, 0).unwrap()
+    }
+
+    /// One counter.
+    pub fn counter(&mut self, counter: Counter) -> u64 {
+        let map = self.ebpf.map("COUNTERS").unwrap();
+        let counters = PerCpuArray::<_, u64>::try_from(map).unwrap();
+        counters.get(&(counter as u32), 0).unwrap().iter().sum()
+    }
+
+    /// All counters that are not zero.
+    pub fn counted(&mut self) -> Vec<(Counter, u64)> {
+        Counter::ALL
+            .iter()
+            .map(|counter| (*counter, self.counter(*counter)))
+            .filter(|(_, count)| *count > 0)
+            .collect()
+    }
+
+    /// Takes the events that wait; returns their kinds.
+    pub fn events(&mut self) -> Vec<u32> {
+        self.records().iter().map(|record| kind(record)).collect()
+    }
+
+    /// Takes the events that wait; returns the frames that were handed over.
+    pub fn unfinished(&mut self) -> Vec<Vec<u8>> {
+        self.records()
+            .iter()
+            .filter(|record| kind(record) == Kind::Unfinished as u32)
+            .map(|record| {
+                let length = u32::from_ne_bytes(record[20..24].try_into().unwrap()) as usize;
+                assert_eq!(record.len(), 24 + UNFINISHED_FRAME_BYTES);
+                record[24..24 + length].to_vec()
+            })
+            .collect()
+    }
+
+    fn records(&mut self) -> Vec<Vec<u8>> {
+        let map = self.ebpf.map_mut("EVENTS").unwrap();
+        let mut ring = RingBuf::try_from(map).unwrap();
+        let mut records = Vec::new();
+        while let Some(record) = ring.next() {
+            records.push(record.to_vec());
+        }
+        records
+    }
+
+    fn run(&mut self, name: &str, frame: &[u8]) -> (i32, u32) {
+        let mut context = [0; SKB_BYTES];
+        let context_in = context;
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            ctx_in: Some(&context_in),
+            ctx_out: Some(&mut context),
+            ..TestRunOptions::new()
+        };
+        let result = program(&mut self.ebpf, name)
+            .test_run(options)
+            .unwrap_or_else(|error| panic!("Cannot run {name}: {error:?}"));
+        let mark = u32::from_ne_bytes(context[MARK].try_into().unwrap());
+        (result.return_value.cast_signed(), mark)
+    }
+
+    fn map<K: aya::Pod, V: aya::Pod>(&mut self, name: &str) -> HashMap<&mut MapData, K, V> {
+        HashMap::try_from(self.ebpf.map_mut(name).unwrap()).unwrap()
+    }
+
+    fn read<K: aya::Pod, V: aya::Pod>(&mut self, name: &str) -> Vec<(K, V)> {
+        self.map(name).iter().map(Result::unwrap).collect()
+    }
+}
+
+fn kind(record: &[u8]) -> u32 {
+    u32::from_ne_bytes(record[..4].try_into().unwrap())
+}
+
+fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> &'a mut SchedClassifier {
+    ebpf.program_mut(name).unwrap().try_into().unwrap()
+}
