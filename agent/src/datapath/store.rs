@@ -72,8 +72,14 @@ impl MapStore<'_> {
 }
 
 impl ListenerStore for MapStore<'_> {
-    fn listener(&self, key: &ListenerKey) -> Option<Listener> {
-        checked(self.datapath.inner.listeners.get(key)).flatten()
+    fn listener(&self, key: &ListenerKey, value: &mut Listener) -> bool {
+        match checked(self.datapath.inner.listeners.get(key)).flatten() {
+            Some(found) => {
+                *value = found;
+                true
+            }
+            None => false,
+        }
     }
 
     fn add_listener(&mut self, key: &ListenerKey, value: &Listener) -> Result<(), Refused> {
