@@ -127,7 +127,7 @@ fn checksum_is_verified_at_every_length() {
     let Some(mut kernel) = Kernel::load() else { return };
     for extra in 0..70 {
         let report = Frame::report(&[record(2, GROUP, &[])])
-            .with(|f| f.body.extend((0..extra).map(|byte| 200 + byte as u8)));
+            .with(|f| f.body.extend((0..extra).map(|byte| 0x80 | byte as u8)));
         kernel.snoop(&report.bytes());
         assert_eq!(kernel.counter(Counter::ReportsV2), extra + 1, "{extra} more bytes");
         let mut broken = report.bytes();

@@ -2,6 +2,8 @@
 //!
 //! It shares no code with the parsers under test.
 
+#![allow(unreachable_pub, dead_code, reason = "shared by several test targets")]
+
 use std::net::Ipv6Addr;
 use std::{vec, vec::Vec};
 

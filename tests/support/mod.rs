@@ -1,5 +1,7 @@
 //! The kernel programs and their maps, without any interface.
 
+#![allow(unreachable_pub, dead_code, reason = "shared by several test targets")]
+
 use aya::maps::{HashMap, MapData, PerCpuArray, RingBuf};
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};

@@ -1,0 +1,151 @@
+//! Kernel and userspace make the same of the same frames: the corpus of captured ones, and
+//! generated ones, valid and broken.
+
+#[path = "support/frame.rs"]
+mod frame;
+#[path = "support/store.rs"]
+mod store;
+#[path = "support/mod.rs"]
+mod support;
+
+use std::cell::RefCell;
+use std::path::Path;
+
+use common::counter::Counter;
+use common::snoop::apply_frame;
+use frame::{Frame, record};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+use store::{MemoryStore, meaning};
+use support::{IFINDEX, Kernel};
+
+/// Both sides, with all that they were given so far.
+struct Pair {
+    kernel: Kernel,
+    store: MemoryStore,
+    now_ns: u64,
+}
+
+impl Pair {
+    fn new() -> Option<Self> {
+        Some(Self {
+            kernel: Kernel::load()?,
+            store: MemoryStore::default(),
+            now_ns: 1 << 40,
+        })
+    }
+
+    /// Gives a frame to both and compares what they then know and have counted.
+    fn feed(&mut self, name: &str, bytes: &[u8]) {
+        let unfinished = self.kernel.counter(Counter::Unfinished);
+        let before = (self.kernel.counted(), self.store.counters.clone());
+        self.kernel.snoop(bytes);
+        self.kernel.events();
+        if self.kernel.counter(Counter::Unfinished) > unfinished {
+            // Nothing to compare: it becomes userspace's alone.
+            return;
+        }
+        self.now_ns += 1_000_000;
+        apply_frame(bytes, IFINDEX, self.now_ns, &mut self.store);
+        assert_eq!(
+            meaning(self.kernel.listeners(), self.kernel.sources()),
+            meaning(self.store.listeners.clone(), self.store.sources.clone()),
+            "listeners after {name}: {bytes:02x?}"
+        );
+        let difference = |counter: Counter, now: u64, before: &[(Counter, u64)]| {
+            now - before.iter().find(|(c, _)| *c == counter).map_or(0, |(_, n)| *n)
+        };
+        let host_before: Vec<_> = before.1.into_iter().collect();
+        for counter in Counter::ALL {
+            if *counter == Counter::SignallingDatagrams {
+                continue;
+            }
+            let host = self.store.counters.get(counter).copied().unwrap_or(0);
+            assert_eq!(
+                difference(*counter, self.kernel.counter(*counter), &before.0),
+                difference(*counter, host, &host_before),
+                "{counter:?} for {name}: {bytes:02x?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn corpus_means_the_same_to_kernel_and_userspace() {
+    let Some(mut pair) = Pair::new() else { return };
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus");
+    let mut files: Vec<_> = std::fs::read_dir(&directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    files.sort();
+    assert!(!files.is_empty(), "{} is empty", directory.display());
+    for file in files {
+        let bytes = std::fs::read(&file).unwrap();
+        pair.feed(&file.display().to_string(), &bytes);
+        for length in SHORTEST..bytes.len() {
+            pair.feed("its beginning", &bytes[..length]);
+        }
+    }
+}
+
+#[test]
+fn generated_frames_mean_the_same_to_kernel_and_userspace() {
+    let Some(pair) = Pair::new() else { return };
+    let pair = RefCell::new(pair);
+    let mut runner = TestRunner::new(Config {
+        cases: 1500,
+        failure_persistence: None,
+        ..Config::default()
+    });
+    runner
+        .run(&any_frame(), |bytes| {
+            pair.borrow_mut().feed("a generated frame", &bytes);
+            Ok(())
+        })
+        .unwrap();
+}
+
+/// Program test-run refuses an Ethernet header with nothing behind it.
+const SHORTEST: usize = 15;
+
+const ADDRESSES: [&str; 6] = ["ff1e::1", "ff3e::2", "ff02::fb", "ff15::3", "ff38:1::4", "2001:db8::9"];
+const SOURCES: [&str; 5] = ["2001:db8::1", "2001:db8::2", "fe80::3", "::", "ff1e::1"];
+
+fn any_frame() -> impl Strategy<Value = Vec<u8>> {
+    let address = (0..12_usize).prop_map(|i| ADDRESSES.get(i / 2).copied().unwrap_or("ff1e::1"));
+    let source = (0..15_usize).prop_map(|i| SOURCES.get(i % 7).copied().unwrap_or("2001:db8::1"));
+    let records = prop::collection::vec(
+        (0..8_u8, address.clone(), prop::collection::vec(source, 0..6)),
+        0..6,
+    )
+    .prop_map(|records| {
+        let records: Vec<_> =
+            records.iter().map(|(kind, address, sources)| record(*kind, address, sources)).collect();
+        Frame::report(&records)
+    });
+    let v1 = (131..133_u8, address).prop_map(|(kind, address)| Frame::v1(kind, address));
+    let query = (any::<u16>(), any::<Option<(u8, u8)>>())
+        .prop_map(|(code, v2)| Frame::query("::", code, v2));
+    let message = prop_oneof![6 => records, 2 => v1, 1 => query];
+    let vlan = prop_oneof![4 => Just(None), 1 => any::<u16>().prop_map(Some)];
+    // In the body before the checksum, and anywhere after it.
+    let change = prop::option::weighted(0.2, (any::<prop::sample::Index>(), any::<u8>()));
+    (message, vlan, change.clone(), change, prop::option::weighted(0.1, any::<prop::sample::Index>()))
+        .prop_map(|(message, vlan, before, after, cut)| {
+            let mut frame = message.with(|frame| frame.vlan = vlan);
+            if let Some((index, byte)) = before {
+                let at = index.index(frame.body.len());
+                frame.body[at] = byte;
+            }
+            let mut bytes = frame.bytes();
+            if let Some((index, byte)) = after {
+                let at = 12 + index.index(bytes.len() - 12);
+                bytes[at] = byte;
+            }
+            if let Some(cut) = cut {
+                bytes.truncate(SHORTEST + cut.index(bytes.len() - SHORTEST));
+            }
+            bytes
+        })
+}
