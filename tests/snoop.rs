@@ -119,10 +119,14 @@ fn a_thousand_addresses_are_found_and_left() {
                 .filter(|(key, _)| key.multicast_address[..14] == group(0).octets()[..14])
                 .count()
         };
-        wait_for("1,000 listeners", || (ours() == 1000).then_some(()));
-        assert!(datapath.usage(guest.ifindex).unwrap().listeners >= 1000);
-        drop(sockets);
-        wait_for("none left", || (ours() == 0).then_some(()));
+        // Reports that the program hands over are finished by whoever reads the events.
+        block_on(async {
+            let mut events = datapath.events().unwrap();
+            event(&mut events, |_| ours() == 1000).await;
+            assert!(datapath.usage(guest.ifindex).unwrap().listeners >= 1000);
+            drop(sockets);
+            event(&mut events, |_| ours() == 0).await;
+        });
     });
 }
 
@@ -301,13 +305,13 @@ fn lost_events_are_made_up_for_by_a_snapshot() {
                 Ok(DatapathEvent::Snapshot { .. })
             ));
             let mut sockets = listeners(&guest);
-            for number in 0..500 {
+            for number in 0..60 {
                 join(&guest, &mut sockets, &any_source(number));
             }
-            listener(&datapath, &key(&guest, 499), |_| true);
+            listener(&datapath, &key(&guest, 59), |_| true);
             event(&mut events, |event| {
                 matches!(event, DatapathEvent::Snapshot { listeners, .. }
-                    if listeners.len() >= 500)
+                    if listeners.len() >= 60)
             })
             .await;
         });
@@ -459,7 +463,7 @@ fn clsact_works_where_tcx_is_not_used() {
             join(&guest, &mut sockets, &any_source(number));
             listener(&datapath, &key(&guest, number), |_| true);
             let filters = command("tc", &["filter", "show", "dev", "vnet0", "ingress"]);
-            assert_eq!(filters.matches("snoop").count(), 1, "{filters}");
+            assert_eq!(filters.matches("direct-action").count(), 1, "{filters}");
         }
         let datapath = Datapath::load(&config).unwrap();
         datapath

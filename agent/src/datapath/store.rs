@@ -73,13 +73,11 @@ impl MapStore<'_> {
 
 impl ListenerStore for MapStore<'_> {
     fn listener(&self, key: &ListenerKey, value: &mut Listener) -> bool {
-        match checked(self.datapath.inner.listeners.get(key)).flatten() {
-            Some(found) => {
-                *value = found;
-                true
-            }
-            None => false,
-        }
+        let found = checked(self.datapath.inner.listeners.get(key)).flatten();
+        found.is_some_and(|found| {
+            *value = found;
+            true
+        })
     }
 
     fn add_listener(&mut self, key: &ListenerKey, value: &Listener) -> Result<(), Refused> {
