@@ -148,7 +148,9 @@ impl Datapath {
 
     /// Removes pins and state of interfaces that are gone.
     pub(super) fn remove_vanished(&self) -> Result<(), DatapathError> {
-        let exists = |ifindex| nix::net::if_::if_indextoname(ifindex).is_ok();
+        // nix 0.30 answers an empty name for an interface that is gone.
+        let exists =
+            |ifindex| nix::net::if_::if_indextoname(ifindex).is_ok_and(|name| !name.is_empty());
         for (path, program, ifindex) in self.inner.pins.links()? {
             if !exists(ifindex) {
                 tracing::info!(
