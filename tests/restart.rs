@@ -1,4 +1,10 @@
 //! The agent ends or is killed and comes back: what was pinned goes on and is adopted.
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test that cannot go on panics"
+)]
 
 #[path = "support/host.rs"]
 mod host;
@@ -128,6 +134,7 @@ fn maps_in_use_keep_their_capacity_and_other_layouts_are_removed() {
         drop(Datapath::load(&config).unwrap());
         let old = config.pin_root.join("v0");
         fs::create_dir_all(old.join("links")).unwrap();
+        fs::rename(config.pin_root.join("v1/COUNTERS"), old.join("COUNTERS")).unwrap();
         config.capacities.events_bytes = 1 << 16;
         config.capacities.listeners = 10;
         let datapath = Datapath::load(&config).unwrap();

@@ -1,4 +1,10 @@
 //! `snoop` on real TAPs: what real kernel listeners report is in the maps, per port.
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test that cannot go on panics"
+)]
 
 #[path = "support/host.rs"]
 mod host;

@@ -4,6 +4,12 @@
     unreachable_pub,
     reason = "a module of several test files, each of which uses a part"
 )]
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test that cannot go on panics"
+)]
 
 use std::io::Read;
 use std::net::Ipv6Addr;

@@ -5,6 +5,12 @@
     unreachable_pub,
     reason = "a module of several test files, each of which uses a part"
 )]
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test that cannot go on panics"
+)]
 #![allow(unsafe_code, reason = "TUNSETIFF is an ioctl")]
 
 use std::fs::{File, OpenOptions};

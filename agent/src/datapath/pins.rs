@@ -58,7 +58,7 @@ impl Pins {
                 .is_some_and(|digits| digits.parse::<u32>().is_ok());
             if version && name != own {
                 tracing::info!(path = %entry.path().display(), "removing pins of another layout");
-                remove_tree(&entry.path()).map_err(pin_error(&entry.path()))?;
+                fs::remove_dir_all(entry.path()).map_err(pin_error(&entry.path()))?;
             }
         }
         Ok(Self {
@@ -112,20 +112,6 @@ pub(super) fn remove(path: &Path) -> Result<(), DatapathError> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(pin_error(path)(error)),
         _ => Ok(()),
     }
-}
-
-/// bpffs has no recursion in the kernel and its files cannot be opened, so
-/// [`fs::remove_dir_all`] would fail on them.
-fn remove_tree(path: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(path)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            remove_tree(&entry.path())?;
-        } else {
-            fs::remove_file(entry.path())?;
-        }
-    }
-    fs::remove_dir(path)
 }
 
 fn pin_error(path: &Path) -> impl FnOnce(io::Error) -> DatapathError + use<> {

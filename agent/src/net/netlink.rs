@@ -102,10 +102,8 @@ impl Requests {
                 };
                 match parsed.payload {
                     NetlinkPayload::Done(_) => return Ok(answers),
-                    NetlinkPayload::Error(error) => {
-                        if error.code.is_some() {
-                            return Err(error.to_io());
-                        }
+                    NetlinkPayload::Error(error) if error.code.is_some() => {
+                        return Err(error.to_io());
                     }
                     NetlinkPayload::InnerMessage(inner) => answers.push(inner),
                     _ => {}
