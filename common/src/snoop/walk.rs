@@ -274,8 +274,7 @@ impl Walk {
             first_report_ns: self.at_ns,
             last_report_ns: self.at_ns,
             last_answer_ns: 0,
-            // From the time, so that sources left over from an earlier life are stale.
-            generation: (self.at_ns >> 10) as u32,
+            generation: self.new_generation(),
             source_count: 0,
             filter_mode: if exclude {
                 FilterMode::Exclude as u8
@@ -295,10 +294,17 @@ impl Walk {
         Operation::Add
     }
 
+    /// A generation that no source left over from an earlier list has: the time in units of
+    /// 1,024 ns, and the record's place in its Report. Applying a frame again gives the same.
+    #[inline(always)]
+    fn new_generation(&self) -> u32 {
+        ((self.at_ns >> 10) as u32) << 8 | self.records_left & 0xff
+    }
+
     #[inline(always)]
     fn replace_list(&mut self, filter_mode: FilterMode) {
         self.listener.filter_mode = filter_mode as u8;
-        self.listener.generation = self.listener.generation.wrapping_add(1);
+        self.listener.generation = self.new_generation();
         self.listener.source_count = 0;
         self.changed = true;
     }
