@@ -42,7 +42,9 @@ fn main() -> Result<()> {
         ..Package::default()
     };
     aya_build::build_ebpf([package], Toolchain::Custom(&toolchain)).with_context(|| {
-        format!("Cannot build the kernel programs with toolchain {toolchain}; run `cargo xtask setup`")
+        format!(
+            "Cannot build the kernel programs with toolchain {toolchain}; run `cargo xtask setup`"
+        )
     })
 }
 

@@ -53,7 +53,10 @@ impl Pair {
             "listeners after {name}: {bytes:02x?}"
         );
         let difference = |counter: Counter, now: u64, before: &[(Counter, u64)]| {
-            now - before.iter().find(|(c, _)| *c == counter).map_or(0, |(_, n)| *n)
+            now - before
+                .iter()
+                .find(|(c, _)| *c == counter)
+                .map_or(0, |(_, n)| *n)
         };
         let host_before: Vec<_> = before.1.into_iter().collect();
         for counter in Counter::ALL {
@@ -109,19 +112,32 @@ fn generated_frames_mean_the_same_to_kernel_and_userspace() {
 /// Program test-run refuses frames that end before the end of their IPv6 header.
 const SHORTEST: usize = 54;
 
-const ADDRESSES: [&str; 6] = ["ff1e::1", "ff3e::2", "ff02::fb", "ff15::3", "ff38:1::4", "2001:db8::9"];
+const ADDRESSES: [&str; 6] = [
+    "ff1e::1",
+    "ff3e::2",
+    "ff02::fb",
+    "ff15::3",
+    "ff38:1::4",
+    "2001:db8::9",
+];
 const SOURCES: [&str; 5] = ["2001:db8::1", "2001:db8::2", "fe80::3", "::", "ff1e::1"];
 
 fn any_frame() -> impl Strategy<Value = Vec<u8>> {
     let address = (0..12_usize).prop_map(|i| ADDRESSES.get(i / 2).copied().unwrap_or("ff1e::1"));
     let source = (0..15_usize).prop_map(|i| SOURCES.get(i % 7).copied().unwrap_or("2001:db8::1"));
     let records = prop::collection::vec(
-        (0..8_u8, address.clone(), prop::collection::vec(source, 0..6)),
+        (
+            0..8_u8,
+            address.clone(),
+            prop::collection::vec(source, 0..6),
+        ),
         0..6,
     )
     .prop_map(|records| {
-        let records: Vec<_> =
-            records.iter().map(|(kind, address, sources)| record(*kind, address, sources)).collect();
+        let records: Vec<_> = records
+            .iter()
+            .map(|(kind, address, sources)| record(*kind, address, sources))
+            .collect();
         Frame::report(&records)
     });
     let v1 = (131..133_u8, address).prop_map(|(kind, address)| Frame::v1(kind, address));
@@ -131,7 +147,13 @@ fn any_frame() -> impl Strategy<Value = Vec<u8>> {
     let vlan = prop_oneof![4 => Just(None), 1 => any::<u16>().prop_map(Some)];
     // In the body before the checksum, and anywhere after it.
     let change = prop::option::weighted(0.2, (any::<prop::sample::Index>(), any::<u8>()));
-    (message, vlan, change.clone(), change, prop::option::weighted(0.1, any::<prop::sample::Index>()))
+    (
+        message,
+        vlan,
+        change.clone(),
+        change,
+        prop::option::weighted(0.1, any::<prop::sample::Index>()),
+    )
         .prop_map(|(message, vlan, before, after, cut)| {
             let mut frame = message.with(|frame| frame.vlan = vlan);
             if let Some((index, byte)) = before {

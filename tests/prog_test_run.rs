@@ -28,7 +28,9 @@ fn programs_load_within_the_verifiers_budget() {
 
 #[test]
 fn join_makes_a_listener_and_an_event() {
-    let Some(mut kernel) = Kernel::load() else { return };
+    let Some(mut kernel) = Kernel::load() else {
+        return;
+    };
     let verdict = kernel.snoop(&Frame::report(&[record(4, GROUP, &[])]).bytes());
     assert_eq!(verdict, PASS);
     let (key, listener) = kernel.listeners().pop().unwrap();
@@ -46,8 +48,13 @@ fn join_makes_a_listener_and_an_event() {
 
 #[test]
 fn leave_removes_the_listener() {
-    for leave in [Frame::report(&[record(3, GROUP, &[])]), Frame::v1(132, GROUP)] {
-        let Some(mut kernel) = Kernel::load() else { return };
+    for leave in [
+        Frame::report(&[record(3, GROUP, &[])]),
+        Frame::v1(132, GROUP),
+    ] {
+        let Some(mut kernel) = Kernel::load() else {
+            return;
+        };
         kernel.snoop(&Frame::v1(131, GROUP).bytes());
         assert_eq!(kernel.listeners().len(), 1);
         kernel.snoop(&leave.bytes());
@@ -58,7 +65,9 @@ fn leave_removes_the_listener() {
 
 #[test]
 fn answer_to_a_query_is_told_even_without_a_change() {
-    let Some(mut kernel) = Kernel::load() else { return };
+    let Some(mut kernel) = Kernel::load() else {
+        return;
+    };
     let answer = Frame::report(&[record(2, GROUP, &[])]).bytes();
     kernel.snoop(&answer);
     kernel.snoop(&answer);
@@ -69,7 +78,9 @@ fn answer_to_a_query_is_told_even_without_a_change() {
 
 #[test]
 fn sources_are_listed_with_the_generation_of_the_listener() {
-    let Some(mut kernel) = Kernel::load() else { return };
+    let Some(mut kernel) = Kernel::load() else {
+        return;
+    };
     kernel.snoop(&Frame::report(&[record(3, SSM, &["2001:db8::1", "2001:db8::2"])]).bytes());
     kernel.snoop(&Frame::report(&[record(6, SSM, &["2001:db8::1"])]).bytes());
     let (_, listener) = kernel.listeners().pop().unwrap();
@@ -85,7 +96,9 @@ fn sources_are_listed_with_the_generation_of_the_listener() {
 
 #[test]
 fn tag_in_the_frame_is_in_the_key() {
-    let Some(mut kernel) = Kernel::load() else { return };
+    let Some(mut kernel) = Kernel::load() else {
+        return;
+    };
     let report = Frame::report(&[record(4, GROUP, &[])]).with(|f| f.vlan = Some(0x2007));
     kernel.snoop(&report.bytes());
     assert_eq!(kernel.listeners().pop().unwrap().0.vlan, 7);
@@ -95,28 +108,61 @@ fn tag_in_the_frame_is_in_the_key() {
 fn malformed_frames_are_counted_by_reason_and_leave_no_state() {
     let report = || Frame::report(&[record(4, GROUP, &[])]);
     let cases = [
-        (Counter::MalformedHopLimit, report().with(|f| f.hop_limit = 2)),
-        (Counter::MalformedSource, report().with(|f| f.source = address("2001:db8::1"))),
-        (Counter::MalformedRouterAlert, report().with(|f| f.options = None)),
-        (Counter::MalformedRouterAlert, report().with(|f| f.options = Some(vec![1, 4, 0, 0, 0, 0]))),
-        (Counter::MalformedRouterAlert, report().with(|f| f.options = Some(vec![5, 2, 0, 1, 1, 0]))),
-        (Counter::MalformedChecksum, report().with(|f| f.checksum = false)),
-        (Counter::MalformedOptions, report().with(|f| f.options = Some(vec![1, 9, 0, 0, 0, 0]))),
+        (
+            Counter::MalformedHopLimit,
+            report().with(|f| f.hop_limit = 2),
+        ),
+        (
+            Counter::MalformedSource,
+            report().with(|f| f.source = address("2001:db8::1")),
+        ),
+        (
+            Counter::MalformedRouterAlert,
+            report().with(|f| f.options = None),
+        ),
+        (
+            Counter::MalformedRouterAlert,
+            report().with(|f| f.options = Some(vec![1, 4, 0, 0, 0, 0])),
+        ),
+        (
+            Counter::MalformedRouterAlert,
+            report().with(|f| f.options = Some(vec![5, 2, 0, 1, 1, 0])),
+        ),
+        (
+            Counter::MalformedChecksum,
+            report().with(|f| f.checksum = false),
+        ),
+        (
+            Counter::MalformedOptions,
+            report().with(|f| f.options = Some(vec![1, 9, 0, 0, 0, 0])),
+        ),
         (Counter::MalformedRecord, report().with(|f| f.body[7] = 2)),
         (Counter::MalformedRecord, report().with(|f| f.body[11] = 1)),
-        (Counter::MalformedAddress, Frame::report(&[record(4, "2001:db8::1", &[])])),
+        (
+            Counter::MalformedAddress,
+            Frame::report(&[record(4, "2001:db8::1", &[])]),
+        ),
         (Counter::MalformedAddress, Frame::v1(131, "2001:db8::1")),
-        (Counter::MalformedLength, Frame::v1(131, GROUP).with(|f| f.body.truncate(20))),
+        (
+            Counter::MalformedLength,
+            Frame::v1(131, GROUP).with(|f| f.body.truncate(20)),
+        ),
         (
             Counter::MalformedFragment,
             report().with(|f| f.headers = vec![(44, vec![0, 0, 1, 0, 0, 0, 7])]),
         ),
     ];
-    let Some(mut kernel) = Kernel::load() else { return };
+    let Some(mut kernel) = Kernel::load() else {
+        return;
+    };
     for (counter, frame) in cases {
         let before = kernel.counter(counter);
         assert_eq!(kernel.snoop(&frame.bytes()), PASS);
-        assert_eq!(kernel.counter(counter), before + 1, "{counter:?} for {frame:?}");
+        assert_eq!(
+            kernel.counter(counter),
+            before + 1,
+            "{counter:?} for {frame:?}"
+        );
         assert!(kernel.listeners().is_empty(), "{counter:?} left state");
     }
     assert_eq!(kernel.counter(Counter::ReportsV2), 0);
@@ -124,12 +170,18 @@ fn malformed_frames_are_counted_by_reason_and_leave_no_state() {
 
 #[test]
 fn checksum_is_verified_at_every_length() {
-    let Some(mut kernel) = Kernel::load() else { return };
+    let Some(mut kernel) = Kernel::load() else {
+        return;
+    };
     for extra in 0..70 {
         let report = Frame::report(&[record(2, GROUP, &[])])
             .with(|f| f.body.extend((0..extra).map(|byte| 0x80 | byte as u8)));
         kernel.snoop(&report.bytes());
-        assert_eq!(kernel.counter(Counter::ReportsV2), extra + 1, "{extra} more bytes");
+        assert_eq!(
+            kernel.counter(Counter::ReportsV2),
+            extra + 1,
+            "{extra} more bytes"
+        );
         let mut broken = report.bytes();
         let last = broken.len() - 1;
         broken[last] ^= 0x10;
@@ -140,8 +192,12 @@ fn checksum_is_verified_at_every_length() {
 
 #[test]
 fn report_of_the_longest_ethernet_frame_is_finished_in_the_kernel() {
-    let Some(mut kernel) = Kernel::load() else { return };
-    let records: Vec<_> = (0..64).map(|i| record(4, &format!("ff1e::{i:x}"), &[])).collect();
+    let Some(mut kernel) = Kernel::load() else {
+        return;
+    };
+    let records: Vec<_> = (0..64)
+        .map(|i| record(4, &format!("ff1e::{i:x}"), &[]))
+        .collect();
     kernel.snoop(&Frame::report(&records).bytes());
     assert_eq!(kernel.listeners().len(), 64);
     assert_eq!(kernel.counter(Counter::Unfinished), 0);
@@ -149,11 +205,15 @@ fn report_of_the_longest_ethernet_frame_is_finished_in_the_kernel() {
 
 #[test]
 fn report_beyond_the_bounds_goes_whole_to_the_agent() {
-    let records: Vec<_> = (0..65).map(|i| record(4, &format!("ff1e::{i:x}"), &[])).collect();
-    let destination_options = Frame::report(&records[..1])
-        .with(|f| f.headers = vec![(60, vec![0, 1, 4, 0, 0, 0, 0])]);
+    let records: Vec<_> = (0..65)
+        .map(|i| record(4, &format!("ff1e::{i:x}"), &[]))
+        .collect();
+    let destination_options =
+        Frame::report(&records[..1]).with(|f| f.headers = vec![(60, vec![0, 1, 4, 0, 0, 0, 0])]);
     for frame in [Frame::report(&records), destination_options] {
-        let Some(mut kernel) = Kernel::load() else { return };
+        let Some(mut kernel) = Kernel::load() else {
+            return;
+        };
         assert_eq!(kernel.snoop(&frame.bytes()), PASS);
         assert!(kernel.listeners().is_empty());
         assert_eq!(kernel.counter(Counter::Unfinished), 1);
@@ -163,9 +223,13 @@ fn report_beyond_the_bounds_goes_whole_to_the_agent() {
 
 #[test]
 fn port_over_its_limits_is_refused_and_its_reports_go_no_further() {
-    let Some(mut kernel) = Kernel::load() else { return };
+    let Some(mut kernel) = Kernel::load() else {
+        return;
+    };
     kernel.limit(2, 1, 1000);
-    let records: Vec<_> = (0..3).map(|i| record(4, &format!("ff1e::{i:x}"), &[])).collect();
+    let records: Vec<_> = (0..3)
+        .map(|i| record(4, &format!("ff1e::{i:x}"), &[]))
+        .collect();
     assert_eq!(kernel.snoop(&Frame::report(&records).bytes()), SHOT);
     assert_eq!(kernel.listeners().len(), 2);
     assert_eq!(kernel.counter(Counter::RefusedListeners), 1);
@@ -178,7 +242,9 @@ fn port_over_its_limits_is_refused_and_its_reports_go_no_further() {
 
 #[test]
 fn port_that_reports_too_often_is_refused() {
-    let Some(mut kernel) = Kernel::load() else { return };
+    let Some(mut kernel) = Kernel::load() else {
+        return;
+    };
     kernel.limit(10, 10, 3);
     let report = Frame::report(&[record(2, GROUP, &[])]).bytes();
     let verdicts: Vec<_> = (0..100).map(|_| kernel.snoop(&report)).collect();
@@ -192,18 +258,28 @@ fn port_that_reports_too_often_is_refused() {
 
 #[test]
 fn report_on_an_unknown_port_leaves_no_state() {
-    let Some(mut kernel) = Kernel::load() else { return };
+    let Some(mut kernel) = Kernel::load() else {
+        return;
+    };
     kernel.forget_port();
-    assert_eq!(kernel.snoop(&Frame::report(&[record(4, GROUP, &[])]).bytes()), PASS);
+    assert_eq!(
+        kernel.snoop(&Frame::report(&[record(4, GROUP, &[])]).bytes()),
+        PASS
+    );
     assert!(kernel.listeners().is_empty());
     assert_eq!(kernel.counted(), [(Counter::IgnoredPort, 1)]);
 }
 
 #[test]
 fn signalling_from_a_link_local_address_is_marked_with_the_port() {
-    let Some(mut kernel) = Kernel::load() else { return };
+    let Some(mut kernel) = Kernel::load() else {
+        return;
+    };
     let cases = [
-        (Frame::udp("fe80::2a", "ff02::1", (5000, 47411), b"x"), support::IFINDEX),
+        (
+            Frame::udp("fe80::2a", "ff02::1", (5000, 47411), b"x"),
+            support::IFINDEX,
+        ),
         (Frame::udp("2001:db8::1", "ff02::1", (5000, 47411), b"x"), 0),
         (Frame::udp("fe80::2a", "ff02::1", (5000, 47412), b"x"), 0),
     ];
@@ -214,7 +290,9 @@ fn signalling_from_a_link_local_address_is_marked_with_the_port() {
 
 #[test]
 fn first_packet_of_a_watched_flow_is_told_once() {
-    let Some(mut kernel) = Kernel::load() else { return };
+    let Some(mut kernel) = Kernel::load() else {
+        return;
+    };
     let packet = Frame::udp("2001:db8::1", GROUP, (5000, 5004), &[0; 100]).bytes();
     kernel.uplink(&packet);
     assert!(kernel.streams().is_empty(), "unmanaged address");
@@ -237,7 +315,9 @@ fn first_packet_of_a_watched_flow_is_told_once() {
 
 #[test]
 fn general_query_names_the_querier() {
-    let Some(mut kernel) = Kernel::load() else { return };
+    let Some(mut kernel) = Kernel::load() else {
+        return;
+    };
     kernel.uplink(&Frame::query("::", 0x8000, Some((3, 0x80))).bytes());
     let (_, querier) = kernel.queriers().pop().unwrap();
     assert_eq!(querier.address, address("fe80::2a"));

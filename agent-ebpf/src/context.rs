@@ -1,6 +1,9 @@
 //! Packet access: the only place that touches an skb.
 
-#![allow(unsafe_code, reason = "packets are reached through raw pointers and helpers")]
+#![allow(
+    unsafe_code,
+    reason = "packets are reached through raw pointers and helpers"
+)]
 
 use core::mem::MaybeUninit;
 

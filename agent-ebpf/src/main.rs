@@ -62,5 +62,8 @@ fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
 
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
-#[allow(unsafe_code, reason = "the kernel looks for the license in this section")]
+#[allow(
+    unsafe_code,
+    reason = "the kernel looks for the license in this section"
+)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

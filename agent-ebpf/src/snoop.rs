@@ -1,6 +1,9 @@
 //! `snoop`: frames that a VM sends, at its TAP.
 
-#![allow(unsafe_code, reason = "map values and the loop's state are reached through raw pointers")]
+#![allow(
+    unsafe_code,
+    reason = "map values and the loop's state are reached through raw pointers"
+)]
 
 use core::ffi::c_void;
 
@@ -10,9 +13,7 @@ use common::counter::Counter;
 use common::event::{Kind, UNFINISHED_FRAME_BYTES, UnfinishedEvent};
 use common::maps::PortUsage;
 use common::packet::PacketRead;
-use common::snoop::{
-    self, KERNEL_OPTIONS, KERNEL_RECORDS, KERNEL_STEPS, Report, Step, Walk,
-};
+use common::snoop::{self, KERNEL_OPTIONS, KERNEL_RECORDS, KERNEL_STEPS, Report, Step, Walk};
 use common::wire::mld::{self, Ipv6Frame, Message, NoMessage};
 use common::wire::{ethernet, ipv6, udp};
 
@@ -32,7 +33,8 @@ const NS_PER_SECOND: u64 = 1_000_000_000;
 #[inline(always)]
 pub(crate) fn snoop(skb: &Skb) -> Verdict {
     let protocol = skb.protocol();
-    if protocol != u32::from(ethernet::IPV6.to_be()) && protocol != u32::from(ethernet::VLAN.to_be())
+    if protocol != u32::from(ethernet::IPV6.to_be())
+        && protocol != u32::from(ethernet::VLAN.to_be())
     {
         return Verdict::Pass;
     }
@@ -81,6 +83,7 @@ fn report(skb: &Skb, frame: &Ipv6Frame, message: &Message) -> Verdict {
         ifindex,
         vlan: frame.vlan,
         guest_mac: frame.mac,
+        by_agent: false,
     };
     let mut store = MapStore { ifindex };
     let Some(walk) = WALK.get_ptr_mut(0) else {

@@ -92,7 +92,10 @@ impl ListenerStore for MapStore {
                 atomic::add_u64(&raw mut (*usage).refused_sources, 1);
                 return Err(Refused(Counter::RefusedSources));
             }
-            if LISTENER_SOURCES.insert(key, value, BPF_NOEXIST.into()).is_err() {
+            if LISTENER_SOURCES
+                .insert(key, value, BPF_NOEXIST.into())
+                .is_err()
+            {
                 atomic::add_u64(&raw mut (*usage).refused_sources, 1);
                 return Err(Refused(Counter::SourcesFull));
             }

@@ -112,7 +112,10 @@ mod tests {
         let mut names = HashSet::new();
         for (index, counter) in Counter::ALL.iter().enumerate() {
             assert_eq!(*counter as usize, index);
-            assert!(names.insert(counter.as_str()), "{counter:?} shares its name");
+            assert!(
+                names.insert(counter.as_str()),
+                "{counter:?} shares its name"
+            );
         }
         assert_eq!(names.len(), COUNT);
     }

@@ -21,6 +21,8 @@
 #[cfg(feature = "user")]
 extern crate alloc;
 #[cfg(test)]
+extern crate self as common;
+#[cfg(test)]
 extern crate std;
 
 pub mod counter;
@@ -31,3 +33,6 @@ pub mod packet;
 pub mod signal;
 pub mod snoop;
 pub mod wire;
+
+#[cfg(test)]
+mod testing;

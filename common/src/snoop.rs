@@ -17,7 +17,8 @@
 //! generation: entries of `LISTENER_SOURCES` with an older one, or without a listener, are stale
 //! and the agent collects them.
 //!
-//! The same frame may be applied twice. A record that a later Report has overtaken is skipped.
+//! The agent may apply a frame that the kernel has applied. A record that a later Report has
+//! overtaken is skipped.
 //!
 //! Left out: scopes up to link-local, whose addresses mean nothing on another link, and
 //! EXCLUDE for source-specific addresses (RFC 4604 §2.2.1).
@@ -147,6 +148,7 @@ where
         ifindex,
         vlan: frame.vlan,
         guest_mac: frame.mac,
+        by_agent: true,
     };
     let mut walk = Walk::new();
     if let Err(reason) = begin::<P, S, RECORDS>(packet, &message, &report, &mut walk, store) {
@@ -157,7 +159,7 @@ where
     !walk.refused()
 }
 
-/// Counts a valid message and prepares a walk that applies it; returns the number of steps.
+/// Counts a valid message and prepares a walk that applies it; returns the most steps it takes.
 ///
 /// # Errors
 ///
@@ -208,3 +210,6 @@ pub fn count_no_message<S: ListenerStore>(reason: NoMessage, store: &mut S) {
         NoMessage::Unfinished => store.count(Counter::Unfinished),
     }
 }
+
+#[cfg(test)]
+mod tests;

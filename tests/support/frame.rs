@@ -85,7 +85,11 @@ impl Frame {
     pub fn v1(kind: u8, multicast_address: &str) -> Self {
         let mut body = vec![kind, 0, 0, 0, 0, 0, 0, 0];
         body.extend(address(multicast_address));
-        let destination = if kind == 132 { "ff02::2" } else { multicast_address };
+        let destination = if kind == 132 {
+            "ff02::2"
+        } else {
+            multicast_address
+        };
         Self::icmpv6(body, destination)
     }
 

@@ -2,8 +2,11 @@
 
 #![allow(unreachable_pub, dead_code, reason = "shared by several test targets")]
 
+use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::time::Duration;
+
 use aya::maps::{HashMap, MapData, PerCpuArray, RingBuf};
-use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
+use aya::programs::{SchedClassifier, TcAttachType, TestRun, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
 use common::counter::Counter;
 use common::event::{Kind, UNFINISHED_FRAME_BYTES};
@@ -56,20 +59,36 @@ impl Kernel {
             .programs()
             .map(|(name, program)| {
                 let info = program.info().unwrap();
-                (name.to_owned(), info.verified_instruction_count().unwrap_or(0))
+                (
+                    name.to_owned(),
+                    info.verified_instruction_count().unwrap_or(0),
+                )
             })
             .collect()
     }
 
     /// Sets the limits of the port.
     pub fn limit(&mut self, listeners: u32, sources: u32, reports_per_second: u32) {
+        self.limit_port(IFINDEX, listeners, sources, reports_per_second);
+    }
+
+    /// Sets the limits of any port.
+    pub fn limit_port(
+        &mut self,
+        ifindex: u32,
+        listeners: u32,
+        sources: u32,
+        reports_per_second: u32,
+    ) {
         let port = Port {
             max_listeners: listeners,
             max_sources: sources,
             reports_per_second,
             ..Port::default()
         };
-        self.map::<u32, Port>("PORTS").insert(IFINDEX, port, 0).unwrap();
+        self.map::<u32, Port>("PORTS")
+            .insert(ifindex, port, 0)
+            .unwrap();
     }
 
     /// Takes the port away.
@@ -84,7 +103,9 @@ impl Kernel {
             pad: 0,
             multicast_address: crate::frame::address(address),
         };
-        self.map("MANAGED").insert(key, Managed { watch_since_ns }, 0).unwrap();
+        self.map("MANAGED")
+            .insert(key, Managed { watch_since_ns }, 0)
+            .unwrap();
     }
 
     /// Runs `snoop`; returns the verdict.
@@ -102,16 +123,42 @@ impl Kernel {
         self.run("uplink", frame).0
     }
 
-    /// Mean time that `snoop` takes for a frame, nanoseconds.
-    #[allow(dead_code, reason = "only the bench measures")]
-    pub fn snoop_ns(&mut self, frame: &[u8], repeat: u32) -> u64 {
+    /// Runs `snoop` on a frame again and again; returns the time of all runs together.
+    pub fn snoop_repeatedly(&mut self, frame: &[u8], repeat: u32) -> Duration {
         let options = TestRunOptions {
             data_in: Some(frame),
             repeat,
             ..TestRunOptions::new()
         };
-        let result = program(&mut self.ebpf, "snoop").test_run(options).unwrap();
-        u64::try_from(result.duration.as_nanos()).unwrap()
+        program(&mut self.ebpf, "snoop")
+            .test_run(options)
+            .unwrap()
+            .duration
+            * repeat
+    }
+
+    /// Attaches `snoop` to an interface of the current network namespace.
+    pub fn attach_snoop(&mut self, interface: &str) {
+        program(&mut self.ebpf, "snoop")
+            .attach(interface, TcAttachType::Ingress)
+            .unwrap();
+    }
+
+    /// Memory that the kernel accounts to a map, bytes.
+    pub fn memory(&self, map: &str) -> u64 {
+        let aya::maps::Map::HashMap(data) = self.ebpf.map(map).unwrap() else {
+            panic!("{map} is not a hash map");
+        };
+        let fd = data.fd().as_fd().as_raw_fd();
+        let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix("memlock:"));
+        line.and_then(|bytes| bytes.trim().parse().ok())
+            .unwrap_or(0)
+    }
+
+    /// Puts a listener into the map as the program would.
+    pub fn insert_listener(&mut self, key: ListenerKey, value: Listener) {
+        self.map("LISTENERS").insert(key, value, 0).unwrap();
     }
 
     /// `LISTENERS`.
@@ -136,7 +183,14 @@ impl Kernel {
 
     /// `PORT_USAGE` of the port.
     pub fn usage(&mut self) -> PortUsage {
-        self.map::<u32, PortUsage>("PORT_USAGE").get(&IFINDEX, 0).unwrap()
+        self.usage_of(IFINDEX)
+    }
+
+    /// `PORT_USAGE` of any port.
+    pub fn usage_of(&mut self, ifindex: u32) -> PortUsage {
+        self.map::<u32, PortUsage>("PORT_USAGE")
+            .get(&ifindex, 0)
+            .unwrap()
     }
 
     /// One counter.

@@ -1,6 +1,9 @@
 //! The listener tables in memory, for the rules alone and as the kernel's counterpart.
 
-#![allow(unreachable_pub, reason = "shared by test targets and by the unit tests of `common`")]
+#![allow(
+    unreachable_pub,
+    reason = "shared by test targets and by the unit tests of `common`"
+)]
 
 use std::collections::{BTreeMap, HashMap};
 use std::vec::Vec;
@@ -45,14 +48,20 @@ impl Default for MemoryStore {
 
 impl ListenerStore for MemoryStore {
     fn listener(&self, key: &ListenerKey, value: &mut Listener) -> bool {
-        self.listeners.get(key).map(|found| *value = *found).is_some()
+        self.listeners
+            .get(key)
+            .map(|found| *value = *found)
+            .is_some()
     }
 
     fn add_listener(&mut self, key: &ListenerKey, value: &Listener) -> Result<(), Refused> {
         if self.listeners.len() >= self.max_listeners {
             return Err(Refused(Counter::RefusedListeners));
         }
-        assert!(self.listeners.insert(*key, *value).is_none(), "listener was there");
+        assert!(
+            self.listeners.insert(*key, *value).is_none(),
+            "listener was there"
+        );
         Ok(())
     }
 
@@ -74,7 +83,10 @@ impl ListenerStore for MemoryStore {
         if self.sources.len() >= self.max_sources {
             return Err(Refused(Counter::RefusedSources));
         }
-        assert!(self.sources.insert(*key, *value).is_none(), "source was there");
+        assert!(
+            self.sources.insert(*key, *value).is_none(),
+            "source was there"
+        );
         Ok(())
     }
 
@@ -122,11 +134,21 @@ where
             .map(|(source, value)| (source.source, value.filter_mode))
             .collect();
         list.sort_unstable();
-        assert_eq!(list.len(), listener.source_count as usize, "sources of {key:?}");
+        assert_eq!(
+            list.len(),
+            listener.source_count as usize,
+            "sources of {key:?}"
+        );
         let answered = listener.last_answer_ns != 0;
         meaning.insert(
             key,
-            (listener.filter_mode, listener.mld_version, listener.guest_mac, answered, list),
+            (
+                listener.filter_mode,
+                listener.mld_version,
+                listener.guest_mac,
+                answered,
+                list,
+            ),
         );
     }
     meaning

@@ -19,6 +19,8 @@ pub struct Report {
     pub vlan: u16,
     /// Ethernet source.
     pub guest_mac: [u8; 6],
+    /// Whether the agent applies it, who may repeat what the kernel program has done.
+    pub by_agent: bool,
 }
 
 /// Whether a walk goes on.
@@ -67,6 +69,7 @@ pub struct Walk {
     changed: bool,
     /// Whether the current record answers a Query.
     answer: bool,
+    by_agent: bool,
     refused: bool,
 }
 
@@ -110,6 +113,7 @@ impl Walk {
             added: false,
             changed: false,
             answer: false,
+            by_agent: false,
             refused: false,
         }
     }
@@ -122,6 +126,7 @@ impl Walk {
         self.key.listener.vlan = report.vlan;
         self.key.listener.pad = 0;
         self.guest_mac = report.guest_mac;
+        self.by_agent = report.by_agent;
         self.records_left = 0;
         self.sources_left = 0;
         self.aux_bytes = 0;
@@ -237,8 +242,8 @@ impl Walk {
         self.answer = record_type.is_answer();
 
         if !store.listener(&self.key.listener, &mut self.listener) {
-            let wanted = exclude
-                || (self.sources_left > 0 && record_type != RecordType::BlockOldSources);
+            let wanted =
+                exclude || (self.sources_left > 0 && record_type != RecordType::BlockOldSources);
             if !wanted {
                 return Operation::Skip;
             }
@@ -270,11 +275,12 @@ impl Walk {
 
     #[inline(always)]
     fn add_listener<S: ListenerStore>(&mut self, exclude: bool, store: &mut S) -> Operation {
+        let generation = self.new_generation();
         self.listener = Listener {
             first_report_ns: self.at_ns,
             last_report_ns: self.at_ns,
             last_answer_ns: 0,
-            generation: self.new_generation(),
+            generation,
             source_count: 0,
             filter_mode: if exclude {
                 FilterMode::Exclude as u8
@@ -295,10 +301,11 @@ impl Walk {
     }
 
     /// A generation that no source left over from an earlier list has: the time in units of
-    /// 1,024 ns, and the record's place in its Report. Applying a frame again gives the same.
+    /// 1,024 ns, who applies the Report, and the record's place in it, which is below 128.
     #[inline(always)]
     fn new_generation(&self) -> u32 {
-        ((self.at_ns >> 10) as u32) << 8 | self.records_left & 0xff
+        let place = self.records_left & 0x7f;
+        ((self.at_ns >> 10) as u32) << 8 | u32::from(self.by_agent) << 7 | place
     }
 
     #[inline(always)]
@@ -358,8 +365,7 @@ impl Walk {
         if self.answer {
             self.listener.last_answer_ns = self.at_ns;
         }
-        if self.listener.filter_mode == FilterMode::Include as u8
-            && self.listener.source_count == 0
+        if self.listener.filter_mode == FilterMode::Include as u8 && self.listener.source_count == 0
         {
             store.remove_listener(&self.key.listener);
             if !self.added {

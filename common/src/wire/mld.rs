@@ -234,18 +234,14 @@ pub fn parse<P: PacketRead + ?Sized, const OPTIONS: usize, const HEADERS: usize>
         return Err(NoMessage::Other);
     }
     let end = frame.payload + usize::from(header.payload_length);
-    let extensions = match ipv6::walk::<P, OPTIONS, HEADERS>(
-        packet,
-        header.next_header,
-        frame.payload,
-        end,
-    ) {
-        Ok(extensions) => extensions,
-        Err(ipv6::WalkError::Malformed) => {
-            return Err(NoMessage::Malformed(Counter::MalformedOptions));
-        }
-        Err(ipv6::WalkError::TooMany) => return Err(NoMessage::Unfinished),
-    };
+    let extensions =
+        match ipv6::walk::<P, OPTIONS, HEADERS>(packet, header.next_header, frame.payload, end) {
+            Ok(extensions) => extensions,
+            Err(ipv6::WalkError::Malformed) => {
+                return Err(NoMessage::Malformed(Counter::MalformedOptions));
+            }
+            Err(ipv6::WalkError::TooMany) => return Err(NoMessage::Unfinished),
+        };
     let start = extensions.offset;
     match extensions.next_header {
         ICMPV6 => {}

@@ -9,3 +9,6 @@ pub mod ethernet;
 pub mod ipv6;
 pub mod mld;
 pub mod udp;
+
+#[cfg(test)]
+mod tests;
