@@ -31,8 +31,11 @@ pub struct Header {
 /// [`Truncated`] when the frame ends within it.
 #[inline(always)]
 pub fn parse<P: PacketRead + ?Sized>(packet: &P) -> Result<Header, Truncated> {
-    let source = packet.read::<6>(6)?;
-    let ether_type = u16::from_be_bytes(packet.read::<2>(12)?);
+    // One read, because in the kernel each is a call.
+    let header = packet.read::<14>(0)?;
+    let [_, _, _, _, _, _, s0, s1, s2, s3, s4, s5, t0, t1] = header;
+    let source = [s0, s1, s2, s3, s4, s5];
+    let ether_type = u16::from_be_bytes([t0, t1]);
     let metadata = packet.vlan_metadata() & VLAN_IDENTIFIER;
     if ether_type != VLAN || metadata != 0 {
         return Ok(Header {

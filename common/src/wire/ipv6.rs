@@ -137,8 +137,20 @@ pub fn walk<P: PacketRead + ?Sized, const OPTIONS: usize, const HEADERS: usize>(
     if next_header != HOP_BY_HOP {
         return Ok(extensions);
     }
-    let (next_header, options_end) = extension_header(packet, offset, end)?;
-    extensions.router_alert = router_alert::<P, OPTIONS>(packet, offset + 2, options_end)?;
+    // Every extension header has at least 8 bytes, and Router Alert with padding has just these.
+    let [next_header, length, options @ ..] = packet.read::<8>(offset)?;
+    let options_end = offset + (usize::from(length) + 1) * 8;
+    if options_end > end {
+        return Err(WalkError::Malformed);
+    }
+    extensions.router_alert = (length == 0
+        && matches!(
+            options,
+            [ROUTER_ALERT, 2, 0, 0, 1, 0]
+                | [ROUTER_ALERT, 2, 0, 0, 0, 0]
+                | [1, 0, ROUTER_ALERT, 2, 0, 0]
+        ))
+        || router_alert::<P, OPTIONS>(packet, offset + 2, options_end)?;
     extensions.next_header = next_header;
     extensions.offset = options_end;
     for _ in 0..HEADERS {

@@ -252,9 +252,10 @@ pub fn parse<P: PacketRead + ?Sized, const OPTIONS: usize, const HEADERS: usize>
         _ => return Err(NoMessage::Other),
     }
 
-    let Ok([kind]) = packet.read::<1>(start) else {
-        return Err(NoMessage::Other);
+    let Ok(head) = packet.read::<REPORT_V2_BYTES>(start) else {
+        return Err(too_short(packet, start));
     };
+    let [kind, ..] = head;
     if !is_mld(kind) {
         return Err(NoMessage::Other);
     }
@@ -264,10 +265,9 @@ pub fn parse<P: PacketRead + ?Sized, const OPTIONS: usize, const HEADERS: usize>
     if header.hop_limit != 1 {
         return Err(NoMessage::Malformed(Counter::MalformedHopLimit));
     }
-    let unspecified_allowed = kind != LISTENER_QUERY;
-    if !ipv6::is_link_local(&header.source)
-        && !(unspecified_allowed && ipv6::is_unspecified(&header.source))
-    {
+    let source_allowed = ipv6::is_link_local(&header.source)
+        || kind != LISTENER_QUERY && ipv6::is_unspecified(&header.source);
+    if !source_allowed {
         return Err(NoMessage::Malformed(Counter::MalformedSource));
     }
     if !extensions.router_alert {
@@ -282,7 +282,7 @@ pub fn parse<P: PacketRead + ?Sized, const OPTIONS: usize, const HEADERS: usize>
     if checksum::fold(sum) != 0xffff {
         return Err(NoMessage::Malformed(Counter::MalformedChecksum));
     }
-    message(packet, kind, start, end)
+    message(packet, &head, start, end)
 }
 
 #[inline(always)]
@@ -291,6 +291,15 @@ fn is_mld(kind: u8) -> bool {
         kind,
         LISTENER_QUERY | LISTENER_REPORT_V1 | LISTENER_DONE | LISTENER_REPORT_V2
     )
+}
+
+/// A frame that ends within the first bytes of ICMPv6.
+#[inline(always)]
+fn too_short<P: PacketRead + ?Sized>(packet: &P, start: usize) -> NoMessage {
+    match packet.read::<1>(start) {
+        Ok([kind]) if is_mld(kind) => NoMessage::Malformed(Counter::MalformedLength),
+        _ => NoMessage::Other,
+    }
 }
 
 /// A first fragment of MLD is malformed; any other fragment is not ours to read.
@@ -309,14 +318,15 @@ fn fragment<P: PacketRead + ?Sized>(packet: &P, offset: usize) -> NoMessage {
 #[inline(always)]
 fn message<P: PacketRead + ?Sized>(
     packet: &P,
-    kind: u8,
+    head: &[u8; REPORT_V2_BYTES],
     start: usize,
     end: usize,
 ) -> Result<Message, NoMessage> {
+    let [kind, _, _, _, code_high, code_low, count_high, count_low] = *head;
     let length = end - start;
     if kind == LISTENER_REPORT_V2 {
         return Ok(Message::ReportV2(Records {
-            count: u16::from_be_bytes(packet.read::<2>(start + 6)?),
+            count: u16::from_be_bytes([count_high, count_low]),
             offset: start + REPORT_V2_BYTES,
             end,
         }));
@@ -326,7 +336,7 @@ fn message<P: PacketRead + ?Sized>(
     }
     let multicast_address = packet.read::<16>(start + 8)?;
     if kind == LISTENER_QUERY {
-        let max_resp_code = u16::from_be_bytes(packet.read::<2>(start + 4)?);
+        let max_resp_code = u16::from_be_bytes([code_high, code_low]);
         return query(packet, multicast_address, max_resp_code, start, length).map(Message::Query);
     }
     if !ipv6::is_multicast(&multicast_address) {
