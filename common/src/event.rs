@@ -27,7 +27,8 @@ pub enum Kind {
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// It is new, or its filter mode or list changed.
+    /// It is new, its filter mode or list changed, or it answered a Query. The events of a
+    /// record's sources come before that of its listener, whose generation says which are current.
     Updated = 1,
     /// It left; the value is the last one it had.
     Removed = 2,

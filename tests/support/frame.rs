@@ -2,6 +2,11 @@
 //!
 //! It shares no code with the parsers under test.
 
+#![allow(
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "what fails here is the test that asked for it"
+)]
 #![allow(unreachable_pub, dead_code, reason = "shared by several test targets")]
 
 use std::net::Ipv6Addr;

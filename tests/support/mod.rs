@@ -1,5 +1,10 @@
 //! The kernel programs and their maps, without any interface.
 
+#![allow(
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "what fails here is the test that asked for it"
+)]
 #![allow(unreachable_pub, dead_code, reason = "shared by several test targets")]
 
 use std::os::fd::{AsFd as _, AsRawFd as _};

@@ -1,6 +1,11 @@
 //! The listener tables in memory, for the rules alone and as the kernel's counterpart.
 
 #![allow(
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "what fails here is the test that asked for it"
+)]
+#![allow(
     unreachable_pub,
     reason = "shared by test targets and by the unit tests of `common`"
 )]
