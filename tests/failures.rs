@@ -1,103 +1,298 @@
 //! Whatever dies while a guest is moved, it goes on running and receiving, on exactly one host.
+//!
+//! Each test moves one guest to and fro in one lab, with one accident per move. The guest is not
+//! started anew in between: what an accident leaves behind would harm the moves after it.
 
+use std::net::Ipv6Addr;
 use std::time::Duration;
 
+use lab::node::Process;
 use lab::scenario::agents::AgentOptions;
 use lab::scenario::stream::{self, RECEIVER, Stream, StreamConfig, StreamKind};
-use lab::scenario::Testbed;
-use lab::{LabConfig, Site, wait};
+use lab::scenario::{STREAM_ADDRESS, Testbed, state};
+use lab::{LabConfig, Site, requirements, wait};
+use serde_json::Value;
 
 /// Slow enough that every phase can be hit: the tree needs a while, and so does the copy.
 const TREE_MS: u64 = 1500;
-const OPTIONS: AgentOptions = AgentOptions { bandwidth_mib: 16, tree_budget_ms: Some(4000) };
+const OPTIONS: AgentOptions = AgentOptions { bandwidth_mib: 24, tree_budget_ms: Some(4000) };
 const STREAM: StreamConfig = StreamConfig { rate_mbps: 2.0, flows: 1, kind: StreamKind::Probe };
 const SETTLED: Duration = Duration::from_secs(90);
+/// Packets that the guest must still get after an accident; half a second of stream.
+const PACKETS: usize = 86;
 
-#[derive(Clone, Copy, Debug)]
-enum Victim {
-    Agent(usize),
-    Libvirtd(usize),
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Accident {
+    SourceAgentDies,
+    DestinationAgentDies,
+    SourceLibvirtdDies,
+    DestinationLibvirtdDies,
+    OperatorAborts,
 }
 
-const VICTIMS: [Victim; 4] =
-    [Victim::Agent(0), Victim::Agent(1), Victim::Libvirtd(0), Victim::Libvirtd(1)];
+const DEATHS: [Accident; 4] = [
+    Accident::SourceAgentDies,
+    Accident::DestinationAgentDies,
+    Accident::SourceLibvirtdDies,
+    Accident::DestinationLibvirtdDies,
+];
 
-/// Phases by the source agent's record, in their order.
-const PHASES: [&str; 2] = ["preparing", "copying"];
+/// Phases of the source agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Preparing,
+    Copying,
+    Switching,
+}
 
-fn phase(testbed: &mut Testbed) -> Option<String> {
-    let vms1 = testbed.lab().vms1().clone();
-    let migrations = testbed.agents().ok()?.query(&vms1, "migrations").ok()?;
-    let last = migrations.as_array()?.last()?;
-    (last["outcome"]["state"] == "running").then(|| last["phase"].as_str().map(str::to_owned))?
+impl Phase {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Preparing => "preparing",
+            Self::Copying => "copying",
+            Self::Switching => "switching",
+        }
+    }
+}
+
+/// A guest that receives, and where it is.
+struct Moves {
+    testbed: Testbed,
+    stream: Stream,
+    /// Index of the VM host that the guest runs on.
+    at: usize,
+    count: usize,
+}
+
+impl Moves {
+    fn up(name: &str) -> Option<Self> {
+        if !requirements::met() {
+            return None;
+        }
+        let mut config = LabConfig::new(name);
+        config.sites = [Site::Late(TREE_MS); 2];
+        let mut testbed = Testbed::up(config, 128, Some(OPTIONS)).unwrap();
+        testbed.boot().unwrap();
+        let stream = Stream::start(testbed.lab(), &STREAM).unwrap();
+        let guest = testbed.guest().unwrap();
+        guest.start_receiver(RECEIVER, stream::receiver(&STREAM)).unwrap();
+        guest.wait_arrivals(RECEIVER, 1, Duration::from_secs(20)).unwrap();
+        Some(Self { testbed, stream, at: 0, count: 0 })
+    }
+
+    /// Begins a move, has the accident in a phase of it, and checks how it all ends.
+    fn one(&mut self, accident: Accident, phase: Phase) {
+        let case = format!("{accident:?} while {}", phase.name());
+        eprintln!("{case}, guest on vms{}", self.at + 1);
+        let (source, destination) = (self.at, 1 - self.at);
+        self.wait_listens(source);
+        if phase == Phase::Preparing {
+            // Without the tree there is something to wait for.
+            self.wait_pruned(destination);
+        }
+        let mut operator = self.migrate(source, destination);
+        self.wait_phase(&operator, source, phase);
+        self.happen(accident, source, destination);
+        operator.wait(SETTLED).unwrap();
+        eprintln!("    operator: {}", operator.printed().trim().replace('\n', "; "));
+        let restarted = match accident {
+            Accident::SourceAgentDies => Some(source),
+            Accident::DestinationAgentDies => Some(destination),
+            _ => None,
+        };
+        if let Some(index) = restarted {
+            self.testbed.restart_agent(index).unwrap();
+        }
+        self.check(&case, source, restarted);
+    }
+
+    fn migrate(&mut self, source: usize, destination: usize) -> Process {
+        self.count += 1;
+        let hosts = self.testbed.lab().vms().clone();
+        let name = self.testbed.domain_name().to_owned();
+        let arguments = ["migrate", &name, hosts[destination].name()];
+        let command = self.testbed.agents().unwrap().command(&hosts[source], &arguments);
+        hosts[source].spawn(&format!("migrate{}", self.count), command).unwrap()
+    }
+
+    fn wait_phase(&mut self, operator: &Process, source: usize, phase: Phase) {
+        let vms = self.testbed.lab().vms()[source].clone();
+        wait::until(&format!("the phase {}", phase.name()), SETTLED, || {
+            if !operator.printed().lines().any(|line| line == phase.name()) {
+                return None;
+            }
+            // The phase begins with the call of libvirt; the job some time after it.
+            let copies = phase != Phase::Copying || {
+                let migrations = self.testbed.agents().ok()?.query(&vms, "migrations").ok()?;
+                migrations.as_array()?.last()?["processed_bytes"].as_u64()? > 0
+            };
+            copies.then_some(())
+        })
+        .unwrap_or_else(|error| panic!("{error:#}: {}", operator.printed()));
+    }
+
+    fn happen(&mut self, accident: Accident, source: usize, destination: usize) {
+        let hosts = self.testbed.lab().vms().clone();
+        match accident {
+            Accident::SourceAgentDies => self.testbed.agents().unwrap().kill(source),
+            Accident::DestinationAgentDies => self.testbed.agents().unwrap().kill(destination),
+            // It is started again within a second, as by systemd.
+            Accident::SourceLibvirtdDies => hosts[source].kill_libvirtd().unwrap(),
+            Accident::DestinationLibvirtdDies => hosts[destination].kill_libvirtd().unwrap(),
+            Accident::OperatorAborts => {
+                let name = self.testbed.domain_name().to_owned();
+                let agents = self.testbed.agents().unwrap();
+                let mut abort = agents.command(&hosts[source], &["abort", &name]);
+                hosts[source].output(&mut abort).unwrap();
+            }
+        }
+    }
+
+    /// The guest runs and receives on exactly one host; both agents have ended the migration and
+    /// say how; nothing is left of it.
+    fn check(&mut self, case: &str, source: usize, restarted: Option<usize>) {
+        let hosts = self.testbed.lab().vms().clone();
+        wait::until("both agents to have ended the migration", SETTLED, || {
+            hosts.iter().all(|vms| self.is_settled(vms)).then_some(())
+        })
+        .unwrap_or_else(|error| panic!("{case}: {error:#}\n{}", self.logs()));
+        let at = wait::until("the guest to run on exactly one host", SETTLED, || {
+            let name = self.testbed.domain_name();
+            let states = hosts.each_ref().map(|vms| state(vms, name));
+            let runs = states.each_ref().map(|state| state.as_deref() == Some("running"));
+            let is_off = |state: &Option<String>| state.as_deref().is_none_or(|it| it == "shut off");
+            match runs {
+                [true, false] if is_off(&states[1]) => Some(0),
+                [false, true] if is_off(&states[0]) => Some(1),
+                _ => None,
+            }
+        })
+        .unwrap_or_else(|error| panic!("{case}: {error:#}\n{}", self.logs()));
+        let guest = self.testbed.guest().unwrap();
+        guest.wait_host(hosts[at].name(), SETTLED).unwrap();
+        let seen = guest.arrivals(RECEIVER).len();
+        guest
+            .wait_arrivals(RECEIVER, seen + PACKETS, SETTLED)
+            .unwrap_or_else(|error| panic!("{case}: guest on vms{}: {error:#}\n{}", at + 1, self.logs()));
+        self.at = at;
+        for (index, vms) in hosts.iter().enumerate() {
+            if restarted == Some(index) {
+                continue;
+            }
+            let migrations = self.query(vms, "migrations");
+            let last = migrations.as_array().and_then(|rows| rows.last()).unwrap();
+            eprintln!("    {}: {}", vms.name(), last["outcome"]);
+            let outcome = &last["outcome"];
+            let completed = outcome["state"] == "completed";
+            assert_eq!(completed, at != source, "{case}: {} says {outcome}", vms.name());
+            assert!(
+                completed || outcome["reason"].as_str().is_some_and(|reason| !reason.is_empty()),
+                "{case}: {} says {outcome}",
+                vms.name()
+            );
+        }
+        if at == source {
+            let destination = &hosts[1 - source];
+            wait::until("the destination to undo its joins", SETTLED, || {
+                let status = self.testbed.agents().ok()?.query(destination, "status").ok()?;
+                status["receptions"].as_array().is_some_and(Vec::is_empty).then_some(())
+            })
+            .unwrap_or_else(|error| panic!("{case}: {error:#}\n{}", self.logs()));
+        }
+    }
+
+    fn is_settled(&mut self, vms: &lab::vms::Vms) -> bool {
+        let Ok(agents) = self.testbed.agents() else {
+            return false;
+        };
+        agents.query(vms, "status").is_ok_and(|status| {
+            status["hypervisor"]["state"] == "up"
+                && status["migrations"].as_array().is_some_and(Vec::is_empty)
+        })
+    }
+
+    fn query(&mut self, vms: &lab::vms::Vms, table: &str) -> Value {
+        self.testbed.agents().unwrap().query(vms, table).unwrap()
+    }
+
+    /// Waits until the agent of a VM host knows what the guest there listens to.
+    fn wait_listens(&mut self, host: usize) {
+        let vms = self.testbed.lab().vms()[host].clone();
+        wait::until("the agent to know the guest", SETTLED, || {
+            let listeners = self.testbed.agents().ok()?.query(&vms, "listeners").ok()?;
+            let is_stream = |row: &Value| {
+                let address = row["multicast_address"].as_str().and_then(|it| it.parse().ok());
+                address == Some(STREAM_ADDRESS) && !row["domain"].is_null()
+            };
+            listeners.as_array()?.iter().any(is_stream).then_some(())
+        })
+        .unwrap_or_else(|error| panic!("{error:#}\n{}", self.logs()));
+    }
+
+    /// Waits until the switch of a site knows no listener of the stream.
+    fn wait_pruned(&self, site: usize) {
+        let switch = self.testbed.lab().switch(site + 1);
+        wait::until("the tree to be pruned", SETTLED, || {
+            let mdb = switch.output(switch.command("bridge").args(["mdb", "show"])).ok()?;
+            let is_stream = |word: &str| word.parse::<Ipv6Addr>() == Ok(STREAM_ADDRESS);
+            (!mdb.split_whitespace().any(is_stream)).then_some(())
+        })
+        .unwrap();
+    }
+
+    /// Last words of both agents, for a person who looks into a failure.
+    fn logs(&mut self) -> String {
+        let hosts = self.testbed.lab().vms().clone();
+        let agents = self.testbed.agents().unwrap();
+        let mut text = String::new();
+        for vms in &hosts {
+            let log = agents.log(vms);
+            let lines: Vec<&str> = log.lines().collect();
+            let last = lines.len().saturating_sub(60);
+            text += &format!("--- {}\n{}\n", vms.name(), lines[last..].join("\n"));
+        }
+        text
+    }
+
+    fn end(self) {
+        self.stream.stop().unwrap();
+    }
 }
 
 #[test]
-fn whatever_dies_the_guest_runs_and_receives_on_exactly_one_host() {
-    let mut config = LabConfig::new("fail");
-    config.sites = [Site::Multicast, Site::Late(TREE_MS)];
-    let mut testbed = Testbed::up(config, 128, Some(OPTIONS)).unwrap();
-    for phase in PHASES {
-        for victim in VICTIMS {
-            eprintln!("{victim:?} dies while the migration is {phase}");
-            kill_in_phase(&mut testbed, victim, phase);
-        }
+fn whatever_dies_while_the_destination_prepares_the_guest_receives_on_exactly_one_host() {
+    let Some(mut moves) = Moves::up("failprep") else { return };
+    for accident in DEATHS {
+        moves.one(accident, Phase::Preparing);
     }
+    moves.end();
 }
 
-fn kill_in_phase(testbed: &mut Testbed, victim: Victim, wanted: &str) {
-    testbed.boot().unwrap();
-    let stream = Stream::start(testbed.lab(), &STREAM).unwrap();
-    let receiver = stream::receiver(&STREAM);
-    testbed.guest().unwrap().start_receiver(RECEIVER, receiver).unwrap();
-    testbed.guest().unwrap().wait_arrivals(RECEIVER, 1, Duration::from_secs(20)).unwrap();
-    stream::wait_snooped(testbed, 1).unwrap();
-
-    let vms1 = testbed.lab().vms1().clone();
-    let name = testbed.domain_name().to_owned();
-    let command = testbed.agents().unwrap().command(&vms1, &["migrate", &name, "vms2"]);
-    let mut operator = vms1.spawn("migrate", command).unwrap();
-    wait::until(&format!("the phase {wanted}"), Duration::from_secs(30), || {
-        (phase(testbed).as_deref() == Some(wanted)).then_some(())
-    })
-    .unwrap();
-    match victim {
-        Victim::Agent(index) => testbed.agents().unwrap().kill(index),
-        // It is started again within a second, as by systemd.
-        Victim::Libvirtd(index) => testbed.lab().vms()[index].kill_libvirtd().unwrap(),
+#[test]
+fn whatever_dies_while_memory_is_copied_the_guest_receives_on_exactly_one_host() {
+    let Some(mut moves) = Moves::up("failcopy") else { return };
+    for accident in DEATHS {
+        moves.one(accident, Phase::Copying);
     }
-    operator.wait(SETTLED).unwrap();
-    if let Victim::Agent(index) = victim {
-        let lab = lab::Lab::attach(&testbed.lab().config().name).unwrap();
-        testbed.agents().unwrap().restart(&lab, index).unwrap();
-    }
+    moves.end();
+}
 
-    let host = wait::until("the guest to run on exactly one host", SETTLED, || {
-        match testbed.running_on()[..] {
-            [host] => Some(host.to_owned()),
-            _ => None,
-        }
-    })
-    .unwrap_or_else(|error| panic!("{victim:?} in {wanted}: {error:#}"));
-    let seen = testbed.guest().unwrap().arrivals(RECEIVER).len();
-    testbed
-        .guest()
-        .unwrap()
-        .wait_arrivals(RECEIVER, seen + 100, SETTLED)
-        .unwrap_or_else(|error| panic!("{victim:?} in {wanted}, guest on {host}: {error:#}"));
-    wait::until("both agents to have ended the migration", SETTLED, || {
-        let hosts = testbed.lab().vms().clone();
-        let agents = testbed.agents().ok()?;
-        hosts
-            .iter()
-            .all(|vms| {
-                agents.query(vms, "status").is_ok_and(|status| {
-                    status["migrations"].as_array().is_some_and(Vec::is_empty)
-                })
-            })
-            .then_some(())
-    })
-    .unwrap_or_else(|error| panic!("{victim:?} in {wanted}: {error:#}"));
-    assert_eq!(testbed.running_on(), [host], "{victim:?} in {wanted}");
-    stream.stop().unwrap();
+#[test]
+fn whatever_dies_during_the_switch_the_guest_receives_on_exactly_one_host() {
+    let Some(mut moves) = Moves::up("failswitch") else { return };
+    for accident in DEATHS {
+        moves.one(accident, Phase::Switching);
+    }
+    moves.end();
+}
+
+#[test]
+fn operator_can_abort_in_every_phase() {
+    let Some(mut moves) = Moves::up("failabort") else { return };
+    for phase in [Phase::Preparing, Phase::Copying] {
+        moves.one(Accident::OperatorAborts, phase);
+    }
+    // The switch may be over before it can be cancelled; either end is a good one.
+    moves.one(Accident::OperatorAborts, Phase::Switching);
+    moves.end();
 }

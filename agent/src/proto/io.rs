@@ -233,6 +233,12 @@ pub enum HypervisorEvent {
         /// Where it stands.
         stats: JobStats,
     },
+    /// A migration of the domain to another host runs that this agent has not started: an agent
+    /// before it has. Ends with [`HypervisorEvent::MigrationEnded`] too.
+    Departing {
+        /// The domain.
+        uuid: DomainUuid,
+    },
     /// The migration started by [`Output::StartMigration`] is over.
     MigrationEnded {
         /// The domain.

@@ -166,6 +166,7 @@ impl Agent {
                 self.warnings.forget_port(ifindex);
                 self.forget_listeners(ifindex);
                 self.ports_changed();
+                self.arrivals_cut_off();
             }
         }
         self.end();
@@ -352,6 +353,7 @@ impl Agent {
                     self.outgoing_resumed(uuid);
                 }
             }
+            HypervisorEvent::Departing { uuid } => self.departure_found(uuid),
             HypervisorEvent::Progress { uuid, stats } => self.outgoing_progress(uuid, stats),
             HypervisorEvent::MigrationEnded { uuid, result } => self.outgoing_ended(uuid, result),
         }

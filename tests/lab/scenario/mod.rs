@@ -88,6 +88,17 @@ impl Testbed {
         self.agents.as_mut().context("This testbed runs without agents")
     }
 
+    /// Starts the agent of a VM host again after [`Agents::kill`] and waits until it answers.
+    ///
+    /// # Errors
+    ///
+    /// When there are no agents, or this one does not become ready.
+    pub fn restart_agent(&mut self, index: usize) -> Result<()> {
+        let Self { agents, lab, .. } = self;
+        let agents = agents.as_mut().context("This testbed runs without agents")?;
+        agents.restart(lab, index)
+    }
+
     /// The guest's control channel.
     ///
     /// # Errors

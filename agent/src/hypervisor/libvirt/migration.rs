@@ -98,6 +98,85 @@ pub(super) fn start(shared: &Arc<Shared>, request: MigrateRequest) {
     }
 }
 
+/// Follows a migration that runs already and that this agent has not started.
+pub(super) fn adopt(
+    shared: &Arc<Shared>,
+    connection: &Connect,
+    domain: Domain,
+    uuid: DomainUuid,
+) {
+    let migration = Arc::new(Migration::default());
+    {
+        let mut migrations = lock(&shared.migrations);
+        if migrations.contains_key(&uuid) {
+            return;
+        }
+        migrations.insert(uuid, Arc::clone(&migration));
+    }
+    shared.emit(HypervisorEvent::Departing { uuid });
+    let spawned = thread::Builder::new()
+        .name("libvirt-progress".to_owned())
+        .spawn({
+            let (shared, connection) = (Arc::clone(shared), connection.clone());
+            move || {
+                let result = follow(&shared, &connection, &migration, &domain, uuid);
+                end(&shared, uuid, result);
+            }
+        });
+    if let Err(error) = spawned {
+        end(shared, uuid, Err(format!("Cannot start a thread: {error}")));
+    }
+}
+
+fn follow(
+    shared: &Shared,
+    connection: &Connect,
+    migration: &Migration,
+    domain: &Domain,
+    uuid: DomainUuid,
+) -> Result<JobStats, String> {
+    let mut last = JobStats::default();
+    loop {
+        thread::sleep(POLL_INTERVAL);
+        abort_if_asked(migration, domain, uuid);
+        match sys::job_stats(domain) {
+            Ok(Some(stats)) => {
+                if stats != last {
+                    last = stats;
+                    shared.emit(HypervisorEvent::Progress { uuid, stats });
+                }
+            }
+            // The source's domain is stopped before the job of a migration that succeeds ends.
+            Ok(None) if domain.is_active().unwrap_or(false) => {
+                return Err("libvirt has given it up; its log says why".to_owned());
+            }
+            Err(_) if !connection.is_alive().unwrap_or(false) => {
+                return Err(format!(
+                    "libvirtd at {} stopped meanwhile; start it and see where the domain runs",
+                    shared.config.uri
+                ));
+            }
+            Ok(None) | Err(_) => {
+                let completed = migration.wait(
+                    COMPLETED_WAIT,
+                    |state| state.completed.is_some(),
+                    |state| state.completed,
+                );
+                return Ok(completed.unwrap_or(last));
+            }
+        }
+    }
+}
+
+fn abort_if_asked(migration: &Migration, domain: &Domain, uuid: DomainUuid) {
+    if migration.wait(Duration::ZERO, |_| true, |state| state.abort) {
+        // Asked too early there is no job yet, and too late it can no longer be cancelled.
+        if let Err(error) = sys::abort_job(domain) {
+            tracing::debug!(%uuid, %error, "Migration is not cancelled yet");
+        }
+    }
+}
+
 /// Cancels a migration, whoever started it.
 pub(super) fn abort(shared: &Arc<Shared>, uuid: DomainUuid) {
     if let Some(migration) = lock(&shared.migrations).get(&uuid) {
@@ -234,12 +313,7 @@ fn progress(shared: &Shared, migration: &Migration, domain: &Domain, uuid: Domai
             return last;
         }
         next = next.max(Instant::now());
-        if migration.wait(Duration::ZERO, |_| true, |state| state.abort) {
-            // Asked too early there is no job yet, and too late it can no longer be cancelled.
-            if let Err(error) = sys::abort_job(domain) {
-                tracing::debug!(%uuid, %error, "Migration is not cancelled yet");
-            }
-        }
+        abort_if_asked(migration, domain, uuid);
         match sys::job_stats(domain) {
             Ok(Some(stats)) if stats.total_bytes > 0 => {
                 if let Some(limit) = downtime_limit.take() {

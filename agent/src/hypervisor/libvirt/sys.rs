@@ -311,6 +311,25 @@ unsafe fn stats(params: sys::virTypedParameterPtr, nparams: c_int) -> JobStats {
 ///
 /// libvirt's. While a domain arrives by migration, only its source knows the statistics.
 pub(super) fn job_stats(domain: &Domain) -> Result<Option<JobStats>, Error> {
+    Ok(job(domain)?.map(|job| job.stats))
+}
+
+/// Whether the domain is being migrated to another host.
+///
+/// # Errors
+///
+/// As [`job_stats`].
+pub(super) fn is_migrating(domain: &Domain) -> Result<bool, Error> {
+    Ok(job(domain)?.is_some_and(|job| job.is_departure))
+}
+
+struct Job {
+    stats: JobStats,
+    /// It is a migration to another host.
+    is_departure: bool,
+}
+
+fn job(domain: &Domain) -> Result<Option<Job>, Error> {
     let (mut kind, mut params, mut nparams) = (0, ptr::null_mut(), 0);
     // SAFETY: the domain is live while it is borrowed; libvirt allocates the array.
     let result = unsafe {
@@ -319,9 +338,17 @@ pub(super) fn job_stats(domain: &Domain) -> Result<Option<JobStats>, Error> {
     if result < 0 {
         return Err(Error::last_error());
     }
-    // SAFETY: the array and its length are from libvirt, and freed once.
+    let mut operation = 0;
+    // SAFETY: the array and its length are from libvirt, and freed once; the name ends in a zero,
+    // and `operation` has the type asked for.
     let stats = unsafe {
         let stats = stats(params, nparams);
+        sys::virTypedParamsGetInt(
+            params,
+            nparams,
+            sys::VIR_DOMAIN_JOB_OPERATION.as_ptr(),
+            &mut operation,
+        );
         sys::virTypedParamsFree(params, nparams);
         stats
     };
@@ -330,7 +357,11 @@ pub(super) fn job_stats(domain: &Domain) -> Result<Option<JobStats>, Error> {
         downtime: None,
         ..stats
     };
-    Ok((kind.cast_unsigned() != sys::VIR_DOMAIN_JOB_NONE).then_some(stats))
+    let job = Job {
+        stats,
+        is_departure: operation.cast_unsigned() == sys::VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT,
+    };
+    Ok((kind.cast_unsigned() != sys::VIR_DOMAIN_JOB_NONE).then_some(job))
 }
 
 /// Cancels the job that runs on a domain.

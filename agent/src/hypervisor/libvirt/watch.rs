@@ -11,7 +11,7 @@ use virt::error::{Error, ErrorNumber};
 use virt_sys as vir;
 
 use super::sys::{self, Handler, RawEvent};
-use super::{Shared, lock, now};
+use super::{Shared, lock, migration, now};
 use crate::hypervisor::domain_xml;
 use crate::proto::{Domain, DomainUuid, HypervisorEvent};
 
@@ -152,12 +152,17 @@ impl Watch<'_> {
             let Some(described) = self.describe(&domain)? else {
                 continue;
             };
-            if is_departing(&domain) {
-                lock(&self.shared.departing).insert(described.uuid);
+            let uuid = described.uuid;
+            let departs = sys::is_migrating(&domain).unwrap_or(false);
+            if departs && is_paused(&domain) {
+                lock(&self.shared.departing).insert(uuid);
             }
-            present.insert(described.uuid);
-            self.known.insert(described.uuid, described.clone());
+            present.insert(uuid);
+            self.known.insert(uuid, described.clone());
             self.shared.emit(HypervisorEvent::Domain(described));
+            if departs {
+                migration::adopt(self.shared, connection, domain, uuid);
+            }
         }
         let gone: Vec<_> = self
             .known
@@ -237,12 +242,10 @@ fn is_arriving(domain: &VirtDomain) -> bool {
         .is_err_and(|error| error.code() == ErrorNumber::OperationUnsupported.into())
 }
 
-/// Whether a domain is paused for the switch to another host.
-fn is_departing(domain: &VirtDomain) -> bool {
+fn is_paused(domain: &VirtDomain) -> bool {
     domain
         .state()
         .is_ok_and(|(state, _)| state == DomainState::Paused.into())
-        && matches!(sys::job_stats(domain), Ok(Some(_)))
 }
 
 fn is_no_domain(error: &Error) -> bool {

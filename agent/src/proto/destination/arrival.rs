@@ -68,6 +68,7 @@ impl Agent {
             let Some(incoming) = self.incoming.get(&number) else {
                 continue;
             };
+            let begun = self.has_begun(incoming);
             let entries = self.mdb_entries(incoming);
             let new: Vec<_> = entries
                 .into_iter()
@@ -76,6 +77,9 @@ impl Agent {
             if !new.is_empty() {
                 self.add_mdb(number, new);
                 self.renew_mdb_soon(number);
+            }
+            if begun && let Some(incoming) = self.incoming.get_mut(&number) {
+                incoming.begun = true;
             }
         }
     }

@@ -11,6 +11,9 @@ use crate::proto::refusal::{Refusal, bounded};
 use crate::proto::timer::Timer;
 use crate::proto::{Agent, Output};
 
+/// How long the source of a domain whose TAPs are gone may take to say why.
+const REASON_WAIT: Duration = Duration::from_secs(2);
+
 impl Agent {
     pub(in crate::proto) fn on_peer_progress(
         &mut self,
@@ -49,13 +52,15 @@ impl Agent {
         let Some(number) = self.incoming_by_transaction(peer, transaction) else {
             return;
         };
-        let Some(incoming) = self.incoming.get_mut(&number) else {
+        let Some(incoming) = self.incoming.get(&number) else {
             return;
         };
         if incoming.arrived.is_some() {
             return;
         }
-        if self.inventory.domains.contains_key(&incoming.uuid) {
+        if self.has_begun(incoming)
+            && let Some(incoming) = self.incoming.get_mut(&number)
+        {
             incoming.aborted = Some(reason.to_owned());
             let grace = self.now + self.config.timing.lost_peer_grace;
             self.timers.set_earlier(Timer::Unused(number), grace);
@@ -71,9 +76,42 @@ impl Agent {
         for (number, incoming) in &self.incoming {
             if incoming.peer == peer
                 && incoming.arrived.is_none()
-                && !self.inventory.domains.contains_key(&incoming.uuid)
+                && !self.has_begun(incoming)
             {
                 self.timers.set_earlier(Timer::Unused(*number), grace);
+            }
+        }
+    }
+
+    /// Whether libvirt has begun to bring a domain: it is known, or its TAPs are here.
+    pub(super) fn has_begun(&self, incoming: &Incoming) -> bool {
+        self.inventory.domains.contains_key(&incoming.uuid)
+            || !self
+                .inventory
+                .ports_of_arrival(&incoming.uuid, &incoming.macs)
+                .is_empty()
+    }
+
+    /// TAPs are gone. A domain that was coming and has none any more does not arrive; its source
+    /// can still say why.
+    pub(in crate::proto) fn arrivals_cut_off(&mut self) {
+        let cut_off: Vec<u64> = self
+            .incoming
+            .iter()
+            .filter(|(_, incoming)| {
+                incoming.begun && incoming.arrived.is_none() && !self.has_begun(incoming)
+            })
+            .map(|(number, _)| *number)
+            .collect();
+        for number in cut_off {
+            let aborted = self.incoming.get(&number).map(|it| it.aborted.clone());
+            match aborted {
+                Some(Some(reason)) => self.undo(number, &reason),
+                Some(None) => {
+                    let until = self.now + REASON_WAIT;
+                    self.timers.set_earlier(Timer::Unused(number), until);
+                }
+                None => {}
             }
         }
     }
@@ -84,10 +122,8 @@ impl Agent {
         };
         let domain = incoming.domain.clone();
         let expiry = incoming.last_heard + self.config.timing.unused_join_expiry;
-        if incoming.aborted.is_none()
-            && self.now < expiry
-            && self.inventory.domains.contains_key(&incoming.uuid)
-        {
+        let has_begun = self.has_begun(incoming);
+        if incoming.aborted.is_none() && self.now < expiry && has_begun {
             // Its source is lost, but the VM has begun to come meanwhile.
             self.timers.set(Timer::Unused(number), expiry);
             return;
@@ -98,6 +134,10 @@ impl Agent {
                 self.undo(number, &reason);
                 return;
             }
+            None if incoming.begun && !has_begun => Refusal::GoneBeforeArrival {
+                domain,
+                agent: self.config.name.clone(),
+            },
             None if self.is_up(&incoming.peer) => Refusal::Unused {
                 domain,
                 waited: self.config.timing.unused_join_expiry,

@@ -73,6 +73,8 @@ pub(super) struct Incoming {
     mdb_renewal: Duration,
     progress: Option<MigrationProgress>,
     aborted: Option<String>,
+    /// It has begun to come: its TAPs are, or were, here.
+    begun: bool,
     last_heard: Timestamp,
     arrived: Option<Timestamp>,
     /// First General Query after the arrival, by VLAN.
@@ -189,6 +191,7 @@ impl Agent {
             mdb_renewal: arrival::MDB_RENEWAL_FIRST,
             progress: None,
             aborted: None,
+            begun: false,
             last_heard: self.now,
             arrived: None,
             queried: BTreeMap::new(),

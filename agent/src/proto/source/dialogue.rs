@@ -114,7 +114,7 @@ impl Agent {
                 self.timers.set(Timer::Ready(number), deadline);
                 self.tell_requester(number);
             }
-            Requester::Operator { .. } => self.start(number),
+            Requester::Operator { .. } | Requester::Unknown => self.start(number),
         }
     }
 

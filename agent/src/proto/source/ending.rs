@@ -189,7 +189,10 @@ impl Agent {
         self.records.end(number, self.now, ended);
         let peer_knows = outgoing.response.is_some()
             || !matches!(outgoing.state, State::Gathering { .. } | State::Connecting);
-        if peer_knows && !matches!(refusal, Refusal::Refused { .. }) {
+        if peer_knows
+            && outgoing.requester != Requester::Unknown
+            && !matches!(refusal, Refusal::Refused { .. })
+        {
             let reason = bounded(&reason);
             let end = PeerMessage::from(MigrationAbort { reason });
             let (peer, transaction) = (&outgoing.destination, outgoing.transaction);
@@ -202,6 +205,7 @@ impl Agent {
             Requester::Operator { command } => {
                 self.reply(command, CommandReply::Failed(reason));
             }
+            Requester::Unknown => {}
         }
     }
 
@@ -232,13 +236,15 @@ impl Agent {
             elapsed_ms: millis(now.since(outgoing.started)),
             vm_pause_ms: pause.map(millis),
         };
-        self.send_end(
-            number,
-            &outgoing.destination,
-            outgoing.transaction,
-            outgoing.request,
-            progress.clone().into(),
-        );
+        if outgoing.requester != Requester::Unknown {
+            self.send_end(
+                number,
+                &outgoing.destination,
+                outgoing.transaction,
+                outgoing.request,
+                progress.clone().into(),
+            );
+        }
         match outgoing.requester {
             Requester::Vm { transaction, .. } => {
                 if self.inventory.domains.contains_key(&outgoing.uuid) {
@@ -249,6 +255,7 @@ impl Agent {
             Requester::Operator { command } => {
                 self.reply(command, CommandReply::Done { migration: number });
             }
+            Requester::Unknown => {}
         }
     }
 

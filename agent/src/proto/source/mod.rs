@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use common::maps::{ManagedKey, Stream, StreamKey};
 use common::signal::{AgentRequest, AgentResponse, MigrationProgress, MigrationRequest, Phase};
-use tracing::info;
+use tracing::{info, warn};
 
 use super::link::Backoff;
 use super::listener::managed;
@@ -34,6 +34,10 @@ use super::record::Direction;
 use super::refusal::{Refusal, bounded};
 use super::timer::Timer;
 use super::{Agent, CommandReply, Domain, DomainUuid, JobStats, Output, Timestamp};
+
+/// Stands for the destination of a migration that an agent before this one has started: libvirt
+/// does not tell it. No agent has this name, since names have no spaces.
+const UNKNOWN_DESTINATION: &str = "an unknown host";
 
 /// How long the kernel's flows are waited for.
 const STREAMS_TIMEOUT: Duration = Duration::from_millis(500);
@@ -49,6 +53,8 @@ pub(super) enum Requester {
     },
     /// An operator.
     Operator { command: u64 },
+    /// Somebody who asked an agent before this one.
+    Unknown,
 }
 
 /// Where an outgoing migration stands; see the module's diagram.
@@ -229,23 +235,9 @@ impl Agent {
             &domain.name,
             destination,
         );
-        let token = self.numbers.next();
-        let outgoing = Outgoing {
-            transaction: self.numbers.next(),
-            uuid: domain.uuid,
-            domain: domain.name.clone(),
-            destination: destination.to_owned(),
-            requester,
-            state: State::Gathering { token },
-            started: self.now,
-            request: None,
-            response: None,
-            copy_started: self.now,
-            suspended: None,
-            stats: JobStats::default(),
-            peer_told: self.now,
-            cancelled_by: None,
-            backoff: Backoff::default(),
+        let outgoing = self.outgoing_to_be(domain, destination, requester);
+        let State::Gathering { token } = outgoing.state else {
+            return;
         };
         info!(domain = %domain.name, destination, number, "Migration is asked for");
         self.outgoing.insert(number, outgoing);
@@ -267,6 +259,60 @@ impl Agent {
         self.timers
             .set(Timer::Streams(number), self.now + STREAMS_TIMEOUT);
         self.outputs.push_back(Output::ReadStreams { token, keys });
+    }
+
+    /// libvirt moves a domain on behalf of an agent before this one. The destination hears nothing
+    /// of this agent about it: it goes by its own libvirt.
+    pub(super) fn departure_found(&mut self, uuid: DomainUuid) {
+        let Some(domain) = self.inventory.domains.get(&uuid).cloned() else {
+            return;
+        };
+        if self.outgoing.values().any(|outgoing| outgoing.uuid == uuid) {
+            return;
+        }
+        let number = self.records.begin(
+            self.now,
+            Direction::Outgoing,
+            uuid,
+            &domain.name,
+            UNKNOWN_DESTINATION,
+        );
+        self.records
+            .update(number, |record| record.phase = Phase::Copying);
+        warn!(
+            domain = %domain.name,
+            number,
+            "Migration that was started before this agent goes on; libvirt brings it to its end"
+        );
+        let mut outgoing = self.outgoing_to_be(&domain, UNKNOWN_DESTINATION, Requester::Unknown);
+        outgoing.state = State::Copying;
+        self.outgoing.insert(number, outgoing);
+    }
+
+    fn outgoing_to_be(
+        &mut self,
+        domain: &Domain,
+        destination: &str,
+        requester: Requester,
+    ) -> Outgoing {
+        let token = self.numbers.next();
+        Outgoing {
+            transaction: self.numbers.next(),
+            uuid: domain.uuid,
+            domain: domain.name.clone(),
+            destination: destination.to_owned(),
+            requester,
+            state: State::Gathering { token },
+            started: self.now,
+            request: None,
+            response: None,
+            copy_started: self.now,
+            suspended: None,
+            stats: JobStats::default(),
+            peer_told: self.now,
+            cancelled_by: None,
+            backoff: Backoff::default(),
+        }
     }
 
     /// Returns the migration that waits for an answer of [`Output::ReadStreams`].
