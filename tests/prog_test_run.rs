@@ -8,6 +8,7 @@ mod support;
 
 use common::counter::Counter;
 use common::event::Kind;
+use common::snoop::KERNEL_RECORDS;
 use common::maps::FilterMode;
 use frame::{Frame, address, record};
 use support::{Kernel, PASS, SHOT};
@@ -195,17 +196,17 @@ fn report_of_the_longest_ethernet_frame_is_finished_in_the_kernel() {
     let Some(mut kernel) = Kernel::load() else {
         return;
     };
-    let records: Vec<_> = (0..64)
+    let records: Vec<_> = (0..KERNEL_RECORDS)
         .map(|i| record(4, &format!("ff1e::{i:x}"), &[]))
         .collect();
     kernel.snoop(&Frame::report(&records).bytes());
-    assert_eq!(kernel.listeners().len(), 64);
+    assert_eq!(kernel.listeners().len(), KERNEL_RECORDS);
     assert_eq!(kernel.counter(Counter::Unfinished), 0);
 }
 
 #[test]
 fn report_beyond_the_bounds_goes_whole_to_the_agent() {
-    let records: Vec<_> = (0..65)
+    let records: Vec<_> = (0..=KERNEL_RECORDS)
         .map(|i| record(4, &format!("ff1e::{i:x}"), &[]))
         .collect();
     let destination_options =

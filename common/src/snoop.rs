@@ -34,9 +34,9 @@ mod walk;
 pub use walk::{Report, Step, Walk};
 
 /// Most records that the kernel program reads in one Report.
-pub const KERNEL_RECORDS: usize = 64;
+pub const KERNEL_RECORDS: usize = 96;
 /// Most records and sources together that the kernel program applies in one Report.
-pub const KERNEL_STEPS: usize = 128;
+pub const KERNEL_STEPS: usize = 192;
 /// Most hop-by-hop options that the kernel program reads.
 pub const KERNEL_OPTIONS: usize = 8;
 
