@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: what the programs and the signalling cost.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -12,6 +13,7 @@ use lab::scenario::measure::{self, Mover, RunConfig};
 use lab::scenario::stream::{StreamConfig, StreamKind};
 use lab::{LabConfig, Site};
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::run::{build, step, workspace};
 use crate::setup;
@@ -39,6 +41,13 @@ pub(crate) struct SignallingArgs {
     /// Moves of each kind; the median is the result
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=20))]
     runs: u32,
+    /// Numbers of multicast addresses, each a flow of its own
+    #[arg(long, value_name = "N,..", value_delimiter = ',', default_values_t = [1, 100, 1000],
+          value_parser = clap::value_parser!(u16).range(1..=2000))]
+    addresses: Vec<u16>,
+    /// Rates over all flows, Mbit/s
+    #[arg(long, value_name = "MBPS,..", value_delimiter = ',', default_values_t = [2.0, 20.0])]
+    rates: Vec<f64>,
     #[command(flatten)]
     output: Output,
 }
@@ -51,6 +60,10 @@ struct Signalling {
     /// Every run, milliseconds.
     runs_ms: Vec<f64>,
     median_ms: f64,
+    /// Verdicts of the destination's probes over all runs, by their names.
+    verdicts: BTreeMap<String, usize>,
+    /// Longest time from a join to its verdict, milliseconds.
+    longest_probe_ms: u64,
 }
 
 /// Runs a bench.
@@ -77,25 +90,40 @@ fn signalling(arguments: &SignallingArgs) -> Result<()> {
     build()?;
     let mut testbed = Testbed::up(LabConfig::new("bench"), 256, Some(AgentOptions::default()))?;
     let mut results = Vec::new();
-    for rate_mbps in [2.0, 20.0] {
-        for addresses in [1, 100, 1000] {
+    for &rate_mbps in &arguments.rates {
+        for &addresses in &arguments.addresses {
             let stream = StreamConfig { rate_mbps, flows: addresses, kind: StreamKind::Probe };
             let config = RunConfig { mover: Mover::Migkick, stream, site: Site::Multicast };
             let mut runs_ms = Vec::new();
+            let mut verdicts = BTreeMap::new();
+            let mut longest_probe_ms = 0;
             for number in 1..=arguments.runs {
                 eprintln!("{addresses} addresses at {rate_mbps} Mbit/s, run {number}");
                 let run = measure::run(&mut testbed, &config, &mut |_| ())?;
                 ensure!(run.row.ok, "The move failed: {:?}", run.row);
                 runs_ms.push(run.row.signalling_ms);
+                for reception in receptions(&mut testbed)? {
+                    let mode = reception["mode"].as_str().unwrap_or("unknown").to_owned();
+                    *verdicts.entry(mode).or_insert(0) += 1;
+                    let waited = reception["waited_ms"].as_u64().unwrap_or_default();
+                    longest_probe_ms = longest_probe_ms.max(waited);
+                }
             }
             let median_ms = median(&runs_ms);
-            results.push(Signalling { rate_mbps, addresses, runs_ms, median_ms });
+            results.push(Signalling {
+                rate_mbps,
+                addresses,
+                runs_ms,
+                median_ms,
+                verdicts,
+                longest_probe_ms,
+            });
         }
     }
     drop(testbed);
     let mut table = Table::new();
     table.load_preset(comfy_table::presets::UTF8_FULL_CONDENSED);
-    table.set_header(["Mbit/s", "addresses", "median ms", "runs ms"]);
+    table.set_header(["Mbit/s", "addresses", "median ms", "runs ms", "longest probe ms", "verdicts"]);
     for row in &results {
         let runs: Vec<_> = row.runs_ms.iter().map(|ms| format!("{ms:.1}")).collect();
         table.add_row([
@@ -103,6 +131,8 @@ fn signalling(arguments: &SignallingArgs) -> Result<()> {
             row.addresses.to_string(),
             format!("{:.1}", row.median_ms),
             runs.join(" "),
+            row.longest_probe_ms.to_string(),
+            row.verdicts.iter().map(|(mode, count)| format!("{count} {mode}")).collect::<Vec<_>>().join(", "),
         ]);
     }
     println!("{table}");
@@ -110,6 +140,15 @@ fn signalling(arguments: &SignallingArgs) -> Result<()> {
         Some(path) => write_json(path, &results),
         None => Ok(()),
     }
+}
+
+/// The probes of the last move, from the source agent's record.
+fn receptions(testbed: &mut Testbed) -> Result<Vec<Value>> {
+    let vms1 = testbed.lab().vms1().clone();
+    let migrations = testbed.agents()?.query(&vms1, "migrations")?;
+    let last = migrations.as_array().and_then(|rows| rows.last());
+    let receptions = last.and_then(|row| row["receptions"].as_array());
+    receptions.cloned().context("The agent's record has no receptions")
 }
 
 fn median(values: &[f64]) -> f64 {
