@@ -101,7 +101,10 @@ impl Agent {
                 .iter()
                 .map(|(name, address)| ((*name).to_owned(), address.to_string()))
                 .collect::<BTreeMap<_, _>>(),
-            admit: admit.iter().copied().map(str::to_owned).collect(),
+            admit: admit
+                .iter()
+                .map(|&pattern| pattern.try_into().unwrap())
+                .collect(),
         };
         let (sender, events) = mpsc::channel(16);
         let tls = Tls::load(files, name).unwrap();

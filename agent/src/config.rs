@@ -14,10 +14,10 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 pub(crate) use section::DEFAULT_CONTROL_SOCKET;
-pub use section::{
-    Agent, ArriveRule, DepartRule, Destination, Libvirt, Limits, Log, LogFormat, Peer, Policy, Tls,
-};
-pub use value::{Glob, InterfaceName, MigrateFlag, Name, PeerAddress, Prefix};
+pub use section::{Agent, Destination, Libvirt, Limits, Log, LogFormat, Peer, Tls};
+pub use value::{InterfaceName, Name, PeerAddress, Prefix};
+
+use crate::proto::Policy;
 
 /// Largest configuration file that is read, bytes.
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
@@ -155,7 +155,7 @@ impl Config {
         self.peers
             .iter()
             .map(|peer| peer.name.as_str())
-            .filter(|name| self.policy.may_depart(domain, name))
+            .filter(|name| self.policy.allows_departure(domain, name))
             .collect()
     }
 
@@ -204,8 +204,9 @@ impl Config {
             );
         }
         self.libvirt
-            .conflict()
-            .and_then(|message| conflict(&["libvirt", "flags"], message))
+            .migrate_flags()
+            .err()
+            .and_then(|error| conflict(&["libvirt", "flags"], error.to_string()))
             .or_else(|| {
                 (self.limits.listeners > self.limits.map_listeners)
                     .then(|| {

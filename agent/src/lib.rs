@@ -10,6 +10,7 @@
 //! | [`control`] | the operator's socket |
 //! | [`cli`] | the command line |
 //! | [`config`] | the agent's configuration |
+//! | [`glob`] | patterns for names |
 //! | [`runtime`] | the running agent: connects all of these |
 //! | [`telemetry`], [`shutdown`] | logs, signals |
 
@@ -17,6 +18,7 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod datapath;
+pub mod glob;
 pub mod hypervisor;
 pub mod net;
 pub mod pki;

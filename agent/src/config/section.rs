@@ -8,7 +8,9 @@ use serde::Deserialize;
 
 use common::signal::PORT;
 
-use super::value::{self, Glob, InterfaceName, MigrateFlag, Name, PeerAddress, Prefix};
+use super::value::{self, InterfaceName, Name, PeerAddress, Prefix};
+use crate::glob::Glob;
+use crate::hypervisor::libvirt::{MigrateFlag, MigrateFlags, MigrateFlagsError};
 
 /// Most entries of one map, a bound against typing errors: 16 Mi.
 const MAX_MAP_ENTRIES: u64 = 1 << 24;
@@ -136,56 +138,6 @@ pub struct Peer {
     pub address: PeerAddress,
 }
 
-/// `[policy]`. What no rule allows is refused.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Policy {
-    /// `[[policy.depart]]`: domains that may leave this host.
-    pub depart: Vec<DepartRule>,
-    /// `[[policy.arrive]]`: domains that may come to it.
-    pub arrive: Vec<ArriveRule>,
-}
-
-/// One of `[[policy.depart]]`.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DepartRule {
-    /// Patterns for the domain's name.
-    pub domains: Vec<Glob>,
-    /// Patterns for the destination's name.
-    pub destinations: Vec<Glob>,
-}
-
-/// One of `[[policy.arrive]]`.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ArriveRule {
-    /// Patterns for the source agent's name.
-    pub sources: Vec<Glob>,
-    /// Patterns for the domain's name.
-    pub domains: Vec<Glob>,
-}
-
-impl Policy {
-    /// Whether a domain may leave this host for a destination.
-    pub fn may_depart(&self, domain: &str, destination: &str) -> bool {
-        self.depart
-            .iter()
-            .any(|rule| any(&rule.domains, domain) && any(&rule.destinations, destination))
-    }
-
-    /// Whether a domain may come to this host from a source.
-    pub fn may_arrive(&self, source: &str, domain: &str) -> bool {
-        self.arrive
-            .iter()
-            .any(|rule| any(&rule.sources, source) && any(&rule.domains, domain))
-    }
-}
-
-fn any(globs: &[Glob], name: &str) -> bool {
-    globs.iter().any(|glob| glob.matches(name))
-}
-
 /// `[destination]`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -262,18 +214,9 @@ pub struct Libvirt {
 
 impl Default for Libvirt {
     fn default() -> Self {
-        let flags = [
-            "VIR_MIGRATE_LIVE",
-            "VIR_MIGRATE_PEER2PEER",
-            "VIR_MIGRATE_PERSIST_DEST",
-            "VIR_MIGRATE_UNDEFINE_SOURCE",
-        ];
         Self {
             uri: "qemu:///system".to_owned(),
-            flags: flags
-                .iter()
-                .filter_map(|name| MigrateFlag::named(name))
-                .collect(),
+            flags: MigrateFlag::DEFAULT.to_vec(),
             bandwidth_mib: 0,
             downtime: Duration::from_millis(300),
             parallel_connections: 0,
@@ -282,41 +225,13 @@ impl Default for Libvirt {
 }
 
 impl Libvirt {
-    /// All flags as libvirt's bits, `VIR_MIGRATE_PARALLEL` included where connections are set.
-    pub fn flag_bits(&self) -> u32 {
-        let parallel = (self.parallel_connections > 0)
-            .then(|| MigrateFlag::named("VIR_MIGRATE_PARALLEL"))
-            .flatten();
-        self.flags
-            .iter()
-            .copied()
-            .chain(parallel)
-            .fold(0, |bits, flag| bits | flag.bit())
-    }
-
-    /// What is wrong with the flags together.
-    pub(super) fn conflict(&self) -> Option<String> {
-        let has = |name: &str| {
-            MigrateFlag::named(name).is_some_and(|flag| self.flag_bits() & flag.bit() != 0)
-        };
-        for needed in ["VIR_MIGRATE_LIVE", "VIR_MIGRATE_PEER2PEER"] {
-            if !has(needed) {
-                return Some(format!(
-                    "{needed} is missing; the agent cannot move a running domain without it"
-                ));
-            }
-        }
-        let excluded = [
-            ("VIR_MIGRATE_TUNNELLED", "VIR_MIGRATE_PARALLEL"),
-            ("VIR_MIGRATE_ZEROCOPY", "VIR_MIGRATE_TLS"),
-            ("VIR_MIGRATE_NON_SHARED_DISK", "VIR_MIGRATE_NON_SHARED_INC"),
-        ];
-        if let Some((one, other)) = excluded.iter().find(|(one, other)| has(one) && has(other)) {
-            return Some(format!("{one} and {other} exclude each other; drop one"));
-        }
-        (has("VIR_MIGRATE_ZEROCOPY") && !has("VIR_MIGRATE_PARALLEL")).then(|| {
-            "VIR_MIGRATE_ZEROCOPY needs VIR_MIGRATE_PARALLEL; set parallel_connections".to_owned()
-        })
+    /// The flags together, `VIR_MIGRATE_PARALLEL` included where connections are set.
+    ///
+    /// # Errors
+    ///
+    /// [`MigrateFlagsError`] where they do not go together; a [`super::Config`] has none such.
+    pub fn migrate_flags(&self) -> Result<MigrateFlags, MigrateFlagsError> {
+        MigrateFlags::new(&self.flags, self.parallel_connections > 0)
     }
 }
 

@@ -23,18 +23,12 @@ pub enum ValueError {
     /// Not the name of an interface.
     #[error("\"{0}\" is no interface name; use 1 to 15 characters without space, '/' and ':'")]
     Interface(String),
-    /// Not a pattern.
-    #[error("\"{0}\" is no pattern; use 1 to 255 printable characters, '*' and '?' match any")]
-    Glob(String),
     /// Not a prefix.
     #[error("\"{0}\" is no IPv6 prefix; write it like 2001:db8:2::/64")]
     Prefix(String),
     /// Not a peer's address.
     #[error("\"{0}\" is no peer address; write 2001:db8::2, [2001:db8::2]:47411 or a DNS name")]
     PeerAddress(String),
-    /// Not a migration flag.
-    #[error("\"{0}\" is no migration flag that the agent can use; see virDomainMigrateFlags")]
-    Flag(String),
 }
 
 /// Name of an agent: as its peers and its certificate name it.
@@ -46,11 +40,6 @@ pub struct Name(String);
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
 #[serde(try_from = "String")]
 pub struct InterfaceName(String);
-
-/// Pattern for names: `*` matches any characters, `?` one.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
-pub struct Glob(String);
 
 macro_rules! text {
     ($($name:ident),*) => {
@@ -68,7 +57,7 @@ macro_rules! text {
         })*
     };
 }
-text!(Name, InterfaceName, Glob);
+text!(Name, InterfaceName);
 
 impl TryFrom<String> for Name {
     type Error = ValueError;
@@ -94,56 +83,6 @@ impl TryFrom<String> for InterfaceName {
         } else {
             Err(ValueError::Interface(text))
         }
-    }
-}
-
-impl TryFrom<String> for Glob {
-    type Error = ValueError;
-
-    fn try_from(text: String) -> Result<Self, ValueError> {
-        if (1..=MAX_TEXT_BYTES).contains(&text.len()) && !text.chars().any(char::is_control) {
-            Ok(Self(text))
-        } else {
-            Err(ValueError::Glob(text))
-        }
-    }
-}
-
-impl Glob {
-    /// The pattern that matches every name.
-    pub fn any() -> Self {
-        Self("*".to_owned())
-    }
-
-    /// Whether the whole of `name` matches.
-    pub fn matches(&self, name: &str) -> bool {
-        // The usual two-pointer walk: on a mismatch the last `*` takes one character more, so
-        // the time is bounded by the product of both lengths.
-        let (pattern, name): (Vec<char>, Vec<char>) =
-            (self.0.chars().collect(), name.chars().collect());
-        let (mut p, mut n) = (0, 0);
-        let mut star: Option<(usize, usize)> = None;
-        while let Some(&letter) = name.get(n) {
-            match pattern.get(p) {
-                Some('*') => {
-                    star = Some((p, n));
-                    p += 1;
-                }
-                Some(&c) if c == '?' || c == letter => {
-                    p += 1;
-                    n += 1;
-                }
-                _ => match star {
-                    Some((at, taken)) => {
-                        star = Some((at, taken + 1));
-                        p = at + 1;
-                        n = taken + 1;
-                    }
-                    None => return false,
-                },
-            }
-        }
-        pattern.iter().skip(p).all(|&c| c == '*')
     }
 }
 
@@ -266,87 +205,6 @@ fn is_host(text: &str) -> bool {
             && !label.ends_with('-')
     };
     text.len() <= MAX_HOST_BYTES && text.split('.').all(label)
-}
-
-/// A flag of `virDomainMigrateFlags` that makes sense for the agent's moves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
-#[serde(try_from = "String")]
-pub struct MigrateFlag(u32);
-
-/// Names and bits are libvirt's. Left out: what needs a second call (POSTCOPY), what is no live
-/// move (OFFLINE, PAUSED, NON_SHARED_* need storage that an arriving domain here does not have).
-const FLAGS: &[(&str, u32)] = &[
-    ("VIR_MIGRATE_LIVE", virt_sys::VIR_MIGRATE_LIVE),
-    ("VIR_MIGRATE_PEER2PEER", virt_sys::VIR_MIGRATE_PEER2PEER),
-    ("VIR_MIGRATE_TUNNELLED", virt_sys::VIR_MIGRATE_TUNNELLED),
-    (
-        "VIR_MIGRATE_PERSIST_DEST",
-        virt_sys::VIR_MIGRATE_PERSIST_DEST,
-    ),
-    (
-        "VIR_MIGRATE_UNDEFINE_SOURCE",
-        virt_sys::VIR_MIGRATE_UNDEFINE_SOURCE,
-    ),
-    (
-        "VIR_MIGRATE_NON_SHARED_DISK",
-        virt_sys::VIR_MIGRATE_NON_SHARED_DISK,
-    ),
-    (
-        "VIR_MIGRATE_NON_SHARED_INC",
-        virt_sys::VIR_MIGRATE_NON_SHARED_INC,
-    ),
-    (
-        "VIR_MIGRATE_CHANGE_PROTECTION",
-        virt_sys::VIR_MIGRATE_CHANGE_PROTECTION,
-    ),
-    ("VIR_MIGRATE_UNSAFE", virt_sys::VIR_MIGRATE_UNSAFE),
-    ("VIR_MIGRATE_COMPRESSED", virt_sys::VIR_MIGRATE_COMPRESSED),
-    (
-        "VIR_MIGRATE_ABORT_ON_ERROR",
-        virt_sys::VIR_MIGRATE_ABORT_ON_ERROR,
-    ),
-    (
-        "VIR_MIGRATE_AUTO_CONVERGE",
-        virt_sys::VIR_MIGRATE_AUTO_CONVERGE,
-    ),
-    (
-        "VIR_MIGRATE_RDMA_PIN_ALL",
-        virt_sys::VIR_MIGRATE_RDMA_PIN_ALL,
-    ),
-    ("VIR_MIGRATE_TLS", virt_sys::VIR_MIGRATE_TLS),
-    ("VIR_MIGRATE_PARALLEL", virt_sys::VIR_MIGRATE_PARALLEL),
-    ("VIR_MIGRATE_ZEROCOPY", virt_sys::VIR_MIGRATE_ZEROCOPY),
-];
-
-impl MigrateFlag {
-    /// libvirt's name.
-    pub fn name(self) -> &'static str {
-        FLAGS
-            .iter()
-            .find(|(_, bit)| *bit == self.0)
-            .map_or("", |(name, _)| name)
-    }
-
-    /// libvirt's bit.
-    pub fn bit(self) -> u32 {
-        self.0
-    }
-
-    /// The flag of that name.
-    pub fn named(name: &str) -> Option<Self> {
-        FLAGS
-            .iter()
-            .find(|(known, _)| *known == name)
-            .map(|&(_, bit)| Self(bit))
-    }
-}
-
-impl TryFrom<String> for MigrateFlag {
-    type Error = ValueError;
-
-    fn try_from(text: String) -> Result<Self, ValueError> {
-        Self::named(&text).ok_or(ValueError::Flag(text))
-    }
 }
 
 /// Reads an integer of `MIN..=MAX`.

@@ -21,6 +21,7 @@
 //! there before, and known by their MAC.
 
 mod config;
+mod flags;
 mod migration;
 mod sys;
 mod watch;
@@ -35,7 +36,8 @@ use virt::connect::Connect;
 
 use super::{EventSender, Hypervisor, MigrateRequest};
 use crate::proto::{DomainUuid, HypervisorEvent, Timestamp};
-pub use config::{LibvirtConfig, MigrateFlags, MigrateFlagsError};
+pub use config::LibvirtConfig;
+pub use flags::{MigrateFlag, MigrateFlags, MigrateFlagsError};
 use migration::Migration;
 use watch::Work;
 

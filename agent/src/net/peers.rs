@@ -38,6 +38,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::tls::Tls;
+use crate::glob::Glob;
 use crate::proto::PeerEvent;
 use admission::Admission;
 use counters::Counters;
@@ -68,9 +69,9 @@ pub struct PeersConfig {
     /// Peers by name, with where to dial them: `host:port`, `[address]:port`, or either without
     /// port for [`PORT`].
     pub peers: BTreeMap<String, String>,
-    /// Names that may connect although they are not in `peers`; `*` stands for any characters,
-    /// `?` for one.
-    pub admit: Vec<String>,
+    /// Names that may connect although they are not in `peers`; in lower case, as names in
+    /// certificates are taken.
+    pub admit: Vec<Glob>,
 }
 
 impl Default for PeersConfig {

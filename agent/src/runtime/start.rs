@@ -10,11 +10,12 @@ use tokio::sync::mpsc;
 
 use super::event_loop::EventLoop;
 use super::{RuntimeError, now};
-use crate::config::{Config, Glob, Prefix};
+use crate::config::{Config, Prefix};
+use crate::glob::Glob;
 use crate::control::report::LinkState;
 use crate::control::server::ControlServer;
 use crate::datapath::{Capacities, Datapath, DatapathConfig};
-use crate::hypervisor::libvirt::{Libvirt, LibvirtConfig, MigrateFlags, MigrateFlagsError};
+use crate::hypervisor::libvirt::{Libvirt, LibvirtConfig, MigrateFlagsError};
 use crate::net::addresses::addresses;
 use crate::net::links::{Links, PortRules};
 use crate::net::mdb::Mdb;
@@ -22,7 +23,7 @@ use crate::net::membership::Memberships;
 use crate::net::peers::{Peers, PeersConfig};
 use crate::net::tls::{Tls, TlsFiles};
 use crate::net::vm_socket::VmSocket;
-use crate::proto::{self, Agent, AgentConfig, policy};
+use crate::proto::{self, Agent, AgentConfig};
 
 /// Events of peers that wait to be handled; more make the peers wait.
 const PEER_EVENTS: usize = 256;
@@ -140,17 +141,16 @@ fn peers_config(config: &Config) -> PeersConfig {
             .iter()
             .map(|peer| (peer.name.to_string(), peer.address.to_string()))
             .collect(),
-        admit: globs(&config.tls.admit),
+        admit: config.tls.admit.iter().map(Glob::to_lowercase).collect(),
     }
 }
 
 fn libvirt_config(config: &Config) -> Result<LibvirtConfig, MigrateFlagsError> {
     let libvirt = &config.libvirt;
-    let names: Vec<&str> = libvirt.flags.iter().map(|flag| flag.name()).collect();
     Ok(LibvirtConfig {
         uri: libvirt.uri.clone(),
         bridge: config.agent.bridge.to_string(),
-        flags: MigrateFlags::from_names(&names)?,
+        flags: libvirt.migrate_flags()?,
         bandwidth: (libvirt.bandwidth_mib > 0).then_some(libvirt.bandwidth_mib),
         downtime_limit: Some(libvirt.downtime),
         parallel_connections: u16::try_from(libvirt.parallel_connections)
@@ -160,7 +160,6 @@ fn libvirt_config(config: &Config) -> Result<LibvirtConfig, MigrateFlagsError> {
 }
 
 fn proto_config(config: &Config, address: Ipv6Addr, prefix_length: u8) -> AgentConfig {
-    let rules = &config.policy;
     let defaults = proto::Limits::default();
     let listeners = usize::try_from(config.limits.listeners).unwrap_or(usize::MAX);
     AgentConfig {
@@ -170,24 +169,7 @@ fn proto_config(config: &Config, address: Ipv6Addr, prefix_length: u8) -> AgentC
         prefix_length,
         connect_uri: config.destination.connect_uri(address),
         migrate_uri: config.destination.migrate_uri(address),
-        policy: proto::Policy {
-            departures: rules
-                .depart
-                .iter()
-                .map(|rule| policy::Departure {
-                    domains: globs(&rule.domains),
-                    destinations: globs(&rule.destinations),
-                })
-                .collect(),
-            arrivals: rules
-                .arrive
-                .iter()
-                .map(|rule| policy::Arrival {
-                    peers: globs(&rule.sources),
-                    domains: globs(&rule.domains),
-                })
-                .collect(),
-        },
+        policy: config.policy.clone(),
         limits: proto::Limits {
             incoming: usize::try_from(config.limits.incoming).unwrap_or(usize::MAX),
             // A domain has several NICs, and the limit holds for each.
@@ -200,10 +182,6 @@ fn proto_config(config: &Config, address: Ipv6Addr, prefix_length: u8) -> AgentC
             ..proto::Timing::default()
         },
     }
-}
-
-fn globs(globs: &[Glob]) -> Vec<String> {
-    globs.iter().map(ToString::to_string).collect()
 }
 
 /// A number that no earlier start of an agent had.

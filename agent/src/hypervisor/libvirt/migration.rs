@@ -229,10 +229,7 @@ fn run(
     let uri = &request.connect_uri;
     let dconn_uri = c_string("connect URI", uri)?;
     let parameters = parameters(shared, request)?;
-    let mut flags = shared.config.flags.bits();
-    if shared.config.parallel_connections.is_some() {
-        flags |= vir::VIR_MIGRATE_PARALLEL;
-    }
+    let flags = shared.config.flags.bits();
 
     // The limit is taken at once, where libvirt does not reset it at the start of the job.
     if let Some(limit) = shared.config.downtime_limit {
