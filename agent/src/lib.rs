@@ -10,11 +10,12 @@
 //! | [`control`] | the operator's socket |
 //! | [`cli`] | the command line |
 //! | [`config`] | the agent's configuration |
-//! | [`glob`] | patterns for names |
+//! | [`glob`], [`clock`] | patterns for names, the kernel's clock |
 //! | [`runtime`] | the running agent: connects all of these |
 //! | [`telemetry`], [`shutdown`] | logs, signals |
 
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod control;
 pub mod datapath;

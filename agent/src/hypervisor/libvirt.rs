@@ -31,11 +31,10 @@ use std::sync::mpsc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use nix::time::{ClockId, clock_gettime};
 use virt::connect::Connect;
 
 use super::{EventSender, Hypervisor, MigrateRequest};
-use crate::proto::{DomainUuid, HypervisorEvent, Timestamp};
+use crate::proto::{DomainUuid, HypervisorEvent};
 pub use config::LibvirtConfig;
 pub use flags::{MigrateFlag, MigrateFlags, MigrateFlagsError};
 use migration::Migration;
@@ -94,17 +93,6 @@ impl Shared {
 /// Locks; what a panicking thread has left is still consistent, since every update is one call.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Time on the clock of the kernel programs.
-fn now() -> Timestamp {
-    clock_gettime(ClockId::CLOCK_MONOTONIC)
-        .map(|time| {
-            let seconds = u64::try_from(time.tv_sec()).unwrap_or(0);
-            let nanoseconds = u64::try_from(time.tv_nsec()).unwrap_or(0);
-            Timestamp(seconds.saturating_mul(1_000_000_000) + nanoseconds)
-        })
-        .unwrap_or_default()
 }
 
 impl Libvirt {

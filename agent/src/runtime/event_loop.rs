@@ -8,7 +8,8 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
-use super::{RuntimeError, now};
+use super::RuntimeError;
+use crate::clock::now;
 use crate::config::Config;
 use crate::control::report::LinkState;
 use crate::control::server::ControlRequest;

@@ -1,11 +1,11 @@
 //! The running agent: connects the protocol to the kernel, the network, libvirt and the operator.
 //!
 //! ```text
-//!   Links ──────┐                       ┌──▶ VmSocket, Peers
-//!   Events ─────┤   handle_*   poll_output ├──▶ Memberships, Mdb
-//!   VmSocket ───┼──▶ proto::Agent ──────┼──▶ Datapath
-//!   Peers ──────┤                       ├──▶ Libvirt
-//!   Libvirt ────┤                       └──▶ operator's replies
+//!   Links ──────┐ handle_*          poll_output ┌──▶ VmSocket, Peers
+//!   Events ─────┤                               ├──▶ Memberships, Mdb
+//!   VmSocket ───┼─────────▶ proto::Agent ───────┼──▶ Datapath
+//!   Peers ──────┤                               ├──▶ Libvirt
+//!   Libvirt ────┤                               └──▶ operator's replies
 //!   operator ───┘
 //! ```
 //!
@@ -19,8 +19,6 @@ mod views;
 
 use std::io;
 
-use nix::time::{ClockId, clock_gettime};
-
 use crate::config::Config;
 use crate::control::server::ControlError;
 use crate::datapath::DatapathError;
@@ -31,7 +29,6 @@ use crate::net::mdb::MdbError;
 use crate::net::peers::PeersError;
 use crate::net::tls::TlsError;
 use crate::net::vm_socket::VmSocketError;
-use crate::proto::Timestamp;
 use crate::shutdown::Shutdown;
 
 /// Why the agent cannot start, or cannot go on.
@@ -101,13 +98,4 @@ pub async fn run(config: Config) -> Result<(), RuntimeError> {
             Ok(())
         }
     }
-}
-
-/// Now, in the clock that the kernel programs stamp with.
-fn now() -> Timestamp {
-    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Timestamp(0), |time| {
-        let seconds = u64::try_from(time.tv_sec()).unwrap_or_default();
-        let nanoseconds = u64::try_from(time.tv_nsec()).unwrap_or_default();
-        Timestamp(seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds))
-    })
 }

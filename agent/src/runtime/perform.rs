@@ -4,7 +4,8 @@ use common::event::Change;
 use common::maps::{Listener, ListenerKey, ManagedKey, Source, SourceKey};
 
 use super::event_loop::EventLoop;
-use super::{RuntimeError, now};
+use super::RuntimeError;
+use crate::clock::now;
 use crate::control::Reply;
 use crate::control::report::LinkState;
 use crate::hypervisor::{Hypervisor as _, MigrateRequest};

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 
 use super::event_loop::EventLoop;
-use super::{RuntimeError, now};
+use super::RuntimeError;
+use crate::clock::now;
 use crate::config::{Config, Prefix};
 use crate::glob::Glob;
 use crate::control::report::LinkState;

@@ -9,7 +9,8 @@ use common::signal::Reception as Verdict;
 use tokio::sync::mpsc;
 
 use super::event_loop::EventLoop;
-use super::{RuntimeError, now};
+use super::RuntimeError;
+use crate::clock::now;
 use crate::config::Prefix;
 use crate::control::Reply;
 use crate::control::report::{

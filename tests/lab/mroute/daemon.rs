@@ -19,10 +19,10 @@ use super::control::{
 };
 use super::event::Action;
 use super::mdb::{self, Change, Read, Watch};
-use super::now_ns;
 use super::socket::RoutingSocket;
 use super::tree::Tree;
 use crate::netns;
+use crate::probe::clock::now_ns;
 use crate::topology::Site;
 
 /// Longest request that is read.

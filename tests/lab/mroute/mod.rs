@@ -26,15 +26,3 @@ pub mod event;
 pub mod mdb;
 mod socket;
 pub mod tree;
-
-use nix::time::{ClockId, clock_gettime};
-
-/// Nanoseconds of CLOCK_MONOTONIC, the clock of all time stamps in the event log.
-#[must_use]
-pub fn now_ns() -> u64 {
-    let Ok(now) = clock_gettime(ClockId::CLOCK_MONOTONIC) else {
-        return 0;
-    };
-    let seconds = u64::try_from(now.tv_sec()).unwrap_or_default();
-    seconds * 1_000_000_000 + u64::try_from(now.tv_nsec()).unwrap_or_default()
-}

@@ -1,4 +1,4 @@
-//! The host's monotonic clock, which all times of the probe are in.
+//! The host's monotonic clock, which all times of the lab are in.
 
 use nix::time::{ClockId, clock_gettime};
 

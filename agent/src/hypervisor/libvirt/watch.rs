@@ -11,7 +11,8 @@ use virt::error::{Error, ErrorNumber};
 use virt_sys as vir;
 
 use super::sys::{self, Handler, RawEvent};
-use super::{Shared, lock, migration, now};
+use super::{Shared, lock, migration};
+use crate::clock::now;
 use crate::hypervisor::domain_xml;
 use crate::proto::{Domain, DomainUuid, HypervisorEvent};
 
