@@ -7,6 +7,13 @@
     reason = "a test that cannot go on panics"
 )]
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "helpers of tests may panic like tests"
+)]
+
 #[path = "support/capture.rs"]
 mod capture;
 #[path = "support/netns.rs"]

@@ -1,5 +1,12 @@
 //! A real guest, moved by real libvirt between two VM hosts in different subnets.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "helpers of tests may panic like tests"
+)]
+
 use lab::scenario::Testbed;
 use lab::scenario::agents::AgentOptions;
 use lab::scenario::measure::{self, Mover, Run, RunConfig};

@@ -1,6 +1,13 @@
 //! The kernel programs by program test-run: what a frame does to the maps, what is counted, what
 //! the verdict is; and that kernel and userspace make the same of the same frames.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "helpers of tests may panic like tests"
+)]
+
 #[path = "support/frame.rs"]
 mod frame;
 #[path = "support/mod.rs"]

@@ -6,6 +6,13 @@
     reason = "a test that cannot go on panics"
 )]
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "helpers of tests may panic like tests"
+)]
+
 #[path = "support/host.rs"]
 mod host;
 #[path = "support/netns.rs"]

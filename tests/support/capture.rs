@@ -22,26 +22,26 @@ use super::netns::{DEADLINE, Namespace};
 
 /// A record of an MLDv2 Report (RFC 9777 §5.2).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Record {
+pub(crate) struct Record {
     /// 1 MODE_IS_INCLUDE to 6 BLOCK_OLD_SOURCES.
-    pub kind: u8,
-    pub multicast_address: Ipv6Addr,
-    pub sources: Vec<Ipv6Addr>,
+    pub(crate) kind: u8,
+    pub(crate) multicast_address: Ipv6Addr,
+    pub(crate) sources: Vec<Ipv6Addr>,
 }
 
 /// An MLD message.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Mld {
+pub(crate) enum Mld {
     Report(Vec<Record>),
     /// A Query of any version, for an address or `::`.
     Query(Ipv6Addr),
 }
 
 /// A capture on all interfaces of a namespace.
-pub struct Capture(Socket);
+pub(crate) struct Capture(Socket);
 
 impl Capture {
-    pub fn start(namespace: &Namespace) -> Self {
+    pub(crate) fn start(namespace: &Namespace) -> Self {
         namespace.run(|| {
             let protocol = i32::from((libc::ETH_P_ALL as u16).to_be());
             let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(protocol)))
@@ -54,7 +54,7 @@ impl Capture {
     }
 
     /// Waits for a Report that satisfies a condition.
-    pub fn report(&mut self, what: &str, wanted: impl Fn(&[Record]) -> bool) -> Vec<Record> {
+    pub(crate) fn report(&mut self, what: &str, wanted: impl Fn(&[Record]) -> bool) -> Vec<Record> {
         let deadline = Instant::now() + DEADLINE;
         let mut seen = Vec::new();
         while Instant::now() < deadline {
@@ -69,14 +69,14 @@ impl Capture {
     }
 
     /// The next MLD message, if one comes within the read timeout.
-    pub fn message(&mut self) -> Option<Mld> {
+    pub(crate) fn message(&mut self) -> Option<Mld> {
         let mut frame = [0; 2048];
         let length = self.0.read(&mut frame).ok()?;
         parse(&frame[..length])
     }
 
     /// All MLD messages that have arrived.
-    pub fn drain(&mut self) -> Vec<Mld> {
+    pub(crate) fn drain(&mut self) -> Vec<Mld> {
         let mut messages = Vec::new();
         let mut frame = [0; 2048];
         while let Ok(length) = self.0.read(&mut frame) {

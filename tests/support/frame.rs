@@ -13,20 +13,20 @@ use std::net::Ipv6Addr;
 use std::{vec, vec::Vec};
 
 /// Ethernet source of every frame.
-pub const MAC: [u8; 6] = [0x52, 0x54, 0, 0, 0, 0x2a];
+pub(crate) const MAC: [u8; 6] = [0x52, 0x54, 0, 0, 0, 0x2a];
 
 /// Hop-by-Hop Options with Router Alert of value 0, then PadN.
 const ROUTER_ALERT: [u8; 6] = [5, 2, 0, 0, 1, 0];
 
 /// An address.
-pub fn address(text: &str) -> [u8; 16] {
+pub(crate) fn address(text: &str) -> [u8; 16] {
     text.parse::<Ipv6Addr>()
         .unwrap_or_else(|_| panic!("{text} is not an address"))
         .octets()
 }
 
 /// One address record.
-pub fn record(kind: u8, multicast_address: &str, sources: &[&str]) -> Vec<u8> {
+pub(crate) fn record(kind: u8, multicast_address: &str, sources: &[&str]) -> Vec<u8> {
     let mut bytes = vec![kind, 0];
     bytes.extend((sources.len() as u16).to_be_bytes());
     bytes.extend(address(multicast_address));
@@ -38,31 +38,31 @@ pub fn record(kind: u8, multicast_address: &str, sources: &[&str]) -> Vec<u8> {
 
 /// A frame to be; the defaults make a valid one.
 #[derive(Clone, Debug)]
-pub struct Frame {
+pub(crate) struct Frame {
     /// VLAN identifier of a tag in the frame.
-    pub vlan: Option<u16>,
+    pub(crate) vlan: Option<u16>,
     /// IPv6 source.
-    pub source: [u8; 16],
+    pub(crate) source: [u8; 16],
     /// IPv6 destination.
-    pub destination: [u8; 16],
+    pub(crate) destination: [u8; 16],
     /// Hop limit.
-    pub hop_limit: u8,
+    pub(crate) hop_limit: u8,
     /// Options of the Hop-by-Hop header, to be a multiple of 8 with its first two bytes; `None`
     /// for no such header.
-    pub options: Option<Vec<u8>>,
+    pub(crate) options: Option<Vec<u8>>,
     /// Further extension headers: next header value, and all bytes but the first.
-    pub headers: Vec<(u8, Vec<u8>)>,
+    pub(crate) headers: Vec<(u8, Vec<u8>)>,
     /// Next header value of the body.
-    pub protocol: u8,
+    pub(crate) protocol: u8,
     /// ICMPv6 message.
-    pub body: Vec<u8>,
+    pub(crate) body: Vec<u8>,
     /// Whether the checksum is put in.
-    pub checksum: bool,
+    pub(crate) checksum: bool,
 }
 
 impl Frame {
     /// A frame with an ICMPv6 message.
-    pub fn icmpv6(body: Vec<u8>, destination: &str) -> Self {
+    pub(crate) fn icmpv6(body: Vec<u8>, destination: &str) -> Self {
         Self {
             vlan: None,
             source: address("fe80::2a"),
@@ -77,7 +77,7 @@ impl Frame {
     }
 
     /// An MLDv2 Report with the records.
-    pub fn report(records: &[Vec<u8>]) -> Self {
+    pub(crate) fn report(records: &[Vec<u8>]) -> Self {
         let mut body = vec![143, 0, 0, 0, 0, 0];
         body.extend((records.len() as u16).to_be_bytes());
         for record in records {
@@ -87,7 +87,7 @@ impl Frame {
     }
 
     /// An MLDv1 Report (131) or Done (132).
-    pub fn v1(kind: u8, multicast_address: &str) -> Self {
+    pub(crate) fn v1(kind: u8, multicast_address: &str) -> Self {
         let mut body = vec![kind, 0, 0, 0, 0, 0, 0, 0];
         body.extend(address(multicast_address));
         let destination = if kind == 132 {
@@ -99,7 +99,7 @@ impl Frame {
     }
 
     /// A Query; `v2` holds S and QRV, and QQIC.
-    pub fn query(multicast_address: &str, max_resp_code: u16, v2: Option<(u8, u8)>) -> Self {
+    pub(crate) fn query(multicast_address: &str, max_resp_code: u16, v2: Option<(u8, u8)>) -> Self {
         let mut body = vec![130, 0, 0, 0];
         body.extend(max_resp_code.to_be_bytes());
         body.extend([0, 0]);
@@ -111,7 +111,7 @@ impl Frame {
     }
 
     /// A UDP datagram, whose checksum nothing here looks at.
-    pub fn udp(source: &str, destination: &str, ports: (u16, u16), payload: &[u8]) -> Self {
+    pub(crate) fn udp(source: &str, destination: &str, ports: (u16, u16), payload: &[u8]) -> Self {
         let mut body = Vec::new();
         body.extend(ports.0.to_be_bytes());
         body.extend(ports.1.to_be_bytes());
@@ -129,13 +129,13 @@ impl Frame {
     }
 
     /// Changes the frame in place, for a variant of it.
-    pub fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
+    pub(crate) fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
         change(&mut self);
         self
     }
 
     /// The bytes.
-    pub fn bytes(&self) -> Vec<u8> {
+    pub(crate) fn bytes(&self) -> Vec<u8> {
         let mut body = self.body.clone();
         if self.checksum {
             let sum = self.sum(&body);

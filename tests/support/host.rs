@@ -22,21 +22,21 @@ use roamcast::proto::Membership;
 use super::netns::wait_for;
 use super::tap::Guest;
 
-pub const LIMITS: Limits = Limits {
+pub(crate) const LIMITS: Limits = Limits {
     listeners: 2000,
     sources: 2000,
     reports_per_second: 1000,
 };
 
-pub fn group(number: u16) -> Ipv6Addr {
+pub(crate) fn group(number: u16) -> Ipv6Addr {
     Ipv6Addr::new(0xff0e, 0, 0, 0, 0, 0, 0x1234, number)
 }
 
-pub fn source(number: u16) -> Ipv6Addr {
+pub(crate) fn source(number: u16) -> Ipv6Addr {
     Ipv6Addr::new(0x2001, 0xdb8, 0, 9, 0, 0, 0, number)
 }
 
-pub fn membership(number: u16, filter_mode: FilterMode, sources: &[u16]) -> Membership {
+pub(crate) fn membership(number: u16, filter_mode: FilterMode, sources: &[u16]) -> Membership {
     Membership {
         key: managed(number),
         filter_mode,
@@ -44,11 +44,11 @@ pub fn membership(number: u16, filter_mode: FilterMode, sources: &[u16]) -> Memb
     }
 }
 
-pub fn any_source(number: u16) -> Membership {
+pub(crate) fn any_source(number: u16) -> Membership {
     membership(number, FilterMode::Exclude, &[])
 }
 
-pub fn managed(number: u16) -> ManagedKey {
+pub(crate) fn managed(number: u16) -> ManagedKey {
     ManagedKey {
         vlan: 0,
         pad: 0,
@@ -56,7 +56,7 @@ pub fn managed(number: u16) -> ManagedKey {
     }
 }
 
-pub fn key(guest: &Guest, number: u16) -> ListenerKey {
+pub(crate) fn key(guest: &Guest, number: u16) -> ListenerKey {
     ListenerKey {
         ifindex: guest.ifindex,
         vlan: 0,
@@ -65,7 +65,7 @@ pub fn key(guest: &Guest, number: u16) -> ListenerKey {
     }
 }
 
-pub fn config(bpffs: &Path) -> DatapathConfig {
+pub(crate) fn config(bpffs: &Path) -> DatapathConfig {
     DatapathConfig {
         pin_root: bpffs.join("roamcast"),
         ..DatapathConfig::default()
@@ -73,13 +73,13 @@ pub fn config(bpffs: &Path) -> DatapathConfig {
 }
 
 /// Real listeners in a guest.
-pub fn listeners(guest: &Guest) -> Memberships {
+pub(crate) fn listeners(guest: &Guest) -> Memberships {
     let ifindex = guest.namespace.ifindex("eth0");
     guest.namespace.run(|| Memberships::new(ifindex))
 }
 
 /// Joins in the guest.
-pub fn join(guest: &Guest, listeners: &mut Memberships, membership: &Membership) {
+pub(crate) fn join(guest: &Guest, listeners: &mut Memberships, membership: &Membership) {
     guest
         .namespace
         .run(|| listeners.join(membership))
@@ -87,7 +87,7 @@ pub fn join(guest: &Guest, listeners: &mut Memberships, membership: &Membership)
 }
 
 /// Waits until the map has a listener that satisfies a condition.
-pub fn listener(
+pub(crate) fn listener(
     datapath: &Datapath,
     key: &ListenerKey,
     wanted: impl Fn(&Listener) -> bool,
@@ -98,7 +98,7 @@ pub fn listener(
 }
 
 /// The sources of a listener's present list, sorted.
-pub fn live_sources(datapath: &Datapath, key: &ListenerKey) -> Vec<Ipv6Addr> {
+pub(crate) fn live_sources(datapath: &Datapath, key: &ListenerKey) -> Vec<Ipv6Addr> {
     let Some(listener) = datapath.listener(key).unwrap() else {
         return Vec::new();
     };
@@ -116,7 +116,7 @@ pub fn live_sources(datapath: &Datapath, key: &ListenerKey) -> Vec<Ipv6Addr> {
 }
 
 /// Waits until a listener has exactly these sources.
-pub fn wait_for_sources(datapath: &Datapath, key: &ListenerKey, numbers: &[u16]) {
+pub(crate) fn wait_for_sources(datapath: &Datapath, key: &ListenerKey, numbers: &[u16]) {
     let wanted: Vec<Ipv6Addr> = numbers.iter().map(|&number| source(number)).collect();
     wait_for(&format!("sources {numbers:?}"), || {
         (live_sources(datapath, key) == wanted).then_some(())

@@ -28,12 +28,12 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 
 /// How long a condition may take to come true.
-pub const DEADLINE: Duration = Duration::from_secs(20);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
 /// Whether the test may make namespaces; prints why not. Fails where CI has to be able to.
-pub fn privileged() -> bool {
+pub(crate) fn privileged() -> bool {
     let root = nix::unistd::geteuid().is_root();
     if !root {
         assert!(
@@ -46,12 +46,12 @@ pub fn privileged() -> bool {
 }
 
 /// A network namespace, removed on drop.
-pub struct Namespace {
+pub(crate) struct Namespace {
     name: String,
 }
 
 impl Namespace {
-    pub fn new(tag: &str) -> Self {
+    pub(crate) fn new(tag: &str) -> Self {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("rc-{}-{number}-{tag}", std::process::id());
         command("ip", &["netns", "add", &name]);
@@ -67,26 +67,26 @@ impl Namespace {
         namespace
     }
 
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
     /// Runs `ip` here; arguments are separated by spaces.
-    pub fn ip(&self, arguments: &str) {
+    pub(crate) fn ip(&self, arguments: &str) {
         let mut all = vec!["-n", &self.name];
         all.extend(arguments.split(' '));
         command("ip", &all);
     }
 
     /// Runs `bridge` here and returns what it prints.
-    pub fn bridge(&self, arguments: &str) -> String {
+    pub(crate) fn bridge(&self, arguments: &str) -> String {
         let mut all = vec!["-n", &self.name];
         all.extend(arguments.split(' '));
         command("bridge", &all)
     }
 
     /// Runs a closure on a thread in this namespace.
-    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+    pub(crate) fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         thread::scope(|scope| {
             scope
                 .spawn(|| {
@@ -100,7 +100,7 @@ impl Namespace {
 
     /// Runs a closure on a thread in this namespace that has a BPF file system of its own, whose
     /// path it is given. The file system is gone when the closure returns.
-    pub fn run_with_bpffs<T: Send>(&self, work: impl FnOnce(&Path) -> T + Send) -> T {
+    pub(crate) fn run_with_bpffs<T: Send>(&self, work: impl FnOnce(&Path) -> T + Send) -> T {
         let directory = tempfile::tempdir().expect("temporary directory");
         self.run(|| {
             unshare(CloneFlags::CLONE_NEWNS).expect("own mount namespace");
@@ -119,7 +119,7 @@ impl Namespace {
         })
     }
 
-    pub fn ifindex(&self, interface: &str) -> u32 {
+    pub(crate) fn ifindex(&self, interface: &str) -> u32 {
         self.run(|| nix::net::if_::if_nametoindex(interface))
             .unwrap_or_else(|error| panic!("{interface}: {error}"))
     }
@@ -130,7 +130,7 @@ impl Namespace {
     }
 
     /// Makes a bridge that snoops MLDv2, with a link-local and a global address.
-    pub fn add_bridge(&self, name: &str) {
+    pub(crate) fn add_bridge(&self, name: &str) {
         self.ip(&format!(
             "link add {name} type bridge mcast_snooping 1 mcast_mld_version 2 mcast_querier 0"
         ));
@@ -139,7 +139,7 @@ impl Namespace {
     }
 
     /// Joins two namespaces by a veth pair; this end becomes a port of `bridge`.
-    pub fn add_peer(&self, bridge: &str, port: &str, peer: &Self, peer_interface: &str) {
+    pub(crate) fn add_peer(&self, bridge: &str, port: &str, peer: &Self, peer_interface: &str) {
         self.ip(&format!(
             "link add {port} type veth peer name {peer_interface} netns {}",
             peer.name
@@ -158,7 +158,7 @@ impl Drop for Namespace {
 }
 
 /// Runs a command that has to succeed and returns what it prints.
-pub fn command(program: &str, arguments: &[&str]) -> String {
+pub(crate) fn command(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program)
         .args(arguments)
         .output()
@@ -173,7 +173,7 @@ pub fn command(program: &str, arguments: &[&str]) -> String {
 }
 
 /// Waits until a condition gives a value.
-pub fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + DEADLINE;
     loop {
         if let Some(value) = condition() {

@@ -39,7 +39,7 @@ const IFF_TAP: u16 = 0x0002;
 const IFF_NO_PI: u16 = 0x1000;
 
 /// Opens a TAP in the namespace of the calling thread; it is gone when the file is closed.
-pub fn open(name: &str) -> File {
+pub(crate) fn open(name: &str) -> File {
     let file = OpenOptions::new()
         .read(true)
         .write(true)
@@ -60,9 +60,9 @@ pub fn open(name: &str) -> File {
 }
 
 /// A guest with one NIC, `eth0`, plugged into a bridge by a TAP. Dropping it unplugs the TAP.
-pub struct Guest {
-    pub namespace: Namespace,
-    pub ifindex: u32,
+pub(crate) struct Guest {
+    pub(crate) namespace: Namespace,
+    pub(crate) ifindex: u32,
     stop: Arc<AtomicBool>,
     pump: Option<JoinHandle<()>>,
 }
@@ -70,7 +70,7 @@ pub struct Guest {
 impl Guest {
     /// Starts a guest on a TAP named `port` of `bridge` in `host`. `version` forces the MLD
     /// version of the guest (0: follow the querier).
-    pub fn start(host: &Namespace, bridge: &str, port: &str, version: u8) -> Self {
+    pub(crate) fn start(host: &Namespace, bridge: &str, port: &str, version: u8) -> Self {
         let namespace = Namespace::new(port);
         let outer = host.run(|| open(port));
         let inner = namespace.run(|| open("eth0"));
