@@ -9,7 +9,7 @@
 //!   operator ───┘
 //! ```
 //!
-//! One task owns everything ([`event_loop`]); what blocks for long runs elsewhere and comes back as
+//! One task owns everything (`event_loop`); what blocks for long runs elsewhere and comes back as
 //! an event. What is pinned goes on working when this ends, however it ends.
 
 mod event_loop;
