@@ -235,10 +235,10 @@ impl Datapath {
             feature: "readable version",
             version: "6.6",
         })?;
-        if version < KernelVersion::new(5, 14, 0) {
+        if version < KernelVersion::new(5, 17, 0) {
             return Err(DatapathError::KernelTooOld {
-                feature: "lookup-and-delete for BPF hash maps",
-                version: "5.14",
+                feature: "bpf_loop for kernel programs",
+                version: "5.17",
             });
         }
         let tcx = version >= KernelVersion::new(6, 6, 0);
