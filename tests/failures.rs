@@ -15,7 +15,12 @@ use serde_json::Value;
 
 /// Slow enough that every phase can be hit: the tree needs a while, and so does the copy.
 const TREE_MS: u64 = 1500;
-const OPTIONS: AgentOptions = AgentOptions { bandwidth_mib: 24, tree_budget_ms: Some(4000) };
+const OPTIONS: AgentOptions = AgentOptions {
+    bandwidth_mib: 16,
+    tree_budget_ms: Some(4000),
+    listeners: None,
+    reports_per_second: None,
+};
 const STREAM: StreamConfig = StreamConfig { rate_mbps: 2.0, flows: 1, kind: StreamKind::Probe };
 const SETTLED: Duration = Duration::from_secs(90);
 /// Packets that the guest must still get after an accident; half a second of stream.

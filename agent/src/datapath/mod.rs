@@ -7,7 +7,6 @@
 //!                          ^ MANAGED                COUNTERS, EVENTS ---------'
 //! ```
 //!
-//! Maps and links are pinned: without an agent the programs go on, and the next agent
 //! Maps and links are pinned (`pins`): without an agent the programs go on, and the next agent
 //! adopts what is there and exchanges the programs in one step. Only `detach_*`, [`Datapath::retain`]
 //! and [`Datapath::expire`] remove anything.

@@ -23,6 +23,10 @@ pub struct AgentOptions {
     pub bandwidth_mib: u64,
     /// How long a multicast tree may take to grow, milliseconds; none: the agent's default.
     pub tree_budget_ms: Option<u64>,
+    /// Multicast addresses that one NIC of a VM may listen to; none: the agent's default.
+    pub listeners: Option<u32>,
+    /// MLD Reports that it may send each second; none: the agent's default.
+    pub reports_per_second: Option<u32>,
 }
 
 /// Two running agents, named after their VM hosts.
@@ -183,6 +187,9 @@ domains = ["*"]
 connect_uri = "{connect_uri}"
 {tree_budget}
 
+[limits]
+{limits}
+
 [libvirt]
 bandwidth_mib = {bandwidth}
 
@@ -193,11 +200,19 @@ level = "info,roamcast=debug"
         peer_name = peer.name(),
         peer_address = peer.address(),
         connect_uri = vms.uri(),
-        tree_budget = options
-            .tree_budget_ms
-            .map_or_else(String::new, |budget| format!("tree_budget_ms = {budget}")),
+        tree_budget = key("tree_budget_ms", options.tree_budget_ms),
+        limits = [
+            key("listeners", options.listeners),
+            key("reports_per_second", options.reports_per_second),
+        ]
+        .join("\n"),
         bandwidth = options.bandwidth_mib,
     );
     let path = shared.join("agent.toml");
     fs::write(&path, text).with_context(|| format!("Failed to write {}", path.display()))
+}
+
+/// A line of a configuration, or nothing for the agent's default.
+fn key(name: &str, value: Option<impl std::fmt::Display>) -> String {
+    value.map_or_else(String::new, |value| format!("{name} = {value}"))
 }
