@@ -126,7 +126,8 @@ fn link_local(vms: &Vms) -> Ipv6Addr {
     let text = vms.output(&mut command).unwrap();
     let value: Value = serde_json::from_str(&text).unwrap();
     let rows = value.as_array().unwrap();
-    let address = rows.iter().find_map(|row| row["addr_info"][0]["local"].as_str());
+    let mut addresses = rows.iter().filter_map(|row| row["addr_info"].as_array()).flatten();
+    let address = addresses.find_map(|address| address["local"].as_str());
     address.unwrap_or_else(|| panic!("{text}")).parse().unwrap()
 }
 

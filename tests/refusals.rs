@@ -8,7 +8,7 @@ use lab::scenario::agents::AgentOptions;
 use lab::scenario::stream::{self, RECEIVER, Stream, StreamConfig, StreamKind};
 use lab::scenario::{Testbed, ensure_runs_only_on};
 use lab::vms::Vms;
-use lab::{LabConfig, requirements, wait};
+use lab::{Lab, LabConfig, requirements, wait};
 use serde_json::Value;
 
 /// Multicast addresses that a NIC may listen to, its own solicited-node ones among them.
@@ -29,20 +29,23 @@ const STREAM: StreamConfig = StreamConfig {
 const GREEDY: u16 = 2;
 const DEADLINE: Duration = Duration::from_secs(60);
 
-#[test]
-fn each_refusal_is_one_sentence_and_leaves_the_guest_unharmed() {
-    if !requirements::met() {
-        return;
-    }
-    let config = LabConfig::new("refuse");
-    let mut testbed = Testbed::up(config, 128, Some(OPTIONS)).unwrap();
+fn streaming_testbed(name: &str, options: AgentOptions) -> (Testbed, Stream) {
+    let mut testbed = Testbed::up(LabConfig::new(name), 128, Some(options)).unwrap();
     testbed.boot().unwrap();
     let stream = Stream::start(testbed.lab(), &STREAM).unwrap();
     let guest = testbed.guest().unwrap().clone();
     guest.start_receiver(RECEIVER, stream::receiver(&STREAM)).unwrap();
     guest.wait_arrivals(RECEIVER, 1, DEADLINE).unwrap();
     stream::wait_snooped(&mut testbed, 1).unwrap();
+    (testbed, stream)
+}
 
+#[test]
+fn each_refusal_is_one_sentence_and_leaves_the_guest_unharmed() {
+    if !requirements::met() {
+        return;
+    }
+    let (mut testbed, stream) = streaming_testbed("refuse", OPTIONS);
     let said = refused(&mut testbed, &["go", "vms2", "--domain", "other"]);
     assert!(said.contains("domain \"guest1\"") && said.contains("\"other\""), "{said}");
     let said = refused(&mut testbed, &["go", "nowhere"]);
@@ -50,27 +53,9 @@ fn each_refusal_is_one_sentence_and_leaves_the_guest_unharmed() {
     let said = refused(&mut testbed, &["go", "vms1"]);
     assert!(said.contains("guest1 is on vms1 already"), "{said}");
 
+    a_destination_that_is_down_is_named(&mut testbed);
     too_many_addresses_are_refused_and_named(&mut testbed);
     a_second_move_is_refused_during_the_first(&mut testbed);
-    stream.stop().unwrap();
-}
-
-#[test]
-fn a_destination_that_is_down_is_named() {
-    if !requirements::met() {
-        return;
-    }
-    let config = LabConfig::new("refdown");
-    let mut testbed = Testbed::up(config, 128, Some(AgentOptions::default())).unwrap();
-    testbed.boot().unwrap();
-    let stream = Stream::start(testbed.lab(), &STREAM).unwrap();
-    let guest = testbed.guest().unwrap().clone();
-    guest.start_receiver(RECEIVER, stream::receiver(&STREAM)).unwrap();
-    guest.wait_arrivals(RECEIVER, 1, DEADLINE).unwrap();
-    stream::wait_snooped(&mut testbed, 1).unwrap();
-    testbed.agents().unwrap().kill(1);
-    let said = refused(&mut testbed, &["go", "vms2"]);
-    assert!(said.contains("Destination vms2 is down"), "{said}");
     stream.stop().unwrap();
 }
 
@@ -91,7 +76,11 @@ fn refused(testbed: &mut Testbed, arguments: &[&str]) -> String {
 }
 
 /// Lines that tell of progress.
-const STEPS: [&str; 2] = ["Searching for the agent", "Asking for the move"];
+const STEPS: [&str; 3] = [
+    "Searching for the agent",
+    "Asking for the move",
+    "The destination joins the VM's multicast addresses",
+];
 
 fn assert_unharmed(testbed: &mut Testbed, guest: &Control) {
     ensure_runs_only_on(testbed, "vms1").unwrap();
@@ -105,6 +94,14 @@ fn assert_unharmed(testbed: &mut Testbed, guest: &Control) {
 fn status(testbed: &mut Testbed) -> Value {
     let vms1 = testbed.lab().vms1().clone();
     testbed.agents().unwrap().query(&vms1, "status").unwrap()
+}
+
+fn a_destination_that_is_down_is_named(testbed: &mut Testbed) {
+    testbed.agents().unwrap().kill(1);
+    let said = refused(testbed, &["go", "vms2"]);
+    assert!(said.contains("Destination vms2 is down"), "{said}");
+    let lab = Lab::attach(&testbed.lab().config().name).unwrap();
+    testbed.agents().unwrap().restart(&lab, 1).unwrap();
 }
 
 fn too_many_addresses_are_refused_and_named(testbed: &mut Testbed) {
