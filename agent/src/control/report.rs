@@ -17,7 +17,9 @@ use common::maps;
 use crate::datapath::Limits;
 use crate::proto::Timestamp;
 
-pub use migration::{Direction, MigrationPhase, MigrationRow, Outcome, Reception, ReceptionRow};
+pub use migration::{
+    Direction, JoinRow, MigrationPhase, MigrationRow, Outcome, Reception, ReceptionRow,
+};
 
 /// Ethernet address, `52:54:00:12:34:56` in JSON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -98,8 +100,8 @@ pub struct Status {
     pub hypervisor: HypervisorStatus,
     /// TAPs of the bridge.
     pub ports: Vec<PortRow>,
-    /// Multicast addresses that this host has joined for arriving VMs.
-    pub receptions: Vec<ReceptionRow>,
+    /// Multicast addresses that this host has joined for VMs that arrive or have arrived.
+    pub receptions: Vec<JoinRow>,
     /// Migrations that are not over, both ways.
     pub migrations: Vec<MigrationRow>,
     /// Counters that are not zero.

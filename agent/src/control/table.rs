@@ -1,176 +1,14 @@
 //! Tables for people.
 
-use std::fmt::Write;
+mod status;
 
 use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
 
 use super::report::{
-    Direction, FilterMode, Hook, LinkState, ListenerRow, MigrationRow, Outcome, Reception,
-    ReceptionRow, Status, StreamRow,
+    Direction, FilterMode, ListenerRow, MigrationRow, Outcome, Reception, ReceptionRow, StreamRow,
 };
 
-/// Renders `roamcast status`.
-pub fn status(status: &Status) -> String {
-    let mut text = String::new();
-    let mut line = |label: &str, value: String| {
-        // Writing to a `String` cannot fail.
-        let _ = writeln!(text, "{label:<12} {value}");
-    };
-    line(
-        "agent",
-        format!(
-            "{}, version {}, process {}, up {}",
-            status.agent,
-            status.version,
-            status.pid,
-            duration(status.uptime_ms)
-        ),
-    );
-    let home = match (&status.address, &status.prefix) {
-        (Some(address), Some(prefix)) => format!(", {address} in {prefix}"),
-        (Some(address), None) => format!(", {address}"),
-        (None, Some(prefix)) => format!(", {prefix}"),
-        (None, None) => String::new(),
-    };
-    line("bridge", format!("{}{home}", status.bridge));
-    line("maps", status.pin_path.clone());
-    for uplink in &status.uplinks {
-        line(
-            "uplink",
-            format!("{} ({})", uplink.name, hooks(&uplink.hooks)),
-        );
-    }
-    for querier in &status.queriers {
-        let vlan = match querier.vlan {
-            0 => String::new(),
-            vlan => format!(" VLAN {vlan}"),
-        };
-        line(
-            "querier",
-            format!(
-                "{} on {}{vlan}, MLDv{}, every {}, last Query {} ago",
-                querier.address,
-                querier.interface,
-                querier.mld_version,
-                duration(querier.query_interval_ms),
-                duration(querier.age_ms)
-            ),
-        );
-    }
-    if status.queriers.is_empty() {
-        line(
-            "querier",
-            "none seen; bridges and switches may flood or drop".to_owned(),
-        );
-    }
-    let libvirt = &status.hypervisor;
-    line(
-        "hypervisor",
-        format!(
-            "{} {}, {} domains{}",
-            libvirt.uri,
-            link_state(libvirt.state),
-            libvirt.domains,
-            reason(libvirt.reason.as_deref())
-        ),
-    );
-    section(&mut text, "Peers", peers(status), status.peers.len());
-    section(&mut text, "Ports", ports(status), status.ports.len());
-    section(
-        &mut text,
-        "Joined for arriving VMs",
-        receptions(&status.receptions),
-        status.receptions.len(),
-    );
-    section(
-        &mut text,
-        "Migrations",
-        migrations(&status.migrations),
-        status.migrations.len(),
-    );
-    let mut counters = new_table(&["counter", "packets"]);
-    for (name, count) in &status.counters {
-        counters.add_row([Cell::new(name), number(count)]);
-    }
-    section(
-        &mut text,
-        "Counters",
-        counters.to_string(),
-        status.counters.len(),
-    );
-    text
-}
-
-fn section(text: &mut String, title: &str, table: String, rows: usize) {
-    if rows > 0 {
-        let _ = write!(text, "\n{title}\n{table}\n");
-    }
-}
-
-fn peers(status: &Status) -> String {
-    let mut table = new_table(&["peer", "address", "connection"]);
-    for peer in &status.peers {
-        table.add_row([
-            peer.name.clone(),
-            peer.address.clone().unwrap_or_else(|| "-".to_owned()),
-            format!(
-                "{}{}",
-                link_state(peer.state),
-                reason(peer.reason.as_deref())
-            ),
-        ]);
-    }
-    table.to_string()
-}
-
-fn ports(status: &Status) -> String {
-    let mut table = new_table(&[
-        "port",
-        "domain",
-        "programs",
-        "listeners",
-        "sources",
-        "reports",
-        "refused",
-        "malformed",
-    ]);
-    for port in &status.ports {
-        let refused = port
-            .refused_reports
-            .saturating_add(port.refused_listeners)
-            .saturating_add(port.refused_sources);
-        table.add_row([
-            Cell::new(&port.name),
-            Cell::new(or_dash(port.domain.as_deref())),
-            Cell::new(hooks(&port.hooks)),
-            number(format!("{}/{}", port.listeners, port.max_listeners)),
-            number(format!("{}/{}", port.sources, port.max_sources)),
-            number(port.reports),
-            number(refused),
-            number(port.malformed),
-        ]);
-    }
-    table.to_string()
-}
-
-fn receptions(rows: &[ReceptionRow]) -> String {
-    let mut table = new_table(&["multicast address", "VLAN", "reception", "after"]);
-    for row in rows {
-        table.add_row([
-            Cell::new(row.multicast_address),
-            number(vlan(row.vlan)),
-            Cell::new(match row.mode {
-                Reception::Native => "native",
-                Reception::Idle => "idle",
-                Reception::Unreachable => "unreachable",
-                Reception::Refused => "refused",
-                Reception::Probing => "probing",
-            }),
-            number(duration(row.waited_ms)),
-        ]);
-    }
-    table.to_string()
-}
+pub use status::status;
 
 /// Renders `roamcast listeners`.
 pub fn listeners(rows: &[ListenerRow]) -> String {
@@ -255,11 +93,6 @@ pub fn migrations(rows: &[MigrationRow]) -> String {
         "addresses",
     ]);
     for row in rows {
-        let native = row
-            .receptions
-            .iter()
-            .filter(|r| r.mode == Reception::Native)
-            .count();
         table.add_row([
             number(row.migration),
             Cell::new(&row.domain),
@@ -278,11 +111,53 @@ pub fn migrations(rows: &[MigrationRow]) -> String {
             number(span(row.copy_ms)),
             number(span(row.vm_pause_ms)),
             number(span(row.total_ms)),
-            number(bytes(row.processed_bytes)),
-            Cell::new(format!("{native}/{} native", row.receptions.len())),
+            number(memory(row)),
+            Cell::new(addresses(&row.receptions)),
         ]);
     }
     table.to_string()
+}
+
+/// Memory copied; while it is, of how much.
+fn memory(row: &MigrationRow) -> String {
+    let copied = bytes(row.processed_bytes);
+    if row.outcome == Outcome::Running && row.total_bytes > 0 {
+        format!("{copied} of {}", bytes(row.total_bytes))
+    } else {
+        copied
+    }
+}
+
+fn reception(mode: Reception) -> &'static str {
+    match mode {
+        Reception::Native => "native",
+        Reception::Idle => "idle",
+        Reception::Unreachable => "unreachable",
+        Reception::Refused => "refused",
+        Reception::Probing => "probing",
+    }
+}
+
+/// How many addresses are received how, as `998 native, 2 idle`.
+fn addresses(rows: &[ReceptionRow]) -> String {
+    let modes = [
+        Reception::Native,
+        Reception::Idle,
+        Reception::Unreachable,
+        Reception::Refused,
+        Reception::Probing,
+    ];
+    let counts: Vec<String> = modes
+        .into_iter()
+        .filter_map(|mode| match rows.iter().filter(|row| row.mode == mode).count() {
+            0 => None,
+            count => Some(format!("{count} {}", reception(mode))),
+        })
+        .collect();
+    if counts.is_empty() {
+        return "-".to_owned();
+    }
+    counts.join(", ")
 }
 
 fn new_table(header: &[&str]) -> Table {
@@ -308,31 +183,6 @@ fn vlan(vlan: u16) -> String {
     } else {
         vlan.to_string()
     }
-}
-
-fn reason(reason: Option<&str>) -> String {
-    reason
-        .map(|reason| format!(" ({reason})"))
-        .unwrap_or_default()
-}
-
-fn link_state(state: LinkState) -> &'static str {
-    match state {
-        LinkState::Up => "up",
-        LinkState::Connecting => "connecting",
-        LinkState::Down => "down",
-    }
-}
-
-fn hooks(hooks: &[Hook]) -> String {
-    if hooks.is_empty() {
-        return "no program attached".to_owned();
-    }
-    let hooks: Vec<String> = hooks
-        .iter()
-        .map(|hook| format!("{} by {}", hook.program, hook.mode))
-        .collect();
-    hooks.join(", ")
 }
 
 fn span(milliseconds: Option<f64>) -> String {

@@ -14,7 +14,7 @@ use crate::clock::now;
 use crate::config::Prefix;
 use crate::control::Reply;
 use crate::control::report::{
-    Direction, Hook, HypervisorStatus, ListenerRow, MigrationRow, Outcome, PeerRow,
+    Direction, Hook, HypervisorStatus, JoinRow, ListenerRow, MigrationRow, Outcome, PeerRow,
     PortRow, QuerierRow, Reception, ReceptionRow, Status, StreamRow, UplinkRow, age_ms,
 };
 use crate::datapath::Program;
@@ -67,11 +67,13 @@ impl EventLoop {
             receptions: self
                 .proto
                 .receptions()
-                .map(|view| ReceptionRow {
+                .map(|view| JoinRow {
                     vlan: view.membership.key.vlan,
                     multicast_address: view.membership.key.multicast_address.into(),
                     mode: view.reception.map_or(Reception::Probing, Into::into),
                     waited_ms: milliseconds(view.waited),
+                    domains: view.domains.iter().map(|name| (*name).to_owned()).collect(),
+                    held: view.held,
                 })
                 .collect(),
             migrations: self
@@ -132,22 +134,24 @@ impl EventLoop {
     fn counters(&self) -> Result<BTreeMap<String, u64>, RuntimeError> {
         let proto = self.proto.counters();
         let signalling = [
-            ("datagram-unmarked", proto.unmarked_datagrams),
-            ("datagram-unknown-port", proto.unknown_port_datagrams),
-            ("datagram-unhoused", proto.unhoused_datagrams),
-            ("datagram-off-link", proto.off_link_datagrams),
-            ("datagram-refused", proto.refused_datagrams),
-            ("datagram-malformed", proto.malformed_datagrams),
-            ("frame-malformed", proto.malformed_frames),
+            ("datagrams_unmarked", proto.unmarked_datagrams),
+            ("datagrams_unknown_port", proto.unknown_port_datagrams),
+            ("datagrams_unhoused", proto.unhoused_datagrams),
+            ("datagrams_off_link", proto.off_link_datagrams),
+            ("datagrams_refused", proto.refused_datagrams),
+            ("datagrams_malformed", proto.malformed_datagrams),
+            ("frames_malformed", proto.malformed_frames),
         ];
         Ok(self
             .datapath
             .counters()?
             .into_iter()
             .chain(signalling)
-            .chain(self.peers.counters())
-            .filter(|(_, count)| *count > 0)
             .map(|(name, count)| (name.to_owned(), count))
+            .chain(self.peers.counters().into_iter().map(|(name, count)| {
+                (format!("connections_{name}"), count)
+            }))
+            .filter(|(_, count)| *count > 0)
             .collect())
     }
 

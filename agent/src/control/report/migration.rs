@@ -33,7 +33,24 @@ impl From<ReceptionMode> for Reception {
     }
 }
 
-/// A multicast address joined for arriving VMs, or one verdict of a migration.
+/// A multicast address that this host has joined for VMs that arrive or have arrived.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinRow {
+    /// VLAN identifier, 0 for untagged.
+    pub vlan: u16,
+    /// Multicast address.
+    pub multicast_address: Ipv6Addr,
+    /// How it is received.
+    pub mode: Reception,
+    /// From the join to the verdict.
+    pub waited_ms: u64,
+    /// Domains that it is joined for.
+    pub domains: Vec<String>,
+    /// Whether they all run here: the join then ends with their own answer to a Query.
+    pub held: bool,
+}
+
+/// How one multicast address of a migration is received at its destination.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReceptionRow {
     /// VLAN identifier, 0 for untagged.

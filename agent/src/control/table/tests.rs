@@ -1,7 +1,10 @@
 use super::*;
 use std::collections::BTreeMap;
 
-use crate::control::report::{HypervisorStatus, Mac, MigrationPhase, PeerRow, PortRow, UplinkRow};
+use crate::control::report::{
+    Hook, HypervisorStatus, JoinRow, LinkState, Mac, MigrationPhase, PeerRow, PortRow, Status,
+    UplinkRow,
+};
 
 fn example() -> Status {
     let hook = |program: &str| Hook {
@@ -50,7 +53,14 @@ fn example() -> Status {
             refused_sources: 3,
             malformed: 9,
         }],
-        receptions: Vec::new(),
+        receptions: vec![JoinRow {
+            vlan: 0,
+            multicast_address: "ff1e::1".parse().unwrap(),
+            mode: Reception::Native,
+            waited_ms: 11,
+            domains: vec!["player".to_owned()],
+            held: true,
+        }],
         migrations: Vec::new(),
         counters: BTreeMap::from([("bad_checksum".to_owned(), 9)]),
     }
@@ -79,9 +89,12 @@ fn status_shows_what_an_operator_looks_for() {
         "br0, 2001:db8:1::10 in 2001:db8:1::/64",
         "eth0 (uplink by tcx)",
         "none seen",
-        "qemu:///system up, 1 domains",
+        "qemu:///system up, 1 domain",
         "down (Connection refused)",
         "3/1024",
+        "ff1e::1",
+        "player",
+        "answer to a Query",
         "bad_checksum",
     ] {
         assert!(text.contains(expected), "{expected} is missing in\n{text}");
@@ -135,7 +148,14 @@ fn failed_migration_shows_its_reason() {
         total_ms: Some(900.0),
         processed_bytes: 3 << 20,
         total_bytes: 128 << 20,
-        receptions: Vec::new(),
+        receptions: [Reception::Native, Reception::Idle, Reception::Native]
+            .map(|mode| ReceptionRow {
+                vlan: 0,
+                multicast_address: "ff1e::1".parse().unwrap(),
+                mode,
+                waited_ms: 3,
+            })
+            .to_vec(),
         outcome: Outcome::Failed("libvirtd is gone".to_owned()),
     };
     let text = migrations(std::slice::from_ref(&row));
@@ -144,7 +164,7 @@ fn failed_migration_shows_its_reason() {
         "12 ms",
         "900 ms",
         "3.0 MiB",
-        "0/0 native",
+        "2 native, 1 idle",
     ] {
         assert!(text.contains(expected), "{expected} is missing in\n{text}");
     }

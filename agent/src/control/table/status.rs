@@ -1,0 +1,209 @@
+//! `roamcast status`: what the agent manages and who it talks to, then a table for each kind of
+//! thing that is there.
+
+use std::fmt::Write;
+
+use comfy_table::Cell;
+
+use super::{duration, migrations, new_table, number, or_dash, reception, vlan};
+use crate::control::report::{Hook, JoinRow, LinkState, Status};
+
+/// Renders `roamcast status`.
+pub fn status(status: &Status) -> String {
+    let mut text = String::new();
+    let mut line = |label: &str, value: String| {
+        // Writing to a `String` cannot fail.
+        let _ = writeln!(text, "{label:<12} {value}");
+    };
+    line(
+        "agent",
+        format!(
+            "{}, version {}, process {}, up {}",
+            status.agent,
+            status.version,
+            status.pid,
+            duration(status.uptime_ms)
+        ),
+    );
+    let home = match (&status.address, &status.prefix) {
+        (Some(address), Some(prefix)) => format!(", {address} in {prefix}"),
+        (Some(address), None) => format!(", {address}"),
+        (None, Some(prefix)) => format!(", {prefix}"),
+        (None, None) => String::new(),
+    };
+    line("bridge", format!("{}{home}", status.bridge));
+    line("maps", status.pin_path.clone());
+    for uplink in &status.uplinks {
+        line(
+            "uplink",
+            format!("{} ({})", uplink.name, hooks(&uplink.hooks)),
+        );
+    }
+    for querier in &status.queriers {
+        let vlan = match querier.vlan {
+            0 => String::new(),
+            vlan => format!(" VLAN {vlan}"),
+        };
+        line(
+            "querier",
+            format!(
+                "{} on {}{vlan}, MLDv{}, every {}, last Query {} ago",
+                querier.address,
+                querier.interface,
+                querier.mld_version,
+                duration(querier.query_interval_ms),
+                duration(querier.age_ms)
+            ),
+        );
+    }
+    if status.queriers.is_empty() {
+        line(
+            "querier",
+            "none seen; bridges and switches may flood or drop".to_owned(),
+        );
+    }
+    let libvirt = &status.hypervisor;
+    line(
+        "hypervisor",
+        format!(
+            "{} {}, {}{}",
+            libvirt.uri,
+            link_state(libvirt.state),
+            counted(libvirt.domains, "domain"),
+            reason(libvirt.reason.as_deref())
+        ),
+    );
+    section(&mut text, "Peers", peers(status), status.peers.len());
+    section(&mut text, "Ports", ports(status), status.ports.len());
+    section(
+        &mut text,
+        "Joined by proxy",
+        joins(&status.receptions),
+        status.receptions.len(),
+    );
+    section(
+        &mut text,
+        "Migrations",
+        migrations(&status.migrations),
+        status.migrations.len(),
+    );
+    let mut counters = new_table(&["counter", "count"]);
+    for (name, count) in &status.counters {
+        counters.add_row([Cell::new(name), number(count)]);
+    }
+    section(
+        &mut text,
+        "Counters",
+        counters.to_string(),
+        status.counters.len(),
+    );
+    text
+}
+
+fn section(text: &mut String, title: &str, table: String, rows: usize) {
+    if rows > 0 {
+        let _ = write!(text, "\n{title}\n{table}\n");
+    }
+}
+
+fn peers(status: &Status) -> String {
+    let mut table = new_table(&["peer", "address", "connection"]);
+    for peer in &status.peers {
+        table.add_row([
+            peer.name.clone(),
+            peer.address.clone().unwrap_or_else(|| "-".to_owned()),
+            format!(
+                "{}{}",
+                link_state(peer.state),
+                reason(peer.reason.as_deref())
+            ),
+        ]);
+    }
+    table.to_string()
+}
+
+fn ports(status: &Status) -> String {
+    let mut table = new_table(&[
+        "port",
+        "domain",
+        "programs",
+        "listeners",
+        "sources",
+        "reports",
+        "refused",
+        "malformed",
+    ]);
+    for port in &status.ports {
+        let refused = port
+            .refused_reports
+            .saturating_add(port.refused_listeners)
+            .saturating_add(port.refused_sources);
+        table.add_row([
+            Cell::new(&port.name),
+            Cell::new(or_dash(port.domain.as_deref())),
+            Cell::new(hooks(&port.hooks)),
+            number(format!("{}/{}", port.listeners, port.max_listeners)),
+            number(format!("{}/{}", port.sources, port.max_sources)),
+            number(port.reports),
+            number(refused),
+            number(port.malformed),
+        ]);
+    }
+    table.to_string()
+}
+
+fn joins(rows: &[JoinRow]) -> String {
+    let mut table = new_table(&[
+        "multicast address",
+        "VLAN",
+        "reception",
+        "after",
+        "for",
+        "until",
+    ]);
+    for row in rows {
+        table.add_row([
+            Cell::new(row.multicast_address),
+            number(vlan(row.vlan)),
+            Cell::new(reception(row.mode)),
+            number(duration(row.waited_ms)),
+            Cell::new(row.domains.join(", ")),
+            Cell::new(if row.held {
+                "answer to a Query"
+            } else {
+                "arrival"
+            }),
+        ]);
+    }
+    table.to_string()
+}
+
+fn reason(reason: Option<&str>) -> String {
+    reason
+        .map(|reason| format!(" ({reason})"))
+        .unwrap_or_default()
+}
+
+fn counted(count: u32, what: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {what}{plural}")
+}
+
+fn link_state(state: LinkState) -> &'static str {
+    match state {
+        LinkState::Up => "up",
+        LinkState::Connecting => "connecting",
+        LinkState::Down => "down",
+    }
+}
+
+fn hooks(hooks: &[Hook]) -> String {
+    if hooks.is_empty() {
+        return "no program attached".to_owned();
+    }
+    let hooks: Vec<String> = hooks
+        .iter()
+        .map(|hook| format!("{} by {}", hook.program, hook.mode))
+        .collect();
+    hooks.join(", ")
+}
