@@ -16,7 +16,7 @@ use serde_json::Value;
 /// Slow enough that every phase can be hit: the tree needs a while, and so does the copy.
 const TREE_MS: u64 = 1500;
 const OPTIONS: AgentOptions = AgentOptions {
-    bandwidth_mib: 16,
+    bandwidth_mib: 24,
     tree_budget_ms: Some(4000),
     listeners: None,
     reports_per_second: None,
