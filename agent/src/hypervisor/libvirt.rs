@@ -23,6 +23,7 @@
 mod config;
 mod flags;
 mod migration;
+mod settle;
 mod sys;
 mod watch;
 

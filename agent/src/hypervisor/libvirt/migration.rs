@@ -11,7 +11,7 @@ use virt::error::ErrorNumber;
 use virt_sys as vir;
 
 use super::sys::{self, Value};
-use super::{Shared, lock};
+use super::{Shared, lock, settle};
 use crate::hypervisor::MigrateRequest;
 use crate::proto::{DomainUuid, HypervisorEvent, JobStats};
 
@@ -151,10 +151,7 @@ fn follow(
                 return Err("libvirt has given it up; its log says why".to_owned());
             }
             Err(_) if !connection.is_alive().unwrap_or(false) => {
-                return Err(format!(
-                    "libvirtd at {} stopped meanwhile; start it and see where the domain runs",
-                    shared.config.uri
-                ));
+                return settle::settle(shared, uuid, None).map(|()| last);
             }
             Ok(None) | Err(_) => {
                 let completed = migration.wait(
@@ -254,11 +251,9 @@ fn run(
             );
             Ok(completed.unwrap_or(last))
         }
-        Err(_) if !connection.is_alive().unwrap_or(false) => Err(format!(
-            "libvirtd at {} stopped while domain `{name}` was being migrated; start it and see \
-             where the domain runs",
-            shared.config.uri
-        )),
+        Err(_) if !connection.is_alive().unwrap_or(false) => {
+            settle::settle(shared, request.uuid, Some(uri)).map(|()| last)
+        }
         Err(error) if error.code() == ErrorNumber::OperationAborted.into() => Err(format!(
             "The migration of domain `{name}` to {uri} was cancelled"
         )),

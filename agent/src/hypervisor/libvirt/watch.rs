@@ -249,7 +249,7 @@ fn is_paused(domain: &VirtDomain) -> bool {
         .is_ok_and(|(state, _)| state == DomainState::Paused.into())
 }
 
-fn is_no_domain(error: &Error) -> bool {
+pub(super) fn is_no_domain(error: &Error) -> bool {
     error.code() == ErrorNumber::NoDomain.into()
 }
 

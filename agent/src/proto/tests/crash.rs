@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use super::migration::LONG;
-use super::pair::{Pair, Setup, VmState};
+use super::pair::{Pair, START, Setup, VmState};
+use crate::proto::Outcome;
 
 /// Repeats a migration with one accident before each of its steps.
 ///
@@ -125,4 +126,44 @@ fn restarted_destination_agent_takes_the_joins_up_again() {
     assert_eq!(pair.hosts[1].kernel.joins.len(), 3);
     assert_eq!(pair.hosts[1].kernel.mdb.len(), 3);
     assert_eq!(pair.vm, VmState::Over(Ok(())));
+}
+
+#[test]
+fn restarted_source_agent_follows_the_migration_to_its_end() {
+    let mut pair = Pair::new(Setup::default());
+    pair.run(LONG, |pair| pair.migrating);
+    pair.crash(0);
+    let running = |pair: &Pair| {
+        let agent = pair.hosts[0].agent.as_ref();
+        agent.and_then(|agent| agent.migrations().last().cloned())
+    };
+    pair.run(LONG, |pair| running(pair).is_some());
+    assert_eq!(running(&pair).unwrap().outcome, None);
+    pair.run(LONG, |pair| !pair.migrating);
+    pair.run(LONG, |_| false);
+    assert_eq!(pair.vm_host, 1);
+    let record = running(&pair).unwrap();
+    assert_eq!(record.outcome, Some(Outcome::Completed));
+    assert_eq!(record.peer, "an unknown host");
+    pair.assert_clean("after the source agent's restart");
+}
+
+#[test]
+fn destination_keeps_what_a_coming_vm_needs_while_its_source_agent_is_away() {
+    let mut pair = Pair::new(Setup::default());
+    pair.run(LONG, |pair| !pair.hosts[1].kernel.ports.is_empty());
+    pair.stall();
+    pair.crash(0);
+    let long = pair.now.since(START) + Duration::from_secs(120);
+    pair.run(long, |_| false);
+    assert_eq!(pair.hosts[1].kernel.joins.len(), 3);
+    pair.fail_migration();
+    let soon = pair.now.since(START) + Duration::from_secs(3);
+    pair.run(soon, |_| false);
+    assert!(pair.hosts[1].kernel.joins.is_empty());
+    let agent = pair.hosts[1].agent.as_ref().unwrap();
+    let Some(Outcome::Failed(reason)) = agent.migrations().last().unwrap().outcome.clone() else {
+        panic!("the arrival has not failed");
+    };
+    assert!(reason.contains("gone from vms2"), "{reason}");
 }

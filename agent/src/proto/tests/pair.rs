@@ -15,6 +15,8 @@ pub(in crate::proto) const MAC: Mac = [0x52, 0x54, 0, 0, 0, 1];
 pub(super) const TRANSACTION: u64 = 4711;
 const NAMES: [&str; 2] = ["vms1", "vms2"];
 const UPLINK: u32 = 2;
+/// When a simulation begins.
+pub(super) const START: Timestamp = Timestamp(1_000_000_000_000);
 
 /// Deterministic numbers for the network's whims.
 #[derive(Clone, Debug)]
@@ -196,7 +198,7 @@ impl Pair {
         };
         let mut pair = Self {
             setup,
-            now: Timestamp(1_000_000_000_000),
+            now: START,
             hosts: [host(0), host(1)],
             queue: BTreeMap::new(),
             sequence: 0,
@@ -237,7 +239,7 @@ impl Pair {
 
     /// Runs until `end`, or until `stop` says so before an event.
     pub(super) fn run(&mut self, end: Duration, stop: impl Fn(&Self) -> bool) {
-        let end = Timestamp(1_000_000_000_000) + end;
+        let end = START + end;
         while !stop(self) && self.step(end) {}
     }
 
@@ -294,6 +296,11 @@ impl Pair {
         self.input(host, |agent, now| {
             agent.handle_peer(now, peer, PeerEvent::Down { reason });
         });
+    }
+
+    /// The copy takes for ever from here on.
+    pub(super) fn stall(&mut self) {
+        self.queue.retain(|_, event| !matches!(event, Event::Migration { .. }));
     }
 
     /// libvirt gives the running migration up.

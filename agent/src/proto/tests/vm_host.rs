@@ -23,6 +23,9 @@ impl Pair {
         for domain in domains {
             self.hypervisor(host, HypervisorEvent::Domain(domain));
         }
+        if host == 0 && self.migrating && self.hosts[0].kernel.domains.contains_key(&UUID) {
+            self.hypervisor(host, HypervisorEvent::Departing { uuid: UUID });
+        }
         self.hypervisor(host, HypervisorEvent::Connected);
         self.input(host, |agent, now| agent.handle_datapath(now, snapshot));
         self.input(host, |agent, now| agent.handle_adopted(now, &managed));

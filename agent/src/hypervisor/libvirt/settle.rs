@@ -1,0 +1,148 @@
+//! Where a domain is whose migration lost its libvirtd.
+//!
+//! A libvirtd that comes back takes up what it finds. It resumes a domain whose memory was still
+//! being copied, and ends one that has moved. Only in between, when all memory was sent but the
+//! destination's word had not come, it leaves the domain paused for others to decide:
+//!
+//! | here | at the destination | what is done |
+//! |---|---|---|
+//! | runs | | nothing: the migration has failed |
+//! | gone | | nothing: it has succeeded |
+//! | paused | runs | the domain here is ended |
+//! | paused | gone | the domain here is resumed |
+//! | paused | paused, or not known | looked at again, then left to the operator |
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use virt::connect::Connect;
+use virt::domain::{Domain, DomainPausedReason, DomainState, DomainStateReason};
+use virt::error::Error;
+use virt_sys as vir;
+
+use super::Shared;
+use super::watch::is_no_domain;
+use crate::proto::DomainUuid;
+
+/// How long libvirtd may take to come back, and both sides to agree.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a domain must be seen paused: libvirtd may be about to resume it.
+const PAUSED: Duration = Duration::from_secs(2);
+/// Between two looks.
+const INTERVAL: Duration = Duration::from_millis(200);
+
+/// What is known of a domain on one host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Runs,
+    Paused,
+    Gone,
+}
+
+/// Finds out how a migration ended, and ends it where libvirt does not. Blocks.
+///
+/// `destination` is the libvirt URI of the other host, where it is known.
+///
+/// # Errors
+///
+/// One sentence for a person saying where the domain is, unless it has moved.
+pub(super) fn settle(
+    shared: &Shared,
+    uuid: DomainUuid,
+    destination: Option<&str>,
+) -> Result<(), String> {
+    let uri = &shared.config.uri;
+    let deadline = Instant::now() + PATIENCE;
+    let mut paused_since = None;
+    while Instant::now() < deadline {
+        thread::sleep(INTERVAL);
+        let Some(connection) = shared.connection() else {
+            continue;
+        };
+        let Ok((place, domain)) = look(&connection, uuid) else {
+            continue;
+        };
+        match (place, domain) {
+            (Place::Gone, _) => return Ok(()),
+            (Place::Runs, _) => {
+                return Err(format!("libvirtd at {uri} stopped while memory was copied"));
+            }
+            (Place::Paused, Some(domain)) => {
+                let since = *paused_since.get_or_insert_with(Instant::now);
+                if since.elapsed() < PAUSED {
+                    continue;
+                }
+                match destination.map(|uri| look_there(uri, uuid)) {
+                    Some(Ok(Place::Runs)) => {
+                        tracing::warn!(%uuid, "Domain runs at the destination; it is ended here");
+                        if let Err(error) = discard(shared, &domain) {
+                            tracing::warn!(%uuid, %error, "Domain is not ended here yet");
+                        }
+                    }
+                    Some(Ok(Place::Gone)) => {
+                        tracing::warn!(%uuid, "Domain never ran at the destination; it is resumed");
+                        if let Err(error) = domain.resume() {
+                            tracing::warn!(%uuid, %error, "Domain is not resumed yet");
+                        }
+                    }
+                    Some(Ok(Place::Paused)) => {}
+                    Some(Err(error)) => {
+                        tracing::warn!(%uuid, %error, "Destination cannot be asked for the domain");
+                    }
+                    None => break,
+                }
+            }
+            (Place::Paused, None) => {}
+        }
+    }
+    Err(if paused_since.is_some() {
+        format!(
+            "libvirtd at {uri} stopped during the switch, and whether the domain runs at the \
+             destination is not known; if it does not, run `virsh resume {uuid}`"
+        )
+    } else {
+        format!(
+            "libvirtd at {uri} stopped while the domain was being migrated; start it and see where \
+             the domain runs"
+        )
+    })
+}
+
+fn look(connection: &Connect, uuid: DomainUuid) -> Result<(Place, Option<Domain>), Error> {
+    match connection.lookup_domain_by_uuid_string(&uuid.to_string()) {
+        Ok(domain) => Ok((place(&domain)?, Some(domain))),
+        Err(error) if is_no_domain(&error) => Ok((Place::Gone, None)),
+        Err(error) => Err(error),
+    }
+}
+
+fn look_there(uri: &str, uuid: DomainUuid) -> Result<Place, Error> {
+    let connection = Connect::open(Some(uri))?;
+    look(&connection, uuid).map(|(place, _)| place)
+}
+
+fn place(domain: &Domain) -> Result<Place, Error> {
+    let (state, reason) = match domain.state() {
+        Ok(state) => state,
+        Err(error) if is_no_domain(&error) => return Ok(Place::Gone),
+        Err(error) => return Err(error),
+    };
+    let for_migration =
+        DomainStateReason::Paused(DomainPausedReason::Migration.into()).into();
+    Ok(if !domain.is_active()? {
+        Place::Gone
+    } else if state == DomainState::Paused.into() && reason == for_migration {
+        Place::Paused
+    } else {
+        Place::Runs
+    })
+}
+
+/// Ends the domain as libvirt does after a migration.
+fn discard(shared: &Shared, domain: &Domain) -> Result<(), Error> {
+    domain.destroy()?;
+    if shared.config.flags.bits() & vir::VIR_MIGRATE_UNDEFINE_SOURCE != 0 {
+        domain.undefine()?;
+    }
+    Ok(())
+}
