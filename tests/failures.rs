@@ -19,10 +19,12 @@ const TREE_MS: u64 = 1500;
 const OPTIONS: AgentOptions = AgentOptions {
     bandwidth_mib: 24,
     tree_budget_ms: Some(4000),
-    listeners: None,
-    reports_per_second: None,
 };
-const STREAM: StreamConfig = StreamConfig { rate_mbps: 2.0, flows: 1, kind: StreamKind::Probe };
+const STREAM: StreamConfig = StreamConfig {
+    rate_mbps: 2.0,
+    flows: 1,
+    kind: StreamKind::Probe,
+};
 const SETTLED: Duration = Duration::from_secs(90);
 /// Packets that the guest must still get after an accident; half a second of stream.
 const PACKETS: usize = 86;
@@ -81,9 +83,18 @@ impl Moves {
         testbed.boot().unwrap();
         let stream = Stream::start(testbed.lab(), &STREAM).unwrap();
         let guest = testbed.guest().unwrap();
-        guest.start_receiver(RECEIVER, stream::receiver(&STREAM)).unwrap();
-        guest.wait_arrivals(RECEIVER, 1, Duration::from_secs(20)).unwrap();
-        Some(Self { testbed, stream, at: 0, count: 0 })
+        guest
+            .start_receiver(RECEIVER, stream::receiver(&STREAM))
+            .unwrap();
+        guest
+            .wait_arrivals(RECEIVER, 1, Duration::from_secs(20))
+            .unwrap();
+        Some(Self {
+            testbed,
+            stream,
+            at: 0,
+            count: 0,
+        })
     }
 
     /// Begins a move, has the accident in a phase of it, and checks how it all ends.
@@ -102,7 +113,10 @@ impl Moves {
         self.wait_phase(&operator, source, phase);
         self.happen(accident, source, destination);
         operator.wait(SETTLED).unwrap();
-        eprintln!("    operator: {}", operator.printed().trim().replace('\n', "; "));
+        eprintln!(
+            "    operator: {}",
+            operator.printed().trim().replace('\n', "; ")
+        );
         let restarted = match accident {
             Accident::SourceAgentDies => Some(source),
             Accident::DestinationAgentDies => Some(destination),
@@ -118,7 +132,8 @@ impl Moves {
     fn last_number(&mut self, vms: &Vms) -> u64 {
         let migrations = self.query(vms, "migrations");
         let last = migrations.as_array().and_then(|rows| rows.last());
-        last.and_then(|row| row["migration"].as_u64()).unwrap_or_default()
+        last.and_then(|row| row["migration"].as_u64())
+            .unwrap_or_default()
     }
 
     fn migrate(&mut self, source: usize, destination: usize) -> Process {
@@ -126,8 +141,14 @@ impl Moves {
         let hosts = self.testbed.lab().vms().clone();
         let name = self.testbed.domain_name().to_owned();
         let arguments = ["migrate", &name, hosts[destination].name()];
-        let command = self.testbed.agents().unwrap().command(&hosts[source], &arguments);
-        hosts[source].spawn(&format!("migrate{}", self.count), command).unwrap()
+        let command = self
+            .testbed
+            .agents()
+            .unwrap()
+            .command(&hosts[source], &arguments);
+        hosts[source]
+            .spawn(&format!("migrate{}", self.count), command)
+            .unwrap()
     }
 
     fn wait_phase(&mut self, operator: &Process, source: usize, phase: Phase) {
@@ -141,7 +162,10 @@ impl Moves {
                 // The source begins by itself; the destination has something to undo when it probes.
                 Phase::Preparing => {
                     let status = agents.query(&hosts[1 - source], "status").ok()?;
-                    status["receptions"].as_array()?.iter().any(|row| row["mode"] == "probing")
+                    status["receptions"]
+                        .as_array()?
+                        .iter()
+                        .any(|row| row["mode"] == "probing")
                 }
                 // The phase begins with the call of libvirt; the job some time after it.
                 Phase::Copying => {
@@ -174,13 +198,7 @@ impl Moves {
 
     /// The guest runs and receives on exactly one host; both agents have ended the migration and
     /// say how; nothing is left of it.
-    fn check(
-        &mut self,
-        case: &str,
-        source: usize,
-        before: [u64; 2],
-        restarted: Option<usize>,
-    ) {
+    fn check(&mut self, case: &str, source: usize, before: [u64; 2], restarted: Option<usize>) {
         let hosts = self.testbed.lab().vms().clone();
         wait::until("both agents to have ended the migration", SETTLED, || {
             hosts.iter().all(|vms| self.is_settled(vms)).then_some(())
@@ -189,8 +207,11 @@ impl Moves {
         let at = wait::until("the guest to run on exactly one host", SETTLED, || {
             let name = self.testbed.domain_name();
             let states = hosts.each_ref().map(|vms| state(vms, name));
-            let runs = states.each_ref().map(|state| state.as_deref() == Some("running"));
-            let is_off = |state: &Option<String>| state.as_deref().is_none_or(|it| it == "shut off");
+            let runs = states
+                .each_ref()
+                .map(|state| state.as_deref() == Some("running"));
+            let is_off =
+                |state: &Option<String>| state.as_deref().is_none_or(|it| it == "shut off");
             match runs {
                 [true, false] if is_off(&states[1]) => Some(0),
                 [false, true] if is_off(&states[0]) => Some(1),
@@ -203,22 +224,36 @@ impl Moves {
         let seen = guest.arrivals(RECEIVER).len();
         guest
             .wait_arrivals(RECEIVER, seen + PACKETS, SETTLED)
-            .unwrap_or_else(|error| panic!("{case}: guest on vms{}: {error:#}\n{}", at + 1, self.logs()));
+            .unwrap_or_else(|error| {
+                panic!("{case}: guest on vms{}: {error:#}\n{}", at + 1, self.logs())
+            });
         self.at = at;
         for (index, vms) in hosts.iter().enumerate() {
             if restarted == Some(index) {
                 self.check_restarted(case, vms);
                 continue;
             }
-            assert!(self.last_number(vms) > before[index], "{case}: {} has no record", vms.name());
+            assert!(
+                self.last_number(vms) > before[index],
+                "{case}: {} has no record",
+                vms.name()
+            );
             let migrations = self.query(vms, "migrations");
             let last = migrations.as_array().and_then(|rows| rows.last()).unwrap();
             eprintln!("    {}: {}", vms.name(), last["outcome"]);
             let outcome = &last["outcome"];
             let completed = outcome["state"] == "completed";
-            assert_eq!(completed, at != source, "{case}: {} says {outcome}", vms.name());
+            assert_eq!(
+                completed,
+                at != source,
+                "{case}: {} says {outcome}",
+                vms.name()
+            );
             assert!(
-                completed || outcome["reason"].as_str().is_some_and(|reason| !reason.is_empty()),
+                completed
+                    || outcome["reason"]
+                        .as_str()
+                        .is_some_and(|reason| !reason.is_empty()),
                 "{case}: {} says {outcome}",
                 vms.name()
             );
@@ -226,8 +261,16 @@ impl Moves {
         if at == source {
             let destination = &hosts[1 - source];
             wait::until("the destination to undo its joins", SETTLED, || {
-                let status = self.testbed.agents().ok()?.query(destination, "status").ok()?;
-                status["receptions"].as_array().is_some_and(Vec::is_empty).then_some(())
+                let status = self
+                    .testbed
+                    .agents()
+                    .ok()?
+                    .query(destination, "status")
+                    .ok()?;
+                status["receptions"]
+                    .as_array()
+                    .is_some_and(Vec::is_empty)
+                    .then_some(())
             })
             .unwrap_or_else(|error| panic!("{case}: {error:#}\n{}", self.logs()));
         }
@@ -267,7 +310,9 @@ impl Moves {
         wait::until("the agent to know the guest", SETTLED, || {
             let listeners = self.testbed.agents().ok()?.query(&vms, "listeners").ok()?;
             let is_stream = |row: &Value| {
-                let address = row["multicast_address"].as_str().and_then(|it| it.parse().ok());
+                let address = row["multicast_address"]
+                    .as_str()
+                    .and_then(|it| it.parse().ok());
                 address == Some(STREAM_ADDRESS) && !row["domain"].is_null()
             };
             listeners.as_array()?.iter().any(is_stream).then_some(())
@@ -279,7 +324,9 @@ impl Moves {
     fn wait_pruned(&self, site: usize) {
         let switch = self.testbed.lab().switch(site + 1);
         wait::until("the tree to be pruned", SETTLED, || {
-            let mdb = switch.output(switch.command("bridge").args(["mdb", "show"])).ok()?;
+            let mdb = switch
+                .output(switch.command("bridge").args(["mdb", "show"]))
+                .ok()?;
             let is_stream = |word: &str| word.parse::<Ipv6Addr>() == Ok(STREAM_ADDRESS);
             (!mdb.split_whitespace().any(is_stream)).then_some(())
         })
@@ -307,7 +354,9 @@ impl Moves {
 
 #[test]
 fn whatever_dies_in_whatever_phase_the_guest_receives_on_exactly_one_host() {
-    let Some(mut moves) = Moves::up("faildeath") else { return };
+    let Some(mut moves) = Moves::up("faildeath") else {
+        return;
+    };
     for phase in [Phase::Preparing, Phase::Copying, Phase::Switching] {
         for accident in DEATHS {
             moves.one(accident, phase);
@@ -318,7 +367,9 @@ fn whatever_dies_in_whatever_phase_the_guest_receives_on_exactly_one_host() {
 
 #[test]
 fn operator_can_abort_in_every_phase() {
-    let Some(mut moves) = Moves::up("failabort") else { return };
+    let Some(mut moves) = Moves::up("failabort") else {
+        return;
+    };
     // The switch may be over before it can be cancelled; either end is a good one.
     for phase in [Phase::Preparing, Phase::Copying, Phase::Switching] {
         moves.one(Accident::OperatorAborts, phase);

@@ -4,8 +4,8 @@
 //! |---|---|
 //! | `libvirt-events` | runs libvirt's event loop; one per process, never calls libvirt back |
 //! | `libvirt-watch` | connects, lists domains, looks at those that events name, connects again |
-//! | `libvirt-migrate` | one per migration: the blocking call |
-//! | `libvirt-progress` | one per migration: polls statistics, cancels when asked |
+//! | `libvirt-migrate` | one per migration: the blocking call, and what to do if libvirtd was lost |
+//! | `libvirt-progress` | one per migration, of an earlier agent too: polls statistics, cancels |
 //!
 //! What is urgent (suspended, resumed) is sent from the event loop's thread with the time it came
 //! in; domains follow from the watching thread, which may be waiting for libvirtd.

@@ -99,12 +99,7 @@ pub(super) fn start(shared: &Arc<Shared>, request: MigrateRequest) {
 }
 
 /// Follows a migration that runs already and that this agent has not started.
-pub(super) fn adopt(
-    shared: &Arc<Shared>,
-    connection: &Connect,
-    domain: Domain,
-    uuid: DomainUuid,
-) {
+pub(super) fn adopt(shared: &Arc<Shared>, connection: &Connect, domain: Domain, uuid: DomainUuid) {
     let migration = Arc::new(Migration::default());
     {
         let mut migrations = lock(&shared.migrations);

@@ -65,34 +65,22 @@ pub(super) fn settle(
         match (place, domain) {
             (Place::Gone, _) => return Ok(()),
             (Place::Runs, _) => {
-                return Err(format!("libvirtd at {uri} stopped while memory was copied"));
+                return Err(format!(
+                    "libvirtd at {uri} stopped before the switch was complete"
+                ));
             }
-            (Place::Paused, Some(domain)) => {
+            (Place::Paused, domain) => {
                 let since = *paused_since.get_or_insert_with(Instant::now);
                 if since.elapsed() < PAUSED {
                     continue;
                 }
-                match destination.map(|uri| look_there(uri, uuid)) {
-                    Some(Ok(Place::Runs)) => {
-                        tracing::warn!(%uuid, "Domain runs at the destination; it is ended here");
-                        if let Err(error) = discard(shared, &domain) {
-                            tracing::warn!(%uuid, %error, "Domain is not ended here yet");
-                        }
-                    }
-                    Some(Ok(Place::Gone)) => {
-                        tracing::warn!(%uuid, "Domain never ran at the destination; it is resumed");
-                        if let Err(error) = domain.resume() {
-                            tracing::warn!(%uuid, %error, "Domain is not resumed yet");
-                        }
-                    }
-                    Some(Ok(Place::Paused)) => {}
-                    Some(Err(error)) => {
-                        tracing::warn!(%uuid, %error, "Destination cannot be asked for the domain");
-                    }
-                    None => break,
+                let (Some(uri), Some(domain)) = (destination, domain) else {
+                    break;
+                };
+                if let Err(error) = decide(shared, &domain, uuid, uri) {
+                    tracing::warn!(%uuid, %error, "Domain stays paused for now");
                 }
             }
-            (Place::Paused, None) => {}
         }
     }
     Err(if paused_since.is_some() {
@@ -108,6 +96,27 @@ pub(super) fn settle(
     })
 }
 
+/// Ends or resumes a domain that is paused here, by whether it runs at the destination.
+fn decide(
+    shared: &Shared,
+    domain: &Domain,
+    uuid: DomainUuid,
+    destination: &str,
+) -> Result<(), Error> {
+    let there = Connect::open(Some(destination))?;
+    match look(&there, uuid)?.0 {
+        Place::Runs => {
+            tracing::warn!(%uuid, "Domain runs at the destination; it is ended here");
+            discard(shared, domain)
+        }
+        Place::Gone => {
+            tracing::warn!(%uuid, "Domain does not run at the destination; it is resumed here");
+            domain.resume().map(drop)
+        }
+        Place::Paused => Ok(()),
+    }
+}
+
 fn look(connection: &Connect, uuid: DomainUuid) -> Result<(Place, Option<Domain>), Error> {
     match connection.lookup_domain_by_uuid_string(&uuid.to_string()) {
         Ok(domain) => Ok((place(&domain)?, Some(domain))),
@@ -116,19 +125,13 @@ fn look(connection: &Connect, uuid: DomainUuid) -> Result<(Place, Option<Domain>
     }
 }
 
-fn look_there(uri: &str, uuid: DomainUuid) -> Result<Place, Error> {
-    let connection = Connect::open(Some(uri))?;
-    look(&connection, uuid).map(|(place, _)| place)
-}
-
 fn place(domain: &Domain) -> Result<Place, Error> {
     let (state, reason) = match domain.state() {
         Ok(state) => state,
         Err(error) if is_no_domain(&error) => return Ok(Place::Gone),
         Err(error) => return Err(error),
     };
-    let for_migration =
-        DomainStateReason::Paused(DomainPausedReason::Migration.into()).into();
+    let for_migration = DomainStateReason::Paused(DomainPausedReason::Migration.into()).into();
     Ok(if !domain.is_active()? {
         Place::Gone
     } else if state == DomainState::Paused.into() && reason == for_migration {

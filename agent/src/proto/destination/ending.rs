@@ -74,10 +74,7 @@ impl Agent {
     pub(in crate::proto) fn incoming_peer_down(&mut self, peer: &str) {
         let grace = self.now + self.config.timing.lost_peer_grace;
         for (number, incoming) in &self.incoming {
-            if incoming.peer == peer
-                && incoming.arrived.is_none()
-                && !self.has_begun(incoming)
-            {
+            if incoming.peer == peer && incoming.arrived.is_none() && !self.has_begun(incoming) {
                 self.timers.set_earlier(Timer::Unused(*number), grace);
             }
         }

@@ -13,6 +13,9 @@
 //!               completed or failed  <-- libvirt says so --  Switching
 //! ```
 //!
+//! An agent that is started while libvirt moves a domain begins at `Copying` too, knowing neither
+//! who asked nor the destination.
+//!
 //! Until START MIGRATION every failure undoes everything. From then on libvirt decides: a broken
 //! connection to the peer is made again, and the peer, which may have been restarted, is asked
 //! again.

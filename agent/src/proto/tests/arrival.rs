@@ -5,7 +5,7 @@ use common::signal::{MigrationAbort, PeerMessage};
 
 use crate::proto::destination::tests::{S, active, answers, bench, query, request};
 use crate::proto::tests::fixture::{Bench, UUID, key};
-use crate::proto::{Command, HypervisorEvent, Output, PeerEvent};
+use crate::proto::{Command, HypervisorEvent, Outcome, Output, PeerEvent};
 
 const ARRIVING: u32 = 20;
 
@@ -26,19 +26,67 @@ fn leaves(outputs: &[Output]) -> usize {
 }
 
 #[test]
-fn abort_of_the_source_undoes_join_watch_and_mdb_entry() {
+fn abort_before_the_tap_is_there_undoes_join_and_watch_at_once() {
+    let mut bench = bench();
+    bench.frame(1, request(UUID, vec![active(1)]));
+    bench.outputs();
+    let reason = "cancelled".to_owned();
+    bench.frame(1, MigrationAbort { reason });
+    let expected = [Output::Leave(key(1)), Output::Unmanage(key(1))];
+    assert_eq!(bench.outputs(), expected);
+}
+
+#[test]
+fn abort_is_done_when_the_tap_goes() {
     let mut bench = bench();
     bench.frame(1, request(UUID, vec![active(1)]));
     bench.port(ARRIVING, "vnet5");
     bench.outputs();
     let reason = "cancelled".to_owned();
     bench.frame(1, MigrationAbort { reason });
+    assert_eq!(leaves(&bench.outputs()), 0);
+    bench.unplug(ARRIVING);
+    let expected = [Output::Leave(key(1)), Output::Unmanage(key(1))];
+    assert_eq!(bench.outputs(), expected);
+}
+
+#[test]
+fn abort_that_finds_the_tap_for_ever_takes_the_mdb_entry_away_too() {
+    let mut bench = bench();
+    bench.frame(1, request(UUID, vec![active(1)]));
+    bench.port(ARRIVING, "vnet5");
+    let reason = "cancelled".to_owned();
+    bench.frame(1, MigrationAbort { reason });
+    bench.pass(31 * S);
     let delete = Output::MdbDelete {
         ifindex: ARRIVING,
         key: key(1),
     };
-    let expected = [delete, Output::Leave(key(1)), Output::Unmanage(key(1))];
-    assert_eq!(bench.outputs(), expected);
+    let outputs = bench.outputs();
+    let end = [delete, Output::Leave(key(1)), Output::Unmanage(key(1))];
+    assert!(outputs.ends_with(&end), "{outputs:?}");
+}
+
+#[test]
+fn arrival_whose_tap_goes_ends_soon_with_the_reason_of_its_source_if_that_tells_one() {
+    for told in [false, true] {
+        let mut bench = bench();
+        bench.frame(1, request(UUID, vec![active(1)]));
+        bench.port(ARRIVING, "vnet5");
+        bench.unplug(ARRIVING);
+        assert_eq!(leaves(&bench.outputs()), 0);
+        if told {
+            let reason = "cancelled".to_owned();
+            bench.frame(1, MigrationAbort { reason });
+        }
+        bench.pass(3 * S);
+        assert_eq!(leaves(&bench.outputs()), 1);
+        let record = bench.agent.migrations().last().unwrap();
+        let Some(Outcome::Failed(reason)) = &record.outcome else {
+            panic!("{record:?}");
+        };
+        assert_eq!(reason == "cancelled", told, "{reason}");
+    }
 }
 
 #[test]

@@ -300,7 +300,8 @@ impl Pair {
 
     /// The copy takes for ever from here on.
     pub(super) fn stall(&mut self) {
-        self.queue.retain(|_, event| !matches!(event, Event::Migration { .. }));
+        self.queue
+            .retain(|_, event| !matches!(event, Event::Migration { .. }));
     }
 
     /// libvirt gives the running migration up.
