@@ -63,8 +63,9 @@ fn abort_that_finds_the_tap_for_ever_takes_the_mdb_entry_away_too() {
         key: key(1),
     };
     let outputs = bench.outputs();
-    let end = [delete, Output::Leave(key(1)), Output::Unmanage(key(1))];
-    assert!(outputs.ends_with(&end), "{outputs:?}");
+    for undone in [delete, Output::Leave(key(1)), Output::Unmanage(key(1))] {
+        assert!(outputs.contains(&undone), "{undone:?} in {outputs:?}");
+    }
 }
 
 #[test]
