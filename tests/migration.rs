@@ -49,11 +49,7 @@ fn moved(testbed: &mut Testbed, site: Site, mover: Mover, stream: StreamConfig) 
 /// The newest record of a VM host's agent.
 fn record(testbed: &mut Testbed, host: usize) -> Value {
     let vms = testbed.lab().vms()[host].clone();
-    let migrations = testbed
-        .agents()
-        .unwrap()
-        .query(&vms, "migrations")
-        .unwrap();
+    let migrations = testbed.agents().unwrap().query(&vms, "migrations").unwrap();
     migrations
         .as_array()
         .and_then(|rows| rows.last())

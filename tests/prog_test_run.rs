@@ -15,8 +15,8 @@ mod support;
 
 use common::counter::Counter;
 use common::event::Kind;
-use common::snoop::KERNEL_RECORDS;
 use common::maps::FilterMode;
+use common::snoop::KERNEL_RECORDS;
 use frame::{Frame, address, record};
 use support::{Kernel, PASS, SHOT};
 

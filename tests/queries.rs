@@ -36,7 +36,9 @@ fn the_stream_needs_no_query_and_the_proxy_join_waits_for_the_answer_to_one() {
     testbed.boot().unwrap();
     let stream = Stream::start(testbed.lab(), &STREAM).unwrap();
     let guest = testbed.guest().unwrap().clone();
-    guest.start_receiver(RECEIVER, stream::receiver(&STREAM)).unwrap();
+    guest
+        .start_receiver(RECEIVER, stream::receiver(&STREAM))
+        .unwrap();
     guest.wait_arrivals(RECEIVER, 1, DEADLINE).unwrap();
     stream::wait_snooped(&mut testbed, 1).unwrap();
     assert_map_is_readable(testbed.lab().vms1());
@@ -48,7 +50,10 @@ fn the_stream_needs_no_query_and_the_proxy_join_waits_for_the_answer_to_one() {
     ensure_runs_only_on(&testbed, "vms2").unwrap();
     wait_received_at_destination(&guest, 300);
     let seen = capture.seen();
-    assert!(!seen.iter().any(Seen::is_query), "a Query was sent: {seen:?}");
+    assert!(
+        !seen.iter().any(Seen::is_query),
+        "a Query was sent: {seen:?}"
+    );
 
     let host = link_local(&vms2);
     let tap = tap(&vms2, testbed.domain_name());
@@ -56,19 +61,37 @@ fn the_stream_needs_no_query_and_the_proxy_join_waits_for_the_answer_to_one() {
     let joined = seen.iter().position(|seen| {
         by_host(seen) && seen.record(STREAM_ADDRESS).is_some_and(mld::Record::joins)
     });
-    assert!(joined.is_some(), "VMS 2 joins by proxy, from {host}: {seen:?}");
-    assert!(!seen.iter().any(|seen| is_leave(seen, host)), "and does not leave: {seen:?}");
+    assert!(
+        joined.is_some(),
+        "VMS 2 joins by proxy, from {host}: {seen:?}"
+    );
+    assert!(
+        !seen.iter().any(|seen| is_leave(seen, host)),
+        "and does not leave: {seen:?}"
+    );
     assert_eq!(receptions(&mut testbed), [STREAM_ADDRESS.to_string()]);
 
     // A switch that becomes querier queries at once.
     let switch = testbed.lab().switch(2);
     for querier in ["0", "1"] {
         let mut command = switch.command("ip");
-        command.args(["link", "set", "br0", "type", "bridge", "mcast_querier", querier]);
+        command.args([
+            "link",
+            "set",
+            "br0",
+            "type",
+            "bridge",
+            "mcast_querier",
+            querier,
+        ]);
         switch.output(&mut command).unwrap();
     }
     wait::until("VMS 2 to leave", DEADLINE, || {
-        capture.seen().iter().any(|seen| is_leave(seen, host)).then_some(())
+        capture
+            .seen()
+            .iter()
+            .any(|seen| is_leave(seen, host))
+            .then_some(())
     })
     .unwrap_or_else(|error| panic!("{error:#}: {:?}", capture.seen()));
     let seen = capture.seen();
@@ -76,7 +99,11 @@ fn the_stream_needs_no_query_and_the_proxy_join_waits_for_the_answer_to_one() {
         let found = seen.iter().skip(from).position(wanted);
         found.map_or_else(|| panic!("{what} is not in {seen:?}"), |at| from + at)
     };
-    let query = first("a Query to the VM", &|seen| seen.is_query() && seen.interface == tap, 0);
+    let query = first(
+        "a Query to the VM",
+        &|seen| seen.is_query() && seen.interface == tap,
+        0,
+    );
     let answered = first(
         "the VM's answer",
         &|seen| {
@@ -86,7 +113,10 @@ fn the_stream_needs_no_query_and_the_proxy_join_waits_for_the_answer_to_one() {
         query,
     );
     let left = first("the leave", &|seen| is_leave(seen, host), 0);
-    assert!(answered < left, "answered at {answered}, left at {left}: {seen:?}");
+    assert!(
+        answered < left,
+        "answered at {answered}, left at {left}: {seen:?}"
+    );
 
     wait::until("the agent to hold nothing", DEADLINE, || {
         receptions(&mut testbed).is_empty().then_some(())
@@ -106,7 +136,11 @@ fn is_leave(seen: &Seen, host: Ipv6Addr) -> bool {
 fn wait_received_at_destination(guest: &Control, count: usize) {
     wait::until("the stream at the destination", DEADLINE, || {
         let arrivals = guest.arrivals(RECEIVER);
-        let there = arrivals.iter().rev().take_while(|arrival| arrival.host == 1).count();
+        let there = arrivals
+            .iter()
+            .rev()
+            .take_while(|arrival| arrival.host == 1)
+            .count();
         (there >= 100 && arrivals.len() >= count).then_some(())
     })
     .unwrap();
@@ -117,16 +151,23 @@ fn receptions(testbed: &mut Testbed) -> Vec<String> {
     let vms2 = testbed.lab().vms2().clone();
     let status = testbed.agents().unwrap().query(&vms2, "status").unwrap();
     let rows = status["receptions"].as_array().unwrap();
-    rows.iter().map(|row| row["multicast_address"].as_str().unwrap().to_owned()).collect()
+    rows.iter()
+        .map(|row| row["multicast_address"].as_str().unwrap().to_owned())
+        .collect()
 }
 
 fn link_local(vms: &Vms) -> Ipv6Addr {
     let mut command = vms.command("ip");
-    command.args(["-json", "-6", "address", "show", "dev", "br0", "scope", "link"]);
+    command.args([
+        "-json", "-6", "address", "show", "dev", "br0", "scope", "link",
+    ]);
     let text = vms.output(&mut command).unwrap();
     let value: Value = serde_json::from_str(&text).unwrap();
     let rows = value.as_array().unwrap();
-    let mut addresses = rows.iter().filter_map(|row| row["addr_info"].as_array()).flatten();
+    let mut addresses = rows
+        .iter()
+        .filter_map(|row| row["addr_info"].as_array())
+        .flatten();
     let address = addresses.find_map(|address| address["local"].as_str());
     address.unwrap_or_else(|| panic!("{text}")).parse().unwrap()
 }
@@ -134,25 +175,49 @@ fn link_local(vms: &Vms) -> Ipv6Addr {
 /// Name of the TAP of the domain's first NIC.
 fn tap(vms: &Vms, domain: &str) -> String {
     let text = virsh(vms, &["domiflist", domain]).unwrap();
-    let name = text.split_whitespace().find(|word| word.starts_with("vnet"));
+    let name = text
+        .split_whitespace()
+        .find(|word| word.starts_with("vnet"));
     name.unwrap_or_else(|| panic!("{text}")).to_owned()
 }
 
 /// bpftool names the fields of keys and values, which it has from the map's types.
 fn assert_map_is_readable(vms: &Vms) {
     let mut command = vms.command("bpftool");
-    command.args(["--json", "map", "dump", "pinned", "/sys/fs/bpf/roamcast/v1/LISTENERS"]);
+    command.args([
+        "--json",
+        "map",
+        "dump",
+        "pinned",
+        "/sys/fs/bpf/roamcast/v1/LISTENERS",
+    ]);
     let text = vms.output(&mut command).unwrap();
     let dump: Value = serde_json::from_str(&text).unwrap();
-    let entries: Vec<&Value> =
-        dump.as_array().unwrap().iter().map(|entry| &entry["formatted"]).collect();
+    let entries: Vec<&Value> = dump
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|entry| &entry["formatted"])
+        .collect();
     assert!(!entries.is_empty(), "{text}");
     for entry in &entries {
         for field in ["ifindex", "vlan", "multicast_address"] {
-            assert!(!entry["key"][field].is_null(), "{field} of the key: {entry}");
+            assert!(
+                !entry["key"][field].is_null(),
+                "{field} of the key: {entry}"
+            );
         }
-        for field in ["filter_mode", "source_count", "mld_version", "last_report_ns", "guest_mac"] {
-            assert!(!entry["value"][field].is_null(), "{field} of the value: {entry}");
+        for field in [
+            "filter_mode",
+            "source_count",
+            "mld_version",
+            "last_report_ns",
+            "guest_mac",
+        ] {
+            assert!(
+                !entry["value"][field].is_null(),
+                "{field} of the value: {entry}"
+            );
         }
     }
     let bytes = STREAM_ADDRESS.octets().map(u64::from);

@@ -34,7 +34,9 @@ fn streaming_testbed(name: &str, options: AgentOptions) -> (Testbed, Stream) {
     testbed.boot().unwrap();
     let stream = Stream::start(testbed.lab(), &STREAM).unwrap();
     let guest = testbed.guest().unwrap().clone();
-    guest.start_receiver(RECEIVER, stream::receiver(&STREAM)).unwrap();
+    guest
+        .start_receiver(RECEIVER, stream::receiver(&STREAM))
+        .unwrap();
     guest.wait_arrivals(RECEIVER, 1, DEADLINE).unwrap();
     stream::wait_snooped(&mut testbed, 1).unwrap();
     (testbed, stream)
@@ -47,9 +49,15 @@ fn each_refusal_is_one_sentence_and_leaves_the_guest_unharmed() {
     }
     let (mut testbed, stream) = streaming_testbed("refuse", OPTIONS);
     let said = refused(&mut testbed, &["go", "vms2", "--domain", "other"]);
-    assert!(said.contains("domain \"guest1\"") && said.contains("\"other\""), "{said}");
+    assert!(
+        said.contains("domain \"guest1\"") && said.contains("\"other\""),
+        "{said}"
+    );
     let said = refused(&mut testbed, &["go", "nowhere"]);
-    assert!(said.contains("no destination \"nowhere\"") && said.contains("vms2"), "{said}");
+    assert!(
+        said.contains("no destination \"nowhere\"") && said.contains("vms2"),
+        "{said}"
+    );
     let said = refused(&mut testbed, &["go", "vms1"]);
     assert!(said.contains("guest1 is on vms1 already"), "{said}");
 
@@ -66,8 +74,7 @@ fn refused(testbed: &mut Testbed, arguments: &[&str]) -> String {
     let said = output.stderr();
     eprintln!("migkick {}: {}", arguments.join(" "), said.trim());
     assert_eq!(output.code, Some(1), "{arguments:?}: {said}");
-    let sentences: Vec<&str> =
-        said.lines().filter(|line| !STEPS.contains(line)).collect();
+    let sentences: Vec<&str> = said.lines().filter(|line| !STEPS.contains(line)).collect();
     let [sentence] = sentences[..] else {
         panic!("{arguments:?} should say one sentence: {said}");
     };
@@ -121,7 +128,9 @@ fn too_many_addresses_are_refused_and_named(testbed: &mut Testbed) {
     let port = wait::until("listeners to be refused", DEADLINE, || {
         let status = status(testbed);
         let ports = status["ports"].as_array()?.clone();
-        ports.into_iter().find(|port| port["refused_listeners"].as_u64() > Some(0))
+        ports
+            .into_iter()
+            .find(|port| port["refused_listeners"].as_u64() > Some(0))
     })
     .unwrap();
     assert_eq!(port["domain"], "guest1", "{port}");
@@ -155,7 +164,10 @@ fn a_second_move_is_refused_during_the_first(testbed: &mut Testbed) {
     let said = second.stderr();
     eprintln!("second: {}", said.trim());
     assert_eq!(second.code, Some(1), "{said}");
-    assert!(said.contains("guest1 is already being moved to vms2"), "{said}");
+    assert!(
+        said.contains("guest1 is already being moved to vms2"),
+        "{said}"
+    );
     // The first goes on, to a good end.
     let output = first.wait(DEADLINE).unwrap();
     assert_eq!(output.code, Some(0), "{}", output.stderr());

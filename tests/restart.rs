@@ -1,12 +1,5 @@
 //! The agent ends or is killed and comes back: what was pinned goes on and is adopted.
 #![allow(
-    clippy::expect_used,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "a test that cannot go on panics"
-)]
-
-#![allow(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,

@@ -5,7 +5,6 @@
     clippy::unwrap_used,
     reason = "a test that cannot go on panics"
 )]
-
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -19,12 +19,27 @@ fn run_agent(config: Config) -> anyhow::Result<()> {
 
 fn run_pki(command: PkiCommand) -> anyhow::Result<()> {
     let next_steps = match command {
-        PkiCommand::Init { directory, name, days } => {
-            pki::init(&directory, &name, Validity::days(days))?.next_steps()
-        }
-        PkiCommand::Issue { directory, name, addresses, days } => {
+        PkiCommand::Init {
+            directory,
+            name,
+            days,
+        } => pki::init(&directory, &name, Validity::days(days))?.next_steps(),
+        PkiCommand::Issue {
+            directory,
+            name,
+            addresses,
+            days,
+        } => {
             let validity = Validity::days(days);
-            pki::issue(&directory, &IssueRequest { name, addresses, validity })?.next_steps()
+            pki::issue(
+                &directory,
+                &IssueRequest {
+                    name,
+                    addresses,
+                    validity,
+                },
+            )?
+            .next_steps()
         }
     };
     print!("{next_steps}");

@@ -182,7 +182,11 @@ pub struct StreamKey {
 impl StreamKey {
     /// The address that the flow is watched under.
     pub fn managed(&self) -> ManagedKey {
-        ManagedKey { vlan: self.vlan, pad: 0, multicast_address: self.multicast_address }
+        ManagedKey {
+            vlan: self.vlan,
+            pad: 0,
+            multicast_address: self.multicast_address,
+        }
     }
 }
 

@@ -62,7 +62,9 @@ impl Seen {
         let Message::Report(records) = &self.message else {
             return None;
         };
-        records.iter().find(|record| record.multicast_address == multicast_address)
+        records
+            .iter()
+            .find(|record| record.multicast_address == multicast_address)
     }
 }
 
@@ -143,8 +145,10 @@ fn read(socket: &Socket, seen: &Mutex<Vec<Seen>>, stop: &AtomicBool) {
         let Some((source, message)) = parse(&frame[..length]) else {
             continue;
         };
-        let interface = nix::net::if_::if_indextoname(from.ifindex() as u32)
-            .map_or_else(|_| from.ifindex().to_string(), |name| name.to_string_lossy().into());
+        let interface = nix::net::if_::if_indextoname(from.ifindex() as u32).map_or_else(
+            |_| from.ifindex().to_string(),
+            |name| name.to_string_lossy().into(),
+        );
         seen.lock().unwrap().push(Seen {
             interface,
             source,

@@ -92,8 +92,16 @@ fn signalling(arguments: &SignallingArgs) -> Result<()> {
     let mut results = Vec::new();
     for &rate_mbps in &arguments.rates {
         for &addresses in &arguments.addresses {
-            let stream = StreamConfig { rate_mbps, flows: addresses, kind: StreamKind::Probe };
-            let config = RunConfig { mover: Mover::Migkick, stream, site: Site::Multicast };
+            let stream = StreamConfig {
+                rate_mbps,
+                flows: addresses,
+                kind: StreamKind::Probe,
+            };
+            let config = RunConfig {
+                mover: Mover::Migkick,
+                stream,
+                site: Site::Multicast,
+            };
             let mut runs_ms = Vec::new();
             let mut verdicts = BTreeMap::new();
             let mut longest_probe_ms = 0;
@@ -123,7 +131,14 @@ fn signalling(arguments: &SignallingArgs) -> Result<()> {
     drop(testbed);
     let mut table = Table::new();
     table.load_preset(comfy_table::presets::UTF8_FULL_CONDENSED);
-    table.set_header(["Mbit/s", "addresses", "median ms", "runs ms", "longest probe ms", "verdicts"]);
+    table.set_header([
+        "Mbit/s",
+        "addresses",
+        "median ms",
+        "runs ms",
+        "longest probe ms",
+        "verdicts",
+    ]);
     for row in &results {
         let runs: Vec<_> = row.runs_ms.iter().map(|ms| format!("{ms:.1}")).collect();
         table.add_row([
@@ -132,7 +147,11 @@ fn signalling(arguments: &SignallingArgs) -> Result<()> {
             format!("{:.1}", row.median_ms),
             runs.join(" "),
             row.longest_probe_ms.to_string(),
-            row.verdicts.iter().map(|(mode, count)| format!("{count} {mode}")).collect::<Vec<_>>().join(", "),
+            row.verdicts
+                .iter()
+                .map(|(mode, count)| format!("{count} {mode}"))
+                .collect::<Vec<_>>()
+                .join(", "),
         ]);
     }
     println!("{table}");
@@ -148,7 +167,9 @@ fn receptions(testbed: &mut Testbed) -> Result<Vec<Value>> {
     let migrations = testbed.agents()?.query(&vms1, "migrations")?;
     let last = migrations.as_array().and_then(|rows| rows.last());
     let receptions = last.and_then(|row| row["receptions"].as_array());
-    receptions.cloned().context("The agent's record has no receptions")
+    receptions
+        .cloned()
+        .context("The agent's record has no receptions")
 }
 
 fn median(values: &[f64]) -> f64 {

@@ -111,8 +111,16 @@ pub(crate) fn run(args: &DemoArgs) -> Result<()> {
     let agents = (!args.baseline).then(AgentOptions::default);
     let mut testbed = Testbed::up(lab, args.memory, agents)?;
     let config = RunConfig {
-        mover: if args.baseline { Mover::Virsh } else { Mover::Migkick },
-        stream: StreamConfig { rate_mbps: args.rate, flows: 1, kind: args.stream.into() },
+        mover: if args.baseline {
+            Mover::Virsh
+        } else {
+            Mover::Migkick
+        },
+        stream: StreamConfig {
+            rate_mbps: args.rate,
+            flows: 1,
+            kind: args.stream.into(),
+        },
         site,
     };
     let directory = root().join("target/demo");
@@ -141,13 +149,21 @@ pub(crate) fn run(args: &DemoArgs) -> Result<()> {
             .with_context(|| format!("Failed to write {}", path.display()))?;
     }
     let failed = report.runs.iter().filter(|row| !row.ok).count();
-    ensure!(failed == 0, "{failed} of {} moves failed", report.runs.len());
+    ensure!(
+        failed == 0,
+        "{failed} of {} moves failed",
+        report.runs.len()
+    );
     Ok(())
 }
 
 fn draw(run: &Run) -> String {
     let row = &run.row;
-    let by = if row.baseline { "plain libvirt" } else { "Roamcast" };
+    let by = if row.baseline {
+        "plain libvirt"
+    } else {
+        "Roamcast"
+    };
     let title = format!(
         "A move by {by}, site {}, {} Mbit/s: {} lost, {} doubled",
         row.site, row.rate_mbps, row.lost, row.duplicated
@@ -169,8 +185,20 @@ pub(crate) fn table(rows: &[RunRow]) -> Table {
     let mut table = Table::new();
     table.load_preset(comfy_table::presets::UTF8_FULL_CONDENSED);
     let mut header = vec![
-        "site", "by", "Mbit/s", "MiB", "sent", "lost", "doubled", "reordered", "loss ms", "freeze ms",
-        "pause ms", "signalling ms", "copy ms", "total ms",
+        "site",
+        "by",
+        "Mbit/s",
+        "MiB",
+        "sent",
+        "lost",
+        "doubled",
+        "reordered",
+        "loss ms",
+        "freeze ms",
+        "pause ms",
+        "signalling ms",
+        "copy ms",
+        "total ms",
     ];
     let transport = rows.iter().any(|row| row.continuity_errors.is_some());
     if transport {
@@ -197,11 +225,18 @@ pub(crate) fn table(rows: &[RunRow]) -> Table {
             ms(row.total_ms),
         ];
         if transport {
-            cells.push(row.continuity_errors.map_or_else(String::new, |count| count.to_string()));
+            cells.push(
+                row.continuity_errors
+                    .map_or_else(String::new, |count| count.to_string()),
+            );
         }
         cells.push(if row.ok { "yes" } else { "NO" }.to_owned());
         table.add_row(cells.into_iter().enumerate().map(|(column, text)| {
-            let alignment = if column < 2 { CellAlignment::Left } else { CellAlignment::Right };
+            let alignment = if column < 2 {
+                CellAlignment::Left
+            } else {
+                CellAlignment::Right
+            };
             Cell::new(text).set_alignment(alignment)
         }));
     }

@@ -11,7 +11,9 @@ use anyhow::{Context, Result, ensure};
 /// Root of the workspace.
 pub(crate) fn root() -> PathBuf {
     // The manifest directory is `xtask/`, which always has a parent.
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).parent().map_or_else(PathBuf::new, Into::into)
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .map_or_else(PathBuf::new, Into::into)
 }
 
 /// Returns a cargo command in the workspace, for the toolchain that runs this program.
@@ -49,7 +51,10 @@ pub(crate) fn step(title: &str, command: &mut Command) -> Result<()> {
         .stdin(Stdio::null())
         .status()
         .with_context(|| format!("Failed to start {command:?}"))?;
-    ensure!(status.success(), "{title} failed: {command:?} ended with {status}");
+    ensure!(
+        status.success(),
+        "{title} failed: {command:?} ended with {status}"
+    );
     eprintln!("    {title}: {:.1} s", started.elapsed().as_secs_f64());
     Ok(())
 }
@@ -73,7 +78,8 @@ impl Tally {
         };
         for part in counts.split([';', '.']) {
             let mut words = part.split_whitespace();
-            if let (Some(Ok(count)), Some(name)) = (words.next().map(str::parse::<u64>), words.next())
+            if let (Some(Ok(count)), Some(name)) =
+                (words.next().map(str::parse::<u64>), words.next())
             {
                 match name {
                     "passed" => self.passed += count,
@@ -107,13 +113,23 @@ pub(crate) fn tests(title: &str, command: &mut Command, tally: &mut Tally) -> Re
             results.add(&line);
         }
     }
-    let status = child.wait().with_context(|| format!("Failed to wait for {command:?}"))?;
+    let status = child
+        .wait()
+        .with_context(|| format!("Failed to wait for {command:?}"))?;
     tally.passed += results.passed;
     tally.failed += results.failed;
     tally.ignored += results.ignored;
-    ensure!(status.success(), "{title}: {} failed, {command:?} ended with {status}", results.failed);
+    ensure!(
+        status.success(),
+        "{title}: {} failed, {command:?} ended with {status}",
+        results.failed
+    );
     ensure!(results.passed > 0, "{title}: {command:?} ran no test");
-    eprintln!("    {title}: {} passed, {:.1} s", results.passed, started.elapsed().as_secs_f64());
+    eprintln!(
+        "    {title}: {} passed, {:.1} s",
+        results.passed,
+        started.elapsed().as_secs_f64()
+    );
     Ok(())
 }
 

@@ -39,7 +39,10 @@ pub(crate) fn run(args: &TestArgs) -> Result<()> {
     setup::ensure()?;
     let mut tally = Tally::default();
     let outcome = levels(args.level, &mut tally);
-    println!("{} passed, {} failed, {} skipped", tally.passed, tally.failed, tally.ignored);
+    println!(
+        "{} passed, {} failed, {} skipped",
+        tally.passed, tally.failed, tally.ignored
+    );
     outcome
 }
 
@@ -50,9 +53,17 @@ fn levels(only: Option<Level>, tally: &mut Tally) -> Result<()> {
     }
     if wanted(Level::Unit) {
         let mut command = workspace("test");
-        tests("unit and simulation tests", command.args(["--lib", "--bins"]), tally)?;
+        tests(
+            "unit and simulation tests",
+            command.args(["--lib", "--bins"]),
+            tally,
+        )?;
     }
-    for (level, targets) in [(Level::Program, PROGRAM), (Level::Network, NETWORK), (Level::Vm, VM)] {
+    for (level, targets) in [
+        (Level::Program, PROGRAM),
+        (Level::Network, NETWORK),
+        (Level::Vm, VM),
+    ] {
         if !wanted(level) {
             continue;
         }
@@ -76,10 +87,17 @@ fn levels(only: Option<Level>, tally: &mut Tally) -> Result<()> {
 /// `cargo xtask lint`: format, clippy, rustdoc.
 pub(crate) fn lint() -> Result<()> {
     step("format", &mut cargo(["fmt", "--all", "--check"]))?;
-    step("clippy", workspace("clippy").args(["--all-targets", "--", "-D", "warnings"]))?;
+    step(
+        "clippy",
+        workspace("clippy").args(["--all-targets", "--", "-D", "warnings"]),
+    )?;
     // Apart from the rest: features of the workspace must not reach the kernel programs.
-    step("clippy of the kernel programs", cargo(["clippy", "-p", "agent-ebpf"]).args(["--", "-D", "warnings"]))?;
+    step(
+        "clippy of the kernel programs",
+        cargo(["clippy", "-p", "agent-ebpf"]).args(["--", "-D", "warnings"]),
+    )?;
     let mut doc = workspace("doc");
-    doc.args(["--no-deps", "--document-private-items"]).env("RUSTDOCFLAGS", "-D warnings");
+    doc.args(["--no-deps", "--document-private-items"])
+        .env("RUSTDOCFLAGS", "-D warnings");
     step("rustdoc", &mut doc)
 }

@@ -149,10 +149,12 @@ fn addresses(rows: &[ReceptionRow]) -> String {
     ];
     let counts: Vec<String> = modes
         .into_iter()
-        .filter_map(|mode| match rows.iter().filter(|row| row.mode == mode).count() {
-            0 => None,
-            count => Some(format!("{count} {}", reception(mode))),
-        })
+        .filter_map(
+            |mode| match rows.iter().filter(|row| row.mode == mode).count() {
+                0 => None,
+                count => Some(format!("{count} {}", reception(mode))),
+            },
+        )
         .collect();
     if counts.is_empty() {
         return "-".to_owned();

@@ -22,9 +22,7 @@ use crate::net::mdb::Mdb;
 use crate::net::membership::Memberships;
 use crate::net::peers::Peers;
 use crate::net::vm_socket::VmSocket;
-use crate::proto::{
-    Agent, DatapathEvent, HypervisorEvent, PeerEvent, Port, PortEvent, Timestamp,
-};
+use crate::proto::{Agent, DatapathEvent, HypervisorEvent, PeerEvent, Port, PortEvent, Timestamp};
 
 /// How often entries that nobody needs any more are looked for in the maps.
 const COLLECT_INTERVAL: Duration = Duration::from_secs(30);
@@ -99,7 +97,10 @@ impl EventLoop {
 
     /// When the protocol wants to be called again.
     fn due(&self) -> Instant {
-        let wait = self.proto.poll_timeout().map_or(IDLE, |due| due.since(now()).min(IDLE));
+        let wait = self
+            .proto
+            .poll_timeout()
+            .map_or(IDLE, |due| due.since(now()).min(IDLE));
         Instant::now() + wait
     }
 
@@ -110,7 +111,12 @@ impl EventLoop {
                 match self.datapath.attach_port(port.ifindex, &port.name, &limits) {
                     Ok(attachment) => {
                         let adopted = attachment.adopted;
-                        tracing::info!(port = port.name, ifindex = port.ifindex, adopted, "TAP added");
+                        tracing::info!(
+                            port = port.name,
+                            ifindex = port.ifindex,
+                            adopted,
+                            "TAP added"
+                        );
                         self.proto.handle_port(now(), PortEvent::Added(port));
                     }
                     // A TAP can be gone before it is attached; its removal follows.
@@ -124,7 +130,8 @@ impl EventLoop {
             LinkEvent::Port(PortEvent::Removed { ifindex }) => {
                 tracing::info!(ifindex, "TAP removed");
                 self.datapath.detach_port(ifindex)?;
-                self.proto.handle_port(now(), PortEvent::Removed { ifindex });
+                self.proto
+                    .handle_port(now(), PortEvent::Removed { ifindex });
             }
             LinkEvent::UplinkAdded(port) => {
                 match self.datapath.attach_uplink(port.ifindex, &port.name) {
@@ -174,7 +181,8 @@ impl EventLoop {
                 self.peer_states.insert(peer.clone(), (LinkState::Up, None));
             }
             PeerEvent::Down { reason } => {
-                self.peer_states.insert(peer.clone(), (LinkState::Down, Some(reason.clone())));
+                self.peer_states
+                    .insert(peer.clone(), (LinkState::Down, Some(reason.clone())));
             }
             PeerEvent::Frame(_) => {}
         }

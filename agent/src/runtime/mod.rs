@@ -47,7 +47,9 @@ pub enum RuntimeError {
     #[error(transparent)]
     Addresses(#[from] AddressesError),
     /// The bridge has no address that VMs can be given a prefix from.
-    #[error("Bridge {bridge} has no global IPv6 address; give it one, or set agent.address and agent.prefix")]
+    #[error(
+        "Bridge {bridge} has no global IPv6 address; give it one, or set agent.address and agent.prefix"
+    )]
     NoAddress {
         /// Its name.
         bridge: String,

@@ -3,8 +3,8 @@
 use common::event::Change;
 use common::maps::{Listener, ListenerKey, ManagedKey, Source, SourceKey};
 
-use super::event_loop::EventLoop;
 use super::RuntimeError;
+use super::event_loop::EventLoop;
 use crate::clock::now;
 use crate::control::Reply;
 use crate::control::report::LinkState;
@@ -23,11 +23,17 @@ impl EventLoop {
             }
             match output {
                 None => return Ok(()),
-                Some(Output::MdbAdd { ifindex, membership }) => {
+                Some(Output::MdbAdd {
+                    ifindex,
+                    membership,
+                }) => {
                     batch.add.push((ifindex, membership));
                 }
                 Some(Output::MdbDelete { ifindex, key }) => batch.delete.push((ifindex, key)),
-                Some(Output::ExpireListener { key, last_report_ns }) => {
+                Some(Output::ExpireListener {
+                    key,
+                    last_report_ns,
+                }) => {
                     batch.expire.push((key, last_report_ns));
                 }
                 Some(output) => self.perform(output).await?,
@@ -43,7 +49,8 @@ impl EventLoop {
                 }
             }
             Output::Connect { peer } => {
-                self.peer_states.insert(peer.clone(), (LinkState::Connecting, None));
+                self.peer_states
+                    .insert(peer.clone(), (LinkState::Connecting, None));
                 self.peers.connect(&peer);
             }
             Output::Frame { peer, bytes } => self.peers.send(&peer, bytes),
@@ -63,21 +70,36 @@ impl EventLoop {
                 }
             }
             Output::Unmanage(key) => self.datapath.unmanage(&key)?,
-            Output::ExpireSource { key, last_report_ns } => {
+            Output::ExpireSource {
+                key,
+                last_report_ns,
+            } => {
                 self.datapath.expire_source(&key, last_report_ns)?;
             }
             Output::ReadListeners { listeners, sources } => self.read(&listeners, &sources)?,
             Output::ReadStreams { token, keys } => {
-                let streams = self.datapath.off_runtime(move |it| it.streams(&keys)).await?;
-                self.proto.handle_datapath(now(), DatapathEvent::Streams { token, streams });
+                let streams = self
+                    .datapath
+                    .off_runtime(move |it| it.streams(&keys))
+                    .await?;
+                self.proto
+                    .handle_datapath(now(), DatapathEvent::Streams { token, streams });
             }
             Output::ReadUsage => {
                 for event in self.datapath.usage_events()? {
                     self.proto.handle_datapath(now(), event);
                 }
             }
-            Output::StartMigration { uuid, connect_uri, migrate_uri } => {
-                self.hypervisor.migrate(MigrateRequest { uuid, connect_uri, migrate_uri });
+            Output::StartMigration {
+                uuid,
+                connect_uri,
+                migrate_uri,
+            } => {
+                self.hypervisor.migrate(MigrateRequest {
+                    uuid,
+                    connect_uri,
+                    migrate_uri,
+                });
             }
             Output::AbortMigration { uuid } => self.hypervisor.abort(uuid),
             Output::Reply { command, reply } => self.reply(command, reply),
@@ -102,8 +124,11 @@ impl EventLoop {
 
     fn perform_batch(&mut self, batch: Batch) -> Result<(), RuntimeError> {
         if !batch.add.is_empty() {
-            let entries: Vec<_> =
-                batch.add.iter().map(|(ifindex, membership)| (*ifindex, membership)).collect();
+            let entries: Vec<_> = batch
+                .add
+                .iter()
+                .map(|(ifindex, membership)| (*ifindex, membership))
+                .collect();
             match self.mdb.add(&entries) {
                 Ok(outcomes) => {
                     for ((_, membership), outcome) in batch.add.iter().zip(outcomes) {
@@ -136,15 +161,24 @@ impl EventLoop {
     fn failed(&mut self, key: ManagedKey, error: &(dyn std::error::Error + 'static)) {
         tracing::warn!(error, "An address cannot be served");
         let reason = error.to_string();
-        self.proto.handle_datapath(now(), DatapathEvent::Failed { key, reason });
+        self.proto
+            .handle_datapath(now(), DatapathEvent::Failed { key, reason });
     }
 
     /// Reads entries again for the protocol.
-    fn read(&mut self, listeners: &[ListenerKey], sources: &[SourceKey]) -> Result<(), RuntimeError> {
+    fn read(
+        &mut self,
+        listeners: &[ListenerKey],
+        sources: &[SourceKey],
+    ) -> Result<(), RuntimeError> {
         for key in listeners {
             let found = self.datapath.listener(key)?;
             let event = DatapathEvent::Listener {
-                change: if found.is_some() { Change::Updated } else { Change::Removed },
+                change: if found.is_some() {
+                    Change::Updated
+                } else {
+                    Change::Removed
+                },
                 key: *key,
                 value: found.unwrap_or(NO_LISTENER),
             };
@@ -153,7 +187,11 @@ impl EventLoop {
         for key in sources {
             let found = self.datapath.source(key)?;
             let event = DatapathEvent::Source {
-                change: if found.is_some() { Change::Updated } else { Change::Removed },
+                change: if found.is_some() {
+                    Change::Updated
+                } else {
+                    Change::Removed
+                },
                 key: *key,
                 value: found.unwrap_or(NO_SOURCE),
             };
@@ -187,7 +225,12 @@ const NO_LISTENER: Listener = Listener {
 };
 
 /// Value of an event about a source that is no longer there.
-const NO_SOURCE: Source = Source { last_report_ns: 0, generation: 0, filter_mode: 0, pad: [0; 3] };
+const NO_SOURCE: Source = Source {
+    last_report_ns: 0,
+    generation: 0,
+    filter_mode: 0,
+    pad: [0; 3],
+};
 
 /// Neighbouring outputs that the kernel takes together.
 #[derive(Default)]

@@ -8,14 +8,14 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
-use super::event_loop::EventLoop;
 use super::RuntimeError;
+use super::event_loop::EventLoop;
 use crate::clock::now;
 use crate::config::{Config, Prefix};
-use crate::glob::Glob;
 use crate::control::report::LinkState;
 use crate::control::server::ControlServer;
 use crate::datapath::{Capacities, Datapath, DatapathConfig};
+use crate::glob::Glob;
 use crate::hypervisor::libvirt::{Libvirt, LibvirtConfig, MigrateFlagsError};
 use crate::net::addresses::addresses;
 use crate::net::links::{Links, PortRules};
@@ -36,7 +36,12 @@ pub(super) async fn start(config: &Config) -> Result<EventLoop, RuntimeError> {
     let bridge = config.agent.bridge.as_str();
     let links = Links::watch(PortRules {
         bridge: bridge.to_owned(),
-        uplinks: config.agent.uplinks.iter().map(ToString::to_string).collect(),
+        uplinks: config
+            .agent
+            .uplinks
+            .iter()
+            .map(ToString::to_string)
+            .collect(),
         vm_ports: Vec::new(),
     })?;
     let mdb = Mdb::open(bridge)?;
@@ -114,9 +119,9 @@ fn own_address(config: &Config) -> Result<(Ipv6Addr, u8), RuntimeError> {
         .prefix
         .map(Prefix::length)
         .or(found.map(|(_, length)| length));
-    address
-        .zip(length)
-        .ok_or_else(|| RuntimeError::NoAddress { bridge: bridge.to_owned() })
+    address.zip(length).ok_or_else(|| RuntimeError::NoAddress {
+        bridge: bridge.to_owned(),
+    })
 }
 
 fn datapath_config(config: &Config) -> DatapathConfig {
@@ -165,7 +170,11 @@ fn proto_config(config: &Config, address: Ipv6Addr, prefix_length: u8) -> AgentC
     let listeners = usize::try_from(config.limits.listeners).unwrap_or(usize::MAX);
     AgentConfig {
         name: config.agent.name.to_string(),
-        peers: config.peers.iter().map(|peer| peer.name.to_string()).collect(),
+        peers: config
+            .peers
+            .iter()
+            .map(|peer| peer.name.to_string())
+            .collect(),
         address,
         prefix_length,
         connect_uri: config.destination.connect_uri(address),
@@ -174,7 +183,9 @@ fn proto_config(config: &Config, address: Ipv6Addr, prefix_length: u8) -> AgentC
         limits: proto::Limits {
             incoming: usize::try_from(config.limits.incoming).unwrap_or(usize::MAX),
             // A domain has several NICs, and the limit holds for each.
-            listeners_per_domain: listeners.saturating_mul(2).max(defaults.listeners_per_domain),
+            listeners_per_domain: listeners
+                .saturating_mul(2)
+                .max(defaults.listeners_per_domain),
             ..defaults
         },
         timing: proto::Timing {
@@ -190,6 +201,9 @@ fn seed() -> Result<u64, RuntimeError> {
     let mut bytes = [0; 8];
     File::open("/dev/urandom")
         .and_then(|mut file| file.read_exact(&mut bytes))
-        .map_err(|error| RuntimeError::System { what: "random numbers", error })?;
+        .map_err(|error| RuntimeError::System {
+            what: "random numbers",
+            error,
+        })?;
     Ok(u64::from_ne_bytes(bytes))
 }

@@ -8,8 +8,8 @@ use common::maps::ManagedKey;
 use common::signal::Reception as Verdict;
 use tokio::sync::mpsc;
 
-use super::event_loop::EventLoop;
 use super::RuntimeError;
+use super::event_loop::EventLoop;
 use crate::clock::now;
 use crate::config::Prefix;
 use crate::control::Reply;
@@ -148,9 +148,12 @@ impl EventLoop {
             .into_iter()
             .chain(signalling)
             .map(|(name, count)| (name.to_owned(), count))
-            .chain(self.peers.counters().into_iter().map(|(name, count)| {
-                (format!("connections_{name}"), count)
-            }))
+            .chain(
+                self.peers
+                    .counters()
+                    .into_iter()
+                    .map(|(name, count)| (format!("connections_{name}"), count)),
+            )
             .filter(|(_, count)| *count > 0)
             .collect())
     }
@@ -163,15 +166,20 @@ impl EventLoop {
             .ports()
             .map(|port| {
                 let domain = self.proto.domain_of_port(port.ifindex);
-                (port.ifindex, (port.name.as_str(), domain.map(|domain| domain.name.as_str())))
+                (
+                    port.ifindex,
+                    (
+                        port.name.as_str(),
+                        domain.map(|domain| domain.name.as_str()),
+                    ),
+                )
             })
             .collect();
         let rows = self.proto.listeners().map(|view| {
-            let (port, domain) = ports
-                .get(&view.key.ifindex)
-                .map_or_else(|| (view.key.ifindex.to_string(), None), |(port, domain)| {
-                    ((*port).to_owned(), domain.map(str::to_owned))
-                });
+            let (port, domain) = ports.get(&view.key.ifindex).map_or_else(
+                || (view.key.ifindex.to_string(), None),
+                |(port, domain)| ((*port).to_owned(), domain.map(str::to_owned)),
+            );
             ListenerRow::new(domain, port, &view.key, view.value, view.sources, now)
         });
         // A send fails when the operator has gone.
@@ -183,9 +191,9 @@ impl EventLoop {
         let now = now();
         let streams = self.datapath.all_streams()?;
         let managed: BTreeSet<ManagedKey> = self.datapath.managed()?.into_iter().collect();
-        let rows = streams.iter().map(|(key, value)| {
-            StreamRow::new(key, value, managed.contains(&key.managed()), now)
-        });
+        let rows = streams
+            .iter()
+            .map(|(key, value)| StreamRow::new(key, value, managed.contains(&key.managed()), now));
         let _ = replies.send(Reply::Streams(rows.collect()));
         Ok(())
     }
@@ -193,7 +201,10 @@ impl EventLoop {
     /// `roamcast migrations`.
     pub(super) fn send_migrations(&self, replies: &Replies) {
         let now = now();
-        let rows = self.proto.migrations().map(|record| migration_row(record, now));
+        let rows = self
+            .proto
+            .migrations()
+            .map(|record| migration_row(record, now));
         let _ = replies.send(Reply::Migrations(rows.collect()));
     }
 }

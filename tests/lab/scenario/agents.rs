@@ -48,7 +48,10 @@ impl Agents {
         for (vms, peer) in lab.vms().iter().zip(lab.vms().iter().rev()) {
             configure(vms, peer, &pki, options)?;
         }
-        let mut agents = Self { binary, processes: [None, None] };
+        let mut agents = Self {
+            binary,
+            processes: [None, None],
+        };
         for index in 0..lab.vms().len() {
             agents.launch(lab, index)?;
         }
@@ -111,25 +114,39 @@ impl Agents {
     }
 
     fn wait_ready(&self, vms: &Vms) -> Result<()> {
-        let what = format!("the agent on {} (see {})", vms.name(), vms.log_path("agent").display());
+        let what = format!(
+            "the agent on {} (see {})",
+            vms.name(),
+            vms.log_path("agent").display()
+        );
         wait::until(&what, START, || {
             let status = self.query(vms, "status").ok()?;
             (status["hypervisor"]["state"] == "up").then_some(())
         })
-        .with_context(|| format!("The agent's last words:\n{}", last_lines(&self.log(vms), 10)))
+        .with_context(|| {
+            format!(
+                "The agent's last words:\n{}",
+                last_lines(&self.log(vms), 10)
+            )
+        })
     }
 }
 
 fn last_lines(text: &str, count: usize) -> String {
     let lines: Vec<&str> = text.lines().collect();
-    lines.get(lines.len().saturating_sub(count)..).unwrap_or_default().join("\n")
+    lines
+        .get(lines.len().saturating_sub(count)..)
+        .unwrap_or_default()
+        .join("\n")
 }
 
 fn issue_certificates(binary: &Path, pki: &Path, lab: &Lab) -> Result<()> {
     if pki.exists() {
         fs::remove_dir_all(pki).context("Failed to remove old certificates")?;
     }
-    let directory = pki.to_str().context("The lab's directory has an odd name")?;
+    let directory = pki
+        .to_str()
+        .context("The lab's directory has an odd name")?;
     run(Command::new(binary).args(["pki", "init", directory]))?;
     for vms in lab.vms() {
         let address = vms.address().to_string();
@@ -140,7 +157,9 @@ fn issue_certificates(binary: &Path, pki: &Path, lab: &Lab) -> Result<()> {
 }
 
 fn run(command: &mut Command) -> Result<()> {
-    let output = command.output().with_context(|| format!("Failed to run {command:?}"))?;
+    let output = command
+        .output()
+        .with_context(|| format!("Failed to run {command:?}"))?;
     ensure!(
         output.status.success(),
         "{command:?} failed: {}",
@@ -154,8 +173,14 @@ fn configure(vms: &Vms, peer: &Vms, pki: &Path, options: AgentOptions) -> Result
     let shared = vms.shared_directory();
     for (from, to) in [
         (pki.join(vms.name()).join("CA/cacert.pem"), "cacert.pem"),
-        (pki.join(vms.name()).join("libvirt/servercert.pem"), "cert.pem"),
-        (pki.join(vms.name()).join("libvirt/private/serverkey.pem"), "key.pem"),
+        (
+            pki.join(vms.name()).join("libvirt/servercert.pem"),
+            "cert.pem",
+        ),
+        (
+            pki.join(vms.name()).join("libvirt/private/serverkey.pem"),
+            "key.pem",
+        ),
     ] {
         fs::copy(&from, shared.join(to))
             .with_context(|| format!("Failed to copy the certificate {}", from.display()))?;

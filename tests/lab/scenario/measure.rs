@@ -10,8 +10,8 @@ use crate::guest::control::TransportAt;
 use crate::probe::clock;
 use crate::probe::log::Sent;
 use crate::probe::metrics::{self, Arrival, Window};
-use crate::probe::report::RunRow;
 use crate::probe::picture::Phase;
+use crate::probe::report::RunRow;
 use crate::{Site, wait};
 
 /// How long the stream is watched before the move begins.
@@ -75,7 +75,9 @@ pub fn run(testbed: &mut Testbed, config: &RunConfig, tell: &mut dyn FnMut(&str)
         config.stream.packets_per_second().round(),
         super::STREAM_ADDRESS
     ));
-    testbed.guest()?.start_receiver(RECEIVER, stream::receiver(&config.stream))?;
+    testbed
+        .guest()?
+        .start_receiver(RECEIVER, stream::receiver(&config.stream))?;
     wait_received(testbed, Duration::from_secs(20))?;
     if config.mover != Mover::Virsh {
         stream::wait_snooped(testbed, config.stream.flows)?;
@@ -105,8 +107,10 @@ pub fn run(testbed: &mut Testbed, config: &RunConfig, tell: &mut dyn FnMut(&str)
     let window = Window { from_ns, to_ns };
     let mut metrics = metrics::compute(&sent, &arrivals, window);
     let continuity_errors = transport.last().map(|last| {
-        let counts: Vec<_> =
-            transport.iter().map(|at| (at.host_ns, at.totals.datagrams)).collect();
+        let counts: Vec<_> = transport
+            .iter()
+            .map(|at| (at.host_ns, at.totals.datagrams))
+            .collect();
         metrics.freeze_ms = metrics::freeze_of_counter(&counts, window);
         metrics.received = received(&transport, window);
         last.totals.continuity_errors
@@ -133,7 +137,13 @@ pub fn run(testbed: &mut Testbed, config: &RunConfig, tell: &mut dyn FnMut(&str)
         ..RunRow::default()
     };
     let phases = times.phases(asked_ns, &arrivals);
-    Ok(Run { row: row.with_metrics(&metrics), sent, arrivals, window, phases })
+    Ok(Run {
+        row: row.with_metrics(&metrics),
+        sent,
+        arrivals,
+        window,
+        phases,
+    })
 }
 
 /// Waits until the application has got something.
@@ -141,7 +151,10 @@ fn wait_received(testbed: &Testbed, deadline: Duration) -> Result<()> {
     let control = testbed.guest()?;
     wait::until("the guest to receive", deadline, || {
         let stamped = !control.arrivals(RECEIVER).is_empty();
-        let counted = control.transport(RECEIVER).last().is_some_and(|at| at.totals.datagrams > 0);
+        let counted = control
+            .transport(RECEIVER)
+            .last()
+            .is_some_and(|at| at.totals.datagrams > 0);
         (stamped || counted).then_some(())
     })
 }
@@ -157,7 +170,10 @@ fn received(transport: &[TransportAt], window: Window) -> u64 {
 
 /// Whether a transport stream was received in the last half second.
 fn counts_at_end(transport: &[TransportAt], window: Window) -> bool {
-    let late = Window { from_ns: window.to_ns.saturating_sub(LATE_NS), to_ns: window.to_ns };
+    let late = Window {
+        from_ns: window.to_ns.saturating_sub(LATE_NS),
+        to_ns: window.to_ns,
+    };
     received(transport, late) > 0
 }
 
@@ -167,17 +183,24 @@ const LATE_NS: u64 = 500_000_000;
 /// Whether the application got something new from the destination in the last half second.
 fn flows_at_end(arrivals: &[Arrival], window: Window) -> bool {
     let late = window.to_ns.saturating_sub(LATE_NS);
-    arrivals.iter().rev().take_while(|arrival| arrival.host_ns >= late).any(|arrival| {
-        // Host 1 is the second VM host.
-        arrival.host == 1
-    })
+    arrivals
+        .iter()
+        .rev()
+        .take_while(|arrival| arrival.host_ns >= late)
+        .any(|arrival| {
+            // Host 1 is the second VM host.
+            arrival.host == 1
+        })
 }
 
 /// Lets the stream run for a while, as part of what is measured.
 fn pass(testbed: &Testbed, time: Duration) -> Result<()> {
     std::thread::sleep(time);
     let silence = testbed.guest()?.silence().unwrap_or(Duration::MAX);
-    ensure!(silence < Duration::from_secs(30), "The guest has said nothing for {silence:?}");
+    ensure!(
+        silence < Duration::from_secs(30),
+        "The guest has said nothing for {silence:?}"
+    );
     Ok(())
 }
 
@@ -201,7 +224,11 @@ impl Times {
             from_ns,
             to_ns,
         };
-        let mut phases = vec![phase("signalling", asked_ns, asked_ns + ns(self.signalling_ms))];
+        let mut phases = vec![phase(
+            "signalling",
+            asked_ns,
+            asked_ns + ns(self.signalling_ms),
+        )];
         let left = arrivals.iter().rev().find(|arrival| arrival.host == 0);
         let came = arrivals.iter().find(|arrival| arrival.host == 1);
         if let (Some(left), Some(came)) = (left, came) {
@@ -219,7 +246,12 @@ fn by_migkick(testbed: &mut Testbed, tell: &mut dyn FnMut(&str)) -> Result<Times
         tell(&format!("migkick: {}", line.text));
     }
     let output = running.wait(MOVE)?;
-    ensure!(output.code == Some(0), "migkick ended with {:?}: {}", output.code, output.stderr().trim());
+    ensure!(
+        output.code == Some(0),
+        "migkick ended with {:?}: {}",
+        output.code,
+        output.stderr().trim()
+    );
     recorded(testbed)
 }
 
@@ -246,7 +278,12 @@ fn recorded(testbed: &mut Testbed) -> Result<Times> {
     else {
         bail!("The agent's record lacks times: {record}");
     };
-    Ok(Times { signalling_ms, copy_ms, total_ms, vm_pause_ms: ms("vm_pause_ms").unwrap_or_default() })
+    Ok(Times {
+        signalling_ms,
+        copy_ms,
+        total_ms,
+        vm_pause_ms: ms("vm_pause_ms").unwrap_or_default(),
+    })
 }
 
 fn by_virsh(testbed: &mut Testbed) -> Result<Times> {
@@ -255,15 +292,32 @@ fn by_virsh(testbed: &mut Testbed) -> Result<Times> {
     let uri = lab.vms2().uri();
     let memory = format!("tcp://[{}]", lab.vms2().address());
     let arguments = [
-        "migrate", "--live", "--p2p", "--persistent", "--undefinesource", "--domain", name,
-        "--desturi", &uri, "--migrateuri", &memory,
+        "migrate",
+        "--live",
+        "--p2p",
+        "--persistent",
+        "--undefinesource",
+        "--domain",
+        name,
+        "--desturi",
+        &uri,
+        "--migrateuri",
+        &memory,
     ];
     let started = Instant::now();
     virsh(lab.vms1(), &arguments)?;
     let total_ms = started.elapsed().as_secs_f64() * 1e3;
-    let job = virsh(lab.vms2(), &["domjobinfo", "--completed", "--rawstats", name])
-        .or_else(|_| virsh(lab.vms2(), &["domjobinfo", "--completed", name]))?;
-    Ok(Times { copy_ms: total_ms, total_ms, signalling_ms: 0.0, vm_pause_ms: downtime_ms(&job) })
+    let job = virsh(
+        lab.vms2(),
+        &["domjobinfo", "--completed", "--rawstats", name],
+    )
+    .or_else(|_| virsh(lab.vms2(), &["domjobinfo", "--completed", name]))?;
+    Ok(Times {
+        copy_ms: total_ms,
+        total_ms,
+        signalling_ms: 0.0,
+        vm_pause_ms: downtime_ms(&job),
+    })
 }
 
 /// Reads the pause from `virsh domjobinfo`, in either of its forms; 0 where it is not given.
@@ -273,7 +327,10 @@ fn downtime_ms(job: &str) -> f64 {
             let (key, value) = line.split_once(':')?;
             let key = key.trim();
             (key == "downtime" || key == "Total downtime").then(|| {
-                value.split_whitespace().next().and_then(|number| number.parse().ok())
+                value
+                    .split_whitespace()
+                    .next()
+                    .and_then(|number| number.parse().ok())
             })?
         })
         .unwrap_or_default()
@@ -285,7 +342,10 @@ mod tests {
 
     #[test]
     fn downtime_is_read_from_job_statistics() {
-        assert_eq!(downtime_ms("Job type:  Completed\nTotal downtime:   157 ms\n"), 157.0);
+        assert_eq!(
+            downtime_ms("Job type:  Completed\nTotal downtime:   157 ms\n"),
+            157.0
+        );
         assert_eq!(downtime_ms("operation: 5\ndowntime: 98\n"), 98.0);
         assert_eq!(downtime_ms("Job type: None\n"), 0.0);
     }

@@ -51,17 +51,27 @@ impl Testbed {
     /// # Errors
     ///
     /// When a part cannot be built or an agent does not become ready.
-    pub fn up(
-        config: LabConfig,
-        memory_mib: u32,
-        agents: Option<AgentOptions>,
-    ) -> Result<Self> {
+    pub fn up(config: LabConfig, memory_mib: u32, agents: Option<AgentOptions>) -> Result<Self> {
         let image = image::ensure(&image::default_directory())?;
-        let accelerator = if kvm::usable() { Accelerator::Kvm } else { Accelerator::Tcg };
-        let domain = DomainConfig { memory_mib, ..DomainConfig::numbered(1, image, accelerator) };
+        let accelerator = if kvm::usable() {
+            Accelerator::Kvm
+        } else {
+            Accelerator::Tcg
+        };
+        let domain = DomainConfig {
+            memory_mib,
+            ..DomainConfig::numbered(1, image, accelerator)
+        };
         let lab = Lab::up(config)?;
-        let agents = agents.map(|options| Agents::start(&lab, options)).transpose()?;
-        Ok(Self { control: None, agents, domain, lab })
+        let agents = agents
+            .map(|options| Agents::start(&lab, options))
+            .transpose()?;
+        Ok(Self {
+            control: None,
+            agents,
+            domain,
+            lab,
+        })
     }
 
     /// The lab.
@@ -85,7 +95,9 @@ impl Testbed {
     ///
     /// When there are none: the testbed is a baseline.
     pub fn agents(&mut self) -> Result<&mut Agents> {
-        self.agents.as_mut().context("This testbed runs without agents")
+        self.agents
+            .as_mut()
+            .context("This testbed runs without agents")
     }
 
     /// Starts the agent of a VM host again after [`Agents::kill`] and waits until it answers.
@@ -95,7 +107,9 @@ impl Testbed {
     /// When there are no agents, or this one does not become ready.
     pub fn restart_agent(&mut self, index: usize) -> Result<()> {
         let Self { agents, lab, .. } = self;
-        let agents = agents.as_mut().context("This testbed runs without agents")?;
+        let agents = agents
+            .as_mut()
+            .context("This testbed runs without agents")?;
         agents.restart(lab, index)
     }
 
@@ -105,7 +119,9 @@ impl Testbed {
     ///
     /// When the guest has not been booted.
     pub fn guest(&self) -> Result<&Control> {
-        self.control.as_ref().context("The guest has not been booted")
+        self.control
+            .as_ref()
+            .context("The guest has not been booted")
     }
 
     /// Boots the guest on the first VM host; one that runs is thrown away before.
@@ -154,10 +170,17 @@ impl Testbed {
         }
         if let Some(agents) = &self.agents {
             let [vms1, _] = self.lab.vms();
-            wait::until("the agents to forget the guest", Duration::from_secs(20), || {
-                let listeners = agents.query(vms1, "listeners").ok()?;
-                listeners.as_array().is_some_and(Vec::is_empty).then_some(())
-            })?;
+            wait::until(
+                "the agents to forget the guest",
+                Duration::from_secs(20),
+                || {
+                    let listeners = agents.query(vms1, "listeners").ok()?;
+                    listeners
+                        .as_array()
+                        .is_some_and(Vec::is_empty)
+                        .then_some(())
+                },
+            )?;
         }
         Ok(())
     }
@@ -186,7 +209,9 @@ pub fn virsh(vms: &Vms, arguments: &[&str]) -> Result<String> {
 
 /// State of a domain by `virsh domstate`; `None` where the host does not know it.
 pub fn state(vms: &Vms, domain: &str) -> Option<String> {
-    virsh(vms, &["domstate", domain]).ok().map(|text| text.trim().to_owned())
+    virsh(vms, &["domstate", domain])
+        .ok()
+        .map(|text| text.trim().to_owned())
 }
 
 /// Fails unless the guest runs on exactly this VM host.
@@ -196,6 +221,9 @@ pub fn state(vms: &Vms, domain: &str) -> Option<String> {
 /// The text names where it runs.
 pub fn ensure_runs_only_on(testbed: &Testbed, host: &str) -> Result<()> {
     let hosts = testbed.running_on();
-    ensure!(hosts == [host], "The guest should run on {host} only but runs on {hosts:?}");
+    ensure!(
+        hosts == [host],
+        "The guest should run on {host} only but runs on {hosts:?}"
+    );
     Ok(())
 }

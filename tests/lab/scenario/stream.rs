@@ -103,7 +103,10 @@ impl Stream {
             .arg("--log")
             .arg(&log);
         let process = sender.spawn("stream", command)?;
-        Ok(Self { process, log: Some(log) })
+        Ok(Self {
+            process,
+            log: Some(log),
+        })
     }
 
     /// Ends the stream and returns every packet sent; ffmpeg's are not known.
@@ -152,14 +155,22 @@ pub fn receiver(config: &StreamConfig) -> ReceiverConfig {
 pub fn wait_snooped(testbed: &mut Testbed, addresses: u16) -> Result<()> {
     let vms1 = testbed.lab().vms1().clone();
     let agents = testbed.agents()?;
-    crate::wait::until("the agent to know what the guest listens to", Duration::from_secs(20), || {
-        let listeners = agents.query(&vms1, "listeners").ok()?;
-        let known = listeners
-            .as_array()?
-            .iter()
-            .filter_map(|row| row["multicast_address"].as_str()?.parse::<Ipv6Addr>().ok())
-            .filter(|address| address.segments().starts_with(&STREAM_ADDRESS.segments()[..6]))
-            .count();
-        (known == usize::from(addresses)).then_some(())
-    })
+    crate::wait::until(
+        "the agent to know what the guest listens to",
+        Duration::from_secs(20),
+        || {
+            let listeners = agents.query(&vms1, "listeners").ok()?;
+            let known = listeners
+                .as_array()?
+                .iter()
+                .filter_map(|row| row["multicast_address"].as_str()?.parse::<Ipv6Addr>().ok())
+                .filter(|address| {
+                    address
+                        .segments()
+                        .starts_with(&STREAM_ADDRESS.segments()[..6])
+                })
+                .count();
+            (known == usize::from(addresses)).then_some(())
+        },
+    )
 }

@@ -112,7 +112,11 @@ impl MigrateFlags {
     ///
     /// [`MigrateFlagsError`], all but `Unusable`.
     pub fn new(flags: &[MigrateFlag], parallel: bool) -> Result<Self, MigrateFlagsError> {
-        let parallel = if parallel { sys::VIR_MIGRATE_PARALLEL } else { 0 };
+        let parallel = if parallel {
+            sys::VIR_MIGRATE_PARALLEL
+        } else {
+            0
+        };
         let bits = flags.iter().fold(parallel, |bits, flag| bits | flag.0);
         let has = |name: &str| bit(name).is_some_and(|bit| bits & bit != 0);
         if let Some(name) = NEEDED.into_iter().find(|name| !has(name)) {
@@ -139,7 +143,11 @@ impl MigrateFlags {
 impl Default for MigrateFlags {
     /// [`MigrateFlag::DEFAULT`].
     fn default() -> Self {
-        Self(MigrateFlag::DEFAULT.iter().fold(0, |bits, flag| bits | flag.0))
+        Self(
+            MigrateFlag::DEFAULT
+                .iter()
+                .fold(0, |bits, flag| bits | flag.0),
+        )
     }
 }
 
