@@ -1,12 +1,6 @@
 //! Memberships of the host on the bridge, and the bridge's multicast database, against the kernel:
 //! the Reports that leave the bridge are captured behind its uplink.
 #![allow(
-    clippy::expect_used,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "a test that cannot go on panics"
-)]
-#![allow(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,

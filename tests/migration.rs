@@ -1,4 +1,10 @@
 //! A real guest, moved by real libvirt between two VM hosts in different subnets.
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test that cannot go on panics"
+)]
 
 use lab::probe::ffmpeg::Packing;
 use lab::scenario::agents::AgentOptions;

@@ -1,5 +1,11 @@
 //! Kernel and userspace make the same of the same frames: the corpus of captured ones, and
 //! generated ones, valid and broken.
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test that cannot go on panics"
+)]
 
 #[path = "support/frame.rs"]
 mod frame;

@@ -1,5 +1,11 @@
 //! A VM that has moved receives before anybody queries, and its proxy join lasts until its own
 //! answer to a Query: shown by what VMS 2 says and hears of MLD.
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test that cannot go on panics"
+)]
 
 #[path = "support/mld.rs"]
 mod mld;

@@ -1,11 +1,5 @@
 //! `snoop` on real TAPs: what real kernel listeners report is in the maps, per port.
 #![allow(
-    clippy::expect_used,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "a test that cannot go on panics"
-)]
-#![allow(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,

@@ -30,9 +30,17 @@ pub(crate) struct TestArgs {
 }
 
 /// Test targets of the `tests` package by level.
-const PROGRAM: &[&str] = &["prog_test_run"];
-const NETWORK: &[&str] = &["snoop", "membership", "restart", "peers", "lab_network"];
-const VM: &[&str] = &["guest", "migration", "failures"];
+const PROGRAM: &[&str] = &["prog_test_run", "parity"];
+const NETWORK: &[&str] = &[
+    "snoop",
+    "membership",
+    "restart",
+    "peers",
+    "lab_network",
+    "lab_hosts",
+    "lab_removal",
+];
+const VM: &[&str] = &["guest", "migration", "queries", "refusals", "failures"];
 
 /// Runs the tests and prints the sum of their results as the last line.
 pub(crate) fn run(args: &TestArgs) -> Result<()> {
