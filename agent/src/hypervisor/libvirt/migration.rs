@@ -33,6 +33,8 @@ struct State {
     abort: bool,
     /// The blocking call has returned.
     returned: bool,
+    /// The switch has begun.
+    switched: bool,
     /// Statistics of the completed job.
     completed: Option<JobStats>,
 }
@@ -41,6 +43,11 @@ impl Migration {
     /// Notes the statistics of the completed job.
     pub(super) fn completed(&self, stats: JobStats) {
         self.update(|state| state.completed = Some(stats));
+    }
+
+    /// Notes that the domain's CPUs have stopped for the switch.
+    pub(super) fn switched(&self) {
+        self.update(|state| state.switched = true);
     }
 
     fn update(&self, change: impl FnOnce(&mut State)) {
@@ -90,7 +97,11 @@ pub(super) fn start(shared: &Arc<Shared>, request: MigrateRequest) {
             let shared = Arc::clone(shared);
             move || {
                 let result = run(&shared, &connection, &migration, &request);
+                let has_failed = result.is_err();
                 end(&shared, uuid, result);
+                if has_failed && migration.wait(Duration::ZERO, |_| true, |state| state.switched) {
+                    settle::clear_destination(&shared, uuid, &request.connect_uri);
+                }
             }
         });
     if let Err(error) = spawned {

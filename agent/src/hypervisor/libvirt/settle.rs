@@ -20,7 +20,7 @@ use virt::domain::{Domain, DomainPausedReason, DomainState, DomainStateReason};
 use virt::error::Error;
 use virt_sys as vir;
 
-use super::Shared;
+use super::{Shared, lock};
 use super::watch::is_no_domain;
 use crate::proto::DomainUuid;
 
@@ -96,6 +96,38 @@ pub(super) fn settle(
     })
 }
 
+/// After a migration that has failed during the switch: ends what is left of the domain at the
+/// destination. A source that has lost the destination's libvirtd resumes its domain, and that
+/// libvirtd, once it is back, leaves a domain running whose CPUs it had started. Blocks.
+pub(super) fn clear_destination(shared: &Shared, uuid: DomainUuid, destination: &str) {
+    let deadline = Instant::now() + PATIENCE;
+    while Instant::now() < deadline {
+        let runs_here = shared
+            .connection()
+            .and_then(|here| look(&here, uuid).ok())
+            .is_some_and(|(place, _)| place == Place::Runs);
+        if !runs_here || lock(&shared.migrations).contains_key(&uuid) {
+            return;
+        }
+        match Connect::open(Some(destination)).and_then(|there| look(&there, uuid)) {
+            Ok((Place::Gone, _)) => return,
+            Ok((_, Some(domain))) => {
+                tracing::warn!(%uuid, "Domain runs here; what is left at the destination is ended");
+                if let Err(error) = discard(&domain, true) {
+                    tracing::warn!(%uuid, %error, "Domain is not ended at the destination yet");
+                }
+            }
+            Ok((_, None)) | Err(_) => {}
+        }
+        thread::sleep(INTERVAL);
+    }
+    tracing::error!(
+        %uuid,
+        destination,
+        "It is not known whether the domain is also left at the destination; if so, end it there"
+    );
+}
+
 /// Ends or resumes a domain that is paused here, by whether it runs at the destination.
 fn decide(
     shared: &Shared,
@@ -107,7 +139,8 @@ fn decide(
     match look(&there, uuid)?.0 {
         Place::Runs => {
             tracing::warn!(%uuid, "Domain runs at the destination; it is ended here");
-            discard(shared, domain)
+            let undefine = shared.config.flags.bits() & vir::VIR_MIGRATE_UNDEFINE_SOURCE != 0;
+            discard(domain, undefine)
         }
         Place::Gone => {
             tracing::warn!(%uuid, "Domain does not run at the destination; it is resumed here");
@@ -142,9 +175,10 @@ fn place(domain: &Domain) -> Result<Place, Error> {
 }
 
 /// Ends the domain as libvirt does after a migration.
-fn discard(shared: &Shared, domain: &Domain) -> Result<(), Error> {
+fn discard(domain: &Domain, undefine: bool) -> Result<(), Error> {
+    let is_persistent = domain.is_persistent()?;
     domain.destroy()?;
-    if shared.config.flags.bits() & vir::VIR_MIGRATE_UNDEFINE_SOURCE != 0 {
+    if undefine && is_persistent {
         domain.undefine()?;
     }
     Ok(())

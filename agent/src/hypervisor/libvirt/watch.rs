@@ -282,6 +282,9 @@ fn lifecycle(shared: &Shared, uuid: DomainUuid, event: u32, detail: u32) {
             vir::VIR_DOMAIN_EVENT_SUSPENDED_MIGRATED | vir::VIR_DOMAIN_EVENT_SUSPENDED_POSTCOPY,
         ) => {
             lock(&shared.departing).insert(uuid);
+            if let Some(migration) = lock(&shared.migrations).get(&uuid) {
+                migration.switched();
+            }
             shared.emit(HypervisorEvent::Suspended { uuid, at });
         }
         (vir::VIR_DOMAIN_EVENT_RESUMED, detail) => {

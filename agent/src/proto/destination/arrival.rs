@@ -246,6 +246,9 @@ impl Agent {
             };
             if incoming.arrived.is_some() {
                 debug!(domain = %incoming.domain, "Domain is gone while it was held for");
+                if let Some(reason) = incoming.aborted.clone() {
+                    self.records.end(number, self.now, Outcome::Failed(reason));
+                }
                 self.undo(number, "");
                 continue;
             }

@@ -52,12 +52,18 @@ impl Agent {
         let Some(number) = self.incoming_by_transaction(peer, transaction) else {
             return;
         };
-        let Some(incoming) = self.incoming.get(&number) else {
+        let Some(incoming) = self.incoming.get_mut(&number) else {
             return;
         };
         if incoming.arrived.is_some() {
+            // It runs at both ends when libvirt has lost its word in between; the source ends it
+            // here, unless it is the one that errs.
+            incoming.aborted = Some(reason.to_owned());
             return;
         }
+        let Some(incoming) = self.incoming.get(&number) else {
+            return;
+        };
         if self.has_begun(incoming)
             && let Some(incoming) = self.incoming.get_mut(&number)
         {
