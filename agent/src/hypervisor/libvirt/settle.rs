@@ -20,8 +20,8 @@ use virt::domain::{Domain, DomainPausedReason, DomainState, DomainStateReason};
 use virt::error::Error;
 use virt_sys as vir;
 
-use super::{Shared, lock};
 use super::watch::is_no_domain;
+use super::{Shared, lock};
 use crate::proto::DomainUuid;
 
 /// How long libvirtd may take to come back, and both sides to agree.

@@ -245,11 +245,7 @@ impl Agent {
                 return;
             };
             if incoming.arrived.is_some() {
-                debug!(domain = %incoming.domain, "Domain is gone while it was held for");
-                if let Some(reason) = incoming.aborted.clone() {
-                    self.records.end(number, self.now, Outcome::Failed(reason));
-                }
-                self.undo(number, "");
+                self.gone_after_arrival(number);
                 continue;
             }
             let refusal = Refusal::GoneBeforeArrival {
@@ -258,6 +254,19 @@ impl Agent {
             };
             self.undo_and_tell(number, &refusal);
         }
+    }
+
+    /// A domain is gone that was held for. If its source took the migration back, it ran here only
+    /// by mistake.
+    pub(super) fn gone_after_arrival(&mut self, number: u64) {
+        let Some(incoming) = self.incoming.get(&number) else {
+            return;
+        };
+        debug!(domain = %incoming.domain, "Domain is gone while it was held for");
+        if let Some(reason) = incoming.aborted.clone() {
+            self.records.end(number, self.now, Outcome::Failed(reason));
+        }
+        self.undo(number, "");
     }
 
     pub(in crate::proto) fn query_came(&mut self, vlan: u16, at: Timestamp) {

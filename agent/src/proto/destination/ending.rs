@@ -95,26 +95,26 @@ impl Agent {
                 .is_empty()
     }
 
-    /// TAPs are gone. A domain that was coming and has none any more does not arrive; its source
-    /// can still say why.
+    /// TAPs are gone. A domain that was coming and has none any more does not arrive, and its source
+    /// can still say why; one that has arrived is gone.
     pub(in crate::proto) fn arrivals_cut_off(&mut self) {
         let cut_off: Vec<u64> = self
             .incoming
             .iter()
-            .filter(|(_, incoming)| {
-                incoming.begun && incoming.arrived.is_none() && !self.has_begun(incoming)
-            })
+            .filter(|(_, incoming)| incoming.begun && !self.has_begun(incoming))
             .map(|(number, _)| *number)
             .collect();
         for number in cut_off {
-            let aborted = self.incoming.get(&number).map(|it| it.aborted.clone());
-            match aborted {
-                Some(Some(reason)) => self.undo(number, &reason),
-                Some(None) => {
-                    let until = self.now + REASON_WAIT;
-                    self.timers.set_earlier(Timer::Unused(number), until);
-                }
-                None => {}
+            let Some(incoming) = self.incoming.get(&number) else {
+                continue;
+            };
+            if incoming.arrived.is_some() {
+                self.gone_after_arrival(number);
+            } else if let Some(reason) = incoming.aborted.clone() {
+                self.undo(number, &reason);
+            } else {
+                let until = self.now + REASON_WAIT;
+                self.timers.set_earlier(Timer::Unused(number), until);
             }
         }
     }
