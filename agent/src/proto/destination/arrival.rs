@@ -2,6 +2,10 @@
 //!
 //! A Report that the VM sends by itself (its NIC announces itself after the switch) does not show
 //! that the querier has it: only one that answers a General Query sent after the arrival does.
+//!
+//! The TAP is there from the start of the copy, but nobody reads it until the VM runs, and a full
+//! TAP keeps its oldest frames, which the VM has had at the source. So the TAP gets the streams
+//! from the pause on: it then holds just what came during the pause.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddrV6;
@@ -54,8 +58,16 @@ impl Arrivals {
     }
 }
 
+impl Incoming {
+    /// Whether the VM no longer runs at its source.
+    fn is_switched_to(&self) -> bool {
+        let told = self.progress.as_ref().map(|progress| progress.phase);
+        self.arrived.is_some() || matches!(told, Some(Phase::Switching | Phase::Completed))
+    }
+}
+
 impl Agent {
-    /// Gives the TAPs of arriving VMs their MDB entries, as soon as they are there.
+    /// Gives the TAPs of arriving VMs their MDB entries, as soon as they are there and due.
     pub(in crate::proto) fn ports_changed(&mut self) {
         let ports = &self.inventory.ports;
         for incoming in self.incoming.values_mut() {
@@ -110,6 +122,9 @@ impl Agent {
     }
 
     fn mdb_entries(&self, incoming: &Incoming) -> Vec<((u32, ManagedKey), Filter)> {
+        if !incoming.is_switched_to() {
+            return Vec::new();
+        }
         let ports = self
             .inventory
             .ports_of_arrival(&incoming.uuid, &incoming.macs);

@@ -34,15 +34,19 @@ impl Agent {
             record.processed_bytes = progress.processed_bytes;
             record.total_bytes = progress.total_bytes;
         });
-        let completed = progress.phase == Phase::Completed;
+        let phase = progress.phase;
         let Some(incoming) = self.incoming.get_mut(&number) else {
             return;
         };
         let uuid = incoming.uuid;
         incoming.progress = Some(progress);
-        if completed {
-            self.arrived(uuid, self.now);
-            self.note_arrival(number);
+        match phase {
+            Phase::Switching => self.ports_changed(),
+            Phase::Completed => {
+                self.arrived(uuid, self.now);
+                self.note_arrival(number);
+            }
+            Phase::Preparing | Phase::Ready | Phase::Copying => {}
         }
     }
 

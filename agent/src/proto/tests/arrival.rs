@@ -1,7 +1,7 @@
 //! Tests of arriving VMs: undoing, holding and releasing.
 
 use common::maps::FilterMode;
-use common::signal::{MigrationAbort, PeerMessage};
+use common::signal::{MigrationAbort, MigrationProgress, PeerMessage, Phase};
 
 use crate::proto::destination::tests::{S, active, answers, bench, query, request};
 use crate::proto::tests::fixture::{Bench, UUID, key};
@@ -18,6 +18,18 @@ fn arrive(bench: &mut Bench) {
         at: bench.now,
     };
     bench.hypervisor(arrived);
+}
+
+/// The source says that its VM stands still.
+fn switch(bench: &mut Bench) {
+    let progress = MigrationProgress {
+        phase: Phase::Switching,
+        processed_bytes: 1,
+        total_bytes: 1,
+        elapsed_ms: 1,
+        vm_pause_ms: None,
+    };
+    bench.frame(1, progress);
 }
 
 fn leaves(outputs: &[Output]) -> usize {
@@ -41,6 +53,7 @@ fn abort_is_done_when_the_tap_goes() {
     let mut bench = bench();
     bench.frame(1, request(UUID, vec![active(1)]));
     bench.port(ARRIVING, "vnet5");
+    switch(&mut bench);
     bench.outputs();
     let reason = "cancelled".to_owned();
     bench.frame(1, MigrationAbort { reason });
@@ -55,6 +68,7 @@ fn abort_that_finds_the_tap_for_ever_takes_the_mdb_entry_away_too() {
     let mut bench = bench();
     bench.frame(1, request(UUID, vec![active(1)]));
     bench.port(ARRIVING, "vnet5");
+    switch(&mut bench);
     let reason = "cancelled".to_owned();
     bench.frame(1, MigrationAbort { reason });
     bench.pass(31 * S);
@@ -220,9 +234,23 @@ fn vm_that_never_answers_is_held_for_one_listening_interval() {
 }
 
 #[test]
+fn mdb_entries_are_made_when_the_vm_pauses_and_not_while_nobody_reads_its_tap() {
+    let mut bench = bench();
+    bench.frame(1, request(UUID, vec![active(1)]));
+    bench.port(ARRIVING, "vnet5");
+    bench.domain("vnet5", false);
+    bench.pass(S);
+    let is_add = |output: &Output| matches!(output, Output::MdbAdd { .. });
+    assert!(!bench.outputs().iter().any(is_add));
+    switch(&mut bench);
+    assert!(bench.outputs().iter().any(is_add));
+}
+
+#[test]
 fn mdb_entries_of_a_tap_that_is_not_up_yet_are_made_again_soon_and_then_rarely() {
     let mut bench = bench();
     bench.frame(1, request(UUID, vec![active(1)]));
+    switch(&mut bench);
     bench.outputs();
     bench.port(ARRIVING, "vnet5");
     let added = |bench: &mut Bench, time| {

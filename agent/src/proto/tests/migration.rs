@@ -66,7 +66,7 @@ fn source_prunes_what_nobody_there_listens_to_any_more() {
 #[test]
 fn arriving_tap_has_its_mdb_entries_before_the_vm_runs() {
     let mut pair = Pair::new(Setup::default());
-    pair.run(LONG, |pair| !pair.hosts[1].kernel.ports.is_empty());
+    pair.run(LONG, |pair| !pair.hosts[1].kernel.mdb.is_empty());
     assert!(pair.migrating && pair.vm_host == 0);
     let mdb = &pair.hosts[1].kernel.mdb;
     let addresses: Vec<_> = mdb.iter().map(|(_, key)| *key).collect();
