@@ -104,7 +104,7 @@ pub fn migrations(rows: &[MigrationRow]) -> String {
             Cell::new(match &row.outcome {
                 Outcome::Running => row.phase.as_str().to_owned(),
                 Outcome::Completed => "completed".to_owned(),
-                Outcome::Failed(reason) => format!("failed: {reason}"),
+                Outcome::Failed(_) => "failed".to_owned(),
             }),
             Cell::new(format!("{} ago", duration(row.age_ms))),
             number(span(row.signalling_ms)),
@@ -115,7 +115,12 @@ pub fn migrations(rows: &[MigrationRow]) -> String {
             Cell::new(addresses(&row.receptions)),
         ]);
     }
-    table.to_string()
+    // Sentences would make the table wider than any terminal.
+    let failures = rows.iter().filter_map(|row| match &row.outcome {
+        Outcome::Failed(reason) => Some(format!("\n{} failed: {reason}", row.migration)),
+        _ => None,
+    });
+    std::iter::once(table.to_string()).chain(failures).collect()
 }
 
 /// Memory copied; while it is, of how much.

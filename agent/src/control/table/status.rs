@@ -59,7 +59,9 @@ pub fn status(status: &Status) -> String {
     if status.queriers.is_empty() {
         line(
             "querier",
-            "none seen; bridges and switches may flood or drop".to_owned(),
+            "none has queried since this agent started (they do every 125 s by default); \
+             without one, bridges and switches flood or drop"
+                .to_owned(),
         );
     }
     let libvirt = &status.hypervisor;

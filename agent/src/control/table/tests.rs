@@ -88,7 +88,7 @@ fn status_shows_what_an_operator_looks_for() {
         "vms1, version 0.1.0, process 7, up 1 h 2 min",
         "br0, 2001:db8:1::10 in 2001:db8:1::/64",
         "eth0 (uplink by tcx)",
-        "none seen",
+        "none has queried since this agent started",
         "qemu:///system up, 1 domain",
         "down (Connection refused)",
         "3/1024",
@@ -160,7 +160,7 @@ fn failed_migration_shows_its_reason() {
     };
     let text = migrations(std::slice::from_ref(&row));
     for expected in [
-        "failed: libvirtd is gone",
+        "\n4 failed: libvirtd is gone",
         "12 ms",
         "900 ms",
         "3.0 MiB",
