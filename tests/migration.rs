@@ -6,12 +6,14 @@
     reason = "a test that cannot go on panics"
 )]
 
+use std::time::Duration;
+
 use lab::probe::ffmpeg::Packing;
 use lab::scenario::agents::AgentOptions;
 use lab::scenario::measure::{self, Mover, Run, RunConfig};
 use lab::scenario::stream::{StreamConfig, StreamKind};
 use lab::scenario::{STREAM_ADDRESS, Testbed, ensure_runs_only_on};
-use lab::{LabConfig, Site, requirements};
+use lab::{LabConfig, Site, requirements, wait};
 use serde_json::Value;
 
 /// The paper's stream.
@@ -85,12 +87,12 @@ fn assert_recorded(testbed: &mut Testbed) {
 }
 
 #[test]
-fn a_move_to_a_multicast_site_keeps_the_stream() {
+fn a_move_keeps_the_stream_at_a_multicast_site_and_at_a_late_one() {
     if !requirements::met() {
         return;
     }
     let site = Site::Multicast;
-    let mut testbed = testbed("migmc", site, Some(AgentOptions::default()));
+    let mut testbed = testbed("migrate", site, Some(PATIENT));
     for mover in [Mover::Migkick, Mover::Operator] {
         let run = moved(&mut testbed, site, mover, STREAM);
         assert!(run.row.ok, "{mover:?}: {:?}", run.row);
@@ -104,19 +106,23 @@ fn a_move_to_a_multicast_site_keeps_the_stream() {
     assert!(errors.is_some(), "continuity is counted: {:?}", run.row);
     assert!(run.row.received > 0, "{:?}", run.row);
     assert_recorded(&mut testbed);
+
+    a_move_to_a_late_site_waits_for_the_tree(&mut testbed);
 }
 
-#[test]
-fn a_move_to_a_late_site_waits_for_the_tree() {
-    if !requirements::met() {
-        return;
-    }
-    let mut testbed = testbed("miglate", LATE, Some(PATIENT));
-    let run = moved(&mut testbed, LATE, Mover::Migkick, STREAM);
+/// Its network changes to one whose tree takes two seconds to grow.
+fn a_move_to_a_late_site_waits_for_the_tree(testbed: &mut Testbed) {
+    let router = testbed.lab().router();
+    wait::until("the tree to be pruned", Duration::from_secs(20), || {
+        (!router.forwards(STREAM_ADDRESS, 2).ok()?).then_some(())
+    })
+    .unwrap();
+    router.set_site(2, LATE).unwrap();
+    let run = moved(testbed, LATE, Mover::Migkick, STREAM);
     assert!(run.row.ok, "{:?}", run.row);
     assert!(run.row.loss_ms <= 400.0, "{:?}", run.row);
     assert!(run.row.signalling_ms >= 2000.0, "{:?}", run.row);
-    assert_recorded(&mut testbed);
+    assert_recorded(testbed);
 }
 
 #[test]

@@ -161,8 +161,9 @@ fn log(testbed: &mut Testbed, vms: &Vms) -> String {
 fn a_second_move_is_refused_during_the_first(testbed: &mut Testbed) {
     let guest = testbed.guest().unwrap().clone();
     let first = guest.spawn("migkick", &["go", "vms2"]).unwrap();
-    wait::until("the copy", DEADLINE, || {
-        (status(testbed)["migrations"][0]["phase"] == "copying").then_some(())
+    wait::until("the copy's progress", DEADLINE, || {
+        let row = status(testbed)["migrations"][0].clone();
+        (row["phase"] == "copying" && row["processed_bytes"].as_u64() > Some(0)).then_some(())
     })
     .unwrap();
     show_tables(testbed);
