@@ -2,12 +2,6 @@
 //!
 //! Each test moves one guest to and fro in one lab, with one accident per move. The guest is not
 //! started anew in between: what an accident leaves behind would harm the moves after it.
-#![allow(
-    clippy::expect_used,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "a test that cannot go on panics"
-)]
 
 use std::net::Ipv6Addr;
 use std::time::Duration;
@@ -25,8 +19,7 @@ const TREE_MS: u64 = 1500;
 const OPTIONS: AgentOptions = AgentOptions {
     bandwidth_mib: 24,
     tree_budget_ms: Some(4000),
-    listeners: None,
-    reports_per_second: None,
+    ..AgentOptions::DEFAULT
 };
 const STREAM: StreamConfig = StreamConfig {
     rate_mbps: 2.0,

@@ -32,9 +32,7 @@ const LATE: Site = Site::Late(2000);
 /// More than the late tree takes.
 const PATIENT: AgentOptions = AgentOptions {
     tree_budget_ms: Some(5000),
-    bandwidth_mib: 0,
-    listeners: None,
-    reports_per_second: None,
+    ..AgentOptions::DEFAULT
 };
 
 fn testbed(name: &str, site: Site, agents: Option<AgentOptions>) -> Testbed {

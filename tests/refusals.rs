@@ -22,9 +22,8 @@ const LISTENERS: u32 = 16;
 /// The copy of a whole guest takes some seconds.
 const OPTIONS: AgentOptions = AgentOptions {
     bandwidth_mib: 12,
-    tree_budget_ms: None,
     listeners: Some(LISTENERS),
-    reports_per_second: None,
+    ..AgentOptions::DEFAULT
 };
 const STREAM: StreamConfig = StreamConfig {
     rate_mbps: 2.0,

@@ -29,6 +29,16 @@ pub struct AgentOptions {
     pub reports_per_second: Option<u32>,
 }
 
+impl AgentOptions {
+    /// All as the agent has it by default.
+    pub const DEFAULT: Self = Self {
+        bandwidth_mib: 0,
+        tree_budget_ms: None,
+        listeners: None,
+        reports_per_second: None,
+    };
+}
+
 /// Two running agents, named after their VM hosts.
 pub struct Agents {
     binary: PathBuf,
