@@ -21,8 +21,8 @@ use virt::error::Error;
 use virt_sys as vir;
 
 use super::watch::is_no_domain;
-use super::{Shared, lock};
-use crate::proto::DomainUuid;
+use super::{Shared, lock, now};
+use crate::proto::{DomainUuid, HypervisorEvent};
 
 /// How long libvirtd may take to come back, and both sides to agree.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -65,6 +65,12 @@ pub(super) fn settle(
         match (place, domain) {
             (Place::Gone, _) => return Ok(()),
             (Place::Runs, _) => {
+                // It was perhaps listed as paused, before libvirtd resumed it without an event.
+                shared.emit(HypervisorEvent::Resumed {
+                    uuid,
+                    migrated: false,
+                    at: now(),
+                });
                 return Err(format!(
                     "libvirtd at {uri} stopped before the switch was complete"
                 ));
