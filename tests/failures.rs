@@ -2,6 +2,12 @@
 //!
 //! Each test moves one guest to and fro in one lab, with one accident per move. The guest is not
 //! started anew in between: what an accident leaves behind would harm the moves after it.
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test that cannot go on panics"
+)]
 
 use std::net::Ipv6Addr;
 use std::time::Duration;
