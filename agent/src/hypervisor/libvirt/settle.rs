@@ -21,7 +21,8 @@ use virt::error::Error;
 use virt_sys as vir;
 
 use super::watch::is_no_domain;
-use super::{Shared, lock, now};
+use super::{Shared, lock};
+use crate::clock::now;
 use crate::proto::{DomainUuid, HypervisorEvent};
 
 /// How long libvirtd may take to come back, and both sides to agree.
