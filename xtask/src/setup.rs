@@ -92,7 +92,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 /// Builds the guest's kernel and initramfs unless they are up to date.
 fn guest_image() -> Result<()> {
     let directory = image::default_directory();
-    let spinner = spinner("checks the guest image; the first time it is downloaded and built");
+    let what = "guest image: checked, or built where something has changed";
+    eprintln!("==> {what}");
+    let spinner = spinner(what);
     let image = image::ensure(&directory);
     spinner.finish_and_clear();
     image.map(|_| ()).context("Failed to build the guest image")
