@@ -110,7 +110,7 @@ pub(super) fn start(shared: &Arc<Shared>, request: MigrateRequest) {
 }
 
 /// Follows a migration that runs already and that this agent has not started.
-pub(super) fn adopt(shared: &Arc<Shared>, connection: &Connect, domain: Domain, uuid: DomainUuid) {
+pub(super) fn adopt(shared: &Arc<Shared>, domain: Domain, uuid: DomainUuid) {
     let migration = Arc::new(Migration::default());
     {
         let mut migrations = lock(&shared.migrations);
@@ -123,9 +123,9 @@ pub(super) fn adopt(shared: &Arc<Shared>, connection: &Connect, domain: Domain, 
     let spawned = thread::Builder::new()
         .name("libvirt-progress".to_owned())
         .spawn({
-            let (shared, connection) = (Arc::clone(shared), connection.clone());
+            let shared = Arc::clone(shared);
             move || {
-                let result = follow(&shared, &connection, &migration, &domain, uuid);
+                let result = follow(&shared, &migration, &domain, uuid);
                 end(&shared, uuid, result);
             }
         });
@@ -136,7 +136,6 @@ pub(super) fn adopt(shared: &Arc<Shared>, connection: &Connect, domain: Domain, 
 
 fn follow(
     shared: &Shared,
-    connection: &Connect,
     migration: &Migration,
     domain: &Domain,
     uuid: DomainUuid,
@@ -156,16 +155,14 @@ fn follow(
             Ok(None) if domain.is_active().unwrap_or(false) => {
                 return Err("libvirt has given it up; its log says why".to_owned());
             }
-            Err(_) if !connection.is_alive().unwrap_or(false) => {
-                return settle::settle(shared, uuid, None).map(|()| last);
-            }
+            // It has left, or libvirtd has: where the domain is decides.
             Ok(None) | Err(_) => {
                 let completed = migration.wait(
                     COMPLETED_WAIT,
                     |state| state.completed.is_some(),
                     |state| state.completed,
                 );
-                return Ok(completed.unwrap_or(last));
+                return settle::settle(shared, uuid, None).map(|()| completed.unwrap_or(last));
             }
         }
     }

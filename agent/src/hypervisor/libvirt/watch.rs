@@ -162,7 +162,7 @@ impl Watch<'_> {
             self.known.insert(uuid, described.clone());
             self.shared.emit(HypervisorEvent::Domain(described));
             if departs {
-                migration::adopt(self.shared, connection, domain, uuid);
+                migration::adopt(self.shared, domain, uuid);
             }
         }
         let gone: Vec<_> = self
