@@ -374,6 +374,7 @@ pub fn age_ms(now: Timestamp, then_ns: u64) -> u64 {
     milliseconds(now.since(Timestamp(then_ns)))
 }
 
-fn milliseconds(duration: Duration) -> u64 {
+/// Whole milliseconds of a duration, as the rows show it.
+pub(crate) fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -115,7 +115,7 @@ impl Datapath {
     pub fn streams(&self, keys: &[ManagedKey]) -> Result<Vec<(StreamKey, Stream)>, DatapathError> {
         let keys: HashSet<&ManagedKey> = keys.iter().collect();
         let mut streams = self.all_streams()?;
-        streams.retain(|(key, _)| keys.contains(&managed_key(key)));
+        streams.retain(|(key, _)| keys.contains(&key.managed()));
         Ok(streams)
     }
 
@@ -316,7 +316,7 @@ impl Datapath {
         let managed: HashSet<ManagedKey> = self.managed()?.into_iter().collect();
         for (key, stream) in self.inner.streams.entries()? {
             let silence = now.since(Timestamp(stream.native_last_ns));
-            if (!managed.contains(&managed_key(&key)) || silence > max_silence)
+            if (!managed.contains(&key.managed()) || silence > max_silence)
                 && self.inner.streams.remove(&key)?
             {
                 collected.streams += 1;
@@ -432,13 +432,4 @@ fn take_unless_newer<K: aya::Pod, V: aya::Pod>(
         return Ok(None);
     }
     Ok(Some(value))
-}
-
-/// The address that a flow belongs to.
-fn managed_key(key: &StreamKey) -> ManagedKey {
-    ManagedKey {
-        vlan: key.vlan,
-        pad: 0,
-        multicast_address: key.multicast_address,
-    }
 }

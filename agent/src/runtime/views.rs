@@ -16,6 +16,7 @@ use crate::control::Reply;
 use crate::control::report::{
     Direction, Hook, HypervisorStatus, JoinRow, ListenerRow, MigrationRow, Outcome, PeerRow,
     PortRow, QuerierRow, Reception, ReceptionRow, Status, StreamRow, UplinkRow, age_ms,
+    milliseconds,
 };
 use crate::datapath::Program;
 use crate::proto::{self, MigrationRecord, Timestamp};
@@ -247,8 +248,4 @@ fn verdict_row(verdict: &Verdict) -> ReceptionRow {
 
 fn fractional(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
-}
-
-fn milliseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -160,11 +160,7 @@ impl Agent {
     }
 
     pub(in crate::proto) fn first_packet(&mut self, flow: &StreamKey, at: Timestamp) {
-        let key = ManagedKey {
-            vlan: flow.vlan,
-            pad: 0,
-            multicast_address: flow.multicast_address,
-        };
+        let key = flow.managed();
         if let Some(entry) = self.entries.get(&key)
             && entry.reception != Some(ReceptionMode::Native)
             && entry.joined.accepts(&flow.source)
@@ -197,11 +193,7 @@ impl Agent {
             return;
         }
         for (flow, stream) in streams {
-            let key = ManagedKey {
-                vlan: flow.vlan,
-                pad: 0,
-                multicast_address: flow.multicast_address,
-            };
+            let key = flow.managed();
             let recent = Duration::from_nanos(stream.interarrival_ns) * INTERARRIVALS;
             let last = Timestamp(stream.native_last_ns);
             let fresh = stream.native_packets > 1 && self.now.since(last) <= recent;
