@@ -1,8 +1,8 @@
 //! Does KVM really work here?
 //!
-//! `/dev/kvm` may exist and QEMU's KVM still stop with an internal error at the guest's first
-//! instructions, as on some nested hosts. So a machine without a disk is started and its firmware
-//! must get as far as looking for one.
+//! `/dev/kvm` may exist, QEMU's firmware run, and KVM still stop with an internal error in the
+//! middle of a kernel, as on some nested hosts. So the guest itself is started, and its kernel
+//! must get as far as running `/init`.
 
 use std::fs;
 use std::io::Read;
@@ -13,18 +13,24 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-/// The firmware needs a fraction of a second with KVM.
-const DEADLINE: Duration = Duration::from_secs(5);
+use crate::guest::image::Image;
 
-/// What SeaBIOS says after having run all of itself.
-const DONE: &str = "No bootable device";
+/// The kernel needs a second or two with KVM.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// What a Linux kernel says after having booted.
+const BOOTED: &str = "Run /init as init process";
+
+/// What QEMU says when KVM gives up.
+const GAVE_UP: &str = "KVM internal error";
 
 /// Keeps the answer for this boot of the machine.
 const CACHE: &str = "/run/roamcast-lab/kvm";
 
-/// Returns true if QEMU can use KVM. The first call on a machine takes up to a few seconds.
+/// Returns true if QEMU can run the guests by KVM. The first call on a machine takes up to a few
+/// seconds.
 #[must_use]
-pub fn usable() -> bool {
+pub fn usable(image: &Image) -> bool {
     static ANSWER: OnceLock<bool> = OnceLock::new();
     *ANSWER.get_or_init(|| {
         if !Path::new("/dev/kvm").exists() {
@@ -33,7 +39,7 @@ pub fn usable() -> bool {
         if let Ok(cached) = fs::read_to_string(CACHE) {
             return cached.trim() == "yes";
         }
-        let usable = probe().unwrap_or(false);
+        let usable = probe(image).unwrap_or(false);
         if fs::create_dir_all("/run/roamcast-lab").is_ok() {
             // Without the cache the next process probes again, nothing worse.
             let _ = fs::write(CACHE, if usable { "yes\n" } else { "no\n" });
@@ -42,38 +48,48 @@ pub fn usable() -> bool {
     })
 }
 
-fn probe() -> std::io::Result<bool> {
+fn probe(image: &Image) -> std::io::Result<bool> {
     let mut qemu = Command::new("qemu-system-x86_64")
-        .args([
-            "-machine",
-            "pc,accel=kvm",
-            "-cpu",
-            "host",
-            "-m",
-            "64",
-            "-nodefaults",
-        ])
-        .args(["-display", "none", "-no-reboot", "-chardev", "stdio,id=log"])
-        .args(["-device", "isa-debugcon,iobase=0x402,chardev=log"])
+        .args(["-machine", "pc,accel=kvm", "-cpu", "host", "-m", "128"])
+        .args(["-nodefaults", "-display", "none", "-no-reboot"])
+        .args(["-serial", "stdio", "-append", "console=ttyS0 panic=-1"])
+        .arg("-kernel")
+        .arg(&image.kernel)
+        .arg("-initrd")
+        .arg(&image.initrd)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(Stdio::null())
+        .stderr(Stdio::piped())
         .spawn()?;
     let (sender, receiver) = mpsc::channel();
-    if let Some(mut log) = qemu.stdout.take() {
-        thread::spawn(move || {
-            let mut text = Vec::new();
-            let mut chunk = [0; 4096];
-            while let Ok(length @ 1..) = log.read(&mut chunk) {
-                text.extend_from_slice(chunk.get(..length).unwrap_or_default());
-                if String::from_utf8_lossy(&text).contains(DONE) {
-                    let _ = sender.send(());
-                }
-            }
-        });
+    if let Some(serial) = qemu.stdout.take() {
+        report(serial, BOOTED, true, sender.clone());
     }
-    let usable = receiver.recv_timeout(DEADLINE).is_ok();
+    if let Some(errors) = qemu.stderr.take() {
+        report(errors, GAVE_UP, false, sender);
+    }
+    let usable = receiver.recv_timeout(DEADLINE).unwrap_or(false);
     qemu.kill()?;
     qemu.wait()?;
     Ok(usable)
+}
+
+/// Sends `verdict` once `text` was read from `output`.
+fn report(
+    mut output: impl Read + Send + 'static,
+    text: &'static str,
+    verdict: bool,
+    sender: mpsc::Sender<bool>,
+) {
+    thread::spawn(move || {
+        let mut seen = Vec::new();
+        let mut chunk = [0; 4096];
+        while let Ok(length @ 1..) = output.read(&mut chunk) {
+            seen.extend_from_slice(chunk.get(..length).unwrap_or_default());
+            if String::from_utf8_lossy(&seen).contains(text) {
+                let _ = sender.send(verdict);
+                return;
+            }
+        }
+    });
 }

@@ -53,7 +53,7 @@ impl Testbed {
     /// When a part cannot be built or an agent does not become ready.
     pub fn up(config: LabConfig, memory_mib: u32, agents: Option<AgentOptions>) -> Result<Self> {
         let image = image::ensure(&image::default_directory())?;
-        let accelerator = if kvm::usable() {
+        let accelerator = if kvm::usable(&image) {
             Accelerator::Kvm
         } else {
             Accelerator::Tcg
@@ -153,9 +153,27 @@ impl Testbed {
         let on_host = format!("{}/domain.xml", domain::SOCKET_DIRECTORY);
         virsh(vms1, &["define", &on_host])?;
         virsh(vms1, &["start", &self.domain.name])?;
-        control.wait_ready(BOOT)?;
+        control
+            .wait_ready(BOOT)
+            .with_context(|| self.last_words(vms1))?;
         self.control = Some(control);
         Ok(())
+    }
+
+    /// What libvirt and the serial console say of a guest that does not come up.
+    fn last_words(&self, vms: &Vms) -> String {
+        let state = virsh(vms, &["domstate", "--reason", &self.domain.name]);
+        let console = vms
+            .libvirt_log_directory()
+            .join(format!("qemu/{}-serial.log", self.domain.name));
+        let console = fs::read_to_string(console).unwrap_or_default();
+        let last = console.lines().count().saturating_sub(5);
+        let console: Vec<_> = console.lines().skip(last).collect();
+        format!(
+            "{} is {}; its console ends with {console:?}",
+            self.domain.name,
+            state.unwrap_or_default().trim()
+        )
     }
 
     fn discard_guest(&mut self) -> Result<()> {
