@@ -142,10 +142,12 @@ pub struct Peer {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Destination {
-    /// How long a multicast tree may take to grow before an address counts as unreachable.
+    /// How long a multicast tree may take to grow before an address counts as unreachable. The VM
+    /// still receives at the source meanwhile, so that it costs time but no packets. At most two
+    /// thirds of what the source waits for the answer.
     #[serde(
         rename = "tree_budget_ms",
-        deserialize_with = "value::milliseconds::<10, 600_000, _>"
+        deserialize_with = "value::milliseconds::<10, 10_000, _>"
     )]
     pub tree_budget: Duration,
     /// How long a proxy join waits for a domain that does not come.
@@ -165,7 +167,7 @@ pub struct Destination {
 impl Default for Destination {
     fn default() -> Self {
         Self {
-            tree_budget: Duration::from_secs(1),
+            tree_budget: Duration::from_millis(2500),
             join_expiry: Duration::from_secs(600),
             connect_uri: None,
             migrate_uri: None,

@@ -87,7 +87,7 @@ fn value_out_of_range_is_named_with_its_range() {
     let error = refusal(&format!("{MINIMAL}[destination]\n\ntree_budget_ms = 5\n"));
     assert_eq!(
         error,
-        "r.toml:6: destination.tree_budget_ms: 5 is not in 10 to 600000"
+        "r.toml:6: destination.tree_budget_ms: 5 is not in 10 to 10000"
     );
     let error = refusal(&format!("{MINIMAL}[limits]\nlisteners = -1\n"));
     assert_eq!(

@@ -82,8 +82,8 @@ pub struct Timing {
 impl Default for Timing {
     fn default() -> Self {
         Self {
-            tree_budget: Duration::from_secs(1),
-            response_timeout: Duration::from_secs(6),
+            tree_budget: Duration::from_millis(2500),
+            response_timeout: Duration::from_secs(15),
             ready_timeout: Duration::from_secs(30),
             unused_join_expiry: Duration::from_secs(600),
             lost_peer_grace: Duration::from_secs(30),

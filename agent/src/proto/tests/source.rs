@@ -146,11 +146,11 @@ fn request_goes_out_without_flows_when_the_kernel_does_not_answer() {
 #[test]
 fn destination_that_does_not_answer_is_given_up_and_told() {
     let (mut bench, _) = requesting();
-    bench.pass(7 * S);
+    bench.pass(16 * S);
     let outputs = bench.outputs();
     assert_eq!(aborts(&outputs), 1);
     bench.vm(5, request());
-    let reason = "Destination vms2 did not answer within 6 s; check its agent's log";
+    let reason = "Destination vms2 did not answer within 15 s; check its agent's log";
     assert_eq!(bench.abort_reason(), reason);
 }
 
