@@ -56,6 +56,8 @@ enum State {
         next: Duration,
         deadline: Duration,
         phase: Phase,
+        /// The VM is there, and the source's agent may still say how long it was paused.
+        arrived: Option<MigrationProgress>,
     },
     Over,
 }
@@ -136,6 +138,7 @@ impl Client {
             next: now,
             deadline: now + self.timing.ready_silence,
             phase: Phase::Preparing,
+            arrived: None,
         };
         self.handle_timeout(now);
     }
@@ -144,7 +147,13 @@ impl Client {
     pub(crate) fn abort(&mut self, reason: &str) {
         if !matches!(
             self.state,
-            State::Searching { .. } | State::Found | State::Over
+            State::Searching { .. }
+                | State::Found
+                | State::Waiting {
+                    arrived: Some(_),
+                    ..
+                }
+                | State::Over
         ) {
             let end = reason.floor_char_boundary(MAX_TEXT_BYTES);
             let abort = MigrationAbort {
@@ -204,7 +213,8 @@ impl Client {
                 // While the move is prepared only our agent has a say; later it may be either.
                 let counts = match self.state {
                     State::Requesting { .. } => self.is_agent(from),
-                    State::Prepared | State::Waiting { .. } | State::Searching { .. } => true,
+                    State::Waiting { ref arrived, .. } => arrived.is_none(),
+                    State::Prepared | State::Searching { .. } => true,
                     State::Found | State::Over => false,
                 };
                 if counts {
@@ -258,9 +268,13 @@ impl Client {
                 ready,
                 next,
                 deadline,
+                arrived,
                 ..
             } => {
                 if now >= *deadline {
+                    if let Some(progress) = arrived.take() {
+                        return self.completed(progress);
+                    }
                     let silence = self.timing.ready_silence;
                     return self.fail(ClientError::Lost { silence });
                 }
@@ -335,19 +349,34 @@ impl Client {
                 self.events.push_back(Event::Progress(progress));
             }
             State::Waiting {
-                deadline, phase, ..
+                arrived, deadline, ..
+            } if progress.phase == Phase::Completed => {
+                if progress.vm_pause_ms.is_some() {
+                    self.completed(progress);
+                } else if arrived.is_none() {
+                    *arrived = Some(progress);
+                    *deadline = now + self.timing.pause_known;
+                }
+            }
+            State::Waiting {
+                deadline,
+                phase,
+                arrived: None,
+                ..
             } => {
                 *deadline = now + self.timing.ready_silence;
-                if progress.phase == Phase::Completed {
-                    self.state = State::Over;
-                    self.events.push_back(Event::Completed(progress));
-                } else if order(progress.phase) >= order(*phase) {
+                if progress.phase >= *phase {
                     *phase = progress.phase;
                     self.events.push_back(Event::Progress(progress));
                 }
             }
             _ => {}
         }
+    }
+
+    fn completed(&mut self, progress: MigrationProgress) {
+        self.state = State::Over;
+        self.events.push_back(Event::Completed(progress));
     }
 
     fn is_agent(&self, from: Ipv6Addr) -> bool {
@@ -381,17 +410,6 @@ impl Retry {
         self.next = now + self.distance;
         self.distance = (self.distance * 2).min(most);
         true
-    }
-}
-
-/// Place of a phase in a migration.
-fn order(phase: Phase) -> u8 {
-    match phase {
-        Phase::Preparing => 0,
-        Phase::Ready => 1,
-        Phase::Copying => 2,
-        Phase::Switching => 3,
-        Phase::Completed => 4,
     }
 }
 

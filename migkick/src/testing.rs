@@ -38,31 +38,39 @@ pub(crate) fn without_dad() {
     std::fs::write("/proc/sys/net/ipv6/conf/default/accept_dad", "0").unwrap();
 }
 
-/// A thread in a namespace of its own that runs `body` when told to.
+/// A thread in a namespace of its own that runs `body` when told to. The namespace, and with it
+/// the links to it, lives as long as this value.
 pub(crate) struct Neighbour<T> {
     go: mpsc::Sender<()>,
-    thread: thread::JoinHandle<T>,
+    result: mpsc::Receiver<T>,
     /// Thread number, by which `ip link set .. netns` names the namespace.
     pub(crate) tid: i32,
 }
 
 impl<T: Send + 'static> Neighbour<T> {
     pub(crate) fn start(body: impl FnOnce() -> T + Send + 'static) -> Self {
-        let (go, gone) = mpsc::channel();
+        let (go, gone) = mpsc::channel::<()>();
         let (ready, is_ready) = mpsc::channel();
-        let thread = thread::spawn(move || {
+        let (done, result) = mpsc::channel();
+        thread::spawn(move || {
             unshare(CloneFlags::CLONE_NEWNET).unwrap();
             without_dad();
             ready.send(nix::unistd::gettid().as_raw()).unwrap();
-            gone.recv().unwrap();
-            body()
+            if gone.recv().is_ok() && done.send(body()).is_ok() {
+                // Until the sender is dropped.
+                let _ = gone.recv();
+            }
         });
         let tid = is_ready.recv().unwrap();
-        Self { go, thread, tid }
+        Self { go, result, tid }
     }
 
-    pub(crate) fn run(self) -> thread::JoinHandle<T> {
+    pub(crate) fn run(&self) {
         self.go.send(()).unwrap();
-        self.thread
+    }
+
+    /// What `body` returned, once it has; fails where it panicked.
+    pub(crate) fn result(&self) -> T {
+        self.result.recv().unwrap()
     }
 }

@@ -187,8 +187,8 @@ pub struct MigrationReady {
     pub address: Option<Address>,
 }
 
-/// Where a migration stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+/// Where a migration stands; later phases are greater.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
 #[cbor(index_only)]
 pub enum Phase {
     /// The destination joins and probes.

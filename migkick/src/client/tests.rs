@@ -192,6 +192,45 @@ fn ready_is_repeated_to_all_agents_until_the_destination_says_completed() {
     assert_eq!(client.poll_timeout(), None);
 }
 
+fn arrival_without_pause() -> VmMessage {
+    let VmMessage::MigrationProgress(mut arrival) = progress(Phase::Completed) else {
+        unreachable!()
+    };
+    arrival.vm_pause_ms = None;
+    arrival.into()
+}
+
+#[test]
+fn arrival_is_asked_for_the_length_of_the_pause() {
+    let mut client = waiting();
+    let mut now = Duration::from_secs(1);
+    client.handle_datagram(now, 10, DESTINATION, &arrival_without_pause().encode(MOVE));
+    assert_eq!(events(&mut client), []);
+    sent(&mut client);
+    now = client.poll_timeout().unwrap();
+    client.handle_timeout(now);
+    assert_eq!(sent(&mut client).len(), 1);
+    let arrival = progress(Phase::Completed).encode(MOVE);
+    client.handle_datagram(now, 10, DESTINATION, &arrival);
+    assert!(matches!(
+        events(&mut client).as_slice(),
+        [Event::Completed(progress)] if progress.vm_pause_ms == Some(40)
+    ));
+}
+
+#[test]
+fn arrival_without_the_length_of_the_pause_counts_after_a_second() {
+    let mut client = waiting();
+    let now = Duration::from_secs(1);
+    client.handle_datagram(now, 10, DESTINATION, &arrival_without_pause().encode(MOVE));
+    let times = run_out(&mut client);
+    assert_eq!(times.last().unwrap().as_millis(), 1_800);
+    assert!(matches!(
+        events(&mut client).as_slice(),
+        [Event::Completed(progress)] if progress.vm_pause_ms.is_none()
+    ));
+}
+
 #[test]
 fn silence_during_the_move_ends_it_after_a_long_time() {
     let mut client = waiting();

@@ -22,6 +22,8 @@ pub(crate) struct Timing {
     pub(crate) ready_interval: Duration,
     /// How long every agent may be silent during the move.
     pub(crate) ready_silence: Duration,
+    /// How long, once the VM is there, to go on asking for the length of its pause.
+    pub(crate) pause_known: Duration,
 }
 
 impl Default for Timing {
@@ -34,6 +36,7 @@ impl Default for Timing {
             request_silence: Duration::from_secs(30),
             ready_interval: Duration::from_millis(200),
             ready_silence: Duration::from_secs(60),
+            pause_known: Duration::from_secs(1),
         }
     }
 }

@@ -106,9 +106,9 @@ fn move_ends_with_an_address_of_the_destination_on_the_idle_nic() {
     in_namespace(|| {
         let neighbour = Neighbour::start(|| agent(None));
         links(neighbour.tid);
-        let neighbour = neighbour.run();
+        neighbour.run();
         go(&arguments()).unwrap();
-        let address = neighbour.join().unwrap().expect("no address named");
+        let address = neighbour.result().expect("no address named");
         let addresses = ip("-6 -o address show dev eth1 scope global");
         assert!(addresses.contains(&format!("{address}/64")), "{addresses}");
         assert!(ip("-6 route show dev eth1").contains("2001:db8:2::/64"));
@@ -122,10 +122,10 @@ fn refusal_is_verbatim_and_leaves_the_nics_alone() {
         let reason = "Domain \"viewer\" is already migrating to \"vms3\"";
         let neighbour = Neighbour::start(move || agent(Some(reason)));
         links(neighbour.tid);
-        let neighbour = neighbour.run();
+        neighbour.run();
         let error = go(&arguments()).expect_err("moved");
         assert_eq!(format!("{error:#}"), reason);
-        neighbour.join().unwrap();
+        neighbour.result();
         assert_eq!(ip("-6 -o address show dev eth1 scope global"), "");
     });
 }
@@ -136,7 +136,7 @@ fn missing_idle_nic_is_named_before_anything_is_asked() {
         let neighbour = Neighbour::start(|| agent(None));
         links(neighbour.tid);
         // It goes on waiting for a request that must not come.
-        let _neighbour = neighbour.run();
+        neighbour.run();
         let arguments = GoArgs {
             idle_interface: Some("eth7".to_owned()),
             ..arguments()
