@@ -17,7 +17,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use common::event::Change;
-use common::maps::{FilterMode, Listener, ListenerKey, SourceKey};
+use common::maps::{FilterMode, Listener, ListenerKey, Origins, SourceKey};
 use host::{
     LIMITS, any_source, config, group, join, key, listener, listeners, managed, membership, source,
     wait_for_sources,
@@ -405,7 +405,9 @@ fn the_first_packet_of_a_watched_address_is_told_and_counted() {
         let datapath = Datapath::load(&config(bpffs)).unwrap();
         let uplink = host.ifindex("up0");
         datapath.attach_uplink(uplink, "up0").unwrap();
-        datapath.manage(&managed(1), Timestamp(0)).unwrap();
+        datapath
+            .manage(&managed(1), Timestamp(0), Origins::Native)
+            .unwrap();
         block_on(async {
             let mut events = datapath.events().unwrap();
             assert!(matches!(

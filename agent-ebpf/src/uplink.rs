@@ -5,7 +5,7 @@
 use aya_ebpf::bindings::BPF_ANY;
 use common::counter::Counter;
 use common::event::{FirstPacketEvent, Kind, QueryEvent};
-use common::maps::{ManagedKey, Querier, QuerierKey, Stream, StreamKey};
+use common::maps::{ManagedKey, Origin, Querier, QuerierKey, Stream, StreamKey};
 use common::packet::PacketRead;
 use common::snoop::KERNEL_OPTIONS;
 use common::wire::mld::{self, Ipv6Frame, Message, NoMessage, Query};
@@ -63,8 +63,8 @@ fn stream<P: PacketRead>(packet: &P, frame: &Ipv6Frame, arrival: &Arrival, watch
         unsafe {
             last_ns = (*stream).native_last_ns;
             let gap = arrival.at_ns.saturating_sub(last_ns) / segments;
-            let average = (*stream).interarrival_ns;
-            (*stream).interarrival_ns = if average == 0 {
+            let average = (*stream).native_interarrival_ns;
+            (*stream).native_interarrival_ns = if average == 0 {
                 gap
             } else {
                 average - average / 8 + gap / 8
@@ -80,7 +80,7 @@ fn stream<P: PacketRead>(packet: &P, frame: &Ipv6Frame, arrival: &Arrival, watch
             native_bytes: bytes,
             native_first_ns: arrival.at_ns,
             native_last_ns: arrival.at_ns,
-            interarrival_ns: 0,
+            ..Stream::default()
         };
         if STREAMS.insert(&key, &stream, BPF_ANY.into()).is_err() {
             maps::count(Counter::StreamsFull, segments);
@@ -93,6 +93,8 @@ fn stream<P: PacketRead>(packet: &P, frame: &Ipv6Frame, arrival: &Arrival, watch
                 ifindex: arrival.ifindex,
                 at_ns: arrival.at_ns,
                 key,
+                origin: Origin::Native as u32,
+                pad: 0,
             };
             // SAFETY: `raise` passes memory for one record.
             unsafe { event.write(value) }

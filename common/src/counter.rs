@@ -38,6 +38,10 @@ counters! {
     GuestQueries => "guest_queries",
     /// Packets of watched multicast addresses that came in by an uplink.
     NativePackets => "native_packets",
+    /// Datagrams from relays that became multicast packets.
+    RelayedPackets => "relayed_packets",
+    /// Copies of multicast packets that this relay sent.
+    ReplicatedPackets => "replicated_packets",
     /// Signalling datagrams that were marked with their TAP.
     SignallingDatagrams => "signalling_datagrams",
 
@@ -90,6 +94,37 @@ counters! {
     QuerierFull => "querier_full",
     /// Report on a port that found `PORT_USAGE` full.
     PortUsageFull => "port_usage_full",
+
+    /// Second copy of a packet that came natively and from a relay, dropped.
+    SecondCopies => "second_copies",
+    /// Packet of an origin that the address is not received by now, dropped.
+    OtherOrigin => "other_origin",
+    /// Datagram from a relay's address to a relayed flow's port range that is no established flow,
+    /// passed on to this host.
+    RelayUnknownFlow => "relay_unknown_flow",
+    /// Datagram of a relayed flow whose lengths do not agree, or that has no checksum; dropped.
+    RelayMalformed => "relay_malformed",
+    /// Fragment from a relay; dropped.
+    RelayFragment => "relay_fragment",
+    /// Restored packet that would have left this host by another port; dropped.
+    RelayLeaks => "relay_leaks",
+    /// Packet with a fingerprint that found `FINGERPRINTS` full; passed.
+    FingerprintsFull => "fingerprints_full",
+
+    /// Packet that this relay cannot relay: a fragment.
+    ReplicateFragment => "replicate_fragment",
+    /// Packet that this relay cannot relay: not UDP, or behind extension headers.
+    ReplicateNotUdp => "replicate_not_udp",
+    /// Copy not sent: no route to the agent.
+    ReplicateNoRoute => "replicate_no_route",
+    /// Copy not sent: the next hop's link address is not known (yet).
+    ReplicateNoNeighbour => "replicate_no_neighbour",
+    /// Copy not sent: larger than the path to the agent takes.
+    ReplicateTooBig => "replicate_too_big",
+    /// Copy not sent: its lease has ended.
+    ReplicateLeaseEnded => "replicate_lease_ended",
+    /// Copy not sent: the interface did not take it.
+    ReplicateRefused => "replicate_refused",
 
     /// Report handed to the agent because the program could not finish it.
     Unfinished => "unfinished",

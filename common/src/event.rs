@@ -62,7 +62,7 @@ pub struct SourceEvent {
     pub value: Source,
 }
 
-/// The first packet of a flow since its address was watched: 56 bytes, align 8.
+/// The first packet of a flow and origin since its address was watched: 64 bytes, align 8.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FirstPacketEvent {
@@ -74,6 +74,10 @@ pub struct FirstPacketEvent {
     pub at_ns: u64,
     /// The flow.
     pub key: StreamKey,
+    /// [`crate::maps::Origin`].
+    pub origin: u32,
+    /// Always zero.
+    pub pad: u32,
 }
 
 /// An MLD General Query came in: 56 bytes, align 8.
@@ -117,7 +121,7 @@ pub struct UnfinishedEvent {
 const _: () = {
     assert!(size_of::<ListenerEvent>() == 72);
     assert!(size_of::<SourceEvent>() == 64);
-    assert!(size_of::<FirstPacketEvent>() == 56);
+    assert!(size_of::<FirstPacketEvent>() == 64);
     assert!(size_of::<QueryEvent>() == 56);
     assert!(size_of::<UnfinishedEvent>() == 24 + UNFINISHED_FRAME_BYTES);
 };

@@ -5,9 +5,13 @@
 //! v4-mapped); every other number is in host order. Times are `CLOCK_MONOTONIC` nanoseconds
 //! (`bpf_ktime_get_ns`).
 
+mod relay;
+
+pub use relay::*;
+
 /// Version of all layouts in this module and in [`crate::event`]; part of the pin path, so an
 /// agent with other layouts starts clean instead of misreading what is pinned.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// Multicast address in network order.
 pub type Address = [u8; 16];
@@ -153,12 +157,16 @@ pub struct ManagedKey {
     pub multicast_address: Address,
 }
 
-/// Value of `MANAGED`: 8 bytes, align 8.
+/// Value of `MANAGED`: 16 bytes, align 8. Written by the agent only.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Managed {
-    /// The first packet of each flow after this moment raises an event.
+    /// The first packet of each flow and origin after this moment raises an event.
     pub watch_since_ns: u64,
+    /// [`Origins`].
+    pub origins: u8,
+    /// Always zero.
+    pub pad: [u8; 7],
 }
 
 /// Key of `STREAMS`: 40 bytes, align 2. One flow.
@@ -190,7 +198,7 @@ impl StreamKey {
     }
 }
 
-/// Value of `STREAMS`: 40 bytes, align 8.
+/// Value of `STREAMS`: 88 bytes, align 8.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stream {
@@ -202,8 +210,21 @@ pub struct Stream {
     pub native_first_ns: u64,
     /// When the last of them came.
     pub native_last_ns: u64,
-    /// Moving average of the time between two packets (weight of the newest: 1/8).
-    pub interarrival_ns: u64,
+    /// Moving average of the time between two of them (weight of the newest: 1/8).
+    pub native_interarrival_ns: u64,
+    /// Packets that came from a relay.
+    pub relay_packets: u64,
+    /// Their bytes, from the Ethernet header on.
+    pub relay_bytes: u64,
+    /// When the first of them came.
+    pub relay_first_ns: u64,
+    /// When the last of them came.
+    pub relay_last_ns: u64,
+    /// As `native_interarrival_ns`.
+    pub relay_interarrival_ns: u64,
+    /// Packets of either origin that did not pass: second copies, and those of an origin that
+    /// [`Managed::origins`] excludes.
+    pub dropped: u64,
 }
 
 /// Key of `QUERIER`: 8 bytes, align 4.
@@ -246,9 +267,9 @@ const _: () = {
     assert!(size_of::<Port>() == 24 && align_of::<Port>() == 4);
     assert!(size_of::<PortUsage>() == 64 && align_of::<PortUsage>() == 8);
     assert!(size_of::<ManagedKey>() == 20 && align_of::<ManagedKey>() == 2);
-    assert!(size_of::<Managed>() == 8 && align_of::<Managed>() == 8);
+    assert!(size_of::<Managed>() == 16 && align_of::<Managed>() == 8);
     assert!(size_of::<StreamKey>() == 40 && align_of::<StreamKey>() == 2);
-    assert!(size_of::<Stream>() == 40 && align_of::<Stream>() == 8);
+    assert!(size_of::<Stream>() == 88 && align_of::<Stream>() == 8);
     assert!(size_of::<QuerierKey>() == 8 && align_of::<QuerierKey>() == 4);
     assert!(size_of::<Querier>() == 40 && align_of::<Querier>() == 8);
 };
@@ -279,6 +300,13 @@ mod pod {
         StreamKey,
         Stream,
         QuerierKey,
-        Querier
+        Querier,
+        RelayFlowKey,
+        RelayFlow,
+        RelayStream,
+        SubscriberKey,
+        Subscriber,
+        SubscriberUsage,
+        Copies
     );
 }

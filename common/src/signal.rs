@@ -42,13 +42,15 @@
 //! | 4 | `MigrationResponse` | 0: prefix, 1: prefix length (bits), 2: address of DstAgent |
 //! | 5 | `AgentRequest` | 0: domain UUID, 1: domain name, 2: MACs, 3: listeners, 4: transaction of the VM or null |
 //! | 6 | `AgentResponse` | 0: prefix, 1: prefix length (bits), 2: address of DstAgent, 3: libvirt URI, 4: migration URI, 5: receptions |
+//! | 7 | `RelayRequest` | 0: multicast address, 1: filter mode, 2: sources, 3: address of the agent, 4: known flows |
+//! | 8 | `RelayResponse` | 0: address of the relay, 1: lease (ms), 2: flows with their two ports |
 //! | 9 | `MigrationReady` | 0: address set on the idle NIC or null |
 //! | 10 | `MigrationProgress` | 0: phase, 1: bytes processed, 2: bytes in all, 3: elapsed (ms), 4: VM pause (ms) or null |
 //! | 11 | `MigrationAbort` | 0: reason |
+//! | 13 | `RelayRelease` | 0: reason |
 //! | 14 | `Error` | 0: reason |
 //!
-//! Kinds 7, 8, 12 and 13 belong to `RelayRequest`, `RelayResponse`, `HandoverCut` and
-//! `RelayRelease`, which this version does not speak.
+//! Kind 12 belongs to `HandoverCut`, which this version does not speak.
 
 mod message;
 
@@ -175,8 +177,11 @@ messages! {
     PeerMessage, MAX_FRAME_BYTES, {
         5 => AgentRequest(AgentRequest),
         6 => AgentResponse(AgentResponse),
+        7 => RelayRequest(RelayRequest),
+        8 => RelayResponse(RelayResponse),
         10 => MigrationProgress(MigrationProgress),
         11 => MigrationAbort(MigrationAbort),
+        13 => RelayRelease(RelayRelease),
         14 => Error(ErrorMessage),
     }
 }

@@ -16,8 +16,8 @@ use aya::{Ebpf, EbpfLoader};
 use common::counter::Counter;
 use common::event::{Kind, UNFINISHED_FRAME_BYTES};
 use common::maps::{
-    Listener, ListenerKey, Managed, ManagedKey, Port, PortUsage, Querier, QuerierKey, Source,
-    SourceKey, Stream, StreamKey,
+    Listener, ListenerKey, Managed, ManagedKey, Origins, Port, PortUsage, Querier, QuerierKey,
+    Source, SourceKey, Stream, StreamKey,
 };
 use roamcast::datapath::object;
 
@@ -109,7 +109,15 @@ impl Kernel {
             multicast_address: crate::frame::address(address),
         };
         self.map("MANAGED")
-            .insert(key, Managed { watch_since_ns }, 0)
+            .insert(
+                key,
+                Managed {
+                    watch_since_ns,
+                    origins: Origins::Native as u8,
+                    pad: [0; 7],
+                },
+                0,
+            )
             .unwrap();
     }
 

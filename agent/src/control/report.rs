@@ -348,8 +348,9 @@ impl StreamRow {
     pub fn new(key: &maps::StreamKey, value: &maps::Stream, managed: bool, now: Timestamp) -> Self {
         let silent = now.since(Timestamp(value.native_last_ns));
         // An average says nothing any more once the flow has paused for many of its own distances.
-        let threshold = Duration::from_nanos(value.interarrival_ns).saturating_mul(16);
-        let flows = value.interarrival_ns > 0 && silent <= threshold.max(Duration::from_secs(1));
+        let threshold = Duration::from_nanos(value.native_interarrival_ns).saturating_mul(16);
+        let flows =
+            value.native_interarrival_ns > 0 && silent <= threshold.max(Duration::from_secs(1));
         Self {
             vlan: key.vlan,
             multicast_address: key.multicast_address.into(),
@@ -359,7 +360,7 @@ impl StreamRow {
             packets: value.native_packets,
             bytes: value.native_bytes,
             packets_per_second: if flows {
-                1e9 / value.interarrival_ns as f64
+                1e9 / value.native_interarrival_ns as f64
             } else {
                 0.0
             },

@@ -139,6 +139,7 @@ fn reception(mode: Reception) -> &'static str {
         Reception::Idle => "idle",
         Reception::Unreachable => "unreachable",
         Reception::Refused => "refused",
+        Reception::Relay => "relay",
         Reception::Probing => "probing",
     }
 }

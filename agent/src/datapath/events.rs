@@ -16,6 +16,7 @@ use common::counter::Counter;
 use common::event::{
     Change, FirstPacketEvent, Kind, ListenerEvent, QueryEvent, SourceEvent, UnfinishedEvent,
 };
+use common::maps::Origin;
 use tokio::io::unix::AsyncFd;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
@@ -92,9 +93,12 @@ impl Datapath {
                     })
                 }),
             Some(kind) if kind == Kind::FirstPacket as u32 => {
-                sys::record::<FirstPacketEvent>(record).map(|event| DatapathEvent::FirstPacket {
-                    key: event.key,
-                    at: Timestamp(event.at_ns),
+                sys::record::<FirstPacketEvent>(record).and_then(|event| {
+                    Some(DatapathEvent::FirstPacket {
+                        key: event.key,
+                        origin: Origin::from_u32(event.origin)?,
+                        at: Timestamp(event.at_ns),
+                    })
                 })
             }
             Some(kind) if kind == Kind::Query as u32 => {

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use common::counter::Counter;
 use common::maps::{
-    Listener, ListenerKey, Managed, ManagedKey, Port, PortUsage, Querier, QuerierKey, Source,
-    SourceKey, Stream, StreamKey,
+    Listener, ListenerKey, Managed, ManagedKey, Origins, Port, PortUsage, Querier, QuerierKey,
+    Source, SourceKey, Stream, StreamKey,
 };
 
 use super::table::Table;
@@ -103,7 +103,7 @@ impl Datapath {
     /// [`DatapathError::Map`].
     pub fn all_streams(&self) -> Result<Vec<(StreamKey, Stream)>, DatapathError> {
         let mut streams = self.inner.streams.entries()?;
-        streams.retain(|(_, stream)| stream.native_packets > 0);
+        streams.retain(|(_, stream)| stream.native_packets + stream.relay_packets > 0);
         Ok(streams)
     }
 
@@ -119,15 +119,22 @@ impl Datapath {
         Ok(streams)
     }
 
-    /// Watches the streams of an address: the first packet of each flow from `since` on raises an
-    /// event.
+    /// Watches the streams of an address, and says which copies of their packets pass: the first
+    /// packet of each flow and origin from `since` on raises an event.
     ///
     /// # Errors
     ///
     /// [`DatapathError::Map`], for instance because `MANAGED` is full.
-    pub fn manage(&self, key: &ManagedKey, since: Timestamp) -> Result<(), DatapathError> {
+    pub fn manage(
+        &self,
+        key: &ManagedKey,
+        since: Timestamp,
+        origins: Origins,
+    ) -> Result<(), DatapathError> {
         let value = Managed {
             watch_since_ns: since.0,
+            origins: origins as u8,
+            pad: [0; 7],
         };
         self.inner.managed.insert(key, &value)
     }
@@ -315,7 +322,8 @@ impl Datapath {
         }
         let managed: HashSet<ManagedKey> = self.managed()?.into_iter().collect();
         for (key, stream) in self.inner.streams.entries()? {
-            let silence = now.since(Timestamp(stream.native_last_ns));
+            let last_ns = stream.native_last_ns.max(stream.relay_last_ns);
+            let silence = now.since(Timestamp(last_ns));
             if (!managed.contains(&key.managed()) || silence > max_silence)
                 && self.inner.streams.remove(&key)?
             {

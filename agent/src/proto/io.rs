@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use common::event::Change;
 use common::maps::{
-    FilterMode, Listener, ListenerKey, ManagedKey, PortUsage, Querier, QuerierKey, Source,
-    SourceKey, Stream, StreamKey,
+    FilterMode, Listener, ListenerKey, ManagedKey, Origin, Origins, PortUsage, Querier, QuerierKey,
+    Source, SourceKey, Stream, StreamKey,
 };
 
 /// Nanoseconds of `CLOCK_MONOTONIC`, the clock of `bpf_ktime_get_ns`.
@@ -149,10 +149,12 @@ pub enum DatapathEvent {
         /// Its state after that.
         value: Source,
     },
-    /// First packet of a flow since its address was watched.
+    /// First packet of a flow and origin since its address was watched.
     FirstPacket {
         /// The flow.
         key: StreamKey,
+        /// Which way it came.
+        origin: Origin,
         /// When it came.
         at: Timestamp,
     },
@@ -343,6 +345,8 @@ pub enum Output {
         key: ManagedKey,
         /// From when on.
         since: Timestamp,
+        /// Which copies of their packets pass.
+        origins: Origins,
     },
     /// Stop watching it.
     Unmanage(ManagedKey),

@@ -4,7 +4,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use common::signal::{AgentRequest, DecodeError, ErrorMessage, MigrationAbort, PeerMessage};
+use common::signal::{
+    AgentRequest, DecodeError, ErrorMessage, MigrationAbort, PeerMessage, RelayRelease,
+};
 use tracing::{debug, info, warn};
 
 use super::refusal::bounded;
@@ -209,6 +211,11 @@ impl Agent {
             PeerMessage::MigrationProgress(body) => {
                 self.on_peer_progress(peer, transaction, body);
             }
+            PeerMessage::RelayRequest(_) => {
+                let reason = format!("{} is an agent, not a relay", self.config.name);
+                self.send(peer, transaction, &RelayRelease { reason }.into());
+            }
+            PeerMessage::RelayResponse(_) | PeerMessage::RelayRelease(_) => {}
             PeerMessage::MigrationAbort(MigrationAbort { reason })
             | PeerMessage::Error(ErrorMessage { reason }) => {
                 let reason = bounded(&reason);

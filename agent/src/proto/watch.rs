@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use common::event::Change;
-use common::maps::{ManagedKey, PortUsage};
+use common::maps::{ManagedKey, Origins, PortUsage};
 use tracing::{debug, warn};
 
 use super::filter::is_routable;
@@ -67,7 +67,7 @@ impl Agent {
                 Change::Updated => self.mirror.update_source(key, value),
                 Change::Removed => self.mirror.remove_source(&key),
             },
-            DatapathEvent::FirstPacket { key, at } => self.first_packet(&key, at),
+            DatapathEvent::FirstPacket { key, at, .. } => self.first_packet(&key, at),
             DatapathEvent::Query { key, value } => {
                 self.mirror.update_querier(key, value);
                 self.query_came(key.vlan, Timestamp(value.last_query_ns));
@@ -203,6 +203,7 @@ impl Agent {
                 self.outputs.push_back(Output::Manage {
                     key,
                     since: self.now,
+                    origins: Origins::Native,
                 });
             }
             Some(Effect::Vanished(key)) if is_routable(&key.multicast_address) => {

@@ -64,8 +64,12 @@ impl EventLoop {
                     );
                 }
             }
-            Output::Manage { key, since } => {
-                if let Err(error) = self.datapath.manage(&key, since) {
+            Output::Manage {
+                key,
+                since,
+                origins,
+            } => {
+                if let Err(error) = self.datapath.manage(&key, since, origins) {
                     self.failed(key, &error);
                 }
             }

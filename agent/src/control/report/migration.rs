@@ -18,6 +18,8 @@ pub enum Reception {
     Unreachable,
     /// Refused by policy or limits.
     Refused,
+    /// A relay sends it.
+    Relay,
     /// Joined; the verdict is open.
     Probing,
 }
@@ -29,6 +31,7 @@ impl From<ReceptionMode> for Reception {
             ReceptionMode::Idle => Self::Idle,
             ReceptionMode::Unreachable => Self::Unreachable,
             ReceptionMode::Refused => Self::Refused,
+            ReceptionMode::Relay => Self::Relay,
         }
     }
 }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
 use std::time::Duration;
 
-use common::maps::{ManagedKey, Stream, StreamKey};
+use common::maps::{ManagedKey, Origins, Stream, StreamKey};
 use common::signal::{Flow, ReceptionMode};
 use tracing::info;
 
@@ -126,7 +126,11 @@ impl Agent {
         }
         if !known || entry.reception.is_none() {
             // Watched anew, so that the next packet proves that reception goes on.
-            self.outputs.push_back(Output::Manage { key, since: now });
+            self.outputs.push_back(Output::Manage {
+                key,
+                since: now,
+                origins: Origins::Native,
+            });
         }
         self.join(key);
     }
@@ -194,7 +198,7 @@ impl Agent {
         }
         for (flow, stream) in streams {
             let key = flow.managed();
-            let recent = Duration::from_nanos(stream.interarrival_ns) * INTERARRIVALS;
+            let recent = Duration::from_nanos(stream.native_interarrival_ns) * INTERARRIVALS;
             let last = Timestamp(stream.native_last_ns);
             let fresh = stream.native_packets > 1 && self.now.since(last) <= recent;
             if let Some(entry) = self.entries.get(&key)

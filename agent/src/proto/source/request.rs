@@ -107,7 +107,7 @@ fn flow(key: &StreamKey, stream: &Stream, now: Timestamp) -> Flow {
         source_port: key.source_port,
         destination_port: key.destination_port,
         rate_mpps: PER_1000_SECONDS
-            .checked_div(stream.interarrival_ns)
+            .checked_div(stream.native_interarrival_ns)
             .unwrap_or(0),
         silent_ms: millis(now.since(Timestamp(stream.native_last_ns))),
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use common::maps::{Querier, QuerierKey, StreamKey};
+use common::maps::{Origin, Origins, Querier, QuerierKey, StreamKey};
 use common::signal::{Listener, PeerMessage};
 
 use super::*;
@@ -85,6 +85,7 @@ pub(in crate::proto) fn first_packet(bench: &mut Bench, number: u16, source: u8)
             vlan: 0,
             pad: 0,
         },
+        origin: Origin::Native,
         at: bench.now,
     };
     bench.datapath(event);
@@ -118,6 +119,7 @@ fn request_watches_then_joins_every_address_at_once() {
     let manage = |number| Output::Manage {
         key: key(number),
         since: bench.now,
+        origins: Origins::Native,
     };
     let join = |number| {
         Output::Join(crate::proto::Membership {
@@ -211,7 +213,7 @@ fn address_received_here_already_is_native_at_once() {
     let stream = common::maps::Stream {
         native_packets: 9,
         native_last_ns: bench.now.0 - 1_000_000,
-        interarrival_ns: 1_000_000,
+        native_interarrival_ns: 1_000_000,
         ..common::maps::Stream::default()
     };
     let flow = StreamKey {

@@ -51,7 +51,7 @@ impl Pair {
                 self.left_at.insert(key, now);
             }
             Output::Prune(key) => kernel.pruned.push(key),
-            Output::Manage { key, since } => {
+            Output::Manage { key, since, .. } => {
                 kernel.managed.insert(key, since);
                 if let Some(delay) = self.setup.tree {
                     self.after(delay, Event::Packet { host, key });
@@ -143,7 +143,8 @@ impl Pair {
             native_bytes: 1_450_000,
             native_first_ns: 0,
             native_last_ns: self.now.0,
-            interarrival_ns: 580_000,
+            native_interarrival_ns: 580_000,
+            ..Stream::default()
         };
         (flow, stream)
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use common::maps::{FilterMode, ManagedKey, Querier, QuerierKey};
+use common::maps::{FilterMode, ManagedKey, Origins, Querier, QuerierKey};
 
 use super::*;
 use crate::proto::tests::fixture::{Bench, TAP, key, listener, listener_key};
@@ -110,6 +110,7 @@ fn address_is_watched_from_its_first_listener_to_its_last() {
     let managed = Output::Manage {
         key: key(1),
         since: bench.now,
+        origins: Origins::Native,
     };
     assert!(bench.outputs().contains(&managed));
     bench.report(TAP + 1, key(1), FilterMode::Exclude);

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv6Addr, SocketAddrV6};
 use std::time::Duration;
 
-use common::maps::{Listener, ListenerKey, ManagedKey, Querier, QuerierKey};
+use common::maps::{Listener, ListenerKey, ManagedKey, Origin, Querier, QuerierKey};
 use common::signal::PORT;
 
 use crate::proto::*;
@@ -381,7 +381,11 @@ impl Pair {
                 if let Some(since) = since.filter(|_| joined) {
                     let at = self.now.max(*since);
                     let (key, _) = self.stream(&key);
-                    let event = DatapathEvent::FirstPacket { key, at };
+                    let event = DatapathEvent::FirstPacket {
+                        key,
+                        origin: Origin::Native,
+                        at,
+                    };
                     self.input(host, |agent, now| agent.handle_datapath(now, event));
                 }
             }

@@ -112,7 +112,7 @@ fn request_carries_filters_and_flows_of_what_means_something_elsewhere() {
         let state = Stream {
             native_packets: 10,
             native_last_ns: bench.now.0 - 3_000_000,
-            interarrival_ns: 1_000_000,
+            native_interarrival_ns: 1_000_000,
             ..Stream::default()
         };
         (flow, state)
