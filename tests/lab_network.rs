@@ -6,7 +6,8 @@
     reason = "a test panics rather than returning an error"
 )]
 
-use std::net::{Ipv6Addr, SocketAddrV6, UdpSocket};
+use std::io::ErrorKind;
+use std::net::{Ipv6Addr, SocketAddrV6, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use lab::mroute::event::{Event, LoggedEvent};
@@ -322,4 +323,31 @@ fn received_bytes(node: &Node, interface: &str) -> u64 {
         .unwrap();
     let links: serde_json::Value = serde_json::from_str(&said).unwrap();
     links[0]["stats64"]["rx"]["bytes"].as_u64().unwrap()
+}
+
+#[test]
+fn relays_receive_at_a_site_of_their_own_and_reach_the_vm_hosts() {
+    if !lab::requirements::met() {
+        return;
+    }
+    let lab = Lab::up(LabConfig {
+        sites: [Site::Multicast, Site::UnicastOnly],
+        libvirtd: false,
+        relays: 2,
+        ..LabConfig::new("testrelays")
+    })
+    .unwrap();
+    let sender = sender(&lab);
+    for relay in lab.relays() {
+        let listeners = join(relay, "eth0", &[address(1)]);
+        wait_for_packet(&sender, &listeners[0], address(1));
+        let there = (lab.vms2().address(), 0);
+        let listener = lab.vms2().within(|| TcpListener::bind(there)).unwrap();
+        let to = listener.unwrap().local_addr().unwrap();
+        // The listener is gone: that the host itself says so shows that it is reached.
+        let refused = relay.within(|| TcpStream::connect_timeout(&to, DEADLINE));
+        let error = refused.unwrap().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+    }
+    assert_eq!(lab.node("relay2").unwrap().name(), "relay2");
 }

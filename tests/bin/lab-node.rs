@@ -1,4 +1,4 @@
-//! What runs inside the lab's namespaces: a router or a VM host. Started by the `lab` library,
+//! What runs inside the lab's namespaces: a router or a host. Started by the `lab` library,
 //! not by hand.
 
 use std::process::ExitCode;
@@ -20,17 +20,17 @@ fn run() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
     let (Some(role), Some(settings), None) = (arguments.next(), arguments.next(), arguments.next())
     else {
-        bail!("Usage: lab-node router|vms SETTINGS");
+        bail!("Usage: lab-node router|host SETTINGS");
     };
     match role.as_str() {
         "router" => {
             let settings = serde_json::from_str(&settings).context("Bad settings")?;
             mroute::daemon::run(&settings)
         }
-        "vms" => {
+        "host" => {
             let settings = serde_json::from_str(&settings).context("Bad settings")?;
             vms::node::run(&settings)
         }
-        _ => bail!("No such role {role:?}: take router or vms"),
+        _ => bail!("No such role {role:?}: take router or host"),
     }
 }

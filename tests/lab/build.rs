@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::host::Host;
 use crate::mroute::control::Router;
 use crate::mroute::daemon::{Settings as RouterSettings, SiteSettings};
 use crate::node::{Node, namespace};
-use crate::topology::{LabConfig, NODES, SENDER_ADDRESS};
-use crate::vms::node::{LOG_LABEL, READY_FILE, Settings as VmsSettings};
+use crate::topology::{LabConfig, RELAY_SITE, SENDER_ADDRESS, Site, nodes};
+use crate::vms::node::{LOG_LABEL, READY_FILE, Settings as HostSettings};
 use crate::vms::{Vms, capabilities};
 use crate::{binaries, netns, registry, wait};
 
@@ -22,8 +23,16 @@ pub(crate) fn node(lab: &str, name: &str) -> Node {
 }
 
 pub(crate) fn vms(config: &LabConfig, site: usize) -> Result<Vms> {
-    let name = format!("vms{site}");
-    let directory = registry::directory(&config.name).join(&name);
+    host(config, &format!("vms{site}"), vms_address(site)).map(Vms::new)
+}
+
+/// A relay by its number, from 1 on.
+pub(crate) fn relay(config: &LabConfig, number: usize) -> Result<Host> {
+    host(config, &format!("relay{number}"), relay_address(number))
+}
+
+fn host(config: &LabConfig, name: &str, address: Ipv6Addr) -> Result<Host> {
+    let directory = registry::directory(&config.name).join(name);
     let ready = directory.join(READY_FILE);
     let holder: i32 = fs::read_to_string(&ready)
         .with_context(|| format!("{name} does not run: {}", ready.display()))?
@@ -31,8 +40,8 @@ pub(crate) fn vms(config: &LabConfig, site: usize) -> Result<Vms> {
         .parse()
         .with_context(|| format!("Not a process id in {}", ready.display()))?;
     let logs = registry::directory(&config.name).join("log");
-    let node = Node::new(&config.name, &name, logs, Some(holder));
-    Ok(Vms::new(node, vms_address(site), directory))
+    let node = Node::new(&config.name, name, logs, Some(holder));
+    Ok(Host::new(node, address, directory))
 }
 
 /// Global address of a VMS: host 0x10 of the prefix `2001:db8:<site>::/64`.
@@ -41,10 +50,32 @@ fn vms_address(site: usize) -> Ipv6Addr {
     Ipv6Addr::new(0x2001, 0xdb8, site, 0, 0, 0, 0, 0x10)
 }
 
-pub(crate) fn all(config: &LabConfig) -> Result<[Vms; 2]> {
+/// Global address of a relay: hosts 0x10 on of the prefix `2001:db8:3::/64`.
+fn relay_address(number: usize) -> Ipv6Addr {
+    let host = u16::try_from(number).unwrap_or_default() + 0xf;
+    Ipv6Addr::new(0x2001, 0xdb8, 3, 0, 0, 0, 0, host)
+}
+
+/// Everything that was built.
+pub(crate) struct Built {
+    pub(crate) vms: [Vms; 2],
+    pub(crate) relays: Vec<Host>,
+}
+
+/// The hosts of a lab that runs.
+pub(crate) fn attach(config: &LabConfig) -> Result<Built> {
+    Ok(Built {
+        vms: [vms(config, 1)?, vms(config, 2)?],
+        relays: (1..=config.relays)
+            .map(|number| relay(config, number))
+            .collect::<Result<_>>()?,
+    })
+}
+
+pub(crate) fn all(config: &LabConfig) -> Result<Built> {
     let lab = &config.name;
-    for node in NODES {
-        netns::add(&namespace(lab, node))?;
+    for node in nodes(config.relays) {
+        netns::add(&namespace(lab, &node))?;
     }
     let sender = namespace(lab, "sender");
     let router = namespace(lab, "router");
@@ -68,18 +99,27 @@ pub(crate) fn all(config: &LabConfig) -> Result<[Vms; 2]> {
         "route add default via 2001:db8::1\nroute add ff00::/8 dev eth0 table local\n",
     )?;
     for site in 1..=2 {
-        build_site(config, site)?;
+        build_vms_links(config, site)?;
+        build_site(config, site, &[format!("vms{site}")])?;
+    }
+    let relays: Vec<String> = (1..=config.relays)
+        .map(|number| format!("relay{number}"))
+        .collect();
+    if !relays.is_empty() {
+        build_relay_links(config)?;
+        build_site(config, RELAY_SITE, &relays)?;
     }
     start_router(config)?;
     let starting = [start_vms(config, 1)?, start_vms(config, 2)?];
+    for number in 1..=config.relays {
+        start_host(config, &format!("relay{number}"), 2 + number, false)?;
+    }
     for (site, vms) in (1..).zip(&starting) {
         wait_router_port(vms)?;
-        // Only the first round of the querier was to be short.
-        let response = query_response_interval(config);
-        netns::ip(
-            &namespace(lab, &format!("switch{site}")),
-            &format!("link set br0 type bridge mcast_query_response_interval {response}\n"),
-        )?;
+        relax_querier(config, site)?;
+    }
+    if config.relays > 0 {
+        relax_querier(config, RELAY_SITE)?;
     }
     if config.libvirtd {
         for vms in &starting {
@@ -87,23 +127,24 @@ pub(crate) fn all(config: &LabConfig) -> Result<[Vms; 2]> {
         }
         capabilities::prime(&starting)?;
     }
-    Ok(starting)
+    attach(config)
 }
 
-/// Builds a site: the router's interface, the switch and the uplink of the VMS.
-fn build_site(config: &LabConfig, site: usize) -> Result<()> {
-    let lab = &config.name;
-    let router = namespace(lab, "router");
-    let switch = namespace(lab, &format!("switch{site}"));
-    let vms = namespace(lab, &format!("vms{site}"));
-    let address = vms_address(site);
-    // RFC 9777 section 9.4: an address nobody asks for any more is forgotten after 2 Query Intervals and the Query
-    // Response Interval.
-    let query = query_interval(config);
+/// Only the first round of a switch's querier was to be short.
+fn relax_querier(config: &LabConfig, site: usize) -> Result<()> {
     let response = query_response_interval(config);
-    let membership = 2 * query + 2 * response;
     netns::ip(
-        &vms,
+        &namespace(&config.name, &format!("switch{site}")),
+        &format!("link set br0 type bridge mcast_query_response_interval {response}\n"),
+    )
+}
+
+/// Builds a VMS's bridge and its uplink to the switch.
+fn build_vms_links(config: &LabConfig, site: usize) -> Result<()> {
+    let switch = namespace(&config.name, &format!("switch{site}"));
+    let address = vms_address(site);
+    netns::ip(
+        &namespace(&config.name, &format!("vms{site}")),
         &format!(
             "link add br0 type bridge mcast_snooping 1 mcast_mld_version 2 mcast_querier 0 \
                mcast_hash_max 131072\n\
@@ -114,11 +155,45 @@ fn build_site(config: &LabConfig, site: usize) -> Result<()> {
              addr add {address}/64 dev br0 nodad\n\
              route add default via 2001:db8:{site}::1\n"
         ),
-    )?;
+    )
+}
+
+/// Connects the relays to their switch.
+fn build_relay_links(config: &LabConfig) -> Result<()> {
+    let switch = namespace(&config.name, &format!("switch{RELAY_SITE}"));
+    for number in 1..=config.relays {
+        let address = relay_address(number);
+        netns::ip(
+            &namespace(&config.name, &format!("relay{number}")),
+            &format!(
+                "link add eth0 type veth peer name relay{number} netns {switch}\n\
+                 link set eth0 up\n\
+                 addr add {address}/64 dev eth0 nodad\n\
+                 route add default via 2001:db8:{RELAY_SITE}::1\n"
+            ),
+        )?;
+    }
+    Ok(())
+}
+
+/// Builds a site around the hosts, whose links wait in the switch's namespace: the switch and the
+/// router's interface.
+fn build_site(config: &LabConfig, site: usize, hosts: &[String]) -> Result<()> {
+    let lab = &config.name;
+    let router = namespace(lab, "router");
+    // RFC 9777 section 9.4: an address nobody asks for any more is forgotten after 2 Query Intervals and the Query
+    // Response Interval.
+    let query = query_interval(config);
+    let response = query_response_interval(config);
+    let membership = 2 * query + 2 * response;
+    let ports: String = hosts
+        .iter()
+        .map(|host| format!("link set {host} master br0\nlink set {host} up\n"))
+        .collect();
     // The bridge floods multicast until its querier has had time for one round, so that round
     // is made short; the real intervals follow it.
     netns::ip(
-        &switch,
+        &namespace(lab, &format!("switch{site}")),
         &format!(
             "link add br0 type bridge mcast_snooping 1 mcast_mld_version 2 \
                mcast_hash_max 131072 mcast_query_response_interval 10 \
@@ -126,10 +201,9 @@ fn build_site(config: &LabConfig, site: usize) -> Result<()> {
                mcast_query_interval {query} mcast_membership_interval {membership}\n\
              link add router type veth peer name site{site} netns {router}\n\
              link set router master br0\n\
-             link set vms{site} master br0\n\
              link set router type bridge_slave mcast_router 2\n\
              link set router up\n\
-             link set vms{site} up\n\
+             {ports}\
              link set br0 up\n\
              link set br0 type bridge mcast_querier 1\n"
         ),
@@ -153,12 +227,13 @@ fn query_response_interval(config: &LabConfig) -> u128 {
 
 fn start_router(config: &LabConfig) -> Result<()> {
     let lab = &config.name;
+    let relay_site = (config.relays > 0).then_some(Site::Multicast);
     let settings = RouterSettings {
         directory: registry::directory(lab),
         namespace: namespace(lab, "router"),
         sender: "sender".to_owned(),
         sites: (1..)
-            .zip(config.sites)
+            .zip(config.sites.into_iter().chain(relay_site))
             .map(|(site, kind)| SiteSettings {
                 interface: format!("site{site}"),
                 switch: namespace(lab, &format!("switch{site}")),
@@ -184,33 +259,40 @@ fn start_router(config: &LabConfig) -> Result<()> {
 }
 
 fn start_vms(config: &LabConfig, site: usize) -> Result<Vms> {
-    let lab = &config.name;
     let name = format!("vms{site}");
-    let hosts = (1..=2).map(|site| format!("{} vms{site}\n", vms_address(site)));
-    let settings = VmsSettings {
-        hostname: name.clone(),
-        namespace: netns::path(&namespace(lab, &name)),
-        directory: registry::directory(lab).join(&name),
-        host_uuid: format!("6f1b0c52-7d1e-4a5e-9c55-00000000000{site}"),
+    capabilities::restore(&registry::directory(&config.name).join(&name))?;
+    start_host(config, &name, site, config.libvirtd)?;
+    vms(config, site)
+}
+
+/// Starts the process that is a host; `number` is its own among all hosts.
+fn start_host(config: &LabConfig, name: &str, number: usize, libvirtd: bool) -> Result<()> {
+    let lab = &config.name;
+    let vms = (1..=2).map(|site| format!("{} vms{site}\n", vms_address(site)));
+    let relays = (1..=config.relays).map(|n| format!("{} relay{n}\n", relay_address(n)));
+    let settings = HostSettings {
+        hostname: name.to_owned(),
+        namespace: netns::path(&namespace(lab, name)),
+        directory: registry::directory(lab).join(name),
+        host_uuid: format!("6f1b0c52-7d1e-4a5e-9c55-00000000000{number}"),
         hosts: format!(
             "127.0.0.1 localhost\n::1 localhost\n{}",
-            hosts.collect::<String>()
+            vms.chain(relays).collect::<String>()
         ),
-        libvirtd: config.libvirtd,
+        libvirtd,
     };
-    capabilities::restore(&settings.directory)?;
-    let node = node(lab, &name);
+    let node = node(lab, name);
     let mut command = node.command(binaries::path("lab-node")?);
-    command.arg("vms").arg(serde_json::to_string(&settings)?);
+    command.arg("host").arg(serde_json::to_string(&settings)?);
     let mut process = node.spawn(LOG_LABEL, command)?;
     let ready = settings.directory.join(READY_FILE);
-    let up = wait::until(&name, Duration::from_secs(5), || match process.try_wait() {
+    let up = wait::until(name, Duration::from_secs(5), || match process.try_wait() {
         Ok(None) => ready.exists().then_some(true),
         _ => Some(false),
     })?;
     ensure!(up, "{name} ended at once: {}", process.printed().trim());
     process.detach();
-    vms(config, site)
+    Ok(())
 }
 
 /// Waits until the VMS's bridge has heard the switch's querier: from then on both forward by

@@ -23,6 +23,7 @@
 //! | [`probe`] | the stream: sender, records, metrics, picture |
 //! | [`scenario`] | a guest under a stream and its move |
 //! | [`listener`] | source-specific joins |
+//! | [`host`] | a host with directories of its own: a VM host or a relay |
 //! | [`kvm`] | does KVM really work here? |
 //! | [`requirements`] | what the machine must have, for tests to skip |
 //! | [`binaries`] | where the lab's own programs are |
@@ -31,6 +32,7 @@
 pub mod binaries;
 mod build;
 pub mod guest;
+pub mod host;
 pub mod kvm;
 pub mod listener;
 pub mod mroute;

@@ -9,6 +9,8 @@ use anyhow::{Result, bail, ensure};
 use nix::unistd::Uid;
 use serde::{Deserialize, Serialize};
 
+use crate::build::Built;
+use crate::host::Host;
 use crate::mroute::control::Router;
 use crate::node::Node;
 use crate::registry::{self, Record};
@@ -80,6 +82,9 @@ pub struct LabConfig {
     pub query_interval: Duration,
     /// Whether libvirtd runs on the VM hosts.
     pub libvirtd: bool,
+    /// Relay nodes, at a site of their own that multicast always reaches: 0 to 2.
+    #[serde(default)]
+    pub relays: usize,
 }
 
 impl LabConfig {
@@ -92,6 +97,7 @@ impl LabConfig {
             sites: [Site::Multicast; 2],
             query_interval: Duration::from_secs(125),
             libvirtd: true,
+            relays: 0,
         }
     }
 }
@@ -103,6 +109,7 @@ pub struct Lab {
     /// This value is to remove the lab.
     owned: bool,
     vms: [Vms; 2],
+    relays: Vec<Host>,
 }
 
 impl Lab {
@@ -119,6 +126,7 @@ impl Lab {
             "The lab needs root: it makes network namespaces"
         );
         registry::check_name(&config.name)?;
+        ensure!(config.relays <= 2, "A lab has at most two relays");
         let lock = registry::lock()?;
         registry::sweep()?;
         registry::check_free(&config.name)?;
@@ -132,22 +140,24 @@ impl Lab {
         if built.is_err() {
             signal::release(&config.name);
         }
+        let Built { vms, relays } = built?;
         Ok(Self {
-            vms: built?,
+            vms,
+            relays,
             config,
             owned: true,
         })
     }
 
-    fn build(config: &LabConfig) -> Result<[Vms; 2]> {
+    fn build(config: &LabConfig) -> Result<Built> {
         let record = Record::of_this_process(config.clone());
         registry::write(&record)?;
-        let vms = build::all(config)?;
+        let built = build::all(config)?;
         registry::write(&Record {
             ready: true,
             ..record
         })?;
-        Ok(vms)
+        Ok(built)
     }
 
     /// Returns a running lab that another process built and kept. Dropping it leaves it running.
@@ -161,14 +171,12 @@ impl Lab {
             record.ready,
             "The lab {name} is not complete: run `cargo xtask lab up`"
         );
-        let vms = [
-            build::vms(&record.config, 1)?,
-            build::vms(&record.config, 2)?,
-        ];
+        let Built { vms, relays } = build::attach(&record.config)?;
         Ok(Self {
             config: record.config,
             owned: false,
             vms,
+            relays,
         })
     }
 
@@ -249,6 +257,12 @@ impl Lab {
         &self.vms[1]
     }
 
+    /// The relay nodes, `relay1` and `relay2` as far as there are.
+    #[must_use]
+    pub fn relays(&self) -> &[Host] {
+        &self.relays
+    }
+
     /// Returns a node of any kind by its name, as `vms1`.
     ///
     /// # Errors
@@ -256,12 +270,16 @@ impl Lab {
     /// When there is none of that name; the text lists those there are.
     pub fn node(&self, name: &str) -> Result<Node> {
         if let Some(vms) = self.vms.iter().find(|vms| vms.name() == name) {
-            return Ok((**vms).clone());
+            return Ok((***vms).clone());
         }
+        if let Some(relay) = self.relays.iter().find(|relay| relay.name() == name) {
+            return Ok((**relay).clone());
+        }
+        let nodes = nodes(self.config.relays);
         ensure!(
-            NODES.contains(&name),
+            nodes.iter().any(|node| node == name),
             "The lab has no node {name:?}: take one of {}",
-            NODES.join(", ")
+            nodes.join(", ")
         );
         Ok(build::node(&self.config.name, name))
     }
@@ -293,5 +311,18 @@ impl Record {
     }
 }
 
-/// Names of all nodes.
-pub const NODES: [&str; 6] = ["sender", "router", "switch1", "switch2", "vms1", "vms2"];
+/// Number of the relays' site.
+pub const RELAY_SITE: usize = 3;
+
+/// Names of all nodes of a lab with this many relays.
+#[must_use]
+pub fn nodes(relays: usize) -> Vec<String> {
+    let mut names: Vec<String> = ["sender", "router", "switch1", "switch2", "vms1", "vms2"]
+        .map(str::to_owned)
+        .into();
+    if relays > 0 {
+        names.push(format!("switch{RELAY_SITE}"));
+    }
+    names.extend((1..=relays).map(|number| format!("relay{number}")));
+    names
+}

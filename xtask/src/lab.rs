@@ -8,7 +8,7 @@ use clap::{Subcommand, ValueEnum};
 use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
 use lab::mroute::control::Status;
 use lab::registry::{self, LabProcess};
-use lab::topology::NODES;
+use lab::topology;
 use lab::{Lab, LabConfig, Site, netns};
 use serde::Serialize;
 
@@ -29,6 +29,9 @@ pub(crate) enum Verb {
         /// Interval of the switches' MLD General Queries, in seconds
         #[arg(long, value_name = "S", default_value_t = 125, value_parser = clap::value_parser!(u64).range(1..=3600))]
         query_interval: u64,
+        /// Relay nodes, at a site of their own
+        #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=2))]
+        relays: u64,
         #[command(flatten)]
         name: Name,
     },
@@ -42,7 +45,7 @@ pub(crate) enum Verb {
     },
     /// Open a shell on a node, or run a command there
     Shell {
-        /// sender, router, switch1, switch2, vms1 or vms2
+        /// sender, router, switch1, switch2, vms1, vms2, relay1, relay2 or switch3
         node: String,
         /// Command and its arguments
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -110,6 +113,7 @@ pub(crate) fn run(verb: Verb) -> Result<()> {
             site,
             late_ms,
             query_interval,
+            relays,
             name,
         } => {
             setup::ensure()?;
@@ -119,6 +123,7 @@ pub(crate) fn run(verb: Verb) -> Result<()> {
             up(LabConfig {
                 sites,
                 query_interval,
+                relays: usize::try_from(relays).unwrap_or_default(),
                 ..LabConfig::new(&name.name)
             })
         }
@@ -236,8 +241,8 @@ struct NodeStatus {
 fn status(name: &str, json: bool) -> Result<()> {
     let lab = Lab::attach(name)?;
     let mut nodes = Vec::new();
-    for node in NODES {
-        let node = lab.node(node)?;
+    for node in topology::nodes(lab.config().relays) {
+        let node = lab.node(&node)?;
         let mut ip = node.command("ip");
         let said = node.output(ip.args(["-o", "-6", "addr", "show", "scope", "global"]))?;
         let addresses = said

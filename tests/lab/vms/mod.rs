@@ -9,7 +9,7 @@ pub(crate) mod capabilities;
 pub mod node;
 
 use std::fs;
-use std::net::{Ipv6Addr, SocketAddrV6, TcpStream};
+use std::net::{SocketAddrV6, TcpStream};
 use std::ops::Deref;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ use anyhow::{Context, Result};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::node::Node;
+use crate::host::Host;
 use crate::wait;
 
 /// Port of libvirtd's unencrypted remote protocol.
@@ -32,63 +32,32 @@ const LIBVIRTD_START: Duration = Duration::from_secs(30);
 /// A VM host of the lab.
 #[derive(Debug, Clone)]
 pub struct Vms {
-    node: Node,
-    address: Ipv6Addr,
-    directory: PathBuf,
+    host: Host,
 }
 
 impl Deref for Vms {
-    type Target = Node;
+    type Target = Host;
 
-    fn deref(&self) -> &Node {
-        &self.node
+    fn deref(&self) -> &Host {
+        &self.host
     }
 }
 
 impl Vms {
-    pub(crate) fn new(node: Node, address: Ipv6Addr, directory: PathBuf) -> Self {
-        Self {
-            node,
-            address,
-            directory,
-        }
-    }
-
-    /// Directory of everything private to this host.
-    #[must_use]
-    pub fn directory(&self) -> &Path {
-        &self.directory
-    }
-
-    /// Global address on `br0`.
-    #[must_use]
-    pub fn address(&self) -> Ipv6Addr {
-        self.address
+    pub(crate) fn new(host: Host) -> Self {
+        Self { host }
     }
 
     /// URI by which other hosts reach this one's libvirtd.
     #[must_use]
     pub fn uri(&self) -> String {
-        format!("qemu+tcp://[{}]/system", self.address)
-    }
-
-    /// What is `/run` on this host, as seen from outside: libvirt's sockets are below it.
-    #[must_use]
-    pub fn run_directory(&self) -> PathBuf {
-        self.directory.join("run")
-    }
-
-    /// The directory that is `/run/roamcast-lab` on this host, as seen from outside: Unix sockets
-    /// made here can be reached by QEMU.
-    #[must_use]
-    pub fn shared_directory(&self) -> PathBuf {
-        self.run_directory().join("roamcast-lab")
+        format!("qemu+tcp://[{}]/system", self.address())
     }
 
     /// What is `/var/log/libvirt` on this host, as seen from outside.
     #[must_use]
     pub fn libvirt_log_directory(&self) -> PathBuf {
-        self.directory.join("log")
+        self.directory().join("log")
     }
 
     /// Returns a `virsh` command on this host's own libvirtd.
@@ -160,7 +129,7 @@ impl Vms {
     /// When it does not answer in time; the text names its log.
     pub fn wait_libvirtd(&self) -> Result<()> {
         let socket = self.run_directory().join("libvirt/libvirt-sock");
-        let remote = SocketAddrV6::new(self.address, LIBVIRT_PORT, 0, 0);
+        let remote = SocketAddrV6::new(self.address(), LIBVIRT_PORT, 0, 0);
         let what = format!(
             "libvirtd on {} (see {})",
             self.name(),
@@ -174,10 +143,10 @@ impl Vms {
     }
 
     fn pid_path(&self) -> PathBuf {
-        self.directory.join(node::PID_FILE)
+        self.directory().join(node::PID_FILE)
     }
 
     fn hold_path(&self) -> PathBuf {
-        self.directory.join(node::HOLD_FILE)
+        self.directory().join(node::HOLD_FILE)
     }
 }

@@ -1,4 +1,4 @@
-//! The process that is a VMS: makes the host's namespaces and supervises libvirtd.
+//! The process that is a host: makes its namespaces and, on a VMS, supervises libvirtd.
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -32,7 +32,7 @@ pub(crate) const READY_FILE: &str = "run/lab-node/ready";
 const RESTART_DELAY: Duration = Duration::from_millis(500);
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// What one VMS is.
+/// What one host is.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Settings {
     /// Host name.
@@ -50,7 +50,7 @@ pub struct Settings {
     pub libvirtd: bool,
 }
 
-/// Becomes a VMS. Returns only on error.
+/// Becomes a host. Returns only on error.
 ///
 /// # Errors
 ///
