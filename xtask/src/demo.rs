@@ -2,7 +2,7 @@
 //! application in it received is counted.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
@@ -10,15 +10,19 @@ use clap::{Args, ValueEnum};
 use comfy_table::{Cell, CellAlignment, Table};
 use lab::probe::ffmpeg::Packing;
 use lab::probe::picture::{self, Picture};
-use lab::probe::report::{Report, RunRow};
+use lab::probe::report::{FlapRow, Report, RunRow};
 use lab::scenario::Testbed;
 use lab::scenario::agents::AgentOptions;
+use lab::scenario::flap::{self, Flap};
 use lab::scenario::measure::{self, Mover, Run, RunConfig};
 use lab::scenario::stream::{self, StreamConfig};
 use lab::{LabConfig, Site};
 
 use crate::run::{build, root};
 use crate::setup;
+
+/// How often `--relay-flap` takes multicast away and gives it back.
+const FLAPS: u32 = 2;
 
 /// The destination's network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -27,7 +31,7 @@ enum SiteKind {
     Multicast,
     /// The tree needs `--late-ms` to grow after the first MLD Report.
     Late,
-    /// It carries no multicast.
+    /// It carries no multicast; a relay sends the stream by unicast.
     UnicastOnly,
 }
 
@@ -76,6 +80,12 @@ pub(crate) struct DemoArgs {
     /// What is streamed.
     #[arg(long, value_enum, default_value_t = StreamKind::Probe)]
     stream: StreamKind,
+    /// Instead of moving the guest, take multicast away from its site and give it back, twice.
+    #[arg(long, conflicts_with_all = ["site", "baseline", "runs", "stream"])]
+    relay_flap: bool,
+    /// No relay, so a site without multicast gets none.
+    #[arg(long, conflicts_with = "relay_flap")]
+    no_relay: bool,
     /// Writes the rows as JSON.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -104,50 +114,71 @@ pub(crate) fn run(args: &DemoArgs) -> Result<()> {
     build()?;
     let started = Instant::now();
     let mut tell = |text: &str| eprintln!("[{:7.3} s] {text}", started.elapsed().as_secs_f64());
-    tell("brings the lab up: sender, router, two sites, two VM hosts with libvirtd");
     let site = args.site();
     let mut lab = LabConfig::new("demo");
     lab.sites = [Site::Multicast, site];
+    let relay = args.relay_flap || (site == Site::UnicastOnly && !args.baseline && !args.no_relay);
+    lab.relays = usize::from(relay);
+    let with = if relay { ", a relay" } else { "" };
+    tell(&format!(
+        "brings the lab up: sender, router, two sites, two VM hosts with libvirtd{with}"
+    ));
     let agents = (!args.baseline).then(AgentOptions::default);
     let mut testbed = Testbed::up(lab, args.memory, agents)?;
+    let stream = StreamConfig {
+        rate_mbps: args.rate,
+        flows: 1,
+        kind: args.stream.into(),
+    };
     let config = RunConfig {
         mover: if args.baseline {
             Mover::Virsh
         } else {
             Mover::Migkick
         },
-        stream: StreamConfig {
-            rate_mbps: args.rate,
-            flows: 1,
-            kind: args.stream.into(),
-        },
+        stream,
         site,
     };
     let directory = root().join("target/demo");
     fs::create_dir_all(&directory)
         .with_context(|| format!("Failed to create {}", directory.display()))?;
     let mut report = Report::default();
-    for number in 1..=args.runs {
+    let runs = if args.relay_flap { 0 } else { args.runs };
+    if args.relay_flap {
+        let flap = flap::run(&mut testbed, &stream, FLAPS, &mut tell)?;
+        let path = directory.join("relay-flap.svg");
+        save(&path, &draw_flap(&flap))?;
+        tell(&format!("picture: {}", path.display()));
+        report.flaps = flap.rows;
+    }
+    for number in 1..=runs {
         if args.runs > 1 {
             tell(&format!("run {number} of {}", args.runs));
         }
         let run = measure::run(&mut testbed, &config, &mut tell)?;
         if !run.sent.is_empty() {
             let path = directory.join(format!("run-{number}.svg"));
-            fs::write(&path, draw(&run))
-                .with_context(|| format!("Failed to write {}", path.display()))?;
+            save(&path, &draw(&run))?;
             tell(&format!("picture: {}", path.display()));
         }
         report.runs.push(run.row);
     }
     tell("takes the lab down");
     drop(testbed);
-    println!("{}", table(&report.runs));
-    if let Some(path) = &args.report {
-        let text = serde_json::to_string_pretty(&report)?;
-        fs::write(path, text + "\n")
-            .with_context(|| format!("Failed to write {}", path.display()))?;
+    if args.relay_flap {
+        println!("{}", flap_table(&report.flaps));
+    } else {
+        println!("{}", table(&report.runs));
     }
+    if let Some(path) = &args.report {
+        save(path, &(serde_json::to_string_pretty(&report)? + "\n"))?;
+    }
+    let bad = report.flaps.iter().filter(|row| !row.ok()).count();
+    ensure!(
+        bad == 0,
+        "{bad} of {} changes doubled packets, or lost some on the way back",
+        report.flaps.len()
+    );
     let failed = report.runs.iter().filter(|row| !row.ok).count();
     ensure!(
         failed == 0,
@@ -155,6 +186,23 @@ pub(crate) fn run(args: &DemoArgs) -> Result<()> {
         report.runs.len()
     );
     Ok(())
+}
+
+fn save(path: &Path, text: &str) -> Result<()> {
+    fs::write(path, text).with_context(|| format!("Failed to write {}", path.display()))
+}
+
+fn draw_flap(flap: &Flap) -> String {
+    picture::svg(&Picture {
+        title: "Multicast is taken away from the guest's site and given back, twice",
+        sent: &flap.sent,
+        arrivals: &flap.arrivals,
+        flow: 0,
+        hosts: &["vms1"],
+        phases: &flap.phases,
+        marks: &[],
+        window: flap.window,
+    })
 }
 
 fn draw(run: &Run) -> String {
@@ -180,6 +228,39 @@ fn draw(run: &Run) -> String {
     })
 }
 
+/// One line a change, for people.
+fn flap_table(rows: &[FlapRow]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(comfy_table::presets::UTF8_FULL_CONDENSED);
+    table.set_header([
+        "to",
+        "Mbit/s",
+        "sent",
+        "lost",
+        "doubled",
+        "reordered",
+        "loss ms",
+        "freeze ms",
+        "took ms",
+        "ok",
+    ]);
+    for row in rows {
+        table.add_row([
+            row.to.clone(),
+            row.rate_mbps.to_string(),
+            row.sent.to_string(),
+            row.lost.to_string(),
+            row.duplicated.to_string(),
+            row.reordered.to_string(),
+            format!("{:.1}", row.loss_ms),
+            format!("{:.1}", row.freeze_ms),
+            format!("{:.1}", row.took_ms),
+            if row.ok() { "yes" } else { "NO" }.to_owned(),
+        ]);
+    }
+    table
+}
+
 /// One line a run, for people.
 pub(crate) fn table(rows: &[RunRow]) -> Table {
     let mut table = Table::new();
@@ -199,6 +280,7 @@ pub(crate) fn table(rows: &[RunRow]) -> Table {
         "signalling ms",
         "copy ms",
         "total ms",
+        "mode",
     ];
     let transport = rows.iter().any(|row| row.continuity_errors.is_some());
     if transport {
@@ -223,6 +305,7 @@ pub(crate) fn table(rows: &[RunRow]) -> Table {
             ms(row.signalling_ms),
             ms(row.copy_ms),
             ms(row.total_ms),
+            row.mode.clone().unwrap_or_default(),
         ];
         if transport {
             cells.push(

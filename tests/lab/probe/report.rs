@@ -49,6 +49,9 @@ impl Default for FlowSent {
 pub struct Report {
     /// One row per run.
     pub runs: Vec<RunRow>,
+    /// One row per change of the reception mode.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub flaps: Vec<FlapRow>,
 }
 
 /// One run: a migration under a stream. Times are in milliseconds of the host's clock.
@@ -84,6 +87,9 @@ pub struct RunRow {
     pub copy_ms: f64,
     /// From the VM's request to the end of the move.
     pub total_ms: f64,
+    /// How the destination receives the stream in the end, `native` or `relay`; none for plain
+    /// libvirt and a move that failed.
+    pub mode: Option<String>,
     /// Whether the VM runs on the destination and the stream flows there.
     pub ok: bool,
     /// Continuity-counter errors, where the stream is MPEG-TS.
@@ -105,6 +111,53 @@ impl RunRow {
             freeze_ms: metrics.freeze_ms,
             ..self
         }
+    }
+}
+
+/// One change of the reception mode under a stream. Times are in milliseconds of the host's clock.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct FlapRow {
+    /// The mode it ends in: `relay` or `native`.
+    pub to: String,
+    /// Stream rate in Mbit/s of UDP payload.
+    pub rate_mbps: f64,
+    /// Packets sent from the network's change to a second after the mode's.
+    pub sent: u64,
+    /// Packets that never reached the application.
+    pub lost: u64,
+    /// Further copies that reached it.
+    pub duplicated: u64,
+    /// Packets that came after one with a higher number.
+    pub reordered: u64,
+    /// Lost packets by packet rate.
+    pub loss_ms: f64,
+    /// The longest time in which the application got nothing new.
+    pub freeze_ms: f64,
+    /// From the network's change to the new mode.
+    pub took_ms: f64,
+}
+
+impl FlapRow {
+    /// Makes a row of what the probe measured.
+    #[must_use]
+    pub fn new(to: &str, rate_mbps: f64, took_ms: f64, metrics: &Metrics) -> Self {
+        Self {
+            to: to.to_owned(),
+            rate_mbps,
+            sent: metrics.sent,
+            lost: metrics.lost,
+            duplicated: metrics.duplicated,
+            reordered: metrics.reordered,
+            loss_ms: metrics.loss_ms,
+            freeze_ms: metrics.freeze_ms,
+            took_ms,
+        }
+    }
+
+    /// Whether the change doubled nothing and, back to native reception, lost nothing.
+    #[must_use]
+    pub fn ok(&self) -> bool {
+        self.duplicated == 0 && (self.to != "native" || self.lost == 0)
     }
 }
 
@@ -137,6 +190,7 @@ mod tests {
             "signalling_ms",
             "copy_ms",
             "total_ms",
+            "mode",
             "ok",
         ];
         expected.sort_unstable();

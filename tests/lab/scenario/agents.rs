@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::guest::domain::SOCKET_DIRECTORY;
+use crate::host::Host;
 use crate::node::Process;
 use crate::vms::Vms;
 use crate::{Lab, binaries, wait};
@@ -27,6 +28,8 @@ pub struct AgentOptions {
     pub listeners: Option<u32>,
     /// MLD Reports that it may send each second; none: the agent's default.
     pub reports_per_second: Option<u32>,
+    /// Lease of the relays, where the lab has any, in seconds; none: the relay's default.
+    pub relay_lease_s: Option<u64>,
 }
 
 impl AgentOptions {
@@ -36,6 +39,7 @@ impl AgentOptions {
         tree_budget_ms: None,
         listeners: None,
         reports_per_second: None,
+        relay_lease_s: None,
     };
 }
 
@@ -53,10 +57,10 @@ impl Agents {
     /// When the binary is not built, or an agent does not become ready; the text names its log.
     pub fn start(lab: &Lab, options: AgentOptions) -> Result<Self> {
         let binary = binaries::path("roamcast")?;
-        let pki = lab.vms1().run_directory().join("pki");
+        let pki = pki(lab);
         issue_certificates(&binary, &pki, lab)?;
         for (vms, peer) in lab.vms().iter().zip(lab.vms().iter().rev()) {
-            configure(vms, peer, &pki, options)?;
+            configure(lab, vms, peer, &pki, options)?;
         }
         let mut agents = Self {
             binary,
@@ -136,18 +140,15 @@ impl Agents {
         .with_context(|| {
             format!(
                 "The agent's last words:\n{}",
-                last_lines(&self.log(vms), 10)
+                super::last_lines(&self.log(vms), 10)
             )
         })
     }
 }
 
-fn last_lines(text: &str, count: usize) -> String {
-    let lines: Vec<&str> = text.lines().collect();
-    lines
-        .get(lines.len().saturating_sub(count)..)
-        .unwrap_or_default()
-        .join("\n")
+/// Where the certificates of all hosts are made.
+pub(super) fn pki(lab: &Lab) -> PathBuf {
+    lab.vms1().run_directory().join("pki")
 }
 
 fn issue_certificates(binary: &Path, pki: &Path, lab: &Lab) -> Result<()> {
@@ -158,9 +159,17 @@ fn issue_certificates(binary: &Path, pki: &Path, lab: &Lab) -> Result<()> {
         .to_str()
         .context("The lab's directory has an odd name")?;
     run(Command::new(binary).args(["pki", "init", directory]))?;
-    for vms in lab.vms() {
-        let address = vms.address().to_string();
-        let arguments = ["pki", "issue", directory, vms.name(), "--address", &address];
+    let hosts = lab.vms().iter().map(|vms| &**vms).chain(lab.relays());
+    for host in hosts {
+        let address = host.address().to_string();
+        let arguments = [
+            "pki",
+            "issue",
+            directory,
+            host.name(),
+            "--address",
+            &address,
+        ];
         run(Command::new(binary).args(arguments))?;
     }
     Ok(())
@@ -178,23 +187,32 @@ fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Writes an agent's configuration and copies its certificates to where its VM host sees them.
-fn configure(vms: &Vms, peer: &Vms, pki: &Path, options: AgentOptions) -> Result<()> {
-    let shared = vms.shared_directory();
+/// Copies a host's certificates to where it sees them.
+pub(super) fn install_certificates(host: &Host, pki: &Path) -> Result<()> {
+    let directory = pki.join(host.name());
     for (from, to) in [
-        (pki.join(vms.name()).join("CA/cacert.pem"), "cacert.pem"),
-        (
-            pki.join(vms.name()).join("libvirt/servercert.pem"),
-            "cert.pem",
-        ),
-        (
-            pki.join(vms.name()).join("libvirt/private/serverkey.pem"),
-            "key.pem",
-        ),
+        ("CA/cacert.pem", "cacert.pem"),
+        ("libvirt/servercert.pem", "cert.pem"),
+        ("libvirt/private/serverkey.pem", "key.pem"),
     ] {
-        fs::copy(&from, shared.join(to))
+        let from = directory.join(from);
+        fs::copy(&from, host.shared_directory().join(to))
             .with_context(|| format!("Failed to copy the certificate {}", from.display()))?;
     }
+    Ok(())
+}
+
+/// Writes an agent's configuration, with its certificates.
+fn configure(lab: &Lab, vms: &Vms, peer: &Vms, pki: &Path, options: AgentOptions) -> Result<()> {
+    install_certificates(vms, pki)?;
+    let relays: Vec<String> = lab
+        .relays()
+        .iter()
+        .map(|relay| {
+            let (name, address) = (relay.name(), relay.address());
+            format!("{{ name = \"{name}\", address = \"{address}\" }}")
+        })
+        .collect();
     let text = format!(
         r#"[agent]
 name = "{name}"
@@ -228,26 +246,28 @@ connect_uri = "{connect_uri}"
 [libvirt]
 bandwidth_mib = {bandwidth}
 
+{relay}
+
 [log]
 level = "info,roamcast=debug"
 "#,
+        relay = if relays.is_empty() {
+            String::new()
+        } else {
+            format!("[relay]\nservers = [{}]", relays.join(", "))
+        },
         name = vms.name(),
         peer_name = peer.name(),
         peer_address = peer.address(),
         connect_uri = vms.uri(),
-        tree_budget = key("tree_budget_ms", options.tree_budget_ms),
+        tree_budget = super::key("tree_budget_ms", options.tree_budget_ms),
         limits = [
-            key("listeners", options.listeners),
-            key("reports_per_second", options.reports_per_second),
+            super::key("listeners", options.listeners),
+            super::key("reports_per_second", options.reports_per_second),
         ]
         .join("\n"),
         bandwidth = options.bandwidth_mib,
     );
-    let path = shared.join("agent.toml");
+    let path = vms.shared_directory().join("agent.toml");
     fs::write(&path, text).with_context(|| format!("Failed to write {}", path.display()))
-}
-
-/// A line of a configuration, or nothing for the agent's default.
-fn key(name: &str, value: Option<impl std::fmt::Display>) -> String {
-    value.map_or_else(String::new, |value| format!("{name} = {value}"))
 }

@@ -1,10 +1,11 @@
 //! One whole run: boot, stream, move, numbers.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::stream::{self, RECEIVER, Stream, StreamConfig};
+use super::stream::{self, RECEIVER, STREAM_TIME, Stream, StreamConfig};
 use super::{Testbed, virsh};
 use crate::guest::control::TransportAt;
 use crate::probe::clock;
@@ -14,8 +15,6 @@ use crate::probe::picture::Phase;
 use crate::probe::report::RunRow;
 use crate::{Site, wait};
 
-/// How long the stream is watched before the move begins.
-const BEFORE: Duration = Duration::from_secs(1);
 /// How long it is watched after the guest runs at the destination.
 const AFTER: Duration = Duration::from_secs(3);
 /// What the last packets of the window may take to arrive and be reported.
@@ -83,10 +82,10 @@ pub fn run(testbed: &mut Testbed, config: &RunConfig, tell: &mut dyn FnMut(&str)
         stream::wait_snooped(testbed, config.stream.flows)?;
     }
     tell("the guest receives");
-    pass(testbed, BEFORE)?;
+    pass(testbed, STREAM_TIME)?;
 
     let from_ns = clock::now_ns();
-    pass(testbed, BEFORE)?;
+    pass(testbed, STREAM_TIME)?;
     let asked_ns = clock::now_ns();
     let moved = match config.mover {
         Mover::Migkick => by_migkick(testbed, tell),
@@ -115,6 +114,10 @@ pub fn run(testbed: &mut Testbed, config: &RunConfig, tell: &mut dyn FnMut(&str)
         metrics.received = received(&transport, window);
         last.totals.continuity_errors
     });
+    let mode = match &moved {
+        Ok(_) if config.mover != Mover::Virsh => Some(mode(testbed)?),
+        _ => None,
+    };
     let arrived = moved.is_ok() && super::ensure_runs_only_on(testbed, "vms2").is_ok();
     let flows_there = flows_at_end(&arrivals, window) || counts_at_end(&transport, window);
     let times = moved.unwrap_or_default();
@@ -132,6 +135,7 @@ pub fn run(testbed: &mut Testbed, config: &RunConfig, tell: &mut dyn FnMut(&str)
         signalling_ms: times.signalling_ms,
         copy_ms: times.copy_ms,
         total_ms: times.total_ms,
+        mode,
         ok: arrived && flows_there,
         continuity_errors,
         ..RunRow::default()
@@ -284,6 +288,16 @@ fn recorded(testbed: &mut Testbed) -> Result<Times> {
         total_ms,
         vm_pause_ms: ms("vm_pause_ms").unwrap_or_default(),
     })
+}
+
+/// How the destination receives the guest's addresses: `native` or `relay`, several with commas
+/// between them.
+fn mode(testbed: &mut Testbed) -> Result<String> {
+    let vms2 = testbed.lab().vms2().clone();
+    let streams = testbed.agents()?.query(&vms2, "streams")?;
+    let rows = streams.as_array().context("No table of streams")?;
+    let modes: BTreeSet<&str> = rows.iter().filter_map(|row| row["mode"].as_str()).collect();
+    Ok(modes.into_iter().collect::<Vec<_>>().join(","))
 }
 
 fn by_virsh(testbed: &mut Testbed) -> Result<Times> {

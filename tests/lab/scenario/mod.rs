@@ -8,10 +8,14 @@
 //! |---|---|
 //! | [`agents`] | certificates, configuration and processes of the two agents |
 //! | [`stream`] | the sender's stream and the guest's receiver |
+//! | [`relays`] | configuration and processes of the relays |
+//! | [`flap`] | multicast taken away from the guest's site and given back |
 //! | [`measure`] | one whole run: a [`RunRow`](crate::probe::report::RunRow) and what happened when |
 
 pub mod agents;
+pub mod flap;
 pub mod measure;
+pub mod relays;
 pub mod stream;
 
 use std::fs;
@@ -27,6 +31,7 @@ use crate::guest::image;
 use crate::vms::Vms;
 use crate::{Lab, LabConfig, kvm, wait};
 use agents::{AgentOptions, Agents};
+use relays::Relays;
 
 /// Where guests receive: the first of the lab's streams.
 pub const STREAM_ADDRESS: Ipv6Addr = Ipv6Addr::new(0xff1e, 0, 0, 0, 0, 0, 0x4000, 0x1);
@@ -41,6 +46,7 @@ pub struct Testbed {
     /// Dropped first: it talks to what the lab houses.
     control: Option<Control>,
     agents: Option<Agents>,
+    relays: Option<Relays>,
     domain: DomainConfig,
     lab: Lab,
 }
@@ -63,12 +69,20 @@ impl Testbed {
             ..DomainConfig::numbered(1, image, accelerator)
         };
         let lab = Lab::up(config)?;
+        let relay_lease_s = agents.and_then(|options| options.relay_lease_s);
         let agents = agents
             .map(|options| Agents::start(&lab, options))
             .transpose()?;
+        let relays = match &agents {
+            Some(_) if !lab.relays().is_empty() => {
+                Some(Relays::start(&lab, &agents::pki(&lab), relay_lease_s)?)
+            }
+            _ => None,
+        };
         Ok(Self {
             control: None,
             agents,
+            relays,
             domain,
             lab,
         })
@@ -98,6 +112,17 @@ impl Testbed {
         self.agents
             .as_mut()
             .context("This testbed runs without agents")
+    }
+
+    /// The relays.
+    ///
+    /// # Errors
+    ///
+    /// When there are none: the lab has no relay nodes, or the testbed is a baseline.
+    pub fn relays(&mut self) -> Result<&mut Relays> {
+        self.relays
+            .as_mut()
+            .context("This testbed runs without relays")
     }
 
     /// Starts the agent of a VM host again after [`Agents::kill`] and waits until it answers.
@@ -212,6 +237,20 @@ impl Testbed {
             .map(|vms| vms.name())
             .collect()
     }
+}
+
+/// The last lines of a log.
+fn last_lines(text: &str, count: usize) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    lines
+        .get(lines.len().saturating_sub(count)..)
+        .unwrap_or_default()
+        .join("\n")
+}
+
+/// A line of a configuration, or nothing for the default.
+fn key(name: &str, value: Option<impl std::fmt::Display>) -> String {
+    value.map_or_else(String::new, |value| format!("{name} = {value}"))
 }
 
 /// Runs virsh on a VM host and returns what it printed.

@@ -14,6 +14,8 @@ use crate::probe::ffmpeg::{DATAGRAM_LEN, FfmpegStream, Packing};
 use crate::probe::log::{self, Sent};
 use crate::{Lab, binaries};
 
+/// How long a stream is watched before and after something happens to it.
+pub const STREAM_TIME: Duration = Duration::from_secs(1);
 /// UDP payload of each packet, bytes: the paper's.
 pub const PAYLOAD_BYTES: u32 = 1450;
 

@@ -1,0 +1,125 @@
+//! The relays of a lab: configuration and processes.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use super::agents::install_certificates;
+use crate::guest::domain::SOCKET_DIRECTORY;
+use crate::host::Host;
+use crate::node::Process;
+use crate::{Lab, binaries, wait};
+
+/// How long a relay may take until its operator's socket answers.
+const START: Duration = Duration::from_secs(20);
+
+/// The running relays, named after their nodes.
+pub struct Relays {
+    binary: PathBuf,
+    hosts: Vec<Host>,
+    processes: Vec<Option<Process>>,
+}
+
+impl Relays {
+    /// Configures and starts a relay on each relay node. `pki` holds their certificates.
+    ///
+    /// # Errors
+    ///
+    /// When the binary is not built, or a relay does not become ready; the text names its log.
+    pub fn start(lab: &Lab, pki: &Path, lease_s: Option<u64>) -> Result<Self> {
+        let mut relays = Self {
+            binary: binaries::path("roamcast")?,
+            hosts: lab.relays().to_vec(),
+            processes: lab.relays().iter().map(|_| None).collect(),
+        };
+        for index in 0..relays.hosts.len() {
+            configure(relays.host(index)?, pki, lease_s)?;
+            relays.restart(index)?;
+        }
+        Ok(relays)
+    }
+
+    /// Kills the relay on a node (SIGKILL), as a crash would.
+    pub fn kill(&mut self, index: usize) {
+        if let Some(mut process) = self.processes.get_mut(index).and_then(Option::take) {
+            process.kill();
+        }
+    }
+
+    /// Starts the relay on a node, again after [`Relays::kill`], and waits until it answers.
+    ///
+    /// # Errors
+    ///
+    /// When it does not become ready.
+    pub fn restart(&mut self, index: usize) -> Result<()> {
+        let host = self.host(index)?;
+        let config = format!("{SOCKET_DIRECTORY}/relay.toml");
+        let process = host.spawn("relay", self.command(host, &["relay", "--config", &config]))?;
+        if let Some(slot) = self.processes.get_mut(index) {
+            *slot = Some(process);
+        }
+        let host = self.host(index)?;
+        let log = host.log_path("relay");
+        let what = format!("the relay on {} (see {})", host.name(), log.display());
+        wait::until(&what, START, || self.status(index).ok())
+            .with_context(|| {
+                let said = fs::read_to_string(&log).unwrap_or_default();
+                format!("The relay's last words:\n{}", super::last_lines(&said, 10))
+            })
+            .map(drop)
+    }
+
+    /// What `roamcast status` says on a node.
+    ///
+    /// # Errors
+    ///
+    /// When the relay does not answer, or not in JSON.
+    pub fn status(&self, index: usize) -> Result<Value> {
+        let host = self.host(index)?;
+        let text = host.output(&mut self.command(host, &["status", "--json"]))?;
+        serde_json::from_str(&text)
+            .with_context(|| format!("roamcast status on {} printed no JSON: {text}", host.name()))
+    }
+
+    fn host(&self, index: usize) -> Result<&Host> {
+        self.hosts
+            .get(index)
+            .with_context(|| format!("The lab has no relay {}", index + 1))
+    }
+
+    fn command(&self, host: &Host, arguments: &[&str]) -> Command {
+        let mut command = host.command(&self.binary);
+        command.args(arguments);
+        command
+    }
+}
+
+fn configure(host: &Host, pki: &Path, lease_s: Option<u64>) -> Result<()> {
+    install_certificates(host, pki)?;
+    let text = format!(
+        r#"[relay]
+name = "{name}"
+interfaces = ["eth0"]
+{lease}
+
+[tls]
+ca = "{SOCKET_DIRECTORY}/cacert.pem"
+cert = "{SOCKET_DIRECTORY}/cert.pem"
+key = "{SOCKET_DIRECTORY}/key.pem"
+
+[[policy]]
+agents = ["vms?"]
+
+[log]
+level = "info,roamcast=debug"
+"#,
+        name = host.name(),
+        lease = super::key("lease_s", lease_s),
+    );
+    let path = host.shared_directory().join("relay.toml");
+    fs::write(&path, text).with_context(|| format!("Failed to write {}", path.display()))
+}
