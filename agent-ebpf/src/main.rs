@@ -23,9 +23,10 @@ mod snoop;
 mod store;
 mod uplink;
 
+use aya_ebpf::bindings::xdp_action::XDP_PASS;
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
-use aya_ebpf::macros::classifier;
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::macros::{classifier, xdp};
+use aya_ebpf::programs::{TcContext, XdpContext};
 
 use crate::context::Skb;
 
@@ -55,6 +56,21 @@ fn snoop(ctx: TcContext) -> i32 {
 fn uplink(ctx: TcContext) -> i32 {
     let skb = Skb::new(&ctx);
     uplink::uplink(&skb, &skb.arrival());
+    Verdict::Pass.into()
+}
+
+#[xdp]
+fn uplink_xdp(_ctx: XdpContext) -> u32 {
+    XDP_PASS
+}
+
+#[classifier]
+fn leak(_ctx: TcContext) -> i32 {
+    Verdict::Pass.into()
+}
+
+#[classifier]
+fn replicate(_ctx: TcContext) -> i32 {
     Verdict::Pass.into()
 }
 

@@ -1,17 +1,19 @@
 //! Every map. Names and layouts are the contract with the agent.
 //!
 //! Hash maps allocate on use (`BPF_F_NO_PREALLOC`), because most hosts use a fraction of them;
-//! `PORTS` and `MANAGED` are written by the agent only.
+//! `PORTS`, `MANAGED`, `RELAY_FLOWS` and `RELAYS` are written by the agent only, `RELAY_STREAMS` and
+//! `RELAY_SUBSCRIBERS` by the relay only.
 
 #![allow(unsafe_code, reason = "map values are reached through raw pointers")]
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
-use aya_ebpf::btf_maps::{HashMap, PerCpuArray, RingBuf};
+use aya_ebpf::btf_maps::{HashMap, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use common::counter::{COUNT, Counter};
 use common::maps::{
-    Listener, ListenerKey, Managed, ManagedKey, Port, PortKey, PortUsage, Querier, QuerierKey,
-    Source, SourceKey, Stream, StreamKey,
+    Copies, Listener, ListenerKey, Managed, ManagedKey, Port, PortKey, PortUsage, Querier,
+    QuerierKey, RelayFlow, RelayFlowKey, RelayKey, RelayStream, Source, SourceKey, Stream,
+    StreamKey, Subscriber, SubscriberKey, SubscriberUsage,
 };
 use common::snoop::Walk;
 
@@ -31,6 +33,21 @@ pub(crate) static MANAGED: HashMap<ManagedKey, Managed, 16_384, ON_USE> = HashMa
 pub(crate) static STREAMS: HashMap<StreamKey, Stream, 65_536, ON_USE> = HashMap::new();
 #[btf_map]
 pub(crate) static QUERIER: HashMap<QuerierKey, Querier, 1024, ON_USE> = HashMap::new();
+#[btf_map]
+pub(crate) static RELAY_FLOWS: HashMap<RelayFlowKey, RelayFlow, 65_536, ON_USE> = HashMap::new();
+#[btf_map]
+pub(crate) static RELAYS: HashMap<RelayKey, u32, 1024, ON_USE> = HashMap::new();
+/// Evicts by itself: it holds what came in the last seconds of a change of origin.
+#[btf_map]
+pub(crate) static FINGERPRINTS: LruHashMap<u64, Copies, 65_536> = LruHashMap::new();
+#[btf_map]
+pub(crate) static RELAY_STREAMS: HashMap<StreamKey, RelayStream, 16_384, ON_USE> = HashMap::new();
+#[btf_map]
+pub(crate) static RELAY_SUBSCRIBERS: HashMap<SubscriberKey, Subscriber, 65_536, ON_USE> =
+    HashMap::new();
+#[btf_map]
+pub(crate) static RELAY_USAGE: HashMap<SubscriberKey, SubscriberUsage, 65_536, ON_USE> =
+    HashMap::new();
 #[btf_map]
 pub(crate) static COUNTERS: PerCpuArray<u64, COUNT> = PerCpuArray::new();
 /// Where `snoop` keeps the walk over a Report, which is too large for the stack.

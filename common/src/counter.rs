@@ -99,12 +99,12 @@ counters! {
     SecondCopies => "second_copies",
     /// Packet of an origin that the address is not received by now, dropped.
     OtherOrigin => "other_origin",
-    /// Datagram from a relay's address to a relayed flow's port range that is no established flow,
-    /// passed on to this host.
+    /// Datagram of a relay to this host and the port range of relayed flows that is no established
+    /// flow; passed on.
     RelayUnknownFlow => "relay_unknown_flow",
     /// Datagram of a relayed flow whose lengths do not agree, or that has no checksum; dropped.
     RelayMalformed => "relay_malformed",
-    /// Fragment from a relay; dropped.
+    /// Fragment of a relay to this host; dropped.
     RelayFragment => "relay_fragment",
     /// Restored packet that would have left this host by another port; dropped.
     RelayLeaks => "relay_leaks",
@@ -115,6 +115,8 @@ counters! {
     ReplicateFragment => "replicate_fragment",
     /// Packet that this relay cannot relay: not UDP, or behind extension headers.
     ReplicateNotUdp => "replicate_not_udp",
+    /// Packet that this relay cannot relay: its lengths do not agree, or it has no checksum.
+    ReplicateMalformed => "replicate_malformed",
     /// Copy not sent: no route to the agent.
     ReplicateNoRoute => "replicate_no_route",
     /// Copy not sent: the next hop's link address is not known (yet).

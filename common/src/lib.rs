@@ -11,6 +11,7 @@
 //! | [`packet`] | the trait through which every parser reads a packet | all |
 //! | [`wire`] | Ethernet, IPv6, UDP, MLD and checksum rules | all |
 //! | [`snoop`] | what an MLD message does to the listener tables | kernel, agent |
+//! | [`relay`] | how multicast becomes unicast and multicast again, and which copy passes | kernel, agent, relay |
 //! | [`maps`] | keys and values of the BPF maps | kernel, agent |
 //! | [`event`] | ring buffer records, kernel to agent | kernel, agent |
 //! | [`counter`] | the named reasons behind every counter | kernel, agent |
@@ -29,6 +30,7 @@ pub mod counter;
 pub mod event;
 pub mod maps;
 pub mod packet;
+pub mod relay;
 #[cfg(feature = "user")]
 pub mod signal;
 pub mod snoop;

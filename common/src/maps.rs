@@ -303,6 +303,7 @@ mod pod {
         Querier,
         RelayFlowKey,
         RelayFlow,
+        RelayKey,
         RelayStream,
         SubscriberKey,
         Subscriber,

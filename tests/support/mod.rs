@@ -11,7 +11,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::time::Duration;
 
 use aya::maps::{HashMap, MapData, PerCpuArray, RingBuf};
-use aya::programs::{SchedClassifier, TcAttachType, TestRun, TestRunOptions};
+use aya::programs::{SchedClassifier, TcAttachType, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use common::counter::Counter;
 use common::event::{Kind, UNFINISHED_FRAME_BYTES};
@@ -32,7 +32,7 @@ const MARK: std::ops::Range<usize> = 8..12;
 /// `sizeof(struct __sk_buff)`.
 const SKB_BYTES: usize = 192;
 
-/// Both programs, loaded anew, with one generously limited port.
+/// All programs, loaded anew, with one generously limited port.
 pub struct Kernel {
     ebpf: Ebpf,
 }
@@ -48,11 +48,14 @@ impl Kernel {
             }
             Err(error) => panic!("Cannot load the maps: {error:?}"),
         };
-        for name in ["snoop", "uplink"] {
+        for name in ["snoop", "uplink", "leak", "replicate"] {
             program(&mut ebpf, name)
                 .load()
                 .unwrap_or_else(|error| panic!("Cannot load {name}: {error:?}"));
         }
+        let xdp: &mut Xdp = ebpf.program_mut("uplink_xdp").unwrap().try_into().unwrap();
+        xdp.load()
+            .unwrap_or_else(|error| panic!("Cannot load uplink_xdp: {error:?}"));
         let mut kernel = Self { ebpf };
         kernel.limit(100_000, 100_000, 1_000_000);
         Some(kernel)

@@ -1,28 +1,19 @@
-//! Programs on interfaces: attached, adopted, detached.
-//!
-//! With TCX the link is pinned, so it outlives the agent, and the next agent exchanges the program
-//! in it without a gap. Below kernel 6.6 there is only the `clsact` qdisc: its filter outlives the
-//! agent too, but cannot be pinned, and the next agent replaces it with a gap of a few
-//! microseconds.
+//! Programs on interfaces: which, where, attached, adopted, detached.
 
-use std::io;
-
-use aya::programs::links::{FdLink, PinnedLink};
-use aya::programs::tc::{
-    NlOptions, SchedClassifierLink, TcAttachOptions, TcError, qdisc_add_clsact,
-    qdisc_detach_program,
-};
-use aya::programs::{LinkOrder, TcAttachType};
-
-use super::{Datapath, DatapathError, Limits, classifier, lock, pins};
+use super::link::{self, Interface};
+use super::{Datapath, DatapathError, Limits, driver, lock, pins};
 
 /// Where programs are attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hook {
-    /// TCX ingress (kernel 6.6).
+    /// TCX (kernel 6.6).
     Tcx,
-    /// Ingress filter of the `clsact` qdisc.
+    /// Filter of the `clsact` qdisc.
     Clsact,
+    /// XDP in the driver.
+    XdpNative,
+    /// XDP after the driver, on socket buffers.
+    XdpGeneric,
 }
 
 impl Hook {
@@ -31,8 +22,22 @@ impl Hook {
         match self {
             Self::Tcx => "tcx",
             Self::Clsact => "clsact",
+            Self::XdpNative => "xdp-native",
+            Self::XdpGeneric => "xdp-generic",
         }
     }
+}
+
+/// Where an operator wants relayed packets to be restored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UplinkHook {
+    /// XDP in the driver; TC where the driver refuses.
+    XdpNative,
+    /// XDP after the driver. Costs more than TC, and restored checksums are wrong where the sender
+    /// leaves them to the hardware, as `veth` and `virtio_net` do.
+    XdpGeneric,
+    /// TC ingress: right everywhere.
+    Tc,
 }
 
 /// The kernel programs.
@@ -40,19 +45,25 @@ impl Hook {
 pub enum Program {
     /// On a TAP: MLD snooping and the mark of signalling datagrams.
     Snoop,
-    /// On an uplink: streams and Queries.
+    /// On an uplink: streams, Queries, and relayed packets, which it restores.
     Uplink,
+    /// On an uplink's way out: what was restored here does not leave.
+    Leak,
+    /// On a relay's interface: copies of streams for the subscribers.
+    Replicate,
 }
 
 impl Program {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::Snoop, Self::Uplink];
+    pub const ALL: [Self; 4] = [Self::Snoop, Self::Uplink, Self::Leak, Self::Replicate];
 
-    /// Name in the kernel.
+    /// Name in the kernel; that of `uplink` at XDP is `uplink_xdp`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Snoop => "snoop",
             Self::Uplink => "uplink",
+            Self::Leak => "leak",
+            Self::Replicate => "replicate",
         }
     }
 }
@@ -66,6 +77,8 @@ pub struct Attachment {
     pub ifindex: u32,
     /// Name of the interface when it was attached.
     pub interface: String,
+    /// Where it is attached.
+    pub hook: Hook,
     /// Whether a pinned link of an earlier agent was taken over.
     pub adopted: bool,
 }
@@ -93,13 +106,40 @@ impl Datapath {
         attached
     }
 
-    /// Attaches `uplink` to an uplink of the bridge, or adopts the pinned link.
+    /// Attaches `leak` and `uplink` to an uplink of the bridge, or adopts the pinned links. Returns
+    /// the attachment of `uplink`.
+    ///
+    /// The hook of `uplink` is the configured one; else the one that an earlier agent used; else
+    /// native XDP where the driver is that of a physical interface, and TC where it is not or the
+    /// driver refuses.
     ///
     /// # Errors
     ///
     /// [`DatapathError::Attach`].
     pub fn attach_uplink(&self, ifindex: u32, name: &str) -> Result<Attachment, DatapathError> {
+        // First, so that nothing restored can leave.
+        self.attach_leak(ifindex, name)?;
         self.attach(Program::Uplink, ifindex, name)
+    }
+
+    /// Attaches `leak` to a port of the bridge that is no TAP, or adopts the pinned link. For
+    /// uplinks, [`Datapath::attach_uplink`] does.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Attach`].
+    pub fn attach_leak(&self, ifindex: u32, name: &str) -> Result<Attachment, DatapathError> {
+        self.attach(Program::Leak, ifindex, name)
+    }
+
+    /// Attaches `replicate` to an interface that a relay receives multicast by, or adopts the
+    /// pinned link.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Attach`].
+    pub fn attach_replicate(&self, ifindex: u32, name: &str) -> Result<Attachment, DatapathError> {
+        self.attach(Program::Replicate, ifindex, name)
     }
 
     /// Detaches `snoop` from a TAP that is gone or left the bridge, and removes its listeners,
@@ -114,31 +154,61 @@ impl Datapath {
         self.forget_port(ifindex)
     }
 
-    /// Detaches `uplink` likewise, and forgets its querier.
+    /// Detaches `uplink` and `leak` likewise, and forgets the uplink's querier.
     ///
     /// # Errors
     ///
     /// [`DatapathError::Pin`], [`DatapathError::Map`].
     pub fn detach_uplink(&self, ifindex: u32) -> Result<(), DatapathError> {
         self.detach(Program::Uplink, ifindex)?;
+        self.detach(Program::Leak, ifindex)?;
         self.forget_queriers(ifindex)
     }
 
-    /// Detaches, as above, every interface that is not among these: what an earlier agent
+    /// Detaches `replicate`: no more copies of what comes in by this interface.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Pin`].
+    pub fn detach_replicate(&self, ifindex: u32) -> Result<(), DatapathError> {
+        self.detach(Program::Replicate, ifindex)
+    }
+
+    /// Detaches, as above, every port and uplink that is not among these: what an earlier agent
     /// attached and is no longer a port. To be called when the ports of the bridge are known.
     ///
     /// # Errors
     ///
     /// [`DatapathError::Pin`], [`DatapathError::Map`].
     pub fn retain(&self, ports: &[u32], uplinks: &[u32]) -> Result<(), DatapathError> {
-        for (_, program, ifindex) in self.inner.pins.links()? {
-            if program == Program::Snoop.name() && !ports.contains(&ifindex) {
-                self.detach(Program::Snoop, ifindex)?;
-            } else if program == Program::Uplink.name() && !uplinks.contains(&ifindex) {
-                self.detach_uplink(ifindex)?;
+        for (_, pin, ifindex) in self.inner.pins.links()? {
+            match link::program_of_pin(&pin) {
+                Some(Program::Snoop) if !ports.contains(&ifindex) => {
+                    self.detach(Program::Snoop, ifindex)?;
+                }
+                Some(Program::Uplink | Program::Leak) if !uplinks.contains(&ifindex) => {
+                    self.detach_uplink(ifindex)?;
+                }
+                _ => {}
             }
         }
         self.forget_ports_except(ports)
+    }
+
+    /// Detaches `replicate` from every interface that is not among these.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Pin`].
+    pub fn retain_replicate(&self, interfaces: &[u32]) -> Result<(), DatapathError> {
+        for (_, pin, ifindex) in self.inner.pins.links()? {
+            if link::program_of_pin(&pin) == Some(Program::Replicate)
+                && !interfaces.contains(&ifindex)
+            {
+                self.detach_replicate(ifindex)?;
+            }
+        }
+        Ok(())
     }
 
     /// What is attached by this agent, for the operator.
@@ -173,148 +243,101 @@ impl Datapath {
         if let Some(attachment) = lock(&self.inner.attached).get(&(program, ifindex)) {
             return Ok(attachment.clone());
         }
-        let adopted = match self.inner.hook {
-            Hook::Tcx => self.attach_tcx(program, ifindex, name)?,
-            Hook::Clsact => self.attach_clsact(program, ifindex, name)?,
+        let interface = Interface {
+            index: ifindex,
+            name,
+        };
+        let (hook, adopted) = if program == Program::Uplink {
+            self.attach_uplink_program(interface)?
+        } else {
+            (self.inner.hook, self.attach_tc(program, interface)?)
         };
         let attachment = Attachment {
             program,
             ifindex,
             interface: name.to_owned(),
+            hook,
             adopted,
         };
         lock(&self.inner.attached).insert((program, ifindex), attachment.clone());
         Ok(attachment)
     }
 
-    fn attach_tcx(
+    /// Attaches `uplink` to the hook that suits, and then detaches it from all others: a packet
+    /// that both see is restored once, because a restored one is left alone.
+    fn attach_uplink_program(
         &self,
-        program: Program,
-        ifindex: u32,
-        name: &str,
-    ) -> Result<bool, DatapathError> {
-        let path = self.inner.pins.link(program.name(), ifindex);
-        let failed = |reason: String| attach_error(program, ifindex, name, reason);
-        let mut programs = lock(&self.inner.programs);
-        let classifier = classifier(&mut programs, program)?;
-        if path.exists() {
-            let adopted = PinnedLink::from_pin(&path)
-                .and_then(|pinned| SchedClassifierLink::try_from(FdLink::from(pinned)))
-                .map_err(|error| chain(&error))
-                .and_then(|link| {
-                    classifier
-                        .attach_to_link(link)
-                        .and_then(|id| classifier.take_link(id))
-                        .map_err(|error| chain(&error))
-                });
-            match adopted {
-                // The pin keeps the link; this descriptor is not needed.
-                Ok(_link) => return Ok(true),
-                // The interface it belonged to is gone and its index in use again.
-                Err(error) => {
-                    tracing::info!(
-                        ifindex,
-                        error,
-                        "pinned link cannot be adopted, attaching anew"
-                    );
-                    pins::remove(&path)?;
+        interface: Interface<'_>,
+    ) -> Result<(Hook, bool), DatapathError> {
+        if let Some(hook) = self.xdp_hook(interface) {
+            match self.attach_xdp(hook, interface) {
+                Ok(adopted) => {
+                    self.detach_uplink_except(Some(hook), interface)?;
+                    return Ok((hook, adopted));
                 }
+                Err(error) => tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    hook = hook.as_str(),
+                    "Hook refused, using TC"
+                ),
             }
         }
-        same_interface(ifindex, name).map_err(failed)?;
-        let link = classifier
-            .attach_with_options(
-                name,
-                TcAttachType::Ingress,
-                TcAttachOptions::TcxOrder(LinkOrder::first()),
-            )
-            .and_then(|id| classifier.take_link(id))
-            .map_err(|error| failed(chain(&error)))?;
-        // aya finds the interface by name: the name must have meant the same one all along.
-        same_interface(ifindex, name).map_err(failed)?;
-        FdLink::try_from(link)
-            .map_err(|error| failed(chain(&error)))?
-            .pin(&path)
-            .map_err(|error| failed(chain(&error)))?;
-        Ok(false)
+        let hook = self.inner.hook;
+        let adopted = self.attach_tc(Program::Uplink, interface)?;
+        self.detach_uplink_except(Some(hook), interface)?;
+        Ok((hook, adopted))
     }
 
-    fn attach_clsact(
-        &self,
-        program: Program,
-        ifindex: u32,
-        name: &str,
-    ) -> Result<bool, DatapathError> {
-        let failed = |reason: String| attach_error(program, ifindex, name, reason);
-        same_interface(ifindex, name).map_err(failed)?;
-        let mut programs = lock(&self.inner.programs);
-        let classifier = classifier(&mut programs, program)?;
-        // Fails when the qdisc is there already, which is as good; if it is not, attaching fails.
-        if let Err(error) = qdisc_add_clsact(name) {
-            tracing::debug!(name, %error, "clsact not added");
+    /// The XDP hook to try, if one.
+    fn xdp_hook(&self, interface: Interface<'_>) -> Option<Hook> {
+        let suits = driver::suits_xdp(interface.name);
+        let hook = match self.inner.uplink_hook {
+            Some(UplinkHook::Tc) => return None,
+            Some(UplinkHook::XdpNative) => Hook::XdpNative,
+            Some(UplinkHook::XdpGeneric) => Hook::XdpGeneric,
+            None => {
+                let pinned = |hook| self.uplink_is_pinned(hook, interface.index);
+                if pinned(Hook::Tcx) {
+                    return None;
+                }
+                if let Some(hook) = [Hook::XdpNative, Hook::XdpGeneric]
+                    .into_iter()
+                    .find(|hook| pinned(*hook))
+                {
+                    return Some(hook);
+                }
+                return match suits {
+                    Ok(()) => Some(Hook::XdpNative),
+                    Err(reason) => {
+                        tracing::info!(interface = interface.name, %reason, "Uplink uses TC");
+                        None
+                    }
+                };
+            }
+        };
+        if let Err(reason) = suits {
+            tracing::warn!(
+                interface = interface.name,
+                hook = hook.as_str(),
+                %reason,
+                "The configured hook may see frames that are not finished; TC is right everywhere"
+            );
         }
-        let replaced = detach_clsact(program, name).map_err(|error| failed(chain(&error)))?;
-        let link = classifier
-            .attach_with_options(
-                name,
-                TcAttachType::Ingress,
-                TcAttachOptions::Netlink(NlOptions::default()),
-            )
-            .and_then(|id| classifier.take_link(id))
-            .map_err(|error| failed(chain(&error)))?;
-        // Dropping the link would remove the filter, which is to outlive the agent.
-        std::mem::forget(link);
-        Ok(replaced)
+        Some(hook)
     }
 
     fn detach(&self, program: Program, ifindex: u32) -> Result<(), DatapathError> {
         let attached = lock(&self.inner.attached).remove(&(program, ifindex));
-        if self.inner.hook == Hook::Clsact
-            && let Some(attachment) = attached
-            && let Err(error) = detach_clsact(program, &attachment.interface)
-        {
-            tracing::debug!(ifindex, %error, "filter was gone already");
+        let interface = Interface {
+            index: ifindex,
+            name: attached
+                .as_ref()
+                .map_or("", |attachment| &attachment.interface),
+        };
+        if program == Program::Uplink {
+            self.detach_uplink_except(None, interface)
+        } else {
+            self.detach_tc(program, interface)
         }
-        pins::remove(&self.inner.pins.link(program.name(), ifindex))
     }
-}
-
-/// Removes the filters of a program; `false` if there were none.
-fn detach_clsact(program: Program, name: &str) -> Result<bool, TcError> {
-    match qdisc_detach_program(name, TcAttachType::Ingress, program.name()) {
-        Ok(()) => Ok(true),
-        Err(TcError::IoError(error)) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error),
-    }
-}
-
-fn same_interface(ifindex: u32, name: &str) -> Result<(), String> {
-    match nix::net::if_::if_nametoindex(name) {
-        Ok(index) if index == ifindex => Ok(()),
-        Ok(_) => Err("its name belongs to another interface now".to_owned()),
-        Err(_) => Err("it is gone".to_owned()),
-    }
-}
-
-fn attach_error(program: Program, ifindex: u32, name: &str, reason: String) -> DatapathError {
-    DatapathError::Attach {
-        program: program.name(),
-        interface: name.to_owned(),
-        ifindex,
-        reason,
-    }
-}
-
-/// An error with its causes, which aya keeps apart.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
 }

@@ -1,10 +1,14 @@
 //! The kernel programs and their maps, through aya. Nothing outside this module knows of aya.
 //!
 //! ```text
-//!  TAP  --TCX ingress--> snoop  --> LISTENERS, LISTENER_SOURCES, PORT_USAGE --.
-//!                          ^ PORTS (limits)                                   |--> this module
-//! uplink --TCX ingress--> uplink --> STREAMS, QUERIER                         |
-//!                          ^ MANAGED                COUNTERS, EVENTS ---------'
+//!    TAP  --TC ingress---------> snoop     --> LISTENERS, LISTENER_SOURCES, PORT_USAGE
+//!                                  ^ PORTS (limits)
+//!  uplink --XDP or TC ingress--> uplink    --> STREAMS, QUERIER, FINGERPRINTS
+//!                                  ^ MANAGED, RELAY_FLOWS, RELAYS
+//!  uplink --TC egress----------> leak
+//!   relay --TC ingress---------> replicate --> STREAMS, RELAY_USAGE
+//!   's NIC                         ^ MANAGED, RELAY_STREAMS, RELAY_SUBSCRIBERS
+//!                                all of them --> COUNTERS, EVENTS
 //! ```
 //!
 //! Maps and links are pinned (`pins`): without an agent the programs go on, and the next agent
@@ -19,9 +23,12 @@
 //! run them by [`Datapath::off_runtime`]. [`events::Events`] is the one asynchronous part.
 
 mod attach;
+mod driver;
 pub mod events;
+mod link;
 pub mod object;
 mod pins;
+mod relay;
 mod state;
 mod store;
 mod sys;
@@ -34,19 +41,19 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aya::maps::{Map, MapData, MapInfo, PerCpuArray, RingBuf};
-use aya::programs::SchedClassifier;
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
 use common::counter::Counter;
 use common::maps::{
     Listener, ListenerKey, Managed, ManagedKey, Port, PortKey, PortUsage, Querier, QuerierKey,
-    Source, SourceKey, Stream, StreamKey,
+    RelayStream, Source, SourceKey, Stream, StreamKey, Subscriber, SubscriberKey, SubscriberUsage,
 };
 
-pub use attach::{Attachment, Hook, Program};
+pub use attach::{Attachment, Hook, Program, UplinkHook};
 pub use state::Limits;
 
 use pins::Pins;
+use relay::RelayFlows;
 use table::Table;
 
 /// Where maps and links are pinned unless the config says otherwise.
@@ -66,6 +73,17 @@ pub struct Capacities {
     pub managed: u32,
     /// `STREAMS`.
     pub streams: u32,
+    /// `RELAY_FLOWS`: relayed flows that this agent restores.
+    pub relay_flows: u32,
+    /// `RELAYS`: pairs of a relay and an address of this host.
+    pub relays: u32,
+    /// `FINGERPRINTS`: packets of some seconds, of all addresses whose origin is changing.
+    /// Memory for all of them is taken at once, about 90 bytes each.
+    pub fingerprints: u32,
+    /// `RELAY_STREAMS`: flows that this relay serves.
+    pub relay_streams: u32,
+    /// `RELAY_SUBSCRIBERS` and `RELAY_USAGE`: subscribers of all flows together.
+    pub subscribers: u32,
     /// `EVENTS`, bytes: a power of two and a multiple of the page size.
     pub events_bytes: u32,
 }
@@ -78,6 +96,11 @@ impl Default for Capacities {
             ports: 1024,
             managed: 16_384,
             streams: 65_536,
+            relay_flows: 65_536,
+            relays: 1024,
+            fingerprints: 65_536,
+            relay_streams: 16_384,
+            subscribers: 65_536,
             events_bytes: 1 << 20,
         }
     }
@@ -88,8 +111,11 @@ impl Default for Capacities {
 pub struct DatapathConfig {
     /// Directory on a BPF file system to pin under.
     pub pin_root: PathBuf,
-    /// The hook to use; `None` chooses by the kernel's version.
+    /// The TC hook to use; `None` chooses by the kernel's version.
     pub hook: Option<Hook>,
+    /// Where relayed packets are restored; `None` chooses by the uplink's driver, or keeps what is
+    /// pinned.
+    pub uplink_hook: Option<UplinkHook>,
     /// Capacities of the maps.
     pub capacities: Capacities,
 }
@@ -99,6 +125,7 @@ impl Default for DatapathConfig {
         Self {
             pin_root: PathBuf::from(DEFAULT_PIN_ROOT),
             hook: None,
+            uplink_hook: None,
             capacities: Capacities::default(),
         }
     }
@@ -171,6 +198,9 @@ pub enum DatapathError {
         /// What the kernel said.
         reason: String,
     },
+    /// The hook for programs on TAPs is not one of TC's.
+    #[error("Programs cannot be attached by {0} here; use tcx or clsact")]
+    NotTc(&'static str),
     /// The port has no limits yet, so it is not attached.
     #[error("Port {0} is not attached; attach it first")]
     NoPort(u32),
@@ -191,6 +221,7 @@ pub struct Datapath {
 struct Inner {
     pins: Pins,
     hook: Hook,
+    uplink_hook: Option<UplinkHook>,
     programs: Mutex<Ebpf>,
     attached: Mutex<BTreeMap<(Program, u32), Attachment>>,
     listeners: Table<ListenerKey, Listener>,
@@ -201,6 +232,10 @@ struct Inner {
     managed: Table<ManagedKey, Managed>,
     streams: Table<StreamKey, Stream>,
     queriers: Table<QuerierKey, Querier>,
+    relay_flows: Mutex<RelayFlows>,
+    relay_streams: Table<StreamKey, RelayStream>,
+    subscribers: Table<SubscriberKey, Subscriber>,
+    subscriber_usage: Table<SubscriberKey, SubscriberUsage>,
     counters: PerCpuArray<MapData, u64>,
     events: Mutex<Option<RingBuf<MapData>>>,
     /// What was counted while finishing Reports here, by [`Counter`]: the maps are per CPU and
@@ -209,7 +244,7 @@ struct Inner {
 }
 
 /// All maps, with their key and value types in [`Inner`].
-const MAPS: [&str; 9] = [
+const MAPS: [&str; 15] = [
     "LISTENERS",
     "LISTENER_SOURCES",
     "PORTS",
@@ -217,14 +252,20 @@ const MAPS: [&str; 9] = [
     "MANAGED",
     "STREAMS",
     "QUERIER",
+    "RELAY_FLOWS",
+    "RELAYS",
+    "FINGERPRINTS",
+    "RELAY_STREAMS",
+    "RELAY_SUBSCRIBERS",
+    "RELAY_USAGE",
     "COUNTERS",
     "EVENTS",
 ];
 
 impl Datapath {
     /// Loads the programs, and makes or adopts the maps. Attaches nothing: that is
-    /// [`Datapath::attach_port`] and [`Datapath::attach_uplink`], which adopt pinned links. Pins of
-    /// interfaces that are gone are removed, with their state.
+    /// [`Datapath::attach_port`], [`Datapath::attach_uplink`] and [`Datapath::attach_replicate`],
+    /// which adopt pinned links. Pins of interfaces that are gone are removed, with their state.
     ///
     /// # Errors
     ///
@@ -248,6 +289,9 @@ impl Datapath {
                     version: "6.6",
                 });
             }
+            Some(hook @ (Hook::XdpNative | Hook::XdpGeneric)) => {
+                return Err(DatapathError::NotTc(hook.as_str()));
+            }
             Some(hook) => hook,
             None if tcx => Hook::Tcx,
             None => Hook::Clsact,
@@ -260,14 +304,19 @@ impl Datapath {
         let pins = Pins::open(&config.pin_root)?;
         let mut ebpf = load_maps(&pins, &config.capacities)?;
         for program in Program::ALL {
-            classifier(&mut ebpf, program)?
+            link::classifier(&mut ebpf, program)?
                 .load()
                 .map_err(|error| load_error(&error))?;
         }
+        let relay_flows = RelayFlows::adopt(
+            Table::new("RELAY_FLOWS", ebpf.take_map("RELAY_FLOWS"))?,
+            Table::new("RELAYS", ebpf.take_map("RELAYS"))?,
+        )?;
         let datapath = Self {
             inner: Arc::new(Inner {
                 pins,
                 hook,
+                uplink_hook: config.uplink_hook,
                 attached: Mutex::default(),
                 listeners: Table::new("LISTENERS", ebpf.take_map("LISTENERS"))?,
                 sources: Table::new("LISTENER_SOURCES", ebpf.take_map("LISTENER_SOURCES"))?,
@@ -276,6 +325,10 @@ impl Datapath {
                 managed: Table::new("MANAGED", ebpf.take_map("MANAGED"))?,
                 streams: Table::new("STREAMS", ebpf.take_map("STREAMS"))?,
                 queriers: Table::new("QUERIER", ebpf.take_map("QUERIER"))?,
+                relay_flows: Mutex::new(relay_flows),
+                relay_streams: Table::new("RELAY_STREAMS", ebpf.take_map("RELAY_STREAMS"))?,
+                subscribers: Table::new("RELAY_SUBSCRIBERS", ebpf.take_map("RELAY_SUBSCRIBERS"))?,
+                subscriber_usage: Table::new("RELAY_USAGE", ebpf.take_map("RELAY_USAGE"))?,
                 counters: convert("COUNTERS", ebpf.take_map("COUNTERS"))?,
                 events: Mutex::new(Some(convert("EVENTS", ebpf.take_map("EVENTS"))?)),
                 finished: Counter::ALL.iter().map(|_| AtomicU64::new(0)).collect(),
@@ -291,7 +344,8 @@ impl Datapath {
         self.inner.pins.directory()
     }
 
-    /// The hook that programs are attached to.
+    /// The TC hook that programs are attached to. On uplinks it may be another one:
+    /// [`Attachment::hook`].
     pub fn hook(&self) -> Hook {
         self.inner.hook
     }
@@ -323,6 +377,11 @@ fn load_maps(pins: &Pins, capacities: &Capacities) -> Result<Ebpf, DatapathError
             "PORTS" | "PORT_USAGE" => Some(capacities.ports),
             "MANAGED" => Some(capacities.managed),
             "STREAMS" => Some(capacities.streams),
+            "RELAY_FLOWS" => Some(capacities.relay_flows),
+            "RELAYS" => Some(capacities.relays),
+            "FINGERPRINTS" => Some(capacities.fingerprints),
+            "RELAY_STREAMS" => Some(capacities.relay_streams),
+            "RELAY_SUBSCRIBERS" | "RELAY_USAGE" => Some(capacities.subscribers),
             "EVENTS" => Some(capacities.events_bytes),
             _ => None,
         };
@@ -353,13 +412,6 @@ fn load_maps(pins: &Pins, capacities: &Capacities) -> Result<Ebpf, DatapathError
         .map_err(|error| load_error(&error))
 }
 
-fn classifier(ebpf: &mut Ebpf, program: Program) -> Result<&mut SchedClassifier, DatapathError> {
-    let name = program.name();
-    ebpf.program_mut(name)
-        .and_then(|program| program.try_into().ok())
-        .ok_or(DatapathError::Layout { name })
-}
-
 fn convert<T: TryFrom<Map>>(name: &'static str, map: Option<Map>) -> Result<T, DatapathError> {
     map.and_then(|map| T::try_from(map).ok())
         .ok_or(DatapathError::Layout { name })
@@ -369,7 +421,7 @@ fn convert<T: TryFrom<Map>>(name: &'static str, map: Option<Map>) -> Result<T, D
 fn load_error(error: &dyn std::error::Error) -> DatapathError {
     const LOG_LINES: usize = 6;
     tracing::debug!(%error, "kernel programs refused");
-    let text = attach::chain(error);
+    let text = link::chain(error);
     let lines: Vec<&str> = text.lines().collect();
     let tail = lines.get(lines.len().saturating_sub(LOG_LINES)..);
     DatapathError::Load(match (lines.first(), tail) {

@@ -148,14 +148,13 @@ impl Datapath {
         self.inner.managed.remove(key).map(drop)
     }
 
-    /// The addresses that are watched.
+    /// The addresses that are watched, and how.
     ///
     /// # Errors
     ///
     /// [`DatapathError::Map`].
-    pub fn managed(&self) -> Result<Vec<ManagedKey>, DatapathError> {
-        let entries = self.inner.managed.entries()?;
-        Ok(entries.into_iter().map(|(key, _)| key).collect())
+    pub fn managed(&self) -> Result<Vec<(ManagedKey, Managed)>, DatapathError> {
+        self.inner.managed.entries()
     }
 
     /// All counters that are not zero, summed over the CPUs.
@@ -320,7 +319,8 @@ impl Datapath {
                 collected.sources += 1;
             }
         }
-        let managed: HashSet<ManagedKey> = self.managed()?.into_iter().collect();
+        let managed: HashSet<ManagedKey> =
+            self.managed()?.into_iter().map(|(key, _)| key).collect();
         for (key, stream) in self.inner.streams.entries()? {
             let last_ns = stream.native_last_ns.max(stream.relay_last_ns);
             let silence = now.since(Timestamp(last_ns));

@@ -170,6 +170,7 @@ impl EventLoop {
         if !self.adopted && self.ports_known && self.maps_known {
             self.adopted = true;
             let managed = self.datapath.managed()?;
+            let managed: Vec<_> = managed.into_iter().map(|(key, _)| key).collect();
             self.proto.handle_adopted(now(), &managed);
         }
         Ok(())

@@ -128,6 +128,7 @@ fn datapath_config(config: &Config) -> DatapathConfig {
     DatapathConfig {
         pin_root: config.agent.pin_root.clone(),
         hook: None,
+        uplink_hook: None,
         capacities: Capacities {
             listeners: config.limits.map_listeners,
             sources: config.limits.map_sources,

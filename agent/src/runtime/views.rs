@@ -43,7 +43,7 @@ impl EventLoop {
                 .map(|port| UplinkRow {
                     name: port.name.clone(),
                     ifindex: port.ifindex,
-                    hooks: self.hooks(Program::Uplink, port.ifindex),
+                    hooks: self.hooks(&[Program::Uplink, Program::Leak], port.ifindex),
                 })
                 .collect(),
             queriers: self
@@ -87,14 +87,16 @@ impl EventLoop {
         })
     }
 
-    fn hooks(&self, program: Program, ifindex: u32) -> Vec<Hook> {
+    fn hooks(&self, programs: &[Program], ifindex: u32) -> Vec<Hook> {
         self.datapath
             .attachments()
             .into_iter()
-            .filter(|attachment| attachment.program == program && attachment.ifindex == ifindex)
+            .filter(|attachment| {
+                programs.contains(&attachment.program) && attachment.ifindex == ifindex
+            })
             .map(|attachment| Hook {
                 program: attachment.program.name().to_owned(),
-                mode: self.datapath.hook().as_str().to_owned(),
+                mode: attachment.hook.as_str().to_owned(),
             })
             .collect()
     }
@@ -118,7 +120,7 @@ impl EventLoop {
             .map(|port| {
                 let usage = self.datapath.usage(port.ifindex)?;
                 let domain = self.proto.domain_of_port(port.ifindex);
-                let hooks = self.hooks(Program::Snoop, port.ifindex);
+                let hooks = self.hooks(&[Program::Snoop], port.ifindex);
                 Ok(PortRow::new(
                     port.name.clone(),
                     port.ifindex,
@@ -191,7 +193,8 @@ impl EventLoop {
     pub(super) fn send_streams(&self, replies: &Replies) -> Result<(), RuntimeError> {
         let now = now();
         let streams = self.datapath.all_streams()?;
-        let managed: BTreeSet<ManagedKey> = self.datapath.managed()?.into_iter().collect();
+        let managed = self.datapath.managed()?;
+        let managed: BTreeSet<ManagedKey> = managed.into_iter().map(|(key, _)| key).collect();
         let rows = streams
             .iter()
             .map(|(key, value)| StreamRow::new(key, value, managed.contains(&key.managed()), now));

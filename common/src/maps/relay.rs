@@ -109,6 +109,17 @@ pub struct RelayFlow {
     pub port_difference: u32,
 }
 
+/// Key of `RELAYS`: 32 bytes, align 1. A relay and the address of this host that it sends to; the
+/// value is the number of flows between the two, a `u32`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RelayKey {
+    /// The relay.
+    pub relay_address: Address,
+    /// This host.
+    pub agent_address: Address,
+}
+
 /// Value of `RELAY_STREAMS`, key [`StreamKey`]: 8 bytes, align 4. A flow that the relay serves.
 /// Written by the relay only.
 #[repr(C)]
@@ -169,29 +180,39 @@ pub struct SubscriberUsage {
     pub dropped: u64,
 }
 
-/// Value of `FINGERPRINTS`, whose key is the fingerprint (`u64`): 24 bytes, align 8. How often a
-/// packet of this content came each way, and how often it passed.
+/// Value of `FINGERPRINTS`, whose key is the fingerprint (`u64`): 16 bytes, align 8. How often a
+/// packet of this content came each way, and how often it passed; see [`crate::relay::count_copy`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Copies {
     /// When the last copy came; an old entry counts as none.
     pub last_ns: u64,
+    /// The three counts in one word, which CPUs change in one step.
+    pub counts: CopyCounts,
+}
+
+/// Part of [`Copies`]: 8 bytes, align 2. The counts wrap, and are compared as serial numbers.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CopyCounts {
     /// Native copies.
-    pub native: u32,
+    pub native: u16,
     /// Relayed copies.
-    pub relayed: u32,
+    pub relayed: u16,
     /// Copies that passed.
-    pub passed: u32,
+    pub passed: u16,
     /// Always zero.
-    pub pad: u32,
+    pub pad: u16,
 }
 
 const _: () = {
     assert!(size_of::<RelayFlowKey>() == 20 && align_of::<RelayFlowKey>() == 2);
     assert!(size_of::<RelayFlow>() == 72 && align_of::<RelayFlow>() == 8);
+    assert!(size_of::<RelayKey>() == 32 && align_of::<RelayKey>() == 1);
+    assert!(size_of::<CopyCounts>() == 8 && align_of::<CopyCounts>() == 2);
     assert!(size_of::<RelayStream>() == 8 && align_of::<RelayStream>() == 4);
     assert!(size_of::<SubscriberKey>() == 8 && align_of::<SubscriberKey>() == 4);
     assert!(size_of::<Subscriber>() == 56 && align_of::<Subscriber>() == 8);
     assert!(size_of::<SubscriberUsage>() == 24 && align_of::<SubscriberUsage>() == 8);
-    assert!(size_of::<Copies>() == 24 && align_of::<Copies>() == 8);
+    assert!(size_of::<Copies>() == 16 && align_of::<Copies>() == 8);
 };

@@ -5,6 +5,7 @@
 //! accepts it. [`mld::parse`] is the way in for a whole frame.
 
 pub mod checksum;
+pub mod datagram;
 pub mod ethernet;
 pub mod ipv6;
 pub mod mld;

@@ -1,0 +1,184 @@
+//! The unicast relay: how a multicast packet becomes a datagram of the same size, and a multicast
+//! packet again.
+//!
+//! ```text
+//!            source, source port           relay address, relay port         source, source port
+//!  Sender -------------------------> relay -------------------------> agent -------------------> VM
+//!            multicast address, port       agent address, agent port         multicast address, port
+//! ```
+//!
+//! Only headers change. The two ports of a relayed flow are chosen so that addresses and ports sum
+//! to the same in one's complement ([`agent_port`]); a finished UDP checksum is then right on both
+//! ways without being touched, and a wrong one stays wrong. The checksum of a packet whose sender
+//! has left the sum to the hardware covers only the addresses yet, so the differences of addresses
+//! and ports have to be applied apart ([`Differences`]).
+//!
+//! [`restore`] and [`send_to`] are the rewrites; [`fingerprint`] and [`count_copy`] tell copies of
+//! one packet apart while two origins are live.
+
+mod copies;
+
+use crate::maps::{Address, RelayFlow, StreamKey, Subscriber};
+use crate::wire::checksum;
+use crate::wire::datagram::{self, Header};
+
+pub use copies::{COPY_LIFETIME_NS, count_copy, fingerprint};
+
+/// Ports of relayed flows are from here on, up to 65535, at both ends.
+pub const FIRST_PORT: u16 = 49_152;
+
+/// Ethernet source of restored packets: locally administered, and of nobody. By it they are known
+/// on every way out of this host, where they are dropped, and are never taken for native ones. It
+/// never appears on a wire.
+pub const RESTORED_MAC: [u8; 6] = *b"\x02rcast";
+
+/// Hop limit of restored packets: link-local delivery only, no router passes them on.
+pub const RESTORED_HOP_LIMIT: u8 = 1;
+
+/// Hop limit of the copies that a relay sends.
+pub const RELAYED_HOP_LIMIT: u8 = 64;
+
+/// The two ends of a relayed flow; ports in host order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Endpoints {
+    /// The relay, which sends.
+    pub relay_address: Address,
+    /// Its UDP port.
+    pub relay_port: u16,
+    /// The agent, which receives.
+    pub agent_address: Address,
+    /// Its UDP port.
+    pub agent_port: u16,
+}
+
+/// What a rewrite adds to a checksum, as `bpf_csum_diff` gives it and `bpf_l4_csum_replace` takes
+/// it (with `from` 0).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Differences {
+    /// By the addresses.
+    pub address: u32,
+    /// By the ports.
+    pub port: u32,
+}
+
+/// The agent's port that makes the sums agree. Never 0; it may be below [`FIRST_PORT`], then
+/// another `relay_port` is to be tried.
+pub fn agent_port(
+    stream: &StreamKey,
+    relay_address: &Address,
+    agent_address: &Address,
+    relay_port: u16,
+) -> u16 {
+    let wanted = sum(&[&stream.multicast_address, &stream.source])
+        + u32::from(stream.source_port)
+        + u32::from(stream.destination_port);
+    let given = sum(&[relay_address, agent_address]) + u32::from(relay_port);
+    match (wanted % ONES + ONES - given % ONES) % ONES {
+        // Both zeros of one's complement count as one; only 0xffff is a port.
+        0 => u16::MAX,
+        port => port as u16,
+    }
+}
+
+/// Whether the flow and its relayed form have the same sum, so that checksums stay right.
+pub fn is_neutral(stream: &StreamKey, endpoints: &Endpoints) -> bool {
+    let difference = to_agent(stream, endpoints);
+    (difference.address + difference.port).is_multiple_of(ONES)
+}
+
+/// What the relay's rewrite adds, for a [`Subscriber`].
+pub fn to_agent(stream: &StreamKey, endpoints: &Endpoints) -> Differences {
+    differences(Sums::of_stream(stream), Sums::of_endpoints(endpoints))
+}
+
+/// What the agent's rewrite adds, for a [`RelayFlow`].
+pub fn to_multicast(stream: &StreamKey, endpoints: &Endpoints) -> Differences {
+    differences(Sums::of_endpoints(endpoints), Sums::of_stream(stream))
+}
+
+/// What another hop limit adds to the sum over a whole packet, which some cards deliver with it.
+#[inline(always)]
+pub fn hop_limit_difference(from: u8, to: u8) -> u32 {
+    u32::from(u16::from_ne_bytes([0, to])) + u32::from(!u16::from_ne_bytes([0, from]))
+}
+
+/// Makes a relayed datagram the multicast packet that it was, apart from the checksum of one that
+/// is not finished.
+#[inline(always)]
+pub fn restore(header: &mut Header, flow: &RelayFlow) {
+    let stream = &flow.stream;
+    header.destination_mac = datagram::multicast_mac(&stream.multicast_address);
+    header.source_mac = RESTORED_MAC;
+    header.hop_limit = RESTORED_HOP_LIMIT;
+    header.source = stream.source;
+    header.destination = stream.multicast_address;
+    header.source_port = stream.source_port.to_be();
+    header.destination_port = stream.destination_port.to_be();
+}
+
+/// Makes a multicast packet the datagram for a subscriber, apart from the checksum of one that is
+/// not finished, and from the Ethernet addresses, which are those of the route.
+#[inline(always)]
+pub fn send_to(header: &mut Header, subscriber: &Subscriber) {
+    header.hop_limit = RELAYED_HOP_LIMIT;
+    header.source = subscriber.relay_address;
+    header.destination = subscriber.agent_address;
+    header.source_port = subscriber.relay_port.to_be();
+    header.destination_port = subscriber.agent_port.to_be();
+}
+
+/// Modulus of one's complement arithmetic in 16 bits.
+const ONES: u32 = 0xffff;
+
+/// Sums of 16-bit words in the byte order of this machine, as the kernel's are.
+#[derive(Clone, Copy)]
+struct Sums {
+    address: u16,
+    port: u16,
+}
+
+impl Sums {
+    fn of_stream(stream: &StreamKey) -> Self {
+        Self::new(
+            [&stream.source, &stream.multicast_address],
+            [stream.source_port, stream.destination_port],
+        )
+    }
+
+    fn of_endpoints(endpoints: &Endpoints) -> Self {
+        Self::new(
+            [&endpoints.relay_address, &endpoints.agent_address],
+            [endpoints.relay_port, endpoints.agent_port],
+        )
+    }
+
+    fn new(addresses: [&Address; 2], ports: [u16; 2]) -> Self {
+        // In one's complement a sum of swapped words is the sum, swapped.
+        let address = checksum::fold(u64::from(sum(&addresses)));
+        let port = checksum::fold(ports.into_iter().map(u64::from).sum());
+        Self {
+            address: address.to_be(),
+            port: port.to_be(),
+        }
+    }
+}
+
+fn differences(from: Sums, to: Sums) -> Differences {
+    let difference = |from: u16, to: u16| u32::from(to) + u32::from(!from);
+    Differences {
+        address: difference(from.address, to.address),
+        port: difference(from.port, to.port),
+    }
+}
+
+/// Sum of the 16-bit words of some addresses, in network order.
+fn sum(addresses: &[&Address]) -> u32 {
+    addresses
+        .iter()
+        .flat_map(|address| address.as_chunks::<2>().0)
+        .map(|word| u32::from(u16::from_be_bytes(*word)))
+        .sum()
+}
+
+#[cfg(test)]
+mod tests;

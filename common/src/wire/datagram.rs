@@ -1,0 +1,132 @@
+//! Ethernet, IPv6 and UDP header of a datagram without VLAN tag and extension headers, as one.
+//!
+//! The kernel programs read and write it where it lies, so its layout is that of the wire.
+
+use crate::maps::Address;
+use crate::packet::{PacketRead, Truncated};
+
+use super::ethernet;
+
+/// Length of the three headers, bytes.
+pub const HEADER_BYTES: usize = 62;
+/// Where the UDP checksum stands, bytes from the first of the frame.
+pub const CHECKSUM_OFFSET: usize = 60;
+/// Length of the Ethernet and IPv6 header, bytes.
+const UDP_OFFSET: usize = 54;
+/// Length of the UDP header, bytes.
+pub const UDP_HEADER_BYTES: u16 = 8;
+
+/// The three headers: 62 bytes, align 2. All numbers are in network order.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// Ethernet destination.
+    pub destination_mac: [u8; 6],
+    /// Ethernet source.
+    pub source_mac: [u8; 6],
+    /// EtherType.
+    pub ether_type: u16,
+    /// IPv6 version, traffic class and flow label.
+    pub version: [u16; 2],
+    /// Bytes after the IPv6 header.
+    pub payload_length: u16,
+    /// What follows the IPv6 header.
+    pub next_header: u8,
+    /// Hop limit.
+    pub hop_limit: u8,
+    /// IPv6 source.
+    pub source: Address,
+    /// IPv6 destination.
+    pub destination: Address,
+    /// UDP source port.
+    pub source_port: u16,
+    /// UDP destination port.
+    pub destination_port: u16,
+    /// UDP header and payload, bytes.
+    pub length: u16,
+    /// UDP checksum.
+    pub checksum: u16,
+}
+
+const _: () = assert!(size_of::<Header>() == HEADER_BYTES && align_of::<Header>() == 2);
+
+impl Header {
+    /// Whether the first two headers are Ethernet without a tag, and IPv6.
+    #[inline(always)]
+    pub fn is_ipv6(&self) -> bool {
+        let [first, _] = self.version;
+        self.ether_type == ethernet::IPV6.to_be() && u16::from_be(first) >> 12 == 6
+    }
+
+    /// Whether the datagram is whole and in a frame of `frame_bytes`: IPv6 and UDP agree about its
+    /// length, and it has a checksum, which IPv6 demands (RFC 8200 §8.1).
+    #[inline(always)]
+    pub fn is_whole(&self, frame_bytes: usize) -> bool {
+        let length = u16::from_be(self.length);
+        self.payload_length == self.length
+            && length >= UDP_HEADER_BYTES
+            && UDP_OFFSET + usize::from(length) <= frame_bytes
+            && self.checksum != 0
+    }
+
+    /// Reads the header of a packet; what it means is for the caller to find out.
+    ///
+    /// # Errors
+    ///
+    /// [`Truncated`] when the packet is shorter.
+    pub fn read<P: PacketRead + ?Sized>(packet: &P) -> Result<Self, Truncated> {
+        let word = |offset| packet.read::<2>(offset).map(u16::from_ne_bytes);
+        let [next_header, hop_limit] = packet.read(20)?;
+        Ok(Self {
+            destination_mac: packet.read(0)?,
+            source_mac: packet.read(6)?,
+            ether_type: word(12)?,
+            version: [word(14)?, word(16)?],
+            payload_length: word(18)?,
+            next_header,
+            hop_limit,
+            source: packet.read(14 + 8)?,
+            destination: packet.read(14 + 24)?,
+            source_port: word(UDP_OFFSET)?,
+            destination_port: word(UDP_OFFSET + 2)?,
+            length: word(UDP_OFFSET + 4)?,
+            checksum: word(CHECKSUM_OFFSET)?,
+        })
+    }
+
+    /// The bytes on the wire.
+    pub fn bytes(&self) -> [u8; HEADER_BYTES] {
+        let mut bytes = [0; HEADER_BYTES];
+        let [version, label] = self.version;
+        let mut rest = &mut bytes[..];
+        for field in [
+            &self.destination_mac[..],
+            &self.source_mac,
+            &self.ether_type.to_ne_bytes(),
+            &version.to_ne_bytes(),
+            &label.to_ne_bytes(),
+            &self.payload_length.to_ne_bytes(),
+            &[self.next_header, self.hop_limit],
+            &self.source,
+            &self.destination,
+            &self.source_port.to_ne_bytes(),
+            &self.destination_port.to_ne_bytes(),
+            &self.length.to_ne_bytes(),
+            &self.checksum.to_ne_bytes(),
+        ] {
+            let Some((place, after)) = rest.split_at_mut_checked(field.len()) else {
+                break;
+            };
+            place.copy_from_slice(field);
+            rest = after;
+        }
+        bytes
+    }
+}
+
+/// Ethernet destination of a multicast address (RFC 2464 §7).
+#[inline(always)]
+pub fn multicast_mac(address: &Address) -> [u8; 6] {
+    let [.., a, b, c, d] = *address;
+    [0x33, 0x33, a, b, c, d]
+}
