@@ -48,6 +48,8 @@ pub struct Testbed {
     agents: Option<Agents>,
     relays: Option<Relays>,
     domain: DomainConfig,
+    /// Guests beside the first.
+    further: Vec<DomainConfig>,
     lab: Lab,
 }
 
@@ -84,6 +86,7 @@ impl Testbed {
             agents,
             relays,
             domain,
+            further: Vec::new(),
             lab,
         })
     }
@@ -149,20 +152,40 @@ impl Testbed {
             .context("The guest has not been booted")
     }
 
-    /// Boots the guest on the first VM host; one that runs is thrown away before.
+    /// Boots the guest on the first VM host; those that run are thrown away before.
     ///
     /// # Errors
     ///
     /// When libvirt refuses, or the guest does not answer in time.
     pub fn boot(&mut self) -> Result<()> {
-        self.discard_guest()?;
+        self.discard_guests()?;
+        self.control = Some(self.start_guest(&self.domain)?);
+        Ok(())
+    }
+
+    /// Boots another guest on the first VM host beside those that run: `guest2` and so on.
+    ///
+    /// # Errors
+    ///
+    /// As [`Testbed::boot`].
+    pub fn boot_further(&mut self, number: u8) -> Result<Control> {
+        let domain = DomainConfig {
+            memory_mib: self.domain.memory_mib,
+            ..DomainConfig::numbered(number, self.domain.image.clone(), self.domain.accelerator)
+        };
+        let control = self.start_guest(&domain)?;
+        self.further.push(domain);
+        Ok(control)
+    }
+
+    fn start_guest(&self, domain: &DomainConfig) -> Result<Control> {
         let sockets: Vec<HostSocket> = self
             .lab
             .vms()
             .iter()
             .map(|vms| HostSocket {
                 host: vms.name().to_owned(),
-                path: vms.shared_directory().join(self.domain.socket_name()),
+                path: vms.shared_directory().join(domain.socket_name()),
             })
             .collect();
         for vms in self.lab.vms() {
@@ -173,42 +196,32 @@ impl Testbed {
         let control = Control::listen(&sockets)?;
         let vms1 = self.lab.vms1();
         let xml = vms1.shared_directory().join("domain.xml");
-        fs::write(&xml, domain::xml(&self.domain)).context("Failed to write the domain's XML")?;
+        fs::write(&xml, domain::xml(domain)).context("Failed to write the domain's XML")?;
         // The directory has this name on the VM host itself.
         let on_host = format!("{}/domain.xml", domain::SOCKET_DIRECTORY);
         virsh(vms1, &["define", &on_host])?;
-        virsh(vms1, &["start", &self.domain.name])?;
+        virsh(vms1, &["start", &domain.name])?;
         control
             .wait_ready(BOOT)
-            .with_context(|| self.last_words(vms1))?;
-        self.control = Some(control);
-        Ok(())
+            .with_context(|| last_words(vms1, &domain.name))?;
+        Ok(control)
     }
 
-    /// What libvirt and the serial console say of a guest that does not come up.
-    fn last_words(&self, vms: &Vms) -> String {
-        let state = virsh(vms, &["domstate", "--reason", &self.domain.name]);
-        let console = vms
-            .libvirt_log_directory()
-            .join(format!("qemu/{}-serial.log", self.domain.name));
-        let console = fs::read_to_string(console).unwrap_or_default();
-        let last = console.lines().count().saturating_sub(5);
-        let console: Vec<_> = console.lines().skip(last).collect();
-        format!(
-            "{} is {}; its console ends with {console:?}",
-            self.domain.name,
-            state.unwrap_or_default().trim()
-        )
-    }
-
-    fn discard_guest(&mut self) -> Result<()> {
+    fn discard_guests(&mut self) -> Result<()> {
         self.control = None;
-        for vms in self.lab.vms() {
-            if state(vms, &self.domain.name).is_some_and(|state| state != "shut off") {
-                virsh(vms, &["destroy", &self.domain.name])?;
-            }
-            if state(vms, &self.domain.name).is_some() {
-                virsh(vms, &["undefine", &self.domain.name])?;
+        let further = std::mem::take(&mut self.further);
+        for name in further
+            .iter()
+            .map(|domain| &domain.name)
+            .chain([&self.domain.name])
+        {
+            for vms in self.lab.vms() {
+                if state(vms, name).is_some_and(|state| state != "shut off") {
+                    virsh(vms, &["destroy", name])?;
+                }
+                if state(vms, name).is_some() {
+                    virsh(vms, &["undefine", name])?;
+                }
             }
         }
         if let Some(agents) = &self.agents {
@@ -237,6 +250,20 @@ impl Testbed {
             .map(|vms| vms.name())
             .collect()
     }
+}
+
+/// What libvirt and the serial console say of a guest that does not come up.
+fn last_words(vms: &Vms, domain: &str) -> String {
+    let state = virsh(vms, &["domstate", "--reason", domain]);
+    let console = vms
+        .libvirt_log_directory()
+        .join(format!("qemu/{domain}-serial.log"));
+    let console = fs::read_to_string(console).unwrap_or_default();
+    format!(
+        "{domain} is {}; its console ends with {:?}",
+        state.unwrap_or_default().trim(),
+        last_lines(&console, 5)
+    )
 }
 
 /// The last lines of a log.

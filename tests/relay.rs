@@ -1,0 +1,227 @@
+//! Guests where the network carries no multicast: a relay sends them the stream, whatever dies.
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test that cannot go on panics"
+)]
+
+use std::time::Duration;
+
+use lab::guest::control::Control;
+use lab::guest::wire::{Content, Filter, Join, ReceiverConfig};
+use lab::probe::clock;
+use lab::probe::log::Sent;
+use lab::probe::metrics::{self, Metrics, Window};
+use lab::scenario::agents::AgentOptions;
+use lab::scenario::measure::{self, Mover, RunConfig};
+use lab::scenario::stream::{self, RECEIVER, Stream, StreamConfig, StreamKind};
+use lab::scenario::{STREAM_ADDRESS, STREAM_PORT, Testbed, flap};
+use lab::topology::{RELAY_SITE, SENDER_ADDRESS};
+use lab::{LabConfig, Site, requirements, wait};
+use serde_json::Value;
+
+const STREAM: StreamConfig = StreamConfig {
+    rate_mbps: 20.0,
+    flows: 1,
+    kind: StreamKind::Probe,
+};
+/// Long enough to restart a process in, short enough to wait for.
+const LEASE: Duration = Duration::from_secs(9);
+const DEADLINE: Duration = Duration::from_secs(30);
+
+fn testbed(name: &str, sites: [Site; 2], relays: usize) -> Testbed {
+    let mut config = LabConfig::new(name);
+    config.sites = sites;
+    config.relays = relays;
+    let options = AgentOptions {
+        relay_lease_s: Some(LEASE.as_secs()),
+        ..AgentOptions::DEFAULT
+    };
+    Testbed::up(config, 128, Some(options)).unwrap()
+}
+
+/// A guest on the first VM host, whose site carries no multicast, that receives by a relay.
+fn relayed(name: &str, relays: usize) -> (Testbed, Stream) {
+    let sites = [Site::UnicastOnly, Site::Multicast];
+    let mut testbed = testbed(name, sites, relays);
+    testbed.boot().unwrap();
+    let stream = Stream::start(testbed.lab(), &STREAM).unwrap();
+    let guest = testbed.guest().unwrap().clone();
+    guest
+        .start_receiver(RECEIVER, stream::receiver(&STREAM))
+        .unwrap();
+    guest.wait_arrivals(RECEIVER, 100, DEADLINE).unwrap();
+    wait_mode(&mut testbed, "relay");
+    (testbed, stream)
+}
+
+fn streams(testbed: &mut Testbed) -> Vec<Value> {
+    let vms1 = testbed.lab().vms1().clone();
+    let streams = testbed.agents().unwrap().query(&vms1, "streams");
+    streams
+        .ok()
+        .and_then(|streams| streams.as_array().cloned())
+        .unwrap_or_default()
+}
+
+fn wait_mode(testbed: &mut Testbed, mode: &str) {
+    wait::until(&format!("mode {mode}"), DEADLINE, || {
+        let rows = streams(testbed);
+        (!rows.is_empty() && rows.iter().all(|row| row["mode"] == mode)).then_some(())
+    })
+    .unwrap();
+}
+
+/// Waits until the guest has got this many packets more.
+fn wait_more(guest: &Control, packets: usize) {
+    let before = guest.arrivals(RECEIVER).len();
+    guest
+        .wait_arrivals(RECEIVER, before + packets, DEADLINE)
+        .unwrap();
+}
+
+fn between(sent: &[Sent], guest: &Control, from_ns: u64, to_ns: u64) -> Metrics {
+    let window = Window { from_ns, to_ns };
+    metrics::compute(sent, &guest.arrivals(RECEIVER), window)
+}
+
+/// Packets of so long a time at [`STREAM`]'s rate.
+fn packets(time: Duration) -> usize {
+    (STREAM.packets_per_second() * time.as_secs_f64()) as usize
+}
+
+#[test]
+fn guest_that_moves_to_a_site_without_multicast_gets_its_stream_from_a_relay() {
+    if !requirements::met() {
+        return;
+    }
+    let sites = [Site::Multicast, Site::UnicastOnly];
+    let mut testbed = testbed("rmove", sites, 1);
+    let config = RunConfig {
+        mover: Mover::Migkick,
+        stream: STREAM,
+        site: Site::UnicastOnly,
+    };
+    let run = measure::run(&mut testbed, &config, &mut |step| eprintln!("{step}")).unwrap();
+    eprintln!("{:?}", run.row);
+    assert!(run.row.ok, "{:?}", run.row);
+    assert_eq!(run.row.mode.as_deref(), Some("relay"));
+    assert_eq!(run.row.duplicated, 0);
+}
+
+#[test]
+fn native_reception_goes_and_comes_back_without_a_duplicate() {
+    if !requirements::met() {
+        return;
+    }
+    let mut testbed = testbed("rflap", [Site::Multicast; 2], 1);
+    let flap = flap::run(&mut testbed, &STREAM, 1, &mut |step| eprintln!("{step}")).unwrap();
+    for row in &flap.rows {
+        assert!(row.ok(), "{row:?}");
+    }
+}
+
+#[test]
+fn guests_of_one_host_share_a_session_and_a_source_list_is_honoured() {
+    if !requirements::met() {
+        return;
+    }
+    let (mut testbed, stream) = relayed("rshare", 1);
+    for number in 2..=3 {
+        let filter = if number == 2 {
+            Filter::Include(vec![SENDER_ADDRESS])
+        } else {
+            Filter::Any
+        };
+        let guest = testbed.boot_further(number).unwrap();
+        let receiver = ReceiverConfig {
+            interface: "eth0".to_owned(),
+            port: STREAM_PORT,
+            joins: vec![Join {
+                multicast_address: STREAM_ADDRESS,
+                count: 1,
+                filter,
+            }],
+            content: Content::Stamped,
+        };
+        guest.start_receiver(RECEIVER, receiver).unwrap();
+        guest.wait_arrivals(RECEIVER, 1000, DEADLINE).unwrap();
+    }
+    let guest = testbed.guest().unwrap().clone();
+    wait_more(&guest, 100);
+    let status = testbed.relays().unwrap().status(0).unwrap();
+    let sessions = status["sessions"].as_array().unwrap();
+    assert_eq!(sessions.len(), 1, "{status}");
+    assert_eq!(
+        sessions[0]["flows"].as_array().unwrap().len(),
+        1,
+        "{status}"
+    );
+    stream.stop().unwrap();
+}
+
+#[test]
+fn killed_relay_and_killed_agent_lose_no_packet_and_are_adopted() {
+    if !requirements::met() {
+        return;
+    }
+    let (mut testbed, stream) = relayed("rkill", 1);
+    let guest = testbed.guest().unwrap().clone();
+    let from_ns = clock::now_ns();
+    testbed.relays().unwrap().kill(0);
+    wait_more(&guest, packets(LEASE));
+    testbed.relays().unwrap().restart(0).unwrap();
+    // Longer than what the dead relay had granted: it is renewed by the new one.
+    wait_more(&guest, packets(LEASE * 3 / 2));
+    testbed.agents().unwrap().kill(0);
+    wait_more(&guest, packets(LEASE / 2));
+    testbed.restart_agent(0).unwrap();
+    wait_mode(&mut testbed, "relay");
+    wait_more(&guest, packets(LEASE * 3 / 2));
+    let to_ns = clock::now_ns();
+    wait_more(&guest, packets(Duration::from_secs(1)));
+    let sent = stream.stop().unwrap();
+    let metrics = between(&sent, &guest, from_ns, to_ns);
+    assert_eq!(
+        (metrics.lost, metrics.duplicated, metrics.reordered),
+        (0, 0, 0),
+        "{metrics:?}"
+    );
+}
+
+#[test]
+fn another_relay_takes_over_and_all_may_be_gone_for_a_while() {
+    if !requirements::met() {
+        return;
+    }
+    let (mut testbed, stream) = relayed("rover", 2);
+    let guest = testbed.guest().unwrap().clone();
+    let switch = testbed.lab().switch(RELAY_SITE);
+    let set_links = |state: &str, relays: &[&str]| {
+        for relay in relays {
+            let mut ip = switch.command("ip");
+            let set = ["link", "set", relay, state];
+            switch.output(ip.args(set)).unwrap();
+        }
+    };
+    // One of the two sends; whichever it is, the other one goes on.
+    for relay in ["relay1", "relay2"] {
+        set_links("down", &[relay]);
+        wait_more(&guest, packets(Duration::from_secs(2)));
+        set_links("up", &[relay]);
+        wait_more(&guest, packets(Duration::from_secs(1)));
+    }
+    set_links("down", &["relay1", "relay2"]);
+    wait::until("silence", DEADLINE, || {
+        guest
+            .arrivals(RECEIVER)
+            .last()
+            .is_some_and(|last| clock::now_ns() - last.host_ns > 2_000_000_000)
+            .then_some(())
+    })
+    .unwrap();
+    set_links("up", &["relay1", "relay2"]);
+    wait_more(&guest, packets(Duration::from_secs(2)));
+    stream.stop().unwrap();
+}
