@@ -195,7 +195,7 @@ fn another_relay_takes_over_and_all_may_be_gone_for_a_while() {
     if !requirements::met() {
         return;
     }
-    let (mut testbed, stream) = relayed("rover", 2);
+    let (testbed, stream) = relayed("rover", 2);
     let guest = testbed.guest().unwrap().clone();
     let switch = testbed.lab().switch(RELAY_SITE);
     let set_links = |state: &str, relays: &[&str]| {

@@ -40,7 +40,14 @@ const NETWORK: &[&str] = &[
     "lab_hosts",
     "lab_removal",
 ];
-const VM: &[&str] = &["guest", "migration", "queries", "refusals", "failures"];
+const VM: &[&str] = &[
+    "guest",
+    "migration",
+    "queries",
+    "refusals",
+    "failures",
+    "relay",
+];
 
 /// Runs the tests and prints the sum of their results as the last line.
 pub(crate) fn run(args: &TestArgs) -> Result<()> {
