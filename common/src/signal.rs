@@ -49,17 +49,25 @@
 //! | 11 | `MigrationAbort` | 0: reason |
 //! | 13 | `RelayRelease` | 0: reason |
 //! | 14 | `Error` | 0: reason |
+//! | 15 | `Register` | 0: role, 1: address, 2: site, 3: multicast addresses served |
+//! | 16 | `Registered` | 0: lease (ms) |
+//! | 17 | `RelaySearch` | 0: multicast address, 1: site |
+//! | 18 | `RelaySearchReply` | 0: names and addresses of relays |
 //!
 //! Kind 12 belongs to `HandoverCut`, which this version does not speak.
 
+mod directory;
 mod message;
+mod relay;
 
 use alloc::vec::Vec;
 use core::fmt;
 
 use minicbor::{Decode, Decoder, Encode};
 
+pub use directory::*;
 pub use message::*;
+pub use relay::*;
 
 /// UDP and TCP port of all signalling.
 pub const PORT: u16 = 47411;
@@ -183,6 +191,17 @@ messages! {
         11 => MigrationAbort(MigrationAbort),
         13 => RelayRelease(RelayRelease),
         14 => Error(ErrorMessage),
+    }
+}
+
+messages! {
+    /// What a migration control server and those it knows say to each other.
+    DirectoryMessage, MAX_DATAGRAM_BYTES, {
+        14 => Error(ErrorMessage),
+        15 => Register(Register),
+        16 => Registered(Registered),
+        17 => RelaySearch(RelaySearch),
+        18 => RelaySearchReply(RelaySearchReply),
     }
 }
 

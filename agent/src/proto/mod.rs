@@ -21,9 +21,11 @@
 //! | `policy`, `refusal` | who may move, and the sentences for those who may not |
 //! | `record` | what is remembered of each migration |
 //! | `timer` | deadlines |
+//! | [`directory`] | which relay is for whom: the core of `roamcast mcs` |
 
 mod config;
 mod destination;
+pub mod directory;
 mod filter;
 mod inventory;
 mod io;

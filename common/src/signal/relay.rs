@@ -1,0 +1,89 @@
+//! Bodies of the messages between an agent and a relay.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use minicbor::{Decode, Encode};
+
+use super::Address;
+
+/// One flow that the agent of a `RelayRequest` knows of, so that it can be announced before its
+/// first packet.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct KnownFlow {
+    /// Source address.
+    #[n(0)]
+    pub source: Address,
+    /// UDP source port.
+    #[n(1)]
+    pub source_port: u16,
+    /// UDP destination port.
+    #[n(2)]
+    pub destination_port: u16,
+}
+
+/// `RelayRequest`: the agent asks a relay for one multicast address. Its transaction is the
+/// session; said again, it renews the lease and changes the filter.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct RelayRequest {
+    /// Multicast address.
+    #[n(0)]
+    pub multicast_address: Address,
+    /// [`crate::maps::FilterMode`] as a number.
+    #[n(1)]
+    pub filter_mode: u8,
+    /// Sources of the filter.
+    #[n(2)]
+    pub sources: Vec<Address>,
+    /// Where the datagrams are to be sent.
+    #[n(3)]
+    pub agent_address: Address,
+    /// Flows of the address that the agent knows.
+    #[n(4)]
+    pub flows: Vec<KnownFlow>,
+}
+
+/// One flow that the relay sends. (relay address, relay port, agent address, agent port) has the
+/// same one's complement sum as (source, source port, multicast address, destination port), so
+/// the UDP checksum is right before and after.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct AnnouncedFlow {
+    /// Source address of the stream.
+    #[n(0)]
+    pub source: Address,
+    /// UDP source port of the stream.
+    #[n(1)]
+    pub source_port: u16,
+    /// UDP destination port of the stream.
+    #[n(2)]
+    pub destination_port: u16,
+    /// UDP source port of the datagrams.
+    #[n(3)]
+    pub relay_port: u16,
+    /// UDP destination port of the datagrams.
+    #[n(4)]
+    pub agent_port: u16,
+}
+
+/// `RelayResponse`: the relay has joined and sends. Answers every `RelayRequest`, and comes by
+/// itself when a new source or port appears in the address.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct RelayResponse {
+    /// Source address of the datagrams.
+    #[n(0)]
+    pub relay_address: Address,
+    /// How long it goes on without another request, milliseconds.
+    #[n(1)]
+    pub lease_ms: u64,
+    /// All flows of the session.
+    #[n(2)]
+    pub flows: Vec<AnnouncedFlow>,
+}
+
+/// `RelayRelease`: either side ends the session, or the relay refuses it.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct RelayRelease {
+    /// One sentence for a person.
+    #[n(0)]
+    pub reason: String,
+}
