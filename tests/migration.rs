@@ -11,7 +11,7 @@ use std::time::Duration;
 use lab::probe::ffmpeg::Packing;
 use lab::scenario::agents::AgentOptions;
 use lab::scenario::measure::{self, Mover, Run, RunConfig};
-use lab::scenario::stream::{StreamConfig, StreamKind};
+use lab::scenario::stream::{self, RECEIVER, Stream, StreamConfig, StreamKind};
 use lab::scenario::{STREAM_ADDRESS, Testbed, ensure_runs_only_on};
 use lab::{LabConfig, Site, requirements, wait};
 use serde_json::Value;
@@ -28,6 +28,7 @@ const TELEVISION: StreamConfig = StreamConfig {
     flows: 1,
     kind: StreamKind::Ffmpeg(Packing::Rtp),
 };
+const MOVE: Duration = Duration::from_secs(60);
 const LATE: Site = Site::Late(2000);
 /// More than the late tree takes.
 const PATIENT: AgentOptions = AgentOptions {
@@ -133,4 +134,31 @@ fn plain_libvirt_loses_what_a_late_tree_takes() {
     assert!(run.row.ok, "{:?}", run.row);
     assert!(run.row.vm_pause_ms > 0.0, "{:?}", run.row);
     assert!(run.row.loss_ms > 1500.0, "{:?}", run.row);
+}
+
+#[test]
+fn a_guest_that_moves_back_at_once_receives_natively_again() {
+    if !requirements::met() {
+        return;
+    }
+    let mut testbed = testbed("migback", Site::Multicast, Some(AgentOptions::DEFAULT));
+    let run = moved(&mut testbed, Site::Multicast, Mover::Migkick, STREAM);
+    assert!(run.row.ok, "{:?}", run.row);
+    let stream = Stream::start(testbed.lab(), &STREAM).unwrap();
+    let guest = testbed.guest().unwrap().clone();
+    guest
+        .start_receiver(RECEIVER, stream::receiver(&STREAM))
+        .unwrap();
+    guest.wait_arrivals(RECEIVER, 100, MOVE).unwrap();
+    // The first two are there and back while the source's tree is being pruned.
+    for (number, destination) in (0..).zip(["vms1", "vms2", "vms1"]) {
+        let output = guest.run("migkick", &["go", destination], MOVE).unwrap();
+        output.into_success().unwrap();
+        ensure_runs_only_on(&testbed, destination).unwrap();
+        let row = record(&mut testbed, 1 - number % 2);
+        assert_eq!(row["receptions"][0]["mode"], "native", "{row}");
+        let before = guest.arrivals(RECEIVER).len();
+        guest.wait_arrivals(RECEIVER, before + 1000, MOVE).unwrap();
+    }
+    stream.stop().unwrap();
 }

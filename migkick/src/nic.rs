@@ -5,10 +5,12 @@
 //! without the prefix route, and Router Advertisements of the source's network are not taken.
 //! Only DstAgent is routed to, by a host route.
 //!
+//! A VM may come back to a network: the address that it had there is still set, without a route.
+//!
 //! | when | what |
 //! |---|---|
 //! | [`IdleNic::prepare`] | `accept_ra` and `autoconf` off, NIC up, address, host route to DstAgent |
-//! | [`IdleNic::settle`] | prefix route instead of the host route, `accept_ra` and `autoconf` as before, Router Solicitation |
+//! | [`IdleNic::settle`] | prefix route instead of the host route and of those of earlier moves, `accept_ra` and `autoconf` as before, Router Solicitation |
 //! | dropped before that | everything back as it was |
 
 use std::io;
@@ -28,6 +30,10 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::interface::Interface;
 use crate::netlink::Netlink;
+
+/// Who has made a route (`rtm_protocol`), by which migkick knows its own: a number that no routing
+/// daemon has.
+const PROTOCOL: RouteProtocol = RouteProtocol::Other(74);
 
 /// Why the NIC cannot be prepared.
 #[derive(Debug, thiserror::Error)]
@@ -89,8 +95,13 @@ impl IdleNic {
             nic.done.push(Done::Up);
         }
         let message = RouteNetlinkMessage::NewAddress(nic.address());
-        nic.change("add an address", message, NLM_F_CREATE | NLM_F_EXCL)?;
-        nic.done.push(Done::Address);
+        let added = nic.netlink.change(message, NLM_F_CREATE | NLM_F_EXCL);
+        match added {
+            Ok(()) => nic.done.push(Done::Address),
+            // From an earlier stay in this network; it was there before and stays.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(nic.error("add an address", error)),
+        }
         let message = RouteNetlinkMessage::NewRoute(nic.host_route());
         nic.change("add a route", message, NLM_F_CREATE | NLM_F_REPLACE)?;
         nic.done.push(Done::HostRoute);
@@ -111,6 +122,7 @@ impl IdleNic {
     /// all the same: there is no way back any more.
     pub(crate) fn settle(mut self) -> Vec<NicError> {
         let mut errors = Vec::new();
+        errors.extend(self.remove_earlier_routes().err());
         let route = RouteNetlinkMessage::NewRoute(self.prefix_route());
         let added = self.change("add the prefix route", route, NLM_F_CREATE | NLM_F_REPLACE);
         for done in std::mem::take(&mut self.done) {
@@ -132,6 +144,29 @@ impl IdleNic {
                 .err(),
         );
         errors
+    }
+
+    /// Removes the prefix routes of networks that the VM has left: they would draw its traffic to
+    /// these networks here.
+    fn remove_earlier_routes(&mut self) -> Result<(), NicError> {
+        let mut all = RouteMessage::default();
+        all.header.address_family = AddressFamily::Inet6;
+        let routes = self
+            .netlink
+            .dump(RouteNetlinkMessage::GetRoute(all))
+            .map_err(|error| self.error("read the routes", error))?;
+        let oif = RouteAttribute::Oif(self.interface.ifindex);
+        for route in routes {
+            if let RouteNetlinkMessage::NewRoute(route) = route
+                && route.header.protocol == PROTOCOL
+                && route.header.destination_prefix_length < 128
+                && route.attributes.contains(&oif)
+            {
+                let message = RouteNetlinkMessage::DelRoute(route);
+                self.change("remove a route of an earlier move", message, 0)?;
+            }
+        }
+        Ok(())
     }
 
     fn undo(&mut self) -> Vec<NicError> {
@@ -241,7 +276,7 @@ impl IdleNic {
         route.header.address_family = AddressFamily::Inet6;
         route.header.destination_prefix_length = length;
         route.header.table = RouteHeader::RT_TABLE_MAIN;
-        route.header.protocol = RouteProtocol::Static;
+        route.header.protocol = PROTOCOL;
         route.header.scope = RouteScope::Universe;
         route.header.kind = RouteType::Unicast;
         route.attributes = vec![

@@ -90,19 +90,39 @@ fn settled_nic_is_on_the_prefix_and_takes_advertisements() {
 }
 
 #[test]
+fn network_that_was_left_may_be_come_back_to() {
+    in_namespace(|| {
+        ip("link add idle type veth peer name other");
+        ip("link set other up");
+        prepare().unwrap().settle();
+        let elsewhere = Plan {
+            address: Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 0x99),
+            prefix_length: 64,
+            agent_address: Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 0x10),
+        };
+        let nic = IdleNic::prepare(Netlink::open().unwrap(), idle(), elsewhere).unwrap();
+        assert!(routes().contains("2001:db8:2::/64"), "{}", routes());
+        nic.settle();
+        assert!(!routes().contains("2001:db8:2::"), "{}", routes());
+        assert!(routes().contains("2001:db8:1::/64"), "{}", routes());
+        // Here the address is known already, and an aborted move leaves it alone.
+        drop(prepare().unwrap());
+        assert!(addresses().contains("2001:db8:2::99/64"));
+        prepare().unwrap().settle();
+        assert!(routes().contains("2001:db8:2::/64"), "{}", routes());
+        assert!(!routes().contains("2001:db8:1::/64"), "{}", routes());
+    });
+}
+
+#[test]
 fn failed_preparation_leaves_nothing_behind() {
     in_namespace(|| {
         ip("link add idle type veth peer name other");
-        ip("link set idle up");
-        ip("address add 2001:db8:2::99/64 dev idle nodad noprefixroute");
+        // Less than IPv6 needs, so that it has no addresses.
+        ip("link set idle mtu 1200");
         let error = prepare().map(drop).expect_err("prepared");
-        assert!(
-            error
-                .to_string()
-                .starts_with("Cannot add an address on idle"),
-            "{error}"
-        );
-        assert_eq!(sysctl("accept_ra"), "1");
+        assert!(error.to_string().contains(" on idle"), "{error}");
+        assert_eq!(addresses(), "");
         assert!(!routes().contains("2001:db8:2::10"), "{}", routes());
     });
 }
