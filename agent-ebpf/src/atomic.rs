@@ -1,4 +1,4 @@
-//! What needs inline assembly: atomic additions, which the BPF target does not offer through
+//! What needs inline assembly: atomic operations, which the BPF target does not offer through
 //! `core::sync::atomic`, and a barrier to the optimizer.
 
 #![allow(unsafe_code, reason = "the instructions have no safe form")]
@@ -29,6 +29,22 @@ pub(crate) unsafe fn add_u32(number: *mut u32, amount: u32) {
     unsafe {
         asm!("lock *(u32 *)({number} + 0) += {amount}", number = in(reg) number, amount = in(reg) u64::from(amount));
     }
+}
+
+/// Writes `new` to a word of a map value if it holds `expected`, in one step (kernel 5.12).
+/// Returns what it held.
+///
+/// # Safety
+///
+/// `word` points into a live map value, to an aligned word.
+#[inline(always)]
+pub(crate) unsafe fn compare_exchange(word: *mut u64, expected: u64, new: u64) -> u64 {
+    let mut found = expected;
+    // SAFETY: the caller's pointer is valid; the instruction reads and writes 8 aligned bytes.
+    unsafe {
+        asm!("r0 = cmpxchg_64({word} + 0, r0, {new})", word = in(reg) word, new = in(reg) new, inout("r0") found);
+    }
+    found
 }
 
 /// Returns `value`, of which the optimizer then knows nothing.

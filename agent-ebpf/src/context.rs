@@ -1,4 +1,4 @@
-//! Packet access: the only place that touches an skb.
+//! Packet access: the only place that touches an skb or an XDP buffer.
 
 #![allow(
     unsafe_code,
@@ -7,14 +7,31 @@
 
 use core::mem::MaybeUninit;
 
-use aya_ebpf::bindings::__sk_buff;
-use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_skb_load_bytes};
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, xdp_md};
+use aya_ebpf::helpers::{
+    bpf_csum_update, bpf_ktime_get_ns, bpf_l4_csum_replace, bpf_skb_change_type,
+    bpf_skb_load_bytes, bpf_skb_pull_data, bpf_xdp_load_bytes,
+};
+use aya_ebpf::programs::{TcContext, XdpContext};
+use common::maps::RelayFlow;
 use common::packet::{PacketRead, Truncated};
+use common::relay::{self, Differences, RESTORED_HOP_LIMIT};
+use common::wire::datagram::{CHECKSUM_OFFSET, HEADER_BYTES, Header};
 
-/// A frame at a TC hook.
-pub(crate) struct Skb {
-    skb: *mut __sk_buff,
+/// `PACKET_MULTICAST` of `if_packet.h`.
+const PACKET_MULTICAST: u32 = 2;
+
+/// A frame at any hook.
+pub(crate) trait Packet: PacketRead {
+    /// Its first three headers where they lie, `None` when it is shorter. One check of bounds
+    /// stands for all of them. What they are is for the caller to find out.
+    fn header(&self) -> Option<&mut Header>;
+
+    /// What is known besides the bytes. Reads the clock.
+    fn arrival(&self) -> Arrival;
+
+    /// Makes a relayed datagram a multicast packet ([`relay::restore`]), its checksum included.
+    fn restore(&self, header: &mut Header, flow: &RelayFlow);
 }
 
 /// What is known of a packet besides its bytes.
@@ -25,6 +42,11 @@ pub(crate) struct Arrival {
     pub(crate) at_ns: u64,
     /// Packets on the wire that the frame stands for; more than 1 when they were aggregated.
     pub(crate) segments: u32,
+}
+
+/// A frame at a TC hook.
+pub(crate) struct Skb {
+    skb: *mut __sk_buff,
 }
 
 impl Skb {
@@ -46,6 +68,19 @@ impl Skb {
         unsafe { (*self.skb).ifindex }
     }
 
+    /// The context, for helpers.
+    #[inline(always)]
+    pub(crate) fn as_ptr(&self) -> *mut __sk_buff {
+        self.skb
+    }
+
+    /// UDP payload of each packet that an aggregated frame stands for, bytes; 0 for a single one.
+    #[inline(always)]
+    pub(crate) fn segment_bytes(&self) -> u32 {
+        // SAFETY: as in `protocol`.
+        unsafe { (*self.skb).gso_size }
+    }
+
     /// Marks the frame, for the socket that receives it in the end.
     #[inline(always)]
     pub(crate) fn set_mark(&self, mark: u32) {
@@ -53,15 +88,52 @@ impl Skb {
         unsafe { (*self.skb).mark = mark }
     }
 
+    /// Brings the sum over the whole packet, which some cards deliver with it, up to date; returns
+    /// whether there is one. Such a packet has a finished UDP checksum.
     #[inline(always)]
-    pub(crate) fn arrival(&self) -> Arrival {
-        // SAFETY: as in `protocol`.
-        let segments = unsafe { (*self.skb).gso_segs };
-        Arrival {
-            ifindex: self.ifindex(),
-            at_ns: now_ns(),
-            segments: if segments == 0 { 1 } else { segments },
+    pub(crate) fn update_sum(&self, difference: u32) -> bool {
+        // SAFETY: the pointer is the program's context.
+        unsafe { bpf_csum_update(self.skb, difference) >= 0 }
+    }
+
+    /// Brings the UDP checksum up to date after a rewrite of addresses and ports. One that covers
+    /// only the addresses yet gets their difference; a finished one gets both, which cancel out.
+    #[inline(always)]
+    pub(crate) fn update_checksum(&self, differences: &Differences) {
+        // Should a finished checksum become 0 on the way, it is the other zero of one's complement.
+        let flags = u64::from(BPF_F_MARK_MANGLED_0);
+        let pseudo = flags | u64::from(BPF_F_PSEUDO_HDR);
+        // SAFETY: as in `update_sum`. The helpers fail when the header cannot be written, but it
+        // just has been.
+        unsafe {
+            bpf_l4_csum_replace(
+                self.skb,
+                CHECKSUM_OFFSET as u32,
+                0,
+                differences.address.into(),
+                pseudo,
+            );
+            bpf_l4_csum_replace(
+                self.skb,
+                CHECKSUM_OFFSET as u32,
+                0,
+                differences.port.into(),
+                flags,
+            );
         }
+    }
+
+    /// The bytes from `data` on that are there in one piece, if they are at least `N`.
+    #[inline(always)]
+    pub(crate) fn front<const N: usize>(&self) -> Option<*mut u8> {
+        // SAFETY: as in `protocol`. Both are read anew, because helpers change them.
+        let (data, end) = unsafe {
+            (
+                (&raw const (*self.skb).data).read_volatile() as usize,
+                (&raw const (*self.skb).data_end).read_volatile() as usize,
+            )
+        };
+        (data + N <= end).then_some(data as *mut u8)
     }
 
     /// Copies the first `length` bytes of the frame to `to`.
@@ -76,6 +148,53 @@ impl Skb {
             0 => Ok(()),
             _ => Err(Truncated),
         }
+    }
+}
+
+impl Packet for Skb {
+    #[inline(always)]
+    fn header(&self) -> Option<&mut Header> {
+        let front = match self.front::<HEADER_BYTES>() {
+            Some(front) => front,
+            None => {
+                if self.len() < HEADER_BYTES {
+                    return None;
+                }
+                // Some drivers leave part of the headers in fragments.
+                // SAFETY: the pointer is the program's context.
+                unsafe { bpf_skb_pull_data(self.skb, HEADER_BYTES as u32) };
+                self.front::<HEADER_BYTES>()?
+            }
+        };
+        // SAFETY: so many bytes are there, any of them make a header, and Ethernet frames start at
+        // even addresses. Nothing else refers to them while the program runs.
+        Some(unsafe { &mut *front.cast::<Header>() })
+    }
+
+    #[inline(always)]
+    fn arrival(&self) -> Arrival {
+        // SAFETY: as in `protocol`.
+        let segments = unsafe { (*self.skb).gso_segs };
+        Arrival {
+            ifindex: self.ifindex(),
+            at_ns: now_ns(),
+            segments: if segments == 0 { 1 } else { segments },
+        }
+    }
+
+    #[inline(always)]
+    fn restore(&self, header: &mut Header, flow: &RelayFlow) {
+        let difference = relay::hop_limit_difference(header.hop_limit, RESTORED_HOP_LIMIT);
+        relay::restore(header, flow);
+        if !self.update_sum(difference) {
+            self.update_checksum(&Differences {
+                address: flow.address_difference,
+                port: flow.port_difference,
+            });
+        }
+        // What the device has derived from the destination MAC.
+        // SAFETY: the pointer is the program's context.
+        unsafe { bpf_skb_change_type(self.skb, PACKET_MULTICAST) };
     }
 }
 
@@ -113,6 +232,74 @@ impl PacketRead for Skb {
                 (*self.skb).vlan_tci as u16
             }
         }
+    }
+}
+
+/// A frame at an XDP hook.
+pub(crate) struct Xdp {
+    xdp: *mut xdp_md,
+}
+
+impl Xdp {
+    #[inline(always)]
+    pub(crate) fn new(ctx: &XdpContext) -> Self {
+        Self { xdp: ctx.ctx }
+    }
+
+    #[inline(always)]
+    fn bounds(&self) -> (usize, usize) {
+        // SAFETY: the pointer is the program's context, which is valid while it runs.
+        unsafe {
+            (
+                (&raw const (*self.xdp).data).read_volatile() as usize,
+                (&raw const (*self.xdp).data_end).read_volatile() as usize,
+            )
+        }
+    }
+}
+
+impl PacketRead for Xdp {
+    #[inline(always)]
+    fn len(&self) -> usize {
+        let (data, end) = self.bounds();
+        end - data
+    }
+
+    #[inline(always)]
+    fn read<const N: usize>(&self, offset: usize) -> Result<[u8; N], Truncated> {
+        let mut bytes = MaybeUninit::<[u8; N]>::uninit();
+        // SAFETY: the helper writes `N` bytes to the array, or fails.
+        unsafe {
+            match bpf_xdp_load_bytes(self.xdp, offset as u32, bytes.as_mut_ptr().cast(), N as u32) {
+                0 => Ok(bytes.assume_init()),
+                _ => Err(Truncated),
+            }
+        }
+    }
+}
+
+impl Packet for Xdp {
+    #[inline(always)]
+    fn header(&self) -> Option<&mut Header> {
+        let (data, end) = self.bounds();
+        // SAFETY: as for `Skb`.
+        (data + HEADER_BYTES <= end).then(|| unsafe { &mut *(data as *mut Header) })
+    }
+
+    #[inline(always)]
+    fn arrival(&self) -> Arrival {
+        Arrival {
+            // SAFETY: as in `bounds`.
+            ifindex: unsafe { (*self.xdp).ingress_ifindex },
+            at_ns: now_ns(),
+            segments: 1,
+        }
+    }
+
+    /// Checksums from a wire are finished, and need nothing.
+    #[inline(always)]
+    fn restore(&self, header: &mut Header, flow: &RelayFlow) {
+        relay::restore(header, flow);
     }
 }
 

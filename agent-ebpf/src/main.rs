@@ -3,11 +3,14 @@
 //! | program | hook | does |
 //! |---|---|---|
 //! | `snoop` | TC ingress of every TAP | learns what the VM listens to, names it to the agent |
-//! | `uplink` | TC ingress of the uplink | watches managed streams and the link's querier |
+//! | `uplink` | TC ingress of the uplink | watches managed streams and the link's querier; restores relayed packets; one copy of each passes |
+//! | `uplink_xdp` | XDP of the uplink | the same |
+//! | `leak` | TC egress of the uplink | drops what was restored here |
+//! | `replicate` | TC ingress of a relay's interface | sends copies of streams to the subscribers |
 //!
 //! # Minimum kernel version
 //!
-//! 5.17, for `bpf_loop`.
+//! 5.17, for `bpf_loop`; 5.18 for `uplink_xdp`, for `bpf_xdp_load_bytes`.
 
 // For any other target it is a program that does nothing, so that lints can read it.
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
@@ -18,17 +21,20 @@
 
 mod atomic;
 mod context;
+mod leak;
 mod maps;
+mod replicate;
 mod snoop;
 mod store;
+mod stream;
 mod uplink;
 
-use aya_ebpf::bindings::xdp_action::XDP_PASS;
+use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
 
-use crate::context::Skb;
+use crate::context::{Skb, Xdp};
 
 /// What happens to the frame. Unspecific verdicts let other programs on the hook decide: it is
 /// `TCX_NEXT` on TCX and "go on" on clsact.
@@ -54,23 +60,25 @@ fn snoop(ctx: TcContext) -> i32 {
 
 #[classifier]
 fn uplink(ctx: TcContext) -> i32 {
-    let skb = Skb::new(&ctx);
-    uplink::uplink(&skb, &skb.arrival());
-    Verdict::Pass.into()
+    uplink::uplink(&Skb::new(&ctx)).into()
 }
 
 #[xdp]
-fn uplink_xdp(_ctx: XdpContext) -> u32 {
-    XDP_PASS
+fn uplink_xdp(ctx: XdpContext) -> u32 {
+    match uplink::uplink(&Xdp::new(&ctx)) {
+        Verdict::Pass => XDP_PASS,
+        Verdict::Drop => XDP_DROP,
+    }
 }
 
 #[classifier]
-fn leak(_ctx: TcContext) -> i32 {
-    Verdict::Pass.into()
+fn leak(ctx: TcContext) -> i32 {
+    leak::leak(&Skb::new(&ctx)).into()
 }
 
 #[classifier]
-fn replicate(_ctx: TcContext) -> i32 {
+fn replicate(ctx: TcContext) -> i32 {
+    replicate::replicate(&Skb::new(&ctx));
     Verdict::Pass.into()
 }
 

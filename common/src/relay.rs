@@ -102,6 +102,15 @@ pub fn hop_limit_difference(from: u8, to: u8) -> u32 {
     u32::from(u16::from_ne_bytes([0, to])) + u32::from(!u16::from_ne_bytes([0, from]))
 }
 
+/// Whether a frame with these Ethernet addresses was restored on this host.
+#[inline(always)]
+pub fn is_restored(destination_mac: [u8; 6], source_mac: [u8; 6]) -> bool {
+    // Byte by byte, because most frames differ in the first one.
+    let ([d0, d1, ..], [s0, s1, s2, s3, s4, s5]) = (destination_mac, source_mac);
+    let [r0, r1, r2, r3, r4, r5] = RESTORED_MAC;
+    s0 == r0 && s1 == r1 && s2 == r2 && s3 == r3 && s4 == r4 && s5 == r5 && d0 == 0x33 && d1 == 0x33
+}
+
 /// Makes a relayed datagram the multicast packet that it was, apart from the checksum of one that
 /// is not finished.
 #[inline(always)]

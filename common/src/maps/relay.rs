@@ -22,6 +22,15 @@ impl Origin {
             _ => None,
         }
     }
+
+    /// The bit of [`super::Managed::origins`] that lets its packets pass.
+    #[inline(always)]
+    pub fn pass_bit(self) -> u8 {
+        match self {
+            Self::Native => Origins::PASS_NATIVE,
+            Self::Relay => Origins::PASS_RELAY,
+        }
+    }
 }
 
 /// Which copies of an address's packets pass at the uplink ([`super::Managed::origins`]).

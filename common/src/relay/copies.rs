@@ -1,6 +1,6 @@
 //! Copies of one packet: what they look like alike, and which of them passes.
 
-use crate::maps::{CopyCounts, Origin, Origins, StreamKey};
+use crate::maps::{CopyCounts, Origin, StreamKey};
 use crate::packet::{PacketRead, Truncated};
 
 /// Longest time between two copies of one packet, nanoseconds. What comes later is another packet
@@ -95,18 +95,19 @@ impl Hash {
 }
 
 /// Counts one more copy of a packet, and says whether it passes: if its origin is one that passes
-/// ([`Origins`]), and more copies have come that way than have passed. Two packets of equal content
+/// ([`crate::maps::Origins`]), and more copies have come that way than have passed. Two packets of equal content
 /// that come twice each way so are still two.
 #[inline(always)]
 pub fn count_copy(mut counts: CopyCounts, origin: Origin, origins: u8) -> (CopyCounts, bool) {
-    let (count, pass) = match origin {
-        Origin::Native => (&mut counts.native, Origins::PASS_NATIVE),
-        Origin::Relay => (&mut counts.relayed, Origins::PASS_RELAY),
+    let count = match origin {
+        Origin::Native => &mut counts.native,
+        Origin::Relay => &mut counts.relayed,
     };
     *count = count.wrapping_add(1);
     let count = *count;
     // As serial numbers: the counts of a flow that repeats one packet may wrap.
-    let passes = origins & pass != 0 && count.wrapping_sub(counts.passed).cast_signed() > 0;
+    let passes =
+        origins & origin.pass_bit() != 0 && count.wrapping_sub(counts.passed).cast_signed() > 0;
     if passes {
         counts.passed = count;
     }

@@ -8,7 +8,7 @@ pub const IPV6: u16 = 0x86dd;
 pub const VLAN: u16 = 0x8100;
 
 /// Bits of the tag control information that are the VLAN identifier.
-const VLAN_IDENTIFIER: u16 = 0x0fff;
+pub const VLAN_IDENTIFIER: u16 = 0x0fff;
 
 /// An Ethernet header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

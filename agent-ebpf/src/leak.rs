@@ -1,0 +1,28 @@
+//! `leak`: frames that leave this host by a port that is not a VM's.
+
+#![allow(unsafe_code, reason = "the frame is reached through a raw pointer")]
+
+use common::counter::Counter;
+use common::relay;
+
+use crate::Verdict;
+use crate::context::Skb;
+use crate::maps;
+
+/// Ethernet addresses, bytes.
+const BYTES: usize = 12;
+
+#[inline(always)]
+pub(crate) fn leak(skb: &Skb) -> Verdict {
+    let Some(front) = skb.front::<BYTES>() else {
+        return Verdict::Pass;
+    };
+    // SAFETY: so many bytes are there.
+    let macs = unsafe { front.cast::<[[u8; 6]; 2]>().read() };
+    let [destination_mac, source_mac] = macs;
+    if relay::is_restored(destination_mac, source_mac) {
+        maps::count(Counter::RelayLeaks, 1);
+        return Verdict::Drop;
+    }
+    Verdict::Pass
+}

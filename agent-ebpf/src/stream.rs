@@ -1,0 +1,211 @@
+//! What is known of each flow: packets by origin, and which copy of a packet passes.
+
+#![allow(unsafe_code, reason = "map values are reached through raw pointers")]
+
+use core::mem::offset_of;
+
+use aya_ebpf::bindings::BPF_NOEXIST;
+use common::counter::Counter;
+use common::event::{FirstPacketEvent, Kind};
+use common::maps::{Copies, CopyCounts, Managed, Origin, Origins, Stream, StreamKey};
+use common::relay;
+
+use crate::atomic;
+use crate::context::{Arrival, Packet};
+use crate::maps::{self, FINGERPRINTS, STREAMS};
+
+/// The part of a [`Stream`] that is one origin's.
+#[repr(C)]
+struct Side {
+    packets: u64,
+    bytes: u64,
+    first_ns: u64,
+    last_ns: u64,
+    interarrival_ns: u64,
+}
+
+const _: () = {
+    assert!(offset_of!(Stream, native_packets) == 0);
+    assert!(offset_of!(Stream, native_interarrival_ns) == offset_of!(Side, interarrival_ns));
+    assert!(offset_of!(Stream, relay_packets) == size_of::<Side>());
+    assert!(
+        offset_of!(Stream, relay_interarrival_ns)
+            == size_of::<Side>() + offset_of!(Side, interarrival_ns)
+    );
+};
+
+/// Tries of several CPUs that count copies of one packet at once.
+const TRIES: u32 = 4;
+
+/// Where the payload of a datagram is.
+pub(crate) struct Payload {
+    /// Offset, bytes.
+    pub(crate) offset: usize,
+    /// Length, bytes.
+    pub(crate) length: u16,
+    /// UDP checksum of the multicast packet, as on the wire.
+    pub(crate) checksum: u16,
+}
+
+/// Counts a packet of a watched flow, and raises the event for the first one of its origin.
+/// Returns the flow's entry.
+#[inline(always)]
+pub(crate) fn observe(
+    key: &StreamKey,
+    origin: Origin,
+    managed: &Managed,
+    arrival: &Arrival,
+    bytes: u64,
+) -> Option<*mut Stream> {
+    let segments = u64::from(arrival.segments);
+    let stream = match STREAMS.get_ptr_mut(key) {
+        Some(stream) => stream,
+        None => {
+            // Another CPU may have been faster; what counts is the look-up after it.
+            let _ = STREAMS.insert(key, Stream::default(), BPF_NOEXIST.into());
+            match STREAMS.get_ptr_mut(key) {
+                Some(stream) => stream,
+                None => {
+                    maps::count(Counter::StreamsFull, segments);
+                    first_packet(key, origin, arrival);
+                    return None;
+                }
+            }
+        }
+    };
+    // SAFETY: the pointer is to a live map value, of which both origins have a part of the same
+    // form. Times and the average may be written by two CPUs at once, of which the last wins; the
+    // sums are atomic.
+    let last_ns = unsafe {
+        let native = stream.cast::<Side>();
+        let side = match origin {
+            Origin::Native => native,
+            Origin::Relay => native.add(1),
+        };
+        let last_ns = (*side).last_ns;
+        if last_ns == 0 {
+            (*side).first_ns = arrival.at_ns;
+        } else {
+            let mut gap = arrival.at_ns.saturating_sub(last_ns);
+            if segments > 1 {
+                gap /= segments;
+            }
+            let average = (*side).interarrival_ns;
+            (*side).interarrival_ns = if average == 0 {
+                gap
+            } else {
+                average - average / 8 + gap / 8
+            };
+        }
+        (*side).last_ns = arrival.at_ns;
+        atomic::add_u64(&raw mut (*side).packets, segments);
+        atomic::add_u64(&raw mut (*side).bytes, bytes);
+        last_ns
+    };
+    if last_ns == 0 || last_ns < managed.watch_since_ns {
+        first_packet(key, origin, arrival);
+    }
+    Some(stream)
+}
+
+#[inline(always)]
+fn first_packet(key: &StreamKey, origin: Origin, arrival: &Arrival) {
+    maps::raise(|event: *mut FirstPacketEvent| {
+        let value = FirstPacketEvent {
+            kind: Kind::FirstPacket as u32,
+            ifindex: arrival.ifindex,
+            at_ns: arrival.at_ns,
+            key: *key,
+            origin: origin as u32,
+            pad: 0,
+        };
+        // SAFETY: `raise` passes memory for one record.
+        unsafe { event.write(value) }
+    });
+}
+
+/// Counts one more copy of a packet. Returns whether it passes; never if its origin does not.
+#[inline(always)]
+pub(crate) fn copy_passes<P: Packet>(
+    packet: &P,
+    key: &StreamKey,
+    origin: Origin,
+    origins: u8,
+    at_ns: u64,
+    payload: &Payload,
+) -> bool {
+    let undecided = origins & origin.pass_bit() != 0;
+    let Ok(fingerprint) = relay::fingerprint(
+        packet,
+        key,
+        payload.offset,
+        payload.length,
+        payload.checksum,
+    ) else {
+        return undecided;
+    };
+    let copies = match FINGERPRINTS.get_ptr_mut(fingerprint) {
+        Some(copies) => copies,
+        None => {
+            // As for `STREAMS`.
+            let copies = Copies {
+                last_ns: at_ns,
+                ..Copies::default()
+            };
+            let _ = FINGERPRINTS.insert(fingerprint, copies, BPF_NOEXIST.into());
+            match FINGERPRINTS.get_ptr_mut(fingerprint) {
+                Some(copies) => copies,
+                None => {
+                    maps::count(Counter::FingerprintsFull, 1);
+                    return undecided;
+                }
+            }
+        }
+    };
+    // SAFETY: the pointer is to a live map value, whose counts are one aligned word.
+    unsafe {
+        let word = (&raw mut (*copies).counts).cast::<u64>();
+        if at_ns.saturating_sub((*copies).last_ns) > relay::COPY_LIFETIME_NS {
+            word.write_volatile(CopyCounts::default().word());
+        }
+        (*copies).last_ns = at_ns;
+        let mut found = word.read_volatile();
+        for _ in 0..TRIES {
+            let (counts, passes) = relay::count_copy(CopyCounts::from_word(found), origin, origins);
+            let expected = found;
+            found = atomic::compare_exchange(word, expected, counts.word());
+            if found == expected {
+                return passes;
+            }
+        }
+    }
+    // More CPUs at once than a packet has copies: rather twice than never.
+    undecided
+}
+
+/// Counts a packet that does not pass.
+#[inline(always)]
+pub(crate) fn drop_copy(
+    stream: Option<*mut Stream>,
+    origin: Origin,
+    origins: u8,
+    arrival: &Arrival,
+) {
+    let segments = u64::from(arrival.segments);
+    let reason = if origins & origin.pass_bit() == 0 {
+        Counter::OtherOrigin
+    } else {
+        Counter::SecondCopies
+    };
+    maps::count(reason, segments);
+    if let Some(stream) = stream {
+        // SAFETY: the pointer is to a live map value.
+        unsafe { atomic::add_u64(&raw mut (*stream).dropped, segments) }
+    }
+}
+
+/// Whether fingerprints decide.
+#[inline(always)]
+pub(crate) fn by_fingerprint(origins: u8) -> bool {
+    origins & Origins::FINGERPRINT != 0
+}
