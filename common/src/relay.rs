@@ -24,8 +24,12 @@ use crate::wire::datagram::{self, Header};
 
 pub use copies::{COPY_LIFETIME_NS, count_copy, fingerprint};
 
-/// Ports of relayed flows are from here on, up to 65535, at both ends.
+/// The agent's ports of relayed flows are from here on, up to 65535.
 pub const FIRST_PORT: u16 = 49_152;
+
+/// The relay's ports are from here on, up to 65535. With a smaller range at both ends, half of all
+/// flows would have no pair of ports that makes the sums agree.
+pub const FIRST_RELAY_PORT: u16 = 1024;
 
 /// Ethernet source of restored packets: locally administered, and of nobody. By it they are known
 /// on every way out of this host, where they are dropped, and are never taken for native ones. It
@@ -62,21 +66,43 @@ pub struct Differences {
 }
 
 /// The agent's port that makes the sums agree. Never 0; it may be below [`FIRST_PORT`], then
-/// another `relay_port` is to be tried.
+/// another `relay_port` is to be tried. [`port_pairs`] gives the pairs that fit.
 pub fn agent_port(
     stream: &StreamKey,
     relay_address: &Address,
     agent_address: &Address,
     relay_port: u16,
 ) -> u16 {
-    let wanted = sum(&[&stream.multicast_address, &stream.source])
+    other_port(wanted(stream, relay_address, agent_address), relay_port)
+}
+
+/// All pairs of the relay's and the agent's port that make the sums agree, in the ranges that they
+/// have to be in: at least 15,000, whatever the addresses are.
+pub fn port_pairs(
+    stream: &StreamKey,
+    relay_address: &Address,
+    agent_address: &Address,
+) -> impl Iterator<Item = (u16, u16)> + use<> {
+    let wanted = wanted(stream, relay_address, agent_address);
+    (FIRST_PORT..=u16::MAX)
+        .map(move |agent_port| (other_port(wanted, agent_port), agent_port))
+        .filter(|(relay_port, _)| *relay_port >= FIRST_RELAY_PORT)
+}
+
+/// What the two ports have to sum to.
+fn wanted(stream: &StreamKey, relay_address: &Address, agent_address: &Address) -> u32 {
+    let stream = sum(&[&stream.multicast_address, &stream.source])
         + u32::from(stream.source_port)
         + u32::from(stream.destination_port);
-    let given = sum(&[relay_address, agent_address]) + u32::from(relay_port);
-    match (wanted % ONES + ONES - given % ONES) % ONES {
+    let given = sum(&[relay_address, agent_address]);
+    (stream % ONES + ONES - given % ONES) % ONES
+}
+
+fn other_port(wanted: u32, port: u16) -> u16 {
+    match (wanted + ONES - u32::from(port)) % ONES {
         // Both zeros of one's complement count as one; only 0xffff is a port.
         0 => u16::MAX,
-        port => port as u16,
+        other => other as u16,
     }
 }
 

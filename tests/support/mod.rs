@@ -11,7 +11,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::time::Duration;
 
 use aya::maps::{HashMap, MapData, PerCpuArray, RingBuf};
-use aya::programs::{SchedClassifier, TcAttachType, TestRun, TestRunOptions, Xdp};
+use aya::programs::{Program, SchedClassifier, TcAttachType, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use common::counter::Counter;
 use common::event::{Kind, UNFINISHED_FRAME_BYTES};
@@ -106,6 +106,11 @@ impl Kernel {
 
     /// Watches an address for packets after a moment.
     pub fn manage(&mut self, address: &str, watch_since_ns: u64) {
+        self.manage_as(address, watch_since_ns, Origins::Native);
+    }
+
+    /// The same, with the origins that pass.
+    pub fn manage_as(&mut self, address: &str, watch_since_ns: u64, origins: Origins) {
         let key = ManagedKey {
             vlan: 0,
             pad: 0,
@@ -116,7 +121,7 @@ impl Kernel {
                 key,
                 Managed {
                     watch_since_ns,
-                    origins: Origins::Native as u8,
+                    origins: origins as u8,
                     pad: [0; 7],
                 },
                 0,
@@ -141,16 +146,64 @@ impl Kernel {
 
     /// Runs `snoop` on a frame again and again; returns the time of all runs together.
     pub fn snoop_repeatedly(&mut self, frame: &[u8], repeat: u32) -> Duration {
+        self.repeatedly("snoop", frame, repeat)
+    }
+
+    /// Runs any program on a frame again and again; returns the time of all runs together.
+    pub fn repeatedly(&mut self, name: &str, frame: &[u8], repeat: u32) -> Duration {
         let options = TestRunOptions {
             data_in: Some(frame),
             repeat,
             ..TestRunOptions::new()
         };
-        program(&mut self.ebpf, "snoop")
-            .test_run(options)
+        self.test_run(name, options).duration * repeat
+    }
+
+    /// Runs any program; returns what it returns, and the frame as it leaves it.
+    pub fn run_frame(&mut self, name: &str, frame: &[u8]) -> (i32, Vec<u8>) {
+        let mut out = vec![0; frame.len()];
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut out),
+            ..TestRunOptions::new()
+        };
+        let result = self.test_run(name, options);
+        assert_eq!(result.data_size_out as usize, frame.len());
+        (result.return_value.cast_signed(), out)
+    }
+
+    fn test_run(
+        &mut self,
+        name: &str,
+        options: TestRunOptions<'_>,
+    ) -> aya::programs::TestRunResult {
+        match self.ebpf.program_mut(name).unwrap() {
+            Program::Xdp(xdp) => xdp.test_run(options),
+            Program::SchedClassifier(classifier) => classifier.test_run(options),
+            program => panic!("{program:?} is not run here"),
+        }
+        .unwrap_or_else(|error| panic!("Cannot run {name}: {error:?}"))
+    }
+
+    /// Descriptor of a program.
+    pub fn program_fd(&mut self, name: &str) -> std::os::fd::RawFd {
+        program(&mut self.ebpf, name)
+            .fd()
             .unwrap()
-            .duration
-            * repeat
+            .as_fd()
+            .as_raw_fd()
+    }
+
+    /// Writes an entry of any hash map.
+    pub fn insert<K: aya::Pod, V: aya::Pod>(&mut self, map: &str, key: K, value: V) {
+        self.map(map).insert(key, value, 0).unwrap();
+    }
+
+    /// Removes all entries of any hash map.
+    pub fn clear<K: aya::Pod, V: aya::Pod>(&mut self, map: &str) {
+        for (key, _) in self.read::<K, V>(map) {
+            self.map::<K, V>(map).remove(&key).unwrap();
+        }
     }
 
     /// Attaches `snoop` to an interface of the current network namespace.
@@ -273,7 +326,8 @@ impl Kernel {
         HashMap::try_from(self.ebpf.map_mut(name).unwrap()).unwrap()
     }
 
-    fn read<K: aya::Pod, V: aya::Pod>(&mut self, name: &str) -> Vec<(K, V)> {
+    /// All entries of any hash map.
+    pub fn read<K: aya::Pod, V: aya::Pod>(&mut self, name: &str) -> Vec<(K, V)> {
         self.map(name).iter().map(Result::unwrap).collect()
     }
 }

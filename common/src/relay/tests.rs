@@ -136,6 +136,22 @@ proptest! {
     }
 
     #[test]
+    fn every_flow_has_pairs_of_ports(stream in any_stream(), relay: Address, agent: Address) {
+        let pairs: Vec<_> = port_pairs(&stream, &relay, &agent).collect();
+        prop_assert!(pairs.len() >= 15_000);
+        for (relay_port, agent_port) in pairs.into_iter().step_by(1000) {
+            prop_assert!(relay_port >= FIRST_RELAY_PORT && agent_port >= FIRST_PORT);
+            let endpoints = Endpoints {
+                relay_address: relay,
+                relay_port,
+                agent_address: agent,
+                agent_port,
+            };
+            prop_assert!(is_neutral(&stream, &endpoints));
+        }
+    }
+
+    #[test]
     fn wrong_checksum_stays_wrong(
         stream in any_stream(),
         relay: Address,

@@ -1,0 +1,255 @@
+//! What the programs of the relay cost, by program test-run: nanoseconds for each packet.
+//!
+//! The kernel runs a program again and again on one packet, which so has to be after a run as it
+//! was before. Packets that `uplink` restores are therefore of a flow that is its own relayed form:
+//! all look-ups and stores are done, and change nothing but the MACs and the hop limit.
+//!
+//! `--report FILE` writes the numbers as JSON too.
+
+#![allow(unsafe_code, reason = "the bench has a network namespace of its own")]
+#![allow(
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a bench that can't run has to stop"
+)]
+
+#[path = "support/frame.rs"]
+mod frame;
+#[path = "support/relay.rs"]
+mod relay;
+#[path = "support/mod.rs"]
+mod support;
+
+use std::fs::File;
+use std::io::Write as _;
+use std::process::Command;
+use std::time::Duration;
+
+use common::maps::{Managed, ManagedKey, Origins, RelayStream, SubscriberKey};
+use common::relay::Endpoints;
+use relay::Relayed;
+use serde::Serialize;
+use support::Kernel;
+
+/// Runs of one measurement.
+const RUNS: u32 = 200_000;
+/// Measurements, of which the median counts.
+const ROUNDS: usize = 7;
+/// UDP payload, bytes.
+const PAYLOAD_BYTES: [usize; 2] = [100, 1400];
+/// What `uplink` may take for a relayed packet.
+const BUDGET_NS: u64 = 150;
+
+/// All numbers of one bench.
+#[derive(Serialize)]
+struct Results {
+    kernel: String,
+    budget_ns: u64,
+    costs: Vec<Cost>,
+}
+
+/// Cost of one kind of packet.
+#[derive(Serialize)]
+struct Cost {
+    program: &'static str,
+    packet: &'static str,
+    payload_bytes: usize,
+    /// Median of the rounds.
+    ns_per_packet: u64,
+    /// Fastest and slowest round.
+    range_ns: [u64; 2],
+}
+
+fn main() {
+    // SAFETY: no thread has been started, and the namespace is this process's own.
+    assert_eq!(
+        unsafe { libc::unshare(libc::CLONE_NEWNET) },
+        0,
+        "Needs root"
+    );
+    ip("link set lo up");
+    let mut costs = Vec::new();
+    for payload_bytes in PAYLOAD_BYTES {
+        let payload = vec![7; payload_bytes];
+        for program in ["uplink", "uplink_xdp"] {
+            costs.extend(uplink(program, &payload));
+        }
+        costs.push(leak(&payload));
+        costs.push(replicate(&payload));
+    }
+    let results = Results {
+        kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease")
+            .unwrap()
+            .trim()
+            .to_owned(),
+        budget_ns: BUDGET_NS,
+        costs,
+    };
+    println!(
+        "{:<12} {:<34} {:>8} {:>14} {:>12}",
+        "Program", "packet", "payload", "ns per packet", "range"
+    );
+    for cost in &results.costs {
+        println!(
+            "{:<12} {:<34} {:>8} {:>14} {:>12}",
+            cost.program,
+            cost.packet,
+            cost.payload_bytes,
+            cost.ns_per_packet,
+            format!("{}-{}", cost.range_ns[0], cost.range_ns[1])
+        );
+    }
+    let mut arguments = std::env::args().skip_while(|argument| argument != "--report");
+    if let Some(file) = arguments.nth(1) {
+        let json = serde_json::to_string_pretty(&results).unwrap();
+        File::create(file)
+            .unwrap()
+            .write_all(json.as_bytes())
+            .unwrap();
+    }
+}
+
+fn uplink(program: &'static str, payload: &[u8]) -> Vec<Cost> {
+    let usual = Relayed::usual();
+    let own = own_form();
+    let mut other = usual.datagram(payload);
+    other[56..58].copy_from_slice(&443_u16.to_be_bytes());
+    let mut stranger = usual.datagram(payload);
+    stranger[37] ^= 1;
+    [
+        ("unicast to another port", other, Origins::Relay),
+        ("unicast to a relayed flow's port", stranger, Origins::Relay),
+        ("native", usual.native(payload), Origins::Native),
+        (
+            "native, relay passes",
+            usual.native(payload),
+            Origins::Relay,
+        ),
+        ("native, both live", usual.native(payload), Origins::Both),
+        (
+            "relayed, native passes",
+            own.datagram(payload),
+            Origins::Native,
+        ),
+        ("relayed", own.datagram(payload), Origins::Relay),
+        ("relayed, both live", own.datagram(payload), Origins::Both),
+    ]
+    .into_iter()
+    .map(|(packet, frame, origins)| {
+        let mut kernel = load();
+        for relayed in [usual, own] {
+            kernel.insert("RELAY_FLOWS", relayed.flow_key(), relayed.flow());
+            kernel.insert("RELAYS", relayed.relay_key(), 1_u32);
+            manage(&mut kernel, &relayed, origins);
+        }
+        measure(&mut kernel, program, packet, payload.len(), &frame)
+    })
+    .collect()
+}
+
+/// A flow whose relayed form is itself.
+fn own_form() -> Relayed {
+    let mut relayed = Relayed::usual();
+    let Endpoints {
+        relay_address,
+        relay_port,
+        agent_address,
+        agent_port,
+    } = relayed.endpoints;
+    relayed.stream.source = relay_address;
+    relayed.stream.source_port = relay_port;
+    relayed.stream.multicast_address = agent_address;
+    relayed.stream.destination_port = agent_port;
+    relayed
+}
+
+fn leak(payload: &[u8]) -> Cost {
+    let frame = Relayed::usual().native(payload);
+    measure(&mut load(), "leak", "any", payload.len(), &frame)
+}
+
+/// One subscriber behind a veth whose other end is down: the clone is made, routed and given to
+/// the device, and goes no further.
+fn replicate(payload: &[u8]) -> Cost {
+    let relayed = Relayed::usual();
+    let agent = std::net::Ipv6Addr::from(relayed.endpoints.agent_address);
+    let setting = "/proc/sys/net/ipv6/conf/lo/forwarding";
+    std::fs::write(setting, "1").unwrap();
+    ip("link add out0 type veth peer name out1");
+    ip("link set out0 up");
+    ip(&format!("-6 route add {agent}/128 dev out0"));
+    ip(&format!(
+        "neigh replace {agent} lladdr 52:54:00:00:00:99 dev out0 nud permanent"
+    ));
+    let mut kernel = load();
+    manage(&mut kernel, &relayed, Origins::Native);
+    let served = RelayStream {
+        flow: 1,
+        subscribers: 1,
+    };
+    kernel.insert("RELAY_STREAMS", relayed.stream, served);
+    let key = SubscriberKey { flow: 1, index: 0 };
+    kernel.insert("RELAY_SUBSCRIBERS", key, relayed.subscriber(u64::MAX));
+    let frame = relayed.native(payload);
+    let cost = measure(
+        &mut kernel,
+        "replicate",
+        "one subscriber",
+        payload.len(),
+        &frame,
+    );
+    let counted = kernel.counted();
+    ip("link del out0");
+    let runs = u64::from(RUNS) * ROUNDS as u64;
+    assert!(
+        counted.contains(&(common::counter::Counter::ReplicatedPackets, runs)),
+        "{counted:?}"
+    );
+    cost
+}
+
+fn measure(
+    kernel: &mut Kernel,
+    program: &'static str,
+    packet: &'static str,
+    payload_bytes: usize,
+    frame: &[u8],
+) -> Cost {
+    let mut rounds: Vec<u64> = (0..ROUNDS)
+        .map(|_| nanoseconds(kernel.repeatedly(program, frame, RUNS)) / u64::from(RUNS))
+        .collect();
+    rounds.sort_unstable();
+    Cost {
+        program,
+        packet,
+        payload_bytes,
+        ns_per_packet: rounds[ROUNDS / 2],
+        range_ns: [rounds[0], rounds[ROUNDS - 1]],
+    }
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn manage(kernel: &mut Kernel, relayed: &Relayed, origins: Origins) {
+    let key: ManagedKey = relayed.stream.managed();
+    let value = Managed {
+        watch_since_ns: 0,
+        origins: origins as u8,
+        pad: [0; 7],
+    };
+    kernel.insert("MANAGED", key, value);
+}
+
+fn load() -> Kernel {
+    Kernel::load().unwrap_or_else(|| panic!("Needs root"))
+}
+
+fn ip(arguments: &str) {
+    let status = Command::new("ip")
+        .args(arguments.split(' '))
+        .status()
+        .unwrap();
+    assert!(status.success(), "ip {arguments} failed");
+}

@@ -1,0 +1,168 @@
+//! Relayed flows and their frames, which etherparse builds: it shares no code with the programs.
+
+#![allow(
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "what fails here is the test that asked for it"
+)]
+#![allow(dead_code, reason = "shared by several test targets")]
+
+use std::net::Ipv6Addr;
+
+use common::maps::{RelayFlow, RelayFlowKey, RelayKey, StreamKey, Subscriber};
+use common::relay::{self, Endpoints};
+use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
+
+/// Ethernet source of the frames that come in.
+pub(crate) const ROUTER_MAC: [u8; 6] = [0x52, 0x54, 0, 0, 0, 1];
+/// Their destination, when it is one interface.
+pub(crate) const HOST_MAC: [u8; 6] = [0x52, 0x54, 0, 0, 0, 2];
+
+/// A flow, and its relayed form.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Relayed {
+    pub(crate) stream: StreamKey,
+    pub(crate) endpoints: Endpoints,
+}
+
+impl Relayed {
+    /// A flow by its addresses and ports; the first pair of ports that fits is taken.
+    pub(crate) fn new(
+        (source, source_port): (Ipv6Addr, u16),
+        (multicast_address, destination_port): (Ipv6Addr, u16),
+        relay_address: Ipv6Addr,
+        agent_address: Ipv6Addr,
+    ) -> Self {
+        let stream = StreamKey {
+            multicast_address: multicast_address.octets(),
+            source: source.octets(),
+            source_port,
+            destination_port,
+            vlan: 0,
+            pad: 0,
+        };
+        let (relay_address, agent_address) = (relay_address.octets(), agent_address.octets());
+        let (relay_port, agent_port) = relay::port_pairs(&stream, &relay_address, &agent_address)
+            .next()
+            .unwrap();
+        Self {
+            stream,
+            endpoints: Endpoints {
+                relay_address,
+                relay_port,
+                agent_address,
+                agent_port,
+            },
+        }
+    }
+
+    /// The usual one.
+    pub(crate) fn usual() -> Self {
+        let address = |text: &str| text.parse().unwrap();
+        Self::new(
+            (address("2001:db8:5::1"), 5000),
+            (address("ff3e::1234"), 5004),
+            address("2001:db8:7::1"),
+            address("2001:db8:9::1"),
+        )
+    }
+
+    pub(crate) fn flow_key(&self) -> RelayFlowKey {
+        RelayFlowKey {
+            relay_address: self.endpoints.relay_address,
+            relay_port: self.endpoints.relay_port,
+            agent_port: self.endpoints.agent_port,
+        }
+    }
+
+    pub(crate) fn flow(&self) -> RelayFlow {
+        let differences = relay::to_multicast(&self.stream, &self.endpoints);
+        RelayFlow {
+            session: 7,
+            stream: self.stream,
+            agent_address: self.endpoints.agent_address,
+            address_difference: differences.address,
+            port_difference: differences.port,
+        }
+    }
+
+    pub(crate) fn relay_key(&self) -> RelayKey {
+        RelayKey {
+            relay_address: self.endpoints.relay_address,
+            agent_address: self.endpoints.agent_address,
+        }
+    }
+
+    pub(crate) fn subscriber(&self, lease_end_ns: u64) -> Subscriber {
+        let differences = relay::to_agent(&self.stream, &self.endpoints);
+        Subscriber {
+            lease_end_ns,
+            relay_address: self.endpoints.relay_address,
+            agent_address: self.endpoints.agent_address,
+            relay_port: self.endpoints.relay_port,
+            agent_port: self.endpoints.agent_port,
+            address_difference: differences.address,
+            port_difference: differences.port,
+            pad: 0,
+        }
+    }
+
+    /// A packet of the stream as multicast.
+    pub(crate) fn native(&self, payload: &[u8]) -> Vec<u8> {
+        self.multicast(ROUTER_MAC, 9, payload)
+    }
+
+    /// The packet that the agent has to make of the datagram.
+    pub(crate) fn restored(&self, payload: &[u8]) -> Vec<u8> {
+        self.multicast(*b"\x02rcast", 1, payload)
+    }
+
+    fn multicast(&self, source_mac: [u8; 6], hop_limit: u8, payload: &[u8]) -> Vec<u8> {
+        let stream = &self.stream;
+        let mut mac = [0x33; 6];
+        mac[2..].copy_from_slice(&stream.multicast_address[12..]);
+        frame(
+            (source_mac, stream.source, stream.source_port),
+            (mac, stream.multicast_address, stream.destination_port),
+            hop_limit,
+            payload,
+        )
+    }
+
+    /// The packet as the relay sends it.
+    pub(crate) fn datagram(&self, payload: &[u8]) -> Vec<u8> {
+        let endpoints = &self.endpoints;
+        frame(
+            (ROUTER_MAC, endpoints.relay_address, endpoints.relay_port),
+            (HOST_MAC, endpoints.agent_address, endpoints.agent_port),
+            61,
+            payload,
+        )
+    }
+}
+
+fn frame(
+    (source_mac, source, source_port): ([u8; 6], [u8; 16], u16),
+    (destination_mac, destination, destination_port): ([u8; 6], [u8; 16], u16),
+    hop_limit: u8,
+    payload: &[u8],
+) -> Vec<u8> {
+    let builder = PacketBuilder::ethernet2(source_mac, destination_mac)
+        .ipv6(source, destination, hop_limit)
+        .udp(source_port, destination_port);
+    let mut frame = Vec::with_capacity(builder.size(payload.len()));
+    builder.write(&mut frame, payload).unwrap();
+    frame
+}
+
+/// Whether the UDP checksum of a frame is right, by etherparse.
+pub(crate) fn checksum_is_right(frame: &[u8]) -> bool {
+    let packet = SlicedPacket::from_ethernet(frame).unwrap();
+    let (Some(NetSlice::Ipv6(ip)), Some(TransportSlice::Udp(udp))) = (packet.net, packet.transport)
+    else {
+        panic!("not UDP over IPv6: {frame:02x?}");
+    };
+    let header = udp.to_header();
+    let right = header.calc_checksum_ipv6(&ip.header().to_header(), udp.payload());
+    right.unwrap() == header.checksum
+}
