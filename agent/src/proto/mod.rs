@@ -22,6 +22,7 @@
 //! | `record` | what is remembered of each migration |
 //! | `timer` | deadlines |
 //! | [`directory`] | which relay is for whom: the core of `roamcast mcs` |
+//! | [`relay`] | the other role: [`relay::RelayServer`] |
 
 mod config;
 mod destination;
@@ -34,6 +35,7 @@ mod listener;
 pub mod policy;
 mod record;
 mod refusal;
+pub mod relay;
 mod source;
 #[cfg(test)]
 mod tests;

@@ -36,36 +36,45 @@ pub(super) enum Timer {
 }
 
 /// The deadlines that are set.
-#[derive(Debug, Default)]
-pub(super) struct TimerTable {
-    deadlines: BTreeMap<Timer, Timestamp>,
-    queue: BTreeSet<(Timestamp, Timer)>,
+#[derive(Debug)]
+pub(super) struct TimerTable<T = Timer> {
+    deadlines: BTreeMap<T, Timestamp>,
+    queue: BTreeSet<(Timestamp, T)>,
 }
 
-impl TimerTable {
+impl<T> Default for TimerTable<T> {
+    fn default() -> Self {
+        Self {
+            deadlines: BTreeMap::new(),
+            queue: BTreeSet::new(),
+        }
+    }
+}
+
+impl<T: Copy + Ord> TimerTable<T> {
     /// Sets or moves a deadline.
-    pub(super) fn set(&mut self, timer: Timer, deadline: Timestamp) {
+    pub(super) fn set(&mut self, timer: T, deadline: Timestamp) {
         self.stop(timer);
         self.deadlines.insert(timer, deadline);
         self.queue.insert((deadline, timer));
     }
 
     /// Sets a deadline unless it is set to an earlier one.
-    pub(super) fn set_earlier(&mut self, timer: Timer, deadline: Timestamp) {
+    pub(super) fn set_earlier(&mut self, timer: T, deadline: Timestamp) {
         if self.get(timer).is_none_or(|set| deadline < set) {
             self.set(timer, deadline);
         }
     }
 
     /// Removes a deadline.
-    pub(super) fn stop(&mut self, timer: Timer) {
+    pub(super) fn stop(&mut self, timer: T) {
         if let Some(deadline) = self.deadlines.remove(&timer) {
             self.queue.remove(&(deadline, timer));
         }
     }
 
     /// Returns when a timer is due.
-    pub(super) fn get(&self, timer: Timer) -> Option<Timestamp> {
+    pub(super) fn get(&self, timer: T) -> Option<Timestamp> {
         self.deadlines.get(&timer).copied()
     }
 
@@ -75,7 +84,7 @@ impl TimerTable {
     }
 
     /// Removes and returns the earliest timer that is due at `now`.
-    pub(super) fn expire(&mut self, now: Timestamp) -> Option<Timer> {
+    pub(super) fn expire(&mut self, now: Timestamp) -> Option<T> {
         let (_, timer) = *self
             .queue
             .first()

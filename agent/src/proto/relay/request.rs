@@ -1,0 +1,178 @@
+//! What is checked of a request: its fields, the policy, the limits.
+
+use std::collections::BTreeSet;
+use std::net::Ipv6Addr;
+
+use common::maps::{Address, FilterMode, StreamKey};
+use common::signal::RelayRequest;
+
+use super::policy::{Verdict, judge};
+use super::{Filter, Refusal, RelayServer};
+use crate::proto::filter::is_routable;
+
+/// A request whose fields are in order.
+pub(super) struct Wanted {
+    pub(super) multicast_address: Address,
+    pub(super) filter: Filter,
+    pub(super) agent_address: Address,
+    /// Flows that the agent knows of.
+    pub(super) named: BTreeSet<StreamKey>,
+}
+
+impl RelayServer {
+    /// Checks fields and policy.
+    pub(super) fn check(&self, agent: &str, request: &RelayRequest) -> Result<Wanted, Refusal> {
+        let relay = || self.config.name.clone();
+        let multicast_address = *request.multicast_address;
+        let address = Ipv6Addr::from(multicast_address);
+        if !is_routable(&multicast_address) {
+            return Err(Refusal::NotRoutable { address });
+        }
+        let mode = FilterMode::from_u8(request.filter_mode).ok_or(Refusal::BadField {
+            field: "filter mode",
+        })?;
+        let limit = self.config.limits.sources;
+        if request.sources.len() > limit {
+            return Err(Refusal::TooManySources {
+                relay: relay(),
+                sources: request.sources.len(),
+                limit,
+            });
+        }
+        let filter = Filter {
+            mode,
+            sources: request
+                .sources
+                .iter()
+                .map(|it| Ipv6Addr::from(**it))
+                .collect(),
+        };
+        if filter.sources.iter().any(|source| !is_unicast(*source)) {
+            return Err(Refusal::BadField { field: "sources" });
+        }
+        match mode {
+            FilterMode::Include if filter.sources.is_empty() => {
+                return Err(Refusal::NoSources { address });
+            }
+            FilterMode::Exclude if is_source_specific(&multicast_address) => {
+                return Err(Refusal::SourceSpecific { address });
+            }
+            _ => {}
+        }
+        let agent_address = Ipv6Addr::from(*request.agent_address);
+        if !is_unicast(agent_address)
+            || agent_address.is_loopback()
+            || agent_address.is_unicast_link_local()
+            || agent_address == self.config.address
+        {
+            return Err(Refusal::BadField {
+                field: "address of the agent",
+            });
+        }
+        match judge(&self.config.policy, agent, address, agent_address) {
+            Verdict::Allowed => {}
+            Verdict::Refused => {
+                return Err(Refusal::Policy {
+                    relay: relay(),
+                    agent: agent.to_owned(),
+                    address,
+                });
+            }
+            Verdict::RefusedDestination => {
+                return Err(Refusal::Destination {
+                    relay: relay(),
+                    agent: agent.to_owned(),
+                    address: agent_address,
+                });
+            }
+        }
+        let other = self
+            .neighbours
+            .get(&agent_address.octets())
+            .into_iter()
+            .flatten()
+            .filter_map(|number| self.sessions.get(number)?.owner.as_ref())
+            .any(|owner| owner.agent != agent);
+        if other {
+            return Err(Refusal::OtherAgent {
+                relay: relay(),
+                address: agent_address,
+            });
+        }
+        let named = request
+            .flows
+            .iter()
+            .take(self.config.limits.flows_per_session)
+            .map(|flow| StreamKey {
+                multicast_address,
+                source: *flow.source,
+                source_port: flow.source_port,
+                destination_port: flow.destination_port,
+                vlan: 0,
+                pad: 0,
+            })
+            // Without ports it is no UDP, which cannot be relayed.
+            .filter(|stream| stream.source_port != 0 && stream.destination_port != 0)
+            .filter(|stream| is_unicast(stream.source.into()) && filter.accepts(&stream.source))
+            .collect();
+        Ok(Wanted {
+            multicast_address,
+            filter,
+            agent_address: agent_address.octets(),
+            named,
+        })
+    }
+
+    /// Checks the limits for one more session.
+    pub(super) fn check_room(&self, agent: &str, wanted: &Wanted) -> Result<(), Refusal> {
+        let relay = || self.config.name.clone();
+        let limits = &self.config.limits;
+        if self.sessions.len() >= limits.sessions {
+            return Err(Refusal::TooManySessions {
+                relay: relay(),
+                limit: limits.sessions,
+            });
+        }
+        if self.of_agent(agent).count() >= limits.sessions_per_agent {
+            return Err(Refusal::TooManyOfAgent {
+                relay: relay(),
+                agent: agent.to_owned(),
+                limit: limits.sessions_per_agent,
+            });
+        }
+        // What is not flowing yet is not known; the next one then is refused.
+        let more = self.rate_of(&wanted.multicast_address, &wanted.filter);
+        let used_above = |limit: u64, agent: Option<&str>| {
+            // Adding up takes a while; without a limit there is nothing to add up for.
+            let used = (limit < u64::MAX).then(|| self.bits_per_second(agent))?;
+            (used >= limit || used.saturating_add(more) > limit).then_some(used)
+        };
+        let limit = limits.bits_per_second;
+        if let Some(used) = used_above(limit, None) {
+            return Err(Refusal::Bandwidth {
+                relay: relay(),
+                used,
+                limit,
+            });
+        }
+        let limit = limits.bits_per_second_per_agent;
+        if let Some(used) = used_above(limit, Some(agent)) {
+            return Err(Refusal::BandwidthOfAgent {
+                relay: relay(),
+                agent: agent.to_owned(),
+                used,
+                limit,
+            });
+        }
+        Ok(())
+    }
+}
+
+fn is_unicast(address: Ipv6Addr) -> bool {
+    !address.is_multicast() && !address.is_unspecified()
+}
+
+/// Whether an address is of source-specific multicast: ff3x::/32 (RFC 4607 §1).
+pub(crate) fn is_source_specific(address: &Address) -> bool {
+    matches!(address, [0xff, second, 0, 0, ..] if second >> 4 == 3)
+}

@@ -1,0 +1,380 @@
+//! Sessions: asked for, renewed, taken over, released, expired.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv6Addr;
+
+use common::maps::{Address, ManagedKey, StreamKey};
+use common::signal::{RelayRelease, RelayRequest};
+use tracing::{info, warn};
+
+use super::request::Wanted;
+use super::stream::{Group, StreamState};
+use super::{Filter, Owner, Refusal, RelayOutput, RelayServer, Session, Timer, managed_key};
+use crate::proto::refusal::bounded;
+
+impl RelayServer {
+    pub(super) fn request(
+        &mut self,
+        agent: &str,
+        transaction: u64,
+        request: &RelayRequest,
+    ) -> Result<(), Refusal> {
+        let wanted = self.check(agent, request)?;
+        let name = (agent.to_owned(), wanted.multicast_address);
+        let number = match self.names.get(&name) {
+            Some(number) => *number,
+            None => match self.adopted_session(&wanted) {
+                Some(number) => number,
+                None => {
+                    self.check_room(agent, &wanted)?;
+                    self.open(&wanted)
+                }
+            },
+        };
+        self.names.insert(name, number);
+        self.renew(number, agent, transaction, wanted);
+        Ok(())
+    }
+
+    /// The sessions of an agent.
+    pub(super) fn of_agent(&self, agent: &str) -> impl Iterator<Item = u64> + '_ {
+        self.names
+            .range((agent.to_owned(), [0; 16])..=(agent.to_owned(), [0xff; 16]))
+            .map(|(_, number)| *number)
+    }
+
+    /// The session that an earlier relay had with the agent of this address.
+    fn adopted_session(&self, wanted: &Wanted) -> Option<u64> {
+        let group = self.groups.get(&wanted.multicast_address)?;
+        group.sessions.iter().copied().find(|number| {
+            self.sessions.get(number).is_some_and(|session| {
+                session.owner.is_none() && session.agent_address == wanted.agent_address
+            })
+        })
+    }
+
+    /// Makes a session without owner and flows, and joins.
+    fn open(&mut self, wanted: &Wanted) -> u64 {
+        let number = self.next_session;
+        self.next_session += 1;
+        let session = Session {
+            owner: None,
+            multicast_address: wanted.multicast_address,
+            filter: wanted.filter.clone(),
+            agent_address: wanted.agent_address,
+            since: self.now,
+            lease_end: self.now,
+            resolving: false,
+            flows: BTreeMap::new(),
+        };
+        self.insert_session(number, session);
+        number
+    }
+
+    /// Enters a session into the tables, and joins.
+    pub(super) fn insert_session(&mut self, number: u64, session: Session) {
+        let multicast_address = session.multicast_address;
+        let agent_address = session.agent_address;
+        let filter = session.filter.clone();
+        self.sessions.insert(number, session);
+        match self.groups.get_mut(&multicast_address) {
+            Some(group) => {
+                group.sessions.insert(number);
+                self.rejoin(&multicast_address);
+            }
+            None => {
+                let key = managed_key(&multicast_address);
+                // Watched before it is joined, so that the first packet is seen.
+                self.outputs.push_back(RelayOutput::Manage {
+                    key,
+                    since: self.now,
+                });
+                self.outputs
+                    .push_back(RelayOutput::Join(filter.membership(key)));
+                let mut group = Group::new(filter, self.now);
+                group.sessions.insert(number);
+                self.groups.insert(multicast_address, group);
+                if self.timers.get(Timer::Measure).is_none() {
+                    let due = self.now + self.config.measure_interval;
+                    self.timers.set(Timer::Measure, due);
+                }
+            }
+        }
+        self.neighbours
+            .entry(agent_address)
+            .or_default()
+            .insert(number);
+    }
+
+    /// Joins with what the sessions of an address want together.
+    fn rejoin(&mut self, multicast_address: &Address) {
+        let Some(group) = self.groups.get_mut(multicast_address) else {
+            return;
+        };
+        let sessions = &self.sessions;
+        let filters = group
+            .sessions
+            .iter()
+            .filter_map(|number| sessions.get(number))
+            .map(|session| &session.filter);
+        let merged = Filter::merge(filters);
+        if merged != group.filter {
+            group.filter = merged;
+            let membership = group.filter.membership(managed_key(multicast_address));
+            self.outputs.push_back(RelayOutput::Join(membership));
+        }
+    }
+
+    /// Gives a session its owner, filter, flows and a new lease, and answers.
+    fn renew(&mut self, number: u64, agent: &str, transaction: u64, wanted: Wanted) {
+        let Wanted {
+            multicast_address,
+            filter,
+            agent_address,
+            named,
+        } = wanted;
+        self.move_session(number, agent_address);
+        let Some(session) = self.sessions.get_mut(&number) else {
+            return;
+        };
+        let owner = session.owner.take();
+        let fresh = owner.is_none();
+        if owner.as_ref().map(|owner| owner.transaction) != Some(transaction) {
+            info!(
+                agent,
+                multicast_address = %Ipv6Addr::from(multicast_address),
+                agent_address = %Ipv6Addr::from(agent_address),
+                "Session begins"
+            );
+        }
+        let known: BTreeSet<StreamKey> = owner
+            .filter(|owner| owner.transaction == transaction)
+            .map(|owner| owner.named)
+            .unwrap_or_default();
+        let news: Vec<StreamKey> = named.difference(&known).copied().collect();
+        session.owner = Some(Owner {
+            agent: agent.to_owned(),
+            transaction,
+            named,
+        });
+        session.lease_end = self.now + self.config.lease;
+        let lease_end = session.lease_end;
+        let refiltered = session.filter != filter;
+        session.filter = filter;
+        let unwanted: Vec<StreamKey> = session
+            .flows
+            .keys()
+            .filter(|stream| !session.filter.accepts(&stream.source))
+            .copied()
+            .collect();
+        let kept: Vec<StreamKey> = session
+            .flows
+            .keys()
+            .filter(|stream| session.filter.accepts(&stream.source))
+            .copied()
+            .collect();
+        session.resolving |= fresh;
+        self.timers.set(Timer::Lease(number), lease_end);
+        if refiltered {
+            self.rejoin(&multicast_address);
+        }
+        for stream in kept {
+            self.write_subscriber(number, &stream, false);
+        }
+        for stream in unwanted {
+            self.unsubscribe(number, &stream);
+        }
+        self.subscribe_known(number, &multicast_address, &news);
+        if fresh {
+            self.resolve(number);
+        } else {
+            // Unless it waits for the neighbour still.
+            self.announce(number);
+        }
+    }
+
+    /// Sends a session every known flow that its filter accepts, and those that its agent names.
+    fn subscribe_known(&mut self, number: u64, multicast_address: &Address, named: &[StreamKey]) {
+        let Some(group) = self.groups.get(multicast_address) else {
+            return;
+        };
+        let Some(session) = self.sessions.get(&number) else {
+            return;
+        };
+        let known: Vec<StreamKey> = group
+            .streams
+            .iter()
+            .filter(|(stream, state)| state.seen && session.filter.accepts(&stream.source))
+            .map(|(stream, _)| *stream)
+            .collect();
+        for stream in known {
+            self.subscribe(number, &stream);
+        }
+        for stream in named {
+            // A flow that finds no room is not remembered for having been named.
+            let room = self
+                .sessions
+                .get(&number)
+                .is_some_and(|session| session.flows.len() < self.config.limits.flows_per_session);
+            if room && let Some(group) = self.groups.get_mut(multicast_address) {
+                let now = self.now;
+                group
+                    .streams
+                    .entry(*stream)
+                    .or_insert_with(|| StreamState::new(now, false));
+                self.subscribe(number, stream);
+            }
+        }
+    }
+
+    /// Sends a session's copies elsewhere from now on, by new ports.
+    fn move_session(&mut self, number: u64, agent_address: Address) {
+        let Some(session) = self.sessions.get(&number) else {
+            return;
+        };
+        let old = session.agent_address;
+        if old == agent_address {
+            return;
+        }
+        let streams: Vec<StreamKey> = session.flows.keys().copied().collect();
+        for stream in &streams {
+            self.unsubscribe(number, stream);
+        }
+        self.forget_neighbour(number, old);
+        self.neighbours
+            .entry(agent_address)
+            .or_default()
+            .insert(number);
+        if let Some(session) = self.sessions.get_mut(&number) {
+            session.agent_address = agent_address;
+            // Known ways and flows are taken up again by the renewal that this belongs to.
+            session.owner = None;
+        }
+    }
+
+    /// Asks for the way to a session's agent.
+    pub(super) fn resolve(&mut self, number: u64) {
+        if let Some(session) = self.sessions.get(&number) {
+            self.outputs.push_back(RelayOutput::Resolve {
+                agent_address: session.agent_address.into(),
+            });
+        }
+    }
+
+    fn forget_neighbour(&mut self, number: u64, agent_address: Address) {
+        if let Some(sessions) = self.neighbours.get_mut(&agent_address) {
+            sessions.remove(&number);
+            if sessions.is_empty() {
+                self.neighbours.remove(&agent_address);
+                self.outputs.push_back(RelayOutput::Forget {
+                    agent_address: agent_address.into(),
+                });
+            }
+        }
+    }
+
+    pub(super) fn neighbour_known(&mut self, agent_address: Ipv6Addr, result: Result<(), String>) {
+        let waiting: Vec<u64> = self
+            .neighbours
+            .get(&agent_address.octets())
+            .into_iter()
+            .flatten()
+            .filter(|number| self.sessions.get(number).is_some_and(|it| it.resolving))
+            .copied()
+            .collect();
+        match result {
+            Ok(()) => {
+                for number in waiting {
+                    if let Some(session) = self.sessions.get_mut(&number) {
+                        session.resolving = false;
+                    }
+                    self.announce(number);
+                }
+            }
+            Err(reason) => {
+                warn!(%agent_address, reason, "Cannot reach an agent");
+                for number in waiting {
+                    let refusal = Refusal::Unreachable {
+                        relay: self.config.name.clone(),
+                        address: agent_address,
+                        reason: reason.clone(),
+                    };
+                    self.counters.refused_requests += 1;
+                    self.end(number, &refusal);
+                }
+            }
+        }
+    }
+
+    /// Something could not be done for an address. Sessions that were not answered are refused;
+    /// others go on with what they have.
+    pub(super) fn address_failed(&mut self, key: ManagedKey, reason: &str) {
+        let address = Ipv6Addr::from(key.multicast_address);
+        let numbers: Vec<u64> = self
+            .groups
+            .get(&key.multicast_address)
+            .map(|group| group.sessions.iter().copied().collect())
+            .unwrap_or_default();
+        for number in numbers {
+            if self.sessions.get(&number).is_some_and(|it| it.resolving) {
+                let refusal = Refusal::Failed {
+                    relay: self.config.name.clone(),
+                    address,
+                    reason: reason.to_owned(),
+                };
+                self.counters.refused_requests += 1;
+                self.end(number, &refusal);
+            }
+        }
+    }
+
+    pub(super) fn lease_over(&mut self, number: u64) {
+        self.counters.expired_sessions += 1;
+        let lease = self.config.lease;
+        self.end(number, &Refusal::Expired { lease });
+    }
+
+    /// Ends a session and tells its agent why.
+    fn end(&mut self, number: u64, refusal: &Refusal) {
+        if let Some(owner) = self.sessions.get(&number).and_then(|it| it.owner.as_ref()) {
+            let (agent, transaction) = (owner.agent.clone(), owner.transaction);
+            info!(agent, %refusal, "Session ends");
+            let reason = bounded(&refusal.to_string());
+            self.send(&agent, transaction, &RelayRelease { reason }.into());
+        }
+        self.remove(number);
+    }
+
+    /// Removes a session with all that was done for it.
+    pub(super) fn remove(&mut self, number: u64) {
+        let Some(session) = self.sessions.get(&number) else {
+            return;
+        };
+        let multicast_address = session.multicast_address;
+        let agent_address = session.agent_address;
+        let streams: Vec<StreamKey> = session.flows.keys().copied().collect();
+        for stream in &streams {
+            self.unsubscribe(number, stream);
+        }
+        self.timers.stop(Timer::Lease(number));
+        self.forget_neighbour(number, agent_address);
+        if let Some(owner) = self.sessions.remove(&number).and_then(|it| it.owner) {
+            self.names.remove(&(owner.agent, multicast_address));
+        }
+        let Some(group) = self.groups.get_mut(&multicast_address) else {
+            return;
+        };
+        group.sessions.remove(&number);
+        if group.sessions.is_empty() {
+            self.groups.remove(&multicast_address);
+            let key = managed_key(&multicast_address);
+            self.outputs.push_back(RelayOutput::Leave(key));
+            self.outputs.push_back(RelayOutput::Unmanage(key));
+            if self.groups.is_empty() {
+                self.timers.stop(Timer::Measure);
+            }
+        } else {
+            self.rejoin(&multicast_address);
+        }
+    }
+}

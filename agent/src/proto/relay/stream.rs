@@ -1,0 +1,174 @@
+//! What is known of multicast addresses, their flows and the subscribers of these.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use common::maps::{MAX_SUBSCRIBERS, RelayStream, Stream, StreamKey};
+
+use super::Timestamp;
+use crate::proto::filter::Filter;
+
+/// Shortest time that a rate is computed over.
+const MIN_MEASURE: Duration = Duration::from_millis(500);
+
+/// One multicast address that somebody has a session for.
+#[derive(Debug)]
+pub(super) struct Group {
+    /// What is joined.
+    pub(super) filter: Filter,
+    /// Since when its packets raise events.
+    pub(super) since: Timestamp,
+    pub(super) sessions: BTreeSet<u64>,
+    /// The flows known: seen, or named by an agent.
+    pub(super) streams: BTreeMap<StreamKey, StreamState>,
+}
+
+impl Group {
+    pub(super) fn new(filter: Filter, since: Timestamp) -> Self {
+        Self {
+            filter,
+            since,
+            sessions: BTreeSet::new(),
+            streams: BTreeMap::new(),
+        }
+    }
+
+    /// Rate of a flow when last measured.
+    pub(super) fn bits_per_second(&self, stream: &StreamKey) -> u64 {
+        self.streams
+            .get(stream)
+            .map_or(0, |state| state.bits_per_second)
+    }
+}
+
+/// One flow.
+#[derive(Debug)]
+pub(super) struct StreamState {
+    /// A packet has come; otherwise an agent has only named it.
+    pub(super) seen: bool,
+    /// When its last packet came; when it was named, before the first.
+    pub(super) last_seen: Timestamp,
+    pub(super) bits_per_second: u64,
+    /// When it was last measured, and the bytes that had come.
+    measured: Option<(Timestamp, u64)>,
+    /// Its entry in the maps, while it has subscribers.
+    pub(super) served: Option<Served>,
+}
+
+impl StreamState {
+    pub(super) fn new(last_seen: Timestamp, seen: bool) -> Self {
+        Self {
+            seen,
+            last_seen,
+            bits_per_second: 0,
+            measured: None,
+            served: None,
+        }
+    }
+
+    /// Takes in what the kernel has counted.
+    pub(super) fn measure(&mut self, now: Timestamp, stream: &Stream) {
+        self.last_seen = self.last_seen.max(Timestamp(stream.native_last_ns));
+        self.bits_per_second = match self.measured {
+            // A flow whose entry was made anew counts from zero.
+            Some((at, bytes)) if stream.native_bytes >= bytes => {
+                let elapsed = now.since(at);
+                if elapsed < MIN_MEASURE {
+                    return;
+                }
+                rate(stream.native_bytes - bytes, elapsed)
+            }
+            _ => rate(
+                stream.native_bytes / stream.native_packets.max(1),
+                Duration::from_nanos(stream.native_interarrival_ns),
+            ),
+        };
+        self.measured = Some((now, stream.native_bytes));
+    }
+}
+
+/// Bits per second; 0 for no time.
+fn rate(bytes: u64, time: Duration) -> u64 {
+    let bits = u128::from(bytes) * 8 * 1_000_000_000;
+    bits.checked_div(time.as_nanos())
+        .map_or(0, |rate| u64::try_from(rate).unwrap_or(u64::MAX))
+}
+
+/// A flow in the maps.
+#[derive(Debug)]
+pub(super) struct Served {
+    /// Its number.
+    pub(super) flow: u32,
+    /// Sessions by index; `None` is a gap, never at the end.
+    pub(super) subscribers: Vec<Option<u64>>,
+}
+
+impl Served {
+    pub(super) fn value(&self) -> RelayStream {
+        RelayStream {
+            flow: self.flow,
+            subscribers: u32::try_from(self.subscribers.len()).unwrap_or(MAX_SUBSCRIBERS),
+        }
+    }
+
+    /// Puts a session at the lowest free index; `None` when there is no room.
+    pub(super) fn add(&mut self, session: u64) -> Option<u32> {
+        let index = self
+            .subscribers
+            .iter()
+            .position(Option::is_none)
+            .unwrap_or(self.subscribers.len());
+        let number = u32::try_from(index)
+            .ok()
+            .filter(|index| *index < MAX_SUBSCRIBERS)?;
+        match self.subscribers.get_mut(index) {
+            Some(gap) => *gap = Some(session),
+            None => self.subscribers.push(Some(session)),
+        }
+        Some(number)
+    }
+
+    pub(super) fn remove(&mut self, index: u32) {
+        let index = usize::try_from(index).unwrap_or(usize::MAX);
+        if let Some(subscriber) = self.subscribers.get_mut(index) {
+            *subscriber = None;
+        }
+        self.trim();
+    }
+
+    fn trim(&mut self) {
+        while self.subscribers.last().is_some_and(Option::is_none) {
+            self.subscribers.pop();
+        }
+    }
+}
+
+/// Numbers of flows in use; the lowest free one is given out first.
+#[derive(Debug, Default)]
+pub(super) struct FlowNumbers {
+    next: u32,
+    free: BTreeSet<u32>,
+}
+
+impl FlowNumbers {
+    pub(super) fn take(&mut self) -> u32 {
+        self.free.pop_first().unwrap_or_else(|| {
+            let number = self.next;
+            self.next = self.next.wrapping_add(1);
+            number
+        })
+    }
+
+    pub(super) fn release(&mut self, number: u32) {
+        self.free.insert(number);
+    }
+
+    /// Starts with the numbers that an earlier relay has given out.
+    pub(super) fn adopted(used: &BTreeSet<u32>) -> Self {
+        let next = used.last().map_or(0, |last| last.saturating_add(1));
+        Self {
+            next,
+            free: (0..next).filter(|number| !used.contains(number)).collect(),
+        }
+    }
+}
