@@ -101,7 +101,10 @@ fn choose<'a>(ifindex: u32, messages: impl Iterator<Item = &'a AddressMessage>) 
                 AddressAttribute::Address(IpAddr::V6(address)) => Some(*address),
                 _ => None,
             });
-        let Some(address) = address else { continue };
+        // A multicast address is a join that the kernel holds.
+        let Some(address) = address.filter(|address| !address.is_multicast()) else {
+            continue;
+        };
         if flags.intersects(AddressFlags::Tentative | AddressFlags::Dadfailed) {
             continue;
         }

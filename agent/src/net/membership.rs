@@ -15,6 +15,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{Ipv6Addr, UdpSocket};
+use std::os::fd::{AsFd, BorrowedFd};
 
 use common::maps::{FilterMode, ManagedKey};
 use socket2::{Domain, Socket, Type};
@@ -129,6 +130,11 @@ impl Memberships {
     /// The addresses held.
     pub fn keys(&self) -> impl Iterator<Item = ManagedKey> + '_ {
         self.held.keys().copied()
+    }
+
+    /// The sockets that hold them, in an order in which they come and go at the end.
+    pub fn sockets(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.sockets.iter().map(|slot| slot.socket.as_fd())
     }
 
     /// Takes a membership, or replaces the one held for that address.

@@ -6,18 +6,24 @@
 //! | [`addresses`] | finds the addresses of the bridge |
 //! | [`mdb`] | writes the bridge's multicast database |
 //! | [`membership`] | holds memberships on the bridge through kernel sockets |
+//! | [`static_join`] | has the kernel hold joins that outlive the process |
+//! | [`fd_store`] | has systemd keep sockets while the process is not there |
+//! | [`neighbour`] | has the kernel know the next hops towards agents |
 //! | [`vm_socket`] | exchanges datagrams with the VMs |
 //! | [`peers`] | connections to the agents of other hosts |
 //! | [`tls`] | their certificates |
 
 pub mod addresses;
+pub mod fd_store;
 mod frames;
 pub mod links;
 mod mcast_filter;
 pub mod mdb;
 pub mod membership;
+pub mod neighbour;
 mod netlink;
 pub mod peers;
 mod rcvmark;
+pub mod static_join;
 pub mod tls;
 pub mod vm_socket;

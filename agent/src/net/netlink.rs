@@ -112,6 +112,32 @@ impl Requests {
         }
     }
 
+    /// Sends one complete request, `struct nlmsghdr` included, that is answered by one message, and
+    /// returns that with its header. Length and sequence number are filled in here.
+    ///
+    /// # Errors
+    ///
+    /// What the socket says.
+    pub(super) fn get(&mut self, mut request: Vec<u8>) -> io::Result<Result<Vec<u8>, Refusal>> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let length = u32::try_from(request.len()).unwrap_or(u32::MAX);
+        put(&mut request, 0, &length.to_ne_bytes());
+        put(&mut request, 8, &self.sequence.to_ne_bytes());
+        self.socket.send(&request, 0)?;
+        loop {
+            let (datagram, _) = self.socket.recv_from_full()?;
+            for message in messages(&datagram) {
+                if message.sequence != self.sequence {
+                    continue;
+                }
+                return Ok(match acknowledgement(&message) {
+                    Some(Err(refusal)) => Err(refusal),
+                    Some(Ok(())) | None => Ok(message.bytes.to_vec()),
+                });
+            }
+        }
+    }
+
     /// Sends complete requests, `struct nlmsghdr` included, that each ask for an acknowledgement
     /// (`NLM_F_ACK`), and returns the outcome of each in order. Lengths and sequence numbers are
     /// filled in here.

@@ -1,0 +1,194 @@
+//! Link addresses of the next hops towards agents.
+//!
+//! The kernel programs send by `bpf_fib_lookup`, which fails while the link address of the next hop
+//! is not known and asks nobody for it. So the kernel is told to find it out, and to go on doing so
+//! by itself (`NTF_EXT_MANAGED`, kernel 5.16): that outlives this process.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::Ipv6Addr;
+
+use netlink_packet_core::NetlinkPayload;
+use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
+
+use super::netlink::{HEADER_BYTES, Refusal, RequestBytes, Requests};
+
+const RTM_GETROUTE: u16 = 26;
+const RTM_NEWNEIGH: u16 = 28;
+const RTM_GETNEIGH: u16 = 30;
+const RTA_DST: u16 = 1;
+const NDA_DST: u16 = 1;
+const NDA_FLAGS_EXT: u16 = 15;
+const NTF_USE: u8 = 1;
+const NTF_EXT_MANAGED: u32 = 1;
+/// Reachable, stale, delay, probe, no ARP, permanent: what `bpf_fib_lookup` takes.
+const NUD_VALID: u16 = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80;
+
+/// Why there is no way to an address.
+#[derive(Debug, thiserror::Error)]
+pub enum NeighbourError {
+    /// Netlink does not work.
+    #[error("the kernel cannot be asked: {0}")]
+    Netlink(#[source] io::Error),
+    /// There is none.
+    #[error("there is no route to it ({0})")]
+    NoRoute(Refusal),
+    /// It is on this host.
+    #[error("it is an address of the relay's own host")]
+    Own,
+    /// The route does not lead to a host.
+    #[error("its route leads nowhere")]
+    Nowhere,
+    /// The kernel refuses to ask.
+    #[error("the link address of {next_hop} cannot be asked for: {refusal}")]
+    Refused {
+        /// The next hop.
+        next_hop: Ipv6Addr,
+        /// What the kernel said.
+        refusal: Refusal,
+    },
+}
+
+/// Where packets to an address go first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Way {
+    ifindex: u32,
+    next_hop: Ipv6Addr,
+}
+
+/// The next hops that the kernel keeps known. Dropping it changes nothing.
+pub struct Neighbours {
+    requests: Requests,
+    ways: BTreeMap<Ipv6Addr, Way>,
+}
+
+impl Neighbours {
+    /// None yet, in the network namespace of the calling thread.
+    ///
+    /// # Errors
+    ///
+    /// What `socket(2)` says.
+    pub fn open() -> io::Result<Self> {
+        Ok(Self {
+            requests: Requests::open()?,
+            ways: BTreeMap::new(),
+        })
+    }
+
+    /// Has the kernel find out the link address on the way to `address`, and keep it; says whether
+    /// it is known. To be called again until it is, and now and then, because routes change.
+    ///
+    /// # Errors
+    ///
+    /// See [`NeighbourError`].
+    pub fn resolve(&mut self, address: Ipv6Addr) -> Result<bool, NeighbourError> {
+        let way = self.way(address)?;
+        if let Some(old) = self.ways.insert(address, way)
+            && old != way
+        {
+            self.release(old);
+        }
+        self.ask(way, NTF_EXT_MANAGED)
+            .map_err(NeighbourError::Netlink)?
+            .map_err(|refusal| NeighbourError::Refused {
+                next_hop: way.next_hop,
+                refusal,
+            })?;
+        Ok(self.state(way).map_err(NeighbourError::Netlink)? & NUD_VALID != 0)
+    }
+
+    /// Has the kernel keep the link address on the way to `address` no longer.
+    pub fn forget(&mut self, address: Ipv6Addr) {
+        if let Some(way) = self.ways.remove(&address) {
+            self.release(way);
+        }
+    }
+
+    /// The addresses that are kept known.
+    pub fn addresses(&self) -> impl Iterator<Item = Ipv6Addr> + '_ {
+        self.ways.keys().copied()
+    }
+
+    fn release(&mut self, way: Way) {
+        if self.ways.values().any(|used| *used == way) {
+            return;
+        }
+        // Fails when the interface is gone, and the neighbour with it.
+        if let Ok(Err(refusal)) | Err(refusal) = self.ask(way, 0).map_err(Refusal::from) {
+            tracing::debug!(next_hop = %way.next_hop, %refusal, "Neighbour was gone already");
+        }
+    }
+
+    fn way(&mut self, address: Ipv6Addr) -> Result<Way, NeighbourError> {
+        let mut request = RequestBytes::new(RTM_GETROUTE, NLM_F_REQUEST);
+        // `struct rtmsg` with the length of the destination.
+        request.push(&[libc::AF_INET6 as u8, 128, 0, 0, 0, 0, 0, 0]);
+        request.push(&0_u32.to_ne_bytes());
+        request.attribute(RTA_DST, &address.octets());
+        let answer = self
+            .requests
+            .get(request.finish())
+            .map_err(NeighbourError::Netlink)?
+            .map_err(NeighbourError::NoRoute)?;
+        match NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer).map(|it| it.payload) {
+            Ok(NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(route))) => {
+                way_of(address, &route)
+            }
+            _ => Err(NeighbourError::Nowhere),
+        }
+    }
+
+    /// Has the kernel use the entry of a next hop, which makes it ask, and sets its flags.
+    fn ask(&mut self, way: Way, flags: u32) -> io::Result<Result<(), Refusal>> {
+        let options = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
+        let mut request = neighbour_request(RTM_NEWNEIGH, options, way, NTF_USE);
+        request.attribute(NDA_FLAGS_EXT, &flags.to_ne_bytes());
+        let outcomes = self.requests.apply(&mut [request.finish()])?;
+        Ok(outcomes.into_iter().next().unwrap_or(Ok(())))
+    }
+
+    /// `ndm_state` of a next hop, 0 where there is no entry.
+    fn state(&mut self, way: Way) -> io::Result<u16> {
+        const STATE: usize = HEADER_BYTES + 8;
+        let request = neighbour_request(RTM_GETNEIGH, NLM_F_REQUEST, way, 0);
+        Ok(self.requests.get(request.finish())?.map_or(0, |answer| {
+            answer
+                .get(STATE..STATE + 2)
+                .and_then(|bytes| bytes.try_into().ok())
+                .map_or(0, u16::from_ne_bytes)
+        }))
+    }
+}
+
+/// `struct ndmsg` with the address.
+fn neighbour_request(kind: u16, options: u16, way: Way, flags: u8) -> RequestBytes {
+    let mut request = RequestBytes::new(kind, options);
+    request.push(&[libc::AF_INET6 as u8, 0, 0, 0]);
+    request.push(&way.ifindex.to_ne_bytes());
+    request.push(&[0, 0, flags, 0]);
+    request.attribute(NDA_DST, &way.next_hop.octets());
+    request
+}
+
+fn way_of(address: Ipv6Addr, route: &RouteMessage) -> Result<Way, NeighbourError> {
+    match route.header.kind {
+        RouteType::Local => return Err(NeighbourError::Own),
+        RouteType::Unicast => {}
+        _ => return Err(NeighbourError::Nowhere),
+    }
+    let attributes = || route.attributes.iter();
+    let ifindex = attributes().find_map(|attribute| match attribute {
+        RouteAttribute::Oif(ifindex) => Some(*ifindex),
+        _ => None,
+    });
+    let gateway = attributes().find_map(|attribute| match attribute {
+        RouteAttribute::Gateway(RouteAddress::Inet6(gateway)) => Some(*gateway),
+        _ => None,
+    });
+    Ok(Way {
+        ifindex: ifindex.ok_or(NeighbourError::Nowhere)?,
+        next_hop: gateway.unwrap_or(address),
+    })
+}

@@ -1,0 +1,206 @@
+//! Joins that the kernel holds by itself, so that they outlive the process that asked for them.
+//!
+//! A multicast address that is added to an interface with `IFA_F_MCAUTOJOIN` is joined by a socket
+//! of the kernel's own, from any source, until the address is deleted (as `ip address add ff1e::1
+//! dev X autojoin`). Nothing ends with the process, `kill -9` included, and the next one finds the
+//! address by its protocol number ([`PROTOCOL`]).
+//!
+//! What it does not do: a list of sources, for which there are only sockets
+//! ([`super::membership`]); and it has room for about two thousand addresses in a network namespace
+//! (`net.core.optmem_max`). The address is added without duplicate address detection and prefix
+//! route, and its local route is removed again, because that would keep this host from forwarding
+//! or sending to the address. No lifetime is given: the kernel would delete an address whose time
+//! is over without leaving. For the same reason an interface that is set down by hand, which
+//! deletes its addresses, stays joined until the namespace goes.
+
+use std::io;
+use std::net::{IpAddr, Ipv6Addr};
+
+use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST};
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use super::netlink::{Refusal, RequestBytes, Requests};
+
+/// Who has added an address (`IFA_PROTO`, kernel 5.18), as `ip address` shows it: an R.
+pub const PROTOCOL: u8 = b'R';
+
+const RTM_NEWADDR: u16 = 20;
+const RTM_DELADDR: u16 = 21;
+const RTM_DELROUTE: u16 = 25;
+const IFA_ADDRESS: u16 = 1;
+const IFA_LOCAL: u16 = 2;
+const IFA_FLAGS: u16 = 8;
+const IFA_PROTO: u16 = 11;
+const IFA_F_NODAD: u32 = 0x02;
+const IFA_F_NOPREFIXROUTE: u32 = 0x200;
+const IFA_F_MCAUTOJOIN: u32 = 0x400;
+const RTA_DST: u16 = 1;
+const RTA_OIF: u16 = 4;
+const RT_TABLE_LOCAL: u8 = 255;
+const RTN_LOCAL: u8 = 2;
+
+/// Why a join is not held.
+#[derive(Debug, thiserror::Error)]
+pub enum StaticJoinError {
+    /// Netlink does not work.
+    #[error("Cannot ask the kernel for its multicast joins: {0}; netlink must be permitted")]
+    Netlink(#[source] io::Error),
+    /// The kernel refuses.
+    #[error("The kernel does not hold a join of {address} on interface {ifindex}: {refusal}")]
+    Refused {
+        /// The multicast address.
+        address: Ipv6Addr,
+        /// The interface.
+        ifindex: u32,
+        /// What it said.
+        refusal: Refusal,
+    },
+}
+
+/// The joins that the kernel holds on one interface for this program. Dropping it leaves none.
+pub struct StaticJoins {
+    requests: Requests,
+    ifindex: u32,
+}
+
+impl StaticJoins {
+    /// Joins on an interface, in the network namespace of the calling thread.
+    ///
+    /// # Errors
+    ///
+    /// [`StaticJoinError::Netlink`].
+    pub fn open(ifindex: u32) -> Result<Self, StaticJoinError> {
+        let requests = Requests::open().map_err(StaticJoinError::Netlink)?;
+        Ok(Self { requests, ifindex })
+    }
+
+    /// The addresses joined, by an earlier process included. Those that somebody else has added
+    /// are not among them.
+    ///
+    /// # Errors
+    ///
+    /// [`StaticJoinError::Netlink`].
+    pub fn list(&mut self) -> Result<Vec<Ipv6Addr>, StaticJoinError> {
+        let mut request = AddressMessage::default();
+        request.header.family = AddressFamily::Inet6;
+        let answers = self
+            .requests
+            .dump(RouteNetlinkMessage::GetAddress(request))
+            .map_err(StaticJoinError::Netlink)?;
+        Ok(answers
+            .iter()
+            .filter_map(|answer| match answer {
+                RouteNetlinkMessage::NewAddress(message) => own(self.ifindex, message),
+                _ => None,
+            })
+            .collect())
+    }
+
+    /// Joins an address from any source; does nothing if it is joined.
+    ///
+    /// # Errors
+    ///
+    /// [`StaticJoinError`]: for instance because the kernel has no room for more.
+    pub fn add(&mut self, address: Ipv6Addr) -> Result<(), StaticJoinError> {
+        let flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
+        let mut request = self.address_request(RTM_NEWADDR, flags, address);
+        let address_flags = IFA_F_NODAD | IFA_F_NOPREFIXROUTE | IFA_F_MCAUTOJOIN;
+        request.attribute(IFA_FLAGS, &address_flags.to_ne_bytes());
+        request.attribute(IFA_PROTO, &[PROTOCOL]);
+        match self.apply(request)? {
+            Ok(()) => {}
+            Err(refusal) if refusal.error.raw_os_error() == Some(libc::EEXIST) => return Ok(()),
+            Err(refusal) => {
+                return Err(StaticJoinError::Refused {
+                    address,
+                    ifindex: self.ifindex,
+                    refusal,
+                });
+            }
+        }
+        if let Err(refusal) = self.delete_route(address)? {
+            tracing::debug!(%address, %refusal, "No local route to delete");
+        }
+        Ok(())
+    }
+
+    /// Leaves an address; `false` if it was not joined so.
+    ///
+    /// # Errors
+    ///
+    /// [`StaticJoinError`].
+    pub fn remove(&mut self, address: Ipv6Addr) -> Result<bool, StaticJoinError> {
+        let request = self.address_request(RTM_DELADDR, NLM_F_REQUEST | NLM_F_ACK, address);
+        match self.apply(request)? {
+            Ok(()) => Ok(true),
+            Err(refusal) if is_absent(&refusal) => Ok(false),
+            Err(refusal) => Err(StaticJoinError::Refused {
+                address,
+                ifindex: self.ifindex,
+                refusal,
+            }),
+        }
+    }
+
+    /// `struct ifaddrmsg` with the address.
+    fn address_request(&self, kind: u16, flags: u16, address: Ipv6Addr) -> RequestBytes {
+        let mut request = RequestBytes::new(kind, flags);
+        request.push(&[libc::AF_INET6 as u8, 128, 0, 0]);
+        request.push(&self.ifindex.to_ne_bytes());
+        request.attribute(IFA_LOCAL, &address.octets());
+        request.attribute(IFA_ADDRESS, &address.octets());
+        request
+    }
+
+    fn delete_route(&mut self, address: Ipv6Addr) -> Result<Result<(), Refusal>, StaticJoinError> {
+        let mut request = RequestBytes::new(RTM_DELROUTE, NLM_F_REQUEST | NLM_F_ACK);
+        // `struct rtmsg`: family, lengths of destination and source, TOS, table, protocol, scope,
+        // type, flags.
+        request.push(&[
+            libc::AF_INET6 as u8,
+            128,
+            0,
+            0,
+            RT_TABLE_LOCAL,
+            0,
+            0,
+            RTN_LOCAL,
+        ]);
+        request.push(&0_u32.to_ne_bytes());
+        request.attribute(RTA_DST, &address.octets());
+        request.attribute(RTA_OIF, &self.ifindex.to_ne_bytes());
+        self.apply(request)
+    }
+
+    fn apply(&mut self, request: RequestBytes) -> Result<Result<(), Refusal>, StaticJoinError> {
+        let outcomes = self
+            .requests
+            .apply(&mut [request.finish()])
+            .map_err(StaticJoinError::Netlink)?;
+        Ok(outcomes.into_iter().next().unwrap_or(Ok(())))
+    }
+}
+
+fn is_absent(refusal: &Refusal) -> bool {
+    matches!(
+        refusal.error.raw_os_error(),
+        Some(libc::EADDRNOTAVAIL | libc::ENODEV)
+    )
+}
+
+/// The multicast address of a message, if this program has added it to the interface.
+fn own(ifindex: u32, message: &AddressMessage) -> Option<Ipv6Addr> {
+    let is_own = message.header.index == ifindex
+        && message.attributes.iter().any(|attribute| {
+            matches!(attribute, AddressAttribute::Protocol(by) if u8::from(*by) == PROTOCOL)
+        });
+    message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            AddressAttribute::Address(IpAddr::V6(address)) if is_own => Some(*address),
+            _ => None,
+        })
+        .filter(Ipv6Addr::is_multicast)
+}
