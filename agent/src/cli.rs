@@ -12,7 +12,7 @@ use anyhow::Context;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
-use crate::config::Config;
+use crate::config::{Config, Log, RelayConfig};
 use crate::control::command::{self, CommandError};
 use crate::control::{Request, client::ClientError};
 use crate::telemetry;
@@ -31,7 +31,9 @@ pub struct Cli {
 pub enum Command {
     /// Run the agent of this host.
     Agent(AgentArgs),
-    /// Show the state of the agent: programs, queriers, peers, ports, counters.
+    /// Run a relay: receive multicast and send it by unicast to agents that ask for it.
+    Relay(AgentArgs),
+    /// Show the state of the agent, or of the relay whose socket is named: programs, queriers, peers, ports, counters.
     Status(QueryArgs),
     /// Show the multicast addresses that the VMs listen to.
     Listeners(QueryArgs),
@@ -61,7 +63,7 @@ pub enum Command {
     },
 }
 
-/// Arguments of `roamcast agent`.
+/// Arguments of `roamcast agent` and `roamcast relay`.
 #[derive(Clone, Debug, Args)]
 pub struct AgentArgs {
     /// Configuration file.
@@ -75,7 +77,7 @@ pub struct AgentArgs {
 /// Where the agent is.
 #[derive(Clone, Debug, Args)]
 pub struct SocketArgs {
-    /// Socket of the agent.
+    /// Socket of the agent, or /run/roamcast/relay.sock for that of a relay.
     #[arg(
         long,
         value_name = "PATH",
@@ -151,16 +153,18 @@ pub enum PkiCommand {
 }
 
 impl Cli {
-    /// Does what was asked. `agent` runs the agent until it is told to stop, with the logs set
-    /// up; `pki` makes certificates and prints what to do with them.
+    /// Does what was asked. `agent` and `relay` run that role until it is told to stop, with the
+    /// logs set up; `pki` makes certificates and prints what to do with them.
     pub fn run(
         self,
         agent: impl FnOnce(Config) -> anyhow::Result<()>,
+        relay: impl FnOnce(RelayConfig) -> anyhow::Result<()>,
         pki: impl FnOnce(PkiCommand) -> anyhow::Result<()>,
     ) -> ExitCode {
         let mut out = io::BufWriter::new(io::stdout().lock());
         let result = match self.command {
             Command::Agent(args) => run_agent(&args, agent, &mut out),
+            Command::Relay(args) => run_relay(&args, relay, &mut out),
             Command::Status(args) => show(&args, &Request::Status, &mut out),
             Command::Listeners(args) => show(&args, &Request::Listeners, &mut out),
             Command::Streams(args) => show(&args, &Request::Streams, &mut out),
@@ -225,13 +229,33 @@ fn run_agent(
     out: &mut impl Write,
 ) -> anyhow::Result<()> {
     let config = Config::load(&args.config)?;
-    telemetry::check(&config.log)?;
+    if prepare(args, &config.log, out)? {
+        agent(config)?;
+    }
+    Ok(())
+}
+
+fn run_relay(
+    args: &AgentArgs,
+    relay: impl FnOnce(RelayConfig) -> anyhow::Result<()>,
+    out: &mut impl Write,
+) -> anyhow::Result<()> {
+    let config = RelayConfig::load(&args.config)?;
+    if prepare(args, &config.log, out)? {
+        relay(config)?;
+    }
+    Ok(())
+}
+
+/// Sets the logs up, or says OK where the file was only to be checked; says whether to go on.
+fn prepare(args: &AgentArgs, log: &Log, out: &mut impl Write) -> anyhow::Result<bool> {
+    telemetry::check(log)?;
     if args.check {
         writeln!(out, "OK")?;
-        return Ok(());
+        return Ok(false);
     }
-    telemetry::init(&config.log)?;
-    agent(config)
+    telemetry::init(log)?;
+    Ok(true)
 }
 
 fn show(args: &QueryArgs, request: &Request, out: &mut impl Write) -> anyhow::Result<()> {

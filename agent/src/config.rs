@@ -5,6 +5,7 @@
 //! are refused, because a misspelt limit must not silently be the default.
 
 mod locate;
+mod relay;
 mod section;
 mod value;
 
@@ -12,7 +13,9 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
+pub use relay::{DEFAULT_RELAY_SOCKET, Relay, RelayConfig, RelayLimits};
 pub(crate) use section::DEFAULT_CONTROL_SOCKET;
 pub use section::{Agent, Destination, Libvirt, Limits, Log, LogFormat, Peer, Tls};
 pub use value::{InterfaceName, Name, PeerAddress, Prefix};
@@ -97,6 +100,58 @@ struct Conflict {
     message: String,
 }
 
+impl Conflict {
+    fn new(path: &[&str], message: String) -> Self {
+        Self {
+            path: path.iter().map(|&key| key.to_owned()).collect(),
+            message,
+        }
+    }
+}
+
+/// A kind of configuration file.
+trait ConfigFile: DeserializeOwned {
+    /// The first rule between several keys that is broken.
+    fn conflict(&self) -> Option<Conflict>;
+}
+
+fn load<T: ConfigFile>(path: &Path) -> Result<T, ConfigError> {
+    let read_error = |source| ConfigError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let length = std::fs::metadata(path).map_err(read_error)?.len();
+    if length > MAX_FILE_BYTES {
+        return Err(ConfigError::TooLong {
+            path: path.to_owned(),
+        });
+    }
+    let text = std::fs::read_to_string(path).map_err(read_error)?;
+    parse(&text, path)
+}
+
+fn parse<T: ConfigFile>(text: &str, path: &Path) -> Result<T, ConfigError> {
+    let invalid = |(line, key), message: &str| ConfigError::Invalid {
+        path: path.to_owned(),
+        line,
+        key,
+        message: locate::sentence(message),
+    };
+    let config: T = toml::from_str(text).map_err(|error| {
+        invalid(
+            locate::of_span(text, error.span().unwrap_or_default()),
+            error.message(),
+        )
+    })?;
+    match config.conflict() {
+        None => Ok(config),
+        Some(conflict) => Err(invalid(
+            locate::of_path(text, &conflict.path),
+            &conflict.message,
+        )),
+    }
+}
+
 impl Config {
     /// Reads and checks a file.
     ///
@@ -104,18 +159,7 @@ impl Config {
     ///
     /// [`ConfigError`]: unreadable, oversized, or invalid.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let read_error = |source| ConfigError::Read {
-            path: path.to_owned(),
-            source,
-        };
-        let length = std::fs::metadata(path).map_err(read_error)?.len();
-        if length > MAX_FILE_BYTES {
-            return Err(ConfigError::TooLong {
-                path: path.to_owned(),
-            });
-        }
-        let text = std::fs::read_to_string(path).map_err(read_error)?;
-        Self::parse(&text, path)
+        load(path)
     }
 
     /// Checks the text of a file; `path` is only for the error.
@@ -124,25 +168,7 @@ impl Config {
     ///
     /// [`ConfigError::Invalid`].
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
-        let invalid = |(line, key), message: &str| ConfigError::Invalid {
-            path: path.to_owned(),
-            line,
-            key,
-            message: locate::sentence(message),
-        };
-        let config: Self = toml::from_str(text).map_err(|error| {
-            invalid(
-                locate::of_span(text, error.span().unwrap_or_default()),
-                error.message(),
-            )
-        })?;
-        match config.conflict() {
-            None => Ok(config),
-            Some(conflict) => Err(invalid(
-                locate::of_path(text, &conflict.path),
-                &conflict.message,
-            )),
-        }
+        parse(text, path)
     }
 
     /// Name and address of a peer.
@@ -158,14 +184,11 @@ impl Config {
             .filter(|name| self.policy.allows_departure(domain, name))
             .collect()
     }
+}
 
+impl ConfigFile for Config {
     fn conflict(&self) -> Option<Conflict> {
-        let conflict = |path: &[&str], message: String| {
-            Some(Conflict {
-                path: path.iter().map(|&key| key.to_owned()).collect(),
-                message,
-            })
-        };
+        let conflict = |path: &[&str], message| Some(Conflict::new(path, message));
         let mut names = BTreeSet::new();
         for (i, peer) in self.peers.iter().enumerate() {
             let path = ["peers", &i.to_string(), "name"];

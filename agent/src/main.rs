@@ -4,16 +4,21 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use roamcast::cli::{Cli, PkiCommand};
-use roamcast::config::Config;
+use roamcast::config::{Config, RelayConfig};
 use roamcast::pki::{self, IssueRequest, Validity};
 use roamcast::runtime;
 
 fn main() -> ExitCode {
-    Cli::parse().run(run_agent, run_pki)
+    Cli::parse().run(run_agent, run_relay, run_pki)
 }
 
 fn run_agent(config: Config) -> anyhow::Result<()> {
     tokio::runtime::Runtime::new()?.block_on(runtime::run(config))?;
+    Ok(())
+}
+
+fn run_relay(config: RelayConfig) -> anyhow::Result<()> {
+    tokio::runtime::Runtime::new()?.block_on(runtime::relay::run(config))?;
     Ok(())
 }
 

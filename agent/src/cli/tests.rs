@@ -14,6 +14,7 @@ fn wrong_usage_has_exit_code_2() {
     for line in [
         "roamcast",
         "roamcast agent",
+        "roamcast relay",
         "roamcast listeners extra",
         "roamcast migrate one",
         "roamcast pki issue dir name --days 0",
@@ -62,6 +63,22 @@ fn check_says_ok_and_runs_no_agent() {
     let mut out = Vec::new();
     run_agent(&args, |_| panic!("started"), &mut out).unwrap();
     assert_eq!(out, b"OK\n");
+}
+
+#[test]
+fn check_of_a_relay_reads_its_own_kind_of_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("relay.toml");
+    std::fs::write(&path, include_str!("../../dist/relay.toml")).unwrap();
+    let args = AgentArgs {
+        config: path,
+        check: true,
+    };
+    let mut out = Vec::new();
+    run_relay(&args, |_| panic!("started"), &mut out).unwrap();
+    assert_eq!(out, b"OK\n");
+    let error = run_agent(&args, |_| panic!("started"), &mut out).expect_err("accepted");
+    assert!(error.to_string().contains("Unknown field"), "{error}");
 }
 
 #[test]

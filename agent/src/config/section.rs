@@ -13,7 +13,7 @@ use crate::glob::Glob;
 use crate::hypervisor::libvirt::{MigrateFlag, MigrateFlags, MigrateFlagsError};
 
 /// Most entries of one map, a bound against typing errors: 16 Mi.
-const MAX_MAP_ENTRIES: u64 = 1 << 24;
+pub(super) const MAX_MAP_ENTRIES: u64 = 1 << 24;
 
 /// `[agent]`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -46,7 +46,7 @@ pub struct Agent {
 /// Where the operator's socket is unless the configuration says otherwise.
 pub(crate) const DEFAULT_CONTROL_SOCKET: &str = "/run/roamcast/agent.sock";
 
-fn default_listen() -> SocketAddrV6 {
+pub(super) fn default_listen() -> SocketAddrV6 {
     SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, PORT, 0, 0)
 }
 

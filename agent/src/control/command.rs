@@ -65,13 +65,14 @@ pub fn show(
         }
         Request::Status | Request::Migrate { .. } | Request::Abort { .. } => {
             let mut status = None;
-            client.ask(&Request::Status, |reply| {
-                if let Reply::Status(answer) = reply {
-                    status = Some(answer);
+            client.ask(&Request::Status, |reply| status = Some(reply))?;
+            match status {
+                Some(Reply::Status(status)) => print(out, &status, json, |it| table::status(it)),
+                Some(Reply::RelayStatus(status)) => {
+                    print(out, &status, json, |it| table::relay_status(it))
                 }
-            })?;
-            let status = status.ok_or(CommandError::Unexpected)?;
-            print(out, &status, json, |status| table::status(status))
+                _ => Err(CommandError::Unexpected),
+            }
         }
     }
 }

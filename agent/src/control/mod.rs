@@ -30,7 +30,7 @@ pub mod table;
 use serde::{Deserialize, Serialize};
 
 use crate::proto::{Command, CommandReply};
-use report::{ListenerRow, MigrationPhase, MigrationRow, Status, StreamRow};
+use report::{ListenerRow, MigrationPhase, MigrationRow, RelayStatus, Status, StreamRow};
 
 /// Longest request, bytes with its newline.
 pub const MAX_REQUEST_BYTES: usize = 4096;
@@ -43,7 +43,7 @@ pub const MAX_REQUEST_BYTES: usize = 4096;
     rename_all_fields = "snake_case"
 )]
 pub enum Request {
-    /// State of the agent.
+    /// State of the agent, or of the relay.
     Status,
     /// Multicast addresses that the VMs listen to.
     Listeners,
@@ -88,8 +88,10 @@ impl Request {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "reply", content = "data", rename_all = "kebab-case")]
 pub enum Reply {
-    /// To [`Request::Status`].
+    /// To [`Request::Status`], by an agent.
     Status(Box<Status>),
+    /// To [`Request::Status`], by a relay.
+    RelayStatus(Box<RelayStatus>),
     /// To [`Request::Listeners`]; a part of them.
     Listeners(Vec<ListenerRow>),
     /// To [`Request::Streams`]; a part of them.

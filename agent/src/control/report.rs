@@ -4,6 +4,7 @@
 //! back from the moment of the answer. A value that is not known is absent.
 
 mod migration;
+mod relay;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,6 +21,7 @@ use crate::proto::Timestamp;
 pub use migration::{
     Direction, JoinRow, MigrationPhase, MigrationRow, Outcome, Reception, ReceptionRow,
 };
+pub use relay::{Holder, MembershipRow, RelayStatus, RelayedFlowRow, SessionRow};
 
 /// Ethernet address, `52:54:00:12:34:56` in JSON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

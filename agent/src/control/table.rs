@@ -1,6 +1,9 @@
 //! Tables for people.
 
+mod relay;
 mod status;
+
+use std::net::Ipv6Addr;
 
 use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
 
@@ -8,6 +11,7 @@ use super::report::{
     Direction, FilterMode, ListenerRow, MigrationRow, Outcome, Reception, ReceptionRow, StreamRow,
 };
 
+pub use relay::relay_status;
 pub use status::status;
 
 /// Renders `roamcast listeners`.
@@ -24,7 +28,6 @@ pub fn listeners(rows: &[ListenerRow]) -> String {
         "MAC",
     ]);
     for row in rows {
-        let sources: Vec<String> = row.sources.iter().map(ToString::to_string).collect();
         table.add_row([
             Cell::new(or_dash(row.domain.as_deref())),
             Cell::new(&row.port),
@@ -34,11 +37,7 @@ pub fn listeners(rows: &[ListenerRow]) -> String {
                 FilterMode::Include => "include",
                 FilterMode::Exclude => "exclude",
             }),
-            Cell::new(if sources.is_empty() {
-                "-".to_owned()
-            } else {
-                sources.join(" ")
-            }),
+            Cell::new(sources(&row.sources)),
             Cell::new(format!("v{}", row.mld_version)),
             number(duration(row.age_ms)),
             Cell::new(row.guest_mac),
@@ -121,6 +120,24 @@ pub fn migrations(rows: &[MigrationRow]) -> String {
         _ => None,
     });
     std::iter::once(table.to_string()).chain(failures).collect()
+}
+
+fn sources(sources: &[Ipv6Addr]) -> String {
+    let sources: Vec<String> = sources.iter().map(ToString::to_string).collect();
+    if sources.is_empty() {
+        "-".to_owned()
+    } else {
+        sources.join(" ")
+    }
+}
+
+/// A filter in one cell: `any`, `2001:db8::1`, `any but 2001:db8::1`.
+fn filter(mode: FilterMode, list: &[Ipv6Addr]) -> String {
+    match mode {
+        FilterMode::Include => sources(list),
+        FilterMode::Exclude if list.is_empty() => "any".to_owned(),
+        FilterMode::Exclude => format!("any but {}", sources(list)),
+    }
 }
 
 /// Memory copied; while it is, of how much.

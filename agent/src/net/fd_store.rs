@@ -14,13 +14,23 @@ use sd_notify::NotifyState;
 const PREFIX: &str = "join-";
 
 /// The sockets given to systemd, in the order of their list.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct FdStore {
+    tag: u32,
     names: Vec<String>,
     number: u64,
 }
 
 impl FdStore {
+    /// Nothing is given yet. `tag` tells the names apart from those of another list.
+    pub fn new(tag: u32) -> Self {
+        Self {
+            tag,
+            names: Vec::new(),
+            number: 0,
+        }
+    }
+
     /// Gives to systemd what is new at the end of a list of sockets, and takes back what is gone
     /// from its end.
     pub fn follow<'a>(&mut self, sockets: impl Iterator<Item = BorrowedFd<'a>>) {
@@ -32,7 +42,12 @@ impl FdStore {
         }
         for socket in sockets.iter().skip(self.names.len()) {
             self.number += 1;
-            let name = format!("{PREFIX}{}-{}", std::process::id(), self.number);
+            let name = format!(
+                "{PREFIX}{}-{}-{}",
+                std::process::id(),
+                self.tag,
+                self.number
+            );
             let state = [NotifyState::FdStore, NotifyState::FdName(&name)];
             if let Err(error) = sd_notify::notify_with_fds(&state, &[*socket]) {
                 tracing::warn!(%error, "systemd does not take a socket; its joins end with this process");

@@ -9,11 +9,14 @@
 //!   operator ───┘
 //! ```
 //!
+//! [`relay`] is the same for the other role.
+//!
 //! One task owns everything (`event_loop`); what blocks for long runs elsewhere and comes back as
 //! an event. What is pinned goes on working when this ends, however it ends.
 
 mod event_loop;
 mod perform;
+pub mod relay;
 mod start;
 mod views;
 

@@ -1,6 +1,7 @@
 //! `roamcast status`: what the agent manages and who it talks to, then a table for each kind of
 //! thing that is there.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use comfy_table::Cell;
@@ -89,20 +90,24 @@ pub fn status(status: &Status) -> String {
         migrations(&status.migrations),
         status.migrations.len(),
     );
-    let mut counters = new_table(&["counter", "count"]);
-    for (name, count) in &status.counters {
-        counters.add_row([Cell::new(name), number(count)]);
-    }
     section(
         &mut text,
         "Counters",
-        counters.to_string(),
+        counters(&status.counters),
         status.counters.len(),
     );
     text
 }
 
-fn section(text: &mut String, title: &str, table: String, rows: usize) {
+pub(super) fn counters(counters: &BTreeMap<String, u64>) -> String {
+    let mut table = new_table(&["counter", "count"]);
+    for (name, count) in counters {
+        table.add_row([Cell::new(name), number(count)]);
+    }
+    table.to_string()
+}
+
+pub(super) fn section(text: &mut String, title: &str, table: String, rows: usize) {
     if rows > 0 {
         let _ = write!(text, "\n{title}\n{table}\n");
     }
@@ -199,7 +204,7 @@ fn link_state(state: LinkState) -> &'static str {
     }
 }
 
-fn hooks(hooks: &[Hook]) -> String {
+pub(super) fn hooks(hooks: &[Hook]) -> String {
     if hooks.is_empty() {
         return "no program attached".to_owned();
     }

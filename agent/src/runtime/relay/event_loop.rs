@@ -1,0 +1,176 @@
+//! The one loop of the relay: takes an event, hands it to the protocol, does what that wants done.
+
+use std::collections::BTreeMap;
+use std::net::Ipv6Addr;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+
+use super::RelayError;
+use super::interface::Interface;
+use crate::clock::now;
+use crate::config::RelayConfig;
+use crate::control::server::ControlRequest;
+use crate::control::{Reply, Request};
+use crate::datapath::Datapath;
+use crate::datapath::events::Events;
+use crate::net::fd_store::Inherited;
+use crate::net::neighbour::Neighbours;
+use crate::net::peers::Peers;
+use crate::proto::relay::RelayServer;
+use crate::proto::{PeerEvent, Timestamp};
+
+/// How often entries that nobody needs any more are looked for in the maps.
+const COLLECT_INTERVAL: Duration = Duration::from_secs(30);
+/// How often interfaces and routes are looked at again.
+const LOOK_INTERVAL: Duration = Duration::from_secs(10);
+/// How often it is looked whether a next hop has answered.
+const RESOLVE_INTERVAL: Duration = Duration::from_millis(5);
+/// How long nothing being due may last.
+const IDLE: Duration = Duration::from_secs(3600);
+
+/// The parts of the relay.
+pub(super) struct RelayLoop {
+    pub(super) config: RelayConfig,
+    pub(super) address: Ipv6Addr,
+    pub(super) started: Timestamp,
+    pub(super) proto: RelayServer,
+    pub(super) datapath: Datapath,
+    pub(super) events: Events,
+    pub(super) interfaces: Vec<Interface>,
+    pub(super) neighbours: Neighbours,
+    /// Agents whose next hop has not answered, and until when it may.
+    pub(super) resolving: BTreeMap<Ipv6Addr, Instant>,
+    /// Sockets of an earlier process, and until when they are kept: its agents have asked again by
+    /// then, and what they want is joined.
+    pub(super) inherited: Option<(Inherited, Instant)>,
+    pub(super) peers: Peers,
+    pub(super) peer_events: mpsc::Receiver<(String, PeerEvent)>,
+    pub(super) control: mpsc::Receiver<ControlRequest>,
+}
+
+impl RelayLoop {
+    /// Runs until the data path is lost.
+    pub(super) async fn run(&mut self) -> Result<(), RelayError> {
+        let mut collect = interval(COLLECT_INTERVAL);
+        collect.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut look = interval(LOOK_INTERVAL);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            self.perform_outputs().await?;
+            let due = self.due();
+            tokio::select! {
+                event = self.events.next() => self.proto.handle_datapath(now(), event?),
+                Some((agent, event)) = self.peer_events.recv() => {
+                    self.proto.handle_peer(now(), &agent, event);
+                }
+                Some(request) = self.control.recv() => self.handle_control(request)?,
+                () = sleep_until(due) => {
+                    self.resolve_again();
+                    self.proto.handle_timeout(now());
+                }
+                _ = look.tick() => self.look(),
+                _ = collect.tick() => self.collect(),
+            }
+        }
+    }
+
+    /// When something is to be done.
+    fn due(&self) -> Instant {
+        let wait = self
+            .proto
+            .poll_timeout()
+            .map_or(IDLE, |due| due.since(now()).min(IDLE));
+        if self.resolving.is_empty() {
+            Instant::now() + wait
+        } else {
+            Instant::now() + wait.min(RESOLVE_INTERVAL)
+        }
+    }
+
+    fn handle_control(&mut self, request: ControlRequest) -> Result<(), RelayError> {
+        let ControlRequest { request, replies } = request;
+        let reply = match request {
+            Request::Status => Reply::RelayStatus(Box::new(self.status()?)),
+            Request::Streams => Reply::Streams(self.streams()?),
+            Request::Listeners
+            | Request::Migrations
+            | Request::Migrate { .. }
+            | Request::Abort { .. } => Reply::Error(format!(
+                "{} is a relay; ask it for its status or streams",
+                self.config.relay.name
+            )),
+        };
+        // A send fails when the operator has gone.
+        let _ = replies.send(reply);
+        Ok(())
+    }
+
+    /// Looks at what changes without telling: routes to agents, and interfaces that were made anew.
+    fn look(&mut self) {
+        let agents: Vec<Ipv6Addr> = self.neighbours.addresses().collect();
+        for agent_address in agents {
+            match self.neighbours.resolve(agent_address) {
+                Ok(true) => {}
+                Ok(false) => tracing::debug!(%agent_address, "Next hop does not answer"),
+                Err(error) => tracing::warn!(%agent_address, %error, "Cannot reach an agent"),
+            }
+        }
+        self.renew_interfaces();
+        if self
+            .inherited
+            .as_ref()
+            .is_some_and(|(_, until)| *until <= Instant::now())
+        {
+            self.inherited = None;
+        }
+    }
+
+    /// Attaches to, and joins on, interfaces that were removed and made again.
+    fn renew_interfaces(&mut self) {
+        for interface in &mut self.interfaces {
+            if interface.is_there() {
+                continue;
+            }
+            if let Err(error) = self.datapath.detach_replicate(interface.ifindex) {
+                tracing::debug!(
+                    error = &error as &dyn std::error::Error,
+                    "Nothing to detach from an interface that is gone"
+                );
+            }
+            match Interface::open(&self.datapath, &interface.name) {
+                Ok(anew) => *interface = anew,
+                Err(error) => {
+                    tracing::warn!(
+                        interface = interface.name,
+                        error = &error as &dyn std::error::Error,
+                        "Interface is gone; nothing of it is relayed"
+                    );
+                    continue;
+                }
+            }
+            for membership in self.proto.memberships() {
+                if let Err(error) = interface.join(&membership) {
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "Cannot join again"
+                    );
+                }
+            }
+        }
+    }
+
+    /// Removes from the maps what nobody needs, without keeping the loop.
+    fn collect(&self) {
+        let datapath = self.datapath.clone();
+        let silence = self.config.relay.flow_silence;
+        tokio::task::spawn_blocking(move || match datapath.collect(now(), silence) {
+            Ok(collected) => tracing::debug!(?collected, "Maps tidied"),
+            Err(error) => tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "Cannot tidy the maps; they may fill up"
+            ),
+        });
+    }
+}

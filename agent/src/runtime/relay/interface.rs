@@ -1,0 +1,106 @@
+//! One interface that receives multicast: the program on it, and what is joined on it.
+
+use std::net::Ipv6Addr;
+
+use common::maps::{FilterMode, ManagedKey};
+
+use super::RelayError;
+use crate::datapath::Datapath;
+use crate::net::addresses::AddressesError;
+use crate::net::fd_store::FdStore;
+use crate::net::membership::{MembershipError, Memberships};
+use crate::net::static_join::StaticJoins;
+use crate::proto::Membership;
+
+/// One interface.
+pub(super) struct Interface {
+    pub(super) name: String,
+    pub(super) ifindex: u32,
+    memberships: Memberships,
+    static_joins: StaticJoins,
+    store: FdStore,
+}
+
+impl Interface {
+    /// Attaches the program, or adopts the one that is there. Joins nothing.
+    pub(super) fn open(datapath: &Datapath, name: &str) -> Result<Self, RelayError> {
+        let ifindex = index(name).ok_or_else(|| AddressesError::NoInterface(name.to_owned()))?;
+        let attachment = datapath.attach_replicate(ifindex, name)?;
+        tracing::info!(
+            interface = name,
+            ifindex,
+            adopted = attachment.adopted,
+            "Streams of this interface are relayed"
+        );
+        Ok(Self {
+            name: name.to_owned(),
+            ifindex,
+            memberships: Memberships::new(ifindex),
+            static_joins: StaticJoins::open(ifindex)?,
+            store: FdStore::new(ifindex),
+        })
+    }
+
+    /// Whether the interface is there and is still the same.
+    pub(super) fn is_there(&self) -> bool {
+        index(&self.name) == Some(self.ifindex)
+    }
+
+    /// Addresses that the kernel holds joined, for this relay or an earlier one.
+    pub(super) fn held_by_kernel(&mut self) -> Result<Vec<Ipv6Addr>, RelayError> {
+        Ok(self.static_joins.list()?)
+    }
+
+    /// Whether an address is held by a socket of this process.
+    pub(super) fn is_held_by_socket(&self, key: &ManagedKey) -> bool {
+        self.memberships.keys().any(|held| held == *key)
+    }
+
+    /// Joins, in the way that outlives this process best: a join from any source is held by the
+    /// kernel, one of sources by a socket. What is new is joined before what was is left.
+    pub(super) fn join(&mut self, membership: &Membership) -> Result<(), MembershipError> {
+        let key = &membership.key;
+        let address = Ipv6Addr::from(key.multicast_address);
+        let any_source =
+            membership.filter_mode == FilterMode::Exclude && membership.sources.is_empty();
+        if any_source {
+            match self.static_joins.add(address) {
+                Ok(()) => {
+                    self.memberships.leave(key);
+                    self.store.follow(self.memberships.sockets());
+                    return Ok(());
+                }
+                Err(error) => tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "Joining by a socket, which ends with this process"
+                ),
+            }
+        }
+        let result = self.memberships.join(membership);
+        self.store.follow(self.memberships.sockets());
+        if result.is_ok() {
+            self.leave_static(address);
+        }
+        result
+    }
+
+    /// Leaves, whoever holds the join.
+    pub(super) fn leave(&mut self, key: &ManagedKey) {
+        self.memberships.leave(key);
+        self.store.follow(self.memberships.sockets());
+        self.leave_static(Ipv6Addr::from(key.multicast_address));
+    }
+
+    fn leave_static(&mut self, address: Ipv6Addr) {
+        if let Err(error) = self.static_joins.remove(address) {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "Cannot leave; the stream goes on coming"
+            );
+        }
+    }
+}
+
+fn index(name: &str) -> Option<u32> {
+    nix::net::if_::if_nametoindex(name).ok()
+}

@@ -1,0 +1,114 @@
+//! What the operator of the relay is shown.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::RelayError;
+use super::event_loop::RelayLoop;
+use crate::clock::now;
+use crate::control::report::{
+    Holder, Hook, MembershipRow, RelayStatus, SessionRow, StreamRow, UplinkRow, age_ms,
+    milliseconds,
+};
+use crate::datapath::Program;
+
+impl RelayLoop {
+    /// `roamcast status`.
+    pub(super) fn status(&self) -> Result<RelayStatus, RelayError> {
+        let now = now();
+        let usages: BTreeMap<_, _> = self.datapath.subscriber_usages()?.into_iter().collect();
+        Ok(RelayStatus {
+            relay: self.config.relay.name.to_string(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_ms: age_ms(now, self.started.0),
+            address: self.address,
+            lease_ms: milliseconds(self.config.relay.lease),
+            pin_path: self.datapath.pin_path().display().to_string(),
+            interfaces: self
+                .interfaces
+                .iter()
+                .map(|interface| UplinkRow {
+                    name: interface.name.clone(),
+                    ifindex: interface.ifindex,
+                    hooks: self.hooks(interface.ifindex),
+                })
+                .collect(),
+            agents: self.proto.connected_agents().map(str::to_owned).collect(),
+            memberships: self
+                .proto
+                .memberships()
+                .map(|membership| {
+                    let by_socket = self
+                        .interfaces
+                        .iter()
+                        .any(|interface| interface.is_held_by_socket(&membership.key));
+                    let holder = if by_socket {
+                        Holder::Socket
+                    } else {
+                        Holder::Kernel
+                    };
+                    MembershipRow::new(&membership, holder)
+                })
+                .collect(),
+            sessions: self
+                .proto
+                .sessions()
+                .map(|session| {
+                    let usage = |flow: &crate::proto::relay::FlowView| {
+                        usages.get(&flow.key).copied().unwrap_or_default()
+                    };
+                    SessionRow::new(&session, usage, now)
+                })
+                .collect(),
+            counters: self.counters()?,
+        })
+    }
+
+    /// `roamcast streams`.
+    pub(super) fn streams(&self) -> Result<Vec<StreamRow>, RelayError> {
+        let now = now();
+        let managed: BTreeSet<_> = self.proto.memberships().map(|it| it.key).collect();
+        let streams = self.datapath.all_streams()?;
+        Ok(streams
+            .iter()
+            .map(|(key, value)| StreamRow::new(key, value, managed.contains(&key.managed()), now))
+            .collect())
+    }
+
+    fn hooks(&self, ifindex: u32) -> Vec<Hook> {
+        self.datapath
+            .attachments()
+            .into_iter()
+            .filter(|it| it.program == Program::Replicate && it.ifindex == ifindex)
+            .map(|attachment| Hook {
+                program: attachment.program.name().to_owned(),
+                mode: attachment.hook.as_str().to_owned(),
+            })
+            .collect()
+    }
+
+    /// Counters of the kernel programs, the protocol and the connections that are not zero.
+    fn counters(&self) -> Result<BTreeMap<String, u64>, RelayError> {
+        let proto = self.proto.counters();
+        let signalling = [
+            ("frames_malformed", proto.malformed_frames),
+            ("requests_refused", proto.refused_requests),
+            ("sessions_expired", proto.expired_sessions),
+            ("flows_refused", proto.refused_flows),
+        ];
+        Ok(self
+            .datapath
+            .counters()?
+            .into_iter()
+            .chain(signalling)
+            .map(|(name, count)| (name.to_owned(), count))
+            .chain(
+                self.peers
+                    .counters()
+                    .into_iter()
+                    .map(|(name, count)| (format!("connections_{name}"), count)),
+            )
+            .filter(|(_, count)| *count > 0)
+            .collect())
+    }
+}
