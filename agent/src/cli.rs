@@ -12,7 +12,7 @@ use anyhow::Context;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
-use crate::config::{Config, Log, RelayConfig};
+use crate::config::{Config, ConfigError, Log, McsConfig, RelayConfig};
 use crate::control::command::{self, CommandError};
 use crate::control::{Request, client::ClientError};
 use crate::telemetry;
@@ -33,7 +33,9 @@ pub enum Command {
     Agent(AgentArgs),
     /// Run a relay: receive multicast and send it by unicast to agents that ask for it.
     Relay(AgentArgs),
-    /// Show the state of the agent, or of the relay whose socket is named: programs, queriers, peers, ports, counters.
+    /// Run a migration control server: tell agents which relays there are.
+    Mcs(AgentArgs),
+    /// Show the state of the agent, or of the server whose socket is named: programs, queriers, peers, ports, counters.
     Status(QueryArgs),
     /// Show the multicast addresses that the VMs listen to.
     Listeners(QueryArgs),
@@ -63,7 +65,7 @@ pub enum Command {
     },
 }
 
-/// Arguments of `roamcast agent` and `roamcast relay`.
+/// Arguments of the roles: `roamcast agent`, `relay` and `mcs`.
 #[derive(Clone, Debug, Args)]
 pub struct AgentArgs {
     /// Configuration file.
@@ -77,7 +79,7 @@ pub struct AgentArgs {
 /// Where the agent is.
 #[derive(Clone, Debug, Args)]
 pub struct SocketArgs {
-    /// Socket of the agent, or /run/roamcast/relay.sock for that of a relay.
+    /// Socket of the agent, or /run/roamcast/relay.sock or mcs.sock for those of the other roles.
     #[arg(
         long,
         value_name = "PATH",
@@ -152,19 +154,60 @@ pub enum PkiCommand {
     },
 }
 
+/// What the program can be. Each runs until it is told to stop, with the logs set up.
+pub trait Roles {
+    /// The agent of a VM host.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot start or go on; so for all roles.
+    fn agent(&self, config: Config) -> anyhow::Result<()>;
+    /// A relay.
+    ///
+    /// # Errors
+    ///
+    /// As for the agent.
+    fn relay(&self, config: RelayConfig) -> anyhow::Result<()>;
+    /// A migration control server.
+    ///
+    /// # Errors
+    ///
+    /// As for the agent.
+    fn mcs(&self, config: McsConfig) -> anyhow::Result<()>;
+    /// Makes certificates and prints what to do with them.
+    ///
+    /// # Errors
+    ///
+    /// When they cannot be made.
+    fn pki(&self, command: PkiCommand) -> anyhow::Result<()>;
+}
+
 impl Cli {
-    /// Does what was asked. `agent` and `relay` run that role until it is told to stop, with the
-    /// logs set up; `pki` makes certificates and prints what to do with them.
-    pub fn run(
-        self,
-        agent: impl FnOnce(Config) -> anyhow::Result<()>,
-        relay: impl FnOnce(RelayConfig) -> anyhow::Result<()>,
-        pki: impl FnOnce(PkiCommand) -> anyhow::Result<()>,
-    ) -> ExitCode {
+    /// Does what was asked.
+    pub fn run(self, roles: &impl Roles) -> ExitCode {
         let mut out = io::BufWriter::new(io::stdout().lock());
         let result = match self.command {
-            Command::Agent(args) => run_agent(&args, agent, &mut out),
-            Command::Relay(args) => run_relay(&args, relay, &mut out),
+            Command::Agent(args) => run_role(
+                &args,
+                Config::load,
+                |config| &config.log,
+                |config| roles.agent(config),
+                &mut out,
+            ),
+            Command::Relay(args) => run_role(
+                &args,
+                RelayConfig::load,
+                |config| &config.log,
+                |config| roles.relay(config),
+                &mut out,
+            ),
+            Command::Mcs(args) => run_role(
+                &args,
+                McsConfig::load,
+                |config| &config.log,
+                |config| roles.mcs(config),
+                &mut out,
+            ),
             Command::Status(args) => show(&args, &Request::Status, &mut out),
             Command::Listeners(args) => show(&args, &Request::Listeners, &mut out),
             Command::Streams(args) => show(&args, &Request::Streams, &mut out),
@@ -181,7 +224,7 @@ impl Cli {
             Command::Pki { command } => {
                 // It prints by itself.
                 drop(out);
-                return exit(pki(command));
+                return exit(roles.pki(command));
             }
             Command::Completions { shell } => {
                 completions(shell, &mut out);
@@ -223,39 +266,24 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
         .any(<dyn std::error::Error>::is::<ClientError>)
 }
 
-fn run_agent(
+/// Reads the configuration, sets the logs up and runs a role, or says OK where the file was only
+/// to be checked.
+fn run_role<C>(
     args: &AgentArgs,
-    agent: impl FnOnce(Config) -> anyhow::Result<()>,
+    load: impl FnOnce(&Path) -> Result<C, ConfigError>,
+    log: impl FnOnce(&C) -> &Log,
+    run: impl FnOnce(C) -> anyhow::Result<()>,
     out: &mut impl Write,
 ) -> anyhow::Result<()> {
-    let config = Config::load(&args.config)?;
-    if prepare(args, &config.log, out)? {
-        agent(config)?;
-    }
-    Ok(())
-}
-
-fn run_relay(
-    args: &AgentArgs,
-    relay: impl FnOnce(RelayConfig) -> anyhow::Result<()>,
-    out: &mut impl Write,
-) -> anyhow::Result<()> {
-    let config = RelayConfig::load(&args.config)?;
-    if prepare(args, &config.log, out)? {
-        relay(config)?;
-    }
-    Ok(())
-}
-
-/// Sets the logs up, or says OK where the file was only to be checked; says whether to go on.
-fn prepare(args: &AgentArgs, log: &Log, out: &mut impl Write) -> anyhow::Result<bool> {
+    let config = load(&args.config)?;
+    let log = log(&config);
     telemetry::check(log)?;
     if args.check {
         writeln!(out, "OK")?;
-        return Ok(false);
+        return Ok(());
     }
     telemetry::init(log)?;
-    Ok(true)
+    run(config)
 }
 
 fn show(args: &QueryArgs, request: &Request, out: &mut impl Write) -> anyhow::Result<()> {

@@ -5,6 +5,7 @@
 //! are refused, because a misspelt limit must not silently be the default.
 
 mod locate;
+mod mcs;
 mod relay;
 mod section;
 mod value;
@@ -15,6 +16,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+pub use mcs::{DEFAULT_MCS_SOCKET, McsConfig};
 pub use relay::{DEFAULT_RELAY_SOCKET, Relay, RelayConfig, RelayLimits};
 pub(crate) use section::DEFAULT_CONTROL_SOCKET;
 pub use section::{Agent, Destination, Libvirt, Limits, Log, LogFormat, Peer, Tls};

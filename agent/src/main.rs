@@ -1,25 +1,36 @@
-//! `roamcast`: the agent of a VM host, and the operator's commands.
+//! `roamcast`: the agent of a VM host, the other roles, and the operator's commands.
 
 use std::process::ExitCode;
 
 use clap::Parser;
-use roamcast::cli::{Cli, PkiCommand};
-use roamcast::config::{Config, RelayConfig};
+use roamcast::cli::{Cli, PkiCommand, Roles};
+use roamcast::config::{Config, McsConfig, RelayConfig};
 use roamcast::pki::{self, IssueRequest, Validity};
 use roamcast::runtime;
+use tokio::runtime::Runtime;
 
 fn main() -> ExitCode {
-    Cli::parse().run(run_agent, run_relay, run_pki)
+    Cli::parse().run(&Program)
 }
 
-fn run_agent(config: Config) -> anyhow::Result<()> {
-    tokio::runtime::Runtime::new()?.block_on(runtime::run(config))?;
-    Ok(())
-}
+struct Program;
 
-fn run_relay(config: RelayConfig) -> anyhow::Result<()> {
-    tokio::runtime::Runtime::new()?.block_on(runtime::relay::run(config))?;
-    Ok(())
+impl Roles for Program {
+    fn agent(&self, config: Config) -> anyhow::Result<()> {
+        Ok(Runtime::new()?.block_on(runtime::run(config))?)
+    }
+
+    fn relay(&self, config: RelayConfig) -> anyhow::Result<()> {
+        Ok(Runtime::new()?.block_on(runtime::relay::run(config))?)
+    }
+
+    fn mcs(&self, config: McsConfig) -> anyhow::Result<()> {
+        Ok(Runtime::new()?.block_on(runtime::mcs::run(config))?)
+    }
+
+    fn pki(&self, command: PkiCommand) -> anyhow::Result<()> {
+        run_pki(command)
+    }
 }
 
 fn run_pki(command: PkiCommand) -> anyhow::Result<()> {

@@ -51,47 +51,43 @@ fn manual_has_a_page_for_each_command() {
     }
 }
 
-#[test]
-fn check_says_ok_and_runs_no_agent() {
+/// `--check` of a role on a file of this text.
+fn check<C>(
+    text: &str,
+    load: impl FnOnce(&Path) -> Result<C, ConfigError>,
+    log: impl FnOnce(&C) -> &Log,
+) -> anyhow::Result<String> {
     let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("roamcast.toml");
-    std::fs::write(&path, include_str!("../../dist/roamcast.toml")).unwrap();
-    let args = AgentArgs {
-        config: path,
-        check: true,
-    };
-    let mut out = Vec::new();
-    run_agent(&args, |_| panic!("started"), &mut out).unwrap();
-    assert_eq!(out, b"OK\n");
-}
-
-#[test]
-fn check_of_a_relay_reads_its_own_kind_of_file() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("relay.toml");
-    std::fs::write(&path, include_str!("../../dist/relay.toml")).unwrap();
-    let args = AgentArgs {
-        config: path,
-        check: true,
-    };
-    let mut out = Vec::new();
-    run_relay(&args, |_| panic!("started"), &mut out).unwrap();
-    assert_eq!(out, b"OK\n");
-    let error = run_agent(&args, |_| panic!("started"), &mut out).expect_err("accepted");
-    assert!(error.to_string().contains("Unknown field"), "{error}");
-}
-
-#[test]
-fn check_refuses_a_log_level_that_is_none() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("roamcast.toml");
-    let text = "[agent]\nname = \"a\"\nbridge = \"b\"\n[log]\nlevel = \"a=loud\"\n";
+    let path = directory.path().join("role.toml");
     std::fs::write(&path, text).unwrap();
     let args = AgentArgs {
         config: path,
         check: true,
     };
-    let error = run_agent(&args, |_| panic!("started"), &mut Vec::new()).expect_err("accepted");
+    let mut out = Vec::new();
+    run_role(&args, load, log, |_| panic!("started"), &mut out)?;
+    Ok(String::from_utf8(out).unwrap())
+}
+
+#[test]
+fn check_says_ok_to_the_example_of_each_role_and_starts_nothing() {
+    let agent = include_str!("../../dist/roamcast.toml");
+    let relay = include_str!("../../dist/relay.toml");
+    let mcs = include_str!("../../dist/mcs.toml");
+    assert_eq!(check(agent, Config::load, |it| &it.log).unwrap(), "OK\n");
+    assert_eq!(
+        check(relay, RelayConfig::load, |it| &it.log).unwrap(),
+        "OK\n"
+    );
+    assert_eq!(check(mcs, McsConfig::load, |it| &it.log).unwrap(), "OK\n");
+    let error = check(relay, Config::load, |it| &it.log).expect_err("accepted");
+    assert!(error.to_string().contains("role.toml:"), "{error}");
+}
+
+#[test]
+fn check_refuses_a_log_level_that_is_none() {
+    let text = "[agent]\nname = \"a\"\nbridge = \"b\"\n[log]\nlevel = \"a=loud\"\n";
+    let error = check(text, Config::load, |it| &it.log).expect_err("accepted");
     assert!(error.to_string().contains("a=loud"), "{error}");
 }
 

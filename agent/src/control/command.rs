@@ -71,6 +71,9 @@ pub fn show(
                 Some(Reply::RelayStatus(status)) => {
                     print(out, &status, json, |it| table::relay_status(it))
                 }
+                Some(Reply::McsStatus(status)) => {
+                    print(out, &status, json, |it| table::mcs_status(it))
+                }
                 _ => Err(CommandError::Unexpected),
             }
         }

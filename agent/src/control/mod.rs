@@ -30,7 +30,9 @@ pub mod table;
 use serde::{Deserialize, Serialize};
 
 use crate::proto::{Command, CommandReply};
-use report::{ListenerRow, MigrationPhase, MigrationRow, RelayStatus, Status, StreamRow};
+use report::{
+    ListenerRow, McsStatus, MigrationPhase, MigrationRow, RelayStatus, Status, StreamRow,
+};
 
 /// Longest request, bytes with its newline.
 pub const MAX_REQUEST_BYTES: usize = 4096;
@@ -92,6 +94,8 @@ pub enum Reply {
     Status(Box<Status>),
     /// To [`Request::Status`], by a relay.
     RelayStatus(Box<RelayStatus>),
+    /// To [`Request::Status`], by a migration control server.
+    McsStatus(Box<McsStatus>),
     /// To [`Request::Listeners`]; a part of them.
     Listeners(Vec<ListenerRow>),
     /// To [`Request::Streams`]; a part of them.

@@ -1,5 +1,6 @@
 //! Tables for people.
 
+mod mcs;
 mod relay;
 mod status;
 
@@ -11,6 +12,7 @@ use super::report::{
     Direction, FilterMode, ListenerRow, MigrationRow, Outcome, Reception, ReceptionRow, StreamRow,
 };
 
+pub use mcs::mcs_status;
 pub use relay::relay_status;
 pub use status::status;
 

@@ -9,12 +9,13 @@
 //!   operator ───┘
 //! ```
 //!
-//! [`relay`] is the same for the other role.
+//! [`relay`] and [`mcs`] are the same for the other roles.
 //!
 //! One task owns everything (`event_loop`); what blocks for long runs elsewhere and comes back as
 //! an event. What is pinned goes on working when this ends, however it ends.
 
 mod event_loop;
+pub mod mcs;
 mod perform;
 pub mod relay;
 mod start;

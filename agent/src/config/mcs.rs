@@ -1,0 +1,142 @@
+//! The configuration of a migration control server: a TOML file of its own.
+//!
+//! `dist/mcs.toml` documents every key. It is read and checked as the agent's is.
+
+use std::net::SocketAddrV6;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::section::default_listen;
+use super::value::{self, Name};
+use super::{ConfigError, ConfigFile, Conflict, Log, Tls};
+use crate::glob::Glob;
+
+/// Where the operator's socket is unless the configuration says otherwise.
+pub const DEFAULT_MCS_SOCKET: &str = "/run/roamcast/mcs.sock";
+
+/// The whole configuration of `roamcast mcs`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct McsConfig {
+    /// `[mcs]`: who this server is.
+    pub mcs: Mcs,
+    /// `[policy]`: who may register and search.
+    #[serde(default)]
+    pub policy: McsPolicy,
+    /// `[tls]`: certificates.
+    #[serde(default)]
+    pub tls: Tls,
+    /// `[log]`: what is logged, and how.
+    #[serde(default)]
+    pub log: Log,
+}
+
+/// `[mcs]`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mcs {
+    /// Name of this server, as in its certificate.
+    pub name: Name,
+    /// Where agents and relays connect to.
+    #[serde(default = "default_listen")]
+    pub listen: SocketAddrV6,
+    /// The operator's socket.
+    #[serde(default = "default_control_socket")]
+    pub control_socket: PathBuf,
+    /// How long a registration lasts without another one.
+    #[serde(
+        rename = "lease_s",
+        default = "default_lease",
+        deserialize_with = "value::seconds::<5, 3600, _>"
+    )]
+    pub lease: Duration,
+    /// Most registrations.
+    #[serde(
+        default = "default_registrations",
+        deserialize_with = "value::ranged::<1, 1_000_000, _, _>"
+    )]
+    pub registrations: u32,
+}
+
+/// `[policy]`: by the names in certificates. What is not allowed is refused.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct McsPolicy {
+    /// Who may register as an agent, and search for relays.
+    pub agents: Vec<Glob>,
+    /// Who may register as a relay.
+    pub relays: Vec<Glob>,
+}
+
+fn default_control_socket() -> PathBuf {
+    PathBuf::from(DEFAULT_MCS_SOCKET)
+}
+
+fn default_lease() -> Duration {
+    Duration::from_secs(60)
+}
+
+fn default_registrations() -> u32 {
+    4096
+}
+
+impl McsConfig {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`]: unreadable, oversized, or invalid.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        super::load(path)
+    }
+}
+
+impl ConfigFile for McsConfig {
+    fn conflict(&self) -> Option<Conflict> {
+        let policy = &self.policy;
+        (policy.agents.is_empty() && policy.relays.is_empty()).then(|| {
+            Conflict::new(
+                &["policy"],
+                "Nobody may register; name agents and relays".to_owned(),
+            )
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EXAMPLE: &str = include_str!("../../dist/mcs.toml");
+
+    fn parse(text: &str) -> Result<McsConfig, String> {
+        super::super::parse(text, Path::new("m.toml"))
+            .map_err(|error: ConfigError| error.to_string())
+    }
+
+    #[test]
+    fn commented_out_keys_of_the_example_are_the_defaults() {
+        let is_key =
+            |line: &&str| line.starts_with('#') && !line.starts_with("# ") && line.len() > 1;
+        let uncommented: Vec<&str> = EXAMPLE
+            .lines()
+            .map(|line| if is_key(&line) { &line[1..] } else { line })
+            .collect();
+        assert_eq!(parse(&uncommented.join("\n")), parse(EXAMPLE));
+        let keys = "name listen control_socket lease_s registrations agents relays ca cert key \
+                    admit level format";
+        for key in keys.split_whitespace() {
+            assert!(EXAMPLE.contains(&format!("{key} = ")), "{key}");
+        }
+    }
+
+    #[test]
+    fn server_that_nobody_may_use_is_refused() {
+        let error = parse("[mcs]\nname = \"m\"\n").expect_err("accepted");
+        assert!(error.contains("policy: Nobody may register"), "{error}");
+        let error = parse("[mcs]\nname = \"m\"\nlease_s = 1\n").expect_err("accepted");
+        assert_eq!(error, "m.toml:3: mcs.lease_s: 1 is not in 5 to 3600");
+    }
+}

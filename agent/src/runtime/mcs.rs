@@ -1,0 +1,188 @@
+//! The running migration control server: its directory, connected to the network and the operator.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+
+use crate::clock::now;
+use crate::config::McsConfig;
+use crate::control::report::{McsStatus, RegistrationRow, age_ms, milliseconds};
+use crate::control::server::{ControlError, ControlRequest, ControlServer};
+use crate::control::{Reply, Request};
+use crate::glob::Glob;
+use crate::net::peers::{Peers, PeersConfig, PeersError};
+use crate::net::tls::{Tls, TlsError, TlsFiles};
+use crate::proto::directory::{Directory, DirectoryConfig};
+use crate::proto::{PeerEvent, Timestamp};
+use crate::shutdown::Shutdown;
+
+/// Events of peers that wait to be handled; more make the peers wait.
+const PEER_EVENTS: usize = 256;
+/// Requests of operators that wait to be handled.
+const CONTROL_REQUESTS: usize = 16;
+/// How long nothing being due may last.
+const IDLE: Duration = Duration::from_secs(3600);
+
+/// Why the server cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum McsError {
+    /// Certificates.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// Connections.
+    #[error(transparent)]
+    Peers(#[from] PeersError),
+    /// The operator's socket.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// The system refuses signal handlers.
+    #[error("The system refuses signal handlers: {0}")]
+    Signals(io::Error),
+}
+
+struct Server {
+    config: McsConfig,
+    started: Timestamp,
+    directory: Directory,
+    peers: Peers,
+}
+
+/// Runs the server until it is told to stop. Nothing of it is kept: those that are known register
+/// again with the next one.
+///
+/// # Errors
+///
+/// See [`McsError`].
+pub async fn run(config: McsConfig) -> Result<(), McsError> {
+    let mut shutdown = Shutdown::new().map_err(McsError::Signals)?;
+    let name = config.mcs.name.as_str();
+    let tls = Tls::load(
+        &TlsFiles {
+            ca: config.tls.ca.clone(),
+            certificate: config.tls.cert.clone(),
+            key: config.tls.key.clone(),
+        },
+        name,
+    )?;
+    let control = ControlServer::bind(&config.mcs.control_socket)?;
+    let (control_sender, mut requests) = mpsc::channel(CONTROL_REQUESTS);
+    let (peer_sender, mut peer_events) = mpsc::channel(PEER_EVENTS);
+    let peers = Peers::start(peers_config(&config), tls, peer_sender)?;
+    tokio::spawn(control.serve(control_sender, std::future::pending()));
+    tracing::info!(mcs = name, "Started");
+    // Not under systemd: nobody to notify, which is no failure.
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    let mut server = Server {
+        directory: Directory::new(directory_config(&config)),
+        started: now(),
+        config,
+        peers,
+    };
+    loop {
+        tokio::select! {
+            Some((peer, event)) = peer_events.recv() => server.handle_peer(&peer, event),
+            Some(request) = requests.recv() => server.handle_control(request),
+            () = sleep_until(server.due()) => server.directory.handle_timeout(now()),
+            signal = shutdown.recv() => {
+                tracing::info!(signal, "Stopping");
+                return Ok(());
+            }
+        }
+    }
+}
+
+fn peers_config(config: &McsConfig) -> PeersConfig {
+    let policy = &config.policy;
+    PeersConfig {
+        name: config.mcs.name.to_string(),
+        listen: config.mcs.listen.into(),
+        peers: BTreeMap::new(),
+        admit: [&policy.agents, &policy.relays, &config.tls.admit]
+            .into_iter()
+            .flatten()
+            .map(Glob::to_lowercase)
+            .collect(),
+    }
+}
+
+fn directory_config(config: &McsConfig) -> DirectoryConfig {
+    // As names in certificates are taken.
+    let lower = |globs: &[Glob]| globs.iter().map(Glob::to_lowercase).collect();
+    DirectoryConfig {
+        name: config.mcs.name.to_string(),
+        lease: config.mcs.lease,
+        capacity: usize::try_from(config.mcs.registrations).unwrap_or(usize::MAX),
+        agents: lower(&config.policy.agents),
+        relays: lower(&config.policy.relays),
+    }
+}
+
+impl Server {
+    fn due(&self) -> Instant {
+        let wait = self
+            .directory
+            .poll_timeout()
+            .map_or(IDLE, |due| due.since(now()).min(IDLE));
+        Instant::now() + wait
+    }
+
+    fn handle_peer(&mut self, peer: &str, event: PeerEvent) {
+        match event {
+            PeerEvent::Up => tracing::debug!(peer, "Connected"),
+            PeerEvent::Down { reason } => tracing::debug!(peer, reason, "Not connected"),
+            PeerEvent::Frame(bytes) => self.directory.handle_frame(now(), peer, &bytes),
+        }
+        while let Some(output) = self.directory.poll_output() {
+            self.peers.send(&output.peer, output.bytes);
+        }
+    }
+
+    fn handle_control(&self, request: ControlRequest) {
+        let reply = match request.request {
+            Request::Status => Reply::McsStatus(Box::new(self.status())),
+            _ => Reply::Error(format!(
+                "{} is a migration control server; ask it for its status",
+                self.config.mcs.name
+            )),
+        };
+        // A send fails when the operator has gone.
+        let _ = request.replies.send(reply);
+    }
+
+    fn status(&self) -> McsStatus {
+        let now = now();
+        let counters = self.directory.counters();
+        let own = [
+            ("searches_answered", counters.found),
+            ("searches_in_vain", counters.not_found),
+            ("messages_refused", counters.refused),
+            ("frames_malformed", counters.malformed),
+        ];
+        McsStatus {
+            mcs: self.config.mcs.name.to_string(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_ms: age_ms(now, self.started.0),
+            lease_ms: milliseconds(self.config.mcs.lease),
+            registrations: self
+                .directory
+                .registrations()
+                .map(|(name, known)| RegistrationRow::new(name, known, now))
+                .collect(),
+            counters: own
+                .into_iter()
+                .map(|(name, count)| (name.to_owned(), count))
+                .chain(
+                    self.peers
+                        .counters()
+                        .into_iter()
+                        .map(|(name, count)| (format!("connections_{name}"), count)),
+                )
+                .filter(|(_, count)| *count > 0)
+                .collect(),
+        }
+    }
+}
