@@ -1,23 +1,15 @@
 //! Choice of the two ports that stand for a flow.
 //!
 //! The two are chosen so that the one's complement sum of addresses and ports stays what it was
-//! ([`common::relay`]), so only their sum is given by the flow, and one of them is free. That one
-//! is the agent's, from 49152 to 65535 (RFC 6335 §6), where it meets no service of the agent's
-//! host. The relay's follows and is any port from 1024 on: for half of all flows no pair exists
-//! with both ports from 49152 on, because two such ports only ever sum to 32769 to 65535 (in one's
-//! complement).
+//! ([`common::relay`]), so only their sum is given by the flow, and one of them is free.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use common::maps::{Address, StreamKey};
-use common::relay::agent_port;
+use common::relay::port_pairs;
 
-/// First port of an agent that datagrams are sent to.
-pub(super) const FIRST_AGENT_PORT: u16 = 49_152;
-/// Ports from there on.
-const AGENT_PORTS: u16 = u16::MAX - FIRST_AGENT_PORT + 1;
-/// First port of the relay that they are sent from.
-pub(super) const FIRST_RELAY_PORT: u16 = 1024;
+/// The search begins at one of so many pairs; there are at least as many for any flow.
+const STARTS: usize = 8192;
 
 /// The ports of one flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -40,19 +32,16 @@ impl PortTable {
         agent_address: &Address,
     ) -> Option<Ports> {
         let used = self.0.entry(*agent_address).or_default();
-        let first = hash(stream) % AGENT_PORTS;
-        let ports = (0..AGENT_PORTS)
-            .map(|step| {
-                let agent = FIRST_AGENT_PORT + (first + step) % AGENT_PORTS;
-                // The sum is symmetric: what completes one port completes the other.
-                let relay = agent_port(stream, relay_address, agent_address, agent);
-                Ports { relay, agent }
-            })
-            .find(|ports| ports.relay >= FIRST_RELAY_PORT && !used.contains(ports));
-        if let Some(ports) = ports {
-            used.insert(ports);
-        }
-        ports
+        let pairs = || port_pairs(stream, relay_address, agent_address);
+        // Flows of one sender would otherwise all want the same pair.
+        let first = usize::from(hash(stream)) % STARTS;
+        let ports = pairs()
+            .skip(first)
+            .chain(pairs().take(first))
+            .map(|(relay, agent)| Ports { relay, agent })
+            .find(|ports| !used.contains(ports))?;
+        used.insert(ports);
+        Some(ports)
     }
 
     /// Takes a pair that is given; says whether it was free.

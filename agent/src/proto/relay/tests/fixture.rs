@@ -5,10 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use common::maps::{
     FilterMode, ManagedKey, Origin, RelayStream, Stream, StreamKey, Subscriber, SubscriberKey,
 };
-use common::relay::{Endpoints, is_neutral};
+use common::relay::{Endpoints, FIRST_PORT, FIRST_RELAY_PORT, is_neutral};
 use common::signal::{KnownFlow, PeerMessage, RelayRelease, RelayRequest, RelayResponse};
 
-use crate::proto::relay::ports::{FIRST_AGENT_PORT, FIRST_RELAY_PORT};
 use crate::proto::relay::*;
 use crate::proto::{DatapathEvent, Membership, PeerEvent};
 use std::net::Ipv6Addr;
@@ -341,7 +340,7 @@ impl Bench {
                     agent_port: flow.agent_port,
                 };
                 assert!(is_neutral(&flow.stream, &endpoints));
-                assert!(flow.agent_port >= FIRST_AGENT_PORT);
+                assert!(flow.agent_port >= FIRST_PORT);
                 assert!(flow.relay_port >= FIRST_RELAY_PORT);
                 assert_eq!(entry.agent_port, flow.agent_port);
                 assert_eq!(entry.relay_port, flow.relay_port);

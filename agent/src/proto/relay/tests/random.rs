@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use common::maps::FilterMode;
+use common::relay::{FIRST_PORT, FIRST_RELAY_PORT};
 use proptest::prelude::*;
 
 use super::fixture::*;
-use crate::proto::relay::ports::{FIRST_AGENT_PORT, FIRST_RELAY_PORT, PortTable};
+use crate::proto::relay::ports::PortTable;
 
 #[derive(Clone, Debug)]
 enum Event {
@@ -115,7 +116,7 @@ proptest! {
                 multicast_address: group, source, source_port, destination_port, vlan: 0, pad: 0,
             };
             let ports = table.take(&stream, &relay, &agent).expect("16,384 pairs are enough");
-            prop_assert!(ports.agent >= FIRST_AGENT_PORT && ports.relay >= FIRST_RELAY_PORT);
+            prop_assert!(ports.agent >= FIRST_PORT && ports.relay >= FIRST_RELAY_PORT);
             let endpoints = common::relay::Endpoints {
                 relay_address: relay, relay_port: ports.relay,
                 agent_address: agent, agent_port: ports.agent,
