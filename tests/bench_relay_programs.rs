@@ -168,14 +168,14 @@ fn leak(payload: &[u8]) -> Cost {
     measure(&mut load(), "leak", "any", payload.len(), &frame)
 }
 
-/// One subscriber behind a veth whose other end is down: the clone is made, routed and given to
-/// the device, and goes no further.
+/// One subscriber behind a bridge without ports: the clone is made, routed and given to the device,
+/// and goes no further.
 fn replicate(payload: &[u8]) -> Cost {
     let relayed = Relayed::usual();
     let agent = std::net::Ipv6Addr::from(relayed.endpoints.agent_address);
     let setting = "/proc/sys/net/ipv6/conf/lo/forwarding";
     std::fs::write(setting, "1").unwrap();
-    ip("link add out0 type veth peer name out1");
+    ip("link add out0 type bridge");
     ip("link set out0 up");
     ip(&format!("-6 route add {agent}/128 dev out0"));
     ip(&format!(
