@@ -12,6 +12,8 @@
 //! site first and each time another one at the head, so that agents spread over them. A relay is
 //! believed nothing but where it is: who connects to it checks its certificate.
 
+pub mod client;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::net::Ipv6Addr;
 use std::time::Duration;

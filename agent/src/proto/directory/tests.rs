@@ -2,7 +2,9 @@
 
 use proptest::prelude::*;
 
+use super::client::{ClientOutput, DirectoryClient};
 use super::*;
+use crate::proto::PeerEvent;
 
 const LEASE: Duration = Duration::from_secs(60);
 const START: Timestamp = Timestamp(1_000_000_000);
@@ -189,4 +191,111 @@ proptest! {
         prop_assert!(directory.poll_output().is_none());
         prop_assert!(first.is_some() || directory.counters().malformed == 1);
     }
+}
+
+/// A client and its server, with a wire that loses nothing.
+struct Pair {
+    server: Directory,
+    client: DirectoryClient,
+    name: &'static str,
+    now: Timestamp,
+    reachable: bool,
+    found: Vec<([u8; 16], Vec<String>)>,
+}
+
+impl Pair {
+    fn new(name: &'static str, register: Register) -> Self {
+        Self {
+            server: directory(),
+            client: DirectoryClient::new(register, ["mcs".to_owned()]),
+            name,
+            now: START,
+            reachable: true,
+            found: Vec::new(),
+        }
+    }
+
+    /// Runs both until then.
+    fn run(&mut self, time: Duration) {
+        let end = self.now + time;
+        while let Some(due) = self.client.poll_timeout().filter(|due| *due <= end) {
+            self.now = self.now.max(due);
+            self.client.handle_timeout(self.now);
+            self.exchange();
+        }
+        self.now = end;
+        self.server.handle_timeout(end);
+    }
+
+    fn exchange(&mut self) {
+        while let Some(output) = self.client.poll_output() {
+            match output {
+                ClientOutput::Connect { peer } => {
+                    let event = if self.reachable {
+                        PeerEvent::Up
+                    } else {
+                        let reason = "Nobody is there".to_owned();
+                        PeerEvent::Down { reason }
+                    };
+                    self.client.handle_peer(self.now, &peer, event);
+                }
+                ClientOutput::Frame { peer, bytes } => {
+                    self.server.handle_frame(self.now, self.name, &bytes);
+                    while let Some(output) = self.server.poll_output() {
+                        let frame = PeerEvent::Frame(output.bytes);
+                        self.client.handle_peer(self.now, &peer, frame);
+                    }
+                }
+                ClientOutput::Found {
+                    multicast_address,
+                    relays,
+                } => {
+                    let names = relays.into_iter().map(|relay| relay.name).collect();
+                    self.found.push((multicast_address, names));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn client_stays_registered_and_comes_back_after_an_outage() {
+    let mut pair = Pair::new("relay1", relay(1, "north", &[]));
+    pair.run(LEASE * 10);
+    assert_eq!(pair.client.servers().collect::<Vec<_>>(), [("mcs", true)]);
+    assert_eq!(pair.server.registrations().count(), 1);
+    pair.reachable = false;
+    let reason = "Lost".to_owned();
+    pair.client
+        .handle_peer(pair.now, "mcs", PeerEvent::Down { reason });
+    pair.run(LEASE * 2);
+    assert_eq!(pair.server.registrations().count(), 0);
+    assert_eq!(pair.client.servers().collect::<Vec<_>>(), [("mcs", false)]);
+    pair.reachable = true;
+    pair.run(Duration::from_secs(10));
+    assert_eq!(pair.server.registrations().count(), 1);
+}
+
+#[test]
+fn search_waits_for_a_server_and_is_answered_once() {
+    let mut agent = relay(9, "", &[]);
+    agent.role = Role::Agent;
+    let mut pair = Pair::new("vms1", agent);
+    ask(&mut pair.server, START, "relay1", relay(1, "", &[]));
+    pair.client.search(GROUP.octets());
+    assert!(pair.found.is_empty());
+    pair.run(Duration::from_secs(1));
+    assert_eq!(pair.found, [(GROUP.octets(), vec!["relay1".to_owned()])]);
+    pair.client.search(GROUP.octets());
+    pair.exchange();
+    assert_eq!(pair.found.len(), 2);
+}
+
+#[test]
+fn refused_client_asks_again_but_seldom() {
+    let mut pair = Pair::new("stranger", relay(1, "", &[]));
+    pair.run(LEASE);
+    assert_eq!(pair.client.servers().collect::<Vec<_>>(), [("mcs", false)]);
+    let refused = pair.server.counters().refused;
+    assert!((2..=40).contains(&refused), "{refused}");
 }

@@ -1,0 +1,233 @@
+//! The other side of a directory: an agent or a relay registers with its migration control
+//! servers, and an agent asks them for relays.
+//!
+//! ```text
+//!            Connect            Up                Registered
+//!  Down --------------> Dialing ----> Registering -----------> Registered --+
+//!   ^ ^                   |                ^                       |  ^     | a third of the lease
+//!   | +-------- later ----+                +-----------------------+  +-----+
+//!   +--------------------------- connection lost ------------------+
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use common::signal::{DirectoryMessage, KnownRelay, Register, RelaySearch};
+use tracing::{info, warn};
+
+use crate::proto::link::Backoff;
+use crate::proto::refusal::bounded;
+use crate::proto::{PeerEvent, Timestamp};
+
+/// How long a server may take to answer before it is asked again.
+const ANSWER: Duration = Duration::from_secs(2);
+/// Searches that wait for a server, at most.
+const MAX_SEARCHES: usize = 4096;
+
+/// What the caller is to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ClientOutput {
+    /// Connect to a server; answered by [`PeerEvent::Up`] or `Down`.
+    Connect {
+        /// Its name.
+        peer: String,
+    },
+    /// Send a frame to a connected server.
+    Frame {
+        /// Its name.
+        peer: String,
+        /// [`DirectoryMessage`], encoded.
+        bytes: Vec<u8>,
+    },
+    /// The answer to [`DirectoryClient::search`], by each server that answers.
+    Found {
+        /// Multicast address that was searched for.
+        multicast_address: [u8; 16],
+        /// Relays for it, the best first.
+        relays: Vec<KnownRelay>,
+    },
+}
+
+#[derive(Debug, Default)]
+struct Server {
+    up: bool,
+    backoff: Backoff,
+    /// When to connect, or to register again.
+    next: Timestamp,
+    /// Addresses that were asked for, by transaction.
+    asked: BTreeMap<u64, [u8; 16]>,
+    registered: bool,
+}
+
+/// The client of some directories.
+#[derive(Debug)]
+pub struct DirectoryClient {
+    register: Register,
+    servers: BTreeMap<String, Server>,
+    /// Addresses searched for while no server is up.
+    waiting: BTreeSet<[u8; 16]>,
+    /// 0 is that of every registration.
+    last_transaction: u64,
+    outputs: VecDeque<ClientOutput>,
+}
+
+impl DirectoryClient {
+    /// A client that registers this host as `register` says with the servers of these names.
+    pub fn new(register: Register, servers: impl IntoIterator<Item = String>) -> Self {
+        Self {
+            register,
+            servers: servers
+                .into_iter()
+                .map(|name| (name, Server::default()))
+                .collect(),
+            waiting: BTreeSet::new(),
+            last_transaction: 0,
+            outputs: VecDeque::new(),
+        }
+    }
+
+    /// Whether a peer is one of the servers, so that what it says is for
+    /// [`Self::handle_peer`].
+    pub fn is_server(&self, peer: &str) -> bool {
+        self.servers.contains_key(peer)
+    }
+
+    /// Takes in what happened on the connection to a server.
+    pub fn handle_peer(&mut self, now: Timestamp, peer: &str, event: PeerEvent) {
+        let Some(server) = self.servers.get_mut(peer) else {
+            return;
+        };
+        match event {
+            PeerEvent::Up => {
+                server.up = true;
+                server.backoff = Backoff::default();
+                server.next = now;
+                for address in std::mem::take(&mut self.waiting) {
+                    self.ask(peer, address);
+                }
+                self.handle_timeout(now);
+            }
+            PeerEvent::Down { reason } => {
+                if server.up || !server.registered {
+                    warn!(mcs = peer, %reason, "Migration control server is not connected");
+                }
+                let delay = server.backoff.next();
+                *server = Server {
+                    next: now + delay,
+                    backoff: server.backoff,
+                    ..Server::default()
+                };
+            }
+            PeerEvent::Frame(bytes) => self.handle_frame(now, peer, &bytes),
+        }
+    }
+
+    /// Asks every server that is up for relays of an address; at once, or when one is up.
+    pub fn search(&mut self, multicast_address: [u8; 16]) {
+        let up: Vec<String> = self
+            .servers
+            .iter()
+            .filter(|(_, server)| server.up)
+            .map(|(name, _)| name.clone())
+            .collect();
+        if up.is_empty() && self.waiting.len() < MAX_SEARCHES {
+            self.waiting.insert(multicast_address);
+        }
+        for name in up {
+            self.ask(&name, multicast_address);
+        }
+    }
+
+    /// Connects and registers where that is due.
+    pub fn handle_timeout(&mut self, now: Timestamp) {
+        for (name, server) in &mut self.servers {
+            if server.next > now {
+                continue;
+            }
+            // Answered by an event that sets another time, or else tried again then.
+            server.next = now + ANSWER;
+            let peer = name.clone();
+            self.outputs.push_back(if server.up {
+                let message = DirectoryMessage::from(self.register.clone());
+                let bytes = message.encode(0);
+                ClientOutput::Frame { peer, bytes }
+            } else {
+                ClientOutput::Connect { peer }
+            });
+        }
+    }
+
+    /// When to call [`Self::handle_timeout`], if ever.
+    pub fn poll_timeout(&self) -> Option<Timestamp> {
+        self.servers.values().map(|server| server.next).min()
+    }
+
+    /// Returns the next thing to do; `None` when nothing is left.
+    pub fn poll_output(&mut self) -> Option<ClientOutput> {
+        self.outputs.pop_front()
+    }
+
+    /// The servers by name, and whether this host is registered there.
+    pub fn servers(&self) -> impl Iterator<Item = (&str, bool)> {
+        self.servers
+            .iter()
+            .map(|(name, server)| (name.as_str(), server.registered))
+    }
+
+    fn ask(&mut self, peer: &str, multicast_address: [u8; 16]) {
+        let Some(server) = self.servers.get_mut(peer) else {
+            return;
+        };
+        self.last_transaction += 1;
+        while server.asked.len() >= MAX_SEARCHES {
+            server.asked.pop_first();
+        }
+        server
+            .asked
+            .insert(self.last_transaction, multicast_address);
+        let search = RelaySearch {
+            multicast_address: multicast_address.into(),
+            site: self.register.site.clone(),
+        };
+        self.outputs.push_back(ClientOutput::Frame {
+            peer: peer.to_owned(),
+            bytes: DirectoryMessage::from(search).encode(self.last_transaction),
+        });
+    }
+
+    fn handle_frame(&mut self, now: Timestamp, peer: &str, bytes: &[u8]) {
+        let Some(server) = self.servers.get_mut(peer) else {
+            return;
+        };
+        match DirectoryMessage::decode(bytes) {
+            Ok((_, DirectoryMessage::Registered(body))) => {
+                if !server.registered {
+                    info!(mcs = peer, "Registered");
+                }
+                server.registered = true;
+                let third = Duration::from_millis(body.lease_ms) / 3;
+                server.next = now + third.max(ANSWER);
+            }
+            Ok((transaction, DirectoryMessage::RelaySearchReply(body))) => {
+                if let Some(multicast_address) = server.asked.remove(&transaction) {
+                    self.outputs.push_back(ClientOutput::Found {
+                        multicast_address,
+                        relays: body.relays,
+                    });
+                }
+            }
+            Ok((transaction, DirectoryMessage::Error(error))) => {
+                server.asked.remove(&transaction);
+                warn!(mcs = peer, reason = %bounded(&error.reason), "Migration control server refuses");
+                if transaction == 0 {
+                    server.registered = false;
+                    server.next = now + server.backoff.next().max(ANSWER);
+                }
+            }
+            Ok((_, DirectoryMessage::Register(_) | DirectoryMessage::RelaySearch(_))) => {
+                warn!(mcs = peer, "Peer is no migration control server");
+            }
+            Err(error) => warn!(mcs = peer, %error, "Frame is not understood"),
+        }
+    }
+}
