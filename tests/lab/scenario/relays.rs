@@ -14,6 +14,8 @@ use crate::host::Host;
 use crate::node::Process;
 use crate::{Lab, binaries, wait};
 
+/// The operator's socket of a relay, on its node.
+const SOCKET: &str = "/run/roamcast/relay.sock";
 /// How long a relay may take until its operator's socket answers.
 const START: Duration = Duration::from_secs(20);
 
@@ -80,7 +82,8 @@ impl Relays {
     /// When the relay does not answer, or not in JSON.
     pub fn status(&self, index: usize) -> Result<Value> {
         let host = self.host(index)?;
-        let text = host.output(&mut self.command(host, &["status", "--json"]))?;
+        let text =
+            host.output(&mut self.command(host, &["status", "--json", "--socket", SOCKET]))?;
         serde_json::from_str(&text)
             .with_context(|| format!("roamcast status on {} printed no JSON: {text}", host.name()))
     }
@@ -113,6 +116,7 @@ key = "{SOCKET_DIRECTORY}/key.pem"
 
 [[policy]]
 agents = ["vms?"]
+multicast_addresses = ["ff00::/8"]
 
 [log]
 level = "info,roamcast=debug"
