@@ -16,7 +16,9 @@ use aya_ebpf::programs::{TcContext, XdpContext};
 use common::maps::RelayFlow;
 use common::packet::{PacketRead, Truncated};
 use common::relay::{self, Differences, RESTORED_HOP_LIMIT};
-use common::wire::datagram::{CHECKSUM_OFFSET, HEADER_BYTES, Header};
+use common::wire::datagram::{CHECKSUM_OFFSET, HEADER_BYTES};
+
+use crate::front::Front;
 
 /// `PACKET_MULTICAST` of `if_packet.h`.
 const PACKET_MULTICAST: u32 = 2;
@@ -25,13 +27,13 @@ const PACKET_MULTICAST: u32 = 2;
 pub(crate) trait Packet: PacketRead {
     /// Its first three headers where they lie, `None` when it is shorter. One check of bounds
     /// stands for all of them. What they are is for the caller to find out.
-    fn header(&self) -> Option<&mut Header>;
+    fn front(&self) -> Option<Front>;
 
     /// What is known besides the bytes. Reads the clock.
     fn arrival(&self) -> Arrival;
 
     /// Makes a relayed datagram a multicast packet ([`relay::restore`]), its checksum included.
-    fn restore(&self, header: &mut Header, flow: &RelayFlow);
+    fn restore(&self, front: Front, flow: &RelayFlow);
 }
 
 /// What is known of a packet besides its bytes.
@@ -125,7 +127,7 @@ impl Skb {
 
     /// The bytes from `data` on that are there in one piece, if they are at least `N`.
     #[inline(always)]
-    pub(crate) fn front<const N: usize>(&self) -> Option<*mut u8> {
+    pub(crate) fn start<const N: usize>(&self) -> Option<*mut u8> {
         // SAFETY: as in `protocol`. Both are read anew, because helpers change them.
         let (data, end) = unsafe {
             (
@@ -153,9 +155,9 @@ impl Skb {
 
 impl Packet for Skb {
     #[inline(always)]
-    fn header(&self) -> Option<&mut Header> {
-        let front = match self.front::<HEADER_BYTES>() {
-            Some(front) => front,
+    fn front(&self) -> Option<Front> {
+        let start = match self.start::<HEADER_BYTES>() {
+            Some(start) => start,
             None => {
                 if self.len() < HEADER_BYTES {
                     return None;
@@ -163,12 +165,11 @@ impl Packet for Skb {
                 // Some drivers leave part of the headers in fragments.
                 // SAFETY: the pointer is the program's context.
                 unsafe { bpf_skb_pull_data(self.skb, HEADER_BYTES as u32) };
-                self.front::<HEADER_BYTES>()?
+                self.start::<HEADER_BYTES>()?
             }
         };
-        // SAFETY: so many bytes are there, any of them make a header, and Ethernet frames start at
-        // even addresses. Nothing else refers to them while the program runs.
-        Some(unsafe { &mut *front.cast::<Header>() })
+        // SAFETY: so many bytes are there, and no two of these are in use at once.
+        Some(unsafe { Front::new(start) })
     }
 
     #[inline(always)]
@@ -183,9 +184,10 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
-    fn restore(&self, header: &mut Header, flow: &RelayFlow) {
-        let difference = relay::hop_limit_difference(header.hop_limit, RESTORED_HOP_LIMIT);
-        relay::restore(header, flow);
+    fn restore(&self, mut front: Front, flow: &RelayFlow) {
+        let hop_limit = front.header().hop_limit;
+        let difference = relay::hop_limit_difference(hop_limit, RESTORED_HOP_LIMIT);
+        relay::restore(&mut front, flow);
         if !self.update_sum(difference) {
             self.update_checksum(&Differences {
                 address: flow.address_difference,
@@ -280,10 +282,10 @@ impl PacketRead for Xdp {
 
 impl Packet for Xdp {
     #[inline(always)]
-    fn header(&self) -> Option<&mut Header> {
+    fn front(&self) -> Option<Front> {
         let (data, end) = self.bounds();
         // SAFETY: as for `Skb`.
-        (data + HEADER_BYTES <= end).then(|| unsafe { &mut *(data as *mut Header) })
+        (data + HEADER_BYTES <= end).then(|| unsafe { Front::new(data as *mut u8) })
     }
 
     #[inline(always)]
@@ -298,8 +300,8 @@ impl Packet for Xdp {
 
     /// Checksums from a wire are finished, and need nothing.
     #[inline(always)]
-    fn restore(&self, header: &mut Header, flow: &RelayFlow) {
-        relay::restore(header, flow);
+    fn restore(&self, mut front: Front, flow: &RelayFlow) {
+        relay::restore(&mut front, flow);
     }
 }
 

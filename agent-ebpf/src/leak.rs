@@ -14,11 +14,11 @@ const BYTES: usize = 12;
 
 #[inline(always)]
 pub(crate) fn leak(skb: &Skb) -> Verdict {
-    let Some(front) = skb.front::<BYTES>() else {
+    let Some(start) = skb.start::<BYTES>() else {
         return Verdict::Pass;
     };
     // SAFETY: so many bytes are there.
-    let macs = unsafe { front.cast::<[[u8; 6]; 2]>().read() };
+    let macs = unsafe { start.cast::<[[u8; 6]; 2]>().read() };
     let [destination_mac, source_mac] = macs;
     if relay::is_restored(destination_mac, source_mac) {
         maps::count(Counter::RelayLeaks, 1);

@@ -19,8 +19,9 @@
     reason = "a key or value that is passed whole may be copied on the stack of 512 bytes"
 )]
 
-mod atomic;
 mod context;
+mod front;
+mod instruction;
 mod leak;
 mod maps;
 mod replicate;

@@ -19,17 +19,15 @@ use aya_ebpf::bindings::{
 };
 use aya_ebpf::helpers::{bpf_clone_redirect, bpf_fib_lookup, bpf_loop};
 use common::counter::Counter;
-use common::maps::{
-    Address, MAX_SUBSCRIBERS, ManagedKey, Origin, StreamKey, Subscriber, SubscriberKey,
-    SubscriberUsage,
-};
+use common::maps::{Address, MAX_SUBSCRIBERS, Origin, Subscriber, SubscriberKey, SubscriberUsage};
 use common::packet::PacketRead as _;
 use common::relay::{self, Differences, RELAYED_HOP_LIMIT};
 use common::wire::datagram::{HEADER_BYTES, Header};
 use common::wire::{ipv6, udp};
 
-use crate::atomic;
 use crate::context::{Packet as _, Skb};
+use crate::front::{Front, StreamWords};
+use crate::instruction;
 use crate::maps::{self, MANAGED, RELAY_STREAMS, RELAY_SUBSCRIBERS, RELAY_USAGE};
 use crate::stream;
 
@@ -58,9 +56,10 @@ struct Copying {
 
 #[inline(always)]
 pub(crate) fn replicate(skb: &Skb) {
-    let Some(header) = skb.header() else {
+    let Some(front) = skb.front() else {
         return;
     };
+    let header = front.header();
     if !header.is_ipv6()
         || !ipv6::is_multicast(&header.destination)
         || skb.vlan_metadata() != 0
@@ -68,34 +67,19 @@ pub(crate) fn replicate(skb: &Skb) {
     {
         return;
     }
-    let key = ManagedKey {
-        vlan: 0,
-        pad: 0,
-        multicast_address: header.destination,
-    };
-    let Some(managed) = MANAGED.get_ptr(&key) else {
+    let is_udp = header.next_header == udp::NEXT_HEADER;
+    let ports = if is_udp { front.ports() } else { 0 };
+    let key = StreamWords::new(front.destination(), front.source(), ports, 0);
+    let Some(managed) = MANAGED.get_ptr(key.managed().key()) else {
         return;
     };
     // SAFETY: the pointer is to a live map value, which only the relay writes.
     let managed = unsafe { &*managed };
-    let mut key = StreamKey {
-        multicast_address: header.destination,
-        source: header.source,
-        source_port: 0,
-        destination_port: 0,
-        vlan: 0,
-        pad: 0,
-    };
-    let is_udp = header.next_header == udp::NEXT_HEADER;
-    if is_udp {
-        key.source_port = u16::from_be(header.source_port);
-        key.destination_port = u16::from_be(header.destination_port);
-    }
     let arrival = skb.arrival();
     let segments = u64::from(arrival.segments);
     let bytes = skb.len() as u64;
     maps::count(Counter::NativePackets, segments);
-    stream::observe(&key, Origin::Native, managed, &arrival, bytes);
+    stream::observe(key.key(), Origin::Native, managed, &arrival, bytes);
     if !is_udp || !header.is_whole(bytes as usize) {
         let reason = match header.next_header {
             udp::NEXT_HEADER => Counter::ReplicateMalformed,
@@ -105,7 +89,7 @@ pub(crate) fn replicate(skb: &Skb) {
         maps::count(reason, segments);
         return;
     }
-    let Some(served) = RELAY_STREAMS.get_ptr(&key) else {
+    let Some(served) = RELAY_STREAMS.get_ptr(key.key()) else {
         return;
     };
     // SAFETY: as above.
@@ -115,7 +99,7 @@ pub(crate) fn replicate(skb: &Skb) {
     }
     copy_to_all(
         skb,
-        header,
+        front,
         served.flow,
         served.subscribers,
         arrival.at_ns,
@@ -127,18 +111,18 @@ pub(crate) fn replicate(skb: &Skb) {
 #[inline(always)]
 fn copy_to_all(
     skb: &Skb,
-    header: &mut Header,
+    front: Front,
     flow: u32,
     subscribers: u32,
     at_ns: u64,
     segments: u64,
     bytes: u64,
 ) {
-    let hop_limit = header.hop_limit;
+    let hop_limit = front.header().hop_limit;
     let segment_bytes = skb.segment_bytes() as u16;
     let mut state = Copying {
         skb,
-        original: *header,
+        original: *front.header(),
         at_ns,
         bytes,
         segments,
@@ -165,8 +149,8 @@ fn copy_to_all(
         );
     }
     // The header and its checksum are as before; only the sum over the packet has to follow.
-    if let Some(header) = skb.header() {
-        *header = state.original;
+    if let Some(front) = skb.front() {
+        front.set(&state.original);
     }
     skb.update_sum(relay::hop_limit_difference(RELAYED_HOP_LIMIT, hop_limit));
 }
@@ -200,12 +184,12 @@ extern "C" fn copy_to(index: u64, state: *mut c_void) -> i64 {
         match sent {
             Ok(()) => {
                 maps::count(Counter::ReplicatedPackets, state.segments);
-                atomic::add_u64(&raw mut (*usage).packets, state.segments);
-                atomic::add_u64(&raw mut (*usage).bytes, state.bytes);
+                instruction::add_u64(&raw mut (*usage).packets, state.segments);
+                instruction::add_u64(&raw mut (*usage).bytes, state.bytes);
             }
             Err(reason) => {
                 maps::count(reason, state.segments);
-                atomic::add_u64(&raw mut (*usage).dropped, state.segments);
+                instruction::add_u64(&raw mut (*usage).dropped, state.segments);
             }
         }
     }
@@ -268,14 +252,13 @@ fn send(state: &Copying, subscriber: &Subscriber) -> Result<(), Counter> {
             _ => Counter::ReplicateNoRoute,
         });
     }
-    let Some(header) = skb.header() else {
+    let Some(mut front) = skb.front() else {
         return Err(Counter::ReplicateRefused);
     };
     // The copies before have left theirs.
-    *header = state.original;
-    relay::send_to(header, subscriber);
-    header.destination_mac = route.destination_mac;
-    header.source_mac = route.source_mac;
+    front.set(&state.original);
+    let macs = [route.destination_mac, route.source_mac];
+    relay::send_to(&mut front, subscriber, macs);
     if !state.finished {
         skb.update_checksum(&Differences {
             address: subscriber.address_difference,

@@ -18,8 +18,8 @@ use common::wire::mld::{self, Ipv6Frame, Message, NoMessage};
 use common::wire::{ethernet, ipv6, udp};
 
 use crate::Verdict;
-use crate::atomic;
 use crate::context::{Skb, now_ns};
+use crate::instruction;
 use crate::maps::{self, EVENTS, PORT_USAGE, PORTS, WALK};
 use crate::store::MapStore;
 
@@ -109,7 +109,7 @@ fn no_message(skb: &Skb, reason: NoMessage) -> Verdict {
             maps::count(counter, 1);
             if let Some(usage) = PORT_USAGE.get_ptr_mut(skb.ifindex()) {
                 // SAFETY: the pointer is to a live map value.
-                unsafe { atomic::add_u64(&raw mut (*usage).malformed, 1) }
+                unsafe { instruction::add_u64(&raw mut (*usage).malformed, 1) }
             }
             Verdict::Pass
         }
@@ -201,12 +201,12 @@ fn admit(ifindex: u32, at_ns: u64) -> Result<(), Verdict> {
         }
         if allowance < MILLI {
             (*usage).allowance_milli = allowance;
-            atomic::add_u64(&raw mut (*usage).refused_reports, 1);
+            instruction::add_u64(&raw mut (*usage).refused_reports, 1);
             maps::count(Counter::RefusedRate, 1);
             return Err(Verdict::Drop);
         }
         (*usage).allowance_milli = allowance - MILLI;
-        atomic::add_u64(&raw mut (*usage).reports, 1);
+        instruction::add_u64(&raw mut (*usage).reports, 1);
     }
     Ok(())
 }
@@ -225,12 +225,12 @@ fn usage(ifindex: u32) -> Option<*mut PortUsage> {
 /// Gives the whole frame to the agent.
 #[inline(always)]
 fn hand_over(skb: &Skb, at_ns: u64) {
-    let length = atomic::opaque(skb.len() as u64);
+    let length = instruction::opaque(skb.len() as u64);
     if length > UNFINISHED_FRAME_BYTES as u64 {
         maps::count(Counter::Oversized, 1);
         return;
     }
-    let length = atomic::opaque(length);
+    let length = instruction::opaque(length);
     if length == 0 {
         return;
     }

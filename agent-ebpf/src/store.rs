@@ -8,7 +8,7 @@ use common::event::{Change, Kind, ListenerEvent, SourceEvent};
 use common::maps::{Listener, ListenerKey, PortUsage, Source, SourceKey};
 use common::snoop::{ListenerStore, Refused};
 
-use crate::atomic;
+use crate::instruction;
 use crate::maps::{self, LISTENER_SOURCES, LISTENERS, PORT_USAGE, PORTS};
 
 /// `LISTENERS` and `LISTENER_SOURCES` as seen by one port.
@@ -43,14 +43,14 @@ impl ListenerStore for MapStore {
         unsafe {
             let used = (*usage).listeners.wrapping_sub((*port).expired_listeners);
             if used >= (*port).max_listeners {
-                atomic::add_u64(&raw mut (*usage).refused_listeners, 1);
+                instruction::add_u64(&raw mut (*usage).refused_listeners, 1);
                 return Err(Refused(Counter::RefusedListeners));
             }
             if LISTENERS.insert(key, value, BPF_NOEXIST.into()).is_err() {
-                atomic::add_u64(&raw mut (*usage).refused_listeners, 1);
+                instruction::add_u64(&raw mut (*usage).refused_listeners, 1);
                 return Err(Refused(Counter::ListenersFull));
             }
-            atomic::add_u32(&raw mut (*usage).listeners, 1);
+            instruction::add_u32(&raw mut (*usage).listeners, 1);
         }
         Ok(())
     }
@@ -70,7 +70,7 @@ impl ListenerStore for MapStore {
         }
         if let Some(usage) = self.usage() {
             // SAFETY: the pointer is to a live map value.
-            unsafe { atomic::add_u32(&raw mut (*usage).listeners, u32::MAX) }
+            unsafe { instruction::add_u32(&raw mut (*usage).listeners, u32::MAX) }
         }
     }
 
@@ -89,17 +89,17 @@ impl ListenerStore for MapStore {
         unsafe {
             let used = (*usage).sources.wrapping_sub((*port).expired_sources);
             if used >= (*port).max_sources {
-                atomic::add_u64(&raw mut (*usage).refused_sources, 1);
+                instruction::add_u64(&raw mut (*usage).refused_sources, 1);
                 return Err(Refused(Counter::RefusedSources));
             }
             if LISTENER_SOURCES
                 .insert(key, value, BPF_NOEXIST.into())
                 .is_err()
             {
-                atomic::add_u64(&raw mut (*usage).refused_sources, 1);
+                instruction::add_u64(&raw mut (*usage).refused_sources, 1);
                 return Err(Refused(Counter::SourcesFull));
             }
-            atomic::add_u32(&raw mut (*usage).sources, 1);
+            instruction::add_u32(&raw mut (*usage).sources, 1);
         }
         Ok(())
     }
@@ -119,7 +119,7 @@ impl ListenerStore for MapStore {
         }
         if let Some(usage) = self.usage() {
             // SAFETY: the pointer is to a live map value.
-            unsafe { atomic::add_u32(&raw mut (*usage).sources, u32::MAX) }
+            unsafe { instruction::add_u32(&raw mut (*usage).sources, u32::MAX) }
         }
     }
 

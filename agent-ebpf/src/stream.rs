@@ -3,15 +3,17 @@
 #![allow(unsafe_code, reason = "map values are reached through raw pointers")]
 
 use core::mem::offset_of;
+use core::ptr;
 
 use aya_ebpf::bindings::BPF_NOEXIST;
 use common::counter::Counter;
 use common::event::{FirstPacketEvent, Kind};
 use common::maps::{Copies, CopyCounts, Managed, Origin, Origins, Stream, StreamKey};
 use common::relay;
+use common::wire::datagram::{HEADER_BYTES, Header, UDP_HEADER_BYTES};
 
-use crate::atomic;
 use crate::context::{Arrival, Packet};
+use crate::instruction;
 use crate::maps::{self, FINGERPRINTS, STREAMS};
 
 /// The part of a [`Stream`] that is one origin's.
@@ -47,6 +49,18 @@ pub(crate) struct Payload {
     pub(crate) checksum: u16,
 }
 
+impl Payload {
+    /// The payload behind a header that [`Header::has_payload`].
+    #[inline(always)]
+    pub(crate) fn of(header: &Header) -> Self {
+        Self {
+            offset: HEADER_BYTES,
+            length: u16::from_be(header.length).wrapping_sub(UDP_HEADER_BYTES),
+            checksum: header.checksum,
+        }
+    }
+}
+
 /// Counts a packet of a watched flow, and raises the event for the first one of its origin.
 /// Returns the flow's entry.
 #[inline(always)]
@@ -61,16 +75,13 @@ pub(crate) fn observe(
     let stream = match STREAMS.get_ptr_mut(key) {
         Some(stream) => stream,
         None => {
-            // Another CPU may have been faster; what counts is the look-up after it.
-            let _ = STREAMS.insert(key, Stream::default(), BPF_NOEXIST.into());
-            match STREAMS.get_ptr_mut(key) {
-                Some(stream) => stream,
-                None => {
-                    maps::count(Counter::StreamsFull, segments);
-                    first_packet(key, origin, arrival);
-                    return None;
-                }
+            let stream = new_stream(key);
+            if stream.is_null() {
+                maps::count(Counter::StreamsFull, segments);
+                first_packet(key, origin, arrival);
+                return None;
             }
+            stream
         }
     };
     // SAFETY: the pointer is to a live map value, of which both origins have a part of the same
@@ -98,8 +109,8 @@ pub(crate) fn observe(
             };
         }
         (*side).last_ns = arrival.at_ns;
-        atomic::add_u64(&raw mut (*side).packets, segments);
-        atomic::add_u64(&raw mut (*side).bytes, bytes);
+        instruction::add_u64(&raw mut (*side).packets, segments);
+        instruction::add_u64(&raw mut (*side).bytes, bytes);
         last_ns
     };
     if last_ns == 0 || last_ns < managed.watch_since_ns {
@@ -108,7 +119,15 @@ pub(crate) fn observe(
     Some(stream)
 }
 
+/// Makes the entry of a flow; null where there is no room.
 #[inline(always)]
+fn new_stream(key: &StreamKey) -> *mut Stream {
+    // Another CPU may have been faster; what counts is the look-up after it.
+    let _ = STREAMS.insert(key, Stream::default(), BPF_NOEXIST.into());
+    STREAMS.get_ptr_mut(key).unwrap_or(ptr::null_mut())
+}
+
+#[inline(never)]
 fn first_packet(key: &StreamKey, origin: Origin, arrival: &Arrival) {
     maps::raise(|event: *mut FirstPacketEvent| {
         let value = FirstPacketEvent {
@@ -128,7 +147,7 @@ fn first_packet(key: &StreamKey, origin: Origin, arrival: &Arrival) {
 #[inline(always)]
 pub(crate) fn copy_passes<P: Packet>(
     packet: &P,
-    key: &StreamKey,
+    flow: [u64; 5],
     origin: Origin,
     origins: u8,
     at_ns: u64,
@@ -137,7 +156,7 @@ pub(crate) fn copy_passes<P: Packet>(
     let undecided = origins & origin.pass_bit() != 0;
     let Ok(fingerprint) = relay::fingerprint(
         packet,
-        key,
+        flow,
         payload.offset,
         payload.length,
         payload.checksum,
@@ -173,7 +192,7 @@ pub(crate) fn copy_passes<P: Packet>(
         for _ in 0..TRIES {
             let (counts, passes) = relay::count_copy(CopyCounts::from_word(found), origin, origins);
             let expected = found;
-            found = atomic::compare_exchange(word, expected, counts.word());
+            found = instruction::compare_exchange(word, expected, counts.word());
             if found == expected {
                 return passes;
             }
@@ -200,7 +219,7 @@ pub(crate) fn drop_copy(
     maps::count(reason, segments);
     if let Some(stream) = stream {
         // SAFETY: the pointer is to a live map value.
-        unsafe { atomic::add_u64(&raw mut (*stream).dropped, segments) }
+        unsafe { instruction::add_u64(&raw mut (*stream).dropped, segments) }
     }
 }
 

@@ -11,137 +11,78 @@
 use aya_ebpf::bindings::BPF_ANY;
 use common::counter::Counter;
 use common::event::{Kind, QueryEvent};
-use common::maps::{Origin, Querier, QuerierKey, RelayFlowKey, RelayKey, StreamKey};
+use common::maps::{Managed, Origin, Querier, QuerierKey, Stream};
 use common::relay;
 use common::snoop::KERNEL_OPTIONS;
-use common::wire::datagram::{CHECKSUM_OFFSET, HEADER_BYTES, Header, UDP_HEADER_BYTES};
+use common::wire::datagram::CHECKSUM_OFFSET;
 use common::wire::mld::{self, Ipv6Frame, Message, NoMessage, Query};
 use common::wire::{ethernet, ipv6, udp};
 
 use crate::Verdict;
 use crate::context::{Arrival, Packet};
+use crate::front::{self, Front, ManagedWords, RelayFlowWords, RelayWords, StreamWords};
 use crate::maps::{self, MANAGED, QUERIER, RELAY_FLOWS, RELAYS};
 use crate::stream::{self, Payload};
 
 #[inline(always)]
 pub(crate) fn uplink<P: Packet>(packet: &P) -> Verdict {
     // A datagram without payload has as many bytes; there is nothing of ours that is shorter.
-    let Some(header) = packet.header() else {
+    let Some(front) = packet.front() else {
         return Verdict::Pass;
     };
+    let header = front.header();
+    // Functions that are not inlined, one for each kind: together they would take more than the
+    // stack, and one function with all of them would have too few registers.
     if !header.is_ipv6() {
-        return if header.ether_type == ethernet::VLAN.to_be() {
-            tagged(packet)
-        } else {
-            Verdict::Pass
-        };
+        if header.ether_type == ethernet::VLAN.to_be() {
+            return with_more_headers(packet);
+        }
+        return Verdict::Pass;
     }
     if !ipv6::is_multicast(&header.destination) {
-        return relayed(packet, header);
+        return relayed(packet, front);
     }
     if relay::is_restored(header.destination_mac, header.source_mac) {
         return Verdict::Pass;
     }
-    let mut native = Native {
-        key: StreamKey {
-            multicast_address: header.destination,
-            source: header.source,
-            source_port: 0,
-            destination_port: 0,
-            vlan: packet.vlan_metadata() & ethernet::VLAN_IDENTIFIER,
-            pad: 0,
-        },
-        next_header: header.next_header,
-        payload: None,
-    };
-    if header.next_header == udp::NEXT_HEADER {
-        native.key.source_port = u16::from_be(header.source_port);
-        native.key.destination_port = u16::from_be(header.destination_port);
-        native.payload = payload(HEADER_BYTES, header.length, header.checksum);
+    if header.next_header == ipv6::HOP_BY_HOP {
+        return with_more_headers(packet);
     }
-    multicast(packet, &native)
+    native(packet, front)
 }
 
-/// A multicast packet.
-struct Native {
-    key: StreamKey,
-    next_header: u8,
-    /// `None` for what no relay carries: other protocols, fragments, and what is behind extension
-    /// headers.
-    payload: Option<Payload>,
-}
-
-/// The payload behind a UDP header; length and checksum in network order.
-#[inline(always)]
-fn payload(offset: usize, length: u16, checksum: u16) -> Option<Payload> {
-    let length = u16::from_be(length);
-    if length < UDP_HEADER_BYTES {
-        return None;
-    }
-    Some(Payload {
-        offset,
-        length: length - UDP_HEADER_BYTES,
-        checksum,
-    })
-}
-
-/// A frame with a tag, which is no relay's.
-#[inline(always)]
-fn tagged<P: Packet>(packet: &P) -> Verdict {
-    let Some(frame) = mld::ipv6_frame(packet) else {
-        return Verdict::Pass;
-    };
-    if !ipv6::is_multicast(&frame.header.destination) {
-        return Verdict::Pass;
-    }
-    let mut native = Native {
-        key: StreamKey {
-            multicast_address: frame.header.destination,
-            source: frame.header.source,
-            source_port: 0,
-            destination_port: 0,
-            vlan: frame.vlan,
-            pad: 0,
-        },
-        next_header: frame.header.next_header,
-        payload: None,
-    };
-    if frame.header.next_header == udp::NEXT_HEADER
-        && let Ok(ports) = udp::parse(packet, frame.payload)
-    {
-        native.key.source_port = ports.source;
-        native.key.destination_port = ports.destination;
-    }
-    // Relays carry nothing that has a tag, so there are no copies to tell apart.
-    multicast(packet, &native)
-}
-
-#[inline(always)]
-fn multicast<P: Packet>(packet: &P, native: &Native) -> Verdict {
-    let Some(managed) = MANAGED.get_ptr(native.key.managed()) else {
-        if native.next_header == ipv6::HOP_BY_HOP {
-            query(packet);
-        }
+/// A multicast packet without tag and Hop-by-Hop Options.
+#[inline(never)]
+fn native<P: Packet>(packet: &P, front: Front) -> Verdict {
+    let header = front.header();
+    let is_udp = header.next_header == udp::NEXT_HEADER;
+    let key = StreamWords::new(
+        front.destination(),
+        front.source(),
+        if is_udp { front.ports() } else { 0 },
+        packet.vlan_metadata() & ethernet::VLAN_IDENTIFIER,
+    );
+    let Some(managed) = MANAGED.get_ptr(key.managed().key()) else {
         return Verdict::Pass;
     };
     // SAFETY: the pointer is to a live map value, which only the agent writes.
     let managed = unsafe { &*managed };
     let arrival = packet.arrival();
-    maps::count(Counter::NativePackets, arrival.segments.into());
-    let bytes = packet.len() as u64;
-    let entry = stream::observe(&native.key, Origin::Native, managed, &arrival, bytes);
-    let Some(payload) = &native.payload else {
+    let entry = observe_native(packet, &key, managed, &arrival);
+    // What no relay carries comes natively only and has no copies: other protocols than UDP, and
+    // fragments.
+    if !is_udp || !header.has_payload() {
         return Verdict::Pass;
-    };
+    }
     let origins = managed.origins;
     let passes = if stream::by_fingerprint(origins) {
         stream::copy_passes(
             packet,
-            &native.key,
+            key.words(),
             Origin::Native,
             origins,
             arrival.at_ns,
-            payload,
+            &Payload::of(header),
         )
     } else {
         origins & Origin::Native.pass_bit() != 0
@@ -153,39 +94,87 @@ fn multicast<P: Packet>(packet: &P, native: &Native) -> Verdict {
     Verdict::Drop
 }
 
-/// A unicast packet: restored if it is of an established flow.
 #[inline(always)]
-fn relayed<P: Packet>(packet: &P, header: &mut Header) -> Verdict {
+fn observe_native<P: Packet>(
+    packet: &P,
+    key: &StreamWords,
+    managed: &Managed,
+    arrival: &Arrival,
+) -> Option<*mut Stream> {
+    maps::count(Counter::NativePackets, arrival.segments.into());
+    let bytes = packet.len() as u64;
+    stream::observe(key.key(), Origin::Native, managed, arrival, bytes)
+}
+
+/// A frame with a tag or Hop-by-Hop Options. No relay carries such, so it always passes.
+#[inline(never)]
+fn with_more_headers<P: Packet>(packet: &P) -> Verdict {
+    let Some(frame) = mld::ipv6_frame(packet) else {
+        return Verdict::Pass;
+    };
+    if !ipv6::is_multicast(&frame.header.destination) {
+        return Verdict::Pass;
+    }
+    let mut ports = 0;
+    if frame.header.next_header == udp::NEXT_HEADER
+        && let Ok(found) = udp::parse(packet, frame.payload)
+    {
+        ports = front::ports_word(found.source, found.destination);
+    }
+    let key = StreamWords::new(
+        front::words_of(frame.header.destination),
+        front::words_of(frame.header.source),
+        ports,
+        frame.vlan,
+    );
+    if let Some(managed) = MANAGED.get_ptr(key.managed().key()) {
+        // SAFETY: the pointer is to a live map value, which only the agent writes.
+        observe_native(packet, &key, unsafe { &*managed }, &packet.arrival());
+    } else if frame.header.next_header == ipv6::HOP_BY_HOP {
+        query(packet, &frame);
+    }
+    Verdict::Pass
+}
+
+/// A unicast packet: restored if it is of an established flow.
+#[inline(never)]
+fn relayed<P: Packet>(packet: &P, front: Front) -> Verdict {
+    let header = front.header();
     if header.next_header != udp::NEXT_HEADER {
-        if header.next_header == ipv6::FRAGMENT && is_of_relay(header) {
+        if header.next_header == ipv6::FRAGMENT && is_of_relay(front) {
             maps::count(Counter::RelayFragment, 1);
             return Verdict::Drop;
         }
         return Verdict::Pass;
     }
-    let agent_port = u16::from_be(header.destination_port);
-    if agent_port < relay::FIRST_PORT || packet.vlan_metadata() != 0 {
+    if u16::from_be(header.destination_port) < relay::FIRST_PORT || packet.vlan_metadata() != 0 {
         return Verdict::Pass;
     }
-    let key = RelayFlowKey {
-        relay_address: header.source,
-        relay_port: u16::from_be(header.source_port),
-        agent_port,
+    let key = RelayFlowWords {
+        relay_address: front.source(),
+        ports: front.ports(),
     };
-    // SAFETY: the pointer is to a live map value, which only the agent writes.
-    let flow = RELAY_FLOWS.get_ptr(&key).map(|flow| unsafe { &*flow });
-    let Some(flow) = flow.filter(|flow| flow.agent_address == header.destination) else {
-        if is_of_relay(header) {
+    let flow = RELAY_FLOWS.get_ptr(key.key()).filter(|flow| {
+        // SAFETY: the pointer is to a live map value.
+        let agent_address = unsafe { front::words(&raw const (**flow).agent_address) };
+        agent_address == front.destination()
+    });
+    let Some(flow) = flow else {
+        if is_of_relay(front) {
             maps::count(Counter::RelayUnknownFlow, 1);
         }
         return Verdict::Pass;
     };
+    // SAFETY: the pointer is to a live map value, which only the agent writes.
+    let flow = unsafe { &*flow };
     let bytes = packet.len();
     if !header.is_whole(bytes) {
         maps::count(Counter::RelayMalformed, 1);
         return Verdict::Drop;
     }
-    let Some(managed) = MANAGED.get_ptr(flow.stream.managed()) else {
+    // SAFETY: as above.
+    let managed = unsafe { ManagedWords::of(&flow.stream) };
+    let Some(managed) = MANAGED.get_ptr(managed.key()) else {
         // Nobody listens any more, and the relay has yet to learn it.
         maps::count(Counter::OtherOrigin, 1);
         return Verdict::Drop;
@@ -197,16 +186,16 @@ fn relayed<P: Packet>(packet: &P, header: &mut Header) -> Verdict {
     let origins = managed.origins;
     let mut passes = origins & Origin::Relay.pass_bit() != 0;
     if passes || stream::by_fingerprint(origins) {
-        let payload = payload(HEADER_BYTES, header.length, 0);
-        packet.restore(header, flow);
+        let mut payload = Payload::of(header);
+        packet.restore(front, flow);
         if stream::by_fingerprint(origins)
-            && let Some(mut payload) = payload
             && let Ok(checksum) = packet.read::<2>(CHECKSUM_OFFSET)
         {
             payload.checksum = u16::from_ne_bytes(checksum);
             passes = stream::copy_passes(
                 packet,
-                &flow.stream,
+                // SAFETY: as above.
+                unsafe { front::stream_words(&flow.stream) },
                 Origin::Relay,
                 origins,
                 arrival.at_ns,
@@ -225,24 +214,21 @@ fn relayed<P: Packet>(packet: &P, header: &mut Header) -> Verdict {
 /// Whether a datagram comes from a relay that this host has flows of, to the address that it sends
 /// them to.
 #[inline(always)]
-fn is_of_relay(header: &Header) -> bool {
-    let key = RelayKey {
-        relay_address: header.source,
-        agent_address: header.destination,
+fn is_of_relay(front: Front) -> bool {
+    let key = RelayWords {
+        relay_address: front.source(),
+        agent_address: front.destination(),
     };
-    RELAYS.get_ptr(&key).is_some()
+    RELAYS.get_ptr(key.key()).is_some()
 }
 
 #[inline(always)]
-fn query<P: Packet>(packet: &P) {
-    let Some(frame) = mld::ipv6_frame(packet) else {
-        return;
-    };
-    match mld::parse::<_, KERNEL_OPTIONS, 0>(packet, &frame) {
+fn query<P: Packet>(packet: &P, frame: &Ipv6Frame) {
+    match mld::parse::<_, KERNEL_OPTIONS, 0>(packet, frame) {
         Ok(Message::Query(query)) => {
             maps::count(Counter::Queries, 1);
             if ipv6::is_unspecified(&query.multicast_address) {
-                general_query(&frame, &query, &packet.arrival());
+                general_query(frame, &query, &packet.arrival());
             }
         }
         Err(NoMessage::Malformed(counter)) => maps::count(counter, 1),

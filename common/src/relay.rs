@@ -20,7 +20,7 @@ mod copies;
 
 use crate::maps::{Address, RelayFlow, StreamKey, Subscriber};
 use crate::wire::checksum;
-use crate::wire::datagram::{self, Header};
+use crate::wire::datagram::{self, Rewrite};
 
 pub use copies::{COPY_LIFETIME_NS, count_copy, fingerprint};
 
@@ -140,26 +140,24 @@ pub fn is_restored(destination_mac: [u8; 6], source_mac: [u8; 6]) -> bool {
 /// Makes a relayed datagram the multicast packet that it was, apart from the checksum of one that
 /// is not finished.
 #[inline(always)]
-pub fn restore(header: &mut Header, flow: &RelayFlow) {
+pub fn restore<H: Rewrite>(header: &mut H, flow: &RelayFlow) {
     let stream = &flow.stream;
-    header.destination_mac = datagram::multicast_mac(&stream.multicast_address);
-    header.source_mac = RESTORED_MAC;
-    header.hop_limit = RESTORED_HOP_LIMIT;
-    header.source = stream.source;
-    header.destination = stream.multicast_address;
-    header.source_port = stream.source_port.to_be();
-    header.destination_port = stream.destination_port.to_be();
+    let mac = datagram::multicast_mac(&stream.multicast_address);
+    header.set_macs(mac, RESTORED_MAC);
+    header.set_hop_limit(RESTORED_HOP_LIMIT);
+    header.set_addresses(&stream.source, &stream.multicast_address);
+    header.set_ports(stream.source_port, stream.destination_port);
 }
 
 /// Makes a multicast packet the datagram for a subscriber, apart from the checksum of one that is
-/// not finished, and from the Ethernet addresses, which are those of the route.
+/// not finished. The MACs, destination first, are those of the route.
 #[inline(always)]
-pub fn send_to(header: &mut Header, subscriber: &Subscriber) {
-    header.hop_limit = RELAYED_HOP_LIMIT;
-    header.source = subscriber.relay_address;
-    header.destination = subscriber.agent_address;
-    header.source_port = subscriber.relay_port.to_be();
-    header.destination_port = subscriber.agent_port.to_be();
+pub fn send_to<H: Rewrite>(header: &mut H, subscriber: &Subscriber, macs: [[u8; 6]; 2]) {
+    let [destination_mac, source_mac] = macs;
+    header.set_macs(destination_mac, source_mac);
+    header.set_hop_limit(RELAYED_HOP_LIMIT);
+    header.set_addresses(&subscriber.relay_address, &subscriber.agent_address);
+    header.set_ports(subscriber.relay_port, subscriber.agent_port);
 }
 
 /// Modulus of one's complement arithmetic in 16 bits.

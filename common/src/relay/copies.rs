@@ -1,6 +1,6 @@
 //! Copies of one packet: what they look like alike, and which of them passes.
 
-use crate::maps::{CopyCounts, Origin, StreamKey};
+use crate::maps::{CopyCounts, Origin};
 use crate::packet::{PacketRead, Truncated};
 
 /// Longest time between two copies of one packet, nanoseconds. What comes later is another packet
@@ -16,7 +16,8 @@ const TAIL: usize = 16;
 /// restored packet has them), and the first 64 and last 16 bytes of the payload, as far as they
 /// exist. The checksum stands for what is between.
 ///
-/// `payload` is where the payload starts and `length` is its length, bytes.
+/// `flow` is the flow's [`crate::maps::StreamKey`] as words of memory, `payload` where the payload starts, and
+/// `length` its length, bytes.
 ///
 /// # Errors
 ///
@@ -24,16 +25,16 @@ const TAIL: usize = 16;
 #[inline(always)]
 pub fn fingerprint<P: PacketRead + ?Sized>(
     packet: &P,
-    stream: &StreamKey,
+    flow: [u64; 5],
     payload: usize,
     length: u16,
     checksum: u16,
 ) -> Result<u64, Truncated> {
     let length = usize::from(length);
     let mut hash = Hash(length as u64 | u64::from(checksum) << 16);
-    hash.bytes(&stream.multicast_address);
-    hash.bytes(&stream.source);
-    hash.word(u64::from(stream.source_port) | u64::from(stream.destination_port) << 16);
+    for word in flow {
+        hash.word(word);
+    }
     if length >= HEAD {
         hash.bytes(&packet.read::<HEAD>(payload)?);
         hash.bytes(&packet.read::<TAIL>(payload + length - TAIL)?);

@@ -4,7 +4,10 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::maps::{CopyCounts, Origin, Origins};
-use crate::wire::datagram::HEADER_BYTES;
+use crate::wire::datagram::{HEADER_BYTES, Header};
+
+/// Of the route to the agent.
+const MACS: [[u8; 6]; 2] = [[4; 6], [6; 6]];
 
 prop_compose! {
     fn any_stream()(
@@ -119,12 +122,13 @@ proptest! {
         let native = frame(&stream, &payload);
         prop_assert_eq!(udp_sum(&native), 0xffff);
 
-        let copy = rewritten(&native, |header| send_to(header, &subscriber(&stream, &endpoints)));
+        let copy = rewritten(&native, |header| send_to(header, &subscriber(&stream, &endpoints), MACS));
         prop_assert_eq!(udp_sum(&copy), 0xffff);
         prop_assert_eq!(copy.len(), native.len());
         prop_assert_eq!(&copy[22..38], &relay[..]);
         prop_assert_eq!(&copy[38..54], &agent[..]);
         prop_assert_eq!(copy[21], 64);
+        prop_assert_eq!(&copy[..12], &MACS.concat()[..]);
 
         let restored = rewritten(&copy, |header| restore(header, &flow(&stream, &endpoints)));
         prop_assert_eq!(udp_sum(&restored), 0xffff);
@@ -163,7 +167,7 @@ proptest! {
         native[60] ^= (error >> 8) as u8;
         native[61] ^= error as u8;
         let wrong = udp_sum(&native) != 0xffff;
-        let copy = rewritten(&native, |header| send_to(header, &subscriber(&stream, &endpoints)));
+        let copy = rewritten(&native, |header| send_to(header, &subscriber(&stream, &endpoints), MACS));
         prop_assert_eq!(udp_sum(&copy) != 0xffff, wrong);
     }
 
@@ -224,11 +228,12 @@ proptest! {
         payload in prop::collection::vec(any::<u8>(), 1..400),
         index: prop::sample::Index,
         stream in any_stream(),
+        flow: [u64; 5],
     ) {
         let of = |frame: &[u8]| {
             let header = Header::read(frame).unwrap();
             let length = u16::from_be(header.length) - 8;
-            fingerprint(frame, &stream, HEADER_BYTES, length, header.checksum).unwrap()
+            fingerprint(frame, flow, HEADER_BYTES, length, header.checksum).unwrap()
         };
         let native = frame(&stream, &payload);
         let mut other = native.clone();
@@ -241,6 +246,12 @@ proptest! {
         prop_assert_eq!(of(&native) != of(&other), covered, "byte {} of {}", at, payload.len());
         let another = frame(&stream, &other[HEADER_BYTES..]);
         prop_assert_ne!(of(&native), of(&another), "its checksum is another one");
+        let mut other_flow = flow;
+        other_flow[index.index(5)] ^= 1;
+        let length = u16::from_be(Header::read(&native[..]).unwrap().length) - 8;
+        let checksum = Header::read(&native[..]).unwrap().checksum;
+        let elsewhere = fingerprint(&native[..], other_flow, HEADER_BYTES, length, checksum);
+        prop_assert_ne!(of(&native), elsewhere.unwrap());
     }
 
     #[test]

@@ -69,6 +69,12 @@ impl Header {
             && self.checksum != 0
     }
 
+    /// Whether the UDP length is possible: 8 bytes or more.
+    #[inline(always)]
+    pub fn has_payload(&self) -> bool {
+        u16::from_be(self.length) >= UDP_HEADER_BYTES
+    }
+
     /// Reads the header of a packet; what it means is for the caller to find out.
     ///
     /// # Errors
@@ -121,6 +127,40 @@ impl Header {
             rest = after;
         }
         bytes
+    }
+}
+
+/// What a rewrite changes in the headers. The rules are written against it, so that one that the
+/// kernel programs store in a few instructions is the one that is tested on bytes.
+pub trait Rewrite {
+    /// Sets both Ethernet addresses.
+    fn set_macs(&mut self, destination: [u8; 6], source: [u8; 6]);
+    /// Sets the hop limit.
+    fn set_hop_limit(&mut self, hop_limit: u8);
+    /// Sets both IPv6 addresses.
+    fn set_addresses(&mut self, source: &Address, destination: &Address);
+    /// Sets both UDP ports, in host order.
+    fn set_ports(&mut self, source: u16, destination: u16);
+}
+
+impl Rewrite for Header {
+    fn set_macs(&mut self, destination: [u8; 6], source: [u8; 6]) {
+        self.destination_mac = destination;
+        self.source_mac = source;
+    }
+
+    fn set_hop_limit(&mut self, hop_limit: u8) {
+        self.hop_limit = hop_limit;
+    }
+
+    fn set_addresses(&mut self, source: &Address, destination: &Address) {
+        self.source = *source;
+        self.destination = *destination;
+    }
+
+    fn set_ports(&mut self, source: u16, destination: u16) {
+        self.source_port = source.to_be();
+        self.destination_port = destination.to_be();
     }
 }
 

@@ -1,5 +1,5 @@
 //! What needs inline assembly: atomic operations, which the BPF target does not offer through
-//! `core::sync::atomic`, and a barrier to the optimizer.
+//! `core::sync::atomic`, wide access to packets, and a barrier to the optimizer.
 
 #![allow(unsafe_code, reason = "the instructions have no safe form")]
 
@@ -45,6 +45,65 @@ pub(crate) unsafe fn compare_exchange(word: *mut u64, expected: u64, new: u64) -
         asm!("r0 = cmpxchg_64({word} + 0, r0, {new})", word = in(reg) word, new = in(reg) new, inout("r0") found);
     }
     found
+}
+
+/// Reads 8 bytes of a packet or map value, in one instruction.
+///
+/// The compiler would take eight for what may not be aligned. Where the processor has to have it
+/// aligned, so it is: addresses stand at 8 bytes counted from where the kernel puts IPv6 headers.
+///
+/// # Safety
+///
+/// `from` points to 8 live bytes of a packet or map value.
+#[inline(always)]
+pub(crate) unsafe fn load_u64(from: *const u8) -> u64 {
+    let value;
+    // SAFETY: the caller's pointer is valid; the instruction reads 8 bytes.
+    unsafe {
+        asm!("{value} = *(u64 *)({from} + 0)", value = out(reg) value, from = in(reg) from, options(pure, readonly));
+    }
+    value
+}
+
+/// The same with 4 bytes.
+///
+/// # Safety
+///
+/// As for [`load_u64`].
+#[inline(always)]
+pub(crate) unsafe fn load_u32(from: *const u8) -> u32 {
+    let value: u64;
+    // SAFETY: the caller's pointer is valid; the instruction reads 4 bytes.
+    unsafe {
+        asm!("{value} = *(u32 *)({from} + 0)", value = out(reg) value, from = in(reg) from, options(pure, readonly));
+    }
+    value as u32
+}
+
+/// Writes 8 bytes of a packet.
+///
+/// # Safety
+///
+/// `to` points to 8 live bytes of a packet.
+#[inline(always)]
+pub(crate) unsafe fn store_u64(to: *mut u8, value: u64) {
+    // SAFETY: the caller's pointer is valid; the instruction writes 8 bytes.
+    unsafe {
+        asm!("*(u64 *)({to} + 0) = {value}", value = in(reg) value, to = in(reg) to);
+    }
+}
+
+/// The same with 4 bytes.
+///
+/// # Safety
+///
+/// As for [`store_u64`].
+#[inline(always)]
+pub(crate) unsafe fn store_u32(to: *mut u8, value: u32) {
+    // SAFETY: the caller's pointer is valid; the instruction writes 4 bytes.
+    unsafe {
+        asm!("*(u32 *)({to} + 0) = {value}", value = in(reg) u64::from(value), to = in(reg) to);
+    }
 }
 
 /// Returns `value`, of which the optimizer then knows nothing.
