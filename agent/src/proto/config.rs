@@ -26,6 +26,8 @@ pub struct AgentConfig {
     pub limits: Limits,
     /// How long to wait for what.
     pub timing: Timing,
+    /// When relays are asked; `None` where none is configured.
+    pub relay: Option<RelayTiming>,
 }
 
 /// Bounds of what VMs and peers can make the agent keep.
@@ -88,6 +90,34 @@ impl Default for Timing {
             unused_join_expiry: Duration::from_secs(600),
             lost_peer_grace: Duration::from_secs(30),
             usage_interval: Duration::from_secs(10),
+        }
+    }
+}
+
+/// When a relay is asked for a stream, and when it is let go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RelayTiming {
+    /// How long an arriving VM's address may be without a native packet before a relay is asked.
+    pub delay: Duration,
+    /// How often the flows are looked at.
+    pub watch_interval: Duration,
+    /// Shortest silence of a flow that counts as one; see [`super::reception`].
+    pub silence: Duration,
+    /// How long both ways are told apart by fingerprint at a change. Longer than the two ways'
+    /// delays differ.
+    pub settle: Duration,
+    /// How long a stream must come natively without a gap before its relay is let go.
+    pub hold: Duration,
+}
+
+impl Default for RelayTiming {
+    fn default() -> Self {
+        Self {
+            delay: Duration::from_millis(20),
+            watch_interval: Duration::from_millis(50),
+            silence: Duration::from_millis(200),
+            settle: Duration::from_millis(300),
+            hold: Duration::from_millis(3000),
         }
     }
 }

@@ -18,6 +18,14 @@ pub(super) struct Filter {
 }
 
 impl Filter {
+    /// The filter of nobody: it includes no source.
+    pub(super) fn nothing() -> Self {
+        Self {
+            mode: FilterMode::Include,
+            sources: BTreeSet::new(),
+        }
+    }
+
     /// Merges the filters of several listeners: as soon as one excludes, everything is received
     /// but what all excluding ones exclude and no including one wants.
     pub(super) fn merge<'a>(filters: impl Iterator<Item = &'a Self> + Clone) -> Self {

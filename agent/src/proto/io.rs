@@ -8,7 +8,7 @@ use std::time::Duration;
 use common::event::Change;
 use common::maps::{
     FilterMode, Listener, ListenerKey, ManagedKey, Origin, Origins, PortUsage, Querier, QuerierKey,
-    Source, SourceKey, Stream, StreamKey,
+    RelayFlow, RelayFlowKey, Source, SourceKey, Stream, StreamKey,
 };
 
 /// Nanoseconds of `CLOCK_MONOTONIC`, the clock of `bpf_ktime_get_ns`.
@@ -299,6 +299,17 @@ pub enum CommandReply {
     Failed(String),
 }
 
+/// A relay that may be asked, as discovery has found it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RelayCandidate {
+    /// Name of the peer connection to it, unique among all peers.
+    pub name: String,
+    /// Where it listens: an address or a DNS name, with a port.
+    pub address: String,
+    /// How it was found, for the operator (`servers`, `dns relays.example`).
+    pub found_by: String,
+}
+
 /// A membership held by the host on the bridge.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Membership {
@@ -350,6 +361,15 @@ pub enum Output {
     },
     /// Stop watching it.
     Unmanage(ManagedKey),
+    /// Restore the datagrams of a relayed flow (`RELAY_FLOWS`).
+    RelayFlowSet {
+        /// What its datagrams look like.
+        key: RelayFlowKey,
+        /// What they become.
+        value: RelayFlow,
+    },
+    /// Stop restoring them.
+    RelayFlowRemove(RelayFlowKey),
     /// Add a temporary bridge MDB entry, so that a TAP receives before its VM has reported; renew
     /// it if it is there. Repeated until the VM has reported, so a failure ends by itself.
     MdbAdd {

@@ -122,11 +122,16 @@ impl Agent {
                     connecting: false,
                 };
                 info!(peer, "Peer is connected");
+                self.relay_up(peer);
                 self.outgoing_peer_up(peer);
                 self.flush_closings(peer);
             }
             PeerEvent::Down { reason } => {
                 self.links.remove(peer);
+                if self.relays.contains(peer) {
+                    self.relay_down(peer, &reason);
+                    return;
+                }
                 warn!(peer, %reason, "Peer is not connected");
                 for number in self.closings_of(peer) {
                     self.reconnect_later(number);
@@ -205,6 +210,10 @@ impl Agent {
                 return;
             }
         };
+        if self.relays.contains(peer) {
+            self.on_relay_message(peer, transaction, message);
+            return;
+        }
         match message {
             PeerMessage::AgentRequest(body) => self.on_agent_request(peer, transaction, body),
             PeerMessage::AgentResponse(body) => self.on_agent_response(peer, transaction, body),
@@ -222,6 +231,27 @@ impl Agent {
                 debug!(peer, transaction, %reason, "Peer ends a migration");
                 self.on_peer_refusal(peer, transaction, &reason);
                 self.on_peer_abort(peer, transaction, &reason);
+            }
+        }
+    }
+}
+
+impl Agent {
+    /// A relay is heard only about its sessions.
+    fn on_relay_message(&mut self, relay: &str, transaction: u64, message: PeerMessage) {
+        match message {
+            PeerMessage::RelayResponse(body) => self.on_relay_response(relay, transaction, &body),
+            PeerMessage::RelayRelease(RelayRelease { reason })
+            | PeerMessage::MigrationAbort(MigrationAbort { reason })
+            | PeerMessage::Error(ErrorMessage { reason }) => {
+                self.on_relay_release(relay, transaction, &reason);
+            }
+            PeerMessage::AgentRequest(_)
+            | PeerMessage::AgentResponse(_)
+            | PeerMessage::MigrationProgress(_)
+            | PeerMessage::RelayRequest(_) => {
+                let reason = format!("{} knows {relay} as a relay only", self.config.name);
+                self.send(relay, transaction, &ErrorMessage { reason }.into());
             }
         }
     }

@@ -239,6 +239,18 @@ impl Mirror {
         self.ports_by_address.contains_key(key)
     }
 
+    /// The filters of all listeners of an address.
+    pub(super) fn filters(&self, key: &ManagedKey) -> impl Iterator<Item = Filter> {
+        self.ports_by_address
+            .get(key)
+            .into_iter()
+            .flatten()
+            .filter_map(|ifindex| {
+                let listener = listener_key(*ifindex, key);
+                self.view(&listener, self.get(&listener)?).filter()
+            })
+    }
+
     /// Returns a listener's state.
     pub(super) fn get(&self, key: &ListenerKey) -> Option<&Listener> {
         self.listeners.get(key).map(|entry| &entry.value)

@@ -13,9 +13,10 @@
 //! | `vm` | datagrams of the VMs: who asks, how often, and what was answered |
 //! | `source` | migrations that leave |
 //! | `destination` | migrations that arrive: joins, probes, holding and releasing |
+//! | [`reception`] | how each watched address is received, and the sessions with relays |
 //! | `link` | connections to other agents |
 //! | `listener` | mirror of the kernel's listeners, and their ageing |
-//! | `watch` | what the kernel reports, and the addresses watched for it |
+//! | `watch` | what the kernel reports |
 //! | `inventory` | ports and domains |
 //! | `filter` | source filters and their merger |
 //! | `policy`, `refusal` | who may move, and the sentences for those who may not |
@@ -33,6 +34,7 @@ mod io;
 mod link;
 mod listener;
 pub mod policy;
+pub mod reception;
 mod record;
 mod refusal;
 pub mod relay;
@@ -49,7 +51,7 @@ use std::time::Duration;
 
 use common::maps::{ManagedKey, Querier, QuerierKey};
 
-pub use config::{AgentConfig, Limits, Timing};
+pub use config::{AgentConfig, Limits, RelayTiming, Timing};
 pub use destination::ReceptionView;
 pub use io::*;
 pub use listener::ListenerView;
@@ -60,6 +62,7 @@ use destination::{Arrivals, Entry, Incoming};
 use inventory::Inventory;
 use link::{Closing, Links};
 use listener::Mirror;
+use reception::{Receptions, Relays};
 use record::Records;
 use source::Outgoing;
 use timer::{Timer, TimerTable};
@@ -83,6 +86,12 @@ pub struct Counters {
     pub malformed_datagrams: u64,
     /// Frames of peers that are no message.
     pub malformed_frames: u64,
+    /// Announcements of relays that cannot be true; each has ended a session.
+    pub relay_lies: u64,
+    /// Sessions that a relay has refused or ended.
+    pub relay_refusals: u64,
+    /// Relays asked to take over from another.
+    pub relay_failovers: u64,
 }
 
 /// The protocol of one agent.
@@ -104,6 +113,8 @@ pub struct Agent {
     incoming: BTreeMap<u64, Incoming>,
     arrivals: Arrivals,
     entries: BTreeMap<ManagedKey, Entry>,
+    receptions: Receptions,
+    relays: Relays,
     vm: VmSide,
     warnings: Warnings,
     records: Records,
@@ -129,6 +140,8 @@ impl Agent {
             incoming: BTreeMap::new(),
             arrivals: Arrivals::default(),
             entries: BTreeMap::new(),
+            receptions: Receptions::default(),
+            relays: Relays::default(),
             vm: VmSide::default(),
             warnings: Warnings::default(),
             records: Records::default(),
@@ -180,16 +193,6 @@ impl Agent {
     pub fn handle_datapath(&mut self, now: Timestamp, event: DatapathEvent) {
         self.begin(now);
         self.on_datapath(event);
-        self.end();
-    }
-
-    /// Takes in, once and after the first [`DatapathEvent::Snapshot`], the addresses that an agent
-    /// before this one has left in `MANAGED`; those that nobody needs are given up.
-    pub fn handle_adopted(&mut self, now: Timestamp, managed: &[ManagedKey]) {
-        self.begin(now);
-        for key in managed {
-            self.unmanage_unneeded(*key);
-        }
         self.end();
     }
 
@@ -375,6 +378,13 @@ impl Agent {
             Timer::Hold(number) => self.hold_timed_out(number),
             Timer::Poll(number) => self.poll_answers(number),
             Timer::MdbRenewal(number) => self.renew_mdb(number),
+            Timer::Reception(key) => self.look(key),
+            Timer::Session(key) => {
+                self.tend(key);
+                self.look(key);
+            }
+            Timer::Watch => self.watch_receptions(),
+            Timer::Relay(number) => self.reconnect_relay(number),
             Timer::Ageing => self.age_listeners(),
             Timer::Usage => self.read_usage(),
         }

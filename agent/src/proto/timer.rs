@@ -29,6 +29,14 @@ pub(super) enum Timer {
     Poll(u64),
     /// When to make the MDB entries of an arriving VM again.
     MdbRenewal(u64),
+    /// When the reception of an address goes on to its next state by itself.
+    Reception(ManagedKey),
+    /// When a relay session is to be renewed, or its answer is overdue, or a relay asked again.
+    Session(ManagedKey),
+    /// When to look at the flows that may fall silent or come back.
+    Watch,
+    /// When to connect again to the relay of that number.
+    Relay(u64),
     /// When the next listener or source may be too old.
     Ageing,
     /// When to read the usage of the ports again.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use common::event::Change;
-use common::maps::{ManagedKey, Origins, PortUsage};
+use common::maps::PortUsage;
 use tracing::{debug, warn};
 
 use super::filter::is_routable;
@@ -48,6 +48,7 @@ impl Agent {
             } => {
                 let effect = self.mirror.update_listener(key, value);
                 self.apply(effect);
+                self.refresh_filter(managed(&key));
                 self.arrived_vm_reported(&key);
             }
             DatapathEvent::Listener {
@@ -63,11 +64,17 @@ impl Agent {
                     self.arrived_vm_left(&key);
                 }
             }
-            DatapathEvent::Source { change, key, value } => match change {
-                Change::Updated => self.mirror.update_source(key, value),
-                Change::Removed => self.mirror.remove_source(&key),
-            },
-            DatapathEvent::FirstPacket { key, at, .. } => self.first_packet(&key, at),
+            DatapathEvent::Source { change, key, value } => {
+                match change {
+                    Change::Updated => self.mirror.update_source(key, value),
+                    Change::Removed => self.mirror.remove_source(&key),
+                }
+                self.refresh_filter(managed(&key.listener));
+            }
+            DatapathEvent::FirstPacket { key, origin, at } => {
+                self.first_packet(&key, origin, at);
+                self.reception_packet(&key, origin, at);
+            }
             DatapathEvent::Query { key, value } => {
                 self.mirror.update_querier(key, value);
                 self.query_came(key.vlan, Timestamp(value.last_query_ns));
@@ -88,9 +95,14 @@ impl Agent {
                     self.apply(effect);
                     self.arrived_vm_reported(&key);
                 }
+                let mut listed = BTreeSet::new();
                 for (key, value) in sources {
                     gone_sources.remove(&key);
                     self.mirror.update_source(key, value);
+                    listed.insert(managed(&key.listener));
+                }
+                for address in listed {
+                    self.refresh_filter(address);
                 }
                 // Events may have been lost, those that end probes among them.
                 self.read_probed_streams();
@@ -104,7 +116,7 @@ impl Agent {
             DatapathEvent::Streams { token, streams } => {
                 if let Some(number) = self.outgoing_by_token(token) {
                     self.gathered(number, &streams);
-                } else {
+                } else if !self.receptions_read(token, &streams) {
                     self.streams_read(token, &streams);
                 }
             }
@@ -140,13 +152,6 @@ impl Agent {
                 self.outputs.push_back(Output::Prune(address));
             }
             self.apply(effect);
-        }
-    }
-
-    /// Stops watching an address that nobody needs.
-    pub(super) fn unmanage_unneeded(&mut self, key: ManagedKey) {
-        if !self.mirror.has_listener(&key) && !self.entries.contains_key(&key) {
-            self.outputs.push_back(Output::Unmanage(key));
         }
     }
 
@@ -197,15 +202,7 @@ impl Agent {
 
     fn apply(&mut self, effect: Option<Effect>) {
         match effect {
-            Some(Effect::Appeared(key))
-                if is_routable(&key.multicast_address) && !self.entries.contains_key(&key) =>
-            {
-                self.outputs.push_back(Output::Manage {
-                    key,
-                    since: self.now,
-                    origins: Origins::Native,
-                });
-            }
+            Some(Effect::Appeared(key)) => self.receive(key),
             Some(Effect::Vanished(key)) if is_routable(&key.multicast_address) => {
                 self.unmanage_unneeded(key);
             }

@@ -62,7 +62,7 @@ pub(super) struct EventLoop {
     pub(super) ports_known: bool,
     /// The maps have been read.
     pub(super) maps_known: bool,
-    /// What an earlier agent managed has been told.
+    /// What an earlier agent managed is in hand.
     pub(super) adopted: bool,
 }
 
@@ -72,7 +72,7 @@ impl EventLoop {
         let mut collect = interval(COLLECT_INTERVAL);
         collect.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            self.adopt()?;
+            self.adopt();
             self.perform_outputs().await?;
             let due = self.due();
             let vm_socket = Arc::clone(&self.vm_socket);
@@ -165,15 +165,13 @@ impl EventLoop {
         self.proto.handle_datapath(now(), event);
     }
 
-    /// Once, when the protocol knows what is there: tells it what an earlier agent managed.
-    fn adopt(&mut self) -> Result<(), RuntimeError> {
+    /// Once, when the protocol knows who is there: has it give up what an earlier agent managed for
+    /// nobody any more.
+    fn adopt(&mut self) {
         if !self.adopted && self.ports_known && self.maps_known {
             self.adopted = true;
-            let managed = self.datapath.managed()?;
-            let managed: Vec<_> = managed.into_iter().map(|(key, _)| key).collect();
-            self.proto.handle_adopted(now(), &managed);
+            self.proto.handle_adopted(now());
         }
-        Ok(())
     }
 
     fn handle_peer(&mut self, peer: String, event: PeerEvent) {

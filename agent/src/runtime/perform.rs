@@ -74,6 +74,14 @@ impl EventLoop {
                 }
             }
             Output::Unmanage(key) => self.datapath.unmanage(&key)?,
+            Output::RelayFlowSet { key, value } => {
+                if let Err(error) = self.datapath.relay_flow_set(&key, &value) {
+                    self.failed(value.stream.managed(), &error);
+                }
+            }
+            Output::RelayFlowRemove(key) => {
+                self.datapath.relay_flow_remove(&key)?;
+            }
             Output::ExpireSource {
                 key,
                 last_report_ns,

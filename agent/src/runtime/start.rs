@@ -77,8 +77,10 @@ pub(super) async fn start(config: &Config) -> Result<EventLoop, RuntimeError> {
         hook = datapath.hook().as_str(),
         "Started"
     );
+    let mut proto = Agent::new(proto_config(config, address, prefix_length), seed);
+    proto.handle_pinned(now(), datapath.managed()?, datapath.relay_flows()?);
     Ok(EventLoop {
-        proto: Agent::new(proto_config(config, address, prefix_length), seed),
+        proto,
         memberships: Memberships::new(links.bridge_ifindex()),
         peer_states: config
             .peers
@@ -194,6 +196,7 @@ fn proto_config(config: &Config, address: Ipv6Addr, prefix_length: u8) -> AgentC
             unused_join_expiry: config.destination.join_expiry,
             ..proto::Timing::default()
         },
+        relay: None,
     }
 }
 

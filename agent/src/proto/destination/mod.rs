@@ -4,7 +4,7 @@
 //!
 //! ```text
 //!            AgentRequest                          first packet
-//!   (none) ---------------> Joining -> Probing ----------------------------> Native
+//!   (none) ---------------> Joining -> Probing -------------------> Native or Relay
 //!                                        |  | silent at the source too        ^ ^ ^
 //!                                        |  +-------------------------> Idle -+ | |
 //!                                        | deadline                             | |

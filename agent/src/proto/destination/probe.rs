@@ -1,14 +1,15 @@
 //! Joins by proxy and their probes.
 //!
-//! A probe asks whether packets of an address come natively. The kernel's first-packet event ends
-//! it; the deadline is what a tree may take to grow plus a few times what its flow takes from one
-//! packet to the next.
+//! A probe asks which way packets of an address come. The kernel's first-packet event of either
+//! origin ends it; the deadline is what a tree may take to grow plus a few times what its flow takes
+//! from one packet to the next. When a relay is asked is for [`crate::proto::reception`] to know,
+//! which also tells how the address is received later.
 
 use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
 use std::time::Duration;
 
-use common::maps::{ManagedKey, Origins, Stream, StreamKey};
+use common::maps::{ManagedKey, Origin, Origins, Stream, StreamKey};
 use common::signal::{Flow, ReceptionMode};
 use tracing::info;
 
@@ -31,7 +32,7 @@ pub(in crate::proto) struct Entry {
     /// Who needs it: an arrival's number and the NIC that listens.
     pub(super) needs: BTreeMap<(u64, Mac), Filter>,
     /// What the host has joined with.
-    pub(super) joined: Filter,
+    pub(in crate::proto) joined: Filter,
     /// When the last probe began.
     pub(super) since: Timestamp,
     /// Its verdict; `None` while it runs.
@@ -124,14 +125,14 @@ impl Agent {
         if entry.reception.is_none() {
             incoming.pending.insert(key);
         }
-        if !known || entry.reception.is_none() {
-            // Watched anew, so that the next packet proves that reception goes on.
-            self.outputs.push_back(Output::Manage {
-                key,
-                since: now,
-                origins: Origins::Native,
-            });
-        }
+        // Watched anew, so that the next packet proves that reception goes on.
+        let anew = !known || entry.reception.is_none();
+        let active: Vec<Flow> = flows
+            .iter()
+            .filter(|flow| active_interarrival(flow).is_some())
+            .cloned()
+            .collect();
+        self.receive_for_arrival(key, &active, anew);
         self.join(key);
     }
 
@@ -144,6 +145,7 @@ impl Agent {
         if merged != entry.joined {
             self.outputs.push_back(Output::Join(merged.membership(key)));
             entry.joined = merged;
+            self.refresh_filter(key);
         }
     }
 
@@ -163,14 +165,44 @@ impl Agent {
         self.unmanage_unneeded(key);
     }
 
-    pub(in crate::proto) fn first_packet(&mut self, flow: &StreamKey, at: Timestamp) {
+    pub(in crate::proto) fn first_packet(
+        &mut self,
+        flow: &StreamKey,
+        origin: Origin,
+        at: Timestamp,
+    ) {
         let key = flow.managed();
         if let Some(entry) = self.entries.get(&key)
-            && entry.reception != Some(ReceptionMode::Native)
             && entry.joined.accepts(&flow.source)
             && at >= entry.since
         {
-            self.decide(key, ReceptionMode::Native, at);
+            self.packet_came(key, origin, at);
+        }
+    }
+
+    /// A packet of an address came: the probe is decided unless its copies do not pass.
+    fn packet_came(&mut self, key: ManagedKey, origin: Origin, at: Timestamp) {
+        let passing = self.receptions.origins(&key).unwrap_or_default() as u8;
+        let (mode, bit) = match origin {
+            Origin::Native => (ReceptionMode::Native, Origins::PASS_NATIVE),
+            Origin::Relay => (ReceptionMode::Relay, Origins::PASS_RELAY),
+        };
+        let known = self.entries.get(&key).and_then(|entry| entry.reception);
+        let better = match known {
+            Some(ReceptionMode::Native) => false,
+            Some(ReceptionMode::Relay) => origin == Origin::Native,
+            _ => true,
+        };
+        if better && passing & bit != 0 {
+            self.decide(key, mode, at);
+        }
+    }
+
+    /// The reception of an address has changed.
+    pub(in crate::proto) fn reception_changed(&mut self, key: ManagedKey, mode: ReceptionMode) {
+        let known = self.entries.get(&key).and_then(|entry| entry.reception);
+        if known.is_some_and(|known| known != mode) {
+            self.decide(key, mode, self.now);
         }
     }
 
@@ -198,15 +230,31 @@ impl Agent {
         }
         for (flow, stream) in streams {
             let key = flow.managed();
-            let recent = Duration::from_nanos(stream.native_interarrival_ns) * INTERARRIVALS;
-            let last = Timestamp(stream.native_last_ns);
-            let fresh = stream.native_packets > 1 && self.now.since(last) <= recent;
-            if let Some(entry) = self.entries.get(&key)
-                && (fresh || last >= entry.since)
-                && entry.reception.is_none()
-                && entry.joined.accepts(&flow.source)
-            {
-                self.decide(key, ReceptionMode::Native, self.now);
+            let ways = [
+                (
+                    Origin::Native,
+                    stream.native_packets,
+                    stream.native_last_ns,
+                    stream.native_interarrival_ns,
+                ),
+                (
+                    Origin::Relay,
+                    stream.relay_packets,
+                    stream.relay_last_ns,
+                    stream.relay_interarrival_ns,
+                ),
+            ];
+            for (origin, packets, last_ns, interarrival_ns) in ways {
+                let recent = Duration::from_nanos(interarrival_ns) * INTERARRIVALS;
+                let last = Timestamp(last_ns);
+                let fresh = packets > 1 && self.now.since(last) <= recent;
+                if let Some(entry) = self.entries.get(&key)
+                    && (fresh || last >= entry.since)
+                    && entry.reception.is_none()
+                    && entry.joined.accepts(&flow.source)
+                {
+                    self.packet_came(key, origin, self.now);
+                }
             }
         }
     }

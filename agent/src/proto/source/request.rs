@@ -100,15 +100,19 @@ impl Agent {
     }
 }
 
+/// What the destination is told of a flow, by whichever way it came last.
 fn flow(key: &StreamKey, stream: &Stream, now: Timestamp) -> Flow {
     const PER_1000_SECONDS: u64 = 1_000_000_000_000;
+    let (last_ns, interarrival_ns) = if stream.relay_last_ns > stream.native_last_ns {
+        (stream.relay_last_ns, stream.relay_interarrival_ns)
+    } else {
+        (stream.native_last_ns, stream.native_interarrival_ns)
+    };
     Flow {
         source: key.source.into(),
         source_port: key.source_port,
         destination_port: key.destination_port,
-        rate_mpps: PER_1000_SECONDS
-            .checked_div(stream.native_interarrival_ns)
-            .unwrap_or(0),
-        silent_ms: millis(now.since(Timestamp(stream.native_last_ns))),
+        rate_mpps: PER_1000_SECONDS.checked_div(interarrival_ns).unwrap_or(0),
+        silent_ms: millis(now.since(Timestamp(last_ns))),
     }
 }

@@ -79,7 +79,10 @@ impl Pair {
                     kernel.listeners.remove(&key);
                 }
             }
-            Output::ExpireSource { .. } | Output::ReadUsage => {}
+            Output::ExpireSource { .. }
+            | Output::ReadUsage
+            | Output::RelayFlowSet { .. }
+            | Output::RelayFlowRemove(_) => {}
             Output::ReadListeners { listeners, .. } => {
                 for key in listeners {
                     let found = kernel.listeners.get(&key).copied();

@@ -5,5 +5,6 @@ pub(super) mod fixture;
 mod kernel;
 mod migration;
 mod pair;
+pub(super) mod relay_world;
 mod schedule;
 mod vm_host;

@@ -169,6 +169,7 @@ pub(in crate::proto) fn config(host: usize) -> AgentConfig {
         policy: Policy::allow_all(),
         limits: Limits::default(),
         timing: Timing::default(),
+        relay: None,
     }
 }
 

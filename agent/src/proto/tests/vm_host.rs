@@ -12,7 +12,18 @@ use crate::proto::*;
 impl Pair {
     pub(super) fn boot(&mut self, host: usize) {
         let kernel = &self.hosts[host].kernel;
-        let managed: Vec<_> = kernel.managed.keys().copied().collect();
+        let managed = kernel
+            .managed
+            .iter()
+            .map(|(key, since)| {
+                let value = common::maps::Managed {
+                    watch_since_ns: since.0,
+                    origins: common::maps::Origins::Native as u8,
+                    pad: [0; 7],
+                };
+                (*key, value)
+            })
+            .collect();
         let ports: Vec<_> = kernel.ports.values().cloned().collect();
         let domains: Vec<_> = kernel.domains.values().cloned().collect();
         let snapshot = DatapathEvent::Snapshot {
@@ -27,8 +38,11 @@ impl Pair {
             self.hypervisor(host, HypervisorEvent::Departing { uuid: UUID });
         }
         self.hypervisor(host, HypervisorEvent::Connected);
+        self.input(host, |agent, now| {
+            agent.handle_pinned(now, managed, Vec::new());
+        });
         self.input(host, |agent, now| agent.handle_datapath(now, snapshot));
-        self.input(host, |agent, now| agent.handle_adopted(now, &managed));
+        self.input(host, Agent::handle_adopted);
         for port in ports {
             self.input(host, |agent, now| {
                 agent.handle_port(now, PortEvent::Added(port));

@@ -1,0 +1,132 @@
+//! What an agent before this one has left in the kernel: addresses received from a relay go on so,
+//! and their relay is asked again under the same session.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use common::maps::{Managed, ManagedKey, Origins, RelayFlow, RelayFlowKey};
+use tracing::info;
+
+use super::session::Session;
+use super::{Reception, State};
+use crate::proto::{Agent, Output, Timestamp};
+
+/// What is taken to be left of an adopted session's lease.
+const ADOPTED_LEASE: Duration = Duration::from_secs(10);
+
+/// What was found, until somebody needs it.
+#[derive(Debug, Default)]
+pub(super) struct Pinned {
+    managed: BTreeMap<ManagedKey, Managed>,
+    flows: BTreeMap<ManagedKey, BTreeMap<RelayFlowKey, RelayFlow>>,
+}
+
+impl Agent {
+    /// Takes in, before everything else, what an agent before this one has left in `MANAGED` and
+    /// `RELAY_FLOWS`.
+    pub fn handle_pinned(
+        &mut self,
+        now: Timestamp,
+        managed: Vec<(ManagedKey, Managed)>,
+        flows: Vec<(RelayFlowKey, RelayFlow)>,
+    ) {
+        self.begin(now);
+        let pinned = &mut self.receptions.pinned;
+        pinned.managed = managed.into_iter().collect();
+        for (key, value) in flows {
+            let address = value.stream.managed();
+            let flows = pinned.flows.entry(address).or_default();
+            flows.insert(key, value);
+        }
+        self.end();
+    }
+
+    /// Takes in, once and after the first [`crate::proto::DatapathEvent::Snapshot`], that all
+    /// listeners are known: what was pinned and nobody needs is given up.
+    pub fn handle_adopted(&mut self, now: Timestamp) {
+        self.begin(now);
+        let pinned = std::mem::take(&mut self.receptions.pinned);
+        for key in pinned.flows.into_values().flat_map(BTreeMap::into_keys) {
+            self.outputs.push_back(Output::RelayFlowRemove(key));
+        }
+        for key in pinned.managed.into_keys() {
+            self.unmanage_unneeded(key);
+        }
+        self.end();
+    }
+
+    /// Begins the reception of an address as it was left; `false` if it was not from a relay.
+    pub(super) fn adopt_reception(&mut self, key: ManagedKey) -> bool {
+        let now = self.now;
+        let Some(timing) = self.relay_timing(&key) else {
+            return false;
+        };
+        let Some(flows) = self.receptions.pinned.flows.remove(&key) else {
+            return false;
+        };
+        let pinned = self.receptions.pinned.managed.get(&key);
+        let origins = pinned.and_then(|managed| Origins::from_u8(managed.origins));
+        let until = now + timing.settle;
+        let state = match origins {
+            Some(Origins::Relay) => State::Relay,
+            Some(Origins::RelayRecorded) => State::FromRelay { until },
+            Some(Origins::Both | Origins::NativeAfterRelay) => State::Both,
+            Some(Origins::Native) | None => {
+                // The relay was about to be let go, or never passed.
+                self.receptions.pinned.flows.insert(key, flows);
+                return false;
+            }
+        };
+        let Some(first) = flows.iter().next() else {
+            return false;
+        };
+        let mut session = Session::new(None, first.1.session, now);
+        session.address = Some(first.0.relay_address);
+        session.answered = Some(now);
+        session.lease = ADOPTED_LEASE;
+        session.lease_end = now + ADOPTED_LEASE;
+        session.flows = flows;
+        info!(
+            multicast_address = %std::net::Ipv6Addr::from(key.multicast_address),
+            flows = session.flows.len(),
+            "Relayed flows are taken over"
+        );
+        let mut reception = Reception::new(now, state);
+        reception.why = "an agent before this one asked for it";
+        for value in session.flows.values() {
+            reception.flow(&value.stream);
+        }
+        reception.session = Some(session);
+        self.receptions.by_address.insert(key, reception);
+        self.refresh_filter(key);
+        self.manage(key, now);
+        self.reclaim();
+        self.tend(key);
+        self.set_reception_timers(key);
+        true
+    }
+
+    /// Finds the relays of adopted sessions: by the address that the packets come from, or the only
+    /// one there is.
+    pub(super) fn reclaim(&mut self) {
+        let only = match self.relays.relays.as_slice() {
+            [relay] => Some(relay.candidate.name.clone()),
+            _ => None,
+        };
+        for reception in self.receptions.by_address.values_mut() {
+            let Some(session) = &mut reception.session else {
+                continue;
+            };
+            let Some(address) = session.address.filter(|_| session.relay.is_none()) else {
+                continue;
+            };
+            let none = std::collections::BTreeSet::new();
+            let relay = self.relays.pick(&none, &self.links, Some(&address));
+            let only = only.clone().filter(|_| !self.relays.any_at(&address));
+            if let Some(relay) = relay.or(only) {
+                reception.tried.insert(relay.clone());
+                session.reclaimed_by(relay, self.now);
+            }
+        }
+    }
+}

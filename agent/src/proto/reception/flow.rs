@@ -1,0 +1,267 @@
+//! One flow of an address as it comes by each way, and when that way counts as silent.
+//!
+//! A way is silent after ten of its interarrival times without a packet, and never before
+//! `relay.silence_ms`. The kernel's moving average is too long for a while after a gap, the mean
+//! since the flow was first seen is too long after a rise of the rate: the smaller one is taken. A
+//! source that pauses by itself, so that both ways were silent, teaches how long it may.
+
+use std::time::Duration;
+
+use common::maps::{Origin, Stream};
+
+use crate::proto::Timestamp;
+
+/// A way is silent after so many of its interarrival times.
+const SILENT_INTERARRIVALS: u32 = 10;
+/// Packets before the time between them is known.
+const KNOWN_PACKETS: u64 = 8;
+/// A way whose interarrival time is not known yet flows for so long after a packet.
+const UNKNOWN_PATIENCE: Duration = Duration::from_secs(1);
+/// Longest pause of a source that is learnt.
+const MAX_PAUSE: Duration = Duration::from_secs(5);
+
+/// What came by one way.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Way {
+    pub(super) packets: u64,
+    pub(super) last: Timestamp,
+    interarrival: Duration,
+    /// Packets and time of the last one, when the mean begins.
+    base: Option<(u64, Timestamp)>,
+}
+
+impl Way {
+    /// Notes a packet that an event told of; its number is not known.
+    pub(super) fn came(&mut self, at: Timestamp) {
+        self.last = self.last.max(at);
+        self.packets = self.packets.max(1);
+    }
+
+    fn read(&mut self, packets: u64, last_ns: u64, interarrival_ns: u64) {
+        if packets < self.packets {
+            // The kernel's entry was removed meanwhile.
+            self.base = None;
+        }
+        self.packets = packets;
+        self.last = self.last.max(Timestamp(last_ns));
+        if packets == 0 {
+            return;
+        }
+        let (first, since) = *self.base.get_or_insert((packets, self.last));
+        let counted = packets.saturating_sub(first);
+        let mean = u32::try_from(counted)
+            .ok()
+            .filter(|_| counted >= KNOWN_PACKETS)
+            .map(|counted| self.last.since(since) / counted);
+        let moving = Duration::from_nanos(interarrival_ns);
+        self.interarrival = mean.map_or(moving, |mean| mean.min(moving));
+    }
+
+    /// Begins the mean anew, for packets of another kind than before.
+    pub(super) fn restart(&mut self) {
+        self.base = None;
+    }
+
+    /// Whether enough packets came to judge its silence.
+    pub(super) fn is_known(&self) -> bool {
+        let counted = self
+            .base
+            .map_or(0, |(first, _)| self.packets.saturating_sub(first));
+        counted >= KNOWN_PACKETS && !self.interarrival.is_zero()
+    }
+
+    /// How long it may be without a packet.
+    pub(super) fn patience(&self, floor: Duration) -> Duration {
+        if self.interarrival.is_zero() {
+            UNKNOWN_PATIENCE.max(floor)
+        } else {
+            (self.interarrival * SILENT_INTERARRIVALS).max(floor)
+        }
+    }
+}
+
+/// One flow.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Flow {
+    pub(super) native: Way,
+    pub(super) relayed: Way,
+    /// The source was found silent: neither way brings it. Ends with its next packet.
+    pub(super) stopped: bool,
+    /// It is known to flow: it has, or an arriving VM received it at its source.
+    pub(super) active: bool,
+    /// An arriving VM received it at its source.
+    pub(super) expected: bool,
+    /// Packets of both ways when the native one was last found whole.
+    pub(super) mark: (u64, u64),
+    /// Longest pause of the source that was seen.
+    pause: Duration,
+}
+
+impl Flow {
+    /// Takes in what the kernel has counted. `relayed_too` is whether a relay would have brought
+    /// what did not come natively.
+    pub(super) fn read(&mut self, stream: &Stream, floor: Duration, relayed_too: bool) {
+        let (native, relayed) = (self.native, self.relayed);
+        self.native.read(
+            stream.native_packets,
+            stream.native_last_ns,
+            stream.native_interarrival_ns,
+        );
+        self.relayed.read(
+            stream.relay_packets,
+            stream.relay_last_ns,
+            stream.relay_interarrival_ns,
+        );
+        if self.native.packets > native.packets || self.relayed.packets > relayed.packets {
+            self.stopped = false;
+            self.active |= self.native.is_known() || self.relayed.is_known();
+        }
+        for (before, after, other, other_too) in [
+            (native, self.native, relayed, relayed_too),
+            (relayed, self.relayed, native, true),
+        ] {
+            let gap = after.last.since(before.last);
+            let paused = other_too
+                && before.is_known()
+                && after.packets > before.packets
+                && gap > before.patience(floor)
+                && other.last <= before.last + floor;
+            if paused {
+                self.pause = self.pause.max(gap.min(MAX_PAUSE));
+            }
+        }
+        // A mean over a gap would be too long for long.
+        for (before, way) in [(native, &mut self.native), (relayed, &mut self.relayed)] {
+            if way.last.since(before.last) > before.patience(floor) {
+                way.restart();
+            }
+        }
+    }
+
+    /// Notes that neither way brings it.
+    pub(super) fn stop(&mut self) {
+        self.stopped = true;
+        self.active = false;
+        self.expected = false;
+    }
+
+    pub(super) fn way(&self, origin: Origin) -> &Way {
+        match origin {
+            Origin::Native => &self.native,
+            Origin::Relay => &self.relayed,
+        }
+    }
+
+    /// How long a way may be without a packet before it is silent.
+    pub(super) fn threshold(&self, origin: Origin, floor: Duration) -> Duration {
+        self.way(origin).patience(floor).max(self.pause * 2)
+    }
+
+    /// Whether a way has brought a packet since a moment, and is not silent.
+    pub(super) fn is_fresh(
+        &self,
+        origin: Origin,
+        since: Timestamp,
+        now: Timestamp,
+        floor: Duration,
+    ) -> bool {
+        let way = self.way(origin);
+        way.packets > 0 && way.last >= since && now.since(way.last) <= self.threshold(origin, floor)
+    }
+
+    /// Whether a way that was known to flow is silent.
+    pub(super) fn is_silent(&self, origin: Origin, now: Timestamp, floor: Duration) -> bool {
+        self.is_judged(origin) && now.since(self.way(origin).last) > self.threshold(origin, floor)
+    }
+
+    /// Whether the silence of a way says something.
+    pub(super) fn is_judged(&self, origin: Origin) -> bool {
+        let way = self.way(origin);
+        way.is_known() || self.expected && way.packets > 0
+    }
+
+    /// Whether the native way is behind the relay by more than its silence may last.
+    pub(super) fn lags(&self, floor: Duration) -> bool {
+        self.relayed.last.since(self.native.last) > self.threshold(Origin::Native, floor)
+    }
+
+    /// Whether at least 99 % of the packets that the relay has brought since the mark came
+    /// natively too.
+    pub(super) fn is_whole(&self) -> bool {
+        /// Packets that may be on their way.
+        const SLACK: u64 = 2;
+        let native = self.native.packets.saturating_sub(self.mark.0) + SLACK;
+        let relayed = self.relayed.packets.saturating_sub(self.mark.1);
+        native.saturating_mul(100) >= relayed.saturating_mul(99)
+    }
+
+    pub(super) fn set_mark(&mut self) {
+        self.mark = (self.native.packets, self.relayed.packets);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use Origin::Native;
+
+    const FLOOR: Duration = Duration::from_millis(200);
+    const MS: u64 = 1_000_000;
+
+    fn stream(packets: u64, last_ms: u64, interarrival_ms: u64) -> Stream {
+        Stream {
+            native_packets: packets,
+            native_last_ns: last_ms * MS,
+            native_interarrival_ns: interarrival_ms * MS,
+            ..Stream::default()
+        }
+    }
+
+    fn at(ms: u64) -> Timestamp {
+        Timestamp(ms * MS)
+    }
+
+    #[test]
+    fn fast_flow_is_silent_after_the_floor_and_a_slow_one_after_ten_packets_times() {
+        let mut fast = Flow::default();
+        fast.read(&stream(10, 100, 1), FLOOR, true);
+        fast.read(&stream(110, 200, 1), FLOOR, true);
+        assert!(!fast.is_silent(Native, at(400), FLOOR));
+        assert!(fast.is_silent(Native, at(401), FLOOR));
+        let mut slow = Flow::default();
+        slow.read(&stream(1, 0, 0), FLOOR, true);
+        slow.read(&stream(11, 1000, 100), FLOOR, true);
+        assert!(!slow.is_silent(Native, at(2000), FLOOR));
+        assert!(slow.is_silent(Native, at(2001), FLOOR));
+    }
+
+    #[test]
+    fn flow_of_a_few_packets_is_never_silent() {
+        let mut flow = Flow::default();
+        flow.read(&stream(1, 100, 0), FLOOR, true);
+        flow.read(&stream(8, 200, 10), FLOOR, true);
+        assert!(!flow.is_silent(Native, at(100_000), FLOOR));
+    }
+
+    #[test]
+    fn gap_in_the_moving_average_does_not_blind() {
+        let mut flow = Flow::default();
+        flow.read(&stream(10, 10_000, 1250), FLOOR, true);
+        flow.read(&stream(60, 10_050, 1000), FLOOR, true);
+        flow.read(&stream(110, 10_100, 900), FLOOR, true);
+        assert!(flow.is_silent(Native, at(10_301), FLOOR));
+    }
+
+    #[test]
+    fn source_that_pauses_by_itself_is_given_twice_its_pause() {
+        let mut flow = Flow::default();
+        flow.read(&stream(10, 100, 1), FLOOR, true);
+        flow.read(&stream(110, 200, 1), FLOOR, true);
+        assert!(flow.is_silent(Native, at(500), FLOOR));
+        flow.read(&stream(111, 600, 50), FLOOR, true);
+        flow.read(&stream(112, 601, 1), FLOOR, true);
+        flow.read(&stream(122, 611, 1), FLOOR, true);
+        assert!(!flow.is_silent(Native, at(1411), FLOOR));
+        assert!(flow.is_silent(Native, at(1412), FLOOR));
+    }
+}

@@ -1,0 +1,544 @@
+//! How each watched multicast address is received: natively, from a relay, or both for a while.
+//!
+//! An address that a local VM listens to, or that is joined for an arriving one, has one
+//! [`Reception`]. It alone writes `MANAGED`. Where a relay is configured it watches the flows for
+//! ever, asks a relay when native packets stay away, and lets it go when they are back:
+//!
+//! ```text
+//!            half the threshold             silent, or none after `relay.delay`
+//!  Native ----------------------> Doubtful -----------------------------------> Both <-----+
+//!   ^  ^                             |                                    |  ^    |         |
+//!   |  +---- native packets ---------+      native is whole for `hold` ---+  |    | native  |
+//!   |                                              |                         |    | silent, |
+//!   |            settle                            v      lags again         |    | relay   |
+//!   +----------------------------------------- ToNative ---------------------+    | sends   |
+//!                                                                                 v         |
+//!    a native packet, or the relay is silent                     settle        ToRelay      |
+//!  FromRelay <---------------------------------- Relay <--------------------------+         |
+//!      |  ^                                                                       |         |
+//!      |  +------------------------ the relay is silent --------------------------+         |
+//!      +--------------------------------- settle -------------------------------------------+
+//! ```
+//!
+//! | state | [`Origins`] | why nothing is lost or doubled |
+//! |---|---|---|
+//! | `Native` | `Native` | no relay sends |
+//! | `Doubtful` | `Both` | what comes natively is recorded before a relay is asked |
+//! | `Both` | `Both` | the first copy passes |
+//! | `ToRelay` | `RelayRecorded` | a native packet that came just before has its relayed copy dropped |
+//! | `Relay` | `Relay` | native was silent for longer than the ways' delays differ |
+//! | `FromRelay` | `RelayRecorded` | what passes is recorded before a native copy may pass |
+//! | `ToNative` | `NativeAfterRelay` | a packet whose relayed copy has passed is dropped |
+//!
+//! A flow that neither way brings has stopped at its source: the relay goes on being asked, idle,
+//! and the flow's next packet, by whichever way, starts the watch again.
+//!
+//! | module | holds |
+//! |---|---|
+//! | `course` | what comes next, from flows and session |
+//! | `flow` | one flow by both ways |
+//! | `session` | sessions with relays, their answers, fail-over |
+//! | `relays` | the relays, their connections, whose turn it is |
+//! | `adopt` | what an agent before this one has left |
+//! | `view` | what the operator sees |
+
+mod adopt;
+mod course;
+mod flow;
+mod relays;
+mod session;
+mod view;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use common::maps::{ManagedKey, Origin, Origins, Stream, StreamKey};
+use common::signal;
+use tracing::info;
+
+use super::filter::{Filter, is_routable};
+use super::timer::Timer;
+use super::{Agent, Output, RelayTiming, Timestamp};
+
+use adopt::Pinned;
+use course::{State, Step};
+use flow::Flow;
+pub(super) use relays::Relays;
+use session::Session;
+pub use view::{Mode, ModeView, RelayView, SessionView};
+
+/// Flows of one address that are watched.
+const MAX_FLOWS: usize = 256;
+/// Longest time between two looks at flows that are slow.
+const WATCH_LAST: Duration = Duration::from_secs(5);
+/// Steps that one look at the flows may take.
+const MAX_STEPS: usize = 4;
+
+/// The receptions, and the reading of their flows.
+#[derive(Debug, Default)]
+pub(super) struct Receptions {
+    by_address: BTreeMap<ManagedKey, Reception>,
+    /// Token of the flows that were asked for last.
+    token: Option<u64>,
+    pinned: Pinned,
+}
+
+impl Receptions {
+    /// Which copies of an address's packets pass.
+    pub(super) fn origins(&self, key: &ManagedKey) -> Option<Origins> {
+        let reception = self.by_address.get(key)?;
+        Some(reception.state.origins())
+    }
+}
+
+/// How one address is received.
+#[derive(Debug)]
+struct Reception {
+    state: State,
+    entered: Timestamp,
+    /// Since when the flows' first packets raise events.
+    since: Timestamp,
+    /// Since when native packets are waited for.
+    probed_since: Timestamp,
+    /// When its flows are to be read again.
+    watch_at: Option<Timestamp>,
+    /// Why it is as it is.
+    why: &'static str,
+    /// What is wanted of the address, by all who want it.
+    filter: Filter,
+    flows: BTreeMap<StreamKey, Flow>,
+    /// Neither way brings anything.
+    idle: bool,
+    /// `Both` was entered because native came back.
+    returning: bool,
+    /// Since when native has been whole.
+    stable_since: Timestamp,
+    /// Times that native was lost again soon, and when it was last found or lost.
+    failures: u32,
+    turned: Option<Timestamp>,
+    /// The session whose flows pass, or the first one that is asked for.
+    session: Option<Session>,
+    /// The session that is to take over.
+    standby: Option<Session>,
+    /// Token of the look at the old session's last packets before the standby takes over.
+    swap: Option<u64>,
+    /// Relays asked since one last sent.
+    tried: BTreeSet<String>,
+    /// No relay is left to try.
+    exhausted: bool,
+    /// Time until relays are asked again that could not be, or refused.
+    backoff: Duration,
+    retry: Option<Timestamp>,
+}
+
+impl Reception {
+    fn new(now: Timestamp, state: State) -> Self {
+        Self {
+            state,
+            entered: now,
+            since: now,
+            probed_since: now,
+            watch_at: None,
+            why: "",
+            filter: Filter::nothing(),
+            flows: BTreeMap::new(),
+            idle: false,
+            returning: false,
+            stable_since: now,
+            failures: 0,
+            turned: None,
+            session: None,
+            standby: None,
+            swap: None,
+            tried: BTreeSet::new(),
+            exhausted: false,
+            backoff: session::BACKOFF_FIRST,
+            retry: None,
+        }
+    }
+
+    fn flow(&mut self, key: &StreamKey) -> Option<&mut Flow> {
+        let room = self.flows.len() < MAX_FLOWS;
+        match self.flows.entry(*key) {
+            std::collections::btree_map::Entry::Occupied(entry) => Some(entry.into_mut()),
+            std::collections::btree_map::Entry::Vacant(entry) => {
+                room.then(|| entry.insert(Flow::default()))
+            }
+        }
+    }
+
+    /// How soon its flows are to be read again; `None` if their next packets tell all.
+    fn watch_in(&self, now: Timestamp, timing: &RelayTiming) -> Option<Duration> {
+        let floor = timing.silence;
+        match self.state {
+            State::Native => self
+                .flows
+                .values()
+                .filter(|flow| {
+                    !flow.stopped
+                        && (flow.is_judged(Origin::Native)
+                            || flow.is_fresh(Origin::Native, Timestamp(0), now, floor))
+                })
+                .map(|flow| flow.threshold(Origin::Native, floor) / 4)
+                .min()
+                .map(|quarter| quarter.clamp(timing.watch_interval, WATCH_LAST)),
+            State::Both
+                if self.standby.is_none()
+                    && (self.idle || self.flows.is_empty() && self.session.is_none()) =>
+            {
+                None
+            }
+            _ => Some(timing.watch_interval),
+        }
+    }
+}
+
+impl Agent {
+    /// A local VM is the first to listen to an address.
+    pub(super) fn receive(&mut self, key: ManagedKey) {
+        if !self.receptions.by_address.contains_key(&key) && is_routable(&key.multicast_address) {
+            let delay = self.config.relay.map(|timing| timing.silence);
+            self.begin_reception(key, delay);
+        }
+    }
+
+    /// An address is joined for an arriving VM, which received these flows at its source. `anew`
+    /// is whether its next packet is to raise an event.
+    pub(super) fn receive_for_arrival(
+        &mut self,
+        key: ManagedKey,
+        flows: &[signal::Flow],
+        anew: bool,
+    ) {
+        let now = self.now;
+        let timing = self.relay_timing(&key);
+        let known = self.receptions.by_address.contains_key(&key);
+        if !known {
+            self.begin_reception(key, timing.map(|timing| timing.delay));
+        }
+        let Some(reception) = self.receptions.by_address.get_mut(&key) else {
+            return;
+        };
+        if timing.is_some() {
+            for flow in flows {
+                let key = StreamKey {
+                    multicast_address: key.multicast_address,
+                    source: *flow.source,
+                    source_port: flow.source_port,
+                    destination_port: flow.destination_port,
+                    vlan: 0,
+                    pad: 0,
+                };
+                if let Some(flow) = reception.flow(&key) {
+                    flow.expected = true;
+                    flow.active = true;
+                }
+            }
+        }
+        let Some(timing) = timing.filter(|_| known && anew && reception.state == State::Native)
+        else {
+            if known && anew {
+                self.manage(key, now);
+            }
+            return;
+        };
+        reception.probed_since = now;
+        let ask_at = Some(now + timing.delay);
+        self.enter(key, State::Doubtful { ask_at }, "");
+    }
+
+    fn begin_reception(&mut self, key: ManagedKey, delay: Option<Duration>) {
+        let now = self.now;
+        if self.adopt_reception(key) {
+            return;
+        }
+        let delay = delay.filter(|_| self.relay_timing(&key).is_some());
+        let state = delay.map_or(State::Native, |delay| State::Doubtful {
+            ask_at: Some(now + delay),
+        });
+        let reception = Reception::new(now, state);
+        self.receptions.by_address.insert(key, reception);
+        self.refresh_filter(key);
+        self.manage(key, now);
+        self.set_reception_timers(key);
+    }
+
+    /// Stops watching an address unless somebody needs it.
+    pub(super) fn unmanage_unneeded(&mut self, key: ManagedKey) {
+        if self.mirror.has_listener(&key) || self.entries.contains_key(&key) {
+            self.refresh_filter(key);
+            return;
+        }
+        if self.receptions.by_address.contains_key(&key) {
+            self.end_sessions(key, "Nobody listens any more");
+            self.receptions.by_address.remove(&key);
+            self.timers.stop(Timer::Reception(key));
+            self.timers.stop(Timer::Session(key));
+        }
+        self.outputs.push_back(Output::Unmanage(key));
+    }
+
+    /// When relays are asked for an address; `None` if never.
+    fn relay_timing(&self, key: &ManagedKey) -> Option<RelayTiming> {
+        self.config.relay.filter(|_| key.vlan == 0)
+    }
+
+    /// Writes `MANAGED`.
+    fn manage(&mut self, key: ManagedKey, since: Timestamp) {
+        let Some(reception) = self.receptions.by_address.get_mut(&key) else {
+            return;
+        };
+        reception.since = since;
+        let origins = reception.state.origins();
+        self.outputs.push_back(Output::Manage {
+            key,
+            since,
+            origins,
+        });
+    }
+
+    /// Takes what listeners and arriving VMs want together; a relay hears of a change.
+    pub(super) fn refresh_filter(&mut self, key: ManagedKey) {
+        if self.relay_timing(&key).is_none() {
+            return;
+        }
+        let joined = self.entries.get(&key).map(|entry| entry.joined.clone());
+        let wanted: Vec<Filter> = self.mirror.filters(&key).chain(joined).collect();
+        let merged = Filter::merge(wanted.iter());
+        let Some(reception) = self.receptions.by_address.get_mut(&key) else {
+            return;
+        };
+        // Sources of a new list are told before the list itself.
+        if merged == reception.filter || merged == Filter::nothing() {
+            return;
+        }
+        reception.filter = merged;
+        let filter = &reception.filter;
+        reception
+            .flows
+            .retain(|flow, _| filter.accepts(&flow.source));
+        if reception.session.is_some() || reception.standby.is_some() {
+            self.request_again(key);
+        }
+    }
+
+    /// A flow's first packet since its address was watched, by one way.
+    pub(super) fn reception_packet(&mut self, flow: &StreamKey, origin: Origin, at: Timestamp) {
+        let key = flow.managed();
+        if self.relay_timing(&key).is_none() {
+            return;
+        }
+        let Some(reception) = self.receptions.by_address.get_mut(&key) else {
+            return;
+        };
+        if !reception.filter.accepts(&flow.source) {
+            return;
+        }
+        reception.idle = false;
+        if let Some(flow) = reception.flow(flow) {
+            flow.stopped = false;
+            match origin {
+                Origin::Native => flow.native.came(at),
+                Origin::Relay => flow.relayed.came(at),
+            }
+        }
+        self.look(key);
+    }
+
+    /// The flows of watched addresses were read. `false` if they were asked for by others.
+    pub(super) fn receptions_read(&mut self, token: u64, streams: &[(StreamKey, Stream)]) -> bool {
+        let Some(timing) = self.config.relay else {
+            return false;
+        };
+        let swapping = self
+            .receptions
+            .by_address
+            .iter()
+            .find(|(_, reception)| reception.swap == Some(token))
+            .map(|(key, _)| *key);
+        let watched = self.receptions.token.take_if(|asked| *asked == token);
+        if watched.is_none() && swapping.is_none() {
+            return false;
+        }
+        let mut read = BTreeSet::new();
+        for (key, stream) in streams {
+            let address = key.managed();
+            let Some(reception) = self.receptions.by_address.get_mut(&address) else {
+                continue;
+            };
+            read.insert(address);
+            let answered = reception
+                .session
+                .as_ref()
+                .is_some_and(|session| session.answered.is_some());
+            if reception.filter.accepts(&key.source)
+                && let Some(flow) = reception.flow(key)
+            {
+                flow.read(stream, timing.silence, answered);
+            }
+        }
+        if let Some(key) = swapping {
+            self.swap(key);
+            read.insert(key);
+        }
+        for key in read {
+            self.look(key);
+        }
+        true
+    }
+
+    /// Reads the flows that may fall silent or come back.
+    pub(super) fn watch_receptions(&mut self) {
+        let now = self.now;
+        let Some(timing) = self.config.relay else {
+            return;
+        };
+        let mut keys = Vec::new();
+        let mut unwatched = Vec::new();
+        let mut next: Option<Timestamp> = None;
+        for (key, reception) in &mut self.receptions.by_address {
+            if key.vlan != 0 {
+                continue;
+            }
+            let due = reception.watch_in(now, &timing).map(|wait| now + wait);
+            if due.is_none() && reception.watch_at.is_some() {
+                unwatched.push(*key);
+            }
+            if reception.watch_at.is_none_or(|at| now >= at) && due.is_some() {
+                keys.push(*key);
+                reception.watch_at = due;
+            } else if due.is_none() {
+                reception.watch_at = None;
+            }
+            next = next.into_iter().chain(reception.watch_at).min();
+        }
+        // The next packet of a flow that is not looked at any more is to raise an event.
+        for key in unwatched {
+            self.manage(key, now);
+        }
+        if let Some(next) = next {
+            self.timers.set(Timer::Watch, next);
+        }
+        if !keys.is_empty() {
+            let token = self.numbers.next();
+            self.receptions.token = Some(token);
+            self.outputs.push_back(Output::ReadStreams { token, keys });
+        }
+    }
+
+    /// Has an address's flows be read when they are due.
+    fn watch_soon(&mut self, key: ManagedKey) {
+        let now = self.now;
+        let Some(timing) = self.relay_timing(&key) else {
+            return;
+        };
+        let Some(reception) = self.receptions.by_address.get_mut(&key) else {
+            return;
+        };
+        let wait = reception.watch_in(now, &timing);
+        let sooner = match (wait, reception.watch_at) {
+            // Looked at once more, to have events raised again.
+            (None, at) => at.map(|_| now + timing.watch_interval),
+            (Some(wait), None) => Some(now + wait),
+            (Some(wait), Some(at)) => Some(at.min(now + wait)),
+        };
+        if let Some(at) = sooner {
+            reception.watch_at = Some(at);
+            self.timers.set_earlier(Timer::Watch, at);
+        }
+    }
+
+    /// Does what an address's flows and session ask for.
+    pub(super) fn look(&mut self, key: ManagedKey) {
+        let Some(timing) = self.relay_timing(&key) else {
+            return;
+        };
+        for _ in 0..MAX_STEPS {
+            let now = self.now;
+            let Some(reception) = self.receptions.by_address.get_mut(&key) else {
+                return;
+            };
+            match reception.step(now, &timing) {
+                None => break,
+                Some(Step::Enter(state, why)) => self.enter(key, state, why),
+                Some(Step::FailOver(why)) => self.fail_over(key, why),
+                Some(Step::Idle) => {
+                    reception.idle = true;
+                    reception.why = "the source is silent";
+                }
+            }
+        }
+        self.look_at_standby(key);
+        self.set_reception_timers(key);
+    }
+
+    fn enter(&mut self, key: ManagedKey, state: State, why: &'static str) {
+        let now = self.now;
+        let Some(reception) = self.receptions.by_address.get_mut(&key) else {
+            return;
+        };
+        let before = (reception.state, reception.mode());
+        reception.state = state;
+        reception.entered = now;
+        reception.why = why;
+        reception.idle = false;
+        match state {
+            State::Both => {
+                reception.returning = matches!(before.0, State::FromRelay { .. });
+                reception.begin_window(now);
+            }
+            State::Native if matches!(before.0, State::ToNative { .. }) => {
+                reception.turned = Some(now);
+            }
+            _ => {}
+        }
+        let mode = reception.mode();
+        if mode != before.1 && (mode == Mode::Relay || before.1 == Mode::Relay) {
+            let address = std::net::Ipv6Addr::from(key.multicast_address);
+            info!(multicast_address = %address, mode = mode.as_str(), why, "Reception has changed");
+        }
+        let since = match state {
+            // What raises no event any more has been noticed already.
+            State::Doubtful { .. } if before.0 == State::Native => reception.since,
+            State::Relay | State::ToNative { .. } => reception.since,
+            _ => now,
+        };
+        let origins = before.0.origins();
+        if origins != state.origins() || since != reception.since {
+            self.manage(key, since);
+        }
+        if state == State::Native {
+            self.end_sessions(key, "Native reception is stable");
+        }
+        self.note_mode(key);
+        self.tend(key);
+        self.set_reception_timers(key);
+    }
+
+    /// Tells the arrivals that wait for an address how it is received.
+    fn note_mode(&mut self, key: ManagedKey) {
+        let mode = match self.receptions.by_address.get(&key).map(Reception::mode) {
+            Some(Mode::Native) => signal::ReceptionMode::Native,
+            Some(Mode::Relay) => signal::ReceptionMode::Relay,
+            _ => return,
+        };
+        self.reception_changed(key, mode);
+    }
+
+    fn set_reception_timers(&mut self, key: ManagedKey) {
+        let deadline = self
+            .receptions
+            .by_address
+            .get(&key)
+            .and_then(|reception| reception.state.deadline());
+        match deadline {
+            Some(deadline) => self.timers.set(Timer::Reception(key), deadline),
+            None => self.timers.stop(Timer::Reception(key)),
+        }
+        self.watch_soon(key);
+    }
+}
+
+#[cfg(test)]
+#[path = "../tests/reception.rs"]
+mod tests;

@@ -1,0 +1,252 @@
+//! The relays that may be asked: found by discovery, connected all the time, taken in turn.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use common::maps::Address;
+use tracing::info;
+
+use crate::proto::link::Links;
+use crate::proto::timer::Timer;
+use crate::proto::{Agent, RelayCandidate, Timestamp};
+
+/// Relays known at once.
+const MAX_RELAYS: usize = 64;
+/// First delay before connecting again.
+const RECONNECT_FIRST: Duration = Duration::from_secs(1);
+/// Longest delay between two attempts to connect.
+const RECONNECT_LAST: Duration = Duration::from_secs(30);
+/// How often the same complaint is logged at most.
+const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
+
+/// One relay.
+#[derive(Debug)]
+pub(super) struct Relay {
+    pub(super) candidate: RelayCandidate,
+    /// Number of its timer.
+    number: u64,
+    /// Whether discovery still names it.
+    listed: bool,
+    /// Why it was of no use last.
+    pub(super) reason: Option<String>,
+    reconnect: Duration,
+    complained: Option<Timestamp>,
+}
+
+/// The relays.
+#[derive(Debug, Default)]
+pub(in crate::proto) struct Relays {
+    pub(super) relays: Vec<Relay>,
+    /// Whose turn it is.
+    next: usize,
+    numbers: u64,
+    complained: Option<Timestamp>,
+}
+
+impl Relays {
+    fn get_mut(&mut self, name: &str) -> Option<&mut Relay> {
+        self.relays
+            .iter_mut()
+            .find(|relay| relay.candidate.name == name)
+    }
+
+    /// Whether a peer is a relay.
+    pub(in crate::proto) fn contains(&self, name: &str) -> bool {
+        self.relays.iter().any(|relay| relay.candidate.name == name)
+    }
+
+    /// Returns the relay whose turn it is among those that are connected and were not tried; with
+    /// `address`, only one that listens there.
+    pub(super) fn pick(
+        &mut self,
+        tried: &BTreeSet<String>,
+        links: &Links,
+        address: Option<&Address>,
+    ) -> Option<String> {
+        let count = self.relays.len();
+        let found = (0..count)
+            .map(|offset| (self.next + offset) % count)
+            .find(|index| {
+                let relay = &self.relays[*index];
+                let name = &relay.candidate.name;
+                relay.listed
+                    && !tried.contains(name)
+                    && links.get(name).is_some_and(|link| link.up)
+                    && address.is_none_or(|address| relay.is_at(address))
+            })?;
+        self.next = (found + 1) % count;
+        Some(self.relays[found].candidate.name.clone())
+    }
+
+    /// Whether a relay is, or may be, at an address.
+    pub(super) fn any_at(&self, address: &Address) -> bool {
+        self.relays.iter().any(|relay| relay.is_at(address))
+    }
+
+    /// A relay has answered.
+    pub(super) fn answered(&mut self, name: &str) {
+        if let Some(relay) = self.get_mut(name) {
+            relay.reason = None;
+        }
+    }
+
+    /// A relay was of no use; whether that is to be logged.
+    pub(super) fn failed(&mut self, name: &str, why: &str, now: Timestamp) -> bool {
+        let Some(relay) = self.get_mut(name) else {
+            return false;
+        };
+        relay.reason = Some(why.to_owned());
+        complain(&mut relay.complained, now)
+    }
+
+    /// Why no relay can be had, if that is to be logged now.
+    pub(super) fn complaint(&mut self, now: Timestamp) -> Option<String> {
+        if !complain(&mut self.complained, now) {
+            return None;
+        }
+        if self.relays.is_empty() {
+            return Some("no relay was found".to_owned());
+        }
+        let reasons = self.relays.iter().map(|relay| {
+            let reason = relay.reason.as_deref().unwrap_or("not connected yet");
+            format!("{}: {reason}", relay.candidate.name)
+        });
+        Some(reasons.collect::<Vec<_>>().join("; "))
+    }
+}
+
+impl Relay {
+    fn is_at(&self, address: &Address) -> bool {
+        let text = &self.candidate.address;
+        let host = match text.strip_prefix('[') {
+            Some(rest) => rest.split_once(']').map_or(rest, |(host, _)| host),
+            None => text,
+        };
+        host.parse::<std::net::Ipv6Addr>()
+            .is_ok_and(|host| host.octets() == *address)
+    }
+}
+
+fn complain(last: &mut Option<Timestamp>, now: Timestamp) -> bool {
+    let due = last.is_none_or(|last| now.since(last) >= COMPLAINT_INTERVAL);
+    if due {
+        *last = Some(now);
+    }
+    due
+}
+
+impl Agent {
+    /// Takes in the relays that discovery has found, all of them each time.
+    pub fn handle_relays(&mut self, now: Timestamp, candidates: Vec<RelayCandidate>) {
+        self.begin(now);
+        for relay in &mut self.relays.relays {
+            relay.listed = false;
+        }
+        for candidate in candidates.into_iter().take(MAX_RELAYS) {
+            if let Some(relay) = self.relays.get_mut(&candidate.name) {
+                relay.listed = true;
+                relay.candidate = candidate;
+                continue;
+            }
+            info!(
+                relay = candidate.name,
+                address = candidate.address,
+                found_by = candidate.found_by,
+                "Relay is found"
+            );
+            self.relays.numbers += 1;
+            let name = candidate.name.clone();
+            self.relays.relays.push(Relay {
+                candidate,
+                number: self.relays.numbers,
+                listed: true,
+                reason: None,
+                reconnect: RECONNECT_FIRST,
+                complained: None,
+            });
+            self.connect(&name);
+        }
+        self.forget_relays();
+        self.end();
+    }
+
+    /// Forgets relays that discovery does not name any more and no session uses.
+    fn forget_relays(&mut self) {
+        let used: BTreeSet<&str> = self
+            .receptions
+            .by_address
+            .values()
+            .flat_map(|reception| reception.session.iter().chain(&reception.standby))
+            .filter_map(|session| session.relay.as_deref())
+            .collect();
+        let gone = |relay: &Relay| !relay.listed && !used.contains(&*relay.candidate.name);
+        let numbers: BTreeMap<u64, bool> = self
+            .relays
+            .relays
+            .iter()
+            .map(|relay| (relay.number, gone(relay)))
+            .collect();
+        self.relays.relays.retain(|relay| !numbers[&relay.number]);
+        for (number, _) in numbers.into_iter().filter(|(_, gone)| *gone) {
+            self.timers.stop(Timer::Relay(number));
+        }
+        self.relays.next = 0;
+    }
+
+    /// The connection to a relay is up: whoever waits for one asks.
+    pub(in crate::proto) fn relay_up(&mut self, name: &str) {
+        let now = self.now;
+        let Some(relay) = self.relays.get_mut(name) else {
+            return;
+        };
+        relay.reconnect = RECONNECT_FIRST;
+        relay.reason = None;
+        let number = relay.number;
+        self.timers.stop(Timer::Relay(number));
+        self.reclaim();
+        let keys: Vec<_> = self.receptions.by_address.keys().copied().collect();
+        for key in keys {
+            let Some(reception) = self.receptions.by_address.get_mut(&key) else {
+                continue;
+            };
+            if reception.session.is_none() {
+                reception.retry = None;
+            }
+            if let Some(session) = &mut reception.session {
+                session.ask_again(name, now);
+            }
+            reception.exhausted = false;
+            self.tend(key);
+            self.look(key);
+        }
+    }
+
+    /// The connection to a relay is down, or could not be made.
+    pub(in crate::proto) fn relay_down(&mut self, name: &str, reason: &str) {
+        let now = self.now;
+        let Some(relay) = self.relays.get_mut(name) else {
+            return;
+        };
+        relay.reason = Some(reason.to_owned());
+        let (number, delay) = (relay.number, relay.reconnect);
+        relay.reconnect = (delay * 2).min(RECONNECT_LAST);
+        if complain(&mut relay.complained, now) {
+            tracing::warn!(relay = name, reason, "Relay is not connected");
+        }
+        self.timers.set(Timer::Relay(number), now + delay);
+        self.forget_relays();
+        let keys: Vec<_> = self.receptions.by_address.keys().copied().collect();
+        for key in keys {
+            self.tend(key);
+            self.look(key);
+        }
+    }
+
+    pub(in crate::proto) fn reconnect_relay(&mut self, number: u64) {
+        let relay = self.relays.relays.iter().find(|r| r.number == number);
+        if let Some(relay) = relay {
+            let name = relay.candidate.name.clone();
+            self.connect(&name);
+        }
+    }
+}

@@ -1,0 +1,718 @@
+//! Sessions with relays: asking, renewing, judging what a relay announces, and the next relay.
+//!
+//! A session is named by the transaction of its first `RelayRequest`; the same request again
+//! renews its lease. Only one session's flows are in `RELAY_FLOWS` at a time, since two relays'
+//! copies of one packet cannot be told apart. So the next relay is asked while the old flows stay,
+//! and takes over when nothing more comes by them:
+//!
+//! ```text
+//!   session silent, or its lease ends          answered            session is silent
+//!  (none) ----------------------> standby asked -------> standby ready -------+
+//!                                                            ^                v
+//!                            a packet came meanwhile: back   +--- flows removed, counters read
+//!                                                                             | nothing came
+//!                                                                             v
+//!                                                              the standby's flows are set
+//! ```
+//!
+//! While a relay cannot be talked to but its packets come, its lease is waited for: its kernel goes
+//! on by itself, and it may be restarted meanwhile.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv6Addr;
+use std::time::Duration;
+
+use common::maps::{Address, ManagedKey, RelayFlow, RelayFlowKey, StreamKey};
+use common::relay::{Endpoints, FIRST_PORT, is_neutral, to_multicast};
+use common::signal::{KnownFlow, RelayRelease, RelayRequest, RelayResponse};
+use tracing::{debug, info, warn};
+
+use super::course::State;
+use crate::proto::filter::Filter;
+use crate::proto::refusal::bounded;
+use crate::proto::timer::Timer;
+use crate::proto::{Agent, Output, Timestamp};
+
+/// How long a relay may take to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// First delay before relays are asked again that could not be, or refused.
+pub(super) const BACKOFF_FIRST: Duration = Duration::from_secs(1);
+/// Longest such delay.
+const BACKOFF_LAST: Duration = Duration::from_secs(30);
+/// Shortest and longest lease that is believed.
+const LEASE: [Duration; 2] = [Duration::from_millis(300), Duration::from_secs(3600)];
+/// Flows that a relay may announce for one address.
+const MAX_ANNOUNCED: usize = 256;
+/// Flows that a relay is told of.
+const MAX_KNOWN: usize = 64;
+
+/// A session with a relay.
+#[derive(Debug)]
+pub(super) struct Session {
+    /// The relay; `None` for an adopted session whose relay is not found again yet.
+    pub(super) relay: Option<String>,
+    pub(super) transaction: u64,
+    /// Since when its packets may come.
+    pub(super) began: Timestamp,
+    /// When it was first answered.
+    pub(super) answered: Option<Timestamp>,
+    /// When the request was sent that is not answered yet.
+    asked: Option<Timestamp>,
+    pub(super) lease_end: Timestamp,
+    pub(super) lease: Duration,
+    /// When the lease is to be renewed.
+    renew_at: Timestamp,
+    /// The filter asked for, and the one before, which an answer may still follow.
+    filters: [Filter; 2],
+    /// Source address of its datagrams.
+    pub(super) address: Option<Address>,
+    pub(super) flows: BTreeMap<RelayFlowKey, RelayFlow>,
+}
+
+impl Session {
+    pub(super) fn new(relay: Option<String>, transaction: u64, now: Timestamp) -> Self {
+        Self {
+            relay,
+            transaction,
+            began: now,
+            answered: None,
+            asked: None,
+            lease_end: now,
+            lease: Duration::ZERO,
+            renew_at: now,
+            filters: [Filter::nothing(), Filter::nothing()],
+            address: None,
+            flows: BTreeMap::new(),
+        }
+    }
+
+    fn is_with(&self, relay: &str, transaction: u64) -> bool {
+        self.transaction == transaction && self.relay.as_deref() == Some(relay)
+    }
+
+    fn is_overdue(&self, now: Timestamp) -> bool {
+        self.asked
+            .is_some_and(|asked| now.since(asked) >= ANSWER_TIMEOUT)
+    }
+
+    /// When another relay is to be ready.
+    fn last_third(&self) -> Timestamp {
+        self.lease_end - self.lease / 3
+    }
+}
+
+/// Which of an address's sessions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Session,
+    Standby,
+}
+
+impl Agent {
+    /// Sees to an address's sessions: asks, renews, gives up. To be called whenever something about
+    /// them, or about a relay, has changed, and when it is due.
+    pub(in crate::proto) fn tend(&mut self, key: ManagedKey) {
+        let now = self.now;
+        let Some(reception) = self.receptions.by_address.get_mut(&key) else {
+            return;
+        };
+        if !reception.state.wants_relay() {
+            self.timers.stop(Timer::Session(key));
+            return;
+        }
+        for place in [Place::Standby, Place::Session] {
+            self.tend_one(key, place);
+        }
+        let Some(reception) = self.receptions.by_address.get_mut(&key) else {
+            return;
+        };
+        if reception.session.is_none() && reception.retry.is_none_or(|at| now >= at) {
+            reception.retry = None;
+            self.ask_next(key);
+        }
+        self.set_session_timer(key);
+    }
+
+    fn tend_one(&mut self, key: ManagedKey, place: Place) {
+        let now = self.now;
+        let Some(session) = self.session(key, place) else {
+            return;
+        };
+        let up = session
+            .relay
+            .as_deref()
+            .is_some_and(|relay| self.is_up(relay));
+        let Some(session) = self.session_mut(key, place) else {
+            return;
+        };
+        if session.answered.is_none() {
+            if !up || session.is_overdue(now) {
+                let relay = session.relay.clone().unwrap_or_default();
+                let why = if up {
+                    let seconds = ANSWER_TIMEOUT.as_secs();
+                    format!("Relay {relay} does not answer within {seconds} s")
+                } else {
+                    format!("Relay {relay} is down")
+                };
+                self.session_failed(key, place, &why);
+            }
+            return;
+        }
+        if session.is_overdue(now) {
+            session.asked = None;
+        }
+        if up && session.asked.is_none() && now >= session.renew_at {
+            self.request(key, place);
+        }
+        let Some(session) = self.session(key, place) else {
+            return;
+        };
+        let settle = self.config.relay.map_or(Duration::ZERO, |t| t.settle);
+        if now >= session.lease_end + settle {
+            self.session_failed(key, place, "The lease of the relay has ended");
+        } else if place == Place::Session && now >= session.last_third() {
+            self.fail_over(key, "its lease ends and it does not answer");
+        }
+    }
+
+    fn set_session_timer(&mut self, key: ManagedKey) {
+        let now = self.now;
+        let Some(reception) = self.receptions.by_address.get(&key) else {
+            return;
+        };
+        let settle = self.config.relay.map_or(Duration::ZERO, |t| t.settle);
+        let sessions = reception.session.iter().chain(&reception.standby);
+        let dues = sessions.flat_map(|session| {
+            let overdue = session.asked.map(|asked| asked + ANSWER_TIMEOUT);
+            let answered = session.answered.map(|_| {
+                [
+                    session.renew_at,
+                    session.last_third(),
+                    session.lease_end + settle,
+                ]
+            });
+            overdue.into_iter().chain(answered.into_iter().flatten())
+        });
+        // What is past was done, or waits for a relay's connection.
+        let due = dues.chain(reception.retry).filter(|due| *due > now).min();
+        match due {
+            Some(due) => self.timers.set(Timer::Session(key), due),
+            None => self.timers.stop(Timer::Session(key)),
+        }
+    }
+
+    fn session(&self, key: ManagedKey, place: Place) -> Option<&Session> {
+        let reception = self.receptions.by_address.get(&key)?;
+        match place {
+            Place::Session => reception.session.as_ref(),
+            Place::Standby => reception.standby.as_ref(),
+        }
+    }
+
+    fn session_mut(&mut self, key: ManagedKey, place: Place) -> Option<&mut Session> {
+        let reception = self.receptions.by_address.get_mut(&key)?;
+        match place {
+            Place::Session => reception.session.as_mut(),
+            Place::Standby => reception.standby.as_mut(),
+        }
+    }
+
+    /// Asks the next relay that was not tried; later again if there is none.
+    fn ask_next(&mut self, key: ManagedKey) {
+        let Some(reception) = self.receptions.by_address.get(&key) else {
+            return;
+        };
+        let Some(relay) = self.relays.pick(&reception.tried, &self.links, None) else {
+            self.ask_later(key);
+            return;
+        };
+        self.begin_session(key, Place::Session, relay);
+    }
+
+    fn ask_later(&mut self, key: ManagedKey) {
+        let now = self.now;
+        let Some(reception) = self.receptions.by_address.get_mut(&key) else {
+            return;
+        };
+        reception.tried.clear();
+        reception.exhausted = true;
+        reception.retry = Some(now + reception.backoff);
+        reception.backoff = (reception.backoff * 2).min(BACKOFF_LAST);
+        if let Some(reasons) = self.relays.complaint(now) {
+            warn!(
+                multicast_address = %Ipv6Addr::from(key.multicast_address),
+                reasons,
+                "No relay can be had; what does not come natively is missing"
+            );
+        }
+    }
+
+    fn begin_session(&mut self, key: ManagedKey, place: Place, relay: String) {
+        let transaction = self.numbers.next();
+        let now = self.now;
+        let Some(reception) = self.receptions.by_address.get_mut(&key) else {
+            return;
+        };
+        reception.tried.insert(relay.clone());
+        let session = Session::new(Some(relay), transaction, now);
+        match place {
+            Place::Session => reception.session = Some(session),
+            Place::Standby => reception.standby = Some(session),
+        }
+        self.request(key, place);
+    }
+
+    /// Tells the relays of an address that what is wanted of it has changed.
+    pub(super) fn request_again(&mut self, key: ManagedKey) {
+        for place in [Place::Session, Place::Standby] {
+            let session = self.session(key, place);
+            if session.is_some_and(|session| session.relay.is_some()) {
+                self.request(key, place);
+            }
+        }
+        self.set_session_timer(key);
+    }
+
+    fn request(&mut self, key: ManagedKey, place: Place) {
+        let now = self.now;
+        let agent_address = self.config.address.octets();
+        let Some(reception) = self.receptions.by_address.get_mut(&key) else {
+            return;
+        };
+        let filter = reception.filter.clone();
+        let flows = reception
+            .flows
+            .iter()
+            .filter(|(flow, state)| flow.source_port != 0 && !state.stopped)
+            .take(MAX_KNOWN)
+            .map(|(flow, _)| KnownFlow {
+                source: flow.source.into(),
+                source_port: flow.source_port,
+                destination_port: flow.destination_port,
+            })
+            .collect();
+        let request = RelayRequest {
+            multicast_address: key.multicast_address.into(),
+            filter_mode: filter.mode as u8,
+            sources: filter.sources.iter().map(|s| s.octets().into()).collect(),
+            agent_address: agent_address.into(),
+            flows,
+        };
+        let Some(session) = self.session_mut(key, place) else {
+            return;
+        };
+        if session.filters[0] != filter {
+            session.filters.swap(0, 1);
+            session.filters[0] = filter;
+        }
+        session.asked.get_or_insert(now);
+        let transaction = session.transaction;
+        if let Some(relay) = session.relay.clone() {
+            self.send(&relay, transaction, &request.into());
+        }
+    }
+
+    fn find_session(&self, relay: &str, transaction: u64) -> Option<(ManagedKey, Place)> {
+        let is = |session: &Option<Session>| {
+            session
+                .as_ref()
+                .is_some_and(|session| session.is_with(relay, transaction))
+        };
+        self.receptions.by_address.iter().find_map(|(key, it)| {
+            if is(&it.session) {
+                Some((*key, Place::Session))
+            } else {
+                is(&it.standby).then_some((*key, Place::Standby))
+            }
+        })
+    }
+
+    /// A relay has joined and sends, or has found a new flow.
+    pub(in crate::proto) fn on_relay_response(
+        &mut self,
+        relay: &str,
+        transaction: u64,
+        response: &RelayResponse,
+    ) {
+        let now = self.now;
+        let Some((key, place)) = self.find_session(relay, transaction) else {
+            // It does not know yet that the session is over.
+            let reason = "This session has ended".to_owned();
+            self.send(relay, transaction, &RelayRelease { reason }.into());
+            return;
+        };
+        let flows = match self.judge(key, place, response) {
+            Ok(flows) => flows,
+            Err(lie) => {
+                self.counters.relay_lies += 1;
+                let why = format!("Relay {relay} announces {lie}");
+                self.session_failed(key, place, &why);
+                self.tend(key);
+                self.look(key);
+                return;
+            }
+        };
+        let Some(session) = self.session_mut(key, place) else {
+            return;
+        };
+        session.answered.get_or_insert(now);
+        session.asked = None;
+        session.lease = Duration::from_millis(response.lease_ms).clamp(LEASE[0], LEASE[1]);
+        session.lease_end = now + session.lease;
+        session.renew_at = now + session.lease / 3;
+        session.address = Some(*response.relay_address);
+        match place {
+            Place::Session => self.set_flows(key, flows),
+            Place::Standby => session.flows = flows,
+        }
+        if let Some(reception) = self.receptions.by_address.get_mut(&key) {
+            reception.backoff = BACKOFF_FIRST;
+            if place == Place::Session && reception.swap.is_none() {
+                // It answers again: nobody needs to take over unless its packets stay away.
+                let floor = self.config.relay.map_or(Duration::ZERO, |t| t.silence);
+                if reception.is_delivered(now, floor) {
+                    self.drop_standby(key, "The first relay answers again");
+                }
+            }
+        }
+        self.relays.answered(relay);
+        self.look(key);
+        self.set_session_timer(key);
+    }
+
+    /// Finds out whether a relay's announcement can be true; returns its flows.
+    fn judge(
+        &self,
+        key: ManagedKey,
+        place: Place,
+        response: &RelayResponse,
+    ) -> Result<BTreeMap<RelayFlowKey, RelayFlow>, &'static str> {
+        let Some(session) = self.session(key, place) else {
+            return Err("nothing that was asked for");
+        };
+        let relay_address = *response.relay_address;
+        let relay = Ipv6Addr::from(relay_address);
+        if relay.is_multicast() || relay.is_unspecified() || relay.is_loopback() {
+            return Err("an address that cannot be its own");
+        }
+        if response.flows.len() > MAX_ANNOUNCED {
+            return Err("more flows than an address may have");
+        }
+        if Duration::from_millis(response.lease_ms) < LEASE[0] {
+            return Err("a lease that is too short");
+        }
+        let taken: BTreeSet<RelayFlowKey> = self
+            .receptions
+            .by_address
+            .iter()
+            .filter(|(other, _)| **other != key)
+            .flat_map(|(_, other)| other.session.iter().chain(&other.standby))
+            .flat_map(|session| session.flows.keys().copied())
+            .collect();
+        let mut flows = BTreeMap::new();
+        for announced in &response.flows {
+            let stream = StreamKey {
+                multicast_address: key.multicast_address,
+                source: *announced.source,
+                source_port: announced.source_port,
+                destination_port: announced.destination_port,
+                vlan: 0,
+                pad: 0,
+            };
+            let endpoints = Endpoints {
+                relay_address,
+                relay_port: announced.relay_port,
+                agent_address: self.config.address.octets(),
+                agent_port: announced.agent_port,
+            };
+            let flow = RelayFlowKey {
+                relay_address,
+                relay_port: announced.relay_port,
+                agent_port: announced.agent_port,
+            };
+            let source = Ipv6Addr::from(stream.source);
+            if flow.relay_port.min(flow.agent_port) < FIRST_PORT {
+                return Err("a port that is not its to choose");
+            }
+            if !is_neutral(&stream, &endpoints) {
+                return Err("ports that would spoil the checksum");
+            }
+            if source.is_multicast() || source.is_unspecified() || source.is_loopback() {
+                return Err("a source that cannot send");
+            }
+            if !session.filters.iter().any(|f| f.accepts(&stream.source)) {
+                return Err("a source that nobody asked for");
+            }
+            let differences = to_multicast(&stream, &endpoints);
+            let value = RelayFlow {
+                session: session.transaction,
+                stream,
+                agent_address: endpoints.agent_address,
+                address_difference: differences.address,
+                port_difference: differences.port,
+            };
+            if taken.contains(&flow) || flows.insert(flow, value).is_some() {
+                return Err("the same ports twice");
+            }
+        }
+        Ok(flows)
+    }
+
+    /// Makes the flows of an address's session those.
+    fn set_flows(&mut self, key: ManagedKey, flows: BTreeMap<RelayFlowKey, RelayFlow>) {
+        let Some(reception) = self.receptions.by_address.get_mut(&key) else {
+            return;
+        };
+        let Some(session) = reception.session.as_mut() else {
+            return;
+        };
+        for old in session.flows.keys() {
+            if !flows.contains_key(old) {
+                self.outputs.push_back(Output::RelayFlowRemove(*old));
+            }
+        }
+        for (flow, value) in &flows {
+            if session.flows.get(flow) != Some(value) {
+                self.outputs.push_back(Output::RelayFlowSet {
+                    key: *flow,
+                    value: *value,
+                });
+            }
+        }
+        session.flows = flows;
+    }
+
+    /// The relay refuses, or ends the session.
+    pub(in crate::proto) fn on_relay_release(
+        &mut self,
+        relay: &str,
+        transaction: u64,
+        reason: &str,
+    ) {
+        let Some((key, place)) = self.find_session(relay, transaction) else {
+            return;
+        };
+        self.counters.relay_refusals += 1;
+        let why = format!("Relay {relay} refuses: {}", bounded(reason));
+        let Some(session) = self.session_mut(key, place) else {
+            return;
+        };
+        // It knows already.
+        session.relay = None;
+        if self.relays.failed(relay, &why, self.now) {
+            warn!(relay, reason, "Relay refuses");
+        }
+        self.session_failed(key, place, &why);
+        self.tend(key);
+        self.look(key);
+    }
+
+    /// A session is over without having been wanted to be.
+    fn session_failed(&mut self, key: ManagedKey, place: Place, why: &str) {
+        let now = self.now;
+        debug!(multicast_address = %Ipv6Addr::from(key.multicast_address), why, "Relay session is over");
+        if let Some(relay) = self.session(key, place).and_then(|s| s.relay.clone()) {
+            let untold = self.relays.failed(&relay, why, now);
+            if untold {
+                warn!(relay, why, "Relay is given up");
+            }
+        }
+        match place {
+            Place::Standby => self.drop_standby(key, why),
+            Place::Session => {
+                self.set_flows(key, BTreeMap::new());
+                let Some(reception) = self.receptions.by_address.get_mut(&key) else {
+                    return;
+                };
+                reception.swap = None;
+                let session = reception.session.take();
+                self.release_session(session, why);
+                // One that is ready need not wait any longer.
+                self.promote(key);
+            }
+        }
+    }
+
+    /// Asks another relay, which takes over when nothing comes by the session any more.
+    pub(super) fn fail_over(&mut self, key: ManagedKey, why: &'static str) {
+        let Some(reception) = self.receptions.by_address.get_mut(&key) else {
+            return;
+        };
+        if reception.standby.is_some() || reception.swap.is_some() {
+            return;
+        }
+        let Some(session) = &reception.session else {
+            reception.exhausted = true;
+            return;
+        };
+        let relay = session.relay.clone();
+        if let Some(relay) = &relay {
+            reception.tried.insert(relay.clone());
+        }
+        let next = self.relays.pick(&reception.tried, &self.links, None);
+        let Some(next) = next else {
+            reception.exhausted = true;
+            return;
+        };
+        self.counters.relay_failovers += 1;
+        info!(
+            multicast_address = %Ipv6Addr::from(key.multicast_address),
+            relay = relay.as_deref().unwrap_or("unknown"),
+            why,
+            next,
+            "Next relay is asked"
+        );
+        self.begin_session(key, Place::Standby, next);
+        self.set_session_timer(key);
+    }
+
+    /// Lets the standby take over when nothing comes by the session any more, or gives it up when
+    /// the session sends again.
+    pub(super) fn look_at_standby(&mut self, key: ManagedKey) {
+        let now = self.now;
+        let floor = self.config.relay.map_or(Duration::ZERO, |t| t.silence);
+        let Some(reception) = self.receptions.by_address.get_mut(&key) else {
+            return;
+        };
+        let ready = reception
+            .standby
+            .as_ref()
+            .is_some_and(|standby| standby.answered.is_some());
+        if !ready || reception.swap.is_some() {
+            return;
+        }
+        let Some(session) = &reception.session else {
+            self.promote(key);
+            return;
+        };
+        if session.flows.is_empty() {
+            self.promote(key);
+        } else if !reception.is_delivered(now, floor) {
+            let flows: Vec<RelayFlowKey> = session.flows.keys().copied().collect();
+            let token = self.numbers.next();
+            reception.swap = Some(token);
+            for flow in flows {
+                self.outputs.push_back(Output::RelayFlowRemove(flow));
+            }
+            let keys = vec![key];
+            self.outputs.push_back(Output::ReadStreams { token, keys });
+        } else if session.lease_left(now) > session.lease / 3 && session.asked.is_none() {
+            self.drop_standby(key, "The first relay sends again");
+        }
+    }
+
+    /// The last packets of a session whose flows were removed are counted: the standby takes over,
+    /// unless the session had begun to send again.
+    pub(super) fn swap(&mut self, key: ManagedKey) {
+        let now = self.now;
+        let floor = self.config.relay.map_or(Duration::ZERO, |t| t.silence);
+        let Some(reception) = self.receptions.by_address.get_mut(&key) else {
+            return;
+        };
+        reception.swap = None;
+        if !reception.is_delivered(now, floor) && reception.standby.is_some() {
+            let session = reception.session.take().map(|mut session| {
+                session.flows.clear();
+                session
+            });
+            self.release_session(session, "Another relay has taken over");
+            self.promote(key);
+            return;
+        }
+        let flows = reception.session.iter().flat_map(|session| &session.flows);
+        for (key, value) in flows {
+            self.outputs.push_back(Output::RelayFlowSet {
+                key: *key,
+                value: *value,
+            });
+        }
+        self.drop_standby(key, "The first relay sends again");
+    }
+
+    /// Makes the standby, if there is one, the session. The old one's flows are gone.
+    fn promote(&mut self, key: ManagedKey) {
+        let now = self.now;
+        let Some(reception) = self.receptions.by_address.get_mut(&key) else {
+            return;
+        };
+        let Some(mut standby) = reception.standby.take() else {
+            return;
+        };
+        if let Some(old) = reception.session.take() {
+            self.release_session(Some(old), "Another relay has taken over");
+        }
+        let Some(reception) = self.receptions.by_address.get_mut(&key) else {
+            return;
+        };
+        let flows = std::mem::take(&mut standby.flows);
+        standby.began = now;
+        standby.answered = standby.answered.map(|_| now);
+        for flow in reception.flows.values_mut() {
+            flow.relayed.restart();
+        }
+        reception.session = Some(standby);
+        reception.why = match reception.state {
+            State::Native | State::Doubtful { .. } => reception.why,
+            _ => "the relay before has stopped",
+        };
+        self.set_flows(key, flows);
+    }
+
+    fn drop_standby(&mut self, key: ManagedKey, why: &str) {
+        if let Some(reception) = self.receptions.by_address.get_mut(&key) {
+            let standby = reception.standby.take();
+            self.release_session(standby, why);
+        }
+    }
+
+    fn release_session(&mut self, session: Option<Session>, why: &str) {
+        if let Some(session) = session
+            && let Some(relay) = session.relay
+        {
+            let reason = bounded(why);
+            self.send(&relay, session.transaction, &RelayRelease { reason }.into());
+        }
+    }
+
+    /// Lets all relays of an address go.
+    pub(super) fn end_sessions(&mut self, key: ManagedKey, why: &str) {
+        self.drop_standby(key, why);
+        let swapping = self
+            .receptions
+            .by_address
+            .get_mut(&key)
+            .is_some_and(|reception| reception.swap.take().is_some());
+        if !swapping {
+            self.set_flows(key, BTreeMap::new());
+        }
+        if let Some(reception) = self.receptions.by_address.get_mut(&key) {
+            reception.tried.clear();
+            reception.exhausted = false;
+            reception.retry = None;
+            reception.backoff = BACKOFF_FIRST;
+            for flow in reception.flows.values_mut() {
+                flow.relayed.restart();
+            }
+            let session = reception.session.take();
+            self.release_session(session, why);
+        }
+    }
+}
+
+impl Session {
+    /// Its relay was found again after a restart: its lease is to be renewed at once.
+    pub(super) fn reclaimed_by(&mut self, relay: String, now: Timestamp) {
+        self.relay = Some(relay);
+        self.asked = None;
+        self.renew_at = now;
+    }
+
+    /// A connection is up again: what was asked on the one before is not answered any more, and
+    /// the relay may have been restarted.
+    pub(super) fn ask_again(&mut self, relay: &str, now: Timestamp) {
+        if self.relay.as_deref() == Some(relay) && self.answered.is_some() {
+            self.asked = None;
+            self.renew_at = now;
+        }
+    }
+}

@@ -1,0 +1,491 @@
+//! Tests of the reception of an address: changes of the way, and sessions with relays.
+
+use std::time::Duration;
+
+use common::maps::Origins;
+use common::signal::{PeerMessage, ReceptionMode};
+use proptest::prelude::*;
+
+use super::Mode;
+use crate::proto::tests::fixture::key;
+use crate::proto::tests::relay_world::World;
+
+const S: Duration = Duration::from_secs(1);
+const MS: Duration = Duration::from_millis(1);
+
+/// Packets sent while a silence is noticed: half a threshold, a threshold, a look, and the answer.
+const NOTICED: usize = 165;
+
+/// A host that receives natively, with a VM that listens.
+fn native(relays: usize, native_ms: u64, relay_ms: u64) -> World {
+    let mut world = World::new(relays, native_ms, relay_ms);
+    world.listen();
+    world.run(S);
+    assert_eq!(world.mode(), Mode::Native);
+    world.forget();
+    world
+}
+
+/// The same host after its network has ceased to carry the stream.
+fn relayed(relays: usize, native_ms: u64, relay_ms: u64) -> World {
+    let mut world = native(relays, native_ms, relay_ms);
+    world.native = false;
+    world.run(2 * S);
+    assert_eq!(world.mode(), Mode::Relay);
+    world.forget();
+    world
+}
+
+/// Lets what is on its way arrive and ends the source.
+fn settle(world: &mut World) {
+    world.sends = false;
+    world.run(100 * MS);
+}
+
+#[test]
+fn native_relay_and_native_again_double_nothing_and_lose_only_until_silence_is_noticed() {
+    for (native_ms, relay_ms) in [(1, 1), (1, 30), (30, 1), (12, 17), (30, 30)] {
+        let mut world = native(1, native_ms, relay_ms);
+        for _ in 0..2 {
+            world.native = false;
+            world.run(2 * S);
+            assert_eq!(world.mode(), Mode::Relay);
+            let (lost, doubled) = world.losses();
+            assert!(lost <= NOTICED, "{native_ms}, {relay_ms}: {lost} lost");
+            assert_eq!(doubled, 0, "{native_ms}, {relay_ms}");
+            world.forget();
+            world.native = true;
+            world.run_until("native", |world| world.mode() == Mode::Native);
+            world.run(S);
+            assert_eq!(world.losses(), (0, 0), "{native_ms}, {relay_ms}");
+            assert!(world.kernel.flows.is_empty());
+            world.forget();
+        }
+        assert_eq!(world.relays[0].released.len(), 2);
+    }
+}
+
+#[test]
+fn native_holds_for_three_seconds_before_its_relay_is_let_go_and_longer_after_each_relapse() {
+    let mut world = relayed(1, 5, 10);
+    let mut holds = Vec::new();
+    for _ in 0..3 {
+        world.native = true;
+        let from = world.now;
+        world.run_until("native", |world| world.kernel.flows.is_empty());
+        holds.push(world.now.since(from));
+        world.native = false;
+        world.run(2 * S);
+    }
+    assert!((3 * S..5 * S).contains(&holds[0]), "{holds:?}");
+    assert!(holds[1] > 6 * S && holds[2] > 12 * S, "{holds:?}");
+    world.native = true;
+    world.run(120 * S);
+    world.forget();
+    world.run(60 * S);
+    world.native = false;
+    world.run(2 * S);
+    let (lost, doubled) = world.losses();
+    assert!(lost <= NOTICED && doubled == 0, "{lost}, {doubled}");
+}
+
+#[test]
+fn native_that_flaps_loses_nothing_once_the_relay_sends_and_changes_little() {
+    for (native_ms, relay_ms) in [(1, 30), (30, 1)] {
+        let mut world = relayed(1, native_ms, relay_ms);
+        let changes = world.origins_seen.len();
+        for _ in 0..60 {
+            world.native = !world.native;
+            world.run(500 * MS);
+        }
+        settle(&mut world);
+        assert_eq!(world.losses(), (0, 0));
+        assert!(
+            world.origins_seen.len() - changes < 60,
+            "{}",
+            world.origins_seen.len()
+        );
+    }
+}
+
+#[test]
+fn source_that_pauses_is_idle_and_goes_on_without_loss() {
+    for relayed_at_first in [false, true] {
+        let mut world = if relayed_at_first {
+            relayed(2, 3, 7)
+        } else {
+            native(2, 3, 7)
+        };
+        settle(&mut world);
+        world.run(20 * S);
+        assert_eq!(world.mode(), Mode::Idle);
+        let requests: usize = world.relays.iter().map(|r| r.requests.len()).sum();
+        assert!(requests <= 6, "{requests} requests");
+        world.run(100 * S);
+        let before = (world.origins_seen.len(), world.reads);
+        world.run(100 * S);
+        assert_eq!((world.origins_seen.len(), world.reads), before);
+        world.sends = true;
+        world.run(S);
+        assert_eq!(world.losses(), (0, 0), "{relayed_at_first}");
+        world.run(20 * S);
+        let mode = if relayed_at_first {
+            Mode::Relay
+        } else {
+            Mode::Native
+        };
+        assert_eq!(world.mode(), mode);
+        assert_eq!(world.losses(), (0, 0), "{relayed_at_first}");
+    }
+}
+
+#[test]
+fn burst_that_stays_away_shorter_than_the_threshold_asks_no_relay() {
+    let mut world = native(1, 3, 7);
+    for _ in 0..20 {
+        world.native = false;
+        world.run(150 * MS);
+        world.native = true;
+        world.run(150 * MS);
+    }
+    assert!(world.relays[0].requests.is_empty());
+    assert_eq!(world.losses().1, 0);
+}
+
+#[test]
+fn host_that_dies_with_its_relay_is_replaced_by_the_next() {
+    let mut world = relayed(3, 5, 5);
+    let serving = world
+        .relays
+        .iter()
+        .position(|r| !r.requests.is_empty())
+        .unwrap();
+    world.relays[serving].sends = false;
+    world.stop_relay(serving);
+    world.run(2 * S);
+    assert_eq!(world.mode(), Mode::Relay);
+    let (lost, doubled) = world.losses();
+    assert!(lost <= NOTICED && doubled == 0, "{lost}, {doubled}");
+    assert_eq!(world.kernel.flows.len(), 1);
+    assert_eq!(world.agent.counters().relay_failovers, 1);
+}
+
+#[test]
+fn relay_whose_packets_stop_is_left_for_the_next_and_one_that_only_pauses_is_kept() {
+    let mut world = relayed(2, 5, 5);
+    let serving = world
+        .relays
+        .iter()
+        .position(|r| !r.requests.is_empty())
+        .unwrap();
+    world.relays[serving].receives = false;
+    world.run(2 * S);
+    let (lost, doubled) = world.losses();
+    assert!(lost <= NOTICED && doubled == 0, "{lost}, {doubled}");
+    assert_eq!(world.relays[serving].released.len(), 1);
+    world.forget();
+    for _ in 0..10 {
+        world.sends = false;
+        world.run(230 * MS);
+        world.sends = true;
+        world.run(730 * MS);
+    }
+    assert_eq!(world.losses(), (0, 0));
+}
+
+#[test]
+fn killed_process_of_a_relay_loses_nothing_and_its_successor_goes_on() {
+    let mut world = relayed(1, 5, 5);
+    world.stop_relay(0);
+    world.run(15 * S);
+    world.relays[0].runs = true;
+    world.run(60 * S);
+    assert_eq!(world.losses(), (0, 0));
+    assert_eq!(world.mode(), Mode::Relay);
+    let requests = &world.relays[0].requests;
+    assert!(requests.iter().all(|it| *it == requests[0]), "{requests:?}");
+}
+
+#[test]
+fn killed_process_that_stays_away_is_replaced_when_its_lease_ends() {
+    let mut world = relayed(2, 5, 25);
+    let serving = world
+        .relays
+        .iter()
+        .position(|r| !r.requests.is_empty())
+        .unwrap();
+    world.stop_relay(serving);
+    world.run(60 * S);
+    let (lost, doubled) = world.losses();
+    assert!(lost <= NOTICED && doubled == 0, "{lost}, {doubled}");
+    assert_eq!(world.mode(), Mode::Relay);
+}
+
+#[test]
+fn all_relays_down_is_survived_and_ended_by_the_first_that_is_back() {
+    let mut world = relayed(2, 5, 5);
+    for relay in 0..2 {
+        world.relays[relay].sends = false;
+        world.stop_relay(relay);
+    }
+    world.run(100 * S);
+    assert!(world.kernel.flows.is_empty());
+    world.relays[1].runs = true;
+    world.relays[1].sends = true;
+    world.run(35 * S);
+    world.forget();
+    world.run(10 * S);
+    assert_eq!(world.losses(), (0, 0));
+    assert_eq!(world.mode(), Mode::Relay);
+    // Native alone serves as well.
+    world.relays[1].sends = false;
+    world.stop_relay(1);
+    world.native = true;
+    world.run(40 * S);
+    world.forget();
+    world.run(10 * S);
+    assert_eq!(world.losses(), (0, 0));
+}
+
+#[test]
+fn lying_relay_is_left_at_once_for_the_next() {
+    let lies: [fn(&mut common::signal::RelayResponse); 5] = [
+        |response| response.flows[0].source = [0x66; 16].into(),
+        |response| response.flows[0].agent_port ^= 1,
+        |response| response.flows[0].relay_port = 53,
+        |response| response.lease_ms = 1,
+        |response| response.relay_address = [0xff; 16].into(),
+    ];
+    for lie in lies {
+        let mut world = native(2, 5, 5);
+        for relay in &mut world.relays {
+            relay.lie = Some(lie);
+        }
+        world.relays[1].lie = None;
+        // Whose turn it is must not decide.
+        for _ in 0..2 {
+            world.native = false;
+            world.run(2 * S);
+            assert_eq!(world.mode(), Mode::Relay);
+            assert_eq!(world.kernel.flows.len(), 1);
+            assert!(
+                world
+                    .kernel
+                    .flows
+                    .values()
+                    .all(|flow| flow.stream.source == [0x20; 16])
+            );
+            world.native = true;
+            world.run(100 * S);
+        }
+        assert!(world.agent.counters().relay_lies >= 1);
+        assert_eq!(
+            world.relays[0].released.len(),
+            world.relays[0].requests.len(),
+            "every lie ends its session"
+        );
+    }
+}
+
+#[test]
+fn refusals_of_all_relays_leave_native_alone() {
+    let mut world = native(2, 5, 5);
+    for relay in &mut world.relays {
+        relay.refuses = true;
+    }
+    world.native = false;
+    world.run(60 * S);
+    let requests: usize = world.relays.iter().map(|r| r.requests.len()).sum();
+    assert!((4..20).contains(&requests), "{requests} requests");
+    world.native = true;
+    world.run(S);
+    assert_eq!(world.mode(), Mode::Native);
+    assert!(
+        world
+            .agent
+            .relays()
+            .all(|relay| relay.reason.is_some_and(|r| r.contains("0 addresses")))
+    );
+}
+
+#[test]
+fn restarted_agent_goes_on_with_the_session_that_it_finds() {
+    for away in [50, 2000, 15_000] {
+        let mut world = relayed(2, 5, 5);
+        let before: Vec<_> = world.kernel.flows.clone().into_iter().collect();
+        let serving = world
+            .relays
+            .iter()
+            .position(|r| !r.requests.is_empty())
+            .unwrap();
+        world.restart(MS * away);
+        world.run(60 * S);
+        assert_eq!(world.losses(), (0, 0), "away for {away} ms");
+        let after: Vec<_> = world.kernel.flows.clone().into_iter().collect();
+        assert_eq!(after, before);
+        assert!(world.relays[1 - serving].requests.is_empty());
+        assert_eq!(world.mode(), Mode::Relay);
+        world.native = true;
+        world.run(20 * S);
+        assert_eq!(world.mode(), Mode::Native);
+        assert_eq!(world.losses(), (0, 0), "away for {away} ms");
+    }
+}
+
+#[test]
+fn restarted_agent_that_finds_its_relay_gone_takes_the_next() {
+    let mut world = relayed(2, 5, 5);
+    let serving = world
+        .relays
+        .iter()
+        .position(|r| !r.requests.is_empty())
+        .unwrap();
+    world.relays[serving].runs = false;
+    world.restart(100 * MS);
+    world.run(60 * S);
+    let (lost, doubled) = world.losses();
+    assert!(lost <= NOTICED && doubled == 0, "{lost}, {doubled}");
+    assert_eq!(world.mode(), Mode::Relay);
+}
+
+#[test]
+fn flows_that_nobody_needs_after_a_restart_are_removed() {
+    let mut world = relayed(1, 5, 5);
+    world.agent = crate::proto::Agent::new(world.config.clone(), 99);
+    let flows = world.kernel.flows.clone().into_iter().collect();
+    world.input(|agent, now| {
+        agent.handle_pinned(now, Vec::new(), flows);
+        agent.handle_adopted(now);
+    });
+    assert!(world.kernel.flows.is_empty());
+}
+
+#[test]
+fn last_listener_that_leaves_ends_session_and_watch() {
+    let mut world = relayed(1, 5, 5);
+    world.datapath(crate::proto::DatapathEvent::Listener {
+        change: common::event::Change::Removed,
+        key: crate::proto::tests::fixture::listener_key(crate::proto::tests::fixture::TAP, key(1)),
+        value: crate::proto::tests::fixture::listener(world.now, common::maps::FilterMode::Include),
+    });
+    assert!(world.kernel.flows.is_empty() && world.kernel.managed.is_empty());
+    world.run(S);
+    assert_eq!(world.relays[0].released.len(), 1);
+}
+
+#[test]
+fn arriving_vm_at_a_site_without_multicast_has_its_verdict_within_150_ms() {
+    let mut world = World::new(1, 5, 30);
+    world.native = false;
+    world.run(100 * MS);
+    let from = world.now;
+    world.request();
+    world.run_until("answer", |world| !world.answers.is_empty());
+    let (at, answer) = &world.answers[0];
+    let PeerMessage::AgentResponse(response) = answer else {
+        panic!("no answer but {answer:?}");
+    };
+    assert_eq!(response.receptions[0].mode, ReceptionMode::Relay);
+    assert!(at.since(from) <= 150 * MS, "{:?}", at.since(from));
+    world.run(2 * S);
+    assert_eq!(world.mode(), Mode::Relay);
+    world.forget();
+    world.run(S);
+    assert_eq!(world.losses(), (0, 0));
+}
+
+#[test]
+fn arriving_vm_at_a_native_site_asks_a_relay_only_after_the_delay() {
+    let mut world = World::new(1, 5, 5);
+    world.request();
+    world.run(S);
+    assert_eq!(world.mode(), Mode::Native);
+    assert!(world.relays[0].requests.is_empty());
+    // The tree takes longer than the delay: the relay serves until it has grown.
+    let mut world = World::new(1, 5, 5);
+    world.native = false;
+    world.request();
+    world.run(100 * MS);
+    world.native = true;
+    world.forget();
+    world.run(10 * S);
+    assert_eq!(world.losses(), (0, 0));
+    assert_eq!(world.mode(), Mode::Native);
+    let view = world.agent.receptions().next().unwrap();
+    assert_eq!(view.reception, Some(ReceptionMode::Native));
+}
+
+#[test]
+fn new_listener_at_a_site_without_multicast_is_served_by_a_relay() {
+    let mut world = World::new(1, 5, 5);
+    world.native = false;
+    world.run(100 * MS);
+    world.listen();
+    world.run(2 * S);
+    assert_eq!(world.mode(), Mode::Relay);
+    let (lost, doubled) = world.losses();
+    assert!(lost <= NOTICED && doubled == 0, "{lost}, {doubled}");
+}
+
+#[test]
+fn address_in_a_vlan_and_a_host_without_relays_know_native_only() {
+    let mut world = World::new(1, 5, 5);
+    world.config.relay = None;
+    world.agent = crate::proto::Agent::new(world.config.clone(), 3);
+    world.listen();
+    world.run(5 * S);
+    assert_eq!(world.origins_seen, [Origins::Native]);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn whatever_fails_nothing_is_doubled_and_all_is_well_in_the_end(
+        native_ms in 1_u64..30,
+        relay_ms in prop::collection::vec(1_u64..30, 2),
+        events in prop::collection::vec((0_u8..9, 1_u64..3000), 1..25),
+    ) {
+        let mut world = native(2, native_ms, 5);
+        for (relay, delay) in relay_ms.iter().enumerate() {
+            world.relays[relay].delay = MS * u32::try_from(*delay).unwrap();
+        }
+        for (event, wait) in events {
+            match event {
+                0 | 1 => world.native = !world.native,
+                2 | 3 => {
+                    let relay = usize::from(event - 2);
+                    world.relays[relay].receives = !world.relays[relay].receives;
+                }
+                4 | 5 => {
+                    let relay = usize::from(event - 4);
+                    if world.relays[relay].runs {
+                        world.stop_relay(relay);
+                    } else {
+                        world.relays[relay].runs = true;
+                    }
+                }
+                6 => world.disconnect(usize::from(wait % 2 == 0)),
+                7 => world.sends = !world.sends,
+                _ => world.restart(MS * 300),
+            }
+            world.run(MS * u32::try_from(wait).unwrap());
+        }
+        prop_assert_eq!(world.losses().1, 0);
+        world.native = false;
+        world.sends = true;
+        for relay in &mut world.relays {
+            relay.runs = true;
+            relay.receives = true;
+        }
+        world.run(100 * S);
+        world.forget();
+        world.run(3 * S);
+        prop_assert_eq!(world.losses(), (0, 0));
+        prop_assert_eq!(world.mode(), Mode::Relay);
+        world.native = true;
+        world.run(130 * S);
+        prop_assert_eq!(world.losses(), (0, 0));
+        prop_assert_eq!(world.mode(), Mode::Native);
+    }
+}

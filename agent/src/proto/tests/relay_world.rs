@@ -1,0 +1,580 @@
+//! A simulated unicast relay: one source, the native path to the agent's host, relays with their
+//! own paths, and the host's kernel, which sees every single packet.
+
+use std::collections::BTreeMap;
+use std::net::Ipv6Addr;
+use std::time::Duration;
+
+use common::maps::{
+    CopyCounts, Managed, ManagedKey, Origin, Origins, RelayFlow, RelayFlowKey, Stream, StreamKey,
+};
+use common::relay::{COPY_LIFETIME_NS, FIRST_PORT, agent_port, count_copy};
+use common::signal::{AnnouncedFlow, PeerMessage, RelayRelease, RelayResponse};
+
+use super::fixture::TAP;
+use super::pair::{Dice, MAC, UUID, config, key, ms};
+use crate::proto::*;
+
+/// Time between two packets of the source.
+pub(in crate::proto) const INTERVAL: Duration = Duration::from_micros(2000);
+/// From the agent to a relay, and back.
+const SIGNALLING_DELAY: Duration = Duration::from_millis(2);
+const LEASE: Duration = Duration::from_secs(30);
+
+/// How a relay behaves.
+#[derive(Clone, Debug)]
+pub(in crate::proto) struct RelayDouble {
+    pub(in crate::proto) name: String,
+    /// Its process runs.
+    pub(in crate::proto) runs: bool,
+    /// Its host is there: the kernel sends what leases allow.
+    pub(in crate::proto) sends: bool,
+    /// It receives the stream itself.
+    pub(in crate::proto) receives: bool,
+    pub(in crate::proto) refuses: bool,
+    /// What it says instead of the truth.
+    pub(in crate::proto) lie: Option<fn(&mut RelayResponse)>,
+    /// From the source to the agent by this relay.
+    pub(in crate::proto) delay: Duration,
+    pub(in crate::proto) requests: Vec<u64>,
+    pub(in crate::proto) released: Vec<u64>,
+    key: RelayFlowKey,
+    transaction: Option<u64>,
+    lease_end: Timestamp,
+    connected: bool,
+}
+
+#[derive(Debug)]
+enum Event {
+    Emit,
+    Native { sequence: u64 },
+    Relayed { key: RelayFlowKey, sequence: u64 },
+    ToRelay { relay: usize, bytes: Vec<u8> },
+    ToAgent { relay: usize, bytes: Vec<u8> },
+    Connected { relay: usize },
+    Datapath(DatapathEvent),
+}
+
+/// What the kernel of the host holds.
+#[derive(Debug, Default)]
+pub(in crate::proto) struct Kernel {
+    pub(in crate::proto) managed: BTreeMap<ManagedKey, (Timestamp, Origins)>,
+    pub(in crate::proto) flows: BTreeMap<RelayFlowKey, RelayFlow>,
+    streams: BTreeMap<StreamKey, Stream>,
+    copies: BTreeMap<u64, (u64, CopyCounts)>,
+}
+
+pub(in crate::proto) struct World {
+    pub(in crate::proto) agent: Agent,
+    pub(in crate::proto) now: Timestamp,
+    pub(in crate::proto) kernel: Kernel,
+    pub(in crate::proto) relays: Vec<RelayDouble>,
+    /// The network carries the stream to the host.
+    pub(in crate::proto) native: bool,
+    pub(in crate::proto) native_delay: Duration,
+    /// The source sends.
+    pub(in crate::proto) sends: bool,
+    pub(in crate::proto) interval: Duration,
+    /// How often each packet was delivered to the VM; those sent before it listened are not here.
+    pub(in crate::proto) delivered: BTreeMap<u64, u32>,
+    pub(in crate::proto) answers: Vec<(Timestamp, PeerMessage)>,
+    pub(in crate::proto) origins_seen: Vec<Origins>,
+    /// How often flows were read.
+    pub(in crate::proto) reads: usize,
+    pub(in crate::proto) config: AgentConfig,
+    sent: u64,
+    dice: Dice,
+    queue: BTreeMap<(Timestamp, u64), Event>,
+    number: u64,
+}
+
+pub(in crate::proto) fn stream_key() -> StreamKey {
+    StreamKey {
+        multicast_address: key(1).multicast_address,
+        source: [0x20; 16],
+        source_port: 5004,
+        destination_port: 5004,
+        vlan: 0,
+        pad: 0,
+    }
+}
+
+pub(in crate::proto) fn relay_address(relay: usize) -> [u8; 16] {
+    let mut address = [0; 16];
+    address[0] = 0x20;
+    address[15] = 0x10 + u8::try_from(relay).unwrap();
+    address
+}
+
+impl World {
+    /// A host with a network that carries multicast, and so many relays. Nobody listens yet.
+    pub(in crate::proto) fn new(relays: usize, native_ms: u64, relay_ms: u64) -> Self {
+        let config = AgentConfig {
+            relay: Some(RelayTiming::default()),
+            ..config(0)
+        };
+        let double = |number: usize| RelayDouble {
+            name: format!("relay{number}"),
+            runs: true,
+            sends: true,
+            receives: true,
+            refuses: false,
+            lie: None,
+            delay: ms(relay_ms),
+            requests: Vec::new(),
+            released: Vec::new(),
+            key: flow_key(number, &config),
+            transaction: None,
+            lease_end: Timestamp(0),
+            connected: false,
+        };
+        let mut world = Self {
+            agent: Agent::new(config.clone(), 1),
+            now: Timestamp(1_000_000_000_000),
+            kernel: Kernel::default(),
+            relays: (0..relays).map(double).collect(),
+            native: true,
+            native_delay: ms(native_ms),
+            sends: true,
+            interval: INTERVAL,
+            delivered: BTreeMap::new(),
+            answers: Vec::new(),
+            origins_seen: Vec::new(),
+            reads: 0,
+            config,
+            sent: 0,
+            dice: Dice(7),
+            queue: BTreeMap::new(),
+            number: 0,
+        };
+        world.after(ms(1), Event::Emit);
+        world.start();
+        world.run(ms(50));
+        world
+    }
+
+    fn start(&mut self) {
+        let managed = self
+            .kernel
+            .managed
+            .iter()
+            .map(|(key, (since, origins))| {
+                let value = Managed {
+                    watch_since_ns: since.0,
+                    origins: *origins as u8,
+                    pad: [0; 7],
+                };
+                (*key, value)
+            })
+            .collect();
+        let flows = self.kernel.flows.iter().map(|(k, v)| (*k, *v)).collect();
+        self.input(|agent, now| agent.handle_pinned(now, managed, flows));
+        let candidates: Vec<_> = self
+            .relays
+            .iter()
+            .enumerate()
+            .map(|(number, relay)| RelayCandidate {
+                name: relay.name.clone(),
+                address: format!("[{}]:47411", Ipv6Addr::from(relay_address(number))),
+                found_by: "servers".to_owned(),
+            })
+            .collect();
+        self.input(|agent, now| agent.handle_relays(now, candidates));
+        self.input(|agent, now| {
+            agent.handle_peer(now, "vms2", PeerEvent::Up);
+            agent.handle_hypervisor(now, HypervisorEvent::Connected);
+        });
+    }
+
+    /// A VM of this host listens.
+    pub(in crate::proto) fn listen(&mut self) {
+        let now = self.now;
+        let port = Port {
+            ifindex: TAP,
+            name: "vnet0".to_owned(),
+            mac: [0xfe, MAC[1], MAC[2], MAC[3], MAC[4], MAC[5]],
+        };
+        self.input(|agent, now| agent.handle_port(now, PortEvent::Added(port)));
+        self.datapath(DatapathEvent::Listener {
+            change: common::event::Change::Updated,
+            key: super::fixture::listener_key(TAP, key(1)),
+            value: super::fixture::listener(now, common::maps::FilterMode::Exclude),
+        });
+        self.delivered.clear();
+    }
+
+    pub(in crate::proto) fn datapath(&mut self, event: DatapathEvent) {
+        self.input(|agent, now| agent.handle_datapath(now, event));
+    }
+
+    /// Kills the agent and starts it again after a while.
+    pub(in crate::proto) fn restart(&mut self, away: Duration) {
+        for relay in &mut self.relays {
+            relay.connected = false;
+        }
+        let end = self.now + away;
+        self.pass_packets(end);
+        let now = self.now;
+        self.agent = Agent::new(self.config.clone(), now.0);
+        self.start();
+        let port = Port {
+            ifindex: TAP,
+            name: "vnet0".to_owned(),
+            mac: MAC,
+        };
+        let snapshot = DatapathEvent::Snapshot {
+            listeners: vec![(
+                super::fixture::listener_key(TAP, key(1)),
+                super::fixture::listener(now, common::maps::FilterMode::Exclude),
+            )],
+            sources: vec![],
+            queriers: vec![],
+        };
+        self.input(|agent, now| agent.handle_port(now, PortEvent::Added(port)));
+        self.datapath(snapshot);
+        self.input(Agent::handle_adopted);
+    }
+
+    /// The process of a relay ends; its kernel goes on.
+    pub(in crate::proto) fn stop_relay(&mut self, relay: usize) {
+        self.relays[relay].runs = false;
+        self.disconnect(relay);
+    }
+
+    pub(in crate::proto) fn disconnect(&mut self, relay: usize) {
+        if std::mem::take(&mut self.relays[relay].connected) {
+            let name = self.relays[relay].name.clone();
+            let reason = format!("Agent `{name}` broke the connection");
+            self.input(|agent, now| agent.handle_peer(now, &name, PeerEvent::Down { reason }));
+        }
+    }
+
+    pub(in crate::proto) fn mode(&self) -> reception::Mode {
+        self.agent.modes().next().unwrap().mode
+    }
+
+    /// Packets that were lost and that were doubled; those on their way do not count.
+    pub(in crate::proto) fn losses(&self) -> (usize, usize) {
+        let arrived = || self.delivered.range(..self.sent.saturating_sub(20));
+        let lost = arrived().filter(|(_, times)| **times == 0).count();
+        let doubled = arrived().filter(|(_, times)| **times > 1).count();
+        (lost, doubled)
+    }
+
+    /// Forgets what was delivered, except for packets on their way.
+    pub(in crate::proto) fn forget(&mut self) {
+        self.run(ms(100));
+        let from = self.sent.saturating_sub(20);
+        self.delivered.retain(|sequence, _| *sequence > from);
+    }
+
+    pub(in crate::proto) fn run(&mut self, time: Duration) {
+        let end = self.now + time;
+        loop {
+            let event = self.queue.first_key_value().map(|((at, _), _)| *at);
+            let timer = self.agent.poll_timeout();
+            let Some(next) = event.into_iter().chain(timer).min().filter(|at| *at <= end) else {
+                break;
+            };
+            self.now = self.now.max(next);
+            if timer.is_some_and(|timer| event.is_none_or(|event| timer < event)) {
+                self.input(Agent::handle_timeout);
+            } else if let Some((_, event)) = self.queue.pop_first() {
+                self.handle(event);
+            }
+        }
+        self.now = end;
+    }
+
+    /// Runs until a condition holds.
+    pub(in crate::proto) fn run_until(&mut self, what: &str, holds: impl Fn(&Self) -> bool) {
+        for _ in 0..120_000 {
+            if holds(self) {
+                return;
+            }
+            self.run(ms(1));
+        }
+        panic!(
+            "{what} never came: {:?}",
+            self.agent.modes().collect::<Vec<_>>()
+        );
+    }
+
+    /// Lets packets come while there is no agent.
+    fn pass_packets(&mut self, end: Timestamp) {
+        while let Some(((at, _), _)) = self.queue.first_key_value()
+            && *at <= end
+            && let Some(((at, _), event)) = self.queue.pop_first()
+        {
+            self.now = at;
+            if matches!(
+                event,
+                Event::Emit | Event::Native { .. } | Event::Relayed { .. }
+            ) {
+                self.handle(event);
+            }
+        }
+        self.queue
+            .retain(|_, event| !matches!(event, Event::Datapath(_)));
+        self.now = end;
+    }
+
+    fn after(&mut self, delay: Duration, event: Event) {
+        self.number += 1;
+        self.queue.insert((self.now + delay, self.number), event);
+    }
+
+    pub(in crate::proto) fn input(&mut self, input: impl FnOnce(&mut Agent, Timestamp)) {
+        input(&mut self.agent, self.now);
+        while let Some(output) = self.agent.poll_output() {
+            self.output(output);
+        }
+    }
+
+    fn relay_by_name(&self, name: &str) -> Option<usize> {
+        self.relays.iter().position(|relay| relay.name == name)
+    }
+
+    fn output(&mut self, output: Output) {
+        match output {
+            Output::Connect { peer } => {
+                if let Some(relay) = self.relay_by_name(&peer) {
+                    self.after(ms(5), Event::Connected { relay });
+                }
+            }
+            Output::Frame { peer, bytes } => match self.relay_by_name(&peer) {
+                Some(relay) => self.after(SIGNALLING_DELAY, Event::ToRelay { relay, bytes }),
+                None => {
+                    let (_, message) = PeerMessage::decode(&bytes).unwrap();
+                    self.answers.push((self.now, message));
+                }
+            },
+            Output::Manage {
+                key,
+                since,
+                origins,
+            } => {
+                self.kernel.managed.insert(key, (since, origins));
+                self.origins_seen.push(origins);
+            }
+            Output::Unmanage(key) => {
+                self.kernel.managed.remove(&key);
+            }
+            Output::RelayFlowSet { key, value } => {
+                self.kernel.flows.insert(key, value);
+            }
+            Output::RelayFlowRemove(key) => {
+                self.kernel.flows.remove(&key);
+            }
+            Output::ReadStreams { token, keys } => {
+                self.reads += 1;
+                let streams = self.kernel.streams.iter();
+                let streams = streams
+                    .filter(|(key, _)| keys.contains(&key.managed()))
+                    .map(|(key, value)| (*key, *value))
+                    .collect();
+                let event = DatapathEvent::Streams { token, streams };
+                self.after(Duration::from_micros(300), Event::Datapath(event));
+            }
+            _ => {}
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Emit => self.emit(),
+            Event::Native { sequence } => self.packet(stream_key(), Origin::Native, sequence),
+            Event::Relayed { key, sequence } => {
+                if let Some(flow) = self.kernel.flows.get(&key) {
+                    self.packet(flow.stream, Origin::Relay, sequence);
+                }
+            }
+            Event::ToRelay { relay, bytes } => self.to_relay(relay, &bytes),
+            Event::ToAgent { relay, bytes } => {
+                if self.relays[relay].connected {
+                    let name = self.relays[relay].name.clone();
+                    self.input(|agent, now| {
+                        agent.handle_peer(now, &name, PeerEvent::Frame(bytes));
+                    });
+                }
+            }
+            Event::Connected { relay } => {
+                let name = self.relays[relay].name.clone();
+                self.relays[relay].connected = self.relays[relay].runs;
+                let event = if self.relays[relay].runs {
+                    PeerEvent::Up
+                } else {
+                    let reason = format!("Agent `{name}` cannot be reached");
+                    PeerEvent::Down { reason }
+                };
+                self.input(|agent, now| agent.handle_peer(now, &name, event));
+            }
+            Event::Datapath(event) => self.datapath(event),
+        }
+    }
+
+    fn emit(&mut self) {
+        self.after(self.interval, Event::Emit);
+        if !self.sends {
+            return;
+        }
+        self.sent += 1;
+        let sequence = self.sent;
+        self.delivered.insert(sequence, 0);
+        self.kernel.copies.remove(&sequence.saturating_sub(5000));
+        if self.native {
+            self.after(self.native_delay, Event::Native { sequence });
+        }
+        for number in 0..self.relays.len() {
+            let relay = &self.relays[number];
+            let leased = relay.transaction.is_some() && self.now < relay.lease_end;
+            if relay.sends && relay.receives && leased {
+                let (key, delay) = (relay.key, relay.delay);
+                self.after(delay, Event::Relayed { key, sequence });
+            }
+        }
+    }
+
+    /// What `uplink` does with a packet.
+    fn packet(&mut self, flow: StreamKey, origin: Origin, sequence: u64) {
+        let now = self.now;
+        let Some((since, origins)) = self.kernel.managed.get(&flow.managed()).copied() else {
+            return;
+        };
+        let stream = self.kernel.streams.entry(flow).or_default();
+        let (packets, last, average) = match origin {
+            Origin::Native => (
+                &mut stream.native_packets,
+                &mut stream.native_last_ns,
+                &mut stream.native_interarrival_ns,
+            ),
+            Origin::Relay => (
+                &mut stream.relay_packets,
+                &mut stream.relay_last_ns,
+                &mut stream.relay_interarrival_ns,
+            ),
+        };
+        *packets += 1;
+        let before = std::mem::replace(last, now.0);
+        if before != 0 {
+            let gap = now.0 - before;
+            *average = if *average == 0 {
+                gap
+            } else {
+                *average - *average / 8 + gap / 8
+            };
+        }
+        if before == 0 || before < since.0 {
+            let event = DatapathEvent::FirstPacket {
+                key: flow,
+                origin,
+                at: now,
+            };
+            let late = Duration::from_micros(100 + self.dice.roll(2000));
+            self.after(late, Event::Datapath(event));
+        }
+        let bit = match origin {
+            Origin::Native => Origins::PASS_NATIVE,
+            Origin::Relay => Origins::PASS_RELAY,
+        };
+        let passes = if origins as u8 & Origins::FINGERPRINT != 0 {
+            let (last, copies) = self.kernel.copies.entry(sequence).or_default();
+            if now.0 - *last > COPY_LIFETIME_NS {
+                *copies = CopyCounts::default();
+            }
+            *last = now.0;
+            let (counts, passes) = count_copy(*copies, origin, origins as u8);
+            *copies = counts;
+            passes
+        } else {
+            origins as u8 & bit != 0
+        };
+        if passes && let Some(times) = self.delivered.get_mut(&sequence) {
+            *times += 1;
+        }
+    }
+
+    fn to_relay(&mut self, number: usize, bytes: &[u8]) {
+        let now = self.now;
+        let relay = &mut self.relays[number];
+        if !relay.connected || !relay.runs {
+            return;
+        }
+        let (transaction, message) = PeerMessage::decode(bytes).unwrap();
+        match message {
+            PeerMessage::RelayRequest(_) if relay.refuses => {
+                relay.requests.push(transaction);
+                let reason = "This agent may have 0 addresses".to_owned();
+                self.answer(number, transaction, RelayRelease { reason }.into());
+            }
+            PeerMessage::RelayRequest(_) => {
+                relay.requests.push(transaction);
+                relay.transaction = Some(transaction);
+                relay.lease_end = now + LEASE;
+                let key = relay.key;
+                let stream = stream_key();
+                let mut response = RelayResponse {
+                    relay_address: key.relay_address.into(),
+                    lease_ms: 30_000,
+                    flows: vec![AnnouncedFlow {
+                        source: stream.source.into(),
+                        source_port: stream.source_port,
+                        destination_port: stream.destination_port,
+                        relay_port: key.relay_port,
+                        agent_port: key.agent_port,
+                    }],
+                };
+                if let Some(lie) = relay.lie {
+                    lie(&mut response);
+                }
+                self.answer(number, transaction, response.into());
+            }
+            PeerMessage::RelayRelease(_) => {
+                relay.released.push(transaction);
+                if relay.transaction == Some(transaction) {
+                    relay.transaction = None;
+                }
+            }
+            other => panic!("a relay is told {other:?}"),
+        }
+    }
+
+    fn answer(&mut self, relay: usize, transaction: u64, message: PeerMessage) {
+        let bytes = message.encode(transaction);
+        self.after(SIGNALLING_DELAY, Event::ToAgent { relay, bytes });
+    }
+
+    /// What the source of an arriving VM asks for.
+    pub(in crate::proto) fn request(&mut self) {
+        let mut flow = crate::proto::destination::tests::flow(0);
+        flow.source = stream_key().source.into();
+        let listener = crate::proto::destination::tests::listener(
+            1,
+            common::maps::FilterMode::Exclude,
+            &[],
+            vec![flow],
+        );
+        let request = crate::proto::destination::tests::request(UUID, vec![listener]);
+        let bytes = PeerMessage::from(request).encode(1);
+        self.input(|agent, now| agent.handle_peer(now, "vms2", PeerEvent::Frame(bytes)));
+    }
+}
+
+fn flow_key(relay: usize, config: &AgentConfig) -> RelayFlowKey {
+    let (stream, relay_address) = (stream_key(), relay_address(relay));
+    let agent_address = config.address.octets();
+    let (relay_port, agent_port) = (FIRST_PORT..)
+        .map(|port| {
+            (
+                port,
+                agent_port(&stream, &relay_address, &agent_address, port),
+            )
+        })
+        .find(|(_, port)| *port >= FIRST_PORT)
+        .unwrap();
+    RelayFlowKey {
+        relay_address,
+        relay_port,
+        agent_port,
+    }
+}
