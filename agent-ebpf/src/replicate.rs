@@ -15,7 +15,8 @@
 use core::ffi::c_void;
 
 use aya_ebpf::bindings::{
-    BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, BPF_NOEXIST,
+    BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH,
+    BPF_FIB_LKUP_RET_SUCCESS, BPF_NOEXIST,
 };
 use aya_ebpf::helpers::{bpf_clone_redirect, bpf_fib_lookup, bpf_loop};
 use common::counter::Counter;
@@ -34,7 +35,8 @@ use crate::stream;
 /// `AF_INET6`.
 const INET6: u8 = 10;
 /// The loopback of every network namespace. Routes are looked up as for packets that this host
-/// sends itself, which come from there.
+/// sends itself, which come from there. The helper wants an interface that forwards, which the
+/// loopback may be (`net.ipv6.conf.lo.forwarding`) without making a router of the host.
 const LOOPBACK: u32 = 1;
 /// Ethernet and IPv6 header up to the UDP header.
 const ETHERNET_BYTES: u16 = 14;
@@ -249,6 +251,7 @@ fn send(state: &Copying, subscriber: &Subscriber) -> Result<(), Counter> {
         return Err(match found as u32 {
             BPF_FIB_LKUP_RET_NO_NEIGH => Counter::ReplicateNoNeighbour,
             BPF_FIB_LKUP_RET_FRAG_NEEDED => Counter::ReplicateTooBig,
+            BPF_FIB_LKUP_RET_FWD_DISABLED => Counter::ReplicateNoForwarding,
             _ => Counter::ReplicateNoRoute,
         });
     }

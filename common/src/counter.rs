@@ -119,6 +119,9 @@ counters! {
     ReplicateMalformed => "replicate_malformed",
     /// Copy not sent: no route to the agent.
     ReplicateNoRoute => "replicate_no_route",
+    /// Copy not sent: routes cannot be looked up, because `net.ipv6.conf.lo.forwarding` was
+    /// switched off.
+    ReplicateNoForwarding => "replicate_no_forwarding",
     /// Copy not sent: the next hop's link address is not known (yet).
     ReplicateNoNeighbour => "replicate_no_neighbour",
     /// Copy not sent: larger than the path to the agent takes.

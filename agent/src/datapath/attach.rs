@@ -1,7 +1,11 @@
 //! Programs on interfaces: which, where, attached, adopted, detached.
 
+use std::fs;
+
 use super::link::{self, Interface};
 use super::{Datapath, DatapathError, Limits, driver, lock, pins};
+
+const LOOPBACK_FORWARDING: &str = "/proc/sys/net/ipv6/conf/lo/forwarding";
 
 /// Where programs are attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,12 +137,15 @@ impl Datapath {
     }
 
     /// Attaches `replicate` to an interface that a relay receives multicast by, or adopts the
-    /// pinned link.
+    /// pinned link. Switches `net.ipv6.conf.lo.forwarding` on, without which the kernel looks up
+    /// no routes for programs; it lets nothing through this host. May be called again, to switch
+    /// it on again.
     ///
     /// # Errors
     ///
-    /// [`DatapathError::Attach`].
+    /// [`DatapathError::Attach`], [`DatapathError::Forwarding`].
     pub fn attach_replicate(&self, ifindex: u32, name: &str) -> Result<Attachment, DatapathError> {
+        fs::write(LOOPBACK_FORWARDING, "1").map_err(DatapathError::Forwarding)?;
         self.attach(Program::Replicate, ifindex, name)
     }
 
@@ -270,6 +277,8 @@ impl Datapath {
         interface: Interface<'_>,
     ) -> Result<(Hook, bool), DatapathError> {
         if let Some(hook) = self.xdp_hook(interface) {
+            // An interface has one mode of XDP at a time.
+            self.detach_other_xdp(hook, interface)?;
             match self.attach_xdp(hook, interface) {
                 Ok(adopted) => {
                     self.detach_uplink_except(Some(hook), interface)?;

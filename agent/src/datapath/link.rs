@@ -173,6 +173,20 @@ impl Datapath {
         Ok(())
     }
 
+    /// Detaches `uplink` from the XDP hook that is not this one.
+    pub(super) fn detach_other_xdp(
+        &self,
+        hook: Hook,
+        interface: Interface<'_>,
+    ) -> Result<(), DatapathError> {
+        for other in [Hook::XdpNative, Hook::XdpGeneric] {
+            if other != hook {
+                pins::remove(&self.uplink_pin(other, interface.index))?;
+            }
+        }
+        Ok(())
+    }
+
     fn uplink_pin(&self, hook: Hook, ifindex: u32) -> std::path::PathBuf {
         let name = match hook {
             Hook::Tcx | Hook::Clsact => Program::Uplink.name(),

@@ -198,6 +198,9 @@ pub enum DatapathError {
         /// What the kernel said.
         reason: String,
     },
+    /// A setting of the kernel could not be changed.
+    #[error("Cannot set net.ipv6.conf.lo.forwarding: {0}; the relay needs it to look up routes")]
+    Forwarding(#[source] io::Error),
     /// The hook for programs on TAPs is not one of TC's.
     #[error("Programs cannot be attached by {0} here; use tcx or clsact")]
     NotTc(&'static str),

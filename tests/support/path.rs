@@ -1,0 +1,343 @@
+//! A relay and an agent's host on either side of a router, with a sender and guests.
+//!
+//! ```text
+//!  sender --s0  r0-- relay --r1  t0-- transit --t1  up0-- host --br0-- vnet0  guest
+//!   multicast          replicate        IPv6      uplink,    |'------ vnet1  bystander
+//!                                       router    leak       '------- up1    neighbour
+//! ```
+
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test that cannot go on panics"
+)]
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::{Ipv6Addr, SocketAddrV6, UdpSocket};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use common::maps::Origins;
+use roamcast::clock::now;
+use roamcast::datapath::{Datapath, UplinkHook};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::netns::{Namespace, command, wait_for};
+use super::relay::Relayed;
+use super::tap::Guest;
+
+/// UDP ports of the stream.
+pub(crate) const PORTS: (u16, u16) = (5000, 5004);
+/// Addresses: of the sender, the relay and the agent.
+pub(crate) const SENDER: &str = "2001:db8:5::1";
+pub(crate) const RELAY: &str = "2001:db8:7::1";
+pub(crate) const AGENT: &str = "2001:db8:9::1";
+/// A source-specific one, so that only the true source is listened to.
+pub(crate) const GROUP: &str = "ff3e::1234";
+/// Longer than any transit of a packet.
+const QUIET: Duration = Duration::from_millis(300);
+/// Room for all packets of a test.
+const RECEIVE_BUFFER: usize = 8 << 20;
+
+pub(crate) struct Path {
+    pub(crate) sender: Namespace,
+    pub(crate) relay: Namespace,
+    pub(crate) transit: Namespace,
+    pub(crate) host: Namespace,
+    pub(crate) neighbour: Namespace,
+    pub(crate) guest: Guest,
+    pub(crate) bystander: Guest,
+}
+
+impl Path {
+    pub(crate) fn new() -> Self {
+        let [sender, relay, transit, host, neighbour] =
+            ["sender", "relay", "transit", "host", "neighbour"].map(Namespace::new);
+        pair(&sender, "s0", &relay, "r0");
+        pair(&relay, "r1", &transit, "t0");
+        pair(&transit, "t1", &host, "up0");
+        pair(&host, "up1", &neighbour, "n0");
+        for (namespace, interface, address) in [
+            (&sender, "s0", SENDER),
+            (&relay, "r0", "2001:db8:5::ff"),
+            (&relay, "r1", RELAY),
+            (&transit, "t0", "2001:db8:7::ff"),
+            (&transit, "t1", "2001:db8:9::ff"),
+        ] {
+            namespace.ip(&format!("addr add {address}/64 dev {interface} nodad"));
+        }
+        transit.run(|| std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").unwrap());
+        relay.ip("-6 route add default via 2001:db8:7::ff");
+        // Without a querier the bridge floods, and it believes its own one after an interval for
+        // answers, which has to be set before.
+        host.ip(
+            "link add br0 type bridge mcast_snooping 1 mcast_mld_version 2 \
+             mcast_query_response_interval 10 mcast_startup_query_interval 10 \
+             mcast_startup_query_count 100",
+        );
+        host.ip("link set br0 type bridge mcast_querier 1");
+        host.ip("link set br0 up");
+        host.ip(&format!("addr add {AGENT}/64 dev br0 nodad"));
+        host.ip("-6 route add default via 2001:db8:9::ff");
+        host.ip("link set up0 master br0");
+        // The bridge takes the neighbour for a multicast router and would send it everything.
+        host.ip("link set up1 master br0");
+        host.bridge("link set dev up1 mcast_router 2");
+        let guest = Guest::start(&host, "br0", "vnet0", 0);
+        let bystander = Guest::start(&host, "br0", "vnet1", 0);
+        let path = Self {
+            sender,
+            relay,
+            transit,
+            host,
+            neighbour,
+            guest,
+            bystander,
+        };
+        path.resolve();
+        wait_for("querier that the bridge believes in", || {
+            let queries = snmp6(&path.bystander.namespace, "Icmp6InGroupMembQueries");
+            (queries >= 3).then_some(())
+        });
+        path
+    }
+
+    /// Waits until the relay knows the link address on the way to the agent, which its
+    /// signalling would have asked for.
+    fn resolve(&self) {
+        let socket = self.relay.run(|| UdpSocket::bind("[::]:0").unwrap());
+        wait_for("route from relay to agent", || {
+            let _ = socket.send_to(b"?", (AGENT, 9));
+            let arguments = ["-n", self.relay.name(), "-6", "neigh", "show", "dev", "r1"];
+            let neighbours = command("ip", &arguments);
+            neighbours
+                .lines()
+                .any(|line| line.contains("2001:db8:7::ff") && line.contains("lladdr"))
+                .then_some(())
+        });
+    }
+
+    /// Checksum offload at the sending end of a veth. With it packets are on their way without a
+    /// finished checksum.
+    pub(crate) fn offload(namespace: &Namespace, interface: &str, on: bool) {
+        let state = if on { "on" } else { "off" };
+        namespace.run(|| command("ethtool", &["-K", interface, "tx", state]));
+    }
+
+    /// Attaches an agent's programs to the host, with the relayed flow.
+    pub(crate) fn agent(
+        &self,
+        bpffs: &std::path::Path,
+        hook: Option<UplinkHook>,
+        relayed: &Relayed,
+    ) -> Datapath {
+        let mut config = super::host::config(bpffs);
+        config.uplink_hook = hook;
+        let datapath = Datapath::load(&config).unwrap();
+        for uplink in ["up0", "up1"] {
+            let ifindex = self.host.ifindex(uplink);
+            datapath.attach_uplink(ifindex, uplink).unwrap();
+        }
+        datapath
+            .relay_flow_set(&relayed.flow_key(), &relayed.flow())
+            .unwrap();
+        let managed = relayed.stream.managed();
+        datapath.manage(&managed, now(), Origins::Relay).unwrap();
+        datapath
+    }
+
+    /// Attaches a relay's program, with the flow watched and no subscriber yet.
+    pub(crate) fn relay(&self, bpffs: &std::path::Path, relayed: &Relayed) -> Datapath {
+        let datapath = Datapath::load(&super::host::config(bpffs)).unwrap();
+        let ifindex = self.relay.ifindex("r0");
+        datapath.attach_replicate(ifindex, "r0").unwrap();
+        let managed = relayed.stream.managed();
+        datapath.manage(&managed, now(), Origins::Native).unwrap();
+        datapath
+    }
+
+    /// The flow of the sender, relayed to an address of the host.
+    pub(crate) fn relayed(agent: &str) -> Relayed {
+        let address = |text: &str| text.parse().unwrap();
+        Relayed::new(
+            (address(SENDER), PORTS.0),
+            (address(GROUP), PORTS.1),
+            address(RELAY),
+            address(agent),
+        )
+    }
+
+    /// Joins in the guest, and waits until the bridge knows it.
+    pub(crate) fn listen(&self) -> Receiver {
+        let receiver = Receiver::join(&self.guest.namespace, "eth0");
+        wait_for("bridge's entry of the listener", || {
+            let entries = self.host.bridge("mdb show dev br0");
+            entries.contains(GROUP).then_some(())
+        });
+        receiver
+    }
+
+    /// Sends packets, numbered from `first` on: 1400 and 100 bytes by turns.
+    pub(crate) fn send(&self, first: u32, count: u32) {
+        self.sender.run(|| {
+            let socket = Socket::new(Domain::IPV6, Type::DGRAM, Some(Protocol::UDP)).unwrap();
+            let ifindex = nix::net::if_::if_nametoindex("s0").unwrap();
+            socket.set_multicast_if_v6(ifindex).unwrap();
+            socket.set_multicast_hops_v6(8).unwrap();
+            let own = SocketAddrV6::new(SENDER.parse().unwrap(), PORTS.0, 0, 0);
+            socket.set_reuse_address(true).unwrap();
+            socket.bind(&own.into()).unwrap();
+            let group = SocketAddrV6::new(GROUP.parse().unwrap(), PORTS.1, 0, ifindex);
+            for number in first..first + count {
+                socket.send_to(&payload(number), &group.into()).unwrap();
+            }
+        });
+    }
+}
+
+/// The payload of a packet.
+pub(crate) fn payload(number: u32) -> Vec<u8> {
+    let length = if number.is_multiple_of(2) { 1400 } else { 100 };
+    let mut payload = number.to_be_bytes().to_vec();
+    payload.extend((4..length).map(|index| (index as u32 ^ number) as u8));
+    payload
+}
+
+/// A socket that listens to the stream, and what it has received.
+pub(crate) struct Receiver {
+    socket: UdpSocket,
+    received: Vec<u32>,
+}
+
+impl Receiver {
+    /// Joins in a namespace: from the true source only.
+    pub(crate) fn join(namespace: &Namespace, interface: &str) -> Self {
+        let socket = namespace.run(|| {
+            let socket = bind((Ipv6Addr::UNSPECIFIED, PORTS.1));
+            let (group, source) = (GROUP.parse().unwrap(), SENDER.parse().unwrap());
+            lab::listener::join_source(&socket, interface, group, source).unwrap();
+            socket
+        });
+        Self::new(socket)
+    }
+
+    /// Receives datagrams to an address of a namespace.
+    pub(crate) fn bind(namespace: &Namespace, address: (&str, u16)) -> Self {
+        let (text, port) = address;
+        let socket = namespace.run(|| bind((text.parse().unwrap(), port)));
+        Self::new(socket)
+    }
+
+    fn new(socket: Socket) -> Self {
+        socket.set_read_timeout(Some(QUIET)).unwrap();
+        Self {
+            socket: socket.into(),
+            received: Vec::new(),
+        }
+    }
+
+    /// Receives until nothing has come for a while; checks contents and the source.
+    pub(crate) fn drain(&mut self, source: (&str, u16)) {
+        let source = SocketAddrV6::new(source.0.parse().unwrap(), source.1, 0, 0);
+        let mut buffer = [0; 2048];
+        while let Ok((length, from)) = self.socket.recv_from(&mut buffer) {
+            assert_eq!(from, source.into());
+            let number = u32::from_be_bytes(buffer[..4].try_into().unwrap());
+            assert_eq!(buffer[..length], payload(number)[..]);
+            self.received.push(number);
+        }
+    }
+
+    /// Waits until a number of packets has come.
+    pub(crate) fn expect(&mut self, count: usize, source: (&str, u16)) {
+        wait_for("packets of the stream", || {
+            self.drain(source);
+            (self.received.len() >= count).then_some(())
+        });
+    }
+
+    /// What was received, sorted.
+    pub(crate) fn numbers(mut self) -> Vec<u32> {
+        self.received.sort_unstable();
+        self.received
+    }
+}
+
+fn bind((address, port): (Ipv6Addr, u16)) -> Socket {
+    let socket = Socket::new(Domain::IPV6, Type::DGRAM, Some(Protocol::UDP)).unwrap();
+    nix::sys::socket::setsockopt(
+        &socket,
+        nix::sys::socket::sockopt::RcvBufForce,
+        &RECEIVE_BUFFER,
+    )
+    .unwrap();
+    socket
+        .bind(&SocketAddrV6::new(address, port, 0, 0).into())
+        .unwrap();
+    socket
+}
+
+/// A counter of the kernel's IPv6 (`/proc/net/snmp6`).
+pub(crate) fn snmp6(namespace: &Namespace, name: &str) -> u64 {
+    let text = namespace.run(|| std::fs::read_to_string("/proc/thread-self/net/snmp6").unwrap());
+    text.lines()
+        .find_map(|line| {
+            let mut words = line.split_whitespace();
+            (words.next() == Some(name)).then(|| words.next().unwrap().parse().unwrap())
+        })
+        .unwrap_or_else(|| panic!("no {name}"))
+}
+
+/// What tcpdump makes of the packets of the stream on an interface.
+pub(crate) struct Tcpdump(Child);
+
+impl Tcpdump {
+    /// Starts it and waits until it listens.
+    pub(crate) fn start(namespace: &Namespace, interface: &str) -> Self {
+        let mut child = Command::new("ip")
+            .args(["netns", "exec", namespace.name()])
+            .args([
+                "tcpdump",
+                "-i",
+                interface,
+                "-n",
+                "-vv",
+                "-l",
+                "--immediate-mode",
+            ])
+            .args(["-s", "2048", "dst", "host", GROUP])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut errors = BufReader::new(child.stderr.take().unwrap());
+        let mut line = String::new();
+        while !line.contains("listening on") {
+            line.clear();
+            assert_ne!(errors.read_line(&mut line).unwrap(), 0, "tcpdump ended");
+        }
+        Self(child)
+    }
+
+    /// Ends it; returns its lines.
+    pub(crate) fn finish(mut self) -> Vec<String> {
+        let pid = nix::unistd::Pid::from_raw(self.0.id().cast_signed());
+        nix::sys::signal::kill(pid, nix::sys::signal::SIGINT).unwrap();
+        let mut text = String::new();
+        let mut output = self.0.stdout.take().unwrap();
+        output.read_to_string(&mut text).unwrap();
+        self.0.wait().unwrap();
+        let lines = text.lines().filter(|line| !line.is_empty());
+        lines.map(str::to_owned).collect()
+    }
+}
+
+fn pair(one: &Namespace, interface: &str, other: &Namespace, peer: &str) {
+    one.ip(&format!(
+        "link add {interface} type veth peer name {peer} netns {}",
+        other.name()
+    ));
+    one.ip(&format!("link set {interface} up"));
+    other.ip(&format!("link set {peer} up"));
+}
