@@ -13,6 +13,7 @@
 //! is over without leaving. For the same reason an interface that is set down by hand, which
 //! deletes its addresses, stays joined until the namespace goes.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -21,6 +22,9 @@ use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::netlink::{Refusal, RequestBytes, Requests};
+
+/// How often the local route of an address is looked for.
+const ROUTE_ATTEMPTS: u32 = 400;
 
 /// Who has added an address (`IFA_PROTO`, kernel 5.18), as `ip address` shows it: an R.
 pub const PROTOCOL: u8 = b'R';
@@ -62,6 +66,8 @@ pub enum StaticJoinError {
 pub struct StaticJoins {
     requests: Requests,
     ifindex: u32,
+    /// Addresses whose local route is still to be deleted, and how often that may be tried.
+    routed: BTreeMap<Ipv6Addr, u32>,
 }
 
 impl StaticJoins {
@@ -72,7 +78,11 @@ impl StaticJoins {
     /// [`StaticJoinError::Netlink`].
     pub fn open(ifindex: u32) -> Result<Self, StaticJoinError> {
         let requests = Requests::open().map_err(StaticJoinError::Netlink)?;
-        Ok(Self { requests, ifindex })
+        Ok(Self {
+            requests,
+            ifindex,
+            routed: BTreeMap::new(),
+        })
     }
 
     /// The addresses joined, by an earlier process included. Those that somebody else has added
@@ -119,8 +129,26 @@ impl StaticJoins {
                 });
             }
         }
-        if let Err(refusal) = self.delete_route(address)? {
-            tracing::debug!(%address, %refusal, "No local route to delete");
+        self.routed.insert(address, ROUTE_ATTEMPTS);
+        Ok(())
+    }
+
+    /// Whether [`Self::settle`] has something to do.
+    pub fn is_unsettled(&self) -> bool {
+        !self.routed.is_empty()
+    }
+
+    /// Deletes the local routes of addresses that were added: the kernel makes each a moment after
+    /// its address. To be called every few milliseconds while [`Self::is_unsettled`].
+    ///
+    /// # Errors
+    ///
+    /// [`StaticJoinError::Netlink`].
+    pub fn settle(&mut self) -> Result<(), StaticJoinError> {
+        for (address, attempts) in std::mem::take(&mut self.routed) {
+            if self.delete_route(address)?.is_err() && attempts > 1 {
+                self.routed.insert(address, attempts - 1);
+            }
         }
         Ok(())
     }
@@ -131,6 +159,7 @@ impl StaticJoins {
     ///
     /// [`StaticJoinError`].
     pub fn remove(&mut self, address: Ipv6Addr) -> Result<bool, StaticJoinError> {
+        self.routed.remove(&address);
         let request = self.address_request(RTM_DELADDR, NLM_F_REQUEST | NLM_F_ACK, address);
         match self.apply(request)? {
             Ok(()) => Ok(true),

@@ -25,8 +25,8 @@ use crate::proto::{PeerEvent, Timestamp};
 const COLLECT_INTERVAL: Duration = Duration::from_secs(30);
 /// How often interfaces and routes are looked at again.
 const LOOK_INTERVAL: Duration = Duration::from_secs(10);
-/// How often it is looked whether a next hop has answered.
-const RESOLVE_INTERVAL: Duration = Duration::from_millis(5);
+/// How often it is looked whether a next hop has answered, or the kernel has finished a join.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 /// How long nothing being due may last.
 const IDLE: Duration = Duration::from_secs(3600);
 
@@ -68,6 +68,9 @@ impl RelayLoop {
                 Some(request) = self.control.recv() => self.handle_control(request)?,
                 () = sleep_until(due) => {
                     self.resolve_again();
+                    for interface in &mut self.interfaces {
+                        interface.settle()?;
+                    }
                     self.proto.handle_timeout(now());
                 }
                 _ = look.tick() => self.look(),
@@ -82,11 +85,9 @@ impl RelayLoop {
             .proto
             .poll_timeout()
             .map_or(IDLE, |due| due.since(now()).min(IDLE));
-        if self.resolving.is_empty() {
-            Instant::now() + wait
-        } else {
-            Instant::now() + wait.min(RESOLVE_INTERVAL)
-        }
+        let soon =
+            !self.resolving.is_empty() || self.interfaces.iter().any(Interface::is_unsettled);
+        Instant::now() + if soon { wait.min(POLL_INTERVAL) } else { wait }
     }
 
     fn handle_control(&mut self, request: ControlRequest) -> Result<(), RelayError> {

@@ -51,6 +51,16 @@ impl Interface {
         Ok(self.static_joins.list()?)
     }
 
+    /// Whether [`Self::settle`] has something to do.
+    pub(super) fn is_unsettled(&self) -> bool {
+        self.static_joins.is_unsettled()
+    }
+
+    /// Tidies up after joins; to be called every few milliseconds while [`Self::is_unsettled`].
+    pub(super) fn settle(&mut self) -> Result<(), RelayError> {
+        Ok(self.static_joins.settle()?)
+    }
+
     /// Whether an address is held by a socket of this process.
     pub(super) fn is_held_by_socket(&self, key: &ManagedKey) -> bool {
         self.memberships.keys().any(|held| held == *key)
