@@ -66,13 +66,7 @@ impl RelayLoop {
                     self.proto.handle_peer(now(), &agent, event);
                 }
                 Some(request) = self.control.recv() => self.handle_control(request)?,
-                () = sleep_until(due) => {
-                    self.resolve_again();
-                    for interface in &mut self.interfaces {
-                        interface.settle()?;
-                    }
-                    self.proto.handle_timeout(now());
-                }
+                () = sleep_until(due) => self.handle_timeout()?,
                 _ = look.tick() => self.look(),
                 _ = collect.tick() => self.collect(),
             }
@@ -87,7 +81,22 @@ impl RelayLoop {
             .map_or(IDLE, |due| due.since(now()).min(IDLE));
         let soon =
             !self.resolving.is_empty() || self.interfaces.iter().any(Interface::is_unsettled);
-        Instant::now() + if soon { wait.min(POLL_INTERVAL) } else { wait }
+        let due = Instant::now() + if soon { wait.min(POLL_INTERVAL) } else { wait };
+        match &self.inherited {
+            Some((_, until)) => due.min(*until),
+            None => due,
+        }
+    }
+
+    fn handle_timeout(&mut self) -> Result<(), RelayError> {
+        self.resolve_again();
+        for interface in &mut self.interfaces {
+            interface.settle()?;
+        }
+        let over = |(_, until): &mut (Inherited, Instant)| *until <= Instant::now();
+        drop(self.inherited.take_if(over));
+        self.proto.handle_timeout(now());
+        Ok(())
     }
 
     fn handle_control(&mut self, request: ControlRequest) -> Result<(), RelayError> {
@@ -119,13 +128,6 @@ impl RelayLoop {
             }
         }
         self.renew_interfaces();
-        if self
-            .inherited
-            .as_ref()
-            .is_some_and(|(_, until)| *until <= Instant::now())
-        {
-            self.inherited = None;
-        }
     }
 
     /// Attaches to, and joins on, interfaces that were removed and made again.
