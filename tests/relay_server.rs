@@ -221,6 +221,7 @@ fn stream_outlives_kill_9_and_a_restart_without_a_gap_and_ends_when_released() {
             // More than two seconds of a stream that nobody is there for.
             received.more(4000);
             assert!(net.is_joined(group(1)));
+            assert!(net.is_neighbour_kept());
             drop(relay);
             let relay = Relay::start(&net, &config);
             let status = net.status();
@@ -270,6 +271,7 @@ fn stream_outlives_kill_9_and_a_restart_without_a_gap_and_ends_when_released() {
             client.send(2, release());
             capture.report("leave", |it| of(it, group(1), &[TO_INCLUDE]));
             assert!(!net.is_joined(group(1)));
+            assert!(!net.is_neighbour_kept());
             assert_eq!(net.status()["sessions"].as_array().unwrap().len(), 0);
             drop((client, received, relay));
         });

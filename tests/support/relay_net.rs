@@ -143,6 +143,15 @@ impl Net {
         serde_json::from_str(&text).unwrap()
     }
 
+    /// Whether the kernel of the relay keeps the agent's link address known.
+    pub(crate) fn is_neighbour_kept(&self) -> bool {
+        let agent = AGENT.to_string();
+        self.relay
+            .run(|| command("ip", &["neigh", "show", "dev", "out0"]))
+            .lines()
+            .any(|line| line.starts_with(&agent) && line.contains("managed"))
+    }
+
     /// Whether the relay's interface is joined to an address, by whomever.
     pub(crate) fn is_joined(&self, address: Ipv6Addr) -> bool {
         let hex: String = address

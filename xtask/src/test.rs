@@ -35,6 +35,7 @@ const NETWORK: &[&str] = &[
     "snoop",
     "membership",
     "restart",
+    "relay_server",
     "peers",
     "lab_network",
     "lab_hosts",

@@ -136,3 +136,103 @@ fn memberships(rows: &[MembershipRow]) -> String {
     }
     table.to_string()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::report::{FilterMode, Hook, RelayedFlowRow, UplinkRow};
+
+    fn example() -> RelayStatus {
+        RelayStatus {
+            relay: "relay1".to_owned(),
+            version: "0.1.0".to_owned(),
+            pid: 7,
+            uptime_ms: 61_000,
+            address: "2001:db8:5::5".parse().unwrap(),
+            lease_ms: 30_000,
+            pin_path: "/sys/fs/bpf/roamcast-relay/v2".to_owned(),
+            interfaces: vec![UplinkRow {
+                name: "eth0".to_owned(),
+                ifindex: 2,
+                hooks: vec![Hook {
+                    program: "replicate".to_owned(),
+                    mode: "tcx".to_owned(),
+                }],
+            }],
+            agents: vec!["vms1".to_owned()],
+            memberships: vec![MembershipRow {
+                multicast_address: "ff0e::1".parse().unwrap(),
+                filter_mode: FilterMode::Exclude,
+                sources: vec!["2001:db8:9::3".parse().unwrap()],
+                holder: Holder::Socket,
+            }],
+            sessions: vec![SessionRow {
+                agent: None,
+                transaction: None,
+                multicast_address: "ff0e::1".parse().unwrap(),
+                filter_mode: FilterMode::Include,
+                sources: vec!["2001:db8:9::2".parse().unwrap()],
+                agent_address: "2001:db8:2::2".parse().unwrap(),
+                age_ms: 5000,
+                lease_left_ms: 21_000,
+                flows: vec![RelayedFlowRow {
+                    source: "2001:db8:9::2".parse().unwrap(),
+                    source_port: 4000,
+                    destination_port: 5004,
+                    relay_port: 25_007,
+                    agent_port: 54_776,
+                    bits_per_second: 20_000_000,
+                    packets: 4711,
+                    bytes: 6_900_000,
+                    dropped: 3,
+                }],
+            }],
+            counters: [("replicate_no_route".to_owned(), 3)].into(),
+        }
+    }
+
+    #[test]
+    fn status_shows_sessions_flows_and_joins() {
+        let text = relay_status(&example());
+        for expected in [
+            "relay        relay1, version 0.1.0, process 7, up 1 min 1 s",
+            "address      2001:db8:5::5, leases of 30.0 s",
+            "interface    eth0 (replicate by tcx)",
+            "agents       vms1",
+            "(adopted)",
+            "21.0 s",
+            "4000 -> 5004",
+            "25007 -> 54776",
+            "20.0 Mbit/s",
+            "4711",
+            "any but 2001:db8:9::3",
+            "socket",
+            "replicate_no_route",
+        ] {
+            assert!(text.contains(expected), "{expected}: {text}");
+        }
+    }
+
+    #[test]
+    fn idle_relay_has_no_empty_tables() {
+        let status = RelayStatus {
+            agents: Vec::new(),
+            memberships: Vec::new(),
+            sessions: Vec::new(),
+            counters: std::collections::BTreeMap::new(),
+            ..example()
+        };
+        let text = relay_status(&status);
+        assert!(text.contains("none is connected"), "{text}");
+        assert!(!text.contains("Sessions"), "{text}");
+    }
+
+    #[test]
+    fn status_in_json_is_read_back_whole() {
+        let text = serde_json::to_string(&example()).unwrap();
+        assert_eq!(
+            serde_json::from_str::<RelayStatus>(&text).unwrap(),
+            example()
+        );
+    }
+}
