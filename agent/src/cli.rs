@@ -41,6 +41,8 @@ pub enum Command {
     Listeners(QueryArgs),
     /// Show the flows of these multicast addresses.
     Streams(QueryArgs),
+    /// Show the relays that the agent may ask, and what it asks of them.
+    Relays(QueryArgs),
     /// Show migrations, past and present.
     Migrations(QueryArgs),
     /// Move a domain to another host.
@@ -211,6 +213,7 @@ impl Cli {
             Command::Status(args) => show(&args, &Request::Status, &mut out),
             Command::Listeners(args) => show(&args, &Request::Listeners, &mut out),
             Command::Streams(args) => show(&args, &Request::Streams, &mut out),
+            Command::Relays(args) => show(&args, &Request::Relays, &mut out),
             Command::Migrations(args) => show(&args, &Request::Migrations, &mut out),
             Command::Migrate(args) => {
                 let (domain, destination) = (&args.domain, &args.destination);

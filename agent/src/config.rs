@@ -7,6 +7,7 @@
 mod locate;
 mod mcs;
 mod relay;
+mod relays;
 mod section;
 mod value;
 
@@ -18,6 +19,7 @@ use serde::de::DeserializeOwned;
 
 pub use mcs::{DEFAULT_MCS_SOCKET, McsConfig};
 pub use relay::{DEFAULT_RELAY_SOCKET, Relay, RelayConfig, RelayLimits};
+pub use relays::{Relays, Sdp};
 pub(crate) use section::DEFAULT_CONTROL_SOCKET;
 pub use section::{Agent, Destination, Libvirt, Limits, Log, LogFormat, Peer, Tls};
 pub use value::{InterfaceName, Name, PeerAddress, Prefix};
@@ -48,6 +50,9 @@ pub struct Config {
     /// `[destination]`: how this host receives arriving domains.
     #[serde(default)]
     pub destination: Destination,
+    /// `[relay]`: where streams come from that do not come natively.
+    #[serde(default)]
+    pub relay: Relays,
     /// `[libvirt]`: how domains are migrated away.
     #[serde(default)]
     pub libvirt: Libvirt,
@@ -206,6 +211,9 @@ impl ConfigFile for Config {
             if !names.insert(&peer.name) {
                 return conflict(&path, format!("Peer \"{}\" is listed twice", peer.name));
             }
+        }
+        if let Some(conflict) = self.relay.conflict(&self.agent.name) {
+            return Some(conflict);
         }
         let mut uplinks = BTreeSet::new();
         for (i, uplink) in self.agent.uplinks.iter().enumerate() {

@@ -39,6 +39,7 @@ fn example_mentions_every_key() {
     let keys = "name bridge uplinks listen control_socket pin_root prefix address listeners \
         sources reports_per_second map_listeners map_sources map_streams map_managed incoming ca \
         cert key admit domains destinations tree_budget_ms join_expiry_s connect_uri migrate_uri \
+        enabled servers dns anycast sdp delay_ms silence_ms watch_interval_ms settle_ms hold_ms \
         uri flags bandwidth_mib downtime_ms parallel_connections level format";
     for key in keys.split_whitespace() {
         assert!(
@@ -161,6 +162,63 @@ fn conflicts_are_refused() {
     for (text, expected) in cases {
         let error = refusal(&text);
         assert!(error.starts_with(expected), "{error}\nfor\n{text}");
+    }
+}
+
+#[test]
+fn relays_are_used_only_where_one_can_be_found() {
+    let section = |text: &str| parse(&format!("{MINIMAL}[relay]\n{text}\n")).unwrap().relay;
+    assert!(!section("delay_ms = 10").is_used());
+    let found = [
+        "servers = [{ name = \"r1\", address = \"2001:db8::1\" }]",
+        "dns = \"relays.example\"",
+        "anycast = { name = \"r\", address = \"2001:db8::2\" }",
+        "sdp = \"/etc/roamcast/tv.sdp\"",
+        "sdp = \"http://[::1]:8080/tv.sdp\"",
+    ];
+    for text in found {
+        assert!(section(text).is_used(), "{text}");
+        assert!(!section(&format!("{text}\nenabled = false")).is_used());
+    }
+    assert_eq!(section("").delay, std::time::Duration::from_millis(20));
+}
+
+#[test]
+fn relay_sections_that_cannot_work_are_refused() {
+    let server = |name: &str| format!("{{ name = \"{name}\", address = \"::1\" }}");
+    let cases = [
+        (
+            format!("servers = [{}, {}]", server("r"), server("r")),
+            "relay.servers.1.name: Relay \"r\" is listed twice",
+        ),
+        (
+            format!("servers = [{}]", server("a")),
+            "relay.servers.0.name: Relay \"a\" has this agent's own name",
+        ),
+        (
+            "dns = \"2001:db8::1\"".to_owned(),
+            "relay.dns: \"[2001:db8::1]:47411\" is an address",
+        ),
+        (
+            "name = \"relay.example\"".to_owned(),
+            "relay.name: The name belongs to relay.dns",
+        ),
+        (
+            "sdp = \"https://example.org/x\"".to_owned(),
+            "relay.sdp: \"https://example.org/x\" cannot be read",
+        ),
+        (
+            "silence_ms = 100\nwatch_interval_ms = 200".to_owned(),
+            "relay.watch_interval_ms: Flows looked at every 200 ms",
+        ),
+        (
+            "settle_ms = 2000".to_owned(),
+            "relay.settle_ms: 2000 is not in 10 to 1500",
+        ),
+    ];
+    for (text, expected) in cases {
+        let error = refusal(&format!("{MINIMAL}[relay]\n{text}\n"));
+        assert!(error.contains(expected), "{error}\nfor\n{text}");
     }
 }
 

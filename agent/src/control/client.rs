@@ -105,6 +105,7 @@ impl Client {
             Request::Listeners => br#"{"reply":"listeners","data":["#,
             Request::Streams => br#"{"reply":"streams","data":["#,
             Request::Migrations => br#"{"reply":"migrations","data":["#,
+            Request::Relays => br#"{"reply":"relays","data":["#,
             Request::Status | Request::Migrate { .. } | Request::Abort { .. } => {
                 return Err(CommandError::Unexpected);
             }

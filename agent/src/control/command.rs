@@ -40,7 +40,7 @@ pub fn show(
 ) -> Result<(), CommandError> {
     let mut client = Client::connect(socket)?;
     match request {
-        Request::Listeners | Request::Streams | Request::Migrations if json => {
+        Request::Listeners | Request::Streams | Request::Migrations | Request::Relays if json => {
             client.copy_rows(request, out)?;
             out.flush()?;
             Ok(())
@@ -58,6 +58,13 @@ pub fn show(
                 _ => None,
             })?;
             print(out, &rows, false, |rows| table::streams(rows))
+        }
+        Request::Relays => {
+            let rows = rows(&mut client, request, |reply| match reply {
+                Reply::Relays(rows) => Some(rows),
+                _ => None,
+            })?;
+            print(out, &rows, false, |rows| table::relays(rows))
         }
         Request::Migrations => {
             let rows = migrations(&mut client)?;

@@ -31,7 +31,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::proto::{Command, CommandReply};
 use report::{
-    ListenerRow, McsStatus, MigrationPhase, MigrationRow, RelayStatus, Status, StreamRow,
+    ListenerRow, McsStatus, MigrationPhase, MigrationRow, RelayRow, RelayStatus, Status, StreamRow,
 };
 
 /// Longest request, bytes with its newline.
@@ -53,6 +53,8 @@ pub enum Request {
     Streams,
     /// Migrations, the newest last.
     Migrations,
+    /// Relays that the agent may ask, and what it asks of them.
+    Relays,
     /// Moves a domain.
     Migrate {
         /// Name or UUID of the domain.
@@ -81,7 +83,9 @@ impl Request {
             Self::Abort { domain } => Some(Command::Abort {
                 domain: domain.clone(),
             }),
-            Self::Status | Self::Listeners | Self::Streams | Self::Migrations => None,
+            Self::Status | Self::Listeners | Self::Streams | Self::Migrations | Self::Relays => {
+                None
+            }
         }
     }
 }
@@ -102,6 +106,8 @@ pub enum Reply {
     Streams(Vec<StreamRow>),
     /// To [`Request::Migrations`]; a part of them.
     Migrations(Vec<MigrationRow>),
+    /// To [`Request::Relays`]; a part of them.
+    Relays(Vec<RelayRow>),
     /// How far a migration is.
     Progress(Progress),
     /// A command is done.

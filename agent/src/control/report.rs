@@ -6,6 +6,7 @@
 mod mcs;
 mod migration;
 mod relay;
+mod relays;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -24,6 +25,7 @@ pub use migration::{
     Direction, JoinRow, MigrationPhase, MigrationRow, Outcome, Reception, ReceptionRow,
 };
 pub use relay::{Holder, MembershipRow, RelayStatus, RelayedFlowRow, SessionRow};
+pub use relays::{RelayRow, RelaySessionRow, RelaySessionState};
 
 /// Ethernet address, `52:54:00:12:34:56` in JSON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -106,6 +108,12 @@ pub struct Status {
     pub ports: Vec<PortRow>,
     /// Multicast addresses that this host has joined for VMs that arrive or have arrived.
     pub receptions: Vec<JoinRow>,
+    /// How many watched addresses are received how; empty where no relay is configured.
+    pub modes: BTreeMap<String, u32>,
+    /// Relays, and what is asked of them.
+    pub relays: Vec<RelayRow>,
+    /// One sentence for each place where relays cannot be looked for.
+    pub relay_problems: Vec<String>,
     /// Migrations that are not over, both ways.
     pub migrations: Vec<MigrationRow>,
     /// Counters that are not zero.
@@ -335,11 +343,25 @@ pub struct StreamRow {
     pub source_port: u16,
     /// UDP destination port, 0 where there is none.
     pub destination_port: u16,
-    /// Packets that came.
+    /// How its address is received (`native`, `relay`, `both`, `probing`, `idle`); absent where
+    /// it is not watched.
+    pub mode: Option<String>,
+    /// Packets that came, by both ways.
     pub packets: u64,
     /// Their bytes.
     pub bytes: u64,
-    /// Packets each second, from the moving average of their distance; 0 when silent.
+    /// Packets that came natively.
+    pub native_packets: u64,
+    /// Their bytes.
+    pub native_bytes: u64,
+    /// Packets that came from a relay.
+    pub relay_packets: u64,
+    /// Their bytes.
+    pub relay_bytes: u64,
+    /// Packets that did not pass: second copies, and those of the way that is not used.
+    pub dropped: u64,
+    /// Packets each second, from the moving average of their distance on the way that the last one
+    /// came by; 0 when silent.
     pub packets_per_second: f64,
     /// Since the last packet.
     pub age_ms: u64,
@@ -348,28 +370,43 @@ pub struct StreamRow {
 }
 
 impl StreamRow {
-    /// The row of an entry of `STREAMS`.
-    pub fn new(key: &maps::StreamKey, value: &maps::Stream, managed: bool, now: Timestamp) -> Self {
-        let silent = now.since(Timestamp(value.native_last_ns));
+    /// The row of an entry of `STREAMS`; `mode` where its address is watched.
+    pub fn new(
+        key: &maps::StreamKey,
+        value: &maps::Stream,
+        mode: Option<&str>,
+        now: Timestamp,
+    ) -> Self {
+        let (last_ns, interarrival_ns) = if value.relay_last_ns > value.native_last_ns {
+            (value.relay_last_ns, value.relay_interarrival_ns)
+        } else {
+            (value.native_last_ns, value.native_interarrival_ns)
+        };
+        let silent = now.since(Timestamp(last_ns));
         // An average says nothing any more once the flow has paused for many of its own distances.
-        let threshold = Duration::from_nanos(value.native_interarrival_ns).saturating_mul(16);
-        let flows =
-            value.native_interarrival_ns > 0 && silent <= threshold.max(Duration::from_secs(1));
+        let threshold = Duration::from_nanos(interarrival_ns).saturating_mul(16);
+        let flows = interarrival_ns > 0 && silent <= threshold.max(Duration::from_secs(1));
         Self {
             vlan: key.vlan,
             multicast_address: key.multicast_address.into(),
             source: key.source.into(),
             source_port: key.source_port,
             destination_port: key.destination_port,
-            packets: value.native_packets,
-            bytes: value.native_bytes,
+            mode: mode.map(str::to_owned),
+            packets: value.native_packets.saturating_add(value.relay_packets),
+            bytes: value.native_bytes.saturating_add(value.relay_bytes),
+            native_packets: value.native_packets,
+            native_bytes: value.native_bytes,
+            relay_packets: value.relay_packets,
+            relay_bytes: value.relay_bytes,
+            dropped: value.dropped,
             packets_per_second: if flows {
-                1e9 / value.native_interarrival_ns as f64
+                1e9 / interarrival_ns as f64
             } else {
                 0.0
             },
             age_ms: milliseconds(silent),
-            managed,
+            managed: mode.is_some(),
         }
     }
 }

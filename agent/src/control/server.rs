@@ -262,6 +262,9 @@ async fn ask(
                 write_rows(writer, &rows, Reply::Listeners).await?;
             }
             Ok(Some(Reply::Streams(rows))) => write_rows(writer, &rows, Reply::Streams).await?,
+            Ok(Some(Reply::Relays(rows))) => {
+                write_rows(writer, &rows, Reply::Relays).await?;
+            }
             Ok(Some(Reply::Migrations(rows))) => {
                 write_rows(writer, &rows, Reply::Migrations).await?;
             }

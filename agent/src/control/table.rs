@@ -2,6 +2,7 @@
 
 mod mcs;
 mod relay;
+mod relays;
 mod status;
 
 use std::net::Ipv6Addr;
@@ -14,6 +15,7 @@ use super::report::{
 
 pub use mcs::mcs_status;
 pub use relay::relay_status;
+pub use relays::relays;
 pub use status::status;
 
 /// Renders `roamcast listeners`.
@@ -55,11 +57,13 @@ pub fn streams(rows: &[StreamRow]) -> String {
         "VLAN",
         "source",
         "ports",
-        "packets",
+        "mode",
+        "native",
+        "relayed",
+        "dropped",
         "bytes",
         "packets/s",
         "last packet",
-        "watched",
     ]);
     for row in rows {
         table.add_row([
@@ -67,11 +71,13 @@ pub fn streams(rows: &[StreamRow]) -> String {
             number(vlan(row.vlan)),
             Cell::new(row.source),
             Cell::new(format!("{} -> {}", row.source_port, row.destination_port)),
-            number(row.packets),
+            Cell::new(row.mode.as_deref().unwrap_or("not watched")),
+            number(row.native_packets),
+            number(row.relay_packets),
+            number(row.dropped),
             number(bytes(row.bytes)),
             number(format!("{:.1}", row.packets_per_second)),
             number(duration(row.age_ms)),
-            Cell::new(if row.managed { "yes" } else { "no" }),
         ]);
     }
     table.to_string()
@@ -167,6 +173,7 @@ fn reception(mode: Reception) -> &'static str {
 fn addresses(rows: &[ReceptionRow]) -> String {
     let modes = [
         Reception::Native,
+        Reception::Relay,
         Reception::Idle,
         Reception::Unreachable,
         Reception::Refused,

@@ -11,6 +11,7 @@
 //! | [`neighbour`] | has the kernel know the next hops towards agents |
 //! | [`vm_socket`] | exchanges datagrams with the VMs |
 //! | [`peers`] | connections to the agents of other hosts |
+//! | [`relays`] | finds relays: listed, by DNS, in session descriptions |
 //! | [`tls`] | their certificates |
 
 pub mod addresses;
@@ -24,6 +25,7 @@ pub mod neighbour;
 mod netlink;
 pub mod peers;
 mod rcvmark;
+pub mod relays;
 pub mod static_join;
 pub mod tls;
 pub mod vm_socket;

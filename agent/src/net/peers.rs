@@ -37,6 +37,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::relays::FoundRelay;
 use super::tls::Tls;
 use crate::glob::Glob;
 use crate::proto::PeerEvent;
@@ -128,10 +129,39 @@ struct Shared {
     tls: Tls,
     counters: Counters,
     admission: Mutex<Admission>,
+    /// Relays by the names of their connections.
+    relays: Mutex<BTreeMap<String, Target>>,
     stop: CancellationToken,
 }
 
+/// Whom to dial.
+#[derive(Clone, Debug)]
+struct Target {
+    /// What it is, for sentences.
+    what: &'static str,
+    /// Name in its certificate.
+    name: String,
+    /// Where it listens.
+    address: String,
+}
+
 impl Shared {
+    /// Whom a peer's name stands for, if it may be dialed.
+    fn target(&self, peer: &str) -> Option<Target> {
+        if let Some(address) = self.config.peers.get(peer) {
+            return Some(Target {
+                what: "Agent",
+                name: peer.to_owned(),
+                address: address.clone(),
+            });
+        }
+        self.relays
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(peer)
+            .cloned()
+    }
+
     /// Refuses somebody: counts it, and logs it unless the same was logged within the minute.
     fn refuse(&self, who: &str, refusal: counters::Refusal, detail: &str) {
         self.counters.add(refusal);
@@ -192,6 +222,7 @@ impl Peers {
             tls,
             counters: Counters::default(),
             admission: Mutex::default(),
+            relays: Mutex::default(),
             stop: stop.clone(),
         });
         let (commands, inbox) = mpsc::unbounded_channel();
@@ -215,7 +246,26 @@ impl Peers {
         self.local_address
     }
 
-    /// Connects to a peer named in the configuration; answered by [`PeerEvent::Up`] or
+    /// Makes these the relays that may be dialed, besides the peers of the configuration.
+    /// Connections to others stay until they end.
+    pub fn set_relays(&self, relays: &[FoundRelay]) {
+        let targets = relays.iter().map(|relay| {
+            let target = Target {
+                what: "Relay",
+                name: relay.name.clone(),
+                address: relay.address.clone(),
+            };
+            (relay.id.clone(), target)
+        });
+        let mut known = self
+            .shared
+            .relays
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *known = targets.collect();
+    }
+
+    /// Connects to a peer named in the configuration or to a relay; answered by [`PeerEvent::Up`] or
     /// [`PeerEvent::Down`], at once by `Up` where it is connected already.
     pub fn connect(&self, peer: &str) {
         self.command(manager::Command::Connect(peer.to_ascii_lowercase()));

@@ -21,8 +21,11 @@ use crate::net::links::{LinkEvent, Links};
 use crate::net::mdb::Mdb;
 use crate::net::membership::Memberships;
 use crate::net::peers::Peers;
+use crate::net::relays::{Discovery, Found};
 use crate::net::vm_socket::VmSocket;
-use crate::proto::{Agent, DatapathEvent, HypervisorEvent, PeerEvent, Port, PortEvent, Timestamp};
+use crate::proto::{
+    Agent, DatapathEvent, HypervisorEvent, PeerEvent, Port, PortEvent, RelayCandidate, Timestamp,
+};
 
 /// How often entries that nobody needs any more are looked for in the maps.
 const COLLECT_INTERVAL: Duration = Duration::from_secs(30);
@@ -49,6 +52,9 @@ pub(super) struct EventLoop {
     pub(super) vm_socket: Arc<VmSocket>,
     pub(super) peers: Peers,
     pub(super) peer_events: mpsc::Receiver<(String, PeerEvent)>,
+    pub(super) discovery: Discovery,
+    /// Why relays cannot be looked for somewhere.
+    pub(super) relay_problems: Vec<String>,
     pub(super) hypervisor: Libvirt,
     pub(super) hypervisor_events: mpsc::UnboundedReceiver<HypervisorEvent>,
     pub(super) control: mpsc::Receiver<ControlRequest>,
@@ -87,6 +93,7 @@ impl EventLoop {
                     Err(error) => tracing::warn!(%error, "Cannot receive from VMs"),
                 },
                 Some((peer, event)) = self.peer_events.recv() => self.handle_peer(peer, event),
+                found = self.discovery.next() => self.handle_relays(found),
                 Some(event) = self.hypervisor_events.recv() => self.handle_hypervisor(event),
                 Some(request) = self.control.recv() => self.handle_control(request)?,
                 () = sleep_until(due) => self.proto.handle_timeout(now()),
@@ -175,6 +182,10 @@ impl EventLoop {
     }
 
     fn handle_peer(&mut self, peer: String, event: PeerEvent) {
+        if self.proto.is_relay(&peer) {
+            self.proto.handle_peer(now(), &peer, event);
+            return;
+        }
         match &event {
             PeerEvent::Up => {
                 self.peer_states.insert(peer.clone(), (LinkState::Up, None));
@@ -186,6 +197,19 @@ impl EventLoop {
             PeerEvent::Frame(_) => {}
         }
         self.proto.handle_peer(now(), &peer, event);
+    }
+
+    fn handle_relays(&mut self, found: Found) {
+        self.relay_problems = found.problems;
+        let candidates = found.relays.iter().map(|relay| RelayCandidate {
+            name: relay.id.clone(),
+            address: relay.address.clone(),
+            found_by: relay.found_by.clone(),
+        });
+        let candidates = candidates.collect();
+        // Addresses go first: the protocol connects at once.
+        self.peers.set_relays(&found.relays);
+        self.proto.handle_relays(now(), candidates);
     }
 
     fn handle_hypervisor(&mut self, event: HypervisorEvent) {
@@ -210,6 +234,7 @@ impl EventLoop {
             Request::Listeners => self.send_listeners(&replies),
             Request::Streams => self.send_streams(&replies)?,
             Request::Migrations => self.send_migrations(&replies),
+            Request::Relays => self.send_relays(&replies)?,
             Request::Migrate { .. } | Request::Abort { .. } => {
                 if let Some(command) = request.command() {
                     let number = self.next_command;

@@ -1,5 +1,7 @@
 //! Does what the protocol wants done.
 
+use std::net::Ipv6Addr;
+
 use common::event::Change;
 use common::maps::{Listener, ListenerKey, ManagedKey, Source, SourceKey};
 
@@ -49,8 +51,10 @@ impl EventLoop {
                 }
             }
             Output::Connect { peer } => {
-                self.peer_states
-                    .insert(peer.clone(), (LinkState::Connecting, None));
+                if !self.proto.is_relay(&peer) {
+                    let state = (LinkState::Connecting, None);
+                    self.peer_states.insert(peer.clone(), state);
+                }
                 self.peers.connect(&peer);
             }
             Output::Frame { peer, bytes } => self.peers.send(&peer, bytes),
@@ -76,7 +80,11 @@ impl EventLoop {
             Output::Unmanage(key) => self.datapath.unmanage(&key)?,
             Output::RelayFlowSet { key, value } => {
                 if let Err(error) = self.datapath.relay_flow_set(&key, &value) {
-                    self.failed(value.stream.managed(), &error);
+                    tracing::warn!(
+                        multicast_address = %Ipv6Addr::from(value.stream.multicast_address),
+                        error = &error as &dyn std::error::Error,
+                        "A relayed flow cannot be restored"
+                    );
                 }
             }
             Output::RelayFlowRemove(key) => {

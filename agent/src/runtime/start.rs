@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use super::RuntimeError;
 use super::event_loop::EventLoop;
 use crate::clock::now;
-use crate::config::{Config, Prefix};
+use crate::config::{Config, Peer, Prefix, Sdp};
 use crate::control::report::LinkState;
 use crate::control::server::ControlServer;
 use crate::datapath::{Capacities, Datapath, DatapathConfig};
@@ -22,6 +22,7 @@ use crate::net::links::{Links, PortRules};
 use crate::net::mdb::Mdb;
 use crate::net::membership::Memberships;
 use crate::net::peers::{Peers, PeersConfig};
+use crate::net::relays::{Discovery, Source};
 use crate::net::tls::{Tls, TlsFiles};
 use crate::net::vm_socket::VmSocket;
 use crate::proto::{self, Agent, AgentConfig};
@@ -62,6 +63,7 @@ pub(super) async fn start(config: &Config) -> Result<EventLoop, RuntimeError> {
     )?;
     let (peer_sender, peer_events) = mpsc::channel(PEER_EVENTS);
     let peers = Peers::start(peers_config(config), tls, peer_sender)?;
+    let discovery = Discovery::start(sources(config));
     let vm_socket = Arc::new(VmSocket::open(bridge)?);
     let (hypervisor_sender, hypervisor_events) = mpsc::unbounded_channel();
     let hypervisor = Libvirt::start(libvirt_config(config)?, hypervisor_sender)?;
@@ -99,6 +101,8 @@ pub(super) async fn start(config: &Config) -> Result<EventLoop, RuntimeError> {
         vm_socket,
         peers,
         peer_events,
+        discovery,
+        relay_problems: Vec::new(),
         hypervisor,
         hypervisor_events,
         control,
@@ -154,6 +158,44 @@ fn peers_config(config: &Config) -> PeersConfig {
     }
 }
 
+/// Where relays are looked for.
+fn sources(config: &Config) -> Vec<Source> {
+    let relay = &config.relay;
+    if !relay.is_used() {
+        return Vec::new();
+    }
+    let named = |key, peers: &[Peer]| Source::Listed {
+        key,
+        relays: peers
+            .iter()
+            .map(|peer| (peer.name.to_string(), peer.address.to_string()))
+            .collect(),
+    };
+    let mut sources = Vec::new();
+    if !relay.servers.is_empty() {
+        sources.push(named("servers", &relay.servers));
+    }
+    if let Some(anycast) = &relay.anycast {
+        sources.push(named("anycast", std::slice::from_ref(anycast)));
+    }
+    if let Some(dns) = &relay.dns {
+        sources.push(Source::Dns {
+            host: dns.host.clone(),
+            port: dns.port,
+            name: relay
+                .name
+                .as_ref()
+                .map_or_else(|| dns.host.clone(), ToString::to_string),
+        });
+    }
+    match &relay.sdp {
+        Some(Sdp::File(path)) => sources.push(Source::SdpFile(path.clone())),
+        Some(Sdp::Url(url)) => sources.push(Source::SdpUrl(url.clone())),
+        None => {}
+    }
+    sources
+}
+
 fn libvirt_config(config: &Config) -> Result<LibvirtConfig, MigrateFlagsError> {
     let libvirt = &config.libvirt;
     Ok(LibvirtConfig {
@@ -196,7 +238,13 @@ fn proto_config(config: &Config, address: Ipv6Addr, prefix_length: u8) -> AgentC
             unused_join_expiry: config.destination.join_expiry,
             ..proto::Timing::default()
         },
-        relay: None,
+        relay: config.relay.is_used().then_some(proto::RelayTiming {
+            delay: config.relay.delay,
+            watch_interval: config.relay.watch_interval,
+            silence: config.relay.silence,
+            settle: config.relay.settle,
+            hold: config.relay.hold,
+        }),
     }
 }
 

@@ -1,10 +1,10 @@
 //! What the operator is shown: rows from the protocol's state and from the maps.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
 use std::time::Duration;
 
-use common::maps::ManagedKey;
+use common::maps::{ManagedKey, Stream, StreamKey};
 use common::signal::Reception as Verdict;
 use tokio::sync::mpsc;
 
@@ -14,11 +14,12 @@ use crate::clock::now;
 use crate::config::Prefix;
 use crate::control::Reply;
 use crate::control::report::{
-    Direction, Hook, HypervisorStatus, JoinRow, ListenerRow, MigrationRow, Outcome, PeerRow,
-    PortRow, QuerierRow, Reception, ReceptionRow, Status, StreamRow, UplinkRow, age_ms,
-    milliseconds,
+    Direction, Hook, HypervisorStatus, JoinRow, LinkState, ListenerRow, MigrationRow, Outcome,
+    PeerRow, PortRow, QuerierRow, Reception, ReceptionRow, RelayRow, RelaySessionRow,
+    RelaySessionState, Status, StreamRow, UplinkRow, age_ms, milliseconds,
 };
 use crate::datapath::Program;
+use crate::proto::reception::SessionView;
 use crate::proto::{self, MigrationRecord, Timestamp};
 
 type Replies = mpsc::UnboundedSender<Reply>;
@@ -77,6 +78,9 @@ impl EventLoop {
                     held: view.held,
                 })
                 .collect(),
+            modes: self.modes(),
+            relays: self.relays_view()?,
+            relay_problems: self.relay_problems.clone(),
             migrations: self
                 .proto
                 .migrations()
@@ -99,6 +103,64 @@ impl EventLoop {
                 mode: attachment.hook.as_str().to_owned(),
             })
             .collect()
+    }
+
+    /// How many watched addresses are received how; nothing where no relay is configured.
+    fn modes(&self) -> BTreeMap<String, u32> {
+        let mut modes = BTreeMap::new();
+        if self.config.relay.is_used() {
+            for view in self.proto.modes() {
+                *modes.entry(view.mode.as_str().to_owned()).or_default() += 1;
+            }
+        }
+        modes
+    }
+
+    fn relays_view(&self) -> Result<Vec<RelayRow>, RuntimeError> {
+        let views: Vec<_> = self.proto.relay_sessions().collect();
+        let streams: BTreeMap<_, _> = if views.is_empty() {
+            BTreeMap::new()
+        } else {
+            self.datapath.all_streams()?.into_iter().collect()
+        };
+        let sessions = |name: Option<&str>| -> Vec<RelaySessionRow> {
+            let of_relay = views.iter().filter(|view| view.relay == name);
+            of_relay.map(|view| session_row(view, &streams)).collect()
+        };
+        let mut rows: Vec<RelayRow> = self
+            .proto
+            .relays()
+            .map(|view| RelayRow {
+                relay: Some(view.candidate.name.clone()),
+                found_by: Some(view.candidate.found_by.clone()),
+                state: if view.up {
+                    LinkState::Up
+                } else if view.reason.is_none() {
+                    LinkState::Connecting
+                } else {
+                    LinkState::Down
+                },
+                reason: view.reason.map(str::to_owned),
+                sessions: sessions(Some(view.candidate.name.as_str())),
+            })
+            .collect();
+        let adopted = sessions(None);
+        if !adopted.is_empty() {
+            rows.push(RelayRow {
+                relay: None,
+                found_by: None,
+                state: LinkState::Connecting,
+                reason: None,
+                sessions: adopted,
+            });
+        }
+        Ok(rows)
+    }
+
+    /// `roamcast relays`.
+    pub(super) fn send_relays(&self, replies: &Replies) -> Result<(), RuntimeError> {
+        let _ = replies.send(Reply::Relays(self.relays_view()?));
+        Ok(())
     }
 
     fn peers_view(&self) -> Vec<PeerRow> {
@@ -144,6 +206,9 @@ impl EventLoop {
             ("datagrams_refused", proto.refused_datagrams),
             ("datagrams_malformed", proto.malformed_datagrams),
             ("frames_malformed", proto.malformed_frames),
+            ("relay_lies", proto.relay_lies),
+            ("relay_refusals", proto.relay_refusals),
+            ("relay_failovers", proto.relay_failovers),
         ];
         Ok(self
             .datapath
@@ -193,11 +258,15 @@ impl EventLoop {
     pub(super) fn send_streams(&self, replies: &Replies) -> Result<(), RuntimeError> {
         let now = now();
         let streams = self.datapath.all_streams()?;
-        let managed = self.datapath.managed()?;
-        let managed: BTreeSet<ManagedKey> = managed.into_iter().map(|(key, _)| key).collect();
-        let rows = streams
-            .iter()
-            .map(|(key, value)| StreamRow::new(key, value, managed.contains(&key.managed()), now));
+        let modes: BTreeMap<ManagedKey, &str> = self
+            .proto
+            .modes()
+            .map(|view| (view.key, view.mode.as_str()))
+            .collect();
+        let rows = streams.iter().map(|(key, value)| {
+            let mode = modes.get(&key.managed()).copied();
+            StreamRow::new(key, value, mode, now)
+        });
         let _ = replies.send(Reply::Streams(rows.collect()));
         Ok(())
     }
@@ -237,6 +306,24 @@ fn migration_row(record: &MigrationRecord, now: Timestamp) -> MigrationRow {
             Some(proto::Outcome::Completed) => Outcome::Completed,
             Some(proto::Outcome::Failed(reason)) => Outcome::Failed(reason.clone()),
         },
+    }
+}
+
+fn session_row(view: &SessionView<'_>, streams: &BTreeMap<StreamKey, Stream>) -> RelaySessionRow {
+    let counted = || view.flows.iter().filter_map(|flow| streams.get(flow));
+    RelaySessionRow {
+        multicast_address: view.key.multicast_address.into(),
+        state: match (view.answered, view.standby) {
+            (false, _) => RelaySessionState::Asked,
+            (true, false) => RelaySessionState::Serving,
+            (true, true) => RelaySessionState::Standby,
+        },
+        address: view.address.map(Ipv6Addr::from),
+        flows: u32::try_from(view.flows.len()).unwrap_or(u32::MAX),
+        packets: counted().map(|stream| stream.relay_packets).sum(),
+        bytes: counted().map(|stream| stream.relay_bytes).sum(),
+        lease_left_ms: milliseconds(view.lease_left),
+        why: view.why.to_owned(),
     }
 }
 

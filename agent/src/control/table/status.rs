@@ -76,6 +76,12 @@ pub fn status(status: &Status) -> String {
             reason(libvirt.reason.as_deref())
         ),
     );
+    if !status.relays.is_empty() || !status.modes.is_empty() {
+        line("relays", relay_line(status));
+    }
+    for problem in &status.relay_problems {
+        line("", problem.clone());
+    }
     section(&mut text, "Peers", peers(status), status.peers.len());
     section(&mut text, "Ports", ports(status), status.ports.len());
     section(
@@ -111,6 +117,27 @@ pub(super) fn section(text: &mut String, title: &str, table: String, rows: usize
     if rows > 0 {
         let _ = write!(text, "\n{title}\n{table}\n");
     }
+}
+
+/// How many relays there are, and how many addresses come by which way.
+fn relay_line(status: &Status) -> String {
+    let up = status
+        .relays
+        .iter()
+        .filter(|relay| relay.relay.is_some() && relay.state == LinkState::Up)
+        .count();
+    let known = status.relays.iter().filter(|it| it.relay.is_some()).count();
+    let modes: Vec<String> = status
+        .modes
+        .iter()
+        .map(|(mode, count)| format!("{count} {mode}"))
+        .collect();
+    let modes = if modes.is_empty() {
+        "none".to_owned()
+    } else {
+        modes.join(", ")
+    };
+    format!("{up} of {known} connected; addresses received: {modes}")
 }
 
 fn peers(status: &Status) -> String {
@@ -196,7 +223,7 @@ fn counted(count: u32, what: &str) -> String {
     format!("{count} {what}{plural}")
 }
 
-fn link_state(state: LinkState) -> &'static str {
+pub(super) fn link_state(state: LinkState) -> &'static str {
     match state {
         LinkState::Up => "up",
         LinkState::Connecting => "connecting",

@@ -2,8 +2,8 @@ use super::*;
 use std::collections::BTreeMap;
 
 use crate::control::report::{
-    Hook, HypervisorStatus, JoinRow, LinkState, Mac, MigrationPhase, PeerRow, PortRow, Status,
-    UplinkRow,
+    Hook, HypervisorStatus, JoinRow, LinkState, Mac, MigrationPhase, PeerRow, PortRow, RelayRow,
+    RelaySessionRow, RelaySessionState, Status, UplinkRow,
 };
 
 fn example() -> Status {
@@ -61,8 +61,30 @@ fn example() -> Status {
             domains: vec!["player".to_owned()],
             held: true,
         }],
+        modes: BTreeMap::from([("native".to_owned(), 7), ("relay".to_owned(), 2)]),
+        relays: vec![relay()],
+        relay_problems: vec!["Relay name relays.example has no IPv6 address".to_owned()],
         migrations: Vec::new(),
         counters: BTreeMap::from([("bad_checksum".to_owned(), 9)]),
+    }
+}
+
+fn relay() -> RelayRow {
+    RelayRow {
+        relay: Some("relay1@[2001:db8:9::1]:47411".to_owned()),
+        found_by: Some("servers".to_owned()),
+        state: LinkState::Up,
+        reason: Some("It refuses".to_owned()),
+        sessions: vec![RelaySessionRow {
+            multicast_address: "ff3e::77".parse().unwrap(),
+            state: RelaySessionState::Serving,
+            address: Some("2001:db8:9::2".parse().unwrap()),
+            flows: 3,
+            packets: 12_345,
+            bytes: 5 << 20,
+            lease_left_ms: 20_500,
+            why: "native is silent".to_owned(),
+        }],
     }
 }
 
@@ -95,6 +117,8 @@ fn status_shows_what_an_operator_looks_for() {
         "ff1e::1",
         "player",
         "answer to a Query",
+        "1 of 1 connected; addresses received: 7 native, 2 relay",
+        "Relay name relays.example has no IPv6 address",
         "bad_checksum",
     ] {
         assert!(text.contains(expected), "{expected} is missing in\n{text}");
@@ -133,6 +157,60 @@ fn listener_shows_its_filter_and_mac() {
 }
 
 #[test]
+fn relay_shows_its_sessions_and_why() {
+    let mut idle = relay();
+    idle.relay = Some("relay2@r2:1".to_owned());
+    idle.sessions.clear();
+    let rows = [relay(), idle];
+    let text = relays(&rows);
+    for expected in [
+        "ff3e::77",
+        "serving",
+        "2001:db8:9::2",
+        "12345",
+        "5.0 MiB",
+        "20.5 s",
+        "native is silent",
+        "relay2@r2:1",
+        "\nrelay1@[2001:db8:9::1]:47411: It refuses",
+    ] {
+        assert!(text.contains(expected), "{expected} is missing in\n{text}");
+    }
+    let json = serde_json::to_string(&rows[0]).unwrap();
+    assert!(json.contains(r#""state":"serving""#), "{json}");
+    assert_eq!(serde_json::from_str::<RelayRow>(&json).unwrap(), rows[0]);
+}
+
+#[test]
+fn stream_shows_both_ways_and_its_mode() {
+    let key = common::maps::StreamKey {
+        multicast_address: [0xff; 16],
+        source: [0x20; 16],
+        source_port: 5004,
+        destination_port: 5005,
+        vlan: 0,
+        pad: 0,
+    };
+    let value = common::maps::Stream {
+        native_packets: 11,
+        native_last_ns: 1_000_000_000,
+        native_interarrival_ns: 1_000_000,
+        relay_packets: 222,
+        relay_last_ns: 9_999_000_000,
+        relay_interarrival_ns: 2_000_000,
+        dropped: 33,
+        ..common::maps::Stream::default()
+    };
+    let now = crate::proto::Timestamp(10_000_000_000);
+    let row = StreamRow::new(&key, &value, Some("relay"), now);
+    assert_eq!((row.packets, row.age_ms, row.managed), (233, 1, true));
+    let text = streams(&[row]);
+    for expected in ["relay", "11", "222", "33", "500.0"] {
+        assert!(text.contains(expected), "{expected} is missing in\n{text}");
+    }
+}
+
+#[test]
 fn failed_migration_shows_its_reason() {
     let row = MigrationRow {
         migration: 4,
@@ -148,7 +226,7 @@ fn failed_migration_shows_its_reason() {
         total_ms: Some(900.0),
         processed_bytes: 3 << 20,
         total_bytes: 128 << 20,
-        receptions: [Reception::Native, Reception::Idle, Reception::Native]
+        receptions: [Reception::Native, Reception::Relay, Reception::Native]
             .map(|mode| ReceptionRow {
                 vlan: 0,
                 multicast_address: "ff1e::1".parse().unwrap(),
@@ -164,7 +242,7 @@ fn failed_migration_shows_its_reason() {
         "12 ms",
         "900 ms",
         "3.0 MiB",
-        "2 native, 1 idle",
+        "2 native, 1 relay",
     ] {
         assert!(text.contains(expected), "{expected} is missing in\n{text}");
     }

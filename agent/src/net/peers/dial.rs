@@ -12,7 +12,7 @@ use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::{TlsConnector, TlsStream};
 
-use super::{HANDSHAKE_TIMEOUT, Shared, set_timeouts};
+use super::{HANDSHAKE_TIMEOUT, Shared, Target, set_timeouts};
 use crate::net::frames::{Frames, Verdict, frames};
 
 /// Pauses between attempts; one attempt more than there are pauses.
@@ -39,14 +39,14 @@ pub(super) async fn dial(
     shared: Arc<Shared>,
     peer: String,
 ) -> Result<Frames<TlsStream<TcpStream>>, String> {
-    let Some(address) = shared.config.peers.get(&peer) else {
+    let Some(target) = shared.target(&peer) else {
         return Err(format!(
             "Agent `{peer}` is not among the peers in the configuration"
         ));
     };
     let mut pauses = PAUSES.into_iter();
     loop {
-        let reason = match attempt(&shared, &peer, address).await {
+        let reason = match attempt(&shared, &peer, &target).await {
             Ok(frames) => return Ok(frames),
             Err(Failure::Final(reason)) => return Err(reason),
             Err(Failure::Retry(reason)) => reason,
@@ -61,18 +61,23 @@ pub(super) async fn dial(
 async fn attempt(
     shared: &Shared,
     peer: &str,
-    address: &str,
+    target: &Target,
 ) -> Result<Frames<TlsStream<TcpStream>>, Failure> {
+    let Target {
+        what,
+        name,
+        address,
+    } = target;
     let stream = connect(address).await.map_err(|error| {
         Failure::Retry(format!(
-            "Agent `{peer}` at {address} cannot be reached: {error}"
+            "{what} `{peer}` at {address} cannot be reached: {error}"
         ))
     })?;
-    let name = ServerName::try_from(peer.to_owned())
-        .map_err(|_| Failure::Final(format!("The peer name `{peer}` is not a DNS name")))?;
+    let name = ServerName::try_from(name.clone())
+        .map_err(|_| Failure::Final(format!("The peer name `{name}` is not a DNS name")))?;
     let late = |_| {
         Failure::Retry(format!(
-            "Agent `{peer}` at {address} did not answer within {} s",
+            "{what} `{peer}` at {address} did not answer within {} s",
             HANDSHAKE_TIMEOUT.as_secs()
         ))
     };
@@ -81,7 +86,7 @@ async fn attempt(
             error.kind(),
             io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput
         );
-        let reason = format!("Agent `{peer}` at {address} cannot be talked to: {error}");
+        let reason = format!("{what} `{peer}` at {address} cannot be talked to: {error}");
         if final_ {
             Failure::Final(reason)
         } else {
@@ -103,16 +108,16 @@ async fn attempt(
     match verdict {
         Some(Verdict::Accepted) => Ok(frames),
         Some(Verdict::Refused(reason)) => Err(Failure::Final(format!(
-            "Agent `{peer}` refused the connection: {reason}"
+            "{what} `{peer}` refused the connection: {reason}"
         ))),
         Some(Verdict::Crossed) => {
             sleep(CROSSED_WAIT).await;
             Err(Failure::Retry(format!(
-                "Agent `{peer}` wanted to connect itself, but did not"
+                "{what} `{peer}` wanted to connect itself, but did not"
             )))
         }
         None => Err(Failure::Retry(format!(
-            "Agent `{peer}` at {address} hung up"
+            "{what} `{peer}` at {address} hung up"
         ))),
     }
 }

@@ -170,6 +170,11 @@ impl Agent {
         self.end();
     }
 
+    /// Whether a peer is a relay.
+    pub fn is_relay(&self, name: &str) -> bool {
+        self.relays.contains(name)
+    }
+
     /// Forgets relays that discovery does not name any more and no session uses.
     fn forget_relays(&mut self) {
         let used: BTreeSet<&str> = self

@@ -23,7 +23,7 @@ use std::net::Ipv6Addr;
 use std::time::Duration;
 
 use common::maps::{Address, ManagedKey, RelayFlow, RelayFlowKey, StreamKey};
-use common::relay::{Endpoints, FIRST_PORT, is_neutral, to_multicast};
+use common::relay::{Endpoints, FIRST_PORT, FIRST_RELAY_PORT, is_neutral, to_multicast};
 use common::signal::{KnownFlow, RelayRelease, RelayRequest, RelayResponse};
 use tracing::{debug, info, warn};
 
@@ -431,7 +431,7 @@ impl Agent {
                 agent_port: announced.agent_port,
             };
             let source = Ipv6Addr::from(stream.source);
-            if flow.relay_port.min(flow.agent_port) < FIRST_PORT {
+            if flow.relay_port < FIRST_RELAY_PORT || flow.agent_port < FIRST_PORT {
                 return Err("a port that is not its to choose");
             }
             if !is_neutral(&stream, &endpoints) {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use common::maps::{
     CopyCounts, Managed, ManagedKey, Origin, Origins, RelayFlow, RelayFlowKey, Stream, StreamKey,
 };
-use common::relay::{COPY_LIFETIME_NS, FIRST_PORT, agent_port, count_copy};
+use common::relay::{COPY_LIFETIME_NS, count_copy, port_pairs};
 use common::signal::{AnnouncedFlow, PeerMessage, RelayRelease, RelayResponse};
 
 use super::fixture::TAP;
@@ -563,14 +563,8 @@ impl World {
 fn flow_key(relay: usize, config: &AgentConfig) -> RelayFlowKey {
     let (stream, relay_address) = (stream_key(), relay_address(relay));
     let agent_address = config.address.octets();
-    let (relay_port, agent_port) = (FIRST_PORT..)
-        .map(|port| {
-            (
-                port,
-                agent_port(&stream, &relay_address, &agent_address, port),
-            )
-        })
-        .find(|(_, port)| *port >= FIRST_PORT)
+    let (relay_port, agent_port) = port_pairs(&stream, &relay_address, &agent_address)
+        .next()
         .unwrap();
     RelayFlowKey {
         relay_address,

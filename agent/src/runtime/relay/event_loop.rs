@@ -106,6 +106,7 @@ impl RelayLoop {
             Request::Streams => Reply::Streams(self.streams()?),
             Request::Listeners
             | Request::Migrations
+            | Request::Relays
             | Request::Migrate { .. }
             | Request::Abort { .. } => Reply::Error(format!(
                 "{} is a relay; ask it for its status or streams",

@@ -71,7 +71,10 @@ impl RelayLoop {
         let streams = self.datapath.all_streams()?;
         Ok(streams
             .iter()
-            .map(|(key, value)| StreamRow::new(key, value, managed.contains(&key.managed()), now))
+            .map(|(key, value)| {
+                let mode = managed.contains(&key.managed()).then_some("native");
+                StreamRow::new(key, value, mode, now)
+            })
             .collect())
     }
 
