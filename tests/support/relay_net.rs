@@ -77,9 +77,6 @@ impl Net {
             relay.ip(&format!("addr add {own} dev {port} nodad"));
             peer.ip(&format!("addr add {address} dev eth0 nodad"));
         }
-        relay
-            .run(|| std::fs::write("/proc/sys/net/ipv6/conf/lo/forwarding", "1"))
-            .unwrap();
         // Checksums are finished, as on a wire, so that the receiver checks them.
         source.run(|| command("ethtool", &["-K", "eth0", "tx", "off"]));
         let directory = tempfile::tempdir().unwrap();

@@ -64,7 +64,8 @@ fn remove(name: &str) {
     }
 }
 
-/// Sockets of an earlier process. Dropping it closes them, and has systemd close them.
+/// Sockets of an earlier process. systemd keeps them, beyond this process too, until they are
+/// closed.
 #[derive(Debug)]
 pub struct Inherited {
     sockets: Vec<(OwnedFd, String)>,
@@ -88,6 +89,13 @@ impl Inherited {
         Self { sockets }
     }
 
+    /// Closes them, and has systemd close them.
+    pub fn close(self) {
+        for (_, name) in &self.sockets {
+            remove(name);
+        }
+    }
+
     /// Their number.
     pub fn len(&self) -> usize {
         self.sockets.len()
@@ -96,14 +104,5 @@ impl Inherited {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.sockets.is_empty()
-    }
-}
-
-impl Drop for Inherited {
-    fn drop(&mut self) {
-        for (socket, name) in self.sockets.drain(..) {
-            remove(&name);
-            drop(socket);
-        }
     }
 }

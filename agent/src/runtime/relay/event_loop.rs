@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
 use std::time::Duration;
 
+use common::counter::Counter;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
@@ -45,6 +46,8 @@ pub(super) struct RelayLoop {
     /// Sockets of an earlier process, and until when they are kept: its agents have asked again by
     /// then, and what they want is joined.
     pub(super) inherited: Option<(Inherited, Instant)>,
+    /// Copies that were not sent because routes could not be looked up, when last seen.
+    pub(super) without_forwarding: u64,
     pub(super) peers: Peers,
     pub(super) peer_events: mpsc::Receiver<(String, PeerEvent)>,
     pub(super) control: mpsc::Receiver<ControlRequest>,
@@ -67,7 +70,7 @@ impl RelayLoop {
                 }
                 Some(request) = self.control.recv() => self.handle_control(request)?,
                 () = sleep_until(due) => self.handle_timeout()?,
-                _ = look.tick() => self.look(),
+                _ = look.tick() => self.look()?,
                 _ = collect.tick() => self.collect(),
             }
         }
@@ -94,7 +97,9 @@ impl RelayLoop {
             interface.settle()?;
         }
         let over = |(_, until): &mut (Inherited, Instant)| *until <= Instant::now();
-        drop(self.inherited.take_if(over));
+        if let Some((inherited, _)) = self.inherited.take_if(over) {
+            inherited.close();
+        }
         self.proto.handle_timeout(now());
         Ok(())
     }
@@ -119,7 +124,7 @@ impl RelayLoop {
     }
 
     /// Looks at what changes without telling: routes to agents, and interfaces that were made anew.
-    fn look(&mut self) {
+    fn look(&mut self) -> Result<(), RelayError> {
         let agents: Vec<Ipv6Addr> = self.neighbours.addresses().collect();
         for agent_address in agents {
             match self.neighbours.resolve(agent_address) {
@@ -128,13 +133,26 @@ impl RelayLoop {
                 Err(error) => tracing::warn!(%agent_address, %error, "Cannot reach an agent"),
             }
         }
-        self.renew_interfaces();
+        self.renew_interfaces()
     }
 
-    /// Attaches to, and joins on, interfaces that were removed and made again.
-    fn renew_interfaces(&mut self) {
+    /// Attaches to, and joins on, interfaces that were removed and made again, and switches on
+    /// again what the programs need.
+    fn renew_interfaces(&mut self) -> Result<(), RelayError> {
+        let without_forwarding = self.datapath.counter(Counter::ReplicateNoForwarding)?;
+        let refused = without_forwarding > self.without_forwarding;
+        self.without_forwarding = without_forwarding;
         for interface in &mut self.interfaces {
             if interface.is_there() {
+                if refused {
+                    let attached = self
+                        .datapath
+                        .attach_replicate(interface.ifindex, &interface.name);
+                    tracing::warn!(
+                        mended = attached.is_ok(),
+                        "net.ipv6.conf.lo.forwarding was switched off; nothing was relayed"
+                    );
+                }
                 continue;
             }
             if let Err(error) = self.datapath.detach_replicate(interface.ifindex) {
@@ -163,6 +181,7 @@ impl RelayLoop {
                 }
             }
         }
+        Ok(())
     }
 
     /// Removes from the maps what nobody needs, without keeping the loop.

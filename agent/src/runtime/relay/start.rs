@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv6Addr;
 
+use common::counter::Counter;
 use common::maps::ManagedKey;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -75,6 +76,7 @@ pub(super) fn start(config: &RelayConfig) -> Result<RelayLoop, RelayError> {
         address,
         started: now(),
         proto,
+        without_forwarding: datapath.counter(Counter::ReplicateNoForwarding)?,
         datapath,
         events,
         interfaces,
