@@ -173,6 +173,6 @@ fn is_unicast(address: Ipv6Addr) -> bool {
 }
 
 /// Whether an address is of source-specific multicast: ff3x::/32 (RFC 4607 §1).
-pub(crate) fn is_source_specific(address: &Address) -> bool {
+fn is_source_specific(address: &Address) -> bool {
     matches!(address, [0xff, second, 0, 0, ..] if second >> 4 == 3)
 }
