@@ -157,7 +157,8 @@ impl RelayServer {
             transaction,
             named,
         });
-        session.lease_end = self.now + self.config.lease;
+        // Agents renew after a third of the lease: whenever this process dies, a whole one is left.
+        session.lease_end = self.now + self.config.lease + self.config.lease / 3;
         let lease_end = session.lease_end;
         let refiltered = session.filter != filter;
         session.filter = filter;
