@@ -1,4 +1,5 @@
-//! What is known of each flow: packets by origin, and which copy of a packet passes.
+//! What is known of each flow: packets by origin, and which copy of a packet passes. A frame that
+//! aggregates several packets is one copy, whose like is aggregated alike or passes too.
 
 #![allow(unsafe_code, reason = "map values are reached through raw pointers")]
 

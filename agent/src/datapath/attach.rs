@@ -183,6 +183,7 @@ impl Datapath {
 
     /// Detaches, as above, every port and uplink that is not among these: what an earlier agent
     /// attached and is no longer a port. To be called when the ports of the bridge are known.
+    /// `leak` stays where this agent has attached it.
     ///
     /// # Errors
     ///
@@ -193,8 +194,14 @@ impl Datapath {
                 Some(Program::Snoop) if !ports.contains(&ifindex) => {
                     self.detach(Program::Snoop, ifindex)?;
                 }
-                Some(Program::Uplink | Program::Leak) if !uplinks.contains(&ifindex) => {
-                    self.detach_uplink(ifindex)?;
+                Some(Program::Uplink) if !uplinks.contains(&ifindex) => {
+                    self.detach(Program::Uplink, ifindex)?;
+                    self.forget_queriers(ifindex)?;
+                }
+                Some(Program::Leak)
+                    if !lock(&self.inner.attached).contains_key(&(Program::Leak, ifindex)) =>
+                {
+                    self.detach(Program::Leak, ifindex)?;
                 }
                 _ => {}
             }

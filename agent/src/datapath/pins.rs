@@ -2,11 +2,13 @@
 //!
 //! ```text
 //! /sys/fs/bpf/roamcast/        pin root, from the config
-//!   v1/                        layout version
+//!   v2/                        layout version
 //!     LISTENERS .. EVENTS      maps
 //!     links/
 //!       snoop-12               TCX link of the program on the port with that ifindex
-//!       uplink-2
+//!       leak-2
+//!       uplink-2               or uplink_native-2, uplink_generic-2: XDP link
+//!       replicate-3
 //! ```
 //!
 //! An agent of the same layout adopts all of it. Pins of another layout version are removed: they
