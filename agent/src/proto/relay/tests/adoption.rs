@@ -39,7 +39,7 @@ fn what_nobody_renews_after_a_restart_ends_with_its_lease() {
     bench.wait(Duration::from_secs(10));
     bench.restart();
     bench.serve("vms2", 1, &request(group(2), agent_address(2)));
-    bench.wait(Duration::from_secs(20));
+    bench.wait(Duration::from_secs(30));
     assert_eq!(bench.kernel.subscribers.len(), 1);
     assert!(!bench.kernel.joined.contains_key(&key(group(1))));
     assert!(bench.kernel.joined.contains_key(&key(group(2))));

@@ -14,6 +14,8 @@ use std::net::Ipv6Addr;
 use std::time::Duration;
 
 pub(super) const LEASE: Duration = Duration::from_secs(30);
+/// How long a session goes on without another request.
+pub(super) const HELD: Duration = Duration::from_secs(40);
 
 pub(super) fn address(text: &str) -> Ipv6Addr {
     text.parse().unwrap()

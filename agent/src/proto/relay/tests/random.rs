@@ -97,7 +97,7 @@ proptest! {
         for event in &events {
             apply(&mut bench, event);
         }
-        bench.wait(LEASE);
+        bench.wait(HELD);
         prop_assert_eq!(bench.relay.sessions().count(), 0);
         prop_assert!(bench.kernel.subscribers.is_empty());
         prop_assert!(bench.kernel.joined.is_empty());

@@ -79,7 +79,7 @@ fn renewal_moves_the_lease_and_its_absence_ends_the_session() {
     let asked = request(group(1), agent_address(1));
     bench.serve("vms1", 1, &asked);
     bench.packet(&stream(group(1), source(1), 4000));
-    bench.wait(LEASE - Duration::from_secs(1));
+    bench.wait(HELD - Duration::from_secs(1));
     bench.serve("vms1", 1, &asked);
     bench.relay.handle_peer(
         bench.now,
@@ -88,7 +88,7 @@ fn renewal_moves_the_lease_and_its_absence_ends_the_session() {
             reason: "gone".to_owned(),
         },
     );
-    bench.wait(LEASE - Duration::from_secs(1));
+    bench.wait(HELD - Duration::from_secs(1));
     assert_eq!(
         bench.kernel.subscribers.len(),
         1,
