@@ -94,7 +94,9 @@ impl Agent {
         let mut reception = Reception::new(now, state);
         reception.why = "an agent before this one asked for it";
         for value in session.flows.values() {
-            reception.flow(&value.stream);
+            if let Some(flow) = reception.flow(&value.stream) {
+                flow.active = true;
+            }
         }
         reception.session = Some(session);
         self.receptions.by_address.insert(key, reception);

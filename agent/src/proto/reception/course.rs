@@ -7,8 +7,6 @@ use common::maps::{Origin, Origins};
 use super::{Reception, Session};
 use crate::proto::{RelayTiming, Timestamp};
 
-/// How long a relay that has answered may take until its silence means that it has nothing.
-const QUIET: Duration = Duration::from_secs(1);
 /// Native losses within so long of each other make the next return to native later.
 const MEMORY: Duration = Duration::from_secs(60);
 /// Longest that native must hold, unless the configuration asks for more.
@@ -58,7 +56,10 @@ impl State {
 
     /// Whether a relay is to send.
     pub(super) fn wants_relay(self) -> bool {
-        !matches!(self, Self::Native | Self::Doubtful { .. })
+        !matches!(
+            self,
+            Self::Native | Self::Doubtful { .. } | Self::ToNative { .. }
+        )
     }
 }
 
@@ -144,12 +145,18 @@ impl Reception {
     fn step_of_both(&mut self, now: Timestamp, timing: &RelayTiming) -> Option<Step> {
         let floor = timing.silence;
         let Some(answered) = self.session.as_ref().and_then(|s| s.answered) else {
+            // Native copies of what a relay has brought just now may still come.
+            let until = self.relayed_until + timing.settle;
+            let state = match until > now {
+                true => State::ToNative { until },
+                false => State::Native,
+            };
             return self
                 .is_proven(now, floor, true)
-                .then_some(Step::Enter(State::Native, "native packets come"));
+                .then_some(Step::Enter(state, "native packets come"));
         };
         let began = self.session.as_ref().map_or(now, |session| session.began);
-        let quiet = now.since(answered.max(self.entered)) >= QUIET;
+        let waited = now.since(answered.max(self.entered));
         let delivered = self.is_delivered(now, floor);
         let native = self
             .flows
@@ -162,7 +169,8 @@ impl Reception {
         for flow in self.flows.values_mut().filter(|flow| !flow.stopped) {
             let dead = !flow.is_fresh(Origin::Native, Timestamp(0), now, floor)
                 && !flow.is_fresh(Origin::Relay, began, now, floor);
-            if !dead || !(quiet || flow.is_silent(Origin::Relay, now, floor)) {
+            let quiet = waited >= flow.quiet(floor);
+            if !dead || !(quiet || flow.is_given_up(began, now, floor)) {
                 continue;
             }
             if flow.active && !delivered && !self.exhausted {
@@ -199,7 +207,8 @@ impl Reception {
             }
             self.begin_window(now);
         }
-        (!native && !delivered && quiet && !missing && !self.idle && self.standby.is_none())
+        let waiting = self.live_flows().next().is_some();
+        (!native && !delivered && !waiting && !missing && !self.idle && self.standby.is_none())
             .then_some(Step::Idle)
     }
 
@@ -249,12 +258,15 @@ impl Reception {
 
     /// Whether the relay has brought packets and brings none any more.
     pub(super) fn is_relay_silent(&self, now: Timestamp, floor: Duration) -> bool {
-        self.session.as_ref().is_none_or(|s| s.flows.is_empty())
-            || !self.is_delivered(now, floor)
-                && self
-                    .flows
-                    .values()
-                    .any(|flow| flow.is_silent(Origin::Relay, now, floor))
+        let Some(session) = self.session.as_ref().filter(|s| !s.flows.is_empty()) else {
+            return true;
+        };
+        let waited = now.since(session.began);
+        let given_up = |flow: &super::flow::Flow| {
+            flow.is_given_up(session.began, now, floor)
+                || flow.active && !flow.stopped && waited >= flow.quiet(floor)
+        };
+        !self.is_delivered(now, floor) && self.flows.values().any(given_up)
     }
 
     /// Whether native is behind in a flow that the relay brings.

@@ -64,10 +64,7 @@ impl Way {
 
     /// Whether enough packets came to judge its silence.
     pub(super) fn is_known(&self) -> bool {
-        let counted = self
-            .base
-            .map_or(0, |(first, _)| self.packets.saturating_sub(first));
-        counted >= KNOWN_PACKETS && !self.interarrival.is_zero()
+        self.packets >= KNOWN_PACKETS && !self.interarrival.is_zero()
     }
 
     /// How long it may be without a packet.
@@ -99,8 +96,14 @@ pub(super) struct Flow {
 
 impl Flow {
     /// Takes in what the kernel has counted. `relayed_too` is whether a relay would have brought
-    /// what did not come natively.
-    pub(super) fn read(&mut self, stream: &Stream, floor: Duration, relayed_too: bool) {
+    /// what did not come natively; a flow that has not come since `since` is not waited for.
+    pub(super) fn read(
+        &mut self,
+        stream: &Stream,
+        floor: Duration,
+        relayed_too: bool,
+        since: Timestamp,
+    ) {
         let (native, relayed) = (self.native, self.relayed);
         self.native.read(
             stream.native_packets,
@@ -112,6 +115,11 @@ impl Flow {
             stream.relay_last_ns,
             stream.relay_interarrival_ns,
         );
+        let first = native.packets + relayed.packets == 0;
+        if first && !self.active && self.native.last.max(self.relayed.last) < since {
+            self.stopped = true;
+            return;
+        }
         if self.native.packets > native.packets || self.relayed.packets > relayed.packets {
             self.stopped = false;
             self.active |= self.native.is_known() || self.relayed.is_known();
@@ -123,6 +131,7 @@ impl Flow {
             let gap = after.last.since(before.last);
             let paused = other_too
                 && before.is_known()
+                && before.base.is_some()
                 && after.packets > before.packets
                 && gap > before.patience(floor)
                 && other.last <= before.last + floor;
@@ -167,6 +176,21 @@ impl Flow {
     ) -> bool {
         let way = self.way(origin);
         way.packets > 0 && way.last >= since && now.since(way.last) <= self.threshold(origin, floor)
+    }
+
+    /// How long a relay may take to bring it before it counts as not bringing it.
+    pub(super) fn quiet(&self, floor: Duration) -> Duration {
+        /// Where nothing is known of the flow.
+        const QUIET: Duration = Duration::from_secs(1);
+        let ways = [Origin::Native, Origin::Relay].into_iter();
+        let seen = ways.filter(|origin| self.way(*origin).packets > 0);
+        let longest = seen.map(|origin| self.threshold(origin, floor)).max();
+        longest.unwrap_or_default().max(QUIET)
+    }
+
+    /// Whether a relay that has brought it since a moment does not any more.
+    pub(super) fn is_given_up(&self, since: Timestamp, now: Timestamp, floor: Duration) -> bool {
+        self.relayed.last >= since && self.is_silent(Origin::Relay, now, floor)
     }
 
     /// Whether a way that was known to flow is silent.
@@ -224,13 +248,13 @@ mod tests {
     #[test]
     fn fast_flow_is_silent_after_the_floor_and_a_slow_one_after_ten_packets_times() {
         let mut fast = Flow::default();
-        fast.read(&stream(10, 100, 1), FLOOR, true);
-        fast.read(&stream(110, 200, 1), FLOOR, true);
+        fast.read(&stream(10, 100, 1), FLOOR, true, at(0));
+        fast.read(&stream(110, 200, 1), FLOOR, true, at(0));
         assert!(!fast.is_silent(Native, at(400), FLOOR));
         assert!(fast.is_silent(Native, at(401), FLOOR));
         let mut slow = Flow::default();
-        slow.read(&stream(1, 0, 0), FLOOR, true);
-        slow.read(&stream(11, 1000, 100), FLOOR, true);
+        slow.read(&stream(1, 0, 0), FLOOR, true, at(0));
+        slow.read(&stream(11, 1000, 100), FLOOR, true, at(0));
         assert!(!slow.is_silent(Native, at(2000), FLOOR));
         assert!(slow.is_silent(Native, at(2001), FLOOR));
     }
@@ -238,29 +262,29 @@ mod tests {
     #[test]
     fn flow_of_a_few_packets_is_never_silent() {
         let mut flow = Flow::default();
-        flow.read(&stream(1, 100, 0), FLOOR, true);
-        flow.read(&stream(8, 200, 10), FLOOR, true);
+        flow.read(&stream(1, 100, 0), FLOOR, true, at(0));
+        flow.read(&stream(7, 200, 10), FLOOR, true, at(0));
         assert!(!flow.is_silent(Native, at(100_000), FLOOR));
     }
 
     #[test]
     fn gap_in_the_moving_average_does_not_blind() {
         let mut flow = Flow::default();
-        flow.read(&stream(10, 10_000, 1250), FLOOR, true);
-        flow.read(&stream(60, 10_050, 1000), FLOOR, true);
-        flow.read(&stream(110, 10_100, 900), FLOOR, true);
+        flow.read(&stream(10, 10_000, 1250), FLOOR, true, at(0));
+        flow.read(&stream(60, 10_050, 1000), FLOOR, true, at(0));
+        flow.read(&stream(110, 10_100, 900), FLOOR, true, at(0));
         assert!(flow.is_silent(Native, at(10_301), FLOOR));
     }
 
     #[test]
     fn source_that_pauses_by_itself_is_given_twice_its_pause() {
         let mut flow = Flow::default();
-        flow.read(&stream(10, 100, 1), FLOOR, true);
-        flow.read(&stream(110, 200, 1), FLOOR, true);
+        flow.read(&stream(10, 100, 1), FLOOR, true, at(0));
+        flow.read(&stream(110, 200, 1), FLOOR, true, at(0));
         assert!(flow.is_silent(Native, at(500), FLOOR));
-        flow.read(&stream(111, 600, 50), FLOOR, true);
-        flow.read(&stream(112, 601, 1), FLOOR, true);
-        flow.read(&stream(122, 611, 1), FLOOR, true);
+        flow.read(&stream(111, 600, 50), FLOOR, true, at(0));
+        flow.read(&stream(112, 601, 1), FLOOR, true, at(0));
+        flow.read(&stream(122, 611, 1), FLOOR, true, at(0));
         assert!(!flow.is_silent(Native, at(1411), FLOOR));
         assert!(flow.is_silent(Native, at(1412), FLOOR));
     }

@@ -37,7 +37,10 @@
 //! |---|---|
 //! | `course` | what comes next, from flows and session |
 //! | `flow` | one flow by both ways |
-//! | `session` | sessions with relays, their answers, fail-over |
+//! | `watch` | reading the flows |
+//! | `session` | sessions with relays: asking, renewing, their end |
+//! | `judge` | whether what a relay announces can be true |
+//! | `takeover` | the next relay |
 //! | `relays` | the relays, their connections, whose turn it is |
 //! | `adopt` | what an agent before this one has left |
 //! | `view` | what the operator sees |
@@ -45,14 +48,17 @@
 mod adopt;
 mod course;
 mod flow;
+mod judge;
 mod relays;
 mod session;
+mod takeover;
 mod view;
+mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use common::maps::{ManagedKey, Origin, Origins, Stream, StreamKey};
+use common::maps::{ManagedKey, Origins, StreamKey};
 use common::signal;
 use tracing::info;
 
@@ -69,8 +75,6 @@ pub use view::{Mode, ModeView, RelayView, SessionView};
 
 /// Flows of one address that are watched.
 const MAX_FLOWS: usize = 256;
-/// Longest time between two looks at flows that are slow.
-const WATCH_LAST: Duration = Duration::from_secs(5);
 /// Steps that one look at the flows may take.
 const MAX_STEPS: usize = 4;
 
@@ -118,6 +122,8 @@ struct Reception {
     turned: Option<Timestamp>,
     /// The session whose flows pass, or the first one that is asked for.
     session: Option<Session>,
+    /// Until when relayed packets have passed, at the latest.
+    relayed_until: Timestamp,
     /// The session that is to take over.
     standby: Option<Session>,
     /// Token of the look at the old session's last packets before the standby takes over.
@@ -148,6 +154,7 @@ impl Reception {
             failures: 0,
             turned: None,
             session: None,
+            relayed_until: Timestamp::default(),
             standby: None,
             swap: None,
             tried: BTreeSet::new(),
@@ -164,31 +171,6 @@ impl Reception {
             std::collections::btree_map::Entry::Vacant(entry) => {
                 room.then(|| entry.insert(Flow::default()))
             }
-        }
-    }
-
-    /// How soon its flows are to be read again; `None` if their next packets tell all.
-    fn watch_in(&self, now: Timestamp, timing: &RelayTiming) -> Option<Duration> {
-        let floor = timing.silence;
-        match self.state {
-            State::Native => self
-                .flows
-                .values()
-                .filter(|flow| {
-                    !flow.stopped
-                        && (flow.is_judged(Origin::Native)
-                            || flow.is_fresh(Origin::Native, Timestamp(0), now, floor))
-                })
-                .map(|flow| flow.threshold(Origin::Native, floor) / 4)
-                .min()
-                .map(|quarter| quarter.clamp(timing.watch_interval, WATCH_LAST)),
-            State::Both
-                if self.standby.is_none()
-                    && (self.idle || self.flows.is_empty() && self.session.is_none()) =>
-            {
-                None
-            }
-            _ => Some(timing.watch_interval),
         }
     }
 }
@@ -322,132 +304,6 @@ impl Agent {
         }
     }
 
-    /// A flow's first packet since its address was watched, by one way.
-    pub(super) fn reception_packet(&mut self, flow: &StreamKey, origin: Origin, at: Timestamp) {
-        let key = flow.managed();
-        if self.relay_timing(&key).is_none() {
-            return;
-        }
-        let Some(reception) = self.receptions.by_address.get_mut(&key) else {
-            return;
-        };
-        if !reception.filter.accepts(&flow.source) {
-            return;
-        }
-        reception.idle = false;
-        if let Some(flow) = reception.flow(flow) {
-            flow.stopped = false;
-            match origin {
-                Origin::Native => flow.native.came(at),
-                Origin::Relay => flow.relayed.came(at),
-            }
-        }
-        self.look(key);
-    }
-
-    /// The flows of watched addresses were read. `false` if they were asked for by others.
-    pub(super) fn receptions_read(&mut self, token: u64, streams: &[(StreamKey, Stream)]) -> bool {
-        let Some(timing) = self.config.relay else {
-            return false;
-        };
-        let swapping = self
-            .receptions
-            .by_address
-            .iter()
-            .find(|(_, reception)| reception.swap == Some(token))
-            .map(|(key, _)| *key);
-        let watched = self.receptions.token.take_if(|asked| *asked == token);
-        if watched.is_none() && swapping.is_none() {
-            return false;
-        }
-        let mut read = BTreeSet::new();
-        for (key, stream) in streams {
-            let address = key.managed();
-            let Some(reception) = self.receptions.by_address.get_mut(&address) else {
-                continue;
-            };
-            read.insert(address);
-            let answered = reception
-                .session
-                .as_ref()
-                .is_some_and(|session| session.answered.is_some());
-            if reception.filter.accepts(&key.source)
-                && let Some(flow) = reception.flow(key)
-            {
-                flow.read(stream, timing.silence, answered);
-            }
-        }
-        if let Some(key) = swapping {
-            self.swap(key);
-            read.insert(key);
-        }
-        for key in read {
-            self.look(key);
-        }
-        true
-    }
-
-    /// Reads the flows that may fall silent or come back.
-    pub(super) fn watch_receptions(&mut self) {
-        let now = self.now;
-        let Some(timing) = self.config.relay else {
-            return;
-        };
-        let mut keys = Vec::new();
-        let mut unwatched = Vec::new();
-        let mut next: Option<Timestamp> = None;
-        for (key, reception) in &mut self.receptions.by_address {
-            if key.vlan != 0 {
-                continue;
-            }
-            let due = reception.watch_in(now, &timing).map(|wait| now + wait);
-            if due.is_none() && reception.watch_at.is_some() {
-                unwatched.push(*key);
-            }
-            if reception.watch_at.is_none_or(|at| now >= at) && due.is_some() {
-                keys.push(*key);
-                reception.watch_at = due;
-            } else if due.is_none() {
-                reception.watch_at = None;
-            }
-            next = next.into_iter().chain(reception.watch_at).min();
-        }
-        // The next packet of a flow that is not looked at any more is to raise an event.
-        for key in unwatched {
-            self.manage(key, now);
-        }
-        if let Some(next) = next {
-            self.timers.set(Timer::Watch, next);
-        }
-        if !keys.is_empty() {
-            let token = self.numbers.next();
-            self.receptions.token = Some(token);
-            self.outputs.push_back(Output::ReadStreams { token, keys });
-        }
-    }
-
-    /// Has an address's flows be read when they are due.
-    fn watch_soon(&mut self, key: ManagedKey) {
-        let now = self.now;
-        let Some(timing) = self.relay_timing(&key) else {
-            return;
-        };
-        let Some(reception) = self.receptions.by_address.get_mut(&key) else {
-            return;
-        };
-        let wait = reception.watch_in(now, &timing);
-        let sooner = match (wait, reception.watch_at) {
-            // Looked at once more, to have events raised again.
-            (None, at) => at.map(|_| now + timing.watch_interval),
-            (Some(wait), None) => Some(now + wait),
-            (Some(wait), Some(at)) => Some(at.min(now + wait)),
-        };
-        if let Some(at) = sooner {
-            reception.watch_at = Some(at);
-            self.timers.set_earlier(Timer::Watch, at);
-        }
-    }
-
     /// Does what an address's flows and session ask for.
     pub(super) fn look(&mut self, key: ManagedKey) {
         let Some(timing) = self.relay_timing(&key) else {
@@ -539,6 +395,9 @@ impl Agent {
     }
 }
 
+#[cfg(test)]
+#[path = "../tests/relay_session.rs"]
+mod session_tests;
 #[cfg(test)]
 #[path = "../tests/reception.rs"]
 mod tests;

@@ -1,33 +1,17 @@
-//! Sessions with relays: asking, renewing, judging what a relay announces, and the next relay.
+//! Sessions with relays: asking, renewing, and their end.
 //!
 //! A session is named by the transaction of its first `RelayRequest`; the same request again
-//! renews its lease. Only one session's flows are in `RELAY_FLOWS` at a time, since two relays'
-//! copies of one packet cannot be told apart. So the next relay is asked while the old flows stay,
-//! and takes over when nothing more comes by them:
-//!
-//! ```text
-//!   session silent, or its lease ends          answered            session is silent
-//!  (none) ----------------------> standby asked -------> standby ready -------+
-//!                                                            ^                v
-//!                            a packet came meanwhile: back   +--- flows removed, counters read
-//!                                                                             | nothing came
-//!                                                                             v
-//!                                                              the standby's flows are set
-//! ```
-//!
-//! While a relay cannot be talked to but its packets come, its lease is waited for: its kernel goes
-//! on by itself, and it may be restarted meanwhile.
+//! renews its lease. While a relay cannot be talked to but its packets come, its lease is waited
+//! for: its kernel goes on by itself, and it may be restarted meanwhile.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
 use std::time::Duration;
 
-use common::maps::{Address, ManagedKey, RelayFlow, RelayFlowKey, StreamKey};
-use common::relay::{Endpoints, FIRST_PORT, FIRST_RELAY_PORT, is_neutral, to_multicast};
+use common::maps::{Address, ManagedKey, RelayFlow, RelayFlowKey};
 use common::signal::{KnownFlow, RelayRelease, RelayRequest, RelayResponse};
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
-use super::course::State;
 use crate::proto::filter::Filter;
 use crate::proto::refusal::bounded;
 use crate::proto::timer::Timer;
@@ -40,9 +24,7 @@ pub(super) const BACKOFF_FIRST: Duration = Duration::from_secs(1);
 /// Longest such delay.
 const BACKOFF_LAST: Duration = Duration::from_secs(30);
 /// Shortest and longest lease that is believed.
-const LEASE: [Duration; 2] = [Duration::from_millis(300), Duration::from_secs(3600)];
-/// Flows that a relay may announce for one address.
-const MAX_ANNOUNCED: usize = 256;
+pub(super) const LEASE: [Duration; 2] = [Duration::from_millis(300), Duration::from_secs(3600)];
 /// Flows that a relay is told of.
 const MAX_KNOWN: usize = 64;
 
@@ -57,13 +39,13 @@ pub(super) struct Session {
     /// When it was first answered.
     pub(super) answered: Option<Timestamp>,
     /// When the request was sent that is not answered yet.
-    asked: Option<Timestamp>,
+    pub(super) asked: Option<Timestamp>,
     pub(super) lease_end: Timestamp,
     pub(super) lease: Duration,
     /// When the lease is to be renewed.
     renew_at: Timestamp,
     /// The filter asked for, and the one before, which an answer may still follow.
-    filters: [Filter; 2],
+    pub(super) filters: [Filter; 2],
     /// Source address of its datagrams.
     pub(super) address: Option<Address>,
     pub(super) flows: BTreeMap<RelayFlowKey, RelayFlow>,
@@ -103,7 +85,7 @@ impl Session {
 
 /// Which of an address's sessions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
+pub(super) enum Place {
     Session,
     Standby,
 }
@@ -175,7 +157,7 @@ impl Agent {
         }
     }
 
-    fn set_session_timer(&mut self, key: ManagedKey) {
+    pub(super) fn set_session_timer(&mut self, key: ManagedKey) {
         let now = self.now;
         let Some(reception) = self.receptions.by_address.get(&key) else {
             return;
@@ -201,7 +183,7 @@ impl Agent {
         }
     }
 
-    fn session(&self, key: ManagedKey, place: Place) -> Option<&Session> {
+    pub(super) fn session(&self, key: ManagedKey, place: Place) -> Option<&Session> {
         let reception = self.receptions.by_address.get(&key)?;
         match place {
             Place::Session => reception.session.as_ref(),
@@ -209,7 +191,7 @@ impl Agent {
         }
     }
 
-    fn session_mut(&mut self, key: ManagedKey, place: Place) -> Option<&mut Session> {
+    pub(super) fn session_mut(&mut self, key: ManagedKey, place: Place) -> Option<&mut Session> {
         let reception = self.receptions.by_address.get_mut(&key)?;
         match place {
             Place::Session => reception.session.as_mut(),
@@ -247,7 +229,7 @@ impl Agent {
         }
     }
 
-    fn begin_session(&mut self, key: ManagedKey, place: Place, relay: String) {
+    pub(super) fn begin_session(&mut self, key: ManagedKey, place: Place, relay: String) {
         let transaction = self.numbers.next();
         let now = self.now;
         let Some(reception) = self.receptions.by_address.get_mut(&key) else {
@@ -380,92 +362,18 @@ impl Agent {
         self.set_session_timer(key);
     }
 
-    /// Finds out whether a relay's announcement can be true; returns its flows.
-    fn judge(
-        &self,
-        key: ManagedKey,
-        place: Place,
-        response: &RelayResponse,
-    ) -> Result<BTreeMap<RelayFlowKey, RelayFlow>, &'static str> {
-        let Some(session) = self.session(key, place) else {
-            return Err("nothing that was asked for");
-        };
-        let relay_address = *response.relay_address;
-        let relay = Ipv6Addr::from(relay_address);
-        if relay.is_multicast() || relay.is_unspecified() || relay.is_loopback() {
-            return Err("an address that cannot be its own");
-        }
-        if response.flows.len() > MAX_ANNOUNCED {
-            return Err("more flows than an address may have");
-        }
-        if Duration::from_millis(response.lease_ms) < LEASE[0] {
-            return Err("a lease that is too short");
-        }
-        let taken: BTreeSet<RelayFlowKey> = self
-            .receptions
-            .by_address
-            .iter()
-            .filter(|(other, _)| **other != key)
-            .flat_map(|(_, other)| other.session.iter().chain(&other.standby))
-            .flat_map(|session| session.flows.keys().copied())
-            .collect();
-        let mut flows = BTreeMap::new();
-        for announced in &response.flows {
-            let stream = StreamKey {
-                multicast_address: key.multicast_address,
-                source: *announced.source,
-                source_port: announced.source_port,
-                destination_port: announced.destination_port,
-                vlan: 0,
-                pad: 0,
-            };
-            let endpoints = Endpoints {
-                relay_address,
-                relay_port: announced.relay_port,
-                agent_address: self.config.address.octets(),
-                agent_port: announced.agent_port,
-            };
-            let flow = RelayFlowKey {
-                relay_address,
-                relay_port: announced.relay_port,
-                agent_port: announced.agent_port,
-            };
-            let source = Ipv6Addr::from(stream.source);
-            if flow.relay_port < FIRST_RELAY_PORT || flow.agent_port < FIRST_PORT {
-                return Err("a port that is not its to choose");
-            }
-            if !is_neutral(&stream, &endpoints) {
-                return Err("ports that would spoil the checksum");
-            }
-            if source.is_multicast() || source.is_unspecified() || source.is_loopback() {
-                return Err("a source that cannot send");
-            }
-            if !session.filters.iter().any(|f| f.accepts(&stream.source)) {
-                return Err("a source that nobody asked for");
-            }
-            let differences = to_multicast(&stream, &endpoints);
-            let value = RelayFlow {
-                session: session.transaction,
-                stream,
-                agent_address: endpoints.agent_address,
-                address_difference: differences.address,
-                port_difference: differences.port,
-            };
-            if taken.contains(&flow) || flows.insert(flow, value).is_some() {
-                return Err("the same ports twice");
-            }
-        }
-        Ok(flows)
-    }
-
     /// Makes the flows of an address's session those.
-    fn set_flows(&mut self, key: ManagedKey, flows: BTreeMap<RelayFlowKey, RelayFlow>) {
+    pub(super) fn set_flows(&mut self, key: ManagedKey, flows: BTreeMap<RelayFlowKey, RelayFlow>) {
+        let now = self.now;
         let Some(reception) = self.receptions.by_address.get_mut(&key) else {
             return;
         };
         let Some(session) = reception.session.as_mut() else {
             return;
         };
+        if !session.flows.is_empty() {
+            reception.relayed_until = now;
+        }
         for old in session.flows.keys() {
             if !flows.contains_key(old) {
                 self.outputs.push_back(Output::RelayFlowRemove(*old));
@@ -533,139 +441,14 @@ impl Agent {
         }
     }
 
-    /// Asks another relay, which takes over when nothing comes by the session any more.
-    pub(super) fn fail_over(&mut self, key: ManagedKey, why: &'static str) {
-        let Some(reception) = self.receptions.by_address.get_mut(&key) else {
-            return;
-        };
-        if reception.standby.is_some() || reception.swap.is_some() {
-            return;
-        }
-        let Some(session) = &reception.session else {
-            reception.exhausted = true;
-            return;
-        };
-        let relay = session.relay.clone();
-        if let Some(relay) = &relay {
-            reception.tried.insert(relay.clone());
-        }
-        let next = self.relays.pick(&reception.tried, &self.links, None);
-        let Some(next) = next else {
-            reception.exhausted = true;
-            return;
-        };
-        self.counters.relay_failovers += 1;
-        info!(
-            multicast_address = %Ipv6Addr::from(key.multicast_address),
-            relay = relay.as_deref().unwrap_or("unknown"),
-            why,
-            next,
-            "Next relay is asked"
-        );
-        self.begin_session(key, Place::Standby, next);
-        self.set_session_timer(key);
-    }
-
-    /// Lets the standby take over when nothing comes by the session any more, or gives it up when
-    /// the session sends again.
-    pub(super) fn look_at_standby(&mut self, key: ManagedKey) {
-        let now = self.now;
-        let floor = self.config.relay.map_or(Duration::ZERO, |t| t.silence);
-        let Some(reception) = self.receptions.by_address.get_mut(&key) else {
-            return;
-        };
-        let ready = reception
-            .standby
-            .as_ref()
-            .is_some_and(|standby| standby.answered.is_some());
-        if !ready || reception.swap.is_some() {
-            return;
-        }
-        let Some(session) = &reception.session else {
-            self.promote(key);
-            return;
-        };
-        if session.flows.is_empty() {
-            self.promote(key);
-        } else if !reception.is_delivered(now, floor) {
-            let flows: Vec<RelayFlowKey> = session.flows.keys().copied().collect();
-            let token = self.numbers.next();
-            reception.swap = Some(token);
-            for flow in flows {
-                self.outputs.push_back(Output::RelayFlowRemove(flow));
-            }
-            let keys = vec![key];
-            self.outputs.push_back(Output::ReadStreams { token, keys });
-        } else if session.lease_left(now) > session.lease / 3 && session.asked.is_none() {
-            self.drop_standby(key, "The first relay sends again");
-        }
-    }
-
-    /// The last packets of a session whose flows were removed are counted: the standby takes over,
-    /// unless the session had begun to send again.
-    pub(super) fn swap(&mut self, key: ManagedKey) {
-        let now = self.now;
-        let floor = self.config.relay.map_or(Duration::ZERO, |t| t.silence);
-        let Some(reception) = self.receptions.by_address.get_mut(&key) else {
-            return;
-        };
-        reception.swap = None;
-        if !reception.is_delivered(now, floor) && reception.standby.is_some() {
-            let session = reception.session.take().map(|mut session| {
-                session.flows.clear();
-                session
-            });
-            self.release_session(session, "Another relay has taken over");
-            self.promote(key);
-            return;
-        }
-        let flows = reception.session.iter().flat_map(|session| &session.flows);
-        for (key, value) in flows {
-            self.outputs.push_back(Output::RelayFlowSet {
-                key: *key,
-                value: *value,
-            });
-        }
-        self.drop_standby(key, "The first relay sends again");
-    }
-
-    /// Makes the standby, if there is one, the session. The old one's flows are gone.
-    fn promote(&mut self, key: ManagedKey) {
-        let now = self.now;
-        let Some(reception) = self.receptions.by_address.get_mut(&key) else {
-            return;
-        };
-        let Some(mut standby) = reception.standby.take() else {
-            return;
-        };
-        if let Some(old) = reception.session.take() {
-            self.release_session(Some(old), "Another relay has taken over");
-        }
-        let Some(reception) = self.receptions.by_address.get_mut(&key) else {
-            return;
-        };
-        let flows = std::mem::take(&mut standby.flows);
-        standby.began = now;
-        standby.answered = standby.answered.map(|_| now);
-        for flow in reception.flows.values_mut() {
-            flow.relayed.restart();
-        }
-        reception.session = Some(standby);
-        reception.why = match reception.state {
-            State::Native | State::Doubtful { .. } => reception.why,
-            _ => "the relay before has stopped",
-        };
-        self.set_flows(key, flows);
-    }
-
-    fn drop_standby(&mut self, key: ManagedKey, why: &str) {
+    pub(super) fn drop_standby(&mut self, key: ManagedKey, why: &str) {
         if let Some(reception) = self.receptions.by_address.get_mut(&key) {
             let standby = reception.standby.take();
             self.release_session(standby, why);
         }
     }
 
-    fn release_session(&mut self, session: Option<Session>, why: &str) {
+    pub(super) fn release_session(&mut self, session: Option<Session>, why: &str) {
         if let Some(session) = session
             && let Some(relay) = session.relay
         {

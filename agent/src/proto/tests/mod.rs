@@ -5,6 +5,7 @@ pub(super) mod fixture;
 mod kernel;
 mod migration;
 mod pair;
+mod relay_network;
 pub(super) mod relay_world;
 mod schedule;
 mod vm_host;

@@ -8,18 +8,17 @@ use std::time::Duration;
 use common::maps::{
     CopyCounts, Managed, ManagedKey, Origin, Origins, RelayFlow, RelayFlowKey, Stream, StreamKey,
 };
-use common::relay::{COPY_LIFETIME_NS, count_copy, port_pairs};
-use common::signal::{AnnouncedFlow, PeerMessage, RelayRelease, RelayResponse};
+use common::signal::{PeerMessage, RelayResponse};
 
 use super::fixture::TAP;
 use super::pair::{Dice, MAC, UUID, config, key, ms};
+use super::relay_network::flow_key;
 use crate::proto::*;
 
 /// Time between two packets of the source.
 pub(in crate::proto) const INTERVAL: Duration = Duration::from_micros(2000);
 /// From the agent to a relay, and back.
-const SIGNALLING_DELAY: Duration = Duration::from_millis(2);
-const LEASE: Duration = Duration::from_secs(30);
+pub(super) const SIGNALLING_DELAY: Duration = Duration::from_millis(2);
 
 /// How a relay behaves.
 #[derive(Clone, Debug)]
@@ -37,15 +36,17 @@ pub(in crate::proto) struct RelayDouble {
     /// From the source to the agent by this relay.
     pub(in crate::proto) delay: Duration,
     pub(in crate::proto) requests: Vec<u64>,
+    /// Sources of the last request.
+    pub(in crate::proto) asked_for: Vec<[u8; 16]>,
     pub(in crate::proto) released: Vec<u64>,
-    key: RelayFlowKey,
-    transaction: Option<u64>,
-    lease_end: Timestamp,
-    connected: bool,
+    pub(super) key: RelayFlowKey,
+    pub(super) transaction: Option<u64>,
+    pub(super) lease_end: Timestamp,
+    pub(super) connected: bool,
 }
 
 #[derive(Debug)]
-enum Event {
+pub(super) enum Event {
     Emit,
     Native { sequence: u64 },
     Relayed { key: RelayFlowKey, sequence: u64 },
@@ -60,8 +61,8 @@ enum Event {
 pub(in crate::proto) struct Kernel {
     pub(in crate::proto) managed: BTreeMap<ManagedKey, (Timestamp, Origins)>,
     pub(in crate::proto) flows: BTreeMap<RelayFlowKey, RelayFlow>,
-    streams: BTreeMap<StreamKey, Stream>,
-    copies: BTreeMap<u64, (u64, CopyCounts)>,
+    pub(super) streams: BTreeMap<StreamKey, Stream>,
+    pub(super) copies: BTreeMap<u64, (u64, CopyCounts)>,
 }
 
 pub(in crate::proto) struct World {
@@ -82,8 +83,8 @@ pub(in crate::proto) struct World {
     /// How often flows were read.
     pub(in crate::proto) reads: usize,
     pub(in crate::proto) config: AgentConfig,
-    sent: u64,
-    dice: Dice,
+    pub(super) sent: u64,
+    pub(super) dice: Dice,
     queue: BTreeMap<(Timestamp, u64), Event>,
     number: u64,
 }
@@ -122,6 +123,7 @@ impl World {
             lie: None,
             delay: ms(relay_ms),
             requests: Vec::new(),
+            asked_for: Vec::new(),
             released: Vec::new(),
             key: flow_key(number, &config),
             transaction: None,
@@ -319,7 +321,7 @@ impl World {
         self.now = end;
     }
 
-    fn after(&mut self, delay: Duration, event: Event) {
+    pub(super) fn after(&mut self, delay: Duration, event: Event) {
         self.number += 1;
         self.queue.insert((self.now + delay, self.number), event);
     }
@@ -389,7 +391,7 @@ impl World {
                     self.packet(flow.stream, Origin::Relay, sequence);
                 }
             }
-            Event::ToRelay { relay, bytes } => self.to_relay(relay, &bytes),
+            Event::ToRelay { relay, bytes } => self.relay_hears(relay, &bytes),
             Event::ToAgent { relay, bytes } => {
                 if self.relays[relay].connected {
                     let name = self.relays[relay].name.clone();
@@ -413,137 +415,6 @@ impl World {
         }
     }
 
-    fn emit(&mut self) {
-        self.after(self.interval, Event::Emit);
-        if !self.sends {
-            return;
-        }
-        self.sent += 1;
-        let sequence = self.sent;
-        self.delivered.insert(sequence, 0);
-        self.kernel.copies.remove(&sequence.saturating_sub(5000));
-        if self.native {
-            self.after(self.native_delay, Event::Native { sequence });
-        }
-        for number in 0..self.relays.len() {
-            let relay = &self.relays[number];
-            let leased = relay.transaction.is_some() && self.now < relay.lease_end;
-            if relay.sends && relay.receives && leased {
-                let (key, delay) = (relay.key, relay.delay);
-                self.after(delay, Event::Relayed { key, sequence });
-            }
-        }
-    }
-
-    /// What `uplink` does with a packet.
-    fn packet(&mut self, flow: StreamKey, origin: Origin, sequence: u64) {
-        let now = self.now;
-        let Some((since, origins)) = self.kernel.managed.get(&flow.managed()).copied() else {
-            return;
-        };
-        let stream = self.kernel.streams.entry(flow).or_default();
-        let (packets, last, average) = match origin {
-            Origin::Native => (
-                &mut stream.native_packets,
-                &mut stream.native_last_ns,
-                &mut stream.native_interarrival_ns,
-            ),
-            Origin::Relay => (
-                &mut stream.relay_packets,
-                &mut stream.relay_last_ns,
-                &mut stream.relay_interarrival_ns,
-            ),
-        };
-        *packets += 1;
-        let before = std::mem::replace(last, now.0);
-        if before != 0 {
-            let gap = now.0 - before;
-            *average = if *average == 0 {
-                gap
-            } else {
-                *average - *average / 8 + gap / 8
-            };
-        }
-        if before == 0 || before < since.0 {
-            let event = DatapathEvent::FirstPacket {
-                key: flow,
-                origin,
-                at: now,
-            };
-            let late = Duration::from_micros(100 + self.dice.roll(2000));
-            self.after(late, Event::Datapath(event));
-        }
-        let bit = match origin {
-            Origin::Native => Origins::PASS_NATIVE,
-            Origin::Relay => Origins::PASS_RELAY,
-        };
-        let passes = if origins as u8 & Origins::FINGERPRINT != 0 {
-            let (last, copies) = self.kernel.copies.entry(sequence).or_default();
-            if now.0 - *last > COPY_LIFETIME_NS {
-                *copies = CopyCounts::default();
-            }
-            *last = now.0;
-            let (counts, passes) = count_copy(*copies, origin, origins as u8);
-            *copies = counts;
-            passes
-        } else {
-            origins as u8 & bit != 0
-        };
-        if passes && let Some(times) = self.delivered.get_mut(&sequence) {
-            *times += 1;
-        }
-    }
-
-    fn to_relay(&mut self, number: usize, bytes: &[u8]) {
-        let now = self.now;
-        let relay = &mut self.relays[number];
-        if !relay.connected || !relay.runs {
-            return;
-        }
-        let (transaction, message) = PeerMessage::decode(bytes).unwrap();
-        match message {
-            PeerMessage::RelayRequest(_) if relay.refuses => {
-                relay.requests.push(transaction);
-                let reason = "This agent may have 0 addresses".to_owned();
-                self.answer(number, transaction, RelayRelease { reason }.into());
-            }
-            PeerMessage::RelayRequest(_) => {
-                relay.requests.push(transaction);
-                relay.transaction = Some(transaction);
-                relay.lease_end = now + LEASE;
-                let key = relay.key;
-                let stream = stream_key();
-                let mut response = RelayResponse {
-                    relay_address: key.relay_address.into(),
-                    lease_ms: 30_000,
-                    flows: vec![AnnouncedFlow {
-                        source: stream.source.into(),
-                        source_port: stream.source_port,
-                        destination_port: stream.destination_port,
-                        relay_port: key.relay_port,
-                        agent_port: key.agent_port,
-                    }],
-                };
-                if let Some(lie) = relay.lie {
-                    lie(&mut response);
-                }
-                self.answer(number, transaction, response.into());
-            }
-            PeerMessage::RelayRelease(_) => {
-                relay.released.push(transaction);
-                if relay.transaction == Some(transaction) {
-                    relay.transaction = None;
-                }
-            }
-            other => panic!("a relay is told {other:?}"),
-        }
-    }
-
-    fn answer(&mut self, relay: usize, transaction: u64, message: PeerMessage) {
-        let bytes = message.encode(transaction);
-        self.after(SIGNALLING_DELAY, Event::ToAgent { relay, bytes });
-    }
-
     /// What the source of an arriving VM asks for.
     pub(in crate::proto) fn request(&mut self) {
         let mut flow = crate::proto::destination::tests::flow(0);
@@ -557,18 +428,5 @@ impl World {
         let request = crate::proto::destination::tests::request(UUID, vec![listener]);
         let bytes = PeerMessage::from(request).encode(1);
         self.input(|agent, now| agent.handle_peer(now, "vms2", PeerEvent::Frame(bytes)));
-    }
-}
-
-fn flow_key(relay: usize, config: &AgentConfig) -> RelayFlowKey {
-    let (stream, relay_address) = (stream_key(), relay_address(relay));
-    let agent_address = config.address.octets();
-    let (relay_port, agent_port) = port_pairs(&stream, &relay_address, &agent_address)
-        .next()
-        .unwrap();
-    RelayFlowKey {
-        relay_address,
-        relay_port,
-        agent_port,
     }
 }

@@ -1,0 +1,96 @@
+//! Whether what a relay announces can be true: a relay may only send what was asked for, in a form
+//! that leaves checksums right.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv6Addr;
+use std::time::Duration;
+
+use common::maps::{ManagedKey, RelayFlow, RelayFlowKey, StreamKey};
+use common::relay::{Endpoints, FIRST_PORT, FIRST_RELAY_PORT, is_neutral, to_multicast};
+use common::signal::RelayResponse;
+
+use super::session::{LEASE, Place};
+use crate::proto::Agent;
+
+/// Flows that a relay may announce for one address.
+const MAX_ANNOUNCED: usize = 256;
+
+impl Agent {
+    /// Finds out whether a relay's announcement can be true; returns its flows.
+    pub(super) fn judge(
+        &self,
+        key: ManagedKey,
+        place: Place,
+        response: &RelayResponse,
+    ) -> Result<BTreeMap<RelayFlowKey, RelayFlow>, &'static str> {
+        let Some(session) = self.session(key, place) else {
+            return Err("nothing that was asked for");
+        };
+        let relay_address = *response.relay_address;
+        let relay = Ipv6Addr::from(relay_address);
+        if relay.is_multicast() || relay.is_unspecified() || relay.is_loopback() {
+            return Err("an address that cannot be its own");
+        }
+        if response.flows.len() > MAX_ANNOUNCED {
+            return Err("more flows than an address may have");
+        }
+        if Duration::from_millis(response.lease_ms) < LEASE[0] {
+            return Err("a lease that is too short");
+        }
+        let taken: BTreeSet<RelayFlowKey> = self
+            .receptions
+            .by_address
+            .iter()
+            .filter(|(other, _)| **other != key)
+            .flat_map(|(_, other)| other.session.iter().chain(&other.standby))
+            .flat_map(|session| session.flows.keys().copied())
+            .collect();
+        let mut flows = BTreeMap::new();
+        for announced in &response.flows {
+            let stream = StreamKey {
+                multicast_address: key.multicast_address,
+                source: *announced.source,
+                source_port: announced.source_port,
+                destination_port: announced.destination_port,
+                vlan: 0,
+                pad: 0,
+            };
+            let endpoints = Endpoints {
+                relay_address,
+                relay_port: announced.relay_port,
+                agent_address: self.config.address.octets(),
+                agent_port: announced.agent_port,
+            };
+            let flow = RelayFlowKey {
+                relay_address,
+                relay_port: announced.relay_port,
+                agent_port: announced.agent_port,
+            };
+            let source = Ipv6Addr::from(stream.source);
+            if flow.relay_port < FIRST_RELAY_PORT || flow.agent_port < FIRST_PORT {
+                return Err("a port that is not its to choose");
+            }
+            if !is_neutral(&stream, &endpoints) {
+                return Err("ports that would spoil the checksum");
+            }
+            if source.is_multicast() || source.is_unspecified() || source.is_loopback() {
+                return Err("a source that cannot send");
+            }
+            if !session.filters.iter().any(|f| f.accepts(&stream.source)) {
+                return Err("a source that nobody asked for");
+            }
+            let differences = to_multicast(&stream, &endpoints);
+            let value = RelayFlow {
+                session: session.transaction,
+                stream,
+                agent_address: endpoints.agent_address,
+                address_difference: differences.address,
+                port_difference: differences.port,
+            };
+            if taken.contains(&flow) || flows.insert(flow, value).is_some() {
+                return Err("the same ports twice");
+            }
+        }
+        Ok(flows)
+    }
+}

@@ -1,0 +1,150 @@
+//! The next relay. Only one session's flows are in `RELAY_FLOWS` at a time, since two relays'
+//! copies of one packet cannot be told apart. So the next relay is asked while the old flows stay,
+//! and takes over when nothing more comes by them:
+//!
+//! ```text
+//!   session silent, or its lease ends          answered            session is silent
+//!  (none) ----------------------> standby asked -------> standby ready -------+
+//!                                                            ^                v
+//!                            a packet came meanwhile: back   +--- flows removed, counters read
+//!                                                                             | nothing came
+//!                                                                             v
+//!                                                              the standby's flows are set
+//! ```
+
+use std::net::Ipv6Addr;
+use std::time::Duration;
+
+use common::maps::{ManagedKey, RelayFlowKey};
+use tracing::info;
+
+use super::course::State;
+use super::session::Place;
+use crate::proto::{Agent, Output};
+
+impl Agent {
+    /// Asks another relay, which takes over when nothing comes by the session any more.
+    pub(super) fn fail_over(&mut self, key: ManagedKey, why: &'static str) {
+        let Some(reception) = self.receptions.by_address.get_mut(&key) else {
+            return;
+        };
+        if reception.standby.is_some() || reception.swap.is_some() {
+            return;
+        }
+        let Some(session) = &reception.session else {
+            reception.exhausted = true;
+            return;
+        };
+        let relay = session.relay.clone();
+        if let Some(relay) = &relay {
+            reception.tried.insert(relay.clone());
+        }
+        let next = self.relays.pick(&reception.tried, &self.links, None);
+        let Some(next) = next else {
+            reception.exhausted = true;
+            return;
+        };
+        self.counters.relay_failovers += 1;
+        info!(
+            multicast_address = %Ipv6Addr::from(key.multicast_address),
+            relay = relay.as_deref().unwrap_or("unknown"),
+            why,
+            next,
+            "Next relay is asked"
+        );
+        self.begin_session(key, Place::Standby, next);
+        self.set_session_timer(key);
+    }
+
+    /// Lets the standby take over when nothing comes by the session any more, or gives it up when
+    /// the session sends again.
+    pub(super) fn look_at_standby(&mut self, key: ManagedKey) {
+        let now = self.now;
+        let floor = self.config.relay.map_or(Duration::ZERO, |t| t.silence);
+        let Some(reception) = self.receptions.by_address.get_mut(&key) else {
+            return;
+        };
+        let ready = reception
+            .standby
+            .as_ref()
+            .is_some_and(|standby| standby.answered.is_some());
+        if !ready || reception.swap.is_some() {
+            return;
+        }
+        let Some(session) = &reception.session else {
+            self.promote(key);
+            return;
+        };
+        if session.flows.is_empty() {
+            self.promote(key);
+        } else if !reception.is_delivered(now, floor) {
+            let flows: Vec<RelayFlowKey> = session.flows.keys().copied().collect();
+            let token = self.numbers.next();
+            reception.swap = Some(token);
+            for flow in flows {
+                self.outputs.push_back(Output::RelayFlowRemove(flow));
+            }
+            let keys = vec![key];
+            self.outputs.push_back(Output::ReadStreams { token, keys });
+        } else if session.lease_left(now) > session.lease / 3 && session.asked.is_none() {
+            self.drop_standby(key, "The first relay sends again");
+        }
+    }
+
+    /// The last packets of a session whose flows were removed are counted: the standby takes over,
+    /// unless the session had begun to send again.
+    pub(super) fn swap(&mut self, key: ManagedKey) {
+        let now = self.now;
+        let floor = self.config.relay.map_or(Duration::ZERO, |t| t.silence);
+        let Some(reception) = self.receptions.by_address.get_mut(&key) else {
+            return;
+        };
+        reception.swap = None;
+        if !reception.is_delivered(now, floor) && reception.standby.is_some() {
+            let session = reception.session.take().map(|mut session| {
+                session.flows.clear();
+                session
+            });
+            self.release_session(session, "Another relay has taken over");
+            self.promote(key);
+            return;
+        }
+        let flows = reception.session.iter().flat_map(|session| &session.flows);
+        for (key, value) in flows {
+            self.outputs.push_back(Output::RelayFlowSet {
+                key: *key,
+                value: *value,
+            });
+        }
+        self.drop_standby(key, "The first relay sends again");
+    }
+
+    /// Makes the standby, if there is one, the session. The old one's flows are gone.
+    pub(super) fn promote(&mut self, key: ManagedKey) {
+        let now = self.now;
+        let Some(reception) = self.receptions.by_address.get_mut(&key) else {
+            return;
+        };
+        let Some(mut standby) = reception.standby.take() else {
+            return;
+        };
+        if let Some(old) = reception.session.take() {
+            self.release_session(Some(old), "Another relay has taken over");
+        }
+        let Some(reception) = self.receptions.by_address.get_mut(&key) else {
+            return;
+        };
+        let flows = std::mem::take(&mut standby.flows);
+        standby.began = now;
+        standby.answered = standby.answered.map(|_| now);
+        for flow in reception.flows.values_mut() {
+            flow.relayed.restart();
+        }
+        reception.session = Some(standby);
+        reception.why = match reception.state {
+            State::Native | State::Doubtful { .. } => reception.why,
+            _ => "the relay before has stopped",
+        };
+        self.set_flows(key, flows);
+    }
+}

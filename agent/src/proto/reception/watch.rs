@@ -1,0 +1,180 @@
+//! Looking at the flows: the kernel's events of first packets, and its counters read again and
+//! again while a flow may fall silent or come back.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use common::maps::{ManagedKey, Origin, Stream, StreamKey};
+
+use super::Reception;
+use super::course::State;
+use crate::proto::timer::Timer;
+use crate::proto::{Agent, Output, RelayTiming, Timestamp};
+
+/// Longest time between two looks at flows that are slow.
+const WATCH_LAST: Duration = Duration::from_secs(5);
+
+impl Reception {
+    /// How soon its flows are to be read again; `None` if their next packets tell all.
+    fn watch_in(&self, now: Timestamp, timing: &RelayTiming) -> Option<Duration> {
+        let floor = timing.silence;
+        match self.state {
+            State::Native => self
+                .flows
+                .values()
+                .filter(|flow| {
+                    !flow.stopped
+                        && (flow.is_judged(Origin::Native)
+                            || flow.is_fresh(Origin::Native, Timestamp(0), now, floor))
+                })
+                .map(|flow| flow.threshold(Origin::Native, floor) / 4)
+                .min()
+                .map(|quarter| quarter.clamp(timing.watch_interval, WATCH_LAST)),
+            State::Both
+                if self.standby.is_none()
+                    && (self.idle || self.flows.is_empty() && self.session.is_none()) =>
+            {
+                None
+            }
+            _ => Some(timing.watch_interval),
+        }
+    }
+}
+
+impl Agent {
+    /// A flow's first packet since its address was watched, by one way.
+    pub(in crate::proto) fn reception_packet(
+        &mut self,
+        flow: &StreamKey,
+        origin: Origin,
+        at: Timestamp,
+    ) {
+        let key = flow.managed();
+        if self.relay_timing(&key).is_none() {
+            return;
+        }
+        let Some(reception) = self.receptions.by_address.get_mut(&key) else {
+            return;
+        };
+        if !reception.filter.accepts(&flow.source) {
+            return;
+        }
+        reception.idle = false;
+        if let Some(flow) = reception.flow(flow) {
+            flow.stopped = false;
+            match origin {
+                Origin::Native => flow.native.came(at),
+                Origin::Relay => flow.relayed.came(at),
+            }
+        }
+        self.look(key);
+    }
+
+    /// The flows of watched addresses were read. `false` if they were asked for by others.
+    pub(in crate::proto) fn receptions_read(
+        &mut self,
+        token: u64,
+        streams: &[(StreamKey, Stream)],
+    ) -> bool {
+        let Some(timing) = self.config.relay else {
+            return false;
+        };
+        let swapping = self
+            .receptions
+            .by_address
+            .iter()
+            .find(|(_, reception)| reception.swap == Some(token))
+            .map(|(key, _)| *key);
+        let watched = self.receptions.token.take_if(|asked| *asked == token);
+        if watched.is_none() && swapping.is_none() {
+            return false;
+        }
+        let mut read = BTreeSet::new();
+        for (key, stream) in streams {
+            let address = key.managed();
+            let Some(reception) = self.receptions.by_address.get_mut(&address) else {
+                continue;
+            };
+            read.insert(address);
+            let answered = reception
+                .session
+                .as_ref()
+                .is_some_and(|session| session.answered.is_some());
+            let since = reception.probed_since;
+            if reception.filter.accepts(&key.source)
+                && let Some(flow) = reception.flow(key)
+            {
+                flow.read(stream, timing.silence, answered, since);
+            }
+        }
+        if let Some(key) = swapping {
+            self.swap(key);
+            read.insert(key);
+        }
+        for key in read {
+            self.look(key);
+        }
+        true
+    }
+
+    /// Reads the flows that may fall silent or come back.
+    pub(in crate::proto) fn watch_receptions(&mut self) {
+        let now = self.now;
+        let Some(timing) = self.config.relay else {
+            return;
+        };
+        let mut keys = Vec::new();
+        let mut unwatched = Vec::new();
+        let mut next: Option<Timestamp> = None;
+        for (key, reception) in &mut self.receptions.by_address {
+            if key.vlan != 0 {
+                continue;
+            }
+            let due = reception.watch_in(now, &timing).map(|wait| now + wait);
+            if due.is_none() && reception.watch_at.is_some() {
+                unwatched.push(*key);
+            }
+            if reception.watch_at.is_none_or(|at| now >= at) && due.is_some() {
+                keys.push(*key);
+                reception.watch_at = due;
+            } else if due.is_none() {
+                reception.watch_at = None;
+            }
+            next = next.into_iter().chain(reception.watch_at).min();
+        }
+        // The next packet of a flow that is not looked at any more is to raise an event.
+        for key in unwatched {
+            self.manage(key, now);
+        }
+        if let Some(next) = next {
+            self.timers.set(Timer::Watch, next);
+        }
+        if !keys.is_empty() {
+            let token = self.numbers.next();
+            self.receptions.token = Some(token);
+            self.outputs.push_back(Output::ReadStreams { token, keys });
+        }
+    }
+
+    /// Has an address's flows be read when they are due.
+    pub(super) fn watch_soon(&mut self, key: ManagedKey) {
+        let now = self.now;
+        let Some(timing) = self.relay_timing(&key) else {
+            return;
+        };
+        let Some(reception) = self.receptions.by_address.get_mut(&key) else {
+            return;
+        };
+        let wait = reception.watch_in(now, &timing);
+        let sooner = match (wait, reception.watch_at) {
+            // Looked at once more, to have events raised again.
+            (None, at) => at.map(|_| now + timing.watch_interval),
+            (Some(wait), None) => Some(now + wait),
+            (Some(wait), Some(at)) => Some(at.min(now + wait)),
+        };
+        if let Some(at) = sooner {
+            reception.watch_at = Some(at);
+            self.timers.set_earlier(Timer::Watch, at);
+        }
+    }
+}
