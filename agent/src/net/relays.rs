@@ -93,7 +93,7 @@ pub struct Found {
 enum SourceError {
     #[error("Relay name {host} cannot be resolved: {reason}")]
     Dns { host: String, reason: String },
-    #[error("Relay name {host} has no IPv6 address")]
+    #[error("Relay name {host} does not exist in DNS, or has no IPv6 address")]
     NoAddress { host: String },
     #[error("Session description {place} cannot be read: {reason}")]
     Sdp { place: String, reason: String },
@@ -274,7 +274,12 @@ async fn resolve(
     resolver
         .ipv6_lookup(format!("{host}."))
         .await
-        .map_err(|error| failed(error.to_string()))
+        .map_err(|error| match error.is_no_records_found() {
+            true => SourceError::NoAddress {
+                host: host.to_owned(),
+            },
+            false => failed(error.to_string()),
+        })
 }
 
 fn named_addresses(host: &str, name: &str, port: u16, lookup: &Ipv6Lookup) -> Looked {

@@ -46,7 +46,7 @@ pub(super) async fn dial(
     };
     let mut pauses = PAUSES.into_iter();
     loop {
-        let reason = match attempt(&shared, &peer, &target).await {
+        let reason = match attempt(&shared, &target).await {
             Ok(frames) => return Ok(frames),
             Err(Failure::Final(reason)) => return Err(reason),
             Err(Failure::Retry(reason)) => reason,
@@ -60,7 +60,6 @@ pub(super) async fn dial(
 
 async fn attempt(
     shared: &Shared,
-    peer: &str,
     target: &Target,
 ) -> Result<Frames<TlsStream<TcpStream>>, Failure> {
     let Target {
@@ -70,14 +69,14 @@ async fn attempt(
     } = target;
     let stream = connect(address).await.map_err(|error| {
         Failure::Retry(format!(
-            "{what} `{peer}` at {address} cannot be reached: {error}"
+            "{what} `{name}` at {address} cannot be reached: {error}"
         ))
     })?;
-    let name = ServerName::try_from(name.clone())
+    let server_name = ServerName::try_from(name.clone())
         .map_err(|_| Failure::Final(format!("The peer name `{name}` is not a DNS name")))?;
     let late = |_| {
         Failure::Retry(format!(
-            "{what} `{peer}` at {address} did not answer within {} s",
+            "{what} `{name}` at {address} did not answer within {} s",
             HANDSHAKE_TIMEOUT.as_secs()
         ))
     };
@@ -86,7 +85,7 @@ async fn attempt(
             error.kind(),
             io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput
         );
-        let reason = format!("{what} `{peer}` at {address} cannot be talked to: {error}");
+        let reason = format!("{what} `{name}` at {address} cannot be talked to: {error}");
         if final_ {
             Failure::Final(reason)
         } else {
@@ -94,7 +93,7 @@ async fn attempt(
         }
     };
     let connector = TlsConnector::from(Arc::clone(&shared.tls.client));
-    let stream = timeout(HANDSHAKE_TIMEOUT, connector.connect(name, stream))
+    let stream = timeout(HANDSHAKE_TIMEOUT, connector.connect(server_name, stream))
         .await
         .map_err(late)?
         .map_err(failed)?;
@@ -108,16 +107,16 @@ async fn attempt(
     match verdict {
         Some(Verdict::Accepted) => Ok(frames),
         Some(Verdict::Refused(reason)) => Err(Failure::Final(format!(
-            "{what} `{peer}` refused the connection: {reason}"
+            "{what} `{name}` refused the connection: {reason}"
         ))),
         Some(Verdict::Crossed) => {
             sleep(CROSSED_WAIT).await;
             Err(Failure::Retry(format!(
-                "{what} `{peer}` wanted to connect itself, but did not"
+                "{what} `{name}` wanted to connect itself, but did not"
             )))
         }
         None => Err(Failure::Retry(format!(
-            "{what} `{peer}` at {address} hung up"
+            "{what} `{name}` at {address} hung up"
         ))),
     }
 }

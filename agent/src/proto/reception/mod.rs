@@ -202,7 +202,7 @@ impl Agent {
             return;
         };
         if timing.is_some() {
-            for flow in flows {
+            for flow in flows.iter().filter(|flow| flow.destination_port != 0) {
                 let key = StreamKey {
                     multicast_address: key.multicast_address,
                     source: *flow.source,
@@ -349,7 +349,8 @@ impl Agent {
             _ => {}
         }
         let mode = reception.mode();
-        if mode != before.1 && (mode == Mode::Relay || before.1 == Mode::Relay) {
+        let told = |mode| matches!(mode, Mode::Relay | Mode::Both);
+        if mode != before.1 && (told(mode) || told(before.1)) {
             let address = std::net::Ipv6Addr::from(key.multicast_address);
             info!(multicast_address = %address, mode = mode.as_str(), why, "Reception has changed");
         }

@@ -101,6 +101,10 @@ impl Agent {
                 .as_ref()
                 .is_some_and(|session| session.answered.is_some());
             let since = reception.probed_since;
+            // What is not UDP, or a fragment, no relay carries; natively it always passes.
+            if key.destination_port == 0 {
+                continue;
+            }
             if reception.filter.accepts(&key.source)
                 && let Some(flow) = reception.flow(key)
             {
