@@ -96,6 +96,10 @@ pub fn run(testbed: &mut Testbed, config: &RunConfig, tell: &mut dyn FnMut(&str)
         tell(&format!("the move failed: {error:#}"));
     }
     pass(testbed, AFTER)?;
+    let mode = match &moved {
+        Ok(_) if config.mover != Mover::Virsh => Some(mode(testbed)?),
+        _ => None,
+    };
     let to_ns = clock::now_ns();
     pass(testbed, DRAIN)?;
     let sent = stream.stop()?;
@@ -114,10 +118,6 @@ pub fn run(testbed: &mut Testbed, config: &RunConfig, tell: &mut dyn FnMut(&str)
         metrics.received = received(&transport, window);
         last.totals.continuity_errors
     });
-    let mode = match &moved {
-        Ok(_) if config.mover != Mover::Virsh => Some(mode(testbed)?),
-        _ => None,
-    };
     let arrived = moved.is_ok() && super::ensure_runs_only_on(testbed, "vms2").is_ok();
     let flows_there = flows_at_end(&arrivals, window) || counts_at_end(&transport, window);
     let times = moved.unwrap_or_default();
