@@ -167,15 +167,22 @@ fn killed_relay_and_killed_agent_lose_no_packet_and_are_adopted() {
         return;
     }
     let (mut testbed, stream) = relayed("rkill", 1);
+    let vms1 = testbed.lab().vms1().clone();
     let guest = testbed.guest().unwrap().clone();
     let from_ns = clock::now_ns();
+    let mut steps = Vec::new();
+    let mut step = |what: &str| steps.push((clock::now_ns(), what.to_owned()));
+    step("relay killed");
     testbed.relays().unwrap().kill(0);
     wait_more(&guest, packets(LEASE));
+    step("relay restarted");
     testbed.relays().unwrap().restart(0).unwrap();
     // Longer than what the dead relay had granted: it is renewed by the new one.
     wait_more(&guest, packets(LEASE * 3 / 2));
+    step("agent killed");
     testbed.agents().unwrap().kill(0);
     wait_more(&guest, packets(LEASE / 2));
+    step("agent restarted");
     testbed.restart_agent(0).unwrap();
     wait_mode(&mut testbed, "relay");
     wait_more(&guest, packets(LEASE * 3 / 2));
@@ -186,7 +193,9 @@ fn killed_relay_and_killed_agent_lose_no_packet_and_are_adopted() {
     assert_eq!(
         (metrics.lost, metrics.duplicated, metrics.reordered),
         (0, 0, 0),
-        "{metrics:?}"
+        "{metrics:?} {steps:?}\n{}\n{}",
+        testbed.agents().unwrap().log(&vms1),
+        testbed.relays().unwrap().log(0),
     );
 }
 

@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::relays::Site;
 use super::section::{MAX_MAP_ENTRIES, default_listen};
 use super::value::{self, InterfaceName, Name};
-use super::{ConfigError, ConfigFile, Conflict, Log, Tls};
+use super::{ConfigError, ConfigFile, Conflict, Log, Peer, Tls};
 use crate::proto::relay::Rule;
 
 /// Where the operator's socket is unless the configuration says otherwise.
@@ -32,6 +33,9 @@ pub struct RelayConfig {
     /// `[[policy]]`: who may ask for what.
     #[serde(default)]
     pub policy: Vec<Rule>,
+    /// `[[mcs]]`: migration control servers to register with.
+    #[serde(default)]
+    pub mcs: Vec<Peer>,
     /// `[log]`: what is logged, and how.
     #[serde(default)]
     pub log: Log,
@@ -48,6 +52,9 @@ pub struct Relay {
     /// Source address of what is sent; none: the first interface's global address.
     #[serde(default)]
     pub address: Option<Ipv6Addr>,
+    /// Site of this relay, whose agents migration control servers send here first.
+    #[serde(default)]
+    pub site: Site,
     /// Where agents connect to.
     #[serde(default = "default_listen")]
     pub listen: SocketAddrV6,
@@ -188,6 +195,15 @@ impl ConfigFile for RelayConfig {
                 format!("Agents cannot be sent to from {address}; give a global address"),
             ));
         }
+        for (i, server) in self.mcs.iter().enumerate() {
+            if server.name == self.relay.name {
+                let message = format!(
+                    "Migration control server \"{}\" has this relay's own name; give it a certificate of its own",
+                    server.name
+                );
+                return Some(Conflict::new(&["mcs", &i.to_string(), "name"], message));
+            }
+        }
         for (i, rule) in self.policy.iter().enumerate() {
             for (j, prefix) in rule.multicast_addresses.iter().enumerate() {
                 if !prefix.address.is_multicast() || prefix.length < 8 {
@@ -240,7 +256,7 @@ mod tests {
 
     #[test]
     fn example_mentions_every_key() {
-        let keys = "name interfaces address listen control_socket pin_root lease_s \
+        let keys = "name interfaces site address listen control_socket pin_root lease_s \
             flow_silence_s sessions sessions_per_agent flows_per_session sources \
             megabits_per_second megabits_per_second_per_agent map_managed map_streams \
             map_subscribers ca cert key admit agents multicast_addresses agent_addresses level \

@@ -26,6 +26,10 @@ pub struct Relays {
     pub anycast: Option<Peer>,
     /// Session description that names relays.
     pub sdp: Option<Sdp>,
+    /// Migration control servers, which know relays.
+    pub mcs: Vec<Peer>,
+    /// Site of this host, whose relays they name first; empty for none.
+    pub site: Site,
     /// How long an arriving VM's address may be without a native packet.
     #[serde(
         rename = "delay_ms",
@@ -67,6 +71,8 @@ impl Default for Relays {
             name: None,
             anycast: None,
             sdp: None,
+            mcs: Vec::new(),
+            site: Site::default(),
             delay: Duration::from_millis(20),
             silence: Duration::from_millis(200),
             watch_interval: Duration::from_millis(50),
@@ -82,7 +88,8 @@ impl Relays {
         let found = !self.servers.is_empty()
             || self.dns.is_some()
             || self.anycast.is_some()
-            || self.sdp.is_some();
+            || self.sdp.is_some()
+            || !self.mcs.is_empty();
         self.enabled && found
     }
 
@@ -99,6 +106,16 @@ impl Relays {
             if name == own {
                 let message = format!(
                     "Relay \"{name}\" has this agent's own name; give it a certificate of its own"
+                );
+                return conflict(&path, message);
+            }
+        }
+        for (i, server) in self.mcs.iter().enumerate() {
+            let name = &server.name;
+            if name == own || self.servers.iter().any(|relay| relay.name == *name) {
+                let path = ["relay", "mcs", &i.to_string(), "name"];
+                let message = format!(
+                    "Migration control server \"{name}\" has the name of another host; give it a certificate of its own"
                 );
                 return conflict(&path, message);
             }
@@ -123,6 +140,31 @@ impl Relays {
                 conflict(&["relay", "watch_interval_ms"], message)
             })
             .flatten()
+    }
+}
+
+/// Name of a site, as migration control servers compare it: up to 64 printable characters.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Site(String);
+
+impl Site {
+    /// The name; empty for none.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for Site {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        if text.len() > 64 || text.chars().any(char::is_control) {
+            return Err(format!(
+                "{text:?} is no name of a site; use up to 64 printable characters"
+            ));
+        }
+        Ok(Self(text))
     }
 }
 

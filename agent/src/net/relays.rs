@@ -114,6 +114,8 @@ pub struct Discovery {
     labels: Vec<String>,
     found: Vec<Vec<Named>>,
     problems: Vec<Option<String>>,
+    /// What a migration control server has told.
+    told: Vec<Named>,
     last: Option<Found>,
     _stop: DropGuard,
 }
@@ -139,6 +141,7 @@ impl Discovery {
             labels,
             found: vec![Vec::new(); count],
             problems: vec![None; count],
+            told: Vec::new(),
             last: None,
             _stop: stop.drop_guard(),
         }
@@ -164,18 +167,34 @@ impl Discovery {
                     self.problems[index] = Some(problem);
                 }
             }
-            let found = self.merge();
-            if self.last.as_ref() != Some(&found) {
-                self.last = Some(found.clone());
+            if let Some(found) = self.changed() {
                 return found;
             }
         }
     }
 
+    /// Takes in the relays, all of them each time, that a migration control server has told;
+    /// returns what all sources have found if that has changed.
+    pub fn tell(&mut self, relays: Vec<(String, String)>) -> Option<Found> {
+        self.told = relays;
+        self.changed()
+    }
+
+    fn changed(&mut self) -> Option<Found> {
+        let found = self.merge();
+        if self.last.as_ref() == Some(&found) {
+            return None;
+        }
+        self.last = Some(found.clone());
+        Some(found)
+    }
+
     fn merge(&self) -> Found {
         let all = || {
             let sources = self.found.iter().zip(&self.labels);
-            sources.flat_map(|(found, label)| found.iter().map(move |named| (named, label)))
+            sources
+                .flat_map(|(found, label)| found.iter().map(move |named| (named, label.as_str())))
+                .chain(self.told.iter().map(|named| (named, "mcs")))
         };
         let mut seen = BTreeSet::new();
         let relays = all()
@@ -186,7 +205,7 @@ impl Discovery {
                     id: format!("{name}@{}", address.to_ascii_lowercase()),
                     name,
                     address: address.clone(),
-                    found_by: label.clone(),
+                    found_by: label.to_owned(),
                 }
             })
             .collect();

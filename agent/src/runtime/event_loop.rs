@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::RuntimeError;
+use super::registrar::Registrar;
 use crate::clock::now;
 use crate::config::Config;
 use crate::control::report::LinkState;
@@ -52,6 +53,7 @@ pub(super) struct EventLoop {
     pub(super) vm_socket: Arc<VmSocket>,
     pub(super) peers: Peers,
     pub(super) peer_events: mpsc::Receiver<(String, PeerEvent)>,
+    pub(super) registrar: Registrar,
     pub(super) discovery: Discovery,
     /// Why relays cannot be looked for somewhere.
     pub(super) relay_problems: Vec<String>,
@@ -96,7 +98,10 @@ impl EventLoop {
                 found = self.discovery.next() => self.handle_relays(found),
                 Some(event) = self.hypervisor_events.recv() => self.handle_hypervisor(event),
                 Some(request) = self.control.recv() => self.handle_control(request)?,
-                () = sleep_until(due) => self.proto.handle_timeout(now()),
+                () = sleep_until(due) => {
+                    self.registrar.handle_timeout(&self.peers);
+                    self.proto.handle_timeout(now());
+                }
                 _ = collect.tick() => self.collect(),
             }
         }
@@ -104,9 +109,11 @@ impl EventLoop {
 
     /// When the protocol wants to be called again.
     fn due(&self) -> Instant {
-        let wait = self
-            .proto
-            .poll_timeout()
+        let due = [self.proto.poll_timeout(), self.registrar.poll_timeout()];
+        let wait = due
+            .into_iter()
+            .flatten()
+            .min()
             .map_or(IDLE, |due| due.since(now()).min(IDLE));
         Instant::now() + wait
     }
@@ -196,7 +203,20 @@ impl EventLoop {
             }
             PeerEvent::Frame(_) => {}
         }
+        if self.registrar.is_server(&peer) {
+            if self.registrar.handle_peer(&peer, event, &self.peers) {
+                self.relays_told();
+            }
+            return;
+        }
         self.proto.handle_peer(now(), &peer, event);
+    }
+
+    /// Migration control servers know other relays than before.
+    fn relays_told(&mut self) {
+        if let Some(found) = self.discovery.tell(self.registrar.relays()) {
+            self.handle_relays(found);
+        }
     }
 
     fn handle_relays(&mut self, found: Found) {
@@ -247,8 +267,16 @@ impl EventLoop {
         Ok(())
     }
 
-    /// Removes from the maps what nobody needs, without keeping the loop.
-    fn collect(&self) {
+    /// Removes from the maps what nobody needs, without keeping the loop, and asks the migration
+    /// control servers again.
+    fn collect(&mut self) {
+        let watched = self.proto.modes().map(|view| view.key);
+        let wanted = watched
+            .filter(|key| key.vlan == 0)
+            .map(|key| key.multicast_address)
+            .collect();
+        self.registrar.search_again(&wanted, &self.peers);
+        self.relays_told();
         let datapath = self.datapath.clone();
         tokio::task::spawn_blocking(move || match datapath.collect(now(), FLOW_SILENCE) {
             Ok(collected) => tracing::debug!(?collected, "Maps tidied"),

@@ -17,6 +17,7 @@
 mod event_loop;
 pub mod mcs;
 mod perform;
+mod registrar;
 pub mod relay;
 mod start;
 mod views;

@@ -73,6 +73,9 @@ impl EventLoop {
                 since,
                 origins,
             } => {
+                if key.vlan == 0 {
+                    self.registrar.search(key.multicast_address, &self.peers);
+                }
                 if let Err(error) = self.datapath.manage(&key, since, origins) {
                     self.failed(key, &error);
                 }

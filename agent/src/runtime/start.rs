@@ -6,10 +6,12 @@ use std::io::Read as _;
 use std::net::Ipv6Addr;
 use std::sync::Arc;
 
+use common::signal::{Register, Role};
 use tokio::sync::mpsc;
 
 use super::RuntimeError;
 use super::event_loop::EventLoop;
+use super::registrar::Registrar;
 use crate::clock::now;
 use crate::config::{Config, Peer, Prefix, Sdp};
 use crate::control::report::LinkState;
@@ -101,6 +103,7 @@ pub(super) async fn start(config: &Config) -> Result<EventLoop, RuntimeError> {
         vm_socket,
         peers,
         peer_events,
+        registrar: registrar(config, address),
         discovery,
         relay_problems: Vec::new(),
         hypervisor,
@@ -152,6 +155,7 @@ fn peers_config(config: &Config) -> PeersConfig {
         peers: config
             .peers
             .iter()
+            .chain(&config.relay.mcs)
             .map(|peer| (peer.name.to_string(), peer.address.to_string()))
             .collect(),
         admit: config.tls.admit.iter().map(Glob::to_lowercase).collect(),
@@ -194,6 +198,21 @@ fn sources(config: &Config) -> Vec<Source> {
         None => {}
     }
     sources
+}
+
+fn registrar(config: &Config, address: Ipv6Addr) -> Registrar {
+    let servers: &[Peer] = if config.relay.enabled {
+        &config.relay.mcs
+    } else {
+        &[]
+    };
+    let register = Register {
+        role: Role::Agent,
+        address: address.octets().into(),
+        site: config.relay.site.as_str().to_owned(),
+        serves: Vec::new(),
+    };
+    Registrar::new(register, servers)
 }
 
 fn libvirt_config(config: &Config) -> Result<LibvirtConfig, MigrateFlagsError> {

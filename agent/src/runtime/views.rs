@@ -80,7 +80,12 @@ impl EventLoop {
                 .collect(),
             modes: self.modes(),
             relays: self.relays_view()?,
-            relay_problems: self.relay_problems.clone(),
+            relay_problems: self
+                .relay_problems
+                .iter()
+                .cloned()
+                .chain(self.registrar.problems())
+                .collect(),
             migrations: self
                 .proto
                 .migrations()

@@ -88,6 +88,14 @@ impl Relays {
             .with_context(|| format!("roamcast status on {} printed no JSON: {text}", host.name()))
     }
 
+    /// What the relay on a node has logged by now.
+    pub fn log(&self, index: usize) -> String {
+        let log = self.host(index).map(|host| host.log_path("relay"));
+        log.ok()
+            .and_then(|log| fs::read_to_string(log).ok())
+            .unwrap_or_default()
+    }
+
     fn host(&self, index: usize) -> Result<&Host> {
         self.hosts
             .get(index)

@@ -15,7 +15,7 @@ const MAX_RELAYS: usize = 64;
 /// First delay before connecting again.
 const RECONNECT_FIRST: Duration = Duration::from_secs(1);
 /// Longest delay between two attempts to connect.
-const RECONNECT_LAST: Duration = Duration::from_secs(30);
+const RECONNECT_LAST: Duration = Duration::from_secs(10);
 /// How often the same complaint is logged at most.
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
 

@@ -146,11 +146,21 @@ impl Agent {
         if up && session.asked.is_none() && now >= session.renew_at {
             self.request(key, place);
         }
-        let Some(session) = self.session(key, place) else {
+        let (settle, floor) = self
+            .config
+            .relay
+            .map_or((Duration::ZERO, Duration::ZERO), |t| (t.settle, t.silence));
+        let Some(reception) = self.receptions.by_address.get_mut(&key) else {
             return;
         };
-        let settle = self.config.relay.map_or(Duration::ZERO, |t| t.settle);
-        if now >= session.lease_end + settle {
+        let delivered = place == Place::Session && reception.is_delivered(now, floor);
+        let Some(session) = self.session_mut(key, place) else {
+            return;
+        };
+        if now >= session.lease_end + settle && delivered {
+            // Only the relay's kernel knows when it ends; what still comes is let come.
+            session.lease_end = now + session.lease / 3;
+        } else if now >= session.lease_end + settle {
             self.session_failed(key, place, "The lease of the relay has ended");
         } else if place == Place::Session && now >= session.last_third() {
             self.fail_over(key, "its lease ends and it does not answer");

@@ -113,8 +113,8 @@ impl RelayServer {
     ) {
         let number = self.next_session;
         self.next_session += 1;
-        let lease_end = flows.iter().map(|(_, it)| it.value.lease_end_ns).max();
-        let lease_end = Timestamp(lease_end.unwrap_or_default());
+        // Its agent may not have noticed yet that it can be asked again.
+        let lease_end = self.lease_from_now();
         let mut session = Session {
             owner: None,
             multicast_address,
@@ -145,7 +145,7 @@ impl RelayServer {
         self.timers.set(Timer::Lease(number), lease_end);
         let now = self.now;
         if let Some(group) = self.groups.get_mut(&multicast_address) {
-            for (stream, index) in adopted {
+            for &(stream, index) in &adopted {
                 let Some((flow, _)) = kept.get(&stream) else {
                     continue;
                 };
@@ -165,6 +165,9 @@ impl RelayServer {
                     *slot = Some(number);
                 }
             }
+        }
+        for (stream, _) in adopted {
+            self.write_subscriber(number, &stream, false);
         }
         self.resolve(number);
     }

@@ -1,5 +1,6 @@
 //! Sessions: asked for, renewed, taken over, released, expired.
 
+use crate::proto::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv6Addr;
 
@@ -134,6 +135,7 @@ impl RelayServer {
             named,
         } = wanted;
         self.move_session(number, agent_address);
+        let lease_from_now = self.lease_from_now();
         let Some(session) = self.sessions.get_mut(&number) else {
             return;
         };
@@ -157,8 +159,7 @@ impl RelayServer {
             transaction,
             named,
         });
-        // Agents renew after a third of the lease: whenever this process dies, a whole one is left.
-        session.lease_end = self.now + self.config.lease + self.config.lease / 3;
+        session.lease_end = lease_from_now;
         let lease_end = session.lease_end;
         let refiltered = session.filter != filter;
         session.filter = filter;
@@ -327,6 +328,12 @@ impl RelayServer {
                 self.end(number, &refusal);
             }
         }
+    }
+
+    /// When the lease of a session ends that is asked for now. Agents renew after a third of it:
+    /// whenever this process dies, a whole one is left.
+    pub(super) fn lease_from_now(&self) -> Timestamp {
+        self.now + self.config.lease + self.config.lease / 3
     }
 
     pub(super) fn lease_over(&mut self, number: u64) {

@@ -21,6 +21,7 @@ use crate::net::neighbour::Neighbours;
 use crate::net::peers::Peers;
 use crate::proto::relay::RelayServer;
 use crate::proto::{PeerEvent, Timestamp};
+use crate::runtime::registrar::Registrar;
 
 /// How often entries that nobody needs any more are looked for in the maps.
 const COLLECT_INTERVAL: Duration = Duration::from_secs(30);
@@ -51,6 +52,7 @@ pub(super) struct RelayLoop {
     pub(super) peers: Peers,
     pub(super) peer_events: mpsc::Receiver<(String, PeerEvent)>,
     pub(super) control: mpsc::Receiver<ControlRequest>,
+    pub(super) registrar: Registrar,
 }
 
 impl RelayLoop {
@@ -65,8 +67,12 @@ impl RelayLoop {
             let due = self.due();
             tokio::select! {
                 event = self.events.next() => self.proto.handle_datapath(now(), event?),
-                Some((agent, event)) = self.peer_events.recv() => {
-                    self.proto.handle_peer(now(), &agent, event);
+                Some((peer, event)) = self.peer_events.recv() => {
+                    if self.registrar.is_server(&peer) {
+                        self.registrar.handle_peer(&peer, event, &self.peers);
+                    } else {
+                        self.proto.handle_peer(now(), &peer, event);
+                    }
                 }
                 Some(request) = self.control.recv() => self.handle_control(request)?,
                 () = sleep_until(due) => self.handle_timeout()?,
@@ -78,9 +84,11 @@ impl RelayLoop {
 
     /// When something is to be done.
     fn due(&self) -> Instant {
-        let wait = self
-            .proto
-            .poll_timeout()
+        let due = [self.proto.poll_timeout(), self.registrar.poll_timeout()];
+        let wait = due
+            .into_iter()
+            .flatten()
+            .min()
             .map_or(IDLE, |due| due.since(now()).min(IDLE));
         let soon =
             !self.resolving.is_empty() || self.interfaces.iter().any(Interface::is_unsettled);
@@ -93,6 +101,7 @@ impl RelayLoop {
 
     fn handle_timeout(&mut self) -> Result<(), RelayError> {
         self.resolve_again();
+        self.registrar.handle_timeout(&self.peers);
         for interface in &mut self.interfaces {
             interface.settle()?;
         }

@@ -5,6 +5,7 @@ use std::net::Ipv6Addr;
 
 use common::counter::Counter;
 use common::maps::ManagedKey;
+use common::signal::{AddressRange, Register, Role};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -22,6 +23,7 @@ use crate::net::neighbour::Neighbours;
 use crate::net::peers::{Peers, PeersConfig};
 use crate::net::tls::{Tls, TlsFiles};
 use crate::proto::relay::{self, Adopted, RelayServer, Rule};
+use crate::runtime::registrar::Registrar;
 
 /// Events of agents that wait to be handled; more make the agents wait.
 const PEER_EVENTS: usize = 256;
@@ -72,6 +74,7 @@ pub(super) fn start(config: &RelayConfig) -> Result<RelayLoop, RelayError> {
         "Started"
     );
     Ok(RelayLoop {
+        registrar: registrar(config, address),
         config: config.clone(),
         address,
         started: now(),
@@ -165,12 +168,35 @@ fn peers_config(config: &RelayConfig) -> PeersConfig {
     PeersConfig {
         name: config.relay.name.to_string(),
         listen: config.relay.listen.into(),
-        peers: BTreeMap::new(),
+        peers: config
+            .mcs
+            .iter()
+            .map(|server| (server.name.to_string(), server.address.to_string()))
+            .collect(),
         admit: agents
             .chain(&config.tls.admit)
             .map(Glob::to_lowercase)
             .collect(),
     }
+}
+
+fn registrar(config: &RelayConfig, address: Ipv6Addr) -> Registrar {
+    let ranges = config
+        .policy
+        .iter()
+        .flat_map(|rule| &rule.multicast_addresses);
+    let register = Register {
+        role: Role::Relay,
+        address: address.octets().into(),
+        site: config.relay.site.as_str().to_owned(),
+        serves: ranges
+            .map(|prefix| AddressRange {
+                address: prefix.address.octets().into(),
+                length: prefix.length,
+            })
+            .collect(),
+    };
+    Registrar::new(register, &config.mcs)
 }
 
 fn proto_config(config: &RelayConfig, address: Ipv6Addr) -> relay::RelayConfig {
