@@ -1,0 +1,118 @@
+//! Relays in userspace, as one writes them for speed: a thread that takes as many datagrams as are
+//! there by `recvmmsg` and sends all of them on by `sendmmsg`.
+
+use std::net::{Ipv6Addr, SocketAddrV6};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use nix::net::if_::if_nametoindex;
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::mmsg::{FanOut, Received};
+
+/// Room for datagrams that wait, bytes, as far as the machine allows it (`net.core.rmem_max`).
+pub const RECEIVE_BUFFER: usize = 4 << 20;
+
+/// A relay that runs until it is dropped.
+pub struct Forwarder {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Forwarder {
+    /// Sends what comes to an address on to another one by `interface`.
+    pub fn to_one(at: SocketAddrV6, to: SocketAddrV6, interface: &str) -> Result<Self> {
+        let (incoming, outgoing) = (receiver(at)?, socket()?);
+        let index = if_nametoindex(interface)
+            .with_context(|| format!("Failed to find interface {interface}"))?;
+        let prepared = (|| {
+            outgoing.set_multicast_if_v6(index)?;
+            outgoing.set_multicast_loop_v6(false)?;
+            outgoing.connect(&to.into())
+        })();
+        prepared.with_context(|| format!("Failed to send to {to}"))?;
+        Self::start(move || {
+            let mut datagrams = Received::new();
+            move || {
+                if let Ok(count) = datagrams.receive(&incoming) {
+                    let _ = datagrams.send(&outgoing, count);
+                }
+            }
+        })
+    }
+
+    /// Sends what comes to a multicast address by `interface` on to many addresses.
+    pub fn to_many(
+        at: SocketAddrV6,
+        interface: &str,
+        from: Ipv6Addr,
+        to: Vec<SocketAddrV6>,
+    ) -> Result<Self> {
+        let (incoming, outgoing) = (receiver(at)?, socket()?);
+        let index = if_nametoindex(interface)
+            .with_context(|| format!("Failed to find interface {interface}"))?;
+        incoming
+            .join_multicast_v6(at.ip(), index)
+            .with_context(|| format!("Failed to join {at}"))?;
+        outgoing
+            .bind(&SocketAddrV6::new(from, 0, 0, 0).into())
+            .with_context(|| format!("Failed to bind {from}"))?;
+        Self::start(move || {
+            let mut datagrams = Received::new();
+            let mut copies = FanOut::new(&to);
+            move || {
+                let Ok(count) = datagrams.receive(&incoming) else {
+                    return;
+                };
+                for datagram in datagrams.datagrams(count) {
+                    let _ = copies.send(&outgoing, datagram);
+                }
+            }
+        })
+    }
+
+    /// Runs steps, which end after some time at most, on a thread.
+    fn start<S: FnMut()>(make: impl FnOnce() -> S + Send + 'static) -> Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let thread = thread::Builder::new().name("forward".to_owned()).spawn({
+            let stop = Arc::clone(&stop);
+            move || {
+                let mut step = make();
+                while !stop.load(Ordering::Relaxed) {
+                    step();
+                }
+            }
+        });
+        Ok(Self {
+            stop,
+            thread: Some(thread.context("Failed to start a thread")?),
+        })
+    }
+}
+
+impl Drop for Forwarder {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn socket() -> Result<Socket> {
+    Socket::new(Domain::IPV6, Type::DGRAM, Some(Protocol::UDP)).context("Failed to make a socket")
+}
+
+fn receiver(at: SocketAddrV6) -> Result<Socket> {
+    let socket = socket()?;
+    let prepared = (|| {
+        socket.set_read_timeout(Some(Duration::from_millis(20)))?;
+        socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
+        socket.bind(&at.into())
+    })();
+    prepared.with_context(|| format!("Failed to receive at {at}"))?;
+    Ok(socket)
+}

@@ -1,0 +1,242 @@
+//! The ways from the network to the TAPs.
+
+use std::net::{Ipv6Addr, SocketAddrV6};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context as _, Result};
+use common::maps::{Origins, RelayFlow, RelayFlowKey, StreamKey};
+use common::relay::{self, Endpoints};
+use common::wire::datagram::multicast_mac;
+use roamcast::datapath::{Datapath, DatapathConfig, Hook, UplinkHook};
+use roamcast::proto::Timestamp;
+
+use super::forward::{Forwarder, RECEIVE_BUFFER};
+use super::world::{self, DESTINATION_PORT, MULTICAST_ADDRESS, SOURCE, SOURCE_PORT, STREAM};
+
+/// The uplink and the bridge in the host's namespace.
+pub const UPLINK: &str = "eth0";
+pub const BRIDGE: &str = "br0";
+
+/// A way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Way {
+    /// Multicast all the way, with the agent's programs at the uplink: what a relayed stream is
+    /// compared with.
+    Native,
+    /// The same without an agent.
+    Bridge,
+    /// Relayed, restored by `uplink` at TC ingress.
+    Tc,
+    /// At generic XDP.
+    XdpGeneric,
+    /// At native XDP.
+    XdpNative,
+    /// Relayed, rewritten by one static nftables rule at netdev ingress. It is of one flow, knows
+    /// neither leases nor modes, lets every packet of the flow pass, and nothing keeps what it has
+    /// made on this host.
+    Nftables,
+    /// Relayed, received by a socket and sent to the bridge by another one.
+    Userspace,
+    /// The same by socat.
+    Socat,
+}
+
+impl Way {
+    pub const ALL: [Self; 8] = [
+        Self::Native,
+        Self::Bridge,
+        Self::Tc,
+        Self::XdpGeneric,
+        Self::XdpNative,
+        Self::Nftables,
+        Self::Userspace,
+        Self::Socat,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Bridge => "native, no agent",
+            Self::Tc => "roamcast tc",
+            Self::XdpGeneric => "roamcast xdp-generic",
+            Self::XdpNative => "roamcast xdp-native",
+            Self::Nftables => "nftables rule",
+            Self::Userspace => "recvmmsg/sendmmsg",
+            Self::Socat => "socat",
+        }
+    }
+
+    /// Whether the sender sends unicast.
+    pub fn is_relayed(self) -> bool {
+        !matches!(self, Self::Native | Self::Bridge)
+    }
+}
+
+/// What is loaded once for all ways.
+pub struct Ways {
+    ifindex: u32,
+    endpoints: Endpoints,
+    /// Each with pins of its own, as agents of their own would have.
+    native: Datapath,
+    tc: Datapath,
+    generic: Datapath,
+    driver: Datapath,
+}
+
+impl Ways {
+    /// Loads the programs, for a stream that comes from `endpoints` or natively.
+    pub fn load(endpoints: Endpoints) -> Result<Self> {
+        let load = |name: &str, hook, origins| -> Result<Datapath> {
+            let datapath = Datapath::load(&DatapathConfig {
+                pin_root: Path::new(world::BPF_FS).join(name),
+                uplink_hook: Some(hook),
+                ..DatapathConfig::default()
+            })?;
+            datapath.manage(&STREAM.managed(), Timestamp(0), origins)?;
+            let (key, flow) = relay_flow(&STREAM, &endpoints);
+            datapath.relay_flow_set(&key, &flow)?;
+            Ok(datapath)
+        };
+        Ok(Self {
+            ifindex: nix::net::if_::if_nametoindex(UPLINK).context("Failed to find the uplink")?,
+            endpoints,
+            native: load("native", UplinkHook::Tc, Origins::Native)?,
+            tc: load("tc", UplinkHook::Tc, Origins::Relay)?,
+            generic: load("generic", UplinkHook::XdpGeneric, Origins::Relay)?,
+            driver: load("driver", UplinkHook::XdpNative, Origins::Relay)?,
+        })
+    }
+
+    /// Opens a way; it is closed when the result is dropped.
+    pub fn open(&self, way: Way) -> Result<Open<'_>> {
+        let host = |address: [u8; 16], port| SocketAddrV6::new(address.into(), port, 0, 0);
+        let at = host(self.endpoints.agent_address, self.endpoints.agent_port);
+        let to = SocketAddrV6::new(MULTICAST_ADDRESS, DESTINATION_PORT, 0, 0);
+        Ok(match way {
+            Way::Bridge => Open::Nothing,
+            Way::Native => self.attach(&self.native, None)?,
+            Way::Tc => self.attach(&self.tc, None)?,
+            Way::XdpGeneric => self.attach(&self.generic, Some(Hook::XdpGeneric))?,
+            Way::XdpNative => self.attach(&self.driver, Some(Hook::XdpNative))?,
+            Way::Nftables => {
+                nft(&self.rules())?;
+                Open::Rules
+            }
+            Way::Userspace => {
+                let forwarder = Forwarder::to_one(at, to, BRIDGE)?;
+                Open::Thread {
+                    _forwarder: forwarder,
+                }
+            }
+            Way::Socat => Open::Process(socat(at, to)?),
+        })
+    }
+
+    fn attach<'a>(&'a self, datapath: &'a Datapath, hook: Option<Hook>) -> Result<Open<'a>> {
+        let attachment = datapath.attach_uplink(self.ifindex, UPLINK)?;
+        let open = Open::Programs(datapath, self.ifindex);
+        let wanted = hook.unwrap_or(datapath.hook());
+        anyhow::ensure!(
+            attachment.hook == wanted,
+            "The uplink takes {} instead of {}",
+            attachment.hook.as_str(),
+            wanted.as_str()
+        );
+        Ok(open)
+    }
+
+    fn rules(&self) -> String {
+        let Endpoints {
+            relay_address,
+            relay_port,
+            agent_address,
+            agent_port,
+        } = self.endpoints;
+        let (relay, agent) = (Ipv6Addr::from(relay_address), Ipv6Addr::from(agent_address));
+        let mac = multicast_mac(&MULTICAST_ADDRESS.octets()).map(|byte| format!("{byte:02x}"));
+        format!(
+            "table netdev relay {{ chain ingress {{ \
+             type filter hook ingress device \"{UPLINK}\" priority 0; \
+             ip6 saddr {relay} ip6 daddr {agent} udp sport {relay_port} udp dport {agent_port} \
+             ether daddr set {} ip6 hoplimit set 1 \
+             ip6 saddr set {SOURCE} ip6 daddr set {MULTICAST_ADDRESS} \
+             udp sport set {SOURCE_PORT} udp dport set {DESTINATION_PORT}\n}}\n}}\n",
+            mac.join(":")
+        )
+    }
+}
+
+/// Entry of `RELAY_FLOWS`.
+fn relay_flow(stream: &StreamKey, endpoints: &Endpoints) -> (RelayFlowKey, RelayFlow) {
+    let differences = relay::to_multicast(stream, endpoints);
+    let key = RelayFlowKey {
+        relay_address: endpoints.relay_address,
+        relay_port: endpoints.relay_port,
+        agent_port: endpoints.agent_port,
+    };
+    let flow = RelayFlow {
+        session: 1,
+        stream: *stream,
+        agent_address: endpoints.agent_address,
+        address_difference: differences.address,
+        port_difference: differences.port,
+    };
+    (key, flow)
+}
+
+/// An open way.
+pub enum Open<'a> {
+    Nothing,
+    Programs(&'a Datapath, u32),
+    Rules,
+    Thread { _forwarder: Forwarder },
+    Process(Child),
+}
+
+impl Open<'_> {
+    /// The process that works besides this one.
+    pub fn process(&self) -> Option<u32> {
+        match self {
+            Self::Process(child) => Some(child.id()),
+            _ => None,
+        }
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        // What stays would be in the way of the next one, which says so.
+        match self {
+            Self::Nothing | Self::Thread { .. } => {}
+            Self::Programs(datapath, ifindex) => {
+                let _ = datapath.detach_uplink(*ifindex);
+            }
+            Self::Rules => {
+                let _ = nft("delete table netdev relay\n");
+            }
+            Self::Process(child) => {
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+        }
+    }
+}
+
+fn nft(rules: &str) -> Result<()> {
+    world::with_input("nft", ["-f", "-"], rules)
+}
+
+fn socat(at: SocketAddrV6, to: SocketAddrV6) -> Result<Child> {
+    let from = format!(
+        "UDP6-RECV:{},bind=[{}],rcvbuf={RECEIVE_BUFFER}",
+        at.port(),
+        at.ip()
+    );
+    let to = format!("UDP6-SENDTO:[{}]:{}", to.ip(), to.port());
+    Command::new("socat")
+        .args(["-u", "-b2048", &from, &to])
+        .stdin(Stdio::null())
+        .spawn()
+        .context("Failed to start socat: run `cargo xtask setup`")
+}
