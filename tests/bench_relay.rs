@@ -32,6 +32,12 @@ struct Arguments {
     /// Rounds, each of all ways.
     #[arg(long)]
     rounds: Option<usize>,
+    /// Numbers of TAPs or of subscribers.
+    #[arg(long, value_delimiter = ',')]
+    counts: Vec<usize>,
+    /// UDP payloads, bytes.
+    #[arg(long, value_delimiter = ',')]
+    payloads: Vec<usize>,
     /// Just enough to see that everything works.
     #[arg(long)]
     quick: bool,
@@ -52,6 +58,13 @@ fn main() -> Result<()> {
     };
     if let Some(rounds) = arguments.rounds {
         options.rounds = rounds;
+    }
+    if !arguments.counts.is_empty() {
+        options.taps.clone_from(&arguments.counts);
+        options.subscribers.clone_from(&arguments.counts);
+    }
+    if !arguments.payloads.is_empty() {
+        options.payloads.clone_from(&arguments.payloads);
     }
     match arguments.what {
         What::Relay => write(&arguments, &bench_relay::relay(&options)?),

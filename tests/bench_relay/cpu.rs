@@ -9,7 +9,7 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use nix::time::{ClockId, clock_gettime};
@@ -54,4 +54,44 @@ impl CpuClock {
         }
         Ok(time)
     }
+}
+
+/// CPU time that others take meanwhile: what the measurements have to put up with.
+pub struct OtherLoad<'a> {
+    clock: &'a CpuClock,
+    start: Instant,
+    own: Duration,
+    idle: Duration,
+}
+
+impl<'a> OtherLoad<'a> {
+    pub fn start(clock: &'a CpuClock) -> Result<Self> {
+        Ok(Self {
+            clock,
+            start: Instant::now(),
+            own: clock.now(None)?,
+            idle: idle()?,
+        })
+    }
+
+    /// Processors that were busy with others, on average.
+    pub fn end(self) -> Result<f64> {
+        let elapsed = self.start.elapsed().as_secs_f64();
+        let own = (self.clock.now(None)? - self.own).as_secs_f64();
+        let idle = (idle()?.saturating_sub(self.idle)).as_secs_f64();
+        let processors = std::thread::available_parallelism()?.get() as f64;
+        Ok((processors - (own + idle) / elapsed).max(0.0))
+    }
+}
+
+/// Time that all processors were idle. Unlike the other numbers of the file it is not a sample.
+fn idle() -> Result<Duration> {
+    let text = fs::read_to_string("/proc/stat").context("Failed to read /proc/stat")?;
+    let ticks = text
+        .split_whitespace()
+        .nth(4)
+        .and_then(|it| it.parse::<u64>().ok());
+    // In hundredths of a second on every architecture.
+    let ticks = ticks.context("/proc/stat has no idle time")?;
+    Ok(Duration::from_millis(ticks * 10))
 }

@@ -3,7 +3,7 @@
 
 use std::net::{Ipv6Addr, SocketAddrV6};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ pub const RECEIVE_BUFFER: usize = 4 << 20;
 /// A relay that runs until it is dropped.
 pub struct Forwarder {
     stop: Arc<AtomicBool>,
+    forwarded: Arc<AtomicU64>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -37,9 +38,11 @@ impl Forwarder {
         Self::start(move || {
             let mut datagrams = Received::new();
             move || {
-                if let Ok(count) = datagrams.receive(&incoming) {
-                    let _ = datagrams.send(&outgoing, count);
-                }
+                let Ok(count) = datagrams.receive(&incoming) else {
+                    return 0;
+                };
+                let _ = datagrams.send(&outgoing, count);
+                count
             }
         })
     }
@@ -65,29 +68,38 @@ impl Forwarder {
             let mut copies = FanOut::new(&to);
             move || {
                 let Ok(count) = datagrams.receive(&incoming) else {
-                    return;
+                    return 0;
                 };
                 for datagram in datagrams.datagrams(count) {
                     let _ = copies.send(&outgoing, datagram);
                 }
+                count
             }
         })
     }
 
-    /// Runs steps, which end after some time at most, on a thread.
-    fn start<S: FnMut()>(make: impl FnOnce() -> S + Send + 'static) -> Result<Self> {
+    /// Datagrams that were received and sent on.
+    pub fn forwarded(&self) -> u64 {
+        self.forwarded.load(Ordering::Relaxed)
+    }
+
+    /// Runs steps on a thread, each of which ends after some time and returns how many datagrams
+    /// it has sent on.
+    fn start<S: FnMut() -> usize>(make: impl FnOnce() -> S + Send + 'static) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
+        let forwarded = Arc::new(AtomicU64::new(0));
         let thread = thread::Builder::new().name("forward".to_owned()).spawn({
-            let stop = Arc::clone(&stop);
+            let (stop, forwarded) = (Arc::clone(&stop), Arc::clone(&forwarded));
             move || {
                 let mut step = make();
                 while !stop.load(Ordering::Relaxed) {
-                    step();
+                    forwarded.fetch_add(step() as u64, Ordering::Relaxed);
                 }
             }
         });
         Ok(Self {
             stop,
+            forwarded,
             thread: Some(thread.context("Failed to start a thread")?),
         })
     }

@@ -45,10 +45,10 @@ pub struct Options {
     pub subscribers: Vec<usize>,
     /// Rounds, each of all ways.
     pub rounds: usize,
-    /// Time in which the CPU time is measured.
-    pub paced: Duration,
-    /// Time in which the sender sends as fast as it can.
-    pub flat_out: Duration,
+    /// Time of the stream on one way in one round.
+    pub stream: Duration,
+    /// Time at full speed, likewise.
+    pub full_speed: Duration,
 }
 
 impl Default for Options {
@@ -57,9 +57,9 @@ impl Default for Options {
             payloads: vec![1400, 100],
             taps: vec![1, 4, 16],
             subscribers: vec![1, 10, 100],
-            rounds: 7,
-            paced: Duration::from_millis(350),
-            flat_out: Duration::from_millis(200),
+            rounds: 41,
+            stream: Duration::from_millis(40),
+            full_speed: Duration::from_millis(40),
         }
     }
 }
@@ -72,8 +72,8 @@ impl Options {
             taps: vec![4],
             subscribers: vec![10],
             rounds: 1,
-            paced: Duration::from_millis(50),
-            flat_out: Duration::from_millis(50),
+            stream: Duration::from_millis(50),
+            full_speed: Duration::from_millis(50),
         }
     }
 }

@@ -6,9 +6,11 @@
 //!                                       uplink   MLD snooping, MDB entries, no flooding
 //! ```
 //!
-//! Each round opens every way in turn, another one first each time. On each it measures the CPU
-//! time per delivered packet at a rate that all ways can take, and then the packets delivered per
-//! second while the sender sends as fast as it can.
+//! Each round opens every way in turn, another one first each time, for a moment only: what else
+//! the machine does then meets all of them alike. On each way it sends a stream of constant
+//! bitrate that all ways can take, and then at full speed, which is as fast as the way takes the
+//! packets; both times it measures the CPU time per delivered packet. What the sender of the stream
+//! takes to sleep between packets is measured beside it and taken off.
 
 use std::net::{Ipv6Addr, SocketAddrV6};
 use std::thread;
@@ -16,11 +18,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use common::relay::Endpoints;
-use lab::bench::{RelayRound, RelaySetting, RelayWay, median, ratio};
+use lab::bench::{RelaySetting, RelayWay, Samples};
 
-use super::cpu::CpuClock;
-use super::sender::{self, Sender};
-use super::taps::{Checks, Taps};
+use super::cpu::{CpuClock, OtherLoad};
+use super::sender::{self, Sender, idle};
+use super::taps::Taps;
 use super::ways::{BRIDGE, Open, UPLINK, Way, Ways};
 use super::world::{
     self, DESTINATION_PORT, MULTICAST_ADDRESS, Namespace, SOURCE, SOURCE_PORT, bridge, endpoints,
@@ -35,17 +37,20 @@ const QUEUE: u32 = 1000;
 /// How long a way may take to deliver its first packet.
 const DEADLINE: Duration = Duration::from_secs(10);
 /// Silence after which nothing is under way any more.
-const QUIET: Duration = Duration::from_millis(20);
-/// Start of sending as fast as possible that is not counted.
-const RUN_UP: Duration = Duration::from_millis(30);
+const QUIET: Duration = Duration::from_millis(5);
+/// Start at full speed that is not counted.
+const RUN_UP: Duration = Duration::from_millis(5);
 /// Packets that are all checked, on each way once.
 const CHECKED: usize = 200;
+/// How many of them are sent at once.
+const BURST: usize = 20;
 
-/// Packets per second at which the slowest way, socat, is at about half of what it can do.
+/// Packets per second while the CPU time is measured: what the slowest way, socat, takes without
+/// loss.
 fn rate(taps: usize) -> u32 {
     match taps {
-        0 | 1 => 16_000,
-        2..=4 => 8_000,
+        0 | 1 => 10_000,
+        2..=4 => 6_000,
         _ => 3_000,
     }
 }
@@ -57,7 +62,7 @@ pub fn run(options: &Options) -> Result<Vec<RelaySetting>> {
     let ways = Ways::load(endpoints)?;
     let clock = CpuClock::new()?;
     let settings = options.payloads.len() * options.taps.len();
-    let mut steps = Steps::of(settings * options.rounds * Way::ALL.len());
+    let mut steps = Steps::of(settings * options.rounds);
     let mut results = Vec::new();
     for &payload_bytes in &options.payloads {
         for &taps in &options.taps {
@@ -146,85 +151,69 @@ struct Bench<'a> {
     senders: Senders,
 }
 
-impl Bench<'_> {
+impl<'a> Bench<'a> {
     fn run(mut self, payload_bytes: usize, steps: &mut Steps) -> Result<RelaySetting> {
-        let mut rounds = vec![Vec::new(); Way::ALL.len()];
-        let mut checks = Vec::new();
+        let what = format!("{payload_bytes} bytes, {} TAPs", self.count);
+        let load = OtherLoad::start(self.clock)?;
+        let mut results: Vec<RelayWay> = Way::ALL
+            .iter()
+            .map(|&way| RelayWay {
+                way: way.name().to_owned(),
+                original_source: true,
+                ..RelayWay::default()
+            })
+            .collect();
         for round in 0..self.options.rounds {
-            for turn in 0..Way::ALL.len() {
-                let index = (round + turn) % Way::ALL.len();
-                let (way, rounds) = (Way::ALL[index], &mut rounds[index]);
-                steps.next(format!(
-                    "{payload_bytes} bytes, {} TAPs, round {}: {}",
-                    self.count,
-                    round + 1,
-                    way.name()
-                ))?;
-                let (result, checked) = self
-                    .round(way, round == 0)
-                    .with_context(|| format!("Way {}", way.name()))?;
-                rounds.push(result);
-                checks.push((way, checked));
+            steps.next(format!("{what}, round {}", round + 1))?;
+            let pacing = self.pacing()?;
+            let mut turns: Vec<_> = Way::ALL.into_iter().zip(&mut results).collect();
+            turns.rotate_left(round % Way::ALL.len());
+            for (way, result) in turns {
+                let outcome = self.measure(way, round == 0, pacing, result);
+                outcome.with_context(|| format!("Way {}", way.name()))?;
             }
         }
-        let of = |way: Way| Way::ALL.iter().zip(&rounds).find(|(it, _)| **it == way);
-        let cpu = |way| {
-            of(way)
-                .into_iter()
-                .flat_map(|(_, it)| it)
-                .map(|it| it.cpu_ns)
+        let of = |way: Way| {
+            let found = Way::ALL.iter().zip(&results).find(|(it, _)| **it == way);
+            found.map(|(_, it)| it.clone()).unwrap_or_default()
         };
-        let most = |way| {
-            let rounds = of(way).into_iter().flat_map(|(_, it)| it);
-            rounds.map(|it| it.delivered_per_second)
-        };
-        let ways = Way::ALL.iter().zip(&rounds).map(|(&way, rounds)| {
-            let checks = || checks.iter().filter(|(it, _)| *it == way).map(|(_, it)| it);
-            RelayWay {
-                way: way.name().to_owned(),
-                rounds: rounds.clone(),
-                cpu_ns: median(cpu(way)),
-                cpu_to_native: ratio(cpu(way), cpu(Way::Native)),
-                cpu_to_userspace: ratio(cpu(way), cpu(Way::Userspace)),
-                delivered_per_second: median(most(way)),
-                rate_to_native: ratio(most(way), most(Way::Native)),
-                checked: checks().map(|it| it.checked).sum(),
-                wrong: checks().map(|it| it.wrong).sum(),
-                original_source: checks().all(|it| it.other_source == 0),
+        let (native, userspace) = (of(Way::Native), of(Way::Userspace));
+        let parts: [fn(&mut RelayWay) -> &mut Samples; 3] = [
+            |it| &mut it.stream_cpu_ns,
+            |it| &mut it.full_cpu_ns,
+            |it| &mut it.full_per_second,
+        ];
+        for part in parts {
+            let (mut native, mut userspace) = (native.clone(), userspace.clone());
+            for result in &mut results {
+                part(result).summarize(Some(part(&mut native)), Some(part(&mut userspace)));
             }
-        });
+        }
         Ok(RelaySetting {
             payload_bytes,
             taps: self.count as usize,
             packets_per_second: self.rate,
-            ways: ways.collect(),
+            other_load: load.end()?,
+            ways: results,
         })
     }
 
-    fn round(&mut self, way: Way, thorough: bool) -> Result<(RelayRound, Checks)> {
-        let ways = self.ways;
-        let open = ways.open(way)?;
-        self.taps.forget_checks();
-        self.wait_for_first(way)?;
-        if thorough {
-            self.taps.check_all(true);
-            for _ in 0..CHECKED / 20 {
-                self.sender(way).burst(20)?;
-                self.settle();
+    /// Opens a way and waits until it delivers.
+    fn open(&mut self, way: Way) -> Result<Open<'a>> {
+        let open = self.ways.open(way)?;
+        let before = self.taps.delivered();
+        let start = Instant::now();
+        let mut next = start;
+        while self.taps.delivered() - before < self.count {
+            let now = Instant::now();
+            ensure!(now - start < DEADLINE, "Nothing was delivered");
+            if now >= next {
+                self.sender(way).burst(1)?;
+                next = now + Duration::from_millis(2);
             }
-            self.taps.check_all(false);
+            thread::sleep(Duration::from_micros(100));
         }
-        let (cpu_ns, lost) = self.cpu_time(way, &open)?;
-        let delivered_per_second = self.most(way)?;
-        let checks = self.taps.checks();
-        Ok((
-            RelayRound {
-                cpu_ns,
-                lost,
-                delivered_per_second,
-            },
-            checks,
-        ))
+        Ok(open)
     }
 
     fn sender(&mut self, way: Way) -> &mut Sender {
@@ -235,24 +224,12 @@ impl Bench<'_> {
         }
     }
 
-    fn wait_for_first(&mut self, way: Way) -> Result<()> {
-        let before = self.taps.delivered();
-        let start = Instant::now();
-        while self.taps.delivered() - before < self.count {
-            ensure!(start.elapsed() < DEADLINE, "Nothing was delivered");
-            self.sender(way).burst(1)?;
-            thread::sleep(Duration::from_millis(2));
-        }
-        self.settle();
-        Ok(())
-    }
-
-    /// Waits until nothing is under way.
-    fn settle(&self) {
+    /// Waits until so many packets have been delivered, or nothing is under way any more.
+    fn settle(&self, wanted: u64) {
         let mut delivered = self.taps.delivered();
         let mut since = Instant::now();
-        while since.elapsed() < QUIET {
-            thread::sleep(QUIET / 4);
+        while delivered < wanted && since.elapsed() < QUIET {
+            thread::sleep(Duration::from_micros(500));
             let now = self.taps.delivered();
             if now != delivered {
                 (delivered, since) = (now, Instant::now());
@@ -260,29 +237,85 @@ impl Bench<'_> {
         }
     }
 
-    /// CPU time per delivered packet in nanoseconds, and packets lost.
-    fn cpu_time(&mut self, way: Way, open: &Open<'_>) -> Result<(f64, u64)> {
-        let (rate, time) = (self.rate, self.options.paced);
-        let delivered = self.taps.delivered();
-        let before = self.clock.now(open.process())?;
-        let sent = self.sender(way).paced(rate, time)?;
-        self.settle();
-        let used = self.clock.now(open.process())? - before;
-        let delivered = self.taps.delivered() - delivered;
-        ensure!(delivered > 0, "Nothing was delivered at {rate} packets/s");
-        let lost = (sent * self.count).saturating_sub(delivered);
-        Ok((used.as_nanos() as f64 / delivered as f64, lost))
+    /// CPU time that it takes to sleep until each packet is due.
+    fn pacing(&self) -> Result<Duration> {
+        let before = self.clock.now(None)?;
+        idle(self.rate, self.options.stream)?;
+        Ok(self.clock.now(None)? - before)
     }
 
-    /// Packets delivered each second while the sender sends as fast as it can.
-    fn most(&mut self, way: Way) -> Result<f64> {
-        let time = self.options.flat_out;
-        self.sender(way).flat_out(Instant::now() + RUN_UP)?;
-        let (start, delivered) = (Instant::now(), self.taps.delivered());
-        self.sender(way).flat_out(start + time)?;
-        let delivered = self.taps.delivered() - delivered;
-        let per_second = delivered as f64 / start.elapsed().as_secs_f64();
-        self.settle();
-        Ok(per_second)
+    /// One way in one round; in the first, all packets of an unmeasured part are checked.
+    fn measure(
+        &mut self,
+        way: Way,
+        is_first: bool,
+        pacing: Duration,
+        result: &mut RelayWay,
+    ) -> Result<()> {
+        let open = self.open(way)?;
+        self.settle(u64::MAX);
+        self.taps.forget_checks();
+        if is_first {
+            self.taps.check_all(true);
+            for _ in 0..CHECKED / BURST {
+                let wanted = self.taps.delivered() + BURST as u64 * self.count;
+                self.sender(way).burst(BURST)?;
+                self.settle(wanted);
+            }
+            self.taps.check_all(false);
+        }
+        self.stream(way, &open, pacing, result)?;
+        self.full_speed(way, &open, result)?;
+        let checks = self.taps.checks();
+        result.checked += checks.checked;
+        result.wrong += checks.wrong;
+        result.original_source &= checks.other_source == 0;
+        Ok(())
+    }
+
+    fn stream(
+        &mut self,
+        way: Way,
+        open: &Open<'_>,
+        pacing: Duration,
+        result: &mut RelayWay,
+    ) -> Result<()> {
+        let (rate, time) = (self.rate, self.options.stream);
+        let start = self.taps.delivered();
+        let before = self.clock.now(open.process())?;
+        let sent = self.sender(way).paced(rate, time)? * self.count;
+        self.settle(start + sent);
+        let used = (self.clock.now(open.process())? - before).saturating_sub(pacing);
+        let delivered = self.taps.delivered() - start;
+        ensure!(delivered > 0, "Nothing was delivered at {rate} packets/s");
+        let per_packet = used.as_nanos() as f64 / delivered as f64;
+        result.stream_cpu_ns.rounds.push(per_packet);
+        result.sent += sent;
+        result.lost += sent.saturating_sub(delivered);
+        Ok(())
+    }
+
+    fn full_speed(&mut self, way: Way, open: &Open<'_>, result: &mut RelayWay) -> Result<()> {
+        let sender = match way.is_relayed() {
+            true => &mut self.senders.relayed,
+            false => &mut self.senders.native,
+        };
+        let (taps, count) = (&self.taps, self.count);
+        let delivered = || taps.delivered() / count;
+        let mut run = |time| sender.at_full_speed(time, Some(&delivered));
+        run(RUN_UP)?;
+        let (at, start) = (Instant::now(), taps.delivered());
+        let before = self.clock.now(open.process())?;
+        run(self.options.full_speed)?;
+        let used = self.clock.now(open.process())? - before;
+        let delivered = (taps.delivered() - start) as f64;
+        let per_second = delivered / at.elapsed().as_secs_f64();
+        result
+            .full_cpu_ns
+            .rounds
+            .push(used.as_nanos() as f64 / delivered);
+        result.full_per_second.rounds.push(per_second);
+        self.settle(u64::MAX);
+        Ok(())
     }
 }

@@ -17,15 +17,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use common::maps::{Origins, RelayStream, Subscriber, SubscriberKey};
 use common::relay::{self, Endpoints};
-use lab::bench::{ReplicateRound, ReplicateSetting, ReplicateWay, median, ratio};
+use lab::bench::{ReplicateSetting, ReplicateWay, Samples};
 use nix::net::if_::if_nametoindex;
 use roamcast::datapath::{Datapath, DatapathConfig};
 use roamcast::proto::Timestamp;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::cpu::CpuClock;
+use super::cpu::{CpuClock, OtherLoad};
 use super::forward::Forwarder;
-use super::sender::{self, Sender};
+use super::sender::{self, Sender, idle};
 use super::world::{
     self, DESTINATION_PORT, MULTICAST_ADDRESS, Namespace, SOURCE, SOURCE_PORT, STREAM, endpoints,
     ip, link,
@@ -36,8 +36,8 @@ const RELAY_ADDRESS: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 1);
 /// Number of the flow in the relay's maps.
 const FLOW: u32 = 1;
 const DEADLINE: Duration = Duration::from_secs(10);
-const QUIET: Duration = Duration::from_millis(20);
-const RUN_UP: Duration = Duration::from_millis(30);
+const QUIET: Duration = Duration::from_millis(5);
+const RUN_UP: Duration = Duration::from_millis(5);
 
 /// What the relay does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,14 +50,15 @@ enum Way {
     Idle,
 }
 
+/// The last one is what the others are measured from.
 const WAYS: [Way; 3] = [Way::Replicate, Way::Loop, Way::Idle];
 
-/// Packets per second at which the loop is at about half of what it can do.
+/// Packets per second while the CPU time is measured, which the loop takes without loss.
 fn rate(subscribers: usize) -> u32 {
     match subscribers {
-        0 | 1 => 16_000,
-        2..=10 => 5_000,
-        _ => 800,
+        0 | 1 => 10_000,
+        2..=10 => 3_000,
+        _ => 500,
     }
 }
 
@@ -165,101 +166,127 @@ struct Bench<'a> {
     sender: Sender,
 }
 
-/// What one way did in one round.
-struct Measured {
-    /// CPU time of the whole path for each packet that was sent.
-    packet_ns: f64,
-    lost: u64,
-    copies_per_second: f64,
-}
-
 impl<'a> Bench<'a> {
     fn run(mut self, payload_bytes: usize, steps: &mut Steps) -> Result<ReplicateSetting> {
         let count = self.subscribers.len();
-        let mut rounds = [Vec::new(), Vec::new()];
+        let what = format!("{payload_bytes} bytes, {count} subscribers");
+        let load = OtherLoad::start(self.clock)?;
+        let mut results = ["replicate", "recvmmsg/sendmmsg"].map(|way| ReplicateWay {
+            way: way.to_owned(),
+            ..ReplicateWay::default()
+        });
         for round in 0..self.options.rounds {
-            steps.next(format!(
-                "{payload_bytes} bytes, {count} subscribers, round {}",
-                round + 1
-            ))?;
-            let mut measured = [const { None }; WAYS.len()];
-            for turn in 0..WAYS.len() {
-                let index = (round + turn) % WAYS.len();
+            steps.next(format!("{what}, round {}", round + 1))?;
+            let pacing = self.pacing()?;
+            let mut packet_ns = [0.0; WAYS.len()];
+            let mut turns = [0, 1, 2];
+            turns.rotate_left(round % WAYS.len());
+            for index in turns {
                 let way = WAYS[index];
-                let result = self.round(way);
-                measured[index] = Some(result.with_context(|| format!("Way {way:?}"))?);
+                let outcome = self.measure(way, pacing, results.get_mut(index));
+                packet_ns[index] = outcome.with_context(|| format!("Way {way:?}"))?;
             }
-            let [Some(replicate), Some(other), Some(idle)] = measured else {
-                continue;
-            };
-            for (rounds, it) in rounds.iter_mut().zip([replicate, other]) {
-                rounds.push(ReplicateRound {
-                    cpu_ns: (it.packet_ns - idle.packet_ns) / count as f64,
-                    path_ns: it.packet_ns / count as f64,
-                    lost: it.lost,
-                    copies_per_second: it.copies_per_second,
-                });
+            let [.., idle] = packet_ns;
+            for (result, packet_ns) in results.iter_mut().zip(packet_ns) {
+                let per_copy = |ns: f64| ns / count as f64;
+                result.relay_cpu_ns.rounds.push(per_copy(packet_ns - idle));
+                result.path_cpu_ns.rounds.push(per_copy(packet_ns));
             }
         }
-        let [_, reference] = &rounds;
-        let ways = ["replicate", "recvmmsg/sendmmsg"].iter().zip(&rounds);
-        let ways = ways.map(|(way, rounds)| {
-            let values = |it: fn(&ReplicateRound) -> f64| rounds.iter().map(it);
-            let to_loop = |it: fn(&ReplicateRound) -> f64| {
-                ratio(rounds.iter().map(it), reference.iter().map(it))
-            };
-            ReplicateWay {
-                way: (*way).to_owned(),
-                rounds: rounds.clone(),
-                cpu_ns: median(values(|it| it.cpu_ns)),
-                path_ns: median(values(|it| it.path_ns)),
-                cpu_to_loop: to_loop(|it| it.cpu_ns),
-                path_to_loop: to_loop(|it| it.path_ns),
-                copies_per_second: median(values(|it| it.copies_per_second)),
-                rate_to_loop: to_loop(|it| it.copies_per_second),
+        let parts: [fn(&mut ReplicateWay) -> &mut Samples; 4] = [
+            |it| &mut it.relay_cpu_ns,
+            |it| &mut it.path_cpu_ns,
+            |it| &mut it.full_cpu_ns,
+            |it| &mut it.full_per_second,
+        ];
+        let [_, mut reference] = results.clone();
+        for part in parts {
+            for result in &mut results {
+                part(result).summarize(None, Some(part(&mut reference)));
             }
-        });
+        }
         Ok(ReplicateSetting {
             payload_bytes,
             subscribers: count,
             packets_per_second: self.rate,
-            ways: ways.collect(),
+            other_load: load.end()?,
+            ways: results.into(),
         })
     }
 
-    fn round(&mut self, way: Way) -> Result<Measured> {
-        let open = self.open(way)?;
-        let copies = match way {
-            Way::Idle => 0,
-            _ => self.subscribers.len() as u64,
+    /// CPU time that it takes to sleep until each packet is due.
+    fn pacing(&self) -> Result<Duration> {
+        let before = self.clock.now(None)?;
+        idle(self.rate, self.options.stream)?;
+        Ok(self.clock.now(None)? - before)
+    }
+
+    /// One way in one round. Returns the CPU time of the whole path in nanoseconds for each packet
+    /// of the stream.
+    fn measure(
+        &mut self,
+        way: Way,
+        pacing: Duration,
+        result: Option<&mut ReplicateWay>,
+    ) -> Result<f64> {
+        let open = self.open_and_wait(way)?;
+        let start = arrived()?;
+        let before = self.clock.now(None)?;
+        let packets = self.sender.paced(self.rate, self.options.stream)?;
+        let copies = packets * self.copies(way);
+        settle(start + copies)?;
+        let used = (self.clock.now(None)? - before).saturating_sub(pacing);
+        if let Some(result) = result {
+            result.sent += copies;
+            result.lost += copies.saturating_sub(arrived()? - start);
+            self.full_speed(&open, result)?;
+        }
+        Ok(used.as_nanos() as f64 / packets as f64)
+    }
+
+    fn full_speed(&mut self, open: &Open<'_>, result: &mut ReplicateWay) -> Result<()> {
+        // What copies in the kernel does so in the sender's own call.
+        let forwarder = match open {
+            Open::Thread(forwarder) => Some(|| forwarder.forwarded()),
+            Open::Nothing | Open::Program(..) => None,
         };
+        let delivered = forwarder.as_ref().map(|it| it as &dyn Fn() -> u64);
+        self.sender.at_full_speed(RUN_UP, delivered)?;
+        let (at, start) = (Instant::now(), arrived()?);
+        let before = self.clock.now(None)?;
+        self.sender
+            .at_full_speed(self.options.full_speed, delivered)?;
+        let used = self.clock.now(None)? - before;
+        let copies = (arrived()? - start) as f64;
+        let per_second = copies / at.elapsed().as_secs_f64();
+        result
+            .full_cpu_ns
+            .rounds
+            .push(used.as_nanos() as f64 / copies);
+        result.full_per_second.rounds.push(per_second);
+        settle(u64::MAX)
+    }
+
+    /// Copies of each packet.
+    fn copies(&self, way: Way) -> u64 {
+        match way {
+            Way::Idle => 0,
+            Way::Replicate | Way::Loop => self.subscribers.len() as u64,
+        }
+    }
+
+    fn open_and_wait(&mut self, way: Way) -> Result<Open<'a>> {
+        let open = self.open(way)?;
+        let copies = self.copies(way);
         let start = Instant::now();
         let before = arrived()?;
-        while copies > 0 && arrived()? - before < copies {
+        while arrived()? - before < copies {
             ensure!(start.elapsed() < DEADLINE, "No copy arrived");
             self.sender.burst(1)?;
-            thread::sleep(Duration::from_millis(2));
+            thread::sleep(Duration::from_millis(1));
         }
-        settle()?;
-
-        let before = arrived()?;
-        let cpu = self.clock.now(None)?;
-        let sent = self.sender.paced(self.rate, self.options.paced)?;
-        settle()?;
-        let used = self.clock.now(None)? - cpu;
-        let lost = (sent * copies).saturating_sub(arrived()? - before);
-
-        self.sender.flat_out(Instant::now() + RUN_UP)?;
-        let (start, before) = (Instant::now(), arrived()?);
-        self.sender.flat_out(start + self.options.flat_out)?;
-        let copies_per_second = (arrived()? - before) as f64 / start.elapsed().as_secs_f64();
-        settle()?;
-        drop(open);
-        Ok(Measured {
-            packet_ns: used.as_nanos() as f64 / sent as f64,
-            lost,
-            copies_per_second,
-        })
+        settle(u64::MAX)?;
+        Ok(open)
     }
 
     fn open(&self, way: Way) -> Result<Open<'a>> {
@@ -272,7 +299,15 @@ impl<'a> Bench<'a> {
                     subscribers: self.subscribers.len() as u32,
                 };
                 self.datapath.relay_stream_set(&STREAM, &stream)?;
-                self.datapath.attach_replicate(ifindex, "eth0")?;
+                // The kernel takes the program of the round before off a moment after its link is
+                // gone, and has none twice at one place.
+                let start = Instant::now();
+                while let Err(error) = self.datapath.attach_replicate(ifindex, "eth0") {
+                    if start.elapsed() > DEADLINE {
+                        return Err(error.into());
+                    }
+                    thread::sleep(Duration::from_millis(1));
+                }
                 Ok(Open::Program(self.datapath, ifindex))
             }
             Way::Loop => {
@@ -282,9 +317,7 @@ impl<'a> Bench<'a> {
                     .iter()
                     .map(|it| SocketAddrV6::new(it.agent_address.into(), it.agent_port, 0, 0));
                 let forwarder = Forwarder::to_many(at, "eth0", RELAY_ADDRESS, to.collect())?;
-                Ok(Open::Thread {
-                    _forwarder: forwarder,
-                })
+                Ok(Open::Thread(forwarder))
             }
         }
     }
@@ -294,7 +327,7 @@ impl<'a> Bench<'a> {
 enum Open<'a> {
     Nothing,
     Program(&'a Datapath, u32),
-    Thread { _forwarder: Forwarder },
+    Thread(Forwarder),
 }
 
 impl Drop for Open<'_> {
@@ -317,12 +350,12 @@ fn arrived() -> Result<u64> {
     packets.context("Interface eth1 has no counters")
 }
 
-/// Waits until nothing is under way.
-fn settle() -> Result<()> {
+/// Waits until so many packets have arrived, or nothing is under way any more.
+fn settle(wanted: u64) -> Result<()> {
     let mut count = arrived()?;
     let mut since = Instant::now();
-    while since.elapsed() < QUIET {
-        thread::sleep(QUIET / 4);
+    while count < wanted && since.elapsed() < QUIET {
+        thread::sleep(Duration::from_micros(500));
         let now = arrived()?;
         if now != count {
             (count, since) = (now, Instant::now());

@@ -7,13 +7,20 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use nix::net::if_::if_nametoindex;
+use nix::sys::prctl::set_timerslack;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::mmsg::{BATCH, Repeated};
 
-/// A fixed rate is kept by so many bursts a second, as streams of some video packets a frame or
-/// a paced sender of many streams come.
-const TICK: Duration = Duration::from_millis(1);
+/// Most packets under way at full speed: fewer than any queue holds.
+const WINDOW: u64 = 128;
+/// Pause of a sender whose packets are all under way.
+const PAUSE: Duration = Duration::from_micros(20);
+/// Packets that are under way for so long are lost.
+const LOST: Duration = Duration::from_millis(5);
+/// Most packets that are sent at once when the sender did not run in time. What is due beyond
+/// them it does not make up for: that would overrun queues.
+const MOST: u64 = 64;
 
 pub struct Sender {
     socket: Socket,
@@ -54,30 +61,42 @@ impl Sender {
         Ok(())
     }
 
-    /// Sends at a rate for some time; returns how many packets.
+    /// Sends evenly spaced packets for some time, as a stream of constant bitrate has them; returns
+    /// how many.
     pub fn paced(&mut self, per_second: u32, time: Duration) -> Result<u64> {
-        let start = Instant::now();
-        let mut sent = 0;
-        let mut next = start;
-        loop {
-            let elapsed = start.elapsed().min(time);
-            let due = (elapsed.as_secs_f64() * f64::from(per_second)) as u64;
-            self.burst((due - sent) as usize)?;
-            sent = due;
-            if elapsed == time {
-                return Ok(sent);
-            }
-            next += TICK;
-            thread::sleep(next.saturating_duration_since(Instant::now()));
-        }
+        pace(per_second, time, |count| self.burst(count))
     }
 
-    /// Sends as fast as it can until a moment.
-    pub fn flat_out(&mut self, until: Instant) -> Result<()> {
-        while Instant::now() < until {
-            self.batch(BATCH)?;
+    /// Sends as fast as it can for some time. With `delivered`, which says how many packets have
+    /// got through so far, never more than [`WINDOW`] are under way; without, all of them get
+    /// through while they are sent.
+    pub fn at_full_speed(
+        &mut self,
+        time: Duration,
+        delivered: Option<&dyn Fn() -> u64>,
+    ) -> Result<()> {
+        let start = Instant::now();
+        let through = || delivered.map_or(0, |delivered| delivered());
+        let (mut sent, mut base) = (0, through());
+        let mut progress = (base, start);
+        loop {
+            let now = Instant::now();
+            if now - start >= time {
+                return Ok(());
+            }
+            let through = through();
+            if delivered.is_none() || sent + BATCH as u64 <= through - base + WINDOW {
+                sent += self.batch(BATCH)? as u64;
+                progress = (through, now);
+            } else if through != progress.0 {
+                progress = (through, now);
+                thread::sleep(PAUSE);
+            } else if now - progress.1 < LOST {
+                thread::sleep(PAUSE);
+            } else {
+                (sent, base) = (0, through);
+            }
         }
-        Ok(())
     }
 
     fn batch(&mut self, count: usize) -> Result<usize> {
@@ -87,6 +106,32 @@ impl Sender {
             Err(error) if is_loss(&error) => Ok(count),
             Err(error) => Err(error).context("Failed to send"),
         }
+    }
+}
+
+/// Does what the pacing of a sender does, and sends nothing.
+pub fn idle(per_second: u32, time: Duration) -> Result<u64> {
+    pace(per_second, time, |_| Ok(()))
+}
+
+fn pace(per_second: u32, time: Duration, mut send: impl FnMut(usize) -> Result<()>) -> Result<u64> {
+    // The kernel would let a sleeper be 50 microseconds late.
+    set_timerslack(1).context("Failed to set the precision of timers")?;
+    let space = Duration::from_secs(1) / per_second;
+    let start = Instant::now();
+    let (mut sent, mut missed) = (0, 0);
+    loop {
+        let elapsed = start.elapsed();
+        if elapsed >= time {
+            return Ok(sent);
+        }
+        let due = (elapsed.as_nanos() / space.as_nanos()) as u64 + 1 - sent - missed;
+        let count = due.min(MOST);
+        send(count as usize)?;
+        sent += count;
+        missed += due - count;
+        let next = start + space * u32::try_from(sent + missed).unwrap_or(u32::MAX);
+        thread::sleep(next.saturating_duration_since(Instant::now()));
     }
 }
 

@@ -3,8 +3,10 @@
 use std::net::{Ipv6Addr, SocketAddrV6};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use common::maps::{Origins, RelayFlow, RelayFlowKey, StreamKey};
 use common::relay::{self, Endpoints};
 use common::wire::datagram::multicast_mac;
@@ -17,6 +19,8 @@ use super::world::{self, DESTINATION_PORT, MULTICAST_ADDRESS, SOURCE, SOURCE_POR
 /// The uplink and the bridge in the host's namespace.
 pub const UPLINK: &str = "eth0";
 pub const BRIDGE: &str = "br0";
+/// How long a hook may stay taken.
+const DEADLINE: Duration = Duration::from_secs(2);
 
 /// A way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -115,10 +119,10 @@ impl Ways {
         let to = SocketAddrV6::new(MULTICAST_ADDRESS, DESTINATION_PORT, 0, 0);
         Ok(match way {
             Way::Bridge => Open::Nothing,
-            Way::Native => self.attach(&self.native, None)?,
-            Way::Tc => self.attach(&self.tc, None)?,
-            Way::XdpGeneric => self.attach(&self.generic, Some(Hook::XdpGeneric))?,
-            Way::XdpNative => self.attach(&self.driver, Some(Hook::XdpNative))?,
+            Way::Native => self.attach(&self.native, self.native.hook())?,
+            Way::Tc => self.attach(&self.tc, self.tc.hook())?,
+            Way::XdpGeneric => self.attach(&self.generic, Hook::XdpGeneric)?,
+            Way::XdpNative => self.attach(&self.driver, Hook::XdpNative)?,
             Way::Nftables => {
                 nft(&self.rules())?;
                 Open::Rules
@@ -133,17 +137,25 @@ impl Ways {
         })
     }
 
-    fn attach<'a>(&'a self, datapath: &'a Datapath, hook: Option<Hook>) -> Result<Open<'a>> {
-        let attachment = datapath.attach_uplink(self.ifindex, UPLINK)?;
-        let open = Open::Programs(datapath, self.ifindex);
-        let wanted = hook.unwrap_or(datapath.hook());
-        anyhow::ensure!(
-            attachment.hook == wanted,
-            "The uplink takes {} instead of {}",
-            attachment.hook.as_str(),
-            wanted.as_str()
-        );
-        Ok(open)
+    fn attach<'a>(&'a self, datapath: &'a Datapath, wanted: Hook) -> Result<Open<'a>> {
+        let start = Instant::now();
+        loop {
+            let attachment = datapath.attach_uplink(self.ifindex, UPLINK)?;
+            let open = Open::Programs(datapath, self.ifindex);
+            if attachment.hook == wanted {
+                return Ok(open);
+            }
+            // The kernel takes the last way's program off a moment after its link is gone, and
+            // has no two modes of XDP at once.
+            ensure!(
+                start.elapsed() < DEADLINE,
+                "The uplink takes {} instead of {}",
+                attachment.hook.as_str(),
+                wanted.as_str()
+            );
+            drop(open);
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 
     fn rules(&self) -> String {

@@ -1,4 +1,6 @@
-//! `cargo xtask bench`: what the programs and the signalling cost.
+//! `cargo xtask bench`: what the programs, the relay and the signalling cost.
+
+mod relay;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -23,6 +25,10 @@ use crate::setup;
 pub(crate) enum Verb {
     /// Cost of the `snoop` program, and of 64 VMs of 1,000 addresses each
     Snoop(Output),
+    /// A relayed stream's way to 1, 4 and 16 TAPs: CPU time and rate, against other ways
+    Relay(relay::RelayArgs),
+    /// A relay with 1, 10 and 100 subscribers: CPU time and rate, against a sendmmsg loop
+    Replicate(relay::RelayArgs),
     /// Time from MigrationRequest to MigrationResponse with 1, 100 and 1,000 addresses
     Signalling(SignallingArgs),
 }
@@ -71,6 +77,8 @@ pub(crate) fn run(verb: &Verb) -> Result<()> {
     setup::ensure()?;
     match verb {
         Verb::Snoop(output) => snoop(output),
+        Verb::Relay(arguments) => relay::relay(arguments),
+        Verb::Replicate(arguments) => relay::replicate(arguments),
         Verb::Signalling(arguments) => signalling(arguments),
     }
 }

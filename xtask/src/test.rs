@@ -30,12 +30,14 @@ pub(crate) struct TestArgs {
 }
 
 /// Test targets of the `tests` package by level.
-const PROGRAM: &[&str] = &["prog_test_run", "parity"];
+const PROGRAM: &[&str] = &["prog_test_run", "parity", "relay_programs"];
 const NETWORK: &[&str] = &[
     "snoop",
     "membership",
     "restart",
+    "relay_path",
     "relay_server",
+    "bench_smoke",
     "peers",
     "lab_network",
     "lab_hosts",

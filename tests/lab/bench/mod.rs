@@ -38,44 +38,33 @@ pub struct RelaySetting {
     pub taps: usize,
     /// Packets per second that are sent while the CPU time is measured.
     pub packets_per_second: u32,
+    /// Processors that were busy with other things meanwhile, on average.
+    pub other_load: f64,
     /// The ways.
     pub ways: Vec<RelayWay>,
 }
 
 /// One way from the sender to the TAPs.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct RelayWay {
     /// Its name.
     pub way: String,
-    /// Its rounds, in the order of the other ways' rounds.
-    pub rounds: Vec<RelayRound>,
-    /// Median CPU time of the whole path per delivered packet.
-    pub cpu_ns: f64,
-    /// The same relative to native multicast in the same round, median.
-    pub cpu_to_native: f64,
-    /// Relative to the relay by `recvmmsg` and `sendmmsg` in the same round, median.
-    pub cpu_to_userspace: f64,
-    /// Median of the most packets per second that were delivered, all TAPs together.
-    pub delivered_per_second: f64,
-    /// The same relative to native multicast in the same round, median.
-    pub rate_to_native: f64,
+    /// CPU time of the whole path per delivered packet of a stream, nanoseconds.
+    pub stream_cpu_ns: Samples,
+    /// The same at full speed.
+    pub full_cpu_ns: Samples,
+    /// Packets delivered per second at full speed, all TAPs together.
+    pub full_per_second: Samples,
+    /// Packets of the stream that the TAPs should have got, all TAPs together.
+    pub sent: u64,
+    /// Those that they did not get.
+    pub lost: u64,
     /// Packets whose UDP checksum was computed anew.
     pub checked: u64,
     /// Those whose checksum was wrong.
     pub wrong: u64,
     /// Whether source address and ports are those of the stream.
     pub original_source: bool,
-}
-
-/// One round of one way.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct RelayRound {
-    /// CPU time of the whole path per delivered packet, nanoseconds.
-    pub cpu_ns: f64,
-    /// Packets that the TAPs should have got meanwhile and did not get.
-    pub lost: u64,
-    /// Packets delivered each second while the sender sends as fast as it can.
-    pub delivered_per_second: f64,
 }
 
 /// Cost of a program by program test-run, as `bench_relay_programs` reports it.
@@ -111,43 +100,55 @@ pub struct ReplicateSetting {
     pub subscribers: usize,
     /// Packets per second that the relay receives while the CPU time is measured.
     pub packets_per_second: u32,
+    /// Processors that were busy with other things meanwhile, on average.
+    pub other_load: f64,
     /// The ways.
     pub ways: Vec<ReplicateWay>,
 }
 
 /// One way of copying.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct ReplicateWay {
     /// Its name.
     pub way: String,
-    /// Its rounds, in the order of the other ways' rounds.
-    pub rounds: Vec<ReplicateRound>,
-    /// Median CPU time of the relay per copy, nanoseconds.
-    pub cpu_ns: f64,
-    /// The same with sender and sink, median.
-    pub path_ns: f64,
-    /// CPU time of the relay relative to that of the `sendmmsg` loop in the same round, median.
-    pub cpu_to_loop: f64,
-    /// The same with sender and sink, median.
-    pub path_to_loop: f64,
-    /// Median of the most copies per second that arrived.
-    pub copies_per_second: f64,
-    /// The same relative to the loop, median.
-    pub rate_to_loop: f64,
+    /// CPU time of the relay per copy of a stream's packet, nanoseconds: that of the whole path
+    /// less that of a path whose relay makes no copies.
+    pub relay_cpu_ns: Samples,
+    /// CPU time of the whole path per copy, with sender and sink.
+    pub path_cpu_ns: Samples,
+    /// The same at full speed.
+    pub full_cpu_ns: Samples,
+    /// Copies that arrive per second at full speed.
+    pub full_per_second: Samples,
+    /// Copies of the stream that should have arrived.
+    pub sent: u64,
+    /// Those that did not.
+    pub lost: u64,
 }
 
-/// One round of one way of copying.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct ReplicateRound {
-    /// CPU time of the relay per copy, nanoseconds: that of the whole path less that of a path
-    /// whose relay makes no copies.
-    pub cpu_ns: f64,
-    /// CPU time of the whole path per copy, nanoseconds.
-    pub path_ns: f64,
-    /// Copies that should have arrived and did not.
-    pub lost: u64,
-    /// Copies each second while the sender sends as fast as it can.
-    pub copies_per_second: f64,
+/// One number of each round.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Samples {
+    /// In the order of the rounds, which is the same for all ways.
+    pub rounds: Vec<f64>,
+    /// Their median.
+    pub median: f64,
+    /// Relative to native multicast in the same round, median.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub to_native: Option<f64>,
+    /// Relative to the program with `recvmmsg` and `sendmmsg` in the same round, median.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub to_userspace: Option<f64>,
+}
+
+impl Samples {
+    /// Computes the medians.
+    pub fn summarize(&mut self, native: Option<&Self>, userspace: Option<&Self>) {
+        self.median = median(&self.rounds);
+        let relative = |to: &Self| ratio(&self.rounds, &to.rounds);
+        self.to_native = native.map(relative);
+        self.to_userspace = userspace.map(relative);
+    }
 }
 
 /// A line that a bench prints while it runs, as JSON.
@@ -162,8 +163,8 @@ pub struct Progress {
 }
 
 /// Median; the mean of the middle two of an even number, 0 of none.
-pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
-    let mut sorted: Vec<f64> = values.into_iter().collect();
+pub fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let middle = sorted.len() / 2;
     let at = |index: usize| sorted.get(index).copied().unwrap_or_default();
@@ -175,12 +176,10 @@ pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
 }
 
 /// Median of the quotients of two ways' values, round by round.
-pub fn ratio(
-    values: impl IntoIterator<Item = f64>,
-    reference: impl IntoIterator<Item = f64>,
-) -> f64 {
-    let pairs = values.into_iter().zip(reference);
-    median(pairs.map(|(value, reference)| value / reference))
+pub fn ratio(values: &[f64], reference: &[f64]) -> f64 {
+    let pairs = values.iter().zip(reference);
+    let quotients: Vec<f64> = pairs.map(|(value, reference)| value / reference).collect();
+    median(&quotients)
 }
 
 #[cfg(test)]
@@ -189,14 +188,14 @@ mod tests {
 
     #[test]
     fn median_is_the_middle_or_between_the_middle_two() {
-        assert!((median([3.0, 1.0, 2.0]) - 2.0).abs() < 1e-9);
-        assert!((median([4.0, 1.0, 2.0, 3.0]) - 2.5).abs() < 1e-9);
-        assert!(median([]).abs() < 1e-9);
+        assert!((median(&[3.0, 1.0, 2.0]) - 2.0).abs() < 1e-9);
+        assert!((median(&[4.0, 1.0, 2.0, 3.0]) - 2.5).abs() < 1e-9);
+        assert!(median(&[]).abs() < 1e-9);
     }
 
     #[test]
     fn ratio_compares_within_a_round() {
         // The machine was twice as slow in the second round.
-        assert!((ratio([2.0, 4.0, 2.2], [1.0, 2.0, 1.0]) - 2.0).abs() < 1e-9);
+        assert!((ratio(&[2.0, 4.0, 2.2], &[1.0, 2.0, 1.0]) - 2.0).abs() < 1e-9);
     }
 }

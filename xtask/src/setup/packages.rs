@@ -14,7 +14,7 @@ use super::Step;
 const BACKPORTS: &str = "bookworm-backports";
 
 /// Packages of the stable and security suites, with their purpose.
-const STABLE: [(&str, &str); 16] = [
+const STABLE: [(&str, &str); 18] = [
     ("rustc-web", "compiler with the BPF target"),
     ("libstd-rust-web-dev-bpf", "`core` for the BPF target"),
     ("rust-web-llvm", "LLVM of that compiler"),
@@ -25,6 +25,8 @@ const STABLE: [(&str, &str); 16] = [
     ("xz-utils", "unpacking the guest's kernel modules"),
     ("ethtool", "switching offloads in tests"),
     ("tcpdump", "captures in tests"),
+    ("nftables", "what the relay is compared with in its bench"),
+    ("socat", "likewise"),
     ("ffmpeg", "a real stream in the demo"),
     ("iproute2", "namespaces, links, bridges"),
     ("build-essential", "linking"),
