@@ -123,6 +123,26 @@ fn ports_that_left_the_bridge_are_detached_by_retain() {
 }
 
 #[test]
+fn a_program_is_attached_again_right_after_it_was_detached() {
+    if !privileged() {
+        return;
+    }
+    let (host, guest) = host_with_guest();
+    host.run_with_bpffs(|bpffs| {
+        let datapath = Datapath::load(&config(bpffs)).unwrap();
+        for _ in 0..50 {
+            let attachment = datapath
+                .attach_port(guest.ifindex, "vnet0", &LIMITS)
+                .unwrap();
+            assert!(!attachment.adopted);
+            assert_eq!(programs().len(), 1);
+            datapath.detach_port(guest.ifindex).unwrap();
+            assert!(programs().is_empty());
+        }
+    });
+}
+
+#[test]
 fn maps_in_use_keep_their_capacity_and_other_layouts_are_removed() {
     if !privileged() {
         return;

@@ -22,7 +22,7 @@ use common::maps::LAYOUT_VERSION;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
-use super::DatapathError;
+use super::{DatapathError, sys};
 
 /// The pin directories, locked for this process.
 pub(super) struct Pins {
@@ -104,12 +104,19 @@ impl Pins {
     }
 }
 
-/// Removes a pin; one that is not there counts as removed.
+/// Takes the program of a pinned link off its hook at once, and removes the pin; one that is not
+/// there is fine.
 ///
 /// # Errors
 ///
 /// [`DatapathError::Pin`].
 pub(super) fn remove(path: &Path) -> Result<(), DatapathError> {
+    if path.exists()
+        && let Err(error) = sys::detach_link(path)
+    {
+        // Of an interface that is gone, for instance. The link goes with its pin anyway.
+        tracing::debug!(path = %path.display(), %error, "link not detached before its pin");
+    }
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(pin_error(path)(error)),
         _ => Ok(()),

@@ -5,9 +5,12 @@
     reason = "bpf(2) is a raw system call and ring buffer records are plain memory"
 )]
 
+use std::ffi::CString;
 use std::io;
 use std::mem::{MaybeUninit, size_of};
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 
 use aya::Pod;
 use common::event::{FirstPacketEvent, ListenerEvent, QueryEvent, SourceEvent, UnfinishedEvent};
@@ -17,8 +20,10 @@ use tokio::io::unix::AsyncFd;
 const BPF_MAP_LOOKUP_ELEM: libc::c_int = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
 const BPF_MAP_DELETE_ELEM: libc::c_int = 3;
+const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_int = 21;
 const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
+const BPF_LINK_DETACH: libc::c_int = 34;
 
 /// Update flag: create or replace.
 pub(super) const ANY: u64 = 0;
@@ -50,6 +55,20 @@ struct BatchAttr {
     flags: u64,
 }
 
+/// Pin part of `union bpf_attr`: 16 bytes.
+#[repr(C)]
+struct PinAttr {
+    path: u64,
+    fd: u32,
+    flags: u32,
+}
+
+/// Link part of `union bpf_attr`: 4 bytes.
+#[repr(C)]
+struct LinkAttr {
+    fd: u32,
+}
+
 const _: () = {
     assert!(size_of::<ElementAttr>() == 32);
     assert!(size_of::<BatchAttr>() == 56);
@@ -59,13 +78,42 @@ const _: () = {
 ///
 /// Every address in `attr` must be valid for what the command does with it.
 unsafe fn bpf<T>(command: libc::c_int, attr: &mut T) -> io::Result<()> {
+    // SAFETY: the caller's promise.
+    unsafe { bpf_value(command, attr) }.map(drop)
+}
+
+/// # Safety
+///
+/// As for [`bpf`].
+unsafe fn bpf_value<T>(command: libc::c_int, attr: &mut T) -> io::Result<libc::c_long> {
     // SAFETY: `attr` is live and its size is given; what it points to is the caller's promise.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attr, size_of::<T>()) };
-    if result == 0 {
-        Ok(())
+    if result >= 0 {
+        Ok(result)
     } else {
         Err(io::Error::last_os_error())
     }
+}
+
+/// Takes the program of a pinned link off its hook (kernel 5.9). Without the pin the kernel would
+/// do so too, but a moment later, and until then the hook is taken.
+pub(super) fn detach_link(pin: &Path) -> io::Result<()> {
+    let path = CString::new(pin.as_os_str().as_bytes())?;
+    let mut attr = PinAttr {
+        path: path.as_ptr() as u64,
+        fd: 0,
+        flags: 0,
+    };
+    // SAFETY: the path is a live string that ends with a zero.
+    let fd = unsafe { bpf_value(BPF_OBJ_GET, &mut attr) }?;
+    let fd = RawFd::try_from(fd).map_err(|_| io::ErrorKind::InvalidData)?;
+    // SAFETY: the kernel has just opened it for this call.
+    let link = unsafe { OwnedFd::from_raw_fd(fd) };
+    let mut attr = LinkAttr {
+        fd: link.as_raw_fd().unsigned_abs(),
+    };
+    // SAFETY: the command takes no address.
+    unsafe { bpf(BPF_LINK_DETACH, &mut attr) }
 }
 
 fn element<K>(map: BorrowedFd<'_>, key: &K, value: u64, flags: u64) -> ElementAttr {
