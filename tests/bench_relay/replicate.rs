@@ -299,15 +299,7 @@ impl<'a> Bench<'a> {
                     subscribers: self.subscribers.len() as u32,
                 };
                 self.datapath.relay_stream_set(&STREAM, &stream)?;
-                // The kernel takes the program of the round before off a moment after its link is
-                // gone, and has none twice at one place.
-                let start = Instant::now();
-                while let Err(error) = self.datapath.attach_replicate(ifindex, "eth0") {
-                    if start.elapsed() > DEADLINE {
-                        return Err(error.into());
-                    }
-                    thread::sleep(Duration::from_millis(1));
-                }
+                self.datapath.attach_replicate(ifindex, "eth0")?;
                 Ok(Open::Program(self.datapath, ifindex))
             }
             Way::Loop => {

@@ -3,8 +3,6 @@
 use std::net::{Ipv6Addr, SocketAddrV6};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use common::maps::{Origins, RelayFlow, RelayFlowKey, StreamKey};
@@ -19,8 +17,6 @@ use super::world::{self, DESTINATION_PORT, MULTICAST_ADDRESS, SOURCE, SOURCE_POR
 /// The uplink and the bridge in the host's namespace.
 pub const UPLINK: &str = "eth0";
 pub const BRIDGE: &str = "br0";
-/// How long a hook may stay taken.
-const DEADLINE: Duration = Duration::from_secs(2);
 
 /// A way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -138,24 +134,15 @@ impl Ways {
     }
 
     fn attach<'a>(&'a self, datapath: &'a Datapath, wanted: Hook) -> Result<Open<'a>> {
-        let start = Instant::now();
-        loop {
-            let attachment = datapath.attach_uplink(self.ifindex, UPLINK)?;
-            let open = Open::Programs(datapath, self.ifindex);
-            if attachment.hook == wanted {
-                return Ok(open);
-            }
-            // The kernel takes the last way's program off a moment after its link is gone, and
-            // has no two modes of XDP at once.
-            ensure!(
-                start.elapsed() < DEADLINE,
-                "The uplink takes {} instead of {}",
-                attachment.hook.as_str(),
-                wanted.as_str()
-            );
-            drop(open);
-            thread::sleep(Duration::from_millis(5));
-        }
+        let attachment = datapath.attach_uplink(self.ifindex, UPLINK)?;
+        let open = Open::Programs(datapath, self.ifindex);
+        ensure!(
+            attachment.hook == wanted,
+            "The uplink takes {} instead of {}",
+            attachment.hook.as_str(),
+            wanted.as_str()
+        );
+        Ok(open)
     }
 
     fn rules(&self) -> String {
