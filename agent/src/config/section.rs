@@ -9,6 +9,7 @@ use serde::Deserialize;
 use common::signal::PORT;
 
 use super::value::{self, InterfaceName, Name, PeerAddress, Prefix};
+use crate::datapath::UplinkHook;
 use crate::glob::Glob;
 use crate::hypervisor::libvirt::{MigrateFlag, MigrateFlags, MigrateFlagsError};
 
@@ -26,6 +27,9 @@ pub struct Agent {
     /// Physical ports of the bridge; empty: every port that is no TAP.
     #[serde(default)]
     pub uplinks: Vec<InterfaceName>,
+    /// Hook of the program on the uplinks; none: chosen by the driver.
+    #[serde(default)]
+    pub uplink_hook: Option<UplinkHook>,
     /// Where peers connect to.
     #[serde(default = "default_listen")]
     pub listen: SocketAddrV6,

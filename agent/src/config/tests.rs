@@ -36,7 +36,7 @@ fn commented_out_keys_of_the_example_are_the_defaults() {
 
 #[test]
 fn example_mentions_every_key() {
-    let keys = "name bridge uplinks listen control_socket pin_root prefix address listeners \
+    let keys = "name bridge uplinks uplink_hook mcs site listen control_socket pin_root prefix address listeners \
         sources reports_per_second map_listeners map_sources map_streams map_managed incoming ca \
         cert key admit domains destinations tree_budget_ms join_expiry_s connect_uri migrate_uri \
         enabled servers dns anycast sdp delay_ms silence_ms watch_interval_ms settle_ms hold_ms \

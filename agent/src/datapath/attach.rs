@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use serde::Deserialize;
+
 use super::link::{self, Interface};
 use super::{Datapath, DatapathError, Limits, driver, lock, pins};
 
@@ -33,7 +35,8 @@ impl Hook {
 }
 
 /// Where an operator wants relayed packets to be restored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum UplinkHook {
     /// XDP in the driver; TC where the driver refuses.
     XdpNative,
@@ -134,6 +137,15 @@ impl Datapath {
     /// [`DatapathError::Attach`].
     pub fn attach_leak(&self, ifindex: u32, name: &str) -> Result<Attachment, DatapathError> {
         self.attach(Program::Leak, ifindex, name)
+    }
+
+    /// Detaches `leak`.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Pin`].
+    pub fn detach_leak(&self, ifindex: u32) -> Result<(), DatapathError> {
+        self.detach(Program::Leak, ifindex)
     }
 
     /// Attaches `replicate` to an interface that a relay receives multicast by, or adopts the

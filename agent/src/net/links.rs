@@ -73,6 +73,13 @@ pub enum LinkEvent {
         /// Its interface index.
         ifindex: u32,
     },
+    /// A port joined the bridge that is neither a VM's nor one of the uplinks.
+    OtherAdded(Port),
+    /// It left, or is gone.
+    OtherRemoved {
+        /// Its interface index.
+        ifindex: u32,
+    },
     /// All ports that were there at the start have been told. Comes once.
     Complete,
 }
@@ -81,6 +88,8 @@ pub enum LinkEvent {
 enum Role {
     Vm,
     Uplink,
+    /// Neither: with named uplinks, any other port that is no VM's.
+    Other,
 }
 
 /// Watches the ports of a bridge.
@@ -251,13 +260,16 @@ impl PortTable {
         }
     }
 
-    fn role(&self, name: &str, tap: bool) -> Option<Role> {
-        if self.rules.uplinks.iter().any(|uplink| uplink == name) {
-            Some(Role::Uplink)
+    fn role(&self, name: &str, tap: bool) -> Role {
+        let uplinks = &self.rules.uplinks;
+        if uplinks.iter().any(|uplink| uplink == name) {
+            Role::Uplink
         } else if tap || self.rules.vm_ports.iter().any(|p| matches(p, name)) {
-            Some(Role::Vm)
+            Role::Vm
+        } else if uplinks.is_empty() {
+            Role::Uplink
         } else {
-            self.rules.uplinks.is_empty().then_some(Role::Uplink)
+            Role::Other
         }
     }
 
@@ -272,7 +284,7 @@ impl PortTable {
         });
         let tap = kind(link) == Some(&InfoKind::Tun);
         let ifindex = link.header.index;
-        let role = ours.then(|| self.role(name, tap)).flatten();
+        let role = ours.then(|| self.role(name, tap));
         let Some(role) = role else {
             self.remove(ifindex);
             return;
@@ -299,6 +311,7 @@ impl PortTable {
         self.events.push_back(match role {
             Role::Vm => LinkEvent::Port(PortEvent::Added(port)),
             Role::Uplink => LinkEvent::UplinkAdded(port),
+            Role::Other => LinkEvent::OtherAdded(port),
         });
     }
 
@@ -307,6 +320,7 @@ impl PortTable {
             self.events.push_back(match role {
                 Role::Vm => LinkEvent::Port(PortEvent::Removed { ifindex }),
                 Role::Uplink => LinkEvent::UplinkRemoved { ifindex },
+                Role::Other => LinkEvent::OtherRemoved { ifindex },
             });
         }
     }
@@ -420,7 +434,11 @@ mod tests {
         let mut table = table(&["eth0"]);
         table.set(&link(8, "eth0", Some(BRIDGE), InfoKind::Veth));
         table.set(&link(9, "eth1", Some(BRIDGE), InfoKind::Veth));
-        assert_eq!(table.events, [LinkEvent::UplinkAdded(port(8, "eth0"))]);
+        let others = LinkEvent::OtherAdded(port(9, "eth1"));
+        assert_eq!(
+            table.events,
+            [LinkEvent::UplinkAdded(port(8, "eth0")), others]
+        );
     }
 
     #[test]

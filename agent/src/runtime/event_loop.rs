@@ -158,6 +158,17 @@ impl EventLoop {
                 }
                 self.uplinks.insert(port.ifindex, port);
             }
+            LinkEvent::OtherAdded(port) => {
+                // Nothing is taken in there, but what a relay sent must not leave by it.
+                if let Err(error) = self.datapath.attach_leak(port.ifindex, &port.name) {
+                    tracing::error!(
+                        port = port.name,
+                        error = &error as &dyn std::error::Error,
+                        "Cannot watch a port; relayed streams may leave this host by it"
+                    );
+                }
+            }
+            LinkEvent::OtherRemoved { ifindex } => self.datapath.detach_leak(ifindex)?,
             LinkEvent::UplinkRemoved { ifindex } => {
                 self.datapath.detach_uplink(ifindex)?;
                 if let Some(port) = self.uplinks.remove(&ifindex) {

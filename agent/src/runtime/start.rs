@@ -137,7 +137,7 @@ fn datapath_config(config: &Config) -> DatapathConfig {
     DatapathConfig {
         pin_root: config.agent.pin_root.clone(),
         hook: None,
-        uplink_hook: None,
+        uplink_hook: config.agent.uplink_hook,
         capacities: Capacities {
             listeners: config.limits.map_listeners,
             sources: config.limits.map_sources,
