@@ -30,21 +30,22 @@ const STREAM: StreamConfig = StreamConfig {
 const LEASE: Duration = Duration::from_secs(9);
 const DEADLINE: Duration = Duration::from_secs(30);
 
-fn testbed(name: &str, sites: [Site; 2], relays: usize) -> Testbed {
+const OPTIONS: AgentOptions = AgentOptions {
+    relay_lease_s: Some(LEASE.as_secs()),
+    ..AgentOptions::DEFAULT
+};
+
+fn testbed(name: &str, sites: [Site; 2], relays: usize, options: AgentOptions) -> Testbed {
     let mut config = LabConfig::new(name);
     config.sites = sites;
     config.relays = relays;
-    let options = AgentOptions {
-        relay_lease_s: Some(LEASE.as_secs()),
-        ..AgentOptions::DEFAULT
-    };
     Testbed::up(config, 128, Some(options)).unwrap()
 }
 
 /// A guest on the first VM host, whose site carries no multicast, that receives by a relay.
-fn relayed(name: &str, relays: usize) -> (Testbed, Stream) {
+fn relayed(name: &str, relays: usize, options: AgentOptions) -> (Testbed, Stream) {
     let sites = [Site::UnicastOnly, Site::Multicast];
-    let mut testbed = testbed(name, sites, relays);
+    let mut testbed = testbed(name, sites, relays, options);
     testbed.boot().unwrap();
     let stream = Stream::start(testbed.lab(), &STREAM).unwrap();
     let guest = testbed.guest().unwrap().clone();
@@ -97,7 +98,7 @@ fn guest_that_moves_to_a_site_without_multicast_gets_its_stream_from_a_relay() {
         return;
     }
     let sites = [Site::Multicast, Site::UnicastOnly];
-    let mut testbed = testbed("rmove", sites, 1);
+    let mut testbed = testbed("rmove", sites, 1, OPTIONS);
     let config = RunConfig {
         mover: Mover::Migkick,
         stream: STREAM,
@@ -115,7 +116,7 @@ fn native_reception_goes_and_comes_back_without_a_duplicate() {
     if !requirements::met() {
         return;
     }
-    let mut testbed = testbed("rflap", [Site::Multicast; 2], 1);
+    let mut testbed = testbed("rflap", [Site::Multicast; 2], 1, OPTIONS);
     let flap = flap::run(&mut testbed, &STREAM, 1, &mut |step| eprintln!("{step}")).unwrap();
     for row in &flap.rows {
         assert!(row.ok(), "{row:?}");
@@ -127,7 +128,7 @@ fn guests_of_one_host_share_a_session_and_a_source_list_is_honoured() {
     if !requirements::met() {
         return;
     }
-    let (mut testbed, stream) = relayed("rshare", 1);
+    let (mut testbed, stream) = relayed("rshare", 1, OPTIONS);
     for number in 2..=3 {
         let filter = if number == 2 {
             Filter::Include(vec![SENDER_ADDRESS])
@@ -166,7 +167,7 @@ fn killed_relay_and_killed_agent_lose_no_packet_and_are_adopted() {
     if !requirements::met() {
         return;
     }
-    let (mut testbed, stream) = relayed("rkill", 1);
+    let (mut testbed, stream) = relayed("rkill", 1, OPTIONS);
     let vms1 = testbed.lab().vms1().clone();
     let guest = testbed.guest().unwrap().clone();
     let from_ns = clock::now_ns();
@@ -204,7 +205,7 @@ fn another_relay_takes_over_and_all_may_be_gone_for_a_while() {
     if !requirements::met() {
         return;
     }
-    let (testbed, stream) = relayed("rover", 2);
+    let (testbed, stream) = relayed("rover", 2, OPTIONS);
     let guest = testbed.guest().unwrap().clone();
     let switch = testbed.lab().switch(RELAY_SITE);
     let set_links = |state: &str, relays: &[&str]| {
@@ -232,5 +233,37 @@ fn another_relay_takes_over_and_all_may_be_gone_for_a_while() {
     .unwrap();
     set_links("up", &["relay1", "relay2"]);
     wait_more(&guest, packets(Duration::from_secs(2)));
+    stream.stop().unwrap();
+}
+
+#[test]
+fn migration_control_server_tells_an_agent_of_a_relay() {
+    if !requirements::met() {
+        return;
+    }
+    // The second relay node is the server.
+    let options = AgentOptions {
+        mcs: true,
+        ..OPTIONS
+    };
+    let (mut testbed, stream) = relayed("rmcs", 2, options);
+    let relays = testbed.relays().unwrap();
+    let known = |status: &Value| -> Vec<String> {
+        let rows = status["registrations"].as_array().unwrap();
+        rows.iter()
+            .map(|row| format!("{} {}", row["name"], row["role"]).replace('"', ""))
+            .collect()
+    };
+    let all = ["relay1 relay", "vms1 agent", "vms2 agent"];
+    assert_eq!(known(&relays.status(1).unwrap()), all);
+    // It forgets all when it dies, and what goes on without it is known to its successor again.
+    relays.kill(1);
+    relays.restart(1).unwrap();
+    wait::until("registrations", DEADLINE, || {
+        (known(&relays.status(1).ok()?) == all).then_some(())
+    })
+    .unwrap();
+    let guest = testbed.guest().unwrap().clone();
+    wait_more(&guest, 100);
     stream.stop().unwrap();
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
+use super::relays;
 use crate::guest::domain::SOCKET_DIRECTORY;
 use crate::host::Host;
 use crate::node::Process;
@@ -30,6 +31,8 @@ pub struct AgentOptions {
     pub reports_per_second: Option<u32>,
     /// Lease of the relays, where the lab has any, in seconds; none: the relay's default.
     pub relay_lease_s: Option<u64>,
+    /// The last relay node is a migration control server instead, and relays are found by it.
+    pub mcs: bool,
 }
 
 impl AgentOptions {
@@ -40,6 +43,7 @@ impl AgentOptions {
         listeners: None,
         reports_per_second: None,
         relay_lease_s: None,
+        mcs: false,
     };
 }
 
@@ -205,8 +209,12 @@ pub(super) fn install_certificates(host: &Host, pki: &Path) -> Result<()> {
 /// Writes an agent's configuration, with its certificates.
 fn configure(lab: &Lab, vms: &Vms, peer: &Vms, pki: &Path, options: AgentOptions) -> Result<()> {
     install_certificates(vms, pki)?;
-    let relays: Vec<String> = lab
-        .relays()
+    let (relays, servers) = relays::roles(lab, options);
+    let (found_by, hosts) = match servers {
+        [] => ("servers", relays),
+        servers => ("mcs", servers),
+    };
+    let relays: Vec<String> = hosts
         .iter()
         .map(|relay| {
             let (name, address) = (relay.name(), relay.address());
@@ -254,7 +262,7 @@ level = "info,roamcast=debug"
         relay = if relays.is_empty() {
             String::new()
         } else {
-            format!("[relay]\nservers = [{}]", relays.join(", "))
+            format!("[relay]\n{found_by} = [{}]", relays.join(", "))
         },
         name = vms.name(),
         peer_name = peer.name(),

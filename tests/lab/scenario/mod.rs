@@ -71,13 +71,13 @@ impl Testbed {
             ..DomainConfig::numbered(1, image, accelerator)
         };
         let lab = Lab::up(config)?;
-        let relay_lease_s = agents.and_then(|options| options.relay_lease_s);
+        let options = agents.unwrap_or_default();
         let agents = agents
             .map(|options| Agents::start(&lab, options))
             .transpose()?;
         let relays = match &agents {
             Some(_) if !lab.relays().is_empty() => {
-                Some(Relays::start(&lab, &agents::pki(&lab), relay_lease_s)?)
+                Some(Relays::start(&lab, &agents::pki(&lab), options)?)
             }
             _ => None,
         };

@@ -8,14 +8,12 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use super::agents::install_certificates;
+use super::agents::{AgentOptions, install_certificates};
 use crate::guest::domain::SOCKET_DIRECTORY;
 use crate::host::Host;
 use crate::node::Process;
 use crate::{Lab, binaries, wait};
 
-/// The operator's socket of a relay, on its node.
-const SOCKET: &str = "/run/roamcast/relay.sock";
 /// How long a relay may take until its operator's socket answers.
 const START: Duration = Duration::from_secs(20);
 
@@ -23,6 +21,8 @@ const START: Duration = Duration::from_secs(20);
 pub struct Relays {
     binary: PathBuf,
     hosts: Vec<Host>,
+    /// How many of the last of them are migration control servers.
+    servers: usize,
     processes: Vec<Option<Process>>,
 }
 
@@ -32,17 +32,24 @@ impl Relays {
     /// # Errors
     ///
     /// When the binary is not built, or a relay does not become ready; the text names its log.
-    pub fn start(lab: &Lab, pki: &Path, lease_s: Option<u64>) -> Result<Self> {
-        let mut relays = Self {
+    pub fn start(lab: &Lab, pki: &Path, options: AgentOptions) -> Result<Self> {
+        let (relays, servers) = roles(lab, options);
+        let mut started = Self {
             binary: binaries::path("roamcast")?,
             hosts: lab.relays().to_vec(),
+            servers: servers.len(),
             processes: lab.relays().iter().map(|_| None).collect(),
         };
-        for index in 0..relays.hosts.len() {
-            configure(relays.host(index)?, pki, lease_s)?;
-            relays.restart(index)?;
+        for server in servers {
+            configure_mcs(server, pki)?;
         }
-        Ok(relays)
+        for relay in relays {
+            configure(relay, servers, pki, options.relay_lease_s)?;
+        }
+        for index in 0..started.hosts.len() {
+            started.restart(index)?;
+        }
+        Ok(started)
     }
 
     /// Kills the relay on a node (SIGKILL), as a crash would.
@@ -59,14 +66,20 @@ impl Relays {
     /// When it does not become ready.
     pub fn restart(&mut self, index: usize) -> Result<()> {
         let host = self.host(index)?;
-        let config = format!("{SOCKET_DIRECTORY}/relay.toml");
-        let process = host.spawn("relay", self.command(host, &["relay", "--config", &config]))?;
+        let role = self.role(index);
+        let config = format!("{SOCKET_DIRECTORY}/{role}.toml");
+        let process = host.spawn(role, self.command(host, &[role, "--config", &config]))?;
         if let Some(slot) = self.processes.get_mut(index) {
             *slot = Some(process);
         }
         let host = self.host(index)?;
-        let log = host.log_path("relay");
-        let what = format!("the relay on {} (see {})", host.name(), log.display());
+        let log = host.log_path(self.role(index));
+        let what = format!(
+            "the {} on {} (see {})",
+            self.role(index),
+            host.name(),
+            log.display()
+        );
         wait::until(&what, START, || self.status(index).ok())
             .with_context(|| {
                 let said = fs::read_to_string(&log).unwrap_or_default();
@@ -82,18 +95,28 @@ impl Relays {
     /// When the relay does not answer, or not in JSON.
     pub fn status(&self, index: usize) -> Result<Value> {
         let host = self.host(index)?;
+        let socket = format!("/run/roamcast/{}.sock", self.role(index));
         let text =
-            host.output(&mut self.command(host, &["status", "--json", "--socket", SOCKET]))?;
+            host.output(&mut self.command(host, &["status", "--json", "--socket", &socket]))?;
         serde_json::from_str(&text)
             .with_context(|| format!("roamcast status on {} printed no JSON: {text}", host.name()))
     }
 
     /// What the relay on a node has logged by now.
     pub fn log(&self, index: usize) -> String {
-        let log = self.host(index).map(|host| host.log_path("relay"));
+        let role = self.role(index);
+        let log = self.host(index).map(|host| host.log_path(role));
         log.ok()
             .and_then(|log| fs::read_to_string(log).ok())
             .unwrap_or_default()
+    }
+
+    fn role(&self, index: usize) -> &'static str {
+        if index + self.servers < self.hosts.len() {
+            "relay"
+        } else {
+            "mcs"
+        }
     }
 
     fn host(&self, index: usize) -> Result<&Host> {
@@ -109,7 +132,35 @@ impl Relays {
     }
 }
 
-fn configure(host: &Host, pki: &Path, lease_s: Option<u64>) -> Result<()> {
+/// The relay nodes that are relays, and those that are migration control servers.
+pub(super) fn roles(lab: &Lab, options: AgentOptions) -> (&[Host], &[Host]) {
+    let hosts = lab.relays();
+    hosts.split_at(hosts.len().saturating_sub(usize::from(options.mcs)))
+}
+
+fn configure_mcs(host: &Host, pki: &Path) -> Result<()> {
+    install_certificates(host, pki)?;
+    let text = format!(
+        r#"[mcs]
+name = "{name}"
+lease_s = 6
+
+[policy]
+agents = ["vms?"]
+relays = ["relay?"]
+
+[tls]
+ca = "{SOCKET_DIRECTORY}/cacert.pem"
+cert = "{SOCKET_DIRECTORY}/cert.pem"
+key = "{SOCKET_DIRECTORY}/key.pem"
+"#,
+        name = host.name(),
+    );
+    let path = host.shared_directory().join("mcs.toml");
+    fs::write(&path, text).with_context(|| format!("Failed to write {}", path.display()))
+}
+
+fn configure(host: &Host, servers: &[Host], pki: &Path, lease_s: Option<u64>) -> Result<()> {
     install_certificates(host, pki)?;
     let text = format!(
         r#"[relay]
@@ -126,10 +177,19 @@ key = "{SOCKET_DIRECTORY}/key.pem"
 agents = ["vms?"]
 multicast_addresses = ["ff00::/8"]
 
+{mcs}
+
 [log]
 level = "info,roamcast=debug"
 "#,
         name = host.name(),
+        mcs = servers
+            .iter()
+            .map(|server| {
+                let (name, address) = (server.name(), server.address());
+                format!("[[mcs]]\nname = \"{name}\"\naddress = \"{address}\"\n")
+            })
+            .collect::<String>(),
         lease = super::key("lease_s", lease_s),
     );
     let path = host.shared_directory().join("relay.toml");
