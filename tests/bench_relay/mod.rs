@@ -47,6 +47,8 @@ pub struct Options {
     pub rounds: usize,
     /// Time of the stream on one way in one round.
     pub stream: Duration,
+    /// Bursts on one way in one round.
+    pub bursts: usize,
     /// Time at full speed, likewise.
     pub full_speed: Duration,
 }
@@ -57,8 +59,9 @@ impl Default for Options {
             payloads: vec![1400, 100],
             taps: vec![1, 4, 16],
             subscribers: vec![1, 10, 100],
-            rounds: 41,
+            rounds: 31,
             stream: Duration::from_millis(40),
+            bursts: 8,
             full_speed: Duration::from_millis(40),
         }
     }
@@ -73,6 +76,7 @@ impl Options {
             subscribers: vec![10],
             rounds: 1,
             stream: Duration::from_millis(50),
+            bursts: 2,
             full_speed: Duration::from_millis(50),
         }
     }

@@ -7,10 +7,15 @@
 //! ```
 //!
 //! Each round opens every way in turn, another one first each time, for a moment only: what else
-//! the machine does then meets all of them alike. On each way it sends a stream of constant
-//! bitrate that all ways can take, and then at full speed, which is as fast as the way takes the
-//! packets; both times it measures the CPU time per delivered packet. What the sender of the stream
-//! takes to sleep between packets is measured beside it and taken off.
+//! the machine does then meets all of them alike. On each way three loads follow each other:
+//!
+//! | load | is | measured |
+//! |---|---|---|
+//! | stream | constant bitrate, which all ways can take; each packet wakes who waits for it | CPU time per delivered packet |
+//! | bursts | what a busy host sees: nobody is woken for a single packet, and what counts is work | the same |
+//! | full speed | as fast as the way takes the packets | packets per second |
+//!
+//! What the sender of the stream takes to sleep between packets is measured beside it and taken off.
 
 use std::net::{Ipv6Addr, SocketAddrV6};
 use std::thread;
@@ -41,9 +46,11 @@ const QUIET: Duration = Duration::from_millis(5);
 /// Start at full speed that is not counted.
 const RUN_UP: Duration = Duration::from_millis(5);
 /// Packets that are all checked, on each way once.
-const CHECKED: usize = 200;
-/// How many of them are sent at once.
-const BURST: usize = 20;
+const CHECKED: usize = 256;
+/// Packets of a burst: fewer than any queue holds.
+const BURST: usize = 128;
+/// Pause between two looks at what is under way.
+const PAUSE: Duration = Duration::from_micros(200);
 
 /// Packets per second while the CPU time is measured: what the slowest way, socat, takes without
 /// loss.
@@ -83,6 +90,7 @@ pub fn run(options: &Options) -> Result<Vec<RelaySetting>> {
 
 /// Joins the calling thread's namespace, the host's, with that of a sender.
 fn build() -> Result<Namespace> {
+    world::no_bridge_netfilter()?;
     ip(&format!(
         "link add {BRIDGE} type bridge mcast_snooping 1 mcast_mld_version 2 mcast_querier 1\n\
          link set {BRIDGE} up\naddr add {AGENT_ADDRESS}/64 dev {BRIDGE} nodad\n"
@@ -180,7 +188,7 @@ impl<'a> Bench<'a> {
         let (native, userspace) = (of(Way::Native), of(Way::Userspace));
         let parts: [fn(&mut RelayWay) -> &mut Samples; 3] = [
             |it| &mut it.stream_cpu_ns,
-            |it| &mut it.full_cpu_ns,
+            |it| &mut it.burst_cpu_ns,
             |it| &mut it.full_per_second,
         ];
         for part in parts {
@@ -229,7 +237,7 @@ impl<'a> Bench<'a> {
         let mut delivered = self.taps.delivered();
         let mut since = Instant::now();
         while delivered < wanted && since.elapsed() < QUIET {
-            thread::sleep(Duration::from_micros(500));
+            thread::sleep(PAUSE);
             let now = self.taps.delivered();
             if now != delivered {
                 (delivered, since) = (now, Instant::now());
@@ -265,7 +273,8 @@ impl<'a> Bench<'a> {
             self.taps.check_all(false);
         }
         self.stream(way, &open, pacing, result)?;
-        self.full_speed(way, &open, result)?;
+        self.bursts(way, &open, result)?;
+        self.full_speed(way, result)?;
         let checks = self.taps.checks();
         result.checked += checks.checked;
         result.wrong += checks.wrong;
@@ -295,7 +304,45 @@ impl<'a> Bench<'a> {
         Ok(())
     }
 
-    fn full_speed(&mut self, way: Way, open: &Open<'_>, result: &mut RelayWay) -> Result<()> {
+    /// Bursts that the reader leaves alone until they are in the queues of the TAPs, so that nobody
+    /// is woken for a single packet.
+    fn bursts(&mut self, way: Way, open: &Open<'_>, result: &mut RelayWay) -> Result<()> {
+        // Nobody knows when socat is ready.
+        self.taps.hold(way != Way::Socat);
+        let outcome = self.held_bursts(way, open, result);
+        self.taps.hold(false);
+        outcome
+    }
+
+    fn held_bursts(&mut self, way: Way, open: &Open<'_>, result: &mut RelayWay) -> Result<()> {
+        let (mut used, mut delivered) = (Duration::ZERO, 0);
+        for number in 0..=self.options.bursts {
+            let (start, forwarded) = (self.taps.delivered(), open.forwarded());
+            let before = self.clock.now(open.process())?;
+            self.sender(way).burst(BURST)?;
+            let at = Instant::now();
+            while open
+                .forwarded()
+                .is_some_and(|it| Some(it) < forwarded.map(|it| it + BURST as u64))
+                && at.elapsed() < QUIET
+            {
+                thread::sleep(PAUSE);
+            }
+            self.taps.take();
+            self.settle(start + BURST as u64 * self.count);
+            // The first one ends what came before, and wakes the reader.
+            if number > 0 {
+                used += self.clock.now(open.process())? - before;
+                delivered += self.taps.delivered() - start;
+            }
+        }
+        ensure!(delivered > 0, "Nothing was delivered of bursts");
+        let per_packet = used.as_nanos() as f64 / delivered as f64;
+        result.burst_cpu_ns.rounds.push(per_packet);
+        Ok(())
+    }
+
+    fn full_speed(&mut self, way: Way, result: &mut RelayWay) -> Result<()> {
         let sender = match way.is_relayed() {
             true => &mut self.senders.relayed,
             false => &mut self.senders.native,
@@ -305,15 +352,9 @@ impl<'a> Bench<'a> {
         let mut run = |time| sender.at_full_speed(time, Some(&delivered));
         run(RUN_UP)?;
         let (at, start) = (Instant::now(), taps.delivered());
-        let before = self.clock.now(open.process())?;
         run(self.options.full_speed)?;
-        let used = self.clock.now(open.process())? - before;
         let delivered = (taps.delivered() - start) as f64;
         let per_second = delivered / at.elapsed().as_secs_f64();
-        result
-            .full_cpu_ns
-            .rounds
-            .push(used.as_nanos() as f64 / delivered);
         result.full_per_second.rounds.push(per_second);
         self.settle(u64::MAX);
         Ok(())

@@ -5,6 +5,8 @@
 //!   stream  eth0 --- veth --- eth0    routes    eth1 --- veth --- eth0  counts, drops
 //! ```
 //!
+//! Ways and loads are those of the [way to the TAPs](super::relay).
+//!
 //! The subscribers' MAC addresses are none of the sink's, so its stack drops the copies at once.
 //! The relay has joined the multicast address on every way, as a real one has; what its CPU time
 //! is measured from is a relay that has joined and makes no copies.
@@ -37,6 +39,10 @@ const RELAY_ADDRESS: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 1);
 const FLOW: u32 = 1;
 const DEADLINE: Duration = Duration::from_secs(10);
 const QUIET: Duration = Duration::from_millis(5);
+/// Most copies of a burst, apart from its least packets.
+const MOST_COPIES: usize = 3200;
+/// Pause between two looks at what is under way.
+const PAUSE: Duration = Duration::from_micros(200);
 const RUN_UP: Duration = Duration::from_millis(5);
 
 /// What the relay does.
@@ -166,6 +172,13 @@ struct Bench<'a> {
     sender: Sender,
 }
 
+/// CPU time of the whole path for each packet, nanoseconds.
+#[derive(Clone, Copy, Default)]
+struct Measured {
+    stream_ns: f64,
+    burst_ns: f64,
+}
+
 impl<'a> Bench<'a> {
     fn run(mut self, payload_bytes: usize, steps: &mut Steps) -> Result<ReplicateSetting> {
         let count = self.subscribers.len();
@@ -178,25 +191,29 @@ impl<'a> Bench<'a> {
         for round in 0..self.options.rounds {
             steps.next(format!("{what}, round {}", round + 1))?;
             let pacing = self.pacing()?;
-            let mut packet_ns = [0.0; WAYS.len()];
+            let mut measured = [Measured::default(); WAYS.len()];
             let mut turns = [0, 1, 2];
             turns.rotate_left(round % WAYS.len());
             for index in turns {
                 let way = WAYS[index];
                 let outcome = self.measure(way, pacing, results.get_mut(index));
-                packet_ns[index] = outcome.with_context(|| format!("Way {way:?}"))?;
+                measured[index] = outcome.with_context(|| format!("Way {way:?}"))?;
             }
-            let [.., idle] = packet_ns;
-            for (result, packet_ns) in results.iter_mut().zip(packet_ns) {
+            let [.., idle] = measured;
+            for (result, it) in results.iter_mut().zip(measured) {
                 let per_copy = |ns: f64| ns / count as f64;
-                result.relay_cpu_ns.rounds.push(per_copy(packet_ns - idle));
-                result.path_cpu_ns.rounds.push(per_copy(packet_ns));
+                let rounds = &mut result.stream_cpu_ns.rounds;
+                rounds.push(per_copy(it.stream_ns - idle.stream_ns));
+                let rounds = &mut result.burst_cpu_ns.rounds;
+                rounds.push(per_copy(it.burst_ns - idle.burst_ns));
+                let rounds = &mut result.burst_path_cpu_ns.rounds;
+                rounds.push(per_copy(it.burst_ns));
             }
         }
         let parts: [fn(&mut ReplicateWay) -> &mut Samples; 4] = [
-            |it| &mut it.relay_cpu_ns,
-            |it| &mut it.path_cpu_ns,
-            |it| &mut it.full_cpu_ns,
+            |it| &mut it.stream_cpu_ns,
+            |it| &mut it.burst_cpu_ns,
+            |it| &mut it.burst_path_cpu_ns,
             |it| &mut it.full_per_second,
         ];
         let [_, mut reference] = results.clone();
@@ -221,14 +238,13 @@ impl<'a> Bench<'a> {
         Ok(self.clock.now(None)? - before)
     }
 
-    /// One way in one round. Returns the CPU time of the whole path in nanoseconds for each packet
-    /// of the stream.
+    /// One way in one round.
     fn measure(
         &mut self,
         way: Way,
         pacing: Duration,
         result: Option<&mut ReplicateWay>,
-    ) -> Result<f64> {
+    ) -> Result<Measured> {
         let open = self.open_and_wait(way)?;
         let start = arrived()?;
         let before = self.clock.now(None)?;
@@ -236,33 +252,53 @@ impl<'a> Bench<'a> {
         let copies = packets * self.copies(way);
         settle(start + copies)?;
         let used = (self.clock.now(None)? - before).saturating_sub(pacing);
+        let burst_ns = self.bursts(&open)?;
         if let Some(result) = result {
             result.sent += copies;
             result.lost += copies.saturating_sub(arrived()? - start);
             self.full_speed(&open, result)?;
         }
+        Ok(Measured {
+            stream_ns: used.as_nanos() as f64 / packets as f64,
+            burst_ns,
+        })
+    }
+
+    /// CPU time of the whole path in nanoseconds for each packet of bursts.
+    fn bursts(&mut self, open: &Open<'_>) -> Result<f64> {
+        // About as many copies whatever the number of subscribers is.
+        let burst = (MOST_COPIES / self.subscribers.len()).clamp(16, 128);
+        let mut used = Duration::ZERO;
+        for number in 0..=self.options.bursts {
+            let start = open.forwarded();
+            let before = self.clock.now(None)?;
+            self.sender.burst(burst)?;
+            let at = Instant::now();
+            while open.is_thread()
+                && open.forwarded() < start + burst as u64
+                && at.elapsed() < DEADLINE
+            {
+                thread::sleep(PAUSE);
+            }
+            // The first one ends what came before.
+            if number > 0 {
+                used += self.clock.now(None)? - before;
+            }
+        }
+        let packets = self.options.bursts * burst;
         Ok(used.as_nanos() as f64 / packets as f64)
     }
 
     fn full_speed(&mut self, open: &Open<'_>, result: &mut ReplicateWay) -> Result<()> {
+        let forwarded = || open.forwarded();
         // What copies in the kernel does so in the sender's own call.
-        let forwarder = match open {
-            Open::Thread(forwarder) => Some(|| forwarder.forwarded()),
-            Open::Nothing | Open::Program(..) => None,
-        };
-        let delivered = forwarder.as_ref().map(|it| it as &dyn Fn() -> u64);
+        let delivered = open.is_thread().then_some(&forwarded as &dyn Fn() -> u64);
         self.sender.at_full_speed(RUN_UP, delivered)?;
         let (at, start) = (Instant::now(), arrived()?);
-        let before = self.clock.now(None)?;
         self.sender
             .at_full_speed(self.options.full_speed, delivered)?;
-        let used = self.clock.now(None)? - before;
         let copies = (arrived()? - start) as f64;
         let per_second = copies / at.elapsed().as_secs_f64();
-        result
-            .full_cpu_ns
-            .rounds
-            .push(used.as_nanos() as f64 / copies);
         result.full_per_second.rounds.push(per_second);
         settle(u64::MAX)
     }
@@ -322,6 +358,21 @@ enum Open<'a> {
     Thread(Forwarder),
 }
 
+impl Open<'_> {
+    /// Whether packets wait for a thread.
+    fn is_thread(&self) -> bool {
+        matches!(self, Self::Thread(_))
+    }
+
+    /// Packets that the thread has sent on.
+    fn forwarded(&self) -> u64 {
+        match self {
+            Self::Thread(forwarder) => forwarder.forwarded(),
+            Self::Nothing | Self::Program(..) => 0,
+        }
+    }
+}
+
 impl Drop for Open<'_> {
     fn drop(&mut self) {
         if let Self::Program(datapath, ifindex) = self {
@@ -347,7 +398,7 @@ fn settle(wanted: u64) -> Result<()> {
     let mut count = arrived()?;
     let mut since = Instant::now();
     while count < wanted && since.elapsed() < QUIET {
-        thread::sleep(Duration::from_micros(500));
+        thread::sleep(PAUSE);
         let now = arrived()?;
         if now != count {
             (count, since) = (now, Instant::now());

@@ -15,7 +15,7 @@ use super::mmsg::{BATCH, Repeated};
 /// Most packets under way at full speed: fewer than any queue holds.
 const WINDOW: u64 = 128;
 /// Pause of a sender whose packets are all under way.
-const PAUSE: Duration = Duration::from_micros(20);
+const PAUSE: Duration = Duration::from_micros(100);
 /// Packets that are under way for so long are lost.
 const LOST: Duration = Duration::from_millis(5);
 /// Most packets that are sent at once when the sender did not run in time. What is due beyond

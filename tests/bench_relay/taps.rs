@@ -8,6 +8,7 @@ use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
@@ -18,11 +19,17 @@ use crate::tap;
 
 /// Of so many packets one is checked, unless all are.
 const CHECKED: u64 = 64;
+/// How long the reader waits at once.
+const WAIT: Duration = Duration::from_millis(50);
 
 /// Counts of all TAPs together.
 #[derive(Default)]
 struct Shared {
     stop: AtomicBool,
+    /// Whether the reader waits until it is told to take what is there.
+    held: AtomicBool,
+    /// How often it was told.
+    released: AtomicU64,
     check_all: AtomicBool,
     delivered: AtomicU64,
     checked: AtomicU64,
@@ -65,6 +72,22 @@ impl Taps {
         self.shared.delivered.load(Ordering::Relaxed)
     }
 
+    /// Holds the reader back until it is told by [`Taps::take`], or lets it go on.
+    pub fn hold(&self, held: bool) {
+        self.shared.held.store(held, Ordering::Relaxed);
+        if let Some(reader) = &self.reader {
+            reader.thread().unpark();
+        }
+    }
+
+    /// Has a reader that is held back take all frames that are there.
+    pub fn take(&self) {
+        self.shared.released.fetch_add(1, Ordering::Relaxed);
+        if let Some(reader) = &self.reader {
+            reader.thread().unpark();
+        }
+    }
+
     /// Checks every packet, or some.
     pub fn check_all(&self, all: bool) {
         self.shared.check_all.store(all, Ordering::Relaxed);
@@ -99,30 +122,56 @@ impl Drop for Taps {
 }
 
 fn read(mut files: Vec<File>, shared: &Shared) {
-    let mut frame = [0; 4096];
     let mut delivered = 0;
-    let mut ready = vec![false; files.len()];
+    let mut released = 0;
     while !shared.stop.load(Ordering::Relaxed) {
-        let mut fds: Vec<PollFd<'_>> = files
-            .iter()
-            .map(|file| PollFd::new(file.as_fd(), PollFlags::POLLIN))
-            .collect();
-        let _ = poll(&mut fds, PollTimeout::from(50u8));
-        for (ready, fd) in ready.iter_mut().zip(&fds) {
-            *ready = fd.any().unwrap_or(false);
-        }
-        for (file, _) in files.iter_mut().zip(&ready).filter(|(_, ready)| **ready) {
-            while let Ok(length) = file.read(&mut frame) {
-                let frame = frame.get(..length).unwrap_or_default();
-                if !is_of_stream(frame) {
-                    continue;
-                }
-                delivered += 1;
-                if delivered % CHECKED == 0 || shared.check_all.load(Ordering::Relaxed) {
-                    check(frame, shared);
-                }
-                shared.delivered.store(delivered, Ordering::Relaxed);
+        if shared.held.load(Ordering::Relaxed) {
+            thread::park_timeout(WAIT);
+            let now = shared.released.load(Ordering::Relaxed);
+            if now != released {
+                released = now;
+                take(files.iter_mut(), &mut delivered, shared);
             }
+            continue;
+        }
+        let ready = ready(&files);
+        if shared.held.load(Ordering::Relaxed) {
+            continue;
+        }
+        let files = files.iter_mut().zip(ready);
+        let files = files.filter_map(|(file, is_ready)| is_ready.then_some(file));
+        take(files, &mut delivered, shared);
+    }
+}
+
+/// Waits until some TAPs have frames; returns which.
+fn ready(files: &[File]) -> Vec<bool> {
+    let fds = files
+        .iter()
+        .map(|file| PollFd::new(file.as_fd(), PollFlags::POLLIN));
+    let mut fds: Vec<PollFd<'_>> = fds.collect();
+    // A signal is as good as the end of the time.
+    let _ = poll(
+        &mut fds,
+        PollTimeout::try_from(WAIT).unwrap_or(PollTimeout::ZERO),
+    );
+    fds.iter().map(|fd| fd.any().unwrap_or(false)).collect()
+}
+
+/// Takes all frames that are there.
+fn take<'a>(files: impl Iterator<Item = &'a mut File>, delivered: &mut u64, shared: &Shared) {
+    let mut frame = [0; 4096];
+    for file in files {
+        while let Ok(length) = file.read(&mut frame) {
+            let frame = frame.get(..length).unwrap_or_default();
+            if !is_of_stream(frame) {
+                continue;
+            }
+            *delivered += 1;
+            if delivered.is_multiple_of(CHECKED) || shared.check_all.load(Ordering::Relaxed) {
+                check(frame, shared);
+            }
+            shared.delivered.store(*delivered, Ordering::Relaxed);
         }
     }
 }

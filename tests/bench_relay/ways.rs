@@ -123,12 +123,7 @@ impl Ways {
                 nft(&self.rules())?;
                 Open::Rules
             }
-            Way::Userspace => {
-                let forwarder = Forwarder::to_one(at, to, BRIDGE)?;
-                Open::Thread {
-                    _forwarder: forwarder,
-                }
-            }
+            Way::Userspace => Open::Thread(Forwarder::to_one(at, to, BRIDGE)?),
             Way::Socat => Open::Process(socat(at, to)?),
         })
     }
@@ -189,11 +184,19 @@ pub enum Open<'a> {
     Nothing,
     Programs(&'a Datapath, u32),
     Rules,
-    Thread { _forwarder: Forwarder },
+    Thread(Forwarder),
     Process(Child),
 }
 
 impl Open<'_> {
+    /// Packets that a relay of this process has sent on.
+    pub fn forwarded(&self) -> Option<u64> {
+        match self {
+            Self::Thread(forwarder) => Some(forwarder.forwarded()),
+            _ => None,
+        }
+    }
+
     /// The process that works besides this one.
     pub fn process(&self) -> Option<u32> {
         match self {
@@ -207,7 +210,7 @@ impl Drop for Open<'_> {
     fn drop(&mut self) {
         // What stays would be in the way of the next one, which says so.
         match self {
-            Self::Nothing | Self::Thread { .. } => {}
+            Self::Nothing | Self::Thread(_) => {}
             Self::Programs(datapath, ifindex) => {
                 let _ = datapath.detach_uplink(*ifindex);
             }

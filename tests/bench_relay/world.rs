@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::net::Ipv6Addr;
 use std::os::fd::AsRawFd as _;
 use std::path::PathBuf;
@@ -118,6 +118,18 @@ fn prepare() -> Result<()> {
 pub fn sysctl(setting: &str, value: &str) -> Result<()> {
     let path = format!("/proc/sys/net/ipv6/conf/{setting}");
     fs::write(&path, value).with_context(|| format!("Failed to write {path}"))
+}
+
+/// Lets bridges of the calling thread's namespace pass frames by netfilter no more, as on hosts
+/// without `br_netfilter`.
+pub fn no_bridge_netfilter() -> Result<()> {
+    let path = "/proc/sys/net/bridge/bridge-nf-call-ip6tables";
+    match fs::write(path, "0") {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("Failed to write {path}"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Runs `ip` with commands, one a line, in the namespace of the calling thread.

@@ -51,8 +51,8 @@ pub struct RelayWay {
     pub way: String,
     /// CPU time of the whole path per delivered packet of a stream, nanoseconds.
     pub stream_cpu_ns: Samples,
-    /// The same at full speed.
-    pub full_cpu_ns: Samples,
+    /// The same of bursts, for which nobody is woken packet by packet.
+    pub burst_cpu_ns: Samples,
     /// Packets delivered per second at full speed, all TAPs together.
     pub full_per_second: Samples,
     /// Packets of the stream that the TAPs should have got, all TAPs together.
@@ -113,11 +113,11 @@ pub struct ReplicateWay {
     pub way: String,
     /// CPU time of the relay per copy of a stream's packet, nanoseconds: that of the whole path
     /// less that of a path whose relay makes no copies.
-    pub relay_cpu_ns: Samples,
-    /// CPU time of the whole path per copy, with sender and sink.
-    pub path_cpu_ns: Samples,
-    /// The same at full speed.
-    pub full_cpu_ns: Samples,
+    pub stream_cpu_ns: Samples,
+    /// The same of bursts, for which nobody is woken packet by packet.
+    pub burst_cpu_ns: Samples,
+    /// CPU time of the whole path per copy of a burst's packet, with sender and sink.
+    pub burst_path_cpu_ns: Samples,
     /// Copies that arrive per second at full speed.
     pub full_per_second: Samples,
     /// Copies of the stream that should have arrived.

@@ -24,7 +24,7 @@ use crate::run::{root, step, workspace};
 #[derive(Debug, Args)]
 pub(crate) struct RelayArgs {
     /// Rounds, each of all ways; the medians are the result
-    #[arg(long, value_name = "N", default_value_t = 41, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, value_name = "N", default_value_t = 31, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
     /// Numbers of TAPs or of subscribers [default: 1,4,16 or 1,10,100]
     #[arg(long, value_name = "N,..", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=200))]
@@ -61,7 +61,7 @@ pub(super) fn relay(arguments: &RelayArgs) -> Result<()> {
     let settings = || report.settings.iter();
     let panels = settings()
         .map(|it| (it, "stream"))
-        .chain(settings().map(|it| (it, "full speed")))
+        .chain(settings().map(|it| (it, "bursts")))
         .map(|(setting, load)| Panel {
             title: format!(
                 "{load}, {} bytes, {}",
@@ -73,7 +73,7 @@ pub(super) fn relay(arguments: &RelayArgs) -> Result<()> {
                 .iter()
                 .map(|way| match load {
                     "stream" => bar(&way.way, &way.stream_cpu_ns),
-                    _ => bar(&way.way, &way.full_cpu_ns),
+                    _ => bar(&way.way, &way.burst_cpu_ns),
                 })
                 .collect(),
         });
@@ -88,7 +88,7 @@ pub(super) fn replicate(arguments: &RelayArgs) -> Result<()> {
     let report: ReplicateReport = run("replicate", arguments, &directory)?;
     println!("{}", replicate_table(&report));
     let title = format!(
-        "CPU time of a relay per copy, ns ({}, {})",
+        "CPU time of a relay per copy of bursts, ns ({}, {})",
         report.machine.kernel, report.machine.processor
     );
     let panels = report.settings.iter().map(|setting| Panel {
@@ -100,7 +100,7 @@ pub(super) fn replicate(arguments: &RelayArgs) -> Result<()> {
         bars: setting
             .ways
             .iter()
-            .map(|way| bar(&way.way, &way.relay_cpu_ns))
+            .map(|way| bar(&way.way, &way.burst_cpu_ns))
             .collect(),
     });
     draw(&directory.join("replicate.svg"), &title, panels)?;
@@ -192,7 +192,7 @@ fn relay_table(report: &RelayReport) -> Table {
         "stream: CPU ns",
         "x native",
         "x mmsg",
-        "full speed: CPU ns",
+        "bursts: CPU ns",
         "x native",
         "x mmsg",
         "packets/s",
@@ -204,7 +204,7 @@ fn relay_table(report: &RelayReport) -> Table {
         for way in &setting.ways {
             let RelayWay {
                 stream_cpu_ns: stream,
-                full_cpu_ns: full,
+                burst_cpu_ns: bursts,
                 ..
             } = way;
             table.add_row(cells(&[
@@ -214,9 +214,9 @@ fn relay_table(report: &RelayReport) -> Table {
                 format!("{:.0}", stream.median),
                 times(stream.to_native),
                 times(stream.to_userspace),
-                format!("{:.0}", full.median),
-                times(full.to_native),
-                times(full.to_userspace),
+                format!("{:.0}", bursts.median),
+                times(bursts.to_native),
+                times(bursts.to_userspace),
                 format!("{:.0}", way.full_per_second.median),
                 format!("{} of {}", way.lost, way.sent),
                 format!("{} of {}", way.wrong, way.checked),
@@ -232,11 +232,11 @@ fn replicate_table(report: &ReplicateReport) -> Table {
         "bytes",
         "subscribers",
         "way",
-        "relay: CPU ns a copy",
+        "stream: CPU ns a copy",
+        "x mmsg",
+        "bursts: CPU ns a copy",
         "x mmsg",
         "whole path: CPU ns",
-        "x mmsg",
-        "full speed: CPU ns",
         "x mmsg",
         "copies/s",
         "lost",
@@ -244,21 +244,21 @@ fn replicate_table(report: &ReplicateReport) -> Table {
     for setting in &report.settings {
         for way in &setting.ways {
             let ReplicateWay {
-                relay_cpu_ns: relay,
-                path_cpu_ns: path,
-                full_cpu_ns: full,
+                stream_cpu_ns: stream,
+                burst_cpu_ns: bursts,
+                burst_path_cpu_ns: path,
                 ..
             } = way;
             table.add_row(cells(&[
                 setting.payload_bytes.to_string(),
                 setting.subscribers.to_string(),
                 way.way.clone(),
-                format!("{:.0}", relay.median),
-                times(relay.to_userspace),
+                format!("{:.0}", stream.median),
+                times(stream.to_userspace),
+                format!("{:.0}", bursts.median),
+                times(bursts.to_userspace),
                 format!("{:.0}", path.median),
                 times(path.to_userspace),
-                format!("{:.0}", full.median),
-                times(full.to_userspace),
                 format!("{:.0}", way.full_per_second.median),
                 format!("{} of {}", way.lost, way.sent),
             ]));
