@@ -1,7 +1,7 @@
 //! How each watched multicast address is received: natively, from a relay, or both for a while.
 //!
 //! An address that a local VM listens to, or that is joined for an arriving one, has one
-//! [`Reception`]. It alone writes `MANAGED`. Where a relay is configured it watches the flows for
+//! `Reception`. It alone writes `MANAGED`. Where a relay is configured it watches the flows for
 //! ever, asks a relay when native packets stay away, and lets it go when they are back:
 //!
 //! ```text
