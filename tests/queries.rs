@@ -13,6 +13,7 @@ mod mld;
 use std::net::Ipv6Addr;
 use std::time::Duration;
 
+use common::maps::LAYOUT_VERSION;
 use lab::guest::control::Control;
 use lab::scenario::agents::AgentOptions;
 use lab::scenario::stream::{self, RECEIVER, Stream, StreamConfig, StreamKind};
@@ -195,7 +196,7 @@ fn assert_map_is_readable(vms: &Vms) {
         "map",
         "dump",
         "pinned",
-        "/sys/fs/bpf/roamcast/v1/LISTENERS",
+        &format!("/sys/fs/bpf/roamcast/v{LAYOUT_VERSION}/LISTENERS"),
     ]);
     let text = vms.output(&mut command).unwrap();
     let dump: Value = serde_json::from_str(&text).unwrap();

@@ -19,7 +19,7 @@ fn example() -> Status {
         bridge: "br0".to_owned(),
         prefix: Some("2001:db8:1::/64".to_owned()),
         address: Some("2001:db8:1::10".parse().unwrap()),
-        pin_path: "/sys/fs/bpf/roamcast/v1".to_owned(),
+        pin_path: "/sys/fs/bpf/roamcast/v2".to_owned(),
         uplinks: vec![UplinkRow {
             name: "eth0".to_owned(),
             ifindex: 2,
