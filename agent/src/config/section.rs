@@ -12,6 +12,7 @@ use super::value::{self, InterfaceName, Name, PeerAddress, Prefix};
 use crate::datapath::UplinkHook;
 use crate::glob::Glob;
 use crate::hypervisor::libvirt::{MigrateFlag, MigrateFlags, MigrateFlagsError};
+use crate::net::tls::TlsFiles;
 
 /// Most entries of one map, a bound against typing errors: 16 Mi.
 pub(super) const MAX_MAP_ENTRIES: u64 = 1 << 24;
@@ -268,4 +269,14 @@ pub enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
+}
+
+impl From<&Tls> for TlsFiles {
+    fn from(tls: &Tls) -> Self {
+        Self {
+            ca: tls.ca.clone(),
+            certificate: tls.cert.clone(),
+            key: tls.key.clone(),
+        }
+    }
 }

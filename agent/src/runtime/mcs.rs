@@ -59,14 +59,7 @@ struct Server {
 pub async fn run(config: McsConfig) -> Result<(), McsError> {
     let mut shutdown = Shutdown::new().map_err(McsError::Signals)?;
     let name = config.mcs.name.as_str();
-    let tls = Tls::load(
-        &TlsFiles {
-            ca: config.tls.ca.clone(),
-            certificate: config.tls.cert.clone(),
-            key: config.tls.key.clone(),
-        },
-        name,
-    )?;
+    let tls = Tls::load(&TlsFiles::from(&config.tls), name)?;
     let control = ControlServer::bind(&config.mcs.control_socket)?;
     let (control_sender, mut requests) = mpsc::channel(CONTROL_REQUESTS);
     let (peer_sender, mut peer_events) = mpsc::channel(PEER_EVENTS);
@@ -172,17 +165,7 @@ impl Server {
                 .registrations()
                 .map(|(name, known)| RegistrationRow::new(name, known, now))
                 .collect(),
-            counters: own
-                .into_iter()
-                .map(|(name, count)| (name.to_owned(), count))
-                .chain(
-                    self.peers
-                        .counters()
-                        .into_iter()
-                        .map(|(name, count)| (format!("connections_{name}"), count)),
-                )
-                .filter(|(_, count)| *count > 0)
-                .collect(),
+            counters: super::counters(own, &self.peers),
         }
     }
 }

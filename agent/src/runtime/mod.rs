@@ -22,6 +22,7 @@ pub mod relay;
 mod start;
 mod views;
 
+use std::collections::BTreeMap;
 use std::io;
 
 use crate::config::Config;
@@ -31,7 +32,7 @@ use crate::hypervisor::libvirt::{LibvirtError, MigrateFlagsError};
 use crate::net::addresses::AddressesError;
 use crate::net::links::LinksError;
 use crate::net::mdb::MdbError;
-use crate::net::peers::PeersError;
+use crate::net::peers::{Peers, PeersError};
 use crate::net::tls::TlsError;
 use crate::net::vm_socket::VmSocketError;
 use crate::shutdown::Shutdown;
@@ -105,4 +106,21 @@ pub async fn run(config: Config) -> Result<(), RuntimeError> {
             Ok(())
         }
     }
+}
+
+/// A role's own counters and those of its connections, as far as they are not zero.
+fn counters(
+    own: impl IntoIterator<Item = (&'static str, u64)>,
+    peers: &Peers,
+) -> BTreeMap<String, u64> {
+    own.into_iter()
+        .map(|(name, count)| (name.to_owned(), count))
+        .chain(
+            peers
+                .counters()
+                .into_iter()
+                .map(|(name, count)| (format!("connections_{name}"), count)),
+        )
+        .filter(|(_, count)| *count > 0)
+        .collect()
 }

@@ -55,14 +55,7 @@ pub(super) async fn start(config: &Config) -> Result<EventLoop, RuntimeError> {
     let datapath = Datapath::load(&datapath_config(config))?;
     let events = datapath.events()?;
     let name = config.agent.name.as_str();
-    let tls = Tls::load(
-        &TlsFiles {
-            ca: config.tls.ca.clone(),
-            certificate: config.tls.cert.clone(),
-            key: config.tls.key.clone(),
-        },
-        name,
-    )?;
+    let tls = Tls::load(&TlsFiles::from(&config.tls), name)?;
     let (peer_sender, peer_events) = mpsc::channel(PEER_EVENTS);
     let peers = Peers::start(peers_config(config), tls, peer_sender)?;
     let discovery = Discovery::start(sources(config));

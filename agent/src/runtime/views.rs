@@ -8,8 +8,8 @@ use common::maps::{ManagedKey, Stream, StreamKey};
 use common::signal::Reception as Verdict;
 use tokio::sync::mpsc;
 
-use super::RuntimeError;
 use super::event_loop::EventLoop;
+use super::{RuntimeError, counters};
 use crate::clock::now;
 use crate::config::Prefix;
 use crate::control::Reply;
@@ -215,20 +215,8 @@ impl EventLoop {
             ("relay_refusals", proto.relay_refusals),
             ("relay_failovers", proto.relay_failovers),
         ];
-        Ok(self
-            .datapath
-            .counters()?
-            .into_iter()
-            .chain(signalling)
-            .map(|(name, count)| (name.to_owned(), count))
-            .chain(
-                self.peers
-                    .counters()
-                    .into_iter()
-                    .map(|(name, count)| (format!("connections_{name}"), count)),
-            )
-            .filter(|(_, count)| *count > 0)
-            .collect())
+        let own = self.datapath.counters()?.into_iter().chain(signalling);
+        Ok(counters(own, &self.peers))
     }
 
     /// `roamcast listeners`.

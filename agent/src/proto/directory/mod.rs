@@ -26,7 +26,7 @@ use tracing::{info, warn};
 
 use super::Timestamp;
 use super::refusal::bounded;
-use crate::glob::Glob;
+use crate::glob::{Glob, any_matches};
 
 /// Relays in one answer.
 const MAX_ANSWER: usize = 8;
@@ -211,7 +211,7 @@ impl Directory {
             Role::Relay => (&self.config.relays, "a relay"),
         };
         let server = self.config.name.clone();
-        if !allowed.iter().any(|glob| glob.matches(peer)) {
+        if !any_matches(allowed, peer) {
             let peer = peer.to_owned();
             return Err(Refusal::Register { server, peer, role });
         }
@@ -251,7 +251,7 @@ impl Directory {
     }
 
     fn search(&mut self, peer: &str, body: &RelaySearch) -> Result<RelaySearchReply, Refusal> {
-        if !self.config.agents.iter().any(|glob| glob.matches(peer)) {
+        if !any_matches(&self.config.agents, peer) {
             return Err(Refusal::Search {
                 server: self.config.name.clone(),
                 peer: peer.to_owned(),

@@ -49,14 +49,7 @@ pub(super) fn start(config: &RelayConfig) -> Result<RelayLoop, RelayError> {
     let mut proto = RelayServer::new(proto_config(config, address));
     proto.handle_adopted(now(), adopted(&datapath, &mut interfaces)?);
     let events = datapath.events()?;
-    let tls = Tls::load(
-        &TlsFiles {
-            ca: config.tls.ca.clone(),
-            certificate: config.tls.cert.clone(),
-            key: config.tls.key.clone(),
-        },
-        name,
-    )?;
+    let tls = Tls::load(&TlsFiles::from(&config.tls), name)?;
     let server = ControlServer::bind(&config.relay.control_socket)?;
     let (peer_sender, peer_events) = mpsc::channel(PEER_EVENTS);
     let peers = Peers::start(peers_config(config), tls, peer_sender)?;

@@ -10,6 +10,7 @@ use crate::control::report::{
     milliseconds,
 };
 use crate::datapath::Program;
+use crate::runtime::counters;
 
 impl RelayLoop {
     /// `roamcast status`.
@@ -99,19 +100,7 @@ impl RelayLoop {
             ("sessions_expired", proto.expired_sessions),
             ("flows_refused", proto.refused_flows),
         ];
-        Ok(self
-            .datapath
-            .counters()?
-            .into_iter()
-            .chain(signalling)
-            .map(|(name, count)| (name.to_owned(), count))
-            .chain(
-                self.peers
-                    .counters()
-                    .into_iter()
-                    .map(|(name, count)| (format!("connections_{name}"), count)),
-            )
-            .filter(|(_, count)| *count > 0)
-            .collect())
+        let own = self.datapath.counters()?.into_iter().chain(signalling);
+        Ok(counters(own, &self.peers))
     }
 }
