@@ -13,6 +13,7 @@
 //! | [`snoop`] | what an MLD message does to the listener tables | kernel, agent |
 //! | [`relay`] | how multicast becomes unicast and multicast again, and which copy passes | kernel, agent, relay |
 //! | [`maps`] | keys and values of the BPF maps | kernel, agent |
+//! | [`handover`] | how the two ends of a migration tell packets apart | kernel, agent |
 //! | [`event`] | ring buffer records, kernel to agent | kernel, agent |
 //! | [`counter`] | the named reasons behind every counter | kernel, agent |
 //! | `signal` | signalling messages (feature `user`) | agent, `migkick` |
@@ -28,6 +29,8 @@ extern crate std;
 
 pub mod counter;
 pub mod event;
+pub mod handover;
+mod hash;
 pub mod maps;
 pub mod packet;
 pub mod relay;

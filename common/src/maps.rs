@@ -5,13 +5,15 @@
 //! v4-mapped); every other number is in host order. Times are `CLOCK_MONOTONIC` nanoseconds
 //! (`bpf_ktime_get_ns`).
 
+mod gate;
 mod relay;
 
+pub use gate::*;
 pub use relay::*;
 
 /// Version of all layouts in this module and in [`crate::event`]; part of the pin path, so an
 /// agent with other layouts starts clean instead of misreading what is pinned.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// Multicast address in network order.
 pub type Address = [u8; 16];
@@ -308,6 +310,11 @@ mod pod {
         SubscriberKey,
         Subscriber,
         SubscriberUsage,
-        Copies
+        Copies,
+        Gate,
+        GateUsage,
+        GateRecord,
+        DeliveredKey,
+        Delivered
     );
 }

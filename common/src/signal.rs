@@ -19,6 +19,8 @@
 //!       |------------------------->| START MIGRATION (libvirt)  |
 //!       |<------ MigrationProgress | MigrationProgress          |
 //!       |                          |--------------------------->|
+//!       |                          | HandoverCut                |
+//!       |                          |--------------------------->| replay
 //!       |============ the VM runs at the destination ==========>|
 //!       | MigrationReady (again)                                |
 //!       |------------------------------------------------------>|
@@ -45,18 +47,18 @@
 //! | 7 | `RelayRequest` | 0: multicast address, 1: filter mode, 2: sources, 3: address of the agent, 4: known flows |
 //! | 8 | `RelayResponse` | 0: address of the relay, 1: lease (ms), 2: flows with their two ports |
 //! | 9 | `MigrationReady` | 0: address set on the idle NIC or null |
-//! | 10 | `MigrationProgress` | 0: phase, 1: bytes processed, 2: bytes in all, 3: elapsed (ms), 4: VM pause (ms) or null |
+//! | 10 | `MigrationProgress` | 0: phase, 1: bytes processed, 2: bytes in all, 3: elapsed (ms), 4: VM pause (ms) or null, 5: clock (ns) or null |
 //! | 11 | `MigrationAbort` | 0: reason |
+//! | 12 | `HandoverCut` | 0: clock (ns), 1: NICs with what they have had of each flow |
 //! | 13 | `RelayRelease` | 0: reason |
 //! | 14 | `Error` | 0: reason |
 //! | 15 | `Register` | 0: role, 1: address, 2: site, 3: multicast addresses served |
 //! | 16 | `Registered` | 0: lease (ms) |
 //! | 17 | `RelaySearch` | 0: multicast address, 1: site |
 //! | 18 | `RelaySearchReply` | 0: names and addresses of relays |
-//!
-//! Kind 12 belongs to `HandoverCut`, which this version does not speak.
 
 mod directory;
+mod handover;
 mod message;
 mod relay;
 
@@ -66,6 +68,7 @@ use core::fmt;
 use minicbor::{Decode, Decoder, Encode};
 
 pub use directory::*;
+pub use handover::*;
 pub use message::*;
 pub use relay::*;
 
@@ -189,6 +192,7 @@ messages! {
         8 => RelayResponse(RelayResponse),
         10 => MigrationProgress(MigrationProgress),
         11 => MigrationAbort(MigrationAbort),
+        12 => HandoverCut(HandoverCut),
         13 => RelayRelease(RelayRelease),
         14 => Error(ErrorMessage),
     }

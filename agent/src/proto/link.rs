@@ -220,6 +220,7 @@ impl Agent {
             PeerMessage::MigrationProgress(body) => {
                 self.on_peer_progress(peer, transaction, body);
             }
+            PeerMessage::HandoverCut(_) => {}
             PeerMessage::RelayRequest(_) => {
                 let reason = format!("{} is an agent, not a relay", self.config.name);
                 self.send(peer, transaction, &RelayRelease { reason }.into());
@@ -249,6 +250,7 @@ impl Agent {
             PeerMessage::AgentRequest(_)
             | PeerMessage::AgentResponse(_)
             | PeerMessage::MigrationProgress(_)
+            | PeerMessage::HandoverCut(_)
             | PeerMessage::RelayRequest(_) => {
                 let reason = format!("{} knows {relay} as a relay only", self.config.name);
                 self.send(relay, transaction, &ErrorMessage { reason }.into());

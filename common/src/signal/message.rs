@@ -229,6 +229,10 @@ pub struct MigrationProgress {
     /// How long the VM was paused, milliseconds; once known.
     #[n(4)]
     pub vm_pause_ms: Option<u64>,
+    /// Between agents: when this was sent, nanoseconds of the sender's clock. The least difference
+    /// to the receiver's clock brings the two together.
+    #[n(5)]
+    pub clock_ns: Option<u64>,
 }
 
 /// `MigrationAbort`: the migration is off, or is refused.

@@ -37,6 +37,7 @@ fn progress(phase: Phase) -> VmMessage {
         total_bytes: 2,
         elapsed_ms: 3,
         vm_pause_ms: (phase == Phase::Completed).then_some(40),
+        clock_ns: None,
     }
     .into()
 }

@@ -68,6 +68,7 @@ fn agent(refusal: Option<&'static str>) -> Option<Ipv6Addr> {
                         total_bytes: 3,
                         elapsed_ms: 500,
                         vm_pause_ms: completed.then_some(40),
+                        clock_ns: None,
                     }
                     .into(),
                 );

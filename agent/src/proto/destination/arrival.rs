@@ -202,6 +202,7 @@ impl Agent {
                 .filter(|told| told.phase == Phase::Completed)
                 .map_or(millis(at.since(incoming.started)), |told| told.elapsed_ms),
             vm_pause_ms: told.and_then(|told| told.vm_pause_ms),
+            clock_ns: None,
         };
         self.arrivals.remember(incoming.uuid, transaction, progress);
     }

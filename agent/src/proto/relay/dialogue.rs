@@ -40,6 +40,7 @@ impl RelayServer {
             PeerMessage::AgentResponse(_)
             | PeerMessage::RelayResponse(_)
             | PeerMessage::MigrationProgress(_)
+            | PeerMessage::HandoverCut(_)
             | PeerMessage::MigrationAbort(_) => self.counters.malformed_frames += 1,
             PeerMessage::Error(ErrorMessage { reason }) => {
                 debug!(

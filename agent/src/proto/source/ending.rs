@@ -235,6 +235,7 @@ impl Agent {
             total_bytes: stats.total_bytes,
             elapsed_ms: millis(now.since(outgoing.started)),
             vm_pause_ms: pause.map(millis),
+            clock_ns: None,
         };
         if outgoing.requester != Requester::Unknown {
             self.send_end(
@@ -285,7 +286,10 @@ impl Agent {
             return;
         };
         outgoing.peer_told = now;
-        let progress = outgoing.progress(now);
+        let progress = MigrationProgress {
+            clock_ns: Some(now.0),
+            ..outgoing.progress(now)
+        };
         let (peer, transaction) = (outgoing.destination.clone(), outgoing.transaction);
         self.send(&peer, transaction, &progress.into());
     }

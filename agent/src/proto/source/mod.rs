@@ -121,6 +121,7 @@ impl Outgoing {
             total_bytes: self.stats.total_bytes,
             elapsed_ms: millis(now.since(self.started)),
             vm_pause_ms: self.stats.downtime.map(millis),
+            clock_ns: None,
         }
     }
 

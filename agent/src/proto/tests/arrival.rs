@@ -28,6 +28,7 @@ fn switch(bench: &mut Bench) {
         total_bytes: 1,
         elapsed_ms: 1,
         vm_pause_ms: None,
+        clock_ns: None,
     };
     bench.frame(1, progress);
 }

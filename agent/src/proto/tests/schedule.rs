@@ -51,6 +51,7 @@ fn tell(bench: &mut Bench, what: u8) {
         total_bytes: 2,
         elapsed_ms: 3,
         vm_pause_ms: None,
+        clock_ns: None,
     };
     let reason = "cancelled".to_owned();
     match what {

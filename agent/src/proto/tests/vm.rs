@@ -159,6 +159,7 @@ fn repeated_request_is_told_that_it_is_being_prepared_and_begins_nothing() {
         total_bytes: 0,
         elapsed_ms: 200,
         vm_pause_ms: None,
+        clock_ns: None,
     };
     assert_eq!(bench.told(), [(5, progress.into())]);
     assert_eq!(bench.agent.migrations().count(), 1);

@@ -1,0 +1,132 @@
+//! Layouts of the handover: what `gate` does to the frames on their way into a TAP.
+//!
+//! | map | key | value | written by |
+//! |---|---|---|---|
+//! | `GATES` | ifindex | [`Gate`] | agent |
+//! | `GATE_USAGE` | ifindex | [`GateUsage`] | kernel; made and removed by the agent |
+//! | `GATE_RECORDS` | slot × [`RECORDS_PER_SLOT`] + index | [`GateRecord`] | kernel |
+//! | `DELIVERED` | [`DeliveredKey`] | [`Delivered`] | kernel; removed by the agent |
+//! | `HELD` | ring buffer | [`HeldFrame`] and the frame | kernel |
+
+use super::StreamKey;
+
+/// Frames that one slot of `GATE_RECORDS` holds, a power of two: 1.8 s of 100 Mbit/s in packets of
+/// 1400 bytes.
+pub const RECORDS_PER_SLOT: u32 = 16_384;
+
+/// Longest frame that `gate` holds, bytes. A longer one passes.
+pub const HELD_FRAME_BYTES: usize = 16_384 - size_of::<HeldFrame>();
+
+/// What a gate does; a TAP without an entry in `GATES` counts what it delivers.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GateMode {
+    /// At the source: frames pass, and are numbered and recorded.
+    Record = 1,
+    /// At the destination: multicast frames of routable scope go to `HELD`, until the gate opens.
+    Hold = 2,
+}
+
+/// Value of `GATES`: 16 bytes, align 8.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gate {
+    /// Held frames that the agent is done with, or [`Gate::CLOSED`]. A frame that comes when this
+    /// equals [`GateUsage::held`] opens the gate, and passes.
+    pub replayed: u64,
+    /// [`GateMode`].
+    pub mode: u32,
+    /// Slot in `GATE_RECORDS`.
+    pub slot: u32,
+}
+
+impl Gate {
+    /// Value of [`Gate::replayed`] with which a gate never opens.
+    pub const CLOSED: u64 = u64::MAX;
+}
+
+/// Value of `GATE_USAGE`: 32 bytes, align 8.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GateUsage {
+    /// Frames held so far, and [`GateUsage::OPEN`] once the gate has opened itself. From then on
+    /// the number means nothing.
+    pub held: u64,
+    /// Held frames that found no room in `HELD`. They have their numbers all the same.
+    pub lost: u64,
+    /// Frames of any kind that went on to the TAP since the recording began.
+    pub entered: u64,
+    /// Frames that were recorded.
+    pub recorded: u64,
+}
+
+impl GateUsage {
+    /// Flag in [`GateUsage::held`].
+    pub const OPEN: u64 = 1 << 63;
+}
+
+/// One entry of `GATE_RECORDS`: 32 bytes, align 8. The one at index `n % RECORDS_PER_SLOT` of a slot
+/// is that of the `n`-th recorded frame, counted from 0, or of one that many before it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GateRecord {
+    /// The frame's number among those that entered the TAP, from 1; 0 while the entry is written.
+    pub number: u64,
+    /// [`crate::handover::flow_hash`] of its flow.
+    pub flow: u64,
+    /// [`crate::handover::fingerprint`] of its payload.
+    pub fingerprint: u64,
+    /// When it came.
+    pub at_ns: u64,
+}
+
+/// Key of `DELIVERED`: 44 bytes, align 4.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DeliveredKey {
+    /// The TAP.
+    pub ifindex: u32,
+    /// The flow.
+    pub stream: StreamKey,
+}
+
+/// Value of `DELIVERED`: 16 bytes, align 8. What passed into the TAP; the agent adds what it
+/// replays elsewhere.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Delivered {
+    /// Packets.
+    pub packets: u64,
+    /// Their bytes, from the Ethernet header on.
+    pub bytes: u64,
+}
+
+/// Head of a record of `HELD`: 32 bytes, align 8. The frame follows.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeldFrame {
+    /// Its number among the held frames of the TAP, from 1.
+    pub number: u64,
+    /// When it came.
+    pub at_ns: u64,
+    /// The TAP.
+    pub ifindex: u32,
+    /// Bytes of the frame.
+    pub length: u32,
+    /// VLAN identifier that stands in metadata instead of the frame, 0 for none.
+    pub vlan: u16,
+    /// UDP payload of each packet that an aggregated frame stands for, bytes; 0 for a single one.
+    pub segment_bytes: u16,
+    /// Always zero.
+    pub pad: u32,
+}
+
+const _: () = {
+    assert!(size_of::<Gate>() == 16 && align_of::<Gate>() == 8);
+    assert!(size_of::<GateUsage>() == 32 && align_of::<GateUsage>() == 8);
+    assert!(size_of::<GateRecord>() == 32 && align_of::<GateRecord>() == 8);
+    assert!(size_of::<DeliveredKey>() == 44 && align_of::<DeliveredKey>() == 4);
+    assert!(size_of::<Delivered>() == 16 && align_of::<Delivered>() == 8);
+    assert!(size_of::<HeldFrame>() == 32 && align_of::<HeldFrame>() == 8);
+    assert!(RECORDS_PER_SLOT.is_power_of_two());
+};
