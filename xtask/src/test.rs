@@ -34,6 +34,7 @@ const PROGRAM: &[&str] = &["prog_test_run", "parity", "relay_programs"];
 const NETWORK: &[&str] = &[
     "snoop",
     "membership",
+    "tap_queue",
     "restart",
     "relay_path",
     "relay_server",

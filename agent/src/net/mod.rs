@@ -9,6 +9,8 @@
 //! | [`static_join`] | has the kernel hold joins that outlive the process |
 //! | [`fd_store`] | has systemd keep sockets while the process is not there |
 //! | [`neighbour`] | has the kernel know the next hops towards agents |
+//! | [`tap_queue`] | looks at the queues of TAPs, and sizes them |
+//! | [`tap_socket`] | puts frames into the queue of a TAP |
 //! | [`vm_socket`] | exchanges datagrams with the VMs |
 //! | [`peers`] | connections to the agents of other hosts |
 //! | [`relays`] | finds relays: listed, by DNS, in session descriptions |
@@ -27,5 +29,7 @@ pub mod peers;
 mod rcvmark;
 pub mod relays;
 pub mod static_join;
+pub mod tap_queue;
+pub mod tap_socket;
 pub mod tls;
 pub mod vm_socket;

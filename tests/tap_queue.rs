@@ -1,0 +1,118 @@
+//! The queue of a TAP, as the handover relies on it: against the kernel, with a TAP that the test
+//! reads from as a hypervisor does.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "helpers of tests may panic like tests"
+)]
+
+#[path = "support/netns.rs"]
+mod netns;
+#[path = "support/tap.rs"]
+mod tap;
+
+use std::fs::File;
+use std::io::Read as _;
+
+use netns::{Namespace, privileged};
+use roamcast::net::tap_queue::{TapCounts, TapQueueError, TapQueues};
+use roamcast::net::tap_socket::{Sent, TapSocket};
+
+/// A frame that nobody else sends, with its number.
+fn frame(number: u32) -> [u8; 60] {
+    let mut frame = [0; 60];
+    frame[..6].copy_from_slice(&[0x52, 0x54, 0, 0, 0, 1]);
+    frame[6..12].copy_from_slice(&[2, 0, 0, 0, 0, 1]);
+    frame[12..14].copy_from_slice(&0x88b5_u16.to_be_bytes());
+    frame[14..18].copy_from_slice(&number.to_be_bytes());
+    frame
+}
+
+/// Numbers of the test's frames that are still in the queue, until it is empty.
+fn read_all(tap: &mut File) -> Vec<u32> {
+    let mut bytes = [0; 2048];
+    let mut numbers = Vec::new();
+    while let Ok(length) = tap.read(&mut bytes) {
+        if length == 60 && bytes[12..14] == [0x88, 0xb5] {
+            numbers.push(u32::from_be_bytes(bytes[14..18].try_into().unwrap()));
+        }
+    }
+    numbers
+}
+
+/// Runs with a TAP that is up, in a namespace whose kernel sends nothing by itself.
+fn with_tap(tag: &str, work: impl FnOnce(File, u32) + Send) {
+    if !privileged() {
+        return;
+    }
+    let host = Namespace::new(tag);
+    host.run(|| {
+        std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").unwrap();
+        let tap = tap::open("vnet0");
+        host.ip("link set vnet0 up");
+        work(tap, host.ifindex("vnet0"));
+    });
+}
+
+#[test]
+fn frames_sent_past_the_qdisc_are_read_in_order_and_counted_when_read() {
+    with_tap("tapread", |mut tap, ifindex| {
+        let mut queues = TapQueues::open().unwrap();
+        let socket = TapSocket::open(ifindex).unwrap();
+        let before = queues.counts(ifindex).unwrap();
+        for number in 0..10 {
+            assert_eq!(socket.send(&frame(number)).unwrap(), Sent::Queued);
+        }
+        assert_eq!(queues.counts(ifindex).unwrap(), before);
+        assert_eq!(read_all(&mut tap), (0..10).collect::<Vec<_>>());
+        let read = before.read + 10;
+        let after = TapCounts { read, ..before };
+        assert_eq!(queues.counts(ifindex).unwrap(), after);
+    });
+}
+
+#[test]
+fn full_queue_refuses_the_newest_frame_and_counts_it() {
+    with_tap("tapfull", |mut tap, ifindex| {
+        let mut queues = TapQueues::open().unwrap();
+        queues.set_length(ifindex, 5).unwrap();
+        let socket = TapSocket::open(ifindex).unwrap();
+        let sent: Vec<Sent> = (0..7).map(|n| socket.send(&frame(n)).unwrap()).collect();
+        assert_eq!(&sent[..5], [Sent::Queued; 5]);
+        assert_eq!(&sent[5..], [Sent::Full; 2]);
+        assert_eq!(queues.counts(ifindex).unwrap().dropped, 2);
+        assert_eq!(read_all(&mut tap), [0, 1, 2, 3, 4]);
+    });
+}
+
+#[test]
+fn longer_queue_keeps_what_is_in_it_and_a_shorter_one_drops_the_newest() {
+    with_tap("taplength", |mut tap, ifindex| {
+        let mut queues = TapQueues::open().unwrap();
+        let length = queues.length(ifindex).unwrap();
+        let socket = TapSocket::open(ifindex).unwrap();
+        for number in 0..20 {
+            socket.send(&frame(number)).unwrap();
+        }
+        queues.set_length(ifindex, length * 4).unwrap();
+        assert_eq!(queues.length(ifindex).unwrap(), length * 4);
+        socket.send(&frame(20)).unwrap();
+        queues.set_length(ifindex, 8).unwrap();
+        assert_eq!(read_all(&mut tap), (0..8).collect::<Vec<_>>());
+    });
+}
+
+#[test]
+fn tap_that_is_gone_is_named() {
+    with_tap("tapgone", |tap, ifindex| {
+        let mut queues = TapQueues::open().unwrap();
+        drop(tap);
+        let error = queues.counts(ifindex).unwrap_err();
+        assert!(
+            matches!(error, TapQueueError::Refused { .. }),
+            "{error}: not the kernel's refusal"
+        );
+        assert!(error.to_string().contains(&ifindex.to_string()), "{error}");
+    });
+}
