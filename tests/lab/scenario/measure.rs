@@ -13,6 +13,7 @@ use crate::probe::log::Sent;
 use crate::probe::metrics::{self, Arrival, Window};
 use crate::probe::picture::Phase;
 use crate::probe::report::RunRow;
+use crate::vms::Vms;
 use crate::{Site, wait};
 
 /// How long it is watched after the guest runs at the destination.
@@ -87,17 +88,13 @@ pub fn run(testbed: &mut Testbed, config: &RunConfig, tell: &mut dyn FnMut(&str)
     let from_ns = clock::now_ns();
     pass(testbed, STREAM_TIME)?;
     let asked_ns = clock::now_ns();
-    let moved = match config.mover {
-        Mover::Migkick => by_migkick(testbed, tell),
-        Mover::Operator => by_operator(testbed),
-        Mover::Virsh => by_virsh(testbed),
-    };
+    let moved = go(testbed, config.mover, 0, 1, tell);
     if let Err(error) = &moved {
         tell(&format!("the move failed: {error:#}"));
     }
     pass(testbed, AFTER)?;
     let mode = match &moved {
-        Ok(_) if config.mover != Mover::Virsh => Some(mode(testbed)?),
+        Ok(_) if config.mover != Mover::Virsh => Some(mode(testbed, 1)?),
         _ => None,
     };
     let to_ns = clock::now_ns();
@@ -131,14 +128,10 @@ pub fn run(testbed: &mut Testbed, config: &RunConfig, tell: &mut dyn FnMut(&str)
         baseline: config.mover == Mover::Virsh,
         rate_mbps: config.stream.rate_mbps,
         memory_mib: testbed.domain().memory_mib,
-        vm_pause_ms: times.vm_pause_ms,
-        signalling_ms: times.signalling_ms,
-        copy_ms: times.copy_ms,
-        total_ms: times.total_ms,
         mode,
         ok: arrived && flows_there,
         continuity_errors,
-        ..RunRow::default()
+        ..times.row()
     };
     let phases = times.phases(asked_ns, &arrivals);
     Ok(Run {
@@ -198,7 +191,7 @@ fn flows_at_end(arrivals: &[Arrival], window: Window) -> bool {
 }
 
 /// Lets the stream run for a while, as part of what is measured.
-fn pass(testbed: &Testbed, time: Duration) -> Result<()> {
+pub(super) fn pass(testbed: &Testbed, time: Duration) -> Result<()> {
     std::thread::sleep(time);
     let silence = testbed.guest()?.silence().unwrap_or(Duration::MAX);
     ensure!(
@@ -210,7 +203,7 @@ fn pass(testbed: &Testbed, time: Duration) -> Result<()> {
 
 /// Durations of a move, milliseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-struct Times {
+pub(super) struct Times {
     signalling_ms: f64,
     copy_ms: f64,
     vm_pause_ms: f64,
@@ -218,6 +211,17 @@ struct Times {
 }
 
 impl Times {
+    /// A row with these times.
+    pub(super) fn row(&self) -> RunRow {
+        RunRow {
+            signalling_ms: self.signalling_ms,
+            copy_ms: self.copy_ms,
+            vm_pause_ms: self.vm_pause_ms,
+            total_ms: self.total_ms,
+            ..RunRow::default()
+        }
+    }
+
     /// The phases after a request. When the application moved is known from its packets, and the
     /// copy went before that.
     fn phases(&self, asked_ns: u64, arrivals: &[Arrival]) -> Vec<Phase> {
@@ -244,8 +248,30 @@ impl Times {
     }
 }
 
-fn by_migkick(testbed: &mut Testbed, tell: &mut dyn FnMut(&str)) -> Result<Times> {
-    let mut running = testbed.guest()?.spawn("migkick", &["go", "vms2"])?;
+/// Moves the guest from one VM host to another, by their indices.
+pub(super) fn go(
+    testbed: &mut Testbed,
+    mover: Mover,
+    from: usize,
+    to: usize,
+    tell: &mut dyn FnMut(&str),
+) -> Result<Times> {
+    let hosts = testbed.lab().vms().clone();
+    let (from, to) = (&hosts[from], &hosts[to]);
+    match mover {
+        Mover::Migkick => by_migkick(testbed, from, to, tell),
+        Mover::Operator => by_operator(testbed, from, to),
+        Mover::Virsh => by_virsh(testbed, from, to),
+    }
+}
+
+fn by_migkick(
+    testbed: &mut Testbed,
+    from: &Vms,
+    to: &Vms,
+    tell: &mut dyn FnMut(&str),
+) -> Result<Times> {
+    let mut running = testbed.guest()?.spawn("migkick", &["go", to.name()])?;
     while let Some(line) = running.next_line(MOVE)? {
         tell(&format!("migkick: {}", line.text));
     }
@@ -256,25 +282,23 @@ fn by_migkick(testbed: &mut Testbed, tell: &mut dyn FnMut(&str)) -> Result<Times
         output.code,
         output.stderr().trim()
     );
-    recorded(testbed)
+    recorded(testbed, from)
 }
 
-fn by_operator(testbed: &mut Testbed) -> Result<Times> {
-    let vms1 = testbed.lab().vms1().clone();
+fn by_operator(testbed: &mut Testbed, from: &Vms, to: &Vms) -> Result<Times> {
     let name = testbed.domain_name().to_owned();
     let agents = testbed.agents()?;
-    vms1.output(&mut agents.command(&vms1, &["migrate", &name, "vms2"]))?;
-    recorded(testbed)
+    from.output(&mut agents.command(from, &["migrate", &name, to.name()]))?;
+    recorded(testbed, from)
 }
 
 /// The source agent's record of its last migration.
-fn recorded(testbed: &mut Testbed) -> Result<Times> {
-    let vms1 = testbed.lab().vms1().clone();
+fn recorded(testbed: &mut Testbed, source: &Vms) -> Result<Times> {
     let agents = testbed.agents()?;
-    let migrations = agents.query(&vms1, "migrations")?;
+    let migrations = agents.query(source, "migrations")?;
     let record = migrations
         .as_array()
-        .and_then(|rows| rows.last())
+        .and_then(|rows| rows.iter().rev().find(|row| row["direction"] == "outgoing"))
         .with_context(|| format!("The agent has no record of the move: {migrations}"))?;
     let ms = |key: &str| record[key].as_f64();
     let (Some(signalling_ms), Some(copy_ms), Some(total_ms)) =
@@ -292,19 +316,18 @@ fn recorded(testbed: &mut Testbed) -> Result<Times> {
 
 /// How the destination receives the guest's addresses: `native` or `relay`, several with commas
 /// between them.
-fn mode(testbed: &mut Testbed) -> Result<String> {
-    let vms2 = testbed.lab().vms2().clone();
-    let streams = testbed.agents()?.query(&vms2, "streams")?;
+pub(super) fn mode(testbed: &mut Testbed, host: usize) -> Result<String> {
+    let vms = testbed.lab().vms()[host].clone();
+    let streams = testbed.agents()?.query(&vms, "streams")?;
     let rows = streams.as_array().context("No table of streams")?;
     let modes: BTreeSet<&str> = rows.iter().filter_map(|row| row["mode"].as_str()).collect();
     Ok(modes.into_iter().collect::<Vec<_>>().join(","))
 }
 
-fn by_virsh(testbed: &mut Testbed) -> Result<Times> {
-    let lab = testbed.lab();
+fn by_virsh(testbed: &Testbed, from: &Vms, to: &Vms) -> Result<Times> {
     let name = testbed.domain_name();
-    let uri = lab.vms2().uri();
-    let memory = format!("tcp://[{}]", lab.vms2().address());
+    let uri = to.uri();
+    let memory = format!("tcp://[{}]", to.address());
     let arguments = [
         "migrate",
         "--live",
@@ -319,13 +342,10 @@ fn by_virsh(testbed: &mut Testbed) -> Result<Times> {
         &memory,
     ];
     let started = Instant::now();
-    virsh(lab.vms1(), &arguments)?;
+    virsh(from, &arguments)?;
     let total_ms = started.elapsed().as_secs_f64() * 1e3;
-    let job = virsh(
-        lab.vms2(),
-        &["domjobinfo", "--completed", "--rawstats", name],
-    )
-    .or_else(|_| virsh(lab.vms2(), &["domjobinfo", "--completed", name]))?;
+    let job = virsh(to, &["domjobinfo", "--completed", "--rawstats", name])
+        .or_else(|_| virsh(to, &["domjobinfo", "--completed", name]))?;
     Ok(Times {
         copy_ms: total_ms,
         total_ms,

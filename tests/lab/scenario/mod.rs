@@ -10,12 +10,14 @@
 //! | [`stream`] | the sender's stream and the guest's receiver |
 //! | [`relays`] | configuration and processes of the relays |
 //! | [`flap`] | multicast taken away from the guest's site and given back |
+//! | [`shuttle`] | one guest moved to and fro under one stream |
 //! | [`measure`] | one whole run: a [`RunRow`](crate::probe::report::RunRow) and what happened when |
 
 pub mod agents;
 pub mod flap;
 pub mod measure;
 pub mod relays;
+pub mod shuttle;
 pub mod stream;
 
 use std::fs;
