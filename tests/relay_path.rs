@@ -301,7 +301,7 @@ fn programs_and_flows_outlive_the_agent_and_the_relay() {
                 );
                 let managed = agent.managed().unwrap();
                 assert_eq!(managed[0].1.origins, Origins::Relay as u8);
-                let pins = std::fs::read_dir(config.pin_root.join("v2/links")).unwrap();
+                let pins = std::fs::read_dir(host::pins(&config).join("links")).unwrap();
                 let pins: Vec<_> = pins.map(|pin| pin.unwrap().file_name()).collect();
                 let uplinks = pins
                     .iter()
@@ -350,7 +350,7 @@ fn relays_of_flows_are_known_as_long_as_they_have_flows() {
             assert!(datapath.relay_flow_remove(&relayed.flow_key()).unwrap());
             assert!(!datapath.relay_flow_remove(&relayed.flow_key()).unwrap());
         }
-        let pin = host::config(bpffs).pin_root.join("v2/RELAYS");
+        let pin = host::pins(&host::config(bpffs)).join("RELAYS");
         let text = netns::command("bpftool", &["map", "dump", "pinned", pin.to_str().unwrap()]);
         assert!(!text.contains("relay_address"), "{text}");
     });

@@ -16,7 +16,7 @@ mod tap;
 use std::fs;
 
 use aya::programs::{SchedClassifier, TcAttachType};
-use host::{LIMITS, any_source, config, join, key, listener, listeners};
+use host::{LIMITS, any_source, config, join, key, listener, listeners, pins};
 use netns::{Namespace, privileged};
 use roamcast::datapath::{Datapath, DatapathError};
 use tap::Guest;
@@ -89,7 +89,7 @@ fn ports_that_went_while_the_agent_was_away_are_forgotten() {
         join(&guest, &mut sockets, &any_source(1));
         listener(&datapath, &key(&guest, 1), |_| true);
         drop(datapath);
-        let links = config(bpffs).pin_root.join("v2/links");
+        let links = pins(&config(bpffs)).join("links");
         assert_eq!(fs::read_dir(&links).unwrap().count(), 1);
         drop(guest);
         let datapath = Datapath::load(&config(bpffs)).unwrap();
@@ -154,7 +154,7 @@ fn maps_in_use_keep_their_capacity_and_other_layouts_are_removed() {
         drop(Datapath::load(&config).unwrap());
         let old = config.pin_root.join("v0");
         fs::create_dir_all(old.join("links")).unwrap();
-        fs::rename(config.pin_root.join("v2/COUNTERS"), old.join("COUNTERS")).unwrap();
+        fs::rename(pins(&config).join("COUNTERS"), old.join("COUNTERS")).unwrap();
         config.capacities.events_bytes = 1 << 16;
         config.capacities.listeners = 10;
         let datapath = Datapath::load(&config).unwrap();

@@ -509,7 +509,7 @@ fn sixty_four_thousand_listeners_are_read_in_well_under_a_second() {
     let host = Namespace::new("host");
     host.run_with_bpffs(|bpffs| {
         let datapath = Datapath::load(&config(bpffs)).unwrap();
-        let pin = config(bpffs).pin_root.join("v2/LISTENERS");
+        let pin = host::pins(&config(bpffs)).join("LISTENERS");
         let map = aya::maps::Map::HashMap(aya::maps::MapData::from_pin(pin).unwrap());
         let mut map: aya::maps::HashMap<_, ListenerKey, Listener> = map.try_into().unwrap();
         let value = Listener {

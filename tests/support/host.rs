@@ -12,9 +12,9 @@
 )]
 
 use std::net::Ipv6Addr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use common::maps::{FilterMode, Listener, ListenerKey, ManagedKey};
+use common::maps::{FilterMode, LAYOUT_VERSION, Listener, ListenerKey, ManagedKey};
 use roamcast::datapath::{Datapath, DatapathConfig, Limits};
 use roamcast::net::membership::Memberships;
 use roamcast::proto::Membership;
@@ -27,6 +27,11 @@ pub(crate) const LIMITS: Limits = Limits {
     sources: 2000,
     reports_per_second: 1000,
 };
+
+/// Where a data path of this layout pins its maps; links are in `links`.
+pub(crate) fn pins(config: &DatapathConfig) -> PathBuf {
+    config.pin_root.join(format!("v{LAYOUT_VERSION}"))
+}
 
 pub(crate) fn group(number: u16) -> Ipv6Addr {
     Ipv6Addr::new(0xff0e, 0, 0, 0, 0, 0, 0x1234, number)
