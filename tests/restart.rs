@@ -28,12 +28,12 @@ fn host_with_guest() -> (Namespace, Guest) {
     (host, guest)
 }
 
-/// Identifiers of the programs on the TAP.
+/// Identifiers of the programs on the TAP, `snoop` first.
 fn programs() -> Vec<u32> {
-    let (_, programs) = SchedClassifier::query_tcx("vnet0", TcAttachType::Ingress).unwrap();
-    programs
-        .iter()
-        .map(aya::programs::ProgramInfo::id)
+    [TcAttachType::Ingress, TcAttachType::Egress]
+        .into_iter()
+        .flat_map(|direction| SchedClassifier::query_tcx("vnet0", direction).unwrap().1)
+        .map(|program| program.id())
         .collect()
 }
 
@@ -66,8 +66,9 @@ fn no_report_is_lost_while_the_agent_is_away() {
         let adopted = datapath.listener(&key(&guest, 1)).unwrap().unwrap();
         assert_eq!(adopted.first_report_ns, first.first_report_ns);
         let after = programs();
-        assert_eq!(after.len(), 1, "one program, not two");
-        assert_ne!(after, before, "the new agent's program");
+        assert_eq!(after.len(), 2, "one program each way, not two");
+        assert_ne!(after[0], before[0], "the new agent's program");
+        assert_ne!(after[1], before[1], "the new agent's program");
         join(&guest, &mut sockets, &any_source(3));
         listener(&datapath, &key(&guest, 3), |_| true);
         assert!(datapath.usage(guest.ifindex).unwrap().listeners >= 3);
@@ -90,7 +91,7 @@ fn ports_that_went_while_the_agent_was_away_are_forgotten() {
         listener(&datapath, &key(&guest, 1), |_| true);
         drop(datapath);
         let links = pins(&config(bpffs)).join("links");
-        assert_eq!(fs::read_dir(&links).unwrap().count(), 1);
+        assert_eq!(fs::read_dir(&links).unwrap().count(), 2);
         drop(guest);
         let datapath = Datapath::load(&config(bpffs)).unwrap();
         assert_eq!(fs::read_dir(&links).unwrap().count(), 0);
@@ -112,7 +113,7 @@ fn ports_that_left_the_bridge_are_detached_by_retain() {
         drop(datapath);
         let datapath = Datapath::load(&config(bpffs)).unwrap();
         datapath.retain(&[guest.ifindex], &[]).unwrap();
-        assert_eq!(programs().len(), 1);
+        assert_eq!(programs().len(), 2);
         datapath.retain(&[], &[]).unwrap();
         assert!(programs().is_empty());
         assert!(matches!(
@@ -135,7 +136,7 @@ fn a_program_is_attached_again_right_after_it_was_detached() {
                 .attach_port(guest.ifindex, "vnet0", &LIMITS)
                 .unwrap();
             assert!(!attachment.adopted);
-            assert_eq!(programs().len(), 1);
+            assert_eq!(programs().len(), 2);
             datapath.detach_port(guest.ifindex).unwrap();
             assert!(programs().is_empty());
         }

@@ -83,6 +83,24 @@ impl Skb {
         unsafe { (*self.skb).gso_size }
     }
 
+    /// Packets on the wire that the frame stands for; more than 1 when they were aggregated.
+    #[inline(always)]
+    pub(crate) fn segments(&self) -> u32 {
+        let payload = self.segment_bytes();
+        if payload == 0 {
+            return 1;
+        }
+        // SAFETY: as in `protocol`.
+        let segments = unsafe { (*self.skb).gso_segs };
+        if segments != 0 {
+            return segments;
+        }
+        // One that another VM has aggregated, whose number nobody has looked at yet.
+        (self.len() as u32)
+            .saturating_sub(HEADER_BYTES as u32)
+            .div_ceil(payload)
+    }
+
     /// Marks the frame, for the socket that receives it in the end.
     #[inline(always)]
     pub(crate) fn set_mark(&self, mark: u32) {
@@ -174,12 +192,10 @@ impl Packet for Skb {
 
     #[inline(always)]
     fn arrival(&self) -> Arrival {
-        // SAFETY: as in `protocol`.
-        let segments = unsafe { (*self.skb).gso_segs };
         Arrival {
             ifindex: self.ifindex(),
             at_ns: now_ns(),
-            segments: if segments == 0 { 1 } else { segments },
+            segments: self.segments(),
         }
     }
 

@@ -31,6 +31,52 @@ pub(crate) unsafe fn add_u32(number: *mut u32, amount: u32) {
     }
 }
 
+/// Adds to a number in a map value that other CPUs write too, in one step with reading it and
+/// with a full barrier (kernel 5.12). Returns what it was before.
+///
+/// # Safety
+///
+/// `number` points into a live map value.
+#[inline(always)]
+#[cfg(target_arch = "bpf")]
+pub(crate) unsafe fn fetch_add(number: *mut u64, amount: u64) -> u64 {
+    let mut found = amount;
+    // SAFETY: the caller's pointer is valid; the instruction reads and writes 8 aligned bytes.
+    unsafe {
+        asm!("{found} = atomic_fetch_add((u64 *)({number} + 0), {found})", number = in(reg) number, found = inout(reg) found);
+    }
+    found
+}
+
+/// Only for lints, whose processor has another instruction for that.
+#[cfg(not(target_arch = "bpf"))]
+pub(crate) unsafe fn fetch_add(_number: *mut u64, amount: u64) -> u64 {
+    amount
+}
+
+/// Writes a word of a map value, and returns what it held: in one step and with a full barrier
+/// (kernel 5.12).
+///
+/// # Safety
+///
+/// `word` points into a live map value, to an aligned word.
+#[inline(always)]
+#[cfg(target_arch = "bpf")]
+pub(crate) unsafe fn exchange(word: *mut u64, new: u64) -> u64 {
+    let mut found = new;
+    // SAFETY: the caller's pointer is valid; the instruction reads and writes 8 aligned bytes.
+    unsafe {
+        asm!("{found} = xchg_64({word} + 0, {found})", word = in(reg) word, found = inout(reg) found);
+    }
+    found
+}
+
+/// Only for lints, as above.
+#[cfg(not(target_arch = "bpf"))]
+pub(crate) unsafe fn exchange(_word: *mut u64, new: u64) -> u64 {
+    new
+}
+
 /// Writes `new` to a word of a map value if it holds `expected`, in one step (kernel 5.12).
 /// Returns what it held.
 ///

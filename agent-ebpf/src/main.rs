@@ -6,6 +6,7 @@
 //! | `uplink` | TC ingress of the uplink | watches managed streams and the link's querier; restores relayed packets; one copy of each passes |
 //! | `uplink_xdp` | XDP of the uplink | the same |
 //! | `leak` | TC egress of the uplink | drops what was restored here |
+//! | `gate` | TC egress of every TAP | counts what is delivered; numbers and records it, or holds it, while the VM moves |
 //! | `replicate` | TC ingress of a relay's interface | sends copies of streams to the subscribers |
 //!
 //! # Minimum kernel version
@@ -21,6 +22,7 @@
 
 mod context;
 mod front;
+mod gate;
 mod instruction;
 mod leak;
 mod maps;
@@ -75,6 +77,11 @@ fn uplink_xdp(ctx: XdpContext) -> u32 {
 #[classifier]
 fn leak(ctx: TcContext) -> i32 {
     leak::leak(&Skb::new(&ctx)).into()
+}
+
+#[classifier]
+fn gate(ctx: TcContext) -> i32 {
+    gate::gate(&Skb::new(&ctx)).into()
 }
 
 #[classifier]

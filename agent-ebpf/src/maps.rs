@@ -1,23 +1,27 @@
 //! Every map. Names and layouts are the contract with the agent.
 //!
 //! Hash maps allocate on use (`BPF_F_NO_PREALLOC`), because most hosts use a fraction of them;
-//! `PORTS`, `MANAGED`, `RELAY_FLOWS` and `RELAYS` are written by the agent only, `RELAY_STREAMS` and
+//! `PORTS`, `MANAGED`, `RELAY_FLOWS`, `RELAYS` and `GATES` are written by the agent only, `RELAY_STREAMS` and
 //! `RELAY_SUBSCRIBERS` by the relay only.
 
 #![allow(unsafe_code, reason = "map values are reached through raw pointers")]
 
-use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
-use aya_ebpf::btf_maps::{HashMap, LruHashMap, PerCpuArray, RingBuf};
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
+use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use common::counter::{COUNT, Counter};
 use common::maps::{
-    Copies, Listener, ListenerKey, Managed, ManagedKey, Port, PortKey, PortUsage, Querier,
-    QuerierKey, RelayFlow, RelayFlowKey, RelayKey, RelayStream, Source, SourceKey, Stream,
+    Copies, Delivered, DeliveredKey, Gate, GateRecord, GateUsage, HELD_FRAME_BYTES, HeldFrame,
+    Listener, ListenerKey, Managed, ManagedKey, Port, PortKey, PortUsage, Querier, QuerierKey,
+    RECORDS_PER_SLOT, RelayFlow, RelayFlowKey, RelayKey, RelayStream, Source, SourceKey, Stream,
     StreamKey, Subscriber, SubscriberKey, SubscriberUsage,
 };
 use common::snoop::Walk;
 
 const ON_USE: usize = BPF_F_NO_PREALLOC as usize;
+const MAPPED: usize = BPF_F_MMAPABLE as usize;
+/// Slots of `GATE_RECORDS`.
+const SLOTS: usize = 8;
 
 #[btf_map]
 pub(crate) static LISTENERS: HashMap<ListenerKey, Listener, 131_072, ON_USE> = HashMap::new();
@@ -49,12 +53,35 @@ pub(crate) static RELAY_SUBSCRIBERS: HashMap<SubscriberKey, Subscriber, 65_536, 
 pub(crate) static RELAY_USAGE: HashMap<SubscriberKey, SubscriberUsage, 65_536, ON_USE> =
     HashMap::new();
 #[btf_map]
+pub(crate) static GATES: HashMap<PortKey, Gate, 1024, ON_USE> = HashMap::new();
+#[btf_map]
+pub(crate) static GATE_USAGE: HashMap<PortKey, GateUsage, 1024, ON_USE> = HashMap::new();
+/// Mapped by the agent, which reads it in the middle of a cut.
+#[btf_map]
+pub(crate) static GATE_RECORDS: Array<GateRecord, { SLOTS * RECORDS_PER_SLOT as usize }, MAPPED> =
+    Array::new();
+#[btf_map]
+pub(crate) static DELIVERED: HashMap<DeliveredKey, Delivered, 65_536, ON_USE> = HashMap::new();
+#[btf_map]
+pub(crate) static HELD: RingBuf<HeldFrame, { 8 << 20 }> = RingBuf::new();
+/// Where `gate` puts a record of `HELD` together: the helper that takes memory of the ring buffer
+/// takes a constant size only.
+#[btf_map]
+pub(crate) static HELD_SCRATCH: PerCpuArray<HeldRecord, 1> = PerCpuArray::new();
+#[btf_map]
 pub(crate) static COUNTERS: PerCpuArray<u64, COUNT> = PerCpuArray::new();
 /// Where `snoop` keeps the walk over a Report, which is too large for the stack.
 #[btf_map]
 pub(crate) static WALK: PerCpuArray<Walk, 1> = PerCpuArray::new();
 #[btf_map]
 pub(crate) static EVENTS: RingBuf<u8, { 1 << 20 }> = RingBuf::new();
+
+/// The longest record of `HELD`: 16 KiB, align 8.
+#[repr(C)]
+pub(crate) struct HeldRecord {
+    pub(crate) head: HeldFrame,
+    pub(crate) frame: [u8; HELD_FRAME_BYTES],
+}
 
 /// Adds to a counter.
 #[inline(always)]

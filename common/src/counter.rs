@@ -90,6 +90,8 @@ counters! {
     SourcesFull => "sources_full",
     /// Packet of a flow that found `STREAMS` full.
     StreamsFull => "streams_full",
+    /// Packet into a TAP of a flow that found `DELIVERED` full; passed on.
+    DeliveredFull => "delivered_full",
     /// Query that found `QUERIER` full.
     QuerierFull => "querier_full",
     /// Report on a port that found `PORT_USAGE` full.
@@ -110,6 +112,15 @@ counters! {
     RelayLeaks => "relay_leaks",
     /// Packet with a fingerprint that found `FINGERPRINTS` full; passed.
     FingerprintsFull => "fingerprints_full",
+
+    /// Frame of a handover that waits in `HELD`.
+    HeldFrames => "held_frames",
+    /// Frame of a handover that found no room in `HELD`; dropped.
+    HeldLost => "held_lost",
+    /// Frame of a handover that is too long to be held; passed on.
+    HeldOversized => "held_oversized",
+    /// Frame of a handover into a TAP that has no entry in `GATE_USAGE` (any more); passed on.
+    GateUnready => "gate_unready",
 
     /// Packet that this relay cannot relay: a fragment.
     ReplicateFragment => "replicate_fragment",

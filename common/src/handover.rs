@@ -6,6 +6,10 @@
 use crate::hash::Hash;
 use crate::maps::StreamKey;
 use crate::packet::{PacketRead, Truncated};
+use crate::wire::datagram::UDP_HEADER_BYTES;
+use crate::wire::ipv6::Header;
+use crate::wire::mld::{self, ICMPV6};
+use crate::wire::{ipv6, udp};
 
 /// Payloads from this length on are looked at in between too, bytes.
 const LONG: usize = 512;
@@ -14,6 +18,84 @@ const LONG: usize = 512;
 const PARTS: usize = 7;
 /// Bytes looked at where a part begins.
 const PART: usize = 16;
+
+/// A multicast packet of routable scope, which is what a handover is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packet {
+    /// Its flow. The ports are 0 unless UDP follows the IPv6 header.
+    pub stream: StreamKey,
+    /// What the guest's application gets of it.
+    pub payload: Payload,
+}
+
+/// Where the payload of a packet is: that of UDP, or all that follows the IPv6 header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Payload {
+    /// Where it starts, bytes.
+    pub offset: usize,
+    /// Its length, bytes; never more than the frame has.
+    pub length: u16,
+}
+
+impl Payload {
+    /// The payload in a frame of `frame_bytes`, whose IPv6 header ends at `start` and says that
+    /// `length` bytes follow. What the frame has beyond them is padding.
+    #[inline(always)]
+    pub fn new(frame_bytes: usize, start: usize, length: u16, is_udp: bool) -> Self {
+        let there = frame_bytes.saturating_sub(start);
+        let mut length = if usize::from(length) > there {
+            there as u16
+        } else {
+            length
+        };
+        let mut offset = start;
+        if is_udp {
+            offset += usize::from(UDP_HEADER_BYTES);
+            length = length.saturating_sub(UDP_HEADER_BYTES);
+        }
+        Self { offset, length }
+    }
+}
+
+/// Looks at a frame; `None` for all that a handover leaves alone: what is not IPv6, not multicast
+/// or of a scope that ends at the link, and MLD, whose Queries may be sent to any address.
+#[inline(always)]
+pub fn packet<P: PacketRead + ?Sized>(packet: &P) -> Option<Packet> {
+    let frame = mld::ipv6_frame(packet)?;
+    let header = &frame.header;
+    if !ipv6::is_routable_multicast(&header.destination) {
+        return None;
+    }
+    let start = frame.payload;
+    if header.next_header == ipv6::HOP_BY_HOP && is_mld(packet, header, start) {
+        return None;
+    }
+    let ports = match header.next_header {
+        udp::NEXT_HEADER => udp::parse(packet, start).ok(),
+        _ => None,
+    };
+    let (source_port, destination_port) =
+        ports.map_or((0, 0), |ports| (ports.source, ports.destination));
+    Some(Packet {
+        stream: StreamKey {
+            multicast_address: header.destination,
+            source: header.source,
+            source_port,
+            destination_port,
+            vlan: frame.vlan,
+            pad: 0,
+        },
+        payload: Payload::new(packet.len(), start, header.payload_length, ports.is_some()),
+    })
+}
+
+/// Whether a packet with Hop-by-Hop Options is one of MLD's: ICMPv6 that stays on the link.
+#[inline(always)]
+fn is_mld<P: PacketRead + ?Sized>(packet: &P, header: &Header, start: usize) -> bool {
+    header.hop_limit == 1
+        && (ipv6::is_link_local(&header.source) || ipv6::is_unspecified(&header.source))
+        && packet.read::<1>(start) == Ok([ICMPV6])
+}
 
 /// A flow, whose key is given as words of memory.
 #[inline(always)]

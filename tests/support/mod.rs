@@ -48,7 +48,7 @@ impl Kernel {
             }
             Err(error) => panic!("Cannot load the maps: {error:?}"),
         };
-        for name in ["snoop", "uplink", "leak", "replicate"] {
+        for name in ["snoop", "gate", "uplink", "leak", "replicate"] {
             program(&mut ebpf, name)
                 .load()
                 .unwrap_or_else(|error| panic!("Cannot load {name}: {error:?}"));

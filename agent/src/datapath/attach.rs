@@ -52,6 +52,8 @@ pub enum UplinkHook {
 pub enum Program {
     /// On a TAP: MLD snooping and the mark of signalling datagrams.
     Snoop,
+    /// On a TAP's other way, into the VM: what is delivered, and the frames of a handover.
+    Gate,
     /// On an uplink: streams, Queries, and relayed packets, which it restores.
     Uplink,
     /// On an uplink's way out: what was restored here does not leave.
@@ -62,12 +64,19 @@ pub enum Program {
 
 impl Program {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Snoop, Self::Uplink, Self::Leak, Self::Replicate];
+    pub const ALL: [Self; 5] = [
+        Self::Snoop,
+        Self::Gate,
+        Self::Uplink,
+        Self::Leak,
+        Self::Replicate,
+    ];
 
     /// Name in the kernel; that of `uplink` at XDP is `uplink_xdp`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Snoop => "snoop",
+            Self::Gate => "gate",
             Self::Uplink => "uplink",
             Self::Leak => "leak",
             Self::Replicate => "replicate",
@@ -91,8 +100,8 @@ pub struct Attachment {
 }
 
 impl Datapath {
-    /// Attaches `snoop` to a TAP, with the limits of its VM, or adopts the pinned link. May be
-    /// called again, to change the limits.
+    /// Attaches `snoop` and `gate` to a TAP, with the limits of its VM, or adopts the pinned links.
+    /// Returns the attachment of `snoop`. May be called again, to change the limits.
     ///
     /// # Errors
     ///
@@ -106,9 +115,11 @@ impl Datapath {
     ) -> Result<Attachment, DatapathError> {
         // The limits come first: the program drops Reports of a port that has none.
         self.set_limits(ifindex, limits)?;
-        let attached = self.attach(Program::Snoop, ifindex, name);
+        let attached = self
+            .attach(Program::Snoop, ifindex, name)
+            .and_then(|snoop| self.attach(Program::Gate, ifindex, name).map(|_| snoop));
         if attached.is_err() {
-            self.forget_port(ifindex)?;
+            self.detach_port(ifindex)?;
         }
         attached
     }
@@ -161,15 +172,16 @@ impl Datapath {
         self.attach(Program::Replicate, ifindex, name)
     }
 
-    /// Detaches `snoop` from a TAP that is gone or left the bridge, and removes its listeners,
-    /// sources and limits. Does nothing for a port that is not known. Reads whole maps if it has
-    /// listeners.
+    /// Detaches `snoop` and `gate` from a TAP that is gone or left the bridge, and removes its
+    /// listeners, sources, limits, gate and what it counted. Does nothing for a port that is not
+    /// known. Reads whole maps.
     ///
     /// # Errors
     ///
     /// [`DatapathError::Pin`], [`DatapathError::Map`].
     pub fn detach_port(&self, ifindex: u32) -> Result<(), DatapathError> {
         self.detach(Program::Snoop, ifindex)?;
+        self.detach(Program::Gate, ifindex)?;
         self.forget_port(ifindex)
     }
 
@@ -203,8 +215,8 @@ impl Datapath {
     pub fn retain(&self, ports: &[u32], uplinks: &[u32]) -> Result<(), DatapathError> {
         for (_, pin, ifindex) in self.inner.pins.links()? {
             match link::program_of_pin(&pin) {
-                Some(Program::Snoop) if !ports.contains(&ifindex) => {
-                    self.detach(Program::Snoop, ifindex)?;
+                Some(program @ (Program::Snoop | Program::Gate)) if !ports.contains(&ifindex) => {
+                    self.detach(program, ifindex)?;
                 }
                 Some(Program::Uplink) if !uplinks.contains(&ifindex) => {
                     self.detach(Program::Uplink, ifindex)?;

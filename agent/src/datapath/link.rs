@@ -325,7 +325,7 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
 impl Program {
     fn direction(self) -> TcAttachType {
         match self {
-            Self::Leak => TcAttachType::Egress,
+            Self::Gate | Self::Leak => TcAttachType::Egress,
             Self::Snoop | Self::Uplink | Self::Replicate => TcAttachType::Ingress,
         }
     }

@@ -3,6 +3,8 @@
 //! ```text
 //!    TAP  --TC ingress---------> snoop     --> LISTENERS, LISTENER_SOURCES, PORT_USAGE
 //!                                  ^ PORTS (limits)
+//!    TAP  --TC egress----------> gate      --> DELIVERED, GATE_USAGE, GATE_RECORDS, HELD
+//!                                  ^ GATES
 //!  uplink --XDP or TC ingress--> uplink    --> STREAMS, QUERIER, FINGERPRINTS
 //!                                  ^ MANAGED, RELAY_FLOWS, RELAYS
 //!  uplink --TC egress----------> leak
@@ -23,8 +25,10 @@
 //! run them by [`Datapath::off_runtime`]. [`events::Events`] is the one asynchronous part.
 
 mod attach;
+mod capacity;
 mod driver;
 pub mod events;
+mod gate;
 mod link;
 pub mod object;
 mod pins;
@@ -40,71 +44,29 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use aya::maps::{Map, MapData, MapInfo, PerCpuArray, RingBuf};
+use aya::Ebpf;
+use aya::maps::{Map, MapData, PerCpuArray, RingBuf};
 use aya::util::KernelVersion;
-use aya::{Ebpf, EbpfLoader};
 use common::counter::Counter;
 use common::maps::{
-    Listener, ListenerKey, Managed, ManagedKey, Port, PortKey, PortUsage, Querier, QuerierKey,
-    RelayStream, Source, SourceKey, Stream, StreamKey, Subscriber, SubscriberKey, SubscriberUsage,
+    Delivered, DeliveredKey, Listener, ListenerKey, Managed, ManagedKey, Port, PortKey, PortUsage,
+    Querier, QuerierKey, RelayStream, Source, SourceKey, Stream, StreamKey, Subscriber,
+    SubscriberKey, SubscriberUsage,
 };
 
 pub use attach::{Attachment, Hook, Program, UplinkHook};
+pub use capacity::Capacities;
+pub use gate::Held;
 pub use state::Limits;
 
+use capacity::load_maps;
+use gate::Gates;
 use pins::Pins;
 use relay::RelayFlows;
 use table::Table;
 
 /// Where maps and links are pinned unless the config says otherwise.
 pub const DEFAULT_PIN_ROOT: &str = "/sys/fs/bpf/roamcast";
-
-/// Capacities of the maps, entries unless said otherwise. They apply when a map is made; a map
-/// that is adopted keeps the capacity it has.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Capacities {
-    /// `LISTENERS`.
-    pub listeners: u32,
-    /// `LISTENER_SOURCES`.
-    pub sources: u32,
-    /// `PORTS` and `PORT_USAGE`.
-    pub ports: u32,
-    /// `MANAGED`.
-    pub managed: u32,
-    /// `STREAMS`.
-    pub streams: u32,
-    /// `RELAY_FLOWS`: relayed flows that this agent restores.
-    pub relay_flows: u32,
-    /// `RELAYS`: pairs of a relay and an address of this host.
-    pub relays: u32,
-    /// `FINGERPRINTS`: packets of some seconds, of all addresses whose origin is changing.
-    /// Memory for all of them is taken at once, about 90 bytes each.
-    pub fingerprints: u32,
-    /// `RELAY_STREAMS`: flows that this relay serves.
-    pub relay_streams: u32,
-    /// `RELAY_SUBSCRIBERS` and `RELAY_USAGE`: subscribers of all flows together.
-    pub subscribers: u32,
-    /// `EVENTS`, bytes: a power of two and a multiple of the page size.
-    pub events_bytes: u32,
-}
-
-impl Default for Capacities {
-    fn default() -> Self {
-        Self {
-            listeners: 131_072,
-            sources: 131_072,
-            ports: 1024,
-            managed: 16_384,
-            streams: 65_536,
-            relay_flows: 65_536,
-            relays: 1024,
-            fingerprints: 65_536,
-            relay_streams: 16_384,
-            subscribers: 65_536,
-            events_bytes: 1 << 20,
-        }
-    }
-}
 
 /// Settings of the data path.
 #[derive(Clone, Debug)]
@@ -171,11 +133,34 @@ pub enum DatapathError {
         /// Its name.
         name: &'static str,
     },
-    /// A capacity is impossible.
-    #[error("Capacity {bytes} of events_bytes is not a power of two of at least 4096; correct it")]
-    EventsCapacity {
+    /// The size of a ring buffer is impossible.
+    #[error("Capacity {bytes} of {name} is not a power of two of at least {least}; correct it")]
+    RingCapacity {
+        /// Its name in the config.
+        name: &'static str,
         /// The value.
         bytes: u32,
+        /// Least possible value.
+        least: u32,
+    },
+    /// The number of slots for records is impossible.
+    #[error("Capacity {slots} of record_slots is not between 1 and {most}; correct it")]
+    RecordSlots {
+        /// The value.
+        slots: u32,
+        /// Greatest possible value.
+        most: u32,
+    },
+    /// As many VMs are moved away already as there are slots for.
+    #[error(
+        "No free slot to record the frames of port {ifindex}: {slots} VMs are being moved away; \
+         wait until one has moved, or raise record_slots in the config"
+    )]
+    NoRecordSlot {
+        /// The port.
+        ifindex: u32,
+        /// All slots.
+        slots: u32,
     },
     /// A map operation failed.
     #[error("Map {name}: {error}; if it is full, raise its capacity in the config")]
@@ -207,6 +192,9 @@ pub enum DatapathError {
     /// The port has no limits yet, so it is not attached.
     #[error("Port {0} is not attached; attach it first")]
     NoPort(u32),
+    /// The ring buffer of held frames is read already.
+    #[error("The held frames are read already; only one reader can have them")]
+    HeldTaken,
     /// The ring buffer could not be watched, or is watched already.
     #[error("Cannot watch the events of the kernel programs: {0}")]
     Events(#[source] io::Error),
@@ -239,31 +227,15 @@ struct Inner {
     relay_streams: Table<StreamKey, RelayStream>,
     subscribers: Table<SubscriberKey, Subscriber>,
     subscriber_usage: Table<SubscriberKey, SubscriberUsage>,
+    gates: Mutex<Gates>,
+    delivered: Table<DeliveredKey, Delivered>,
+    held: Mutex<Option<RingBuf<MapData>>>,
     counters: PerCpuArray<MapData, u64>,
     events: Mutex<Option<RingBuf<MapData>>>,
     /// What was counted while finishing Reports here, by [`Counter`]: the maps are per CPU and
     /// written by the kernel.
     finished: Box<[AtomicU64]>,
 }
-
-/// All maps, with their key and value types in [`Inner`].
-const MAPS: [&str; 15] = [
-    "LISTENERS",
-    "LISTENER_SOURCES",
-    "PORTS",
-    "PORT_USAGE",
-    "MANAGED",
-    "STREAMS",
-    "QUERIER",
-    "RELAY_FLOWS",
-    "RELAYS",
-    "FINGERPRINTS",
-    "RELAY_STREAMS",
-    "RELAY_SUBSCRIBERS",
-    "RELAY_USAGE",
-    "COUNTERS",
-    "EVENTS",
-];
 
 impl Datapath {
     /// Loads the programs, and makes or adopts the maps. Attaches nothing: that is
@@ -299,10 +271,7 @@ impl Datapath {
             None if tcx => Hook::Tcx,
             None => Hook::Clsact,
         };
-        let bytes = config.capacities.events_bytes;
-        if bytes < 4096 || !bytes.is_power_of_two() {
-            return Err(DatapathError::EventsCapacity { bytes });
-        }
+        config.capacities.check()?;
 
         let pins = Pins::open(&config.pin_root)?;
         let mut ebpf = load_maps(&pins, &config.capacities)?;
@@ -314,6 +283,11 @@ impl Datapath {
         let relay_flows = RelayFlows::adopt(
             Table::new("RELAY_FLOWS", ebpf.take_map("RELAY_FLOWS"))?,
             Table::new("RELAYS", ebpf.take_map("RELAYS"))?,
+        )?;
+        let gates = Gates::adopt(
+            Table::new("GATES", ebpf.take_map("GATES"))?,
+            Table::new("GATE_USAGE", ebpf.take_map("GATE_USAGE"))?,
+            ebpf.take_map("GATE_RECORDS"),
         )?;
         let datapath = Self {
             inner: Arc::new(Inner {
@@ -332,6 +306,9 @@ impl Datapath {
                 relay_streams: Table::new("RELAY_STREAMS", ebpf.take_map("RELAY_STREAMS"))?,
                 subscribers: Table::new("RELAY_SUBSCRIBERS", ebpf.take_map("RELAY_SUBSCRIBERS"))?,
                 subscriber_usage: Table::new("RELAY_USAGE", ebpf.take_map("RELAY_USAGE"))?,
+                gates: Mutex::new(gates),
+                delivered: Table::new("DELIVERED", ebpf.take_map("DELIVERED"))?,
+                held: Mutex::new(Some(convert("HELD", ebpf.take_map("HELD"))?)),
                 counters: convert("COUNTERS", ebpf.take_map("COUNTERS"))?,
                 events: Mutex::new(Some(convert("EVENTS", ebpf.take_map("EVENTS"))?)),
                 finished: Counter::ALL.iter().map(|_| AtomicU64::new(0)).collect(),
@@ -367,52 +344,6 @@ impl Datapath {
             .await
             .map_err(|_| DatapathError::Shutdown)?
     }
-}
-
-/// Creates or adopts all maps and prepares the programs.
-fn load_maps(pins: &Pins, capacities: &Capacities) -> Result<Ebpf, DatapathError> {
-    let mut loader = EbpfLoader::new();
-    for name in MAPS {
-        let path = pins.map(name);
-        let wanted = match name {
-            "LISTENERS" => Some(capacities.listeners),
-            "LISTENER_SOURCES" => Some(capacities.sources),
-            "PORTS" | "PORT_USAGE" => Some(capacities.ports),
-            "MANAGED" => Some(capacities.managed),
-            "STREAMS" => Some(capacities.streams),
-            "RELAY_FLOWS" => Some(capacities.relay_flows),
-            "RELAYS" => Some(capacities.relays),
-            "FINGERPRINTS" => Some(capacities.fingerprints),
-            "RELAY_STREAMS" => Some(capacities.relay_streams),
-            "RELAY_SUBSCRIBERS" | "RELAY_USAGE" => Some(capacities.subscribers),
-            "EVENTS" => Some(capacities.events_bytes),
-            _ => None,
-        };
-        if let Some(wanted) = wanted {
-            // The ring buffer is mapped by the size that the loader believes in, so that has to be
-            // the size of the map that is there.
-            let adopted = path
-                .exists()
-                .then(|| MapInfo::from_pin(&path).ok())
-                .flatten()
-                .map(|info| info.max_entries());
-            if let Some(adopted) = adopted
-                && adopted != wanted
-            {
-                tracing::warn!(
-                    map = name,
-                    capacity = adopted,
-                    configured = wanted,
-                    "map in use keeps its capacity; remove its pin while no agent runs to change it"
-                );
-            }
-            loader.map_max_entries(name, adopted.unwrap_or(wanted));
-        }
-        loader.map_pin_path(name, path);
-    }
-    loader
-        .load(object::HOST)
-        .map_err(|error| load_error(&error))
 }
 
 fn convert<T: TryFrom<Map>>(name: &'static str, map: Option<Map>) -> Result<T, DatapathError> {

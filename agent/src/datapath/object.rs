@@ -1,7 +1,7 @@
 //! The kernel programs, embedded by the build script.
 
-/// ELF object with the programs `snoop`, `uplink`, `uplink_xdp`, `leak` and `replicate`, and all
-/// maps.
+/// ELF object with the programs `snoop`, `gate`, `uplink`, `uplink_xdp`, `leak` and `replicate`,
+/// and all maps.
 pub static HOST: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/host"));
 
 /// The toolchain that built [`HOST`].

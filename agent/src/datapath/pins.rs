@@ -2,10 +2,11 @@
 //!
 //! ```text
 //! /sys/fs/bpf/roamcast/        pin root, from the config
-//!   v2/                        layout version
+//!   v3/                        layout version
 //!     LISTENERS .. EVENTS      maps
 //!     links/
 //!       snoop-12               TCX link of the program on the port with that ifindex
+//!       gate-12
 //!       leak-2
 //!       uplink-2               or uplink_native-2, uplink_generic-2: XDP link
 //!       replicate-3

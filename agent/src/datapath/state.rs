@@ -35,6 +35,8 @@ pub struct Collected {
     pub sources: usize,
     /// Flows of addresses that are not managed, or silent for too long.
     pub streams: usize,
+    /// Flows into TAPs that are gone.
+    pub delivered: usize,
 }
 
 impl Datapath {
@@ -291,8 +293,8 @@ impl Datapath {
         Ok(taken.is_some())
     }
 
-    /// Removes sources of lists that were replaced or whose listener is gone, and flows that are
-    /// not managed or silent for longer than `max_silence`. To be called now and then, off the
+    /// Removes sources of lists that were replaced or whose listener is gone, flows that are not
+    /// managed or silent for longer than `max_silence`, and flows into ports that are gone. To be called now and then, off the
     /// runtime. Reads whole maps.
     ///
     /// # Errors
@@ -330,6 +332,10 @@ impl Datapath {
                 collected.streams += 1;
             }
         }
+        // A program that was just running may have counted a packet into a port that is gone.
+        let ports = lock(&self.inner.ports).entries()?;
+        let ports: HashSet<u32> = ports.into_iter().map(|(ifindex, _)| ifindex).collect();
+        collected.delivered = self.forget_delivered_if(|ifindex| !ports.contains(&ifindex))?;
         Ok(collected)
     }
 
@@ -378,8 +384,10 @@ impl Datapath {
         self.forget_ports_if(|known| !ports.contains(&known))
     }
 
-    /// Removes limits, usage, listeners and sources of ports.
+    /// Removes gates, limits, usage, listeners and sources of ports, and what was delivered.
     pub(super) fn forget_ports_if(&self, gone: impl Fn(u32) -> bool) -> Result<(), DatapathError> {
+        lock(&self.inner.gates).clear_if(&gone)?;
+        self.forget_delivered_if(&gone)?;
         let ports = lock(&self.inner.ports);
         let mut known: BTreeMap<u32, bool> = BTreeMap::new();
         for (ifindex, _) in ports.entries()? {

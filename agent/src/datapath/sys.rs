@@ -1,8 +1,9 @@
 //! Calls that need `unsafe`: map operations of `bpf(2)` that aya 0.14 lacks or gives only to an
-//! exclusive owner, registration of the ring buffer with the runtime, and records read from bytes.
+//! exclusive owner, registration of the ring buffer with the runtime, records read from bytes, and
+//! a map that is mapped.
 #![allow(
     unsafe_code,
-    reason = "bpf(2) is a raw system call and ring buffer records are plain memory"
+    reason = "bpf(2) is a raw system call, and records and mapped maps are plain memory"
 )]
 
 use std::ffi::CString;
@@ -11,9 +12,12 @@ use std::mem::{MaybeUninit, size_of};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use aya::Pod;
 use common::event::{FirstPacketEvent, ListenerEvent, QueryEvent, SourceEvent, UnfinishedEvent};
+use common::maps::{GateRecord, HeldFrame};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -228,6 +232,92 @@ pub(super) fn entries<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<(K,
     }
 }
 
+/// An array map in this process's memory, to be read without a system call for each entry. Made
+/// with `BPF_F_MMAPABLE` (kernel 5.5).
+pub(super) struct Mapping {
+    address: NonNull<GateRecord>,
+    entries: usize,
+    bytes: usize,
+}
+
+// SAFETY: the memory stays mapped until the value is dropped, and all access to it is by words
+// that may change at any time.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps an array of [`GateRecord`]s, which the caller has checked it to be.
+    pub(super) fn new(map: BorrowedFd<'_>, entries: u32) -> io::Result<Self> {
+        let entries = usize::try_from(entries).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let bytes = entries * size_of::<GateRecord>();
+        // SAFETY: the kernel chooses the place, and refuses a length that the map does not have.
+        let address = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                bytes,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                map.as_raw_fd(),
+                0,
+            )
+        };
+        if address == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let address = NonNull::new(address.cast()).ok_or(io::ErrorKind::InvalidData)?;
+        Ok(Self {
+            address,
+            entries,
+            bytes,
+        })
+    }
+
+    pub(super) fn entries(&self) -> usize {
+        self.entries
+    }
+
+    /// Reads an entry; `None` beyond the end, and while a program writes it.
+    pub(super) fn read(&self, index: usize) -> Option<GateRecord> {
+        let entry = self.entry(index)?;
+        // SAFETY: the entry is mapped. The number is read before and after the rest, so that a
+        // program that writes meanwhile is noticed: it sets the number to 0 first, and to another
+        // one last.
+        unsafe {
+            let number = AtomicU64::from_ptr(&raw mut (*entry).number);
+            let before = number.load(Ordering::Acquire);
+            let record = GateRecord {
+                number: before,
+                flow: (&raw const (*entry).flow).read_volatile(),
+                fingerprint: (&raw const (*entry).fingerprint).read_volatile(),
+                at_ns: (&raw const (*entry).at_ns).read_volatile(),
+            };
+            fence(Ordering::Acquire);
+            (before != 0 && number.load(Ordering::Relaxed) == before).then_some(record)
+        }
+    }
+
+    /// Empties an entry that no program writes.
+    pub(super) fn clear(&self, index: usize) {
+        if let Some(entry) = self.entry(index) {
+            // SAFETY: the entry is mapped for writing.
+            unsafe { entry.write_volatile(GateRecord::default()) }
+        }
+    }
+
+    fn entry(&self, index: usize) -> Option<*mut GateRecord> {
+        // SAFETY: the entry is within the mapping.
+        (index < self.entries).then(|| unsafe { self.address.as_ptr().add(index) })
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: it was mapped with this length, and nothing refers to it any more.
+        unsafe { libc::munmap(self.address.as_ptr().cast(), self.bytes) };
+    }
+}
+
 /// A file descriptor that the runtime may watch: open, and the same, as long as it lives.
 pub(super) struct Watched<T>(pub(super) T, RawFd);
 
@@ -263,6 +353,8 @@ unsafe impl Record for FirstPacketEvent {}
 unsafe impl Record for QueryEvent {}
 // SAFETY: as above.
 unsafe impl Record for UnfinishedEvent {}
+// SAFETY: as above.
+unsafe impl Record for HeldFrame {}
 
 /// Reads a record; `None` when there are too few bytes.
 pub(super) fn record<T: Record>(bytes: &[u8]) -> Option<T> {

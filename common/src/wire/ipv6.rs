@@ -83,6 +83,13 @@ pub fn multicast_scope(address: &Address) -> u8 {
     second & 0x0f
 }
 
+/// Whether the address is multicast of a scope that routers pass on: wider than link-local, which
+/// is 2, and not one of those below that stay in the interface or are reserved.
+#[inline(always)]
+pub fn is_routable_multicast(address: &Address) -> bool {
+    is_multicast(address) && multicast_scope(address) > 2
+}
+
 /// Whether the multicast address is source-specific, in ff3x::/32 (RFC 4607 §1).
 #[inline(always)]
 pub fn is_source_specific(address: &Address) -> bool {

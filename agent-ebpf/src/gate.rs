@@ -1,0 +1,290 @@
+//! `gate`: frames on their way into a TAP.
+//!
+//! ```text
+//!                 no entry --------------------------------------> DELIVERED --> TAP
+//!  frame --> GATES <- Record --> number --> GATE_RECORDS ------------'
+//!                 '-- Hold ----> is it open? held == replayed? ------'
+//!                                        '--> number --> HELD
+//! ```
+//!
+//! What is not a multicast packet of routable scope passes always, and is counted nowhere.
+
+#![allow(
+    unsafe_code,
+    reason = "map values are reached through raw pointers, and the memory of a record as bytes"
+)]
+
+use core::mem::offset_of;
+use core::slice;
+
+use aya_ebpf::bindings::BPF_NOEXIST;
+use common::counter::Counter;
+use common::handover::{self, Payload};
+use common::maps::{
+    Delivered, DeliveredKey, Gate, GateMode, GateUsage, HELD_FRAME_BYTES, HeldFrame,
+    RECORDS_PER_SLOT,
+};
+use common::packet::PacketRead as _;
+use common::wire::{ethernet, ipv6, udp};
+
+use crate::Verdict;
+use crate::context::{Packet as _, Skb, now_ns};
+use crate::front::{self, StreamWords};
+use crate::instruction;
+use crate::maps::{
+    self, DELIVERED, GATE_RECORDS, GATE_USAGE, GATES, HELD, HELD_SCRATCH, HeldRecord,
+};
+
+/// Ethernet and IPv6 header without a tag, bytes.
+const HEADERS_BYTES: usize = 14 + ipv6::HEADER_BYTES;
+
+/// [`DeliveredKey`] in words, behind 4 bytes that are not part of it.
+#[repr(C)]
+struct DeliveredWords {
+    pad: u32,
+    ifindex: u32,
+    stream: StreamWords,
+}
+
+const _: () = {
+    let start = offset_of!(DeliveredWords, ifindex);
+    assert!(offset_of!(DeliveredKey, ifindex) == 0);
+    assert!(offset_of!(DeliveredKey, stream) == offset_of!(DeliveredWords, stream) - start);
+    assert!(size_of::<DeliveredKey>() == size_of::<DeliveredWords>() - start);
+};
+
+impl DeliveredWords {
+    #[inline(always)]
+    fn key(&self) -> &DeliveredKey {
+        let bytes = (&raw const *self).cast::<u8>();
+        // SAFETY: the layouts agree, as is asserted above.
+        unsafe { &*bytes.add(offset_of!(Self, ifindex)).cast() }
+    }
+}
+
+/// A multicast packet of routable scope.
+struct Multicast {
+    key: DeliveredWords,
+    payload: Payload,
+}
+
+#[inline(always)]
+pub(crate) fn gate(skb: &Skb) -> Verdict {
+    let ifindex = skb.ifindex();
+    let packet = multicast(skb, ifindex);
+    if let Some(gate) = GATES.get_ptr(ifindex)
+        && let Verdict::Drop = through(skb, ifindex, gate, packet.as_ref())
+    {
+        return Verdict::Drop;
+    }
+    if let Some(packet) = &packet {
+        deliver(skb, packet.key.key());
+    }
+    Verdict::Pass
+}
+
+/// By the same rules as [`handover::packet`], from the headers where they lie if they are the usual
+/// ones.
+#[inline(always)]
+fn multicast(skb: &Skb, ifindex: u32) -> Option<Multicast> {
+    let Some(front) = skb.front() else {
+        return multicast_by_reading(skb, ifindex);
+    };
+    let header = front.header();
+    if !header.is_ipv6() {
+        if header.ether_type == ethernet::VLAN.to_be() {
+            return multicast_by_reading(skb, ifindex);
+        }
+        return None;
+    }
+    if !ipv6::is_routable_multicast(&header.destination) {
+        return None;
+    }
+    if header.next_header == ipv6::HOP_BY_HOP {
+        return multicast_by_reading(skb, ifindex);
+    }
+    let is_udp = header.next_header == udp::NEXT_HEADER;
+    let payload_length = u16::from_be(header.payload_length);
+    Some(Multicast {
+        key: DeliveredWords {
+            pad: 0,
+            ifindex,
+            stream: StreamWords::new(
+                front.destination(),
+                front.source(),
+                if is_udp { front.ports() } else { 0 },
+                skb.vlan_metadata() & ethernet::VLAN_IDENTIFIER,
+            ),
+        },
+        payload: Payload::new(skb.len(), HEADERS_BYTES, payload_length, is_udp),
+    })
+}
+
+#[inline(never)]
+fn multicast_by_reading(skb: &Skb, ifindex: u32) -> Option<Multicast> {
+    let packet = handover::packet(skb)?;
+    let stream = packet.stream;
+    Some(Multicast {
+        key: DeliveredWords {
+            pad: 0,
+            ifindex,
+            stream: StreamWords::new(
+                front::words_of(stream.multicast_address),
+                front::words_of(stream.source),
+                front::ports_word(stream.source_port, stream.destination_port),
+                stream.vlan,
+            ),
+        },
+        payload: packet.payload,
+    })
+}
+
+/// Counts a packet that goes on to the TAP.
+#[inline(always)]
+fn deliver(skb: &Skb, key: &DeliveredKey) {
+    let segments = u64::from(skb.segments());
+    let Some(delivered) = delivered(key) else {
+        maps::count(Counter::DeliveredFull, segments);
+        return;
+    };
+    // SAFETY: the pointer is to a live map value.
+    unsafe {
+        instruction::add_u64(&raw mut (*delivered).packets, segments);
+        instruction::add_u64(&raw mut (*delivered).bytes, skb.len() as u64);
+    }
+}
+
+/// The flow's entry, made at its first packet.
+#[inline(always)]
+fn delivered(key: &DeliveredKey) -> Option<*mut Delivered> {
+    if let Some(delivered) = DELIVERED.get_ptr_mut(key) {
+        return Some(delivered);
+    }
+    // Another CPU may have been faster; what counts is the look-up after it.
+    let _ = DELIVERED.insert(key, Delivered::default(), BPF_NOEXIST.into());
+    DELIVERED.get_ptr_mut(key)
+}
+
+/// What a gate does with a frame; of one that is not multicast of routable scope it sees only that
+/// it is there.
+#[inline(never)]
+fn through(skb: &Skb, ifindex: u32, gate: *const Gate, packet: Option<&Multicast>) -> Verdict {
+    let Some(usage) = GATE_USAGE.get_ptr_mut(ifindex) else {
+        maps::count(Counter::GateUnready, 1);
+        return Verdict::Pass;
+    };
+    // SAFETY: the pointer is to a live map value, which only the agent writes, as a whole.
+    let gate = unsafe { &*gate };
+    if gate.mode == GateMode::Record as u32 {
+        // SAFETY: the pointer is to a live map value.
+        let number = unsafe { instruction::fetch_add(&raw mut (*usage).entered, 1) } + 1;
+        if let Some(packet) = packet {
+            record(skb, gate.slot, usage, packet, number);
+        }
+    } else if gate.mode == GateMode::Hold as u32
+        && packet.is_some()
+        && held(skb, ifindex, gate.replayed, usage)
+    {
+        return Verdict::Drop;
+    }
+    Verdict::Pass
+}
+
+/// Records a packet over the oldest one of the slot.
+#[inline(always)]
+fn record(skb: &Skb, slot: u32, usage: *mut GateUsage, packet: &Multicast, number: u64) {
+    let Payload { offset, length } = packet.payload;
+    // The payload is within the frame, so this does not fail.
+    let Ok(fingerprint) = handover::fingerprint(skb, offset, length) else {
+        return;
+    };
+    // SAFETY: the pointer is to a live map value.
+    let index = unsafe { instruction::fetch_add(&raw mut (*usage).recorded, 1) };
+    let index = slot
+        .wrapping_mul(RECORDS_PER_SLOT)
+        .wrapping_add(index as u32 % RECORDS_PER_SLOT);
+    let Some(record) = GATE_RECORDS.get_ptr_mut(index) else {
+        return;
+    };
+    // SAFETY: the pointer is to a live map value, which the agent reads meanwhile: the number
+    // tells it whether the rest is that of one packet, so it is 0 until all of it is there.
+    unsafe {
+        instruction::exchange(&raw mut (*record).number, 0);
+        (&raw mut (*record).flow).write(handover::flow_hash(packet.key.stream.words()));
+        (&raw mut (*record).fingerprint).write(fingerprint);
+        (&raw mut (*record).at_ns).write(now_ns());
+        instruction::exchange(&raw mut (*record).number, number);
+    }
+}
+
+/// Whether the frame is held: put into `HELD`, or lost, in either case numbered.
+#[inline(always)]
+fn held(skb: &Skb, ifindex: u32, replayed: u64, usage: *mut GateUsage) -> bool {
+    // SAFETY: the pointer is to a live map value.
+    let word = unsafe { &raw mut (*usage).held };
+    // SAFETY: as above; another CPU may write it at any time.
+    let found = unsafe { word.read_volatile() };
+    if found & GateUsage::OPEN != 0 {
+        return false;
+    }
+    let length = instruction::opaque(skb.len() as u64);
+    if length > HELD_FRAME_BYTES as u64 {
+        maps::count(Counter::HeldOversized, 1);
+        return false;
+    }
+    // The one step decides: a frame on another CPU has its number before it, or finds it open.
+    // SAFETY: as above.
+    if found == replayed
+        && unsafe { instruction::compare_exchange(word, found, found | GateUsage::OPEN) } == found
+    {
+        return false;
+    }
+    // SAFETY: as above.
+    let found = unsafe { instruction::fetch_add(word, 1) };
+    if found & GateUsage::OPEN != 0 {
+        return false;
+    }
+    if output(skb, ifindex, found + 1, length) {
+        maps::count(Counter::HeldFrames, 1);
+    } else {
+        maps::count(Counter::HeldLost, 1);
+        // SAFETY: the pointer is to a live map value.
+        unsafe { instruction::add_u64(&raw mut (*usage).lost, 1) }
+    }
+    true
+}
+
+/// Puts a frame into `HELD`; `false` when there is no room.
+#[inline(always)]
+fn output(skb: &Skb, ifindex: u32, number: u64, length: u64) -> bool {
+    let Some(record) = HELD_SCRATCH.get_ptr_mut(0) else {
+        return false;
+    };
+    // Verifier: the bounds have to be known of the number that the helpers get.
+    let length = instruction::opaque(length);
+    if length == 0 || length > HELD_FRAME_BYTES as u64 {
+        return false;
+    }
+    // SAFETY: the slot is this CPU's own and the program is not interrupted by itself; `length` is
+    // at most that of `frame`, so head and frame are within the slot.
+    unsafe {
+        (&raw mut (*record).head).write(HeldFrame {
+            number,
+            at_ns: now_ns(),
+            ifindex,
+            length: length as u32,
+            vlan: skb.vlan_metadata() & ethernet::VLAN_IDENTIFIER,
+            segment_bytes: skb.segment_bytes() as u16,
+            pad: 0,
+        });
+        if skb
+            .copy_to((&raw mut (*record).frame).cast(), length)
+            .is_err()
+        {
+            return false;
+        }
+        let bytes = offset_of!(HeldRecord, frame) + length as usize;
+        let record = slice::from_raw_parts(record.cast_const().cast(), bytes);
+        HELD.output_untyped::<[u8]>(record, 0).is_ok()
+    }
+}

@@ -1,0 +1,167 @@
+//! The maps: their names, how much they hold, and how they are made or adopted.
+
+use aya::maps::MapInfo;
+use aya::{Ebpf, EbpfLoader};
+use common::maps::RECORDS_PER_SLOT;
+
+use super::pins::Pins;
+use super::{DatapathError, load_error, object};
+
+/// Most slots: more entries than this many hold would not be addressed.
+const MAX_RECORD_SLOTS: u32 = u32::MAX / RECORDS_PER_SLOT;
+
+/// Capacities of the maps, entries unless said otherwise. They apply when a map is made; a map
+/// that is adopted keeps the capacity it has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Capacities {
+    /// `LISTENERS`.
+    pub listeners: u32,
+    /// `LISTENER_SOURCES`.
+    pub sources: u32,
+    /// `PORTS` and `PORT_USAGE`, and `GATES` and `GATE_USAGE`.
+    pub ports: u32,
+    /// `MANAGED`.
+    pub managed: u32,
+    /// `STREAMS`.
+    pub streams: u32,
+    /// `RELAY_FLOWS`: relayed flows that this agent restores.
+    pub relay_flows: u32,
+    /// `RELAYS`: pairs of a relay and an address of this host.
+    pub relays: u32,
+    /// `FINGERPRINTS`: packets of some seconds, of all addresses whose origin is changing.
+    /// Memory for all of them is taken at once, about 90 bytes each.
+    pub fingerprints: u32,
+    /// `RELAY_STREAMS`: flows that this relay serves.
+    pub relay_streams: u32,
+    /// `RELAY_SUBSCRIBERS` and `RELAY_USAGE`: subscribers of all flows together.
+    pub subscribers: u32,
+    /// `DELIVERED`: flows into all TAPs together.
+    pub delivered: u32,
+    /// Slots of `GATE_RECORDS`: VMs that may be moved away at the same time. Memory for all of them
+    /// is taken at once, 512 KiB each.
+    pub record_slots: u32,
+    /// `HELD`, bytes: a power of two, at least 65536. What the agent has not taken out yet, of all
+    /// VMs that are moved here.
+    pub held_bytes: u32,
+    /// `EVENTS`, bytes: a power of two and a multiple of the page size.
+    pub events_bytes: u32,
+}
+
+impl Default for Capacities {
+    fn default() -> Self {
+        Self {
+            listeners: 131_072,
+            sources: 131_072,
+            ports: 1024,
+            managed: 16_384,
+            streams: 65_536,
+            relay_flows: 65_536,
+            relays: 1024,
+            fingerprints: 65_536,
+            relay_streams: 16_384,
+            subscribers: 65_536,
+            delivered: 65_536,
+            record_slots: 8,
+            held_bytes: 8 << 20,
+            events_bytes: 1 << 20,
+        }
+    }
+}
+
+impl Capacities {
+    /// Checks what the kernel would refuse without saying why.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::RingCapacity`], [`DatapathError::RecordSlots`].
+    pub(super) fn check(&self) -> Result<(), DatapathError> {
+        for (name, bytes, least) in [
+            ("events_bytes", self.events_bytes, 4096),
+            ("held_bytes", self.held_bytes, 65_536),
+        ] {
+            if bytes < least || !bytes.is_power_of_two() {
+                return Err(DatapathError::RingCapacity { name, bytes, least });
+            }
+        }
+        if !(1..=MAX_RECORD_SLOTS).contains(&self.record_slots) {
+            return Err(DatapathError::RecordSlots {
+                slots: self.record_slots,
+                most: MAX_RECORD_SLOTS,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// All maps, with their key and value types in [`super::Inner`].
+const MAPS: [&str; 20] = [
+    "LISTENERS",
+    "LISTENER_SOURCES",
+    "PORTS",
+    "PORT_USAGE",
+    "MANAGED",
+    "STREAMS",
+    "QUERIER",
+    "RELAY_FLOWS",
+    "RELAYS",
+    "FINGERPRINTS",
+    "RELAY_STREAMS",
+    "RELAY_SUBSCRIBERS",
+    "RELAY_USAGE",
+    "GATES",
+    "GATE_USAGE",
+    "GATE_RECORDS",
+    "DELIVERED",
+    "HELD",
+    "COUNTERS",
+    "EVENTS",
+];
+
+/// Creates or adopts all maps and prepares the programs.
+pub(super) fn load_maps(pins: &Pins, capacities: &Capacities) -> Result<Ebpf, DatapathError> {
+    let mut loader = EbpfLoader::new();
+    for name in MAPS {
+        let path = pins.map(name);
+        let wanted = match name {
+            "LISTENERS" => Some(capacities.listeners),
+            "LISTENER_SOURCES" => Some(capacities.sources),
+            "PORTS" | "PORT_USAGE" | "GATES" | "GATE_USAGE" => Some(capacities.ports),
+            "MANAGED" => Some(capacities.managed),
+            "STREAMS" => Some(capacities.streams),
+            "RELAY_FLOWS" => Some(capacities.relay_flows),
+            "RELAYS" => Some(capacities.relays),
+            "FINGERPRINTS" => Some(capacities.fingerprints),
+            "RELAY_STREAMS" => Some(capacities.relay_streams),
+            "RELAY_SUBSCRIBERS" | "RELAY_USAGE" => Some(capacities.subscribers),
+            "GATE_RECORDS" => Some(capacities.record_slots * RECORDS_PER_SLOT),
+            "DELIVERED" => Some(capacities.delivered),
+            "HELD" => Some(capacities.held_bytes),
+            "EVENTS" => Some(capacities.events_bytes),
+            _ => None,
+        };
+        if let Some(wanted) = wanted {
+            // What is mapped is mapped by the size that the loader believes in, so that has to be
+            // the size of the map that is there.
+            let adopted = path
+                .exists()
+                .then(|| MapInfo::from_pin(&path).ok())
+                .flatten()
+                .map(|info| info.max_entries());
+            if let Some(adopted) = adopted
+                && adopted != wanted
+            {
+                tracing::warn!(
+                    map = name,
+                    capacity = adopted,
+                    configured = wanted,
+                    "map in use keeps its capacity; remove its pin while no agent runs to change it"
+                );
+            }
+            loader.map_max_entries(name, adopted.unwrap_or(wanted));
+        }
+        loader.map_pin_path(name, path);
+    }
+    loader
+        .load(object::HOST)
+        .map_err(|error| load_error(&error))
+}

@@ -1,0 +1,351 @@
+//! Gates of a handover: what `gate` does to the frames of a VM that moves, and what it has counted.
+
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+
+use aya::maps::{Map, MapData, RingBuf};
+use common::maps::{
+    Delivered, DeliveredKey, Gate, GateMode, GateRecord, GateUsage, HeldFrame, PortKey,
+    RECORDS_PER_SLOT,
+};
+
+use super::attach::Program;
+use super::sys::{self, Mapping};
+use super::table::Table;
+use super::{Datapath, DatapathError, lock};
+
+/// `GATES` and what belongs to it. Written by this process only, apart from what programs count.
+pub(super) struct Gates {
+    gates: Table<PortKey, Gate>,
+    usage: Table<PortKey, GateUsage>,
+    records: Mapping,
+    slots: u32,
+}
+
+impl Gates {
+    /// Takes the maps over, with the gates that are there.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`], [`DatapathError::Layout`].
+    pub(super) fn adopt(
+        gates: Table<PortKey, Gate>,
+        usage: Table<PortKey, GateUsage>,
+        records: Option<Map>,
+    ) -> Result<Self, DatapathError> {
+        let name = "GATE_RECORDS";
+        let Some(Map::Array(records)) = records else {
+            return Err(DatapathError::Layout { name });
+        };
+        let info = records.info().map_err(|_| DatapathError::Layout { name })?;
+        if info.value_size() as usize != size_of::<GateRecord>() {
+            return Err(DatapathError::Layout { name });
+        }
+        let entries = info.max_entries();
+        let gates = Self {
+            gates,
+            usage,
+            records: Mapping::new(records.fd().as_fd(), entries)
+                .map_err(|error| DatapathError::Map { name, error })?,
+            slots: entries / RECORDS_PER_SLOT,
+        };
+        // An agent may have been killed between two writes.
+        for (ifindex, _) in gates.usage.entries()? {
+            if gates.gates.get(&ifindex)?.is_none() {
+                gates.usage.remove(&ifindex)?;
+            }
+        }
+        Ok(gates)
+    }
+
+    /// Begins anew: nothing is counted yet.
+    fn begin(&self, ifindex: u32, gate: &Gate) -> Result<(), DatapathError> {
+        if let Some(before) = self.gates.get(&ifindex)? {
+            // It must not open by what is counted from now on.
+            let closed = Gate {
+                replayed: Gate::CLOSED,
+                ..before
+            };
+            self.gates.insert(&ifindex, &closed)?;
+        }
+        self.usage.insert(&ifindex, &GateUsage::default())?;
+        self.gates.insert(&ifindex, gate).inspect_err(|_| {
+            // Without a gate it would never be removed.
+            if let Err(error) = self.clear(ifindex) {
+                tracing::warn!(ifindex, %error, "Gate not removed");
+            }
+        })
+    }
+
+    /// The slot that the port has, or one that no port has.
+    fn slot(&self, ifindex: u32) -> Result<u32, DatapathError> {
+        let mut taken = BTreeSet::new();
+        for (port, gate) in self.gates.entries()? {
+            if gate.mode != GateMode::Record as u32 {
+                continue;
+            }
+            if port == ifindex {
+                return Ok(gate.slot);
+            }
+            taken.insert(gate.slot);
+        }
+        (0..self.slots)
+            .find(|slot| !taken.contains(slot))
+            .ok_or(DatapathError::NoRecordSlot {
+                ifindex,
+                slots: self.slots,
+            })
+    }
+
+    /// The places of a slot's records.
+    fn places(&self, slot: u32) -> std::ops::Range<usize> {
+        let count = RECORDS_PER_SLOT as usize;
+        let start = (slot as usize).saturating_mul(count);
+        let end = start.saturating_add(count).min(self.records.entries());
+        start..end
+    }
+
+    fn clear(&self, ifindex: u32) -> Result<(), DatapathError> {
+        self.gates.remove(&ifindex)?;
+        self.usage.remove(&ifindex).map(drop)
+    }
+
+    /// Removes the gates of ports.
+    pub(super) fn clear_if(&self, gone: impl Fn(u32) -> bool) -> Result<(), DatapathError> {
+        for (ifindex, _) in self.gates.entries()? {
+            if gone(ifindex) {
+                self.clear(ifindex)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn with_usage(&self, ifindex: u32, gate: Gate) -> Result<(Gate, GateUsage), DatapathError> {
+        Ok((gate, self.usage.get(&ifindex)?.unwrap_or_default()))
+    }
+}
+
+impl Datapath {
+    /// Numbers the frames that enter a TAP from now on, from 1, and records those of multicast.
+    /// Returns the slot that they are recorded in. May be called again, to begin anew.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::NoPort`], [`DatapathError::NoRecordSlot`], [`DatapathError::Map`].
+    pub fn gate_record(&self, ifindex: u32) -> Result<u32, DatapathError> {
+        self.has_gate(ifindex)?;
+        let gates = lock(&self.inner.gates);
+        let slot = gates.slot(ifindex)?;
+        for place in gates.places(slot) {
+            gates.records.clear(place);
+        }
+        let gate = Gate {
+            replayed: Gate::CLOSED,
+            mode: GateMode::Record as u32,
+            slot,
+        };
+        gates.begin(ifindex, &gate)?;
+        Ok(slot)
+    }
+
+    /// Holds the multicast frames on their way into a TAP from now on: they come by
+    /// [`Datapath::held`]. May be called again, to begin anew.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::NoPort`], [`DatapathError::Map`].
+    pub fn gate_hold(&self, ifindex: u32) -> Result<(), DatapathError> {
+        self.has_gate(ifindex)?;
+        let gate = Gate {
+            replayed: Gate::CLOSED,
+            mode: GateMode::Hold as u32,
+            slot: 0,
+        };
+        lock(&self.inner.gates).begin(ifindex, &gate)
+    }
+
+    /// Says how many held frames are done with: replayed, discarded, or lost ([`GateUsage::lost`]).
+    /// The gate opens itself at the first frame that finds no other one held. Returns whether there
+    /// is a gate that holds.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`].
+    pub fn gate_replayed(&self, ifindex: u32, replayed: u64) -> Result<bool, DatapathError> {
+        let gates = lock(&self.inner.gates);
+        let Some(gate) = gates.gates.get(&ifindex)? else {
+            return Ok(false);
+        };
+        if gate.mode != GateMode::Hold as u32 {
+            return Ok(false);
+        }
+        gates.gates.insert(&ifindex, &Gate { replayed, ..gate })?;
+        Ok(true)
+    }
+
+    /// Lets all frames into a TAP, and forgets what was recorded; does nothing where there is no
+    /// gate. A frame that a program is looking at meanwhile may still be held.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`].
+    pub fn gate_clear(&self, ifindex: u32) -> Result<(), DatapathError> {
+        lock(&self.inner.gates).clear(ifindex)
+    }
+
+    /// The gate of a TAP and what it has counted, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`].
+    pub fn gate(&self, ifindex: u32) -> Result<Option<(Gate, GateUsage)>, DatapathError> {
+        let gates = lock(&self.inner.gates);
+        let gate = gates.gates.get(&ifindex)?;
+        gate.map(|gate| gates.with_usage(ifindex, gate)).transpose()
+    }
+
+    /// All gates, those of an earlier agent included, by the ifindex of their TAPs.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`].
+    pub fn gates(&self) -> Result<Vec<(u32, Gate, GateUsage)>, DatapathError> {
+        let gates = lock(&self.inner.gates);
+        let entries = gates.gates.entries()?;
+        entries
+            .into_iter()
+            .map(|(ifindex, gate)| {
+                let (gate, usage) = gates.with_usage(ifindex, gate)?;
+                Ok((ifindex, gate, usage))
+            })
+            .collect()
+    }
+
+    /// The newest records of a slot by their numbers, ascending: of those that were made when
+    /// `usage` was read, and of some that came since. One that is being written is left out.
+    /// Takes tens of microseconds.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`].
+    pub fn gate_records(
+        &self,
+        slot: u32,
+        usage: &GateUsage,
+    ) -> Result<Vec<GateRecord>, DatapathError> {
+        let gates = lock(&self.inner.gates);
+        let recorded = usize::try_from(usage.recorded).unwrap_or(usize::MAX);
+        let places = gates.places(slot);
+        // Programs on several processors take a number and a place in two steps, so the order of
+        // the places is not quite that of the numbers.
+        let mut records: Vec<GateRecord> = places
+            .take(recorded)
+            .filter_map(|place| gates.records.read(place))
+            .collect();
+        records.sort_unstable_by_key(|record| record.number);
+        Ok(records)
+    }
+
+    /// What has passed into TAPs, or one of them, by flow. Reads a whole map.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`].
+    pub fn delivered(
+        &self,
+        ifindex: Option<u32>,
+    ) -> Result<Vec<(DeliveredKey, Delivered)>, DatapathError> {
+        let mut delivered = self.inner.delivered.entries()?;
+        if let Some(ifindex) = ifindex {
+            delivered.retain(|(key, _)| key.ifindex == ifindex);
+        }
+        Ok(delivered)
+    }
+
+    /// What has passed into a TAP of one flow; `None` if nothing has.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`].
+    pub fn delivered_of(&self, key: &DeliveredKey) -> Result<Option<Delivered>, DatapathError> {
+        self.inner.delivered.get(key)
+    }
+
+    /// The frames that gates hold, of all TAPs. Only one reader can exist. Frames that an earlier
+    /// agent has left are among them.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::HeldTaken`] for a second call.
+    pub fn held(&self) -> Result<Held, DatapathError> {
+        let ring = lock(&self.inner.held)
+            .take()
+            .ok_or(DatapathError::HeldTaken)?;
+        Ok(Held(ring))
+    }
+
+    /// Forgets what passed into ports; returns the number of flows.
+    pub(super) fn forget_delivered_if(
+        &self,
+        gone: impl Fn(u32) -> bool,
+    ) -> Result<usize, DatapathError> {
+        let mut forgotten = 0;
+        for (key, _) in self.inner.delivered.entries()? {
+            if gone(key.ifindex) && self.inner.delivered.remove(&key)? {
+                forgotten += 1;
+            }
+        }
+        Ok(forgotten)
+    }
+
+    /// Whether `gate` is on the port: without it nothing would be held, and nobody would notice.
+    fn has_gate(&self, ifindex: u32) -> Result<(), DatapathError> {
+        if lock(&self.inner.attached).contains_key(&(Program::Gate, ifindex)) {
+            Ok(())
+        } else {
+            Err(DatapathError::NoPort(ifindex))
+        }
+    }
+}
+
+/// Frames that gates hold; made by [`Datapath::held`]. For a thread of its own, which takes frames
+/// until there is none, and then waits by `poll(2)` until the descriptor can be read.
+pub struct Held(RingBuf<MapData>);
+
+impl Held {
+    /// Takes the next frame, if there is one, and passes it on where it lies: its head and its
+    /// bytes, from the Ethernet header on. Its room is free when `visit` returns.
+    ///
+    /// Frames may come in another order than that of their numbers, because programs on several
+    /// processors take a number and the room for the frame in two steps.
+    pub fn next<T>(&mut self, visit: impl FnOnce(&HeldFrame, &[u8]) -> T) -> Option<T> {
+        loop {
+            let record = self.0.next()?;
+            // What is not of this layout is ignored: the layout version in the pin path rules it
+            // out.
+            if let Some((head, frame)) = parts(&record) {
+                return Some(visit(&head, frame));
+            }
+        }
+    }
+}
+
+impl AsFd for Held {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl AsRawFd for Held {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+/// Head and frame of a record.
+fn parts(record: &[u8]) -> Option<(HeldFrame, &[u8])> {
+    let head: HeldFrame = sys::record(record)?;
+    let length = usize::try_from(head.length).ok()?;
+    let frame = record.get(size_of::<HeldFrame>()..)?.get(..length)?;
+    Some((head, frame))
+}
