@@ -183,7 +183,7 @@ fn through(skb: &Skb, ifindex: u32, gate: *const Gate, packet: Option<&Multicast
         }
     } else if gate.mode == GateMode::Hold as u32
         && packet.is_some()
-        && held(skb, ifindex, gate.replayed, usage)
+        && held(skb, ifindex, gate, usage)
     {
         return Verdict::Drop;
     }
@@ -219,12 +219,17 @@ fn record(skb: &Skb, slot: u32, usage: *mut GateUsage, packet: &Multicast, numbe
 
 /// Whether the frame is held: put into `HELD`, or lost, in either case numbered.
 #[inline(always)]
-fn held(skb: &Skb, ifindex: u32, replayed: u64, usage: *mut GateUsage) -> bool {
+fn held(skb: &Skb, ifindex: u32, gate: &Gate, usage: *mut GateUsage) -> bool {
     // SAFETY: the pointer is to a live map value.
     let word = unsafe { &raw mut (*usage).held };
     // SAFETY: as above; another CPU may write it at any time.
     let found = unsafe { word.read_volatile() };
     if found & GateUsage::OPEN != 0 {
+        return false;
+    }
+    let at_ns = now_ns();
+    if at_ns > gate.until_ns {
+        maps::count(Counter::HeldExpired, 1);
         return false;
     }
     let length = instruction::opaque(skb.len() as u64);
@@ -234,7 +239,7 @@ fn held(skb: &Skb, ifindex: u32, replayed: u64, usage: *mut GateUsage) -> bool {
     }
     // The one step decides: a frame on another CPU has its number before it, or finds it open.
     // SAFETY: as above.
-    if found == replayed
+    if found == gate.replayed
         && unsafe { instruction::compare_exchange(word, found, found | GateUsage::OPEN) } == found
     {
         return false;
@@ -244,7 +249,7 @@ fn held(skb: &Skb, ifindex: u32, replayed: u64, usage: *mut GateUsage) -> bool {
     if found & GateUsage::OPEN != 0 {
         return false;
     }
-    if output(skb, ifindex, found + 1, length) {
+    if output(skb, ifindex, found + 1, at_ns, length) {
         maps::count(Counter::HeldFrames, 1);
     } else {
         maps::count(Counter::HeldLost, 1);
@@ -256,7 +261,7 @@ fn held(skb: &Skb, ifindex: u32, replayed: u64, usage: *mut GateUsage) -> bool {
 
 /// Puts a frame into `HELD`; `false` when there is no room.
 #[inline(always)]
-fn output(skb: &Skb, ifindex: u32, number: u64, length: u64) -> bool {
+fn output(skb: &Skb, ifindex: u32, number: u64, at_ns: u64, length: u64) -> bool {
     let Some(record) = HELD_SCRATCH.get_ptr_mut(0) else {
         return false;
     };
@@ -270,7 +275,7 @@ fn output(skb: &Skb, ifindex: u32, number: u64, length: u64) -> bool {
     unsafe {
         (&raw mut (*record).head).write(HeldFrame {
             number,
-            at_ns: now_ns(),
+            at_ns,
             ifindex,
             length: length as u32,
             vlan: skb.vlan_metadata() & ethernet::VLAN_IDENTIFIER,

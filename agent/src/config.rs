@@ -4,6 +4,7 @@
 //! [`Config`] that exists is usable; an error names the file, the line and the key. Unknown keys
 //! are refused, because a misspelt limit must not silently be the default.
 
+mod handover;
 mod locate;
 mod mcs;
 mod relay;
@@ -17,6 +18,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+pub use handover::Handover;
 pub use mcs::{DEFAULT_MCS_SOCKET, McsConfig};
 pub use relay::{DEFAULT_RELAY_SOCKET, Relay, RelayConfig, RelayLimits};
 pub use relays::{Relays, Sdp};
@@ -50,6 +52,9 @@ pub struct Config {
     /// `[destination]`: how this host receives arriving domains.
     #[serde(default)]
     pub destination: Destination,
+    /// `[handover]`: how a move loses and doubles no packet.
+    #[serde(default)]
+    pub handover: Handover,
     /// `[relay]`: where streams come from that do not come natively.
     #[serde(default)]
     pub relay: Relays,

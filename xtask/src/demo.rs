@@ -86,6 +86,9 @@ pub(crate) struct DemoArgs {
     /// No relay, so a site without multicast gets none.
     #[arg(long, conflicts_with = "relay_flap")]
     no_relay: bool,
+    /// No gates, so the move loses and doubles packets.
+    #[arg(long, conflicts_with = "baseline")]
+    no_gate: bool,
     /// Writes the rows as JSON.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -123,7 +126,10 @@ pub(crate) fn run(args: &DemoArgs) -> Result<()> {
     tell(&format!(
         "brings the lab up: sender, router, two sites, two VM hosts with libvirtd{with}"
     ));
-    let agents = (!args.baseline).then(AgentOptions::default);
+    let agents = (!args.baseline).then_some(AgentOptions {
+        no_gate: args.no_gate,
+        ..AgentOptions::DEFAULT
+    });
     let mut testbed = Testbed::up(lab, args.memory, agents)?;
     let stream = StreamConfig {
         rate_mbps: args.rate,

@@ -47,6 +47,7 @@ const NETWORK: &[&str] = &[
 const VM: &[&str] = &[
     "guest",
     "migration",
+    "handover",
     "queries",
     "refusals",
     "failures",

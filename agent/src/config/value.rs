@@ -221,6 +221,24 @@ where
         .ok_or_else(|| de::Error::custom(format!("{number} is not in {MIN} to {MAX}")))
 }
 
+/// Reads a power of two up to `MAX`.
+pub(super) fn power_of_two<'de, const MAX: u64, D>(d: D) -> Result<u32, D::Error>
+where
+    D: Deserializer<'de>,
+{
+    ranged::<1, MAX, D, u32>(d).and_then(|number| {
+        if number.is_power_of_two() {
+            Ok(number)
+        } else {
+            Err(de::Error::custom(format!(
+                "{number} is not a power of two; take {} or {}",
+                number.next_power_of_two() / 2,
+                number.next_power_of_two()
+            )))
+        }
+    })
+}
+
 /// Reads a duration of `MIN..=MAX` milliseconds.
 pub(super) fn milliseconds<'de, const MIN: u64, const MAX: u64, D>(
     d: D,

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::time::Duration;
 
 use aya::maps::{Map, MapData, RingBuf};
 use common::maps::{
@@ -13,6 +14,15 @@ use super::attach::Program;
 use super::sys::{self, Mapping};
 use super::table::Table;
 use super::{Datapath, DatapathError, lock};
+use crate::clock::now;
+
+/// How long a gate holds without being renewed: longer than an agent takes to be started again,
+/// shorter than a viewer waits.
+pub(super) const HOLD_LEASE: Duration = Duration::from_secs(3);
+
+fn lease_end() -> u64 {
+    (now() + HOLD_LEASE).0
+}
 
 /// `GATES` and what belongs to it. Written by this process only, apart from what programs count.
 pub(super) struct Gates {
@@ -141,6 +151,7 @@ impl Datapath {
         }
         let gate = Gate {
             replayed: Gate::CLOSED,
+            until_ns: 0,
             mode: GateMode::Record as u32,
             slot,
         };
@@ -148,8 +159,8 @@ impl Datapath {
         Ok(slot)
     }
 
-    /// Holds the multicast frames on their way into a TAP from now on: they come by
-    /// [`Datapath::held`]. May be called again, to begin anew.
+    /// Holds the multicast frames on their way into a TAP from now on, for [`HOLD_LEASE`] unless it is
+    /// renewed: they come by [`Datapath::held`]. May be called again, to begin anew.
     ///
     /// # Errors
     ///
@@ -158,10 +169,24 @@ impl Datapath {
         self.has_gate(ifindex)?;
         let gate = Gate {
             replayed: Gate::CLOSED,
+            until_ns: lease_end(),
             mode: GateMode::Hold as u32,
             slot: 0,
         };
         lock(&self.inner.gates).begin(ifindex, &gate)
+    }
+
+    /// Has a gate that holds go on for [`HOLD_LEASE`]; does nothing where there is none.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`].
+    pub fn gate_renew(&self, ifindex: u32) -> Result<(), DatapathError> {
+        self.change_hold(ifindex, |gate| Gate {
+            until_ns: lease_end(),
+            ..gate
+        })
+        .map(drop)
     }
 
     /// Says how many held frames are done with: replayed, discarded, or lost ([`GateUsage::lost`]).
@@ -172,6 +197,14 @@ impl Datapath {
     ///
     /// [`DatapathError::Map`].
     pub fn gate_replayed(&self, ifindex: u32, replayed: u64) -> Result<bool, DatapathError> {
+        self.change_hold(ifindex, |gate| Gate { replayed, ..gate })
+    }
+
+    fn change_hold(
+        &self,
+        ifindex: u32,
+        change: impl FnOnce(Gate) -> Gate,
+    ) -> Result<bool, DatapathError> {
         let gates = lock(&self.inner.gates);
         let Some(gate) = gates.gates.get(&ifindex)? else {
             return Ok(false);
@@ -179,7 +212,7 @@ impl Datapath {
         if gate.mode != GateMode::Hold as u32 {
             return Ok(false);
         }
-        gates.gates.insert(&ifindex, &Gate { replayed, ..gate })?;
+        gates.gates.insert(&ifindex, &change(gate))?;
         Ok(true)
     }
 

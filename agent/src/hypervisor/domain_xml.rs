@@ -1,7 +1,7 @@
 //! What the agent reads from a libvirt domain's XML: its NICs on one bridge.
 //!
 //! A live domain names the bridge in `source/@bridge` for both `type='bridge'` and
-//! `type='network'`, and the TAP in `target/@dev`.
+//! `type='network'`, the TAP in `target/@dev`, and who reads it in `driver/@name`.
 
 use crate::proto::{DomainInterface, Mac};
 
@@ -19,12 +19,17 @@ pub enum DomainXmlError {
     Mac(String),
 }
 
-/// Returns the NICs of a domain that are on a bridge, in the order of the XML.
+/// Returns the NICs of a domain that are on a bridge, in the order of the XML. `vhost_net` says whether
+/// this host's kernel has vhost-net.
 ///
 /// # Errors
 ///
 /// See [`DomainXmlError`].
-pub fn interfaces(xml: &str, bridge: &str) -> Result<Vec<DomainInterface>, DomainXmlError> {
+pub fn interfaces(
+    xml: &str,
+    bridge: &str,
+    vhost_net: bool,
+) -> Result<Vec<DomainInterface>, DomainXmlError> {
     let document = roxmltree::Document::parse(xml)?;
     let mut interfaces = Vec::new();
     let devices = document
@@ -53,7 +58,16 @@ pub fn interfaces(xml: &str, bridge: &str) -> Result<Vec<DomainInterface>, Domai
             .filter(|name| name.len() <= MAX_DEVICE_NAME)
             .unwrap_or_default()
             .to_owned();
-        interfaces.push(DomainInterface { target_dev, mac });
+        // libvirt takes vhost-net where the kernel has it, unless the domain names a driver.
+        let vhost = match attribute("driver", "name") {
+            Some(driver) => driver == "vhost",
+            None => vhost_net && attribute("model", "type") == Some("virtio"),
+        };
+        interfaces.push(DomainInterface {
+            target_dev,
+            mac,
+            vhost,
+        });
     }
     Ok(interfaces)
 }
@@ -88,10 +102,11 @@ mod tests {
 
     #[test]
     fn interfaces_on_the_bridge_are_found_by_either_type() {
-        let found = interfaces(LIVE, "br0").unwrap();
+        let found = interfaces(LIVE, "br0", false).unwrap();
         let expected = [("vnet0", 1), ("vnet2", 3)].map(|(name, last)| DomainInterface {
             target_dev: name.to_owned(),
             mac: [0x52, 0x54, 0, 0, 0, last],
+            vhost: false,
         });
         assert_eq!(found, expected);
     }
@@ -99,7 +114,21 @@ mod tests {
     #[test]
     fn interface_without_tap_has_an_empty_one() {
         let xml = LIVE.replace("<target dev='vnet0'/>", "");
-        assert_eq!(interfaces(&xml, "br0").unwrap()[0].target_dev, "");
+        assert_eq!(interfaces(&xml, "br0", false).unwrap()[0].target_dev, "");
+    }
+
+    #[test]
+    fn tap_is_read_by_vhost_where_named_or_by_default_with_virtio_if_there_is_vhost() {
+        let vhost = |xml: &str, has| {
+            let interfaces = interfaces(xml, "br0", has).unwrap();
+            interfaces.iter().map(|it| it.vhost).collect::<Vec<_>>()
+        };
+        assert_eq!(vhost(LIVE, false), [false, false]);
+        assert_eq!(vhost(LIVE, true), [true, false]);
+        let qemu = LIVE.replace("<model", "<driver name='qemu'/><model");
+        assert_eq!(vhost(&qemu, true), [false, false]);
+        let named = LIVE.replace("<model", "<driver name='vhost'/><model");
+        assert_eq!(vhost(&named, false), [true, false]);
     }
 
     #[test]
@@ -112,7 +141,7 @@ mod tests {
         ] {
             let xml = LIVE.replace("52:54:00:00:00:01", mac);
             assert_eq!(
-                interfaces(&xml, "br0"),
+                interfaces(&xml, "br0", false),
                 Err(DomainXmlError::Mac(mac.to_owned()))
             );
         }
@@ -121,7 +150,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_text_is_parsed_or_refused(xml: String) {
-            let _ = interfaces(&xml, "br0");
+            let _ = interfaces(&xml, "br0", false);
         }
 
         #[test]

@@ -28,6 +28,8 @@ pub struct AgentConfig {
     pub timing: Timing,
     /// When relays are asked; `None` where none is configured.
     pub relay: Option<RelayTiming>,
+    /// Whether gates make a move lose and double nothing.
+    pub handover: bool,
 }
 
 /// Bounds of what VMs and peers can make the agent keep.

@@ -86,6 +86,7 @@ mod tests {
             interfaces: vec![DomainInterface {
                 target_dev: "vnet0".to_owned(),
                 mac: [0x52, 0x54, 0, 0, 0, 1],
+                vhost: false,
             }],
         };
         inventory.domains.insert(domain.uuid, domain);

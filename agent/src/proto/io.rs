@@ -10,6 +10,9 @@ use common::maps::{
     FilterMode, Listener, ListenerKey, ManagedKey, Origin, Origins, PortUsage, Querier, QuerierKey,
     RelayFlow, RelayFlowKey, Source, SourceKey, Stream, StreamKey,
 };
+use common::signal::NicCut;
+
+use super::handover::{ClockOffset, HoldReport};
 
 /// Nanoseconds of `CLOCK_MONOTONIC`, the clock of `bpf_ktime_get_ns`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -89,6 +92,8 @@ pub struct DomainInterface {
     pub target_dev: String,
     /// The guest's MAC.
     pub mac: Mac,
+    /// Whether the kernel reads the TAP (vhost-net) instead of the hypervisor.
+    pub vhost: bool,
 }
 
 /// A TAP that is a port of the managed bridge.
@@ -194,6 +199,85 @@ pub enum DatapathEvent {
         key: ManagedKey,
         /// One sentence for a person.
         reason: String,
+    },
+}
+
+/// What the gate of a TAP is to do; see [`super::handover`].
+#[derive(Clone, Debug, PartialEq)]
+pub enum GateCommand {
+    /// Record what enters the TAP of a departing domain, and watch its queue; anew if it is recorded
+    /// already.
+    Record {
+        /// The TAP.
+        ifindex: u32,
+        /// The guest's MAC.
+        mac: Mac,
+        /// Whether the kernel reads the TAP.
+        vhost: bool,
+    },
+    /// The domain stands still: find out what it has had. Answered by [`GateEvent::Cut`].
+    Cut {
+        /// The TAP.
+        ifindex: u32,
+        /// When the domain was said to have stopped.
+        stopped: Timestamp,
+    },
+    /// Hold what comes for an arriving domain. In force when the next output is performed.
+    Hold {
+        /// The TAP.
+        ifindex: u32,
+    },
+    /// Replay from the cut on, and open. Answered by [`GateEvent::Opened`].
+    Replay {
+        /// The TAP.
+        ifindex: u32,
+        /// What the domain had at its source.
+        cut: NicCut,
+        /// When the source said so, nanoseconds of its clock.
+        clock_ns: u64,
+        /// What is known of that clock.
+        clock: ClockOffset,
+    },
+    /// Replay everything that came from a moment on, and open. Answered by [`GateEvent::Opened`].
+    ReplayBlind {
+        /// The TAP.
+        ifindex: u32,
+        /// The moment.
+        since: Timestamp,
+    },
+    /// Forget what was recorded or held, and open at once.
+    Clear {
+        /// The TAP.
+        ifindex: u32,
+    },
+}
+
+/// What becomes of gates.
+#[derive(Clone, Debug, PartialEq)]
+pub enum GateEvent {
+    /// What a domain has had that stands still.
+    Cut {
+        /// The TAP.
+        ifindex: u32,
+        /// What it has had.
+        cut: NicCut,
+    },
+    /// Everything is replayed, and frames go into the TAP by themselves.
+    Opened {
+        /// The TAP.
+        ifindex: u32,
+        /// How it went.
+        report: HoldReport,
+    },
+    /// [`GateCommand::Record`] failed.
+    NotRecorded {
+        /// The TAP.
+        ifindex: u32,
+    },
+    /// [`GateCommand::Hold`] failed.
+    NotHeld {
+        /// The TAP.
+        ifindex: u32,
     },
 }
 
@@ -418,6 +502,8 @@ pub enum Output {
     },
     /// Read `PORT_USAGE` of every port; answered by [`DatapathEvent::Usage`].
     ReadUsage,
+    /// Have the gate of a TAP do something.
+    Gate(GateCommand),
     /// Start a live migration.
     StartMigration {
         /// The domain.

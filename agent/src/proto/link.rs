@@ -220,7 +220,7 @@ impl Agent {
             PeerMessage::MigrationProgress(body) => {
                 self.on_peer_progress(peer, transaction, body);
             }
-            PeerMessage::HandoverCut(_) => {}
+            PeerMessage::HandoverCut(body) => self.on_handover_cut(peer, transaction, &body),
             PeerMessage::RelayRequest(_) => {
                 let reason = format!("{} is an agent, not a relay", self.config.name);
                 self.send(peer, transaction, &RelayRelease { reason }.into());

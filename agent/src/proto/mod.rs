@@ -24,11 +24,13 @@
 //! | `timer` | deadlines |
 //! | [`directory`] | which relay is for whom: the core of `roamcast mcs` |
 //! | [`relay`] | the other role: [`relay::RelayServer`] |
+//! | [`handover`] | which packets the VM has had, and which it gets; driven by its own thread |
 
 mod config;
 mod destination;
 pub mod directory;
 mod filter;
+pub mod handover;
 mod inventory;
 mod io;
 mod link;
@@ -193,6 +195,18 @@ impl Agent {
     pub fn handle_datapath(&mut self, now: Timestamp, event: DatapathEvent) {
         self.begin(now);
         self.on_datapath(event);
+        self.end();
+    }
+
+    /// Takes in what becomes of the gates.
+    pub fn handle_gate(&mut self, now: Timestamp, event: GateEvent) {
+        self.begin(now);
+        match event {
+            GateEvent::Cut { ifindex, cut } => self.cut_placed(ifindex, cut),
+            GateEvent::Opened { ifindex, report } => self.gate_opened(ifindex, &report),
+            GateEvent::NotRecorded { ifindex } => self.not_recorded(ifindex),
+            GateEvent::NotHeld { ifindex } => self.not_held(ifindex),
+        }
         self.end();
     }
 
@@ -376,6 +390,7 @@ impl Agent {
             Timer::Probe(key) => self.probe_timed_out(key),
             Timer::Unused(number) => self.arrival_unused(number),
             Timer::Hold(number) => self.hold_timed_out(number),
+            Timer::Cut(number) => self.cut_timed_out(number),
             Timer::Poll(number) => self.poll_answers(number),
             Timer::MdbRenewal(number) => self.renew_mdb(number),
             Timer::Reception(key) => self.look(key),

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use common::signal::{Phase, Reception};
 
+use super::handover::HoldReport;
 use super::{DomainUuid, Timestamp};
 
 /// Migrations remembered, the running ones included.
@@ -62,6 +63,8 @@ pub struct MigrationRecord {
     pub total_bytes: u64,
     /// Verdicts of the destination's probes.
     pub receptions: Vec<Reception>,
+    /// How each NIC's streams were handed over; at the destination only.
+    pub handover: Vec<HoldReport>,
     /// How it ended; `None` while it runs.
     pub outcome: Option<Outcome>,
 }
@@ -108,6 +111,7 @@ impl Records {
             processed_bytes: 0,
             total_bytes: 0,
             receptions: Vec::new(),
+            handover: Vec::new(),
             outcome: None,
         });
         self.last

@@ -25,6 +25,8 @@ pub(super) enum Timer {
     Unused(u64),
     /// When to release what an arrived VM never answered for.
     Hold(u64),
+    /// When an arrived VM gets what it may have missed without a cut.
+    Cut(u64),
     /// When to read again what an arrived VM is expected to answer for.
     Poll(u64),
     /// When to make the MDB entries of an arriving VM again.

@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::RuntimeError;
+use super::gates::Gates;
 use super::registrar::Registrar;
 use crate::clock::now;
 use crate::config::Config;
@@ -25,7 +26,8 @@ use crate::net::peers::Peers;
 use crate::net::relays::{Discovery, Found};
 use crate::net::vm_socket::VmSocket;
 use crate::proto::{
-    Agent, DatapathEvent, HypervisorEvent, PeerEvent, Port, PortEvent, RelayCandidate, Timestamp,
+    Agent, DatapathEvent, GateCommand, HypervisorEvent, PeerEvent, Port, PortEvent, RelayCandidate,
+    Timestamp,
 };
 
 /// How often entries that nobody needs any more are looked for in the maps.
@@ -47,6 +49,7 @@ pub(super) struct EventLoop {
     pub(super) proto: Agent,
     pub(super) datapath: Datapath,
     pub(super) events: Events,
+    pub(super) gates: Gates,
     pub(super) links: Links,
     pub(super) mdb: Mdb,
     pub(super) memberships: Memberships,
@@ -87,6 +90,7 @@ impl EventLoop {
             tokio::select! {
                 event = self.links.next() => self.handle_link(event?)?,
                 event = self.events.next() => self.handle_datapath(event?),
+                Some(event) = self.gates.next() => self.proto.handle_gate(now(), event),
                 datagram = vm_socket.recv() => match datagram {
                     Ok(datagram) => {
                         let (port, from) = (datagram.mark, datagram.from);
@@ -143,6 +147,7 @@ impl EventLoop {
             }
             LinkEvent::Port(PortEvent::Removed { ifindex }) => {
                 tracing::info!(ifindex, "TAP removed");
+                self.gates.perform(GateCommand::Clear { ifindex });
                 self.datapath.detach_port(ifindex)?;
                 self.proto
                     .handle_port(now(), PortEvent::Removed { ifindex });

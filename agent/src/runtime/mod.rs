@@ -15,6 +15,7 @@
 //! an event. What is pinned goes on working when this ends, however it ends.
 
 mod event_loop;
+mod gates;
 pub mod mcs;
 mod perform;
 mod registrar;
@@ -36,6 +37,7 @@ use crate::net::peers::{Peers, PeersError};
 use crate::net::tls::TlsError;
 use crate::net::vm_socket::VmSocketError;
 use crate::shutdown::Shutdown;
+use gates::GatesError;
 
 /// Why the agent cannot start, or cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +45,9 @@ pub enum RuntimeError {
     /// Kernel programs and maps.
     #[error(transparent)]
     Datapath(#[from] DatapathError),
+    /// Gates of TAPs.
+    #[error(transparent)]
+    Gates(#[from] GatesError),
     /// Ports of the bridge.
     #[error(transparent)]
     Links(#[from] LinksError),

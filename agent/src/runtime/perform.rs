@@ -113,6 +113,7 @@ impl EventLoop {
                     self.proto.handle_datapath(now(), event);
                 }
             }
+            Output::Gate(command) => self.gates.perform(command),
             Output::StartMigration {
                 uuid,
                 connect_uri,

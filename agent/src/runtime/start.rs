@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 
 use super::RuntimeError;
 use super::event_loop::EventLoop;
+use super::gates::Gates;
 use super::registrar::Registrar;
 use crate::clock::now;
 use crate::config::{Config, Peer, Prefix, Sdp};
@@ -54,6 +55,7 @@ pub(super) async fn start(config: &Config) -> Result<EventLoop, RuntimeError> {
     let (address, prefix_length) = own_address(config)?;
     let datapath = Datapath::load(&datapath_config(config))?;
     let events = datapath.events()?;
+    let gates = Gates::start(&datapath, &config.handover)?;
     let name = config.agent.name.as_str();
     let tls = Tls::load(&TlsFiles::from(&config.tls), name)?;
     let (peer_sender, peer_events) = mpsc::channel(PEER_EVENTS);
@@ -91,6 +93,7 @@ pub(super) async fn start(config: &Config) -> Result<EventLoop, RuntimeError> {
         started: now(),
         datapath,
         events,
+        gates,
         links,
         mdb,
         vm_socket,
@@ -136,6 +139,9 @@ fn datapath_config(config: &Config) -> DatapathConfig {
             sources: config.limits.map_sources,
             managed: config.limits.map_managed,
             streams: config.limits.map_streams,
+            delivered: config.handover.map_delivered,
+            record_slots: config.handover.recorded_nics,
+            held_bytes: config.handover.ring_mib << 20,
             ..Capacities::default()
         },
     }
@@ -257,6 +263,7 @@ fn proto_config(config: &Config, address: Ipv6Addr, prefix_length: u8) -> AgentC
             settle: config.relay.settle,
             hold: config.relay.hold,
         }),
+        handover: config.handover.enabled,
     }
 }
 

@@ -27,13 +27,16 @@ pub enum GateMode {
     Hold = 2,
 }
 
-/// Value of `GATES`: 16 bytes, align 8.
+/// Value of `GATES`: 24 bytes, align 8.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gate {
     /// Held frames that the agent is done with, or [`Gate::CLOSED`]. A frame that comes when this
     /// equals [`GateUsage::held`] opens the gate, and passes.
     pub replayed: u64,
+    /// Until when a gate holds, so that it does not outlive an agent that is gone: later frames
+    /// pass.
+    pub until_ns: u64,
     /// [`GateMode`].
     pub mode: u32,
     /// Slot in `GATE_RECORDS`.
@@ -122,7 +125,7 @@ pub struct HeldFrame {
 }
 
 const _: () = {
-    assert!(size_of::<Gate>() == 16 && align_of::<Gate>() == 8);
+    assert!(size_of::<Gate>() == 24 && align_of::<Gate>() == 8);
     assert!(size_of::<GateUsage>() == 32 && align_of::<GateUsage>() == 8);
     assert!(size_of::<GateRecord>() == 32 && align_of::<GateRecord>() == 8);
     assert!(size_of::<DeliveredKey>() == 44 && align_of::<DeliveredKey>() == 4);

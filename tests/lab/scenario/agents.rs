@@ -33,6 +33,8 @@ pub struct AgentOptions {
     pub relay_lease_s: Option<u64>,
     /// The last relay node is a migration control server instead, and relays are found by it.
     pub mcs: bool,
+    /// Without gates: a move loses and doubles what it does without them.
+    pub no_gate: bool,
 }
 
 impl AgentOptions {
@@ -44,6 +46,7 @@ impl AgentOptions {
         reports_per_second: None,
         relay_lease_s: None,
         mcs: false,
+        no_gate: false,
     };
 }
 
@@ -251,6 +254,9 @@ connect_uri = "{connect_uri}"
 [limits]
 {limits}
 
+[handover]
+enabled = {gate}
+
 [libvirt]
 bandwidth_mib = {bandwidth}
 
@@ -274,6 +280,7 @@ level = "info,roamcast=debug"
             super::key("reports_per_second", options.reports_per_second),
         ]
         .join("\n"),
+        gate = !options.no_gate,
         bandwidth = options.bandwidth_mib,
     );
     let path = vms.shared_directory().join("agent.toml");

@@ -96,6 +96,7 @@ async fn domain_is_followed_from_its_start_to_its_end() {
         [DomainInterface {
             target_dev: "tap7".to_owned(),
             mac: [0x52, 0x54, 0, 1, 2, 3],
+            vhost: false,
         }]
     );
     domain.suspend().unwrap();

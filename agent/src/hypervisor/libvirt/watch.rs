@@ -1,6 +1,7 @@
 //! The watching thread: connection, list of domains, events.
 
 use std::collections::{HashMap, HashSet};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
@@ -224,7 +225,7 @@ impl Watch<'_> {
             return Ok(None);
         }
         let xml = domain.xml_desc(0)?;
-        let interfaces = domain_xml::interfaces(&xml, &self.shared.config.bridge)
+        let interfaces = domain_xml::interfaces(&xml, &self.shared.config.bridge, has_vhost_net())
             .inspect_err(|error| tracing::warn!(domain = name, %error, "Domain has no usable NICs"))
             .unwrap_or_default();
         Ok(Some(Domain {
@@ -234,6 +235,11 @@ impl Watch<'_> {
             interfaces,
         }))
     }
+}
+
+/// Whether libvirt gives a NIC to vhost-net unless told otherwise.
+fn has_vhost_net() -> bool {
+    Path::new("/dev/vhost-net").exists()
 }
 
 /// Whether a paused domain is one that a migration brings here. Only a source knows statistics of a

@@ -4,8 +4,8 @@
 //! that the querier has it: only one that answers a General Query sent after the arrival does.
 //!
 //! The TAP is there from the start of the copy, but nobody reads it until the VM runs, and a full
-//! TAP keeps its oldest frames, which the VM has had at the source. So the TAP gets the streams
-//! from the pause on: it then holds just what came during the pause.
+//! TAP keeps its oldest frames, which the VM has had at the source. So its gate holds them back
+//! (`handover`); a TAP without a gate gets the streams from the pause on only.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddrV6;
@@ -74,6 +74,9 @@ impl Agent {
             incoming
                 .mdb
                 .retain(|(ifindex, _)| ports.contains_key(ifindex));
+            incoming
+                .gates
+                .retain(|ifindex, _| ports.contains_key(ifindex));
         }
         let numbers: Vec<u64> = self.incoming.keys().copied().collect();
         for number in numbers {
@@ -81,6 +84,10 @@ impl Agent {
                 continue;
             };
             let begun = self.has_begun(incoming);
+            self.hold_arrival(number);
+            let Some(incoming) = self.incoming.get(&number) else {
+                continue;
+            };
             let entries = self.mdb_entries(incoming);
             let new: Vec<_> = entries
                 .into_iter()
@@ -122,9 +129,6 @@ impl Agent {
     }
 
     fn mdb_entries(&self, incoming: &Incoming) -> Vec<((u32, ManagedKey), Filter)> {
-        if !incoming.is_switched_to() {
-            return Vec::new();
-        }
         let ports = self
             .inventory
             .ports_of_arrival(&incoming.uuid, &incoming.macs);
@@ -136,6 +140,7 @@ impl Agent {
         };
         ports
             .into_iter()
+            .filter(|(ifindex, _)| incoming.is_switched_to() || incoming.is_held(*ifindex))
             .flat_map(|(ifindex, mac)| {
                 of_nic(mac).map(move |((key, _), filter)| ((ifindex, *key), filter.clone()))
             })
@@ -182,6 +187,7 @@ impl Agent {
         self.note_arrival(number);
         self.ports_changed();
         self.renew_mdb(number);
+        self.expect_cut(number);
         self.finish_if_released(number);
     }
 

@@ -35,10 +35,17 @@ impl Agent {
             record.total_bytes = progress.total_bytes;
         });
         let phase = progress.phase;
+        let now = self.now;
         let Some(incoming) = self.incoming.get_mut(&number) else {
             return;
         };
         let uuid = incoming.uuid;
+        if let Some(clock_ns) = progress.clock_ns {
+            incoming.clock.observe(clock_ns, now);
+        }
+        if phase == Phase::Switching {
+            incoming.switching.get_or_insert(now);
+        }
         incoming.progress = Some(progress);
         match phase {
             Phase::Switching => self.ports_changed(),
@@ -199,9 +206,12 @@ impl Agent {
             Timer::Hold(number),
             Timer::Poll(number),
             Timer::MdbRenewal(number),
+            Timer::Cut(number),
         ] {
             self.timers.stop(timer);
         }
-        self.incoming.remove(&number)
+        let incoming = self.incoming.remove(&number)?;
+        self.clear_gates(incoming.gates.keys().copied());
+        Some(incoming)
     }
 }

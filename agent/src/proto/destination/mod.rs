@@ -22,6 +22,7 @@
 
 mod arrival;
 mod ending;
+mod handover;
 mod probe;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -35,6 +36,7 @@ use common::signal::{
 use tracing::{info, warn};
 
 use super::filter::{Filter, is_routable};
+use super::handover::ClockOffset;
 use super::record::Direction;
 use super::refusal::{Refusal, bounded};
 use super::source::millis;
@@ -44,6 +46,8 @@ use super::{Agent, DomainUuid, Mac, Output, Timestamp};
 pub(super) use arrival::Arrivals;
 pub(super) use probe::Entry;
 pub use probe::ReceptionView;
+
+use handover::ArrivalGate;
 
 /// NICs of one domain.
 const MAX_MACS: usize = 64;
@@ -72,6 +76,11 @@ pub(super) struct Incoming {
     /// Time until they are made again.
     mdb_renewal: Duration,
     progress: Option<MigrationProgress>,
+    /// When the source was first heard to switch.
+    switching: Option<Timestamp>,
+    /// What is known of the source's clock.
+    clock: ClockOffset,
+    gates: BTreeMap<u32, ArrivalGate>,
     aborted: Option<String>,
     /// It has begun to come: its TAPs are, or were, here.
     begun: bool,
@@ -190,6 +199,9 @@ impl Agent {
             mdb: BTreeSet::new(),
             mdb_renewal: arrival::MDB_RENEWAL_FIRST,
             progress: None,
+            switching: None,
+            clock: ClockOffset::default(),
+            gates: BTreeMap::new(),
             aborted: None,
             begun: false,
             last_heard: self.now,

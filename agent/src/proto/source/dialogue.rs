@@ -38,6 +38,7 @@ impl Agent {
             self.send_request(number);
             if started {
                 self.tell_peer(number);
+                self.tell_cuts(number);
             }
         }
     }
@@ -203,6 +204,7 @@ impl Agent {
         self.timers.stop(Timer::Ready(number));
         self.records
             .update(number, |record| record.phase = Phase::Copying);
+        self.record_departure(number);
         self.outputs.push_back(start);
         self.tell_peer(number);
         self.tell_progress(number);

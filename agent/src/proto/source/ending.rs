@@ -11,8 +11,9 @@ use crate::proto::refusal::{Refusal, bounded};
 use crate::proto::timer::Timer;
 use crate::proto::{Agent, CommandReply, Domain, DomainUuid, JobStats, Output, Timestamp};
 
-/// How often the destination is told the progress at most; it takes it as a sign of life.
-const PEER_PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
+/// How often the destination is told the progress at most. It takes it as a sign of life, and learns
+/// this host's clock from it.
+const PEER_PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 
 impl Agent {
     pub(in crate::proto) fn outgoing_progress(&mut self, uuid: DomainUuid, stats: JobStats) {
@@ -43,6 +44,7 @@ impl Agent {
         outgoing.state = State::Switching;
         self.records
             .update(number, |record| record.phase = Phase::Switching);
+        self.place_cuts(number, at);
         self.tell_peer(number);
         self.tell_operator(number);
     }
@@ -56,6 +58,7 @@ impl Agent {
         outgoing.state = State::Copying;
         self.records
             .update(number, |record| record.phase = Phase::Copying);
+        self.void_cuts(number);
     }
 
     pub(in crate::proto) fn outgoing_ended(
@@ -269,7 +272,9 @@ impl Agent {
         ] {
             self.timers.stop(timer);
         }
-        self.outgoing.remove(&number)
+        let outgoing = self.outgoing.remove(&number)?;
+        self.end_recording(outgoing.recorded.keys().copied());
+        Some(outgoing)
     }
 
     fn started_of(&mut self, uuid: DomainUuid) -> Option<(u64, &mut Outgoing)> {

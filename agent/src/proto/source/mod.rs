@@ -22,13 +22,17 @@
 
 mod dialogue;
 mod ending;
+mod handover;
 mod request;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddrV6;
 use std::time::Duration;
 
 use common::maps::{ManagedKey, Stream, StreamKey};
-use common::signal::{AgentRequest, AgentResponse, MigrationProgress, MigrationRequest, Phase};
+use common::signal::{
+    AgentRequest, AgentResponse, MigrationProgress, MigrationRequest, NicCut, Phase,
+};
 use tracing::{info, warn};
 
 use super::link::Backoff;
@@ -110,6 +114,8 @@ pub(super) struct Outgoing {
     stats: JobStats,
     peer_told: Timestamp,
     cancelled_by: Option<&'static str>,
+    /// TAPs that are recorded, and what the VM has had by them.
+    recorded: BTreeMap<u32, Option<NicCut>>,
     pub(super) backoff: Backoff,
 }
 
@@ -315,6 +321,7 @@ impl Agent {
             stats: JobStats::default(),
             peer_told: self.now,
             cancelled_by: None,
+            recorded: BTreeMap::new(),
             backoff: Backoff::default(),
         }
     }

@@ -68,6 +68,7 @@ impl Bench {
             interfaces: vec![DomainInterface {
                 target_dev: target_dev.to_owned(),
                 mac: MAC,
+                vhost: false,
             }],
         }));
     }

@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use common::event::Change;
 use common::maps::{Listener, ManagedKey, Stream, StreamKey};
+use common::signal::{CutBasis, NicCut};
 
 use super::pair::*;
+use crate::proto::handover::HoldReport;
 use crate::proto::*;
 
 impl Pair {
@@ -127,9 +129,51 @@ impl Pair {
                     self.after(ms(at), Event::Migration { epoch, step });
                 }
             }
+            Output::Gate(command) => self.gate(host, command),
             Output::AbortMigration { .. } => self.fail_migration(),
             Output::Reply { reply, .. } => self.replies.push(reply),
         }
+    }
+
+    /// What the thread for the gates does.
+    fn gate(&mut self, host: usize, command: GateCommand) {
+        let kernel = &mut self.hosts[host].kernel;
+        let later = match command {
+            GateCommand::Record { ifindex, .. } => {
+                kernel.gates.insert(ifindex, SimGate::Records);
+                return;
+            }
+            GateCommand::Cut { ifindex, .. } => {
+                if kernel.gates.get(&ifindex) != Some(&SimGate::Records) {
+                    return;
+                }
+                let cut = NicCut {
+                    mac: MAC.into(),
+                    basis: CutBasis::Count,
+                    flows: vec![],
+                };
+                (ms(10), GateEvent::Cut { ifindex, cut })
+            }
+            GateCommand::Hold { ifindex } => {
+                assert!(kernel.ports.contains_key(&ifindex), "gate of no port");
+                kernel.gates.insert(ifindex, SimGate::Holds);
+                return;
+            }
+            GateCommand::Replay { ifindex, .. } | GateCommand::ReplayBlind { ifindex, .. } => {
+                if kernel.gates.get(&ifindex) != Some(&SimGate::Holds) {
+                    return;
+                }
+                kernel.gates.insert(ifindex, SimGate::Replays);
+                let report = HoldReport::default();
+                (ms(20), GateEvent::Opened { ifindex, report })
+            }
+            GateCommand::Clear { ifindex } => {
+                kernel.gates.remove(&ifindex);
+                return;
+            }
+        };
+        let (delay, event) = later;
+        self.after(delay, Event::Gate { host, event });
     }
 
     pub(super) fn stream(&self, key: &ManagedKey) -> (StreamKey, Stream) {

@@ -84,6 +84,10 @@ pub(super) enum Event {
         host: usize,
         event: DatapathEvent,
     },
+    Gate {
+        host: usize,
+        event: GateEvent,
+    },
     Packet {
         host: usize,
         key: ManagedKey,
@@ -112,6 +116,15 @@ pub(super) struct Kernel {
     pub(super) ports: BTreeMap<u32, Port>,
     pub(super) domains: BTreeMap<DomainUuid, Domain>,
     pub(super) pruned: Vec<ManagedKey>,
+    pub(super) gates: BTreeMap<u32, SimGate>,
+}
+
+/// What the gate of a TAP does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum SimGate {
+    Records,
+    Holds,
+    Replays,
 }
 
 #[derive(Debug)]
@@ -170,6 +183,7 @@ pub(in crate::proto) fn config(host: usize) -> AgentConfig {
         limits: Limits::default(),
         timing: Timing::default(),
         relay: None,
+        handover: true,
     }
 }
 
@@ -181,6 +195,7 @@ pub(super) fn domain(running: bool, target_dev: &str) -> Domain {
         interfaces: vec![DomainInterface {
             target_dev: target_dev.to_owned(),
             mac: MAC,
+            vhost: false,
         }],
     }
 }
@@ -374,6 +389,12 @@ impl Pair {
             }
             Event::Datapath { host, event } => {
                 self.input(host, |agent, now| agent.handle_datapath(now, event));
+            }
+            Event::Gate { host, event } => {
+                if let GateEvent::Opened { ifindex, .. } = event {
+                    self.hosts[host].kernel.gates.remove(&ifindex);
+                }
+                self.input(host, |agent, now| agent.handle_gate(now, event));
             }
             Event::Packet { host, key } => {
                 let kernel = &self.hosts[host].kernel;

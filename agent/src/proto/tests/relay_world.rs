@@ -112,6 +112,7 @@ impl World {
     pub(in crate::proto) fn new(relays: usize, native_ms: u64, relay_ms: u64) -> Self {
         let config = AgentConfig {
             relay: Some(RelayTiming::default()),
+            handover: false,
             ..config(0)
         };
         let double = |number: usize| RelayDouble {

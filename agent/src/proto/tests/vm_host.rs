@@ -11,6 +11,8 @@ use crate::proto::*;
 
 impl Pair {
     pub(super) fn boot(&mut self, host: usize) {
+        // Those of an agent before it are opened by their lease.
+        self.hosts[host].kernel.gates.clear();
         let kernel = &self.hosts[host].kernel;
         let managed = kernel
             .managed
@@ -73,6 +75,7 @@ impl Pair {
         kernel.domains.clear();
         kernel.listeners.clear();
         kernel.mdb.clear();
+        kernel.gates.clear();
         let ports = std::mem::take(&mut kernel.ports);
         for ifindex in ports.into_keys() {
             self.input(host, |agent, now| {
@@ -235,6 +238,11 @@ impl Pair {
                 })
                 .collect();
             assert_eq!(managed, needed, "{context}: managed on host {number}");
+            assert!(
+                kernel.gates.is_empty(),
+                "{context}: gates left on host {number}: {:?}",
+                kernel.gates
+            );
             let agent = host.agent.as_ref().unwrap();
             assert_eq!(agent.receptions().count(), 0, "{context}: receptions");
         }

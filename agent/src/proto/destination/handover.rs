@@ -1,0 +1,189 @@
+//! The destination's part of the handover: the gates of arriving TAPs.
+//!
+//! ```text
+//!             TAP is there          HandoverCut            all replayed
+//!  (no gate) --------------> Holding -----------> Replaying --------------> (no gate)
+//!                              |                      ^
+//!                              | the VM runs, and     |
+//!                              | no cut has come      |
+//!                              +--- [`CUT_WAIT`] -----+  everything of the pause, twice rather
+//!                                                        than never
+//! ```
+//!
+//! A gate that cannot be made is no reason to keep a VM from coming: its TAP gets the streams from
+//! the pause on instead.
+
+use std::time::Duration;
+
+use common::signal::HandoverCut;
+use tracing::{info, warn};
+
+use super::{Agent, Incoming};
+use crate::proto::handover::HoldReport;
+use crate::proto::timer::Timer;
+use crate::proto::{GateCommand, Mac, Output};
+
+/// How long a VM that runs here is kept from its streams for want of a cut.
+const CUT_WAIT: Duration = Duration::from_millis(200);
+/// What is replayed without a cut begins so long before the VM is known to have stopped: as long as
+/// that may take to get here.
+const BLIND_MARGIN: Duration = Duration::from_millis(100);
+/// Pause that is assumed where not even that was heard.
+const ASSUMED_PAUSE: Duration = Duration::from_secs(1);
+
+/// What the gate of an arriving TAP does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ArrivalGate {
+    Holding,
+    Replaying,
+    /// There is none: the TAP waits for its streams until the pause.
+    Refused,
+}
+
+impl Incoming {
+    /// Whether a gate keeps a TAP from filling before its VM runs.
+    pub(super) fn is_held(&self, ifindex: u32) -> bool {
+        self.gates
+            .get(&ifindex)
+            .is_some_and(|gate| *gate != ArrivalGate::Refused)
+    }
+}
+
+impl Agent {
+    /// Closes the gates of TAPs that have come for a VM that does not run here yet.
+    pub(super) fn hold_arrival(&mut self, number: u64) {
+        let Some(incoming) = self.incoming.get(&number) else {
+            return;
+        };
+        let runs = self
+            .inventory
+            .domains
+            .get(&incoming.uuid)
+            .is_some_and(|domain| domain.running);
+        if !self.config.handover || incoming.arrived.is_some() || runs {
+            return;
+        }
+        let ports = self
+            .inventory
+            .ports_of_arrival(&incoming.uuid, &incoming.macs);
+        let Some(incoming) = self.incoming.get_mut(&number) else {
+            return;
+        };
+        for (ifindex, _) in ports {
+            if incoming.gates.contains_key(&ifindex) {
+                continue;
+            }
+            incoming.gates.insert(ifindex, ArrivalGate::Holding);
+            let hold = GateCommand::Hold { ifindex };
+            self.outputs.push_back(Output::Gate(hold));
+        }
+    }
+
+    /// A gate could not be made.
+    pub(in crate::proto) fn not_held(&mut self, ifindex: u32) {
+        for incoming in self.incoming.values_mut() {
+            if let Some(gate) = incoming.gates.get_mut(&ifindex) {
+                *gate = ArrivalGate::Refused;
+            }
+        }
+    }
+
+    /// The source says how far its VM has received.
+    pub(in crate::proto) fn on_handover_cut(
+        &mut self,
+        peer: &str,
+        transaction: u64,
+        cut: &HandoverCut,
+    ) {
+        let Some(number) = self.incoming_by_transaction(peer, transaction) else {
+            return;
+        };
+        let Some(incoming) = self.incoming.get_mut(&number) else {
+            return;
+        };
+        incoming.clock.observe(cut.clock_ns, self.now);
+        let ports = self
+            .inventory
+            .ports_of_arrival(&incoming.uuid, &incoming.macs);
+        for nic in &cut.nics {
+            let mac: Mac = *nic.mac;
+            let Some((ifindex, _)) = ports.iter().find(|(_, of)| *of == mac) else {
+                continue;
+            };
+            if incoming.gates.get(ifindex) == Some(&ArrivalGate::Holding) {
+                incoming.gates.insert(*ifindex, ArrivalGate::Replaying);
+                self.outputs.push_back(Output::Gate(GateCommand::Replay {
+                    ifindex: *ifindex,
+                    cut: nic.clone(),
+                    clock_ns: cut.clock_ns,
+                    clock: incoming.clock,
+                }));
+            }
+        }
+    }
+
+    /// The VM runs here: it gets a cut soon, or does without.
+    pub(super) fn expect_cut(&mut self, number: u64) {
+        let Some(incoming) = self.incoming.get(&number) else {
+            return;
+        };
+        if incoming
+            .gates
+            .values()
+            .any(|gate| *gate == ArrivalGate::Holding)
+        {
+            self.timers.set(Timer::Cut(number), self.now + CUT_WAIT);
+        }
+    }
+
+    /// No cut has come. What the VM may have missed is replayed.
+    pub(in crate::proto) fn cut_timed_out(&mut self, number: u64) {
+        let Some(incoming) = self.incoming.get_mut(&number) else {
+            return;
+        };
+        let since = match (incoming.switching, incoming.arrived) {
+            (Some(switching), _) => switching - BLIND_MARGIN,
+            (None, Some(arrived)) => arrived - ASSUMED_PAUSE,
+            (None, None) => return,
+        };
+        for (ifindex, gate) in &mut incoming.gates {
+            if *gate == ArrivalGate::Holding {
+                *gate = ArrivalGate::Replaying;
+                warn!(
+                    domain = %incoming.domain,
+                    source = %incoming.peer,
+                    "How far the VM has received was not told; it gets what came during the pause"
+                );
+                let replay = GateCommand::ReplayBlind {
+                    ifindex: *ifindex,
+                    since,
+                };
+                self.outputs.push_back(Output::Gate(replay));
+            }
+        }
+    }
+
+    /// A TAP gets its streams by itself again.
+    pub(in crate::proto) fn gate_opened(&mut self, ifindex: u32, report: &HoldReport) {
+        let found = self
+            .incoming
+            .iter_mut()
+            .find(|(_, incoming)| incoming.gates.contains_key(&ifindex));
+        let Some((number, incoming)) = found else {
+            return;
+        };
+        incoming.gates.remove(&ifindex);
+        info!(domain = %incoming.domain, number, ?report, "Handover is done");
+        let number = *number;
+        self.records
+            .update(number, |record| record.handover.push(report.clone()));
+    }
+
+    /// Opens the gates of an arrival that does not happen.
+    pub(super) fn clear_gates(&mut self, gates: impl Iterator<Item = u32>) {
+        for ifindex in gates {
+            let clear = GateCommand::Clear { ifindex };
+            self.outputs.push_back(Output::Gate(clear));
+        }
+    }
+}

@@ -1,0 +1,440 @@
+//! Destination: the frames held of one TAP, and what of them goes into it.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
+
+use common::handover::fingerprint;
+use common::maps::{HeldFrame, StreamKey};
+use common::signal::{FlowCut, NicCut};
+
+use super::checksum::{split, tagged};
+use super::clock::ClockOffset;
+use super::flow::flow_of;
+use super::judge::{Judge, Verdict};
+use super::matching::Place;
+use super::report::{FlowReport, HoldReport};
+use crate::proto::Timestamp;
+
+/// Most flows that are told apart. The packets of further ones are placed by time.
+const FLOWS: usize = 4096;
+/// Most gaps in the numbers of held frames that are remembered.
+const GAPS: usize = 1024;
+/// Memory of a packet besides its bytes.
+const OVERHEAD_BYTES: usize = size_of::<Replay>() + 16;
+
+/// How much is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HoldLimits {
+    /// Memory, bytes.
+    pub bytes: usize,
+    /// Age before the cut. After it, packets wait for as long as the TAP is full.
+    pub age: Duration,
+}
+
+/// A packet for the TAP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Replay {
+    place: Place,
+    /// When it came.
+    pub at: Timestamp,
+    /// Its flow; `None` for what is not IPv6.
+    pub stream: Option<StreamKey>,
+    /// The frame, whole: with its VLAN tag and checksum.
+    pub frame: Vec<u8>,
+    flow: usize,
+    fingerprint: Option<u64>,
+}
+
+/// The frames that were held of one TAP.
+///
+/// Before the cut they are kept within limits, the newest ones. The cut says which of them the
+/// guest has had; the others wait for the TAP, in the order in which they came, and so do those
+/// that come later:
+///
+/// ```text
+///            push              cut                 next_replay, replayed
+/// HELD  ------------>  held  ------>  waiting  ---------------------->  TAP
+///                        |               ^ |
+///                too old v        push --' '--> no room: lost
+/// ```
+#[derive(Debug)]
+pub struct Hold {
+    limits: HoldLimits,
+    /// How to judge flows of which the source knows nothing; `None` before the cut.
+    unseen: Option<Judge>,
+    /// Held or waiting packets, by number.
+    packets: VecDeque<Replay>,
+    bytes: usize,
+    flows: Vec<FlowState>,
+    index: HashMap<Option<StreamKey>, usize>,
+    /// Highest number of a held frame.
+    last_number: u64,
+    /// Before the cut: numbers that have not come, with the time of the next that has.
+    gaps: VecDeque<(Timestamp, u64)>,
+    lost_in_kernel: u64,
+    refused: u64,
+}
+
+#[derive(Debug)]
+struct FlowState {
+    report: FlowReport,
+    judge: Option<Judge>,
+    /// When the newest packet came that was let go before the cut.
+    let_go: Option<Timestamp>,
+}
+
+impl Hold {
+    /// Holds nothing yet.
+    pub fn new(limits: HoldLimits) -> Self {
+        Self {
+            limits,
+            unseen: None,
+            packets: VecDeque::new(),
+            bytes: 0,
+            flows: Vec::new(),
+            index: HashMap::new(),
+            last_number: 0,
+            gaps: VecDeque::new(),
+            lost_in_kernel: 0,
+            refused: 0,
+        }
+    }
+
+    /// Takes in a frame of `HELD`.
+    pub fn push(&mut self, head: &HeldFrame, frame: &[u8]) {
+        let at = Timestamp(head.at_ns);
+        self.number(head.number, at);
+        let frame = tagged(frame, head.vlan);
+        for (part, packet) in (0..).zip(split(&frame, head.segment_bytes)) {
+            self.push_packet((head.number, part), at, packet);
+        }
+        self.make_room(at);
+    }
+
+    /// Takes in the cut of this NIC, out of a message that says it was sent at `clock_ns` of the
+    /// source's clock, and came at `now`. Does nothing after another cut.
+    pub fn cut(&mut self, now: Timestamp, clock_ns: u64, nic: &NicCut, clock: &ClockOffset) {
+        let mut clock = *clock;
+        clock.observe(clock_ns, now);
+        let unseen = Judge::unseen(nic, clock_ns, &clock);
+        let judges = nic.flows.iter().map(|flow| {
+            let judge = Judge::of_flow(flow, nic, now, clock_ns, &clock);
+            (stream_of(flow), flow.delivered, judge)
+        });
+        self.begin_replay(unseen, judges);
+    }
+
+    /// Replays all that came at `since` or later, because the cut does not come: duplicates before
+    /// loss. Does nothing after another cut.
+    pub fn cut_blind(&mut self, now: Timestamp, since: Timestamp) {
+        self.begin_replay(Judge::blind(now, since), std::iter::empty());
+    }
+
+    /// Takes in that `HELD` has been emptied since [`common::maps::GateUsage::held`] was `held`:
+    /// what has not come by then has found no room.
+    pub fn drained(&mut self, held: u64) {
+        if held > self.last_number && !self.is_holding() {
+            self.lost_in_kernel += held - self.last_number;
+            self.last_number = held;
+        }
+    }
+
+    /// The packet to be sent into the TAP next. If the TAP takes it, [`Self::replayed`] follows; if
+    /// it is full, [`Self::refused`], and the packet stays the next.
+    pub fn next_replay(&self) -> Option<&Replay> {
+        if self.is_holding() {
+            return None;
+        }
+        self.packets.front()
+    }
+
+    /// Takes in that the TAP has taken the next packet, and returns it.
+    pub fn replayed(&mut self, now: Timestamp) -> Option<Replay> {
+        let packet = self.take_next()?;
+        if let Some(flow) = self.flows.get_mut(packet.flow) {
+            let held = now.since(packet.at);
+            flow.report.replayed += 1;
+            flow.report.longest_held = flow.report.longest_held.max(held);
+        }
+        Some(packet)
+    }
+
+    /// Takes in that the TAP was full.
+    pub fn refused(&mut self) {
+        self.refused += 1;
+    }
+
+    /// Takes in that the TAP will never take the next packet, which is lost.
+    pub fn given_up(&mut self) {
+        if let Some(packet) = self.take_next()
+            && let Some(flow) = self.flows.get_mut(packet.flow)
+        {
+            flow.report.lost += 1;
+        }
+    }
+
+    /// The number up to which nothing is to be done any more with the held frames, for
+    /// [`common::maps::Gate::replayed`]. `None` before the cut.
+    pub fn done(&self) -> Option<u64> {
+        if self.is_holding() {
+            return None;
+        }
+        Some(match self.packets.front() {
+            Some(Replay {
+                place: (number, _), ..
+            }) => number.saturating_sub(1),
+            None => self.last_number,
+        })
+    }
+
+    /// Lets everything go, and begins anew.
+    pub fn forget(&mut self) {
+        *self = Self::new(self.limits);
+    }
+
+    /// Memory in use, bytes.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// What has become of the frames so far.
+    pub fn report(&self) -> HoldReport {
+        HoldReport {
+            flows: self.flows.iter().map(FlowState::report).collect(),
+            lost_in_kernel: self.lost_in_kernel,
+            refused: self.refused,
+            waiting: if self.is_holding() {
+                0
+            } else {
+                self.packets.len()
+            },
+        }
+    }
+
+    fn is_holding(&self) -> bool {
+        self.unseen.is_none()
+    }
+
+    /// Takes note of a frame's number, and of those before it that have not come. Two CPUs may hand
+    /// over theirs in the other order.
+    fn number(&mut self, number: u64, at: Timestamp) {
+        let next = self.last_number.saturating_add(1);
+        let Some(missing) = number.checked_sub(next) else {
+            let counted = if self.is_holding() {
+                self.gaps.back_mut().map(|(_, missing)| missing)
+            } else {
+                Some(&mut self.lost_in_kernel)
+            };
+            if let Some(counted) = counted {
+                *counted = counted.saturating_sub(1);
+            }
+            return;
+        };
+        self.last_number = number;
+        if !self.is_holding() {
+            self.lost_in_kernel += missing;
+        } else if missing > 0 {
+            self.gaps.push_back((at, missing));
+            if self.gaps.len() > GAPS {
+                self.gaps.pop_front();
+            }
+        }
+    }
+
+    fn push_packet(&mut self, place: Place, at: Timestamp, frame: Vec<u8>) {
+        let found = flow_of(&frame, 0);
+        let fingerprint =
+            found.and_then(|found| fingerprint(&frame[..], found.payload, found.length).ok());
+        let stream = found.map(|found| found.stream);
+        let flow = self.flow(stream);
+        let Some(state) = self.flows.get_mut(flow) else {
+            return;
+        };
+        state.report.held += 1;
+        if let Some(judge) = &mut state.judge
+            && !state.report.judge(judge, fingerprint, place, at)
+        {
+            return;
+        }
+        self.bytes += frame.len() + OVERHEAD_BYTES;
+        let packet = Replay {
+            place,
+            at,
+            stream,
+            frame,
+            flow,
+            fingerprint,
+        };
+        let behind = self
+            .packets
+            .iter()
+            .rev()
+            .take_while(|other| other.place > place)
+            .count();
+        self.packets.insert(self.packets.len() - behind, packet);
+    }
+
+    /// Index of a flow's state, which is made if need be.
+    fn flow(&mut self, stream: Option<StreamKey>) -> usize {
+        let stream = stream
+            .filter(|stream| self.flows.len() < FLOWS || self.index.contains_key(&Some(*stream)));
+        let next = self.flows.len();
+        let index = *self.index.entry(stream).or_insert(next);
+        if index == next {
+            self.flows.push(FlowState::new(stream, self.unseen.clone()));
+        }
+        index
+    }
+
+    /// Lets the oldest packets go until the limits are kept.
+    fn make_room(&mut self, now: Timestamp) {
+        let is_holding = self.is_holding();
+        while let Some(packet) = self.packets.front() {
+            let is_old = is_holding && now.since(packet.at) > self.limits.age;
+            if !is_old && self.bytes <= self.limits.bytes {
+                break;
+            }
+            let (flow, at) = (packet.flow, packet.at);
+            self.remove_first();
+            let Some(state) = self.flows.get_mut(flow) else {
+                continue;
+            };
+            if is_holding {
+                state.let_go = state.let_go.max(Some(at));
+            } else {
+                state.report.lost += 1;
+            }
+        }
+    }
+
+    fn begin_replay(
+        &mut self,
+        unseen: Judge,
+        judges: impl Iterator<Item = (StreamKey, u64, Judge)>,
+    ) {
+        if !self.is_holding() {
+            return;
+        }
+        for (stream, delivered, judge) in judges {
+            let flow = self.flow(Some(stream));
+            if let Some(state) = self.flows.get_mut(flow)
+                && state.report.stream == Some(stream)
+            {
+                state.report.delivered = delivered;
+                state.judge = Some(judge);
+            }
+        }
+        for packet in &self.packets {
+            let judge = self.flows.get_mut(packet.flow);
+            if let Some(judge) = judge.and_then(|state| state.judge.as_mut()) {
+                judge.see(packet.fingerprint, packet.place, packet.at);
+            }
+        }
+        for state in &mut self.flows {
+            let judge = state.judge.get_or_insert_with(|| unseen.clone());
+            judge.settle();
+            state.report.overflow = state
+                .let_go
+                .is_some_and(|at| !judge.has_anchor() && judge.is_due(at));
+        }
+        self.lost_in_kernel = self
+            .gaps
+            .drain(..)
+            .filter(|(at, _)| unseen.is_due(*at))
+            .map(|(_, missing)| missing)
+            .sum();
+        let (flows, bytes) = (&mut self.flows, &mut self.bytes);
+        self.packets.retain(|packet| {
+            let replays = flows.get_mut(packet.flow).is_some_and(|state| {
+                let judge = state.judge.as_mut();
+                judge.is_some_and(|judge| {
+                    (state.report).judge(judge, packet.fingerprint, packet.place, packet.at)
+                })
+            });
+            if !replays {
+                *bytes -= packet.frame.len() + OVERHEAD_BYTES;
+            }
+            replays
+        });
+        for state in &mut self.flows {
+            if let Some(judge) = &mut state.judge {
+                judge.go_live();
+            }
+        }
+        self.unseen = Some(unseen);
+    }
+
+    fn take_next(&mut self) -> Option<Replay> {
+        if self.is_holding() {
+            return None;
+        }
+        self.remove_first()
+    }
+
+    fn remove_first(&mut self) -> Option<Replay> {
+        let packet = self.packets.pop_front()?;
+        self.bytes -= packet.frame.len() + OVERHEAD_BYTES;
+        Some(packet)
+    }
+}
+
+impl FlowState {
+    fn new(stream: Option<StreamKey>, judge: Option<Judge>) -> Self {
+        Self {
+            report: FlowReport {
+                stream,
+                placed: None,
+                delivered: 0,
+                held: 0,
+                dropped: 0,
+                replayed: 0,
+                lost: 0,
+                duplicates: 0,
+                longest_held: Duration::ZERO,
+                overflow: false,
+            },
+            judge,
+            let_go: None,
+        }
+    }
+
+    fn report(&self) -> FlowReport {
+        FlowReport {
+            placed: self.judge.as_ref().map(Judge::placed),
+            ..self.report.clone()
+        }
+    }
+}
+
+impl FlowReport {
+    /// Judges a packet, and counts it. Returns whether it is to be replayed.
+    fn judge(
+        &mut self,
+        judge: &mut Judge,
+        fingerprint: Option<u64>,
+        place: Place,
+        at: Timestamp,
+    ) -> bool {
+        match judge.judge(fingerprint, place, at) {
+            Verdict::Drop => {
+                self.dropped += 1;
+                false
+            }
+            Verdict::Replay { doubtful } => {
+                self.duplicates += u64::from(doubtful);
+                true
+            }
+        }
+    }
+}
+
+fn stream_of(flow: &FlowCut) -> StreamKey {
+    StreamKey {
+        multicast_address: *flow.multicast_address,
+        source: *flow.source,
+        source_port: flow.source_port,
+        destination_port: flow.destination_port,
+        vlan: flow.vlan,
+        pad: 0,
+    }
+}

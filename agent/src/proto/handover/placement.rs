@@ -1,0 +1,292 @@
+//! Source: which frame was the last that the guest has had.
+
+use std::time::Duration;
+
+use common::signal::CutBasis;
+
+use crate::proto::Timestamp;
+
+/// Time between two samples until an empty queue has been seen often enough.
+const EAGER_INTERVAL: Duration = Duration::from_millis(1);
+/// The same from then on.
+const INTERVAL: Duration = Duration::from_millis(20);
+/// The same while the queue has not been seen empty for [`STALE`]: the nearer the anchor is to the
+/// stop, the less can have been dropped in between.
+const STALE_INTERVAL: Duration = Duration::from_millis(5);
+const STALE: Duration = Duration::from_millis(200);
+/// Time between two samples after the stop.
+const STOPPED_INTERVAL: Duration = Duration::from_micros(500);
+/// Nobody reads any more when a frame has been waiting for so long: QEMU's main loop comes round
+/// within a millisecond or two of an idle machine, and this leaves some for a busy one.
+const SETTLE: Duration = Duration::from_millis(10);
+/// After so long the cut is made with what there is, because the destination waits for it.
+const DEADLINE: Duration = Duration::from_millis(40);
+/// For so long after the cut a late read is looked for.
+const WATCH: Duration = Duration::from_millis(100);
+/// Time that the hypervisor's report of the stop may take.
+const STOP_REPORT: Duration = Duration::from_millis(5);
+/// The queue counts as known to be empty when it has been found this short so often, with frames
+/// read in between.
+const SURE: u32 = 3;
+
+/// What the kernel counts at a TAP, since it exists.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Frames that QEMU has read (`tx_packets`).
+    pub taken: u64,
+    /// Frames that found the queue full (`tx_dropped`).
+    pub dropped: u64,
+}
+
+/// Where the guest's reception ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// With the frame of this number among those that entered the TAP.
+    Number {
+        /// The number, 0 for none.
+        number: u64,
+        /// Whether it may have been a later one.
+        overflow: bool,
+    },
+    /// At this moment at the earliest.
+    Time(Timestamp),
+}
+
+impl Cut {
+    /// How it is known.
+    pub fn basis(&self) -> CutBasis {
+        match self {
+            Self::Number {
+                overflow: false, ..
+            } => CutBasis::Count,
+            Self::Number { overflow: true, .. } => CutBasis::Overflow,
+            Self::Time(_) => CutBasis::Time,
+        }
+    }
+}
+
+/// What the driver is to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Take a sample at this time, or at once if it is past.
+    SampleAt(Timestamp),
+    /// This is the cut; given once.
+    Cut(Cut),
+    /// The guest may have had a frame more than the cut says: QEMU has read one later than it ever
+    /// should. The destination has replayed by then; for the report.
+    Revised(Cut),
+    /// Nothing any more.
+    Done,
+}
+
+/// Finds the cut of one TAP of one queue, whose frames are read in the order in which they came.
+///
+/// `gate` counts what enters, the kernel what is read and what is dropped, but from different
+/// beginnings. Their difference `entered - taken - dropped` is the length of the queue and a
+/// constant; since the queue is never shorter than empty, the least difference is that constant.
+/// A sample that shows it is an *anchor*: all frames that had entered by then had been read or
+/// dropped. Whatever is read after it has the next numbers, in order:
+///
+/// ```text
+/// number of the last frame read = entered(anchor) + taken(now) - taken(anchor)
+/// ```
+///
+/// QEMU without vhost-net reads one more frame after the stop, or has read one before that it could
+/// not hand over, either of which the guest never gets. A frame that the driver sends into the TAP
+/// once the VM has stopped makes sure that there is one to read.
+///
+/// What the numbers cannot tell: a queue that was never empty when a sample was taken looks
+/// shorter than it is. Hence [`SURE`] samples that agree, with frames read in between.
+#[derive(Debug)]
+pub struct Placement {
+    /// Frames read after the stop, or held back then.
+    undelivered: u64,
+    injected: u64,
+    /// Least difference so far, and how often it was seen.
+    level: Option<(i64, u32)>,
+    /// Latest sample with the least difference.
+    anchor: Option<Sample>,
+    /// Frames up to this number have not been dropped, unless before the anchor.
+    undropped: u64,
+    last: Option<Sample>,
+    /// When the number of frames read was last seen to grow.
+    moved: Timestamp,
+    /// Since when a frame has been waiting, or has been sent for QEMU to take.
+    waiting: Option<Timestamp>,
+    stopped: Option<Timestamp>,
+    /// Number of the last frame that can have been delivered, since it came before the stop.
+    ceiling: Option<u64>,
+    /// Frames read when the cut was given.
+    given: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Sample {
+    at: Timestamp,
+    /// Frames entered, sent ones included.
+    entered: u64,
+    counts: Counts,
+}
+
+impl Sample {
+    fn difference(&self) -> i64 {
+        self.entered
+            .wrapping_sub(self.counts.taken)
+            .wrapping_sub(self.counts.dropped)
+            .cast_signed()
+    }
+}
+
+impl Placement {
+    /// Begins with a recording. `vhost` tells whether vhost-net reads the TAP instead of QEMU; it
+    /// reads nothing after the stop.
+    pub fn new(vhost: bool) -> Self {
+        Self {
+            undelivered: u64::from(!vhost),
+            injected: 0,
+            level: None,
+            anchor: None,
+            undropped: 0,
+            last: None,
+            moved: Timestamp::default(),
+            waiting: None,
+            stopped: None,
+            ceiling: None,
+            given: None,
+        }
+    }
+
+    /// Takes in what was read at `at`: first `counts`, then `entered`
+    /// ([`common::maps::GateUsage::entered`]). In this order a frame that comes in between makes the
+    /// queue look longer, which does no harm.
+    pub fn sample(&mut self, at: Timestamp, counts: Counts, entered: u64) {
+        let sample = Sample {
+            at,
+            entered: entered.saturating_add(self.injected),
+            counts,
+        };
+        let taken_before = self.last.map(|last| last.counts.taken);
+        if taken_before != Some(counts.taken) {
+            self.moved = at;
+        }
+        self.find_anchor(sample);
+        if let (Some(anchor), Some(last)) = (self.anchor, self.last)
+            && anchor.counts.dropped == counts.dropped
+        {
+            // What had entered by the sample before has since reached the queue, or its end.
+            self.undropped = self.undropped.max(last.entered);
+        }
+        self.last = Some(sample);
+        if self.stopped.is_some() {
+            self.ceiling.get_or_insert(entered);
+            let waits = self.injected > 0
+                || self
+                    .level
+                    .is_some_and(|(level, _)| sample.difference() > level);
+            self.waiting = waits.then(|| self.waiting.unwrap_or(at));
+        }
+    }
+
+    /// Takes in that the VM has stopped.
+    pub fn stopped(&mut self, at: Timestamp) {
+        self.stopped.get_or_insert(at);
+    }
+
+    /// Takes in that a frame was sent into the TAP past the gate, after the stop. One that was
+    /// refused, the queue being full, was not sent.
+    pub fn injected(&mut self, at: Timestamp) {
+        self.injected += 1;
+        self.waiting.get_or_insert(at);
+    }
+
+    /// Returns what to do next.
+    pub fn poll(&mut self, now: Timestamp) -> Step {
+        let Some(stopped) = self.stopped else {
+            return Step::SampleAt(self.next_sample());
+        };
+        let next = match self.last {
+            Some(last) if self.ceiling.is_some() => last.at + STOPPED_INTERVAL,
+            _ => stopped,
+        };
+        match self.given {
+            None if self.is_settled() => self.give(self.cut(stopped, true)),
+            None if now >= stopped + DEADLINE => self.give(self.cut(stopped, false)),
+            None => Step::SampleAt(next.min(stopped + DEADLINE)),
+            Some(taken) if taken != self.taken() && self.is_sure() => {
+                self.given = Some(self.taken());
+                Step::Revised(self.cut(stopped, true))
+            }
+            Some(_) if now >= stopped + WATCH => Step::Done,
+            Some(_) => Step::SampleAt(next + STALE_INTERVAL),
+        }
+    }
+
+    fn give(&mut self, cut: Cut) -> Step {
+        self.given = Some(self.taken());
+        Step::Cut(cut)
+    }
+
+    fn taken(&self) -> u64 {
+        self.last.map_or(0, |last| last.counts.taken)
+    }
+
+    fn find_anchor(&mut self, sample: Sample) {
+        let difference = sample.difference();
+        let seen = match self.level {
+            Some((level, _)) if difference > level => return,
+            Some((level, seen)) if difference == level => {
+                // A queue that nobody reads keeps its length, too.
+                let read = self.anchor.map(|anchor| anchor.counts.taken);
+                seen + u32::from(read != Some(sample.counts.taken))
+            }
+            _ => 1,
+        };
+        self.level = Some((difference, seen));
+        self.anchor = Some(sample);
+        self.undropped = sample.entered;
+    }
+
+    fn is_sure(&self) -> bool {
+        self.level.is_some_and(|(_, seen)| seen >= SURE)
+    }
+
+    fn next_sample(&self) -> Timestamp {
+        let Some(last) = self.last else {
+            return Timestamp::default();
+        };
+        let is_stale = self
+            .anchor
+            .is_none_or(|anchor| last.at.since(anchor.at) > STALE);
+        last.at
+            + if !self.is_sure() {
+                EAGER_INTERVAL
+            } else if is_stale {
+                STALE_INTERVAL
+            } else {
+                INTERVAL
+            }
+    }
+
+    /// Whether a frame has been there for QEMU to read for [`SETTLE`], and it has not. A frame that
+    /// was sent is either among those that wait, or was the one that is read after the stop.
+    fn is_settled(&self) -> bool {
+        let (Some(last), Some(waiting)) = (self.last, self.waiting) else {
+            return false;
+        };
+        self.ceiling.is_some() && last.at.since(waiting.max(self.moved)) >= SETTLE
+    }
+
+    fn cut(&self, stopped: Timestamp, settled: bool) -> Cut {
+        let (Some(anchor), Some(last), true) = (self.anchor, self.last, self.is_sure()) else {
+            return Cut::Time(stopped - STOP_REPORT);
+        };
+        let read = last.counts.taken.saturating_sub(anchor.counts.taken);
+        let number = (anchor.entered.saturating_add(read)).saturating_sub(self.undelivered);
+        let number = self.ceiling.map_or(number, |ceiling| number.min(ceiling));
+        let dropped = last.counts.dropped != anchor.counts.dropped && number > self.undropped;
+        Cut::Number {
+            number,
+            overflow: dropped || !settled,
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! Source: what the guest has had of each flow, for the message to the destination.
+
+use std::collections::BTreeMap;
+
+use common::handover::flow_hash_of;
+use common::maps::{Delivered, GateRecord, RECORDS_PER_SLOT, StreamKey};
+use common::signal::{FlowCut, NicCut};
+
+use super::placement::Cut;
+use crate::proto::{Mac, Timestamp};
+
+/// Most fingerprints of one flow.
+pub(super) const FLOW_FINGERPRINTS: usize = 2048;
+/// Most fingerprints of one NIC. With 8 bytes for each, and 80 for the rest of each of up to 900
+/// flows, its part of the message stays below 600 KiB.
+pub(super) const NIC_FINGERPRINTS: usize = 65_536;
+/// Fingerprints are those of packets that came at most so long before the last one, nanoseconds:
+/// no two paths are further apart.
+const SPAN_NS: u64 = 1_000_000_000;
+/// So many are given of a flow in any case, if there are so many.
+const LEAST_FINGERPRINTS: usize = 16;
+
+/// What the source says of a NIC.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NicReach {
+    /// For the message.
+    pub cut: NicCut,
+    /// Records of flows that are not among the known ones.
+    pub unknown_records: u64,
+}
+
+/// Makes the cut of the NIC with the address `mac` of the entries of its slot in `GATE_RECORDS`, in
+/// any order, and of what `DELIVERED` has counted of each flow from the beginning of the recording
+/// until `counted`, which was before the entries were read.
+///
+/// A slot that has not been used up has a record of every packet, and their number is what the
+/// guest has had. Of a slot that was written over, the oldest are gone, and `DELIVERED` knows
+/// better; but it counts what came after the cut too, the records of which are there, because they
+/// are the newest.
+pub fn nic_cut(
+    mac: Mac,
+    cut: &Cut,
+    records: &[GateRecord],
+    flows: &[(StreamKey, Delivered)],
+    counted: Timestamp,
+) -> NicReach {
+    let mut records: Vec<&GateRecord> = records.iter().filter(|r| r.number != 0).collect();
+    records.sort_unstable_by_key(|record| record.number);
+    let is_whole = records.len() < RECORDS_PER_SLOT as usize;
+    let oldest_ns = records.first().map_or(0, |record| record.at_ns);
+    let mut tracks: BTreeMap<u64, Track<'_>> = flows
+        .iter()
+        .map(|(stream, _)| (flow_hash_of(stream), Track::default()))
+        .collect();
+    let mut unknown_records = 0;
+    for record in records {
+        let Some(track) = tracks.get_mut(&record.flow) else {
+            unknown_records += 1;
+            continue;
+        };
+        if was_had(cut, record) {
+            track.had.push(record);
+        } else if record.at_ns <= counted.0 {
+            track.after += 1;
+        }
+    }
+    let mut cuts = Vec::new();
+    for (stream, delivered) in flows {
+        let Some(track) = tracks.get(&flow_hash_of(stream)) else {
+            continue;
+        };
+        let had = if is_whole {
+            track.had.len() as u64
+        } else {
+            let before = delivered.packets.saturating_sub(track.after);
+            before.max(track.had.len() as u64)
+        };
+        if had > 0 {
+            cuts.push((stream, had, track));
+        }
+    }
+    cuts.sort_unstable_by_key(|(stream, ..)| **stream);
+    let most = fair_share(
+        cuts.iter().map(|(.., track)| track.recent().len()),
+        NIC_FINGERPRINTS,
+    );
+    let flows = cuts
+        .iter()
+        .map(|(stream, had, track)| FlowCut {
+            vlan: stream.vlan,
+            multicast_address: stream.multicast_address.into(),
+            source: stream.source.into(),
+            source_port: stream.source_port,
+            destination_port: stream.destination_port,
+            delivered: *had,
+            // A flow without a record has none because it was silent for longer.
+            last_ns: track.had.last().map_or(oldest_ns, |record| record.at_ns),
+            fingerprints: newest(track.recent(), most)
+                .iter()
+                .flat_map(|record| record.fingerprint.to_le_bytes())
+                .collect::<Vec<u8>>()
+                .into(),
+        })
+        .collect();
+    NicReach {
+        cut: NicCut {
+            mac: mac.into(),
+            basis: cut.basis(),
+            flows,
+        },
+        unknown_records,
+    }
+}
+
+/// The records of one flow.
+#[derive(Default)]
+struct Track<'a> {
+    /// Those of packets that the guest has had, oldest first.
+    had: Vec<&'a GateRecord>,
+    /// How many came after the cut, and are counted in `DELIVERED`.
+    after: u64,
+}
+
+impl<'a> Track<'a> {
+    /// The records whose fingerprints are of use.
+    fn recent(&self) -> &[&'a GateRecord] {
+        let Some(last) = self.had.last() else {
+            return &[];
+        };
+        let since_ns = last.at_ns.saturating_sub(SPAN_NS);
+        let within = self
+            .had
+            .iter()
+            .rev()
+            .take_while(|record| record.at_ns >= since_ns)
+            .count();
+        newest(
+            &self.had,
+            within.clamp(LEAST_FINGERPRINTS, FLOW_FINGERPRINTS),
+        )
+    }
+}
+
+fn was_had(cut: &Cut, record: &GateRecord) -> bool {
+    match *cut {
+        Cut::Number { number, .. } => record.number <= number,
+        Cut::Time(until) => record.at_ns <= until.0,
+    }
+}
+
+/// The last `most` items.
+fn newest<T>(items: &[T], most: usize) -> &[T] {
+    items
+        .get(items.len().saturating_sub(most)..)
+        .unwrap_or_default()
+}
+
+/// The largest share that each may have at most, so that all together have no more than `total`.
+fn fair_share(wanted: impl Iterator<Item = usize> + Clone, total: usize) -> usize {
+    let sum = |share: usize| {
+        wanted
+            .clone()
+            .map(|wanted| wanted.min(share))
+            .sum::<usize>()
+    };
+    let (mut fits, mut exceeds) = (0, FLOW_FINGERPRINTS + 1);
+    while exceeds - fits > 1 {
+        let middle = usize::midpoint(fits, exceeds);
+        if sum(middle) <= total {
+            fits = middle;
+        } else {
+            exceeds = middle;
+        }
+    }
+    fits
+}

@@ -1,0 +1,57 @@
+//! What a handover came to, for the migration's record.
+
+use std::time::Duration;
+
+use common::maps::StreamKey;
+
+/// How the destination found where a flow goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placed {
+    /// By a packet that both ends have: exactly.
+    Fingerprint,
+    /// By time, because no packet could be told from all others at both ends.
+    Time,
+    /// By time, because the source knows nothing of the flow.
+    Unseen,
+    /// Without a word of the source: all that came since a given time was replayed.
+    Blind,
+}
+
+/// What became of one flow. Packets of a frame that stands for several count one by one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FlowReport {
+    /// The flow; `None` for all frames that are not IPv6, and flows beyond the limit.
+    pub stream: Option<StreamKey>,
+    /// How it was placed; `None` before the cut.
+    pub placed: Option<Placed>,
+    /// Packets that the guest has had at the source since the recording began, as the source says.
+    pub delivered: u64,
+    /// Packets that were held.
+    pub held: u64,
+    /// Held packets that the guest has had at the source.
+    pub dropped: u64,
+    /// Packets that went into the TAP.
+    pub replayed: u64,
+    /// Packets known to be lost: they had to make room, or the TAP takes none such.
+    pub lost: u64,
+    /// At most so many of the replayed ones has the guest had before, unless the flow's two paths
+    /// are further apart than [`super::MARGIN`].
+    pub duplicates: u64,
+    /// Longest time that a replayed packet was held.
+    pub longest_held: Duration,
+    /// Whether packets were let go before the cut that should have been replayed.
+    pub overflow: bool,
+}
+
+/// What became of the frames of one TAP.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HoldReport {
+    /// Its flows, in the order in which they came.
+    pub flows: Vec<FlowReport>,
+    /// Frames after the cut that found no room in `HELD`.
+    pub lost_in_kernel: u64,
+    /// How often the TAP was full.
+    pub refused: u64,
+    /// Packets that wait for the TAP.
+    pub waiting: usize,
+}

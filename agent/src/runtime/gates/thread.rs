@@ -1,0 +1,260 @@
+//! The thread: waits for commands, held frames and deadlines, and hands them to the TAPs.
+
+use std::collections::BTreeMap;
+use std::io::Read as _;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{Receiver, TryRecvError};
+use std::time::Duration;
+
+use common::maps::HeldFrame;
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::time::TimeSpec;
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::GatesError;
+use super::arrival::{Arrival, Drain, Progress};
+use super::recording::Recording;
+use crate::clock::now;
+use crate::config::Handover;
+use crate::datapath::{Datapath, Held};
+use crate::net::tap_queue::TapQueues;
+use crate::proto::handover::HoldLimits;
+use crate::proto::{GateCommand, GateEvent};
+
+/// How often held frames are taken while nobody waits for them. The ring has room for far more.
+const TAKE_INTERVAL: Duration = Duration::from_millis(5);
+/// Longest sleep.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// What is done about a TAP.
+enum Tap {
+    /// Its VM leaves.
+    Recording(Recording),
+    /// Its VM comes.
+    Arrival(Box<Arrival>),
+    /// Its VM has come; its queue is still longer than usual.
+    Drain(Drain),
+}
+
+/// What the thread owns.
+pub(super) struct GateThread {
+    datapath: Datapath,
+    held: Held,
+    queues: TapQueues,
+    limits: HoldLimits,
+    taps: BTreeMap<u32, Tap>,
+    commands: Receiver<GateCommand>,
+    woken: UnixStream,
+    events: UnboundedSender<GateEvent>,
+}
+
+impl GateThread {
+    pub(super) fn new(
+        datapath: Datapath,
+        queues: TapQueues,
+        config: &Handover,
+        (commands, woken): (Receiver<GateCommand>, UnixStream),
+        events: UnboundedSender<GateEvent>,
+    ) -> Result<Self, GatesError> {
+        Ok(Self {
+            held: datapath.held()?,
+            datapath,
+            queues,
+            limits: HoldLimits {
+                bytes: usize::try_from(u64::from(config.held_mib) << 20).unwrap_or(usize::MAX),
+                age: config.held,
+            },
+            taps: BTreeMap::new(),
+            commands,
+            woken,
+            events,
+        })
+    }
+
+    /// Works until the handle is dropped.
+    pub(super) fn run(mut self) {
+        loop {
+            self.sleep();
+            loop {
+                match self.commands.try_recv() {
+                    Ok(command) => self.perform(command),
+                    Err(TryRecvError::Empty) => break,
+                    Err(TryRecvError::Disconnected) => return,
+                }
+            }
+            self.take_held();
+            self.tend();
+        }
+    }
+
+    /// Sleeps until there is something to do.
+    fn sleep(&mut self) {
+        let now = now();
+        let mut due = now + IDLE;
+        let mut urgent = false;
+        for tap in self.taps.values() {
+            let of_tap = match tap {
+                Tap::Recording(recording) => recording.due(now),
+                Tap::Arrival(arrival) => {
+                    urgent |= arrival.is_replaying();
+                    arrival.due(now).min(now + TAKE_INTERVAL)
+                }
+                Tap::Drain(drain) => drain.due(),
+            };
+            due = due.min(of_tap);
+        }
+        let mut fds = vec![PollFd::new(self.woken.as_fd(), PollFlags::POLLIN)];
+        if urgent {
+            fds.push(PollFd::new(self.held.as_fd(), PollFlags::POLLIN));
+        }
+        // A signal or an error ends the sleep early, which does no harm.
+        let _ = ppoll(
+            &mut fds,
+            Some(TimeSpec::from_duration(due.since(now))),
+            None,
+        );
+        let mut bytes = [0; 64];
+        while matches!(self.woken.read(&mut bytes), Ok(count) if count == bytes.len()) {}
+    }
+
+    fn perform(&mut self, command: GateCommand) {
+        match command {
+            GateCommand::Record {
+                ifindex,
+                mac,
+                vhost,
+            } => self.record(ifindex, mac, vhost),
+            GateCommand::Cut { ifindex, stopped } => {
+                if let Some(Tap::Recording(recording)) = self.taps.get_mut(&ifindex) {
+                    recording.stopped(stopped);
+                }
+            }
+            GateCommand::Hold { ifindex } => {
+                let arrival = Arrival::new(ifindex, self.limits);
+                self.taps.insert(ifindex, Tap::Arrival(Box::new(arrival)));
+            }
+            GateCommand::Replay {
+                ifindex,
+                cut,
+                clock_ns,
+                clock,
+            } => {
+                // What has come before the cut is held before it is judged.
+                self.take_held();
+                if let Some(Tap::Arrival(arrival)) = self.taps.get_mut(&ifindex) {
+                    arrival.cut(&mut self.queues, &cut, clock_ns, &clock);
+                }
+            }
+            GateCommand::ReplayBlind { ifindex, since } => {
+                self.take_held();
+                if let Some(Tap::Arrival(arrival)) = self.taps.get_mut(&ifindex) {
+                    arrival.cut_blind(&mut self.queues, since);
+                }
+            }
+            GateCommand::Clear { ifindex } => self.clear(ifindex),
+        }
+    }
+
+    fn record(&mut self, ifindex: u32, mac: [u8; 6], vhost: bool) {
+        let begun = match self.taps.remove(&ifindex) {
+            Some(Tap::Arrival(arrival)) => {
+                // Its VM goes on before it has got everything.
+                self.taps.insert(ifindex, Tap::Arrival(arrival));
+                None
+            }
+            Some(Tap::Recording(recording)) => Some(recording.again()),
+            Some(Tap::Drain(_)) | None => {
+                match Recording::begin(&self.datapath, &mut self.queues, ifindex, mac, vhost) {
+                    Ok(recording) => Some(recording),
+                    Err(error) => {
+                        tracing::warn!(
+                            ifindex,
+                            error = &*error,
+                            "A TAP is not recorded; its VM may lose and double packets"
+                        );
+                        None
+                    }
+                }
+            }
+        };
+        match begun {
+            Some(recording) => {
+                self.taps.insert(ifindex, Tap::Recording(recording));
+            }
+            None => self.tell(GateEvent::NotRecorded { ifindex }),
+        }
+    }
+
+    fn clear(&mut self, ifindex: u32) {
+        if let Err(error) = self.datapath.gate_clear(ifindex) {
+            tracing::warn!(
+                ifindex,
+                error = &error as &dyn std::error::Error,
+                "Cannot open a gate; it opens by itself"
+            );
+        }
+        match self.taps.remove(&ifindex) {
+            Some(Tap::Recording(recording)) => {
+                if let Some(drain) = recording.end(&mut self.queues) {
+                    self.taps.insert(ifindex, Tap::Drain(drain));
+                }
+            }
+            Some(Tap::Arrival(_) | Tap::Drain(_)) | None => {}
+        }
+    }
+
+    /// Takes all held frames out of the ring.
+    fn take_held(&mut self) {
+        let taps = &mut self.taps;
+        let mut push = |head: &HeldFrame, frame: &[u8]| {
+            if let Some(Tap::Arrival(arrival)) = taps.get_mut(&head.ifindex) {
+                arrival.push(head, frame);
+            }
+        };
+        while self.held.next(&mut push).is_some() {}
+    }
+
+    /// Does what is due.
+    fn tend(&mut self) {
+        let now = now();
+        let ifindexes: Vec<u32> = self.taps.keys().copied().collect();
+        for ifindex in ifindexes {
+            match self.taps.get_mut(&ifindex) {
+                Some(Tap::Recording(recording)) => {
+                    if let Some(cut) = recording.tend(&self.datapath, &mut self.queues, now) {
+                        self.tell(GateEvent::Cut { ifindex, cut });
+                    }
+                }
+                Some(Tap::Arrival(arrival)) => {
+                    match arrival.tend(&self.datapath, now) {
+                        Ok(Progress::Busy) => {}
+                        Ok(Progress::Opened { report, drain }) => {
+                            match drain {
+                                Some(drain) => self.taps.insert(ifindex, Tap::Drain(drain)),
+                                None => self.taps.remove(&ifindex),
+                            };
+                            self.tell(GateEvent::Opened { ifindex, report });
+                        }
+                        Err(error) => tracing::warn!(
+                            ifindex,
+                            error = &error as &dyn std::error::Error,
+                            "A gate cannot be tended; it opens when its lease ends"
+                        ),
+                    }
+                }
+                Some(Tap::Drain(drain)) => {
+                    if drain.tend(&mut self.queues, now) {
+                        self.taps.remove(&ifindex);
+                    }
+                }
+                None => {}
+            }
+        }
+    }
+
+    fn tell(&self, event: GateEvent) {
+        // Fails only when the agent ends.
+        let _ = self.events.send(event);
+    }
+}
