@@ -34,12 +34,8 @@ fn moves_to_and_fro_lose_double_and_reorder_nothing() {
     if !requirements::met() {
         return;
     }
-    let mut testbed = Testbed::up(
-        LabConfig::new("handover"),
-        128,
-        Some(AgentOptions::DEFAULT),
-    )
-    .unwrap();
+    let mut testbed =
+        Testbed::up(LabConfig::new("handover"), 128, Some(AgentOptions::DEFAULT)).unwrap();
     let mut shuttle = Shuttle::begin(&mut testbed, STREAM).unwrap();
     for number in 0..6 {
         shuttle.go(Mover::Operator).unwrap();

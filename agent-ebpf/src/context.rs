@@ -10,7 +10,7 @@ use core::mem::MaybeUninit;
 use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, xdp_md};
 use aya_ebpf::helpers::{
     bpf_csum_update, bpf_ktime_get_ns, bpf_l4_csum_replace, bpf_skb_change_type,
-    bpf_skb_load_bytes, bpf_skb_pull_data, bpf_xdp_load_bytes,
+    bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes, bpf_xdp_load_bytes,
 };
 use aya_ebpf::programs::{TcContext, XdpContext};
 use common::maps::RelayFlow;
@@ -154,6 +154,23 @@ impl Skb {
             )
         };
         (data + N <= end).then_some(data as *mut u8)
+    }
+
+    /// Overwrites bytes of the frame; `false` if it has none there. What was found by pointers
+    /// before is to be found anew.
+    #[inline(always)]
+    pub(crate) fn write<const N: usize>(&self, offset: usize, bytes: &[u8; N]) -> bool {
+        // SAFETY: the helper reads `N` bytes of the array, and checks the frame.
+        let result = unsafe {
+            bpf_skb_store_bytes(
+                self.skb.cast(),
+                offset as u32,
+                bytes.as_ptr().cast(),
+                N as u32,
+                0,
+            )
+        };
+        result == 0
     }
 
     /// Copies the first `length` bytes of the frame to `to`.

@@ -18,6 +18,7 @@ use core::mem::offset_of;
 use core::slice;
 
 use aya_ebpf::bindings::BPF_NOEXIST;
+use aya_ebpf::helpers::bpf_clone_redirect;
 use common::counter::Counter;
 use common::handover::{self, Payload};
 use common::maps::{
@@ -35,6 +36,8 @@ use crate::maps::{
     self, DELIVERED, GATE_RECORDS, GATE_USAGE, GATES, HELD, HELD_SCRATCH, HeldRecord,
 };
 
+/// Ethernet header without a tag, bytes.
+const ETHERNET_BYTES: usize = 14;
 /// Ethernet and IPv6 header without a tag, bytes.
 const HEADERS_BYTES: usize = 14 + ipv6::HEADER_BYTES;
 
@@ -176,6 +179,9 @@ fn through(skb: &Skb, ifindex: u32, gate: *const Gate, packet: Option<&Multicast
     // SAFETY: the pointer is to a live map value, which only the agent writes, as a whole.
     let gate = unsafe { &*gate };
     if gate.mode == GateMode::Record as u32 {
+        if packet.is_some() && gate.probes != 0 && !probe(skb, ifindex) {
+            maps::count(Counter::ProbesFailed, 1);
+        }
         // SAFETY: the pointer is to a live map value.
         let number = unsafe { instruction::fetch_add(&raw mut (*usage).entered, 1) } + 1;
         if let Some(packet) = packet {
@@ -188,6 +194,23 @@ fn through(skb: &Skb, ifindex: u32, gate: *const Gate, packet: Option<&Multicast
         return Verdict::Drop;
     }
     Verdict::Pass
+}
+
+/// Sends a probe into the TAP, which passes this program too: a copy of the frame with another
+/// Ethernet header. The frame itself is as before.
+#[inline(always)]
+fn probe(skb: &Skb, ifindex: u32) -> bool {
+    let Ok(header) = skb.read::<ETHERNET_BYTES>(0) else {
+        return false;
+    };
+    let [a, b, c, d, e, f] = handover::PROBE_MAC;
+    let [g, h] = handover::PROBE_ETHER_TYPE.to_be_bytes();
+    if !skb.write(0, &[a, b, c, d, e, f, a, b, c, d, e, f, g, h]) {
+        return false;
+    }
+    // SAFETY: the pointer is the program's context.
+    let result = unsafe { bpf_clone_redirect(skb.as_ptr(), ifindex, 0) };
+    skb.write(0, &header) && result == 0
 }
 
 /// Records a packet over the oldest one of the slot.

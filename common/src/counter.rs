@@ -119,6 +119,8 @@ counters! {
     HeldLost => "held_lost",
     /// Frame of a handover that is too long to be held; passed on.
     HeldOversized => "held_oversized",
+    /// Recorded frame that went into its TAP without a probe before it.
+    ProbesFailed => "probes_failed",
     /// Frame that passed a gate which its agent has not renewed.
     HeldExpired => "held_expired",
     /// Frame of a handover into a TAP that has no entry in `GATE_USAGE` (any more); passed on.

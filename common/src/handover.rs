@@ -11,6 +11,18 @@ use crate::wire::ipv6::Header;
 use crate::wire::mld::{self, ICMPV6};
 use crate::wire::{ipv6, udp};
 
+/// Ethernet destination of probes: frames that go into a TAP before each recorded one, and that no
+/// guest takes for its own. Locally administered, and of nobody.
+///
+/// A hypervisor that stops a VM loses the first frame that it reads from then on, and a VM whose
+/// receive queue was full at that moment has lost one, too; in either case the hypervisor goes on to
+/// read one more. With probes, the one that is lost is a probe: whatever was read last, the VM has
+/// had all the packets before it.
+pub const PROBE_MAC: [u8; 6] = *b"\x02rprob";
+
+/// EtherType of probes: for local experiments (IEEE 802).
+pub const PROBE_ETHER_TYPE: u16 = 0x88b5;
+
 /// Payloads from this length on are looked at in between too, bytes.
 const LONG: usize = 512;
 /// Into how many parts; seven transport stream packets fill a datagram, and each has its counter at

@@ -38,7 +38,7 @@ impl Default for Handover {
         Self {
             enabled: true,
             held_mib: 64,
-            held: Duration::from_millis(5000),
+            held: Duration::from_millis(15_000),
             ring_mib: 8,
             recorded_nics: 8,
             map_delivered: 65_536,

@@ -137,12 +137,13 @@ impl Gates {
 
 impl Datapath {
     /// Numbers the frames that enter a TAP from now on, from 1, and records those of multicast.
-    /// Returns the slot that they are recorded in. May be called again, to begin anew.
+    /// Returns the slot that they are recorded in. May be called again, to begin anew. `probes`: each
+    /// of them has a probe before it.
     ///
     /// # Errors
     ///
     /// [`DatapathError::NoPort`], [`DatapathError::NoRecordSlot`], [`DatapathError::Map`].
-    pub fn gate_record(&self, ifindex: u32) -> Result<u32, DatapathError> {
+    pub fn gate_record(&self, ifindex: u32, probes: bool) -> Result<u32, DatapathError> {
         self.has_gate(ifindex)?;
         let gates = lock(&self.inner.gates);
         let slot = gates.slot(ifindex)?;
@@ -154,6 +155,8 @@ impl Datapath {
             until_ns: 0,
             mode: GateMode::Record as u32,
             slot,
+            probes: u32::from(probes),
+            pad: 0,
         };
         gates.begin(ifindex, &gate)?;
         Ok(slot)
@@ -172,6 +175,8 @@ impl Datapath {
             until_ns: lease_end(),
             mode: GateMode::Hold as u32,
             slot: 0,
+            probes: 0,
+            pad: 0,
         };
         lock(&self.inner.gates).begin(ifindex, &gate)
     }

@@ -157,7 +157,7 @@ mod tests {
         fn damaged_xml_is_parsed_or_refused(at in 0..LIVE.len(), byte in 0x20_u8..0x7f) {
             let mut xml = LIVE.as_bytes().to_vec();
             xml[at] = byte;
-            let _ = interfaces(&String::from_utf8(xml).unwrap(), "br0");
+            let _ = interfaces(&String::from_utf8(xml).unwrap(), "br0", true);
         }
 
         #[test]

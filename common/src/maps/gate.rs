@@ -27,7 +27,7 @@ pub enum GateMode {
     Hold = 2,
 }
 
-/// Value of `GATES`: 24 bytes, align 8.
+/// Value of `GATES`: 32 bytes, align 8.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gate {
@@ -41,6 +41,10 @@ pub struct Gate {
     pub mode: u32,
     /// Slot in `GATE_RECORDS`.
     pub slot: u32,
+    /// Whether each recorded frame has a probe before it ([`crate::handover::PROBE_MAC`]): 0 or 1.
+    pub probes: u32,
+    /// Always zero.
+    pub pad: u32,
 }
 
 impl Gate {
@@ -125,7 +129,7 @@ pub struct HeldFrame {
 }
 
 const _: () = {
-    assert!(size_of::<Gate>() == 24 && align_of::<Gate>() == 8);
+    assert!(size_of::<Gate>() == 32 && align_of::<Gate>() == 8);
     assert!(size_of::<GateUsage>() == 32 && align_of::<GateUsage>() == 8);
     assert!(size_of::<GateRecord>() == 32 && align_of::<GateRecord>() == 8);
     assert!(size_of::<DeliveredKey>() == 44 && align_of::<DeliveredKey>() == 4);

@@ -211,7 +211,7 @@ impl Agent {
             self.timers.stop(timer);
         }
         let incoming = self.incoming.remove(&number)?;
-        self.clear_gates(incoming.gates.keys().copied());
+        self.clear_gates(&incoming.gates);
         Some(incoming)
     }
 }

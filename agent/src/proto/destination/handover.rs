@@ -13,6 +13,7 @@
 //! A gate that cannot be made is no reason to keep a VM from coming: its TAP gets the streams from
 //! the pause on instead.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use common::signal::HandoverCut;
@@ -36,12 +37,14 @@ const ASSUMED_PAUSE: Duration = Duration::from_secs(1);
 pub(super) enum ArrivalGate {
     Holding,
     Replaying,
+    /// It is gone again: the TAP gets its streams by itself.
+    Opened,
     /// There is none: the TAP waits for its streams until the pause.
     Refused,
 }
 
 impl Incoming {
-    /// Whether a gate keeps a TAP from filling before its VM runs.
+    /// Whether a gate keeps a TAP from filling before its VM runs, or has done so.
     pub(super) fn is_held(&self, ifindex: u32) -> bool {
         self.gates
             .get(&ifindex)
@@ -172,18 +175,21 @@ impl Agent {
         let Some((number, incoming)) = found else {
             return;
         };
-        incoming.gates.remove(&ifindex);
+        incoming.gates.insert(ifindex, ArrivalGate::Opened);
         info!(domain = %incoming.domain, number, ?report, "Handover is done");
         let number = *number;
         self.records
             .update(number, |record| record.handover.push(report.clone()));
     }
 
-    /// Opens the gates of an arrival that does not happen.
-    pub(super) fn clear_gates(&mut self, gates: impl Iterator<Item = u32>) {
-        for ifindex in gates {
-            let clear = GateCommand::Clear { ifindex };
-            self.outputs.push_back(Output::Gate(clear));
+    /// Opens the gates of an arrival that does not happen. One that is open already may be another
+    /// migration's by now.
+    pub(super) fn clear_gates(&mut self, gates: &BTreeMap<u32, ArrivalGate>) {
+        for (ifindex, gate) in gates {
+            if matches!(gate, ArrivalGate::Holding | ArrivalGate::Replaying) {
+                let clear = GateCommand::Clear { ifindex: *ifindex };
+                self.outputs.push_back(Output::Gate(clear));
+            }
         }
     }
 }

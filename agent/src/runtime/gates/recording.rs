@@ -50,7 +50,7 @@ impl Recording {
         vhost: bool,
     ) -> Result<Self, Box<dyn Error>> {
         let socket = TapSocket::open(ifindex)?;
-        let slot = datapath.gate_record(ifindex)?;
+        let slot = datapath.gate_record(ifindex, !vhost)?;
         let before = delivered(datapath, ifindex)?.collect();
         Ok(Self {
             ifindex,
@@ -147,7 +147,11 @@ impl Recording {
         }
     }
 
-    fn sample(&mut self, datapath: &Datapath, queues: &mut TapQueues) -> Result<(), Box<dyn Error>> {
+    fn sample(
+        &mut self,
+        datapath: &Datapath,
+        queues: &mut TapQueues,
+    ) -> Result<(), Box<dyn Error>> {
         let counts = queues.counts(self.ifindex)?;
         let (_, usage) = datapath.gate(self.ifindex)?.ok_or("its gate is gone")?;
         let counts = Counts {
@@ -214,7 +218,9 @@ fn delivered(
     ifindex: u32,
 ) -> Result<impl Iterator<Item = (StreamKey, Delivered)> + use<>, DatapathError> {
     let all = datapath.delivered(Some(ifindex))?;
-    Ok(all.into_iter().map(|(key, delivered)| (key.stream, delivered)))
+    Ok(all
+        .into_iter()
+        .map(|(key, delivered)| (key.stream, delivered)))
 }
 
 /// Gives a queue room for at least so many frames; returns how long it was before, if it is longer
