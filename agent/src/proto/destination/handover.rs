@@ -82,13 +82,18 @@ impl Agent {
         }
     }
 
-    /// A gate could not be made.
+    /// A gate could not be made, so the bridge sends nothing to the TAP until the pause.
     pub(in crate::proto) fn not_held(&mut self, ifindex: u32) {
         for incoming in self.incoming.values_mut() {
-            if let Some(gate) = incoming.gates.get_mut(&ifindex) {
-                *gate = ArrivalGate::Refused;
+            let Some(gate) = incoming.gates.get_mut(&ifindex) else {
+                continue;
+            };
+            *gate = ArrivalGate::Refused;
+            for (ifindex, key) in incoming.mdb.extract_if(.., |(port, _)| *port == ifindex) {
+                self.outputs.push_back(Output::MdbDelete { ifindex, key });
             }
         }
+        self.ports_changed();
     }
 
     /// The source says how far its VM has received.
@@ -193,3 +198,7 @@ impl Agent {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "../tests/handover.rs"]
+mod tests;

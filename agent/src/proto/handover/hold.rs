@@ -1,6 +1,6 @@
 //! Destination: the frames held of one TAP, and what of them goes into it.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use common::handover::fingerprint;
@@ -10,13 +10,12 @@ use common::signal::{FlowCut, NicCut};
 use super::checksum::{split, tagged};
 use super::clock::ClockOffset;
 use super::flow::flow_of;
-use super::judge::{Judge, Verdict};
+use super::flows::Flows;
+use super::judge::Judge;
 use super::matching::Place;
-use super::report::{FlowReport, HoldReport};
+use super::report::HoldReport;
 use crate::proto::Timestamp;
 
-/// Most flows that are told apart. The packets of further ones are placed by time.
-const FLOWS: usize = 4096;
 /// Most gaps in the numbers of held frames that are remembered.
 const GAPS: usize = 1024;
 /// Memory of a packet besides its bytes.
@@ -65,22 +64,13 @@ pub struct Hold {
     /// Held or waiting packets, by number.
     packets: VecDeque<Replay>,
     bytes: usize,
-    flows: Vec<FlowState>,
-    index: HashMap<Option<StreamKey>, usize>,
+    flows: Flows,
     /// Highest number of a held frame.
     last_number: u64,
     /// Before the cut: numbers that have not come, with the time of the next that has.
     gaps: VecDeque<(Timestamp, u64)>,
     lost_in_kernel: u64,
     refused: u64,
-}
-
-#[derive(Debug)]
-struct FlowState {
-    report: FlowReport,
-    judge: Option<Judge>,
-    /// When the newest packet came that was let go before the cut.
-    let_go: Option<Timestamp>,
 }
 
 impl Hold {
@@ -91,8 +81,7 @@ impl Hold {
             unseen: None,
             packets: VecDeque::new(),
             bytes: 0,
-            flows: Vec::new(),
-            index: HashMap::new(),
+            flows: Flows::default(),
             last_number: 0,
             gaps: VecDeque::new(),
             lost_in_kernel: 0,
@@ -200,7 +189,7 @@ impl Hold {
     /// What has become of the frames so far.
     pub fn report(&self) -> HoldReport {
         HoldReport {
-            flows: self.flows.iter().map(FlowState::report).collect(),
+            flows: self.flows.reports(),
             lost_in_kernel: self.lost_in_kernel,
             refused: self.refused,
             waiting: if self.is_holding() {
@@ -246,14 +235,13 @@ impl Hold {
         let fingerprint =
             found.and_then(|found| fingerprint(&frame[..], found.payload, found.length).ok());
         let stream = found.map(|found| found.stream);
-        let flow = self.flow(stream);
+        let is_holding = self.is_holding();
+        let flow = self.flows.find_or_add(stream, self.unseen.as_ref());
         let Some(state) = self.flows.get_mut(flow) else {
             return;
         };
         state.report.held += 1;
-        if let Some(judge) = &mut state.judge
-            && !state.report.judge(judge, fingerprint, place, at)
-        {
+        if !is_holding && !state.replays(fingerprint, place, at) {
             return;
         }
         self.bytes += frame.len() + OVERHEAD_BYTES;
@@ -272,18 +260,6 @@ impl Hold {
             .take_while(|other| other.place > place)
             .count();
         self.packets.insert(self.packets.len() - behind, packet);
-    }
-
-    /// Index of a flow's state, which is made if need be.
-    fn flow(&mut self, stream: Option<StreamKey>) -> usize {
-        let stream = stream
-            .filter(|stream| self.flows.len() < FLOWS || self.index.contains_key(&Some(*stream)));
-        let next = self.flows.len();
-        let index = *self.index.entry(stream).or_insert(next);
-        if index == next {
-            self.flows.push(FlowState::new(stream, self.unseen.clone()));
-        }
-        index
     }
 
     /// Lets the oldest packets go until the limits are kept.
@@ -315,28 +291,13 @@ impl Hold {
         if !self.is_holding() {
             return;
         }
-        for (stream, delivered, judge) in judges {
-            let flow = self.flow(Some(stream));
-            if let Some(state) = self.flows.get_mut(flow)
-                && state.report.stream == Some(stream)
-            {
-                state.report.delivered = delivered;
-                state.judge = Some(judge);
-            }
-        }
+        self.flows.set_judges(judges, &unseen);
         for packet in &self.packets {
-            let judge = self.flows.get_mut(packet.flow);
-            if let Some(judge) = judge.and_then(|state| state.judge.as_mut()) {
+            if let Some(judge) = self.flows.judge_mut(packet.flow) {
                 judge.see(packet.fingerprint, packet.place, packet.at);
             }
         }
-        for state in &mut self.flows {
-            let judge = state.judge.get_or_insert_with(|| unseen.clone());
-            judge.settle();
-            state.report.overflow = state
-                .let_go
-                .is_some_and(|at| !judge.has_anchor() && judge.is_due(at));
-        }
+        self.flows.settle();
         self.lost_in_kernel = self
             .gaps
             .drain(..)
@@ -345,22 +306,15 @@ impl Hold {
             .sum();
         let (flows, bytes) = (&mut self.flows, &mut self.bytes);
         self.packets.retain(|packet| {
-            let replays = flows.get_mut(packet.flow).is_some_and(|state| {
-                let judge = state.judge.as_mut();
-                judge.is_some_and(|judge| {
-                    (state.report).judge(judge, packet.fingerprint, packet.place, packet.at)
-                })
-            });
+            let replays = flows
+                .get_mut(packet.flow)
+                .is_some_and(|flow| flow.replays(packet.fingerprint, packet.place, packet.at));
             if !replays {
                 *bytes -= packet.frame.len() + OVERHEAD_BYTES;
             }
             replays
         });
-        for state in &mut self.flows {
-            if let Some(judge) = &mut state.judge {
-                judge.go_live();
-            }
-        }
+        self.flows.go_live();
         self.unseen = Some(unseen);
     }
 
@@ -375,56 +329,6 @@ impl Hold {
         let packet = self.packets.pop_front()?;
         self.bytes -= packet.frame.len() + OVERHEAD_BYTES;
         Some(packet)
-    }
-}
-
-impl FlowState {
-    fn new(stream: Option<StreamKey>, judge: Option<Judge>) -> Self {
-        Self {
-            report: FlowReport {
-                stream,
-                placed: None,
-                delivered: 0,
-                held: 0,
-                dropped: 0,
-                replayed: 0,
-                lost: 0,
-                duplicates: 0,
-                longest_held: Duration::ZERO,
-                overflow: false,
-            },
-            judge,
-            let_go: None,
-        }
-    }
-
-    fn report(&self) -> FlowReport {
-        FlowReport {
-            placed: self.judge.as_ref().map(Judge::placed),
-            ..self.report.clone()
-        }
-    }
-}
-
-impl FlowReport {
-    /// Judges a packet, and counts it. Returns whether it is to be replayed.
-    fn judge(
-        &mut self,
-        judge: &mut Judge,
-        fingerprint: Option<u64>,
-        place: Place,
-        at: Timestamp,
-    ) -> bool {
-        match judge.judge(fingerprint, place, at) {
-            Verdict::Drop => {
-                self.dropped += 1;
-                false
-            }
-            Verdict::Replay { doubtful } => {
-                self.duplicates += u64::from(doubtful);
-                true
-            }
-        }
     }
 }
 

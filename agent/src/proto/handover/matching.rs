@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use super::records::FLOW_FINGERPRINTS;
 use crate::proto::Timestamp;
 
 /// A packet that is not among those of the source is new even if the destination has it before
@@ -48,7 +49,8 @@ pub(super) struct Matcher {
     sequence: Vec<u64>,
     known: HashMap<u64, Known>,
     anchor: Option<Anchor>,
-    /// First held packet from which on the source's fingerprints are all there.
+    /// First place from which on a delivered packet is in the sequence for sure. That has all of
+    /// much more than [`RECOVERY`], unless it is as long as can be.
     covered: Option<Place>,
     /// Repeated fingerprints behind the anchor that have not come; `None` once a packet has come
     /// that the source does not have, because they come before it or never.
@@ -121,12 +123,16 @@ impl Matcher {
                 .values()
                 .filter(|known| known.copies == 1 && known.seen == 1)
         };
-        // A packet of before the sequence is not in it either, and may come late by some.
-        let oldest = self.sequence.len() / 8;
-        self.covered = unique()
-            .filter(|known| known.index >= oldest)
-            .map(|known| known.place)
-            .min();
+        self.covered = if self.sequence.len() < FLOW_FINGERPRINTS {
+            Some(Place::default())
+        } else {
+            // What was delivered before the first of them may come late by some.
+            let oldest = self.sequence.len() / 8;
+            unique()
+                .filter(|known| known.index >= oldest)
+                .map(|known| known.place)
+                .min()
+        };
         self.anchor = unique()
             .max_by_key(|known| known.index)
             .map(|known| Anchor {
@@ -176,7 +182,7 @@ impl Matcher {
         let is_repeated = self.known.contains_key(&fingerprint);
         if place < anchor.place {
             let is_new = !is_repeated
-                && self.covered.is_some_and(|covered| covered < place)
+                && self.covered.is_some_and(|covered| covered <= place)
                 && anchor.at.since(at) <= RECOVERY;
             return if is_new { Found::New } else { Found::Delivered };
         }

@@ -37,13 +37,14 @@
 //! | `records` | source: what was had of each flow |
 //! | `hold` | destination: held frames, and those that wait for the TAP |
 //! | `judge`, `matching` | destination: which of them the guest has had, by time and by fingerprint |
-//! | `report` | what became of them |
+//! | `flows`, `report` | what became of them, by flow |
 //! | `clock` | the difference of the two ends' clocks |
 //! | `flow`, `checksum` | what a frame is, and how it is made whole |
 
 mod checksum;
 mod clock;
 mod flow;
+mod flows;
 mod hold;
 mod judge;
 mod matching;

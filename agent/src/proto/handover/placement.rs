@@ -25,9 +25,12 @@ const DEADLINE: Duration = Duration::from_millis(40);
 const WATCH: Duration = Duration::from_millis(100);
 /// Time that the hypervisor's report of the stop may take.
 const STOP_REPORT: Duration = Duration::from_millis(5);
-/// The queue counts as known to be empty when it has been found this short so often, with frames
-/// read in between.
-const SURE: u32 = 3;
+/// The queue was empty when it was found at its shortest so often, with frames read in between: a
+/// queue that is only short by chance is next found shorter as often as not.
+const SURE: u32 = 12;
+/// So often suffices if it is found so in every third sample, as where frames are few.
+const SURE_OF_FEW: u32 = 4;
+const OF_SAMPLES: u32 = 3;
 
 /// What the kernel counts at a TAP, since it exists.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -95,15 +98,17 @@ pub enum Step {
 /// not hand over, either of which the guest never gets. A frame that the driver sends into the TAP
 /// once the VM has stopped makes sure that there is one to read.
 ///
-/// What the numbers cannot tell: a queue that was never empty when a sample was taken looks
-/// shorter than it is. Hence [`SURE`] samples that agree, with frames read in between.
+/// What the numbers cannot tell: a queue that is never empty when a sample is taken, because the
+/// guest does not keep up, looks shorter than it is. So the least difference must have been found
+/// often. Else the queue may have been full, and the cut is that much earlier.
 #[derive(Debug)]
 pub struct Placement {
     /// Frames read after the stop, or held back then.
     undelivered: u64,
+    /// Most frames in the queue.
+    capacity: u64,
     injected: u64,
-    /// Least difference so far, and how often it was seen.
-    level: Option<(i64, u32)>,
+    evidence: Evidence,
     /// Latest sample with the least difference.
     anchor: Option<Sample>,
     /// Frames up to this number have not been dropped, unless before the anchor.
@@ -128,6 +133,27 @@ struct Sample {
     counts: Counts,
 }
 
+/// How well the length of an empty queue is known.
+#[derive(Clone, Copy, Debug, Default)]
+struct Evidence {
+    /// Least difference so far.
+    level: Option<i64>,
+    /// How often it was seen, with frames read in between.
+    seen: u32,
+    /// Samples before which frames had come or been read, after the first.
+    samples: u32,
+}
+
+impl Evidence {
+    fn is_sure(&self) -> bool {
+        self.seen >= SURE || self.seen >= SURE_OF_FEW && self.is_mostly_empty()
+    }
+
+    fn is_mostly_empty(&self) -> bool {
+        self.seen * OF_SAMPLES >= self.samples
+    }
+}
+
 impl Sample {
     fn difference(&self) -> i64 {
         self.entered
@@ -139,12 +165,14 @@ impl Sample {
 
 impl Placement {
     /// Begins with a recording. `vhost` tells whether vhost-net reads the TAP instead of QEMU; it
-    /// reads nothing after the stop.
-    pub fn new(vhost: bool) -> Self {
+    /// reads nothing after the stop. `capacity` is the length of the TAP's queue, frames
+    /// (`txqueuelen`).
+    pub fn new(vhost: bool, capacity: u64) -> Self {
         Self {
             undelivered: u64::from(!vhost),
+            capacity,
             injected: 0,
-            level: None,
+            evidence: Evidence::default(),
             anchor: None,
             undropped: 0,
             last: None,
@@ -180,9 +208,7 @@ impl Placement {
         if self.stopped.is_some() {
             self.ceiling.get_or_insert(entered);
             let waits = self.injected > 0
-                || self
-                    .level
-                    .is_some_and(|(level, _)| sample.difference() > level);
+                || (self.evidence.level).is_some_and(|level| sample.difference() > level);
             self.waiting = waits.then(|| self.waiting.unwrap_or(at));
         }
     }
@@ -212,7 +238,7 @@ impl Placement {
             None if self.is_settled() => self.give(self.cut(stopped, true)),
             None if now >= stopped + DEADLINE => self.give(self.cut(stopped, false)),
             None => Step::SampleAt(next.min(stopped + DEADLINE)),
-            Some(taken) if taken != self.taken() && self.is_sure() => {
+            Some(taken) if taken != self.taken() && self.evidence.is_sure() => {
                 self.given = Some(self.taken());
                 Step::Revised(self.cut(stopped, true))
             }
@@ -232,22 +258,26 @@ impl Placement {
 
     fn find_anchor(&mut self, sample: Sample) {
         let difference = sample.difference();
-        let seen = match self.level {
-            Some((level, _)) if difference > level => return,
-            Some((level, seen)) if difference == level => {
-                // A queue that nobody reads keeps its length, too.
-                let read = self.anchor.map(|anchor| anchor.counts.taken);
-                seen + u32::from(read != Some(sample.counts.taken))
-            }
-            _ => 1,
-        };
-        self.level = Some((difference, seen));
+        let evidence = &mut self.evidence;
+        // Whether frames were dropped since the last sample: then the queue was full.
+        let mut was_full = false;
+        if let Some(last) = self.last {
+            was_full = last.counts.dropped != sample.counts.dropped;
+            let is_moved = (last.entered, last.counts) != (sample.entered, sample.counts);
+            evidence.samples += u32::from(is_moved && self.stopped.is_none());
+        }
+        if evidence.level.is_some_and(|level| difference > level) {
+            return;
+        }
+        if evidence.level != Some(difference) {
+            evidence.seen = u32::from(!was_full);
+        } else if self.anchor.map(|anchor| anchor.counts.taken) != Some(sample.counts.taken) {
+            // A queue that nobody reads keeps its length, too.
+            evidence.seen += u32::from(!was_full);
+        }
+        evidence.level = Some(difference);
         self.anchor = Some(sample);
         self.undropped = sample.entered;
-    }
-
-    fn is_sure(&self) -> bool {
-        self.level.is_some_and(|(_, seen)| seen >= SURE)
     }
 
     fn next_sample(&self) -> Timestamp {
@@ -258,7 +288,7 @@ impl Placement {
             .anchor
             .is_none_or(|anchor| last.at.since(anchor.at) > STALE);
         last.at
-            + if !self.is_sure() {
+            + if !self.evidence.is_sure() {
                 EAGER_INTERVAL
             } else if is_stale {
                 STALE_INTERVAL
@@ -277,12 +307,22 @@ impl Placement {
     }
 
     fn cut(&self, stopped: Timestamp, settled: bool) -> Cut {
-        let (Some(anchor), Some(last), true) = (self.anchor, self.last, self.is_sure()) else {
+        let is_sure = self.evidence.is_sure();
+        let (Some(anchor), Some(last)) = (self.anchor, self.last) else {
             return Cut::Time(stopped - STOP_REPORT);
         };
+        if !is_sure && self.evidence.is_mostly_empty() {
+            return Cut::Time(stopped - STOP_REPORT);
+        }
         let read = last.counts.taken.saturating_sub(anchor.counts.taken);
         let number = (anchor.entered.saturating_add(read)).saturating_sub(self.undelivered);
         let number = self.ceiling.map_or(number, |ceiling| number.min(ceiling));
+        if !is_sure {
+            return Cut::Number {
+                number: number.saturating_sub(self.capacity),
+                overflow: true,
+            };
+        }
         let dropped = last.counts.dropped != anchor.counts.dropped && number > self.undropped;
         Cut::Number {
             number,

@@ -235,19 +235,6 @@ fn vm_that_never_answers_is_held_for_one_listening_interval() {
 }
 
 #[test]
-fn mdb_entries_are_made_when_the_vm_pauses_and_not_while_nobody_reads_its_tap() {
-    let mut bench = bench();
-    bench.frame(1, request(UUID, vec![active(1)]));
-    bench.port(ARRIVING, "vnet5");
-    bench.domain("vnet5", false);
-    bench.pass(S);
-    let is_add = |output: &Output| matches!(output, Output::MdbAdd { .. });
-    assert!(!bench.outputs().iter().any(is_add));
-    switch(&mut bench);
-    assert!(bench.outputs().iter().any(is_add));
-}
-
-#[test]
 fn mdb_entries_of_a_tap_that_is_not_up_yet_are_made_again_soon_and_then_rarely() {
     let mut bench = bench();
     bench.frame(1, request(UUID, vec![active(1)]));

@@ -34,8 +34,10 @@ pub(super) struct Recording {
     /// What had passed of each flow when it began.
     before: BTreeMap<StreamKey, Delivered>,
     socket: TapSocket,
-    /// Length of the queue before.
+    /// Length of the queue before, if it was made longer.
     length: Option<u32>,
+    /// Its length now, frames.
+    capacity: u64,
     /// When to look next; `None` once the cut is told.
     due: Option<Timestamp>,
 }
@@ -52,15 +54,18 @@ impl Recording {
         let socket = TapSocket::open(ifindex)?;
         let slot = datapath.gate_record(ifindex, !vhost)?;
         let before = delivered(datapath, ifindex)?.collect();
+        let length = lengthen(queues, ifindex, QUEUE_LENGTH);
+        let capacity = queues.length(ifindex)?.into();
         Ok(Self {
             ifindex,
             mac,
             slot,
             vhost,
-            placement: Placement::new(vhost),
+            placement: Placement::new(vhost, capacity),
             before,
             socket,
-            length: lengthen(queues, ifindex, QUEUE_LENGTH),
+            length,
+            capacity,
             due: Some(Timestamp::default()),
         })
     }
@@ -68,7 +73,7 @@ impl Recording {
     /// Goes on after a stop that was none.
     pub(super) fn again(self) -> Self {
         Self {
-            placement: Placement::new(self.vhost),
+            placement: Placement::new(self.vhost, self.capacity),
             due: Some(Timestamp::default()),
             ..self
         }

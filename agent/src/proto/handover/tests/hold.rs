@@ -239,7 +239,7 @@ fn newest_packets_are_kept() {
     });
     bench.push("abcdefghijklmnopqrstuvwxyz");
     assert!(bench.hold.bytes() <= 2_000);
-    bench.cut("w", LONG_AGO);
+    bench.cut("abcdefghijklmnopqrstuvw", LONG_AGO);
     assert_eq!(bench.replay(), "xyz");
     assert!(!bench.hold.report().flows[0].overflow);
     assert_eq!(bench.hold.bytes(), 0);
@@ -267,7 +267,7 @@ fn numbers_that_never_came_are_lost_if_they_are_after_the_cut() {
     let last = bench.now;
     bench.number += 3;
     bench.push("i");
-    bench.cut("h", last + MS * 2);
+    bench.cut("abcdefgh", last + MS * 2);
     bench.number += 2;
     bench.push("j");
     assert_eq!(bench.hold.report().lost_in_kernel, 5);
@@ -286,7 +286,7 @@ fn frames_of_two_cpus_are_put_in_order() {
     bench.push("c");
     bench.number += 1;
     bench.push("e");
-    bench.cut("b", LONG_AGO);
+    bench.cut("ab", LONG_AGO);
     assert_eq!(bench.hold.done(), Some(2));
     assert_eq!(bench.replay(), "cde");
     assert_eq!(bench.hold.report().lost_in_kernel, 0);

@@ -3,7 +3,9 @@
 mod frames;
 mod hold;
 mod placement;
+mod random;
 mod records;
+mod tap;
 
 use std::time::Duration;
 

@@ -11,11 +11,11 @@ fn counts(taken: u64, dropped: u64) -> Counts {
     Counts { taken, dropped }
 }
 
-/// A placement that has seen an empty queue after 10, 20 and 30 frames; the kernel has counted
-/// 1000 more before.
+/// A placement that has seen an empty queue after every tenth frame, up to 30; the kernel has
+/// counted 1000 more before.
 fn recording(vhost: bool) -> Placement {
-    let mut placement = Placement::new(vhost);
-    for n in 1..=3 {
+    let mut placement = Placement::new(vhost, 1000);
+    for n in 0..=3 {
         placement.sample(at(n * 10), counts(1000 + n * 10, 7), n * 10);
     }
     placement
@@ -111,7 +111,7 @@ fn drops_since_the_anchor_may_be_before_the_cut() {
 
 #[test]
 fn queue_that_was_not_seen_empty_often_places_by_time() {
-    let mut placement = Placement::new(false);
+    let mut placement = Placement::new(false, 1000);
     placement.sample(at(10), counts(1010, 7), 10);
     placement.sample(at(20), counts(1020, 7), 20);
     placement.stopped(at(40));
@@ -147,7 +147,7 @@ fn late_read_revises_the_cut() {
 
 #[test]
 fn recording_is_sampled_sparingly() {
-    let mut placement = Placement::new(false);
+    let mut placement = Placement::new(false, 1000);
     let (mut now, mut samples) = (at(0), 0);
     while now < at(10_000) {
         let Step::SampleAt(due) = placement.poll(now) else {

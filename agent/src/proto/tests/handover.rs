@@ -1,0 +1,358 @@
+//! Tests of gates: recorded at the source, held and replayed at the destination.
+
+use std::time::Duration;
+
+use common::signal::{
+    AgentResponse, CutBasis, HandoverCut, MigrationAbort, MigrationProgress, NicCut, PeerMessage,
+    Phase,
+};
+
+use super::super::tests::{S, active, bench, request};
+use crate::proto::handover::{ClockOffset, HoldReport};
+use crate::proto::tests::fixture::{Bench, MAC, TAP, UUID, config};
+use crate::proto::{
+    Command, GateCommand, GateEvent, HypervisorEvent, JobStats, Output, PeerEvent, Timestamp,
+};
+
+const ARRIVING: u32 = 20;
+const MS: Duration = Duration::from_millis(1);
+
+fn gates(bench: &mut Bench) -> Vec<GateCommand> {
+    let outputs = bench.outputs();
+    let gates = outputs.into_iter().filter_map(|output| match output {
+        Output::Gate(command) => Some(command),
+        _ => None,
+    });
+    gates.collect()
+}
+
+fn cut() -> NicCut {
+    NicCut {
+        mac: MAC.into(),
+        basis: CutBasis::Count,
+        flows: vec![],
+    }
+}
+
+fn hand_over(bench: &mut Bench, clock_ns: u64) {
+    let nics = vec![cut()];
+    bench.frame(1, HandoverCut { clock_ns, nics });
+}
+
+fn progress(bench: &mut Bench, phase: Phase, clock_ns: u64) {
+    let progress = MigrationProgress {
+        phase,
+        processed_bytes: 1,
+        total_bytes: 1,
+        elapsed_ms: 1,
+        vm_pause_ms: None,
+        clock_ns: Some(clock_ns),
+    };
+    bench.frame(1, progress);
+}
+
+fn resumed(bench: &mut Bench) {
+    let arrived = HypervisorEvent::Resumed {
+        uuid: UUID,
+        migrated: true,
+        at: bench.now,
+    };
+    bench.hypervisor(arrived);
+}
+
+/// A domain whose TAP has come, and its gate.
+fn arriving() -> Bench {
+    let mut bench = bench();
+    bench.frame(1, request(UUID, vec![active(1)]));
+    bench.outputs();
+    bench.port(ARRIVING, "vnet5");
+    bench
+}
+
+const HOLD: GateCommand = GateCommand::Hold { ifindex: ARRIVING };
+const CLEAR: GateCommand = GateCommand::Clear { ifindex: ARRIVING };
+
+#[test]
+fn arriving_tap_is_held_before_the_bridge_sends_it_anything() {
+    let mut bench = arriving();
+    let outputs = bench.outputs();
+    let place = |wanted: &dyn Fn(&Output) -> bool| outputs.iter().position(wanted).unwrap();
+    let hold = place(&|output| *output == Output::Gate(HOLD));
+    let add = place(&|output| {
+        matches!(
+            output,
+            Output::MdbAdd {
+                ifindex: ARRIVING,
+                ..
+            }
+        )
+    });
+    assert!(hold < add, "{outputs:?}");
+}
+
+#[test]
+fn tap_without_a_gate_gets_its_mdb_entries_from_the_pause_on() {
+    let mut bench = arriving();
+    let ifindex = ARRIVING;
+    bench
+        .agent
+        .handle_gate(bench.now, GateEvent::NotHeld { ifindex });
+    bench.outputs();
+    bench.pass(S);
+    let is_add = |output: &Output| matches!(output, Output::MdbAdd { .. });
+    assert!(!bench.outputs().iter().any(is_add));
+    progress(&mut bench, Phase::Switching, 0);
+    assert!(bench.outputs().iter().any(is_add));
+    hand_over(&mut bench, 0);
+    assert_eq!(gates(&mut bench), []);
+}
+
+#[test]
+fn nothing_is_held_or_recorded_where_handover_is_switched_off() {
+    let mut config = config(0);
+    config.handover = false;
+    let mut bench = Bench::with(config);
+    bench.peer(PeerEvent::Up);
+    bench.frame(1, request(UUID, vec![active(1)]));
+    bench.port(ARRIVING, "vnet5");
+    assert_eq!(gates(&mut bench), []);
+}
+
+#[test]
+fn tap_of_a_vm_that_runs_already_is_not_held() {
+    let mut bench = bench();
+    bench.port(ARRIVING, "vnet5");
+    bench.domain("vnet5", true);
+    bench.frame(1, request(UUID, vec![active(1)]));
+    assert_eq!(gates(&mut bench), []);
+}
+
+#[test]
+fn cut_is_replayed_once_with_the_least_difference_of_the_clocks() {
+    let mut bench = arriving();
+    bench.outputs();
+    let mut clock = ClockOffset::default();
+    for late in [9, 3, 5] {
+        let clock_ns = bench.now.0 - late;
+        clock.observe(clock_ns, bench.now);
+        progress(&mut bench, Phase::Copying, clock_ns);
+    }
+    let clock_ns = bench.now.0 - 4;
+    clock.observe(clock_ns, bench.now);
+    hand_over(&mut bench, clock_ns);
+    hand_over(&mut bench, clock_ns);
+    let replay = GateCommand::Replay {
+        ifindex: ARRIVING,
+        cut: cut(),
+        clock_ns,
+        clock,
+    };
+    assert_eq!(gates(&mut bench), [replay]);
+    assert_eq!(clock.offset(), Some(3));
+}
+
+#[test]
+fn vm_that_runs_without_a_cut_gets_what_came_during_the_pause() {
+    let mut bench = arriving();
+    progress(&mut bench, Phase::Switching, 0);
+    let switching = bench.now;
+    bench.pass(50 * MS);
+    resumed(&mut bench);
+    bench.outputs();
+    bench.pass(100 * MS);
+    assert_eq!(gates(&mut bench), []);
+    bench.pass(S);
+    match gates(&mut bench).as_slice() {
+        [
+            GateCommand::ReplayBlind {
+                ifindex: ARRIVING,
+                since,
+            },
+        ] => {
+            assert!(
+                *since < switching && switching.since(*since) <= S,
+                "{since:?}"
+            );
+        }
+        other => panic!("{other:?}"),
+    }
+    hand_over(&mut bench, 0);
+    assert_eq!(gates(&mut bench), [], "too late");
+}
+
+#[test]
+fn cut_that_comes_in_time_leaves_nothing_to_guess() {
+    let mut bench = arriving();
+    resumed(&mut bench);
+    bench.pass(100 * MS);
+    bench.outputs();
+    hand_over(&mut bench, 0);
+    assert!(matches!(
+        gates(&mut bench).as_slice(),
+        [GateCommand::Replay { .. }]
+    ));
+    bench.pass(S);
+    assert_eq!(gates(&mut bench), []);
+}
+
+#[test]
+fn gate_of_an_arrival_that_fails_is_opened() {
+    let mut bench = arriving();
+    bench.outputs();
+    let reason = "cancelled".to_owned();
+    bench.frame(1, MigrationAbort { reason });
+    bench.pass(31 * S);
+    assert_eq!(gates(&mut bench), [CLEAR]);
+}
+
+#[test]
+fn gate_that_has_opened_is_left_alone_and_told_of() {
+    let mut bench = arriving();
+    hand_over(&mut bench, 0);
+    let opened = GateEvent::Opened {
+        ifindex: ARRIVING,
+        report: HoldReport {
+            refused: 7,
+            ..HoldReport::default()
+        },
+    };
+    bench.agent.handle_gate(bench.now, opened);
+    bench.outputs();
+    bench.domain("vnet5", false);
+    resumed(&mut bench);
+    bench.pass(600 * S);
+    assert_eq!(gates(&mut bench), []);
+    let record = bench.agent.migrations().last().unwrap();
+    assert_eq!(record.handover.len(), 1);
+    assert_eq!(record.handover[0].refused, 7);
+}
+
+/// `viewer` is being copied to `vms2`.
+fn copying() -> (Bench, u64) {
+    let mut bench = Bench::housing();
+    bench.peer(PeerEvent::Up);
+    let command = Command::Migrate {
+        domain: "viewer".to_owned(),
+        destination: "vms2".to_owned(),
+    };
+    bench.agent.handle_command(bench.now, 1, command);
+    let requests = frames(&mut bench);
+    let [(transaction, PeerMessage::AgentRequest(_))] = requests.as_slice() else {
+        panic!("{requests:?}");
+    };
+    let response = AgentResponse {
+        prefix: [0; 16].into(),
+        prefix_length: 64,
+        agent_address: [1; 16].into(),
+        connect_uri: "qemu+tcp://vms2/system".to_owned(),
+        migrate_uri: String::new(),
+        receptions: vec![],
+    };
+    bench.frame(*transaction, response);
+    (bench, *transaction)
+}
+
+fn frames(bench: &mut Bench) -> Vec<(u64, PeerMessage)> {
+    let outputs = bench.outputs();
+    let frames = outputs.into_iter().filter_map(|output| match output {
+        Output::Frame { bytes, .. } => Some(PeerMessage::decode(&bytes).unwrap()),
+        _ => None,
+    });
+    frames.collect()
+}
+
+fn cuts(bench: &mut Bench) -> Vec<(u64, HandoverCut)> {
+    let of = |(transaction, message)| match message {
+        PeerMessage::HandoverCut(cut) => Some((transaction, cut)),
+        _ => None,
+    };
+    frames(bench).into_iter().filter_map(of).collect()
+}
+
+fn suspended(bench: &mut Bench) -> Timestamp {
+    let at = bench.now;
+    let uuid = UUID;
+    bench.hypervisor(HypervisorEvent::Suspended { uuid, at });
+    at
+}
+
+fn place(bench: &mut Bench) {
+    let cut = GateEvent::Cut {
+        ifindex: TAP,
+        cut: cut(),
+    };
+    bench.agent.handle_gate(bench.now, cut);
+}
+
+const RECORD: GateCommand = GateCommand::Record {
+    ifindex: TAP,
+    mac: MAC,
+    vhost: false,
+};
+
+#[test]
+fn departing_tap_is_recorded_before_the_copy_starts() {
+    let (mut bench, _) = copying();
+    let outputs = bench.outputs();
+    let place = |wanted: &dyn Fn(&Output) -> bool| outputs.iter().position(wanted).unwrap();
+    let record = place(&|output| *output == Output::Gate(RECORD));
+    let start = place(&|output| matches!(output, Output::StartMigration { .. }));
+    assert!(record < start, "{outputs:?}");
+}
+
+#[test]
+fn cut_is_told_when_it_is_placed_and_again_to_a_peer_that_was_away() {
+    let (mut bench, transaction) = copying();
+    bench.outputs();
+    let stopped = suspended(&mut bench);
+    let ifindex = TAP;
+    assert_eq!(gates(&mut bench), [GateCommand::Cut { ifindex, stopped }]);
+    place(&mut bench);
+    let told = cuts(&mut bench);
+    assert_eq!(told.len(), 1);
+    assert_eq!((told[0].0, &told[0].1.nics), (transaction, &vec![cut()]));
+    let reason = "broken".to_owned();
+    bench.peer(PeerEvent::Down { reason });
+    bench.pass(S);
+    bench.outputs();
+    bench.peer(PeerEvent::Up);
+    assert_eq!(cuts(&mut bench).len(), 1);
+}
+
+#[test]
+fn tap_that_cannot_be_recorded_is_left_out_of_the_cut() {
+    let (mut bench, _) = copying();
+    let ifindex = TAP;
+    bench
+        .agent
+        .handle_gate(bench.now, GateEvent::NotRecorded { ifindex });
+    bench.outputs();
+    suspended(&mut bench);
+    assert_eq!(gates(&mut bench), []);
+    assert!(cuts(&mut bench).is_empty());
+}
+
+#[test]
+fn vm_that_runs_on_is_recorded_anew_and_its_cut_void() {
+    let (mut bench, _) = copying();
+    suspended(&mut bench);
+    bench.outputs();
+    let resumed = HypervisorEvent::Resumed {
+        uuid: UUID,
+        migrated: false,
+        at: bench.now,
+    };
+    bench.hypervisor(resumed);
+    assert_eq!(gates(&mut bench), [RECORD]);
+}
+
+#[test]
+fn recording_ends_with_the_migration() {
+    for result in [Ok(JobStats::default()), Err("cancelled".to_owned())] {
+        let (mut bench, _) = copying();
+        bench.outputs();
+        let uuid = UUID;
+        bench.hypervisor(HypervisorEvent::MigrationEnded { uuid, result });
+        assert_eq!(gates(&mut bench), [GateCommand::Clear { ifindex: TAP }]);
+    }
+}
