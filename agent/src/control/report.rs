@@ -3,6 +3,7 @@
 //! Durations are milliseconds with the suffix `_ms`, sizes bytes with `_bytes`, ages are counted
 //! back from the moment of the answer. A value that is not known is absent.
 
+mod handover;
 mod mcs;
 mod migration;
 mod relay;
@@ -20,6 +21,7 @@ use common::maps;
 use crate::datapath::Limits;
 use crate::proto::Timestamp;
 
+pub use handover::{HandoverRow, Placement};
 pub use mcs::{McsStatus, RegistrationRow, Role};
 pub use migration::{
     Direction, JoinRow, MigrationPhase, MigrationRow, Outcome, Reception, ReceptionRow,

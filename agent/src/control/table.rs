@@ -1,5 +1,6 @@
 //! Tables for people.
 
+mod handover;
 mod mcs;
 mod relay;
 mod relays;
@@ -10,7 +11,8 @@ use std::net::Ipv6Addr;
 use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
 
 use super::report::{
-    Direction, FilterMode, ListenerRow, MigrationRow, Outcome, Reception, ReceptionRow, StreamRow,
+    Direction, FilterMode, HandoverRow, ListenerRow, MigrationRow, Outcome, Reception,
+    ReceptionRow, StreamRow,
 };
 
 pub use mcs::mcs_status;
@@ -98,6 +100,7 @@ pub fn migrations(rows: &[MigrationRow]) -> String {
         "total",
         "memory",
         "addresses",
+        "handover",
     ]);
     for row in rows {
         table.add_row([
@@ -120,6 +123,7 @@ pub fn migrations(rows: &[MigrationRow]) -> String {
             number(span(row.total_ms)),
             number(memory(row)),
             Cell::new(addresses(&row.receptions)),
+            Cell::new(handover::cell(&row.handover)),
         ]);
     }
     // Sentences would make the table wider than any terminal.
@@ -127,7 +131,11 @@ pub fn migrations(rows: &[MigrationRow]) -> String {
         Outcome::Failed(reason) => Some(format!("\n{} failed: {reason}", row.migration)),
         _ => None,
     });
-    std::iter::once(table.to_string()).chain(failures).collect()
+    let handovers = rows.iter().flat_map(handover::sentences);
+    std::iter::once(table.to_string())
+        .chain(failures)
+        .chain(handovers)
+        .collect()
 }
 
 fn sources(sources: &[Ipv6Addr]) -> String {

@@ -14,11 +14,12 @@ use crate::clock::now;
 use crate::config::Prefix;
 use crate::control::Reply;
 use crate::control::report::{
-    Direction, Hook, HypervisorStatus, JoinRow, LinkState, ListenerRow, MigrationRow, Outcome,
-    PeerRow, PortRow, QuerierRow, Reception, ReceptionRow, RelayRow, RelaySessionRow,
-    RelaySessionState, Status, StreamRow, UplinkRow, age_ms, milliseconds,
+    Direction, HandoverRow, Hook, HypervisorStatus, JoinRow, LinkState, ListenerRow, MigrationRow,
+    Outcome, PeerRow, Placement, PortRow, QuerierRow, Reception, ReceptionRow, RelayRow,
+    RelaySessionRow, RelaySessionState, Status, StreamRow, UplinkRow, age_ms, milliseconds,
 };
 use crate::datapath::Program;
+use crate::proto::handover::{FlowReport, HoldReport, Placed};
 use crate::proto::reception::SessionView;
 use crate::proto::{self, MigrationRecord, Timestamp};
 
@@ -294,12 +295,46 @@ fn migration_row(record: &MigrationRecord, now: Timestamp) -> MigrationRow {
         processed_bytes: record.processed_bytes,
         total_bytes: record.total_bytes,
         receptions: record.receptions.iter().map(verdict_row).collect(),
+        handover: handover_rows(&record.handover),
         outcome: match &record.outcome {
             None => Outcome::Running,
             Some(proto::Outcome::Completed) => Outcome::Completed,
             Some(proto::Outcome::Failed(reason)) => Outcome::Failed(reason.clone()),
         },
     }
+}
+
+fn handover_rows(reports: &[HoldReport]) -> Vec<HandoverRow> {
+    let row = |nic: u32, flow: &FlowReport| {
+        let stream = flow.stream?;
+        Some(HandoverRow {
+            nic,
+            vlan: stream.vlan,
+            multicast_address: stream.multicast_address.into(),
+            source: stream.source.into(),
+            source_port: stream.source_port,
+            destination_port: stream.destination_port,
+            placed: flow.placed.map(|placed| match placed {
+                Placed::Fingerprint => Placement::Exact,
+                Placed::Time => Placement::Time,
+                Placed::Unseen => Placement::Unseen,
+                Placed::Blind => Placement::Blind,
+            }),
+            delivered: flow.delivered,
+            held: flow.held,
+            dropped: flow.dropped,
+            replayed: flow.replayed,
+            lost: flow.lost,
+            duplicated_at_most: flow.duplicates,
+            longest_held_ms: fractional(flow.longest_held),
+            overflow: flow.overflow,
+        })
+    };
+    (0..)
+        .zip(reports)
+        .flat_map(|(nic, report)| report.flows.iter().map(move |flow| (nic, flow)))
+        .filter_map(|(nic, flow)| row(nic, flow))
+        .collect()
 }
 
 fn session_row(view: &SessionView<'_>, streams: &BTreeMap<StreamKey, Stream>) -> RelaySessionRow {

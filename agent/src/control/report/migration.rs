@@ -4,6 +4,8 @@ use std::net::Ipv6Addr;
 
 use serde::{Deserialize, Serialize};
 
+use super::HandoverRow;
+
 use common::signal::{Phase, ReceptionMode};
 
 /// How a multicast address is received.
@@ -160,6 +162,8 @@ pub struct MigrationRow {
     pub total_bytes: u64,
     /// Verdict for each multicast address.
     pub receptions: Vec<ReceptionRow>,
+    /// How each flow was handed over; at the destination only.
+    pub handover: Vec<HandoverRow>,
     /// How it ended.
     pub outcome: Outcome,
 }

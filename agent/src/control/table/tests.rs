@@ -2,8 +2,8 @@ use super::*;
 use std::collections::BTreeMap;
 
 use crate::control::report::{
-    Hook, HypervisorStatus, JoinRow, LinkState, Mac, MigrationPhase, PeerRow, PortRow, RelayRow,
-    RelaySessionRow, RelaySessionState, Status, UplinkRow,
+    Hook, HypervisorStatus, JoinRow, LinkState, Mac, MigrationPhase, PeerRow, Placement, PortRow,
+    RelayRow, RelaySessionRow, RelaySessionState, Status, UplinkRow,
 };
 
 fn example() -> Status {
@@ -234,6 +234,23 @@ fn failed_migration_shows_its_reason() {
                 waited_ms: 3,
             })
             .to_vec(),
+        handover: vec![HandoverRow {
+            nic: 0,
+            vlan: 0,
+            multicast_address: "ff1e::1".parse().unwrap(),
+            source: "2001:db8::1".parse().unwrap(),
+            source_port: 5004,
+            destination_port: 5004,
+            placed: Some(Placement::Time),
+            delivered: 1700,
+            held: 900,
+            dropped: 800,
+            replayed: 97,
+            lost: 3,
+            duplicated_at_most: 2,
+            longest_held_ms: 30.5,
+            overflow: true,
+        }],
         outcome: Outcome::Failed("libvirtd is gone".to_owned()),
     };
     let text = migrations(std::slice::from_ref(&row));
@@ -243,11 +260,36 @@ fn failed_migration_shows_its_reason() {
         "900 ms",
         "3.0 MiB",
         "2 native, 1 relay",
+        "1 of 1 flows by time, 97 replayed, 3 lost, at most 2 doubled",
+        "\n4 ff1e::1 from 2001:db8::1: by time, 3 lost, at most 2 doubled; there was too little room",
     ] {
         assert!(text.contains(expected), "{expected} is missing in\n{text}");
     }
     let json = serde_json::to_string(&row).unwrap();
     assert_eq!(serde_json::from_str::<MigrationRow>(&json).unwrap(), row);
+}
+
+#[test]
+fn exact_handover_takes_few_words() {
+    let row = HandoverRow {
+        nic: 0,
+        vlan: 0,
+        multicast_address: "ff1e::1".parse().unwrap(),
+        source: "2001:db8::1".parse().unwrap(),
+        source_port: 5004,
+        destination_port: 5004,
+        placed: Some(Placement::Exact),
+        delivered: 1700,
+        held: 900,
+        dropped: 856,
+        replayed: 44,
+        lost: 0,
+        duplicated_at_most: 0,
+        longest_held_ms: 30.5,
+        overflow: false,
+    };
+    assert_eq!(handover::cell(&[row.clone(), row]), "exact, 88 replayed");
+    assert_eq!(handover::cell(&[]), "-");
 }
 
 #[test]

@@ -20,7 +20,7 @@ use common::signal::HandoverCut;
 use tracing::{info, warn};
 
 use super::{Agent, Incoming};
-use crate::proto::handover::HoldReport;
+use crate::proto::handover::{FlowReport, HoldReport};
 use crate::proto::timer::Timer;
 use crate::proto::{GateCommand, Mac, Output};
 
@@ -181,7 +181,16 @@ impl Agent {
             return;
         };
         incoming.gates.insert(ifindex, ArrivalGate::Opened);
-        info!(domain = %incoming.domain, number, ?report, "Handover is done");
+        let sum = |of: fn(&FlowReport) -> u64| report.flows.iter().map(of).sum::<u64>();
+        info!(
+            domain = %incoming.domain,
+            number,
+            ifindex,
+            replayed = sum(|flow| flow.replayed),
+            lost = sum(|flow| flow.lost),
+            doubled_at_most = sum(|flow| flow.duplicates),
+            "Handover is done"
+        );
         let number = *number;
         self.records
             .update(number, |record| record.handover.push(report.clone()));

@@ -1,0 +1,66 @@
+//! `roamcast migrations`: how the streams of one NIC were handed over.
+
+use std::net::Ipv6Addr;
+
+use serde::{Deserialize, Serialize};
+
+/// How the destination found where a flow goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Placement {
+    /// By a packet that both hosts had: exactly.
+    Exact,
+    /// By time, because no packet could be told from all others.
+    Time,
+    /// By time, because the source knew nothing of the flow.
+    Unseen,
+    /// Without a word of the source: all that came during the pause.
+    Blind,
+}
+
+impl Placement {
+    /// A word for a person.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Exact => "exact",
+            Self::Time => "by time",
+            Self::Unseen => "unseen",
+            Self::Blind => "blind",
+        }
+    }
+}
+
+/// One flow of one NIC.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HandoverRow {
+    /// The NIC, counted from 0 in the order in which they were done.
+    pub nic: u32,
+    /// VLAN identifier, 0 for untagged.
+    pub vlan: u16,
+    /// Multicast address.
+    pub multicast_address: Ipv6Addr,
+    /// Source address.
+    pub source: Ipv6Addr,
+    /// UDP source port, 0 where there is none.
+    pub source_port: u16,
+    /// UDP destination port, 0 where there is none.
+    pub destination_port: u16,
+    /// How it was placed; none if the migration ended before.
+    pub placed: Option<Placement>,
+    /// Packets that the VM had at the source, since START MIGRATION.
+    pub delivered: u64,
+    /// Packets that were held at the destination.
+    pub held: u64,
+    /// Of these, packets that the VM had had at the source.
+    pub dropped: u64,
+    /// Of these, packets that were put into its TAP.
+    pub replayed: u64,
+    /// Packets known to be lost.
+    pub lost: u64,
+    /// Most packets that the VM may have got twice.
+    pub duplicated_at_most: u64,
+    /// Longest time that a replayed packet was held.
+    pub longest_held_ms: f64,
+    /// Whether there was too little room for what came during the pause.
+    pub overflow: bool,
+}

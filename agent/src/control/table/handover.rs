@@ -1,0 +1,50 @@
+//! `roamcast migrations`: handovers in a cell, and those that were not exact in a sentence.
+
+use super::{HandoverRow, MigrationRow};
+use crate::control::report::Placement;
+
+/// All flows of a migration in one cell: `exact, 44 replayed`.
+pub(super) fn cell(rows: &[HandoverRow]) -> String {
+    if rows.is_empty() {
+        return "-".to_owned();
+    }
+    let sum = |of: fn(&HandoverRow) -> u64| rows.iter().map(of).sum::<u64>();
+    let mut parts = Vec::new();
+    let is_exact = |row: &HandoverRow| row.placed == Some(Placement::Exact);
+    let inexact = rows.iter().filter(|row| !is_exact(row) && row.replayed > 0);
+    match inexact.count() {
+        0 => parts.push("exact".to_owned()),
+        some => parts.push(format!("{some} of {} flows by time", rows.len())),
+    }
+    parts.push(format!("{} replayed", sum(|row| row.replayed)));
+    let (lost, doubled) = (sum(|row| row.lost), sum(|row| row.duplicated_at_most));
+    if lost > 0 {
+        parts.push(format!("{lost} lost"));
+    }
+    if doubled > 0 {
+        parts.push(format!("at most {doubled} doubled"));
+    }
+    parts.join(", ")
+}
+
+/// A sentence for each flow that has lost or may have doubled packets.
+pub(super) fn sentences(migration: &MigrationRow) -> impl Iterator<Item = String> {
+    let number = migration.migration;
+    migration
+        .handover
+        .iter()
+        .filter(|row| row.lost > 0 || row.duplicated_at_most > 0 || row.overflow)
+        .map(move |row| {
+            let (address, source) = (row.multicast_address, row.source);
+            let placed = row.placed.map_or("never placed", Placement::as_str);
+            let room = if row.overflow {
+                "; there was too little room for the pause, raise held_mib and held_ms of [handover]"
+            } else {
+                ""
+            };
+            format!(
+                "\n{number} {address} from {source}: {placed}, {} lost, at most {} doubled{room}",
+                row.lost, row.duplicated_at_most
+            )
+        })
+}
