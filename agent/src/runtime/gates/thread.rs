@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::Duration;
 
-use common::maps::HeldFrame;
+use common::maps::{GateMode, HeldFrame};
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
 use tokio::sync::mpsc::UnboundedSender;
@@ -20,7 +20,7 @@ use crate::config::Handover;
 use crate::datapath::{Datapath, Held};
 use crate::net::tap_queue::TapQueues;
 use crate::proto::handover::HoldLimits;
-use crate::proto::{GateCommand, GateEvent};
+use crate::proto::{GateCommand, GateEvent, Timestamp};
 
 /// How often held frames are taken while nobody waits for them. The ring has room for far more.
 const TAKE_INTERVAL: Duration = Duration::from_millis(5);
@@ -30,11 +30,14 @@ const IDLE: Duration = Duration::from_secs(1);
 /// What is done about a TAP.
 enum Tap {
     /// Its VM leaves.
-    Recording(Recording),
+    Recording(Box<Recording>),
     /// Its VM comes.
     Arrival(Box<Arrival>),
     /// Its VM has come; its queue is still longer than usual.
     Drain(Drain),
+    /// An agent before this one has held it. The gate is left closed until its lease ends, for the
+    /// case that the migration goes on.
+    Orphan { until: Timestamp },
 }
 
 /// What the thread owns.
@@ -57,15 +60,27 @@ impl GateThread {
         (commands, woken): (Receiver<GateCommand>, UnixStream),
         events: UnboundedSender<GateEvent>,
     ) -> Result<Self, GatesError> {
+        let mut held = datapath.held()?;
+        // What an agent before this one has not taken belongs to no arrival that is known here.
+        while held.next(|_, _| ()).is_some() {}
+        let mut taps = BTreeMap::new();
+        for (ifindex, gate, _) in datapath.gates()? {
+            if gate.mode == GateMode::Hold as u32 {
+                let until = Timestamp(gate.until_ns);
+                taps.insert(ifindex, Tap::Orphan { until });
+            } else {
+                datapath.gate_clear(ifindex)?;
+            }
+        }
         Ok(Self {
-            held: datapath.held()?,
+            held,
             datapath,
             queues,
             limits: HoldLimits {
                 bytes: usize::try_from(u64::from(config.held_mib) << 20).unwrap_or(usize::MAX),
                 age: config.held,
             },
-            taps: BTreeMap::new(),
+            taps,
             commands,
             woken,
             events,
@@ -101,6 +116,7 @@ impl GateThread {
                     arrival.due(now).min(now + TAKE_INTERVAL)
                 }
                 Tap::Drain(drain) => drain.due(),
+                Tap::Orphan { until } => *until,
             };
             due = due.min(of_tap);
         }
@@ -164,7 +180,7 @@ impl GateThread {
                 None
             }
             Some(Tap::Recording(recording)) => Some(recording.again()),
-            Some(Tap::Drain(_)) | None => {
+            Some(Tap::Drain(_) | Tap::Orphan { .. }) | None => {
                 match Recording::begin(&self.datapath, &mut self.queues, ifindex, mac, vhost) {
                     Ok(recording) => Some(recording),
                     Err(error) => {
@@ -180,7 +196,8 @@ impl GateThread {
         };
         match begun {
             Some(recording) => {
-                self.taps.insert(ifindex, Tap::Recording(recording));
+                self.taps
+                    .insert(ifindex, Tap::Recording(Box::new(recording)));
             }
             None => self.tell(GateEvent::NotRecorded { ifindex }),
         }
@@ -200,7 +217,7 @@ impl GateThread {
                     self.taps.insert(ifindex, Tap::Drain(drain));
                 }
             }
-            Some(Tap::Arrival(_) | Tap::Drain(_)) | None => {}
+            Some(Tap::Arrival(_) | Tap::Drain(_) | Tap::Orphan { .. }) | None => {}
         }
     }
 
@@ -242,11 +259,13 @@ impl GateThread {
                     ),
                 },
                 Some(Tap::Drain(drain)) => {
-                    if drain.tend(&mut self.queues, now) {
+                    let done = drain.tend(&mut self.queues, now);
+                    if done {
                         self.taps.remove(&ifindex);
                     }
                 }
-                None => {}
+                Some(Tap::Orphan { until }) if *until <= now => self.clear(ifindex),
+                Some(Tap::Orphan { .. }) | None => {}
             }
         }
     }
