@@ -6,13 +6,12 @@
     reason = "a test that cannot go on panics"
 )]
 
-use lab::probe::report::RunRow;
 use lab::scenario::Testbed;
 use lab::scenario::agents::AgentOptions;
 use lab::scenario::measure::Mover;
 use lab::scenario::shuttle::{self, Shuttle};
 use lab::scenario::stream::{StreamConfig, StreamKind};
-use lab::{LabConfig, requirements};
+use lab::{LabConfig, Site, requirements};
 
 /// The paper's stream.
 const STREAM: StreamConfig = StreamConfig {
@@ -21,32 +20,51 @@ const STREAM: StreamConfig = StreamConfig {
     kind: StreamKind::Probe,
 };
 
-fn assert_exact(number: usize, row: &RunRow) {
-    assert_eq!(
-        (row.lost, row.duplicated, row.reordered),
-        (0, 0, 0),
-        "move {number}: {row:?}"
-    );
-}
-
-#[test]
-fn moves_to_and_fro_lose_double_and_reorder_nothing() {
+/// Moves a guest to and fro. Each move hands over exactly, and ends in the mode of its destination.
+fn moves_are_exact(lab: LabConfig, count: usize, modes: [&str; 2]) {
     if !requirements::met() {
         return;
     }
-    let mut testbed =
-        Testbed::up(LabConfig::new("handover"), 128, Some(AgentOptions::DEFAULT)).unwrap();
+    let mut testbed = Testbed::up(lab, 128, Some(AgentOptions::DEFAULT)).unwrap();
     let mut shuttle = Shuttle::begin(&mut testbed, STREAM).unwrap();
-    for number in 0..6 {
+    let mut records = Vec::new();
+    for number in 0..count {
+        let to = 1 - number % 2;
         shuttle.go(Mover::Operator).unwrap();
-        let record = shuttle::last_record(shuttle.testbed(), 1 - number % 2).unwrap();
-        eprintln!("{record}");
+        records.push(shuttle::last_record(shuttle.testbed(), to).unwrap());
     }
     let moves = shuttle.finish().unwrap();
-    for row in &moves.rows {
+    for ((number, row), record) in (0..).zip(&moves.rows).zip(&records) {
         eprintln!("{row:?}");
+        let told = format!("move {}: {row:?}\n{record}", number + 1);
+        assert_eq!(
+            (row.lost, row.duplicated, row.reordered),
+            (0, 0, 0),
+            "{told}"
+        );
+        assert_eq!(row.mode.as_deref(), Some(modes[1 - number % 2]), "{told}");
+        let [flow] = record["handover"].as_array().unwrap().as_slice() else {
+            panic!("not one flow: {told}");
+        };
+        assert_eq!(flow["placed"], "exact", "{told}");
+        for count in ["lost", "duplicated_at_most"] {
+            assert_eq!(flow[count], 0, "{count}: {told}");
+        }
+        assert!(flow["replayed"].as_u64() > Some(0), "{told}");
+        assert!(flow["delivered"].as_u64() > Some(0), "{told}");
     }
-    for (number, row) in moves.rows.iter().enumerate() {
-        assert_exact(number + 1, row);
-    }
+}
+
+#[test]
+fn moves_between_multicast_sites_lose_double_and_reorder_nothing() {
+    let lab = LabConfig::new("handover");
+    moves_are_exact(lab, 4, ["native", "native"]);
+}
+
+#[test]
+fn moves_between_multicast_and_a_relay_lose_double_and_reorder_nothing() {
+    let mut lab = LabConfig::new("handrelay");
+    lab.sites = [Site::Multicast, Site::UnicastOnly];
+    lab.relays = 1;
+    moves_are_exact(lab, 4, ["native", "relay"]);
 }
