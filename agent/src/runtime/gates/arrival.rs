@@ -28,6 +28,8 @@ const LEASE_INTERVAL: Duration = Duration::from_millis(500);
 const QUEUE_LENGTH: u32 = 65_536;
 /// How often a queue is looked at until it may have its old length again.
 const DRAIN_INTERVAL: Duration = Duration::from_millis(500);
+/// How long a VM may take to catch up once it has read what was replayed: more has come meanwhile.
+const CATCH_UP: Duration = Duration::from_secs(10);
 /// When a queue is left as it is.
 const DRAIN_TIME: Duration = Duration::from_secs(60);
 
@@ -182,7 +184,7 @@ impl Arrival {
             report: self.hold.report(),
             drain: replay
                 .length
-                .map(|length| Drain::new(self.ifindex, length, read, Duration::ZERO)),
+                .map(|length| Drain::new(self.ifindex, length, read)),
         })
     }
 }
@@ -234,27 +236,33 @@ impl Replay {
 pub(super) struct Drain {
     ifindex: u32,
     length: u32,
-    /// What the hypervisor has to have read.
+    /// What the hypervisor has to have read, and when it was first seen to have.
     read: u64,
+    read_since: Option<Timestamp>,
     due: Timestamp,
     until: Timestamp,
 }
 
 impl Drain {
-    /// Looks first after `wait`.
-    pub(super) fn new(ifindex: u32, length: u32, read: u64, wait: Duration) -> Self {
+    pub(super) fn new(ifindex: u32, length: u32, read: u64) -> Self {
         let now = now();
         Self {
             ifindex,
             length,
             read,
-            due: now + wait.max(DRAIN_INTERVAL),
+            read_since: None,
+            due: now + DRAIN_INTERVAL,
             until: now + DRAIN_TIME,
         }
     }
 
     pub(super) fn due(&self) -> Timestamp {
         self.due
+    }
+
+    /// How long the queue was before.
+    pub(super) fn length(&self) -> u32 {
+        self.length
     }
 
     /// Returns whether it is done.
@@ -268,6 +276,9 @@ impl Drain {
         };
         if counts.read < self.read {
             return now >= self.until;
+        }
+        if now.since(*self.read_since.get_or_insert(now)) < CATCH_UP {
+            return false;
         }
         if let Err(error) = queues.set_length(self.ifindex, self.length) {
             tracing::warn!(

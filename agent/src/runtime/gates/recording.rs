@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::time::Duration;
 
+use common::handover::{PROBE_ETHER_TYPE, PROBE_MAC};
 use common::maps::{Delivered, StreamKey};
 use common::signal::NicCut;
 
@@ -18,11 +19,10 @@ use crate::proto::{Mac, Timestamp};
 /// Frames that the queue gets room for, so that a VM whose switch fails finds everything that came
 /// during its pause: 1.8 s of 100 Mbit/s in packets of 1400 bytes.
 const QUEUE_LENGTH: u32 = 16_384;
-/// How long a VM that runs on may take to read what its queue has kept.
-const CATCH_UP: Duration = Duration::from_secs(2);
-/// A frame that no guest takes for its own: its destination is the TAP's MAC, its type is for local
-/// experiments (IEEE 802).
-const DUMMY_BYTES: usize = 60;
+/// Nothing is to be done before so long, when nothing is due.
+const IDLE: Duration = Duration::from_secs(2);
+/// Shortest Ethernet frame, bytes.
+const PROBE_BYTES: usize = 60;
 
 /// What is known of one TAP.
 pub(super) struct Recording {
@@ -43,18 +43,19 @@ pub(super) struct Recording {
 }
 
 impl Recording {
-    /// Has the gate record, and gives the queue more room.
+    /// Has the gate record, and gives the queue more room. `length`: how long the queue was, if it has
+    /// more already.
     pub(super) fn begin(
         datapath: &Datapath,
         queues: &mut TapQueues,
         ifindex: u32,
-        mac: Mac,
-        vhost: bool,
+        (mac, vhost): (Mac, bool),
+        length: Option<u32>,
     ) -> Result<Self, Box<dyn Error>> {
         let socket = TapSocket::open(ifindex)?;
         let slot = datapath.gate_record(ifindex, !vhost)?;
         let before = delivered(datapath, ifindex)?.collect();
-        let length = lengthen(queues, ifindex, QUEUE_LENGTH);
+        let length = length.or_else(|| lengthen(queues, ifindex, QUEUE_LENGTH));
         let capacity = queues.length(ifindex)?.into();
         Ok(Self {
             ifindex,
@@ -81,13 +82,13 @@ impl Recording {
 
     /// When [`Recording::tend`] has something to do.
     pub(super) fn due(&self, now: Timestamp) -> Timestamp {
-        self.due.unwrap_or(now + CATCH_UP)
+        self.due.unwrap_or(now + IDLE)
     }
 
     /// The VM was said to have stopped.
     pub(super) fn stopped(&mut self, at: Timestamp) {
         self.placement.stopped(at);
-        match self.socket.send(&dummy(self.mac)) {
+        match self.socket.send(&probe()) {
             Ok(Sent::Queued) => self.placement.injected(now()),
             // Then there are others to read.
             Ok(Sent::Full) => {}
@@ -119,7 +120,7 @@ impl Recording {
         if let Err(error) = self.sample(datapath, queues) {
             // The TAP is gone; so is the recording, soon.
             tracing::debug!(ifindex = self.ifindex, %error, "A queue is not watched");
-            self.due = Some(now + CATCH_UP);
+            self.due = Some(now + IDLE);
             return None;
         }
         let step = self.placement.poll(now);
@@ -213,7 +214,7 @@ impl Recording {
     pub(super) fn end(self, queues: &mut TapQueues) -> Option<Drain> {
         let read = queues.counts(self.ifindex).ok()?.read;
         self.length
-            .map(|length| Drain::new(self.ifindex, length, read, CATCH_UP))
+            .map(|length| Drain::new(self.ifindex, length, read))
     }
 }
 
@@ -248,12 +249,11 @@ pub(super) fn lengthen(queues: &mut TapQueues, ifindex: u32, frames: u32) -> Opt
     })
 }
 
-fn dummy(mac: Mac) -> [u8; DUMMY_BYTES] {
-    let [_, rest @ ..] = mac;
-    let [a, b, c, d, e] = rest;
-    let mut frame = [0; DUMMY_BYTES];
-    frame[..6].copy_from_slice(&[0xfe, a, b, c, d, e]);
-    frame[6..12].copy_from_slice(&[0xfe, a, b, c, d, e]);
-    frame[12..14].copy_from_slice(&0x88b5_u16.to_be_bytes());
+/// A probe like those of `gate`.
+fn probe() -> [u8; PROBE_BYTES] {
+    let mut frame = [0; PROBE_BYTES];
+    frame[..6].copy_from_slice(&PROBE_MAC);
+    frame[6..12].copy_from_slice(&PROBE_MAC);
+    frame[12..14].copy_from_slice(&PROBE_ETHER_TYPE.to_be_bytes());
     frame
 }

@@ -180,8 +180,13 @@ impl GateThread {
                 None
             }
             Some(Tap::Recording(recording)) => Some(recording.again()),
-            Some(Tap::Drain(_) | Tap::Orphan { .. }) | None => {
-                match Recording::begin(&self.datapath, &mut self.queues, ifindex, mac, vhost) {
+            other => {
+                let length = match other {
+                    Some(Tap::Drain(drain)) => Some(drain.length()),
+                    _ => None,
+                };
+                let (datapath, queues) = (&self.datapath, &mut self.queues);
+                match Recording::begin(datapath, queues, ifindex, (mac, vhost), length) {
                     Ok(recording) => Some(recording),
                     Err(error) => {
                         tracing::warn!(
