@@ -161,3 +161,6 @@ pub fn fingerprint<P: PacketRead + ?Sized>(
     }
     Ok(hash.finish())
 }
+
+#[cfg(test)]
+mod tests;
