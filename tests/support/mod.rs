@@ -10,7 +10,7 @@
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::time::Duration;
 
-use aya::maps::{HashMap, MapData, PerCpuArray, RingBuf};
+use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
 use aya::programs::{Program, SchedClassifier, TcAttachType, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use common::counter::Counter;
@@ -29,6 +29,12 @@ pub const SHOT: i32 = 2;
 pub const IFINDEX: u32 = 1;
 /// Where `struct __sk_buff` holds the mark.
 const MARK: std::ops::Range<usize> = 8..12;
+/// Where it holds the interface.
+pub const CONTEXT_IFINDEX: usize = 40;
+/// Where it holds the number of packets that the frame aggregates.
+pub const CONTEXT_SEGMENTS: usize = 164;
+/// Where it holds their size.
+pub const CONTEXT_SEGMENT_BYTES: usize = 176;
 /// `sizeof(struct __sk_buff)`.
 const SKB_BYTES: usize = 192;
 
@@ -40,7 +46,16 @@ pub struct Kernel {
 impl Kernel {
     /// Loads the programs; `None`, with a printed reason, where that is not permitted.
     pub fn load() -> Option<Self> {
-        let mut ebpf = match EbpfLoader::new().load(object::HOST) {
+        Self::load_with(&[])
+    }
+
+    /// The same, with maps of another capacity.
+    pub fn load_with(capacities: &[(&'static str, u32)]) -> Option<Self> {
+        let mut loader = EbpfLoader::new();
+        for (map, entries) in capacities {
+            loader.map_max_entries(map, *entries);
+        }
+        let mut ebpf = match loader.load(object::HOST) {
             Ok(ebpf) => ebpf,
             Err(error) if std::env::var_os("CI").is_none() && !nix::unistd::geteuid().is_root() => {
                 eprintln!("Skipped, BPF is not permitted: {error}");
@@ -172,6 +187,20 @@ impl Kernel {
         (result.return_value.cast_signed(), out)
     }
 
+    /// Runs any program on a frame with these fields of its context; returns what it returns.
+    pub fn run_in(&mut self, name: &str, frame: &[u8], context: &[(usize, u32)]) -> i32 {
+        let mut bytes = [0; SKB_BYTES];
+        for (offset, value) in context {
+            bytes[*offset..*offset + 4].copy_from_slice(&value.to_ne_bytes());
+        }
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            ctx_in: Some(&bytes),
+            ..TestRunOptions::new()
+        };
+        self.test_run(name, options).return_value.cast_signed()
+    }
+
     fn test_run(
         &mut self,
         name: &str,
@@ -297,7 +326,12 @@ impl Kernel {
     }
 
     fn records(&mut self) -> Vec<Vec<u8>> {
-        let map = self.ebpf.map_mut("EVENTS").unwrap();
+        self.ring("EVENTS")
+    }
+
+    /// Takes the records that wait in any ring buffer.
+    pub fn ring(&mut self, map: &str) -> Vec<Vec<u8>> {
+        let map = self.ebpf.map_mut(map).unwrap();
         let mut ring = RingBuf::try_from(map).unwrap();
         let mut records = Vec::new();
         while let Some(record) = ring.next() {
@@ -320,6 +354,29 @@ impl Kernel {
             .unwrap_or_else(|error| panic!("Cannot run {name}: {error:?}"));
         let mark = u32::from_ne_bytes(context[MARK].try_into().unwrap());
         (result.return_value.cast_signed(), mark)
+    }
+
+    /// Takes a map away, for a thread of its own.
+    pub fn take_map(&mut self, name: &str) -> aya::maps::Map {
+        self.ebpf.take_map(name).unwrap()
+    }
+
+    /// One entry of any hash map.
+    pub fn entry<K: aya::Pod, V: aya::Pod>(&mut self, map: &str, key: K) -> Option<V> {
+        self.map(map).get(&key, 0).ok()
+    }
+
+    /// Removes an entry of any hash map.
+    pub fn remove<K: aya::Pod, V: aya::Pod>(&mut self, map: &str, key: K) {
+        self.map::<K, V>(map).remove(&key).unwrap();
+    }
+
+    /// The first entries of any array.
+    pub fn array<V: aya::Pod>(&mut self, map: &str, count: u32) -> Vec<V> {
+        let array: Array<_, V> = self.ebpf.map(map).unwrap().try_into().unwrap();
+        (0..count)
+            .map(|index| array.get(&index, 0).unwrap())
+            .collect()
     }
 
     fn map<K: aya::Pod, V: aya::Pod>(&mut self, name: &str) -> HashMap<&mut MapData, K, V> {

@@ -1,5 +1,6 @@
 //! Program test-run with options that aya 0.14 does not have.
 #![allow(unsafe_code, reason = "bpf(2) is a raw system call")]
+#![allow(dead_code, reason = "shared by several test targets")]
 
 use std::io;
 use std::os::fd::RawFd;
@@ -31,6 +32,38 @@ struct Attributes {
     pad: u32,
 }
 
+/// Runs a TC program on a frame, again and again; returns its last verdict. For threads, which share
+/// the descriptor.
+pub(crate) fn verdict(program: RawFd, frame: &[u8], repeat: u32) -> io::Result<i32> {
+    let mut attributes = Attributes {
+        program: program.unsigned_abs(),
+        input_bytes: u32::try_from(frame.len()).map_err(io::Error::other)?,
+        input: frame.as_ptr() as u64,
+        repeat,
+        ..Attributes::default()
+    };
+    run(&mut attributes)?;
+    Ok(attributes.result.cast_signed())
+}
+
+/// The buffers that the attributes name have to be live.
+fn run(attributes: &mut Attributes) -> io::Result<()> {
+    // SAFETY: the attributes are live and their length is given.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_TEST_RUN,
+            &raw mut *attributes,
+            size_of::<Attributes>(),
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
 /// Runs a TC program on a packet with such a sum. Returns the packet afterwards, or the error
 /// when its sum is wrong; `None` where the kernel cannot do that.
 pub(crate) fn with_sum(program: RawFd, frame: &[u8]) -> Option<io::Result<Vec<u8>>> {
@@ -46,18 +79,9 @@ pub(crate) fn with_sum(program: RawFd, frame: &[u8]) -> Option<io::Result<Vec<u8
         flags: TEST_SKB_CHECKSUM_COMPLETE,
         ..Attributes::default()
     };
-    // SAFETY: both buffers are live and of the lengths that are given.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_PROG_TEST_RUN,
-            &raw mut attributes,
-            size_of::<Attributes>(),
-        )
-    };
-    if result == 0 {
-        return Some(Ok(output));
+    match run(&mut attributes) {
+        Ok(()) => Some(Ok(output)),
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => None,
+        Err(error) => Some(Err(error)),
     }
-    let error = io::Error::last_os_error();
-    (error.raw_os_error() != Some(libc::EINVAL)).then_some(Err(error))
 }

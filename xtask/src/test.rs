@@ -30,9 +30,16 @@ pub(crate) struct TestArgs {
 }
 
 /// Test targets of the `tests` package by level.
-const PROGRAM: &[&str] = &["prog_test_run", "parity", "relay_programs"];
+const PROGRAM: &[&str] = &[
+    "prog_test_run",
+    "parity",
+    "relay_programs",
+    "gate_programs",
+    "gate_races",
+];
 const NETWORK: &[&str] = &[
     "snoop",
+    "gate",
     "membership",
     "tap_queue",
     "restart",

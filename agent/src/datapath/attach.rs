@@ -118,8 +118,10 @@ impl Datapath {
         let attached = self
             .attach(Program::Snoop, ifindex, name)
             .and_then(|snoop| self.attach(Program::Gate, ifindex, name).map(|_| snoop));
-        if attached.is_err() {
-            self.detach_port(ifindex)?;
+        if attached.is_err()
+            && let Err(error) = self.detach_port(ifindex)
+        {
+            tracing::warn!(ifindex, %error, "Port not detached after it could not be attached");
         }
         attached
     }
@@ -180,9 +182,10 @@ impl Datapath {
     ///
     /// [`DatapathError::Pin`], [`DatapathError::Map`].
     pub fn detach_port(&self, ifindex: u32) -> Result<(), DatapathError> {
-        self.detach(Program::Snoop, ifindex)?;
-        self.detach(Program::Gate, ifindex)?;
-        self.forget_port(ifindex)
+        // All of it, even if one part fails.
+        let detached = [Program::Snoop, Program::Gate].map(|program| self.detach(program, ifindex));
+        self.forget_port(ifindex)?;
+        detached.into_iter().collect()
     }
 
     /// Detaches `uplink` and `leak` likewise, and forgets the uplink's querier.

@@ -1,0 +1,418 @@
+//! `gate` by program test-run: what is counted, recorded and held, and when the gate opens.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "helpers of tests may panic like tests"
+)]
+
+#[path = "support/frame.rs"]
+mod frame;
+#[path = "support/gate.rs"]
+mod gate;
+#[path = "support/netns.rs"]
+mod netns;
+#[path = "support/mod.rs"]
+mod support;
+
+use common::counter::Counter;
+use common::handover::{fingerprint, flow_hash_of};
+use common::maps::{
+    Delivered, DeliveredKey, Gate, GateMode, GateUsage, RECORDS_PER_SLOT, StreamKey,
+};
+use frame::{Frame, address};
+use gate::Gated;
+use support::{CONTEXT_SEGMENT_BYTES, CONTEXT_SEGMENTS, IFINDEX, PASS, SHOT};
+
+const GROUP: &str = "ff3e:1::1234";
+const SOURCE: &str = "2001:db8::1";
+
+fn udp(payload: &[u8]) -> Frame {
+    Frame::udp(SOURCE, GROUP, (5000, 5004), payload)
+}
+
+fn stream(ports: (u16, u16), vlan: u16) -> StreamKey {
+    StreamKey {
+        multicast_address: address(GROUP),
+        source: address(SOURCE),
+        source_port: ports.0,
+        destination_port: ports.1,
+        vlan,
+        pad: 0,
+    }
+}
+
+/// Frames that no gate counts or holds.
+fn others() -> Vec<Vec<u8>> {
+    let ipv4 = {
+        let mut bytes = udp(b"hello").bytes();
+        bytes[12..14].copy_from_slice(&[8, 0]);
+        bytes
+    };
+    let mut two_tags = udp(b"hello").with(|frame| frame.vlan = Some(7)).bytes();
+    two_tags.splice(12..12, [0x81, 0, 0, 8]);
+    let mut others = vec![
+        Frame::udp(SOURCE, "2001:db8::2", (1, 2), b"hello").bytes(),
+        Frame::udp(SOURCE, "ff02::fb", (5353, 5353), b"hello").bytes(),
+        Frame::udp(SOURCE, "ff31::1", (1, 2), b"hello").bytes(),
+        Frame::udp(SOURCE, "ff30::1", (1, 2), b"hello")
+            .with(|frame| frame.vlan = Some(7))
+            .bytes(),
+        Frame::report(&[frame::record(4, GROUP, &[])]).bytes(),
+        Frame::v1(131, GROUP).bytes(),
+        Frame::query("::", 1000, Some((2, 125))).bytes(),
+        Frame::query(GROUP, 1000, Some((2, 125)))
+            .with(|frame| frame.destination = address(GROUP))
+            .bytes(),
+        ipv4,
+        two_tags,
+    ];
+    // An address resolution.
+    others.push([&[0xff; 12][..], &[8, 6], &[0; 28]].concat());
+    others
+}
+
+#[test]
+fn packets_are_counted_by_flow_and_vlan() {
+    let Some(mut gated) = Gated::load() else {
+        return;
+    };
+    let plain = udp(&[7; 100]).bytes();
+    let tagged = udp(&[7; 100])
+        .with(|frame| frame.vlan = Some(0x6007))
+        .bytes();
+    let other_port = Frame::udp(SOURCE, GROUP, (5000, 5005), b"").bytes();
+    for frame in [&plain, &plain, &plain, &tagged, &tagged, &other_port] {
+        assert_eq!(gated.run(frame), PASS);
+    }
+    let bytes = |frame: &Vec<u8>| frame.len() as u64;
+    for (stream, packets, bytes) in [
+        (stream((5000, 5004), 0), 3, 3 * bytes(&plain)),
+        (stream((5000, 5004), 7), 2, 2 * bytes(&tagged)),
+        (stream((5000, 5005), 0), 1, bytes(&other_port)),
+    ] {
+        let delivered = gated.delivered_of(IFINDEX, stream);
+        assert_eq!(delivered, Delivered { packets, bytes });
+    }
+    assert_eq!(gated.delivered().len(), 3);
+    assert_eq!(gated.kernel.counted(), []);
+}
+
+#[test]
+fn what_is_not_udp_is_counted_without_ports() {
+    let Some(mut gated) = Gated::load() else {
+        return;
+    };
+    let fragment =
+        udp(b"hello").with(|frame| frame.headers = vec![(44, vec![0, 0, 1, 0, 0, 0, 7])]);
+    let options = udp(b"hello").with(|frame| frame.options = Some(vec![1, 4, 0, 0, 0, 0]));
+    let other = udp(b"hello").with(|frame| frame.protocol = 103);
+    let short = udp(b"").with(|frame| frame.body.truncate(5));
+    for frame in [fragment, options, other, short] {
+        assert_eq!(gated.run(&frame.bytes()), PASS);
+    }
+    let delivered = gated.delivered();
+    assert_eq!(delivered.len(), 1);
+    assert_eq!(delivered[0].0.stream, stream((0, 0), 0));
+    assert_eq!(delivered[0].1.packets, 4);
+}
+
+#[test]
+fn aggregated_frame_counts_as_the_packets_in_it() {
+    let Some(mut gated) = Gated::load() else {
+        return;
+    };
+    let frame = udp(&[7; 1000]).bytes();
+    // The last one stands for a frame whose packets nobody has counted yet.
+    for (segments, segment_bytes) in [(0, 0), (4, 250), (0, 300)] {
+        let context = [
+            (CONTEXT_SEGMENTS, segments),
+            (CONTEXT_SEGMENT_BYTES, segment_bytes),
+        ];
+        assert_eq!(gated.kernel.run_in("gate", &frame, &context), PASS);
+    }
+    let delivered = gated.delivered_of(IFINDEX, stream((5000, 5004), 0));
+    assert_eq!(delivered.packets, 1 + 4 + 4);
+    assert_eq!(delivered.bytes, 3 * frame.len() as u64);
+}
+
+#[test]
+fn what_is_no_multicast_of_routable_scope_passes_uncounted_in_every_mode() {
+    let Some(mut gated) = Gated::load() else {
+        return;
+    };
+    for mode in [None, Some(GateMode::Hold), Some(GateMode::Record)] {
+        if let Some(mode) = mode {
+            gated.set(IFINDEX, mode, Gate::CLOSED, 0);
+        }
+        for frame in others() {
+            assert_eq!(gated.run(&frame), PASS, "{mode:?}: {frame:02x?}");
+        }
+    }
+    assert_eq!(gated.delivered(), []);
+    assert_eq!(gated.kernel.counted(), []);
+    assert!(gated.held().is_empty());
+    let entered = others().len() as u64;
+    let usage = GateUsage {
+        entered,
+        ..GateUsage::default()
+    };
+    assert_eq!(gated.usage(), usage);
+}
+
+#[test]
+fn full_table_is_counted_and_the_frame_passes() {
+    let Some(mut gated) = Gated::load_with(&[("DELIVERED", 2)]) else {
+        return;
+    };
+    for port in 1..=4 {
+        let frame = Frame::udp(SOURCE, GROUP, (1, port), b"hello").bytes();
+        assert_eq!(gated.run(&frame), PASS);
+    }
+    assert_eq!(gated.delivered().len(), 2);
+    assert_eq!(gated.kernel.counted(), [(Counter::DeliveredFull, 2)]);
+}
+
+#[test]
+fn every_frame_has_a_number_and_multicast_a_record() {
+    let Some(mut gated) = Gated::load() else {
+        return;
+    };
+    gated.record(0);
+    let unicast = &others()[0];
+    let packets = [[1; 600], [2; 600], [3; 600]].map(|payload| udp(&payload).bytes());
+    for frame in [&packets[0], unicast, &packets[1], unicast, &packets[2]] {
+        assert_eq!(gated.run(frame), PASS);
+    }
+    let records = gated.records(4);
+    let numbers: Vec<u64> = records.iter().map(|record| record.number).collect();
+    assert_eq!(numbers, [1, 3, 5, 0]);
+    let flow = flow_hash_of(&stream((5000, 5004), 0));
+    for (record, frame) in records.iter().zip(&packets) {
+        assert_eq!(record.flow, flow);
+        assert_eq!(
+            record.fingerprint,
+            fingerprint(&frame[..], 62, 600).unwrap()
+        );
+    }
+    assert!(records[0].at_ns < records[1].at_ns && records[1].at_ns < records[2].at_ns);
+    let usage = GateUsage {
+        entered: 5,
+        recorded: 3,
+        ..GateUsage::default()
+    };
+    assert_eq!(gated.usage(), usage);
+    let delivered = gated.delivered_of(IFINDEX, stream((5000, 5004), 0));
+    assert_eq!(delivered.packets, 3);
+}
+
+#[test]
+fn records_go_round_within_their_slot() {
+    let Some(mut gated) = Gated::load() else {
+        return;
+    };
+    gated.record(1);
+    let frame = udp(b"hello").bytes();
+    let count = RECORDS_PER_SLOT + 3;
+    gated.kernel.repeatedly("gate", &frame, count);
+    assert_eq!(gated.usage().recorded, u64::from(count));
+    let records = gated.records(3 * RECORDS_PER_SLOT);
+    let numbers: Vec<u64> = records.iter().map(|record| record.number).collect();
+    let slots: Vec<&[u64]> = numbers.chunks(RECORDS_PER_SLOT as usize).collect();
+    assert!(slots[0].iter().all(|number| *number == 0), "of another VM");
+    assert!(slots[2].iter().all(|number| *number == 0), "of another VM");
+    let round = u64::from(RECORDS_PER_SLOT);
+    assert_eq!(slots[1][..4], [round + 1, round + 2, round + 3, 4]);
+    assert!(slots[1][3..].is_sorted());
+}
+
+#[test]
+fn slot_that_does_not_exist_records_nothing() {
+    let Some(mut gated) = Gated::load() else {
+        return;
+    };
+    for slot in [8, u32::MAX] {
+        gated.record(slot);
+        assert_eq!(gated.run(&udp(b"hello").bytes()), PASS);
+        assert_eq!(gated.usage().entered, 1);
+    }
+}
+
+#[test]
+fn held_frames_come_whole_with_their_numbers() {
+    let Some(mut gated) = Gated::load() else {
+        return;
+    };
+    gated.hold();
+    let frames: Vec<Vec<u8>> = [0, 1, 8, 100, 1400, 3000]
+        .into_iter()
+        .map(|length: u16| udp(&(0..length).map(|at| at as u8).collect::<Vec<_>>()))
+        .chain([udp(b"tagged").with(|frame| frame.vlan = Some(7))])
+        .map(|frame| frame.bytes())
+        .collect();
+    for frame in &frames {
+        assert_eq!(gated.run(frame), SHOT);
+    }
+    let held = gated.held();
+    assert_eq!(held.len(), frames.len());
+    let mut before_ns = 0;
+    for ((number, frame), (head, bytes)) in (1..).zip(&frames).zip(&held) {
+        assert_eq!(head.number, number);
+        assert_eq!(head.ifindex, IFINDEX);
+        assert_eq!(head.length as usize, frame.len());
+        assert_eq!((head.vlan, head.segment_bytes, head.pad), (0, 0, 0));
+        assert!(head.at_ns > before_ns);
+        before_ns = head.at_ns;
+        assert_eq!(bytes, frame);
+    }
+    let count = frames.len() as u64;
+    assert_eq!(gated.kernel.counted(), [(Counter::HeldFrames, count)]);
+    assert_eq!(gated.delivered(), [], "nothing was delivered");
+}
+
+#[test]
+fn aggregated_frame_is_held_with_the_size_of_its_packets() {
+    let Some(mut gated) = Gated::load() else {
+        return;
+    };
+    gated.hold();
+    let frame = udp(&[7; 1000]).bytes();
+    let context = [(CONTEXT_SEGMENTS, 4), (CONTEXT_SEGMENT_BYTES, 250)];
+    assert_eq!(gated.kernel.run_in("gate", &frame, &context), SHOT);
+    assert_eq!(gated.held()[0].0.segment_bytes, 250);
+}
+
+#[test]
+fn gate_opens_exactly_when_no_held_frame_waits() {
+    let Some(mut gated) = Gated::load() else {
+        return;
+    };
+    let frame = udp(b"hello").bytes();
+    gated.hold();
+    assert_eq!(gated.run(&frame), SHOT);
+    assert_eq!(gated.run(&frame), SHOT);
+    for replayed in [0, 1, 3] {
+        gated.replayed(replayed);
+        let held = gated.usage().held;
+        assert_eq!(gated.run(&frame), SHOT, "{replayed} of {held}");
+    }
+    let held = gated.usage().held;
+    assert_eq!(held, 5);
+    gated.replayed(held);
+    assert_eq!(gated.usage().held, held, "a frame opens it, not the agent");
+    assert_eq!(gated.run(&frame), PASS);
+    assert_eq!(gated.usage().held, held | GateUsage::OPEN);
+    for replayed in [held, 0, Gate::CLOSED] {
+        gated.replayed(replayed);
+        assert_eq!(gated.run(&frame), PASS, "it stays open");
+    }
+    assert_eq!(gated.held().len(), 5);
+    let delivered = gated.delivered_of(IFINDEX, stream((5000, 5004), 0));
+    assert_eq!(delivered.packets, 4);
+    gated.hold();
+    assert_eq!(gated.run(&frame), SHOT, "another handover");
+}
+
+#[test]
+fn gate_that_never_held_opens_at_the_first_frame() {
+    let Some(mut gated) = Gated::load() else {
+        return;
+    };
+    gated.hold();
+    gated.replayed(0);
+    assert_eq!(gated.run(&udp(b"hello").bytes()), PASS);
+    assert_eq!(gated.usage().held, GateUsage::OPEN);
+}
+
+#[test]
+fn full_ring_buffer_is_counted_and_the_numbers_go_on() {
+    let Some(mut gated) = Gated::load_with(&[("HELD", 1 << 16)]) else {
+        return;
+    };
+    gated.hold();
+    let frame = udp(&[7; 1400]).bytes();
+    for _ in 0..100 {
+        assert_eq!(gated.run(&frame), SHOT);
+    }
+    let held = gated.held();
+    let lost = 100 - held.len() as u64;
+    assert!(lost > 0);
+    let usage = GateUsage {
+        held: 100,
+        lost,
+        ..GateUsage::default()
+    };
+    assert_eq!(gated.usage(), usage);
+    let count = held.len() as u64;
+    let counted = [(Counter::HeldFrames, count), (Counter::HeldLost, lost)];
+    assert_eq!(gated.kernel.counted(), counted);
+    assert_eq!(gated.run(&frame), SHOT);
+    assert_eq!(gated.held()[0].0.number, 101);
+}
+
+#[test]
+fn gate_without_usage_lets_everything_through() {
+    let Some(mut gated) = Gated::load() else {
+        return;
+    };
+    let frame = udp(b"hello").bytes();
+    for mode in [GateMode::Hold, GateMode::Record] {
+        gated.set(IFINDEX, mode, Gate::CLOSED, 0);
+        gated.kernel.remove::<u32, GateUsage>("GATE_USAGE", IFINDEX);
+        assert_eq!(gated.run(&frame), PASS);
+    }
+    assert_eq!(gated.kernel.counted(), [(Counter::GateUnready, 2)]);
+    let delivered = gated.delivered_of(IFINDEX, stream((5000, 5004), 0));
+    assert_eq!(delivered.packets, 2);
+}
+
+#[test]
+fn unknown_mode_lets_everything_through() {
+    let Some(mut gated) = Gated::load() else {
+        return;
+    };
+    gated.hold();
+    let gate = Gate {
+        replayed: Gate::CLOSED,
+        mode: 3,
+        slot: 0,
+    };
+    gated.kernel.insert("GATES", IFINDEX, gate);
+    assert_eq!(gated.run(&udp(b"hello").bytes()), PASS);
+    assert_eq!(gated.usage(), GateUsage::default());
+}
+
+#[test]
+fn ports_do_not_disturb_each_other() {
+    if !netns::privileged() {
+        return;
+    }
+    let namespace = netns::Namespace::new("gates");
+    for port in ["port1", "port2", "port3"] {
+        namespace.ip(&format!("link add {port} type bridge"));
+    }
+    let ports = ["port1", "port2", "port3"].map(|port| namespace.ifindex(port));
+    let [holding, recording, normal] = ports;
+    namespace.run(|| {
+        let mut gated = Gated::load().unwrap();
+        gated.set(holding, GateMode::Hold, Gate::CLOSED, 0);
+        gated.set(recording, GateMode::Record, Gate::CLOSED, 0);
+        let frame = udp(b"hello").bytes();
+        for _ in 0..3 {
+            assert_eq!(gated.run_into(holding, &frame), SHOT);
+            assert_eq!(gated.run_into(recording, &frame), PASS);
+            assert_eq!(gated.run_into(normal, &frame), PASS);
+        }
+        assert_eq!(gated.usage_of(holding).held, 3);
+        assert_eq!(gated.usage_of(recording).held, 0);
+        assert_eq!(gated.usage_of(recording).entered, 3);
+        assert_eq!(gated.usage_of(holding).entered, 0);
+        let held = gated.held();
+        assert!(held.iter().all(|(head, _)| head.ifindex == holding));
+        let stream = stream((5000, 5004), 0);
+        let keys: Vec<DeliveredKey> = gated.delivered().iter().map(|(key, _)| *key).collect();
+        let expected = [recording, normal].map(|ifindex| DeliveredKey { ifindex, stream });
+        assert_eq!(keys, expected);
+    });
+}

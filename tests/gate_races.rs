@@ -1,0 +1,190 @@
+//! `gate` on several processors at once: it opens once for all of them, and no frame is lost or
+//! comes twice.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "helpers of tests may panic like tests"
+)]
+
+#[path = "support/frame.rs"]
+mod frame;
+#[path = "support/gate.rs"]
+mod gate;
+#[path = "support/mod.rs"]
+mod support;
+#[path = "support/test_run.rs"]
+mod test_run;
+
+use std::hint;
+use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::{self, ScopedJoinHandle};
+use std::time::{Duration, Instant};
+
+use aya::maps::{MapData, RingBuf};
+use common::maps::{Delivered, DeliveredKey, GateUsage};
+use frame::Frame;
+use gate::Gated;
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
+use support::{PASS, SHOT};
+
+/// How long the gate may take to open.
+const DEADLINE: Duration = Duration::from_secs(20);
+/// Threads that send at the same time, each on a processor of its own where there are enough.
+const SENDERS: usize = 3;
+/// Times that the gate opens.
+const ROUNDS: usize = 100;
+/// Frames that are held before any of them is replayed.
+const BEFORE: usize = 10;
+/// Frames that each thread sends after it has seen the gate open.
+const AFTER: u64 = 20;
+
+/// Frames of one thread.
+#[derive(Default)]
+struct Sent {
+    held: u64,
+    passed: u64,
+}
+
+#[test]
+fn frames_are_held_until_the_agent_has_replayed_all_and_never_after() {
+    let Some(mut gated) = Gated::load() else {
+        return;
+    };
+    let program = gated.kernel.program_fd("gate");
+    let frame = Frame::udp("2001:db8::1", "ff3e::1", (1, 2), &[7; 200]).bytes();
+    let mut ring = RingBuf::try_from(gated.kernel.take_map("HELD")).unwrap();
+    for _ in 0..ROUNDS {
+        gated.hold();
+        gated.kernel.clear::<DeliveredKey, Delivered>("DELIVERED");
+        let open = AtomicBool::new(false);
+        let (mut numbers, sent) = thread::scope(|scope| {
+            let senders: Vec<_> = (0..SENDERS)
+                .map(|processor| {
+                    let (frame, open) = (&frame, &open);
+                    scope.spawn(move || send(program, frame, processor, open))
+                })
+                .collect();
+            // The agent: what it has taken out is replayed.
+            let mut numbers: Vec<u64> = Vec::new();
+            while !senders.iter().all(ScopedJoinHandle::is_finished) {
+                let before = numbers.len();
+                take(&mut ring, &mut numbers);
+                if numbers.len() >= BEFORE && numbers.len() > before {
+                    gated.replayed(numbers.len() as u64);
+                }
+            }
+            let sent: Vec<Sent> = senders
+                .into_iter()
+                .map(|sender| sender.join().unwrap())
+                .collect();
+            (numbers, sent)
+        });
+        take(&mut ring, &mut numbers);
+        let held: u64 = sent.iter().map(|sent| sent.held).sum();
+        let passed: u64 = sent.iter().map(|sent| sent.passed).sum();
+        assert!(numbers.len() >= BEFORE);
+        numbers.sort_unstable();
+        assert_eq!(numbers, (1..=held).collect::<Vec<_>>(), "each once");
+        assert_eq!(gated.delivered()[0].1.packets, passed);
+        let usage = gated.usage();
+        assert_eq!(usage.lost, 0);
+        assert!(usage.held & GateUsage::OPEN != 0);
+    }
+}
+
+/// Takes held frames out of the ring buffer; notes their numbers.
+fn take(ring: &mut RingBuf<MapData>, numbers: &mut Vec<u64>) {
+    while let Some(record) = ring.next() {
+        numbers.push(gate::held(&record).0.number);
+    }
+}
+
+/// Sends until the gate has been open for a while.
+fn send(program: RawFd, frame: &[u8], processor: usize, open: &AtomicBool) -> Sent {
+    pin_to(processor);
+    let deadline = Instant::now() + DEADLINE;
+    let mut sent = Sent::default();
+    while sent.passed < AFTER {
+        // Whether any thread has seen it open before this frame comes.
+        let was_open = open.load(Ordering::SeqCst);
+        match test_run::verdict(program, frame, 1).unwrap() {
+            PASS => {
+                open.store(true, Ordering::SeqCst);
+                sent.passed += 1;
+            }
+            SHOT => {
+                assert!(!was_open, "held although it was open");
+                sent.held += 1;
+            }
+            verdict => panic!("verdict {verdict}"),
+        }
+        assert!(Instant::now() < deadline, "the gate does not open");
+        thread::yield_now();
+    }
+    sent
+}
+
+/// Times that the gate may open in the middle of frames from two processors.
+const CROSSINGS: u32 = 1000;
+/// Frames from each of them.
+const FRAMES: u32 = 200;
+/// The gate opens after so many, if a frame finds just as many held.
+const OPENS_AFTER: u64 = 150;
+
+#[test]
+fn no_frame_is_held_by_one_processor_while_another_opens_the_gate() {
+    let Some(mut gated) = Gated::load() else {
+        return;
+    };
+    let program = gated.kernel.program_fd("gate");
+    let frame = Frame::udp("2001:db8::1", "ff3e::1", (1, 2), &[7; 20]).bytes();
+    let mut ring = RingBuf::try_from(gated.kernel.take_map("HELD")).unwrap();
+    let mut opened = 0;
+    for _ in 0..CROSSINGS {
+        gated.hold();
+        gated.replayed(OPENS_AFTER);
+        let waiting = AtomicUsize::new(2);
+        thread::scope(|scope| {
+            for processor in 0..2 {
+                let (frame, waiting) = (&frame, &waiting);
+                scope.spawn(move || {
+                    pin_to(processor);
+                    waiting.fetch_sub(1, Ordering::SeqCst);
+                    while waiting.load(Ordering::SeqCst) > 0 {
+                        hint::spin_loop();
+                    }
+                    test_run::verdict(program, frame, FRAMES).unwrap();
+                });
+            }
+        });
+        let mut numbers = Vec::new();
+        take(&mut ring, &mut numbers);
+        numbers.sort_unstable();
+        let usage = gated.usage();
+        // Where two frames came at the same moment, the count was never what it opens at.
+        let held = if usage.held & GateUsage::OPEN == 0 {
+            2 * u64::from(FRAMES)
+        } else {
+            opened += 1;
+            OPENS_AFTER
+        };
+        assert_eq!(numbers, (1..=held).collect::<Vec<_>>(), "{usage:?}");
+    }
+    println!("opened {opened} times of {CROSSINGS}");
+    assert!(opened > 0);
+}
+
+/// Keeps this thread on one of the processors that it may use.
+fn pin_to(processor: usize) {
+    let this = Pid::from_raw(0);
+    let allowed = sched_getaffinity(this).unwrap();
+    let processors: Vec<usize> = (0..CpuSet::count())
+        .filter(|processor| allowed.is_set(*processor).unwrap())
+        .collect();
+    let mut set = CpuSet::new();
+    set.set(processors[processor % processors.len()]).unwrap();
+    sched_setaffinity(this, &set).unwrap();
+}

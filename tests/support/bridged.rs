@@ -1,0 +1,107 @@
+//! A TAP behind a bridge, and frames on their way into it.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "a module of several test files, each of which uses a part"
+)]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+use std::fs::File;
+use std::io::Read as _;
+
+use common::maps::StreamKey;
+use roamcast::datapath::{Datapath, DatapathConfig};
+
+use super::frame::{Frame, address};
+use super::host::LIMITS;
+use super::netns::{Namespace, wait_for};
+use super::tap;
+use super::wire::Wire;
+
+pub(crate) const GROUP: &str = "ff3e:1::1234";
+/// Of a scope that no gate looks at.
+const PROBE: &str = "ff02::1234";
+pub(crate) const SOURCE: &str = "2001:db8::1";
+
+/// A host with a TAP that a sender reaches through a bridge.
+pub(crate) struct Bridged {
+    pub(crate) host: Namespace,
+    /// Where the sender is.
+    _network: Namespace,
+    tap: File,
+    pub(crate) ifindex: u32,
+    /// Into the bridge.
+    pub(crate) sender: Wire,
+}
+
+impl Bridged {
+    pub(crate) fn new() -> Self {
+        let (host, network) = (Namespace::new("host"), Namespace::new("network"));
+        host.add_bridge("br0");
+        host.add_peer("br0", "up0", &network, "n0");
+        let tap = host.run(|| tap::open("vnet0"));
+        host.ip("link set vnet0 master br0 up");
+        let ifindex = host.ifindex("vnet0");
+        let n0 = network.ifindex("n0");
+        let sender = network.run(|| Wire::new(n0));
+        let bridged = Self {
+            host,
+            _network: network,
+            tap,
+            ifindex,
+            sender,
+        };
+        // The kernel takes a while to notice that the link is up.
+        let probe = Frame::udp(SOURCE, PROBE, (1, 2), b"probe").bytes();
+        wait_for("the bridge", || {
+            bridged.sender.send(&probe);
+            bridged.received().contains(&probe).then_some(())
+        });
+        bridged
+    }
+
+    /// Frames that have come out of the TAP, as the VM would get them.
+    pub(crate) fn received(&self) -> Vec<Vec<u8>> {
+        let mut frames = Vec::new();
+        let mut frame = vec![0; 65_536];
+        while let Ok(length) = (&self.tap).read(&mut frame) {
+            frames.push(frame[..length].to_vec());
+        }
+        frames
+    }
+
+    /// Waits until a frame comes out of the TAP; returns those of the flow that came up to it.
+    pub(crate) fn received_up_to(&self, last: &[u8]) -> Vec<Vec<u8>> {
+        let mut frames = Vec::new();
+        wait_for("the last frame", || {
+            frames.extend(self.received());
+            frames.iter().any(|frame| frame == last).then_some(())
+        });
+        frames.retain(|frame| frame.get(38..54) == Some(&address(GROUP)));
+        frames
+    }
+
+    /// The data path of an agent, on the TAP.
+    pub(crate) fn attach(&self, config: &DatapathConfig) -> Datapath {
+        let datapath = Datapath::load(config).unwrap();
+        datapath
+            .attach_port(self.ifindex, "vnet0", &LIMITS)
+            .unwrap();
+        datapath
+    }
+}
+
+pub(crate) fn udp(payload: &[u8]) -> Vec<u8> {
+    Frame::udp(SOURCE, GROUP, (5000, 5004), payload).bytes()
+}
+
+pub(crate) fn stream(vlan: u16) -> StreamKey {
+    StreamKey {
+        multicast_address: address(GROUP),
+        source: address(SOURCE),
+        source_port: 5000,
+        destination_port: 5004,
+        vlan,
+        pad: 0,
+    }
+}

@@ -1,0 +1,124 @@
+//! `gate` by program test-run: its maps, and what it leaves in them.
+
+#![allow(
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "what fails here is the test that asked for it"
+)]
+#![allow(dead_code, reason = "shared by several test targets")]
+
+use common::maps::{
+    Delivered, DeliveredKey, Gate, GateMode, GateRecord, GateUsage, HeldFrame, StreamKey,
+};
+
+use crate::support::{CONTEXT_IFINDEX, IFINDEX, Kernel};
+
+/// The programs, of which `gate` runs.
+pub(crate) struct Gated {
+    pub(crate) kernel: Kernel,
+}
+
+impl Gated {
+    /// In normal mode; `None` where that is not permitted.
+    pub(crate) fn load() -> Option<Self> {
+        Self::load_with(&[])
+    }
+
+    /// The same, with maps of another capacity.
+    pub(crate) fn load_with(capacities: &[(&'static str, u32)]) -> Option<Self> {
+        let kernel = Kernel::load_with(capacities)?;
+        Some(Self { kernel })
+    }
+
+    /// Puts a port into a mode. What it has counted starts from 0.
+    pub(crate) fn set(&mut self, ifindex: u32, mode: GateMode, replayed: u64, slot: u32) {
+        self.kernel
+            .insert("GATE_USAGE", ifindex, GateUsage::default());
+        let gate = Gate {
+            replayed,
+            mode: mode as u32,
+            slot,
+        };
+        self.kernel.insert("GATES", ifindex, gate);
+    }
+
+    /// Records in a slot.
+    pub(crate) fn record(&mut self, slot: u32) {
+        self.set(IFINDEX, GateMode::Record, Gate::CLOSED, slot);
+    }
+
+    /// Holds.
+    pub(crate) fn hold(&mut self) {
+        self.set(IFINDEX, GateMode::Hold, Gate::CLOSED, 0);
+    }
+
+    /// Says how many held frames are replayed.
+    pub(crate) fn replayed(&mut self, replayed: u64) {
+        let gate = Gate {
+            replayed,
+            mode: GateMode::Hold as u32,
+            slot: 0,
+        };
+        self.kernel.insert("GATES", IFINDEX, gate);
+    }
+
+    /// The verdict about a frame.
+    pub(crate) fn run(&mut self, frame: &[u8]) -> i32 {
+        self.run_into(IFINDEX, frame)
+    }
+
+    /// The same at another port, which has to exist.
+    pub(crate) fn run_into(&mut self, ifindex: u32, frame: &[u8]) -> i32 {
+        self.kernel
+            .run_in("gate", frame, &[(CONTEXT_IFINDEX, ifindex)])
+    }
+
+    pub(crate) fn usage(&mut self) -> GateUsage {
+        self.usage_of(IFINDEX)
+    }
+
+    pub(crate) fn usage_of(&mut self, ifindex: u32) -> GateUsage {
+        self.kernel.entry("GATE_USAGE", ifindex).unwrap()
+    }
+
+    /// All flows, sorted.
+    pub(crate) fn delivered(&mut self) -> Vec<(DeliveredKey, Delivered)> {
+        let mut delivered = self.kernel.read("DELIVERED");
+        delivered.sort_unstable_by_key(|(key, _)| *key);
+        delivered
+    }
+
+    /// What was delivered of one flow.
+    pub(crate) fn delivered_of(&mut self, ifindex: u32, stream: StreamKey) -> Delivered {
+        let key = DeliveredKey { ifindex, stream };
+        self.kernel.entry("DELIVERED", key).unwrap_or_default()
+    }
+
+    /// The first records of the first slot, as they lie.
+    pub(crate) fn records(&mut self, count: u32) -> Vec<GateRecord> {
+        self.kernel.array("GATE_RECORDS", count)
+    }
+
+    /// Takes the frames that are held.
+    pub(crate) fn held(&mut self) -> Vec<(HeldFrame, Vec<u8>)> {
+        let records = self.kernel.ring("HELD");
+        records.iter().map(|record| held(record)).collect()
+    }
+}
+
+/// Head and frame of a record of `HELD`, field by field.
+pub(crate) fn held(record: &[u8]) -> (HeldFrame, Vec<u8>) {
+    let u64_at = |at: usize| u64::from_ne_bytes(record[at..at + 8].try_into().unwrap());
+    let u32_at = |at: usize| u32::from_ne_bytes(record[at..at + 4].try_into().unwrap());
+    let u16_at = |at: usize| u16::from_ne_bytes(record[at..at + 2].try_into().unwrap());
+    let head = HeldFrame {
+        number: u64_at(0),
+        at_ns: u64_at(8),
+        ifindex: u32_at(16),
+        length: u32_at(20),
+        vlan: u16_at(24),
+        segment_bytes: u16_at(26),
+        pad: u32_at(28),
+    };
+    (head, record[32..].to_vec())
+}
