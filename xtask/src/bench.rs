@@ -25,6 +25,8 @@ use crate::setup;
 pub(crate) enum Verb {
     /// Cost of the `snoop` program, and of 64 VMs of 1,000 addresses each
     Snoop(Output),
+    /// Cost of the `gate` program for a frame into a TAP, while its VM stays and while it moves
+    Gate(Output),
     /// A relayed stream's way to 1, 4 and 16 TAPs: CPU time and rate, against other ways
     Relay(relay::RelayArgs),
     /// A relay with 1, 10 and 100 subscribers: CPU time and rate, against a sendmmsg loop
@@ -76,22 +78,24 @@ struct Signalling {
 pub(crate) fn run(verb: &Verb) -> Result<()> {
     setup::ensure()?;
     match verb {
-        Verb::Snoop(output) => snoop(output),
+        Verb::Snoop(output) => program("snoop", output),
+        Verb::Gate(output) => program("gate", output),
         Verb::Relay(arguments) => relay::relay(arguments),
         Verb::Replicate(arguments) => relay::replicate(arguments),
         Verb::Signalling(arguments) => signalling(arguments),
     }
 }
 
-fn snoop(output: &Output) -> Result<()> {
+/// Runs the bench of a program, which prints what it finds.
+fn program(name: &str, output: &Output) -> Result<()> {
     let mut command = workspace("bench");
-    command.args(["--bench", "bench_snoop", "--"]);
+    command.args(["--bench", &format!("bench_{name}"), "--"]);
     if let Some(path) = &output.report {
         // The bench runs in its package's folder.
         let path = std::path::absolute(path)?;
         command.arg("--report").arg(path);
     }
-    step("bench snoop", &mut command)
+    step(&format!("bench {name}"), &mut command)
 }
 
 fn signalling(arguments: &SignallingArgs) -> Result<()> {

@@ -1,0 +1,215 @@
+//! What `gate` costs, by program test-run: nanoseconds for each frame on its way into a TAP.
+//!
+//! `--report FILE` writes the numbers as JSON too.
+
+#![allow(unsafe_code, reason = "the bench has a network namespace of its own")]
+#![allow(
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a bench that can't run has to stop"
+)]
+
+#[path = "support/frame.rs"]
+mod frame;
+#[path = "support/gate.rs"]
+mod gate;
+#[path = "support/host.rs"]
+mod host;
+#[path = "support/netns.rs"]
+mod netns;
+#[path = "support/relay.rs"]
+mod relay;
+#[path = "support/mod.rs"]
+mod support;
+#[path = "support/tap.rs"]
+mod tap;
+#[path = "support/wire.rs"]
+mod wire;
+
+use std::fs::File;
+use std::io::Write as _;
+use std::process::Command;
+use std::time::Instant;
+
+use common::counter::Counter;
+use common::maps::RECORDS_PER_SLOT;
+use frame::Frame;
+use gate::Gated;
+use host::{LIMITS, config};
+use netns::Namespace;
+use relay::Relayed;
+use roamcast::datapath::Datapath;
+use serde::Serialize;
+use wire::Wire;
+
+/// Runs of one measurement; what they hold fits in `HELD`.
+const RUNS: u32 = 4000;
+/// Measurements, of which the median counts.
+const ROUNDS: usize = 101;
+/// UDP payload, bytes.
+const PAYLOAD_BYTES: [usize; 2] = [100, 1400];
+/// What a frame may cost where no VM moves.
+const BUDGET_NS: u64 = 100;
+
+/// All numbers of one bench.
+#[derive(Serialize)]
+struct Results {
+    kernel: String,
+    budget_ns: u64,
+    costs: Vec<Cost>,
+    /// Time to read a slot full of records, microseconds: the median of the rounds.
+    read_records_us: u64,
+}
+
+/// Cost of one kind of frame.
+#[derive(Serialize)]
+struct Cost {
+    mode: &'static str,
+    frame: &'static str,
+    payload_bytes: usize,
+    /// Median of the rounds.
+    ns_per_frame: u64,
+    /// Fastest and slowest round.
+    range_ns: [u64; 2],
+}
+
+fn main() {
+    // SAFETY: no thread has been started, and the namespace is this process's own.
+    assert_eq!(
+        unsafe { libc::unshare(libc::CLONE_NEWNET) },
+        0,
+        "Needs root"
+    );
+    let status = Command::new("ip")
+        .args(["link", "set", "lo", "up"])
+        .status();
+    assert!(status.unwrap().success());
+    let results = Results {
+        kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease")
+            .unwrap()
+            .trim()
+            .to_owned(),
+        budget_ns: BUDGET_NS,
+        costs: PAYLOAD_BYTES.into_iter().flat_map(costs).collect(),
+        read_records_us: read_records(),
+    };
+    println!(
+        "{:<10} {:<28} {:>8} {:>13} {:>12}",
+        "Mode", "frame", "payload", "ns per frame", "range"
+    );
+    for cost in &results.costs {
+        println!(
+            "{:<10} {:<28} {:>8} {:>13} {:>12}",
+            cost.mode,
+            cost.frame,
+            cost.payload_bytes,
+            cost.ns_per_frame,
+            format!("{}-{}", cost.range_ns[0], cost.range_ns[1])
+        );
+    }
+    println!(
+        "{RECORDS_PER_SLOT} records are read in {} us",
+        results.read_records_us
+    );
+    let mut arguments = std::env::args().skip_while(|argument| argument != "--report");
+    if let Some(file) = arguments.nth(1) {
+        let json = serde_json::to_string_pretty(&results).unwrap();
+        File::create(file)
+            .unwrap()
+            .write_all(json.as_bytes())
+            .unwrap();
+    }
+}
+
+fn costs(payload_bytes: usize) -> Vec<Cost> {
+    let payload = vec![7; payload_bytes];
+    let relayed = Relayed::usual();
+    let stream = relayed.native(&payload);
+    let unicast = relayed.datagram(&payload);
+    let link_local = Frame::udp("fe80::1", "ff02::fb", (5353, 5353), &payload).bytes();
+    let tagged = Frame::udp("2001:db8::1", "ff3e::1234", (1, 2), &payload)
+        .with(|frame| frame.vlan = Some(7))
+        .bytes();
+    let normal: fn(&mut Gated) = |_| ();
+    let record: fn(&mut Gated) = |gated| gated.record(0);
+    let hold: fn(&mut Gated) = Gated::hold;
+    let open: fn(&mut Gated) = |gated| {
+        gated.hold();
+        gated.replayed(0);
+    };
+    let cases = [
+        ("normal", normal, "multicast", &stream),
+        ("normal", normal, "multicast, tag in the frame", &tagged),
+        ("normal", normal, "link-local multicast", &link_local),
+        ("normal", normal, "unicast", &unicast),
+        ("record", record, "multicast", &stream),
+        ("record", record, "unicast", &unicast),
+        ("hold", hold, "multicast", &stream),
+        ("hold", hold, "unicast", &unicast),
+        ("hold, open", open, "multicast", &stream),
+    ];
+    cases
+        .into_iter()
+        .map(|(mode, prepare, name, frame)| {
+            let mut gated = Gated::load().unwrap_or_else(|| panic!("Needs root"));
+            prepare(&mut gated);
+            measure(&mut gated, mode, name, payload_bytes, frame)
+        })
+        .collect()
+}
+
+/// Fills a slot by frames into a TAP, which nobody reads, and reads it as the agent does.
+fn read_records() -> u64 {
+    let host = Namespace::new("bench");
+    let _tap = host.run(|| tap::open("vnet0"));
+    host.ip("link set vnet0 up");
+    let ifindex = host.ifindex("vnet0");
+    host.run_with_bpffs(|bpffs| {
+        let datapath = Datapath::load(&config(bpffs)).unwrap();
+        datapath.attach_port(ifindex, "vnet0", &LIMITS).unwrap();
+        let slot = datapath.gate_record(ifindex).unwrap();
+        let sender = Wire::new(ifindex);
+        let frame = Relayed::usual().native(&[7; 100]);
+        for _ in 0..RECORDS_PER_SLOT {
+            // A full queue is told.
+            let _ = sender.try_send(&frame);
+        }
+        let mut rounds: Vec<u64> = (0..ROUNDS)
+            .map(|_| {
+                let started = Instant::now();
+                let (_, usage) = datapath.gate(ifindex).unwrap().unwrap();
+                let records = datapath.gate_records(slot, &usage).unwrap();
+                assert_eq!(records.len(), RECORDS_PER_SLOT as usize);
+                u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX)
+            })
+            .collect();
+        rounds.sort_unstable();
+        rounds[ROUNDS / 2]
+    })
+}
+
+fn measure(
+    gated: &mut Gated,
+    mode: &'static str,
+    frame: &'static str,
+    payload_bytes: usize,
+    bytes: &[u8],
+) -> Cost {
+    let mut rounds: Vec<u64> = (0..ROUNDS)
+        .map(|_| {
+            let time = gated.kernel.repeatedly("gate", bytes, RUNS);
+            gated.kernel.ring("HELD");
+            u64::try_from(time.as_nanos()).unwrap_or(u64::MAX) / u64::from(RUNS)
+        })
+        .collect();
+    rounds.sort_unstable();
+    let lost = gated.kernel.counter(Counter::HeldLost);
+    assert_eq!(lost, 0, "frames found no room");
+    Cost {
+        mode,
+        frame,
+        payload_bytes,
+        ns_per_frame: rounds[ROUNDS / 2],
+        range_ns: [rounds[0], rounds[ROUNDS - 1]],
+    }
+}
