@@ -167,7 +167,7 @@ fn read_records() -> u64 {
     host.run_with_bpffs(|bpffs| {
         let datapath = Datapath::load(&config(bpffs)).unwrap();
         datapath.attach_port(ifindex, "vnet0", &LIMITS).unwrap();
-        let slot = datapath.gate_record(ifindex).unwrap();
+        let slot = datapath.gate_record(ifindex, false).unwrap();
         let sender = Wire::new(ifindex);
         let frame = Relayed::usual().native(&[7; 100]);
         for _ in 0..RECORDS_PER_SLOT {

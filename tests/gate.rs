@@ -192,16 +192,13 @@ fn frames_are_held_while_the_agent_is_away() {
         assert_eq!(waiting, frames);
         let attachments = datapath.attachments();
         assert!(attachments.iter().all(|attachment| attachment.adopted));
-        let gate = Gate {
-            replayed: Gate::CLOSED,
-            mode: GateMode::Hold as u32,
-            slot: 0,
-        };
         let usage = GateUsage {
             held: 2,
             ..GateUsage::default()
         };
-        assert_eq!(datapath.gates().unwrap(), [(ifindex, gate, usage)]);
+        let gates = datapath.gates().unwrap();
+        assert_eq!(gates.len(), 1);
+        assert_eq!(gates[0], (ifindex, Gate::hold(gates[0].1.until_ns), usage));
     });
 }
 
@@ -225,15 +222,19 @@ fn each_recording_has_a_slot_of_its_own_as_long_as_there_are_some() {
             }
         };
         let datapath = Datapath::load(&config).unwrap();
-        let early = datapath.gate_record(ports[0]).unwrap_err();
+        let early = datapath.gate_record(ports[0], false).unwrap_err();
         assert!(matches!(early, DatapathError::NoPort(_)), "{early}");
         let early = datapath.gate_hold(ports[0]).unwrap_err();
         assert!(matches!(early, DatapathError::NoPort(_)), "{early}");
         attach(&datapath);
-        assert_eq!(datapath.gate_record(ports[0]).unwrap(), 0);
+        assert_eq!(datapath.gate_record(ports[0], false).unwrap(), 0);
         datapath.gate_hold(ports[2]).unwrap();
-        assert_eq!(datapath.gate_record(ports[1]).unwrap(), 1);
-        assert_eq!(datapath.gate_record(ports[0]).unwrap(), 0, "begun anew");
+        assert_eq!(datapath.gate_record(ports[1], false).unwrap(), 1);
+        assert_eq!(
+            datapath.gate_record(ports[0], false).unwrap(),
+            0,
+            "begun anew"
+        );
         drop(datapath);
 
         // Slots in use are those of the gates that are there, not those of the config.
@@ -241,13 +242,13 @@ fn each_recording_has_a_slot_of_its_own_as_long_as_there_are_some() {
         let datapath = Datapath::load(&config).unwrap();
         attach(&datapath);
         assert_eq!(datapath.gates().unwrap().len(), 3);
-        let full = datapath.gate_record(ports[2]).unwrap_err();
+        let full = datapath.gate_record(ports[2], false).unwrap_err();
         assert!(matches!(full, DatapathError::NoRecordSlot { slots: 2, .. }));
         assert!(full.to_string().contains("record_slots"), "{full}");
         let (gate, _) = datapath.gate(ports[2]).unwrap().unwrap();
         assert_eq!(gate.mode, GateMode::Hold as u32, "as it was");
         datapath.gate_clear(ports[0]).unwrap();
-        assert_eq!(datapath.gate_record(ports[2]).unwrap(), 0);
+        assert_eq!(datapath.gate_record(ports[2], false).unwrap(), 0);
     });
     drop(taps);
 }
@@ -261,7 +262,7 @@ fn records_are_read_in_order_while_frames_come() {
     setup.host.run_with_bpffs(|bpffs| {
         let datapath = setup.attach(&config(bpffs));
         let ifindex = setup.ifindex;
-        let slot = datapath.gate_record(ifindex).unwrap();
+        let slot = datapath.gate_record(ifindex, false).unwrap();
         let read = || {
             let (_, usage) = datapath.gate(ifindex).unwrap().unwrap();
             datapath.gate_records(slot, &usage).unwrap()
@@ -300,7 +301,7 @@ fn records_are_read_in_order_while_frames_come() {
         let records = datapath.gate_records(slot, &usage).unwrap();
         println!("read {} records in {:?}", records.len(), started.elapsed());
         let started = Instant::now();
-        assert_eq!(datapath.gate_record(ifindex).unwrap(), slot);
+        assert_eq!(datapath.gate_record(ifindex, false).unwrap(), slot);
         println!("began anew in {:?}", started.elapsed());
         assert_eq!(read(), []);
         sender.try_send(&udp(&payload(0))).ok();

@@ -18,11 +18,9 @@ mod support;
 
 use common::counter::Counter;
 use common::handover::{fingerprint, flow_hash_of};
-use common::maps::{
-    Delivered, DeliveredKey, Gate, GateMode, GateUsage, RECORDS_PER_SLOT, StreamKey,
-};
+use common::maps::{Delivered, DeliveredKey, Gate, GateUsage, RECORDS_PER_SLOT, StreamKey};
 use frame::{Frame, address};
-use gate::Gated;
+use gate::{Gated, HOLD};
 use support::{CONTEXT_SEGMENT_BYTES, CONTEXT_SEGMENTS, IFINDEX, PASS, SHOT};
 
 const GROUP: &str = "ff3e:1::1234";
@@ -142,9 +140,9 @@ fn what_is_no_multicast_of_routable_scope_passes_uncounted_in_every_mode() {
     let Some(mut gated) = Gated::load() else {
         return;
     };
-    for mode in [None, Some(GateMode::Hold), Some(GateMode::Record)] {
-        if let Some(mode) = mode {
-            gated.set(IFINDEX, mode, Gate::CLOSED, 0);
+    for mode in [None, Some(HOLD), Some(Gate::record(0, true))] {
+        if let Some(gate) = mode {
+            gated.set(IFINDEX, gate);
         }
         for frame in others() {
             assert_eq!(gated.run(&frame), PASS, "{mode:?}: {frame:02x?}");
@@ -357,8 +355,8 @@ fn gate_without_usage_lets_everything_through() {
         return;
     };
     let frame = udp(b"hello").bytes();
-    for mode in [GateMode::Hold, GateMode::Record] {
-        gated.set(IFINDEX, mode, Gate::CLOSED, 0);
+    for gate in [HOLD, Gate::record(0, false)] {
+        gated.set(IFINDEX, gate);
         gated.kernel.remove::<u32, GateUsage>("GATE_USAGE", IFINDEX);
         assert_eq!(gated.run(&frame), PASS);
     }
@@ -368,16 +366,23 @@ fn gate_without_usage_lets_everything_through() {
 }
 
 #[test]
+fn gate_whose_lease_has_ended_lets_everything_through() {
+    let Some(mut gated) = Gated::load() else {
+        return;
+    };
+    gated.set(IFINDEX, Gate::hold(1));
+    assert_eq!(gated.run(&udp(b"hello").bytes()), PASS);
+    assert_eq!(gated.usage(), GateUsage::default());
+    assert_eq!(gated.kernel.counted(), [(Counter::HeldExpired, 1)]);
+}
+
+#[test]
 fn unknown_mode_lets_everything_through() {
     let Some(mut gated) = Gated::load() else {
         return;
     };
     gated.hold();
-    let gate = Gate {
-        replayed: Gate::CLOSED,
-        mode: 3,
-        slot: 0,
-    };
+    let gate = Gate { mode: 3, ..HOLD };
     gated.kernel.insert("GATES", IFINDEX, gate);
     assert_eq!(gated.run(&udp(b"hello").bytes()), PASS);
     assert_eq!(gated.usage(), GateUsage::default());
@@ -396,8 +401,8 @@ fn ports_do_not_disturb_each_other() {
     let [holding, recording, normal] = ports;
     namespace.run(|| {
         let mut gated = Gated::load().unwrap();
-        gated.set(holding, GateMode::Hold, Gate::CLOSED, 0);
-        gated.set(recording, GateMode::Record, Gate::CLOSED, 0);
+        gated.set(holding, HOLD);
+        gated.set(recording, Gate::record(0, false));
         let frame = udp(b"hello").bytes();
         for _ in 0..3 {
             assert_eq!(gated.run_into(holding, &frame), SHOT);

@@ -7,11 +7,12 @@
 )]
 #![allow(dead_code, reason = "shared by several test targets")]
 
-use common::maps::{
-    Delivered, DeliveredKey, Gate, GateMode, GateRecord, GateUsage, HeldFrame, StreamKey,
-};
+use common::maps::{Delivered, DeliveredKey, Gate, GateRecord, GateUsage, HeldFrame, StreamKey};
 
 use crate::support::{CONTEXT_IFINDEX, IFINDEX, Kernel};
+
+/// A gate that holds for ever.
+pub(crate) const HOLD: Gate = Gate::hold(u64::MAX);
 
 /// The programs, of which `gate` runs.
 pub(crate) struct Gated {
@@ -30,36 +31,27 @@ impl Gated {
         Some(Self { kernel })
     }
 
-    /// Puts a port into a mode. What it has counted starts from 0.
-    pub(crate) fn set(&mut self, ifindex: u32, mode: GateMode, replayed: u64, slot: u32) {
+    /// Gives a port a gate. What it has counted starts from 0.
+    pub(crate) fn set(&mut self, ifindex: u32, gate: Gate) {
         self.kernel
             .insert("GATE_USAGE", ifindex, GateUsage::default());
-        let gate = Gate {
-            replayed,
-            mode: mode as u32,
-            slot,
-        };
         self.kernel.insert("GATES", ifindex, gate);
     }
 
     /// Records in a slot.
     pub(crate) fn record(&mut self, slot: u32) {
-        self.set(IFINDEX, GateMode::Record, Gate::CLOSED, slot);
+        self.set(IFINDEX, Gate::record(slot, false));
     }
 
     /// Holds.
     pub(crate) fn hold(&mut self) {
-        self.set(IFINDEX, GateMode::Hold, Gate::CLOSED, 0);
+        self.set(IFINDEX, HOLD);
     }
 
     /// Says how many held frames are replayed.
     pub(crate) fn replayed(&mut self, replayed: u64) {
-        let gate = Gate {
-            replayed,
-            mode: GateMode::Hold as u32,
-            slot: 0,
-        };
-        self.kernel.insert("GATES", IFINDEX, gate);
+        self.kernel
+            .insert("GATES", IFINDEX, Gate { replayed, ..HOLD });
     }
 
     /// The verdict about a frame.

@@ -40,6 +40,7 @@ const PROGRAM: &[&str] = &[
 const NETWORK: &[&str] = &[
     "snoop",
     "gate",
+    "gate_probes",
     "membership",
     "tap_queue",
     "restart",

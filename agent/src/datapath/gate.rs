@@ -150,15 +150,7 @@ impl Datapath {
         for place in gates.places(slot) {
             gates.records.clear(place);
         }
-        let gate = Gate {
-            replayed: Gate::CLOSED,
-            until_ns: 0,
-            mode: GateMode::Record as u32,
-            slot,
-            probes: u32::from(probes),
-            pad: 0,
-        };
-        gates.begin(ifindex, &gate)?;
+        gates.begin(ifindex, &Gate::record(slot, probes))?;
         Ok(slot)
     }
 
@@ -170,15 +162,7 @@ impl Datapath {
     /// [`DatapathError::NoPort`], [`DatapathError::Map`].
     pub fn gate_hold(&self, ifindex: u32) -> Result<(), DatapathError> {
         self.has_gate(ifindex)?;
-        let gate = Gate {
-            replayed: Gate::CLOSED,
-            until_ns: lease_end(),
-            mode: GateMode::Hold as u32,
-            slot: 0,
-            probes: 0,
-            pad: 0,
-        };
-        lock(&self.inner.gates).begin(ifindex, &gate)
+        lock(&self.inner.gates).begin(ifindex, &Gate::hold(lease_end()))
     }
 
     /// Has a gate that holds go on for [`HOLD_LEASE`]; does nothing where there is none.

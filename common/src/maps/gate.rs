@@ -50,6 +50,30 @@ pub struct Gate {
 impl Gate {
     /// Value of [`Gate::replayed`] with which a gate never opens.
     pub const CLOSED: u64 = u64::MAX;
+
+    /// A gate that records in a slot.
+    pub const fn record(slot: u32, probes: bool) -> Self {
+        Self {
+            replayed: Self::CLOSED,
+            until_ns: 0,
+            mode: GateMode::Record as u32,
+            slot,
+            probes: probes as u32,
+            pad: 0,
+        }
+    }
+
+    /// A gate that holds until a moment, unless it is opened before.
+    pub const fn hold(until_ns: u64) -> Self {
+        Self {
+            replayed: Self::CLOSED,
+            until_ns,
+            mode: GateMode::Hold as u32,
+            slot: 0,
+            probes: 0,
+            pad: 0,
+        }
+    }
 }
 
 /// Value of `GATE_USAGE`: 32 bytes, align 8.
