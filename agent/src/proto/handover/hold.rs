@@ -11,7 +11,7 @@ use super::checksum::{split, tagged};
 use super::clock::ClockOffset;
 use super::flow::flow_of;
 use super::flows::Flows;
-use super::judge::Judge;
+use super::judge::{Judge, Message};
 use super::matching::Place;
 use super::report::HoldReport;
 use crate::proto::Timestamp;
@@ -105,9 +105,15 @@ impl Hold {
     pub fn cut(&mut self, now: Timestamp, clock_ns: u64, nic: &NicCut, clock: &ClockOffset) {
         let mut clock = *clock;
         clock.observe(clock_ns, now);
-        let unseen = Judge::unseen(nic, clock_ns, &clock);
+        let message = Message {
+            nic,
+            clock_ns,
+            now,
+            clock,
+        };
+        let unseen = Judge::unseen(&message);
         let judges = nic.flows.iter().map(|flow| {
-            let judge = Judge::of_flow(flow, nic, now, clock_ns, &clock);
+            let judge = Judge::of_flow(flow, &message);
             (stream_of(flow), flow.delivered, judge)
         });
         self.begin_replay(unseen, judges);

@@ -28,6 +28,17 @@ pub(super) enum Verdict {
     },
 }
 
+/// A cut as it came.
+pub(super) struct Message<'a> {
+    pub(super) nic: &'a NicCut,
+    /// When it was sent, by the source's clock.
+    pub(super) clock_ns: u64,
+    /// When it came.
+    pub(super) now: Timestamp,
+    /// The source's clock, this message included.
+    pub(super) clock: ClockOffset,
+}
+
 /// Judges the packets of one flow.
 #[derive(Clone, Debug)]
 pub(super) struct Judge {
@@ -37,72 +48,76 @@ pub(super) struct Judge {
     from: Timestamp,
     /// Until when such may have been delivered.
     doubtful: Timestamp,
-    /// The same of packets that come after those of the source, if the cut may be too early.
-    doubtful_matched: Timestamp,
+    /// When the last packet of the source came there at the earliest.
+    last: Timestamp,
+    /// Until when more packets may have come there that the guest has had; `None` if there are no
+    /// more.
+    unsure: Option<Timestamp>,
     matcher: Option<Matcher>,
     /// Whether a packet has been replayed for its time.
     has_replayed_by_time: bool,
 }
 
-impl Judge {
-    /// For a flow of which the source knows nothing: from when the NIC's last packet came.
-    pub(super) fn unseen(nic: &NicCut, clock_ns: u64, clock: &ClockOffset) -> Self {
-        let newest = newest_ns(nic);
-        let from = match newest {
-            Some(newest) => early(clock, newest) - MARGIN,
-            None => early(clock, clock_ns) - CUT_AGE,
-        };
-        let doubtful = late(clock, newest.unwrap_or(clock_ns)) + MARGIN;
-        Self::by_time(
-            Placed::Unseen,
-            from,
-            doubtful,
-            unsure_until(nic, clock_ns, clock),
-        )
+impl Message<'_> {
+    /// The earliest and the latest moment that a time of the source's may have been.
+    fn moment(&self, theirs_ns: u64) -> [Timestamp; 2] {
+        [self.clock.earliest(theirs_ns), self.clock.latest(theirs_ns)]
+            .map(Option::unwrap_or_default)
     }
 
-    /// For a flow that the source knows, in a message that came at `now`.
+    /// When the last packet of any flow came at the source.
+    fn newest_ns(&self) -> Option<u64> {
+        self.nic.flows.iter().map(|flow| flow.last_ns).max()
+    }
+
+    fn unsure(&self) -> Option<Timestamp> {
+        let [_, sent] = self.moment(self.clock_ns);
+        (self.nic.basis != CutBasis::Count).then_some(sent)
+    }
+}
+
+impl Judge {
+    /// For a flow of which the source knows nothing: from when the NIC's last packet came.
+    pub(super) fn unseen(message: &Message<'_>) -> Self {
+        let newest = message.newest_ns();
+        let (last_ns, margin) = newest.map_or((message.clock_ns, CUT_AGE), |ns| (ns, MARGIN));
+        let [last, latest] = message.moment(last_ns);
+        Self {
+            from: last - margin,
+            unsure: message.unsure(),
+            ..Self::by_time(Placed::Unseen, last, latest + MARGIN)
+        }
+    }
+
+    /// For a flow that the source knows.
     ///
     /// By time, it goes on where the NIC ended, because the guest has had everything that came
     /// before. A flow that had been silent by then allows for more: half of the silence.
-    pub(super) fn of_flow(
-        flow: &FlowCut,
-        nic: &NicCut,
-        now: Timestamp,
-        clock_ns: u64,
-        clock: &ClockOffset,
-    ) -> Self {
-        let newest = newest_ns(nic).unwrap_or(flow.last_ns);
+    pub(super) fn of_flow(flow: &FlowCut, message: &Message<'_>) -> Self {
+        let newest = message.newest_ns().unwrap_or(flow.last_ns);
         let silence = Duration::from_nanos(newest.saturating_sub(flow.last_ns));
-        let from = early(clock, newest) - MARGIN.max(silence / 2);
-        let doubtful = late(clock, flow.last_ns) + MARGIN;
+        let [end, _] = message.moment(newest);
+        let [last, latest] = message.moment(flow.last_ns);
         Self {
-            matcher: Some(Matcher::new(&flow.fingerprints, now)),
-            ..Self::by_time(
-                Placed::Time,
-                from,
-                doubtful,
-                unsure_until(nic, clock_ns, clock),
-            )
+            from: end - MARGIN.max(silence / 2),
+            unsure: message.unsure(),
+            matcher: Some(Matcher::new(&flow.fingerprints, message.now)),
+            ..Self::by_time(Placed::Time, last, latest + MARGIN)
         }
     }
 
     /// Without a cut.
     pub(super) fn blind(now: Timestamp, since: Timestamp) -> Self {
-        Self::by_time(Placed::Blind, since, now, now)
+        Self::by_time(Placed::Blind, since, now)
     }
 
-    fn by_time(
-        by_time: Placed,
-        from: Timestamp,
-        doubtful: Timestamp,
-        doubtful_matched: Timestamp,
-    ) -> Self {
+    fn by_time(by_time: Placed, last: Timestamp, doubtful: Timestamp) -> Self {
         Self {
             by_time,
-            from,
-            doubtful: doubtful.max(doubtful_matched),
-            doubtful_matched,
+            from: last,
+            doubtful,
+            last,
+            unsure: None,
             matcher: None,
             has_replayed_by_time: false,
         }
@@ -143,16 +158,24 @@ impl Judge {
         match found {
             Found::Delivered => Verdict::Drop,
             Found::New => Verdict::Replay {
-                doubtful: at < self.doubtful_matched,
+                doubtful: self.is_unsure(at),
             },
             Found::Unknown if self.is_due(at) => {
                 self.has_replayed_by_time = true;
                 Verdict::Replay {
-                    doubtful: at < self.doubtful,
+                    doubtful: at < self.doubtful || self.is_unsure(at),
                 }
             }
             Found::Unknown => Verdict::Drop,
         }
+    }
+
+    /// Whether the guest may have had a packet of this time because the cut is too early. The
+    /// anchor shows how far the destination's path lags behind.
+    fn is_unsure(&self, at: Timestamp) -> bool {
+        let anchor = self.matcher.as_ref().and_then(Matcher::anchored_at);
+        let lag = anchor.map_or(Duration::ZERO, |anchor| anchor.since(self.last));
+        self.unsure.is_some_and(|until| at < until + lag + MARGIN)
     }
 
     /// Whether a packet of this time is replayed, if nothing else places it.
@@ -162,7 +185,9 @@ impl Judge {
 
     /// Whether the flow is placed by a packet that both ends have.
     pub(super) fn has_anchor(&self) -> bool {
-        self.matcher.as_ref().is_some_and(Matcher::has_anchor)
+        self.matcher
+            .as_ref()
+            .is_some_and(|matcher| matcher.anchored_at().is_some())
     }
 
     /// How the flow was placed.
@@ -173,25 +198,4 @@ impl Judge {
             self.by_time
         }
     }
-}
-
-/// When the last packet of any flow came at the source.
-fn newest_ns(nic: &NicCut) -> Option<u64> {
-    nic.flows.iter().map(|flow| flow.last_ns).max()
-}
-
-/// Until when a packet may have been delivered although it comes after those of the source.
-fn unsure_until(nic: &NicCut, clock_ns: u64, clock: &ClockOffset) -> Timestamp {
-    match nic.basis {
-        CutBasis::Count => Timestamp::default(),
-        CutBasis::Overflow | CutBasis::Time => late(clock, clock_ns),
-    }
-}
-
-fn early(clock: &ClockOffset, theirs_ns: u64) -> Timestamp {
-    clock.earliest(theirs_ns).unwrap_or_default()
-}
-
-fn late(clock: &ClockOffset, theirs_ns: u64) -> Timestamp {
-    clock.latest(theirs_ns).unwrap_or_default()
 }

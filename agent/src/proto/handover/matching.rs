@@ -13,6 +13,11 @@ pub(super) const RECOVERY: Duration = Duration::from_millis(20);
 /// A path lags by no more than this. Later, the same fingerprint is another packet.
 const LAG: Duration = Duration::from_secs(2);
 
+/// So many packets in a row that the source does not have are taken as lost on the way to it. If
+/// more come before one that it has, that is another of the same payload, which the flow repeats
+/// now and then.
+const MISSING_IN_A_ROW: u32 = 16;
+
 /// A place among the held packets: number of the frame, and of the packet within it.
 pub(super) type Place = (u64, u16);
 
@@ -56,20 +61,19 @@ pub(super) struct Matcher {
     /// that the source does not have, because they come before it or never.
     pending: Option<HashMap<u64, u32>>,
     expires: Timestamp,
-    /// Whether all packets have been seen that were held when the cut came.
-    settled: bool,
+    /// The packets that were held when the cut came, until the anchor is chosen.
+    held: Vec<(u64, Place, Timestamp)>,
+    /// Whether all of them have been judged.
+    is_live: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Known {
     /// Its last place in the sequence.
     index: usize,
-    /// How often it is there.
-    copies: u32,
-    /// How often it has come.
-    seen: u32,
-    place: Place,
-    at: Timestamp,
+    /// Whether it is there, or was held, more than once.
+    is_repeated: bool,
+    is_seen: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -86,15 +90,17 @@ impl Matcher {
         let sequence: Vec<u64> = words.iter().map(|word| u64::from_le_bytes(*word)).collect();
         let mut known: HashMap<u64, Known> = HashMap::with_capacity(sequence.len());
         for (index, fingerprint) in sequence.iter().enumerate() {
-            let known = known.entry(*fingerprint).or_insert(Known {
-                index,
-                copies: 0,
-                seen: 0,
-                place: (0, 0),
-                at: now,
-            });
-            known.index = index;
-            known.copies += 1;
+            known
+                .entry(*fingerprint)
+                .and_modify(|known| {
+                    known.index = index;
+                    known.is_repeated = true;
+                })
+                .or_insert(Known {
+                    index,
+                    is_repeated: false,
+                    is_seen: false,
+                });
         }
         Self {
             sequence,
@@ -103,43 +109,49 @@ impl Matcher {
             covered: None,
             pending: None,
             expires: now + LAG,
-            settled: false,
+            held: Vec::new(),
+            is_live: false,
         }
     }
 
-    /// Takes note of a packet that was held when the cut came.
+    /// Takes note of a packet that was held when the cut came; in their order.
     pub(super) fn see(&mut self, fingerprint: u64, place: Place, at: Timestamp) {
         if let Some(known) = self.known.get_mut(&fingerprint) {
-            known.seen += 1;
-            known.place = place;
-            known.at = at;
+            known.is_repeated |= known.is_seen;
+            known.is_seen = true;
         }
+        self.held.push((fingerprint, place, at));
     }
 
     /// Chooses the anchor, when all held packets have been seen.
     pub(super) fn settle(&mut self) {
-        let unique = || {
-            self.known
-                .values()
-                .filter(|known| known.copies == 1 && known.seen == 1)
-        };
-        self.covered = if self.sequence.len() < FLOW_FINGERPRINTS {
-            Some(Place::default())
-        } else {
-            // What was delivered before the first of them may come late by some.
-            let oldest = self.sequence.len() / 8;
-            unique()
-                .filter(|known| known.index >= oldest)
-                .map(|known| known.place)
-                .min()
-        };
-        self.anchor = unique()
-            .max_by_key(|known| known.index)
-            .map(|known| Anchor {
-                index: known.index,
-                place: known.place,
-                at: known.at,
-            });
+        let is_whole = self.sequence.len() < FLOW_FINGERPRINTS;
+        // What was delivered before the first of them may come late by some.
+        let oldest = self.sequence.len() / 8;
+        self.covered = is_whole.then(Place::default);
+        let mut missing = 0;
+        for (fingerprint, place, at) in std::mem::take(&mut self.held) {
+            let Some(known) = self.known.get(&fingerprint) else {
+                missing += 1;
+                continue;
+            };
+            if known.is_repeated {
+                continue;
+            }
+            let index = known.index;
+            // Before the oldest there is no telling.
+            let is_credible = missing <= MISSING_IN_A_ROW || index == 0;
+            missing = 0;
+            if !is_credible {
+                continue;
+            }
+            if index >= oldest {
+                self.covered.get_or_insert(place);
+            }
+            if self.anchor.is_none_or(|anchor| anchor.index < index) {
+                self.anchor = Some(Anchor { index, place, at });
+            }
+        }
         if let Some(anchor) = self.anchor {
             self.pending = Some(self.repeated_behind(anchor.index));
         }
@@ -147,12 +159,12 @@ impl Matcher {
 
     /// Ends the judgement of held packets; what is judged from now on has just come.
     pub(super) fn go_live(&mut self) {
-        self.settled = true;
+        self.is_live = true;
     }
 
-    /// Whether the flow is placed by a packet that both ends have.
-    pub(super) fn has_anchor(&self) -> bool {
-        self.anchor.is_some()
+    /// When the anchor came, if there is one.
+    pub(super) fn anchored_at(&self) -> Option<Timestamp> {
+        self.anchor.map(|anchor| anchor.at)
     }
 
     /// Judges a packet; those of one flow in their order.
@@ -163,18 +175,21 @@ impl Matcher {
         }
         let known = self.known.get_mut(&fingerprint);
         if let Some(known) = known
-            && known.copies == 1
+            && !known.is_repeated
         {
-            let anchor = Anchor {
-                index: known.index,
-                place,
-                at,
-            };
-            if self.settled && known.seen == 0 {
-                known.seen = 1;
-                self.advance(anchor);
+            if !self.is_live {
+                return Found::Delivered;
             }
-            return Found::Delivered;
+            if !known.is_seen {
+                known.is_seen = true;
+                let anchor = Anchor {
+                    index: known.index,
+                    place,
+                    at,
+                };
+                self.advance(anchor);
+                return Found::Delivered;
+            }
         }
         let Some(anchor) = self.anchor else {
             return Found::Unknown;
@@ -228,7 +243,7 @@ impl Matcher {
             if self
                 .known
                 .get(fingerprint)
-                .is_some_and(|known| known.copies > 1)
+                .is_some_and(|known| known.is_repeated)
             {
                 *counts.entry(*fingerprint).or_insert(0) += 1;
             }

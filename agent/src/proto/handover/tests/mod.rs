@@ -1,7 +1,9 @@
 //! Tests of the handover.
 
+mod exactly_once;
 mod frames;
 mod hold;
+mod paths;
 mod placement;
 mod random;
 mod records;

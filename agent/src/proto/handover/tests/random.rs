@@ -17,6 +17,11 @@ impl Random {
         self.next() % bound
     }
 
+    /// Whether something of this probability happens.
+    pub(super) fn chance(&mut self, probability: f64) -> bool {
+        ((self.next() >> 11) as f64) < probability * (1u64 << 53) as f64
+    }
+
     /// Time until the next of events that come independently, once in `mean`.
     pub(super) fn exponential(&mut self, mean: f64) -> f64 {
         let uniform = ((self.next() >> 11) + 1) as f64 / (1u64 << 53) as f64;
