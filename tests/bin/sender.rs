@@ -2,6 +2,9 @@
 //!
 //! Pacing is by absolute deadlines, so that a late packet does not shift the ones after it. Ends
 //! on SIGTERM, SIGINT or after `--duration`, and prints what it sent as JSON.
+//!
+//! SIGUSR1 makes it rest: it says how many packets it has sent, and goes on at SIGUSR2. Of packets
+//! that nothing tells apart, those sent between two rests can be counted in the guest.
 
 use std::{
     fs::File,
@@ -19,8 +22,9 @@ use lab::{
     probe::{
         clock,
         log::Sent,
+        mpegts,
         payload::{STAMP_LEN, Stamp},
-        report::{FlowSent, SenderSummary},
+        report::{FlowSent, Rest, SenderSummary},
     },
 };
 use nix::{
@@ -45,6 +49,12 @@ struct Args {
     /// Number of flows, served in turn.
     #[arg(long, default_value_t = 1)]
     flows: u16,
+    /// Number of the first flow in stamps and log.
+    #[arg(long, default_value_t = 0)]
+    first_flow: u16,
+    /// Seven MPEG-TS null packets in each datagram and no stamp: all are the same.
+    #[arg(long, conflicts_with = "size")]
+    null_packets: bool,
     /// Interface to send from.
     #[arg(long)]
     interface: String,
@@ -65,7 +75,11 @@ struct Args {
     log: Option<PathBuf>,
 }
 
+/// TS packets in a datagram of `--null-packets`.
+const NULL_PACKETS: usize = 7;
+
 static SHALL_STOP: AtomicBool = AtomicBool::new(false);
+static SHALL_REST: AtomicBool = AtomicBool::new(false);
 
 fn main() -> Result<()> {
     let args = Args::parse();
@@ -83,23 +97,46 @@ fn main() -> Result<()> {
         "{} is no multicast address",
         args.multicast_address
     );
-    stop_on_signal()?;
+    take_signals()?;
     let summary = send(&args)?;
     println!("{}", serde_json::to_string(&summary)?);
     Ok(())
 }
 
 /// Signals are taken by a thread that waits for them: no handler, no interrupted system calls.
-fn stop_on_signal() -> Result<()> {
-    let mut signals = SigSet::empty();
-    signals.add(Signal::SIGTERM);
-    signals.add(Signal::SIGINT);
+fn take_signals() -> Result<()> {
+    let signals: SigSet = [
+        Signal::SIGTERM,
+        Signal::SIGINT,
+        Signal::SIGUSR1,
+        Signal::SIGUSR2,
+    ]
+    .into_iter()
+    .collect();
     signals.thread_block().context("Cannot block signals")?;
     std::thread::spawn(move || {
-        while signals.wait().is_err() {}
-        SHALL_STOP.store(true, Relaxed);
+        loop {
+            match signals.wait() {
+                Ok(Signal::SIGUSR1) => SHALL_REST.store(true, Relaxed),
+                Ok(Signal::SIGUSR2) => SHALL_REST.store(false, Relaxed),
+                Ok(_) => SHALL_STOP.store(true, Relaxed),
+                Err(_) => {}
+            }
+        }
     });
     Ok(())
+}
+
+/// Says how many packets were sent, and waits until it may go on; returns how long that took, in
+/// nanoseconds.
+fn rest(sent: u64) -> Result<u64> {
+    let started_ns = clock::now_ns();
+    println!("{}", serde_json::to_string(&Rest { sent })?);
+    std::io::stdout().flush()?;
+    while SHALL_REST.load(Relaxed) && !SHALL_STOP.load(Relaxed) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(clock::now_ns() - started_ns)
 }
 
 fn send(args: &Args) -> Result<SenderSummary> {
@@ -127,15 +164,19 @@ fn send(args: &Args) -> Result<SenderSummary> {
     };
     let mut flows: Vec<_> = join
         .addresses()
-        .zip(0..)
+        .zip(args.first_flow..)
         .map(|(multicast_address, flow)| FlowSent {
             flow,
             multicast_address,
             ..Default::default()
         })
         .collect();
-    let mut datagram = vec![0; args.size];
+    let mut datagram = match args.null_packets {
+        true => mpegts::null_packet().repeat(NULL_PACKETS),
+        false => vec![0; args.size],
+    };
     let (start_ns, mut failed) = (clock::now_ns(), 0);
+    let mut rested_ns = 0;
     let limit = args.duration.map(Duration::from_secs_f64);
     let mut last_ns = start_ns;
     for packet in 0u64.. {
@@ -143,7 +184,10 @@ fn send(args: &Args) -> Result<SenderSummary> {
         if SHALL_STOP.load(Relaxed) || limit.is_some_and(|limit| offset >= limit) {
             break;
         }
-        sleep_until(start_ns + u64::try_from(offset.as_nanos())?)?;
+        if SHALL_REST.load(Relaxed) {
+            rested_ns += rest(packet)?;
+        }
+        sleep_until(start_ns + rested_ns + u64::try_from(offset.as_nanos())?)?;
         let index = (packet % u64::from(args.flows)) as usize;
         let (Some(flow), Some(destination)) = (flows.get_mut(index), destinations.get(index))
         else {
@@ -151,12 +195,14 @@ fn send(args: &Args) -> Result<SenderSummary> {
         };
         let sent_ns = clock::now_ns();
         let (number, sequence) = (flow.flow, flow.sent as u32);
-        let stamp = Stamp {
-            flow: number,
-            sequence,
-            sent_ns,
-        };
-        datagram[..STAMP_LEN].copy_from_slice(&stamp.to_bytes());
+        if !args.null_packets {
+            let stamp = Stamp {
+                flow: number,
+                sequence,
+                sent_ns,
+            };
+            datagram[..STAMP_LEN].copy_from_slice(&stamp.to_bytes());
+        }
         // A packet the kernel refused (no buffers, link down) keeps its number: it was due.
         if socket.send_to(&datagram, destination).is_err() {
             failed += 1;
@@ -179,7 +225,7 @@ fn send(args: &Args) -> Result<SenderSummary> {
     }
     Ok(SenderSummary {
         rate_pps: args.rate,
-        payload_bytes: args.size,
+        payload_bytes: datagram.len(),
         start_ns,
         last_ns,
         failed,

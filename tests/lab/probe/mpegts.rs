@@ -18,6 +18,16 @@ const SYNC_BYTE: u8 = 0x47;
 const NULL_PID: u16 = 0x1fff;
 const RTP_FIXED_HEADER_LEN: usize = 12;
 
+/// Returns a null packet (ISO/IEC 13818-1 section 2.4.1), which carries nothing: one is like the
+/// other.
+pub fn null_packet() -> [u8; PACKET_LEN] {
+    let mut packet = [0xff; PACKET_LEN];
+    let [high, low] = NULL_PID.to_be_bytes();
+    // Payload only, counter 0.
+    packet[..4].copy_from_slice(&[SYNC_BYTE, high, low, 0x10]);
+    packet
+}
+
 /// A datagram that is no MPEG-TS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum MpegTsError {
@@ -234,6 +244,17 @@ mod tests {
             announced,
         ];
         assert_eq!(totals(&packets).continuity_errors, 0);
+    }
+
+    #[test]
+    fn null_packets_are_counted_as_a_datagram_each_time() {
+        let mut checker = Checker::default();
+        for _ in 0..3 {
+            checker.handle_datagram(&null_packet().repeat(7)).unwrap();
+        }
+        let totals = checker.totals();
+        assert_eq!((totals.datagrams, totals.packets), (3, 21));
+        assert_eq!((totals.continuity_errors, totals.duplicates), (0, 0));
     }
 
     #[test]

@@ -23,6 +23,13 @@ pub struct SenderSummary {
     pub flows: Vec<FlowSent>,
 }
 
+/// What the sender prints when it rests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rest {
+    /// Packets sent by now, over all flows.
+    pub sent: u64,
+}
+
 /// What was sent of one flow.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FlowSent {
