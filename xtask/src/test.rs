@@ -60,6 +60,7 @@ const VM: &[&str] = &[
     "refusals",
     "failures",
     "relay",
+    "streams",
 ];
 
 /// Runs the tests and prints the sum of their results as the last line.

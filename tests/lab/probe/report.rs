@@ -102,6 +102,42 @@ pub struct RunRow {
     /// Continuity-counter errors, where the stream is MPEG-TS.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub continuity_errors: Option<u64>,
+    /// Of packets that nothing tells apart, those received less those sent: that many at least
+    /// were doubled, or lost if it is negative.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub surplus: Option<i64>,
+    /// Each stream, where there are several. The numbers of packets above are sums then, `loss_ms`
+    /// and `freeze_ms` the longest of them.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub streams: Vec<StreamRow>,
+}
+
+/// One of several streams that a guest receives during a move.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StreamRow {
+    /// Its multicast address, the first of several.
+    pub multicast_address: Ipv6Addr,
+    /// Whether the guest listens to the sender only (SSM).
+    pub source_specific: bool,
+    /// Its rate in Mbit/s of UDP payload.
+    pub rate_mbps: f64,
+    /// As in [`RunRow`].
+    pub sent: u64,
+    /// As in [`RunRow`].
+    pub received: u64,
+    /// As in [`RunRow`].
+    pub lost: u64,
+    /// As in [`RunRow`].
+    pub duplicated: u64,
+    /// As in [`RunRow`].
+    pub reordered: u64,
+    /// As in [`RunRow`].
+    pub loss_ms: f64,
+    /// As in [`RunRow`].
+    pub freeze_ms: f64,
+    /// As in [`RunRow`].
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub surplus: Option<i64>,
 }
 
 impl RunRow {

@@ -7,18 +7,23 @@
 //! | module | holds |
 //! |---|---|
 //! | [`agents`] | certificates, configuration and processes of the two agents |
-//! | [`stream`] | the sender's stream and the guest's receiver |
+//! | [`stream`] | the sender's streams and the guest's receivers |
 //! | [`relays`] | configuration and processes of the relays |
 //! | [`flap`] | multicast taken away from the guest's site and given back |
-//! | [`shuttle`] | one guest moved to and fro under one stream |
-//! | [`measure`] | one whole run: a [`RunRow`](crate::probe::report::RunRow) and what happened when |
+//! | [`shuttle`] | one guest moved to and fro under its streams |
+//! | [`crossing`] | two guests that change places at the same time |
+//! | [`mod@measure`] | one whole run: a [`RunRow`](crate::probe::report::RunRow) and what happened when |
 
 pub mod agents;
+pub mod crossing;
 pub mod flap;
 pub mod measure;
+mod mover;
+mod party;
 pub mod relays;
 pub mod shuttle;
 pub mod stream;
+mod tally;
 
 use std::fs;
 use std::net::Ipv6Addr;
@@ -31,7 +36,7 @@ use crate::guest::control::{Control, HostSocket};
 use crate::guest::domain::{self, Accelerator, DomainConfig};
 use crate::guest::image;
 use crate::vms::Vms;
-use crate::{Lab, LabConfig, kvm, wait};
+use crate::{Lab, LabConfig, Site, kvm, wait};
 use agents::{AgentOptions, Agents};
 use relays::Relays;
 
@@ -119,6 +124,13 @@ impl Testbed {
             .context("This testbed runs without agents")
     }
 
+    /// The agents, for asking them only.
+    fn running_agents(&self) -> Result<&Agents> {
+        self.agents
+            .as_ref()
+            .context("This testbed runs without agents")
+    }
+
     /// The relays.
     ///
     /// # Errors
@@ -161,7 +173,7 @@ impl Testbed {
     /// When libvirt refuses, or the guest does not answer in time.
     pub fn boot(&mut self) -> Result<()> {
         self.discard_guests()?;
-        self.control = Some(self.start_guest(&self.domain)?);
+        self.control = Some(self.start_guest(&self.domain, 0)?);
         Ok(())
     }
 
@@ -171,16 +183,22 @@ impl Testbed {
     ///
     /// As [`Testbed::boot`].
     pub fn boot_further(&mut self, number: u8) -> Result<Control> {
+        self.boot_further_on(number, 0).map(|(_, control)| control)
+    }
+
+    /// The same on the VM host of that index; returns the name of the guest's domain too.
+    fn boot_further_on(&mut self, number: u8, host: usize) -> Result<(String, Control)> {
         let domain = DomainConfig {
             memory_mib: self.domain.memory_mib,
             ..DomainConfig::numbered(number, self.domain.image.clone(), self.domain.accelerator)
         };
-        let control = self.start_guest(&domain)?;
+        let name = domain.name.clone();
+        let control = self.start_guest(&domain, host)?;
         self.further.push(domain);
-        Ok(control)
+        Ok((name, control))
     }
 
-    fn start_guest(&self, domain: &DomainConfig) -> Result<Control> {
+    fn start_guest(&self, domain: &DomainConfig, host: usize) -> Result<Control> {
         let sockets: Vec<HostSocket> = self
             .lab
             .vms()
@@ -196,16 +214,16 @@ impl Testbed {
                 .with_context(|| format!("Failed to create {}", directory.display()))?;
         }
         let control = Control::listen(&sockets)?;
-        let vms1 = self.lab.vms1();
-        let xml = vms1.shared_directory().join("domain.xml");
+        let vms = &self.lab.vms()[host];
+        let xml = vms.shared_directory().join("domain.xml");
         fs::write(&xml, domain::xml(domain)).context("Failed to write the domain's XML")?;
         // The directory has this name on the VM host itself.
         let on_host = format!("{}/domain.xml", domain::SOCKET_DIRECTORY);
-        virsh(vms1, &["define", &on_host])?;
-        virsh(vms1, &["start", &domain.name])?;
+        virsh(vms, &["define", &on_host])?;
+        virsh(vms, &["start", &domain.name])?;
         control
             .wait_ready(BOOT)
-            .with_context(|| last_words(vms1, &domain.name))?;
+            .with_context(|| last_words(vms, &domain.name))?;
         Ok(control)
     }
 
@@ -245,10 +263,14 @@ impl Testbed {
 
     /// Names of the VM hosts on which the guest's CPUs run now, by libvirt.
     pub fn running_on(&self) -> Vec<&str> {
+        self.domain_running_on(&self.domain.name)
+    }
+
+    fn domain_running_on(&self, domain: &str) -> Vec<&str> {
         self.lab
             .vms()
             .iter()
-            .filter(|vms| state(vms, &self.domain.name).as_deref() == Some("running"))
+            .filter(|vms| state(vms, domain).as_deref() == Some("running"))
             .map(|vms| vms.name())
             .collect()
     }
@@ -306,10 +328,23 @@ pub fn state(vms: &Vms, domain: &str) -> Option<String> {
 ///
 /// The text names where it runs.
 pub fn ensure_runs_only_on(testbed: &Testbed, host: &str) -> Result<()> {
-    let hosts = testbed.running_on();
+    ensure_domain_runs_only_on(testbed, testbed.domain_name(), host)
+}
+
+fn ensure_domain_runs_only_on(testbed: &Testbed, domain: &str, host: &str) -> Result<()> {
+    let hosts = testbed.domain_running_on(domain);
     ensure!(
         hosts == [host],
-        "The guest should run on {host} only but runs on {hosts:?}"
+        "{domain} should run on {host} only but runs on {hosts:?}"
     );
     Ok(())
+}
+
+/// A site in the words of the report.
+fn site_name(site: Site) -> &'static str {
+    match site {
+        Site::Multicast => "multicast",
+        Site::Late(_) => "late",
+        Site::UnicastOnly => "unicast-only",
+    }
 }

@@ -1,4 +1,7 @@
-//! The sender's stream and the guest's receiver.
+//! Streams: what is sent, and what the guest joins to receive it.
+//!
+//! A guest may receive several [`Streams`] at once. Each has multicast addresses, flow numbers, a
+//! sender and a receiver of its own, all by its place among them, and may be source-specific.
 
 use std::fs;
 use std::net::Ipv6Addr;
@@ -6,18 +9,30 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
 
 use super::{STREAM_ADDRESS, STREAM_PORT, Testbed};
 use crate::guest::wire::{Content, Filter, Join, ReceiverConfig};
 use crate::node::Process;
 use crate::probe::ffmpeg::{DATAGRAM_LEN, FfmpegStream, Packing};
 use crate::probe::log::{self, Sent};
-use crate::{Lab, binaries};
+use crate::probe::report::Rest;
+use crate::topology::SENDER_ADDRESS;
+use crate::{Lab, binaries, wait};
 
 /// How long a stream is watched before and after something happens to it.
 pub const STREAM_TIME: Duration = Duration::from_secs(1);
 /// UDP payload of each packet, bytes: the paper's.
 pub const PAYLOAD_BYTES: u32 = 1450;
+/// Where source-specific streams are received: of the range for hosts to choose from (RFC 4607
+/// section 1).
+const SOURCE_SPECIFIC_ADDRESS: Ipv6Addr = Ipv6Addr::new(0xff3e, 0, 0, 0, 0, 0, 0x8000, 0x1);
+/// Distance of the first addresses of two streams, and so the most flows of one.
+const ADDRESSES: u16 = 0x1000;
+/// Streams that can be told apart by their flow numbers.
+const STREAMS: u16 = 16;
+/// How long the sender may take to rest.
+const REST: Duration = Duration::from_secs(5);
 
 /// Who sends, and how its packets are told apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +41,9 @@ pub enum StreamKind {
     Probe,
     /// MPEG-TS by ffmpeg; continuity-counter errors are counted in the guest.
     Ffmpeg(Packing),
+    /// MPEG-TS null packets, seven in a datagram: nothing tells the datagrams apart, and they are
+    /// only counted.
+    Identical,
 }
 
 /// What is sent.
@@ -33,18 +51,27 @@ pub enum StreamKind {
 pub struct StreamConfig {
     /// Rate over all flows, Mbit/s of UDP payload.
     pub rate_mbps: f64,
-    /// Number of flows, on consecutive addresses from [`STREAM_ADDRESS`] on; 1 for ffmpeg.
+    /// Number of flows, on consecutive addresses; 1 for ffmpeg.
     pub flows: u16,
     /// Who sends.
     pub kind: StreamKind,
 }
 
 impl StreamConfig {
+    /// One flow of stamped packets.
+    pub const fn probe(rate_mbps: f64) -> Self {
+        Self {
+            rate_mbps,
+            flows: 1,
+            kind: StreamKind::Probe,
+        }
+    }
+
     /// Packets per second over all flows.
     pub fn packets_per_second(&self) -> f64 {
         let payload = match self.kind {
             StreamKind::Probe => PAYLOAD_BYTES,
-            StreamKind::Ffmpeg(_) => DATAGRAM_LEN,
+            StreamKind::Ffmpeg(_) | StreamKind::Identical => DATAGRAM_LEN,
         };
         self.rate_mbps * 1e6 / (f64::from(payload) * 8.0)
     }
@@ -53,15 +80,146 @@ impl StreamConfig {
     pub fn content(&self) -> Content {
         match self.kind {
             StreamKind::Probe => Content::Stamped,
-            StreamKind::Ffmpeg(_) => Content::MpegTs,
+            StreamKind::Ffmpeg(_) | StreamKind::Identical => Content::MpegTs,
         }
+    }
+}
+
+/// Which sources the guest listens to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Service {
+    /// Every source (ASM).
+    #[default]
+    AnySource,
+    /// The lab's sender only (SSM, RFC 4607).
+    SourceSpecific,
+}
+
+/// A stream among others.
+#[derive(Clone, Copy, Debug)]
+pub struct Placed {
+    /// What is sent.
+    pub config: StreamConfig,
+    /// Which sources the guest listens to.
+    pub service: Service,
+    /// Its place, from 0 on.
+    pub index: u16,
+}
+
+impl From<&StreamConfig> for Placed {
+    /// The only stream, or the first.
+    fn from(config: &StreamConfig) -> Self {
+        Self {
+            config: *config,
+            service: Service::AnySource,
+            index: 0,
+        }
+    }
+}
+
+impl Placed {
+    /// The first of its multicast addresses.
+    pub fn multicast_address(&self) -> Ipv6Addr {
+        let first = match self.service {
+            Service::AnySource => STREAM_ADDRESS,
+            Service::SourceSpecific => SOURCE_SPECIFIC_ADDRESS,
+        };
+        Ipv6Addr::from_bits(first.to_bits() + u128::from(self.index) * u128::from(ADDRESSES))
+    }
+
+    /// Number of its first flow, in stamps and in the sender's log.
+    pub fn first_flow(&self) -> u16 {
+        self.index * ADDRESSES
+    }
+
+    /// Number of the guest's receiver for it.
+    pub fn receiver_number(&self) -> u16 {
+        RECEIVER + self.index
+    }
+
+    /// What the guest joins to receive all its flows.
+    pub fn receiver(&self) -> ReceiverConfig {
+        ReceiverConfig {
+            interface: "eth0".to_owned(),
+            port: STREAM_PORT,
+            joins: vec![self.join()],
+            content: self.config.content(),
+        }
+    }
+
+    /// Its multicast addresses.
+    pub fn addresses(&self) -> Vec<Ipv6Addr> {
+        self.join().addresses().collect()
+    }
+
+    fn join(&self) -> Join {
+        Join {
+            multicast_address: self.multicast_address(),
+            count: u32::from(self.config.flows),
+            filter: match self.service {
+                Service::AnySource => Filter::Any,
+                Service::SourceSpecific => Filter::Include(vec![SENDER_ADDRESS]),
+            },
+        }
+    }
+}
+
+/// The streams of one guest.
+#[derive(Clone, Debug)]
+pub struct Streams(Vec<Placed>);
+
+impl From<StreamConfig> for Streams {
+    fn from(config: StreamConfig) -> Self {
+        Self(vec![Placed::from(&config)])
+    }
+}
+
+impl Streams {
+    /// Places streams from an index on; streams of the same index are the same.
+    ///
+    /// # Errors
+    ///
+    /// When there is none, or one has more flows than addresses, or the last no number left.
+    pub fn placed(from: u16, streams: &[(StreamConfig, Service)]) -> Result<Self> {
+        ensure!(!streams.is_empty(), "A guest needs a stream");
+        ensure!(
+            usize::from(from) + streams.len() <= usize::from(STREAMS),
+            "There are at most {STREAMS} streams"
+        );
+        for (config, _) in streams {
+            ensure!(
+                config.flows <= ADDRESSES,
+                "A stream has at most {ADDRESSES} flows"
+            );
+        }
+        let place = |(index, (config, service)): (u16, &(StreamConfig, Service))| Placed {
+            config: *config,
+            service: *service,
+            index,
+        };
+        Ok(Self((from..).zip(streams).map(place).collect()))
+    }
+
+    /// The streams, by their places.
+    pub fn iter(&self) -> impl Iterator<Item = &Placed> {
+        self.0.iter()
+    }
+
+    /// Rate of all together, Mbit/s of UDP payload.
+    pub fn rate_mbps(&self) -> f64 {
+        self.iter().map(|stream| stream.config.rate_mbps).sum()
+    }
+
+    /// Every multicast address that the guest listens to.
+    pub fn addresses(&self) -> Vec<Ipv6Addr> {
+        self.iter().flat_map(Placed::addresses).collect()
     }
 }
 
 /// A running stream. Dropping it ends it.
 pub struct Stream {
     process: Process,
-    /// Of the probe only.
+    /// Of the lab's own sender only.
     log: Option<PathBuf>,
 }
 
@@ -71,15 +229,20 @@ impl Stream {
     /// # Errors
     ///
     /// When the sender is not built or ends at once.
-    pub fn start(lab: &Lab, config: &StreamConfig) -> Result<Self> {
+    pub fn start(lab: &Lab, stream: impl Into<Placed>) -> Result<Self> {
+        let stream = stream.into();
+        let config = &stream.config;
         let sender = lab.sender();
-        let log = sender.log_path("stream").with_extension("bin");
-        if log.exists() {
-            fs::remove_file(&log).context("Failed to remove an old log of the sender")?;
+        let label = format!("stream{}", stream.index + 1);
+        let log = sender.log_path(&label).with_extension("bin");
+        for old in [&log, &sender.log_path(&label)] {
+            if old.exists() {
+                fs::remove_file(old).context("Failed to remove an old log of the sender")?;
+            }
         }
         if let StreamKind::Ffmpeg(packing) = config.kind {
             let stream = FfmpegStream {
-                multicast_address: STREAM_ADDRESS,
+                multicast_address: stream.multicast_address(),
                 port: STREAM_PORT,
                 packing,
                 rate_kbps: (config.rate_mbps * 1e3) as u32,
@@ -87,28 +250,58 @@ impl Stream {
             };
             let mut command = sender.command("ffmpeg");
             command.args(stream.arguments());
-            let process = sender.spawn("stream", command)?;
+            let process = sender.spawn(&label, command)?;
             return Ok(Self { process, log: None });
         }
         let mut command = sender.command(binaries::path("sender")?);
         command
-            .arg(STREAM_ADDRESS.to_string())
+            .arg(stream.multicast_address().to_string())
             .args(["--interface", "eth0"])
             .arg("--port")
             .arg(STREAM_PORT.to_string())
             .arg("--flows")
             .arg(config.flows.to_string())
+            .arg("--first-flow")
+            .arg(stream.first_flow().to_string())
             .arg("--rate")
             .arg(config.packets_per_second().to_string())
-            .arg("--size")
-            .arg(PAYLOAD_BYTES.to_string())
             .arg("--log")
             .arg(&log);
-        let process = sender.spawn("stream", command)?;
+        match config.kind {
+            StreamKind::Identical => command.arg("--null-packets"),
+            _ => command.arg("--size").arg(PAYLOAD_BYTES.to_string()),
+        };
+        let process = sender.spawn(&label, command)?;
         Ok(Self {
             process,
             log: Some(log),
         })
+    }
+
+    /// Makes the lab's own sender rest; returns how many packets it has sent.
+    ///
+    /// # Errors
+    ///
+    /// When it does not say that it rests.
+    pub fn rest(&self) -> Result<u64> {
+        let rests = || {
+            let printed = self.process.printed();
+            let lines = printed.lines().map(serde_json::from_str::<Rest>);
+            lines.filter_map(Result::ok).collect::<Vec<_>>()
+        };
+        let before = rests().len();
+        self.process.signal(Signal::SIGUSR1)?;
+        let rest = wait::until("the sender to rest", REST, || rests().get(before).copied())?;
+        Ok(rest.sent)
+    }
+
+    /// Makes the sender go on.
+    ///
+    /// # Errors
+    ///
+    /// When it has ended.
+    pub fn resume(&self) -> Result<()> {
+        self.process.signal(Signal::SIGUSR2)
     }
 
     /// Ends the stream and returns every packet sent; ffmpeg's are not known.
@@ -132,21 +325,12 @@ impl Stream {
     }
 }
 
-/// Number of the guest's receiver for [`STREAM_ADDRESS`].
+/// Number of the guest's receiver for the first stream.
 pub const RECEIVER: u16 = 1;
 
 /// Returns what the guest joins to receive all flows of a stream.
-pub fn receiver(config: &StreamConfig) -> ReceiverConfig {
-    ReceiverConfig {
-        interface: "eth0".to_owned(),
-        port: STREAM_PORT,
-        joins: vec![Join {
-            multicast_address: STREAM_ADDRESS,
-            count: u32::from(config.flows),
-            filter: Filter::Any,
-        }],
-        content: config.content(),
-    }
+pub fn receiver(stream: impl Into<Placed>) -> ReceiverConfig {
+    stream.into().receiver()
 }
 
 /// Waits until the agent of the first VM host knows all addresses that the guest joined.
@@ -175,4 +359,43 @@ pub fn wait_snooped(testbed: &mut Testbed, addresses: u16) -> Result<()> {
             (known == usize::from(addresses)).then_some(())
         },
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn streams_share_no_address_and_no_flow_number() {
+        let config = StreamConfig {
+            flows: 3,
+            ..StreamConfig::probe(2.0)
+        };
+        let services = [
+            (config, Service::AnySource),
+            (config, Service::AnySource),
+            (config, Service::SourceSpecific),
+        ];
+        let streams = Streams::placed(1, &services).unwrap();
+        let mut addresses = streams.addresses();
+        assert_eq!(addresses.len(), 9);
+        assert_eq!(addresses[0].to_string(), "ff1e::4000:1001");
+        assert_eq!(addresses[8].to_string(), "ff3e::8000:3003");
+        addresses.sort_unstable();
+        addresses.dedup();
+        assert_eq!(addresses.len(), 9);
+        let flows: Vec<_> = streams.iter().map(Placed::first_flow).collect();
+        assert_eq!(flows, [0x1000, 0x2000, 0x3000]);
+    }
+
+    #[test]
+    fn stream_without_a_flow_number_left_is_refused() {
+        let config = StreamConfig {
+            flows: ADDRESSES + 1,
+            ..StreamConfig::probe(2.0)
+        };
+        assert!(Streams::placed(0, &[(config, Service::AnySource)]).is_err());
+        let config = StreamConfig::probe(2.0);
+        assert!(Streams::placed(STREAMS, &[(config, Service::AnySource)]).is_err());
+    }
 }

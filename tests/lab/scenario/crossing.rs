@@ -1,0 +1,62 @@
+//! Two guests under streams, one on each VM host, that change places at the same time.
+
+use anyhow::{Result, anyhow};
+
+use super::Testbed;
+use super::mover::Mover;
+use super::party::{Moves, Party, Viewer};
+use super::stream::Streams;
+
+/// Number of the second guest.
+const SECOND: u8 = 2;
+
+/// Two guests that receive, and where they are.
+pub struct Crossing<'a> {
+    testbed: &'a mut Testbed,
+    party: Party,
+}
+
+impl<'a> Crossing<'a> {
+    /// Boots a guest on each VM host, and lets them receive. Streams of the same place are the
+    /// same, so the guests may share some.
+    ///
+    /// # Errors
+    ///
+    /// When a step fails.
+    pub fn begin(testbed: &'a mut Testbed, streams: [Streams; 2]) -> Result<Self> {
+        let [first, second] = streams;
+        testbed.boot()?;
+        let guest = testbed.guest()?.clone();
+        let first = Viewer::new(testbed.domain_name(), guest, first, 0);
+        let (domain, guest) = testbed.boot_further_on(SECOND, 1)?;
+        let second = Viewer::new(&domain, guest, second, 1);
+        let party = Party::begin(testbed, vec![first, second])?;
+        Ok(Self { testbed, party })
+    }
+
+    /// The lab, its guests and its agents.
+    pub fn testbed(&mut self) -> &mut Testbed {
+        self.testbed
+    }
+
+    /// Lets the guests change places.
+    ///
+    /// # Errors
+    ///
+    /// When a move fails, or a guest does not run where it should and only there after it.
+    pub fn go(&mut self, mover: Mover) -> Result<()> {
+        self.party.go(self.testbed, mover)
+    }
+
+    /// Ends the streams, and counts; for the guest that began on the first VM host first.
+    ///
+    /// # Errors
+    ///
+    /// When a sender failed, or nothing arrived.
+    pub fn finish(self) -> Result<[Moves; 2]> {
+        let moves = self.party.finish()?;
+        moves
+            .try_into()
+            .map_err(|_| anyhow!("There are two guests"))
+    }
+}

@@ -1,0 +1,214 @@
+//! One move of one guest, whoever asks for it, and how long its parts took.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::{Testbed, virsh};
+use crate::guest::control::Control;
+use crate::probe::metrics::Arrival;
+use crate::probe::picture::Phase;
+use crate::probe::report::RunRow;
+use crate::vms::Vms;
+
+/// How long a move may take in all.
+const MOVE: Duration = Duration::from_secs(120);
+
+/// Who asks for the move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mover {
+    /// `migkick go` in the guest.
+    Migkick,
+    /// `roamcast migrate` by an operator.
+    Operator,
+    /// `virsh migrate`, with no Roamcast running: the baseline.
+    Virsh,
+}
+
+/// A guest, and the way it is to go.
+pub(super) struct Journey<'a> {
+    /// What houses it.
+    pub(super) testbed: &'a Testbed,
+    /// Name of its libvirt domain.
+    pub(super) domain: &'a str,
+    /// Its control channel.
+    pub(super) control: &'a Control,
+    /// Index of the VM host that it leaves.
+    pub(super) from: usize,
+    /// Index of the VM host that it goes to.
+    pub(super) to: usize,
+}
+
+impl Journey<'_> {
+    /// Moves the guest; `tell` hears of each step as it happens.
+    pub(super) fn go(&self, mover: Mover, tell: &mut dyn FnMut(&str)) -> Result<Times> {
+        match mover {
+            Mover::Migkick => self.by_migkick(tell),
+            Mover::Operator => self.by_operator(),
+            Mover::Virsh => self.by_virsh(),
+        }
+    }
+
+    fn hosts(&self) -> (&Vms, &Vms) {
+        let hosts = self.testbed.lab().vms();
+        (&hosts[self.from], &hosts[self.to])
+    }
+
+    fn by_migkick(&self, tell: &mut dyn FnMut(&str)) -> Result<Times> {
+        let (_, to) = self.hosts();
+        let mut running = self.control.spawn("migkick", &["go", to.name()])?;
+        while let Some(line) = running.next_line(MOVE)? {
+            tell(&format!("migkick: {}", line.text));
+        }
+        let output = running.wait(MOVE)?;
+        ensure!(
+            output.code == Some(0),
+            "migkick ended with {:?}: {}",
+            output.code,
+            output.stderr().trim()
+        );
+        self.recorded()
+    }
+
+    fn by_operator(&self) -> Result<Times> {
+        let (from, to) = self.hosts();
+        let agents = self.testbed.running_agents()?;
+        from.output(&mut agents.command(from, &["migrate", self.domain, to.name()]))?;
+        self.recorded()
+    }
+
+    /// The source agent's record of the domain's last move away from it.
+    fn recorded(&self) -> Result<Times> {
+        let (source, _) = self.hosts();
+        let migrations = self.testbed.running_agents()?.query(source, "migrations")?;
+        let is_this = |row: &&serde_json::Value| {
+            row["direction"] == "outgoing" && row["domain"] == self.domain
+        };
+        let record = migrations
+            .as_array()
+            .and_then(|rows| rows.iter().rev().find(is_this))
+            .with_context(|| format!("The agent has no record of the move: {migrations}"))?;
+        let ms = |key: &str| record[key].as_f64();
+        let (Some(signalling_ms), Some(copy_ms), Some(total_ms)) =
+            (ms("signalling_ms"), ms("copy_ms"), ms("total_ms"))
+        else {
+            bail!("The agent's record lacks times: {record}");
+        };
+        Ok(Times {
+            signalling_ms,
+            copy_ms,
+            total_ms,
+            vm_pause_ms: ms("vm_pause_ms").unwrap_or_default(),
+        })
+    }
+
+    /// The flags are those of the agent's default configuration.
+    fn by_virsh(&self) -> Result<Times> {
+        let (from, to) = self.hosts();
+        let name = self.domain;
+        let uri = to.uri();
+        let memory = format!("tcp://[{}]", to.address());
+        let arguments = [
+            "migrate",
+            "--live",
+            "--p2p",
+            "--persistent",
+            "--undefinesource",
+            "--domain",
+            name,
+            "--desturi",
+            &uri,
+            "--migrateuri",
+            &memory,
+        ];
+        let started = Instant::now();
+        virsh(from, &arguments)?;
+        let total_ms = started.elapsed().as_secs_f64() * 1e3;
+        let job = virsh(to, &["domjobinfo", "--completed", "--rawstats", name])
+            .or_else(|_| virsh(to, &["domjobinfo", "--completed", name]))?;
+        let vm_pause_ms = statistic(&job, "downtime", "Total downtime").unwrap_or_default();
+        let elapsed_ms = statistic(&job, "time_elapsed", "Time elapsed").unwrap_or(total_ms);
+        Ok(Times {
+            copy_ms: (elapsed_ms - vm_pause_ms).max(0.0),
+            total_ms,
+            signalling_ms: 0.0,
+            vm_pause_ms,
+        })
+    }
+}
+
+/// Durations of a move, milliseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Times {
+    signalling_ms: f64,
+    /// From the start of the migration to the pause.
+    copy_ms: f64,
+    vm_pause_ms: f64,
+    total_ms: f64,
+}
+
+impl Times {
+    /// A row with these times.
+    pub(super) fn row(&self) -> RunRow {
+        RunRow {
+            signalling_ms: self.signalling_ms,
+            copy_ms: self.copy_ms,
+            vm_pause_ms: self.vm_pause_ms,
+            total_ms: self.total_ms,
+            ..RunRow::default()
+        }
+    }
+
+    /// The phases after a request. When the application moved is known from its packets, and the
+    /// copy went before that.
+    pub(super) fn phases(&self, asked_ns: u64, arrivals: &[Arrival]) -> Vec<Phase> {
+        // Durations of a move are far below the 2^53 up to which this is exact.
+        let ns = |ms: f64| (ms * 1e6) as u64;
+        let phase = |name: &str, from_ns: u64, to_ns: u64| Phase {
+            name: name.to_owned(),
+            from_ns,
+            to_ns,
+        };
+        let mut phases = vec![phase(
+            "signalling",
+            asked_ns,
+            asked_ns + ns(self.signalling_ms),
+        )];
+        let left = arrivals.iter().rev().find(|arrival| arrival.host == 0);
+        let came = arrivals.iter().find(|arrival| arrival.host == 1);
+        if let (Some(left), Some(came)) = (left, came) {
+            let copy_ns = left.host_ns.saturating_sub(ns(self.copy_ms)).max(asked_ns);
+            phases.push(phase("copy", copy_ns, left.host_ns));
+            phases.push(phase("switch", left.host_ns, came.host_ns));
+        }
+        phases
+    }
+}
+
+/// Reads a time from `virsh domjobinfo` by its name, which differs with `--rawstats`.
+fn statistic(job: &str, raw: &str, shown: &str) -> Option<f64> {
+    job.lines().find_map(|line| {
+        let (key, value) = line.split_once(':')?;
+        let key = key.trim();
+        (key == raw || key == shown).then(|| {
+            let number = value.split_whitespace().next();
+            number.and_then(|number| number.parse().ok())
+        })?
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_read_from_job_statistics() {
+        let downtime = |job| statistic(job, "downtime", "Total downtime");
+        assert_eq!(
+            downtime("Job type:  Completed\nTotal downtime:   157 ms\n"),
+            Some(157.0)
+        );
+        assert_eq!(downtime("operation: 5\ndowntime: 98\n"), Some(98.0));
+        assert_eq!(downtime("Job type: None\n"), None);
+    }
+}

@@ -1,0 +1,347 @@
+//! Guests that receive streams and move at the same time.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::net::Ipv6Addr;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow};
+
+use super::mover::{Journey, Mover, Times};
+use super::stream::{Placed, STREAM_TIME, Stream, StreamKind, Streams};
+use super::tally::{self, Tally};
+use super::{Testbed, ensure_domain_runs_only_on, measure, site_name};
+use crate::guest::control::Control;
+use crate::probe::clock;
+use crate::probe::log::Sent;
+use crate::probe::metrics::{Arrival, Window};
+use crate::probe::report::RunRow;
+use crate::wait;
+
+/// How long guests are watched after each move.
+const AFTER: Duration = Duration::from_secs(2);
+/// How long a guest may take to receive, and an agent to know the guest that has come.
+const KNOWN: Duration = Duration::from_secs(20);
+/// A guest that has counted no packet for so long has got all that were sent.
+const STILL: Duration = Duration::from_millis(20);
+
+/// A guest that receives, and where it is.
+pub(super) struct Viewer {
+    pub(super) domain: String,
+    pub(super) control: Control,
+    pub(super) streams: Streams,
+    /// Index of the VM host that it runs on.
+    pub(super) at: usize,
+    moves: Vec<Move>,
+}
+
+/// What is known of a move before the streams end.
+struct Move {
+    window: Window,
+    row: RunRow,
+    /// Of each stream of identical packets.
+    surplus: Vec<Option<i64>>,
+}
+
+/// Everything known about the moves of a guest.
+#[derive(Debug)]
+pub struct Moves {
+    /// One for each move.
+    pub rows: Vec<RunRow>,
+    /// Every packet sent.
+    pub sent: Vec<Sent>,
+    /// Every packet that reached the application.
+    pub arrivals: Vec<Arrival>,
+}
+
+/// The time that was watched, and the surplus of each stream of identical packets in it.
+type Watched = (Window, Vec<Option<i64>>);
+
+/// Packets of a stream sent and received, while its sender rests.
+#[derive(Clone, Copy)]
+struct Counts {
+    sent: u64,
+    received: u64,
+}
+
+impl Viewer {
+    pub(super) fn new(domain: &str, control: Control, streams: Streams, at: usize) -> Self {
+        Self {
+            domain: domain.to_owned(),
+            control,
+            streams,
+            at,
+            moves: Vec::new(),
+        }
+    }
+
+    /// Keeps what is known of a move, now that the guest is where it is.
+    fn note(&mut self, testbed: &Testbed, window: Window, row: RunRow, surplus: Vec<Option<i64>>) {
+        let row = RunRow {
+            site: site_name(testbed.lab().config().sites[self.at]).to_owned(),
+            memory_mib: testbed.domain().memory_mib,
+            ok: true,
+            ..row
+        };
+        self.moves.push(Move {
+            window,
+            row,
+            surplus,
+        });
+    }
+
+    /// Waits until the agent that the guest leaves knows what it listens to.
+    fn wait_known(&self, testbed: &Testbed) -> Result<()> {
+        let vms = &testbed.lab().vms()[self.at];
+        let wanted = self.streams.addresses();
+        let agents = testbed.running_agents()?;
+        wait::until("the agent to know the guest", KNOWN, || {
+            let listeners = agents.query(vms, "listeners").ok()?;
+            let known: Vec<Ipv6Addr> = listeners
+                .as_array()?
+                .iter()
+                .filter(|row| row["domain"] == self.domain)
+                .filter_map(|row| row["multicast_address"].as_str()?.parse().ok())
+                .collect();
+            wanted
+                .iter()
+                .all(|address| known.contains(address))
+                .then_some(())
+        })
+    }
+
+    /// Packets of a receiver by now, once it gets no more.
+    fn count(&self, stream: &Placed) -> Result<u64> {
+        let received = || {
+            let status = self.control.status().ok()?;
+            let number = stream.receiver_number();
+            let receiver = status.receivers.iter().find(|it| it.receiver == number)?;
+            Some(receiver.datagrams - receiver.foreign)
+        };
+        let mut last: Option<(u64, Instant)> = None;
+        wait::until("the last packets to arrive", KNOWN, || {
+            let count = received()?;
+            match last {
+                Some((before, since)) if before == count => {
+                    (since.elapsed() >= STILL).then_some(count)
+                }
+                _ => {
+                    last = Some((count, Instant::now()));
+                    None
+                }
+            }
+        })
+    }
+}
+
+/// Guests, and the senders of their streams.
+pub(super) struct Party {
+    pub(super) viewers: Vec<Viewer>,
+    /// By the place of the stream; guests may share one.
+    senders: BTreeMap<u16, (Placed, Stream)>,
+}
+
+impl Party {
+    /// Starts the streams and lets the guests receive.
+    pub(super) fn begin(testbed: &Testbed, viewers: Vec<Viewer>) -> Result<Self> {
+        let mut senders = BTreeMap::new();
+        for stream in viewers.iter().flat_map(|viewer| viewer.streams.iter()) {
+            if let Entry::Vacant(place) = senders.entry(stream.index) {
+                let running = Stream::start(testbed.lab(), *stream)?;
+                place.insert((*stream, running));
+            }
+        }
+        for viewer in &viewers {
+            for stream in viewer.streams.iter() {
+                let number = stream.receiver_number();
+                viewer.control.start_receiver(number, stream.receiver())?;
+            }
+            for stream in viewer.streams.iter() {
+                wait::until("the guest to receive", KNOWN, || {
+                    let tally = Tally::take(*stream, Vec::new(), &viewer.control);
+                    tally.has_arrived().then_some(())
+                })?;
+            }
+        }
+        Ok(Self { viewers, senders })
+    }
+
+    /// Moves every guest to the other VM host, all at the same time.
+    pub(super) fn go(&mut self, testbed: &Testbed, mover: Mover) -> Result<()> {
+        if mover != Mover::Virsh {
+            for viewer in &self.viewers {
+                viewer.wait_known(testbed)?;
+            }
+        }
+        let (times, watched) = self.watch(|party| party.travel(testbed, mover))?;
+        for ((viewer, times), (window, surplus)) in self.viewers.iter_mut().zip(times).zip(watched)
+        {
+            viewer.at = 1 - viewer.at;
+            let host = &testbed.lab().vms()[viewer.at];
+            ensure_domain_runs_only_on(testbed, &viewer.domain, host.name())?;
+            let mode = match mover {
+                Mover::Virsh => None,
+                Mover::Migkick | Mover::Operator => {
+                    let addresses = viewer.streams.addresses();
+                    Some(measure::mode(testbed, viewer.at, &addresses)?)
+                }
+            };
+            let row = RunRow {
+                baseline: mover == Mover::Virsh,
+                mode,
+                ..times.row()
+            };
+            viewer.note(testbed, window, row, surplus);
+        }
+        Ok(())
+    }
+
+    /// Lets every guest stay where it is, as a control of what is measured.
+    pub(super) fn stay(&mut self, testbed: &Testbed) -> Result<()> {
+        let ((), watched) = self.watch(|_| Ok(()))?;
+        for (viewer, (window, surplus)) in self.viewers.iter_mut().zip(watched) {
+            viewer.note(testbed, window, RunRow::default(), surplus);
+        }
+        Ok(())
+    }
+
+    /// Does something and watches the streams from before it to after it; returns the time that
+    /// was watched, and the surplus of identical packets, of each guest.
+    fn watch<T>(&self, action: impl FnOnce(&Self) -> Result<T>) -> Result<(T, Vec<Watched>)> {
+        self.pass(STREAM_TIME)?;
+        let before = self.count()?;
+        let from_ns = clock::now_ns();
+        self.pass(STREAM_TIME / 2)?;
+        let done = action(self)?;
+        self.pass(AFTER)?;
+        let window = Window {
+            from_ns,
+            to_ns: clock::now_ns(),
+        };
+        let after = self.count()?;
+        let surplus = |(before, after): (&Option<Counts>, &Option<Counts>)| {
+            let (before, after) = (before.as_ref()?, after.as_ref()?);
+            let received = i64::try_from(after.received - before.received).ok()?;
+            let sent = i64::try_from(after.sent - before.sent).ok()?;
+            Some(received - sent)
+        };
+        let watched = before
+            .iter()
+            .zip(&after)
+            .map(|(before, after)| (window, before.iter().zip(after).map(surplus).collect()))
+            .collect();
+        Ok((done, watched))
+    }
+
+    fn travel(&self, testbed: &Testbed, mover: Mover) -> Result<Vec<Times>> {
+        thread::scope(|scope| {
+            let mut running = Vec::new();
+            for viewer in &self.viewers {
+                let journey = Journey {
+                    testbed,
+                    domain: &viewer.domain,
+                    control: &viewer.control,
+                    from: viewer.at,
+                    to: 1 - viewer.at,
+                };
+                running.push(scope.spawn(move || journey.go(mover, &mut |_| {})));
+            }
+            running
+                .into_iter()
+                .map(|thread| {
+                    let moved = thread.join();
+                    moved.map_err(|_| anyhow!("A thread that moves a guest has panicked"))?
+                })
+                .collect()
+        })
+    }
+
+    /// Counts the packets of identical streams, by guest and stream, while their senders rest.
+    fn count(&self) -> Result<Vec<Vec<Option<Counts>>>> {
+        let mut sent = BTreeMap::new();
+        for (index, (stream, sender)) in &self.senders {
+            if stream.config.kind == StreamKind::Identical {
+                sent.insert(*index, sender.rest()?);
+            }
+        }
+        let count = |viewer: &Viewer, stream: &Placed| {
+            let Some(sent) = sent.get(&stream.index).copied() else {
+                return Ok(None);
+            };
+            let received = viewer.count(stream)?;
+            Ok(Some(Counts { sent, received }))
+        };
+        let counts = self
+            .viewers
+            .iter()
+            .map(|viewer| viewer.streams.iter().map(|it| count(viewer, it)).collect())
+            .collect();
+        for index in sent.keys() {
+            if let Some((_, sender)) = self.senders.get(index) {
+                sender.resume()?;
+            }
+        }
+        counts
+    }
+
+    /// Lets the streams run for a while, as part of what is measured.
+    pub(super) fn pass(&self, time: Duration) -> Result<()> {
+        measure::pass(self.viewers.iter().map(|viewer| &viewer.control), time)
+    }
+
+    /// Ends the streams, and counts; one for each guest.
+    pub(super) fn finish(self) -> Result<Vec<Moves>> {
+        self.pass(STREAM_TIME)?;
+        let mut sent = BTreeMap::new();
+        for (index, (_, sender)) in self.senders {
+            sent.insert(index, sender.stop()?);
+        }
+        self.viewers
+            .into_iter()
+            .map(|viewer| viewer.finish(&sent))
+            .collect()
+    }
+}
+
+impl Viewer {
+    fn finish(self, sent: &BTreeMap<u16, Vec<Sent>>) -> Result<Moves> {
+        let mut tallies = Vec::new();
+        for stream in self.streams.iter() {
+            let sent = sent.get(&stream.index).cloned().unwrap_or_default();
+            tallies.push(Tally::take(*stream, sent, &self.control));
+            self.control.stop_receiver(stream.receiver_number())?;
+        }
+        let silent = tallies.iter().find(|tally| !tally.has_arrived());
+        if let Some(silent) = silent {
+            let address = silent.stream.multicast_address();
+            return Err(anyhow!("{} has received nothing of {address}", self.domain));
+        }
+        let rows = self
+            .moves
+            .into_iter()
+            .map(|it| tally::fill(it.row, &tallies, it.window, &it.surplus))
+            .collect();
+        let mut sent: Vec<_> = tallies.iter().flat_map(|it| it.sent.clone()).collect();
+        sent.sort_by_key(|packet| packet.sent_ns);
+        let mut arrivals: Vec<_> = tallies.into_iter().flat_map(|it| it.arrivals).collect();
+        arrivals.sort_by_key(|arrival| arrival.host_ns);
+        Ok(Moves {
+            rows,
+            sent,
+            arrivals,
+        })
+    }
+}
+
+/// The newest record of a VM host's agent.
+///
+/// # Errors
+///
+/// When it has none.
+pub fn last_record(testbed: &Testbed, host: usize) -> Result<serde_json::Value> {
+    let vms = &testbed.lab().vms()[host];
+    let migrations = testbed.running_agents()?.query(vms, "migrations")?;
+    let last = migrations.as_array().and_then(|rows| rows.last()).cloned();
+    last.with_context(|| format!("{} has no record: {migrations}", vms.name()))
+}
