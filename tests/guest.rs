@@ -299,4 +299,16 @@ fn control_channel_follows_a_live_migration() {
     assert_eq!(status.receivers[0].overflowed, 0);
     let hosts: Vec<_> = arrivals.iter().map(|arrival| arrival.host).collect();
     assert!(hosts.is_sorted() && hosts.contains(&0) && hosts.contains(&1));
+    // On either side of the pause the guest's clock is brought to the host's: nothing is received
+    // before it was sent.
+    let sent: std::collections::HashMap<_, _> =
+        sent.iter().map(|it| (it.sequence, it.sent_ns)).collect();
+    for arrival in &arrivals {
+        let sent_ns = sent[&arrival.sequence];
+        assert!(
+            arrival.host_ns >= sent_ns,
+            "{arrival:?} was sent at {sent_ns}"
+        );
+    }
+    assert_eq!(control.stops().len(), 1, "the clock stood still once");
 }

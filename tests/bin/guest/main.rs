@@ -7,6 +7,7 @@ mod boot;
 mod outbox;
 mod programs;
 mod receive;
+mod stalls;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -21,7 +22,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use lab::guest::wire::{Answer, Command, FromGuest, Reply, Request, Status, frame::Decoder};
 
-use crate::{outbox::Outbox, programs::Programs, receive::Receivers};
+use crate::{outbox::Outbox, programs::Programs, receive::Receivers, stalls::Stalls};
 
 /// Replies kept for requests the host repeats.
 const REMEMBERED_REPLIES: usize = 256;
@@ -46,7 +47,7 @@ fn main() {
 
 /// Serves requests from the control channel until it ends.
 fn serve(port: File) -> Result<()> {
-    let outbox = Arc::new(Outbox::new(port.try_clone()?));
+    let outbox = Outbox::new(port.try_clone()?);
     let boot_id = read_line("/proc/sys/kernel/random/boot_id");
     outbox.send(&FromGuest::Hello(boot_id))?;
     std::thread::spawn({
@@ -63,6 +64,7 @@ fn serve(port: File) -> Result<()> {
     let mut server = Server {
         programs: Programs::new(Arc::clone(&outbox)),
         receivers: Receivers::new(Arc::clone(&outbox)),
+        stalls: Stalls::new(Arc::clone(&outbox)),
         replies: HashMap::new(),
         order: VecDeque::new(),
         outbox,
@@ -95,6 +97,7 @@ struct Server {
     outbox: Arc<Outbox>,
     programs: Programs,
     receivers: Receivers,
+    stalls: Stalls,
     /// What was answered, by request id; `order` has the ids from oldest to newest.
     replies: HashMap<u64, Reply>,
     order: VecDeque<u64>,
@@ -132,6 +135,7 @@ impl Server {
                 self.receivers.start(receiver, &config)?;
             }
             Command::StopReceiver { receiver } => self.receivers.stop(receiver)?,
+            Command::WatchStalls => self.stalls.watch(),
             Command::Status => return Ok(Answer::Status(self.status())),
             Command::Resend { .. } => {}
         }

@@ -1,56 +1,82 @@
-//! Frames to the host: numbered, and kept for a while in case the host misses some.
+//! Frames to the host: numbered, timed, and kept for a while in case the host misses some.
+//!
+//! A thread of its own writes them. The channel may stand still for a while, around a live
+//! migration above all, and an application that reports what it receives must not wait for that.
 
 use std::{
     collections::VecDeque,
     fs::File,
     io::Write as _,
-    sync::{Mutex, MutexGuard, PoisonError},
+    mem,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread,
 };
 
-use anyhow::{Context as _, Result};
-use lab::guest::wire::{FromGuest, frame::frame};
+use anyhow::{Context as _, Result, ensure};
+use lab::{
+    guest::wire::{FromGuest, frame::frame},
+    probe::clock,
+};
 
-/// Frames kept, in bytes: seconds of the densest stream.
+/// Frames kept after they were written, in bytes: seconds of the densest stream.
 const RETAINED_BYTES: usize = 2 * 1024 * 1024;
+/// Frames that wait to be written, in bytes; with more, who sends has to wait.
+const UNWRITTEN_BYTES: usize = 8 * 1024 * 1024;
 
 /// The sending half of the control channel.
 pub(crate) struct Outbox {
     inner: Mutex<Inner>,
+    /// There is something to write.
+    added: Condvar,
+    /// Something was written.
+    written: Condvar,
 }
 
+#[derive(Default)]
 struct Inner {
-    port: File,
     next_number: u32,
     retained: VecDeque<(u32, Vec<u8>)>,
     retained_bytes: usize,
+    /// Whole frames.
+    unwritten: Vec<u8>,
     was_idle: bool,
+    has_failed: bool,
 }
 
 impl Outbox {
-    pub(crate) fn new(port: File) -> Self {
-        Self {
-            inner: Mutex::new(Inner {
-                port,
-                next_number: 0,
-                retained: VecDeque::new(),
-                retained_bytes: 0,
-                was_idle: true,
-            }),
-        }
+    pub(crate) fn new(port: File) -> Arc<Self> {
+        let outbox = Arc::new(Self {
+            inner: Mutex::default(),
+            added: Condvar::new(),
+            written: Condvar::new(),
+        });
+        let writer = Arc::clone(&outbox);
+        thread::spawn(move || writer.write(port));
+        outbox
     }
 
-    /// Sends a message; waits while the host does not take it.
+    /// Sends a message that tells of now.
     pub(crate) fn send(&self, message: &FromGuest) -> Result<()> {
+        self.send_of(clock::now_ns(), message)
+    }
+
+    /// Sends a message that tells of a time of the guest's monotonic clock; waits while far too
+    /// much is unwritten.
+    pub(crate) fn send_of(&self, guest_ns: u64, message: &FromGuest) -> Result<()> {
         let (kind, payload) = message.encode().context("Cannot encode a message")?;
         let mut inner = self.lock();
+        while inner.unwritten.len() > UNWRITTEN_BYTES && !inner.has_failed {
+            inner = self
+                .written
+                .wait(inner)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        ensure!(!inner.has_failed, "The control channel is broken");
         let number = inner.next_number;
         inner.next_number = number.wrapping_add(1);
         inner.was_idle = false;
-        let bytes = frame(kind, number, &payload);
-        inner
-            .port
-            .write_all(&bytes)
-            .context("Cannot write to the control channel")?;
+        let bytes = frame(kind, number, guest_ns, &payload);
+        inner.unwritten.extend_from_slice(&bytes);
         inner.retained_bytes += bytes.len();
         inner.retained.push_back((number, bytes));
         while inner.retained_bytes > RETAINED_BYTES
@@ -58,6 +84,7 @@ impl Outbox {
         {
             inner.retained_bytes -= oldest.len();
         }
+        self.added.notify_one();
         Ok(())
     }
 
@@ -71,20 +98,44 @@ impl Outbox {
     /// Sends the frames `from..to` again, as far as they are kept.
     pub(crate) fn resend(&self, from: u32, to: u32) {
         let mut inner = self.lock();
-        let Inner { port, retained, .. } = &mut *inner;
+        let Inner {
+            unwritten,
+            retained,
+            ..
+        } = &mut *inner;
         for (number, bytes) in retained.iter() {
-            if (from..to).contains(number)
-                && let Err(error) = port.write_all(bytes)
-            {
-                eprintln!("guest: Cannot repeat frame {number}: {error}");
-                return;
+            if (from..to).contains(number) {
+                unwritten.extend_from_slice(bytes);
             }
         }
+        self.added.notify_one();
     }
 
     /// Returns whether nothing was sent since the last call.
     pub(crate) fn was_idle(&self) -> bool {
-        std::mem::replace(&mut self.lock().was_idle, true)
+        mem::replace(&mut self.lock().was_idle, true)
+    }
+
+    /// Writes what there is, for ever.
+    fn write(&self, mut port: File) {
+        loop {
+            let mut inner = self.lock();
+            while inner.unwritten.is_empty() {
+                inner = self
+                    .added
+                    .wait(inner)
+                    .unwrap_or_else(PoisonError::into_inner);
+            }
+            let bytes = mem::take(&mut inner.unwritten);
+            drop(inner);
+            if let Err(error) = port.write_all(&bytes) {
+                eprintln!("guest: Cannot write to the control channel: {error}");
+                self.lock().has_failed = true;
+                self.written.notify_all();
+                return;
+            }
+            self.written.notify_all();
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {

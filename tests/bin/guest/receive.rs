@@ -20,7 +20,7 @@ use lab::{
         wire::{Content, Filter, FromGuest, Join, ReceiverConfig, ReceiverStatus, Record},
     },
     probe::{
-        mpegts,
+        clock, mpegts,
         payload::{STAMP_LEN, Stamp},
     },
 };
@@ -38,7 +38,7 @@ use crate::outbox::Outbox;
 const RECEIVE_BUFFER: usize = 32 * 1024 * 1024;
 /// Datagrams taken from the kernel at once, and records per frame.
 const BATCH: usize = 128;
-/// Shortest time between two frames; the resolution of the host's time stamps.
+/// Shortest time between two looks at the socket; the resolution of the time stamps.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(1);
 /// How often a receiver without traffic looks whether it shall stop, in milliseconds.
 const STOP_CHECK_MS: u16 = 100;
@@ -185,7 +185,6 @@ fn receive(
             Ok(0) | Err(Errno::EINTR) => continue,
             result => result?,
         };
-        let started = Instant::now();
         let mut slices: Vec<_> = buffers
             .iter_mut()
             .map(|buffer| [IoSliceMut::new(buffer)])
@@ -202,6 +201,7 @@ fn receive(
             Err(Errno::EAGAIN | Errno::EINTR) => continue,
             Err(error) => return Err(error.into()),
         };
+        let (received_ns, started) = (clock::now_ns(), Instant::now());
         for (buffer, bytes) in buffers.iter().zip(&received) {
             let datagram = buffer.get(..*bytes).unwrap_or_default();
             let is_ours = match content {
@@ -221,10 +221,13 @@ fn receive(
         match content {
             Content::Stamped if !records.is_empty() => {
                 let batch = std::mem::replace(&mut records, Vec::with_capacity(BATCH));
-                outbox.send(&FromGuest::Records(number, batch))?;
+                outbox.send_of(received_ns, &FromGuest::Records(number, batch))?;
             }
             Content::Stamped => {}
-            Content::MpegTs => outbox.send(&FromGuest::Transport(number, transport.totals()))?,
+            Content::MpegTs => {
+                let totals = transport.totals();
+                outbox.send_of(received_ns, &FromGuest::Transport(number, totals))?;
+            }
         }
         // A full batch means that more is waiting.
         if received.len() < BATCH {

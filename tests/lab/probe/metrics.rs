@@ -11,9 +11,9 @@ pub struct Arrival {
     pub flow: u16,
     /// Sequence number of the packet's stamp.
     pub sequence: u32,
-    /// When the host got the guest's report, in nanoseconds of the host's monotonic clock.
+    /// When the application got it, in nanoseconds of the host's monotonic clock.
     pub host_ns: u64,
-    /// Index of the VM host the report came from, in the order the control channel was given.
+    /// Index of the VM host that it got it on, in the order the control channel was given.
     pub host: u8,
 }
 

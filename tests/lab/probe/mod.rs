@@ -1,8 +1,8 @@
 //! The stream probe: what the sender sends, what the guest received, and what follows from both.
 //!
 //! Everything is computed in the host's monotonic clock. The sender runs on the host and logs when
-//! it sent each packet ([`log`]); the guest reports every packet at once and the host stamps the
-//! report. The guest's own clock is of no use: it stands still while the guest is paused.
+//! it sent each packet ([`log`]); the guest reports when it got each by its own clock, which stands
+//! still while the guest is paused, and [`timeline`] makes host time of that.
 
 pub mod clock;
 pub mod ffmpeg;
@@ -12,3 +12,4 @@ pub mod mpegts;
 pub mod payload;
 pub mod picture;
 pub mod report;
+pub mod timeline;

@@ -88,6 +88,13 @@ pub struct RunRow {
     pub freeze_ms: f64,
     /// How long the VM was paused.
     pub vm_pause_ms: f64,
+    /// How long the guest's clock stood still: the pause without what libvirt needs around it.
+    #[serde(default)]
+    pub clock_stop_ms: f64,
+    /// The longest time in which a thread in the guest that wanted to run did not: the pause, and
+    /// what the guest needs to run again. No application can feel less.
+    #[serde(default)]
+    pub stall_ms: f64,
     /// From the VM's request to the start of the copy.
     pub signalling_ms: f64,
     /// From the start of the copy to its end.
@@ -230,6 +237,8 @@ mod tests {
             "loss_ms",
             "freeze_ms",
             "vm_pause_ms",
+            "clock_stop_ms",
+            "stall_ms",
             "signalling_ms",
             "copy_ms",
             "total_ms",

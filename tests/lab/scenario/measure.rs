@@ -67,6 +67,7 @@ pub fn run(testbed: &mut Testbed, config: &RunConfig, tell: &mut dyn FnMut(&str)
         config.stream.packets_per_second().round(),
         placed.multicast_address()
     ));
+    guest.watch_stalls()?;
     guest.start_receiver(placed.receiver_number(), placed.receiver())?;
     wait::until("the guest to receive", Duration::from_secs(20), || {
         let tally = Tally::take(placed, Vec::new(), &guest);
@@ -114,6 +115,7 @@ pub fn run(testbed: &mut Testbed, config: &RunConfig, tell: &mut dyn FnMut(&str)
         ok: arrived && flows_at_end(&tally, window),
         ..times.row()
     };
+    let row = tally::with_stalls(row, &guest, window);
     let phases = times.phases(asked_ns, &tally.arrivals);
     Ok(Run {
         row: tally::fill(row, std::slice::from_ref(&tally), window, &[]),

@@ -153,6 +153,7 @@ impl Party {
             }
         }
         for viewer in &viewers {
+            viewer.control.watch_stalls()?;
             for stream in viewer.streams.iter() {
                 let number = stream.receiver_number();
                 viewer.control.start_receiver(number, stream.receiver())?;
@@ -320,7 +321,10 @@ impl Viewer {
         let rows = self
             .moves
             .into_iter()
-            .map(|it| tally::fill(it.row, &tallies, it.window, &it.surplus))
+            .map(|it| {
+                let row = tally::with_stalls(it.row, &self.control, it.window);
+                tally::fill(row, &tallies, it.window, &it.surplus)
+            })
             .collect();
         let mut sent: Vec<_> = tallies.iter().flat_map(|it| it.sent.clone()).collect();
         sent.sort_by_key(|packet| packet.sent_ns);

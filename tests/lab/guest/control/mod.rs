@@ -7,6 +7,7 @@
 //! Frames that the switch-over cut are asked for again by number; requests that got lost are
 //! repeated until they are answered.
 
+mod received;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -28,7 +29,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 pub use self::state::{ChannelStats, TransportAt};
 use self::state::{Connection, State};
 use super::wire::{Answer, Command, FromGuest, ReceiverConfig, Request, Status, frame::Decoder};
-use crate::probe::{clock, metrics::Arrival};
+use crate::probe::clock;
 
 /// How long a request or a repeat may stay unanswered before it is sent again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(300);
@@ -201,42 +202,6 @@ impl Control {
             .map(drop)
     }
 
-    /// Returns every packet a receiver reported so far, in the order of arrival.
-    pub fn arrivals(&self, receiver: u16) -> Vec<Arrival> {
-        self.inner
-            .lock()
-            .arrivals
-            .get(&receiver)
-            .cloned()
-            .unwrap_or_default()
-    }
-
-    /// Waits until a receiver has reported at least `count` packets.
-    ///
-    /// # Errors
-    ///
-    /// It has not within `deadline`.
-    pub fn wait_arrivals(&self, receiver: u16, count: usize, deadline: Duration) -> Result<()> {
-        let deadline = Instant::now() + deadline;
-        let has_count = |state: &mut State| {
-            (state.arrivals.get(&receiver).map_or(0, Vec::len) >= count).then_some(())
-        };
-        self.inner.wait_until(deadline, has_count).with_context(|| {
-            let arrived = self.arrivals(receiver).len();
-            format!("Only {arrived} of {count} packets reached receiver {receiver} in time")
-        })
-    }
-
-    /// Returns the totals an MPEG-TS receiver reported so far.
-    pub fn transport(&self, receiver: u16) -> Vec<TransportAt> {
-        self.inner
-            .lock()
-            .transport
-            .get(&receiver)
-            .cloned()
-            .unwrap_or_default()
-    }
-
     /// Returns what went wrong on the channel.
     pub fn stats(&self) -> ChannelStats {
         let state = self.inner.lock();
@@ -354,9 +319,9 @@ impl Inner {
                 state.host = Some(host);
                 state.last_frame = Some(Instant::now());
                 if let Some(message) = FromGuest::decode(&frame)
-                    && state.admit(frame.number, &message)
+                    && state.admit(&frame, &message, host, host_ns)
                 {
-                    state.handle(message, host, host_ns);
+                    state.handle(&frame, message, host_ns);
                 }
             }
             state.stats.skipped_bytes += decoder.skipped - skipped;

@@ -11,15 +11,15 @@ use super::RETRY_INTERVAL;
 use crate::{
     guest::{
         program::Output,
-        wire::{Command, FromGuest, Reply, Request, TransportTotals},
+        wire::{Command, FromGuest, Record, Reply, Request, TransportTotals, frame::Frame},
     },
-    probe::metrics::Arrival,
+    probe::timeline::Report,
 };
 
 /// Totals of an MPEG-TS receiver at one time.
 #[derive(Clone, Copy, Debug)]
 pub struct TransportAt {
-    /// When the host got them, in nanoseconds of the host's monotonic clock.
+    /// When the receiver had them, in nanoseconds of the host's monotonic clock.
     pub host_ns: u64,
     /// The totals.
     pub totals: TransportTotals,
@@ -52,8 +52,22 @@ pub(in crate::guest) struct State {
     pub(super) stats: ChannelStats,
     pub(super) replies: HashMap<u64, Reply>,
     pub(in crate::guest) outputs: HashMap<u64, Output>,
-    pub(super) arrivals: HashMap<u16, Vec<Arrival>>,
-    pub(super) transport: HashMap<u16, Vec<TransportAt>>,
+    /// When what came was stamped and received.
+    pub(super) reports: Vec<Report>,
+    pub(super) arrivals: HashMap<u16, Vec<Stamped<Record>>>,
+    pub(super) transport: HashMap<u16, Vec<Stamped<TransportTotals>>>,
+    /// In nanoseconds of the guest's monotonic clock.
+    pub(super) stalls: Vec<(u64, u64)>,
+}
+
+/// Something that the guest had at a time.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stamped<T> {
+    /// In nanoseconds of the guest's monotonic clock.
+    pub(super) guest_ns: u64,
+    /// Number of the frame it came in.
+    pub(super) number: u32,
+    pub(super) what: T,
 }
 
 pub(super) struct Connection {
@@ -69,14 +83,26 @@ impl State {
         }
     }
 
-    /// Keeps account of frame numbers; returns whether the frame is new.
-    pub(super) fn admit(&mut self, number: u32, message: &FromGuest) -> bool {
+    /// Keeps account of frame numbers and of the guest's clock; returns whether the frame is new.
+    pub(super) fn admit(
+        &mut self,
+        frame: &Frame,
+        message: &FromGuest,
+        host: usize,
+        host_ns: u64,
+    ) -> bool {
+        let number = frame.number;
         if let FromGuest::Hello(boot_id) = message
             && self.boot_id.as_ref() != Some(boot_id)
         {
             self.boot_id = Some(boot_id.clone());
             self.expected = None;
             self.missing.clear();
+            // Its clock and its receivers begin anew.
+            self.reports.clear();
+            self.arrivals.clear();
+            self.transport.clear();
+            self.stalls.clear();
         }
         let expected = *self.expected.get_or_insert(number);
         if number < expected {
@@ -86,6 +112,12 @@ impl State {
         }
         self.missing.extend(expected..number);
         self.expected = Some(number.wrapping_add(1));
+        self.reports.push(Report {
+            number,
+            guest_ns: frame.guest_ns,
+            host_ns,
+            host: host as u8,
+        });
         true
     }
 
@@ -118,7 +150,7 @@ impl State {
         }
     }
 
-    pub(super) fn handle(&mut self, message: FromGuest, host: usize, host_ns: u64) {
+    pub(super) fn handle(&mut self, frame: &Frame, message: FromGuest, host_ns: u64) {
         self.stats.frames += 1;
         match message {
             FromGuest::Hello(_) | FromGuest::Alive => {}
@@ -135,17 +167,21 @@ impl State {
             }
             FromGuest::Records(receiver, records) => {
                 let arrivals = self.arrivals.entry(receiver).or_default();
-                arrivals.extend(records.iter().map(|record| Arrival {
-                    flow: record.flow,
-                    sequence: record.sequence,
-                    host_ns,
-                    host: host as u8,
+                arrivals.extend(records.into_iter().map(|record| Stamped {
+                    guest_ns: frame.guest_ns,
+                    number: frame.number,
+                    what: record,
                 }));
             }
             FromGuest::Transport(receiver, totals) => {
                 let transport = self.transport.entry(receiver).or_default();
-                transport.push(TransportAt { host_ns, totals });
+                transport.push(Stamped {
+                    guest_ns: frame.guest_ns,
+                    number: frame.number,
+                    what: totals,
+                });
             }
+            FromGuest::Stall(from_ns, to_ns) => self.stalls.push((from_ns, to_ns)),
         }
     }
 }

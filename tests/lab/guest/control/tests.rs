@@ -3,10 +3,7 @@
 use std::io::Write as _;
 
 use super::*;
-use crate::guest::wire::{
-    Record, Reply,
-    frame::{Frame, frame},
-};
+use crate::guest::wire::{Record, Reply, frame::frame};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -26,7 +23,12 @@ impl FakeGuest {
     fn send(&mut self, number: u32, message: &FromGuest) {
         let (kind, payload) = message.encode().unwrap();
         self.stream
-            .write_all(&frame(kind, number, &payload))
+            .write_all(&frame(
+                kind,
+                number,
+                u64::from(number) * 10_000_000,
+                &payload,
+            ))
             .unwrap();
     }
 
@@ -96,12 +98,7 @@ fn frame_cut_by_the_switch_over_is_asked_for_again() {
     let mut source = FakeGuest::connect(&source);
     source.send(0, &records(0));
     let (kind, payload) = records(1).encode().unwrap();
-    let cut: Frame = Frame {
-        kind,
-        number: 1,
-        payload,
-    };
-    let bytes = frame(cut.kind, cut.number, &cut.payload);
+    let bytes = frame(kind, 1, 10_000_000, &payload);
     source.stream.write_all(&bytes[..10]).unwrap();
     control.wait_host("vms1", DEADLINE).unwrap();
 
@@ -116,7 +113,8 @@ fn frame_cut_by_the_switch_over_is_asked_for_again() {
     destination.send(1, &records(1));
     destination.send(3, &records(3));
     control.wait_arrivals(1, 4, DEADLINE).unwrap();
-    assert_eq!(sequences(&control), [0, 2, 1, 3]);
+    // In the order the guest got them.
+    assert_eq!(sequences(&control), [0, 1, 2, 3]);
     assert_eq!(control.host().as_deref(), Some("vms2"));
     let stats = control.stats();
     assert_eq!((stats.missing, stats.recovered), (0, 1));
@@ -130,8 +128,11 @@ fn numbers_start_over_after_a_reboot() {
     guest.send(1, &records(0));
     guest.send(0, &FromGuest::Hello("second".into()));
     guest.send(1, &records(1));
+    guest.send(2, &records(2));
     control.wait_arrivals(1, 2, DEADLINE).unwrap();
     assert_eq!(control.stats().missing, 0);
+    // What was before has another clock.
+    assert_eq!(sequences(&control), [1, 2]);
 }
 
 #[test]

@@ -3,7 +3,8 @@
 //! The channel is a virtio-serial port: a byte stream that a live migration may cut anywhere, the
 //! first half of a frame then arriving on the source's socket and the rest on the destination's.
 //! Frames therefore carry a sync word, their length and a CRC, and the ones from the guest a
-//! number, by which the host asks again for what is missing.
+//! number, by which the host asks again for what is missing, and the guest's time, since the
+//! channel may take a while.
 //!
 //! # Wire format
 //!
@@ -14,12 +15,13 @@
 //! | 0 | 4 | sync word `a7 52 43 4c` |
 //! | 4 | 1 | kind of message |
 //! | 5 | 4 | number, counted by the guest since its boot; zero from the host |
-//! | 9 | 4 | length of the payload, at most 65,536 |
-//! | 13 | 4 | CRC-32 (IEEE 802.3) of the bytes 4 to 13 and of the payload |
-//! | 17 | .. | payload |
+//! | 9 | 8 | when what it tells of happened: the guest's monotonic clock, ns; zero from the host |
+//! | 17 | 4 | length of the payload, at most 65,536 |
+//! | 21 | 4 | CRC-32 (IEEE 802.3) of the bytes 4 to 21 and of the payload |
+//! | 25 | .. | payload |
 
 const SYNC: [u8; 4] = [0xa7, b'R', b'C', b'L'];
-const HEADER_LEN: usize = 17;
+const HEADER_LEN: usize = 25;
 
 /// Longest payload of a frame, in bytes.
 pub const MAX_PAYLOAD: usize = 65_536;
@@ -31,16 +33,19 @@ pub struct Frame {
     pub kind: u8,
     /// The guest's frame number.
     pub number: u32,
+    /// When what it tells of happened, in nanoseconds of the guest's monotonic clock.
+    pub guest_ns: u64,
     /// The message.
     pub payload: Vec<u8>,
 }
 
 /// Returns a whole frame.
-pub fn frame(kind: u8, number: u32, payload: &[u8]) -> Vec<u8> {
+pub fn frame(kind: u8, number: u32, guest_ns: u64, payload: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(HEADER_LEN + payload.len());
     bytes.extend(SYNC);
     bytes.push(kind);
     bytes.extend(number.to_le_bytes());
+    bytes.extend(guest_ns.to_le_bytes());
     bytes.extend(
         u32::try_from(payload.len())
             .unwrap_or(u32::MAX)
@@ -114,19 +119,20 @@ fn parse(bytes: &[u8]) -> Parsed {
     let word = |at: usize| {
         u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
     };
-    let length = word(9) as usize;
+    let length = word(17) as usize;
     if length > MAX_PAYLOAD {
         return Parsed::Damaged;
     }
     let Some(payload) = rest.get(..length) else {
         return Parsed::Short;
     };
-    if crc32(&[&header[4..13], payload]) != word(13) {
+    if crc32(&[&header[4..21], payload]) != word(21) {
         return Parsed::Damaged;
     }
     Parsed::Whole(Frame {
         kind: header[4],
         number: word(5),
+        guest_ns: u64::from(word(9)) | u64::from(word(13)) << 32,
         payload: payload.to_vec(),
     })
 }

@@ -52,6 +52,9 @@ pub enum Command {
         /// The number given at the start.
         receiver: u16,
     },
+    /// Reports from now on whenever a thread that sleeps a millisecond at a time does not run for
+    /// longer, as [`FromGuest::Stall`].
+    WatchStalls,
     /// Asks for a [`Status`].
     Status,
     /// Asks for the frames `from..to` again. Not answered by a reply.
@@ -213,6 +216,9 @@ pub enum FromGuest {
     Records(u16, Vec<Record>),
     /// Totals of an MPEG-TS receiver.
     Transport(u16, TransportTotals),
+    /// A thread that wanted to run did not from the first to the second time, in nanoseconds of
+    /// the guest's monotonic clock.
+    Stall(u64, u64),
     /// Sent when there was nothing to say for 100 ms.
     Alive,
 }
@@ -225,6 +231,7 @@ const KIND_EXIT: u8 = 0x84;
 const KIND_RECORDS: u8 = 0x85;
 const KIND_TRANSPORT: u8 = 0x86;
 const KIND_ALIVE: u8 = 0x87;
+const KIND_STALL: u8 = 0x88;
 
 const RECORD_LEN: usize = 6;
 
@@ -271,6 +278,10 @@ impl FromGuest {
                 }
                 (KIND_TRANSPORT, payload)
             }
+            Self::Stall(from_ns, to_ns) => {
+                let payload = [from_ns.to_le_bytes(), to_ns.to_le_bytes()].concat();
+                (KIND_STALL, payload)
+            }
             Self::Alive => (KIND_ALIVE, Vec::new()),
         })
     }
@@ -315,6 +326,10 @@ impl FromGuest {
                     },
                 )
             }
+            KIND_STALL => {
+                let from_ns = u64::from_le_bytes(take(&mut rest)?);
+                Self::Stall(from_ns, u64::from_le_bytes(take(&mut rest)?))
+            }
             KIND_ALIVE => Self::Alive,
             _ => return None,
         })
@@ -328,7 +343,7 @@ impl Request {
     ///
     /// A request that JSON cannot express.
     pub fn to_frame(&self) -> Result<Vec<u8>, serde_json::Error> {
-        Ok(frame(KIND_REQUEST, 0, &serde_json::to_vec(self)?))
+        Ok(frame(KIND_REQUEST, 0, 0, &serde_json::to_vec(self)?))
     }
 
     /// Reads a request; `None` when the frame is no request.

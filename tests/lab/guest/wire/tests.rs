@@ -31,13 +31,14 @@ fn message() -> impl Strategy<Value = FromGuest> {
                 result: Err(error),
             })
         }),
+        (any::<u64>(), any::<u64>()).prop_map(|(from_ns, to_ns)| FromGuest::Stall(from_ns, to_ns)),
         Just(FromGuest::Alive),
     ]
 }
 
 fn bytes_of(number: u32, message: &FromGuest) -> Vec<u8> {
     let (kind, payload) = message.encode().unwrap();
-    frame(kind, number, &payload)
+    frame(kind, number, u64::MAX - u64::from(number), &payload)
 }
 
 fn drain(decoder: &mut Decoder) -> Vec<Frame> {
@@ -116,7 +117,8 @@ proptest! {
         decoder.push(&bytes_of(1, &whole));
         let frames = drain(&mut decoder);
         let last = frames.last().unwrap();
-        prop_assert_eq!((last.number, FromGuest::decode(last)), (1, Some(whole)));
+        prop_assert_eq!((last.number, last.guest_ns), (1, u64::MAX - 1));
+        prop_assert_eq!(FromGuest::decode(last), Some(whole));
     }
 
     #[test]
@@ -124,7 +126,7 @@ proptest! {
         let mut decoder = Decoder::default();
         decoder.push(&bytes);
         drain(&mut decoder);
-        let frame = Frame { kind, number: 0, payload };
+        let frame = Frame { kind, number: 0, guest_ns: 0, payload };
         let _ = (FromGuest::decode(&frame), Request::decode(&frame));
     }
 }

@@ -1,0 +1,102 @@
+//! What the guest got and when, in host time.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+
+use super::{
+    Control, TransportAt,
+    state::{Stamped, State},
+};
+use crate::{
+    guest::wire::{Command, Record},
+    probe::{
+        metrics::Arrival,
+        timeline::{Moment, Timeline},
+    },
+};
+
+impl Control {
+    /// Returns every packet a receiver reported so far, in the order it got them.
+    pub fn arrivals(&self, receiver: u16) -> Vec<Arrival> {
+        let (timeline, stamped) = {
+            let state = self.inner.lock();
+            let stamped = state.arrivals.get(&receiver).cloned();
+            (Timeline::new(&state.reports), stamped.unwrap_or_default())
+        };
+        let arrival = |(moment, record): (Moment, Record)| Arrival {
+            flow: record.flow,
+            sequence: record.sequence,
+            host_ns: moment.host_ns,
+            host: moment.host,
+        };
+        placed(&timeline, stamped).map(arrival).collect()
+    }
+
+    /// Makes the guest watch for stalls from now on.
+    ///
+    /// # Errors
+    ///
+    /// No answer.
+    pub fn watch_stalls(&self) -> Result<()> {
+        self.request(Command::WatchStalls).map(drop)
+    }
+
+    /// Returns when a thread in the guest that wanted to run did not for more than 5 ms, from and
+    /// to, in nanoseconds of the host's monotonic clock.
+    pub fn stalls(&self) -> Vec<(u64, u64)> {
+        let state = self.inner.lock();
+        let timeline = Timeline::new(&state.reports);
+        let at = |guest_ns| timeline.at(guest_ns).host_ns;
+        let stalls = state.stalls.iter();
+        stalls.map(|(from, to)| (at(*from), at(*to))).collect()
+    }
+
+    /// Returns how long the guest's clock stood still at each move so far, as
+    /// [`Timeline::stops`] does.
+    pub fn stops(&self) -> Vec<(u64, u64)> {
+        Timeline::new(&self.inner.lock().reports).stops()
+    }
+
+    /// Waits until a receiver has reported at least `count` packets.
+    ///
+    /// # Errors
+    ///
+    /// It has not within `deadline`.
+    pub fn wait_arrivals(&self, receiver: u16, count: usize, deadline: Duration) -> Result<()> {
+        let deadline = Instant::now() + deadline;
+        let has_count = |state: &mut State| {
+            (state.arrivals.get(&receiver).map_or(0, Vec::len) >= count).then_some(())
+        };
+        self.inner.wait_until(deadline, has_count).with_context(|| {
+            let arrived = self.arrivals(receiver).len();
+            format!("Only {arrived} of {count} packets reached receiver {receiver} in time")
+        })
+    }
+
+    /// Returns the totals an MPEG-TS receiver reported so far.
+    pub fn transport(&self, receiver: u16) -> Vec<TransportAt> {
+        let (timeline, stamped) = {
+            let state = self.inner.lock();
+            let stamped = state.transport.get(&receiver).cloned();
+            (Timeline::new(&state.reports), stamped.unwrap_or_default())
+        };
+        let at = |(moment, totals): (Moment, _)| TransportAt {
+            host_ns: moment.host_ns,
+            totals,
+        };
+        placed(&timeline, stamped).map(at).collect()
+    }
+}
+
+/// Brings what the guest had in the order it had it, and says when and where that was.
+fn placed<T>(
+    timeline: &Timeline,
+    mut stamped: Vec<Stamped<T>>,
+) -> impl Iterator<Item = (Moment, T)> {
+    // Frames that were asked for again came late.
+    stamped.sort_by_key(|it| it.number);
+    stamped
+        .into_iter()
+        .map(|it| (timeline.at(it.guest_ns), it.what))
+}
