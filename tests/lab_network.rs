@@ -351,3 +351,69 @@ fn relays_receive_at_a_site_of_their_own_and_reach_the_vm_hosts() {
     }
     assert_eq!(lab.node("relay2").unwrap().name(), "relay2");
 }
+
+#[test]
+fn hosts_of_one_subnet_share_a_switch_and_listen_apart() {
+    if !lab::requirements::met() {
+        return;
+    }
+    let lab = Lab::up(LabConfig {
+        libvirtd: false,
+        same_subnet: true,
+        ..LabConfig::new("testsubnet")
+    })
+    .unwrap();
+    let (first, second) = (lab.vms1(), lab.vms2());
+    assert_eq!(
+        first.address().segments()[..4],
+        second.address().segments()[..4]
+    );
+    let server = first.within(|| TcpListener::bind((first.address(), 0)));
+    let server = server.unwrap().unwrap();
+    let to = server.local_addr().unwrap();
+    let connected = second.within(|| TcpStream::connect_timeout(&to, DEADLINE));
+    connected.unwrap().unwrap();
+
+    let sender = sender(&lab);
+    let listeners = [first, second].map(|host| join(host, "br0", &[address(1)]));
+    for listener in &listeners {
+        wait_for_packet(&sender, &listener[0], address(1));
+    }
+    assert_eq!(entries(&lab, 1, address(1)), 2);
+    let [stays, leaves] = listeners;
+    drop(leaves);
+    wait::until("the entry to go", DEADLINE, || {
+        (entries(&lab, 1, address(1)) == 1).then_some(())
+    })
+    .unwrap();
+    wait_for_packet(&sender, &stays[0], address(1));
+    assert_eq!(
+        lab.config().nodes(),
+        ["sender", "router", "switch1", "vms1", "vms2"]
+    );
+}
+
+#[test]
+fn forgotten_listeners_get_nothing_until_they_report_again() {
+    if !lab::requirements::met() {
+        return;
+    }
+    let lab = network("testforget", Site::Multicast);
+    let sender = sender(&lab);
+    let listener = join(lab.vms2(), "br0", &[address(1), address(2)]);
+    for (last, socket) in (1..).zip(&listener) {
+        wait_for_packet(&sender, socket, address(last));
+    }
+    // The kernel says once more what it has joined, some time in the first second.
+    wait::until("the listener to be forgotten", DEADLINE, || {
+        lab.forget_listeners(&[address(1)]).ok()?;
+        let grown = lab.router().forwards(address(1), 2).ok()?;
+        (entries(&lab, 2, address(1)) == 0 && !grown).then_some(())
+    })
+    .unwrap();
+    assert!(lab.router().forwards(address(2), 2).unwrap());
+    // The kernel reports again what is joined anew.
+    drop(listener);
+    let listener = join(lab.vms2(), "br0", &[address(1)]);
+    wait_for_packet(&sender, &listener[0], address(1));
+}

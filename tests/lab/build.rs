@@ -10,7 +10,7 @@ use crate::host::Host;
 use crate::mroute::control::Router;
 use crate::mroute::daemon::{Settings as RouterSettings, SiteSettings};
 use crate::node::{Node, namespace};
-use crate::topology::{LabConfig, RELAY_SITE, SENDER_ADDRESS, Site, nodes};
+use crate::topology::{LabConfig, RELAY_SITE, SENDER_ADDRESS, Site};
 use crate::vms::node::{LOG_LABEL, READY_FILE, Settings as HostSettings};
 use crate::vms::{Vms, capabilities};
 use crate::{binaries, netns, registry, wait};
@@ -22,8 +22,10 @@ pub(crate) fn node(lab: &str, name: &str) -> Node {
     Node::new(lab, name, registry::directory(lab).join("log"), None)
 }
 
-pub(crate) fn vms(config: &LabConfig, site: usize) -> Result<Vms> {
-    host(config, &format!("vms{site}"), vms_address(site)).map(Vms::new)
+/// A VM host by its number, 1 or 2.
+pub(crate) fn vms(config: &LabConfig, number: usize) -> Result<Vms> {
+    let address = vms_address(config, number);
+    host(config, &format!("vms{number}"), address).map(Vms::new)
 }
 
 /// A relay by its number, from 1 on.
@@ -44,10 +46,13 @@ fn host(config: &LabConfig, name: &str, address: Ipv6Addr) -> Result<Host> {
     Ok(Host::new(node, address, directory))
 }
 
-/// Global address of a VMS: host 0x10 of the prefix `2001:db8:<site>::/64`.
-fn vms_address(site: usize) -> Ipv6Addr {
+/// Global address of a VMS: host 0x10 of the prefix `2001:db8:<site>::/64`, or 0x11 where it is
+/// the second.
+fn vms_address(config: &LabConfig, number: usize) -> Ipv6Addr {
+    let site = config.site_of(number);
+    let host = 0x10 + u16::from(site != number);
     let site = u16::try_from(site).unwrap_or_default();
-    Ipv6Addr::new(0x2001, 0xdb8, site, 0, 0, 0, 0, 0x10)
+    Ipv6Addr::new(0x2001, 0xdb8, site, 0, 0, 0, 0, host)
 }
 
 /// Global address of a relay: hosts 0x10 on of the prefix `2001:db8:3::/64`.
@@ -74,7 +79,7 @@ pub(crate) fn attach(config: &LabConfig) -> Result<Built> {
 
 pub(crate) fn all(config: &LabConfig) -> Result<Built> {
     let lab = &config.name;
-    for node in nodes(config.relays) {
+    for node in config.nodes() {
         netns::add(&namespace(lab, &node))?;
     }
     let sender = namespace(lab, "sender");
@@ -98,9 +103,15 @@ pub(crate) fn all(config: &LabConfig) -> Result<Built> {
         &sender,
         "route add default via 2001:db8::1\nroute add ff00::/8 dev eth0 table local\n",
     )?;
-    for site in 1..=2 {
-        build_vms_links(config, site)?;
-        build_site(config, site, &[format!("vms{site}")])?;
+    for number in 1..=2 {
+        build_vms_links(config, number)?;
+    }
+    for site in config.vms_sites() {
+        let hosts: Vec<String> = (1..=2)
+            .filter(|number| config.site_of(*number) == site)
+            .map(|number| format!("vms{number}"))
+            .collect();
+        build_site(config, site, &hosts)?;
     }
     let relays: Vec<String> = (1..=config.relays)
         .map(|number| format!("relay{number}"))
@@ -114,8 +125,10 @@ pub(crate) fn all(config: &LabConfig) -> Result<Built> {
     for number in 1..=config.relays {
         start_host(config, &format!("relay{number}"), 2 + number, false)?;
     }
-    for (site, vms) in (1..).zip(&starting) {
+    for vms in &starting {
         wait_router_port(vms)?;
+    }
+    for site in config.vms_sites() {
         relax_querier(config, site)?;
     }
     if config.relays > 0 {
@@ -140,15 +153,16 @@ fn relax_querier(config: &LabConfig, site: usize) -> Result<()> {
 }
 
 /// Builds a VMS's bridge and its uplink to the switch.
-fn build_vms_links(config: &LabConfig, site: usize) -> Result<()> {
+fn build_vms_links(config: &LabConfig, number: usize) -> Result<()> {
+    let site = config.site_of(number);
     let switch = namespace(&config.name, &format!("switch{site}"));
-    let address = vms_address(site);
+    let address = vms_address(config, number);
     netns::ip(
-        &namespace(&config.name, &format!("vms{site}")),
+        &namespace(&config.name, &format!("vms{number}")),
         &format!(
             "link add br0 type bridge mcast_snooping 1 mcast_mld_version 2 mcast_querier 0 \
                mcast_hash_max 131072\n\
-             link add eth0 type veth peer name vms{site} netns {switch}\n\
+             link add eth0 type veth peer name vms{number} netns {switch}\n\
              link set eth0 master br0\n\
              link set eth0 up\n\
              link set br0 up\n\
@@ -227,13 +241,14 @@ fn query_response_interval(config: &LabConfig) -> u128 {
 
 fn start_router(config: &LabConfig) -> Result<()> {
     let lab = &config.name;
+    let vms_sites = config.sites.into_iter().take(config.site_of(2));
     let relay_site = (config.relays > 0).then_some(Site::Multicast);
     let settings = RouterSettings {
         directory: registry::directory(lab),
         namespace: namespace(lab, "router"),
         sender: "sender".to_owned(),
         sites: (1..)
-            .zip(config.sites.into_iter().chain(relay_site))
+            .zip(vms_sites.chain(relay_site))
             .map(|(site, kind)| SiteSettings {
                 interface: format!("site{site}"),
                 switch: namespace(lab, &format!("switch{site}")),
@@ -258,17 +273,17 @@ fn start_router(config: &LabConfig) -> Result<()> {
     Ok(())
 }
 
-fn start_vms(config: &LabConfig, site: usize) -> Result<Vms> {
-    let name = format!("vms{site}");
+fn start_vms(config: &LabConfig, number: usize) -> Result<Vms> {
+    let name = format!("vms{number}");
     capabilities::restore(&registry::directory(&config.name).join(&name))?;
-    start_host(config, &name, site, config.libvirtd)?;
-    vms(config, site)
+    start_host(config, &name, number, config.libvirtd)?;
+    vms(config, number)
 }
 
 /// Starts the process that is a host; `number` is its own among all hosts.
 fn start_host(config: &LabConfig, name: &str, number: usize, libvirtd: bool) -> Result<()> {
     let lab = &config.name;
-    let vms = (1..=2).map(|site| format!("{} vms{site}\n", vms_address(site)));
+    let vms = (1..=2).map(|n| format!("{} vms{n}\n", vms_address(config, n)));
     let relays = (1..=config.relays).map(|n| format!("{} relay{n}\n", relay_address(n)));
     let settings = HostSettings {
         hostname: name.to_owned(),

@@ -11,6 +11,8 @@
 //!                        +--------+ site2  +---------+      +------------------+
 //! ```
 //!
+//! The VM hosts may also share site 1, for a live migration within a subnet.
+//!
 //! | module | holds |
 //! |---|---|
 //! | [`topology`] | [`Lab`]: the whole lab, up and down |
@@ -45,6 +47,7 @@ pub mod registry;
 pub mod requirements;
 pub mod scenario;
 mod signal;
+mod switch;
 pub mod topology;
 pub mod vms;
 pub mod wait;

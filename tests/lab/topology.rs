@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::Ipv6Addr;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -15,10 +16,13 @@ use crate::mroute::control::Router;
 use crate::node::Node;
 use crate::registry::{self, Record};
 use crate::vms::Vms;
-use crate::{build, signal};
+use crate::{build, signal, switch, wait};
 
 /// Address of the sender.
 pub const SENDER_ADDRESS: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x10);
+
+/// How long the router may take to prune a tree that nobody listens to.
+const PRUNE: Duration = Duration::from_secs(10);
 
 /// What a site's network does with multicast.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -85,6 +89,10 @@ pub struct LabConfig {
     /// Relay nodes, at a site of their own that multicast always reaches: 0 to 2.
     #[serde(default)]
     pub relays: usize,
+    /// Both VM hosts are of site 1, and there is no site 2: the network of a live migration within
+    /// a subnet. Such a lab has no relays.
+    #[serde(default)]
+    pub same_subnet: bool,
 }
 
 impl LabConfig {
@@ -98,7 +106,33 @@ impl LabConfig {
             query_interval: Duration::from_secs(125),
             libvirtd: true,
             relays: 0,
+            same_subnet: false,
         }
+    }
+
+    /// The site of a VM host by its number, 1 or 2.
+    #[must_use]
+    pub fn site_of(&self, vms: usize) -> usize {
+        if self.same_subnet { 1 } else { vms }
+    }
+
+    /// Numbers of the sites with VM hosts.
+    #[must_use]
+    pub fn vms_sites(&self) -> RangeInclusive<usize> {
+        1..=self.site_of(2)
+    }
+
+    /// Names of all nodes.
+    #[must_use]
+    pub fn nodes(&self) -> Vec<String> {
+        let mut names = vec!["sender".to_owned(), "router".to_owned()];
+        names.extend(self.vms_sites().map(|site| format!("switch{site}")));
+        names.extend((1..=2).map(|number| format!("vms{number}")));
+        if self.relays > 0 {
+            names.push(format!("switch{RELAY_SITE}"));
+        }
+        names.extend((1..=self.relays).map(|number| format!("relay{number}")));
+        names
     }
 }
 
@@ -127,6 +161,10 @@ impl Lab {
         );
         registry::check_name(&config.name)?;
         ensure!(config.relays <= 2, "A lab has at most two relays");
+        ensure!(
+            config.relays == 0 || !config.same_subnet,
+            "A lab of one subnet has no relays"
+        );
         let lock = registry::lock()?;
         registry::sweep()?;
         registry::check_free(&config.name)?;
@@ -233,10 +271,28 @@ impl Lab {
     }
 
     /// The access switch of a site (1 or 2): bridge `br0` with the ports `router` and `vms1` or
-    /// `vms2`.
+    /// `vms2`, or both where they share a subnet.
     #[must_use]
     pub fn switch(&self, site: usize) -> Node {
         build::node(&self.config.name, &format!("switch{site}"))
+    }
+
+    /// Makes the switches forget who listens to some multicast addresses, as they would after
+    /// minutes without an answer to their Queries, and waits until no site gets them any more.
+    ///
+    /// # Errors
+    ///
+    /// When an entry can't be removed, or a site still gets an address.
+    pub fn forget_listeners(&self, addresses: &[Ipv6Addr]) -> Result<()> {
+        for site in self.config.vms_sites() {
+            switch::forget(&self.switch(site), addresses)?;
+        }
+        let router = self.router();
+        wait::until("the trees to be pruned", PRUNE, || {
+            let sites = router.status().ok()?.sites;
+            let mut grown = sites.iter().flat_map(|site| &site.grown);
+            (!grown.any(|address| addresses.contains(address))).then_some(())
+        })
     }
 
     /// Both VM hosts.
@@ -275,7 +331,7 @@ impl Lab {
         if let Some(relay) = self.relays.iter().find(|relay| relay.name() == name) {
             return Ok((**relay).clone());
         }
-        let nodes = nodes(self.config.relays);
+        let nodes = self.config.nodes();
         ensure!(
             nodes.iter().any(|node| node == name),
             "The lab has no node {name:?}: take one of {}",
@@ -313,16 +369,3 @@ impl Record {
 
 /// Number of the relays' site.
 pub const RELAY_SITE: usize = 3;
-
-/// Names of all nodes of a lab with this many relays.
-#[must_use]
-pub fn nodes(relays: usize) -> Vec<String> {
-    let mut names: Vec<String> = ["sender", "router", "switch1", "switch2", "vms1", "vms2"]
-        .map(str::to_owned)
-        .into();
-    if relays > 0 {
-        names.push(format!("switch{RELAY_SITE}"));
-    }
-    names.extend((1..=relays).map(|number| format!("relay{number}")));
-    names
-}

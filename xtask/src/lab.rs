@@ -8,7 +8,6 @@ use clap::{Subcommand, ValueEnum};
 use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
 use lab::mroute::control::Status;
 use lab::registry::{self, LabProcess};
-use lab::topology;
 use lab::{Lab, LabConfig, Site, netns};
 use serde::Serialize;
 
@@ -241,7 +240,7 @@ struct NodeStatus {
 fn status(name: &str, json: bool) -> Result<()> {
     let lab = Lab::attach(name)?;
     let mut nodes = Vec::new();
-    for node in topology::nodes(lab.config().relays) {
+    for node in lab.config().nodes() {
         let node = lab.node(&node)?;
         let mut ip = node.command("ip");
         let said = node.output(ip.args(["-o", "-6", "addr", "show", "scope", "global"]))?;
