@@ -67,10 +67,18 @@ fn streams_of_a_guest_that_moves_are_each_accounted_for() {
         assert_eq!(specific, [false, true, false]);
         for stream in &row.streams {
             assert!(stream.sent > 0, "{row:?}");
-            // What a move costs at most is less than what it leaves.
-            assert!(stream.received > stream.sent / 2, "{row:?}");
-            let is_counted = stream.surplus.is_some();
-            assert_eq!(is_counted, stream.rate_mbps == IDENTICAL.rate_mbps);
+            match stream.surplus {
+                None => assert_eq!(
+                    (stream.lost, stream.duplicated, stream.reordered),
+                    (0, 0, 0),
+                    "{row:?}"
+                ),
+                // Placed by time: none is lost, and five milliseconds' worth may be doubled.
+                Some(surplus) => {
+                    let most = stream.rate_mbps * 1e6 / (8.0 * 1316.0) * 0.005;
+                    assert!(surplus >= 0 && surplus as f64 <= most, "{row:?}");
+                }
+            }
         }
     }
 
@@ -90,7 +98,11 @@ fn streams_of_a_guest_that_moves_are_each_accounted_for() {
         assert_eq!(moves.rows.len(), 2);
         for row in &moves.rows {
             assert!(row.ok && row.sent > 0 && row.vm_pause_ms > 0.0, "{row:?}");
-            assert!(row.received > row.sent / 2, "{row:?}");
+            assert_eq!(
+                (row.lost, row.duplicated, row.reordered),
+                (0, 0, 0),
+                "{row:?}"
+            );
         }
     }
 }
