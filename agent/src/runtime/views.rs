@@ -188,7 +188,7 @@ impl EventLoop {
             .map(|port| {
                 let usage = self.datapath.usage(port.ifindex)?;
                 let domain = self.proto.domain_of_port(port.ifindex);
-                let hooks = self.hooks(&[Program::Snoop], port.ifindex);
+                let hooks = self.hooks(&[Program::Snoop, Program::Gate], port.ifindex);
                 Ok(PortRow::new(
                     port.name.clone(),
                     port.ifindex,

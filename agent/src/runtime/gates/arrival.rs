@@ -47,6 +47,8 @@ pub(super) enum Progress {
 /// One TAP.
 pub(super) struct Arrival {
     ifindex: u32,
+    /// When it began.
+    since: Timestamp,
     hold: Hold,
     /// From the cut on.
     replay: Option<Replay>,
@@ -70,11 +72,13 @@ struct Replay {
 
 impl Arrival {
     pub(super) fn new(ifindex: u32, limits: HoldLimits) -> Self {
+        let since = now();
         Self {
             ifindex,
+            since,
             hold: Hold::new(limits),
             replay: None,
-            lease_due: now() + LEASE_INTERVAL,
+            lease_due: since + LEASE_INTERVAL,
         }
     }
 
@@ -88,8 +92,12 @@ impl Arrival {
             .map_or(self.lease_due, |replay| replay.due.max(now))
     }
 
+    /// Takes in a held frame. One that came before is of another arrival at the same TAP.
     pub(super) fn push(&mut self, head: &HeldFrame, frame: &[u8]) {
         let at = Timestamp(head.at_ns);
+        if at < self.since {
+            return;
+        }
         self.hold.push(head, frame);
         if let Some(replay) = &mut self.replay {
             replay.last_frame = at;
