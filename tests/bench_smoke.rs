@@ -1,4 +1,6 @@
-//! The benches of the relay run, every way delivers, and every UDP checksum is right.
+//! The benches of the relay run, every way delivers, and every UDP checksum is right; that of
+//! moves moves a guest each way.
+#![allow(clippy::panic, reason = "a test that cannot go on panics")]
 
 #[path = "bench_relay/mod.rs"]
 mod bench_relay;
@@ -8,6 +10,9 @@ mod netns;
 mod tap;
 
 use bench_relay::Options;
+use lab::bench::migration::{self, Way, figures};
+use lab::requirements;
+use lab::scenario::agents::AgentOptions;
 
 #[test]
 fn every_way_delivers_packets_with_right_checksums() {
@@ -45,4 +50,43 @@ fn every_copy_reaches_its_subscriber() {
         assert!(way.full_per_second.median > 0.0, "{way:?}");
         assert!(way.sent > 0 && way.lost == 0, "{way:?}");
     }
+}
+
+#[test]
+fn every_way_moves_a_guest() {
+    if !requirements::met() {
+        return;
+    }
+    let options = migration::Options {
+        loads: migration::Options::loads(&[128], &[2.0]),
+        runs: 1,
+        ways: Way::ALL.to_vec(),
+        agents: AgentOptions::DEFAULT,
+    };
+    let mut told = Vec::new();
+    let report = migration::run(&options, &mut |progress| told.push(progress.done));
+    let report = report.unwrap_or_else(|error| panic!("{error:?}"));
+    assert!(report.failures.is_empty(), "{report:?}");
+    assert_eq!(told.last(), Some(&options.moves()));
+    let [setting] = &report.settings[..] else {
+        panic!("{report:?}");
+    };
+    for way in Way::ALL {
+        let Some(moves) = setting.way(way) else {
+            panic!("no move by {}", way.name());
+        };
+        let [row] = &moves.runs[..] else {
+            panic!("{moves:?}");
+        };
+        assert!(row.ok && row.sent > 0 && row.received > 0, "{row:?}");
+        assert!(row.freeze_ms > 0.0 && row.vm_pause_ms > 0.0, "{row:?}");
+        // What the guest's clock shows, and what any thread in it feels.
+        assert!(row.clock_stop_ms > 0.0, "{row:?}");
+        assert!(row.stall_ms >= row.clock_stop_ms, "{row:?}");
+        assert_eq!(row.signalling_ms > 0.0, way == Way::Glm, "{row:?}");
+        eprintln!("{way:?} {row:?}");
+    }
+    let numbers = figures::draw(&report).into_iter().map(|it| it.number);
+    // Fig. 8 is of 20 Mbit/s.
+    assert_eq!(numbers.collect::<Vec<_>>(), [9, 10, 11]);
 }

@@ -31,7 +31,7 @@ mod world;
 use std::io::Write as _;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Result, anyhow};
 use lab::bench::{Machine, Progress, RelayReport, ReplicateReport};
 
 /// How long and how much.
@@ -90,7 +90,7 @@ impl Options {
 pub fn relay(options: &Options) -> Result<RelayReport> {
     apart(|| {
         Ok(RelayReport {
-            machine: machine()?,
+            machine: Machine::here()?,
             settings: relay::run(options)?,
             programs: Vec::new(),
         })
@@ -105,7 +105,7 @@ pub fn relay(options: &Options) -> Result<RelayReport> {
 pub fn replicate(options: &Options) -> Result<ReplicateReport> {
     apart(|| {
         Ok(ReplicateReport {
-            machine: machine()?,
+            machine: Machine::here()?,
             settings: replicate::run(options)?,
         })
     })
@@ -145,20 +145,4 @@ impl Steps {
         self.done += 1;
         Ok(())
     }
-}
-
-fn machine() -> Result<Machine> {
-    let read = |path: &str| {
-        std::fs::read_to_string(path).with_context(|| format!("Failed to read {path}"))
-    };
-    let processors = read("/proc/cpuinfo")?;
-    let processor = processors
-        .lines()
-        .find_map(|line| line.strip_prefix("model name")?.split_once(": "))
-        .map_or("unknown", |(_, name)| name);
-    Ok(Machine {
-        kernel: read("/proc/sys/kernel/osrelease")?.trim().to_owned(),
-        processor: processor.to_owned(),
-        cpus: std::thread::available_parallelism()?.get(),
-    })
 }

@@ -27,7 +27,7 @@
 //! | [`listener`] | source-specific joins |
 //! | [`host`] | a host with directories of its own: a VM host or a relay |
 //! | [`kvm`] | does KVM really work here? |
-//! | [`mod@bench`] | what the benches of the relay report, and their picture |
+//! | [`mod@bench`] | the benches of relay and migration: what they report, and their pictures |
 //! | [`requirements`] | what the machine must have, for tests to skip |
 //! | [`binaries`] | where the lab's own programs are |
 //! | [`wait`] | waiting for a condition with a deadline |

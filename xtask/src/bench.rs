@@ -1,5 +1,6 @@
-//! `cargo xtask bench`: what the programs, the relay and the signalling cost.
+//! `cargo xtask bench`: what the programs, the relay, the signalling and a move cost.
 
+mod migration;
 mod relay;
 
 use std::collections::BTreeMap;
@@ -33,6 +34,8 @@ pub(crate) enum Verb {
     Replicate(relay::RelayArgs),
     /// Time from MigrationRequest to MigrationResponse with 1, 100 and 1,000 addresses
     Signalling(SignallingArgs),
+    /// The paper's measurements: moves by memory and rate, of GLM, of LM and by libvirt alone
+    Migration(migration::MigrationArgs),
 }
 
 /// Where results go.
@@ -83,6 +86,7 @@ pub(crate) fn run(verb: &Verb) -> Result<()> {
         Verb::Relay(arguments) => relay::relay(arguments),
         Verb::Replicate(arguments) => relay::replicate(arguments),
         Verb::Signalling(arguments) => signalling(arguments),
+        Verb::Migration(arguments) => migration::migration(arguments),
     }
 }
 

@@ -94,7 +94,8 @@ pub(crate) struct DemoArgs {
     report: Option<PathBuf>,
 }
 
-fn rate(text: &str) -> Result<f64, String> {
+/// A rate in Mbit/s.
+pub(crate) fn rate(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(rate) if (0.1..=1000.0).contains(&rate) => Ok(rate),
         _ => Err("must be a number from 0.1 to 1000".to_owned()),

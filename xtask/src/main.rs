@@ -27,7 +27,7 @@ enum Verb {
     Demo(demo::DemoArgs),
     /// Run everything that must hold: format, lints, documentation, tests of every level
     Test(test::TestArgs),
-    /// Measure: program cost, the relay against other ways, signalling time
+    /// Measure: program cost, the relay against other ways, signalling time, moves
     #[command(subcommand)]
     Bench(bench::Verb),
     /// Check format, lints and documentation

@@ -1,10 +1,12 @@
-//! What the benches of the relay report, and the summary of their rounds.
+//! What the benches of relay and migration report, and the summary of their rounds.
 //!
 //! A round takes every way in turn, so what disturbs the machine for seconds disturbs all of them;
 //! ways are compared within a round, and the median over the rounds counts.
 
+pub mod migration;
 pub mod picture;
 
+use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 /// The machine that was measured on.
@@ -16,6 +18,29 @@ pub struct Machine {
     pub processor: String,
     /// Processors that are online.
     pub cpus: usize,
+}
+
+impl Machine {
+    /// The machine that this runs on.
+    ///
+    /// # Errors
+    ///
+    /// When `/proc` cannot be read.
+    pub fn here() -> Result<Self> {
+        let read = |path: &str| {
+            std::fs::read_to_string(path).with_context(|| format!("Failed to read {path}"))
+        };
+        let processors = read("/proc/cpuinfo")?;
+        let processor = processors
+            .lines()
+            .find_map(|line| line.strip_prefix("model name")?.split_once(": "))
+            .map_or("unknown", |(_, name)| name);
+        Ok(Self {
+            kernel: read("/proc/sys/kernel/osrelease")?.trim().to_owned(),
+            processor: processor.to_owned(),
+            cpus: std::thread::available_parallelism()?.get(),
+        })
+    }
 }
 
 /// Result of `bench relay`.

@@ -23,6 +23,12 @@ const START: Duration = Duration::from_secs(20);
 pub struct AgentOptions {
     /// Most bandwidth of a migration, MiB/s; 0 for no limit. A low one stretches the copy.
     pub bandwidth_mib: u64,
+    /// Longest pause that QEMU aims at, milliseconds; none: the agent's default.
+    pub downtime_ms: Option<u64>,
+    /// Connections that memory is copied over; none: the agent's default.
+    pub parallel_connections: Option<u32>,
+    /// Migration flags beside the agent's default ones, by libvirt's names.
+    pub flags: &'static [&'static str],
     /// How long a multicast tree may take to grow, milliseconds; none: the agent's default.
     pub tree_budget_ms: Option<u64>,
     /// Multicast addresses that one NIC of a VM may listen to; none: the agent's default.
@@ -41,6 +47,9 @@ impl AgentOptions {
     /// All as the agent has it by default.
     pub const DEFAULT: Self = Self {
         bandwidth_mib: 0,
+        downtime_ms: None,
+        parallel_connections: None,
+        flags: &[],
         tree_budget_ms: None,
         listeners: None,
         reports_per_second: None,
@@ -209,6 +218,20 @@ pub(super) fn install_certificates(host: &Host, pki: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Migration flags of the agent's default configuration.
+const DEFAULT_FLAGS: [&str; 4] = [
+    "VIR_MIGRATE_LIVE",
+    "VIR_MIGRATE_PEER2PEER",
+    "VIR_MIGRATE_PERSIST_DEST",
+    "VIR_MIGRATE_UNDEFINE_SOURCE",
+];
+
+/// The list of all flags, if there are some beside the default ones.
+fn flags(further: &[&str]) -> Option<String> {
+    let all: Vec<_> = DEFAULT_FLAGS.iter().chain(further).collect();
+    (!further.is_empty()).then(|| format!("{all:?}"))
+}
+
 /// Writes an agent's configuration, with its certificates.
 fn configure(lab: &Lab, vms: &Vms, peer: &Vms, pki: &Path, options: AgentOptions) -> Result<()> {
     install_certificates(vms, pki)?;
@@ -259,6 +282,7 @@ enabled = {gate}
 
 [libvirt]
 bandwidth_mib = {bandwidth}
+{libvirt}
 
 {relay}
 
@@ -282,6 +306,12 @@ level = "info,roamcast=debug"
         .join("\n"),
         gate = !options.no_gate,
         bandwidth = options.bandwidth_mib,
+        libvirt = [
+            super::key("downtime_ms", options.downtime_ms),
+            super::key("parallel_connections", options.parallel_connections),
+            super::key("flags", flags(options.flags)),
+        ]
+        .join("\n"),
     );
     let path = vms.shared_directory().join("agent.toml");
     fs::write(&path, text).with_context(|| format!("Failed to write {}", path.display()))

@@ -53,6 +53,8 @@ pub struct Testbed {
     /// Dropped first: it talks to what the lab houses.
     control: Option<Control>,
     agents: Option<Agents>,
+    /// What agents would be told about migrations, for plain ones.
+    limits: AgentOptions,
     relays: Option<Relays>,
     domain: DomainConfig,
     /// Guests beside the first.
@@ -91,11 +93,20 @@ impl Testbed {
         Ok(Self {
             control: None,
             agents,
+            limits: options,
             relays,
             domain,
             further: Vec::new(),
             lab,
         })
+    }
+
+    /// Lets plain libvirt move guests by the limits and flags that agents of these options would
+    /// use; without it by those of [`AgentOptions::DEFAULT`].
+    #[must_use]
+    pub fn with_limits_of(mut self, options: AgentOptions) -> Self {
+        self.limits = options;
+        self
     }
 
     /// The lab.

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use super::agents::AgentOptions;
 use super::{Testbed, virsh};
 use crate::guest::control::Control;
 use crate::probe::metrics::Arrival;
@@ -102,10 +103,19 @@ impl Journey<'_> {
         })
     }
 
-    /// The flags are those of the agent's default configuration.
+    /// Flags and limits are those that an agent of the testbed's options uses.
     fn by_virsh(&self) -> Result<Times> {
         let (from, to) = self.hosts();
         let name = self.domain;
+        let limits = &self.testbed.limits;
+        if let Some(downtime) = limits.downtime_ms {
+            virsh(
+                from,
+                &["migrate-setmaxdowntime", name, &downtime.to_string()],
+            )?;
+        }
+        let options = virsh_options(limits);
+        let options: Vec<&str> = options.iter().map(String::as_str).collect();
         let uri = to.uri();
         let memory = format!("tcp://[{}]", to.address());
         let arguments = [
@@ -122,7 +132,7 @@ impl Journey<'_> {
             &memory,
         ];
         let started = Instant::now();
-        virsh(from, &arguments)?;
+        virsh(from, &[&arguments, &options[..]].concat())?;
         let total_ms = started.elapsed().as_secs_f64() * 1e3;
         let job = virsh(to, &["domjobinfo", "--completed", "--rawstats", name])
             .or_else(|_| virsh(to, &["domjobinfo", "--completed", name]))?;
@@ -135,6 +145,24 @@ impl Journey<'_> {
             vm_pause_ms,
         })
     }
+}
+
+/// Options of `virsh migrate` for an agent's limits and further flags.
+fn virsh_options(limits: &AgentOptions) -> Vec<String> {
+    let mut options = Vec::new();
+    if limits.bandwidth_mib > 0 {
+        options.extend(["--bandwidth".to_owned(), limits.bandwidth_mib.to_string()]);
+    }
+    if let Some(connections) = limits.parallel_connections.filter(|&count| count > 0) {
+        let connections = connections.to_string();
+        options.extend(["--parallel", "--parallel-connections"].map(str::to_owned));
+        options.push(connections);
+    }
+    options.extend(limits.flags.iter().map(|flag| {
+        let name = flag.trim_start_matches("VIR_MIGRATE_").to_lowercase();
+        format!("--{}", name.replace('_', "-"))
+    }));
+    options
 }
 
 /// Durations of a move, milliseconds.
@@ -200,6 +228,21 @@ fn statistic(job: &str, raw: &str, shown: &str) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn virsh_is_told_what_an_agent_would_tell_libvirt() {
+        assert!(virsh_options(&AgentOptions::DEFAULT).is_empty());
+        let limits = AgentOptions {
+            bandwidth_mib: 100,
+            parallel_connections: Some(2),
+            flags: &["VIR_MIGRATE_AUTO_CONVERGE"],
+            ..AgentOptions::DEFAULT
+        };
+        assert_eq!(
+            virsh_options(&limits).join(" "),
+            "--bandwidth 100 --parallel --parallel-connections 2 --auto-converge"
+        );
+    }
 
     #[test]
     fn times_are_read_from_job_statistics() {

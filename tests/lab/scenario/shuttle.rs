@@ -1,6 +1,6 @@
 //! One guest under streams, moved to and fro; each move is a row of its own.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use super::Testbed;
 use super::mover::Mover;
@@ -24,6 +24,23 @@ impl<'a> Shuttle<'a> {
         testbed.boot()?;
         let guest = testbed.guest()?.clone();
         let viewer = Viewer::new(testbed.domain_name(), guest, streams.into(), 0);
+        let party = Party::begin(testbed, vec![viewer])?;
+        Ok(Self { testbed, party })
+    }
+
+    /// Lets the guest that runs receive again, wherever it is, after [`Shuttle::finish`].
+    ///
+    /// # Errors
+    ///
+    /// When no guest runs, or on more than one VM host, or a step fails.
+    pub fn resume(testbed: &'a mut Testbed, streams: impl Into<Streams>) -> Result<Self> {
+        let hosts = testbed.running_on();
+        let [host] = hosts[..] else {
+            bail!("The guest should run on one VM host but runs on {hosts:?}");
+        };
+        let at = usize::from(host != testbed.lab().vms1().name());
+        let guest = testbed.guest()?.clone();
+        let viewer = Viewer::new(testbed.domain_name(), guest, streams.into(), at);
         let party = Party::begin(testbed, vec![viewer])?;
         Ok(Self { testbed, party })
     }

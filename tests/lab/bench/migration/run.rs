@@ -1,0 +1,130 @@
+//! The moves.
+
+use anyhow::{Context, Result};
+
+use super::{Load, MigrationReport, MigrationSetting, MigrationWay, Options, Way};
+use crate::LabConfig;
+use crate::bench::{Machine, Progress};
+use crate::guest::domain::Accelerator;
+use crate::probe::report::RunRow;
+use crate::scenario::Testbed;
+use crate::scenario::measure::Mover;
+use crate::scenario::shuttle::Shuttle;
+use crate::scenario::stream::{StreamConfig, Streams};
+
+/// Measures; `tell` hears of each move as it begins.
+///
+/// # Errors
+///
+/// When a lab cannot be built or a guest does not boot. A move that fails is in the report.
+pub fn run(options: &Options, tell: &mut dyn FnMut(&Progress)) -> Result<MigrationReport> {
+    let mut report = MigrationReport {
+        machine: Machine::here()?,
+        accelerator: String::new(),
+        settings: Vec::new(),
+        failures: Vec::new(),
+    };
+    let mut done = 0;
+    let mut tell = |done: usize, what: String| {
+        tell(&Progress {
+            done,
+            of: options.moves(),
+            what,
+        });
+    };
+    let mut loads = &options.loads[..];
+    while let Some(first) = loads.first() {
+        let memory_mib = first.memory_mib;
+        let same = loads
+            .iter()
+            .take_while(|load| load.memory_mib == memory_mib);
+        let (these, rest) = loads.split_at(same.count());
+        loads = rest;
+        let mut testbeds = Vec::new();
+        for way in &options.ways {
+            tell(
+                done,
+                format!("{memory_mib} MiB: boots a guest for {}", way.name()),
+            );
+            testbeds.push((*way, testbed(*way, memory_mib, options)?));
+        }
+        for load in these {
+            let mut setting = empty(load, options);
+            for number in 1..=options.runs {
+                for (index, (way, testbed)) in testbeds.iter_mut().enumerate() {
+                    let what = format!(
+                        "{memory_mib} MiB, {} Mbit/s, run {number}: {}",
+                        load.rate_mbps,
+                        way.name()
+                    );
+                    tell(done, what.clone());
+                    done += 1;
+                    report.accelerator = accelerator(testbed).to_owned();
+                    match one(testbed, *way, load) {
+                        Ok(row) => setting.ways[index].runs.push(row),
+                        Err(error) => {
+                            report.failures.push(format!("{what}: {error:#}"));
+                            // Wherever the guest is now, and whatever it receives.
+                            testbed.boot()?;
+                        }
+                    }
+                }
+            }
+            setting.summarize();
+            report.settings.push(setting);
+        }
+    }
+    tell(done, "takes the labs down".to_owned());
+    Ok(report)
+}
+
+fn empty(load: &Load, options: &Options) -> MigrationSetting {
+    let way = |way: &Way| MigrationWay {
+        way: *way,
+        runs: Vec::new(),
+    };
+    MigrationSetting {
+        memory_mib: load.memory_mib,
+        rate_mbps: load.rate_mbps,
+        ways: options.ways.iter().map(way).collect(),
+        freeze_ratio: None,
+    }
+}
+
+fn accelerator(testbed: &Testbed) -> &'static str {
+    match testbed.domain().accelerator {
+        Accelerator::Kvm => "kvm",
+        Accelerator::Tcg => "tcg",
+    }
+}
+
+/// A lab for one way, with a guest on the first VM host.
+fn testbed(way: Way, memory_mib: u32, options: &Options) -> Result<Testbed> {
+    let (name, agents) = match way {
+        Way::Glm => ("benchglm", Some(options.agents)),
+        Way::Lm => ("benchlm", None),
+        Way::Baseline => ("benchplain", None),
+    };
+    let config = LabConfig {
+        same_subnet: way == Way::Lm,
+        ..LabConfig::new(name)
+    };
+    let testbed = Testbed::up(config, memory_mib, agents)?;
+    let mut testbed = testbed.with_limits_of(options.agents);
+    testbed.boot()?;
+    Ok(testbed)
+}
+
+/// One move to the other VM host; the network then knows no listener.
+fn one(testbed: &mut Testbed, way: Way, load: &Load) -> Result<RunRow> {
+    let streams = Streams::from(StreamConfig::probe(load.rate_mbps));
+    let addresses = streams.addresses();
+    let mut shuttle = Shuttle::resume(testbed, streams)?;
+    shuttle.go(match way {
+        Way::Glm => Mover::Migkick,
+        Way::Lm | Way::Baseline => Mover::Virsh,
+    })?;
+    let moves = shuttle.finish()?;
+    testbed.lab().forget_listeners(&addresses)?;
+    moves.rows.into_iter().next().context("The move has no row")
+}
