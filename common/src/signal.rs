@@ -27,7 +27,17 @@
 //!       |<---------------------- MigrationProgress (Completed)  |
 //! ```
 //!
-//! Either side ends it with `MigrationAbort` and a sentence for a person.
+//! Either side ends it with `MigrationAbort` and a sentence for a person. A move that somebody else
+//! has libvirt do begins at the destination, whose libvirt tells its agent:
+//!
+//! ```text
+//!   libvirt                    DstAgent                     SrcAgent
+//!       | `roamcast hook`          | ArrivalNotice              |
+//!       |------------------------->|--------------------------->|
+//!       |                          |<--------------AgentRequest |
+//!       |        (goes on) <-------| AgentResponse              |
+//!       |                          |--------------------------->| follows libvirt's migration
+//! ```
 //!
 //! # Wire format
 //!
@@ -56,6 +66,7 @@
 //! | 16 | `Registered` | 0: lease (ms) |
 //! | 17 | `RelaySearch` | 0: multicast address, 1: site |
 //! | 18 | `RelaySearchReply` | 0: names and addresses of relays |
+//! | 19 | `ArrivalNotice` | 0: domain UUID, 1: domain name |
 
 mod directory;
 mod handover;
@@ -195,6 +206,7 @@ messages! {
         12 => HandoverCut(HandoverCut),
         13 => RelayRelease(RelayRelease),
         14 => Error(ErrorMessage),
+        19 => ArrivalNotice(ArrivalNotice),
     }
 }
 

@@ -217,6 +217,9 @@ pub struct Libvirt {
     /// Connections that memory is copied over; 0: a single one, without `VIR_MIGRATE_PARALLEL`.
     #[serde(deserialize_with = "value::ranged::<0, 255, _, _>")]
     pub parallel_connections: u32,
+    /// Whether this agent's name is left with the domains of its host, so that a destination finds it
+    /// when somebody else moves them.
+    pub metadata: bool,
 }
 
 impl Default for Libvirt {
@@ -227,6 +230,7 @@ impl Default for Libvirt {
             bandwidth_mib: 0,
             downtime: Duration::from_millis(300),
             parallel_connections: 0,
+            metadata: true,
         }
     }
 }

@@ -106,7 +106,10 @@ impl Client {
             Request::Streams => br#"{"reply":"streams","data":["#,
             Request::Migrations => br#"{"reply":"migrations","data":["#,
             Request::Relays => br#"{"reply":"relays","data":["#,
-            Request::Status | Request::Migrate { .. } | Request::Abort { .. } => {
+            Request::Status
+            | Request::Migrate { .. }
+            | Request::Abort { .. }
+            | Request::Prepare { .. } => {
                 return Err(CommandError::Unexpected);
             }
         };

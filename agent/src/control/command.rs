@@ -70,7 +70,10 @@ pub fn show(
             let rows = migrations(&mut client)?;
             print(out, &rows, false, |rows| table::migrations(rows))
         }
-        Request::Status | Request::Migrate { .. } | Request::Abort { .. } => {
+        Request::Status
+        | Request::Migrate { .. }
+        | Request::Abort { .. }
+        | Request::Prepare { .. } => {
             let mut status = None;
             client.ask(&Request::Status, |reply| status = Some(reply))?;
             match status {

@@ -29,7 +29,7 @@ pub mod table;
 
 use serde::{Deserialize, Serialize};
 
-use crate::proto::{Command, CommandReply};
+use crate::proto::{Command, CommandReply, DomainUuid};
 use report::{
     ListenerRow, McsStatus, MigrationPhase, MigrationRow, RelayRow, RelayStatus, Status, StreamRow,
 };
@@ -67,6 +67,15 @@ pub enum Request {
         /// Name or UUID of the domain.
         domain: String,
     },
+    /// libvirt's hook: prepares for a domain that somebody else moves here.
+    Prepare {
+        /// UUID of the domain.
+        domain_uuid: DomainUuid,
+        /// Its name.
+        domain_name: String,
+        /// Name of the agent where it runs.
+        source: String,
+    },
 }
 
 impl Request {
@@ -82,6 +91,15 @@ impl Request {
             }),
             Self::Abort { domain } => Some(Command::Abort {
                 domain: domain.clone(),
+            }),
+            Self::Prepare {
+                domain_uuid,
+                domain_name,
+                source,
+            } => Some(Command::Prepare {
+                uuid: *domain_uuid,
+                domain: domain_name.clone(),
+                source: source.clone(),
             }),
             Self::Status | Self::Listeners | Self::Streams | Self::Migrations | Self::Relays => {
                 None

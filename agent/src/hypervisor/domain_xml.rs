@@ -17,6 +17,9 @@ pub enum DomainXmlError {
     /// An interface has a MAC that is none.
     #[error("libvirt's domain XML has a MAC address `{0}`; correct it with `virsh edit`")]
     Mac(String),
+    /// An element is not there.
+    #[error("libvirt's domain XML has no usable element `{0}`; check the domain with `virsh dumpxml`")]
+    Missing(&'static str),
 }
 
 /// Returns the NICs of a domain that are on a bridge, in the order of the XML. `vhost_net` says whether

@@ -5,7 +5,8 @@
 //! | `libvirt-events` | runs libvirt's event loop; one per process, never calls libvirt back |
 //! | `libvirt-watch` | connects, lists domains, looks at those that events name, connects again |
 //! | `libvirt-migrate` | one per migration: the blocking call, and what to do if libvirtd was lost |
-//! | `libvirt-progress` | one per migration, of an earlier agent too: polls statistics, cancels |
+//! | `libvirt-progress` | one per migration, those of others too: polls statistics, cancels |
+//! | `libvirt-metadata` | leaves this agent's name with the domains |
 //!
 //! What is urgent (suspended, resumed) is sent from the event loop's thread with the time it came
 //! in; domains follow from the watching thread, which may be waiting for libvirtd.
@@ -22,6 +23,8 @@
 
 mod config;
 mod flags;
+mod follow;
+mod metadata;
 mod migration;
 mod settle;
 mod sys;
@@ -73,7 +76,7 @@ struct Shared {
     events: EventSender,
     /// The connection while it is up.
     connection: Mutex<Option<Connect>>,
-    /// Outgoing migrations that this agent has started.
+    /// Outgoing migrations that this agent has started or follows.
     migrations: Mutex<HashMap<DomainUuid, Arc<Migration>>>,
     /// Domains whose CPUs have stopped for the switch to another host: a resume here then means
     /// that the migration has failed.
@@ -111,16 +114,22 @@ impl Libvirt {
             migrations: Mutex::default(),
             departing: Mutex::default(),
         });
+        let no_thread = |error: std::io::Error| LibvirtError::Thread {
+            reason: error.to_string(),
+        };
+        let agent = shared.config.metadata.clone();
+        let names = agent
+            .map(|agent| metadata::start(&shared, agent))
+            .transpose()
+            .map_err(no_thread)?;
         let (work, inbox) = mpsc::channel();
         thread::Builder::new()
             .name("libvirt-watch".to_owned())
             .spawn({
                 let (shared, work) = (Arc::clone(&shared), work.clone());
-                move || watch::run(&shared, &work, &inbox)
+                move || watch::run(&shared, names, &work, &inbox)
             })
-            .map_err(|error| LibvirtError::Thread {
-                reason: error.to_string(),
-            })?;
+            .map_err(no_thread)?;
         Ok(Self { shared, work })
     }
 }
@@ -134,6 +143,10 @@ impl Drop for Libvirt {
 impl Hypervisor for Libvirt {
     fn migrate(&self, request: MigrateRequest) {
         migration::start(&self.shared, request);
+    }
+
+    fn follow(&self, uuid: DomainUuid) {
+        follow::expect(&self.shared, uuid, follow::BEGIN);
     }
 
     fn abort(&self, uuid: DomainUuid) {

@@ -5,6 +5,7 @@
 
 pub mod domain_xml;
 pub mod libvirt;
+pub mod metadata;
 
 use crate::proto::{DomainUuid, HypervisorEvent};
 
@@ -24,6 +25,10 @@ pub struct MigrateRequest {
 pub trait Hypervisor: Send + Sync {
     /// Starts a live migration; ends with [`HypervisorEvent::MigrationEnded`], always.
     fn migrate(&self, request: MigrateRequest);
+
+    /// Follows a live migration that somebody else has begun or is about to begin; ends as
+    /// [`Hypervisor::migrate`], also where there is none.
+    fn follow(&self, uuid: DomainUuid);
 
     /// Cancels the migration of a domain, if one runs.
     fn abort(&self, uuid: DomainUuid);

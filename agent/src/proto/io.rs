@@ -1,6 +1,5 @@
 //! What goes into the protocol and what comes out of it.
 
-use std::fmt;
 use std::net::{Ipv6Addr, SocketAddrV6};
 use std::ops::{Add, Sub};
 use std::time::Duration;
@@ -12,6 +11,7 @@ use common::maps::{
 };
 use common::signal::NicCut;
 
+use super::DomainUuid;
 use super::handover::{ClockOffset, HoldReport};
 
 /// Nanoseconds of `CLOCK_MONOTONIC`, the clock of `bpf_ktime_get_ns`.
@@ -44,28 +44,6 @@ impl Sub<Duration> for Timestamp {
             self.0
                 .saturating_sub(u64::try_from(delay.as_nanos()).unwrap_or(u64::MAX)),
         )
-    }
-}
-
-/// UUID of a libvirt domain.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct DomainUuid(pub [u8; 16]);
-
-impl fmt::Display for DomainUuid {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, byte) in self.0.iter().enumerate() {
-            if matches!(i, 4 | 6 | 8 | 10) {
-                f.write_str("-")?;
-            }
-            write!(f, "{byte:02x}")?;
-        }
-        Ok(())
-    }
-}
-
-impl fmt::Debug for DomainUuid {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
     }
 }
 
@@ -320,12 +298,13 @@ pub enum HypervisorEvent {
         stats: JobStats,
     },
     /// A migration of the domain to another host runs that this agent has not started: an agent
-    /// before it has. Ends with [`HypervisorEvent::MigrationEnded`] too.
+    /// before it has, or somebody else ([`Output::FollowMigration`]). Ends with
+    /// [`HypervisorEvent::MigrationEnded`] too.
     Departing {
         /// The domain.
         uuid: DomainUuid,
     },
-    /// The migration started by [`Output::StartMigration`] is over.
+    /// The migration started by [`Output::StartMigration`], or followed, is over.
     MigrationEnded {
         /// The domain.
         uuid: DomainUuid,
@@ -359,6 +338,16 @@ pub enum Command {
     Abort {
         /// Name or UUID of the domain.
         domain: String,
+    },
+    /// libvirt's hook: prepares for a domain that somebody else moves to this host. Done when the
+    /// source has been answered.
+    Prepare {
+        /// The domain.
+        uuid: DomainUuid,
+        /// Its name.
+        domain: String,
+        /// Name of the agent where it runs.
+        source: String,
     },
 }
 
@@ -512,6 +501,13 @@ pub enum Output {
         connect_uri: String,
         /// Where QEMU sends memory to; empty to let libvirt choose.
         migrate_uri: String,
+    },
+    /// Follow a live migration that somebody else has begun, or is about to begin. Told by
+    /// [`HypervisorEvent::Departing`] as soon as there is one; ends with
+    /// [`HypervisorEvent::MigrationEnded`], always, also where none begins within a bound.
+    FollowMigration {
+        /// The domain.
+        uuid: DomainUuid,
     },
     /// Cancel it.
     AbortMigration {

@@ -125,6 +125,7 @@ impl Agent {
                 self.relay_up(peer);
                 self.outgoing_peer_up(peer);
                 self.flush_closings(peer);
+                self.preparations_peer_up(peer);
             }
             PeerEvent::Down { reason } => {
                 self.links.remove(peer);
@@ -138,6 +139,7 @@ impl Agent {
                 }
                 self.outgoing_peer_down(peer, &reason);
                 self.incoming_peer_down(peer);
+                self.preparations_peer_down(peer, &reason);
             }
             PeerEvent::Frame(bytes) => self.on_frame(peer, &bytes),
         }
@@ -221,6 +223,7 @@ impl Agent {
                 self.on_peer_progress(peer, transaction, body);
             }
             PeerMessage::HandoverCut(body) => self.on_handover_cut(peer, transaction, &body),
+            PeerMessage::ArrivalNotice(body) => self.on_arrival_notice(peer, transaction, &body),
             PeerMessage::RelayRequest(_) => {
                 let reason = format!("{} is an agent, not a relay", self.config.name);
                 self.send(peer, transaction, &RelayRelease { reason }.into());
@@ -232,6 +235,7 @@ impl Agent {
                 debug!(peer, transaction, %reason, "Peer ends a migration");
                 self.on_peer_refusal(peer, transaction, &reason);
                 self.on_peer_abort(peer, transaction, &reason);
+                self.preparation_refused(peer, transaction, &reason);
             }
         }
     }
@@ -251,6 +255,7 @@ impl Agent {
             | PeerMessage::AgentResponse(_)
             | PeerMessage::MigrationProgress(_)
             | PeerMessage::HandoverCut(_)
+            | PeerMessage::ArrivalNotice(_)
             | PeerMessage::RelayRequest(_) => {
                 let reason = format!("{} knows {relay} as a relay only", self.config.name);
                 self.send(relay, transaction, &ErrorMessage { reason }.into());

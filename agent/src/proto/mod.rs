@@ -22,6 +22,7 @@
 //! | `policy`, `refusal` | who may move, and the sentences for those who may not |
 //! | `record` | what is remembered of each migration |
 //! | `timer` | deadlines |
+//! | `uuid` | names of domains |
 //! | [`directory`] | which relay is for whom: the core of `roamcast mcs` |
 //! | [`relay`] | the other role: [`relay::RelayServer`] |
 //! | [`handover`] | which packets the VM has had, and which it gets; driven by its own thread |
@@ -44,6 +45,7 @@ mod source;
 #[cfg(test)]
 mod tests;
 mod timer;
+mod uuid;
 mod vm;
 mod watch;
 
@@ -59,8 +61,9 @@ pub use io::*;
 pub use listener::ListenerView;
 pub use policy::Policy;
 pub use record::{Direction, MigrationRecord, Outcome, RECORDS};
+pub use uuid::{DomainUuid, UuidError};
 
-use destination::{Arrivals, Entry, Incoming};
+use destination::{Arrivals, Entry, Incoming, Preparation};
 use inventory::Inventory;
 use link::{Closing, Links};
 use listener::Mirror;
@@ -114,6 +117,8 @@ pub struct Agent {
     outgoing: BTreeMap<u64, Outgoing>,
     incoming: BTreeMap<u64, Incoming>,
     arrivals: Arrivals,
+    /// Hooks of libvirt that wait, by the numbers of their commands.
+    preparations: BTreeMap<u64, Preparation>,
     entries: BTreeMap<ManagedKey, Entry>,
     receptions: Receptions,
     relays: Relays,
@@ -141,6 +146,7 @@ impl Agent {
             outgoing: BTreeMap::new(),
             incoming: BTreeMap::new(),
             arrivals: Arrivals::default(),
+            preparations: BTreeMap::new(),
             entries: BTreeMap::new(),
             receptions: Receptions::default(),
             relays: Relays::default(),
@@ -226,6 +232,11 @@ impl Agent {
                 destination,
             } => self.command_migrate(id, &domain, &destination),
             Command::Abort { domain } => self.command_abort(id, &domain),
+            Command::Prepare {
+                uuid,
+                domain,
+                source,
+            } => self.command_prepare(id, uuid, &domain, &source),
         }
         self.end();
     }
@@ -393,6 +404,7 @@ impl Agent {
             Timer::Cut(number) => self.cut_timed_out(number),
             Timer::Poll(number) => self.poll_answers(number),
             Timer::MdbRenewal(number) => self.renew_mdb(number),
+            Timer::Preparation(command) => self.preparation_timed_out(command),
             Timer::Reception(key) => self.look(key),
             Timer::Session(key) => {
                 self.tend(key);

@@ -79,6 +79,33 @@ pub(super) enum Refusal {
         agent: String,
         peer: String,
     },
+    #[error(
+        "Agent {agent} knows no agent {source_agent:?}, where domain {domain} runs; add it to [[peers]]"
+    )]
+    UnknownSource {
+        agent: String,
+        domain: String,
+        source_agent: String,
+    },
+    #[error(
+        "Domain {domain} comes from a host whose agent has not left its name; start the agent there"
+    )]
+    StaleSource { domain: String },
+    #[error(
+        "Domain {domain} was not prepared for within {} s; its move goes on, with what is ready by then",
+        .waited.as_secs()
+    )]
+    NotPrepared { domain: String, waited: Duration },
+    #[error("Source {source_agent} is down: {reason}")]
+    SourceDown {
+        source_agent: String,
+        reason: String,
+    },
+    #[error("Source {source_agent} refuses: {reason}")]
+    RefusedBySource {
+        source_agent: String,
+        reason: String,
+    },
     #[error("The request has a field that is out of range: {field}")]
     BadField { field: &'static str },
     #[error("Domain {domain} is gone from {agent} before it has arrived")]

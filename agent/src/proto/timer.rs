@@ -31,6 +31,8 @@ pub(super) enum Timer {
     Poll(u64),
     /// When to make the MDB entries of an arriving VM again.
     MdbRenewal(u64),
+    /// When libvirt's hook, by the number of its command, is kept waiting no longer.
+    Preparation(u64),
     /// When the reception of an address goes on to its next state by itself.
     Reception(ManagedKey),
     /// When a relay session is to be renewed, or its answer is overdue, or a relay asked again.

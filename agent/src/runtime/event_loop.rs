@@ -271,7 +271,7 @@ impl EventLoop {
             Request::Streams => self.send_streams(&replies)?,
             Request::Migrations => self.send_migrations(&replies),
             Request::Relays => self.send_relays(&replies)?,
-            Request::Migrate { .. } | Request::Abort { .. } => {
+            Request::Migrate { .. } | Request::Abort { .. } | Request::Prepare { .. } => {
                 if let Some(command) = request.command() {
                     let number = self.next_command;
                     self.next_command += 1;

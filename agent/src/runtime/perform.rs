@@ -125,6 +125,7 @@ impl EventLoop {
                     migrate_uri,
                 });
             }
+            Output::FollowMigration { uuid } => self.hypervisor.follow(uuid),
             Output::AbortMigration { uuid } => self.hypervisor.abort(uuid),
             Output::Reply { command, reply } => self.reply(command, reply),
             // Taken by the batch.

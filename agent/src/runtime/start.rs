@@ -225,6 +225,7 @@ fn libvirt_config(config: &Config) -> Result<LibvirtConfig, MigrateFlagsError> {
         parallel_connections: u16::try_from(libvirt.parallel_connections)
             .ok()
             .filter(|&connections| connections > 0),
+        metadata: libvirt.metadata.then(|| config.agent.name.clone()),
     })
 }
 

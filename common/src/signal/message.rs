@@ -120,6 +120,19 @@ pub struct AgentRequest {
     pub vm_transaction: Option<u64>,
 }
 
+/// `ArrivalNotice`: libvirt brings a domain of the receiver to the sender, and the sender was not
+/// asked to prepare. Answered by [`AgentRequest`], with the same transaction unless the receiver
+/// moves that domain already, or by [`MigrationAbort`].
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct ArrivalNotice {
+    /// UUID of the libvirt domain.
+    #[n(0)]
+    pub domain_uuid: ByteArray<16>,
+    /// Its name, for a sentence about it.
+    #[n(1)]
+    pub domain_name: String,
+}
+
 /// How the destination receives one multicast address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 #[cbor(index_only)]

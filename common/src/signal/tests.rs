@@ -34,6 +34,21 @@ fn agent_request_survives_the_wire() {
 }
 
 #[test]
+fn arrival_notice_survives_the_wire_between_agents_only() {
+    let notice = ArrivalNotice {
+        domain_uuid: [7; 16].into(),
+        domain_name: "viewer".to_string(),
+    };
+    let bytes = PeerMessage::from(notice.clone()).encode(9);
+    assert_eq!(PeerMessage::decode(&bytes), Ok((9, notice.into())));
+    let unknown = DecodeError::UnknownKind {
+        kind: 19,
+        transaction: 9,
+    };
+    assert_eq!(VmMessage::decode(&bytes), Err(unknown));
+}
+
+#[test]
 fn truncated_message_is_malformed_at_every_length() {
     let bytes = PeerMessage::from(request()).encode(9);
     for length in 0..bytes.len() {

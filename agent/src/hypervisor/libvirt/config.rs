@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::flags::MigrateFlags;
+use crate::config::Name;
 
 /// Configuration of [`super::Libvirt`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +20,8 @@ pub struct LibvirtConfig {
     pub downtime_limit: Option<Duration>,
     /// Connections that memory is sent over in parallel; `None` for one.
     pub parallel_connections: Option<u16>,
+    /// Name that is left with every running domain; `None` for none.
+    pub metadata: Option<Name>,
 }
 
 impl Default for LibvirtConfig {
@@ -30,6 +33,7 @@ impl Default for LibvirtConfig {
             bandwidth: None,
             downtime_limit: None,
             parallel_connections: None,
+            metadata: None,
         }
     }
 }

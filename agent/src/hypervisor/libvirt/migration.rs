@@ -1,4 +1,5 @@
-//! Outgoing migrations: the blocking call, its progress, its end.
+//! Outgoing migrations of this agent: the blocking call, its progress, its end. Those of others are
+//! followed ([`super::follow`]).
 
 use std::ffi::{CStr, CString};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -16,9 +17,9 @@ use crate::hypervisor::MigrateRequest;
 use crate::proto::{DomainUuid, HypervisorEvent, JobStats};
 
 /// Between two looks at the statistics.
-const POLL_INTERVAL: Duration = Duration::from_millis(100);
+pub(super) const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// How long the statistics of a completed migration are waited for; they come as an event.
-const COMPLETED_WAIT: Duration = Duration::from_millis(500);
+pub(super) const COMPLETED_WAIT: Duration = Duration::from_millis(500);
 
 /// One migration that runs.
 #[derive(Debug, Default)]
@@ -28,15 +29,17 @@ pub(super) struct Migration {
 }
 
 #[derive(Debug, Default)]
-struct State {
+pub(super) struct State {
     /// It is to be cancelled.
     abort: bool,
+    /// Until when it is waited for, if it has not been seen yet.
+    pub(super) awaited: Option<Instant>,
     /// The blocking call has returned.
     returned: bool,
     /// The switch has begun.
-    switched: bool,
+    pub(super) switched: bool,
     /// Statistics of the completed job.
-    completed: Option<JobStats>,
+    pub(super) completed: Option<JobStats>,
 }
 
 impl Migration {
@@ -50,13 +53,18 @@ impl Migration {
         self.update(|state| state.switched = true);
     }
 
-    fn update(&self, change: impl FnOnce(&mut State)) {
+    pub(super) fn update(&self, change: impl FnOnce(&mut State)) {
         change(&mut lock(&self.state));
         self.changed.notify_all();
     }
 
+    /// Returns what `read` finds now.
+    pub(super) fn read<T>(&self, read: impl FnOnce(&State) -> T) -> T {
+        read(&lock(&self.state))
+    }
+
     /// Waits until `until` holds or the time is over, and returns what `read` finds then.
-    fn wait<T>(
+    pub(super) fn wait<T>(
         &self,
         time: Duration,
         until: impl Fn(&State) -> bool,
@@ -84,7 +92,9 @@ pub(super) fn start(shared: &Arc<Shared>, request: MigrateRequest) {
     let migration = Arc::new(Migration::default());
     {
         let mut migrations = lock(&shared.migrations);
-        if migrations.contains_key(&uuid) {
+        // One that was only waited for makes room, and ends without a word.
+        let awaited = |known: &Arc<Migration>| known.read(|state| state.awaited.is_some());
+        if migrations.get(&uuid).is_some_and(|known| !awaited(known)) {
             // Its end answers this request too.
             tracing::warn!(%uuid, "Domain is being migrated already");
             return;
@@ -99,7 +109,7 @@ pub(super) fn start(shared: &Arc<Shared>, request: MigrateRequest) {
                 let result = run(&shared, &connection, &migration, &request);
                 let has_failed = result.is_err();
                 end(&shared, uuid, result);
-                if has_failed && migration.wait(Duration::ZERO, |_| true, |state| state.switched) {
+                if has_failed && migration.read(|state| state.switched) {
                     settle::clear_destination(&shared, uuid, &request.connect_uri);
                 }
             }
@@ -109,67 +119,8 @@ pub(super) fn start(shared: &Arc<Shared>, request: MigrateRequest) {
     }
 }
 
-/// Follows a migration that runs already and that this agent has not started.
-pub(super) fn adopt(shared: &Arc<Shared>, domain: Domain, uuid: DomainUuid) {
-    let migration = Arc::new(Migration::default());
-    {
-        let mut migrations = lock(&shared.migrations);
-        if migrations.contains_key(&uuid) {
-            return;
-        }
-        migrations.insert(uuid, Arc::clone(&migration));
-    }
-    shared.emit(HypervisorEvent::Departing { uuid });
-    let spawned = thread::Builder::new()
-        .name("libvirt-progress".to_owned())
-        .spawn({
-            let shared = Arc::clone(shared);
-            move || {
-                let result = follow(&shared, &migration, &domain, uuid);
-                end(&shared, uuid, result);
-            }
-        });
-    if let Err(error) = spawned {
-        end(shared, uuid, Err(format!("Cannot start a thread: {error}")));
-    }
-}
-
-fn follow(
-    shared: &Shared,
-    migration: &Migration,
-    domain: &Domain,
-    uuid: DomainUuid,
-) -> Result<JobStats, String> {
-    let mut last = JobStats::default();
-    loop {
-        thread::sleep(POLL_INTERVAL);
-        abort_if_asked(migration, domain, uuid);
-        match sys::job_stats(domain) {
-            Ok(Some(stats)) => {
-                if stats != last {
-                    last = stats;
-                    shared.emit(HypervisorEvent::Progress { uuid, stats });
-                }
-            }
-            // The source's domain is stopped before the job of a migration that succeeds ends.
-            Ok(None) if domain.is_active().unwrap_or(false) => {
-                return Err("libvirt has given it up; its log says why".to_owned());
-            }
-            // It has left, or libvirtd has: where the domain is decides.
-            Ok(None) | Err(_) => {
-                let completed = migration.wait(
-                    COMPLETED_WAIT,
-                    |state| state.completed.is_some(),
-                    |state| state.completed,
-                );
-                return settle::settle(shared, uuid, None).map(|()| completed.unwrap_or(last));
-            }
-        }
-    }
-}
-
-fn abort_if_asked(migration: &Migration, domain: &Domain, uuid: DomainUuid) {
-    if migration.wait(Duration::ZERO, |_| true, |state| state.abort) {
+pub(super) fn abort_if_asked(migration: &Migration, domain: &Domain, uuid: DomainUuid) {
+    if migration.read(|state| state.abort) {
         // Asked too early there is no job yet, and too late it can no longer be cancelled.
         if let Err(error) = sys::abort_job(domain) {
             tracing::debug!(%uuid, %error, "Migration is not cancelled yet");
@@ -201,7 +152,7 @@ pub(super) fn abort(shared: &Arc<Shared>, uuid: DomainUuid) {
     }
 }
 
-fn end(shared: &Shared, uuid: DomainUuid, result: Result<JobStats, String>) {
+pub(super) fn end(shared: &Shared, uuid: DomainUuid, result: Result<JobStats, String>) {
     lock(&shared.migrations).remove(&uuid);
     match &result {
         Ok(stats) => tracing::info!(%uuid, ?stats, "Migration is over"),

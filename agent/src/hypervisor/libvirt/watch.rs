@@ -12,9 +12,9 @@ use virt::error::{Error, ErrorNumber};
 use virt_sys as vir;
 
 use super::sys::{self, Handler, RawEvent};
-use super::{Shared, lock, migration};
+use super::{Shared, follow, lock};
 use crate::clock::now;
-use crate::hypervisor::domain_xml;
+use crate::hypervisor::{domain_xml, metadata};
 use crate::proto::{Domain, DomainUuid, HypervisorEvent};
 
 /// First pause before connecting again; doubled until [`MAX_BACK_OFF`].
@@ -43,9 +43,15 @@ enum End {
 }
 
 /// Connects and watches until told to stop.
-pub(super) fn run(shared: &Arc<Shared>, work: &Sender<Work>, inbox: &Receiver<Work>) {
+pub(super) fn run(
+    shared: &Arc<Shared>,
+    names: Option<Sender<DomainUuid>>,
+    work: &Sender<Work>,
+    inbox: &Receiver<Work>,
+) {
     let mut watch = Watch {
         shared,
+        names,
         known: HashMap::new(),
     };
     let mut pause = BACK_OFF;
@@ -86,6 +92,8 @@ fn wait(inbox: &Receiver<Work>, pause: Duration) -> bool {
 
 struct Watch<'a> {
     shared: &'a Arc<Shared>,
+    /// Where domains go that lack this agent's name.
+    names: Option<Sender<DomainUuid>>,
     /// Domains as reported last.
     known: HashMap<DomainUuid, Domain>,
 }
@@ -163,7 +171,7 @@ impl Watch<'_> {
             self.known.insert(uuid, described.clone());
             self.shared.emit(HypervisorEvent::Domain(described));
             if departs {
-                migration::adopt(self.shared, domain, uuid);
+                follow::adopt(self.shared, domain, uuid);
             }
         }
         let gone: Vec<_> = self
@@ -225,6 +233,9 @@ impl Watch<'_> {
             return Ok(None);
         }
         let xml = domain.xml_desc(0)?;
+        if running {
+            self.name(uuid, &xml);
+        }
         let interfaces = domain_xml::interfaces(&xml, &self.shared.config.bridge, has_vhost_net())
             .inspect_err(|error| tracing::warn!(domain = name, %error, "Domain has no usable NICs"))
             .unwrap_or_default();
@@ -234,6 +245,20 @@ impl Watch<'_> {
             running,
             interfaces,
         }))
+    }
+}
+
+impl Watch<'_> {
+    /// Has this agent's name left with a domain that has another, or none.
+    fn name(&self, uuid: DomainUuid, xml: &str) {
+        let (Some(names), Some(agent)) = (&self.names, &self.shared.config.metadata) else {
+            return;
+        };
+        let known = metadata::agent(xml);
+        if known.is_ok_and(|known| known.as_ref() != Some(agent)) {
+            // The thread ends only with this one.
+            let _ = names.send(uuid);
+        }
     }
 }
 

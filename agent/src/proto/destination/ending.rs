@@ -182,6 +182,9 @@ impl Agent {
             return;
         };
         if incoming.arrived.is_none() {
+            if self.incoming_of(incoming.uuid).is_none() {
+                self.not_prepared(incoming.uuid, reason);
+            }
             warn!(domain = %incoming.domain, number, reason, "Domain does not arrive");
             let outcome = Outcome::Failed(reason.to_owned());
             self.records.end(number, self.now, outcome);

@@ -17,12 +17,16 @@
 //!   any --- abort, VM gone, or nothing heard any more ---------------------------> Released
 //! ```
 //!
+//! A domain that somebody else moves is noticed by libvirt's hook, and its source asked to ask
+//! (`notice`).
+//!
 //! Joining and probing begin at once for all addresses, so a request takes as long as its slowest
 //! probe. A join ends when the last VM that needs it releases it.
 
 mod arrival;
 mod ending;
 mod handover;
+mod notice;
 mod probe;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -44,6 +48,7 @@ use super::timer::Timer;
 use super::{Agent, DomainUuid, Mac, Output, Timestamp};
 
 pub(super) use arrival::Arrivals;
+pub(super) use notice::Preparation;
 pub(super) use probe::Entry;
 pub use probe::ReceptionView;
 
@@ -104,12 +109,14 @@ impl Agent {
             self.heard_of(number);
             if let Some(response) = response {
                 self.send(peer, transaction, &response.into());
+                self.prepared(uuid, number);
             }
             return;
         }
         if let Err(refusal) = self.check_arrival(peer, uuid, &body) {
             let reason = bounded(&refusal.to_string());
             warn!(peer, domain = %bounded(&body.domain_name), %reason, "Arrival is refused");
+            self.not_prepared(uuid, &reason);
             self.send(peer, transaction, &MigrationAbort { reason }.into());
             return;
         }
@@ -298,6 +305,7 @@ impl Agent {
         };
         let signalling = self.now.since(incoming.started);
         let (peer, transaction) = (incoming.peer.clone(), incoming.transaction);
+        let uuid = incoming.uuid;
         self.send(&peer, transaction, &response.clone().into());
         if let Some(incoming) = self.incoming.get_mut(&number) {
             incoming.response = Some(response);
@@ -309,6 +317,7 @@ impl Agent {
             record.signalling = Some(signalling);
             record.receptions = receptions;
         });
+        self.prepared(uuid, number);
     }
 
     /// Notes a sign of life of an arrival's source.

@@ -41,6 +41,7 @@ impl RelayServer {
             | PeerMessage::RelayResponse(_)
             | PeerMessage::MigrationProgress(_)
             | PeerMessage::HandoverCut(_)
+            | PeerMessage::ArrivalNotice(_)
             | PeerMessage::MigrationAbort(_) => self.counters.malformed_frames += 1,
             PeerMessage::Error(ErrorMessage { reason }) => {
                 debug!(

@@ -103,19 +103,25 @@ impl Agent {
         let receptions = response.receptions.clone();
         outgoing.response = Some(response);
         outgoing.state = State::Ready;
-        let requester = outgoing.requester;
+        let (requester, foreign) = (outgoing.requester, outgoing.foreign);
         self.records.update(number, |record| {
             record.phase = Phase::Ready;
             record.signalling = Some(signalling);
             record.receptions = receptions;
         });
         match requester {
-            Requester::Vm { .. } => {
+            Requester::Vm { .. } if !foreign => {
                 let deadline = self.now + self.config.timing.ready_timeout;
                 self.timers.set(Timer::Ready(number), deadline);
                 self.tell_requester(number);
             }
-            Requester::Operator { .. } | Requester::Unknown => self.start(number),
+            Requester::Vm { .. } => {
+                self.tell_requester(number);
+                self.start(number);
+            }
+            Requester::Operator { .. } | Requester::Unknown | Requester::Nobody { .. } => {
+                self.start(number);
+            }
         }
     }
 
@@ -193,10 +199,16 @@ impl Agent {
         let Some(response) = &outgoing.response else {
             return;
         };
-        let start = Output::StartMigration {
-            uuid: outgoing.uuid,
-            connect_uri: response.connect_uri.clone(),
-            migrate_uri: response.migrate_uri.clone(),
+        let uuid = outgoing.uuid;
+        let start = if outgoing.foreign {
+            outgoing.awaited = true;
+            Output::FollowMigration { uuid }
+        } else {
+            Output::StartMigration {
+                uuid,
+                connect_uri: response.connect_uri.clone(),
+                migrate_uri: response.migrate_uri.clone(),
+            }
         };
         outgoing.state = State::Copying;
         outgoing.copy_started = self.now;

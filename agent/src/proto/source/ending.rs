@@ -21,6 +21,7 @@ impl Agent {
         let Some((number, outgoing)) = self.started_of(uuid) else {
             return;
         };
+        outgoing.awaited = false;
         outgoing.stats = JobStats {
             downtime: stats.downtime.or(outgoing.stats.downtime),
             ..stats
@@ -40,6 +41,7 @@ impl Agent {
         let Some((number, outgoing)) = self.started_of(uuid) else {
             return;
         };
+        outgoing.awaited = false;
         outgoing.suspended = Some(at);
         outgoing.state = State::Switching;
         self.records
@@ -111,7 +113,7 @@ impl Agent {
         }) else {
             return;
         };
-        if outgoing.state.is_started() {
+        if outgoing.state.is_started() && !outgoing.awaited {
             warn!(
                 peer,
                 reason, "Destination has undone its joins; libvirt goes on"
@@ -191,6 +193,7 @@ impl Agent {
         let ended = Outcome::Failed(reason.clone());
         self.records.end(number, self.now, ended);
         let peer_knows = outgoing.response.is_some()
+            || matches!(outgoing.requester, Requester::Nobody { .. })
             || !matches!(outgoing.state, State::Gathering { .. } | State::Connecting);
         if peer_knows
             && outgoing.requester != Requester::Unknown
@@ -208,7 +211,7 @@ impl Agent {
             Requester::Operator { command } => {
                 self.reply(command, CommandReply::Failed(reason));
             }
-            Requester::Unknown => {}
+            Requester::Unknown | Requester::Nobody { .. } => {}
         }
     }
 
@@ -259,7 +262,7 @@ impl Agent {
             Requester::Operator { command } => {
                 self.reply(command, CommandReply::Done { migration: number });
             }
-            Requester::Unknown => {}
+            Requester::Unknown | Requester::Nobody { .. } => {}
         }
     }
 

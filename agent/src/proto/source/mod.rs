@@ -13,6 +13,9 @@
 //!               completed or failed  <-- libvirt says so --  Switching
 //! ```
 //!
+//! A move that somebody else asks libvirt for begins with `ArrivalNotice` of the destination, goes
+//! from `Requesting` to `Copying` at once, and is followed instead of started (`notice`).
+//!
 //! An agent that is started while libvirt moves a domain begins at `Copying` too, knowing neither
 //! who asked nor the destination.
 //!
@@ -23,6 +26,7 @@
 mod dialogue;
 mod ending;
 mod handover;
+mod notice;
 mod request;
 
 use std::collections::BTreeMap;
@@ -62,6 +66,8 @@ pub(super) enum Requester {
     Operator { command: u64 },
     /// Somebody who asked an agent before this one.
     Unknown,
+    /// Somebody who has asked libvirt, as the destination says by its notice of that transaction.
+    Nobody { transaction: u64 },
 }
 
 /// Where an outgoing migration stands; see the module's diagram.
@@ -105,6 +111,10 @@ pub(super) struct Outgoing {
     domain: String,
     pub(super) destination: String,
     requester: Requester,
+    /// Somebody else has libvirt move it: the migration is followed, not started.
+    foreign: bool,
+    /// libvirt has not been seen to move it yet.
+    awaited: bool,
     state: State,
     started: Timestamp,
     request: Option<AgentRequest>,
@@ -194,7 +204,8 @@ impl Agent {
         }
     }
 
-    fn check_departure(&self, domain: &Domain, destination: &str) -> Result<(), Refusal> {
+    /// Whether a domain may ever go to a destination.
+    fn check_route(&self, domain: &Domain, destination: &str) -> Result<(), Refusal> {
         let agent = self.config.name.clone();
         let domain_name = domain.name.clone();
         if destination != agent && !self.config.peers.iter().any(|peer| peer == destination) {
@@ -221,6 +232,13 @@ impl Agent {
                 destination: destination.to_owned(),
             });
         }
+        Ok(())
+    }
+
+    fn check_departure(&self, domain: &Domain, destination: &str) -> Result<(), Refusal> {
+        self.check_route(domain, destination)?;
+        let agent = self.config.name.clone();
+        let domain_name = domain.name.clone();
         if let Some(running) = self.outgoing.values().find(|o| o.uuid == domain.uuid) {
             return Err(Refusal::AlreadyMigrating {
                 domain: domain_name,
@@ -271,15 +289,18 @@ impl Agent {
         self.outputs.push_back(Output::ReadStreams { token, keys });
     }
 
-    /// libvirt moves a domain on behalf of an agent before this one. The destination hears nothing
-    /// of this agent about it: it goes by its own libvirt.
+    /// libvirt moves a domain: the one that is followed, or one on behalf of an agent before this
+    /// one. Of the latter the destination hears nothing from this agent, unless it gives notice: it
+    /// goes by its own libvirt.
     pub(super) fn departure_found(&mut self, uuid: DomainUuid) {
+        let known = self.outgoing.values_mut().find(|o| o.uuid == uuid);
+        if let Some(outgoing) = known {
+            outgoing.awaited = false;
+            return;
+        }
         let Some(domain) = self.inventory.domains.get(&uuid).cloned() else {
             return;
         };
-        if self.outgoing.values().any(|outgoing| outgoing.uuid == uuid) {
-            return;
-        }
         let number = self.records.begin(
             self.now,
             Direction::Outgoing,
@@ -306,12 +327,18 @@ impl Agent {
         requester: Requester,
     ) -> Outgoing {
         let token = self.numbers.next();
+        let (transaction, foreign) = match requester {
+            Requester::Nobody { transaction } => (transaction, true),
+            _ => (self.numbers.next(), false),
+        };
         Outgoing {
-            transaction: self.numbers.next(),
+            transaction,
             uuid: domain.uuid,
             domain: domain.name.clone(),
             destination: destination.to_owned(),
             requester,
+            foreign,
+            awaited: false,
             state: State::Gathering { token },
             started: self.now,
             request: None,

@@ -94,7 +94,7 @@ impl Agent {
             listeners,
             vm_transaction: match outgoing.requester {
                 Requester::Vm { transaction, .. } => Some(transaction),
-                Requester::Operator { .. } | Requester::Unknown => None,
+                Requester::Operator { .. } | Requester::Unknown | Requester::Nobody { .. } => None,
             },
         }
     }

@@ -122,7 +122,8 @@ impl RelayLoop {
             | Request::Migrations
             | Request::Relays
             | Request::Migrate { .. }
-            | Request::Abort { .. } => Reply::Error(format!(
+            | Request::Abort { .. }
+            | Request::Prepare { .. } => Reply::Error(format!(
                 "{} is a relay; ask it for its status or streams",
                 self.config.relay.name
             )),

@@ -1,0 +1,174 @@
+//! Migrations that this agent has not started: an agent before it has, or somebody else.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use virt::domain::Domain;
+use virt::error::Error;
+
+use super::migration::{self, COMPLETED_WAIT, Migration, POLL_INTERVAL};
+use super::watch::is_no_domain;
+use super::{Shared, lock, settle, sys};
+use crate::proto::{DomainUuid, HypervisorEvent, JobStats};
+
+/// How long a migration that was announced may take to begin: QEMU starts at the destination first.
+pub(super) const BEGIN: Duration = Duration::from_secs(30);
+
+/// Follows a migration that runs already.
+pub(super) fn adopt(shared: &Arc<Shared>, domain: Domain, uuid: DomainUuid) {
+    let migration = Arc::new(Migration::default());
+    {
+        let mut migrations = lock(&shared.migrations);
+        if migrations.contains_key(&uuid) {
+            return;
+        }
+        migrations.insert(uuid, Arc::clone(&migration));
+    }
+    shared.emit(HypervisorEvent::Departing { uuid });
+    spawn(shared, uuid, move |shared| {
+        let result = follow(shared, &migration, &domain, uuid);
+        migration::end(shared, uuid, result);
+    });
+}
+
+/// Follows a migration that is about to begin, if it does within `begin`.
+pub(super) fn expect(shared: &Arc<Shared>, uuid: DomainUuid, begin: Duration) {
+    let migration = Arc::new(Migration::default());
+    let until = Instant::now() + begin;
+    migration.update(|state| state.awaited = Some(until));
+    {
+        let mut migrations = lock(&shared.migrations);
+        if let Some(known) = migrations.get(&uuid) {
+            // Announced again; one that was seen is followed already.
+            known.update(|state| state.awaited = state.awaited.map(|_| until));
+            return;
+        }
+        migrations.insert(uuid, Arc::clone(&migration));
+    }
+    spawn(shared, uuid, move |shared| {
+        let result = expected(shared, &migration, uuid);
+        if is_current(shared, &migration, uuid) {
+            migration::end(shared, uuid, result);
+        }
+    });
+}
+
+/// Whether no other migration of the domain has taken the place of this one.
+fn is_current(shared: &Shared, migration: &Arc<Migration>, uuid: DomainUuid) -> bool {
+    let migrations = lock(&shared.migrations);
+    let known = migrations.get(&uuid);
+    known.is_some_and(|known| Arc::ptr_eq(known, migration))
+}
+
+fn spawn(shared: &Arc<Shared>, uuid: DomainUuid, run: impl FnOnce(&Shared) + Send + 'static) {
+    let spawned = thread::Builder::new()
+        .name("libvirt-progress".to_owned())
+        .spawn({
+            let shared = Arc::clone(shared);
+            move || run(&shared)
+        });
+    if let Err(error) = spawned {
+        let result = Err(format!("Cannot start a thread: {error}"));
+        migration::end(shared, uuid, result);
+    }
+}
+
+/// Waits for a migration to begin, and follows it to its end.
+fn expected(
+    shared: &Shared,
+    migration: &Arc<Migration>,
+    uuid: DomainUuid,
+) -> Result<JobStats, String> {
+    loop {
+        let is_over = |until: Instant| Instant::now() >= until;
+        if migration.read(|state| state.awaited.is_some_and(is_over)) {
+            return Err("nobody has asked libvirt to move it within the time for that".to_owned());
+        }
+        if !is_current(shared, migration, uuid) {
+            return Err("it is moved by this agent instead".to_owned());
+        }
+        match look(shared, uuid) {
+            Ok(Place::Leaves(domain)) => {
+                migration.update(|state| state.awaited = None);
+                shared.emit(HypervisorEvent::Departing { uuid });
+                return follow(shared, migration, &domain, uuid);
+            }
+            Ok(Place::Stays) => {}
+            Ok(Place::Gone) => {
+                // It was quicker than the looks, or was shut down.
+                let completed = migration.wait(
+                    COMPLETED_WAIT,
+                    |state| state.completed.is_some(),
+                    |state| state.completed,
+                );
+                let has_left = completed.is_some() || migration.read(|state| state.switched);
+                return has_left
+                    .then(|| completed.unwrap_or_default())
+                    .ok_or_else(|| "it was shut down before libvirt has moved it".to_owned());
+            }
+            Err(error) => tracing::debug!(%uuid, %error, "Domain cannot be looked at"),
+        }
+        thread::sleep(POLL_INTERVAL);
+    }
+}
+
+/// Where a domain is that is to leave.
+enum Place {
+    /// Here, as far as is known.
+    Stays,
+    /// libvirt moves it.
+    Leaves(Domain),
+    Gone,
+}
+
+fn look(shared: &Shared, uuid: DomainUuid) -> Result<Place, Error> {
+    let Some(connection) = shared.connection() else {
+        return Ok(Place::Stays);
+    };
+    let domain = match connection.lookup_domain_by_uuid_string(&uuid.to_string()) {
+        Err(error) if is_no_domain(&error) => return Ok(Place::Gone),
+        domain => domain?,
+    };
+    Ok(if !domain.is_active()? {
+        Place::Gone
+    } else if sys::is_migrating(&domain)? {
+        Place::Leaves(domain)
+    } else {
+        Place::Stays
+    })
+}
+
+fn follow(
+    shared: &Shared,
+    migration: &Migration,
+    domain: &Domain,
+    uuid: DomainUuid,
+) -> Result<JobStats, String> {
+    let mut last = JobStats::default();
+    loop {
+        thread::sleep(POLL_INTERVAL);
+        migration::abort_if_asked(migration, domain, uuid);
+        match sys::job_stats(domain) {
+            Ok(Some(stats)) => {
+                if stats != last {
+                    last = stats;
+                    shared.emit(HypervisorEvent::Progress { uuid, stats });
+                }
+            }
+            // The source's domain is stopped before the job of a migration that succeeds ends.
+            Ok(None) if domain.is_active().unwrap_or(false) => {
+                return Err("libvirt has given it up; its log says why".to_owned());
+            }
+            // It has left, or libvirtd has: where the domain is decides.
+            Ok(None) | Err(_) => {
+                let completed = migration.wait(
+                    COMPLETED_WAIT,
+                    |state| state.completed.is_some(),
+                    |state| state.completed,
+                );
+                return settle::settle(shared, uuid, None).map(|()| completed.unwrap_or(last));
+            }
+        }
+    }
+}
