@@ -18,7 +18,9 @@ pub enum DomainXmlError {
     #[error("libvirt's domain XML has a MAC address `{0}`; correct it with `virsh edit`")]
     Mac(String),
     /// An element is not there.
-    #[error("libvirt's domain XML has no usable element `{0}`; check the domain with `virsh dumpxml`")]
+    #[error(
+        "libvirt's domain XML has no usable element `{0}`; check the domain with `virsh dumpxml`"
+    )]
     Missing(&'static str),
 }
 

@@ -27,7 +27,7 @@ fn at_every_step(what: &str, setup: &Setup, forgets: bool, accident: impl Fn(&mu
             (VmState::Over(Ok(())), 1) => {}
             (VmState::Over(Err(_)), 0) => {}
             (VmState::Over(Err(_)), 1) if forgets => {}
-            (VmState::Over(Ok(())), 0) if setup.by_operator => {}
+            (VmState::Over(Ok(())), 0) if setup.by_operator || setup.by_hook => {}
             (state, host) => panic!("{context}: VM on host {host} was told {state:?}"),
         }
     }
@@ -89,6 +89,20 @@ fn crash_of_the_source_agent_during_an_operators_move_leaves_nothing_behind() {
     at_every_step("source agent crashes", &setup, false, |pair| {
         pair.crash(0);
     });
+}
+
+#[test]
+fn accidents_during_a_move_by_somebody_else_leave_nothing_behind() {
+    let setup = Setup {
+        by_hook: true,
+        ..Setup::default()
+    };
+    at_every_step("source agent crashes", &setup, false, |pair| pair.crash(0));
+    at_every_step("destination agent crashes", &setup, false, |pair| {
+        pair.crash(1);
+    });
+    at_every_step("connection breaks", &setup, false, Pair::break_link);
+    at_every_step("hypervisor fails", &setup, false, Pair::fail_migration);
 }
 
 #[test]

@@ -1,0 +1,272 @@
+//! Tests of the source of a move that somebody else has asked libvirt for.
+
+use std::time::Duration;
+
+use common::signal::{
+    AgentRequest, AgentResponse, MigrationReady, MigrationRequest, PeerMessage, Phase,
+};
+
+use super::*;
+use crate::proto::tests::fixture::{Bench, MAC, TAP, UUID, config};
+use crate::proto::{
+    Command, CommandReply, GateCommand, HypervisorEvent, JobStats, Outcome, Output, PeerEvent,
+};
+
+const NOTICE: u64 = 77;
+const FOLLOW: Output = Output::FollowMigration { uuid: UUID };
+const CLEAR: Output = Output::Gate(GateCommand::Clear { ifindex: TAP });
+const RECORD: Output = Output::Gate(GateCommand::Record {
+    ifindex: TAP,
+    mac: MAC,
+    vhost: false,
+});
+
+fn notice() -> ArrivalNotice {
+    ArrivalNotice {
+        domain_uuid: UUID.0.into(),
+        domain_name: "viewer".to_owned(),
+    }
+}
+
+fn response() -> AgentResponse {
+    AgentResponse {
+        prefix: [0; 16].into(),
+        prefix_length: 64,
+        agent_address: [1; 16].into(),
+        connect_uri: "qemu+tcp://vms2/system".to_owned(),
+        migrate_uri: String::new(),
+        receptions: vec![],
+    }
+}
+
+/// What the peer was told.
+fn frames(outputs: &[Output]) -> Vec<(u64, PeerMessage)> {
+    let frame = |output: &Output| match output {
+        Output::Frame { bytes, .. } => Some(PeerMessage::decode(bytes).unwrap()),
+        _ => None,
+    };
+    outputs.iter().filter_map(frame).collect()
+}
+
+fn request_of(outputs: &[Output]) -> Option<(u64, AgentRequest)> {
+    frames(outputs).into_iter().find_map(|frame| match frame {
+        (transaction, PeerMessage::AgentRequest(body)) => Some((transaction, body)),
+        _ => None,
+    })
+}
+
+fn abort_reason(outputs: &[Output]) -> Option<String> {
+    frames(outputs).into_iter().find_map(|frame| match frame {
+        (_, PeerMessage::MigrationAbort(abort)) => Some(abort.reason),
+        _ => None,
+    })
+}
+
+fn connected() -> Bench {
+    let mut bench = Bench::housing();
+    bench.peer(PeerEvent::Up);
+    bench.outputs();
+    bench
+}
+
+/// A domain whose move by somebody else is being looked for.
+fn awaited() -> Bench {
+    let mut bench = connected();
+    bench.frame(NOTICE, notice());
+    bench.frame(NOTICE, response());
+    bench.outputs();
+    bench
+}
+
+fn outcome(bench: &Bench) -> Option<Outcome> {
+    let records: Vec<_> = bench.agent.migrations().collect();
+    assert_eq!(records.len(), 1, "{records:?}");
+    records[0].outcome.clone()
+}
+
+fn ended(bench: &mut Bench, result: Result<JobStats, String>) -> Vec<Output> {
+    bench.hypervisor(HypervisorEvent::MigrationEnded { uuid: UUID, result });
+    bench.outputs()
+}
+
+#[test]
+fn noticed_move_is_asked_for_recorded_and_followed_but_not_started() {
+    let mut bench = connected();
+    bench.frame(NOTICE, notice());
+    let (transaction, body) = request_of(&bench.outputs()).unwrap();
+    assert_eq!((transaction, body.vm_transaction), (NOTICE, None));
+    assert_eq!(*body.macs[0], MAC);
+    bench.frame(NOTICE, response());
+    let outputs = bench.outputs();
+    assert!(outputs.contains(&FOLLOW) && outputs.contains(&RECORD));
+    let is_start = |output: &Output| matches!(output, Output::StartMigration { .. });
+    assert!(!outputs.iter().any(is_start), "{outputs:?}");
+
+    bench.hypervisor(HypervisorEvent::Departing { uuid: UUID });
+    let at = bench.now;
+    bench.hypervisor(HypervisorEvent::Suspended { uuid: UUID, at });
+    let outputs = bench.outputs();
+    let cut = Output::Gate(GateCommand::Cut {
+        ifindex: TAP,
+        stopped: at,
+    });
+    assert!(outputs.contains(&cut));
+    let told = frames(&outputs).into_iter().any(|frame| {
+        matches!(frame, (NOTICE, PeerMessage::MigrationProgress(told)) if told.phase == Phase::Switching)
+    });
+    assert!(told, "{outputs:?}");
+    let outputs = ended(&mut bench, Ok(JobStats::default()));
+    let told = frames(&outputs).into_iter().any(|frame| {
+        matches!(frame, (NOTICE, PeerMessage::MigrationProgress(told)) if told.phase == Phase::Completed)
+    });
+    assert!(told && outputs.contains(&CLEAR), "{outputs:?}");
+    assert_eq!(outcome(&bench), Some(Outcome::Completed));
+}
+
+#[test]
+fn notice_is_refused_like_a_request_to_move_there() {
+    let refused = |bench: &mut Bench, reason: &str| {
+        bench.frame(NOTICE, notice());
+        let outputs = bench.outputs();
+        assert_eq!(abort_reason(&outputs).as_deref(), Some(reason));
+        assert_eq!(bench.agent.migrations().count(), 0);
+    };
+    refused(&mut Bench::empty(), "Agent vms1 has no domain \"viewer\"");
+    let mut bench = Bench::empty();
+    bench.domain("vnet0", false);
+    refused(
+        &mut bench,
+        "Domain viewer does not run; start it before moving it",
+    );
+    let mut config = config(0);
+    config.policy.departures.clear();
+    let mut bench = Bench::with(config.clone());
+    bench.house();
+    refused(
+        &mut bench,
+        "The policy of vms1 does not let domain viewer move to vms2",
+    );
+    config.peers = vec!["vms3".to_owned()];
+    let mut bench = Bench::with(config);
+    bench.house();
+    refused(
+        &mut bench,
+        "Agent vms1 knows no destination \"vms2\"; name one of its peers (vms3)",
+    );
+}
+
+#[test]
+fn move_that_never_begins_is_undone_and_the_destination_told() {
+    let mut bench = awaited();
+    let outputs = ended(&mut bench, Err("nobody has asked".to_owned()));
+    assert!(outputs.contains(&CLEAR));
+    assert!(abort_reason(&outputs).unwrap().contains("nobody has asked"));
+    assert!(matches!(outcome(&bench), Some(Outcome::Failed(_))));
+    // It can be moved at once.
+    bench.frame(NOTICE + 1, notice());
+    assert!(request_of(&bench.outputs()).is_some());
+}
+
+#[test]
+fn destination_that_never_answers_is_given_up_and_told() {
+    let mut bench = connected();
+    bench.frame(NOTICE, notice());
+    bench.outputs();
+    bench.pass(Duration::from_secs(16));
+    let reason = "Destination vms2 did not answer within 15 s; check its agent's log";
+    assert_eq!(abort_reason(&bench.outputs()).as_deref(), Some(reason));
+    assert!(matches!(outcome(&bench), Some(Outcome::Failed(_))));
+}
+
+#[test]
+fn destination_that_undoes_its_joins_ends_only_what_has_not_begun() {
+    let undone = || common::signal::MigrationAbort {
+        reason: "Domain viewer is gone from vms2 before it has arrived".to_owned(),
+    };
+    let mut bench = awaited();
+    bench.frame(NOTICE, undone());
+    assert!(matches!(outcome(&bench), Some(Outcome::Failed(_))));
+    assert_eq!(abort_reason(&bench.outputs()), None);
+
+    let mut bench = awaited();
+    bench.hypervisor(HypervisorEvent::Departing { uuid: UUID });
+    bench.frame(NOTICE, undone());
+    assert_eq!(outcome(&bench), None);
+}
+
+#[test]
+fn operators_move_that_somebody_else_has_begun_is_followed_for_the_operator() {
+    let mut bench = connected();
+    let migrate = Command::Migrate {
+        domain: "viewer".to_owned(),
+        destination: "vms2".to_owned(),
+    };
+    bench.agent.handle_command(bench.now, 1, migrate);
+    let (transaction, _) = request_of(&bench.outputs()).unwrap();
+    bench.frame(NOTICE, notice());
+    assert_eq!(request_of(&bench.outputs()), None);
+    bench.frame(transaction, response());
+    assert!(bench.outputs().contains(&FOLLOW));
+    let outputs = ended(&mut bench, Ok(JobStats::default()));
+    let reply = CommandReply::Done { migration: 1 };
+    assert!(outputs.contains(&Output::Reply { command: 1, reply }));
+}
+
+#[test]
+fn vm_that_prepares_itself_is_not_waited_for_when_somebody_else_moves_it() {
+    let mut bench = connected();
+    let request = MigrationRequest {
+        destination: "vms2".to_owned(),
+        domain: None,
+    };
+    bench.vm(5, request);
+    let (transaction, _) = request_of(&bench.outputs()).unwrap();
+    bench.frame(transaction, response());
+    assert!(!bench.outputs().contains(&FOLLOW));
+    bench.frame(NOTICE, notice());
+    assert!(bench.outputs().contains(&FOLLOW));
+    bench.vm(5, MigrationReady { address: None });
+    let is_start =
+        |output: &Output| matches!(output, Output::StartMigration { .. }) || *output == FOLLOW;
+    assert!(!bench.outputs().iter().any(is_start));
+}
+
+#[test]
+fn destination_that_has_forgotten_a_running_move_is_asked_again() {
+    let mut bench = awaited();
+    bench.frame(NOTICE + 1, notice());
+    let outputs = bench.outputs();
+    assert_eq!(request_of(&outputs).unwrap().0, NOTICE);
+    assert!(!outputs.contains(&FOLLOW));
+    bench.frame(NOTICE, response());
+    assert!(!bench.outputs().contains(&FOLLOW));
+}
+
+#[test]
+fn migration_found_running_gets_its_destination_from_the_notice() {
+    let mut bench = connected();
+    bench.hypervisor(HypervisorEvent::Departing { uuid: UUID });
+    bench.frame(NOTICE, notice());
+    let outputs = bench.outputs();
+    assert_eq!(request_of(&outputs).unwrap().0, NOTICE);
+    assert!(outputs.contains(&RECORD) && !outputs.contains(&FOLLOW));
+    ended(&mut bench, Ok(JobStats::default()));
+    assert_eq!(outcome(&bench), Some(Outcome::Completed));
+    assert_eq!(bench.agent.migrations().next().unwrap().peer, "vms2");
+}
+
+#[test]
+fn domain_that_leaves_for_another_host_is_not_followed_to_this_one() {
+    let mut config = config(0);
+    config.peers.push("vms3".to_owned());
+    let mut bench = Bench::with(config);
+    bench.house();
+    bench.frame(NOTICE, notice());
+    bench.outputs();
+    let bytes = PeerMessage::from(notice()).encode(NOTICE + 1);
+    let frame = PeerEvent::Frame(bytes);
+    bench.agent.handle_peer(bench.now, "vms3", frame);
+    let reason = "Domain viewer is already being moved to vms2; wait until that has ended";
+    assert_eq!(abort_reason(&bench.outputs()).as_deref(), Some(reason));
+    assert_eq!(outcome(&bench), None);
+}

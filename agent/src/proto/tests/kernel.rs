@@ -122,16 +122,21 @@ impl Pair {
                 assert_eq!((host, uuid), (0, UUID));
                 assert_eq!(connect_uri, "qemu+tcp://vms2/system");
                 self.starts += 1;
-                self.migrating = true;
-                self.migration_epoch += 1;
-                for (step, at) in [20, 100, 200, 300, 400, 500].into_iter().enumerate() {
-                    let epoch = self.migration_epoch;
-                    self.after(ms(at), Event::Migration { epoch, step });
-                }
+                self.begin_migration();
+            }
+            Output::FollowMigration { uuid } => {
+                assert_eq!((host, uuid), (0, UUID));
+                let until = self.now + ms(30_000);
+                self.after(ms(1), Event::Follow { until });
             }
             Output::Gate(command) => self.gate(host, command),
             Output::AbortMigration { .. } => self.fail_migration(),
-            Output::Reply { reply, .. } => self.replies.push(reply),
+            Output::Reply { reply, .. } => {
+                self.replies.push(reply);
+                if self.setup.by_hook {
+                    self.after(ms(1), Event::Hooked);
+                }
+            }
         }
     }
 

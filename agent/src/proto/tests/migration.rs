@@ -56,6 +56,28 @@ fn operator_moves_a_domain_without_its_help() {
 }
 
 #[test]
+fn move_by_somebody_else_is_recorded_at_both_ends_and_started_by_none() {
+    let mut pair = Pair::new(Setup {
+        by_hook: true,
+        ..Setup::default()
+    });
+    pair.run(LONG, |_| false);
+    assert_eq!(pair.replies, [CommandReply::Done { migration: 1 }]);
+    assert_eq!((pair.vm_host, pair.starts), (1, 0));
+    pair.assert_clean("after a move by somebody else");
+    for host in 0..2 {
+        let record = record(&pair, host);
+        assert_eq!(record.number, 1);
+        assert_eq!(record.outcome, Some(Outcome::Completed));
+        assert_eq!(record.peer, format!("vms{}", 2 - host));
+        assert_eq!(record.receptions.len(), 3);
+        assert_eq!(record.vm_pause, Some(Duration::from_millis(100)));
+    }
+    let handover = record(&pair, 1).handover;
+    assert_eq!(handover.len(), 1);
+}
+
+#[test]
 fn source_prunes_what_nobody_there_listens_to_any_more() {
     let mut pair = Pair::new(Setup::default());
     pair.run(LONG, |_| false);

@@ -45,6 +45,8 @@ pub(super) struct Setup {
     pub(super) refresh_events: bool,
     /// Whether an operator asks instead of the VM.
     pub(super) by_operator: bool,
+    /// Whether somebody asks libvirt instead, with its hook at the destination.
+    pub(super) by_hook: bool,
 }
 
 impl Default for Setup {
@@ -58,6 +60,7 @@ impl Default for Setup {
             tree: Some(Duration::from_millis(20)),
             refresh_events: false,
             by_operator: false,
+            by_hook: false,
         }
     }
 }
@@ -98,6 +101,12 @@ pub(super) enum Event {
     },
     Restart {
         host: usize,
+    },
+    /// libvirt's hook ends, or is given up.
+    Hooked,
+    /// The hypervisor looks for a migration to follow, until then.
+    Follow {
+        until: Timestamp,
     },
     VmTimer,
     VmReport {
@@ -159,6 +168,7 @@ pub(super) struct Pair {
     pub(super) migrating: bool,
     pub(super) starts: usize,
     pub(super) replies: Vec<CommandReply>,
+    hooked: bool,
     pub(super) left_at: BTreeMap<ManagedKey, Timestamp>,
     pub(super) answered_at: Option<Timestamp>,
 }
@@ -228,6 +238,7 @@ impl Pair {
             migrating: false,
             starts: 0,
             replies: Vec::new(),
+            hooked: false,
             left_at: BTreeMap::new(),
             answered_at: None,
         };
@@ -246,6 +257,15 @@ impl Pair {
                 destination: "vms2".to_owned(),
             };
             pair.input(0, |agent, now| agent.handle_command(now, 1, command));
+        } else if pair.setup.by_hook {
+            pair.vm = VmState::Over(Ok(()));
+            let command = Command::Prepare {
+                uuid: UUID,
+                domain: "viewer".to_owned(),
+                source: "vms1".to_owned(),
+            };
+            pair.after(ms(5000), Event::Hooked);
+            pair.input(1, |agent, now| agent.handle_command(now, 1, command));
         } else {
             pair.after(ms(1), Event::VmTimer);
         }
@@ -422,6 +442,12 @@ impl Pair {
                 self.hosts[host].agent = Some(Agent::new(config(host), seed));
                 self.boot(host);
             }
+            Event::Hooked => {
+                if !std::mem::replace(&mut self.hooked, true) {
+                    self.begin_migration();
+                }
+            }
+            Event::Follow { until } => self.follow(until),
             Event::VmTimer => self.vm_speaks(),
             Event::VmReport { answer } => {
                 if answer && self.vm_host == 1 {

@@ -122,6 +122,29 @@ impl Pair {
         }
     }
 
+    /// libvirt begins to move the domain.
+    pub(super) fn begin_migration(&mut self) {
+        self.migrating = true;
+        self.migration_epoch += 1;
+        for (step, at) in [20, 100, 200, 300, 400, 500].into_iter().enumerate() {
+            let epoch = self.migration_epoch;
+            self.after(ms(at), Event::Migration { epoch, step });
+        }
+    }
+
+    /// The source's hypervisor looks for a migration that it is to follow.
+    pub(super) fn follow(&mut self, until: Timestamp) {
+        let uuid = UUID;
+        if self.migrating && self.vm_host == 0 {
+            self.hypervisor(0, HypervisorEvent::Departing { uuid });
+        } else if self.now >= until || self.vm_host == 1 {
+            let result = Err("nobody has asked libvirt to move it".to_owned());
+            self.hypervisor(0, HypervisorEvent::MigrationEnded { uuid, result });
+        } else {
+            self.after(ms(100), Event::Follow { until });
+        }
+    }
+
     pub(super) fn migrate(&mut self, step: usize) {
         let uuid = UUID;
         let at = self.now;
