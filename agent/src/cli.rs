@@ -3,6 +3,7 @@
 //! Data goes to standard output, diagnostics to standard error. Exit codes: 0 done, 1 failed (one
 //! sentence says why), 2 wrong usage.
 
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -15,6 +16,7 @@ use clap_complete::Shell;
 use crate::config::{Config, ConfigError, Log, McsConfig, RelayConfig};
 use crate::control::command::{self, CommandError};
 use crate::control::{Request, client::ClientError};
+use crate::hook;
 use crate::telemetry;
 
 /// Keeps multicast flowing to a virtual machine that is live-migrated to another subnet.
@@ -49,6 +51,12 @@ pub enum Command {
     Migrate(MigrateArgs),
     /// Stop the migration of a domain. It goes on running where it is.
     Abort(AbortArgs),
+    /// Have libvirt tell the agent of moves that others ask libvirt for.
+    Hook {
+        /// What to do.
+        #[command(subcommand)]
+        command: HookCommand,
+    },
     /// Make certificates for the agents.
     Pki {
         /// What to make.
@@ -125,6 +133,35 @@ pub struct AbortArgs {
     /// Where the agent is.
     #[command(flatten)]
     pub socket: SocketArgs,
+}
+
+/// `roamcast hook`.
+#[derive(Clone, Debug, Subcommand)]
+pub enum HookCommand {
+    /// Install the hook.
+    Install {
+        /// Where libvirt looks for hooks.
+        #[arg(long, default_value = hook::install::DEFAULT_DIRECTORY)]
+        directory: PathBuf,
+        /// Where the agent will be.
+        #[command(flatten)]
+        socket: SocketArgs,
+    },
+    /// Remove it.
+    Uninstall {
+        /// Where libvirt looks for hooks.
+        #[arg(long, default_value = hook::install::DEFAULT_DIRECTORY)]
+        directory: PathBuf,
+    },
+    /// What libvirt runs. Never fails, prints nothing, ends within 5 s.
+    Run {
+        /// Where the agent is.
+        #[command(flatten)]
+        socket: SocketArgs,
+        /// libvirt's: name, operation, sub-operation, extra.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
 }
 
 /// `roamcast pki`.
@@ -224,6 +261,7 @@ impl Cli {
             Command::Abort(args) => {
                 command::abort(&args.socket.socket, &args.domain).map_err(Into::into)
             }
+            Command::Hook { command } => hook(command, &mut out),
             Command::Pki { command } => {
                 // It prints by itself.
                 drop(out);
@@ -291,6 +329,33 @@ fn run_role<C>(
 
 fn show(args: &QueryArgs, request: &Request, out: &mut impl Write) -> anyhow::Result<()> {
     command::show(&args.socket.socket, request, args.json, out)?;
+    Ok(())
+}
+
+fn hook(command: HookCommand, out: &mut impl Write) -> anyhow::Result<()> {
+    match command {
+        HookCommand::Install { directory, socket } => {
+            let binary = std::env::current_exe().context("Cannot find out this program's path")?;
+            let path = hook::install::install(&directory, &binary, &socket.socket)?;
+            writeln!(
+                out,
+                "Installed {}. If libvirtd had no hook for QEMU when it started, have it look again: \
+                 systemctl reload libvirtd (or virtqemud)",
+                path.display()
+            )?;
+        }
+        HookCommand::Uninstall { directory } => {
+            let path = hook::install::uninstall(&directory)?;
+            writeln!(out, "Removed {}", path.display())?;
+        }
+        HookCommand::Run { socket, arguments } => {
+            if hook::run::concerns(&arguments)
+                && let Err(error) = hook::run::run(io::stdin(), socket.socket, hook::BOUND)
+            {
+                hook::run::report(&error);
+            }
+        }
+    }
     Ok(())
 }
 

@@ -5,6 +5,7 @@
 //! | [`proto`] | the protocol, without I/O |
 //! | [`datapath`] | kernel programs and maps (aya) |
 //! | [`hypervisor`] | domains and live migration (libvirt) |
+//! | [`hook`] | libvirt's hook, for moves that others ask for |
 //! | [`net`] | sockets, netlink, TLS |
 //! | [`pki`] | a small CA for those who have none |
 //! | [`control`] | the operator's socket |
@@ -20,6 +21,7 @@ pub mod config;
 pub mod control;
 pub mod datapath;
 pub mod glob;
+pub mod hook;
 pub mod hypervisor;
 pub mod net;
 pub mod pki;

@@ -96,3 +96,24 @@ fn refusal_of_the_agent_is_printed_verbatim() {
     let refused = CommandError::from(ClientError::Refused("Domain \"a\" is moving".to_owned()));
     assert_eq!(describe(&refused.into()), "Domain \"a\" is moving");
 }
+
+#[test]
+fn hook_takes_whatever_libvirt_passes() {
+    for line in [
+        "roamcast hook run",
+        "roamcast hook run --socket /x -- -name migrate begin -",
+        "roamcast hook run -- viewer migrate begin - more",
+        "roamcast hook run viewer prepare begin -",
+    ] {
+        parse(line).expect(line);
+    }
+    let cli = parse("roamcast hook run --socket /x -- --socket migrate begin -").unwrap();
+    let Command::Hook {
+        command: HookCommand::Run { socket, arguments },
+    } = cli.command
+    else {
+        panic!("another command");
+    };
+    assert_eq!(socket.socket, Path::new("/x"));
+    assert!(hook::run::concerns(&arguments), "{arguments:?}");
+}

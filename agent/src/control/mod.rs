@@ -20,6 +20,8 @@
 //! | [`client`] | the operator's side |
 //! | [`table`] | tables for people |
 //! | [`command`] | `roamcast status` and its siblings |
+//!
+//! libvirt's hook ([`crate::hook`]) asks by it too.
 
 pub mod client;
 pub mod command;

@@ -1,0 +1,124 @@
+//! What libvirt's hook does when a migration begins to come in.
+//!
+//! ```text
+//! libvirt --- domain XML ---> read, at most [`MAX_XML_BYTES`]
+//!                             ask the local agent to prepare   (operator's socket)
+//! libvirt <---- nothing ----- done, refused, or [`BOUND`](super::BOUND) is over
+//! ```
+
+use std::ffi::OsString;
+use std::io::{self, Read};
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use crate::control::Request;
+use crate::control::client::{Client, ClientError};
+use crate::hypervisor::domain_xml::DomainXmlError;
+use crate::hypervisor::metadata::{self, MAX_XML_BYTES};
+
+/// Where the system's log is written to.
+const SYSTEM_LOG: &str = "/dev/log";
+/// Facility daemon, severity warning (RFC 5424 §6.2.1).
+const PRIORITY: u8 = 3 * 8 + 4;
+
+/// Why a domain comes without being prepared for.
+#[derive(Debug, thiserror::Error)]
+pub enum HookError {
+    /// libvirt's XML could not be read.
+    #[error("libvirt's domain XML could not be read: {0}; run the hook by libvirt only")]
+    Input(#[from] io::Error),
+    /// There is more of it than any domain has.
+    #[error(
+        "libvirt's domain XML has more than {MAX_XML_BYTES} bytes; run the hook by libvirt only"
+    )]
+    TooLong,
+    /// It cannot be used.
+    #[error(transparent)]
+    Xml(#[from] DomainXmlError),
+    /// No agent has left its name.
+    #[error(
+        "Domain {domain} comes from a host without an agent, or one with libvirt.metadata = false; \
+         start the agent there to have its streams handed over"
+    )]
+    NoAgent {
+        /// The domain.
+        domain: String,
+    },
+    /// The agent of this host says no, or nothing.
+    #[error("{0}")]
+    Client(#[from] ClientError),
+    /// It all took too long.
+    #[error("The agent of this host did not answer within {} s; see its log", .0.as_secs())]
+    Late(Duration),
+    /// The system has no thread left.
+    #[error("Cannot start a thread: {0}; raise the limit of threads")]
+    Thread(#[source] io::Error),
+}
+
+/// Whether libvirt's arguments (name, operation, sub-operation, extra) say that a migration begins to
+/// come in.
+pub fn concerns(arguments: &[OsString]) -> bool {
+    matches!(arguments, [_, operation, sub_operation, ..]
+        if operation == "migrate" && sub_operation == "begin")
+}
+
+/// Has the agent behind `socket` prepare for the domain whose XML comes by `input`, within `bound`.
+///
+/// # Errors
+///
+/// [`HookError`]: the domain comes without. Nothing more is to be done about it.
+pub fn run(
+    input: impl Read + Send + 'static,
+    socket: PathBuf,
+    bound: Duration,
+) -> Result<(), HookError> {
+    // The thread is left behind when it takes too long: what it waits for cannot be interrupted.
+    let (sender, result) = mpsc::channel();
+    thread::Builder::new()
+        .name("hook".to_owned())
+        .spawn(move || {
+            let _ = sender.send(prepare(input, &socket));
+        })
+        .map_err(HookError::Thread)?;
+    result
+        .recv_timeout(bound)
+        .unwrap_or(Err(HookError::Late(bound)))
+}
+
+fn prepare(input: impl Read, socket: &std::path::Path) -> Result<(), HookError> {
+    let mut xml = String::new();
+    let length = input.take(MAX_XML_BYTES + 1).read_to_string(&mut xml)?;
+    if u64::try_from(length).is_ok_and(|length| length > MAX_XML_BYTES) {
+        return Err(HookError::TooLong);
+    }
+    let domain = metadata::arriving(&xml)?;
+    let Some(agent) = domain.agent else {
+        let domain = domain.name;
+        return Err(HookError::NoAgent { domain });
+    };
+    let request = Request::Prepare {
+        domain_uuid: domain.uuid,
+        domain_name: domain.name,
+        source: agent.to_string(),
+    };
+    Client::connect(socket)?.ask(&request, |_| {})?;
+    Ok(())
+}
+
+/// Logs why a domain comes without, for people: on standard error, of which libvirt keeps what it
+/// wants, and in the system's log where there is one.
+pub fn report(error: &HookError) {
+    eprintln!("{error}");
+    let line = format!("<{PRIORITY}>roamcast-hook: {error}");
+    if let Ok(log) = UnixDatagram::unbound()
+        && log.set_nonblocking(true).is_ok()
+    {
+        let _ = log.send_to(line.as_bytes(), SYSTEM_LOG);
+    }
+}
+
+#[cfg(test)]
+mod tests;
