@@ -170,12 +170,14 @@ impl Control {
         }
     }
 
-    /// Starts a receiver; returns when all its addresses are joined.
+    /// Starts a receiver; returns when all its addresses are joined. What an earlier one of that
+    /// number has got is forgotten.
     ///
     /// # Errors
     ///
     /// A join is refused, the number is in use, or there is no answer.
     pub fn start_receiver(&self, receiver: u16, config: ReceiverConfig) -> Result<()> {
+        self.inner.lock().forget_receiver(receiver);
         self.request(Command::StartReceiver { receiver, config })
             .map(drop)
     }

@@ -121,6 +121,12 @@ impl State {
         true
     }
 
+    /// Drops what a receiver has reported.
+    pub(super) fn forget_receiver(&mut self, receiver: u16) {
+        self.arrivals.remove(&receiver);
+        self.transport.remove(&receiver);
+    }
+
     /// Asks for missing frames, each time over again until they are here.
     pub(super) fn ask_again(&mut self, connection: u64) {
         let (Some(from), Some(last)) = (self.missing.first(), self.missing.last()) else {
