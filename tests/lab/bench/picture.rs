@@ -11,6 +11,8 @@ const NAMES: f64 = 190.0;
 const VALUES: f64 = 130.0;
 const MARGIN: f64 = 24.0;
 const COLUMNS: usize = 3;
+/// Width of a letter of the headline.
+const LETTER: f64 = 10.0;
 
 /// Colours that people with any colour vision tell apart (Okabe and Ito).
 const COLORS: [&str; 3] = ["#0072b2", "#9a9a9a", "#d55e00"];
@@ -53,7 +55,9 @@ pub fn svg(title: &str, panels: &[Panel]) -> String {
     let rows = panels.len().div_ceil(COLUMNS);
     let most = panels.iter().map(|panel| panel.bars.len()).max();
     let panel_height = HEAD + (BAR + GAP) * most.unwrap_or(0) as f64 + MARGIN;
+    let headline = 2.0 * MARGIN + LETTER * title.chars().count() as f64;
     let width = MARGIN + PANEL_WIDTH * panels.len().min(COLUMNS) as f64;
+    let width = width.max(headline);
     let height = TOP + panel_height * rows as f64;
     let mut out = format!(
         "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {width} {height}' width='{width}' \
