@@ -56,6 +56,7 @@ const VM: &[&str] = &[
     "guest",
     "migration",
     "handover",
+    "hook",
     "queries",
     "refusals",
     "failures",

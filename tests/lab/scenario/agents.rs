@@ -109,6 +109,19 @@ impl Agents {
         self.wait_ready(vms)
     }
 
+    /// Installs libvirt's hook on both VM hosts.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be installed, or libvirtd does not look for it.
+    pub fn install_hooks(&self, lab: &Lab) -> Result<()> {
+        for vms in lab.vms() {
+            vms.output(&mut self.command(vms, &["hook", "install"]))?;
+            vms.reload_libvirtd()?;
+        }
+        Ok(())
+    }
+
     /// Returns a `roamcast` command on a VM host.
     pub fn command(&self, vms: &Vms, arguments: &[&str]) -> Command {
         let mut command = vms.command(&self.binary);

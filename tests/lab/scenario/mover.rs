@@ -24,6 +24,9 @@ pub enum Mover {
     Operator,
     /// `virsh migrate`, with no Roamcast running: the baseline.
     Virsh,
+    /// The same, where virsh leads both libvirtds instead of one leading the other: libvirt has no
+    /// job until the destination is prepared.
+    VirshDirect,
 }
 
 /// A guest, and the way it is to go.
@@ -46,7 +49,8 @@ impl Journey<'_> {
         match mover {
             Mover::Migkick => self.by_migkick(tell),
             Mover::Operator => self.by_operator(),
-            Mover::Virsh => self.by_virsh(),
+            Mover::Virsh => self.by_virsh(&["--p2p"]),
+            Mover::VirshDirect => self.by_virsh(&[]),
         }
     }
 
@@ -104,7 +108,7 @@ impl Journey<'_> {
     }
 
     /// Flags and limits are those that an agent of the testbed's options uses.
-    fn by_virsh(&self) -> Result<Times> {
+    fn by_virsh(&self, how: &[&str]) -> Result<Times> {
         let (from, to) = self.hosts();
         let name = self.domain;
         let limits = &self.testbed.limits;
@@ -121,7 +125,6 @@ impl Journey<'_> {
         let arguments = [
             "migrate",
             "--live",
-            "--p2p",
             "--persistent",
             "--undefinesource",
             "--domain",
@@ -132,7 +135,7 @@ impl Journey<'_> {
             &memory,
         ];
         let started = Instant::now();
-        virsh(from, &[&arguments, &options[..]].concat())?;
+        virsh(from, &[&arguments, how, &options[..]].concat())?;
         let total_ms = started.elapsed().as_secs_f64() * 1e3;
         let job = virsh(to, &["domjobinfo", "--completed", "--rawstats", name])
             .or_else(|_| virsh(to, &["domjobinfo", "--completed", name]))?;

@@ -170,7 +170,8 @@ impl Party {
 
     /// Moves every guest to the other VM host, all at the same time.
     pub(super) fn go(&mut self, testbed: &Testbed, mover: Mover) -> Result<()> {
-        if mover != Mover::Virsh {
+        let has_agents = testbed.agents.is_some();
+        if has_agents {
             for viewer in &self.viewers {
                 viewer.wait_known(testbed)?;
             }
@@ -181,15 +182,11 @@ impl Party {
             viewer.at = 1 - viewer.at;
             let host = &testbed.lab().vms()[viewer.at];
             ensure_domain_runs_only_on(testbed, &viewer.domain, host.name())?;
-            let mode = match mover {
-                Mover::Virsh => None,
-                Mover::Migkick | Mover::Operator => {
-                    let addresses = viewer.streams.addresses();
-                    Some(measure::mode(testbed, viewer.at, &addresses)?)
-                }
-            };
+            let mode = has_agents
+                .then(|| measure::mode(testbed, viewer.at, &viewer.streams.addresses()))
+                .transpose()?;
             let row = RunRow {
-                baseline: mover == Mover::Virsh,
+                baseline: !has_agents,
                 mode,
                 ..times.row()
             };

@@ -82,6 +82,18 @@ impl Vms {
             .then_some(pid)
     }
 
+    /// Has libvirtd look for its hooks again (SIGHUP).
+    ///
+    /// # Errors
+    ///
+    /// When it does not run.
+    pub fn reload_libvirtd(&self) -> Result<()> {
+        let pid = self
+            .libvirtd()
+            .with_context(|| format!("libvirtd does not run on {}", self.name()))?;
+        kill(Pid::from_raw(pid), Signal::SIGHUP).context("Failed to reload libvirtd")
+    }
+
     /// Kills libvirtd (SIGKILL), as a crash would. It is started again within a second.
     ///
     /// # Errors
