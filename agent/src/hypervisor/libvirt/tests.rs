@@ -29,6 +29,15 @@ impl Events {
             .expect("the event did not come")
     }
 
+    /// Waits for the end of a domain's migration.
+    async fn ended(&mut self, uuid: DomainUuid) -> Result<crate::proto::JobStats, String> {
+        self.until(|event| match event {
+            HypervisorEvent::MigrationEnded { uuid: of, result } => (of == uuid).then_some(result),
+            _ => None,
+        })
+        .await
+    }
+
     /// Waits for a domain to be reported as running or not.
     async fn domain(&mut self, name: &str, running: bool) -> Domain {
         self.until(|event| match event {
@@ -193,5 +202,77 @@ async fn migration_that_libvirt_refuses_says_why() {
         })
         .await;
     assert!(reason.contains("`refused`"), "{reason}");
+    domain.destroy().unwrap();
+}
+
+#[tokio::test]
+async fn migration_that_never_begins_is_followed_until_the_bound() {
+    let (libvirt, mut events) = start("test:///default");
+    events
+        .until(|event| (event == HypervisorEvent::Connected).then_some(()))
+        .await;
+    let connection = Connect::open(Some("test:///default")).unwrap();
+    let domain = create(&connection, "stays");
+    let uuid = uuid(&domain);
+    // Announced twice, it is still one.
+    for _ in 0..2 {
+        follow::expect(&libvirt.shared, uuid, Duration::from_millis(300));
+    }
+    let result = events.ended(uuid).await;
+    assert!(result.unwrap_err().contains("nobody has asked"));
+    domain.destroy().unwrap();
+    libvirt.follow(uuid);
+    let result = events.ended(uuid).await;
+    assert!(result.unwrap_err().contains("was shut down"));
+}
+
+#[tokio::test]
+async fn migration_that_was_only_waited_for_does_not_stand_in_the_way() {
+    let (libvirt, mut events) = start("test:///default");
+    events
+        .until(|event| (event == HypervisorEvent::Connected).then_some(()))
+        .await;
+    let connection = Connect::open(Some("test:///default")).unwrap();
+    let domain = create(&connection, "awaited");
+    let uuid = uuid(&domain);
+    libvirt.follow(uuid);
+    libvirt.migrate(MigrateRequest {
+        uuid,
+        connect_uri: "test:///default".to_owned(),
+        migrate_uri: "tcp://[::1]".to_owned(),
+    });
+    let result = events.ended(uuid).await;
+    assert!(result.unwrap_err().contains("`awaited`"));
+    assert!(lock(&libvirt.shared.migrations).is_empty());
+    domain.destroy().unwrap();
+}
+
+#[tokio::test]
+async fn agent_leaves_its_name_with_a_running_domain_in_place_of_another() {
+    let (sender, receiver) = unbounded_channel();
+    let name = crate::config::Name::try_from("vms1".to_owned()).unwrap();
+    let config = LibvirtConfig {
+        uri: "test:///default".to_owned(),
+        metadata: Some(name.clone()),
+        ..LibvirtConfig::default()
+    };
+    let _libvirt = Libvirt::start(config, sender).unwrap();
+    let mut events = Events(receiver);
+    events
+        .until(|event| (event == HypervisorEvent::Connected).then_some(()))
+        .await;
+    let connection = Connect::open(Some("test:///default")).unwrap();
+    let xml = "<domain type='test'><name>named</name><memory>8192</memory><os><type>hvm</type></os>
+        <metadata><r:agent xmlns:r='urn:roamcast:agent:1' name='vms2'/></metadata></domain>";
+    let domain = connection.create_domain_xml(xml, 0).unwrap();
+    let named = || {
+        let xml = domain.xml_desc(0).unwrap();
+        crate::hypervisor::metadata::agent(&xml).unwrap() == Some(name.clone())
+    };
+    let deadline = std::time::Instant::now() + DEADLINE;
+    while !named() {
+        assert!(std::time::Instant::now() < deadline, "no name was left");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     domain.destroy().unwrap();
 }
