@@ -6,6 +6,11 @@
     reason = "a test that cannot go on panics"
 )]
 
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use lab::scenario::agents::AgentOptions;
@@ -13,7 +18,7 @@ use lab::scenario::measure::Mover;
 use lab::scenario::shuttle::{self, Shuttle};
 use lab::scenario::stream::{StreamConfig, StreamKind};
 use lab::scenario::{Testbed, ensure_runs_only_on, virsh};
-use lab::{LabConfig, requirements, wait};
+use lab::{LabConfig, binaries, requirements, wait};
 
 /// The paper's stream.
 const STREAM: StreamConfig = StreamConfig {
@@ -106,4 +111,68 @@ fn works_without_agents(testbed: &mut Testbed) {
         assert!(started.elapsed() < UNAIDED);
         ensure_runs_only_on(testbed, NAMES[to]).unwrap();
     }
+}
+
+/// What libvirt passes to its hooks when a domain comes from `vms1`.
+const XML: &str = "<domain><name>tv</name><uuid>07070707-0707-0707-0707-070707070707</uuid>
+    <metadata><r:agent xmlns:r='urn:roamcast:agent:1' name='vms1'/></metadata></domain>";
+/// How long the hook may keep libvirt waiting, and what a busy machine may add.
+const BOUND: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(15)];
+
+/// Runs the hook as libvirt does; returns what it said on standard error, and how long it took.
+fn hook(socket: &Path, arguments: &[&str], input: impl Into<Stdio>) -> (String, Duration) {
+    let started = Instant::now();
+    let mut command = Command::new(binaries::path("roamcast").unwrap());
+    command.args(["hook", "run", "--socket"]).arg(socket);
+    command.arg("--").args(arguments).stdin(input);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert!(output.stdout.is_empty(), "{output:?}");
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(told.lines().count() <= 1, "{told}");
+    (told, started.elapsed())
+}
+
+#[test]
+fn hook_never_fails_and_prints_nothing_whatever_it_finds() {
+    const BEGIN: [&str; 4] = ["tv", "migrate", "begin", "-"];
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("agent.sock");
+    let file = |name: &str, bytes: &[u8]| {
+        let path = directory.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        File::open(path).unwrap()
+    };
+    // Neither is read to its end, or at all.
+    let (told, _) = hook(&socket, &["tv", "start", "begin", "-"], Stdio::piped());
+    assert_eq!(told, "");
+    let (told, _) = hook(&socket, &[], File::open("/dev/zero").unwrap());
+    assert_eq!(told, "");
+    let (told, _) = hook(&socket, &BEGIN, File::open("/dev/zero").unwrap());
+    assert!(told.contains("more than 4194304 bytes"), "{told}");
+
+    for (bytes, sentence) in [
+        (&b""[..], "cannot be parsed"),
+        (b"\xff\xfe<domain/>", "could not be read"),
+        (b"<domain/>", "no usable element `name`"),
+        (XML.as_bytes(), "No agent listens"),
+    ] {
+        let (told, took) = hook(&socket, &BEGIN, file("xml", bytes));
+        assert!(told.contains(sentence), "{told}");
+        assert!(took < BOUND[1]);
+    }
+
+    // An agent that takes the question and says nothing.
+    let silent = UnixListener::bind(&socket).unwrap();
+    let agent = std::thread::spawn(move || {
+        let (mut stream, _) = silent.accept().unwrap();
+        let mut asked = String::new();
+        stream.read_to_string(&mut asked).unwrap();
+        asked
+    });
+    let (told, took) = hook(&socket, &BEGIN, file("xml", XML.as_bytes()));
+    assert!(told.contains("did not answer within 5 s"), "{told}");
+    assert!((BOUND[0]..BOUND[1]).contains(&took), "{took:?}");
+    let asked = agent.join().unwrap();
+    assert!(asked.contains("\"request\":\"prepare\""), "{asked}");
 }

@@ -22,7 +22,7 @@ pub enum Mover {
     Migkick,
     /// `roamcast migrate` by an operator.
     Operator,
-    /// `virsh migrate`, with no Roamcast running: the baseline.
+    /// `virsh migrate`: the baseline with no Roamcast running, and a move by somebody else with it.
     Virsh,
     /// The same, where virsh leads both libvirtds instead of one leading the other: libvirt has no
     /// job until the destination is prepared.
