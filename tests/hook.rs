@@ -74,6 +74,7 @@ fn virsh_migrate_loses_doubles_and_reorders_nothing_and_works_without_agents() {
         };
         assert_eq!(flow["placed"], "exact", "{told}");
     }
+    cancelled_move_is_undone(&mut testbed);
     works_without_agents(&mut testbed);
 }
 
@@ -86,6 +87,36 @@ fn wait_named(testbed: &mut Testbed, host: usize) {
         metadata.contains(NAMES[host]).then_some(())
     })
     .unwrap();
+}
+
+/// Cancels a move that is being followed, at its source.
+fn cancelled_move_is_undone(testbed: &mut Testbed) {
+    wait_named(testbed, 0);
+    let [from, to] = testbed.lab().vms().clone();
+    let name = testbed.domain_name().to_owned();
+    let memory = format!("tcp://[{}]", to.address());
+    let (uri, slow) = (to.uri(), "2");
+    let mut migrate = from.virsh();
+    migrate.args(["migrate", "--live", "--p2p", "--bandwidth", slow, &name]);
+    let mut migrate = migrate.args([&uri, &memory]).spawn().unwrap();
+    let copied = |testbed: &mut Testbed| {
+        let record = shuttle::last_record(testbed, 0).unwrap();
+        record["outcome"]["state"] == "running" && record["processed_bytes"].as_u64() > Some(0)
+    };
+    wait::until("the source to follow the copy", NAMED, || {
+        copied(testbed).then_some(())
+    })
+    .unwrap();
+    virsh(&from, &["domjobabort", &name]).unwrap();
+    assert!(!migrate.wait().unwrap().success());
+    for host in 0..2 {
+        wait::until("both agents to record the failure", NAMED, || {
+            let record = shuttle::last_record(testbed, host).ok()?;
+            (record["outcome"]["state"] == "failed").then(|| eprintln!("{}", record["outcome"]))
+        })
+        .unwrap();
+    }
+    ensure_runs_only_on(testbed, NAMES[0]).unwrap();
 }
 
 fn works_without_agents(testbed: &mut Testbed) {
