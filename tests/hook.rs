@@ -46,8 +46,11 @@ fn virsh_migrate_loses_doubles_and_reorders_nothing_and_works_without_agents() {
     for (to, mover) in [
         (1, Mover::Virsh),
         (0, Mover::VirshDirect),
-        (1, Mover::VirshDirect),
+        // The hook of a move that Roamcast has started finds it prepared.
+        (1, Mover::Operator),
         (0, Mover::Virsh),
+        (1, Mover::VirshDirect),
+        (0, Mover::VirshDirect),
     ] {
         wait_named(shuttle.testbed(), 1 - to);
         shuttle.go(mover).unwrap();

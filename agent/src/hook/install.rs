@@ -58,8 +58,8 @@ pub fn install(directory: &Path, binary: &Path, socket: &Path) -> Result<PathBuf
         path: path.clone(),
         source,
     };
-    // libvirt skips a file that cannot be executed, and reads none while it is being renamed.
-    let new = path.with_extension("new");
+    // Renamed into place, from where libvirt does not look, so that it never runs half a script.
+    let new = directory.join(".roamcast.new");
     let write = || {
         fs::create_dir_all(path.parent().unwrap_or(directory))?;
         let _ = fs::remove_file(&new);

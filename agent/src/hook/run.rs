@@ -7,7 +7,7 @@
 //! ```
 
 use std::ffi::OsString;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::sync::mpsc;
@@ -108,10 +108,11 @@ fn prepare(input: impl Read, socket: &std::path::Path) -> Result<(), HookError> 
     Ok(())
 }
 
-/// Logs why a domain comes without, for people: on standard error, of which libvirt keeps what it
-/// wants, and in the system's log where there is one.
+/// Logs why a domain comes without, for people: on standard error, which libvirt logs of a hook that
+/// succeeds at its debug level only, and in the system's log where there is one.
 pub fn report(error: &HookError) {
-    eprintln!("{error}");
+    // Nobody may be there to read it.
+    let _ = writeln!(io::stderr(), "{error}");
     let line = format!("<{PRIORITY}>roamcast-hook: {error}");
     if let Ok(log) = UnixDatagram::unbound()
         && log.set_nonblocking(true).is_ok()

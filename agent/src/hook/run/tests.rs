@@ -1,4 +1,4 @@
-use std::io::{BufRead, BufReader, Cursor, Write};
+use std::io::{BufRead, BufReader, Cursor};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::time::Instant;
