@@ -147,8 +147,11 @@ impl Issued {
             .map(|name| name.to_string_lossy().into_owned())
             .unwrap_or_default();
         format!(
-            "Certificate {}\n\nNext:\n  scp -r {directory}/. root@{name}:/etc/pki/\n  \
-             ssh root@{name} systemctl restart virtproxyd-tls.socket libvirtd roamcast\n",
+            "Certificate {}\n\nNext:\n  ssh root@{name} mkdir -p /etc/pki\n  \
+             scp -r {directory}/. root@{name}:/etc/pki/\n\n\
+             If it replaces one that is in use:\n  \
+             ssh root@{name} \"systemctl try-restart 'libvirtd*.service' 'virtproxyd*.service' \
+             'roamcast*.service'\"\n",
             self.certificate.display(),
         )
     }
