@@ -18,7 +18,7 @@ use crate::clock::now;
 
 /// How long a gate holds without being renewed: longer than an agent takes to be started again,
 /// shorter than a viewer waits.
-pub(super) const HOLD_LEASE: Duration = Duration::from_secs(3);
+pub const HOLD_LEASE: Duration = Duration::from_secs(3);
 
 fn lease_end() -> u64 {
     (now() + HOLD_LEASE).0

@@ -56,6 +56,7 @@ use common::maps::{
 
 pub use attach::{Attachment, Hook, Program, UplinkHook};
 pub use capacity::Capacities;
+pub use gate::HOLD_LEASE;
 pub use gate::Held;
 pub use state::Limits;
 

@@ -1,8 +1,9 @@
 //! Which flow a frame is of, and where its payload is, as `gate` sees it.
 
+use common::handover;
 use common::maps::StreamKey;
 use common::packet::{PacketRead, Truncated};
-use common::wire::{ethernet, ipv6, udp};
+use common::wire::{ethernet, ipv6};
 
 /// Length of a UDP header, bytes.
 pub(super) const UDP_HEADER_BYTES: usize = 8;
@@ -23,39 +24,25 @@ pub struct Flow {
     pub length: u16,
 }
 
-/// Reads the headers of a frame; `vlan` is the VLAN identifier that stands in metadata instead of
-/// the frame, 0 for none. `None` for what is not IPv6, or ends before its headers say.
+/// Reads the headers of a frame by the rules of `gate` ([`common::handover::packet`]); `vlan` is the
+/// VLAN identifier that stands in metadata instead of the frame, 0 for none. `None` for what `gate`
+/// leaves alone, and for what ends before its headers say.
 pub fn flow_of(frame: &[u8], vlan: u16) -> Option<Flow> {
-    let packet = Tagged { frame, vlan };
-    let ethernet = ethernet::parse(&packet).ok()?;
-    if ethernet.ether_type != ethernet::IPV6 {
+    let tagged = Tagged { frame, vlan };
+    let packet = handover::packet(&tagged)?;
+    let network = ethernet::parse(&tagged).ok()?.payload;
+    let header = ipv6::parse(&tagged, network).ok()?;
+    let transport = network + ipv6::HEADER_BYTES;
+    if transport + usize::from(header.payload_length) > frame.len() {
         return None;
     }
-    let header = ipv6::parse(&packet, ethernet.payload).ok()?;
-    let transport = ethernet.payload + ipv6::HEADER_BYTES;
-    let end = transport + usize::from(header.payload_length);
-    if end > frame.len() {
-        return None;
-    }
-    let ports = (header.next_header == udp::NEXT_HEADER)
-        .then(|| udp::parse(&packet, transport).ok())
-        .flatten()
-        .filter(|_| usize::from(header.payload_length) >= UDP_HEADER_BYTES);
-    let is_udp = ports.is_some();
-    let payload = transport + if is_udp { UDP_HEADER_BYTES } else { 0 };
+    let payload = packet.payload;
     Some(Flow {
-        stream: StreamKey {
-            multicast_address: header.destination,
-            source: header.source,
-            source_port: ports.map_or(0, |ports| ports.source),
-            destination_port: ports.map_or(0, |ports| ports.destination),
-            vlan: ethernet.vlan,
-            pad: 0,
-        },
-        is_udp,
-        network: ethernet.payload,
-        payload,
-        length: u16::try_from(end.saturating_sub(payload)).ok()?,
+        stream: packet.stream,
+        is_udp: payload.offset == transport + UDP_HEADER_BYTES,
+        network,
+        payload: payload.offset,
+        length: payload.length,
     })
 }
 
