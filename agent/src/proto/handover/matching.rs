@@ -131,7 +131,7 @@ impl Matcher {
         self.covered = is_whole.then(Place::default);
         let mut missing = 0;
         for (fingerprint, place, at) in std::mem::take(&mut self.held) {
-            let Some(known) = self.known.get(&fingerprint) else {
+            let Some(known) = self.known.get_mut(&fingerprint) else {
                 missing += 1;
                 continue;
             };
@@ -143,6 +143,7 @@ impl Matcher {
             let is_credible = missing <= MISSING_IN_A_ROW || index == 0;
             missing = 0;
             if !is_credible {
+                known.is_repeated = true;
                 continue;
             }
             if index >= oldest {

@@ -22,14 +22,37 @@
 //!                                                         TAP; `done` opens the gate
 //! ```
 //!
+//! Where something cannot be known, a packet comes twice rather than not at all.
+//!
+//! # Driving it
+//!
 //! No I/O and no clock is here: the thread that drives it reads counters and maps, and sends frames.
 //! It is not part of [`super::Agent`], because it has a cut to make in milliseconds.
 //!
-//! Where something cannot be known, a packet comes twice rather than not at all.
+//! *Source.* With the recording begins [`Placement::new`]. From then on, do what
+//! [`Placement::poll`] says: take a sample at its time. When the hypervisor reports the stop, call
+//! [`Placement::stopped`], take a sample, send a frame into the TAP past the gate, and call
+//! [`Placement::injected`] if the TAP took it. When `poll` gives the cut, read `DELIVERED`, then the
+//! slot of `GATE_RECORDS`, which must have been cleared before the recording; make [`nic_cut`], and
+//! send it.
 //!
-//! Left out: TAPs of several queues, whose frames have no common order; a stream that repeats itself
-//! within the time that frames are held; and packets that one path alters, or aggregates otherwise
-//! than the other. The latter two are placed by time.
+//! *Destination.* [`Hold::push`] every frame of `HELD` from the beginning on, and show every time
+//! stamp of the source to a [`ClockOffset`]. With the message, empty `HELD`, call [`Hold::cut`], and
+//! set [`common::maps::Gate::replayed`] to [`Hold::done`]. Then send [`Hold::next_replay`] for as long
+//! as the TAP takes it, go on to `push` what comes, and publish `done` whenever it changes.
+//! [`Hold::drained`] passes over numbers for which `HELD` had no room. If no cut comes,
+//! [`Hold::cut_blind`]; if the migration fails, [`Hold::forget`].
+//!
+//! # Limits
+//!
+//! By time are placed: flows without a packet that both ends have once, such as those of one and the
+//! same payload; packets that one path alters, or aggregates otherwise than the other; and a
+//! destination that has held nothing yet of what the source tells of. It may then replay again what
+//! has come in some milliseconds, or in its lag behind the source.
+//!
+//! Not found out are: frames that overtake each other between the several queues of a TAP; a stream
+//! that repeats itself as a whole within the time that frames are held; and a second frame that QEMU
+//! takes and does not hand over, which it can if the guest has run out of buffers as it stops.
 //!
 //! | module | holds |
 //! |---|---|

@@ -1,19 +1,19 @@
 //! Source: which frame was the last that the guest has had.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use common::signal::CutBasis;
 
 use crate::proto::Timestamp;
 
-/// Time between two samples until an empty queue has been seen often enough.
+/// Time between two samples until it is known what an empty queue looks like.
 const EAGER_INTERVAL: Duration = Duration::from_millis(1);
-/// The same from then on.
+/// The same after [`EAGER_SAMPLES`] that have not shown it.
+const PATIENT_INTERVAL: Duration = Duration::from_millis(5);
+const EAGER_SAMPLES: usize = 1000;
+/// The same once it is known.
 const INTERVAL: Duration = Duration::from_millis(20);
-/// The same while the queue has not been seen empty for [`STALE`]: the nearer the anchor is to the
-/// stop, the less can have been dropped in between.
-const STALE_INTERVAL: Duration = Duration::from_millis(5);
-const STALE: Duration = Duration::from_millis(200);
 /// Time between two samples after the stop.
 const STOPPED_INTERVAL: Duration = Duration::from_micros(500);
 /// Nobody reads any more when a frame has been waiting for so long: QEMU's main loop comes round
@@ -27,10 +27,14 @@ const WATCH: Duration = Duration::from_millis(100);
 const STOP_REPORT: Duration = Duration::from_millis(5);
 /// The queue was empty when it was found at its shortest so often, with frames read in between: a
 /// queue that is only short by chance is next found shorter as often as not.
-const SURE: u32 = 12;
+const SURE: u32 = 16;
 /// So often suffices if it is found so in every third sample, as where frames are few.
 const SURE_OF_FEW: u32 = 4;
 const OF_SAMPLES: u32 = 3;
+
+/// Samples that are remembered: 80 s of a recording, or 20 s of one that stays uncertain. A frame
+/// does not wait for longer.
+const HISTORY: usize = 4096;
 
 /// What the kernel counts at a TAP, since it exists.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -87,11 +91,13 @@ pub enum Step {
 /// `gate` counts what enters, the kernel what is read and what is dropped, but from different
 /// beginnings. Their difference `entered - taken - dropped` is the length of the queue and a
 /// constant; since the queue is never shorter than empty, the least difference is that constant.
-/// A sample that shows it is an *anchor*: all frames that had entered by then had been read or
-/// dropped. Whatever is read after it has the next numbers, in order:
+/// With it, every sample tells which of the frames that had entered by then have been read since:
 ///
 /// ```text
-/// number of the last frame read = entered(anchor) + taken(now) - taken(anchor)
+/// entered  ...-----------|-----------------------|-------...
+///                      sample                next sample
+/// read     ...-----------+-------| now
+///           all of these    and so many more, in order, unless some were dropped
 /// ```
 ///
 /// QEMU without vhost-net reads one more frame after the stop, or has read one before that it could
@@ -100,7 +106,7 @@ pub enum Step {
 ///
 /// What the numbers cannot tell: a queue that is never empty when a sample is taken, because the
 /// guest does not keep up, looks shorter than it is. So the least difference must have been found
-/// often. Else the queue may have been full, and the cut is that much earlier.
+/// often. Else the constant is taken to be so small that the queue was full when it was longest.
 #[derive(Debug)]
 pub struct Placement {
     /// Frames read after the stop, or held back then.
@@ -109,11 +115,8 @@ pub struct Placement {
     capacity: u64,
     injected: u64,
     evidence: Evidence,
-    /// Latest sample with the least difference.
-    anchor: Option<Sample>,
-    /// Frames up to this number have not been dropped, unless before the anchor.
-    undropped: u64,
-    last: Option<Sample>,
+    /// The last samples, oldest first.
+    history: VecDeque<Sample>,
     /// When the number of frames read was last seen to grow.
     moved: Timestamp,
     /// Since when a frame has been waiting, or has been sent for QEMU to take.
@@ -133,18 +136,57 @@ struct Sample {
     counts: Counts,
 }
 
-/// How well the length of an empty queue is known.
+impl Sample {
+    /// Frames that have entered and neither been dropped nor been among the first `taken`, plus the
+    /// constant.
+    fn left_of(&self, taken: u64) -> i64 {
+        self.entered
+            .wrapping_sub(self.counts.dropped)
+            .wrapping_sub(taken)
+            .cast_signed()
+    }
+}
+
+/// What is known of the constant.
 #[derive(Clone, Copy, Debug, Default)]
 struct Evidence {
-    /// Least difference so far.
-    level: Option<i64>,
+    /// Least difference so far, and frames read when it was last seen.
+    least: Option<(i64, u64)>,
     /// How often it was seen, with frames read in between.
     seen: u32,
+    /// Difference when the queue was longest, at least.
+    greatest: Option<i64>,
     /// Samples before which frames had come or been read, after the first.
     samples: u32,
 }
 
 impl Evidence {
+    fn take(&mut self, last: Option<&Sample>, sample: &Sample) {
+        let taken = sample.counts.taken;
+        let difference = sample.left_of(taken);
+        // Whether frames were dropped since the last sample: then the queue was full.
+        let mut was_full = false;
+        if let Some(last) = last {
+            was_full = last.counts.dropped != sample.counts.dropped;
+            let is_moved = (last.entered, last.counts) != (sample.entered, sample.counts);
+            self.samples += u32::from(is_moved);
+            // What had entered by the sample before was in the queue by this one.
+            let entered = last.entered;
+            let at_least = Sample { entered, ..*sample }.left_of(taken);
+            self.greatest = self.greatest.max(Some(at_least));
+        }
+        match self.least {
+            Some((least, _)) if difference > least => return,
+            Some((least, at)) if difference == least => {
+                // A queue that nobody reads keeps its length, too.
+                self.seen += u32::from(at != taken && !was_full);
+            }
+            _ => self.seen = u32::from(!was_full),
+        }
+        self.least = Some((difference, taken));
+    }
+
+    /// Whether the queue was empty when it was shortest.
     fn is_sure(&self) -> bool {
         self.seen >= SURE || self.seen >= SURE_OF_FEW && self.is_mostly_empty()
     }
@@ -152,14 +194,10 @@ impl Evidence {
     fn is_mostly_empty(&self) -> bool {
         self.seen * OF_SAMPLES >= self.samples
     }
-}
 
-impl Sample {
-    fn difference(&self) -> i64 {
-        self.entered
-            .wrapping_sub(self.counts.taken)
-            .wrapping_sub(self.counts.dropped)
-            .cast_signed()
+    fn is_longer_than_least(&self, sample: &Sample) -> bool {
+        self.least
+            .is_some_and(|(least, _)| sample.left_of(sample.counts.taken) > least)
     }
 }
 
@@ -173,9 +211,7 @@ impl Placement {
             capacity,
             injected: 0,
             evidence: Evidence::default(),
-            anchor: None,
-            undropped: 0,
-            last: None,
+            history: VecDeque::new(),
             moved: Timestamp::default(),
             waiting: None,
             stopped: None,
@@ -193,24 +229,21 @@ impl Placement {
             entered: entered.saturating_add(self.injected),
             counts,
         };
-        let taken_before = self.last.map(|last| last.counts.taken);
-        if taken_before != Some(counts.taken) {
+        let last = self.history.back();
+        if last.is_none_or(|last| last.counts.taken != counts.taken) {
             self.moved = at;
         }
-        self.find_anchor(sample);
-        if let (Some(anchor), Some(last)) = (self.anchor, self.last)
-            && anchor.counts.dropped == counts.dropped
-        {
-            // What had entered by the sample before has since reached the queue, or its end.
-            self.undropped = self.undropped.max(last.entered);
-        }
-        self.last = Some(sample);
         if self.stopped.is_some() {
             self.ceiling.get_or_insert(entered);
-            let waits = self.injected > 0
-                || (self.evidence.level).is_some_and(|level| sample.difference() > level);
+            let waits = self.injected > 0 || self.evidence.is_longer_than_least(&sample);
             self.waiting = waits.then(|| self.waiting.unwrap_or(at));
+        } else {
+            self.evidence.take(last, &sample);
         }
+        if self.history.len() == HISTORY {
+            self.history.pop_front();
+        }
+        self.history.push_back(sample);
     }
 
     /// Takes in that the VM has stopped.
@@ -230,7 +263,7 @@ impl Placement {
         let Some(stopped) = self.stopped else {
             return Step::SampleAt(self.next_sample());
         };
-        let next = match self.last {
+        let next = match self.history.back() {
             Some(last) if self.ceiling.is_some() => last.at + STOPPED_INTERVAL,
             _ => stopped,
         };
@@ -243,7 +276,7 @@ impl Placement {
                 Step::Revised(self.cut(stopped, true))
             }
             Some(_) if now >= stopped + WATCH => Step::Done,
-            Some(_) => Step::SampleAt(next + STALE_INTERVAL),
+            Some(_) => Step::SampleAt(next + PATIENT_INTERVAL),
         }
     }
 
@@ -253,54 +286,27 @@ impl Placement {
     }
 
     fn taken(&self) -> u64 {
-        self.last.map_or(0, |last| last.counts.taken)
-    }
-
-    fn find_anchor(&mut self, sample: Sample) {
-        let difference = sample.difference();
-        let evidence = &mut self.evidence;
-        // Whether frames were dropped since the last sample: then the queue was full.
-        let mut was_full = false;
-        if let Some(last) = self.last {
-            was_full = last.counts.dropped != sample.counts.dropped;
-            let is_moved = (last.entered, last.counts) != (sample.entered, sample.counts);
-            evidence.samples += u32::from(is_moved && self.stopped.is_none());
-        }
-        if evidence.level.is_some_and(|level| difference > level) {
-            return;
-        }
-        if evidence.level != Some(difference) {
-            evidence.seen = u32::from(!was_full);
-        } else if self.anchor.map(|anchor| anchor.counts.taken) != Some(sample.counts.taken) {
-            // A queue that nobody reads keeps its length, too.
-            evidence.seen += u32::from(!was_full);
-        }
-        evidence.level = Some(difference);
-        self.anchor = Some(sample);
-        self.undropped = sample.entered;
+        self.history.back().map_or(0, |last| last.counts.taken)
     }
 
     fn next_sample(&self) -> Timestamp {
-        let Some(last) = self.last else {
+        let Some(last) = self.history.back() else {
             return Timestamp::default();
         };
-        let is_stale = self
-            .anchor
-            .is_none_or(|anchor| last.at.since(anchor.at) > STALE);
         last.at
-            + if !self.evidence.is_sure() {
-                EAGER_INTERVAL
-            } else if is_stale {
-                STALE_INTERVAL
-            } else {
+            + if self.evidence.is_sure() {
                 INTERVAL
+            } else if self.history.len() < EAGER_SAMPLES {
+                EAGER_INTERVAL
+            } else {
+                PATIENT_INTERVAL
             }
     }
 
     /// Whether a frame has been there for QEMU to read for [`SETTLE`], and it has not. A frame that
     /// was sent is either among those that wait, or was the one that is read after the stop.
     fn is_settled(&self) -> bool {
-        let (Some(last), Some(waiting)) = (self.last, self.waiting) else {
+        let (Some(last), Some(waiting)) = (self.history.back(), self.waiting) else {
             return false;
         };
         self.ceiling.is_some() && last.at.since(waiting.max(self.moved)) >= SETTLE
@@ -308,25 +314,43 @@ impl Placement {
 
     fn cut(&self, stopped: Timestamp, settled: bool) -> Cut {
         let is_sure = self.evidence.is_sure();
-        let (Some(anchor), Some(last)) = (self.anchor, self.last) else {
+        let (Some((least, _)), Some(greatest)) = (self.evidence.least, self.evidence.greatest)
+        else {
             return Cut::Time(stopped - STOP_REPORT);
         };
         if !is_sure && self.evidence.is_mostly_empty() {
             return Cut::Time(stopped - STOP_REPORT);
         }
-        let read = last.counts.taken.saturating_sub(anchor.counts.taken);
-        let number = (anchor.entered.saturating_add(read)).saturating_sub(self.undelivered);
-        let number = self.ceiling.map_or(number, |ceiling| number.min(ceiling));
-        if !is_sure {
-            return Cut::Number {
-                number: number.saturating_sub(self.capacity),
-                overflow: true,
-            };
-        }
-        let dropped = last.counts.dropped != anchor.counts.dropped && number > self.undropped;
+        let full = greatest.saturating_sub_unsigned(self.capacity);
+        let (number, exact) = self.reach(if is_sure { least } else { full });
         Cut::Number {
-            number,
-            overflow: dropped || !settled,
+            number: self.ceiling.map_or(number, |ceiling| number.min(ceiling)),
+            overflow: !(is_sure && exact && settled),
         }
+    }
+
+    /// The number of the last frame that was delivered, if `constant` is the difference of an empty
+    /// queue, and whether it cannot have been a later one.
+    fn reach(&self, constant: i64) -> (u64, bool) {
+        let delivered = self.taken().saturating_sub(self.undelivered);
+        let left = |sample: &Sample| sample.left_of(delivered).saturating_sub(constant);
+        // Of a sample whose frames were all delivered and no others, the last may have been dropped.
+        let before = self.history.iter().rposition(|sample| left(sample) < 0);
+        let at = || self.history.iter().rposition(|sample| left(sample) == 0);
+        let mut later = self
+            .history
+            .iter()
+            .skip(before.or_else(at).unwrap_or(usize::MAX));
+        let Some(sample) = later.next() else {
+            return (0, false);
+        };
+        let number = sample.entered.saturating_add(left(sample).unsigned_abs());
+        // What had entered by a sample has reached the queue, or its end, by the next.
+        let mut reached = later.skip_while(|later| later.entered < number);
+        let next = reached.nth(1);
+        (
+            number,
+            next.is_some_and(|next| next.counts.dropped == sample.counts.dropped),
+        )
     }
 }

@@ -17,6 +17,8 @@ pub(super) const NIC_FINGERPRINTS: usize = 65_536;
 /// Fingerprints are those of packets that came at most so long before the last one, nanoseconds:
 /// no two paths are further apart.
 const SPAN_NS: u64 = 1_000_000_000;
+/// At most so many entries are being written over when they are read, one by each CPU.
+const IN_WRITING: usize = 256;
 /// So many are given of a flow in any case, if there are so many.
 const LEAST_FINGERPRINTS: usize = 16;
 
@@ -46,7 +48,7 @@ pub fn nic_cut(
 ) -> NicReach {
     let mut records: Vec<&GateRecord> = records.iter().filter(|r| r.number != 0).collect();
     records.sort_unstable_by_key(|record| record.number);
-    let is_whole = records.len() < RECORDS_PER_SLOT as usize;
+    let is_whole = records.len() + IN_WRITING < RECORDS_PER_SLOT as usize;
     let oldest_ns = records.first().map_or(0, |record| record.at_ns);
     let mut tracks: BTreeMap<u64, Track<'_>> = flows
         .iter()

@@ -13,7 +13,7 @@
 //! leaves its multicast address and the switches forget it, so each move finds the network as the
 //! first did.
 //!
-//! [`run`] measures, [`figures`] draws, [`paper`] has what the authors measured.
+//! [`run()`] measures, [`figures`] draws, [`paper`] has what the authors measured.
 
 pub mod figures;
 pub mod paper;

@@ -83,6 +83,27 @@ fn packet_without_udp_has_no_ports() {
     assert_eq!(split(&frame, 4), [frame]);
 }
 
+#[test]
+fn checksums_that_are_rare() {
+    let (mut equal, mut zero) = (0, 0);
+    for word in 0..=u16::MAX {
+        let frame = datagram(&stream(1), 0, &word.to_be_bytes());
+        let (partial, right) = (partial(&frame), right(&frame));
+        // The field is right although it is that of the pseudo-header only.
+        let is_equal = partial == right;
+        // The sum is zero, which means that there is none.
+        let is_zero = right == u16::MAX;
+        if is_equal || is_zero {
+            let mut frame = with_field(frame, partial);
+            assert_eq!(finish_checksum(&mut frame), !is_equal);
+            assert_eq!(field(&frame), right);
+            equal += u32::from(is_equal);
+            zero += u32::from(is_zero);
+        }
+    }
+    assert!(equal > 0 && zero > 0);
+}
+
 proptest! {
     #[test]
     fn partial_checksum_is_finished(payload in prop::collection::vec(any::<u8>(), 0..5000)) {

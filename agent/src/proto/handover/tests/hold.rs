@@ -167,6 +167,21 @@ fn repeated_packets_that_have_not_come_by_a_new_one_are_lost() {
 }
 
 #[test]
+fn packet_that_is_there_once_at_the_source_but_repeated_here_is_no_anchor() {
+    let mut bench = Bench::held("ab0c0d0e0");
+    bench.cut("ab0c", LONG_AGO);
+    assert_eq!(bench.replay(), "0d0e0");
+}
+
+#[test]
+fn packet_far_behind_the_others_is_another_of_its_like() {
+    // The first "0" has not come to the destination.
+    let mut bench = Bench::held("abcdefghijklmnopqrstuvwxyz0ABC");
+    bench.cut("ab0", LONG_AGO);
+    assert_eq!(bench.replay(), "cdefghijklmnopqrstuvwxyz0ABC");
+}
+
+#[test]
 fn flow_that_begins_after_the_cut_is_placed_by_its_first_packets() {
     let mut bench = Bench::new();
     bench.cut("abcd", LONG_AGO);
@@ -243,6 +258,20 @@ fn newest_packets_are_kept() {
     assert_eq!(bench.replay(), "xyz");
     assert!(!bench.hold.report().flows[0].overflow);
     assert_eq!(bench.hold.bytes(), 0);
+}
+
+#[test]
+fn packets_grow_old_only_before_the_cut() {
+    let mut bench = Bench::held("abc");
+    bench.now = bench.now + LIMITS.age;
+    bench.push("de");
+    bench.cut("bd", LONG_AGO);
+    bench.now = bench.now + LIMITS.age * 2;
+    bench.push("f");
+    assert_eq!(bench.replay(), "ef");
+    let report = &bench.hold.report().flows[0];
+    assert_eq!((report.held, report.lost), (6, 0));
+    assert_eq!(report.longest_held, LIMITS.age * 2 + MS);
 }
 
 #[test]

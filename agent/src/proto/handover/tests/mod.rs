@@ -1,5 +1,6 @@
 //! Tests of the handover.
 
+mod clock;
 mod exactly_once;
 mod frames;
 mod hold;
