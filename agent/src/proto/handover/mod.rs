@@ -50,9 +50,10 @@
 //! destination that has held nothing yet of what the source tells of. It may then replay again what
 //! has come in some milliseconds, or in its lag behind the source.
 //!
-//! Not found out are: frames that overtake each other between the several queues of a TAP; a stream
-//! that repeats itself as a whole within the time that frames are held; and a second frame that QEMU
-//! takes and does not hand over, which it can if the guest has run out of buffers as it stops.
+//! Not found out are: frames that overtake each other between the several queues of a TAP, and a stream
+//! that repeats itself as a whole within the time that frames are held. A second frame that QEMU takes
+//! and does not hand over is a probe ([`common::handover::PROBE_MAC`]), unless two processors send into
+//! the TAP in that very moment.
 //!
 //! | module | holds |
 //! |---|---|

@@ -101,8 +101,9 @@ pub enum Step {
 /// ```
 ///
 /// QEMU without vhost-net reads one more frame after the stop, or has read one before that it could
-/// not hand over, either of which the guest never gets. A frame that the driver sends into the TAP
-/// once the VM has stopped makes sure that there is one to read.
+/// not hand over, either of which the guest never gets; of two, the first is a probe
+/// ([`common::handover::PROBE_MAC`]). A frame that the driver sends into the TAP once the VM has
+/// stopped makes sure that there is one to read.
 ///
 /// What the numbers cannot tell: a queue that is never empty when a sample is taken, because the
 /// guest does not keep up, looks shorter than it is. So the least difference must have been found
