@@ -119,6 +119,7 @@ impl Moves {
             let last = self.last_record(&hosts[host], direction(host, source));
             last.map(|row| number(&row)).unwrap_or_default()
         });
+        let begun = self.testbed.guest().unwrap().arrivals(RECEIVER).len();
         let mut operator = self.migrate(source, destination);
         self.wait_phase(&operator, source, phase);
         self.happen(accident, source, destination);
@@ -136,6 +137,27 @@ impl Moves {
             self.testbed.restart_agent(index).unwrap();
         }
         self.check(&case, source, before, restarted);
+        self.check_packets(&case, source, begun);
+    }
+
+    /// A guest that stayed has got every packet once, in order. One that moved has too, unless the
+    /// agent that was to hand it over was dead.
+    fn check_packets(&self, case: &str, source: usize, begun: usize) {
+        let arrivals = self.testbed.guest().unwrap().arrivals(RECEIVER);
+        let numbers: Vec<u32> = arrivals[begun..].iter().map(|it| it.sequence).collect();
+        let (mut missing, mut again) = (0, 0);
+        for pair in numbers.windows(2) {
+            match i64::from(pair[1]) - i64::from(pair[0]) {
+                1 => {}
+                step if step > 1 => missing += step - 1,
+                _ => again += 1,
+            }
+        }
+        let stayed = self.at == source;
+        eprintln!("    packets: {missing} missing, {again} again or out of order");
+        if stayed {
+            assert_eq!((missing, again), (0, 0), "{case}");
+        }
     }
 
     /// An agent's last record of a direction. Of the other one there may be a later record: an

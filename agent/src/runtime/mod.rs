@@ -5,7 +5,8 @@
 //!   Events ─────┤                               ├──▶ Memberships, Mdb
 //!   VmSocket ───┼─────────▶ proto::Agent ───────┼──▶ Datapath
 //!   Peers ──────┤                               ├──▶ Libvirt
-//!   Libvirt ────┤                               └──▶ operator's replies
+//!   Libvirt ────┤                               ├──▶ Gates
+//!   Gates ──────┤                               └──▶ operator's replies
 //!   operator ───┘
 //! ```
 //!
