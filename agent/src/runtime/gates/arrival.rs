@@ -52,6 +52,8 @@ pub(super) struct Arrival {
     hold: Hold,
     /// From the cut on.
     replay: Option<Replay>,
+    /// Nothing can be put into the TAP, so the gate is better open.
+    gives_up: bool,
     lease_due: Timestamp,
 }
 
@@ -78,6 +80,7 @@ impl Arrival {
             since,
             hold: Hold::new(limits),
             replay: None,
+            gives_up: false,
             lease_due: since + LEASE_INTERVAL,
         }
     }
@@ -142,7 +145,12 @@ impl Arrival {
                 });
             }
             Err(error) => {
-                tracing::warn!(ifindex = self.ifindex, %error, "Nothing can be replayed");
+                tracing::warn!(
+                    ifindex = self.ifindex,
+                    %error,
+                    "Nothing can be replayed; the VM loses what came during the pause"
+                );
+                self.gives_up = true;
             }
         }
     }
@@ -160,6 +168,13 @@ impl Arrival {
         if now >= self.lease_due {
             self.lease_due = now + LEASE_INTERVAL;
             datapath.gate_renew(self.ifindex)?;
+        }
+        if self.gives_up {
+            datapath.gate_clear(self.ifindex)?;
+            return Ok(Progress::Opened {
+                report: self.hold.report(),
+                drain: None,
+            });
         }
         let Some(replay) = &mut self.replay else {
             return Ok(Progress::Busy);
