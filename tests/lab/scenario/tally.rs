@@ -122,20 +122,20 @@ pub(super) fn fill(
     }
 }
 
-/// Fills in a row how long the guest did not run in a window.
+/// Fills in a row how long the guest did not run in a window. A thread that slept through the stop
+/// of the clock sees nothing of it: what stood still is known from the clocks alone.
 pub(super) fn with_stalls(row: RunRow, guest: &Control, window: Window) -> RunRow {
     let is_inside = |ns: u64| (window.from_ns..window.to_ns).contains(&ns);
     let longest = |times: Vec<(u64, u64)>| {
         let inside = times.into_iter().filter(|(from_ns, _)| is_inside(*from_ns));
         inside.map(|(_, ns)| ns).max().unwrap_or_default() as f64 / 1e6
     };
-    let stalls = guest.stalls();
-    let lengths = stalls
-        .iter()
-        .map(|(from, to)| (*from, to.saturating_sub(*from)));
+    let stops = guest.stops();
+    let stalls = guest.stalls().into_iter();
+    let lengths = stalls.map(|(from, to)| (from, to.saturating_sub(from)));
     RunRow {
-        clock_stop_ms: longest(guest.stops()),
-        stall_ms: longest(lengths.collect()),
+        stall_ms: longest(lengths.chain(stops.iter().copied()).collect()),
+        clock_stop_ms: longest(stops),
         ..row
     }
 }
