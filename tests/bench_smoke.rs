@@ -27,8 +27,10 @@ fn every_way_delivers_packets_with_right_checksums() {
         // All of an unmeasured part, and some of the rest.
         assert!(way.checked >= 256 * setting.taps as u64, "{way:?}");
         assert_eq!(way.wrong, 0, "{way:?}");
+        // Of a stream the pacing is taken off, which can be all that is measured of a short one.
+        assert_eq!(way.stream_cpu_ns.rounds.len(), 1, "{way:?}");
         assert!(
-            way.stream_cpu_ns.median > 0.0 && way.full_per_second.median > 0.0,
+            way.burst_cpu_ns.median > 0.0 && way.full_per_second.median > 0.0,
             "{way:?}"
         );
         let in_userspace = ["recvmmsg/sendmmsg", "socat"].contains(&way.way.as_str());
