@@ -81,6 +81,9 @@ impl Receivers {
             let (shared, outbox) = (Arc::clone(&shared), Arc::clone(&self.outbox));
             let content = config.content;
             move || {
+                if let Err(error) = sys::run_first() {
+                    eprintln!("guest: Receiver {number} has no priority: {error}");
+                }
                 if let Err(error) = receive(number, &socket, content, &shared, &outbox) {
                     eprintln!("guest: Receiver {number} ended: {error:#}");
                 }

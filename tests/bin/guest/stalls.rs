@@ -35,6 +35,7 @@ impl Stalls {
         self.started.call_once(|| {
             let outbox = Arc::clone(&self.outbox);
             thread::spawn(move || {
+                let _ = lab::guest::sys::run_first();
                 let mut last_ns = clock::now_ns();
                 loop {
                     thread::sleep(INTERVAL);

@@ -120,6 +120,7 @@ pub fn xml(config: &DomainConfig) -> String {
   <name>{name}</name>
   <uuid>{uuid}</uuid>
   <memory unit='MiB'>{memory_mib}</memory>
+  <memoryBacking><allocation mode='immediate'/></memoryBacking>
   <vcpu>1</vcpu>
   <os>
     <type arch='x86_64' machine='{MACHINE}'>hvm</type>

@@ -24,7 +24,7 @@ const EXTRA_MODULES: &[&str] = &["cls_bpf", "sch_ingress", "sch_netem", "sch_plu
 
 /// Kernel command line of the guests.
 pub const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 random.trust_cpu=on tsc=reliable \
-                                no_timer_check";
+                                no_timer_check preempt=full";
 
 /// Where the list of modules to load lies in the initramfs.
 pub const MODULE_LIST: &str = "/lib/modules/load";

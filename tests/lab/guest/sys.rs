@@ -60,6 +60,22 @@ pub fn receive_own_joins_only(socket: impl AsFd) -> io::Result<()> {
     set_option(socket, IPV6_MULTICAST_ALL, &off)
 }
 
+/// Gives the calling thread real-time priority (`SCHED_FIFO`): it runs whenever it can.
+///
+/// # Errors
+///
+/// The kernel's: `EPERM` without the right to do so.
+pub fn run_first() -> io::Result<()> {
+    let parameters = libc::sched_param { sched_priority: 1 };
+    // SAFETY: the structure lives through the call, and 0 is the calling thread.
+    let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameters) };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
 /// Loads a kernel module from an open, uncompressed file. A module that is loaded already is fine.
 ///
 /// # Errors
