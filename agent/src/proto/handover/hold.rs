@@ -198,11 +198,16 @@ impl Hold {
             flows: self.flows.reports(),
             lost_in_kernel: self.lost_in_kernel,
             refused: self.refused,
-            waiting: if self.is_holding() {
-                0
-            } else {
-                self.packets.len()
-            },
+            waiting: self.waiting(),
+        }
+    }
+
+    /// Packets that wait for the TAP; none before the cut.
+    pub fn waiting(&self) -> usize {
+        if self.is_holding() {
+            0
+        } else {
+            self.packets.len()
         }
     }
 

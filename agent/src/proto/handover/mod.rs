@@ -39,7 +39,7 @@
 //! *Destination.* [`Hold::push`] every frame of `HELD` from the beginning on, and show every time
 //! stamp of the source to a [`ClockOffset`]. With the message, empty `HELD`, call [`Hold::cut`], and
 //! set [`common::maps::Gate::replayed`] to [`Hold::done`]. Then send [`Hold::next_replay`] for as long
-//! as the TAP takes it, go on to `push` what comes, and publish `done` whenever it changes.
+//! as [`Pace`] allows it and the TAP takes it, go on to `push` what comes, and publish `done` whenever it changes.
 //! [`Hold::drained`] passes over numbers for which `HELD` had no room. If no cut comes,
 //! [`Hold::cut_blind`]; if the migration fails, [`Hold::forget`].
 //!
@@ -61,6 +61,7 @@
 //! | `records` | source: what was had of each flow |
 //! | `hold` | destination: held frames, and those that wait for the TAP |
 //! | `judge`, `matching` | destination: which of them the guest has had, by time and by fingerprint |
+//! | `pace` | destination: how fast they are put into the TAP |
 //! | `flows`, `report` | what became of them, by flow |
 //! | `clock` | the difference of the two ends' clocks |
 //! | `flow`, `checksum` | what a frame is, and how it is made whole |
@@ -72,6 +73,7 @@ mod flows;
 mod hold;
 mod judge;
 mod matching;
+mod pace;
 mod placement;
 mod records;
 mod report;
@@ -83,6 +85,7 @@ pub use clock::ClockOffset;
 pub use flow::{Flow, flow_of};
 pub use hold::{Hold, HoldLimits, Replay};
 pub use judge::MARGIN;
+pub use pace::Pace;
 pub use placement::{Counts, Cut, Placement, Step};
 pub use records::{NicReach, nic_cut};
 pub use report::{FlowReport, HoldReport, Placed};

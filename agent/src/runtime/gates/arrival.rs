@@ -11,11 +11,11 @@ use crate::datapath::{Datapath, DatapathError};
 use crate::net::tap_queue::TapQueues;
 use crate::net::tap_socket::{Sent, TapSocket};
 use crate::proto::Timestamp;
-use crate::proto::handover::{ClockOffset, Hold, HoldLimits, HoldReport};
+use crate::proto::handover::{ClockOffset, Hold, HoldLimits, HoldReport, Pace};
 
 /// How often it is looked whether the gate has opened itself.
 const LOOK_INTERVAL: Duration = Duration::from_millis(1);
-/// Pause before a frame is offered again to a queue that was full.
+/// Pause before a frame is offered again, after a burst or to a queue that was full.
 const RETRY_INTERVAL: Duration = Duration::from_millis(1);
 /// After so long without a frame the gate is opened from here.
 const SILENCE: Duration = Duration::from_secs(3);
@@ -63,12 +63,10 @@ struct Replay {
     published: Option<u64>,
     due: Timestamp,
     last_frame: Timestamp,
-    /// Frames put into the queue.
-    sent: u64,
+    pace: Pace,
     /// The gate was opened from here; what it held just before may still come.
     cleared: bool,
-    /// What the VM's hypervisor had read when it began, and the length of the queue before.
-    read: u64,
+    /// Length of the queue before.
     length: Option<u32>,
 }
 
@@ -138,9 +136,8 @@ impl Arrival {
                     published: None,
                     due: now,
                     last_frame: now,
-                    sent: 0,
+                    pace: Pace::new(now, read),
                     cleared: false,
-                    read,
                     length,
                 });
             }
@@ -163,6 +160,7 @@ impl Arrival {
     pub(super) fn tend(
         &mut self,
         datapath: &Datapath,
+        queues: &mut TapQueues,
         now: Timestamp,
     ) -> Result<Progress, DatapathError> {
         if now >= self.lease_due {
@@ -181,6 +179,10 @@ impl Arrival {
         };
         if replay.due > now {
             return Ok(Progress::Busy);
+        }
+        if replay.pace.is_due(now) {
+            let read = queues.counts(self.ifindex).map(|counts| counts.read).ok();
+            replay.pace.look(now, read, self.hold.waiting());
         }
         if !replay.send(&mut self.hold, self.ifindex) {
             replay.due = now + RETRY_INTERVAL;
@@ -202,7 +204,7 @@ impl Arrival {
                 None => datapath.gate_clear(self.ifindex)?,
             }
         }
-        let read = replay.read + replay.sent;
+        let read = replay.pace.expected();
         Ok(Progress::Opened {
             report: self.hold.report(),
             drain: replay
@@ -213,13 +215,16 @@ impl Arrival {
 }
 
 impl Replay {
-    /// Puts into the queue what is to be replayed; `false` if it is full.
+    /// Puts into the queue what is to be replayed; `false` if something has to wait.
     fn send(&mut self, hold: &mut Hold, ifindex: u32) -> bool {
         while let Some(packet) = hold.next_replay() {
+            if !self.pace.allows() {
+                return false;
+            }
             match self.socket.send(&packet.frame) {
                 Ok(Sent::Queued) => {
                     hold.replayed(now());
-                    self.sent += 1;
+                    self.pace.sent();
                 }
                 Ok(Sent::Full) => {
                     hold.refused();

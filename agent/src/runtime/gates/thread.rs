@@ -248,21 +248,23 @@ impl GateThread {
                         self.tell(GateEvent::Cut { ifindex, cut });
                     }
                 }
-                Some(Tap::Arrival(arrival)) => match arrival.tend(&self.datapath, now) {
-                    Ok(Progress::Busy) => {}
-                    Ok(Progress::Opened { report, drain }) => {
-                        match drain {
-                            Some(drain) => self.taps.insert(ifindex, Tap::Drain(drain)),
-                            None => self.taps.remove(&ifindex),
-                        };
-                        self.tell(GateEvent::Opened { ifindex, report });
+                Some(Tap::Arrival(arrival)) => {
+                    match arrival.tend(&self.datapath, &mut self.queues, now) {
+                        Ok(Progress::Busy) => {}
+                        Ok(Progress::Opened { report, drain }) => {
+                            match drain {
+                                Some(drain) => self.taps.insert(ifindex, Tap::Drain(drain)),
+                                None => self.taps.remove(&ifindex),
+                            };
+                            self.tell(GateEvent::Opened { ifindex, report });
+                        }
+                        Err(error) => tracing::warn!(
+                            ifindex,
+                            error = &error as &dyn std::error::Error,
+                            "A gate cannot be tended; it opens when its lease ends"
+                        ),
                     }
-                    Err(error) => tracing::warn!(
-                        ifindex,
-                        error = &error as &dyn std::error::Error,
-                        "A gate cannot be tended; it opens when its lease ends"
-                    ),
-                },
+                }
                 Some(Tap::Drain(drain)) => {
                     let done = drain.tend(&mut self.queues, now);
                     if done {

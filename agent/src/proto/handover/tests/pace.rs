@@ -1,0 +1,92 @@
+use std::time::Duration;
+
+use super::*;
+
+const MS: Duration = Duration::from_millis(1);
+
+fn at(ms: u32) -> Timestamp {
+    Timestamp(1_000_000_000) + MS * ms
+}
+
+/// Puts into the TAP what is allowed of `backlog`, and returns how much that was.
+fn send(pace: &mut Pace, backlog: &mut usize) -> usize {
+    let before = *backlog;
+    while *backlog > 0 && pace.allows() {
+        pace.sent();
+        *backlog -= 1;
+    }
+    before - *backlog
+}
+
+/// Sizes of the bursts that a guest gets that reads everything at once from `runs_at` on, while
+/// `arriving` frames come in each millisecond.
+fn bursts(mut backlog: usize, arriving: usize, runs_at: u32, limit: u32) -> Vec<usize> {
+    let mut pace = Pace::new(at(0), 7);
+    let mut bursts = Vec::new();
+    for ms in 0..limit {
+        backlog += arriving;
+        let read = if ms >= runs_at { pace.expected() } else { 7 };
+        pace.look(at(ms), Some(read), backlog);
+        bursts.push(send(&mut pace, &mut backlog));
+        if backlog == 0 {
+            break;
+        }
+    }
+    assert_eq!(backlog, 0, "{bursts:?}");
+    bursts
+}
+
+#[test]
+fn paused_guest_gets_a_first_burst_only() {
+    let sizes = bursts(20, 0, 100, 200);
+    assert_eq!(sizes[..100].iter().sum::<usize>(), 4);
+    assert_eq!(sizes[100..], [8, 8]);
+}
+
+#[test]
+fn bursts_double_up_to_what_an_application_can_hold() {
+    assert_eq!(bursts(300, 0, 0, 20), [4, 8, 16, 32, 64, 64, 64, 48]);
+}
+
+#[test]
+fn stream_faster_than_the_bursts_is_caught_up_with() {
+    let sizes = bursts(1000, 100, 0, 100);
+    assert!(sizes.iter().any(|size| *size > 100), "{sizes:?}");
+    assert!(sizes.len() < 100, "{sizes:?}");
+}
+
+#[test]
+fn nothing_more_comes_until_the_last_burst_was_read() {
+    let mut pace = Pace::new(at(0), 0);
+    let mut backlog = 100;
+    assert_eq!(send(&mut pace, &mut backlog), 4);
+    for ms in 1..50 {
+        pace.look(at(ms), Some(3), backlog);
+        assert_eq!(send(&mut pace, &mut backlog), 0, "{ms}");
+    }
+    pace.look(at(50), Some(4), backlog);
+    assert_eq!(send(&mut pace, &mut backlog), 8);
+}
+
+#[test]
+fn guest_that_does_not_keep_up_gets_the_rest_in_one_piece_after_a_second() {
+    let mut pace = Pace::new(at(0), 0);
+    let mut backlog = 5000;
+    send(&mut pace, &mut backlog);
+    pace.look(at(10), Some(4), backlog);
+    send(&mut pace, &mut backlog);
+    pace.look(at(1009), Some(5), backlog);
+    assert_eq!(send(&mut pace, &mut backlog), 0);
+    pace.look(at(1010), Some(5), backlog);
+    assert_eq!((send(&mut pace, &mut backlog), backlog), (4988, 0));
+}
+
+#[test]
+fn bursts_go_by_time_where_nothing_is_counted() {
+    let mut pace = Pace::new(at(0), 0);
+    let mut backlog = 100;
+    send(&mut pace, &mut backlog);
+    pace.look(at(1), None, backlog);
+    pace.look(at(1), None, backlog);
+    assert_eq!(send(&mut pace, &mut backlog), 8);
+}
