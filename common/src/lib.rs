@@ -12,6 +12,7 @@
 //! | [`wire`] | Ethernet, IPv6, UDP, MLD and checksum rules | all |
 //! | [`snoop`] | what an MLD message does to the listener tables | kernel, agent |
 //! | [`relay`] | how multicast becomes unicast and multicast again, and which copy passes | kernel, agent, relay |
+//! | [`mat`] | mobility of unicast: addresses, keys and messages | kernel, IMS, `migkick` |
 //! | [`maps`] | keys and values of the BPF maps | kernel, agent |
 //! | [`handover`] | how the two ends of a migration tell packets apart | kernel, agent |
 //! | [`event`] | ring buffer records, kernel to agent | kernel, agent |
@@ -32,6 +33,7 @@ pub mod event;
 pub mod handover;
 mod hash;
 pub mod maps;
+pub mod mat;
 pub mod packet;
 pub mod relay;
 #[cfg(feature = "user")]

@@ -146,9 +146,9 @@ macro_rules! messages {
 
         impl $name {
             /// Encodes the message with the transaction it belongs to.
-            pub fn encode(&self, transaction: u64) -> Vec<u8> {
+            pub fn encode(&self, transaction: u64) -> alloc::vec::Vec<u8> {
                 match self {
-                    $(Self::$variant(body) => encode(transaction, $kind, body)),*
+                    $(Self::$variant(body) => $crate::signal::encode(transaction, $kind, body)),*
                 }
             }
 
@@ -156,8 +156,9 @@ macro_rules! messages {
             ///
             /// # Errors
             ///
-            /// See [`DecodeError`].
-            pub fn decode(bytes: &[u8]) -> Result<(u64, Self), DecodeError> {
+            /// See [`DecodeError`](crate::signal::DecodeError).
+            pub fn decode(bytes: &[u8]) -> Result<(u64, Self), $crate::signal::DecodeError> {
+                use $crate::signal::{DecodeError, body, header};
                 if bytes.len() > $limit {
                     return Err(DecodeError::TooLong { length: bytes.len() });
                 }
@@ -180,6 +181,7 @@ macro_rules! messages {
         })*
     };
 }
+pub(crate) use messages;
 
 messages! {
     /// What VM and agent say to each other.
@@ -221,12 +223,12 @@ messages! {
     }
 }
 
-fn encode<T: Encode<()>>(transaction: u64, kind: u16, body: &T) -> Vec<u8> {
+pub(crate) fn encode<T: Encode<()>>(transaction: u64, kind: u16, body: &T) -> Vec<u8> {
     // Writing to a `Vec` cannot fail, and none of our types has an error of its own to raise.
     minicbor::to_vec((VERSION, transaction, kind, body)).unwrap_or_default()
 }
 
-fn header(bytes: &[u8]) -> Result<(u64, u16, Decoder<'_>), DecodeError> {
+pub(crate) fn header(bytes: &[u8]) -> Result<(u64, u16, Decoder<'_>), DecodeError> {
     let mut decoder = Decoder::new(bytes);
     let malformed = |_| DecodeError::Malformed;
     if decoder.array().map_err(malformed)? != Some(4) {
@@ -244,7 +246,7 @@ fn header(bytes: &[u8]) -> Result<(u64, u16, Decoder<'_>), DecodeError> {
     Ok((transaction, kind, decoder))
 }
 
-fn body<'b, T: Decode<'b, ()>>(decoder: &mut Decoder<'b>) -> Result<T, DecodeError> {
+pub(crate) fn body<'b, T: Decode<'b, ()>>(decoder: &mut Decoder<'b>) -> Result<T, DecodeError> {
     decoder.decode().map_err(|_| DecodeError::Malformed)
 }
 

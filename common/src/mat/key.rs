@@ -1,0 +1,88 @@
+//! Keys of nodes and of pairs of nodes, all from one secret of the mapping servers.
+//!
+//! HKDF-SHA-256 (RFC 5869): servers that have the same secret know the same keys, so a replica needs
+//! nothing but the secret, and a node that is enrolled once is known to all of them.
+
+use core::fmt;
+
+use hkdf::Hkdf;
+use sha2::Sha256;
+
+/// Length of every key and of the secret, bytes.
+pub const KEY_BYTES: usize = 32;
+
+/// A key for [`super::seal`].
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Key(pub [u8; KEY_BYTES]);
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Key(..)")
+    }
+}
+
+/// The secret of the mapping servers.
+pub struct Secret(Hkdf<Sha256>);
+
+impl Secret {
+    /// Takes the secret's bytes, which are random.
+    pub fn new(secret: &[u8; KEY_BYTES]) -> Self {
+        Self(Hkdf::new(Some(b"roamcast mat 1"), secret))
+    }
+
+    /// Key between the node with that HoA and the servers. A new generation takes the place of a key
+    /// that is no longer trusted.
+    pub fn node(&self, hoa: [u8; 16], generation: u32) -> Key {
+        self.expand(&[b"node", &hoa, &generation.to_be_bytes()])
+    }
+
+    /// Key between two nodes, in either order.
+    pub fn pair(&self, one: [u8; 16], other: [u8; 16]) -> Key {
+        self.expand(&[b"pair", &one.min(other), &one.max(other)])
+    }
+
+    fn expand(&self, info: &[&[u8]]) -> Key {
+        let mut key = [0; KEY_BYTES];
+        // It fails for more than 255 blocks only; this is one.
+        let _ = self.0.expand_multi_info(info, &mut key);
+        Key(key)
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pairs_have_one_key_and_nodes_and_generations_have_their_own() {
+        let secret = Secret::new(&[7; KEY_BYTES]);
+        let (a, b) = ([1; 16], [2; 16]);
+        assert_eq!(secret.pair(a, b), secret.pair(b, a));
+        let keys = [
+            secret.pair(a, b),
+            secret.node(a, 1),
+            secret.node(a, 2),
+            secret.node(b, 1),
+        ];
+        for (index, key) in keys.iter().enumerate() {
+            assert!(!keys[..index].contains(key));
+            assert_ne!(key.0, [0; KEY_BYTES]);
+        }
+        assert_ne!(Secret::new(&[8; KEY_BYTES]).node(a, 1), secret.node(a, 1));
+    }
+
+    #[test]
+    fn keys_are_not_shown() {
+        let secret = Secret::new(&[7; KEY_BYTES]);
+        assert_eq!(
+            std::format!("{secret:?} {:?}", secret.node([0; 16], 1)),
+            "Secret(..) Key(..)"
+        );
+    }
+}
