@@ -39,7 +39,7 @@ fn the_stream_needs_no_query_and_the_proxy_join_waits_for_the_answer_to_one() {
     let mut config = LabConfig::new("query");
     // Nobody queries unless the test makes the switch do it.
     config.query_interval = Duration::from_secs(600);
-    let mut testbed = Testbed::up(config, 128, Some(AgentOptions::default())).unwrap();
+    let mut testbed = Testbed::up(config, 128, Some(AgentOptions::DEFAULT)).unwrap();
     testbed.boot().unwrap();
     let stream = Stream::start(testbed.lab(), &STREAM).unwrap();
     let guest = testbed.guest().unwrap().clone();

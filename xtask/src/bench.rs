@@ -104,7 +104,7 @@ fn program(name: &str, output: &Output) -> Result<()> {
 
 fn signalling(arguments: &SignallingArgs) -> Result<()> {
     build()?;
-    let mut testbed = Testbed::up(LabConfig::new("bench"), 256, Some(AgentOptions::default()))?;
+    let mut testbed = Testbed::up(LabConfig::new("bench"), 256, Some(AgentOptions::DEFAULT))?;
     let mut results = Vec::new();
     for &rate_mbps in &arguments.rates {
         for &addresses in &arguments.addresses {

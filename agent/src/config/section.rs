@@ -208,12 +208,18 @@ pub struct Libvirt {
     /// Most bandwidth of a migration, MiB/s; 0: no limit of ours.
     #[serde(deserialize_with = "value::ranged::<0, 1_000_000, _, _>")]
     pub bandwidth_mib: u64,
-    /// Longest pause of the VM that QEMU aims at.
+    /// Longest pause of the VM that QEMU aims at first.
     #[serde(
         rename = "downtime_ms",
         deserialize_with = "value::milliseconds::<1, 60_000, _>"
     )]
     pub downtime: Duration,
+    /// What that may grow to while the copy does not converge.
+    #[serde(
+        rename = "max_downtime_ms",
+        deserialize_with = "value::milliseconds::<1, 60_000, _>"
+    )]
+    pub max_downtime: Duration,
     /// Connections that memory is copied over; 0: a single one, without `VIR_MIGRATE_PARALLEL`.
     #[serde(deserialize_with = "value::ranged::<0, 255, _, _>")]
     pub parallel_connections: u32,
@@ -228,7 +234,8 @@ impl Default for Libvirt {
             uri: "qemu:///system".to_owned(),
             flags: MigrateFlag::DEFAULT.to_vec(),
             bandwidth_mib: 0,
-            downtime: Duration::from_millis(300),
+            downtime: Duration::from_millis(50),
+            max_downtime: Duration::from_millis(300),
             parallel_connections: 0,
             metadata: true,
         }

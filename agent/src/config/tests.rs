@@ -40,7 +40,7 @@ fn example_mentions_every_key() {
         sources reports_per_second map_listeners map_sources map_streams map_managed incoming ca \
         cert key admit domains destinations tree_budget_ms join_expiry_s connect_uri migrate_uri \
         enabled servers dns anycast sdp delay_ms silence_ms watch_interval_ms settle_ms hold_ms \
-        uri flags bandwidth_mib downtime_ms parallel_connections level format";
+        uri flags bandwidth_mib downtime_ms max_downtime_ms parallel_connections level format";
     for key in keys.split_whitespace() {
         assert!(
             EXAMPLE.contains(&format!("{key} = ")),

@@ -22,6 +22,7 @@
 //! there before, and known by their MAC.
 
 mod config;
+mod downtime;
 mod flags;
 mod follow;
 mod metadata;
@@ -40,6 +41,7 @@ use virt::connect::Connect;
 use super::{EventSender, Hypervisor, MigrateRequest};
 use crate::proto::{DomainUuid, HypervisorEvent};
 pub use config::LibvirtConfig;
+pub use downtime::DowntimeLimit;
 pub use flags::{MigrateFlag, MigrateFlags, MigrateFlagsError};
 use migration::Migration;
 use watch::Work;

@@ -320,6 +320,8 @@ pub struct JobStats {
     pub processed_bytes: u64,
     /// Bytes of memory in all.
     pub total_bytes: u64,
+    /// Passes over memory that have begun.
+    pub iteration: u64,
     /// How long the CPUs were stopped, once known.
     pub downtime: Option<Duration>,
 }

@@ -19,7 +19,7 @@ use crate::control::report::LinkState;
 use crate::control::server::ControlServer;
 use crate::datapath::{Capacities, Datapath, DatapathConfig};
 use crate::glob::Glob;
-use crate::hypervisor::libvirt::{Libvirt, LibvirtConfig, MigrateFlagsError};
+use crate::hypervisor::libvirt::{DowntimeLimit, Libvirt, LibvirtConfig, MigrateFlagsError};
 use crate::net::addresses::addresses;
 use crate::net::links::{Links, PortRules};
 use crate::net::mdb::Mdb;
@@ -221,7 +221,7 @@ fn libvirt_config(config: &Config) -> Result<LibvirtConfig, MigrateFlagsError> {
         bridge: config.agent.bridge.to_string(),
         flags: libvirt.migrate_flags()?,
         bandwidth: (libvirt.bandwidth_mib > 0).then_some(libvirt.bandwidth_mib),
-        downtime_limit: Some(libvirt.downtime),
+        downtime_limit: Some(DowntimeLimit::new(libvirt.downtime, libvirt.max_downtime)),
         parallel_connections: u16::try_from(libvirt.parallel_connections)
             .ok()
             .filter(|&connections| connections > 0),

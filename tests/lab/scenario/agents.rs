@@ -19,12 +19,12 @@ use crate::{Lab, binaries, wait};
 const START: Duration = Duration::from_secs(20);
 
 /// How the agents are configured beyond what the lab dictates.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct AgentOptions {
     /// Most bandwidth of a migration, MiB/s; 0 for no limit. A low one stretches the copy.
     pub bandwidth_mib: u64,
-    /// Longest pause that QEMU aims at, milliseconds; none: the agent's default.
-    pub downtime_ms: Option<u64>,
+    /// Longest pause that QEMU aims at first, milliseconds, of moves by agents and by libvirt alone.
+    pub downtime_ms: u64,
     /// Connections that memory is copied over; none: the agent's default.
     pub parallel_connections: Option<u32>,
     /// Migration flags beside the agent's default ones, by libvirt's names.
@@ -47,7 +47,7 @@ impl AgentOptions {
     /// All as the agent has it by default.
     pub const DEFAULT: Self = Self {
         bandwidth_mib: 0,
-        downtime_ms: None,
+        downtime_ms: 50,
         parallel_connections: None,
         flags: &[],
         tree_budget_ms: None,
@@ -320,7 +320,7 @@ level = "info,roamcast=debug"
         gate = !options.no_gate,
         bandwidth = options.bandwidth_mib,
         libvirt = [
-            super::key("downtime_ms", options.downtime_ms),
+            super::key("downtime_ms", Some(options.downtime_ms)),
             super::key("parallel_connections", options.parallel_connections),
             super::key("flags", flags(options.flags)),
         ]

@@ -80,7 +80,7 @@ impl Testbed {
             ..DomainConfig::numbered(1, image, accelerator)
         };
         let lab = Lab::up(config)?;
-        let options = agents.unwrap_or_default();
+        let options = agents.unwrap_or(AgentOptions::DEFAULT);
         let agents = agents
             .map(|options| Agents::start(&lab, options))
             .transpose()?;

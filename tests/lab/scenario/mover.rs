@@ -112,12 +112,8 @@ impl Journey<'_> {
         let (from, to) = self.hosts();
         let name = self.domain;
         let limits = &self.testbed.limits;
-        if let Some(downtime) = limits.downtime_ms {
-            virsh(
-                from,
-                &["migrate-setmaxdowntime", name, &downtime.to_string()],
-            )?;
-        }
+        let downtime = limits.downtime_ms.to_string();
+        virsh(from, &["migrate-setmaxdowntime", name, &downtime])?;
         let options = virsh_options(limits);
         let options: Vec<&str> = options.iter().map(String::as_str).collect();
         let uri = to.uri();

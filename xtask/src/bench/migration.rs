@@ -54,8 +54,8 @@ pub(crate) struct MigrationArgs {
     #[arg(long, value_name = "WAY,..", value_delimiter = ',', value_enum, default_values_t = [WayKind::Glm, WayKind::Lm, WayKind::Baseline])]
     ways: Vec<WayKind>,
     /// `libvirt.downtime_ms` of the agents, and the same limit on the other ways
-    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..=60_000))]
-    downtime_ms: Option<u64>,
+    #[arg(long, value_name = "MS", default_value_t = AgentOptions::DEFAULT.downtime_ms, value_parser = clap::value_parser!(u64).range(1..=60_000))]
+    downtime_ms: u64,
     /// `libvirt.parallel_connections` of the agents, and the same on the other ways
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=255))]
     parallel_connections: Option<u32>,

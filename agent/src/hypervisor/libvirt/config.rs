@@ -1,7 +1,6 @@
 //! How the agent reaches libvirt, and how it migrates.
 
-use std::time::Duration;
-
+use super::downtime::DowntimeLimit;
 use super::flags::MigrateFlags;
 use crate::config::Name;
 
@@ -17,7 +16,7 @@ pub struct LibvirtConfig {
     /// Most that a migration may send, MiB/s; `None` for libvirt's own limit.
     pub bandwidth: Option<u64>,
     /// Longest pause of the CPUs that QEMU aims at; `None` for its own limit.
-    pub downtime_limit: Option<Duration>,
+    pub downtime_limit: Option<DowntimeLimit>,
     /// Connections that memory is sent over in parallel; `None` for one.
     pub parallel_connections: Option<u16>,
     /// Name that is left with every running domain; `None` for none.

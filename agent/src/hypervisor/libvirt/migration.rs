@@ -184,7 +184,7 @@ fn run(
 
     // The limit is taken at once, where libvirt does not reset it at the start of the job.
     if let Some(limit) = shared.config.downtime_limit {
-        set_downtime_limit(&domain, limit);
+        set_downtime_limit(&domain, limit.least());
     }
     let outcome: Result<_, String> = thread::scope(|scope| {
         let progress = thread::Builder::new()
@@ -245,7 +245,7 @@ fn c_string(what: &str, text: &str) -> Result<CString, String> {
         .map_err(|_| format!("The {what} `{}` holds a zero byte", text.escape_debug()))
 }
 
-/// Polls statistics until the call has returned, sets the downtime limit once the job runs, and
+/// Polls statistics until the call has returned, keeps the downtime limit once the job runs, and
 /// cancels it when asked; returns the last statistics.
 fn progress(shared: &Shared, migration: &Migration, domain: &Domain, uuid: DomainUuid) -> JobStats {
     let mut last = JobStats::default();
@@ -262,7 +262,8 @@ fn progress(shared: &Shared, migration: &Migration, domain: &Domain, uuid: Domai
         abort_if_asked(migration, domain, uuid);
         match sys::job_stats(domain) {
             Ok(Some(stats)) if stats.total_bytes > 0 => {
-                if let Some(limit) = downtime_limit.take() {
+                let limit = downtime_limit.as_mut();
+                if let Some(limit) = limit.and_then(|it| it.next(stats.iteration)) {
                     set_downtime_limit(domain, limit);
                 }
                 if stats != last {

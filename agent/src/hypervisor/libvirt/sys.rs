@@ -301,6 +301,7 @@ unsafe fn stats(params: sys::virTypedParameterPtr, nparams: c_int) -> JobStats {
     JobStats {
         processed_bytes: read(sys::VIR_DOMAIN_JOB_MEMORY_PROCESSED).unwrap_or(0),
         total_bytes: read(sys::VIR_DOMAIN_JOB_MEMORY_TOTAL).unwrap_or(0),
+        iteration: read(sys::VIR_DOMAIN_JOB_MEMORY_ITERATION).unwrap_or(0),
         downtime: read(sys::VIR_DOMAIN_JOB_DOWNTIME).map(Duration::from_millis),
     }
 }

@@ -154,6 +154,7 @@ impl Pair {
                 let stats = JobStats {
                     processed_bytes: 1000 * step as u64,
                     total_bytes: 4000,
+                    iteration: 1,
                     downtime: None,
                 };
                 self.hypervisor(0, HypervisorEvent::Progress { uuid, stats });
@@ -178,6 +179,7 @@ impl Pair {
                 let stats = JobStats {
                     processed_bytes: 4000,
                     total_bytes: 4000,
+                    iteration: 1,
                     downtime: Some(ms(100)),
                 };
                 self.remove_domain(0);
