@@ -13,7 +13,7 @@ use crate::node::{Node, namespace};
 use crate::topology::{LabConfig, RELAY_SITE, SENDER_ADDRESS, Site};
 use crate::vms::node::{LOG_LABEL, READY_FILE, Settings as HostSettings};
 use crate::vms::{Vms, capabilities};
-use crate::{binaries, netns, registry, wait};
+use crate::{binaries, netns, registry, switch, wait};
 
 /// Address of the router on the sender's link.
 const ROUTER_SENDER_ADDRESS: &str = "2001:db8::1/64";
@@ -106,19 +106,13 @@ pub(crate) fn all(config: &LabConfig) -> Result<Built> {
     for number in 1..=2 {
         build_vms_links(config, number)?;
     }
-    for site in config.vms_sites() {
-        let hosts: Vec<String> = (1..=2)
-            .filter(|number| config.site_of(*number) == site)
-            .map(|number| format!("vms{number}"))
-            .collect();
-        build_site(config, site, &hosts)?;
+    build_relay_links(config)?;
+    let sites = sites(config);
+    for (site, hosts) in &sites {
+        build_site(config, *site, hosts)?;
     }
-    let relays: Vec<String> = (1..=config.relays)
-        .map(|number| format!("relay{number}"))
-        .collect();
-    if !relays.is_empty() {
-        build_relay_links(config)?;
-        build_site(config, RELAY_SITE, &relays)?;
+    for (site, hosts) in &sites {
+        start_querier(config, *site, hosts.len() + 1)?;
     }
     start_router(config)?;
     let starting = [start_vms(config, 1)?, start_vms(config, 2)?];
@@ -128,11 +122,8 @@ pub(crate) fn all(config: &LabConfig) -> Result<Built> {
     for vms in &starting {
         wait_router_port(vms)?;
     }
-    for site in config.vms_sites() {
-        relax_querier(config, site)?;
-    }
-    if config.relays > 0 {
-        relax_querier(config, RELAY_SITE)?;
+    for (site, _) in &sites {
+        relax_querier(config, *site)?;
     }
     if config.libvirtd {
         for vms in &starting {
@@ -141,6 +132,31 @@ pub(crate) fn all(config: &LabConfig) -> Result<Built> {
         capabilities::prime(&starting)?;
     }
     attach(config)
+}
+
+/// Every site with the names of its hosts.
+fn sites(config: &LabConfig) -> Vec<(usize, Vec<String>)> {
+    let of_vms = config.vms_sites().map(|site| {
+        let numbers = (1..=2).filter(|number| config.site_of(*number) == site);
+        (site, numbers.map(|number| format!("vms{number}")).collect())
+    });
+    let relays: Vec<String> = (1..=config.relays)
+        .map(|number| format!("relay{number}"))
+        .collect();
+    of_vms
+        .chain((!relays.is_empty()).then_some((RELAY_SITE, relays)))
+        .collect()
+}
+
+/// Starts a switch's querier, now that the hosts can hear it and be heard: what they have reported
+/// of themselves before is lost, and its first round asks for it again.
+fn start_querier(config: &LabConfig, site: usize, ports: usize) -> Result<()> {
+    let switch = node(&config.name, &format!("switch{site}"));
+    switch::wait_forwarding(&switch, ports)?;
+    netns::ip(
+        switch.namespace(),
+        "link set br0 type bridge mcast_querier 1\n",
+    )
 }
 
 /// Only the first round of a switch's querier was to be short.
@@ -218,8 +234,7 @@ fn build_site(config: &LabConfig, site: usize, hosts: &[String]) -> Result<()> {
              link set router type bridge_slave mcast_router 2\n\
              link set router up\n\
              {ports}\
-             link set br0 up\n\
-             link set br0 type bridge mcast_querier 1\n"
+             link set br0 up\n"
         ),
     )?;
     netns::ip(

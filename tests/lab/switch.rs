@@ -1,11 +1,35 @@
-//! An access switch's multicast database.
+//! An access switch: its ports and its multicast database.
 
 use std::net::Ipv6Addr;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
 
 use crate::node::Node;
+use crate::wait;
+
+/// How long ports may take to forward after they are up.
+const FORWARDING: Duration = Duration::from_secs(10);
+
+/// What `bridge -j link show` prints of a port.
+#[derive(Deserialize)]
+struct Port {
+    state: String,
+}
+
+/// Waits until so many ports forward. A port that is up does so only once the kernel has noticed its
+/// carrier, which takes it up to a second, and what comes in before is lost.
+pub(crate) fn wait_forwarding(switch: &Node, ports: usize) -> Result<()> {
+    let what = format!("{ports} ports of {} to forward", switch.name());
+    wait::until(&what, FORWARDING, || {
+        let mut show = switch.command("bridge");
+        let said = switch.output(show.args(["-j", "link", "show"])).ok()?;
+        let known: Vec<Port> = serde_json::from_str(&said).ok()?;
+        let forward = known.iter().filter(|port| port.state == "forwarding");
+        (forward.count() == ports).then_some(())
+    })
+}
 
 /// What `bridge -j mdb show` prints of a bridge.
 #[derive(Deserialize)]
