@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: what the programs, the relay, the signalling and a move cost.
 
+mod handover;
 mod migration;
 mod relay;
 
@@ -10,6 +11,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use clap::{Args, Subcommand};
 use comfy_table::Table;
+use lab::bench::median;
 use lab::scenario::Testbed;
 use lab::scenario::agents::AgentOptions;
 use lab::scenario::measure::{self, Mover, RunConfig};
@@ -34,6 +36,8 @@ pub(crate) enum Verb {
     Replicate(relay::RelayArgs),
     /// Time from MigrationRequest to MigrationResponse with 1, 100 and 1,000 addresses
     Signalling(SignallingArgs),
+    /// Consecutive moves under one and several streams, between all kinds of networks: each must be exact
+    Handover(handover::HandoverArgs),
     /// The paper's measurements: moves by memory and rate, of GLM, of LM and by libvirt alone
     Migration(migration::MigrationArgs),
 }
@@ -86,6 +90,7 @@ pub(crate) fn run(verb: &Verb) -> Result<()> {
         Verb::Relay(arguments) => relay::relay(arguments),
         Verb::Replicate(arguments) => relay::replicate(arguments),
         Verb::Signalling(arguments) => signalling(arguments),
+        Verb::Handover(arguments) => handover::handover(arguments),
         Verb::Migration(arguments) => migration::migration(arguments),
     }
 }
@@ -186,12 +191,6 @@ fn receptions(testbed: &mut Testbed) -> Result<Vec<Value>> {
     receptions
         .cloned()
         .context("The agent's record has no receptions")
-}
-
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted.get(sorted.len() / 2).copied().unwrap_or_default()
 }
 
 fn write_json(path: &Path, results: &impl Serialize) -> Result<()> {

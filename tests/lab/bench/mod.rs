@@ -1,8 +1,9 @@
-//! What the benches of relay and migration report, and the summary of their rounds.
+//! What the benches of relay, handover and migration report, and the summary of their rounds.
 //!
 //! A round takes every way in turn, so what disturbs the machine for seconds disturbs all of them;
 //! ways are compared within a round, and the median over the rounds counts.
 
+pub mod handover;
 pub mod migration;
 pub mod picture;
 

@@ -335,14 +335,23 @@ impl Viewer {
     }
 }
 
+/// The records of a VM host's agent, the newest last.
+///
+/// # Errors
+///
+/// When the agent does not answer.
+pub fn records(testbed: &Testbed, host: usize) -> Result<Vec<serde_json::Value>> {
+    let vms = &testbed.lab().vms()[host];
+    let migrations = testbed.running_agents()?.query(vms, "migrations")?;
+    Ok(migrations.as_array().cloned().unwrap_or_default())
+}
+
 /// The newest record of a VM host's agent.
 ///
 /// # Errors
 ///
 /// When it has none.
 pub fn last_record(testbed: &Testbed, host: usize) -> Result<serde_json::Value> {
-    let vms = &testbed.lab().vms()[host];
-    let migrations = testbed.running_agents()?.query(vms, "migrations")?;
-    let last = migrations.as_array().and_then(|rows| rows.last()).cloned();
-    last.with_context(|| format!("{} has no record: {migrations}", vms.name()))
+    let last = records(testbed, host)?.pop();
+    last.with_context(|| format!("{} has no record", testbed.lab().vms()[host].name()))
 }

@@ -1,0 +1,161 @@
+//! `bench handover`: consecutive moves, each of which must be exact.
+
+use anyhow::{Result, ensure};
+use clap::{Args, ValueEnum};
+use comfy_table::{Cell, CellAlignment, Table, presets};
+use indicatif::{ProgressBar, ProgressStyle};
+use lab::bench::handover::{self, Case, HandoverCase, HandoverReport};
+use lab::probe::report::RunRow;
+use lab::scenario::agents::AgentOptions;
+
+use super::write_json;
+use crate::run::build;
+
+/// What is moved, and under what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum CaseKind {
+    /// 20 Mbit/s, native at both ends
+    Native,
+    /// 20 Mbit/s, native at one end and from a relay at the other
+    Relay,
+    /// 100 Mbit/s
+    Dense,
+    /// 2, 20 and 50 Mbit/s to one guest, the last source-specific
+    Streams,
+    /// Two guests that change places
+    Crossing,
+    /// 20 Mbit/s of packets that nothing tells apart
+    Identical,
+    /// Moves by `virsh migrate`, prepared by libvirt's hook
+    Virsh,
+}
+
+impl From<CaseKind> for Case {
+    fn from(kind: CaseKind) -> Self {
+        match kind {
+            CaseKind::Native => Self::Native,
+            CaseKind::Relay => Self::Relay,
+            CaseKind::Dense => Self::Dense,
+            CaseKind::Streams => Self::Streams,
+            CaseKind::Crossing => Self::Crossing,
+            CaseKind::Identical => Self::Identical,
+            CaseKind::Virsh => Self::Virsh,
+        }
+    }
+}
+
+/// Arguments.
+#[derive(Debug, Args)]
+pub(crate) struct HandoverArgs {
+    /// Which cases [default: all]
+    #[arg(long, value_name = "CASE,..", value_delimiter = ',', value_enum)]
+    cases: Vec<CaseKind>,
+    /// Moves of each case [default: 20 of native and relay, 10 of dense, 5 of the others]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    moves: Option<u32>,
+    /// Print the results as JSON instead of a table
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    output: super::Output,
+}
+
+/// `cargo xtask bench handover`.
+pub(super) fn handover(arguments: &HandoverArgs) -> Result<()> {
+    build()?;
+    let chosen: Vec<Case> = match &arguments.cases[..] {
+        [] => Case::ALL.to_vec(),
+        kinds => kinds.iter().map(|kind| Case::from(*kind)).collect(),
+    };
+    let cases: Vec<(Case, u32)> = chosen
+        .into_iter()
+        .map(|case| (case, arguments.moves.unwrap_or(case.moves())))
+        .collect();
+    let bar = ProgressBar::new(cases.iter().map(|(_, moves)| u64::from(*moves)).sum());
+    if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} [{eta} left] {msg}") {
+        bar.set_style(style);
+    }
+    let report = handover::run(&cases, AgentOptions::DEFAULT, &mut |progress| {
+        bar.set_position(progress.done as u64);
+        bar.set_message(progress.what.clone());
+        bar.tick();
+    });
+    bar.finish_and_clear();
+    let report = report?;
+    if arguments.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        println!("{}", table(&report));
+    }
+    if let Some(path) = &arguments.output.report {
+        write_json(path, &report)?;
+    }
+    let inexact: Vec<&str> = report
+        .cases
+        .iter()
+        .filter(|case| !case.is_exact())
+        .map(|case| case.case.name())
+        .collect();
+    ensure!(
+        inexact.is_empty(),
+        "Moves lost, doubled or reordered packets: {}",
+        inexact.join(", ")
+    );
+    Ok(())
+}
+
+/// One line a case: sums of packets, medians of times.
+fn table(report: &HandoverReport) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::UTF8_FULL_CONDENSED);
+    table.set_header([
+        "case",
+        "moves",
+        "sent",
+        "lost",
+        "doubled",
+        "reordered",
+        "freeze ms",
+        "pause ms",
+        "freeze - pause ms",
+        "freeze - stall ms",
+        "placed",
+        "exact",
+    ]);
+    for case in &report.cases {
+        table.add_row(line(case).into_iter().enumerate().map(|(column, text)| {
+            let alignment = match column {
+                1..=9 => CellAlignment::Right,
+                _ => CellAlignment::Left,
+            };
+            Cell::new(text).set_alignment(alignment)
+        }));
+    }
+    table
+}
+
+fn line(case: &HandoverCase) -> [String; 12] {
+    let sum = |of: fn(&RunRow) -> u64| case.runs.iter().map(of).sum::<u64>().to_string();
+    let middle = |of: fn(&RunRow) -> f64| {
+        let values: Vec<f64> = case.runs.iter().map(of).collect();
+        format!("{:.1}", super::median(&values))
+    };
+    let placed = case.placed.iter();
+    let placed: Vec<String> = placed
+        .map(|(word, count)| format!("{count} {word}"))
+        .collect();
+    [
+        case.case.name().to_owned(),
+        case.runs.len().to_string(),
+        sum(|row| row.sent),
+        sum(|row| row.lost),
+        sum(|row| row.duplicated),
+        sum(|row| row.reordered),
+        middle(|row| row.freeze_ms),
+        middle(|row| row.vm_pause_ms),
+        format!("{:.1}", case.freeze_over_pause_ms),
+        format!("{:.1}", case.freeze_over_stall_ms),
+        placed.join(", "),
+        if case.is_exact() { "yes" } else { "NO" }.to_owned(),
+    ]
+}
