@@ -17,10 +17,11 @@ const INTERVAL: Duration = Duration::from_millis(20);
 /// Time between two samples after the stop.
 const STOPPED_INTERVAL: Duration = Duration::from_micros(500);
 /// Nobody reads any more when a frame has been waiting for so long: QEMU's main loop comes round
-/// within a millisecond or two of an idle machine, and this leaves some for a busy one.
-const SETTLE: Duration = Duration::from_millis(10);
+/// within a millisecond or two of an idle machine, and this leaves some for a busy one. The VM stands
+/// still for longer in any case.
+const SETTLE: Duration = Duration::from_millis(20);
 /// After so long the cut is made with what there is, because the destination waits for it.
-const DEADLINE: Duration = Duration::from_millis(40);
+const DEADLINE: Duration = Duration::from_millis(80);
 /// For so long after the cut a late read is looked for.
 const WATCH: Duration = Duration::from_millis(100);
 /// Time that the hypervisor's report of the stop may take.
