@@ -7,10 +7,9 @@
 
 use core::mem::{offset_of, size_of};
 
+use agent_ebpf::instruction::{load_u32, load_u64, store_u32, store_u64};
 use common::maps::{Address, ManagedKey, RelayFlowKey, RelayKey, StreamKey};
 use common::wire::datagram::{Header, Rewrite};
-
-use crate::instruction::{load_u32, load_u64, store_u32, store_u64};
 
 /// An address as it lies in memory.
 pub(crate) type Words = [u64; 2];

@@ -17,6 +17,9 @@
 use core::mem::offset_of;
 use core::slice;
 
+use agent_ebpf::instruction;
+use agent_ebpf::skb::{Skb, now_ns};
+use agent_ebpf::verdict::Verdict;
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::bpf_clone_redirect;
 use common::counter::Counter;
@@ -28,10 +31,8 @@ use common::maps::{
 use common::packet::PacketRead as _;
 use common::wire::{ethernet, ipv6, udp};
 
-use crate::Verdict;
-use crate::context::{Packet as _, Skb, now_ns};
+use crate::context::Packet as _;
 use crate::front::{self, StreamWords};
-use crate::instruction;
 use crate::maps::{
     self, DELIVERED, GATE_RECORDS, GATE_USAGE, GATES, HELD, HELD_SCRATCH, HeldRecord,
 };

@@ -11,7 +11,7 @@ use core::arch::asm;
 ///
 /// `number` points into a live map value.
 #[inline(always)]
-pub(crate) unsafe fn add_u64(number: *mut u64, amount: u64) {
+pub unsafe fn add_u64(number: *mut u64, amount: u64) {
     // SAFETY: the caller's pointer is valid; the instruction reads and writes 8 aligned bytes.
     unsafe {
         asm!("lock *(u64 *)({number} + 0) += {amount}", number = in(reg) number, amount = in(reg) amount);
@@ -24,7 +24,7 @@ pub(crate) unsafe fn add_u64(number: *mut u64, amount: u64) {
 ///
 /// `number` points into a live map value.
 #[inline(always)]
-pub(crate) unsafe fn add_u32(number: *mut u32, amount: u32) {
+pub unsafe fn add_u32(number: *mut u32, amount: u32) {
     // SAFETY: the caller's pointer is valid; the instruction reads and writes 4 aligned bytes.
     unsafe {
         asm!("lock *(u32 *)({number} + 0) += {amount}", number = in(reg) number, amount = in(reg) u64::from(amount));
@@ -39,7 +39,7 @@ pub(crate) unsafe fn add_u32(number: *mut u32, amount: u32) {
 /// `number` points into a live map value.
 #[inline(always)]
 #[cfg(target_arch = "bpf")]
-pub(crate) unsafe fn fetch_add(number: *mut u64, amount: u64) -> u64 {
+pub unsafe fn fetch_add(number: *mut u64, amount: u64) -> u64 {
     let mut found = amount;
     // SAFETY: the caller's pointer is valid; the instruction reads and writes 8 aligned bytes.
     unsafe {
@@ -49,8 +49,12 @@ pub(crate) unsafe fn fetch_add(number: *mut u64, amount: u64) -> u64 {
 }
 
 /// Only for lints, whose processor has another instruction for that.
+///
+/// # Safety
+///
+/// None is needed.
 #[cfg(not(target_arch = "bpf"))]
-pub(crate) unsafe fn fetch_add(_number: *mut u64, amount: u64) -> u64 {
+pub unsafe fn fetch_add(_number: *mut u64, amount: u64) -> u64 {
     amount
 }
 
@@ -62,7 +66,7 @@ pub(crate) unsafe fn fetch_add(_number: *mut u64, amount: u64) -> u64 {
 /// `word` points into a live map value, to an aligned word.
 #[inline(always)]
 #[cfg(target_arch = "bpf")]
-pub(crate) unsafe fn exchange(word: *mut u64, new: u64) -> u64 {
+pub unsafe fn exchange(word: *mut u64, new: u64) -> u64 {
     let mut found = new;
     // SAFETY: the caller's pointer is valid; the instruction reads and writes 8 aligned bytes.
     unsafe {
@@ -72,8 +76,12 @@ pub(crate) unsafe fn exchange(word: *mut u64, new: u64) -> u64 {
 }
 
 /// Only for lints, as above.
+///
+/// # Safety
+///
+/// None is needed.
 #[cfg(not(target_arch = "bpf"))]
-pub(crate) unsafe fn exchange(_word: *mut u64, new: u64) -> u64 {
+pub unsafe fn exchange(_word: *mut u64, new: u64) -> u64 {
     new
 }
 
@@ -85,7 +93,7 @@ pub(crate) unsafe fn exchange(_word: *mut u64, new: u64) -> u64 {
 /// `word` points into a live map value, to an aligned word.
 #[inline(always)]
 #[cfg(target_arch = "bpf")]
-pub(crate) unsafe fn compare_exchange(word: *mut u64, expected: u64, new: u64) -> u64 {
+pub unsafe fn compare_exchange(word: *mut u64, expected: u64, new: u64) -> u64 {
     let mut found = expected;
     // SAFETY: the caller's pointer is valid; the instruction reads and writes 8 aligned bytes.
     unsafe {
@@ -95,8 +103,12 @@ pub(crate) unsafe fn compare_exchange(word: *mut u64, expected: u64, new: u64) -
 }
 
 /// Only for lints, which read the programs for a processor without that register.
+///
+/// # Safety
+///
+/// None is needed.
 #[cfg(not(target_arch = "bpf"))]
-pub(crate) unsafe fn compare_exchange(_word: *mut u64, expected: u64, _new: u64) -> u64 {
+pub unsafe fn compare_exchange(_word: *mut u64, expected: u64, _new: u64) -> u64 {
     expected
 }
 
@@ -109,7 +121,7 @@ pub(crate) unsafe fn compare_exchange(_word: *mut u64, expected: u64, _new: u64)
 ///
 /// `from` points to 8 live bytes of a packet or map value.
 #[inline(always)]
-pub(crate) unsafe fn load_u64(from: *const u8) -> u64 {
+pub unsafe fn load_u64(from: *const u8) -> u64 {
     let value;
     // SAFETY: the caller's pointer is valid; the instruction reads 8 bytes.
     unsafe {
@@ -124,7 +136,7 @@ pub(crate) unsafe fn load_u64(from: *const u8) -> u64 {
 ///
 /// As for [`load_u64`].
 #[inline(always)]
-pub(crate) unsafe fn load_u32(from: *const u8) -> u32 {
+pub unsafe fn load_u32(from: *const u8) -> u32 {
     let value: u64;
     // SAFETY: the caller's pointer is valid; the instruction reads 4 bytes.
     unsafe {
@@ -139,7 +151,7 @@ pub(crate) unsafe fn load_u32(from: *const u8) -> u32 {
 ///
 /// `to` points to 8 live bytes of a packet.
 #[inline(always)]
-pub(crate) unsafe fn store_u64(to: *mut u8, value: u64) {
+pub unsafe fn store_u64(to: *mut u8, value: u64) {
     // SAFETY: the caller's pointer is valid; the instruction writes 8 bytes.
     unsafe {
         asm!("*(u64 *)({to} + 0) = {value}", value = in(reg) value, to = in(reg) to);
@@ -152,7 +164,7 @@ pub(crate) unsafe fn store_u64(to: *mut u8, value: u64) {
 ///
 /// As for [`store_u64`].
 #[inline(always)]
-pub(crate) unsafe fn store_u32(to: *mut u8, value: u32) {
+pub unsafe fn store_u32(to: *mut u8, value: u32) {
     // SAFETY: the caller's pointer is valid; the instruction writes 4 bytes.
     unsafe {
         asm!("*(u32 *)({to} + 0) = {value}", value = in(reg) u64::from(value), to = in(reg) to);
@@ -164,7 +176,7 @@ pub(crate) unsafe fn store_u32(to: *mut u8, value: u32) {
 /// Verifier: two comparisons of one number stay two, on the number itself, instead of becoming
 /// one of a difference, from which the verifier learns no bounds.
 #[inline(always)]
-pub(crate) fn opaque(mut value: u64) -> u64 {
+pub fn opaque(mut value: u64) -> u64 {
     // An empty text would leave line information without an instruction, which the kernel refuses.
     // SAFETY: the instruction changes nothing.
     unsafe { asm!("{value} += 0", value = inout(reg) value) }

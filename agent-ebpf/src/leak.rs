@@ -2,11 +2,11 @@
 
 #![allow(unsafe_code, reason = "the frame is reached through a raw pointer")]
 
+use agent_ebpf::skb::Skb;
+use agent_ebpf::verdict::Verdict;
 use common::counter::Counter;
 use common::relay;
 
-use crate::Verdict;
-use crate::context::Skb;
 use crate::maps;
 
 /// Ethernet addresses, bytes.

@@ -14,7 +14,7 @@
 //! 5.17, for `bpf_loop`; 5.18 for `uplink_xdp`, for `bpf_xdp_load_bytes`.
 
 // For any other target it is a program that does nothing, so that lints can read it.
-#![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![allow(
     clippy::needless_borrows_for_generic_args,
     reason = "a key or value that is passed whole may be copied on the stack of 512 bytes"
@@ -23,7 +23,6 @@
 mod context;
 mod front;
 mod gate;
-mod instruction;
 mod leak;
 mod maps;
 mod replicate;
@@ -32,29 +31,13 @@ mod store;
 mod stream;
 mod uplink;
 
+use agent_ebpf::skb::Skb;
+use agent_ebpf::verdict::Verdict;
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
-use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
 
-use crate::context::{Skb, Xdp};
-
-/// What happens to the frame. Unspecific verdicts let other programs on the hook decide: it is
-/// `TCX_NEXT` on TCX and "go on" on clsact.
-#[derive(Clone, Copy)]
-enum Verdict {
-    Pass,
-    Drop,
-}
-
-impl From<Verdict> for i32 {
-    fn from(verdict: Verdict) -> Self {
-        match verdict {
-            Verdict::Pass => TC_ACT_UNSPEC,
-            Verdict::Drop => TC_ACT_SHOT as Self,
-        }
-    }
-}
+use crate::context::Xdp;
 
 #[classifier]
 fn snoop(ctx: TcContext) -> i32 {

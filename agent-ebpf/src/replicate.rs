@@ -14,6 +14,8 @@
 
 use core::ffi::c_void;
 
+use agent_ebpf::instruction;
+use agent_ebpf::skb::Skb;
 use aya_ebpf::bindings::{
     BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH,
     BPF_FIB_LKUP_RET_SUCCESS, BPF_NOEXIST,
@@ -26,9 +28,8 @@ use common::relay::{self, Differences, RELAYED_HOP_LIMIT};
 use common::wire::datagram::{HEADER_BYTES, Header};
 use common::wire::{ipv6, udp};
 
-use crate::context::{Packet as _, Skb};
+use crate::context::Packet as _;
 use crate::front::{Front, StreamWords};
-use crate::instruction;
 use crate::maps::{self, MANAGED, RELAY_STREAMS, RELAY_SUBSCRIBERS, RELAY_USAGE};
 use crate::stream;
 

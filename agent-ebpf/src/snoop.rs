@@ -7,6 +7,9 @@
 
 use core::ffi::c_void;
 
+use agent_ebpf::instruction;
+use agent_ebpf::skb::{Skb, now_ns};
+use agent_ebpf::verdict::Verdict;
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::bpf_loop;
 use common::counter::Counter;
@@ -17,9 +20,6 @@ use common::snoop::{self, KERNEL_OPTIONS, KERNEL_RECORDS, KERNEL_STEPS, Report, 
 use common::wire::mld::{self, Ipv6Frame, Message, NoMessage};
 use common::wire::{ethernet, ipv6, udp};
 
-use crate::Verdict;
-use crate::context::{Skb, now_ns};
-use crate::instruction;
 use crate::maps::{self, EVENTS, PORT_USAGE, PORTS, WALK};
 use crate::store::MapStore;
 

@@ -2,13 +2,13 @@
 
 #![allow(unsafe_code, reason = "map values are reached through raw pointers")]
 
+use agent_ebpf::instruction;
 use aya_ebpf::bindings::BPF_NOEXIST;
 use common::counter::Counter;
 use common::event::{Change, Kind, ListenerEvent, SourceEvent};
 use common::maps::{Listener, ListenerKey, PortUsage, Source, SourceKey};
 use common::snoop::{ListenerStore, Refused};
 
-use crate::instruction;
 use crate::maps::{self, LISTENER_SOURCES, LISTENERS, PORT_USAGE, PORTS};
 
 /// `LISTENERS` and `LISTENER_SOURCES` as seen by one port.

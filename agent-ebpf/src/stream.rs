@@ -6,6 +6,7 @@
 use core::mem::offset_of;
 use core::ptr;
 
+use agent_ebpf::instruction;
 use aya_ebpf::bindings::BPF_NOEXIST;
 use common::counter::Counter;
 use common::event::{FirstPacketEvent, Kind};
@@ -14,7 +15,6 @@ use common::relay;
 use common::wire::datagram::{HEADER_BYTES, Header, UDP_HEADER_BYTES};
 
 use crate::context::{Arrival, Packet};
-use crate::instruction;
 use crate::maps::{self, FINGERPRINTS, STREAMS};
 
 /// The part of a [`Stream`] that is one origin's.

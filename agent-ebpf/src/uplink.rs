@@ -8,6 +8,7 @@
 
 #![allow(unsafe_code, reason = "map values are reached through raw pointers")]
 
+use agent_ebpf::verdict::Verdict;
 use aya_ebpf::bindings::BPF_ANY;
 use common::counter::Counter;
 use common::event::{Kind, QueryEvent};
@@ -18,7 +19,6 @@ use common::wire::datagram::CHECKSUM_OFFSET;
 use common::wire::mld::{self, Ipv6Frame, Message, NoMessage, Query};
 use common::wire::{ethernet, ipv6, udp};
 
-use crate::Verdict;
 use crate::context::{Arrival, Packet};
 use crate::front::{self, Front, ManagedWords, RelayFlowWords, RelayWords, StreamWords};
 use crate::maps::{self, MANAGED, QUERIER, RELAY_FLOWS, RELAYS};

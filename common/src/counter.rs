@@ -2,6 +2,7 @@
 //!
 //! Every frame or record that leaves no state has one, so nothing is lost silently.
 
+/// Makes the enum of a set of counters.
 macro_rules! counters {
     ($($(#[$doc:meta])* $variant:ident => $name:literal,)*) => {
         /// Index into `COUNTERS`.
@@ -24,6 +25,8 @@ macro_rules! counters {
         }
     };
 }
+
+pub(crate) use counters;
 
 counters! {
     /// Valid MLDv1 Reports.

@@ -41,17 +41,22 @@
 //! | module | holds |
 //! |---|---|
 //! | [`neutral`] | MoAs that leave checksums as they are |
+//! | [`translate`] | what becomes of a packet |
+//! | [`maps`], [`counter`] | what the kernel programs know and count |
 //! | `key` | keys of nodes and pairs (feature `user`) |
 //! | `message` | messages (feature `user`) |
 //! | `seal` | their encryption, the form on the wire (feature `user`) |
 
+pub mod counter;
 #[cfg(feature = "user")]
 pub mod key;
+pub mod maps;
 #[cfg(feature = "user")]
 pub mod message;
 pub mod neutral;
 #[cfg(feature = "user")]
 pub mod seal;
+pub mod translate;
 
 /// UDP port of the IMS.
 pub const IMS_PORT: u16 = 47413;

@@ -8,24 +8,29 @@ use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMe
 use netlink_packet_route::route::{RouteAttribute, RouteMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
+use crate::datapath;
 use crate::netlink::Netlink;
 
 /// An Ethernet NIC.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Interface {
+pub struct Interface {
     /// Its index.
-    pub(crate) ifindex: u32,
+    pub ifindex: u32,
     /// Its name.
-    pub(crate) name: String,
+    pub name: String,
     /// Its Ethernet address.
-    pub(crate) mac: [u8; 6],
+    pub mac: [u8; 6],
     /// Whether it is up.
-    pub(crate) up: bool,
+    pub up: bool,
 }
 
 /// All Ethernet NICs, the likeliest to be active first: one with a default route, then one with
-/// a global address, then by index.
-pub(crate) fn list(netlink: &mut Netlink) -> io::Result<Vec<Interface>> {
+/// a global address, then by index. `mat0` is none.
+///
+/// # Errors
+///
+/// What the kernel says.
+pub fn list(netlink: &mut Netlink) -> io::Result<Vec<Interface>> {
     let mut interfaces: Vec<Interface> = netlink
         .dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))?
         .into_iter()
@@ -61,9 +66,13 @@ fn interface(link: LinkMessage) -> Option<Interface> {
             _ => {}
         }
     }
+    let name = name?;
+    if datapath::is_own_device(&name) {
+        return None;
+    }
     Some(Interface {
         ifindex: link.header.index,
-        name: name?,
+        name,
         mac: mac?,
         up: link.header.flags.contains(LinkFlags::Up),
     })

@@ -13,9 +13,7 @@
 
 mod client;
 mod identifier;
-mod interface;
 mod net;
-mod netlink;
 mod nic;
 mod session;
 #[cfg(test)]
@@ -26,6 +24,7 @@ use std::io;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use migkick::{interface, netlink};
 
 use identifier::Scheme;
 

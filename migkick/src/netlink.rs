@@ -8,14 +8,18 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 
 /// A socket to the kernel.
-pub(crate) struct Netlink {
+pub struct Netlink {
     socket: Socket,
     sequence: u32,
 }
 
 impl Netlink {
     /// Opens the socket.
-    pub(crate) fn open() -> io::Result<Self> {
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub fn open() -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
@@ -26,15 +30,20 @@ impl Netlink {
     }
 
     /// Changes something; `flags` beyond request and acknowledgement.
-    pub(crate) fn change(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub fn change(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
         self.exchange(message, NLM_F_ACK | flags).map(drop)
     }
 
     /// Reads a whole table.
-    pub(crate) fn dump(
-        &mut self,
-        message: RouteNetlinkMessage,
-    ) -> io::Result<Vec<RouteNetlinkMessage>> {
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub fn dump(&mut self, message: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
         self.exchange(message, NLM_F_DUMP)
     }
 

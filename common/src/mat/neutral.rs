@@ -22,6 +22,19 @@ pub fn is_neutral(one: [u8; 16], other: [u8; 16]) -> bool {
     sum(one) == sum(other)
 }
 
+/// What the one's complement sum over a packet gains when `to` takes the place of `from`: 16 bits in
+/// the byte order of memory, as the kernel's checksum helpers want it. 0 where the two are neutral.
+pub fn difference(from: [u8; 16], to: [u8; 16]) -> u32 {
+    // -x is 0xffff - x.
+    let difference = u32::from(sum(to)) + (0xffff - u32::from(sum(from)));
+    let difference = ((difference & 0xffff) + (difference >> 16)) as u16;
+    if difference == 0xffff {
+        0
+    } else {
+        u32::from(difference.to_be())
+    }
+}
+
 /// The address with its last 16 bits set so that it is neutral to `hoa`.
 pub fn neutral(moa: [u8; 16], hoa: [u8; 16]) -> [u8; 16] {
     let mut moa = moa;
@@ -47,6 +60,14 @@ mod tests {
             let found = neutral(moa, hoa);
             prop_assert!(is_neutral(found, hoa));
             prop_assert_eq!(&found[..14], &moa[..14]);
+        }
+
+        #[test]
+        fn there_is_a_difference_unless_addresses_are_neutral(one: [u8; 16], other: [u8; 16]) {
+            prop_assert_eq!(difference(one, other) == 0, is_neutral(one, other));
+            prop_assert_eq!(difference(one, neutral(other, one)), 0);
+            let back = difference(one, other) + difference(other, one);
+            prop_assert!(back == 0 || back == 0xffff);
         }
 
         #[test]

@@ -1,0 +1,73 @@
+//! Builds one object of the kernel programs into `OUT_DIR`. Included by the build scripts of the
+//! packages that embed it.
+//!
+//! It needs a toolchain with `core` for the BPF target: the one named by
+//! `ROAMCAST_BPF_TOOLCHAIN`, else `bpf-debian` (Debian's `rustc-web`, which ships it built), else
+//! `nightly` with `rust-src`, which builds it.
+
+use std::env;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use aya_build::{Package, Toolchain};
+
+/// Name under which `rustup toolchain link` knows Debian's compiler.
+const DEBIAN: &str = "bpf-debian";
+const NIGHTLY: &str = "nightly";
+/// Crates that may use an unstable feature, inline assembly for BPF: aya-ebpf's own and ours.
+/// Naming them, instead of "1", keeps aya-build from rebuilding `core` where it ships built. It
+/// is set here and not for all of cargo because some dependencies are built again for each value.
+const BOOTSTRAP: &str = "aya_ebpf,agent_ebpf";
+
+/// Builds `OUT_DIR/<object>`, and tells the crate which toolchain did.
+pub(crate) fn embed(object: &str) -> Result<()> {
+    println!("cargo::rerun-if-env-changed=ROAMCAST_BPF_TOOLCHAIN");
+    println!("cargo::rerun-if-changed=../common/src");
+    println!("cargo::rerun-if-changed=build.rs");
+
+    let toolchain = toolchain();
+    // SAFETY: the build script has one thread.
+    unsafe {
+        env::set_var("RUSTC_BOOTSTRAP", BOOTSTRAP);
+        // aya-build shows everything that the inner cargo says as warnings.
+        env::set_var("CARGO_TERM_QUIET", "true");
+    }
+    println!("eBPF toolchain: {toolchain}");
+    println!("cargo::rustc-env=ROAMCAST_BPF_TOOLCHAIN_USED={toolchain}");
+
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../agent-ebpf");
+    let package = Package {
+        name: "agent-ebpf",
+        root_dir: root,
+        no_default_features: true,
+        features: &[object],
+    };
+    aya_build::build_ebpf([package], Toolchain::Custom(&toolchain)).with_context(|| {
+        format!(
+            "Cannot build the kernel programs with toolchain {toolchain}; run `cargo xtask setup`"
+        )
+    })
+}
+
+fn toolchain() -> String {
+    if let Ok(chosen) = env::var("ROAMCAST_BPF_TOOLCHAIN") {
+        return chosen;
+    }
+    if compiler_works(DEBIAN) {
+        return DEBIAN.to_owned();
+    }
+    if !compiler_works(NIGHTLY) {
+        println!(
+            "cargo::warning=Neither {DEBIAN} nor {NIGHTLY} is a usable toolchain for the kernel \
+             programs; run `cargo xtask setup` or set ROAMCAST_BPF_TOOLCHAIN"
+        );
+    }
+    NIGHTLY.to_owned()
+}
+
+fn compiler_works(toolchain: &str) -> bool {
+    Command::new("rustup")
+        .args(["run", toolchain, "rustc", "--version"])
+        .output()
+        .is_ok_and(|output| output.status.success())
+}

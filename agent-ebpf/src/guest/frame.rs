@@ -1,0 +1,172 @@
+//! A frame, to be translated where it lies.
+
+#![allow(unsafe_code, reason = "packets are reached through raw pointers")]
+
+use agent_ebpf::instruction::{load_u64, store_u32, store_u64};
+use agent_ebpf::skb::Skb;
+use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
+use aya_ebpf::helpers::bpf_l4_csum_replace;
+use aya_ebpf::programs::TcContext;
+use common::mat::translate::{
+    ADDRESSES, Head, PAYLOAD, Packet, QUOTED, QUOTED_ADDRESSES, QUOTED_PAYLOAD, Words,
+};
+use common::packet::{PacketRead, Truncated};
+
+const ETHERNET_BYTES: usize = 14;
+/// Ethernet, IPv6, and 8 bytes.
+const WITH_PAYLOAD: usize = PAYLOAD + 8;
+
+/// See the [module documentation](self).
+pub(crate) struct Frame(Skb);
+
+impl Frame {
+    #[inline(always)]
+    pub(crate) fn new(ctx: &TcContext) -> Self {
+        Self(Skb::new(ctx))
+    }
+
+    #[inline(always)]
+    pub(crate) fn skb(&self) -> &Skb {
+        &self.0
+    }
+
+    #[inline(always)]
+    pub(crate) fn ifindex(&self) -> u32 {
+        self.0.ifindex()
+    }
+
+    /// Writes two addresses, one after the other, at `AT`; `END` is their end.
+    #[inline(always)]
+    fn write_addresses<const AT: usize, const END: usize>(
+        &self,
+        source: Words,
+        destination: Words,
+    ) -> bool {
+        let Some(start) = self.0.start::<END>() else {
+            return false;
+        };
+        let ([a, b], [c, d]) = (source, destination);
+        // SAFETY: so many bytes are there.
+        unsafe {
+            store_u64(start.add(AT), a);
+            store_u64(start.add(AT + 8), b);
+            store_u64(start.add(AT + 16), c);
+            store_u64(start.add(AT + 24), d);
+        }
+        true
+    }
+
+    #[inline(always)]
+    fn write_mac<const AT: usize>(&self, [a, b, c, d, e, f]: [u8; 6]) -> bool {
+        let Some(start) = self.0.start::<ETHERNET_BYTES>() else {
+            return false;
+        };
+        // SAFETY: so many bytes are there, and MACs stand at even addresses.
+        unsafe {
+            store_u32(start.add(AT), u32::from_ne_bytes([a, b, c, d]));
+            start
+                .add(AT + 4)
+                .cast::<u16>()
+                .write(u16::from_ne_bytes([e, f]));
+        }
+        true
+    }
+}
+
+/// Reads an IPv6 header.
+///
+/// # Safety
+///
+/// `start` points to 40 live bytes of the packet.
+#[inline(always)]
+unsafe fn header(start: *const u8) -> Head {
+    // SAFETY: the caller answers for the bytes.
+    unsafe {
+        Head {
+            start: load_u64(start),
+            source: [load_u64(start.add(8)), load_u64(start.add(16))],
+            destination: [load_u64(start.add(24)), load_u64(start.add(32))],
+        }
+    }
+}
+
+impl PacketRead for Frame {
+    #[inline(always)]
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    #[inline(always)]
+    fn read<const N: usize>(&self, offset: usize) -> Result<[u8; N], Truncated> {
+        self.0.read(offset)
+    }
+
+    #[inline(always)]
+    fn vlan_metadata(&self) -> u16 {
+        self.0.vlan_metadata()
+    }
+}
+
+impl Packet for Frame {
+    #[inline(always)]
+    fn head(&self) -> Option<(u16, Head)> {
+        let start = self.0.pulled::<PAYLOAD>()?;
+        // SAFETY: so many bytes are there, and the EtherType stands at an even address.
+        unsafe {
+            let ether_type = start.add(12).cast::<u16>().read();
+            Some((ether_type, header(start.add(ETHERNET_BYTES))))
+        }
+    }
+
+    #[inline(always)]
+    fn payload(&self) -> Option<[u8; 8]> {
+        let start = self.0.pulled::<WITH_PAYLOAD>()?;
+        // SAFETY: so many bytes are there.
+        Some(unsafe { load_u64(start.add(PAYLOAD)) }.to_ne_bytes())
+    }
+
+    #[inline(always)]
+    fn quoted(&self) -> Option<Head> {
+        let start = self.0.pulled::<QUOTED_PAYLOAD>()?;
+        // SAFETY: so many bytes are there.
+        Some(unsafe { header(start.add(QUOTED)) })
+    }
+
+    #[inline(always)]
+    fn set_addresses(&mut self, source: Words, destination: Words) -> bool {
+        self.write_addresses::<ADDRESSES, PAYLOAD>(source, destination)
+    }
+
+    #[inline(always)]
+    fn set_quoted_addresses(&mut self, source: Words, destination: Words) -> bool {
+        self.write_addresses::<QUOTED_ADDRESSES, QUOTED_PAYLOAD>(source, destination)
+    }
+
+    #[inline(always)]
+    fn set_destination_mac(&mut self, mac: [u8; 6]) -> bool {
+        self.write_mac::<0>(mac)
+    }
+
+    #[inline(always)]
+    fn set_source_mac(&mut self, mac: [u8; 6]) -> bool {
+        self.write_mac::<6>(mac)
+    }
+
+    #[inline(always)]
+    fn update_checksum(&mut self, offset: usize, difference: u32, may_be_none: bool) -> bool {
+        let mut flags = 0;
+        if may_be_none {
+            flags |= u64::from(BPF_F_MARK_MANGLED_0);
+        }
+        // Where a card has delivered the sum over the whole packet with it, the change of the
+        // checksum makes up for that of the addresses, and the sum has to stay.
+        if !self.0.update_sum(0) {
+            flags |= u64::from(BPF_F_PSEUDO_HDR);
+        }
+        // SAFETY: the pointer is the program's context.
+        let result = unsafe {
+            bpf_l4_csum_replace(self.0.as_ptr(), offset as u32, 0, difference.into(), flags)
+        };
+        result == 0
+    }
+}

@@ -1,0 +1,60 @@
+//! Kernel programs of a node of MAT: glue only. What becomes of a packet is decided in
+//! [`common::mat::translate`].
+//!
+//! | program | hook | does |
+//! |---|---|---|
+//! | `mat_out` | TC egress of `mat0` | HoAs become MoAs; sends by the active NIC, MLD by the multicast NIC |
+//! | `mat_in` | TC ingress of every NIC | MoAs become HoAs; hands to `mat0` |
+//!
+//! # Minimum kernel version
+//!
+//! 5.11, for `bpf_ktime_get_coarse_ns`.
+
+// For any other target it is a program that does nothing, so that lints can read it.
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+
+mod frame;
+mod maps;
+mod tables;
+mod verdict;
+
+use aya_ebpf::macros::classifier;
+use aya_ebpf::programs::TcContext;
+use common::mat::translate;
+
+use crate::frame::Frame;
+use crate::tables::Maps;
+
+#[classifier]
+fn mat_out(ctx: TcContext) -> i32 {
+    let mut frame = Frame::new(&ctx);
+    let maps = Maps::for_packet(&frame);
+    let outbound = translate::outbound(&mut frame, &maps);
+    verdict::outbound(&frame, outbound)
+}
+
+#[classifier]
+fn mat_in(ctx: TcContext) -> i32 {
+    let mut frame = Frame::new(&ctx);
+    let maps = Maps::for_packet(&frame);
+    let ifindex = frame.ifindex();
+    let inbound = translate::inbound(&mut frame, &maps, ifindex);
+    verdict::inbound(&frame, inbound)
+}
+
+#[cfg(not(target_arch = "bpf"))]
+fn main() {}
+
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+#[allow(
+    unsafe_code,
+    reason = "the kernel looks for the license in this section"
+)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,0 +1,22 @@
+//! What a TC program says in the end.
+
+use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
+
+/// What happens to the frame. Unspecific verdicts let other programs on the hook decide: it is
+/// `TCX_NEXT` on TCX and "go on" on clsact.
+#[derive(Clone, Copy)]
+pub enum Verdict {
+    /// It goes on.
+    Pass,
+    /// It ends here.
+    Drop,
+}
+
+impl From<Verdict> for i32 {
+    fn from(verdict: Verdict) -> Self {
+        match verdict {
+            Verdict::Pass => TC_ACT_UNSPEC,
+            Verdict::Drop => TC_ACT_SHOT as Self,
+        }
+    }
+}

@@ -1,0 +1,495 @@
+//! Translation: what becomes of a packet that leaves by `mat0`, or comes in by a NIC.
+//!
+//! ```text
+//!  mat0 --> MLD? --> multicast NIC, from its link-local address
+//!       '-> PEERS? --no--> held for the daemon
+//!             '--> HoA a -> HoA b  becomes  MoA a -> MoA b --> active NIC
+//!
+//!  NIC --> multicast? --> a copy for mat0 if it is the multicast NIC; goes on
+//!      '-> PEER_MOAS and OWN_MOAS? --> MoA b -> MoA a  becomes  HoA b -> HoA a --> mat0
+//!             '--no--> ICMPv6 error about such a packet? --> likewise --> mat0
+//!                            '--no--> of the home prefix? --> dropped
+//!                                           '--no--> goes on as it is: plain traffic
+//! ```
+//!
+//! Where HoA and MoA are neutral, 32 bytes are written and no checksum is looked at, so that
+//! extension headers, fragments, offloaded packets and protocols that nobody here knows are as
+//! right as before. Else the checksum of TCP, UDP, DCCP and ICMPv6 is found behind at most
+//! [`MAX_HEADERS`] extension headers and changed by the difference of the addresses (RFC 1624); a
+//! fragment other than the first has none.
+//!
+//! An ICMPv6 error (RFC 4443 §2.1: type below 128) quotes a packet, whose addresses are translated
+//! too, so that the wire never carries a HoA and an application recognizes its own packet. The
+//! source of the error may be any router's and stays as it is, unless it is a peer's MoA.
+//! Deviation: the checksum within the quoted packet is not changed where addresses are not neutral;
+//! the packet is cut off, and nobody looks at it.
+//!
+//! Neighbour discovery between peers on one link is about MoAs and passes as it is, like all of
+//! ICMPv6 but errors and echoes. Datagrams of the daemons and of the IMS are between MoAs themselves and pass as they are: by
+//! them it is found out whether a MoA is good.
+
+mod bytes;
+
+use super::counter::Counter;
+use super::maps::Node;
+use super::{IMS_PORT, NODE_PORT, neutral};
+use crate::maps::Address;
+use crate::packet::{PacketRead, Truncated};
+use crate::wire::{ethernet, ipv6, udp};
+
+pub use bytes::Bytes;
+
+/// Where the outer addresses stand, bytes from the first of the frame.
+pub const ADDRESSES: usize = 22;
+/// Where what follows the IPv6 header stands.
+pub const PAYLOAD: usize = 54;
+/// Where the packet stands that an ICMPv6 error quotes.
+pub const QUOTED: usize = 62;
+/// Where its addresses stand.
+pub const QUOTED_ADDRESSES: usize = 70;
+/// End of its IPv6 header.
+pub const QUOTED_PAYLOAD: usize = 102;
+/// Most extension headers that are passed in search of a checksum.
+pub const MAX_HEADERS: usize = 4;
+
+const TCP: u8 = 6;
+const DCCP: u8 = 33;
+const ICMPV6: u8 = 58;
+const UDP_LITE: u8 = 136;
+/// First type of ICMPv6 that is no error, which is Echo Request.
+const ECHO_REQUEST: u8 = 128;
+const ECHO_REPLY: u8 = 129;
+const MLD_QUERY: u8 = 130;
+const MLD_REPORT_V1: u8 = 131;
+const MLD_DONE: u8 = 132;
+const MLD_REPORT_V2: u8 = 143;
+/// Where MLD stands behind its Hop-by-Hop Options of 8 bytes, and its checksum.
+const MLD: usize = 62;
+const MLD_CHECKSUM: usize = 64;
+
+/// An address as two words of memory.
+pub type Words = [u64; 2];
+
+/// The words of an address.
+#[inline(always)]
+pub fn words(address: Address) -> Words {
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = address;
+    [
+        u64::from_ne_bytes([a, b, c, d, e, f, g, h]),
+        u64::from_ne_bytes([i, j, k, l, m, n, o, p]),
+    ]
+}
+
+/// The address of words.
+#[inline(always)]
+pub fn address([first, second]: Words) -> Address {
+    let [a, b, c, d, e, f, g, h] = first.to_ne_bytes();
+    let [i, j, k, l, m, n, o, p] = second.to_ne_bytes();
+    [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
+}
+
+/// An IPv6 header where it lies: that of the packet, or of a quoted one.
+#[derive(Clone, Copy)]
+pub struct Head {
+    /// The first 8 bytes.
+    pub start: u64,
+    /// Source.
+    pub source: Words,
+    /// Destination.
+    pub destination: Words,
+}
+
+impl Head {
+    #[inline(always)]
+    fn version(&self) -> u8 {
+        let [first, ..] = self.start.to_ne_bytes();
+        first >> 4
+    }
+
+    #[inline(always)]
+    fn next_header(&self) -> u8 {
+        let [.., next_header, _] = self.start.to_ne_bytes();
+        next_header
+    }
+}
+
+/// A packet that can be translated. What a method writes was read before, by the one of its name
+/// without `set`.
+pub trait Packet: PacketRead {
+    /// EtherType in network order, and the IPv6 header; `None` for a shorter frame.
+    fn head(&self) -> Option<(u16, Head)>;
+    /// The first 8 bytes after the IPv6 header.
+    fn payload(&self) -> Option<[u8; 8]>;
+    /// The header of the packet that an ICMPv6 error quotes.
+    fn quoted(&self) -> Option<Head>;
+    /// Writes source and destination. `false` when the packet cannot be written to.
+    fn set_addresses(&mut self, source: Words, destination: Words) -> bool;
+    /// The same of the quoted packet.
+    fn set_quoted_addresses(&mut self, source: Words, destination: Words) -> bool;
+    /// Writes the Ethernet destination.
+    fn set_destination_mac(&mut self, mac: [u8; 6]) -> bool;
+    /// Writes the Ethernet source.
+    fn set_source_mac(&mut self, mac: [u8; 6]) -> bool;
+    /// Changes the checksum at `offset` by a difference. One that a device has yet to finish covers
+    /// the addresses only. `may_be_none`: 0 stands for no checksum, and is never the result.
+    fn update_checksum(&mut self, offset: usize, difference: u32, may_be_none: bool) -> bool;
+}
+
+/// What an address becomes, and the difference that this makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Translated {
+    /// The address to put in its place.
+    pub address: Words,
+    /// See [`super::maps`].
+    pub difference: u32,
+}
+
+/// What is known of the node and its peers.
+pub trait Tables {
+    /// The node; `None` before the daemon has said anything.
+    fn node(&self) -> Option<&Node>;
+    /// Where packets to a HoA go, which counts this one.
+    fn peer(&self, hoa: &Words) -> Option<Translated>;
+    /// Which peer's a MoA is.
+    fn peer_moa(&self, moa: &Words) -> Option<Translated>;
+    /// Whether a MoA is this node's, and the difference that its HoA makes.
+    fn own_moa(&self, moa: &Words) -> Option<u32>;
+}
+
+/// What happens to a packet that leaves by `mat0`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outbound {
+    /// Goes out by this NIC, to the next hop on the way to its new destination.
+    Send(u32),
+    /// Goes out by this NIC as it is.
+    Mld(u32),
+    /// Comes back in by `mat0`, which has this index.
+    Refused(u32),
+    /// Waits for the daemon to find this peer.
+    Hold(Words),
+    /// Goes no further.
+    Drop(Counter),
+}
+
+/// What happens to a packet that comes in by a NIC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Inbound {
+    /// Goes on as it is.
+    Pass,
+    /// The same, as a message of a daemon.
+    Signalling,
+    /// Comes in by `mat0`, which has this index.
+    Deliver(u32, Counter),
+    /// A copy of it does; it goes on as it is too.
+    Copy(u32),
+    /// Goes no further.
+    Drop(Counter),
+}
+
+/// Translates a packet that leaves by `mat0`.
+#[inline(always)]
+pub fn outbound<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Outbound {
+    let Some(node) = tables.node() else {
+        return Outbound::Drop(Counter::OutNoNic);
+    };
+    let Some((ether_type, head)) = packet.head() else {
+        return Outbound::Drop(Counter::OutNotCarried);
+    };
+    if ether_type != ethernet::IPV6.to_be() || head.version() != 6 {
+        return Outbound::Drop(Counter::OutNotCarried);
+    }
+    if is_multicast(head.destination) {
+        return multicast_out(packet, &head, node);
+    }
+    let hoa = words(node.hoa);
+    if head.destination == hoa {
+        return Outbound::Refused(node.mat0_ifindex);
+    }
+    if !is_home(head.destination, node) {
+        return Outbound::Drop(Counter::OutNotCarried);
+    }
+    if head.source != hoa {
+        return Outbound::Drop(Counter::OutForeignSource);
+    }
+    let Some(peer) = tables.peer(&head.destination) else {
+        return Outbound::Hold(head.destination);
+    };
+    if node.ifindex == 0 {
+        return Outbound::Drop(Counter::OutNoNic);
+    }
+    let own = Translated {
+        address: words(node.moa),
+        difference: node.difference,
+    };
+    if !packet.set_addresses(own.address, peer.address) {
+        return Outbound::Drop(Counter::OutRefusedByKernel);
+    }
+    let mut difference = own.difference + peer.difference;
+    if head.next_header() == ICMPV6 && icmp_type(packet) < ECHO_REQUEST {
+        match quoted_out(packet, &head, own, peer) {
+            Some(more) => difference += more,
+            None => return Outbound::Drop(Counter::OutRefusedByKernel),
+        }
+    }
+    if difference != 0 && !change_checksum(packet, head.next_header(), difference) {
+        return Outbound::Drop(Counter::OutUntranslatable);
+    }
+    Outbound::Send(node.ifindex)
+}
+
+/// Translates the packet that an error of this node quotes: one of the peer that the error goes to.
+/// Returns the difference; `None` when the packet cannot be written to.
+#[inline(always)]
+fn quoted_out<P: Packet>(
+    packet: &mut P,
+    outer: &Head,
+    own: Translated,
+    peer: Translated,
+) -> Option<u32> {
+    let Some(quoted) = packet.quoted() else {
+        return Some(0);
+    };
+    let Head {
+        mut source,
+        mut destination,
+        ..
+    } = quoted;
+    let mut difference = 0;
+    if source == outer.destination {
+        source = peer.address;
+        difference += peer.difference;
+    }
+    if destination == outer.source {
+        destination = own.address;
+        difference += own.difference;
+    }
+    packet
+        .set_quoted_addresses(source, destination)
+        .then_some(difference)
+}
+
+/// A multicast packet of `mat0`: MLD goes out as if the multicast NIC had sent it (RFC 9777 §5.2.13:
+/// from a link-local address of the link).
+#[inline(always)]
+fn multicast_out<P: Packet>(packet: &mut P, head: &Head, node: &Node) -> Outbound {
+    if !matches!(
+        mld(packet, head),
+        Some(MLD_REPORT_V1 | MLD_DONE | MLD_REPORT_V2)
+    ) {
+        return Outbound::Drop(Counter::OutNotCarried);
+    }
+    if node.multicast_ifindex == 0 || ipv6::is_unspecified(&node.multicast_source) {
+        return Outbound::Drop(Counter::OutMldNoSource);
+    }
+    let difference = neutral::difference(address(head.source), node.multicast_source);
+    let written = packet.set_addresses(words(node.multicast_source), head.destination)
+        && packet.set_source_mac(node.multicast_mac)
+        && packet.update_checksum(MLD_CHECKSUM, difference, false);
+    if written {
+        Outbound::Mld(node.multicast_ifindex)
+    } else {
+        Outbound::Drop(Counter::OutRefusedByKernel)
+    }
+}
+
+/// Translates a packet that comes in by the NIC with that index.
+#[inline(always)]
+pub fn inbound<P: Packet, T: Tables>(packet: &mut P, tables: &T, ifindex: u32) -> Inbound {
+    let Some((ether_type, head)) = packet.head() else {
+        return Inbound::Pass;
+    };
+    if ether_type != ethernet::IPV6.to_be() || head.version() != 6 || packet.vlan_metadata() != 0 {
+        return Inbound::Pass;
+    }
+    let Some(node) = tables.node() else {
+        return Inbound::Pass;
+    };
+    if is_multicast(head.destination) {
+        return multicast_in(packet, &head, node, ifindex);
+    }
+    let from = tables.peer_moa(&head.source);
+    let next_header = head.next_header();
+    if from.is_none() && next_header != ICMPV6 {
+        return plain(&head, node);
+    }
+    let Some(mut difference) = tables.own_moa(&head.destination) else {
+        return plain(&head, node);
+    };
+    let mut reason = Counter::InTranslated;
+    if next_header == ICMPV6 {
+        match icmp_type(packet) {
+            ..ECHO_REQUEST => {
+                match quoted_in(packet, tables, node) {
+                    Ok(more) => difference += more,
+                    Err(verdict) => return verdict,
+                }
+                reason = Counter::InErrors;
+            }
+            ECHO_REQUEST | ECHO_REPLY if from.is_some() => {}
+            // Neighbour discovery, for one, is about MoAs.
+            _ => return plain(&head, node),
+        }
+    }
+    if next_header == udp::NEXT_HEADER
+        && let Some([a, b, c, d, ..]) = packet.payload()
+        && is_signalling([a, b, c, d])
+    {
+        return Inbound::Signalling;
+    }
+    let from = from.unwrap_or(Translated {
+        address: head.source,
+        difference: 0,
+    });
+    difference += from.difference;
+    if !packet.set_addresses(from.address, words(node.hoa))
+        || !packet.set_destination_mac(node.mat0_mac)
+    {
+        return Inbound::Drop(Counter::InRefusedByKernel);
+    }
+    if difference != 0 && !change_checksum(packet, next_header, difference) {
+        return Inbound::Drop(Counter::InUntranslatable);
+    }
+    Inbound::Deliver(node.mat0_ifindex, reason)
+}
+
+/// Translates the packet that an error quotes, if it is one of this node to a peer. Returns the
+/// difference, or what else happens to the error.
+#[inline(always)]
+fn quoted_in<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    node: &Node,
+) -> Result<u32, Inbound> {
+    let quoted = packet.quoted().ok_or(Inbound::Pass)?;
+    let own = tables.own_moa(&quoted.source).ok_or(Inbound::Pass)?;
+    let peer = tables.peer_moa(&quoted.destination).ok_or(Inbound::Pass)?;
+    if quoted.next_header() == udp::NEXT_HEADER
+        && packet.read::<4>(QUOTED_PAYLOAD).is_ok_and(is_signalling)
+    {
+        return Err(Inbound::Signalling);
+    }
+    if packet.set_quoted_addresses(words(node.hoa), peer.address) {
+        Ok(own + peer.difference)
+    } else {
+        Err(Inbound::Drop(Counter::InRefusedByKernel))
+    }
+}
+
+#[inline(always)]
+fn multicast_in<P: Packet>(packet: &P, head: &Head, node: &Node, ifindex: u32) -> Inbound {
+    // The other NIC may be on a link with the same streams.
+    if ifindex != node.multicast_ifindex {
+        return Inbound::Pass;
+    }
+    let routable = ipv6::is_routable_multicast(&address(head.destination));
+    if routable || mld(packet, head) == Some(MLD_QUERY) {
+        Inbound::Copy(node.mat0_ifindex)
+    } else {
+        Inbound::Pass
+    }
+}
+
+/// A packet that is not MAT's. It must not pretend to be: what `mat0` gets is from peers.
+#[inline(always)]
+fn plain(head: &Head, node: &Node) -> Inbound {
+    if is_home(head.source, node) || is_home(head.destination, node) {
+        Inbound::Drop(Counter::InHomeOnWire)
+    } else {
+        Inbound::Pass
+    }
+}
+
+/// Type of an MLD message, behind Hop-by-Hop Options of 8 bytes, which Router Alert fills (RFC 2711).
+#[inline(always)]
+fn mld<P: Packet>(packet: &P, head: &Head) -> Option<u8> {
+    if head.next_header() != ipv6::HOP_BY_HOP {
+        return None;
+    }
+    let [next_header, length, ..] = packet.payload()?;
+    if next_header != ICMPV6 || length != 0 {
+        return None;
+    }
+    let [kind] = packet.read::<1>(MLD).ok()?;
+    Some(kind)
+}
+
+/// Type of an ICMPv6 message; one that nobody uses where there is none.
+#[inline(always)]
+fn icmp_type<P: Packet>(packet: &P) -> u8 {
+    match packet.payload() {
+        Some([kind, ..]) => kind,
+        None => u8::MAX,
+    }
+}
+
+/// Whether either port is that of the daemons or of the IMS.
+#[inline(always)]
+fn is_signalling([s0, s1, d0, d1]: [u8; 4]) -> bool {
+    [[s0, s1], [d0, d1]]
+        .map(u16::from_be_bytes)
+        .iter()
+        .any(|port| matches!(*port, IMS_PORT | NODE_PORT))
+}
+
+#[inline(always)]
+fn is_multicast([first, _]: Words) -> bool {
+    let [byte, ..] = first.to_ne_bytes();
+    byte == 0xff
+}
+
+#[inline(always)]
+fn is_home(address: Words, node: &Node) -> bool {
+    let [first, second] = address;
+    let ([mask_first, mask_second], [home_first, home_second]) =
+        (words(node.home_mask), words(node.home));
+    first & mask_first == home_first && second & mask_second == home_second
+}
+
+/// Changes the checksum that covers the addresses. `false` when it cannot be found.
+#[inline(never)]
+fn change_checksum<P: Packet>(packet: &mut P, next_header: u8, difference: u32) -> bool {
+    match checksum_offset(packet, next_header) {
+        Ok(Some((offset, may_be_none))) => packet.update_checksum(offset, difference, may_be_none),
+        Ok(None) => true,
+        Err(Truncated) => false,
+    }
+}
+
+/// Where the checksum stands, and whether it may be 0 for none; `None` where no checksum covers the
+/// addresses.
+#[inline(always)]
+fn checksum_offset<P: PacketRead>(
+    packet: &P,
+    next_header: u8,
+) -> Result<Option<(usize, bool)>, Truncated> {
+    let mut next_header = next_header;
+    let mut at = PAYLOAD;
+    for _ in 0..=MAX_HEADERS {
+        match next_header {
+            TCP => return Ok(Some((at + 16, false))),
+            udp::NEXT_HEADER | UDP_LITE => return Ok(Some((at + 6, true))),
+            DCCP => return Ok(Some((at + 6, false))),
+            ICMPV6 => return Ok(Some((at + 2, false))),
+            ipv6::HOP_BY_HOP | ipv6::DESTINATION_OPTIONS => {
+                let [next, length] = packet.read(at)?;
+                next_header = next;
+                at += (usize::from(length) + 1) * 8;
+            }
+            ipv6::FRAGMENT => {
+                let [next, _, high, low] = packet.read(at)?;
+                if u16::from_be_bytes([high, low]) >> 3 != 0 {
+                    return Ok(None);
+                }
+                next_header = next;
+                at += 8;
+            }
+            // The checksum covers the last address of the route instead (RFC 8200 §8.1).
+            ipv6::ROUTING => return Err(Truncated),
+            _ => return Ok(None),
+        }
+    }
+    Err(Truncated)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,331 @@
+//! `mat0`: a device that carries the HoA, and what is routed to it.
+//!
+//! It is a `dummy` where the kernel has that, else one end of a veth pair of which nobody listens at
+//! the other. Nothing really leaves by it: `mat_out` takes its packets before.
+//!
+//! | on it | why |
+//! |---|---|
+//! | HoA/128, no duplicate address detection | the address is on no link |
+//! | route of the home prefix, from the HoA | peers' HoAs, and whatever of the kind is unknown yet |
+//! | MTU: the least of the NICs' | a packet leaves by any of them |
+//! | no Router Solicitations, no neighbour discovery | nobody answers |
+
+use std::fs;
+use std::io;
+use std::net::{IpAddr, Ipv6Addr};
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_route::address::{
+    AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
+};
+use netlink_packet_route::link::{
+    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use super::DatapathError;
+use crate::interface::Interface;
+use crate::netlink::Netlink;
+
+/// Its name.
+pub(super) const NAME: &str = "mat0";
+/// Name of the other end of the veth pair.
+pub(super) const OTHER_END: &str = "mat0-end";
+/// As that of the routes of `nic`.
+const PROTOCOL: RouteProtocol = RouteProtocol::Other(74);
+/// RFC 8200 §5.
+const LEAST_MTU: u32 = 1280;
+
+/// A link as the kernel describes it.
+struct Link {
+    ifindex: u32,
+    mac: [u8; 6],
+    flags: LinkFlags,
+    /// Whether it is of a kind that this module makes.
+    own_kind: bool,
+}
+
+/// See the [module documentation](self).
+pub(super) struct Device {
+    netlink: Netlink,
+    pub(super) ifindex: u32,
+    pub(super) mac: [u8; 6],
+    hoa: Ipv6Addr,
+    home: (Ipv6Addr, u8),
+}
+
+impl Device {
+    /// Makes the device, or adopts one that an earlier daemon has made for the same HoA.
+    pub(super) fn make(
+        hoa: Ipv6Addr,
+        home: (Ipv6Addr, u8),
+        adopt: bool,
+    ) -> Result<Self, DatapathError> {
+        let mut netlink = Netlink::open().map_err(error("talk to the kernel"))?;
+        let mut link = find(&mut netlink, NAME)?;
+        if let Some(found) = &link
+            && !found.own_kind
+        {
+            return Err(DatapathError::DeviceTaken);
+        }
+        if !adopt && let Some(found) = link.take() {
+            remove(&mut netlink, found.ifindex)?;
+        }
+        let link = match link {
+            Some(link) => link,
+            None => {
+                create(&mut netlink).map_err(error("make the device"))?;
+                find(&mut netlink, NAME)?
+                    .ok_or_else(|| error("find the device")(io::ErrorKind::NotFound.into()))?
+            }
+        };
+        let mut device = Self {
+            netlink,
+            ifindex: link.ifindex,
+            mac: link.mac,
+            hoa,
+            home,
+        };
+        device.configure()?;
+        Ok(device)
+    }
+
+    fn configure(&mut self) -> Result<(), DatapathError> {
+        for (name, setting, value) in [
+            (NAME, "accept_ra", "0"),
+            (NAME, "autoconf", "0"),
+            (NAME, "router_solicitations", "0"),
+            (OTHER_END, "disable_ipv6", "1"),
+        ] {
+            let path = format!("/proc/sys/net/ipv6/conf/{name}/{setting}");
+            match fs::write(path, value) {
+                Err(e) if name == OTHER_END && e.kind() == io::ErrorKind::NotFound => {}
+                result => result.map_err(error("change the IPv6 settings"))?,
+            }
+        }
+        if let Some(end) = find(&mut self.netlink, OTHER_END)? {
+            set_flags(&mut self.netlink, end.ifindex, LinkFlags::Up, true)
+                .map_err(error("set the link up"))?;
+        }
+        let flags = LinkFlags::Up | LinkFlags::Noarp;
+        set_flags(&mut self.netlink, self.ifindex, flags, true)
+            .map_err(error("set the link up"))?;
+        let address = RouteNetlinkMessage::NewAddress(self.address());
+        self.netlink
+            .change(address, NLM_F_CREATE | NLM_F_REPLACE)
+            .map_err(error("add the home address"))?;
+        self.route()
+    }
+
+    /// Sets the home route, in the place of the one that was there. With it goes what the kernel
+    /// has learnt of paths to peers.
+    pub(super) fn route(&mut self) -> Result<(), DatapathError> {
+        let (prefix, length) = self.home;
+        let mut route = RouteMessage::default();
+        route.header.address_family = AddressFamily::Inet6;
+        route.header.destination_prefix_length = length;
+        route.header.table = RouteHeader::RT_TABLE_MAIN;
+        route.header.protocol = PROTOCOL;
+        route.header.scope = RouteScope::Universe;
+        route.header.kind = RouteType::Unicast;
+        route.attributes = vec![
+            RouteAttribute::Destination(RouteAddress::Inet6(prefix)),
+            RouteAttribute::Oif(self.ifindex),
+            RouteAttribute::PrefSource(RouteAddress::Inet6(self.hoa)),
+            RouteAttribute::Priority(256),
+        ];
+        self.netlink
+            .change(
+                RouteNetlinkMessage::NewRoute(route),
+                NLM_F_CREATE | NLM_F_REPLACE,
+            )
+            .map_err(error("route the home prefix"))
+    }
+
+    /// Gives the device the least MTU of the NICs.
+    pub(super) fn fit(&mut self, nics: &[Interface]) -> Result<(), DatapathError> {
+        let least = nics.iter().filter_map(mtu).min();
+        let Some(least) = least else {
+            return Ok(());
+        };
+        let least = least.max(LEAST_MTU);
+        for name in [OTHER_END, NAME] {
+            let Some(link) = find(&mut self.netlink, name)? else {
+                continue;
+            };
+            let mut message = LinkMessage::default();
+            message.header.index = link.ifindex;
+            message.attributes = vec![LinkAttribute::Mtu(least)];
+            self.netlink
+                .change(RouteNetlinkMessage::SetLink(message), 0)
+                .map_err(error("set the MTU"))?;
+        }
+        Ok(())
+    }
+
+    /// Link-local address of a NIC that can be sent from.
+    pub(super) fn link_local(&mut self, ifindex: u32) -> Result<Option<Ipv6Addr>, DatapathError> {
+        let mut request = AddressMessage::default();
+        request.header.family = AddressFamily::Inet6;
+        let addresses = self
+            .netlink
+            .dump(RouteNetlinkMessage::GetAddress(request))
+            .map_err(error("read the addresses"))?;
+        Ok(addresses.into_iter().find_map(|message| match message {
+            RouteNetlinkMessage::NewAddress(it)
+                if it.header.index == ifindex
+                    && !it.header.flags.contains(AddressHeaderFlags::Tentative) =>
+            {
+                it.attributes.iter().find_map(link_local)
+            }
+            _ => None,
+        }))
+    }
+
+    /// Lets a NIC take the multicast that `mat0` has joined, which its filter does not know.
+    /// Returns whether that is new.
+    pub(super) fn all_multicast(&mut self, ifindex: u32, on: bool) -> Result<bool, DatapathError> {
+        let Some(link) = find_by(&mut self.netlink, |it, _| it == ifindex)? else {
+            return Ok(false);
+        };
+        if link.flags.contains(LinkFlags::Allmulti) == on {
+            return Ok(false);
+        }
+        set_flags(&mut self.netlink, ifindex, LinkFlags::Allmulti, on)
+            .map_err(error("let the NIC take all multicast"))?;
+        Ok(true)
+    }
+
+    /// Takes it away, with its address and routes.
+    pub(super) fn remove(mut self) -> Result<(), DatapathError> {
+        remove(&mut self.netlink, self.ifindex)
+    }
+
+    fn address(&self) -> AddressMessage {
+        let mut message = AddressMessage::default();
+        message.header.family = AddressFamily::Inet6;
+        message.header.prefix_len = 128;
+        message.header.flags = AddressHeaderFlags::Nodad;
+        message.header.scope = AddressScope::Universe;
+        message.header.index = self.ifindex;
+        let address = IpAddr::V6(self.hoa);
+        message.attributes = vec![
+            AddressAttribute::Local(address),
+            AddressAttribute::Address(address),
+            AddressAttribute::Flags(AddressFlags::Nodad | AddressFlags::Noprefixroute),
+        ];
+        message
+    }
+}
+
+/// MTU of a NIC for IPv6, which routers may have lowered.
+fn mtu(nic: &Interface) -> Option<u32> {
+    let path = format!("/proc/sys/net/ipv6/conf/{}/mtu", nic.name);
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+fn link_local(attribute: &AddressAttribute) -> Option<Ipv6Addr> {
+    match attribute {
+        AddressAttribute::Address(IpAddr::V6(address)) if address.is_unicast_link_local() => {
+            Some(*address)
+        }
+        _ => None,
+    }
+}
+
+fn create(netlink: &mut Netlink) -> io::Result<()> {
+    let mut message = LinkMessage::default();
+    message.attributes = vec![
+        LinkAttribute::IfName(NAME.to_owned()),
+        LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Dummy)]),
+    ];
+    let flags = NLM_F_CREATE | NLM_F_EXCL;
+    let made = netlink.change(RouteNetlinkMessage::NewLink(message.clone()), flags);
+    match made {
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
+        result => return result,
+    }
+    let mut end = LinkMessage::default();
+    end.attributes = vec![LinkAttribute::IfName(OTHER_END.to_owned())];
+    message.attributes = vec![
+        LinkAttribute::IfName(NAME.to_owned()),
+        LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Veth),
+            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(end))),
+        ]),
+    ];
+    netlink.change(RouteNetlinkMessage::NewLink(message), flags)
+}
+
+fn remove(netlink: &mut Netlink, ifindex: u32) -> Result<(), DatapathError> {
+    let mut message = LinkMessage::default();
+    message.header.index = ifindex;
+    netlink
+        .change(RouteNetlinkMessage::DelLink(message), 0)
+        .map_err(error("remove the device"))
+}
+
+fn set_flags(netlink: &mut Netlink, ifindex: u32, flags: LinkFlags, on: bool) -> io::Result<()> {
+    let mut message = LinkMessage::default();
+    message.header.index = ifindex;
+    message.header.change_mask = flags;
+    if on {
+        message.header.flags = flags;
+    }
+    netlink.change(RouteNetlinkMessage::SetLink(message), 0)
+}
+
+fn find(netlink: &mut Netlink, name: &str) -> Result<Option<Link>, DatapathError> {
+    find_by(netlink, |_, it| it == name)
+}
+
+fn find_by(
+    netlink: &mut Netlink,
+    wanted: impl Fn(u32, &str) -> bool,
+) -> Result<Option<Link>, DatapathError> {
+    let links = netlink
+        .dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))
+        .map_err(error("read the interfaces"))?;
+    Ok(links.into_iter().find_map(|message| match message {
+        RouteNetlinkMessage::NewLink(link) => {
+            let index = link.header.index;
+            let is_wanted = |it: &LinkAttribute| match it {
+                LinkAttribute::IfName(name) => wanted(index, name),
+                _ => false,
+            };
+            link.attributes.iter().any(is_wanted).then(|| read(&link))
+        }
+        _ => None,
+    }))
+}
+
+fn read(link: &LinkMessage) -> Link {
+    let mut mac = [0; 6];
+    let mut own_kind = false;
+    for attribute in &link.attributes {
+        match attribute {
+            LinkAttribute::Address(bytes) => {
+                mac = bytes.as_slice().try_into().unwrap_or_default();
+            }
+            LinkAttribute::LinkInfo(infos) => {
+                let own =
+                    |it: &LinkInfo| matches!(it, LinkInfo::Kind(InfoKind::Dummy | InfoKind::Veth));
+                own_kind = infos.iter().any(own);
+            }
+            _ => {}
+        }
+    }
+    Link {
+        ifindex: link.header.index,
+        mac,
+        flags: link.header.flags,
+        own_kind,
+    }
+}
+
+fn error(step: &'static str) -> impl FnOnce(io::Error) -> DatapathError {
+    move |source| DatapathError::Device { step, source }
+}
