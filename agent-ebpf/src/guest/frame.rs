@@ -2,13 +2,13 @@
 
 #![allow(unsafe_code, reason = "packets are reached through raw pointers")]
 
-use agent_ebpf::instruction::{load_u64, store_u32, store_u64};
+use agent_ebpf::instruction::{load_u64, store_u64};
 use agent_ebpf::skb::Skb;
 use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use aya_ebpf::helpers::bpf_l4_csum_replace;
 use aya_ebpf::programs::TcContext;
 use common::mat::translate::{
-    ADDRESSES, Head, PAYLOAD, Packet, QUOTED, QUOTED_ADDRESSES, QUOTED_PAYLOAD, Words,
+    ADDRESSES, Head, Mac, PAYLOAD, Packet, QUOTED, QUOTED_ADDRESSES, QUOTED_PAYLOAD, Words,
 };
 use common::packet::{PacketRead, Truncated};
 
@@ -57,17 +57,16 @@ impl Frame {
     }
 
     #[inline(always)]
-    fn write_mac<const AT: usize>(&self, [a, b, c, d, e, f]: [u8; 6]) -> bool {
+    fn write_mac<const AT: usize>(&self, [first, second, third]: Mac) -> bool {
         let Some(start) = self.0.start::<ETHERNET_BYTES>() else {
             return false;
         };
         // SAFETY: so many bytes are there, and MACs stand at even addresses.
         unsafe {
-            store_u32(start.add(AT), u32::from_ne_bytes([a, b, c, d]));
-            start
-                .add(AT + 4)
-                .cast::<u16>()
-                .write(u16::from_ne_bytes([e, f]));
+            let mac = start.add(AT).cast::<u16>();
+            mac.write(first);
+            mac.add(1).write(second);
+            mac.add(2).write(third);
         }
         true
     }
@@ -143,12 +142,12 @@ impl Packet for Frame {
     }
 
     #[inline(always)]
-    fn set_destination_mac(&mut self, mac: [u8; 6]) -> bool {
+    fn set_destination_mac(&mut self, mac: Mac) -> bool {
         self.write_mac::<0>(mac)
     }
 
     #[inline(always)]
-    fn set_source_mac(&mut self, mac: [u8; 6]) -> bool {
+    fn set_source_mac(&mut self, mac: Mac) -> bool {
         self.write_mac::<6>(mac)
     }
 

@@ -29,8 +29,8 @@ use crate::tables::Maps;
 fn mat_out(ctx: TcContext) -> i32 {
     let mut frame = Frame::new(&ctx);
     let maps = Maps::for_packet(&frame);
-    let outbound = translate::outbound(&mut frame, &maps);
-    verdict::outbound(&frame, outbound)
+    let decision = translate::outbound(&mut frame, &maps);
+    verdict::carry_out(&frame, decision)
 }
 
 #[classifier]
@@ -38,8 +38,8 @@ fn mat_in(ctx: TcContext) -> i32 {
     let mut frame = Frame::new(&ctx);
     let maps = Maps::for_packet(&frame);
     let ifindex = frame.ifindex();
-    let inbound = translate::inbound(&mut frame, &maps, ifindex);
-    verdict::inbound(&frame, inbound)
+    let decision = translate::inbound(&mut frame, &maps, ifindex);
+    verdict::carry_out(&frame, decision)
 }
 
 #[cfg(not(target_arch = "bpf"))]

@@ -6,7 +6,7 @@ use agent_ebpf::instruction;
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use common::maps::Address;
 use common::mat::maps::Node;
-use common::mat::translate::{Tables, Translated, Words, words};
+use common::mat::translate::{Tables, Translated, Words};
 use common::packet::PacketRead as _;
 
 use crate::frame::Frame;
@@ -47,7 +47,7 @@ impl Tables for Maps {
             instruction::add_u64(&raw mut (*peer).bytes, self.bytes);
             used(&raw mut (*peer).last_used_ns);
             Some(Translated {
-                address: words((*peer).moa),
+                address: (*peer).moa,
                 difference: (*peer).difference,
             })
         }
@@ -60,7 +60,7 @@ impl Tables for Maps {
         unsafe {
             used(&raw mut (*peer).last_used_ns);
             Some(Translated {
-                address: words((*peer).hoa),
+                address: (*peer).hoa,
                 difference: (*peer).difference,
             })
         }

@@ -11,7 +11,7 @@ use aya_ebpf::bindings::BPF_F_INGRESS;
 use aya_ebpf::helpers::{bpf_clone_redirect, bpf_redirect, bpf_redirect_neigh};
 use common::mat::counter::Counter;
 use common::mat::maps::{HELD_FRAME_BYTES, Held};
-use common::mat::translate::{Inbound, Outbound, Words, address};
+use common::mat::translate::{Action, Decision, Packet as _};
 use common::packet::PacketRead as _;
 
 use crate::frame::Frame;
@@ -19,56 +19,34 @@ use crate::maps::{HELD, count};
 
 const INGRESS: u64 = BPF_F_INGRESS as u64;
 
+/// Does it; returns what the program returns.
 #[inline(always)]
-pub(crate) fn outbound(frame: &Frame, outbound: Outbound) -> i32 {
-    match outbound {
-        Outbound::Send(ifindex) => {
-            count(Counter::OutTranslated, frame.skb().segments().into());
-            // SAFETY: without parameters the helper looks the next hop up.
-            unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32 }
-        }
-        Outbound::Mld(ifindex) => {
-            count(Counter::OutMld, 1);
-            redirect(ifindex, 0)
-        }
-        Outbound::Refused(ifindex) => {
-            count(Counter::OutRefused, 1);
-            redirect(ifindex, INGRESS)
-        }
-        Outbound::Hold(peer) => hold(frame, peer).into(),
-        Outbound::Drop(reason) => {
-            count(reason, 1);
-            Verdict::Drop.into()
-        }
+pub(crate) fn carry_out(frame: &Frame, decision: Decision) -> i32 {
+    if let Some(reason) = decision.reason {
+        count(reason, frame.skb().segments().into());
     }
-}
-
-#[inline(always)]
-pub(crate) fn inbound(frame: &Frame, inbound: Inbound) -> i32 {
-    let verdict = match inbound {
-        Inbound::Pass => Verdict::Pass,
-        Inbound::Signalling => {
-            count(Counter::InSignalling, 1);
-            Verdict::Pass
+    let ifindex = decision.ifindex;
+    let verdict = match decision.action {
+        Action::Pass => Verdict::Pass,
+        Action::Drop => Verdict::Drop,
+        Action::Send => {
+            // SAFETY: without parameters the helper looks the next hop up.
+            return unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32 };
         }
-        Inbound::Deliver(ifindex, reason) => {
-            count(reason, frame.skb().segments().into());
-            return redirect(ifindex, INGRESS);
-        }
-        Inbound::Copy(ifindex) => {
+        Action::Redirect => return redirect(ifindex, 0),
+        Action::Deliver => return redirect(ifindex, INGRESS),
+        Action::Copy => {
             // SAFETY: the context.
             let result = unsafe { bpf_clone_redirect(frame.skb().as_ptr(), ifindex, INGRESS) };
-            if result == 0 {
-                count(Counter::InMulticast, 1);
+            let reason = if result == 0 {
+                Counter::InMulticast
             } else {
-                count(Counter::InMulticastLost, 1);
-            }
+                Counter::InMulticastLost
+            };
+            count(reason, frame.skb().segments().into());
             Verdict::Pass
         }
-        Inbound::Drop(reason) => {
-            count(reason, 1);
-            Verdict::Drop
-        }
+        Action::Hold => hold(frame),
     };
     verdict.into()
 }
@@ -83,8 +61,11 @@ fn redirect(ifindex: u32, flags: u64) -> i32 {
 /// drop would tell its sender of a congestion that is none. Where the frame is lost that is what
 /// the sender is told, so that it tries again.
 #[inline(never)]
-fn hold(frame: &Frame, peer: Words) -> Verdict {
+fn hold(frame: &Frame) -> Verdict {
     let skb = frame.skb();
+    let Some((_, head)) = frame.head() else {
+        return Verdict::Drop;
+    };
     let Some(mut entry) = HELD.reserve_untyped::<Held>(0) else {
         count(Counter::HeldFull, 1);
         return Verdict::Drop;
@@ -96,7 +77,7 @@ fn hold(frame: &Frame, peer: Words) -> Verdict {
     // SAFETY: the record is this program's until it is submitted; `length` is at most that of
     // `frame`.
     let copied = unsafe {
-        (&raw mut (*held).peer).write(address(peer));
+        (&raw mut (*held).peer).write(head.destination);
         (&raw mut (*held).pad).write(0);
         let copied = fits && skb.copy_to((&raw mut (*held).frame).cast(), length).is_ok();
         let length = if copied { length as u32 } else { 0 };

@@ -10,13 +10,14 @@
 //! | `MAT_COUNTERS` | [`super::counter::Counter`] | packets, per CPU |
 //!
 //! The rules are those of [`crate::maps`]: `#[repr(C)]` without implicit padding, addresses in
-//! network order, other numbers in host order, times in `CLOCK_MONOTONIC` nanoseconds. Values are
-//! aligned to 8 bytes, so that the programs read an address in two instructions.
+//! network order, other numbers in host order, times in `CLOCK_MONOTONIC` nanoseconds. Addresses in
+//! values are words and MACs half words of memory ([`super::translate::words`]), because that is how
+//! the programs copy them.
 //!
 //! A *difference* is what the one's complement sum over a packet gains when one address takes the
 //! place of another ([`super::neutral::difference`]). It is 0 where the two are neutral.
 
-use crate::maps::Address;
+use super::translate::{Mac, Words};
 
 /// Version of all layouts in this module, part of the pin path.
 pub const LAYOUT_VERSION: u32 = 1;
@@ -27,19 +28,19 @@ pub const HELD_FRAME_BYTES: usize = 2048;
 
 /// Value of `NODE`: 112 bytes, align 8. Written by the daemon only, and only to the slot that is
 /// not in use, so that a program never sees half of a change.
-#[repr(C, align(8))]
+#[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Node {
     /// Own HoA.
-    pub hoa: Address,
+    pub hoa: Words,
     /// MoA that packets are sent from.
-    pub moa: Address,
+    pub moa: Words,
     /// Home prefix, the address bits beyond its length zero.
-    pub home: Address,
+    pub home: Words,
     /// Ones for the bits of the home prefix.
-    pub home_mask: Address,
+    pub home_mask: Words,
     /// Link-local address of the multicast NIC; `::` if it has none.
-    pub multicast_source: Address,
+    pub multicast_source: Words,
     /// When `moa` takes the place of `hoa`.
     pub difference: u32,
     /// Active NIC; 0 for none.
@@ -49,19 +50,19 @@ pub struct Node {
     /// `mat0`.
     pub mat0_ifindex: u32,
     /// Ethernet address of the multicast NIC.
-    pub multicast_mac: [u8; 6],
+    pub multicast_mac: Mac,
     /// Ethernet address of `mat0`.
-    pub mat0_mac: [u8; 6],
+    pub mat0_mac: Mac,
     /// Always zero.
     pub pad: [u8; 4],
 }
 
 /// Value of `PEERS`: 48 bytes, align 8.
-#[repr(C, align(8))]
+#[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Peer {
     /// MoA that packets go to.
-    pub moa: Address,
+    pub moa: Words,
     /// Packets that went there, or tried to.
     pub packets: u64,
     /// Their bytes, from the Ethernet header on.
@@ -75,11 +76,11 @@ pub struct Peer {
 }
 
 /// Value of `PEER_MOAS`: 32 bytes, align 8.
-#[repr(C, align(8))]
+#[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PeerMoa {
     /// HoA of the peer.
-    pub hoa: Address,
+    pub hoa: Words,
     /// When a packet last came from there.
     pub last_used_ns: u64,
     /// When the HoA takes the place of the MoA.
@@ -88,22 +89,20 @@ pub struct PeerMoa {
     pub pad: u32,
 }
 
-/// Value of `OWN_MOAS`: 8 bytes, align 8.
-#[repr(C, align(8))]
+/// Value of `OWN_MOAS`: 4 bytes.
+#[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OwnMoa {
     /// When the HoA takes the place of the MoA.
     pub difference: u32,
-    /// Always zero.
-    pub pad: u32,
 }
 
 /// Record of `HELD`: 2072 bytes, align 8.
-#[repr(C, align(8))]
+#[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Held {
     /// HoA that the frame is for.
-    pub peer: Address,
+    pub peer: Words,
     /// Bytes of the frame; 0 for one that was too long to be held and is lost.
     pub length: u32,
     /// Always zero.
@@ -116,7 +115,7 @@ const _: () = {
     assert!(size_of::<Node>() == 112 && align_of::<Node>() == 8);
     assert!(size_of::<Peer>() == 48 && align_of::<Peer>() == 8);
     assert!(size_of::<PeerMoa>() == 32 && align_of::<PeerMoa>() == 8);
-    assert!(size_of::<OwnMoa>() == 8 && align_of::<OwnMoa>() == 8);
+    assert!(size_of::<OwnMoa>() == 4);
     assert!(size_of::<Held>() == 24 + HELD_FRAME_BYTES && align_of::<Held>() == 8);
 };
 

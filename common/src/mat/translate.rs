@@ -70,6 +70,19 @@ const MLD_CHECKSUM: usize = 64;
 /// An address as two words of memory.
 pub type Words = [u64; 2];
 
+/// A MAC as half words of memory.
+pub type Mac = [u16; 3];
+
+/// The half words of a MAC.
+#[inline(always)]
+pub fn mac([a, b, c, d, e, f]: [u8; 6]) -> Mac {
+    [
+        u16::from_ne_bytes([a, b]),
+        u16::from_ne_bytes([c, d]),
+        u16::from_ne_bytes([e, f]),
+    ]
+}
+
 /// The words of an address.
 #[inline(always)]
 pub fn words(address: Address) -> Words {
@@ -127,9 +140,9 @@ pub trait Packet: PacketRead {
     /// The same of the quoted packet.
     fn set_quoted_addresses(&mut self, source: Words, destination: Words) -> bool;
     /// Writes the Ethernet destination.
-    fn set_destination_mac(&mut self, mac: [u8; 6]) -> bool;
+    fn set_destination_mac(&mut self, mac: Mac) -> bool;
     /// Writes the Ethernet source.
-    fn set_source_mac(&mut self, mac: [u8; 6]) -> bool;
+    fn set_source_mac(&mut self, mac: Mac) -> bool;
     /// Changes the checksum at `offset` by a difference. One that a device has yet to finish covers
     /// the addresses only. `may_be_none`: 0 stands for no checksum, and is never the result.
     fn update_checksum(&mut self, offset: usize, difference: u32, may_be_none: bool) -> bool;
@@ -156,160 +169,195 @@ pub trait Tables {
     fn own_moa(&self, moa: &Words) -> Option<u32>;
 }
 
-/// What happens to a packet that leaves by `mat0`.
+/// What happens to a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outbound {
-    /// Goes out by this NIC, to the next hop on the way to its new destination.
-    Send(u32),
-    /// Goes out by this NIC as it is.
-    Mld(u32),
-    /// Comes back in by `mat0`, which has this index.
-    Refused(u32),
-    /// Waits for the daemon to find this peer.
-    Hold(Words),
-    /// Goes no further.
-    Drop(Counter),
+pub enum Action {
+    /// It goes on as it is.
+    Pass,
+    /// It goes no further.
+    Drop,
+    /// It goes out by a NIC, to the next hop on the way to its new destination.
+    Send,
+    /// It goes out by a NIC with the MACs that it has.
+    Redirect,
+    /// It comes in by `mat0`.
+    Deliver,
+    /// A copy of it comes in by `mat0`, and it goes on as it is.
+    Copy,
+    /// It waits for the daemon to find its peer.
+    Hold,
 }
 
-/// What happens to a packet that comes in by a NIC.
+/// What happens to a packet, by which interface, and what is counted.
+///
+/// Verifier: no field depends on another, because what a variant of an enum does not have would be
+/// a register without a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Inbound {
-    /// Goes on as it is.
-    Pass,
-    /// The same, as a message of a daemon.
-    Signalling,
-    /// Comes in by `mat0`, which has this index.
-    Deliver(u32, Counter),
-    /// A copy of it does; it goes on as it is too.
-    Copy(u32),
-    /// Goes no further.
-    Drop(Counter),
+pub struct Decision {
+    /// What happens.
+    pub action: Action,
+    /// Index of the interface for actions that have one, else 0.
+    pub ifindex: u32,
+    /// What is counted, apart from what becomes of a copy and of a packet that waits.
+    pub reason: Option<Counter>,
+}
+
+impl Decision {
+    const PASS: Self = Self::new(Action::Pass, 0, None);
+    const HOLD: Self = Self::new(Action::Hold, 0, None);
+
+    const fn new(action: Action, ifindex: u32, reason: Option<Counter>) -> Self {
+        Self {
+            action,
+            ifindex,
+            reason,
+        }
+    }
+
+    const fn drop(reason: Counter) -> Self {
+        Self::new(Action::Drop, 0, Some(reason))
+    }
 }
 
 /// Translates a packet that leaves by `mat0`.
 #[inline(always)]
-pub fn outbound<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Outbound {
+pub fn outbound<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Decision {
     let Some(node) = tables.node() else {
-        return Outbound::Drop(Counter::OutNoNic);
+        return Decision::drop(Counter::OutNoNic);
     };
     let Some((ether_type, head)) = packet.head() else {
-        return Outbound::Drop(Counter::OutNotCarried);
+        return Decision::drop(Counter::OutNotCarried);
     };
     if ether_type != ethernet::IPV6.to_be() || head.version() != 6 {
-        return Outbound::Drop(Counter::OutNotCarried);
+        return Decision::drop(Counter::OutNotCarried);
     }
     if is_multicast(head.destination) {
         return multicast_out(packet, &head, node);
     }
-    let hoa = words(node.hoa);
+    let hoa = node.hoa;
     if head.destination == hoa {
-        return Outbound::Refused(node.mat0_ifindex);
+        return Decision::new(
+            Action::Deliver,
+            node.mat0_ifindex,
+            Some(Counter::OutRefused),
+        );
     }
     if !is_home(head.destination, node) {
-        return Outbound::Drop(Counter::OutNotCarried);
+        return Decision::drop(Counter::OutNotCarried);
     }
     if head.source != hoa {
-        return Outbound::Drop(Counter::OutForeignSource);
+        return Decision::drop(Counter::OutForeignSource);
     }
     let Some(peer) = tables.peer(&head.destination) else {
-        return Outbound::Hold(head.destination);
+        return Decision::HOLD;
     };
     if node.ifindex == 0 {
-        return Outbound::Drop(Counter::OutNoNic);
+        return Decision::drop(Counter::OutNoNic);
     }
     let own = Translated {
-        address: words(node.moa),
+        address: node.moa,
         difference: node.difference,
     };
     if !packet.set_addresses(own.address, peer.address) {
-        return Outbound::Drop(Counter::OutRefusedByKernel);
+        return Decision::drop(Counter::OutRefusedByKernel);
     }
     let mut difference = own.difference + peer.difference;
-    if head.next_header() == ICMPV6 && icmp_type(packet) < ECHO_REQUEST {
-        match quoted_out(packet, &head, own, peer) {
-            Some(more) => difference += more,
-            None => return Outbound::Drop(Counter::OutRefusedByKernel),
-        }
+    if head.next_header() == ICMPV6
+        && icmp_type(packet) < ECHO_REQUEST
+        && !quoted_out(packet, &head, own, peer, &mut difference)
+    {
+        return Decision::drop(Counter::OutRefusedByKernel);
     }
     if difference != 0 && !change_checksum(packet, head.next_header(), difference) {
-        return Outbound::Drop(Counter::OutUntranslatable);
+        return Decision::drop(Counter::OutUntranslatable);
     }
-    Outbound::Send(node.ifindex)
+    Decision::new(Action::Send, node.ifindex, Some(Counter::OutTranslated))
 }
 
 /// Translates the packet that an error of this node quotes: one of the peer that the error goes to.
-/// Returns the difference; `None` when the packet cannot be written to.
+/// `false` when the packet cannot be written to.
 #[inline(always)]
 fn quoted_out<P: Packet>(
     packet: &mut P,
     outer: &Head,
     own: Translated,
     peer: Translated,
-) -> Option<u32> {
+    difference: &mut u32,
+) -> bool {
     let Some(quoted) = packet.quoted() else {
-        return Some(0);
+        return true;
     };
     let Head {
         mut source,
         mut destination,
         ..
     } = quoted;
-    let mut difference = 0;
     if source == outer.destination {
         source = peer.address;
-        difference += peer.difference;
+        *difference += peer.difference;
     }
     if destination == outer.source {
         destination = own.address;
-        difference += own.difference;
+        *difference += own.difference;
     }
-    packet
-        .set_quoted_addresses(source, destination)
-        .then_some(difference)
+    packet.set_quoted_addresses(source, destination)
 }
 
 /// A multicast packet of `mat0`: MLD goes out as if the multicast NIC had sent it (RFC 9777 §5.2.13:
 /// from a link-local address of the link).
 #[inline(always)]
-fn multicast_out<P: Packet>(packet: &mut P, head: &Head, node: &Node) -> Outbound {
+fn multicast_out<P: Packet>(packet: &mut P, head: &Head, node: &Node) -> Decision {
     if !matches!(
-        mld(packet, head),
-        Some(MLD_REPORT_V1 | MLD_DONE | MLD_REPORT_V2)
+        mld_type(packet, head),
+        MLD_REPORT_V1 | MLD_DONE | MLD_REPORT_V2
     ) {
-        return Outbound::Drop(Counter::OutNotCarried);
+        return Decision::drop(Counter::OutNotCarried);
     }
-    if node.multicast_ifindex == 0 || ipv6::is_unspecified(&node.multicast_source) {
-        return Outbound::Drop(Counter::OutMldNoSource);
+    if node.multicast_ifindex == 0 || node.multicast_source == [0; 2] {
+        return Decision::drop(Counter::OutMldNoSource);
     }
-    let difference = neutral::difference(address(head.source), node.multicast_source);
-    let written = packet.set_addresses(words(node.multicast_source), head.destination)
+    let difference = neutral::difference(address(head.source), address(node.multicast_source));
+    let written = packet.set_addresses(node.multicast_source, head.destination)
         && packet.set_source_mac(node.multicast_mac)
         && packet.update_checksum(MLD_CHECKSUM, difference, false);
     if written {
-        Outbound::Mld(node.multicast_ifindex)
+        Decision::new(
+            Action::Redirect,
+            node.multicast_ifindex,
+            Some(Counter::OutMld),
+        )
     } else {
-        Outbound::Drop(Counter::OutRefusedByKernel)
+        Decision::drop(Counter::OutRefusedByKernel)
     }
 }
 
 /// Translates a packet that comes in by the NIC with that index.
 #[inline(always)]
-pub fn inbound<P: Packet, T: Tables>(packet: &mut P, tables: &T, ifindex: u32) -> Inbound {
+pub fn inbound<P: Packet, T: Tables>(packet: &mut P, tables: &T, ifindex: u32) -> Decision {
     let Some((ether_type, head)) = packet.head() else {
-        return Inbound::Pass;
+        return Decision::PASS;
     };
     if ether_type != ethernet::IPV6.to_be() || head.version() != 6 || packet.vlan_metadata() != 0 {
-        return Inbound::Pass;
+        return Decision::PASS;
     }
     let Some(node) = tables.node() else {
-        return Inbound::Pass;
+        return Decision::PASS;
     };
     if is_multicast(head.destination) {
         return multicast_in(packet, &head, node, ifindex);
     }
-    let from = tables.peer_moa(&head.source);
+    let (known, from) = match tables.peer_moa(&head.source) {
+        Some(from) => (true, from),
+        None => (
+            false,
+            Translated {
+                address: head.source,
+                difference: 0,
+            },
+        ),
+    };
     let next_header = head.next_header();
-    if from.is_none() && next_header != ICMPV6 {
+    if !known && next_header != ICMPV6 {
         return plain(&head, node);
     }
     let Some(mut difference) = tables.own_moa(&head.destination) else {
@@ -319,13 +367,12 @@ pub fn inbound<P: Packet, T: Tables>(packet: &mut P, tables: &T, ifindex: u32) -
     if next_header == ICMPV6 {
         match icmp_type(packet) {
             ..ECHO_REQUEST => {
-                match quoted_in(packet, tables, node) {
-                    Ok(more) => difference += more,
-                    Err(verdict) => return verdict,
+                if let Some(verdict) = quoted_in(packet, tables, node, &mut difference) {
+                    return verdict;
                 }
                 reason = Counter::InErrors;
             }
-            ECHO_REQUEST | ECHO_REPLY if from.is_some() => {}
+            ECHO_REQUEST | ECHO_REPLY if known => {}
             // Neighbour discovery, for one, is about MoAs.
             _ => return plain(&head, node),
         }
@@ -334,83 +381,87 @@ pub fn inbound<P: Packet, T: Tables>(packet: &mut P, tables: &T, ifindex: u32) -
         && let Some([a, b, c, d, ..]) = packet.payload()
         && is_signalling([a, b, c, d])
     {
-        return Inbound::Signalling;
+        return Decision::new(Action::Pass, 0, Some(Counter::InSignalling));
     }
-    let from = from.unwrap_or(Translated {
-        address: head.source,
-        difference: 0,
-    });
     difference += from.difference;
-    if !packet.set_addresses(from.address, words(node.hoa))
-        || !packet.set_destination_mac(node.mat0_mac)
-    {
-        return Inbound::Drop(Counter::InRefusedByKernel);
+    if !packet.set_addresses(from.address, node.hoa) || !packet.set_destination_mac(node.mat0_mac) {
+        return Decision::drop(Counter::InRefusedByKernel);
     }
     if difference != 0 && !change_checksum(packet, next_header, difference) {
-        return Inbound::Drop(Counter::InUntranslatable);
+        return Decision::drop(Counter::InUntranslatable);
     }
-    Inbound::Deliver(node.mat0_ifindex, reason)
+    Decision::new(Action::Deliver, node.mat0_ifindex, Some(reason))
 }
 
-/// Translates the packet that an error quotes, if it is one of this node to a peer. Returns the
-/// difference, or what else happens to the error.
+/// Translates the packet that an error quotes, if it is one of this node to a peer; else returns what
+/// happens to the error.
 #[inline(always)]
 fn quoted_in<P: Packet, T: Tables>(
     packet: &mut P,
     tables: &T,
     node: &Node,
-) -> Result<u32, Inbound> {
-    let quoted = packet.quoted().ok_or(Inbound::Pass)?;
-    let own = tables.own_moa(&quoted.source).ok_or(Inbound::Pass)?;
-    let peer = tables.peer_moa(&quoted.destination).ok_or(Inbound::Pass)?;
+    difference: &mut u32,
+) -> Option<Decision> {
+    let Some(quoted) = packet.quoted() else {
+        return Some(Decision::PASS);
+    };
+    let Some(own) = tables.own_moa(&quoted.source) else {
+        return Some(Decision::PASS);
+    };
+    let Some(peer) = tables.peer_moa(&quoted.destination) else {
+        return Some(Decision::PASS);
+    };
     if quoted.next_header() == udp::NEXT_HEADER
-        && packet.read::<4>(QUOTED_PAYLOAD).is_ok_and(is_signalling)
+        && let Ok(ports) = packet.read(QUOTED_PAYLOAD)
+        && is_signalling(ports)
     {
-        return Err(Inbound::Signalling);
+        return Some(Decision::new(Action::Pass, 0, Some(Counter::InSignalling)));
     }
-    if packet.set_quoted_addresses(words(node.hoa), peer.address) {
-        Ok(own + peer.difference)
+    *difference += own + peer.difference;
+    if packet.set_quoted_addresses(node.hoa, peer.address) {
+        None
     } else {
-        Err(Inbound::Drop(Counter::InRefusedByKernel))
+        Some(Decision::drop(Counter::InRefusedByKernel))
     }
 }
 
 #[inline(always)]
-fn multicast_in<P: Packet>(packet: &P, head: &Head, node: &Node, ifindex: u32) -> Inbound {
+fn multicast_in<P: Packet>(packet: &P, head: &Head, node: &Node, ifindex: u32) -> Decision {
     // The other NIC may be on a link with the same streams.
     if ifindex != node.multicast_ifindex {
-        return Inbound::Pass;
+        return Decision::PASS;
     }
     let routable = ipv6::is_routable_multicast(&address(head.destination));
-    if routable || mld(packet, head) == Some(MLD_QUERY) {
-        Inbound::Copy(node.mat0_ifindex)
+    if routable || mld_type(packet, head) == MLD_QUERY {
+        Decision::new(Action::Copy, node.mat0_ifindex, None)
     } else {
-        Inbound::Pass
+        Decision::PASS
     }
 }
 
 /// A packet that is not MAT's. It must not pretend to be: what `mat0` gets is from peers.
 #[inline(always)]
-fn plain(head: &Head, node: &Node) -> Inbound {
+fn plain(head: &Head, node: &Node) -> Decision {
     if is_home(head.source, node) || is_home(head.destination, node) {
-        Inbound::Drop(Counter::InHomeOnWire)
+        Decision::drop(Counter::InHomeOnWire)
     } else {
-        Inbound::Pass
+        Decision::PASS
     }
 }
 
-/// Type of an MLD message, behind Hop-by-Hop Options of 8 bytes, which Router Alert fills (RFC 2711).
+/// Type of an MLD message, behind Hop-by-Hop Options of 8 bytes, which Router Alert fills (RFC 2711);
+/// 0 for anything else.
 #[inline(always)]
-fn mld<P: Packet>(packet: &P, head: &Head) -> Option<u8> {
+fn mld_type<P: Packet>(packet: &P, head: &Head) -> u8 {
     if head.next_header() != ipv6::HOP_BY_HOP {
-        return None;
+        return 0;
     }
-    let [next_header, length, ..] = packet.payload()?;
-    if next_header != ICMPV6 || length != 0 {
-        return None;
+    if let Some([ICMPV6, 0, ..]) = packet.payload()
+        && let Ok([kind]) = packet.read::<1>(MLD)
+    {
+        return kind;
     }
-    let [kind] = packet.read::<1>(MLD).ok()?;
-    Some(kind)
+    0
 }
 
 /// Type of an ICMPv6 message; one that nobody uses where there is none.
@@ -440,8 +491,7 @@ fn is_multicast([first, _]: Words) -> bool {
 #[inline(always)]
 fn is_home(address: Words, node: &Node) -> bool {
     let [first, second] = address;
-    let ([mask_first, mask_second], [home_first, home_second]) =
-        (words(node.home_mask), words(node.home));
+    let ([mask_first, mask_second], [home_first, home_second]) = (node.home_mask, node.home);
     first & mask_first == home_first && second & mask_second == home_second
 }
 

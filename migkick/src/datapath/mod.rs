@@ -39,6 +39,7 @@ use aya::util::KernelVersion;
 use common::mat::counter::Counter;
 use common::mat::maps::Node;
 use common::mat::neutral::difference;
+use common::mat::translate::{address, mac, words};
 use socket2::Socket;
 
 use crate::interface::Interface;
@@ -164,7 +165,7 @@ impl Datapath {
         let mut programs = pins.load()?;
         let mut tables = Tables::take(&mut programs)?;
         let mut node = tables.node()?;
-        let adopt = node.hoa == hoa.octets();
+        let adopt = node.hoa == words(hoa.octets());
         if !adopt {
             drop((programs, tables));
             pins.clear()?;
@@ -174,11 +175,11 @@ impl Datapath {
         }
         let mut device = Device::make(hoa, home, adopt)?;
         device.fit(nics)?;
-        node.hoa = hoa.octets();
-        node.home = (home.0 & mask).octets();
-        node.home_mask = mask.octets();
+        node.hoa = words(hoa.octets());
+        node.home = words((home.0 & mask).octets());
+        node.home_mask = words(mask.octets());
         node.mat0_ifindex = device.ifindex;
-        node.mat0_mac = device.mac;
+        node.mat0_mac = mac(device.mac);
         let has = |ifindex: u32| nics.iter().any(|it| it.ifindex == ifindex);
         if !has(node.ifindex) {
             node.ifindex = 0;
@@ -247,8 +248,8 @@ impl Datapath {
     /// [`DatapathError::Map`].
     pub fn set_active(&mut self, nic: &Interface, moa: Ipv6Addr) -> Result<(), DatapathError> {
         self.node.ifindex = nic.ifindex;
-        self.node.moa = moa.octets();
-        self.node.difference = difference(self.node.hoa, moa.octets());
+        self.node.moa = words(moa.octets());
+        self.node.difference = difference(address(self.node.hoa), moa.octets());
         self.publish()
     }
 
@@ -266,8 +267,8 @@ impl Datapath {
         self.all_multicast |= self.device.all_multicast(nic.ifindex, true)?;
         let source = self.device.link_local(nic.ifindex)?;
         self.node.multicast_ifindex = nic.ifindex;
-        self.node.multicast_mac = nic.mac;
-        self.node.multicast_source = source.unwrap_or(Ipv6Addr::UNSPECIFIED).octets();
+        self.node.multicast_mac = mac(nic.mac);
+        self.node.multicast_source = words(source.unwrap_or(Ipv6Addr::UNSPECIFIED).octets());
         self.publish()
     }
 
@@ -277,7 +278,7 @@ impl Datapath {
     ///
     /// [`DatapathError::Map`].
     pub fn set_own(&mut self, moas: &[Ipv6Addr]) -> Result<(), DatapathError> {
-        self.tables.set_own(self.node.hoa, moas)
+        self.tables.set_own(address(self.node.hoa), moas)
     }
 
     /// Sends what is for a peer to `to`, and accepts what comes from `from` as the peer's, `to` to be
@@ -329,7 +330,7 @@ impl Datapath {
             let mut frame = record.frame.get(..length).unwrap_or_default().to_vec();
             held::finish_checksum(&mut frame);
             frames.push(HeldFrame {
-                peer: record.peer.into(),
+                peer: address(record.peer).into(),
                 frame,
             });
         }

@@ -10,6 +10,7 @@ use common::maps::Address;
 use common::mat::counter::Counter;
 use common::mat::maps::{NODE_SLOTS, Node, OwnMoa, Peer, PeerMoa};
 use common::mat::neutral::difference;
+use common::mat::translate::{address, words};
 use nix::time::{ClockId, clock_gettime};
 
 use super::DatapathError;
@@ -70,7 +71,6 @@ impl Tables {
         for moa in &moas {
             let own = OwnMoa {
                 difference: difference(*moa, hoa),
-                pad: 0,
             };
             self.own_moas
                 .insert(moa, own, 0)
@@ -93,10 +93,10 @@ impl Tables {
         for moa in from.iter().map(Ipv6Addr::octets) {
             let known = self.peer_moas.get(&moa, 0).ok();
             let last_used_ns = known
-                .filter(|it| it.hoa == hoa)
+                .filter(|it| it.hoa == words(hoa))
                 .map_or(0, |it| it.last_used_ns);
             let value = PeerMoa {
-                hoa,
+                hoa: words(hoa),
                 last_used_ns,
                 difference: difference(moa, hoa),
                 pad: 0,
@@ -106,7 +106,7 @@ impl Tables {
                 .map_err(error("PEER_MOAS"))?;
         }
         let peer = Peer {
-            moa: to,
+            moa: words(to),
             difference: difference(hoa, to),
             ..self.peers.get(&hoa, 0).unwrap_or_default()
         };
@@ -124,7 +124,7 @@ impl Tables {
         let mut old = Vec::new();
         for entry in self.peer_moas.iter() {
             let (moa, value) = entry.map_err(error("PEER_MOAS"))?;
-            if value.hoa == hoa && !but.contains(&Ipv6Addr::from(moa)) {
+            if value.hoa == words(hoa) && !but.contains(&Ipv6Addr::from(moa)) {
                 old.push(moa);
             }
         }
@@ -138,7 +138,7 @@ impl Tables {
         let mut last: BTreeMap<Address, u64> = BTreeMap::new();
         for entry in self.peer_moas.iter() {
             let (_, moa) = entry.map_err(error("PEER_MOAS"))?;
-            let newest = last.entry(moa.hoa).or_default();
+            let newest = last.entry(address(moa.hoa)).or_default();
             *newest = moa.last_used_ns.max(*newest);
         }
         let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_err(|error| DatapathError::Map {

@@ -1,8 +1,8 @@
 //! A frame in memory, whose checksum is finished.
 
 use super::{
-    ADDRESSES, Head, PAYLOAD, Packet, QUOTED, QUOTED_ADDRESSES, QUOTED_PAYLOAD, Words, address,
-    words,
+    ADDRESSES, Head, Mac, PAYLOAD, Packet, QUOTED, QUOTED_ADDRESSES, QUOTED_PAYLOAD, Words,
+    address, words,
 };
 use crate::packet::{PacketRead, Truncated};
 use crate::wire::checksum;
@@ -29,6 +29,15 @@ impl Bytes<'_> {
             destination: words(self.read(offset + 24)?),
         })
     }
+}
+
+fn mac_bytes([first, second, third]: Mac) -> [u8; 6] {
+    let ([a, b], [c, d], [e, f]) = (
+        first.to_ne_bytes(),
+        second.to_ne_bytes(),
+        third.to_ne_bytes(),
+    );
+    [a, b, c, d, e, f]
 }
 
 impl PacketRead for Bytes<'_> {
@@ -65,12 +74,12 @@ impl Packet for Bytes<'_> {
             && self.write(QUOTED_ADDRESSES + 16, address(destination))
     }
 
-    fn set_destination_mac(&mut self, mac: [u8; 6]) -> bool {
-        self.write(0, mac)
+    fn set_destination_mac(&mut self, mac: Mac) -> bool {
+        self.write(0, mac_bytes(mac))
     }
 
-    fn set_source_mac(&mut self, mac: [u8; 6]) -> bool {
-        self.write(6, mac)
+    fn set_source_mac(&mut self, mac: Mac) -> bool {
+        self.write(6, mac_bytes(mac))
     }
 
     fn update_checksum(&mut self, offset: usize, difference: u32, may_be_none: bool) -> bool {
