@@ -26,7 +26,7 @@ use netlink_packet_route::route::{
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::DatapathError;
+use super::{DatapathError, routes};
 use crate::interface::Interface;
 use crate::netlink::Netlink;
 
@@ -197,6 +197,16 @@ impl Device {
         set_flags(&mut self.netlink, ifindex, LinkFlags::Allmulti, on)
             .map_err(error("let the NIC take all multicast"))?;
         Ok(true)
+    }
+
+    /// See [`routes::follow`].
+    pub(super) fn follow_routes(&mut self, nics: &[Interface]) -> Result<(), DatapathError> {
+        routes::follow(&mut self.netlink, nics).map_err(error("copy the routes of the NICs"))
+    }
+
+    /// See [`routes::forget`].
+    pub(super) fn forget_routes(&mut self, nic: &Interface) -> Result<(), DatapathError> {
+        routes::forget(&mut self.netlink, nic).map_err(error("remove the routes of a NIC"))
     }
 
     /// Takes it away, with its address and routes.

@@ -11,8 +11,7 @@
 //! Maps and links are pinned (`pins`): without a daemon the programs go on, and the next one of the
 //! same HoA adopts them, with the peers. Only [`Datapath::detach`] takes them away.
 //!
-//! Which NIC is the way to a MoA is for the routes to say, with the source address to choose by: the
-//! kernel looks them up for every packet, for that NIC and that source.
+//! The kernel looks the next hop up for every packet, among the routes of the active NIC (`routes`).
 //!
 //! What mobility costs: between two nodes that know each other everything is mobile. A packet from
 //! a peer's MoA reaches the HoA, so a connection between the MoAs themselves is not possible, apart
@@ -26,6 +25,7 @@ mod device;
 mod held;
 pub mod object;
 mod pins;
+mod routes;
 mod sys;
 mod tables;
 
@@ -228,16 +228,29 @@ impl Datapath {
             .attach(&mut self.programs, Program::In, nic.ifindex, &nic.name)?;
         self.nics.retain(|it| it.ifindex != nic.ifindex);
         self.nics.push(nic.clone());
-        self.device.fit(&self.nics)
+        self.device.fit(&self.nics)?;
+        self.follow_routes()
+    }
+
+    /// Takes the routes of the NICs as they are now. To be called when one has changed.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Device`].
+    pub fn follow_routes(&mut self) -> Result<(), DatapathError> {
+        self.device.follow_routes(&self.nics)
     }
 
     /// Forgets a NIC that is gone.
     ///
     /// # Errors
     ///
-    /// [`DatapathError::Pin`].
+    /// [`DatapathError::Pin`], [`DatapathError::Device`].
     pub fn remove_nic(&mut self, ifindex: u32) -> Result<(), DatapathError> {
-        self.nics.retain(|it| it.ifindex != ifindex);
+        if let Some(at) = self.nics.iter().position(|it| it.ifindex == ifindex) {
+            let nic = self.nics.remove(at);
+            self.device.forget_routes(&nic)?;
+        }
         self.pins.detach(Program::In, ifindex)
     }
 
@@ -245,8 +258,9 @@ impl Datapath {
     ///
     /// # Errors
     ///
-    /// [`DatapathError::Map`].
+    /// [`DatapathError::Map`], [`DatapathError::Device`].
     pub fn set_active(&mut self, nic: &Interface, moa: Ipv6Addr) -> Result<(), DatapathError> {
+        self.follow_routes()?;
         self.node.ifindex = nic.ifindex;
         self.node.moa = words(moa.octets());
         self.node.difference = difference(address(self.node.hoa), moa.octets());
@@ -369,6 +383,7 @@ impl Datapath {
     /// [`DatapathError::Device`].
     pub fn path_changed(&mut self) -> Result<(), DatapathError> {
         self.device.fit(&self.nics)?;
+        self.follow_routes()?;
         self.device.route()
     }
 
@@ -392,6 +407,9 @@ impl Datapath {
                 .all_multicast(self.node.multicast_ifindex, false)?;
         }
         self.pins.clear()?;
+        for nic in &self.nics {
+            self.device.forget_routes(nic)?;
+        }
         self.device.remove()
     }
 

@@ -1,0 +1,191 @@
+//! Routes of one NIC alone.
+//!
+//! A packet that is to leave by a NIC must not take the next hop of another. The kernel's look-up
+//! for a given NIC only prefers it among routes of one metric, so each NIC gets a table with its own
+//! routes, copied from the main one, and a rule that look-ups for this NIC go there first. Where it
+//! has no route the main table answers as before.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::Ipv6Addr;
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteNextHop,
+    RouteProtocol, RouteType,
+};
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use crate::interface::Interface;
+use crate::netlink::Netlink;
+
+/// Table of the NIC with index 0.
+const FIRST_TABLE: u32 = 74_000;
+/// Before the main table, which has 32766.
+const PRIORITY: u32 = 7400;
+const PROTOCOL: RouteProtocol = RouteProtocol::Other(74);
+
+/// Brings the tables of the NICs in line with the main one.
+pub(super) fn follow(netlink: &mut Netlink, nics: &[Interface]) -> io::Result<()> {
+    let routes = dump(netlink)?;
+    for nic in nics {
+        let table = FIRST_TABLE + nic.ifindex;
+        let mut wanted = of_nic(&routes, nic.ifindex);
+        // A gateway has to be on a link that is known already.
+        wanted.sort_by_key(|route| gateway(route).is_some());
+        let mut keys = BTreeSet::new();
+        wanted.retain(|route| keys.insert(key(route)));
+        for route in wanted {
+            let message = RouteNetlinkMessage::NewRoute(into_table(route, table));
+            netlink.change(message, NLM_F_CREATE | NLM_F_REPLACE)?;
+        }
+        for route in routes.iter().filter(|it| table_of(it) == table) {
+            if !keys.contains(&key(route)) {
+                netlink.change(RouteNetlinkMessage::DelRoute(route.clone()), 0)?;
+            }
+        }
+        let added = netlink.change(
+            RouteNetlinkMessage::NewRule(rule(&nic.name, table)),
+            NLM_F_CREATE | NLM_F_EXCL,
+        );
+        match added {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Removes the table of a NIC and its rule.
+pub(super) fn forget(netlink: &mut Netlink, nic: &Interface) -> io::Result<()> {
+    let table = FIRST_TABLE + nic.ifindex;
+    let removed = netlink.change(RouteNetlinkMessage::DelRule(rule(&nic.name, table)), 0);
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    for route in dump(netlink)? {
+        if table_of(&route) == table {
+            netlink.change(RouteNetlinkMessage::DelRoute(route), 0)?;
+        }
+    }
+    Ok(())
+}
+
+fn dump(netlink: &mut Netlink) -> io::Result<Vec<RouteMessage>> {
+    let mut all = RouteMessage::default();
+    all.header.address_family = AddressFamily::Inet6;
+    let routes = netlink.dump(RouteNetlinkMessage::GetRoute(all))?;
+    Ok(routes
+        .into_iter()
+        .filter_map(|message| match message {
+            RouteNetlinkMessage::NewRoute(route) if route.header.kind == RouteType::Unicast => {
+                Some(route)
+            }
+            _ => None,
+        })
+        .collect())
+}
+
+/// The routes of the main table that lead out by a NIC, one next hop each.
+fn of_nic(routes: &[RouteMessage], ifindex: u32) -> Vec<RouteMessage> {
+    let mut own = Vec::new();
+    for route in routes {
+        if table_of(route) != u32::from(RouteHeader::RT_TABLE_MAIN) {
+            continue;
+        }
+        if route.attributes.contains(&RouteAttribute::Oif(ifindex)) {
+            own.push(route.clone());
+        }
+        for attribute in &route.attributes {
+            if let RouteAttribute::MultiPath(hops) = attribute {
+                let hops = hops.iter().filter(|hop| hop.interface_index == ifindex);
+                own.extend(hops.map(|hop| by_hop(route, hop)));
+            }
+        }
+    }
+    own
+}
+
+fn by_hop(route: &RouteMessage, hop: &RouteNextHop) -> RouteMessage {
+    let mut route = route.clone();
+    route
+        .attributes
+        .retain(|it| !matches!(it, RouteAttribute::MultiPath(_)));
+    route
+        .attributes
+        .push(RouteAttribute::Oif(hop.interface_index));
+    let gateway = hop
+        .attributes
+        .iter()
+        .find(|it| matches!(it, RouteAttribute::Gateway(_)));
+    route.attributes.extend(gateway.cloned());
+    route
+}
+
+/// The same route for another table. It ends when the original is seen to be gone, not by itself.
+fn into_table(mut route: RouteMessage, table: u32) -> RouteMessage {
+    route.header.table = RouteHeader::RT_TABLE_UNSPEC;
+    route.header.protocol = PROTOCOL;
+    route.header.flags = RouteFlags::empty();
+    route.attributes.retain(|it| {
+        matches!(
+            it,
+            RouteAttribute::Destination(_)
+                | RouteAttribute::Gateway(_)
+                | RouteAttribute::Oif(_)
+                | RouteAttribute::Priority(_)
+                | RouteAttribute::Metrics(_)
+                | RouteAttribute::Preference(_)
+        )
+    });
+    route.attributes.push(RouteAttribute::Table(table));
+    route
+}
+
+fn rule(name: &str, table: u32) -> RuleMessage {
+    let mut rule = RuleMessage::default();
+    rule.header.family = AddressFamily::Inet6;
+    rule.header.action = RuleAction::ToTable;
+    rule.attributes = vec![
+        RuleAttribute::Oifname(name.to_owned()),
+        RuleAttribute::Table(table),
+        RuleAttribute::Priority(PRIORITY),
+    ];
+    rule
+}
+
+fn table_of(route: &RouteMessage) -> u32 {
+    route
+        .attributes
+        .iter()
+        .find_map(|it| match it {
+            RouteAttribute::Table(table) => Some(*table),
+            _ => None,
+        })
+        .unwrap_or_else(|| route.header.table.into())
+}
+
+fn gateway(route: &RouteMessage) -> Option<&RouteAttribute> {
+    route
+        .attributes
+        .iter()
+        .find(|it| matches!(it, RouteAttribute::Gateway(_)))
+}
+
+/// What makes a route another one in one table: destination and metric.
+fn key(route: &RouteMessage) -> (u8, Option<Ipv6Addr>, u32) {
+    let mut destination = None;
+    let mut metric = 0;
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet6(address)) => {
+                destination = Some(*address);
+            }
+            RouteAttribute::Priority(priority) => metric = *priority,
+            _ => {}
+        }
+    }
+    (route.header.destination_prefix_length, destination, metric)
+}

@@ -1,0 +1,232 @@
+//! Two nodes of MAT on either side of a router, with a data path each, and a plain host.
+//!
+//! ```text
+//!  a --eth0------ router ----eth0-- b      b has two NICs, on two links
+//!                 |  '----eth1--'
+//!                 '-------eth0-- c      a correspondent without MAT
+//! ```
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "a module of several test files, each of which uses a part"
+)]
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test that cannot go on panics"
+)]
+
+use std::net::Ipv6Addr;
+use std::sync::mpsc;
+use std::thread;
+
+use common::mat::counter::Counter;
+use common::mat::neutral::neutral;
+use migkick::datapath::Datapath;
+use migkick::interface::{self, Interface};
+use migkick::netlink::Netlink;
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+
+use super::netns::Namespace;
+
+pub(crate) const HOME: (Ipv6Addr, u8) = (Ipv6Addr::new(0xfd5e, 0x6d61, 0x74, 0, 0, 0, 0, 0), 48);
+pub(crate) const HOA_A: Ipv6Addr = Ipv6Addr::new(0xfd5e, 0x6d61, 0x74, 0, 0, 0, 0, 0xa);
+pub(crate) const HOA_B: Ipv6Addr = Ipv6Addr::new(0xfd5e, 0x6d61, 0x74, 0, 0x1234, 0, 0, 0xb);
+/// The correspondent without MAT.
+pub(crate) const C: &str = "2001:db8:c::c";
+
+/// How a node's MoAs are chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Moas {
+    Neutral,
+    /// Whatever the network has given: checksums change.
+    Given,
+}
+
+/// What a node's thread does.
+type Job = Box<dyn FnOnce(&mut Option<Datapath>) + Send>;
+
+/// A node: a namespace, and a thread there that has its data path.
+pub(crate) struct Node {
+    pub(crate) namespace: Namespace,
+    pub(crate) hoa: Ipv6Addr,
+    /// The MoA on each NIC.
+    pub(crate) moas: Vec<Ipv6Addr>,
+    jobs: Option<mpsc::Sender<Job>>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Node {
+    fn new(namespace: Namespace, hoa: Ipv6Addr, networks: &[&str], moas: Moas) -> Self {
+        let moas: Vec<Ipv6Addr> = networks
+            .iter()
+            .map(|network| {
+                let address: Ipv6Addr = format!("{network}:1:2:3:4").parse().unwrap();
+                match moas {
+                    Moas::Neutral => neutral(address.octets(), hoa.octets()).into(),
+                    Moas::Given => address,
+                }
+            })
+            .collect();
+        for (index, moa) in moas.iter().enumerate() {
+            namespace.ip(&format!("addr add {moa}/64 dev eth{index} nodad"));
+            let router = format!("{}::ff", networks[index].trim_end_matches(":0"));
+            namespace.ip(&format!(
+                "-6 route append default via {router} dev eth{index}"
+            ));
+        }
+        let (jobs, todo) = mpsc::channel::<Job>();
+        let name = namespace.name().to_owned();
+        let thread = thread::spawn(move || {
+            enter(&name);
+            let mut datapath = None;
+            for job in todo {
+                job(&mut datapath);
+            }
+        });
+        let node = Self {
+            namespace,
+            hoa,
+            moas,
+            jobs: Some(jobs),
+            thread: Some(thread),
+        };
+        node.attach();
+        node
+    }
+
+    /// Attaches the data path, with the first NIC active.
+    pub(crate) fn attach(&self) {
+        let (hoa, moas) = (self.hoa, self.moas.clone());
+        self.slot(move |slot| {
+            let nics = nics();
+            let mut datapath = Datapath::attach(hoa, HOME, &nics).unwrap();
+            datapath.set_own(&moas).unwrap();
+            datapath.set_active(&nics[0], moas[0]).unwrap();
+            *slot = Some(datapath);
+        });
+    }
+
+    /// Does something with the data path, which may not be there.
+    pub(crate) fn slot<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Option<Datapath>) -> T + Send + 'static,
+    ) -> T {
+        let (done, result) = mpsc::channel();
+        let job: Job = Box::new(move |slot| drop(done.send(work(slot))));
+        self.jobs.as_ref().unwrap().send(job).unwrap();
+        result.recv().expect("job of the node")
+    }
+
+    /// Does something with the data path.
+    pub(crate) fn with<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Datapath) -> T + Send + 'static,
+    ) -> T {
+        self.slot(|slot| work(slot.as_mut().expect("data path")))
+    }
+
+    /// Knows another node, at one of its NICs; accepts all of them.
+    pub(crate) fn knows(&self, peer: &Self, nic: usize) {
+        let (hoa, to, from) = (peer.hoa, peer.moas[nic], peer.moas.clone());
+        self.with(move |it| it.set_peer(hoa, to, &from)).unwrap();
+    }
+
+    /// Sends by another NIC from now on.
+    pub(crate) fn switch(&self, nic: usize) {
+        let moa = self.moas[nic];
+        self.with(move |it| it.set_active(&nics()[nic], moa))
+            .unwrap();
+    }
+
+    pub(crate) fn counter(&self, counter: Counter) -> u64 {
+        let counters = self.with(|it| it.counters()).unwrap();
+        counters
+            .into_iter()
+            .find_map(|(it, value)| (it == counter).then_some(value))
+            .unwrap()
+    }
+
+    /// All counters that are not zero.
+    pub(crate) fn counted(&self) -> Vec<(&'static str, u64)> {
+        let counters = self.with(|it| it.counters()).unwrap();
+        counters
+            .into_iter()
+            .filter(|(_, value)| *value != 0)
+            .map(|(counter, value)| (counter.as_str(), value))
+            .collect()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        drop(self.jobs.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The NICs of this thread's namespace, by name.
+pub(crate) fn nics() -> Vec<Interface> {
+    let mut nics = interface::list(&mut Netlink::open().unwrap()).unwrap();
+    nics.sort_by(|one, other| one.name.cmp(&other.name));
+    nics
+}
+
+/// Makes this thread one of a namespace, with mounts of its own: the data path then mounts its BPF
+/// file system itself.
+fn enter(name: &str) {
+    let file = std::fs::File::open(format!("/run/netns/{name}")).unwrap();
+    nix::sched::setns(file, CloneFlags::CLONE_NEWNET).unwrap();
+    unshare(CloneFlags::CLONE_NEWNS).unwrap();
+    let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+    mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
+}
+
+pub(crate) struct Net {
+    pub(crate) a: Node,
+    pub(crate) b: Node,
+    pub(crate) c: Namespace,
+    pub(crate) router: Namespace,
+}
+
+impl Net {
+    /// The nodes know each other.
+    pub(crate) fn new(moas: Moas) -> Self {
+        let net = Self::strangers(moas);
+        net.a.knows(&net.b, 0);
+        net.b.knows(&net.a, 0);
+        net
+    }
+
+    /// The nodes do not.
+    pub(crate) fn strangers(moas: Moas) -> Self {
+        let [a, b, c, router] = ["a", "b", "c", "router"].map(Namespace::new);
+        for (node, nic, port, network) in [
+            (&a, "eth0", "to-a", "2001:db8:a"),
+            (&b, "eth0", "to-b0", "2001:db8:b0"),
+            (&b, "eth1", "to-b1", "2001:db8:b1"),
+            (&c, "eth0", "to-c", "2001:db8:c"),
+        ] {
+            node.ip(&format!(
+                "link add {nic} type veth peer name {port} netns {}",
+                router.name()
+            ));
+            node.ip(&format!("link set {nic} up"));
+            router.ip(&format!("link set {port} up"));
+            router.ip(&format!("addr add {network}::ff/64 dev {port} nodad"));
+        }
+        router.run(|| std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").unwrap());
+        c.ip(&format!("addr add {C}/64 dev eth0 nodad"));
+        c.ip("-6 route add default via 2001:db8:c::ff");
+        Self {
+            a: Node::new(a, HOA_A, &["2001:db8:a:0"], moas),
+            b: Node::new(b, HOA_B, &["2001:db8:b0:0", "2001:db8:b1:0"], moas),
+            c,
+            router,
+        }
+    }
+}
