@@ -127,14 +127,12 @@ impl Client {
     }
 
     /// Says that the idle NIC is prepared; to be called after [`Event::Prepared`].
-    pub(crate) fn ready(&mut self, now: Duration, address: Option<Ipv6Addr>) {
+    pub(crate) fn ready(&mut self, now: Duration, ready: MigrationReady) {
         if !matches!(self.state, State::Prepared) {
             return;
         }
         self.state = State::Waiting {
-            ready: MigrationReady {
-                address: address.map(|address| address.octets().into()),
-            },
+            ready,
             next: now,
             deadline: now + self.timing.ready_silence,
             phase: Phase::Preparing,

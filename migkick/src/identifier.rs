@@ -4,8 +4,13 @@ use std::hash::Hasher;
 use std::net::Ipv6Addr;
 use std::path::Path;
 
+use common::mat::neutral::neutral;
+
 /// How the interface identifier of a new address is made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize,
+)]
+#[serde(rename_all = "kebab-case")]
 pub(crate) enum Scheme {
     /// From a secret, the prefix and the NIC (RFC 7217).
     StablePrivacy,
@@ -108,6 +113,42 @@ pub(crate) fn address(
     }
 }
 
+/// An address as [`address`] makes it, but neutral to `hoa` ([`common::mat::neutral`]), and none that
+/// `is_taken`.
+pub(crate) fn neutral_address(
+    scheme: Scheme,
+    secret: impl Fn() -> Result<Secret, IdentifierError>,
+    (prefix, length): (Ipv6Addr, u8),
+    mac: [u8; 6],
+    hoa: Ipv6Addr,
+    is_taken: impl Fn(Ipv6Addr) -> bool,
+) -> Result<Ipv6Addr, IdentifierError> {
+    let no_room = |scheme| IdentifierError::Prefix {
+        prefix,
+        length,
+        scheme,
+    };
+    let usable = |address: Ipv6Addr| {
+        let address = Ipv6Addr::from(neutral(address.octets(), hoa.octets()));
+        let identifier = address.to_bits() as u64;
+        (!is_reserved(identifier) && !is_taken(address)).then_some(address)
+    };
+    match scheme {
+        Scheme::Eui64 => {
+            let made = address(scheme, secret, (prefix, length), mac, Ipv6Addr::UNSPECIFIED)?;
+            usable(made).ok_or(no_room("EUI-64"))
+        }
+        Scheme::StablePrivacy if length > 96 => Err(no_room("stable-privacy")),
+        Scheme::StablePrivacy => {
+            let secret = secret()?;
+            (0..=u8::MAX)
+                .map(|counter| join(prefix, length, stable(secret, prefix, mac, counter)))
+                .find_map(usable)
+                .ok_or(no_room("stable-privacy"))
+        }
+    }
+}
+
 /// F() of RFC 7217 §5 is SipHash-2-4: a pseudo-random function with a key of 128 bits. The NIC
 /// is known by its Ethernet address, which a migration keeps.
 fn stable(secret: Secret, prefix: Ipv6Addr, mac: [u8; 6], counter: u8) -> u64 {
@@ -205,7 +246,37 @@ mod tests {
         }
     }
 
+    #[test]
+    fn neutral_address_avoids_what_is_taken() {
+        let hoa = "fd5e:6d61:74::5".parse().unwrap();
+        let scheme = Scheme::StablePrivacy;
+        let make = |taken: &[Ipv6Addr]| {
+            neutral_address(scheme, secret, PREFIX, MAC, hoa, |it| taken.contains(&it)).unwrap()
+        };
+        let first = make(&[]);
+        assert_eq!(first, make(&[]));
+        let second = make(&[first]);
+        assert_ne!(second, first);
+        assert!(![first, second].contains(&make(&[first, second])));
+        let all = neutral_address(scheme, secret, PREFIX, MAC, hoa, |_| true);
+        assert!(matches!(all, Err(IdentifierError::Prefix { .. })));
+    }
+
     proptest! {
+        #[test]
+        fn neutral_address_is_neutral_and_in_the_prefix(
+            bits: u128, length in 0_u8..=64, mac: [u8; 6], hoa: u128,
+        ) {
+            let host = u128::MAX >> length;
+            let (prefix, hoa) = (Ipv6Addr::from_bits(bits & !host), Ipv6Addr::from_bits(hoa));
+            for scheme in [Scheme::Eui64, Scheme::StablePrivacy] {
+                let made = neutral_address(scheme, secret, (prefix, length), mac, hoa, |_| false);
+                let made = made.unwrap();
+                prop_assert_eq!(made.to_bits() & !host, prefix.to_bits());
+                prop_assert!(common::mat::neutral::is_neutral(made.octets(), hoa.octets()));
+            }
+        }
+
         #[test]
         fn address_is_always_in_the_prefix(bits: u128, length in 0_u8..=64, mac: [u8; 6]) {
             let host = u128::MAX >> length;

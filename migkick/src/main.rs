@@ -7,14 +7,18 @@
 //! | [`net`] | UDP sockets |
 //! | [`interface`], [`netlink`] | the VM's NICs |
 //! | [`nic`], [`identifier`] | preparing the idle NIC |
+//! | [`mobile`] | a move of a VM that runs a node |
+//! | [`node`] | the mobile address: `migkick node` |
 //! | [`view`] | what is shown |
 //!
 //! Exit codes: 0 done, 1 failed (one sentence says why), 2 wrong usage.
 
 mod client;
 mod identifier;
+mod mobile;
 mod net;
 mod nic;
+mod node;
 mod session;
 #[cfg(test)]
 mod testing;
@@ -46,6 +50,8 @@ enum Command {
     },
     /// Move this VM to another host and wait until it runs there.
     Go(GoArgs),
+    /// Keep this machine's permanent address reachable wherever it is.
+    Node(node::NodeArgs),
 }
 
 /// Arguments of `migkick go`.
@@ -82,6 +88,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Search { json } => session::search(json),
         Command::Go(args) => session::go(&args),
+        Command::Node(args) => node::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -117,6 +124,7 @@ mod tests {
             "migkick go",
             "migkick go a --no-configure --idle-interface eth1",
             "migkick go a --interface-identifier random",
+            "migkick node --detach status",
         ] {
             let error = Cli::try_parse_from(line.split_whitespace()).expect_err(line);
             assert_eq!(error.exit_code(), 2, "{line}");

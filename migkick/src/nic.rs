@@ -10,8 +10,10 @@
 //! | when | what |
 //! |---|---|
 //! | [`IdleNic::prepare`] | `accept_ra` and `autoconf` off, NIC up, address, host route to DstAgent |
-//! | [`IdleNic::settle`] | prefix route instead of the host route and of those of earlier moves, `accept_ra` and `autoconf` as before, Router Solicitation |
+//! | [`IdleNic::join`] | prefix route, and default route where the router is known; `accept_ra` and `autoconf` as before, Router Solicitation |
+//! | [`IdleNic::settle`] | the same, unless it is done; host route and routes of earlier moves removed |
 //! | dropped before that | everything back as it was |
+//! | [`leave`] | routes of the NIC that was active, which lead nowhere from the new network |
 
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddrV6};
@@ -56,6 +58,8 @@ pub(crate) struct Plan {
     pub(crate) prefix_length: u8,
     /// DstAgent.
     pub(crate) agent_address: Ipv6Addr,
+    /// First router of the network, where it need not be waited for.
+    pub(crate) router: Option<Ipv6Addr>,
 }
 
 /// One thing that was done.
@@ -64,6 +68,8 @@ enum Done {
     Up,
     Address,
     HostRoute,
+    PrefixRoute,
+    DefaultRoute,
 }
 
 /// A prepared NIC. Dropping it undoes the preparation unless [`IdleNic::settle`] was called.
@@ -72,6 +78,7 @@ pub(crate) struct IdleNic {
     interface: Interface,
     plan: Plan,
     done: Vec<Done>,
+    joined: bool,
 }
 
 impl IdleNic {
@@ -86,6 +93,7 @@ impl IdleNic {
             interface,
             plan,
             done: Vec::new(),
+            joined: false,
         };
         nic.set_sysctl("accept_ra", "0")?;
         nic.set_sysctl("autoconf", "0")?;
@@ -118,31 +126,48 @@ impl IdleNic {
         self.plan.address
     }
 
-    /// Joins the new network, now that the VM is there. What fails is returned and the rest done
-    /// all the same: there is no way back any more.
-    pub(crate) fn settle(mut self) -> Vec<NicError> {
-        let mut errors = Vec::new();
-        errors.extend(self.remove_earlier_routes().err());
-        let route = RouteNetlinkMessage::NewRoute(self.prefix_route());
-        let added = self.change("add the prefix route", route, NLM_F_CREATE | NLM_F_REPLACE);
-        for done in std::mem::take(&mut self.done) {
-            let result = match done {
-                Done::Sysctl { path, before } => self.restore(&path, &before),
-                Done::HostRoute if added.is_ok() => {
-                    let message = RouteNetlinkMessage::DelRoute(self.host_route());
-                    self.change("remove the host route", message, 0)
-                }
-                Done::Up | Done::Address | Done::HostRoute => Ok(()),
-            };
-            errors.extend(result.err());
+    /// Makes the new network usable, as the VM seems to be there. What fails is returned and the rest
+    /// done all the same. It is undone with everything else.
+    pub(crate) fn join(&mut self) -> Vec<NicError> {
+        if std::mem::replace(&mut self.joined, true) {
+            return Vec::new();
         }
-        errors.extend(added.err());
+        let mut errors = Vec::new();
+        let route = RouteNetlinkMessage::NewRoute(self.prefix_route());
+        match self.change("add the prefix route", route, NLM_F_CREATE | NLM_F_REPLACE) {
+            Ok(()) => self.done.push(Done::PrefixRoute),
+            Err(error) => errors.push(error),
+        }
+        if let Some(router) = self.plan.router {
+            let route = RouteNetlinkMessage::NewRoute(self.default_route(router));
+            match self.change("add the default route", route, NLM_F_CREATE | NLM_F_REPLACE) {
+                Ok(()) => self.done.push(Done::DefaultRoute),
+                Err(error) => errors.push(error),
+            }
+        }
+        for done in &self.done {
+            if let Done::Sysctl { path, before } = done {
+                errors.extend(self.restore(path, before).err());
+            }
+        }
         let solicited = solicit_router(&self.interface);
         errors.extend(
             solicited
                 .map_err(|e| self.error("ask for routers", e))
                 .err(),
         );
+        errors
+    }
+
+    /// Joins the new network for good, now that the VM is there: there is no way back any more.
+    pub(crate) fn settle(mut self) -> Vec<NicError> {
+        let mut errors = self.join();
+        errors.extend(self.remove_earlier_routes().err());
+        let done = std::mem::take(&mut self.done);
+        if done.iter().any(|it| matches!(it, Done::PrefixRoute)) {
+            let message = RouteNetlinkMessage::DelRoute(self.host_route());
+            errors.extend(self.change("remove the host route", message, 0).err());
+        }
         errors
     }
 
@@ -156,11 +181,14 @@ impl IdleNic {
             .dump(RouteNetlinkMessage::GetRoute(all))
             .map_err(|error| self.error("read the routes", error))?;
         let oif = RouteAttribute::Oif(self.interface.ifindex);
+        let mut own = vec![self.prefix_route()];
+        own.extend(self.plan.router.map(|router| self.default_route(router)));
         for route in routes {
             if let RouteNetlinkMessage::NewRoute(route) = route
                 && route.header.protocol == PROTOCOL
                 && route.header.destination_prefix_length < 128
                 && route.attributes.contains(&oif)
+                && !own.iter().any(|it| leads_where(it, &route))
             {
                 let message = RouteNetlinkMessage::DelRoute(route);
                 self.change("remove a route of an earlier move", message, 0)?;
@@ -186,6 +214,17 @@ impl IdleNic {
                     let message = RouteNetlinkMessage::DelRoute(self.host_route());
                     self.change("remove the host route", message, 0)
                 }
+                Done::PrefixRoute => {
+                    let message = RouteNetlinkMessage::DelRoute(self.prefix_route());
+                    self.change("remove the prefix route", message, 0)
+                }
+                Done::DefaultRoute => match self.plan.router {
+                    Some(router) => {
+                        let message = RouteNetlinkMessage::DelRoute(self.default_route(router));
+                        self.change("remove the default route", message, 0)
+                    }
+                    None => Ok(()),
+                },
             };
             errors.extend(result.err());
         }
@@ -238,19 +277,8 @@ impl IdleNic {
     }
 
     fn address(&self) -> AddressMessage {
-        let mut message = AddressMessage::default();
-        message.header.family = AddressFamily::Inet6;
-        message.header.prefix_len = self.plan.prefix_length;
-        message.header.flags = AddressHeaderFlags::Nodad;
-        message.header.scope = AddressScope::Universe;
-        message.header.index = self.interface.ifindex;
-        let address = IpAddr::V6(self.plan.address);
-        message.attributes = vec![
-            AddressAttribute::Local(address),
-            AddressAttribute::Address(address),
-            AddressAttribute::Flags(AddressFlags::Nodad | AddressFlags::Noprefixroute),
-        ];
-        message
+        let prefix = (self.plan.address, self.plan.prefix_length);
+        address_message(self.interface.ifindex, prefix, AddressFlags::Nodad)
     }
 
     fn host_route(&self) -> RouteMessage {
@@ -268,6 +296,17 @@ impl IdleNic {
         let mut route = self.route(prefix, length);
         // The metric that the kernel gives prefix routes.
         route.attributes.push(RouteAttribute::Priority(256));
+        route
+    }
+
+    fn default_route(&self, router: Ipv6Addr) -> RouteMessage {
+        let mut route = self.route(Ipv6Addr::UNSPECIFIED, 0);
+        let unspecified = |it: &RouteAttribute| !matches!(it, RouteAttribute::Destination(_));
+        route.attributes.retain(unspecified);
+        let router = RouteAddress::Inet6(router);
+        route.attributes.push(RouteAttribute::Gateway(router));
+        // The metric that the kernel gives the routes of advertisements.
+        route.attributes.push(RouteAttribute::Priority(1024));
         route
     }
 
@@ -294,6 +333,78 @@ impl Drop for IdleNic {
             eprintln!("{error}: {source}");
         }
     }
+}
+
+/// A message about an address of a NIC, without a prefix route.
+pub(crate) fn address_message(
+    ifindex: u32,
+    (address, length): (Ipv6Addr, u8),
+    flags: AddressFlags,
+) -> AddressMessage {
+    let mut message = AddressMessage::default();
+    message.header.family = AddressFamily::Inet6;
+    message.header.prefix_len = length;
+    if flags.contains(AddressFlags::Nodad) {
+        message.header.flags = AddressHeaderFlags::Nodad;
+    }
+    message.header.scope = AddressScope::Universe;
+    message.header.index = ifindex;
+    let address = IpAddr::V6(address);
+    message.attributes = vec![
+        AddressAttribute::Local(address),
+        AddressAttribute::Address(address),
+        AddressAttribute::Flags(flags | AddressFlags::Noprefixroute),
+    ];
+    message
+}
+
+/// Whether two routes are to the same destination, by the same router if any.
+fn leads_where(one: &RouteMessage, other: &RouteMessage) -> bool {
+    let where_to = |route: &RouteMessage| {
+        let attributes = route.attributes.iter();
+        let wanted = attributes.filter(|it| {
+            matches!(
+                it,
+                RouteAttribute::Destination(_) | RouteAttribute::Gateway(_)
+            )
+        });
+        let mut wanted: Vec<RouteAttribute> = wanted.cloned().collect();
+        wanted.sort_by_key(|it| matches!(it, RouteAttribute::Gateway(_)));
+        (route.header.destination_prefix_length, wanted)
+    };
+    where_to(one) == where_to(other)
+}
+
+/// Removes the routes of a NIC that lead nowhere since the VM is elsewhere: default routes, and the
+/// one to the network of `address`. What else the NIC has stays.
+pub(crate) fn leave(netlink: &mut Netlink, ifindex: u32, address: Ipv6Addr) -> io::Result<()> {
+    let mut all = RouteMessage::default();
+    all.header.address_family = AddressFamily::Inet6;
+    let routes = netlink.dump(RouteNetlinkMessage::GetRoute(all))?;
+    for route in routes {
+        let RouteNetlinkMessage::NewRoute(route) = route else {
+            continue;
+        };
+        let length = route.header.destination_prefix_length;
+        let mut prefix = Ipv6Addr::UNSPECIFIED;
+        for attribute in &route.attributes {
+            if let RouteAttribute::Destination(RouteAddress::Inet6(destination)) = attribute {
+                prefix = *destination;
+            }
+        }
+        let host = u128::MAX.checked_shr(length.into()).unwrap_or(0);
+        let covers = (prefix.to_bits() ^ address.to_bits()) & !host == 0;
+        let unicast = route.header.kind == RouteType::Unicast
+            && route.header.table == RouteHeader::RT_TABLE_MAIN;
+        if unicast
+            && covers
+            && length < 128
+            && route.attributes.contains(&RouteAttribute::Oif(ifindex))
+        {
+            netlink.change(RouteNetlinkMessage::DelRoute(route), 0)?;
+        }
+    }
+    Ok(())
 }
 
 /// Sends a Router Solicitation (RFC 4861 §4.1): the kernel sends none when `accept_ra` is turned

@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
-use common::signal::{MigrationProgress, MigrationResponse};
+use common::signal::{MigrationProgress, MigrationReady, MigrationResponse};
 
 use crate::GoArgs;
 use crate::client::{Agent, Client, ClientError, Event, Timing};
 use crate::identifier::{self, Secret};
 use crate::interface::{self, Interface};
+use crate::mobile::Mobile;
 use crate::net::{Net, Wake};
 use crate::netlink::Netlink;
 use crate::nic::{IdleNic, Plan};
@@ -56,19 +57,37 @@ pub(crate) fn go(args: &GoArgs) -> anyhow::Result<()> {
     let response = session.response()?;
     let responded = session.now();
     let nic = match idle {
-        None => None,
+        None => Nic::None,
         Some(interface) => match prepare(args, secret, interface, &response) {
-            Ok(nic) => Some(nic),
+            Ok(nic) => nic,
             Err(error) => {
                 session.abort(&format!("The VM cannot prepare its idle NIC: {error:#}"));
                 return Err(error);
             }
         },
     };
+    let (idle_interface, address) = nic.name_and_address();
+    let mut ready = MigrationReady {
+        address: address.map(|it| it.octets().into()),
+        ..MigrationReady::default()
+    };
+    let nic = match nic {
+        Nic::OfNode(mut mobile) => {
+            match mobile.ready() {
+                Ok(of_node) => ready = of_node,
+                Err(error) => {
+                    session.abort(&format!("The VM's node does not answer: {error}"));
+                    return Err(error.into());
+                }
+            }
+            session.mobile = Some(*mobile);
+            None
+        }
+        Nic::Own(nic) => Some(*nic),
+        Nic::None => None,
+    };
     let prepared = session.now();
-    session
-        .client
-        .ready(prepared, nic.as_ref().map(IdleNic::plan_address));
+    session.client.ready(prepared, ready);
     let progress = session.completion()?;
     let completed = session.now();
     let phase = |phase, from: Duration, to: Duration| PhaseReport {
@@ -80,8 +99,8 @@ pub(crate) fn go(args: &GoArgs) -> anyhow::Result<()> {
         domain: agent.domain,
         source: agent.name,
         destination: args.destination.clone(),
-        idle_interface: nic.as_ref().map(|nic| nic.name().to_owned()),
-        address: nic.as_ref().map(IdleNic::plan_address),
+        idle_interface,
+        address,
         elapsed_ms: progress.elapsed_ms,
         vm_pause_ms: progress.vm_pause_ms,
         processed_bytes: progress.processed_bytes,
@@ -97,9 +116,37 @@ pub(crate) fn go(args: &GoArgs) -> anyhow::Result<()> {
             .view
             .note(&format!("{:#}", anyhow::Error::new(error)));
     }
+    match session.mobile.take().map(Mobile::completed) {
+        Some(Ok(false)) => session.view.note(
+            "The VM's node waits for an answer at the new address before it switches; `migkick node status` shows how it goes on",
+        ),
+        Some(Err(error)) => session
+            .view
+            .note(&format!("{:#}", anyhow::Error::new(error))),
+        Some(Ok(true)) | None => {}
+    }
     drop(session);
     view::print(&report, args.json, MoveReport::rows)?;
     Ok(())
+}
+
+/// Who has prepared the idle NIC.
+enum Nic {
+    None,
+    /// This program.
+    Own(Box<IdleNic>),
+    /// The node that runs here.
+    OfNode(Box<Mobile>),
+}
+
+impl Nic {
+    fn name_and_address(&self) -> (Option<String>, Option<Ipv6Addr>) {
+        match self {
+            Self::None => (None, None),
+            Self::Own(nic) => (Some(nic.name().to_owned()), Some(nic.plan_address())),
+            Self::OfNode(mobile) => (Some(mobile.name().to_owned()), Some(mobile.address())),
+        }
+    }
 }
 
 fn prepare(
@@ -107,7 +154,10 @@ fn prepare(
     secret: Option<Secret>,
     interface: Interface,
     response: &MigrationResponse,
-) -> anyhow::Result<IdleNic> {
+) -> anyhow::Result<Nic> {
+    if let Some(mobile) = Mobile::prepare(args, &interface, response)? {
+        return Ok(Nic::OfNode(Box::new(mobile)));
+    }
     let agent_address = Ipv6Addr::from(*response.agent_address);
     let prefix = Ipv6Addr::from(*response.prefix);
     let length = response.prefix_length;
@@ -127,9 +177,11 @@ fn prepare(
         address,
         prefix_length: length,
         agent_address,
+        router: None,
     };
     let netlink = Netlink::open().context("Cannot open a netlink socket")?;
-    Ok(IdleNic::prepare(netlink, interface, plan)?)
+    let nic = IdleNic::prepare(netlink, interface, plan)?;
+    Ok(Nic::Own(Box::new(nic)))
 }
 
 /// Everything that lives as long as the program.
@@ -139,6 +191,8 @@ struct Session {
     net: Net,
     client: Client,
     view: View,
+    /// The node that is moved with the VM.
+    mobile: Option<Mobile>,
     /// Why nothing could be sent last time.
     send_error: Option<String>,
 }
@@ -164,6 +218,7 @@ impl Session {
             net,
             client: Client::new(start.elapsed(), Timing::default(), indexes, transactions),
             view: View::new(),
+            mobile: None,
             send_error: None,
         })
     }
@@ -230,8 +285,18 @@ impl Session {
         loop {
             self.flush();
             while let Some(event) = self.client.poll_event() {
+                if let (Some(mobile), Event::Progress(progress)) = (&mut self.mobile, &event) {
+                    mobile.progress(progress);
+                }
                 match event {
-                    Event::Failed(error) => return Err(self.explain(error)),
+                    Event::Failed(error) => {
+                        match (&mut self.mobile, &error) {
+                            (Some(mobile), ClientError::Aborted(reason)) => mobile.refused(reason),
+                            (Some(mobile), _) => mobile.lost(),
+                            (None, _) => {}
+                        }
+                        return Err(self.explain(error));
+                    }
                     event if wanted(&event) => return Ok(event),
                     Event::Progress(progress) => self.view.progress(&progress),
                     _ => {}
@@ -246,6 +311,9 @@ impl Session {
             {
                 Wake::Interrupted => {
                     self.abort("Interrupted in the VM");
+                    if let Some(mobile) = &mut self.mobile {
+                        mobile.lost();
+                    }
                     bail!("Interrupted; the agent was told to stop the move");
                 }
                 Wake::Datagrams(datagrams) => {

@@ -196,11 +196,20 @@ pub struct AgentResponse {
 
 /// `MigrationReady`: the idle NIC is configured. Sent again until the migration is over, which
 /// makes it the VM's question for progress too.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct MigrationReady {
-    /// Address set on the idle NIC; null where the VM has none.
+    /// Address set on the idle NIC, its MoA at the destination; null where the VM has none.
     #[n(0)]
     pub address: Option<Address>,
+    /// MAC of the idle NIC.
+    #[n(1)]
+    pub mac: Option<Mac>,
+    /// MoAs that the VM leaves: what still comes for them is forwarded to `address`.
+    #[cbor(n(2), default)]
+    pub forward: Vec<Address>,
+    /// For how long after the switch, seconds; the agent may bound it.
+    #[cbor(n(3), default)]
+    pub forward_s: u32,
 }
 
 /// Where a migration stands; later phases are greater.

@@ -72,7 +72,7 @@ fn requesting() -> Client {
 fn waiting() -> Client {
     let mut client = requesting();
     client.handle_datagram(Duration::ZERO, 10, SOURCE, &response().encode(MOVE));
-    client.ready(Duration::ZERO, None);
+    client.ready(Duration::ZERO, MigrationReady::default());
     sent(&mut client);
     events(&mut client);
     client
@@ -368,7 +368,7 @@ proptest! {
             while let Some(event) = client.poll_event() {
                 match &event {
                     Event::Found(_) => client.request(now, "vms2".to_owned(), None),
-                    Event::Prepared(_) => client.ready(now, None),
+                    Event::Prepared(_) => client.ready(now, MigrationReady::default()),
                     Event::Progress(_) => continue,
                     Event::Completed(_) | Event::Failed(_) => {}
                 }

@@ -6,6 +6,7 @@ const PLAN: Plan = Plan {
     address: Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 0x99),
     prefix_length: 64,
     agent_address: Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 0x10),
+    router: None,
 };
 
 fn sysctl(name: &str) -> String {
@@ -99,6 +100,7 @@ fn network_that_was_left_may_be_come_back_to() {
             address: Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 0x99),
             prefix_length: 64,
             agent_address: Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 0x10),
+            router: None,
         };
         let nic = IdleNic::prepare(Netlink::open().unwrap(), idle(), elsewhere).unwrap();
         assert!(routes().contains("2001:db8:2::/64"), "{}", routes());
@@ -124,6 +126,42 @@ fn failed_preparation_leaves_nothing_behind() {
         assert!(error.to_string().contains(" on idle"), "{error}");
         assert_eq!(addresses(), "");
         assert!(!routes().contains("2001:db8:2::10"), "{}", routes());
+    });
+}
+
+#[test]
+fn joined_nic_goes_back_to_what_it_was() {
+    in_namespace(|| {
+        ip("link add idle type veth peer name other");
+        ip("link set other up");
+        ip("link set idle up");
+        let plan = Plan {
+            router: Some(Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 1)),
+            ..PLAN
+        };
+        let netlink = || Netlink::open().unwrap();
+        let mut nic = IdleNic::prepare(netlink(), idle(), plan).unwrap();
+        nic.join();
+        assert!(routes().contains("2001:db8:2::/64"), "{}", routes());
+        assert!(
+            routes().contains("default via 2001:db8:2::1"),
+            "{}",
+            routes()
+        );
+        drop(nic);
+        assert!(!routes().contains("2001:db8:2"), "{}", routes());
+        let nic = IdleNic::prepare(netlink(), idle(), plan).unwrap();
+        nic.settle();
+        assert!(
+            routes().contains("default via 2001:db8:2::1"),
+            "{}",
+            routes()
+        );
+        assert!(!routes().contains("2001:db8:2::10 "), "{}", routes());
+        // And elsewhere again.
+        leave(&mut netlink(), idle().ifindex, plan.address).unwrap();
+        assert!(!routes().contains("2001:db8:2"), "{}", routes());
+        assert!(routes().contains("fe80::/64"), "{}", routes());
     });
 }
 

@@ -225,7 +225,7 @@ fn vm_that_prepares_itself_is_not_waited_for_when_somebody_else_moves_it() {
     assert!(!bench.outputs().contains(&FOLLOW));
     bench.frame(NOTICE, notice());
     assert!(bench.outputs().contains(&FOLLOW));
-    bench.vm(5, MigrationReady { address: None });
+    bench.vm(5, MigrationReady::default());
     let is_start =
         |output: &Output| matches!(output, Output::StartMigration { .. }) || *output == FOLLOW;
     assert!(!bench.outputs().iter().any(is_start));

@@ -64,7 +64,7 @@ fn requesting() -> (Bench, u64) {
 fn copying() -> (Bench, u64) {
     let (mut bench, transaction) = requesting();
     bench.frame(transaction, response());
-    bench.vm(5, MigrationReady { address: None });
+    bench.vm(5, MigrationReady::default());
     (bench, transaction)
 }
 
@@ -187,7 +187,7 @@ fn vm_that_is_never_ready_is_given_up() {
     bench.outputs();
     bench.pass(31 * S);
     assert_eq!(aborts(&bench.outputs()), 1);
-    bench.vm(5, MigrationReady { address: None });
+    bench.vm(5, MigrationReady::default());
     let reason = "The VM did not say within 30 s that it is ready; run migkick again";
     assert_eq!(bench.abort_reason(), reason);
 }
@@ -196,7 +196,7 @@ fn vm_that_is_never_ready_is_given_up() {
 fn repeated_ready_starts_the_migration_once() {
     let (mut bench, _) = copying();
     for _ in 0..3 {
-        bench.vm(5, MigrationReady { address: None });
+        bench.vm(5, MigrationReady::default());
     }
     let starts = bench
         .outputs()
@@ -242,7 +242,7 @@ fn failure_of_libvirt_tells_the_vm_and_the_destination() {
     let result = Err("Connection to the destination was reset".to_owned());
     bench.hypervisor(HypervisorEvent::MigrationEnded { uuid: UUID, result });
     assert_eq!(aborts(&bench.outputs()), 1);
-    bench.vm(5, MigrationReady { address: None });
+    bench.vm(5, MigrationReady::default());
     let reason = "The migration of domain viewer to vms2 failed and it stays on vms1: Connection \
                   to the destination was reset";
     assert_eq!(bench.abort_reason(), reason);

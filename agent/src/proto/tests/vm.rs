@@ -188,10 +188,10 @@ fn destination_that_is_down_is_named_with_the_reason() {
 #[test]
 fn unknown_transaction_is_denied_only_when_the_agent_has_run_for_a_while() {
     let mut bench = Bench::housing();
-    bench.vm(5, MigrationReady { address: None });
+    bench.vm(5, MigrationReady::default());
     assert_eq!(bench.told(), []);
     bench.pass(Duration::from_secs(11));
-    bench.vm(5, MigrationReady { address: None });
+    bench.vm(5, MigrationReady::default());
     let reason = "Agent vms1 knows of no such migration, perhaps because it was restarted; run \
                   migkick again";
     assert_eq!(bench.abort_reason(), reason);

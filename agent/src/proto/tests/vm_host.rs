@@ -196,7 +196,7 @@ impl Pair {
                 destination: "vms2".to_owned(),
                 domain: None,
             }),
-            VmState::Waiting => MigrationReady { address: None }.into(),
+            VmState::Waiting => MigrationReady::default().into(),
         };
         if !self.vm_paused {
             let bytes = message.encode(TRANSACTION);

@@ -1,0 +1,284 @@
+//! A move of a VM that runs a node: the node picks the address and sets up the NIC, and this program
+//! tells it how far the move is.
+
+use std::net::Ipv6Addr;
+use std::path::{Path, PathBuf};
+
+use common::signal::{MigrationProgress, MigrationReady, MigrationResponse, Phase};
+use migkick::interface::Interface;
+
+use crate::GoArgs;
+use crate::node::control::{Answer, ControlError, Prepare, Prepared, Request, SOCKET, ask};
+
+/// A node that stands by. Dropping it tells the node that the move is off.
+pub(crate) struct Mobile {
+    socket: PathBuf,
+    interface: Interface,
+    prepared: Prepared,
+    near: bool,
+    taken: bool,
+    lost: bool,
+    over: bool,
+}
+
+impl Mobile {
+    /// Asks the node to prepare; `None` where there is no node.
+    pub(crate) fn prepare(
+        args: &GoArgs,
+        interface: &Interface,
+        response: &MigrationResponse,
+    ) -> Result<Option<Self>, ControlError> {
+        Self::prepare_at(Path::new(SOCKET), args, interface, response)
+    }
+
+    fn prepare_at(
+        socket: &Path,
+        args: &GoArgs,
+        interface: &Interface,
+        response: &MigrationResponse,
+    ) -> Result<Option<Self>, ControlError> {
+        let request = Request::Prepare(Prepare {
+            interface: interface.name.clone(),
+            prefix: Ipv6Addr::from(*response.prefix),
+            length: response.prefix_length,
+            agent: Ipv6Addr::from(*response.agent_address),
+            router: None,
+            identifier: args.interface_identifier,
+            secret: args.secret.clone(),
+        });
+        match ask(socket, &request) {
+            Ok(Answer::Prepared(prepared)) => Ok(Some(Self {
+                socket: socket.to_owned(),
+                interface: interface.clone(),
+                prepared,
+                near: false,
+                taken: false,
+                lost: false,
+                over: false,
+            })),
+            Ok(_) => Err(ControlError::Answer),
+            Err(ControlError::NoNode) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Name of the prepared NIC.
+    pub(crate) fn name(&self) -> &str {
+        &self.interface.name
+    }
+
+    /// Address of the VM at the destination.
+    pub(crate) fn address(&self) -> Ipv6Addr {
+        self.prepared.address
+    }
+
+    /// What the agents are told; from then on the node expects to be moved.
+    pub(crate) fn ready(&mut self) -> Result<MigrationReady, ControlError> {
+        ask(&self.socket, &Request::Ready { near: false })?;
+        let forward = self.prepared.forward.iter();
+        Ok(MigrationReady {
+            address: Some(self.prepared.address.octets().into()),
+            mac: Some(self.prepared.mac.into()),
+            forward: forward.map(|it| it.octets().into()).collect(),
+            forward_s: self.prepared.forward_s,
+        })
+    }
+
+    /// Lets the node look more often once the switch is near.
+    pub(crate) fn progress(&mut self, progress: &MigrationProgress) {
+        let near = match progress.phase {
+            Phase::Preparing | Phase::Ready => false,
+            // The last tenth is copied while the VM writes to it, so it takes longest.
+            Phase::Copying => {
+                let left = progress
+                    .total_bytes
+                    .saturating_sub(progress.processed_bytes);
+                progress.total_bytes > 0 && left <= progress.total_bytes / 10
+            }
+            Phase::Switching | Phase::Completed => true,
+        };
+        if near && !self.near {
+            // Without it the arrival is noticed a little later at worst.
+            self.near = ask(&self.socket, &Request::Ready { near }).is_ok();
+        }
+    }
+
+    /// The agents have given the move up, and say why.
+    pub(crate) fn refused(&mut self, reason: &str) {
+        // One that names the address is about it: another node has it, and the next move needs another.
+        self.taken = reason.contains(&self.prepared.address.to_string());
+    }
+
+    /// How the move ends will not be known here: it may be too late to stop it.
+    pub(crate) fn lost(&mut self) {
+        self.lost = true;
+    }
+
+    /// The agents say that the VM is there. Whether the node is sure of that too.
+    pub(crate) fn completed(mut self) -> Result<bool, ControlError> {
+        self.over = true;
+        ask(&self.socket, &Request::Completed)?;
+        match ask(&self.socket, &Request::Status)? {
+            Answer::Status(status) => {
+                let moa = status["moa"].as_str().and_then(|it| it.parse().ok());
+                Ok(moa == Some(self.prepared.address))
+            }
+            _ => Err(ControlError::Answer),
+        }
+    }
+}
+
+impl Drop for Mobile {
+    fn drop(&mut self) {
+        if self.over {
+            return;
+        }
+        let request = match self.lost {
+            true => Request::Lost,
+            false => Request::Aborted { taken: self.taken },
+        };
+        if let Err(error) = ask(&self.socket, &request) {
+            eprintln!("{:#}", anyhow::Error::new(error));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identifier::Scheme;
+    use std::io::{BufRead, BufReader, Write};
+    use std::os::unix::net::UnixListener;
+    use std::sync::mpsc;
+    use std::thread;
+
+    const ADDRESS: &str = "2001:db8:2::7";
+
+    /// A node that gives these answers, and tells what it was asked.
+    fn node(name: &str, answers: Vec<Answer>) -> (PathBuf, mpsc::Receiver<Request>) {
+        let name = format!("migkick-mobile-{name}-{}.sock", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        let _ = std::fs::remove_file(&path);
+        let listener = UnixListener::bind(&path).unwrap();
+        let (sender, requests) = mpsc::channel();
+        thread::spawn(move || {
+            for answer in answers {
+                let (mut stream, _) = listener.accept().unwrap();
+                let mut line = String::new();
+                BufReader::new(&stream).read_line(&mut line).unwrap();
+                sender.send(serde_json::from_str(&line).unwrap()).unwrap();
+                let answer = serde_json::to_string(&answer).unwrap();
+                writeln!(stream, "{answer}").unwrap();
+            }
+        });
+        (path, requests)
+    }
+
+    fn prepare(socket: &Path) -> Result<Option<Mobile>, ControlError> {
+        let args = GoArgs {
+            destination: "vms2".to_owned(),
+            domain: None,
+            idle_interface: None,
+            no_configure: false,
+            interface_identifier: Scheme::Eui64,
+            secret: None,
+            json: false,
+        };
+        let interface = Interface {
+            ifindex: 3,
+            name: "eth1".to_owned(),
+            mac: [2; 6],
+            up: true,
+        };
+        let response = MigrationResponse {
+            prefix: [0x20; 16].into(),
+            prefix_length: 64,
+            agent_address: [0x21; 16].into(),
+        };
+        Mobile::prepare_at(socket, &args, &interface, &response)
+    }
+
+    fn prepared() -> Answer {
+        Answer::Prepared(Prepared {
+            address: ADDRESS.parse().unwrap(),
+            mac: [2; 6],
+            forward: vec!["2001:db8:1::7".parse().unwrap()],
+            forward_s: 30,
+        })
+    }
+
+    #[test]
+    fn node_is_told_how_far_the_move_is() {
+        let status = serde_json::json!({ "moa": ADDRESS });
+        let answers = vec![
+            prepared(),
+            Answer::Done,
+            Answer::Done,
+            Answer::Done,
+            Answer::Status(status),
+        ];
+        let (path, requests) = node("move", answers);
+        let mut mobile = prepare(&path).unwrap().unwrap();
+        let ready = mobile.ready().unwrap();
+        assert_eq!((ready.forward.len(), ready.forward_s), (1, 30));
+        for (phase, processed_bytes) in [
+            (Phase::Copying, 10),
+            (Phase::Copying, 95),
+            (Phase::Switching, 100),
+        ] {
+            mobile.progress(&MigrationProgress {
+                phase,
+                processed_bytes,
+                total_bytes: 100,
+                elapsed_ms: 0,
+                vm_pause_ms: None,
+                clock_ns: None,
+            });
+        }
+        assert!(mobile.completed().unwrap());
+        let requests: Vec<Request> = requests.iter().skip(1).collect();
+        let expected = [
+            Request::Ready { near: false },
+            Request::Ready { near: true },
+            Request::Completed,
+            Request::Status,
+        ];
+        assert_eq!(requests, expected);
+    }
+
+    #[test]
+    fn node_is_told_that_the_move_is_off_and_whether_the_address_is_taken() {
+        for (reason, taken) in [
+            ("No memory", false),
+            ("Another node has 2001:db8:2::7", true),
+        ] {
+            let (path, requests) = node("off", vec![prepared(), Answer::Done]);
+            let mut mobile = prepare(&path).unwrap().unwrap();
+            mobile.refused(reason);
+            drop(mobile);
+            assert_eq!(requests.iter().last(), Some(Request::Aborted { taken }));
+        }
+    }
+
+    #[test]
+    fn node_goes_on_waiting_where_the_end_is_not_known() {
+        let (path, requests) = node("lost", vec![prepared(), Answer::Done]);
+        let mut mobile = prepare(&path).unwrap().unwrap();
+        mobile.lost();
+        drop(mobile);
+        assert_eq!(requests.iter().last(), Some(Request::Lost));
+    }
+
+    #[test]
+    fn without_a_node_there_is_none_and_its_refusal_is_verbatim() {
+        assert!(
+            prepare(Path::new("/nonexistent/node.sock"))
+                .unwrap()
+                .is_none()
+        );
+        let reason = "eth1 is the active NIC of the node; name the other one";
+        let (path, _requests) = node("refusal", vec![Answer::Error(reason.to_owned())]);
+        let error = prepare(&path).map(drop).expect_err("prepared");
+        assert_eq!(error.to_string(), reason);
+    }
+}

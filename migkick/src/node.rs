@@ -1,0 +1,81 @@
+//! `migkick node`: the daemon of a MAT node, in a VM or on any correspondent.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`core`] | the protocol, without I/O |
+//! | [`daemon`], `moving` | the shell: sockets, clock, kernel, data path |
+//! | [`config`], `state` | key file, and what is remembered over restarts |
+//! | `links`, `sockets`, `probe` | rtnetlink, UDP, the probe of DstAgent |
+//! | [`control`], `server`, `report` | control socket and status |
+//!
+//! It may end and start again at any time: the data path works on without it, and is adopted. Only
+//! `migkick node stop` takes it away.
+
+mod config;
+pub(crate) mod control;
+mod core;
+mod daemon;
+mod links;
+mod moving;
+mod probe;
+mod report;
+mod server;
+mod sockets;
+mod state;
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand};
+
+use config::Config;
+use control::{Answer, ControlError, Request, SOCKET};
+
+/// Arguments of `migkick node`.
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(crate) struct NodeArgs {
+    /// Key file that `roamcast ims enroll` has written.
+    #[arg(long, value_name = "FILE", default_value = "/etc/migkick/node.toml")]
+    config: PathBuf,
+    /// Take the data path away at the end, instead of leaving it at work.
+    #[arg(long)]
+    detach: bool,
+    #[command(subcommand)]
+    command: Option<NodeCommand>,
+}
+
+#[derive(Debug, Subcommand)]
+enum NodeCommand {
+    /// Show where the node is, its servers and its peers.
+    Status {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// End the node and take its data path away.
+    Stop,
+}
+
+/// `migkick node`.
+pub(crate) fn run(args: &NodeArgs) -> anyhow::Result<()> {
+    match &args.command {
+        None => daemon::run(Config::read(&args.config)?, Path::new(SOCKET), args.detach),
+        Some(NodeCommand::Stop) => Ok(control::ask(Path::new(SOCKET), &Request::Stop).map(drop)?),
+        Some(NodeCommand::Status { json }) => {
+            let answer = control::ask(Path::new(SOCKET), &Request::Status)?;
+            let Answer::Status(status) = answer else {
+                return Err(ControlError::Answer.into());
+            };
+            let mut out = io::stdout().lock();
+            if *json {
+                writeln!(out, "{status}")?;
+            } else {
+                for (label, value) in report::rows(&status) {
+                    writeln!(out, "{label:<18} {value}")?;
+                }
+            }
+            Ok(out.flush()?)
+        }
+    }
+}

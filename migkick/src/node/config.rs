@@ -1,0 +1,425 @@
+//! The key file of a node, which is its configuration too: `roamcast ims enroll` writes it.
+
+use std::fmt;
+use std::net::{Ipv6Addr, SocketAddrV6};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use common::mat::key::{KEY_BYTES, Key};
+
+use super::core::Identity;
+
+/// Most servers; each gets every update.
+const MAX_SERVERS: usize = 8;
+/// Lifetimes that a node may ask for, seconds.
+const LIFETIME_S: std::ops::RangeInclusive<u64> = 30..=86_400;
+/// How long forwarding may be asked for, seconds.
+const FORWARD_S: std::ops::RangeInclusive<u64> = 1..=300;
+
+/// Why the key file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConfigError {
+    /// It cannot be read.
+    #[error("Cannot read {}; name the key file that `roamcast ims enroll` has written by --config", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Others can read it.
+    #[error("{} holds a key and others can read it; run `chmod 600 {}`", path.display(), path.display())]
+    Readable {
+        /// The file.
+        path: PathBuf,
+    },
+    /// It is not TOML, or a key is unknown or missing.
+    #[error("{}: {reason}", path.display())]
+    Toml {
+        /// The file.
+        path: PathBuf,
+        /// What and where.
+        reason: String,
+    },
+    /// A value is wrong.
+    #[error("{}: `{key}` {problem}", path.display())]
+    Value {
+        /// The file.
+        path: PathBuf,
+        /// Name of the key.
+        key: &'static str,
+        /// What is wrong, and what to do.
+        problem: &'static str,
+    },
+}
+
+/// The key file, checked.
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    /// Who this node is.
+    pub(crate) identity: Identity,
+    /// NICs to use; empty for all.
+    pub(crate) interfaces: Vec<String>,
+    /// Routers of networks that the node comes to.
+    pub(crate) routers: Vec<Ipv6Addr>,
+    /// Whether the node takes a neutral address beside those that a NIC has.
+    pub(crate) neutral: bool,
+    /// Lifetime asked for at the servers.
+    pub(crate) lifetime: Duration,
+    /// How long the source of a move is asked to forward.
+    pub(crate) forward: Duration,
+    /// What is remembered over restarts.
+    pub(crate) state: PathBuf,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    hoa: Ipv6Addr,
+    generation: u32,
+    key: Hidden,
+    home: String,
+    servers: Vec<SocketAddrV6>,
+    #[serde(default)]
+    interfaces: Vec<String>,
+    #[serde(default)]
+    routers: Vec<Ipv6Addr>,
+    #[serde(default = "yes")]
+    neutral: bool,
+    #[serde(default = "lifetime_s")]
+    lifetime_s: u64,
+    #[serde(default = "forward_s")]
+    forward_s: u64,
+    #[serde(default = "state")]
+    state: PathBuf,
+}
+
+/// The key's digits, which are not shown.
+#[derive(Deserialize)]
+struct Hidden(String);
+
+impl fmt::Debug for Hidden {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Hidden(..)")
+    }
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn lifetime_s() -> u64 {
+    600
+}
+
+fn forward_s() -> u64 {
+    30
+}
+
+fn state() -> PathBuf {
+    PathBuf::from("/var/lib/migkick/node.json")
+}
+
+impl Config {
+    /// Reads the file.
+    pub(crate) fn read(path: &Path) -> Result<Self, ConfigError> {
+        let error = |source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        };
+        let text = std::fs::read_to_string(path).map_err(error)?;
+        let mode = std::fs::metadata(path).map_err(error)?.permissions().mode();
+        if mode & 0o077 != 0 {
+            return Err(ConfigError::Readable {
+                path: path.to_owned(),
+            });
+        }
+        Self::parse(path, &text)
+    }
+
+    fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let value = |key, problem| ConfigError::Value {
+            path: path.to_owned(),
+            key,
+            problem,
+        };
+        let file: File = toml::from_str(text).map_err(|error| ConfigError::Toml {
+            path: path.to_owned(),
+            reason: explain(text, &error),
+        })?;
+        if file.generation == 0 {
+            return Err(value("generation", "begins with 1; enroll the node again"));
+        }
+        let key = parse_key(&file.key.0).ok_or_else(|| {
+            value(
+                "key",
+                "must have 64 hexadecimal digits; copy the line that `roamcast ims enroll` prints",
+            )
+        })?;
+        let home = parse_prefix(&file.home).ok_or_else(|| {
+            value(
+                "home",
+                "must be a prefix of 1 to 127 bits without host bits, such as \"fd5e:6d61:74::/48\"",
+            )
+        })?;
+        if !contains(home, file.hoa) {
+            return Err(value(
+                "hoa",
+                "is not in the prefix `home`; correct one of the two",
+            ));
+        }
+        if file.servers.is_empty() {
+            return Err(value(
+                "servers",
+                "is empty; name at least one, as \"[2001:db8::1]:47413\"",
+            ));
+        }
+        if file.servers.len() > MAX_SERVERS {
+            return Err(value(
+                "servers",
+                "has more than 8 entries; leave the far ones out",
+            ));
+        }
+        let mut servers = file.servers.clone();
+        servers.sort();
+        servers.dedup();
+        if servers.len() != file.servers.len() {
+            return Err(value("servers", "names a server twice; leave one out"));
+        }
+        let bad = |server: &SocketAddrV6| {
+            let address = *server.ip();
+            address.is_unspecified() || address.is_multicast() || server.port() == 0
+        };
+        if file.servers.iter().any(bad) {
+            return Err(value(
+                "servers",
+                "has an address that cannot be sent to; correct it",
+            ));
+        }
+        if file.servers.iter().any(|it| contains(home, *it.ip())) {
+            return Err(value(
+                "servers",
+                "has an address in the prefix `home`, which is routed nowhere; name the server's own address",
+            ));
+        }
+        if file
+            .routers
+            .iter()
+            .any(|it| it.is_multicast() || it.is_unicast_link_local())
+        {
+            return Err(value(
+                "routers",
+                "must be global addresses, one for each network",
+            ));
+        }
+        if !LIFETIME_S.contains(&file.lifetime_s) {
+            return Err(value("lifetime_s", "must be from 30 to 86400"));
+        }
+        if !FORWARD_S.contains(&file.forward_s) {
+            return Err(value("forward_s", "must be from 1 to 300"));
+        }
+        Ok(Self {
+            identity: Identity {
+                hoa: file.hoa,
+                home,
+                key,
+                servers: file.servers,
+            },
+            interfaces: file.interfaces,
+            routers: file.routers,
+            neutral: file.neutral,
+            lifetime: Duration::from_secs(file.lifetime_s),
+            forward: Duration::from_secs(file.forward_s),
+            state: file.state,
+        })
+    }
+}
+
+/// What is wrong and in which line, without the line: it may be the key's.
+fn explain(text: &str, error: &toml::de::Error) -> String {
+    let start = error.span().map_or(0, |span| span.start);
+    let before = text.get(..start).unwrap_or_default();
+    let line = before.matches('\n').count() + 1;
+    let message = error.message().trim();
+    let key = text.lines().nth(line - 1).and_then(|it| it.split_once('='));
+    match key {
+        Some((key, _)) => format!("line {line}, `{}`: {message}", key.trim()),
+        None => format!("line {line}: {message}"),
+    }
+}
+
+fn parse_key(text: &str) -> Option<Key> {
+    if text.len() != 2 * KEY_BYTES || !text.bytes().all(|it| it.is_ascii_hexdigit()) {
+        return None;
+    }
+    let mut key = [0; KEY_BYTES];
+    for (byte, digits) in key.iter_mut().zip(text.as_bytes().chunks(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
+    }
+    Some(Key(key))
+}
+
+fn parse_prefix(text: &str) -> Option<(Ipv6Addr, u8)> {
+    let (prefix, length) = text.split_once('/')?;
+    let (prefix, length): (Ipv6Addr, u8) = (prefix.parse().ok()?, length.parse().ok()?);
+    let host = u128::MAX.checked_shr(length.into())?;
+    let usable = length > 0 && prefix.to_bits() & host == 0 && !prefix.is_multicast();
+    usable.then_some((prefix, length))
+}
+
+/// Whether an address is in a prefix.
+pub(super) fn contains((prefix, length): (Ipv6Addr, u8), address: Ipv6Addr) -> bool {
+    let host = u128::MAX.checked_shr(length.into()).unwrap_or(0);
+    (prefix.to_bits() ^ address.to_bits()) & !host == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const GOOD: &str = r#"
+hoa = "fd5e:6d61:74::5"
+generation = 1
+key = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff"
+home = "fd5e:6d61:74::/48"
+servers = ["[2001:db8::1]:47413", "[2001:db8:1::1]:47413"]
+"#;
+
+    fn parse(text: &str) -> Result<Config, ConfigError> {
+        Config::parse(Path::new("node.toml"), text)
+    }
+
+    #[test]
+    fn key_file_is_read() {
+        let config = parse(GOOD).unwrap();
+        assert_eq!(
+            config.identity.home,
+            ("fd5e:6d61:74::".parse().unwrap(), 48)
+        );
+        assert_eq!(config.identity.servers.len(), 2);
+        assert_eq!(config.identity.key.0[1], 0x11);
+        assert_eq!(config.lifetime, Duration::from_secs(600));
+        assert!(config.neutral);
+    }
+
+    #[test]
+    fn example_is_valid_but_for_its_key() {
+        let example = include_str!("../../dist/node.toml");
+        let error = parse(example).expect_err("parsed");
+        assert!(error.to_string().contains("`key`"), "{error}");
+        let digits = "5".repeat(64);
+        let text = example.replace("<64 hexadecimal digits>", &digits);
+        parse(&text).unwrap();
+        // What is commented out is what holds without it.
+        let all = text.replace("\n#", "\n");
+        let all: String = all
+            .lines()
+            .filter(|it| it.contains(" = "))
+            .fold(String::new(), |all, it| all + it + "\n");
+        let (one, other) = (parse(&text).unwrap(), parse(&all).unwrap());
+        assert_eq!(
+            (one.lifetime, one.forward, one.state),
+            (other.lifetime, other.forward, other.state)
+        );
+    }
+
+    #[test]
+    fn every_error_names_the_key_and_what_to_do() {
+        let digits = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
+        for (from, to, key, hint) in [
+            ("fd5e:6d61:74::5", "fd5e:6d61:75::5", "`hoa`", "correct one"),
+            ("fd5e:6d61:74::5", "nowhere", "`hoa`", "IPv6"),
+            ("generation = 1", "generation = 0", "`generation`", "enroll"),
+            ("generation = 1", "generation = -1", "`generation`", "u32"),
+            (digits, "00", "`key`", "64 hexadecimal digits"),
+            (
+                digits,
+                &format!("+{}", &digits[1..]),
+                "`key`",
+                "64 hexadecimal digits",
+            ),
+            ("::/48", "::/0", "`home`", "prefix"),
+            ("::/48", "::5/48", "`home`", "prefix"),
+            ("::/48", "::/129", "`home`", "prefix"),
+            (
+                "[\"[2001:db8::1]:47413\", \"[2001:db8:1::1]:47413\"]",
+                "[]",
+                "`servers`",
+                "at least one",
+            ),
+            ("[2001:db8:1::1]", "[2001:db8::1]", "`servers`", "twice"),
+            ("[2001:db8:1::1]", "[::]", "`servers`", "correct"),
+            (
+                "[2001:db8:1::1]",
+                "[fd5e:6d61:74::1]",
+                "`servers`",
+                "own address",
+            ),
+            (
+                "[2001:db8:1::1]:47413",
+                "2001:db8:1::1",
+                "`servers`",
+                "socket address",
+            ),
+            (
+                "generation = 1",
+                "generation = 1\nlifetime_s = 1",
+                "`lifetime_s`",
+                "from 30",
+            ),
+            (
+                "generation = 1",
+                "generation = 1\nforward_s = 0",
+                "`forward_s`",
+                "from 1",
+            ),
+            (
+                "generation = 1",
+                "generation = 1\nrouters = [\"fe80::1\"]",
+                "`routers`",
+                "global",
+            ),
+            (
+                "generation = 1",
+                "generation = 1\nlifetimes = 1",
+                "`lifetimes`",
+                "unknown field",
+            ),
+            ("generation = 1", "", "generation", "missing"),
+        ] {
+            let text = GOOD.replace(from, to);
+            assert_ne!(text, GOOD);
+            let error = parse(&text).expect_err(to).to_string();
+            assert!(error.contains(key) && error.contains(hint), "{to}: {error}");
+            assert!(!error.contains(&digits[..32]), "{error}");
+        }
+    }
+
+    #[test]
+    fn file_that_others_can_read_is_refused() {
+        let path = std::env::temp_dir().join(format!("migkick-node-{}.toml", std::process::id()));
+        std::fs::write(&path, GOOD).unwrap();
+        let set =
+            |mode| std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        set(0o644);
+        let error = Config::read(&path).expect_err("read").to_string();
+        assert!(error.contains("chmod 600"), "{error}");
+        set(0o600);
+        Config::read(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let error = Config::read(&path).expect_err("read").to_string();
+        assert!(error.contains("--config"), "{error}");
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_refused_or_read(text in "(hoa|key|home|servers|[a-z_]{1,9}) = [\"\\[\\]0-9a-f:./]{0,60}\n?") {
+            let _ = parse(&text);
+            let _ = parse(&(GOOD.to_owned() + &text));
+        }
+    }
+}

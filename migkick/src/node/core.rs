@@ -1,0 +1,262 @@
+//! The node's side of MAT, without I/O: no clock, socket or map in here.
+//!
+//! Messages are those of [`common::mat`]. Datagrams may be lost, doubled, reordered, recorded and
+//! sent again, and made up; the network may end at any time, and the other side may move as we do.
+//! So every question is repeated, every answer counts once, and whatever is believed is asked for
+//! again while it is in use.
+//!
+//! ```text
+//!              frame for it, or its Alert or Echo
+//!  (unknown) -----------------------------------> looking up --no server knows it--> unknown, refused
+//!                                                     | LookupReply
+//!                                                     v
+//!      +---------------------------------------- verifying: Echo to the desired MoA
+//!      |                                              | EchoReply
+//!      | other MoA: Alert, re-read, no EchoReply      v
+//!      +------------------------------------------- known: data goes to the MoA
+//! ```
+//!
+//! The caller gives inputs by the `handle_*` methods and those of a move, takes everything from
+//! [`Core::poll_output`], and calls [`Core::handle_timeout`] at [`Core::poll_timeout`]. Time is the
+//! time since any fixed moment, by a clock that nobody sets.
+//!
+//! | module | holds |
+//! |---|---|
+//! | `registration` | where we are: updates to every server |
+//! | `place` | which of our addresses is active |
+//! | `moves` | a move: standby, arrival, end |
+//! | `lookup` | where peers are: questions to the nearest server |
+//! | `peer` | what is known of a peer, and held frames |
+//! | `alert` | alerts and echoes between peers |
+//! | `random` | nonces, transactions, rates |
+
+mod alert;
+mod lookup;
+mod moves;
+mod peer;
+mod place;
+mod random;
+mod registration;
+#[cfg(test)]
+mod tests;
+mod types;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::{Ipv6Addr, SocketAddrV6};
+use std::time::Duration;
+
+use common::mat::key::Key;
+use common::mat::message::MatMessage;
+use common::mat::seal::{Keying, Sealed, seal};
+
+use moves::Move;
+use peer::Peer;
+use place::Left;
+use random::{Bucket, Random};
+use registration::Server;
+
+pub(crate) use peer::Used;
+pub(crate) use types::*;
+
+/// The node's side.
+#[derive(Debug)]
+pub(crate) struct Core {
+    identity: Identity,
+    timing: Timing,
+    random: Random,
+    /// Sequence of the last update, and of the last one with other MoAs.
+    sequence: u64,
+    changed_sequence: u64,
+    servers: Vec<Server>,
+    /// The NICs and what can be used on them, in order of preference.
+    nics: Vec<NicState>,
+    active: Option<Place>,
+    /// Prepared for a move.
+    standby: Option<Place>,
+    /// What moves have left.
+    left: Vec<Left>,
+    movement: Option<Move>,
+    peers: BTreeMap<Ipv6Addr, Peer>,
+    /// Frames held in all.
+    held: usize,
+    /// Lookups for applications, and for what strangers send.
+    own_lookups: Bucket,
+    foreign_lookups: Bucket,
+    refusals: Bucket,
+    counters: Counters,
+    outputs: VecDeque<Output>,
+}
+
+impl Core {
+    /// Starts; `epoch_ms` is the time at time zero in milliseconds since 1970, `seed` is drawn anew
+    /// for each start.
+    pub(crate) fn new(
+        identity: Identity,
+        timing: Timing,
+        saved: Saved,
+        epoch_ms: u64,
+        seed: u128,
+    ) -> Self {
+        let first = timing.update.0;
+        let server = |address: &SocketAddrV6| Server::new(*address, epoch_ms, first);
+        let servers = identity.servers.iter().map(server).collect();
+        // Where nothing is saved the time is higher than what earlier runs have counted to.
+        let sequence = saved.sequence.max(epoch_ms);
+        let mut core = Self {
+            identity,
+            timing,
+            random: Random::new(seed),
+            sequence,
+            changed_sequence: sequence,
+            servers,
+            nics: Vec::new(),
+            active: None,
+            standby: None,
+            left: Vec::new(),
+            movement: None,
+            peers: BTreeMap::new(),
+            held: 0,
+            own_lookups: Bucket::new(200, Duration::from_millis(10)),
+            foreign_lookups: Bucket::new(64, Duration::from_millis(20)),
+            refusals: Bucket::new(100, Duration::from_millis(10)),
+            counters: Counters::default(),
+            outputs: VecDeque::new(),
+        };
+        core.restore(saved);
+        core
+    }
+
+    /// Takes a datagram.
+    pub(crate) fn handle_datagram(&mut self, now: Duration, received: Received) {
+        let Ok(sealed) = Sealed::parse(&received.bytes) else {
+            self.counters.malformed += 1;
+            return;
+        };
+        let hoa = Ipv6Addr::from(sealed.hoa);
+        match sealed.keying {
+            Keying::Node => {
+                let is_server = |it: &Server| registration::same_host(it.address, received.from);
+                if hoa != self.identity.hoa || !self.servers.iter().any(is_server) {
+                    self.counters.unexpected += 1;
+                    return;
+                }
+                let key = self.identity.key;
+                if let Some((transaction, message)) = self.open(&sealed, &key) {
+                    self.handle_server(now, &received, transaction, message);
+                }
+            }
+            Keying::Pair => {
+                if !self.is_peer(hoa) {
+                    self.counters.unexpected += 1;
+                    return;
+                }
+                let Some(key) = self.peers.get(&hoa).and_then(|peer| peer.key) else {
+                    return self.keep_for_key(now, hoa, received);
+                };
+                if let Some((transaction, message)) = self.open(&sealed, &key) {
+                    self.handle_peer(now, hoa, &received, transaction, message);
+                }
+            }
+        }
+    }
+
+    fn open(&mut self, sealed: &Sealed<'_>, key: &Key) -> Option<(u64, MatMessage)> {
+        let Ok(bytes) = sealed.open(key) else {
+            self.counters.forged += 1;
+            return None;
+        };
+        let message = MatMessage::decode(&bytes).ok();
+        if message.is_none() {
+            self.counters.malformed += 1;
+        }
+        message
+    }
+
+    fn handle_server(
+        &mut self,
+        now: Duration,
+        received: &Received,
+        transaction: u64,
+        message: MatMessage,
+    ) {
+        match message {
+            MatMessage::UpdateReply(reply) => {
+                self.handle_update_reply(now, received.from, transaction, &reply);
+            }
+            MatMessage::LookupReply(reply) => {
+                if !self.handle_check(now, received.local, transaction) {
+                    self.handle_lookup_reply(now, received.from, transaction, reply);
+                }
+            }
+            _ => self.counters.unexpected += 1,
+        }
+    }
+
+    /// Does what is due. Extra calls do nothing.
+    pub(crate) fn handle_timeout(&mut self, now: Duration) {
+        self.update_due(now);
+        self.moves_due(now);
+        self.place_due(now);
+        self.lookups_due(now);
+        self.alerts_due(now);
+        self.peers_due(now);
+    }
+
+    /// When [`Core::handle_timeout`] is to be called.
+    pub(crate) fn poll_timeout(&self) -> Option<Duration> {
+        let peers = self
+            .peers
+            .values()
+            .filter_map(|peer| self.peer_timeout(peer));
+        let own = [
+            self.update_timeout(),
+            self.moves_timeout(),
+            self.place_timeout(),
+        ];
+        peers.chain(own.into_iter().flatten()).min()
+    }
+
+    /// The next thing to do.
+    pub(crate) fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// What a person sees.
+    pub(crate) fn status(&self, now: Duration) -> Status {
+        Status {
+            hoa: self.identity.hoa,
+            ifindex: self.active.map(|it| it.ifindex),
+            moa: self.active.map(|it| it.moa),
+            standby: self.standby.map(|it| it.moa),
+            left: self.left.iter().map(|it| it.place.moa).collect(),
+            stage: self.movement.as_ref().map(|it| it.stage),
+            sequence: self.sequence,
+            registered: self.is_registered(),
+            servers: self.server_status(),
+            peers: self.peer_status(now),
+            counters: self.counters,
+        }
+    }
+
+    /// Whether that may be the HoA of a peer.
+    fn is_peer(&self, hoa: Ipv6Addr) -> bool {
+        let (prefix, length) = self.identity.home;
+        let host = u128::MAX.checked_shr(length.into()).unwrap_or(0);
+        hoa != self.identity.hoa && (hoa.to_bits() ^ prefix.to_bits()) & !host == 0
+    }
+
+    fn seal(
+        &mut self,
+        keying: Keying,
+        key: &Key,
+        from: Ipv6Addr,
+        to: SocketAddrV6,
+        transaction: u64,
+        message: &MatMessage,
+    ) {
+        let nonce = self.random.nonce();
+        let hoa = self.identity.hoa.octets();
+        let bytes = seal(keying, hoa, key, nonce, &message.encode(transaction));
+        self.outputs.push_back(Output::Transmit { from, to, bytes });
+    }
+}

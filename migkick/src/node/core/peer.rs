@@ -1,0 +1,399 @@
+//! What is known of a peer, and the frames that wait for it.
+
+use std::collections::VecDeque;
+use std::net::Ipv6Addr;
+use std::time::Duration;
+
+use common::mat::key::Key;
+
+use super::alert::{AlertOut, Asked, EchoOut};
+use super::lookup::{Cause, Known, Lookup};
+use super::random::Bucket;
+use super::{Core, MAX_HELD, MAX_HELD_BYTES, MAX_PEERS, Output, PeerStatus, Received};
+
+/// Most datagrams kept until the key that opens them is known.
+const MAX_WAITING: usize = 4;
+
+/// A peer, known or not.
+#[derive(Debug)]
+pub(super) struct Peer {
+    /// Key between it and us, once a server has told.
+    pub(super) key: Option<Key>,
+    /// Its mapping.
+    pub(super) known: Option<Known>,
+    /// There is no such node, until then.
+    pub(super) negative: Option<Duration>,
+    /// Where data goes.
+    pub(super) to: Option<Ipv6Addr>,
+    /// Whether `to` has answered an echo.
+    pub(super) verified: bool,
+    /// Where data should go.
+    pub(super) desired: Option<Ipv6Addr>,
+    /// The data path has an entry of an earlier run.
+    adopted: bool,
+    /// What the data path has been told.
+    shown: Option<(Ipv6Addr, Vec<Ipv6Addr>)>,
+    pub(super) lookup: Option<Lookup>,
+    /// No lookup before.
+    pub(super) lookup_after: Duration,
+    /// Sequence that the peer itself has named, and how often the servers did not know it yet.
+    pub(super) wanted: u64,
+    pub(super) rereads: u32,
+    /// No lookup for an unknown sender before.
+    pub(super) stranger_after: Duration,
+    pub(super) echo: Option<EchoOut>,
+    /// Alert and echo of the peer that are to be answered.
+    pub(super) alert_in: Option<Asked>,
+    pub(super) echo_in: Option<Asked>,
+    pub(super) alert: Option<AlertOut>,
+    /// Our sequence that it has acknowledged.
+    pub(super) acknowledged: u64,
+    pub(super) answers: Bucket,
+    waiting: Vec<Received>,
+    held: VecDeque<(Duration, Vec<u8>)>,
+    held_bytes: usize,
+    /// When there was data last, and when it last asked for us.
+    pub(super) sent_at: Duration,
+    pub(super) heard_at: Duration,
+    pub(super) keepalive: Duration,
+    packets: u64,
+    bytes: u64,
+}
+
+/// How the data path has used a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Used {
+    /// Packets sent to it.
+    pub(crate) packets: u64,
+    /// Bytes sent to it.
+    pub(crate) bytes: u64,
+    /// Since the last one to it or from it.
+    pub(crate) idle: Option<Duration>,
+}
+
+impl Peer {
+    fn new(now: Duration) -> Self {
+        Self {
+            key: None,
+            known: None,
+            negative: None,
+            to: None,
+            verified: false,
+            desired: None,
+            adopted: false,
+            shown: None,
+            lookup: None,
+            lookup_after: Duration::ZERO,
+            wanted: 0,
+            rereads: 0,
+            stranger_after: Duration::ZERO,
+            echo: None,
+            alert_in: None,
+            echo_in: None,
+            alert: None,
+            acknowledged: 0,
+            answers: Bucket::new(16, Duration::from_millis(50)),
+            waiting: Vec::new(),
+            held: VecDeque::new(),
+            held_bytes: 0,
+            sent_at: now,
+            heard_at: now,
+            keepalive: now,
+            packets: 0,
+            bytes: 0,
+        }
+    }
+
+    /// Whether it knows our mapping of that sequence, or does not care.
+    pub(super) fn has_acknowledged(&self, sequence: u64) -> bool {
+        self.to.is_none() || self.acknowledged >= sequence
+    }
+
+    /// Whether its mapping has that address.
+    pub(super) fn has(&self, address: Ipv6Addr) -> bool {
+        self.known.as_ref().is_some_and(|known| known.has(address))
+    }
+
+    fn state(&self) -> &'static str {
+        match (
+            &self.lookup,
+            &self.known,
+            self.to == self.desired && self.verified,
+        ) {
+            (_, Some(_), true) => "known",
+            (_, Some(_), false) => "verifying",
+            (Some(_), None, _) => "looking up",
+            (None, None, _) => "unknown",
+        }
+    }
+}
+
+impl Core {
+    /// Takes a frame to a peer that the data path has no entry for.
+    pub(crate) fn handle_held(&mut self, now: Duration, hoa: Ipv6Addr, frame: Vec<u8>) {
+        if !self.is_peer(hoa) || hoa.is_multicast() {
+            self.counters.not_peers += 1;
+            return;
+        }
+        if !self.admit(now, hoa, false) {
+            self.counters.limited += 1;
+            return;
+        }
+        let all = self.held;
+        let Some(peer) = self.peers.get_mut(&hoa) else {
+            return;
+        };
+        peer.sent_at = now;
+        if peer.shown.is_some() && peer.verified {
+            self.counters.released += 1;
+            self.outputs.push_back(Output::Release(frame));
+            return;
+        }
+        if peer.negative.is_some_and(|until| now < until) {
+            return self.refuse(now, frame);
+        }
+        let full = peer.held.len() >= MAX_HELD.0
+            || peer.held_bytes + frame.len() > MAX_HELD_BYTES
+            || all >= MAX_HELD.1;
+        if full {
+            self.counters.hold_overflow += 1;
+        } else {
+            peer.held_bytes += frame.len();
+            peer.held.push_back((now, frame));
+            self.held += 1;
+            self.counters.held += 1;
+        }
+        let (known, verifying) = (peer.known.is_some(), peer.echo.is_some());
+        if !known {
+            self.look_up(now, hoa, Cause::Own);
+        } else if !verifying {
+            self.verify(now, hoa);
+        }
+    }
+
+    /// Takes how the data path has used its peers. One that is not known here is of an earlier run.
+    pub(crate) fn handle_usage(&mut self, now: Duration, used: &[(Ipv6Addr, Used)]) {
+        for (hoa, used) in used {
+            let is_new = !self.peers.contains_key(hoa);
+            if !self.is_peer(*hoa) || !self.admit(now, *hoa, false) {
+                continue;
+            }
+            let Some(peer) = self.peers.get_mut(hoa) else {
+                continue;
+            };
+            if let Some(idle) = used.idle {
+                peer.sent_at = peer.sent_at.max(now.saturating_sub(idle));
+            }
+            (peer.packets, peer.bytes) = (used.packets, used.bytes);
+            if is_new {
+                peer.adopted = true;
+                self.look_up(now, *hoa, Cause::Own);
+            }
+        }
+    }
+
+    /// Keeps a datagram until its key is known, and asks for that.
+    pub(super) fn keep_for_key(&mut self, now: Duration, hoa: Ipv6Addr, received: Received) {
+        let known = self.peers.contains_key(&hoa);
+        if !known && !self.foreign_lookups.take(now) || !self.admit(now, hoa, true) {
+            self.counters.limited += 1;
+            return;
+        }
+        if let Some(peer) = self.peers.get_mut(&hoa) {
+            if peer.waiting.len() < MAX_WAITING {
+                peer.waiting.push(received);
+            } else {
+                self.counters.limited += 1;
+            }
+        }
+        let cause = if known {
+            Cause::Stranger
+        } else {
+            Cause::Counted
+        };
+        self.look_up(now, hoa, cause);
+    }
+
+    /// Makes room for a peer. Strangers get half of it at most.
+    fn admit(&mut self, now: Duration, hoa: Ipv6Addr, foreign: bool) -> bool {
+        if self.peers.contains_key(&hoa) {
+            return true;
+        }
+        let room = if foreign { MAX_PEERS / 2 } else { MAX_PEERS };
+        if self.peers.len() >= room {
+            let mut peers = self.peers.iter();
+            let unused = peers.find(|(_, peer)| peer.known.is_none() && peer.held.is_empty());
+            let Some(unused) = unused.map(|(hoa, _)| *hoa) else {
+                return false;
+            };
+            self.peers.remove(&unused);
+        }
+        self.peers.insert(hoa, Peer::new(now));
+        true
+    }
+
+    /// Opens what waited for the key.
+    pub(super) fn key_known(&mut self, now: Duration, hoa: Ipv6Addr) {
+        let waiting = self
+            .peers
+            .get_mut(&hoa)
+            .map(|it| std::mem::take(&mut it.waiting));
+        for received in waiting.unwrap_or_default() {
+            self.handle_datagram(now, received);
+        }
+    }
+
+    pub(super) fn refuse(&mut self, now: Duration, frame: Vec<u8>) {
+        self.counters.refused += 1;
+        // RFC 4443 §2.4 (f): errors are limited.
+        if self.refusals.take(now) {
+            self.outputs.push_back(Output::Refuse(frame));
+        }
+    }
+
+    /// The peer cannot be reached: what waits for it is told so.
+    pub(super) fn unreachable(&mut self, now: Duration, hoa: Ipv6Addr, ttl: Duration) {
+        let Some(peer) = self.peers.get_mut(&hoa) else {
+            return;
+        };
+        peer.negative = Some(now + ttl);
+        peer.known = None;
+        peer.to = None;
+        peer.verified = false;
+        peer.desired = None;
+        peer.echo = None;
+        peer.alert = None;
+        peer.waiting.clear();
+        let told = peer.shown.take().is_some() || std::mem::take(&mut peer.adopted);
+        for (_, frame) in self.take_held(hoa) {
+            self.refuse(now, frame);
+        }
+        if told {
+            self.outputs.push_back(Output::RemovePeer(hoa));
+        }
+    }
+
+    fn take_held(&mut self, hoa: Ipv6Addr) -> VecDeque<(Duration, Vec<u8>)> {
+        let Some(peer) = self.peers.get_mut(&hoa) else {
+            return VecDeque::new();
+        };
+        peer.held_bytes = 0;
+        let held = std::mem::take(&mut peer.held);
+        self.held = self.held.saturating_sub(held.len());
+        held
+    }
+
+    /// Brings the data path to what is known of a peer, and answers what can be answered now.
+    pub(super) fn settle(&mut self, now: Duration, hoa: Ipv6Addr) {
+        let Some(peer) = self.peers.get_mut(&hoa) else {
+            return;
+        };
+        // A peer that speaks from where the servers say it is may be answered before its echo.
+        let speaks = peer.echo_in.as_ref().map(|it| it.from);
+        if peer.to.is_none() && speaks.is_some() && speaks == peer.desired {
+            peer.to = peer.desired;
+        }
+        let (Some(to), Some(known)) = (peer.to, &peer.known) else {
+            return;
+        };
+        let mut from: Vec<Ipv6Addr> = known.moas.iter().map(|(moa, _)| *moa).collect();
+        if !from.contains(&to) {
+            from.push(to);
+        }
+        let shown = Some((to, from));
+        if peer.shown != shown {
+            let moved = peer.shown.as_ref().is_some_and(|(before, _)| *before != to);
+            peer.shown = shown.clone();
+            peer.adopted = false;
+            if let Some((to, from)) = shown {
+                self.outputs.push_back(Output::SetPeer { hoa, to, from });
+            }
+            if moved {
+                self.outputs.push_back(Output::PathChanged);
+            }
+        }
+        self.answer(now, hoa);
+        if self.peers.get(&hoa).is_some_and(|it| it.verified) {
+            for (_, frame) in self.take_held(hoa) {
+                self.counters.released += 1;
+                self.outputs.push_back(Output::Release(frame));
+            }
+        }
+    }
+
+    /// Drops held frames that are too old, and peers that nobody needs.
+    pub(super) fn peers_due(&mut self, now: Duration) {
+        let Timings { hold, idle } = self.timings();
+        let mut over = Vec::new();
+        for (hoa, peer) in &mut self.peers {
+            while peer.held.front().is_some_and(|(at, _)| now >= *at + hold) {
+                if let Some((_, frame)) = peer.held.pop_front() {
+                    peer.held_bytes = peer.held_bytes.saturating_sub(frame.len());
+                    self.held = self.held.saturating_sub(1);
+                    self.counters.hold_overflow += 1;
+                }
+            }
+            peer.negative = peer.negative.filter(|until| now < *until);
+            let needed = match &peer.known {
+                Some(_) => now < (peer.sent_at + idle).max(peer.heard_at + idle * 2),
+                None => peer.lookup.is_some() || peer.negative.is_some() || !peer.held.is_empty(),
+            };
+            if !needed {
+                over.push(*hoa);
+            }
+        }
+        for hoa in over {
+            let told = self.peers.remove(&hoa);
+            if told.is_some_and(|peer| peer.shown.is_some()) {
+                self.outputs.push_back(Output::RemovePeer(hoa));
+            }
+        }
+    }
+
+    fn timings(&self) -> Timings {
+        Timings {
+            hold: self.timing.hold,
+            idle: self.timing.idle,
+        }
+    }
+
+    pub(super) fn peer_timeout(&self, peer: &Peer) -> Option<Duration> {
+        let Timings { hold, idle } = self.timings();
+        let held = peer.held.front().map(|(at, _)| *at + hold);
+        let over = peer.known.as_ref();
+        let over = over.map(|_| (peer.sent_at + idle).max(peer.heard_at + idle * 2));
+        let times = [
+            held,
+            over,
+            peer.negative,
+            self.lookup_timeout(peer),
+            self.alert_timeout(peer),
+        ];
+        times.into_iter().flatten().min()
+    }
+
+    pub(super) fn peer_status(&self, now: Duration) -> Vec<PeerStatus> {
+        let status = |(hoa, peer): (&Ipv6Addr, &Peer)| PeerStatus {
+            hoa: *hoa,
+            state: peer.state(),
+            to: peer.to,
+            moas: peer
+                .known
+                .as_ref()
+                .map(|it| it.moas.clone())
+                .unwrap_or_default(),
+            age_s: peer
+                .known
+                .as_ref()
+                .map(|it| now.saturating_sub(it.read).as_secs()),
+            packets: peer.packets,
+            bytes: peer.bytes,
+        };
+        self.peers.iter().map(status).collect()
+    }
+}
+
+struct Timings {
+    hold: Duration,
+    idle: Duration,
+}

@@ -1,0 +1,147 @@
+//! Which of our addresses is active, and what becomes of those that were.
+
+use std::net::Ipv6Addr;
+use std::time::Duration;
+
+use common::mat::neutral::is_neutral;
+
+use super::{Core, NicState, Output, Place, Saved};
+
+/// An address that a move has left.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Left {
+    pub(super) place: Place,
+    /// What comes to it is forwarded at least until then.
+    until: Duration,
+    /// Peers know it no longer than until then, whatever they have acknowledged.
+    at_most: Duration,
+    /// Sequence without it in first place.
+    sequence: u64,
+}
+
+impl Core {
+    /// Takes what the last run has saved: the active address of then is preferred.
+    pub(super) fn restore(&mut self, saved: Saved) {
+        // The NIC is not known before the first list of NICs; 0 is none.
+        let place = |moa| Place { ifindex: 0, moa };
+        self.active = saved.moa.map(place);
+    }
+
+    /// Takes the NICs that are up, with the addresses that are usable, in order of preference.
+    pub(crate) fn handle_nics(&mut self, now: Duration, nics: Vec<NicState>) {
+        if self.nics == nics && self.active.is_none_or(|it| it.ifindex != 0) {
+            return;
+        }
+        self.nics = nics;
+        let best = self.best();
+        if best == self.active {
+            return;
+        }
+        self.active = best;
+        // An address that comes into use again is left no more.
+        self.left.retain(|left| Some(left.place) != best);
+        if let Some(place) = best {
+            self.outputs.push_back(Output::SetActive(place));
+            self.outputs.push_back(Output::PathChanged);
+        }
+        self.changed(now);
+    }
+
+    /// The active place where it still is usable, else the next best; a neutral address rather than
+    /// another one of the same NIC.
+    fn best(&self) -> Option<Place> {
+        let is_free = |place: &Place| Some(place.moa) != self.standby.map(|it| it.moa);
+        let neutral = |place: &Place| is_neutral(place.moa.octets(), self.identity.hoa.octets());
+        let all = self.nics.iter().flat_map(NicState::places);
+        let usable: Vec<Place> = all.filter(is_free).collect();
+        let active = self.active.and_then(|active| {
+            let mut usable = usable.iter();
+            usable.find(|it| it.moa == active.moa && [0, it.ifindex].contains(&active.ifindex))
+        });
+        if let Some(active) = active {
+            let better = |it: &&Place| it.ifindex == active.ifindex && neutral(it);
+            let better = usable
+                .iter()
+                .filter(|it| !self.is_left(it.moa))
+                .find(better);
+            return match better {
+                Some(better) if !neutral(active) => Some(*better),
+                _ => Some(*active),
+            };
+        }
+        // Where nothing else is there, an address that was left may do.
+        let rank = |place: &&Place| (self.is_left(place.moa), !neutral(place));
+        usable.iter().min_by_key(rank).copied()
+    }
+
+    fn is_left(&self, moa: Ipv6Addr) -> bool {
+        self.left.iter().any(|left| left.place.moa == moa)
+    }
+
+    /// All own addresses that take data.
+    pub(super) fn own(&self) -> Vec<Place> {
+        let left = self.left.iter().map(|left| left.place);
+        self.active
+            .into_iter()
+            .chain(self.standby)
+            .chain(left)
+            .collect()
+    }
+
+    /// Leaves a place, as a move has brought the node elsewhere.
+    pub(super) fn leave(&mut self, now: Duration, place: Place) {
+        self.left.retain(|left| left.place.moa != place.moa);
+        self.left.push(Left {
+            place,
+            until: now + self.timing.forward,
+            at_most: now + self.timing.forward.max(self.timing.lifetime),
+            sequence: self.sequence + 1,
+        });
+        self.outputs.push_back(Output::Leave(place));
+    }
+
+    /// Forgets what was left, once nobody sends to it.
+    pub(super) fn place_due(&mut self, now: Duration) {
+        let settled = |left: &Left| {
+            let peers = || {
+                self.peers
+                    .values()
+                    .all(|it| it.has_acknowledged(left.sequence))
+            };
+            now >= left.at_most || now >= left.until && peers()
+        };
+        let over: Vec<Left> = self.left.iter().copied().filter(settled).collect();
+        if over.is_empty() {
+            return;
+        }
+        let gone = |place: &Place| over.iter().any(|left| left.place.moa == place.moa);
+        self.left.retain(|left| !gone(&left.place));
+        self.changed(now);
+        for left in over {
+            self.outputs.push_back(Output::RemoveAddress(left.place));
+        }
+    }
+
+    pub(super) fn place_timeout(&self) -> Option<Duration> {
+        // An acknowledgement that comes later is itself an input, after which this is asked again.
+        let due = |left: &Left| {
+            let peers = || {
+                self.peers
+                    .values()
+                    .all(|it| it.has_acknowledged(left.sequence))
+            };
+            if peers() { left.until } else { left.at_most }
+        };
+        self.left.iter().map(due).min()
+    }
+}
+
+impl NicState {
+    fn places(&self) -> impl Iterator<Item = Place> {
+        let place = |moa: &Ipv6Addr| Place {
+            ifindex: self.ifindex,
+            moa: *moa,
+        };
+        self.addresses.iter().map(place)
+    }
+}

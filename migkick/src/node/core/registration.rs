@@ -1,0 +1,296 @@
+//! Registration at the servers: each on its own, all with one sequence.
+//!
+//! Every change of the MoAs, and every refresh, has a new sequence, which goes to all servers until
+//! each has taken it. What a server knows better corrects us: its sequence, if ours is old, and its
+//! time. The time is that of the node's start plus the monotonic clock, so that a clock that is set
+//! changes nothing.
+
+use std::net::{Ipv6Addr, SocketAddrV6};
+use std::time::Duration;
+
+use common::mat::MAX_MOAS;
+use common::mat::message::{MatMessage, Moa, Outcome, UpdateReply, UpdateRequest};
+
+use super::random::Repeat;
+use super::{Core, Output, Place, Saved, ServerStatus};
+
+/// Shortest lifetime that is believed, so that no server makes the node busy.
+const MIN_LIFETIME: Duration = Duration::from_secs(10);
+
+/// A server, as the node knows it.
+#[derive(Debug)]
+pub(super) struct Server {
+    pub(super) address: SocketAddrV6,
+    /// Smoothed round trip.
+    pub(super) round_trip: Option<Duration>,
+    /// Questions in a row without an answer.
+    pub(super) silent: u32,
+    /// Sequence that it has taken.
+    acknowledged: u64,
+    /// When what it has must be refreshed.
+    refresh: Option<Duration>,
+    repeat: Repeat,
+    /// Update on its way.
+    pending: Option<Pending>,
+    /// Server's time at our time zero, milliseconds.
+    epoch_ms: u64,
+    /// Corrections since it took an update; the first is followed at once.
+    corrections: u32,
+    outcome: Option<Outcome>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Pending {
+    transaction: u64,
+    sequence: u64,
+    sent: Duration,
+}
+
+impl Server {
+    pub(super) fn new(address: SocketAddrV6, epoch_ms: u64, distance: Duration) -> Self {
+        Self {
+            address,
+            round_trip: None,
+            silent: 0,
+            acknowledged: 0,
+            refresh: None,
+            repeat: Repeat::new(Duration::ZERO, distance),
+            pending: None,
+            epoch_ms,
+            corrections: 0,
+            outcome: None,
+        }
+    }
+
+    /// It has answered a question that was sent then.
+    pub(super) fn answered(&mut self, now: Duration, sent: Duration) {
+        let sample = now.saturating_sub(sent);
+        self.silent = 0;
+        self.round_trip = Some(match self.round_trip {
+            Some(known) => (known * 3 + sample) / 4,
+            None => sample,
+        });
+    }
+
+    fn status(&self, sequence: u64) -> ServerStatus {
+        ServerStatus {
+            address: self.address,
+            state: match self.outcome {
+                Some(Outcome::BadAddresses) => "refuses the addresses",
+                Some(Outcome::Failed) => "cannot store the update",
+                Some(Outcome::OldSequence) => "knows a newer update; is the key used twice?",
+                Some(Outcome::WrongTime) => "finds the time wrong",
+                _ if self.acknowledged == sequence => "registered",
+                _ if self.silent > 2 => "does not answer",
+                _ => "waiting",
+            },
+            round_trip_ms: self.round_trip.map(|it| it.as_secs_f64() * 1000.0),
+            sequence: self.acknowledged,
+        }
+    }
+}
+
+impl Core {
+    /// Whether any server has the newest update.
+    pub(super) fn is_registered(&self) -> bool {
+        let mut servers = self.servers.iter();
+        servers.any(|it| it.acknowledged >= self.changed_sequence)
+    }
+
+    pub(super) fn server_status(&self) -> Vec<ServerStatus> {
+        let servers = self.servers.iter();
+        servers.map(|it| it.status(self.sequence)).collect()
+    }
+
+    /// The mapping has changed: all servers and all peers are to know.
+    pub(super) fn changed(&mut self, now: Duration) {
+        self.sequence += 1;
+        self.changed_sequence = self.sequence;
+        self.outputs.push_back(Output::SetOwn(self.own()));
+        self.ask_all(now, 0);
+        self.update_all(now);
+        self.alert_all(now);
+    }
+
+    /// Asks all servers that have that sequence at once; others go on as they did.
+    fn ask_all(&mut self, now: Duration, acknowledged: u64) {
+        let servers = self.servers.iter_mut();
+        for server in servers.filter(|it| it.acknowledged >= acknowledged) {
+            server.repeat = Repeat::new(now, self.timing.update.0);
+            server.corrections = 0;
+            server.outcome = None;
+        }
+    }
+
+    fn update_all(&mut self, now: Duration) {
+        for server in &mut self.servers {
+            server.refresh = None;
+        }
+        self.outputs.push_back(Output::Save(Saved {
+            sequence: self.sequence,
+            moa: self.active.map(|it| it.moa),
+        }));
+        self.update_due(now);
+    }
+
+    fn mapping(&self) -> Vec<Moa> {
+        let Some(active) = self.active else {
+            return Vec::new();
+        };
+        let moa = |place: &Place, priority| Moa {
+            address: place.moa.octets().into(),
+            priority,
+        };
+        let others = self.standby.iter();
+        let others = others.chain(self.left.iter().map(|left| &left.place));
+        let mut moas = vec![moa(&active, 1)];
+        moas.extend(others.map(|place| moa(place, 2)).take(MAX_MOAS - 1));
+        moas
+    }
+
+    /// Sends the updates that are due.
+    pub(super) fn update_due(&mut self, now: Duration) {
+        let refresh = self.servers.iter().filter_map(|it| it.refresh).min();
+        if refresh.is_some_and(|at| now >= at) {
+            self.ask_all(now, self.sequence);
+            self.sequence += 1;
+            return self.update_all(now);
+        }
+        let Some(active) = self.active else {
+            return;
+        };
+        let most = self.timing.update.1;
+        for index in 0..self.servers.len() {
+            let sequence = self.sequence;
+            let Some(server) = self.servers.get_mut(index) else {
+                return;
+            };
+            if server.acknowledged >= sequence || !server.repeat.is_due(now, most) {
+                continue;
+            }
+            if server.pending.is_some_and(|it| it.sequence == sequence) {
+                server.silent = server.silent.saturating_add(1);
+            }
+            let transaction = self.random.number();
+            server.pending = Some(Pending {
+                transaction,
+                sequence,
+                sent: now,
+            });
+            let (to, epoch_ms) = (server.address, server.epoch_ms);
+            let request = UpdateRequest {
+                sequence,
+                time_ms: epoch_ms.saturating_add(milliseconds(now)),
+                lifetime_s: u32::try_from(self.timing.lifetime.as_secs()).unwrap_or(u32::MAX),
+                moas: self.mapping(),
+            };
+            self.ask(active.moa, to, transaction, &request.into());
+        }
+    }
+
+    pub(super) fn update_timeout(&self) -> Option<Duration> {
+        self.active?;
+        let due = |server: &Server| match server.refresh {
+            _ if server.acknowledged < self.sequence => Some(server.repeat.next),
+            refresh => refresh,
+        };
+        self.servers.iter().filter_map(due).min()
+    }
+
+    pub(super) fn handle_update_reply(
+        &mut self,
+        now: Duration,
+        from: SocketAddrV6,
+        transaction: u64,
+        reply: &UpdateReply,
+    ) {
+        let sequence = self.sequence;
+        let asked = |server: &&mut Server| {
+            same_host(server.address, from)
+                && server
+                    .pending
+                    .is_some_and(|it| it.transaction == transaction)
+        };
+        let Some(server) = self.servers.iter_mut().find(asked) else {
+            self.counters.unexpected += 1;
+            return;
+        };
+        let Some(pending) = server.pending.take() else {
+            return;
+        };
+        server.answered(now, pending.sent);
+        let outcome = Outcome::from_number(reply.outcome);
+        if outcome == Some(Outcome::Accepted) {
+            let lifetime = Duration::from_secs(reply.lifetime_s.into()).max(MIN_LIFETIME);
+            server.acknowledged = pending.sequence;
+            server.outcome = None;
+            server.corrections = 0;
+            if pending.sequence == sequence {
+                server.refresh = Some(now + lifetime / 3);
+            }
+            return;
+        }
+        self.counters.updates_refused += 1;
+        server.outcome = outcome;
+        server.corrections += 1;
+        // Else its repetition goes on as if nobody had answered, but slower.
+        if server.corrections == 1 {
+            server.repeat = Repeat::new(now, self.timing.update.0);
+        }
+        match outcome {
+            Some(Outcome::WrongTime) => {
+                server.epoch_ms = reply.time_ms.saturating_sub(milliseconds(now));
+            }
+            Some(Outcome::OldSequence) if reply.sequence >= sequence => {
+                let corrections = server.corrections;
+                self.sequence = reply.sequence.saturating_add(1);
+                self.changed_sequence = self.sequence;
+                // Two nodes with one key would drive each other on for ever.
+                if corrections == 1 {
+                    for server in &mut self.servers {
+                        server.repeat = Repeat::new(now, self.timing.update.0);
+                    }
+                    self.alert_all(now);
+                }
+            }
+            _ => {}
+        }
+        self.update_due(now);
+    }
+
+    /// Indexes of the servers, the one to ask first in front.
+    pub(super) fn nearest(&self) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..self.servers.len()).collect();
+        order.sort_by_key(|&index| {
+            let server = self.servers.get(index);
+            server.map(|it| {
+                (
+                    it.silent > 0,
+                    it.round_trip.unwrap_or(Duration::from_secs(1)),
+                )
+            })
+        });
+        order
+    }
+
+    /// Sends a question to a server.
+    pub(super) fn ask(
+        &mut self,
+        from: Ipv6Addr,
+        to: SocketAddrV6,
+        transaction: u64,
+        message: &MatMessage,
+    ) {
+        let key = self.identity.key;
+        self.seal(super::Keying::Node, &key, from, to, transaction, message);
+    }
+}
+
+/// Whether a datagram is from that server.
+pub(super) fn same_host(server: SocketAddrV6, from: SocketAddrV6) -> bool {
+    server.ip() == from.ip() && server.port() == from.port()
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,291 @@
+//! An attacker on the links: it reads everything, sends anything from anywhere, and has no key.
+
+use std::net::{Ipv6Addr, SocketAddrV6};
+use std::time::Duration;
+
+use common::mat::NODE_PORT;
+use common::mat::key::Key;
+use common::mat::message::*;
+use common::mat::seal::{Keying, seal};
+use proptest::prelude::*;
+
+use super::world::*;
+use crate::node::core::*;
+
+fn talking(setup: Setup) -> World {
+    let mut world = World::new(setup);
+    world.flows = vec![(0, 1), (1, 0)];
+    world.run(ms(2000));
+    assert!(world.is_settled(0, 1));
+    world
+}
+
+/// Every message, sealed with a key that the attacker has made up, or with its own as a peer.
+fn messages(sequence: u64) -> Vec<MatMessage> {
+    let address = moa(9, 9).octets().into();
+    let moas = vec![Moa {
+        address,
+        priority: 1,
+    }];
+    let hoa = hoa(1).octets().into();
+    vec![
+        Alert { sequence }.into(),
+        AlertAck { sequence }.into(),
+        Echo {}.into(),
+        EchoReply {}.into(),
+        UpdateRequest {
+            sequence,
+            time_ms: EPOCH_MS,
+            lifetime_s: 60,
+            moas: moas.clone(),
+        }
+        .into(),
+        UpdateReply {
+            outcome: 1,
+            sequence,
+            time_ms: 0,
+            lifetime_s: 0,
+        }
+        .into(),
+        LookupRequest { hoa }.into(),
+        LookupReply {
+            hoa,
+            mapping: Some(Mapping { sequence, moas }),
+            pair_key: [1; 32].into(),
+            lifetime_s: 600,
+        }
+        .into(),
+    ]
+}
+
+/// Whatever was sent is sent again, to whom it was meant for, from where it came, from every other
+/// known address, and from elsewhere.
+fn replay(world: &mut World, every: usize) {
+    let nodes = 0..world.nodes.len();
+    let mut sources: Vec<Ipv6Addr> = nodes
+        .flat_map(|node| [moa(node, 1 + node as u16), moa(node, 5), moa(node, 6)])
+        .collect();
+    sources.push("2001:db8:66::6".parse().unwrap());
+    let record: Vec<Datagram> = world.record.iter().step_by(every).cloned().collect();
+    for datagram in record {
+        world.send(datagram.clone());
+        for from in &sources {
+            let from = SocketAddrV6::new(*from, datagram.from.port(), 0, 0);
+            world.send(Datagram {
+                from,
+                ..datagram.clone()
+            });
+        }
+    }
+    // What was sent again is recorded too, in part.
+    world.record.truncate(300);
+}
+
+#[test]
+fn recorded_messages_move_nothing() {
+    let mut world = talking(Setup::default());
+    world.prepare(0, 5);
+    world.run(ms(300));
+    for _ in 0..20 {
+        replay(&mut world, 1);
+        world.run(ms(100));
+        assert!(
+            world.is_settled(0, 1),
+            "data goes to {:?}",
+            world.nodes[1].kernel.peers
+        );
+    }
+    world.arrive(0, 5);
+    for _ in 0..20 {
+        world.run(ms(50));
+        assert!(world.is_settled(0, 1));
+        replay(&mut world, 3);
+    }
+    let status = |node: usize| world.nodes[node].core.as_ref().unwrap().status(world.now);
+    assert!(status(1).counters.lookups < 20, "{:?}", status(1).counters);
+    assert!(status(1).counters.unexpected > 1000);
+}
+
+#[test]
+fn alert_that_comes_first_from_the_address_to_come_does_not_move_data_early() {
+    let mut world = talking(Setup::default());
+    let before = world.record.len();
+    world.prepare(0, 5);
+    // The attacker is faster than the network: the very alerts, from where the node is not yet.
+    let alerts: Vec<Datagram> = world.record[before..].to_vec();
+    for alert in alerts {
+        let from = SocketAddrV6::new(moa(0, 5), NODE_PORT, 0, 0);
+        let received = Received {
+            local: *alert.to.ip(),
+            from,
+            bytes: alert.bytes,
+        };
+        world.input(1, |core, now| core.handle_datagram(now, received));
+    }
+    for _ in 0..100 {
+        world.run(ms(20));
+        assert!(world.is_settled(0, 1));
+    }
+}
+
+#[test]
+fn messages_under_a_made_up_key_are_counted_and_change_nothing() {
+    let mut world = talking(Setup::default());
+    let places = [moa(0, 1), moa(1, 2), moa(9, 9), *server(0).ip()];
+    let before = world.servers.iter().map(|it| it.lookups).sum::<usize>();
+    for sender in [hoa(0), hoa(1), hoa(2)] {
+        for keying in [Keying::Node, Keying::Pair] {
+            for message in messages(u64::MAX) {
+                for from in places {
+                    for port in [NODE_PORT, common::mat::IMS_PORT] {
+                        let key = Key([6; 32]);
+                        let bytes =
+                            seal(keying, sender.octets(), &key, [3; 24], &message.encode(1));
+                        let from = SocketAddrV6::new(from, port, 0, 0);
+                        let local = moa(0, 1);
+                        let received = Received { local, from, bytes };
+                        world.input(0, |core, now| core.handle_datagram(now, received));
+                    }
+                }
+            }
+        }
+    }
+    world.run(ms(500));
+    assert!(world.is_settled(0, 1));
+    let counters = world.nodes[0]
+        .core
+        .as_ref()
+        .unwrap()
+        .status(world.now)
+        .counters;
+    assert!(counters.forged >= 64, "{counters:?}");
+    assert!(counters.unexpected >= 64, "{counters:?}");
+    let after = world.servers.iter().map(|it| it.lookups).sum::<usize>();
+    assert!(after - before < 8, "{}", after - before);
+}
+
+#[test]
+fn node_of_the_deployment_speaks_for_itself_only() {
+    let mut world = talking(Setup {
+        nodes: 3,
+        ..Setup::default()
+    });
+    world.send_frame(2, 0, vec![1]);
+    world.run(ms(300));
+    // The third node has a key with the first one, and names the second.
+    let key = world.secret.pair(hoa(2).octets(), hoa(0).octets());
+    for message in messages(u64::MAX) {
+        for from in [moa(1, 2), moa(2, 3), moa(9, 9)] {
+            let bytes = seal(
+                Keying::Pair,
+                hoa(1).octets(),
+                &key,
+                [3; 24],
+                &message.encode(1),
+            );
+            let from = SocketAddrV6::new(from, NODE_PORT, 0, 0);
+            let received = Received {
+                local: moa(0, 1),
+                from,
+                bytes,
+            };
+            world.input(0, |core, now| core.handle_datagram(now, received));
+        }
+    }
+    world.run(ms(500));
+    assert!(world.is_settled(0, 1));
+    // As itself it may say that it has moved: it is asked for at the servers, where it has not.
+    for sequence in [u64::MAX, u64::MAX - 1] {
+        let message = MatMessage::from(Alert { sequence });
+        let bytes = seal(
+            Keying::Pair,
+            hoa(2).octets(),
+            &key,
+            [3; 24],
+            &message.encode(1),
+        );
+        let from = SocketAddrV6::new(moa(1, 2), NODE_PORT, 0, 0);
+        let received = Received {
+            local: moa(0, 1),
+            from,
+            bytes,
+        };
+        world.input(0, |core, now| core.handle_datagram(now, received));
+    }
+    let before = world.servers.iter().map(|it| it.lookups).sum::<usize>();
+    world.run(Duration::from_secs(60));
+    assert!(world.is_settled(0, 2) && world.is_settled(0, 1));
+    let after = world.servers.iter().map(|it| it.lookups).sum::<usize>();
+    assert!(after - before < 60, "{}", after - before);
+}
+
+#[test]
+fn flood_of_strangers_asks_little_of_the_servers_and_stalls_nobody() {
+    let mut world = talking(Setup::default());
+    world.prepare(0, 5);
+    world.run(ms(200));
+    let before = world.servers.iter().map(|it| it.lookups).sum::<usize>();
+    for round in 0..100_u128 {
+        for number in 0..100_u128 {
+            let hoa = Ipv6Addr::from_bits(hoa(0).to_bits() + 1000 + round * 100 + number);
+            let bytes = seal(
+                Keying::Pair,
+                hoa.octets(),
+                &Key([6; 32]),
+                [3; 24],
+                &[0; 1000],
+            );
+            let from = SocketAddrV6::new(moa(9, 9), NODE_PORT, 0, 0);
+            let received = Received {
+                local: moa(0, 1),
+                from,
+                bytes,
+            };
+            world.input(0, |core, now| core.handle_datagram(now, received.clone()));
+            world.input(1, |core, now| core.handle_datagram(now, received));
+        }
+        if round == 50 {
+            world.arrive(0, 5);
+        }
+        world.run(ms(20));
+        if round > 52 {
+            assert!(world.is_settled(0, 1), "round {round}");
+        }
+    }
+    let after = world.servers.iter().map(|it| it.lookups).sum::<usize>();
+    // Two nodes, two servers, 50 a second each.
+    assert!(after - before < 1000, "{}", after - before);
+    let status = world.nodes[0].core.as_ref().unwrap().status(world.now);
+    assert!(status.peers.len() <= MAX_PEERS / 2);
+    assert!(status.counters.limited > 5000);
+    world.run(Duration::from_secs(60));
+    let status = world.nodes[0].core.as_ref().unwrap().status(world.now);
+    assert_eq!(status.peers.len(), 1, "strangers are forgotten");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+
+    #[test]
+    fn replays_at_any_time_move_nothing(seed in 1_u64.., at in 0_usize..400, every in 1_usize..5) {
+        let setup = Setup { dice: Dice(seed), reordering: 20, ..Setup::default() };
+        let mut world = talking(setup);
+        world.prepare(0, 5);
+        for step in 0..400 {
+            let end = world.now + ms(200);
+            world.step(end);
+            if step == at {
+                world.arrive(0, 5);
+            }
+            if step % 50 == 0 {
+                replay(&mut world, every);
+            }
+            let (to, _) = world.nodes[1].kernel.peers[&hoa(0)];
+            prop_assert!(world.nodes[0].kernel.own.iter().any(|it| it.moa == to));
+            // Before the move nothing but the place where the node is.
+            prop_assert!(step >= at || to == moa(0, 1));
+        }
+        world.run(Duration::from_secs(2));
+        prop_assert!(world.is_settled(0, 1));
+    }
+}

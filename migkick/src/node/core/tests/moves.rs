@@ -1,0 +1,203 @@
+use super::world::*;
+use crate::node::core::*;
+
+fn talking() -> World {
+    let mut world = World::new(Setup::default());
+    world.flows = vec![(0, 1), (1, 0)];
+    world.run(ms(500));
+    assert!(world.is_settled(0, 1));
+    world
+}
+
+#[test]
+fn move_switches_at_once_and_peers_follow_within_round_trips() {
+    let mut world = talking();
+    world.prepare(0, 5);
+    world.run(ms(300));
+    assert_eq!(world.nodes[0].kernel.active.unwrap().moa, moa(0, 1));
+    let taken = &world.nodes[1].kernel.peers[&hoa(0)];
+    assert_eq!(taken.0, moa(0, 1));
+    assert!(
+        taken.1.contains(&moa(0, 5)),
+        "the standby is learnt before the move"
+    );
+    world.arrive(0, 5);
+    assert_eq!(world.nodes[0].kernel.active.unwrap().moa, moa(0, 5));
+    assert!(world.delivers(0, 1), "outbound needs nobody's answer");
+    // Alert, echo, reply.
+    world.run(ms(16));
+    assert!(world.is_settled(0, 1));
+    assert_eq!(
+        world.nodes[0].kernel.left,
+        [Place {
+            ifindex: 1,
+            moa: moa(0, 1)
+        }]
+    );
+}
+
+#[test]
+fn old_address_is_kept_for_what_is_forwarded_and_then_goes() {
+    let mut world = talking();
+    world.go(0, 5);
+    world.run(Duration::from_secs(29));
+    let own = |world: &World| world.nodes[0].kernel.own.len();
+    assert_eq!(own(&world), 2);
+    world.run(Duration::from_secs(3));
+    assert_eq!(own(&world), 1);
+    assert!(world.nodes[0].kernel.addresses[&1].is_empty());
+    world.run(ms(500));
+    assert_eq!(world.nodes[1].kernel.peers[&hoa(0)].1, [moa(0, 5)]);
+}
+
+#[test]
+fn node_may_come_back_at_once_and_often() {
+    let mut world = talking();
+    for turn in 0..10 {
+        let site = if turn % 2 == 0 { 5 } else { 1 };
+        world.go(0, site);
+        world.run(ms(400));
+        assert!(world.is_settled(0, 1), "turn {turn}");
+    }
+    world.run(Duration::from_secs(90));
+    assert!(world.is_settled(0, 1));
+    assert_eq!(world.nodes[0].kernel.own.len(), 1);
+}
+
+#[test]
+fn both_sides_may_move_at_once() {
+    for delay in [0, 3, 5, 8, 10, 20, 100] {
+        let mut world = talking();
+        world.prepare(0, 5);
+        world.prepare(1, 6);
+        world.run(ms(300));
+        world.arrive(0, 5);
+        world.run(ms(delay));
+        world.arrive(1, 6);
+        world.run(ms(1000));
+        assert!(world.is_settled(0, 1), "{delay} ms");
+    }
+}
+
+#[test]
+fn both_sides_that_move_without_having_announced_it_find_each_other() {
+    let mut world = talking();
+    for node in [0, 1] {
+        let from = 1 + node as u16;
+        world.nodes[node].site = 7 + node as u16;
+        world.set_address(node, 1, moa(node, from), false);
+        world.set_address(node, 2, moa(node, 7 + node as u16), true);
+    }
+    world.nics(0);
+    world.nics(1);
+    world.run(ms(2000));
+    assert!(world.is_settled(0, 1));
+}
+
+#[test]
+fn aborted_move_leaves_nothing() {
+    let mut world = talking();
+    world.prepare(0, 5);
+    world.run(ms(300));
+    world.input(0, Core::abort);
+    world.set_address(0, 2, moa(0, 5), false);
+    world.nics(0);
+    world.run(ms(300));
+    assert!(world.is_settled(0, 1));
+    assert_eq!(world.nodes[0].kernel.own.len(), 1);
+    assert_eq!(world.nodes[1].kernel.peers[&hoa(0)].1, [moa(0, 1)]);
+    // What comes too late changes nothing.
+    world.input(0, Core::handle_announcement);
+    world.input(0, Core::handle_hint);
+    assert_eq!(world.nodes[0].kernel.active.unwrap().moa, moa(0, 1));
+}
+
+#[test]
+fn announcement_before_the_agent_is_ready_is_of_something_else() {
+    let mut world = talking();
+    let standby = Place {
+        ifindex: 2,
+        moa: moa(0, 5),
+    };
+    world.input(0, |core, now| core.prepare(now, standby));
+    world.input(0, Core::handle_announcement);
+    assert_eq!(world.nodes[0].kernel.active.unwrap().moa, moa(0, 1));
+}
+
+#[test]
+fn hint_counts_once_the_new_address_has_had_an_answer() {
+    let mut world = talking();
+    world.prepare(0, 5);
+    world.run(ms(300));
+    // Somebody on the source's link pretends to be DstAgent.
+    world.input(0, Core::handle_hint);
+    world.run(ms(5000));
+    assert_eq!(world.nodes[0].kernel.active.unwrap().moa, moa(0, 1));
+    assert!(world.is_settled(0, 1));
+    world.nodes[0].site = 5;
+    world.run(ms(100));
+    assert_eq!(world.nodes[0].kernel.active.unwrap().moa, moa(0, 5));
+    world.run(ms(50));
+    assert!(world.is_settled(0, 1));
+}
+
+#[test]
+fn hint_is_confirmed_by_a_peer_where_no_server_answers() {
+    let mut world = talking();
+    world.prepare(0, 5);
+    world.run(ms(300));
+    for server in &mut world.servers {
+        server.down = true;
+    }
+    world.nodes[0].site = 5;
+    world.input(0, Core::handle_hint);
+    world.run(ms(100));
+    assert_eq!(world.nodes[0].kernel.active.unwrap().moa, moa(0, 5));
+}
+
+#[test]
+fn move_while_no_server_answers_keeps_the_sessions() {
+    let mut world = talking();
+    world.prepare(0, 5);
+    world.run(ms(300));
+    for server in &mut world.servers {
+        server.down = true;
+    }
+    world.arrive(0, 5);
+    world.run(ms(100));
+    assert!(world.is_settled(0, 1));
+    // Longer than any lifetime.
+    world.run(Duration::from_secs(200));
+    assert!(world.is_settled(0, 1));
+    for server in &mut world.servers {
+        server.down = false;
+    }
+    world.run(Duration::from_secs(60));
+    assert!(world.is_settled(0, 1));
+    assert!(
+        world
+            .servers
+            .iter()
+            .all(|it| it.mappings[&hoa(0)].1[0].address == moa(0, 5).octets().into())
+    );
+}
+
+#[test]
+fn node_that_dies_during_a_move_is_found_where_it_is() {
+    for at in 0..40 {
+        let mut world = talking();
+        world.prepare(0, 5);
+        for _ in 0..at {
+            let end = world.now + ms(300);
+            world.step(end);
+        }
+        world.crash(0);
+        world.nodes[0].site = 5;
+        world.run(ms(100));
+        // Its restart finds the address of its new network only.
+        world.set_address(0, 1, moa(0, 1), false);
+        world.start(0);
+        world.run(Duration::from_secs(40));
+        assert!(world.is_settled(0, 1), "died after {at} steps");
+    }
+}

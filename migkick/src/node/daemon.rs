@@ -1,0 +1,496 @@
+//! The node's shell: gives the core time, datagrams and what the kernel says, and does what it says.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::Ipv6Addr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::Context;
+use migkick::datapath::Datapath;
+use migkick::interface::Interface;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::address::AddressFlags;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+use super::config::{Config, contains};
+use super::control::{Answer, Request};
+use super::core::{Core, NicState, Output, Place, Saved, Timing, Used};
+use super::links::{Address, Links};
+use super::moving::Moving;
+use super::server::Server;
+use super::sockets::Sockets;
+use super::{report, state};
+use crate::identifier::{self, Scheme, Secret};
+use crate::nic::{self, address_message};
+use common::mat::neutral::is_neutral;
+
+/// Distance of two looks at how peers are used.
+const USAGE: Duration = Duration::from_secs(5);
+
+/// See the [module documentation](self).
+pub(super) struct Daemon {
+    start: Instant,
+    pub(super) config: Config,
+    pub(super) core: Core,
+    datapath: Datapath,
+    links: Links,
+    sockets: Sockets,
+    signals: SignalFd,
+    /// The NICs that the node uses.
+    pub(super) interfaces: Vec<Interface>,
+    multicast: Option<u32>,
+    pub(super) moving: Option<Moving>,
+    /// Addresses that other nodes have.
+    pub(super) taken: BTreeSet<Ipv6Addr>,
+    /// Networks that a NIC has left, by the address that it had there.
+    pub(super) abandoned: Vec<(u32, Ipv6Addr)>,
+    next_usage: Duration,
+    stop: Option<Stop>,
+    said: String,
+}
+
+/// How the program ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stop {
+    /// The data path stays at work.
+    Leave,
+    /// It is taken away.
+    Detach,
+}
+
+/// Runs the node until a signal or `migkick node stop`.
+pub(super) fn run(config: Config, socket: &Path, detach: bool) -> anyhow::Result<()> {
+    let mut server = Server::open(socket).with_context(|| {
+        format!(
+            "Cannot open {}; run migkick as root, and only one node",
+            socket.display()
+        )
+    })?;
+    let mut daemon = Daemon::start(config)?;
+    while daemon.stop.is_none() {
+        daemon.turn(&mut server)?;
+    }
+    let detach = detach || daemon.stop == Some(Stop::Detach);
+    // An unfinished move is undone with it.
+    daemon.moving = None;
+    if detach {
+        daemon
+            .datapath
+            .detach()
+            .context("Cannot take the data path away")?;
+    }
+    Ok(())
+}
+
+impl Daemon {
+    fn start(config: Config) -> anyhow::Result<Self> {
+        let start = Instant::now();
+        let mut links = Links::open().context("Cannot open a netlink socket")?;
+        let interfaces = used(&config, links.interfaces().context("Cannot list the NICs")?);
+        let epoch_ms = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_millis();
+        let identity = &config.identity;
+        let datapath = Datapath::attach(identity.hoa, identity.home, &interfaces)?;
+        let timing = Timing {
+            lifetime: config.lifetime,
+            forward: config.forward,
+            ..Timing::default()
+        };
+        let seed = state::seed().context("Cannot read random numbers")?;
+        let mut stop = SigSet::empty();
+        stop.add(Signal::SIGINT);
+        stop.add(Signal::SIGTERM);
+        stop.thread_block()?;
+        let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
+        let mut daemon = Self {
+            start,
+            core: Core::new(
+                identity.clone(),
+                timing,
+                state::load(&config.state),
+                u64::try_from(epoch_ms).unwrap_or(u64::MAX),
+                seed,
+            ),
+            datapath,
+            links,
+            sockets: Sockets::default(),
+            signals: SignalFd::with_flags(&stop, flags)?,
+            multicast: interfaces.first().map(|it| it.ifindex),
+            interfaces,
+            moving: None,
+            taken: BTreeSet::new(),
+            abandoned: Vec::new(),
+            next_usage: Duration::ZERO,
+            stop: None,
+            said: String::new(),
+            config,
+        };
+        daemon.nics_changed()?;
+        Ok(daemon)
+    }
+
+    pub(super) fn now(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    /// One round: do what is to be done, wait, take what has come.
+    fn turn(&mut self, server: &mut Server) -> anyhow::Result<()> {
+        self.flush();
+        self.wait(server)?;
+        if let Ok(Some(_)) = self.signals.read_signal() {
+            self.stop = Some(Stop::Leave);
+        }
+        let changes = self.links.take();
+        if changes.announced {
+            let now = self.now();
+            self.core.handle_announcement(now);
+            self.flush();
+        }
+        if self.moving.as_mut().is_some_and(Moving::is_answered) {
+            let now = self.now();
+            self.core.handle_hint(now);
+        }
+        for received in self.sockets.receive() {
+            let now = self.now();
+            self.core.handle_datagram(now, received);
+        }
+        for held in self.datapath.take_held() {
+            let now = self.now();
+            self.core.handle_held(now, held.peer, held.frame);
+        }
+        if changes.changed {
+            self.nics_changed()?;
+        }
+        let now = self.now();
+        server.serve(now, |request| self.handle(request));
+        self.core.handle_timeout(now);
+        if now >= self.next_usage {
+            self.next_usage = now + USAGE;
+            self.look_at_usage(now);
+        }
+        let is_over = self
+            .moving
+            .as_mut()
+            .is_some_and(|it| it.handle_timeout(now));
+        if is_over {
+            self.say("Nothing has been heard of the move for too long; it is off");
+            self.abort(false);
+        }
+        Ok(())
+    }
+
+    fn wait(&self, server: &Server) -> anyhow::Result<()> {
+        let mut fds: Vec<PollFd<'_>> = vec![
+            readable(self.signals.as_fd()),
+            readable(self.links.fd()),
+            readable(self.datapath.held_fd()),
+        ];
+        fds.extend(self.sockets.fds().map(readable));
+        fds.extend(self.moving.iter().filter_map(Moving::fd).map(readable));
+        fds.extend(server.fds().map(|(fd, writes)| {
+            let flags = if writes {
+                PollFlags::POLLOUT
+            } else {
+                PollFlags::POLLIN
+            };
+            PollFd::new(fd, flags)
+        }));
+        let times = [
+            self.core.poll_timeout(),
+            server.poll_timeout(),
+            self.moving.as_ref().map(Moving::poll_timeout),
+            Some(self.next_usage),
+        ];
+        let next = times.into_iter().flatten().min().unwrap_or(Duration::MAX);
+        // Rounded up, or the last fraction of a millisecond would be a busy loop.
+        let patience = next.saturating_sub(self.now()) + Duration::from_micros(999);
+        let patience = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
+        match poll(&mut fds, patience) {
+            Ok(_) | Err(nix::Error::EINTR) => Ok(()),
+            Err(error) => Err(error).context("Cannot wait for events"),
+        }
+    }
+
+    fn handle(&mut self, request: Request) -> Answer {
+        let answer = match request {
+            Request::Status => Answer::Status(report::status(
+                &self.core.status(self.now()),
+                &self.interfaces,
+                self.datapath.counters().unwrap_or_default(),
+            )),
+            Request::Prepare(prepare) => match self.prepare(&prepare) {
+                Ok(prepared) => Answer::Prepared(prepared),
+                Err(error) => Answer::Error(format!("{error:#}")),
+            },
+            Request::Ready { near } => {
+                self.ready(near);
+                Answer::Done
+            }
+            Request::Aborted { taken } => {
+                self.abort(taken);
+                Answer::Done
+            }
+            Request::Lost => {
+                self.lost();
+                Answer::Done
+            }
+            Request::Completed => {
+                let now = self.now();
+                self.core.handle_hint(now);
+                Answer::Done
+            }
+            Request::Stop => {
+                self.stop = Some(Stop::Detach);
+                Answer::Done
+            }
+        };
+        self.flush();
+        answer
+    }
+
+    /// Does what the core says. What fails is said, and the core goes on: it asks again.
+    fn flush(&mut self) {
+        while let Some(output) = self.core.poll_output() {
+            if let Err(error) = self.perform(output) {
+                self.say(&format!("{error:#}"));
+            }
+        }
+    }
+
+    fn perform(&mut self, output: Output) -> anyhow::Result<()> {
+        match output {
+            // What cannot be sent now is sent again.
+            Output::Transmit { from, to, bytes } => {
+                let _ = self.sockets.send(from, to, &bytes);
+            }
+            Output::SetActive(place) => self.set_active(place)?,
+            Output::SetOwn(places) => {
+                let moas: Vec<Ipv6Addr> = places.iter().map(|it| it.moa).collect();
+                self.datapath.set_own(&moas)?;
+                self.sockets.set(&places);
+            }
+            Output::SetPeer { hoa, to, from } => self.datapath.set_peer(hoa, to, &from)?,
+            Output::RemovePeer(hoa) => self.datapath.remove_peer(hoa)?,
+            Output::Release(frame) => self.datapath.release(&frame)?,
+            Output::Refuse(frame) => self.datapath.refuse(&frame)?,
+            Output::PathChanged => self.datapath.path_changed()?,
+            Output::Join => {
+                let errors = self.moving.as_mut().map(Moving::join);
+                for error in errors.unwrap_or_default() {
+                    self.say(&format!("{:#}", anyhow::Error::new(error)));
+                }
+            }
+            Output::Leave(place) => {
+                self.abandoned.push((place.ifindex, place.moa));
+                nic::leave(self.links.netlink(), place.ifindex, place.moa)
+                    .context("Cannot remove the routes of the network that was left")?;
+            }
+            Output::RemoveAddress(place) => self.remove_address(place)?,
+            Output::Save(saved) => self.save(saved)?,
+        }
+        Ok(())
+    }
+
+    fn set_active(&mut self, place: Place) -> anyhow::Result<()> {
+        let interfaces = &self.interfaces;
+        if let Some(nic) = interfaces.iter().find(|it| it.ifindex == place.ifindex) {
+            self.datapath.set_active(nic, place.moa)?;
+        }
+        if let Some(moving) = self.moving.take_if(|it| it.address() == place.moa) {
+            self.abandoned.retain(|it| it.0 != place.ifindex);
+            for error in moving.settle() {
+                self.say(&format!("{:#}", anyhow::Error::new(error)));
+            }
+        }
+        Ok(())
+    }
+
+    fn save(&mut self, saved: Saved) -> anyhow::Result<()> {
+        let path = &self.config.state;
+        state::save(path, saved).with_context(|| format!("Cannot write {}", path.display()))
+    }
+
+    /// Says something to the log, once.
+    fn say(&mut self, text: &str) {
+        if self.said != text {
+            eprintln!("{text}");
+            text.clone_into(&mut self.said);
+        }
+    }
+
+    fn look_at_usage(&mut self, now: Duration) {
+        let used = |(hoa, usage): (Ipv6Addr, migkick::datapath::Usage)| {
+            let used = Used {
+                packets: usage.packets,
+                bytes: usage.bytes,
+                idle: usage.idle,
+            };
+            (hoa, used)
+        };
+        match self.datapath.peers_used() {
+            Ok(peers) => {
+                let peers: Vec<_> = peers.into_iter().map(used).collect();
+                self.core.handle_usage(now, &peers);
+            }
+            Err(error) => self.say(&format!("{:#}", anyhow::Error::new(error))),
+        }
+    }
+
+    /// NICs or their addresses are others now.
+    fn nics_changed(&mut self) -> anyhow::Result<()> {
+        let all = self.links.interfaces().context("Cannot list the NICs")?;
+        let interfaces = used(&self.config, all);
+        for nic in &interfaces {
+            if !self.interfaces.iter().any(|it| it.ifindex == nic.ifindex) {
+                self.datapath.add_nic(nic)?;
+            }
+        }
+        let gone = |it: &&Interface| !interfaces.iter().any(|nic| nic.ifindex == it.ifindex);
+        for nic in self.interfaces.iter().filter(gone) {
+            self.datapath.remove_nic(nic.ifindex)?;
+        }
+        self.interfaces = interfaces;
+        let stays = |ifindex: &u32| self.interfaces.iter().any(|it| it.ifindex == *ifindex);
+        let first = self.interfaces.first().map(|it| it.ifindex);
+        self.multicast = self.multicast.filter(stays).or(first);
+        let multicast = self.interfaces.iter();
+        if let Some(nic) = multicast
+            .clone()
+            .find(|it| Some(it.ifindex) == self.multicast)
+        {
+            // Its link-local address may have come only now.
+            self.datapath.set_multicast_nic(nic)?;
+        }
+        let addresses = self
+            .links
+            .addresses()
+            .context("Cannot list the addresses")?;
+        self.take_neutral_addresses(&addresses);
+        let nics = self.interfaces.iter().filter(|it| it.up).map(|nic| {
+            let usable = addresses
+                .iter()
+                .filter(|it| it.ifindex == nic.ifindex && it.is_usable() && self.may_be_moa(it));
+            NicState {
+                ifindex: nic.ifindex,
+                addresses: usable.map(|it| it.address).collect(),
+            }
+        });
+        let nics = nics.collect();
+        let now = self.now();
+        self.core.handle_nics(now, nics);
+        self.flush();
+        Ok(())
+    }
+
+    fn may_be_moa(&self, address: &Address) -> bool {
+        let left = |(ifindex, moa): &(u32, Ipv6Addr)| {
+            *ifindex == address.ifindex && contains((*moa, address.length), address.address)
+        };
+        !contains(self.config.identity.home, address.address) && !self.abandoned.iter().any(left)
+    }
+
+    /// Takes a neutral address in each network that a NIC has an address of. The kernel verifies
+    /// that nobody else has it.
+    fn take_neutral_addresses(&mut self, addresses: &[Address]) {
+        if !self.config.neutral {
+            return;
+        }
+        let hoa = self.config.identity.hoa;
+        let neutral = |it: &Address| is_neutral(it.address.octets(), hoa.octets());
+        for address in addresses.iter().filter(|it| it.is_double() && neutral(it)) {
+            self.taken.insert(address.address);
+            let place = Place {
+                ifindex: address.ifindex,
+                moa: address.address,
+            };
+            if let Err(error) = self.remove_address(place) {
+                self.say(&format!("{error:#}"));
+            }
+        }
+        for nic in self.interfaces.clone() {
+            let mut own = addresses.iter().filter(|it| it.ifindex == nic.ifindex);
+            let given = own.clone().find(|it| {
+                it.is_usable() && !neutral(it) && it.length <= 64 && self.may_be_moa(it)
+            });
+            let moving = self
+                .moving
+                .as_ref()
+                .is_some_and(|it| it.ifindex() == nic.ifindex);
+            if moving || own.any(|it| neutral(it) && !it.is_double()) {
+                continue;
+            }
+            if let Some(given) = given
+                && let Err(error) = self.add_neutral_address(&nic, given)
+            {
+                self.say(&format!("{error:#}"));
+            }
+        }
+    }
+
+    fn add_neutral_address(&mut self, nic: &Interface, given: &Address) -> anyhow::Result<()> {
+        let host = u128::MAX.checked_shr(given.length.into()).unwrap_or(0);
+        let prefix = Ipv6Addr::from_bits(given.address.to_bits() & !host);
+        let scheme = match Secret::of_machine() {
+            Ok(_) => Scheme::StablePrivacy,
+            Err(_) => Scheme::Eui64,
+        };
+        let address = identifier::neutral_address(
+            scheme,
+            Secret::of_machine,
+            (prefix, given.length),
+            nic.mac,
+            self.config.identity.hoa,
+            |it| self.taken.contains(&it),
+        )?;
+        let prefix = (address, given.length);
+        let message = address_message(nic.ifindex, prefix, AddressFlags::empty());
+        let message = RouteNetlinkMessage::NewAddress(message);
+        self.links
+            .netlink()
+            .change(message, NLM_F_CREATE | NLM_F_EXCL)
+            .with_context(|| format!("Cannot add {address} to {}", nic.name))
+    }
+
+    fn remove_address(&mut self, place: Place) -> anyhow::Result<()> {
+        let addresses = self
+            .links
+            .addresses()
+            .context("Cannot list the addresses")?;
+        let found = addresses
+            .iter()
+            .find(|it| it.ifindex == place.ifindex && it.address == place.moa);
+        let Some(found) = found else {
+            return Ok(());
+        };
+        let prefix = (place.moa, found.length);
+        let message = address_message(place.ifindex, prefix, AddressFlags::empty());
+        match self
+            .links
+            .netlink()
+            .change(RouteNetlinkMessage::DelAddress(message), 0)
+        {
+            Err(error) if error.kind() != io::ErrorKind::AddrNotAvailable => {
+                Err(error).with_context(|| format!("Cannot remove {}", place.moa))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn readable(fd: BorrowedFd<'_>) -> PollFd<'_> {
+    PollFd::new(fd, PollFlags::POLLIN)
+}
+
+/// The NICs that the node is to use.
+fn used(config: &Config, interfaces: Vec<Interface>) -> Vec<Interface> {
+    let wanted =
+        |it: &Interface| config.interfaces.is_empty() || config.interfaces.contains(&it.name);
+    interfaces.into_iter().filter(wanted).collect()
+}

@@ -1,0 +1,231 @@
+//! The NICs of the node as the kernel tells of them: what is usable, what changes, what is announced.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::{IpAddr, Ipv6Addr};
+use std::os::fd::{AsFd, BorrowedFd};
+
+use migkick::interface::{self, Interface};
+use migkick::netlink::Netlink;
+use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkEvent, LinkFlags, LinkMessage};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_sys::protocols::NETLINK_ROUTE;
+use netlink_sys::{Socket, SocketAddr};
+
+/// Groups of rtnetlink (`RTNLGRP_*`).
+const LINK: u32 = 1;
+const IPV6_ADDRESS: u32 = 9;
+/// Messages taken before others have their turn.
+const MAX_BATCH: usize = 64;
+
+/// An address on a NIC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Address {
+    pub(super) ifindex: u32,
+    pub(super) address: Ipv6Addr,
+    /// Length of its prefix, bits.
+    pub(super) length: u8,
+    flags: AddressFlags,
+}
+
+impl Address {
+    /// Whether it is verified and meant to last.
+    pub(super) fn is_usable(&self) -> bool {
+        let unusable = AddressFlags::Tentative
+            | AddressFlags::Dadfailed
+            | AddressFlags::Deprecated
+            | AddressFlags::Secondary;
+        !self.flags.intersects(unusable)
+    }
+
+    /// Whether another node has it.
+    pub(super) fn is_double(&self) -> bool {
+        self.flags.contains(AddressFlags::Dadfailed)
+    }
+}
+
+/// What has happened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Changes {
+    /// The VM has announced itself (NOTIFY_PEERS).
+    pub(super) announced: bool,
+    /// NICs or addresses are others now.
+    pub(super) changed: bool,
+}
+
+/// Listens to the kernel.
+pub(super) struct Links {
+    events: Socket,
+    netlink: Netlink,
+}
+
+impl Links {
+    pub(super) fn open() -> io::Result<Self> {
+        let mut events = Socket::new(NETLINK_ROUTE)?;
+        events.bind(&SocketAddr::new(0, 0))?;
+        events.add_membership(LINK)?;
+        events.add_membership(IPV6_ADDRESS)?;
+        events.set_non_blocking(true)?;
+        let netlink = Netlink::open()?;
+        Ok(Self { events, netlink })
+    }
+
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.events.as_fd()
+    }
+
+    pub(super) fn netlink(&mut self) -> &mut Netlink {
+        &mut self.netlink
+    }
+
+    /// Takes what has happened.
+    pub(super) fn take(&mut self) -> Changes {
+        let mut changes = Changes::default();
+        for _ in 0..MAX_BATCH {
+            match self.events.recv_from_full() {
+                Ok((datagram, _)) => read(&datagram, &mut changes),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                // Something was lost, so anything may have changed.
+                Err(_) => changes.changed = true,
+            }
+        }
+        changes
+    }
+
+    /// The NICs, the likeliest to be active first, those that have no carrier left out.
+    pub(super) fn interfaces(&mut self) -> io::Result<Vec<Interface>> {
+        let interfaces = interface::list(&mut self.netlink)?;
+        let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
+        let links = self.netlink.dump(request)?.into_iter();
+        let running: BTreeSet<u32> = links
+            .filter_map(|message| match message {
+                RouteNetlinkMessage::NewLink(link) => Some(link.header),
+                _ => None,
+            })
+            .filter(|header| header.flags.contains(LinkFlags::Running))
+            .map(|header| header.index)
+            .collect();
+        let running = |it: Interface| Interface {
+            up: it.up && running.contains(&it.ifindex),
+            ..it
+        };
+        Ok(interfaces.into_iter().map(running).collect())
+    }
+
+    /// All global addresses.
+    pub(super) fn addresses(&mut self) -> io::Result<Vec<Address>> {
+        let mut request = AddressMessage::default();
+        request.header.family = AddressFamily::Inet6;
+        let addresses = self
+            .netlink
+            .dump(RouteNetlinkMessage::GetAddress(request))?;
+        let addresses = addresses.into_iter().filter_map(|message| match message {
+            RouteNetlinkMessage::NewAddress(message) => address(&message),
+            _ => None,
+        });
+        Ok(addresses.collect())
+    }
+}
+
+fn address(message: &AddressMessage) -> Option<Address> {
+    let mut flags = AddressFlags::from_bits_retain(message.header.flags.bits().into());
+    let mut found = None;
+    for attribute in &message.attributes {
+        match attribute {
+            AddressAttribute::Address(IpAddr::V6(address)) => found = Some(*address),
+            AddressAttribute::Flags(all) => flags = *all,
+            _ => {}
+        }
+    }
+    let address = found.filter(|it| !it.is_unicast_link_local() && !it.is_loopback())?;
+    Some(Address {
+        ifindex: message.header.index,
+        address,
+        length: message.header.prefix_len,
+        flags,
+    })
+}
+
+fn read(datagram: &[u8], changes: &mut Changes) {
+    let mut rest = datagram;
+    while !rest.is_empty() {
+        let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest) else {
+            changes.changed = true;
+            return;
+        };
+        let length = usize::try_from(message.header.length).unwrap_or(usize::MAX);
+        rest = rest
+            .get(length.next_multiple_of(4).max(16)..)
+            .unwrap_or_default();
+        match message.payload {
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => {
+                let announced = LinkAttribute::Event(LinkEvent::NotifyPeers);
+                changes.announced |= link.attributes.contains(&announced);
+                changes.changed = true;
+            }
+            NetlinkPayload::InnerMessage(_) => changes.changed = true,
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{in_namespace, ip};
+    use proptest::prelude::*;
+
+    fn event(kind: LinkEvent) -> Vec<u8> {
+        let mut link = LinkMessage::default();
+        link.attributes.push(LinkAttribute::Event(kind));
+        let mut message = NetlinkMessage::from(RouteNetlinkMessage::NewLink(link));
+        message.finalize();
+        let mut bytes = vec![0; message.buffer_len()];
+        message.serialize(&mut bytes);
+        bytes
+    }
+
+    #[test]
+    fn announcement_is_told_from_other_changes() {
+        let mut changes = Changes::default();
+        read(&event(LinkEvent::IgmpResend), &mut changes);
+        assert_eq!((changes.announced, changes.changed), (false, true));
+        let mut both = event(LinkEvent::None);
+        both.extend(event(LinkEvent::NotifyPeers));
+        read(&both, &mut changes);
+        assert!(changes.announced);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_from_the_kernel_are_survived(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            read(&bytes, &mut Changes::default());
+        }
+    }
+
+    #[test]
+    fn addresses_and_their_changes_are_seen() {
+        in_namespace(|| {
+            ip("link add nic0 type veth peer name other");
+            let mut links = Links::open().unwrap();
+            ip("link set nic0 up");
+            ip("link set other up");
+            ip("address add 2001:db8::5/64 dev nic0 nodad");
+            assert!(links.take().changed);
+            assert_eq!(links.take(), Changes::default());
+            let addresses = links.addresses().unwrap();
+            assert_eq!(addresses.len(), 1);
+            assert!(addresses[0].is_usable());
+            assert_eq!(addresses[0].length, 64);
+            let up = |links: &mut Links| {
+                let interfaces = links.interfaces().unwrap();
+                interfaces.iter().find(|it| it.name == "nic0").unwrap().up
+            };
+            assert!(up(&mut links));
+            ip("link set other down");
+            assert!(!up(&mut links), "it has no carrier");
+        });
+    }
+}

@@ -1,0 +1,54 @@
+//! What is remembered over restarts, and what is never the same.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::Path;
+
+use super::core::Saved;
+
+/// Reads what the last run has saved. Nothing, or nothing that makes sense, is as at the first start:
+/// the servers correct the sequence.
+pub(super) fn load(path: &Path) -> Saved {
+    fs::read(path)
+        .ok()
+        .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+        .unwrap_or_default()
+}
+
+/// Saves it: the whole of it or nothing.
+pub(super) fn save(path: &Path, saved: Saved) -> io::Result<()> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    let new = path.with_extension("new");
+    fs::write(&new, serde_json::to_vec(&saved)?)?;
+    fs::rename(new, path)
+}
+
+/// A number that no other run has.
+pub(super) fn seed() -> io::Result<u128> {
+    let mut bytes = [0; 16];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(u128::from_ne_bytes(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_saved_is_read_and_garbage_is_nothing() {
+        let folder = std::env::temp_dir().join(format!("migkick-state-{}", std::process::id()));
+        let path = folder.join("node.json");
+        assert_eq!(load(&path), Saved::default());
+        let saved = Saved {
+            sequence: 7,
+            moa: Some("2001:db8::1".parse().unwrap()),
+        };
+        save(&path, saved).unwrap();
+        assert_eq!(load(&path), saved);
+        fs::write(&path, "{\"sequence\": -1}").unwrap();
+        assert_eq!(load(&path), Saved::default());
+        fs::remove_dir_all(folder).unwrap();
+    }
+}
