@@ -3,7 +3,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`core`] | the protocol, without I/O |
-//! | [`daemon`], `moving` | the shell: sockets, clock, kernel, data path |
+//! | [`daemon`], `moving`, `nics` | the shell: sockets, clock, kernel, data path |
 //! | [`config`], `state` | key file, and what is remembered over restarts |
 //! | `links`, `sockets`, `probe` | rtnetlink, UDP, the probe of DstAgent |
 //! | [`control`], `server`, `report` | control socket and status |
@@ -17,6 +17,7 @@ mod core;
 mod daemon;
 mod links;
 mod moving;
+mod nics;
 mod probe;
 mod report;
 mod server;

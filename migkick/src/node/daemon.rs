@@ -1,7 +1,6 @@
 //! The node's shell: gives the core time, datagrams and what the kernel says, and does what it says.
 
 use std::collections::BTreeSet;
-use std::io;
 use std::net::Ipv6Addr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
@@ -10,24 +9,20 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::Context;
 use migkick::datapath::Datapath;
 use migkick::interface::Interface;
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
-use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::address::AddressFlags;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-use super::config::{Config, contains};
+use super::config::Config;
 use super::control::{Answer, Request};
-use super::core::{Core, NicState, Output, Place, Saved, Timing, Used};
-use super::links::{Address, Links};
+use super::core::{Core, Output, Place, Saved, Timing, Used};
+use super::links::Links;
 use super::moving::Moving;
+use super::nics::used;
 use super::server::Server;
 use super::sockets::Sockets;
 use super::{report, state};
-use crate::identifier::{self, Scheme, Secret};
-use crate::nic::{self, address_message};
-use common::mat::neutral::is_neutral;
+use crate::nic;
 
 /// Distance of two looks at how peers are used.
 const USAGE: Duration = Duration::from_secs(5);
@@ -37,13 +32,13 @@ pub(super) struct Daemon {
     start: Instant,
     pub(super) config: Config,
     pub(super) core: Core,
-    datapath: Datapath,
-    links: Links,
+    pub(super) datapath: Datapath,
+    pub(super) links: Links,
     sockets: Sockets,
     signals: SignalFd,
     /// The NICs that the node uses.
     pub(super) interfaces: Vec<Interface>,
-    multicast: Option<u32>,
+    pub(super) multicast: Option<u32>,
     pub(super) moving: Option<Moving>,
     /// Addresses that other nodes have.
     pub(super) taken: BTreeSet<Ipv6Addr>,
@@ -256,7 +251,7 @@ impl Daemon {
     }
 
     /// Does what the core says. What fails is said, and the core goes on: it asks again.
-    fn flush(&mut self) {
+    pub(super) fn flush(&mut self) {
         while let Some(output) = self.core.poll_output() {
             if let Err(error) = self.perform(output) {
                 self.say(&format!("{error:#}"));
@@ -318,7 +313,7 @@ impl Daemon {
     }
 
     /// Says something to the log, once.
-    fn say(&mut self, text: &str) {
+    pub(super) fn say(&mut self, text: &str) {
         if self.said != text {
             eprintln!("{text}");
             text.clone_into(&mut self.said);
@@ -342,155 +337,8 @@ impl Daemon {
             Err(error) => self.say(&format!("{:#}", anyhow::Error::new(error))),
         }
     }
-
-    /// NICs or their addresses are others now.
-    fn nics_changed(&mut self) -> anyhow::Result<()> {
-        let all = self.links.interfaces().context("Cannot list the NICs")?;
-        let interfaces = used(&self.config, all);
-        for nic in &interfaces {
-            if !self.interfaces.iter().any(|it| it.ifindex == nic.ifindex) {
-                self.datapath.add_nic(nic)?;
-            }
-        }
-        let gone = |it: &&Interface| !interfaces.iter().any(|nic| nic.ifindex == it.ifindex);
-        for nic in self.interfaces.iter().filter(gone) {
-            self.datapath.remove_nic(nic.ifindex)?;
-        }
-        self.interfaces = interfaces;
-        let stays = |ifindex: &u32| self.interfaces.iter().any(|it| it.ifindex == *ifindex);
-        let first = self.interfaces.first().map(|it| it.ifindex);
-        self.multicast = self.multicast.filter(stays).or(first);
-        let multicast = self.interfaces.iter();
-        if let Some(nic) = multicast
-            .clone()
-            .find(|it| Some(it.ifindex) == self.multicast)
-        {
-            // Its link-local address may have come only now.
-            self.datapath.set_multicast_nic(nic)?;
-        }
-        let addresses = self
-            .links
-            .addresses()
-            .context("Cannot list the addresses")?;
-        self.take_neutral_addresses(&addresses);
-        let nics = self.interfaces.iter().filter(|it| it.up).map(|nic| {
-            let usable = addresses
-                .iter()
-                .filter(|it| it.ifindex == nic.ifindex && it.is_usable() && self.may_be_moa(it));
-            NicState {
-                ifindex: nic.ifindex,
-                addresses: usable.map(|it| it.address).collect(),
-            }
-        });
-        let nics = nics.collect();
-        let now = self.now();
-        self.core.handle_nics(now, nics);
-        self.flush();
-        Ok(())
-    }
-
-    fn may_be_moa(&self, address: &Address) -> bool {
-        let left = |(ifindex, moa): &(u32, Ipv6Addr)| {
-            *ifindex == address.ifindex && contains((*moa, address.length), address.address)
-        };
-        !contains(self.config.identity.home, address.address) && !self.abandoned.iter().any(left)
-    }
-
-    /// Takes a neutral address in each network that a NIC has an address of. The kernel verifies
-    /// that nobody else has it.
-    fn take_neutral_addresses(&mut self, addresses: &[Address]) {
-        if !self.config.neutral {
-            return;
-        }
-        let hoa = self.config.identity.hoa;
-        let neutral = |it: &Address| is_neutral(it.address.octets(), hoa.octets());
-        for address in addresses.iter().filter(|it| it.is_double() && neutral(it)) {
-            self.taken.insert(address.address);
-            let place = Place {
-                ifindex: address.ifindex,
-                moa: address.address,
-            };
-            if let Err(error) = self.remove_address(place) {
-                self.say(&format!("{error:#}"));
-            }
-        }
-        for nic in self.interfaces.clone() {
-            let mut own = addresses.iter().filter(|it| it.ifindex == nic.ifindex);
-            let given = own.clone().find(|it| {
-                it.is_usable() && !neutral(it) && it.length <= 64 && self.may_be_moa(it)
-            });
-            let moving = self
-                .moving
-                .as_ref()
-                .is_some_and(|it| it.ifindex() == nic.ifindex);
-            if moving || own.any(|it| neutral(it) && !it.is_double()) {
-                continue;
-            }
-            if let Some(given) = given
-                && let Err(error) = self.add_neutral_address(&nic, given)
-            {
-                self.say(&format!("{error:#}"));
-            }
-        }
-    }
-
-    fn add_neutral_address(&mut self, nic: &Interface, given: &Address) -> anyhow::Result<()> {
-        let host = u128::MAX.checked_shr(given.length.into()).unwrap_or(0);
-        let prefix = Ipv6Addr::from_bits(given.address.to_bits() & !host);
-        let scheme = match Secret::of_machine() {
-            Ok(_) => Scheme::StablePrivacy,
-            Err(_) => Scheme::Eui64,
-        };
-        let address = identifier::neutral_address(
-            scheme,
-            Secret::of_machine,
-            (prefix, given.length),
-            nic.mac,
-            self.config.identity.hoa,
-            |it| self.taken.contains(&it),
-        )?;
-        let prefix = (address, given.length);
-        let message = address_message(nic.ifindex, prefix, AddressFlags::empty());
-        let message = RouteNetlinkMessage::NewAddress(message);
-        self.links
-            .netlink()
-            .change(message, NLM_F_CREATE | NLM_F_EXCL)
-            .with_context(|| format!("Cannot add {address} to {}", nic.name))
-    }
-
-    fn remove_address(&mut self, place: Place) -> anyhow::Result<()> {
-        let addresses = self
-            .links
-            .addresses()
-            .context("Cannot list the addresses")?;
-        let found = addresses
-            .iter()
-            .find(|it| it.ifindex == place.ifindex && it.address == place.moa);
-        let Some(found) = found else {
-            return Ok(());
-        };
-        let prefix = (place.moa, found.length);
-        let message = address_message(place.ifindex, prefix, AddressFlags::empty());
-        match self
-            .links
-            .netlink()
-            .change(RouteNetlinkMessage::DelAddress(message), 0)
-        {
-            Err(error) if error.kind() != io::ErrorKind::AddrNotAvailable => {
-                Err(error).with_context(|| format!("Cannot remove {}", place.moa))
-            }
-            _ => Ok(()),
-        }
-    }
 }
 
 fn readable(fd: BorrowedFd<'_>) -> PollFd<'_> {
     PollFd::new(fd, PollFlags::POLLIN)
-}
-
-/// The NICs that the node is to use.
-fn used(config: &Config, interfaces: Vec<Interface>) -> Vec<Interface> {
-    let wanted =
-        |it: &Interface| config.interfaces.is_empty() || config.interfaces.contains(&it.name);
-    interfaces.into_iter().filter(wanted).collect()
 }

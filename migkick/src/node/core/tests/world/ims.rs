@@ -1,0 +1,89 @@
+//! A mapping server, as far as nodes can tell.
+
+use common::mat::message::*;
+use common::mat::seal::{Sealed, seal};
+
+use super::*;
+use crate::node::core::*;
+
+impl World {
+    pub(super) fn serve(&mut self, index: usize, datagram: &Datagram) {
+        let server = &mut self.servers[index];
+        let Ok(sealed) = Sealed::parse(&datagram.bytes) else {
+            return;
+        };
+        if server.down || sealed.keying != Keying::Node {
+            return;
+        }
+        let key = self.secret.node(sealed.hoa, 1);
+        let Ok(bytes) = sealed.open(&key) else {
+            return;
+        };
+        let sender = Ipv6Addr::from(sealed.hoa);
+        let (transaction, message) = MatMessage::decode(&bytes).unwrap();
+        let now_ms = EPOCH_MS + server.skew_ms + self.now.as_millis() as u64;
+        let answer: MatMessage = match message {
+            MatMessage::UpdateRequest(update) => {
+                server.updates += 1;
+                let known = server.mappings.get(&sender);
+                let sequence = known.map_or(0, |it| it.0);
+                let same = known.is_some_and(|it| it.0 == update.sequence && it.1 == update.moas);
+                let outcome = match server.refuse {
+                    Some(outcome) => outcome,
+                    None if same => Outcome::Accepted,
+                    None if update.sequence <= sequence => Outcome::OldSequence,
+                    None if update.time_ms.abs_diff(now_ms) > 30_000 => Outcome::WrongTime,
+                    None => Outcome::Accepted,
+                };
+                let lifetime = if outcome == Outcome::Accepted {
+                    update.lifetime_s
+                } else {
+                    0
+                };
+                let until = self.now + Duration::from_secs(lifetime.into());
+                if outcome == Outcome::Accepted {
+                    server
+                        .mappings
+                        .insert(sender, (update.sequence, update.moas, until));
+                }
+                UpdateReply {
+                    outcome: outcome as u8,
+                    sequence: server.mappings.get(&sender).map_or(0, |it| it.0),
+                    time_ms: now_ms,
+                    lifetime_s: lifetime,
+                }
+                .into()
+            }
+            MatMessage::LookupRequest(lookup) => {
+                server.lookups += 1;
+                let wanted = Ipv6Addr::from(*lookup.hoa);
+                let known = server.mappings.get(&wanted).filter(|it| it.2 > self.now);
+                LookupReply {
+                    hoa: lookup.hoa,
+                    mapping: known.map(|(sequence, moas, _)| Mapping {
+                        sequence: *sequence,
+                        moas: moas.clone(),
+                    }),
+                    pair_key: self.secret.pair(sealed.hoa, *lookup.hoa).0.into(),
+                    lifetime_s: if known.is_some() { 30 } else { 5 },
+                }
+                .into()
+            }
+            _ => return,
+        };
+        let bytes = seal(
+            Keying::Node,
+            sealed.hoa,
+            &key,
+            nonce(self.number),
+            &answer.encode(transaction),
+        );
+        let datagram = Datagram {
+            from: datagram.to,
+            to: datagram.from,
+            bytes,
+        };
+        self.record.push(datagram.clone());
+        self.send(datagram);
+    }
+}
