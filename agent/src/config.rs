@@ -5,6 +5,7 @@
 //! are refused, because a misspelt limit must not silently be the default.
 
 mod handover;
+mod ims;
 mod locate;
 mod mcs;
 mod relay;
@@ -19,6 +20,9 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 pub use handover::Handover;
+pub use ims::{
+    DEFAULT_IMS_SOCKET, Ims, ImsConfig, ImsLimits, ImsMapping, home_conflict, server_conflict,
+};
 pub use mcs::{DEFAULT_MCS_SOCKET, McsConfig};
 pub use relay::{DEFAULT_RELAY_SOCKET, Relay, RelayConfig, RelayLimits};
 pub use relays::{Relays, Sdp};

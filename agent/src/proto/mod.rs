@@ -24,6 +24,7 @@
 //! | `timer` | deadlines |
 //! | `uuid` | names of domains |
 //! | [`directory`] | which relay is for whom: the core of `roamcast mcs` |
+//! | [`ims`] | which MoAs a HoA has: the core of `roamcast ims` |
 //! | [`relay`] | the other role: [`relay::RelayServer`] |
 //! | [`handover`] | which packets the VM has had, and which it gets; driven by its own thread |
 
@@ -32,6 +33,7 @@ mod destination;
 pub mod directory;
 mod filter;
 pub mod handover;
+pub mod ims;
 mod inventory;
 mod io;
 mod link;

@@ -1,0 +1,288 @@
+//! The configuration of a mapping server: a TOML file of its own.
+//!
+//! `dist/ims.toml` documents every key. It is read and checked as the agent's is.
+
+use std::net::{Ipv6Addr, SocketAddrV6};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use common::mat::IMS_PORT;
+use serde::Deserialize;
+
+use super::value::{self, Prefix};
+use super::{ConfigError, ConfigFile, Conflict, Log};
+use crate::proto::ims;
+
+/// Where the operator's socket is unless the configuration says otherwise.
+pub const DEFAULT_IMS_SOCKET: &str = "/run/roamcast/ims.sock";
+/// Longest home prefix, bits: shorter than an address by room for some nodes.
+const MAX_HOME_BITS: u8 = 120;
+
+/// The whole configuration of `roamcast ims`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImsConfig {
+    /// `[ims]`: which nodes this server is for, and where it works.
+    pub ims: Ims,
+    /// `[mapping]`: how long things are known.
+    #[serde(default)]
+    pub mapping: ImsMapping,
+    /// `[limits]`: what one source may ask.
+    #[serde(default)]
+    pub limits: ImsLimits,
+    /// `[log]`: what is logged, and how.
+    #[serde(default)]
+    pub log: Log,
+}
+
+/// `[ims]`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ims {
+    /// Prefix of all HoAs.
+    pub home: Prefix,
+    /// Where nodes send to.
+    #[serde(default = "default_listen")]
+    pub listen: SocketAddrV6,
+    /// The servers that a node is told of when it is enrolled.
+    #[serde(default)]
+    pub servers: Vec<SocketAddrV6>,
+    /// The operator's socket.
+    #[serde(default = "default_control_socket")]
+    pub control_socket: PathBuf,
+    /// The secret of all servers of this home prefix.
+    #[serde(default = "default_secret")]
+    pub secret: PathBuf,
+    /// Where mappings are kept.
+    #[serde(default = "default_store")]
+    pub store: PathBuf,
+}
+
+/// `[mapping]`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ImsMapping {
+    /// How far the time of an update may be from the server's.
+    #[serde(
+        rename = "time_window_s",
+        deserialize_with = "value::seconds::<1, 86_400, _>"
+    )]
+    pub time_window: Duration,
+    /// Shortest life of a mapping.
+    #[serde(
+        rename = "min_lifetime_s",
+        deserialize_with = "value::seconds::<1, 86_400, _>"
+    )]
+    pub min_lifetime: Duration,
+    /// Longest.
+    #[serde(
+        rename = "max_lifetime_s",
+        deserialize_with = "value::seconds::<1, 604_800, _>"
+    )]
+    pub max_lifetime: Duration,
+    /// Longest use of an answer.
+    #[serde(
+        rename = "lookup_lifetime_s",
+        deserialize_with = "value::seconds::<1, 86_400, _>"
+    )]
+    pub lookup_lifetime: Duration,
+    /// Use of the answer that there is no mapping.
+    #[serde(
+        rename = "negative_lifetime_s",
+        deserialize_with = "value::seconds::<1, 3600, _>"
+    )]
+    pub negative_lifetime: Duration,
+}
+
+impl Default for ImsMapping {
+    fn default() -> Self {
+        Self {
+            time_window: Duration::from_secs(120),
+            min_lifetime: Duration::from_secs(10),
+            max_lifetime: Duration::from_secs(3600),
+            lookup_lifetime: Duration::from_secs(60),
+            negative_lifetime: Duration::from_secs(5),
+        }
+    }
+}
+
+/// `[limits]`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ImsLimits {
+    /// Requests of one source address a second.
+    #[serde(deserialize_with = "value::ranged::<1, 10_000_000, _, _>")]
+    pub requests_per_second: u32,
+    /// And at once.
+    #[serde(deserialize_with = "value::ranged::<1, 10_000_000, _, _>")]
+    pub burst: u32,
+    /// Source addresses that are told apart.
+    #[serde(deserialize_with = "value::ranged::<1, 16_777_216, _, _>")]
+    pub sources: u32,
+}
+
+impl Default for ImsLimits {
+    fn default() -> Self {
+        Self {
+            requests_per_second: 500,
+            burst: 2000,
+            sources: 65_536,
+        }
+    }
+}
+
+fn default_listen() -> SocketAddrV6 {
+    SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, IMS_PORT, 0, 0)
+}
+
+fn default_control_socket() -> PathBuf {
+    PathBuf::from(DEFAULT_IMS_SOCKET)
+}
+
+fn default_secret() -> PathBuf {
+    PathBuf::from("/etc/roamcast/ims.secret")
+}
+
+fn default_store() -> PathBuf {
+    PathBuf::from("/var/lib/roamcast/ims.redb")
+}
+
+impl ImsConfig {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`]: unreadable, oversized, or invalid.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        super::load(path)
+    }
+
+    /// What the protocol needs of it.
+    pub fn protocol(&self) -> ims::Config {
+        let (mapping, limits) = (&self.mapping, &self.limits);
+        ims::Config {
+            home: self.ims.home,
+            time_window: mapping.time_window,
+            min_lifetime: mapping.min_lifetime,
+            max_lifetime: mapping.max_lifetime,
+            lookup_lifetime: mapping.lookup_lifetime,
+            negative_lifetime: mapping.negative_lifetime,
+            requests_per_second: limits.requests_per_second,
+            burst: limits.burst,
+            sources: usize::try_from(limits.sources).unwrap_or(usize::MAX),
+        }
+    }
+}
+
+/// Why a home prefix cannot be one.
+pub fn home_conflict(home: Prefix) -> Option<String> {
+    let address = home.address;
+    if address.is_multicast() || address.is_unspecified() || address.is_unicast_link_local() {
+        return Some(format!(
+            "HoAs cannot be in {home}; take a part of a unique local prefix, like fd5e:6d61:74::/48"
+        ));
+    }
+    (home.length > MAX_HOME_BITS).then(|| {
+        format!(
+            "There is no room for HoAs in {home}; take a prefix of at most {MAX_HOME_BITS} bits"
+        )
+    })
+}
+
+/// Why a server cannot be reached at an address.
+pub fn server_conflict(server: &SocketAddrV6) -> Option<String> {
+    let address = server.ip();
+    (address.is_multicast() || address.is_unspecified() || server.port() == 0)
+        .then(|| format!("Nodes cannot send to {server}; write it like [2001:db8::1]:{IMS_PORT}"))
+}
+
+impl ConfigFile for ImsConfig {
+    fn conflict(&self) -> Option<Conflict> {
+        if let Some(message) = home_conflict(self.ims.home) {
+            return Some(Conflict::new(&["ims", "home"], message));
+        }
+        for (i, server) in self.ims.servers.iter().enumerate() {
+            if let Some(message) = server_conflict(server) {
+                return Some(Conflict::new(&["ims", "servers", &i.to_string()], message));
+            }
+        }
+        let mapping = &self.mapping;
+        if mapping.min_lifetime > mapping.max_lifetime {
+            return Some(Conflict::new(
+                &["mapping", "min_lifetime_s"],
+                format!(
+                    "{} s is longer than mapping.max_lifetime_s = {}",
+                    mapping.min_lifetime.as_secs(),
+                    mapping.max_lifetime.as_secs()
+                ),
+            ));
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EXAMPLE: &str = include_str!("../../dist/ims.toml");
+    const MINIMAL: &str = "[ims]\nhome = \"fd5e:6d61:74::/48\"\n";
+
+    fn parse(text: &str) -> Result<ImsConfig, String> {
+        super::super::parse(text, Path::new("i.toml"))
+            .map_err(|error: ConfigError| error.to_string())
+    }
+
+    #[test]
+    fn commented_out_keys_of_the_example_are_the_defaults() {
+        let is_key =
+            |line: &&str| line.starts_with('#') && !line.starts_with("# ") && line.len() > 1;
+        let uncommented: Vec<&str> = EXAMPLE
+            .lines()
+            .map(|line| if is_key(&line) { &line[1..] } else { line })
+            .collect();
+        assert_eq!(parse(&uncommented.join("\n")), parse(EXAMPLE));
+        let (example, minimal) = (parse(EXAMPLE).unwrap(), parse(MINIMAL).unwrap());
+        assert_eq!(example.mapping, minimal.mapping);
+        assert_eq!(example.limits, minimal.limits);
+        let keys = "home listen servers control_socket secret store time_window_s min_lifetime_s \
+                    max_lifetime_s lookup_lifetime_s negative_lifetime_s requests_per_second \
+                    burst sources level format";
+        for key in keys.split_whitespace() {
+            assert!(EXAMPLE.contains(&format!("{key} = ")), "{key}");
+        }
+    }
+
+    #[test]
+    fn errors_name_line_and_key() {
+        let cases = [
+            ("hom = 1", "i.toml:3: ims.hom: Unknown field"),
+            (
+                "servers = [\"[::]:47413\"]",
+                "i.toml:3: ims.servers.0: Nodes cannot send to [::]:47413",
+            ),
+            (
+                "[mapping]\nmin_lifetime_s = 60\nmax_lifetime_s = 30",
+                "i.toml:4: mapping.min_lifetime_s: 60 s is longer",
+            ),
+            (
+                "[limits]\nburst = 0",
+                "i.toml:4: limits.burst: 0 is not in 1 to",
+            ),
+        ];
+        for (line, expected) in cases {
+            let error = parse(&format!("{MINIMAL}{line}\n")).expect_err("accepted");
+            assert!(error.starts_with(expected), "{error}");
+        }
+        for (home, expected) in [
+            ("fe80::/64", "HoAs cannot be in fe80::/64"),
+            ("fd00::1/128", "There is no room for HoAs in fd00::1/128"),
+        ] {
+            let error = parse(&format!("[ims]\nhome = \"{home}\"\n")).expect_err("accepted");
+            assert!(
+                error.starts_with(&format!("i.toml:2: ims.home: {expected}")),
+                "{error}"
+            );
+        }
+    }
+}

@@ -1,0 +1,610 @@
+//! The mapping server of MAT (`roamcast ims`), without I/O: which MoAs each HoA has.
+//!
+//! After draft-inayat-mat-00 §3.4, 4.2 and 4.3, in the messages of [`common::mat::message`].
+//!
+//! ```text
+//!   datagram -> opened with the key of its HoA? -> UpdateRequest -> Write -> stored -> UpdateReply
+//!                  | no: counted, no answer     '-> LookupRequest -> LookupReply (from memory)
+//! ```
+//!
+//! [`Ims::handle_datagram`] takes a datagram in. What is to be stored comes from
+//! [`Ims::poll_writes`]; it is seen by lookups and acknowledged only after [`Ims::handle_stored`]. Then
+//! answers wait in [`Ims::poll_reply`], and [`Ims::poll_timeout`] says when something ends.
+//!
+//! # Whom it believes
+//!
+//! A key is made from the servers' secret, the HoA and a generation, so whoever can seal with it
+//! was enrolled by somebody who has the secret; servers need not tell each other. Each remembers
+//! the newest generation that it has seen of a HoA, refuses older ones, and takes up to
+//! [`AHEAD`] newer ones in its place when a datagram opens with that key. With the generation ends
+//! all that the key before it has registered.
+//!
+//! What does not open is counted and nothing else. It never uses up an allowance: the source
+//! address of a datagram can be forged, and a node must not be silenced by datagrams in its name.
+//! For the same reason a datagram that is repeated counts against all repeated ones together.
+//!
+//! # Addresses that are free again
+//!
+//! A MoA that a HoA had stays closed to all others until the mapping that held it would have
+//! ended, and every answer that named it has: a peer that still sends there must not reach another node.
+//!
+//! | module | holds |
+//! |---|---|
+//! | `node` | what is known of a HoA |
+//! | `record` | the form in which it is stored |
+//! | `update` | what becomes of an update |
+//! | `address` | which addresses can be MoAs, and who has them |
+//! | `limit` | allowances of sources |
+//! | `counter` | the named reasons behind every count |
+
+mod address;
+mod counter;
+mod limit;
+mod node;
+mod record;
+#[cfg(test)]
+mod tests;
+mod update;
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::net::{Ipv6Addr, SocketAddrV6};
+use std::time::Duration;
+
+use common::mat::key::Secret;
+use common::mat::message::{LookupReply, LookupRequest, Mapping, MatMessage};
+use common::mat::seal::{Keying, NONCE_BYTES, Sealed, seal};
+use tracing::{info, warn};
+
+use super::Timestamp;
+use crate::config::Prefix;
+
+pub use counter::Counters;
+pub use record::{FreedMoa, Record, RecordError};
+
+use address::Holders;
+use limit::{Allowance, Repeats, Sources};
+use node::Node;
+use update::{Staged, Waiting};
+
+/// HoA in network order.
+pub type Hoa = [u8; 16];
+
+/// Generations of a key that are tried beyond the known one.
+pub const AHEAD: u32 = 4;
+/// How often a second unknown generations are tried: each try costs a key.
+const AHEAD_PER_SECOND: u32 = 2000;
+/// Repeated datagrams that are answered a second, all senders together.
+const REPEATS_PER_SECOND: u32 = 1000;
+/// A wall clock that moved this much against the monotonic one was set.
+const CLOCK_JUMP_MS: u64 = 1000;
+/// Least time between two warnings of a kind that others can cause.
+const WARNING_INTERVAL: Duration = Duration::from_secs(10);
+
+/// How a server is to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Where all HoAs are.
+    pub home: Prefix,
+    /// How far the time of an update may be from the server's.
+    pub time_window: Duration,
+    /// Shortest life of a mapping.
+    pub min_lifetime: Duration,
+    /// Longest.
+    pub max_lifetime: Duration,
+    /// Longest use of an answer.
+    pub lookup_lifetime: Duration,
+    /// Use of the answer that there is no mapping.
+    pub negative_lifetime: Duration,
+    /// Requests of one source address a second.
+    pub requests_per_second: u32,
+    /// And at once.
+    pub burst: u32,
+    /// Source addresses that are told apart.
+    pub sources: usize,
+}
+
+/// The time of an input, on both clocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Now {
+    /// What everything is measured with.
+    pub monotonic: Timestamp,
+    /// Milliseconds since 1970: for times of nodes, and for what is stored.
+    pub wall_ms: u64,
+}
+
+/// Where a datagram came from, and to, which is where its answer goes and comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Path {
+    /// The other side.
+    pub remote: SocketAddrV6,
+    /// The address here.
+    pub local: Ipv6Addr,
+    /// Where it came in.
+    pub ifindex: u32,
+}
+
+/// A datagram to send.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reply {
+    /// Where to, and from.
+    pub path: Path,
+    /// The sealed message.
+    pub bytes: Vec<u8>,
+}
+
+/// What is to be stored for a HoA, in place of what is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Write {
+    /// The HoA.
+    pub hoa: Hoa,
+    /// Its record.
+    pub record: Record,
+}
+
+/// An answer to an operator who has enrolled a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Enrolled {
+    /// The number that the caller gave.
+    pub request: u64,
+    /// The generation in force; none if it could not be stored.
+    pub generation: Option<u32>,
+}
+
+/// The mapping server.
+pub struct Ims {
+    config: Config,
+    secret: Secret,
+    /// Nonces: random at the start, then counted, so that none comes twice.
+    nonce_prefix: [u8; 16],
+    nonce_count: u64,
+    nodes: HashMap<Hoa, Node>,
+    holders: Holders,
+    /// When something of a node ends.
+    ends: BTreeSet<(Timestamp, Hoa)>,
+    staged: HashMap<Hoa, Staged>,
+    waiting: HashMap<Hoa, Waiting>,
+    writes: Vec<Write>,
+    replies: VecDeque<Reply>,
+    enrolled: VecDeque<Enrolled>,
+    sources: Sources,
+    repeats: Repeats,
+    repeat_allowance: Allowance,
+    ahead_allowance: Allowance,
+    /// Wall clock minus monotonic clock, milliseconds.
+    clock_offset_ms: Option<u64>,
+    old_key_warning: Option<Timestamp>,
+    taken_warning: Option<Timestamp>,
+    counters: Counters,
+}
+
+/// A message that was opened.
+struct Opened {
+    hoa: Hoa,
+    message: Vec<u8>,
+}
+
+impl Ims {
+    /// A server that knows nobody yet. The nonces of two starts must not have the same beginning.
+    pub fn new(config: Config, secret: Secret, nonce_prefix: [u8; 16]) -> Self {
+        let sources = Sources::new(config.requests_per_second, config.burst, config.sources);
+        Self {
+            config,
+            secret,
+            nonce_prefix,
+            nonce_count: 0,
+            nodes: HashMap::new(),
+            holders: Holders::default(),
+            ends: BTreeSet::new(),
+            staged: HashMap::new(),
+            waiting: HashMap::new(),
+            writes: Vec::new(),
+            replies: VecDeque::new(),
+            enrolled: VecDeque::new(),
+            sources,
+            repeats: Repeats::default(),
+            repeat_allowance: Allowance::new(REPEATS_PER_SECOND, REPEATS_PER_SECOND),
+            ahead_allowance: Allowance::new(AHEAD_PER_SECOND, AHEAD_PER_SECOND),
+            clock_offset_ms: None,
+            old_key_warning: None,
+            taken_warning: None,
+            counters: Counters::default(),
+        }
+    }
+
+    /// Takes in what was stored before this start.
+    pub fn restore(&mut self, now: Now, records: impl IntoIterator<Item = (Hoa, Record)>) {
+        let mut nodes: Vec<(Hoa, Node)> = records
+            .into_iter()
+            .map(|(hoa, record)| {
+                let key = self.secret.node(hoa, record.generation);
+                let node = Node::restore(record, key, now, self.config.max_lifetime);
+                (hoa, node)
+            })
+            .collect();
+        // A clock that went back can make a mapping live again whose address another node has got
+        // since. The one that ends first is the older one.
+        nodes.sort_by_key(|(_, node)| std::cmp::Reverse(node.until));
+        for (hoa, node) in &mut nodes {
+            let taken = node.moas.iter().any(|moa| {
+                let holder = self.holders.other(&moa.address, hoa, now.monotonic);
+                holder.is_some()
+            });
+            if taken {
+                node.moas.clear();
+            }
+            for moa in &node.moas {
+                self.holders.hold(*moa.address, *hoa, node.until);
+            }
+        }
+        for (hoa, mut node) in nodes {
+            node.freed.retain(|freed| {
+                let holder = self.holders.other(&freed.address, &hoa, now.monotonic);
+                holder.is_none()
+            });
+            self.place(hoa, node);
+        }
+    }
+
+    /// Takes in a datagram.
+    pub fn handle_datagram(&mut self, now: Now, path: Path, datagram: &[u8]) {
+        self.counters.datagrams += 1;
+        let Some(opened) = self.open(now, datagram) else {
+            return;
+        };
+        let hoa = opened.hoa;
+        let Ok((transaction, message)) = MatMessage::decode(&opened.message) else {
+            self.counters.malformed += 1;
+            return;
+        };
+        if self.repeats.is_repeated(&hoa, transaction) {
+            self.counters.repeated += 1;
+            if !self.repeat_allowance.take(now.monotonic) {
+                self.counters.rate_limited += 1;
+                return;
+            }
+        } else {
+            match self.sources.take(now.monotonic, *path.remote.ip()) {
+                Ok(true) => {}
+                Ok(false) => {
+                    self.counters.rate_limited += 1;
+                    return;
+                }
+                Err(limit::Full) => {
+                    self.counters.sources_full += 1;
+                    return;
+                }
+            }
+        }
+        match message {
+            MatMessage::LookupRequest(body) => self.lookup(now, path, hoa, transaction, &body),
+            MatMessage::UpdateRequest(body) => {
+                let request = Waiting {
+                    path,
+                    transaction,
+                    body,
+                };
+                self.update(now, hoa, request);
+            }
+            MatMessage::UpdateReply(_)
+            | MatMessage::LookupReply(_)
+            | MatMessage::Alert(_)
+            | MatMessage::AlertAck(_)
+            | MatMessage::Echo(_)
+            | MatMessage::EchoReply(_) => self.counters.unexpected += 1,
+        }
+    }
+
+    /// Enrolls a node, or one that is enrolled anew, whose generation is the next, or the one that is
+    /// given where that is not older. `request` comes back in [`Enrolled`].
+    ///
+    /// # Errors
+    ///
+    /// [`EnrollError`].
+    pub fn enroll(
+        &mut self,
+        now: Now,
+        hoa: Ipv6Addr,
+        generation: Option<u32>,
+        request: u64,
+    ) -> Result<(), EnrollError> {
+        let home = self.config.home;
+        let octets = hoa.octets();
+        let known = self.nodes.get(&octets).map_or(0, |node| node.generation);
+        let generation = next_generation(home, hoa, known, generation)?;
+        if generation > known {
+            self.renew(now, octets, generation);
+        }
+        self.stage_current(now, octets, Some(request));
+        Ok(())
+    }
+
+    /// Takes in that writes are stored, or could not be.
+    pub fn handle_stored(&mut self, now: Now, hoas: &[Hoa], stored: bool) {
+        for hoa in hoas {
+            self.conclude(now, *hoa, stored);
+            if let Some(waiting) = self.waiting.remove(hoa) {
+                self.update(now, *hoa, waiting);
+            }
+        }
+    }
+
+    /// Ends what is to end.
+    pub fn handle_timeout(&mut self, now: Now) {
+        self.watch_clock(now);
+        while let Some((due, hoa)) = self.ends.first().copied() {
+            if due > now.monotonic {
+                break;
+            }
+            self.ends.pop_first();
+            let Some(node) = self.nodes.get_mut(&hoa) else {
+                continue;
+            };
+            node.due = None;
+            let over = node.end(now.monotonic);
+            if over.contains_mapping {
+                self.counters.mappings_ended += 1;
+            }
+            for address in over.addresses {
+                self.holders.release(&address, &hoa);
+            }
+            self.schedule(hoa);
+        }
+    }
+
+    /// When to call [`Self::handle_timeout`], if ever.
+    pub fn poll_timeout(&self) -> Option<Timestamp> {
+        self.ends.first().map(|(due, _)| *due)
+    }
+
+    /// What is to be stored, all at once.
+    pub fn poll_writes(&mut self) -> Vec<Write> {
+        std::mem::take(&mut self.writes)
+    }
+
+    /// The next datagram to send.
+    pub fn poll_reply(&mut self) -> Option<Reply> {
+        self.replies.pop_front()
+    }
+
+    /// The next answer to an operator.
+    pub fn poll_enrolled(&mut self) -> Option<Enrolled> {
+        self.enrolled.pop_front()
+    }
+
+    /// What was asked and refused.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Nodes that are known, and those of them that have a mapping.
+    pub fn counts(&self, now: Timestamp) -> (usize, usize) {
+        let living = self.nodes.values().filter(|it| it.lives(now)).count();
+        (self.nodes.len(), living)
+    }
+
+    /// Opens a datagram with the key of its HoA, which may be of a newer generation than is known.
+    fn open(&mut self, now: Now, datagram: &[u8]) -> Option<Opened> {
+        let Ok(sealed) = Sealed::parse(datagram) else {
+            self.counters.malformed += 1;
+            return None;
+        };
+        let hoa = sealed.hoa;
+        if sealed.keying != Keying::Node {
+            self.counters.unexpected += 1;
+            return None;
+        }
+        if !self.config.home.contains(hoa.into()) {
+            self.counters.foreign += 1;
+            return None;
+        }
+        let node = self.nodes.get(&hoa);
+        if let Some(message) = node.and_then(|node| sealed.open(&node.key).ok()) {
+            return Some(Opened { hoa, message });
+        }
+        let known = node.map_or(0, |node| node.generation);
+        if !self.ahead_allowance.take(now.monotonic) {
+            self.counters.forged += 1;
+            return None;
+        }
+        for generation in known.saturating_add(1)..=known.saturating_add(AHEAD) {
+            if let Ok(message) = sealed.open(&self.secret.node(hoa, generation)) {
+                self.counters.generations_learnt += 1;
+                self.renew(now, hoa, generation);
+                self.stage_current(now, hoa, None);
+                return Some(Opened { hoa, message });
+            }
+        }
+        let before = known.checked_sub(1).filter(|it| *it > 0);
+        if before.is_some_and(|it| sealed.open(&self.secret.node(hoa, it)).is_ok()) {
+            self.counters.old_keys += 1;
+            if is_due(&mut self.old_key_warning, now.monotonic) {
+                let hoa = Ipv6Addr::from(hoa);
+                warn!(%hoa, generation = known, "Node uses a key that was replaced; give it its newest key file");
+            }
+        } else {
+            self.counters.forged += 1;
+        }
+        None
+    }
+
+    /// A node begins a new generation: what the key before has registered ends.
+    fn renew(&mut self, now: Now, hoa: Hoa, generation: u32) {
+        let key = self.secret.node(hoa, generation);
+        let quarantine = now.monotonic + self.config.lookup_lifetime;
+        let node = match self.nodes.get(&hoa) {
+            Some(node) => node.renewed(generation, key, now.monotonic, quarantine),
+            None => Node::new(generation, key),
+        };
+        info!(hoa = %Ipv6Addr::from(hoa), generation, "Node is enrolled");
+        self.place(hoa, node);
+    }
+
+    /// Puts a node into the tables.
+    fn place(&mut self, hoa: Hoa, mut node: Node) {
+        if let Some(old) = self.nodes.get(&hoa) {
+            node.due = old.due;
+            for (address, _) in old.holds() {
+                self.holders.release(&address, &hoa);
+            }
+        }
+        for (address, until) in node.holds() {
+            self.holders.hold(address, hoa, until);
+        }
+        self.nodes.insert(hoa, node);
+        self.schedule(hoa);
+    }
+
+    /// Renews the entry of a node in the table of ends.
+    fn schedule(&mut self, hoa: Hoa) {
+        let Some(node) = self.nodes.get_mut(&hoa) else {
+            return;
+        };
+        let next = node.next_end();
+        if node.due != next {
+            if let Some(due) = node.due {
+                self.ends.remove(&(due, hoa));
+            }
+            self.ends.extend(next.map(|due| (due, hoa)));
+            node.due = next;
+        }
+    }
+
+    fn lookup(&mut self, now: Now, path: Path, hoa: Hoa, transaction: u64, body: &LookupRequest) {
+        let wanted: Hoa = *body.hoa;
+        let known = self
+            .nodes
+            .get(&wanted)
+            .filter(|node| node.lives(now.monotonic));
+        let (mapping, lifetime) = match known {
+            Some(node) => {
+                self.counters.lookups_found += 1;
+                let mapping = Mapping {
+                    sequence: node.sequence,
+                    moas: node.moas.clone(),
+                };
+                let rest = node.until.since(now.monotonic);
+                (Some(mapping), rest.min(self.config.lookup_lifetime))
+            }
+            None => {
+                self.counters.lookups_not_found += 1;
+                (None, self.config.negative_lifetime)
+            }
+        };
+        let message = LookupReply {
+            hoa: body.hoa,
+            mapping,
+            pair_key: self.secret.pair(hoa, wanted).0.into(),
+            // One of zero seconds could not be used at all.
+            lifetime_s: whole_seconds(lifetime).max(1),
+        };
+        self.reply(path, hoa, transaction, &message.into());
+    }
+
+    fn reply(&mut self, path: Path, hoa: Hoa, transaction: u64, message: &MatMessage) {
+        let Some(key) = self.nodes.get(&hoa).map(|node| node.key) else {
+            return;
+        };
+        let nonce = self.nonce();
+        let bytes = seal(Keying::Node, hoa, &key, nonce, &message.encode(transaction));
+        self.replies.push_back(Reply { path, bytes });
+    }
+
+    fn nonce(&mut self) -> [u8; NONCE_BYTES] {
+        let mut nonce = [0; NONCE_BYTES];
+        let (prefix, count) = nonce.split_at_mut(self.nonce_prefix.len());
+        prefix.copy_from_slice(&self.nonce_prefix);
+        count.copy_from_slice(&self.nonce_count.to_be_bytes());
+        self.nonce_count += 1;
+        nonce
+    }
+
+    /// Says so when somebody has set the clock: times of nodes are compared with it.
+    fn watch_clock(&mut self, now: Now) {
+        let offset = now.wall_ms.wrapping_sub(now.monotonic.0 / 1_000_000);
+        let before = self.clock_offset_ms.replace(offset).unwrap_or(offset);
+        let jump_ms = offset.wrapping_sub(before).cast_signed();
+        if jump_ms.unsigned_abs() > CLOCK_JUMP_MS {
+            self.counters.clock_jumps += 1;
+            warn!(
+                jump_ms,
+                "The clock of this host was set; mappings keep their lifetimes, and nodes whose clocks differ are told the time"
+            );
+        }
+    }
+}
+
+/// Why a node cannot be enrolled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EnrollError {
+    /// Not in the home prefix.
+    #[error("{hoa} cannot be a HoA: it is not in the home prefix {home}")]
+    Foreign {
+        /// What was named.
+        hoa: Ipv6Addr,
+        /// The home prefix.
+        home: Prefix,
+    },
+    /// The first address of the home prefix.
+    #[error("{hoa} cannot be a HoA: routers take it for their own (RFC 4291 §2.6.1)")]
+    Anycast {
+        /// What was named.
+        hoa: Ipv6Addr,
+    },
+    /// A newer generation is known.
+    #[error("Generation {generation} of {hoa} was replaced; the server knows {known}")]
+    Replaced {
+        /// The HoA.
+        hoa: Ipv6Addr,
+        /// What was asked for.
+        generation: u32,
+        /// What is known.
+        known: u32,
+    },
+    /// There is none.
+    #[error("{hoa} has had all its generations")]
+    Exhausted {
+        /// The HoA.
+        hoa: Ipv6Addr,
+    },
+}
+
+/// The generation that a node is enrolled with: the one that is asked for, or else the next.
+///
+/// # Errors
+///
+/// [`EnrollError`].
+pub fn next_generation(
+    home: Prefix,
+    hoa: Ipv6Addr,
+    known: u32,
+    asked: Option<u32>,
+) -> Result<u32, EnrollError> {
+    if !home.contains(hoa) {
+        return Err(EnrollError::Foreign { hoa, home });
+    }
+    if hoa == home.address {
+        return Err(EnrollError::Anycast { hoa });
+    }
+    match asked {
+        Some(generation) if generation < known.max(1) => Err(EnrollError::Replaced {
+            hoa,
+            generation,
+            known,
+        }),
+        Some(generation) => Ok(generation),
+        None => known.checked_add(1).ok_or(EnrollError::Exhausted { hoa }),
+    }
+}
+
+fn whole_seconds(duration: Duration) -> u32 {
+    u32::try_from(duration.as_secs()).unwrap_or(u32::MAX)
+}
+
+/// Whether a warning may be given again; notes that it is.
+fn is_due(last: &mut Option<Timestamp>, now: Timestamp) -> bool {
+    let due = last.is_none_or(|last| now.since(last) >= WARNING_INTERVAL);
+    if due {
+        *last = Some(now);
+    }
+    due
+}

@@ -1,0 +1,205 @@
+//! What becomes of an update: judged, stored, then seen and acknowledged.
+//!
+//! A HoA has one write on its way at most. What comes meanwhile waits, and only the newest of it.
+
+use std::net::Ipv6Addr;
+use std::time::Duration;
+
+use common::mat::message::{Outcome, UpdateReply, UpdateRequest};
+use tracing::{debug, warn};
+
+use super::node::Node;
+use super::{Enrolled, Hoa, Ims, Now, Path, Write, address, is_due, whole_seconds};
+
+/// An update that asks to be taken in.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    pub(super) path: Path,
+    pub(super) transaction: u64,
+    pub(super) body: UpdateRequest,
+}
+
+/// A write on its way.
+#[derive(Debug)]
+pub(super) struct Staged {
+    /// What it makes of the node.
+    node: Node,
+    /// Who is told.
+    update: Option<(Path, u64)>,
+    /// The operators who are.
+    requests: Vec<u64>,
+}
+
+impl Ims {
+    pub(super) fn update(&mut self, now: Now, hoa: Hoa, request: Waiting) {
+        if self.staged.contains_key(&hoa) {
+            self.counters.updates_waited += 1;
+            self.waiting.insert(hoa, request);
+            return;
+        }
+        let Waiting {
+            path,
+            transaction,
+            body,
+        } = request;
+        let Some(node) = self.nodes.get(&hoa) else {
+            return;
+        };
+        let same = body.sequence == node.sequence && body.moas == node.moas;
+        if same && (node.moas.is_empty() || node.lives(now.monotonic)) {
+            self.counters.updates_repeated += 1;
+            self.acknowledge(now, hoa, path, transaction, Outcome::Accepted);
+            return;
+        }
+        if let Err(outcome) = self.judge(now, hoa, &body) {
+            self.acknowledge(now, hoa, path, transaction, outcome);
+            return;
+        }
+        let lifetime = Duration::from_secs(body.lifetime_s.into())
+            .clamp(self.config.min_lifetime, self.config.max_lifetime);
+        let quarantine = now.monotonic + self.config.lookup_lifetime;
+        let Some(node) = self.nodes.get(&hoa) else {
+            return;
+        };
+        let node = node.updated(
+            body.sequence,
+            body.moas,
+            lifetime,
+            now.monotonic,
+            quarantine,
+        );
+        // Closed to others from here on, even while it is on its way.
+        for moa in &node.moas {
+            self.holders.hold(*moa.address, hoa, node.until);
+        }
+        self.stage(now, hoa, node, Some((path, transaction)), Vec::new());
+    }
+
+    fn judge(&mut self, now: Now, hoa: Hoa, body: &UpdateRequest) -> Result<(), Outcome> {
+        let known = self.nodes.get(&hoa).map_or(0, |node| node.sequence);
+        if body.sequence <= known {
+            self.counters.updates_old_sequence += 1;
+            return Err(Outcome::OldSequence);
+        }
+        let window = self.config.time_window.as_millis();
+        if u128::from(body.time_ms.abs_diff(now.wall_ms)) > window {
+            self.counters.updates_wrong_time += 1;
+            return Err(Outcome::WrongTime);
+        }
+        if !address::are_moas(&body.moas, self.config.home) {
+            self.counters.updates_bad_addresses += 1;
+            return Err(Outcome::BadAddresses);
+        }
+        let taken = body.moas.iter().find_map(|moa| {
+            let holder = self.holders.other(&moa.address, &hoa, now.monotonic)?;
+            Some((moa, holder))
+        });
+        if let Some((moa, holder)) = taken {
+            self.counters.updates_taken_addresses += 1;
+            if is_due(&mut self.taken_warning, now.monotonic) {
+                warn!(
+                    hoa = %Ipv6Addr::from(hoa),
+                    moa = %Ipv6Addr::from(*moa.address),
+                    holder = %Ipv6Addr::from(holder),
+                    "Node asks for an address that another has, or had until a while ago"
+                );
+            }
+            return Err(Outcome::BadAddresses);
+        }
+        Ok(())
+    }
+
+    /// Stores what is known of a node as it is.
+    pub(super) fn stage_current(&mut self, now: Now, hoa: Hoa, request: Option<u64>) {
+        if let Some(staged) = self.staged.get_mut(&hoa) {
+            staged.requests.extend(request);
+            return;
+        }
+        if let Some(node) = self.nodes.get(&hoa) {
+            let node = node.clone();
+            self.stage(now, hoa, node, None, request.into_iter().collect());
+        }
+    }
+
+    fn stage(
+        &mut self,
+        now: Now,
+        hoa: Hoa,
+        node: Node,
+        update: Option<(Path, u64)>,
+        requests: Vec<u64>,
+    ) {
+        let record = node.record(now);
+        self.writes.push(Write { hoa, record });
+        let staged = Staged {
+            node,
+            update,
+            requests,
+        };
+        self.staged.insert(hoa, staged);
+    }
+
+    /// A write has ended.
+    pub(super) fn conclude(&mut self, now: Now, hoa: Hoa, stored: bool) {
+        let Some(staged) = self.staged.remove(&hoa) else {
+            return;
+        };
+        if let Some(node) = self.nodes.get(&hoa)
+            && node.generation != staged.node.generation
+        {
+            // The key was replaced meanwhile: what the old one asked for is void, and nobody has the
+            // old key to read an answer with.
+            let node = node.clone();
+            self.give_back(hoa, &staged.node);
+            self.stage(now, hoa, node, None, staged.requests);
+            return;
+        }
+        if let Some((path, transaction)) = staged.update {
+            if stored {
+                self.counters.updates_stored += 1;
+                let node = &staged.node;
+                debug!(hoa = %Ipv6Addr::from(hoa), sequence = node.sequence, moas = node.moas.len(), "Node is updated");
+                self.place(hoa, staged.node);
+                self.acknowledge(now, hoa, path, transaction, Outcome::Accepted);
+            } else {
+                self.counters.updates_failed += 1;
+                self.give_back(hoa, &staged.node);
+                self.acknowledge(now, hoa, path, transaction, Outcome::Failed);
+            }
+        }
+        let generation = self.nodes.get(&hoa).map(|node| node.generation);
+        let generation = generation.filter(|_| stored);
+        self.enrolled
+            .extend(staged.requests.into_iter().map(|request| Enrolled {
+                request,
+                generation,
+            }));
+    }
+
+    /// Gives up the addresses that a node would have had, but for those that it has.
+    fn give_back(&mut self, hoa: Hoa, refused: &Node) {
+        for (address, _) in refused.holds() {
+            self.holders.release(&address, &hoa);
+        }
+        if let Some(node) = self.nodes.get(&hoa) {
+            for (address, until) in node.holds() {
+                self.holders.hold(address, hoa, until);
+            }
+        }
+    }
+
+    fn acknowledge(&mut self, now: Now, hoa: Hoa, path: Path, transaction: u64, outcome: Outcome) {
+        let Some(node) = self.nodes.get(&hoa) else {
+            return;
+        };
+        let left = node.until.since(now.monotonic);
+        let lives = outcome == Outcome::Accepted && node.lives(now.monotonic);
+        let message = UpdateReply {
+            outcome: outcome as u8,
+            sequence: node.sequence,
+            time_ms: now.wall_ms,
+            lifetime_s: if lives { whole_seconds(left) } else { 0 },
+        };
+        self.reply(path, hoa, transaction, &message.into());
+    }
+}
