@@ -3,6 +3,8 @@
 //! Data goes to standard output, diagnostics to standard error. Exit codes: 0 done, 1 failed (one
 //! sentence says why), 2 wrong usage.
 
+mod ims;
+
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::net::IpAddr;
@@ -13,11 +15,12 @@ use anyhow::Context;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
-use crate::config::{Config, ConfigError, Log, McsConfig, RelayConfig};
+use crate::config::{Config, ConfigError, ImsConfig, Log, McsConfig, RelayConfig};
 use crate::control::command::{self, CommandError};
 use crate::control::{Request, client::ClientError};
 use crate::hook;
 use crate::telemetry;
+pub use ims::{EnrollArgs, ImsArgs, ImsCommand, ServerArgs};
 
 /// Keeps multicast flowing to a virtual machine that is live-migrated to another subnet.
 #[derive(Debug, Parser)]
@@ -37,6 +40,8 @@ pub enum Command {
     Relay(AgentArgs),
     /// Run a migration control server: tell agents which relays there are.
     Mcs(AgentArgs),
+    /// Run a mapping server: tell nodes where other nodes are. Or enroll nodes at it.
+    Ims(ImsArgs),
     /// Show the state of the agent, or of the server whose socket is named: programs, queriers, peers, ports, counters.
     Status(QueryArgs),
     /// Show the multicast addresses that the VMs listen to.
@@ -75,7 +80,7 @@ pub enum Command {
     },
 }
 
-/// Arguments of the roles: `roamcast agent`, `relay` and `mcs`.
+/// Arguments of the roles: `roamcast agent`, `relay`, `mcs` and `ims`.
 #[derive(Clone, Debug, Args)]
 pub struct AgentArgs {
     /// Configuration file.
@@ -89,7 +94,7 @@ pub struct AgentArgs {
 /// Where the agent is.
 #[derive(Clone, Debug, Args)]
 pub struct SocketArgs {
-    /// Socket of the agent, or /run/roamcast/relay.sock or mcs.sock for those of the other roles.
+    /// Socket of the agent, or /run/roamcast/relay.sock, mcs.sock or ims.sock for those of the other roles.
     #[arg(
         long,
         value_name = "PATH",
@@ -213,6 +218,12 @@ pub trait Roles {
     ///
     /// As for the agent.
     fn mcs(&self, config: McsConfig) -> anyhow::Result<()>;
+    /// A mapping server.
+    ///
+    /// # Errors
+    ///
+    /// As for the agent.
+    fn ims(&self, config: ImsConfig) -> anyhow::Result<()>;
     /// Makes certificates and prints what to do with them.
     ///
     /// # Errors
@@ -247,6 +258,21 @@ impl Cli {
                 |config| roles.mcs(config),
                 &mut out,
             ),
+            Command::Ims(ImsArgs {
+                command: Some(command),
+                ..
+            }) => ims::run(command, &mut out),
+            Command::Ims(ImsArgs {
+                role: Some(args), ..
+            }) => run_role(
+                &args,
+                ImsConfig::load,
+                |config| &config.log,
+                |config| roles.ims(config),
+                &mut out,
+            ),
+            // The parser asks for one of them.
+            Command::Ims(_) => Ok(()),
             Command::Status(args) => show(&args, &Request::Status, &mut out),
             Command::Listeners(args) => show(&args, &Request::Listeners, &mut out),
             Command::Streams(args) => show(&args, &Request::Streams, &mut out),

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use roamcast::cli::{Cli, PkiCommand, Roles};
-use roamcast::config::{Config, McsConfig, RelayConfig};
+use roamcast::config::{Config, ImsConfig, McsConfig, RelayConfig};
 use roamcast::pki::{self, IssueRequest, Validity};
 use roamcast::runtime;
 use tokio::runtime::Runtime;
@@ -26,6 +26,10 @@ impl Roles for Program {
 
     fn mcs(&self, config: McsConfig) -> anyhow::Result<()> {
         Ok(Runtime::new()?.block_on(runtime::mcs::run(config))?)
+    }
+
+    fn ims(&self, config: ImsConfig) -> anyhow::Result<()> {
+        Ok(Runtime::new()?.block_on(runtime::ims::run(config))?)
     }
 
     fn pki(&self, command: PkiCommand) -> anyhow::Result<()> {

@@ -15,6 +15,10 @@ fn wrong_usage_has_exit_code_2() {
         "roamcast",
         "roamcast agent",
         "roamcast relay",
+        "roamcast ims",
+        "roamcast ims enroll nonsense --config f",
+        "roamcast ims enroll fd00::1 --config f --generation 0",
+        "roamcast ims --check list --config f",
         "roamcast listeners extra",
         "roamcast migrate one",
         "roamcast pki issue dir name --days 0",
@@ -46,7 +50,12 @@ fn completions_name_the_commands() {
 fn manual_has_a_page_for_each_command() {
     let directory = tempfile::tempdir().unwrap();
     manual(directory.path()).unwrap();
-    for page in ["roamcast.1", "roamcast-agent.1", "roamcast-pki-issue.1"] {
+    for page in [
+        "roamcast.1",
+        "roamcast-agent.1",
+        "roamcast-pki-issue.1",
+        "roamcast-ims-enroll.1",
+    ] {
         assert!(directory.path().join(page).exists(), "{page}");
     }
 }
@@ -74,12 +83,14 @@ fn check_says_ok_to_the_example_of_each_role_and_starts_nothing() {
     let agent = include_str!("../../dist/roamcast.toml");
     let relay = include_str!("../../dist/relay.toml");
     let mcs = include_str!("../../dist/mcs.toml");
+    let ims = include_str!("../../dist/ims.toml");
     assert_eq!(check(agent, Config::load, |it| &it.log).unwrap(), "OK\n");
     assert_eq!(
         check(relay, RelayConfig::load, |it| &it.log).unwrap(),
         "OK\n"
     );
     assert_eq!(check(mcs, McsConfig::load, |it| &it.log).unwrap(), "OK\n");
+    assert_eq!(check(ims, ImsConfig::load, |it| &it.log).unwrap(), "OK\n");
     let error = check(relay, Config::load, |it| &it.log).expect_err("accepted");
     assert!(error.to_string().contains("role.toml:"), "{error}");
 }
@@ -116,4 +127,25 @@ fn hook_takes_whatever_libvirt_passes() {
     };
     assert_eq!(socket.socket, Path::new("/x"));
     assert!(hook::run::concerns(&arguments), "{arguments:?}");
+}
+
+#[test]
+fn mapping_server_runs_unless_it_is_told_what_else_to_do() {
+    let role = |line| match parse(line).expect(line).command {
+        Command::Ims(args) => args,
+        other => panic!("{other:?}"),
+    };
+    let args = role("roamcast ims --config f --check");
+    assert!(args.command.is_none() && args.role.is_some_and(|role| role.check));
+    let args = role("roamcast ims enroll fd00::1 --config f --servers [::1]:1,[::1]:2");
+    let Some(ImsCommand::Enroll(args)) = args.command else {
+        panic!("another command");
+    };
+    assert_eq!((args.servers.len(), args.output), (2, None));
+    for line in [
+        "roamcast ims init --config f",
+        "roamcast ims list --config f --json",
+    ] {
+        assert!(role(line).command.is_some(), "{line}");
+    }
 }

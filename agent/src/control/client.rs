@@ -107,6 +107,8 @@ impl Client {
             Request::Migrations => br#"{"reply":"migrations","data":["#,
             Request::Relays => br#"{"reply":"relays","data":["#,
             Request::Status
+            | Request::Nodes
+            | Request::Enroll { .. }
             | Request::Migrate { .. }
             | Request::Abort { .. }
             | Request::Prepare { .. } => {

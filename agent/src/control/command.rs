@@ -71,6 +71,8 @@ pub fn show(
             print(out, &rows, false, |rows| table::migrations(rows))
         }
         Request::Status
+        | Request::Nodes
+        | Request::Enroll { .. }
         | Request::Migrate { .. }
         | Request::Abort { .. }
         | Request::Prepare { .. } => {
@@ -83,6 +85,9 @@ pub fn show(
                 }
                 Some(Reply::McsStatus(status)) => {
                     print(out, &status, json, |it| table::mcs_status(it))
+                }
+                Some(Reply::ImsStatus(status)) => {
+                    print(out, &status, json, |it| table::ims_status(it))
                 }
                 _ => Err(CommandError::Unexpected),
             }
@@ -163,7 +168,8 @@ fn rows<T>(
     Ok(all)
 }
 
-fn print<T: Serialize>(
+/// Prints data as JSON, or as a table.
+pub(crate) fn print<T: Serialize>(
     out: &mut impl Write,
     data: &T,
     json: bool,

@@ -29,11 +29,14 @@ pub mod report;
 pub mod server;
 pub mod table;
 
+use std::net::Ipv6Addr;
+
 use serde::{Deserialize, Serialize};
 
 use crate::proto::{Command, CommandReply, DomainUuid};
 use report::{
-    ListenerRow, McsStatus, MigrationPhase, MigrationRow, RelayRow, RelayStatus, Status, StreamRow,
+    ImsStatus, ListenerRow, McsStatus, MigrationPhase, MigrationRow, NodeRow, RelayRow,
+    RelayStatus, Status, StreamRow,
 };
 
 /// Longest request, bytes with its newline.
@@ -69,6 +72,15 @@ pub enum Request {
         /// Name or UUID of the domain.
         domain: String,
     },
+    /// Nodes that a mapping server knows.
+    Nodes,
+    /// Enrolls a node at a mapping server.
+    Enroll {
+        /// Its HoA.
+        hoa: Ipv6Addr,
+        /// Generation of its key; none for the next.
+        generation: Option<u32>,
+    },
     /// libvirt's hook: prepares for a domain that somebody else moves here.
     Prepare {
         /// UUID of the domain.
@@ -103,9 +115,13 @@ impl Request {
                 domain: domain_name.clone(),
                 source: source.clone(),
             }),
-            Self::Status | Self::Listeners | Self::Streams | Self::Migrations | Self::Relays => {
-                None
-            }
+            Self::Status
+            | Self::Listeners
+            | Self::Streams
+            | Self::Migrations
+            | Self::Relays
+            | Self::Nodes
+            | Self::Enroll { .. } => None,
         }
     }
 }
@@ -120,6 +136,8 @@ pub enum Reply {
     RelayStatus(Box<RelayStatus>),
     /// To [`Request::Status`], by a migration control server.
     McsStatus(Box<McsStatus>),
+    /// To [`Request::Status`], by a mapping server.
+    ImsStatus(Box<ImsStatus>),
     /// To [`Request::Listeners`]; a part of them.
     Listeners(Vec<ListenerRow>),
     /// To [`Request::Streams`]; a part of them.
@@ -128,6 +146,13 @@ pub enum Reply {
     Migrations(Vec<MigrationRow>),
     /// To [`Request::Relays`]; a part of them.
     Relays(Vec<RelayRow>),
+    /// To [`Request::Nodes`]; a part of them.
+    Nodes(Vec<NodeRow>),
+    /// To [`Request::Enroll`].
+    Enrolled {
+        /// Generation of the node's key.
+        generation: u32,
+    },
     /// How far a migration is.
     Progress(Progress),
     /// A command is done.

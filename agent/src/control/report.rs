@@ -4,6 +4,7 @@
 //! back from the moment of the answer. A value that is not known is absent.
 
 mod handover;
+mod ims;
 mod mcs;
 mod migration;
 mod relay;
@@ -22,6 +23,7 @@ use crate::datapath::Limits;
 use crate::proto::Timestamp;
 
 pub use handover::{HandoverRow, Placement};
+pub use ims::{ImsStatus, MoaRow, NodeRow};
 pub use mcs::{McsStatus, RegistrationRow, Role};
 pub use migration::{
     Direction, JoinRow, MigrationPhase, MigrationRow, Outcome, Reception, ReceptionRow,

@@ -265,6 +265,7 @@ async fn ask(
             Ok(Some(Reply::Relays(rows))) => {
                 write_rows(writer, &rows, Reply::Relays).await?;
             }
+            Ok(Some(Reply::Nodes(rows))) => write_rows(writer, &rows, Reply::Nodes).await?,
             Ok(Some(Reply::Migrations(rows))) => {
                 write_rows(writer, &rows, Reply::Migrations).await?;
             }

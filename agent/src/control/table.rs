@@ -1,6 +1,7 @@
 //! Tables for people.
 
 mod handover;
+mod ims;
 mod mcs;
 mod relay;
 mod relays;
@@ -15,6 +16,7 @@ use super::report::{
     ReceptionRow, StreamRow,
 };
 
+pub use ims::{ims_status, nodes};
 pub use mcs::mcs_status;
 pub use relay::relay_status;
 pub use relays::relays;

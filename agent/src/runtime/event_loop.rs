@@ -279,6 +279,10 @@ impl EventLoop {
                     self.proto.handle_command(now(), number, command);
                 }
             }
+            Request::Nodes | Request::Enroll { .. } => {
+                let reason = format!("{} is an agent, no mapping server", self.config.agent.name);
+                drop(replies.send(Reply::Error(reason)));
+            }
         }
         Ok(())
     }

@@ -10,13 +10,14 @@
 //!   operator ───┘
 //! ```
 //!
-//! [`relay`] and [`mcs`] are the same for the other roles.
+//! [`relay`], [`mcs`] and [`ims`] are the same for the other roles.
 //!
 //! One task owns everything (`event_loop`); what blocks for long runs elsewhere and comes back as
 //! an event. What is pinned goes on working when this ends, however it ends.
 
 mod event_loop;
 mod gates;
+pub mod ims;
 pub mod mcs;
 mod perform;
 mod registrar;

@@ -121,6 +121,8 @@ impl RelayLoop {
             Request::Listeners
             | Request::Migrations
             | Request::Relays
+            | Request::Nodes
+            | Request::Enroll { .. }
             | Request::Migrate { .. }
             | Request::Abort { .. }
             | Request::Prepare { .. } => Reply::Error(format!(

@@ -1,0 +1,129 @@
+//! `roamcast ims`: the role, and what its operator does.
+
+use std::io::Write;
+use std::net::{Ipv6Addr, SocketAddrV6};
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+use super::AgentArgs;
+use crate::config::{ImsConfig, Prefix};
+use crate::control::{command, table};
+use crate::runtime::ims::operator::{self, Enrollment};
+use crate::runtime::ims::secret;
+
+/// `roamcast ims`.
+#[derive(Clone, Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct ImsArgs {
+    /// What to do; to run, if nothing else.
+    #[command(subcommand)]
+    pub command: Option<ImsCommand>,
+    /// How to run.
+    #[command(flatten)]
+    pub role: Option<AgentArgs>,
+}
+
+/// What the operator of a mapping server does.
+#[derive(Clone, Debug, Subcommand)]
+pub enum ImsCommand {
+    /// Make the secret that the keys of all nodes come from.
+    Init {
+        /// Which server.
+        #[command(flatten)]
+        server: ServerArgs,
+    },
+    /// Enroll a node and make its key file. A node that was enrolled before gets a new key; the old
+    /// one, and what it has registered, is void.
+    Enroll(EnrollArgs),
+    /// Show the nodes that the server knows.
+    List {
+        /// Which server.
+        #[command(flatten)]
+        server: ServerArgs,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Which server.
+#[derive(Clone, Debug, Args)]
+pub struct ServerArgs {
+    /// Configuration file of the server.
+    #[arg(long, value_name = "FILE", env = "ROAMCAST_CONFIG")]
+    pub config: PathBuf,
+}
+
+/// Arguments of `roamcast ims enroll`.
+#[derive(Clone, Debug, Args)]
+pub struct EnrollArgs {
+    /// Permanent address of the node, in the home prefix.
+    pub hoa: Ipv6Addr,
+    /// Which server.
+    #[command(flatten)]
+    pub server: ServerArgs,
+    /// Write the key file here (mode 0600) instead of to standard output.
+    #[arg(long, value_name = "KEYFILE")]
+    pub output: Option<PathBuf>,
+    /// Home prefix that the node is to know, a part of that of the server.
+    #[arg(long, value_name = "PREFIX", value_parser = parse_prefix)]
+    pub home: Option<Prefix>,
+    /// Servers that the node is to know instead of those in the configuration.
+    #[arg(long, value_name = "[ADDRESS]:PORT", value_delimiter = ',', num_args = 1..)]
+    pub servers: Vec<SocketAddrV6>,
+    /// Generation of the key instead of the next: at a replica, that which another server gave; at any
+    /// server, the present one to make the same key file once more.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub generation: Option<u32>,
+}
+
+fn parse_prefix(text: &str) -> Result<Prefix, String> {
+    Prefix::try_from(text.to_owned()).map_err(|error| error.to_string())
+}
+
+/// Does what the operator asks.
+pub(super) fn run(command: ImsCommand, out: &mut impl Write) -> anyhow::Result<()> {
+    match command {
+        ImsCommand::Init { server } => {
+            let config = ImsConfig::load(&server.config)?;
+            let path = &config.ims.secret;
+            secret::init(path)?;
+            writeln!(
+                out,
+                "Made {}. Copy it, mode 0600, to each other server of {}. Then enroll nodes: \
+                 roamcast ims enroll HOA --config {} --output KEYFILE",
+                path.display(),
+                config.ims.home,
+                server.config.display()
+            )?;
+        }
+        ImsCommand::Enroll(args) => {
+            let config = ImsConfig::load(&args.server.config)?;
+            let request = Enrollment {
+                hoa: args.hoa,
+                home: args.home,
+                servers: args.servers,
+                generation: args.generation,
+                output: args.output.clone(),
+            };
+            let file = operator::enroll(&config, request)?;
+            match args.output {
+                None => write!(out, "{file}")?,
+                Some(path) => writeln!(
+                    out,
+                    "Enrolled {} in generation {}. Move {} to the node and start `migkick node`",
+                    file.hoa,
+                    file.generation,
+                    path.display()
+                )?,
+            }
+        }
+        ImsCommand::List { server, json } => {
+            let config = ImsConfig::load(&server.config)?;
+            let rows = operator::nodes(&config)?;
+            command::print(out, &rows, json, |rows| table::nodes(rows))?;
+        }
+    }
+    Ok(())
+}

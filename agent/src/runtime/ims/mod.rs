@@ -1,0 +1,194 @@
+//! The running mapping server: connects its protocol to the network, the store and the operator.
+//!
+//! ```text
+//!               thread `ims`                              thread `ims-store`
+//!   socket ---> handle_datagram -> poll_writes ---------> one transaction of all that waits
+//!          <--- poll_reply      <- handle_stored <------- and one fsync
+//!                     ^
+//!   operator (tokio) -'
+//! ```
+//!
+//! One thread owns the protocol and the socket, and moves up to 64 datagrams in a system call. Lookups
+//! never wait for the disk: another thread writes, and while it does so, the updates of the next
+//! transaction gather.
+
+mod batch;
+mod event_loop;
+pub mod keyfile;
+pub mod operator;
+pub mod secret;
+mod socket;
+pub mod store;
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::net::SocketAddrV6;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::{mpsc, oneshot};
+
+use crate::clock;
+use crate::config::ImsConfig;
+use crate::control::server::{ControlError, ControlRequest, ControlServer};
+use crate::control::{Reply, Request};
+use crate::proto::ims::{Ims, Now};
+use crate::shutdown::Shutdown;
+use event_loop::{EventLoop, Input, Inputs};
+use secret::SecretError;
+use store::{Store, StoreError};
+
+/// Requests of operators that wait to be handled.
+const CONTROL_REQUESTS: usize = 16;
+
+/// Why the server cannot start, or cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ImsError {
+    /// The secret.
+    #[error(transparent)]
+    Secret(#[from] SecretError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The operator's socket.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// The socket for nodes.
+    #[error("Cannot listen on {address} (UDP)")]
+    Listen {
+        /// Where.
+        address: SocketAddrV6,
+        /// Why.
+        source: io::Error,
+    },
+    /// The system refuses something basic.
+    #[error("The system refuses {what}")]
+    System {
+        /// What.
+        what: &'static str,
+        /// What it said.
+        source: io::Error,
+    },
+    /// A thread has ended.
+    #[error("The thread that serves nodes has ended")]
+    Ended(#[source] io::Error),
+}
+
+/// Runs the server until it is told to stop. What it has acknowledged is stored.
+///
+/// # Errors
+///
+/// See [`ImsError`].
+pub async fn run(config: ImsConfig) -> Result<(), ImsError> {
+    let refused = |what| move |source| ImsError::System { what, source };
+    let mut shutdown = Shutdown::new().map_err(refused("signal handlers"))?;
+    let secret = secret::load(&config.ims.secret)?;
+    let store = Arc::new(Store::open(&config.ims.store)?);
+    let control = ControlServer::bind(&config.ims.control_socket)?;
+    let prefix = random().map_err(refused("random numbers"))?;
+    let mut ims = Ims::new(config.protocol(), secret, prefix);
+    restore(&mut ims, &store)?;
+    let address = config.ims.listen;
+    let socket = socket::bind(address).map_err(|source| ImsError::Listen { address, source })?;
+
+    let (inputs, receiver) = Inputs::new().map_err(refused("a socket pair"))?;
+    let (writes, written) = std::sync::mpsc::channel();
+    let writer = {
+        let (store, inputs) = (Arc::clone(&store), inputs.clone());
+        std::thread::Builder::new()
+            .name("ims-store".to_owned())
+            .spawn(move || event_loop::write(&store, &written, &inputs))
+            .map_err(refused("a thread"))?
+    };
+    let (end, mut ended) = oneshot::channel();
+    let event_loop = EventLoop::new(&config, socket, ims, receiver, writes);
+    let server = std::thread::Builder::new()
+        .name("ims".to_owned())
+        // A send fails when this function has returned.
+        .spawn(move || drop(end.send(event_loop.run())))
+        .map_err(refused("a thread"))?;
+
+    let (control_sender, mut requests) = mpsc::channel(CONTROL_REQUESTS);
+    tokio::spawn(control.serve(control_sender, std::future::pending()));
+    tracing::info!(listen = %address, home = %config.ims.home, "Started");
+    // Not under systemd: nobody to notify, which is no failure.
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    loop {
+        tokio::select! {
+            Some(request) = requests.recv() => handle_control(request, &inputs, &store),
+            result = &mut ended => {
+                let lost = Err(io::Error::other("it has panicked"));
+                return result.unwrap_or(lost).map_err(ImsError::Ended);
+            }
+            signal = shutdown.recv() => {
+                tracing::info!(signal, "Stopping");
+                break;
+            }
+        }
+    }
+    inputs.send(Input::Stop);
+    // The store is closed by its last user, so that the next start need not check it.
+    let stopped = tokio::task::spawn_blocking(move || (server.join(), writer.join())).await;
+    if stopped.is_err() {
+        tracing::debug!("A thread was not waited for");
+    }
+    Ok(())
+}
+
+fn restore(ims: &mut Ims, store: &Store) -> Result<(), StoreError> {
+    let (start, now) = (Instant::now(), now());
+    let mut records = Vec::new();
+    store.each(|hoa, record| records.push((hoa, record)))?;
+    ims.restore(now, records);
+    let (nodes, mappings) = ims.counts(now.monotonic);
+    tracing::info!(nodes, mappings, elapsed = ?start.elapsed(), "Store is read");
+    Ok(())
+}
+
+fn handle_control(request: ControlRequest, inputs: &Inputs, store: &Arc<Store>) {
+    let replies = request.replies;
+    match request.request {
+        Request::Status => inputs.send(Input::Status(replies)),
+        Request::Enroll { hoa, generation } => inputs.send(Input::Enroll {
+            hoa,
+            generation,
+            replies,
+        }),
+        Request::Nodes => {
+            let store = Arc::clone(store);
+            // A hundred thousand nodes take their time, which is not that of the nodes.
+            tokio::task::spawn_blocking(move || {
+                let reply = operator::rows(&store, now().wall_ms)
+                    .map_or_else(|error| Reply::Error(describe(&error)), Reply::Nodes);
+                // A send fails when the operator has gone.
+                let _ = replies.send(reply);
+            });
+        }
+        _ => {
+            let reason = "This is a mapping server; ask it for its status or its nodes".to_owned();
+            let _ = replies.send(Reply::Error(reason));
+        }
+    }
+}
+
+/// An error with its causes, in one sentence.
+fn describe(error: &dyn std::error::Error) -> String {
+    std::iter::successors(error.source(), |error| error.source())
+        .fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
+/// The time on both clocks.
+fn now() -> Now {
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
+    Now {
+        monotonic: clock::now(),
+        wall_ms: since_1970.map_or(0, |it| u64::try_from(it.as_millis()).unwrap_or(u64::MAX)),
+    }
+}
+
+/// Bytes that no earlier start had.
+fn random<const N: usize>() -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(bytes)
+}

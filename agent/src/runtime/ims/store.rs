@@ -1,0 +1,287 @@
+//! Where mappings are kept: one file, written by transactions (redb), each on the disk before it is
+//! said to be done.
+
+use std::fs::{DirBuilder, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use redb::{
+    Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition, TableError,
+};
+
+use crate::proto::ims::{Hoa, Record, RecordError, Write};
+
+/// HoA to [`Record`].
+const NODES: TableDefinition<'_, Hoa, &[u8]> = TableDefinition::new("nodes");
+/// What is kept in memory of the file: reads are of its whole, at the start and for operators.
+const CACHE_BYTES: usize = 32 * 1024 * 1024;
+
+/// Why the store cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Another process has it open.
+    #[error("{} is in use by another process; is another mapping server running?", path.display())]
+    InUse {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file cannot be made or opened.
+    #[error("Cannot open the store {}", path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It cannot be read or written.
+    #[error("Cannot use the store {}", path.display())]
+    Use {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: Box<redb::Error>,
+    },
+    /// It holds something else.
+    #[error("Cannot read the store {}", path.display())]
+    Record {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: RecordError,
+    },
+}
+
+/// The store. After an error it is opened anew, because redb does not go on.
+#[derive(Debug)]
+pub struct Store {
+    path: PathBuf,
+    database: Mutex<Option<Arc<Database>>>,
+}
+
+impl Store {
+    /// Opens the file, or makes it, mode 0600, and its directory where that is missing.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        Ok(Self {
+            path: path.to_owned(),
+            database: Mutex::new(Some(Arc::new(open(path)?))),
+        })
+    }
+
+    /// Stores all of these, or none.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub fn write(&self, writes: &[Write]) -> Result<(), StoreError> {
+        let database = self.database()?;
+        write(&database, writes).map_err(|source| {
+            drop(database);
+            self.slot().take();
+            self.failed(source)
+        })
+    }
+
+    /// Calls `each` with all that is stored, in the order of HoAs.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub fn each(&self, each: impl FnMut(Hoa, Record)) -> Result<(), StoreError> {
+        let database = self.database()?;
+        read(&database, each)
+            .map_err(|source| self.failed(source))?
+            .map_err(|source| StoreError::Record {
+                path: self.path.clone(),
+                source,
+            })
+    }
+
+    /// What is stored of a HoA.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub fn get(&self, hoa: Hoa) -> Result<Option<Record>, StoreError> {
+        let database = self.database()?;
+        let bytes = get(&database, hoa).map_err(|source| self.failed(source))?;
+        let record = bytes.map(|bytes| Record::decode(&bytes)).transpose();
+        record.map_err(|source| StoreError::Record {
+            path: self.path.clone(),
+            source,
+        })
+    }
+
+    fn slot(&self) -> std::sync::MutexGuard<'_, Option<Arc<Database>>> {
+        // What it guards is whole at any moment.
+        self.database.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn database(&self) -> Result<Arc<Database>, StoreError> {
+        let mut slot = self.slot();
+        if let Some(database) = &*slot {
+            return Ok(Arc::clone(database));
+        }
+        let database = Arc::new(open(&self.path)?);
+        *slot = Some(Arc::clone(&database));
+        Ok(database)
+    }
+
+    fn failed(&self, source: redb::Error) -> StoreError {
+        StoreError::Use {
+            path: self.path.clone(),
+            source: Box::new(source),
+        }
+    }
+}
+
+fn open(path: &Path) -> Result<Database, StoreError> {
+    let refused = |source| StoreError::Open {
+        path: path.to_owned(),
+        source,
+    };
+    if let Some(directory) = path.parent() {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(directory)
+            .map_err(refused)?;
+    }
+    // Made here first for its mode.
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .map_err(refused)?;
+    let database = Builder::new()
+        .set_cache_size(CACHE_BYTES)
+        .create(path)
+        .map_err(|error| match error {
+            DatabaseError::DatabaseAlreadyOpen => StoreError::InUse {
+                path: path.to_owned(),
+            },
+            error => StoreError::Use {
+                path: path.to_owned(),
+                source: Box::new(error.into()),
+            },
+        })?;
+    Ok(database)
+}
+
+fn write(database: &Database, writes: &[Write]) -> Result<(), redb::Error> {
+    let transaction = database.begin_write()?;
+    {
+        let mut nodes = transaction.open_table(NODES)?;
+        for Write { hoa, record } in writes {
+            nodes.insert(hoa, record.encode().as_slice())?;
+        }
+    }
+    // Durable: it returns when the file is on the disk.
+    transaction.commit()?;
+    Ok(())
+}
+
+fn get(database: &Database, hoa: Hoa) -> Result<Option<Vec<u8>>, redb::Error> {
+    let transaction = database.begin_read()?;
+    match transaction.open_table(NODES) {
+        Ok(nodes) => Ok(nodes.get(hoa)?.map(|bytes| bytes.value().to_vec())),
+        Err(TableError::TableDoesNotExist(_)) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn read(
+    database: &Database,
+    mut each: impl FnMut(Hoa, Record),
+) -> Result<Result<(), RecordError>, redb::Error> {
+    let transaction = database.begin_read()?;
+    let nodes = match transaction.open_table(NODES) {
+        Ok(nodes) => nodes,
+        Err(TableError::TableDoesNotExist(_)) => return Ok(Ok(())),
+        Err(error) => return Err(error.into()),
+    };
+    for entry in nodes.iter()? {
+        let (hoa, bytes) = entry?;
+        match Record::decode(bytes.value()) {
+            Ok(record) => each(hoa.value(), record),
+            Err(error) => return Ok(Err(error)),
+        }
+    }
+    Ok(Ok(()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn record(sequence: u64) -> Record {
+        Record {
+            generation: 1,
+            sequence,
+            lifetime_s: 60,
+            until_ms: 1,
+            moas: Vec::new(),
+            freed: Vec::new(),
+        }
+    }
+
+    fn writes(count: u8, sequence: u64) -> Vec<Write> {
+        (0..count)
+            .map(|number| Write {
+                hoa: [number; 16],
+                record: record(sequence),
+            })
+            .collect()
+    }
+
+    #[test]
+    fn what_is_written_is_there_after_the_store_is_opened_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state/ims.redb");
+        let store = Store::open(&path).unwrap();
+        let mut count = 0;
+        store.each(|_, _| count += 1).unwrap();
+        assert_eq!(count, 0);
+        store.write(&writes(3, 7)).unwrap();
+        store.write(&writes(1, 8)).unwrap();
+        drop(store);
+        let store = Store::open(&path).unwrap();
+        let mut found = Vec::new();
+        store
+            .each(|hoa, record| found.push((hoa[0], record.sequence)))
+            .unwrap();
+        assert_eq!(found, [(0, 8), (1, 7), (2, 7)]);
+        assert_eq!(store.get([2; 16]).unwrap(), Some(record(7)));
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&path), 0o600);
+        assert_eq!(mode(path.parent().unwrap()), 0o700);
+    }
+
+    #[test]
+    fn second_user_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("ims.redb");
+        let _store = Store::open(&path).unwrap();
+        let error = Store::open(&path).unwrap_err();
+        assert!(matches!(error, StoreError::InUse { .. }), "{error}");
+    }
+
+    #[test]
+    fn file_that_is_no_store_is_refused_and_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("ims.redb");
+        std::fs::write(&path, "something else".repeat(1000)).unwrap();
+        let error = Store::open(&path).unwrap_err();
+        assert!(matches!(error, StoreError::Use { .. }), "{error}");
+        assert!(std::fs::read_to_string(&path).unwrap().starts_with("some"));
+    }
+}
