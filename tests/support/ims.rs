@@ -1,0 +1,263 @@
+//! A mapping server (the real program) and nodes that talk to it.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "a module of several test files, each of which uses a part"
+)]
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test that cannot go on panics"
+)]
+
+use std::io;
+use std::net::{Ipv6Addr, SocketAddrV6, UdpSocket};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use common::mat::key::{KEY_BYTES, Key, Secret};
+use common::mat::message::{
+    LookupReply, LookupRequest, MatMessage, Moa, UpdateReply, UpdateRequest,
+};
+use common::mat::seal::{Keying, NONCE_BYTES, Sealed, seal};
+
+pub(crate) const SECRET: [u8; KEY_BYTES] = [0x5a; KEY_BYTES];
+pub(crate) const HOME: &str = "fd5e:6d61:74::/48";
+
+pub(crate) fn hoa(number: u32) -> Ipv6Addr {
+    let [high, low] = [(number >> 16) as u16, number as u16];
+    Ipv6Addr::new(0xfd5e, 0x6d61, 0x74, 0, 0, 1, high, low)
+}
+
+/// A MoA of a node, another for each sequence.
+pub(crate) fn moa(number: u32, sequence: u64) -> Ipv6Addr {
+    let [high, low] = [(number >> 16) as u16, number as u16];
+    Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 1, (sequence % 8) as u16, high, low)
+}
+
+pub(crate) fn roamcast() -> PathBuf {
+    lab::binaries::path("roamcast").unwrap()
+}
+
+/// Writes a file that only its owner can read.
+pub(crate) fn write_private(path: &Path, text: &str) {
+    use std::io::Write as _;
+    std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+        .and_then(|mut file| file.write_all(text.as_bytes()))
+        .unwrap();
+}
+
+pub(crate) fn secret_text() -> String {
+    SECRET.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Files of one server.
+#[derive(Clone)]
+pub(crate) struct Files {
+    pub(crate) directory: PathBuf,
+    pub(crate) port: u16,
+}
+
+impl Files {
+    /// Writes configuration and secret into a directory.
+    pub(crate) fn new(directory: &Path, port: u16, more: &str) -> Self {
+        std::fs::create_dir_all(directory).unwrap();
+        let files = Self {
+            directory: directory.to_owned(),
+            port,
+        };
+        files.configure(more);
+        write_private(&files.path("ims.secret"), &secret_text());
+        files
+    }
+
+    pub(crate) fn configure(&self, more: &str) {
+        let text = format!(
+            "[ims]\nhome = \"{HOME}\"\nlisten = \"[::]:{}\"\nservers = [\"[::1]:{}\"]\n\
+             control_socket = {:?}\nsecret = {:?}\nstore = {:?}\n{more}\n",
+            self.port,
+            self.port,
+            self.path("ims.sock"),
+            self.path("ims.secret"),
+            self.path("store/ims.redb"),
+        );
+        std::fs::write(self.path("ims.toml"), text).unwrap();
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(roamcast());
+        command.arg("ims").args(arguments);
+        command.arg("--config").arg(self.path("ims.toml"));
+        command
+    }
+
+    /// Runs `roamcast ims` with these arguments to its end.
+    pub(crate) fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    /// What `roamcast status --json` says.
+    pub(crate) fn status(&self) -> Option<serde_json::Value> {
+        let output = Command::new(roamcast())
+            .args(["status", "--json", "--socket"])
+            .arg(self.path("ims.sock"))
+            .stderr(Stdio::null())
+            .output()
+            .unwrap();
+        serde_json::from_slice(&output.stdout).ok()
+    }
+
+    /// What `roamcast ims list --json` says.
+    pub(crate) fn list(&self) -> Vec<serde_json::Value> {
+        let output = self.run(&["list", "--json"]);
+        assert!(output.status.success(), "{output:?}");
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+}
+
+/// A running server, killed on drop.
+pub(crate) struct Server(pub(crate) Child);
+
+impl Server {
+    pub(crate) fn spawn(files: &Files) -> Self {
+        Self(files.command(&[]).spawn().unwrap())
+    }
+
+    /// As `kill -9` does.
+    pub(crate) fn kill(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+
+    /// As systemd does; returns the exit code.
+    pub(crate) fn stop(mut self) -> Option<i32> {
+        let pid = nix::unistd::Pid::from_raw(self.0.id().cast_signed());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        self.0.wait().unwrap().code()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A node, with a socket that is connected to one server.
+pub(crate) struct Node {
+    pub(crate) number: u32,
+    pub(crate) key: Key,
+    socket: UdpSocket,
+    transaction: u64,
+}
+
+impl Node {
+    /// Must be called where the server is reached.
+    pub(crate) fn new(number: u32, generation: u32, port: u16) -> Self {
+        let socket = UdpSocket::bind("[::1]:0").unwrap();
+        let server = SocketAddrV6::new(Ipv6Addr::LOCALHOST, port, 0, 0);
+        socket.connect(server).unwrap();
+        Self {
+            number,
+            key: Secret::new(&SECRET).node(hoa(number).octets(), generation),
+            socket,
+            transaction: u64::from(std::process::id()) << 32 | u64::from(number) << 20,
+        }
+    }
+
+    /// Asks once; the error is that of a socket without an answer in time.
+    pub(crate) fn ask(
+        &mut self,
+        message: &MatMessage,
+        patience: Duration,
+    ) -> io::Result<MatMessage> {
+        self.transaction += 1;
+        let transaction = self.transaction;
+        let datagram = sealed(self.number, &self.key, transaction, message);
+        self.socket.set_read_timeout(Some(patience))?;
+        self.socket.send(&datagram)?;
+        let mut buffer = [0; 2048];
+        loop {
+            let length = self.socket.recv(&mut buffer)?;
+            let (answered, reply) = opened(&self.key, &buffer[..length]);
+            if answered == transaction {
+                return Ok(reply);
+            }
+        }
+    }
+
+    pub(crate) fn try_update(
+        &mut self,
+        sequence: u64,
+        patience: Duration,
+    ) -> io::Result<UpdateReply> {
+        let request = update_request(self.number, sequence, 600);
+        match self.ask(&request.into(), patience)? {
+            MatMessage::UpdateReply(reply) => Ok(reply),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) fn update(&mut self, sequence: u64) -> UpdateReply {
+        self.try_update(sequence, Duration::from_secs(10)).unwrap()
+    }
+
+    pub(crate) fn lookup(&mut self, wanted: u32) -> LookupReply {
+        let wanted = hoa(wanted).octets().into();
+        let request = LookupRequest { hoa: wanted };
+        match self.ask(&request.into(), Duration::from_secs(10)).unwrap() {
+            MatMessage::LookupReply(reply) => reply,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Whether the server answers this node at all.
+    pub(crate) fn is_answered(&mut self) -> bool {
+        let wanted = hoa(self.number).octets().into();
+        let request = LookupRequest { hoa: wanted };
+        self.ask(&request.into(), Duration::from_millis(500))
+            .is_ok()
+    }
+}
+
+pub(crate) fn wall_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    since.as_millis() as u64
+}
+
+pub(crate) fn update_request(number: u32, sequence: u64, lifetime_s: u32) -> UpdateRequest {
+    UpdateRequest {
+        sequence,
+        time_ms: wall_ms(),
+        lifetime_s,
+        moas: vec![Moa {
+            address: moa(number, sequence).octets().into(),
+            priority: 1,
+        }],
+    }
+}
+
+pub(crate) fn sealed(number: u32, key: &Key, transaction: u64, message: &MatMessage) -> Vec<u8> {
+    let mut nonce = [0; NONCE_BYTES];
+    nonce[..8].copy_from_slice(&transaction.to_be_bytes());
+    let message = message.encode(transaction);
+    seal(Keying::Node, hoa(number).octets(), key, nonce, &message)
+}
+
+pub(crate) fn opened(key: &Key, datagram: &[u8]) -> (u64, MatMessage) {
+    let message = Sealed::parse(datagram).unwrap().open(key).unwrap();
+    MatMessage::decode(&message).unwrap()
+}
