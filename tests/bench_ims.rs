@@ -305,6 +305,10 @@ impl Client {
             receiver.receive(&self.socket, |datagram| {
                 last = Instant::now();
                 let (transaction, reply) = opened(&self.reader, datagram);
+                if transaction < first {
+                    // A late one to a request before these.
+                    return;
+                }
                 let MatMessage::LookupReply(reply) = reply else {
                     panic!("{reply:?}");
                 };

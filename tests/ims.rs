@@ -135,7 +135,9 @@ fn mapping_outlives_a_restart_with_the_lifetime_that_is_left() {
         let server = start(&files);
         let mut node = Node::new(1, 1, PORT);
         let reply = node.update(5);
-        assert_eq!((reply.outcome, reply.lifetime_s), (0, 600));
+        assert_eq!(reply.outcome, 0);
+        // What is left when it is stored.
+        assert!((590..=600).contains(&reply.lifetime_s), "{reply:?}");
         assert_eq!(server.stop(), Some(0));
         // Without a server the command reads the store.
         let [row] = &files.list()[..] else {
