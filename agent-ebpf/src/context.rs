@@ -5,17 +5,23 @@
     reason = "packets are reached through raw pointers and helpers"
 )]
 
+use core::ffi::c_void;
 use core::mem::MaybeUninit;
 
 use agent_ebpf::skb::{Skb, now_ns};
-use aya_ebpf::bindings::xdp_md;
-use aya_ebpf::helpers::{bpf_skb_change_type, bpf_xdp_load_bytes};
+use agent_ebpf::verdict::Verdict;
+use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, xdp_md};
+use aya_ebpf::helpers::{
+    bpf_l4_csum_replace, bpf_redirect, bpf_skb_change_type, bpf_xdp_load_bytes,
+};
 use aya_ebpf::programs::XdpContext;
 use common::maps::RelayFlow;
 use common::packet::{PacketRead, Truncated};
 use common::relay::{self, Differences, RESTORED_HOP_LIMIT};
 use common::wire::datagram::HEADER_BYTES;
+use common::wire::{checksum, udp};
 
+use crate::forward::Change;
 use crate::front::Front;
 
 /// `PACKET_MULTICAST` of `if_packet.h`.
@@ -32,7 +38,24 @@ pub(crate) trait Packet: PacketRead {
 
     /// Makes a relayed datagram a multicast packet ([`relay::restore`]), its checksum included.
     fn restore(&self, front: Front, flow: &RelayFlow);
+
+    /// The program's context, for helpers.
+    fn context(&self) -> *mut c_void;
+
+    /// Length of the packet on the wire, from the IPv6 header on; of the shortest headers where
+    /// several were aggregated.
+    fn wire_bytes(&self) -> u16;
+
+    /// Gives the packet another destination ([`common::forward`]), and sends it there.
+    fn send_on(&self, front: Front, change: &Change<'_>) -> Verdict;
 }
+
+/// Ethernet header, bytes.
+const ETHERNET_BYTES: usize = 14;
+/// IPv6 and TCP header without options, bytes.
+const TCP_HEADERS_BYTES: u32 = 60;
+/// Ethernet, IPv6 and TCP header up to behind the checksum, bytes.
+const TCP_CHECKSUM_END: usize = 72;
 
 /// What is known of a packet besides its bytes.
 pub(crate) struct Arrival {
@@ -76,6 +99,52 @@ impl Packet for Skb {
         // SAFETY: the pointer is the program's context.
         unsafe { bpf_skb_change_type(self.as_ptr(), PACKET_MULTICAST) };
     }
+
+    #[inline(always)]
+    fn context(&self) -> *mut c_void {
+        self.as_ptr().cast()
+    }
+
+    #[inline(always)]
+    fn wire_bytes(&self) -> u16 {
+        match self.segment_bytes() {
+            0 => (self.len() - ETHERNET_BYTES) as u16,
+            segment => (segment + TCP_HEADERS_BYTES) as u16,
+        }
+    }
+
+    #[inline(always)]
+    fn send_on(&self, mut front: Front, change: &Change<'_>) -> Verdict {
+        change.apply(&mut front);
+        let hop_limit = change.hop_limit;
+        let sum = relay::hop_limit_difference(hop_limit, hop_limit.wrapping_sub(1));
+        let is_finished = self.update_sum(sum);
+        if change.checksum_offset != 0 {
+            // The sum over the whole packet stays as it is: the checksum makes up for the address.
+            // The flag would have it follow all the same.
+            let pseudo = match is_finished {
+                true => 0,
+                false => u64::from(BPF_F_PSEUDO_HDR),
+            };
+            let zero = match change.next_header {
+                udp::NEXT_HEADER => u64::from(BPF_F_MARK_MANGLED_0),
+                _ => 0,
+            };
+            // SAFETY: as in `update_checksum`.
+            unsafe {
+                bpf_l4_csum_replace(
+                    self.as_ptr(),
+                    change.checksum_offset as u32,
+                    0,
+                    change.forward.difference.into(),
+                    pseudo | zero,
+                );
+            }
+        }
+        // SAFETY: the helper has no preconditions.
+        unsafe { bpf_redirect(change.route.ifindex, 0) };
+        Verdict::Redirect
+    }
 }
 
 /// A frame at an XDP hook.
@@ -97,6 +166,28 @@ impl Xdp {
                 (&raw const (*self.xdp).data).read_volatile() as usize,
                 (&raw const (*self.xdp).data_end).read_volatile() as usize,
             )
+        }
+    }
+}
+
+impl Xdp {
+    /// Has a checksum within the first `N` bytes follow the other destination.
+    #[inline(always)]
+    fn change_checksum<const N: usize>(&self, change: &Change<'_>) {
+        let (data, end) = self.bounds();
+        let offset = change.checksum_offset;
+        if data + N > end || offset + 2 > N {
+            return;
+        }
+        let place = (data + offset) as *mut u16;
+        // SAFETY: so many bytes are there, and checksums stand at even offsets.
+        unsafe {
+            let sum = u64::from(!*place) + u64::from(change.forward.difference);
+            let checksum = !checksum::fold(sum);
+            *place = match change.next_header {
+                udp::NEXT_HEADER if checksum == 0 => u16::MAX,
+                _ => checksum,
+            };
         }
     }
 }
@@ -143,5 +234,37 @@ impl Packet for Xdp {
     #[inline(always)]
     fn restore(&self, mut front: Front, flow: &RelayFlow) {
         relay::restore(&mut front, flow);
+    }
+
+    #[inline(always)]
+    fn context(&self) -> *mut c_void {
+        self.xdp.cast()
+    }
+
+    #[inline(always)]
+    fn wire_bytes(&self) -> u16 {
+        self.len().wrapping_sub(ETHERNET_BYTES) as u16
+    }
+
+    #[inline(always)]
+    fn send_on(&self, mut front: Front, change: &Change<'_>) -> Verdict {
+        change.apply(&mut front);
+        if change.checksum_offset != 0 {
+            let (data, end) = self.bounds();
+            if data + TCP_CHECKSUM_END <= end {
+                self.change_checksum::<TCP_CHECKSUM_END>(change);
+            } else {
+                self.change_checksum::<HEADER_BYTES>(change);
+            }
+        }
+        // SAFETY: as in `bounds`.
+        let came_by = unsafe { (*self.xdp).ingress_ifindex };
+        let ifindex = change.route.ifindex;
+        if ifindex == came_by || ifindex == change.forward.bridge {
+            return Verdict::Back;
+        }
+        // SAFETY: the helper has no preconditions.
+        unsafe { bpf_redirect(ifindex, 0) };
+        Verdict::Redirect
     }
 }

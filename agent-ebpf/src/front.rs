@@ -8,7 +8,7 @@
 use core::mem::{offset_of, size_of};
 
 use agent_ebpf::instruction::{load_u32, load_u64, store_u32, store_u64};
-use common::maps::{Address, ManagedKey, RelayFlowKey, RelayKey, StreamKey};
+use common::maps::{Address, ForwardKey, ManagedKey, RelayFlowKey, RelayKey, StreamKey};
 use common::wire::datagram::{Header, Rewrite};
 
 /// An address as it lies in memory.
@@ -98,6 +98,17 @@ impl Rewrite for Front {
     }
 
     #[inline(always)]
+    fn set_destination(&mut self, destination: &Address) {
+        // SAFETY: as in `set_addresses`.
+        unsafe {
+            let [first, second] = words(destination);
+            let place = (&raw mut (*self.0).destination).cast::<u8>();
+            store_u64(place, first);
+            store_u64(place.add(8), second);
+        }
+    }
+
+    #[inline(always)]
     fn set_ports(&mut self, source: u16, destination: u16) {
         let [s0, s1] = source.to_be_bytes();
         let [d0, d1] = destination.to_be_bytes();
@@ -131,6 +142,14 @@ pub(crate) fn words_of(address: Address) -> Words {
         u64::from_ne_bytes([a, b, c, d, e, f, g, h]),
         u64::from_ne_bytes([i, j, k, l, m, n, o, p]),
     ]
+}
+
+/// An address of its words.
+#[inline(always)]
+pub(crate) fn address([first, second]: Words) -> Address {
+    let [a, b, c, d, e, f, g, h] = first.to_ne_bytes();
+    let [i, j, k, l, m, n, o, p] = second.to_ne_bytes();
+    [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
 }
 
 /// Two ports in host order as they lie in a key.
@@ -197,7 +216,17 @@ pub(crate) struct RelayWords {
     pub(crate) agent_address: Words,
 }
 
+/// [`ForwardKey`] in words, and 4 bytes that are not part of it.
+#[repr(C)]
+pub(crate) struct ForwardWords {
+    address: Words,
+    vlan: u32,
+}
+
 const _: () = {
+    assert!(offset_of!(ForwardKey, address) == 0);
+    assert!(offset_of!(ForwardKey, vlan) == offset_of!(ForwardWords, vlan));
+    assert!(size_of::<ForwardKey>() <= size_of::<ForwardWords>());
     assert!(offset_of!(StreamKey, multicast_address) == 0);
     assert!(offset_of!(StreamKey, source) == offset_of!(StreamWords, source));
     assert!(offset_of!(StreamKey, source_port) == offset_of!(StreamWords, ports));
@@ -288,6 +317,22 @@ impl RelayFlowWords {
 impl RelayWords {
     #[inline(always)]
     pub(crate) fn key(&self) -> &RelayKey {
+        // SAFETY: the layouts agree, as is asserted above.
+        unsafe { &*(&raw const *self).cast() }
+    }
+}
+
+impl ForwardWords {
+    #[inline(always)]
+    pub(crate) fn new(address: Words, vlan: u16) -> Self {
+        Self {
+            address,
+            vlan: vlan_word(vlan),
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn key(&self) -> &ForwardKey {
         // SAFETY: the layouts agree, as is asserted above.
         unsafe { &*(&raw const *self).cast() }
     }

@@ -2,8 +2,8 @@
 //!
 //! | program | hook | does |
 //! |---|---|---|
-//! | `snoop` | TC ingress of every TAP | learns what the VM listens to, names it to the agent |
-//! | `uplink` | TC ingress of the uplink | watches managed streams and the link's querier; restores relayed packets; one copy of each passes |
+//! | `snoop` | TC ingress of every TAP | learns what the VM listens to, names it to the agent; sends on what is for an address that its VM has left |
+//! | `uplink` | TC ingress of the uplink | watches managed streams and the link's querier; restores relayed packets; one copy of each passes; sends on what is for an address that its VM has left |
 //! | `uplink_xdp` | XDP of the uplink | the same |
 //! | `leak` | TC egress of the uplink | drops what was restored here |
 //! | `gate` | TC egress of every TAP | counts what is delivered; numbers and records it, or holds it, while the VM moves |
@@ -21,11 +21,13 @@
 )]
 
 mod context;
+mod forward;
 mod front;
 mod gate;
 mod leak;
 mod maps;
 mod replicate;
+mod route;
 mod snoop;
 mod store;
 mod stream;
@@ -33,7 +35,7 @@ mod uplink;
 
 use agent_ebpf::skb::Skb;
 use agent_ebpf::verdict::Verdict;
-use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
+use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX};
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
 
@@ -54,6 +56,8 @@ fn uplink_xdp(ctx: XdpContext) -> u32 {
     match uplink::uplink(&Xdp::new(&ctx)) {
         Verdict::Pass => XDP_PASS,
         Verdict::Drop => XDP_DROP,
+        Verdict::Redirect => XDP_REDIRECT,
+        Verdict::Back => XDP_TX,
     }
 }
 

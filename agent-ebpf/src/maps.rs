@@ -1,7 +1,7 @@
 //! Every map. Names and layouts are the contract with the agent.
 //!
 //! Hash maps allocate on use (`BPF_F_NO_PREALLOC`), because most hosts use a fraction of them;
-//! `PORTS`, `MANAGED`, `RELAY_FLOWS`, `RELAYS` and `GATES` are written by the agent only, `RELAY_STREAMS` and
+//! `PORTS`, `MANAGED`, `RELAY_FLOWS`, `RELAYS`, `FORWARDING` and `GATES` are written by the agent only, `RELAY_STREAMS` and
 //! `RELAY_SUBSCRIBERS` by the relay only.
 
 #![allow(unsafe_code, reason = "map values are reached through raw pointers")]
@@ -11,10 +11,10 @@ use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use common::counter::{COUNT, Counter};
 use common::maps::{
-    Copies, Delivered, DeliveredKey, Gate, GateRecord, GateUsage, HELD_FRAME_BYTES, HeldFrame,
-    Listener, ListenerKey, Managed, ManagedKey, Port, PortKey, PortUsage, Querier, QuerierKey,
-    RECORDS_PER_SLOT, RelayFlow, RelayFlowKey, RelayKey, RelayStream, Source, SourceKey, Stream,
-    StreamKey, Subscriber, SubscriberKey, SubscriberUsage,
+    Copies, Delivered, DeliveredKey, Forward, ForwardKey, Gate, GateRecord, GateUsage,
+    HELD_FRAME_BYTES, HeldFrame, Listener, ListenerKey, Managed, ManagedKey, Port, PortKey,
+    PortUsage, Querier, QuerierKey, RECORDS_PER_SLOT, RelayFlow, RelayFlowKey, RelayKey,
+    RelayStream, Source, SourceKey, Stream, StreamKey, Subscriber, SubscriberKey, SubscriberUsage,
 };
 use common::snoop::Walk;
 
@@ -41,6 +41,10 @@ pub(crate) static QUERIER: HashMap<QuerierKey, Querier, 1024, ON_USE> = HashMap:
 pub(crate) static RELAY_FLOWS: HashMap<RelayFlowKey, RelayFlow, 65_536, ON_USE> = HashMap::new();
 #[btf_map]
 pub(crate) static RELAYS: HashMap<RelayKey, u32, 1024, ON_USE> = HashMap::new();
+#[btf_map]
+pub(crate) static FORWARDS: HashMap<ForwardKey, Forward, 1024, ON_USE> = HashMap::new();
+#[btf_map]
+pub(crate) static FORWARDING: Array<u32, 1> = Array::new();
 /// Evicts by itself: it holds what came in the last seconds of a change of origin.
 #[btf_map]
 pub(crate) static FINGERPRINTS: LruHashMap<u64, Copies, 65_536> = LruHashMap::new();

@@ -16,13 +16,10 @@ use core::ffi::c_void;
 
 use agent_ebpf::instruction;
 use agent_ebpf::skb::Skb;
-use aya_ebpf::bindings::{
-    BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH,
-    BPF_FIB_LKUP_RET_SUCCESS, BPF_NOEXIST,
-};
-use aya_ebpf::helpers::{bpf_clone_redirect, bpf_fib_lookup, bpf_loop};
+use aya_ebpf::bindings::BPF_NOEXIST;
+use aya_ebpf::helpers::{bpf_clone_redirect, bpf_loop};
 use common::counter::Counter;
-use common::maps::{Address, MAX_SUBSCRIBERS, Origin, Subscriber, SubscriberKey, SubscriberUsage};
+use common::maps::{MAX_SUBSCRIBERS, Origin, Subscriber, SubscriberKey, SubscriberUsage};
 use common::packet::PacketRead as _;
 use common::relay::{self, Differences, RELAYED_HOP_LIMIT};
 use common::wire::datagram::{HEADER_BYTES, Header};
@@ -31,14 +28,9 @@ use common::wire::{ipv6, udp};
 use crate::context::Packet as _;
 use crate::front::{Front, StreamWords};
 use crate::maps::{self, MANAGED, RELAY_STREAMS, RELAY_SUBSCRIBERS, RELAY_USAGE};
+use crate::route::{NoRoute, Route};
 use crate::stream;
 
-/// `AF_INET6`.
-const INET6: u8 = 10;
-/// The loopback of every network namespace. Routes are looked up as for packets that this host
-/// sends itself, which come from there. The helper wants an interface that forwards, which the
-/// loopback may be (`net.ipv6.conf.lo.forwarding`) without making a router of the host.
-const LOOPBACK: u32 = 1;
 /// Ethernet and IPv6 header up to the UDP header.
 const ETHERNET_BYTES: u16 = 14;
 
@@ -199,63 +191,27 @@ extern "C" fn copy_to(index: u64, state: *mut c_void) -> i64 {
     0
 }
 
-/// `struct bpf_fib_lookup`: 64 bytes.
-#[repr(C)]
-struct Route {
-    family: u8,
-    protocol: u8,
-    source_port: u16,
-    destination_port: u16,
-    /// In: bytes of the packet. Out: the path's MTU.
-    bytes: u16,
-    /// In: where the packet comes in. Out: where it goes out.
-    ifindex: u32,
-    flow: u32,
-    source: Address,
-    destination: Address,
-    vlan: u32,
-    source_mac: [u8; 6],
-    destination_mac: [u8; 6],
-}
-
-const _: () = assert!(size_of::<Route>() == 64);
-
 /// Looks the route up, makes the packet the subscriber's copy, and sends a clone of it.
 #[inline(always)]
 fn send(state: &Copying, subscriber: &Subscriber) -> Result<(), Counter> {
     // SAFETY: as in `copy_to`.
     let skb = unsafe { &*state.skb };
-    let mut route = Route {
-        family: INET6,
-        protocol: udp::NEXT_HEADER,
-        source_port: subscriber.relay_port.to_be(),
-        destination_port: subscriber.agent_port.to_be(),
-        bytes: state.packet_bytes,
-        ifindex: LOOPBACK,
-        flow: 0,
-        source: subscriber.relay_address,
-        destination: subscriber.agent_address,
-        vlan: 0,
-        source_mac: [0; 6],
-        destination_mac: [0; 6],
-    };
-    // SAFETY: the context, and a structure of the kernel's form and size.
-    let found = unsafe {
-        bpf_fib_lookup(
-            skb.as_ptr().cast(),
-            (&raw mut route).cast(),
-            size_of::<Route>() as i32,
-            0,
-        )
-    };
-    if found != i64::from(BPF_FIB_LKUP_RET_SUCCESS) {
-        return Err(match found as u32 {
-            BPF_FIB_LKUP_RET_NO_NEIGH => Counter::ReplicateNoNeighbour,
-            BPF_FIB_LKUP_RET_FRAG_NEEDED => Counter::ReplicateTooBig,
-            BPF_FIB_LKUP_RET_FWD_DISABLED => Counter::ReplicateNoForwarding,
-            _ => Counter::ReplicateNoRoute,
-        });
-    }
+    let mut route = Route::new(
+        udp::NEXT_HEADER,
+        state.packet_bytes,
+        subscriber.relay_address,
+        subscriber.agent_address,
+    );
+    route.source_port = subscriber.relay_port.to_be();
+    route.destination_port = subscriber.agent_port.to_be();
+    route
+        .look_up(skb.as_ptr().cast())
+        .map_err(|reason| match reason {
+            NoRoute::Neighbour => Counter::ReplicateNoNeighbour,
+            NoRoute::TooBig => Counter::ReplicateTooBig,
+            NoRoute::Forwarding => Counter::ReplicateNoForwarding,
+            NoRoute::Route => Counter::ReplicateNoRoute,
+        })?;
     let Some(mut front) = skb.front() else {
         return Err(Counter::ReplicateRefused);
     };

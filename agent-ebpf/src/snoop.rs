@@ -20,6 +20,7 @@ use common::snoop::{self, KERNEL_OPTIONS, KERNEL_RECORDS, KERNEL_STEPS, Report, 
 use common::wire::mld::{self, Ipv6Frame, Message, NoMessage};
 use common::wire::{ethernet, ipv6, udp};
 
+use crate::forward;
 use crate::maps::{self, EVENTS, PORT_USAGE, PORTS, WALK};
 use crate::store::MapStore;
 
@@ -37,6 +38,12 @@ pub(crate) fn snoop(skb: &Skb) -> Verdict {
         && protocol != u32::from(ethernet::VLAN.to_be())
     {
         return Verdict::Pass;
+    }
+    if forward::is_on() {
+        let verdict = forward::from_vm(skb);
+        if !matches!(verdict, Verdict::Pass) {
+            return verdict;
+        }
     }
     let Some(frame) = mld::ipv6_frame(skb) else {
         return Verdict::Pass;

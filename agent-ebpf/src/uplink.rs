@@ -4,6 +4,7 @@
 //!                   multicast --> MANAGED? --> STREAMS --> origin passes? first copy? --> bridge
 //!  frame --> IPv6 <                  '--> Query --> QUERIER                       ^
 //!                   unicast --> RELAY_FLOWS? --> whole? --> STREAMS --> restored -'
+//!                        '--> FORWARDS? --> sent on (`forward`)
 //! ```
 
 #![allow(unsafe_code, reason = "map values are reached through raw pointers")]
@@ -20,6 +21,7 @@ use common::wire::mld::{self, Ipv6Frame, Message, NoMessage, Query};
 use common::wire::{ethernet, ipv6, udp};
 
 use crate::context::{Arrival, Packet};
+use crate::forward;
 use crate::front::{self, Front, ManagedWords, RelayFlowWords, RelayWords, StreamWords};
 use crate::maps::{self, MANAGED, QUERIER, RELAY_FLOWS, RELAYS};
 use crate::stream::{self, Payload};
@@ -40,6 +42,12 @@ pub(crate) fn uplink<P: Packet>(packet: &P) -> Verdict {
         return Verdict::Pass;
     }
     if !ipv6::is_multicast(&header.destination) {
+        if forward::is_on() {
+            let verdict = forward::unicast(packet, front);
+            if !matches!(verdict, Verdict::Pass) {
+                return verdict;
+            }
+        }
         return relayed(packet, front);
     }
     if relay::is_restored(header.destination_mac, header.source_mac) {

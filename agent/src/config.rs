@@ -8,6 +8,7 @@ mod handover;
 mod ims;
 mod locate;
 mod mcs;
+mod mobility;
 mod relay;
 mod relays;
 mod section;
@@ -24,6 +25,7 @@ pub use ims::{
     DEFAULT_IMS_SOCKET, Ims, ImsConfig, ImsLimits, ImsMapping, home_conflict, server_conflict,
 };
 pub use mcs::{DEFAULT_MCS_SOCKET, McsConfig};
+pub use mobility::Mobility;
 pub use relay::{DEFAULT_RELAY_SOCKET, Relay, RelayConfig, RelayLimits};
 pub use relays::{Relays, Sdp};
 pub(crate) use section::DEFAULT_CONTROL_SOCKET;
@@ -59,6 +61,9 @@ pub struct Config {
     /// `[handover]`: how a move loses and doubles no packet.
     #[serde(default)]
     pub handover: Handover,
+    /// `[mobility]`: the unicast addresses of moving VMs.
+    #[serde(default)]
+    pub mobility: Mobility,
     /// `[relay]`: where streams come from that do not come natively.
     #[serde(default)]
     pub relay: Relays,

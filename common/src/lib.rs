@@ -15,6 +15,7 @@
 //! | [`mat`] | mobility of unicast: addresses, keys and messages | kernel, IMS, `migkick` |
 //! | [`maps`] | keys and values of the BPF maps | kernel, agent |
 //! | [`handover`] | how the two ends of a migration tell packets apart | kernel, agent |
+//! | [`forward`] | packets for an address that its VM has left | kernel, agent |
 //! | [`event`] | ring buffer records, kernel to agent | kernel, agent |
 //! | [`counter`] | the named reasons behind every counter | kernel, agent |
 //! | `signal` | signalling messages (feature `user`) | agent, `migkick` |
@@ -30,6 +31,7 @@ extern crate std;
 
 pub mod counter;
 pub mod event;
+pub mod forward;
 pub mod handover;
 mod hash;
 pub mod maps;

@@ -5,15 +5,17 @@
 //! v4-mapped); every other number is in host order. Times are `CLOCK_MONOTONIC` nanoseconds
 //! (`bpf_ktime_get_ns`).
 
+mod forward;
 mod gate;
 mod relay;
 
+pub use forward::*;
 pub use gate::*;
 pub use relay::*;
 
 /// Version of all layouts in this module and in [`crate::event`]; part of the pin path, so an
 /// agent with other layouts starts clean instead of misreading what is pinned.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;
 
 /// Multicast address in network order.
 pub type Address = [u8; 16];
@@ -315,6 +317,8 @@ mod pod {
         GateUsage,
         GateRecord,
         DeliveredKey,
-        Delivered
+        Delivered,
+        ForwardKey,
+        Forward
     );
 }

@@ -16,7 +16,9 @@
 //!       |<------ MigrationResponse |                            |
 //!       | (prepares its idle NIC)  |                            |
 //!       | MigrationReady           |                            |
-//!       |------------------------->| START MIGRATION (libvirt)  |
+//!       |------------------------->| AddressClaim               |
+//!       |                          |--------------------------->| duplicate address detection
+//!       |                          | START MIGRATION (libvirt)  |
 //!       |<------ MigrationProgress | MigrationProgress          |
 //!       |                          |--------------------------->|
 //!       |                          | HandoverCut                |
@@ -67,6 +69,8 @@
 //! | 17 | `RelaySearch` | 0: multicast address, 1: site |
 //! | 18 | `RelaySearchReply` | 0: names and addresses of relays |
 //! | 19 | `ArrivalNotice` | 0: domain UUID, 1: domain name |
+//! | 20 | `AddressClaim` | 0: transaction of the migration, 1: address, 2: MAC, 3: quarantine (s) |
+//! | 21 | `AddressClaimReply` | 0: address, 1: state, 2: reason |
 
 mod directory;
 mod handover;
@@ -209,6 +213,8 @@ messages! {
         13 => RelayRelease(RelayRelease),
         14 => Error(ErrorMessage),
         19 => ArrivalNotice(ArrivalNotice),
+        20 => AddressClaim(AddressClaim),
+        21 => AddressClaimReply(AddressClaimReply),
     }
 }
 

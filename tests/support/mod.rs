@@ -228,6 +228,13 @@ impl Kernel {
         self.map(map).insert(key, value, 0).unwrap();
     }
 
+    /// Writes an element of any array.
+    pub fn set_array<V: aya::Pod>(&mut self, map: &str, index: u32, value: V) {
+        let map = self.ebpf.map_mut(map).unwrap();
+        let mut array: Array<&mut MapData, V> = map.try_into().unwrap();
+        array.set(index, value, 0).unwrap();
+    }
+
     /// Removes all entries of any hash map.
     pub fn clear<K: aya::Pod, V: aya::Pod>(&mut self, map: &str) {
         for (key, _) in self.read::<K, V>(map) {

@@ -9,6 +9,7 @@ mod mcs;
 mod migration;
 mod relay;
 mod relays;
+mod unicast;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -30,6 +31,7 @@ pub use migration::{
 };
 pub use relay::{Holder, MembershipRow, RelayStatus, RelayedFlowRow, SessionRow};
 pub use relays::{RelayRow, RelaySessionRow, RelaySessionState};
+pub use unicast::{ClaimState, ForwardRow, UnicastRow};
 
 /// Ethernet address, `52:54:00:12:34:56` in JSON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

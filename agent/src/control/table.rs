@@ -6,6 +6,7 @@ mod mcs;
 mod relay;
 mod relays;
 mod status;
+mod unicast;
 
 use std::net::Ipv6Addr;
 
@@ -103,6 +104,7 @@ pub fn migrations(rows: &[MigrationRow]) -> String {
         "memory",
         "addresses",
         "handover",
+        "unicast",
     ]);
     for row in rows {
         table.add_row([
@@ -126,6 +128,7 @@ pub fn migrations(rows: &[MigrationRow]) -> String {
             number(memory(row)),
             Cell::new(addresses(&row.receptions)),
             Cell::new(handover::cell(&row.handover)),
+            Cell::new(unicast::cell(row.unicast.as_ref())),
         ]);
     }
     // Sentences would make the table wider than any terminal.

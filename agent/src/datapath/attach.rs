@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::link::{self, Interface};
 use super::{Datapath, DatapathError, Limits, driver, lock, pins};
 
-const LOOPBACK_FORWARDING: &str = "/proc/sys/net/ipv6/conf/lo/forwarding";
+pub(super) const LOOPBACK_FORWARDING: &str = "/proc/sys/net/ipv6/conf/lo/forwarding";
 
 /// Where programs are attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -94,7 +94,7 @@ impl Capacities {
 }
 
 /// All maps, with their key and value types in [`super::Inner`].
-const MAPS: [&str; 20] = [
+const MAPS: [&str; 22] = [
     "LISTENERS",
     "LISTENER_SOURCES",
     "PORTS",
@@ -104,6 +104,8 @@ const MAPS: [&str; 20] = [
     "QUERIER",
     "RELAY_FLOWS",
     "RELAYS",
+    "FORWARDS",
+    "FORWARDING",
     "FINGERPRINTS",
     "RELAY_STREAMS",
     "RELAY_SUBSCRIBERS",

@@ -2,11 +2,11 @@
 //!
 //! ```text
 //!    TAP  --TC ingress---------> snoop     --> LISTENERS, LISTENER_SOURCES, PORT_USAGE
-//!                                  ^ PORTS (limits)
+//!                                  ^ PORTS (limits), FORWARDING, FORWARDS
 //!    TAP  --TC egress----------> gate      --> DELIVERED, GATE_USAGE, GATE_RECORDS, HELD
 //!                                  ^ GATES
 //!  uplink --XDP or TC ingress--> uplink    --> STREAMS, QUERIER, FINGERPRINTS
-//!                                  ^ MANAGED, RELAY_FLOWS, RELAYS
+//!                                  ^ MANAGED, RELAY_FLOWS, RELAYS, FORWARDING, FORWARDS
 //!  uplink --TC egress----------> leak
 //!   relay --TC ingress---------> replicate --> STREAMS, RELAY_USAGE
 //!   's NIC                         ^ MANAGED, RELAY_STREAMS, RELAY_SUBSCRIBERS
@@ -28,6 +28,7 @@ mod attach;
 mod capacity;
 mod driver;
 pub mod events;
+mod forward;
 mod gate;
 mod link;
 pub mod object;
@@ -61,6 +62,7 @@ pub use gate::Held;
 pub use state::Limits;
 
 use capacity::load_maps;
+use forward::Forwards;
 use gate::Gates;
 use pins::Pins;
 use relay::RelayFlows;
@@ -185,7 +187,7 @@ pub enum DatapathError {
         reason: String,
     },
     /// A setting of the kernel could not be changed.
-    #[error("Cannot set net.ipv6.conf.lo.forwarding: {0}; the relay needs it to look up routes")]
+    #[error("Cannot set net.ipv6.conf.lo.forwarding: {0}; programs need it to look up routes")]
     Forwarding(#[source] io::Error),
     /// The hook for programs on TAPs is not one of TC's.
     #[error("Programs cannot be attached by {0} here; use tcx or clsact")]
@@ -228,6 +230,7 @@ struct Inner {
     relay_streams: Table<StreamKey, RelayStream>,
     subscribers: Table<SubscriberKey, Subscriber>,
     subscriber_usage: Table<SubscriberKey, SubscriberUsage>,
+    forwards: Mutex<Forwards>,
     gates: Mutex<Gates>,
     delivered: Table<DeliveredKey, Delivered>,
     held: Mutex<Option<RingBuf<MapData>>>,
@@ -285,6 +288,10 @@ impl Datapath {
             Table::new("RELAY_FLOWS", ebpf.take_map("RELAY_FLOWS"))?,
             Table::new("RELAYS", ebpf.take_map("RELAYS"))?,
         )?;
+        let forwards = Forwards::adopt(
+            Table::new("FORWARDS", ebpf.take_map("FORWARDS"))?,
+            convert("FORWARDING", ebpf.take_map("FORWARDING"))?,
+        )?;
         let gates = Gates::adopt(
             Table::new("GATES", ebpf.take_map("GATES"))?,
             Table::new("GATE_USAGE", ebpf.take_map("GATE_USAGE"))?,
@@ -307,6 +314,7 @@ impl Datapath {
                 relay_streams: Table::new("RELAY_STREAMS", ebpf.take_map("RELAY_STREAMS"))?,
                 subscribers: Table::new("RELAY_SUBSCRIBERS", ebpf.take_map("RELAY_SUBSCRIBERS"))?,
                 subscriber_usage: Table::new("RELAY_USAGE", ebpf.take_map("RELAY_USAGE"))?,
+                forwards: Mutex::new(forwards),
                 gates: Mutex::new(gates),
                 delivered: Table::new("DELIVERED", ebpf.take_map("DELIVERED"))?,
                 held: Mutex::new(Some(convert("HELD", ebpf.take_map("HELD"))?)),

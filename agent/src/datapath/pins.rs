@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! /sys/fs/bpf/roamcast/        pin root, from the config
-//!   v3/                        layout version
+//!   v4/                        layout version
 //!     LISTENERS .. EVENTS      maps
 //!     links/
 //!       snoop-12               TCX link of the program on the port with that ifindex

@@ -5,6 +5,9 @@
 //! | [`links`] | watches the ports of the managed bridge |
 //! | [`addresses`] | finds the addresses of the bridge |
 //! | [`mdb`] | writes the bridge's multicast database |
+//! | [`fdb`] | writes the bridge's forwarding database |
+//! | [`link_addresses`] | asks for, and answers for, unicast addresses of moving VMs |
+//! | [`packet_socket`] | frames of one interface, filtered |
 //! | [`membership`] | holds memberships on the bridge through kernel sockets |
 //! | [`static_join`] | has the kernel hold joins that outlive the process |
 //! | [`fd_store`] | has systemd keep sockets while the process is not there |
@@ -18,13 +21,16 @@
 
 pub mod addresses;
 pub mod fd_store;
+pub mod fdb;
 mod frames;
+pub mod link_addresses;
 pub mod links;
 mod mcast_filter;
 pub mod mdb;
 pub mod membership;
 pub mod neighbour;
 mod netlink;
+pub mod packet_socket;
 pub mod peers;
 mod rcvmark;
 pub mod relays;

@@ -30,6 +30,29 @@ pub struct AgentConfig {
     pub relay: Option<RelayTiming>,
     /// Whether gates make a move lose and double nothing.
     pub handover: bool,
+    /// What is done for the unicast addresses of moving VMs.
+    pub unicast: UnicastTiming,
+}
+
+/// How long what is done for the unicast addresses of moving VMs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnicastTiming {
+    /// How long somebody who has an address may take to say so (RFC 4861 §10, `RETRANS_TIMER`).
+    pub retransmit: Duration,
+    /// How long packets are sent on at most.
+    pub forward: Duration,
+    /// How long an arrived VM may take to speak from its address.
+    pub defence: Duration,
+}
+
+impl Default for UnicastTiming {
+    fn default() -> Self {
+        Self {
+            retransmit: Duration::from_secs(1),
+            forward: Duration::from_secs(60),
+            defence: Duration::from_secs(30),
+        }
+    }
 }
 
 /// Bounds of what VMs and peers can make the agent keep.

@@ -13,6 +13,7 @@ use common::signal::NicCut;
 
 use super::DomainUuid;
 use super::handover::{ClockOffset, HoldReport};
+pub use super::unicast::{AddressCommand, AddressEvent, ForwardCommand, Said};
 
 /// Nanoseconds of `CLOCK_MONOTONIC`, the clock of `bpf_ktime_get_ns`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -49,6 +50,12 @@ impl Sub<Duration> for Timestamp {
 
 /// Ethernet address.
 pub type Mac = [u8; 6];
+
+/// An Ethernet address for a person: `52:54:00:00:00:01`.
+pub fn mac_text(mac: &Mac) -> String {
+    let [a, b, c, d, e, f] = mac;
+    format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
+}
 
 /// A libvirt domain as the protocol needs it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -495,6 +502,10 @@ pub enum Output {
     ReadUsage,
     /// Have the gate of a TAP do something.
     Gate(GateCommand),
+    /// Do something about a unicast address of this link.
+    Address(AddressCommand),
+    /// Do something about packets for an address that its VM leaves.
+    Forward(ForwardCommand),
     /// Start a live migration.
     StartMigration {
         /// The domain.

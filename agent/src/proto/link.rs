@@ -224,6 +224,10 @@ impl Agent {
             }
             PeerMessage::HandoverCut(body) => self.on_handover_cut(peer, transaction, &body),
             PeerMessage::ArrivalNotice(body) => self.on_arrival_notice(peer, transaction, &body),
+            PeerMessage::AddressClaim(body) => self.on_address_claim(peer, transaction, &body),
+            PeerMessage::AddressClaimReply(body) => {
+                self.on_address_claim_reply(peer, transaction, &body);
+            }
             PeerMessage::RelayRequest(_) => {
                 let reason = format!("{} is an agent, not a relay", self.config.name);
                 self.send(peer, transaction, &RelayRelease { reason }.into());
@@ -233,6 +237,7 @@ impl Agent {
             | PeerMessage::Error(ErrorMessage { reason }) => {
                 let reason = bounded(&reason);
                 debug!(peer, transaction, %reason, "Peer ends a migration");
+                self.claim_not_understood(peer, transaction);
                 self.on_peer_refusal(peer, transaction, &reason);
                 self.on_peer_abort(peer, transaction, &reason);
                 self.preparation_refused(peer, transaction, &reason);
@@ -256,6 +261,8 @@ impl Agent {
             | PeerMessage::MigrationProgress(_)
             | PeerMessage::HandoverCut(_)
             | PeerMessage::ArrivalNotice(_)
+            | PeerMessage::AddressClaim(_)
+            | PeerMessage::AddressClaimReply(_)
             | PeerMessage::RelayRequest(_) => {
                 let reason = format!("{} knows {relay} as a relay only", self.config.name);
                 self.send(relay, transaction, &ErrorMessage { reason }.into());

@@ -21,6 +21,7 @@
 //! | `filter` | source filters and their merger |
 //! | `policy`, `refusal` | who may move, and the sentences for those who may not |
 //! | `record` | what is remembered of each migration |
+//! | `unicast` | addresses that VMs take on here, or leave |
 //! | `timer` | deadlines |
 //! | `uuid` | names of domains |
 //! | [`directory`] | which relay is for whom: the core of `roamcast mcs` |
@@ -47,6 +48,7 @@ mod source;
 #[cfg(test)]
 mod tests;
 mod timer;
+mod unicast;
 mod uuid;
 mod vm;
 mod watch;
@@ -57,12 +59,14 @@ use std::time::Duration;
 
 use common::maps::{ManagedKey, Querier, QuerierKey};
 
-pub use config::{AgentConfig, Limits, RelayTiming, Timing};
+pub use config::{AgentConfig, Limits, RelayTiming, Timing, UnicastTiming};
 pub use destination::ReceptionView;
 pub use io::*;
 pub use listener::ListenerView;
 pub use policy::Policy;
-pub use record::{Direction, MigrationRecord, Outcome, RECORDS};
+pub use record::{
+    ClaimOutcome, Direction, ForwardRecord, MigrationRecord, Outcome, RECORDS, UnicastRecord,
+};
 pub use uuid::{DomainUuid, UuidError};
 
 use destination::{Arrivals, Entry, Incoming, Preparation};
@@ -73,6 +77,7 @@ use reception::{Receptions, Relays};
 use record::Records;
 use source::Outgoing;
 use timer::{Timer, TimerTable};
+use unicast::Addresses;
 use vm::VmSide;
 use watch::Warnings;
 
@@ -99,6 +104,14 @@ pub struct Counters {
     pub relay_refusals: u64,
     /// Relays asked to take over from another.
     pub relay_failovers: u64,
+    /// Addresses that arriving VMs cannot have.
+    pub claims_refused: u64,
+    /// Addresses that arrived VMs have never spoken from.
+    pub claims_silent: u64,
+    /// Addresses of moving VMs that somebody else has too.
+    pub addresses_disputed: u64,
+    /// Addresses that a VM is not believed to be its own; nothing is sent on for them.
+    pub forwards_refused: u64,
 }
 
 /// The protocol of one agent.
@@ -127,6 +140,7 @@ pub struct Agent {
     vm: VmSide,
     warnings: Warnings,
     records: Records,
+    addresses: Addresses,
     counters: Counters,
 }
 
@@ -155,6 +169,7 @@ impl Agent {
             vm: VmSide::default(),
             warnings: Warnings::default(),
             records: Records::default(),
+            addresses: Addresses::default(),
             counters: Counters::default(),
         }
     }
@@ -369,12 +384,16 @@ impl Agent {
                 self.inventory.domains.insert(uuid, domain);
                 self.ports_changed();
                 self.incoming_domain(uuid, running);
+                if running {
+                    self.end_adopted_departures(uuid);
+                }
             }
             HypervisorEvent::Gone(uuid) => {
                 self.inventory.domains.remove(&uuid);
                 self.vm.forget_domain(&uuid);
                 self.outgoing_domain_gone(uuid);
                 self.incoming_domain_gone(uuid);
+                self.addresses_left(uuid);
             }
             HypervisorEvent::Suspended { uuid, at } => self.outgoing_suspended(uuid, at),
             HypervisorEvent::Resumed { uuid, migrated, at } => {
@@ -385,6 +404,7 @@ impl Agent {
                     self.arrived(uuid, at);
                 } else {
                     self.outgoing_resumed(uuid);
+                    self.end_adopted_departures(uuid);
                 }
             }
             HypervisorEvent::Departing { uuid } => self.departure_found(uuid),
@@ -404,6 +424,8 @@ impl Agent {
             Timer::Unused(number) => self.arrival_unused(number),
             Timer::Hold(number) => self.hold_timed_out(number),
             Timer::Cut(number) => self.cut_timed_out(number),
+            Timer::Claim(number) => self.claim_timed_out(number),
+            Timer::Forwards => self.look_at_forwards(),
             Timer::Poll(number) => self.poll_answers(number),
             Timer::MdbRenewal(number) => self.renew_mdb(number),
             Timer::Preparation(command) => self.preparation_timed_out(command),

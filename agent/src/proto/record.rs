@@ -1,6 +1,7 @@
 //! What is remembered of each migration: how it went, and how long each part took.
 
 use std::collections::VecDeque;
+use std::net::Ipv6Addr;
 use std::time::Duration;
 
 use common::signal::{Phase, Reception};
@@ -27,6 +28,51 @@ pub enum Outcome {
     Completed,
     /// It does not; one sentence for a person.
     Failed(String),
+}
+
+/// What has become of the address that a VM is to have at the destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClaimOutcome {
+    /// It is being asked for.
+    Asked,
+    /// Nobody else has it.
+    Unique,
+    /// The VM cannot have it.
+    Refused,
+    /// Somebody else has it too, as was found out after the switch.
+    Disputed,
+    /// The VM speaks for itself.
+    Spoken,
+    /// The VM has never spoken from it.
+    Silent,
+    /// The destination does not know how to find out.
+    Unknown,
+}
+
+/// What was sent on for one address that the VM has left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ForwardRecord {
+    /// The address.
+    pub address: Ipv6Addr,
+    /// Where its packets went.
+    pub to: Ipv6Addr,
+    /// Packets.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Packets that could not be sent on.
+    pub dropped: u64,
+}
+
+/// What was done for the unicast addresses of a VM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnicastRecord {
+    /// Its address at the destination.
+    pub address: Ipv6Addr,
+    /// What has become of it.
+    pub claim: ClaimOutcome,
+    /// What was sent on; at the source only.
+    pub forwards: Vec<ForwardRecord>,
 }
 
 /// One migration, at one of its ends.
@@ -65,8 +111,43 @@ pub struct MigrationRecord {
     pub receptions: Vec<Reception>,
     /// How each NIC's streams were handed over; at the destination only.
     pub handover: Vec<HoldReport>,
+    /// What was done for the VM's unicast addresses; `None` where it has named none.
+    pub unicast: Option<UnicastRecord>,
     /// How it ended; `None` while it runs.
     pub outcome: Option<Outcome>,
+}
+
+impl MigrationRecord {
+    /// Notes what has become of the VM's address.
+    pub(super) fn claim(&mut self, address: Ipv6Addr, claim: ClaimOutcome) {
+        match &mut self.unicast {
+            Some(unicast) if unicast.address == address => unicast.claim = claim,
+            _ => {
+                self.unicast = Some(UnicastRecord {
+                    address,
+                    claim,
+                    forwards: Vec::new(),
+                });
+            }
+        }
+    }
+
+    /// Notes what was sent on so far.
+    pub(super) fn forwarded(&mut self, forward: ForwardRecord) {
+        let Some(unicast) = &mut self.unicast else {
+            return;
+        };
+        let known = |it: &&mut ForwardRecord| it.address == forward.address;
+        match unicast.forwards.iter_mut().find(known) {
+            Some(known) => *known = forward,
+            None => unicast.forwards.push(forward),
+        }
+    }
+
+    fn forward_of(&self, address: Ipv6Addr) -> Option<ForwardRecord> {
+        let forwards = &self.unicast.as_ref()?.forwards;
+        forwards.iter().find(|it| it.address == address).copied()
+    }
 }
 
 /// The last [`RECORDS`] migrations, oldest first.
@@ -112,6 +193,7 @@ impl Records {
             total_bytes: 0,
             receptions: Vec::new(),
             handover: Vec::new(),
+            unicast: None,
             outcome: None,
         });
         self.last
@@ -134,6 +216,24 @@ impl Records {
             record.total = Some(now.since(record.started));
             record.outcome = Some(outcome);
         });
+    }
+
+    /// Notes what was sent on for an address, at the last migration that has sent on for it.
+    pub(super) fn count_forwarded(&mut self, address: Ipv6Addr, counts: [u64; 3]) {
+        let [packets, bytes, dropped] = counts;
+        let found = self
+            .records
+            .iter_mut()
+            .rev()
+            .find_map(|record| Some((record.forward_of(address)?, record)));
+        if let Some((known, record)) = found {
+            record.forwarded(ForwardRecord {
+                packets,
+                bytes,
+                dropped,
+                ..known
+            });
+        }
     }
 
     /// Returns a record by its number.

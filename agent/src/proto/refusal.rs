@@ -1,6 +1,7 @@
 //! Why a move is refused or ends: each reason one sentence for a person, as the VM's user, the
 //! operator and the other agent read it.
 
+use std::net::Ipv6Addr;
 use std::time::Duration;
 
 use common::signal::MAX_TEXT_BYTES;
@@ -110,6 +111,32 @@ pub(super) enum Refusal {
     BadField { field: &'static str },
     #[error("Domain {domain} is gone from {agent} before it has arrived")]
     GoneBeforeArrival { domain: String, agent: String },
+    #[error("Address {address} is taken by {mac}; run migkick again, which chooses another one")]
+    AddressTaken { address: Ipv6Addr, mac: String },
+    #[error(
+        "Address {address} is that of another VM of {agent}; run migkick again, which chooses another one"
+    )]
+    AddressHeld { address: Ipv6Addr, agent: String },
+    #[error(
+        "Address {address} was left by another VM of {agent} just now; choose another one, or wait {} s",
+        .wait.as_secs() + 1
+    )]
+    AddressLeft {
+        address: Ipv6Addr,
+        agent: String,
+        wait: Duration,
+    },
+    #[error("Address {address} is that of {agent} itself; choose another one")]
+    AddressOfHost { address: Ipv6Addr, agent: String },
+    #[error("Address {address} is no VM's address in the prefix of {agent} ({prefix}/{length})")]
+    AddressOffLink {
+        address: Ipv6Addr,
+        agent: String,
+        prefix: Ipv6Addr,
+        length: u8,
+    },
+    #[error("Destination {destination} refuses the VM's address: {reason}")]
+    Address { destination: String, reason: String },
     #[error("Nothing was heard of domain {domain} for {} s", .waited.as_secs())]
     Unused { domain: String, waited: Duration },
     #[error("The connection to {peer} broke before domain {domain} began to come")]

@@ -25,6 +25,10 @@ pub(super) enum Timer {
     Unused(u64),
     /// When to release what an arrived VM never answered for.
     Hold(u64),
+    /// When a claimed address counts as unique, or its VM has not spoken from it.
+    Claim(u64),
+    /// When to look at what is sent on for VMs that have left.
+    Forwards,
     /// When an arrived VM gets what it may have missed without a cut.
     Cut(u64),
     /// When to read again what an arrived VM is expected to answer for.

@@ -19,9 +19,11 @@ use crate::control::{Reply, Request};
 use crate::datapath::events::Events;
 use crate::datapath::{self, Datapath};
 use crate::hypervisor::libvirt::Libvirt;
+use crate::net::link_addresses::LinkAddresses;
 use crate::net::links::{LinkEvent, Links};
 use crate::net::mdb::Mdb;
 use crate::net::membership::Memberships;
+use crate::net::neighbour::Neighbours;
 use crate::net::peers::Peers;
 use crate::net::relays::{Discovery, Found};
 use crate::net::vm_socket::VmSocket;
@@ -53,6 +55,9 @@ pub(super) struct EventLoop {
     pub(super) links: Links,
     pub(super) mdb: Mdb,
     pub(super) memberships: Memberships,
+    pub(super) link_addresses: LinkAddresses,
+    /// Next hops of packets that are sent on.
+    pub(super) neighbours: Neighbours,
     pub(super) vm_socket: Arc<VmSocket>,
     pub(super) peers: Peers,
     pub(super) peer_events: mpsc::Receiver<(String, PeerEvent)>,
@@ -90,6 +95,9 @@ impl EventLoop {
             tokio::select! {
                 event = self.links.next() => self.handle_link(event?)?,
                 event = self.events.next() => self.handle_datapath(event?),
+                Some(event) = self.link_addresses.next() => {
+                    self.proto.handle_address(now(), event);
+                }
                 Some(event) = self.gates.next() => self.proto.handle_gate(now(), event),
                 datagram = vm_socket.recv() => match datagram {
                     Ok(datagram) => {
@@ -161,6 +169,7 @@ impl EventLoop {
                         "Cannot watch an uplink; streams that come by it are not seen"
                     ),
                 }
+                self.link_addresses.uplink_added(port.ifindex);
                 self.uplinks.insert(port.ifindex, port);
             }
             LinkEvent::OtherAdded(port) => {
@@ -175,6 +184,7 @@ impl EventLoop {
             }
             LinkEvent::OtherRemoved { ifindex } => self.datapath.detach_leak(ifindex)?,
             LinkEvent::UplinkRemoved { ifindex } => {
+                self.link_addresses.uplink_removed(ifindex);
                 self.datapath.detach_uplink(ifindex)?;
                 if let Some(port) = self.uplinks.remove(&ifindex) {
                     tracing::warn!(uplink = port.name, "Uplink removed");
@@ -290,6 +300,7 @@ impl EventLoop {
     /// Removes from the maps what nobody needs, without keeping the loop, and asks the migration
     /// control servers again.
     fn collect(&mut self) {
+        self.link_addresses.tidy();
         let watched = self.proto.modes().map(|view| view.key);
         let wanted = watched
             .filter(|key| key.vlan == 0)

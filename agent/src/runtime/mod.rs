@@ -6,7 +6,8 @@
 //!   VmSocket ───┼─────────▶ proto::Agent ───────┼──▶ Datapath
 //!   Peers ──────┤                               ├──▶ Libvirt
 //!   Libvirt ────┤                               ├──▶ Gates
-//!   Gates ──────┤                               └──▶ operator's replies
+//!   Gates ──────┤                               ├──▶ LinkAddresses, Neighbours
+//!   LinkAddr. ──┤                               └──▶ operator's replies
 //!   operator ───┘
 //! ```
 //!
@@ -33,6 +34,7 @@ use crate::control::server::ControlError;
 use crate::datapath::DatapathError;
 use crate::hypervisor::libvirt::{LibvirtError, MigrateFlagsError};
 use crate::net::addresses::AddressesError;
+use crate::net::link_addresses::LinkAddressesError;
 use crate::net::links::LinksError;
 use crate::net::mdb::MdbError;
 use crate::net::peers::{Peers, PeersError};
@@ -53,6 +55,9 @@ pub enum RuntimeError {
     /// Ports of the bridge.
     #[error(transparent)]
     Links(#[from] LinksError),
+    /// Unicast addresses of moving VMs.
+    #[error(transparent)]
+    LinkAddresses(#[from] LinkAddressesError),
     /// The bridge's multicast database.
     #[error(transparent)]
     Mdb(#[from] MdbError),

@@ -3,7 +3,7 @@
 use std::net::Ipv6Addr;
 
 use common::event::Change;
-use common::maps::{Listener, ListenerKey, ManagedKey, Source, SourceKey};
+use common::maps::{Forward, ForwardKey, Listener, ListenerKey, ManagedKey, Source, SourceKey};
 
 use super::RuntimeError;
 use super::event_loop::EventLoop;
@@ -11,7 +11,7 @@ use crate::clock::now;
 use crate::control::Reply;
 use crate::control::report::LinkState;
 use crate::hypervisor::{Hypervisor as _, MigrateRequest};
-use crate::proto::{CommandReply, DatapathEvent, Membership, Output};
+use crate::proto::{AddressEvent, CommandReply, DatapathEvent, ForwardCommand, Membership, Output};
 
 impl EventLoop {
     /// Performs outputs until the protocol has none left. Neighbouring outputs of one kind are
@@ -114,6 +114,8 @@ impl EventLoop {
                 }
             }
             Output::Gate(command) => self.gates.perform(command),
+            Output::Address(command) => self.link_addresses.perform(&command),
+            Output::Forward(command) => self.forward(&command),
             Output::StartMigration {
                 uuid,
                 connect_uri,
@@ -132,6 +134,68 @@ impl EventLoop {
             Output::MdbAdd { .. } | Output::MdbDelete { .. } | Output::ExpireListener { .. } => {}
         }
         Ok(())
+    }
+
+    /// What fails is logged: it ends no move.
+    fn forward(&mut self, command: &ForwardCommand) {
+        let done = match *command {
+            ForwardCommand::Resolve { to } => {
+                match self.neighbours.resolve(to) {
+                    Ok(known) => tracing::debug!(%to, known, "Next hop is looked up"),
+                    Err(error) => tracing::debug!(%to, %error, "No way to a VM that has left"),
+                }
+                Ok(())
+            }
+            ForwardCommand::Release { to } => {
+                self.neighbours.forget(to);
+                Ok(())
+            }
+            ForwardCommand::Set {
+                address,
+                to,
+                until,
+                uuid,
+            } => {
+                let (from, destination) = (address.octets(), to.octets());
+                let value = Forward {
+                    until_ns: until.0,
+                    destination,
+                    difference: common::forward::difference(&from, &destination),
+                    bridge: self.links.bridge_ifindex(),
+                    domain_uuid: uuid.0,
+                    ..Forward::default()
+                };
+                self.datapath.forward_set(&forward_key(address), &value)
+            }
+            ForwardCommand::Remove { address } => self
+                .datapath
+                .forward_remove(&forward_key(address))
+                .map(|removed| self.forwarded(address, removed)),
+            ForwardCommand::Read => self.datapath.forwards().map(|forwards| {
+                for (key, value) in forwards {
+                    self.forwarded(key.address.into(), Some(value));
+                }
+            }),
+        };
+        if let Err(error) = done {
+            tracing::warn!(
+                ?command,
+                error = &error as &dyn std::error::Error,
+                "Packets for a VM that has left are not sent on as they should be"
+            );
+        }
+    }
+
+    fn forwarded(&mut self, address: Ipv6Addr, value: Option<Forward>) {
+        if let Some(value) = value {
+            let event = AddressEvent::Forwarded {
+                address,
+                packets: value.packets,
+                bytes: value.bytes,
+                dropped: value.dropped,
+            };
+            self.proto.handle_address(now(), event);
+        }
     }
 
     fn join(&mut self, membership: &Membership) {
@@ -234,6 +298,14 @@ impl EventLoop {
         if last {
             self.commands.remove(&command);
         }
+    }
+}
+
+fn forward_key(address: Ipv6Addr) -> ForwardKey {
+    ForwardKey {
+        address: address.octets(),
+        vlan: 0,
+        pad: 0,
     }
 }
 

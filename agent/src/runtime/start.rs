@@ -21,9 +21,11 @@ use crate::datapath::{Capacities, Datapath, DatapathConfig};
 use crate::glob::Glob;
 use crate::hypervisor::libvirt::{DowntimeLimit, Libvirt, LibvirtConfig, MigrateFlagsError};
 use crate::net::addresses::addresses;
+use crate::net::link_addresses::LinkAddresses;
 use crate::net::links::{Links, PortRules};
 use crate::net::mdb::Mdb;
 use crate::net::membership::Memberships;
+use crate::net::neighbour::Neighbours;
 use crate::net::peers::{Peers, PeersConfig};
 use crate::net::relays::{Discovery, Source};
 use crate::net::tls::{Tls, TlsFiles};
@@ -76,11 +78,18 @@ pub(super) async fn start(config: &Config) -> Result<EventLoop, RuntimeError> {
         hook = datapath.hook().as_str(),
         "Started"
     );
+    let neighbours = Neighbours::open().map_err(|error| RuntimeError::System {
+        what: "netlink",
+        error,
+    })?;
     let mut proto = Agent::new(proto_config(config, address, prefix_length), seed);
     proto.handle_pinned(now(), datapath.managed()?, datapath.relay_flows()?);
+    proto.handle_forwards(now(), datapath.forwards()?);
     Ok(EventLoop {
         proto,
         memberships: Memberships::new(links.bridge_ifindex()),
+        link_addresses: LinkAddresses::open(bridge, links.bridge_ifindex())?,
+        neighbours,
         peer_states: config
             .peers
             .iter()
@@ -265,6 +274,11 @@ fn proto_config(config: &Config, address: Ipv6Addr, prefix_length: u8) -> AgentC
             hold: config.relay.hold,
         }),
         handover: config.handover.enabled,
+        unicast: proto::UnicastTiming {
+            retransmit: config.mobility.retransmit,
+            forward: config.mobility.forward,
+            defence: config.mobility.defence,
+        },
     }
 }
 

@@ -16,7 +16,8 @@ use crate::control::Reply;
 use crate::control::report::{
     Direction, HandoverRow, Hook, HypervisorStatus, JoinRow, LinkState, ListenerRow, MigrationRow,
     Outcome, PeerRow, Placement, PortRow, QuerierRow, Reception, ReceptionRow, RelayRow,
-    RelaySessionRow, RelaySessionState, Status, StreamRow, UplinkRow, age_ms, milliseconds,
+    RelaySessionRow, RelaySessionState, Status, StreamRow, UnicastRow, UplinkRow, age_ms,
+    milliseconds,
 };
 use crate::datapath::Program;
 use crate::proto::handover::{FlowReport, HoldReport, Placed};
@@ -215,6 +216,10 @@ impl EventLoop {
             ("relay_lies", proto.relay_lies),
             ("relay_refusals", proto.relay_refusals),
             ("relay_failovers", proto.relay_failovers),
+            ("claims_refused", proto.claims_refused),
+            ("claims_silent", proto.claims_silent),
+            ("addresses_disputed", proto.addresses_disputed),
+            ("forwards_refused", proto.forwards_refused),
         ];
         let own = self.datapath.counters()?.into_iter().chain(signalling);
         Ok(counters(own, &self.peers))
@@ -296,6 +301,7 @@ fn migration_row(record: &MigrationRecord, now: Timestamp) -> MigrationRow {
         total_bytes: record.total_bytes,
         receptions: record.receptions.iter().map(verdict_row).collect(),
         handover: handover_rows(&record.handover),
+        unicast: record.unicast.as_ref().map(UnicastRow::from),
         outcome: match &record.outcome {
             None => Outcome::Running,
             Some(proto::Outcome::Completed) => Outcome::Completed,

@@ -212,6 +212,53 @@ pub struct MigrationReady {
     pub forward_s: u32,
 }
 
+/// `AddressClaim`: the arriving VM is going to have an address on the destination's link. Its
+/// transaction is its own, so that a peer that does not know it ends no migration by its `Error`.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct AddressClaim {
+    /// Transaction of the migration.
+    #[n(0)]
+    pub migration: u64,
+    /// The address.
+    #[n(1)]
+    pub address: Address,
+    /// MAC of the VM's NIC that will have it.
+    #[n(2)]
+    pub mac: Mac,
+    /// How long nobody else is to get it once the VM has left it, seconds.
+    #[n(3)]
+    pub quarantine_s: u32,
+}
+
+/// What has become of a claimed address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(index_only)]
+pub enum ClaimState {
+    /// Nobody on the link has answered for it.
+    #[n(1)]
+    Unique,
+    /// It cannot be had.
+    #[n(2)]
+    Refused,
+    /// Somebody answered for it after the VM had switched to it.
+    #[n(3)]
+    Disputed,
+}
+
+/// `AddressClaimReply`: what the destination has found out; sent again when that changes.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct AddressClaimReply {
+    /// The address.
+    #[n(0)]
+    pub address: Address,
+    /// What has become of it.
+    #[n(1)]
+    pub state: ClaimState,
+    /// One sentence for a person; empty for one that is unique.
+    #[n(2)]
+    pub reason: String,
+}
+
 /// Where a migration stands; later phases are greater.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
 #[cbor(index_only)]

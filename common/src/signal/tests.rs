@@ -49,6 +49,45 @@ fn arrival_notice_survives_the_wire_between_agents_only() {
 }
 
 #[test]
+fn ready_of_an_older_vm_has_nothing_to_forward() {
+    let older = [0x84, 0x01, 0x05, 0x09, 0x81, 0xf6];
+    let ready = MigrationReady::default();
+    assert_eq!(VmMessage::decode(&older), Ok((5, ready.into())));
+}
+
+#[test]
+fn ready_with_all_fields_survives_the_wire() {
+    let ready = MigrationReady {
+        address: Some([1; 16].into()),
+        mac: Some([2; 6].into()),
+        forward: vec![[3; 16].into(); crate::mat::MAX_MOAS],
+        forward_s: 60,
+    };
+    let bytes = VmMessage::from(ready.clone()).encode(9);
+    assert_eq!(VmMessage::decode(&bytes), Ok((9, ready.into())));
+}
+
+#[test]
+fn claim_and_its_reply_survive_the_wire_between_agents_only() {
+    let claim = AddressClaim {
+        migration: 3,
+        address: [1; 16].into(),
+        mac: [2; 6].into(),
+        quarantine_s: 60,
+    };
+    let bytes = PeerMessage::from(claim.clone()).encode(9);
+    assert_eq!(PeerMessage::decode(&bytes), Ok((9, claim.into())));
+    let reply = AddressClaimReply {
+        address: [1; 16].into(),
+        state: ClaimState::Refused,
+        reason: "taken".to_string(),
+    };
+    let bytes = PeerMessage::from(reply.clone()).encode(9);
+    assert_eq!(PeerMessage::decode(&bytes), Ok((9, reply.into())));
+    assert!(VmMessage::decode(&bytes).is_err());
+}
+
+#[test]
 fn truncated_message_is_malformed_at_every_length() {
     let bytes = PeerMessage::from(request()).encode(9);
     for length in 0..bytes.len() {

@@ -1,4 +1,4 @@
-//! Wire formats: Ethernet, IPv6, UDP and MLD.
+//! Wire formats: Ethernet, IPv6, UDP, MLD and Neighbor Discovery.
 //!
 //! The contract of every parser here: it reads through [`crate::packet::PacketRead`], never
 //! panics, allocates nothing, and its loops have constant bounds, so that the kernel's verifier
@@ -9,6 +9,7 @@ pub mod datagram;
 pub mod ethernet;
 pub mod ipv6;
 pub mod mld;
+pub mod neighbour;
 pub mod udp;
 
 #[cfg(test)]

@@ -2,8 +2,9 @@ use super::*;
 use std::collections::BTreeMap;
 
 use crate::control::report::{
-    Hook, HypervisorStatus, JoinRow, LinkState, Mac, MigrationPhase, PeerRow, Placement, PortRow,
-    RelayRow, RelaySessionRow, RelaySessionState, Status, UplinkRow,
+    ClaimState, ForwardRow, Hook, HypervisorStatus, JoinRow, LinkState, Mac, MigrationPhase,
+    PeerRow, Placement, PortRow, RelayRow, RelaySessionRow, RelaySessionState, Status, UnicastRow,
+    UplinkRow,
 };
 
 fn example() -> Status {
@@ -251,6 +252,17 @@ fn failed_migration_shows_its_reason() {
             longest_held_ms: 30.5,
             overflow: true,
         }],
+        unicast: Some(UnicastRow {
+            address: "2001:db8:2::88".parse().unwrap(),
+            claim: ClaimState::Spoken,
+            forwards: vec![ForwardRow {
+                address: "2001:db8:1::77".parse().unwrap(),
+                to: "2001:db8:2::88".parse().unwrap(),
+                packets: 41,
+                bytes: 4100,
+                dropped: 2,
+            }],
+        }),
         outcome: Outcome::Failed("libvirtd is gone".to_owned()),
     };
     let text = migrations(std::slice::from_ref(&row));
@@ -260,6 +272,7 @@ fn failed_migration_shows_its_reason() {
         "900 ms",
         "3.0 MiB",
         "2 native, 1 relay",
+        "spoken, 41 forwarded, 2 dropped",
         "1 of 1 flows by time, 97 replayed, 3 lost, at most 2 doubled",
         "\n4 ff1e::1 from 2001:db8::1: by time, 3 lost, at most 2 doubled; there was too little room",
     ] {

@@ -60,7 +60,7 @@ impl Arrivals {
 
 impl Incoming {
     /// Whether the VM no longer runs at its source.
-    fn is_switched_to(&self) -> bool {
+    pub(super) fn is_switched_to(&self) -> bool {
         let told = self.progress.as_ref().map(|progress| progress.phase);
         self.arrived.is_some() || matches!(told, Some(Phase::Switching | Phase::Completed))
     }
@@ -101,6 +101,7 @@ impl Agent {
                 incoming.begun = true;
             }
         }
+        self.expect_claims();
     }
 
     pub(in crate::proto) fn renew_mdb(&mut self, number: u64) {
@@ -188,6 +189,7 @@ impl Agent {
         self.ports_changed();
         self.renew_mdb(number);
         self.expect_cut(number);
+        self.claim_arrived(number);
         self.finish_if_released(number);
     }
 

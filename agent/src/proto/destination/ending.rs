@@ -210,11 +210,15 @@ impl Agent {
             Timer::Poll(number),
             Timer::MdbRenewal(number),
             Timer::Cut(number),
+            Timer::Claim(number),
         ] {
             self.timers.stop(timer);
         }
-        let incoming = self.incoming.remove(&number)?;
+        let mut incoming = self.incoming.remove(&number)?;
         self.clear_gates(&incoming.gates);
+        if let Some(claim) = incoming.claim.take() {
+            self.drop_claim(&claim, incoming.uuid, true);
+        }
         Some(incoming)
     }
 }

@@ -24,6 +24,7 @@
 //! probe. A join ends when the last VM that needs it releases it.
 
 mod arrival;
+mod claim;
 mod ending;
 mod handover;
 mod notice;
@@ -52,6 +53,7 @@ pub(super) use notice::Preparation;
 pub(super) use probe::Entry;
 pub use probe::ReceptionView;
 
+use claim::Claim;
 use handover::ArrivalGate;
 
 /// NICs of one domain.
@@ -86,6 +88,8 @@ pub(super) struct Incoming {
     /// What is known of the source's clock.
     clock: ClockOffset,
     gates: BTreeMap<u32, ArrivalGate>,
+    /// The address that it is going to have here.
+    claim: Option<Claim>,
     aborted: Option<String>,
     /// It has begun to come: its TAPs are, or were, here.
     begun: bool,
@@ -209,6 +213,7 @@ impl Agent {
             switching: None,
             clock: ClockOffset::default(),
             gates: BTreeMap::new(),
+            claim: None,
             aborted: None,
             begun: false,
             last_heard: self.now,

@@ -42,6 +42,8 @@ impl RelayServer {
             | PeerMessage::MigrationProgress(_)
             | PeerMessage::HandoverCut(_)
             | PeerMessage::ArrivalNotice(_)
+            | PeerMessage::AddressClaim(_)
+            | PeerMessage::AddressClaimReply(_)
             | PeerMessage::MigrationAbort(_) => self.counters.malformed_frames += 1,
             PeerMessage::Error(ErrorMessage { reason }) => {
                 debug!(

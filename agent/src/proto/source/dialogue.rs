@@ -36,6 +36,7 @@ impl Agent {
             outgoing.backoff = Backoff::default();
             let started = outgoing.state.is_started();
             self.send_request(number);
+            self.claim_address(number);
             if started {
                 self.tell_peer(number);
                 self.tell_cuts(number);
@@ -146,11 +147,12 @@ impl Agent {
         uuid: &DomainUuid,
         transaction: u64,
         from: SocketAddrV6,
-        _ready: &MigrationReady,
+        ready: &MigrationReady,
     ) -> bool {
         let Some(number) = self.asked_by(uuid, transaction, from) else {
             return false;
         };
+        self.addresses_change(number, ready);
         let state = self.outgoing.get(&number).map(|outgoing| outgoing.state);
         if state == Some(State::Ready) {
             self.start(number);

@@ -47,6 +47,7 @@ impl Agent {
         self.records
             .update(number, |record| record.phase = Phase::Switching);
         self.place_cuts(number, at);
+        self.forward_departures(number);
         self.tell_peer(number);
         self.tell_operator(number);
     }
@@ -61,6 +62,7 @@ impl Agent {
         self.records
             .update(number, |record| record.phase = Phase::Copying);
         self.void_cuts(number);
+        self.keep_departures(number);
     }
 
     pub(in crate::proto) fn outgoing_ended(
@@ -76,9 +78,10 @@ impl Agent {
             Ok(stats) => self.complete(number, stats),
             Err(reason) => {
                 let domain = outgoing.domain.clone();
-                let refusal = match outgoing.cancelled_by {
-                    Some(by) => Refusal::Cancelled { domain, by },
-                    None => Refusal::Hypervisor {
+                let refusal = match (outgoing.stopped_for.take(), outgoing.cancelled_by) {
+                    (Some(refusal), _) => refusal,
+                    (None, Some(by)) => Refusal::Cancelled { domain, by },
+                    (None, None) => Refusal::Hypervisor {
                         domain,
                         destination: outgoing.destination.clone(),
                         agent,
@@ -188,6 +191,7 @@ impl Agent {
         let Some(outgoing) = self.remove(number) else {
             return;
         };
+        self.end_departures(|_, departure| departure.is_of(number));
         let reason = refusal.to_string();
         warn!(domain = %outgoing.domain, number, %reason, "Migration has failed");
         let ended = Outcome::Failed(reason.clone());
@@ -216,6 +220,8 @@ impl Agent {
     }
 
     fn complete(&mut self, number: u64, stats: JobStats) {
+        // Where libvirt has not told that the VM stands still.
+        self.forward_departures(number);
         let Some(outgoing) = self.remove(number) else {
             return;
         };

@@ -25,6 +25,7 @@
 
 mod dialogue;
 mod ending;
+mod forward;
 mod handover;
 mod notice;
 mod request;
@@ -45,6 +46,9 @@ use super::record::Direction;
 use super::refusal::{Refusal, bounded};
 use super::timer::Timer;
 use super::{Agent, CommandReply, Domain, DomainUuid, JobStats, Output, Timestamp};
+
+pub(super) use forward::Departure;
+use forward::Leaving;
 
 /// Stands for the destination of a migration that an agent before this one has started: libvirt
 /// does not tell it. No agent has this name, since names have no spaces.
@@ -124,6 +128,10 @@ pub(super) struct Outgoing {
     stats: JobStats,
     peer_told: Timestamp,
     cancelled_by: Option<&'static str>,
+    /// Why it was stopped, if it was by the destination.
+    stopped_for: Option<Refusal>,
+    /// Where the VM is going to be, as it says.
+    leaving: Option<Leaving>,
     /// TAPs that are recorded, and what the VM has had by them.
     recorded: BTreeMap<u32, Option<NicCut>>,
     pub(super) backoff: Backoff,
@@ -348,6 +356,8 @@ impl Agent {
             stats: JobStats::default(),
             peer_told: self.now,
             cancelled_by: None,
+            stopped_for: None,
+            leaving: None,
             recorded: BTreeMap::new(),
             backoff: Backoff::default(),
         }

@@ -4,7 +4,7 @@ use std::net::Ipv6Addr;
 use std::time::Duration;
 
 use common::event::Change;
-use common::maps::{Listener, ManagedKey, Stream, StreamKey};
+use common::maps::{Forward, ForwardKey, Listener, ManagedKey, Stream, StreamKey};
 use common::signal::{CutBasis, NicCut};
 
 use super::pair::*;
@@ -130,6 +130,8 @@ impl Pair {
                 self.after(ms(1), Event::Follow { until });
             }
             Output::Gate(command) => self.gate(host, command),
+            Output::Address(command) => self.address(host, command),
+            Output::Forward(command) => self.forward(host, command),
             Output::AbortMigration { .. } => self.fail_migration(),
             Output::Reply { reply, .. } => {
                 self.replies.push(reply);
@@ -137,6 +139,76 @@ impl Pair {
                     self.after(ms(1), Event::Hooked);
                 }
             }
+        }
+    }
+
+    /// What the link's other nodes and the VM do.
+    fn address(&mut self, host: usize, command: AddressCommand) {
+        let kernel = &mut self.hosts[host].kernel;
+        match command {
+            AddressCommand::Watch { address } => {
+                kernel.watched.insert(address);
+            }
+            AddressCommand::Forget { address, .. } => {
+                kernel.watched.remove(&address);
+            }
+            AddressCommand::Probe { address } => {
+                assert!(kernel.watched.contains(&address), "deaf probe");
+                if let Some(delay) = self.setup.taken.filter(|_| host == 1) {
+                    let event = AddressEvent::Heard {
+                        address,
+                        said: Said::Has,
+                        by: OTHER_MAC,
+                    };
+                    self.after(delay, Event::Address { host, event });
+                }
+            }
+            AddressCommand::Expect { ifindex, .. } => {
+                assert!(kernel.ports.contains_key(&ifindex), "no TAP to expect by");
+            }
+            AddressCommand::Advertise { .. } | AddressCommand::Replace { .. } => {}
+        }
+    }
+
+    fn forward(&mut self, host: usize, command: ForwardCommand) {
+        let kernel = &mut self.hosts[host].kernel;
+        match command {
+            ForwardCommand::Set {
+                address,
+                to,
+                until,
+                uuid,
+            } => {
+                let key = ForwardKey {
+                    address: address.octets(),
+                    vlan: 0,
+                    pad: 0,
+                };
+                let value = Forward {
+                    until_ns: until.0,
+                    packets: 7,
+                    destination: to.octets(),
+                    domain_uuid: uuid.0,
+                    ..Forward::default()
+                };
+                kernel.forwards.insert(key, value);
+            }
+            ForwardCommand::Remove { address } => {
+                let of = |key: &ForwardKey, _: &mut Forward| key.address == address.octets();
+                let removed: Vec<_> = kernel.forwards.extract_if(.., of).collect();
+                for (_, value) in removed {
+                    let event = AddressEvent::Forwarded {
+                        address,
+                        packets: value.packets,
+                        bytes: 0,
+                        dropped: 0,
+                    };
+                    self.after(ms(0), Event::Address { host, event });
+                }
+            }
+            ForwardCommand::Resolve { .. }
+            | ForwardCommand::Release { .. }
+            | ForwardCommand::Read => {}
         }
     }
 

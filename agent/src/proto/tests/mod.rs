@@ -8,4 +8,5 @@ mod pair;
 mod relay_network;
 pub(super) mod relay_world;
 mod schedule;
+mod unicast;
 mod vm_host;

@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv6Addr, SocketAddrV6};
 use std::time::Duration;
 
-use common::maps::{Listener, ListenerKey, ManagedKey, Origin, Querier, QuerierKey};
+use common::maps::{
+    Forward, ForwardKey, Listener, ListenerKey, ManagedKey, Origin, Querier, QuerierKey,
+};
 use common::signal::PORT;
 
 use crate::proto::*;
@@ -13,6 +15,13 @@ use crate::proto::*;
 pub(in crate::proto) const UUID: DomainUuid = DomainUuid([7; 16]);
 pub(in crate::proto) const MAC: Mac = [0x52, 0x54, 0, 0, 0, 1];
 pub(super) const TRANSACTION: u64 = 4711;
+/// Another node of a link.
+pub(in crate::proto) const OTHER_MAC: Mac = [2, 0, 0, 0, 0, 9];
+/// The VM's addresses at the two hosts.
+pub(in crate::proto) const MOAS: [Ipv6Addr; 2] = [
+    Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 0x77),
+    Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 0x88),
+];
 const NAMES: [&str; 2] = ["vms1", "vms2"];
 const UPLINK: u32 = 2;
 /// When a simulation begins.
@@ -47,6 +56,8 @@ pub(super) struct Setup {
     pub(super) by_operator: bool,
     /// Whether somebody asks libvirt instead, with its hook at the destination.
     pub(super) by_hook: bool,
+    /// After how long somebody on the destination's link says that he has the VM's new address.
+    pub(super) taken: Option<Duration>,
 }
 
 impl Default for Setup {
@@ -61,6 +72,7 @@ impl Default for Setup {
             refresh_events: false,
             by_operator: false,
             by_hook: false,
+            taken: None,
         }
     }
 }
@@ -90,6 +102,10 @@ pub(super) enum Event {
     Gate {
         host: usize,
         event: GateEvent,
+    },
+    Address {
+        host: usize,
+        event: AddressEvent,
     },
     Packet {
         host: usize,
@@ -126,6 +142,8 @@ pub(super) struct Kernel {
     pub(super) domains: BTreeMap<DomainUuid, Domain>,
     pub(super) pruned: Vec<ManagedKey>,
     pub(super) gates: BTreeMap<u32, SimGate>,
+    pub(super) watched: BTreeSet<Ipv6Addr>,
+    pub(super) forwards: BTreeMap<ForwardKey, Forward>,
 }
 
 /// What the gate of a TAP does.
@@ -194,6 +212,7 @@ pub(in crate::proto) fn config(host: usize) -> AgentConfig {
         timing: Timing::default(),
         relay: None,
         handover: true,
+        unicast: UnicastTiming::default(),
     }
 }
 
@@ -312,6 +331,7 @@ impl Pair {
         }
         // The kernel drops the memberships of sockets that are closed.
         self.hosts[host].kernel.joins.clear();
+        self.hosts[host].kernel.watched.clear();
         self.break_link();
         self.after(ms(300), Event::Restart { host });
     }
@@ -415,6 +435,17 @@ impl Pair {
                     self.hosts[host].kernel.gates.remove(&ifindex);
                 }
                 self.input(host, |agent, now| agent.handle_gate(now, event));
+            }
+            Event::Address { host, event } => {
+                let heard = match event {
+                    AddressEvent::Heard { address, .. } | AddressEvent::Spoke { address } => {
+                        self.hosts[host].kernel.watched.contains(&address)
+                    }
+                    AddressEvent::Own { .. } | AddressEvent::Forwarded { .. } => true,
+                };
+                if heard {
+                    self.input(host, |agent, now| agent.handle_address(now, event));
+                }
             }
             Event::Packet { host, key } => {
                 let kernel = &self.hosts[host].kernel;

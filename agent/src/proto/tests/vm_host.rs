@@ -43,6 +43,10 @@ impl Pair {
         self.input(host, |agent, now| {
             agent.handle_pinned(now, managed, Vec::new());
         });
+        let forwards = self.hosts[host].kernel.forwards.clone();
+        self.input(host, |agent, now| {
+            agent.handle_forwards(now, forwards.into_iter().collect());
+        });
         self.input(host, |agent, now| agent.handle_datapath(now, snapshot));
         self.input(host, Agent::handle_adopted);
         for port in ports {
@@ -171,6 +175,14 @@ impl Pair {
                 }
                 let migrated = true;
                 self.hypervisor(1, HypervisorEvent::Resumed { uuid, migrated, at });
+                let spoke = AddressEvent::Spoke { address: MOAS[1] };
+                self.after(
+                    ms(40),
+                    Event::Address {
+                        host: 1,
+                        event: spoke,
+                    },
+                );
                 // The NIC announces itself.
                 self.after(ms(50), Event::VmReport { answer: false });
             }
@@ -196,7 +208,13 @@ impl Pair {
                 destination: "vms2".to_owned(),
                 domain: None,
             }),
-            VmState::Waiting => MigrationReady::default().into(),
+            VmState::Waiting => MigrationReady {
+                address: Some(MOAS[1].octets().into()),
+                mac: Some(MAC.into()),
+                forward: vec![MOAS[0].octets().into()],
+                forward_s: 10,
+            }
+            .into(),
         };
         if !self.vm_paused {
             let bytes = message.encode(TRANSACTION);
@@ -267,6 +285,16 @@ impl Pair {
                 kernel.gates.is_empty(),
                 "{context}: gates left on host {number}: {:?}",
                 kernel.gates
+            );
+            assert!(
+                kernel.watched.is_empty(),
+                "{context}: addresses watched on host {number}: {:?}",
+                kernel.watched
+            );
+            assert!(
+                kernel.forwards.is_empty(),
+                "{context}: forwards left on host {number}: {:?}",
+                kernel.forwards
             );
             let agent = host.agent.as_ref().unwrap();
             assert_eq!(agent.receptions().count(), 0, "{context}: receptions");

@@ -1,0 +1,133 @@
+//! Unicast packets for an address that its VM has left: sent on to the address that it has now.
+//!
+//! ```text
+//!  frame --> FORWARDING? --> FORWARDS --> in time? --> hop limit --> route --> other destination,
+//!                                                                              sent out again
+//! ```
+
+#![allow(unsafe_code, reason = "map values are reached through raw pointers")]
+
+use common::counter::Counter;
+use common::forward;
+use common::maps::Forward;
+use common::wire::{ethernet, ipv6};
+
+use crate::context::Packet;
+use crate::front::{self, ForwardWords, Front};
+use crate::maps::{self, FORWARDING, FORWARDS};
+use crate::route::{NoRoute, Route};
+use agent_ebpf::instruction;
+use agent_ebpf::verdict::Verdict;
+
+/// What a packet becomes.
+pub(crate) struct Change<'a> {
+    pub(crate) forward: &'a Forward,
+    pub(crate) hop_limit: u8,
+    pub(crate) next_header: u8,
+    /// Where a checksum is to follow; 0 for nowhere.
+    pub(crate) checksum_offset: usize,
+    pub(crate) route: &'a Route,
+}
+
+impl Change<'_> {
+    /// Writes it to the headers.
+    #[inline(always)]
+    pub(crate) fn apply(&self, front: &mut Front) {
+        let macs = [self.route.destination_mac, self.route.source_mac];
+        forward::send_on(front, &self.forward.destination, self.hop_limit, macs);
+    }
+}
+
+/// Whether any address is forwarded. On most hosts, most of the time, this is all that is done.
+#[inline(always)]
+pub(crate) fn is_on() -> bool {
+    // SAFETY: the pointer is to a live map value, which only the agent writes.
+    FORWARDING
+        .get_ptr(0)
+        .is_some_and(|entries| unsafe { *entries } != 0)
+}
+
+/// A frame that comes from a VM of this host: as one from the network, if it is for such an address.
+#[inline(always)]
+pub(crate) fn from_vm<P: Packet>(packet: &P) -> Verdict {
+    let Some(front) = packet.front() else {
+        return Verdict::Pass;
+    };
+    let header = front.header();
+    if !header.is_ipv6() || ipv6::is_multicast(&header.destination) {
+        return Verdict::Pass;
+    }
+    unicast(packet, front)
+}
+
+/// A unicast packet. Passes if it is none of ours.
+#[inline(never)]
+pub(crate) fn unicast<P: Packet>(packet: &P, front: Front) -> Verdict {
+    let vlan = packet.vlan_metadata() & ethernet::VLAN_IDENTIFIER;
+    let key = ForwardWords::new(front.destination(), vlan);
+    let Some(entry) = FORWARDS.get_ptr_mut(key.key()) else {
+        return Verdict::Pass;
+    };
+    let arrival = packet.arrival();
+    // SAFETY: the pointer is to a live map value; what is written to it below is not read here.
+    let forward = unsafe { &*entry };
+    if forward.until_ns <= arrival.at_ns || forward::stays(front.header()) {
+        return Verdict::Pass;
+    }
+    let segments = u64::from(arrival.segments);
+    let bytes = packet.len() as u64;
+    match send(packet, front, forward) {
+        Ok(verdict) => {
+            maps::count(Counter::ForwardedPackets, segments);
+            // SAFETY: the pointer is to a live map value.
+            unsafe {
+                instruction::add_u64(&raw mut (*entry).packets, segments);
+                instruction::add_u64(&raw mut (*entry).bytes, bytes);
+            }
+            verdict
+        }
+        Err(reason) => {
+            maps::count(reason, segments);
+            // SAFETY: as above.
+            unsafe { instruction::add_u64(&raw mut (*entry).dropped, segments) };
+            Verdict::Drop
+        }
+    }
+}
+
+#[inline(always)]
+fn send<P: Packet>(packet: &P, front: Front, forward: &Forward) -> Result<Verdict, Counter> {
+    let header = front.header();
+    let (hop_limit, next_header) = (header.hop_limit, header.next_header);
+    if hop_limit <= 1 {
+        return Err(Counter::ForwardHopLimit);
+    }
+    let checksum_offset = match forward.difference {
+        0 => 0,
+        _ => forward::checksum_offset(next_header).ok_or(Counter::ForwardHeaders)?,
+    };
+    let mut route = Route::new(
+        next_header,
+        packet.wire_bytes(),
+        front::address(front.source()),
+        forward.destination,
+    );
+    route
+        .look_up(packet.context())
+        .map_err(|reason| match reason {
+            NoRoute::Neighbour => Counter::ForwardNoNeighbour,
+            NoRoute::TooBig => Counter::ForwardTooBig,
+            NoRoute::Forwarding => Counter::ForwardNoForwarding,
+            NoRoute::Route => Counter::ForwardNoRoute,
+        })?;
+    Ok(packet.send_on(
+        front,
+        &Change {
+            forward,
+            hop_limit,
+            next_header,
+            checksum_offset,
+            route: &route,
+        },
+    ))
+}

@@ -1,0 +1,97 @@
+//! Routes and next hops, looked up for packets that are sent from here.
+
+#![allow(unsafe_code, reason = "the helper takes raw pointers")]
+
+use core::ffi::c_void;
+
+use aya_ebpf::bindings::{
+    BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH,
+    BPF_FIB_LKUP_RET_SUCCESS,
+};
+use aya_ebpf::helpers::bpf_fib_lookup;
+use common::maps::Address;
+
+/// `AF_INET6`.
+const INET6: u8 = 10;
+/// The loopback of every network namespace. Routes are looked up as for packets that this host
+/// sends itself, which come from there. The helper wants an interface that forwards, which the
+/// loopback may be (`net.ipv6.conf.lo.forwarding`) without making a router of the host.
+const LOOPBACK: u32 = 1;
+
+/// `struct bpf_fib_lookup`: 64 bytes.
+#[repr(C)]
+pub(crate) struct Route {
+    family: u8,
+    pub(crate) protocol: u8,
+    pub(crate) source_port: u16,
+    pub(crate) destination_port: u16,
+    /// In: bytes of the packet. Out: the path's MTU.
+    pub(crate) bytes: u16,
+    /// In: where the packet comes in. Out: where it goes out.
+    pub(crate) ifindex: u32,
+    flow: u32,
+    pub(crate) source: Address,
+    pub(crate) destination: Address,
+    vlan: u32,
+    pub(crate) source_mac: [u8; 6],
+    pub(crate) destination_mac: [u8; 6],
+}
+
+const _: () = assert!(size_of::<Route>() == 64);
+
+/// Why a packet cannot be sent.
+#[derive(Clone, Copy)]
+pub(crate) enum NoRoute {
+    /// The next hop's link address is not known.
+    Neighbour,
+    /// The packet is larger than the path takes.
+    TooBig,
+    /// Routes cannot be looked up.
+    Forwarding,
+    /// There is none.
+    Route,
+}
+
+impl Route {
+    /// A question for the route of a packet of so many bytes.
+    #[inline(always)]
+    pub(crate) fn new(protocol: u8, bytes: u16, source: Address, destination: Address) -> Self {
+        Self {
+            family: INET6,
+            protocol,
+            source_port: 0,
+            destination_port: 0,
+            bytes,
+            ifindex: LOOPBACK,
+            flow: 0,
+            source,
+            destination,
+            vlan: 0,
+            source_mac: [0; 6],
+            destination_mac: [0; 6],
+        }
+    }
+
+    /// Looks it up; `context` is that of the program.
+    #[inline(always)]
+    pub(crate) fn look_up(&mut self, context: *mut c_void) -> Result<(), NoRoute> {
+        // SAFETY: the context, and a structure of the kernel's form and size.
+        let found = unsafe {
+            bpf_fib_lookup(
+                context,
+                (&raw mut *self).cast(),
+                size_of::<Self>() as i32,
+                0,
+            )
+        };
+        if found == i64::from(BPF_FIB_LKUP_RET_SUCCESS) {
+            return Ok(());
+        }
+        Err(match found as u32 {
+            BPF_FIB_LKUP_RET_NO_NEIGH => NoRoute::Neighbour,
+            BPF_FIB_LKUP_RET_FRAG_NEEDED => NoRoute::TooBig,
+            BPF_FIB_LKUP_RET_FWD_DISABLED => NoRoute::Forwarding,
+            _ => NoRoute::Route,
+        })
+    }
+}

@@ -1,0 +1,104 @@
+//! `roamcast migrations`: what was done for the unicast addresses of a VM.
+
+use std::net::Ipv6Addr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::proto::{ClaimOutcome, ForwardRecord, UnicastRecord};
+
+/// What has become of the address that a VM is to have at the destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ClaimState {
+    /// It is being asked for.
+    Asked,
+    /// Nobody else has it.
+    Unique,
+    /// The VM cannot have it.
+    Refused,
+    /// Somebody else has it too, as was found out after the switch.
+    Disputed,
+    /// The VM speaks for itself.
+    Spoken,
+    /// The VM has never spoken from it.
+    Silent,
+    /// The destination's agent does not know how to find out.
+    Unknown,
+}
+
+impl ClaimState {
+    /// A word for a person.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Asked => "asked",
+            Self::Unique => "unique",
+            Self::Refused => "refused",
+            Self::Disputed => "disputed",
+            Self::Spoken => "spoken",
+            Self::Silent => "silent",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+impl From<ClaimOutcome> for ClaimState {
+    fn from(outcome: ClaimOutcome) -> Self {
+        match outcome {
+            ClaimOutcome::Asked => Self::Asked,
+            ClaimOutcome::Unique => Self::Unique,
+            ClaimOutcome::Refused => Self::Refused,
+            ClaimOutcome::Disputed => Self::Disputed,
+            ClaimOutcome::Spoken => Self::Spoken,
+            ClaimOutcome::Silent => Self::Silent,
+            ClaimOutcome::Unknown => Self::Unknown,
+        }
+    }
+}
+
+/// Packets for one address that a VM has left.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForwardRow {
+    /// The address.
+    pub address: Ipv6Addr,
+    /// Where they were sent on to.
+    pub to: Ipv6Addr,
+    /// Packets sent on.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Packets that could not be sent on; the counters `forward_*` have the reasons.
+    pub dropped: u64,
+}
+
+impl From<&ForwardRecord> for ForwardRow {
+    fn from(record: &ForwardRecord) -> Self {
+        Self {
+            address: record.address,
+            to: record.to,
+            packets: record.packets,
+            bytes: record.bytes,
+            dropped: record.dropped,
+        }
+    }
+}
+
+/// The unicast addresses of a VM that moves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnicastRow {
+    /// The address that it is to have at the destination.
+    pub address: Ipv6Addr,
+    /// What has become of that.
+    pub claim: ClaimState,
+    /// The addresses that it has left; at the source only.
+    pub forwards: Vec<ForwardRow>,
+}
+
+impl From<&UnicastRecord> for UnicastRow {
+    fn from(record: &UnicastRecord) -> Self {
+        Self {
+            address: record.address,
+            claim: record.claim.into(),
+            forwards: record.forwards.iter().map(ForwardRow::from).collect(),
+        }
+    }
+}

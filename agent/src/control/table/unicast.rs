@@ -1,0 +1,20 @@
+//! `roamcast migrations`: unicast addresses in a cell.
+
+use crate::control::report::UnicastRow;
+
+/// What has become of the new address, and how much was sent on: `spoken, 12 forwarded`.
+pub(super) fn cell(row: Option<&UnicastRow>) -> String {
+    let Some(row) = row else {
+        return "-".to_owned();
+    };
+    let mut parts = vec![row.claim.as_str().to_owned()];
+    let packets: u64 = row.forwards.iter().map(|it| it.packets).sum();
+    let dropped: u64 = row.forwards.iter().map(|it| it.dropped).sum();
+    if !row.forwards.is_empty() {
+        parts.push(format!("{packets} forwarded"));
+    }
+    if dropped > 0 {
+        parts.push(format!("{dropped} dropped"));
+    }
+    parts.join(", ")
+}

@@ -1,0 +1,410 @@
+//! Unicast addresses of moving VMs on the bridge's link: asks for them, listens, answers.
+//!
+//! ```text
+//!   network -- uplink --+-- br0 (this host) <--- Solicitations and Advertisements to groups, of all
+//!                 ^     |
+//!                 |     +-- TAP <--- frames of an arrived VM: it speaks for itself
+//!                 '--- Solicitations to a VM that has left
+//! ```
+//!
+//! The host joins the solicited-node group of each address by a kernel socket on the bridge, so that
+//! switches that snoop MLD pass on what is asked. What to answer is decided in [`crate::proto`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::Ipv6Addr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use common::wire::neighbour::{self, Audience, Kind};
+use nix::ifaddrs::getifaddrs;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use super::fdb::{Entry as FdbEntry, Fdb};
+use super::packet_socket::{PacketSocket, Wanted};
+use super::tap_queue::TapQueues;
+use crate::clock::now;
+use crate::proto::{AddressCommand, AddressEvent, Mac, Said, Timestamp};
+
+/// Events that wait to be handled; what comes beyond is asked again.
+const EVENTS: usize = 256;
+/// Frames that the queue of an expected VM has room for: what waits for it until it runs.
+const QUEUE_LENGTH: u32 = 4096;
+/// How long a queue stays longer than it was: until its VM has long read what was in it.
+const QUEUE_TIME: Duration = Duration::from_secs(180);
+/// Longest Solicitation or Advertisement that is read.
+const FRAME_BYTES: usize = 512;
+
+/// Why addresses cannot be watched.
+#[derive(Debug, thiserror::Error)]
+#[error("Cannot ask the kernel for {what}: {error}; run the agent as root")]
+pub struct LinkAddressesError {
+    what: &'static str,
+    #[source]
+    error: io::Error,
+}
+
+/// The addresses in hand. Dropping it ends all but what the bridge was told.
+pub struct LinkAddresses {
+    bridge: String,
+    ifindex: u32,
+    /// Frames to groups, heard while there is an address to listen for.
+    listener: Option<(Arc<AsyncFd<PacketSocket>>, Task)>,
+    watched: Arc<Mutex<BTreeSet<Ipv6Addr>>>,
+    addresses: BTreeMap<Ipv6Addr, Watched>,
+    uplinks: BTreeSet<u32>,
+    uplink_listeners: BTreeMap<u32, Task>,
+    fdb: Fdb,
+    queues: TapQueues,
+    /// Queues that were made longer: what they were, and until when.
+    lengthened: BTreeMap<u32, (u32, Timestamp)>,
+    sender: mpsc::Sender<AddressEvent>,
+    events: mpsc::Receiver<AddressEvent>,
+}
+
+/// One of them.
+#[derive(Default)]
+struct Watched {
+    /// Holds the membership of the solicited-node group.
+    _membership: Option<Socket>,
+    expected: Option<(u32, Mac)>,
+    tap: Option<Task>,
+    replaced: bool,
+}
+
+/// A task that ends with its owner.
+struct Task(JoinHandle<()>);
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl LinkAddresses {
+    /// None yet, in the network namespace of the calling thread.
+    ///
+    /// # Errors
+    ///
+    /// [`LinkAddressesError`].
+    pub fn open(bridge: &str, ifindex: u32) -> Result<Self, LinkAddressesError> {
+        let failed = |what| move |error| LinkAddressesError { what, error };
+        let (sender, events) = mpsc::channel(EVENTS);
+        Ok(Self {
+            bridge: bridge.to_owned(),
+            ifindex,
+            listener: None,
+            watched: Arc::default(),
+            addresses: BTreeMap::new(),
+            uplinks: BTreeSet::new(),
+            uplink_listeners: BTreeMap::new(),
+            fdb: Fdb::open().map_err(failed("the bridge's forwarding database"))?,
+            queues: TapQueues::open()
+                .map_err(io::Error::other)
+                .map_err(failed("the queues of TAPs"))?,
+            lengthened: BTreeMap::new(),
+            sender,
+            events,
+        })
+    }
+
+    /// The next event. Cancelling it loses none.
+    pub async fn next(&mut self) -> Option<AddressEvent> {
+        self.events.recv().await
+    }
+
+    /// Does what the protocol wants done. What fails is logged: it delays no move.
+    pub fn perform(&mut self, command: &AddressCommand) {
+        let done = match *command {
+            AddressCommand::Watch { address } => self.watch(address),
+            AddressCommand::Probe { address } => self.probe(address),
+            AddressCommand::Advertise {
+                address,
+                owner,
+                overrides,
+                to,
+            } => self.advertise(address, owner, overrides, to),
+            AddressCommand::Expect {
+                address,
+                mac,
+                ifindex,
+            } => self.expect(address, mac, ifindex),
+            AddressCommand::Replace { address } => {
+                self.addresses.entry(address).or_default().replaced = true;
+                self.listen_to_uplinks();
+                Ok(())
+            }
+            AddressCommand::Forget { address, spoken } => {
+                self.forget(address, spoken);
+                Ok(())
+            }
+        };
+        if let Err(error) = done {
+            tracing::warn!(?command, %error, "An address of a moving VM cannot be cared for");
+        }
+    }
+
+    /// An uplink joined the bridge.
+    pub fn uplink_added(&mut self, ifindex: u32) {
+        self.uplinks.insert(ifindex);
+        self.listen_to_uplinks();
+    }
+
+    /// It left.
+    pub fn uplink_removed(&mut self, ifindex: u32) {
+        self.uplinks.remove(&ifindex);
+        self.uplink_listeners.remove(&ifindex);
+    }
+
+    /// Gives queues their old length again whose time is over.
+    pub fn tidy(&mut self) {
+        let now = now();
+        for (ifindex, (length, _)) in self.lengthened.extract_if(.., |_, (_, due)| *due <= now) {
+            // Unless somebody else has changed it meanwhile; fails when the TAP is gone.
+            if self
+                .queues
+                .length(ifindex)
+                .is_ok_and(|it| it == QUEUE_LENGTH)
+            {
+                let _ = self.queues.set_length(ifindex, length);
+            }
+        }
+    }
+
+    fn watch(&mut self, address: Ipv6Addr) -> io::Result<()> {
+        if self.host()?.addresses.contains(&address) {
+            self.tell(AddressEvent::Own { address });
+            return Ok(());
+        }
+        if self.listener.is_none() {
+            let socket = PacketSocket::open(self.ifindex, Wanted::Neighbours)?;
+            let socket = Arc::new(socket.watch()?);
+            let task = self.hear(Arc::clone(&socket));
+            self.listener = Some((socket, task));
+        }
+        lock(&self.watched).insert(address);
+        let membership = self.join(address)?;
+        self.addresses.entry(address).or_default()._membership = Some(membership);
+        Ok(())
+    }
+
+    fn join(&self, address: Ipv6Addr) -> io::Result<Socket> {
+        let group = neighbour::solicited_node(&address.octets());
+        let socket = Socket::new(Domain::IPV6, Type::DGRAM.cloexec(), Some(Protocol::UDP))?;
+        socket.join_multicast_v6(&Ipv6Addr::from(group), self.ifindex)?;
+        Ok(socket)
+    }
+
+    /// Tells what is heard by a socket, for as long as the task runs.
+    fn hear(&self, socket: Arc<AsyncFd<PacketSocket>>) -> Task {
+        let (watched, sender) = (Arc::clone(&self.watched), self.sender.clone());
+        let own_mac = self.host().map(|host| host.mac).unwrap_or_default();
+        Task(tokio::spawn(async move {
+            let mut buffer = [0; FRAME_BYTES];
+            loop {
+                let received = socket
+                    .async_io(Interest::READABLE, |it| it.receive(&mut buffer))
+                    .await;
+                let length = match received {
+                    Ok(length) => length,
+                    Err(error) => {
+                        tracing::debug!(%error, "Neighbours are not heard any more");
+                        return;
+                    }
+                };
+                let event = buffer
+                    .get(..length)
+                    .and_then(neighbour::parse)
+                    // Its own, that a loop in the network brings back.
+                    .filter(|message| message.source_mac != own_mac)
+                    .map(|message| heard(&message))
+                    .filter(|(address, ..)| lock(&watched).contains(address));
+                if let Some((address, said, by)) = event {
+                    // What finds no room is asked again.
+                    let _ = sender.try_send(AddressEvent::Heard { address, said, by });
+                }
+            }
+        }))
+    }
+
+    fn probe(&self, address: Ipv6Addr) -> io::Result<()> {
+        let frame = neighbour::probe(&address.octets(), self.host()?.mac, nonce());
+        self.send(&frame)
+    }
+
+    fn advertise(
+        &self,
+        address: Ipv6Addr,
+        owner: Option<Mac>,
+        overrides: bool,
+        to: Option<(Ipv6Addr, Mac)>,
+    ) -> io::Result<()> {
+        let host = self.host()?;
+        let audience = to.map_or(Audience::Everybody, |(asker, mac)| {
+            Audience::Asker(asker.octets(), mac)
+        });
+        // Its own address on the link, or for want of one the target.
+        let source = host.link_local.unwrap_or(address);
+        let frame = neighbour::advertisement(
+            &address.octets(),
+            owner.unwrap_or(host.mac),
+            overrides,
+            &source.octets(),
+            host.mac,
+            audience,
+        );
+        self.send(&frame)
+    }
+
+    fn send(&self, frame: &[u8]) -> io::Result<()> {
+        let Some((socket, _)) = &self.listener else {
+            return Err(io::ErrorKind::NotConnected.into());
+        };
+        socket.get_ref().send(frame)
+    }
+
+    fn expect(&mut self, address: Ipv6Addr, mac: Mac, ifindex: u32) -> io::Result<()> {
+        if let Err(refusal) = self.fdb.set(ifindex, mac, FdbEntry::Static) {
+            tracing::debug!(ifindex, %refusal, "Frames for an arriving VM are flooded until it speaks");
+        }
+        self.lengthen(ifindex);
+        let socket = PacketSocket::open(ifindex, Wanted::From(address))?;
+        let socket = socket.watch()?;
+        let sender = self.sender.clone();
+        let task = Task(tokio::spawn(async move {
+            let heard = socket
+                .async_io(Interest::READABLE, |it| it.receive(&mut [0; 1]))
+                .await;
+            if heard.is_ok() {
+                let _ = sender.send(AddressEvent::Spoke { address }).await;
+            }
+        }));
+        let watched = self.addresses.entry(address).or_default();
+        watched.expected = Some((ifindex, mac));
+        watched.tap = Some(task);
+        Ok(())
+    }
+
+    fn lengthen(&mut self, ifindex: u32) {
+        let Ok(length) = self.queues.length(ifindex) else {
+            return;
+        };
+        if length < QUEUE_LENGTH && self.queues.set_length(ifindex, QUEUE_LENGTH).is_ok() {
+            self.lengthened
+                .insert(ifindex, (length, now() + QUEUE_TIME));
+        }
+    }
+
+    fn forget(&mut self, address: Ipv6Addr, spoken: bool) {
+        lock(&self.watched).remove(&address);
+        let Some(watched) = self.addresses.remove(&address) else {
+            return;
+        };
+        if let Some((ifindex, mac)) = watched.expected {
+            let done = if spoken {
+                self.fdb.set(ifindex, mac, FdbEntry::Learnt)
+            } else {
+                self.fdb.remove(ifindex, mac)
+            };
+            if let Err(refusal) = done {
+                // Gone with its TAP.
+                tracing::debug!(ifindex, %refusal, "Entry of a VM's MAC is left as it is");
+            }
+        }
+        if self.addresses.is_empty() {
+            self.listener = None;
+        }
+        self.listen_to_uplinks();
+    }
+
+    /// Listens to uplinks while a VM that has left may be asked for.
+    fn listen_to_uplinks(&mut self) {
+        if !self.addresses.values().any(|watched| watched.replaced) {
+            self.uplink_listeners.clear();
+            return;
+        }
+        for ifindex in self.uplinks.clone() {
+            if self.uplink_listeners.contains_key(&ifindex) {
+                continue;
+            }
+            let socket = PacketSocket::open(ifindex, Wanted::UnicastSolicitations)
+                .and_then(PacketSocket::watch);
+            match socket {
+                Ok(socket) => {
+                    let task = self.hear(Arc::new(socket));
+                    self.uplink_listeners.insert(ifindex, task);
+                }
+                Err(error) => tracing::warn!(
+                    ifindex,
+                    %error,
+                    "Neighbours that ask a VM that has left are not heard"
+                ),
+            }
+        }
+    }
+
+    fn tell(&self, event: AddressEvent) {
+        let _ = self.sender.try_send(event);
+    }
+
+    /// What this host is on the link. Read each time: a bridge changes its MAC with its ports.
+    fn host(&self) -> io::Result<Host> {
+        let mut host = Host::default();
+        for interface in getifaddrs()? {
+            let Some(address) = interface.address else {
+                continue;
+            };
+            let is_bridge = interface.interface_name == self.bridge;
+            if let Some(inet6) = address.as_sockaddr_in6() {
+                host.addresses.insert(inet6.ip());
+                if is_bridge && inet6.ip().is_unicast_link_local() {
+                    host.link_local = Some(inet6.ip());
+                }
+            } else if is_bridge
+                && let Some(mac) = address
+                    .as_link_addr()
+                    .and_then(nix::sys::socket::LinkAddr::addr)
+            {
+                host.mac = mac;
+            }
+        }
+        Ok(host)
+    }
+}
+
+/// This host on the link.
+#[derive(Default)]
+struct Host {
+    mac: Mac,
+    link_local: Option<Ipv6Addr>,
+    addresses: BTreeSet<Ipv6Addr>,
+}
+
+fn heard(message: &neighbour::Message) -> (Ipv6Addr, Said, Mac) {
+    let target = Ipv6Addr::from(message.target);
+    match message.kind {
+        Kind::Advertisement { .. } => (target, Said::Has, message.claimant()),
+        Kind::Solicitation if message.is_probe() => (target, Said::Wants, message.claimant()),
+        Kind::Solicitation => (
+            target,
+            Said::Asks(message.source.into()),
+            message.link_address.unwrap_or(message.source_mac),
+        ),
+    }
+}
+
+/// A number that no other node has.
+fn nonce() -> [u8; 6] {
+    use std::hash::{BuildHasher as _, RandomState};
+    let [a, b, c, d, e, f, ..] = RandomState::new().hash_one(now().0).to_ne_bytes();
+    [a, b, c, d, e, f]
+}
+
+/// Locks; what a panicking holder left is still a set of addresses.
+fn lock(watched: &Mutex<BTreeSet<Ipv6Addr>>) -> std::sync::MutexGuard<'_, BTreeSet<Ipv6Addr>> {
+    watched.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,350 @@
+//! Unicast addresses of moving VMs on this link: who says what about them.
+//!
+//! A VM changes its address (MoA) when it moves. Both ends of the move speak for it meanwhile:
+//!
+//! | end | address | from | until | module |
+//! |---|---|---|---|---|
+//! | destination | the new one | the VM is ready | it speaks for itself | `destination::claim` |
+//! | source | the old ones | the VM stands still | the time asked for is over | `source::forward` |
+//!
+//! Both ask the link first whether the address is somebody else's, by duplicate address detection
+//! (RFC 4862 §5.4): the destination so that nobody is disturbed, the source so that nobody has
+//! another's packets sent to itself. Until an address that was left may be had by another VM some
+//! time passes, so that packets on their way reach nobody by mistake.
+//!
+//! Nothing here delays a move.
+
+use std::collections::BTreeMap;
+use std::net::Ipv6Addr;
+use std::time::Duration;
+
+use super::source::Departure;
+use super::{Agent, DomainUuid, Mac, Output, Timestamp};
+
+/// Addresses remembered of domains that are here, and of those that have left.
+const MAX_ADDRESSES: usize = 4096;
+/// Answers to Solicitations for one address in one second; neighbours ask again.
+const ANSWERS_PER_SECOND: u32 = 50;
+
+/// What is to be done about a unicast address of this link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AddressCommand {
+    /// Listen to what is said about it, until [`AddressCommand::Forget`]: [`AddressEvent::Heard`].
+    /// An address of this host is told at once: [`AddressEvent::Own`].
+    Watch {
+        /// The address.
+        address: Ipv6Addr,
+    },
+    /// Ask whether somebody has it.
+    Probe {
+        /// The address.
+        address: Ipv6Addr,
+    },
+    /// Say whose it is.
+    Advertise {
+        /// The address.
+        address: Ipv6Addr,
+        /// MAC of the owner; `None` for this host's bridge, which takes the packets in its place.
+        owner: Option<Mac>,
+        /// Whether neighbours are to forget what they knew before.
+        overrides: bool,
+        /// Who has asked; `None` for everybody.
+        to: Option<(Ipv6Addr, Mac)>,
+    },
+    /// The TAP of its VM is there: keep frames for the VM in it, and listen for the VM's own:
+    /// [`AddressEvent::Spoke`].
+    Expect {
+        /// The address.
+        address: Ipv6Addr,
+        /// MAC of the VM's NIC.
+        mac: Mac,
+        /// The TAP.
+        ifindex: u32,
+    },
+    /// Listen to those who ask the VM itself, which has left.
+    Replace {
+        /// The address.
+        address: Ipv6Addr,
+    },
+    /// Undo all of the above. Of a VM that has spoken the bridge keeps what it has learnt.
+    Forget {
+        /// The address.
+        address: Ipv6Addr,
+        /// Whether its VM has spoken.
+        spoken: bool,
+    },
+}
+
+/// What is to be done about packets for an address that its VM leaves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ForwardCommand {
+    /// Find out, and keep, the link address on the way to where they will go.
+    Resolve {
+        /// Where they will go.
+        to: Ipv6Addr,
+    },
+    /// No longer.
+    Release {
+        /// Where they went.
+        to: Ipv6Addr,
+    },
+    /// Send them on.
+    Set {
+        /// The address that was left.
+        address: Ipv6Addr,
+        /// Where they go.
+        to: Ipv6Addr,
+        /// Until when.
+        until: Timestamp,
+        /// The domain.
+        uuid: DomainUuid,
+    },
+    /// Send them on no more; answered by [`AddressEvent::Forwarded`].
+    Remove {
+        /// The address.
+        address: Ipv6Addr,
+    },
+    /// Tell how many were sent on; answered by [`AddressEvent::Forwarded`] for each address.
+    Read,
+}
+
+/// What somebody has said about an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Said {
+    /// He has it.
+    Has,
+    /// He wants it, if nobody has it.
+    Wants,
+    /// He asks for it, from that address.
+    Asks(Ipv6Addr),
+}
+
+/// What has happened about an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AddressEvent {
+    /// Somebody on the link has said something.
+    Heard {
+        /// The address.
+        address: Ipv6Addr,
+        /// What.
+        said: Said,
+        /// Link address of who has, wants or asks for it.
+        by: Mac,
+    },
+    /// It is this host's own.
+    Own {
+        /// The address.
+        address: Ipv6Addr,
+    },
+    /// The VM has sent a frame from it, by its TAP.
+    Spoke {
+        /// The address.
+        address: Ipv6Addr,
+    },
+    /// What was sent on so far.
+    Forwarded {
+        /// The address.
+        address: Ipv6Addr,
+        /// Packets.
+        packets: u64,
+        /// Their bytes.
+        bytes: u64,
+        /// Packets that could not be.
+        dropped: u64,
+    },
+}
+
+/// What is known of addresses besides the arrivals' own claims.
+#[derive(Debug, Default)]
+pub(super) struct Addresses {
+    /// Addresses that VMs of this host have, and how long nobody else gets them once they are left.
+    pub(super) owned: BTreeMap<Ipv6Addr, (DomainUuid, Duration)>,
+    /// Addresses that were left, by whom, and until when nobody else gets them.
+    pub(super) quarantine: BTreeMap<Ipv6Addr, (DomainUuid, Timestamp)>,
+    /// Addresses that VMs leave or have left, whose packets are sent on.
+    pub(super) departures: BTreeMap<Ipv6Addr, Departure>,
+}
+
+/// Who else has an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Holder {
+    /// A VM of this host, or one that comes.
+    Vm(DomainUuid),
+    /// Nobody, but one had it until just now.
+    Left {
+        /// For so long still.
+        wait: Duration,
+    },
+}
+
+/// How often an address may be answered for.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Allowance {
+    since: Timestamp,
+    given: u32,
+}
+
+impl Allowance {
+    pub(super) fn allows(&mut self, now: Timestamp) -> bool {
+        if now.since(self.since) >= Duration::from_secs(1) {
+            *self = Self {
+                since: now,
+                given: 0,
+            };
+        }
+        self.given += 1;
+        self.given <= ANSWERS_PER_SECOND
+    }
+}
+
+impl Addresses {
+    /// Notes that a VM has an address.
+    pub(super) fn own(&mut self, address: Ipv6Addr, uuid: DomainUuid, quarantine: Duration) {
+        if self.owned.len() < MAX_ADDRESSES {
+            self.owned.insert(address, (uuid, quarantine));
+        }
+    }
+
+    /// Keeps an address from others for a while.
+    pub(super) fn keep(&mut self, address: Ipv6Addr, uuid: DomainUuid, until: Timestamp) {
+        if self.quarantine.len() < MAX_ADDRESSES {
+            self.quarantine.insert(address, (uuid, until));
+        }
+    }
+}
+
+impl Agent {
+    /// Takes in what has happened about a unicast address.
+    pub fn handle_address(&mut self, now: Timestamp, event: AddressEvent) {
+        self.begin(now);
+        match event {
+            AddressEvent::Heard { address, said, by } => {
+                self.claim_heard(address, said, by);
+                self.departure_heard(address, said, by);
+            }
+            AddressEvent::Own { address } => {
+                self.claim_of_own(address);
+                self.departure_of_own(address);
+            }
+            AddressEvent::Spoke { address } => self.claim_spoken(address),
+            AddressEvent::Forwarded {
+                address,
+                packets,
+                bytes,
+                dropped,
+            } => {
+                let counts = [packets, bytes, dropped];
+                self.records.count_forwarded(address, counts);
+            }
+        }
+        self.end();
+    }
+
+    /// Who else than a domain has an address.
+    pub(super) fn holder_of(&mut self, address: Ipv6Addr, uuid: DomainUuid) -> Option<Holder> {
+        let now = self.now;
+        let book = &mut self.addresses;
+        book.quarantine.retain(|_, (_, until)| *until > now);
+        let departing = book.departures.get(&address).map(|it| it.uuid);
+        let owned = book.owned.get(&address).map(|(of, _)| *of);
+        let claimed = self
+            .incoming
+            .values()
+            .find(|incoming| incoming.claims(address))
+            .map(super::destination::Incoming::uuid);
+        if let Some(other) = [departing, owned, claimed]
+            .into_iter()
+            .flatten()
+            .find(|other| *other != uuid)
+        {
+            return Some(Holder::Vm(other));
+        }
+        self.addresses
+            .quarantine
+            .get(&address)
+            .filter(|(of, _)| *of != uuid)
+            .map(|(_, until)| Holder::Left {
+                wait: until.since(now),
+            })
+    }
+
+    /// A domain is gone: its addresses are nobody's for a while.
+    pub(super) fn addresses_left(&mut self, uuid: DomainUuid) {
+        let now = self.now;
+        let left: Vec<_> = self
+            .addresses
+            .owned
+            .extract_if(.., |_, (of, _)| *of == uuid)
+            .collect();
+        for (address, (_, quarantine)) in left {
+            self.addresses.keep(address, uuid, now + quarantine);
+        }
+    }
+
+    /// Undoes what was made for an address, unless the other end of another move needs it.
+    pub(super) fn forget_address(&mut self, address: Ipv6Addr, spoken: bool) {
+        let claimed = self
+            .incoming
+            .values()
+            .any(|incoming| incoming.watches(address));
+        if !claimed && !self.addresses.departures.contains_key(&address) {
+            self.address(AddressCommand::Forget { address, spoken });
+        }
+    }
+
+    pub(super) fn address(&mut self, command: AddressCommand) {
+        self.outputs.push_back(Output::Address(command));
+    }
+
+    /// Whether an address is one that a VM can have in this agent's prefix.
+    pub(super) fn is_on_link(&self, address: Ipv6Addr) -> bool {
+        is_in(address, self.config.address, self.config.prefix_length)
+            && address != self.config.address
+    }
+}
+
+/// Whether an address is a host's in a prefix, which another address and a length give.
+pub(super) fn is_in(address: Ipv6Addr, prefix: Ipv6Addr, length: u8) -> bool {
+    let host_bits = 128_u32.saturating_sub(u32::from(length));
+    let mask = u128::MAX.checked_shl(host_bits).unwrap_or(0);
+    let (address, prefix) = (u128::from(address), u128::from(prefix));
+    // All zeros behind the prefix is the routers' anycast address (RFC 4291 §2.6.1).
+    let is_anycast = host_bits > 1 && address & !mask == 0;
+    let is_multicast = address >> 120 == 0xff;
+    address & mask == prefix & mask && !is_anycast && !is_multicast
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_hosts_addresses_of_the_prefix_are_on_link() {
+        let agent: Ipv6Addr = "2001:db8:1::10".parse().unwrap();
+        for (address, expected) in [
+            ("2001:db8:1::77", true),
+            ("2001:db8:1:0:ffff::1", true),
+            ("2001:db8:1::", false),
+            ("2001:db8:2::77", false),
+            ("fe80::1", false),
+            ("ff02::1", false),
+        ] {
+            assert_eq!(
+                is_in(address.parse().unwrap(), agent, 64),
+                expected,
+                "{address}"
+            );
+        }
+        assert!(is_in(agent, agent, 128));
+        assert!(!is_in("ff02::1".parse().unwrap(), Ipv6Addr::UNSPECIFIED, 0));
+    }
+
+    #[test]
+    fn allowance_is_renewed_each_second() {
+        let mut allowance = Allowance::default();
+        let now = Timestamp(5_000_000_000);
+        let given = (0..200).filter(|_| allowance.allows(now)).count();
+        assert_eq!(given, ANSWERS_PER_SECOND as usize);
+        assert!(allowance.allows(now + Duration::from_secs(1)));
+    }
+}

@@ -1,0 +1,49 @@
+//! Layouts of forwarding: what `uplink` does with packets for an address that its VM has left.
+//!
+//! | map | key | value | written by |
+//! |---|---|---|---|
+//! | `FORWARDS` | [`ForwardKey`] | [`Forward`] | agent; the counts by the kernel |
+//! | `FORWARDING` | 0 | number of entries of `FORWARDS` | agent |
+
+use super::Address;
+
+/// Key of `FORWARDS`: 20 bytes, align 2.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ForwardKey {
+    /// The address that was left.
+    pub address: Address,
+    /// VLAN identifier, 0 for untagged.
+    pub vlan: u16,
+    /// Always zero.
+    pub pad: u16,
+}
+
+/// Value of `FORWARDS`: 72 bytes, align 8.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Forward {
+    /// Packets pass unchanged from this moment on.
+    pub until_ns: u64,
+    /// Packets forwarded.
+    pub packets: u64,
+    /// Their bytes, from the Ethernet header on.
+    pub bytes: u64,
+    /// Packets that could not be forwarded; `COUNTERS` has the reasons.
+    pub dropped: u64,
+    /// Where they go.
+    pub destination: Address,
+    /// What the other destination adds to a checksum, as `bpf_csum_diff` gives it; 0 where the two
+    /// addresses have the same sum, so that checksums stay.
+    pub difference: u32,
+    /// The bridge whose ports packets come in by: one that the route sends to it goes back by its
+    /// own port where nothing can be sent to a bridge, as at XDP.
+    pub bridge: u32,
+    /// UUID of the domain that has left the address.
+    pub domain_uuid: [u8; 16],
+}
+
+const _: () = {
+    assert!(size_of::<ForwardKey>() == 20 && align_of::<ForwardKey>() == 2);
+    assert!(size_of::<Forward>() == 72 && align_of::<Forward>() == 8);
+};
