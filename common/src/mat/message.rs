@@ -60,7 +60,8 @@ pub enum Outcome {
     OldSequence = 1,
     /// The time is too far from the server's; the node asks again with the server's time.
     WrongTime = 2,
-    /// The addresses are too many, double, not unicast, or none has priority 1.
+    /// The addresses are too many, double or not unicast, not one of them has priority 1, or another
+    /// node has one of them, or had it until a while ago.
     BadAddresses = 3,
     /// The server cannot store it now.
     Failed = 4,
