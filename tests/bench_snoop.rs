@@ -1,5 +1,6 @@
 //! What `snoop` costs: time of one Report by program test-run, Reports per second through a real
-//! TAP, and the memory and reading time of a full host.
+//! TAP, the memory and reading time of a full host, and how long `roamcast listeners --json` takes
+//! with a running agent that has heard as many.
 //!
 //! `--report FILE` writes the numbers as JSON too.
 
@@ -23,6 +24,9 @@ use std::time::{Duration, Instant};
 
 use common::maps::{FilterMode, Listener, ListenerKey};
 use frame::{Frame, record};
+use lab::scenario::Testbed;
+use lab::scenario::agents::AgentOptions;
+use lab::{LabConfig, wait};
 use serde::Serialize;
 use support::Kernel;
 
@@ -32,6 +36,12 @@ const EVENTS: u32 = 12_000;
 const PORTS: u32 = 64;
 const ADDRESSES: u32 = 1000;
 const TAP_SECONDS: u64 = 2;
+/// Records of one Report that fit into a frame.
+const RECORDS: u32 = 50;
+/// How long an agent may take to attach to all TAPs and to take everything in.
+const TAKEN_IN: Duration = Duration::from_secs(60);
+/// Runs of the command; the median counts.
+const COMMANDS: usize = 5;
 
 /// All numbers of one bench.
 #[derive(Serialize)]
@@ -59,6 +69,8 @@ struct HostCost {
     addresses_per_port: u32,
     memory_bytes: u64,
     read_ms: f64,
+    /// Median time of `roamcast listeners --json`, from start to end.
+    command_ms: f64,
 }
 
 fn main() {
@@ -94,11 +106,12 @@ fn main() {
     );
     let host = &results.host;
     println!(
-        "{} ports of {} addresses: {} KiB, read in {:.1} ms",
+        "{} ports of {} addresses: {} KiB, read in {:.1} ms; roamcast listeners --json takes {:.1} ms",
         host.ports,
         host.addresses_per_port,
         host.memory_bytes / 1024,
-        host.read_ms
+        host.read_ms,
+        host.command_ms
     );
     let mut arguments = std::env::args().skip_while(|argument| argument != "--report");
     if let Some(file) = arguments.nth(1) {
@@ -205,7 +218,55 @@ fn host() -> HostCost {
         addresses_per_port: ADDRESSES,
         memory_bytes: full.max(empty),
         read_ms,
+        command_ms: command(),
     }
+}
+
+/// Has an agent hear of all listeners through as many TAPs, and times the command that lists them.
+fn command() -> f64 {
+    let lab = LabConfig::new("benchsnoop");
+    let mut testbed = Testbed::up(lab, 128, Some(AgentOptions::DEFAULT)).unwrap();
+    let vms = testbed.lab().vms1().clone();
+    let mut taps: Vec<File> = vms
+        .within(|| {
+            let open = |port| {
+                let name = format!("vnet{port}");
+                let tap = open_tap(&name);
+                ip(&["link", "set", &name, "master", "br0", "up"]);
+                tap
+            };
+            (0..PORTS).map(open).collect()
+        })
+        .unwrap();
+    let reports: Vec<Vec<u8>> = (0..ADDRESSES)
+        .step_by(RECORDS as usize)
+        .map(|first| {
+            let records: Vec<_> = (first..first + RECORDS)
+                .map(|number| record(4, &format!("ff1e::1:{number:x}"), &[]))
+                .collect();
+            Frame::report(&records).bytes()
+        })
+        .collect();
+    let agents = testbed.agents().unwrap();
+    let listed = || {
+        let mut list = agents.command(&vms, &["listeners", "--json"]);
+        let start = Instant::now();
+        let text = vms.output(&mut list).unwrap();
+        let ms = start.elapsed().as_secs_f64() * 1000.0;
+        let rows: Vec<serde_json::Value> = serde_json::from_str(&text).unwrap();
+        (rows.len() as u32, ms)
+    };
+    wait::until("the agent to know all listeners", TAKEN_IN, || {
+        for tap in &mut taps {
+            for report in &reports {
+                tap.write_all(report).unwrap();
+            }
+        }
+        (listed().0 == PORTS * ADDRESSES).then_some(())
+    })
+    .unwrap();
+    let times: Vec<f64> = (0..COMMANDS).map(|_| listed().1).collect();
+    lab::bench::median(&times)
 }
 
 fn open_tap(name: &str) -> File {
