@@ -2,13 +2,15 @@
 //!
 //! A guest that runs again after a pause is not given the whole pause in one piece: the receive
 //! buffer of an ordinary application holds some 90 packets (`net.core.rmem_default`, 208 KiB of
-//! `skb` memory), and a driver hands over a full ring before any application runs. So the first
-//! packets come in a small burst, and the next burst when the hypervisor has read the one before:
+//! `skb` memory), and a driver hands over a full ring before any application runs. Its caches are
+//! cold too, so that it is slow just then, and what waits in the ring is before what the application
+//! waits for. So the first packet comes alone, and the next burst when the hypervisor has read the
+//! one before:
 //!
 //! ```text
-//!  put   4 |. . . . . . .|  8   16   32   64   64 ...   128 if the backlog grows nevertheless
-//!           while paused  ^
-//!                         the hypervisor reads them: the guest runs
+//!  put   1 |. . . . . . .|  2   4   8   16   32   64 64 ...   128 if the backlog grows nevertheless
+//!           while paused  ^   each 8 ms          each 1 ms
+//!                         the hypervisor reads it: the guest runs
 //! ```
 //!
 //! A guest that does not catch up within [`TIME`] gets the rest in one piece, so that the gate opens:
@@ -18,12 +20,14 @@ use std::time::Duration;
 
 use crate::proto::Timestamp;
 
-/// Frames of the first burst.
-const FIRST_BURST: u64 = 4;
+/// Frames of the first burst: what shows that the guest runs.
+const FIRST_BURST: u64 = 1;
 /// Frames of a burst that is not exceeded as long as the backlog shrinks.
 const LARGE_BURST: u64 = 64;
 /// Least time between two bursts.
 const INTERVAL: Duration = Duration::from_millis(1);
+/// The same while bursts are small.
+const EARLY_INTERVAL: Duration = Duration::from_millis(8);
 /// How long bursts are limited, from when the first one was read.
 const TIME: Duration = Duration::from_secs(1);
 
@@ -83,6 +87,9 @@ impl Pace {
         }
         self.backlog = backlog;
         self.allowed = self.burst;
+        if self.burst < LARGE_BURST {
+            self.due = now + EARLY_INTERVAL;
+        }
     }
 
     /// Whether another frame may be put into the TAP.

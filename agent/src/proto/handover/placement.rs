@@ -15,7 +15,7 @@ const EAGER_SAMPLES: usize = 1000;
 /// The same once it is known.
 const INTERVAL: Duration = Duration::from_millis(20);
 /// Time between two samples after the stop.
-const STOPPED_INTERVAL: Duration = Duration::from_micros(500);
+const STOPPED_INTERVAL: Duration = Duration::from_millis(2);
 /// Nobody reads any more when a frame has been waiting for so long: QEMU's main loop comes round
 /// within a millisecond or two of an idle machine, and this leaves some for a busy one. The VM stands
 /// still for longer in any case.

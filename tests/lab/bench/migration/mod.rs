@@ -7,6 +7,9 @@
 //! | [`Way::Lm`] | to another host of the same subnet, by plain libvirt |
 //! | [`Way::Baseline`] | to another subnet, by plain libvirt |
 //!
+//! Somebody outside of the guest asks for each of them: `migkick` would be a load in the guest that
+//! the other ways have not, just when it begins to run again.
+//!
 //! Flags and limits of the migration are the same on all ways. A run takes every way in turn, so
 //! what disturbs the machine for a while disturbs all of them. Each way has a lab and a guest of
 //! its own, booted once for each size of memory, which goes to and fro. Between two runs the guest

@@ -121,7 +121,7 @@ fn one(testbed: &mut Testbed, way: Way, load: &Load) -> Result<RunRow> {
     let addresses = streams.addresses();
     let mut shuttle = Shuttle::resume(testbed, streams)?;
     shuttle.go(match way {
-        Way::Glm => Mover::Migkick,
+        Way::Glm => Mover::Operator,
         Way::Lm | Way::Baseline => Mover::Virsh,
     })?;
     let moves = shuttle.finish()?;
