@@ -20,7 +20,7 @@ mod test_run;
 use std::cell::RefCell;
 
 use common::mat::counter::Counter;
-use common::mat::translate::{Action, Bytes, Decision, inbound, outbound};
+use common::mat::translate::{Action, Bytes, Decision, inbound, outbound, words};
 use common::mat::{IMS_PORT, NODE_PORT};
 use frame::Frame;
 use mat_frame::{addresses, checksum_is_right, error, extended, icmp, quoted, tcp, udp, udp_ports};
@@ -88,6 +88,21 @@ fn packets_of_all_protocols_go_out_and_come_back_with_right_checksums() {
             kernel.counted(),
             [(Counter::OutTranslated, 3), (Counter::InTranslated, 3)]
         );
+    }
+}
+
+#[test]
+fn every_moa_of_the_node_is_accepted() {
+    if !is_root() {
+        return;
+    }
+    for world in [World::neutral(), World::given()] {
+        let mut switched = world.clone();
+        switched.node.moa = words(parse("2001:db8:f::1"));
+        let frame = tcp(world.peer_moa, world.moa, PAYLOAD);
+        let (decision, out) = alone(&switched, "mat_in", &frame);
+        assert_eq!(decision.action, Action::Deliver);
+        assert!(checksum_is_right(&out));
     }
 }
 

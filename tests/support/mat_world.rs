@@ -85,13 +85,13 @@ impl World {
             home_mask: words(parse("ffff:ffff:ffff::")),
             multicast_source: words(parse("fe80::bb")),
             difference: difference(hoa, moa),
+            difference_back: difference(moa, hoa),
             ifindex: 7,
             multicast_ifindex: IFINDEX,
             // Where copies go in test-run, too.
             mat0_ifindex: IFINDEX,
             multicast_mac: mac(NIC_MAC),
             mat0_mac: mac(MAT0_MAC),
-            pad: [0; 4],
         };
         Self {
             hoa,
@@ -108,6 +108,7 @@ impl World {
     /// Lets checksums change, whatever the addresses are.
     pub(crate) fn change_checksums(&mut self) {
         self.node.difference = 0x1234;
+        self.node.difference_back = 0x3456;
         for to in self.peers.values_mut().chain(self.peer_moas.values_mut()) {
             to.difference = 0x2345;
         }

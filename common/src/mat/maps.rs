@@ -5,7 +5,7 @@
 //! | `NODE` | slot, 0 or 1 | [`Node`]; `NODE_SLOT` says which of the two is in use |
 //! | `PEERS` | HoA of a peer | [`Peer`]: where packets to it go |
 //! | `PEER_MOAS` | MoA of a peer | [`PeerMoa`]: whose packets come from there |
-//! | `OWN_MOAS` | MoA of this node | [`OwnMoa`]: packets to it are for the HoA |
+//! | `OWN_MOAS` | MoA of this node | [`OwnMoa`]: packets to it are for the HoA, as those to the active one |
 //! | `HELD` | | ring buffer of [`Held`]: frames to peers that are not known yet |
 //! | `MAT_COUNTERS` | [`super::counter::Counter`] | packets, per CPU |
 //!
@@ -43,6 +43,8 @@ pub struct Node {
     pub multicast_source: Words,
     /// When `moa` takes the place of `hoa`.
     pub difference: u32,
+    /// When `hoa` takes the place of `moa`.
+    pub difference_back: u32,
     /// Active NIC; 0 for none.
     pub ifindex: u32,
     /// NIC that MLD goes out by and multicast is taken from; 0 for none.
@@ -53,8 +55,6 @@ pub struct Node {
     pub multicast_mac: Mac,
     /// Ethernet address of `mat0`.
     pub mat0_mac: Mac,
-    /// Always zero.
-    pub pad: [u8; 4],
 }
 
 /// Value of `PEERS`: 48 bytes, align 8.

@@ -165,7 +165,7 @@ pub trait Tables {
     fn peer(&self, hoa: &Words) -> Option<Translated>;
     /// Which peer's a MoA is.
     fn peer_moa(&self, moa: &Words) -> Option<Translated>;
-    /// Whether a MoA is this node's, and the difference that its HoA makes.
+    /// Whether a MoA other than the active one is this node's, and the difference that the HoA makes.
     fn own_moa(&self, moa: &Words) -> Option<u32>;
 }
 
@@ -360,7 +360,7 @@ pub fn inbound<P: Packet, T: Tables>(packet: &mut P, tables: &T, ifindex: u32) -
     if !known && next_header != ICMPV6 {
         return plain(&head, node);
     }
-    let Some(mut difference) = tables.own_moa(&head.destination) else {
+    let Some(mut difference) = own_difference(tables, node, &head.destination) else {
         return plain(&head, node);
     };
     let mut reason = Counter::InTranslated;
@@ -405,7 +405,7 @@ fn quoted_in<P: Packet, T: Tables>(
     let Some(quoted) = packet.quoted() else {
         return Some(Decision::PASS);
     };
-    let Some(own) = tables.own_moa(&quoted.source) else {
+    let Some(own) = own_difference(tables, node, &quoted.source) else {
         return Some(Decision::PASS);
     };
     let Some(peer) = tables.peer_moa(&quoted.destination) else {
@@ -423,6 +423,15 @@ fn quoted_in<P: Packet, T: Tables>(
     } else {
         Some(Decision::drop(Counter::InRefusedByKernel))
     }
+}
+
+/// Whether a MoA is this node's, as [`Tables::own_moa`]. Most packets are to the active one.
+#[inline(always)]
+fn own_difference<T: Tables>(tables: &T, node: &Node, moa: &Words) -> Option<u32> {
+    if *moa == node.moa {
+        return Some(node.difference_back);
+    }
+    tables.own_moa(moa)
 }
 
 #[inline(always)]

@@ -263,7 +263,9 @@ impl Datapath {
         self.follow_routes()?;
         self.node.ifindex = nic.ifindex;
         self.node.moa = words(moa.octets());
-        self.node.difference = difference(address(self.node.hoa), moa.octets());
+        let hoa = address(self.node.hoa);
+        self.node.difference = difference(hoa, moa.octets());
+        self.node.difference_back = difference(moa.octets(), hoa);
         self.publish()
     }
 
@@ -286,7 +288,7 @@ impl Datapath {
         self.publish()
     }
 
-    /// Accepts packets to these MoAs, and to no others.
+    /// Accepts packets to these MoAs, and to the active one, and to no others.
     ///
     /// # Errors
     ///
