@@ -353,6 +353,32 @@ fn relays_receive_at_a_site_of_their_own_and_reach_the_vm_hosts() {
 }
 
 #[test]
+fn hosts_for_mobility_reach_the_vm_hosts_and_have_files_of_their_own() {
+    if !lab::requirements::met() {
+        return;
+    }
+    let lab = Lab::up(LabConfig {
+        libvirtd: false,
+        mobility: true,
+        ..LabConfig::new("testmobility")
+    })
+    .unwrap();
+    for host in [lab.ims().unwrap(), lab.peer().unwrap()] {
+        let listener = host.within(|| TcpListener::bind((host.address(), 0)));
+        let to = listener.unwrap().unwrap().local_addr().unwrap();
+        for vms in lab.vms() {
+            let connected = vms.within(|| TcpStream::connect_timeout(&to, DEADLINE));
+            connected.unwrap().unwrap();
+        }
+        let mut touch = host.command("touch");
+        host.output(touch.arg("/run/mine")).unwrap();
+        assert!(host.run_directory().join("mine").exists());
+    }
+    assert_eq!(lab.node("peer1").unwrap().name(), "peer1");
+    assert!(lab.relays().is_empty());
+}
+
+#[test]
 fn hosts_of_one_subnet_share_a_switch_and_listen_apart() {
     if !lab::requirements::met() {
         return;

@@ -25,6 +25,7 @@ use mat_app::{
     transfer, udp,
 };
 use mat_net::{C, HOA_A, HOA_B, Moas, Net};
+use migkick::datapath::Datapath;
 use netns::{privileged, wait_for};
 
 const BOTH: [Moas; 2] = [Moas::Neutral, Moas::Given];
@@ -134,7 +135,7 @@ fn packet_too_big_reaches_the_socket_and_is_forgotten_with_the_path() {
         });
         transfer(&net.a.namespace, &net.b.namespace, HOA_B, 1_000_000);
         assert!(net.a.counter(Counter::InErrors) > 0);
-        net.a.with(|it| it.path_changed()).unwrap();
+        net.a.with(Datapath::path_changed).unwrap();
         let socket = udp(&net.a.namespace, (HOA_A, 0));
         socket.connect((HOA_B, PORT)).unwrap();
         assert_eq!(path_mtu(&socket), 1500);
@@ -223,7 +224,7 @@ fn first_packets_wait_for_the_peer() {
             });
             let mut frames = Vec::new();
             wait_for("both frames", || {
-                frames.extend(net.a.with(|it| it.take_held()));
+                frames.extend(net.a.with(Datapath::take_held));
                 (frames.len() >= 2).then_some(())
             });
             assert!(frames.iter().all(|it| it.peer == HOA_B));
@@ -252,7 +253,7 @@ fn an_application_is_told_that_its_peer_is_not_found() {
     thread::scope(|scope| {
         let connecting = scope.spawn(|| net.a.namespace.run(|| TcpStream::connect((HOA_B, PORT))));
         let frames = wait_for("the frame", || {
-            let frames = net.a.with(|it| it.take_held());
+            let frames = net.a.with(Datapath::take_held);
             (!frames.is_empty()).then_some(frames)
         });
         net.a.with(move |it| it.refuse(&frames[0].frame).unwrap());

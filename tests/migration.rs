@@ -45,7 +45,7 @@ fn testbed(name: &str, site: Site, agents: Option<AgentOptions>) -> Testbed {
 fn moved(testbed: &mut Testbed, site: Site, mover: Mover, stream: StreamConfig) -> Run {
     let config = RunConfig {
         mover,
-        stream,
+        stream: (&stream).into(),
         site,
     };
     let run = measure::run(testbed, &config, &mut |step| eprintln!("{step}")).unwrap();

@@ -101,7 +101,7 @@ fn guest_that_moves_to_a_site_without_multicast_gets_its_stream_from_a_relay() {
     let mut testbed = testbed("rmove", sites, 1, OPTIONS);
     let config = RunConfig {
         mover: Mover::Migkick,
-        stream: STREAM,
+        stream: (&STREAM).into(),
         site: Site::UnicastOnly,
     };
     let run = measure::run(&mut testbed, &config, &mut |step| eprintln!("{step}")).unwrap();

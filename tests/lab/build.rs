@@ -28,11 +28,6 @@ pub(crate) fn vms(config: &LabConfig, number: usize) -> Result<Vms> {
     host(config, &format!("vms{number}"), address).map(Vms::new)
 }
 
-/// A relay by its number, from 1 on.
-pub(crate) fn relay(config: &LabConfig, number: usize) -> Result<Host> {
-    host(config, &format!("relay{number}"), relay_address(number))
-}
-
 fn host(config: &LabConfig, name: &str, address: Ipv6Addr) -> Result<Host> {
     let directory = registry::directory(&config.name).join(name);
     let ready = directory.join(READY_FILE);
@@ -55,24 +50,21 @@ fn vms_address(config: &LabConfig, number: usize) -> Ipv6Addr {
     Ipv6Addr::new(0x2001, 0xdb8, site, 0, 0, 0, 0, host)
 }
 
-/// Global address of a relay: hosts 0x10 on of the prefix `2001:db8:3::/64`.
-fn relay_address(number: usize) -> Ipv6Addr {
-    let host = u16::try_from(number).unwrap_or_default() + 0xf;
-    Ipv6Addr::new(0x2001, 0xdb8, 3, 0, 0, 0, 0, host)
-}
-
 /// Everything that was built.
 pub(crate) struct Built {
     pub(crate) vms: [Vms; 2],
-    pub(crate) relays: Vec<Host>,
+    /// At the relays' site.
+    pub(crate) further: Vec<Host>,
 }
 
 /// The hosts of a lab that runs.
 pub(crate) fn attach(config: &LabConfig) -> Result<Built> {
     Ok(Built {
         vms: [vms(config, 1)?, vms(config, 2)?],
-        relays: (1..=config.relays)
-            .map(|number| relay(config, number))
+        further: config
+            .at_relay_site()
+            .into_iter()
+            .map(|(name, address)| host(config, &name, address))
             .collect::<Result<_>>()?,
     })
 }
@@ -106,7 +98,7 @@ pub(crate) fn all(config: &LabConfig) -> Result<Built> {
     for number in 1..=2 {
         build_vms_links(config, number)?;
     }
-    build_relay_links(config)?;
+    build_further_links(config)?;
     let sites = sites(config);
     for (site, hosts) in &sites {
         build_site(config, *site, hosts)?;
@@ -116,8 +108,8 @@ pub(crate) fn all(config: &LabConfig) -> Result<Built> {
     }
     start_router(config)?;
     let starting = [start_vms(config, 1)?, start_vms(config, 2)?];
-    for number in 1..=config.relays {
-        start_host(config, &format!("relay{number}"), 2 + number, false)?;
+    for (number, (name, _)) in (3..).zip(config.at_relay_site()) {
+        start_host(config, &name, number, false)?;
     }
     for vms in &starting {
         wait_router_port(vms)?;
@@ -140,11 +132,10 @@ fn sites(config: &LabConfig) -> Vec<(usize, Vec<String>)> {
         let numbers = (1..=2).filter(|number| config.site_of(*number) == site);
         (site, numbers.map(|number| format!("vms{number}")).collect())
     });
-    let relays: Vec<String> = (1..=config.relays)
-        .map(|number| format!("relay{number}"))
-        .collect();
+    let further = config.at_relay_site().into_iter();
+    let further: Vec<String> = further.map(|(name, _)| name).collect();
     of_vms
-        .chain((!relays.is_empty()).then_some((RELAY_SITE, relays)))
+        .chain((!further.is_empty()).then_some((RELAY_SITE, further)))
         .collect()
 }
 
@@ -188,15 +179,14 @@ fn build_vms_links(config: &LabConfig, number: usize) -> Result<()> {
     )
 }
 
-/// Connects the relays to their switch.
-fn build_relay_links(config: &LabConfig) -> Result<()> {
+/// Connects the hosts at the relays' site to their switch.
+fn build_further_links(config: &LabConfig) -> Result<()> {
     let switch = namespace(&config.name, &format!("switch{RELAY_SITE}"));
-    for number in 1..=config.relays {
-        let address = relay_address(number);
+    for (name, address) in config.at_relay_site() {
         netns::ip(
-            &namespace(&config.name, &format!("relay{number}")),
+            &namespace(&config.name, &name),
             &format!(
-                "link add eth0 type veth peer name relay{number} netns {switch}\n\
+                "link add eth0 type veth peer name {name} netns {switch}\n\
                  link set eth0 up\n\
                  addr add {address}/64 dev eth0 nodad\n\
                  route add default via 2001:db8:{RELAY_SITE}::1\n"
@@ -257,7 +247,7 @@ fn query_response_interval(config: &LabConfig) -> u128 {
 fn start_router(config: &LabConfig) -> Result<()> {
     let lab = &config.name;
     let vms_sites = config.sites.into_iter().take(config.site_of(2));
-    let relay_site = (config.relays > 0).then_some(Site::Multicast);
+    let relay_site = (!config.at_relay_site().is_empty()).then_some(Site::Multicast);
     let settings = RouterSettings {
         directory: registry::directory(lab),
         namespace: namespace(lab, "router"),
@@ -299,7 +289,8 @@ fn start_vms(config: &LabConfig, number: usize) -> Result<Vms> {
 fn start_host(config: &LabConfig, name: &str, number: usize, libvirtd: bool) -> Result<()> {
     let lab = &config.name;
     let vms = (1..=2).map(|n| format!("{} vms{n}\n", vms_address(config, n)));
-    let relays = (1..=config.relays).map(|n| format!("{} relay{n}\n", relay_address(n)));
+    let further = config.at_relay_site().into_iter();
+    let further = further.map(|(name, address)| format!("{address} {name}\n"));
     let settings = HostSettings {
         hostname: name.to_owned(),
         namespace: netns::path(&namespace(lab, name)),
@@ -307,7 +298,7 @@ fn start_host(config: &LabConfig, name: &str, number: usize, libvirtd: bool) -> 
         host_uuid: format!("6f1b0c52-7d1e-4a5e-9c55-00000000000{number}"),
         hosts: format!(
             "127.0.0.1 localhost\n::1 localhost\n{}",
-            vms.chain(relays).collect::<String>()
+            vms.chain(further).collect::<String>()
         ),
         libvirtd,
     };

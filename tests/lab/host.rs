@@ -1,4 +1,4 @@
-//! A host of the lab with directories of its own: a VM host or a relay.
+//! A host of the lab with directories of its own: a VM host, a relay, a mapping server, a correspondent.
 //!
 //! One process, [`crate::vms::node::run`] in `lab-node`, makes its mount and UTS namespaces, so it
 //! has its own `/run`, `/etc/hosts` and BPF file system.
@@ -40,7 +40,7 @@ impl Host {
         &self.directory
     }
 
-    /// Its global address: on `br0` of a VM host, on `eth0` of a relay.
+    /// Its global address: on `br0` of a VM host, on `eth0` of another.
     #[must_use]
     pub fn address(&self) -> Ipv6Addr {
         self.address

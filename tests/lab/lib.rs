@@ -25,7 +25,7 @@
 //! | [`probe`] | the stream: sender, records, metrics, picture |
 //! | [`scenario`] | a guest under a stream and its move |
 //! | [`listener`] | source-specific joins |
-//! | [`host`] | a host with directories of its own: a VM host or a relay |
+//! | [`host`] | a host with directories of its own: a VM host, a relay and so on |
 //! | [`kvm`] | does KVM really work here? |
 //! | [`mod@bench`] | the benches of relay and migration: what they report, and their pictures |
 //! | [`requirements`] | what the machine must have, for tests to skip |

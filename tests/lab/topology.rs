@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use nix::unistd::Uid;
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +20,10 @@ use crate::{build, signal, switch, wait};
 
 /// Address of the sender.
 pub const SENDER_ADDRESS: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x10);
+
+/// Names of the hosts for mobility.
+const IMS: &str = "ims1";
+const PEER: &str = "peer1";
 
 /// How long the router may take to prune a tree that nobody listens to.
 const PRUNE: Duration = Duration::from_secs(10);
@@ -93,6 +97,10 @@ pub struct LabConfig {
     /// a subnet. Such a lab has no relays.
     #[serde(default)]
     pub same_subnet: bool,
+    /// Two more hosts at the relays' site: `ims1` for a mapping server, and `peer1`, a correspondent
+    /// of mobile guests. Such a lab has two subnets.
+    #[serde(default)]
+    pub mobility: bool,
 }
 
 impl LabConfig {
@@ -107,6 +115,7 @@ impl LabConfig {
             libvirtd: true,
             relays: 0,
             same_subnet: false,
+            mobility: false,
         }
     }
 
@@ -128,11 +137,25 @@ impl LabConfig {
         let mut names = vec!["sender".to_owned(), "router".to_owned()];
         names.extend(self.vms_sites().map(|site| format!("switch{site}")));
         names.extend((1..=2).map(|number| format!("vms{number}")));
-        if self.relays > 0 {
+        let at_relay_site = self.at_relay_site();
+        if !at_relay_site.is_empty() {
             names.push(format!("switch{RELAY_SITE}"));
         }
-        names.extend((1..=self.relays).map(|number| format!("relay{number}")));
+        names.extend(at_relay_site.into_iter().map(|(name, _)| name));
         names
+    }
+
+    /// The hosts at the relays' site, which exists only if there are some, with their addresses: relays
+    /// are hosts 0x10 on of the prefix `2001:db8:3::/64`.
+    pub(crate) fn at_relay_site(&self) -> Vec<(String, Ipv6Addr)> {
+        let address = |host| Ipv6Addr::new(0x2001, 0xdb8, 3, 0, 0, 0, 0, host);
+        let relays = (0x10..).zip(1..=self.relays);
+        let relays = relays.map(|(host, number)| (format!("relay{number}"), address(host)));
+        let mobility = [(IMS, address(0x20)), (PEER, address(0x30))]
+            .map(|(name, address)| (name.to_owned(), address));
+        relays
+            .chain(mobility.into_iter().filter(|_| self.mobility))
+            .collect()
     }
 }
 
@@ -143,7 +166,8 @@ pub struct Lab {
     /// This value is to remove the lab.
     owned: bool,
     vms: [Vms; 2],
-    relays: Vec<Host>,
+    /// At the relays' site: the relays first.
+    further: Vec<Host>,
 }
 
 impl Lab {
@@ -162,8 +186,8 @@ impl Lab {
         registry::check_name(&config.name)?;
         ensure!(config.relays <= 2, "A lab has at most two relays");
         ensure!(
-            config.relays == 0 || !config.same_subnet,
-            "A lab of one subnet has no relays"
+            config.at_relay_site().is_empty() || !config.same_subnet,
+            "A lab of one subnet has no relays, and no hosts for mobility"
         );
         let lock = registry::lock()?;
         registry::sweep()?;
@@ -178,10 +202,10 @@ impl Lab {
         if built.is_err() {
             signal::release(&config.name);
         }
-        let Built { vms, relays } = built?;
+        let Built { vms, further } = built?;
         Ok(Self {
             vms,
-            relays,
+            further,
             config,
             owned: true,
         })
@@ -209,12 +233,12 @@ impl Lab {
             record.ready,
             "The lab {name} is not complete: run `cargo xtask lab up`"
         );
-        let Built { vms, relays } = build::attach(&record.config)?;
+        let Built { vms, further } = build::attach(&record.config)?;
         Ok(Self {
             config: record.config,
             owned: false,
             vms,
-            relays,
+            further,
         })
     }
 
@@ -316,7 +340,30 @@ impl Lab {
     /// The relay nodes, `relay1` and `relay2` as far as there are.
     #[must_use]
     pub fn relays(&self) -> &[Host] {
-        &self.relays
+        self.further.get(..self.config.relays).unwrap_or_default()
+    }
+
+    /// The host for a mapping server, in a lab for mobility.
+    ///
+    /// # Errors
+    ///
+    /// When the lab is another.
+    pub fn ims(&self) -> Result<&Host> {
+        self.further(IMS)
+    }
+
+    /// The correspondent of mobile guests, in a lab for mobility.
+    ///
+    /// # Errors
+    ///
+    /// When the lab is another.
+    pub fn peer(&self) -> Result<&Host> {
+        self.further(PEER)
+    }
+
+    fn further(&self, name: &str) -> Result<&Host> {
+        let found = self.further.iter().find(|host| host.name() == name);
+        found.with_context(|| format!("The lab has no {name}: ask for mobility"))
     }
 
     /// Returns a node of any kind by its name, as `vms1`.
@@ -328,8 +375,8 @@ impl Lab {
         if let Some(vms) = self.vms.iter().find(|vms| vms.name() == name) {
             return Ok((***vms).clone());
         }
-        if let Some(relay) = self.relays.iter().find(|relay| relay.name() == name) {
-            return Ok((**relay).clone());
+        if let Ok(host) = self.further(name) {
+            return Ok((**host).clone());
         }
         let nodes = self.config.nodes();
         ensure!(

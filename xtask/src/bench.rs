@@ -20,7 +20,7 @@ use lab::{LabConfig, Site};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::run::{build, step, workspace};
+use crate::run::{build, root, step, workspace};
 use crate::setup;
 
 /// What to measure.
@@ -34,6 +34,9 @@ pub(crate) enum Verb {
     Relay(relay::RelayArgs),
     /// A relay with 1, 10 and 100 subscribers: CPU time and rate, against a sendmmsg loop
     Replicate(relay::RelayArgs),
+    /// Unicast mobility: what translation costs, in programs and to applications; what a mapping server
+    /// can do
+    Mat(Output),
     /// Time from MigrationRequest to MigrationResponse with 1, 100 and 1,000 addresses
     Signalling(SignallingArgs),
     /// Consecutive moves under one and several streams, between all kinds of networks: each must be exact
@@ -92,11 +95,38 @@ pub(crate) fn run(verb: &Verb) -> Result<()> {
             program("snoop", output)
         }
         Verb::Gate(output) => program("gate", output),
+        Verb::Mat(output) => mat(output),
         Verb::Relay(arguments) => relay::relay(arguments),
         Verb::Replicate(arguments) => relay::replicate(arguments),
         Verb::Signalling(arguments) => signalling(arguments),
         Verb::Handover(arguments) => handover::handover(arguments),
         Verb::Migration(arguments) => migration::migration(arguments),
+    }
+}
+
+/// The benches of unicast mobility, one after the other; the report has the results of each.
+fn mat(output: &Output) -> Result<()> {
+    // The mapping server is measured as it is delivered. Benches are built the same way, so this is
+    // where they look for it.
+    step("build", workspace("build").args(["--release", "--bins"]))?;
+    let directory = root().join("target/bench");
+    fs::create_dir_all(&directory)
+        .with_context(|| format!("Failed to create {}", directory.display()))?;
+    let mut results = BTreeMap::new();
+    for name in ["mat_programs", "mat", "ims"] {
+        let path = directory.join(name).with_extension("json");
+        program(
+            name,
+            &Output {
+                report: Some(path.clone()),
+            },
+        )?;
+        let text = fs::read_to_string(&path).context("The bench has written no report")?;
+        results.insert(name, serde_json::from_str::<Value>(&text)?);
+    }
+    match &output.report {
+        Some(path) => write_json(path, &results),
+        None => Ok(()),
     }
 }
 
@@ -125,7 +155,7 @@ fn signalling(arguments: &SignallingArgs) -> Result<()> {
             };
             let config = RunConfig {
                 mover: Mover::Migkick,
-                stream,
+                stream: (&stream).into(),
                 site: Site::Multicast,
             };
             let mut runs_ms = Vec::new();

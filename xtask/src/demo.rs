@@ -15,7 +15,7 @@ use lab::scenario::Testbed;
 use lab::scenario::agents::AgentOptions;
 use lab::scenario::flap::{self, Flap};
 use lab::scenario::measure::{self, Mover, Run, RunConfig};
-use lab::scenario::stream::{self, StreamConfig};
+use lab::scenario::stream::{self, Placed, StreamConfig};
 use lab::{LabConfig, Site};
 
 use crate::run::{build, root};
@@ -56,6 +56,24 @@ impl From<StreamKind> for stream::StreamKind {
     }
 }
 
+/// Where the guest joins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Join {
+    /// Its first NIC.
+    Eth0,
+    /// The device of its permanent address; takes `--unicast`.
+    Mat0,
+}
+
+impl Join {
+    fn interface(self) -> &'static str {
+        match self {
+            Self::Eth0 => "eth0",
+            Self::Mat0 => "mat0",
+        }
+    }
+}
+
 /// Arguments of `cargo xtask demo`.
 #[derive(Debug, Args)]
 pub(crate) struct DemoArgs {
@@ -89,6 +107,12 @@ pub(crate) struct DemoArgs {
     /// No gates, so the move loses and doubles packets.
     #[arg(long, conflicts_with = "baseline")]
     no_gate: bool,
+    /// Besides the stream, sessions between a correspondent and the guest, by their permanent addresses.
+    #[arg(long, conflicts_with_all = ["baseline", "relay_flap"])]
+    unicast: bool,
+    /// Interface on which the guest joins the stream.
+    #[arg(long, value_enum, default_value_t = Join::Eth0)]
+    join: Join,
     /// Writes the rows as JSON.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -114,6 +138,10 @@ impl DemoArgs {
 
 /// Runs the demo; fails when a row is not `ok`.
 pub(crate) fn run(args: &DemoArgs) -> Result<()> {
+    ensure!(
+        args.unicast || args.join == Join::Eth0,
+        "There is no mat0 without a permanent address: add --unicast"
+    );
     setup::ensure()?;
     build()?;
     let started = Instant::now();
@@ -123,9 +151,15 @@ pub(crate) fn run(args: &DemoArgs) -> Result<()> {
     lab.sites = [Site::Multicast, site];
     let relay = args.relay_flap || (site == Site::UnicastOnly && !args.baseline && !args.no_relay);
     lab.relays = usize::from(relay);
-    let with = if relay { ", a relay" } else { "" };
+    lab.mobility = args.unicast;
+    let relay = if relay { ", a relay" } else { "" };
+    let mobility = if args.unicast {
+        ", a mapping server, a correspondent"
+    } else {
+        ""
+    };
     tell(&format!(
-        "brings the lab up: sender, router, two sites, two VM hosts with libvirtd{with}"
+        "brings the lab up: sender, router, two sites, two VM hosts with libvirtd{relay}{mobility}"
     ));
     let agents = (!args.baseline).then_some(AgentOptions {
         no_gate: args.no_gate,
@@ -143,7 +177,7 @@ pub(crate) fn run(args: &DemoArgs) -> Result<()> {
         } else {
             Mover::Migkick
         },
-        stream,
+        stream: Placed::from(&stream).on(args.join.interface()),
         site,
     };
     let directory = root().join("target/demo");
@@ -294,6 +328,10 @@ pub(crate) fn table(rows: &[RunRow]) -> Table {
     if transport {
         header.push("continuity errors");
     }
+    let unicast = rows.iter().any(|row| row.tcp_resets.is_some());
+    if unicast {
+        header.extend(["tcp in ms", "tcp out ms", "resets", "ping ms", "ping lost"]);
+    }
     header.push("ok");
     table.set_header(header);
     for row in rows {
@@ -321,6 +359,18 @@ pub(crate) fn table(rows: &[RunRow]) -> Table {
                 row.continuity_errors
                     .map_or_else(String::new, |count| count.to_string()),
             );
+        }
+        if unicast {
+            let gap = |value: Option<f64>| value.map_or_else(String::new, ms);
+            let count =
+                |value: Option<u64>| value.map_or_else(String::new, |count| count.to_string());
+            cells.extend([
+                gap(row.tcp_in_gap_ms),
+                gap(row.tcp_out_gap_ms),
+                count(row.tcp_resets),
+                gap(row.ping_gap_ms),
+                count(row.ping_lost),
+            ]);
         }
         cells.push(if row.ok { "yes" } else { "NO" }.to_owned());
         table.add_row(cells.into_iter().enumerate().map(|(column, text)| {

@@ -31,6 +31,9 @@ pub(crate) enum Verb {
         /// Relay nodes, at a site of their own
         #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=2))]
         relays: u64,
+        /// Also ims1 and peer1, for a mapping server and a correspondent of mobile guests
+        #[arg(long)]
+        mobility: bool,
         #[command(flatten)]
         name: Name,
     },
@@ -44,7 +47,7 @@ pub(crate) enum Verb {
     },
     /// Open a shell on a node, or run a command there
     Shell {
-        /// sender, router, switch1, switch2, vms1, vms2, relay1, relay2 or switch3
+        /// sender, router, switch1, switch2, vms1, vms2, relay1, relay2, ims1, peer1 or switch3
         node: String,
         /// Command and its arguments
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -113,6 +116,7 @@ pub(crate) fn run(verb: Verb) -> Result<()> {
             late_ms,
             query_interval,
             relays,
+            mobility,
             name,
         } => {
             setup::ensure()?;
@@ -123,6 +127,7 @@ pub(crate) fn run(verb: Verb) -> Result<()> {
                 sites,
                 query_interval,
                 relays: usize::try_from(relays).unwrap_or_default(),
+                mobility,
                 ..LabConfig::new(&name.name)
             })
         }

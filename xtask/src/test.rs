@@ -36,6 +36,8 @@ const PROGRAM: &[&str] = &[
     "relay_programs",
     "gate_programs",
     "gate_races",
+    "mat_programs",
+    "forward_programs",
 ];
 const NETWORK: &[&str] = &[
     "snoop",
@@ -48,6 +50,9 @@ const NETWORK: &[&str] = &[
     "relay_server",
     "bench_smoke",
     "peers",
+    "ims",
+    "mat_path",
+    "forwarding",
     "lab_network",
     "lab_hosts",
     "lab_removal",
@@ -62,6 +67,7 @@ const VM: &[&str] = &[
     "failures",
     "relay",
     "streams",
+    "mobility",
 ];
 
 /// Runs the tests and prints the sum of their results as the last line.
@@ -130,4 +136,21 @@ pub(crate) fn lint() -> Result<()> {
     doc.args(["--no-deps", "--document-private-items"])
         .env("RUSTDOCFLAGS", "-D warnings");
     step("rustdoc", &mut doc)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_target_is_of_one_level() {
+        let manifest = include_str!("../../tests/Cargo.toml");
+        let mut known: Vec<_> = [PROGRAM, NETWORK, VM].concat();
+        for section in manifest.split("\n[[test]]\nname = \"").skip(1) {
+            let name = section.split('"').next().unwrap();
+            let at = known.iter().position(|it| *it == name);
+            known.swap_remove(at.unwrap_or_else(|| panic!("{name} runs at no level")));
+        }
+        assert!(known.is_empty(), "no such targets: {known:?}");
+    }
 }

@@ -36,6 +36,7 @@ pub(crate) fn boot() -> Result<File> {
         ("sysfs", "/sys"),
         ("devtmpfs", "/dev"),
         ("tmpfs", "/run"),
+        ("bpf", "/sys/fs/bpf"),
     ] {
         mount(
             Some(kind),

@@ -1,9 +1,10 @@
 //! PID 1 of the lab's guests: sets the machine up, then does what the host asks.
 //!
 //! Started by hand with the path of a Unix socket as argument, it serves the same protocol on that
-//! socket, without setting anything up.
+//! socket, without setting anything up. Started as `guest echo`, it is the application [`mod@echo`].
 
 mod boot;
+mod echo;
 mod outbox;
 mod programs;
 mod receive;
@@ -15,6 +16,7 @@ use std::{
     fs::File,
     io::Read,
     os::{fd::OwnedFd, unix::net::UnixStream},
+    process::ExitCode,
     sync::Arc,
     time::Duration,
 };
@@ -29,9 +31,21 @@ const REMEMBERED_REPLIES: usize = 256;
 /// Silence after which the guest says that it is alive.
 const ALIVE_INTERVAL: Duration = Duration::from_millis(100);
 
-fn main() {
-    let result = match std::env::args().nth(1) {
-        Some(path) => UnixStream::connect(&path)
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let Some((name, rest)) = arguments.split_first()
+        && name == "echo"
+    {
+        return match echo::run(rest) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("guest: {error:#}");
+                ExitCode::FAILURE
+            }
+        };
+    }
+    let result = match arguments.first() {
+        Some(path) => UnixStream::connect(path)
             .with_context(|| format!("Cannot connect to {path}"))
             .and_then(|stream| serve(File::from(OwnedFd::from(stream)))),
         None => boot::boot().and_then(serve),
@@ -43,6 +57,7 @@ fn main() {
     if std::process::id() == 1 {
         boot::power_off();
     }
+    ExitCode::SUCCESS
 }
 
 /// Serves requests from the control channel until it ends.

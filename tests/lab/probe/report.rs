@@ -113,6 +113,22 @@ pub struct RunRow {
     /// were doubled, or lost if it is negative.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub surplus: Option<i64>,
+    /// The longest time without an answer in a TCP session that a correspondent has opened to the
+    /// guest's permanent address; this and the next ones are there where unicast mobility is.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub tcp_in_gap_ms: Option<f64>,
+    /// The same of a session that the guest has opened.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub tcp_out_gap_ms: Option<f64>,
+    /// How many of the two sessions broke.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub tcp_resets: Option<u64>,
+    /// The longest time without an echo reply from the guest's permanent address.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub ping_gap_ms: Option<f64>,
+    /// Echo requests that were never answered.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub ping_lost: Option<u64>,
     /// Each stream, where there are several. The numbers of packets above are sums then, `loss_ms`
     /// and `freeze_ms` the longest of them.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 pub use super::mover::Mover;
 
 use super::mover::Journey;
-use super::stream::{self, Placed, STREAM_TIME, Stream, StreamConfig};
+use super::stream::{self, Placed, STREAM_TIME, Stream};
 use super::tally::{self, Tally};
 use super::{Testbed, site_name};
 use crate::guest::control::Control;
@@ -29,8 +29,8 @@ const DRAIN: Duration = Duration::from_millis(500);
 pub struct RunConfig {
     /// Who asks for the move.
     pub mover: Mover,
-    /// The stream.
-    pub stream: StreamConfig,
+    /// The stream, and where the guest joins it.
+    pub stream: Placed,
     /// Network of the destination, for the row.
     pub site: Site,
 }
@@ -60,11 +60,15 @@ pub fn run(testbed: &mut Testbed, config: &RunConfig, tell: &mut dyn FnMut(&str)
     tell("boots the guest on vms1");
     testbed.boot()?;
     let guest = testbed.guest()?.clone();
-    let placed = Placed::from(&config.stream);
+    let placed = config.stream;
+    let sessions = testbed.converse()?;
+    if sessions.is_some() {
+        tell("sessions run between peer1 and the guest, by their permanent addresses");
+    }
     let stream = Stream::start(testbed.lab(), placed)?;
     tell(&format!(
         "sends {} packets/s to {}",
-        config.stream.packets_per_second().round(),
+        placed.config.packets_per_second().round(),
         placed.multicast_address()
     ));
     guest.watch_stalls()?;
@@ -74,7 +78,7 @@ pub fn run(testbed: &mut Testbed, config: &RunConfig, tell: &mut dyn FnMut(&str)
         tally.has_arrived().then_some(())
     })?;
     if config.mover != Mover::Virsh {
-        stream::wait_snooped(testbed, config.stream.flows)?;
+        stream::wait_snooped(testbed, placed.config.flows)?;
     }
     tell("the guest receives");
     pass([&guest], STREAM_TIME)?;
@@ -116,6 +120,10 @@ pub fn run(testbed: &mut Testbed, config: &RunConfig, tell: &mut dyn FnMut(&str)
         ..times.row()
     };
     let row = tally::with_stalls(row, &guest, window);
+    let row = match &sessions {
+        Some(sessions) => sessions.fill(row, window),
+        None => row,
+    };
     let phases = times.phases(asked_ns, &tally.arrivals);
     Ok(Run {
         row: tally::fill(row, std::slice::from_ref(&tally), window, &[]),

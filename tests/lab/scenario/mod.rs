@@ -8,6 +8,8 @@
 //! |---|---|
 //! | [`agents`] | certificates, configuration and processes of the two agents |
 //! | [`stream`] | the sender's streams and the guest's receivers |
+//! | [`mobility`] | the mapping server, the correspondent, and the guest's node |
+//! | [`mod@sessions`] | sessions between the correspondent and the guest |
 //! | [`relays`] | configuration and processes of the relays |
 //! | [`flap`] | multicast taken away from the guest's site and given back |
 //! | [`shuttle`] | one guest moved to and fro under its streams |
@@ -18,9 +20,11 @@ pub mod agents;
 pub mod crossing;
 pub mod flap;
 pub mod measure;
+pub mod mobility;
 mod mover;
 mod party;
 pub mod relays;
+pub mod sessions;
 pub mod shuttle;
 pub mod stream;
 mod tally;
@@ -38,7 +42,9 @@ use crate::guest::image;
 use crate::vms::Vms;
 use crate::{Lab, LabConfig, Site, kvm, wait};
 use agents::{AgentOptions, Agents};
+use mobility::{GuestNode, Mobility};
 use relays::Relays;
+use sessions::Sessions;
 
 /// Where guests receive: the first of the lab's streams.
 pub const STREAM_ADDRESS: Ipv6Addr = Ipv6Addr::new(0xff1e, 0, 0, 0, 0, 0, 0x4000, 0x1);
@@ -52,6 +58,8 @@ const BOOT: Duration = Duration::from_secs(90);
 pub struct Testbed {
     /// Dropped first: it talks to what the lab houses.
     control: Option<Control>,
+    node: Option<GuestNode>,
+    mobility: Option<Mobility>,
     agents: Option<Agents>,
     /// What agents would be told about migrations, for plain ones.
     limits: AgentOptions,
@@ -90,8 +98,12 @@ impl Testbed {
             }
             _ => None,
         };
+        let mobility = lab.config().mobility;
+        let mobility = mobility.then(|| Mobility::start(&lab)).transpose()?;
         Ok(Self {
             control: None,
+            node: None,
+            mobility,
             agents,
             limits: options,
             relays,
@@ -153,6 +165,34 @@ impl Testbed {
             .context("This testbed runs without relays")
     }
 
+    /// The mapping server and the correspondent.
+    ///
+    /// # Errors
+    ///
+    /// When the lab was asked for without mobility.
+    pub fn mobility(&mut self) -> Result<&mut Mobility> {
+        self.mobility
+            .as_mut()
+            .context("This testbed runs without mobility")
+    }
+
+    /// The node in the guest.
+    ///
+    /// # Errors
+    ///
+    /// When the guest has not been booted, or the lab has no mobility.
+    pub fn guest_node(&self) -> Result<&GuestNode> {
+        self.node.as_ref().context("The guest has no node")
+    }
+
+    /// Lets the correspondent and the guest talk, where the lab has mobility.
+    fn converse(&self) -> Result<Option<Sessions>> {
+        if self.mobility.is_none() {
+            return Ok(None);
+        }
+        Sessions::start(self.lab.peer()?, self.guest()?).map(Some)
+    }
+
     /// Starts the agent of a VM host again after [`Agents::kill`] and waits until it answers.
     ///
     /// # Errors
@@ -184,7 +224,11 @@ impl Testbed {
     /// When libvirt refuses, or the guest does not answer in time.
     pub fn boot(&mut self) -> Result<()> {
         self.discard_guests()?;
-        self.control = Some(self.start_guest(&self.domain, 0)?);
+        let control = self.start_guest(&self.domain, 0)?;
+        if let Some(mobility) = &self.mobility {
+            self.node = Some(mobility.join(&control)?);
+        }
+        self.control = Some(control);
         Ok(())
     }
 
@@ -239,6 +283,7 @@ impl Testbed {
     }
 
     fn discard_guests(&mut self) -> Result<()> {
+        self.node = None;
         self.control = None;
         let further = std::mem::take(&mut self.further);
         for name in further

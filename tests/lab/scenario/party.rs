@@ -49,6 +49,8 @@ struct Move {
 pub struct Moves {
     /// One for each move.
     pub rows: Vec<RunRow>,
+    /// When each was watched.
+    pub windows: Vec<Window>,
     /// Every packet sent.
     pub sent: Vec<Sent>,
     /// Every packet that reached the application.
@@ -315,6 +317,7 @@ impl Viewer {
             let address = silent.stream.multicast_address();
             return Err(anyhow!("{} has received nothing of {address}", self.domain));
         }
+        let windows = self.moves.iter().map(|it| it.window).collect();
         let rows = self
             .moves
             .into_iter()
@@ -329,6 +332,7 @@ impl Viewer {
         arrivals.sort_by_key(|arrival| arrival.host_ns);
         Ok(Moves {
             rows,
+            windows,
             sent,
             arrivals,
         })

@@ -6,12 +6,15 @@ use super::Testbed;
 use super::mover::Mover;
 pub use super::party::{Moves, last_record, records};
 use super::party::{Party, Viewer};
+use super::sessions::Sessions;
 use super::stream::Streams;
 
 /// A guest that receives, and where it is.
 pub struct Shuttle<'a> {
     testbed: &'a mut Testbed,
     party: Party,
+    /// Where the lab has mobility.
+    sessions: Option<Sessions>,
 }
 
 impl<'a> Shuttle<'a> {
@@ -25,7 +28,12 @@ impl<'a> Shuttle<'a> {
         let guest = testbed.guest()?.clone();
         let viewer = Viewer::new(testbed.domain_name(), guest, streams.into(), 0);
         let party = Party::begin(testbed, vec![viewer])?;
-        Ok(Self { testbed, party })
+        let sessions = testbed.converse()?;
+        Ok(Self {
+            testbed,
+            party,
+            sessions,
+        })
     }
 
     /// Lets the guest that runs receive again, wherever it is, after [`Shuttle::finish`].
@@ -42,7 +50,12 @@ impl<'a> Shuttle<'a> {
         let guest = testbed.guest()?.clone();
         let viewer = Viewer::new(testbed.domain_name(), guest, streams.into(), at);
         let party = Party::begin(testbed, vec![viewer])?;
-        Ok(Self { testbed, party })
+        let sessions = testbed.converse()?;
+        Ok(Self {
+            testbed,
+            party,
+            sessions,
+        })
     }
 
     /// The lab, its guest and its agents.
@@ -68,13 +81,24 @@ impl<'a> Shuttle<'a> {
         self.party.stay(self.testbed)
     }
 
+    /// The sessions with the correspondent, where the lab has mobility.
+    pub fn sessions(&self) -> Option<&Sessions> {
+        self.sessions.as_ref()
+    }
+
     /// Ends the streams, and counts.
     ///
     /// # Errors
     ///
     /// When a sender failed, or nothing arrived.
     pub fn finish(self) -> Result<Moves> {
-        let mut moves = self.party.finish()?;
-        moves.pop().context("There is one guest")
+        let mut moves = self.party.finish()?.pop().context("There is one guest")?;
+        if let Some(sessions) = self.sessions {
+            let rows = moves.rows.into_iter().zip(&moves.windows);
+            moves.rows = rows
+                .map(|(row, window)| sessions.fill(row, *window))
+                .collect();
+        }
+        Ok(moves)
     }
 }

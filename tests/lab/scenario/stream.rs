@@ -31,6 +31,8 @@ const SOURCE_SPECIFIC_ADDRESS: Ipv6Addr = Ipv6Addr::new(0xff3e, 0, 0, 0, 0, 0, 0
 const ADDRESSES: u16 = 0x1000;
 /// Streams that can be told apart by their flow numbers.
 const STREAMS: u16 = 16;
+/// The NIC that guests join on unless asked otherwise.
+const NIC: &str = "eth0";
 /// How long the sender may take to rest.
 const REST: Duration = Duration::from_secs(5);
 
@@ -104,6 +106,8 @@ pub struct Placed {
     pub service: Service,
     /// Its place, from 0 on.
     pub index: u16,
+    /// The interface that the guest joins on.
+    pub interface: &'static str,
 }
 
 impl From<&StreamConfig> for Placed {
@@ -113,11 +117,18 @@ impl From<&StreamConfig> for Placed {
             config: *config,
             service: Service::AnySource,
             index: 0,
+            interface: NIC,
         }
     }
 }
 
 impl Placed {
+    /// The same, joined on this interface of the guest.
+    #[must_use]
+    pub fn on(self, interface: &'static str) -> Self {
+        Self { interface, ..self }
+    }
+
     /// The first of its multicast addresses.
     pub fn multicast_address(&self) -> Ipv6Addr {
         let first = match self.service {
@@ -140,7 +151,7 @@ impl Placed {
     /// What the guest joins to receive all its flows.
     pub fn receiver(&self) -> ReceiverConfig {
         ReceiverConfig {
-            interface: "eth0".to_owned(),
+            interface: self.interface.to_owned(),
             port: STREAM_PORT,
             joins: vec![self.join()],
             content: self.config.content(),
@@ -196,8 +207,15 @@ impl Streams {
             config: *config,
             service: *service,
             index,
+            interface: NIC,
         };
         Ok(Self((from..).zip(streams).map(place).collect()))
+    }
+
+    /// The same, joined on this interface of the guest.
+    #[must_use]
+    pub fn on(self, interface: &'static str) -> Self {
+        Self(self.0.into_iter().map(|it| it.on(interface)).collect())
     }
 
     /// The streams, by their places.

@@ -176,6 +176,7 @@ mod tests {
             },
             service: Service::AnySource,
             index,
+            interface: "eth0",
         }
     }
 
