@@ -19,8 +19,6 @@ use lab::{LabConfig, requirements, wait};
 
 /// The paper's rate, Mbit/s.
 const RATE_MBPS: f64 = 20.0;
-/// What a session may stand still beyond the time in which the guest itself does, milliseconds.
-const BEYOND_MS: f64 = 100.0;
 /// How long something may take to be known everywhere.
 const KNOWN: Duration = Duration::from_secs(20);
 
@@ -37,14 +35,8 @@ fn streams() -> Streams {
 /// No session broke, and none stood still for long.
 fn assert_kept(row: &RunRow) {
     eprintln!("{row:?}");
-    assert_eq!(row.tcp_resets, Some(0), "{row:?}");
-    // Without KVM the guest does not run at once after the pause: QEMU has translated none of its
-    // code yet. No application can answer while no thread runs.
-    let stood_ms = row.vm_pause_ms.max(row.stall_ms);
-    for gap_ms in [row.tcp_in_gap_ms, row.tcp_out_gap_ms, row.ping_gap_ms] {
-        assert!(gap_ms.unwrap() <= stood_ms + BEYOND_MS, "{row:?}");
-    }
-    assert!(row.ping_lost.unwrap() <= 1, "{row:?}");
+    assert!(row.tcp_resets.is_some(), "{row:?}");
+    assert!(row.keeps_sessions(), "{row:?}");
 }
 
 /// No packet was lost, doubled or reordered.

@@ -38,11 +38,13 @@ pub enum Case {
     Identical,
     /// Moves by `virsh migrate`, which libvirt's hook prepares.
     Virsh,
+    /// Moves by `migkick go` of a guest with a permanent address, whose sessions must go on.
+    Unicast,
 }
 
 impl Case {
     /// All of them, in the order they are taken.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Native,
         Self::Relay,
         Self::Dense,
@@ -50,6 +52,7 @@ impl Case {
         Self::Crossing,
         Self::Identical,
         Self::Virsh,
+        Self::Unicast,
     ];
 
     /// Its name in tables.
@@ -63,6 +66,7 @@ impl Case {
             Self::Crossing => "crossing",
             Self::Identical => "identical",
             Self::Virsh => "virsh",
+            Self::Unicast => "unicast",
         }
     }
 
@@ -71,7 +75,7 @@ impl Case {
     pub fn moves(self) -> u32 {
         match self {
             Self::Native | Self::Relay => 20,
-            Self::Dense => 10,
+            Self::Dense | Self::Unicast => 10,
             Self::Streams | Self::Crossing | Self::Identical | Self::Virsh => 5,
         }
     }
@@ -82,13 +86,16 @@ impl Case {
             config.sites = [Site::Multicast, Site::UnicastOnly];
             config.relays = 1;
         }
+        config.mobility = self == Self::Unicast;
         config
     }
 
     fn streams(self) -> Result<Streams> {
         let probe = StreamConfig::probe;
         Ok(match self {
-            Self::Native | Self::Relay | Self::Virsh | Self::Crossing => probe(RATE_MBPS).into(),
+            Self::Native | Self::Relay | Self::Virsh | Self::Crossing | Self::Unicast => {
+                probe(RATE_MBPS).into()
+            }
             Self::Dense => probe(100.0).into(),
             Self::Identical => identical(RATE_MBPS).into(),
             Self::Streams => Streams::placed(
@@ -150,7 +157,7 @@ impl HandoverCase {
     }
 
     /// Whether every move was exact: of packets that can be told apart none was lost, doubled or
-    /// reordered; of others none was lost, and at most 5 ms worth doubled.
+    /// reordered; of others none was lost, and at most 5 ms worth doubled. Sessions went on.
     #[must_use]
     pub fn is_exact(&self) -> bool {
         self.runs.iter().all(|row| {
@@ -158,7 +165,8 @@ impl HandoverCase {
                 Some(_) => (identical(row.rate_mbps).packets_per_second() * 0.005) as u64,
                 None => 0,
             };
-            row.ok && row.lost == 0 && row.reordered == 0 && row.duplicated <= may_be_doubled
+            let exact = row.lost == 0 && row.reordered == 0 && row.duplicated <= may_be_doubled;
+            row.ok && exact && row.keeps_sessions()
         })
     }
 }
@@ -214,6 +222,7 @@ fn to_and_fro(
     }
     let mover = match case {
         Case::Virsh => Mover::Virsh,
+        Case::Unicast => Mover::Migkick,
         _ => Mover::Operator,
     };
     let mut placed = Placed::default();
@@ -300,6 +309,7 @@ mod tests {
             |row: &mut RunRow| row.duplicated = 1,
             |row: &mut RunRow| row.reordered = 1,
             |row: &mut RunRow| row.ok = false,
+            |row: &mut RunRow| row.tcp_resets = Some(1),
         ] {
             let mut row = whole();
             spoil(&mut row);

@@ -163,7 +163,26 @@ pub struct StreamRow {
     pub surplus: Option<i64>,
 }
 
+/// What a session may stand still beyond the time in which the guest itself does, milliseconds.
+const BEYOND_MS: f64 = 100.0;
+
 impl RunRow {
+    /// Whether the sessions by permanent addresses, if there are any, were kept: none broke, at most
+    /// one ping was lost, and none stood still for long.
+    ///
+    /// Without KVM the guest does not run at once after the pause: QEMU has translated none of its
+    /// code yet. No application can answer while no thread runs, so that is the pause then.
+    #[must_use]
+    pub fn keeps_sessions(&self) -> bool {
+        let longest_ms = self.vm_pause_ms.max(self.stall_ms) + BEYOND_MS;
+        let gaps = [self.tcp_in_gap_ms, self.tcp_out_gap_ms, self.ping_gap_ms];
+        gaps.into_iter()
+            .flatten()
+            .all(|gap_ms| gap_ms <= longest_ms)
+            && self.tcp_resets.unwrap_or_default() == 0
+            && self.ping_lost.unwrap_or_default() <= 1
+    }
+
     /// Fills in what the probe measured.
     #[must_use]
     pub fn with_metrics(self, metrics: &Metrics) -> Self {
@@ -230,6 +249,32 @@ impl FlapRow {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn broken_late_and_lost_is_not_kept() {
+        let kept = RunRow {
+            vm_pause_ms: 50.0,
+            stall_ms: 80.0,
+            tcp_in_gap_ms: Some(179.0),
+            tcp_out_gap_ms: Some(60.0),
+            tcp_resets: Some(0),
+            ping_gap_ms: Some(60.0),
+            ping_lost: Some(1),
+            ..RunRow::default()
+        };
+        assert!(kept.keeps_sessions());
+        assert!(RunRow::default().keeps_sessions());
+        for spoil in [
+            |row: &mut RunRow| row.tcp_in_gap_ms = Some(181.0),
+            |row: &mut RunRow| row.ping_gap_ms = Some(181.0),
+            |row: &mut RunRow| row.tcp_resets = Some(1),
+            |row: &mut RunRow| row.ping_lost = Some(2),
+        ] {
+            let mut row = kept.clone();
+            spoil(&mut row);
+            assert!(!row.keeps_sessions());
+        }
+    }
 
     #[test]
     fn row_has_the_documented_keys() {

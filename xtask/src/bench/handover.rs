@@ -28,6 +28,8 @@ enum CaseKind {
     Identical,
     /// Moves by `virsh migrate`, prepared by libvirt's hook
     Virsh,
+    /// Moves by `migkick go` of a guest with a permanent address, whose sessions must go on
+    Unicast,
 }
 
 impl From<CaseKind> for Case {
@@ -40,6 +42,7 @@ impl From<CaseKind> for Case {
             CaseKind::Crossing => Self::Crossing,
             CaseKind::Identical => Self::Identical,
             CaseKind::Virsh => Self::Virsh,
+            CaseKind::Unicast => Self::Unicast,
         }
     }
 }
@@ -50,7 +53,7 @@ pub(crate) struct HandoverArgs {
     /// Which cases [default: all]
     #[arg(long, value_name = "CASE,..", value_delimiter = ',', value_enum)]
     cases: Vec<CaseKind>,
-    /// Moves of each case [default: 20 of native and relay, 10 of dense, 5 of the others]
+    /// Moves of each case [default: 20 of native and relay, 10 of dense and unicast, 5 of the others]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     moves: Option<u32>,
     /// Print the results as JSON instead of a table
@@ -98,7 +101,7 @@ pub(super) fn handover(arguments: &HandoverArgs) -> Result<()> {
         .collect();
     ensure!(
         inexact.is_empty(),
-        "Moves lost, doubled or reordered packets: {}",
+        "Moves lost, doubled or reordered packets, or sessions did not go on: {}",
         inexact.join(", ")
     );
     Ok(())
@@ -119,13 +122,14 @@ fn table(report: &HandoverReport) -> Table {
         "pause ms",
         "freeze - pause ms",
         "freeze - stall ms",
+        "longest gap ms",
         "placed",
         "exact",
     ]);
     for case in &report.cases {
         table.add_row(line(case).into_iter().enumerate().map(|(column, text)| {
             let alignment = match column {
-                1..=9 => CellAlignment::Right,
+                1..=10 => CellAlignment::Right,
                 _ => CellAlignment::Left,
             };
             Cell::new(text).set_alignment(alignment)
@@ -134,12 +138,17 @@ fn table(report: &HandoverReport) -> Table {
     table
 }
 
-fn line(case: &HandoverCase) -> [String; 12] {
+fn line(case: &HandoverCase) -> [String; 13] {
     let sum = |of: fn(&RunRow) -> u64| case.runs.iter().map(of).sum::<u64>().to_string();
     let middle = |of: fn(&RunRow) -> f64| {
         let values: Vec<f64> = case.runs.iter().map(of).collect();
         format!("{:.1}", super::median(&values))
     };
+    let gaps = case.runs.iter().flat_map(|row| {
+        let gaps = [row.tcp_in_gap_ms, row.tcp_out_gap_ms, row.ping_gap_ms];
+        gaps.into_iter().flatten()
+    });
+    let gap = gaps.max_by(f64::total_cmp);
     let placed = case.placed.iter();
     let placed: Vec<String> = placed
         .map(|(word, count)| format!("{count} {word}"))
@@ -155,6 +164,7 @@ fn line(case: &HandoverCase) -> [String; 12] {
         middle(|row| row.vm_pause_ms),
         format!("{:.1}", case.freeze_over_pause_ms),
         format!("{:.1}", case.freeze_over_stall_ms),
+        gap.map_or_else(String::new, |gap| format!("{gap:.1}")),
         placed.join(", "),
         if case.is_exact() { "yes" } else { "NO" }.to_owned(),
     ]
