@@ -105,3 +105,37 @@ fn move_without_a_mapping_server_keeps_sessions_and_is_registered_later() {
     let rows = shuttle.finish().unwrap().rows;
     assert_eq!(rows[0].tcp_resets, Some(0), "{:?}", rows[0]);
 }
+
+#[test]
+fn address_that_somebody_else_has_is_not_taken_and_the_next_move_takes_another() {
+    if !requirements::met() {
+        return;
+    }
+    let mut testbed = testbed("mobtaken");
+    let mut shuttle = Shuttle::begin(&mut testbed, streams()).unwrap();
+    shuttle.go(Mover::Migkick).unwrap();
+    let moa = |shuttle: &mut Shuttle| {
+        let status = shuttle.testbed().guest_node().unwrap().status().unwrap();
+        status["moa"].as_str().unwrap().to_owned()
+    };
+    let taken = moa(&mut shuttle);
+    shuttle.go(Mover::Migkick).unwrap();
+    // The switch of the destination's link has it now.
+    let switch = shuttle.testbed().lab().switch(2);
+    let address = format!("{taken}/64");
+    let mut ip = switch.command("ip");
+    let take = ip.args(["addr", "add", &address, "dev", "br0", "nodad"]);
+    switch.output(take).unwrap();
+
+    let guest = shuttle.testbed().guest().unwrap().clone();
+    let output = guest.run("migkick", &["go", "vms2"], KNOWN).unwrap();
+    assert_eq!(output.code, Some(1), "{}", output.stdout());
+    assert!(output.stderr().contains(&taken), "{}", output.stderr());
+    assert_eq!(shuttle.testbed().running_on(), ["vms1"]);
+    shuttle.go(Mover::Migkick).unwrap();
+    assert_ne!(moa(&mut shuttle), taken);
+    assert_eq!(shuttle.sessions().unwrap().broken(), [""; 0]);
+    for row in shuttle.finish().unwrap().rows {
+        assert_kept(&row);
+    }
+}

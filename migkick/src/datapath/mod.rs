@@ -312,6 +312,16 @@ impl Datapath {
         self.tables.set_peer(hoa.octets(), to.octets(), from)
     }
 
+    /// Holds packets to a peer, as those to one that is not known, but accepts what comes from `from`
+    /// as the peer's.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`].
+    pub fn hold_peer(&mut self, hoa: Ipv6Addr, from: &[Ipv6Addr]) -> Result<(), DatapathError> {
+        self.tables.hold_peer(hoa.octets(), from)
+    }
+
     /// Forgets a peer: packets to it are held again.
     ///
     /// # Errors

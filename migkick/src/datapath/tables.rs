@@ -90,6 +90,28 @@ impl Tables {
         from: &[Ipv6Addr],
     ) -> Result<(), DatapathError> {
         // First where it may answer from.
+        self.accept(hoa, from)?;
+        let peer = Peer {
+            moa: words(to),
+            difference: difference(hoa, to),
+            ..self.peers.get(&hoa, 0).unwrap_or_default()
+        };
+        self.peers.insert(hoa, peer, 0).map_err(error("PEERS"))?;
+        self.forget_moas(hoa, from)
+    }
+
+    pub(super) fn hold_peer(
+        &mut self,
+        hoa: Address,
+        from: &[Ipv6Addr],
+    ) -> Result<(), DatapathError> {
+        remove(&mut self.peers, "PEERS", &hoa)?;
+        self.accept(hoa, from)?;
+        self.forget_moas(hoa, from)
+    }
+
+    /// Accepts what comes from there as the peer's.
+    fn accept(&mut self, hoa: Address, from: &[Ipv6Addr]) -> Result<(), DatapathError> {
         for moa in from.iter().map(Ipv6Addr::octets) {
             let known = self.peer_moas.get(&moa, 0).ok();
             let last_used_ns = known
@@ -105,13 +127,7 @@ impl Tables {
                 .insert(moa, value, 0)
                 .map_err(error("PEER_MOAS"))?;
         }
-        let peer = Peer {
-            moa: words(to),
-            difference: difference(hoa, to),
-            ..self.peers.get(&hoa, 0).unwrap_or_default()
-        };
-        self.peers.insert(hoa, peer, 0).map_err(error("PEERS"))?;
-        self.forget_moas(hoa, from)
+        Ok(())
     }
 
     pub(super) fn remove_peer(&mut self, hoa: Address) -> Result<(), DatapathError> {

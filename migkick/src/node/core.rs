@@ -71,6 +71,10 @@ pub(crate) struct Core {
     /// The NICs and what can be used on them, in order of preference.
     nics: Vec<NicState>,
     active: Option<Place>,
+    /// Better than the active place, which is used until all peers know the better one.
+    candidate: Option<Place>,
+    /// Sequence of the first mapping with each own address.
+    told: BTreeMap<Ipv6Addr, u64>,
     /// Prepared for a move.
     standby: Option<Place>,
     /// What moves have left.
@@ -111,6 +115,8 @@ impl Core {
             servers,
             nics: Vec::new(),
             active: None,
+            candidate: None,
+            told: BTreeMap::new(),
             standby: None,
             left: Vec::new(),
             movement: None,
@@ -155,6 +161,7 @@ impl Core {
                 };
                 if let Some((transaction, message)) = self.open(&sealed, &key) {
                     self.handle_peer(now, hoa, &received, transaction, message);
+                    self.candidate_due(now);
                 }
             }
         }
@@ -200,6 +207,7 @@ impl Core {
         self.lookups_due(now);
         self.alerts_due(now);
         self.peers_due(now);
+        self.candidate_due(now);
     }
 
     /// When [`Core::handle_timeout`] is to be called.

@@ -272,6 +272,7 @@ impl Daemon {
                 self.sockets.set(&places);
             }
             Output::SetPeer { hoa, to, from } => self.datapath.set_peer(hoa, to, &from)?,
+            Output::HoldPeer { hoa, from } => self.datapath.hold_peer(hoa, &from)?,
             Output::RemovePeer(hoa) => self.datapath.remove_peer(hoa)?,
             Output::Release(frame) => self.datapath.release(&frame)?,
             Output::Refuse(frame) => self.datapath.refuse(&frame)?,

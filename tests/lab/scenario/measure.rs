@@ -121,7 +121,12 @@ pub fn run(testbed: &mut Testbed, config: &RunConfig, tell: &mut dyn FnMut(&str)
     };
     let row = tally::with_stalls(row, &guest, window);
     let row = match &sessions {
-        Some(sessions) => sessions.fill(row, window),
+        Some(sessions) => {
+            for why in sessions.broken() {
+                tell(&format!("a session broke: {why}"));
+            }
+            sessions.fill(row, window)
+        }
         None => row,
     };
     let phases = times.phases(asked_ns, &tally.arrivals);

@@ -145,6 +145,7 @@ impl Core {
         {
             peer.alert = None;
             peer.acknowledged = sequence;
+            peer.holds = peer.holds.filter(|holds| sequence < *holds);
         }
     }
 
@@ -229,6 +230,21 @@ impl Core {
             });
         }
         self.alerts_due(now);
+    }
+
+    /// The same of one peer, unless an alert is under way.
+    pub(super) fn alert(&mut self, now: Duration, hoa: Ipv6Addr) {
+        let alert = AlertOut {
+            sequence: self.changed_sequence,
+            transaction: self.random.number(),
+            repeat: Repeat::new(now, self.timing.alert.0),
+        };
+        if let Some(peer) = self.peers.get_mut(&hoa)
+            && peer.alert.is_none()
+        {
+            peer.alert = Some(alert);
+            self.alert_due(now, hoa);
+        }
     }
 
     /// Answers what a peer has asked, once it can be.

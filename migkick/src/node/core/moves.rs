@@ -102,6 +102,8 @@ impl Core {
             return;
         };
         self.counters.moves += 1;
+        self.candidate = None;
+        self.hold_unaware(now, place);
         self.outputs.push_back(Output::Join);
         let old = self.active.replace(place);
         self.outputs.push_back(Output::SetActive(place));

@@ -31,8 +31,10 @@ pub(super) struct Peer {
     pub(super) desired: Option<Ipv6Addr>,
     /// The data path has an entry of an earlier run.
     adopted: bool,
-    /// What the data path has been told.
-    shown: Option<(Ipv6Addr, Vec<Ipv6Addr>)>,
+    /// What the data path has been told: where data goes unless it is held, and where it comes from.
+    shown: Option<(Option<Ipv6Addr>, Vec<Ipv6Addr>)>,
+    /// Sequence that it has to acknowledge before data is sent to it.
+    pub(super) holds: Option<u64>,
     pub(super) lookup: Option<Lookup>,
     /// No lookup before.
     pub(super) lookup_after: Duration,
@@ -82,6 +84,7 @@ impl Peer {
             desired: None,
             adopted: false,
             shown: None,
+            holds: None,
             lookup: None,
             lookup_after: Duration::ZERO,
             wanted: 0,
@@ -144,7 +147,7 @@ impl Core {
             return;
         };
         peer.sent_at = now;
-        if peer.shown.is_some() && peer.verified {
+        if peer.shown.is_some() && peer.verified && peer.holds.is_none() {
             self.counters.released += 1;
             self.outputs.push_back(Output::Release(frame));
             return;
@@ -164,7 +167,9 @@ impl Core {
             self.counters.held += 1;
         }
         let (known, verifying) = (peer.known.is_some(), peer.echo.is_some());
-        if !known {
+        if peer.holds.is_some() {
+            self.alert(now, hoa);
+        } else if !known {
             self.look_up(now, hoa, Cause::Own);
         } else if !verifying {
             self.verify(now, hoa);
@@ -261,6 +266,7 @@ impl Core {
         peer.to = None;
         peer.verified = false;
         peer.desired = None;
+        peer.holds = None;
         peer.echo = None;
         peer.alert = None;
         peer.waiting.clear();
@@ -300,20 +306,23 @@ impl Core {
         if !from.contains(&to) {
             from.push(to);
         }
-        let shown = Some((to, from));
+        let shown = Some((peer.holds.is_none().then_some(to), from.clone()));
         if peer.shown != shown {
-            let moved = peer.shown.as_ref().is_some_and(|(before, _)| *before != to);
-            peer.shown = shown.clone();
+            let before = peer.shown.take().and_then(|(before, _)| before);
+            let moved = before.is_some_and(|before| before != to);
+            peer.shown = shown;
             peer.adopted = false;
-            if let Some((to, from)) = shown {
-                self.outputs.push_back(Output::SetPeer { hoa, to, from });
-            }
+            self.outputs.push_back(match peer.holds {
+                None => Output::SetPeer { hoa, to, from },
+                Some(_) => Output::HoldPeer { hoa, from },
+            });
             if moved {
                 self.outputs.push_back(Output::PathChanged);
             }
         }
         self.answer(now, hoa);
-        if self.peers.get(&hoa).is_some_and(|it| it.verified) {
+        let sends = |it: &Peer| it.verified && it.holds.is_none();
+        if self.peers.get(&hoa).is_some_and(sends) {
             for (_, frame) in self.take_held(hoa) {
                 self.counters.released += 1;
                 self.outputs.push_back(Output::Release(frame));

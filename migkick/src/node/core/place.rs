@@ -1,4 +1,9 @@
 //! Which of our addresses is active, and what becomes of those that were.
+//!
+//! A peer that gets data from an address that it does not know takes it for somebody else's, and its
+//! kernel answers a segment of an unknown connection by a reset, which would end the session. So nothing
+//! is sent to a peer from an address before it has acknowledged a mapping that has it: where the old
+//! address still works, it is used until then, else the peer's data is held.
 
 use std::net::Ipv6Addr;
 use std::time::Duration;
@@ -17,6 +22,8 @@ pub(super) struct Left {
     at_most: Duration,
     /// Sequence without it in first place.
     sequence: u64,
+    /// The address stays on its NIC when all of this is over.
+    stays: bool,
 }
 
 impl Core {
@@ -34,17 +41,90 @@ impl Core {
         }
         self.nics = nics;
         let best = self.best();
+        let had = self.candidate.take();
         if best == self.active {
+            if had.is_some() {
+                self.changed(now);
+            }
             return;
+        }
+        if let Some(place) = best
+            && self.active.is_some_and(|active| self.is_usable(active))
+        {
+            self.candidate = Some(place);
+            if had != self.candidate {
+                self.changed(now);
+            }
+            return self.candidate_due(now);
         }
         self.active = best;
         // An address that comes into use again is left no more.
         self.left.retain(|left| Some(left.place) != best);
         if let Some(place) = best {
+            self.hold_unaware(now, place);
             self.outputs.push_back(Output::SetActive(place));
             self.outputs.push_back(Output::PathChanged);
         }
         self.changed(now);
+    }
+
+    fn is_usable(&self, place: Place) -> bool {
+        let mut all = self.nics.iter().flat_map(NicState::places);
+        all.any(|it| it == place)
+    }
+
+    /// Whether all peers know a mapping with that address.
+    fn all_know(&self, moa: Ipv6Addr) -> bool {
+        let told = self.told.get(&moa);
+        let mut peers = self.peers.values();
+        peers.all(|it| it.to.is_none() || told.is_some_and(|told| it.has_acknowledged(*told)))
+    }
+
+    /// Makes the better place the active one, once all peers know it. The old one is taken for as long
+    /// as after a move.
+    pub(super) fn candidate_due(&mut self, now: Duration) {
+        let Some(place) = self.candidate.filter(|it| self.all_know(it.moa)) else {
+            return;
+        };
+        self.candidate = None;
+        self.left.retain(|left| left.place.moa != place.moa);
+        if let Some(old) = self.active.replace(place) {
+            let left = self.left_now(now, old);
+            self.left.push(Left {
+                stays: true,
+                ..left
+            });
+        }
+        self.outputs.push_back(Output::SetActive(place));
+        self.outputs.push_back(Output::PathChanged);
+        self.changed(now);
+    }
+
+    /// Holds what is for peers that do not know yet that it will come from that place.
+    pub(super) fn hold_unaware(&mut self, now: Duration, place: Place) {
+        // With the next mapping, if it is in none yet.
+        let next = self.sequence + 1;
+        let told = self.told.get(&place.moa).copied().unwrap_or(next);
+        let mut unaware = Vec::new();
+        for (hoa, peer) in &mut self.peers {
+            peer.holds = (!peer.has_acknowledged(told)).then_some(told);
+            if peer.holds.is_some() {
+                unaware.push(*hoa);
+            }
+        }
+        for hoa in unaware {
+            self.settle(now, hoa);
+        }
+    }
+
+    /// Notes which own addresses are in the mapping of the present sequence for the first time.
+    pub(super) fn note_told(&mut self) {
+        let own = self.own();
+        self.told
+            .retain(|moa, _| own.iter().any(|it| it.moa == *moa));
+        for place in own {
+            self.told.entry(place.moa).or_insert(self.sequence);
+        }
     }
 
     /// The active place where it still is usable, else the next best; a neutral address rather than
@@ -83,6 +163,7 @@ impl Core {
         let left = self.left.iter().map(|left| left.place);
         self.active
             .into_iter()
+            .chain(self.candidate)
             .chain(self.standby)
             .chain(left)
             .collect()
@@ -91,13 +172,18 @@ impl Core {
     /// Leaves a place, as a move has brought the node elsewhere.
     pub(super) fn leave(&mut self, now: Duration, place: Place) {
         self.left.retain(|left| left.place.moa != place.moa);
-        self.left.push(Left {
+        self.left.push(self.left_now(now, place));
+        self.outputs.push_back(Output::Leave(place));
+    }
+
+    fn left_now(&self, now: Duration, place: Place) -> Left {
+        Left {
             place,
             until: now + self.timing.forward,
             at_most: now + self.timing.forward.max(self.timing.lifetime),
             sequence: self.sequence + 1,
-        });
-        self.outputs.push_back(Output::Leave(place));
+            stays: false,
+        }
     }
 
     /// Forgets what was left, once nobody sends to it.
@@ -117,7 +203,7 @@ impl Core {
         let gone = |place: &Place| over.iter().any(|left| left.place.moa == place.moa);
         self.left.retain(|left| !gone(&left.place));
         self.changed(now);
-        for left in over {
+        for left in over.into_iter().filter(|left| !left.stays) {
             self.outputs.push_back(Output::RemoveAddress(left.place));
         }
     }

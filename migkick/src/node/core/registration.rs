@@ -106,6 +106,7 @@ impl Core {
     pub(super) fn changed(&mut self, now: Duration) {
         self.sequence += 1;
         self.changed_sequence = self.sequence;
+        self.note_told();
         self.outputs.push_back(Output::SetOwn(self.own()));
         self.ask_all(now, 0);
         self.update_all(now);
@@ -141,7 +142,7 @@ impl Core {
             address: place.moa.octets().into(),
             priority,
         };
-        let others = self.standby.iter();
+        let others = self.candidate.iter().chain(&self.standby);
         let others = others.chain(self.left.iter().map(|left| &left.place));
         let mut moas = vec![moa(&active, 1)];
         moas.extend(others.map(|place| moa(place, 2)).take(MAX_MOAS - 1));

@@ -133,6 +133,13 @@ pub(crate) enum Output {
         /// Where it may come from.
         from: Vec<Ipv6Addr>,
     },
+    /// Data for a peer is to be held, and taken from where it may come from.
+    HoldPeer {
+        /// The peer.
+        hoa: Ipv6Addr,
+        /// Where its data may come from.
+        from: Vec<Ipv6Addr>,
+    },
     /// Nothing is known of a peer any more.
     RemovePeer(Ipv6Addr),
     /// Send a held frame after all.

@@ -201,3 +201,28 @@ fn node_that_dies_during_a_move_is_found_where_it_is() {
         assert!(world.is_settled(0, 1), "died after {at} steps");
     }
 }
+
+#[test]
+fn peer_that_cannot_know_the_new_address_gets_nothing_from_there() {
+    let mut world = talking();
+    for server in &mut world.servers {
+        server.down = true;
+    }
+    world.go(0, 5);
+    // Its own data still comes, by what forwards the old address.
+    assert!(
+        world.nodes[0]
+            .kernel
+            .own
+            .iter()
+            .any(|it| it.moa == moa(0, 1))
+    );
+    world.run(Duration::from_secs(20));
+    assert!(!world.delivers(0, 1));
+    for server in &mut world.servers {
+        server.down = false;
+    }
+    world.run(Duration::from_secs(40));
+    assert!(world.is_settled(0, 1));
+    assert_eq!(world.resets, 0);
+}

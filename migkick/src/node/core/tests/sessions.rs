@@ -171,3 +171,31 @@ fn neutral_address_is_preferred() {
     world.nics(0);
     assert_eq!(world.nodes[0].kernel.active.unwrap().moa.octets(), neutral);
 }
+
+#[test]
+fn better_address_is_used_once_peers_know_it_and_the_old_one_is_taken_for_a_while() {
+    let mut world = World::new(Setup::default());
+    world.flows = vec![(0, 1), (1, 0)];
+    world.run(ms(500));
+    let given: Ipv6Addr = moa(0, 1);
+    let neutral = common::mat::neutral::neutral(given.octets(), hoa(0).octets());
+    world.set_address(0, 1, Ipv6Addr::from(neutral), true);
+    world.nics(0);
+    assert_eq!(world.nodes[0].kernel.active.unwrap().moa, given);
+    assert!(world.delivers(0, 1) && world.delivers(1, 0));
+    for _ in 0..100 {
+        world.run(ms(1));
+        assert!(!world.is_mistaken(0, 1) && !world.is_mistaken(1, 0));
+    }
+    assert_eq!(world.nodes[0].kernel.active.unwrap().moa.octets(), neutral);
+    assert!(world.is_settled(0, 1));
+    assert!(world.nodes[0].kernel.own.iter().any(|it| it.moa == given));
+    world.run(Duration::from_secs(120));
+    assert!(world.is_settled(0, 1));
+    assert_eq!(world.nodes[0].kernel.own.len(), 1);
+    assert!(
+        world.nodes[0].kernel.addresses[&1].contains(&given),
+        "it stays"
+    );
+    assert_eq!(world.resets, 0);
+}

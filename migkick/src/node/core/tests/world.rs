@@ -69,6 +69,8 @@ pub(super) struct Kernel {
     pub(super) active: Option<Place>,
     pub(super) own: Vec<Place>,
     pub(super) peers: BTreeMap<Ipv6Addr, (Ipv6Addr, Vec<Ipv6Addr>)>,
+    /// Those for which data is held.
+    pub(super) holding: BTreeSet<Ipv6Addr>,
     pub(super) addresses: BTreeMap<u32, BTreeSet<Ipv6Addr>>,
     pub(super) released: Vec<Vec<u8>>,
     pub(super) refused: Vec<Vec<u8>>,
@@ -111,6 +113,8 @@ pub(super) struct World {
     /// Everything that was ever sent, for an attacker.
     pub(super) record: Vec<Datagram>,
     pub(super) steps: usize,
+    /// Packets of the flows that came as somebody else's.
+    pub(super) resets: usize,
 }
 
 pub(super) fn ms(millis: u64) -> Duration {
@@ -155,6 +159,7 @@ impl World {
             next_data: Duration::ZERO,
             record: Vec::new(),
             steps: 0,
+            resets: 0,
             setup,
         };
         for index in 0..world.nodes.len() {
@@ -286,12 +291,14 @@ impl World {
             let node = &mut self.nodes[from];
             node.packets += 1;
             let packets = node.packets;
-            if node.kernel.peers.contains_key(&hoa(to)) {
+            let holds = node.kernel.holding.contains(&hoa(to));
+            if node.kernel.peers.contains_key(&hoa(to)) && !holds {
                 let used = [(hoa(to), used(packets))];
                 self.input(from, |core, now| core.handle_usage(now, &used));
             } else {
                 self.send_frame(from, to, vec![1]);
             }
+            self.resets += usize::from(self.is_mistaken(from, to));
             let delivers = self.delivers(from, to);
             let gap = &mut self.nodes[from].delivered_gap;
             *gap = if delivers {
@@ -307,6 +314,17 @@ impl World {
         self.input(from, |core, now| core.handle_held(now, hoa(to), frame));
     }
 
+    /// Whether a packet would reach the kernel there as one of somebody else, and end a session.
+    pub(super) fn is_mistaken(&self, from: usize, to: usize) -> bool {
+        let sender = &self.nodes[from].kernel;
+        let target = sender.peers.get(&hoa(to)).map(|it| it.0);
+        let source = sender.active.map(|it| it.moa);
+        let arrives = target.and_then(|it| self.holder(it)) == Some(to)
+            && source.and_then(|it| self.holder(it)) == Some(from)
+            && !sender.holding.contains(&hoa(to));
+        arrives && !self.delivers(from, to)
+    }
+
     /// Whether a packet would reach the application there.
     pub(super) fn delivers(&self, from: usize, to: usize) -> bool {
         let (sender, receiver) = (&self.nodes[from], &self.nodes[to]);
@@ -317,7 +335,8 @@ impl World {
             return false;
         };
         let taken = receiver.kernel.peers.get(&hoa(from));
-        self.holder(source) == Some(from)
+        !sender.kernel.holding.contains(&hoa(to))
+            && self.holder(source) == Some(from)
             && self.holder(*target) == Some(to)
             && receiver.kernel.own.iter().any(|it| it.moa == *target)
             && taken.is_some_and(|(_, from)| from.contains(&source))
@@ -414,9 +433,17 @@ impl World {
             Output::SetActive(place) => kernel.active = Some(place),
             Output::SetOwn(own) => kernel.own = own,
             Output::SetPeer { hoa, to, from } => {
+                kernel.holding.remove(&hoa);
+                kernel.peers.insert(hoa, (to, from));
+            }
+            Output::HoldPeer { hoa, from } => {
+                kernel.holding.insert(hoa);
+                let to = kernel.peers.get(&hoa).map(|it| it.0);
+                let to = to.unwrap_or(Ipv6Addr::UNSPECIFIED);
                 kernel.peers.insert(hoa, (to, from));
             }
             Output::RemovePeer(hoa) => {
+                kernel.holding.remove(&hoa);
                 kernel.peers.remove(&hoa);
             }
             Output::Release(frame) => kernel.released.push(frame),
