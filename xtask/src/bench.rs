@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use clap::{Args, Subcommand};
 use comfy_table::Table;
-use lab::bench::median;
+use indicatif::{ProgressBar, ProgressStyle};
+use lab::bench::{Progress, median};
 use lab::scenario::Testbed;
 use lab::scenario::agents::AgentOptions;
 use lab::scenario::measure::{self, Mover, RunConfig};
@@ -226,6 +227,21 @@ fn receptions(testbed: &mut Testbed) -> Result<Vec<Value>> {
     receptions
         .cloned()
         .context("The agent's record has no receptions")
+}
+
+/// Runs a bench of so many moves, with a bar of them.
+fn with_bar<T>(moves: u64, run: impl FnOnce(&mut dyn FnMut(&Progress)) -> Result<T>) -> Result<T> {
+    let bar = ProgressBar::new(moves);
+    if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} [{eta} left] {msg}") {
+        bar.set_style(style);
+    }
+    let result = run(&mut |progress| {
+        bar.set_position(progress.done as u64);
+        bar.set_message(progress.what.clone());
+        bar.tick();
+    });
+    bar.finish_and_clear();
+    result
 }
 
 fn write_json(path: &Path, results: &impl Serialize) -> Result<()> {

@@ -138,6 +138,8 @@ pub struct HandoverCase {
     pub runs: Vec<RunRow>,
     /// How the destination's agent placed the cut of each flow, with how often.
     pub placed: Vec<(String, usize)>,
+    /// Most memory that an agent has used, MiB.
+    pub agent_mib: f64,
     /// Median of the freeze less the pause, ms.
     pub freeze_over_pause_ms: f64,
     /// Median of the freeze less the longest stall of a thread in the guest, ms.
@@ -150,6 +152,7 @@ impl HandoverCase {
         Self {
             case,
             placed,
+            agent_mib: 0.0,
             freeze_over_pause_ms: middle(|row| row.freeze_ms - row.vm_pause_ms),
             freeze_over_stall_ms: middle(|row| row.freeze_ms - row.stall_ms),
             runs,
@@ -203,9 +206,11 @@ pub fn run(
             Case::Crossing => crossing(&mut testbed, moves, &mut tell),
             _ => to_and_fro(&mut testbed, case, moves, &mut tell),
         };
-        report
-            .cases
-            .push(measured.with_context(|| format!("Case {}", case.name()))?);
+        let measured = measured.with_context(|| format!("Case {}", case.name()))?;
+        report.cases.push(HandoverCase {
+            agent_mib: peak_mib(&mut testbed)?,
+            ..measured
+        });
     }
     Ok(report)
 }
@@ -255,6 +260,26 @@ fn crossing(testbed: &mut Testbed, moves: u32, tell: &mut dyn FnMut(u32)) -> Res
     }
     let rows = crossing.finish()?.into_iter().flat_map(|it| it.rows);
     Ok(HandoverCase::new(case, rows.collect(), placed.0))
+}
+
+/// Most memory that an agent has used, MiB.
+fn peak_mib(testbed: &mut Testbed) -> Result<f64> {
+    let hosts = testbed.lab().vms().clone();
+    let agents = testbed.agents()?;
+    let mut peak = 0.0_f64;
+    for vms in &hosts {
+        let status = agents.query(vms, "status")?;
+        let process = &status["pid"];
+        let text = std::fs::read_to_string(format!("/proc/{process}/status"))
+            .with_context(|| format!("The agent on {} has no process {process}", vms.name()))?;
+        let kib = text
+            .lines()
+            .find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"))
+            .and_then(|kib| kib.trim().parse::<f64>().ok())
+            .context("The kernel does not say how much memory a process has used")?;
+        peak = peak.max(kib / 1024.0);
+    }
+    Ok(peak)
 }
 
 /// How cuts were placed, in the agent's words.

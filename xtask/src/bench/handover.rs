@@ -3,12 +3,11 @@
 use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
 use comfy_table::{Cell, CellAlignment, Table, presets};
-use indicatif::{ProgressBar, ProgressStyle};
 use lab::bench::handover::{self, Case, HandoverCase, HandoverReport};
 use lab::probe::report::RunRow;
 use lab::scenario::agents::AgentOptions;
 
-use super::write_json;
+use super::{with_bar, write_json};
 use crate::run::build;
 
 /// What is moved, and under what.
@@ -74,17 +73,10 @@ pub(super) fn handover(arguments: &HandoverArgs) -> Result<()> {
         .into_iter()
         .map(|case| (case, arguments.moves.unwrap_or(case.moves())))
         .collect();
-    let bar = ProgressBar::new(cases.iter().map(|(_, moves)| u64::from(*moves)).sum());
-    if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} [{eta} left] {msg}") {
-        bar.set_style(style);
-    }
-    let report = handover::run(&cases, AgentOptions::DEFAULT, &mut |progress| {
-        bar.set_position(progress.done as u64);
-        bar.set_message(progress.what.clone());
-        bar.tick();
-    });
-    bar.finish_and_clear();
-    let report = report?;
+    let moves = cases.iter().map(|(_, moves)| u64::from(*moves)).sum();
+    let report = with_bar(moves, |tell| {
+        handover::run(&cases, AgentOptions::DEFAULT, tell)
+    })?;
     if arguments.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
@@ -123,6 +115,7 @@ fn table(report: &HandoverReport) -> Table {
         "freeze - pause ms",
         "freeze - stall ms",
         "longest gap ms",
+        "agent MiB",
         "placed",
         "exact",
     ]);
@@ -138,7 +131,7 @@ fn table(report: &HandoverReport) -> Table {
     table
 }
 
-fn line(case: &HandoverCase) -> [String; 13] {
+fn line(case: &HandoverCase) -> [String; 14] {
     let sum = |of: fn(&RunRow) -> u64| case.runs.iter().map(of).sum::<u64>().to_string();
     let middle = |of: fn(&RunRow) -> f64| {
         let values: Vec<f64> = case.runs.iter().map(of).collect();
@@ -165,6 +158,7 @@ fn line(case: &HandoverCase) -> [String; 13] {
         format!("{:.1}", case.freeze_over_pause_ms),
         format!("{:.1}", case.freeze_over_stall_ms),
         gap.map_or_else(String::new, |gap| format!("{gap:.1}")),
+        format!("{:.0}", case.agent_mib),
         placed.join(", "),
         if case.is_exact() { "yes" } else { "NO" }.to_owned(),
     ]

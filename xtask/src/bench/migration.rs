@@ -6,7 +6,6 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 use comfy_table::{Cell, CellAlignment, Table, presets};
-use indicatif::{ProgressBar, ProgressStyle};
 use lab::bench::median;
 use lab::bench::migration::{
     self, Load, MigrationReport, MigrationSetting, MigrationWay, Options, Span, Way, figures, paper,
@@ -14,7 +13,7 @@ use lab::bench::migration::{
 use lab::probe::report::RunRow;
 use lab::scenario::agents::AgentOptions;
 
-use super::write_json;
+use super::{with_bar, write_json};
 use crate::run::{build, root};
 
 /// How a guest is moved.
@@ -109,17 +108,9 @@ impl MigrationArgs {
 pub(super) fn migration(arguments: &MigrationArgs) -> Result<()> {
     build()?;
     let options = arguments.options();
-    let bar = ProgressBar::new(options.moves() as u64);
-    if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} [{eta} left] {msg}") {
-        bar.set_style(style);
-    }
-    let report = migration::run(&options, &mut |progress| {
-        bar.set_position(progress.done as u64);
-        bar.set_message(progress.what.clone());
-        bar.tick();
-    });
-    bar.finish_and_clear();
-    let report = report?;
+    let report = with_bar(options.moves() as u64, |tell| {
+        migration::run(&options, tell)
+    })?;
     if arguments.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
