@@ -200,8 +200,13 @@ impl Device {
     }
 
     /// See [`routes::follow`].
-    pub(super) fn follow_routes(&mut self, nics: &[Interface]) -> Result<(), DatapathError> {
-        routes::follow(&mut self.netlink, nics).map_err(error("copy the routes of the NICs"))
+    pub(super) fn follow_routes(
+        &mut self,
+        nics: &[Interface],
+        planned: &[RouteMessage],
+    ) -> Result<(), DatapathError> {
+        routes::follow(&mut self.netlink, nics, planned)
+            .map_err(error("copy the routes of the NICs"))
     }
 
     /// See [`routes::forget`].

@@ -40,6 +40,7 @@ use common::mat::counter::Counter;
 use common::mat::maps::Node;
 use common::mat::neutral::difference;
 use common::mat::translate::{address, mac, words};
+use netlink_packet_route::route::RouteMessage;
 use socket2::Socket;
 
 use crate::interface::Interface;
@@ -55,6 +56,16 @@ pub const DEVICE: &str = device::NAME;
 /// Whether an interface is one that this module has made, and no NIC.
 pub fn is_own_device(name: &str) -> bool {
     matches!(name, device::NAME | device::OTHER_END)
+}
+
+/// Lets this thread run whenever it can: what applications send before the switch to another NIC is
+/// lost, and after a move they all have much to do.
+///
+/// # Errors
+///
+/// What the kernel says, for instance that this takes a right.
+pub fn run_first() -> io::Result<()> {
+    sys::run_first()
 }
 
 /// Why the data path does not work.
@@ -138,6 +149,8 @@ pub struct Datapath {
     socket: Socket,
     nics: Vec<Interface>,
     node: Node,
+    /// Routes of the network that a NIC is going to be in.
+    planned: Vec<RouteMessage>,
     /// Whether the multicast NIC takes all multicast because of this data path.
     all_multicast: bool,
 }
@@ -201,6 +214,7 @@ impl Datapath {
             device,
             nics: Vec::new(),
             node,
+            planned: Vec::new(),
         };
         datapath.publish()?;
         datapath.pins.attach(
@@ -238,7 +252,7 @@ impl Datapath {
     ///
     /// [`DatapathError::Device`].
     pub fn follow_routes(&mut self) -> Result<(), DatapathError> {
-        self.device.follow_routes(&self.nics)
+        self.device.follow_routes(&self.nics, &self.planned)
     }
 
     /// Forgets a NIC that is gone.
@@ -260,13 +274,43 @@ impl Datapath {
     ///
     /// [`DatapathError::Map`], [`DatapathError::Device`].
     pub fn set_active(&mut self, nic: &Interface, moa: Ipv6Addr) -> Result<(), DatapathError> {
-        self.follow_routes()?;
+        let is_planned = self.planned.iter().any(|it| routes::leaves_by(it, nic));
+        if !is_planned {
+            self.follow_routes()?;
+        }
         self.node.ifindex = nic.ifindex;
         self.node.moa = words(moa.octets());
         let hoa = address(self.node.hoa);
         self.node.difference = difference(hoa, moa.octets());
         self.node.difference_back = difference(moa.octets(), hoa);
         self.publish()
+    }
+
+    /// Lets what will leave by this NIC, once it is active, take the routes of a network: one of its
+    /// addresses with the prefix length, and the router if it is known. They lead nobody else there, so
+    /// they may be set before the NIC is in that network, and the switch is one map update then.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Device`].
+    pub fn plan_routes(
+        &mut self,
+        nic: &Interface,
+        network: (Ipv6Addr, u8),
+        router: Option<Ipv6Addr>,
+    ) -> Result<(), DatapathError> {
+        self.planned = routes::of_network(nic, network, router);
+        self.follow_routes()
+    }
+
+    /// There is no such plan any more: the routes are in the main table, or nobody needs them.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Device`].
+    pub fn forget_plan(&mut self) -> Result<(), DatapathError> {
+        self.planned.clear();
+        self.follow_routes()
     }
 
     /// Lets the multicast of `mat0` come and go by this NIC, with the link-local address that it has

@@ -12,7 +12,7 @@ use std::net::Ipv6Addr;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteNextHop,
-    RouteProtocol, RouteType,
+    RouteProtocol, RouteScope, RouteType,
 };
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
@@ -26,12 +26,48 @@ const FIRST_TABLE: u32 = 74_000;
 const PRIORITY: u32 = 7400;
 const PROTOCOL: RouteProtocol = RouteProtocol::Other(74);
 
-/// Brings the tables of the NICs in line with the main one.
-pub(super) fn follow(netlink: &mut Netlink, nics: &[Interface]) -> io::Result<()> {
+/// Routes of the network that a NIC is going to be in, which are not in the main table yet.
+pub(super) fn of_network(
+    nic: &Interface,
+    (address, length): (Ipv6Addr, u8),
+    router: Option<Ipv6Addr>,
+) -> Vec<RouteMessage> {
+    let host = u128::MAX.checked_shr(length.into()).unwrap_or(0);
+    let prefix = Ipv6Addr::from_bits(address.to_bits() & !host);
+    let route = |length, metric, attribute| {
+        let mut route = RouteMessage::default();
+        route.header.address_family = AddressFamily::Inet6;
+        route.header.destination_prefix_length = length;
+        route.header.scope = RouteScope::Universe;
+        route.header.kind = RouteType::Unicast;
+        route.attributes = vec![
+            RouteAttribute::Oif(nic.ifindex),
+            RouteAttribute::Priority(metric),
+            attribute,
+        ];
+        route
+    };
+    // The metrics that the kernel gives such routes.
+    let prefix = RouteAttribute::Destination(RouteAddress::Inet6(prefix));
+    let mut routes = vec![route(length, 256, prefix)];
+    if let Some(router) = router {
+        let router = RouteAttribute::Gateway(RouteAddress::Inet6(router));
+        routes.push(route(0, 1024, router));
+    }
+    routes
+}
+
+/// Brings the tables of the NICs in line with the main one, and with what is planned for them.
+pub(super) fn follow(
+    netlink: &mut Netlink,
+    nics: &[Interface],
+    planned: &[RouteMessage],
+) -> io::Result<()> {
     let routes = dump(netlink)?;
     for nic in nics {
         let table = FIRST_TABLE + nic.ifindex;
         let mut wanted = of_nic(&routes, nic.ifindex);
+        wanted.extend(planned.iter().filter(|it| leaves_by(it, nic)).cloned());
         // A gateway has to be on a link that is known already.
         wanted.sort_by_key(|route| gateway(route).is_some());
         let mut keys = BTreeSet::new();
@@ -55,6 +91,11 @@ pub(super) fn follow(netlink: &mut Netlink, nics: &[Interface]) -> io::Result<()
         }
     }
     Ok(())
+}
+
+/// Whether a route leads out by a NIC.
+pub(super) fn leaves_by(route: &RouteMessage, nic: &Interface) -> bool {
+    route.attributes.contains(&RouteAttribute::Oif(nic.ifindex))
 }
 
 /// Removes the table of a NIC and its rule.

@@ -66,6 +66,9 @@ pub(super) fn run(config: Config, socket: &Path, detach: bool) -> anyhow::Result
             socket.display()
         )
     })?;
+    if let Err(error) = migkick::datapath::run_first() {
+        eprintln!("Applications may delay the switch of a move: no real-time priority: {error}");
+    }
     let mut daemon = Daemon::start(config)?;
     while daemon.stop.is_none() {
         daemon.turn(&mut server)?;
@@ -304,6 +307,7 @@ impl Daemon {
             for error in moving.settle() {
                 self.say(&format!("{:#}", anyhow::Error::new(error)));
             }
+            self.datapath.forget_plan()?;
         }
         Ok(())
     }

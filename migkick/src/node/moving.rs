@@ -124,6 +124,9 @@ impl Daemon {
         };
         let netlink = Netlink::open().context("Cannot open a netlink socket")?;
         let nic = IdleNic::prepare(netlink, interface.clone(), plan)?;
+        let network = (address, length);
+        self.datapath
+            .plan_routes(&interface, network, plan.router)?;
         let now = self.now();
         let mac = interface.mac;
         let mut forward = vec![active.moa];
@@ -200,6 +203,9 @@ impl Daemon {
         }
         let now = self.now();
         self.core.abort(now);
+        if let Err(error) = self.datapath.forget_plan() {
+            self.say(&format!("{:#}", anyhow::Error::new(error)));
+        }
         // The NIC is undone with it.
         if let Some(moving) = self.moving.take()
             && taken

@@ -104,9 +104,10 @@ impl Core {
         self.counters.moves += 1;
         self.candidate = None;
         self.hold_unaware(now, place);
-        self.outputs.push_back(Output::Join);
         let old = self.active.replace(place);
+        // First of all: until then what is sent is lost.
         self.outputs.push_back(Output::SetActive(place));
+        self.outputs.push_back(Output::Join);
         if let Some(old) = old.filter(|old| old.moa != place.moa) {
             self.leave(now, old);
         }
