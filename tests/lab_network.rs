@@ -365,7 +365,8 @@ fn hosts_for_mobility_reach_the_vm_hosts_and_have_files_of_their_own() {
     .unwrap();
     for host in [lab.ims().unwrap(), lab.peer().unwrap()] {
         let listener = host.within(|| TcpListener::bind((host.address(), 0)));
-        let to = listener.unwrap().unwrap().local_addr().unwrap();
+        let listener = listener.unwrap().unwrap();
+        let to = listener.local_addr().unwrap();
         for vms in lab.vms() {
             let connected = vms.within(|| TcpStream::connect_timeout(&to, DEADLINE));
             connected.unwrap().unwrap();

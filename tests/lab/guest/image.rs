@@ -16,7 +16,7 @@ use super::{cpio::Archive, kernel, wire::frame::crc32};
 
 /// Modules to load at boot, where the kernel has them as modules.
 ///
-/// `dummy` carries the home address and `cls_bpf` the address translation of `migkick`.
+/// `dummy` carries the home address of `migkick node`.
 const MODULES: &[&str] = &["virtio_pci", "virtio_console", "virtio_net", "dummy"];
 
 /// Modules that are there to be loaded by hand.
