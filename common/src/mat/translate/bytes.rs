@@ -7,7 +7,7 @@ use super::{
 use crate::packet::{PacketRead, Truncated};
 use crate::wire::checksum;
 
-/// See the [module documentation](self).
+/// The bytes of a frame.
 #[derive(Debug)]
 pub struct Bytes<'a>(pub &'a mut [u8]);
 
