@@ -14,6 +14,8 @@ mod mat_app;
 mod mat_net;
 #[path = "support/netns.rs"]
 mod netns;
+#[path = "support/tcpdump.rs"]
+mod tcpdump;
 
 use std::io::ErrorKind;
 use std::net::{Ipv6Addr, SocketAddrV6, TcpListener, TcpStream, UdpSocket};
@@ -21,12 +23,12 @@ use std::thread;
 
 use common::mat::counter::Counter;
 use mat_app::{
-    PATIENCE, Tcpdump, echo, exchange, listen_on, offload, path_mtu, receive, send_all, snmp,
-    transfer, udp,
+    PATIENCE, echo, exchange, listen_on, offload, path_mtu, receive, send_all, snmp, transfer, udp,
 };
 use mat_net::{C, HOA_A, HOA_B, Moas, Net};
 use migkick::datapath::Datapath;
 use netns::{privileged, wait_for};
+use tcpdump::Tcpdump;
 
 const BOTH: [Moas; 2] = [Moas::Neutral, Moas::Given];
 const PORT: u16 = 6000;
@@ -44,11 +46,11 @@ fn echo_goes_both_ways_and_only_moas_are_on_the_wire() {
             assert_eq!(echo(&net.a.namespace, HOA_B, number), HOA_B);
             assert_eq!(echo(&net.b.namespace, HOA_A, number), HOA_A);
         }
-        let lines = wire.finish();
+        let lines = wire.packets();
         assert!(lines.iter().any(|it| it.contains("echo reply")));
         assert!(!lines.iter().any(|it| it.contains("fd5e:")), "{lines:#?}");
         assert!(!lines.iter().any(|it| it.contains("bad icmp6 cksum")));
-        let lines = mat0.finish();
+        let lines = mat0.packets();
         let received = format!("{HOA_A} > {HOA_B}");
         assert!(lines.iter().any(|it| it.contains(&received)), "{lines:#?}");
     }
@@ -193,7 +195,7 @@ fn nothing_is_lost_when_the_nic_is_switched_under_traffic() {
                 mat_app::expect_all(socket, COUNT);
             }
         });
-        let lines = second.finish();
+        let lines = second.packets();
         let moa = net.b.moas[1].to_string();
         assert!(lines.iter().any(|it| it.contains(&format!("{moa}.6000 >"))));
         assert!(lines.iter().any(|it| it.contains(&format!("> {moa}.6000"))));
@@ -299,7 +301,7 @@ fn multicast_joined_on_mat0_comes_once() {
     drop(listener);
     let link_local = mat_app::link_local(&net.b.namespace, "eth0");
     let reports: Vec<_> = wire
-        .finish()
+        .packets()
         .into_iter()
         .filter(|line| line.contains("ff3e::1234"))
         .collect();
@@ -309,7 +311,7 @@ fn multicast_joined_on_mat0_comes_once() {
         "{reports:#?} {link_local}"
     );
     assert!(!reports.iter().any(|it| it.contains("bad")), "{reports:#?}");
-    let lines = other.finish();
+    let lines = other.packets();
     assert!(!lines.iter().any(|it| it.contains("ff3e::1234")));
 }
 

@@ -19,16 +19,19 @@ mod path;
 mod relay;
 #[path = "support/tap.rs"]
 mod tap;
+#[path = "support/tcpdump.rs"]
+mod tcpdump;
 
 use std::time::Duration;
 
 use common::counter::Counter;
 use common::maps::{Origins, RelayStream, SubscriberKey};
 use netns::{privileged, wait_for};
-use path::{AGENT, PORTS, Path, RELAY, Receiver, SENDER, Tcpdump, snmp6};
+use path::{AGENT, GROUP, PORTS, Path, RELAY, Receiver, SENDER, snmp6};
 use relay::Relayed;
 use roamcast::clock::now;
 use roamcast::datapath::{Datapath, Hook, Program, UplinkHook};
+use tcpdump::Tcpdump;
 
 /// Fewer than a TAP holds.
 const PACKETS: u32 = 300;
@@ -69,10 +72,11 @@ fn deliver(path: &Path, hook: Option<UplinkHook>, expected: Hook) {
             subscribe(&relay, &[relayed], LEASE);
             let mut receiver = path.listen();
             let before = snmp6(&path.guest.namespace, "Udp6InCsumErrors");
-            let guest = Tcpdump::start(&path.guest.namespace, "eth0");
-            let bystander = Tcpdump::start(&path.bystander.namespace, "eth0");
-            let neighbour = Tcpdump::start(&path.neighbour, "n0");
-            let transit = Tcpdump::start(&path.transit, "t1");
+            let of_stream = format!("dst host {GROUP}");
+            let guest = Tcpdump::start(&path.guest.namespace, "eth0", &of_stream);
+            let bystander = Tcpdump::start(&path.bystander.namespace, "eth0", &of_stream);
+            let neighbour = Tcpdump::start(&path.neighbour, "n0", &of_stream);
+            let transit = Tcpdump::start(&path.transit, "t1", &of_stream);
 
             path.send(0, PACKETS);
             receiver.expect(PACKETS as usize, STREAM);
@@ -81,7 +85,7 @@ fn deliver(path: &Path, hook: Option<UplinkHook>, expected: Hook) {
 
             let errors = snmp6(&path.guest.namespace, "Udp6InCsumErrors");
             assert_eq!(errors, before, "checksums, by the guest's kernel");
-            let lines = guest.finish();
+            let lines = guest.lines();
             let with = |text: &str| lines.iter().filter(|line| line.contains(text)).count();
             assert_eq!(with("[udp sum ok]"), PACKETS as usize, "{lines:#?}");
             assert_eq!(with("hlim 1,"), PACKETS as usize);
@@ -90,7 +94,7 @@ fn deliver(path: &Path, hook: Option<UplinkHook>, expected: Hook) {
                 ("another port", neighbour),
                 ("the network", transit),
             ] {
-                let lines = capture.finish();
+                let lines = capture.lines();
                 assert!(lines.is_empty(), "{place} got {lines:#?}");
             }
             let sent = u64::from(PACKETS);

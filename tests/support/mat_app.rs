@@ -13,10 +13,9 @@
 )]
 
 use std::collections::BTreeSet;
-use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv6Addr, Shutdown, SocketAddr, SocketAddrV6, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd as _;
-use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -225,49 +224,4 @@ pub(crate) fn snmp(namespace: &Namespace, name: &str) -> u64 {
         .lines()
         .find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
         .unwrap_or_else(|| panic!("no {name}"))
-}
-
-/// What tcpdump makes of the packets on an interface.
-pub(crate) struct Tcpdump(Child);
-
-impl Tcpdump {
-    /// Starts it and waits until it listens.
-    pub(crate) fn start(namespace: &Namespace, interface: &str, filter: &str) -> Self {
-        let mut child = Command::new("ip")
-            .args([
-                "netns",
-                "exec",
-                namespace.name(),
-                "tcpdump",
-                "-i",
-                interface,
-            ])
-            .args(["-n", "-vv", "-l", "--immediate-mode", "-s", "2048", filter])
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut errors = BufReader::new(child.stderr.take().unwrap());
-        let mut line = String::new();
-        while !line.contains("listening on") {
-            line.clear();
-            assert_ne!(errors.read_line(&mut line).unwrap(), 0, "tcpdump ended");
-        }
-        Self(child)
-    }
-
-    /// Ends it; returns what it says of each packet.
-    pub(crate) fn finish(mut self) -> Vec<String> {
-        let pid = nix::unistd::Pid::from_raw(self.0.id().cast_signed());
-        nix::sys::signal::kill(pid, nix::sys::signal::SIGINT).unwrap();
-        let mut text = String::new();
-        let mut output = self.0.stdout.take().unwrap();
-        output.read_to_string(&mut text).unwrap();
-        self.0.wait().unwrap();
-        text.replace("\n\t", " ")
-            .replace("\n    ", " ")
-            .lines()
-            .map(str::to_owned)
-            .collect()
-    }
 }

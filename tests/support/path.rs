@@ -13,9 +13,7 @@
     reason = "a test that cannot go on panics"
 )]
 
-use std::io::{BufRead, BufReader, Read};
 use std::net::{Ipv6Addr, SocketAddrV6, UdpSocket};
-use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use common::maps::Origins;
@@ -287,50 +285,6 @@ pub(crate) fn snmp6(namespace: &Namespace, name: &str) -> u64 {
             (words.next() == Some(name)).then(|| words.next().unwrap().parse().unwrap())
         })
         .unwrap_or_else(|| panic!("no {name}"))
-}
-
-/// What tcpdump makes of the packets of the stream on an interface.
-pub(crate) struct Tcpdump(Child);
-
-impl Tcpdump {
-    /// Starts it and waits until it listens.
-    pub(crate) fn start(namespace: &Namespace, interface: &str) -> Self {
-        let mut child = Command::new("ip")
-            .args(["netns", "exec", namespace.name()])
-            .args([
-                "tcpdump",
-                "-i",
-                interface,
-                "-n",
-                "-vv",
-                "-l",
-                "--immediate-mode",
-            ])
-            .args(["-s", "2048", "dst", "host", GROUP])
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut errors = BufReader::new(child.stderr.take().unwrap());
-        let mut line = String::new();
-        while !line.contains("listening on") {
-            line.clear();
-            assert_ne!(errors.read_line(&mut line).unwrap(), 0, "tcpdump ended");
-        }
-        Self(child)
-    }
-
-    /// Ends it; returns its lines.
-    pub(crate) fn finish(mut self) -> Vec<String> {
-        let pid = nix::unistd::Pid::from_raw(self.0.id().cast_signed());
-        nix::sys::signal::kill(pid, nix::sys::signal::SIGINT).unwrap();
-        let mut text = String::new();
-        let mut output = self.0.stdout.take().unwrap();
-        output.read_to_string(&mut text).unwrap();
-        self.0.wait().unwrap();
-        let lines = text.lines().filter(|line| !line.is_empty());
-        lines.map(str::to_owned).collect()
-    }
 }
 
 fn pair(one: &Namespace, interface: &str, other: &Namespace, peer: &str) {

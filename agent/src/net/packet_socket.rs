@@ -47,49 +47,15 @@ impl PacketSocket {
     ///
     /// What the kernel says; it needs `CAP_NET_RAW`.
     pub fn open(ifindex: u32, wanted: Wanted) -> io::Result<Self> {
-        let socket = Socket::new(Domain::PACKET, Type::RAW.cloexec().nonblocking(), None)?;
+        let socket = unbound(IGNORE_OUTGOING)?;
         let program: Vec<SockFilter> = filter(wanted)
             .into_iter()
             .map(|it| SockFilter::new(it.code, it.jt, it.jf, it.k))
             .collect();
         socket.attach_filter(&program)?;
-        let on: libc::c_int = 1;
-        let length = |bytes: usize| libc::socklen_t::try_from(bytes).unwrap_or_default();
-        // SAFETY: the option's value is a live integer, whose size is given.
-        let result = unsafe {
-            libc::setsockopt(
-                socket.as_raw_fd(),
-                libc::SOL_PACKET,
-                IGNORE_OUTGOING,
-                (&raw const on).cast(),
-                length(size_of::<libc::c_int>()),
-            )
-        };
-        if result != 0 {
-            return Err(io::Error::last_os_error());
-        }
         // Only what wants everything hears the frames of a port before its bridge.
         let protocol = u16::try_from(libc::ETH_P_ALL).unwrap_or_default();
-        let address = libc::sockaddr_ll {
-            sll_family: libc::sa_family_t::try_from(libc::AF_PACKET).unwrap_or_default(),
-            sll_protocol: protocol.to_be(),
-            sll_ifindex: i32::try_from(ifindex).map_err(|_| io::ErrorKind::InvalidInput)?,
-            sll_hatype: 0,
-            sll_pkttype: 0,
-            sll_halen: 0,
-            sll_addr: [0; 8],
-        };
-        // SAFETY: the address is live, and its size is given.
-        let result = unsafe {
-            libc::bind(
-                socket.as_raw_fd(),
-                (&raw const address).cast(),
-                length(size_of::<libc::sockaddr_ll>()),
-            )
-        };
-        if result != 0 {
-            return Err(io::Error::last_os_error());
-        }
+        bind(&socket, ifindex, protocol)?;
         Ok(Self { socket })
     }
 
@@ -136,6 +102,56 @@ impl AsRawFd for PacketSocket {
     fn as_raw_fd(&self) -> RawFd {
         self.socket.as_raw_fd()
     }
+}
+
+/// A packet socket with an option switched on. It receives nothing until it is bound to a protocol.
+pub(super) fn unbound(option: libc::c_int) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::PACKET, Type::RAW.cloexec().nonblocking(), None)?;
+    let on: libc::c_int = 1;
+    // SAFETY: the option's value is a live integer, whose size is given.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_PACKET,
+            option,
+            (&raw const on).cast(),
+            length(size_of::<libc::c_int>()),
+        )
+    };
+    match result {
+        0 => Ok(socket),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Binds a packet socket to an interface of the calling thread's network namespace, and to frames
+/// of an EtherType; with 0 it sends only.
+pub(super) fn bind(socket: &Socket, ifindex: u32, protocol: u16) -> io::Result<()> {
+    let address = libc::sockaddr_ll {
+        sll_family: libc::sa_family_t::try_from(libc::AF_PACKET).unwrap_or_default(),
+        sll_protocol: protocol.to_be(),
+        sll_ifindex: i32::try_from(ifindex).map_err(|_| io::ErrorKind::InvalidInput)?,
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 0,
+        sll_addr: [0; 8],
+    };
+    // SAFETY: the address is live, and its size is given.
+    let result = unsafe {
+        libc::bind(
+            socket.as_raw_fd(),
+            (&raw const address).cast(),
+            length(size_of::<libc::sockaddr_ll>()),
+        )
+    };
+    match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn length(bytes: usize) -> libc::socklen_t {
+    libc::socklen_t::try_from(bytes).unwrap_or_default()
 }
 
 /// One of the filter; `socket2` does not show what its own holds.

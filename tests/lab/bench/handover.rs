@@ -7,7 +7,6 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use super::{Machine, Progress, median};
-use crate::guest::domain::Accelerator;
 use crate::probe::report::RunRow;
 use crate::scenario::Testbed;
 use crate::scenario::agents::AgentOptions;
@@ -198,10 +197,7 @@ pub fn run(
             done += 1;
         };
         let mut testbed = Testbed::up(case.lab(), 128, Some(agents))?;
-        report.accelerator = match testbed.domain().accelerator {
-            Accelerator::Kvm => "kvm".to_owned(),
-            Accelerator::Tcg => "tcg".to_owned(),
-        };
+        report.accelerator = testbed.domain().accelerator.name().to_owned();
         let measured = match case {
             Case::Crossing => crossing(&mut testbed, moves, &mut tell),
             _ => to_and_fro(&mut testbed, case, moves, &mut tell),

@@ -29,6 +29,17 @@ pub enum Accelerator {
     Tcg,
 }
 
+impl Accelerator {
+    /// Its name in reports.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg",
+        }
+    }
+}
+
 /// What differs between domains.
 #[derive(Clone, Debug)]
 pub struct DomainConfig {

@@ -5,7 +5,6 @@ use anyhow::{Context, Result};
 use super::{Load, MigrationReport, MigrationSetting, MigrationWay, Options, Way};
 use crate::LabConfig;
 use crate::bench::{Machine, Progress};
-use crate::guest::domain::Accelerator;
 use crate::probe::report::RunRow;
 use crate::scenario::Testbed;
 use crate::scenario::measure::Mover;
@@ -59,7 +58,7 @@ pub fn run(options: &Options, tell: &mut dyn FnMut(&Progress)) -> Result<Migrati
                     );
                     tell(done, what.clone());
                     done += 1;
-                    report.accelerator = accelerator(testbed).to_owned();
+                    report.accelerator = testbed.domain().accelerator.name().to_owned();
                     match one(testbed, *way, load) {
                         Ok(row) => setting.ways[index].runs.push(row),
                         Err(error) => {
@@ -88,13 +87,6 @@ fn empty(load: &Load, options: &Options) -> MigrationSetting {
         rate_mbps: load.rate_mbps,
         ways: options.ways.iter().map(way).collect(),
         freeze_ratio: None,
-    }
-}
-
-fn accelerator(testbed: &Testbed) -> &'static str {
-    match testbed.domain().accelerator {
-        Accelerator::Kvm => "kvm",
-        Accelerator::Tcg => "tcg",
     }
 }
 
