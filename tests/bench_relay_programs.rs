@@ -138,7 +138,7 @@ fn uplink(program: &'static str, payload: &[u8]) -> Vec<Cost> {
     .map(|(packet, frame, origins)| {
         let mut kernel = load();
         for relayed in [usual, own] {
-            kernel.insert("RELAY_FLOWS", relayed.flow_key(), relayed.flow());
+            kernel.insert("RELAY_FLOWS", relayed.flow_key(), relayed.entry());
             kernel.insert("RELAYS", relayed.relay_key(), 1_u32);
             manage(&mut kernel, &relayed, origins);
         }

@@ -311,11 +311,11 @@ fn first_packet_of_a_watched_flow_is_told_once() {
     let (key, stream) = kernel.streams().pop().unwrap();
     assert_eq!((key.source_port, key.destination_port), (5000, 5004));
     assert_eq!(key.source, address("2001:db8::1"));
-    assert_eq!(stream.native_packets, 3);
-    assert_eq!(stream.native_bytes, 3 * packet.len() as u64);
-    assert!(stream.native_interarrival_ns > 0);
+    assert_eq!(stream.native.packets, 3);
+    assert_eq!(stream.native.bytes, 3 * packet.len() as u64);
+    assert!(stream.native.interarrival_ns > 0);
     assert_eq!(kernel.events(), [Kind::FirstPacket as u32]);
-    kernel.manage(GROUP, stream.native_last_ns + 1);
+    kernel.manage(GROUP, stream.native.last_ns + 1);
     kernel.uplink(&packet);
     kernel.uplink(&packet);
     assert_eq!(kernel.events(), [Kind::FirstPacket as u32]);

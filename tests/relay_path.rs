@@ -108,8 +108,8 @@ fn deliver(path: &Path, hook: Option<UplinkHook>, expected: Hook) {
             let streams = agent.all_streams().unwrap();
             assert_eq!(streams.len(), 1);
             assert_eq!(streams[0].0, relayed.stream);
-            assert_eq!(streams[0].1.relay_packets, sent);
-            assert_eq!(streams[0].1.relay_bytes, usage.bytes);
+            assert_eq!(streams[0].1.relay.packets, sent);
+            assert_eq!(streams[0].1.relay.bytes, usage.bytes);
         });
     });
 }

@@ -21,13 +21,14 @@ use std::net::Ipv6Addr;
 
 use common::counter::Counter;
 use common::event::Kind;
-use common::maps::{Copies, Origins, Stream};
+use common::maps::{Copies, Origins};
 use common::relay::restore;
 use common::wire::datagram::{HEADER_BYTES, Header};
 use frame::Frame;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use relay::{Relayed, checksum_is_right};
+use roamcast::proto::Stream;
 use support::{Kernel, PASS, SHOT};
 
 const GROUP: &str = "ff3e::1234";
@@ -74,7 +75,7 @@ impl Agent {
 
     fn add(&mut self, relayed: &Relayed) {
         let kernel = &mut self.kernel;
-        kernel.insert("RELAY_FLOWS", relayed.flow_key(), relayed.flow());
+        kernel.insert("RELAY_FLOWS", relayed.flow_key(), relayed.entry());
         kernel.insert("RELAYS", relayed.relay_key(), 1_u32);
     }
 
@@ -129,10 +130,10 @@ fn relayed_datagram_becomes_the_multicast_packet_that_it_was() {
         }
         assert_eq!(agent.kernel.counted(), [(Counter::RelayedPackets, 6)]);
         let stream = agent.stream();
-        assert_eq!((stream.relay_packets, stream.native_packets), (6, 0));
-        assert_eq!(stream.relay_bytes, 6 * 62 + 1 + 2 + 100 + 1399 + 1400);
-        assert!(stream.relay_first_ns > 0 && stream.relay_last_ns > stream.relay_first_ns);
-        assert!(stream.relay_interarrival_ns > 0);
+        assert_eq!((stream.relay.packets, stream.native.packets), (6, 0));
+        assert_eq!(stream.relay.bytes, 6 * 62 + 1 + 2 + 100 + 1399 + 1400);
+        assert!(stream.relay.first_ns > 0 && stream.relay.last_ns > stream.relay.first_ns);
+        assert!(stream.relay.interarrival_ns > 0);
         assert_eq!(agent.kernel.events(), [Kind::FirstPacket as u32]);
     });
 }
@@ -287,10 +288,10 @@ fn what_is_no_established_flow_passes_untouched() {
 #[test]
 fn flow_is_restored_for_the_address_it_was_announced_to_only() {
     at_both_hooks(Origins::Relay, |mut agent| {
-        let mut flow = agent.relayed.flow();
-        flow.agent_address[15] ^= 1;
+        let mut entry = agent.relayed.entry();
+        entry.flow.agent_address[15] ^= 1;
         let key = agent.relayed.flow_key();
-        agent.kernel.insert("RELAY_FLOWS", key, flow);
+        agent.kernel.insert("RELAY_FLOWS", key, entry);
         assert!(agent.relay(PAYLOAD));
         assert_eq!(agent.kernel.counted(), [(Counter::RelayUnknownFlow, 1)]);
     });
@@ -332,8 +333,8 @@ fn origins_that_do_not_pass_are_dropped_but_seen() {
                 assert_eq!(agent.relay(PAYLOAD), relay);
             }
             let stream = agent.stream();
-            assert_eq!((stream.native_packets, stream.relay_packets), (2, 2));
-            assert_eq!(stream.dropped, 2);
+            assert_eq!((stream.native.packets, stream.relay.packets), (2, 2));
+            assert_eq!(stream.dropped(), 2);
             assert_eq!(agent.kernel.counter(Counter::OtherOrigin), 2);
             assert_eq!(agent.kernel.counter(Counter::NativePackets), 2);
             let relayed = agent.kernel.counter(Counter::RelayedPackets);
@@ -364,7 +365,7 @@ fn first_copy_passes_while_both_origins_are_live() {
         assert!(!agent.relay(&[0; 1400]));
         assert!(agent.relay(&[0; 1400]));
         assert_eq!(agent.kernel.counter(Counter::SecondCopies), 10);
-        assert_eq!(agent.stream().dropped, 10);
+        assert_eq!(agent.stream().dropped(), 10);
         assert_eq!(agent.kernel.counter(Counter::OtherOrigin), 0);
     });
 }
@@ -445,7 +446,7 @@ fn tagged_native_packets_are_watched_in_their_vlan() {
         assert!(agent.passes(&tagged.bytes()));
         let (key, stream) = agent.kernel.streams().pop().unwrap();
         assert_eq!((key.vlan, key.source_port, key.destination_port), (7, 1, 2));
-        assert_eq!(stream.native_packets, 1);
+        assert_eq!(stream.native.packets, 1);
     });
 }
 

@@ -435,7 +435,7 @@ fn the_first_packet_of_a_watched_address_is_told_and_counted() {
         assert!(datapath.streams(&[managed(2)]).unwrap().is_empty());
         wait_for("stream", || {
             let streams = datapath.streams(&[managed(1)]).unwrap();
-            (streams.iter().map(|(_, s)| s.native_packets).sum::<u64>() == 2).then_some(())
+            (streams.iter().map(|(_, s)| s.native.packets).sum::<u64>() == 2).then_some(())
         });
         datapath.unmanage(&managed(1)).unwrap();
         let collected = datapath

@@ -11,21 +11,16 @@ use core::mem::MaybeUninit;
 use agent_ebpf::skb::{Skb, now_ns};
 use agent_ebpf::verdict::Verdict;
 use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, xdp_md};
-use aya_ebpf::helpers::{
-    bpf_l4_csum_replace, bpf_redirect, bpf_skb_change_type, bpf_xdp_load_bytes,
-};
+use aya_ebpf::helpers::{bpf_l4_csum_replace, bpf_redirect, bpf_xdp_load_bytes};
 use aya_ebpf::programs::XdpContext;
 use common::maps::RelayFlow;
 use common::packet::{PacketRead, Truncated};
-use common::relay::{self, Differences, RESTORED_HOP_LIMIT};
+use common::relay::{self, RESTORED_HOP_LIMIT};
 use common::wire::datagram::HEADER_BYTES;
 use common::wire::{checksum, udp};
 
 use crate::forward::Change;
 use crate::front::Front;
-
-/// `PACKET_MULTICAST` of `if_packet.h`.
-const PACKET_MULTICAST: u32 = 2;
 
 /// A frame at any hook.
 pub(crate) trait Packet: PacketRead {
@@ -86,18 +81,18 @@ impl Packet for Skb {
 
     #[inline(always)]
     fn restore(&self, mut front: Front, flow: &RelayFlow) {
-        let hop_limit = front.header().hop_limit;
-        let difference = relay::hop_limit_difference(hop_limit, RESTORED_HOP_LIMIT);
+        let header = front.header();
+        let difference = relay::hop_limit_difference(header.hop_limit, RESTORED_HOP_LIMIT);
+        let (checksum, may_be_unfinished) = (header.checksum, front.may_be_unfinished());
         relay::restore(&mut front, flow);
-        if !self.update_sum(difference) {
-            self.update_checksum(&Differences {
-                address: flow.address_difference,
-                port: flow.port_difference,
-            });
+        if !self.update_sum(difference) && may_be_unfinished {
+            self.update_checksum(checksum, flow.address_difference);
         }
-        // What the device has derived from the destination MAC.
-        // SAFETY: the pointer is the program's context.
-        unsafe { bpf_skb_change_type(self.as_ptr(), PACKET_MULTICAST) };
+        // The device has derived the type from the destination MAC that was. Where that is the
+        // bridge's and not its own, this host's listeners would get nothing.
+        if self.is_for_other_host() {
+            self.set_multicast();
+        }
     }
 
     #[inline(always)]

@@ -10,6 +10,7 @@ use core::mem::{offset_of, size_of};
 use agent_ebpf::instruction::{load_u32, load_u64, store_u32, store_u64};
 use common::maps::{Address, ForwardKey, ManagedKey, RelayFlowKey, RelayKey, StreamKey};
 use common::wire::datagram::{Header, Rewrite};
+use common::wire::{checksum, udp};
 
 /// An address as it lies in memory.
 pub(crate) type Words = [u64; 2];
@@ -60,6 +61,14 @@ impl Front {
     pub(crate) fn ports(self) -> u32 {
         // SAFETY: as in `header`; both ports are there.
         swap_ports(unsafe { load_u32((&raw const (*self.0).source_port).cast()) })
+    }
+
+    /// Whether the UDP checksum may cover the addresses only yet ([`checksum::unfinished`]).
+    #[inline(always)]
+    pub(crate) fn may_be_unfinished(self) -> bool {
+        let header = self.header();
+        let addresses = [self.source(), self.destination()];
+        header.checksum == checksum::unfinished(addresses, header.length, udp::NEXT_HEADER)
     }
 }
 

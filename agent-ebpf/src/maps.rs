@@ -1,7 +1,7 @@
 //! Every map. Names and layouts are the contract with the agent.
 //!
 //! Hash maps allocate on use (`BPF_F_NO_PREALLOC`), because most hosts use a fraction of them;
-//! `PORTS`, `MANAGED`, `RELAY_FLOWS`, `RELAYS`, `FORWARDING` and `GATES` are written by the agent only, `RELAY_STREAMS` and
+//! `PORTS`, `MANAGED`, `RELAYS`, `FORWARDING` and `GATES` are written by the agent only, `RELAY_STREAMS` and
 //! `RELAY_SUBSCRIBERS` by the relay only.
 
 #![allow(unsafe_code, reason = "map values are reached through raw pointers")]
@@ -13,8 +13,9 @@ use common::counter::{COUNT, Counter};
 use common::maps::{
     Copies, Delivered, DeliveredKey, Forward, ForwardKey, Gate, GateRecord, GateUsage,
     HELD_FRAME_BYTES, HeldFrame, Listener, ListenerKey, Managed, ManagedKey, Port, PortKey,
-    PortUsage, Querier, QuerierKey, RECORDS_PER_SLOT, RelayFlow, RelayFlowKey, RelayKey,
-    RelayStream, Source, SourceKey, Stream, StreamKey, Subscriber, SubscriberKey, SubscriberUsage,
+    PortUsage, Querier, QuerierKey, RECORDS_PER_SLOT, RelayFlowEntry, RelayFlowKey, RelayKey,
+    RelayStream, Source, SourceKey, StreamKey, StreamUsage, Subscriber, SubscriberKey,
+    SubscriberUsage,
 };
 use common::snoop::Walk;
 
@@ -34,11 +35,12 @@ pub(crate) static PORT_USAGE: HashMap<PortKey, PortUsage, 1024, ON_USE> = HashMa
 #[btf_map]
 pub(crate) static MANAGED: HashMap<ManagedKey, Managed, 16_384, ON_USE> = HashMap::new();
 #[btf_map]
-pub(crate) static STREAMS: HashMap<StreamKey, Stream, 65_536, ON_USE> = HashMap::new();
+pub(crate) static STREAMS: HashMap<StreamKey, StreamUsage, 65_536, ON_USE> = HashMap::new();
 #[btf_map]
 pub(crate) static QUERIER: HashMap<QuerierKey, Querier, 1024, ON_USE> = HashMap::new();
 #[btf_map]
-pub(crate) static RELAY_FLOWS: HashMap<RelayFlowKey, RelayFlow, 65_536, ON_USE> = HashMap::new();
+pub(crate) static RELAY_FLOWS: HashMap<RelayFlowKey, RelayFlowEntry, 65_536, ON_USE> =
+    HashMap::new();
 #[btf_map]
 pub(crate) static RELAYS: HashMap<RelayKey, u32, 1024, ON_USE> = HashMap::new();
 #[btf_map]

@@ -21,7 +21,7 @@ use aya_ebpf::helpers::{bpf_clone_redirect, bpf_loop};
 use common::counter::Counter;
 use common::maps::{MAX_SUBSCRIBERS, Origin, Subscriber, SubscriberKey, SubscriberUsage};
 use common::packet::PacketRead as _;
-use common::relay::{self, Differences, RELAYED_HOP_LIMIT};
+use common::relay::{self, RELAYED_HOP_LIMIT};
 use common::wire::datagram::{HEADER_BYTES, Header};
 use common::wire::{ipv6, udp};
 
@@ -74,7 +74,10 @@ pub(crate) fn replicate(skb: &Skb) {
     let segments = u64::from(arrival.segments);
     let bytes = skb.len() as u64;
     maps::count(Counter::NativePackets, segments);
-    stream::observe(key.key(), Origin::Native, managed, &arrival, bytes);
+    if let Some(usage) = stream::native(key.key(), &arrival) {
+        // SAFETY: the pointer is to the flow's live map value.
+        unsafe { stream::observe(usage, key.key(), Origin::Native, managed, &arrival, bytes) }
+    }
     if !is_udp || !header.is_whole(bytes as usize) {
         let reason = match header.next_header {
             udp::NEXT_HEADER => Counter::ReplicateMalformed,
@@ -127,7 +130,8 @@ fn copy_to_all(
         } else {
             segment_bytes + (HEADER_BYTES as u16 - ETHERNET_BYTES)
         },
-        finished: skb.update_sum(relay::hop_limit_difference(hop_limit, RELAYED_HOP_LIMIT)),
+        finished: skb.update_sum(relay::hop_limit_difference(hop_limit, RELAYED_HOP_LIMIT))
+            || !front.may_be_unfinished(),
     };
     let subscribers = if subscribers > MAX_SUBSCRIBERS {
         MAX_SUBSCRIBERS
@@ -220,10 +224,7 @@ fn send(state: &Copying, subscriber: &Subscriber) -> Result<(), Counter> {
     let macs = [route.destination_mac, route.source_mac];
     relay::send_to(&mut front, subscriber, macs);
     if !state.finished {
-        skb.update_checksum(&Differences {
-            address: subscriber.address_difference,
-            port: subscriber.port_difference,
-        });
+        skb.update_checksum(state.original.checksum, subscriber.address_difference);
     }
     // SAFETY: the context.
     match unsafe { bpf_clone_redirect(skb.as_ptr(), route.ifindex, 0) } {

@@ -9,13 +9,18 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use aya_ebpf::helpers::{
-    bpf_csum_update, bpf_ktime_get_ns, bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_pull_data,
-    bpf_skb_store_bytes,
+    bpf_csum_update, bpf_ktime_get_ns, bpf_l4_csum_replace, bpf_skb_change_type,
+    bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
 };
 use aya_ebpf::programs::TcContext;
 use common::packet::{PacketRead, Truncated};
-use common::relay::Differences;
+use common::wire::checksum;
 use common::wire::datagram::{CHECKSUM_OFFSET, HEADER_BYTES};
+
+/// `PACKET_MULTICAST` of `if_packet.h`.
+const PACKET_MULTICAST: u32 = 2;
+/// `PACKET_OTHERHOST` of `if_packet.h`.
+const PACKET_OTHERHOST: u32 = 3;
 
 /// A frame at a TC hook.
 pub struct Skb {
@@ -81,6 +86,20 @@ impl Skb {
         unsafe { (*self.skb).mark = mark }
     }
 
+    /// Whether the device took the frame for one to somebody else.
+    #[inline(always)]
+    pub fn is_for_other_host(&self) -> bool {
+        // SAFETY: as in `protocol`.
+        unsafe { (*self.skb).pkt_type == PACKET_OTHERHOST }
+    }
+
+    /// Has the frame taken for a multicast one.
+    #[inline(always)]
+    pub fn set_multicast(&self) {
+        // SAFETY: the pointer is the program's context.
+        unsafe { bpf_skb_change_type(self.skb, PACKET_MULTICAST) };
+    }
+
     /// Brings the sum over the whole packet, which some cards deliver with it, up to date; returns
     /// whether there is one. Such a packet has a finished UDP checksum.
     #[inline(always)]
@@ -89,30 +108,34 @@ impl Skb {
         unsafe { bpf_csum_update(self.skb, difference) >= 0 }
     }
 
-    /// Brings the UDP checksum up to date after a rewrite of addresses and ports. One that covers
-    /// only the addresses yet gets their difference; a finished one gets both, which cancel out.
+    /// Brings a UDP checksum that may be unfinished ([`checksum::unfinished`]) up to date after a
+    /// rewrite of addresses and ports which cancel out: it follows the addresses, whose `difference`
+    /// is given, unless it was finished. `before` is what it was.
     #[inline(always)]
-    pub fn update_checksum(&self, differences: &Differences) {
-        // Should a finished checksum become 0 on the way, it is the other zero of one's complement.
-        let flags = u64::from(BPF_F_MARK_MANGLED_0);
-        let pseudo = flags | u64::from(BPF_F_PSEUDO_HDR);
-        // SAFETY: as in `update_sum`. The helpers fail when the header cannot be written, but it
+    pub fn update_checksum(&self, before: u16, difference: u32) {
+        // Only the helper knows which it is. A sum of 0 is the other zero of one's complement.
+        let flags = u64::from(BPF_F_MARK_MANGLED_0) | u64::from(BPF_F_PSEUDO_HDR);
+        // SAFETY: as in `update_sum`. The helper fails when the header cannot be written, but it
         // just has been.
         unsafe {
             bpf_l4_csum_replace(
                 self.skb,
                 CHECKSUM_OFFSET as u32,
                 0,
-                differences.address.into(),
-                pseudo,
-            );
-            bpf_l4_csum_replace(
-                self.skb,
-                CHECKSUM_OFFSET as u32,
-                0,
-                differences.port.into(),
+                difference.into(),
                 flags,
             );
+        }
+        let unfinished = checksum::fold(u64::from(before) + u64::from(difference));
+        if let Some(start) = self.start::<HEADER_BYTES>() {
+            // SAFETY: so many bytes are there, and checksums stand at even offsets.
+            unsafe {
+                let place = start.add(CHECKSUM_OFFSET).cast::<u16>();
+                if *place != unfinished {
+                    // The helper took it for a finished one, and away what it adds to the other.
+                    *place = before;
+                }
+            }
         }
     }
 

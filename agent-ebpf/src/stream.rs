@@ -3,39 +3,18 @@
 
 #![allow(unsafe_code, reason = "map values are reached through raw pointers")]
 
-use core::mem::offset_of;
 use core::ptr;
 
 use agent_ebpf::instruction;
 use aya_ebpf::bindings::BPF_NOEXIST;
 use common::counter::Counter;
 use common::event::{FirstPacketEvent, Kind};
-use common::maps::{Copies, CopyCounts, Managed, Origin, Origins, Stream, StreamKey};
+use common::maps::{Copies, CopyCounts, Managed, Origin, Origins, StreamKey, StreamUsage};
 use common::relay;
 use common::wire::datagram::{HEADER_BYTES, Header, UDP_HEADER_BYTES};
 
 use crate::context::{Arrival, Packet};
 use crate::maps::{self, FINGERPRINTS, STREAMS};
-
-/// The part of a [`Stream`] that is one origin's.
-#[repr(C)]
-struct Side {
-    packets: u64,
-    bytes: u64,
-    first_ns: u64,
-    last_ns: u64,
-    interarrival_ns: u64,
-}
-
-const _: () = {
-    assert!(offset_of!(Stream, native_packets) == 0);
-    assert!(offset_of!(Stream, native_interarrival_ns) == offset_of!(Side, interarrival_ns));
-    assert!(offset_of!(Stream, relay_packets) == size_of::<Side>());
-    assert!(
-        offset_of!(Stream, relay_interarrival_ns)
-            == size_of::<Side>() + offset_of!(Side, interarrival_ns)
-    );
-};
 
 /// Tries of several CPUs that count copies of one packet at once.
 const TRIES: u32 = 4;
@@ -62,69 +41,70 @@ impl Payload {
     }
 }
 
-/// Counts a packet of a watched flow, and raises the event for the first one of its origin.
-/// Returns the flow's entry.
+/// The entry of a flow that comes natively, which is made for its first packet. `None` where there
+/// is no room; the packet is then counted, and raises the event of a first one.
 #[inline(always)]
-pub(crate) fn observe(
+pub(crate) fn native(key: &StreamKey, arrival: &Arrival) -> Option<*mut StreamUsage> {
+    if let Some(usage) = STREAMS.get_ptr_mut(key) {
+        return Some(usage);
+    }
+    let usage = new_stream(key);
+    if usage.is_null() {
+        maps::count(Counter::StreamsFull, arrival.segments.into());
+        first_packet(key, Origin::Native, arrival);
+        return None;
+    }
+    Some(usage)
+}
+
+/// Counts a packet of a watched flow, and raises the event for the first one of its origin.
+///
+/// # Safety
+///
+/// `usage` points to the live map value of that flow and origin.
+#[inline(always)]
+pub(crate) unsafe fn observe(
+    usage: *mut StreamUsage,
     key: &StreamKey,
     origin: Origin,
     managed: &Managed,
     arrival: &Arrival,
     bytes: u64,
-) -> Option<*mut Stream> {
+) {
     let segments = u64::from(arrival.segments);
-    let stream = match STREAMS.get_ptr_mut(key) {
-        Some(stream) => stream,
-        None => {
-            let stream = new_stream(key);
-            if stream.is_null() {
-                maps::count(Counter::StreamsFull, segments);
-                first_packet(key, origin, arrival);
-                return None;
-            }
-            stream
-        }
-    };
-    // SAFETY: the pointer is to a live map value, of which both origins have a part of the same
-    // form. Times and the average may be written by two CPUs at once, of which the last wins; the
-    // sums are atomic.
+    // SAFETY: as the caller says. Times and the average may be written by two CPUs at once, of
+    // which the last wins; the sums are atomic.
     let last_ns = unsafe {
-        let native = stream.cast::<Side>();
-        let side = match origin {
-            Origin::Native => native,
-            Origin::Relay => native.add(1),
-        };
-        let last_ns = (*side).last_ns;
+        let last_ns = (*usage).last_ns;
         if last_ns == 0 {
-            (*side).first_ns = arrival.at_ns;
+            (*usage).first_ns = arrival.at_ns;
         } else {
             let mut gap = arrival.at_ns.saturating_sub(last_ns);
             if segments > 1 {
                 gap /= segments;
             }
-            let average = (*side).interarrival_ns;
-            (*side).interarrival_ns = if average == 0 {
+            let average = (*usage).interarrival_ns;
+            (*usage).interarrival_ns = if average == 0 {
                 gap
             } else {
                 average - average / 8 + gap / 8
             };
         }
-        (*side).last_ns = arrival.at_ns;
-        instruction::add_u64(&raw mut (*side).packets, segments);
-        instruction::add_u64(&raw mut (*side).bytes, bytes);
+        (*usage).last_ns = arrival.at_ns;
+        instruction::add_u64(&raw mut (*usage).packets, segments);
+        instruction::add_u64(&raw mut (*usage).bytes, bytes);
         last_ns
     };
     if last_ns == 0 || last_ns < managed.watch_since_ns {
         first_packet(key, origin, arrival);
     }
-    Some(stream)
 }
 
 /// Makes the entry of a flow; null where there is no room.
 #[inline(always)]
-fn new_stream(key: &StreamKey) -> *mut Stream {
+fn new_stream(key: &StreamKey) -> *mut StreamUsage {
     // Another CPU may have been faster; what counts is the look-up after it.
-    let _ = STREAMS.insert(key, Stream::default(), BPF_NOEXIST.into());
+    let _ = STREAMS.insert(key, StreamUsage::default(), BPF_NOEXIST.into());
     STREAMS.get_ptr_mut(key).unwrap_or(ptr::null_mut())
 }
 
@@ -206,7 +186,7 @@ pub(crate) fn copy_passes<P: Packet>(
 /// Counts a packet that does not pass.
 #[inline(always)]
 pub(crate) fn drop_copy(
-    stream: Option<*mut Stream>,
+    usage: Option<*mut StreamUsage>,
     origin: Origin,
     origins: u8,
     arrival: &Arrival,
@@ -218,9 +198,9 @@ pub(crate) fn drop_copy(
         Counter::SecondCopies
     };
     maps::count(reason, segments);
-    if let Some(stream) = stream {
+    if let Some(usage) = usage {
         // SAFETY: the pointer is to a live map value.
-        unsafe { instruction::add_u64(&raw mut (*stream).dropped, segments) }
+        unsafe { instruction::add_u64(&raw mut (*usage).dropped, segments) }
     }
 }
 

@@ -3,7 +3,7 @@
 //! ```text
 //!                   multicast --> MANAGED? --> STREAMS --> origin passes? first copy? --> bridge
 //!  frame --> IPv6 <                  '--> Query --> QUERIER                       ^
-//!                   unicast --> RELAY_FLOWS? --> whole? --> STREAMS --> restored -'
+//!                   unicast --> RELAY_FLOWS? --> whole? --> MANAGED? --> restored '
 //!                        '--> FORWARDS? --> sent on (`forward`)
 //! ```
 
@@ -13,7 +13,7 @@ use agent_ebpf::verdict::Verdict;
 use aya_ebpf::bindings::BPF_ANY;
 use common::counter::Counter;
 use common::event::{Kind, QueryEvent};
-use common::maps::{Managed, Origin, Querier, QuerierKey, Stream};
+use common::maps::{Managed, Origin, Querier, QuerierKey, StreamUsage};
 use common::relay;
 use common::snoop::KERNEL_OPTIONS;
 use common::wire::datagram::CHECKSUM_OFFSET;
@@ -108,10 +108,13 @@ fn observe_native<P: Packet>(
     key: &StreamWords,
     managed: &Managed,
     arrival: &Arrival,
-) -> Option<*mut Stream> {
+) -> Option<*mut StreamUsage> {
     maps::count(Counter::NativePackets, arrival.segments.into());
     let bytes = packet.len() as u64;
-    stream::observe(key.key(), Origin::Native, managed, arrival, bytes)
+    let usage = stream::native(key.key(), arrival)?;
+    // SAFETY: the pointer is to the flow's live map value.
+    unsafe { stream::observe(usage, key.key(), Origin::Native, managed, arrival, bytes) }
+    Some(usage)
 }
 
 /// A frame with a tag or Hop-by-Hop Options. No relay carries such, so it always passes.
@@ -162,19 +165,19 @@ fn relayed<P: Packet>(packet: &P, front: Front) -> Verdict {
         relay_address: front.source(),
         ports: front.ports(),
     };
-    let flow = RELAY_FLOWS.get_ptr(key.key()).filter(|flow| {
+    let entry = RELAY_FLOWS.get_ptr_mut(key.key()).filter(|entry| {
         // SAFETY: the pointer is to a live map value.
-        let agent_address = unsafe { front::words(&raw const (**flow).agent_address) };
+        let agent_address = unsafe { front::words(&raw const (**entry).flow.agent_address) };
         agent_address == front.destination()
     });
-    let Some(flow) = flow else {
+    let Some(entry) = entry else {
         if is_of_relay(front) {
             maps::count(Counter::RelayUnknownFlow, 1);
         }
         return Verdict::Pass;
     };
-    // SAFETY: the pointer is to a live map value, which only the agent writes.
-    let flow = unsafe { &*flow };
+    // SAFETY: the pointer is to a live map value, of which only the agent writes this part.
+    let (flow, usage) = unsafe { (&(*entry).flow, &raw mut (*entry).usage) };
     let bytes = packet.len();
     if !header.is_whole(bytes) {
         maps::count(Counter::RelayMalformed, 1);
@@ -190,7 +193,9 @@ fn relayed<P: Packet>(packet: &P, front: Front) -> Verdict {
     // SAFETY: as above.
     let managed = unsafe { &*managed };
     let arrival = packet.arrival();
-    let entry = stream::observe(&flow.stream, Origin::Relay, managed, &arrival, bytes as u64);
+    let bytes = bytes as u64;
+    // SAFETY: as above.
+    unsafe { stream::observe(usage, &flow.stream, Origin::Relay, managed, &arrival, bytes) }
     let origins = managed.origins;
     let mut passes = origins & Origin::Relay.pass_bit() != 0;
     if passes || stream::by_fingerprint(origins) {
@@ -215,7 +220,7 @@ fn relayed<P: Packet>(packet: &P, front: Front) -> Verdict {
         maps::count(Counter::RelayedPackets, arrival.segments.into());
         return Verdict::Pass;
     }
-    stream::drop_copy(entry, Origin::Relay, origins, &arrival);
+    stream::drop_copy(Some(usage), Origin::Relay, origins, &arrival);
     Verdict::Drop
 }
 

@@ -15,7 +15,7 @@ pub use relay::*;
 
 /// Version of all layouts in this module and in [`crate::event`]; part of the pin path, so an
 /// agent with other layouts starts clean instead of misreading what is pinned.
-pub const LAYOUT_VERSION: u32 = 4;
+pub const LAYOUT_VERSION: u32 = 5;
 
 /// Multicast address in network order.
 pub type Address = [u8; 16];
@@ -173,7 +173,7 @@ pub struct Managed {
     pub pad: [u8; 7],
 }
 
-/// Key of `STREAMS`: 40 bytes, align 2. One flow.
+/// Key of `STREAMS`: 40 bytes, align 2. One flow, of which the value says what came natively.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StreamKey {
@@ -202,33 +202,40 @@ impl StreamKey {
     }
 }
 
-/// Value of `STREAMS`: 88 bytes, align 8.
+/// Value of `STREAMS`, and part of that of `RELAY_FLOWS`: 48 bytes, align 8. What came of one flow by
+/// one origin.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Stream {
-    /// Packets that came natively.
-    pub native_packets: u64,
+pub struct StreamUsage {
+    /// Packets that came.
+    pub packets: u64,
     /// Their bytes, from the Ethernet header on.
-    pub native_bytes: u64,
+    pub bytes: u64,
     /// When the first of them came.
-    pub native_first_ns: u64,
+    pub first_ns: u64,
     /// When the last of them came.
-    pub native_last_ns: u64,
+    pub last_ns: u64,
     /// Moving average of the time between two of them (weight of the newest: 1/8).
-    pub native_interarrival_ns: u64,
-    /// Packets that came from a relay.
-    pub relay_packets: u64,
-    /// Their bytes, from the Ethernet header on.
-    pub relay_bytes: u64,
-    /// When the first of them came.
-    pub relay_first_ns: u64,
-    /// When the last of them came.
-    pub relay_last_ns: u64,
-    /// As `native_interarrival_ns`.
-    pub relay_interarrival_ns: u64,
-    /// Packets of either origin that did not pass: second copies, and those of an origin that
-    /// [`Managed::origins`] excludes.
+    pub interarrival_ns: u64,
+    /// Those of them that did not pass: second copies, and all while [`Managed::origins`] excludes
+    /// their origin.
     pub dropped: u64,
+}
+
+impl StreamUsage {
+    /// Adds what came of the same flow, by the same origin, at another place.
+    pub fn add(&mut self, other: &Self) {
+        self.packets += other.packets;
+        self.bytes += other.bytes;
+        self.dropped += other.dropped;
+        if self.first_ns == 0 || other.first_ns != 0 && other.first_ns < self.first_ns {
+            self.first_ns = other.first_ns;
+        }
+        if other.last_ns > self.last_ns {
+            self.last_ns = other.last_ns;
+            self.interarrival_ns = other.interarrival_ns;
+        }
+    }
 }
 
 /// Key of `QUERIER`: 8 bytes, align 4.
@@ -273,7 +280,7 @@ const _: () = {
     assert!(size_of::<ManagedKey>() == 20 && align_of::<ManagedKey>() == 2);
     assert!(size_of::<Managed>() == 16 && align_of::<Managed>() == 8);
     assert!(size_of::<StreamKey>() == 40 && align_of::<StreamKey>() == 2);
-    assert!(size_of::<Stream>() == 88 && align_of::<Stream>() == 8);
+    assert!(size_of::<StreamUsage>() == 48 && align_of::<StreamUsage>() == 8);
     assert!(size_of::<QuerierKey>() == 8 && align_of::<QuerierKey>() == 4);
     assert!(size_of::<Querier>() == 40 && align_of::<Querier>() == 8);
 };
@@ -302,11 +309,12 @@ mod pod {
         ManagedKey,
         Managed,
         StreamKey,
-        Stream,
+        StreamUsage,
         QuerierKey,
         Querier,
         RelayFlowKey,
         RelayFlow,
+        RelayFlowEntry,
         RelayKey,
         RelayStream,
         SubscriberKey,

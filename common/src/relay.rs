@@ -10,8 +10,8 @@
 //! Only headers change. The two ports of a relayed flow are chosen so that addresses and ports sum
 //! to the same in one's complement ([`agent_port`]); a finished UDP checksum is then right on both
 //! ways without being touched, and a wrong one stays wrong. The checksum of a packet whose sender
-//! has left the sum to the hardware covers only the addresses yet, so the differences of addresses
-//! and ports have to be applied apart ([`Differences`]).
+//! has left the sum to the hardware covers only the addresses yet, and has to follow them
+//! ([`to_agent`], [`to_multicast`]).
 //!
 //! [`restore`] and [`send_to`] are the rewrites; [`fingerprint`] and [`count_copy`] tell copies of
 //! one packet apart while two origins are live.
@@ -53,16 +53,6 @@ pub struct Endpoints {
     pub agent_address: Address,
     /// Its UDP port.
     pub agent_port: u16,
-}
-
-/// What a rewrite adds to a checksum, as `bpf_csum_diff` gives it and `bpf_l4_csum_replace` takes
-/// it (with `from` 0).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Differences {
-    /// By the addresses.
-    pub address: u32,
-    /// By the ports.
-    pub port: u32,
 }
 
 /// The agent's port that makes the sums agree. Never 0; it may be below [`FIRST_PORT`], then
@@ -108,18 +98,26 @@ fn other_port(wanted: u32, port: u16) -> u16 {
 
 /// Whether the flow and its relayed form have the same sum, so that checksums stay right.
 pub fn is_neutral(stream: &StreamKey, endpoints: &Endpoints) -> bool {
-    let difference = to_agent(stream, endpoints);
-    (difference.address + difference.port).is_multiple_of(ONES)
+    let (stream, endpoints) = (Sums::of_stream(stream), Sums::of_endpoints(endpoints));
+    (difference(stream.address, endpoints.address) + difference(stream.port, endpoints.port))
+        .is_multiple_of(ONES)
 }
 
-/// What the relay's rewrite adds, for a [`Subscriber`].
-pub fn to_agent(stream: &StreamKey, endpoints: &Endpoints) -> Differences {
-    differences(Sums::of_stream(stream), Sums::of_endpoints(endpoints))
+/// What the addresses of the relay's rewrite add to a sum, for a [`Subscriber`]: as `bpf_csum_diff`
+/// gives it and `bpf_l4_csum_replace` takes it (with `from` 0).
+pub fn to_agent(stream: &StreamKey, endpoints: &Endpoints) -> u32 {
+    difference(
+        Sums::of_stream(stream).address,
+        Sums::of_endpoints(endpoints).address,
+    )
 }
 
-/// What the agent's rewrite adds, for a [`RelayFlow`].
-pub fn to_multicast(stream: &StreamKey, endpoints: &Endpoints) -> Differences {
-    differences(Sums::of_endpoints(endpoints), Sums::of_stream(stream))
+/// The same of the agent's rewrite, for a [`RelayFlow`].
+pub fn to_multicast(stream: &StreamKey, endpoints: &Endpoints) -> u32 {
+    difference(
+        Sums::of_endpoints(endpoints).address,
+        Sums::of_stream(stream).address,
+    )
 }
 
 /// What another hop limit adds to the sum over a whole packet, which some cards deliver with it.
@@ -196,12 +194,8 @@ impl Sums {
     }
 }
 
-fn differences(from: Sums, to: Sums) -> Differences {
-    let difference = |from: u16, to: u16| u32::from(to) + u32::from(!from);
-    Differences {
-        address: difference(from.address, to.address),
-        port: difference(from.port, to.port),
-    }
+fn difference(from: u16, to: u16) -> u32 {
+    u32::from(to) + u32::from(!from)
 }
 
 /// Sum of the 16-bit words of some addresses, in network order.

@@ -135,7 +135,7 @@ fn subscribe(datapath: &Datapath, count: usize) -> Result<Vec<Endpoints>> {
     for number in 0..count as u16 {
         let agent_address = Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 1, number);
         let endpoints = endpoints(RELAY_ADDRESS, agent_address)?;
-        let differences = relay::to_agent(&STREAM, &endpoints);
+        let address_difference = relay::to_agent(&STREAM, &endpoints);
         let key = SubscriberKey {
             flow: FLOW,
             index: number.into(),
@@ -146,9 +146,7 @@ fn subscribe(datapath: &Datapath, count: usize) -> Result<Vec<Endpoints>> {
             agent_address: endpoints.agent_address,
             relay_port: endpoints.relay_port,
             agent_port: endpoints.agent_port,
-            address_difference: differences.address,
-            port_difference: differences.port,
-            pad: 0,
+            address_difference,
         };
         datapath.subscriber_set(&key, &subscriber)?;
         neighbours += &format!(

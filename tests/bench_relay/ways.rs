@@ -163,7 +163,7 @@ impl Ways {
 
 /// Entry of `RELAY_FLOWS`.
 fn relay_flow(stream: &StreamKey, endpoints: &Endpoints) -> (RelayFlowKey, RelayFlow) {
-    let differences = relay::to_multicast(stream, endpoints);
+    let address_difference = relay::to_multicast(stream, endpoints);
     let key = RelayFlowKey {
         relay_address: endpoints.relay_address,
         relay_port: endpoints.relay_port,
@@ -173,8 +173,8 @@ fn relay_flow(stream: &StreamKey, endpoints: &Endpoints) -> (RelayFlowKey, Relay
         session: 1,
         stream: *stream,
         agent_address: endpoints.agent_address,
-        address_difference: differences.address,
-        port_difference: differences.port,
+        address_difference,
+        pad: 0,
     };
     (key, flow)
 }

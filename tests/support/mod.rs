@@ -7,6 +7,7 @@
 )]
 #![allow(unreachable_pub, dead_code, reason = "shared by several test targets")]
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::time::Duration;
 
@@ -17,9 +18,10 @@ use common::counter::Counter;
 use common::event::{Kind, UNFINISHED_FRAME_BYTES};
 use common::maps::{
     Listener, ListenerKey, Managed, ManagedKey, Origins, Port, PortUsage, Querier, QuerierKey,
-    Source, SourceKey, Stream, StreamKey,
+    RelayFlowEntry, RelayFlowKey, Source, SourceKey, StreamKey,
 };
 use roamcast::datapath::object;
+use roamcast::proto::Stream;
 
 /// Verdict "go on", `TC_ACT_UNSPEC`.
 pub const PASS: i32 = -1;
@@ -276,9 +278,18 @@ impl Kernel {
         self.read("LISTENER_SOURCES")
     }
 
-    /// `STREAMS`.
+    /// `STREAMS`, and what `RELAY_FLOWS` says of the same flows and of others.
     pub fn streams(&mut self) -> Vec<(StreamKey, Stream)> {
-        self.read("STREAMS")
+        let mut streams: BTreeMap<StreamKey, Stream> = BTreeMap::new();
+        for (key, usage) in self.read("STREAMS") {
+            streams.entry(key).or_default().native = usage;
+        }
+        for (_, entry) in self.read::<RelayFlowKey, RelayFlowEntry>("RELAY_FLOWS") {
+            if entry.usage.packets > 0 {
+                streams.entry(entry.flow.stream).or_default().relay = entry.usage;
+            }
+        }
+        streams.into_iter().collect()
     }
 
     /// `QUERIER`.

@@ -9,7 +9,9 @@
 
 use std::net::Ipv6Addr;
 
-use common::maps::{RelayFlow, RelayFlowKey, RelayKey, StreamKey, Subscriber};
+use common::maps::{
+    RelayFlow, RelayFlowEntry, RelayFlowKey, RelayKey, StreamKey, StreamUsage, Subscriber,
+};
 use common::relay::{self, Endpoints};
 use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 
@@ -75,14 +77,21 @@ impl Relayed {
         }
     }
 
+    pub(crate) fn entry(&self) -> RelayFlowEntry {
+        RelayFlowEntry {
+            flow: self.flow(),
+            usage: StreamUsage::default(),
+        }
+    }
+
     pub(crate) fn flow(&self) -> RelayFlow {
-        let differences = relay::to_multicast(&self.stream, &self.endpoints);
+        let address_difference = relay::to_multicast(&self.stream, &self.endpoints);
         RelayFlow {
             session: 7,
             stream: self.stream,
             agent_address: self.endpoints.agent_address,
-            address_difference: differences.address,
-            port_difference: differences.port,
+            address_difference,
+            pad: 0,
         }
     }
 
@@ -94,16 +103,14 @@ impl Relayed {
     }
 
     pub(crate) fn subscriber(&self, lease_end_ns: u64) -> Subscriber {
-        let differences = relay::to_agent(&self.stream, &self.endpoints);
+        let address_difference = relay::to_agent(&self.stream, &self.endpoints);
         Subscriber {
             lease_end_ns,
             relay_address: self.endpoints.relay_address,
             agent_address: self.endpoints.agent_address,
             relay_port: self.endpoints.relay_port,
             agent_port: self.endpoints.agent_port,
-            address_difference: differences.address,
-            port_difference: differences.port,
-            pad: 0,
+            address_difference,
         }
     }
 

@@ -21,7 +21,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use common::maps;
 
 use crate::datapath::Limits;
-use crate::proto::Timestamp;
+use crate::proto::{Stream, Timestamp};
 
 pub use handover::{HandoverRow, Placement};
 pub use ims::{ImsStatus, MoaRow, NodeRow};
@@ -376,19 +376,10 @@ pub struct StreamRow {
 }
 
 impl StreamRow {
-    /// The row of an entry of `STREAMS`; `mode` where its address is watched.
-    pub fn new(
-        key: &maps::StreamKey,
-        value: &maps::Stream,
-        mode: Option<&str>,
-        now: Timestamp,
-    ) -> Self {
-        let (last_ns, interarrival_ns) = if value.relay_last_ns > value.native_last_ns {
-            (value.relay_last_ns, value.relay_interarrival_ns)
-        } else {
-            (value.native_last_ns, value.native_interarrival_ns)
-        };
-        let silent = now.since(Timestamp(last_ns));
+    /// The row of a flow; `mode` where its address is watched.
+    pub fn new(key: &maps::StreamKey, value: &Stream, mode: Option<&str>, now: Timestamp) -> Self {
+        let interarrival_ns = value.latest().interarrival_ns;
+        let silent = now.since(Timestamp(value.latest().last_ns));
         // An average says nothing any more once the flow has paused for many of its own distances.
         let threshold = Duration::from_nanos(interarrival_ns).saturating_mul(16);
         let flows = interarrival_ns > 0 && silent <= threshold.max(Duration::from_secs(1));
@@ -399,13 +390,13 @@ impl StreamRow {
             source_port: key.source_port,
             destination_port: key.destination_port,
             mode: mode.map(str::to_owned),
-            packets: value.native_packets.saturating_add(value.relay_packets),
-            bytes: value.native_bytes.saturating_add(value.relay_bytes),
-            native_packets: value.native_packets,
-            native_bytes: value.native_bytes,
-            relay_packets: value.relay_packets,
-            relay_bytes: value.relay_bytes,
-            dropped: value.dropped,
+            packets: value.native.packets.saturating_add(value.relay.packets),
+            bytes: value.native.bytes.saturating_add(value.relay.bytes),
+            native_packets: value.native.packets,
+            native_bytes: value.native.bytes,
+            relay_packets: value.relay.packets,
+            relay_bytes: value.relay.bytes,
+            dropped: value.dropped(),
             packets_per_second: if flows {
                 1e9 / interarrival_ns as f64
             } else {

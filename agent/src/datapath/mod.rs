@@ -51,7 +51,7 @@ use aya::util::KernelVersion;
 use common::counter::Counter;
 use common::maps::{
     Delivered, DeliveredKey, Listener, ListenerKey, Managed, ManagedKey, Port, PortKey, PortUsage,
-    Querier, QuerierKey, RelayStream, Source, SourceKey, Stream, StreamKey, Subscriber,
+    Querier, QuerierKey, RelayStream, Source, SourceKey, StreamKey, StreamUsage, Subscriber,
     SubscriberKey, SubscriberUsage,
 };
 
@@ -224,7 +224,7 @@ struct Inner {
     ports: Mutex<Table<PortKey, Port>>,
     usage: Table<PortKey, PortUsage>,
     managed: Table<ManagedKey, Managed>,
-    streams: Table<StreamKey, Stream>,
+    streams: Table<StreamKey, StreamUsage>,
     queriers: Table<QuerierKey, Querier>,
     relay_flows: Mutex<RelayFlows>,
     relay_streams: Table<StreamKey, RelayStream>,

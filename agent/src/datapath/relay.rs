@@ -1,10 +1,11 @@
 //! State of the unicast relay in the maps: what an agent restores, and what a relay sends.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use common::maps::{
-    RelayFlow, RelayFlowKey, RelayKey, RelayStream, StreamKey, Subscriber, SubscriberKey,
-    SubscriberUsage,
+    RelayFlow, RelayFlowEntry, RelayFlowKey, RelayKey, RelayStream, StreamKey, StreamUsage,
+    Subscriber, SubscriberKey, SubscriberUsage,
 };
 
 use super::table::Table;
@@ -13,8 +14,10 @@ use super::{Datapath, DatapathError, lock};
 /// The flows that an agent restores, and which relays they come from. Written by this process
 /// only, so a lock keeps the second map right.
 pub(super) struct RelayFlows {
-    flows: Table<RelayFlowKey, RelayFlow>,
+    flows: Table<RelayFlowKey, RelayFlowEntry>,
     relays: Table<RelayKey, u32>,
+    /// What came by relayed flows that are not restored any more.
+    ended: BTreeMap<StreamKey, StreamUsage>,
 }
 
 impl RelayFlows {
@@ -25,12 +28,12 @@ impl RelayFlows {
     ///
     /// [`DatapathError::Map`].
     pub(super) fn adopt(
-        flows: Table<RelayFlowKey, RelayFlow>,
+        flows: Table<RelayFlowKey, RelayFlowEntry>,
         relays: Table<RelayKey, u32>,
     ) -> Result<Self, DatapathError> {
         let mut counts: BTreeMap<RelayKey, u32> = BTreeMap::new();
-        for (key, flow) in flows.entries()? {
-            *counts.entry(relay(&key, &flow)).or_default() += 1;
+        for (key, entry) in flows.entries()? {
+            *counts.entry(relay(&key, &entry.flow)).or_default() += 1;
         }
         for (key, _) in relays.entries()? {
             if !counts.contains_key(&key) {
@@ -40,17 +43,33 @@ impl RelayFlows {
         for (key, count) in &counts {
             relays.insert(key, count)?;
         }
-        Ok(Self { flows, relays })
+        Ok(Self {
+            flows,
+            relays,
+            ended: BTreeMap::new(),
+        })
     }
 
-    fn set(&self, key: &RelayFlowKey, value: &RelayFlow) -> Result<(), DatapathError> {
-        let before = self.flows.get(key)?.map(|flow| relay(key, &flow));
-        let now = relay(key, value);
+    fn set(&mut self, key: &RelayFlowKey, flow: &RelayFlow) -> Result<(), DatapathError> {
+        let found = self.flows.get(key)?;
+        let mut usage = StreamUsage::default();
+        if let Some(found) = found {
+            if found.flow == *flow {
+                return Ok(());
+            }
+            if found.flow.stream == flow.stream {
+                usage = found.usage;
+            }
+        }
+        let before = found.map(|entry| relay(key, &entry.flow));
+        let now = relay(key, flow);
         if before != Some(now) {
             let count = self.relays.get(&now)?.unwrap_or(0);
             self.relays.insert(&now, &(count + 1))?;
         }
-        let written = self.flows.insert(key, value);
+        let written = self
+            .flows
+            .insert(key, &RelayFlowEntry { flow: *flow, usage });
         if written.is_err() {
             if before != Some(now) {
                 self.forget(&now)?;
@@ -60,15 +79,40 @@ impl RelayFlows {
         {
             self.forget(&before)?;
         }
+        if let Some(found) = found
+            && found.flow.stream != flow.stream
+            && written.is_ok()
+        {
+            self.end(&found);
+        }
         written
     }
 
-    fn remove(&self, key: &RelayFlowKey) -> Result<bool, DatapathError> {
-        let Some(flow) = self.flows.take(key)? else {
+    fn remove(&mut self, key: &RelayFlowKey) -> Result<bool, DatapathError> {
+        let Some(entry) = self.flows.take(key)? else {
             return Ok(false);
         };
-        self.forget(&relay(key, &flow))?;
+        self.end(&entry);
+        self.forget(&relay(key, &entry.flow))?;
         Ok(true)
+    }
+
+    fn end(&mut self, entry: &RelayFlowEntry) {
+        add(&mut self.ended, entry.flow.stream, &entry.usage);
+    }
+
+    /// What came of each flow by relays. Reads a whole map.
+    pub(super) fn usages(&self) -> Result<BTreeMap<StreamKey, StreamUsage>, DatapathError> {
+        let mut usages = self.ended.clone();
+        for (_, entry) in self.flows.entries()? {
+            add(&mut usages, entry.flow.stream, &entry.usage);
+        }
+        Ok(usages)
+    }
+
+    /// Forgets what came by flows that are not restored any more.
+    pub(super) fn forget_usages_if(&mut self, gone: impl Fn(&StreamKey) -> bool) {
+        self.ended.retain(|key, _| !gone(key));
     }
 
     fn forget(&self, key: &RelayKey) -> Result<(), DatapathError> {
@@ -76,6 +120,15 @@ impl RelayFlows {
             Some(count) if count > 1 => self.relays.insert(key, &(count - 1)),
             _ => self.relays.remove(key).map(drop),
         }
+    }
+}
+
+fn add(usages: &mut BTreeMap<StreamKey, StreamUsage>, key: StreamKey, usage: &StreamUsage) {
+    match usages.entry(key) {
+        Entry::Vacant(entry) => {
+            entry.insert(*usage);
+        }
+        Entry::Occupied(mut entry) => entry.get_mut().add(usage),
     }
 }
 
@@ -96,9 +149,9 @@ impl Datapath {
     pub fn relay_flow_set(
         &self,
         key: &RelayFlowKey,
-        value: &RelayFlow,
+        flow: &RelayFlow,
     ) -> Result<(), DatapathError> {
-        lock(&self.inner.relay_flows).set(key, value)
+        lock(&self.inner.relay_flows).set(key, flow)
     }
 
     /// Restores a relayed flow no more; `false` if it was not there.
@@ -116,7 +169,11 @@ impl Datapath {
     ///
     /// [`DatapathError::Map`].
     pub fn relay_flows(&self) -> Result<Vec<(RelayFlowKey, RelayFlow)>, DatapathError> {
-        lock(&self.inner.relay_flows).flows.entries()
+        let entries = lock(&self.inner.relay_flows).flows.entries()?;
+        Ok(entries
+            .into_iter()
+            .map(|(key, entry)| (key, entry.flow))
+            .collect())
     }
 
     /// Sends copies of a flow to its subscribers from now on, or changes their number.

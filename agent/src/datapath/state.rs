@@ -7,12 +7,12 @@ use std::time::Duration;
 use common::counter::Counter;
 use common::maps::{
     Listener, ListenerKey, Managed, ManagedKey, Origins, Port, PortUsage, Querier, QuerierKey,
-    Source, SourceKey, Stream, StreamKey,
+    Source, SourceKey, StreamKey,
 };
 
 use super::table::Table;
 use super::{Datapath, DatapathError, lock};
-use crate::proto::{DatapathEvent, Timestamp};
+use crate::proto::{DatapathEvent, Stream, Timestamp};
 
 /// Limits of one VM's port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,18 +98,24 @@ impl Datapath {
         })
     }
 
-    /// All flows with at least one packet. Reads a whole map.
+    /// All flows with at least one packet. Reads whole maps.
     ///
     /// # Errors
     ///
     /// [`DatapathError::Map`].
     pub fn all_streams(&self) -> Result<Vec<(StreamKey, Stream)>, DatapathError> {
-        let mut streams = self.inner.streams.entries()?;
-        streams.retain(|(_, stream)| stream.native_packets + stream.relay_packets > 0);
-        Ok(streams)
+        let mut streams: BTreeMap<StreamKey, Stream> = BTreeMap::new();
+        for (key, usage) in self.inner.streams.entries()? {
+            streams.entry(key).or_default().native = usage;
+        }
+        for (key, usage) in lock(&self.inner.relay_flows).usages()? {
+            streams.entry(key).or_default().relay = usage;
+        }
+        streams.retain(|_, stream| stream.native.packets + stream.relay.packets > 0);
+        Ok(streams.into_iter().collect())
     }
 
-    /// The flows of some addresses. Reads a whole map.
+    /// The flows of some addresses. Reads whole maps.
     ///
     /// # Errors
     ///
@@ -323,9 +329,9 @@ impl Datapath {
         }
         let managed: HashSet<ManagedKey> =
             self.managed()?.into_iter().map(|(key, _)| key).collect();
-        for (key, stream) in self.inner.streams.entries()? {
-            let last_ns = stream.native_last_ns.max(stream.relay_last_ns);
-            let silence = now.since(Timestamp(last_ns));
+        lock(&self.inner.relay_flows).forget_usages_if(|key| !managed.contains(&key.managed()));
+        for (key, usage) in self.inner.streams.entries()? {
+            let silence = now.since(Timestamp(usage.last_ns));
             if (!managed.contains(&key.managed()) || silence > max_silence)
                 && self.inner.streams.remove(&key)?
             {

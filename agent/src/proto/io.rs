@@ -7,13 +7,13 @@ use std::time::Duration;
 use common::event::Change;
 use common::maps::{
     FilterMode, Listener, ListenerKey, ManagedKey, Origin, Origins, PortUsage, Querier, QuerierKey,
-    RelayFlow, RelayFlowKey, Source, SourceKey, Stream, StreamKey,
+    RelayFlow, RelayFlowKey, Source, SourceKey, StreamKey,
 };
 use common::signal::NicCut;
 
-use super::DomainUuid;
 use super::handover::{ClockOffset, HoldReport};
 pub use super::unicast::{AddressCommand, AddressEvent, ForwardCommand, Said};
+use super::{DomainUuid, Stream};
 
 /// Nanoseconds of `CLOCK_MONOTONIC`, the clock of `bpf_ktime_get_ns`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

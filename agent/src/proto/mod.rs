@@ -21,6 +21,7 @@
 //! | `filter` | source filters and their merger |
 //! | `policy`, `refusal` | who may move, and the sentences for those who may not |
 //! | `record` | what is remembered of each migration |
+//! | `stream` | what is known of one flow |
 //! | `unicast` | addresses that VMs take on here, or leave |
 //! | `timer` | deadlines |
 //! | `uuid` | names of domains |
@@ -45,6 +46,7 @@ mod record;
 mod refusal;
 pub mod relay;
 mod source;
+mod stream;
 #[cfg(test)]
 mod tests;
 mod timer;
@@ -67,6 +69,7 @@ pub use policy::Policy;
 pub use record::{
     ClaimOutcome, Direction, ForwardRecord, MigrationRecord, Outcome, RECORDS, UnicastRecord,
 };
+pub use stream::Stream;
 pub use uuid::{DomainUuid, UuidError};
 
 use destination::{Arrivals, Entry, Incoming, Preparation};

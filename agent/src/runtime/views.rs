@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
 use std::time::Duration;
 
-use common::maps::{ManagedKey, Stream, StreamKey};
+use common::maps::{ManagedKey, StreamKey};
 use common::signal::Reception as Verdict;
 use tokio::sync::mpsc;
 
@@ -22,7 +22,7 @@ use crate::control::report::{
 use crate::datapath::Program;
 use crate::proto::handover::{FlowReport, HoldReport, Placed};
 use crate::proto::reception::SessionView;
-use crate::proto::{self, MigrationRecord, Timestamp};
+use crate::proto::{self, MigrationRecord, Stream, Timestamp};
 
 type Replies = mpsc::UnboundedSender<Reply>;
 
@@ -354,8 +354,8 @@ fn session_row(view: &SessionView<'_>, streams: &BTreeMap<StreamKey, Stream>) ->
         },
         address: view.address.map(Ipv6Addr::from),
         flows: u32::try_from(view.flows.len()).unwrap_or(u32::MAX),
-        packets: counted().map(|stream| stream.relay_packets).sum(),
-        bytes: counted().map(|stream| stream.relay_bytes).sum(),
+        packets: counted().map(|stream| stream.relay.packets).sum(),
+        bytes: counted().map(|stream| stream.relay.bytes).sum(),
         lease_left_ms: milliseconds(view.lease_left),
         why: view.why.to_owned(),
     }

@@ -1,7 +1,7 @@
 //! Layouts of the unicast relay: at the agent, where relayed datagrams become multicast again, and
 //! at the relay, where multicast becomes datagrams.
 
-use super::{Address, StreamKey};
+use super::{Address, StreamKey, StreamUsage};
 
 /// Which way a packet came.
 #[repr(u32)]
@@ -102,7 +102,18 @@ pub struct RelayFlowKey {
     pub agent_port: u16,
 }
 
-/// Value of `RELAY_FLOWS`: 72 bytes, align 8. What they become. Written by the agent only.
+/// Value of `RELAY_FLOWS`: 120 bytes, align 8. What they become, and how many came: here, because one
+/// look-up more would cost each packet as much as its rewrite.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RelayFlowEntry {
+    /// Written by the agent only.
+    pub flow: RelayFlow,
+    /// What came by it. Written by the kernel.
+    pub usage: StreamUsage,
+}
+
+/// What the datagrams of one relayed flow become: 72 bytes, align 8.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RelayFlow {
@@ -114,8 +125,8 @@ pub struct RelayFlow {
     pub agent_address: Address,
     /// What the rewrite of both addresses adds to a checksum, as `bpf_csum_diff` gives it.
     pub address_difference: u32,
-    /// What the rewrite of both ports adds. The two sum to zero in one's complement.
-    pub port_difference: u32,
+    /// Always zero.
+    pub pad: u32,
 }
 
 /// Key of `RELAYS`: 32 bytes, align 1. A relay and the address of this host that it sends to; the
@@ -153,7 +164,7 @@ pub struct SubscriberKey {
     pub index: u32,
 }
 
-/// Value of `RELAY_SUBSCRIBERS`: 56 bytes, align 8. Where a copy of each packet goes. Written by
+/// Value of `RELAY_SUBSCRIBERS`: 48 bytes, align 8. Where a copy of each packet goes. Written by
 /// the relay only.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -170,10 +181,6 @@ pub struct Subscriber {
     pub agent_port: u16,
     /// What the rewrite of both addresses adds to a checksum, as `bpf_csum_diff` gives it.
     pub address_difference: u32,
-    /// What the rewrite of both ports adds. The two sum to zero in one's complement.
-    pub port_difference: u32,
-    /// Always zero.
-    pub pad: u32,
 }
 
 /// Value of `RELAY_USAGE`: 24 bytes, align 8. Written by the kernel only, and by the relay when an
@@ -217,11 +224,12 @@ pub struct CopyCounts {
 const _: () = {
     assert!(size_of::<RelayFlowKey>() == 20 && align_of::<RelayFlowKey>() == 2);
     assert!(size_of::<RelayFlow>() == 72 && align_of::<RelayFlow>() == 8);
+    assert!(size_of::<RelayFlowEntry>() == 120 && align_of::<RelayFlowEntry>() == 8);
     assert!(size_of::<RelayKey>() == 32 && align_of::<RelayKey>() == 1);
     assert!(size_of::<CopyCounts>() == 8 && align_of::<CopyCounts>() == 2);
     assert!(size_of::<RelayStream>() == 8 && align_of::<RelayStream>() == 4);
     assert!(size_of::<SubscriberKey>() == 8 && align_of::<SubscriberKey>() == 4);
-    assert!(size_of::<Subscriber>() == 56 && align_of::<Subscriber>() == 8);
+    assert!(size_of::<Subscriber>() == 48 && align_of::<Subscriber>() == 8);
     assert!(size_of::<SubscriberUsage>() == 24 && align_of::<SubscriberUsage>() == 8);
     assert!(size_of::<Copies>() == 16 && align_of::<Copies>() == 8);
 };

@@ -1,11 +1,14 @@
 use super::*;
 use std::collections::BTreeMap;
 
+use common::maps::StreamUsage;
+
 use crate::control::report::{
     ClaimState, ForwardRow, Hook, HypervisorStatus, JoinRow, LinkState, Mac, MigrationPhase,
     PeerRow, Placement, PortRow, RelayRow, RelaySessionRow, RelaySessionState, Status, UnicastRow,
     UplinkRow,
 };
+use crate::proto::Stream;
 
 fn example() -> Status {
     let hook = |program: &str| Hook {
@@ -192,15 +195,20 @@ fn stream_shows_both_ways_and_its_mode() {
         vlan: 0,
         pad: 0,
     };
-    let value = common::maps::Stream {
-        native_packets: 11,
-        native_last_ns: 1_000_000_000,
-        native_interarrival_ns: 1_000_000,
-        relay_packets: 222,
-        relay_last_ns: 9_999_000_000,
-        relay_interarrival_ns: 2_000_000,
-        dropped: 33,
-        ..common::maps::Stream::default()
+    let value = Stream {
+        native: StreamUsage {
+            packets: 11,
+            last_ns: 1_000_000_000,
+            interarrival_ns: 1_000_000,
+            dropped: 33,
+            ..StreamUsage::default()
+        },
+        relay: StreamUsage {
+            packets: 222,
+            last_ns: 9_999_000_000,
+            interarrival_ns: 2_000_000,
+            ..StreamUsage::default()
+        },
     };
     let now = crate::proto::Timestamp(10_000_000_000);
     let row = StreamRow::new(&key, &value, Some("relay"), now);

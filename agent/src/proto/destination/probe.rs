@@ -9,13 +9,13 @@ use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
 use std::time::Duration;
 
-use common::maps::{ManagedKey, Origin, Origins, Stream, StreamKey};
+use common::maps::{ManagedKey, Origin, Origins, StreamKey};
 use common::signal::{Flow, ReceptionMode};
 use tracing::info;
 
 use super::{Agent, Filter};
 use crate::proto::timer::Timer;
-use crate::proto::{Mac, Membership, Output, Timestamp};
+use crate::proto::{Mac, Membership, Output, Stream, Timestamp};
 
 /// Packets of a flow that may be missed in a row before it counts as missing.
 const INTERARRIVALS: u32 = 4;
@@ -230,24 +230,11 @@ impl Agent {
         }
         for (flow, stream) in streams {
             let key = flow.managed();
-            let ways = [
-                (
-                    Origin::Native,
-                    stream.native_packets,
-                    stream.native_last_ns,
-                    stream.native_interarrival_ns,
-                ),
-                (
-                    Origin::Relay,
-                    stream.relay_packets,
-                    stream.relay_last_ns,
-                    stream.relay_interarrival_ns,
-                ),
-            ];
-            for (origin, packets, last_ns, interarrival_ns) in ways {
-                let recent = Duration::from_nanos(interarrival_ns) * INTERARRIVALS;
-                let last = Timestamp(last_ns);
-                let fresh = packets > 1 && self.now.since(last) <= recent;
+            for origin in [Origin::Native, Origin::Relay] {
+                let usage = stream.by(origin);
+                let recent = Duration::from_nanos(usage.interarrival_ns) * INTERARRIVALS;
+                let last = Timestamp(usage.last_ns);
+                let fresh = usage.packets > 1 && self.now.since(last) <= recent;
                 if let Some(entry) = self.entries.get(&key)
                     && (fresh || last >= entry.since)
                     && entry.reception.is_none()

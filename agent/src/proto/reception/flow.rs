@@ -7,9 +7,9 @@
 
 use std::time::Duration;
 
-use common::maps::{Origin, Stream};
+use common::maps::{Origin, StreamUsage};
 
-use crate::proto::Timestamp;
+use crate::proto::{Stream, Timestamp};
 
 /// A way is silent after so many of its interarrival times.
 const SILENT_INTERARRIVALS: u32 = 10;
@@ -37,13 +37,14 @@ impl Way {
         self.packets = self.packets.max(1);
     }
 
-    fn read(&mut self, packets: u64, last_ns: u64, interarrival_ns: u64) {
+    fn read(&mut self, usage: &StreamUsage) {
+        let packets = usage.packets;
         if packets < self.packets {
             // The kernel's entry was removed meanwhile.
             self.base = None;
         }
         self.packets = packets;
-        self.last = self.last.max(Timestamp(last_ns));
+        self.last = self.last.max(Timestamp(usage.last_ns));
         if packets == 0 {
             return;
         }
@@ -53,7 +54,7 @@ impl Way {
             .ok()
             .filter(|_| counted >= KNOWN_PACKETS)
             .map(|counted| self.last.since(since) / counted);
-        let moving = Duration::from_nanos(interarrival_ns);
+        let moving = Duration::from_nanos(usage.interarrival_ns);
         self.interarrival = mean.map_or(moving, |mean| mean.min(moving));
     }
 
@@ -105,16 +106,8 @@ impl Flow {
         since: Timestamp,
     ) {
         let (native, relayed) = (self.native, self.relayed);
-        self.native.read(
-            stream.native_packets,
-            stream.native_last_ns,
-            stream.native_interarrival_ns,
-        );
-        self.relayed.read(
-            stream.relay_packets,
-            stream.relay_last_ns,
-            stream.relay_interarrival_ns,
-        );
+        self.native.read(&stream.native);
+        self.relayed.read(&stream.relay);
         let first = native.packets + relayed.packets == 0;
         if first && !self.active && self.native.last.max(self.relayed.last) < since {
             self.stopped = true;
@@ -234,9 +227,12 @@ mod tests {
 
     fn stream(packets: u64, last_ms: u64, interarrival_ms: u64) -> Stream {
         Stream {
-            native_packets: packets,
-            native_last_ns: last_ms * MS,
-            native_interarrival_ns: interarrival_ms * MS,
+            native: StreamUsage {
+                packets,
+                last_ns: last_ms * MS,
+                interarrival_ns: interarrival_ms * MS,
+                ..StreamUsage::default()
+            },
             ..Stream::default()
         }
     }

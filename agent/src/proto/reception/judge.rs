@@ -79,13 +79,13 @@ impl Agent {
             if !session.filters.iter().any(|f| f.accepts(&stream.source)) {
                 return Err("a source that nobody asked for");
             }
-            let differences = to_multicast(&stream, &endpoints);
+            let address_difference = to_multicast(&stream, &endpoints);
             let value = RelayFlow {
                 session: session.transaction,
                 stream,
                 agent_address: endpoints.agent_address,
-                address_difference: differences.address,
-                port_difference: differences.port,
+                address_difference,
+                pad: 0,
             };
             if taken.contains(&flow) || flows.insert(flow, value).is_some() {
                 return Err("the same ports twice");

@@ -4,12 +4,12 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use common::maps::{ManagedKey, Origin, Stream, StreamKey};
+use common::maps::{ManagedKey, Origin, StreamKey};
 
 use super::Reception;
 use super::course::State;
 use crate::proto::timer::Timer;
-use crate::proto::{Agent, Output, RelayTiming, Timestamp};
+use crate::proto::{Agent, Output, RelayTiming, Stream, Timestamp};
 
 /// Longest time between two looks at flows that are slow.
 const WATCH_LAST: Duration = Duration::from_secs(5);

@@ -5,11 +5,12 @@
 //! the kernel looks at few gaps. An entry is written before the flow counts it, and removed after
 //! the flow has ceased to.
 
-use common::maps::{Address, ManagedKey, Stream, StreamKey, Subscriber, SubscriberKey};
+use common::maps::{Address, ManagedKey, StreamKey, Subscriber, SubscriberKey};
 use common::relay::{Endpoints, to_agent};
 
 use super::stream::{Served, StreamState};
 use super::{RelayOutput, RelayServer, SessionFlow, Timer, Timestamp, managed_key};
+use crate::proto::Stream;
 use crate::proto::filter::Filter;
 
 impl RelayServer {
@@ -95,7 +96,7 @@ impl RelayServer {
             let Some(group) = self.groups.get_mut(&key.multicast_address) else {
                 continue;
             };
-            let last = Timestamp(stream.native_last_ns);
+            let last = Timestamp(stream.native.last_ns);
             if let Some(state) = group.streams.get_mut(key)
                 && state.seen
             {
@@ -253,7 +254,7 @@ impl RelayServer {
             agent_address: session.agent_address,
             agent_port: flow.ports.agent,
         };
-        let differences = to_agent(stream, &endpoints);
+        let address_difference = to_agent(stream, &endpoints);
         self.outputs.push_back(RelayOutput::SubscriberSet {
             stream: *stream,
             key: flow.key,
@@ -263,9 +264,7 @@ impl RelayServer {
                 agent_address: endpoints.agent_address,
                 relay_port: endpoints.relay_port,
                 agent_port: endpoints.agent_port,
-                address_difference: differences.address,
-                port_difference: differences.port,
-                pad: 0,
+                address_difference,
             },
             reset_usage,
         });

@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use common::maps::{MAX_SUBSCRIBERS, RelayStream, Stream, StreamKey};
+use common::maps::{MAX_SUBSCRIBERS, RelayStream, StreamKey};
 
 use super::Timestamp;
+use crate::proto::Stream;
 use crate::proto::filter::Filter;
 
 /// Shortest time that a rate is computed over.
@@ -68,22 +69,22 @@ impl StreamState {
 
     /// Takes in what the kernel has counted.
     pub(super) fn measure(&mut self, now: Timestamp, stream: &Stream) {
-        self.last_seen = self.last_seen.max(Timestamp(stream.native_last_ns));
+        self.last_seen = self.last_seen.max(Timestamp(stream.native.last_ns));
         self.bits_per_second = match self.measured {
             // A flow whose entry was made anew counts from zero.
-            Some((at, bytes)) if stream.native_bytes >= bytes => {
+            Some((at, bytes)) if stream.native.bytes >= bytes => {
                 let elapsed = now.since(at);
                 if elapsed < MIN_MEASURE {
                     return;
                 }
-                rate(stream.native_bytes - bytes, elapsed)
+                rate(stream.native.bytes - bytes, elapsed)
             }
             _ => rate(
-                stream.native_bytes / stream.native_packets.max(1),
-                Duration::from_nanos(stream.native_interarrival_ns),
+                stream.native.bytes / stream.native.packets.max(1),
+                Duration::from_nanos(stream.native.interarrival_ns),
             ),
         };
-        self.measured = Some((now, stream.native_bytes));
+        self.measured = Some((now, stream.native.bytes));
     }
 }
 

@@ -34,7 +34,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddrV6;
 use std::time::Duration;
 
-use common::maps::{ManagedKey, Stream, StreamKey};
+use common::maps::{ManagedKey, StreamKey};
 use common::signal::{
     AgentRequest, AgentResponse, MigrationProgress, MigrationRequest, NicCut, Phase,
 };
@@ -45,7 +45,7 @@ use super::listener::managed;
 use super::record::Direction;
 use super::refusal::{Refusal, bounded};
 use super::timer::Timer;
-use super::{Agent, CommandReply, Domain, DomainUuid, JobStats, Output, Timestamp};
+use super::{Agent, CommandReply, Domain, DomainUuid, JobStats, Output, Stream, Timestamp};
 
 pub(super) use forward::Departure;
 use forward::Leaving;

@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use common::maps::{ManagedKey, Stream, StreamKey};
+use common::maps::{ManagedKey, StreamKey};
 use common::signal::{self, AgentRequest, Flow};
 
 use super::{Outgoing, Requester, millis};
 use crate::proto::filter::{Filter, is_routable};
 use crate::proto::listener::{ListenerView, managed};
-use crate::proto::{Agent, DomainUuid, Mac, Timestamp};
+use crate::proto::{Agent, DomainUuid, Mac, Stream, Timestamp};
 
 /// Flows told of one address; the destination needs one to prove reception.
 const MAX_FLOWS: usize = 16;
@@ -103,16 +103,14 @@ impl Agent {
 /// What the destination is told of a flow, by whichever way it came last.
 fn flow(key: &StreamKey, stream: &Stream, now: Timestamp) -> Flow {
     const PER_1000_SECONDS: u64 = 1_000_000_000_000;
-    let (last_ns, interarrival_ns) = if stream.relay_last_ns > stream.native_last_ns {
-        (stream.relay_last_ns, stream.relay_interarrival_ns)
-    } else {
-        (stream.native_last_ns, stream.native_interarrival_ns)
-    };
+    let usage = stream.latest();
     Flow {
         source: key.source.into(),
         source_port: key.source_port,
         destination_port: key.destination_port,
-        rate_mpps: PER_1000_SECONDS.checked_div(interarrival_ns).unwrap_or(0),
-        silent_ms: millis(now.since(Timestamp(last_ns))),
+        rate_mpps: PER_1000_SECONDS
+            .checked_div(usage.interarrival_ns)
+            .unwrap_or(0),
+        silent_ms: millis(now.since(Timestamp(usage.last_ns))),
     }
 }

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use common::maps::{Origin, Origins, Querier, QuerierKey, StreamKey};
+use common::maps::{Origin, Origins, Querier, QuerierKey, StreamKey, StreamUsage};
 use common::signal::{Listener, PeerMessage};
 
 use super::*;
 use crate::proto::tests::fixture::{Bench, MAC, UUID, key};
-use crate::proto::{DatapathEvent, Output, PeerEvent};
+use crate::proto::{DatapathEvent, Output, PeerEvent, Stream};
 
 pub(in crate::proto) const S: Duration = Duration::from_secs(1);
 
@@ -210,11 +210,14 @@ fn address_received_here_already_is_native_at_once() {
         Output::ReadStreams { token, .. } => Some(token),
         _ => None,
     });
-    let stream = common::maps::Stream {
-        native_packets: 9,
-        native_last_ns: bench.now.0 - 1_000_000,
-        native_interarrival_ns: 1_000_000,
-        ..common::maps::Stream::default()
+    let stream = Stream {
+        native: StreamUsage {
+            packets: 9,
+            last_ns: bench.now.0 - 1_000_000,
+            interarrival_ns: 1_000_000,
+            ..StreamUsage::default()
+        },
+        ..Stream::default()
     };
     let flow = StreamKey {
         multicast_address: key(1).multicast_address,

@@ -4,7 +4,7 @@ use std::net::Ipv6Addr;
 use std::time::Duration;
 
 use common::event::Change;
-use common::maps::{Forward, ForwardKey, Listener, ManagedKey, Stream, StreamKey};
+use common::maps::{Forward, ForwardKey, Listener, ManagedKey, StreamKey, StreamUsage};
 use common::signal::{CutBasis, NicCut};
 
 use super::pair::*;
@@ -263,11 +263,13 @@ impl Pair {
             pad: 0,
         };
         let stream = Stream {
-            native_packets: 1000,
-            native_bytes: 1_450_000,
-            native_first_ns: 0,
-            native_last_ns: self.now.0,
-            native_interarrival_ns: 580_000,
+            native: StreamUsage {
+                packets: 1000,
+                bytes: 1_450_000,
+                last_ns: self.now.0,
+                interarrival_ns: 580_000,
+                ..StreamUsage::default()
+            },
             ..Stream::default()
         };
         (flow, stream)

@@ -41,26 +41,19 @@ impl World {
             return;
         };
         let stream = self.kernel.streams.entry(flow).or_default();
-        let (packets, last, average) = match origin {
-            Origin::Native => (
-                &mut stream.native_packets,
-                &mut stream.native_last_ns,
-                &mut stream.native_interarrival_ns,
-            ),
-            Origin::Relay => (
-                &mut stream.relay_packets,
-                &mut stream.relay_last_ns,
-                &mut stream.relay_interarrival_ns,
-            ),
+        let usage = match origin {
+            Origin::Native => &mut stream.native,
+            Origin::Relay => &mut stream.relay,
         };
-        *packets += 1;
-        let before = std::mem::replace(last, now.0);
+        usage.packets += 1;
+        let before = std::mem::replace(&mut usage.last_ns, now.0);
         if before != 0 {
             let gap = now.0 - before;
-            *average = if *average == 0 {
+            let average = usage.interarrival_ns;
+            usage.interarrival_ns = if average == 0 {
                 gap
             } else {
-                *average - *average / 8 + gap / 8
+                average - average / 8 + gap / 8
             };
         }
         if before == 0 || before < since.0 {

@@ -6,7 +6,7 @@ use std::net::Ipv6Addr;
 use std::time::Duration;
 
 use common::maps::{
-    CopyCounts, Managed, ManagedKey, Origin, Origins, RelayFlow, RelayFlowKey, Stream, StreamKey,
+    CopyCounts, Managed, ManagedKey, Origin, Origins, RelayFlow, RelayFlowKey, StreamKey,
 };
 use common::signal::{PeerMessage, RelayResponse};
 

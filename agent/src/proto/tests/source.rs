@@ -1,6 +1,6 @@
 //! Tests of outgoing migrations.
 
-use common::maps::FilterMode;
+use common::maps::{FilterMode, StreamUsage};
 use common::signal::{MigrationAbort, MigrationReady, PeerMessage};
 
 use super::*;
@@ -110,9 +110,12 @@ fn request_carries_filters_and_flows_of_what_means_something_elsewhere() {
             pad: 0,
         };
         let state = Stream {
-            native_packets: 10,
-            native_last_ns: bench.now.0 - 3_000_000,
-            native_interarrival_ns: 1_000_000,
+            native: StreamUsage {
+                packets: 10,
+                last_ns: bench.now.0 - 3_000_000,
+                interarrival_ns: 1_000_000,
+                ..StreamUsage::default()
+            },
             ..Stream::default()
         };
         (flow, state)

@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use common::maps::{
-    FilterMode, ManagedKey, Origin, RelayStream, Stream, StreamKey, Subscriber, SubscriberKey,
+    FilterMode, ManagedKey, Origin, RelayStream, StreamKey, StreamUsage, Subscriber, SubscriberKey,
 };
 use common::relay::{Endpoints, FIRST_PORT, FIRST_RELAY_PORT, is_neutral};
 use common::signal::{KnownFlow, PeerMessage, RelayRelease, RelayRequest, RelayResponse};
 
 use crate::proto::relay::*;
-use crate::proto::{DatapathEvent, Membership, PeerEvent};
+use crate::proto::{DatapathEvent, Membership, PeerEvent, Stream};
 use std::net::Ipv6Addr;
 use std::time::Duration;
 
@@ -232,10 +232,13 @@ impl Bench {
     /// A stream of a rate in Mbit/s, now.
     pub(super) fn flowing(&self, megabits: u64) -> Stream {
         Stream {
-            native_packets: 1000,
-            native_bytes: 1_000_000,
-            native_last_ns: self.now.0,
-            native_interarrival_ns: 8_000_000 / megabits,
+            native: StreamUsage {
+                packets: 1000,
+                bytes: 1_000_000,
+                last_ns: self.now.0,
+                interarrival_ns: 8_000_000 / megabits,
+                ..StreamUsage::default()
+            },
             ..Stream::default()
         }
     }

@@ -139,7 +139,7 @@ fn rate_is_that_of_the_time_between_two_readings() {
     let mut counted = bench.flowing(20);
     bench.read(&[(flow, counted)]);
     bench.wait(Duration::from_secs(5));
-    counted.native_bytes += 5_000_000;
+    counted.native.bytes += 5_000_000;
     bench.read(&[(flow, counted)]);
     let session = bench.relay.sessions().next().unwrap();
     assert_eq!(session.flows[0].bits_per_second, 8_000_000);
