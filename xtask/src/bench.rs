@@ -21,7 +21,7 @@ use lab::{LabConfig, Site};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::run::{build, root, step, workspace};
+use crate::run::{go_on_delivered, release_build, root, step, workspace};
 use crate::setup;
 
 /// What to measure.
@@ -91,8 +91,7 @@ pub(crate) fn run(verb: &Verb) -> Result<()> {
     match verb {
         Verb::Snoop(output) => {
             // The bench times the command as a user has it.
-            let mut command = workspace("build");
-            step("release build", command.args(["--release", "--bins"]))?;
+            release_build()?;
             program("snoop", output)
         }
         Verb::Gate(output) => program("gate", output),
@@ -109,7 +108,7 @@ pub(crate) fn run(verb: &Verb) -> Result<()> {
 fn mat(output: &Output) -> Result<()> {
     // The mapping server is measured as it is delivered. Benches are built the same way, so this is
     // where they look for it.
-    step("build", workspace("build").args(["--release", "--bins"]))?;
+    release_build()?;
     let directory = root().join("target/bench");
     fs::create_dir_all(&directory)
         .with_context(|| format!("Failed to create {}", directory.display()))?;
@@ -144,7 +143,7 @@ fn program(name: &str, output: &Output) -> Result<()> {
 }
 
 fn signalling(arguments: &SignallingArgs) -> Result<()> {
-    build()?;
+    go_on_delivered()?;
     let mut testbed = Testbed::up(LabConfig::new("bench"), 256, Some(AgentOptions::DEFAULT))?;
     let mut results = Vec::new();
     for &rate_mbps in &arguments.rates {

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -37,6 +38,39 @@ pub(crate) fn workspace(verb: &str) -> Command {
 /// When cargo fails.
 pub(crate) fn build() -> Result<()> {
     step("build", &mut workspace("build"))
+}
+
+/// The same as they are delivered.
+///
+/// # Errors
+///
+/// When cargo fails.
+pub(crate) fn release_build() -> Result<()> {
+    step("release build", workspace("build").arg("--release"))
+}
+
+/// Has this program go on in its delivered form, for what is measured with programs that it starts:
+/// they are those that lie beside it.
+///
+/// # Errors
+///
+/// When cargo fails, or the other form cannot be started.
+pub(crate) fn go_on_delivered() -> Result<()> {
+    release_build()?;
+    if !cfg!(debug_assertions) {
+        return Ok(());
+    }
+    let program = std::env::current_exe().context("Failed to find this program's own path")?;
+    let program = program
+        .ancestors()
+        .nth(2)
+        .context("This program is not in a folder of a profile")?
+        .join("release/xtask");
+    // It returns only if it fails.
+    let error = Command::new(&program)
+        .args(std::env::args_os().skip(1))
+        .exec();
+    Err(error).with_context(|| format!("Failed to start {}", program.display()))
 }
 
 /// Runs one step and shows what it prints.

@@ -8,7 +8,7 @@ use lab::probe::report::RunRow;
 use lab::scenario::agents::AgentOptions;
 
 use super::{with_bar, write_json};
-use crate::run::build;
+use crate::run::go_on_delivered;
 
 /// What is moved, and under what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -64,7 +64,7 @@ pub(crate) struct HandoverArgs {
 
 /// `cargo xtask bench handover`.
 pub(super) fn handover(arguments: &HandoverArgs) -> Result<()> {
-    build()?;
+    go_on_delivered()?;
     let chosen: Vec<Case> = match &arguments.cases[..] {
         [] => Case::ALL.to_vec(),
         kinds => kinds.iter().map(|kind| Case::from(*kind)).collect(),

@@ -14,7 +14,7 @@ use lab::probe::report::RunRow;
 use lab::scenario::agents::AgentOptions;
 
 use super::{with_bar, write_json};
-use crate::run::{build, root};
+use crate::run::{go_on_delivered, root};
 
 /// How a guest is moved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -106,7 +106,7 @@ impl MigrationArgs {
 
 /// `cargo xtask bench migration`.
 pub(super) fn migration(arguments: &MigrationArgs) -> Result<()> {
-    build()?;
+    go_on_delivered()?;
     let options = arguments.options();
     let report = with_bar(options.moves() as u64, |tell| {
         migration::run(&options, tell)
