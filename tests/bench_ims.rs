@@ -281,18 +281,19 @@ impl Client {
         }
     }
 
-    /// Sends lookups, as many at once as the window lets it, or at a pace.
+    /// Sends lookups, as many at once as the window lets it, or at a pace. Answers are opened
+    /// afterwards: it is the server that is measured.
     fn load(&mut self, server: &Server, requests: Vec<Vec<u8>>, pace: Option<u64>) -> Load {
         let count = requests.len();
         let first = self.transaction + 1 - count as u64;
         let mut sent_at = Vec::with_capacity(count);
-        let mut times = Vec::with_capacity(count);
+        let mut answers = Vec::with_capacity(count);
         let mut receiver = Receiver::new();
         let (cpu, start) = (cpu_time(server), Instant::now());
         let mut last = start;
-        while times.len() < count && last.elapsed() < LOST {
+        while answers.len() < count && last.elapsed() < LOST {
             let room = match pace {
-                None => WINDOW - (sent_at.len() - times.len()).min(WINDOW),
+                None => WINDOW - sent_at.len().saturating_sub(answers.len()).min(WINDOW),
                 Some(pace) => {
                     let due = start.elapsed().as_nanos() * u128::from(pace) / 1_000_000_000;
                     (due as usize).saturating_sub(sent_at.len()).min(BATCH)
@@ -304,19 +305,24 @@ impl Client {
             sent_at.extend(std::iter::repeat_n(now, sent));
             receiver.receive(&self.socket, |datagram| {
                 last = Instant::now();
+                answers.push((last, datagram.to_vec()));
+            });
+        }
+        let used = cpu_time(server) - cpu;
+        let times = answers
+            .iter()
+            .filter_map(|(at, datagram)| {
                 let (transaction, reply) = opened(&self.reader, datagram);
-                if transaction < first {
-                    // A late one to a request before these.
-                    return;
-                }
+                // There may be late ones to requests before these.
+                let index = transaction.checked_sub(first)?;
                 let MatMessage::LookupReply(reply) = reply else {
                     panic!("{reply:?}");
                 };
                 assert!(reply.mapping.is_some(), "{reply:?}");
-                times.push(last - sent_at[(transaction - first) as usize]);
-            });
-        }
-        summary(server, cpu, last - start, times, count as u64)
+                Some(*at - sent_at[index as usize])
+            })
+            .collect();
+        summary(used, last - start, times, count as u64)
     }
 
     /// Sends updates of as many nodes at once as there are, but for the window.
@@ -379,7 +385,8 @@ impl Client {
             assert_eq!(found.sequence, sequence);
             assert_eq!(*found.moas[0].address, moa(number, sequence).octets());
         });
-        summary(server, cpu, last - start, times, owners.len() as u64)
+        let used = cpu_time(server) - cpu;
+        summary(used, last - start, times, owners.len() as u64)
     }
 
     /// Sends datagrams in the name of a node, sealed with no key of it, until all are refused.
@@ -417,14 +424,7 @@ impl Client {
     }
 }
 
-fn summary(
-    server: &Server,
-    cpu: Duration,
-    elapsed: Duration,
-    mut times: Vec<Duration>,
-    requests: u64,
-) -> Load {
-    let used = cpu_time(server) - cpu;
+fn summary(used: Duration, elapsed: Duration, mut times: Vec<Duration>, requests: u64) -> Load {
     times.sort_unstable();
     let at = |share: f64| {
         let index = (times.len() as f64 * share) as usize;
