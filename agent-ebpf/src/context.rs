@@ -83,7 +83,9 @@ impl Packet for Skb {
     fn restore(&self, mut front: Front, flow: &RelayFlow) {
         let header = front.header();
         let difference = relay::hop_limit_difference(header.hop_limit, RESTORED_HOP_LIMIT);
-        let (checksum, may_be_unfinished) = (header.checksum, front.may_be_unfinished());
+        let checksum = header.checksum;
+        // What stands for several packets may have another length in its pseudo-header.
+        let may_be_unfinished = self.segment_bytes() != 0 || front.may_be_unfinished();
         relay::restore(&mut front, flow);
         if !self.update_sum(difference) && may_be_unfinished {
             self.update_checksum(checksum, flow.address_difference);

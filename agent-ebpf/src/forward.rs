@@ -15,8 +15,8 @@ use common::wire::{ethernet, ipv6};
 use crate::context::Packet;
 use crate::front::{self, ForwardWords, Front};
 use crate::maps::{self, FORWARDING, FORWARDS};
-use crate::route::{NoRoute, Route};
 use agent_ebpf::instruction;
+use agent_ebpf::route::{LOOPBACK, NoRoute, Route};
 use agent_ebpf::verdict::Verdict;
 
 /// What a packet becomes.
@@ -107,6 +107,7 @@ fn send<P: Packet>(packet: &P, front: Front, forward: &Forward) -> Result<Verdic
         _ => forward::checksum_offset(next_header).ok_or(Counter::ForwardHeaders)?,
     };
     let mut route = Route::new(
+        LOOPBACK,
         next_header,
         packet.wire_bytes(),
         front::address(front.source()),

@@ -7,7 +7,7 @@
 
 use core::mem::{offset_of, size_of};
 
-use agent_ebpf::instruction::{load_u32, load_u64, store_u32, store_u64};
+use agent_ebpf::instruction::{self, load_u32, load_u64, store_u32, store_u64};
 use common::maps::{Address, ForwardKey, ManagedKey, RelayFlowKey, RelayKey, StreamKey};
 use common::wire::datagram::{Header, Rewrite};
 use common::wire::{checksum, udp};
@@ -63,12 +63,13 @@ impl Front {
         swap_ports(unsafe { load_u32((&raw const (*self.0).source_port).cast()) })
     }
 
-    /// Whether the UDP checksum may cover the addresses only yet ([`checksum::unfinished`]).
+    /// Whether the UDP checksum may be unfinished ([`checksum::may_be_unfinished`]).
     #[inline(always)]
     pub(crate) fn may_be_unfinished(self) -> bool {
         let header = self.header();
         let addresses = [self.source(), self.destination()];
-        header.checksum == checksum::unfinished(addresses, header.length, udp::NEXT_HEADER)
+        let checksum = header.checksum.into();
+        checksum::may_be_unfinished(checksum, addresses, header.length, udp::NEXT_HEADER)
     }
 }
 
@@ -300,7 +301,7 @@ impl ManagedWords {
 
     #[inline(always)]
     fn new(address: Words, vlan: u32) -> Self {
-        let [first, second] = address.map(halves);
+        let [first, second] = address.map(instruction::halves);
         let ([a, b], [c, d]) = (first, second);
         Self {
             vlan,
@@ -345,15 +346,6 @@ impl ForwardWords {
         // SAFETY: the layouts agree, as is asserted above.
         unsafe { &*(&raw const *self).cast() }
     }
-}
-
-#[inline(always)]
-fn halves(word: u64) -> [u32; 2] {
-    let [a, b, c, d, e, f, g, h] = word.to_ne_bytes();
-    [
-        u32::from_ne_bytes([a, b, c, d]),
-        u32::from_ne_bytes([e, f, g, h]),
-    ]
 }
 
 /// A VLAN identifier and the zero behind it.

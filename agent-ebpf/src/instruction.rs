@@ -171,6 +171,16 @@ pub unsafe fn store_u32(to: *mut u8, value: u32) {
     }
 }
 
+/// The two halves of a word, in the order in which they lie.
+#[inline(always)]
+pub fn halves(word: u64) -> [u32; 2] {
+    let [a, b, c, d, e, f, g, h] = word.to_ne_bytes();
+    [
+        u32::from_ne_bytes([a, b, c, d]),
+        u32::from_ne_bytes([e, f, g, h]),
+    ]
+}
+
 /// Returns `value`, of which the optimizer then knows nothing.
 ///
 /// Verifier: two comparisons of one number stay two, on the number itself, instead of becoming

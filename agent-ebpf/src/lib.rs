@@ -5,5 +5,6 @@
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 pub mod instruction;
+pub mod route;
 pub mod skb;
 pub mod verdict;

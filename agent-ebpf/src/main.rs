@@ -27,7 +27,6 @@ mod gate;
 mod leak;
 mod maps;
 mod replicate;
-mod route;
 mod snoop;
 mod store;
 mod stream;

@@ -15,6 +15,7 @@
 use core::ffi::c_void;
 
 use agent_ebpf::instruction;
+use agent_ebpf::route::{LOOPBACK, NoRoute, Route};
 use agent_ebpf::skb::Skb;
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::{bpf_clone_redirect, bpf_loop};
@@ -28,7 +29,6 @@ use common::wire::{ipv6, udp};
 use crate::context::Packet as _;
 use crate::front::{Front, StreamWords};
 use crate::maps::{self, MANAGED, RELAY_STREAMS, RELAY_SUBSCRIBERS, RELAY_USAGE};
-use crate::route::{NoRoute, Route};
 use crate::stream;
 
 /// Ethernet and IPv6 header up to the UDP header.
@@ -131,7 +131,7 @@ fn copy_to_all(
             segment_bytes + (HEADER_BYTES as u16 - ETHERNET_BYTES)
         },
         finished: skb.update_sum(relay::hop_limit_difference(hop_limit, RELAYED_HOP_LIMIT))
-            || !front.may_be_unfinished(),
+            || segment_bytes == 0 && !front.may_be_unfinished(),
     };
     let subscribers = if subscribers > MAX_SUBSCRIBERS {
         MAX_SUBSCRIBERS
@@ -201,6 +201,7 @@ fn send(state: &Copying, subscriber: &Subscriber) -> Result<(), Counter> {
     // SAFETY: as in `copy_to`.
     let skb = unsafe { &*state.skb };
     let mut route = Route::new(
+        LOOPBACK,
         udp::NEXT_HEADER,
         state.packet_bytes,
         subscriber.relay_address,

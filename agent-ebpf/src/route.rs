@@ -12,36 +12,43 @@ use aya_ebpf::helpers::bpf_fib_lookup;
 use common::maps::Address;
 
 /// `AF_INET6`.
-const INET6: u8 = 10;
+pub const INET6: u32 = 10;
 /// The loopback of every network namespace. Routes are looked up as for packets that this host
 /// sends itself, which come from there. The helper wants an interface that forwards, which the
 /// loopback may be (`net.ipv6.conf.lo.forwarding`) without making a router of the host.
-const LOOPBACK: u32 = 1;
+pub const LOOPBACK: u32 = 1;
 
 /// `struct bpf_fib_lookup`: 64 bytes.
 #[repr(C)]
-pub(crate) struct Route {
+pub struct Route {
     family: u8,
-    pub(crate) protocol: u8,
-    pub(crate) source_port: u16,
-    pub(crate) destination_port: u16,
+    /// Next header of the packet.
+    pub protocol: u8,
+    /// Its UDP or TCP source port, network order; 0 for any.
+    pub source_port: u16,
+    /// Its destination port.
+    pub destination_port: u16,
     /// In: bytes of the packet. Out: the path's MTU.
-    pub(crate) bytes: u16,
+    pub bytes: u16,
     /// In: where the packet comes in. Out: where it goes out.
-    pub(crate) ifindex: u32,
+    pub ifindex: u32,
     flow: u32,
-    pub(crate) source: Address,
-    pub(crate) destination: Address,
+    /// Source address of the packet.
+    pub source: Address,
+    /// In: its destination address. Out: the next hop.
+    pub destination: Address,
     vlan: u32,
-    pub(crate) source_mac: [u8; 6],
-    pub(crate) destination_mac: [u8; 6],
+    /// Out: of the interface.
+    pub source_mac: [u8; 6],
+    /// Out: of the next hop.
+    pub destination_mac: [u8; 6],
 }
 
 const _: () = assert!(size_of::<Route>() == 64);
 
 /// Why a packet cannot be sent.
 #[derive(Clone, Copy)]
-pub(crate) enum NoRoute {
+pub enum NoRoute {
     /// The next hop's link address is not known.
     Neighbour,
     /// The packet is larger than the path takes.
@@ -53,16 +60,23 @@ pub(crate) enum NoRoute {
 }
 
 impl Route {
-    /// A question for the route of a packet of so many bytes.
+    /// A question for the route of a packet of so many bytes, 0 for any, as if it came in by an
+    /// interface.
     #[inline(always)]
-    pub(crate) fn new(protocol: u8, bytes: u16, source: Address, destination: Address) -> Self {
+    pub fn new(
+        ifindex: u32,
+        protocol: u8,
+        bytes: u16,
+        source: Address,
+        destination: Address,
+    ) -> Self {
         Self {
-            family: INET6,
+            family: INET6 as u8,
             protocol,
             source_port: 0,
             destination_port: 0,
             bytes,
-            ifindex: LOOPBACK,
+            ifindex,
             flow: 0,
             source,
             destination,
@@ -74,7 +88,7 @@ impl Route {
 
     /// Looks it up; `context` is that of the program.
     #[inline(always)]
-    pub(crate) fn look_up(&mut self, context: *mut c_void) -> Result<(), NoRoute> {
+    pub fn look_up(&mut self, context: *mut c_void) -> Result<(), NoRoute> {
         // SAFETY: the context, and a structure of the kernel's form and size.
         let found = unsafe {
             bpf_fib_lookup(

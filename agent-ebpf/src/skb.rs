@@ -108,7 +108,7 @@ impl Skb {
         unsafe { bpf_csum_update(self.skb, difference) >= 0 }
     }
 
-    /// Brings a UDP checksum that may be unfinished ([`checksum::unfinished`]) up to date after a
+    /// Brings a UDP checksum that may be unfinished ([`checksum::may_be_unfinished`]) up to date after a
     /// rewrite of addresses and ports which cancel out: it follows the addresses, whose `difference`
     /// is given, unless it was finished. `before` is what it was.
     #[inline(always)]

@@ -7,10 +7,12 @@ use agent_ebpf::skb::Skb;
 use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use aya_ebpf::helpers::bpf_l4_csum_replace;
 use aya_ebpf::programs::TcContext;
+use common::forward::TCP;
 use common::mat::translate::{
     ADDRESSES, Head, Mac, PAYLOAD, Packet, QUOTED, QUOTED_ADDRESSES, QUOTED_PAYLOAD, Words,
 };
 use common::packet::{PacketRead, Truncated};
+use common::wire::{checksum, udp};
 
 const ETHERNET_BYTES: usize = 14;
 /// Ethernet, IPv6, and 8 bytes.
@@ -52,6 +54,38 @@ impl Frame {
             store_u64(start.add(AT + 8), b);
             store_u64(start.add(AT + 16), c);
             store_u64(start.add(AT + 24), d);
+        }
+        true
+    }
+
+    /// Changes the checksum that ends at `END` if it is finished for sure: it is not what an
+    /// unfinished one would be. It makes up for the addresses, so a sum over the packet stays.
+    #[inline(always)]
+    fn update_finished<const END: usize>(&self, difference: u32, may_be_none: bool) -> bool {
+        let Some(start) = self.0.start::<END>() else {
+            return false;
+        };
+        // SAFETY: so many bytes are there, and checksums stand at even offsets.
+        unsafe {
+            let place = start.add(END - 2).cast::<u16>();
+            let head = header(start.add(ETHERNET_BYTES));
+            let before = *place;
+            if before == 0 && may_be_none {
+                return true;
+            }
+            let [_, _, _, _, high, low, next_header, _] = head.start.to_ne_bytes();
+            let length = u16::from_ne_bytes([high, low]);
+            // The addresses are the new ones.
+            let sum = u64::from(before) + u64::from(difference);
+            let addresses = [head.source, head.destination];
+            if checksum::may_be_unfinished(sum, addresses, length, next_header) {
+                return false;
+            }
+            let after = !checksum::fold(u64::from(!before) + u64::from(difference));
+            *place = match after {
+                0 if may_be_none => u16::MAX,
+                _ => after,
+            };
         }
         true
     }
@@ -149,6 +183,19 @@ impl Packet for Frame {
     #[inline(always)]
     fn set_source_mac(&mut self, mac: Mac) -> bool {
         self.write_mac::<6>(mac)
+    }
+
+    #[inline(always)]
+    fn update_finished_checksum(&mut self, next_header: u8, difference: u32) -> bool {
+        // What stands for several packets is never finished, and may have another length.
+        if self.0.segment_bytes() != 0 {
+            return false;
+        }
+        match next_header {
+            TCP => self.update_finished::<{ PAYLOAD + 18 }>(difference, false),
+            udp::NEXT_HEADER => self.update_finished::<{ PAYLOAD + 8 }>(difference, true),
+            _ => false,
+        }
     }
 
     #[inline(always)]

@@ -30,7 +30,7 @@ fn mat_out(ctx: TcContext) -> i32 {
     let mut frame = Frame::new(&ctx);
     let maps = Maps::for_packet(&frame);
     let decision = translate::outbound(&mut frame, &maps);
-    verdict::carry_out(&frame, decision)
+    verdict::carry_out(&frame, &maps, decision)
 }
 
 #[classifier]
@@ -39,7 +39,7 @@ fn mat_in(ctx: TcContext) -> i32 {
     let maps = Maps::for_packet(&frame);
     let ifindex = frame.ifindex();
     let decision = translate::inbound(&mut frame, &maps, ifindex);
-    verdict::carry_out(&frame, decision)
+    verdict::carry_out(&frame, &maps, decision)
 }
 
 #[cfg(not(target_arch = "bpf"))]

@@ -2,11 +2,15 @@
 
 #![allow(unsafe_code, reason = "map values are reached through raw pointers")]
 
+use core::cell::Cell;
+use core::ptr;
+
 use agent_ebpf::instruction;
+use agent_ebpf::route::Route;
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use common::maps::Address;
-use common::mat::maps::Node;
-use common::mat::translate::{Tables, Translated, Words};
+use common::mat::maps::{NEXT_HOP_LIFETIME_NS, Node, Peer};
+use common::mat::translate::{Tables, Translated, Words, address, words};
 use common::packet::PacketRead as _;
 
 use crate::frame::Frame;
@@ -16,6 +20,10 @@ use crate::maps::{NODE, NODE_SLOT, OWN_MOAS, PEER_MOAS, PEERS};
 pub(crate) struct Maps {
     bytes: u64,
     segments: u64,
+    /// The entry that the packet was counted in; null for none.
+    peer: Cell<*mut Peer>,
+    /// When that was.
+    at_ns: Cell<u64>,
 }
 
 impl Maps {
@@ -24,6 +32,48 @@ impl Maps {
         Self {
             bytes: frame.len() as u64,
             segments: frame.skb().segments().into(),
+            peer: Cell::new(ptr::null_mut()),
+            at_ns: Cell::new(0),
+        }
+    }
+
+    /// The next hop of the packet by the NIC with that index, if it is known.
+    #[inline(always)]
+    pub(crate) fn next_hop(&self, frame: &Frame, ifindex: u32) -> Option<Words> {
+        let peer = self.peer.get();
+        if peer.is_null() {
+            return None;
+        }
+        // SAFETY: the pointer is to a live map value.
+        let (of, until_ns) = unsafe { ((*peer).next_hop_ifindex, (*peer).next_hop_until_ns) };
+        if until_ns < self.at_ns.get() {
+            self.look_up(frame, peer, ifindex);
+            return None;
+        }
+        // SAFETY: as above.
+        (of == ifindex).then(|| unsafe { (*peer).next_hop })
+    }
+
+    /// Asks the routes for the next hop, for the packets that come. It is none where the kernel knows
+    /// no link address for it yet.
+    #[inline(always)]
+    fn look_up(&self, frame: &Frame, peer: *mut Peer, ifindex: u32) {
+        let Some(node) = self.node() else {
+            return;
+        };
+        // SAFETY: the pointer is to a live map value.
+        let moa = unsafe { (*peer).moa };
+        let mut route = Route::new(node.mat0_ifindex, 0, 0, address(node.moa), address(moa));
+        let found = route.look_up(frame.skb().as_ptr().cast()).is_ok() && route.ifindex == ifindex;
+        // SAFETY: as above. In between no CPU may take one half for the whole.
+        unsafe {
+            (&raw mut (*peer).next_hop_ifindex).write_volatile(0);
+            (&raw mut (*peer).next_hop_until_ns)
+                .write_volatile(self.at_ns.get() + NEXT_HOP_LIFETIME_NS);
+            if found {
+                (&raw mut (*peer).next_hop).write_volatile(words(route.destination));
+                (&raw mut (*peer).next_hop_ifindex).write_volatile(ifindex);
+            }
         }
     }
 }
@@ -45,7 +95,8 @@ impl Tables for Maps {
         unsafe {
             instruction::add_u64(&raw mut (*peer).packets, self.segments);
             instruction::add_u64(&raw mut (*peer).bytes, self.bytes);
-            used(&raw mut (*peer).last_used_ns);
+            self.at_ns.set(used(&raw mut (*peer).last_used_ns));
+            self.peer.set(peer);
             Some(Translated {
                 address: (*peer).moa,
                 difference: (*peer).difference,
@@ -82,18 +133,20 @@ fn key(address: &Words) -> &Address {
 }
 
 /// Notes that an entry is in use. The coarse clock stands still for some packets, which then need
-/// not write.
+/// not write. Returns its time.
 ///
 /// # Safety
 ///
 /// The pointer is to a live map value.
 #[inline(always)]
-unsafe fn used(last_used_ns: *mut u64) {
-    // SAFETY: the helper has no preconditions, and the caller answers for the pointer.
+unsafe fn used(last_used_ns: *mut u64) -> u64 {
+    // SAFETY: the helper has no preconditions.
+    let now = unsafe { bpf_ktime_get_coarse_ns() };
+    // SAFETY: the caller answers for the pointer.
     unsafe {
-        let now = bpf_ktime_get_coarse_ns();
         if last_used_ns.read_volatile() != now {
             last_used_ns.write_volatile(now);
         }
     }
+    now
 }

@@ -6,8 +6,9 @@
 )]
 
 use agent_ebpf::instruction;
+use agent_ebpf::route::INET6;
 use agent_ebpf::verdict::Verdict;
-use aya_ebpf::bindings::BPF_F_INGRESS;
+use aya_ebpf::bindings::{BPF_F_INGRESS, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1};
 use aya_ebpf::helpers::{bpf_clone_redirect, bpf_redirect, bpf_redirect_neigh};
 use common::mat::counter::Counter;
 use common::mat::maps::{HELD_FRAME_BYTES, Held};
@@ -16,12 +17,13 @@ use common::packet::PacketRead as _;
 
 use crate::frame::Frame;
 use crate::maps::{HELD, count};
+use crate::tables::Maps;
 
 const INGRESS: u64 = BPF_F_INGRESS as u64;
 
 /// Does it; returns what the program returns.
 #[inline(always)]
-pub(crate) fn carry_out(frame: &Frame, decision: Decision) -> i32 {
+pub(crate) fn carry_out(frame: &Frame, maps: &Maps, decision: Decision) -> i32 {
     if let Some(reason) = decision.reason {
         count(reason, frame.skb().segments().into());
     }
@@ -29,10 +31,7 @@ pub(crate) fn carry_out(frame: &Frame, decision: Decision) -> i32 {
     let verdict = match decision.action {
         Action::Pass => Verdict::Pass,
         Action::Drop => Verdict::Drop,
-        Action::Send => {
-            // SAFETY: without parameters the helper looks the next hop up.
-            return unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32 };
-        }
+        Action::Send => return send(frame, maps, ifindex),
         Action::Redirect => return redirect(ifindex, 0),
         Action::Deliver => return redirect(ifindex, INGRESS),
         Action::Copy => {
@@ -49,6 +48,25 @@ pub(crate) fn carry_out(frame: &Frame, decision: Decision) -> i32 {
         Action::Hold => hold(frame),
     };
     verdict.into()
+}
+
+/// Sends to the next hop. The helper finds it by itself where it is not given.
+#[inline(always)]
+fn send(frame: &Frame, maps: &Maps, ifindex: u32) -> i32 {
+    let Some([first, second]) = maps.next_hop(frame, ifindex) else {
+        // SAFETY: the helper has no preconditions.
+        return unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32 };
+    };
+    let ([a, b], [c, d]) = (instruction::halves(first), instruction::halves(second));
+    let mut next_hop = bpf_redir_neigh {
+        nh_family: INET6,
+        __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 {
+            ipv6_nh: [a, b, c, d],
+        },
+    };
+    let size = size_of::<bpf_redir_neigh>() as i32;
+    // SAFETY: a structure of the kernel's form and size.
+    unsafe { bpf_redirect_neigh(ifindex, &raw mut next_hop, size, 0) as i32 }
 }
 
 #[inline(always)]

@@ -20,7 +20,7 @@
 use super::translate::{Mac, Words};
 
 /// Version of all layouts in this module, part of the pin path.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 /// Slots of `NODE`.
 pub const NODE_SLOTS: u32 = 2;
 /// Longest frame that `HELD` takes, bytes.
@@ -57,7 +57,7 @@ pub struct Node {
     pub mat0_mac: Mac,
 }
 
-/// Value of `PEERS`: 48 bytes, align 8.
+/// Value of `PEERS`: 72 bytes, align 8. Numbers and next hop are written by the programs.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Peer {
@@ -71,9 +71,17 @@ pub struct Peer {
     pub last_used_ns: u64,
     /// When `moa` takes the place of the HoA.
     pub difference: u32,
-    /// Always zero.
-    pub pad: u32,
+    /// NIC that `next_hop` is by, 0 for none.
+    pub next_hop_ifindex: u32,
+    /// Where packets to `moa` go first, as the routes say.
+    pub next_hop: Words,
+    /// When they are to be asked again.
+    pub next_hop_until_ns: u64,
 }
+
+/// How long a next hop is taken for granted, nanoseconds: a look-up for each packet would cost more
+/// than its translation.
+pub const NEXT_HOP_LIFETIME_NS: u64 = 100_000_000;
 
 /// Value of `PEER_MOAS`: 32 bytes, align 8.
 #[repr(C)]
@@ -113,7 +121,7 @@ pub struct Held {
 
 const _: () = {
     assert!(size_of::<Node>() == 112 && align_of::<Node>() == 8);
-    assert!(size_of::<Peer>() == 48 && align_of::<Peer>() == 8);
+    assert!(size_of::<Peer>() == 72 && align_of::<Peer>() == 8);
     assert!(size_of::<PeerMoa>() == 32 && align_of::<PeerMoa>() == 8);
     assert!(size_of::<OwnMoa>() == 4);
     assert!(size_of::<Held>() == 24 + HELD_FRAME_BYTES && align_of::<Held>() == 8);

@@ -143,6 +143,9 @@ pub trait Packet: PacketRead {
     fn set_destination_mac(&mut self, mac: Mac) -> bool;
     /// Writes the Ethernet source.
     fn set_source_mac(&mut self, mac: Mac) -> bool;
+    /// Changes the checksum right behind the IPv6 header by a difference if it is known to be finished,
+    /// which is quicker than [`Packet::update_checksum`]; `false` where it is not.
+    fn update_finished_checksum(&mut self, next_header: u8, difference: u32) -> bool;
     /// Changes the checksum at `offset` by a difference. One that a device has yet to finish covers
     /// the addresses only. `may_be_none`: 0 stands for no checksum, and is never the result.
     fn update_checksum(&mut self, offset: usize, difference: u32, may_be_none: bool) -> bool;
@@ -505,8 +508,14 @@ fn is_home(address: Words, node: &Node) -> bool {
 }
 
 /// Changes the checksum that covers the addresses. `false` when it cannot be found.
-#[inline(never)]
+#[inline(always)]
 fn change_checksum<P: Packet>(packet: &mut P, next_header: u8, difference: u32) -> bool {
+    packet.update_finished_checksum(next_header, difference)
+        || find_and_change_checksum(packet, next_header, difference)
+}
+
+#[inline(never)]
+fn find_and_change_checksum<P: Packet>(packet: &mut P, next_header: u8, difference: u32) -> bool {
     match checksum_offset(packet, next_header) {
         Ok(Some((offset, may_be_none))) => packet.update_checksum(offset, difference, may_be_none),
         Ok(None) => true,

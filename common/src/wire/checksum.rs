@@ -72,20 +72,25 @@ pub fn pseudo_header(source: &Address, destination: &Address, length: u32, next_
         + u64::from(u32::from(next_header).to_be())
 }
 
-/// What stands in the place of a UDP checksum while the sum over ports and payload is left to the
-/// hardware: that over the pseudo-header. `length` and the result are as they lie in the packet, the
-/// addresses too, in words of 8 bytes.
+/// Whether a checksum may be unfinished: while the sum over the rest is left to the hardware, that
+/// over the pseudo-header stands in its place. One in 65,535 finished checksums is the same number.
 ///
-/// One in 65,535 finished checksums is the same number.
+/// `checksum` may be a sum that is not folded, below 2^33. `length` is as it lies in the packet, the
+/// addresses too, in words of 8 bytes.
 #[inline(always)]
-pub fn unfinished([source, destination]: [[u64; 2]; 2], length: u16, next_header: u8) -> u16 {
+pub fn may_be_unfinished(
+    checksum: u64,
+    [source, destination]: [[u64; 2]; 2],
+    length: u16,
+    next_header: u8,
+) -> bool {
+    // A multiple of 0xffff, which is zero.
+    const ZERO: u64 = 0x1_ffff_fffe;
     let halves = |word: u64| (word & 0xffff_ffff) + (word >> 32);
-    let addresses = source
-        .map(halves)
-        .into_iter()
-        .chain(destination.map(halves));
-    let sum: u64 = addresses.sum();
-    fold(sum + u64::from(length) + u64::from(u16::from(next_header).to_be()))
+    let [a, b] = source.map(halves);
+    let [c, d] = destination.map(halves);
+    let pseudo = a + b + c + d + u64::from(length) + u64::from(u16::from(next_header).to_be());
+    fold(pseudo + ZERO - checksum) == 0xffff
 }
 
 /// Folds a sum to 16 bits. A message with a right checksum folds to 0xffff.

@@ -9,6 +9,7 @@
 //! | route of the home prefix, from the HoA | peers' HoAs, and whatever of the kind is unknown yet |
 //! | MTU: the least of the NICs' | a packet leaves by any of them |
 //! | no Router Solicitations, no neighbour discovery | nobody answers |
+//! | forwarding | the helper that looks next hops up asks for it; without that of `all` nothing is forwarded |
 
 use std::fs;
 use std::io;
@@ -98,6 +99,7 @@ impl Device {
             (NAME, "accept_ra", "0"),
             (NAME, "autoconf", "0"),
             (NAME, "router_solicitations", "0"),
+            (NAME, "forwarding", "1"),
             (OTHER_END, "disable_ipv6", "1"),
         ] {
             let path = format!("/proc/sys/net/ipv6/conf/{name}/{setting}");

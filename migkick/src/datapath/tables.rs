@@ -94,6 +94,8 @@ impl Tables {
         let peer = Peer {
             moa: words(to),
             difference: difference(hoa, to),
+            next_hop_ifindex: 0,
+            next_hop_until_ns: 0,
             ..self.peers.get(&hoa, 0).unwrap_or_default()
         };
         self.peers.insert(hoa, peer, 0).map_err(error("PEERS"))?;

@@ -82,6 +82,10 @@ impl Packet for Bytes<'_> {
         self.write(6, mac_bytes(mac))
     }
 
+    fn update_finished_checksum(&mut self, _next_header: u8, _difference: u32) -> bool {
+        false
+    }
+
     fn update_checksum(&mut self, offset: usize, difference: u32, may_be_none: bool) -> bool {
         let Ok(before) = self.read(offset) else {
             return false;
