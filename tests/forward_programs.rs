@@ -1,5 +1,6 @@
 //! Forwarding by program test-run: what a packet for an address that its VM has left becomes, at
-//! both hooks of `uplink` and at a TAP; routes and next hops are those of a namespace.
+//! both hooks of `uplink` and at a TAP, and what one from it becomes at the VM's own TAP; routes and
+//! next hops are those of a namespace.
 
 #![allow(
     clippy::unwrap_used,
@@ -21,7 +22,7 @@ use std::net::Ipv6Addr;
 
 use common::counter::Counter;
 use common::forward;
-use common::maps::{Forward, ForwardKey};
+use common::maps::{Forward, ForwardKey, Translation, TranslationKey};
 use common::mat::neutral::neutral;
 use common::wire::neighbour;
 use etherparse::{
@@ -29,7 +30,7 @@ use etherparse::{
     TransportSlice,
 };
 use netns::{Namespace, privileged};
-use support::{Kernel, PASS, SHOT};
+use support::{IFINDEX, Kernel, PASS, SHOT};
 
 const ROUTER_MAC: [u8; 6] = [0x52, 0x54, 0, 0, 0, 1];
 const VM_MAC: [u8; 6] = [0x52, 0x54, 0, 0, 0, 2];
@@ -110,6 +111,46 @@ impl Host {
         self.kernel.set_array("FORWARDING", 0, 1_u32);
     }
 
+    /// The VM of the TAP has arrived, and may still send from the old address.
+    fn translate(&mut self, change: impl FnOnce(&mut TranslationKey, &mut Translation)) {
+        let mut key = self.translation_key();
+        let mut value = Translation {
+            until_ns: u64::MAX,
+            source: self.new,
+            difference: forward::difference(&self.old, &self.new),
+            ..Translation::default()
+        };
+        change(&mut key, &mut value);
+        self.kernel.insert("TRANSLATIONS", key, value);
+        self.kernel.set_array("FORWARDING", 0, 1_u32);
+    }
+
+    fn translation_key(&self) -> TranslationKey {
+        TranslationKey {
+            address: self.old,
+            ifindex: IFINDEX,
+            vlan: 0,
+            pad: 0,
+        }
+    }
+
+    fn translation(&mut self) -> Translation {
+        let key = self.translation_key();
+        self.kernel.entry("TRANSLATIONS", key).unwrap()
+    }
+
+    /// Checks that a frame is sent from the new address, and its checksum right if it has one. The
+    /// MACs are written on its way.
+    fn sends_from_new(&mut self, what: &str, frame: &[u8]) {
+        let (verdict, sent) = self.run(frame);
+        assert_eq!(verdict, REDIRECT, "{what}");
+        assert_eq!(sent[14..21], frame[14..21], "{what}");
+        assert_eq!(sent[21], HOP_LIMIT - 1, "{what}");
+        assert_eq!(sent[22..38], self.new, "{what}");
+        assert_eq!(sent[38..54], frame[38..54], "{what}");
+        assert_ne!(checksum_is_right(&sent), Some(false), "{what}");
+    }
+
     fn key(&self) -> ForwardKey {
         ForwardKey {
             address: self.old,
@@ -173,10 +214,29 @@ fn at_every_hook(
     prepare: impl Fn(&Namespace) + Sync,
     test: impl Fn(&mut Host) + Sync,
 ) {
+    at_hooks(&HOOKS, pair, prepare, test);
+}
+
+/// The same at the TAP only.
+fn at_the_tap(
+    pair: ([u8; 16], [u8; 16]),
+    prepare: impl Fn(&Namespace) + Sync,
+    test: impl Fn(&mut Host) + Sync,
+) {
+    let [_, tap, _] = HOOKS;
+    at_hooks(&[tap], pair, prepare, test);
+}
+
+fn at_hooks(
+    hooks: &[At],
+    pair: ([u8; 16], [u8; 16]),
+    prepare: impl Fn(&Namespace) + Sync,
+    test: impl Fn(&mut Host) + Sync,
+) {
     if !privileged() {
         return;
     }
-    for at in HOOKS {
+    for at in hooks.iter().copied() {
         let namespace = Namespace::new("forward");
         namespace.ip("link add up0 type veth peer name far");
         namespace.ip("link set far up");
@@ -407,6 +467,129 @@ fn sum_over_the_whole_packet_that_a_card_delivers_stays_right() {
             }
         });
     }
+}
+
+/// The same packet as the VM sends it: from where the tests above send it to, to a router of the link
+/// that it has left.
+fn from_vm(mut frame: Vec<u8>) -> Vec<u8> {
+    let (source, destination) = (frame[22..38].to_vec(), frame[38..54].to_vec());
+    frame[22..38].copy_from_slice(&destination);
+    frame[38..54].copy_from_slice(&source);
+    frame[..12].rotate_left(6);
+    frame
+}
+
+#[test]
+fn what_a_vm_still_sends_from_an_address_that_it_has_left_is_sent_from_its_new_one() {
+    for pair in [neutral_pair(), any_pair()] {
+        at_the_tap(pair, nothing, |host| {
+            host.translate(|_, _| {});
+            let old = host.old;
+            let mut packets = 0;
+            let mut bytes = 0;
+            for length in [0, 1, 2, 100, 1200] {
+                let payload: Vec<u8> = (0..length).map(|byte| byte as u8).collect();
+                for (what, frame) in [
+                    ("UDP", udp(old, &payload)),
+                    ("TCP", tcp(old, &payload)),
+                    ("echo", echo(old, &payload)),
+                    ("error", too_big(old)),
+                ] {
+                    bytes += frame.len() as u64;
+                    host.sends_from_new(&format!("{what}, {length} bytes"), &from_vm(frame));
+                    packets += 1;
+                }
+            }
+            let value = host.translation();
+            assert_eq!(
+                (value.packets, value.bytes, value.dropped),
+                (packets, bytes, 0)
+            );
+            let translated = host.kernel.counter(Counter::TranslatedPackets);
+            assert_eq!(translated, packets);
+        });
+    }
+    at_the_tap(neutral_pair(), nothing, |host| {
+        host.translate(|_, _| {});
+        let old = host.old;
+        host.sends_from_new("fragment", &from_vm(fragment(old)));
+    });
+}
+
+#[test]
+fn next_hop_that_is_not_known_yet_is_found_by_the_kernel() {
+    let unknown = |namespace: &Namespace| {
+        namespace.ip("neigh del 2001:db8:1::fe dev up0");
+    };
+    at_the_tap(neutral_pair(), unknown, |host| {
+        host.translate(|_, _| {});
+        let frame = from_vm(udp(host.old, b"x"));
+        host.sends_from_new("unknown next hop", &frame);
+    });
+}
+
+#[test]
+fn nothing_else_that_comes_from_a_vm_is_translated() {
+    at_the_tap(neutral_pair(), nothing, |host| {
+        let old = host.old;
+        let passes = |host: &mut Host, what: &str, frame: &[u8]| {
+            let (verdict, after) = host.run(frame);
+            assert_eq!(verdict, PASS, "{what}");
+            assert_eq!(after, frame, "{what}");
+        };
+        let frame = from_vm(udp(old, b"x"));
+        passes(host, "nothing is translated", &frame);
+        host.translate(|key, _| key.ifindex = IFINDEX + 1);
+        passes(host, "by another VM's TAP", &frame);
+        host.translate(|key, _| key.vlan = 7);
+        passes(host, "of another VLAN", &frame);
+        host.translate(|_, value| value.until_ns = 1);
+        passes(host, "too late", &frame);
+        host.translate(|_, _| {});
+        passes(host, "another address", &from_vm(udp(address(NEW), b"x")));
+        passes(host, "for it", &udp(old, b"x"));
+        let mut asks = from_vm(neighbour::probe(&old, ROUTER_MAC, [0; 6]).to_vec());
+        asks[22..38].copy_from_slice(&old);
+        asks[38..54].copy_from_slice(&address(CORRESPONDENT));
+        passes(host, "a Solicitation", &asks);
+        for (what, destination) in [("a group", "ff1e::1"), ("a link-local address", "fe80::1")] {
+            let mut other = frame.clone();
+            other[38..54].copy_from_slice(&address(destination));
+            passes(host, what, &other);
+        }
+        assert_eq!(host.translation().packets, 0);
+        assert_eq!(host.kernel.counter(Counter::TranslatedPackets), 0);
+    });
+}
+
+#[test]
+fn packet_that_cannot_be_sent_from_the_new_address_is_dropped_with_its_reason() {
+    at_the_tap(neutral_pair(), nothing, |host| {
+        host.translate(|_, _| {});
+        let old = host.old;
+        let mut spent = from_vm(udp(old, b"x"));
+        spent[21] = 1;
+        assert_eq!(host.run(&spent).0, SHOT);
+        assert_eq!(host.run(&from_vm(udp(old, &[0; 1400]))).0, SHOT);
+        assert_eq!(
+            host.kernel.counted(),
+            [(Counter::ForwardHopLimit, 1), (Counter::ForwardTooBig, 1)]
+        );
+        assert_eq!(host.translation().dropped, 2);
+    });
+    at_the_tap(any_pair(), nothing, |host| {
+        host.translate(|_, _| {});
+        let frame = from_vm(fragment(host.old));
+        assert_eq!(host.run(&frame).0, SHOT);
+        assert_eq!(host.kernel.counted(), [(Counter::ForwardHeaders, 1)]);
+    });
+    let no_route = |namespace: &Namespace| namespace.ip("-6 route del default");
+    at_the_tap(neutral_pair(), no_route, |host| {
+        host.translate(|_, _| {});
+        let frame = from_vm(udp(host.old, b"x"));
+        assert_eq!(host.run(&frame).0, SHOT);
+        assert_eq!(host.kernel.counted(), [(Counter::ForwardNoRoute, 1)]);
+    });
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Unicast addresses of moving VMs against real kernels: who has an address is found out, a router is
-//! answered for a VM that does not run yet, and packets for an address that was left reach the new one.
+//! answered for a VM that does not run yet, packets for an address that was left reach the new one,
+//! and those that an arrived VM still sends from it come from the new one.
 //!
 //! ```text
 //!   guest or bare TAP -- br0 (host) -- up0 -- r0 (router) r1 -- d0 (destination)
@@ -24,7 +25,7 @@ use std::time::Duration;
 
 use common::counter::Counter;
 use common::forward;
-use common::maps::{Forward, ForwardKey};
+use common::maps::{Forward, ForwardKey, Translation, TranslationKey};
 use common::mat::neutral::neutral;
 use common::wire::neighbour::{self, Audience};
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
@@ -366,6 +367,96 @@ fn forwards(net: &Net, hook: UplinkHook, offload: bool) {
         assert_eq!(counted, value.packets);
         assert_eq!(value.dropped, 0);
         let removed = datapath.forward_remove(&key).unwrap().unwrap();
+        assert_eq!(removed.packets, value.packets);
+    });
+    assert_eq!(checksum_errors(&net.destination), errors);
+}
+
+/// Sends to a namespace by an address until something comes; returns whom it comes from.
+fn comes_from(to: &Namespace, address: Ipv6Addr, from: &Namespace, what: &[u8]) -> Ipv6Addr {
+    let receiver = to.run(|| UdpSocket::bind((address, 5004)).unwrap());
+    receiver
+        .set_read_timeout(Some(Duration::from_millis(200)))
+        .unwrap();
+    let sender = from.run(|| UdpSocket::bind((moa(7), 0)).unwrap());
+    wait_for("a packet that was translated", || {
+        let _ = sender.send_to(what, (address, 5004));
+        let mut buffer = [0; 64];
+        let (length, by) = receiver.recv_from(&mut buffer).ok()?;
+        assert_eq!(&buffer[..length], what);
+        match by.ip() {
+            std::net::IpAddr::V6(by) => Some(by),
+            std::net::IpAddr::V4(_) => None,
+        }
+    })
+}
+
+#[test]
+fn what_an_arrived_vm_still_sends_from_the_old_address_comes_from_its_new_one_everywhere() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    let (old, new) = (moa(7), moa(1));
+    let guest = Guest::start(&net.host, "br0", "vnet9", 0);
+    let other = Guest::start(&net.host, "br0", "vnet8", 0);
+    let neighbour: Ipv6Addr = "2001:db8:1::98".parse().unwrap();
+    other
+        .namespace
+        .ip(&format!("addr add {neighbour}/64 dev eth0 nodad"));
+    // What it has known where it comes from: its address, and a router that is not here.
+    for arguments in [
+        format!("addr add {old}/64 dev eth0 nodad"),
+        "neigh add 2001:db8:7::fe lladdr 02:00:00:00:00:77 dev eth0".to_owned(),
+        "route add default via 2001:db8:7::fe dev eth0".to_owned(),
+    ] {
+        guest.namespace.ip(&arguments);
+    }
+    let errors = checksum_errors(&net.destination);
+    net.host.run_with_bpffs(|bpffs: &Path| {
+        let config = DatapathConfig {
+            pin_root: bpffs.join("roamcast"),
+            ..DatapathConfig::default()
+        };
+        let limits = Limits {
+            listeners: 10,
+            sources: 10,
+            reports_per_second: 100,
+        };
+        let key = TranslationKey {
+            address: old.octets(),
+            ifindex: guest.ifindex,
+            vlan: 0,
+            pad: 0,
+        };
+        let value = Translation {
+            until_ns: u64::MAX,
+            source: new.octets(),
+            difference: forward::difference(&old.octets(), &new.octets()),
+            ..Translation::default()
+        };
+        {
+            let datapath = Datapath::load(&config).unwrap();
+            let ports = [(guest.ifindex, "vnet9"), (other.ifindex, "vnet8")];
+            for (ifindex, name) in ports {
+                datapath.attach_port(ifindex, name, &limits).unwrap();
+            }
+            datapath.translation_set(&key, &value).unwrap();
+        }
+        // The agent is gone, and another one has come.
+        let datapath = Datapath::load(&config).unwrap();
+        let pinned = datapath.translations().unwrap();
+        assert_eq!(pinned.len(), 1);
+        assert_eq!(pinned[0].0, key);
+        for (to, address) in [(&net.destination, moa(2)), (&other.namespace, neighbour)] {
+            let by = comes_from(to, address, &guest.namespace, b"still from there");
+            assert_eq!(by, new, "to {address}");
+        }
+        let (_, value) = datapath.translations().unwrap()[0];
+        let counted = datapath.counter(Counter::TranslatedPackets).unwrap();
+        assert!(value.packets >= 2, "{value:?}");
+        assert_eq!((counted, value.dropped), (value.packets, 0));
+        let removed = datapath.translation_remove(&key).unwrap().unwrap();
         assert_eq!(removed.packets, value.packets);
     });
     assert_eq!(checksum_errors(&net.destination), errors);

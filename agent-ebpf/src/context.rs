@@ -19,7 +19,7 @@ use common::relay::{self, RESTORED_HOP_LIMIT};
 use common::wire::datagram::HEADER_BYTES;
 use common::wire::{checksum, udp};
 
-use crate::forward::Change;
+use crate::forward::{Change, Follow};
 use crate::front::Front;
 
 /// A frame at any hook.
@@ -113,34 +113,41 @@ impl Packet for Skb {
     #[inline(always)]
     fn send_on(&self, mut front: Front, change: &Change<'_>) -> Verdict {
         change.apply(&mut front);
-        let hop_limit = change.hop_limit;
-        let sum = relay::hop_limit_difference(hop_limit, hop_limit.wrapping_sub(1));
-        let is_finished = self.update_sum(sum);
-        if change.checksum_offset != 0 {
-            // The sum over the whole packet stays as it is: the checksum makes up for the address.
-            // The flag would have it follow all the same.
-            let pseudo = match is_finished {
-                true => 0,
-                false => u64::from(BPF_F_PSEUDO_HDR),
-            };
-            let zero = match change.next_header {
-                udp::NEXT_HEADER => u64::from(BPF_F_MARK_MANGLED_0),
-                _ => 0,
-            };
-            // SAFETY: as in `update_checksum`.
-            unsafe {
-                bpf_l4_csum_replace(
-                    self.as_ptr(),
-                    change.checksum_offset as u32,
-                    0,
-                    change.forward.difference.into(),
-                    pseudo | zero,
-                );
-            }
-        }
+        follow(self, &change.follow);
         // SAFETY: the helper has no preconditions.
         unsafe { bpf_redirect(change.route.ifindex, 0) };
         Verdict::Redirect
+    }
+}
+
+/// Has the sums of an skb follow what was written to its headers.
+#[inline(always)]
+pub(crate) fn follow(skb: &Skb, follow: &Follow) {
+    let hop_limit = follow.hop_limit;
+    let sum = relay::hop_limit_difference(hop_limit, hop_limit.wrapping_sub(1));
+    let is_finished = skb.update_sum(sum);
+    if follow.checksum_offset == 0 {
+        return;
+    }
+    // The sum over the whole packet stays as it is: the checksum makes up for the address.
+    // The flag would have it follow all the same.
+    let pseudo = match is_finished {
+        true => 0,
+        false => u64::from(BPF_F_PSEUDO_HDR),
+    };
+    let zero = match follow.next_header {
+        udp::NEXT_HEADER => u64::from(BPF_F_MARK_MANGLED_0),
+        _ => 0,
+    };
+    // SAFETY: the helper fails when the header cannot be written, but it just has been.
+    unsafe {
+        bpf_l4_csum_replace(
+            skb.as_ptr(),
+            follow.checksum_offset as u32,
+            0,
+            follow.difference.into(),
+            pseudo | zero,
+        );
     }
 }
 
@@ -170,18 +177,18 @@ impl Xdp {
 impl Xdp {
     /// Has a checksum within the first `N` bytes follow the other destination.
     #[inline(always)]
-    fn change_checksum<const N: usize>(&self, change: &Change<'_>) {
+    fn change_checksum<const N: usize>(&self, follow: &Follow) {
         let (data, end) = self.bounds();
-        let offset = change.checksum_offset;
+        let offset = follow.checksum_offset;
         if data + N > end || offset + 2 > N {
             return;
         }
         let place = (data + offset) as *mut u16;
         // SAFETY: so many bytes are there, and checksums stand at even offsets.
         unsafe {
-            let sum = u64::from(!*place) + u64::from(change.forward.difference);
+            let sum = u64::from(!*place) + u64::from(follow.difference);
             let checksum = !checksum::fold(sum);
-            *place = match change.next_header {
+            *place = match follow.next_header {
                 udp::NEXT_HEADER if checksum == 0 => u16::MAX,
                 _ => checksum,
             };
@@ -246,12 +253,12 @@ impl Packet for Xdp {
     #[inline(always)]
     fn send_on(&self, mut front: Front, change: &Change<'_>) -> Verdict {
         change.apply(&mut front);
-        if change.checksum_offset != 0 {
+        if change.follow.checksum_offset != 0 {
             let (data, end) = self.bounds();
             if data + TCP_CHECKSUM_END <= end {
-                self.change_checksum::<TCP_CHECKSUM_END>(change);
+                self.change_checksum::<TCP_CHECKSUM_END>(&change.follow);
             } else {
-                self.change_checksum::<HEADER_BYTES>(change);
+                self.change_checksum::<HEADER_BYTES>(&change.follow);
             }
         }
         // SAFETY: as in `bounds`.

@@ -15,17 +15,16 @@ use common::wire::{ethernet, ipv6};
 use crate::context::Packet;
 use crate::front::{self, ForwardWords, Front};
 use crate::maps::{self, FORWARDING, FORWARDS};
+use crate::translate;
 use agent_ebpf::instruction;
 use agent_ebpf::route::{LOOPBACK, NoRoute, Route};
+use agent_ebpf::skb::Skb;
 use agent_ebpf::verdict::Verdict;
 
 /// What a packet becomes.
 pub(crate) struct Change<'a> {
     pub(crate) forward: &'a Forward,
-    pub(crate) hop_limit: u8,
-    pub(crate) next_header: u8,
-    /// Where a checksum is to follow; 0 for nowhere.
-    pub(crate) checksum_offset: usize,
+    pub(crate) follow: Follow,
     pub(crate) route: &'a Route,
 }
 
@@ -34,11 +33,56 @@ impl Change<'_> {
     #[inline(always)]
     pub(crate) fn apply(&self, front: &mut Front) {
         let macs = [self.route.destination_mac, self.route.source_mac];
-        forward::send_on(front, &self.forward.destination, self.hop_limit, macs);
+        let hop_limit = self.follow.hop_limit;
+        forward::send_on(front, &self.forward.destination, hop_limit, macs);
     }
 }
 
-/// Whether any address is forwarded. On most hosts, most of the time, this is all that is done.
+/// What has to follow when one address of a packet becomes another, and its hop limit one less.
+pub(crate) struct Follow {
+    /// Before.
+    pub(crate) hop_limit: u8,
+    pub(crate) next_header: u8,
+    /// What the other address adds to a checksum.
+    pub(crate) difference: u32,
+    /// Where that checksum stands; 0 for nowhere.
+    pub(crate) checksum_offset: usize,
+}
+
+impl Follow {
+    /// That of a packet as it came; the error is why it cannot be sent.
+    #[inline(always)]
+    pub(crate) fn new(front: Front, difference: u32) -> Result<Self, Counter> {
+        let header = front.header();
+        let (hop_limit, next_header) = (header.hop_limit, header.next_header);
+        if hop_limit <= 1 {
+            return Err(Counter::ForwardHopLimit);
+        }
+        let checksum_offset = match difference {
+            0 => 0,
+            _ => forward::checksum_offset(next_header).ok_or(Counter::ForwardHeaders)?,
+        };
+        Ok(Self {
+            hop_limit,
+            next_header,
+            difference,
+            checksum_offset,
+        })
+    }
+}
+
+/// The reason that is counted.
+#[inline(always)]
+pub(crate) fn reason(reason: NoRoute) -> Counter {
+    match reason {
+        NoRoute::Neighbour => Counter::ForwardNoNeighbour,
+        NoRoute::TooBig => Counter::ForwardTooBig,
+        NoRoute::Forwarding => Counter::ForwardNoForwarding,
+        NoRoute::Route => Counter::ForwardNoRoute,
+    }
+}
+
+/// Whether any address is forwarded or translated. On most hosts, most of the time, this is all that is done.
 #[inline(always)]
 pub(crate) fn is_on() -> bool {
     // SAFETY: the pointer is to a live map value, which only the agent writes.
@@ -49,15 +93,19 @@ pub(crate) fn is_on() -> bool {
 
 /// A frame that comes from a VM of this host: as one from the network, if it is for such an address.
 #[inline(always)]
-pub(crate) fn from_vm<P: Packet>(packet: &P) -> Verdict {
-    let Some(front) = packet.front() else {
+pub(crate) fn from_vm(skb: &Skb) -> Verdict {
+    let Some(front) = skb.front() else {
         return Verdict::Pass;
     };
     let header = front.header();
     if !header.is_ipv6() || ipv6::is_multicast(&header.destination) {
         return Verdict::Pass;
     }
-    unicast(packet, front)
+    let verdict = translate::unicast(skb, front);
+    if !matches!(verdict, Verdict::Pass) {
+        return verdict;
+    }
+    unicast(skb, front)
 }
 
 /// A unicast packet. Passes if it is none of ours.
@@ -97,37 +145,20 @@ pub(crate) fn unicast<P: Packet>(packet: &P, front: Front) -> Verdict {
 
 #[inline(always)]
 fn send<P: Packet>(packet: &P, front: Front, forward: &Forward) -> Result<Verdict, Counter> {
-    let header = front.header();
-    let (hop_limit, next_header) = (header.hop_limit, header.next_header);
-    if hop_limit <= 1 {
-        return Err(Counter::ForwardHopLimit);
-    }
-    let checksum_offset = match forward.difference {
-        0 => 0,
-        _ => forward::checksum_offset(next_header).ok_or(Counter::ForwardHeaders)?,
-    };
+    let follow = Follow::new(front, forward.difference)?;
     let mut route = Route::new(
         LOOPBACK,
-        next_header,
+        follow.next_header,
         packet.wire_bytes(),
         front::address(front.source()),
         forward.destination,
     );
-    route
-        .look_up(packet.context())
-        .map_err(|reason| match reason {
-            NoRoute::Neighbour => Counter::ForwardNoNeighbour,
-            NoRoute::TooBig => Counter::ForwardTooBig,
-            NoRoute::Forwarding => Counter::ForwardNoForwarding,
-            NoRoute::Route => Counter::ForwardNoRoute,
-        })?;
+    route.look_up(packet.context()).map_err(reason)?;
     Ok(packet.send_on(
         front,
         &Change {
             forward,
-            hop_limit,
-            next_header,
-            checksum_offset,
+            follow,
             route: &route,
         },
     ))

@@ -8,7 +8,9 @@
 use core::mem::{offset_of, size_of};
 
 use agent_ebpf::instruction::{self, load_u32, load_u64, store_u32, store_u64};
-use common::maps::{Address, ForwardKey, ManagedKey, RelayFlowKey, RelayKey, StreamKey};
+use common::maps::{
+    Address, ForwardKey, ManagedKey, RelayFlowKey, RelayKey, StreamKey, TranslationKey,
+};
 use common::wire::datagram::{Header, Rewrite};
 use common::wire::{checksum, udp};
 
@@ -96,26 +98,21 @@ impl Rewrite for Front {
     fn set_addresses(&mut self, source: &Address, destination: &Address) {
         // SAFETY: as in `header`; the addresses that rules give are those of map values.
         unsafe {
-            for (place, address) in [
-                (&raw mut (*self.0).source, source),
-                (&raw mut (*self.0).destination, destination),
-            ] {
-                let [first, second] = words(address);
-                store_u64(place.cast(), first);
-                store_u64(place.cast::<u8>().add(8), second);
-            }
+            store(&raw mut (*self.0).source, source);
+            store(&raw mut (*self.0).destination, destination);
         }
+    }
+
+    #[inline(always)]
+    fn set_source(&mut self, source: &Address) {
+        // SAFETY: as in `set_addresses`.
+        unsafe { store(&raw mut (*self.0).source, source) }
     }
 
     #[inline(always)]
     fn set_destination(&mut self, destination: &Address) {
         // SAFETY: as in `set_addresses`.
-        unsafe {
-            let [first, second] = words(destination);
-            let place = (&raw mut (*self.0).destination).cast::<u8>();
-            store_u64(place, first);
-            store_u64(place.add(8), second);
-        }
+        unsafe { store(&raw mut (*self.0).destination, destination) }
     }
 
     #[inline(always)]
@@ -129,6 +126,21 @@ impl Rewrite for Front {
                 u32::from_ne_bytes([s0, s1, d0, d1]),
             );
         }
+    }
+}
+
+/// Writes an address.
+///
+/// # Safety
+///
+/// The place is one of a packet, and the address is in a map value.
+#[inline(always)]
+unsafe fn store(place: *mut Address, address: &Address) {
+    // SAFETY: as the caller says.
+    unsafe {
+        let [first, second] = words(address);
+        store_u64(place.cast(), first);
+        store_u64(place.cast::<u8>().add(8), second);
     }
 }
 
@@ -233,7 +245,19 @@ pub(crate) struct ForwardWords {
     vlan: u32,
 }
 
+/// [`TranslationKey`] in words.
+#[repr(C)]
+pub(crate) struct TranslationWords {
+    address: Words,
+    ifindex: u32,
+    vlan: u32,
+}
+
 const _: () = {
+    assert!(offset_of!(TranslationKey, address) == 0);
+    assert!(offset_of!(TranslationKey, ifindex) == offset_of!(TranslationWords, ifindex));
+    assert!(offset_of!(TranslationKey, vlan) == offset_of!(TranslationWords, vlan));
+    assert!(size_of::<TranslationKey>() == size_of::<TranslationWords>());
     assert!(offset_of!(ForwardKey, address) == 0);
     assert!(offset_of!(ForwardKey, vlan) == offset_of!(ForwardWords, vlan));
     assert!(size_of::<ForwardKey>() <= size_of::<ForwardWords>());
@@ -343,6 +367,23 @@ impl ForwardWords {
 
     #[inline(always)]
     pub(crate) fn key(&self) -> &ForwardKey {
+        // SAFETY: the layouts agree, as is asserted above.
+        unsafe { &*(&raw const *self).cast() }
+    }
+}
+
+impl TranslationWords {
+    #[inline(always)]
+    pub(crate) fn new(address: Words, ifindex: u32, vlan: u16) -> Self {
+        Self {
+            address,
+            ifindex,
+            vlan: vlan_word(vlan),
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn key(&self) -> &TranslationKey {
         // SAFETY: the layouts agree, as is asserted above.
         unsafe { &*(&raw const *self).cast() }
     }

@@ -2,7 +2,7 @@
 //!
 //! | program | hook | does |
 //! |---|---|---|
-//! | `snoop` | TC ingress of every TAP | learns what the VM listens to, names it to the agent; sends on what is for an address that its VM has left |
+//! | `snoop` | TC ingress of every TAP | learns what the VM listens to, names it to the agent; sends on what is for an address that its VM has left, and what comes from one that this VM has left from its new one |
 //! | `uplink` | TC ingress of the uplink | watches managed streams and the link's querier; restores relayed packets; one copy of each passes; sends on what is for an address that its VM has left |
 //! | `uplink_xdp` | XDP of the uplink | the same |
 //! | `leak` | TC egress of the uplink | drops what was restored here |
@@ -30,6 +30,7 @@ mod replicate;
 mod snoop;
 mod store;
 mod stream;
+mod translate;
 mod uplink;
 
 use agent_ebpf::skb::Skb;

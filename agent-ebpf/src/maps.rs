@@ -1,8 +1,8 @@
 //! Every map. Names and layouts are the contract with the agent.
 //!
 //! Hash maps allocate on use (`BPF_F_NO_PREALLOC`), because most hosts use a fraction of them;
-//! `PORTS`, `MANAGED`, `RELAYS`, `FORWARDING` and `GATES` are written by the agent only, `RELAY_STREAMS` and
-//! `RELAY_SUBSCRIBERS` by the relay only.
+//! `PORTS`, `MANAGED`, `RELAYS`, `FORWARDING` and `GATES` are written by the agent only, `RELAY_STREAMS`
+//! and `RELAY_SUBSCRIBERS` by the relay only.
 
 #![allow(unsafe_code, reason = "map values are reached through raw pointers")]
 
@@ -15,7 +15,7 @@ use common::maps::{
     HELD_FRAME_BYTES, HeldFrame, Listener, ListenerKey, Managed, ManagedKey, Port, PortKey,
     PortUsage, Querier, QuerierKey, RECORDS_PER_SLOT, RelayFlowEntry, RelayFlowKey, RelayKey,
     RelayStream, Source, SourceKey, StreamKey, StreamUsage, Subscriber, SubscriberKey,
-    SubscriberUsage,
+    SubscriberUsage, Translation, TranslationKey,
 };
 use common::snoop::Walk;
 
@@ -45,6 +45,8 @@ pub(crate) static RELAY_FLOWS: HashMap<RelayFlowKey, RelayFlowEntry, 65_536, ON_
 pub(crate) static RELAYS: HashMap<RelayKey, u32, 1024, ON_USE> = HashMap::new();
 #[btf_map]
 pub(crate) static FORWARDS: HashMap<ForwardKey, Forward, 1024, ON_USE> = HashMap::new();
+#[btf_map]
+pub(crate) static TRANSLATIONS: HashMap<TranslationKey, Translation, 1024, ON_USE> = HashMap::new();
 #[btf_map]
 pub(crate) static FORWARDING: Array<u32, 1> = Array::new();
 /// Evicts by itself: it holds what came in the last seconds of a change of origin.

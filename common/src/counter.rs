@@ -151,19 +151,21 @@ counters! {
 
     /// Packet for an address that its VM has left, sent on to where the VM is.
     ForwardedPackets => "forwarded_packets",
-    /// Packet not forwarded: its hop limit is used up; dropped.
+    /// Packet that an arrived VM has sent from an address that it has left, sent from its new one.
+    TranslatedPackets => "translated_packets",
+    /// Packet not forwarded or translated: its hop limit is used up; dropped.
     ForwardHopLimit => "forward_hop_limit",
-    /// Packet not forwarded: no route; dropped.
+    /// Packet not forwarded or translated: no route; dropped.
     ForwardNoRoute => "forward_no_route",
-    /// Packet not forwarded: routes cannot be looked up, because `net.ipv6.conf.lo.forwarding` was
-    /// switched off; dropped.
+    /// Packet not forwarded or translated: routes cannot be looked up, because
+    /// `net.ipv6.conf.lo.forwarding` was switched off; dropped.
     ForwardNoForwarding => "forward_no_forwarding",
     /// Packet not forwarded: the next hop's link address is not known (yet); dropped.
     ForwardNoNeighbour => "forward_no_neighbour",
-    /// Packet not forwarded: larger than the path takes; dropped.
+    /// Packet not forwarded or translated: larger than the path takes; dropped.
     ForwardTooBig => "forward_too_big",
-    /// Packet not forwarded: its checksum would have to change, and stands behind extension
-    /// headers; dropped.
+    /// Packet not forwarded or translated: its checksum would have to change, and stands behind
+    /// extension headers; dropped.
     ForwardHeaders => "forward_headers",
 
     /// Report handed to the agent because the program could not finish it.

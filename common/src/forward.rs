@@ -1,5 +1,6 @@
 //! Rules for packets that come for an address which its VM has left: another destination, one hop
-//! limit less, and nothing else changes.
+//! limit less, and nothing else changes. Likewise for those that the VM, where it is now, still sends
+//! from there: another source.
 //!
 //! Where both addresses are neutral to one HoA ([`crate::mat::neutral`]) their sums are the same and
 //! no checksum has to follow.
@@ -57,6 +58,13 @@ pub fn send_on<H: Rewrite>(
     header.set_macs(destination_mac, source_mac);
     header.set_hop_limit(hop_limit.wrapping_sub(1));
     header.set_destination(destination);
+}
+
+/// Makes a packet one from another address. Its MACs are those of the way that it takes.
+#[inline(always)]
+pub fn send_from<H: Rewrite>(header: &mut H, source: &Address, hop_limit: u8) {
+    header.set_hop_limit(hop_limit.wrapping_sub(1));
+    header.set_source(source);
 }
 
 #[cfg(test)]

@@ -327,6 +327,8 @@ mod pod {
         DeliveredKey,
         Delivered,
         ForwardKey,
-        Forward
+        Forward,
+        TranslationKey,
+        Translation
     );
 }

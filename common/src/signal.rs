@@ -69,7 +69,7 @@
 //! | 17 | `RelaySearch` | 0: multicast address, 1: site |
 //! | 18 | `RelaySearchReply` | 0: names and addresses of relays |
 //! | 19 | `ArrivalNotice` | 0: domain UUID, 1: domain name |
-//! | 20 | `AddressClaim` | 0: transaction of the migration, 1: address, 2: MAC, 3: quarantine (s) |
+//! | 20 | `AddressClaim` | 0: transaction of the migration, 1: address, 2: MAC, 3: quarantine (s), 4: addresses left, 5: how long to translate from them (s) |
 //! | 21 | `AddressClaimReply` | 0: address, 1: state, 2: reason |
 
 mod directory;

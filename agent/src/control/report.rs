@@ -31,7 +31,7 @@ pub use migration::{
 };
 pub use relay::{Holder, MembershipRow, RelayStatus, RelayedFlowRow, SessionRow};
 pub use relays::{RelayRow, RelaySessionRow, RelaySessionState};
-pub use unicast::{ClaimState, ForwardRow, UnicastRow};
+pub use unicast::{ClaimState, ForwardRow, TranslationRow, UnicastRow};
 
 /// Ethernet address, `52:54:00:12:34:56` in JSON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -94,7 +94,7 @@ impl Capacities {
 }
 
 /// All maps, with their key and value types in [`super::Inner`].
-const MAPS: [&str; 22] = [
+const MAPS: [&str; 23] = [
     "LISTENERS",
     "LISTENER_SOURCES",
     "PORTS",
@@ -105,6 +105,7 @@ const MAPS: [&str; 22] = [
     "RELAY_FLOWS",
     "RELAYS",
     "FORWARDS",
+    "TRANSLATIONS",
     "FORWARDING",
     "FINGERPRINTS",
     "RELAY_STREAMS",

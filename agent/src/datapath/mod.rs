@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!    TAP  --TC ingress---------> snoop     --> LISTENERS, LISTENER_SOURCES, PORT_USAGE
-//!                                  ^ PORTS (limits), FORWARDING, FORWARDS
+//!                                  ^ PORTS (limits), FORWARDING, TRANSLATIONS, FORWARDS
 //!    TAP  --TC egress----------> gate      --> DELIVERED, GATE_USAGE, GATE_RECORDS, HELD
 //!                                  ^ GATES
 //!  uplink --XDP or TC ingress--> uplink    --> STREAMS, QUERIER, FINGERPRINTS
@@ -290,6 +290,7 @@ impl Datapath {
         )?;
         let forwards = Forwards::adopt(
             Table::new("FORWARDS", ebpf.take_map("FORWARDS"))?,
+            Table::new("TRANSLATIONS", ebpf.take_map("TRANSLATIONS"))?,
             convert("FORWARDING", ebpf.take_map("FORWARDING"))?,
         )?;
         let gates = Gates::adopt(

@@ -12,7 +12,7 @@ use common::maps::{
 use common::signal::NicCut;
 
 use super::handover::{ClockOffset, HoldReport};
-pub use super::unicast::{AddressCommand, AddressEvent, ForwardCommand, Said};
+pub use super::unicast::{AddressCommand, AddressEvent, ForwardCommand, Said, TranslateCommand};
 use super::{DomainUuid, Stream};
 
 /// Nanoseconds of `CLOCK_MONOTONIC`, the clock of `bpf_ktime_get_ns`.
@@ -506,6 +506,8 @@ pub enum Output {
     Address(AddressCommand),
     /// Do something about packets for an address that its VM leaves.
     Forward(ForwardCommand),
+    /// Do something about packets that a VM sends from an address that it has left.
+    Translate(TranslateCommand),
     /// Start a live migration.
     StartMigration {
         /// The domain.

@@ -67,7 +67,8 @@ pub use io::*;
 pub use listener::ListenerView;
 pub use policy::Policy;
 pub use record::{
-    ClaimOutcome, Direction, ForwardRecord, MigrationRecord, Outcome, RECORDS, UnicastRecord,
+    ClaimOutcome, Direction, ForwardRecord, MigrationRecord, Outcome, RECORDS, TranslationRecord,
+    UnicastRecord,
 };
 pub use stream::Stream;
 pub use uuid::{DomainUuid, UuidError};
@@ -210,6 +211,7 @@ impl Agent {
                 self.vm.forget_port(ifindex);
                 self.warnings.forget_port(ifindex);
                 self.forget_listeners(ifindex);
+                self.end_translations(|(by, _), _| *by == ifindex);
                 self.ports_changed();
                 self.arrivals_cut_off();
             }
@@ -429,6 +431,7 @@ impl Agent {
             Timer::Cut(number) => self.cut_timed_out(number),
             Timer::Claim(number) => self.claim_timed_out(number),
             Timer::Forwards => self.look_at_forwards(),
+            Timer::Translations => self.look_at_translations(),
             Timer::Poll(number) => self.poll_answers(number),
             Timer::MdbRenewal(number) => self.renew_mdb(number),
             Timer::Preparation(command) => self.preparation_timed_out(command),

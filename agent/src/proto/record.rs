@@ -64,6 +64,22 @@ pub struct ForwardRecord {
     pub dropped: u64,
 }
 
+/// What was translated of the packets that the VM has sent from one address that it has left, by one
+/// TAP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TranslationRecord {
+    /// The TAP.
+    pub ifindex: u32,
+    /// The address.
+    pub address: Ipv6Addr,
+    /// Packets.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Packets that could not be sent.
+    pub dropped: u64,
+}
+
 /// What was done for the unicast addresses of a VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnicastRecord {
@@ -73,6 +89,8 @@ pub struct UnicastRecord {
     pub claim: ClaimOutcome,
     /// What was sent on; at the source only.
     pub forwards: Vec<ForwardRecord>,
+    /// What was translated; at the destination only.
+    pub translations: Vec<TranslationRecord>,
 }
 
 /// One migration, at one of its ends.
@@ -127,6 +145,7 @@ impl MigrationRecord {
                     address,
                     claim,
                     forwards: Vec::new(),
+                    translations: Vec::new(),
                 });
             }
         }
@@ -142,6 +161,25 @@ impl MigrationRecord {
             Some(known) => *known = forward,
             None => unicast.forwards.push(forward),
         }
+    }
+
+    /// Notes what was translated so far.
+    pub(super) fn translated(&mut self, translation: TranslationRecord) {
+        let Some(unicast) = &mut self.unicast else {
+            return;
+        };
+        let place = |it: &TranslationRecord| (it.ifindex, it.address);
+        let known = |it: &&mut TranslationRecord| place(it) == place(&translation);
+        match unicast.translations.iter_mut().find(known) {
+            Some(known) => *known = translation,
+            None => unicast.translations.push(translation),
+        }
+    }
+
+    fn translates(&self, ifindex: u32, address: Ipv6Addr) -> bool {
+        let known = |it: &TranslationRecord| (it.ifindex, it.address) == (ifindex, address);
+        let unicast = self.unicast.as_ref();
+        unicast.is_some_and(|it| it.translations.iter().any(known))
     }
 
     fn forward_of(&self, address: Ipv6Addr) -> Option<ForwardRecord> {
@@ -232,6 +270,21 @@ impl Records {
                 bytes,
                 dropped,
                 ..known
+            });
+        }
+    }
+
+    /// Notes what was translated for an address at a TAP, at the migration that has brought its VM.
+    pub(super) fn count_translated(&mut self, ifindex: u32, address: Ipv6Addr, counts: [u64; 3]) {
+        let [packets, bytes, dropped] = counts;
+        let mut records = self.records.iter_mut().rev();
+        if let Some(record) = records.find(|it| it.translates(ifindex, address)) {
+            record.translated(TranslationRecord {
+                ifindex,
+                address,
+                packets,
+                bytes,
+                dropped,
             });
         }
     }

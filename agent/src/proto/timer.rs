@@ -29,6 +29,8 @@ pub(super) enum Timer {
     Claim(u64),
     /// When to look at what is sent on for VMs that have left.
     Forwards,
+    /// When to look at what is translated for VMs that have arrived.
+    Translations,
     /// When an arrived VM gets what it may have missed without a cut.
     Cut(u64),
     /// When to read again what an arrived VM is expected to answer for.

@@ -5,6 +5,7 @@
 //! | end | address | from | until | module |
 //! |---|---|---|---|---|
 //! | destination | the new one | the VM is ready | it speaks for itself | `destination::claim` |
+//! | destination | the old ones | its TAPs are there | the time asked for is over | `destination::translate` |
 //! | source | the old ones | the VM stands still | the time asked for is over | `source::forward` |
 //!
 //! Both ask the link first whether the address is somebody else's, by duplicate address detection
@@ -18,6 +19,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
 use std::time::Duration;
 
+use super::destination::Translating;
 use super::source::Departure;
 use super::{Agent, DomainUuid, Mac, Output, Timestamp};
 
@@ -108,6 +110,33 @@ pub enum ForwardCommand {
     Read,
 }
 
+/// What is to be done about packets that a VM sends from an address that it has left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TranslateCommand {
+    /// Send them from its new one.
+    Set {
+        /// The TAP that they come in by.
+        ifindex: u32,
+        /// The address that was left.
+        address: Ipv6Addr,
+        /// The new one.
+        to: Ipv6Addr,
+        /// Until when.
+        until: Timestamp,
+        /// The domain.
+        uuid: DomainUuid,
+    },
+    /// No longer; answered by [`AddressEvent::Translated`].
+    Remove {
+        /// The TAP.
+        ifindex: u32,
+        /// The address that was left.
+        address: Ipv6Addr,
+    },
+    /// Tell how many there were; answered by [`AddressEvent::Translated`] for each.
+    Read,
+}
+
 /// What somebody has said about an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Said {
@@ -152,6 +181,19 @@ pub enum AddressEvent {
         /// Packets that could not be.
         dropped: u64,
     },
+    /// What was translated so far.
+    Translated {
+        /// The TAP.
+        ifindex: u32,
+        /// The address.
+        address: Ipv6Addr,
+        /// Packets.
+        packets: u64,
+        /// Their bytes.
+        bytes: u64,
+        /// Packets that could not be.
+        dropped: u64,
+    },
 }
 
 /// What is known of addresses besides the arrivals' own claims.
@@ -163,6 +205,8 @@ pub(super) struct Addresses {
     pub(super) quarantine: BTreeMap<Ipv6Addr, (DomainUuid, Timestamp)>,
     /// Addresses that VMs leave or have left, whose packets are sent on.
     pub(super) departures: BTreeMap<Ipv6Addr, Departure>,
+    /// Addresses that VMs which have come still send from, by TAP.
+    pub(super) translations: BTreeMap<(u32, Ipv6Addr), Translating>,
 }
 
 /// Who else has an address.
@@ -236,6 +280,16 @@ impl Agent {
                 let counts = [packets, bytes, dropped];
                 self.records.count_forwarded(address, counts);
             }
+            AddressEvent::Translated {
+                ifindex,
+                address,
+                packets,
+                bytes,
+                dropped,
+            } => {
+                let counts = [packets, bytes, dropped];
+                self.records.count_translated(ifindex, address, counts);
+            }
         }
         self.end();
     }
@@ -271,6 +325,7 @@ impl Agent {
     /// A domain is gone: its addresses are nobody's for a while.
     pub(super) fn addresses_left(&mut self, uuid: DomainUuid) {
         let now = self.now;
+        self.end_translations(|_, translating| translating.uuid == uuid);
         let left: Vec<_> = self
             .addresses
             .owned

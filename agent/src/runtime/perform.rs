@@ -3,7 +3,10 @@
 use std::net::Ipv6Addr;
 
 use common::event::Change;
-use common::maps::{Forward, ForwardKey, Listener, ListenerKey, ManagedKey, Source, SourceKey};
+use common::maps::{
+    Forward, ForwardKey, Listener, ListenerKey, ManagedKey, Source, SourceKey, Translation,
+    TranslationKey,
+};
 
 use super::RuntimeError;
 use super::event_loop::EventLoop;
@@ -11,7 +14,9 @@ use crate::clock::now;
 use crate::control::Reply;
 use crate::control::report::LinkState;
 use crate::hypervisor::{Hypervisor as _, MigrateRequest};
-use crate::proto::{AddressEvent, CommandReply, DatapathEvent, ForwardCommand, Membership, Output};
+use crate::proto::{
+    AddressEvent, CommandReply, DatapathEvent, ForwardCommand, Membership, Output, TranslateCommand,
+};
 
 impl EventLoop {
     /// Performs outputs until the protocol has none left. Neighbouring outputs of one kind are
@@ -116,6 +121,7 @@ impl EventLoop {
             Output::Gate(command) => self.gates.perform(command),
             Output::Address(command) => self.link_addresses.perform(&command),
             Output::Forward(command) => self.forward(&command),
+            Output::Translate(command) => self.translate(command),
             Output::StartMigration {
                 uuid,
                 connect_uri,
@@ -196,6 +202,62 @@ impl EventLoop {
             };
             self.proto.handle_address(now(), event);
         }
+    }
+
+    /// What fails is logged: it ends no move.
+    fn translate(&mut self, command: TranslateCommand) {
+        let done = match command {
+            TranslateCommand::Set {
+                ifindex,
+                address,
+                to,
+                until,
+                uuid,
+            } => {
+                let (from, source) = (address.octets(), to.octets());
+                let value = Translation {
+                    until_ns: until.0,
+                    source,
+                    difference: common::forward::difference(&from, &source),
+                    domain_uuid: uuid.0,
+                    ..Translation::default()
+                };
+                let key = translation_key(ifindex, address);
+                self.datapath.translation_set(&key, &value)
+            }
+            TranslateCommand::Remove { ifindex, address } => {
+                let key = translation_key(ifindex, address);
+                let removed = self.datapath.translation_remove(&key);
+                removed.map(|removed| {
+                    if let Some(value) = removed {
+                        self.translated(&key, &value);
+                    }
+                })
+            }
+            TranslateCommand::Read => self.datapath.translations().map(|translations| {
+                for (key, value) in translations {
+                    self.translated(&key, &value);
+                }
+            }),
+        };
+        if let Err(error) = done {
+            tracing::warn!(
+                ?command,
+                error = &error as &dyn std::error::Error,
+                "Packets of a VM that has arrived are not translated as they should be"
+            );
+        }
+    }
+
+    fn translated(&mut self, key: &TranslationKey, value: &Translation) {
+        let event = AddressEvent::Translated {
+            ifindex: key.ifindex,
+            address: key.address.into(),
+            packets: value.packets,
+            bytes: value.bytes,
+            dropped: value.dropped,
+        };
+        self.proto.handle_address(now(), event);
     }
 
     fn join(&mut self, membership: &Membership) {
@@ -298,6 +360,15 @@ impl EventLoop {
         if last {
             self.commands.remove(&command);
         }
+    }
+}
+
+fn translation_key(ifindex: u32, address: Ipv6Addr) -> TranslationKey {
+    TranslationKey {
+        address: address.octets(),
+        ifindex,
+        vlan: 0,
+        pad: 0,
     }
 }
 

@@ -85,6 +85,7 @@ pub(super) async fn start(config: &Config) -> Result<EventLoop, RuntimeError> {
     let mut proto = Agent::new(proto_config(config, address, prefix_length), seed);
     proto.handle_pinned(now(), datapath.managed()?, datapath.relay_flows()?);
     proto.handle_forwards(now(), datapath.forwards()?);
+    proto.handle_translations(now(), datapath.translations()?);
     Ok(EventLoop {
         proto,
         memberships: Memberships::new(links.bridge_ifindex()),

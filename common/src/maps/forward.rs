@@ -1,9 +1,11 @@
-//! Layouts of forwarding: what `uplink` does with packets for an address that its VM has left.
+//! Layouts of forwarding: what `uplink` does with packets for an address that its VM has left, and
+//! `snoop` with those that an arrived VM still sends from it.
 //!
 //! | map | key | value | written by |
 //! |---|---|---|---|
 //! | `FORWARDS` | [`ForwardKey`] | [`Forward`] | agent; the counts by the kernel |
-//! | `FORWARDING` | 0 | number of entries of `FORWARDS` | agent |
+//! | `TRANSLATIONS` | [`TranslationKey`] | [`Translation`] | agent; the counts by the kernel |
+//! | `FORWARDING` | 0 | number of entries of both | agent |
 
 use super::Address;
 
@@ -43,7 +45,45 @@ pub struct Forward {
     pub domain_uuid: [u8; 16],
 }
 
+/// Key of `TRANSLATIONS`: 24 bytes, align 4.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TranslationKey {
+    /// The address that the VM has left, and still sends from.
+    pub address: Address,
+    /// The TAP that its packets come in by.
+    pub ifindex: u32,
+    /// VLAN identifier, 0 for untagged.
+    pub vlan: u16,
+    /// Always zero.
+    pub pad: u16,
+}
+
+/// Value of `TRANSLATIONS`: 72 bytes, align 8.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Translation {
+    /// Packets pass unchanged from this moment on.
+    pub until_ns: u64,
+    /// Packets translated.
+    pub packets: u64,
+    /// Their bytes, from the Ethernet header on.
+    pub bytes: u64,
+    /// Packets that could not be sent; `COUNTERS` has the reasons.
+    pub dropped: u64,
+    /// What their source becomes.
+    pub source: Address,
+    /// As in [`Forward`].
+    pub difference: u32,
+    /// Always zero.
+    pub pad: u32,
+    /// UUID of the domain.
+    pub domain_uuid: [u8; 16],
+}
+
 const _: () = {
+    assert!(size_of::<TranslationKey>() == 24 && align_of::<TranslationKey>() == 4);
+    assert!(size_of::<Translation>() == 72 && align_of::<Translation>() == 8);
     assert!(size_of::<ForwardKey>() == 20 && align_of::<ForwardKey>() == 2);
     assert!(size_of::<Forward>() == 72 && align_of::<Forward>() == 8);
 };

@@ -228,6 +228,12 @@ pub struct AddressClaim {
     /// How long nobody else is to get it once the VM has left it, seconds.
     #[n(3)]
     pub quarantine_s: u32,
+    /// MoAs that the VM leaves: what it still sends from them is translated to come from `address`.
+    #[cbor(n(4), default)]
+    pub translate: Vec<Address>,
+    /// For how long after the switch, seconds; the agent may bound it.
+    #[cbor(n(5), default)]
+    pub translate_s: u32,
 }
 
 /// What has become of a claimed address.

@@ -74,6 +74,8 @@ fn claim_and_its_reply_survive_the_wire_between_agents_only() {
         address: [1; 16].into(),
         mac: [2; 6].into(),
         quarantine_s: 60,
+        translate: vec![[3; 16].into(); crate::mat::MAX_MOAS],
+        translate_s: 60,
     };
     let bytes = PeerMessage::from(claim.clone()).encode(9);
     assert_eq!(PeerMessage::decode(&bytes), Ok((9, claim.into())));
@@ -85,6 +87,24 @@ fn claim_and_its_reply_survive_the_wire_between_agents_only() {
     let bytes = PeerMessage::from(reply.clone()).encode(9);
     assert_eq!(PeerMessage::decode(&bytes), Ok((9, reply.into())));
     assert!(VmMessage::decode(&bytes).is_err());
+}
+
+#[test]
+fn claim_of_an_older_source_has_nothing_to_translate() {
+    let mut older = vec![0x84, 0x01, 0x09, 0x14, 0x84, 0x03, 0x50];
+    older.extend([1; 16]);
+    older.push(0x46);
+    older.extend([2; 6]);
+    older.extend([0x18, 60]);
+    let claim = AddressClaim {
+        migration: 3,
+        address: [1; 16].into(),
+        mac: [2; 6].into(),
+        quarantine_s: 60,
+        translate: vec![],
+        translate_s: 0,
+    };
+    assert_eq!(PeerMessage::decode(&older), Ok((9, claim.into())));
 }
 
 #[test]

@@ -139,6 +139,8 @@ pub trait Rewrite {
     fn set_hop_limit(&mut self, hop_limit: u8);
     /// Sets both IPv6 addresses.
     fn set_addresses(&mut self, source: &Address, destination: &Address);
+    /// Sets the IPv6 source.
+    fn set_source(&mut self, source: &Address);
     /// Sets the IPv6 destination.
     fn set_destination(&mut self, destination: &Address);
     /// Sets both UDP ports, in host order.
@@ -158,6 +160,10 @@ impl Rewrite for Header {
     fn set_addresses(&mut self, source: &Address, destination: &Address) {
         self.source = *source;
         self.destination = *destination;
+    }
+
+    fn set_source(&mut self, source: &Address) {
+        self.source = *source;
     }
 
     fn set_destination(&mut self, destination: &Address) {

@@ -4,7 +4,7 @@ use std::net::Ipv6Addr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::proto::{ClaimOutcome, ForwardRecord, UnicastRecord};
+use crate::proto::{ClaimOutcome, ForwardRecord, TranslationRecord, UnicastRecord};
 
 /// What has become of the address that a VM is to have at the destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,6 +82,33 @@ impl From<&ForwardRecord> for ForwardRow {
     }
 }
 
+/// Packets that a VM has sent from one address that it has left, by one TAP.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TranslationRow {
+    /// The TAP.
+    pub ifindex: u32,
+    /// The address.
+    pub address: Ipv6Addr,
+    /// Packets that were sent from the VM's new address instead.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Packets that could not be; the counters `forward_*` have the reasons.
+    pub dropped: u64,
+}
+
+impl From<&TranslationRecord> for TranslationRow {
+    fn from(record: &TranslationRecord) -> Self {
+        Self {
+            ifindex: record.ifindex,
+            address: record.address,
+            packets: record.packets,
+            bytes: record.bytes,
+            dropped: record.dropped,
+        }
+    }
+}
+
 /// The unicast addresses of a VM that moves.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnicastRow {
@@ -91,6 +118,8 @@ pub struct UnicastRow {
     pub claim: ClaimState,
     /// The addresses that it has left; at the source only.
     pub forwards: Vec<ForwardRow>,
+    /// What it has still sent from them; at the destination only.
+    pub translations: Vec<TranslationRow>,
 }
 
 impl From<&UnicastRecord> for UnicastRow {
@@ -99,6 +128,11 @@ impl From<&UnicastRecord> for UnicastRow {
             address: record.address,
             claim: record.claim.into(),
             forwards: record.forwards.iter().map(ForwardRow::from).collect(),
+            translations: record
+                .translations
+                .iter()
+                .map(TranslationRow::from)
+                .collect(),
         }
     }
 }

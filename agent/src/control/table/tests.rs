@@ -5,8 +5,8 @@ use common::maps::StreamUsage;
 
 use crate::control::report::{
     ClaimState, ForwardRow, Hook, HypervisorStatus, JoinRow, LinkState, Mac, MigrationPhase,
-    PeerRow, Placement, PortRow, RelayRow, RelaySessionRow, RelaySessionState, Status, UnicastRow,
-    UplinkRow,
+    PeerRow, Placement, PortRow, RelayRow, RelaySessionRow, RelaySessionState, Status,
+    TranslationRow, UnicastRow, UplinkRow,
 };
 use crate::proto::Stream;
 
@@ -270,6 +270,13 @@ fn failed_migration_shows_its_reason() {
                 bytes: 4100,
                 dropped: 2,
             }],
+            translations: vec![TranslationRow {
+                ifindex: 12,
+                address: "2001:db8:1::77".parse().unwrap(),
+                packets: 9,
+                bytes: 900,
+                dropped: 1,
+            }],
         }),
         outcome: Outcome::Failed("libvirtd is gone".to_owned()),
     };
@@ -280,7 +287,7 @@ fn failed_migration_shows_its_reason() {
         "900 ms",
         "3.0 MiB",
         "2 native, 1 relay",
-        "spoken, 41 forwarded, 2 dropped",
+        "spoken, 41 forwarded, 9 translated, 3 dropped",
         "1 of 1 flows by time, 97 replayed, 3 lost, at most 2 doubled",
         "\n4 ff1e::1 from 2001:db8::1: by time, 3 lost, at most 2 doubled; there was too little room",
     ] {

@@ -102,6 +102,7 @@ impl Agent {
             }
         }
         self.expect_claims();
+        self.translate_left();
     }
 
     pub(in crate::proto) fn renew_mdb(&mut self, number: u64) {

@@ -30,12 +30,15 @@ use crate::proto::{AddressCommand, DomainUuid, Mac, mac_text};
 /// A claimed address.
 #[derive(Debug)]
 pub(super) struct Claim {
-    address: Ipv6Addr,
-    mac: Mac,
+    pub(super) address: Ipv6Addr,
+    pub(super) mac: Mac,
     /// Of the claim, for answers.
     transaction: u64,
     /// How long nobody else gets it once it is left.
     quarantine: Duration,
+    /// The addresses that it may still send from, and for how long.
+    pub(super) left: Vec<Ipv6Addr>,
+    pub(super) translate: Duration,
     state: State,
     /// The TAP of the NIC.
     port: Option<u32>,
@@ -100,7 +103,9 @@ impl Agent {
             && (known.address, known.mac) == (address, mac)
         {
             known.transaction = transaction;
-            if known.state != State::Probing {
+            let told = known.state != State::Probing;
+            self.take_left(number, claim);
+            if told {
                 self.tell_claim(number, ClaimState::Unique, String::new());
             }
             return;
@@ -123,6 +128,8 @@ impl Agent {
             mac,
             transaction,
             quarantine,
+            left: Vec::new(),
+            translate: Duration::ZERO,
             state: State::Probing,
             port: None,
             disputed: false,
@@ -136,6 +143,7 @@ impl Agent {
         let due = self.now + self.config.unicast.retransmit;
         self.timers.set(Timer::Claim(number), due);
         self.expect_claims();
+        self.take_left(number, claim);
     }
 
     fn check_claim(
@@ -415,11 +423,12 @@ impl Agent {
         };
         let uuid = incoming.uuid;
         if let Some(claim) = incoming.claim.take() {
-            self.drop_claim(&claim, uuid, keep);
+            self.drop_claim(number, &claim, uuid, keep);
         }
     }
 
-    pub(super) fn drop_claim(&mut self, claim: &Claim, uuid: DomainUuid, keep: bool) {
+    pub(super) fn drop_claim(&mut self, number: u64, claim: &Claim, uuid: DomainUuid, keep: bool) {
+        self.end_translations(|_, translating| translating.is_of(number));
         if keep && claim.state != State::Spoken {
             let until = self.now + claim.quarantine;
             self.addresses.keep(claim.address, uuid, until);

@@ -217,7 +217,7 @@ impl Agent {
         let mut incoming = self.incoming.remove(&number)?;
         self.clear_gates(&incoming.gates);
         if let Some(claim) = incoming.claim.take() {
-            self.drop_claim(&claim, incoming.uuid, true);
+            self.drop_claim(number, &claim, incoming.uuid, true);
         }
         Some(incoming)
     }

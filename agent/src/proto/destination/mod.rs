@@ -29,6 +29,7 @@ mod ending;
 mod handover;
 mod notice;
 mod probe;
+mod translate;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -52,6 +53,7 @@ pub(super) use arrival::Arrivals;
 pub(super) use notice::Preparation;
 pub(super) use probe::Entry;
 pub use probe::ReceptionView;
+pub(super) use translate::Translating;
 
 use claim::Claim;
 use handover::ArrivalGate;

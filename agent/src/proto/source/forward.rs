@@ -127,14 +127,13 @@ impl Agent {
         }
         self.records
             .update(number, |record| record.claim(address, ClaimOutcome::Asked));
-        self.claim_address(number);
         self.end_departures(|_, departure| departure.number == Some(number));
-        if lasting.is_zero() {
-            return;
+        if !lasting.is_zero() {
+            for old in ready.forward.iter().take(MAX_MOAS) {
+                self.check_departure_of(number, uuid, Ipv6Addr::from(**old), leaving, &macs);
+            }
         }
-        for old in ready.forward.iter().take(MAX_MOAS) {
-            self.check_departure_of(number, uuid, Ipv6Addr::from(**old), leaving, &macs);
-        }
+        self.claim_address(number);
     }
 
     /// Asks on the link whether an address is the VM's to leave.
@@ -175,7 +174,8 @@ impl Agent {
             .set_earlier(Timer::Forwards, self.now + LOOK_INTERVAL);
     }
 
-    /// Tells the destination which address the VM will have, also when the connection is made anew.
+    /// Tells the destination which address the VM will have, and from which it may still send; also
+    /// when the connection is made anew, and when one of those turns out to be somebody else's.
     pub(super) fn claim_address(&mut self, number: u64) {
         let Some(outgoing) = self.outgoing.get(&number) else {
             return;
@@ -183,11 +183,18 @@ impl Agent {
         let Some(leaving) = outgoing.leaving else {
             return;
         };
+        let lasting_s = u32::try_from(leaving.lasting.as_secs()).unwrap_or(u32::MAX);
+        let departures = self.addresses.departures.iter();
         let claim = AddressClaim {
             migration: outgoing.transaction,
             address: leaving.address.octets().into(),
             mac: leaving.mac.into(),
-            quarantine_s: u32::try_from(leaving.lasting.as_secs()).unwrap_or(u32::MAX),
+            quarantine_s: lasting_s,
+            translate: departures
+                .filter(|(_, departure)| departure.is_of(number))
+                .map(|(address, _)| address.octets().into())
+                .collect(),
+            translate_s: lasting_s,
         };
         let peer = outgoing.destination.clone();
         self.send(&peer, leaving.transaction, &claim.into());
@@ -294,7 +301,11 @@ impl Agent {
             Said::Has => {
                 self.counters.addresses_disputed += 1;
                 warn!(%address, mac = mac_text(&by), "Packets for an address are not sent on: somebody else has it");
+                let number = departure.number;
                 self.end_departures(|departed, _| *departed == address);
+                if let Some(number) = number {
+                    self.claim_address(number);
+                }
             }
         }
     }

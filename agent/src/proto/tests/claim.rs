@@ -25,6 +25,8 @@ fn claim(address: Ipv6Addr) -> AddressClaim {
         address: address.octets().into(),
         mac: MAC.into(),
         quarantine_s: 20,
+        translate: vec![],
+        translate_s: 0,
     }
 }
 

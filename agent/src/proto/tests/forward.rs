@@ -144,6 +144,8 @@ fn claim_goes_to_the_destination_before_the_copy_begins_and_delays_nothing() {
     };
     assert_eq!((*body.address, *body.mac), (new().octets(), MAC));
     assert_eq!(body.quarantine_s, 30);
+    assert_eq!(body.translate, [old().octets().into()]);
+    assert_eq!(body.translate_s, 30);
     for command in [
         Output::Address(AddressCommand::Watch { address: old() }),
         Output::Address(AddressCommand::Probe { address: old() }),
@@ -422,6 +424,8 @@ fn vm_that_comes_back_to_an_address_that_it_has_left_is_sent_nothing_on() {
         address: old().octets().into(),
         mac: MAC.into(),
         quarantine_s: 60,
+        translate: vec![],
+        translate_s: 0,
     };
     bench.frame(32, claim);
     assert_eq!(removed(&bench.outputs()), [old()]);

@@ -4,7 +4,9 @@ use std::net::Ipv6Addr;
 use std::time::Duration;
 
 use common::event::Change;
-use common::maps::{Forward, ForwardKey, Listener, ManagedKey, StreamKey, StreamUsage};
+use common::maps::{
+    Forward, ForwardKey, Listener, ManagedKey, StreamKey, StreamUsage, Translation, TranslationKey,
+};
 use common::signal::{CutBasis, NicCut};
 
 use super::pair::*;
@@ -132,6 +134,7 @@ impl Pair {
             Output::Gate(command) => self.gate(host, command),
             Output::Address(command) => self.address(host, command),
             Output::Forward(command) => self.forward(host, command),
+            Output::Translate(command) => self.translate(host, command),
             Output::AbortMigration { .. } => self.fail_migration(),
             Output::Reply { reply, .. } => {
                 self.replies.push(reply);
@@ -209,6 +212,55 @@ impl Pair {
             ForwardCommand::Resolve { .. }
             | ForwardCommand::Release { .. }
             | ForwardCommand::Read => {}
+        }
+    }
+
+    fn translate(&mut self, host: usize, command: TranslateCommand) {
+        let kernel = &mut self.hosts[host].kernel;
+        match command {
+            TranslateCommand::Set {
+                ifindex,
+                address,
+                to,
+                until,
+                uuid,
+            } => {
+                assert!(
+                    kernel.ports.contains_key(&ifindex),
+                    "no TAP to translate at"
+                );
+                let key = TranslationKey {
+                    address: address.octets(),
+                    ifindex,
+                    vlan: 0,
+                    pad: 0,
+                };
+                let value = Translation {
+                    until_ns: until.0,
+                    packets: 5,
+                    source: to.octets(),
+                    domain_uuid: uuid.0,
+                    ..Translation::default()
+                };
+                kernel.translations.insert(key, value);
+            }
+            TranslateCommand::Remove { ifindex, address } => {
+                let of = |key: &TranslationKey, _: &mut Translation| {
+                    (key.ifindex, key.address) == (ifindex, address.octets())
+                };
+                let removed: Vec<_> = kernel.translations.extract_if(.., of).collect();
+                for (_, value) in removed {
+                    let event = AddressEvent::Translated {
+                        ifindex,
+                        address,
+                        packets: value.packets,
+                        bytes: 0,
+                        dropped: 0,
+                    };
+                    self.after(ms(0), Event::Address { host, event });
+                }
+            }
+            TranslateCommand::Read => {}
         }
     }
 

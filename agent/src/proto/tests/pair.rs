@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use common::maps::{
     Forward, ForwardKey, Listener, ListenerKey, ManagedKey, Origin, Querier, QuerierKey,
+    Translation, TranslationKey,
 };
 use common::signal::PORT;
 
@@ -16,6 +17,8 @@ pub(in crate::proto) const UUID: DomainUuid = DomainUuid([7; 16]);
 pub(in crate::proto) const MAC: Mac = [0x52, 0x54, 0, 0, 0, 1];
 pub(super) const TRANSACTION: u64 = 4711;
 /// Another node of a link.
+/// Of the NIC that has no address before the move.
+pub(in crate::proto) const IDLE_MAC: Mac = [0x52, 0x54, 0, 0, 0, 2];
 pub(in crate::proto) const OTHER_MAC: Mac = [2, 0, 0, 0, 0, 9];
 /// The VM's addresses at the two hosts.
 pub(in crate::proto) const MOAS: [Ipv6Addr; 2] = [
@@ -144,6 +147,7 @@ pub(super) struct Kernel {
     pub(super) gates: BTreeMap<u32, SimGate>,
     pub(super) watched: BTreeSet<Ipv6Addr>,
     pub(super) forwards: BTreeMap<ForwardKey, Forward>,
+    pub(super) translations: BTreeMap<TranslationKey, Translation>,
 }
 
 /// What the gate of a TAP does.
@@ -216,16 +220,24 @@ pub(in crate::proto) fn config(host: usize) -> AgentConfig {
     }
 }
 
+/// The TAP of a domain's other NIC.
+pub(super) fn idle(target_dev: &str) -> String {
+    format!("{target_dev}i")
+}
+
 pub(super) fn domain(running: bool, target_dev: &str) -> Domain {
     Domain {
         uuid: UUID,
         name: "viewer".to_owned(),
         running,
-        interfaces: vec![DomainInterface {
-            target_dev: target_dev.to_owned(),
-            mac: MAC,
-            vhost: false,
-        }],
+        interfaces: [(target_dev.to_owned(), MAC), (idle(target_dev), IDLE_MAC)]
+            .into_iter()
+            .map(|(target_dev, mac)| DomainInterface {
+                target_dev,
+                mac,
+                vhost: false,
+            })
+            .collect(),
     }
 }
 
@@ -441,7 +453,9 @@ impl Pair {
                     AddressEvent::Heard { address, .. } | AddressEvent::Spoke { address } => {
                         self.hosts[host].kernel.watched.contains(&address)
                     }
-                    AddressEvent::Own { .. } | AddressEvent::Forwarded { .. } => true,
+                    AddressEvent::Own { .. }
+                    | AddressEvent::Forwarded { .. }
+                    | AddressEvent::Translated { .. } => true,
                 };
                 if heard {
                     self.input(host, |agent, now| agent.handle_address(now, event));

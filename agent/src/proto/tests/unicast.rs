@@ -1,5 +1,7 @@
 //! Tests of addresses over whole moves.
 
+use std::net::Ipv6Addr;
+
 use super::migration::LONG;
 use super::pair::{MOAS, OTHER_MAC, Pair, Setup, VmState, ms};
 use crate::proto::{ClaimOutcome, MigrationRecord, Outcome};
@@ -28,6 +30,24 @@ fn vm_gets_its_address_and_what_comes_for_the_old_one_is_sent_on() {
     let unicast = destination.unicast.unwrap();
     assert_eq!(unicast.claim, ClaimOutcome::Spoken);
     assert_eq!(unicast.forwards, []);
+    let [translation] = unicast.translations.as_slice() else {
+        panic!("not one address: {unicast:?}");
+    };
+    assert_eq!((translation.address, translation.packets), (MOAS[0], 5));
+}
+
+#[test]
+fn what_the_vm_still_sends_from_the_old_address_is_translated_before_it_runs() {
+    let mut pair = Pair::new(Setup::default());
+    pair.run(LONG, |pair| !pair.hosts[1].kernel.translations.is_empty());
+    assert_eq!(pair.vm_host, 0, "translated only after the switch");
+    let translations = &pair.hosts[1].kernel.translations;
+    let (key, value) = translations.first_key_value().unwrap();
+    assert_eq!(translations.len(), 1);
+    assert_eq!(Ipv6Addr::from(key.address), MOAS[0]);
+    assert_eq!(Ipv6Addr::from(value.source), MOAS[1]);
+    let port = &pair.hosts[1].kernel.ports[&key.ifindex];
+    assert_eq!(port.mac[5], 1, "at the NIC of the new address");
 }
 
 #[test]

@@ -47,6 +47,10 @@ impl Pair {
         self.input(host, |agent, now| {
             agent.handle_forwards(now, forwards.into_iter().collect());
         });
+        let translations = self.hosts[host].kernel.translations.clone();
+        self.input(host, |agent, now| {
+            agent.handle_translations(now, translations.into_iter().collect());
+        });
         self.input(host, |agent, now| agent.handle_datapath(now, snapshot));
         self.input(host, Agent::handle_adopted);
         for port in ports {
@@ -58,19 +62,23 @@ impl Pair {
 
     pub(super) fn add_domain(&mut self, host: usize, running: bool) {
         let ifindex = self.hosts[host].next_ifindex;
-        self.hosts[host].next_ifindex += 1;
-        let port = Port {
-            ifindex,
-            name: format!("vnet{ifindex}"),
-            mac: [0xfe, 0x54, 0, 0, 0, 1],
-        };
-        let domain = domain(running, &port.name);
+        self.hosts[host].next_ifindex += 2;
+        let name = format!("vnet{ifindex}");
+        let domain = domain(running, &name);
         let kernel = &mut self.hosts[host].kernel;
-        kernel.ports.insert(ifindex, port.clone());
         kernel.domains.insert(UUID, domain.clone());
-        self.input(host, |agent, now| {
-            agent.handle_port(now, PortEvent::Added(port));
-        });
+        for (ifindex, name, last) in [(ifindex, name.clone(), 1), (ifindex + 1, idle(&name), 2)] {
+            let port = Port {
+                ifindex,
+                name,
+                mac: [0xfe, 0x54, 0, 0, 0, last],
+            };
+            let kernel = &mut self.hosts[host].kernel;
+            kernel.ports.insert(ifindex, port.clone());
+            self.input(host, |agent, now| {
+                agent.handle_port(now, PortEvent::Added(port));
+            });
+        }
         self.hypervisor(host, HypervisorEvent::Domain(domain));
     }
 
@@ -210,7 +218,7 @@ impl Pair {
             }),
             VmState::Waiting => MigrationReady {
                 address: Some(MOAS[1].octets().into()),
-                mac: Some(MAC.into()),
+                mac: Some(IDLE_MAC.into()),
                 forward: vec![MOAS[0].octets().into()],
                 forward_s: 10,
             }
@@ -295,6 +303,11 @@ impl Pair {
                 kernel.forwards.is_empty(),
                 "{context}: forwards left on host {number}: {:?}",
                 kernel.forwards
+            );
+            assert!(
+                kernel.translations.is_empty(),
+                "{context}: translations left on host {number}: {:?}",
+                kernel.translations
             );
             let agent = host.agent.as_ref().unwrap();
             assert_eq!(agent.receptions().count(), 0, "{context}: receptions");
