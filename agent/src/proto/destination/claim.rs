@@ -12,7 +12,9 @@
 //! The address is asked for while memory is copied (RFC 4862 §5.4, one probe). From then on, or from
 //! the switch on if that comes first, Solicitations for it are answered with the MAC of the VM's NIC
 //! (RFC 4861 §7.2.8): routers pass packets on at once, which wait in the TAP until the VM reads them.
-//! As long as the probe may still be answered an Advertisement overrides nothing (RFC 4429 §3.3).
+//! As long as the probe may still be answered an Advertisement overrides nothing (RFC 4429 §3.3). Who
+//! asks too early is answered as soon as that may be: he would ask again only after a second, and the
+//! first packet that is sent on makes a router ask just before the switch is known here.
 
 use std::net::Ipv6Addr;
 use std::time::Duration;
@@ -26,6 +28,9 @@ use crate::proto::refusal::{Refusal, bounded};
 use crate::proto::timer::Timer;
 use crate::proto::unicast::{Allowance, Holder, Said};
 use crate::proto::{AddressCommand, DomainUuid, Mac, mac_text};
+
+/// Neighbours that are remembered to have asked.
+const MAX_ASKED: usize = 8;
 
 /// A claimed address.
 #[derive(Debug)]
@@ -44,6 +49,8 @@ pub(super) struct Claim {
     port: Option<u32>,
     disputed: bool,
     answers: Allowance,
+    /// Who has asked before he could be answered.
+    asked: Vec<(Ipv6Addr, Mac)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,6 +141,7 @@ impl Agent {
             port: None,
             disputed: false,
             answers: Allowance::default(),
+            asked: Vec::new(),
         });
         info!(domain = %incoming.domain, number, %address, mac = mac_text(&mac), "Address is claimed");
         self.records
@@ -235,6 +243,7 @@ impl Agent {
                 self.records
                     .update(number, |record| record.claim(address, ClaimOutcome::Unique));
                 self.tell_claim(number, ClaimState::Unique, String::new());
+                self.answer_asked(number);
                 if let Some(arrived) = arrived {
                     let due = (arrived + deadline).max(now);
                     self.timers.set(Timer::Claim(number), due);
@@ -259,6 +268,7 @@ impl Agent {
 
     /// The VM runs here: it has so long to speak from its address.
     pub(super) fn claim_arrived(&mut self, number: u64) {
+        self.answer_asked(number);
         let unique = self
             .incoming
             .get(&number)
@@ -267,6 +277,27 @@ impl Agent {
         if unique {
             let due = self.now + self.config.unicast.defence;
             self.timers.set(Timer::Claim(number), due);
+        }
+    }
+
+    /// The address is defended from now on: who has asked already is answered.
+    pub(super) fn answer_asked(&mut self, number: u64) {
+        let claim = self
+            .incoming
+            .get_mut(&number)
+            .and_then(|incoming| incoming.claim.as_mut());
+        let Some(claim) = claim.filter(|claim| !claim.is_over()) else {
+            return;
+        };
+        let (address, owner) = (claim.address, Some(claim.mac));
+        let overrides = claim.state == State::Unique;
+        for asker in std::mem::take(&mut claim.asked) {
+            self.address(AddressCommand::Advertise {
+                address,
+                owner,
+                overrides,
+                to: Some(asker),
+            });
         }
     }
 
@@ -315,7 +346,11 @@ impl Agent {
                     });
                 }
             }
-            Said::Asks(_) => {}
+            Said::Asks(from) => {
+                if claim.asked.len() < MAX_ASKED && !claim.asked.contains(&(from, by)) {
+                    claim.asked.push((from, by));
+                }
+            }
             Said::Has | Said::Wants if !switched => {
                 let transaction = claim.transaction;
                 let mac = mac_text(&by);

@@ -48,7 +48,10 @@ impl Agent {
         }
         incoming.progress = Some(progress);
         match phase {
-            Phase::Switching => self.ports_changed(),
+            Phase::Switching => {
+                self.answer_asked(number);
+                self.ports_changed();
+            }
             Phase::Completed => {
                 self.arrived(uuid, self.now);
                 self.note_arrival(number);

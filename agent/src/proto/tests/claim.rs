@@ -164,6 +164,32 @@ fn vm_that_has_switched_before_the_probe_is_over_is_answered_for_without_overrid
 }
 
 #[test]
+fn who_asks_too_early_is_answered_as_soon_as_that_may_be() {
+    let to = Some((asker(), OTHER_MAC));
+    let (mut bench, _) = claimed();
+    for _ in 0..3 {
+        assert_eq!(heard(&mut bench, Said::Asks(asker()), OTHER_MAC), []);
+    }
+    let progress = MigrationProgress {
+        phase: Phase::Switching,
+        processed_bytes: 0,
+        total_bytes: 0,
+        elapsed_ms: 0,
+        vm_pause_ms: None,
+        clock_ns: None,
+    };
+    bench.frame(MIGRATION, progress.clone());
+    assert_eq!(commands(&bench.outputs()), [answer(MAC, false, to)]);
+    bench.frame(MIGRATION, progress);
+    assert_eq!(commands(&bench.outputs()), []);
+
+    let (mut bench, _) = claimed();
+    heard(&mut bench, Said::Asks(asker()), OTHER_MAC);
+    bench.pass(S);
+    assert_eq!(commands(&bench.outputs()), [answer(MAC, true, to)]);
+}
+
+#[test]
 fn owner_or_another_node_that_wants_it_too_makes_the_claim_refused() {
     for (said, unique_first) in [(Said::Has, false), (Said::Wants, false), (Said::Has, true)] {
         let mut bench = if unique_first { unique() } else { claimed().0 };
