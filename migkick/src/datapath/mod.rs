@@ -58,16 +58,6 @@ pub fn is_own_device(name: &str) -> bool {
     matches!(name, device::NAME | device::OTHER_END)
 }
 
-/// Lets this thread run whenever it can: what applications send before the switch to another NIC is
-/// lost, and after a move they all have much to do.
-///
-/// # Errors
-///
-/// What the kernel says, for instance that this takes a right.
-pub fn run_first() -> io::Result<()> {
-    sys::run_first()
-}
-
 /// Why the data path does not work.
 #[derive(Debug, thiserror::Error)]
 pub enum DatapathError {

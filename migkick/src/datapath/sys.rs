@@ -85,14 +85,3 @@ unsafe fn bpf<T>(command: libc::c_int, attr: &T) -> io::Result<libc::c_long> {
         Err(io::Error::last_os_error())
     }
 }
-
-/// Lets this thread run whenever it can (`SCHED_FIFO`).
-pub(super) fn run_first() -> io::Result<()> {
-    let parameters = libc::sched_param { sched_priority: 2 };
-    // SAFETY: the structure lives through the call, and 0 is the calling thread.
-    let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameters) };
-    match result {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
-}

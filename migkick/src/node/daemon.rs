@@ -66,9 +66,6 @@ pub(super) fn run(config: Config, socket: &Path, detach: bool) -> anyhow::Result
             socket.display()
         )
     })?;
-    if let Err(error) = migkick::datapath::run_first() {
-        eprintln!("Applications may delay the switch of a move: no real-time priority: {error}");
-    }
     let mut daemon = Daemon::start(config)?;
     while daemon.stop.is_none() {
         daemon.turn(&mut server)?;
