@@ -66,7 +66,20 @@ pub fn receive_own_joins_only(socket: impl AsFd) -> io::Result<()> {
 ///
 /// The kernel's: `EPERM` without the right to do so.
 pub fn run_first() -> io::Result<()> {
-    let parameters = libc::sched_param { sched_priority: 1 };
+    run_at(1)
+}
+
+/// The same, before those that [`run_first`].
+///
+/// # Errors
+///
+/// As there.
+pub fn run_before_all() -> io::Result<()> {
+    run_at(2)
+}
+
+fn run_at(sched_priority: c_int) -> io::Result<()> {
+    let parameters = libc::sched_param { sched_priority };
     // SAFETY: the structure lives through the call, and 0 is the calling thread.
     let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameters) };
     if result == 0 {
