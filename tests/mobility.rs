@@ -32,10 +32,11 @@ fn streams() -> Streams {
     StreamConfig::probe(RATE_MBPS).into()
 }
 
-/// No session broke. How long they stood still is measured by `cargo xtask bench handover`.
+/// No session broke or stood still for long, and at most one ping was lost.
 fn assert_kept(row: &RunRow) {
     eprintln!("{row:?}");
-    assert_eq!(row.tcp_resets, Some(0), "{row:?}");
+    assert!(row.ping_lost.is_some(), "{row:?}");
+    assert!(row.keeps_sessions(), "{row:?}");
 }
 
 /// No packet was lost, doubled or reordered.
@@ -51,12 +52,12 @@ fn sessions_survive_moves_to_and_fro() {
     }
     let mut testbed = testbed("mobile");
     let mut shuttle = Shuttle::begin(&mut testbed, streams()).unwrap();
-    for _ in 0..4 {
+    for _ in 0..10 {
         shuttle.go(Mover::Migkick).unwrap();
     }
     assert_eq!(shuttle.sessions().unwrap().broken(), [""; 0]);
     let status = shuttle.testbed().guest_node().unwrap().status().unwrap();
-    assert_eq!(status["counters"]["moves"], 4, "{status}");
+    assert_eq!(status["counters"]["moves"], 10, "{status}");
     assert_eq!(status["interface"], "eth0", "{status}");
     for row in shuttle.finish().unwrap().rows {
         assert_kept(&row);
