@@ -203,6 +203,45 @@ fn nothing_is_lost_when_the_nic_is_switched_under_traffic() {
 }
 
 #[test]
+fn packets_go_another_way_when_routes_change() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new(Moas::Neutral);
+    // A router of its own on the same link, but for where it is.
+    net.router
+        .ip("link add other link to-a type macvlan mode bridge");
+    net.router.ip("link set other up");
+    net.router.ip("addr add 2001:db8:a::fe/64 dev other nodad");
+    let came = || {
+        let text = net.router.run(|| {
+            let path = "/proc/thread-self/net/dev";
+            std::fs::read_to_string(path).unwrap()
+        });
+        let line = text.lines().find_map(|it| it.trim().strip_prefix("other:"));
+        let packets = line.unwrap().split_whitespace().nth(1).unwrap();
+        packets.parse::<u64>().unwrap()
+    };
+    let mut number = 0;
+    let mut echoes = |count| {
+        for _ in 0..count {
+            number += 1;
+            assert_eq!(echo(&net.a.namespace, HOA_B, number), HOA_B);
+        }
+    };
+    echoes(10);
+    net.a
+        .namespace
+        .ip("-6 route replace default via 2001:db8:a::fe dev eth0");
+    net.a.with(|datapath| datapath.follow_routes().unwrap());
+    wait_for("the other router", || {
+        let before = came();
+        echoes(10);
+        (came() >= before + 10).then_some(())
+    });
+}
+
+#[test]
 fn first_packets_wait_for_the_peer() {
     if !privileged() {
         return;

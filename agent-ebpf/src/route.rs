@@ -6,7 +6,7 @@ use core::ffi::c_void;
 
 use aya_ebpf::bindings::{
     BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH,
-    BPF_FIB_LKUP_RET_SUCCESS,
+    BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_DIRECT, BPF_FIB_LOOKUP_TBID,
 };
 use aya_ebpf::helpers::bpf_fib_lookup;
 use common::maps::Address;
@@ -37,7 +37,8 @@ pub struct Route {
     pub source: Address,
     /// In: its destination address. Out: the next hop.
     pub destination: Address,
-    vlan: u32,
+    /// In: the table, where one is given. Out: the VLAN.
+    vlan_or_table: u32,
     /// Out: of the interface.
     pub source_mac: [u8; 6],
     /// Out: of the next hop.
@@ -80,7 +81,7 @@ impl Route {
             flow: 0,
             source,
             destination,
-            vlan: 0,
+            vlan_or_table: 0,
             source_mac: [0; 6],
             destination_mac: [0; 6],
         }
@@ -89,13 +90,25 @@ impl Route {
     /// Looks it up; `context` is that of the program.
     #[inline(always)]
     pub fn look_up(&mut self, context: *mut c_void) -> Result<(), NoRoute> {
+        self.ask(context, 0)
+    }
+
+    /// Looks it up in one table (kernel 6.5).
+    #[inline(always)]
+    pub fn look_up_in(&mut self, context: *mut c_void, table: u32) -> Result<(), NoRoute> {
+        self.vlan_or_table = table;
+        self.ask(context, BPF_FIB_LOOKUP_DIRECT | BPF_FIB_LOOKUP_TBID)
+    }
+
+    #[inline(always)]
+    fn ask(&mut self, context: *mut c_void, flags: u32) -> Result<(), NoRoute> {
         // SAFETY: the context, and a structure of the kernel's form and size.
         let found = unsafe {
             bpf_fib_lookup(
                 context,
                 (&raw mut *self).cast(),
                 size_of::<Self>() as i32,
-                0,
+                flags,
             )
         };
         if found == i64::from(BPF_FIB_LKUP_RET_SUCCESS) {

@@ -8,7 +8,7 @@
 //!
 //! # Minimum kernel version
 //!
-//! 5.11, for `bpf_ktime_get_coarse_ns`.
+//! 6.5, for look-ups of routes in one table.
 
 // For any other target it is a program that does nothing, so that lints can read it.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]

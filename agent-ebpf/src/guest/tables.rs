@@ -9,7 +9,7 @@ use agent_ebpf::instruction;
 use agent_ebpf::route::Route;
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use common::maps::Address;
-use common::mat::maps::{NEXT_HOP_LIFETIME_NS, Node, Peer};
+use common::mat::maps::{FIRST_TABLE, NEXT_HOP_LIFETIME_NS, Node, Peer};
 use common::mat::translate::{Tables, Translated, Words, address, words};
 use common::packet::PacketRead as _;
 
@@ -54,7 +54,7 @@ impl Maps {
         (of == ifindex).then(|| unsafe { (*peer).next_hop })
     }
 
-    /// Asks the routes for the next hop, for the packets that come. It is none where the kernel knows
+    /// Asks the routes of the NIC for the next hop, for the packets that come. It is none where the kernel knows
     /// no link address for it yet.
     #[inline(always)]
     fn look_up(&self, frame: &Frame, peer: *mut Peer, ifindex: u32) {
@@ -64,7 +64,9 @@ impl Maps {
         // SAFETY: the pointer is to a live map value.
         let moa = unsafe { (*peer).moa };
         let mut route = Route::new(node.mat0_ifindex, 0, 0, address(node.moa), address(moa));
-        let found = route.look_up(frame.skb().as_ptr().cast()).is_ok() && route.ifindex == ifindex;
+        let context = frame.skb().as_ptr().cast();
+        let found = route.look_up_in(context, FIRST_TABLE + ifindex).is_ok();
+        let found = found && route.ifindex == ifindex;
         // SAFETY: as above. In between no CPU may take one half for the whole.
         unsafe {
             (&raw mut (*peer).next_hop_ifindex).write_volatile(0);

@@ -79,6 +79,9 @@ pub struct Peer {
     pub next_hop_until_ns: u64,
 }
 
+/// Routing table with the routes of the NIC with index 0; those of the others follow.
+pub const FIRST_TABLE: u32 = 74_000;
+
 /// How long a next hop is taken for granted, nanoseconds: a look-up for each packet would cost more
 /// than its translation.
 pub const NEXT_HOP_LIFETIME_NS: u64 = 100_000_000;

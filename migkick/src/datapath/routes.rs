@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::Ipv6Addr;
 
+use common::mat::maps::FIRST_TABLE;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteNextHop,
@@ -20,8 +21,6 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use crate::interface::Interface;
 use crate::netlink::Netlink;
 
-/// Table of the NIC with index 0.
-const FIRST_TABLE: u32 = 74_000;
 /// Before the main table, which has 32766.
 const PRIORITY: u32 = 7400;
 const PROTOCOL: RouteProtocol = RouteProtocol::Other(74);
