@@ -29,15 +29,20 @@
 //! them it is found out whether a MoA is good.
 
 mod bytes;
+mod checksum;
+mod multicast;
 
 use super::counter::Counter;
 use super::maps::Node;
-use super::{IMS_PORT, NODE_PORT, neutral};
+use super::{IMS_PORT, NODE_PORT};
 use crate::maps::Address;
-use crate::packet::{PacketRead, Truncated};
-use crate::wire::{ethernet, ipv6, udp};
+use crate::packet::PacketRead;
+use crate::wire::{ethernet, udp};
 
 pub use bytes::Bytes;
+
+use checksum::change_checksum;
+use multicast::{multicast_in, multicast_out};
 
 /// Where the outer addresses stand, bytes from the first of the frame.
 pub const ADDRESSES: usize = 22;
@@ -52,21 +57,10 @@ pub const QUOTED_PAYLOAD: usize = 102;
 /// Most extension headers that are passed in search of a checksum.
 pub const MAX_HEADERS: usize = 4;
 
-const TCP: u8 = 6;
-const DCCP: u8 = 33;
 const ICMPV6: u8 = 58;
-const UDP_LITE: u8 = 136;
 /// First type of ICMPv6 that is no error, which is Echo Request.
 const ECHO_REQUEST: u8 = 128;
 const ECHO_REPLY: u8 = 129;
-const MLD_QUERY: u8 = 130;
-const MLD_REPORT_V1: u8 = 131;
-const MLD_DONE: u8 = 132;
-const MLD_REPORT_V2: u8 = 143;
-/// Where MLD stands behind its Hop-by-Hop Options of 8 bytes, and its checksum.
-const MLD: usize = 62;
-const MLD_CHECKSUM: usize = 64;
-
 /// An address as two words of memory.
 pub type Words = [u64; 2];
 
@@ -306,34 +300,6 @@ fn quoted_out<P: Packet>(
     packet.set_quoted_addresses(source, destination)
 }
 
-/// A multicast packet of `mat0`: MLD goes out as if the multicast NIC had sent it (RFC 9777 §5.2.13:
-/// from a link-local address of the link).
-#[inline(always)]
-fn multicast_out<P: Packet>(packet: &mut P, head: &Head, node: &Node) -> Decision {
-    if !matches!(
-        mld_type(packet, head),
-        MLD_REPORT_V1 | MLD_DONE | MLD_REPORT_V2
-    ) {
-        return Decision::drop(Counter::OutNotCarried);
-    }
-    if node.multicast_ifindex == 0 || node.multicast_source == [0; 2] {
-        return Decision::drop(Counter::OutMldNoSource);
-    }
-    let difference = neutral::difference(address(head.source), address(node.multicast_source));
-    let written = packet.set_addresses(node.multicast_source, head.destination)
-        && packet.set_source_mac(node.multicast_mac)
-        && packet.update_checksum(MLD_CHECKSUM, difference, false);
-    if written {
-        Decision::new(
-            Action::Redirect,
-            node.multicast_ifindex,
-            Some(Counter::OutMld),
-        )
-    } else {
-        Decision::drop(Counter::OutRefusedByKernel)
-    }
-}
-
 /// Translates a packet that comes in by the NIC with that index.
 #[inline(always)]
 pub fn inbound<P: Packet, T: Tables>(packet: &mut P, tables: &T, ifindex: u32) -> Decision {
@@ -437,20 +403,6 @@ fn own_difference<T: Tables>(tables: &T, node: &Node, moa: &Words) -> Option<u32
     tables.own_moa(moa)
 }
 
-#[inline(always)]
-fn multicast_in<P: Packet>(packet: &P, head: &Head, node: &Node, ifindex: u32) -> Decision {
-    // The other NIC may be on a link with the same streams.
-    if ifindex != node.multicast_ifindex {
-        return Decision::PASS;
-    }
-    let routable = ipv6::is_routable_multicast(&address(head.destination));
-    if routable || mld_type(packet, head) == MLD_QUERY {
-        Decision::new(Action::Copy, node.mat0_ifindex, None)
-    } else {
-        Decision::PASS
-    }
-}
-
 /// A packet that is not MAT's. It must not pretend to be: what `mat0` gets is from peers.
 #[inline(always)]
 fn plain(head: &Head, node: &Node) -> Decision {
@@ -459,21 +411,6 @@ fn plain(head: &Head, node: &Node) -> Decision {
     } else {
         Decision::PASS
     }
-}
-
-/// Type of an MLD message, behind Hop-by-Hop Options of 8 bytes, which Router Alert fills (RFC 2711);
-/// 0 for anything else.
-#[inline(always)]
-fn mld_type<P: Packet>(packet: &P, head: &Head) -> u8 {
-    if head.next_header() != ipv6::HOP_BY_HOP {
-        return 0;
-    }
-    if let Some([ICMPV6, 0, ..]) = packet.payload()
-        && let Ok([kind]) = packet.read::<1>(MLD)
-    {
-        return kind;
-    }
-    0
 }
 
 /// Type of an ICMPv6 message; one that nobody uses where there is none.
@@ -505,58 +442,6 @@ fn is_home(address: Words, node: &Node) -> bool {
     let [first, second] = address;
     let ([mask_first, mask_second], [home_first, home_second]) = (node.home_mask, node.home);
     first & mask_first == home_first && second & mask_second == home_second
-}
-
-/// Changes the checksum that covers the addresses. `false` when it cannot be found.
-#[inline(always)]
-fn change_checksum<P: Packet>(packet: &mut P, next_header: u8, difference: u32) -> bool {
-    packet.update_finished_checksum(next_header, difference)
-        || find_and_change_checksum(packet, next_header, difference)
-}
-
-#[inline(never)]
-fn find_and_change_checksum<P: Packet>(packet: &mut P, next_header: u8, difference: u32) -> bool {
-    match checksum_offset(packet, next_header) {
-        Ok(Some((offset, may_be_none))) => packet.update_checksum(offset, difference, may_be_none),
-        Ok(None) => true,
-        Err(Truncated) => false,
-    }
-}
-
-/// Where the checksum stands, and whether it may be 0 for none; `None` where no checksum covers the
-/// addresses.
-#[inline(always)]
-fn checksum_offset<P: PacketRead>(
-    packet: &P,
-    next_header: u8,
-) -> Result<Option<(usize, bool)>, Truncated> {
-    let mut next_header = next_header;
-    let mut at = PAYLOAD;
-    for _ in 0..=MAX_HEADERS {
-        match next_header {
-            TCP => return Ok(Some((at + 16, false))),
-            udp::NEXT_HEADER | UDP_LITE => return Ok(Some((at + 6, true))),
-            DCCP => return Ok(Some((at + 6, false))),
-            ICMPV6 => return Ok(Some((at + 2, false))),
-            ipv6::HOP_BY_HOP | ipv6::DESTINATION_OPTIONS => {
-                let [next, length] = packet.read(at)?;
-                next_header = next;
-                at += (usize::from(length) + 1) * 8;
-            }
-            ipv6::FRAGMENT => {
-                let [next, _, high, low] = packet.read(at)?;
-                if u16::from_be_bytes([high, low]) >> 3 != 0 {
-                    return Ok(None);
-                }
-                next_header = next;
-                at += 8;
-            }
-            // The checksum covers the last address of the route instead (RFC 8200 §8.1).
-            ipv6::ROUTING => return Err(Truncated),
-            _ => return Ok(None),
-        }
-    }
-    Err(Truncated)
 }
 
 #[cfg(test)]

@@ -34,11 +34,15 @@
 //! | `record` | the form in which it is stored |
 //! | `update` | what becomes of an update |
 //! | `address` | which addresses can be MoAs, and who has them |
+//! | `enroll` | which generation a node gets |
+//! | `io` | what goes in, and comes out |
 //! | `limit` | allowances of sources |
 //! | `counter` | the named reasons behind every count |
 
 mod address;
 mod counter;
+mod enroll;
+mod io;
 mod limit;
 mod node;
 mod record;
@@ -47,7 +51,7 @@ mod tests;
 mod update;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::net::{Ipv6Addr, SocketAddrV6};
+use std::net::Ipv6Addr;
 use std::time::Duration;
 
 use common::mat::key::Secret;
@@ -56,9 +60,10 @@ use common::mat::seal::{Keying, NONCE_BYTES, Sealed, seal};
 use tracing::{info, warn};
 
 use super::Timestamp;
-use crate::config::Prefix;
 
 pub use counter::Counters;
+pub use enroll::{EnrollError, next_generation};
+pub use io::{Config, Enrolled, Now, Path, Reply, Write};
 pub use record::{FreedMoa, Record, RecordError};
 
 use address::Holders;
@@ -79,76 +84,6 @@ const REPEATS_PER_SECOND: u32 = 1000;
 const CLOCK_JUMP_MS: u64 = 1000;
 /// Least time between two warnings of a kind that others can cause.
 const WARNING_INTERVAL: Duration = Duration::from_secs(10);
-
-/// How a server is to be.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Config {
-    /// Where all HoAs are.
-    pub home: Prefix,
-    /// How far the time of an update may be from the server's.
-    pub time_window: Duration,
-    /// Shortest life of a mapping.
-    pub min_lifetime: Duration,
-    /// Longest.
-    pub max_lifetime: Duration,
-    /// Longest use of an answer.
-    pub lookup_lifetime: Duration,
-    /// Use of the answer that there is no mapping.
-    pub negative_lifetime: Duration,
-    /// Requests of one source address a second.
-    pub requests_per_second: u32,
-    /// And at once.
-    pub burst: u32,
-    /// Source addresses that are told apart.
-    pub sources: usize,
-}
-
-/// The time of an input, on both clocks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Now {
-    /// What everything is measured with.
-    pub monotonic: Timestamp,
-    /// Milliseconds since 1970: for times of nodes, and for what is stored.
-    pub wall_ms: u64,
-}
-
-/// Where a datagram came from, and to, which is where its answer goes and comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Path {
-    /// The other side.
-    pub remote: SocketAddrV6,
-    /// The address here.
-    pub local: Ipv6Addr,
-    /// Where it came in.
-    pub ifindex: u32,
-}
-
-/// A datagram to send.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Reply {
-    /// Where to, and from.
-    pub path: Path,
-    /// The sealed message.
-    pub bytes: Vec<u8>,
-}
-
-/// What is to be stored for a HoA, in place of what is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Write {
-    /// The HoA.
-    pub hoa: Hoa,
-    /// Its record.
-    pub record: Record,
-}
-
-/// An answer to an operator who has enrolled a node.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Enrolled {
-    /// The number that the caller gave.
-    pub request: u64,
-    /// The generation in force; none if it could not be stored.
-    pub generation: Option<u32>,
-}
 
 /// The mapping server.
 pub struct Ims {
@@ -530,69 +465,6 @@ impl Ims {
                 "The clock of this host was set; mappings keep their lifetimes, and nodes whose clocks differ are told the time"
             );
         }
-    }
-}
-
-/// Why a node cannot be enrolled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum EnrollError {
-    /// Not in the home prefix.
-    #[error("{hoa} cannot be a HoA: it is not in the home prefix {home}")]
-    Foreign {
-        /// What was named.
-        hoa: Ipv6Addr,
-        /// The home prefix.
-        home: Prefix,
-    },
-    /// The first address of the home prefix.
-    #[error("{hoa} cannot be a HoA: routers take it for their own (RFC 4291 §2.6.1)")]
-    Anycast {
-        /// What was named.
-        hoa: Ipv6Addr,
-    },
-    /// A newer generation is known.
-    #[error("Generation {generation} of {hoa} was replaced; the server knows {known}")]
-    Replaced {
-        /// The HoA.
-        hoa: Ipv6Addr,
-        /// What was asked for.
-        generation: u32,
-        /// What is known.
-        known: u32,
-    },
-    /// There is none.
-    #[error("{hoa} has had all its generations")]
-    Exhausted {
-        /// The HoA.
-        hoa: Ipv6Addr,
-    },
-}
-
-/// The generation that a node is enrolled with: the one that is asked for, or else the next.
-///
-/// # Errors
-///
-/// [`EnrollError`].
-pub fn next_generation(
-    home: Prefix,
-    hoa: Ipv6Addr,
-    known: u32,
-    asked: Option<u32>,
-) -> Result<u32, EnrollError> {
-    if !home.contains(hoa) {
-        return Err(EnrollError::Foreign { hoa, home });
-    }
-    if hoa == home.address {
-        return Err(EnrollError::Anycast { hoa });
-    }
-    match asked {
-        Some(generation) if generation < known.max(1) => Err(EnrollError::Replaced {
-            hoa,
-            generation,
-            known,
-        }),
-        Some(generation) => Ok(generation),
-        None => known.checked_add(1).ok_or(EnrollError::Exhausted { hoa }),
     }
 }
 

@@ -1,6 +1,6 @@
 use super::*;
 use crate::mat::neutral::{difference, neutral};
-use crate::wire::checksum;
+use crate::wire::{checksum, ipv6};
 use proptest::prelude::*;
 use std::vec::Vec;
 

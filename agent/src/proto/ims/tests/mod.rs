@@ -18,6 +18,7 @@ use common::mat::message::{
 use common::mat::seal::{Keying, Sealed, seal};
 
 use super::*;
+use crate::config::Prefix;
 
 const SECRET: [u8; 32] = [7; 32];
 /// Wall clock at the start, ms.
