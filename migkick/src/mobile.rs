@@ -151,15 +151,14 @@ mod tests {
     use std::os::unix::net::UnixListener;
     use std::sync::mpsc;
     use std::thread;
+    use tempfile::TempDir;
 
     const ADDRESS: &str = "2001:db8:2::7";
 
     /// A node that gives these answers, and tells what it was asked.
-    fn node(name: &str, answers: Vec<Answer>) -> (PathBuf, mpsc::Receiver<Request>) {
-        let name = format!("migkick-mobile-{name}-{}.sock", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        let _ = std::fs::remove_file(&path);
-        let listener = UnixListener::bind(&path).unwrap();
+    fn node(answers: Vec<Answer>) -> (TempDir, mpsc::Receiver<Request>) {
+        let folder = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(socket(&folder)).unwrap();
         let (sender, requests) = mpsc::channel();
         thread::spawn(move || {
             for answer in answers {
@@ -171,7 +170,11 @@ mod tests {
                 writeln!(stream, "{answer}").unwrap();
             }
         });
-        (path, requests)
+        (folder, requests)
+    }
+
+    fn socket(folder: &TempDir) -> PathBuf {
+        folder.path().join("node.sock")
     }
 
     fn prepare(socket: &Path) -> Result<Option<Mobile>, ControlError> {
@@ -217,8 +220,8 @@ mod tests {
             Answer::Done,
             Answer::Status(status),
         ];
-        let (path, requests) = node("move", answers);
-        let mut mobile = prepare(&path).unwrap().unwrap();
+        let (folder, requests) = node(answers);
+        let mut mobile = prepare(&socket(&folder)).unwrap().unwrap();
         let ready = mobile.ready().unwrap();
         assert_eq!((ready.forward.len(), ready.forward_s), (1, 30));
         for (phase, processed_bytes) in [
@@ -252,8 +255,8 @@ mod tests {
             ("No memory", false),
             ("Another node has 2001:db8:2::7", true),
         ] {
-            let (path, requests) = node("off", vec![prepared(), Answer::Done]);
-            let mut mobile = prepare(&path).unwrap().unwrap();
+            let (folder, requests) = node(vec![prepared(), Answer::Done]);
+            let mut mobile = prepare(&socket(&folder)).unwrap().unwrap();
             mobile.refused(reason);
             drop(mobile);
             assert_eq!(requests.iter().last(), Some(Request::Aborted { taken }));
@@ -262,8 +265,8 @@ mod tests {
 
     #[test]
     fn node_goes_on_waiting_where_the_end_is_not_known() {
-        let (path, requests) = node("lost", vec![prepared(), Answer::Done]);
-        let mut mobile = prepare(&path).unwrap().unwrap();
+        let (folder, requests) = node(vec![prepared(), Answer::Done]);
+        let mut mobile = prepare(&socket(&folder)).unwrap().unwrap();
         mobile.lost();
         drop(mobile);
         assert_eq!(requests.iter().last(), Some(Request::Lost));
@@ -277,8 +280,8 @@ mod tests {
                 .is_none()
         );
         let reason = "eth1 is the active NIC of the node; name the other one";
-        let (path, _requests) = node("refusal", vec![Answer::Error(reason.to_owned())]);
-        let error = prepare(&path).map(drop).expect_err("prepared");
+        let (folder, _requests) = node(vec![Answer::Error(reason.to_owned())]);
+        let error = prepare(&socket(&folder)).map(drop).expect_err("prepared");
         assert_eq!(error.to_string(), reason);
     }
 }

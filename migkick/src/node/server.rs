@@ -161,15 +161,17 @@ mod tests {
     use crate::node::control::{ControlError, ask};
     use proptest::prelude::*;
     use std::thread;
+    use tempfile::{TempDir, tempdir};
 
-    fn path(name: &str) -> PathBuf {
-        let name = format!("migkick-{name}-{}", std::process::id());
-        std::env::temp_dir().join(name).join("node.sock")
+    /// A socket in a folder that is not there yet.
+    fn path(folder: &TempDir) -> PathBuf {
+        folder.path().join("run/node.sock")
     }
 
     /// Serves until the caller has been answered.
-    fn call<T: Send + 'static>(name: &str, body: impl FnOnce(PathBuf) -> T + Send + 'static) -> T {
-        let path = path(name);
+    fn call<T: Send + 'static>(body: impl FnOnce(PathBuf) -> T + Send + 'static) -> T {
+        let folder = tempdir().unwrap();
+        let path = path(&folder);
         let mut server = Server::open(&path).unwrap();
         let caller = thread::spawn({
             let path = path.clone();
@@ -189,15 +191,15 @@ mod tests {
 
     #[test]
     fn request_is_answered() {
-        let answer = call("answer", |path| ask(&path, &Request::Stop).unwrap());
+        let answer = call(|path| ask(&path, &Request::Stop).unwrap());
         assert_eq!(answer, Answer::Done);
-        let error = call("refuse", |path| ask(&path, &Request::Completed));
+        let error = call(|path| ask(&path, &Request::Completed));
         assert_eq!(error.expect_err("done").to_string(), "Completed");
     }
 
     #[test]
     fn without_a_node_the_caller_is_told_so() {
-        let error = ask(&path("nobody"), &Request::Stop).expect_err("answered");
+        let error = ask(&path(&tempdir().unwrap()), &Request::Stop).expect_err("answered");
         assert!(matches!(error, ControlError::NoNode), "{error}");
     }
 
@@ -207,7 +209,7 @@ mod tests {
             (vec![b'x'; 6000], "4096 bytes"),
             (b"{}\n".to_vec(), "Not a request"),
         ] {
-            let answer = call("garbage", move |path| {
+            let answer = call(move |path| {
                 let mut stream = UnixStream::connect(path).unwrap();
                 stream.write_all(&bytes).unwrap();
                 let mut answer = String::new();
@@ -221,7 +223,8 @@ mod tests {
 
     #[test]
     fn second_node_does_not_take_the_socket() {
-        let path = path("second");
+        let folder = tempdir().unwrap();
+        let path = path(&folder);
         let _server = Server::open(&path).unwrap();
         let error = Server::open(&path).map(drop).expect_err("opened");
         assert_eq!(error.kind(), ErrorKind::AddrInUse);

@@ -38,8 +38,8 @@ mod tests {
 
     #[test]
     fn what_is_saved_is_read_and_garbage_is_nothing() {
-        let folder = std::env::temp_dir().join(format!("migkick-state-{}", std::process::id()));
-        let path = folder.join("node.json");
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state/node.json");
         assert_eq!(load(&path), Saved::default());
         let saved = Saved {
             sequence: 7,
@@ -49,6 +49,5 @@ mod tests {
         assert_eq!(load(&path), saved);
         fs::write(&path, "{\"sequence\": -1}").unwrap();
         assert_eq!(load(&path), Saved::default());
-        fs::remove_dir_all(folder).unwrap();
     }
 }

@@ -121,7 +121,8 @@ fn every_error_names_the_key_and_what_to_do() {
 
 #[test]
 fn file_that_others_can_read_is_refused() {
-    let path = std::env::temp_dir().join(format!("migkick-node-{}.toml", std::process::id()));
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("node.toml");
     std::fs::write(&path, GOOD).unwrap();
     let set =
         |mode| std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
