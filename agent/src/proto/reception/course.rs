@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use common::maps::{Origin, Origins};
 
-use super::{Reception, Session};
+use super::{Flow, Reception, Session};
 use crate::proto::{RelayTiming, Timestamp};
 
 /// Native losses within so long of each other make the next return to native later.
@@ -197,11 +197,9 @@ impl Reception {
             return None;
         }
         if native && now.since(self.stable_since) >= self.hold(timing) {
-            let whole = self
-                .flows
-                .values()
-                .all(|flow| !flow.is_fresh(Origin::Relay, began, now, floor) || flow.is_whole());
-            if whole {
+            // A source that has fallen silent shows neither that native comes nor that it is whole.
+            let whole = self.flows.values().all(Flow::is_whole);
+            if whole && self.native_since(self.stable_since) {
                 let until = now + timing.settle;
                 return Some(Step::Enter(State::ToNative { until }, "native is stable"));
             }
@@ -212,7 +210,7 @@ impl Reception {
             .then_some(Step::Idle)
     }
 
-    fn live_flows(&self) -> impl Iterator<Item = &super::flow::Flow> {
+    fn live_flows(&self) -> impl Iterator<Item = &Flow> {
         self.flows.values().filter(|flow| !flow.stopped)
     }
 
@@ -232,8 +230,7 @@ impl Reception {
         if !probing {
             return true;
         }
-        let came =
-            |flow: &super::flow::Flow| flow.is_fresh(Origin::Native, self.probed_since, now, floor);
+        let came = |flow: &Flow| flow.is_fresh(Origin::Native, self.probed_since, now, floor);
         let mut expected = self.live_flows().filter(|flow| flow.expected).peekable();
         if expected.peek().is_some() {
             expected.all(came)
@@ -262,7 +259,7 @@ impl Reception {
             return true;
         };
         let waited = now.since(session.began);
-        let given_up = |flow: &super::flow::Flow| {
+        let given_up = |flow: &Flow| {
             flow.is_given_up(session.began, now, floor)
                 || flow.active && !flow.stopped && waited >= flow.quiet(floor)
         };

@@ -168,7 +168,10 @@ impl Flow {
         floor: Duration,
     ) -> bool {
         let way = self.way(origin);
-        way.packets > 0 && way.last >= since && now.since(way.last) <= self.threshold(origin, floor)
+        !self.stopped
+            && way.packets > 0
+            && way.last >= since
+            && now.since(way.last) <= self.threshold(origin, floor)
     }
 
     /// How long a relay may take to bring it before it counts as not bringing it.

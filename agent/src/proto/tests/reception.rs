@@ -139,6 +139,53 @@ fn source_that_pauses_is_idle_and_goes_on_without_loss() {
     }
 }
 
+/// Native packets so few after a pause that the kernel's moving average is still about the pause,
+/// and an agent so young that it has no mean: the way is not silent for ten seconds.
+fn burst_after_a_pause(world: &mut World) {
+    world.sends = false;
+    world.run(4 * S);
+    world.restart(300 * MS);
+    world.run(10 * S);
+    world.sends = true;
+    world.run(8 * MS);
+    world.native = false;
+}
+
+#[test]
+fn native_that_ends_soon_after_a_pause_is_not_stable_because_its_source_falls_silent() {
+    let mut world = native(1, 1, 1);
+    burst_after_a_pause(&mut world);
+    world.run(5 * S);
+    for pause in [S, 4 * S] {
+        world.sends = false;
+        world.run(pause);
+        world.sends = true;
+        world.run(S);
+    }
+    assert!(world.relays[0].released.is_empty());
+    assert_eq!(world.losses(), (0, 0));
+    world.run(20 * S);
+    assert_eq!(world.mode(), Mode::Relay);
+    assert_eq!(world.losses(), (0, 0));
+}
+
+#[test]
+fn restarted_agent_does_not_take_what_came_natively_before_it_for_native_reception() {
+    let mut world = native(1, 1, 1);
+    world.stop_relay(0);
+    burst_after_a_pause(&mut world);
+    settle(&mut world);
+    world.relays[0].runs = true;
+    world.restart(300 * MS);
+    world.run(2 * S);
+    assert_eq!(world.mode(), Mode::Idle);
+    world.run(10 * S);
+    world.sends = true;
+    world.run(2 * S);
+    assert_eq!(world.mode(), Mode::Relay);
+    assert_eq!(world.losses(), (0, 0));
+}
+
 #[test]
 fn burst_that_stays_away_shorter_than_the_threshold_asks_no_relay() {
     let mut world = native(1, 3, 7);
