@@ -6,6 +6,7 @@
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
+use super::sessions::Sessions;
 use super::{Machine, Progress, median};
 use crate::probe::report::RunRow;
 use crate::scenario::Testbed;
@@ -143,6 +144,9 @@ pub struct HandoverCase {
     pub freeze_over_pause_ms: f64,
     /// Median of the freeze less the longest stall of a thread in the guest, ms.
     pub freeze_over_stall_ms: f64,
+    /// The sessions by a permanent address, where the guest has one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub sessions: Option<Sessions>,
 }
 
 impl HandoverCase {
@@ -154,12 +158,13 @@ impl HandoverCase {
             agent_mib: 0.0,
             freeze_over_pause_ms: middle(|row| row.freeze_ms - row.vm_pause_ms),
             freeze_over_stall_ms: middle(|row| row.freeze_ms - row.stall_ms),
+            sessions: Sessions::of(&runs),
             runs,
         }
     }
 
     /// Whether every move was exact: of packets that can be told apart none was lost, doubled or
-    /// reordered; of others none was lost, and at most 5 ms worth doubled. Sessions went on.
+    /// reordered; of others none was lost, and at most 5 ms worth doubled. Sessions went on, and where they are the point, were measured.
     #[must_use]
     pub fn is_exact(&self) -> bool {
         self.runs.iter().all(|row| {
@@ -168,7 +173,8 @@ impl HandoverCase {
                 None => 0,
             };
             let exact = row.lost == 0 && row.reordered == 0 && row.duplicated <= may_be_doubled;
-            row.ok && exact && row.keeps_sessions()
+            let measured = self.case != Case::Unicast || row.session_gap_ms().is_some();
+            row.ok && exact && measured && row.keeps_sessions()
         })
     }
 }
@@ -336,6 +342,18 @@ mod tests {
             spoil(&mut row);
             assert!(!case(row).is_exact());
         }
+    }
+
+    #[test]
+    fn a_move_whose_sessions_were_late_or_not_measured_is_not_exact() {
+        let unicast = |row| HandoverCase::new(Case::Unicast, vec![row], Vec::new()).is_exact();
+        let gap = |gap_ms| RunRow {
+            ping_gap_ms: Some(gap_ms),
+            ..whole()
+        };
+        assert!(unicast(gap(60.0)));
+        assert!(!unicast(gap(600.0)));
+        assert!(!unicast(whole()));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 pub mod handover;
 pub mod migration;
 pub mod picture;
+pub mod sessions;
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};

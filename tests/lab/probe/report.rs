@@ -174,13 +174,23 @@ impl RunRow {
     /// code yet. No application can answer while no thread runs, so that is the pause then.
     #[must_use]
     pub fn keeps_sessions(&self) -> bool {
-        let longest_ms = self.vm_pause_ms.max(self.stall_ms) + BEYOND_MS;
-        let gaps = [self.tcp_in_gap_ms, self.tcp_out_gap_ms, self.ping_gap_ms];
-        gaps.into_iter()
-            .flatten()
-            .all(|gap_ms| gap_ms <= longest_ms)
+        self.session_gap_ms()
+            .is_none_or(|gap_ms| gap_ms <= self.still_ms() + BEYOND_MS)
             && self.tcp_resets.unwrap_or_default() == 0
             && self.ping_lost.unwrap_or_default() <= 1
+    }
+
+    /// The longest time in which one of the sessions stood still, if there are any.
+    #[must_use]
+    pub fn session_gap_ms(&self) -> Option<f64> {
+        let gaps = [self.tcp_in_gap_ms, self.tcp_out_gap_ms, self.ping_gap_ms];
+        gaps.into_iter().flatten().max_by(f64::total_cmp)
+    }
+
+    /// The longest time in which nothing in the guest could answer.
+    #[must_use]
+    pub fn still_ms(&self) -> f64 {
+        self.vm_pause_ms.max(self.stall_ms)
     }
 
     /// Fills in what the probe measured.

@@ -4,6 +4,7 @@ use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use lab::bench::handover::{self, Case, HandoverCase, HandoverReport};
+use lab::bench::sessions::{Sessions, Spread};
 use lab::probe::report::RunRow;
 use lab::scenario::agents::AgentOptions;
 
@@ -81,6 +82,9 @@ pub(super) fn handover(arguments: &HandoverArgs) -> Result<()> {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
         println!("{}", table(&report));
+        if report.cases.iter().any(|case| case.sessions.is_some()) {
+            println!("{}", sessions(&report));
+        }
     }
     if let Some(path) = &arguments.output.report {
         write_json(path, &report)?;
@@ -114,7 +118,6 @@ fn table(report: &HandoverReport) -> Table {
         "pause ms",
         "freeze - pause ms",
         "freeze - stall ms",
-        "longest gap ms",
         "agent MiB",
         "placed",
         "exact",
@@ -122,7 +125,7 @@ fn table(report: &HandoverReport) -> Table {
     for case in &report.cases {
         table.add_row(line(case).into_iter().enumerate().map(|(column, text)| {
             let alignment = match column {
-                1..=10 => CellAlignment::Right,
+                1..=9 => CellAlignment::Right,
                 _ => CellAlignment::Left,
             };
             Cell::new(text).set_alignment(alignment)
@@ -131,17 +134,12 @@ fn table(report: &HandoverReport) -> Table {
     table
 }
 
-fn line(case: &HandoverCase) -> [String; 14] {
+fn line(case: &HandoverCase) -> [String; 13] {
     let sum = |of: fn(&RunRow) -> u64| case.runs.iter().map(of).sum::<u64>().to_string();
     let middle = |of: fn(&RunRow) -> f64| {
         let values: Vec<f64> = case.runs.iter().map(of).collect();
         format!("{:.1}", super::median(&values))
     };
-    let gaps = case.runs.iter().flat_map(|row| {
-        let gaps = [row.tcp_in_gap_ms, row.tcp_out_gap_ms, row.ping_gap_ms];
-        gaps.into_iter().flatten()
-    });
-    let gap = gaps.max_by(f64::total_cmp);
     let placed = case.placed.iter();
     let placed: Vec<String> = placed
         .map(|(word, count)| format!("{count} {word}"))
@@ -157,9 +155,92 @@ fn line(case: &HandoverCase) -> [String; 14] {
         middle(|row| row.vm_pause_ms),
         format!("{:.1}", case.freeze_over_pause_ms),
         format!("{:.1}", case.freeze_over_stall_ms),
-        gap.map_or_else(String::new, |gap| format!("{gap:.1}")),
         format!("{:.0}", case.agent_mib),
         placed.join(", "),
         if case.is_exact() { "yes" } else { "NO" }.to_owned(),
     ]
+}
+
+/// The sessions by permanent addresses: of times, the median and the most of a move.
+fn sessions(report: &HandoverReport) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::UTF8_FULL_CONDENSED);
+    table.set_header([
+        "sessions",
+        "moves",
+        "TCP in gap ms",
+        "TCP out gap ms",
+        "ping gap ms",
+        "gap - pause ms",
+        "gap - max(pause, stall) ms",
+        "pings lost in a move",
+        "resets",
+        "kept",
+    ]);
+    for case in &report.cases {
+        let Some(sessions) = &case.sessions else {
+            continue;
+        };
+        let cells = session_line(case.case, sessions).into_iter().enumerate();
+        table.add_row(cells.map(|(column, text)| {
+            let alignment = match column {
+                1..=8 => CellAlignment::Right,
+                _ => CellAlignment::Left,
+            };
+            Cell::new(text).set_alignment(alignment)
+        }));
+    }
+    table
+}
+
+fn session_line(case: Case, sessions: &Sessions) -> [String; 10] {
+    let spread = |it: Spread| format!("{:.1}, most {:.1}", it.median, it.most);
+    [
+        case.name().to_owned(),
+        sessions.moves.to_string(),
+        spread(sessions.tcp_in_gap_ms),
+        spread(sessions.tcp_out_gap_ms),
+        spread(sessions.ping_gap_ms),
+        spread(sessions.beyond_pause_ms),
+        spread(sessions.beyond_stall_ms),
+        sessions.ping_lost.to_string(),
+        sessions.tcp_resets.to_string(),
+        format!("{} of {}", sessions.kept, sessions.moves),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sessions_are_told_with_their_median_and_worst_move() {
+        let spread = |median, most| Spread { median, most };
+        let sessions = Sessions {
+            moves: 10,
+            kept: 9,
+            tcp_in_gap_ms: spread(60.0, 61.04),
+            tcp_out_gap_ms: spread(62.0, 63.0),
+            ping_gap_ms: spread(64.0, 65.0),
+            beyond_pause_ms: spread(14.0, 15.0),
+            beyond_stall_ms: spread(-1.0, 5.0),
+            ping_lost: 1,
+            tcp_resets: 2,
+        };
+        assert_eq!(
+            session_line(Case::Unicast, &sessions),
+            [
+                "unicast",
+                "10",
+                "60.0, most 61.0",
+                "62.0, most 63.0",
+                "64.0, most 65.0",
+                "14.0, most 15.0",
+                "-1.0, most 5.0",
+                "1",
+                "2",
+                "9 of 10",
+            ]
+        );
+    }
 }
