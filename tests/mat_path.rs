@@ -8,6 +8,8 @@
     reason = "helpers of tests may panic like tests"
 )]
 
+#[path = "support/capture.rs"]
+mod capture;
 #[path = "support/mat_app.rs"]
 mod mat_app;
 #[path = "support/mat_net.rs"]
@@ -21,6 +23,7 @@ use std::io::ErrorKind;
 use std::net::{Ipv6Addr, SocketAddrV6, TcpListener, TcpStream, UdpSocket};
 use std::thread;
 
+use capture::{Capture, Mld, Record};
 use common::mat::counter::Counter;
 use mat_app::{
     PATIENCE, echo, exchange, listen_on, offload, path_mtu, receive, send_all, snmp, transfer, udp,
@@ -32,6 +35,11 @@ use tcpdump::Tcpdump;
 
 const BOTH: [Moas; 2] = [Moas::Neutral, Moas::Given];
 const PORT: u16 = 6000;
+/// Kinds of records in Reports (RFC 9777 §5.2.12).
+const IS_INCLUDE: u8 = 1;
+const IS_EXCLUDE: u8 = 2;
+const TO_INCLUDE: u8 = 3;
+const BLOCK: u8 = 6;
 
 #[test]
 fn echo_goes_both_ways_and_only_moas_are_on_the_wire() {
@@ -352,6 +360,62 @@ fn multicast_joined_on_mat0_comes_once() {
     assert!(!reports.iter().any(|it| it.contains("bad")), "{reports:#?}");
     let lines = other.packets();
     assert!(!lines.iter().any(|it| it.contains("ff3e::1234")));
+}
+
+#[test]
+fn all_that_is_joined_on_mat0_is_reported_anew_and_nothing_is_left_for_it() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new(Moas::Neutral);
+    let [any_source, specific] =
+        ["ff3e::1234", "ff3e::5678"].map(|it| it.parse::<Ipv6Addr>().unwrap());
+    let source: Ipv6Addr = C.parse().unwrap();
+    let mut capture = Capture::start(&net.router);
+    let socket = net.b.namespace.run(|| {
+        let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, PORT)).unwrap();
+        let mat0 = nix::net::if_::if_nametoindex("mat0").unwrap();
+        socket.join_multicast_v6(&any_source, mat0).unwrap();
+        let socket = socket2::Socket::from(socket);
+        lab::listener::join_source(&socket, "mat0", specific, source).unwrap();
+        socket
+    });
+    // A Report of a change lists nothing as it is.
+    let mut changes = 0;
+    wait_for("the joins", || {
+        let records = records(&capture.message()?, &[any_source, specific]);
+        changes += records.iter().filter(|it| it.kind > IS_EXCLUDE).count();
+        (changes >= 2).then_some(())
+    });
+    net.b.with(Datapath::report_memberships).unwrap();
+    let (current, sources) = ([IS_EXCLUDE, IS_INCLUDE], [vec![], vec![source]]);
+    let answered = wait_for("the answer", || {
+        let mut found = records(&capture.message()?, &[any_source, specific]);
+        let is_leave = |it: &Record| matches!(it.kind, TO_INCLUDE | BLOCK);
+        assert!(!found.iter().any(is_leave), "{found:?}");
+        found.retain(|it| it.kind <= IS_EXCLUDE);
+        found.sort_by_key(|it| it.multicast_address);
+        (!found.is_empty()).then_some(found)
+    });
+    assert_eq!(
+        answered.iter().map(|it| it.kind).collect::<Vec<_>>(),
+        current
+    );
+    let listed = answered.into_iter().map(|it| it.sources);
+    assert_eq!(listed.collect::<Vec<_>>(), sources);
+    assert_eq!(net.b.counter(Counter::OutRefused), 0);
+    drop(socket);
+}
+
+/// What a Report says of some multicast addresses. There are no Queries: nobody here sends any.
+fn records(message: &Mld, addresses: &[Ipv6Addr]) -> Vec<Record> {
+    let Mld::Report(records) = message else {
+        panic!("{message:?}");
+    };
+    let named = records
+        .iter()
+        .filter(|it| addresses.contains(&it.multicast_address));
+    named.cloned().collect()
 }
 
 #[test]

@@ -10,17 +10,20 @@
 use std::time::Duration;
 
 use lab::probe::report::RunRow;
-use lab::scenario::Testbed;
 use lab::scenario::agents::AgentOptions;
 use lab::scenario::measure::Mover;
 use lab::scenario::shuttle::Shuttle;
 use lab::scenario::stream::{StreamConfig, Streams};
+use lab::scenario::{STREAM_ADDRESS, Testbed};
 use lab::{LabConfig, requirements, wait};
+use serde_json::Value;
 
 /// The paper's rate, Mbit/s.
 const RATE_MBPS: f64 = 20.0;
 /// How long something may take to be known everywhere.
 const KNOWN: Duration = Duration::from_secs(20);
+/// How long a VM that has arrived may take to let the agent know what it listens to.
+const ANNOUNCED: Duration = Duration::from_secs(5);
 
 fn testbed(name: &str) -> Testbed {
     let mut lab = LabConfig::new(name);
@@ -43,6 +46,23 @@ fn assert_kept(row: &RunRow) {
 fn assert_exact(row: &RunRow) {
     let found = (row.lost, row.duplicated, row.reordered);
     assert_eq!(found, (0, 0, 0), "{row:?}");
+}
+
+/// Waits until the agent of a VM host knows, by MLD, what the VM that has come there listens to.
+fn wait_known(testbed: &mut Testbed, host: usize) {
+    let (domain, vms) = (
+        testbed.domain_name().to_owned(),
+        testbed.lab().vms()[host].clone(),
+    );
+    let agents = testbed.agents().unwrap();
+    wait::until("the destination to know the listener", ANNOUNCED, || {
+        let listeners = agents.query(&vms, "listeners").ok()?;
+        let is_stream = |row: &Value| {
+            row["domain"] == domain && row["multicast_address"] == STREAM_ADDRESS.to_string()
+        };
+        listeners.as_array()?.iter().any(is_stream).then_some(())
+    })
+    .unwrap();
 }
 
 #[test]
@@ -71,8 +91,12 @@ fn multicast_joined_on_mat0_is_handed_over_as_on_a_nic() {
         return;
     }
     let mut testbed = testbed("mobmulti");
+    assert!(ANNOUNCED < testbed.lab().config().query_interval);
     let mut shuttle = Shuttle::begin(&mut testbed, streams().on("mat0")).unwrap();
-    shuttle.go(Mover::Migkick).unwrap();
+    for destination in [1, 0] {
+        shuttle.go(Mover::Migkick).unwrap();
+        wait_known(shuttle.testbed(), destination);
+    }
     for row in shuttle.finish().unwrap().rows {
         assert_exact(&row);
         assert_kept(&row);

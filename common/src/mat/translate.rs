@@ -233,11 +233,12 @@ pub fn outbound<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Decision {
     }
     let hoa = node.hoa;
     if head.destination == hoa {
-        return Decision::new(
-            Action::Deliver,
-            node.mat0_ifindex,
-            Some(Counter::OutRefused),
-        );
+        // Of the daemon: an error about a held packet, or a Query, to be answered by this kernel.
+        let counter = match mld_type(packet, &head) {
+            MLD_QUERY => None,
+            _ => Some(Counter::OutRefused),
+        };
+        return Decision::new(Action::Deliver, node.mat0_ifindex, counter);
     }
     if !is_home(head.destination, node) {
         return Decision::drop(Counter::OutNotCarried);

@@ -25,6 +25,7 @@ mod device;
 mod held;
 pub mod object;
 mod pins;
+mod query;
 mod routes;
 mod sys;
 mod tables;
@@ -419,6 +420,19 @@ impl Datapath {
             Some(error) => self.socket.send(&error).map(drop),
             None => Ok(()),
         }
+    }
+
+    /// Has the kernel report anew what is joined on `mat0`, as it does by itself for a NIC when the VM
+    /// has arrived somewhere.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub fn report_memberships(&mut self) -> io::Result<()> {
+        let hoa = address(self.node.hoa).into();
+        self.socket
+            .send(&query::to_self(hoa, self.device.mac))
+            .map(drop)
     }
 
     /// Forgets the path MTUs that were learnt of peers: a path has changed, at either end. Also takes

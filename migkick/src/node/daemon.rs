@@ -147,6 +147,7 @@ impl Daemon {
             let now = self.now();
             self.core.handle_announcement(now);
             self.flush();
+            self.report_memberships();
         }
         if self.moving.as_mut().is_some_and(Moving::is_answered) {
             let now = self.now();
@@ -305,8 +306,19 @@ impl Daemon {
                 self.say(&format!("{:#}", anyhow::Error::new(error)));
             }
             self.datapath.forget_plan()?;
+            self.report_memberships();
         }
         Ok(())
+    }
+
+    /// The VM has arrived: lets the network know what is joined on `mat0` before it asks. The kernel
+    /// announces more than once, which makes up for a Report that is lost.
+    fn report_memberships(&mut self) {
+        if let Err(error) = self.datapath.report_memberships() {
+            self.say(&format!(
+                "Cannot have the memberships of mat0 reported: {error}"
+            ));
+        }
     }
 
     fn save(&mut self, saved: Saved) -> anyhow::Result<()> {
