@@ -327,7 +327,7 @@ fn multicast_joined_on_mat0_comes_once() {
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         socket
     });
-    wait_for("MLD", || (net.b.counter(Counter::OutMld) > 0).then_some(()));
+    wire.wait_until_it_says("ff3e::1234");
     net.router.run(|| {
         for port in ["to-b0", "to-b1"] {
             let ifindex = nix::net::if_::if_nametoindex(port).unwrap();

@@ -13,7 +13,7 @@
 )]
 
 use std::collections::BTreeSet;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::net::{Ipv6Addr, Shutdown, SocketAddr, SocketAddrV6, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd as _;
 use std::thread;
@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::netns::{DEADLINE, Namespace, command};
+use super::netns::{DEADLINE, Namespace, command, wait_for};
 
 /// How long a packet may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
@@ -62,7 +62,11 @@ pub(crate) fn echo(namespace: &Namespace, to: Ipv6Addr, number: u16) -> Ipv6Addr
 /// A UDP socket in a namespace.
 pub(crate) fn udp(namespace: &Namespace, address: (Ipv6Addr, u16)) -> UdpSocket {
     namespace.run(|| {
-        let socket = UdpSocket::bind(address).unwrap();
+        // One that was closed just now may live on in a child that another thread is starting.
+        let socket = wait_for("a free port", || match UdpSocket::bind(address) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse => None,
+            result => Some(result.unwrap()),
+        });
         setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         socket

@@ -11,13 +11,19 @@
     reason = "a test that cannot go on panics"
 )]
 
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
 
-use super::netns::Namespace;
+use super::netns::{Namespace, wait_for};
 
 /// A capture that runs.
-pub(crate) struct Tcpdump(Child);
+pub(crate) struct Tcpdump {
+    child: Child,
+    text: Arc<Mutex<String>>,
+    reader: JoinHandle<()>,
+}
 
 impl Tcpdump {
     /// Starts it and waits until it listens.
@@ -36,7 +42,29 @@ impl Tcpdump {
             line.clear();
             assert_ne!(errors.read_line(&mut line).unwrap(), 0, "tcpdump ended");
         }
-        Self(child)
+        let text: Arc<Mutex<String>> = Arc::default();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        let reader = thread::spawn({
+            let text = Arc::clone(&text);
+            move || {
+                for line in output.lines() {
+                    let line = line.unwrap() + "\n";
+                    text.lock().unwrap().push_str(&line);
+                }
+            }
+        });
+        Self {
+            child,
+            text,
+            reader,
+        }
+    }
+
+    /// Waits until it has said something.
+    pub(crate) fn wait_until_it_says(&self, what: &str) {
+        wait_for(what, || {
+            self.text.lock().unwrap().contains(what).then_some(())
+        });
     }
 
     /// Ends it; returns its lines, of which a packet may have several.
@@ -54,12 +82,17 @@ impl Tcpdump {
     }
 
     fn finish(mut self) -> String {
-        let pid = nix::unistd::Pid::from_raw(self.0.id().cast_signed());
+        let stat = format!("/proc/{}/stat", self.child.id());
+        // Each packet wakes it, so it has read all when it sleeps.
+        wait_for("tcpdump to read what has come", || {
+            let text = std::fs::read_to_string(&stat).unwrap();
+            let (_, rest) = text.rsplit_once(')').unwrap();
+            rest.trim_start().starts_with('S').then_some(())
+        });
+        let pid = nix::unistd::Pid::from_raw(self.child.id().cast_signed());
         nix::sys::signal::kill(pid, nix::sys::signal::SIGINT).unwrap();
-        let mut text = String::new();
-        let mut output = self.0.stdout.take().unwrap();
-        output.read_to_string(&mut text).unwrap();
-        self.0.wait().unwrap();
-        text
+        self.child.wait().unwrap();
+        self.reader.join().unwrap();
+        std::mem::take(&mut self.text.lock().unwrap())
     }
 }

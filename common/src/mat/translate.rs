@@ -42,7 +42,7 @@ use crate::wire::{ethernet, udp};
 pub use bytes::Bytes;
 
 use checksum::change_checksum;
-use multicast::{multicast_in, multicast_out};
+use multicast::{MLD_QUERY, mld_type, multicast_in, multicast_out};
 
 /// Where the outer addresses stand, bytes from the first of the frame.
 pub const ADDRESSES: usize = 22;

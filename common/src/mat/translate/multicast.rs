@@ -5,7 +5,7 @@ use crate::mat::counter::Counter;
 use crate::mat::neutral;
 use crate::wire::ipv6;
 
-const MLD_QUERY: u8 = 130;
+pub(super) const MLD_QUERY: u8 = 130;
 const MLD_REPORT_V1: u8 = 131;
 const MLD_DONE: u8 = 132;
 const MLD_REPORT_V2: u8 = 143;
@@ -64,7 +64,7 @@ pub(super) fn multicast_in<P: Packet>(
 /// Type of an MLD message, behind Hop-by-Hop Options of 8 bytes, which Router Alert fills (RFC 2711);
 /// 0 for anything else.
 #[inline(always)]
-fn mld_type<P: Packet>(packet: &P, head: &Head) -> u8 {
+pub(super) fn mld_type<P: Packet>(packet: &P, head: &Head) -> u8 {
     if head.next_header() != ipv6::HOP_BY_HOP {
         return 0;
     }
