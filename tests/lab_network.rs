@@ -406,7 +406,11 @@ fn hosts_of_one_subnet_share_a_switch_and_listen_apart() {
     for listener in &listeners {
         wait_for_packet(&sender, &listener[0], address(1));
     }
-    assert_eq!(entries(&lab, 1, address(1)), 2);
+    // A switch that knows of nobody yet floods.
+    wait::until("both entries", DEADLINE, || {
+        (entries(&lab, 1, address(1)) == 2).then_some(())
+    })
+    .unwrap();
     let [stays, leaves] = listeners;
     drop(leaves);
     wait::until("the entry to go", DEADLINE, || {
