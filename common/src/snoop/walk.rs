@@ -287,7 +287,7 @@ impl Walk {
             } else {
                 FilterMode::Include as u8
             },
-            mld_version: 0,
+            mld_version: self.mld_version(),
             guest_mac: self.guest_mac,
         };
         if let Err(refused) = store.add_listener(&self.key.listener, &self.listener) {
@@ -298,6 +298,12 @@ impl Walk {
         self.added = true;
         self.changed = true;
         Operation::Add
+    }
+
+    /// The version that the VM speaks. An entry has it from its first moment: it can be read at once.
+    #[inline(always)]
+    fn mld_version(&self) -> u8 {
+        if self.v1_record_type == 0 { 2 } else { 1 }
     }
 
     /// A generation that no source left over from an earlier list has: the time in units of
@@ -361,7 +367,7 @@ impl Walk {
         }
         self.listener.last_report_ns = self.at_ns;
         self.listener.guest_mac = self.guest_mac;
-        self.listener.mld_version = if self.v1_record_type == 0 { 2 } else { 1 };
+        self.listener.mld_version = self.mld_version();
         if self.answer {
             self.listener.last_answer_ns = self.at_ns;
         }
