@@ -83,9 +83,7 @@ impl Packet for Skb {
     fn restore(&self, mut front: Front, flow: &RelayFlow) {
         let header = front.header();
         let difference = relay::hop_limit_difference(header.hop_limit, RESTORED_HOP_LIMIT);
-        let checksum = header.checksum;
-        // What stands for several packets may have another length in its pseudo-header.
-        let may_be_unfinished = self.segment_bytes() != 0 || front.may_be_unfinished();
+        let (checksum, may_be_unfinished) = (header.checksum, may_be_unfinished(self, front));
         relay::restore(&mut front, flow);
         if !self.update_sum(difference) && may_be_unfinished {
             self.update_checksum(checksum, flow.address_difference);
@@ -118,6 +116,13 @@ impl Packet for Skb {
         unsafe { bpf_redirect(change.route.ifindex, 0) };
         Verdict::Redirect
     }
+}
+
+/// Whether the UDP checksum of an skb may be unfinished ([`checksum::may_be_unfinished`]). What stands
+/// for several packets always is, and may have another length in its pseudo-header.
+#[inline(always)]
+pub(crate) fn may_be_unfinished(skb: &Skb, front: Front) -> bool {
+    skb.segment_bytes() != 0 || front.may_be_unfinished()
 }
 
 /// Has the sums of an skb follow what was written to its headers.

@@ -82,7 +82,8 @@ pub(crate) fn reason(reason: NoRoute) -> Counter {
     }
 }
 
-/// Whether any address is forwarded or translated. On most hosts, most of the time, this is all that is done.
+/// Whether any address is forwarded or translated. On most hosts, most of the time, this is all that
+/// is done.
 #[inline(always)]
 pub(crate) fn is_on() -> bool {
     // SAFETY: the pointer is to a live map value, which only the agent writes.
@@ -122,23 +123,56 @@ pub(crate) fn unicast<P: Packet>(packet: &P, front: Front) -> Verdict {
     if forward.until_ns <= arrival.at_ns || forward::stays(front.header()) {
         return Verdict::Pass;
     }
-    let segments = u64::from(arrival.segments);
-    let bytes = packet.len() as u64;
-    match send(packet, front, forward) {
-        Ok(verdict) => {
-            maps::count(Counter::ForwardedPackets, segments);
-            // SAFETY: the pointer is to a live map value.
-            unsafe {
-                instruction::add_u64(&raw mut (*entry).packets, segments);
-                instruction::add_u64(&raw mut (*entry).bytes, bytes);
+    let amount = [arrival.segments.into(), packet.len() as u64];
+    let sent = send(packet, front, forward);
+    // SAFETY: the pointer is to a live map value.
+    unsafe {
+        let sums = Sums {
+            packets: &raw mut (*entry).packets,
+            bytes: &raw mut (*entry).bytes,
+            dropped: &raw mut (*entry).dropped,
+        };
+        sums.count(sent, Counter::ForwardedPackets, amount)
+    }
+}
+
+/// Where an entry counts what became of its packets.
+pub(crate) struct Sums {
+    pub(crate) packets: *mut u64,
+    pub(crate) bytes: *mut u64,
+    pub(crate) dropped: *mut u64,
+}
+
+impl Sums {
+    /// Counts a packet, of so many segments and bytes, that was sent or cannot be; returns its
+    /// verdict.
+    ///
+    /// # Safety
+    ///
+    /// The pointers are into a live map value.
+    #[inline(always)]
+    pub(crate) unsafe fn count(
+        &self,
+        sent: Result<Verdict, Counter>,
+        as_sent: Counter,
+        [segments, bytes]: [u64; 2],
+    ) -> Verdict {
+        match sent {
+            Ok(verdict) => {
+                maps::count(as_sent, segments);
+                // SAFETY: as the caller says.
+                unsafe {
+                    instruction::add_u64(self.packets, segments);
+                    instruction::add_u64(self.bytes, bytes);
+                }
+                verdict
             }
-            verdict
-        }
-        Err(reason) => {
-            maps::count(reason, segments);
-            // SAFETY: as above.
-            unsafe { instruction::add_u64(&raw mut (*entry).dropped, segments) };
-            Verdict::Drop
+            Err(reason) => {
+                maps::count(reason, segments);
+                // SAFETY: as the caller says.
+                unsafe { instruction::add_u64(self.dropped, segments) };
+                Verdict::Drop
+            }
         }
     }
 }

@@ -26,7 +26,7 @@ use common::relay::{self, RELAYED_HOP_LIMIT};
 use common::wire::datagram::{HEADER_BYTES, Header};
 use common::wire::{ipv6, udp};
 
-use crate::context::Packet as _;
+use crate::context::{Packet as _, may_be_unfinished};
 use crate::front::{Front, StreamWords};
 use crate::maps::{self, MANAGED, RELAY_STREAMS, RELAY_SUBSCRIBERS, RELAY_USAGE};
 use crate::stream;
@@ -131,7 +131,7 @@ fn copy_to_all(
             segment_bytes + (HEADER_BYTES as u16 - ETHERNET_BYTES)
         },
         finished: skb.update_sum(relay::hop_limit_difference(hop_limit, RELAYED_HOP_LIMIT))
-            || segment_bytes == 0 && !front.may_be_unfinished(),
+            || !may_be_unfinished(skb, front),
     };
     let subscribers = if subscribers > MAX_SUBSCRIBERS {
         MAX_SUBSCRIBERS

@@ -10,7 +10,6 @@
 
 #![allow(unsafe_code, reason = "map values are reached through raw pointers")]
 
-use agent_ebpf::instruction;
 use agent_ebpf::route::{LOOPBACK, NoRoute, Route};
 use agent_ebpf::skb::{Skb, now_ns};
 use agent_ebpf::verdict::Verdict;
@@ -22,9 +21,9 @@ use common::packet::PacketRead as _;
 use common::wire::{ethernet, ipv6};
 
 use crate::context::{self, Packet as _};
-use crate::forward::{Follow, reason};
+use crate::forward::{Follow, Sums, reason};
 use crate::front::{self, Front, TranslationWords};
-use crate::maps::{self, TRANSLATIONS};
+use crate::maps::TRANSLATIONS;
 
 /// A unicast packet. Passes if it is none of these.
 #[inline(never)]
@@ -43,24 +42,16 @@ pub(crate) fn unicast(skb: &Skb, front: Front) -> Verdict {
     {
         return Verdict::Pass;
     }
-    let segments = u64::from(skb.segments());
-    let bytes = skb.len() as u64;
-    match send(skb, front, translation) {
-        Ok(verdict) => {
-            maps::count(Counter::TranslatedPackets, segments);
-            // SAFETY: the pointer is to a live map value.
-            unsafe {
-                instruction::add_u64(&raw mut (*entry).packets, segments);
-                instruction::add_u64(&raw mut (*entry).bytes, bytes);
-            }
-            verdict
-        }
-        Err(reason) => {
-            maps::count(reason, segments);
-            // SAFETY: as above.
-            unsafe { instruction::add_u64(&raw mut (*entry).dropped, segments) };
-            Verdict::Drop
-        }
+    let amount = [skb.segments().into(), skb.len() as u64];
+    let sent = send(skb, front, translation);
+    // SAFETY: the pointer is to a live map value.
+    unsafe {
+        let sums = Sums {
+            packets: &raw mut (*entry).packets,
+            bytes: &raw mut (*entry).bytes,
+            dropped: &raw mut (*entry).dropped,
+        };
+        sums.count(sent, Counter::TranslatedPackets, amount)
     }
 }
 

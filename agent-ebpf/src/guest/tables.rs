@@ -54,8 +54,8 @@ impl Maps {
         (of == ifindex).then(|| unsafe { (*peer).next_hop })
     }
 
-    /// Asks the routes of the NIC for the next hop, for the packets that come. It is none where the kernel knows
-    /// no link address for it yet.
+    /// Asks the routes of the NIC for the next hop, for the packets that come. It is none where the
+    /// kernel knows no link address for it yet.
     #[inline(always)]
     fn look_up(&self, frame: &Frame, peer: *mut Peer, ifindex: u32) {
         let Some(node) = self.node() else {

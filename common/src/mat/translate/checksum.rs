@@ -1,10 +1,10 @@
 //! The checksum that covers the addresses, wherever it stands.
 
 use super::{ICMPV6, MAX_HEADERS, PAYLOAD, Packet};
+use crate::forward::TCP;
 use crate::packet::{PacketRead, Truncated};
 use crate::wire::{ipv6, udp};
 
-const TCP: u8 = 6;
 const DCCP: u8 = 33;
 const UDP_LITE: u8 = 136;
 
