@@ -123,9 +123,14 @@ fn move_without_a_mapping_server_keeps_sessions_and_is_registered_later() {
         (status["registered"] == true).then_some(())
     })
     .unwrap();
-    assert_eq!(shuttle.sessions().unwrap().broken(), [""; 0]);
-    let rows = shuttle.finish().unwrap().rows;
-    assert_eq!(rows[0].tcp_resets, Some(0), "{:?}", rows[0]);
+    let sessions = shuttle.sessions().unwrap();
+    let answered = sessions.wait_answered();
+    assert_eq!(sessions.broken(), [""; 0]);
+    answered.unwrap();
+    for row in shuttle.finish().unwrap().rows {
+        assert_eq!(row.tcp_resets, Some(0), "{row:?}");
+        assert_exact(&row);
+    }
 }
 
 #[test]

@@ -58,7 +58,7 @@
 //! | 6 | `AgentResponse` | 0: prefix, 1: prefix length (bits), 2: address of DstAgent, 3: libvirt URI, 4: migration URI, 5: receptions |
 //! | 7 | `RelayRequest` | 0: multicast address, 1: filter mode, 2: sources, 3: address of the agent, 4: known flows |
 //! | 8 | `RelayResponse` | 0: address of the relay, 1: lease (ms), 2: flows with their two ports |
-//! | 9 | `MigrationReady` | 0: address set on the idle NIC or null, 1: its MAC or null, 2: addresses left, 3: how long to forward for them (s) |
+//! | 9 | `MigrationReady` | 0: address set on the idle NIC or null, 1: its MAC or null, 2: addresses left, 3: how long to forward for them (s), 4: whether to translate |
 //! | 10 | `MigrationProgress` | 0: phase, 1: bytes processed, 2: bytes in all, 3: elapsed (ms), 4: VM pause (ms) or null, 5: clock (ns) or null |
 //! | 11 | `MigrationAbort` | 0: reason |
 //! | 12 | `HandoverCut` | 0: clock (ns), 1: NICs with what they have had of each flow |

@@ -141,6 +141,15 @@ impl Client {
         self.handle_timeout(now);
     }
 
+    /// Says something else from now on, and at once; only after [`Client::ready`].
+    pub(crate) fn say_ready(&mut self, now: Duration, said: MigrationReady) {
+        if let State::Waiting { ready, next, .. } = &mut self.state {
+            *ready = said;
+            *next = now;
+            self.handle_timeout(now);
+        }
+    }
+
     /// Gives up, and tells the agent why if it may be at work for us.
     pub(crate) fn abort(&mut self, reason: &str) {
         if !matches!(

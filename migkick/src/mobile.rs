@@ -16,6 +16,7 @@ pub(crate) struct Mobile {
     interface: Interface,
     prepared: Prepared,
     near: bool,
+    translate: bool,
     taken: bool,
     lost: bool,
     over: bool,
@@ -52,6 +53,7 @@ impl Mobile {
                 interface: interface.clone(),
                 prepared,
                 near: false,
+                translate: false,
                 taken: false,
                 lost: false,
                 over: false,
@@ -74,18 +76,35 @@ impl Mobile {
 
     /// What the agents are told; from then on the node expects to be moved.
     pub(crate) fn ready(&mut self) -> Result<MigrationReady, ControlError> {
-        ask(&self.socket, &Request::Ready { near: false })?;
+        self.ask_ready()?;
+        Ok(self.message())
+    }
+
+    fn ask_ready(&mut self) -> Result<(), ControlError> {
+        let near = self.near;
+        match ask(&self.socket, &Request::Ready { near })? {
+            Answer::Ready { translate } => {
+                self.translate |= translate;
+                Ok(())
+            }
+            _ => Err(ControlError::Answer),
+        }
+    }
+
+    fn message(&self) -> MigrationReady {
         let forward = self.prepared.forward.iter();
-        Ok(MigrationReady {
+        MigrationReady {
             address: Some(self.prepared.address.octets().into()),
             mac: Some(self.prepared.mac.into()),
             forward: forward.map(|it| it.octets().into()).collect(),
             forward_s: self.prepared.forward_s,
-        })
+            translate: self.translate,
+        }
     }
 
-    /// Lets the node look more often once the switch is near.
-    pub(crate) fn progress(&mut self, progress: &MigrationProgress) {
+    /// Lets the node look more often once the switch is near. Returns what the agents are to be told
+    /// from now on, if that has changed: the VM's peers have learnt its new address.
+    pub(crate) fn progress(&mut self, progress: &MigrationProgress) -> Option<MigrationReady> {
         let near = match progress.phase {
             Phase::Preparing | Phase::Ready => false,
             // The last tenth is copied while the VM writes to it, so it takes longest.
@@ -97,10 +116,17 @@ impl Mobile {
             }
             Phase::Switching | Phase::Completed => true,
         };
-        if near && !self.near {
-            // Without it the arrival is noticed a little later at worst.
-            self.near = ask(&self.socket, &Request::Ready { near }).is_ok();
+        let (was_near, translated) = (self.near, self.translate);
+        if translated && (was_near || !near) {
+            return None;
         }
+        self.near |= near;
+        // Without it the arrival is noticed a little later at worst, and what the VM sends until then
+        // is lost.
+        if self.ask_ready().is_err() {
+            self.near = was_near;
+        }
+        (self.translate && !translated).then(|| self.message())
     }
 
     /// The agents have given the move up, and say why.
@@ -215,8 +241,10 @@ mod tests {
         let status = serde_json::json!({ "moa": ADDRESS });
         let answers = vec![
             prepared(),
-            Answer::Done,
-            Answer::Done,
+            Answer::Ready { translate: false },
+            Answer::Ready { translate: false },
+            Answer::Ready { translate: true },
+            Answer::Ready { translate: true },
             Answer::Done,
             Answer::Status(status),
         ];
@@ -224,11 +252,16 @@ mod tests {
         let mut mobile = prepare(&socket(&folder)).unwrap().unwrap();
         let ready = mobile.ready().unwrap();
         assert_eq!((ready.forward.len(), ready.forward_s), (1, 30));
-        for (phase, processed_bytes) in [
+        assert!(!ready.translate);
+        let told: Vec<_> = [
             (Phase::Copying, 10),
+            (Phase::Copying, 20),
+            (Phase::Copying, 30),
             (Phase::Copying, 95),
+            (Phase::Copying, 85),
             (Phase::Switching, 100),
-        ] {
+        ]
+        .map(|(phase, processed_bytes)| {
             mobile.progress(&MigrationProgress {
                 phase,
                 processed_bytes,
@@ -236,11 +269,21 @@ mod tests {
                 elapsed_ms: 0,
                 vm_pause_ms: None,
                 clock_ns: None,
-            });
-        }
+            })
+        })
+        .into_iter()
+        .flatten()
+        .collect();
+        let translated = MigrationReady {
+            translate: true,
+            ..ready
+        };
+        assert_eq!(told, [translated], "once, when the node says so");
         assert!(mobile.completed().unwrap());
         let requests: Vec<Request> = requests.iter().skip(1).collect();
         let expected = [
+            Request::Ready { near: false },
+            Request::Ready { near: false },
             Request::Ready { near: false },
             Request::Ready { near: true },
             Request::Completed,

@@ -285,8 +285,11 @@ impl Session {
         loop {
             self.flush();
             while let Some(event) = self.client.poll_event() {
-                if let (Some(mobile), Event::Progress(progress)) = (&mut self.mobile, &event) {
-                    mobile.progress(progress);
+                if let (Some(mobile), Event::Progress(progress)) = (&mut self.mobile, &event)
+                    && let Some(ready) = mobile.progress(progress)
+                {
+                    self.client.say_ready(self.start.elapsed(), ready);
+                    self.flush();
                 }
                 match event {
                     Event::Failed(error) => {

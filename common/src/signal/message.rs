@@ -210,6 +210,11 @@ pub struct MigrationReady {
     /// For how long after the switch, seconds; the agent may bound it.
     #[cbor(n(3), default)]
     pub forward_s: u32,
+    /// Whether all correspondents of the VM know `address`, so that what it still sends from an
+    /// address that it leaves may be translated to come from there. One that does not know it would
+    /// end a session by a reset. Once said it holds for that address.
+    #[cbor(n(4), default)]
+    pub translate: bool,
 }
 
 /// `AddressClaim`: the arriving VM is going to have an address on the destination's link. Its
@@ -229,6 +234,7 @@ pub struct AddressClaim {
     #[n(3)]
     pub quarantine_s: u32,
     /// MoAs that the VM leaves: what it still sends from them is translated to come from `address`.
+    /// None as long as not all correspondents know `address`.
     #[cbor(n(4), default)]
     pub translate: Vec<Address>,
     /// For how long after the switch, seconds; the agent may bound it.

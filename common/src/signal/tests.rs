@@ -52,6 +52,7 @@ fn arrival_notice_survives_the_wire_between_agents_only() {
 fn ready_of_an_older_vm_has_nothing_to_forward() {
     let older = [0x84, 0x01, 0x05, 0x09, 0x81, 0xf6];
     let ready = MigrationReady::default();
+    assert!(!ready.translate);
     assert_eq!(VmMessage::decode(&older), Ok((5, ready.into())));
 }
 
@@ -62,6 +63,7 @@ fn ready_with_all_fields_survives_the_wire() {
         mac: Some([2; 6].into()),
         forward: vec![[3; 16].into(); crate::mat::MAX_MOAS],
         forward_s: 60,
+        translate: true,
     };
     let bytes = VmMessage::from(ready.clone()).encode(9);
     assert_eq!(VmMessage::decode(&bytes), Ok((9, ready.into())));

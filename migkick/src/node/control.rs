@@ -28,7 +28,7 @@ pub(crate) enum Request {
     Status,
     /// Prepare for a move.
     Prepare(Prepare),
-    /// The agents know that the VM is prepared.
+    /// The agents know that the VM is prepared; asked again while it is being moved.
     Ready {
         /// Whether the switch is near.
         near: bool,
@@ -89,6 +89,11 @@ pub(crate) enum Answer {
     Status(Value),
     /// The node is prepared.
     Prepared(Prepared),
+    /// The node expects to be moved.
+    Ready {
+        /// Whether what the VM still sends from its old addresses may be translated.
+        translate: bool,
+    },
     /// It is not done; one sentence says why.
     Error(String),
 }

@@ -225,10 +225,9 @@ impl Daemon {
                 Ok(prepared) => Answer::Prepared(prepared),
                 Err(error) => Answer::Error(format!("{error:#}")),
             },
-            Request::Ready { near } => {
-                self.ready(near);
-                Answer::Done
-            }
+            Request::Ready { near } => Answer::Ready {
+                translate: self.ready(near),
+            },
             Request::Aborted { taken } => {
                 self.abort(taken);
                 Answer::Done

@@ -160,12 +160,13 @@ impl Daemon {
         })
     }
 
-    /// From here on the VM may be moved at any time.
-    pub(super) fn ready(&mut self, near: bool) {
+    /// From here on the VM may be moved at any time. Returns whether what it sends from its old
+    /// addresses may be translated.
+    pub(super) fn ready(&mut self, near: bool) -> bool {
         let now = self.now();
-        self.core.ready();
+        let translate = self.core.ready(now);
         let Some(moving) = &mut self.moving else {
-            return;
+            return false;
         };
         moving.deadline = None;
         if moving.probe.is_none() {
@@ -186,6 +187,7 @@ impl Daemon {
             probe.near = true;
             probe.next = now;
         }
+        translate
     }
 
     /// How the move ends is not known.

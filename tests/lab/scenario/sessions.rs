@@ -93,8 +93,12 @@ impl Record {
         });
     }
 
-    fn has_answers(&self) -> bool {
-        self.with(|times| times.answered_ns.iter().any(Option::is_some))
+    /// Whether one that was sent at that time or later has been answered.
+    fn has_answers_since(&self, from_ns: u64) -> bool {
+        self.with(|times| {
+            let mut answered = times.sent_ns.iter().zip(&times.answered_ns);
+            answered.any(|(sent, answer)| *sent >= from_ns && answer.is_some())
+        })
     }
 
     fn end(&self, why: String) {
@@ -175,13 +179,23 @@ impl Sessions {
 
         let socket = peer.within(ping_socket)??;
         sessions.ping(socket)?;
-        wait::until("the first answers of all sessions", START, || {
-            [&sessions.incoming, &sessions.outgoing, &sessions.ping]
-                .iter()
-                .all(|it| it.has_answers())
-                .then_some(())
-        })?;
+        sessions.wait_answered()?;
         Ok(sessions)
+    }
+
+    /// Waits until something that is sent from now on has been answered in each.
+    ///
+    /// # Errors
+    ///
+    /// When one stands still.
+    pub fn wait_answered(&self) -> Result<()> {
+        let from_ns = clock::now_ns();
+        let all = [&self.incoming, &self.outgoing, &self.ping];
+        wait::until("answers in all sessions", START, || {
+            all.iter()
+                .all(|it| it.has_answers_since(from_ns))
+                .then_some(())
+        })
     }
 
     /// Sends numbered lines and takes them back.

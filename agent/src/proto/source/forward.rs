@@ -45,6 +45,8 @@ pub(super) struct Leaving {
     transaction: u64,
     /// How long packets are sent on.
     lasting: Duration,
+    /// All that the VM talks to know the new address.
+    translate: bool,
     /// How often the VM has said something else before.
     changes: u32,
 }
@@ -87,15 +89,21 @@ impl Agent {
             return;
         };
         let (address, mac): (Ipv6Addr, Mac) = (Ipv6Addr::from(*address), *mac);
-        let known = |leaving: Leaving| (leaving.address, leaving.mac) == (address, mac);
+        let known = |leaving: &Leaving| (leaving.address, leaving.mac) == (address, mac);
         let Some(response) = &outgoing.response else {
             return;
         };
+        if outgoing.state == State::Switching {
+            return;
+        }
+        if let Some(leaving) = outgoing.leaving.filter(known) {
+            if ready.translate && !leaving.translate {
+                self.let_translate(number);
+            }
+            return;
+        }
         let changes = outgoing.leaving.map_or(0, |leaving| leaving.changes + 1);
-        if outgoing.state == State::Switching
-            || outgoing.leaving.is_some_and(known)
-            || changes > MAX_CHANGES
-        {
+        if changes > MAX_CHANGES {
             return;
         }
         let macs: Vec<Mac> = self
@@ -120,6 +128,7 @@ impl Agent {
             mac,
             transaction: self.numbers.next(),
             lasting,
+            translate: ready.translate,
             changes,
         };
         if let Some(outgoing) = self.outgoing.get_mut(&number) {
@@ -174,6 +183,15 @@ impl Agent {
             .set_earlier(Timer::Forwards, self.now + LOOK_INTERVAL);
     }
 
+    /// The VM says that what it still sends from where it was may be translated.
+    fn let_translate(&mut self, number: u64) {
+        let outgoing = self.outgoing.get_mut(&number);
+        if let Some(leaving) = outgoing.and_then(|it| it.leaving.as_mut()) {
+            leaving.translate = true;
+        }
+        self.claim_address(number);
+    }
+
     /// Tells the destination which address the VM will have, and from which it may still send; also
     /// when the connection is made anew, and when one of those turns out to be somebody else's.
     pub(super) fn claim_address(&mut self, number: u64) {
@@ -191,7 +209,7 @@ impl Agent {
             mac: leaving.mac.into(),
             quarantine_s: lasting_s,
             translate: departures
-                .filter(|(_, departure)| departure.is_of(number))
+                .filter(|(_, departure)| leaving.translate && departure.is_of(number))
                 .map(|(address, _)| address.octets().into())
                 .collect(),
             translate_s: lasting_s,

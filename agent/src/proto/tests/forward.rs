@@ -22,6 +22,7 @@ fn ready(forward: &[Ipv6Addr], forward_s: u32) -> MigrationReady {
         mac: Some(MAC.into()),
         forward: forward.iter().map(|it| it.octets().into()).collect(),
         forward_s,
+        translate: true,
     }
 }
 
@@ -153,6 +154,36 @@ fn claim_goes_to_the_destination_before_the_copy_begins_and_delays_nothing() {
     ] {
         assert!(outputs.contains(&command), "{command:?}");
     }
+}
+
+fn translated_from(outputs: &[Output]) -> Vec<Vec<Ipv6Addr>> {
+    let claims = frames(outputs).into_iter();
+    let translate = claims.filter_map(|(_, message)| match message {
+        PeerMessage::AddressClaim(claim) => Some(claim.translate),
+        _ => None,
+    });
+    translate
+        .map(|it| it.iter().map(|old| Ipv6Addr::from(**old)).collect())
+        .collect()
+}
+
+#[test]
+fn destination_translates_once_the_vm_says_that_its_peers_know_the_new_address() {
+    let knows_nobody = MigrationReady {
+        translate: false,
+        ..ready(&[old()], 30)
+    };
+    let (mut bench, outputs, _) = copying(knows_nobody.clone());
+    assert_eq!(translated_from(&outputs), [Vec::<Ipv6Addr>::new()]);
+    bench.vm(5, knows_nobody.clone());
+    assert!(translated_from(&bench.outputs()).is_empty());
+    bench.vm(5, ready(&[old()], 30));
+    assert_eq!(translated_from(&bench.outputs()), [vec![old()]]);
+    // Neither again nor taken back, also by one of before that comes late.
+    bench.vm(5, ready(&[old()], 30));
+    bench.vm(5, knows_nobody);
+    assert!(translated_from(&bench.outputs()).is_empty());
+    suspended(&mut bench);
 }
 
 #[test]

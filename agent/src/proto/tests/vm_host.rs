@@ -221,6 +221,7 @@ impl Pair {
                 mac: Some(IDLE_MAC.into()),
                 forward: vec![MOAS[0].octets().into()],
                 forward_s: 10,
+                translate: true,
             }
             .into(),
         };

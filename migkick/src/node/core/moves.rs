@@ -28,6 +28,9 @@ const MAX_CHECKS: usize = 64;
 #[derive(Debug)]
 pub(super) struct Move {
     pub(super) stage: MoveStage,
+    /// What is still sent from the old address is translated at the destination, so nothing is sent to
+    /// peers that do not know the new one.
+    translates: bool,
     /// Transactions of the checks.
     checks: Vec<u64>,
     next_check: Duration,
@@ -50,19 +53,49 @@ impl Core {
         self.standby = Some(standby);
         self.movement = Some(Move {
             stage: MoveStage::Prepared,
+            translates: false,
             checks: Vec::new(),
             next_check: now,
         });
         self.changed(now);
     }
 
-    /// From now on the VM may find itself at the destination.
-    pub(crate) fn ready(&mut self) {
+    /// From now on the VM may find itself at the destination. Returns whether what it sends there
+    /// from its old address may be translated to come from the new one: all peers in use know that
+    /// one. The others get nothing before they do, from then on.
+    pub(crate) fn ready(&mut self, now: Duration) -> bool {
         if let Some(movement) = &mut self.movement
             && movement.stage == MoveStage::Prepared
         {
             movement.stage = MoveStage::Ready;
         }
+        let (Some(movement), Some(standby)) = (&mut self.movement, self.standby) else {
+            return false;
+        };
+        if !movement.translates {
+            let told = self.told.get(&standby.moa);
+            let used_since = self.timing.keepalive * 2;
+            let mut peers = self.peers.values();
+            let all_know = peers.all(|it| {
+                let knows = told.is_some_and(|told| it.has_acknowledged(*told));
+                knows || now >= it.sent_at.max(it.heard_at) + used_since
+            });
+            if !all_know {
+                return false;
+            }
+            movement.translates = true;
+            let released = self.hold_unaware(now, standby);
+            self.settle_all(now, released);
+        }
+        true
+    }
+
+    /// Sequence that a peer must know before anything is sent to it, while what is sent may come out
+    /// at the destination.
+    pub(super) fn translated_to(&self) -> Option<u64> {
+        let translates = self.movement.as_ref().is_some_and(|it| it.translates);
+        let standby = self.standby.filter(|_| translates)?;
+        self.told.get(&standby.moa).copied()
     }
 
     /// The kernel has announced the VM on its new link.
@@ -92,6 +125,10 @@ impl Core {
         if self.movement.take().is_some() {
             self.standby = None;
             self.counters.moves_aborted += 1;
+            if let Some(active) = self.active {
+                let released = self.hold_unaware(now, active);
+                self.settle_all(now, released);
+            }
             self.changed(now);
         }
     }
@@ -103,10 +140,11 @@ impl Core {
         };
         self.counters.moves += 1;
         self.candidate = None;
-        self.hold_unaware(now, place);
+        let released = self.hold_unaware(now, place);
         let old = self.active.replace(place);
         // First of all: until then what is sent is lost.
         self.outputs.push_back(Output::SetActive(place));
+        self.settle_all(now, released);
         self.outputs.push_back(Output::Join);
         if let Some(old) = old.filter(|old| old.moa != place.moa) {
             self.leave(now, old);

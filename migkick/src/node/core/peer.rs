@@ -291,6 +291,7 @@ impl Core {
 
     /// Brings the data path to what is known of a peer, and answers what can be answered now.
     pub(super) fn settle(&mut self, now: Duration, hoa: Ipv6Addr) {
+        let translated_to = self.translated_to();
         let Some(peer) = self.peers.get_mut(&hoa) else {
             return;
         };
@@ -302,6 +303,10 @@ impl Core {
         let (Some(to), Some(known)) = (peer.to, &peer.known) else {
             return;
         };
+        if peer.holds.is_none() {
+            // A peer that is new during a move may have read a mapping from before it.
+            peer.holds = translated_to.filter(|told| peer.acknowledged < *told);
+        }
         let mut from: Vec<Ipv6Addr> = known.moas.iter().map(|(moa, _)| *moa).collect();
         if !from.contains(&to) {
             from.push(to);
@@ -327,6 +332,13 @@ impl Core {
                 self.counters.released += 1;
                 self.outputs.push_back(Output::Release(frame));
             }
+        }
+    }
+
+    /// Settles several peers.
+    pub(super) fn settle_all(&mut self, now: Duration, peers: Vec<Ipv6Addr>) {
+        for hoa in peers {
+            self.settle(now, hoa);
         }
     }
 

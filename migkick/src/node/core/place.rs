@@ -61,9 +61,10 @@ impl Core {
         // An address that comes into use again is left no more.
         self.left.retain(|left| Some(left.place) != best);
         if let Some(place) = best {
-            self.hold_unaware(now, place);
+            let released = self.hold_unaware(now, place);
             self.outputs.push_back(Output::SetActive(place));
             self.outputs.push_back(Output::PathChanged);
+            self.settle_all(now, released);
         }
         self.changed(now);
     }
@@ -100,21 +101,24 @@ impl Core {
         self.changed(now);
     }
 
-    /// Holds what is for peers that do not know yet that it will come from that place.
-    pub(super) fn hold_unaware(&mut self, now: Duration, place: Place) {
+    /// Holds what is for peers that do not know yet that it will come from that place. Returns the
+    /// peers for which nothing is held any more, to be settled once it does.
+    pub(super) fn hold_unaware(&mut self, now: Duration, place: Place) -> Vec<Ipv6Addr> {
         // With the next mapping, if it is in none yet.
         let next = self.sequence + 1;
         let told = self.told.get(&place.moa).copied().unwrap_or(next);
-        let mut unaware = Vec::new();
+        let (mut unaware, mut released) = (Vec::new(), Vec::new());
         for (hoa, peer) in &mut self.peers {
+            let held = peer.holds.is_some();
             peer.holds = (!peer.has_acknowledged(told)).then_some(told);
-            if peer.holds.is_some() {
-                unaware.push(*hoa);
+            match (held, peer.holds) {
+                (_, Some(_)) => unaware.push(*hoa),
+                (true, None) => released.push(*hoa),
+                (false, None) => {}
             }
         }
-        for hoa in unaware {
-            self.settle(now, hoa);
-        }
+        self.settle_all(now, unaware);
+        released
     }
 
     /// Notes which own addresses are in the mapping of the present sequence for the first time.

@@ -221,7 +221,9 @@ proptest! {
                     core.handle_usage(now, &[(hoa(usize::from(last % 5)), used)]);
                 }
                 Input::Prepare(last) => core.prepare(now, Place { ifindex: 2, moa: place(last) }),
-                Input::Ready => core.ready(),
+                Input::Ready => {
+                    core.ready(now);
+                }
                 Input::Announcement => core.handle_announcement(now),
                 Input::Hint => core.handle_hint(now),
                 Input::Abort => core.abort(now),

@@ -226,3 +226,89 @@ fn peer_that_cannot_know_the_new_address_gets_nothing_from_there() {
     assert!(world.is_settled(0, 1));
     assert_eq!(world.resets, 0);
 }
+
+#[test]
+fn what_comes_before_the_switch_is_translated_once_all_peers_know() {
+    let mut world = talking();
+    world.prepare(0, 5);
+    assert!(!world.ready(0), "nobody knows it yet");
+    world.run(ms(300));
+    assert!(world.ready(0));
+    // The node does not know yet that it has been moved.
+    world.nodes[0].site = 5;
+    assert!(world.delivers(0, 1));
+    world.run(ms(300));
+    assert_eq!(world.resets, 0);
+    world.arrive(0, 5);
+    world.run(ms(100));
+    assert!(world.is_settled(0, 1));
+}
+
+#[test]
+fn nothing_is_translated_while_a_peer_cannot_know() {
+    let mut world = talking();
+    for server in &mut world.servers {
+        server.down = true;
+    }
+    world.prepare(0, 5);
+    for _ in 0..20 {
+        world.run(ms(100));
+        assert!(!world.ready(0));
+    }
+    assert!(world.delivers(0, 1), "nothing is held before the move");
+    world.nodes[0].site = 5;
+    world.run(ms(500));
+    world.arrive(0, 5);
+    world.run(Duration::from_secs(2));
+    assert_eq!(world.resets, 0);
+}
+
+#[test]
+fn peer_that_is_not_in_use_delays_nothing_and_is_not_sent_to_before_it_knows() {
+    let mut world = World::new(Setup {
+        nodes: 3,
+        ..Setup::default()
+    });
+    world.flows = vec![(0, 1), (1, 0), (0, 2)];
+    world.run(ms(500));
+    world.flows.pop();
+    world.crash(2);
+    world.run(Duration::from_secs(70));
+    world.prepare(0, 5);
+    world.run(ms(300));
+    assert!(world.ready(0));
+    assert!(world.nodes[0].kernel.holding.contains(&hoa(2)));
+    assert!(!world.nodes[0].kernel.holding.contains(&hoa(1)));
+    world.input(0, Core::abort);
+    assert!(
+        world.nodes[0].kernel.holding.is_empty(),
+        "the old address stays, and it knows that one"
+    );
+}
+
+#[test]
+fn peer_that_is_new_during_a_move_is_sent_to_once_it_knows() {
+    let mut world = World::new(Setup {
+        nodes: 3,
+        ..Setup::default()
+    });
+    world.flows = vec![(0, 1), (1, 0)];
+    world.run(ms(500));
+    world.prepare(0, 5);
+    world.run(ms(300));
+    assert!(world.ready(0));
+    world.flows.extend([(0, 2), (2, 0)]);
+    for _ in 0..300 {
+        world.run(ms(1));
+        let kernel = &world.nodes[0].kernel;
+        let sends = kernel.peers.contains_key(&hoa(2)) && !kernel.holding.contains(&hoa(2));
+        let taken = world.nodes[2].kernel.peers.get(&hoa(0));
+        assert!(!sends || taken.is_some_and(|it| it.1.contains(&moa(0, 5))));
+    }
+    world.nodes[0].site = 5;
+    world.run(ms(300));
+    world.arrive(0, 5);
+    world.run(ms(300));
+    assert!(world.is_settled(0, 2));
+    assert_eq!(world.resets, 0);
+}

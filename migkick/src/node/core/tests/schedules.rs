@@ -164,4 +164,28 @@ proptest! {
         world.run(Duration::from_secs(3));
         prop_assert!(world.is_settled(0, 1));
     }
+
+    #[test]
+    fn no_packet_of_a_move_comes_as_somebody_elses(
+        seed in 1_u64..,
+        (before, after) in (0_u64..500, 0_u64..500),
+        down: bool,
+    ) {
+        let mut world = World::new(Setup { loss: 10, reordering: 10, dice: Dice(seed), ..Setup::default() });
+        world.flows = vec![(0, 1), (1, 0)];
+        world.run(Duration::from_secs(3));
+        world.resets = 0;
+        for server in &mut world.servers {
+            server.down = down;
+        }
+        world.prepare(0, 5);
+        world.run(ms(before));
+        world.ready(0);
+        world.nodes[0].site = 5;
+        // So long the node goes on as before, as it does not know.
+        world.run(ms(after));
+        world.input(0, Core::handle_announcement);
+        world.run(Duration::from_secs(3));
+        prop_assert_eq!(world.resets, 0);
+    }
 }

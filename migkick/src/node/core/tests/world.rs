@@ -87,6 +87,8 @@ pub(super) struct Node {
     seed: u128,
     packets: u64,
     pub(super) delivered_gap: Duration,
+    /// Where it is going to be, once what it sends from elsewhere is translated there.
+    translated_to: Option<Ipv6Addr>,
 }
 
 #[derive(Debug, Default)]
@@ -147,6 +149,7 @@ impl World {
             seed: 1000 * (index as u128 + 1),
             packets: 0,
             delivered_gap: Duration::ZERO,
+            translated_to: None,
         };
         let mut world = Self {
             now: ms(5),
@@ -236,7 +239,20 @@ impl World {
         self.set_address(index, standby.ifindex, standby.moa, true);
         self.nics(index);
         self.input(index, |core, now| core.prepare(now, standby));
-        self.input(index, |core, _| core.ready());
+        self.nodes[index].translated_to = None;
+        self.ready(index);
+    }
+
+    /// Tells a node that it may be moved; returns whether its agents are to translate.
+    pub(super) fn ready(&mut self, index: usize) -> bool {
+        let mut translate = false;
+        self.input(index, |core, now| translate = core.ready(now));
+        if translate {
+            let own = self.nodes[index].kernel.own.iter();
+            let standby = own.map(|it| it.moa).nth(1);
+            self.nodes[index].translated_to = standby;
+        }
+        translate
     }
 
     /// The whole move, the guest's kernel announcing it.
@@ -246,10 +262,22 @@ impl World {
         self.arrive(index, site);
     }
 
-    /// The hypervisor moves the node.
+    /// The hypervisor moves the node, and its kernel announces it.
     pub(super) fn arrive(&mut self, index: usize, site: u16) {
+        self.ready(index);
         self.nodes[index].site = site;
         self.input(index, Core::handle_announcement);
+    }
+
+    /// Where a packet of a node comes from: by DstAgent's translation while the node does not know that
+    /// it has been moved.
+    fn source(&self, index: usize) -> Option<Ipv6Addr> {
+        let node = &self.nodes[index];
+        let active = node.kernel.active.map(|it| it.moa);
+        active
+            .into_iter()
+            .chain(node.translated_to)
+            .find(|source| self.holder(*source) == Some(index))
     }
 
     pub(super) fn run(&mut self, duration: Duration) {
@@ -318,9 +346,8 @@ impl World {
     pub(super) fn is_mistaken(&self, from: usize, to: usize) -> bool {
         let sender = &self.nodes[from].kernel;
         let target = sender.peers.get(&hoa(to)).map(|it| it.0);
-        let source = sender.active.map(|it| it.moa);
         let arrives = target.and_then(|it| self.holder(it)) == Some(to)
-            && source.and_then(|it| self.holder(it)) == Some(from)
+            && self.source(from).is_some()
             && !sender.holding.contains(&hoa(to));
         arrives && !self.delivers(from, to)
     }
@@ -328,7 +355,7 @@ impl World {
     /// Whether a packet would reach the application there.
     pub(super) fn delivers(&self, from: usize, to: usize) -> bool {
         let (sender, receiver) = (&self.nodes[from], &self.nodes[to]);
-        let Some(source) = sender.kernel.active.map(|it| it.moa) else {
+        let Some(source) = self.source(from) else {
             return false;
         };
         let Some((target, _)) = sender.kernel.peers.get(&hoa(to)) else {
@@ -336,7 +363,6 @@ impl World {
         };
         let taken = receiver.kernel.peers.get(&hoa(from));
         !sender.kernel.holding.contains(&hoa(to))
-            && self.holder(source) == Some(from)
             && self.holder(*target) == Some(to)
             && receiver.kernel.own.iter().any(|it| it.moa == *target)
             && taken.is_some_and(|(_, from)| from.contains(&source))
