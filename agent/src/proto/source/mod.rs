@@ -23,6 +23,7 @@
 //! connection to the peer is made again, and the peer, which may have been restarted, is asked
 //! again.
 
+mod claim;
 mod dialogue;
 mod ending;
 mod forward;
@@ -47,8 +48,8 @@ use super::refusal::{Refusal, bounded};
 use super::timer::Timer;
 use super::{Agent, CommandReply, Domain, DomainUuid, JobStats, Output, Stream, Timestamp};
 
+use claim::Leaving;
 pub(super) use forward::Departure;
-use forward::Leaving;
 
 /// Stands for the destination of a migration that an agent before this one has started: libvirt
 /// does not tell it. No agent has this name, since names have no spaces.

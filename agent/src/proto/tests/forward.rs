@@ -1,8 +1,12 @@
 //! Tests of the addresses that a VM leaves.
 
-use common::signal::{ErrorMessage, MigrationRequest, PeerMessage};
+use common::signal::{
+    AddressClaim, AddressClaimReply, ClaimState, ErrorMessage, MigrationReady, MigrationRequest,
+    PeerMessage,
+};
 
 use super::*;
+use crate::proto::record::ClaimOutcome;
 use crate::proto::tests::fixture::{Bench, MAC, OTHER_MAC, UUID};
 use crate::proto::{AddressEvent, HypervisorEvent, JobStats, PeerEvent};
 
