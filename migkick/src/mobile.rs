@@ -3,12 +3,20 @@
 
 use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use common::signal::{MigrationProgress, MigrationReady, MigrationResponse, Phase};
 use migkick::interface::Interface;
 
 use crate::GoArgs;
 use crate::node::control::{Answer, ControlError, Prepare, Prepared, Request, SOCKET, ask};
+
+/// How long the move may wait until all correspondents know the new address. With the mapping server
+/// away they never do.
+const KNOWN: Duration = Duration::from_secs(2);
+/// Pause before the node is asked again; doubled each time.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
 
 /// A node that stands by. Dropping it tells the node that the move is off.
 pub(crate) struct Mobile {
@@ -74,8 +82,18 @@ impl Mobile {
         self.prepared.address
     }
 
-    /// What the agents are told; from then on the node expects to be moved.
+    /// What the agents are told; from then on the node expects to be moved. Waits a little until all
+    /// correspondents know the new address: what the VM sends after the move before its node has
+    /// switched then reaches them.
     pub(crate) fn ready(&mut self) -> Result<MigrationReady, ControlError> {
+        let deadline = Instant::now() + KNOWN;
+        let mut pause = FIRST_PAUSE;
+        while matches!(ask(&self.socket, &Request::Known)?, Answer::Known(false))
+            && Instant::now() + pause < deadline
+        {
+            thread::sleep(pause);
+            pause *= 2;
+        }
         self.ask_ready()?;
         Ok(self.message())
     }
@@ -241,6 +259,8 @@ mod tests {
         let status = serde_json::json!({ "moa": ADDRESS });
         let answers = vec![
             prepared(),
+            Answer::Known(false),
+            Answer::Known(true),
             Answer::Ready { translate: false },
             Answer::Ready { translate: false },
             Answer::Ready { translate: true },
@@ -282,6 +302,8 @@ mod tests {
         assert!(mobile.completed().unwrap());
         let requests: Vec<Request> = requests.iter().skip(1).collect();
         let expected = [
+            Request::Known,
+            Request::Known,
             Request::Ready { near: false },
             Request::Ready { near: false },
             Request::Ready { near: false },

@@ -73,6 +73,9 @@ pub(crate) fn go(args: &GoArgs) -> anyhow::Result<()> {
     };
     let nic = match nic {
         Nic::OfNode(mut mobile) => {
+            session
+                .view
+                .step("Letting correspondents know the new address");
             match mobile.ready() {
                 Ok(of_node) => ready = of_node,
                 Err(error) => {

@@ -28,6 +28,8 @@ pub(crate) enum Request {
     Status,
     /// Prepare for a move.
     Prepare(Prepare),
+    /// Whether all correspondents in use know the prepared address.
+    Known,
     /// The agents know that the VM is prepared; asked again while it is being moved.
     Ready {
         /// Whether the switch is near.
@@ -89,6 +91,8 @@ pub(crate) enum Answer {
     Status(Value),
     /// The node is prepared.
     Prepared(Prepared),
+    /// Whether all correspondents in use know the prepared address.
+    Known(bool),
     /// The node expects to be moved.
     Ready {
         /// Whether what the VM still sends from its old addresses may be translated.

@@ -225,6 +225,7 @@ impl Daemon {
                 Ok(prepared) => Answer::Prepared(prepared),
                 Err(error) => Answer::Error(format!("{error:#}")),
             },
+            Request::Known => Answer::Known(self.core.is_known(self.now())),
             Request::Ready { near } => Answer::Ready {
                 translate: self.ready(near),
             },

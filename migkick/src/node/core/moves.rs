@@ -69,25 +69,29 @@ impl Core {
         {
             movement.stage = MoveStage::Ready;
         }
+        let known = self.is_known(now);
         let (Some(movement), Some(standby)) = (&mut self.movement, self.standby) else {
             return false;
         };
-        if !movement.translates {
-            let told = self.told.get(&standby.moa);
-            let used_since = self.timing.keepalive * 2;
-            let mut peers = self.peers.values();
-            let all_know = peers.all(|it| {
-                let knows = told.is_some_and(|told| it.has_acknowledged(*told));
-                knows || now >= it.sent_at.max(it.heard_at) + used_since
-            });
-            if !all_know {
-                return false;
-            }
+        if known && !movement.translates {
             movement.translates = true;
             let released = self.hold_unaware(now, standby);
             self.settle_all(now, released);
         }
-        true
+        self.movement.as_ref().is_some_and(|it| it.translates)
+    }
+
+    /// Whether all peers in use know the address that stands by.
+    pub(crate) fn is_known(&self, now: Duration) -> bool {
+        let Some(standby) = self.standby else {
+            return false;
+        };
+        let told = self.told.get(&standby.moa);
+        let used_since = self.timing.keepalive * 2;
+        self.peers.values().all(|it| {
+            let knows = told.is_some_and(|told| it.has_acknowledged(*told));
+            knows || now >= it.sent_at.max(it.heard_at) + used_since
+        })
     }
 
     /// Sequence that a peer must know before anything is sent to it, while what is sent may come out

@@ -231,9 +231,10 @@ fn peer_that_cannot_know_the_new_address_gets_nothing_from_there() {
 fn what_comes_before_the_switch_is_translated_once_all_peers_know() {
     let mut world = talking();
     world.prepare(0, 5);
-    assert!(!world.ready(0), "nobody knows it yet");
+    let knows = |world: &World| world.nodes[0].core.as_ref().unwrap().is_known(world.now);
+    assert!(!knows(&world) && !world.ready(0));
     world.run(ms(300));
-    assert!(world.ready(0));
+    assert!(knows(&world) && world.ready(0));
     // The node does not know yet that it has been moved.
     world.nodes[0].site = 5;
     assert!(world.delivers(0, 1));
