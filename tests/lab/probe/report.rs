@@ -167,17 +167,22 @@ pub struct StreamRow {
 const BEYOND_MS: f64 = 100.0;
 
 impl RunRow {
-    /// Whether the sessions by permanent addresses, if there are any, were kept: none broke, at most
-    /// one ping was lost, and none stood still for long.
+    /// Whether the sessions by permanent addresses, if there are any, were kept: they went on, and at
+    /// most one ping was lost.
+    #[must_use]
+    pub fn keeps_sessions(&self) -> bool {
+        self.sessions_go_on() && self.ping_lost.unwrap_or_default() <= 1
+    }
+
+    /// Whether no session broke, and none stood still for long.
     ///
     /// Without KVM the guest does not run at once after the pause: QEMU has translated none of its
     /// code yet. No application can answer while no thread runs, so that is the pause then.
     #[must_use]
-    pub fn keeps_sessions(&self) -> bool {
+    pub fn sessions_go_on(&self) -> bool {
         self.session_gap_ms()
             .is_none_or(|gap_ms| gap_ms <= self.still_ms() + BEYOND_MS)
             && self.tcp_resets.unwrap_or_default() == 0
-            && self.ping_lost.unwrap_or_default() <= 1
     }
 
     /// The longest time in which one of the sessions stood still, if there are any.
