@@ -129,14 +129,8 @@ impl Daemon {
             .plan_routes(&interface, network, plan.router)?;
         let now = self.now();
         let mac = interface.mac;
-        let mut forward = vec![active.moa];
-        forward.extend(
-            self.core
-                .status(now)
-                .left
-                .iter()
-                .filter(|it| **it != address),
-        );
+        let own = self.core.own().into_iter().map(|it| it.moa);
+        let forward = own.filter(|it| *it != address).collect();
         let ifindex = interface.ifindex;
         self.moving = Some(Moving {
             nic,

@@ -82,8 +82,11 @@ impl Core {
     }
 
     /// Makes the better place the active one, once all peers know it. The old one is taken for as long
-    /// as after a move.
+    /// as after a move. Not during a move: the agents were told which address the VM leaves.
     pub(super) fn candidate_due(&mut self, now: Duration) {
+        if self.movement.is_some() {
+            return;
+        }
         let Some(place) = self.candidate.filter(|it| self.all_know(it.moa)) else {
             return;
         };
@@ -163,7 +166,7 @@ impl Core {
     }
 
     /// All own addresses that take data.
-    pub(super) fn own(&self) -> Vec<Place> {
+    pub(crate) fn own(&self) -> Vec<Place> {
         let left = self.left.iter().map(|left| left.place);
         self.active
             .into_iter()

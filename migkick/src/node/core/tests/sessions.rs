@@ -199,3 +199,27 @@ fn better_address_is_used_once_peers_know_it_and_the_old_one_is_taken_for_a_whil
     );
     assert_eq!(world.resets, 0);
 }
+
+#[test]
+fn better_address_waits_until_a_move_is_over() {
+    let mut world = World::new(Setup::default());
+    world.flows = vec![(0, 1), (1, 0)];
+    world.run(ms(500));
+    let given: Ipv6Addr = moa(0, 1);
+    let neutral = common::mat::neutral::neutral(given.octets(), hoa(0).octets());
+    world.set_address(0, 1, Ipv6Addr::from(neutral), true);
+    world.nics(0);
+    world.prepare(0, 5);
+    world.run(ms(500));
+    let active = |world: &World| world.nodes[0].kernel.active.unwrap().moa;
+    assert_eq!(active(&world), given, "what the agents were told is left");
+    assert!(world.ready(0));
+    world.input(0, Core::abort);
+    world.run(ms(500));
+    assert_eq!(active(&world).octets(), neutral);
+    world.go(0, 5);
+    world.run(ms(500));
+    assert_eq!(active(&world), moa(0, 5));
+    assert!(world.is_settled(0, 1));
+    assert_eq!(world.resets, 0);
+}
