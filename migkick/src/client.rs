@@ -141,12 +141,11 @@ impl Client {
         self.handle_timeout(now);
     }
 
-    /// Says something else from now on, and at once; only after [`Client::ready`].
+    /// Says something else after [`Client::ready`], from now on: [`Client::handle_timeout`] is due.
     pub(crate) fn say_ready(&mut self, now: Duration, said: MigrationReady) {
         if let State::Waiting { ready, next, .. } = &mut self.state {
             *ready = said;
             *next = now;
-            self.handle_timeout(now);
         }
     }
 

@@ -94,14 +94,15 @@ impl Mobile {
             thread::sleep(pause);
             pause *= 2;
         }
-        self.ask_ready()?;
+        self.ask_ready(false)?;
         Ok(self.message())
     }
 
-    fn ask_ready(&mut self) -> Result<(), ControlError> {
-        let near = self.near;
+    fn ask_ready(&mut self, near: bool) -> Result<(), ControlError> {
+        let near = self.near || near;
         match ask(&self.socket, &Request::Ready { near })? {
             Answer::Ready { translate } => {
+                self.near = near;
                 self.translate |= translate;
                 Ok(())
             }
@@ -134,16 +135,13 @@ impl Mobile {
             }
             Phase::Switching | Phase::Completed => true,
         };
-        let (was_near, translated) = (self.near, self.translate);
-        if translated && (was_near || !near) {
+        let translated = self.translate;
+        if translated && (self.near || !near) {
             return None;
         }
-        self.near |= near;
-        // Without it the arrival is noticed a little later at worst, and what the VM sends until then
-        // is lost.
-        if self.ask_ready().is_err() {
-            self.near = was_near;
-        }
+        // Where the node does not answer, the arrival is noticed a little later at worst, and what the
+        // VM sends until then is lost.
+        let _ = self.ask_ready(near);
         (self.translate && !translated).then(|| self.message())
     }
 

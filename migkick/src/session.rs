@@ -292,7 +292,6 @@ impl Session {
                     && let Some(ready) = mobile.progress(progress)
                 {
                     self.client.say_ready(self.start.elapsed(), ready);
-                    self.flush();
                 }
                 match event {
                     Event::Failed(error) => {

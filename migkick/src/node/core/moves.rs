@@ -64,21 +64,20 @@ impl Core {
     /// from its old address may be translated to come from the new one: all peers in use know that
     /// one. The others get nothing before they do, from then on.
     pub(crate) fn ready(&mut self, now: Duration) -> bool {
-        if let Some(movement) = &mut self.movement
-            && movement.stage == MoveStage::Prepared
-        {
-            movement.stage = MoveStage::Ready;
-        }
         let known = self.is_known(now);
         let (Some(movement), Some(standby)) = (&mut self.movement, self.standby) else {
             return false;
         };
-        if known && !movement.translates {
-            movement.translates = true;
-            let released = self.hold_unaware(now, standby);
-            self.settle_all(now, released);
+        if movement.stage == MoveStage::Prepared {
+            movement.stage = MoveStage::Ready;
         }
-        self.movement.as_ref().is_some_and(|it| it.translates)
+        if movement.translates || !known {
+            return movement.translates;
+        }
+        movement.translates = true;
+        let released = self.hold_unaware(now, standby);
+        self.settle_all(now, released);
+        true
     }
 
     /// Whether all peers in use know the address that stands by.
@@ -86,12 +85,10 @@ impl Core {
         let Some(standby) = self.standby else {
             return false;
         };
-        let told = self.told.get(&standby.moa);
-        let used_since = self.timing.keepalive * 2;
-        self.peers.values().all(|it| {
-            let knows = told.is_some_and(|told| it.has_acknowledged(*told));
-            knows || now >= it.sent_at.max(it.heard_at) + used_since
-        })
+        let in_use = self.timing.keepalive * 2;
+        self.peers
+            .values()
+            .all(|it| self.knows(it, standby.moa) || now >= it.sent_at.max(it.heard_at) + in_use)
     }
 
     /// Sequence that a peer must know before anything is sent to it, while what is sent may come out

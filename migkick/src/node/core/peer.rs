@@ -305,7 +305,7 @@ impl Core {
         };
         if peer.holds.is_none() {
             // A peer that is new during a move may have read a mapping from before it.
-            peer.holds = translated_to.filter(|told| peer.acknowledged < *told);
+            peer.holds = translated_to.filter(|told| !peer.has_acknowledged(*told));
         }
         let mut from: Vec<Ipv6Addr> = known.moas.iter().map(|(moa, _)| *moa).collect();
         if !from.contains(&to) {

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use common::mat::neutral::is_neutral;
 
+use super::peer::Peer;
 use super::{Core, NicState, Output, Place, Saved};
 
 /// An address that a move has left.
@@ -74,11 +75,14 @@ impl Core {
         all.any(|it| it == place)
     }
 
-    /// Whether all peers know a mapping with that address.
-    fn all_know(&self, moa: Ipv6Addr) -> bool {
+    /// Whether a peer knows a mapping with that address, or does not care.
+    pub(super) fn knows(&self, peer: &Peer, moa: Ipv6Addr) -> bool {
         let told = self.told.get(&moa);
-        let mut peers = self.peers.values();
-        peers.all(|it| it.to.is_none() || told.is_some_and(|told| it.has_acknowledged(*told)))
+        peer.to.is_none() || told.is_some_and(|told| peer.has_acknowledged(*told))
+    }
+
+    fn all_know(&self, moa: Ipv6Addr) -> bool {
+        self.peers.values().all(|it| self.knows(it, moa))
     }
 
     /// Makes the better place the active one, once all peers know it. The old one is taken for as long

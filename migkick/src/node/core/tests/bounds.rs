@@ -16,9 +16,7 @@ use crate::node::core::*;
 fn frames_are_held_in_bounded_number_and_for_a_bounded_time() {
     let mut world = World::new(Setup::default());
     world.run(ms(100));
-    for server in &mut world.servers {
-        server.down = true;
-    }
+    world.stop_servers(true);
     for number in 0..200 {
         world.send_frame(0, 1, vec![number; 1000]);
     }

@@ -146,9 +146,7 @@ fn hint_is_confirmed_by_a_peer_where_no_server_answers() {
     let mut world = talking();
     world.prepare(0, 5);
     world.run(ms(300));
-    for server in &mut world.servers {
-        server.down = true;
-    }
+    world.stop_servers(true);
     world.nodes[0].site = 5;
     world.input(0, Core::handle_hint);
     world.run(ms(100));
@@ -160,18 +158,14 @@ fn move_while_no_server_answers_keeps_the_sessions() {
     let mut world = talking();
     world.prepare(0, 5);
     world.run(ms(300));
-    for server in &mut world.servers {
-        server.down = true;
-    }
+    world.stop_servers(true);
     world.arrive(0, 5);
     world.run(ms(100));
     assert!(world.is_settled(0, 1));
     // Longer than any lifetime.
     world.run(Duration::from_secs(200));
     assert!(world.is_settled(0, 1));
-    for server in &mut world.servers {
-        server.down = false;
-    }
+    world.stop_servers(false);
     world.run(Duration::from_secs(60));
     assert!(world.is_settled(0, 1));
     assert!(
@@ -205,9 +199,7 @@ fn node_that_dies_during_a_move_is_found_where_it_is() {
 #[test]
 fn peer_that_cannot_know_the_new_address_gets_nothing_from_there() {
     let mut world = talking();
-    for server in &mut world.servers {
-        server.down = true;
-    }
+    world.stop_servers(true);
     world.go(0, 5);
     // Its own data still comes, by what forwards the old address.
     assert!(
@@ -219,9 +211,7 @@ fn peer_that_cannot_know_the_new_address_gets_nothing_from_there() {
     );
     world.run(Duration::from_secs(20));
     assert!(!world.delivers(0, 1));
-    for server in &mut world.servers {
-        server.down = false;
-    }
+    world.stop_servers(false);
     world.run(Duration::from_secs(40));
     assert!(world.is_settled(0, 1));
     assert_eq!(world.resets, 0);
@@ -248,9 +238,7 @@ fn what_comes_before_the_switch_is_translated_once_all_peers_know() {
 #[test]
 fn nothing_is_translated_while_a_peer_cannot_know() {
     let mut world = talking();
-    for server in &mut world.servers {
-        server.down = true;
-    }
+    world.stop_servers(true);
     world.prepare(0, 5);
     for _ in 0..20 {
         world.run(ms(100));

@@ -134,9 +134,7 @@ proptest! {
         }
         world.setup.loss = 0;
         world.setup.reordering = 0;
-        for server in &mut world.servers {
-            server.down = false;
-        }
+        world.stop_servers(false);
         world.run(Duration::from_secs(2));
         world.tidy();
         world.run(Duration::from_secs(90));
@@ -175,9 +173,7 @@ proptest! {
         world.flows = vec![(0, 1), (1, 0)];
         world.run(Duration::from_secs(3));
         world.resets = 0;
-        for server in &mut world.servers {
-            server.down = down;
-        }
+        world.stop_servers(down);
         world.prepare(0, 5);
         world.run(ms(before));
         world.ready(0);

@@ -112,9 +112,7 @@ fn without_any_server_a_new_peer_is_refused_and_a_known_one_stays() {
     });
     world.flows = vec![(0, 1), (1, 0)];
     world.run(ms(500));
-    for server in &mut world.servers {
-        server.down = true;
-    }
+    world.stop_servers(true);
     world.send_frame(0, 2, vec![2]);
     world.run(Duration::from_secs(4));
     assert_eq!(world.nodes[0].kernel.refused, [vec![2]]);

@@ -172,8 +172,8 @@ fn neutral_address_is_preferred() {
     assert_eq!(world.nodes[0].kernel.active.unwrap().moa.octets(), neutral);
 }
 
-#[test]
-fn better_address_is_used_once_peers_know_it_and_the_old_one_is_taken_for_a_while() {
+/// A node that talks by a given address and gets a neutral one beside it.
+fn offered_better() -> (World, Ipv6Addr, [u8; 16]) {
     let mut world = World::new(Setup::default());
     world.flows = vec![(0, 1), (1, 0)];
     world.run(ms(500));
@@ -181,6 +181,12 @@ fn better_address_is_used_once_peers_know_it_and_the_old_one_is_taken_for_a_whil
     let neutral = common::mat::neutral::neutral(given.octets(), hoa(0).octets());
     world.set_address(0, 1, Ipv6Addr::from(neutral), true);
     world.nics(0);
+    (world, given, neutral)
+}
+
+#[test]
+fn better_address_is_used_once_peers_know_it_and_the_old_one_is_taken_for_a_while() {
+    let (mut world, given, neutral) = offered_better();
     assert_eq!(world.nodes[0].kernel.active.unwrap().moa, given);
     assert!(world.delivers(0, 1) && world.delivers(1, 0));
     for _ in 0..100 {
@@ -202,13 +208,7 @@ fn better_address_is_used_once_peers_know_it_and_the_old_one_is_taken_for_a_whil
 
 #[test]
 fn better_address_waits_until_a_move_is_over() {
-    let mut world = World::new(Setup::default());
-    world.flows = vec![(0, 1), (1, 0)];
-    world.run(ms(500));
-    let given: Ipv6Addr = moa(0, 1);
-    let neutral = common::mat::neutral::neutral(given.octets(), hoa(0).octets());
-    world.set_address(0, 1, Ipv6Addr::from(neutral), true);
-    world.nics(0);
+    let (mut world, given, neutral) = offered_better();
     world.prepare(0, 5);
     world.run(ms(500));
     let active = |world: &World| world.nodes[0].kernel.active.unwrap().moa;

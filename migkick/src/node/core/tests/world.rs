@@ -224,6 +224,13 @@ impl World {
         self.input(index, |core, now| core.handle_nics(now, nics));
     }
 
+    /// Stops all servers, or starts them again.
+    pub(super) fn stop_servers(&mut self, down: bool) {
+        for server in &mut self.servers {
+            server.down = down;
+        }
+    }
+
     /// Prepares a move of a node to a site.
     pub(super) fn prepare(&mut self, index: usize, site: u16) {
         let Some(active) = self.nodes[index].kernel.active else {
@@ -245,14 +252,13 @@ impl World {
 
     /// Tells a node that it may be moved; returns whether its agents are to translate.
     pub(super) fn ready(&mut self, index: usize) -> bool {
-        let mut translate = false;
-        self.input(index, |core, now| translate = core.ready(now));
-        if translate {
-            let own = self.nodes[index].kernel.own.iter();
-            let standby = own.map(|it| it.moa).nth(1);
-            self.nodes[index].translated_to = standby;
-        }
-        translate
+        let mut standby = None;
+        self.input(index, |core, now| {
+            standby = core.status(now).standby.filter(|_| core.ready(now));
+        });
+        let node = &mut self.nodes[index];
+        node.translated_to = standby.or(node.translated_to);
+        standby.is_some()
     }
 
     /// The whole move, the guest's kernel announcing it.
