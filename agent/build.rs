@@ -1,4 +1,5 @@
-//! Builds the kernel programs of the host into `OUT_DIR/host`.
+//! Builds the kernel programs of the host into `OUT_DIR/host`, and those that tell their decisions
+//! into `OUT_DIR/host_traced`.
 
 #![allow(unsafe_code, reason = "setting an environment variable is unsafe")]
 
@@ -6,5 +7,9 @@
 mod embed;
 
 fn main() -> anyhow::Result<()> {
-    embed::embed("host")
+    let traced = embed::Variant {
+        name: "host_traced",
+        feature: "trace",
+    };
+    embed::embed("host", &[traced])
 }

@@ -40,6 +40,7 @@ use netns::Namespace;
 use relay::Relayed;
 use roamcast::datapath::Datapath;
 use serde::Serialize;
+use support::Kernel;
 use wire::Wire;
 
 /// Runs of one measurement; what they hold fits in `HELD`.
@@ -71,6 +72,8 @@ struct Cost {
     ns_per_frame: u64,
     /// Fastest and slowest round.
     range_ns: [u64; 2],
+    /// Median of the same rounds by the traced programs, with a filter that matches nothing.
+    traced_ns_per_frame: u64,
 }
 
 fn main() {
@@ -94,17 +97,18 @@ fn main() {
         read_records_us: read_records(),
     };
     println!(
-        "{:<10} {:<28} {:>8} {:>13} {:>12}",
-        "Mode", "frame", "payload", "ns per frame", "range"
+        "{:<10} {:<28} {:>8} {:>13} {:>12} {:>7}",
+        "Mode", "frame", "payload", "ns per frame", "range", "traced"
     );
     for cost in &results.costs {
         println!(
-            "{:<10} {:<28} {:>8} {:>13} {:>12}",
+            "{:<10} {:<28} {:>8} {:>13} {:>12} {:>7}",
             cost.mode,
             cost.frame,
             cost.payload_bytes,
             cost.ns_per_frame,
-            format!("{}-{}", cost.range_ns[0], cost.range_ns[1])
+            format!("{}-{}", cost.range_ns[0], cost.range_ns[1]),
+            cost.traced_ns_per_frame
         );
     }
     println!(
@@ -151,9 +155,11 @@ fn costs(payload_bytes: usize) -> Vec<Cost> {
     cases
         .into_iter()
         .map(|(mode, prepare, name, frame)| {
-            let mut gated = Gated::load().unwrap_or_else(|| panic!("Needs root"));
-            prepare(&mut gated);
-            measure(&mut gated, mode, name, payload_bytes, frame)
+            let mut both = [Kernel::load(), Kernel::load_traced_in_vain()].map(|kernel| Gated {
+                kernel: kernel.unwrap_or_else(|| panic!("Needs root")),
+            });
+            both.iter_mut().for_each(prepare);
+            measure(&mut both, mode, name, payload_bytes, frame)
         })
         .collect()
 }
@@ -188,28 +194,35 @@ fn read_records() -> u64 {
     })
 }
 
+/// Runs the usual program and the traced one by turns.
 fn measure(
-    gated: &mut Gated,
+    both: &mut [Gated; 2],
     mode: &'static str,
     frame: &'static str,
     payload_bytes: usize,
     bytes: &[u8],
 ) -> Cost {
-    let mut rounds: Vec<u64> = (0..ROUNDS)
-        .map(|_| {
+    let mut rounds = [const { Vec::new() }; 2];
+    for _ in 0..ROUNDS {
+        for (gated, rounds) in both.iter_mut().zip(&mut rounds) {
             let time = gated.kernel.repeatedly("gate", bytes, RUNS);
             gated.kernel.ring("HELD");
-            u64::try_from(time.as_nanos()).unwrap_or(u64::MAX) / u64::from(RUNS)
-        })
-        .collect();
-    rounds.sort_unstable();
-    let lost = gated.kernel.counter(Counter::HeldLost);
-    assert_eq!(lost, 0, "frames found no room");
+            let ns = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+            rounds.push(ns / u64::from(RUNS));
+        }
+    }
+    for gated in both {
+        let lost = gated.kernel.counter(Counter::HeldLost);
+        assert_eq!(lost, 0, "frames found no room");
+    }
+    rounds.iter_mut().for_each(|rounds| rounds.sort_unstable());
+    let [usual, traced] = rounds;
     Cost {
         mode,
         frame,
         payload_bytes,
-        ns_per_frame: rounds[ROUNDS / 2],
-        range_ns: [rounds[0], rounds[ROUNDS - 1]],
+        ns_per_frame: usual[ROUNDS / 2],
+        range_ns: [usual[0], usual[ROUNDS - 1]],
+        traced_ns_per_frame: traced[ROUNDS / 2],
     }
 }

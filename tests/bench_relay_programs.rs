@@ -58,6 +58,8 @@ struct Cost {
     ns_per_packet: u64,
     /// Fastest and slowest round.
     range_ns: [u64; 2],
+    /// Median of the same rounds by the traced programs, with a filter that matches nothing.
+    traced_ns_per_packet: u64,
 }
 
 fn main() {
@@ -86,17 +88,18 @@ fn main() {
         costs,
     };
     println!(
-        "{:<12} {:<34} {:>8} {:>14} {:>12}",
-        "Program", "packet", "payload", "ns per packet", "range"
+        "{:<12} {:<34} {:>8} {:>14} {:>12} {:>7}",
+        "Program", "packet", "payload", "ns per packet", "range", "traced"
     );
     for cost in &results.costs {
         println!(
-            "{:<12} {:<34} {:>8} {:>14} {:>12}",
+            "{:<12} {:<34} {:>8} {:>14} {:>12} {:>7}",
             cost.program,
             cost.packet,
             cost.payload_bytes,
             cost.ns_per_packet,
-            format!("{}-{}", cost.range_ns[0], cost.range_ns[1])
+            format!("{}-{}", cost.range_ns[0], cost.range_ns[1]),
+            cost.traced_ns_per_packet
         );
     }
     let mut arguments = std::env::args().skip_while(|argument| argument != "--report");
@@ -136,13 +139,15 @@ fn uplink(program: &'static str, payload: &[u8]) -> Vec<Cost> {
     ]
     .into_iter()
     .map(|(packet, frame, origins)| {
-        let mut kernel = load();
-        for relayed in [usual, own] {
-            kernel.insert("RELAY_FLOWS", relayed.flow_key(), relayed.entry());
-            kernel.insert("RELAYS", relayed.relay_key(), 1_u32);
-            manage(&mut kernel, &relayed, origins);
+        let mut both = load();
+        for kernel in &mut both {
+            for relayed in [usual, own] {
+                kernel.insert("RELAY_FLOWS", relayed.flow_key(), relayed.entry());
+                kernel.insert("RELAYS", relayed.relay_key(), 1_u32);
+                manage(kernel, &relayed, origins);
+            }
         }
-        measure(&mut kernel, program, packet, payload.len(), &frame)
+        measure(&mut both, program, packet, payload.len(), &frame)
     })
     .collect()
 }
@@ -181,50 +186,61 @@ fn replicate(payload: &[u8]) -> Cost {
     ip(&format!(
         "neigh replace {agent} lladdr 52:54:00:00:00:99 dev out0 nud permanent"
     ));
-    let mut kernel = load();
-    manage(&mut kernel, &relayed, Origins::Native);
-    let served = RelayStream {
-        flow: 1,
-        subscribers: 1,
-    };
-    kernel.insert("RELAY_STREAMS", relayed.stream, served);
-    let key = SubscriberKey { flow: 1, index: 0 };
-    kernel.insert("RELAY_SUBSCRIBERS", key, relayed.subscriber(u64::MAX));
+    let mut both = load();
+    for kernel in &mut both {
+        manage(kernel, &relayed, Origins::Native);
+        let served = RelayStream {
+            flow: 1,
+            subscribers: 1,
+        };
+        kernel.insert("RELAY_STREAMS", relayed.stream, served);
+        let key = SubscriberKey { flow: 1, index: 0 };
+        kernel.insert("RELAY_SUBSCRIBERS", key, relayed.subscriber(u64::MAX));
+    }
     let frame = relayed.native(payload);
     let cost = measure(
-        &mut kernel,
+        &mut both,
         "replicate",
         "one subscriber",
         payload.len(),
         &frame,
     );
-    let counted = kernel.counted();
     ip("link del out0");
     let runs = u64::from(RUNS) * ROUNDS as u64;
-    assert!(
-        counted.contains(&(common::counter::Counter::ReplicatedPackets, runs)),
-        "{counted:?}"
-    );
+    for kernel in &mut both {
+        let counted = kernel.counted();
+        assert!(
+            counted.contains(&(common::counter::Counter::ReplicatedPackets, runs)),
+            "{counted:?}"
+        );
+    }
     cost
 }
 
+/// Runs the usual program and the traced one by turns.
 fn measure(
-    kernel: &mut Kernel,
+    both: &mut [Kernel; 2],
     program: &'static str,
     packet: &'static str,
     payload_bytes: usize,
     frame: &[u8],
 ) -> Cost {
-    let mut rounds: Vec<u64> = (0..ROUNDS)
-        .map(|_| nanoseconds(kernel.repeatedly(program, frame, RUNS)) / u64::from(RUNS))
-        .collect();
-    rounds.sort_unstable();
+    let mut rounds = [const { Vec::new() }; 2];
+    for _ in 0..ROUNDS {
+        for (kernel, rounds) in both.iter_mut().zip(&mut rounds) {
+            let time = kernel.repeatedly(program, frame, RUNS);
+            rounds.push(nanoseconds(time) / u64::from(RUNS));
+        }
+    }
+    rounds.iter_mut().for_each(|rounds| rounds.sort_unstable());
+    let [usual, traced] = rounds;
     Cost {
         program,
         packet,
         payload_bytes,
-        ns_per_packet: rounds[ROUNDS / 2],
-        range_ns: [rounds[0], rounds[ROUNDS - 1]],
+        ns_per_packet: usual[ROUNDS / 2],
+        range_ns: [usual[0], usual[ROUNDS - 1]],
+        traced_ns_per_packet: traced[ROUNDS / 2],
     }
 }
 
@@ -242,8 +258,10 @@ fn manage(kernel: &mut Kernel, relayed: &Relayed, origins: Origins) {
     kernel.insert("MANAGED", key, value);
 }
 
-fn load() -> Kernel {
-    Kernel::load().unwrap_or_else(|| panic!("Needs root"))
+/// The usual programs and the traced ones.
+fn load() -> [Kernel; 2] {
+    [Kernel::load(), Kernel::load_traced_in_vain()]
+        .map(|kernel| kernel.unwrap_or_else(|| panic!("Needs root")))
 }
 
 fn ip(arguments: &str) {

@@ -60,6 +60,8 @@ struct ReportCost {
     frame_bytes: usize,
     /// Mean time of a Report that renews its listeners and raises an event for each.
     ns_per_report: u64,
+    /// The same of the traced program, with a filter that matches nothing.
+    traced_ns_per_report: u64,
 }
 
 /// Cost of a host full of listeners.
@@ -91,13 +93,17 @@ fn main() {
         host: host(),
     };
     println!(
-        "{:<24} {:>8} {:>12} {:>14}",
-        "Report", "records", "frame bytes", "ns per Report"
+        "{:<24} {:>8} {:>12} {:>14} {:>7}",
+        "Report", "records", "frame bytes", "ns per Report", "traced"
     );
     for cost in &results.reports {
         println!(
-            "{:<24} {:>8} {:>12} {:>14}",
-            cost.name, cost.records, cost.frame_bytes, cost.ns_per_report
+            "{:<24} {:>8} {:>12} {:>14} {:>7}",
+            cost.name,
+            cost.records,
+            cost.frame_bytes,
+            cost.ns_per_report,
+            cost.traced_ns_per_report
         );
     }
     println!(
@@ -124,8 +130,11 @@ fn main() {
 }
 
 fn reports() -> Vec<ReportCost> {
-    let mut kernel = Kernel::load().unwrap_or_else(|| panic!("Needs root"));
-    kernel.limit(100_000, 100_000, u32::MAX);
+    let mut both = [Kernel::load(), Kernel::load_traced_in_vain()]
+        .map(|kernel| kernel.unwrap_or_else(|| panic!("Needs root")));
+    for kernel in &mut both {
+        kernel.limit(100_000, 100_000, u32::MAX);
+    }
     let v2 = |count: u32| {
         let records: Vec<_> = (0..count)
             .map(|i| record(2, &format!("ff1e::{i:x}"), &[]))
@@ -140,21 +149,26 @@ fn reports() -> Vec<ReportCost> {
     ]
     .into_iter()
     .map(|(name, records, bytes)| {
-        kernel.snoop(&bytes);
-        let mut total = Duration::ZERO;
+        let mut total = [Duration::ZERO; 2];
         let mut runs = 0;
         while runs < RUNS / records {
             let repeat = EVENTS / records;
-            kernel.events();
-            total += kernel.snoop_repeatedly(&bytes, repeat);
+            // The usual program and the traced one by turns.
+            for (kernel, total) in both.iter_mut().zip(&mut total) {
+                kernel.snoop(&bytes);
+                kernel.events();
+                *total += kernel.snoop_repeatedly(&bytes, repeat);
+            }
             runs += repeat;
         }
-        let ns_per_report = (total.as_nanos() / u128::from(runs)) as u64;
+        let [ns_per_report, traced_ns_per_report] =
+            total.map(|total| (total.as_nanos() / u128::from(runs)) as u64);
         ReportCost {
             name,
             records,
             frame_bytes: bytes.len(),
             ns_per_report,
+            traced_ns_per_report,
         }
     })
     .collect()

@@ -22,7 +22,7 @@ use std::net::Ipv6Addr;
 
 use common::counter::Counter;
 use common::forward;
-use common::maps::{Forward, ForwardKey, Translation, TranslationKey};
+use common::maps::{Forward, ForwardKey, Gate, GateUsage, Translation, TranslationKey};
 use common::mat::neutral::neutral;
 use common::wire::neighbour;
 use etherparse::{
@@ -393,6 +393,43 @@ fn packet_of_others_or_after_the_time_or_of_this_link_passes_unchanged() {
         host.forward(|value| value.until_ns = 1);
         passes(host, "too late", &udp(old, b"x"));
         assert_eq!(host.value().packets, 0);
+    });
+}
+
+#[test]
+fn packet_goes_into_the_tap_while_others_wait_there_that_came_before() {
+    at_every_hook(neutral_pair(), nothing, |host| {
+        let packet = udp(host.old, b"x");
+        let waits = |host: &mut Host, what: &str| {
+            let (verdict, after) = host.run(&packet);
+            assert_eq!(verdict, host.at.pass, "{what}");
+            assert_eq!(after, packet, "{what}");
+        };
+        let gate = |host: &mut Host, gate: Gate, held: u64| {
+            let usage = GateUsage {
+                held,
+                ..GateUsage::default()
+            };
+            host.kernel.insert("GATE_USAGE", IFINDEX, usage);
+            host.kernel.insert("GATES", IFINDEX, gate);
+        };
+        let sent_on = |replayed: u64| Gate {
+            replayed,
+            ..Gate::record(0, false)
+        };
+        host.forward(|value| (value.ifindex, value.unread_until_ns) = (IFINDEX, u64::MAX));
+        host.sends_on("without a gate", &packet);
+        gate(host, Gate::record(0, false), 0);
+        waits(host, "before the cut");
+        gate(host, sent_on(4), 5);
+        waits(host, "while one waits");
+        gate(host, sent_on(5), 5);
+        host.sends_on("when none waits", &packet);
+        gate(host, Gate::hold(u64::MAX), 5);
+        host.sends_on("when a VM arrives there", &packet);
+        gate(host, sent_on(4), 5);
+        host.forward(|value| (value.ifindex, value.unread_until_ns) = (IFINDEX, 1));
+        host.sends_on("after the time", &packet);
     });
 }
 

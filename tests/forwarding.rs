@@ -16,6 +16,8 @@
 mod netns;
 #[path = "support/tap.rs"]
 mod tap;
+#[path = "support/two_links.rs"]
+mod two_links;
 
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
@@ -26,7 +28,6 @@ use std::time::Duration;
 use common::counter::Counter;
 use common::forward;
 use common::maps::{Forward, ForwardKey, Translation, TranslationKey};
-use common::mat::neutral::neutral;
 use common::wire::neighbour::{self, Audience};
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use netns::{DEADLINE, Namespace, command, privileged, wait_for};
@@ -35,61 +36,20 @@ use roamcast::net::link_addresses::LinkAddresses;
 use roamcast::net::neighbour::Neighbours;
 use roamcast::proto::{AddressCommand, AddressEvent, Mac, Said, mac_text};
 use tap::Guest;
+use two_links::{Net, moa};
 
 const VM_MAC: Mac = [0x52, 0x54, 0, 0, 0, 7];
-const ROUTER: &str = "2001:db8:1::fe";
 
-fn moa(prefix: u16) -> Ipv6Addr {
-    let hoa: Ipv6Addr = "fd5e:6d61:74::1".parse().unwrap();
-    let any = Ipv6Addr::new(0x2001, 0xdb8, prefix, 0, 0x1234, 0x5678, 0x9abc, 0);
-    neutral(any.octets(), hoa.octets()).into()
-}
-
-struct Net {
-    host: Namespace,
-    router: Namespace,
-    destination: Namespace,
-}
-
-impl Net {
-    fn new() -> Self {
-        let net = Self {
-            host: Namespace::new("host"),
-            router: Namespace::new("router"),
-            destination: Namespace::new("dest"),
-        };
-        net.host.add_bridge("br0");
-        net.host.add_peer("br0", "up0", &net.router, "r0");
-        net.host
-            .ip(&format!("route add default via {ROUTER} dev br0"));
-        let peer = net.destination.name();
-        net.router
-            .ip(&format!("link add r1 type veth peer name d0 netns {peer}"));
-        net.router.ip("link set r1 up");
-        net.destination.ip("link set d0 up");
-        net.router.run(|| {
-            fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").unwrap();
-        });
-        net.router.ip(&format!("addr add {ROUTER}/64 dev r0 nodad"));
-        net.router.ip("addr add 2001:db8:2::fe/64 dev r1 nodad");
-        let new = moa(2);
-        net.destination
-            .ip(&format!("addr add {new}/64 dev d0 nodad"));
-        net.destination.ip("route add default via 2001:db8:2::fe");
-        net
-    }
-
-    /// Runs with the addresses of the host's link, in its namespace and a runtime.
-    fn run<T: Send>(&self, work: impl AsyncFnOnce(LinkAddresses) -> T + Send) -> T {
-        let ifindex = self.host.ifindex("br0");
-        self.host.run(|| {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .unwrap();
-            runtime.block_on(async { work(LinkAddresses::open("br0", ifindex).unwrap()).await })
-        })
-    }
+/// Runs with the addresses of the host's link, in its namespace and a runtime.
+fn with_addresses<T: Send>(net: &Net, work: impl AsyncFnOnce(LinkAddresses) -> T + Send) -> T {
+    let ifindex = net.host.ifindex("br0");
+    net.host.run(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async { work(LinkAddresses::open("br0", ifindex).unwrap()).await })
+    })
 }
 
 /// Waits for an event that satisfies a condition.
@@ -170,7 +130,7 @@ fn owner_of_an_address_answers_the_probe() {
     let taken = moa(1);
     net.router.ip(&format!("addr add {taken}/64 dev r0 nodad"));
     let mac = mac_of(&net.router, "r0");
-    net.run(async |mut addresses| {
+    with_addresses(&net, async |mut addresses| {
         addresses.perform(&AddressCommand::Watch { address: taken });
         // Until the bridge forwards, its probes are lost.
         let found = tokio::time::timeout(DEADLINE, async {
@@ -199,7 +159,7 @@ fn address_of_the_host_itself_is_told_at_once() {
         return;
     }
     let net = Net::new();
-    net.run(async |mut addresses| {
+    with_addresses(&net, async |mut addresses| {
         let address = "2001:db8:1::10".parse().unwrap();
         addresses.perform(&AddressCommand::Watch { address });
         assert_eq!(addresses.next().await, Some(AddressEvent::Own { address }));
@@ -217,7 +177,7 @@ fn router_is_given_the_vms_mac_and_its_packets_wait_in_the_tap_until_the_vm_spea
     let _other = net.host.run(|| tap::open("vnet1"));
     net.host.ip("link set vnet0 master br0 up");
     let ifindex = net.host.ifindex("vnet0");
-    net.run(async |mut addresses| {
+    with_addresses(&net, async |mut addresses| {
         addresses.perform(&AddressCommand::Watch { address });
         addresses.perform(&AddressCommand::Expect {
             address,
@@ -342,7 +302,7 @@ fn forwards(net: &Net, hook: UplinkHook, offload: bool) {
         wait_for("the next hop", || {
             neighbours.resolve(new).ok().filter(|known| *known)
         });
-        net.run(async |mut addresses| {
+        with_addresses(net, async |mut addresses| {
             addresses.uplink_added(up0);
             addresses.perform(&AddressCommand::Watch { address: old });
             addresses.perform(&AddressCommand::Replace { address: old });

@@ -35,16 +35,16 @@ use common::maps::{
     RECORDS_PER_SLOT,
 };
 use frame::Frame;
-use host::{LIMITS, config, pins};
+use host::{LIMITS, config, pins, tc_hooks};
 use netns::{DEADLINE, Namespace, privileged, wait_for};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use roamcast::clock::now;
-use roamcast::datapath::{Datapath, DatapathConfig, DatapathError, Held, Hook, Program};
+use roamcast::datapath::{Datapath, DatapathConfig, DatapathError, Held, Program};
 use wire::Wire;
 
 /// Waits for so many held frames, as the agent's thread does.
 fn held(held: &mut Held, count: usize) -> Vec<(HeldFrame, Vec<u8>)> {
-    let deadline = Instant::now() + DEADLINE;
+    let deadline = lab::wait::end_after(DEADLINE);
     let mut frames = Vec::new();
     while frames.len() < count {
         while let Some(frame) = held.next(|head, bytes| (*head, bytes.to_vec())) {
@@ -64,7 +64,7 @@ fn held_frames_do_not_come_out_and_those_past_the_gate_do() {
     if !privileged() {
         return;
     }
-    for hook in [Hook::Tcx, Hook::Clsact] {
+    for hook in tc_hooks() {
         let setup = Bridged::new();
         setup.host.run_with_bpffs(|bpffs| {
             let datapath = setup.attach(&DatapathConfig {

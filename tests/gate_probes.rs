@@ -22,7 +22,7 @@ mod wire;
 
 use bridged::{Bridged, udp};
 use common::handover::{PROBE_ETHER_TYPE, PROBE_MAC};
-use host::config;
+use host::{config, tc_hooks};
 use netns::privileged;
 use roamcast::datapath::{DatapathConfig, Hook};
 
@@ -36,14 +36,19 @@ fn each_recorded_frame_has_a_probe_before_it_and_is_not_changed() {
     if !privileged() {
         return;
     }
-    for hook in [Hook::Tcx, Hook::Clsact] {
+    for hook in tc_hooks() {
         let setup = Bridged::new();
+        if hook == Hook::Filter {
+            // Without it the gate is on the root qdisc, which has no way back into itself.
+            setup.host.tc("qdisc add dev vnet0 clsact");
+        }
         setup.host.run_with_bpffs(|bpffs| {
             let datapath = setup.attach(&DatapathConfig {
                 hook: Some(hook),
                 ..config(bpffs)
             });
             let ifindex = setup.ifindex;
+            assert!(datapath.takes_probes(ifindex));
             let slot = datapath.gate_record(ifindex, true).unwrap();
             let frames: Vec<_> = (0..3).map(|number| udp(&[number; 1000])).collect();
             for frame in &frames {

@@ -18,13 +18,17 @@ mod support;
 
 use common::counter::Counter;
 use common::handover::{fingerprint, flow_hash_of};
-use common::maps::{Delivered, DeliveredKey, Gate, GateUsage, RECORDS_PER_SLOT, StreamKey};
+use common::maps::{
+    Delivered, DeliveredKey, Forward, ForwardKey, Gate, GateUsage, RECORDS_PER_SLOT, StreamKey,
+};
 use frame::{Frame, address};
 use gate::{Gated, HOLD};
 use support::{CONTEXT_SEGMENT_BYTES, CONTEXT_SEGMENTS, IFINDEX, PASS, SHOT};
 
 const GROUP: &str = "ff3e:1::1234";
 const SOURCE: &str = "2001:db8::1";
+/// An address that a VM leaves.
+const LEFT: &str = "2001:db8::2";
 
 fn udp(payload: &[u8]) -> Frame {
     Frame::udp(SOURCE, GROUP, (5000, 5004), payload)
@@ -223,6 +227,96 @@ fn records_go_round_within_their_slot() {
     let round = u64::from(RECORDS_PER_SLOT);
     assert_eq!(slots[1][..4], [round + 1, round + 2, round + 3, 4]);
     assert!(slots[1][3..].is_sorted());
+}
+
+/// Has the VM of a port leave [`LEFT`].
+fn leave(gated: &mut Gated, ifindex: u32) {
+    let key = ForwardKey {
+        address: address(LEFT),
+        vlan: 0,
+        pad: 0,
+    };
+    let value = Forward {
+        ifindex,
+        ..Forward::default()
+    };
+    gated.kernel.insert("FORWARDS", key, value);
+    gated.kernel.set_array("FORWARDING", 0, 1_u32);
+}
+
+#[test]
+fn copies_are_kept_of_what_enters_for_an_address_that_the_vm_leaves() {
+    let Some(mut gated) = Gated::load() else {
+        return;
+    };
+    gated.record(0);
+    let to = |address: &str| Frame::udp(SOURCE, address, (1, 2), b"hello").bytes();
+    let solicits = |from: &str| {
+        let frame = Frame::udp(from, LEFT, (0, 0), b"hello");
+        frame.with(|frame| (frame.protocol, frame.body[0]) = (58, 135))
+    };
+    assert_eq!(gated.run(&to(LEFT)), PASS);
+    assert_eq!(gated.held(), []);
+    leave(&mut gated, IFINDEX);
+    let frames = [
+        to(LEFT),
+        to("2001:db8::3"),
+        udp(b"hello").bytes(),
+        solicits(SOURCE).bytes(),
+        to(LEFT),
+    ];
+    for frame in &frames {
+        assert_eq!(gated.run(frame), PASS);
+    }
+    let kept = gated.held();
+    let numbers: Vec<u64> = kept.iter().map(|(head, _)| head.number).collect();
+    assert_eq!(numbers, [2, 6], "by their numbers among all");
+    for (head, frame) in &kept {
+        assert_eq!((head.ifindex, frame), (IFINDEX, &frames[0]));
+    }
+    let usage = gated.usage();
+    assert_eq!((usage.entered, usage.held, usage.lost), (6, 2, 0));
+    assert_eq!(gated.kernel.counted(), [(Counter::UnreadKept, 2)]);
+}
+
+#[test]
+fn no_copies_are_kept_at_another_port_or_by_a_gate_that_holds() {
+    let Some(mut gated) = Gated::load() else {
+        return;
+    };
+    let packet = Frame::udp(SOURCE, LEFT, (1, 2), b"hello").bytes();
+    gated.record(0);
+    leave(&mut gated, IFINDEX + 1);
+    assert_eq!(gated.run(&packet), PASS);
+    leave(&mut gated, IFINDEX);
+    gated.hold();
+    assert_eq!(gated.run(&packet), PASS);
+    assert_eq!(gated.held(), []);
+    assert_eq!(gated.usage().held, 0);
+}
+
+#[test]
+fn copies_take_half_of_the_ring_buffer_and_what_finds_no_room_is_counted() {
+    let Some(mut gated) = Gated::load_with(&[("HELD", 1 << 16)]) else {
+        return;
+    };
+    gated.record(0);
+    leave(&mut gated, IFINDEX);
+    let packet = Frame::udp(SOURCE, LEFT, (1, 2), &[7; 962]).bytes();
+    for _ in 0..60 {
+        assert_eq!(gated.run(&packet), PASS);
+    }
+    let kept = gated.held().len() as u64;
+    // A record is head, frame and 8 bytes of the ring's own.
+    let fitting = (1 << 15) / (32 + 1024 + 8);
+    assert!((fitting..=fitting + 1).contains(&kept), "{kept}");
+    let usage = gated.usage();
+    assert_eq!((usage.held, usage.lost), (60, 60 - kept));
+    let counted = [
+        (Counter::UnreadKept, kept),
+        (Counter::UnreadLost, 60 - kept),
+    ];
+    assert_eq!(gated.kernel.counted(), counted);
 }
 
 #[test]

@@ -105,7 +105,7 @@ fn take(ring: &mut RingBuf<MapData>, numbers: &mut Vec<u64>) {
 /// Sends until the gate has been open for a while.
 fn send(program: RawFd, frame: &[u8], processor: usize, open: &AtomicBool) -> Sent {
     pin_to(processor);
-    let deadline = Instant::now() + DEADLINE;
+    let deadline = lab::wait::end_after(DEADLINE);
     let mut sent = Sent::default();
     while sent.passed < AFTER {
         // Whether any thread has seen it open before this frame comes.

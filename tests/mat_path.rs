@@ -28,9 +28,9 @@ use common::mat::counter::Counter;
 use mat_app::{
     PATIENCE, echo, exchange, listen_on, offload, path_mtu, receive, send_all, snmp, transfer, udp,
 };
-use mat_net::{C, HOA_A, HOA_B, Moas, Net};
+use mat_net::{C, HOA_A, HOA_B, Moas, Net, possible};
 use migkick::datapath::Datapath;
-use netns::{privileged, wait_for};
+use netns::wait_for;
 use tcpdump::Tcpdump;
 
 const BOTH: [Moas; 2] = [Moas::Neutral, Moas::Given];
@@ -43,7 +43,7 @@ const BLOCK: u8 = 6;
 
 #[test]
 fn echo_goes_both_ways_and_only_moas_are_on_the_wire() {
-    if !privileged() {
+    if !possible() {
         return;
     }
     for moas in BOTH {
@@ -66,7 +66,7 @@ fn echo_goes_both_ways_and_only_moas_are_on_the_wire() {
 
 #[test]
 fn tcp_and_udp_go_both_ways_whoever_finishes_checksums() {
-    if !privileged() {
+    if !possible() {
         return;
     }
     for moas in BOTH {
@@ -110,7 +110,7 @@ fn tcp_and_udp_go_both_ways_whoever_finishes_checksums() {
 
 #[test]
 fn a_socket_bound_to_mat0_receives() {
-    if !privileged() {
+    if !possible() {
         return;
     }
     let net = Net::new(Moas::Neutral);
@@ -126,7 +126,7 @@ fn a_socket_bound_to_mat0_receives() {
 
 #[test]
 fn packet_too_big_reaches_the_socket_and_is_forgotten_with_the_path() {
-    if !privileged() {
+    if !possible() {
         return;
     }
     for moas in BOTH {
@@ -154,7 +154,7 @@ fn packet_too_big_reaches_the_socket_and_is_forgotten_with_the_path() {
 
 #[test]
 fn unreachable_reaches_the_socket() {
-    if !privileged() {
+    if !possible() {
         return;
     }
     for moas in BOTH {
@@ -178,7 +178,7 @@ fn unreachable_reaches_the_socket() {
 
 #[test]
 fn nothing_is_lost_when_the_nic_is_switched_under_traffic() {
-    if !privileged() {
+    if !possible() {
         return;
     }
     const COUNT: u32 = 3000;
@@ -212,7 +212,7 @@ fn nothing_is_lost_when_the_nic_is_switched_under_traffic() {
 
 #[test]
 fn packets_go_another_way_when_routes_change() {
-    if !privileged() {
+    if !possible() {
         return;
     }
     let net = Net::new(Moas::Neutral);
@@ -251,7 +251,7 @@ fn packets_go_another_way_when_routes_change() {
 
 #[test]
 fn first_packets_wait_for_the_peer() {
-    if !privileged() {
+    if !possible() {
         return;
     }
     for moas in BOTH {
@@ -295,7 +295,7 @@ fn first_packets_wait_for_the_peer() {
 
 #[test]
 fn an_application_is_told_that_its_peer_is_not_found() {
-    if !privileged() {
+    if !possible() {
         return;
     }
     let net = Net::strangers(Moas::Neutral);
@@ -313,7 +313,7 @@ fn an_application_is_told_that_its_peer_is_not_found() {
 
 #[test]
 fn multicast_joined_on_mat0_comes_once() {
-    if !privileged() {
+    if !possible() {
         return;
     }
     let net = Net::new(Moas::Neutral);
@@ -364,7 +364,7 @@ fn multicast_joined_on_mat0_comes_once() {
 
 #[test]
 fn all_that_is_joined_on_mat0_is_reported_anew_and_nothing_is_left_for_it() {
-    if !privileged() {
+    if !possible() {
         return;
     }
     let net = Net::new(Moas::Neutral);
@@ -420,7 +420,7 @@ fn records(message: &Mld, addresses: &[Ipv6Addr]) -> Vec<Record> {
 
 #[test]
 fn plain_traffic_by_the_moa_goes_on() {
-    if !privileged() {
+    if !possible() {
         return;
     }
     let net = Net::new(Moas::Neutral);
@@ -439,7 +439,7 @@ fn plain_traffic_by_the_moa_goes_on() {
 
 #[test]
 fn a_daemon_that_ends_leaves_all_at_work_and_the_next_adopts_it() {
-    if !privileged() {
+    if !possible() {
         return;
     }
     let net = Net::new(Moas::Neutral);

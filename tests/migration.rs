@@ -6,6 +6,7 @@
     reason = "a test that cannot go on panics"
 )]
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use lab::probe::ffmpeg::Packing;
@@ -13,12 +14,18 @@ use lab::scenario::agents::AgentOptions;
 use lab::scenario::measure::{self, Mover, Run, RunConfig};
 use lab::scenario::stream::{self, RECEIVER, Stream, StreamConfig, StreamKind};
 use lab::scenario::{STREAM_ADDRESS, Testbed, ensure_runs_only_on};
-use lab::{LabConfig, Site, requirements, wait};
+use lab::{LabConfig, Site, machine, requirements, wait};
 use serde_json::Value;
 
 /// The paper's stream.
 const STREAM: StreamConfig = StreamConfig {
     rate_mbps: 20.0,
+    flows: 1,
+    kind: StreamKind::Probe,
+};
+/// What an emulated host carries beside all else.
+const LIGHT: StreamConfig = StreamConfig {
+    rate_mbps: 2.0,
     flows: 1,
     kind: StreamKind::Probe,
 };
@@ -122,6 +129,37 @@ fn a_move_to_a_late_site_waits_for_the_tree(testbed: &mut Testbed) {
     assert!(run.row.loss_ms <= 400.0, "{:?}", run.row);
     assert!(run.row.signalling_ms >= 2000.0, "{:?}", run.row);
     assert_recorded(testbed);
+}
+
+#[test]
+fn a_light_stream_goes_on_through_one_move() {
+    if !requirements::met() {
+        return;
+    }
+    let mut testbed = testbed("miglight", Site::Multicast, Some(PATIENT));
+    let run = moved(&mut testbed, Site::Multicast, Mover::Migkick, LIGHT);
+    assert!(run.row.ok, "{:?}", run.row);
+    ensure_runs_only_on(&testbed, "vms2").unwrap();
+    assert_recorded(&mut testbed);
+    if machine::inside() {
+        // There the move is to show that KVM and vhost-net do not change anything. The kernel
+        // keeps the first 15 bytes of a program's name.
+        for device in ["/dev/kvm", "/dev/vhost-net"] {
+            assert!(has_open("qemu-system-x86", device), "QEMU without {device}");
+        }
+    }
+}
+
+/// Whether a process of that name has a device open.
+fn has_open(name: &str, device: &str) -> bool {
+    let entries = |path: PathBuf| std::fs::read_dir(path).into_iter().flatten().flatten();
+    entries("/proc".into())
+        .map(|process| process.path())
+        .filter(|process| {
+            std::fs::read_to_string(process.join("comm")).is_ok_and(|comm| comm.trim() == name)
+        })
+        .flat_map(|process| entries(process.join("fd")))
+        .any(|file| std::fs::read_link(file.path()).is_ok_and(|to| to == Path::new(device)))
 }
 
 #[test]

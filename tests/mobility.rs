@@ -35,17 +35,13 @@ fn streams() -> Streams {
     StreamConfig::probe(RATE_MBPS).into()
 }
 
-/// No session broke or stood still for long, and no more pings were lost than there were moves. How
-/// many QEMU has not read when the VM stops is chance, and the more the less of the processor it gets:
-/// `cargo xtask bench handover --cases unicast` judges each move, on an idle machine.
+/// No session broke or stood still for long, and no ping was lost.
 fn assert_kept(rows: &[RunRow]) {
     for row in rows {
         eprintln!("{row:?}");
         assert!(row.ping_lost.is_some(), "{row:?}");
-        assert!(row.sessions_go_on(), "{row:?}");
+        assert!(row.keeps_sessions(), "{row:?}");
     }
-    let lost: Vec<u64> = rows.iter().filter_map(|it| it.ping_lost).collect();
-    assert!(lost.iter().sum::<u64>() <= rows.len() as u64, "{lost:?}");
 }
 
 /// No packet was lost, doubled or reordered.

@@ -27,7 +27,7 @@ use std::time::Duration;
 use common::counter::Counter;
 use common::maps::{Origins, RelayStream, SubscriberKey};
 use netns::{privileged, wait_for};
-use path::{AGENT, GROUP, PORTS, Path, RELAY, Receiver, SENDER, snmp6};
+use path::{AGENT, GROUP, JUMBO, PORTS, Path, RELAY, Receiver, SENDER, snmp6};
 use relay::Relayed;
 use roamcast::clock::now;
 use roamcast::datapath::{Datapath, Hook, Program, UplinkHook};
@@ -124,7 +124,7 @@ fn every_packet_arrives_once_with_a_right_checksum_whoever_finishes_it() {
             let path = Path::new();
             Path::offload(&path.sender, "s0", sender);
             Path::offload(&path.relay, "r1", relay);
-            deliver(&path, Some(UplinkHook::Tc), Hook::Tcx);
+            deliver(&path, Some(UplinkHook::Tc), host::tc_hook());
         }
     }
 }
@@ -134,7 +134,7 @@ fn tc_is_chosen_where_checksums_may_not_be_finished() {
     if !privileged() {
         return;
     }
-    deliver(&Path::new(), None, Hook::Tcx);
+    deliver(&Path::new(), None, host::tc_hook());
 }
 
 #[test]
@@ -150,6 +150,32 @@ fn xdp_delivers_too_what_has_finished_checksums() {
         Path::offload(&path.transit, "t1", false);
         deliver(&path, Some(hook), expected);
     }
+}
+
+#[test]
+fn xdp_keeps_to_its_hook_when_the_mtu_is_raised_and_restores_jumbo_packets() {
+    if !privileged() {
+        return;
+    }
+    let path = Path::new();
+    Path::offload(&path.transit, "t1", false);
+    let relayed = Path::relayed(AGENT);
+    path.host.run_with_bpffs(|agent_bpffs| {
+        let agent = path.agent(agent_bpffs, Some(UplinkHook::XdpNative), &relayed);
+        path.raise_mtu();
+        assert_eq!(uplink_hook(&agent), Hook::XdpNative);
+        path.relay.run_with_bpffs(|relay_bpffs| {
+            let relay = path.relay(relay_bpffs, &relayed);
+            subscribe(&relay, &[relayed], LEASE);
+            let mut receiver = path.listen();
+            path.send(JUMBO, 10);
+            receiver.expect(10, STREAM);
+            assert_eq!(receiver.numbers(), (JUMBO..JUMBO + 10).collect::<Vec<_>>());
+            assert_eq!(agent.counter(Counter::RelayedPackets).unwrap(), 10);
+            let usage = agent.all_streams().unwrap()[0].1.relay;
+            assert_eq!((usage.packets, usage.bytes), (10, 10 * (62 + 8900)));
+        });
+    });
 }
 
 #[test]
@@ -283,10 +309,10 @@ fn programs_and_flows_outlive_the_agent_and_the_relay() {
             receiver.expect(10, STREAM);
 
             // The hook is kept, with what is restored; exchanged only when it is configured.
-            for expected in [Hook::XdpNative, Hook::XdpGeneric, Hook::Tcx] {
+            for expected in [Hook::XdpNative, Hook::XdpGeneric, host::tc_hook()] {
                 hook = match expected {
                     Hook::XdpGeneric => Some(UplinkHook::XdpGeneric),
-                    Hook::Tcx => Some(UplinkHook::Tc),
+                    Hook::Tcx | Hook::Filter => Some(UplinkHook::Tc),
                     _ => None,
                 };
                 let mut config = host::config(agent_bpffs);
@@ -312,7 +338,8 @@ fn programs_and_flows_outlive_the_agent_and_the_relay() {
                     .filter_map(|pin| pin.to_str())
                     .filter(|pin| pin.starts_with("uplink") && pin.ends_with(&format!("-{up0}")))
                     .count();
-                assert_eq!(uplinks, 1, "{pins:?}");
+                let pinned = usize::from(expected != Hook::Filter);
+                assert_eq!(uplinks, pinned, "{pins:?}");
                 let before = agent.counter(Counter::RelayedPackets).unwrap();
                 path.send(100, 10);
                 wait_for("restored packets", || {

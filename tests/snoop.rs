@@ -448,7 +448,7 @@ fn the_first_packet_of_a_watched_address_is_told_and_counted() {
 }
 
 #[test]
-fn clsact_works_where_tcx_is_not_used() {
+fn filters_work_where_tcx_is_not_used() {
     if !privileged() {
         return;
     }
@@ -457,13 +457,13 @@ fn clsact_works_where_tcx_is_not_used() {
     let guest = Guest::start(&host, "br0", "vnet0", 0);
     host.run_with_bpffs(|bpffs| {
         let config = DatapathConfig {
-            hook: Some(Hook::Clsact),
+            hook: Some(Hook::Filter),
             ..config(bpffs)
         };
         let mut sockets = listeners(&guest);
         for (number, adopted) in [(1, false), (2, true)] {
             let datapath = Datapath::load(&config).unwrap();
-            assert_eq!(datapath.hook(), Hook::Clsact);
+            assert_eq!(datapath.hook(), Hook::Filter);
             let attachment = datapath
                 .attach_port(guest.ifindex, "vnet0", &LIMITS)
                 .unwrap();
@@ -480,6 +480,11 @@ fn clsact_works_where_tcx_is_not_used() {
         datapath.detach_port(guest.ifindex).unwrap();
         let filters = command("tc", &["filter", "show", "dev", "vnet0", "ingress"]);
         assert!(!filters.contains("snoop"), "{filters}");
+        let qdiscs = command("tc", &["qdisc", "show", "dev", "vnet0"]);
+        assert!(
+            !qdiscs.contains("ingress") && !qdiscs.contains("htb"),
+            "{qdiscs}"
+        );
     });
 }
 

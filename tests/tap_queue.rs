@@ -16,7 +16,7 @@ use std::fs::File;
 use std::io::Read as _;
 
 use netns::{Namespace, privileged};
-use roamcast::net::tap_queue::{TapCounts, TapQueueError, TapQueues};
+use roamcast::net::tap_queue::{ROOM, TapCounts, TapQueueError, TapQueues, make_room};
 use roamcast::net::tap_socket::{Sent, TapSocket};
 
 /// A frame that nobody else sends, with its number.
@@ -100,6 +100,18 @@ fn longer_queue_keeps_what_is_in_it_and_a_shorter_one_drops_the_newest() {
         socket.send(&frame(20)).unwrap();
         queues.set_length(ifindex, 8).unwrap();
         assert_eq!(read_all(&mut tap), (0..8).collect::<Vec<_>>());
+    });
+}
+
+#[test]
+fn room_is_made_and_a_longer_queue_stays_as_it_is() {
+    with_tap("taproom", |_tap, ifindex| {
+        let mut queues = TapQueues::open().unwrap();
+        make_room(ifindex).unwrap();
+        assert_eq!(queues.length(ifindex).unwrap(), ROOM);
+        queues.set_length(ifindex, ROOM * 2).unwrap();
+        make_room(ifindex).unwrap();
+        assert_eq!(queues.length(ifindex).unwrap(), ROOM * 2);
     });
 }
 

@@ -5,8 +5,9 @@
 //! `ROAMCAST_BPF_TOOLCHAIN`, else `bpf-debian` (Debian's `rustc-web`, which ships it built), else
 //! `nightly` with `rust-src`, which builds it.
 
-use std::env;
+use std::path::PathBuf;
 use std::process::Command;
+use std::{env, fs};
 
 use anyhow::{Context, Result};
 use aya_build::{Package, Toolchain};
@@ -19,8 +20,15 @@ const NIGHTLY: &str = "nightly";
 /// is set here and not for all of cargo because some dependencies are built again for each value.
 const BOOTSTRAP: &str = "aya_ebpf,agent_ebpf";
 
-/// Builds `OUT_DIR/<object>`, and tells the crate which toolchain did.
-pub(crate) fn embed(object: &str) -> Result<()> {
+/// The same object built with one feature more.
+pub(crate) struct Variant<'a> {
+    /// Its name in `OUT_DIR`.
+    pub(crate) name: &'a str,
+    pub(crate) feature: &'a str,
+}
+
+/// Builds `OUT_DIR/<object>` and its variants, and tells the crate which toolchain did.
+pub(crate) fn embed(object: &str, variants: &[Variant<'_>]) -> Result<()> {
     println!("cargo::rerun-if-env-changed=ROAMCAST_BPF_TOOLCHAIN");
     println!("cargo::rerun-if-changed=../common/src");
     println!("cargo::rerun-if-changed=build.rs");
@@ -35,14 +43,27 @@ pub(crate) fn embed(object: &str) -> Result<()> {
     println!("eBPF toolchain: {toolchain}");
     println!("cargo::rustc-env=ROAMCAST_BPF_TOOLCHAIN_USED={toolchain}");
 
+    let out = PathBuf::from(env::var_os("OUT_DIR").context("OUT_DIR is not set")?);
+    for variant in variants {
+        build(&toolchain, &[object, variant.feature])?;
+        // The object without the feature takes its place.
+        let (from, to) = (out.join(object), out.join(variant.name));
+        fs::rename(&from, &to)
+            .with_context(|| format!("Cannot move {} to {}", from.display(), to.display()))?;
+    }
+    build(&toolchain, &[object])
+}
+
+/// Builds the object that the features name into `OUT_DIR`.
+fn build(toolchain: &str, features: &[&str]) -> Result<()> {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../agent-ebpf");
     let package = Package {
         name: "agent-ebpf",
         root_dir: root,
         no_default_features: true,
-        features: &[object],
+        features,
     };
-    aya_build::build_ebpf([package], Toolchain::Custom(&toolchain)).with_context(|| {
+    aya_build::build_ebpf([package], Toolchain::Custom(toolchain)).with_context(|| {
         format!(
             "Cannot build the kernel programs with toolchain {toolchain}; run `cargo xtask setup`"
         )

@@ -11,7 +11,9 @@ use core::mem::MaybeUninit;
 use agent_ebpf::skb::{Skb, now_ns};
 use agent_ebpf::verdict::Verdict;
 use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, xdp_md};
-use aya_ebpf::helpers::{bpf_l4_csum_replace, bpf_redirect, bpf_xdp_load_bytes};
+use aya_ebpf::helpers::{
+    bpf_l4_csum_replace, bpf_redirect, bpf_xdp_get_buff_len, bpf_xdp_load_bytes,
+};
 use aya_ebpf::programs::XdpContext;
 use common::maps::RelayFlow;
 use common::packet::{PacketRead, Truncated};
@@ -21,9 +23,10 @@ use common::wire::{checksum, udp};
 
 use crate::forward::{Change, Follow};
 use crate::front::Front;
+use crate::trace::Traced;
 
 /// A frame at any hook.
-pub(crate) trait Packet: PacketRead {
+pub(crate) trait Packet: PacketRead + Traced {
     /// Its first three headers where they lie, `None` when it is shorter. One check of bounds
     /// stands for all of them. What they are is for the caller to find out.
     fn front(&self) -> Option<Front>;
@@ -177,6 +180,13 @@ impl Xdp {
             )
         }
     }
+
+    /// The first `N` bytes, if there are so many.
+    #[inline(always)]
+    pub(crate) fn start<const N: usize>(&self) -> Option<*mut u8> {
+        let (data, end) = self.bounds();
+        (data + N <= end).then_some(data as *mut u8)
+    }
 }
 
 impl Xdp {
@@ -204,8 +214,9 @@ impl Xdp {
 impl PacketRead for Xdp {
     #[inline(always)]
     fn len(&self) -> usize {
-        let (data, end) = self.bounds();
-        end - data
+        // Beyond `data_end` a large packet goes on in fragments.
+        // SAFETY: the pointer is the program's context.
+        unsafe { bpf_xdp_get_buff_len(self.xdp) as usize }
     }
 
     #[inline(always)]
@@ -224,9 +235,9 @@ impl PacketRead for Xdp {
 impl Packet for Xdp {
     #[inline(always)]
     fn front(&self) -> Option<Front> {
-        let (data, end) = self.bounds();
+        let start = self.start::<HEADER_BYTES>()?;
         // SAFETY: as for `Skb`.
-        (data + HEADER_BYTES <= end).then(|| unsafe { Front::new(data as *mut u8) })
+        Some(unsafe { Front::new(start) })
     }
 
     #[inline(always)]

@@ -2,19 +2,21 @@
 //!
 //! ```text
 //!  frame --> FORWARDING? --> FORWARDS --> in time? --> hop limit --> route --> other destination,
-//!                                                                              sent out again
+//!                                            |                                 sent out again
+//!                                            '--> do others wait? --> TAP, copied by `gate`
 //! ```
 
 #![allow(unsafe_code, reason = "map values are reached through raw pointers")]
 
 use common::counter::Counter;
 use common::forward;
-use common::maps::Forward;
+use common::maps::{Forward, GateMode};
+use common::trace::{Decision, Program, Reason};
 use common::wire::{ethernet, ipv6};
 
 use crate::context::Packet;
 use crate::front::{self, ForwardWords, Front};
-use crate::maps::{self, FORWARDING, FORWARDS};
+use crate::maps::{self, FORWARDING, FORWARDS, GATE_USAGE, GATES};
 use crate::translate;
 use agent_ebpf::instruction;
 use agent_ebpf::route::{LOOPBACK, NoRoute, Route};
@@ -32,7 +34,7 @@ impl Change<'_> {
     /// Writes it to the headers.
     #[inline(always)]
     pub(crate) fn apply(&self, front: &mut Front) {
-        let macs = [self.route.destination_mac, self.route.source_mac];
+        let macs = self.route.macs();
         let hop_limit = self.follow.hop_limit;
         forward::send_on(front, &self.forward.destination, hop_limit, macs);
     }
@@ -106,15 +108,13 @@ pub(crate) fn from_vm(skb: &Skb) -> Verdict {
     if !matches!(verdict, Verdict::Pass) {
         return verdict;
     }
-    unicast(skb, front)
+    unicast(skb, front, Program::Snoop)
 }
 
-/// A unicast packet. Passes if it is none of ours.
+/// A unicast packet, as one program sees it. Passes if it is none of ours.
 #[inline(never)]
-pub(crate) fn unicast<P: Packet>(packet: &P, front: Front) -> Verdict {
-    let vlan = packet.vlan_metadata() & ethernet::VLAN_IDENTIFIER;
-    let key = ForwardWords::new(front.destination(), vlan);
-    let Some(entry) = FORWARDS.get_ptr_mut(key.key()) else {
+pub(crate) fn unicast<P: Packet>(packet: &P, front: Front, by: Program) -> Verdict {
+    let Some(entry) = entry(packet, front) else {
         return Verdict::Pass;
     };
     let arrival = packet.arrival();
@@ -123,8 +123,14 @@ pub(crate) fn unicast<P: Packet>(packet: &P, front: Front) -> Verdict {
     if forward.until_ns <= arrival.at_ns || forward::stays(front.header()) {
         return Verdict::Pass;
     }
+    if arrival.at_ns < forward.unread_until_ns && others_wait(forward.ifindex) {
+        return Verdict::Pass;
+    }
     let amount = [arrival.segments.into(), packet.len() as u64];
-    let sent = send(packet, front, forward);
+    let sent = send(packet, front, forward, by);
+    if let Err(reason) = sent {
+        packet.tell(by, Decision::Dropped, reason, 0);
+    }
     // SAFETY: the pointer is to a live map value.
     unsafe {
         let sums = Sums {
@@ -133,6 +139,28 @@ pub(crate) fn unicast<P: Packet>(packet: &P, front: Front) -> Verdict {
             dropped: &raw mut (*entry).dropped,
         };
         sums.count(sent, Counter::ForwardedPackets, amount)
+    }
+}
+
+/// The entry of a packet's destination.
+#[inline(always)]
+pub(crate) fn entry<P: Packet>(packet: &P, front: Front) -> Option<*mut Forward> {
+    let vlan = packet.vlan_metadata() & ethernet::VLAN_IDENTIFIER;
+    let key = ForwardWords::new(front.destination(), vlan);
+    FORWARDS.get_ptr_mut(key.key())
+}
+
+/// Whether the agent has yet to send on what came before into the TAP of a VM that has stopped. What
+/// comes then passes too and waits behind, so that the order stays.
+#[inline(always)]
+fn others_wait(ifindex: u32) -> bool {
+    let (Some(gate), Some(usage)) = (GATES.get_ptr(ifindex), GATE_USAGE.get_ptr(ifindex)) else {
+        return false;
+    };
+    // SAFETY: the pointers are to live map values; another CPU may write the number at any time.
+    unsafe {
+        (*gate).mode == GateMode::Record as u32
+            && (&raw const (*usage).held).read_volatile() != (*gate).replayed
     }
 }
 
@@ -178,7 +206,12 @@ impl Sums {
 }
 
 #[inline(always)]
-fn send<P: Packet>(packet: &P, front: Front, forward: &Forward) -> Result<Verdict, Counter> {
+fn send<P: Packet>(
+    packet: &P,
+    front: Front,
+    forward: &Forward,
+    by: Program,
+) -> Result<Verdict, Counter> {
     let follow = Follow::new(front, forward.difference)?;
     let mut route = Route::new(
         LOOPBACK,
@@ -188,6 +221,8 @@ fn send<P: Packet>(packet: &P, front: Front, forward: &Forward) -> Result<Verdic
         forward.destination,
     );
     route.look_up(packet.context()).map_err(reason)?;
+    // Now, as the packet still shows the address that it came for.
+    packet.tell(by, Decision::SentOn, Reason::NONE, 0);
     Ok(packet.send_on(
         front,
         &Change {

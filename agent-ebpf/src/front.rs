@@ -7,7 +7,7 @@
 
 use core::mem::{offset_of, size_of};
 
-use agent_ebpf::instruction::{self, load_u32, load_u64, store_u32, store_u64};
+use agent_ebpf::instruction::{self, copy, load_u32, load_u64, store_u32, store_u64};
 use common::maps::{
     Address, ForwardKey, ManagedKey, RelayFlowKey, RelayKey, StreamKey, TranslationKey,
 };
@@ -20,6 +20,10 @@ pub(crate) type Words = [u64; 2];
 /// Ethernet, IPv6 and UDP header of a packet, or what is there in their place.
 #[derive(Clone, Copy)]
 pub(crate) struct Front(*mut Header);
+
+/// A header on the stack, where words have to be aligned.
+#[repr(C, align(8))]
+pub(crate) struct Kept(pub(crate) Header);
 
 impl Front {
     /// # Safety
@@ -41,9 +45,11 @@ impl Front {
 
     /// Overwrites all of it.
     #[inline(always)]
-    pub(crate) fn set(self, header: &Header) {
-        // SAFETY: as in `header`.
-        unsafe { self.0.write(*header) }
+    pub(crate) fn set(self, kept: &Kept) {
+        // SAFETY: as in `header`; the copy is aligned.
+        unsafe {
+            copy::<{ size_of::<Header>() }>((&raw const *kept).cast(), self.0.cast());
+        }
     }
 
     #[inline(always)]

@@ -7,7 +7,8 @@
 //!                                        '--> number --> HELD
 //! ```
 //!
-//! What is not a multicast packet of routable scope passes always, and is counted nowhere.
+//! What is not a multicast packet of routable scope passes always, and is counted nowhere. Of those
+//! for an address that its VM leaves, `HELD` gets copies while the gate records.
 
 #![allow(
     unsafe_code,
@@ -23,19 +24,23 @@ use agent_ebpf::verdict::Verdict;
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::bpf_clone_redirect;
 use common::counter::Counter;
+use common::forward::stays;
 use common::handover::{self, Payload};
 use common::maps::{
     Delivered, DeliveredKey, Gate, GateMode, GateUsage, HELD_FRAME_BYTES, HeldFrame,
     RECORDS_PER_SLOT,
 };
 use common::packet::PacketRead as _;
+use common::trace::{Decision, Program, Reason, Uncounted};
 use common::wire::{ethernet, ipv6, udp};
 
 use crate::context::Packet as _;
+use crate::forward;
 use crate::front::{self, StreamWords};
 use crate::maps::{
     self, DELIVERED, GATE_RECORDS, GATE_USAGE, GATES, HELD, HELD_SCRATCH, HeldRecord,
 };
+use crate::trace::Traced as _;
 
 /// Ethernet header without a tag, bytes.
 const ETHERNET_BYTES: usize = 14;
@@ -76,10 +81,12 @@ struct Multicast {
 pub(crate) fn gate(skb: &Skb) -> Verdict {
     let ifindex = skb.ifindex();
     let packet = multicast(skb, ifindex);
-    if let Some(gate) = GATES.get_ptr(ifindex)
-        && let Verdict::Drop = through(skb, ifindex, gate, packet.as_ref())
-    {
-        return Verdict::Drop;
+    if let Some(gate) = GATES.get_ptr(ifindex) {
+        if let Verdict::Drop = through(skb, ifindex, gate, packet.as_ref()) {
+            return Verdict::Drop;
+        }
+    } else if packet.is_some() {
+        tell(skb, Decision::Passed, Reason::NONE, 0);
     }
     if let Some(packet) = &packet {
         deliver(skb, packet.key.key());
@@ -175,18 +182,25 @@ fn delivered(key: &DeliveredKey) -> Option<*mut Delivered> {
 fn through(skb: &Skb, ifindex: u32, gate: *const Gate, packet: Option<&Multicast>) -> Verdict {
     let Some(usage) = GATE_USAGE.get_ptr_mut(ifindex) else {
         maps::count(Counter::GateUnready, 1);
+        if packet.is_some() {
+            tell(skb, Decision::Passed, Counter::GateUnready, 0);
+        }
         return Verdict::Pass;
     };
     // SAFETY: the pointer is to a live map value, which only the agent writes, as a whole.
     let gate = unsafe { &*gate };
     if gate.mode == GateMode::Record as u32 {
-        if packet.is_some() && gate.probes != 0 && !probe(skb, ifindex) {
+        let is_left = packet.is_none() && forward::is_on() && is_left(skb, ifindex);
+        if (packet.is_some() || is_left) && gate.probes != 0 && !probe(skb, ifindex) {
             maps::count(Counter::ProbesFailed, 1);
         }
         // SAFETY: the pointer is to a live map value.
         let number = unsafe { instruction::fetch_add(&raw mut (*usage).entered, 1) } + 1;
         if let Some(packet) = packet {
             record(skb, gate.slot, usage, packet, number);
+            tell(skb, Decision::Recorded, Reason::NONE, number);
+        } else if is_left {
+            keep(skb, ifindex, usage, number);
         }
     } else if gate.mode == GateMode::Hold as u32
         && packet.is_some()
@@ -195,6 +209,37 @@ fn through(skb: &Skb, ifindex: u32, gate: *const Gate, packet: Option<&Multicast
         return Verdict::Drop;
     }
     Verdict::Pass
+}
+
+/// Whether a frame is for an address that the VM of this TAP leaves.
+#[inline(never)]
+fn is_left(skb: &Skb, ifindex: u32) -> bool {
+    let Some(front) = skb.front() else {
+        return false;
+    };
+    if !front.header().is_ipv6() || stays(front.header()) {
+        return false;
+    }
+    // SAFETY: the pointer is to a live map value.
+    forward::entry(skb, front).is_some_and(|forward| unsafe { (*forward).ifindex } == ifindex)
+}
+
+/// Keeps a copy of a frame for an address that its VM leaves, for the case that the VM stops before
+/// it has read the frame.
+#[inline(never)]
+fn keep(skb: &Skb, ifindex: u32, usage: *mut GateUsage, number: u64) {
+    // SAFETY: the pointer is to a live map value.
+    unsafe { instruction::add_u64(&raw mut (*usage).held, 1) }
+    // A VM that is sent much must not take the room of those that arrive here.
+    if maps::held_has_half() && output(skb, ifindex, number, now_ns()) {
+        maps::count(Counter::UnreadKept, 1);
+        tell(skb, Decision::Recorded, Counter::UnreadKept, number);
+    } else {
+        maps::count(Counter::UnreadLost, 1);
+        tell(skb, Decision::Recorded, Counter::UnreadLost, number);
+        // SAFETY: as above.
+        unsafe { instruction::add_u64(&raw mut (*usage).lost, 1) }
+    }
 }
 
 /// Sends a probe into the TAP, which passes this program too: a copy of the frame with another
@@ -241,6 +286,11 @@ fn record(skb: &Skb, slot: u32, usage: *mut GateUsage, packet: &Multicast, numbe
     }
 }
 
+#[inline(always)]
+fn tell(skb: &Skb, decision: Decision, reason: impl Into<Reason>, number: u64) {
+    skb.tell(Program::Gate, decision, reason, number);
+}
+
 /// Whether the frame is held: put into `HELD`, or lost, in either case numbered.
 #[inline(always)]
 fn held(skb: &Skb, ifindex: u32, gate: &Gate, usage: *mut GateUsage) -> bool {
@@ -249,16 +299,18 @@ fn held(skb: &Skb, ifindex: u32, gate: &Gate, usage: *mut GateUsage) -> bool {
     // SAFETY: as above; another CPU may write it at any time.
     let found = unsafe { word.read_volatile() };
     if found & GateUsage::OPEN != 0 {
+        tell(skb, Decision::Passed, Uncounted::GateOpen, 0);
         return false;
     }
     let at_ns = now_ns();
     if at_ns > gate.until_ns {
         maps::count(Counter::HeldExpired, 1);
+        tell(skb, Decision::Passed, Counter::HeldExpired, 0);
         return false;
     }
-    let length = instruction::opaque(skb.len() as u64);
-    if length > HELD_FRAME_BYTES as u64 {
+    if skb.len() > HELD_FRAME_BYTES {
         maps::count(Counter::HeldOversized, 1);
+        tell(skb, Decision::Passed, Counter::HeldOversized, 0);
         return false;
     }
     // The one step decides: a frame on another CPU has its number before it, or finds it open.
@@ -266,34 +318,36 @@ fn held(skb: &Skb, ifindex: u32, gate: &Gate, usage: *mut GateUsage) -> bool {
     if found == gate.replayed
         && unsafe { instruction::compare_exchange(word, found, found | GateUsage::OPEN) } == found
     {
+        tell(skb, Decision::Opened, Reason::NONE, found);
         return false;
     }
     // SAFETY: as above.
     let found = unsafe { instruction::fetch_add(word, 1) };
     if found & GateUsage::OPEN != 0 {
+        tell(skb, Decision::Passed, Uncounted::GateOpen, 0);
         return false;
     }
-    if output(skb, ifindex, found + 1, at_ns, length) {
+    if output(skb, ifindex, found + 1, at_ns) {
         maps::count(Counter::HeldFrames, 1);
+        tell(skb, Decision::Held, Reason::NONE, found + 1);
     } else {
         maps::count(Counter::HeldLost, 1);
+        tell(skb, Decision::Dropped, Counter::HeldLost, found + 1);
         // SAFETY: the pointer is to a live map value.
         unsafe { instruction::add_u64(&raw mut (*usage).lost, 1) }
     }
     true
 }
 
-/// Puts a frame into `HELD`; `false` when there is no room.
+/// Puts a frame into `HELD`; `false` when there is no room, or it is too long.
 #[inline(always)]
-fn output(skb: &Skb, ifindex: u32, number: u64, at_ns: u64, length: u64) -> bool {
+fn output(skb: &Skb, ifindex: u32, number: u64, at_ns: u64) -> bool {
     let Some(record) = HELD_SCRATCH.get_ptr_mut(0) else {
         return false;
     };
-    // Verifier: the bounds have to be known of the number that the helpers get.
-    let length = instruction::opaque(length);
-    if length == 0 || length > HELD_FRAME_BYTES as u64 {
+    let Some(length) = instruction::size::<HELD_FRAME_BYTES>(skb.len()) else {
         return false;
-    }
+    };
     // SAFETY: the slot is this CPU's own and the program is not interrupted by itself; `length` is
     // at most that of `frame`, so head and frame are within the slot.
     unsafe {

@@ -4,6 +4,7 @@
 #![allow(unsafe_code, reason = "the instructions have no safe form")]
 
 use core::arch::asm;
+use core::mem::MaybeUninit;
 
 /// Adds to a number in a map value that other CPUs write too.
 ///
@@ -171,6 +172,59 @@ pub unsafe fn store_u32(to: *mut u8, value: u32) {
     }
 }
 
+/// Copies `BYTES` bytes, an even number, between packets, map values and the stack.
+///
+/// The compiler would call `memmove`, which copies byte by byte, for a value that is read and
+/// written through pointers.
+///
+/// # Safety
+///
+/// `from` and `to` point to so many live bytes at even addresses, which do not overlap; on the stack
+/// they are aligned to 8.
+#[inline(always)]
+pub unsafe fn copy<const BYTES: usize>(from: *const u8, to: *mut u8) {
+    const { assert!(BYTES.is_multiple_of(2)) }
+    // SAFETY: the caller answers for the bytes.
+    unsafe {
+        let mut at = 0;
+        while at + 8 <= BYTES {
+            store_u64(to.add(at), load_u64(from.add(at)));
+            at += 8;
+        }
+        if at + 4 <= BYTES {
+            store_u32(to.add(at), load_u32(from.add(at)));
+            at += 4;
+        }
+        if at < BYTES {
+            to.add(at)
+                .cast::<u16>()
+                .write(from.add(at).cast::<u16>().read());
+        }
+    }
+}
+
+/// Calls `use_it` with a map value of zeros.
+///
+/// The compiler would call `memset`, which takes a frame of the stack in every chain of calls.
+///
+/// # Safety
+///
+/// `T` consists of integers.
+#[inline(always)]
+pub unsafe fn with_zeroed<T: Copy, R>(use_it: impl FnOnce(&T) -> R) -> R {
+    const { assert!(align_of::<T>() == 8) }
+    let mut value = MaybeUninit::<T>::uninit();
+    // SAFETY: the size of a type is a multiple of its alignment, and integers may be zero.
+    unsafe {
+        let mut at = 0;
+        while at < size_of::<T>() {
+            store_u64(value.as_mut_ptr().cast::<u8>().add(at), 0);
+            at += 8;
+        }
+        use_it(value.assume_init_ref())
+    }
+}
+
 /// The two halves of a word, in the order in which they lie.
 #[inline(always)]
 pub fn halves(word: u64) -> [u32; 2] {
@@ -191,4 +245,14 @@ pub fn opaque(mut value: u64) -> u64 {
     // SAFETY: the instruction changes nothing.
     unsafe { asm!("{value} += 0", value = inout(reg) value) }
     value
+}
+
+/// Returns a length that helpers take as the size of memory, 1 to `MAX` bytes; `None` for any other.
+///
+/// Verifier: Older kernels, 6.1 among them, learn no lower bound from `!= 0`. One comparison of the number
+/// below gives both bounds on every kernel.
+#[inline(always)]
+pub fn size<const MAX: usize>(length: usize) -> Option<u64> {
+    let below = opaque((length as u64).wrapping_sub(1));
+    (below < MAX as u64).then(|| opaque(below) + 1)
 }

@@ -6,8 +6,10 @@ use agent_ebpf::skb::Skb;
 use agent_ebpf::verdict::Verdict;
 use common::counter::Counter;
 use common::relay;
+use common::trace::{Decision, Program};
 
 use crate::maps;
+use crate::trace::Traced as _;
 
 /// Ethernet addresses, bytes.
 const BYTES: usize = 12;
@@ -22,6 +24,7 @@ pub(crate) fn leak(skb: &Skb) -> Verdict {
     let [destination_mac, source_mac] = macs;
     if relay::is_restored(destination_mac, source_mac) {
         maps::count(Counter::RelayLeaks, 1);
+        skb.tell(Program::Leak, Decision::Dropped, Counter::RelayLeaks, 0);
         return Verdict::Drop;
     }
     Verdict::Pass

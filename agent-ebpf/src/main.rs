@@ -11,7 +11,7 @@
 //!
 //! # Minimum kernel version
 //!
-//! 5.17, for `bpf_loop`; 5.18 for `uplink_xdp`, for `bpf_xdp_load_bytes`.
+//! 5.17, for `bpf_loop`; 5.18 for `uplink_xdp`, for `bpf_xdp_load_bytes` and packets in fragments.
 
 // For any other target it is a program that does nothing, so that lints can read it.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
@@ -30,6 +30,7 @@ mod replicate;
 mod snoop;
 mod store;
 mod stream;
+mod trace;
 mod translate;
 mod uplink;
 
@@ -51,7 +52,8 @@ fn uplink(ctx: TcContext) -> i32 {
     uplink::uplink(&Skb::new(&ctx)).into()
 }
 
-#[xdp]
+// Without `frags` a driver refuses an MTU beyond one page.
+#[xdp(frags)]
 fn uplink_xdp(ctx: XdpContext) -> u32 {
     match uplink::uplink(&Xdp::new(&ctx)) {
         Verdict::Pass => XDP_PASS,

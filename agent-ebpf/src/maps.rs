@@ -6,8 +6,9 @@
 
 #![allow(unsafe_code, reason = "map values are reached through raw pointers")]
 
-use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_RB_AVAIL_DATA, BPF_RB_RING_SIZE};
 use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
+use aya_ebpf::helpers::bpf_ringbuf_query;
 use aya_ebpf::macros::btf_map;
 use common::counter::{COUNT, Counter};
 use common::maps::{
@@ -89,6 +90,17 @@ pub(crate) static EVENTS: RingBuf<u8, { 1 << 20 }> = RingBuf::new();
 pub(crate) struct HeldRecord {
     pub(crate) head: HeldFrame,
     pub(crate) frame: [u8; HELD_FRAME_BYTES],
+}
+
+/// Whether half of `HELD` is free, as when the agent keeps up.
+#[inline(always)]
+pub(crate) fn held_has_half() -> bool {
+    let ring = (&raw const HELD).cast_mut();
+    let query = |flag: u32| {
+        // SAFETY: the pointer is to the map, and the helper only reads its positions.
+        unsafe { bpf_ringbuf_query(ring.cast(), flag.into()) }
+    };
+    query(BPF_RB_AVAIL_DATA) <= query(BPF_RB_RING_SIZE) / 2
 }
 
 /// Adds to a counter.

@@ -20,16 +20,20 @@ use agent_ebpf::skb::Skb;
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::{bpf_clone_redirect, bpf_loop};
 use common::counter::Counter;
-use common::maps::{MAX_SUBSCRIBERS, Origin, Subscriber, SubscriberKey, SubscriberUsage};
+use common::maps::{
+    MAX_SUBSCRIBERS, Origin, RelayStream, Subscriber, SubscriberKey, SubscriberUsage,
+};
 use common::packet::PacketRead as _;
 use common::relay::{self, RELAYED_HOP_LIMIT};
-use common::wire::datagram::{HEADER_BYTES, Header};
+use common::trace::{Decision, Program, Reason, Uncounted};
+use common::wire::datagram::HEADER_BYTES;
 use common::wire::{ipv6, udp};
 
 use crate::context::{Packet as _, may_be_unfinished};
-use crate::front::{Front, StreamWords};
+use crate::front::{Kept, StreamWords};
 use crate::maps::{self, MANAGED, RELAY_STREAMS, RELAY_SUBSCRIBERS, RELAY_USAGE};
 use crate::stream;
+use crate::trace::{self, Traced as _};
 
 /// Ethernet and IPv6 header up to the UDP header.
 const ETHERNET_BYTES: u16 = 14;
@@ -38,7 +42,7 @@ const ETHERNET_BYTES: u16 = 14;
 struct Copying {
     skb: *const Skb,
     /// The header as it came.
-    original: Header,
+    original: Kept,
     at_ns: u64,
     bytes: u64,
     segments: u64,
@@ -49,25 +53,40 @@ struct Copying {
     finished: bool,
 }
 
+/// What a packet's copies need to know.
+struct Served {
+    stream: RelayStream,
+    at_ns: u64,
+}
+
 #[inline(always)]
 pub(crate) fn replicate(skb: &Skb) {
-    let Some(front) = skb.front() else {
-        return;
-    };
+    // What observing keeps on the stack is gone when the copies are made.
+    if let Some(served) = served(skb) {
+        copy_to_all(skb, &served);
+    }
+}
+
+/// Observes a packet of a watched address. Returns the stream that it belongs to if that has
+/// subscribers and the packet can be copied.
+#[inline(never)]
+fn served(skb: &Skb) -> Option<Served> {
+    let front = skb.front()?;
     let header = front.header();
     if !header.is_ipv6()
         || !ipv6::is_multicast(&header.destination)
         || skb.vlan_metadata() != 0
         || relay::is_restored(header.destination_mac, header.source_mac)
     {
-        return;
+        return None;
     }
     let is_udp = header.next_header == udp::NEXT_HEADER;
     let ports = if is_udp { front.ports() } else { 0 };
     let key = StreamWords::new(front.destination(), front.source(), ports, 0);
-    let Some(managed) = MANAGED.get_ptr(key.managed().key()) else {
-        return;
-    };
+    let managed = MANAGED.get_ptr(key.managed().key()).or_else(|| {
+        tell(skb, Decision::NotCopied, Uncounted::NotManaged);
+        None
+    })?;
     // SAFETY: the pointer is to a live map value, which only the relay writes.
     let managed = unsafe { &*managed };
     let arrival = skb.arrival();
@@ -85,45 +104,53 @@ pub(crate) fn replicate(skb: &Skb) {
             _ => Counter::ReplicateNotUdp,
         };
         maps::count(reason, segments);
-        return;
+        tell(skb, Decision::NotCopied, reason);
+        return None;
     }
-    let Some(served) = RELAY_STREAMS.get_ptr(key.key()) else {
-        return;
-    };
     // SAFETY: as above.
-    let served = unsafe { *served };
-    if served.subscribers == 0 {
-        return;
-    }
-    copy_to_all(
-        skb,
-        front,
-        served.flow,
-        served.subscribers,
-        arrival.at_ns,
-        segments,
-        bytes,
-    );
+    let stream = RELAY_STREAMS.get_ptr(key.key()).map(|it| unsafe { *it });
+    let Some(stream) = stream.filter(|stream| stream.subscribers != 0) else {
+        tell(skb, Decision::NotCopied, Uncounted::NoSubscriber);
+        return None;
+    };
+    // The copies do not show it.
+    trace::keep(&key);
+    Some(Served {
+        stream,
+        at_ns: arrival.at_ns,
+    })
 }
 
 #[inline(always)]
-fn copy_to_all(
-    skb: &Skb,
-    front: Front,
-    flow: u32,
-    subscribers: u32,
-    at_ns: u64,
-    segments: u64,
-    bytes: u64,
-) {
+fn tell(skb: &Skb, decision: Decision, reason: impl Into<Reason>) {
+    skb.tell(Program::Replicate, decision, reason, 0);
+}
+
+/// Tells what becomes of the copy for a subscriber.
+#[inline(always)]
+fn tell_copy(skb: &Skb, index: u64, sent: Result<(), Counter>) {
+    let (decision, reason) = match sent {
+        Ok(()) => (Decision::Copied, Reason::NONE),
+        Err(reason) => (Decision::NotCopied, reason.into()),
+    };
+    skb.tell_of_kept(Program::Replicate, decision, reason, index);
+}
+
+#[inline(never)]
+fn copy_to_all(skb: &Skb, served: &Served) {
+    let Some(front) = skb.front() else {
+        return;
+    };
+    let RelayStream { flow, subscribers } = served.stream;
+    let bytes = skb.len() as u64;
     let hop_limit = front.header().hop_limit;
     let segment_bytes = skb.segment_bytes() as u16;
     let mut state = Copying {
         skb,
-        original: *front.header(),
-        at_ns,
+        original: Kept(*front.header()),
+        at_ns: served.at_ns,
         bytes,
-        segments,
+        segments: u64::from(skb.segments()),
         flow,
         packet_bytes: if segment_bytes == 0 {
             bytes as u16 - ETHERNET_BYTES
@@ -171,10 +198,15 @@ extern "C" fn copy_to(index: u64, state: *mut c_void) -> i64 {
     if subscriber.lease_end_ns <= state.at_ns {
         if subscriber.lease_end_ns != 0 {
             maps::count(Counter::ReplicateLeaseEnded, state.segments);
+            // SAFETY: as in `send`.
+            let skb = unsafe { &*state.skb };
+            tell_copy(skb, index, Err(Counter::ReplicateLeaseEnded));
         }
         return 0;
     }
     let sent = send(state, subscriber);
+    // SAFETY: as in `send`.
+    tell_copy(unsafe { &*state.skb }, index, sent);
     let Some(usage) = usage(&key) else {
         return 0;
     };
@@ -222,10 +254,9 @@ fn send(state: &Copying, subscriber: &Subscriber) -> Result<(), Counter> {
     };
     // The copies before have left theirs.
     front.set(&state.original);
-    let macs = [route.destination_mac, route.source_mac];
-    relay::send_to(&mut front, subscriber, macs);
+    relay::send_to(&mut front, subscriber, route.macs());
     if !state.finished {
-        skb.update_checksum(state.original.checksum, subscriber.address_difference);
+        skb.update_checksum(state.original.0.checksum, subscriber.address_difference);
     }
     // SAFETY: the context.
     match unsafe { bpf_clone_redirect(skb.as_ptr(), route.ifindex, 0) } {
@@ -241,6 +272,11 @@ fn usage(key: &SubscriberKey) -> Option<*mut SubscriberUsage> {
         return Some(usage);
     }
     // Another CPU may have been faster; what counts is the look-up after it.
-    let _ = RELAY_USAGE.insert(key, SubscriberUsage::default(), BPF_NOEXIST.into());
+    // SAFETY: it consists of integers.
+    unsafe {
+        instruction::with_zeroed(|unused: &SubscriberUsage| {
+            let _ = RELAY_USAGE.insert(key, unused, BPF_NOEXIST.into());
+        });
+    }
     RELAY_USAGE.get_ptr_mut(key)
 }

@@ -11,6 +11,8 @@ use aya_ebpf::bindings::{
 use aya_ebpf::helpers::bpf_fib_lookup;
 use common::maps::Address;
 
+use crate::instruction;
+
 /// `AF_INET6`.
 pub const INET6: u32 = 10;
 /// The loopback of every network namespace. Routes are looked up as for packets that this host
@@ -39,10 +41,8 @@ pub struct Route {
     pub destination: Address,
     /// In: the table, where one is given. Out: the VLAN.
     vlan_or_table: u32,
-    /// Out: of the interface.
-    pub source_mac: [u8; 6],
-    /// Out: of the next hop.
-    pub destination_mac: [u8; 6],
+    /// Out: MACs of the interface and of the next hop.
+    macs: [u32; 3],
 }
 
 const _: () = assert!(size_of::<Route>() == 64);
@@ -71,6 +71,8 @@ impl Route {
         source: Address,
         destination: Address,
     ) -> Self {
+        // Constants would be written by a call of `memset`.
+        let zero = instruction::opaque(0) as u32;
         Self {
             family: INET6 as u8,
             protocol,
@@ -81,10 +83,19 @@ impl Route {
             flow: 0,
             source,
             destination,
-            vlan_or_table: 0,
-            source_mac: [0; 6],
-            destination_mac: [0; 6],
+            vlan_or_table: zero,
+            macs: [zero, zero, zero],
         }
+    }
+
+    /// MACs of the frame to send: destination, then source.
+    #[inline(always)]
+    pub fn macs(&self) -> [[u8; 6]; 2] {
+        let [first, middle, last] = self.macs.map(u32::to_ne_bytes);
+        let [a, b, c, d] = first;
+        let [e, f, g, h] = middle;
+        let [i, j, k, l] = last;
+        [[g, h, i, j, k, l], [a, b, c, d, e, f]]
     }
 
     /// Looks it up; `context` is that of the program.

@@ -17,12 +17,14 @@ use common::event::{Kind, UNFINISHED_FRAME_BYTES, UnfinishedEvent};
 use common::maps::PortUsage;
 use common::packet::PacketRead;
 use common::snoop::{self, KERNEL_OPTIONS, KERNEL_RECORDS, KERNEL_STEPS, Report, Step, Walk};
+use common::trace::{Decision, Program, Reason};
 use common::wire::mld::{self, Ipv6Frame, Message, NoMessage};
 use common::wire::{ethernet, ipv6, udp};
 
 use crate::forward;
 use crate::maps::{self, EVENTS, PORT_USAGE, PORTS, WALK};
 use crate::store::MapStore;
+use crate::trace::Traced as _;
 
 /// UDP port of the signalling between VM and agent.
 const SIGNALLING_PORT: u16 = 47411;
@@ -45,6 +47,12 @@ pub(crate) fn snoop(skb: &Skb) -> Verdict {
             return verdict;
         }
     }
+    from_listener(skb)
+}
+
+/// Not inlined: what is forwarded does not have these headers on the stack too.
+#[inline(never)]
+fn from_listener(skb: &Skb) -> Verdict {
     let Some(frame) = mld::ipv6_frame(skb) else {
         return Verdict::Pass;
     };
@@ -55,11 +63,17 @@ pub(crate) fn snoop(skb: &Skb) -> Verdict {
     match mld::parse::<_, KERNEL_OPTIONS, 0>(skb, &frame) {
         Ok(Message::Query(_)) => {
             maps::count(Counter::GuestQueries, 1);
+            tell(skb, Decision::Passed, Counter::GuestQueries);
             Verdict::Pass
         }
         Ok(message) => report(skb, &frame, &message),
         Err(reason) => no_message(skb, reason),
     }
+}
+
+#[inline(always)]
+fn tell(skb: &Skb, decision: Decision, reason: impl Into<Reason>) {
+    skb.tell(Program::Snoop, decision, reason, 0);
 }
 
 /// The mark tells the agent by which TAP a datagram came: a VM can choose every byte it sends,
@@ -75,6 +89,7 @@ fn mark_signalling(skb: &Skb, frame: &Ipv6Frame) {
     if ports.destination == SIGNALLING_PORT {
         skb.set_mark(skb.ifindex());
         maps::count(Counter::SignallingDatagrams, 1);
+        tell(skb, Decision::Passed, Counter::SignallingDatagrams);
     }
 }
 
@@ -82,7 +97,7 @@ fn mark_signalling(skb: &Skb, frame: &Ipv6Frame) {
 fn report(skb: &Skb, frame: &Ipv6Frame, message: &Message) -> Verdict {
     let ifindex = skb.ifindex();
     let at_ns = now_ns();
-    if let Err(verdict) = admit(ifindex, at_ns) {
+    if let Err(verdict) = admit(skb, ifindex, at_ns) {
         return verdict;
     }
     let report = Report {
@@ -92,7 +107,7 @@ fn report(skb: &Skb, frame: &Ipv6Frame, message: &Message) -> Verdict {
         guest_mac: frame.mac,
         by_agent: false,
     };
-    let mut store = MapStore { ifindex };
+    let mut store = MapStore::new(ifindex);
     let Some(walk) = WALK.get_ptr_mut(0) else {
         return Verdict::Pass;
     };
@@ -114,6 +129,7 @@ fn no_message(skb: &Skb, reason: NoMessage) -> Verdict {
         NoMessage::Other => Verdict::Pass,
         NoMessage::Malformed(counter) => {
             maps::count(counter, 1);
+            tell(skb, Decision::Ignored, counter);
             if let Some(usage) = PORT_USAGE.get_ptr_mut(skb.ifindex()) {
                 // SAFETY: the pointer is to a live map value.
                 unsafe { instruction::add_u64(&raw mut (*usage).malformed, 1) }
@@ -122,7 +138,7 @@ fn no_message(skb: &Skb, reason: NoMessage) -> Verdict {
         }
         NoMessage::Unfinished => {
             let at_ns = now_ns();
-            if let Err(verdict) = admit(skb.ifindex(), at_ns) {
+            if let Err(verdict) = admit(skb, skb.ifindex(), at_ns) {
                 return verdict;
             }
             hand_over(skb, at_ns);
@@ -152,11 +168,14 @@ fn apply(skb: &Skb, walk: &mut Walk, store: MapStore) -> Verdict {
             0,
         );
     }
+    let reason = state.store.last();
     // SAFETY: as in `report`.
     if unsafe { (*state.walk).refused() } {
         // The bridge would learn the addresses that were refused here.
+        tell(skb, Decision::Dropped, reason);
         Verdict::Drop
     } else {
+        tell(skb, Decision::Admitted, reason);
         Verdict::Pass
     }
 }
@@ -177,14 +196,16 @@ extern "C" fn step(_index: u64, state: *mut c_void) -> i64 {
 
 /// Takes one Report from the allowance of the port, a token bucket. `Err` is the verdict for a
 /// Report that must go no further.
-#[inline(always)]
-fn admit(ifindex: u32, at_ns: u64) -> Result<(), Verdict> {
+#[inline(never)]
+fn admit(skb: &Skb, ifindex: u32, at_ns: u64) -> Result<(), Verdict> {
     let Some(port) = PORTS.get_ptr(ifindex) else {
         maps::count(Counter::IgnoredPort, 1);
+        tell(skb, Decision::Ignored, Counter::IgnoredPort);
         return Err(Verdict::Pass);
     };
     let Some(usage) = usage(ifindex) else {
         maps::count(Counter::PortUsageFull, 1);
+        tell(skb, Decision::Ignored, Counter::PortUsageFull);
         return Err(Verdict::Pass);
     };
     // SAFETY: both point to live map values. Two CPUs that take from one allowance at the same
@@ -210,6 +231,7 @@ fn admit(ifindex: u32, at_ns: u64) -> Result<(), Verdict> {
             (*usage).allowance_milli = allowance;
             instruction::add_u64(&raw mut (*usage).refused_reports, 1);
             maps::count(Counter::RefusedRate, 1);
+            tell(skb, Decision::Dropped, Counter::RefusedRate);
             return Err(Verdict::Drop);
         }
         (*usage).allowance_milli = allowance - MILLI;
@@ -225,24 +247,26 @@ fn usage(ifindex: u32) -> Option<*mut PortUsage> {
         return Some(usage);
     }
     // Another CPU may have been faster; what counts is the look-up after it.
-    let _ = PORT_USAGE.insert(ifindex, PortUsage::default(), BPF_NOEXIST.into());
+    // SAFETY: it consists of integers.
+    unsafe {
+        instruction::with_zeroed(|unused: &PortUsage| {
+            let _ = PORT_USAGE.insert(ifindex, unused, BPF_NOEXIST.into());
+        });
+    }
     PORT_USAGE.get_ptr_mut(ifindex)
 }
 
 /// Gives the whole frame to the agent.
-#[inline(always)]
+#[inline(never)]
 fn hand_over(skb: &Skb, at_ns: u64) {
-    let length = instruction::opaque(skb.len() as u64);
-    if length > UNFINISHED_FRAME_BYTES as u64 {
+    let Some(length) = instruction::size::<UNFINISHED_FRAME_BYTES>(skb.len()) else {
         maps::count(Counter::Oversized, 1);
+        tell(skb, Decision::Ignored, Counter::Oversized);
         return;
-    }
-    let length = instruction::opaque(length);
-    if length == 0 {
-        return;
-    }
+    };
     let Some(mut entry) = EVENTS.reserve_untyped::<UnfinishedEvent>(0) else {
         maps::count(Counter::EventsLost, 1);
+        tell(skb, Decision::Ignored, Counter::EventsLost);
         return;
     };
     let event = entry.as_mut_ptr();
@@ -260,8 +284,10 @@ fn hand_over(skb: &Skb, at_ns: u64) {
     if copied.is_ok() {
         entry.submit(0);
         maps::count(Counter::Unfinished, 1);
+        tell(skb, Decision::HandedOver, Counter::Unfinished);
     } else {
         entry.discard(0);
         maps::count(Counter::Oversized, 1);
+        tell(skb, Decision::Ignored, Counter::Oversized);
     }
 }

@@ -2,21 +2,45 @@
 
 #![allow(unsafe_code, reason = "map values are reached through raw pointers")]
 
+use core::ptr;
+
 use agent_ebpf::instruction;
 use aya_ebpf::bindings::BPF_NOEXIST;
 use common::counter::Counter;
 use common::event::{Change, Kind, ListenerEvent, SourceEvent};
 use common::maps::{Listener, ListenerKey, PortUsage, Source, SourceKey};
 use common::snoop::{ListenerStore, Refused};
+use common::trace::Reason;
 
 use crate::maps::{self, LISTENER_SOURCES, LISTENERS, PORT_USAGE, PORTS};
 
 /// `LISTENERS` and `LISTENER_SOURCES` as seen by one port.
 pub(crate) struct MapStore {
-    pub(crate) ifindex: u32,
+    ifindex: u32,
+    /// What was counted last.
+    #[cfg(feature = "trace")]
+    last: Reason,
 }
 
 impl MapStore {
+    #[inline(always)]
+    pub(crate) fn new(ifindex: u32) -> Self {
+        Self {
+            ifindex,
+            #[cfg(feature = "trace")]
+            last: Reason::NONE,
+        }
+    }
+
+    /// Why a record was not taken in, or else the kind of the message; what was counted last.
+    #[inline(always)]
+    pub(crate) fn last(&self) -> Reason {
+        #[cfg(feature = "trace")]
+        return self.last;
+        #[cfg(not(feature = "trace"))]
+        Reason::NONE
+    }
+
     #[inline(always)]
     fn usage(&self) -> Option<*mut PortUsage> {
         PORT_USAGE.get_ptr_mut(self.ifindex)
@@ -30,7 +54,7 @@ impl ListenerStore for MapStore {
             return false;
         };
         // SAFETY: the entry lives until the program ends (RCU).
-        *value = unsafe { *entry };
+        unsafe { ptr::copy_nonoverlapping(entry, value, 1) }
         true
     }
 
@@ -59,7 +83,7 @@ impl ListenerStore for MapStore {
     fn update_listener(&mut self, key: &ListenerKey, value: &Listener) {
         if let Some(entry) = LISTENERS.get_ptr_mut(key) {
             // SAFETY: the pointer is to a live map value.
-            unsafe { entry.write(*value) }
+            unsafe { ptr::copy_nonoverlapping(value, entry, 1) }
         }
     }
 
@@ -108,7 +132,7 @@ impl ListenerStore for MapStore {
     fn update_source(&mut self, key: &SourceKey, value: &Source) {
         if let Some(entry) = LISTENER_SOURCES.get_ptr_mut(key) {
             // SAFETY: the pointer is to a live map value.
-            unsafe { entry.write(*value) }
+            unsafe { ptr::copy_nonoverlapping(value, entry, 1) }
         }
     }
 
@@ -130,8 +154,8 @@ impl ListenerStore for MapStore {
             unsafe {
                 (&raw mut (*event).kind).write(Kind::Listener as u32);
                 (&raw mut (*event).change).write(change as u32);
-                (&raw mut (*event).key).write(*key);
-                (&raw mut (*event).value).write(*value);
+                ptr::copy_nonoverlapping(key, &raw mut (*event).key, 1);
+                ptr::copy_nonoverlapping(value, &raw mut (*event).value, 1);
             }
         });
     }
@@ -143,14 +167,18 @@ impl ListenerStore for MapStore {
             unsafe {
                 (&raw mut (*event).kind).write(Kind::Source as u32);
                 (&raw mut (*event).change).write(change as u32);
-                (&raw mut (*event).key).write(*key);
-                (&raw mut (*event).value).write(*value);
+                ptr::copy_nonoverlapping(key, &raw mut (*event).key, 1);
+                ptr::copy_nonoverlapping(value, &raw mut (*event).value, 1);
             }
         });
     }
 
     #[inline(always)]
     fn count(&mut self, counter: Counter) {
+        #[cfg(feature = "trace")]
+        {
+            self.last = counter.into();
+        }
         maps::count(counter, 1);
     }
 }

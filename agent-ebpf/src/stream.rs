@@ -104,7 +104,12 @@ pub(crate) unsafe fn observe(
 #[inline(always)]
 fn new_stream(key: &StreamKey) -> *mut StreamUsage {
     // Another CPU may have been faster; what counts is the look-up after it.
-    let _ = STREAMS.insert(key, StreamUsage::default(), BPF_NOEXIST.into());
+    // SAFETY: it consists of integers.
+    unsafe {
+        instruction::with_zeroed(|unused: &StreamUsage| {
+            let _ = STREAMS.insert(key, unused, BPF_NOEXIST.into());
+        });
+    }
     STREAMS.get_ptr_mut(key).unwrap_or(ptr::null_mut())
 }
 
@@ -183,14 +188,14 @@ pub(crate) fn copy_passes<P: Packet>(
     undecided
 }
 
-/// Counts a packet that does not pass.
+/// Counts a packet that does not pass; returns the reason.
 #[inline(always)]
 pub(crate) fn drop_copy(
     usage: Option<*mut StreamUsage>,
     origin: Origin,
     origins: u8,
     arrival: &Arrival,
-) {
+) -> Counter {
     let segments = u64::from(arrival.segments);
     let reason = if origins & origin.pass_bit() == 0 {
         Counter::OtherOrigin
@@ -202,6 +207,7 @@ pub(crate) fn drop_copy(
         // SAFETY: the pointer is to a live map value.
         unsafe { instruction::add_u64(&raw mut (*usage).dropped, segments) }
     }
+    reason
 }
 
 /// Whether fingerprints decide.

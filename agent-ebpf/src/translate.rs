@@ -18,12 +18,14 @@ use common::counter::Counter;
 use common::forward;
 use common::maps::Translation;
 use common::packet::PacketRead as _;
+use common::trace::{Decision, Program, Reason};
 use common::wire::{ethernet, ipv6};
 
 use crate::context::{self, Packet as _};
 use crate::forward::{Follow, Sums, reason};
 use crate::front::{self, Front, TranslationWords};
 use crate::maps::TRANSLATIONS;
+use crate::trace::Traced as _;
 
 /// A unicast packet. Passes if it is none of these.
 #[inline(never)]
@@ -44,6 +46,9 @@ pub(crate) fn unicast(skb: &Skb, front: Front) -> Verdict {
     }
     let amount = [skb.segments().into(), skb.len() as u64];
     let sent = send(skb, front, translation);
+    if let Err(reason) = sent {
+        skb.tell(Program::Snoop, Decision::Dropped, reason, 0);
+    }
     // SAFETY: the pointer is to a live map value.
     unsafe {
         let sums = Sums {
@@ -69,6 +74,8 @@ fn send(skb: &Skb, mut front: Front, translation: &Translation) -> Result<Verdic
         Ok(()) | Err(NoRoute::Neighbour) => {}
         Err(no_route) => return Err(reason(no_route)),
     }
+    // Now, as the packet still shows the address that it was sent from.
+    skb.tell(Program::Snoop, Decision::Translated, Reason::NONE, 0);
     forward::send_from(&mut front, &translation.source, follow.hop_limit);
     context::follow(skb, &follow);
     // SAFETY: without parameters the helper looks the next hop up.

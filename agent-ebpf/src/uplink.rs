@@ -13,9 +13,10 @@ use agent_ebpf::verdict::Verdict;
 use aya_ebpf::bindings::BPF_ANY;
 use common::counter::Counter;
 use common::event::{Kind, QueryEvent};
-use common::maps::{Managed, Origin, Querier, QuerierKey, StreamUsage};
+use common::maps::{Managed, Origin, Querier, QuerierKey, RelayFlow, StreamUsage};
 use common::relay;
 use common::snoop::KERNEL_OPTIONS;
+use common::trace::{Decision, Program, Reason, Uncounted};
 use common::wire::datagram::CHECKSUM_OFFSET;
 use common::wire::mld::{self, Ipv6Frame, Message, NoMessage, Query};
 use common::wire::{ethernet, ipv6, udp};
@@ -37,13 +38,13 @@ pub(crate) fn uplink<P: Packet>(packet: &P) -> Verdict {
     // stack, and one function with all of them would have too few registers.
     if !header.is_ipv6() {
         if header.ether_type == ethernet::VLAN.to_be() {
-            return with_more_headers(packet);
+            with_more_headers(packet);
         }
         return Verdict::Pass;
     }
     if !ipv6::is_multicast(&header.destination) {
         if forward::is_on() {
-            let verdict = forward::unicast(packet, front);
+            let verdict = forward::unicast(packet, front, Program::Uplink);
             if !matches!(verdict, Verdict::Pass) {
                 return verdict;
             }
@@ -54,7 +55,8 @@ pub(crate) fn uplink<P: Packet>(packet: &P) -> Verdict {
         return Verdict::Pass;
     }
     if header.next_header == ipv6::HOP_BY_HOP {
-        return with_more_headers(packet);
+        with_more_headers(packet);
+        return Verdict::Pass;
     }
     native(packet, front)
 }
@@ -71,6 +73,7 @@ fn native<P: Packet>(packet: &P, front: Front) -> Verdict {
         packet.vlan_metadata() & ethernet::VLAN_IDENTIFIER,
     );
     let Some(managed) = MANAGED.get_ptr(key.managed().key()) else {
+        tell(packet, Decision::Passed, Uncounted::NotManaged);
         return Verdict::Pass;
     };
     // SAFETY: the pointer is to a live map value, which only the agent writes.
@@ -80,6 +83,7 @@ fn native<P: Packet>(packet: &P, front: Front) -> Verdict {
     // What no relay carries comes natively only and has no copies: other protocols than UDP, and
     // fragments.
     if !is_udp || !header.has_payload() {
+        tell(packet, Decision::Passed, Reason::NONE);
         return Verdict::Pass;
     }
     let origins = managed.origins;
@@ -96,9 +100,11 @@ fn native<P: Packet>(packet: &P, front: Front) -> Verdict {
         origins & Origin::Native.pass_bit() != 0
     };
     if passes {
+        tell(packet, Decision::Passed, Reason::NONE);
         return Verdict::Pass;
     }
-    stream::drop_copy(entry, Origin::Native, origins, &arrival);
+    let reason = stream::drop_copy(entry, Origin::Native, origins, &arrival);
+    tell(packet, Decision::Dropped, reason);
     Verdict::Drop
 }
 
@@ -118,13 +124,32 @@ fn observe_native<P: Packet>(
 }
 
 /// A frame with a tag or Hop-by-Hop Options. No relay carries such, so it always passes.
+///
+/// Its parts are not inlined: each would add its frame on the stack to those of the others.
 #[inline(never)]
-fn with_more_headers<P: Packet>(packet: &P) -> Verdict {
-    let Some(frame) = mld::ipv6_frame(packet) else {
-        return Verdict::Pass;
+fn with_more_headers<P: Packet>(packet: &P) {
+    let Some(multicast) = &multicast_by_reading(packet) else {
+        return;
     };
+    if let Some(managed) = MANAGED.get_ptr(multicast.key.managed().key()) {
+        observe_by_reading(packet, &multicast.key, managed);
+        tell(packet, Decision::Passed, Reason::NONE);
+    } else if multicast.next_header == ipv6::HOP_BY_HOP {
+        query(packet);
+    }
+}
+
+/// A multicast packet with more headers.
+struct Multicast {
+    key: StreamWords,
+    next_header: u8,
+}
+
+#[inline(never)]
+fn multicast_by_reading<P: Packet>(packet: &P) -> Option<Multicast> {
+    let frame = mld::ipv6_frame(packet)?;
     if !ipv6::is_multicast(&frame.header.destination) {
-        return Verdict::Pass;
+        return None;
     }
     let mut ports = 0;
     if frame.header.next_header == udp::NEXT_HEADER
@@ -132,19 +157,21 @@ fn with_more_headers<P: Packet>(packet: &P) -> Verdict {
     {
         ports = front::ports_word(found.source, found.destination);
     }
-    let key = StreamWords::new(
-        front::words_of(frame.header.destination),
-        front::words_of(frame.header.source),
-        ports,
-        frame.vlan,
-    );
-    if let Some(managed) = MANAGED.get_ptr(key.managed().key()) {
-        // SAFETY: the pointer is to a live map value, which only the agent writes.
-        observe_native(packet, &key, unsafe { &*managed }, &packet.arrival());
-    } else if frame.header.next_header == ipv6::HOP_BY_HOP {
-        query(packet, &frame);
-    }
-    Verdict::Pass
+    Some(Multicast {
+        key: StreamWords::new(
+            front::words_of(frame.header.destination),
+            front::words_of(frame.header.source),
+            ports,
+            frame.vlan,
+        ),
+        next_header: frame.header.next_header,
+    })
+}
+
+#[inline(never)]
+fn observe_by_reading<P: Packet>(packet: &P, key: &StreamWords, managed: *const Managed) {
+    // SAFETY: the pointer is to a live map value, which only the agent writes.
+    observe_native(packet, key, unsafe { &*managed }, &packet.arrival());
 }
 
 /// A unicast packet: restored if it is of an established flow.
@@ -154,6 +181,7 @@ fn relayed<P: Packet>(packet: &P, front: Front) -> Verdict {
     if header.next_header != udp::NEXT_HEADER {
         if header.next_header == ipv6::FRAGMENT && is_of_relay(front) {
             maps::count(Counter::RelayFragment, 1);
+            tell(packet, Decision::Dropped, Counter::RelayFragment);
             return Verdict::Drop;
         }
         return Verdict::Pass;
@@ -173,6 +201,7 @@ fn relayed<P: Packet>(packet: &P, front: Front) -> Verdict {
     let Some(entry) = entry else {
         if is_of_relay(front) {
             maps::count(Counter::RelayUnknownFlow, 1);
+            tell(packet, Decision::Passed, Counter::RelayUnknownFlow);
         }
         return Verdict::Pass;
     };
@@ -181,6 +210,7 @@ fn relayed<P: Packet>(packet: &P, front: Front) -> Verdict {
     let bytes = packet.len();
     if !header.is_whole(bytes) {
         maps::count(Counter::RelayMalformed, 1);
+        tell_of(packet, flow, Decision::Dropped, Counter::RelayMalformed);
         return Verdict::Drop;
     }
     // SAFETY: as above.
@@ -188,6 +218,7 @@ fn relayed<P: Packet>(packet: &P, front: Front) -> Verdict {
     let Some(managed) = MANAGED.get_ptr(managed.key()) else {
         // Nobody listens any more, and the relay has yet to learn it.
         maps::count(Counter::OtherOrigin, 1);
+        tell_of(packet, flow, Decision::Dropped, Counter::OtherOrigin);
         return Verdict::Drop;
     };
     // SAFETY: as above.
@@ -218,10 +249,24 @@ fn relayed<P: Packet>(packet: &P, front: Front) -> Verdict {
     }
     if passes {
         maps::count(Counter::RelayedPackets, arrival.segments.into());
+        tell(packet, Decision::Restored, Reason::NONE);
         return Verdict::Pass;
     }
-    stream::drop_copy(Some(usage), Origin::Relay, origins, &arrival);
+    let reason = stream::drop_copy(Some(usage), Origin::Relay, origins, &arrival);
+    tell_of(packet, flow, Decision::Dropped, reason);
     Verdict::Drop
+}
+
+#[inline(always)]
+fn tell<P: Packet>(packet: &P, decision: Decision, reason: impl Into<Reason>) {
+    packet.tell(Program::Uplink, decision, reason, 0);
+}
+
+/// Of a relayed datagram, which may not have been restored.
+#[inline(always)]
+fn tell_of<P: Packet>(packet: &P, flow: &RelayFlow, decision: Decision, reason: impl Into<Reason>) {
+    // SAFETY: the flow is in a map value.
+    unsafe { packet.tell_of(&flow.stream, Program::Uplink, decision, reason, 0) }
 }
 
 /// Whether a datagram comes from a relay that this host has flows of, to the address that it sends
@@ -235,16 +280,23 @@ fn is_of_relay(front: Front) -> bool {
     RELAYS.get_ptr(key.key()).is_some()
 }
 
-#[inline(always)]
-fn query<P: Packet>(packet: &P, frame: &Ipv6Frame) {
-    match mld::parse::<_, KERNEL_OPTIONS, 0>(packet, frame) {
+#[inline(never)]
+fn query<P: Packet>(packet: &P) {
+    let Some(frame) = mld::ipv6_frame(packet) else {
+        return;
+    };
+    match mld::parse::<_, KERNEL_OPTIONS, 0>(packet, &frame) {
         Ok(Message::Query(query)) => {
             maps::count(Counter::Queries, 1);
+            tell(packet, Decision::Passed, Counter::Queries);
             if ipv6::is_unspecified(&query.multicast_address) {
-                general_query(frame, &query, &packet.arrival());
+                general_query(&frame, &query, &packet.arrival());
             }
         }
-        Err(NoMessage::Malformed(counter)) => maps::count(counter, 1),
+        Err(NoMessage::Malformed(counter)) => {
+            maps::count(counter, 1);
+            tell(packet, Decision::Ignored, counter);
+        }
         Ok(_) | Err(_) => {}
     }
 }
@@ -263,7 +315,8 @@ fn general_query(frame: &Ipv6Frame, query: &Query, arrival: &Arrival) {
         query_response_interval_ms: query.max_response_delay_ms,
         robustness: query.robustness,
         mld_version: query.version,
-        pad: [0; 6],
+        // A repeated constant would be written by a call of `memset`.
+        pad: [0, 0, 0],
     };
     if QUERIER.insert(&key, &value, BPF_ANY.into()).is_err() {
         maps::count(Counter::QuerierFull, 1);

@@ -4,6 +4,7 @@
 //! sentence says why), 2 wrong usage.
 
 mod ims;
+mod trace;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -18,9 +19,11 @@ use clap_complete::Shell;
 use crate::config::{Config, ConfigError, ImsConfig, Log, McsConfig, RelayConfig};
 use crate::control::command::{self, CommandError};
 use crate::control::{Request, client::ClientError};
+use crate::datapath::{self, DEFAULT_PIN_ROOT};
 use crate::hook;
 use crate::telemetry;
 pub use ims::{EnrollArgs, ImsArgs, ImsCommand, ServerArgs};
+pub use trace::TraceArgs;
 
 /// Keeps multicast flowing to a virtual machine that is live-migrated to another subnet.
 #[derive(Debug, Parser)]
@@ -50,12 +53,20 @@ pub enum Command {
     Streams(QueryArgs),
     /// Show the relays that the agent may ask, and what it asks of them.
     Relays(QueryArgs),
+    /// Show what the kernel programs decide about packets, as it happens, until Ctrl-C.
+    Trace(TraceArgs),
     /// Show migrations, past and present.
     Migrations(QueryArgs),
     /// Move a domain to another host.
     Migrate(MigrateArgs),
     /// Stop the migration of a domain. It goes on running where it is.
     Abort(AbortArgs),
+    /// Take away what an agent or relay that has ended has left in the kernel: programs, maps, filters and qdiscs. Refuses while it runs.
+    Cleanup {
+        /// Where it has pinned its maps (`pin_root`).
+        #[arg(long, value_name = "DIRECTORY", default_value = DEFAULT_PIN_ROOT)]
+        pin_root: PathBuf,
+    },
     /// Have libvirt tell the agent of moves that others ask libvirt for.
     Hook {
         /// What to do.
@@ -277,6 +288,7 @@ impl Cli {
             Command::Listeners(args) => show(&args, &Request::Listeners, &mut out),
             Command::Streams(args) => show(&args, &Request::Streams, &mut out),
             Command::Relays(args) => show(&args, &Request::Relays, &mut out),
+            Command::Trace(args) => trace::run(args, &mut out),
             Command::Migrations(args) => show(&args, &Request::Migrations, &mut out),
             Command::Migrate(args) => {
                 let (domain, destination) = (&args.domain, &args.destination);
@@ -287,6 +299,7 @@ impl Cli {
             Command::Abort(args) => {
                 command::abort(&args.socket.socket, &args.domain).map_err(Into::into)
             }
+            Command::Cleanup { pin_root } => cleanup(&pin_root, &mut out),
             Command::Hook { command } => hook(command, &mut out),
             Command::Pki { command } => {
                 // It prints by itself.
@@ -355,6 +368,16 @@ fn run_role<C>(
 
 fn show(args: &QueryArgs, request: &Request, out: &mut impl Write) -> anyhow::Result<()> {
     command::show(&args.socket.socket, request, args.json, out)?;
+    Ok(())
+}
+
+fn cleanup(pin_root: &Path, out: &mut impl Write) -> anyhow::Result<()> {
+    let filters = datapath::cleanup::cleanup(pin_root)?;
+    writeln!(
+        out,
+        "Removed what was pinned under {}, and {filters} filters of qdiscs",
+        pin_root.display()
+    )?;
     Ok(())
 }
 

@@ -122,6 +122,11 @@ counters! {
     HeldLost => "held_lost",
     /// Frame of a handover that is too long to be held; passed on.
     HeldOversized => "held_oversized",
+    /// Frame for an address that its VM leaves, which waits in `HELD` for the case that the VM does
+    /// not read it.
+    UnreadKept => "unread_kept",
+    /// The same that found no room in `HELD`, or is too long for it; the VM gets it if it reads it.
+    UnreadLost => "unread_lost",
     /// Recorded frame that went into its TAP without a probe before it.
     ProbesFailed => "probes_failed",
     /// Frame that passed a gate which its agent has not renewed.

@@ -11,8 +11,8 @@ use crate::wire::ipv6::Header;
 use crate::wire::mld::{self, ICMPV6};
 use crate::wire::{ipv6, udp};
 
-/// Ethernet destination of probes: frames that go into a TAP before each recorded one, and that no
-/// guest takes for its own. Locally administered, and of nobody.
+/// Ethernet destination of probes: frames that go into a TAP before each that is recorded or kept, and
+/// that no guest takes for its own. Locally administered, and of nobody.
 ///
 /// A hypervisor that stops a VM loses the first frame that it reads from then on, and a VM whose
 /// receive queue was full at that moment has lost one, too; in either case the hypervisor goes on to

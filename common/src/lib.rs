@@ -16,6 +16,7 @@
 //! | [`maps`] | keys and values of the BPF maps | kernel, agent |
 //! | [`handover`] | how the two ends of a migration tell packets apart | kernel, agent |
 //! | [`forward`] | packets for an address that its VM has left | kernel, agent |
+//! | [`trace`] | what the kernel programs tell of their decisions | kernel, agent |
 //! | [`event`] | ring buffer records, kernel to agent | kernel, agent |
 //! | [`counter`] | the named reasons behind every counter | kernel, agent |
 //! | `signal` | signalling messages (feature `user`) | agent, `migkick` |
@@ -41,6 +42,7 @@ pub mod relay;
 #[cfg(feature = "user")]
 pub mod signal;
 pub mod snoop;
+pub mod trace;
 pub mod wire;
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ pub use relay::*;
 
 /// Version of all layouts in this module and in [`crate::event`]; part of the pin path, so an
 /// agent with other layouts starts clean instead of misreading what is pinned.
-pub const LAYOUT_VERSION: u32 = 5;
+pub const LAYOUT_VERSION: u32 = 6;
 
 /// Multicast address in network order.
 pub type Address = [u8; 16];
@@ -267,7 +267,7 @@ pub struct Querier {
     /// MLD version of the Query: 1 or 2.
     pub mld_version: u8,
     /// Always zero.
-    pub pad: [u8; 6],
+    pub pad: [u16; 3],
 }
 
 const _: () = {

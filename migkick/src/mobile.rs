@@ -31,6 +31,20 @@ pub(crate) struct Mobile {
 }
 
 impl Mobile {
+    /// Name of the NIC that the node has its address on; `None` where there is no node, or no address.
+    pub(crate) fn active() -> Result<Option<String>, ControlError> {
+        Self::active_at(Path::new(SOCKET))
+    }
+
+    fn active_at(socket: &Path) -> Result<Option<String>, ControlError> {
+        match ask(socket, &Request::Status) {
+            Ok(Answer::Status(status)) => Ok(status["interface"].as_str().map(str::to_owned)),
+            Ok(_) => Err(ControlError::Answer),
+            Err(ControlError::NoNode) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Asks the node to prepare; `None` where there is no node.
     pub(crate) fn prepare(
         args: &GoArgs,
@@ -333,6 +347,18 @@ mod tests {
         mobile.lost();
         drop(mobile);
         assert_eq!(requests.iter().last(), Some(Request::Lost));
+    }
+
+    #[test]
+    fn active_nic_is_the_one_that_the_node_names() {
+        let status = serde_json::json!({ "interface": "eth0", "moa": ADDRESS });
+        let answers = vec![status, serde_json::json!({ "interface": null })];
+        let (folder, _requests) = node(answers.into_iter().map(Answer::Status).collect());
+        let ask = || Mobile::active_at(&socket(&folder)).unwrap();
+        assert_eq!(ask().as_deref(), Some("eth0"));
+        assert_eq!(ask(), None, "a node without an address");
+        let nobody = Mobile::active_at(Path::new("/nonexistent/node.sock"));
+        assert_eq!(nobody.unwrap(), None);
     }
 
     #[test]

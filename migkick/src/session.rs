@@ -264,17 +264,23 @@ impl Session {
         if args.no_configure {
             return Ok(None);
         }
+        // Where both NICs are on one link, the agent may have answered by either.
+        let of_node = Mobile::active()?;
+        let is_active = |it: &Interface| match &of_node {
+            Some(name) => it.name == *name,
+            None => it.ifindex == agent.ifindex,
+        };
         if let Some(name) = &args.idle_interface {
             let found = self.interfaces.iter().find(|i| i.name == *name);
             return match found {
                 None => bail!("There is no Ethernet NIC {name}; `ip link` shows which there are"),
-                Some(interface) if interface.ifindex == agent.ifindex => {
+                Some(interface) if is_active(interface) => {
                     bail!("{name} is the active NIC; name the other one")
                 }
                 Some(interface) => Ok(Some(interface.clone())),
             };
         }
-        let idle = self.interfaces.iter().find(|i| i.ifindex != agent.ifindex);
+        let idle = self.interfaces.iter().find(|it| !is_active(it));
         if idle.is_none() {
             self.view.note(
                 "This VM has no second NIC, so it gets no address of the destination's network",

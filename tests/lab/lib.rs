@@ -26,7 +26,9 @@
 //! | [`scenario`] | a guest under a stream and its move |
 //! | [`listener`] | source-specific joins |
 //! | [`host`] | a host with directories of its own: a VM host, a relay and so on |
+//! | [`kernel`] | Debian's packaged kernels |
 //! | [`kvm`] | does KVM really work here? |
+//! | [`machine`] | a stock kernel in an emulated machine that runs a command |
 //! | [`mod@bench`] | the benches of relay and migration: what they report, and their pictures |
 //! | [`requirements`] | what the machine must have, for tests to skip |
 //! | [`binaries`] | where the lab's own programs are |
@@ -37,8 +39,10 @@ pub mod binaries;
 mod build;
 pub mod guest;
 pub mod host;
+pub mod kernel;
 pub mod kvm;
 pub mod listener;
+pub mod machine;
 pub mod mroute;
 pub mod netns;
 pub mod node;

@@ -5,12 +5,29 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, bail};
 
-use crate::signal;
+use crate::{machine, signal};
 
 /// Pause between two looks at a condition.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
-/// Waits until `condition` returns a value and returns that.
+/// Returns how long something may take that takes `limit` on a plain machine at worst.
+#[must_use]
+pub fn patience(limit: Duration) -> Duration {
+    if machine::inside() {
+        limit * machine::SLOWNESS
+    } else {
+        limit
+    }
+}
+
+/// Returns when a wait ends that begins now, with [`patience`].
+#[must_use]
+pub fn end_after(limit: Duration) -> Instant {
+    Instant::now() + patience(limit)
+}
+
+/// Waits until `condition` returns a value and returns that. The deadline is subject to
+/// [`patience`].
 ///
 /// # Errors
 ///
@@ -35,7 +52,7 @@ pub(crate) fn always_until<T>(
     deadline: Duration,
     mut condition: impl FnMut() -> Option<T>,
 ) -> Result<T> {
-    let end = Instant::now() + deadline;
+    let end = end_after(deadline);
     loop {
         if let Some(value) = condition() {
             return Ok(value);

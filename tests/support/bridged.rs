@@ -7,7 +7,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use std::fs::File;
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 
 use common::maps::StreamKey;
 use roamcast::datapath::{Datapath, DatapathConfig};
@@ -26,9 +26,11 @@ pub(crate) const SOURCE: &str = "2001:db8::1";
 /// A host with a TAP that a sender reaches through a bridge.
 pub(crate) struct Bridged {
     pub(crate) host: Namespace,
-    /// Where the sender is.
-    _network: Namespace,
-    tap: File,
+    /// Where the sender is, behind `up0`.
+    pub(crate) network: Namespace,
+    pub(crate) tap: File,
+    /// What comes before each frame that is read from it, bytes.
+    header_bytes: usize,
     pub(crate) ifindex: u32,
     /// Into the bridge.
     pub(crate) sender: Wire,
@@ -36,18 +38,28 @@ pub(crate) struct Bridged {
 
 impl Bridged {
     pub(crate) fn new() -> Self {
+        Self::with(tap::open, 0)
+    }
+
+    /// Its TAP is one as vhost-net reads it.
+    pub(crate) fn with_headers() -> Self {
+        Self::with(tap::open_with_header, tap::HEADER_BYTES)
+    }
+
+    fn with(open: fn(&str) -> File, header_bytes: usize) -> Self {
         let (host, network) = (Namespace::new("host"), Namespace::new("network"));
         host.add_bridge("br0");
         host.add_peer("br0", "up0", &network, "n0");
-        let tap = host.run(|| tap::open("vnet0"));
+        let tap = host.run(|| open("vnet0"));
         host.ip("link set vnet0 master br0 up");
         let ifindex = host.ifindex("vnet0");
         let n0 = network.ifindex("n0");
         let sender = network.run(|| Wire::new(n0));
         let bridged = Self {
             host,
-            _network: network,
+            network,
             tap,
+            header_bytes,
             ifindex,
             sender,
         };
@@ -65,9 +77,15 @@ impl Bridged {
         let mut frames = Vec::new();
         let mut frame = vec![0; 65_536];
         while let Ok(length) = (&self.tap).read(&mut frame) {
-            frames.push(frame[..length].to_vec());
+            frames.push(frame[self.header_bytes..length].to_vec());
         }
         frames
+    }
+
+    /// Sends a frame as the VM.
+    pub(crate) fn transmit(&self, frame: &[u8]) {
+        let sent = (&self.tap).write(frame).unwrap();
+        assert_eq!(sent, frame.len());
     }
 
     /// Waits until a frame comes out of the TAP; returns those of the flow that came up to it.

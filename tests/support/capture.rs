@@ -55,7 +55,7 @@ impl Capture {
 
     /// Waits for a Report that satisfies a condition.
     pub(crate) fn report(&mut self, what: &str, wanted: impl Fn(&[Record]) -> bool) -> Vec<Record> {
-        let deadline = Instant::now() + DEADLINE;
+        let deadline = lab::wait::end_after(DEADLINE);
         let mut seen = Vec::new();
         while Instant::now() < deadline {
             if let Some(Mld::Report(records)) = self.message() {

@@ -14,8 +14,9 @@
 use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
 
+use aya::programs::{SchedClassifier, TcAttachType};
 use common::maps::{FilterMode, LAYOUT_VERSION, Listener, ListenerKey, ManagedKey};
-use roamcast::datapath::{Datapath, DatapathConfig, Limits};
+use roamcast::datapath::{Datapath, DatapathConfig, Hook, Limits};
 use roamcast::net::membership::Memberships;
 use roamcast::proto::Membership;
 
@@ -27,6 +28,23 @@ pub(crate) const LIMITS: Limits = Limits {
     sources: 2000,
     reports_per_second: 1000,
 };
+
+/// The TC hook that an agent chooses on this kernel.
+pub(crate) fn tc_hook() -> Hook {
+    match SchedClassifier::query_tcx("lo", TcAttachType::Ingress) {
+        Ok(_) => Hook::Tcx,
+        Err(_) => Hook::Filter,
+    }
+}
+
+/// The TC hooks that this kernel has; a missing one is printed.
+pub(crate) fn tc_hooks() -> Vec<Hook> {
+    if tc_hook() == Hook::Tcx {
+        return vec![Hook::Tcx, Hook::Filter];
+    }
+    println!("by filters only: this kernel has no TCX");
+    vec![Hook::Filter]
+}
 
 /// Where a data path of this layout pins its maps; links are in `links`.
 pub(crate) fn pins(config: &DatapathConfig) -> PathBuf {

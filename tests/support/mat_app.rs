@@ -43,7 +43,7 @@ pub(crate) fn echo(namespace: &Namespace, to: Ipv6Addr, number: u16) -> Ipv6Addr
         let request = [128, 0, 0, 0, 0x77, 0x66, high, low, 1, 2, 3];
         let to = SocketAddrV6::new(to, 0, 0, 0);
         socket.send_to(&request, &to.into()).unwrap();
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = lab::wait::end_after(PATIENCE);
         let socket = UdpSocket::from(socket);
         let mut answer = [0; 64];
         while Instant::now() < deadline {
@@ -136,13 +136,17 @@ pub(crate) fn transfer(from: &Namespace, to: &Namespace, address: Ipv6Addr, byte
     thread::scope(|scope| {
         scope.spawn(|| {
             let (mut stream, _) = listener.accept().unwrap();
-            stream.set_read_timeout(Some(DEADLINE)).unwrap();
+            stream
+                .set_read_timeout(Some(lab::wait::patience(DEADLINE)))
+                .unwrap();
             let mut received = Vec::new();
             stream.read_to_end(&mut received).unwrap();
             stream.write_all(&received).unwrap();
         });
         let mut stream = from.run(|| TcpStream::connect(address).unwrap());
-        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        stream
+            .set_read_timeout(Some(lab::wait::patience(DEADLINE)))
+            .unwrap();
         stream.write_all(&data).unwrap();
         stream.shutdown(Shutdown::Write).unwrap();
         let mut echoed = Vec::new();

@@ -26,16 +26,28 @@ use common::mat::neutral::neutral;
 use migkick::datapath::Datapath;
 use migkick::interface::{self, Interface};
 use migkick::netlink::Netlink;
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 
-use super::netns::Namespace;
+use super::netns::{Namespace, privileged};
 
 pub(crate) const HOME: (Ipv6Addr, u8) = (Ipv6Addr::new(0xfd5e, 0x6d61, 0x74, 0, 0, 0, 0, 0), 48);
 pub(crate) const HOA_A: Ipv6Addr = Ipv6Addr::new(0xfd5e, 0x6d61, 0x74, 0, 0, 0, 0, 0xa);
 pub(crate) const HOA_B: Ipv6Addr = Ipv6Addr::new(0xfd5e, 0x6d61, 0x74, 0, 0x1234, 0, 0, 0xb);
 /// The correspondent without MAT.
 pub(crate) const C: &str = "2001:db8:c::c";
+
+/// Whether the test may make nodes; prints why not.
+pub(crate) fn possible() -> bool {
+    if !privileged() {
+        return false;
+    }
+    let has_tcx = migkick::datapath::has_tcx();
+    if !has_tcx {
+        println!("skipped: this kernel has no TCX, which nodes need");
+    }
+    has_tcx
+}
 
 /// How a node's MoAs are chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -184,6 +196,9 @@ fn enter(name: &str) {
     unshare(CloneFlags::CLONE_NEWNS).unwrap();
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
+    // On a host that has a BPF file system mounted all nodes would have that one. Without it each
+    // mounts one of its own.
+    let _ = umount2("/sys/fs/bpf", MntFlags::MNT_DETACH);
 }
 
 pub(crate) struct Net {

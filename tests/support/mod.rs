@@ -20,6 +20,7 @@ use common::maps::{
     Listener, ListenerKey, Managed, ManagedKey, Origins, Port, PortUsage, Querier, QuerierKey,
     RelayFlowEntry, RelayFlowKey, Source, SourceKey, StreamKey,
 };
+use common::trace::Filter;
 use roamcast::datapath::object;
 use roamcast::proto::Stream;
 
@@ -53,11 +54,33 @@ impl Kernel {
 
     /// The same, with maps of another capacity.
     pub fn load_with(capacities: &[(&'static str, u32)]) -> Option<Self> {
+        Self::load_object(object::HOST, capacities)
+    }
+
+    /// The programs that tell their decisions, by a filter that tells nothing yet.
+    pub fn load_traced() -> Option<Self> {
+        let mut kernel = Self::load_object(object::HOST_TRACED, &[])?;
+        kernel.set_array("TRACE_FILTER", 0, Filter::NOTHING);
+        Some(kernel)
+    }
+
+    /// The same, by a filter that looks at every decision and lets none through.
+    pub fn load_traced_in_vain() -> Option<Self> {
+        let mut kernel = Self::load_traced()?;
+        let filter = Filter {
+            address: crate::frame::address("2001:db8:ffff::ffff"),
+            ..Filter::everything(1000)
+        };
+        kernel.set_array("TRACE_FILTER", 0, filter);
+        Some(kernel)
+    }
+
+    fn load_object(object: &[u8], capacities: &[(&'static str, u32)]) -> Option<Self> {
         let mut loader = EbpfLoader::new();
         for (map, entries) in capacities {
             loader.map_max_entries(map, *entries);
         }
-        let mut ebpf = match loader.load(object::HOST) {
+        let mut ebpf = match loader.load(object) {
             Ok(ebpf) => ebpf,
             Err(error) if std::env::var_os("CI").is_none() && !nix::unistd::geteuid().is_root() => {
                 eprintln!("Skipped, BPF is not permitted: {error}");
@@ -90,6 +113,22 @@ impl Kernel {
                 )
             })
             .collect()
+    }
+
+    /// Bytes of instructions after verification, by program.
+    pub fn translated_bytes(&self) -> BTreeMap<String, u32> {
+        self.ebpf
+            .programs()
+            .map(|(name, program)| {
+                let bytes = program.info().unwrap().size_translated().unwrap();
+                (name.to_owned(), bytes)
+            })
+            .collect()
+    }
+
+    /// Whether the object has a map.
+    pub fn has_map(&self, name: &str) -> bool {
+        self.ebpf.map(name).is_some()
     }
 
     /// Sets the limits of the port.
@@ -314,6 +353,12 @@ impl Kernel {
         let map = self.ebpf.map("COUNTERS").unwrap();
         let counters = PerCpuArray::<_, u64>::try_from(map).unwrap();
         counters.get(&(counter as u32), 0).unwrap().iter().sum()
+    }
+
+    /// The first entry of any per-CPU array, of each CPU.
+    pub fn per_cpu<V: aya::Pod>(&mut self, map: &str) -> Vec<V> {
+        let array = PerCpuArray::<_, V>::try_from(self.ebpf.map(map).unwrap()).unwrap();
+        array.get(&0, 0).unwrap().iter().copied().collect()
     }
 
     /// All counters that are not zero.

@@ -73,16 +73,24 @@ impl Namespace {
 
     /// Runs `ip` here; arguments are separated by spaces.
     pub(crate) fn ip(&self, arguments: &str) {
-        let mut all = vec!["-n", &self.name];
-        all.extend(arguments.split(' '));
-        command("ip", &all);
+        self.within("ip", arguments);
+    }
+
+    /// Runs `tc` here.
+    pub(crate) fn tc(&self, arguments: &str) {
+        self.within("tc", arguments);
     }
 
     /// Runs `bridge` here and returns what it prints.
     pub(crate) fn bridge(&self, arguments: &str) -> String {
+        self.within("bridge", arguments)
+    }
+
+    /// Runs a program of iproute2.
+    fn within(&self, program: &str, arguments: &str) -> String {
         let mut all = vec!["-n", &self.name];
         all.extend(arguments.split(' '));
-        command("bridge", &all)
+        command(program, &all)
     }
 
     /// Runs a closure on a thread in this namespace.
@@ -174,7 +182,7 @@ pub(crate) fn command(program: &str, arguments: &[&str]) -> String {
 
 /// Waits until a condition gives a value.
 pub(crate) fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + DEADLINE;
+    let deadline = lab::wait::end_after(DEADLINE);
     loop {
         if let Some(value) = condition() {
             return value;

@@ -6,6 +6,7 @@
 //!                                       router    leak       '------- up1    neighbour
 //! ```
 
+#![allow(dead_code, reason = "shared by several test targets")]
 #![allow(
     clippy::expect_used,
     clippy::panic,
@@ -33,6 +34,10 @@ pub(crate) const RELAY: &str = "2001:db8:7::1";
 pub(crate) const AGENT: &str = "2001:db8:9::1";
 /// A source-specific one, so that only the true source is listened to.
 pub(crate) const GROUP: &str = "ff3e::1234";
+/// Packets of this number and above are larger than a page.
+pub(crate) const JUMBO: u32 = 1 << 20;
+/// MTU that they need.
+const JUMBO_MTU: u32 = 9000;
 /// Longer than any transit of a packet.
 const QUIET: Duration = Duration::from_millis(300);
 /// Room for all packets of a test.
@@ -123,6 +128,26 @@ impl Path {
         namespace.run(|| command("ethtool", &["-K", interface, "tx", state]));
     }
 
+    /// Raises the MTU of every link for packets from [`JUMBO`] on.
+    pub(crate) fn raise_mtu(&self) {
+        for (namespace, interface) in [
+            (&self.sender, "s0"),
+            (&self.relay, "r0"),
+            (&self.relay, "r1"),
+            (&self.transit, "t0"),
+            (&self.transit, "t1"),
+            (&self.host, "up0"),
+            (&self.host, "up1"),
+            (&self.neighbour, "n0"),
+            (&self.host, "vnet0"),
+            (&self.host, "vnet1"),
+            (&self.guest.namespace, "eth0"),
+            (&self.bystander.namespace, "eth0"),
+        ] {
+            namespace.ip(&format!("link set {interface} mtu {JUMBO_MTU}"));
+        }
+    }
+
     /// Attaches an agent's programs to the host, with the relayed flow.
     pub(crate) fn agent(
         &self,
@@ -176,7 +201,7 @@ impl Path {
         receiver
     }
 
-    /// Sends packets, numbered from `first` on: 1400 and 100 bytes by turns.
+    /// Sends packets, numbered from `first` on, with their [`payload`].
     pub(crate) fn send(&self, first: u32, count: u32) {
         self.sender.run(|| {
             let socket = Socket::new(Domain::IPV6, Type::DGRAM, Some(Protocol::UDP)).unwrap();
@@ -194,9 +219,13 @@ impl Path {
     }
 }
 
-/// The payload of a packet.
+/// The payload of a packet: 1400 and 100 bytes by turns, 8900 from [`JUMBO`] on.
 pub(crate) fn payload(number: u32) -> Vec<u8> {
-    let length = if number.is_multiple_of(2) { 1400 } else { 100 };
+    let length = match number {
+        JUMBO.. => 8900,
+        _ if number.is_multiple_of(2) => 1400,
+        _ => 100,
+    };
     let mut payload = number.to_be_bytes().to_vec();
     payload.extend((4..length).map(|index| (index as u32 ^ number) as u8));
     payload
@@ -238,7 +267,7 @@ impl Receiver {
     /// Receives until nothing has come for a while; checks contents and the source.
     pub(crate) fn drain(&mut self, source: (&str, u16)) {
         let source = SocketAddrV6::new(source.0.parse().unwrap(), source.1, 0, 0);
-        let mut buffer = [0; 2048];
+        let mut buffer = [0; 9000];
         while let Ok((length, from)) = self.socket.recv_from(&mut buffer) {
             assert_eq!(from, source.into());
             let number = u32::from_be_bytes(buffer[..4].try_into().unwrap());

@@ -258,7 +258,11 @@ impl Client {
         wait_for("a connection to the relay", || {
             self.orders.send(Order::Connect).unwrap();
             loop {
-                match self.events.recv_timeout(DEADLINE).unwrap() {
+                match self
+                    .events
+                    .recv_timeout(lab::wait::patience(DEADLINE))
+                    .unwrap()
+                {
                     PeerEvent::Up => return Some(()),
                     PeerEvent::Down { .. } => return None,
                     PeerEvent::Frame(_) => {}
@@ -275,7 +279,11 @@ impl Client {
     /// The next message of a transaction.
     pub(crate) fn message(&self, transaction: u64) -> PeerMessage {
         loop {
-            if let PeerEvent::Frame(bytes) = self.events.recv_timeout(DEADLINE).unwrap() {
+            if let PeerEvent::Frame(bytes) = self
+                .events
+                .recv_timeout(lab::wait::patience(DEADLINE))
+                .unwrap()
+            {
                 let (number, message) = PeerMessage::decode(&bytes).unwrap();
                 if number == transaction {
                     return message;

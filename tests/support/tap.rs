@@ -35,11 +35,39 @@ struct Request {
     padding: [u8; 22],
 }
 
+nix::ioctl_write_ptr_bad!(set_header_bytes, 0x4004_54d8, libc::c_int);
+
 const IFF_TAP: u16 = 0x0002;
 const IFF_NO_PI: u16 = 0x1000;
+const IFF_VNET_HDR: u16 = 0x4000;
+
+/// `struct virtio_net_hdr_v1`, bytes.
+pub(crate) const HEADER_BYTES: usize = 12;
 
 /// Opens a TAP in the namespace of the calling thread; it is gone when the file is closed.
 pub(crate) fn open(name: &str) -> File {
+    open_as(name, IFF_TAP | IFF_NO_PI)
+}
+
+/// The same; each frame has [`HEADER_BYTES`] before it, as QEMU and vhost-net have it.
+pub(crate) fn open_with_header(name: &str) -> File {
+    let file = open_as(name, IFF_TAP | IFF_NO_PI | IFF_VNET_HDR);
+    let bytes = HEADER_BYTES as libc::c_int;
+    // SAFETY: the number is live and of the size that the ioctl reads.
+    unsafe { set_header_bytes(file.as_raw_fd(), &raw const bytes) }.expect("TUNSETVNETHDRSZ");
+    file
+}
+
+/// Reads one frame of a TAP, as a hypervisor's main loop does; `None` if none comes in time.
+pub(crate) fn read(mut tap: &File, patience: PollTimeout) -> Option<Vec<u8>> {
+    let mut fds = [PollFd::new(tap.as_fd(), PollFlags::POLLIN)];
+    poll(&mut fds, patience).expect("poll");
+    let mut frame = vec![0; 2048];
+    let length = tap.read(&mut frame).ok()?;
+    Some(frame[..length].to_vec())
+}
+
+fn open_as(name: &str, flags: u16) -> File {
     let file = OpenOptions::new()
         .read(true)
         .write(true)
@@ -48,7 +76,7 @@ pub(crate) fn open(name: &str) -> File {
         .expect("/dev/net/tun");
     let mut request = Request {
         name: [0; 16],
-        flags: IFF_TAP | IFF_NO_PI,
+        flags,
         padding: [0; 22],
     };
     for (target, byte) in request.name.iter_mut().zip(name.bytes()) {

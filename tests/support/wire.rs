@@ -10,7 +10,7 @@
     reason = "nix has neither an address of this family nor this option"
 )]
 
-use std::io;
+use std::io::{self, Read as _};
 use std::os::fd::AsRawFd as _;
 
 use socket2::{Domain, Protocol, Socket, Type};
@@ -58,6 +58,37 @@ impl Wire {
         };
         assert_eq!(set, 0, "setsockopt: {}", io::Error::last_os_error());
         wire
+    }
+
+    /// Takes frames in, too.
+    pub(crate) fn listening(ifindex: u32) -> Self {
+        let wire = Self::new(ifindex);
+        // SAFETY: an all-zero address is valid.
+        let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+        address.sll_family = libc::AF_PACKET as u16;
+        address.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
+        address.sll_ifindex = ifindex.cast_signed();
+        // SAFETY: the address is live and of the length that is given.
+        let bound = unsafe {
+            libc::bind(
+                wire.0.as_raw_fd(),
+                (&raw const address).cast(),
+                size_of::<libc::sockaddr_ll>() as u32,
+            )
+        };
+        assert_eq!(bound, 0, "bind: {}", io::Error::last_os_error());
+        wire.0.set_nonblocking(true).expect("non-blocking socket");
+        wire
+    }
+
+    /// Frames that have come in or gone out since the last call.
+    pub(crate) fn received(&self) -> Vec<Vec<u8>> {
+        let mut frames = Vec::new();
+        let mut frame = vec![0; 65_536];
+        while let Ok(length) = (&self.0).read(&mut frame) {
+            frames.push(frame[..length].to_vec());
+        }
+        frames
     }
 
     pub(crate) fn send(&self, frame: &[u8]) {

@@ -2,6 +2,7 @@
 
 mod bench;
 mod demo;
+mod host;
 mod lab;
 mod run;
 mod setup;
@@ -32,6 +33,8 @@ enum Verb {
     Bench(bench::Verb),
     /// Check format, lints and documentation
     Lint,
+    /// Run a command on a stock Debian kernel, in an emulated machine with KVM
+    Host(host::HostArgs),
     /// Build, show or remove the lab: sender, router, two sites with a VM host each
     #[command(subcommand)]
     Lab(lab::Verb),
@@ -40,7 +43,7 @@ enum Verb {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match run(arguments) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
@@ -48,16 +51,19 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: Arguments) -> Result<()> {
+fn run(arguments: Arguments) -> Result<ExitCode> {
     match arguments.verb {
-        Verb::Setup(arguments) => setup::run(&arguments),
-        Verb::Demo(arguments) => demo::run(&arguments),
-        Verb::Test(arguments) => test::run(&arguments),
-        Verb::Bench(verb) => bench::run(&verb),
+        // The only verb whose exit code is that of another program.
+        Verb::Host(arguments) => return host::run(arguments),
+        Verb::Setup(arguments) => setup::run(&arguments)?,
+        Verb::Demo(arguments) => demo::run(&arguments)?,
+        Verb::Test(arguments) => test::run(&arguments)?,
+        Verb::Bench(verb) => bench::run(&verb)?,
         Verb::Lint => {
             setup::ensure()?;
-            test::lint()
+            test::lint()?;
         }
-        Verb::Lab(verb) => lab::run(verb),
+        Verb::Lab(verb) => lab::run(verb)?,
     }
+    Ok(ExitCode::SUCCESS)
 }

@@ -1,13 +1,15 @@
 //! Runs the steps of a verb: says what runs, shows what it prints, stops at the first failure.
+//!
+//! In the host machine everything is built already, and a build does nothing.
 
 use std::ffi::OsStr;
-use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
+use lab::machine;
 
 /// Root of the workspace.
 pub(crate) fn root() -> PathBuf {
@@ -37,6 +39,9 @@ pub(crate) fn workspace(verb: &str) -> Command {
 ///
 /// When cargo fails.
 pub(crate) fn build() -> Result<()> {
+    if machine::inside() {
+        return Ok(());
+    }
     step("build", &mut workspace("build"))
 }
 
@@ -46,6 +51,9 @@ pub(crate) fn build() -> Result<()> {
 ///
 /// When cargo fails.
 pub(crate) fn release_build() -> Result<()> {
+    if machine::inside() {
+        return Ok(());
+    }
     step("release build", workspace("build").arg("--release"))
 }
 
@@ -91,91 +99,4 @@ pub(crate) fn step(title: &str, command: &mut Command) -> Result<()> {
     );
     eprintln!("    {title}: {:.1} s", started.elapsed().as_secs_f64());
     Ok(())
-}
-
-/// Tests that a step ran.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Tally {
-    /// Tests that passed.
-    pub(crate) passed: u64,
-    /// Tests that failed.
-    pub(crate) failed: u64,
-    /// Tests marked `#[ignore]`.
-    pub(crate) ignored: u64,
-}
-
-impl Tally {
-    /// Adds the counts of one `test result:` line of the standard test harness.
-    fn add(&mut self, line: &str) {
-        let Some(counts) = line.strip_prefix("test result: ") else {
-            return;
-        };
-        for part in counts.split([';', '.']) {
-            let mut words = part.split_whitespace();
-            if let (Some(Ok(count)), Some(name)) =
-                (words.next().map(str::parse::<u64>), words.next())
-            {
-                match name {
-                    "passed" => self.passed += count,
-                    "failed" => self.failed += count,
-                    "ignored" => self.ignored += count,
-                    _ => {}
-                }
-            }
-        }
-    }
-}
-
-/// Runs one `cargo test` step, shows what it prints and adds its results to `tally`.
-///
-/// # Errors
-///
-/// When it can't be started, exits with anything but 0, or runs no test at all.
-pub(crate) fn tests(title: &str, command: &mut Command, tally: &mut Tally) -> Result<()> {
-    eprintln!("==> {title}");
-    let started = Instant::now();
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("Failed to start {command:?}"))?;
-    let mut results = Tally::default();
-    if let Some(stdout) = child.stdout.take() {
-        for line in BufReader::new(stdout).lines() {
-            let line = line.with_context(|| format!("Failed to read from {command:?}"))?;
-            println!("{line}");
-            results.add(&line);
-        }
-    }
-    let status = child
-        .wait()
-        .with_context(|| format!("Failed to wait for {command:?}"))?;
-    tally.passed += results.passed;
-    tally.failed += results.failed;
-    tally.ignored += results.ignored;
-    ensure!(
-        status.success(),
-        "{title}: {} failed, {command:?} ended with {status}",
-        results.failed
-    );
-    ensure!(results.passed > 0, "{title}: {command:?} ran no test");
-    eprintln!(
-        "    {title}: {} passed, {:.1} s",
-        results.passed,
-        started.elapsed().as_secs_f64()
-    );
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn result_line_is_added_to_the_tally() {
-        let mut tally = Tally::default();
-        tally.add("test result: ok. 10 passed; 1 failed; 2 ignored; 0 measured; 0 filtered out; finished in 0.02s");
-        tally.add("running 3 tests");
-        assert_eq!((tally.passed, tally.failed, tally.ignored), (10, 1, 2));
-    }
 }

@@ -20,6 +20,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use lab::guest::image;
+use lab::machine;
 
 /// Options of `cargo xtask setup`.
 #[derive(Debug, Default, Args)]
@@ -41,12 +42,15 @@ struct Step {
     commands: Vec<(String, Command)>,
 }
 
-/// Runs the set-up as the first part of another verb.
+/// Runs the set-up as the first part of another verb; in the host machine all is there already.
 ///
 /// # Errors
 ///
 /// As [`run`].
 pub(crate) fn ensure() -> Result<()> {
+    if machine::inside() {
+        return Ok(());
+    }
     run(&Arguments {
         dry_run: false,
         quiet: true,

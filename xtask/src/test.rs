@@ -1,25 +1,22 @@
 //! `cargo xtask test`: everything that must hold before a change lands, cheapest first.
+//!
+//! - [`levels`](mod@levels) says which tests run where.
+//! - [`host`] runs them on a stock kernel.
+//! - [`results`] reads what they print; [`report`] puts it together for a kernel.
 
-use anyhow::{Result, bail};
-use clap::{Args, ValueEnum};
+mod host;
+mod levels;
+mod report;
+mod results;
 
-use crate::run::{Tally, build, cargo, step, tests, workspace};
+use anyhow::{Context, Result, bail};
+use clap::Args;
+
+use self::host::Part;
+use self::levels::{KERNELS, Level, TARGETS};
+use self::results::{Tally, tests};
+use crate::run::{build, cargo, step, workspace};
 use crate::setup;
-
-/// How far to go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
-enum Level {
-    /// Format, lints, documentation.
-    Lint,
-    /// Unit and simulation tests; nothing is needed.
-    Unit,
-    /// Kernel programs by test-run; needs root.
-    Program,
-    /// Namespaces with real kernel listeners, bridges and routers; needs root.
-    Network,
-    /// Real virtual machines and migrations; needs root.
-    Vm,
-}
 
 /// Arguments of `cargo xtask test`.
 #[derive(Debug, Args)]
@@ -27,59 +24,41 @@ pub(crate) struct TestArgs {
     /// Only this level [default: all of them].
     #[arg(value_enum)]
     level: Option<Level>,
+    /// Run the levels program and network, and of vm a test of each kind, in a machine with this
+    /// stock kernel: a version or its beginning, as 6.1, or the name of a package.
+    #[arg(long, value_name = "KERNEL")]
+    host: Option<String>,
+    /// Of these, only what CI runs; takes some 15 minutes.
+    #[arg(long, requires = "host", conflicts_with = "level")]
+    quick: bool,
+    /// Of these, only this target or test, of whatever level; may be given several times.
+    #[arg(long, value_name = "NAME", requires = "host", conflicts_with_all = ["level", "quick"])]
+    test: Vec<String>,
 }
-
-/// Test targets of the `tests` package by level.
-const PROGRAM: &[&str] = &[
-    "prog_test_run",
-    "parity",
-    "relay_programs",
-    "gate_programs",
-    "gate_races",
-    "mat_programs",
-    "forward_programs",
-];
-const NETWORK: &[&str] = &[
-    "snoop",
-    "gate",
-    "gate_probes",
-    "membership",
-    "tap_queue",
-    "restart",
-    "relay_path",
-    "relay_server",
-    "bench_smoke",
-    "peers",
-    "ims",
-    "mat_path",
-    "forwarding",
-    "lab_network",
-    "lab_hosts",
-    "lab_removal",
-];
-const VM: &[&str] = &[
-    "guest",
-    "migration",
-    "handover",
-    "hook",
-    "queries",
-    "refusals",
-    "failures",
-    "relay",
-    "streams",
-    "mobility",
-];
 
 /// Runs the tests and prints the sum of their results as the last line.
 pub(crate) fn run(args: &TestArgs) -> Result<()> {
     setup::ensure()?;
     let mut tally = Tally::default();
-    let outcome = levels(args.level, &mut tally);
+    let outcome = match &args.host {
+        Some(kernel) => host::run(&[kernel], args.part(), &mut tally),
+        None => levels(args.level, &mut tally),
+    };
     println!(
         "{} passed, {} failed, {} skipped",
-        tally.passed, tally.failed, tally.ignored
+        tally.passed, tally.failed, tally.skipped
     );
     outcome
+}
+
+impl TestArgs {
+    fn part(&self) -> Part<'_> {
+        match (self.quick, self.test.as_slice()) {
+            (true, _) => Part::Quick,
+            (false, []) => Part::Level(self.level),
+            (false, names) => Part::Named(names),
+        }
+    }
 }
 
 fn levels(only: Option<Level>, tally: &mut Tally) -> Result<()> {
@@ -95,11 +74,7 @@ fn levels(only: Option<Level>, tally: &mut Tally) -> Result<()> {
             tally,
         )?;
     }
-    for (level, targets) in [
-        (Level::Program, PROGRAM),
-        (Level::Network, NETWORK),
-        (Level::Vm, VM),
-    ] {
+    for (level, targets) in TARGETS {
         if !wanted(level) {
             continue;
         }
@@ -113,6 +88,11 @@ fn levels(only: Option<Level>, tally: &mut Tally) -> Result<()> {
             command.args(["--test", target, "--", "--test-threads", "1"]);
             tests(target, &mut command, tally)?;
         }
+    }
+    if wanted(Level::Host) {
+        host::run(&KERNELS, Part::Quick, tally).context(
+            "The quick part failed; `cargo xtask test --host KERNEL --quick` runs it alone",
+        )?;
     }
     if tally.failed > 0 {
         bail!("{} tests failed", tally.failed);
@@ -136,21 +116,4 @@ pub(crate) fn lint() -> Result<()> {
     doc.args(["--no-deps", "--document-private-items"])
         .env("RUSTDOCFLAGS", "-D warnings");
     step("rustdoc", &mut doc)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_target_is_of_one_level() {
-        let manifest = include_str!("../../tests/Cargo.toml");
-        let mut known: Vec<_> = [PROGRAM, NETWORK, VM].concat();
-        for section in manifest.split("\n[[test]]\nname = \"").skip(1) {
-            let name = section.split('"').next().unwrap();
-            let at = known.iter().position(|it| *it == name);
-            known.swap_remove(at.unwrap_or_else(|| panic!("{name} runs at no level")));
-        }
-        assert!(known.is_empty(), "no such targets: {known:?}");
-    }
 }

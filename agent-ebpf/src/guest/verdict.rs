@@ -89,18 +89,19 @@ fn hold(frame: &Frame) -> Verdict {
         return Verdict::Drop;
     };
     let held: *mut Held = entry.as_mut_ptr();
-    // Verifier: the bounds have to be known of the number that the helper gets.
-    let length = instruction::opaque(frame.len() as u64);
-    let fits = skb.segment_bytes() == 0 && length != 0 && length <= HELD_FRAME_BYTES as u64;
+    let length = match skb.segment_bytes() {
+        0 => instruction::size::<HELD_FRAME_BYTES>(frame.len()),
+        _ => None,
+    };
     // SAFETY: the record is this program's until it is submitted; `length` is at most that of
     // `frame`.
     let copied = unsafe {
         (&raw mut (*held).peer).write(head.destination);
         (&raw mut (*held).pad).write(0);
-        let copied = fits && skb.copy_to((&raw mut (*held).frame).cast(), length).is_ok();
-        let length = if copied { length as u32 } else { 0 };
-        (&raw mut (*held).length).write(length);
-        copied
+        let to = (&raw mut (*held).frame).cast();
+        let copied = length.filter(|length| skb.copy_to(to, *length).is_ok());
+        (&raw mut (*held).length).write(copied.map_or(0, |length| length as u32));
+        copied.is_some()
     };
     entry.submit(0);
     if copied {

@@ -21,6 +21,10 @@ fn wrong_usage_has_exit_code_2() {
         "roamcast ims --check list --config f",
         "roamcast listeners extra",
         "roamcast migrate one",
+        "roamcast trace --address nonsense",
+        "roamcast trace --address 192.0.2.1",
+        "roamcast trace --program nonsense",
+        "roamcast trace --rate 0",
         "roamcast pki issue dir name --days 0",
         "roamcast pki issue dir name --address nonsense",
     ] {
@@ -40,6 +44,19 @@ fn listeners_take_json_and_a_socket() {
 }
 
 #[test]
+fn trace_takes_conditions() {
+    let cli = parse("roamcast trace --port vnet0 --address ff1e::1 --program gate --program agent")
+        .unwrap();
+    let Command::Trace(args) = cli.command else {
+        panic!("another command");
+    };
+    assert_eq!(args.port.as_deref(), Some("vnet0"));
+    assert_eq!(args.address, Some("ff1e::1".parse().unwrap()));
+    assert_eq!(args.programs, ["gate", "agent"]);
+    assert_eq!(args.rate, 1000);
+}
+
+#[test]
 fn completions_name_the_commands() {
     let mut out = Vec::new();
     completions(Shell::Bash, &mut out);
@@ -54,6 +71,7 @@ fn manual_has_a_page_for_each_command() {
         "roamcast.1",
         "roamcast-agent.1",
         "roamcast-pki-issue.1",
+        "roamcast-trace.1",
         "roamcast-ims-enroll.1",
     ] {
         assert!(directory.path().join(page).exists(), "{page}");
@@ -148,4 +166,14 @@ fn mapping_server_runs_unless_it_is_told_what_else_to_do() {
     ] {
         assert!(role(line).command.is_some(), "{line}");
     }
+}
+
+#[test]
+fn cleanup_is_of_the_agent_unless_another_pin_root_is_named() {
+    let root = |line| match parse(line).expect(line).command {
+        Command::Cleanup { pin_root } => pin_root,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(root("roamcast cleanup"), Path::new(DEFAULT_PIN_ROOT));
+    assert_eq!(root("roamcast cleanup --pin-root /x"), Path::new("/x"));
 }

@@ -90,6 +90,29 @@ impl Client {
         })
     }
 
+    /// Asks, and passes each reply but the last to `each`, until that fails.
+    ///
+    /// # Errors
+    ///
+    /// [`CommandError`]: as [`Client::ask`], or what `each` says.
+    pub fn follow(
+        &mut self,
+        request: &Request,
+        mut each: impl FnMut(Reply) -> Result<(), CommandError>,
+    ) -> Result<(), CommandError> {
+        self.ask_lines(request, |line| each(decode(line)?))
+    }
+
+    /// The connection once more, to end it from another thread.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::Lost`].
+    pub fn handle(&self) -> Result<UnixStream, ClientError> {
+        let stream = self.stream.get_ref().try_clone();
+        stream.map_err(|source| self.lost(source))
+    }
+
     /// Asks for a table and writes its rows to `out` as one JSON array, as the agent encoded
     /// them: tens of thousands of rows need not be understood to be shown.
     ///
@@ -107,6 +130,7 @@ impl Client {
             Request::Migrations => br#"{"reply":"migrations","data":["#,
             Request::Relays => br#"{"reply":"relays","data":["#,
             Request::Status
+            | Request::Trace(_)
             | Request::Nodes
             | Request::Enroll { .. }
             | Request::Migrate { .. }

@@ -71,6 +71,7 @@ pub fn show(
             print(out, &rows, false, |rows| table::migrations(rows))
         }
         Request::Status
+        | Request::Trace(_)
         | Request::Nodes
         | Request::Enroll { .. }
         | Request::Migrate { .. }

@@ -19,6 +19,7 @@
 //! | [`server`] | the agent's side |
 //! | [`client`] | the operator's side |
 //! | [`table`] | tables for people |
+//! | [`trace`] | decisions of the kernel programs, as they happen |
 //! | [`command`] | `roamcast status` and its siblings |
 //!
 //! libvirt's hook ([`crate::hook`]) asks by it too.
@@ -28,6 +29,7 @@ pub mod command;
 pub mod report;
 pub mod server;
 pub mod table;
+pub mod trace;
 
 use std::net::Ipv6Addr;
 
@@ -38,6 +40,7 @@ use report::{
     ImsStatus, ListenerRow, McsStatus, MigrationPhase, MigrationRow, NodeRow, RelayRow,
     RelayStatus, Status, StreamRow,
 };
+use trace::{TraceLine, TraceRequest};
 
 /// Longest request, bytes with its newline.
 pub const MAX_REQUEST_BYTES: usize = 4096;
@@ -72,6 +75,8 @@ pub enum Request {
         /// Name or UUID of the domain.
         domain: String,
     },
+    /// Decisions of the kernel programs, as they happen.
+    Trace(TraceRequest),
     /// Nodes that a mapping server knows.
     Nodes,
     /// Enrolls a node at a mapping server.
@@ -120,6 +125,7 @@ impl Request {
             | Self::Streams
             | Self::Migrations
             | Self::Relays
+            | Self::Trace(_)
             | Self::Nodes
             | Self::Enroll { .. } => None,
         }
@@ -153,6 +159,10 @@ pub enum Reply {
         /// Generation of the node's key.
         generation: u32,
     },
+    /// To [`Request::Trace`]: the programs tell their decisions from now on.
+    Tracing,
+    /// To [`Request::Trace`]: a line.
+    Trace(TraceLine),
     /// How far a migration is.
     Progress(Progress),
     /// A command is done.

@@ -4,6 +4,7 @@
 //! back from the moment of the answer. A value that is not known is absent.
 
 mod handover;
+mod hook;
 mod ims;
 mod mcs;
 mod migration;
@@ -24,6 +25,7 @@ use crate::datapath::Limits;
 use crate::proto::{Stream, Timestamp};
 
 pub use handover::{HandoverRow, Placement};
+pub use hook::{Hook, UplinkRow};
 pub use ims::{ImsStatus, MoaRow, NodeRow};
 pub use mcs::{McsStatus, RegistrationRow, Role};
 pub use migration::{
@@ -31,7 +33,7 @@ pub use migration::{
 };
 pub use relay::{Holder, MembershipRow, RelayStatus, RelayedFlowRow, SessionRow};
 pub use relays::{RelayRow, RelaySessionRow, RelaySessionState};
-pub use unicast::{ClaimState, ForwardRow, TranslationRow, UnicastRow};
+pub use unicast::{ClaimState, ForwardRow, TranslationRow, UnicastRow, UnreadRow};
 
 /// Ethernet address, `52:54:00:12:34:56` in JSON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -112,6 +114,8 @@ pub struct Status {
     pub hypervisor: HypervisorStatus,
     /// TAPs of the bridge.
     pub ports: Vec<PortRow>,
+    /// One sentence for each port whose programs are not all attached.
+    pub port_problems: Vec<String>,
     /// Multicast addresses that this host has joined for VMs that arrive or have arrived.
     pub receptions: Vec<JoinRow>,
     /// How many watched addresses are received how; empty where no relay is configured.
@@ -124,26 +128,6 @@ pub struct Status {
     pub migrations: Vec<MigrationRow>,
     /// Counters that are not zero.
     pub counters: BTreeMap<String, u64>,
-}
-
-/// A kernel program on an interface.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Hook {
-    /// Name of the program (`snoop`).
-    pub program: String,
-    /// How it is attached (`tcx`, `clsact`, `xdp-native`, `xdp-generic`).
-    pub mode: String,
-}
-
-/// A physical port of the bridge.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct UplinkRow {
-    /// Its name.
-    pub name: String,
-    /// Its interface index.
-    pub ifindex: u32,
-    /// Programs on it.
-    pub hooks: Vec<Hook>,
 }
 
 /// An MLD querier.

@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
+use super::trace::TraceLine;
 use super::{MAX_REQUEST_BYTES, Reply, Request};
 
 /// Connections served at once.
@@ -29,6 +30,8 @@ pub const CHUNK_ROWS: usize = 512;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long the operator's program may take to read a line.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Lines of a trace that wait for the operator's program to read them; more are left out.
+const TRACE_LINES: usize = 1024;
 /// How long the event loop may take over a table.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -41,6 +44,9 @@ pub struct ControlRequest {
     /// reply was not [`Reply::Error`]; [`Reply::End`] need not be sent. A send that fails means
     /// that the operator has gone.
     pub replies: mpsc::UnboundedSender<Reply>,
+    /// Where the lines of [`Request::Trace`] go; full when the operator reads slowly, and closed when
+    /// the operator has gone. `None` for every other request.
+    pub lines: Option<mpsc::Sender<TraceLine>>,
 }
 
 /// Why the socket cannot be served.
@@ -203,6 +209,9 @@ async fn serve_connection(
     let mut reader = BufReader::new(reader);
     while let Some(line) = read_line(&mut reader).await? {
         let answer = match decode(&line) {
+            Ok(request @ Request::Trace(_)) => {
+                trace(&mut reader, &mut writer, &requests, request).await?
+            }
             Ok(request) => ask(&mut writer, &requests, request).await?,
             Err(reason) => Some(Reply::Error(reason)),
         };
@@ -251,9 +260,13 @@ async fn ask(
         None => ANSWER_TIMEOUT,
     };
     let (replies, mut answer) = mpsc::unbounded_channel();
-    let request = ControlRequest { request, replies };
+    let request = ControlRequest {
+        request,
+        replies,
+        lines: None,
+    };
     if requests.send(request).await.is_err() {
-        return Ok(Some(Reply::Error("The agent is stopping".to_owned())));
+        return Ok(Some(stopping()));
     }
     loop {
         match timeout(patience, answer.recv()).await {
@@ -277,6 +290,46 @@ async fn ask(
             }
         }
     }
+}
+
+/// Passes a request for a trace on and writes its lines, until either side ends it.
+async fn trace(
+    reader: &mut BufReader<OwnedReadHalf>,
+    writer: &mut OwnedWriteHalf,
+    requests: &mpsc::Sender<ControlRequest>,
+    request: Request,
+) -> io::Result<Option<Reply>> {
+    let (replies, mut answer) = mpsc::unbounded_channel();
+    let (sender, mut lines) = mpsc::channel(TRACE_LINES);
+    let request = ControlRequest {
+        request,
+        replies,
+        lines: Some(sender),
+    };
+    if requests.send(request).await.is_err() {
+        return Ok(Some(stopping()));
+    }
+    loop {
+        let line = tokio::select! {
+            // What the agent answers comes before the lines that follow.
+            biased;
+            reply = answer.recv() => match reply {
+                Some(reply) if !reply.is_last() => reply,
+                last => return Ok(Some(last.unwrap_or(Reply::End))),
+            },
+            Some(line) = lines.recv() => Reply::Trace(line),
+            // The operator has gone, or wants something else.
+            more = reader.fill_buf() => return Ok((!more?.is_empty()).then_some(Reply::End)),
+        };
+        // However long it takes: an operator who stops the terminal's output may let it go on later.
+        let mut bytes = serde_json::to_vec(&line)?;
+        bytes.push(b'\n');
+        writer.write_all(&bytes).await?;
+    }
+}
+
+fn stopping() -> Reply {
+    Reply::Error("The agent is stopping".to_owned())
 }
 
 async fn write_rows<T: Clone>(

@@ -6,6 +6,7 @@ mod mcs;
 mod relay;
 mod relays;
 mod status;
+mod trace;
 mod unicast;
 
 use std::net::Ipv6Addr;
@@ -22,6 +23,7 @@ pub use mcs::mcs_status;
 pub use relay::relay_status;
 pub use relays::relays;
 pub use status::status;
+pub use trace::{trace_header, trace_line};
 
 /// Renders `roamcast listeners`.
 pub fn listeners(rows: &[ListenerRow]) -> String {

@@ -1,123 +1,81 @@
-//! Programs on interfaces: which, where, attached, adopted, detached.
+//! Programs on interfaces: attached, adopted, detached.
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 
-use serde::Deserialize;
-
+use super::filter::{FilterError, Make};
+use super::hook::{Attachment, Hook, Program};
 use super::link::{self, Interface};
-use super::{Datapath, DatapathError, Limits, driver, lock, pins};
+use super::{Datapath, DatapathError, Limits, lock, pins};
+use crate::net::tc::Parent;
 
 pub(super) const LOOPBACK_FORWARDING: &str = "/proc/sys/net/ipv6/conf/lo/forwarding";
 
-/// Where programs are attached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hook {
-    /// TCX (kernel 6.6).
-    Tcx,
-    /// Filter of the `clsact` qdisc.
-    Clsact,
-    /// XDP in the driver.
-    XdpNative,
-    /// XDP after the driver, on socket buffers.
-    XdpGeneric,
-}
-
-impl Hook {
-    /// Name for the operator.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Tcx => "tcx",
-            Self::Clsact => "clsact",
-            Self::XdpNative => "xdp-native",
-            Self::XdpGeneric => "xdp-generic",
-        }
-    }
-}
-
-/// Where an operator wants relayed packets to be restored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum UplinkHook {
-    /// XDP in the driver; TC where the driver refuses.
-    XdpNative,
-    /// XDP after the driver. Costs more than TC, and restored checksums are wrong where the sender
-    /// leaves them to the hardware, as `veth` and `virtio_net` do.
-    XdpGeneric,
-    /// TC ingress: right everywhere.
-    Tc,
-}
-
-/// The kernel programs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Program {
-    /// On a TAP: MLD snooping and the mark of signalling datagrams.
-    Snoop,
-    /// On a TAP's other way, into the VM: what is delivered, and the frames of a handover.
-    Gate,
-    /// On an uplink: streams, Queries, and relayed packets, which it restores.
-    Uplink,
-    /// On an uplink's way out: what was restored here does not leave.
-    Leak,
-    /// On a relay's interface: copies of streams for the subscribers.
-    Replicate,
-}
-
-impl Program {
-    /// All of them.
-    pub const ALL: [Self; 5] = [
-        Self::Snoop,
-        Self::Gate,
-        Self::Uplink,
-        Self::Leak,
-        Self::Replicate,
-    ];
-
-    /// Name in the kernel; that of `uplink` at XDP is `uplink_xdp`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Snoop => "snoop",
-            Self::Gate => "gate",
-            Self::Uplink => "uplink",
-            Self::Leak => "leak",
-            Self::Replicate => "replicate",
-        }
-    }
-}
-
-/// A program on an interface.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Attachment {
-    /// The program.
-    pub program: Program,
-    /// Interface index.
-    pub ifindex: u32,
-    /// Name of the interface when it was attached.
-    pub interface: String,
-    /// Where it is attached.
-    pub hook: Hook,
-    /// Whether a pinned link of an earlier agent was taken over.
-    pub adopted: bool,
-}
+/// Where a program is, and whether that was adopted.
+pub(super) type Attached = (Hook, Option<Parent>, bool);
 
 impl Datapath {
-    /// Attaches `snoop` and `gate` to a TAP, with the limits of its VM, or adopts the pinned links.
+    /// Attaches `snoop` and `gate` to a TAP, with the limits of its VM, or adopts what is there.
     /// Returns the attachment of `snoop`. May be called again, to change the limits.
+    ///
+    /// Without TCX this may add qdiscs to the TAP, and then libvirt cannot add its own ones, unless it
+    /// deletes those first, as it does: so not while libvirt may be between the two. See
+    /// [`Self::attach_port_to_what_is_there`].
     ///
     /// # Errors
     ///
     /// [`DatapathError::Attach`], for instance because the TAP is gone again;
-    /// [`DatapathError::Map`] when there are more ports than the maps have room for.
+    /// [`DatapathError::Map`] when there are more ports than the maps have room for. Nothing stays
+    /// attached.
     pub fn attach_port(
         &self,
         ifindex: u32,
         name: &str,
         limits: &Limits,
     ) -> Result<Attachment, DatapathError> {
+        let attached = self.attach_to_tap(ifindex, name, limits, Make::Qdiscs)?;
+        attached.ok_or_else(|| {
+            let interface = Interface {
+                index: ifindex,
+                name,
+            };
+            let reason = "its qdiscs do not stay as they are".to_owned();
+            link::attach_error(Program::Snoop, interface, reason)
+        })
+    }
+
+    /// The same, as far as it can be done without a new qdisc; `None` if a program is not attached
+    /// for want of one.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::attach_port`].
+    pub fn attach_port_to_what_is_there(
+        &self,
+        ifindex: u32,
+        name: &str,
+        limits: &Limits,
+    ) -> Result<Option<Attachment>, DatapathError> {
+        self.attach_to_tap(ifindex, name, limits, Make::Nothing)
+    }
+
+    fn attach_to_tap(
+        &self,
+        ifindex: u32,
+        name: &str,
+        limits: &Limits,
+        make: Make,
+    ) -> Result<Option<Attachment>, DatapathError> {
         // The limits come first: the program drops Reports of a port that has none.
         self.set_limits(ifindex, limits)?;
+        // `gate` is what may find no place; then nothing has been changed.
         let attached = self
-            .attach(Program::Snoop, ifindex, name)
-            .and_then(|snoop| self.attach(Program::Gate, ifindex, name).map(|_| snoop));
+            .attach(Program::Gate, ifindex, name, make)
+            .and_then(|gate| {
+                let snoop = self.attach(Program::Snoop, ifindex, name, make)?;
+                Ok(gate.and(snoop))
+            });
         if attached.is_err()
             && let Err(error) = self.detach_port(ifindex)
         {
@@ -139,7 +97,7 @@ impl Datapath {
     pub fn attach_uplink(&self, ifindex: u32, name: &str) -> Result<Attachment, DatapathError> {
         // First, so that nothing restored can leave.
         self.attach_leak(ifindex, name)?;
-        self.attach(Program::Uplink, ifindex, name)
+        self.attach_anyhow(Program::Uplink, ifindex, name)
     }
 
     /// Attaches `leak` to a port of the bridge that is no TAP, or adopts the pinned link. For
@@ -149,7 +107,7 @@ impl Datapath {
     ///
     /// [`DatapathError::Attach`].
     pub fn attach_leak(&self, ifindex: u32, name: &str) -> Result<Attachment, DatapathError> {
-        self.attach(Program::Leak, ifindex, name)
+        self.attach_anyhow(Program::Leak, ifindex, name)
     }
 
     /// Detaches `leak`.
@@ -171,7 +129,7 @@ impl Datapath {
     /// [`DatapathError::Attach`], [`DatapathError::Forwarding`].
     pub fn attach_replicate(&self, ifindex: u32, name: &str) -> Result<Attachment, DatapathError> {
         fs::write(LOOPBACK_FORWARDING, "1").map_err(DatapathError::Forwarding)?;
-        self.attach(Program::Replicate, ifindex, name)
+        self.attach_anyhow(Program::Replicate, ifindex, name)
     }
 
     /// Detaches `snoop` and `gate` from a TAP that is gone or left the bridge, and removes its
@@ -210,28 +168,30 @@ impl Datapath {
 
     /// Detaches, as above, every port and uplink that is not among these: what an earlier agent
     /// attached and is no longer a port. To be called when the ports of the bridge are known.
-    /// `leak` stays where this agent has attached it.
+    /// `leak` stays where this agent has attached it, and so does what this agent has attached to
+    /// any of these.
     ///
     /// # Errors
     ///
     /// [`DatapathError::Pin`], [`DatapathError::Map`].
     pub fn retain(&self, ports: &[u32], uplinks: &[u32]) -> Result<(), DatapathError> {
-        for (_, pin, ifindex) in self.inner.pins.links()? {
-            match link::program_of_pin(&pin) {
-                Some(program @ (Program::Snoop | Program::Gate)) if !ports.contains(&ifindex) => {
-                    self.detach(program, ifindex)?;
-                }
-                Some(Program::Uplink) if !uplinks.contains(&ifindex) => {
-                    self.detach(Program::Uplink, ifindex)?;
+        for (program, ifindex) in self.left_behind()? {
+            let stays = match program {
+                Program::Snoop | Program::Gate => ports.contains(&ifindex),
+                Program::Uplink => uplinks.contains(&ifindex),
+                Program::Leak => lock(&self.inner.attached).contains_key(&(Program::Leak, ifindex)),
+                Program::Replicate => true,
+            };
+            if !stays {
+                self.detach(program, ifindex)?;
+                if program == Program::Uplink {
                     self.forget_queriers(ifindex)?;
                 }
-                Some(Program::Leak)
-                    if !lock(&self.inner.attached).contains_key(&(Program::Leak, ifindex)) =>
-                {
-                    self.detach(Program::Leak, ifindex)?;
-                }
-                _ => {}
             }
+        }
+        if self.inner.hook == Hook::Filter {
+            let deleted = lock(&self.inner.filters).delete_empty_roots(ports);
+            tracing::debug!(?deleted, "root qdiscs of an earlier agent");
         }
         self.forget_ports_except(ports)
     }
@@ -242,14 +202,26 @@ impl Datapath {
     ///
     /// [`DatapathError::Pin`].
     pub fn retain_replicate(&self, interfaces: &[u32]) -> Result<(), DatapathError> {
-        for (_, pin, ifindex) in self.inner.pins.links()? {
-            if link::program_of_pin(&pin) == Some(Program::Replicate)
-                && !interfaces.contains(&ifindex)
-            {
+        for (program, ifindex) in self.left_behind()? {
+            if program == Program::Replicate && !interfaces.contains(&ifindex) {
                 self.detach_replicate(ifindex)?;
             }
         }
         Ok(())
+    }
+
+    /// What is attached by this agent or an earlier one, and where.
+    fn left_behind(&self) -> Result<BTreeSet<(Program, u32)>, DatapathError> {
+        let pinned = self.inner.pins.links()?;
+        let mut found: BTreeSet<(Program, u32)> = pinned
+            .into_iter()
+            .filter_map(|(_, pin, ifindex)| Some((link::program_of_pin(&pin)?, ifindex)))
+            .collect();
+        if self.inner.hook == Hook::Filter {
+            let filters = lock(&self.inner.filters).all();
+            found.extend(filters.map_err(DatapathError::TrafficControl)?);
+        }
+        Ok(found)
     }
 
     /// What is attached by this agent, for the operator.
@@ -259,11 +231,8 @@ impl Datapath {
 
     /// Removes pins and state of interfaces that are gone.
     pub(super) fn remove_vanished(&self) -> Result<(), DatapathError> {
-        // nix 0.30 answers an empty name for an interface that is gone.
-        let exists =
-            |ifindex| nix::net::if_::if_indextoname(ifindex).is_ok_and(|name| !name.is_empty());
         for (path, program, ifindex) in self.inner.pins.links()? {
-            if !exists(ifindex) {
+            if !link::exists(ifindex) {
                 tracing::info!(
                     program,
                     ifindex,
@@ -272,7 +241,22 @@ impl Datapath {
                 pins::remove(&path)?;
             }
         }
-        self.forget_ports_if(|ifindex| !exists(ifindex))
+        self.forget_ports_if(|ifindex| !link::exists(ifindex))
+    }
+
+    fn attach_anyhow(
+        &self,
+        program: Program,
+        ifindex: u32,
+        name: &str,
+    ) -> Result<Attachment, DatapathError> {
+        let attached = self.attach(program, ifindex, name, Make::Qdiscs)?;
+        attached.ok_or_else(|| DatapathError::Attach {
+            program: program.name(),
+            interface: name.to_owned(),
+            ifindex,
+            reason: "its qdiscs do not stay as they are".to_owned(),
+        })
     }
 
     fn attach(
@@ -280,107 +264,99 @@ impl Datapath {
         program: Program,
         ifindex: u32,
         name: &str,
-    ) -> Result<Attachment, DatapathError> {
+        make: Make,
+    ) -> Result<Option<Attachment>, DatapathError> {
+        let _hooks = lock(&self.inner.hooks);
         if let Some(attachment) = lock(&self.inner.attached).get(&(program, ifindex)) {
-            return Ok(attachment.clone());
+            return Ok(Some(attachment.clone()));
         }
         let interface = Interface {
             index: ifindex,
             name,
         };
-        let (hook, adopted) = if program == Program::Uplink {
-            self.attach_uplink_program(interface)?
+        let attached = if program == Program::Uplink {
+            self.attach_uplink_program(interface, make)?
         } else {
-            (self.inner.hook, self.attach_tc(program, interface)?)
+            self.attach_tc(program, interface, make)?
+        };
+        let Some((hook, parent, adopted)) = attached else {
+            return Ok(None);
         };
         let attachment = Attachment {
             program,
             ifindex,
             interface: name.to_owned(),
             hook,
+            parent,
             adopted,
         };
         lock(&self.inner.attached).insert((program, ifindex), attachment.clone());
-        Ok(attachment)
+        self.warn_of_order(&attachment);
+        Ok(Some(attachment))
     }
 
-    /// Attaches `uplink` to the hook that suits, and then detaches it from all others: a packet
-    /// that both see is restored once, because a restored one is left alone.
-    fn attach_uplink_program(
+    /// Attaches a program to TC; `None` for want of a qdisc.
+    pub(super) fn attach_tc(
         &self,
+        program: Program,
         interface: Interface<'_>,
-    ) -> Result<(Hook, bool), DatapathError> {
-        if let Some(hook) = self.xdp_hook(interface) {
-            // An interface has one mode of XDP at a time.
-            self.detach_other_xdp(hook, interface)?;
-            match self.attach_xdp(hook, interface) {
-                Ok(adopted) => {
-                    self.detach_uplink_except(Some(hook), interface)?;
-                    return Ok((hook, adopted));
-                }
-                Err(error) => tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    hook = hook.as_str(),
-                    "Hook refused, using TC"
-                ),
-            }
+        make: Make,
+    ) -> Result<Option<Attached>, DatapathError> {
+        if self.inner.hook != Hook::Filter {
+            let adopted = self.attach_tcx(program, interface)?;
+            return Ok(Some((Hook::Tcx, None, adopted)));
         }
-        let hook = self.inner.hook;
-        let adopted = self.attach_tc(Program::Uplink, interface)?;
-        self.detach_uplink_except(Some(hook), interface)?;
-        Ok((hook, adopted))
+        let failed = |reason: String| link::attach_error(program, interface, reason);
+        link::same_interface(interface).map_err(failed)?;
+        if program == Program::Gate {
+            self.stop_probes(interface.index)?;
+        }
+        let made = {
+            let mut programs = lock(&self.inner.programs);
+            let classifier = link::classifier(&mut programs, program)?;
+            let descriptor = classifier
+                .fd()
+                .map_err(|error| failed(link::chain(&error)))?;
+            lock(&self.inner.filters)
+                .set(
+                    program,
+                    descriptor.as_fd().as_raw_fd(),
+                    (interface.index, interface.name),
+                    make,
+                )
+                .map_err(|error| match error {
+                    FilterError::Taken(reason) => failed(reason),
+                    FilterError::Refused(refusal) => failed(refusal.to_string()),
+                })?
+        };
+        // The same program may be there by the link of an agent that used TCX.
+        pins::remove(&self.inner.pins.link(program.name(), interface.index))?;
+        Ok(made.map(|made| (Hook::Filter, Some(made.parent), made.replaced)))
     }
 
-    /// The XDP hook to try, if one.
-    fn xdp_hook(&self, interface: Interface<'_>) -> Option<Hook> {
-        let suits = driver::suits_xdp(interface.name);
-        let hook = match self.inner.uplink_hook {
-            Some(UplinkHook::Tc) => return None,
-            Some(UplinkHook::XdpNative) => Hook::XdpNative,
-            Some(UplinkHook::XdpGeneric) => Hook::XdpGeneric,
-            None => {
-                let pinned = |hook| self.uplink_is_pinned(hook, interface.index);
-                if pinned(Hook::Tcx) {
-                    return None;
-                }
-                if let Some(hook) = [Hook::XdpNative, Hook::XdpGeneric]
-                    .into_iter()
-                    .find(|hook| pinned(*hook))
-                {
-                    return Some(hook);
-                }
-                return match suits {
-                    Ok(()) => Some(Hook::XdpNative),
-                    Err(reason) => {
-                        tracing::info!(interface = interface.name, %reason, "Uplink uses TC");
-                        None
-                    }
-                };
-            }
-        };
-        if let Err(reason) = suits {
+    pub(super) fn remove_filter(&self, program: Program, ifindex: u32) {
+        if self.inner.hook != Hook::Filter {
+            return;
+        }
+        let removed = lock(&self.inner.filters).remove(ifindex, |it| it == program);
+        if let Err(refusal) = removed {
             tracing::warn!(
-                interface = interface.name,
-                hook = hook.as_str(),
-                %reason,
-                "The configured hook may see frames that are not finished; TC is right everywhere"
+                program = program.name(),
+                ifindex,
+                %refusal,
+                "A filter stays; `roamcast cleanup` takes it away"
             );
         }
-        Some(hook)
     }
 
-    fn detach(&self, program: Program, ifindex: u32) -> Result<(), DatapathError> {
-        let attached = lock(&self.inner.attached).remove(&(program, ifindex));
-        let interface = Interface {
-            index: ifindex,
-            name: attached
-                .as_ref()
-                .map_or("", |attachment| &attachment.interface),
-        };
+    pub(super) fn detach(&self, program: Program, ifindex: u32) -> Result<(), DatapathError> {
+        let _hooks = lock(&self.inner.hooks);
+        lock(&self.inner.attached).remove(&(program, ifindex));
+        lock(&self.inner.warned).remove(&(program, ifindex));
         if program == Program::Uplink {
-            self.detach_uplink_except(None, interface)
-        } else {
-            self.detach_tc(program, interface)
+            return self.detach_uplink_except(None, ifindex);
         }
+        self.remove_filter(program, ifindex);
+        pins::remove(&self.inner.pins.link(program.name(), ifindex))
     }
 }

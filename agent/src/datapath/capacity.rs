@@ -5,7 +5,7 @@ use aya::{Ebpf, EbpfLoader};
 use common::maps::RECORDS_PER_SLOT;
 
 use super::pins::Pins;
-use super::{DatapathError, load_error, object};
+use super::{DatapathError, load_error};
 
 /// Most slots: more entries than this many hold would not be addressed.
 const MAX_RECORD_SLOTS: u32 = u32::MAX / RECORDS_PER_SLOT;
@@ -120,8 +120,12 @@ const MAPS: [&str; 23] = [
     "EVENTS",
 ];
 
-/// Creates or adopts all maps and prepares the programs.
-pub(super) fn load_maps(pins: &Pins, capacities: &Capacities) -> Result<Ebpf, DatapathError> {
+/// Creates or adopts all maps and prepares the programs of an object.
+pub(super) fn load_maps(
+    pins: &Pins,
+    capacities: &Capacities,
+    object: &[u8],
+) -> Result<Ebpf, DatapathError> {
     let mut loader = EbpfLoader::new();
     for name in MAPS {
         let path = pins.map(name);
@@ -164,7 +168,5 @@ pub(super) fn load_maps(pins: &Pins, capacities: &Capacities) -> Result<Ebpf, Da
         }
         loader.map_pin_path(name, path);
     }
-    loader
-        .load(object::HOST)
-        .map_err(|error| load_error(&error))
+    loader.load(object).map_err(|error| load_error(&error))
 }

@@ -10,11 +10,12 @@ use common::maps::{
     RECORDS_PER_SLOT,
 };
 
-use super::attach::Program;
+use super::hook::{Hook, Program};
 use super::sys::{self, Mapping};
 use super::table::Table;
 use super::{Datapath, DatapathError, lock};
 use crate::clock::now;
+use crate::net::tc::Parent;
 
 /// How long a gate holds without being renewed: longer than an agent takes to be started again,
 /// shorter than a viewer waits.
@@ -138,7 +139,7 @@ impl Gates {
 impl Datapath {
     /// Numbers the frames that enter a TAP from now on, from 1, and records those of multicast.
     /// Returns the slot that they are recorded in. May be called again, to begin anew. `probes`: each
-    /// of them has a probe before it.
+    /// of them has a probe before it, if that [is possible](Self::takes_probes).
     ///
     /// # Errors
     ///
@@ -150,8 +151,18 @@ impl Datapath {
         for place in gates.places(slot) {
             gates.records.clear(place);
         }
+        let probes = probes && self.takes_probes(ifindex);
         gates.begin(ifindex, &Gate::record(slot, probes))?;
         Ok(slot)
+    }
+
+    /// Whether `gate` can send probes into a TAP. On a root qdisc it cannot: the kernel holds the
+    /// qdisc's lock while filters run, and the probe needs that lock.
+    pub fn takes_probes(&self, ifindex: u32) -> bool {
+        let attached = lock(&self.inner.attached);
+        attached
+            .get(&(Program::Gate, ifindex))
+            .is_some_and(|gate| !(gate.hook == Hook::Filter && is_root(gate.parent)))
     }
 
     /// Holds the multicast frames on their way into a TAP from now on, for [`HOLD_LEASE`] unless it is
@@ -171,7 +182,7 @@ impl Datapath {
     ///
     /// [`DatapathError::Map`].
     pub fn gate_renew(&self, ifindex: u32) -> Result<(), DatapathError> {
-        self.change_hold(ifindex, |gate| Gate {
+        self.change(ifindex, GateMode::Hold, |gate| Gate {
             until_ns: lease_end(),
             ..gate
         })
@@ -186,19 +197,46 @@ impl Datapath {
     ///
     /// [`DatapathError::Map`].
     pub fn gate_replayed(&self, ifindex: u32, replayed: u64) -> Result<bool, DatapathError> {
-        self.change_hold(ifindex, |gate| Gate { replayed, ..gate })
+        self.change(ifindex, GateMode::Hold, |gate| Gate { replayed, ..gate })
     }
 
-    fn change_hold(
+    /// Says how many of the copies are done with that a recording gate has kept for addresses which its
+    /// VM leaves: sent on, had by the VM, or lost. When no other one waits, `uplink` sends on what comes
+    /// ([`common::maps::Forward::unread_until_ns`]). Returns whether there is a gate that records.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`].
+    pub fn gate_sent_on(&self, ifindex: u32, done: u64) -> Result<bool, DatapathError> {
+        self.change(ifindex, GateMode::Record, |gate| Gate {
+            replayed: done,
+            ..gate
+        })
+    }
+
+    /// Has a recording go on without probes, before `gate` gets to a place where they would have
+    /// the kernel wait for itself.
+    pub(super) fn stop_probes(&self, ifindex: u32) -> Result<(), DatapathError> {
+        let gates = lock(&self.inner.gates);
+        match gates.gates.get(&ifindex)? {
+            Some(gate) if gate.probes != 0 => {
+                gates.gates.insert(&ifindex, &Gate { probes: 0, ..gate })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn change(
         &self,
         ifindex: u32,
+        mode: GateMode,
         change: impl FnOnce(Gate) -> Gate,
     ) -> Result<bool, DatapathError> {
         let gates = lock(&self.inner.gates);
         let Some(gate) = gates.gates.get(&ifindex)? else {
             return Ok(false);
         };
-        if gate.mode != GateMode::Hold as u32 {
+        if gate.mode != mode as u32 {
             return Ok(false);
         }
         gates.gates.insert(&ifindex, &change(gate))?;
@@ -328,6 +366,10 @@ impl Datapath {
             Err(DatapathError::NoPort(ifindex))
         }
     }
+}
+
+fn is_root(parent: Option<Parent>) -> bool {
+    matches!(parent, None | Some(Parent::Root { .. }))
 }
 
 /// Frames that gates hold; made by [`Datapath::held`]. For a thread of its own, which takes frames

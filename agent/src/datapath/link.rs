@@ -1,24 +1,19 @@
-//! How a program gets to its hook, stays there without an agent, and is exchanged.
+//! Links: how a program gets to TCX or XDP, stays there without an agent, and is exchanged.
 //!
-//! With TCX and XDP the link is pinned, so it outlives the agent, and the next agent exchanges the
-//! program in it without a gap. Below kernel 6.6 there is only the `clsact` qdisc: its filter
-//! outlives the agent too, but cannot be pinned, and the next agent replaces it with a gap of a
-//! few microseconds.
+//! The link is pinned, so it outlives the agent, and the next agent exchanges the program in it
+//! without a gap. Where there is no TCX, programs of TC are attached by filters (`filter`).
 
-use std::io;
 use std::path::Path;
 
 use aya::Ebpf;
 use aya::programs::links::{FdLink, PinnedLink};
-use aya::programs::tc::{
-    NlOptions, SchedClassifierLink, TcAttachOptions, TcError, qdisc_add_clsact,
-    qdisc_detach_program,
-};
+use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
 use aya::programs::xdp::XdpLink;
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode};
 
-use super::attach::{Hook, Program};
+use super::hook::{Attachment, Hook, Program};
 use super::{Datapath, DatapathError, lock, pins};
+use crate::net::tc::Side;
 
 /// The kernel program that restores relayed packets at XDP.
 const UPLINK_XDP: &str = "uplink_xdp";
@@ -31,19 +26,8 @@ pub(super) struct Interface<'a> {
 }
 
 impl Datapath {
-    /// Attaches a program to TC, or adopts the pinned link; returns whether it adopted one.
-    pub(super) fn attach_tc(
-        &self,
-        program: Program,
-        interface: Interface<'_>,
-    ) -> Result<bool, DatapathError> {
-        match self.inner.hook {
-            Hook::Clsact => self.attach_clsact(program, interface),
-            _ => self.attach_tcx(program, interface),
-        }
-    }
-
-    fn attach_tcx(
+    /// Attaches a program to TCX, or adopts the pinned link; returns whether it adopted one.
+    pub(super) fn attach_tcx(
         &self,
         program: Program,
         interface: Interface<'_>,
@@ -63,7 +47,7 @@ impl Datapath {
         let link = classifier
             .attach_with_options(
                 interface.name,
-                program.direction(),
+                attach_type(program),
                 TcAttachOptions::TcxOrder(LinkOrder::first()),
             )
             .and_then(|id| classifier.take_link(id))
@@ -75,34 +59,6 @@ impl Datapath {
             .pin(&path)
             .map_err(|error| failed(chain(&error)))?;
         Ok(false)
-    }
-
-    fn attach_clsact(
-        &self,
-        program: Program,
-        interface: Interface<'_>,
-    ) -> Result<bool, DatapathError> {
-        let failed = |reason: String| attach_error(program, interface, reason);
-        same_interface(interface).map_err(failed)?;
-        let mut programs = lock(&self.inner.programs);
-        let classifier = classifier(&mut programs, program)?;
-        // Fails when the qdisc is there already, which is as good; if it is not, attaching fails.
-        if let Err(error) = qdisc_add_clsact(interface.name) {
-            tracing::debug!(interface = interface.name, %error, "clsact not added");
-        }
-        let replaced =
-            detach_clsact(program, interface.name).map_err(|error| failed(chain(&error)))?;
-        let link = classifier
-            .attach_with_options(
-                interface.name,
-                program.direction(),
-                TcAttachOptions::Netlink(NlOptions::default()),
-            )
-            .and_then(|id| classifier.take_link(id))
-            .map_err(|error| failed(chain(&error)))?;
-        // Dropping the link would remove the filter, which is to outlive the agent.
-        std::mem::forget(link);
-        Ok(replaced)
     }
 
     /// Attaches `uplink` to XDP, or adopts the pinned link; returns whether it adopted one.
@@ -123,15 +79,7 @@ impl Datapath {
             _ => XdpMode::Driver,
         };
         let mut programs = lock(&self.inner.programs);
-        let xdp: &mut Xdp = programs
-            .program_mut(UPLINK_XDP)
-            .and_then(|program| program.try_into().ok())
-            .ok_or(DatapathError::Layout { name: UPLINK_XDP })?;
-        // Not before it is needed: its helpers are of kernel 5.18.
-        match xdp.load() {
-            Ok(()) | Err(ProgramError::AlreadyLoaded) => {}
-            Err(error) => return Err(failed(chain(&error))),
-        }
+        let xdp = uplink_xdp(&mut programs)?.map_err(|error| failed(chain(&error)))?;
         let adopted = adopt(&path, interface, |link| {
             let id = xdp.attach_to_link(XdpLink::try_from(link)?)?;
             Ok(xdp.take_link(id)?)
@@ -151,24 +99,64 @@ impl Datapath {
         Ok(false)
     }
 
+    /// Exchanges the program in the pinned link of an attachment, at once for every packet. The
+    /// link keeps the program that it has if this fails.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Attach`].
+    pub(super) fn exchange_in_link(&self, attachment: &Attachment) -> Result<(), DatapathError> {
+        let interface = Interface {
+            index: attachment.ifindex,
+            name: &attachment.interface,
+        };
+        let program = attachment.program;
+        let failed = |Exchange(reason)| attach_error(program, interface, reason);
+        let mut programs = lock(&self.inner.programs);
+        let path = match attachment.hook {
+            Hook::XdpNative | Hook::XdpGeneric => {
+                self.uplink_pin(attachment.hook, attachment.ifindex)
+            }
+            Hook::Tcx | Hook::Filter => self.inner.pins.link(program.name(), attachment.ifindex),
+        };
+        let pinned = PinnedLink::from_pin(&path).map_err(|error| failed(error.into()))?;
+        let link = FdLink::from(pinned);
+        // The pin keeps the link; the descriptor that is dropped here is not needed.
+        match attachment.hook {
+            Hook::XdpNative | Hook::XdpGeneric => {
+                let xdp = uplink_xdp(&mut programs)?.map_err(|error| failed(error.into()))?;
+                let exchanged = XdpLink::try_from(link)
+                    .map_err(Exchange::from)
+                    .and_then(|link| Ok(xdp.attach_to_link(link)?))
+                    .and_then(|id| Ok(xdp.take_link(id)?));
+                exchanged.map(drop).map_err(failed)
+            }
+            Hook::Tcx | Hook::Filter => {
+                let classifier = classifier(&mut programs, program)?;
+                let exchanged = SchedClassifierLink::try_from(link)
+                    .map_err(Exchange::from)
+                    .and_then(|link| Ok(classifier.attach_to_link(link)?))
+                    .and_then(|id| Ok(classifier.take_link(id)?));
+                exchanged.map(drop).map_err(failed)
+            }
+        }
+    }
+
     /// Whether an earlier agent has attached `uplink` to this hook.
     pub(super) fn uplink_is_pinned(&self, hook: Hook, ifindex: u32) -> bool {
         self.uplink_pin(hook, ifindex).exists()
     }
 
-    /// Detaches `uplink` from all hooks but one.
-    pub(super) fn detach_uplink_except(
+    /// Removes the links of `uplink` to all hooks but one.
+    pub(super) fn unlink_uplink_except(
         &self,
         hook: Option<Hook>,
-        interface: Interface<'_>,
+        ifindex: u32,
     ) -> Result<(), DatapathError> {
         for other in [Hook::Tcx, Hook::XdpNative, Hook::XdpGeneric] {
             if Some(other) != hook {
-                pins::remove(&self.uplink_pin(other, interface.index))?;
+                pins::remove(&self.uplink_pin(other, ifindex))?;
             }
-        }
-        if hook != Some(Hook::Clsact) && self.inner.hook == Hook::Clsact {
-            forget_clsact(Program::Uplink, interface);
         }
         Ok(())
     }
@@ -189,22 +177,17 @@ impl Datapath {
 
     fn uplink_pin(&self, hook: Hook, ifindex: u32) -> std::path::PathBuf {
         let name = match hook {
-            Hook::Tcx | Hook::Clsact => Program::Uplink.name(),
+            Hook::Tcx | Hook::Filter => Program::Uplink.name(),
             Hook::XdpNative | Hook::XdpGeneric => xdp_pin(hook),
         };
         self.inner.pins.link(name, ifindex)
     }
 
-    /// Detaches a program from TC.
-    pub(super) fn detach_tc(
-        &self,
-        program: Program,
-        interface: Interface<'_>,
-    ) -> Result<(), DatapathError> {
-        if self.inner.hook == Hook::Clsact {
-            forget_clsact(program, interface);
-        }
-        pins::remove(&self.inner.pins.link(program.name(), interface.index))
+    /// Identifier of `uplink` for XDP, if it was needed.
+    pub(super) fn own_xdp(&self) -> Option<u32> {
+        let programs = lock(&self.inner.programs);
+        let info = programs.program(UPLINK_XDP)?.info().ok()?;
+        Some(info.id())
     }
 }
 
@@ -276,22 +259,26 @@ pub(super) fn classifier(
         .ok_or(DatapathError::Layout { name })
 }
 
-/// Removes the filters of a program; `false` if there were none.
-fn detach_clsact(program: Program, name: &str) -> Result<bool, TcError> {
-    match qdisc_detach_program(name, program.direction(), program.name()) {
-        Ok(()) => Ok(true),
-        Err(TcError::IoError(error)) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+/// `uplink` for XDP, loaded when it is needed first: its helpers are of kernel 5.18. The inner error is
+/// the kernel's refusal.
+fn uplink_xdp(ebpf: &mut Ebpf) -> Result<Result<&mut Xdp, ProgramError>, DatapathError> {
+    let xdp: &mut Xdp = ebpf
+        .program_mut(UPLINK_XDP)
+        .and_then(|program| program.try_into().ok())
+        .ok_or(DatapathError::Layout { name: UPLINK_XDP })?;
+    Ok(match xdp.load() {
+        Ok(()) | Err(ProgramError::AlreadyLoaded) => Ok(xdp),
         Err(error) => Err(error),
-    }
+    })
 }
 
-fn forget_clsact(program: Program, interface: Interface<'_>) {
-    if let Err(error) = detach_clsact(program, interface.name) {
-        tracing::debug!(interface = interface.name, %error, "filter was gone already");
-    }
+/// Whether there is such an interface.
+pub(super) fn exists(ifindex: u32) -> bool {
+    // nix 0.30 answers an empty name for an interface that is gone.
+    nix::net::if_::if_indextoname(ifindex).is_ok_and(|name| !name.is_empty())
 }
 
-fn same_interface(interface: Interface<'_>) -> Result<(), String> {
+pub(super) fn same_interface(interface: Interface<'_>) -> Result<(), String> {
     match nix::net::if_::if_nametoindex(interface.name) {
         Ok(index) if index == interface.index => Ok(()),
         Ok(_) => Err("its name belongs to another interface now".to_owned()),
@@ -299,7 +286,11 @@ fn same_interface(interface: Interface<'_>) -> Result<(), String> {
     }
 }
 
-fn attach_error(program: Program, interface: Interface<'_>, reason: String) -> DatapathError {
+pub(super) fn attach_error(
+    program: Program,
+    interface: Interface<'_>,
+    reason: String,
+) -> DatapathError {
     DatapathError::Attach {
         program: program.name(),
         interface: interface.name.to_owned(),
@@ -322,11 +313,10 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-impl Program {
-    fn direction(self) -> TcAttachType {
-        match self {
-            Self::Gate | Self::Leak => TcAttachType::Egress,
-            Self::Snoop | Self::Uplink | Self::Replicate => TcAttachType::Ingress,
-        }
+/// The side of a program, for aya.
+pub(super) fn attach_type(program: Program) -> TcAttachType {
+    match program.side() {
+        Side::Ingress => TcAttachType::Ingress,
+        Side::Egress => TcAttachType::Egress,
     }
 }

@@ -26,10 +26,14 @@
 
 mod attach;
 mod capacity;
+pub mod cleanup;
 mod driver;
 pub mod events;
+mod feature;
+mod filter;
 mod forward;
 mod gate;
+mod hook;
 mod link;
 pub mod object;
 mod pins;
@@ -38,8 +42,11 @@ mod state;
 mod store;
 mod sys;
 mod table;
+pub mod trace;
+mod uplink;
+mod view;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
@@ -47,7 +54,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aya::Ebpf;
 use aya::maps::{Map, MapData, PerCpuArray, RingBuf};
-use aya::util::KernelVersion;
 use common::counter::Counter;
 use common::maps::{
     Delivered, DeliveredKey, Listener, ListenerKey, Managed, ManagedKey, Port, PortKey, PortUsage,
@@ -55,18 +61,23 @@ use common::maps::{
     SubscriberKey, SubscriberUsage,
 };
 
-pub use attach::{Attachment, Hook, Program, UplinkHook};
 pub use capacity::Capacities;
 pub use gate::HOLD_LEASE;
 pub use gate::Held;
+pub use hook::{Attachment, Hook, Program, UplinkHook};
 pub use state::Limits;
+pub use view::HookView;
 
 use capacity::load_maps;
+use filter::Filters;
 use forward::Forwards;
 use gate::Gates;
 use pins::Pins;
 use relay::RelayFlows;
 use table::Table;
+use trace::Traced;
+
+use crate::net::tc::TcRefusal;
 
 /// Where maps and links are pinned unless the config says otherwise.
 pub const DEFAULT_PIN_ROOT: &str = "/sys/fs/bpf/roamcast";
@@ -76,7 +87,7 @@ pub const DEFAULT_PIN_ROOT: &str = "/sys/fs/bpf/roamcast";
 pub struct DatapathConfig {
     /// Directory on a BPF file system to pin under.
     pub pin_root: PathBuf,
-    /// The TC hook to use; `None` chooses by the kernel's version.
+    /// The TC hook to use; `None` is TCX where the kernel has it, and filters where not.
     pub hook: Option<Hook>,
     /// Where relayed packets are restored; `None` chooses by the uplink's driver, or keeps what is
     /// pinned.
@@ -117,14 +128,20 @@ pub enum DatapathError {
         #[source]
         error: io::Error,
     },
-    /// The kernel is too old.
-    #[error("This kernel has no {feature}; use Linux {version} or newer")]
-    KernelTooOld {
+    /// The kernel lacks something that nothing works without.
+    #[error("This kernel has no {feature}; use one that has, as Linux {version} and newer")]
+    KernelLacks {
         /// What is missing.
         feature: &'static str,
         /// The version that has it.
         version: &'static str,
     },
+    /// TCX was asked for and is not there.
+    #[error("This kernel has no TCX; let the agent choose the hook, and it uses filters of qdiscs")]
+    NoTcx,
+    /// Qdiscs and filters cannot be read or changed.
+    #[error("Cannot read or change qdiscs and filters by netlink: {0}; run the agent as root")]
+    TrafficControl(#[source] io::Error),
     /// The kernel refused the programs or maps.
     #[error(
         "Cannot load the kernel programs: {0}; the agent needs root or CAP_BPF and CAP_NET_ADMIN"
@@ -190,7 +207,7 @@ pub enum DatapathError {
     #[error("Cannot set net.ipv6.conf.lo.forwarding: {0}; programs need it to look up routes")]
     Forwarding(#[source] io::Error),
     /// The hook for programs on TAPs is not one of TC's.
-    #[error("Programs cannot be attached by {0} here; use tcx or clsact")]
+    #[error("Programs cannot be attached by {0} here; use tcx or filter")]
     NotTc(&'static str),
     /// The port has no limits yet, so it is not attached.
     #[error("Port {0} is not attached; attach it first")]
@@ -201,9 +218,19 @@ pub enum DatapathError {
     /// The ring buffer could not be watched, or is watched already.
     #[error("Cannot watch the events of the kernel programs: {0}")]
     Events(#[source] io::Error),
+    /// The traced programs are attached already.
+    #[error("The kernel programs are traced already; one reader serves all tracers")]
+    TracedAlready,
     /// The work was cut off because the runtime shuts down.
     #[error("The agent is shutting down")]
     Shutdown,
+}
+
+impl DatapathError {
+    fn from_refusal(refusal: TcRefusal) -> Self {
+        let text = refusal.to_string();
+        Self::TrafficControl(io::Error::new(refusal.error.kind(), text))
+    }
 }
 
 /// Handle of the data path; see the [module documentation](self).
@@ -216,8 +243,16 @@ struct Inner {
     pins: Pins,
     hook: Hook,
     uplink_hook: Option<UplinkHook>,
+    /// The set of programs that is attached.
     programs: Mutex<Ebpf>,
+    /// Keeps programs from being attached, detached or looked for while they are exchanged.
+    hooks: Mutex<()>,
+    tracing: Mutex<Option<Traced>>,
+    capacities: Capacities,
     attached: Mutex<BTreeMap<(Program, u32), Attachment>>,
+    /// Attachments whose place behind others was said.
+    warned: Mutex<BTreeSet<(Program, u32)>>,
+    filters: Mutex<Filters>,
     listeners: Table<ListenerKey, Listener>,
     sources: Table<SourceKey, Source>,
     /// Written by the agent only; the lock keeps one read-change-write from another.
@@ -250,39 +285,24 @@ impl Datapath {
     ///
     /// See [`DatapathError`].
     pub fn load(config: &DatapathConfig) -> Result<Self, DatapathError> {
-        let version = KernelVersion::current().map_err(|_| DatapathError::KernelTooOld {
-            feature: "readable version",
-            version: "6.6",
-        })?;
-        if version < KernelVersion::new(5, 17, 0) {
-            return Err(DatapathError::KernelTooOld {
-                feature: "bpf_loop for kernel programs",
-                version: "5.17",
-            });
-        }
-        let tcx = version >= KernelVersion::new(6, 6, 0);
+        let tcx = feature::tcx()?;
         let hook = match config.hook {
-            Some(Hook::Tcx) if !tcx => {
-                return Err(DatapathError::KernelTooOld {
-                    feature: "TCX",
-                    version: "6.6",
-                });
-            }
+            Some(Hook::Tcx) if !tcx => return Err(DatapathError::NoTcx),
             Some(hook @ (Hook::XdpNative | Hook::XdpGeneric)) => {
                 return Err(DatapathError::NotTc(hook.as_str()));
             }
             Some(hook) => hook,
             None if tcx => Hook::Tcx,
-            None => Hook::Clsact,
+            None => Hook::Filter,
         };
         config.capacities.check()?;
 
         let pins = Pins::open(&config.pin_root)?;
-        let mut ebpf = load_maps(&pins, &config.capacities)?;
+        let mut ebpf = load_maps(&pins, &config.capacities, object::HOST)?;
         for program in Program::ALL {
             link::classifier(&mut ebpf, program)?
                 .load()
-                .map_err(|error| load_error(&error))?;
+                .map_err(|error| feature::missing().unwrap_or_else(|| load_error(&error)))?;
         }
         let relay_flows = RelayFlows::adopt(
             Table::new("RELAY_FLOWS", ebpf.take_map("RELAY_FLOWS"))?,
@@ -300,10 +320,17 @@ impl Datapath {
         )?;
         let datapath = Self {
             inner: Arc::new(Inner {
+                filters: Mutex::new(
+                    Filters::open(&config.pin_root).map_err(DatapathError::TrafficControl)?,
+                ),
                 pins,
                 hook,
                 uplink_hook: config.uplink_hook,
                 attached: Mutex::default(),
+                hooks: Mutex::default(),
+                tracing: Mutex::default(),
+                capacities: config.capacities.clone(),
+                warned: Mutex::default(),
                 listeners: Table::new("LISTENERS", ebpf.take_map("LISTENERS"))?,
                 sources: Table::new("LISTENER_SOURCES", ebpf.take_map("LISTENER_SOURCES"))?,
                 ports: Mutex::new(Table::new("PORTS", ebpf.take_map("PORTS"))?),
@@ -326,6 +353,12 @@ impl Datapath {
             }),
         };
         datapath.remove_vanished()?;
+        if hook == Hook::Tcx {
+            // An agent that did not use TCX may have left some, which would do the work twice.
+            lock(&datapath.inner.filters)
+                .remove_all()
+                .map_err(DatapathError::from_refusal)?;
+        }
         Ok(datapath)
     }
 

@@ -4,5 +4,9 @@
 /// and all maps.
 pub static HOST: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/host"));
 
+/// The same programs and maps, and those of [`common::trace`]: the programs tell their decisions.
+pub static HOST_TRACED: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/host_traced"));
+
 /// The toolchain that built [`HOST`].
 pub const TOOLCHAIN: &str = env!("ROAMCAST_BPF_TOOLCHAIN_USED");

@@ -5,7 +5,8 @@
 //!   v5/                        layout version
 //!     LISTENERS .. EVENTS      maps
 //!     links/
-//!       snoop-12               TCX link of the program on the port with that ifindex
+//!       snoop-12               TCX link of the program on the port with that ifindex; without
+//!                              TCX there are none
 //!       gate-12
 //!       leak-2
 //!       uplink-2               or uplink_native-2, uplink_generic-2: XDP link
@@ -69,6 +70,28 @@ impl Pins {
             links,
             _lock: lock,
         })
+    }
+
+    /// Removes all pins, and what they keep.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Pin`].
+    pub(super) fn remove_all(self) -> Result<(), DatapathError> {
+        for (link, ..) in self.links()? {
+            remove(&link)?;
+        }
+        fs::remove_dir_all(&self.maps).map_err(pin_error(&self.maps))?;
+        match self.maps.parent() {
+            // Somebody else may have put something there.
+            Some(root) => match fs::remove_dir(root) {
+                Err(error) if error.raw_os_error() != Some(libc::ENOTEMPTY) => {
+                    Err(pin_error(root)(error))
+                }
+                _ => Ok(()),
+            },
+            None => Ok(()),
+        }
     }
 
     /// Directory of the maps.

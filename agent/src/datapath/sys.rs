@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 use aya::Pod;
 use common::event::{FirstPacketEvent, ListenerEvent, QueryEvent, SourceEvent, UnfinishedEvent};
 use common::maps::{GateRecord, HeldFrame};
+use common::trace;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -355,6 +356,8 @@ unsafe impl Record for QueryEvent {}
 unsafe impl Record for UnfinishedEvent {}
 // SAFETY: as above.
 unsafe impl Record for HeldFrame {}
+// SAFETY: as above.
+unsafe impl Record for trace::Record {}
 
 /// Reads a record; `None` when there are too few bytes.
 pub(super) fn record<T: Record>(bytes: &[u8]) -> Option<T> {

@@ -36,6 +36,8 @@ pub fn interfaces(
     vhost_net: bool,
 ) -> Result<Vec<DomainInterface>, DomainXmlError> {
     let document = roxmltree::Document::parse(xml)?;
+    // To a domain of another type libvirt gives no vhost-net, whatever its XML names.
+    let is_kvm = document.root_element().attribute("type") == Some("kvm");
     let mut interfaces = Vec::new();
     let devices = document
         .root_element()
@@ -64,14 +66,14 @@ pub fn interfaces(
             .unwrap_or_default()
             .to_owned();
         // libvirt takes vhost-net where the kernel has it, unless the domain names a driver.
-        let vhost = match attribute("driver", "name") {
+        let is_vhost = match attribute("driver", "name") {
             Some(driver) => driver == "vhost",
             None => vhost_net && attribute("model", "type") == Some("virtio"),
         };
         interfaces.push(DomainInterface {
             target_dev,
             mac,
-            vhost,
+            vhost: is_kvm && is_vhost,
         });
     }
     Ok(interfaces)
@@ -128,12 +130,22 @@ mod tests {
             let interfaces = interfaces(xml, "br0", has).unwrap();
             interfaces.iter().map(|it| it.vhost).collect::<Vec<_>>()
         };
-        assert_eq!(vhost(LIVE, false), [false, false]);
-        assert_eq!(vhost(LIVE, true), [true, false]);
-        let qemu = LIVE.replace("<model", "<driver name='qemu'/><model");
+        let kvm = LIVE.replace("type='qemu'", "type='kvm'");
+        assert_eq!(vhost(&kvm, false), [false, false]);
+        assert_eq!(vhost(&kvm, true), [true, false]);
+        let qemu = kvm.replace("<model", "<driver name='qemu'/><model");
         assert_eq!(vhost(&qemu, true), [false, false]);
-        let named = LIVE.replace("<model", "<driver name='vhost'/><model");
+        let named = kvm.replace("<model", "<driver name='vhost'/><model");
         assert_eq!(vhost(&named, false), [true, false]);
+    }
+
+    #[test]
+    fn tap_of_a_domain_that_is_not_kvms_is_never_read_by_vhost() {
+        let named = LIVE.replace("<model", "<driver name='vhost'/><model");
+        for xml in [LIVE, &named] {
+            let interfaces = interfaces(xml, "br0", true).unwrap();
+            assert!(interfaces.iter().all(|it| !it.vhost), "{interfaces:?}");
+        }
     }
 
     #[test]

@@ -14,7 +14,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::Ipv6Addr;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use common::wire::neighbour::{self, Audience, Kind};
 use nix::ifaddrs::getifaddrs;
@@ -26,16 +25,11 @@ use tokio::task::JoinHandle;
 
 use super::fdb::{Entry as FdbEntry, Fdb};
 use super::packet_socket::{PacketSocket, Wanted};
-use super::tap_queue::TapQueues;
 use crate::clock::now;
-use crate::proto::{AddressCommand, AddressEvent, Mac, Said, Timestamp};
+use crate::proto::{AddressCommand, AddressEvent, Mac, Said};
 
 /// Events that wait to be handled; what comes beyond is asked again.
 const EVENTS: usize = 256;
-/// Frames that the queue of an expected VM has room for: what waits for it until it runs.
-const QUEUE_LENGTH: u32 = 4096;
-/// How long a queue stays longer than it was: until its VM has long read what was in it.
-const QUEUE_TIME: Duration = Duration::from_secs(180);
 /// Longest Solicitation or Advertisement that is read.
 const FRAME_BYTES: usize = 512;
 
@@ -59,9 +53,6 @@ pub struct LinkAddresses {
     uplinks: BTreeSet<u32>,
     uplink_listeners: BTreeMap<u32, Task>,
     fdb: Fdb,
-    queues: TapQueues,
-    /// Queues that were made longer: what they were, and until when.
-    lengthened: BTreeMap<u32, (u32, Timestamp)>,
     sender: mpsc::Sender<AddressEvent>,
     events: mpsc::Receiver<AddressEvent>,
 }
@@ -103,10 +94,6 @@ impl LinkAddresses {
             uplinks: BTreeSet::new(),
             uplink_listeners: BTreeMap::new(),
             fdb: Fdb::open().map_err(failed("the bridge's forwarding database"))?,
-            queues: TapQueues::open()
-                .map_err(io::Error::other)
-                .map_err(failed("the queues of TAPs"))?,
-            lengthened: BTreeMap::new(),
             sender,
             events,
         })
@@ -158,21 +145,6 @@ impl LinkAddresses {
     pub fn uplink_removed(&mut self, ifindex: u32) {
         self.uplinks.remove(&ifindex);
         self.uplink_listeners.remove(&ifindex);
-    }
-
-    /// Gives queues their old length again whose time is over.
-    pub fn tidy(&mut self) {
-        let now = now();
-        for (ifindex, (length, _)) in self.lengthened.extract_if(.., |_, (_, due)| *due <= now) {
-            // Unless somebody else has changed it meanwhile; fails when the TAP is gone.
-            if self
-                .queues
-                .length(ifindex)
-                .is_ok_and(|it| it == QUEUE_LENGTH)
-            {
-                let _ = self.queues.set_length(ifindex, length);
-            }
-        }
     }
 
     fn watch(&mut self, address: Ipv6Addr) -> io::Result<()> {
@@ -271,7 +243,6 @@ impl LinkAddresses {
         if let Err(refusal) = self.fdb.set(ifindex, mac, FdbEntry::Static) {
             tracing::debug!(ifindex, %refusal, "Frames for an arriving VM are flooded until it speaks");
         }
-        self.lengthen(ifindex);
         let socket = PacketSocket::open(ifindex, Wanted::From(address))?;
         let socket = socket.watch()?;
         let sender = self.sender.clone();
@@ -287,16 +258,6 @@ impl LinkAddresses {
         watched.expected = Some((ifindex, mac));
         watched.tap = Some(task);
         Ok(())
-    }
-
-    fn lengthen(&mut self, ifindex: u32) {
-        let Ok(length) = self.queues.length(ifindex) else {
-            return;
-        };
-        if length < QUEUE_LENGTH && self.queues.set_length(ifindex, QUEUE_LENGTH).is_ok() {
-            self.lengthened
-                .insert(ifindex, (length, now() + QUEUE_TIME));
-        }
     }
 
     fn forget(&mut self, address: Ipv6Addr, spoken: bool) {

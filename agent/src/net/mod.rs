@@ -13,8 +13,11 @@
 //! | [`fd_store`] | has systemd keep sockets while the process is not there |
 //! | [`neighbour`] | has the kernel know the next hops towards agents |
 //! | [`tap_queue`] | looks at the queues of TAPs, and sizes them |
+//! | [`tc`] | reads and writes qdiscs and filters |
 //! | [`tap_socket`] | puts frames into the queue of a TAP |
+//! | [`raw_socket`] | sends packets of others on by this host's routes |
 //! | [`vm_socket`] | exchanges datagrams with the VMs |
+//! | [`xdp`] | tells the XDP program of an interface |
 //! | [`peers`] | connections to the agents of other hosts |
 //! | [`relays`] | finds relays: listed, by DNS, in session descriptions |
 //! | [`tls`] | their certificates |
@@ -32,10 +35,13 @@ pub mod neighbour;
 mod netlink;
 pub mod packet_socket;
 pub mod peers;
+pub mod raw_socket;
 mod rcvmark;
 pub mod relays;
 pub mod static_join;
 pub mod tap_queue;
 pub mod tap_socket;
+pub mod tc;
 pub mod tls;
 pub mod vm_socket;
+pub mod xdp;

@@ -19,6 +19,8 @@ const NLM_F_ACK_TLVS: u16 = 0x200;
 const NLM_F_CAPPED: u16 = 0x100;
 /// Type of an acknowledgement (`NLMSG_ERROR`).
 const NLMSG_ERROR: u16 = 2;
+/// Type of the end of a dump (`NLMSG_DONE`).
+const NLMSG_DONE: u16 = 3;
 
 /// The kernel's refusal of one request.
 #[derive(Debug, thiserror::Error)]
@@ -73,40 +75,54 @@ impl Requests {
     ///
     /// # Errors
     ///
-    /// What the kernel answers, and `InvalidData` for an answer that is no netlink message.
+    /// What the kernel answers.
     pub(super) fn dump(
         &mut self,
         request: RouteNetlinkMessage,
     ) -> io::Result<Vec<RouteNetlinkMessage>> {
-        let mut message = NetlinkMessage::from(request);
-        message.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
-        self.sequence = self.sequence.wrapping_add(1);
-        message.header.sequence_number = self.sequence;
-        message.finalize();
-        let mut bytes = vec![0; message.buffer_len()];
-        message.serialize(&mut bytes);
-        self.socket.send(&bytes, 0)?;
-
         let mut answers = Vec::new();
+        self.dump_messages(request, |message| {
+            match NetlinkMessage::<RouteNetlinkMessage>::deserialize(message.bytes) {
+                Ok(NetlinkMessage {
+                    payload: NetlinkPayload::InnerMessage(inner),
+                    ..
+                }) => answers.push(inner),
+                Ok(_) => {}
+                // One link of a kind that the parser does not know must not hide the others.
+                Err(_) => tracing::debug!(kind = message.kind, "netlink message not understood"),
+            }
+        })?;
+        Ok(answers)
+    }
+
+    /// Sends a dump request and passes every message of the answer on, for callers that read
+    /// messages which the typed parser may not know.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel answers.
+    pub(super) fn dump_messages(
+        &mut self,
+        request: RouteNetlinkMessage,
+        mut visit: impl FnMut(&Message<'_>),
+    ) -> io::Result<()> {
+        let mut request = serialized(request, NLM_F_DUMP);
+        self.sequence = self.sequence.wrapping_add(1);
+        put(&mut request, 8, &self.sequence.to_ne_bytes());
+        self.socket.send(&request, 0)?;
         loop {
             let (datagram, _) = self.socket.recv_from_full()?;
             for message in messages(&datagram) {
                 if message.sequence != self.sequence {
                     continue;
                 }
-                let Ok(parsed) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(message.bytes)
-                else {
-                    // One link of a kind that the parser does not know must not hide the others.
-                    tracing::debug!(kind = message.kind, "netlink message not understood");
-                    continue;
-                };
-                match parsed.payload {
-                    NetlinkPayload::Done(_) => return Ok(answers),
-                    NetlinkPayload::Error(error) if error.code.is_some() => {
-                        return Err(error.to_io());
-                    }
-                    NetlinkPayload::InnerMessage(inner) => answers.push(inner),
-                    _ => {}
+                if message.kind == NLMSG_DONE {
+                    return Ok(());
+                }
+                match acknowledgement(&message) {
+                    Some(Err(refusal)) => return Err(refusal.error),
+                    Some(Ok(())) => {}
+                    None => visit(&message),
                 }
             }
         }
@@ -183,6 +199,16 @@ impl Requests {
         }
         Ok(outcomes)
     }
+}
+
+/// A typed message as a complete request with flags; length and sequence number follow on sending.
+pub(super) fn serialized(message: RouteNetlinkMessage, flags: u16) -> Vec<u8> {
+    let mut message = NetlinkMessage::from(message);
+    message.header.flags = NLM_F_REQUEST | flags;
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+    bytes
 }
 
 /// One message within a datagram.

@@ -57,6 +57,25 @@ pub struct TapCounts {
     pub dropped: u64,
 }
 
+/// Frames that the queue of a TAP gets room for, so that a VM finds what came during a pause: 1.8 s of
+/// 100 Mbit/s in packets of 1400 bytes.
+pub const ROOM: u32 = 16_384;
+
+/// Gives the queue of a TAP [`ROOM`], in the network namespace of the calling thread, unless it has more
+/// already. To be done once, before the VM's streams matter: while the kernel changes the length, it
+/// throws away what is on its way through the qdisc, and counts it nowhere.
+///
+/// # Errors
+///
+/// [`TapQueueError`].
+pub fn make_room(ifindex: u32) -> Result<(), TapQueueError> {
+    let mut queues = TapQueues::open()?;
+    if queues.length(ifindex)? < ROOM {
+        queues.set_length(ifindex, ROOM)?;
+    }
+    Ok(())
+}
+
 /// Access to the queues of TAPs, in the network namespace of the thread that opened it.
 pub struct TapQueues {
     requests: Requests,

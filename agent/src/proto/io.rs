@@ -11,8 +11,10 @@ use common::maps::{
 };
 use common::signal::NicCut;
 
-use super::handover::{ClockOffset, HoldReport};
-pub use super::unicast::{AddressCommand, AddressEvent, ForwardCommand, Said, TranslateCommand};
+use super::handover::{ClockOffset, HoldReport, UnreadReport};
+pub use super::unicast::{
+    AddressCommand, AddressEvent, ForwardCommand, Leave, Said, TranslateCommand,
+};
 use super::{DomainUuid, Stream};
 
 /// Nanoseconds of `CLOCK_MONOTONIC`, the clock of `bpf_ktime_get_ns`.
@@ -200,10 +202,14 @@ pub enum GateCommand {
         /// Whether the kernel reads the TAP.
         vhost: bool,
     },
-    /// The domain stands still: find out what it has had. Answered by [`GateEvent::Cut`].
+    /// The domain stands still: find out what it has had, and send on what it has not read of the
+    /// packets for addresses that it leaves. Answered by [`GateEvent::Cut`] and, where there were such
+    /// packets, [`GateEvent::SentOn`].
     Cut {
         /// The TAP.
         ifindex: u32,
+        /// Number of the migration's record, to be repeated in the answer.
+        migration: u64,
         /// When the domain was said to have stopped.
         stopped: Timestamp,
     },
@@ -253,6 +259,13 @@ pub enum GateEvent {
         ifindex: u32,
         /// How it went.
         report: HoldReport,
+    },
+    /// Packets that a domain had not read when it stopped have been sent on.
+    SentOn {
+        /// Number of the migration's record.
+        migration: u64,
+        /// What has become of packets since the last such event.
+        report: UnreadReport,
     },
     /// [`GateCommand::Record`] failed.
     NotRecorded {

@@ -231,7 +231,11 @@ impl Agent {
         self.begin(now);
         match event {
             GateEvent::Cut { ifindex, cut } => self.cut_placed(ifindex, cut),
-            GateEvent::Opened { ifindex, report } => self.gate_opened(ifindex, &report),
+            GateEvent::Opened { ifindex, report } => self.gate_opened(ifindex, report),
+            GateEvent::SentOn { migration, report } => {
+                self.records
+                    .update(migration, |record| record.sent_on(report));
+            }
             GateEvent::NotRecorded { ifindex } => self.not_recorded(ifindex),
             GateEvent::NotHeld { ifindex } => self.not_held(ifindex),
         }

@@ -1,12 +1,12 @@
 //! What is remembered of each migration: how it went, and how long each part took.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::Ipv6Addr;
 use std::time::Duration;
 
 use common::signal::{Phase, Reception};
 
-use super::handover::HoldReport;
+use super::handover::{HoldReport, UnreadReport};
 use super::{DomainUuid, Timestamp};
 
 /// Migrations remembered, the running ones included.
@@ -89,6 +89,8 @@ pub struct UnicastRecord {
     pub claim: ClaimOutcome,
     /// What was sent on; at the source only.
     pub forwards: Vec<ForwardRecord>,
+    /// What was sent on of that which it had not read when it stopped; at the source only.
+    pub unread: UnreadReport,
     /// What was translated; at the destination only.
     pub translations: Vec<TranslationRecord>,
 }
@@ -127,8 +129,8 @@ pub struct MigrationRecord {
     pub total_bytes: u64,
     /// Verdicts of the destination's probes.
     pub receptions: Vec<Reception>,
-    /// How each NIC's streams were handed over; at the destination only.
-    pub handover: Vec<HoldReport>,
+    /// How each NIC's streams were handed over, by the ifindex of its TAP; at the destination only.
+    pub handover: BTreeMap<u32, HoldReport>,
     /// What was done for the VM's unicast addresses; `None` where it has named none.
     pub unicast: Option<UnicastRecord>,
     /// How it ended; `None` while it runs.
@@ -145,6 +147,7 @@ impl MigrationRecord {
                     address,
                     claim,
                     forwards: Vec::new(),
+                    unread: UnreadReport::default(),
                     translations: Vec::new(),
                 });
             }
@@ -160,6 +163,14 @@ impl MigrationRecord {
         match unicast.forwards.iter_mut().find(known) {
             Some(known) => *known = forward,
             None => unicast.forwards.push(forward),
+        }
+    }
+
+    /// Adds what was sent on of that which the VM had not read.
+    pub(super) fn sent_on(&mut self, report: UnreadReport) {
+        if let Some(unicast) = &mut self.unicast {
+            unicast.unread.packets += report.packets;
+            unicast.unread.dropped += report.dropped;
         }
     }
 
@@ -230,7 +241,7 @@ impl Records {
             processed_bytes: 0,
             total_bytes: 0,
             receptions: Vec::new(),
-            handover: Vec::new(),
+            handover: BTreeMap::new(),
             unicast: None,
             outcome: None,
         });

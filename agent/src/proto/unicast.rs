@@ -78,6 +78,19 @@ pub enum AddressCommand {
     },
 }
 
+/// An address that its VM leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leave {
+    /// The address.
+    pub address: Ipv6Addr,
+    /// Where packets for it go then.
+    pub to: Ipv6Addr,
+    /// The TAP of the VM's NIC, 0 where it is not known.
+    pub ifindex: u32,
+    /// The domain.
+    pub uuid: DomainUuid,
+}
+
 /// What is to be done about packets for an address that its VM leaves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ForwardCommand {
@@ -91,18 +104,19 @@ pub enum ForwardCommand {
         /// Where they went.
         to: Ipv6Addr,
     },
+    /// The address is about to be left: have copies kept of what enters the TAP for it
+    /// ([`GateCommand::Record`](super::GateCommand::Record)).
+    Expect(Leave),
     /// Send them on.
     Set {
-        /// The address that was left.
-        address: Ipv6Addr,
-        /// Where they go.
-        to: Ipv6Addr,
+        /// Which, and where they go.
+        leave: Leave,
         /// Until when.
         until: Timestamp,
-        /// The domain.
-        uuid: DomainUuid,
+        /// Until when they wait in the TAP while others do that came before.
+        unread_until: Timestamp,
     },
-    /// Send them on no more; answered by [`AddressEvent::Forwarded`].
+    /// Send them on no more; answered by [`AddressEvent::Forwarded`] if they were.
     Remove {
         /// The address.
         address: Ipv6Addr,

@@ -1,6 +1,6 @@
 //! The one loop: takes an event, hands it to the protocol, does what the protocol wants done.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv6Addr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,14 +10,16 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::RuntimeError;
 use super::gates::Gates;
+use super::hooks::{Hooks, Role};
 use super::registrar::Registrar;
+use super::trace::Tracing;
 use crate::clock::now;
 use crate::config::Config;
 use crate::control::report::LinkState;
 use crate::control::server::ControlRequest;
 use crate::control::{Reply, Request};
+use crate::datapath::Datapath;
 use crate::datapath::events::Events;
-use crate::datapath::{self, Datapath};
 use crate::hypervisor::libvirt::Libvirt;
 use crate::net::link_addresses::LinkAddresses;
 use crate::net::links::{LinkEvent, Links};
@@ -52,6 +54,8 @@ pub(super) struct EventLoop {
     pub(super) datapath: Datapath,
     pub(super) events: Events,
     pub(super) gates: Gates,
+    /// Ports, and the programs on them.
+    pub(super) hooks: Hooks,
     pub(super) links: Links,
     pub(super) mdb: Mdb,
     pub(super) memberships: Memberships,
@@ -71,10 +75,10 @@ pub(super) struct EventLoop {
     /// Commands of operators that are not answered in full.
     pub(super) commands: BTreeMap<u64, mpsc::UnboundedSender<Reply>>,
     pub(super) next_command: u64,
-    pub(super) uplinks: BTreeMap<u32, Port>,
+    pub(super) tracing: Tracing,
     pub(super) peer_states: BTreeMap<String, State>,
     pub(super) hypervisor_state: State,
-    /// Every port that was there at the start has been told.
+    /// Every port that was there at the start has been told, or waits for its programs.
     pub(super) ports_known: bool,
     /// The maps have been read.
     pub(super) maps_known: bool,
@@ -110,7 +114,13 @@ impl EventLoop {
                 found = self.discovery.next() => self.handle_relays(found),
                 Some(event) = self.hypervisor_events.recv() => self.handle_hypervisor(event),
                 Some(request) = self.control.recv() => self.handle_control(request)?,
+                notice = self.hooks.next() => {
+                    let attached = self.hooks.handle_notice(now(), notice.map_err(netlink)?);
+                    self.tell_ports(attached);
+                }
                 () = sleep_until(due) => {
+                    let attached = self.hooks.handle_timeout(now());
+                    self.tell_ports(attached);
                     self.registrar.handle_timeout(&self.peers);
                     self.proto.handle_timeout(now());
                 }
@@ -121,7 +131,11 @@ impl EventLoop {
 
     /// When the protocol wants to be called again.
     fn due(&self) -> Instant {
-        let due = [self.proto.poll_timeout(), self.registrar.poll_timeout()];
+        let due = [
+            self.proto.poll_timeout(),
+            self.registrar.poll_timeout(),
+            self.hooks.poll_timeout(),
+        ];
         let wait = due
             .into_iter()
             .flatten()
@@ -133,71 +147,57 @@ impl EventLoop {
     fn handle_link(&mut self, event: LinkEvent) -> Result<(), RuntimeError> {
         match event {
             LinkEvent::Port(PortEvent::Added(port)) => {
-                let limits = self.port_limits();
-                match self.datapath.attach_port(port.ifindex, &port.name, &limits) {
-                    Ok(attachment) => {
-                        let adopted = attachment.adopted;
-                        tracing::info!(
-                            port = port.name,
-                            ifindex = port.ifindex,
-                            adopted,
-                            "TAP added"
-                        );
-                        self.proto.handle_port(now(), PortEvent::Added(port));
-                    }
-                    // A TAP can be gone before it is attached; its removal follows.
-                    Err(error) => tracing::error!(
-                        port = port.name,
-                        error = &error as &dyn std::error::Error,
-                        "Cannot watch a TAP; its VM cannot be moved"
-                    ),
+                let is_settled = self.is_set_up(&port.name);
+                if self.hooks.add(now(), Role::Tap, port.clone(), is_settled) {
+                    self.tell_ports(vec![port]);
                 }
             }
             LinkEvent::Port(PortEvent::Removed { ifindex }) => {
                 tracing::info!(ifindex, "TAP removed");
+                self.hooks.remove(ifindex);
                 self.gates.perform(GateCommand::Clear { ifindex });
                 self.datapath.detach_port(ifindex)?;
                 self.proto
                     .handle_port(now(), PortEvent::Removed { ifindex });
             }
             LinkEvent::UplinkAdded(port) => {
-                match self.datapath.attach_uplink(port.ifindex, &port.name) {
-                    Ok(_) => tracing::info!(uplink = port.name, "Uplink added"),
-                    Err(error) => tracing::error!(
-                        uplink = port.name,
-                        error = &error as &dyn std::error::Error,
-                        "Cannot watch an uplink; streams that come by it are not seen"
-                    ),
-                }
                 self.link_addresses.uplink_added(port.ifindex);
-                self.uplinks.insert(port.ifindex, port);
+                self.hooks.add(now(), Role::Uplink, port, true);
             }
+            // Nothing is taken in there, but what a relay sent must not leave by it.
             LinkEvent::OtherAdded(port) => {
-                // Nothing is taken in there, but what a relay sent must not leave by it.
-                if let Err(error) = self.datapath.attach_leak(port.ifindex, &port.name) {
-                    tracing::error!(
-                        port = port.name,
-                        error = &error as &dyn std::error::Error,
-                        "Cannot watch a port; relayed streams may leave this host by it"
-                    );
-                }
+                self.hooks.add(now(), Role::Other, port, true);
             }
-            LinkEvent::OtherRemoved { ifindex } => self.datapath.detach_leak(ifindex)?,
+            LinkEvent::OtherRemoved { ifindex } => {
+                self.hooks.remove(ifindex);
+                self.datapath.detach_leak(ifindex)?;
+            }
             LinkEvent::UplinkRemoved { ifindex } => {
                 self.link_addresses.uplink_removed(ifindex);
+                self.hooks.remove(ifindex);
                 self.datapath.detach_uplink(ifindex)?;
-                if let Some(port) = self.uplinks.remove(&ifindex) {
-                    tracing::warn!(uplink = port.name, "Uplink removed");
-                }
+                tracing::warn!(ifindex, "Uplink removed");
             }
             LinkEvent::Complete => {
-                let ports: Vec<u32> = self.proto.ports().map(|port| port.ifindex).collect();
-                let uplinks: Vec<u32> = self.uplinks.keys().copied().collect();
-                self.datapath.retain(&ports, &uplinks)?;
+                let [taps, uplinks] = [Role::Tap, Role::Uplink].map(|it| self.hooks.indexes(it));
+                self.datapath.retain(&taps, &uplinks)?;
                 self.ports_known = true;
             }
         }
         Ok(())
+    }
+
+    /// Tells the protocol of TAPs whose programs are attached.
+    fn tell_ports(&mut self, ports: Vec<Port>) {
+        for port in ports {
+            self.proto.handle_port(now(), PortEvent::Added(port));
+        }
+    }
+
+    /// Whether libvirt shows a domain with this TAP, which it does once the TAP's limits are set.
+    fn is_set_up(&self, tap: &str) -> bool {
+        let mut interfaces = self.proto.domains().flat_map(|domain| &domain.interfaces);
+        interfaces.any(|interface| interface.target_dev == tap)
     }
 
     fn handle_datapath(&mut self, event: DatapathEvent) {
@@ -208,7 +208,7 @@ impl EventLoop {
     /// Once, when the protocol knows who is there: has it give up what an earlier agent managed for
     /// nobody any more.
     fn adopt(&mut self) {
-        if !self.adopted && self.ports_known && self.maps_known {
+        if !self.adopted && self.ports_known && self.maps_known && !self.hooks.has_new() {
             self.adopted = true;
             self.proto.handle_adopted(now());
         }
@@ -271,10 +271,24 @@ impl EventLoop {
             _ => {}
         }
         self.proto.handle_hypervisor(now(), event);
+        if self.hooks.has_new() {
+            let set_up: BTreeSet<&str> = self
+                .proto
+                .domains()
+                .flat_map(|domain| &domain.interfaces)
+                .map(|interface| interface.target_dev.as_str())
+                .collect();
+            let attached = self.hooks.handle_settled(now(), |tap| set_up.contains(tap));
+            self.tell_ports(attached);
+        }
     }
 
     fn handle_control(&mut self, request: ControlRequest) -> Result<(), RuntimeError> {
-        let ControlRequest { request, replies } = request;
+        let ControlRequest {
+            request,
+            replies,
+            lines,
+        } = request;
         match request {
             Request::Status => drop(replies.send(Reply::Status(Box::new(self.status()?)))),
             Request::Listeners => self.send_listeners(&replies),
@@ -289,6 +303,7 @@ impl EventLoop {
                     self.proto.handle_command(now(), number, command);
                 }
             }
+            Request::Trace(trace) => self.tracing.add(trace, replies, lines),
             Request::Nodes | Request::Enroll { .. } => {
                 let reason = format!("{} is an agent, no mapping server", self.config.agent.name);
                 drop(replies.send(Reply::Error(reason)));
@@ -300,7 +315,7 @@ impl EventLoop {
     /// Removes from the maps what nobody needs, without keeping the loop, and asks the migration
     /// control servers again.
     fn collect(&mut self) {
-        self.link_addresses.tidy();
+        self.hooks.survey();
         let watched = self.proto.modes().map(|view| view.key);
         let wanted = watched
             .filter(|key| key.vlan == 0)
@@ -317,12 +332,11 @@ impl EventLoop {
             ),
         });
     }
+}
 
-    pub(super) fn port_limits(&self) -> datapath::Limits {
-        datapath::Limits {
-            listeners: self.config.limits.listeners,
-            sources: self.config.limits.sources,
-            reports_per_second: self.config.limits.reports_per_second,
-        }
+fn netlink(error: std::io::Error) -> RuntimeError {
+    RuntimeError::System {
+        what: "netlink",
+        error,
     }
 }

@@ -8,6 +8,7 @@
 //!   Libvirt ────┤                               ├──▶ Gates
 //!   Gates ──────┤                               ├──▶ LinkAddresses, Neighbours
 //!   LinkAddr. ──┤                               └──▶ operator's replies
+//!   Hooks ──────┤
 //!   operator ───┘
 //! ```
 //!
@@ -17,21 +18,24 @@
 //! an event. What is pinned goes on working when this ends, however it ends.
 
 mod event_loop;
-mod gates;
+pub mod gates;
+pub mod hooks;
 pub mod ims;
 pub mod mcs;
 mod perform;
 mod registrar;
 pub mod relay;
 mod start;
+pub mod trace;
 mod views;
 
 use std::collections::BTreeMap;
 use std::io;
 
 use crate::config::Config;
+use crate::control::report::Hook;
 use crate::control::server::ControlError;
-use crate::datapath::DatapathError;
+use crate::datapath::{DatapathError, HookView};
 use crate::hypervisor::libvirt::{LibvirtError, MigrateFlagsError};
 use crate::net::addresses::AddressesError;
 use crate::net::link_addresses::LinkAddressesError;
@@ -135,4 +139,10 @@ fn counters(
         )
         .filter(|(_, count)| *count > 0)
         .collect()
+}
+
+/// The programs on an interface, for the operator.
+fn hooks_of(hooks: &BTreeMap<u32, Vec<HookView>>, ifindex: u32) -> Vec<Hook> {
+    let found = hooks.get(&ifindex).into_iter().flatten();
+    found.map(Hook::from).collect()
 }

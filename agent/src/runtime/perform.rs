@@ -15,7 +15,8 @@ use crate::control::Reply;
 use crate::control::report::LinkState;
 use crate::hypervisor::{Hypervisor as _, MigrateRequest};
 use crate::proto::{
-    AddressEvent, CommandReply, DatapathEvent, ForwardCommand, Membership, Output, TranslateCommand,
+    AddressEvent, CommandReply, DatapathEvent, ForwardCommand, Leave, Membership, Output,
+    TranslateCommand,
 };
 
 impl EventLoop {
@@ -156,22 +157,23 @@ impl EventLoop {
                 self.neighbours.forget(to);
                 Ok(())
             }
+            ForwardCommand::Expect(leave) => {
+                let value = self.leaving(&leave);
+                let key = forward_key(leave.address);
+                self.datapath.forward_set(&key, &value)
+            }
             ForwardCommand::Set {
-                address,
-                to,
+                leave,
                 until,
-                uuid,
+                unread_until,
             } => {
-                let (from, destination) = (address.octets(), to.octets());
                 let value = Forward {
                     until_ns: until.0,
-                    destination,
-                    difference: common::forward::difference(&from, &destination),
-                    bridge: self.links.bridge_ifindex(),
-                    domain_uuid: uuid.0,
-                    ..Forward::default()
+                    unread_until_ns: unread_until.0,
+                    ..self.leaving(&leave)
                 };
-                self.datapath.forward_set(&forward_key(address), &value)
+                let key = forward_key(leave.address);
+                self.datapath.forward_set(&key, &value)
             }
             ForwardCommand::Remove { address } => self
                 .datapath
@@ -192,8 +194,21 @@ impl EventLoop {
         }
     }
 
+    fn leaving(&self, leave: &Leave) -> Forward {
+        let (from, destination) = (leave.address.octets(), leave.to.octets());
+        Forward {
+            destination,
+            difference: common::forward::difference(&from, &destination),
+            bridge: self.links.bridge_ifindex(),
+            ifindex: leave.ifindex,
+            domain_uuid: leave.uuid.0,
+            ..Forward::default()
+        }
+    }
+
     fn forwarded(&mut self, address: Ipv6Addr, value: Option<Forward>) {
-        if let Some(value) = value {
+        // Of an address that its VM still has nothing was sent on.
+        if let Some(value) = value.filter(|value| value.until_ns != 0) {
             let event = AddressEvent::Forwarded {
                 address,
                 packets: value.packets,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Read as _;
+use std::io::{self, Read as _};
 use std::net::Ipv6Addr;
 use std::sync::Arc;
 
@@ -12,12 +12,14 @@ use tokio::sync::mpsc;
 use super::RuntimeError;
 use super::event_loop::EventLoop;
 use super::gates::Gates;
+use super::hooks::Hooks;
 use super::registrar::Registrar;
+use super::trace::Tracing;
 use crate::clock::now;
 use crate::config::{Config, Peer, Prefix, Sdp};
 use crate::control::report::LinkState;
 use crate::control::server::ControlServer;
-use crate::datapath::{Capacities, Datapath, DatapathConfig};
+use crate::datapath::{self, Capacities, Datapath, DatapathConfig};
 use crate::glob::Glob;
 use crate::hypervisor::libvirt::{DowntimeLimit, Libvirt, LibvirtConfig, MigrateFlagsError};
 use crate::net::addresses::addresses;
@@ -57,7 +59,9 @@ pub(super) async fn start(config: &Config) -> Result<EventLoop, RuntimeError> {
     let (address, prefix_length) = own_address(config)?;
     let datapath = Datapath::load(&datapath_config(config))?;
     let events = datapath.events()?;
-    let gates = Gates::start(&datapath, &config.handover)?;
+    let tracing = Tracing::start(&datapath);
+    let gates = Gates::start(&datapath, &config.handover, tracing.replays())?;
+    let hooks = Hooks::watch(&datapath, port_limits(config)).map_err(netlink_refused)?;
     let name = config.agent.name.as_str();
     let tls = Tls::load(&TlsFiles::from(&config.tls), name)?;
     let (peer_sender, peer_events) = mpsc::channel(PEER_EVENTS);
@@ -78,10 +82,7 @@ pub(super) async fn start(config: &Config) -> Result<EventLoop, RuntimeError> {
         hook = datapath.hook().as_str(),
         "Started"
     );
-    let neighbours = Neighbours::open().map_err(|error| RuntimeError::System {
-        what: "netlink",
-        error,
-    })?;
+    let neighbours = Neighbours::open().map_err(netlink_refused)?;
     let mut proto = Agent::new(proto_config(config, address, prefix_length), seed);
     proto.handle_pinned(now(), datapath.managed()?, datapath.relay_flows()?);
     proto.handle_forwards(now(), datapath.forwards()?);
@@ -104,6 +105,7 @@ pub(super) async fn start(config: &Config) -> Result<EventLoop, RuntimeError> {
         datapath,
         events,
         gates,
+        hooks,
         links,
         mdb,
         vm_socket,
@@ -117,11 +119,27 @@ pub(super) async fn start(config: &Config) -> Result<EventLoop, RuntimeError> {
         control,
         commands: BTreeMap::new(),
         next_command: 1,
-        uplinks: BTreeMap::new(),
+        tracing,
         ports_known: false,
         maps_known: false,
         adopted: false,
     })
+}
+
+fn netlink_refused(error: io::Error) -> RuntimeError {
+    RuntimeError::System {
+        what: "netlink",
+        error,
+    }
+}
+
+/// Limits of one VM's port.
+fn port_limits(config: &Config) -> datapath::Limits {
+    datapath::Limits {
+        listeners: config.limits.listeners,
+        sources: config.limits.sources,
+        reports_per_second: config.limits.reports_per_second,
+    }
 }
 
 /// The address that arriving VMs reach this agent by, and the length of its prefix in bits.

@@ -1,5 +1,7 @@
 //! What the operator is shown: rows from the protocol's state and from the maps.
 
+mod ports;
+
 use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
 use std::time::Duration;
@@ -14,12 +16,10 @@ use crate::clock::now;
 use crate::config::Prefix;
 use crate::control::Reply;
 use crate::control::report::{
-    Direction, HandoverRow, Hook, HypervisorStatus, JoinRow, LinkState, ListenerRow, MigrationRow,
-    Outcome, PeerRow, Placement, PortRow, QuerierRow, Reception, ReceptionRow, RelayRow,
-    RelaySessionRow, RelaySessionState, Status, StreamRow, UnicastRow, UplinkRow, age_ms,
-    milliseconds,
+    Direction, HandoverRow, HypervisorStatus, JoinRow, LinkState, ListenerRow, MigrationRow,
+    Outcome, PeerRow, Placement, QuerierRow, Reception, ReceptionRow, RelayRow, RelaySessionRow,
+    RelaySessionState, Status, StreamRow, UnicastRow, age_ms, milliseconds,
 };
-use crate::datapath::Program;
 use crate::proto::handover::{FlowReport, HoldReport, Placed};
 use crate::proto::reception::SessionView;
 use crate::proto::{self, MigrationRecord, Stream, Timestamp};
@@ -31,6 +31,7 @@ impl EventLoop {
     pub(super) fn status(&self) -> Result<Status, RuntimeError> {
         let now = now();
         let config = &self.config;
+        let hooks = self.datapath.hooks()?;
         Ok(Status {
             agent: config.agent.name.to_string(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -40,25 +41,11 @@ impl EventLoop {
             prefix: Some(Prefix::of(self.address, self.prefix_length).to_string()),
             address: Some(self.address),
             pin_path: self.datapath.pin_path().display().to_string(),
-            uplinks: self
-                .uplinks
-                .values()
-                .map(|port| UplinkRow {
-                    name: port.name.clone(),
-                    ifindex: port.ifindex,
-                    hooks: self.hooks(&[Program::Uplink, Program::Leak], port.ifindex),
-                })
-                .collect(),
+            uplinks: self.uplink_rows(&hooks),
             queriers: self
                 .proto
                 .queriers()
-                .map(|(key, value)| {
-                    let interface = self
-                        .uplinks
-                        .get(&key.ifindex)
-                        .map_or_else(|| key.ifindex.to_string(), |port| port.name.clone());
-                    QuerierRow::new(interface, key, value, now)
-                })
+                .map(|(key, value)| QuerierRow::new(self.hooks.name(key.ifindex), key, value, now))
                 .collect(),
             peers: self.peers_view(),
             hypervisor: HypervisorStatus {
@@ -67,7 +54,8 @@ impl EventLoop {
                 reason: self.hypervisor_state.1.clone(),
                 domains: u32::try_from(self.proto.domains().count()).unwrap_or(u32::MAX),
             },
-            ports: self.ports_view()?,
+            ports: self.port_rows(&hooks)?,
+            port_problems: self.hooks.problems(),
             receptions: self
                 .proto
                 .receptions()
@@ -96,20 +84,6 @@ impl EventLoop {
                 .collect(),
             counters: self.counters()?,
         })
-    }
-
-    fn hooks(&self, programs: &[Program], ifindex: u32) -> Vec<Hook> {
-        self.datapath
-            .attachments()
-            .into_iter()
-            .filter(|attachment| {
-                programs.contains(&attachment.program) && attachment.ifindex == ifindex
-            })
-            .map(|attachment| Hook {
-                program: attachment.program.name().to_owned(),
-                mode: attachment.hook.as_str().to_owned(),
-            })
-            .collect()
     }
 
     /// How many watched addresses are received how; nothing where no relay is configured.
@@ -182,26 +156,6 @@ impl EventLoop {
             .collect()
     }
 
-    fn ports_view(&self) -> Result<Vec<PortRow>, RuntimeError> {
-        let limits = self.port_limits();
-        self.proto
-            .ports()
-            .map(|port| {
-                let usage = self.datapath.usage(port.ifindex)?;
-                let domain = self.proto.domain_of_port(port.ifindex);
-                let hooks = self.hooks(&[Program::Snoop, Program::Gate], port.ifindex);
-                Ok(PortRow::new(
-                    port.name.clone(),
-                    port.ifindex,
-                    domain.map(|domain| domain.name.clone()),
-                    hooks,
-                    &limits,
-                    &usage,
-                ))
-            })
-            .collect()
-    }
-
     /// Counters of the kernel programs, the protocol and the connections that are not zero.
     fn counters(&self) -> Result<BTreeMap<String, u64>, RuntimeError> {
         let proto = self.proto.counters();
@@ -221,7 +175,8 @@ impl EventLoop {
             ("addresses_disputed", proto.addresses_disputed),
             ("forwards_refused", proto.forwards_refused),
         ];
-        let own = self.datapath.counters()?.into_iter().chain(signalling);
+        let own = self.datapath.counters()?.into_iter();
+        let own = own.chain(signalling).chain(self.hooks.counters());
         Ok(counters(own, &self.peers))
     }
 
@@ -310,7 +265,7 @@ fn migration_row(record: &MigrationRecord, now: Timestamp) -> MigrationRow {
     }
 }
 
-fn handover_rows(reports: &[HoldReport]) -> Vec<HandoverRow> {
+fn handover_rows(reports: &BTreeMap<u32, HoldReport>) -> Vec<HandoverRow> {
     let row = |nic: u32, flow: &FlowReport| {
         let stream = flow.stream?;
         Some(HandoverRow {
@@ -337,7 +292,7 @@ fn handover_rows(reports: &[HoldReport]) -> Vec<HandoverRow> {
         })
     };
     (0..)
-        .zip(reports)
+        .zip(reports.values())
         .flat_map(|(nic, report)| report.flows.iter().map(move |flow| (nic, flow)))
         .filter_map(|(nic, flow)| row(nic, flow))
         .collect()

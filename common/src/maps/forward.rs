@@ -1,5 +1,9 @@
-//! Layouts of forwarding: what `uplink` does with packets for an address that its VM has left, and
-//! `snoop` with those that an arrived VM still sends from it.
+//! Layouts of forwarding: what `uplink` does with packets for an address that its VM leaves or has
+//! left, and `snoop` with those that an arrived VM still sends from it.
+//!
+//! Until the VM stands still an entry of `FORWARDS` makes `gate` keep copies of what enters the TAP
+//! for the address: what the VM has not read when it stops is sent on by the agent, before `uplink`
+//! sends on what comes later ([`Forward::unread_until_ns`]).
 //!
 //! | map | key | value | written by |
 //! |---|---|---|---|
@@ -21,12 +25,15 @@ pub struct ForwardKey {
     pub pad: u16,
 }
 
-/// Value of `FORWARDS`: 72 bytes, align 8.
+/// Value of `FORWARDS`: 88 bytes, align 8.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Forward {
-    /// Packets pass unchanged from this moment on.
+    /// Packets pass unchanged from this moment on; 0 while the VM still has the address.
     pub until_ns: u64,
+    /// Until this moment packets pass to the TAP as long as the agent has not sent on what waits
+    /// before them: while [`super::GateUsage::held`] of the TAP is not [`super::Gate::replayed`].
+    pub unread_until_ns: u64,
     /// Packets forwarded.
     pub packets: u64,
     /// Their bytes, from the Ethernet header on.
@@ -41,6 +48,10 @@ pub struct Forward {
     /// The bridge whose ports packets come in by: one that the route sends to it goes back by its
     /// own port where nothing can be sent to a bridge, as at XDP.
     pub bridge: u32,
+    /// The VM's TAP, by which `gate` keeps copies; 0 for none.
+    pub ifindex: u32,
+    /// Always zero.
+    pub pad: u32,
     /// UUID of the domain that has left the address.
     pub domain_uuid: [u8; 16],
 }
@@ -85,5 +96,5 @@ const _: () = {
     assert!(size_of::<TranslationKey>() == 24 && align_of::<TranslationKey>() == 4);
     assert!(size_of::<Translation>() == 72 && align_of::<Translation>() == 8);
     assert!(size_of::<ForwardKey>() == 20 && align_of::<ForwardKey>() == 2);
-    assert!(size_of::<Forward>() == 72 && align_of::<Forward>() == 8);
+    assert!(size_of::<Forward>() == 88 && align_of::<Forward>() == 8);
 };

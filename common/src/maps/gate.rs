@@ -21,7 +21,8 @@ pub const HELD_FRAME_BYTES: usize = 16_384 - size_of::<HeldFrame>();
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GateMode {
-    /// At the source: frames pass, and are numbered and recorded.
+    /// At the source: frames pass, and are numbered and recorded. Of those for an address in
+    /// `FORWARDS` copies go to `HELD`.
     Record = 1,
     /// At the destination: multicast frames of routable scope go to `HELD`, until the gate opens.
     Hold = 2,
@@ -32,7 +33,8 @@ pub enum GateMode {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gate {
     /// Held frames that the agent is done with, or [`Gate::CLOSED`]. A frame that comes when this
-    /// equals [`GateUsage::held`] opens the gate, and passes.
+    /// equals [`GateUsage::held`] opens a gate that holds, and passes; `uplink` sends it on if it is
+    /// for a VM that a recording gate has seen leave.
     pub replayed: u64,
     /// Until when a gate holds, so that it does not outlive an agent that is gone: later frames
     /// pass.
@@ -80,8 +82,8 @@ impl Gate {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GateUsage {
-    /// Frames held so far, and [`GateUsage::OPEN`] once the gate has opened itself. From then on
-    /// the number means nothing.
+    /// Frames held so far, or of which a recording gate has kept a copy, and [`GateUsage::OPEN`]
+    /// once the gate has opened itself. From then on the number means nothing.
     pub held: u64,
     /// Held frames that found no room in `HELD`. They have their numbers all the same.
     pub lost: u64,
@@ -136,7 +138,8 @@ pub struct Delivered {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HeldFrame {
-    /// Its number among the held frames of the TAP, from 1.
+    /// Its number among the held frames of the TAP, from 1; of a copy that a recording gate has kept,
+    /// that among all that have entered ([`GateUsage::entered`]).
     pub number: u64,
     /// When it came.
     pub at_ns: u64,

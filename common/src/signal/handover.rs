@@ -6,6 +6,7 @@ use minicbor::bytes::ByteVec;
 use minicbor::{Decode, Encode};
 
 use super::{Address, Mac};
+use crate::maps::StreamKey;
 
 /// `HandoverCut`: the VM has stopped at the source; what it has had by then.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -76,4 +77,18 @@ pub struct FlowCut {
     /// little-endian.
     #[n(7)]
     pub fingerprints: ByteVec,
+}
+
+impl FlowCut {
+    /// The flow.
+    pub fn stream(&self) -> StreamKey {
+        StreamKey {
+            multicast_address: *self.multicast_address,
+            source: *self.source,
+            source_port: self.source_port,
+            destination_port: self.destination_port,
+            vlan: self.vlan,
+            pad: 0,
+        }
+    }
 }

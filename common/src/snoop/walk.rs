@@ -334,7 +334,8 @@ impl Walk {
             last_report_ns: self.at_ns,
             generation: self.listener.generation,
             filter_mode: self.listener.filter_mode,
-            pad: [0; 3],
+            // A repeated constant would be written by a call of `memset` in the kernel.
+            pad: [0, 0, 0],
         };
         if self.operation == Operation::Remove {
             if listed {

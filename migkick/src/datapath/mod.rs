@@ -36,7 +36,8 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::PathBuf;
 
 use aya::Ebpf;
-use aya::util::KernelVersion;
+use aya::programs::{ProgramError, SchedClassifier, TcAttachType};
+use aya::sys::SyscallError;
 use common::mat::counter::Counter;
 use common::mat::maps::Node;
 use common::mat::neutral::difference;
@@ -54,6 +55,18 @@ pub use tables::Usage;
 /// Name of the device that carries the HoA.
 pub const DEVICE: &str = device::NAME;
 
+/// Whether programs can be attached by TCX: the kernel is asked who is there on the loopback, which
+/// is in every network namespace. A kernel that does not let this process ask says so when the
+/// programs are loaded.
+pub fn has_tcx() -> bool {
+    match SchedClassifier::query_tcx("lo", TcAttachType::Ingress) {
+        Err(ProgramError::SyscallError(SyscallError { io_error, .. })) => {
+            io_error.raw_os_error() != Some(libc::EINVAL)
+        }
+        Ok(_) | Err(_) => true,
+    }
+}
+
 /// Whether an interface is one that this module has made, and no NIC.
 pub fn is_own_device(name: &str) -> bool {
     matches!(name, device::NAME | device::OTHER_END)
@@ -62,9 +75,11 @@ pub fn is_own_device(name: &str) -> bool {
 /// Why the data path does not work.
 #[derive(Debug, thiserror::Error)]
 pub enum DatapathError {
-    /// The kernel is too old.
-    #[error("This kernel has no TCX; use Linux 6.6 or newer")]
-    KernelTooOld,
+    /// The kernel has no TCX.
+    #[error(
+        "This kernel has no TCX (Linux 6.6), which nodes need; moves and streams work without a node"
+    )]
+    NoTcx,
     /// Another daemon holds the pins.
     #[error("Another `migkick node` runs here; stop it first")]
     InUse,
@@ -160,9 +175,8 @@ impl Datapath {
         home: (Ipv6Addr, u8),
         nics: &[Interface],
     ) -> Result<Self, DatapathError> {
-        let version = KernelVersion::current().map_err(|_| DatapathError::KernelTooOld)?;
-        if version < KernelVersion::new(6, 6, 0) {
-            return Err(DatapathError::KernelTooOld);
+        if !has_tcx() {
+            return Err(DatapathError::NoTcx);
         }
         let mask = mask(hoa, home)?;
         let pins = Pins::open()?;

@@ -17,8 +17,9 @@ pub(crate) const SOCKET: &str = "/run/migkick/node.sock";
 pub(super) const MAX_REQUEST_BYTES: usize = 4096;
 /// Longest answer, bytes: a node with all its peers.
 const MAX_ANSWER_BYTES: u64 = 16 * 1024 * 1024;
-/// How long the node may take.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long the node may take. In a VM that is busy with its streams it waits long for the processor,
+/// and a move is not given up for that.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What the node is asked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -38,8 +38,9 @@ use crate::outbox::Outbox;
 const RECEIVE_BUFFER: usize = 32 * 1024 * 1024;
 /// Datagrams taken from the kernel at once, and records per frame.
 const BATCH: usize = 128;
-/// Shortest time between two looks at the socket; the resolution of the time stamps.
-const FLUSH_INTERVAL: Duration = Duration::from_millis(1);
+/// Shortest time between two looks at the socket; the resolution of the time stamps. An emulated CPU
+/// that looks each millisecond has no time left for anything else.
+const FLUSH_INTERVAL: Duration = Duration::from_millis(4);
 /// How often a receiver without traffic looks whether it shall stop, in milliseconds.
 const STOP_CHECK_MS: u16 = 100;
 

@@ -12,7 +12,7 @@ use lab::{guest::wire::FromGuest, probe::clock};
 use crate::outbox::Outbox;
 
 /// How long the thread sleeps at a time.
-const INTERVAL: Duration = Duration::from_millis(1);
+const INTERVAL: Duration = Duration::from_millis(2);
 /// Shorter ones are an ordinary scheduler's, in nanoseconds.
 const STALL_NS: u64 = 5_000_000;
 

@@ -107,6 +107,8 @@ pub struct ProgramCost {
     pub ns_per_packet: u64,
     /// Fastest and slowest series.
     pub range_ns: [u64; 2],
+    /// The same median of the traced program, with a filter that matches nothing.
+    pub traced_ns_per_packet: u64,
 }
 
 /// Result of `bench replicate`.

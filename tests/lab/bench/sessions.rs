@@ -116,7 +116,7 @@ mod tests {
         let runs = [
             row(60.0, 70.0, 80.0, 0),
             RunRow::default(),
-            row(61.0, 100.0, 60.0, 1),
+            row(61.0, 100.0, 60.0, 0),
             broken,
         ];
         let expected = Sessions {

@@ -3,41 +3,68 @@
 //! See the kernel's `Documentation/driver-api/early-userspace/buffer-format.rst`. Owner is root,
 //! times are zero, so that equal inputs give equal archives.
 
+use std::fs;
+use std::io::Write as _;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+
 const DIRECTORY: u32 = 0o040_755;
 const EXECUTABLE: u32 = 0o100_755;
 const SYMLINK: u32 = 0o120_777;
 const CHARACTER_DEVICE: u32 = 0o020_600;
 
+/// Writes the archive that `make` returns to `path`, unless the one there was made of the same
+/// inputs, which `fingerprint` tells.
+pub(crate) fn ensure(
+    path: &Path,
+    fingerprint: &str,
+    make: impl FnOnce() -> Result<Archive>,
+) -> Result<()> {
+    let stamp = path.with_added_extension("inputs");
+    if path.exists() && fs::read_to_string(&stamp).is_ok_and(|stamp| stamp == fingerprint) {
+        return Ok(());
+    }
+    let directory = path.parent().context("An archive needs a directory")?;
+    let mut file = tempfile::NamedTempFile::new_in(directory)?;
+    file.write_all(&make()?.finish())?;
+    // The old stamp goes first: an interruption must not leave it beside a new archive.
+    let _ = fs::remove_file(&stamp);
+    file.persist(path)?;
+    fs::write(&stamp, fingerprint)?;
+    Ok(())
+}
+
 /// An archive under construction.
 #[derive(Default)]
-pub(super) struct Archive {
+pub(crate) struct Archive {
     bytes: Vec<u8>,
     inode: u32,
 }
 
 impl Archive {
     /// Adds a directory; its parent must be there already.
-    pub(super) fn directory(&mut self, path: &str) {
+    pub(crate) fn directory(&mut self, path: &str) {
         self.entry(path, DIRECTORY, (0, 0), &[]);
     }
 
     /// Adds an executable file.
-    pub(super) fn file(&mut self, path: &str, contents: &[u8]) {
+    pub(crate) fn file(&mut self, path: &str, contents: &[u8]) {
         self.entry(path, EXECUTABLE, (0, 0), contents);
     }
 
     /// Adds a symbolic link.
-    pub(super) fn symlink(&mut self, path: &str, target: &str) {
+    pub(crate) fn symlink(&mut self, path: &str, target: &str) {
         self.entry(path, SYMLINK, (0, 0), target.as_bytes());
     }
 
     /// Adds a character device.
-    pub(super) fn device(&mut self, path: &str, major: u32, minor: u32) {
+    pub(crate) fn device(&mut self, path: &str, major: u32, minor: u32) {
         self.entry(path, CHARACTER_DEVICE, (major, minor), &[]);
     }
 
     /// Returns the finished archive.
-    pub(super) fn finish(mut self) -> Vec<u8> {
+    pub(crate) fn finish(mut self) -> Vec<u8> {
         self.inode = 0;
         self.entry("TRAILER!!!", 0, (0, 0), &[]);
         self.bytes
@@ -71,7 +98,7 @@ impl Archive {
 
 #[cfg(test)]
 mod tests {
-    use std::{io::Write, process::Stdio};
+    use std::process::Stdio;
 
     use super::*;
 

@@ -40,6 +40,15 @@ impl Accelerator {
     }
 }
 
+/// Limits of a NIC (libvirt's `<bandwidth>`), averages in KiB/s.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bandwidth {
+    /// What the VM receives.
+    pub inbound: u32,
+    /// What the VM sends.
+    pub outbound: u32,
+}
+
 /// What differs between domains.
 #[derive(Clone, Debug)]
 pub struct DomainConfig {
@@ -59,6 +68,8 @@ pub struct DomainConfig {
     pub bridge: String,
     /// MAC addresses of the NICs, in the order eth0, eth1.
     pub macs: Vec<[u8; 6]>,
+    /// Limits of every NIC.
+    pub bandwidth: Option<Bandwidth>,
     /// Directory for the serial console's log, existing on both VM hosts.
     pub log_directory: PathBuf,
 }
@@ -77,6 +88,7 @@ impl DomainConfig {
             macs: (0..2)
                 .map(|nic| [0x52, 0x54, 0x00, 0x4d, index, nic])
                 .collect(),
+            bandwidth: None,
             log_directory: PathBuf::from("/var/log/libvirt/qemu"),
         }
     }
@@ -98,6 +110,13 @@ pub fn xml(config: &DomainConfig) -> String {
              <feature policy='require' name='rdrand'/></cpu>",
         ),
     };
+    let bandwidth = config.bandwidth.map_or_else(String::new, |limits| {
+        format!(
+            "
+      <bandwidth><inbound average='{}'/><outbound average='{}'/></bandwidth>",
+            limits.inbound, limits.outbound
+        )
+    });
     let mut nics = String::new();
     for mac in &config.macs {
         let _ = write!(
@@ -107,7 +126,7 @@ pub fn xml(config: &DomainConfig) -> String {
       <mac address='{}'/>
       <source bridge='{}'/>
       <model type='virtio'/>
-      <rom enabled='no'/>
+      <rom enabled='no'/>{bandwidth}
     </interface>",
             mac_text(*mac),
             escape(&config.bridge)
@@ -227,7 +246,14 @@ mod tests {
     #[test]
     fn libvirt_accepts_the_xml() {
         let mut file = tempfile::NamedTempFile::new().unwrap();
-        std::io::Write::write_all(&mut file, xml(&config()).as_bytes()).unwrap();
+        let limited = DomainConfig {
+            bandwidth: Some(Bandwidth {
+                inbound: 125,
+                outbound: 1,
+            }),
+            ..config()
+        };
+        std::io::Write::write_all(&mut file, xml(&limited).as_bytes()).unwrap();
         let output = std::process::Command::new("virt-xml-validate")
             .arg(file.path())
             .arg("domain")

@@ -5,14 +5,17 @@
 
 use std::{
     fs::{self, File},
-    io::Write as _,
     path::{Path, PathBuf},
     process::Command,
 };
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{cpio::Archive, kernel, wire::frame::crc32};
+use super::{
+    cpio::{self, Archive},
+    wire::frame::crc32,
+};
+use crate::{kernel, machine};
 
 /// Modules to load at boot, where the kernel has them as modules.
 ///
@@ -22,12 +25,15 @@ const MODULES: &[&str] = &["virtio_pci", "virtio_console", "virtio_net", "dummy"
 /// Modules that are there to be loaded by hand.
 const EXTRA_MODULES: &[&str] = &["cls_bpf", "sch_ingress", "sch_netem", "sch_plug"];
 
-/// Kernel command line of the guests.
-pub const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 random.trust_cpu=on tsc=reliable \
-                                no_timer_check preempt=full";
+/// Kernel command line of the guests. An emulated CPU leaks nothing, so it needs no mitigations.
+pub const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 random.trust_cpu=on mitigations=off \
+                                tsc=reliable no_timer_check preempt=full";
 
 /// Where the list of modules to load lies in the initramfs.
 pub const MODULE_LIST: &str = "/lib/modules/load";
+
+/// File name of the initramfs.
+const INITRD: &str = "initrd";
 
 /// What a guest boots from.
 #[derive(Clone, Debug)]
@@ -50,6 +56,9 @@ pub fn default_directory() -> PathBuf {
 /// Naming the step: cargo cannot build the guest's programs, busybox is not installed or not
 /// static, no kernel package can be had.
 pub fn ensure(directory: &Path) -> Result<Image> {
+    if machine::inside() {
+        return prebuilt(directory);
+    }
     fs::create_dir_all(directory)
         .with_context(|| format!("Cannot create {}", directory.display()))?;
     let directory = directory.canonicalize()?;
@@ -57,7 +66,7 @@ pub fn ensure(directory: &Path) -> Result<Image> {
     let lock = File::create(directory.join("lock"))?;
     lock.lock()?;
 
-    let kernel = kernel::ensure(&directory)?;
+    let kernel = kernel::newest_cloud(&directory)?;
     let programs = build_programs(&directory)?;
     let busybox = busybox()?;
 
@@ -73,26 +82,29 @@ pub fn ensure(directory: &Path) -> Result<Image> {
     for name in MODULES.iter().chain(EXTRA_MODULES) {
         fingerprint += &format!(" {name}");
     }
-    let initrd = directory.join("initrd");
-    let stamp = directory.join("initrd.inputs");
-    let is_current =
-        initrd.exists() && fs::read_to_string(&stamp).is_ok_and(|stamp| stamp == fingerprint);
-    if !is_current {
-        let archive = archive(&inputs, &kernel, &busybox)?;
-        let mut file = tempfile::NamedTempFile::new_in(&directory)?;
-        file.write_all(&archive)?;
-        // The old stamp goes first: an interruption must not leave it beside a new initramfs.
-        let _ = fs::remove_file(&stamp);
-        file.persist(&initrd)?;
-        fs::write(&stamp, fingerprint)?;
-    }
+    let initrd = directory.join(INITRD);
+    cpio::ensure(&initrd, &fingerprint, || {
+        archive(&inputs, &kernel, &busybox)
+    })?;
     Ok(Image {
         kernel: kernel.image,
         initrd,
     })
 }
 
-fn archive(inputs: &[(&str, Vec<u8>)], kernel: &kernel::Kernel, busybox: &Path) -> Result<Vec<u8>> {
+/// The image as it was built outside the host machine, which cannot build any.
+fn prebuilt(directory: &Path) -> Result<Image> {
+    let kernel = kernel::newest_cloud(directory)?.image;
+    let initrd = directory.join(INITRD);
+    ensure!(
+        initrd.exists(),
+        "There is no guest image at {}: run `cargo xtask setup` outside the host machine",
+        initrd.display()
+    );
+    Ok(Image { kernel, initrd })
+}
+
+fn archive(inputs: &[(&str, Vec<u8>)], kernel: &kernel::Kernel, busybox: &Path) -> Result<Archive> {
     let mut archive = Archive::default();
     for directory in [
         "/bin",
@@ -133,7 +145,7 @@ fn archive(inputs: &[(&str, Vec<u8>)], kernel: &kernel::Kernel, busybox: &Path) 
             &module.contents,
         );
     }
-    Ok(archive.finish())
+    Ok(archive)
 }
 
 /// Builds `guest` and `migkick` as static programs, since the initramfs has no libraries.
@@ -172,7 +184,8 @@ fn build_programs(directory: &Path) -> Result<PathBuf> {
     Ok(target_directory.join(target).join("release"))
 }
 
-fn busybox() -> Result<PathBuf> {
+/// Returns the path of a static busybox.
+pub(crate) fn busybox() -> Result<PathBuf> {
     let path = ["/bin/busybox", "/usr/bin/busybox"]
         .into_iter()
         .map(PathBuf::from)

@@ -15,10 +15,9 @@
 //! The guest's side of the control channel is the binary `guest` in `tests/bin/guest`.
 
 pub mod control;
-mod cpio;
+pub(crate) mod cpio;
 pub mod domain;
 pub mod image;
-pub mod kernel;
 pub mod program;
 pub mod qemu;
 pub mod sys;

@@ -1,10 +1,11 @@
 //! Programs running in a guest, seen from the host.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
 
 use super::{control::Control, wire::Command};
+use crate::wait;
 
 /// Deadline for the guest to confirm a start or a signal.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
@@ -141,7 +142,7 @@ impl Running {
         let found = self
             .control
             .inner()
-            .wait_until(Instant::now() + deadline, |state| {
+            .wait_until(wait::end_after(deadline), |state| {
                 let output = state.outputs.get(&id)?;
                 match output.lines.get(taken) {
                     Some(line) => Some(Some(line.clone())),
@@ -176,7 +177,7 @@ impl Running {
         let found = self
             .control
             .inner()
-            .wait_until(Instant::now() + deadline, |state| {
+            .wait_until(wait::end_after(deadline), |state| {
                 state
                     .outputs
                     .get(&id)

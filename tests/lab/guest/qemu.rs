@@ -16,6 +16,7 @@ use super::{
     image::{COMMAND_LINE, Image},
     wire::PORT_NAME,
 };
+use crate::wait;
 
 /// What to start.
 #[derive(Clone, Debug)]
@@ -65,7 +66,7 @@ impl Qemu {
             .stderr(log_file)
             .spawn()
             .context("Cannot start QEMU")?;
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = wait::end_after(Duration::from_secs(20));
         while UnixStream::connect(&monitor).is_err() {
             let has_ended = child.try_wait()?.is_some();
             ensure!(
@@ -117,7 +118,7 @@ impl Qemu {
     /// The migration fails or takes longer than `deadline`.
     pub fn migrate(&self, uri: &str, deadline: Duration) -> Result<()> {
         self.qmp("migrate", serde_json::json!({ "uri": uri }))?;
-        let deadline = Instant::now() + deadline;
+        let deadline = wait::end_after(deadline);
         loop {
             let state = self.qmp("query-migrate", serde_json::json!({}))?;
             let status = state

@@ -167,11 +167,11 @@ pub struct StreamRow {
 const BEYOND_MS: f64 = 100.0;
 
 impl RunRow {
-    /// Whether the sessions by permanent addresses, if there are any, were kept: they went on, and at
-    /// most one ping was lost.
+    /// Whether the sessions by permanent addresses, if there are any, were kept: they went on, and no
+    /// ping was lost.
     #[must_use]
     pub fn keeps_sessions(&self) -> bool {
-        self.sessions_go_on() && self.ping_lost.unwrap_or_default() <= 1
+        self.sessions_go_on() && self.ping_lost.unwrap_or_default() == 0
     }
 
     /// Whether no session broke, and none stood still for long.
@@ -274,7 +274,7 @@ mod tests {
             tcp_out_gap_ms: Some(60.0),
             tcp_resets: Some(0),
             ping_gap_ms: Some(60.0),
-            ping_lost: Some(1),
+            ping_lost: Some(0),
             ..RunRow::default()
         };
         assert!(kept.keeps_sessions());
@@ -283,7 +283,7 @@ mod tests {
             |row: &mut RunRow| row.tcp_in_gap_ms = Some(181.0),
             |row: &mut RunRow| row.ping_gap_ms = Some(181.0),
             |row: &mut RunRow| row.tcp_resets = Some(1),
-            |row: &mut RunRow| row.ping_lost = Some(2),
+            |row: &mut RunRow| row.ping_lost = Some(1),
         ] {
             let mut row = kept.clone();
             spoil(&mut row);

@@ -37,7 +37,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use crate::guest::control::{Control, HostSocket};
-use crate::guest::domain::{self, Accelerator, DomainConfig};
+use crate::guest::domain::{self, Accelerator, Bandwidth, DomainConfig};
 use crate::guest::image;
 use crate::vms::Vms;
 use crate::{Lab, LabConfig, Site, kvm, wait};
@@ -134,6 +134,11 @@ impl Testbed {
     /// How the guest is built.
     pub fn domain(&self) -> &DomainConfig {
         &self.domain
+    }
+
+    /// Limits the NICs of the guest from its next boot on.
+    pub fn limit(&mut self, bandwidth: Option<Bandwidth>) {
+        self.domain.bandwidth = bandwidth;
     }
 
     /// The agents.

@@ -268,7 +268,14 @@ fn replicate_table(report: &ReplicateReport) -> Table {
 }
 
 fn program_table(costs: &[ProgramCost]) -> Table {
-    let mut table = table(&["bytes", "program", "packet", "ns by test-run", "range"]);
+    let mut table = table(&[
+        "bytes",
+        "program",
+        "packet",
+        "ns by test-run",
+        "range",
+        "traced, in vain",
+    ]);
     for cost in costs {
         let [fastest, slowest] = cost.range_ns;
         table.add_row(cells(&[
@@ -277,6 +284,7 @@ fn program_table(costs: &[ProgramCost]) -> Table {
             cost.packet.clone(),
             cost.ns_per_packet.to_string(),
             format!("{fastest}-{slowest}"),
+            cost.traced_ns_per_packet.to_string(),
         ]));
     }
     table

@@ -14,7 +14,7 @@ use super::Step;
 const BACKPORTS: &str = "bookworm-backports";
 
 /// Packages of the stable and security suites, with their purpose.
-const STABLE: [(&str, &str); 18] = [
+const STABLE: [(&str, &str); 19] = [
     ("rustc-web", "compiler with the BPF target"),
     ("libstd-rust-web-dev-bpf", "`core` for the BPF target"),
     ("rust-web-llvm", "LLVM of that compiler"),
@@ -23,6 +23,10 @@ const STABLE: [(&str, &str); 18] = [
     ("busybox-static", "userland of the guest image"),
     ("cpio", "packing the guest image"),
     ("xz-utils", "unpacking the guest's kernel modules"),
+    (
+        "kmod",
+        "indexing and loading the host machine's kernel modules",
+    ),
     ("ethtool", "switching offloads in tests"),
     ("tcpdump", "captures in tests"),
     ("nftables", "what the relay is compared with in its bench"),

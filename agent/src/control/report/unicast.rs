@@ -4,6 +4,7 @@ use std::net::Ipv6Addr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::proto::handover::UnreadReport;
 use crate::proto::{ClaimOutcome, ForwardRecord, TranslationRecord, UnicastRecord};
 
 /// What has become of the address that a VM is to have at the destination.
@@ -109,6 +110,24 @@ impl From<&TranslationRecord> for TranslationRow {
     }
 }
 
+/// Packets that a VM had not read when it stopped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnreadRow {
+    /// Packets sent on to its new address.
+    pub packets: u64,
+    /// Packets that could not be.
+    pub dropped: u64,
+}
+
+impl From<&UnreadReport> for UnreadRow {
+    fn from(report: &UnreadReport) -> Self {
+        Self {
+            packets: report.packets,
+            dropped: report.dropped,
+        }
+    }
+}
+
 /// The unicast addresses of a VM that moves.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnicastRow {
@@ -118,6 +137,9 @@ pub struct UnicastRow {
     pub claim: ClaimState,
     /// The addresses that it has left; at the source only.
     pub forwards: Vec<ForwardRow>,
+    /// What was sent on of that which it had not read when it stopped; at the source only.
+    #[serde(default)]
+    pub unread: UnreadRow,
     /// What it has still sent from them; at the destination only.
     pub translations: Vec<TranslationRow>,
 }
@@ -128,6 +150,7 @@ impl From<&UnicastRecord> for UnicastRow {
             address: record.address,
             claim: record.claim.into(),
             forwards: record.forwards.iter().map(ForwardRow::from).collect(),
+            unread: (&record.unread).into(),
             translations: record
                 .translations
                 .iter()

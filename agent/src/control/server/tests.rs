@@ -297,3 +297,77 @@ proptest! {
         prop_assert_eq!(decode(&line), Ok(request));
     }
 }
+
+fn trace_request() -> Request {
+    Request::Trace(crate::control::trace::TraceRequest {
+        programs: Vec::new(),
+        port: None,
+        address: None,
+        rate: 10,
+    })
+}
+
+#[test]
+fn lines_of_a_trace_come_until_the_agent_ends_it() {
+    let agent = Agent::start(|request| {
+        let lines = request.lines.expect("a trace has a queue");
+        request.replies.send(Reply::Tracing).unwrap();
+        tokio::spawn(async move {
+            for left_out in 1..=3 {
+                lines.send(TraceLine::LeftOut { left_out }).await.unwrap();
+            }
+            drop(request.replies);
+        });
+    });
+    let mut replies = Vec::new();
+    agent
+        .client()
+        .follow(&trace_request(), |reply| {
+            replies.push(reply);
+            Ok(())
+        })
+        .unwrap();
+    assert_eq!(replies.first(), Some(&Reply::Tracing));
+    assert!(replies.len() <= 4);
+}
+
+#[test]
+fn operator_who_goes_closes_the_queue_of_the_trace() {
+    let (sender, queues) = std::sync::mpsc::channel();
+    let agent = Agent::start(move |request| {
+        sender
+            .send((request.lines.unwrap(), request.replies))
+            .unwrap();
+    });
+    let mut stream = std::os::unix::net::UnixStream::connect(agent.socket()).unwrap();
+    let mut line = serde_json::to_vec(&trace_request()).unwrap();
+    line.push(b'\n');
+    stream.write_all(&line).unwrap();
+    let (lines, _replies) = queues.recv_timeout(DEADLINE).unwrap();
+    drop(stream);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let closed = runtime.block_on(async { timeout(DEADLINE, lines.closed()).await });
+    closed.expect("the queue is closed");
+}
+
+#[test]
+fn lines_beyond_the_queue_are_refused_at_once() {
+    let (sender, counts) = std::sync::mpsc::channel();
+    let agent = Agent::start(move |request| {
+        let lines = request.lines.unwrap();
+        let line = || TraceLine::LeftOut { left_out: 1 };
+        let taken = (0..100_000)
+            .take_while(|_| lines.try_send(line()).is_ok())
+            .count();
+        sender.send(taken).unwrap();
+    });
+    let mut stream = std::os::unix::net::UnixStream::connect(agent.socket()).unwrap();
+    let mut line = serde_json::to_vec(&trace_request()).unwrap();
+    line.push(b'\n');
+    stream.write_all(&line).unwrap();
+    let taken = counts.recv_timeout(DEADLINE).unwrap();
+    assert_eq!(taken, TRACE_LINES, "nobody has written any of them");
+}

@@ -157,6 +157,10 @@ mod tests {
                 hooks: vec![Hook {
                     program: "replicate".to_owned(),
                     mode: "tcx".to_owned(),
+                    side: "ingress".to_owned(),
+                    qdisc: None,
+                    before: Vec::new(),
+                    is_there: true,
                 }],
             }],
             agents: vec!["vms1".to_owned()],

@@ -82,6 +82,9 @@ pub fn status(status: &Status) -> String {
     for problem in &status.relay_problems {
         line("", problem.clone());
     }
+    for problem in &status.port_problems {
+        line("problem", problem.clone());
+    }
     section(&mut text, "Peers", peers(status), status.peers.len());
     section(&mut text, "Ports", ports(status), status.ports.len());
     section(
@@ -235,9 +238,21 @@ pub(super) fn hooks(hooks: &[Hook]) -> String {
     if hooks.is_empty() {
         return "no program attached".to_owned();
     }
-    let hooks: Vec<String> = hooks
-        .iter()
-        .map(|hook| format!("{} by {}", hook.program, hook.mode))
-        .collect();
+    let hooks: Vec<String> = hooks.iter().map(hook).collect();
     hooks.join(", ")
+}
+
+fn hook(hook: &Hook) -> String {
+    if !hook.is_there {
+        return format!("{} taken away", hook.program);
+    }
+    let place = match &hook.qdisc {
+        Some(qdisc) => format!(" at {} of {qdisc}", hook.side),
+        None => String::new(),
+    };
+    let before = match hook.before.as_slice() {
+        [] => String::new(),
+        before => format!(" after {}", before.join(" and ")),
+    };
+    format!("{} by {}{place}{before}", hook.program, hook.mode)
 }

@@ -6,7 +6,7 @@ use common::maps::StreamUsage;
 use crate::control::report::{
     ClaimState, ForwardRow, Hook, HypervisorStatus, JoinRow, LinkState, Mac, MigrationPhase,
     PeerRow, Placement, PortRow, RelayRow, RelaySessionRow, RelaySessionState, Status,
-    TranslationRow, UnicastRow, UplinkRow,
+    TranslationRow, UnicastRow, UnreadRow, UplinkRow,
 };
 use crate::proto::Stream;
 
@@ -14,6 +14,10 @@ fn example() -> Status {
     let hook = |program: &str| Hook {
         program: program.to_owned(),
         mode: "tcx".to_owned(),
+        side: "ingress".to_owned(),
+        qdisc: None,
+        before: Vec::new(),
+        is_there: true,
     };
     Status {
         agent: "vms1".to_owned(),
@@ -57,6 +61,7 @@ fn example() -> Status {
             refused_sources: 3,
             malformed: 9,
         }],
+        port_problems: vec!["vnet1: gate waits".to_owned()],
         receptions: vec![JoinRow {
             vlan: 0,
             multicast_address: "ff1e::1".parse().unwrap(),
@@ -270,6 +275,10 @@ fn failed_migration_shows_its_reason() {
                 bytes: 4100,
                 dropped: 2,
             }],
+            unread: UnreadRow {
+                packets: 3,
+                dropped: 1,
+            },
             translations: vec![TranslationRow {
                 ifindex: 12,
                 address: "2001:db8:1::77".parse().unwrap(),
@@ -287,7 +296,7 @@ fn failed_migration_shows_its_reason() {
         "900 ms",
         "3.0 MiB",
         "2 native, 1 relay",
-        "spoken, 41 forwarded, 9 translated, 3 dropped",
+        "spoken, 44 forwarded, 9 translated, 4 dropped",
         "1 of 1 flows by time, 97 replayed, 3 lost, at most 2 doubled",
         "\n4 ff1e::1 from 2001:db8::1: by time, 3 lost, at most 2 doubled; there was too little room",
     ] {
@@ -341,4 +350,24 @@ fn durations_and_sizes_are_short() {
         assert_eq!(bytes(size), text);
     }
     assert!(bytes(u64::MAX).ends_with("TiB"));
+}
+
+#[test]
+fn status_tells_side_qdisc_and_order_of_a_program() {
+    let mut status = example();
+    let mut gate = status.ports[0].hooks[0].clone();
+    gate.program = "gate".to_owned();
+    gate.mode = "filter".to_owned();
+    gate.side = "egress".to_owned();
+    gate.qdisc = Some("htb 1:".to_owned());
+    gate.before = vec!["fw (preference 1)".to_owned()];
+    status.uplinks[0].hooks = vec![gate.clone()];
+    let text = super::status(&status);
+    let expected = "eth0 (gate by filter at egress of htb 1: after fw (preference 1))";
+    assert!(text.contains(expected), "{text}");
+    assert!(text.contains("problem      vnet1: gate waits"), "{text}");
+    gate.is_there = false;
+    status.uplinks[0].hooks = vec![gate];
+    let text = super::status(&status);
+    assert!(text.contains("eth0 (gate taken away)"), "{text}");
 }

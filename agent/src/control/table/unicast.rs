@@ -2,18 +2,19 @@
 
 use crate::control::report::UnicastRow;
 
-/// What has become of the new address, and how much was sent on from or for the old ones: `spoken, 12
-/// forwarded`.
+/// What has become of the new address, and how much was sent on from or for the old ones, what had not
+/// been read at the stop included: `spoken, 12 forwarded`.
 pub(super) fn cell(row: Option<&UnicastRow>) -> String {
     let Some(row) = row else {
         return "-".to_owned();
     };
     let mut parts = vec![row.claim.as_str().to_owned()];
-    let packets: u64 = row.forwards.iter().map(|it| it.packets).sum();
+    let later: u64 = row.forwards.iter().map(|it| it.packets).sum();
+    let packets = row.unread.packets + later;
     let translated: u64 = row.translations.iter().map(|it| it.packets).sum();
     let forwards = row.forwards.iter().map(|it| it.dropped);
     let translations = row.translations.iter().map(|it| it.dropped);
-    let dropped: u64 = forwards.chain(translations).sum();
+    let dropped = row.unread.dropped + forwards.chain(translations).sum::<u64>();
     if !row.forwards.is_empty() {
         parts.push(format!("{packets} forwarded"));
     }

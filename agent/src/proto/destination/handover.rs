@@ -118,14 +118,26 @@ impl Agent {
             let Some((ifindex, _)) = ports.iter().find(|(_, of)| *of == mac) else {
                 continue;
             };
-            if incoming.gates.get(ifindex) == Some(&ArrivalGate::Holding) {
-                incoming.gates.insert(*ifindex, ArrivalGate::Replaying);
-                self.outputs.push_back(Output::Gate(GateCommand::Replay {
-                    ifindex: *ifindex,
-                    cut: nic.clone(),
-                    clock_ns: cut.clock_ns,
-                    clock: incoming.clock,
-                }));
+            match incoming.gates.get(ifindex) {
+                Some(ArrivalGate::Holding) => {
+                    incoming.gates.insert(*ifindex, ArrivalGate::Replaying);
+                    self.outputs.push_back(Output::Gate(GateCommand::Replay {
+                        ifindex: *ifindex,
+                        cut: nic.clone(),
+                        clock_ns: cut.clock_ns,
+                        clock: incoming.clock,
+                    }));
+                }
+                // The source says it anew: it knows better now, or the connection was lost.
+                Some(ArrivalGate::Replaying) => {
+                    incoming.revised.insert(*ifindex, nic.clone());
+                }
+                Some(ArrivalGate::Opened) => self.records.update(number, |record| {
+                    if let Some(report) = record.handover.get_mut(ifindex) {
+                        report.revise(nic);
+                    }
+                }),
+                Some(ArrivalGate::Refused) | None => {}
             }
         }
     }
@@ -172,7 +184,7 @@ impl Agent {
     }
 
     /// A TAP gets its streams by itself again.
-    pub(in crate::proto) fn gate_opened(&mut self, ifindex: u32, report: &HoldReport) {
+    pub(in crate::proto) fn gate_opened(&mut self, ifindex: u32, mut report: HoldReport) {
         let found = self
             .incoming
             .iter_mut()
@@ -181,6 +193,9 @@ impl Agent {
             return;
         };
         incoming.gates.insert(ifindex, ArrivalGate::Opened);
+        if let Some(cut) = incoming.revised.remove(&ifindex) {
+            report.revise(&cut);
+        }
         let sum = |of: fn(&FlowReport) -> u64| report.flows.iter().map(of).sum::<u64>();
         info!(
             domain = %incoming.domain,
@@ -192,8 +207,9 @@ impl Agent {
             "Handover is done"
         );
         let number = *number;
-        self.records
-            .update(number, |record| record.handover.push(report.clone()));
+        self.records.update(number, |record| {
+            record.handover.insert(ifindex, report);
+        });
     }
 
     /// Opens the gates of an arrival that does not happen. One that is open already may be another

@@ -36,8 +36,8 @@ use std::time::Duration;
 
 use common::maps::{FilterMode, ManagedKey};
 use common::signal::{
-    AgentRequest, AgentResponse, Flow, MAX_TEXT_BYTES, MigrationAbort, MigrationProgress, Phase,
-    Reception, ReceptionMode,
+    AgentRequest, AgentResponse, Flow, MAX_TEXT_BYTES, MigrationAbort, MigrationProgress, NicCut,
+    Phase, Reception, ReceptionMode,
 };
 use tracing::{info, warn};
 
@@ -90,6 +90,8 @@ pub(super) struct Incoming {
     /// What is known of the source's clock.
     clock: ClockOffset,
     gates: BTreeMap<u32, ArrivalGate>,
+    /// What the source has said of a TAP after its first cut, while frames are replayed.
+    revised: BTreeMap<u32, NicCut>,
     /// The address that it is going to have here.
     claim: Option<Claim>,
     aborted: Option<String>,
@@ -215,6 +217,7 @@ impl Agent {
             switching: None,
             clock: ClockOffset::default(),
             gates: BTreeMap::new(),
+            revised: BTreeMap::new(),
             claim: None,
             aborted: None,
             begun: false,

@@ -1,7 +1,6 @@
 //! Destination: what is known of each flow of a TAP.
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use common::maps::StreamKey;
 
@@ -107,15 +106,7 @@ impl FlowState {
         Self {
             report: FlowReport {
                 stream,
-                placed: None,
-                delivered: 0,
-                held: 0,
-                dropped: 0,
-                replayed: 0,
-                lost: 0,
-                duplicates: 0,
-                longest_held: Duration::ZERO,
-                overflow: false,
+                ..FlowReport::default()
             },
             let_go: None,
             judge,

@@ -5,15 +5,16 @@ use std::time::Duration;
 
 use common::handover::fingerprint;
 use common::maps::{HeldFrame, StreamKey};
-use common::signal::{FlowCut, NicCut};
+use common::signal::NicCut;
 
-use super::checksum::{split, tagged};
 use super::clock::ClockOffset;
 use super::flow::flow_of;
 use super::flows::Flows;
 use super::judge::{Judge, Message};
 use super::matching::Place;
 use super::report::HoldReport;
+use super::tag::tagged;
+use super::upper::split;
 use crate::proto::Timestamp;
 
 /// Most gaps in the numbers of held frames that are remembered.
@@ -42,6 +43,13 @@ pub struct Replay {
     pub frame: Vec<u8>,
     flow: usize,
     fingerprint: Option<u64>,
+}
+
+impl Replay {
+    /// The gate's number of the frame that the packet was in.
+    pub fn number(&self) -> u64 {
+        self.place.0
+    }
 }
 
 /// The frames that were held of one TAP.
@@ -114,7 +122,7 @@ impl Hold {
         let unseen = Judge::unseen(&message);
         let judges = nic.flows.iter().map(|flow| {
             let judge = Judge::of_flow(flow, &message);
-            (stream_of(flow), flow.delivered, judge)
+            (flow.stream(), flow.delivered, judge)
         });
         self.begin_replay(unseen, judges);
     }
@@ -340,16 +348,5 @@ impl Hold {
         let packet = self.packets.pop_front()?;
         self.bytes -= packet.frame.len() + OVERHEAD_BYTES;
         Some(packet)
-    }
-}
-
-fn stream_of(flow: &FlowCut) -> StreamKey {
-    StreamKey {
-        multicast_address: *flow.multicast_address,
-        source: *flow.source,
-        source_port: flow.source_port,
-        destination_port: flow.destination_port,
-        vlan: flow.vlan,
-        pad: 0,
     }
 }

@@ -64,9 +64,9 @@
 //! | `pace` | destination: how fast they are put into the TAP |
 //! | `flows`, `report` | what became of them, by flow |
 //! | `clock` | the difference of the two ends' clocks |
-//! | `flow`, `checksum` | what a frame is, and how it is made whole |
+//! | `unread`, `readdress` | source: what had not been read at the stop, for the address that the VM has now |
+//! | `flow`, `tag`, `upper` | what a frame is, and how it is made whole |
 
-mod checksum;
 mod clock;
 mod flow;
 mod flows;
@@ -75,12 +75,15 @@ mod judge;
 mod matching;
 mod pace;
 mod placement;
+mod readdress;
 mod records;
 mod report;
+mod tag;
 #[cfg(test)]
 mod tests;
+mod unread;
+mod upper;
 
-pub use checksum::{finish_checksum, split};
 pub use clock::ClockOffset;
 pub use flow::{Flow, flow_of};
 pub use hold::{Hold, HoldLimits, Replay};
@@ -89,3 +92,5 @@ pub use pace::Pace;
 pub use placement::{Counts, Cut, Placement, Step};
 pub use records::{NicReach, nic_cut};
 pub use report::{FlowReport, HoldReport, Placed};
+pub use unread::{Unread, UnreadReport, Way};
+pub use upper::{finish_checksum, split};

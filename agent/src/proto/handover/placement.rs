@@ -14,6 +14,9 @@ const PATIENT_INTERVAL: Duration = Duration::from_millis(5);
 const EAGER_SAMPLES: usize = 1000;
 /// The same once it is known.
 const INTERVAL: Duration = Duration::from_millis(20);
+/// The part of it that is added by chance: a sender and this timer that keep step would show a queue
+/// always at the same moment, when a frame has just come.
+const JITTER: u32 = 2;
 /// Time between two samples after the stop.
 const STOPPED_INTERVAL: Duration = Duration::from_millis(2);
 /// Nobody reads any more when a frame has been waiting for so long: QEMU's main loop comes round
@@ -22,8 +25,8 @@ const STOPPED_INTERVAL: Duration = Duration::from_millis(2);
 const SETTLE: Duration = Duration::from_millis(20);
 /// After so long the cut is made with what there is, because the destination waits for it.
 const DEADLINE: Duration = Duration::from_millis(80);
-/// For so long after the cut a late read is looked for.
-const WATCH: Duration = Duration::from_millis(100);
+/// For so long after the stop a late read is looked for; most TAPs are gone before.
+const WATCH: Duration = Duration::from_secs(1);
 /// Time that the hypervisor's report of the stop may take.
 const STOP_REPORT: Duration = Duration::from_millis(5);
 /// The queue was empty when it was found at its shortest so often, with frames read in between: a
@@ -32,6 +35,9 @@ const SURE: u32 = 16;
 /// So often suffices if it is found so in every third sample, as where frames are few.
 const SURE_OF_FEW: u32 = 4;
 const OF_SAMPLES: u32 = 3;
+
+/// Frames that QEMU reads after the stop, or has held back then.
+const UNDELIVERED: u64 = 1;
 
 /// Samples that are remembered: 80 s of a recording, or 20 s of one that stays uncertain. A frame
 /// does not wait for longer.
@@ -61,6 +67,18 @@ pub enum Cut {
 }
 
 impl Cut {
+    fn at_stop(stopped: Timestamp) -> Self {
+        Self::Time(stopped - STOP_REPORT)
+    }
+
+    /// Whether the guest has had a frame of that number, which came at that time.
+    pub fn covers(&self, frame: u64, at: Timestamp) -> bool {
+        match *self {
+            Self::Number { number, .. } => frame <= number,
+            Self::Time(until) => at < until,
+        }
+    }
+
     /// How it is known.
     pub fn basis(&self) -> CutBasis {
         match self {
@@ -80,8 +98,8 @@ pub enum Step {
     SampleAt(Timestamp),
     /// This is the cut; given once.
     Cut(Cut),
-    /// The guest may have had a frame more than the cut says: QEMU has read one later than it ever
-    /// should. The destination has replayed by then; for the report.
+    /// The guest has had a frame more than the cut says: QEMU has read one later than it ever should.
+    /// The destination may have replayed by then, so its record is to say so.
     Revised(Cut),
     /// Nothing any more.
     Done,
@@ -101,18 +119,17 @@ pub enum Step {
 ///           all of these    and so many more, in order, unless some were dropped
 /// ```
 ///
-/// QEMU without vhost-net reads one more frame after the stop, or has read one before that it could
-/// not hand over, either of which the guest never gets; of two, the first is a probe
-/// ([`common::handover::PROBE_MAC`]). A frame that the driver sends into the TAP once the VM has
-/// stopped makes sure that there is one to read.
+/// QEMU reads one more frame after the stop, or has read one before that it could not hand over, either
+/// of which the guest never gets; of two, the first is a probe ([`common::handover::PROBE_MAC`]). So it
+/// is with vhost-net, too: when the VM stops, vhost-net puts back what it has taken ahead and QEMU
+/// polls the TAP again. A frame that the driver sends into the TAP once the VM has stopped makes sure
+/// that there is one to read.
 ///
 /// What the numbers cannot tell: a queue that is never empty when a sample is taken, because the
 /// guest does not keep up, looks shorter than it is. So the least difference must have been found
 /// often. Else the constant is taken to be so small that the queue was full when it was longest.
 #[derive(Debug)]
 pub struct Placement {
-    /// Frames read after the stop, or held back then.
-    undelivered: u64,
     /// Most frames in the queue.
     capacity: u64,
     injected: u64,
@@ -203,13 +220,17 @@ impl Evidence {
     }
 }
 
+/// A time below `bound` that the moment of a sample decides, whose last digits are chance.
+fn chance(at: Timestamp, bound: Duration) -> Duration {
+    let spread = at.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+    let nanos = (bound.as_nanos() * u128::from(spread)) >> 32;
+    Duration::from_nanos(u64::try_from(nanos).unwrap_or_default())
+}
+
 impl Placement {
-    /// Begins with a recording. `vhost` tells whether vhost-net reads the TAP instead of QEMU; it
-    /// reads nothing after the stop. `capacity` is the length of the TAP's queue, frames
-    /// (`txqueuelen`).
-    pub fn new(vhost: bool, capacity: u64) -> Self {
+    /// Begins with a recording. `capacity` is the length of the TAP's queue, frames (`txqueuelen`).
+    pub fn new(capacity: u64) -> Self {
         Self {
-            undelivered: u64::from(!vhost),
             capacity,
             injected: 0,
             evidence: Evidence::default(),
@@ -251,6 +272,11 @@ impl Placement {
     /// Takes in that the VM has stopped.
     pub fn stopped(&mut self, at: Timestamp) {
         self.stopped.get_or_insert(at);
+    }
+
+    /// The cut by nothing but the moment of the stop, for who cannot wait; `None` before the stop.
+    pub fn cut_by_time(&self) -> Option<Cut> {
+        self.stopped.map(Cut::at_stop)
     }
 
     /// Takes in that a frame was sent into the TAP past the gate, after the stop. One that was
@@ -295,14 +321,14 @@ impl Placement {
         let Some(last) = self.history.back() else {
             return Timestamp::default();
         };
-        last.at
-            + if self.evidence.is_sure() {
-                INTERVAL
-            } else if self.history.len() < EAGER_SAMPLES {
-                EAGER_INTERVAL
-            } else {
-                PATIENT_INTERVAL
-            }
+        let interval = if self.evidence.is_sure() {
+            INTERVAL
+        } else if self.history.len() < EAGER_SAMPLES {
+            EAGER_INTERVAL
+        } else {
+            PATIENT_INTERVAL
+        };
+        last.at + interval + chance(last.at, interval / JITTER)
     }
 
     /// Whether a frame has been there for QEMU to read for [`SETTLE`], and it has not. A frame that
@@ -318,10 +344,10 @@ impl Placement {
         let is_sure = self.evidence.is_sure();
         let (Some((least, _)), Some(greatest)) = (self.evidence.least, self.evidence.greatest)
         else {
-            return Cut::Time(stopped - STOP_REPORT);
+            return Cut::at_stop(stopped);
         };
         if !is_sure && self.evidence.is_mostly_empty() {
-            return Cut::Time(stopped - STOP_REPORT);
+            return Cut::at_stop(stopped);
         }
         let full = greatest.saturating_sub_unsigned(self.capacity);
         let (number, exact) = self.reach(if is_sure { least } else { full });
@@ -334,7 +360,7 @@ impl Placement {
     /// The number of the last frame that was delivered, if `constant` is the difference of an empty
     /// queue, and whether it cannot have been a later one.
     fn reach(&self, constant: i64) -> (u64, bool) {
-        let delivered = self.taken().saturating_sub(self.undelivered);
+        let delivered = self.taken().saturating_sub(UNDELIVERED);
         let left = |sample: &Sample| sample.left_of(delivered).saturating_sub(constant);
         // Of a sample whose frames were all delivered and no others, the last may have been dropped.
         let before = self.history.iter().rposition(|sample| left(sample) < 0);

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use common::maps::StreamKey;
+use common::signal::NicCut;
 
 /// How the destination found where a flow goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,7 +19,7 @@ pub enum Placed {
 }
 
 /// What became of one flow. Packets of a frame that stands for several count one by one.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FlowReport {
     /// The flow; `None` for all frames that are not IPv6, and flows beyond the limit.
     pub stream: Option<StreamKey>,
@@ -54,4 +55,17 @@ pub struct HoldReport {
     pub refused: u64,
     /// Packets that wait for the TAP.
     pub waiting: usize,
+}
+
+impl HoldReport {
+    /// Takes in that the source has found later that its VM had had more: so many may be doubled.
+    pub fn revise(&mut self, cut: &NicCut) {
+        for flow in &cut.flows {
+            let stream = Some(flow.stream());
+            for report in self.flows.iter_mut().filter(|it| it.stream == stream) {
+                report.duplicates += flow.delivered.saturating_sub(report.delivered);
+                report.delivered = report.delivered.max(flow.delivered);
+            }
+        }
+    }
 }

@@ -20,6 +20,7 @@ use common::signal::{AddressClaim, AddressClaimReply, ClaimState, MigrationReady
 use tracing::{info, warn};
 
 use super::State;
+use super::forward::Going;
 use crate::proto::record::ClaimOutcome;
 use crate::proto::refusal::{Refusal, bounded};
 use crate::proto::unicast::is_in;
@@ -102,7 +103,12 @@ impl Agent {
         self.records
             .update(number, |record| record.claim(address, ClaimOutcome::Asked));
         let named = ready.forward.iter().map(|old| Ipv6Addr::from(**old));
-        self.begin_departures((number, uuid), named, (address, lasting), &macs);
+        let going = Going {
+            to: address,
+            lasting,
+            macs: &macs,
+        };
+        self.begin_departures((number, uuid), named, &going);
         self.claim_address(number);
     }
 

@@ -9,6 +9,10 @@
 //!                    +--> it is not forwarded
 //! ```
 //!
+//! What the VM has not read of its TAP when it stops goes first: while it is checked, copies are kept
+//! of what enters the TAP for the address, and what is sent on waits until those are
+//! ([`GateCommand::Cut`](crate::proto::GateCommand::Cut)).
+//!
 //! A VM names its old addresses itself, so each is asked for on the link first: one that somebody
 //! else answers for is not this VM's to give away. While packets are sent on, this host's bridge
 //! answers Solicitations for the old addresses in the place of the VM.
@@ -24,11 +28,15 @@ use crate::proto::record::ForwardRecord;
 use crate::proto::timer::Timer;
 use crate::proto::unicast::{Allowance, Said};
 use crate::proto::{
-    AddressCommand, Agent, DomainUuid, ForwardCommand, Mac, Output, Timestamp, mac_text,
+    AddressCommand, Agent, DomainUuid, ForwardCommand, Leave, Mac, Output, Timestamp, mac_text,
 };
 
 /// How often what was sent on is read, and next hops are looked up again.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// For so long after the stop packets wait in the TAP behind those that the VM has not read. The agent
+/// has sent them on by then, or never does.
+const UNREAD_TIME: Duration = Duration::from_millis(500);
 
 /// An address that a VM leaves or has left.
 #[derive(Debug)]
@@ -38,6 +46,8 @@ pub(in crate::proto) struct Departure {
     number: Option<u64>,
     /// Where packets go.
     to: Ipv6Addr,
+    /// The TAP of the NIC that has the address, once that has answered; 0 before.
+    ifindex: u32,
     /// MACs of the domain, by which its own answers are known.
     macs: Vec<Mac>,
     /// The one of them that has the address, once it has answered.
@@ -50,7 +60,26 @@ pub(in crate::proto) struct Departure {
     answers: Allowance,
 }
 
+/// Where a VM goes.
+pub(super) struct Going<'a> {
+    /// Its address there.
+    pub(super) to: Ipv6Addr,
+    /// How long packets are sent on.
+    pub(super) lasting: Duration,
+    /// MACs of the domain.
+    pub(super) macs: &'a [Mac],
+}
+
 impl Departure {
+    fn leave(&self, address: Ipv6Addr) -> Leave {
+        Leave {
+            address,
+            to: self.to,
+            ifindex: self.ifindex,
+            uuid: self.uuid,
+        }
+    }
+
     /// Whether it is of the migration with that record.
     pub(super) fn is_of(&self, number: u64) -> bool {
         self.number == Some(number)
@@ -61,15 +90,14 @@ impl Agent {
     /// Asks on the link whether addresses are the VM's to leave, and looks for the way to the new one.
     pub(super) fn begin_departures(
         &mut self,
-        (number, uuid): (u64, DomainUuid),
+        of: (u64, DomainUuid),
         named: impl Iterator<Item = Ipv6Addr>,
-        (to, lasting): (Ipv6Addr, Duration),
-        macs: &[Mac],
+        going: &Going<'_>,
     ) {
-        self.end_departures(|_, departure| departure.is_of(number));
-        if !lasting.is_zero() {
+        self.end_departures(|_, departure| departure.is_of(of.0));
+        if !going.lasting.is_zero() {
             for address in named.take(MAX_MOAS) {
-                self.begin_departure((number, uuid), address, (to, lasting), macs);
+                self.begin_departure(of, address, going);
             }
         }
     }
@@ -78,8 +106,7 @@ impl Agent {
         &mut self,
         (number, uuid): (u64, DomainUuid),
         address: Ipv6Addr,
-        (to, lasting): (Ipv6Addr, Duration),
-        macs: &[Mac],
+        going: &Going<'_>,
     ) {
         if !self.is_on_link(address) || self.holder_of(address, uuid).is_some() {
             self.counters.forwards_refused += 1;
@@ -93,10 +120,11 @@ impl Agent {
             Departure {
                 uuid,
                 number: Some(number),
-                to,
-                macs: macs.to_vec(),
+                to: going.to,
+                ifindex: 0,
+                macs: going.macs.to_vec(),
                 owner: None,
-                lasting,
+                lasting: going.lasting,
                 until: None,
                 answered: false,
                 answers: Allowance::default(),
@@ -104,7 +132,7 @@ impl Agent {
         );
         self.address(AddressCommand::Watch { address });
         self.address(AddressCommand::Probe { address });
-        self.forward(ForwardCommand::Resolve { to });
+        self.forward(ForwardCommand::Resolve { to: going.to });
         self.timers
             .set_earlier(Timer::Forwards, self.now + LOOK_INTERVAL);
     }
@@ -117,7 +145,16 @@ impl Agent {
         };
         let is_own = departure.macs.contains(&by);
         match said {
-            Said::Has if is_own => departure.owner = Some(by),
+            Said::Has if is_own => {
+                // A VM may say it as often as it likes.
+                if departure.owner.replace(by) != Some(by) {
+                    let uuid = departure.uuid;
+                    let ports = self.inventory.ports_of_domain(&uuid);
+                    if let Some((ifindex, _)) = ports.iter().find(|(_, mac)| *mac == by) {
+                        self.expect(address, *ifindex);
+                    }
+                }
+            }
             _ if is_own => {}
             Said::Asks(_) | Said::Wants if departure.until.is_some() => {
                 if departure.answers.allows(now) {
@@ -164,15 +201,15 @@ impl Agent {
             }
             let until = now + departure.lasting;
             departure.until = Some(until);
-            begun.push((*address, departure.to, until, departure.uuid));
+            begun.push((departure.leave(*address), until));
         }
-        for (address, to, until, uuid) in begun {
+        for (leave, until) in begun {
+            let Leave { address, to, .. } = leave;
             info!(number, %address, %to, "Packets are sent on");
             self.forward(ForwardCommand::Set {
-                address,
-                to,
+                leave,
                 until,
-                uuid,
+                unread_until: now + UNREAD_TIME,
             });
             self.address(AddressCommand::Replace { address });
             self.timers.set_earlier(Timer::Forwards, until);
@@ -199,6 +236,21 @@ impl Agent {
             .collect();
         for address in stopped {
             self.give_back(address);
+            if let Some(departure) = self.addresses.departures.get(&address) {
+                self.expect(address, departure.ifindex);
+            }
+        }
+    }
+
+    /// Has copies kept of what enters a TAP for an address, because the VM may not read it any more.
+    fn expect(&mut self, address: Ipv6Addr, ifindex: u32) {
+        if let Some(departure) = self.addresses.departures.get_mut(&address)
+            && departure.until.is_none()
+            && ifindex != 0
+        {
+            departure.ifindex = ifindex;
+            let leave = departure.leave(address);
+            self.forward(ForwardCommand::Expect(leave));
         }
     }
 
@@ -233,12 +285,10 @@ impl Agent {
             .departures
             .get_mut(&address)
             .and_then(|departure| departure.until.take());
-        if active.is_some() {
-            if give_back {
-                self.give_back(address);
-            } else {
-                self.forward(ForwardCommand::Remove { address });
-            }
+        if active.is_some() && give_back {
+            self.give_back(address);
+        } else {
+            self.forward(ForwardCommand::Remove { address });
         }
         let Some(departure) = self.addresses.departures.remove(&address) else {
             return;
@@ -320,6 +370,7 @@ impl Agent {
                     uuid: DomainUuid(value.domain_uuid),
                     number: None,
                     to,
+                    ifindex: 0,
                     macs: Vec::new(),
                     owner: None,
                     lasting: until.since(self.now),

@@ -45,6 +45,7 @@ impl Agent {
         for ifindex in outgoing.recorded.keys() {
             let cut = GateCommand::Cut {
                 ifindex: *ifindex,
+                migration: number,
                 stopped,
             };
             self.outputs.push_back(Output::Gate(cut));

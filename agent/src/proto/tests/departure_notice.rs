@@ -108,6 +108,7 @@ fn noticed_move_is_asked_for_recorded_and_followed_but_not_started() {
     let outputs = bench.outputs();
     let cut = Output::Gate(GateCommand::Cut {
         ifindex: TAP,
+        migration: 1,
         stopped: at,
     });
     assert!(outputs.contains(&cut));

@@ -105,7 +105,7 @@ pub(in crate::proto) fn query(bench: &mut Bench) {
             query_response_interval_ms: 10_000,
             robustness: 2,
             mld_version: 2,
-            pad: [0; 6],
+            pad: [0; 3],
         },
     };
     bench.datapath(event);

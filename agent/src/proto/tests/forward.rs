@@ -6,9 +6,10 @@ use common::signal::{
 };
 
 use super::*;
+use crate::proto::handover::UnreadReport;
 use crate::proto::record::ClaimOutcome;
-use crate::proto::tests::fixture::{Bench, MAC, OTHER_MAC, UUID};
-use crate::proto::{AddressEvent, HypervisorEvent, JobStats, PeerEvent};
+use crate::proto::tests::fixture::{Bench, MAC, OTHER_MAC, TAP, UUID};
+use crate::proto::{AddressEvent, GateEvent, HypervisorEvent, JobStats, PeerEvent};
 
 const S: Duration = Duration::from_secs(1);
 
@@ -85,6 +86,17 @@ fn suspended(bench: &mut Bench) -> Vec<Output> {
     bench.outputs()
 }
 
+/// The stop was none of a move that comes to its end.
+fn resumed(bench: &mut Bench) -> Vec<Output> {
+    let (migrated, at) = (false, bench.now);
+    bench.hypervisor(HypervisorEvent::Resumed {
+        uuid: UUID,
+        migrated,
+        at,
+    });
+    bench.outputs()
+}
+
 fn heard(bench: &mut Bench, said: Said, by: Mac) -> Vec<Output> {
     let event = AddressEvent::Heard {
         address: old(),
@@ -98,17 +110,35 @@ fn heard(bench: &mut Bench, said: Said, by: Mac) -> Vec<Output> {
 fn sets(outputs: &[Output]) -> Vec<(Ipv6Addr, Ipv6Addr, Timestamp)> {
     let set = |output: &Output| match output {
         Output::Forward(ForwardCommand::Set {
-            address,
-            to,
-            until,
-            uuid,
+            leave: left, until, ..
         }) => {
-            assert_eq!(*uuid, UUID);
-            Some((*address, *to, *until))
+            let known = Leave {
+                ifindex: left.ifindex,
+                ..leave()
+            };
+            assert_eq!(*left, known);
+            Some((left.address, left.to, *until))
         }
         _ => None,
     };
     outputs.iter().filter_map(set).collect()
+}
+
+fn leave() -> Leave {
+    Leave {
+        address: old(),
+        to: new(),
+        ifindex: TAP,
+        uuid: UUID,
+    }
+}
+
+fn expects(outputs: &[Output]) -> Vec<Leave> {
+    let expect = |output: &Output| match output {
+        Output::Forward(ForwardCommand::Expect(leave)) => Some(*leave),
+        _ => None,
+    };
+    outputs.iter().filter_map(expect).collect()
 }
 
 fn removed(outputs: &[Output]) -> Vec<Ipv6Addr> {
@@ -158,6 +188,49 @@ fn claim_goes_to_the_destination_before_the_copy_begins_and_delays_nothing() {
     ] {
         assert!(outputs.contains(&command), "{command:?}");
     }
+}
+
+#[test]
+fn copies_are_kept_once_a_nic_of_the_vm_has_answered_for_the_address_and_again_after_a_stop_that_was_none()
+ {
+    let (mut bench, outputs, _) = copying(ready(&[old()], 30));
+    assert_eq!(expects(&outputs), [], "which NIC has it is not known yet");
+    assert_eq!(expects(&heard(&mut bench, Said::Has, MAC)), [leave()]);
+    assert_eq!(expects(&heard(&mut bench, Said::Has, MAC)), [], "once");
+    let outputs = suspended(&mut bench);
+    assert_eq!(expects(&outputs), []);
+    assert_eq!(sets(&outputs).len(), 1);
+    let outputs = resumed(&mut bench);
+    assert_eq!(removed(&outputs), [old()]);
+    assert_eq!(expects(&outputs), [leave()]);
+}
+
+#[test]
+fn packets_wait_behind_unread_ones_for_half_a_second_after_the_stop() {
+    let (mut bench, ..) = copying(ready(&[old()], 30));
+    let at = bench.now;
+    let outputs = suspended(&mut bench);
+    let waits = |output: &Output| match output {
+        Output::Forward(ForwardCommand::Set { unread_until, .. }) => Some(*unread_until),
+        _ => None,
+    };
+    let until: Vec<Timestamp> = outputs.iter().filter_map(waits).collect();
+    assert_eq!(until, [at + Duration::from_millis(500)]);
+}
+
+#[test]
+fn what_had_not_been_read_is_added_up_in_the_record() {
+    let (mut bench, ..) = copying(ready(&[old()], 30));
+    suspended(&mut bench);
+    for (packets, dropped) in [(3, 0), (1, 2)] {
+        let report = UnreadReport { packets, dropped };
+        let migration = 1;
+        let event = GateEvent::SentOn { migration, report };
+        bench.agent.handle_gate(bench.now, event);
+    }
+    let unicast = bench.agent.migrations().next().unwrap().unicast.clone();
+    let unread = unicast.unwrap().unread;
+    assert_eq!((unread.packets, unread.dropped), (4, 2));
 }
 
 fn translated_from(outputs: &[Output]) -> Vec<Vec<Ipv6Addr>> {
@@ -299,14 +372,7 @@ fn bridge_answers_for_the_vm_that_has_left_and_takes_it_back_when_the_vm_stays()
     let outputs = heard(&mut bench, Said::Asks(asker), OTHER_MAC);
     assert_eq!(outputs, [Output::Address(answer)]);
 
-    let at = bench.now;
-    let migrated = false;
-    bench.hypervisor(HypervisorEvent::Resumed {
-        uuid: UUID,
-        migrated,
-        at,
-    });
-    let outputs = bench.outputs();
+    let outputs = resumed(&mut bench);
     assert_eq!(removed(&outputs), [old()]);
     let back = AddressCommand::Advertise {
         address: old(),

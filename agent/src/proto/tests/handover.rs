@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use common::signal::{
-    AgentResponse, CutBasis, HandoverCut, MigrationAbort, MigrationProgress, NicCut, PeerMessage,
-    Phase,
+    AgentResponse, CutBasis, FlowCut, HandoverCut, MigrationAbort, MigrationProgress, NicCut,
+    PeerMessage, Phase,
 };
 
 use super::super::tests::{S, active, bench, request};
-use crate::proto::handover::{ClockOffset, HoldReport};
+use crate::proto::handover::{ClockOffset, FlowReport, HoldReport, Placed};
 use crate::proto::tests::fixture::{Bench, MAC, TAP, UUID, config};
 use crate::proto::{
     Command, GateCommand, GateEvent, HypervisorEvent, JobStats, Output, PeerEvent, Timestamp,
@@ -224,7 +224,66 @@ fn gate_that_has_opened_is_left_alone_and_told_of() {
     assert_eq!(gates(&mut bench), []);
     let record = bench.agent.migrations().last().unwrap();
     assert_eq!(record.handover.len(), 1);
-    assert_eq!(record.handover[0].refused, 7);
+    assert_eq!(record.handover[&ARRIVING].refused, 7);
+}
+
+/// What became of a TAP's streams, and what the source says of them.
+fn placed(delivered: u64) -> (HoldReport, NicCut) {
+    let flow = FlowCut {
+        vlan: 0,
+        multicast_address: [0xff; 16].into(),
+        source: [0x20; 16].into(),
+        source_port: 5000,
+        destination_port: 5004,
+        delivered,
+        last_ns: 0,
+        fingerprints: vec![].into(),
+    };
+    let report = FlowReport {
+        stream: Some(flow.stream()),
+        placed: Some(Placed::Fingerprint),
+        delivered,
+        ..FlowReport::default()
+    };
+    let report = HoldReport {
+        flows: vec![report],
+        ..HoldReport::default()
+    };
+    let flows = vec![flow];
+    (report, NicCut { flows, ..cut() })
+}
+
+#[test]
+fn packet_that_the_source_finds_read_late_is_one_that_may_be_doubled() {
+    let (report, first) = placed(30);
+    let (_, revised) = placed(31);
+    let tell = |bench: &mut Bench, cut: &NicCut| {
+        let nics = vec![cut.clone()];
+        bench.frame(1, HandoverCut { clock_ns: 0, nics });
+    };
+    let open = |bench: &mut Bench| {
+        let (ifindex, report) = (ARRIVING, report.clone());
+        let opened = GateEvent::Opened { ifindex, report };
+        bench.agent.handle_gate(bench.now, opened);
+    };
+    let doubled = |bench: &Bench| {
+        let record = bench.agent.migrations().last().unwrap();
+        record.handover[&ARRIVING].flows[0].duplicates
+    };
+    let mut bench = arriving();
+    tell(&mut bench, &first);
+    tell(&mut bench, &first);
+    open(&mut bench);
+    assert_eq!(doubled(&bench), 0, "the same told twice");
+    for _ in 0..2 {
+        tell(&mut bench, &revised);
+        assert_eq!(doubled(&bench), 1, "after the replay");
+    }
+    let mut bench = arriving();
+    tell(&mut bench, &first);
+    tell(&mut bench, &revised);
+    open(&mut bench);
+    assert_eq!(doubled(&bench), 1, "during the replay");
 }
 
 /// `viewer` is being copied to `vms2`.
@@ -306,7 +365,12 @@ fn cut_is_told_when_it_is_placed_and_again_to_a_peer_that_was_away() {
     bench.outputs();
     let stopped = suspended(&mut bench);
     let ifindex = TAP;
-    assert_eq!(gates(&mut bench), [GateCommand::Cut { ifindex, stopped }]);
+    let asked = GateCommand::Cut {
+        ifindex,
+        migration: 1,
+        stopped,
+    };
+    assert_eq!(gates(&mut bench), [asked]);
     place(&mut bench);
     let told = cuts(&mut bench);
     assert_eq!(told.len(), 1);

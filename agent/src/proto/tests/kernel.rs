@@ -176,30 +176,23 @@ impl Pair {
     fn forward(&mut self, host: usize, command: ForwardCommand) {
         let kernel = &mut self.hosts[host].kernel;
         match command {
-            ForwardCommand::Set {
-                address,
-                to,
-                until,
-                uuid,
-            } => {
-                let key = ForwardKey {
-                    address: address.octets(),
-                    vlan: 0,
-                    pad: 0,
-                };
+            ForwardCommand::Expect(leave) => {
+                let (key, value) = entry(&leave);
+                kernel.forwards.insert(key, value);
+            }
+            ForwardCommand::Set { leave, until, .. } => {
+                let (key, value) = entry(&leave);
                 let value = Forward {
                     until_ns: until.0,
                     packets: 7,
-                    destination: to.octets(),
-                    domain_uuid: uuid.0,
-                    ..Forward::default()
+                    ..value
                 };
                 kernel.forwards.insert(key, value);
             }
             ForwardCommand::Remove { address } => {
                 let of = |key: &ForwardKey, _: &mut Forward| key.address == address.octets();
                 let removed: Vec<_> = kernel.forwards.extract_if(.., of).collect();
-                for (_, value) in removed {
+                for (_, value) in removed.into_iter().filter(|it| it.1.until_ns != 0) {
                     let event = AddressEvent::Forwarded {
                         address,
                         packets: value.packets,
@@ -326,4 +319,20 @@ impl Pair {
         };
         (flow, stream)
     }
+}
+
+/// Entry of `FORWARDS` for an address that is still the VM's.
+fn entry(leave: &Leave) -> (ForwardKey, Forward) {
+    let key = ForwardKey {
+        address: leave.address.octets(),
+        vlan: 0,
+        pad: 0,
+    };
+    let value = Forward {
+        destination: leave.to.octets(),
+        ifindex: leave.ifindex,
+        domain_uuid: leave.uuid.0,
+        ..Forward::default()
+    };
+    (key, value)
 }

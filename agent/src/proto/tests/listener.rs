@@ -27,7 +27,7 @@ fn querier(interval_ms: u32, response_ms: u32, robustness: u8) -> (QuerierKey, Q
         query_response_interval_ms: response_ms,
         robustness,
         mld_version: 2,
-        pad: [0; 6],
+        pad: [0; 3],
     };
     (key, value)
 }

@@ -515,7 +515,7 @@ impl Pair {
                     query_response_interval_ms: 10_000,
                     robustness: 2,
                     mld_version: 2,
-                    pad: [0; 6],
+                    pad: [0; 3],
                 };
                 for host in 0..2 {
                     let event = DatapathEvent::Query { key, value };

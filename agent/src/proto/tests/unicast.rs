@@ -2,6 +2,8 @@
 
 use std::net::Ipv6Addr;
 
+use common::maps::Forward;
+
 use super::migration::LONG;
 use super::pair::{MOAS, OTHER_MAC, Pair, Setup, VmState, ms};
 use crate::proto::{ClaimOutcome, MigrationRecord, Outcome};
@@ -14,7 +16,10 @@ fn record(pair: &Pair, host: usize) -> MigrationRecord {
 #[test]
 fn vm_gets_its_address_and_what_comes_for_the_old_one_is_sent_on() {
     let mut pair = Pair::new(Setup::default());
-    pair.run(LONG, |pair| !pair.hosts[0].kernel.forwards.is_empty());
+    let is_sent_on = |it: &Forward| it.until_ns != 0;
+    pair.run(LONG, |pair| {
+        pair.hosts[0].kernel.forwards.values().any(is_sent_on)
+    });
     assert!(pair.vm_paused, "sent on before the VM stands still");
     pair.run(LONG, |_| false);
     assert_eq!(pair.vm, VmState::Over(Ok(())));

@@ -4,14 +4,16 @@ use std::time::Duration;
 
 use common::maps::{GateUsage, HeldFrame};
 use common::signal::NicCut;
+use common::trace::Decision;
 
-use super::recording::lengthen;
+use super::recording::probe;
 use crate::clock::now;
 use crate::datapath::{Datapath, DatapathError};
 use crate::net::tap_queue::TapQueues;
 use crate::net::tap_socket::{Sent, TapSocket};
 use crate::proto::Timestamp;
 use crate::proto::handover::{ClockOffset, Hold, HoldLimits, HoldReport, Pace};
+use crate::runtime::trace::Replays;
 
 /// How often it is looked whether the gate has opened itself.
 const LOOK_INTERVAL: Duration = Duration::from_millis(1);
@@ -23,25 +25,13 @@ const SILENCE: Duration = Duration::from_secs(3);
 const LOST_AFTER: Duration = Duration::from_millis(10);
 /// How often the gate's lease is renewed.
 const LEASE_INTERVAL: Duration = Duration::from_millis(500);
-/// Frames that the queue gets room for, until the VM has read what was replayed: 7 s of 100 Mbit/s in
-/// packets of 1400 bytes, for half a megabyte.
-const QUEUE_LENGTH: u32 = 65_536;
-/// How often a queue is looked at until it may have its old length again.
-const DRAIN_INTERVAL: Duration = Duration::from_millis(500);
-/// How long a VM may take to catch up once it has read what was replayed: more has come meanwhile.
-const CATCH_UP: Duration = Duration::from_secs(10);
-/// When a queue is left as it is.
-const DRAIN_TIME: Duration = Duration::from_secs(60);
 
 /// How an arrival stands.
 pub(super) enum Progress {
     /// It goes on.
     Busy,
     /// The gate is open, and everything is in the TAP.
-    Opened {
-        report: HoldReport,
-        drain: Option<Drain>,
-    },
+    Opened(HoldReport),
 }
 
 /// One TAP.
@@ -50,11 +40,15 @@ pub(super) struct Arrival {
     /// When it began.
     since: Timestamp,
     hold: Hold,
+    /// A frame is to be sent into the TAP that may be lost, before all others. A QEMU that waits for
+    /// its VM reads one ahead, and throws it away when vhost-net takes the TAP over.
+    wants_first: bool,
     /// From the cut on.
     replay: Option<Replay>,
     /// Nothing can be put into the TAP, so the gate is better open.
     gives_up: bool,
     lease_due: Timestamp,
+    replays: Replays,
 }
 
 struct Replay {
@@ -66,20 +60,20 @@ struct Replay {
     pace: Pace,
     /// The gate was opened from here; what it held just before may still come.
     cleared: bool,
-    /// Length of the queue before.
-    length: Option<u32>,
 }
 
 impl Arrival {
-    pub(super) fn new(ifindex: u32, limits: HoldLimits) -> Self {
+    pub(super) fn new(ifindex: u32, limits: HoldLimits, replays: Replays) -> Self {
         let since = now();
         Self {
             ifindex,
             since,
             hold: Hold::new(limits),
+            wants_first: true,
             replay: None,
             gives_up: false,
             lease_due: since + LEASE_INTERVAL,
+            replays,
         }
     }
 
@@ -127,7 +121,6 @@ impl Arrival {
             return;
         }
         let now = now();
-        let length = lengthen(queues, self.ifindex, QUEUE_LENGTH);
         let read = queues.counts(self.ifindex).map_or(0, |counts| counts.read);
         match TapSocket::open(self.ifindex) {
             Ok(socket) => {
@@ -138,7 +131,6 @@ impl Arrival {
                     last_frame: now,
                     pace: Pace::new(now, read),
                     cleared: false,
-                    length,
                 });
             }
             Err(error) => {
@@ -149,6 +141,14 @@ impl Arrival {
                 );
                 self.gives_up = true;
             }
+        }
+    }
+
+    /// Sends the frame that may be lost, once the TAP takes it.
+    fn send_first(&mut self) {
+        if self.wants_first {
+            let sent = TapSocket::open(self.ifindex).and_then(|socket| socket.send(&probe()));
+            self.wants_first = !matches!(sent, Ok(Sent::Queued));
         }
     }
 
@@ -167,12 +167,10 @@ impl Arrival {
             self.lease_due = now + LEASE_INTERVAL;
             datapath.gate_renew(self.ifindex)?;
         }
+        self.send_first();
         if self.gives_up {
             datapath.gate_clear(self.ifindex)?;
-            return Ok(Progress::Opened {
-                report: self.hold.report(),
-                drain: None,
-            });
+            return Ok(Progress::Opened(self.hold.report()));
         }
         let Some(replay) = &mut self.replay else {
             return Ok(Progress::Busy);
@@ -184,7 +182,7 @@ impl Arrival {
             let read = queues.counts(self.ifindex).map(|counts| counts.read).ok();
             replay.pace.look(now, read, self.hold.waiting());
         }
-        if !replay.send(&mut self.hold, self.ifindex) {
+        if !replay.send(&mut self.hold, self.ifindex, &self.replays) {
             replay.due = now + RETRY_INTERVAL;
             return Ok(Progress::Busy);
         }
@@ -204,25 +202,20 @@ impl Arrival {
                 None => datapath.gate_clear(self.ifindex)?,
             }
         }
-        let read = replay.pace.expected();
-        Ok(Progress::Opened {
-            report: self.hold.report(),
-            drain: replay
-                .length
-                .map(|length| Drain::new(self.ifindex, length, read)),
-        })
+        Ok(Progress::Opened(self.hold.report()))
     }
 }
 
 impl Replay {
     /// Puts into the queue what is to be replayed; `false` if something has to wait.
-    fn send(&mut self, hold: &mut Hold, ifindex: u32) -> bool {
+    fn send(&mut self, hold: &mut Hold, ifindex: u32, replays: &Replays) -> bool {
         while let Some(packet) = hold.next_replay() {
             if !self.pace.allows() {
                 return false;
             }
             match self.socket.send(&packet.frame) {
                 Ok(Sent::Queued) => {
+                    replays.tell(ifindex, Decision::Replayed, packet.number(), &packet.frame);
                     hold.replayed(now());
                     self.pace.sent();
                 }
@@ -232,6 +225,7 @@ impl Replay {
                 }
                 Err(error) => {
                     tracing::debug!(ifindex, %error, "A packet is not replayed");
+                    replays.tell(ifindex, Decision::Dropped, packet.number(), &packet.frame);
                     hold.given_up();
                 }
             }
@@ -257,63 +251,5 @@ impl Replay {
             self.published = Some(done);
         }
         Ok(())
-    }
-}
-
-/// A queue that gets its old length again when its VM has read what was put into it.
-pub(super) struct Drain {
-    ifindex: u32,
-    length: u32,
-    /// What the hypervisor has to have read, and when it was first seen to have.
-    read: u64,
-    read_since: Option<Timestamp>,
-    due: Timestamp,
-    until: Timestamp,
-}
-
-impl Drain {
-    pub(super) fn new(ifindex: u32, length: u32, read: u64) -> Self {
-        let now = now();
-        Self {
-            ifindex,
-            length,
-            read,
-            read_since: None,
-            due: now + DRAIN_INTERVAL,
-            until: now + DRAIN_TIME,
-        }
-    }
-
-    pub(super) fn due(&self) -> Timestamp {
-        self.due
-    }
-
-    /// How long the queue was before.
-    pub(super) fn length(&self) -> u32 {
-        self.length
-    }
-
-    /// Returns whether it is done.
-    pub(super) fn tend(&mut self, queues: &mut TapQueues, now: Timestamp) -> bool {
-        if now < self.due {
-            return false;
-        }
-        self.due = now + DRAIN_INTERVAL;
-        let Ok(counts) = queues.counts(self.ifindex) else {
-            return true;
-        };
-        if counts.read < self.read {
-            return now >= self.until;
-        }
-        if now.since(*self.read_since.get_or_insert(now)) < CATCH_UP {
-            return false;
-        }
-        if let Err(error) = queues.set_length(self.ifindex, self.length) {
-            tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "A queue stays longer than it was"
-            );
-        }
-        true
     }
 }

@@ -15,6 +15,7 @@
 
 mod arrival;
 mod recording;
+mod send_on;
 mod thread;
 
 use std::io::{self, Write as _};
@@ -28,6 +29,7 @@ use crate::config::Handover;
 use crate::datapath::{Datapath, DatapathError};
 use crate::net::tap_queue::{TapQueueError, TapQueues};
 use crate::proto::{GateCommand, GateEvent};
+use crate::runtime::trace::Replays;
 
 /// Why there is no thread for the gates.
 #[derive(Debug, thiserror::Error)]
@@ -44,7 +46,7 @@ pub enum GatesError {
 }
 
 /// Handle of the thread, which ends with it.
-pub(super) struct Gates {
+pub struct Gates {
     datapath: Datapath,
     commands: mpsc::Sender<GateCommand>,
     /// A byte in it wakes the thread.
@@ -60,7 +62,11 @@ impl Gates {
     /// # Errors
     ///
     /// See [`GatesError`].
-    pub(super) fn start(datapath: &Datapath, config: &Handover) -> Result<Self, GatesError> {
+    pub fn start(
+        datapath: &Datapath,
+        config: &Handover,
+        replays: Replays,
+    ) -> Result<Self, GatesError> {
         let (commands, inbox) = mpsc::channel();
         let (sender, events) = unbounded_channel();
         let (wake, woken) = UnixStream::pair()?;
@@ -72,6 +78,7 @@ impl Gates {
             config,
             (inbox, woken),
             sender.clone(),
+            replays,
         )?;
         Builder::new()
             .name("gates".to_owned())
@@ -86,7 +93,7 @@ impl Gates {
     }
 
     /// Does what the protocol wants. A gate that is to hold, holds when this returns.
-    pub(super) fn perform(&mut self, command: GateCommand) {
+    pub fn perform(&mut self, command: GateCommand) {
         if let GateCommand::Hold { ifindex } = command
             && let Err(error) = self.datapath.gate_hold(ifindex)
         {
@@ -104,7 +111,7 @@ impl Gates {
     }
 
     /// Waits for what becomes of gates. Can be cancelled without losing anything.
-    pub(super) async fn next(&mut self) -> Option<GateEvent> {
+    pub async fn next(&mut self) -> Option<GateEvent> {
         self.events.recv().await
     }
 }

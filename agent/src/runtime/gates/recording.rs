@@ -8,17 +8,14 @@ use common::handover::{PROBE_ETHER_TYPE, PROBE_MAC};
 use common::maps::{Delivered, StreamKey};
 use common::signal::NicCut;
 
-use super::arrival::Drain;
+use super::send_on::SendOn;
 use crate::clock::now;
 use crate::datapath::{Datapath, DatapathError};
-use crate::net::tap_queue::{TapQueueError, TapQueues};
+use crate::net::tap_queue::TapQueues;
 use crate::net::tap_socket::{Sent, TapSocket};
-use crate::proto::handover::{Counts, Cut, Placement, Step, nic_cut};
+use crate::proto::handover::{Counts, Cut, HoldLimits, Placement, Step, nic_cut};
 use crate::proto::{Mac, Timestamp};
 
-/// Frames that the queue gets room for, so that a VM whose switch fails finds everything that came
-/// during its pause: 1.8 s of 100 Mbit/s in packets of 1400 bytes.
-const QUEUE_LENGTH: u32 = 16_384;
 /// Nothing is to be done before so long, when nothing is due.
 const IDLE: Duration = Duration::from_secs(2);
 /// Shortest Ethernet frame, bytes.
@@ -34,60 +31,62 @@ pub(super) struct Recording {
     /// What had passed of each flow when it began.
     before: BTreeMap<StreamKey, Delivered>,
     socket: TapSocket,
-    /// Length of the queue before, if it was made longer.
-    length: Option<u32>,
     /// Its length now, frames.
     capacity: u64,
     /// When to look next; `None` once the cut is told.
     due: Option<Timestamp>,
+    /// What is kept of unicast packets.
+    pub(super) send_on: SendOn,
 }
 
 impl Recording {
-    /// Has the gate record, and gives the queue more room. `length`: how long the queue was, if it has
-    /// more already.
+    /// Has the gate record.
     pub(super) fn begin(
         datapath: &Datapath,
         queues: &mut TapQueues,
         ifindex: u32,
         (mac, vhost): (Mac, bool),
-        length: Option<u32>,
+        limits: HoldLimits,
     ) -> Result<Self, Box<dyn Error>> {
         let socket = TapSocket::open(ifindex)?;
+        let send_on = SendOn::new(ifindex, limits);
         let slot = datapath.gate_record(ifindex, !vhost)?;
         let before = delivered(datapath, ifindex)?.collect();
-        let length = length.or_else(|| lengthen(queues, ifindex, QUEUE_LENGTH));
         let capacity = queues.length(ifindex)?.into();
         Ok(Self {
             ifindex,
             mac,
             slot,
             vhost,
-            placement: Placement::new(vhost, capacity),
+            placement: Placement::new(capacity),
             before,
             socket,
-            length,
             capacity,
             due: Some(Timestamp::default()),
+            send_on,
         })
     }
 
     /// Goes on after a stop that was none.
-    pub(super) fn again(self) -> Self {
+    pub(super) fn again(self, datapath: &Datapath) -> Self {
         Self {
-            placement: Placement::new(self.vhost, self.capacity),
+            placement: Placement::new(self.capacity),
             due: Some(Timestamp::default()),
+            send_on: self.send_on.again(datapath),
             ..self
         }
     }
 
     /// When [`Recording::tend`] has something to do.
     pub(super) fn due(&self, now: Timestamp) -> Timestamp {
-        self.due.unwrap_or(now + IDLE)
+        let due = self.due.unwrap_or(now + IDLE);
+        self.send_on.due().map_or(due, |retry| retry.min(due))
     }
 
     /// The VM was said to have stopped.
-    pub(super) fn stopped(&mut self, at: Timestamp) {
+    pub(super) fn stopped(&mut self, migration: u64, at: Timestamp) {
         self.placement.stopped(at);
+        self.send_on.stopped(migration);
         match self.socket.send(&probe()) {
             Ok(Sent::Queued) => self.placement.injected(now()),
             // Then there are others to read.
@@ -135,7 +134,10 @@ impl Recording {
             }
             Step::Cut(cut) => {
                 self.due = Some(now());
-                self.cut(datapath, &cut)
+                // First, because the destination waits for it.
+                let told = self.cut(datapath, &self.truthful(datapath, cut));
+                self.send_on.cut(datapath, cut);
+                told
             }
             Step::Revised(cut) => {
                 tracing::warn!(
@@ -144,12 +146,25 @@ impl Recording {
                     "A frame was read later than it should have been; the VM may get a packet twice"
                 );
                 self.due = Some(now());
-                None
+                self.cut(datapath, &self.truthful(datapath, cut))
             }
             Step::Done => {
                 self.due = None;
                 None
             }
+        }
+    }
+
+    /// Without probes nobody can tell whether QEMU has held one frame back or two.
+    fn truthful(&self, datapath: &Datapath, cut: Cut) -> Cut {
+        let has_probes =
+            || matches!(datapath.gate(self.ifindex), Ok(Some((gate, _))) if gate.probes != 0);
+        match cut {
+            Cut::Number { number, .. } if !self.vhost && !has_probes() => Cut::Number {
+                number,
+                overflow: true,
+            },
+            cut => cut,
         }
     }
 
@@ -209,12 +224,14 @@ impl Recording {
         }
     }
 
-    /// Ends the recording of a TAP that may go on; its queue keeps its room until the VM has caught
-    /// up.
-    pub(super) fn end(self, queues: &mut TapQueues) -> Option<Drain> {
-        let read = queues.counts(self.ifindex).ok()?.read;
-        self.length
-            .map(|length| Drain::new(self.ifindex, length, read))
+    /// Sends on what is left to be, at the end of the recording.
+    pub(super) fn finish(&mut self, datapath: &Datapath) {
+        if let Some(cut) = self.placement.cut_by_time()
+            && !self.send_on.is_urgent()
+        {
+            self.send_on.cut(datapath, cut);
+        }
+        self.send_on.tend(datapath);
     }
 }
 
@@ -229,28 +246,8 @@ fn delivered(
         .map(|(key, delivered)| (key.stream, delivered)))
 }
 
-/// Gives a queue room for at least so many frames; returns how long it was before, if it is longer
-/// now.
-pub(super) fn lengthen(queues: &mut TapQueues, ifindex: u32, frames: u32) -> Option<u32> {
-    let mut attempt = || -> Result<Option<u32>, TapQueueError> {
-        let length = queues.length(ifindex)?;
-        if length >= frames {
-            return Ok(None);
-        }
-        queues.set_length(ifindex, frames)?;
-        Ok(Some(length))
-    };
-    attempt().unwrap_or_else(|error| {
-        tracing::warn!(
-            error = &error as &dyn Error,
-            "A queue keeps its length; it may overflow during the pause"
-        );
-        None
-    })
-}
-
 /// A probe like those of `gate`.
-fn probe() -> [u8; PROBE_BYTES] {
+pub(super) fn probe() -> [u8; PROBE_BYTES] {
     let mut frame = [0; PROBE_BYTES];
     frame[..6].copy_from_slice(&PROBE_MAC);
     frame[6..12].copy_from_slice(&PROBE_MAC);

@@ -13,7 +13,7 @@ use nix::sys::time::TimeSpec;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::GatesError;
-use super::arrival::{Arrival, Drain, Progress};
+use super::arrival::{Arrival, Progress};
 use super::recording::Recording;
 use crate::clock::now;
 use crate::config::Handover;
@@ -21,6 +21,7 @@ use crate::datapath::{Datapath, Held};
 use crate::net::tap_queue::TapQueues;
 use crate::proto::handover::HoldLimits;
 use crate::proto::{GateCommand, GateEvent, Timestamp};
+use crate::runtime::trace::Replays;
 
 /// How often held frames are taken while nobody waits for them. The ring has room for far more.
 const TAKE_INTERVAL: Duration = Duration::from_millis(5);
@@ -33,8 +34,6 @@ enum Tap {
     Recording(Box<Recording>),
     /// Its VM comes.
     Arrival(Box<Arrival>),
-    /// Its VM has come; its queue is still longer than usual.
-    Drain(Drain),
     /// An agent before this one has held it. The gate is left closed until its lease ends, for the
     /// case that the migration goes on.
     Orphan { until: Timestamp },
@@ -50,6 +49,7 @@ pub(super) struct GateThread {
     commands: Receiver<GateCommand>,
     woken: UnixStream,
     events: UnboundedSender<GateEvent>,
+    replays: Replays,
 }
 
 impl GateThread {
@@ -59,6 +59,7 @@ impl GateThread {
         config: &Handover,
         (commands, woken): (Receiver<GateCommand>, UnixStream),
         events: UnboundedSender<GateEvent>,
+        replays: Replays,
     ) -> Result<Self, GatesError> {
         let mut held = datapath.held()?;
         // What an agent before this one has not taken belongs to no arrival that is known here.
@@ -84,6 +85,7 @@ impl GateThread {
             commands,
             woken,
             events,
+            replays,
         })
     }
 
@@ -110,12 +112,14 @@ impl GateThread {
         let mut urgent = false;
         for tap in self.taps.values() {
             let of_tap = match tap {
-                Tap::Recording(recording) => recording.due(now),
+                Tap::Recording(recording) => {
+                    urgent |= recording.send_on.is_urgent();
+                    recording.due(now).min(now + TAKE_INTERVAL)
+                }
                 Tap::Arrival(arrival) => {
                     urgent |= arrival.is_replaying();
                     arrival.due(now).min(now + TAKE_INTERVAL)
                 }
-                Tap::Drain(drain) => drain.due(),
                 Tap::Orphan { until } => *until,
             };
             due = due.min(of_tap);
@@ -141,13 +145,17 @@ impl GateThread {
                 mac,
                 vhost,
             } => self.record(ifindex, mac, vhost),
-            GateCommand::Cut { ifindex, stopped } => {
+            GateCommand::Cut {
+                ifindex,
+                migration,
+                stopped,
+            } => {
                 if let Some(Tap::Recording(recording)) = self.taps.get_mut(&ifindex) {
-                    recording.stopped(stopped);
+                    recording.stopped(migration, stopped);
                 }
             }
             GateCommand::Hold { ifindex } => {
-                let arrival = Arrival::new(ifindex, self.limits);
+                let arrival = Arrival::new(ifindex, self.limits, self.replays.clone());
                 self.taps.insert(ifindex, Tap::Arrival(Box::new(arrival)));
             }
             GateCommand::Replay {
@@ -179,14 +187,10 @@ impl GateThread {
                 self.taps.insert(ifindex, Tap::Arrival(arrival));
                 None
             }
-            Some(Tap::Recording(recording)) => Some(recording.again()),
-            other => {
-                let length = match other {
-                    Some(Tap::Drain(drain)) => Some(drain.length()),
-                    _ => None,
-                };
+            Some(Tap::Recording(recording)) => Some(recording.again(&self.datapath)),
+            Some(Tap::Orphan { .. }) | None => {
                 let (datapath, queues) = (&self.datapath, &mut self.queues);
-                match Recording::begin(datapath, queues, ifindex, (mac, vhost), length) {
+                match Recording::begin(datapath, queues, ifindex, (mac, vhost), self.limits) {
                     Ok(recording) => Some(recording),
                     Err(error) => {
                         tracing::warn!(
@@ -209,6 +213,14 @@ impl GateThread {
     }
 
     fn clear(&mut self, ifindex: u32) {
+        // Of what was kept, too.
+        self.take_held();
+        if let Some(Tap::Recording(mut recording)) = self.taps.remove(&ifindex) {
+            recording.finish(&self.datapath);
+            if let Some(event) = recording.send_on.report() {
+                self.tell(event);
+            }
+        }
         if let Err(error) = self.datapath.gate_clear(ifindex) {
             tracing::warn!(
                 ifindex,
@@ -216,23 +228,15 @@ impl GateThread {
                 "Cannot open a gate; it opens by itself"
             );
         }
-        match self.taps.remove(&ifindex) {
-            Some(Tap::Recording(recording)) => {
-                if let Some(drain) = recording.end(&mut self.queues) {
-                    self.taps.insert(ifindex, Tap::Drain(drain));
-                }
-            }
-            Some(Tap::Arrival(_) | Tap::Drain(_) | Tap::Orphan { .. }) | None => {}
-        }
     }
 
     /// Takes all held frames out of the ring.
     fn take_held(&mut self) {
         let taps = &mut self.taps;
-        let mut push = |head: &HeldFrame, frame: &[u8]| {
-            if let Some(Tap::Arrival(arrival)) = taps.get_mut(&head.ifindex) {
-                arrival.push(head, frame);
-            }
+        let mut push = |head: &HeldFrame, frame: &[u8]| match taps.get_mut(&head.ifindex) {
+            Some(Tap::Arrival(arrival)) => arrival.push(head, frame),
+            Some(Tap::Recording(recording)) => recording.send_on.push(head, frame),
+            Some(Tap::Orphan { .. }) | None => {}
         };
         while self.held.next(&mut push).is_some() {}
     }
@@ -244,18 +248,21 @@ impl GateThread {
         for ifindex in ifindexes {
             match self.taps.get_mut(&ifindex) {
                 Some(Tap::Recording(recording)) => {
-                    if let Some(cut) = recording.tend(&self.datapath, &mut self.queues, now) {
-                        self.tell(GateEvent::Cut { ifindex, cut });
+                    let cut = recording.tend(&self.datapath, &mut self.queues, now);
+                    recording.send_on.tend(&self.datapath);
+                    let events = [
+                        cut.map(|cut| GateEvent::Cut { ifindex, cut }),
+                        recording.send_on.report(),
+                    ];
+                    for event in events.into_iter().flatten() {
+                        self.tell(event);
                     }
                 }
                 Some(Tap::Arrival(arrival)) => {
                     match arrival.tend(&self.datapath, &mut self.queues, now) {
                         Ok(Progress::Busy) => {}
-                        Ok(Progress::Opened { report, drain }) => {
-                            match drain {
-                                Some(drain) => self.taps.insert(ifindex, Tap::Drain(drain)),
-                                None => self.taps.remove(&ifindex),
-                            };
+                        Ok(Progress::Opened(report)) => {
+                            self.taps.remove(&ifindex);
                             self.tell(GateEvent::Opened { ifindex, report });
                         }
                         Err(error) => tracing::warn!(
@@ -263,12 +270,6 @@ impl GateThread {
                             error = &error as &dyn std::error::Error,
                             "A gate cannot be tended; it opens when its lease ends"
                         ),
-                    }
-                }
-                Some(Tap::Drain(drain)) => {
-                    let done = drain.tend(&mut self.queues, now);
-                    if done {
-                        self.taps.remove(&ifindex);
                     }
                 }
                 Some(Tap::Orphan { until }) if *until <= now => self.clear(ifindex),

@@ -22,6 +22,7 @@ use crate::net::peers::Peers;
 use crate::proto::relay::RelayServer;
 use crate::proto::{PeerEvent, Timestamp};
 use crate::runtime::registrar::Registrar;
+use crate::runtime::trace::Tracing;
 
 /// How often entries that nobody needs any more are looked for in the maps.
 const COLLECT_INTERVAL: Duration = Duration::from_secs(30);
@@ -53,6 +54,7 @@ pub(super) struct RelayLoop {
     pub(super) peer_events: mpsc::Receiver<(String, PeerEvent)>,
     pub(super) control: mpsc::Receiver<ControlRequest>,
     pub(super) registrar: Registrar,
+    pub(super) tracing: Tracing,
 }
 
 impl RelayLoop {
@@ -114,10 +116,18 @@ impl RelayLoop {
     }
 
     fn handle_control(&mut self, request: ControlRequest) -> Result<(), RelayError> {
-        let ControlRequest { request, replies } = request;
+        let ControlRequest {
+            request,
+            replies,
+            lines,
+        } = request;
         let reply = match request {
             Request::Status => Reply::RelayStatus(Box::new(self.status()?)),
             Request::Streams => Reply::Streams(self.streams()?),
+            Request::Trace(trace) => {
+                self.tracing.add(trace, replies, lines);
+                return Ok(());
+            }
             Request::Listeners
             | Request::Migrations
             | Request::Relays
@@ -156,6 +166,7 @@ impl RelayLoop {
         self.without_forwarding = without_forwarding;
         for interface in &mut self.interfaces {
             if interface.is_there() {
+                interface.attach_again(&self.datapath);
                 if refused {
                     let attached = self
                         .datapath

@@ -46,6 +46,26 @@ impl Interface {
         index(&self.name) == Some(self.ifindex)
     }
 
+    /// Attaches the program again if somebody has taken it away.
+    pub(super) fn attach_again(&self, datapath: &Datapath) {
+        let attached = match datapath.lost(self.ifindex) {
+            Ok(lost) if lost.is_empty() => return,
+            Ok(_) => datapath.attach_replicate(self.ifindex, &self.name),
+            Err(error) => Err(error),
+        };
+        match attached {
+            Ok(_) => tracing::warn!(
+                interface = self.name,
+                "Somebody has taken the program away; attached again"
+            ),
+            Err(error) => tracing::error!(
+                interface = self.name,
+                error = &error as &dyn std::error::Error,
+                "Somebody has taken the program away; nothing of this interface is relayed"
+            ),
+        }
+    }
+
     /// Addresses that the kernel holds joined, for this relay or an earlier one.
     pub(super) fn held_by_kernel(&mut self) -> Result<Vec<Ipv6Addr>, RelayError> {
         Ok(self.static_joins.list()?)

@@ -24,6 +24,7 @@ use crate::net::peers::{Peers, PeersConfig};
 use crate::net::tls::{Tls, TlsFiles};
 use crate::proto::relay::{self, Adopted, RelayServer, Rule};
 use crate::runtime::registrar::Registrar;
+use crate::runtime::trace::Tracing;
 
 /// Events of agents that wait to be handled; more make the agents wait.
 const PEER_EVENTS: usize = 256;
@@ -72,6 +73,7 @@ pub(super) fn start(config: &RelayConfig) -> Result<RelayLoop, RelayError> {
         address,
         started: now(),
         proto,
+        tracing: Tracing::start(&datapath),
         without_forwarding: datapath.counter(Counter::ReplicateNoForwarding)?,
         datapath,
         events,

@@ -6,16 +6,15 @@ use super::RelayError;
 use super::event_loop::RelayLoop;
 use crate::clock::now;
 use crate::control::report::{
-    Holder, Hook, MembershipRow, RelayStatus, SessionRow, StreamRow, UplinkRow, age_ms,
-    milliseconds,
+    Holder, MembershipRow, RelayStatus, SessionRow, StreamRow, UplinkRow, age_ms, milliseconds,
 };
-use crate::datapath::Program;
-use crate::runtime::counters;
+use crate::runtime::{counters, hooks_of};
 
 impl RelayLoop {
     /// `roamcast status`.
     pub(super) fn status(&self) -> Result<RelayStatus, RelayError> {
         let now = now();
+        let hooks = self.datapath.hooks()?;
         let usages: BTreeMap<_, _> = self.datapath.subscriber_usages()?.into_iter().collect();
         Ok(RelayStatus {
             relay: self.config.relay.name.to_string(),
@@ -31,7 +30,7 @@ impl RelayLoop {
                 .map(|interface| UplinkRow {
                     name: interface.name.clone(),
                     ifindex: interface.ifindex,
-                    hooks: self.hooks(interface.ifindex),
+                    hooks: hooks_of(&hooks, interface.ifindex),
                 })
                 .collect(),
             agents: self.proto.connected_agents().map(str::to_owned).collect(),
@@ -77,18 +76,6 @@ impl RelayLoop {
                 StreamRow::new(key, value, mode, now)
             })
             .collect())
-    }
-
-    fn hooks(&self, ifindex: u32) -> Vec<Hook> {
-        self.datapath
-            .attachments()
-            .into_iter()
-            .filter(|it| it.program == Program::Replicate && it.ifindex == ifindex)
-            .map(|attachment| Hook {
-                program: attachment.program.name().to_owned(),
-                mode: attachment.hook.as_str().to_owned(),
-            })
-            .collect()
     }
 
     /// Counters of the kernel programs, the protocol and the connections that are not zero.

@@ -92,7 +92,7 @@ impl Core {
             }
             MatMessage::EchoReply(EchoReply {}) => {
                 if !self.handle_check(now, received.local, transaction) {
-                    self.handle_echo_reply(now, hoa, from, transaction);
+                    self.handle_echo_reply(now, hoa, received, transaction);
                 }
             }
             _ => self.counters.unexpected += 1,
@@ -144,8 +144,7 @@ impl Core {
             .is_some_and(|it| sequence >= it.sequence)
         {
             peer.alert = None;
-            peer.acknowledged = sequence;
-            peer.holds = peer.holds.filter(|holds| sequence < *holds);
+            peer.acknowledge(sequence);
         }
     }
 
@@ -153,10 +152,12 @@ impl Core {
         &mut self,
         now: Duration,
         hoa: Ipv6Addr,
-        from: Ipv6Addr,
+        received: &Received,
         transaction: u64,
     ) {
         let keepalive = self.timing.keepalive;
+        let from = *received.from.ip();
+        let told = self.told.get(&received.local).copied();
         let peer = self.peers.get_mut(&hoa);
         let asked = |it: &&mut Peer| {
             let echo = it.echo.as_ref();
@@ -171,6 +172,10 @@ impl Core {
         peer.verified = true;
         peer.negative = None;
         peer.keepalive = now + keepalive;
+        // It answers those only that it finds in our mapping.
+        if let Some(sequence) = told {
+            peer.acknowledge(sequence);
+        }
         if peer.desired != Some(from) {
             self.verify(now, hoa);
         }
@@ -356,11 +361,12 @@ impl Core {
         }
     }
 
-    /// An address does not answer. An address in use stays in use, as another may not be better; one
-    /// that has never answered is given up.
+    /// An address does not answer. An address in use stays in use, as another may not be better, and
+    /// so does that of a peer which we have answered: it may send, and what it sends is to be taken,
+    /// or its session would end. A peer without either is given up.
     fn echo_failed(&mut self, now: Duration, hoa: Ipv6Addr) {
-        let verified = self.peers.get(&hoa).is_some_and(|it| it.verified);
-        if verified {
+        let taken = self.peers.get(&hoa).is_some_and(|it| it.to.is_some());
+        if taken {
             self.look_up(now, hoa, Cause::Own);
         } else {
             self.unreachable(now, hoa, UNREACHABLE);

@@ -91,12 +91,10 @@ impl Core {
             .all(|it| self.knows(it, standby.moa) || now >= it.sent_at.max(it.heard_at) + in_use)
     }
 
-    /// Sequence that a peer must know before anything is sent to it, while what is sent may come out
-    /// at the destination.
-    pub(super) fn translated_to(&self) -> Option<u64> {
+    /// Where what is sent may come out: translated, at the destination.
+    pub(super) fn translated_to(&self) -> Option<Place> {
         let translates = self.movement.as_ref().is_some_and(|it| it.translates);
-        let standby = self.standby.filter(|_| translates)?;
-        self.told.get(&standby.moa).copied()
+        self.standby.filter(|_| translates)
     }
 
     /// The kernel has announced the VM on its new link.

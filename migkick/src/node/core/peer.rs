@@ -112,6 +112,18 @@ impl Peer {
         self.to.is_none() || self.acknowledged >= sequence
     }
 
+    /// It knows our mapping of that sequence.
+    pub(super) fn acknowledge(&mut self, sequence: u64) {
+        self.acknowledged = self.acknowledged.max(sequence);
+        self.holds = self.holds.filter(|holds| sequence < *holds);
+    }
+
+    /// Whether data goes to it: it has answered an echo, as it does once it takes what comes from us.
+    /// That it has asked us says nothing of the kind: it takes nothing before it has our answer.
+    fn sends(&self) -> bool {
+        self.verified && self.holds.is_none()
+    }
+
     /// Whether its mapping has that address.
     pub(super) fn has(&self, address: Ipv6Addr) -> bool {
         self.known.as_ref().is_some_and(|known| known.has(address))
@@ -147,7 +159,7 @@ impl Core {
             return;
         };
         peer.sent_at = now;
-        if peer.shown.is_some() && peer.verified && peer.holds.is_none() {
+        if peer.shown.is_some() && peer.sends() {
             self.counters.released += 1;
             self.outputs.push_back(Output::Release(frame));
             return;
@@ -291,11 +303,12 @@ impl Core {
 
     /// Brings the data path to what is known of a peer, and answers what can be answered now.
     pub(super) fn settle(&mut self, now: Duration, hoa: Ipv6Addr) {
-        let translated_to = self.translated_to();
+        let source_told = self.source_told();
         let Some(peer) = self.peers.get_mut(&hoa) else {
             return;
         };
-        // A peer that speaks from where the servers say it is may be answered before its echo.
+        // A peer that speaks from where the servers say it is may be answered before its echo, and
+        // what it sends is taken.
         let speaks = peer.echo_in.as_ref().map(|it| it.from);
         if peer.to.is_none() && speaks.is_some() && speaks == peer.desired {
             peer.to = peer.desired;
@@ -304,30 +317,30 @@ impl Core {
             return;
         };
         if peer.holds.is_none() {
-            // A peer that is new during a move may have read a mapping from before it.
-            peer.holds = translated_to.filter(|told| !peer.has_acknowledged(*told));
+            // A peer that is new during a move, or since, may have read a mapping from before it.
+            peer.holds = source_told.filter(|told| !peer.has_acknowledged(*told));
         }
         let mut from: Vec<Ipv6Addr> = known.moas.iter().map(|(moa, _)| *moa).collect();
         if !from.contains(&to) {
             from.push(to);
         }
-        let shown = Some((peer.holds.is_none().then_some(to), from.clone()));
+        let shown = Some((peer.sends().then_some(to), from.clone()));
         if peer.shown != shown {
             let before = peer.shown.take().and_then(|(before, _)| before);
             let moved = before.is_some_and(|before| before != to);
             peer.shown = shown;
             peer.adopted = false;
-            self.outputs.push_back(match peer.holds {
-                None => Output::SetPeer { hoa, to, from },
-                Some(_) => Output::HoldPeer { hoa, from },
+            self.outputs.push_back(if peer.sends() {
+                Output::SetPeer { hoa, to, from }
+            } else {
+                Output::HoldPeer { hoa, from }
             });
             if moved {
                 self.outputs.push_back(Output::PathChanged);
             }
         }
         self.answer(now, hoa);
-        let sends = |it: &Peer| it.verified && it.holds.is_none();
-        if self.peers.get(&hoa).is_some_and(sends) {
+        if self.peers.get(&hoa).is_some_and(Peer::sends) {
             for (_, frame) in self.take_held(hoa) {
                 self.counters.released += 1;
                 self.outputs.push_back(Output::Release(frame));

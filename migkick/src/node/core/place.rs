@@ -3,7 +3,8 @@
 //! A peer that gets data from an address that it does not know takes it for somebody else's, and its
 //! kernel answers a segment of an unknown connection by a reset, which would end the session. So nothing
 //! is sent to a peer from an address before it has acknowledged a mapping that has it: where the old
-//! address still works, it is used until then, else the peer's data is held.
+//! address still works, it is used until then, else the peer's data is held. An answer to an echo from
+//! that address is as good, but one to an older address is not: it may come after the switch.
 
 use std::net::Ipv6Addr;
 use std::time::Duration;
@@ -79,6 +80,13 @@ impl Core {
     pub(super) fn knows(&self, peer: &Peer, moa: Ipv6Addr) -> bool {
         let told = self.told.get(&moa);
         peer.to.is_none() || told.is_some_and(|told| peer.has_acknowledged(*told))
+    }
+
+    /// Sequence that a peer must know before anything is sent to it: the first mapping with the address
+    /// that it comes from.
+    pub(super) fn source_told(&self) -> Option<u64> {
+        let source = self.translated_to().or(self.active)?;
+        self.told.get(&source.moa).copied()
     }
 
     fn all_know(&self, moa: Ipv6Addr) -> bool {

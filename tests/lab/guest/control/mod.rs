@@ -29,7 +29,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 pub use self::state::{ChannelStats, TransportAt};
 use self::state::{Connection, State};
 use super::wire::{Answer, Command, FromGuest, ReceiverConfig, Request, Status, frame::Decoder};
-use crate::probe::clock;
+use crate::{probe::clock, wait};
 
 /// How long a request or a repeat may stay unanswered before it is sent again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(300);
@@ -141,7 +141,7 @@ impl Control {
     ///
     /// It does not within `deadline`.
     pub fn wait_host(&self, host: &str, deadline: Duration) -> Result<()> {
-        let deadline = Instant::now() + deadline;
+        let deadline = wait::end_after(deadline);
         let index = self
             .inner
             .sockets
@@ -235,7 +235,7 @@ impl Control {
     ) -> Result<Answer> {
         let text = format!("{command:?}");
         let frame = Request { id, command }.to_frame()?;
-        let deadline = Instant::now() + deadline;
+        let deadline = wait::end_after(deadline);
         loop {
             let attempt_deadline = deadline.min(Instant::now() + RETRY_INTERVAL);
             self.inner.lock().write_all(&frame);

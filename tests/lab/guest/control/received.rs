@@ -1,6 +1,6 @@
 //! What the guest got and when, in host time.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
@@ -14,6 +14,7 @@ use crate::{
         metrics::Arrival,
         timeline::{Moment, Timeline},
     },
+    wait,
 };
 
 impl Control {
@@ -64,7 +65,7 @@ impl Control {
     ///
     /// It has not within `deadline`.
     pub fn wait_arrivals(&self, receiver: u16, count: usize, deadline: Duration) -> Result<()> {
-        let deadline = Instant::now() + deadline;
+        let deadline = wait::end_after(deadline);
         let has_count = |state: &mut State| {
             (state.arrivals.get(&receiver).map_or(0, Vec::len) >= count).then_some(())
         };

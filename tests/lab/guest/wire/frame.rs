@@ -138,7 +138,7 @@ fn parse(bytes: &[u8]) -> Parsed {
 }
 
 /// CRC-32 of IEEE 802.3 over several slices.
-pub(in crate::guest) fn crc32(slices: &[&[u8]]) -> u32 {
+pub(crate) fn crc32(slices: &[&[u8]]) -> u32 {
     let bytes = slices.iter().flat_map(|slice| slice.iter());
     !bytes.fold(u32::MAX, |crc, byte| {
         CRC_TABLE[usize::from(crc as u8 ^ byte)] ^ (crc >> 8)

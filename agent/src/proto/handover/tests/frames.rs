@@ -8,16 +8,6 @@ use crate::proto::handover::{finish_checksum, flow_of, split};
 /// Where the UDP checksum stands in an untagged frame.
 const CHECKSUM: usize = 60;
 
-/// One's complement sum by 16-bit words, as RFC 1071 §1 has it.
-fn sum(bytes: &[u8]) -> u16 {
-    let mut sum = 0u32;
-    for pair in bytes.chunks(2) {
-        sum += u32::from(u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)]));
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    sum as u16
-}
-
 /// Sum of the pseudo-header of an untagged frame.
 fn partial(frame: &[u8]) -> u16 {
     let mut pseudo = frame[22..54].to_vec();

@@ -8,11 +8,6 @@ use super::*;
 use crate::proto::Timestamp;
 use crate::proto::handover::{ClockOffset, Hold, HoldLimits, Placed};
 
-const LIMITS: HoldLimits = HoldLimits {
-    bytes: 1_000_000,
-    age: Duration::from_secs(5),
-};
-
 /// A hold whose packets are named by a letter each, and come once a millisecond.
 struct Bench {
     hold: Hold,

@@ -9,12 +9,36 @@ mod placement;
 mod random;
 mod records;
 mod tap;
+mod unread;
 
 use std::time::Duration;
 
 use common::maps::StreamKey;
 
+use super::{Cut, HoldLimits};
+
 const MS: Duration = Duration::from_millis(1);
+const LIMITS: HoldLimits = HoldLimits {
+    bytes: 1_000_000,
+    age: Duration::from_secs(5),
+};
+
+fn count(number: u64) -> Cut {
+    Cut::Number {
+        number,
+        overflow: false,
+    }
+}
+
+/// One's complement sum by 16-bit words, as RFC 1071 §1 has it.
+fn sum(bytes: &[u8]) -> u16 {
+    let mut sum = 0u32;
+    for pair in bytes.chunks(2) {
+        sum += u32::from(u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)]));
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    sum as u16
+}
 
 /// A flow by its number.
 fn stream(number: u16) -> StreamKey {

@@ -1,5 +1,6 @@
 //! Tests of the placement.
 
+use super::count;
 use crate::proto::Timestamp;
 use crate::proto::handover::{Counts, Cut, Placement, Step};
 
@@ -13,8 +14,8 @@ fn counts(taken: u64, dropped: u64) -> Counts {
 
 /// A placement that has seen an empty queue after every tenth frame, up to 30; the kernel has
 /// counted 1000 more before.
-fn recording(vhost: bool) -> Placement {
-    let mut placement = Placement::new(vhost, 1000);
+fn recording() -> Placement {
+    let mut placement = Placement::new(1000);
     for n in 0..=3 {
         placement.sample(at(n * 10), counts(1000 + n * 10, 7), n * 10);
     }
@@ -35,13 +36,6 @@ fn settle(placement: &mut Placement, mut now: Timestamp, counts: Counts, entered
     }
 }
 
-fn count(number: u64) -> Cut {
-    Cut::Number {
-        number,
-        overflow: false,
-    }
-}
-
 fn overflow(number: u64) -> Cut {
     Cut::Number {
         number,
@@ -51,7 +45,7 @@ fn overflow(number: u64) -> Cut {
 
 #[test]
 fn last_frame_read_is_not_delivered() {
-    let mut placement = recording(false);
+    let mut placement = recording();
     placement.stopped(at(40));
     placement.sample(at(40), counts(1035, 7), 36);
     placement.injected(at(40));
@@ -63,7 +57,7 @@ fn last_frame_read_is_not_delivered() {
 
 #[test]
 fn injected_frame_is_the_last_one_read_when_nothing_else_comes() {
-    let mut placement = recording(false);
+    let mut placement = recording();
     placement.stopped(at(40));
     placement.sample(at(40), counts(1035, 7), 35);
     placement.injected(at(40));
@@ -74,19 +68,33 @@ fn injected_frame_is_the_last_one_read_when_nothing_else_comes() {
 }
 
 #[test]
-fn vhost_delivers_all_that_it_has_read() {
-    let mut placement = recording(true);
-    placement.stopped(at(40));
-    placement.sample(at(40), counts(1035, 7), 36);
+fn sender_that_keeps_step_with_the_samples_does_not_hide_that_the_queue_is_empty() {
+    let us = |us: u64| Timestamp(us * 1000);
+    let mut placement = Placement::new(1000);
+    // A frame each millisecond, which is read 100 us later.
+    let entered = |now: Timestamp| now.0 / 1_000_000;
+    let taken = |now: Timestamp| now.0.saturating_sub(100_000) / 1_000_000;
+    let mut now = us(1_000_050);
+    while now < us(1_300_000) {
+        placement.sample(now, counts(taken(now), 0), entered(now));
+        let Step::SampleAt(due) = placement.poll(now) else {
+            panic!("no stop yet");
+        };
+        now = due;
+    }
+    let now = us(1_300_050);
+    placement.stopped(now);
+    placement.sample(now, counts(1299, 0), 1300);
+    placement.injected(now);
     assert_eq!(
-        settle(&mut placement, at(40), counts(1035, 7), 40),
-        count(35)
+        settle(&mut placement, now, counts(1300, 0), 1300),
+        count(1299)
     );
 }
 
 #[test]
 fn drops_behind_the_cut_do_not_matter() {
-    let mut placement = recording(false);
+    let mut placement = recording();
     placement.stopped(at(40));
     placement.sample(at(40), counts(1035, 7), 36);
     placement.injected(at(40));
@@ -99,7 +107,7 @@ fn drops_behind_the_cut_do_not_matter() {
 
 #[test]
 fn drops_since_the_anchor_may_be_before_the_cut() {
-    let mut placement = recording(false);
+    let mut placement = recording();
     placement.stopped(at(40));
     placement.sample(at(40), counts(1035, 9), 40);
     placement.injected(at(40));
@@ -111,7 +119,7 @@ fn drops_since_the_anchor_may_be_before_the_cut() {
 
 #[test]
 fn queue_that_was_not_seen_empty_often_places_by_time() {
-    let mut placement = Placement::new(false, 1000);
+    let mut placement = Placement::new(1000);
     placement.sample(at(10), counts(1010, 7), 10);
     placement.sample(at(20), counts(1020, 7), 20);
     placement.stopped(at(40));
@@ -121,7 +129,7 @@ fn queue_that_was_not_seen_empty_often_places_by_time() {
 
 #[test]
 fn drops_of_frames_on_their_way_into_the_queue_count() {
-    let mut placement = recording(false);
+    let mut placement = recording();
     // Of the 10 frames that have come since, some may not have reached the queue.
     placement.sample(at(31), counts(1032, 7), 40);
     placement.stopped(at(40));
@@ -132,7 +140,7 @@ fn drops_of_frames_on_their_way_into_the_queue_count() {
         overflow(36)
     );
     // A sample later they have.
-    let mut placement = recording(false);
+    let mut placement = recording();
     placement.sample(at(31), counts(1032, 7), 40);
     placement.sample(at(32), counts(1033, 7), 41);
     placement.stopped(at(40));
@@ -146,7 +154,7 @@ fn drops_of_frames_on_their_way_into_the_queue_count() {
 
 #[test]
 fn queue_that_nobody_reads_may_hold_frames() {
-    let mut placement = Placement::new(false, 1000);
+    let mut placement = Placement::new(1000);
     for n in 0..100 {
         placement.sample(at(n), counts(1000, 7), 5);
     }
@@ -154,7 +162,7 @@ fn queue_that_nobody_reads_may_hold_frames() {
     let cut = settle(&mut placement, at(100), counts(1000, 7), 5);
     assert_eq!(cut, Cut::Time(at(95)));
     // The more that come, the less has been had.
-    let mut placement = Placement::new(false, 1000);
+    let mut placement = Placement::new(1000);
     for n in 0..100 {
         placement.sample(at(n), counts(1000, 7), n);
     }
@@ -167,7 +175,7 @@ fn queue_that_nobody_reads_may_hold_frames() {
 
 #[test]
 fn full_queue_is_not_taken_for_an_empty_one() {
-    let mut placement = Placement::new(false, 50);
+    let mut placement = Placement::new(50);
     // One frame is read and two come, of which one is dropped, again and again.
     for n in 0..100 {
         placement.sample(at(n), counts(n, n), 50 + 2 * n);
@@ -182,7 +190,7 @@ fn full_queue_is_not_taken_for_an_empty_one() {
 
 #[test]
 fn guest_that_goes_on_has_had_nothing_after_the_report_of_its_stop() {
-    let mut placement = recording(false);
+    let mut placement = recording();
     placement.stopped(at(40));
     placement.sample(at(40), counts(1035, 7), 36);
     placement.injected(at(40));
@@ -194,7 +202,7 @@ fn guest_that_goes_on_has_had_nothing_after_the_report_of_its_stop() {
 
 #[test]
 fn deadline_ends_the_wait_for_a_frame() {
-    let mut placement = recording(false);
+    let mut placement = recording();
     placement.stopped(at(40));
     assert_eq!(
         settle(&mut placement, at(40), counts(1031, 7), 31),
@@ -204,7 +212,7 @@ fn deadline_ends_the_wait_for_a_frame() {
 
 #[test]
 fn late_read_revises_the_cut() {
-    let mut placement = recording(false);
+    let mut placement = recording();
     placement.stopped(at(40));
     placement.sample(at(40), counts(1035, 7), 36);
     placement.injected(at(40));
@@ -215,12 +223,12 @@ fn late_read_revises_the_cut() {
     placement.sample(at(60), counts(1036, 7), 60);
     assert_eq!(placement.poll(at(60)), Step::Revised(count(35)));
     assert!(matches!(placement.poll(at(60)), Step::SampleAt(_)));
-    assert_eq!(placement.poll(at(140)), Step::Done);
+    assert_eq!(placement.poll(at(1040)), Step::Done);
 }
 
 /// Samples that are asked for in 10 s, if a frame comes in every `interval_ms`.
 fn samples(interval_ms: u64) -> u32 {
-    let mut placement = Placement::new(false, 1000);
+    let mut placement = Placement::new(1000);
     let (mut now, mut samples) = (at(0), 0);
     while now < at(10_000) {
         let Step::SampleAt(due) = placement.poll(now) else {

@@ -15,7 +15,6 @@ const TICK: u64 = 10;
 #[derive(Clone, Debug)]
 struct Plan {
     seed: u64,
-    vhost: bool,
     /// Mean time between two frames.
     interval: u64,
     /// How many come at once.
@@ -47,14 +46,12 @@ fn plans() -> impl Strategy<Value = Plan> {
         0..4_000u64,
         0..8_000u64,
     );
-    let flags = (any::<bool>(), prop::bool::weighted(0.2));
-    (any::<u64>(), frames, times, flags).prop_map(|(seed, frames, times, flags)| {
+    let held_back = prop::bool::weighted(0.2);
+    (any::<u64>(), frames, times, held_back).prop_map(|(seed, frames, times, held_back)| {
         let (interval, burst, read, capacity, queued) = frames;
         let (recording, pause, report, late) = times;
-        let (vhost, held_back) = flags;
         Plan {
             seed,
-            vhost,
             interval,
             burst,
             read,
@@ -64,7 +61,7 @@ fn plans() -> impl Strategy<Value = Plan> {
             pause,
             report,
             late,
-            held_back: held_back && !vhost,
+            held_back,
         }
     })
 }
@@ -110,7 +107,7 @@ impl Tap {
             level: 0u64.wrapping_sub(counts.taken + counts.dropped + queued),
             is_seen_empty: false,
             queue: (0..queued).map(|_| Frame::BeforeRecording).collect(),
-            reads_left: u64::from(!plan.vhost && !plan.held_back),
+            reads_left: u64::from(!plan.held_back),
             plan,
             random,
             now: 0,
@@ -226,7 +223,7 @@ struct Outcome {
 
 fn run(plan: &Plan) -> Outcome {
     let mut tap = Tap::new(plan.clone());
-    let mut placement = Placement::new(plan.vhost, plan.capacity as u64);
+    let mut placement = Placement::new(plan.capacity as u64);
     let reported = plan.recording + plan.report;
     let mut is_injected = false;
     loop {
@@ -290,7 +287,6 @@ proptest! {
 fn steady(seed: u64, read: u64) -> Plan {
     Plan {
         seed,
-        vhost: seed.is_multiple_of(2),
         interval: 580,
         burst: 1 + seed % 5,
         read,

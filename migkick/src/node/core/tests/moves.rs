@@ -301,3 +301,32 @@ fn peer_that_is_new_during_a_move_is_sent_to_once_it_knows() {
     assert!(world.is_settled(0, 2));
     assert_eq!(world.resets, 0);
 }
+
+#[test]
+fn peer_that_has_answered_to_the_old_address_gets_nothing_from_the_new_one_before_it_knows() {
+    let mut world = World::new(Setup::default());
+    world.run(ms(100));
+    world.send_frame(0, 1, vec![7]);
+    // Look-up, echo, look-up of the other side, which answers.
+    world.run(ms(27));
+    world.prepare(0, 5);
+    world.arrive(0, 5);
+    let old = moa(0, 1);
+    let to_old = world.record.iter().filter(|it| *it.to.ip() == old);
+    let answers: Vec<_> = to_old.cloned().collect();
+    // What comes to the old address is forwarded.
+    for Datagram { from, bytes, .. } in answers {
+        let received = Received {
+            local: old,
+            from,
+            bytes,
+        };
+        world.input(0, |core, now| core.handle_datagram(now, received));
+    }
+    for _ in 0..200 {
+        assert!(!world.is_mistaken(0, 1), "at {:?}", world.now);
+        world.run(ms(1));
+    }
+    assert_eq!(world.nodes[0].kernel.released, [vec![7]]);
+    assert!(world.is_settled(0, 1));
+}

@@ -24,6 +24,54 @@ fn frames_of_both_sides_at_once_are_released() {
 }
 
 #[test]
+fn peer_that_has_only_asked_gets_nothing_before_it_has_answered() {
+    let mut world = World::new(Setup::default());
+    world.run(ms(100));
+    world.send_frame(0, 1, vec![7]);
+    // Look-up, echo, look-up of the other side.
+    world.run(ms(24));
+    // The answer to the echo is lost, and all that the other side asks.
+    world.setup.loss = 100;
+    world.run(ms(3));
+    world.setup.loss = 0;
+    let kernel = &world.nodes[1].kernel;
+    assert!(kernel.peers[&hoa(0)].1.contains(&moa(0, 1)), "it is taken");
+    assert!(!world.nodes[0].kernel.peers.contains_key(&hoa(1)));
+    assert!(!world.is_mistaken(1, 0), "where nobody takes it");
+    world.send_frame(1, 0, vec![8]);
+    world.run(ms(200));
+    assert_eq!(world.nodes[0].kernel.released, [vec![7]]);
+    assert_eq!(world.nodes[1].kernel.released, [vec![8]]);
+    assert!(world.is_settled(0, 1));
+}
+
+#[test]
+fn peer_that_was_answered_is_taken_though_it_answers_nothing() {
+    let mut world = World::new(Setup::default());
+    world.run(ms(100));
+    world.send_frame(1, 0, vec![8]);
+    // Look-up, echo, look-up of the other side, which answers and asks.
+    world.run(ms(27));
+    world.setup.loss = 100;
+    world.run(ms(4));
+    world.setup.loss = 0;
+    assert_eq!(world.nodes[1].kernel.released, [vec![8]]);
+    // Its data path works on, but nobody answers echoes.
+    world.crash(1);
+    world.flows = vec![(1, 0)];
+    for _ in 0..20 {
+        world.run(ms(1000));
+        assert!(world.delivers(1, 0), "at {:?}", world.now);
+    }
+    assert_eq!(world.resets, 0);
+    world.send_frame(0, 1, vec![7]);
+    world.start(1);
+    world.run(ms(500));
+    assert_eq!(world.nodes[0].kernel.released, [vec![7]]);
+    assert!(world.is_settled(0, 1));
+}
+
+#[test]
 fn node_that_nobody_knows_is_refused_at_once_the_second_time() {
     let mut world = World::new(Setup::default());
     world.run(ms(100));

@@ -1,0 +1,53 @@
+//! Rows of `roamcast status` about the bridge's ports and the programs on them.
+
+use std::collections::BTreeMap;
+
+use common::maps::PortUsage;
+
+use super::super::event_loop::EventLoop;
+use super::super::hooks::Role;
+use super::super::{RuntimeError, hooks_of};
+use crate::control::report::{PortRow, UplinkRow};
+use crate::datapath::{DatapathError, HookView};
+
+/// Programs by interface.
+pub(super) type Hooks = BTreeMap<u32, Vec<HookView>>;
+
+impl EventLoop {
+    pub(super) fn uplink_rows(&self, hooks: &Hooks) -> Vec<UplinkRow> {
+        let uplinks = self.hooks.ports().filter(|it| it.role == Role::Uplink);
+        uplinks
+            .map(|uplink| UplinkRow {
+                name: uplink.port.name.clone(),
+                ifindex: uplink.port.ifindex,
+                hooks: hooks_of(hooks, uplink.port.ifindex),
+            })
+            .collect()
+    }
+
+    /// All TAPs, those without programs included.
+    pub(super) fn port_rows(&self, hooks: &Hooks) -> Result<Vec<PortRow>, RuntimeError> {
+        let taps = self.hooks.ports().filter(|it| it.role == Role::Tap);
+        taps.map(|tap| {
+            let port = &tap.port;
+            let usage = match self.datapath.usage(port.ifindex) {
+                Err(DatapathError::NoPort(_)) => PortUsage::default(),
+                usage => usage?,
+            };
+            let mut domains = self.proto.domains();
+            let domain = domains.find(|domain| {
+                let mut interfaces = domain.interfaces.iter();
+                interfaces.any(|interface| interface.target_dev == port.name)
+            });
+            Ok(PortRow::new(
+                port.name.clone(),
+                port.ifindex,
+                domain.map(|domain| domain.name.clone()),
+                hooks_of(hooks, port.ifindex),
+                &self.hooks.limits(),
+                &usage,
+            ))
+        })
+        .collect()
+    }
+}

@@ -1,0 +1,125 @@
+//! The host machine: a stock Debian kernel, booted in an emulated machine, that runs one command.
+//!
+//! ```text
+//!  outside                                         machine (QEMU, TCG)
+//!  Machine::run --- virtio-serial port ----------- `machine-init` (PID 1)
+//!    |   the job, what is typed  -------------------->    | loads modules, runs the command
+//!    |   <------------- output, errors, exit code         |
+//!    |   <------------- serial console                    | the kernel's own words
+//!    /   --- 9p, read-only ------------------------------ / under an overlay in memory
+//!    DIR --- 9p, writable ------------------------------- /machine-output
+//! ```
+//!
+//! The processor is TCG's with AMD's virtualization, so that KVM works in the machine, with
+//! vhost-net. Everything in it is 10 to 15 times slower than outside. What is installed and built
+//! outside is there too; what the command writes is lost at the end, but for `/machine-output`.
+//!
+//! - `image` has the kernel and the initramfs, whose first process is `init.sh`.
+//! - [`run`](mod@run) starts QEMU and follows it to its end.
+//! - [`wire`] is what both sides tell each other.
+//!
+//! The machine's side is the binary `machine-init` in `tests/bin`.
+
+mod image;
+mod qemu;
+pub mod run;
+pub mod wire;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Set to 1 inside the machine: everything is prebuilt, so nothing is to be installed or built.
+pub const VARIABLE: &str = "ROAMCAST_MACHINE";
+
+/// How many times slower the machine is than the one outside, at worst.
+pub(crate) const SLOWNESS: u32 = 10;
+
+/// Names the writable directory to the command.
+pub const OUTPUT_VARIABLE: &str = "ROAMCAST_MACHINE_OUTPUT";
+
+/// Where the writable directory is inside the machine.
+const OUTPUT: &str = "/machine-output";
+
+/// Tag of the writable directory's 9p share.
+pub const OUTPUT_TAG: &str = "output";
+
+/// Tag of the outer file system's 9p share; `init.sh` has it too.
+const OUTER_TAG: &str = "outer";
+
+/// Modules that a host has, or that its administrator's tools load: KVM, what libvirt sets up for
+/// a NIC and its bandwidth, and what the tests attach programs by.
+const MODULES: &[&str] = &[
+    "kvm_amd",
+    "vhost_net",
+    "tun",
+    "bridge",
+    "veth",
+    "8021q",
+    "dummy",
+    "br_netfilter",
+    "cls_bpf",
+    "cls_u32",
+    "cls_fw",
+    "act_police",
+    "sch_ingress",
+    "sch_htb",
+    "sch_prio",
+    "sch_fq_codel",
+    "sch_netem",
+];
+
+/// What comes into the machine of the environment outside, besides all that begins with one of
+/// [`PASSED_PREFIXES`]: the rest tells of sockets and directories that the machine does not have.
+const PASSED: &[&str] = &[
+    "CI", "HOME", "LANG", "LOGNAME", "PATH", "SHELL", "TERM", "USER",
+];
+
+const PASSED_PREFIXES: &[&str] = &["CARGO", "LC_", "RUST", "ROAMCAST_"];
+
+/// Returns true in a program that runs inside the machine.
+#[must_use]
+pub fn inside() -> bool {
+    std::env::var_os(VARIABLE).is_some_and(|value| value == "1")
+}
+
+/// The part of this process's environment that a command in the machine gets.
+#[must_use]
+pub fn environment() -> Vec<(String, String)> {
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .filter(|(name, _)| {
+            PASSED.contains(&name.as_str())
+                || PASSED_PREFIXES
+                    .iter()
+                    .any(|prefix| name.starts_with(prefix))
+        })
+        .collect()
+}
+
+/// A machine to boot.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    /// Package of the kernel, or its version or the beginning of that, as `6.1`.
+    pub kernel: String,
+    /// Processors. With more than one, KVM in the machine is not reliable.
+    pub cpus: u32,
+    /// Memory in MiB.
+    pub memory_mib: u32,
+    /// Time from the start of QEMU after which the machine is killed.
+    pub timeout: Duration,
+    /// Directory outside that the command may write to.
+    pub output: Option<PathBuf>,
+}
+
+/// A command to run in a machine.
+#[derive(Clone, Debug)]
+pub struct Command {
+    /// Program and arguments.
+    pub words: Vec<String>,
+    /// Working directory.
+    pub directory: PathBuf,
+    /// The environment, as [`environment`] has it; what the machine itself sets is added.
+    pub environment: Vec<(String, String)>,
+    /// Rows and columns, if the command gets a terminal. Standard output and error are one then.
+    pub terminal: Option<(u16, u16)>,
+}

@@ -1,0 +1,210 @@
+//! libvirt's bandwidth limits on a VM's NICs and the agent's programs on the same TAPs, in any order:
+//! the domain starts, the limits limit, and each program is on its side.
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test that cannot go on panics"
+)]
+
+use std::process::Command;
+use std::time::Duration;
+
+use lab::guest::domain::Bandwidth;
+use lab::scenario::agents::AgentOptions;
+use lab::scenario::stream::{self, RECEIVER, Stream, StreamConfig, StreamKind};
+use lab::scenario::{STREAM_ADDRESS, Testbed, virsh};
+use lab::vms::Vms;
+use lab::{LabConfig, requirements, wait};
+use serde_json::Value;
+
+const STREAM: StreamConfig = StreamConfig {
+    rate_mbps: 2.0,
+    flows: 1,
+    kind: StreamKind::Probe,
+};
+/// Half of the stream, and less than a packet a second.
+const LIMITS: Bandwidth = Bandwidth {
+    inbound: 125,
+    outbound: 1,
+};
+/// Where the guest sends multicast of its own.
+const OWN: &str = "ff1e::4000:99";
+const DEADLINE: Duration = Duration::from_secs(120);
+
+/// What libvirt has `tc` do, in a network namespace of its own.
+const LIMITED: &str = "
+    ip link set lo up
+    tc qdisc add dev lo root handle 1: htb default 1
+    tc class add dev lo parent 1: classid 1:1 htb rate 125kbps
+    tc qdisc add dev lo parent 1:1 handle 2: sfq perturb 10
+    tc filter add dev lo parent 1:0 protocol all prio 1 handle 1 fw flowid 1
+    tc qdisc add dev lo ingress
+    tc filter add dev lo parent ffff: protocol all u32 match u32 0 0 \
+        police rate 1kbps burst 1kb mtu 64kb drop flowid :1";
+
+/// Why the kernel of this machine cannot limit, if so.
+fn cannot_limit() -> Option<String> {
+    let script = format!("set -e\n{LIMITED}");
+    let output = Command::new("unshare")
+        .args(["--net", "sh", "-c", &script])
+        .output()
+        .unwrap();
+    (!output.status.success()).then(|| String::from_utf8_lossy(&output.stderr).trim().to_owned())
+}
+
+#[test]
+fn limits_of_libvirt_and_the_agents_programs_bear_each_other_in_any_order() {
+    if !requirements::met() {
+        return;
+    }
+    if let Some(reason) = cannot_limit() {
+        eprintln!("skipped: this kernel has not all that libvirt's limits need: {reason}");
+        return;
+    }
+    let agents = Some(AgentOptions::DEFAULT);
+    let mut testbed = Testbed::up(LabConfig::new("limits"), 128, agents).unwrap();
+    testbed.limit(Some(LIMITS));
+    // A domain that starts while the agent looks for new TAPs.
+    for _ in 0..2 {
+        testbed.boot().unwrap();
+        programs_are_on_their_sides(&mut testbed);
+    }
+    let stream = Stream::start(testbed.lab(), &STREAM).unwrap();
+    listen(&mut testbed);
+    limits_limit(&testbed);
+
+    let name = testbed.domain_name().to_owned();
+    let vms1 = testbed.lab().vms1().clone();
+    let tune = |inbound: &str, outbound: &str| {
+        let tap = tap(&vms1, &name);
+        let arguments = ["--inbound", inbound, "--outbound", outbound];
+        virsh(
+            &vms1,
+            &[&["domiftune", &name, &tap], &arguments[..]].concat(),
+        )
+        .unwrap();
+    };
+    tune("0", "0");
+    programs_are_on_their_sides(&mut testbed);
+    let unlimited = qdiscs(&vms1, &tap(&vms1, &name));
+    assert!(!unlimited.contains("htb"), "{unlimited}");
+
+    tune("125", "1");
+    programs_are_on_their_sides(&mut testbed);
+    limits_limit(&testbed);
+    tune("120", "2");
+    programs_are_on_their_sides(&mut testbed);
+    limits_limit(&testbed);
+
+    // The limits are there when the agent comes back, and when it comes for the first time.
+    testbed.agents().unwrap().kill(0);
+    testbed.restart_agent(0).unwrap();
+    programs_are_on_their_sides(&mut testbed);
+    limits_limit(&testbed);
+    testbed.agents().unwrap().kill(0);
+    let cleanup = testbed.agents().unwrap().command(&vms1, &["cleanup"]);
+    vms1.output(&mut { cleanup }).unwrap();
+    limits_limit(&testbed);
+    testbed.restart_agent(0).unwrap();
+    programs_are_on_their_sides(&mut testbed);
+    limits_limit(&testbed);
+    stream.stop().unwrap();
+}
+
+/// Name of the TAP of the guest's first NIC.
+fn tap(vms: &Vms, domain: &str) -> String {
+    let list = virsh(vms, &["domiflist", domain]).unwrap();
+    let row = list.lines().nth(2).expect("a NIC");
+    row.split_whitespace().next().expect("its TAP").to_owned()
+}
+
+fn qdiscs(vms: &Vms, tap: &str) -> String {
+    vms.output(vms.command("tc").args(["qdisc", "show", "dev", tap]))
+        .unwrap()
+}
+
+/// Has the guest listen to the stream.
+fn listen(testbed: &mut Testbed) {
+    let guest = testbed.guest().unwrap().clone();
+    guest
+        .start_receiver(RECEIVER, stream::receiver(&STREAM))
+        .unwrap();
+    guest.wait_arrivals(RECEIVER, 1, DEADLINE).unwrap();
+    stream::wait_snooped(testbed, 1).unwrap();
+}
+
+/// Both programs of both TAPs are attached, each on its side and first there, apart from the filter
+/// that libvirt puts first on its root qdisc.
+fn programs_are_on_their_sides(testbed: &mut Testbed) {
+    let vms1 = testbed.lab().vms1().clone();
+    let agents = testbed.agents().unwrap();
+    let sides = |row: &Value| {
+        let hooks = row["hooks"].as_array().unwrap().iter();
+        let is_first = |hook: &Value| {
+            let before = hook["before"].as_array().unwrap();
+            before.iter().all(|it| it == "fw (preference 1)")
+        };
+        let mut sides: Vec<String> = hooks
+            .filter(|hook| hook["is_there"] == true && is_first(hook))
+            .map(|hook| format!("{} {}", hook["program"], hook["side"]).replace('"', ""))
+            .collect();
+        sides.sort();
+        sides == ["gate egress", "snoop ingress"]
+    };
+    let mut status = Value::Null;
+    let attached = wait::until("both programs of both TAPs", DEADLINE, || {
+        status = agents.query(&vms1, "status").ok()?;
+        let ports = status["ports"].as_array()?;
+        (ports.len() == 2 && ports.iter().all(sides)).then_some(())
+    });
+    attached.unwrap_or_else(|error| panic!("{error}: {status:#}"));
+}
+
+/// More than the limits is dropped on both sides, and `gate` counts what comes in only.
+fn limits_limit(testbed: &Testbed) {
+    let vms1 = testbed.lab().vms1();
+    let guest = testbed.guest().unwrap();
+    let tap = tap(vms1, testbed.domain_name());
+    let dropped = |what: &[&str]| {
+        let arguments = [&["-s"], what, &["dev", &tap]].concat();
+        let text = vms1.output(vms1.command("tc").args(arguments)).unwrap();
+        let (_, rest) = text.split_once("dropped ")?;
+        let digits = rest.split(|character: char| !character.is_ascii_digit());
+        digits.into_iter().next()?.parse::<u64>().ok()
+    };
+    wait::until("drops on the way in", DEADLINE, || {
+        (dropped(&["qdisc", "show", "root"])? > 0).then_some(())
+    })
+    .unwrap();
+    let target = format!("{OWN}%eth0");
+    let ping = ["-6", "-c", "3", "-W", "1", "-s", "1400", &target];
+    wait::until("drops on the way out", DEADLINE, || {
+        // Nobody answers.
+        let _ = guest.run("ping", &ping, DEADLINE).unwrap();
+        (dropped(&["filter", "show", "ingress"])? > 0).then_some(())
+    })
+    .unwrap();
+    let delivered = delivered(vms1);
+    let own: std::net::Ipv6Addr = OWN.parse().unwrap();
+    assert!(!delivered.contains(&own), "{delivered:?}");
+    assert!(delivered.contains(&STREAM_ADDRESS), "{delivered:?}");
+}
+
+/// Multicast addresses that `gate` has counted.
+fn delivered(vms: &Vms) -> Vec<std::net::Ipv6Addr> {
+    let pin = "/sys/fs/bpf/roamcast/v5/DELIVERED";
+    let dump = vms
+        .output(
+            vms.command("bpftool")
+                .args(["-j", "map", "dump", "pinned", pin]),
+        )
+        .unwrap();
+    let entries: Vec<Value> = serde_json::from_str(&dump).unwrap();
+    let address = |entry: &Value| {
+        let bytes = &entry["formatted"]["key"]["stream"]["multicast_address"];
+        let bytes: [u8; 16] = serde_json::from_value(bytes.clone()).unwrap();
+        bytes.into()
+    };
+    entries.iter().map(address).collect()
+}

@@ -1,0 +1,53 @@
+//! The kernel programs as they were built, without a kernel: what the verifiers of old kernels refuse
+//! is seen on every machine.
+
+#![allow(clippy::expect_used, reason = "helpers of tests may panic like tests")]
+
+#[path = "support/linked.rs"]
+mod linked;
+
+use linked::Linked;
+
+/// Bytes of the stack that a chain of calls may take. The kernel's limit is 512; the rest is for
+/// compilers that lay frames out differently.
+const STACK_BYTES: usize = 448;
+
+fn programs() -> Vec<Linked> {
+    let objects = [
+        roamcast::datapath::object::HOST,
+        roamcast::datapath::object::HOST_TRACED,
+        migkick::datapath::object::GUEST,
+    ];
+    objects.into_iter().flat_map(Linked::all).collect()
+}
+
+#[test]
+fn no_loop_is_closed_by_a_fall_through() {
+    let found: Vec<String> = programs()
+        .iter()
+        .flat_map(|program| {
+            let edges = program.fall_through_back_edges();
+            edges
+                .into_iter()
+                .map(|edge| format!("{}: {edge}", program.name))
+        })
+        .collect();
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+#[test]
+fn every_chain_of_calls_keeps_to_the_stack() {
+    let mut beyond = Vec::new();
+    for program in programs() {
+        let (bytes, chain) = program.deepest_stack();
+        println!(
+            "{}: {} instructions, {bytes} bytes of stack",
+            program.name,
+            program.len()
+        );
+        if bytes > STACK_BYTES {
+            beyond.push(format!("{} takes {bytes} bytes: {chain}", program.name));
+        }
+    }
+    assert!(beyond.is_empty(), "{}", beyond.join("\n"));
+}

@@ -1,0 +1,130 @@
+//! What libvirt does to the traffic control of a TAP for a domain's `<bandwidth>`, by the same `tc`
+//! commands in the same order.
+//!
+//! `<inbound>` is what the VM gets, so it is shaped at the TAP's egress; `<outbound>` is what it
+//! sends, and is policed at the TAP's ingress.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "a module of several test files, each of which uses a part"
+)]
+#![allow(clippy::panic, reason = "a test that cannot go on panics")]
+
+use std::process::Command;
+
+use super::netns::Namespace;
+
+/// Limits of one NIC, kB/s.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Bandwidth {
+    pub(crate) inbound: Option<u32>,
+    pub(crate) outbound: Option<u32>,
+}
+
+/// `tc` in a namespace, as libvirt runs it.
+pub(crate) struct Limits<'a> {
+    pub(crate) namespace: &'a Namespace,
+    pub(crate) tap: &'a str,
+}
+
+impl Limits<'_> {
+    /// Sets the limits, as at the start of a domain and by `virsh domiftune`. What this kernel
+    /// cannot do is left out, and printed.
+    pub(crate) fn set(&self, bandwidth: Bandwidth) {
+        self.clear();
+        if let Some(rate) = bandwidth.inbound {
+            self.shape(rate);
+        }
+        if let Some(rate) = bandwidth.outbound {
+            self.police(rate);
+        }
+        if bandwidth == Bandwidth::default() {
+            self.no_queue();
+        }
+    }
+
+    /// What it begins with; either qdisc may not be there.
+    pub(crate) fn clear(&self) {
+        for place in ["root", "ingress"] {
+            let _ = self.run(&format!("qdisc del dev {} {place}", self.tap));
+        }
+    }
+
+    /// What it gives each TAP without limits.
+    pub(crate) fn no_queue(&self) {
+        self.must("qdisc add dev TAP root handle 0: noqueue");
+    }
+
+    fn shape(&self, rate: u32) {
+        self.must("qdisc add dev TAP root handle 1: htb default 1");
+        self.must(&format!(
+            "class add dev TAP parent 1: classid 1:1 htb rate {rate}kbps quantum 1"
+        ));
+        self.may("qdisc add dev TAP parent 1:1 handle 2: sfq perturb 10");
+        self.may("filter add dev TAP parent 1:0 protocol all prio 1 handle 1 fw flowid 1");
+    }
+
+    fn police(&self, rate: u32) {
+        self.must("qdisc add dev TAP ingress");
+        let filter = "filter add dev TAP parent ffff: protocol all u32 match u32 0 0";
+        let police =
+            format!("{filter} police rate {rate}kbps burst {rate}kb mtu 64kb drop flowid :1");
+        if !self.may(&police) {
+            self.must(&format!("{filter} flowid :1"));
+        }
+    }
+
+    /// Runs what has to work.
+    pub(crate) fn must(&self, arguments: &str) {
+        if let Err(error) = self.run(&arguments.replace("TAP", self.tap)) {
+            panic!("tc {arguments}: {error}");
+        }
+    }
+
+    /// Runs what kernels without some module cannot do.
+    fn may(&self, arguments: &str) -> bool {
+        match self.run(&arguments.replace("TAP", self.tap)) {
+            Ok(_) => true,
+            Err(error) if is_missing(&error) => {
+                println!(
+                    "skipped: this kernel cannot do `tc {arguments}`: {}",
+                    error.trim()
+                );
+                false
+            }
+            Err(error) => panic!("tc {arguments}: {error}"),
+        }
+    }
+
+    /// What `tc` prints.
+    pub(crate) fn show(&self, arguments: &str) -> String {
+        let arguments = arguments.replace("TAP", self.tap);
+        self.run(&arguments)
+            .unwrap_or_else(|error| panic!("tc {arguments}: {error}"))
+    }
+
+    pub(crate) fn run(&self, arguments: &str) -> Result<String, String> {
+        let output = Command::new("tc")
+            .args(["-n", self.namespace.name()])
+            .args(arguments.split(' '))
+            .output()
+            .unwrap_or_else(|error| panic!("tc: {error}"));
+        if output.status.success() {
+            Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        } else {
+            Err(String::from_utf8_lossy(&output.stderr).into_owned())
+        }
+    }
+}
+
+/// Whether the kernel has no such qdisc, filter or action at all.
+fn is_missing(error: &str) -> bool {
+    [
+        "Specified qdisc kind is unknown",
+        "TC classifier not found",
+        "Failed to load TC action module",
+        "No such file or directory",
+    ]
+    .iter()
+    .any(|text| error.contains(text))
+}

@@ -1,0 +1,122 @@
+//! The part of an agent that keeps programs on ports, driven as its event loop does.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "a module of several test files, each of which uses a part"
+)]
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test that cannot go on panics"
+)]
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use roamcast::clock::now;
+use roamcast::datapath::{Datapath, DatapathConfig, HookView, Program};
+use roamcast::proto::Port;
+use roamcast::runtime::hooks::{Hooks, Role};
+use tokio::runtime::{Builder, Runtime};
+
+use super::host::LIMITS;
+use super::netns::DEADLINE;
+
+/// Data path and ports of an agent.
+pub(crate) struct Tended {
+    pub(crate) datapath: Datapath,
+    pub(crate) hooks: Hooks,
+    runtime: Runtime,
+}
+
+impl Tended {
+    pub(crate) fn start(config: &DatapathConfig) -> Self {
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        let datapath = Datapath::load(config).unwrap();
+        let hooks = runtime.block_on(async { Hooks::watch(&datapath, LIMITS) });
+        Self {
+            datapath,
+            hooks: hooks.unwrap(),
+            runtime,
+        }
+    }
+
+    /// A port has joined the bridge; `is_settled`: libvirt shows its domain.
+    pub(crate) fn add(&mut self, role: Role, name: &str, is_settled: bool) -> bool {
+        let port = Port {
+            ifindex: nix::net::if_::if_nametoindex(name).unwrap(),
+            name: name.to_owned(),
+            mac: [0xfe, 0, 0, 0, 0, 1],
+        };
+        self.hooks.add(now(), role, port, is_settled)
+    }
+
+    /// Goes on until a condition comes true.
+    pub(crate) fn until(&mut self, what: &str, condition: impl Fn(&Self) -> bool) {
+        let deadline = Instant::now() + DEADLINE;
+        while !condition(self) {
+            assert!(
+                Instant::now() < deadline,
+                "timed out: {what}; {:?}",
+                self.hooks.problems()
+            );
+            self.step();
+        }
+    }
+
+    /// Goes on until all programs are attached.
+    pub(crate) fn until_attached(&mut self) {
+        self.until("all programs attached", |agent| {
+            agent.hooks.problems().is_empty()
+        });
+    }
+
+    /// Takes what is due now.
+    pub(crate) fn step(&mut self) {
+        let bound = Duration::from_millis(10);
+        let hooks = &mut self.hooks;
+        let notice = self
+            .runtime
+            .block_on(async { tokio::time::timeout(bound, hooks.next()).await });
+        if let Ok(notice) = notice {
+            hooks.handle_notice(now(), notice.unwrap());
+        }
+        if hooks.poll_timeout().is_some_and(|due| due <= now()) {
+            hooks.handle_timeout(now());
+        }
+    }
+
+    /// Takes all notices that are there.
+    pub(crate) fn catch_up(&mut self) {
+        let bound = Duration::from_millis(10);
+        let hooks = &mut self.hooks;
+        while let Ok(notice) = self
+            .runtime
+            .block_on(async { tokio::time::timeout(bound, hooks.next()).await })
+        {
+            hooks.handle_notice(now(), notice.unwrap());
+        }
+    }
+
+    /// Looks at all programs, as the agent does now and then.
+    pub(crate) fn survey(&self) {
+        let _entered = self.runtime.enter();
+        self.hooks.survey();
+    }
+
+    /// What `status` tells of the programs of an interface.
+    pub(crate) fn views(&self, ifindex: u32) -> BTreeMap<Program, HookView> {
+        views(&self.datapath, ifindex)
+    }
+}
+
+/// What `status` tells of the programs of an interface.
+pub(crate) fn views(datapath: &Datapath, ifindex: u32) -> BTreeMap<Program, HookView> {
+    let views = datapath
+        .hooks()
+        .unwrap()
+        .remove(&ifindex)
+        .unwrap_or_default();
+    views.into_iter().map(|view| (view.program, view)).collect()
+}

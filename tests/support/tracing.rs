@@ -1,0 +1,297 @@
+//! The parts of an agent that trace: gates, tracers and the operator's socket, over a data path that
+//! the test attaches; and operators who trace.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "a module of several test files, each of which uses a part"
+)]
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test that cannot go on panics"
+)]
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use roamcast::config::Handover;
+use roamcast::control::Request;
+use roamcast::control::server::ControlServer;
+use roamcast::control::trace::TraceRequest;
+use roamcast::datapath::Datapath;
+use roamcast::proto::GateCommand;
+use roamcast::runtime::gates::Gates;
+use roamcast::runtime::trace::Tracing;
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::sync::{mpsc, oneshot};
+
+use super::netns::wait_for;
+
+/// The running parts. Dropping it stops them in the agent's order.
+pub(crate) struct Agent {
+    directory: TempDir,
+    gates: mpsc::UnboundedSender<GateCommand>,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Agent {
+    /// Starts them in the network namespace of the calling thread.
+    pub(crate) fn start(datapath: &Datapath) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("agent.sock");
+        let (gates, mut commands) = mpsc::unbounded_channel();
+        let (stop, mut stopped) = oneshot::channel::<()>();
+        let (ready, is_ready) = std::sync::mpsc::channel();
+        let datapath = datapath.clone();
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(2)
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async move {
+                let tracing = Tracing::start(&datapath);
+                // A slow machine may take long from a packet to the command that replays it.
+                let handover = Handover {
+                    held: Duration::from_secs(60),
+                    ..Handover::default()
+                };
+                let mut gates = Gates::start(&datapath, &handover, tracing.replays()).unwrap();
+                let (sender, mut requests) = mpsc::channel(8);
+                let server = ControlServer::bind(&path).unwrap();
+                tokio::spawn(server.serve(sender, std::future::pending()));
+                ready.send(()).unwrap();
+                loop {
+                    tokio::select! {
+                        _ = &mut stopped => return,
+                        Some(command) = commands.recv() => gates.perform(command),
+                        _ = gates.next() => {}
+                        Some(request) = requests.recv() => match request.request {
+                            Request::Trace(trace) => {
+                                tracing.add(trace, request.replies, request.lines);
+                            }
+                            // The answer ends, which shows that the agent goes on.
+                            _ => drop(request.replies),
+                        },
+                    }
+                }
+            });
+        });
+        is_ready.recv().unwrap();
+        Self {
+            directory,
+            gates,
+            stop: Some(stop),
+            thread: Some(thread),
+        }
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.directory.path().join("agent.sock")
+    }
+
+    pub(crate) fn gate(&self, command: GateCommand) {
+        self.gates.send(command).unwrap();
+    }
+
+    /// Whether it answers.
+    pub(crate) fn is_alive(&self) -> bool {
+        let mut stream = UnixStream::connect(self.socket()).unwrap();
+        stream.write_all(b"{\"request\":\"status\"}\n").unwrap();
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line).unwrap();
+        line == "{\"reply\":\"end\"}\n"
+    }
+
+    /// Traces everything.
+    pub(crate) fn trace(&self) -> Tracer {
+        self.trace_with(|_| ())
+    }
+
+    /// Traces by a request that is changed; returns when the programs tell.
+    pub(crate) fn trace_with(&self, change: impl FnOnce(&mut TraceRequest)) -> Tracer {
+        let mut request = TraceRequest {
+            programs: Vec::new(),
+            port: None,
+            address: None,
+            rate: 100_000,
+        };
+        change(&mut request);
+        let tracer = Tracer::ask(&self.socket(), request);
+        wait_for("the traced programs", || {
+            let lines = tracer.replies.lock().unwrap();
+            lines
+                .iter()
+                .any(|it| it["reply"] == "tracing")
+                .then_some(())
+        });
+        tracer
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        if let Some(stop) = self.stop.take() {
+            let _ = stop.send(());
+        }
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// An operator, by the socket itself.
+pub(crate) struct Tracer {
+    stream: UnixStream,
+    replies: Arc<Mutex<Vec<Value>>>,
+    reader: Option<JoinHandle<()>>,
+}
+
+impl Tracer {
+    pub(crate) fn ask(socket: &Path, request: TraceRequest) -> Self {
+        let stream = asked(socket, request);
+        let replies = Arc::<Mutex<Vec<Value>>>::default();
+        let reader = {
+            let replies = Arc::clone(&replies);
+            let lines = BufReader::new(stream.try_clone().unwrap()).lines();
+            std::thread::spawn(move || {
+                for line in lines.map_while(Result::ok) {
+                    let reply = serde_json::from_str(&line).unwrap();
+                    replies.lock().unwrap().push(reply);
+                }
+            })
+        };
+        Self {
+            stream,
+            replies,
+            reader: Some(reader),
+        }
+    }
+
+    /// The decisions so far.
+    pub(crate) fn decisions(&self) -> Vec<Value> {
+        let replies = self.replies.lock().unwrap();
+        let told = replies.iter().filter(|it| it["reply"] == "trace");
+        told.map(|it| it["data"].clone())
+            .filter(|it| it["left_out"].is_null())
+            .collect()
+    }
+
+    /// How many lines were left out so far.
+    pub(crate) fn left_out(&self) -> u64 {
+        let replies = self.replies.lock().unwrap();
+        let left_out = replies.iter().map(|it| it["data"]["left_out"].as_u64());
+        left_out.flatten().sum()
+    }
+
+    /// The reason of a refusal, if it was refused.
+    pub(crate) fn refusal(&self) -> Option<String> {
+        let replies = self.replies.lock().unwrap();
+        let refusal = replies.iter().find(|it| it["reply"] == "error")?;
+        Some(refusal["data"].as_str().unwrap().to_owned())
+    }
+
+    /// Waits for a decision of a program.
+    pub(crate) fn expect(&self, program: &str, decision: &str) -> Value {
+        wait_for(&format!("{program} {decision}"), || {
+            self.decisions()
+                .into_iter()
+                .find(|it| it["program"] == program && it["decision"] == decision)
+        })
+    }
+}
+
+impl Drop for Tracer {
+    fn drop(&mut self) {
+        let _ = self.stream.shutdown(Shutdown::Both);
+        if let Some(reader) = self.reader.take() {
+            let _ = reader.join();
+        }
+    }
+}
+
+/// A connection that has asked for a trace, and reads nothing.
+pub(crate) fn asked(socket: &Path, request: TraceRequest) -> UnixStream {
+    let mut stream = UnixStream::connect(socket).unwrap();
+    let mut line = serde_json::to_vec(&Request::Trace(request)).unwrap();
+    line.push(b'\n');
+    stream.write_all(&line).unwrap();
+    stream
+}
+
+/// `roamcast trace`. Dropping it kills the program.
+pub(crate) struct Program {
+    child: Child,
+    lines: Arc<Mutex<Vec<String>>>,
+}
+
+impl Program {
+    pub(crate) fn start(socket: &Path, arguments: &[&str]) -> Self {
+        let mut child = Command::new(lab::binaries::path("roamcast").unwrap())
+            .arg("trace")
+            .arg("--socket")
+            .arg(socket)
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = Arc::<Mutex<Vec<String>>>::default();
+        let out = BufReader::new(child.stdout.take().unwrap()).lines();
+        std::thread::spawn({
+            let lines = Arc::clone(&lines);
+            move || {
+                for line in out.map_while(Result::ok) {
+                    lines.lock().unwrap().push(line);
+                }
+            }
+        });
+        Self { child, lines }
+    }
+
+    /// Waits for a line that has all of these words.
+    pub(crate) fn expect(&self, words: &[&str]) -> String {
+        wait_for(&format!("a line with {words:?}"), || {
+            let lines = self.lines.lock().unwrap();
+            let mut found = lines.iter().filter(|line| {
+                let of_line: Vec<_> = line.split_whitespace().collect();
+                words.iter().all(|word| of_line.contains(word))
+            });
+            found.next().cloned()
+        })
+    }
+
+    /// The first line, if there is one.
+    pub(crate) fn expect_any(&self) -> Option<String> {
+        self.lines.lock().unwrap().first().cloned()
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();
+    }
+
+    /// Waits for its end.
+    pub(crate) fn end(&mut self) -> (ExitStatus, String) {
+        let status = wait_for("end of the program", || self.child.try_wait().unwrap());
+        let errors = self.child.stderr.take().unwrap();
+        (status, std::io::read_to_string(errors).unwrap())
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

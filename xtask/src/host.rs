@@ -1,0 +1,109 @@
+//! `cargo xtask host`: runs a command on a stock Debian kernel, in an emulated machine.
+
+mod terminal;
+
+use std::io::{IsTerminal as _, Write as _};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use lab::machine::wire::FromMachine;
+use lab::machine::{self, Command, Machine};
+
+use self::terminal::Terminal;
+use crate::run::build;
+use crate::setup;
+
+/// Memory of the machine: room for two VM hosts with a guest each, and for what is written.
+pub(crate) const MEMORY_MIB: u32 = 4096;
+
+/// Arguments of `cargo xtask host`.
+#[derive(Debug, Args)]
+pub(crate) struct HostArgs {
+    /// Kernel: a version or its beginning, as 6.1 or 6.12 (the newest of Debian's generic kernels
+    /// that fits), or the name of a package.
+    kernel: String,
+    /// Processors; with more than one, KVM in the machine is not reliable.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    cpus: u32,
+    /// The machine's memory.
+    #[arg(long, value_name = "MIB", default_value_t = MEMORY_MIB, value_parser = clap::value_parser!(u32).range(512..=262_144))]
+    memory: u32,
+    /// Time after which the machine is killed.
+    #[arg(long, value_name = "SECONDS", default_value_t = 3600, value_parser = clap::value_parser!(u64).range(1..))]
+    timeout: u64,
+    /// Directory that the command may write to, as $ROAMCAST_MACHINE_OUTPUT; all else that it
+    /// writes is lost at the end.
+    #[arg(long, value_name = "DIR")]
+    output: Option<PathBuf>,
+    /// Program and arguments, run in the working directory of this command [default: a shell].
+    #[arg(last = true)]
+    command: Vec<String>,
+}
+
+/// Runs the command and returns its exit code.
+///
+/// # Errors
+///
+/// When the machine cannot be started, does not finish in time, or ends before the command.
+pub(crate) fn run(arguments: HostArgs) -> Result<ExitCode> {
+    let is_interactive = arguments.command.is_empty();
+    if is_interactive && !std::io::stdin().is_terminal() {
+        bail!(
+            "There is no command, and standard input is no terminal for a shell: give the command \
+             after --, as in `cargo xtask host {} -- uname -r`",
+            arguments.kernel
+        );
+    }
+    // The command finds here what it would have to build.
+    setup::ensure()?;
+    build()?;
+    let machine = Machine {
+        kernel: arguments.kernel,
+        cpus: arguments.cpus,
+        memory_mib: arguments.memory,
+        timeout: Duration::from_secs(arguments.timeout),
+        output: arguments
+            .output
+            .as_deref()
+            .map(machine::run::prepare_output)
+            .transpose()?,
+    };
+    let mut command = Command {
+        words: arguments.command,
+        directory: std::env::current_dir().context("Failed to find the working directory")?,
+        environment: machine::environment(),
+        terminal: None,
+    };
+    if !is_interactive {
+        return machine.run(&command, None, show).map(ExitCode::from);
+    }
+    command.words = vec!["bash".to_owned()];
+    let terminal = Terminal::take()?;
+    command.terminal = Some(terminal.size());
+    let code = machine.run(&command, Some(terminal.keyboard()), show);
+    drop(terminal);
+    code.map(ExitCode::from)
+}
+
+/// Shows what comes from the machine where the command meant it to go.
+pub(crate) fn show(message: FromMachine) -> Result<()> {
+    match message {
+        FromMachine::Output(bytes) => {
+            let mut stdout = std::io::stdout().lock();
+            stdout
+                .write_all(&bytes)
+                .and_then(|()| stdout.flush())
+                .context("Failed to write to standard output")?;
+        }
+        FromMachine::Errors(bytes) => {
+            // Nobody may be left to read it; the command goes on all the same.
+            let _ = std::io::stderr().write_all(&bytes);
+        }
+        FromMachine::Notice(text) => eprintln!("machine: {text}"),
+        FromMachine::Started | FromMachine::Exit(_) => {}
+    }
+    Ok(())
+}
