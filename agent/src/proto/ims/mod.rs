@@ -279,8 +279,12 @@ impl Ims {
             if over.contains_mapping {
                 self.counters.mappings_ended += 1;
             }
+            // What a write that is on its way takes on is the node's already.
+            let staged = self.staged.get(&hoa);
             for address in over.addresses {
-                self.holders.release(&address, &hoa);
+                if !staged.is_some_and(|staged| staged.holds(&address)) {
+                    self.holders.release(&address, &hoa);
+                }
             }
             self.schedule(hoa);
         }

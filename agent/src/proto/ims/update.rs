@@ -30,6 +30,13 @@ pub(super) struct Staged {
     requests: Vec<u64>,
 }
 
+impl Staged {
+    /// Whether the node will have an address once the write is stored.
+    pub(super) fn holds(&self, address: &[u8; 16]) -> bool {
+        self.node.holds().any(|(held, _)| held == *address)
+    }
+}
+
 impl Ims {
     pub(super) fn update(&mut self, now: Now, hoa: Hoa, request: Waiting) {
         if self.staged.contains_key(&hoa) {

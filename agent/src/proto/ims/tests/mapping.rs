@@ -309,3 +309,20 @@ fn node_that_flits_about_fills_no_memory() {
     assert_eq!(world.ims.holders.len(), 0);
     assert_eq!(world.ims.poll_timeout(), None);
 }
+
+#[test]
+fn address_of_an_update_on_its_way_stays_the_node_s_when_its_old_mapping_ends() {
+    let mut world = World::new();
+    assert_eq!(world.update(1, 1, moas(&[1])), Outcome::Accepted);
+    let mut renewal = world.request(2, moas(&[1]));
+    renewal.lifetime_s = 500;
+    world.send(1, &renewal.into());
+    // The write is slow; the mapping of 100 s ends before it is stored.
+    world.pass(Duration::from_secs(200));
+    let request = world.request(1, moas(&[1]));
+    world.send(2, &request.into());
+    world.store();
+    while world.ims.poll_reply().is_some() {}
+    assert_eq!(world.found(3, 1), [1]);
+    assert_eq!(world.found(3, 2), [0_u16; 0]);
+}
