@@ -5,6 +5,7 @@
 
 pub mod domain_xml;
 pub mod libvirt;
+pub mod main_loop;
 pub mod metadata;
 
 use crate::proto::{DomainUuid, HypervisorEvent};

@@ -89,7 +89,7 @@ pub use flow::{Flow, flow_of};
 pub use hold::{Hold, HoldLimits, Replay};
 pub use judge::MARGIN;
 pub use pace::Pace;
-pub use placement::{Counts, Cut, Placement, Step};
+pub use placement::{Counts, Cut, Placement, Reader, Step};
 pub use records::{NicReach, nic_cut};
 pub use report::{FlowReport, HoldReport, Placed};
 pub use unread::{Unread, UnreadReport, Way};

@@ -19,12 +19,16 @@ const INTERVAL: Duration = Duration::from_millis(20);
 const JITTER: u32 = 2;
 /// Time between two samples after the stop.
 const STOPPED_INTERVAL: Duration = Duration::from_millis(2);
-/// Nobody reads any more when a frame has been waiting for so long: QEMU's main loop comes round
-/// within a millisecond or two of an idle machine, and this leaves some for a busy one. The VM stands
-/// still for longer in any case.
+/// Where the reader cannot be looked at, nobody reads any more when a frame has been waiting for so
+/// long: QEMU's main loop comes round within a millisecond or two of an idle machine, and this leaves
+/// some for a busy one. The VM stands still for longer in any case.
 const SETTLE: Duration = Duration::from_millis(20);
 /// After so long the cut is made with what there is, because the destination waits for it.
 const DEADLINE: Duration = Duration::from_millis(80);
+/// The same while the reader is seen to be busy: a cut that is late is better than one that is wrong.
+const BUSY_DEADLINE: Duration = Duration::from_secs(1);
+/// Before the stop, a TAP that could not be looked at is looked at again after so long.
+const RETRY: Duration = Duration::from_secs(2);
 /// For so long after the stop a late read is looked for; most TAPs are gone before.
 const WATCH: Duration = Duration::from_secs(1);
 /// Time that the hypervisor's report of the stop may take.
@@ -50,6 +54,18 @@ pub struct Counts {
     pub taken: u64,
     /// Frames that found the queue full (`tx_dropped`).
     pub dropped: u64,
+}
+
+/// What is known of who reads the TAP once the VM has stopped: QEMU's main thread.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reader {
+    /// Nothing.
+    #[default]
+    Unknown,
+    /// It works, or waits for a lock.
+    Busy,
+    /// It sleeps until something comes that it waits for.
+    Asleep,
 }
 
 /// Where the guest's reception ended.
@@ -123,7 +139,8 @@ pub enum Step {
 /// of which the guest never gets; of two, the first is a probe ([`common::handover::PROBE_MAC`]). So it
 /// is with vhost-net, too: when the VM stops, vhost-net puts back what it has taken ahead and QEMU
 /// polls the TAP again. A frame that the driver sends into the TAP once the VM has stopped makes sure
-/// that there is one to read.
+/// that there is one to read. That QEMU has read is known when its main thread sleeps although that
+/// frame is there ([`Reader`]).
 ///
 /// What the numbers cannot tell: a queue that is never empty when a sample is taken, because the
 /// guest does not keep up, looks shorter than it is. So the least difference must have been found
@@ -143,6 +160,11 @@ pub struct Placement {
     stopped: Option<Timestamp>,
     /// Number of the last frame that can have been delivered, since it came before the stop.
     ceiling: Option<u64>,
+    reader: Reader,
+    /// Whether the last sample was taken after the reader was seen asleep beside a frame that waited.
+    is_left_alone: bool,
+    /// Whether the TAP is gone.
+    is_lost: bool,
     /// Frames read when the cut was given.
     given: Option<u64>,
 }
@@ -239,14 +261,21 @@ impl Placement {
             waiting: None,
             stopped: None,
             ceiling: None,
+            reader: Reader::Unknown,
+            is_left_alone: false,
+            is_lost: false,
             given: None,
         }
     }
 
-    /// Takes in what was read at `at`: first `counts`, then `entered`
-    /// ([`common::maps::GateUsage::entered`]). In this order a frame that comes in between makes the
-    /// queue look longer, which does no harm.
-    pub fn sample(&mut self, at: Timestamp, counts: Counts, entered: u64) {
+    /// Takes in what was read at `at`: first `reader`, then `counts`, then `entered`
+    /// ([`common::maps::GateUsage::entered`]). In this order the counts have all that a reader who
+    /// sleeps has read, and a frame that comes in between makes the queue look longer, which does no
+    /// harm.
+    pub fn sample(&mut self, at: Timestamp, reader: Reader, counts: Counts, entered: u64) {
+        self.is_lost = false;
+        self.reader = reader;
+        self.is_left_alone = reader == Reader::Asleep && self.waiting.is_some();
         let sample = Sample {
             at,
             entered: entered.saturating_add(self.injected),
@@ -269,6 +298,11 @@ impl Placement {
         self.history.push_back(sample);
     }
 
+    /// Takes in that no sample can be taken, because the TAP is gone: what is known now is all.
+    pub fn lost(&mut self) {
+        self.is_lost = true;
+    }
+
     /// Takes in that the VM has stopped.
     pub fn stopped(&mut self, at: Timestamp) {
         self.stopped.get_or_insert(at);
@@ -289,7 +323,11 @@ impl Placement {
     /// Returns what to do next.
     pub fn poll(&mut self, now: Timestamp) -> Step {
         let Some(stopped) = self.stopped else {
-            return Step::SampleAt(self.next_sample());
+            return Step::SampleAt(if self.is_lost {
+                now + RETRY
+            } else {
+                self.next_sample()
+            });
         };
         let next = match self.history.back() {
             Some(last) if self.ceiling.is_some() => last.at + STOPPED_INTERVAL,
@@ -297,8 +335,11 @@ impl Placement {
         };
         match self.given {
             None if self.is_settled() => self.give(self.cut(stopped, true)),
-            None if now >= stopped + DEADLINE => self.give(self.cut(stopped, false)),
-            None => Step::SampleAt(next.min(stopped + DEADLINE)),
+            None if self.is_lost || now >= stopped + self.patience() => {
+                self.give(self.cut(stopped, false))
+            }
+            None => Step::SampleAt(next.min(stopped + self.patience())),
+            Some(_) if self.is_lost => Step::Done,
             Some(taken) if taken != self.taken() && self.evidence.is_sure() => {
                 self.given = Some(self.taken());
                 Step::Revised(self.cut(stopped, true))
@@ -331,13 +372,27 @@ impl Placement {
         last.at + interval + chance(last.at, interval / JITTER)
     }
 
-    /// Whether a frame has been there for QEMU to read for [`SETTLE`], and it has not. A frame that
-    /// was sent is either among those that wait, or was the one that is read after the stop.
+    /// How long after the stop the cut may be waited for.
+    fn patience(&self) -> Duration {
+        match self.reader {
+            Reader::Busy => BUSY_DEADLINE,
+            Reader::Unknown | Reader::Asleep => DEADLINE,
+        }
+    }
+
+    /// Whether QEMU reads no more: a frame was there to read, and QEMU slept or, where that cannot be
+    /// seen, has not read it for [`SETTLE`]. A frame that was sent is either among those that wait, or
+    /// was the one that is read after the stop.
     fn is_settled(&self) -> bool {
         let (Some(last), Some(waiting)) = (self.history.back(), self.waiting) else {
             return false;
         };
-        self.ceiling.is_some() && last.at.since(waiting.max(self.moved)) >= SETTLE
+        self.ceiling.is_some()
+            && match self.reader {
+                Reader::Asleep => self.is_left_alone,
+                Reader::Busy => false,
+                Reader::Unknown => last.at.since(waiting.max(self.moved)) >= SETTLE,
+            }
     }
 
     fn cut(&self, stopped: Timestamp, settled: bool) -> Cut {

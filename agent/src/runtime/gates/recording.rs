@@ -7,13 +7,15 @@ use std::time::Duration;
 use common::handover::{PROBE_ETHER_TYPE, PROBE_MAC};
 use common::maps::{Delivered, StreamKey};
 use common::signal::NicCut;
+use nix::net::if_::if_indextoname;
 
 use super::send_on::SendOn;
 use crate::clock::now;
 use crate::datapath::{Datapath, DatapathError};
+use crate::hypervisor::main_loop::MainLoop;
 use crate::net::tap_queue::TapQueues;
 use crate::net::tap_socket::{Sent, TapSocket};
-use crate::proto::handover::{Counts, Cut, HoldLimits, Placement, Step, nic_cut};
+use crate::proto::handover::{Counts, Cut, HoldLimits, Placement, Reader, Step, nic_cut};
 use crate::proto::{Mac, Timestamp};
 
 /// Nothing is to be done before so long, when nothing is due.
@@ -28,6 +30,8 @@ pub(super) struct Recording {
     slot: u32,
     vhost: bool,
     placement: Placement,
+    /// Who reads the TAP after the stop, if that can be looked at.
+    main_loop: Option<MainLoop>,
     /// What had passed of each flow when it began.
     before: BTreeMap<StreamKey, Delivered>,
     socket: TapSocket,
@@ -59,6 +63,9 @@ impl Recording {
             slot,
             vhost,
             placement: Placement::new(capacity),
+            main_loop: if_indextoname(ifindex)
+                .ok()
+                .and_then(|name| MainLoop::of_tap(name.to_str().ok()?)),
             before,
             socket,
             capacity,
@@ -119,8 +126,7 @@ impl Recording {
         if let Err(error) = self.sample(datapath, queues) {
             // The TAP is gone; so is the recording, soon.
             tracing::debug!(ifindex = self.ifindex, %error, "A queue is not watched");
-            self.due = Some(now + IDLE);
-            return None;
+            self.placement.lost();
         }
         let step = self.placement.poll(now);
         self.take(datapath, step)
@@ -173,13 +179,17 @@ impl Recording {
         datapath: &Datapath,
         queues: &mut TapQueues,
     ) -> Result<(), Box<dyn Error>> {
+        let reader = self
+            .main_loop
+            .as_ref()
+            .map_or(Reader::Unknown, MainLoop::look);
         let counts = queues.counts(self.ifindex)?;
         let (_, usage) = datapath.gate(self.ifindex)?.ok_or("its gate is gone")?;
         let counts = Counts {
             taken: counts.read,
             dropped: counts.dropped,
         };
-        self.placement.sample(now(), counts, usage.entered);
+        self.placement.sample(now(), reader, counts, usage.entered);
         Ok(())
     }
 

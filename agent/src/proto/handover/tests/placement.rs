@@ -2,7 +2,7 @@
 
 use super::count;
 use crate::proto::Timestamp;
-use crate::proto::handover::{Counts, Cut, Placement, Step};
+use crate::proto::handover::{Counts, Cut, Placement, Reader, Step};
 
 fn at(ms: u64) -> Timestamp {
     Timestamp(ms * 1_000_000)
@@ -17,7 +17,12 @@ fn counts(taken: u64, dropped: u64) -> Counts {
 fn recording() -> Placement {
     let mut placement = Placement::new(1000);
     for n in 0..=3 {
-        placement.sample(at(n * 10), counts(1000 + n * 10, 7), n * 10);
+        placement.sample(
+            at(n * 10),
+            Reader::Unknown,
+            counts(1000 + n * 10, 7),
+            n * 10,
+        );
     }
     placement
 }
@@ -28,7 +33,7 @@ fn settle(placement: &mut Placement, mut now: Timestamp, counts: Counts, entered
         match placement.poll(now) {
             Step::SampleAt(due) => {
                 now = due.max(now);
-                placement.sample(now, counts, entered);
+                placement.sample(now, Reader::Unknown, counts, entered);
             }
             Step::Cut(cut) => return cut,
             step => panic!("{step:?}"),
@@ -47,7 +52,7 @@ fn overflow(number: u64) -> Cut {
 fn last_frame_read_is_not_delivered() {
     let mut placement = recording();
     placement.stopped(at(40));
-    placement.sample(at(40), counts(1035, 7), 36);
+    placement.sample(at(40), Reader::Unknown, counts(1035, 7), 36);
     placement.injected(at(40));
     assert_eq!(
         settle(&mut placement, at(40), counts(1036, 7), 40),
@@ -59,7 +64,7 @@ fn last_frame_read_is_not_delivered() {
 fn injected_frame_is_the_last_one_read_when_nothing_else_comes() {
     let mut placement = recording();
     placement.stopped(at(40));
-    placement.sample(at(40), counts(1035, 7), 35);
+    placement.sample(at(40), Reader::Unknown, counts(1035, 7), 35);
     placement.injected(at(40));
     assert_eq!(
         settle(&mut placement, at(40), counts(1036, 7), 35),
@@ -76,7 +81,7 @@ fn sender_that_keeps_step_with_the_samples_does_not_hide_that_the_queue_is_empty
     let taken = |now: Timestamp| now.0.saturating_sub(100_000) / 1_000_000;
     let mut now = us(1_000_050);
     while now < us(1_300_000) {
-        placement.sample(now, counts(taken(now), 0), entered(now));
+        placement.sample(now, Reader::Unknown, counts(taken(now), 0), entered(now));
         let Step::SampleAt(due) = placement.poll(now) else {
             panic!("no stop yet");
         };
@@ -84,7 +89,7 @@ fn sender_that_keeps_step_with_the_samples_does_not_hide_that_the_queue_is_empty
     }
     let now = us(1_300_050);
     placement.stopped(now);
-    placement.sample(now, counts(1299, 0), 1300);
+    placement.sample(now, Reader::Unknown, counts(1299, 0), 1300);
     placement.injected(now);
     assert_eq!(
         settle(&mut placement, now, counts(1300, 0), 1300),
@@ -96,9 +101,9 @@ fn sender_that_keeps_step_with_the_samples_does_not_hide_that_the_queue_is_empty
 fn drops_behind_the_cut_do_not_matter() {
     let mut placement = recording();
     placement.stopped(at(40));
-    placement.sample(at(40), counts(1035, 7), 36);
+    placement.sample(at(40), Reader::Unknown, counts(1035, 7), 36);
     placement.injected(at(40));
-    placement.sample(at(41), counts(1036, 7), 38);
+    placement.sample(at(41), Reader::Unknown, counts(1036, 7), 38);
     assert_eq!(
         settle(&mut placement, at(41), counts(1036, 300), 500),
         count(35)
@@ -109,7 +114,7 @@ fn drops_behind_the_cut_do_not_matter() {
 fn drops_since_the_anchor_may_be_before_the_cut() {
     let mut placement = recording();
     placement.stopped(at(40));
-    placement.sample(at(40), counts(1035, 9), 40);
+    placement.sample(at(40), Reader::Unknown, counts(1035, 9), 40);
     placement.injected(at(40));
     assert_eq!(
         settle(&mut placement, at(40), counts(1036, 9), 50),
@@ -120,8 +125,8 @@ fn drops_since_the_anchor_may_be_before_the_cut() {
 #[test]
 fn queue_that_was_not_seen_empty_often_places_by_time() {
     let mut placement = Placement::new(1000);
-    placement.sample(at(10), counts(1010, 7), 10);
-    placement.sample(at(20), counts(1020, 7), 20);
+    placement.sample(at(10), Reader::Unknown, counts(1010, 7), 10);
+    placement.sample(at(20), Reader::Unknown, counts(1020, 7), 20);
     placement.stopped(at(40));
     let cut = settle(&mut placement, at(40), counts(1025, 7), 30);
     assert_eq!(cut, Cut::Time(at(35)));
@@ -131,9 +136,9 @@ fn queue_that_was_not_seen_empty_often_places_by_time() {
 fn drops_of_frames_on_their_way_into_the_queue_count() {
     let mut placement = recording();
     // Of the 10 frames that have come since, some may not have reached the queue.
-    placement.sample(at(31), counts(1032, 7), 40);
+    placement.sample(at(31), Reader::Unknown, counts(1032, 7), 40);
     placement.stopped(at(40));
-    placement.sample(at(40), counts(1036, 9), 50);
+    placement.sample(at(40), Reader::Unknown, counts(1036, 9), 50);
     placement.injected(at(40));
     assert_eq!(
         settle(&mut placement, at(40), counts(1037, 9), 50),
@@ -141,10 +146,10 @@ fn drops_of_frames_on_their_way_into_the_queue_count() {
     );
     // A sample later they have.
     let mut placement = recording();
-    placement.sample(at(31), counts(1032, 7), 40);
-    placement.sample(at(32), counts(1033, 7), 41);
+    placement.sample(at(31), Reader::Unknown, counts(1032, 7), 40);
+    placement.sample(at(32), Reader::Unknown, counts(1033, 7), 41);
     placement.stopped(at(40));
-    placement.sample(at(40), counts(1036, 9), 50);
+    placement.sample(at(40), Reader::Unknown, counts(1036, 9), 50);
     placement.injected(at(40));
     assert_eq!(
         settle(&mut placement, at(40), counts(1037, 9), 50),
@@ -156,7 +161,7 @@ fn drops_of_frames_on_their_way_into_the_queue_count() {
 fn queue_that_nobody_reads_may_hold_frames() {
     let mut placement = Placement::new(1000);
     for n in 0..100 {
-        placement.sample(at(n), counts(1000, 7), 5);
+        placement.sample(at(n), Reader::Unknown, counts(1000, 7), 5);
     }
     placement.stopped(at(100));
     let cut = settle(&mut placement, at(100), counts(1000, 7), 5);
@@ -164,7 +169,7 @@ fn queue_that_nobody_reads_may_hold_frames() {
     // The more that come, the less has been had.
     let mut placement = Placement::new(1000);
     for n in 0..100 {
-        placement.sample(at(n), counts(1000, 7), n);
+        placement.sample(at(n), Reader::Unknown, counts(1000, 7), n);
     }
     placement.stopped(at(100));
     assert_eq!(
@@ -178,10 +183,10 @@ fn full_queue_is_not_taken_for_an_empty_one() {
     let mut placement = Placement::new(50);
     // One frame is read and two come, of which one is dropped, again and again.
     for n in 0..100 {
-        placement.sample(at(n), counts(n, n), 50 + 2 * n);
+        placement.sample(at(n), Reader::Unknown, counts(n, n), 50 + 2 * n);
     }
     placement.stopped(at(100));
-    placement.sample(at(100), counts(100, 100), 250);
+    placement.sample(at(100), Reader::Unknown, counts(100, 100), 250);
     placement.injected(at(100));
     let cut = settle(&mut placement, at(100), counts(101, 120), 270);
     // The 100th frame that found room was the 150th; a few less is what can be known.
@@ -192,7 +197,7 @@ fn full_queue_is_not_taken_for_an_empty_one() {
 fn guest_that_goes_on_has_had_nothing_after_the_report_of_its_stop() {
     let mut placement = recording();
     placement.stopped(at(40));
-    placement.sample(at(40), counts(1035, 7), 36);
+    placement.sample(at(40), Reader::Unknown, counts(1035, 7), 36);
     placement.injected(at(40));
     assert_eq!(
         settle(&mut placement, at(40), counts(1060, 7), 70),
@@ -211,16 +216,64 @@ fn deadline_ends_the_wait_for_a_frame() {
 }
 
 #[test]
+fn reader_that_comes_late_is_waited_for_and_one_that_sleeps_is_not() {
+    let stopped = || {
+        let mut placement = recording();
+        placement.stopped(at(40));
+        placement.sample(at(40), Reader::Busy, counts(1035, 7), 36);
+        placement.injected(at(40));
+        placement
+    };
+    let mut late = stopped();
+    for ms in 41..600 {
+        late.sample(at(ms), Reader::Busy, counts(1035, 7), 40);
+        assert!(matches!(late.poll(at(ms)), Step::SampleAt(_)), "{ms}");
+    }
+    late.sample(at(600), Reader::Asleep, counts(1036, 7), 40);
+    assert_eq!(late.poll(at(600)), Step::Cut(count(35)));
+
+    let mut prompt = stopped();
+    prompt.sample(at(41), Reader::Asleep, counts(1036, 7), 40);
+    assert_eq!(prompt.poll(at(41)), Step::Cut(count(35)));
+
+    // Not for ever.
+    assert_eq!(stopped().poll(at(1040)), Step::Cut(overflow(34)));
+}
+
+#[test]
+fn sleep_beside_an_empty_queue_says_nothing() {
+    let mut placement = recording();
+    placement.stopped(at(40));
+    // Asleep, since nothing is there to read.
+    placement.sample(at(40), Reader::Asleep, counts(1035, 7), 35);
+    assert!(matches!(placement.poll(at(40)), Step::SampleAt(_)));
+    placement.injected(at(40));
+    assert!(matches!(placement.poll(at(40)), Step::SampleAt(_)));
+    placement.sample(at(42), Reader::Asleep, counts(1036, 7), 35);
+    assert_eq!(placement.poll(at(42)), Step::Cut(count(35)));
+}
+
+#[test]
+fn tap_that_is_gone_after_the_stop_gives_what_is_known_at_once() {
+    let mut placement = recording();
+    placement.stopped(at(40));
+    placement.sample(at(40), Reader::Busy, counts(1035, 7), 36);
+    placement.lost();
+    assert_eq!(placement.poll(at(41)), Step::Cut(overflow(34)));
+    assert_eq!(placement.poll(at(41)), Step::Done);
+}
+
+#[test]
 fn late_read_revises_the_cut() {
     let mut placement = recording();
     placement.stopped(at(40));
-    placement.sample(at(40), counts(1035, 7), 36);
+    placement.sample(at(40), Reader::Unknown, counts(1035, 7), 36);
     placement.injected(at(40));
     assert_eq!(
         settle(&mut placement, at(40), counts(1035, 7), 40),
         count(34)
     );
-    placement.sample(at(60), counts(1036, 7), 60);
+    placement.sample(at(60), Reader::Unknown, counts(1036, 7), 60);
     assert_eq!(placement.poll(at(60)), Step::Revised(count(35)));
     assert!(matches!(placement.poll(at(60)), Step::SampleAt(_)));
     assert_eq!(placement.poll(at(1040)), Step::Done);
@@ -236,7 +289,7 @@ fn samples(interval_ms: u64) -> u32 {
         };
         now = due.max(now);
         let frames = now.0 / (interval_ms * 1_000_000);
-        placement.sample(now, counts(frames, 0), frames);
+        placement.sample(now, Reader::Unknown, counts(frames, 0), frames);
         samples += 1;
     }
     samples

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::random::Random;
 use crate::proto::Timestamp;
-use crate::proto::handover::{Counts, Cut, Placement, Step};
+use crate::proto::handover::{Counts, Cut, Placement, Reader, Step};
 
 /// Resolution of the model, microseconds.
 const TICK: u64 = 10;
@@ -33,6 +33,8 @@ struct Plan {
     report: u64,
     /// How late QEMU reads after the stop.
     late: u64,
+    /// Whether it can be seen when QEMU sleeps.
+    is_seen: bool,
     /// Whether QEMU has read a frame before the stop that it could not hand over. It reads none
     /// after it, then.
     held_back: bool,
@@ -44,12 +46,15 @@ fn plans() -> impl Strategy<Value = Plan> {
         50_000..800_000u64,
         prop_oneof![Just(0), 5_000..100_000u64],
         0..4_000u64,
-        0..8_000u64,
+        prop_oneof![
+            (0..8_000u64).prop_map(|late| (false, late)),
+            (0..900_000u64).prop_map(|late| (true, late)),
+        ],
     );
     let held_back = prop::bool::weighted(0.2);
     (any::<u64>(), frames, times, held_back).prop_map(|(seed, frames, times, held_back)| {
         let (interval, burst, read, capacity, queued) = frames;
-        let (recording, pause, report, late) = times;
+        let (recording, pause, report, (is_seen, late)) = times;
         Plan {
             seed,
             interval,
@@ -61,6 +66,7 @@ fn plans() -> impl Strategy<Value = Plan> {
             pause,
             report,
             late,
+            is_seen,
             held_back,
         }
     })
@@ -200,15 +206,32 @@ impl Tap {
         self.run_until(self.now + ticks * TICK);
     }
 
+    /// What QEMU's main thread is seen to do.
+    fn reader(&self) -> Reader {
+        let is_asleep = if self.is_stopped() {
+            self.now >= self.plan.recording + self.plan.late
+                && (self.reads_left == 0 || self.queue.is_empty())
+        } else {
+            self.queue.is_empty()
+        };
+        match (self.plan.is_seen, is_asleep) {
+            (false, _) => Reader::Unknown,
+            (true, true) => Reader::Asleep,
+            (true, false) => Reader::Busy,
+        }
+    }
+
     fn sample(&mut self, placement: &mut Placement) {
         let at = Timestamp(self.now * 1000);
+        let reader = self.reader();
+        self.run_for_a_moment();
         let mut counts = self.counts;
         self.run_for_a_moment();
         counts.dropped = self.counts.dropped;
         self.run_for_a_moment();
         let queued = self.entered.wrapping_sub(counts.taken + counts.dropped);
         self.is_seen_empty |= queued == self.level;
-        placement.sample(at, counts, self.entered);
+        placement.sample(at, reader, counts, self.entered);
     }
 }
 
@@ -296,6 +319,7 @@ fn steady(seed: u64, read: u64) -> Plan {
         pause: 0,
         report: 2_000,
         late: 1_000,
+        is_seen: false,
         held_back: false,
     }
 }
