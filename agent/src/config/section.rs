@@ -141,6 +141,28 @@ pub struct Peer {
     pub name: Name,
     /// Where it listens.
     pub address: PeerAddress,
+    /// libvirt URI of that host, for this host's libvirtd; none: from the address.
+    #[serde(default, deserialize_with = "value::optional_uri")]
+    pub connect_uri: Option<String>,
+    /// Where this host's QEMU sends memory to; none: from the address.
+    #[serde(default, deserialize_with = "value::optional_uri")]
+    pub migrate_uri: Option<String>,
+}
+
+impl Peer {
+    /// libvirt URI by which this host's libvirtd reaches that host.
+    pub fn connect_uri(&self) -> String {
+        self.connect_uri
+            .clone()
+            .unwrap_or_else(|| format!("qemu+tls://{}/system", self.address.bracketed_host()))
+    }
+
+    /// Where this host's QEMU sends memory to.
+    pub fn migrate_uri(&self) -> String {
+        self.migrate_uri
+            .clone()
+            .unwrap_or_else(|| format!("tcp://{}", self.address.bracketed_host()))
+    }
 }
 
 /// `[destination]`.
@@ -161,12 +183,6 @@ pub struct Destination {
         deserialize_with = "value::seconds::<10, 86_400, _>"
     )]
     pub join_expiry: Duration,
-    /// libvirt URI of this host, for the source's libvirtd; none: from the host's address.
-    #[serde(deserialize_with = "value::optional_uri")]
-    pub connect_uri: Option<String>,
-    /// Where QEMU sends memory to; none: from the host's address.
-    #[serde(deserialize_with = "value::optional_uri")]
-    pub migrate_uri: Option<String>,
 }
 
 impl Default for Destination {
@@ -174,25 +190,7 @@ impl Default for Destination {
         Self {
             tree_budget: Duration::from_millis(2500),
             join_expiry: Duration::from_secs(600),
-            connect_uri: None,
-            migrate_uri: None,
         }
-    }
-}
-
-impl Destination {
-    /// libvirt URI of this host, whose address is given.
-    pub fn connect_uri(&self, address: Ipv6Addr) -> String {
-        self.connect_uri
-            .clone()
-            .unwrap_or_else(|| format!("qemu+tls://[{address}]/system"))
-    }
-
-    /// Where QEMU sends memory to on this host, whose address is given.
-    pub fn migrate_uri(&self, address: Ipv6Addr) -> String {
-        self.migrate_uri
-            .clone()
-            .unwrap_or_else(|| format!("tcp://[{address}]"))
     }
 }
 

@@ -56,11 +56,30 @@ fn minimal_file_has_the_defaults() {
     assert_eq!(config.libvirt, Libvirt::default());
     assert_eq!(config.agent.listen.to_string(), "[::]:47411");
     assert_eq!(config.libvirt.migrate_flags(), Ok(MigrateFlags::default()));
+}
+
+#[test]
+fn uris_of_a_peer_are_made_from_its_address_unless_the_operator_gives_them() {
+    let peer = |keys: &str| {
+        let text = format!("{MINIMAL}\n[[peers]]\nname = \"vms2\"\n{keys}\n");
+        let peer = parse(&text).unwrap().peers.pop().unwrap();
+        (peer.connect_uri(), peer.migrate_uri())
+    };
+    let pair = |connect: &str, migrate: &str| (connect.to_owned(), migrate.to_owned());
     assert_eq!(
-        config
-            .destination
-            .connect_uri("2001:db8::1".parse().unwrap()),
-        "qemu+tls://[2001:db8::1]/system"
+        peer("address = \"[2001:db8::1]:4000\""),
+        pair("qemu+tls://[2001:db8::1]/system", "tcp://[2001:db8::1]")
+    );
+    assert_eq!(
+        peer("address = \"vms2.example\""),
+        pair("qemu+tls://vms2.example/system", "tcp://vms2.example")
+    );
+    assert_eq!(
+        peer(
+            "address = \"::1\"\nconnect_uri = \"qemu+ssh://vms2/system\"\n\
+             migrate_uri = \"tcp://10.0.0.1\""
+        ),
+        pair("qemu+ssh://vms2/system", "tcp://10.0.0.1")
     );
 }
 

@@ -351,7 +351,8 @@ fn name(link: &LinkMessage) -> Option<&str> {
         })
 }
 
-fn info(link: &LinkMessage) -> impl Iterator<Item = &LinkInfo> {
+/// What a link says of its kind and, as a port, of that of its controller.
+pub(super) fn info(link: &LinkMessage) -> impl Iterator<Item = &LinkInfo> {
     link.attributes
         .iter()
         .filter_map(|attribute| match attribute {

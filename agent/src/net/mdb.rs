@@ -24,8 +24,9 @@ use std::net::Ipv6Addr;
 
 use common::maps::{FilterMode, ManagedKey};
 
-use super::links::{self, Bridge, InfoBridge, LinksError};
+use super::links::{self, LinksError};
 use super::netlink::{Refusal, RequestBytes, Requests};
+use super::snooping::{self, Snooping};
 use crate::proto::Membership;
 
 const RTM_NEWMDB: u16 = 84;
@@ -57,10 +58,7 @@ pub enum MdbError {
     #[error("Cannot reach the bridge by netlink: {0}; run the agent as root")]
     Netlink(#[from] std::io::Error),
     /// The bridge does not snoop, so it has no database and floods all multicast.
-    #[error(
-        "Bridge {0} does not snoop multicast, so every VM gets every stream; \
-         run `ip link set {0} type bridge mcast_snooping 1`"
-    )]
+    #[error("{}", snooping::no_snooping(.0))]
     NoSnooping(String),
     /// The kernel refused an entry.
     #[error(
@@ -76,51 +74,6 @@ pub enum MdbError {
         #[source]
         refusal: Refusal,
     },
-}
-
-/// How a bridge is set for MLD.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Snooping {
-    /// Whether it snoops at all (`mcast_snooping`).
-    pub enabled: bool,
-    /// The MLD version it follows (`mcast_mld_version`): 1 or 2.
-    pub mld_version: u8,
-    /// Whether it is a querier itself (`mcast_querier`).
-    pub querier: bool,
-}
-
-impl Snooping {
-    fn of(bridge: &Bridge) -> Self {
-        let mut snooping = Self {
-            enabled: false,
-            mld_version: 1,
-            querier: false,
-        };
-        for setting in &bridge.settings {
-            match setting {
-                InfoBridge::MulticastSnooping(enabled) => snooping.enabled = *enabled,
-                InfoBridge::MulticastMldVersion(version) => snooping.mld_version = *version,
-                InfoBridge::MulticastQuerier(querier) => snooping.querier = *querier,
-                _ => {}
-            }
-        }
-        snooping
-    }
-
-    /// What an operator should change on the bridge, one sentence each.
-    pub fn advice(&self, bridge: &str) -> Vec<String> {
-        let mut advice = Vec::new();
-        if !self.enabled {
-            advice.push(MdbError::NoSnooping(bridge.to_owned()).to_string());
-        }
-        if self.mld_version < 2 {
-            advice.push(format!(
-                "Bridge {bridge} follows MLDv1 only, so source lists of VMs are not honoured; \
-                 run `ip link set {bridge} type bridge mcast_mld_version 2`"
-            ));
-        }
-        advice
-    }
 }
 
 /// The multicast database of one bridge.
@@ -326,25 +279,5 @@ mod tests {
         assert_eq!(bytes.get(..4), Some(&3u32.to_ne_bytes()[..]));
         assert_eq!(bytes.get(6..8), Some(&7u16.to_ne_bytes()[..]));
         assert_eq!(bytes.get(24..26), Some(&[0x86, 0xdd][..]));
-    }
-
-    #[test]
-    fn advice_names_the_command() {
-        let snooping = Snooping {
-            enabled: false,
-            mld_version: 1,
-            querier: false,
-        };
-        let advice = snooping.advice("br0");
-        assert!(
-            advice
-                .iter()
-                .any(|line| line.contains("br0 type bridge mcast_snooping 1"))
-        );
-        assert!(
-            advice
-                .iter()
-                .any(|line| line.contains("mcast_mld_version 2"))
-        );
     }
 }

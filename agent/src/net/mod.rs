@@ -38,6 +38,7 @@ pub mod peers;
 pub mod raw_socket;
 mod rcvmark;
 pub mod relays;
+pub mod snooping;
 pub mod static_join;
 pub mod tap_queue;
 pub mod tap_socket;

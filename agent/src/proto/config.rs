@@ -10,16 +10,12 @@ use super::policy::Policy;
 pub struct AgentConfig {
     /// Name of this agent, as its peers' certificates and configurations know it.
     pub name: String,
-    /// Names of the agents that a domain can be sent to.
-    pub peers: Vec<String>,
+    /// The agents that a domain can be sent to.
+    pub peers: Vec<Peer>,
     /// Address of this agent that an arriving VM reaches it by.
     pub address: Ipv6Addr,
     /// Length of the prefix of that address, bits, 0 to 128.
     pub prefix_length: u8,
-    /// libvirt URI by which a source's libvirtd reaches this host.
-    pub connect_uri: String,
-    /// URI that a source's QEMU sends memory to; empty to let libvirt choose.
-    pub migrate_uri: String,
     /// Who may move.
     pub policy: Policy,
     /// Bounds.
@@ -32,6 +28,31 @@ pub struct AgentConfig {
     pub handover: bool,
     /// What is done for the unicast addresses of moving VMs.
     pub unicast: UnicastTiming,
+}
+
+impl AgentConfig {
+    /// The agent of that name that a domain can be sent to.
+    pub(super) fn peer(&self, name: &str) -> Option<&Peer> {
+        self.peers.iter().find(|peer| peer.name == name)
+    }
+
+    /// Names of the agents that a domain can be sent to, for a sentence.
+    pub(super) fn peer_names(&self) -> String {
+        let names: Vec<_> = self.peers.iter().map(|peer| peer.name.as_str()).collect();
+        names.join(", ")
+    }
+}
+
+/// An agent that a domain can be sent to. The URIs are this host's own knowledge: libvirt runs a
+/// command that a connect URI names (`qemu+ext://…?command=`), so none is taken from a peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Its name, as its certificate has it.
+    pub name: String,
+    /// libvirt URI by which this host's libvirtd reaches that host.
+    pub connect_uri: String,
+    /// URI that this host's QEMU sends memory to; empty to let libvirt choose.
+    pub migrate_uri: String,
 }
 
 /// How long what is done for the unicast addresses of moving VMs.

@@ -15,13 +15,8 @@ use common::maps::{
 
 use super::Timestamp;
 use super::filter::Filter;
+use super::querier::Queriers;
 
-/// Robustness Variable where no querier has told one (RFC 9777 §9.1).
-const ROBUSTNESS_VARIABLE: u32 = 2;
-/// Query Interval where no querier has told one (RFC 9777 §9.2).
-const QUERY_INTERVAL: Duration = Duration::from_secs(125);
-/// Query Response Interval where no querier has told one (RFC 9777 §9.3).
-const QUERY_RESPONSE_INTERVAL: Duration = Duration::from_secs(10);
 /// How long an entry that was read again, and is still there, is left alone.
 const RECHECK: Duration = Duration::from_secs(1);
 /// Entries read again at once.
@@ -109,68 +104,59 @@ struct Entry<V> {
 pub(super) struct Mirror {
     listeners: BTreeMap<ListenerKey, Entry<Listener>>,
     sources: BTreeMap<SourceKey, Entry<Source>>,
-    queriers: BTreeMap<QuerierKey, Querier>,
+    queriers: Queriers,
     ports_by_address: BTreeMap<ManagedKey, BTreeSet<u32>>,
     ageing: BTreeSet<(Timestamp, Aged)>,
 }
 
 impl Mirror {
-    /// Multicast Address Listening Interval of a VLAN (RFC 9777 §9.4), the longest of its uplinks.
-    pub(super) fn listening_interval(&self, vlan: u16) -> Duration {
-        self.queriers
-            .iter()
-            .filter(|(key, _)| key.vlan == vlan)
-            .map(|(_, querier)| listening_interval(querier))
-            .max()
-            .unwrap_or(QUERY_INTERVAL * ROBUSTNESS_VARIABLE + QUERY_RESPONSE_INTERVAL * 2)
+    /// The queriers of the VLANs and what follows from them.
+    pub(super) fn queriers(&self) -> &Queriers {
+        &self.queriers
     }
 
-    /// How long answers to a Query may take on a VLAN.
-    pub(super) fn query_response_interval(&self, vlan: u16) -> Duration {
-        self.queriers
-            .iter()
-            .filter(|(key, _)| key.vlan == vlan)
-            .map(|(_, q)| Duration::from_millis(u64::from(q.query_response_interval_ms)))
-            .max()
-            .unwrap_or(QUERY_RESPONSE_INTERVAL)
-    }
-
-    /// The queriers heard.
-    pub(super) fn queriers(&self) -> impl Iterator<Item = (&QuerierKey, &Querier)> {
-        self.queriers.iter()
-    }
-
-    /// Takes in what a Query says.
+    /// Takes in what a Query says. What is there ages by the interval that held when it was
+    /// reported, or by a longer one that a Query has brought since.
     pub(super) fn update_querier(&mut self, key: QuerierKey, value: Querier) {
-        let before = self.listening_interval(key.vlan);
-        self.queriers.insert(key, value);
-        let after = self.listening_interval(key.vlan);
-        if after == before {
+        let now = Timestamp(value.last_query_ns);
+        let before = self.queriers.listening_interval(key.vlan, now);
+        self.queriers.heard(key, value);
+        let after = self.queriers.listening_interval(key.vlan, now);
+        if after <= before {
             return;
         }
-        self.ageing.clear();
-        let intervals: BTreeMap<u16, Duration> = self
-            .listeners
-            .keys()
-            .map(|key| key.vlan)
-            .collect::<BTreeSet<_>>()
-            .into_iter()
-            .map(|vlan| (vlan, self.listening_interval(vlan)))
-            .collect();
-        let interval = |vlan| intervals.get(&vlan).copied().unwrap_or(after);
-        for (key, entry) in &mut self.listeners {
-            entry.due = Timestamp(entry.value.last_report_ns) + interval(key.vlan);
-            self.ageing.insert((entry.due, Aged::Listener(*key)));
+        let ageing = &mut self.ageing;
+        let mut postpone = |item, due: &mut Timestamp, last_report_ns| {
+            let later = Timestamp(last_report_ns) + after;
+            if later > *due {
+                ageing.remove(&(*due, item));
+                *due = later;
+                ageing.insert((later, item));
+            }
+        };
+        for (listener, entry) in &mut self.listeners {
+            if listener.vlan == key.vlan {
+                let item = Aged::Listener(*listener);
+                postpone(item, &mut entry.due, entry.value.last_report_ns);
+            }
         }
-        for (key, entry) in &mut self.sources {
-            entry.due = Timestamp(entry.value.last_report_ns) + interval(key.listener.vlan);
-            self.ageing.insert((entry.due, Aged::Source(*key)));
+        for (source, entry) in &mut self.sources {
+            if source.listener.vlan == key.vlan {
+                let item = Aged::Source(*source);
+                postpone(item, &mut entry.due, entry.value.last_report_ns);
+            }
         }
+    }
+
+    /// When what was reported at a moment is too old.
+    fn due(&self, vlan: u16, last_report_ns: u64) -> Timestamp {
+        let reported = Timestamp(last_report_ns);
+        reported + self.queriers.listening_interval(vlan, reported)
     }
 
     /// Takes in a listener's state.
     pub(super) fn update_listener(&mut self, key: ListenerKey, value: Listener) -> Option<Effect> {
-        let mut due = Timestamp(value.last_report_ns) + self.listening_interval(key.vlan);
+        let mut due = self.due(key.vlan, value.last_report_ns);
         let old = self.listeners.get(&key);
         if old.is_some_and(|old| old.value.last_report_ns > value.last_report_ns) {
             return None;
@@ -196,7 +182,7 @@ impl Mirror {
 
     /// Takes in a source's state.
     pub(super) fn update_source(&mut self, key: SourceKey, value: Source) {
-        let mut due = Timestamp(value.last_report_ns) + self.listening_interval(key.listener.vlan);
+        let mut due = self.due(key.listener.vlan, value.last_report_ns);
         let old = self.sources.get(&key);
         if let Some(old) = old {
             self.ageing.remove(&(old.due, Aged::Source(key)));
@@ -364,16 +350,6 @@ const LAST_SOURCE: SourceKey = SourceKey {
     },
     source: LAST_ADDRESS,
 };
-
-/// RFC 9777 §9.4: Robustness Variable times Query Interval plus two Query Response Intervals.
-fn listening_interval(querier: &Querier) -> Duration {
-    let robustness = match querier.robustness {
-        0 => ROBUSTNESS_VARIABLE,
-        told => u32::from(told),
-    };
-    let millis = |ms: u32| Duration::from_millis(u64::from(ms));
-    millis(querier.query_interval_ms) * robustness + millis(querier.query_response_interval_ms) * 2
-}
 
 #[cfg(test)]
 #[path = "tests/listener.rs"]

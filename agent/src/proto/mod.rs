@@ -19,6 +19,7 @@
 //! | `watch` | what the kernel reports |
 //! | `inventory` | ports and domains |
 //! | `filter` | source filters and their merger |
+//! | `querier` | MLD queriers of the links, and the intervals that follow from them |
 //! | `policy`, `refusal` | who may move, and the sentences for those who may not |
 //! | `record` | what is remembered of each migration |
 //! | `stream` | what is known of one flow |
@@ -41,6 +42,7 @@ mod io;
 mod link;
 mod listener;
 pub mod policy;
+mod querier;
 pub mod reception;
 mod record;
 mod refusal;
@@ -61,7 +63,7 @@ use std::time::Duration;
 
 use common::maps::{ManagedKey, Querier, QuerierKey};
 
-pub use config::{AgentConfig, Limits, RelayTiming, Timing, UnicastTiming};
+pub use config::{AgentConfig, Limits, Peer, RelayTiming, Timing, UnicastTiming};
 pub use destination::ReceptionView;
 pub use io::*;
 pub use listener::ListenerView;
@@ -339,7 +341,7 @@ impl Agent {
 
     /// The queriers heard by the uplinks.
     pub fn queriers(&self) -> impl Iterator<Item = (&QuerierKey, &Querier)> {
-        self.mirror.queriers()
+        self.mirror.queriers().elected()
     }
 
     /// The peers whose connection is up.

@@ -174,6 +174,7 @@ impl Agent {
                 .config
                 .peers
                 .iter()
+                .map(|peer| &peer.name)
                 .filter(|peer| self.config.policy.allows_departure(&domain.name, peer))
                 .cloned()
                 .collect(),

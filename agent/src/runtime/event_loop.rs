@@ -1,6 +1,7 @@
 //! The one loop: takes an event, hands it to the protocol, does what the protocol wants done.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::error::Error;
 use std::net::Ipv6Addr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,6 +29,7 @@ use crate::net::membership::Memberships;
 use crate::net::neighbour::Neighbours;
 use crate::net::peers::Peers;
 use crate::net::relays::{Discovery, Found};
+use crate::net::snooping;
 use crate::net::vm_socket::VmSocket;
 use crate::proto::{
     Agent, DatapathEvent, GateCommand, HypervisorEvent, PeerEvent, Port, PortEvent, RelayCandidate,
@@ -147,6 +149,13 @@ impl EventLoop {
     fn handle_link(&mut self, event: LinkEvent) -> Result<(), RuntimeError> {
         match event {
             LinkEvent::Port(PortEvent::Added(port)) => {
+                if let Err(error) = snooping::learn_no_router(port.ifindex) {
+                    tracing::warn!(
+                        port = port.name,
+                        error = &error as &dyn Error,
+                        "The bridge may take this VM for a multicast router and send it every stream"
+                    );
+                }
                 let is_settled = self.is_set_up(&port.name);
                 if self.hooks.add(now(), Role::Tap, port.clone(), is_settled) {
                     self.tell_ports(vec![port]);

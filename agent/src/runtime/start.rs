@@ -1,6 +1,7 @@
 //! Builds the parts of the agent from its configuration.
 
 use std::collections::BTreeMap;
+use std::error::Error;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::net::Ipv6Addr;
@@ -30,6 +31,7 @@ use crate::net::membership::Memberships;
 use crate::net::neighbour::Neighbours;
 use crate::net::peers::{Peers, PeersConfig};
 use crate::net::relays::{Discovery, Source};
+use crate::net::snooping;
 use crate::net::tls::{Tls, TlsFiles};
 use crate::net::vm_socket::VmSocket;
 use crate::proto::{self, Agent, AgentConfig};
@@ -55,6 +57,16 @@ pub(super) async fn start(config: &Config) -> Result<EventLoop, RuntimeError> {
     let mdb = Mdb::open(bridge)?;
     for advice in mdb.snooping().advice(bridge) {
         tracing::warn!(bridge, "{advice}");
+    }
+    let groups = config.limits.map_listeners;
+    if mdb.snooping().hash_max < groups
+        && let Err(error) = snooping::set_hash_max(links.bridge_ifindex(), groups)
+    {
+        tracing::warn!(
+            bridge,
+            error = &error as &dyn Error,
+            "VMs that listen to many addresses may make the bridge flood all multicast"
+        );
     }
     let (address, prefix_length) = own_address(config)?;
     let datapath = Datapath::load(&datapath_config(config))?;
@@ -265,12 +277,14 @@ fn proto_config(config: &Config, address: Ipv6Addr, prefix_length: u8) -> AgentC
         peers: config
             .peers
             .iter()
-            .map(|peer| peer.name.to_string())
+            .map(|peer| proto::Peer {
+                name: peer.name.to_string(),
+                connect_uri: peer.connect_uri(),
+                migrate_uri: peer.migrate_uri(),
+            })
             .collect(),
         address,
         prefix_length,
-        connect_uri: config.destination.connect_uri(address),
-        migrate_uri: config.destination.migrate_uri(address),
         policy: config.policy.clone(),
         limits: proto::Limits {
             incoming: usize::try_from(config.limits.incoming).unwrap_or(usize::MAX),

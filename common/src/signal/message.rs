@@ -183,13 +183,8 @@ pub struct AgentResponse {
     /// Address of DstAgent in that prefix.
     #[n(2)]
     pub agent_address: Address,
-    /// libvirt URI of the destination, for the source's libvirtd.
-    #[n(3)]
-    pub connect_uri: String,
-    /// URI that QEMU sends memory to; empty to let libvirt choose.
-    #[n(4)]
-    pub migrate_uri: String,
-    /// One verdict for each listener of the request.
+    /// One verdict for each listener of the request. Indices 3 and 4 were URIs of the destination:
+    /// the source has those from its own configuration, for libvirt executes what some forms name.
     #[n(5)]
     pub receptions: Vec<Reception>,
 }

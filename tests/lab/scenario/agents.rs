@@ -274,6 +274,7 @@ key = "{SOCKET_DIRECTORY}/key.pem"
 [[peers]]
 name = "{peer_name}"
 address = "{peer_address}"
+connect_uri = "{connect_uri}"
 
 [[policy.depart]]
 domains = ["*"]
@@ -284,7 +285,6 @@ sources = ["{peer_name}"]
 domains = ["*"]
 
 [destination]
-connect_uri = "{connect_uri}"
 {tree_budget}
 
 [limits]
@@ -310,7 +310,7 @@ level = "info,roamcast=debug"
         name = vms.name(),
         peer_name = peer.name(),
         peer_address = peer.address(),
-        connect_uri = vms.uri(),
+        connect_uri = peer.uri(),
         tree_budget = super::key("tree_budget_ms", options.tree_budget_ms),
         limits = [
             super::key("listeners", options.listeners),

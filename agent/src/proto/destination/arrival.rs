@@ -295,7 +295,7 @@ impl Agent {
     }
 
     pub(in crate::proto) fn query_came(&mut self, vlan: u16, at: Timestamp) {
-        let until = self.now + self.mirror.query_response_interval(vlan) + POLL_MARGIN;
+        let until = self.now + self.mirror.queriers().response_interval(vlan, at) + POLL_MARGIN;
         for (number, incoming) in &mut self.incoming {
             if incoming.arrived.is_some_and(|arrived| at > arrived) {
                 incoming.queried.entry(vlan).or_insert(at);
@@ -437,11 +437,12 @@ impl Agent {
             .flat_map(|incoming| incoming.needs.keys())
             .map(|(key, _)| (key.vlan, ()))
             .collect();
+        let interval = |vlan| self.mirror.queriers().listening_interval(vlan, self.now);
         vlans
             .keys()
-            .map(|vlan| self.mirror.listening_interval(*vlan))
+            .map(|vlan| interval(*vlan))
             .max()
-            .unwrap_or(self.mirror.listening_interval(0))
+            .unwrap_or_else(|| interval(0))
     }
 }
 

@@ -309,8 +309,6 @@ impl Agent {
             prefix: prefix_of(self.config.address, self.config.prefix_length).into(),
             prefix_length: self.config.prefix_length,
             agent_address: self.config.address.octets().into(),
-            connect_uri: self.config.connect_uri.clone(),
-            migrate_uri: self.config.migrate_uri.clone(),
             receptions: receptions.clone(),
         };
         let signalling = self.now.since(incoming.started);

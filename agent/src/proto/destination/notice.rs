@@ -98,7 +98,7 @@ impl Agent {
         if source == agent {
             return Err(Refusal::StaleSource { domain });
         }
-        if !self.config.peers.iter().any(|peer| peer == source) && !self.is_up(source) {
+        if self.config.peer(source).is_none() && !self.is_up(source) {
             let source_agent = source.to_owned();
             return Err(Refusal::UnknownSource {
                 agent,

@@ -198,7 +198,7 @@ impl Agent {
         let Some(outgoing) = self.outgoing.get_mut(&number) else {
             return;
         };
-        let Some(response) = &outgoing.response else {
+        let Some(peer) = self.config.peer(&outgoing.destination) else {
             return;
         };
         let uuid = outgoing.uuid;
@@ -208,8 +208,8 @@ impl Agent {
         } else {
             Output::StartMigration {
                 uuid,
-                connect_uri: response.connect_uri.clone(),
-                migrate_uri: response.migrate_uri.clone(),
+                connect_uri: peer.connect_uri.clone(),
+                migrate_uri: peer.migrate_uri.clone(),
             }
         };
         outgoing.state = State::Copying;

@@ -217,11 +217,11 @@ impl Agent {
     fn check_route(&self, domain: &Domain, destination: &str) -> Result<(), Refusal> {
         let agent = self.config.name.clone();
         let domain_name = domain.name.clone();
-        if destination != agent && !self.config.peers.iter().any(|peer| peer == destination) {
+        if destination != agent && self.config.peer(destination).is_none() {
             return Err(Refusal::UnknownDestination {
                 agent,
                 named: bounded(destination),
-                known: self.config.peers.join(", "),
+                known: self.config.peer_names(),
             });
         }
         if destination == agent {

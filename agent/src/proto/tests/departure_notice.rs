@@ -7,7 +7,7 @@ use common::signal::{
 };
 
 use super::*;
-use crate::proto::tests::fixture::{Bench, MAC, TAP, UUID, config};
+use crate::proto::tests::fixture::{Bench, MAC, TAP, UUID, config, peer};
 use crate::proto::{
     Command, CommandReply, GateCommand, HypervisorEvent, JobStats, Outcome, Output, PeerEvent,
 };
@@ -33,8 +33,6 @@ fn response() -> AgentResponse {
         prefix: [0; 16].into(),
         prefix_length: 64,
         agent_address: [1; 16].into(),
-        connect_uri: "qemu+tcp://vms2/system".to_owned(),
-        migrate_uri: String::new(),
         receptions: vec![],
     }
 }
@@ -147,7 +145,7 @@ fn notice_is_refused_like_a_request_to_move_there() {
         &mut bench,
         "The policy of vms1 does not let domain viewer move to vms2",
     );
-    config.peers = vec!["vms3".to_owned()];
+    config.peers = vec![peer("vms3")];
     let mut bench = Bench::with(config);
     bench.house();
     refused(
@@ -259,7 +257,7 @@ fn migration_found_running_gets_its_destination_from_the_notice() {
 #[test]
 fn domain_that_leaves_for_another_host_is_not_followed_to_this_one() {
     let mut config = config(0);
-    config.peers.push("vms3".to_owned());
+    config.peers.push(peer("vms3"));
     let mut bench = Bench::with(config);
     bench.house();
     bench.frame(NOTICE, notice());

@@ -56,8 +56,6 @@ fn prepared() -> Bench {
         prefix: prefix.octets().into(),
         prefix_length: 64,
         agent_address: [1; 16].into(),
-        connect_uri: "qemu+tcp://vms2/system".to_owned(),
-        migrate_uri: String::new(),
         receptions: vec![],
     };
     bench.frame(transaction, response);

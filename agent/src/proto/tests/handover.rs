@@ -303,8 +303,6 @@ fn copying() -> (Bench, u64) {
         prefix: [0; 16].into(),
         prefix_length: 64,
         agent_address: [1; 16].into(),
-        connect_uri: "qemu+tcp://vms2/system".to_owned(),
-        migrate_uri: String::new(),
         receptions: vec![],
     };
     bench.frame(*transaction, response);

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use common::maps::{FilterMode, ManagedKey, Origins, Querier, QuerierKey};
 
-use super::*;
 use crate::proto::tests::fixture::{Bench, TAP, key, listener, listener_key};
 use crate::proto::{DatapathEvent, Output};
 
@@ -12,6 +11,10 @@ const S: Duration = Duration::from_secs(1);
 
 fn is_expiry(output: &Output) -> bool {
     matches!(output, Output::ExpireListener { .. })
+}
+
+fn is_read_again(output: &Output) -> bool {
+    matches!(output, Output::ReadListeners { .. })
 }
 
 fn querier(interval_ms: u32, response_ms: u32, robustness: u8) -> (QuerierKey, Querier) {
@@ -30,20 +33,6 @@ fn querier(interval_ms: u32, response_ms: u32, robustness: u8) -> (QuerierKey, Q
         pad: [0; 3],
     };
     (key, value)
-}
-
-#[test]
-fn listening_interval_without_a_querier_is_that_of_the_defaults() {
-    assert_eq!(Mirror::default().listening_interval(0), 270 * S);
-}
-
-#[test]
-fn listening_interval_follows_the_querier_of_the_vlan() {
-    let mut mirror = Mirror::default();
-    let (key, value) = querier(20_000, 1_000, 3);
-    mirror.update_querier(key, value);
-    assert_eq!(mirror.listening_interval(0), 62 * S);
-    assert_eq!(mirror.listening_interval(7), 270 * S);
 }
 
 #[test]
@@ -90,16 +79,36 @@ fn listener_reported_without_an_event_is_kept_when_it_is_read() {
 }
 
 #[test]
-fn shorter_interval_of_a_new_querier_ages_what_is_there() {
+fn forged_query_expires_nothing_that_was_reported_or_answers_it() {
+    let mut bench = Bench::housing();
+    let query = |bench: &mut Bench, interval_ms, robustness| {
+        let (key, mut value) = querier(interval_ms, 0, robustness);
+        value.last_query_ns = bench.now.0;
+        bench.datapath(DatapathEvent::Query { key, value });
+    };
+    query(&mut bench, 600_000, 2);
+    for address in [1, 2] {
+        bench.report(TAP, key(address), FilterMode::Exclude);
+    }
+    query(&mut bench, 1000, 1);
+    bench.report(TAP, key(1), FilterMode::Exclude);
+    bench.outputs();
+    bench.pass(1199 * S);
+    assert!(!bench.outputs().iter().any(is_expiry));
+}
+
+#[test]
+fn longer_interval_of_a_querier_holds_for_what_is_there() {
     let mut bench = Bench::housing();
     bench.report(TAP, key(1), FilterMode::Exclude);
-    let (querier_key, value) = querier(10_000, 1_000, 2);
-    bench.datapath(DatapathEvent::Query {
-        key: querier_key,
-        value,
-    });
-    bench.pass(24 * S);
-    assert!(bench.outputs().iter().any(is_expiry));
+    let (key, mut value) = querier(600_000, 10_000, 2);
+    value.last_query_ns = bench.now.0;
+    bench.datapath(DatapathEvent::Query { key, value });
+    bench.outputs();
+    bench.pass(1219 * S);
+    assert!(!bench.outputs().iter().any(is_read_again));
+    bench.pass(S);
+    assert!(bench.outputs().iter().any(is_read_again));
 }
 
 #[test]

@@ -203,14 +203,20 @@ pub(in crate::proto) fn key(number: u16) -> ManagedKey {
     }
 }
 
+pub(in crate::proto) fn peer(name: &str) -> Peer {
+    Peer {
+        name: name.to_owned(),
+        connect_uri: format!("qemu+tcp://{name}/system"),
+        migrate_uri: String::new(),
+    }
+}
+
 pub(in crate::proto) fn config(host: usize) -> AgentConfig {
     AgentConfig {
         name: NAMES[host].to_owned(),
-        peers: vec![NAMES[1 - host].to_owned()],
+        peers: vec![peer(NAMES[1 - host])],
         address: format!("2001:db8:{}::10", host + 1).parse().unwrap(),
         prefix_length: 64,
-        connect_uri: format!("qemu+tcp://{}/system", NAMES[host]),
-        migrate_uri: String::new(),
         policy: Policy::allow_all(),
         limits: Limits::default(),
         timing: Timing::default(),

@@ -21,8 +21,6 @@ fn response() -> AgentResponse {
         prefix: [0; 16].into(),
         prefix_length: 64,
         agent_address: [1; 16].into(),
-        connect_uri: "qemu+tcp://vms2/system".to_owned(),
-        migrate_uri: String::new(),
         receptions: vec![],
     }
 }

@@ -4,7 +4,7 @@ use common::signal::{AgentSearch, MigrationProgress, MigrationReady, MigrationRe
 use proptest::prelude::*;
 
 use super::*;
-use crate::proto::tests::fixture::{Bench, TAP, vm_address};
+use crate::proto::tests::fixture::{Bench, TAP, peer, vm_address};
 use crate::proto::{Counters, PeerEvent};
 
 fn request(destination: &str) -> MigrationRequest {
@@ -30,7 +30,7 @@ fn search_is_answered_with_the_domain_behind_the_tap() {
 fn search_reply_with_many_destinations_fits_a_datagram() {
     let mut config = crate::proto::tests::fixture::config(0);
     config.peers = (0..200)
-        .map(|number| format!("vms{number}.example.net"))
+        .map(|number| peer(&format!("vms{number}.example.net")))
         .collect();
     let mut bench = Bench::with(config);
     bench.house();

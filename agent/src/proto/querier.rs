@@ -1,0 +1,272 @@
+//! MLD queriers that the uplinks hear, and the timers that follow from them (RFC 9777 §7.6.2, §9).
+//!
+//! Anybody on a link can send a General Query. So a Query changes the timers only as far as this
+//! is harmless:
+//! - Its values are clamped to what a network can mean.
+//! - What a querier has said counts until its Other Querier Present Interval (§9.5) has passed, and
+//!   the longest interval of all that counts holds. A forged Query, even one from the querier's own
+//!   address, cannot shorten what the querier gives.
+//! - No interval is shorter than that of the defaults. A listener that is gone without a word is
+//!   kept a little longer where the querier asks more often; one that is there is never lost.
+//! - A link keeps a few queriers, those with the longest intervals.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use common::maps::{Address, Querier, QuerierKey};
+
+use super::Timestamp;
+
+/// Robustness Variable where no querier has told one; it must not be 0 and should not be 1
+/// (RFC 9777 §9.1).
+const ROBUSTNESS_VARIABLE: u8 = 2;
+/// Query Interval where no querier has told one (RFC 9777 §9.2).
+const QUERY_INTERVAL: Duration = Duration::from_secs(125);
+/// Query Response Interval where no querier has told one (RFC 9777 §9.3).
+const QUERY_RESPONSE_INTERVAL: Duration = Duration::from_secs(10);
+/// Multicast Address Listening Interval of these defaults.
+const LISTENING_INTERVAL: Duration =
+    listening_interval(ROBUSTNESS_VARIABLE, QUERY_INTERVAL, QUERY_RESPONSE_INTERVAL);
+/// Longest Query Interval that is believed; QQIC can say 31,744 s.
+const LONGEST_QUERY_INTERVAL: Duration = Duration::from_secs(3600);
+/// Longest Query Response Interval that is believed; the Maximum Response Code can say 8,388 s.
+const LONGEST_RESPONSE_INTERVAL: Duration = Duration::from_secs(60);
+/// Queriers kept of one link. More than one is there only until all but one have heard the others.
+const QUERIERS_PER_LINK: usize = 4;
+/// Links: as many as `QUERIER` has room for.
+const LINKS: usize = 1024;
+
+/// What is known of the queriers.
+#[derive(Debug, Default)]
+pub(super) struct Queriers {
+    links: BTreeMap<QuerierKey, BTreeMap<Said, Querier>>,
+}
+
+/// A querier and the values of its Query: address, Robustness Variable, the two intervals. Other
+/// values from the same address are kept beside the former ones.
+type Said = (Address, u8, u32, u32);
+
+impl Queriers {
+    /// Takes in a General Query.
+    pub(super) fn heard(&mut self, key: QuerierKey, value: Querier) {
+        let now = Timestamp(value.last_query_ns);
+        if !self.links.contains_key(&key) && self.links.len() >= LINKS {
+            self.links
+                .retain(|_, heard| heard.values().any(|querier| is_live(querier, now)));
+            if self.links.len() >= LINKS {
+                return;
+            }
+        }
+        let heard = self.links.entry(key).or_default();
+        let said = (
+            value.address,
+            value.robustness,
+            value.query_interval_ms,
+            value.query_response_interval_ms,
+        );
+        heard.insert(said, value);
+        if heard.len() > QUERIERS_PER_LINK {
+            heard.retain(|_, querier| is_live(querier, now));
+        }
+        if heard.len() > QUERIERS_PER_LINK
+            && let Some(shortest) = heard
+                .iter()
+                .min_by_key(|(_, querier)| listening_interval_of(querier))
+                .map(|(said, _)| *said)
+        {
+            heard.remove(&shortest);
+        }
+    }
+
+    /// The querier of each link: of those that lived when the last one was heard, the one with the
+    /// lowest address (RFC 9777 §7.1).
+    pub(super) fn elected(&self) -> impl Iterator<Item = (&QuerierKey, &Querier)> {
+        self.links.iter().filter_map(|(key, heard)| {
+            let last = heard.values().map(|querier| querier.last_query_ns).max()?;
+            let querier = heard
+                .values()
+                .find(|querier| is_live(querier, Timestamp(last)))?;
+            Some((key, querier))
+        })
+    }
+
+    /// Multicast Address Listening Interval of a VLAN at a moment (RFC 9777 §9.4), the longest of its
+    /// live queriers and of the defaults.
+    pub(super) fn listening_interval(&self, vlan: u16, now: Timestamp) -> Duration {
+        self.live(vlan, now)
+            .map(listening_interval_of)
+            .fold(LISTENING_INTERVAL, Duration::max)
+    }
+
+    /// How long answers to a Query may take on a VLAN: the longest Query Response Interval of its
+    /// live queriers, or that of the defaults where there is none.
+    pub(super) fn response_interval(&self, vlan: u16, now: Timestamp) -> Duration {
+        self.live(vlan, now)
+            .map(response_interval)
+            .max()
+            .unwrap_or(QUERY_RESPONSE_INTERVAL)
+    }
+
+    fn live(&self, vlan: u16, now: Timestamp) -> impl Iterator<Item = &Querier> {
+        self.links
+            .iter()
+            .filter(move |(key, _)| key.vlan == vlan)
+            .flat_map(|(_, heard)| heard.values())
+            .filter(move |querier| is_live(querier, now))
+    }
+}
+
+fn listening_interval_of(querier: &Querier) -> Duration {
+    listening_interval(
+        robustness(querier),
+        query_interval(querier),
+        response_interval(querier),
+    )
+}
+
+/// Whether a querier's Other Querier Present Interval has not passed yet (RFC 9777 §9.5).
+fn is_live(querier: &Querier, now: Timestamp) -> bool {
+    let present =
+        query_interval(querier) * u32::from(robustness(querier)) + response_interval(querier) / 2;
+    now.since(Timestamp(querier.last_query_ns)) <= present
+}
+
+fn robustness(querier: &Querier) -> u8 {
+    querier.robustness.max(ROBUSTNESS_VARIABLE)
+}
+
+fn query_interval(querier: &Querier) -> Duration {
+    millis(querier.query_interval_ms).clamp(Duration::from_secs(1), LONGEST_QUERY_INTERVAL)
+}
+
+/// Less than the Query Interval (RFC 9777 §9.3).
+fn response_interval(querier: &Querier) -> Duration {
+    millis(querier.query_response_interval_ms)
+        .min(query_interval(querier))
+        .min(LONGEST_RESPONSE_INTERVAL)
+}
+
+fn millis(ms: u32) -> Duration {
+    Duration::from_millis(ms.into())
+}
+
+/// RFC 9777 §9.4: Robustness Variable times Query Interval plus two Query Response Intervals.
+const fn listening_interval(robustness: u8, query: Duration, response: Duration) -> Duration {
+    let query = query.saturating_mul(robustness as u32);
+    query.saturating_add(response.saturating_mul(2))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const S: u64 = 1_000_000_000;
+    const KEY: QuerierKey = QuerierKey {
+        ifindex: 2,
+        vlan: 0,
+        pad: 0,
+    };
+
+    fn querier(last: u8, at_s: u64, interval_s: u32, response_ms: u32, robustness: u8) -> Querier {
+        let mut address = [0; 16];
+        (address[0], address[1], address[15]) = (0xfe, 0x80, last);
+        Querier {
+            last_query_ns: at_s * S,
+            address,
+            query_interval_ms: interval_s * 1000,
+            query_response_interval_ms: response_ms,
+            robustness,
+            mld_version: 2,
+            pad: [0; 3],
+        }
+    }
+
+    fn at(seconds: u64) -> Timestamp {
+        Timestamp(seconds * S)
+    }
+
+    fn seconds(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn without_a_querier_the_intervals_are_the_defaults() {
+        let queriers = Queriers::default();
+        assert_eq!(queriers.listening_interval(0, at(0)), seconds(270));
+        assert_eq!(queriers.response_interval(0, at(0)), seconds(10));
+    }
+
+    #[test]
+    fn longer_interval_of_a_querier_holds_on_its_vlan_while_the_querier_lives() {
+        let mut queriers = Queriers::default();
+        queriers.heard(KEY, querier(1, 10, 600, 5000, 3));
+        assert_eq!(queriers.listening_interval(0, at(10)), seconds(1810));
+        assert_eq!(queriers.listening_interval(7, at(10)), seconds(270));
+        // 3 * 600 s + 2.5 s after the Query.
+        assert_eq!(queriers.listening_interval(0, at(1812)), seconds(1810));
+        assert_eq!(queriers.listening_interval(0, at(1813)), seconds(270));
+    }
+
+    #[test]
+    fn forged_query_shortens_nothing_whatever_its_address() {
+        for forger in [0, 1, 2] {
+            let mut queriers = Queriers::default();
+            queriers.heard(KEY, querier(1, 10, 600, 10_000, 2));
+            queriers.heard(KEY, querier(forger, 11, 1, 0, 1));
+            assert_eq!(
+                queriers.listening_interval(0, at(11)),
+                seconds(1220),
+                "{forger}"
+            );
+        }
+    }
+
+    #[test]
+    fn values_no_network_means_are_clamped() {
+        let mut queriers = Queriers::default();
+        queriers.heard(KEY, querier(1, 10, 31_744, 8_387_584, 7));
+        assert_eq!(
+            queriers.listening_interval(0, at(10)),
+            seconds(7 * 3600 + 120)
+        );
+        assert_eq!(queriers.response_interval(0, at(10)), seconds(60));
+        assert_eq!(
+            queriers.listening_interval(0, at(10 + 7 * 3600 + 31)),
+            seconds(270)
+        );
+    }
+
+    #[test]
+    fn lowest_address_that_lives_is_elected() {
+        let mut queriers = Queriers::default();
+        let elected = |queriers: &Queriers| queriers.elected().next().unwrap().1.address[15];
+        queriers.heard(KEY, querier(5, 10, 125, 10_000, 2));
+        queriers.heard(KEY, querier(9, 11, 125, 10_000, 2));
+        assert_eq!(elected(&queriers), 5);
+        queriers.heard(KEY, querier(9, 260, 125, 10_000, 2));
+        assert_eq!(elected(&queriers), 5);
+        queriers.heard(KEY, querier(9, 266, 125, 10_000, 2));
+        assert_eq!(elected(&queriers), 9);
+    }
+
+    #[test]
+    fn forged_addresses_and_vlans_displace_no_live_querier_and_take_bounded_room() {
+        let mut queriers = Queriers::default();
+        queriers.heard(KEY, querier(200, 10, 600, 10_000, 2));
+        for address in 0..100 {
+            queriers.heard(KEY, querier(address, 11, 125, 10_000, 2));
+        }
+        assert_eq!(queriers.listening_interval(0, at(11)), seconds(1220));
+        assert_eq!(queriers.links[&KEY].len(), QUERIERS_PER_LINK);
+        for vlan in 1..4095 {
+            queriers.heard(QuerierKey { vlan, ..KEY }, querier(1, 12, 125, 10_000, 2));
+        }
+        assert_eq!(queriers.links.len(), LINKS);
+        // Dead ones make room.
+        queriers.heard(
+            QuerierKey { vlan: 4000, ..KEY },
+            querier(1, 5000, 125, 10_000, 2),
+        );
+        assert!(queriers.links.len() < 3);
+    }
+}
