@@ -253,17 +253,17 @@ fn snoop_tells_what_becomes_of_each_message() {
     let link = Frame::report(&[record(4, "ff02::1:3", &[])]);
     expect(&mut kernel, link, snoop("admitted", "ignored_scope"));
     let broken = report().with(|frame| frame.checksum = false);
-    expect(&mut kernel, broken, snoop("ignored", "malformed_checksum"));
+    expect(&mut kernel, broken, snoop("dropped", "malformed_checksum"));
     let header = (60, vec![0, 1, 4, 0, 0, 0, 0]);
     let more = report().with(|frame| frame.headers = vec![header]);
-    expect(&mut kernel, more, snoop("handed_over", "unfinished"));
+    expect(&mut kernel, more, snoop("dropped", "malformed_options"));
     let long: Vec<_> = (0..100)
         .map(|number| record(4, &format!("ff1e::{number:x}"), &[]))
         .collect();
     let long = Frame::report(&long);
-    expect(&mut kernel, long, snoop("ignored", "oversized"));
+    expect(&mut kernel, long, snoop("handed_over", "unfinished"));
     let query = Frame::query("::", 1000, Some((2, 125)));
-    expect(&mut kernel, query, snoop("passed", "guest_queries"));
+    expect(&mut kernel, query, snoop("dropped", "guest_queries"));
     let signalling = Frame::udp("fe80::2a", "ff02::1", (4711, 47411), b"hello");
     let marked = snoop("passed", "signalling_datagrams");
     expect(&mut kernel, signalling, marked);

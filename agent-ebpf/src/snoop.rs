@@ -16,7 +16,9 @@ use common::counter::Counter;
 use common::event::{Kind, UNFINISHED_FRAME_BYTES, UnfinishedEvent};
 use common::maps::PortUsage;
 use common::packet::PacketRead;
-use common::snoop::{self, KERNEL_OPTIONS, KERNEL_RECORDS, KERNEL_STEPS, Report, Step, Walk};
+use common::snoop::{
+    self, KERNEL_BYTES, KERNEL_OPTIONS, KERNEL_RECORDS, KERNEL_STEPS, Report, Step, Walk,
+};
 use common::trace::{Decision, Program, Reason};
 use common::wire::mld::{self, Ipv6Frame, Message, NoMessage};
 use common::wire::{ethernet, ipv6, udp};
@@ -60,11 +62,16 @@ fn from_listener(skb: &Skb) -> Verdict {
         mark_signalling(skb, &frame);
         return Verdict::Pass;
     }
-    match mld::parse::<_, KERNEL_OPTIONS, 0>(skb, &frame) {
+    if mld::is_hidden(skb, &frame) {
+        malformed(skb, Counter::MalformedOptions);
+        return Verdict::Drop;
+    }
+    match mld::parse::<_, KERNEL_OPTIONS, KERNEL_BYTES>(skb, &frame) {
         Ok(Message::Query(_)) => {
+            // The bridge would send all streams to a port that it hears Queries from.
             maps::count(Counter::GuestQueries, 1);
-            tell(skb, Decision::Passed, Counter::GuestQueries);
-            Verdict::Pass
+            tell(skb, Decision::Dropped, Counter::GuestQueries);
+            Verdict::Drop
         }
         Ok(message) => report(skb, &frame, &message),
         Err(reason) => no_message(skb, reason),
@@ -115,10 +122,7 @@ fn report(skb: &Skb, frame: &Ipv6Frame, message: &Message) -> Verdict {
     let walk = unsafe { &mut *walk };
     match snoop::begin::<_, _, KERNEL_RECORDS>(skb, message, &report, walk, &mut store) {
         Ok(steps) if steps <= KERNEL_STEPS => apply(skb, walk, store),
-        Ok(_) | Err(NoMessage::Unfinished) => {
-            hand_over(skb, at_ns);
-            Verdict::Pass
-        }
+        Ok(_) | Err(NoMessage::Unfinished) => hand_over(skb, at_ns),
         Err(reason) => no_message(skb, reason),
     }
 }
@@ -128,22 +132,28 @@ fn no_message(skb: &Skb, reason: NoMessage) -> Verdict {
     match reason {
         NoMessage::Other => Verdict::Pass,
         NoMessage::Malformed(counter) => {
-            maps::count(counter, 1);
-            tell(skb, Decision::Ignored, counter);
-            if let Some(usage) = PORT_USAGE.get_ptr_mut(skb.ifindex()) {
-                // SAFETY: the pointer is to a live map value.
-                unsafe { instruction::add_u64(&raw mut (*usage).malformed, 1) }
-            }
-            Verdict::Pass
+            malformed(skb, counter);
+            Verdict::Drop
         }
         NoMessage::Unfinished => {
             let at_ns = now_ns();
             if let Err(verdict) = admit(skb, skb.ifindex(), at_ns) {
                 return verdict;
             }
-            hand_over(skb, at_ns);
-            Verdict::Pass
+            hand_over(skb, at_ns)
         }
+    }
+}
+
+/// A bridge takes much that is no MLD by its RFC, and what the bridge has is to be in `LISTENERS`
+/// too: such a message goes no further.
+#[inline(never)]
+fn malformed(skb: &Skb, counter: Counter) {
+    maps::count(counter, 1);
+    tell(skb, Decision::Dropped, counter);
+    if let Some(usage) = usage(skb.ifindex()) {
+        // SAFETY: the pointer is to a live map value.
+        unsafe { instruction::add_u64(&raw mut (*usage).malformed, 1) }
     }
 }
 
@@ -256,18 +266,18 @@ fn usage(ifindex: u32) -> Option<*mut PortUsage> {
     PORT_USAGE.get_ptr_mut(ifindex)
 }
 
-/// Gives the whole frame to the agent.
+/// Gives the whole frame to the agent. What the agent cannot get goes no further either.
 #[inline(never)]
-fn hand_over(skb: &Skb, at_ns: u64) {
+fn hand_over(skb: &Skb, at_ns: u64) -> Verdict {
     let Some(length) = instruction::size::<UNFINISHED_FRAME_BYTES>(skb.len()) else {
         maps::count(Counter::Oversized, 1);
-        tell(skb, Decision::Ignored, Counter::Oversized);
-        return;
+        tell(skb, Decision::Dropped, Counter::Oversized);
+        return Verdict::Drop;
     };
     let Some(mut entry) = EVENTS.reserve_untyped::<UnfinishedEvent>(0) else {
         maps::count(Counter::EventsLost, 1);
-        tell(skb, Decision::Ignored, Counter::EventsLost);
-        return;
+        tell(skb, Decision::Dropped, Counter::EventsLost);
+        return Verdict::Drop;
     };
     let event = entry.as_mut_ptr();
     // SAFETY: `event` points to the reserved record, which is written field by field because it
@@ -285,9 +295,11 @@ fn hand_over(skb: &Skb, at_ns: u64) {
         entry.submit(0);
         maps::count(Counter::Unfinished, 1);
         tell(skb, Decision::HandedOver, Counter::Unfinished);
+        Verdict::Pass
     } else {
         entry.discard(0);
         maps::count(Counter::Oversized, 1);
-        tell(skb, Decision::Ignored, Counter::Oversized);
+        tell(skb, Decision::Dropped, Counter::Oversized);
+        Verdict::Drop
     }
 }

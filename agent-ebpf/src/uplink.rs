@@ -15,7 +15,7 @@ use common::counter::Counter;
 use common::event::{Kind, QueryEvent};
 use common::maps::{Managed, Origin, Querier, QuerierKey, RelayFlow, StreamUsage};
 use common::relay;
-use common::snoop::KERNEL_OPTIONS;
+use common::snoop::{KERNEL_BYTES, KERNEL_OPTIONS};
 use common::trace::{Decision, Program, Reason, Uncounted};
 use common::wire::datagram::CHECKSUM_OFFSET;
 use common::wire::mld::{self, Ipv6Frame, Message, NoMessage, Query};
@@ -285,7 +285,7 @@ fn query<P: Packet>(packet: &P) {
     let Some(frame) = mld::ipv6_frame(packet) else {
         return;
     };
-    match mld::parse::<_, KERNEL_OPTIONS, 0>(packet, &frame) {
+    match mld::parse::<_, KERNEL_OPTIONS, KERNEL_BYTES>(packet, &frame) {
         Ok(Message::Query(query)) => {
             maps::count(Counter::Queries, 1);
             tell(packet, Decision::Passed, Counter::Queries);

@@ -37,7 +37,7 @@ counters! {
     Dones => "dones",
     /// Valid General Queries that came in by an uplink.
     Queries => "queries",
-    /// Valid Queries that a VM sent. They are passed on and change nothing here.
+    /// Valid Queries that a VM sent; dropped.
     GuestQueries => "guest_queries",
     /// Packets of watched multicast addresses that came in by an uplink.
     NativePackets => "native_packets",
@@ -63,7 +63,7 @@ counters! {
     MalformedRecord => "malformed_record",
     /// Report, Done or record for something that is not a multicast address.
     MalformedAddress => "malformed_address",
-    /// Hop-by-hop options that reach beyond their header.
+    /// Hop-by-hop options that reach beyond their header, or another extension header after them.
     MalformedOptions => "malformed_options",
     /// First fragment of an MLD message. MLD is never fragmented.
     MalformedFragment => "malformed_fragment",

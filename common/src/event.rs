@@ -95,7 +95,7 @@ pub struct QueryEvent {
 }
 
 /// Longest frame that [`UnfinishedEvent`] carries, bytes.
-pub const UNFINISHED_FRAME_BYTES: usize = 2048;
+pub const UNFINISHED_FRAME_BYTES: usize = 4096;
 
 /// A valid Report that the program could not finish: 2,072 bytes, align 8. Userspace applies it
 /// with the same rules ([`crate::snoop`]).

@@ -27,6 +27,7 @@ use crate::counter::Counter;
 use crate::event::Change;
 use crate::maps::{Listener, ListenerKey, Source, SourceKey};
 use crate::packet::PacketRead;
+use crate::wire::checksum;
 use crate::wire::mld::{self, Message, NoMessage, RECORD_BYTES, RecordType};
 
 mod walk;
@@ -37,15 +38,15 @@ pub use walk::{Report, Step, Walk};
 pub const KERNEL_RECORDS: usize = 96;
 /// Most records and sources together that the kernel program applies in one Report.
 pub const KERNEL_STEPS: usize = 192;
+/// Longest message that the kernel program reads, bytes: that of a link of 1500 bytes, and more.
+pub const KERNEL_BYTES: usize = checksum::MAX_BYTES;
 /// Most hop-by-hop options that the kernel program reads.
 pub const KERNEL_OPTIONS: usize = 8;
 
-/// Most records that fit in [`crate::wire::checksum::MAX_BYTES`].
-const RECORDS: usize = crate::wire::checksum::MAX_BYTES / RECORD_BYTES;
+/// Most records that fit in [`mld::MAX_BYTES`].
+const RECORDS: usize = mld::MAX_BYTES / RECORD_BYTES;
 /// Most one-byte options that fit in the longest Hop-by-Hop header.
 const OPTIONS: usize = 2048;
-/// Extension headers that are passed in userspace.
-const HEADERS: usize = 8;
 
 /// A limit or a full map stands against a new entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,7 +137,11 @@ where
     let Some(frame) = mld::ipv6_frame(packet) else {
         return true;
     };
-    let message = match mld::parse::<P, OPTIONS, HEADERS>(packet, &frame) {
+    if mld::is_hidden(packet, &frame) {
+        store.count(Counter::MalformedOptions);
+        return true;
+    }
+    let message = match mld::parse::<P, OPTIONS, { mld::MAX_BYTES }>(packet, &frame) {
         Ok(message) => message,
         Err(reason) => {
             count_no_message(reason, store);

@@ -3,7 +3,7 @@ use std::vec::Vec;
 
 use proptest::prelude::*;
 
-use super::{KERNEL_OPTIONS, KERNEL_RECORDS, Report, Step, Walk, apply_frame, begin};
+use super::{KERNEL_BYTES, KERNEL_OPTIONS, KERNEL_RECORDS, Report, Step, Walk, apply_frame, begin};
 use crate::counter::Counter;
 use crate::event::Change;
 use crate::maps::FilterMode;
@@ -64,7 +64,7 @@ impl Port {
 
 fn apply_as_kernel(bytes: &[u8], at_ns: u64, store: &mut MemoryStore) {
     let frame = mld::ipv6_frame(bytes).unwrap();
-    let message = mld::parse::<_, KERNEL_OPTIONS, 0>(bytes, &frame).unwrap();
+    let message = mld::parse::<_, KERNEL_OPTIONS, KERNEL_BYTES>(bytes, &frame).unwrap();
     let report = Report {
         at_ns,
         ifindex: 7,

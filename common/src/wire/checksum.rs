@@ -21,13 +21,28 @@ pub fn sum<P: PacketRead + ?Sized>(
     offset: usize,
     length: usize,
 ) -> Result<u64, Truncated> {
-    if length > MAX_BYTES {
+    sum_within::<P, MAX_BYTES>(packet, offset, length)
+}
+
+/// The same with another bound than [`MAX_BYTES`]. A kernel program's loop has one, and older
+/// verifiers walk all of it.
+///
+/// # Errors
+///
+/// As [`sum`].
+#[inline(always)]
+pub fn sum_within<P: PacketRead + ?Sized, const BYTES: usize>(
+    packet: &P,
+    offset: usize,
+    length: usize,
+) -> Result<u64, Truncated> {
+    if length > BYTES {
         return Err(Truncated);
     }
     let mut sum = 0;
     let mut at = offset;
     let mut left = length;
-    for _ in 0..MAX_BYTES / CHUNK {
+    for _ in 0..BYTES / CHUNK {
         if left < CHUNK {
             break;
         }

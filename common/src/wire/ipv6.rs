@@ -11,6 +11,8 @@ pub const HOP_BY_HOP: u8 = 0;
 pub const ROUTING: u8 = 43;
 /// Next header value of a Fragment header (RFC 8200 §4.5).
 pub const FRAGMENT: u8 = 44;
+/// Next header value of an Authentication Header (RFC 4302 §2).
+pub const AUTHENTICATION: u8 = 51;
 /// Next header value of Destination Options (RFC 8200 §4.6).
 pub const DESTINATION_OPTIONS: u8 = 60;
 
@@ -123,14 +125,14 @@ impl From<Truncated> for WalkError {
     }
 }
 
-/// Passes Hop-by-Hop Options, of which it reads at most `OPTIONS`, and then at most `HEADERS`
-/// Routing and Destination Options headers. `end` is the end of the IPv6 packet.
+/// Passes Hop-by-Hop Options, of which it reads at most `OPTIONS`. `end` is the end of the IPv6
+/// packet.
 ///
 /// # Errors
 ///
 /// [`WalkError::Malformed`] and [`WalkError::TooMany`] as they say.
 #[inline(always)]
-pub fn walk<P: PacketRead + ?Sized, const OPTIONS: usize, const HEADERS: usize>(
+pub fn walk<P: PacketRead + ?Sized, const OPTIONS: usize>(
     packet: &P,
     next_header: u8,
     offset: usize,
@@ -160,30 +162,7 @@ pub fn walk<P: PacketRead + ?Sized, const OPTIONS: usize, const HEADERS: usize>(
         || router_alert::<P, OPTIONS>(packet, offset + 2, options_end)?;
     extensions.next_header = next_header;
     extensions.offset = options_end;
-    for _ in 0..HEADERS {
-        if !matches!(extensions.next_header, ROUTING | DESTINATION_OPTIONS) {
-            break;
-        }
-        let (next_header, header_end) = extension_header(packet, extensions.offset, end)?;
-        extensions.next_header = next_header;
-        extensions.offset = header_end;
-    }
     Ok(extensions)
-}
-
-/// Next header value and end of an extension header of the common form (RFC 6564).
-#[inline(always)]
-fn extension_header<P: PacketRead + ?Sized>(
-    packet: &P,
-    offset: usize,
-    end: usize,
-) -> Result<(u8, usize), WalkError> {
-    let [next_header, length] = packet.read::<2>(offset)?;
-    let header_end = offset + (usize::from(length) + 1) * 8;
-    if header_end > end {
-        return Err(WalkError::Malformed);
-    }
-    Ok((next_header, header_end))
 }
 
 #[inline(always)]

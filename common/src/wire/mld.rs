@@ -32,6 +32,8 @@ pub const LISTENER_DONE: u8 = 132;
 /// ICMPv6 type of an MLDv2 Report.
 pub const LISTENER_REPORT_V2: u8 = 143;
 
+/// Longest message that is read, bytes. Linux fills a page at most.
+pub const MAX_BYTES: usize = 4096;
 /// Length of an MLDv1 message, and the least of an MLDv1 Query, bytes.
 const V1_BYTES: usize = 24;
 /// Least length of an MLDv2 Query, bytes.
@@ -176,7 +178,7 @@ pub enum NoMessage {
     Other,
     /// It is, and breaks the rule that the counter names.
     Malformed(Counter),
-    /// It carries Router Alert, but headers beyond the bounds stand before its content.
+    /// Headers, options, records or bytes beyond the bounds: to be read with larger ones.
     Unfinished,
 }
 
@@ -215,14 +217,15 @@ pub fn ipv6_frame<P: PacketRead + ?Sized>(packet: &P) -> Option<Ipv6Frame> {
     })
 }
 
-/// Finds and checks the MLD message of a packet. At most `OPTIONS` hop-by-hop options and
-/// `HEADERS` further extension headers are read.
+/// Finds and checks the MLD message of a packet. At most `OPTIONS` hop-by-hop options are read, and
+/// messages of at most `BYTES`.
+/// Further extension headers are beyond the bounds; see [`is_hidden`].
 ///
 /// # Errors
 ///
 /// See [`NoMessage`].
 #[inline(always)]
-pub fn parse<P: PacketRead + ?Sized, const OPTIONS: usize, const HEADERS: usize>(
+pub fn parse<P: PacketRead + ?Sized, const OPTIONS: usize, const BYTES: usize>(
     packet: &P,
     frame: &Ipv6Frame,
 ) -> Result<Message, NoMessage> {
@@ -234,19 +237,19 @@ pub fn parse<P: PacketRead + ?Sized, const OPTIONS: usize, const HEADERS: usize>
         return Err(NoMessage::Other);
     }
     let end = frame.payload + usize::from(header.payload_length);
-    let extensions =
-        match ipv6::walk::<P, OPTIONS, HEADERS>(packet, header.next_header, frame.payload, end) {
-            Ok(extensions) => extensions,
-            Err(ipv6::WalkError::Malformed) => {
-                return Err(NoMessage::Malformed(Counter::MalformedOptions));
-            }
-            Err(ipv6::WalkError::TooMany) => return Err(NoMessage::Unfinished),
-        };
+    let extensions = match ipv6::walk::<P, OPTIONS>(packet, header.next_header, frame.payload, end)
+    {
+        Ok(extensions) => extensions,
+        Err(ipv6::WalkError::Malformed) => {
+            return Err(NoMessage::Malformed(Counter::MalformedOptions));
+        }
+        Err(ipv6::WalkError::TooMany) => return Err(NoMessage::Unfinished),
+    };
     let start = extensions.offset;
     match extensions.next_header {
         ICMPV6 => {}
         ipv6::FRAGMENT => return Err(fragment(packet, start)),
-        ipv6::ROUTING | ipv6::DESTINATION_OPTIONS if extensions.router_alert => {
+        next_header if is_passed_by_bridges(next_header) => {
             return Err(NoMessage::Unfinished);
         }
         _ => return Err(NoMessage::Other),
@@ -274,10 +277,13 @@ pub fn parse<P: PacketRead + ?Sized, const OPTIONS: usize, const HEADERS: usize>
         return Err(NoMessage::Malformed(Counter::MalformedRouterAlert));
     }
     let length = end - start;
-    if length > checksum::MAX_BYTES {
+    if length > MAX_BYTES {
         return Err(NoMessage::Malformed(Counter::Oversized));
     }
-    let sum = checksum::sum(packet, start, length)?
+    if length > BYTES {
+        return Err(NoMessage::Unfinished);
+    }
+    let sum = checksum::sum_within::<P, BYTES>(packet, start, length)?
         + checksum::pseudo_header(&header.source, &header.destination, length as u32, ICMPV6);
     if checksum::fold(sum) != 0xffff {
         return Err(NoMessage::Malformed(Counter::MalformedChecksum));
@@ -302,13 +308,49 @@ fn too_short<P: PacketRead + ?Sized>(packet: &P, start: usize) -> NoMessage {
     }
 }
 
+/// Whether the packet may be MLD that a bridge finds and [`parse`] does not: Hop-by-Hop Options with
+/// another extension header after them. No sender of MLD has one there.
+#[inline(always)]
+pub fn is_hidden<P: PacketRead + ?Sized>(packet: &P, frame: &Ipv6Frame) -> bool {
+    if frame.header.next_header != ipv6::HOP_BY_HOP {
+        return false;
+    }
+    let Ok([next_header, length]) = packet.read::<2>(frame.payload) else {
+        return false;
+    };
+    if next_header != ipv6::FRAGMENT {
+        return is_passed_by_bridges(next_header);
+    }
+    let offset = frame.payload + (usize::from(length) + 1) * 8;
+    packet
+        .read::<4>(offset)
+        .is_ok_and(|[next_header, _, o0, o1]| {
+            is_first_fragment([o0, o1]) && is_passed_by_bridges(next_header)
+        })
+}
+
+/// Whether a Fragment header with these bytes of offset and flags is that of a first fragment.
+#[inline(always)]
+fn is_first_fragment(offset: [u8; 2]) -> bool {
+    u16::from_be_bytes(offset) >> 3 == 0
+}
+
+/// Whether a bridge looks for MLD behind this extension header (`ipv6_skip_exthdr`).
+#[inline(always)]
+fn is_passed_by_bridges(next_header: u8) -> bool {
+    matches!(
+        next_header,
+        ipv6::HOP_BY_HOP | ipv6::ROUTING | ipv6::AUTHENTICATION | ipv6::DESTINATION_OPTIONS
+    )
+}
+
 /// A first fragment of MLD is malformed; any other fragment is not ours to read.
 #[inline(always)]
 fn fragment<P: PacketRead + ?Sized>(packet: &P, offset: usize) -> NoMessage {
     let Ok([next_header, _, o0, o1, _, _, _, _, kind]) = packet.read::<9>(offset) else {
         return NoMessage::Other;
     };
-    if next_header == ICMPV6 && u16::from_be_bytes([o0, o1]) >> 3 == 0 && is_mld(kind) {
+    if next_header == ICMPV6 && is_first_fragment([o0, o1]) && is_mld(kind) {
         NoMessage::Malformed(Counter::MalformedFragment)
     } else {
         NoMessage::Other

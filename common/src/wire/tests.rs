@@ -22,12 +22,12 @@ const CAPTURED: [&[u8]; 5] = [
 
 fn parse(bytes: &[u8]) -> Result<Message, NoMessage> {
     let frame = mld::ipv6_frame(bytes).ok_or(NoMessage::Other)?;
-    mld::parse::<_, 8, 0>(bytes, &frame)
+    mld::parse::<_, 8, 2048>(bytes, &frame)
 }
 
 fn parse_all(bytes: &[u8]) -> Result<Message, NoMessage> {
     let frame = mld::ipv6_frame(bytes).ok_or(NoMessage::Other)?;
-    mld::parse::<_, 2048, 8>(bytes, &frame)
+    mld::parse::<_, 2048, { mld::MAX_BYTES }>(bytes, &frame)
 }
 
 #[test]
@@ -75,8 +75,7 @@ fn headers_agree_with_another_library() {
         };
         assert!(icmp.is_checksum_valid(ours.header.source, ours.header.destination));
         let extensions =
-            ipv6::walk::<_, 8, 0>(bytes, ours.header.next_header, ours.payload, bytes.len())
-                .unwrap();
+            ipv6::walk::<_, 8>(bytes, ours.header.next_header, ours.payload, bytes.len()).unwrap();
         assert!(extensions.router_alert);
         assert_eq!(extensions.offset, bytes.len() - icmp.slice().len());
     }
@@ -164,16 +163,28 @@ fn options_beyond_the_bound_are_unfinished_here_and_read_there() {
 }
 
 #[test]
-fn extension_headers_before_mld_are_unfinished_here_and_read_there() {
-    let headers = vec![
-        (60, vec![0, 1, 4, 0, 0, 0, 0]),
-        (43, vec![0, 4, 0, 0, 0, 0, 0]),
-    ];
-    let bytes = Frame::v1(131, GROUP)
-        .with(|frame| frame.headers = headers)
-        .bytes();
-    assert_eq!(parse(&bytes), Err(NoMessage::Unfinished));
-    assert_eq!(parse_all(&bytes), Ok(Message::ReportV1(address(GROUP))));
+fn mld_is_hidden_behind_extension_headers_that_a_bridge_passes() {
+    let zeros = || vec![0, 0, 0, 0, 0, 0, 0];
+    let is_hidden = |headers| {
+        let bytes = Frame::v1(131, GROUP)
+            .with(|frame| frame.headers = headers)
+            .bytes();
+        let frame = mld::ipv6_frame(&bytes[..]).unwrap();
+        assert!(parse(&bytes).is_err() || !mld::is_hidden(&bytes[..], &frame));
+        mld::is_hidden(&bytes[..], &frame)
+    };
+    for kind in [60, 43, 51] {
+        assert!(is_hidden(vec![(kind, zeros())]), "{kind}");
+        assert!(is_hidden(vec![(44, zeros()), (kind, zeros())]), "{kind}");
+    }
+    assert!(!is_hidden(vec![]));
+    // Found by `parse`.
+    assert!(!is_hidden(vec![(44, zeros())]));
+    // Not a first one, which a bridge does not look into.
+    assert!(!is_hidden(vec![
+        (44, vec![0, 0, 8, 0, 0, 0, 0]),
+        (60, zeros())
+    ]));
 }
 
 #[test]
@@ -224,7 +235,7 @@ proptest! {
     #[test]
     fn garbage_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
         let _ = parse_all(&bytes);
-        let _ = ipv6::walk::<_, 2048, 8>(&bytes[..], 0, 0, bytes.len());
+        let _ = ipv6::walk::<_, 2048>(&bytes[..], 0, 0, bytes.len());
     }
 
     #[test]

@@ -63,7 +63,7 @@ mod tests {
     fn it_is_a_query_for_all_addresses_as_a_listener_wants_it() {
         let frame = to_self("fd5e::b".parse().unwrap(), [2, 0, 0, 0, 0, 1]);
         let found = mld::ipv6_frame(frame.as_slice()).unwrap();
-        let message = mld::parse::<_, 8, 8>(frame.as_slice(), &found).unwrap();
+        let message = mld::parse::<_, 8, 64>(frame.as_slice(), &found).unwrap();
         let mld::Message::Query(query) = message else {
             panic!("no Query: {message:?}");
         };

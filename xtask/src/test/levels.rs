@@ -42,6 +42,7 @@ const PROGRAM: &[&str] = &[
 ];
 const NETWORK: &[&str] = &[
     "snoop",
+    "attacks",
     "gate",
     "gate_probes",
     "hooks",

@@ -1,0 +1,213 @@
+//! Attacks of VMs and of neighbours on what others get, carried out with crafted frames on real TAPs
+//! and the kernel's own bridge.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "helpers of tests may panic like tests"
+)]
+
+#[path = "support/frame.rs"]
+mod frame;
+#[path = "support/host.rs"]
+mod host;
+#[path = "support/netns.rs"]
+mod netns;
+#[path = "support/tap.rs"]
+mod tap;
+#[path = "support/wire.rs"]
+mod wire;
+
+use std::path::Path;
+
+use common::counter::Counter;
+use frame::{Frame, address, record};
+use host::{LIMITS, config};
+use netns::{Namespace, privileged, wait_for};
+use roamcast::datapath::Datapath;
+use roamcast::net::mdb::Mdb;
+use roamcast::net::snooping;
+use tap::Guest;
+use wire::Wire;
+
+/// A bridge with one guest, and a wire on the guest's NIC.
+fn undefended(attack: impl FnOnce(&Namespace, &Guest, &Wire)) {
+    if !privileged() {
+        return;
+    }
+    let host = Namespace::new("host");
+    host.add_bridge("br0");
+    let guest = Guest::start(&host, "br0", "vnet0", 0);
+    let inner = guest.namespace.ifindex("eth0");
+    let wire = guest.namespace.run(|| Wire::new(inner));
+    attack(&host, &guest, &wire);
+}
+
+/// The same with the data path on the guest's TAP.
+fn with_attacker(attack: impl FnOnce(&Namespace, &Guest, &Datapath, &Wire) + Send) {
+    undefended(|host, guest, wire| {
+        host.run_with_bpffs(|bpffs: &Path| {
+            let datapath = Datapath::load(&config(bpffs)).unwrap();
+            datapath
+                .attach_port(guest.ifindex, "vnet0", &LIMITS)
+                .unwrap();
+            attack(host, guest, &datapath, wire);
+        });
+    });
+}
+
+fn count(datapath: &Datapath, counter: Counter) -> u64 {
+    let counters = datapath.counters().unwrap();
+    counters
+        .iter()
+        .find(|(name, _)| *name == counter.as_str())
+        .map_or(0, |(_, count)| *count)
+}
+
+fn group(number: usize) -> String {
+    format!("ff3e:1::4:{number:x}")
+}
+
+/// What the bridge has: groups by port, and the ports of multicast routers.
+fn mdb(host: &Namespace) -> String {
+    host.bridge("-d mdb show")
+}
+
+fn report(number: usize) -> Frame {
+    Frame::report(&[record(4, &group(number), &[])])
+}
+
+/// Sends the Report of a group, and waits until the bridge has it, and so all that was sent before.
+fn send_last(host: &Namespace, wire: &Wire, number: usize) {
+    wire.send(&report(number).bytes());
+    wait_for("the last Report in the bridge", || {
+        has(&mdb(host), number).then_some(())
+    });
+}
+
+fn has(mdb: &str, number: usize) -> bool {
+    mdb.contains(&format!("grp {} ", group(number)))
+}
+
+/// Reports, each of a group of its number, that RFC 9777 forbids and a bridge takes.
+fn forbidden() -> Vec<Frame> {
+    let destination_options = || vec![(60, vec![0, 1, 4, 0, 0, 0, 0])];
+    let authentication = || vec![(51, vec![1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])];
+    let fragment = || (44, vec![0, 0, 0, 0, 0, 0, 7]);
+    vec![
+        report(0).with(|f| f.hop_limit = 64),
+        report(1).with(|f| f.source = address("2001:db8::1")),
+        report(2).with(|f| f.options = Some(vec![1, 4, 0, 0, 0, 0])),
+        report(3).with(|f| f.headers = destination_options()),
+        report(4).with(|f| f.headers = authentication()),
+        report(5).with(|f| f.headers = vec![fragment()]),
+        report(6).with(|f| f.headers = [vec![fragment()], destination_options()].concat()),
+        report(7).with(|f| {
+            f.options = Some(vec![1, 4, 0, 0, 0, 0]);
+            f.headers = destination_options();
+        }),
+        Frame::v1(131, &group(8)).with(|f| f.hop_limit = 2),
+        // Longer than a page, which is the most that Linux sends.
+        Frame::report(&vec![record(4, &group(9), &[]); 300]),
+    ]
+}
+
+#[test]
+fn mld_that_breaks_the_rfc_is_neither_in_the_bridge_nor_in_the_maps() {
+    let broken = forbidden();
+    let attack = |host: &Namespace, wire: &Wire| {
+        for frame in &broken {
+            wire.send(&frame.bytes());
+        }
+        send_last(host, wire, broken.len());
+    };
+    undefended(|host, guest, wire| {
+        guest.namespace.ip("link set eth0 mtu 9000");
+        attack(host, wire);
+        for (number, frame) in broken.iter().enumerate() {
+            assert!(has(&mdb(host), number), "no attack: {frame:?}");
+        }
+    });
+    with_attacker(|host, guest, datapath, wire| {
+        guest.namespace.ip("link set eth0 mtu 9000");
+        attack(host, wire);
+        let known = mdb(host);
+        let listeners = datapath.listeners().unwrap();
+        for (number, frame) in broken.iter().enumerate() {
+            assert!(!has(&known, number), "{frame:?}\n{known}");
+            let group = address(&group(number));
+            assert!(
+                listeners
+                    .iter()
+                    .all(|(key, _)| key.multicast_address != group),
+                "{frame:?}"
+            );
+        }
+        let usage = datapath.usage(guest.ifindex).unwrap();
+        assert_eq!(usage.malformed, broken.len() as u64);
+    });
+}
+
+#[test]
+fn query_of_a_vm_does_not_make_its_port_one_of_a_multicast_router() {
+    let attack = |wire: &Wire| {
+        wire.send(&Frame::query("::", 1000, Some((2, 125))).bytes());
+        wire.send(&Frame::query("::", 1000, None).bytes());
+    };
+    undefended(|host, _, wire| {
+        attack(wire);
+        send_last(host, wire, 1);
+        assert!(mdb(host).contains("router"), "no attack: {}", mdb(host));
+    });
+    with_attacker(|host, _, datapath, wire| {
+        attack(wire);
+        send_last(host, wire, 1);
+        assert!(!mdb(host).contains("router"), "{}", mdb(host));
+        assert_eq!(count(datapath, Counter::GuestQueries), 2);
+    });
+}
+
+#[test]
+fn router_advertisement_of_a_vm_does_not_make_its_port_one_of_a_multicast_router() {
+    /// RFC 4286 §3: type 151, advertisement interval, checksum, query interval, robustness.
+    const ADVERTISEMENT: [u8; 8] = [151, 20, 0, 0, 0, 125, 0, 2];
+    let attack = |host: &Namespace, wire: &Wire| {
+        let frame = Frame::icmpv6(ADVERTISEMENT.to_vec(), "ff02::6a");
+        wire.send(&frame.bytes());
+        send_last(host, wire, 1);
+        mdb(host)
+    };
+    undefended(|host, _, wire| {
+        let known = attack(host, wire);
+        assert!(known.contains("router"), "no attack: {known}");
+    });
+    with_attacker(|host, guest, _, wire| {
+        assert!(snooping::learn_no_router(guest.ifindex).unwrap());
+        let known = attack(host, wire);
+        assert!(!known.contains("router"), "{known}");
+        assert!(!snooping::learn_no_router(guest.ifindex).unwrap());
+    });
+}
+
+#[test]
+fn port_that_the_operator_gives_to_a_multicast_router_stays_one() {
+    with_attacker(|host, guest, _, _| {
+        host.ip("link set vnet0 type bridge_slave mcast_router 2");
+        assert!(!snooping::learn_no_router(guest.ifindex).unwrap());
+        assert!(mdb(host).contains("router"), "{}", mdb(host));
+    });
+}
+
+#[test]
+fn bridge_takes_as_many_groups_as_the_maps() {
+    with_attacker(|host, _, _, wire| {
+        host.ip("link set br0 type bridge mcast_hash_max 4");
+        assert_eq!(Mdb::open("br0").unwrap().snooping().hash_max, 4);
+        snooping::set_hash_max(host.ifindex("br0"), 131_072).unwrap();
+        for number in 0..50 {
+            wire.send(&report(number).bytes());
+        }
+        send_last(host, wire, 50);
+        let snooping = Mdb::open("br0").unwrap().snooping();
+        assert_eq!((snooping.enabled, snooping.hash_max), (true, 131_072));
+    });
+}
