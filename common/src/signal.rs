@@ -55,7 +55,7 @@
 //! | 3 | `MigrationRequest` | 0: destination name, 1: domain name or null |
 //! | 4 | `MigrationResponse` | 0: prefix, 1: prefix length (bits), 2: address of DstAgent |
 //! | 5 | `AgentRequest` | 0: domain UUID, 1: domain name, 2: MACs, 3: listeners, 4: transaction of the VM or null |
-//! | 6 | `AgentResponse` | 0: prefix, 1: prefix length (bits), 2: address of DstAgent, 3: libvirt URI, 4: migration URI, 5: receptions |
+//! | 6 | `AgentResponse` | 0: prefix, 1: prefix length (bits), 2: address of DstAgent, 3 and 4: never read (they were URIs), 5: receptions |
 //! | 7 | `RelayRequest` | 0: multicast address, 1: filter mode, 2: sources, 3: address of the agent, 4: known flows |
 //! | 8 | `RelayResponse` | 0: address of the relay, 1: lease (ms), 2: flows with their two ports |
 //! | 9 | `MigrationReady` | 0: address set on the idle NIC or null, 1: its MAC or null, 2: addresses left, 3: how long to forward for them (s), 4: whether to translate |

@@ -34,6 +34,28 @@ fn agent_request_survives_the_wire() {
 }
 
 #[test]
+fn uris_that_a_destination_names_are_not_read() {
+    let response = AgentResponse {
+        prefix: [1; 16].into(),
+        prefix_length: 64,
+        agent_address: [2; 16].into(),
+        receptions: vec![],
+    };
+    let body = (
+        response.prefix,
+        response.prefix_length,
+        response.agent_address,
+        "qemu+ext://vms2/system?command=/tmp/x",
+        "exec:/tmp/x",
+        (),
+    );
+    let bytes = minicbor::to_vec((VERSION, 9_u64, 6_u16, body)).unwrap();
+    // No receptions is an empty array.
+    let bytes = [&bytes[..bytes.len() - 1], &[0x80]].concat();
+    assert_eq!(PeerMessage::decode(&bytes), Ok((9, response.into())));
+}
+
+#[test]
 fn arrival_notice_survives_the_wire_between_agents_only() {
     let notice = ArrivalNotice {
         domain_uuid: [7; 16].into(),

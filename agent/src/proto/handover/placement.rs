@@ -161,7 +161,8 @@ pub struct Placement {
     /// Number of the last frame that can have been delivered, since it came before the stop.
     ceiling: Option<u64>,
     reader: Reader,
-    /// Whether the last sample was taken after the reader was seen asleep beside a frame that waited.
+    /// Whether the last sample was taken after the reader was seen asleep beside a frame that waited,
+    /// and not as the first since the stop: what had entered by that is in the queue by the next.
     is_left_alone: bool,
     /// Whether the TAP is gone.
     is_lost: bool,
@@ -275,7 +276,8 @@ impl Placement {
     pub fn sample(&mut self, at: Timestamp, reader: Reader, counts: Counts, entered: u64) {
         self.is_lost = false;
         self.reader = reader;
-        self.is_left_alone = reader == Reader::Asleep && self.waiting.is_some();
+        self.is_left_alone =
+            reader == Reader::Asleep && self.waiting.is_some() && self.ceiling.is_some();
         let sample = Sample {
             at,
             entered: entered.saturating_add(self.injected),
