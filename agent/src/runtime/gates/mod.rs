@@ -22,6 +22,7 @@ use std::io::{self, Write as _};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc;
 use std::thread::Builder;
+use std::time::Duration;
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
@@ -30,6 +31,12 @@ use crate::datapath::{Datapath, DatapathError};
 use crate::net::tap_queue::{TapQueueError, TapQueues};
 use crate::proto::{GateCommand, GateEvent};
 use crate::runtime::trace::Replays;
+
+/// The thread takes a command in within milliseconds.
+const THREAD_WAIT: Duration = Duration::from_secs(1);
+
+/// A command for the thread, and whom to tell that it was taken in.
+type Message = (GateCommand, Option<mpsc::Sender<()>>);
 
 /// Why there is no thread for the gates.
 #[derive(Debug, thiserror::Error)]
@@ -48,7 +55,7 @@ pub enum GatesError {
 /// Handle of the thread, which ends with it.
 pub struct Gates {
     datapath: Datapath,
-    commands: mpsc::Sender<GateCommand>,
+    commands: mpsc::Sender<Message>,
     /// A byte in it wakes the thread.
     wake: UnixStream,
     /// For what fails here.
@@ -94,19 +101,32 @@ impl Gates {
 
     /// Does what the protocol wants. A gate that is to hold, holds when this returns.
     pub fn perform(&mut self, command: GateCommand) {
-        if let GateCommand::Hold { ifindex } = command
-            && let Err(error) = self.datapath.gate_hold(ifindex)
-        {
+        let GateCommand::Hold { ifindex } = command else {
+            return self.tell((command, None));
+        };
+        // The thread is to know whose frames they are before the first one is held.
+        let (ready, is_ready) = mpsc::channel();
+        self.tell((command, Some(ready)));
+        if is_ready.recv_timeout(THREAD_WAIT).is_err() {
+            tracing::warn!(
+                ifindex,
+                "The thread of the gates is late; packets may be lost"
+            );
+        }
+        if let Err(error) = self.datapath.gate_hold(ifindex) {
             tracing::warn!(
                 ifindex,
                 error = &error as &dyn std::error::Error,
                 "A TAP has no gate; its VM may lose and double packets"
             );
+            self.tell((GateCommand::Clear { ifindex }, None));
             let _ = self.failures.send(GateEvent::NotHeld { ifindex });
-            return;
         }
+    }
+
+    fn tell(&mut self, message: Message) {
         // Both fail only when the thread has ended, with the agent; a full pipe wakes it too.
-        let _ = self.commands.send(command);
+        let _ = self.commands.send(message);
         let _ = self.wake.write(&[0]);
     }
 

@@ -13,6 +13,7 @@ use nix::sys::time::TimeSpec;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::GatesError;
+use super::Message;
 use super::arrival::{Arrival, Progress};
 use super::recording::Recording;
 use crate::clock::now;
@@ -46,7 +47,7 @@ pub(super) struct GateThread {
     queues: TapQueues,
     limits: HoldLimits,
     taps: BTreeMap<u32, Tap>,
-    commands: Receiver<GateCommand>,
+    commands: Receiver<Message>,
     woken: UnixStream,
     events: UnboundedSender<GateEvent>,
     replays: Replays,
@@ -57,7 +58,7 @@ impl GateThread {
         datapath: Datapath,
         queues: TapQueues,
         config: &Handover,
-        (commands, woken): (Receiver<GateCommand>, UnixStream),
+        (commands, woken): (Receiver<Message>, UnixStream),
         events: UnboundedSender<GateEvent>,
         replays: Replays,
     ) -> Result<Self, GatesError> {
@@ -95,7 +96,12 @@ impl GateThread {
             self.sleep();
             loop {
                 match self.commands.try_recv() {
-                    Ok(command) => self.perform(command),
+                    Ok((command, ready)) => {
+                        self.perform(command);
+                        if let Some(ready) = ready {
+                            let _ = ready.send(());
+                        }
+                    }
                     Err(TryRecvError::Empty) => break,
                     Err(TryRecvError::Disconnected) => return,
                 }
