@@ -5,7 +5,9 @@
 //! wakes the thread that polls the TAP within the call that puts the frame there. So a main thread that
 //! is asleep in `poll` while a frame waits does not poll that TAP: it has read what it will ever read.
 //!
-//! `/proc/PID/syscall` says so. Reading it needs `CAP_SYS_PTRACE`, and a kernel with
+//! `/proc/PID/stat` and then `/proc/PID/syscall` say so: `syscall` alone also shows a thread that was
+//! woken and has no processor yet. Should the thread have gone from another wait to `poll` between the
+//! two, it went there with the frame waiting. Reading `syscall` needs `CAP_SYS_PTRACE`, and a kernel with
 //! `CONFIG_HAVE_ARCH_TRACEHOOK`, as those of distributions are.
 
 use std::fs::{self, File};
@@ -18,7 +20,9 @@ use crate::proto::handover::Reader;
 const TUN: &str = "/dev/net/tun";
 /// What the name of a QEMU's main thread begins with (`qemu-system-x86`, `qemu-kvm`).
 const QEMU: &str = "qemu";
-/// Room for one line of `/proc/PID/syscall`: nine numbers.
+/// State of a thread that waits and can be interrupted.
+const SLEEPING: char = 'S';
+/// Room for one line of `/proc/PID/syscall`, which is nine numbers, and for the beginning of `stat`.
 const LINE_BYTES: usize = 256;
 
 /// System calls in which a main loop waits for something to do.
@@ -36,10 +40,12 @@ const WAITS: &[libc::c_long] = &[
     libc::SYS_epoll_wait,
 ];
 
-/// The main thread of a QEMU.
+/// The main thread of a QEMU. Reading the files fails once the process is gone.
 #[derive(Debug)]
 pub struct MainLoop {
-    /// `/proc/PID/syscall`; reading it fails once the process is gone.
+    /// `/proc/PID/stat`.
+    stat: File,
+    /// `/proc/PID/syscall`.
     syscall: File,
 }
 
@@ -58,18 +64,42 @@ impl MainLoop {
             .flatten()
             .map(|entry| entry.path())
             .find(|process| is_of_tap(process))
-            .and_then(|process| File::open(process.join("syscall")).ok())
-            .map(|syscall| Self { syscall })
+            .and_then(|process| Self::open(&process))
+    }
+
+    /// Opens the files of a thread, whose directory in `/proc` is given.
+    fn open(thread: &Path) -> Option<Self> {
+        Some(Self {
+            stat: File::open(thread.join("stat")).ok()?,
+            syscall: File::open(thread.join("syscall")).ok()?,
+        })
     }
 
     /// What the thread does at this moment.
     pub fn look(&self) -> Reader {
-        let mut line = [0; LINE_BYTES];
-        let read = self.syscall.read_at(&mut line, 0);
-        read.ok()
-            .and_then(|length| str::from_utf8(line.get(..length)?).ok())
-            .map_or(Reader::Unknown, reader)
+        let sleeps = match read(&self.stat, state) {
+            Some(state) => state == SLEEPING,
+            None => return Reader::Unknown,
+        };
+        if sleeps {
+            read(&self.syscall, |line| Some(reader(line))).unwrap_or_default()
+        } else {
+            Reader::Busy
+        }
     }
+}
+
+/// Reads the beginning of a file that is made anew for each read.
+fn read<T>(file: &File, parse: impl FnOnce(&str) -> Option<T>) -> Option<T> {
+    let mut text = [0; LINE_BYTES];
+    let length = file.read_at(&mut text, 0).ok()?;
+    parse(&String::from_utf8_lossy(text.get(..length)?))
+}
+
+/// The state in `/proc/PID/stat`: it follows the name, which is in parentheses and may have some.
+fn state(stat: &str) -> Option<char> {
+    let (_, rest) = stat.rsplit_once(") ")?;
+    rest.chars().next()
 }
 
 fn is_qemu(process: &Path) -> bool {
@@ -128,6 +158,13 @@ mod tests {
     }
 
     #[test]
+    fn state_follows_the_name_whatever_that_is() {
+        assert_eq!(state("12 (qemu) S 1 12"), Some('S'));
+        assert_eq!(state("12 (a) R (b)) D 1"), Some('D'));
+        assert_eq!(state("12"), None);
+    }
+
+    #[test]
     fn interface_of_a_descriptor_is_found() {
         let info = "pos:\t0\nflags:\t0104002\nmnt_id:\t26\niff:\tvnet12\n";
         assert_eq!(interface(info), Some("vnet12"));
@@ -147,12 +184,11 @@ mod tests {
             thread::park_timeout(Duration::from_secs(20));
         });
         let tid = receiver.recv().unwrap();
-        let syscall = File::open(format!("/proc/self/task/{tid}/syscall"));
-        let Ok(syscall) = syscall else {
+        let directory = format!("/proc/self/task/{tid}");
+        let Some(thread_state) = MainLoop::open(Path::new(&directory)) else {
             println!("skipped: this kernel has no /proc/PID/syscall");
             return;
         };
-        let thread_state = MainLoop { syscall };
         let until = |wanted| {
             let deadline = Instant::now() + Duration::from_secs(20);
             while thread_state.look() != wanted {
