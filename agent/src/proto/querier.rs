@@ -14,14 +14,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use common::maps::{Address, Querier, QuerierKey};
+use common::wire::mld::{QUERY_INTERVAL_SECONDS, ROBUSTNESS_VARIABLE};
 
 use super::Timestamp;
 
-/// Robustness Variable where no querier has told one; it must not be 0 and should not be 1
-/// (RFC 9777 §9.1).
-const ROBUSTNESS_VARIABLE: u8 = 2;
-/// Query Interval where no querier has told one (RFC 9777 §9.2).
-const QUERY_INTERVAL: Duration = Duration::from_secs(125);
+/// Query Interval where no querier has told one.
+const QUERY_INTERVAL: Duration = Duration::from_secs(QUERY_INTERVAL_SECONDS as u64);
 /// Query Response Interval where no querier has told one (RFC 9777 §9.3).
 const QUERY_RESPONSE_INTERVAL: Duration = Duration::from_secs(10);
 /// Multicast Address Listening Interval of these defaults.
@@ -131,6 +129,7 @@ fn is_live(querier: &Querier, now: Timestamp) -> bool {
     now.since(Timestamp(querier.last_query_ns)) <= present
 }
 
+/// The Robustness Variable must not be 0 and should not be 1 (RFC 9777 §9.1).
 fn robustness(querier: &Querier) -> u8 {
     querier.robustness.max(ROBUSTNESS_VARIABLE)
 }
