@@ -155,8 +155,10 @@ fn frame_too_long_to_be_held_passes() {
         datapath.gate_hold(setup.ifindex).unwrap();
         let sender = Wire::new(setup.ifindex);
         let [longest, too_long] = [0, 1].map(|more| udp(&vec![7; HELD_FRAME_BYTES - 62 + more]));
-        let refused = sender.try_send(&longest).unwrap_err();
-        assert_eq!(refused.raw_os_error(), Some(libc::ENOBUFS), "{refused}");
+        // TCX tells the sender that the frame is gone, a filter of a qdisc does not.
+        if let Err(refused) = sender.try_send(&longest) {
+            assert_eq!(refused.raw_os_error(), Some(libc::ENOBUFS), "{refused}");
+        }
         sender.send(&too_long);
         assert_eq!(
             setup.received_up_to(&too_long),

@@ -109,9 +109,10 @@ fn room_is_made_and_a_longer_queue_stays_as_it_is() {
         let mut queues = TapQueues::open().unwrap();
         make_room(ifindex).unwrap();
         assert_eq!(queues.length(ifindex).unwrap(), ROOM);
-        queues.set_length(ifindex, ROOM * 2).unwrap();
+        // Debian's kernels take 32,767 at most.
+        queues.set_length(ifindex, ROOM + 1000).unwrap();
         make_room(ifindex).unwrap();
-        assert_eq!(queues.length(ifindex).unwrap(), ROOM * 2);
+        assert_eq!(queues.length(ifindex).unwrap(), ROOM + 1000);
     });
 }
 

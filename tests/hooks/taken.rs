@@ -4,7 +4,7 @@ use roamcast::datapath::{Datapath, DatapathError, Hook, Program};
 use roamcast::runtime::hooks::{Role, State};
 
 use super::bridged::Bridged;
-use super::host::{LIMITS, tc_hooks};
+use super::host::{LIMITS, has_tcx, tc_hooks};
 use super::limits::Limits;
 use super::netns::{Namespace, command, privileged};
 use super::tended::Tended;
@@ -56,7 +56,7 @@ fn qdisc_or_filter_that_somebody_deletes_is_made_again() {
 
 #[test]
 fn link_that_somebody_detaches_is_made_again() {
-    if !privileged() || !tc_hooks().contains(&Hook::Tcx) {
+    if !privileged() || !has_tcx() {
         return;
     }
     let setup = Bridged::new();

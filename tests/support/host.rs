@@ -46,6 +46,15 @@ pub(crate) fn tc_hooks() -> Vec<Hook> {
     vec![Hook::Filter]
 }
 
+/// Whether this kernel has TCX; where it has not, that is printed.
+pub(crate) fn has_tcx() -> bool {
+    let has_tcx = tc_hook() == Hook::Tcx;
+    if !has_tcx {
+        println!("skipped: this kernel has no TCX");
+    }
+    has_tcx
+}
+
 /// Where a data path of this layout pins its maps; links are in `links`.
 pub(crate) fn pins(config: &DatapathConfig) -> PathBuf {
     config.pin_root.join(format!("v{LAYOUT_VERSION}"))

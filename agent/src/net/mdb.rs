@@ -5,6 +5,9 @@
 //! `mcast_mld_version 2` and kernel 6.3; without them, and for lists that the bridge has no room
 //! for, the entry is for any source: the TAP receives more than was asked for, never less.
 //!
+//! Kernels before 6.3 do not replace an entry either (`EEXIST`). There an entry that would end before
+//! it is renewed again is made anew, so that a packet may pass it by in between; others stay.
+//!
 //! # Wire format
 //!
 //! `RTM_NEWMDB` and `RTM_DELMDB` are built here, since netlink-packet-route has no type for them:
@@ -20,14 +23,18 @@
 //!   MDBE_ATTR_GROUP_MODE (3)       u8: 0 EXCLUDE, 1 INCLUDE
 //! ```
 
+mod present;
+
+use std::collections::HashMap;
 use std::net::Ipv6Addr;
+use std::time::Duration;
 
 use common::maps::{FilterMode, ManagedKey};
 
 use super::links::{self, LinksError};
 use super::netlink::{Refusal, RequestBytes, Requests};
 use super::snooping::{self, Snooping};
-use crate::proto::Membership;
+use crate::proto::{MDB_RENEWAL_LAST, Membership};
 
 const RTM_NEWMDB: u16 = 84;
 const RTM_DELMDB: u16 = 85;
@@ -45,6 +52,8 @@ const MDBE_SRCATTR_ADDRESS: u16 = 1;
 const MDB_TEMPORARY: u8 = 0;
 const ETH_P_IPV6: u16 = 0x86dd;
 
+/// A renewal may come so much later than it is due.
+const SPARE: Duration = Duration::from_secs(10);
 /// Most sources of one entry (`PG_SRC_ENT_LIMIT` of the kernel's bridge).
 const MAX_SOURCES: usize = 32;
 
@@ -120,25 +129,53 @@ impl Mdb {
         entries: &[(u32, &Membership)],
     ) -> Result<Vec<Result<(), MdbError>>, MdbError> {
         let mut outcomes = self.write(entries, self.source_lists)?;
-        let unlisted: Vec<usize> = (0..entries.len())
-            .filter(|&index| self.source_lists && is_unsupported(outcomes.get(index)))
-            .collect();
+        let unlisted = self.source_lists.then(|| which(&outcomes, is_unsupported));
         // An older kernel knows no source lists: the same entries without them.
-        if !unlisted.is_empty() {
-            let again: Vec<(u32, &Membership)> = unlisted
-                .iter()
-                .filter_map(|&index| entries.get(index).copied())
-                .collect();
-            let plain = self.write(&again, false)?;
+        if let Some(unlisted) = unlisted.filter(|it| !it.is_empty()) {
+            let plain = self.write(&chosen(entries, &unlisted), false)?;
             if plain.iter().any(Result::is_ok) {
                 tracing::warn!(bridge = self.name, "bridge takes no source lists");
             }
-            for (index, outcome) in unlisted.into_iter().zip(plain) {
-                if let Some(slot) = outcomes.get_mut(index) {
-                    *slot = outcome;
-                }
-            }
+            exchange(&mut outcomes, unlisted, plain);
         }
+        let present = which(&outcomes, is_present);
+        if !present.is_empty() {
+            let renewed = self.renew(&chosen(entries, &present))?;
+            exchange(&mut outcomes, present, renewed);
+        }
+        Ok(outcomes)
+    }
+
+    /// Makes those entries anew that the kernel has not replaced and that end before they are renewed
+    /// again. What a VM has reported by sources stays.
+    fn renew(
+        &mut self,
+        entries: &[(u32, &Membership)],
+    ) -> Result<Vec<Result<(), MdbError>>, MdbError> {
+        let mut left = HashMap::new();
+        let bridge = self.ifindex;
+        self.requests.dump_messages(present::dump(), |message| {
+            present::read(message, bridge, &mut left);
+        })?;
+        let is_ending = |(ifindex, membership): &(u32, &Membership)| {
+            let left = left.get(&(*ifindex, membership.key));
+            left.is_some_and(|left| *left < MDB_RENEWAL_LAST + SPARE)
+        };
+        let ending: Vec<usize> = (0..)
+            .zip(entries)
+            .filter_map(|(index, entry)| is_ending(entry).then_some(index))
+            .collect();
+        let mut requests: Vec<Vec<u8>> = Vec::new();
+        for (ifindex, membership) in chosen(entries, &ending) {
+            requests.push(self.deletion(ifindex, &membership.key));
+            requests.push(self.addition(ifindex, membership, false));
+        }
+        let mut outcomes: Vec<_> = entries.iter().map(|_| Ok(())).collect();
+        // That there is none to delete any more is as well.
+        let made = self.requests.apply(&mut requests)?.into_iter();
+        let made: Vec<_> = made.skip(1).step_by(2).collect();
+        let keys: Vec<_> = keys(&chosen(entries, &ending)).collect();
+        exchange(&mut outcomes, ending, refusals(made, keys, &[]));
         Ok(outcomes)
     }
 
@@ -153,11 +190,7 @@ impl Mdb {
     ) -> Result<Vec<Result<(), MdbError>>, MdbError> {
         let requests = entries
             .iter()
-            .map(|(ifindex, key)| {
-                let mut request = self.start(RTM_DELMDB, 0);
-                request.attribute(MDBA_SET_ENTRY, &entry(*ifindex, key));
-                request.finish()
-            })
+            .map(|(ifindex, key)| self.deletion(*ifindex, key))
             .collect();
         let keys = entries.iter().copied();
         self.apply(requests, keys, &[libc::ENOENT, libc::EINVAL, libc::ENODEV])
@@ -170,17 +203,24 @@ impl Mdb {
     ) -> Result<Vec<Result<(), MdbError>>, MdbError> {
         let requests = entries
             .iter()
-            .map(|(ifindex, membership)| {
-                let mut request = self.start(RTM_NEWMDB, NLM_F_CREATE | NLM_F_REPLACE);
-                request.attribute(MDBA_SET_ENTRY, &entry(*ifindex, &membership.key));
-                if source_lists {
-                    filter(&mut request, membership);
-                }
-                request.finish()
-            })
+            .map(|(ifindex, membership)| self.addition(*ifindex, membership, source_lists))
             .collect();
-        let keys = entries.iter().map(|(ifindex, m)| (*ifindex, m.key));
-        self.apply(requests, keys, &[])
+        self.apply(requests, keys(entries), &[])
+    }
+
+    fn deletion(&self, ifindex: u32, key: &ManagedKey) -> Vec<u8> {
+        let mut request = self.start(RTM_DELMDB, 0);
+        request.attribute(MDBA_SET_ENTRY, &entry(ifindex, key));
+        request.finish()
+    }
+
+    fn addition(&self, ifindex: u32, membership: &Membership, source_lists: bool) -> Vec<u8> {
+        let mut request = self.start(RTM_NEWMDB, NLM_F_CREATE | NLM_F_REPLACE);
+        request.attribute(MDBA_SET_ENTRY, &entry(ifindex, &membership.key));
+        if source_lists {
+            filter(&mut request, membership);
+        }
+        request.finish()
     }
 
     fn start(&self, kind: u16, flags: u16) -> RequestBytes {
@@ -193,7 +233,7 @@ impl Mdb {
     fn apply(
         &mut self,
         mut requests: Vec<Vec<u8>>,
-        keys: impl Iterator<Item = (u32, ManagedKey)>,
+        keys: impl IntoIterator<Item = (u32, ManagedKey)>,
         harmless: &[i32],
     ) -> Result<Vec<Result<(), MdbError>>, MdbError> {
         if !self.snooping.enabled {
@@ -203,31 +243,82 @@ impl Mdb {
             }
         }
         let outcomes = self.requests.apply(&mut requests)?;
-        Ok(outcomes
-            .into_iter()
-            .zip(keys)
-            .map(|(outcome, (ifindex, key))| match outcome {
-                Err(refusal)
-                    if !refusal
-                        .error
-                        .raw_os_error()
-                        .is_some_and(|code| harmless.contains(&code)) =>
-                {
-                    Err(MdbError::Refused {
-                        ifindex,
-                        address: Ipv6Addr::from(key.multicast_address),
-                        refusal,
-                    })
-                }
-                _ => Ok(()),
-            })
-            .collect())
+        Ok(refusals(outcomes, keys, harmless))
     }
 }
 
-fn is_unsupported(outcome: Option<&Result<(), MdbError>>) -> bool {
-    matches!(outcome, Some(Err(MdbError::Refused { refusal, .. }))
-        if matches!(refusal.error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)))
+fn keys(entries: &[(u32, &Membership)]) -> impl Iterator<Item = (u32, ManagedKey)> {
+    entries.iter().map(|(ifindex, m)| (*ifindex, m.key))
+}
+
+fn refusals(
+    outcomes: Vec<Result<(), Refusal>>,
+    keys: impl IntoIterator<Item = (u32, ManagedKey)>,
+    harmless: &[i32],
+) -> Vec<Result<(), MdbError>> {
+    outcomes
+        .into_iter()
+        .zip(keys)
+        .map(|(outcome, (ifindex, key))| match outcome {
+            Err(refusal)
+                if !refusal
+                    .error
+                    .raw_os_error()
+                    .is_some_and(|code| harmless.contains(&code)) =>
+            {
+                Err(MdbError::Refused {
+                    ifindex,
+                    address: Ipv6Addr::from(key.multicast_address),
+                    refusal,
+                })
+            }
+            _ => Ok(()),
+        })
+        .collect()
+}
+
+/// Places of the outcomes that are so.
+fn which(
+    outcomes: &[Result<(), MdbError>],
+    is_so: impl Fn(&Result<(), MdbError>) -> bool,
+) -> Vec<usize> {
+    (0..)
+        .zip(outcomes)
+        .filter_map(|(index, outcome)| is_so(outcome).then_some(index))
+        .collect()
+}
+
+fn chosen<'a>(entries: &[(u32, &'a Membership)], indexes: &[usize]) -> Vec<(u32, &'a Membership)> {
+    indexes
+        .iter()
+        .filter_map(|&index| entries.get(index).copied())
+        .collect()
+}
+
+/// Puts the outcomes of another attempt in the places of those that it was made for.
+fn exchange(
+    outcomes: &mut [Result<(), MdbError>],
+    indexes: Vec<usize>,
+    others: Vec<Result<(), MdbError>>,
+) {
+    for (index, other) in indexes.into_iter().zip(others) {
+        if let Some(slot) = outcomes.get_mut(index) {
+            *slot = other;
+        }
+    }
+}
+
+fn is_refused_with(outcome: &Result<(), MdbError>, codes: &[i32]) -> bool {
+    matches!(outcome, Err(MdbError::Refused { refusal, .. })
+        if refusal.error.raw_os_error().is_some_and(|code| codes.contains(&code)))
+}
+
+fn is_unsupported(outcome: &Result<(), MdbError>) -> bool {
+    is_refused_with(outcome, &[libc::EINVAL, libc::EOPNOTSUPP])
+}
+
+fn is_present(outcome: &Result<(), MdbError>) -> bool {
+    is_refused_with(outcome, &[libc::EEXIST])
 }
 
 /// `struct br_mdb_entry`, 28 bytes.

@@ -81,7 +81,7 @@ impl Requests {
         request: RouteNetlinkMessage,
     ) -> io::Result<Vec<RouteNetlinkMessage>> {
         let mut answers = Vec::new();
-        self.dump_messages(request, |message| {
+        self.dump_messages(serialized(request, NLM_F_DUMP), |message| {
             match NetlinkMessage::<RouteNetlinkMessage>::deserialize(message.bytes) {
                 Ok(NetlinkMessage {
                     payload: NetlinkPayload::InnerMessage(inner),
@@ -95,19 +95,20 @@ impl Requests {
         Ok(answers)
     }
 
-    /// Sends a dump request and passes every message of the answer on, for callers that read
-    /// messages which the typed parser may not know.
+    /// Sends a complete dump request (`NLM_F_DUMP`) and passes every message of the answer on, for
+    /// callers that read messages which the typed parser may not know.
     ///
     /// # Errors
     ///
     /// What the kernel answers.
     pub(super) fn dump_messages(
         &mut self,
-        request: RouteNetlinkMessage,
+        mut request: Vec<u8>,
         mut visit: impl FnMut(&Message<'_>),
     ) -> io::Result<()> {
-        let mut request = serialized(request, NLM_F_DUMP);
         self.sequence = self.sequence.wrapping_add(1);
+        let length = u32::try_from(request.len()).unwrap_or(u32::MAX);
+        put(&mut request, 0, &length.to_ne_bytes());
         put(&mut request, 8, &self.sequence.to_ne_bytes());
         self.socket.send(&request, 0)?;
         loop {

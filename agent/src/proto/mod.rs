@@ -64,6 +64,7 @@ use std::time::Duration;
 use common::maps::{ManagedKey, Querier, QuerierKey};
 
 pub use config::{AgentConfig, Limits, Peer, RelayTiming, Timing, UnicastTiming};
+pub(crate) use destination::MDB_RENEWAL_LAST;
 pub use destination::ReceptionView;
 pub use io::*;
 pub use listener::ListenerView;

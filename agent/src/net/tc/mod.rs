@@ -24,6 +24,7 @@ pub use notices::{Notice, Notices};
 const NLM_F_ACK: u16 = 0x4;
 const NLM_F_REPLACE: u16 = 0x100;
 const NLM_F_EXCL: u16 = 0x200;
+const NLM_F_DUMP: u16 = 0x300;
 const NLM_F_CREATE: u16 = 0x400;
 
 /// `TC_H_ROOT`.
@@ -205,7 +206,8 @@ impl TrafficControl {
     /// What the kernel says.
     pub fn all_qdiscs(&mut self) -> io::Result<Vec<Qdisc>> {
         let mut qdiscs = Vec::new();
-        self.0.dump_messages(message::dump_qdiscs(), |answer| {
+        let request = serialized(message::dump_qdiscs(), NLM_F_DUMP);
+        self.0.dump_messages(request, |answer| {
             qdiscs.extend(message::qdisc(answer));
         })?;
         Ok(qdiscs)
@@ -237,7 +239,7 @@ impl TrafficControl {
     /// What the kernel says.
     pub fn filters(&mut self, ifindex: u32, parent: Parent) -> io::Result<Vec<Filter>> {
         let mut filters = Vec::new();
-        let request = message::dump_filters(ifindex, parent);
+        let request = serialized(message::dump_filters(ifindex, parent), NLM_F_DUMP);
         self.0.dump_messages(request, |answer| {
             filters.extend(message::filter(answer).filter(|filter| filter.ifindex == ifindex));
         })?;

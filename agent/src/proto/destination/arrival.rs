@@ -30,7 +30,7 @@ const POLL_MARGIN: Duration = Duration::from_secs(2);
 /// up yet, and drops them when it goes down, as a TAP does while it is being set up.
 pub(super) const MDB_RENEWAL_FIRST: Duration = Duration::from_millis(20);
 /// How often they are renewed at least; they last a membership interval of the bridge.
-const MDB_RENEWAL_LAST: Duration = Duration::from_secs(60);
+pub(crate) const MDB_RENEWAL_LAST: Duration = Duration::from_secs(60);
 /// Arrivals remembered for VMs that still ask for progress.
 const REMEMBERED: usize = 100;
 

@@ -50,6 +50,7 @@ use super::timer::Timer;
 use super::{Agent, DomainUuid, Mac, Output, Timestamp};
 
 pub(super) use arrival::Arrivals;
+pub(crate) use arrival::MDB_RENEWAL_LAST;
 pub(super) use notice::Preparation;
 pub(super) use probe::Entry;
 pub use probe::ReceptionView;
