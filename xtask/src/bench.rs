@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: what the programs, the relay, the signalling and a move cost.
 
 mod handover;
+mod machine;
 mod migration;
 mod relay;
 
@@ -238,6 +239,14 @@ fn with_bar<T>(moves: u64, run: impl FnOnce(&mut dyn FnMut(&Progress)) -> Result
         bar.set_position(progress.done as u64);
         bar.set_message(progress.what.clone());
         bar.tick();
+        if bar.is_hidden() {
+            eprintln!(
+                "{} of {}: {}",
+                progress.done + 1,
+                progress.of,
+                progress.what
+            );
+        }
     });
     bar.finish_and_clear();
     result

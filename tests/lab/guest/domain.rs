@@ -49,6 +49,35 @@ pub struct Bandwidth {
     pub outbound: u32,
 }
 
+/// How the host reads what a NIC's TAP holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NicDriver {
+    /// Queues of the TAP. The guest has as many CPUs, since Linux uses a queue for each.
+    pub queues: u8,
+    /// Whether QEMU reads the TAP itself where vhost-net could.
+    pub without_vhost: bool,
+}
+
+impl NicDriver {
+    /// What libvirt chooses: one queue, and vhost-net with KVM.
+    pub const DEFAULT: Self = Self {
+        queues: 1,
+        without_vhost: false,
+    };
+
+    fn xml(self) -> String {
+        let name = if self.without_vhost {
+            " name='qemu'"
+        } else {
+            ""
+        };
+        match self.queues {
+            0 | 1 if name.is_empty() => String::new(),
+            queues => format!("\n      <driver{name} queues='{}'/>", queues.max(1)),
+        }
+    }
+}
+
 /// What differs between domains.
 #[derive(Clone, Debug)]
 pub struct DomainConfig {
@@ -70,6 +99,8 @@ pub struct DomainConfig {
     pub macs: Vec<[u8; 6]>,
     /// Limits of every NIC.
     pub bandwidth: Option<Bandwidth>,
+    /// How every NIC is read.
+    pub driver: NicDriver,
     /// Directory for the serial console's log, existing on both VM hosts.
     pub log_directory: PathBuf,
 }
@@ -89,6 +120,7 @@ impl DomainConfig {
                 .map(|nic| [0x52, 0x54, 0x00, 0x4d, index, nic])
                 .collect(),
             bandwidth: None,
+            driver: NicDriver::DEFAULT,
             log_directory: PathBuf::from("/var/log/libvirt/qemu"),
         }
     }
@@ -117,6 +149,8 @@ pub fn xml(config: &DomainConfig) -> String {
             limits.inbound, limits.outbound
         )
     });
+    let driver = config.driver.xml();
+    let cpus = config.driver.queues.max(1);
     let mut nics = String::new();
     for mac in &config.macs {
         let _ = write!(
@@ -125,7 +159,7 @@ pub fn xml(config: &DomainConfig) -> String {
     <interface type='bridge'>
       <mac address='{}'/>
       <source bridge='{}'/>
-      <model type='virtio'/>
+      <model type='virtio'/>{driver}
       <rom enabled='no'/>{bandwidth}
     </interface>",
             mac_text(*mac),
@@ -151,7 +185,7 @@ pub fn xml(config: &DomainConfig) -> String {
   <uuid>{uuid}</uuid>
   <memory unit='MiB'>{memory_mib}</memory>
   <memoryBacking><allocation mode='immediate'/></memoryBacking>
-  <vcpu>1</vcpu>
+  <vcpu>{cpus}</vcpu>
   <os>
     <type arch='x86_64' machine='{MACHINE}'>hvm</type>
     <kernel>{kernel}</kernel>
@@ -233,6 +267,22 @@ mod tests {
     }
 
     #[test]
+    fn nic_is_left_to_libvirt_unless_its_driver_is_given() {
+        assert!(!xml(&config()).contains("<driver"));
+        let driver = |queues, without_vhost| {
+            let driver = NicDriver {
+                queues,
+                without_vhost,
+            };
+            xml(&DomainConfig { driver, ..config() })
+        };
+        assert!(driver(1, true).contains("<driver name='qemu' queues='1'/>"));
+        let two = driver(2, false);
+        assert!(two.contains("<driver queues='2'/>"));
+        assert!(two.contains("<vcpu>2</vcpu>"));
+    }
+
+    #[test]
     fn text_cannot_break_out_of_an_attribute() {
         let config = DomainConfig {
             name: "a'/><x>&".to_owned(),
@@ -251,6 +301,10 @@ mod tests {
                 inbound: 125,
                 outbound: 1,
             }),
+            driver: NicDriver {
+                queues: 2,
+                without_vhost: true,
+            },
             ..config()
         };
         std::io::Write::write_all(&mut file, xml(&limited).as_bytes()).unwrap();

@@ -37,7 +37,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use crate::guest::control::{Control, HostSocket};
-use crate::guest::domain::{self, Accelerator, Bandwidth, DomainConfig};
+use crate::guest::domain::{self, Accelerator, Bandwidth, DomainConfig, NicDriver};
 use crate::guest::image;
 use crate::vms::Vms;
 use crate::{Lab, LabConfig, Site, kvm, wait};
@@ -139,6 +139,11 @@ impl Testbed {
     /// Limits the NICs of the guest from its next boot on.
     pub fn limit(&mut self, bandwidth: Option<Bandwidth>) {
         self.domain.bandwidth = bandwidth;
+    }
+
+    /// Has the NICs of guests read so from their next boot on.
+    pub fn read_nics_by(&mut self, driver: NicDriver) {
+        self.domain.driver = driver;
     }
 
     /// The agents.
@@ -250,6 +255,7 @@ impl Testbed {
     fn boot_further_on(&mut self, number: u8, host: usize) -> Result<(String, Control)> {
         let domain = DomainConfig {
             memory_mib: self.domain.memory_mib,
+            driver: self.domain.driver,
             ..DomainConfig::numbered(number, self.domain.image.clone(), self.domain.accelerator)
         };
         let name = domain.name.clone();

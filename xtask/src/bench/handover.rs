@@ -3,11 +3,13 @@
 use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
 use comfy_table::{Cell, CellAlignment, Table, presets};
-use lab::bench::handover::{self, Case, HandoverCase, HandoverReport};
+use lab::bench::handover::{self, Case, HandoverCase, HandoverConfig, HandoverReport, RATE_MBPS};
 use lab::bench::sessions::{Sessions, Spread};
+use lab::guest::domain::NicDriver;
 use lab::probe::report::RunRow;
 use lab::scenario::agents::AgentOptions;
 
+use super::machine::Place;
 use super::{with_bar, write_json};
 use crate::run::go_on_delivered;
 
@@ -30,6 +32,8 @@ enum CaseKind {
     Virsh,
     /// Moves by `migkick go` of a guest with a permanent address, whose sessions must go on
     Unicast,
+    /// As native, each move judged before the next, until one is not exact; only if it is asked for
+    Soak,
 }
 
 impl From<CaseKind> for Case {
@@ -43,6 +47,7 @@ impl From<CaseKind> for Case {
             CaseKind::Identical => Self::Identical,
             CaseKind::Virsh => Self::Virsh,
             CaseKind::Unicast => Self::Unicast,
+            CaseKind::Soak => Self::Soak,
         }
     }
 }
@@ -56,16 +61,26 @@ pub(crate) struct HandoverArgs {
     /// Moves of each case [default: 20 of native and relay, 10 of dense and unicast, 5 of the others]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     moves: Option<u32>,
+    /// Rate of the stream of cases that have one, Mbit/s
+    #[arg(long, value_name = "MBPS", default_value_t = RATE_MBPS, value_parser = crate::demo::rate)]
+    rate: f64,
+    /// Queues of the guest's NICs, and its CPUs
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=8))]
+    queues: u8,
+    /// QEMU reads the TAPs itself where vhost-net could
+    #[arg(long)]
+    without_vhost: bool,
     /// Print the results as JSON instead of a table
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    place: Place,
     #[command(flatten)]
     output: super::Output,
 }
 
 /// `cargo xtask bench handover`.
 pub(super) fn handover(arguments: &HandoverArgs) -> Result<()> {
-    go_on_delivered()?;
     let chosen: Vec<Case> = match &arguments.cases[..] {
         [] => Case::ALL.to_vec(),
         kinds => kinds.iter().map(|kind| Case::from(*kind)).collect(),
@@ -75,9 +90,10 @@ pub(super) fn handover(arguments: &HandoverArgs) -> Result<()> {
         .map(|case| (case, arguments.moves.unwrap_or(case.moves())))
         .collect();
     let moves = cases.iter().map(|(_, moves)| u64::from(*moves)).sum();
-    let report = with_bar(moves, |tell| {
-        handover::run(&cases, AgentOptions::DEFAULT, tell)
-    })?;
+    let report = match arguments.place.run_there(moves)? {
+        Some(report) => report,
+        None => here(arguments, cases, moves)?,
+    };
     if arguments.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
@@ -101,6 +117,20 @@ pub(super) fn handover(arguments: &HandoverArgs) -> Result<()> {
         inexact.join(", ")
     );
     Ok(())
+}
+
+fn here(arguments: &HandoverArgs, cases: Vec<(Case, u32)>, moves: u64) -> Result<HandoverReport> {
+    go_on_delivered()?;
+    let config = HandoverConfig {
+        cases,
+        rate_mbps: arguments.rate,
+        driver: NicDriver {
+            queues: arguments.queues,
+            without_vhost: arguments.without_vhost,
+        },
+        agents: AgentOptions::DEFAULT,
+    };
+    with_bar(moves, |tell| handover::run(&config, tell))
 }
 
 /// One line a case: sums of packets, medians of times.

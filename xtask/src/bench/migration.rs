@@ -13,6 +13,7 @@ use lab::bench::migration::{
 use lab::probe::report::RunRow;
 use lab::scenario::agents::AgentOptions;
 
+use super::machine::Place;
 use super::{with_bar, write_json};
 use crate::run::{go_on_delivered, root};
 
@@ -65,6 +66,8 @@ pub(crate) struct MigrationArgs {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    place: Place,
+    #[command(flatten)]
     output: super::Output,
 }
 
@@ -106,11 +109,15 @@ impl MigrationArgs {
 
 /// `cargo xtask bench migration`.
 pub(super) fn migration(arguments: &MigrationArgs) -> Result<()> {
-    go_on_delivered()?;
     let options = arguments.options();
-    let report = with_bar(options.moves() as u64, |tell| {
-        migration::run(&options, tell)
-    })?;
+    let moves = options.moves() as u64;
+    let report = match arguments.place.run_there(moves)? {
+        Some(report) => report,
+        None => {
+            go_on_delivered()?;
+            with_bar(moves, |tell| migration::run(&options, tell))?
+        }
+    };
     if arguments.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {

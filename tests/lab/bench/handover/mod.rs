@@ -1,121 +1,39 @@
 //! Moves that are to lose, double and reorder nothing, under all that a handover has to bear.
 //!
 //! Each case has a lab of its own, and guests that go to and fro without a rest: what one move
-//! leaves behind is there when the next one begins.
+//! leaves behind is there when the next one begins. Of each move that is not exact the report has
+//! what explains it ([`Inexact`]).
+
+mod case;
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+pub use case::{Case, RATE_MBPS};
 
 use super::sessions::Sessions;
 use super::{Machine, Progress, median};
+use crate::guest::domain::NicDriver;
+use crate::probe::faults::{self, Faulty, Passed};
 use crate::probe::report::RunRow;
 use crate::scenario::Testbed;
 use crate::scenario::agents::AgentOptions;
 use crate::scenario::crossing::Crossing;
-use crate::scenario::measure::Mover;
-use crate::scenario::shuttle::{self, Shuttle};
-use crate::scenario::stream::{Service, StreamConfig, StreamKind, Streams};
-use crate::{LabConfig, Site};
+use crate::scenario::shuttle::{self, Moves, Shuttle};
+use crate::scenario::stream::{Service, StreamConfig, Streams};
 
-/// The paper's rate, Mbit/s.
-const RATE_MBPS: f64 = 20.0;
-
-/// What is moved, and under what.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Case {
-    /// One stream of 20 Mbit/s, received natively at both ends.
-    Native,
-    /// The same, received natively at one end and from a relay at the other.
-    Relay,
-    /// One stream of 100 Mbit/s.
-    Dense,
-    /// Streams of 2, 20 and 50 Mbit/s to one guest, the last of them source-specific.
-    Streams,
-    /// Two guests that change places.
-    Crossing,
-    /// A stream of packets that nothing tells apart.
-    Identical,
-    /// Moves by `virsh migrate`, which libvirt's hook prepares.
-    Virsh,
-    /// Moves by `migkick go` of a guest with a permanent address, whose sessions must go on.
-    Unicast,
-}
-
-impl Case {
-    /// All of them, in the order they are taken.
-    pub const ALL: [Self; 8] = [
-        Self::Native,
-        Self::Relay,
-        Self::Dense,
-        Self::Streams,
-        Self::Crossing,
-        Self::Identical,
-        Self::Virsh,
-        Self::Unicast,
-    ];
-
-    /// Its name in tables.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Native => "native",
-            Self::Relay => "relay",
-            Self::Dense => "dense",
-            Self::Streams => "streams",
-            Self::Crossing => "crossing",
-            Self::Identical => "identical",
-            Self::Virsh => "virsh",
-            Self::Unicast => "unicast",
-        }
-    }
-
-    /// How many moves show that it holds.
-    #[must_use]
-    pub fn moves(self) -> u32 {
-        match self {
-            Self::Native | Self::Relay => 20,
-            Self::Dense | Self::Unicast => 10,
-            Self::Streams | Self::Crossing | Self::Identical | Self::Virsh => 5,
-        }
-    }
-
-    fn lab(self) -> LabConfig {
-        let mut config = LabConfig::new("benchhand");
-        if self == Self::Relay {
-            config.sites = [Site::Multicast, Site::UnicastOnly];
-            config.relays = 1;
-        }
-        config.mobility = self == Self::Unicast;
-        config
-    }
-
-    fn streams(self) -> Result<Streams> {
-        let probe = StreamConfig::probe;
-        Ok(match self {
-            Self::Native | Self::Relay | Self::Virsh | Self::Crossing | Self::Unicast => {
-                probe(RATE_MBPS).into()
-            }
-            Self::Dense => probe(100.0).into(),
-            Self::Identical => identical(RATE_MBPS).into(),
-            Self::Streams => Streams::placed(
-                0,
-                &[
-                    (probe(2.0), Service::AnySource),
-                    (probe(20.0), Service::AnySource),
-                    (probe(50.0), Service::SourceSpecific),
-                ],
-            )?,
-        })
-    }
-}
-
-/// Packets that nothing tells apart.
-const fn identical(rate_mbps: f64) -> StreamConfig {
-    StreamConfig {
-        kind: StreamKind::Identical,
-        ..StreamConfig::probe(rate_mbps)
-    }
+/// What is measured, and how.
+#[derive(Clone, Debug)]
+pub struct HandoverConfig {
+    /// The cases, with how many moves each has.
+    pub cases: Vec<(Case, u32)>,
+    /// Rate of the stream of cases that have one, Mbit/s.
+    pub rate_mbps: f64,
+    /// How guests' NICs are read.
+    pub driver: NicDriver,
+    /// How agents are configured.
+    pub agents: AgentOptions,
 }
 
 /// Result of `bench handover`.
@@ -147,6 +65,25 @@ pub struct HandoverCase {
     /// The sessions by a permanent address, where the guest has one.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub sessions: Option<Sessions>,
+    /// What explains the moves that were not exact.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub inexact: Vec<Inexact>,
+}
+
+/// What is known of a move that was not exact.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Inexact {
+    /// Its place among the rows.
+    pub row: usize,
+    /// Its packets that were lost, doubled or reordered.
+    pub packets: Vec<Faulty>,
+    /// What the application got around it.
+    pub around: Vec<Passed>,
+    /// What the agents of the two ends have recorded of it, the source's first.
+    pub records: Vec<Value>,
+    /// The logs of both agents, in a soak, which ends here.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub logs: Vec<String>,
 }
 
 impl HandoverCase {
@@ -160,22 +97,32 @@ impl HandoverCase {
             freeze_over_stall_ms: middle(|row| row.freeze_ms - row.stall_ms),
             sessions: Sessions::of(&runs),
             runs,
+            inexact: Vec::new(),
         }
     }
 
-    /// Whether every move was exact: of packets that can be told apart none was lost, doubled or
-    /// reordered; of others none was lost, and at most 5 ms worth doubled. Sessions went on, and where they are the point, were measured.
+    /// Keeps what explains its moves that were not exact, of one guest. `records` has those of each
+    /// move.
+    fn explain(&mut self, moves: &Moves, records: &[[Value; 2]]) {
+        let first = self.runs.len() - moves.rows.len();
+        for ((index, row), window) in moves.rows.iter().enumerate().zip(&moves.windows) {
+            if self.case.is_exact(row) {
+                continue;
+            }
+            self.inexact.push(Inexact {
+                row: first + index,
+                packets: faults::faults(&moves.sent, &moves.arrivals, *window),
+                around: faults::around_the_move(&moves.arrivals, *window),
+                records: records.get(index).map(|it| it.to_vec()).unwrap_or_default(),
+                logs: Vec::new(),
+            });
+        }
+    }
+
+    /// Whether every move was exact.
     #[must_use]
     pub fn is_exact(&self) -> bool {
-        self.runs.iter().all(|row| {
-            let may_be_doubled = match row.surplus {
-                Some(_) => (identical(row.rate_mbps).packets_per_second() * 0.005) as u64,
-                None => 0,
-            };
-            let exact = row.lost == 0 && row.reordered == 0 && row.duplicated <= may_be_doubled;
-            let measured = self.case != Case::Unicast || row.session_gap_ms().is_some();
-            row.ok && exact && measured && row.keeps_sessions()
-        })
+        self.runs.iter().all(|row| self.case.is_exact(row))
     }
 }
 
@@ -184,29 +131,28 @@ impl HandoverCase {
 /// # Errors
 ///
 /// When a lab cannot be built, a guest does not boot, or a move fails.
-pub fn run(
-    cases: &[(Case, u32)],
-    agents: AgentOptions,
-    tell: &mut dyn FnMut(&Progress),
-) -> Result<HandoverReport> {
+pub fn run(config: &HandoverConfig, tell: &mut dyn FnMut(&Progress)) -> Result<HandoverReport> {
     let mut report = HandoverReport {
         machine: Machine::here()?,
         accelerator: String::new(),
         cases: Vec::new(),
     };
-    let of = cases.iter().map(|(_, moves)| *moves as usize).sum();
+    let of = config.cases.iter().map(|(_, moves)| *moves as usize).sum();
     let mut done = 0;
-    for &(case, moves) in cases {
+    for &(case, moves) in &config.cases {
         let mut tell = |number: u32| {
             let what = format!("{}, move {number} of {moves}", case.name());
             tell(&Progress { done, of, what });
             done += 1;
         };
-        let mut testbed = Testbed::up(case.lab(), 128, Some(agents))?;
+        let mut testbed = Testbed::up(case.lab(), 128, Some(config.agents))?;
+        testbed.read_nics_by(config.driver);
         report.accelerator = testbed.domain().accelerator.name().to_owned();
+        let rate_mbps = config.rate_mbps;
         let measured = match case {
-            Case::Crossing => crossing(&mut testbed, moves, &mut tell),
-            _ => to_and_fro(&mut testbed, case, moves, &mut tell),
+            Case::Crossing => crossing(&mut testbed, rate_mbps, moves, &mut tell),
+            Case::Soak => soak(&mut testbed, rate_mbps, moves, &mut tell),
+            _ => to_and_fro(&mut testbed, case, rate_mbps, moves, &mut tell),
         };
         let measured = measured.with_context(|| format!("Case {}", case.name()))?;
         report.cases.push(HandoverCase {
@@ -220,6 +166,7 @@ pub fn run(
 fn to_and_fro(
     testbed: &mut Testbed,
     case: Case,
+    rate_mbps: f64,
     moves: u32,
     tell: &mut dyn FnMut(u32),
 ) -> Result<HandoverCase> {
@@ -227,35 +174,85 @@ fn to_and_fro(
         let lab = crate::Lab::attach(&testbed.lab().config().name)?;
         testbed.agents()?.install_hooks(&lab)?;
     }
-    let mover = match case {
-        Case::Virsh => Mover::Virsh,
-        Case::Unicast => Mover::Migkick,
-        _ => Mover::Operator,
-    };
     let mut placed = Placed::default();
-    let mut shuttle = Shuttle::begin(testbed, case.streams()?)?;
+    let mut records = Vec::new();
+    let mut shuttle = Shuttle::begin(testbed, case.streams(rate_mbps)?)?;
     for number in 1..=moves {
         tell(number);
-        shuttle.go(mover)?;
-        let to = usize::from(number % 2 == 1);
-        placed.add(&shuttle::last_record(shuttle.testbed(), to)?);
+        shuttle.go(case.mover())?;
+        let ends = ends(shuttle.testbed(), number)?;
+        placed.add(&ends[1]);
+        records.push(ends);
     }
-    Ok(HandoverCase::new(case, shuttle.finish()?.rows, placed.0))
+    let moves = shuttle.finish()?;
+    let mut measured = HandoverCase::new(case, moves.rows.clone(), placed.0);
+    measured.explain(&moves, &records);
+    Ok(measured)
 }
 
-fn crossing(testbed: &mut Testbed, moves: u32, tell: &mut dyn FnMut(u32)) -> Result<HandoverCase> {
+/// Counts after each move, and ends with the first that is not exact.
+fn soak(
+    testbed: &mut Testbed,
+    rate_mbps: f64,
+    moves: u32,
+    tell: &mut dyn FnMut(u32),
+) -> Result<HandoverCase> {
+    let case = Case::Soak;
+    let streams = case.streams(rate_mbps)?;
+    let mut measured = HandoverCase::new(case, Vec::new(), Vec::new());
+    let mut placed = Placed::default();
+    for number in 1..=moves {
+        tell(number);
+        let mut shuttle = match number {
+            1 => Shuttle::begin(testbed, streams.clone())?,
+            _ => Shuttle::resume(testbed, streams.clone())?,
+        };
+        shuttle.go(case.mover())?;
+        let ends = ends(shuttle.testbed(), number)?;
+        placed.add(&ends[1]);
+        let moves = shuttle.finish()?;
+        let mut runs = measured.runs;
+        runs.extend(moves.rows.iter().cloned());
+        measured = HandoverCase::new(case, runs, placed.0.clone());
+        measured.explain(&moves, &[ends]);
+        if let Some(inexact) = measured.inexact.first_mut() {
+            let [vms1, vms2] = testbed.lab().vms().clone();
+            let agents = testbed.agents()?;
+            inexact.logs = vec![agents.log(&vms1), agents.log(&vms2)];
+            break;
+        }
+    }
+    Ok(measured)
+}
+
+/// What the agents of both ends have recorded of the last move of a guest that goes to and fro, the
+/// source's first.
+fn ends(testbed: &Testbed, number: u32) -> Result<[Value; 2]> {
+    let to = usize::from(number % 2 == 1);
+    Ok([
+        shuttle::last_record(testbed, 1 - to)?,
+        shuttle::last_record(testbed, to)?,
+    ])
+}
+
+fn crossing(
+    testbed: &mut Testbed,
+    rate_mbps: f64,
+    moves: u32,
+    tell: &mut dyn FnMut(u32),
+) -> Result<HandoverCase> {
     let case = Case::Crossing;
     let streams = |place| {
         Streams::placed(
             place,
-            &[(StreamConfig::probe(RATE_MBPS), Service::AnySource)],
+            &[(StreamConfig::probe(rate_mbps), Service::AnySource)],
         )
     };
     let mut crossing = Crossing::begin(testbed, [streams(0)?, streams(1)?])?;
     let mut placed = Placed::default();
     for number in 1..=moves {
         tell(number);
-        crossing.go(Mover::Operator)?;
+        crossing.go(case.mover())?;
         for host in 0..2 {
             placed.add_last_incoming(crossing.testbed(), host)?;
         }
@@ -285,7 +282,7 @@ fn peak_mib(testbed: &mut Testbed) -> Result<f64> {
 }
 
 /// How cuts were placed, in the agent's words.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Placed(Vec<(String, usize)>);
 
 impl Placed {

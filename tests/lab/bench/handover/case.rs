@@ -1,0 +1,140 @@
+//! What is moved, and under what.
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+
+use crate::probe::report::RunRow;
+use crate::scenario::measure::Mover;
+use crate::scenario::stream::{Service, StreamConfig, StreamKind, Streams};
+use crate::{LabConfig, Site};
+
+/// The paper's rate, Mbit/s.
+pub const RATE_MBPS: f64 = 20.0;
+
+/// What is moved, and under what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Case {
+    /// One stream of 20 Mbit/s, received natively at both ends.
+    Native,
+    /// The same, received natively at one end and from a relay at the other.
+    Relay,
+    /// One stream of 100 Mbit/s.
+    Dense,
+    /// Streams of 2, 20 and 50 Mbit/s to one guest, the last of them source-specific.
+    Streams,
+    /// Two guests that change places.
+    Crossing,
+    /// A stream of packets that nothing tells apart.
+    Identical,
+    /// Moves by `virsh migrate`, which libvirt's hook prepares.
+    Virsh,
+    /// Moves by `migkick go` of a guest with a permanent address, whose sessions must go on.
+    Unicast,
+    /// As [`Case::Native`], each move judged before the next, until one is not exact.
+    Soak,
+}
+
+impl Case {
+    /// All that end by themselves, in the order they are taken.
+    pub const ALL: [Self; 8] = [
+        Self::Native,
+        Self::Relay,
+        Self::Dense,
+        Self::Streams,
+        Self::Crossing,
+        Self::Identical,
+        Self::Virsh,
+        Self::Unicast,
+    ];
+
+    /// Its name in tables.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Relay => "relay",
+            Self::Dense => "dense",
+            Self::Streams => "streams",
+            Self::Crossing => "crossing",
+            Self::Identical => "identical",
+            Self::Virsh => "virsh",
+            Self::Unicast => "unicast",
+            Self::Soak => "soak",
+        }
+    }
+
+    /// How many moves show that it holds.
+    #[must_use]
+    pub fn moves(self) -> u32 {
+        match self {
+            Self::Soak => 500,
+            Self::Native | Self::Relay => 20,
+            Self::Dense | Self::Unicast => 10,
+            Self::Streams | Self::Crossing | Self::Identical | Self::Virsh => 5,
+        }
+    }
+
+    pub(super) fn lab(self) -> LabConfig {
+        let mut config = LabConfig::new("benchhand");
+        if self == Self::Relay {
+            config.sites = [Site::Multicast, Site::UnicastOnly];
+            config.relays = 1;
+        }
+        config.mobility = self == Self::Unicast;
+        config
+    }
+
+    pub(super) fn mover(self) -> Mover {
+        match self {
+            Self::Virsh => Mover::Virsh,
+            Self::Unicast => Mover::Migkick,
+            _ => Mover::Operator,
+        }
+    }
+
+    /// `rate_mbps` is that of the one stream, where the case does not have its own.
+    pub(super) fn streams(self, rate_mbps: f64) -> Result<Streams> {
+        let probe = StreamConfig::probe;
+        Ok(match self {
+            Self::Native
+            | Self::Relay
+            | Self::Virsh
+            | Self::Crossing
+            | Self::Unicast
+            | Self::Soak => probe(rate_mbps).into(),
+            Self::Dense => probe(100.0).into(),
+            Self::Identical => identical(rate_mbps).into(),
+            Self::Streams => Streams::placed(
+                0,
+                &[
+                    (probe(2.0), Service::AnySource),
+                    (probe(20.0), Service::AnySource),
+                    (probe(50.0), Service::SourceSpecific),
+                ],
+            )?,
+        })
+    }
+
+    /// Whether a move was exact: of packets that can be told apart none was lost, doubled or
+    /// reordered; of others none was lost, and at most 5 ms worth doubled. Sessions went on, and where
+    /// they are the point, were measured.
+    #[must_use]
+    pub fn is_exact(self, row: &RunRow) -> bool {
+        let may_be_doubled = match row.surplus {
+            Some(_) => (identical(row.rate_mbps).packets_per_second() * 0.005) as u64,
+            None => 0,
+        };
+        let exact = row.lost == 0 && row.reordered == 0 && row.duplicated <= may_be_doubled;
+        let measured = self != Self::Unicast || row.session_gap_ms().is_some();
+        row.ok && exact && measured && row.keeps_sessions()
+    }
+}
+
+/// Packets that nothing tells apart.
+const fn identical(rate_mbps: f64) -> StreamConfig {
+    StreamConfig {
+        kind: StreamKind::Identical,
+        ..StreamConfig::probe(rate_mbps)
+    }
+}

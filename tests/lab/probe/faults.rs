@@ -1,0 +1,216 @@
+//! The packets that a row counts as lost, doubled or reordered, one by one, and what the guest got
+//! around its move: for whoever looks for the cause.
+
+use std::collections::{HashMap, HashSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::log::Sent;
+use super::metrics::{Arrival, Window};
+
+/// Most packets that are listed.
+const MOST: usize = 1000;
+/// Arrivals that are listed before the move, and after it.
+const BEFORE: usize = 20;
+const AFTER: usize = 100;
+
+/// What happened to a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fault {
+    /// It never came.
+    Lost,
+    /// It came again.
+    Doubled,
+    /// It came after one of its flow with a higher number.
+    Reordered,
+}
+
+/// A packet; times are milliseconds since the window began.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Faulty {
+    /// What happened to it.
+    pub fault: Fault,
+    /// Its flow.
+    pub flow: u16,
+    /// Its number.
+    pub sequence: u32,
+    /// When it was sent.
+    pub sent_ms: f64,
+    /// When, and on which VM host, the application got it.
+    #[serde(flatten)]
+    pub came: Option<Came>,
+}
+
+/// An arrival.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Came {
+    /// When.
+    pub came_ms: f64,
+    /// Index of the VM host.
+    pub host: u8,
+}
+
+/// A packet that came, by its flow and number.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Passed {
+    /// Its flow.
+    pub flow: u16,
+    /// Its number.
+    pub sequence: u32,
+    /// When, and where.
+    #[serde(flatten)]
+    pub came: Came,
+}
+
+fn came(arrival: &Arrival, window: Window) -> Came {
+    Came {
+        came_ms: ms(arrival.host_ns, window),
+        host: arrival.host,
+    }
+}
+
+fn ms(ns: u64, window: Window) -> f64 {
+    (ns as f64 - window.from_ns as f64) / 1e6
+}
+
+/// The packets of a window that were lost, doubled or reordered, as [`super::metrics::compute`] counts
+/// them; at most a thousand. `sent` and `arrivals` are in the order of time.
+pub fn faults(sent: &[Sent], arrivals: &[Arrival], window: Window) -> Vec<Faulty> {
+    let span = window.from_ns..window.to_ns;
+    let sent_ns: HashMap<(u16, u32), u64> = sent
+        .iter()
+        .filter(|packet| span.contains(&packet.sent_ns))
+        .map(|packet| ((packet.flow, packet.sequence), packet.sent_ns))
+        .collect();
+    let mut had = HashSet::new();
+    let mut highest: HashMap<u16, u32> = HashMap::new();
+    let mut found = Vec::new();
+    let faulty = |fault, (flow, sequence): (u16, u32), came| Faulty {
+        fault,
+        flow,
+        sequence,
+        sent_ms: ms(sent_ns[&(flow, sequence)], window),
+        came,
+    };
+    for arrival in arrivals {
+        let packet = (arrival.flow, arrival.sequence);
+        if !sent_ns.contains_key(&packet) {
+            continue;
+        }
+        let came = Some(came(arrival, window));
+        if !had.insert(packet) {
+            found.push(faulty(Fault::Doubled, packet, came));
+            continue;
+        }
+        let highest = highest.entry(arrival.flow).or_insert(arrival.sequence);
+        if arrival.sequence < *highest {
+            found.push(faulty(Fault::Reordered, packet, came));
+        }
+        *highest = arrival.sequence.max(*highest);
+    }
+    let mut lost: Vec<_> = sent_ns.keys().filter(|it| !had.contains(it)).collect();
+    lost.sort_unstable();
+    found.extend(lost.into_iter().map(|it| faulty(Fault::Lost, *it, None)));
+    found.truncate(MOST);
+    found
+}
+
+/// What the application got last before the guest ran on another VM host within the window, and first
+/// there; nothing if it stayed.
+pub fn around_the_move(arrivals: &[Arrival], window: Window) -> Vec<Passed> {
+    let span = window.from_ns..window.to_ns;
+    let inside: Vec<&Arrival> = arrivals
+        .iter()
+        .filter(|arrival| span.contains(&arrival.host_ns))
+        .collect();
+    let moved = inside.windows(2).position(|it| it[0].host != it[1].host);
+    let Some(last) = moved else {
+        return Vec::new();
+    };
+    let first = (last + 1).saturating_sub(BEFORE);
+    let end = (last + 1 + AFTER).min(inside.len());
+    inside[first..end]
+        .iter()
+        .map(|arrival| Passed {
+            flow: arrival.flow,
+            sequence: arrival.sequence,
+            came: came(arrival, window),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::probe::metrics;
+
+    const MS: u64 = 1_000_000;
+    const WINDOW: Window = Window {
+        from_ns: 1000 * MS,
+        to_ns: 2000 * MS,
+    };
+
+    /// A packet each 10 ms.
+    fn sent() -> Vec<Sent> {
+        (0..100)
+            .map(|sequence| Sent {
+                flow: 3,
+                sequence,
+                sent_ns: (1000 + u64::from(sequence) * 10) * MS,
+            })
+            .collect()
+    }
+
+    fn arrival(sequence: u32, at_ms: u64, host: u8) -> Arrival {
+        Arrival {
+            flow: 3,
+            sequence,
+            host_ns: (1000 + at_ms) * MS,
+            host,
+        }
+    }
+
+    #[test]
+    fn each_fault_that_a_row_counts_is_listed() {
+        let sent = sent();
+        // 20 is lost, 31 comes before 30, 40 twice.
+        let mut arrivals: Vec<_> = (0..100)
+            .filter(|it| *it != 20)
+            .map(|it| arrival(it, u64::from(it) * 10 + 1, u8::from(it >= 35)))
+            .collect();
+        arrivals.swap(29, 30);
+        arrivals.insert(41, arrival(40, 402, 1));
+        let found = faults(&sent, &arrivals, WINDOW);
+        let brief: Vec<_> = found.iter().map(|it| (it.fault, it.sequence)).collect();
+        assert_eq!(
+            brief,
+            [
+                (Fault::Reordered, 30),
+                (Fault::Doubled, 40),
+                (Fault::Lost, 20)
+            ]
+        );
+        assert_eq!(found[2].sent_ms, 200.0);
+        let again = found[1].came.unwrap();
+        assert_eq!((again.came_ms, again.host), (402.0, 1));
+        let metrics = metrics::compute(&sent, &arrivals, WINDOW);
+        assert_eq!(
+            (metrics.lost, metrics.duplicated, metrics.reordered),
+            (1, 1, 1)
+        );
+    }
+
+    #[test]
+    fn arrivals_before_and_after_the_move_are_listed() {
+        let arrivals: Vec<_> = (0..100)
+            .map(|it| arrival(it, u64::from(it) * 10, u8::from(it >= 50)))
+            .collect();
+        let around = around_the_move(&arrivals, WINDOW);
+        assert_eq!(around[0].sequence, 30);
+        assert_eq!(around[19].came.host, 0);
+        assert_eq!((around[20].sequence, around[20].came.host), (50, 1));
+        assert_eq!(around.len(), 70);
+        assert!(around_the_move(&arrivals[..50], WINDOW).is_empty());
+    }
+}

@@ -1,0 +1,121 @@
+//! A bench of moves on a stock kernel: the same command, in a host machine.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use clap::Args;
+use lab::machine::wire::FromMachine;
+use lab::machine::{self, Command, Machine, OUTPUT_VARIABLE};
+use serde::de::DeserializeOwned;
+use tempfile::TempDir;
+
+use crate::host::{MEMORY_MIB, show};
+use crate::run::release_build;
+
+/// What the machine and the lab in it need to be ready.
+const BOOT: Duration = Duration::from_secs(30 * 60);
+/// What one move may take there.
+const MOVE: Duration = Duration::from_secs(3 * 60);
+/// The report, in the machine's output.
+const REPORT: &str = "report.json";
+
+/// Where a bench runs.
+#[derive(Clone, Debug, Args)]
+pub(super) struct Place {
+    /// Run on this stock kernel, as `cargo xtask host` takes it, with KVM and vhost-net
+    #[arg(long, value_name = "KERNEL")]
+    host: Option<String>,
+}
+
+impl Place {
+    /// Runs this very command in the machine, if it is to run there, and returns its report, to be shown
+    /// as one of here.
+    ///
+    /// # Errors
+    ///
+    /// When the machine cannot be started, or the bench ends there without a report.
+    pub(super) fn run_there<R: DeserializeOwned>(&self, moves: u64) -> Result<Option<R>> {
+        let Some(kernel) = &self.host else {
+            return Ok(None);
+        };
+        release_build()?;
+        let output = TempDir::new().context("Failed to create a directory for the report")?;
+        let words = words(program()?, std::env::args().skip(1));
+        let words: Vec<String> = words.iter().map(|word| quoted(word)).collect();
+        let script = format!(
+            "exec {} --report \"${OUTPUT_VARIABLE}/{REPORT}\"",
+            words.join(" ")
+        );
+        let machine = Machine {
+            kernel: kernel.clone(),
+            cpus: 1,
+            memory_mib: MEMORY_MIB,
+            timeout: BOOT + MOVE * u32::try_from(moves).unwrap_or(u32::MAX),
+            output: Some(machine::run::prepare_output(output.path())?),
+        };
+        let command = Command {
+            words: vec!["sh".to_owned(), "-c".to_owned(), script],
+            directory: std::env::current_dir().context("Failed to find the working directory")?,
+            environment: machine::environment(),
+            terminal: None,
+        };
+        let code = machine.run(&command, None, |message| match message {
+            FromMachine::Output(_) => Ok(()),
+            other => show(other),
+        })?;
+        let report = fs::read_to_string(output.path().join(REPORT)).with_context(|| {
+            format!("The bench on kernel {kernel} ended with exit code {code} and left no report")
+        })?;
+        let report = serde_json::from_str(&report).context("The report cannot be read")?;
+        Ok(Some(report))
+    }
+}
+
+fn program() -> Result<String> {
+    let program = std::env::current_exe().context("Failed to find this program's own path")?;
+    let program = program.into_os_string().into_string();
+    program.map_err(|path| anyhow!("{} is no UTF-8", path.display()))
+}
+
+/// A command line without where it runs and where its report goes.
+fn words(program: String, arguments: impl IntoIterator<Item = String>) -> Vec<String> {
+    const LEFT_OUT: [&str; 2] = ["--host", "--report"];
+    let mut words = vec![program];
+    let mut arguments = arguments.into_iter();
+    while let Some(word) = arguments.next() {
+        let (name, value) = word.split_once('=').unzip();
+        if !LEFT_OUT.contains(&name.unwrap_or(&word)) {
+            words.push(word);
+        } else if value.is_none() {
+            arguments.next();
+        }
+    }
+    words
+}
+
+/// A word as a shell reads it.
+fn quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn place_and_report_are_left_out_with_their_values() {
+        let typed = "bench handover --host 6.12 --moves 2 --report=x --host=6.1 --json";
+        let typed = typed.split(' ').map(str::to_owned);
+        assert_eq!(
+            words("xtask".to_owned(), typed),
+            ["xtask", "bench", "handover", "--moves", "2", "--json"]
+        );
+    }
+
+    #[test]
+    fn quotes_in_a_word_stay_in_it() {
+        assert_eq!(quoted("a b"), "'a b'");
+        assert_eq!(quoted("it's"), r"'it'\''s'");
+    }
+}
