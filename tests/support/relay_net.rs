@@ -116,7 +116,7 @@ impl Net {
         let files = self.certificate("relay1", RELAY);
         let text = format!(
             "[relay]\nname = \"relay1\"\ninterfaces = [\"up0\"]\naddress = \"{RELAY}\"\n\
-             control_socket = {:?}\npin_root = {:?}\nlease_s = 10\n\
+             control_socket = {:?}\npin_root = {:?}\nlease_s = 60\n\
              [tls]\nca = {:?}\ncert = {:?}\nkey = {:?}\n\
              [[policy]]\nagents = [\"vms*\"]\nmulticast_addresses = [\"ff00::/8\"]\n\
              [limits]\n{limits}\n[log]\nlevel = \"info\"\n",
