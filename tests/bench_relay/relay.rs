@@ -43,6 +43,8 @@ const QUEUE: u32 = 1000;
 const DEADLINE: Duration = Duration::from_secs(10);
 /// Silence after which nothing is under way any more.
 const QUIET: Duration = Duration::from_millis(5);
+/// The same while every packet counts, on a machine however slow.
+const CHECKED_QUIET: Duration = Duration::from_secs(5);
 /// Start at full speed that is not counted.
 const RUN_UP: Duration = Duration::from_millis(5);
 /// Packets that are all checked, on each way once.
@@ -234,9 +236,14 @@ impl<'a> Bench<'a> {
 
     /// Waits until so many packets have been delivered, or nothing is under way any more.
     fn settle(&self, wanted: u64) {
+        self.settle_within(wanted, QUIET);
+    }
+
+    /// The same where nothing is under way any more after a silence of `quiet`.
+    fn settle_within(&self, wanted: u64, quiet: Duration) {
         let mut delivered = self.taps.delivered();
         let mut since = Instant::now();
-        while delivered < wanted && since.elapsed() < QUIET {
+        while delivered < wanted && since.elapsed() < quiet {
             thread::sleep(PAUSE);
             let now = self.taps.delivered();
             if now != delivered {
@@ -268,7 +275,7 @@ impl<'a> Bench<'a> {
             for _ in 0..CHECKED / BURST {
                 let wanted = self.taps.delivered() + BURST as u64 * self.count;
                 self.sender(way).burst(BURST)?;
-                self.settle(wanted);
+                self.settle_within(wanted, CHECKED_QUIET);
             }
             self.taps.check_all(false);
         }
