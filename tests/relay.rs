@@ -15,17 +15,12 @@ use lab::probe::log::Sent;
 use lab::probe::metrics::{self, Metrics, Window};
 use lab::scenario::agents::AgentOptions;
 use lab::scenario::measure::{self, Mover, RunConfig};
-use lab::scenario::stream::{self, RECEIVER, Stream, StreamConfig, StreamKind};
+use lab::scenario::stream::{self, RECEIVER, Stream, StreamConfig};
 use lab::scenario::{STREAM_ADDRESS, STREAM_PORT, Testbed, flap};
 use lab::topology::{RELAY_SITE, SENDER_ADDRESS};
-use lab::{LabConfig, Site, requirements, wait};
+use lab::{LabConfig, Site, machine, requirements, wait};
 use serde_json::Value;
 
-const STREAM: StreamConfig = StreamConfig {
-    rate_mbps: 20.0,
-    flows: 1,
-    kind: StreamKind::Probe,
-};
 /// Long enough to restart a process in, short enough to wait for.
 const LEASE: Duration = Duration::from_secs(9);
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -34,6 +29,11 @@ const OPTIONS: AgentOptions = AgentOptions {
     relay_lease_s: Some(LEASE.as_secs()),
     ..AgentOptions::DEFAULT
 };
+
+/// The paper's stream; in a host machine as much of it as a guest there can take.
+fn stream_config() -> StreamConfig {
+    StreamConfig::probe(if machine::inside() { 2.0 } else { 20.0 })
+}
 
 fn testbed(name: &str, sites: [Site; 2], relays: usize, options: AgentOptions) -> Testbed {
     let mut config = LabConfig::new(name);
@@ -47,10 +47,10 @@ fn relayed(name: &str, relays: usize, options: AgentOptions) -> (Testbed, Stream
     let sites = [Site::UnicastOnly, Site::Multicast];
     let mut testbed = testbed(name, sites, relays, options);
     testbed.boot().unwrap();
-    let stream = Stream::start(testbed.lab(), &STREAM).unwrap();
+    let stream = Stream::start(testbed.lab(), &stream_config()).unwrap();
     let guest = testbed.guest().unwrap().clone();
     guest
-        .start_receiver(RECEIVER, stream::receiver(&STREAM))
+        .start_receiver(RECEIVER, stream::receiver(&stream_config()))
         .unwrap();
     guest.wait_arrivals(RECEIVER, 100, DEADLINE).unwrap();
     wait_mode(&mut testbed, "relay");
@@ -87,9 +87,9 @@ fn between(sent: &[Sent], guest: &Control, from_ns: u64, to_ns: u64) -> Metrics 
     metrics::compute(sent, &guest.arrivals(RECEIVER), window)
 }
 
-/// Packets of so long a time at [`STREAM`]'s rate.
+/// Packets of so long a time.
 fn packets(time: Duration) -> usize {
-    (STREAM.packets_per_second() * time.as_secs_f64()) as usize
+    (stream_config().packets_per_second() * time.as_secs_f64()) as usize
 }
 
 #[test]
@@ -101,7 +101,7 @@ fn guest_that_moves_to_a_site_without_multicast_gets_its_stream_from_a_relay() {
     let mut testbed = testbed("rmove", sites, 1, OPTIONS);
     let config = RunConfig {
         mover: Mover::Migkick,
-        stream: (&STREAM).into(),
+        stream: (&stream_config()).into(),
         site: Site::UnicastOnly,
     };
     let run = measure::run(&mut testbed, &config, &mut |step| eprintln!("{step}")).unwrap();
@@ -117,7 +117,10 @@ fn native_reception_goes_and_comes_back_without_a_duplicate() {
         return;
     }
     let mut testbed = testbed("rflap", [Site::Multicast; 2], 1, OPTIONS);
-    let flap = flap::run(&mut testbed, &STREAM, 1, &mut |step| eprintln!("{step}")).unwrap();
+    let flap = flap::run(&mut testbed, &stream_config(), 1, &mut |step| {
+        eprintln!("{step}")
+    })
+    .unwrap();
     for row in &flap.rows {
         assert!(row.ok(), "{row:?}");
     }

@@ -22,7 +22,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use lab::guest::wire::{Answer, Command, FromGuest, Reply, Request, Status, frame::Decoder};
+use lab::{
+    guest::wire::{Answer, Command, FromGuest, Reply, Request, Status, frame::Decoder},
+    probe::counters,
+};
 
 use crate::{outbox::Outbox, programs::Programs, receive::Receivers, stalls::Stalls};
 
@@ -169,6 +172,7 @@ impl Server {
             kernel: read_line("/proc/sys/kernel/osrelease"),
             uptime_ms: (seconds * 1000.0) as u64,
             receivers: self.receivers.status(),
+            counters: counters::here(),
         }
     }
 }

@@ -5,6 +5,7 @@
 //! still while the guest is paused, and [`timeline`] makes host time of that.
 
 pub mod clock;
+pub mod counters;
 pub mod faults;
 pub mod ffmpeg;
 pub mod log;

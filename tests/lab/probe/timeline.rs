@@ -37,8 +37,13 @@ use std::collections::BTreeMap;
 /// What is stamped so shortly after the last report by the source, was so before the pause: twice
 /// the time between two reports of a stream.
 const LATE_NS: u64 = 3_000_000;
-/// The clocks are compared over this time, and the ones before and after it, to follow a drift.
+/// The clocks are compared over this time, to follow a drift.
 const PERIOD_NS: u64 = 1_000_000_000;
+/// What was compared so many periods before or after counts too: on a busy machine all reports of some
+/// seconds are late, and a difference that jumped would change the order of packets.
+const AROUND: u64 = 10;
+/// So much at most do the clocks drift apart in a period, nanoseconds.
+const DRIFT_NS: i64 = 100_000;
 
 /// When a report was stamped and received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,8 +100,10 @@ impl Stretch {
         let period = guest_ns / PERIOD_NS;
         let around = self
             .differences
-            .range(period.saturating_sub(1)..=period + 1)
-            .map(|(_, least)| *least)
+            .range(period.saturating_sub(AROUND)..=period + AROUND)
+            .map(|(other, least)| {
+                least + other.abs_diff(period).saturating_sub(1) as i64 * DRIFT_NS
+            })
             .min();
         let before = || self.differences.range(..period).next_back();
         let after = || self.differences.range(period..).next();
@@ -274,6 +281,21 @@ mod tests {
             let found = timeline.at(guest_ns).host_ns;
             assert!(found.abs_diff(expected) < 200_000, "{found} {expected}");
         }
+    }
+
+    #[test]
+    fn seconds_in_which_every_report_is_late_change_no_order() {
+        // From the second to the fifth second nothing is written.
+        let late = |guest_ns: u64| (5000 * MS).saturating_sub(guest_ns.max(2000 * MS));
+        let delay = |guest_ns: u64| match guest_ns / MS {
+            2000..5000 => late(guest_ns),
+            _ => usual(guest_ns),
+        };
+        let timeline = Timeline::new(&reports(0..8000, 0, 0, delay));
+        let times: Vec<u64> = (0..9600).map(|ms| timeline.at(ms * MS).host_ns).collect();
+        assert!(times.is_sorted());
+        let found = timeline.at(3500 * MS).host_ns;
+        assert!(found.abs_diff(APART + 3500 * MS) < MS, "{found}");
     }
 
     #[test]

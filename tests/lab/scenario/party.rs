@@ -7,6 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
+use serde::{Deserialize, Serialize};
 
 use super::mover::{Journey, Mover, Times};
 use super::stream::{Placed, STREAM_TIME, Stream, StreamKind, Streams};
@@ -14,6 +15,7 @@ use super::tally::{self, Tally};
 use super::{Testbed, ensure_domain_runs_only_on, measure, site_name};
 use crate::guest::control::Control;
 use crate::probe::clock;
+use crate::probe::counters::{self, Counters};
 use crate::probe::log::Sent;
 use crate::probe::metrics::{Arrival, Window};
 use crate::probe::report::RunRow;
@@ -36,10 +38,42 @@ pub(super) struct Viewer {
     moves: Vec<Move>,
 }
 
+/// What the kernels have counted of packets while a guest moved.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Counted {
+    /// The guest's.
+    pub guest: Counters,
+    /// Each VM host's.
+    pub hosts: Vec<Counters>,
+}
+
+impl Counted {
+    fn take(testbed: &Testbed, guest: &Control) -> Result<Self> {
+        let hosts = testbed.lab().vms().iter();
+        Ok(Self {
+            guest: guest.status()?.counters,
+            hosts: hosts
+                .map(|vms| vms.within(counters::here))
+                .collect::<Result<_>>()?,
+        })
+    }
+
+    fn since(&self, before: &Self) -> Self {
+        let hosts = before.hosts.iter().zip(&self.hosts);
+        Self {
+            guest: counters::grown(&before.guest, &self.guest),
+            hosts: hosts
+                .map(|(before, after)| counters::grown(before, after))
+                .collect(),
+        }
+    }
+}
+
 /// What is known of a move before the streams end.
 struct Move {
     window: Window,
     row: RunRow,
+    counted: Counted,
     /// Of each stream of identical packets.
     surplus: Vec<Option<i64>>,
 }
@@ -51,14 +85,21 @@ pub struct Moves {
     pub rows: Vec<RunRow>,
     /// When each was watched.
     pub windows: Vec<Window>,
+    /// What the kernels counted in each.
+    pub counted: Vec<Counted>,
     /// Every packet sent.
     pub sent: Vec<Sent>,
     /// Every packet that reached the application.
     pub arrivals: Vec<Arrival>,
 }
 
-/// The time that was watched, and the surplus of each stream of identical packets in it.
-type Watched = (Window, Vec<Option<i64>>);
+/// What was watched of a guest.
+struct Watched {
+    window: Window,
+    counted: Counted,
+    /// The surplus of each stream of identical packets.
+    surplus: Vec<Option<i64>>,
+}
 
 /// Packets of a stream sent and received, while its sender rests.
 #[derive(Clone, Copy)]
@@ -79,7 +120,7 @@ impl Viewer {
     }
 
     /// Keeps what is known of a move, now that the guest is where it is.
-    fn note(&mut self, testbed: &Testbed, window: Window, row: RunRow, surplus: Vec<Option<i64>>) {
+    fn note(&mut self, testbed: &Testbed, watched: Watched, row: RunRow) {
         let row = RunRow {
             site: site_name(testbed.lab().config().sites[self.at]).to_owned(),
             memory_mib: testbed.domain().memory_mib,
@@ -87,9 +128,10 @@ impl Viewer {
             ..row
         };
         self.moves.push(Move {
-            window,
+            window: watched.window,
             row,
-            surplus,
+            counted: watched.counted,
+            surplus: watched.surplus,
         });
     }
 
@@ -178,9 +220,8 @@ impl Party {
                 viewer.wait_known(testbed)?;
             }
         }
-        let (times, watched) = self.watch(|party| party.travel(testbed, mover))?;
-        for ((viewer, times), (window, surplus)) in self.viewers.iter_mut().zip(times).zip(watched)
-        {
+        let (times, watched) = self.watch(testbed, |party| party.travel(testbed, mover))?;
+        for ((viewer, times), watched) in self.viewers.iter_mut().zip(times).zip(watched) {
             viewer.at = 1 - viewer.at;
             let host = &testbed.lab().vms()[viewer.at];
             ensure_domain_runs_only_on(testbed, &viewer.domain, host.name())?;
@@ -192,25 +233,33 @@ impl Party {
                 mode,
                 ..times.row()
             };
-            viewer.note(testbed, window, row, surplus);
+            viewer.note(testbed, watched, row);
         }
         Ok(())
     }
 
     /// Lets every guest stay where it is, as a control of what is measured.
     pub(super) fn stay(&mut self, testbed: &Testbed) -> Result<()> {
-        let ((), watched) = self.watch(|_| Ok(()))?;
-        for (viewer, (window, surplus)) in self.viewers.iter_mut().zip(watched) {
-            viewer.note(testbed, window, RunRow::default(), surplus);
+        let ((), watched) = self.watch(testbed, |_| Ok(()))?;
+        for (viewer, watched) in self.viewers.iter_mut().zip(watched) {
+            viewer.note(testbed, watched, RunRow::default());
         }
         Ok(())
     }
 
-    /// Does something and watches the streams from before it to after it; returns the time that
-    /// was watched, and the surplus of identical packets, of each guest.
-    fn watch<T>(&self, action: impl FnOnce(&Self) -> Result<T>) -> Result<(T, Vec<Watched>)> {
+    /// Does something and watches the streams from before it to after it; returns what was watched of
+    /// each guest.
+    fn watch<T>(
+        &self,
+        testbed: &Testbed,
+        action: impl FnOnce(&Self) -> Result<T>,
+    ) -> Result<(T, Vec<Watched>)> {
+        let counted = || -> Result<Vec<Counted>> {
+            let guests = self.viewers.iter().map(|viewer| &viewer.control);
+            guests.map(|guest| Counted::take(testbed, guest)).collect()
+        };
         self.pass(STREAM_TIME)?;
-        let before = self.count()?;
+        let (before, counted_before) = (self.count()?, counted()?);
         let from_ns = clock::now_ns();
         self.pass(STREAM_TIME / 2)?;
         let done = action(self)?;
@@ -219,17 +268,24 @@ impl Party {
             from_ns,
             to_ns: clock::now_ns(),
         };
-        let after = self.count()?;
+        let (after, counted_after) = (self.count()?, counted()?);
         let surplus = |(before, after): (&Option<Counts>, &Option<Counts>)| {
             let (before, after) = (before.as_ref()?, after.as_ref()?);
             let received = i64::try_from(after.received - before.received).ok()?;
             let sent = i64::try_from(after.sent - before.sent).ok()?;
             Some(received - sent)
         };
-        let watched = before
-            .iter()
-            .zip(&after)
-            .map(|(before, after)| (window, before.iter().zip(after).map(surplus).collect()))
+        let counts = before.iter().zip(&after);
+        let counted = counted_before.iter().zip(&counted_after);
+        let watched = counts
+            .zip(counted)
+            .map(
+                |((before, after), (counted_before, counted_after))| Watched {
+                    window,
+                    counted: counted_after.since(counted_before),
+                    surplus: before.iter().zip(after).map(surplus).collect(),
+                },
+            )
             .collect();
         Ok((done, watched))
     }
@@ -318,6 +374,7 @@ impl Viewer {
             return Err(anyhow!("{} has received nothing of {address}", self.domain));
         }
         let windows = self.moves.iter().map(|it| it.window).collect();
+        let counted = self.moves.iter().map(|it| it.counted.clone()).collect();
         let rows = self
             .moves
             .into_iter()
@@ -333,6 +390,7 @@ impl Viewer {
         Ok(Moves {
             rows,
             windows,
+            counted,
             sent,
             arrivals,
         })

@@ -20,7 +20,7 @@ use crate::probe::report::RunRow;
 use crate::scenario::Testbed;
 use crate::scenario::agents::AgentOptions;
 use crate::scenario::crossing::Crossing;
-use crate::scenario::shuttle::{self, Moves, Shuttle};
+use crate::scenario::shuttle::{self, Counted, Moves, Shuttle};
 use crate::scenario::stream::{Service, StreamConfig, Streams};
 
 /// What is measured, and how.
@@ -79,6 +79,8 @@ pub struct Inexact {
     pub packets: Vec<Faulty>,
     /// What the application got around it.
     pub around: Vec<Passed>,
+    /// What the kernels counted of packets meanwhile.
+    pub counted: Counted,
     /// What the agents of the two ends have recorded of it, the source's first.
     pub records: Vec<Value>,
     /// The logs of both agents, in a soak, which ends here.
@@ -105,7 +107,8 @@ impl HandoverCase {
     /// move.
     fn explain(&mut self, moves: &Moves, records: &[[Value; 2]]) {
         let first = self.runs.len() - moves.rows.len();
-        for ((index, row), window) in moves.rows.iter().enumerate().zip(&moves.windows) {
+        let watched = moves.windows.iter().zip(&moves.counted);
+        for ((index, row), (window, counted)) in moves.rows.iter().enumerate().zip(watched) {
             if self.case.is_exact(row) {
                 continue;
             }
@@ -113,6 +116,7 @@ impl HandoverCase {
                 row: first + index,
                 packets: faults::faults(&moves.sent, &moves.arrivals, *window),
                 around: faults::around_the_move(&moves.arrivals, *window),
+                counted: counted.clone(),
                 records: records.get(index).map(|it| it.to_vec()).unwrap_or_default(),
                 logs: Vec::new(),
             });

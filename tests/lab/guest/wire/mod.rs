@@ -10,6 +10,7 @@ use std::net::Ipv6Addr;
 use serde::{Deserialize, Serialize};
 
 use self::frame::{Frame, frame};
+use crate::probe::counters::Counters;
 
 /// Name of the virtio-serial port.
 pub const PORT_NAME: &str = "org.roamcast.lab.0";
@@ -162,6 +163,8 @@ pub struct Status {
     pub uptime_ms: u64,
     /// Running receivers.
     pub receivers: Vec<ReceiverStatus>,
+    /// What its kernel has counted of packets.
+    pub counters: Counters,
 }
 
 /// Totals of one receiver.
