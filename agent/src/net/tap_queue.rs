@@ -13,6 +13,10 @@ const RTM_SETLINK: u16 = 19;
 const RTM_GETLINK: u16 = 18;
 const RTM_GETSTATS: u16 = 94;
 const IFLA_TXQLEN: u16 = 13;
+const IFLA_LINKINFO: u16 = 18;
+const IFLA_INFO_DATA: u16 = 2;
+/// There only of a TAP that was opened with `IFF_MULTI_QUEUE`.
+const IFLA_TUN_NUM_QUEUES: u16 = 8;
 /// Attribute, and bit of the filter, that is `struct rtnl_link_stats64`.
 const IFLA_STATS_LINK_64: u16 = 1;
 /// Bytes of `struct if_stats_msg`.
@@ -129,6 +133,23 @@ impl TapQueues {
             .ok_or(TapQueueError::Answer { ifindex })
     }
 
+    /// Queues into which frames go, which the guest may change at any time; `None` for a TAP that cannot
+    /// have several.
+    ///
+    /// # Errors
+    ///
+    /// [`TapQueueError`].
+    pub fn queues(&mut self, ifindex: u32) -> Result<Option<u32>, TapQueueError> {
+        let mut request = RequestBytes::new(RTM_GETLINK, NLM_F_REQUEST);
+        request.push(&link_message(ifindex));
+        let answer = self.get(ifindex, request)?;
+        Ok(attribute(&answer, LINK_MESSAGE_BYTES, IFLA_LINKINFO)
+            .and_then(|info| attribute_of(info, IFLA_INFO_DATA))
+            .and_then(|data| attribute_of(data, IFLA_TUN_NUM_QUEUES))
+            .and_then(|value| value.first_chunk())
+            .map(|bytes| u32::from_ne_bytes(*bytes)))
+    }
+
     /// Changes the room of the queue. Frames that no longer fit are dropped, the newest first.
     ///
     /// # Errors
@@ -165,7 +186,11 @@ fn link_message(ifindex: u32) -> [u8; LINK_MESSAGE_BYTES] {
 
 /// Value of an attribute behind the fixed part of a message.
 fn attribute(message: &[u8], fixed: usize, wanted: u16) -> Option<&[u8]> {
-    let mut rest = message.get(HEADER_BYTES + fixed..)?;
+    attribute_of(message.get(HEADER_BYTES + fixed..)?, wanted)
+}
+
+/// The same of attributes alone, such as those in another one.
+fn attribute_of(mut rest: &[u8], wanted: u16) -> Option<&[u8]> {
     loop {
         let length = usize::from(u16::from_ne_bytes(*rest.first_chunk()?));
         let kind = u16::from_ne_bytes(*rest.get(2..)?.first_chunk()?);
@@ -204,6 +229,21 @@ mod tests {
         let answer = answer(12, &[(7, &[1, 2, 3]), (1, &[4, 5, 6, 7])]);
         assert_eq!(attribute(&answer, 12, 1), Some(&[4, 5, 6, 7][..]));
         assert_eq!(attribute(&answer, 12, 9), None);
+    }
+
+    #[test]
+    fn attribute_is_found_in_another() {
+        let number = 3_u32.to_ne_bytes();
+        let mut data = RequestBytes::new(0, 0);
+        data.attribute(IFLA_TUN_NUM_QUEUES, &number);
+        let data = data.finish();
+        let mut info = RequestBytes::new(0, 0);
+        info.attribute(1, b"tun\0");
+        info.attribute(IFLA_INFO_DATA, &data[HEADER_BYTES..]);
+        let info = info.finish();
+        let found = attribute_of(&info[HEADER_BYTES..], IFLA_INFO_DATA).unwrap();
+        assert_eq!(attribute_of(found, IFLA_TUN_NUM_QUEUES), Some(&number[..]));
+        assert_eq!(attribute_of(found, 7), None);
     }
 
     proptest! {

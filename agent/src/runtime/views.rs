@@ -277,6 +277,7 @@ fn handover_rows(reports: &BTreeMap<u32, HoldReport>) -> Vec<HandoverRow> {
             destination_port: stream.destination_port,
             placed: flow.placed.map(|placed| match placed {
                 Placed::Fingerprint => Placement::Exact,
+                Placed::Estimate => Placement::Estimated,
                 Placed::Time => Placement::Time,
                 Placed::Unseen => Placement::Unseen,
                 Placed::Blind => Placement::Blind,

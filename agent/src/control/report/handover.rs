@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 pub enum Placement {
     /// By a packet that both hosts had: exactly.
     Exact,
+    /// The same, but the source does not know exactly which was the last that its VM had.
+    Estimated,
     /// By time, because no packet could be told from all others.
     Time,
     /// By time, because the source knew nothing of the flow.
@@ -23,6 +25,7 @@ impl Placement {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Exact => "exact",
+            Self::Estimated => "estimated",
             Self::Time => "by time",
             Self::Unseen => "unseen",
             Self::Blind => "blind",

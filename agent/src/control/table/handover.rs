@@ -14,7 +14,7 @@ pub(super) fn cell(rows: &[HandoverRow]) -> String {
     let inexact = rows.iter().filter(|row| !is_exact(row) && row.replayed > 0);
     match inexact.count() {
         0 => parts.push("exact".to_owned()),
-        some => parts.push(format!("{some} of {} flows by time", rows.len())),
+        some => parts.push(format!("{some} of {} flows not exact", rows.len())),
     }
     parts.push(format!("{} replayed", sum(|row| row.replayed)));
     let (lost, doubled) = (sum(|row| row.lost), sum(|row| row.duplicated_at_most));

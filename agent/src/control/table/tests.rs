@@ -297,7 +297,7 @@ fn failed_migration_shows_its_reason() {
         "3.0 MiB",
         "2 native, 1 relay",
         "spoken, 44 forwarded, 9 translated, 4 dropped",
-        "1 of 1 flows by time, 97 replayed, 3 lost, at most 2 doubled",
+        "1 of 1 flows not exact, 97 replayed, 3 lost, at most 2 doubled",
         "\n4 ff1e::1 from 2001:db8::1: by time, 3 lost, at most 2 doubled; there was too little room",
     ] {
         assert!(text.contains(expected), "{expected} is missing in\n{text}");

@@ -12,7 +12,7 @@ use super::flow::flow_of;
 use super::flows::Flows;
 use super::judge::{Judge, Message};
 use super::matching::Place;
-use super::report::HoldReport;
+use super::report::{FlowReport, HoldReport};
 use super::tag::tagged;
 use super::upper::split;
 use crate::proto::Timestamp;
@@ -79,6 +79,8 @@ pub struct Hold {
     gaps: VecDeque<(Timestamp, u64)>,
     lost_in_kernel: u64,
     refused: u64,
+    /// Whether what goes into the TAP may not come out as it went in.
+    is_doubted: bool,
 }
 
 impl Hold {
@@ -94,6 +96,7 @@ impl Hold {
             gaps: VecDeque::new(),
             lost_in_kernel: 0,
             refused: 0,
+            is_doubted: false,
         }
     }
 
@@ -190,6 +193,11 @@ impl Hold {
         })
     }
 
+    /// Takes in that the TAP has changed while packets were sent into it: nothing is exact.
+    pub fn doubt(&mut self) {
+        self.is_doubted = true;
+    }
+
     /// Lets everything go, and begins anew.
     pub fn forget(&mut self) {
         *self = Self::new(self.limits);
@@ -202,8 +210,12 @@ impl Hold {
 
     /// What has become of the frames so far.
     pub fn report(&self) -> HoldReport {
+        let mut flows = self.flows.reports();
+        if self.is_doubted {
+            flows.iter_mut().for_each(FlowReport::doubt);
+        }
         HoldReport {
-            flows: self.flows.reports(),
+            flows,
             lost_in_kernel: self.lost_in_kernel,
             refused: self.refused,
             waiting: self.waiting(),

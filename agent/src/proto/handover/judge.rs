@@ -54,8 +54,12 @@ pub(super) struct Judge {
     /// more.
     unsure: Option<Timestamp>,
     matcher: Option<Matcher>,
+    /// How the source knows the last packet.
+    basis: CutBasis,
     /// Whether a packet has been replayed for its time.
     has_replayed_by_time: bool,
+    /// Whether one has been that the guest may have had, although it follows the last packet of the source.
+    has_doubted: bool,
 }
 
 impl Message<'_> {
@@ -85,6 +89,7 @@ impl Judge {
         Self {
             from: last - margin,
             unsure: message.unsure(),
+            basis: message.nic.basis,
             ..Self::by_time(Placed::Unseen, last, latest + MARGIN)
         }
     }
@@ -101,6 +106,7 @@ impl Judge {
         Self {
             from: end - MARGIN.max(silence / 2),
             unsure: message.unsure(),
+            basis: message.nic.basis,
             matcher: Some(Matcher::new(&flow.fingerprints, message.now)),
             ..Self::by_time(Placed::Time, last, latest + MARGIN)
         }
@@ -119,7 +125,9 @@ impl Judge {
             last,
             unsure: None,
             matcher: None,
+            basis: CutBasis::Time,
             has_replayed_by_time: false,
+            has_doubted: false,
         }
     }
 
@@ -157,9 +165,11 @@ impl Judge {
         };
         match found {
             Found::Delivered => Verdict::Drop,
-            Found::New => Verdict::Replay {
-                doubtful: self.is_unsure(at),
-            },
+            Found::New => {
+                let doubtful = self.is_unsure(at);
+                self.has_doubted |= doubtful;
+                Verdict::Replay { doubtful }
+            }
             Found::Unknown if self.is_due(at) => {
                 self.has_replayed_by_time = true;
                 Verdict::Replay {
@@ -192,10 +202,14 @@ impl Judge {
 
     /// How the flow was placed.
     pub(super) fn placed(&self) -> Placed {
-        if self.has_anchor() && !self.has_replayed_by_time {
-            Placed::Fingerprint
-        } else {
-            self.by_time
+        if !self.has_anchor() || self.has_replayed_by_time {
+            return self.by_time;
+        }
+        match self.basis {
+            CutBasis::Count => Placed::Fingerprint,
+            // Too early at most, and nobody had what was replayed.
+            CutBasis::Overflow if !self.has_doubted => Placed::Fingerprint,
+            CutBasis::Overflow | CutBasis::Time => Placed::Estimate,
         }
     }
 }

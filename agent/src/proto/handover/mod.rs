@@ -30,9 +30,9 @@
 //! It is not part of [`super::Agent`], because it has a cut to make in milliseconds.
 //!
 //! *Source.* With the recording begins [`Placement::new`]. From then on, do what
-//! [`Placement::poll`] says: take a sample at its time. When the hypervisor reports the stop, call
+//! [`Placement::poll`] says: call [`Placement::read_by`] and take a sample at its time. When the hypervisor reports the stop, call
 //! [`Placement::stopped`], take a sample, send a frame into the TAP past the gate, and call
-//! [`Placement::injected`] if the TAP took it. When `poll` gives the cut, read `DELIVERED`, then the
+//! [`Placement::injected`] if the TAP took it; one for each queue, and [`Placement::probed`]. When `poll` gives the cut, read `DELIVERED`, then the
 //! slot of `GATE_RECORDS`, which must have been cleared before the recording; make [`nic_cut`], and
 //! send it.
 //!
@@ -50,14 +50,16 @@
 //! destination that has held nothing yet of what the source tells of. It may then replay again what
 //! has come in some milliseconds, or in its lag behind the source.
 //!
-//! Not found out are: frames that overtake each other between the several queues of a TAP, and a stream
-//! that repeats itself as a whole within the time that frames are held. A second frame that QEMU takes
+//! Of a TAP of several queues the cut is exact if all that came since they were last found empty, some
+//! milliseconds before the stop, is of one flow; else it is too early, by so much at most.
+//!
+//! Not found out is a stream that repeats itself as a whole within the time that frames are held. A second frame that QEMU takes
 //! and does not hand over is a probe ([`common::handover::PROBE_MAC`]), unless two processors send into
 //! the TAP in that very moment.
 //!
 //! | module | holds |
 //! |---|---|
-//! | `placement` | source: the number of the last frame that the guest has had |
+//! | `placement`, `evidence`, `cut` | source: the number of the last frame that the guest has had |
 //! | `records` | source: what was had of each flow |
 //! | `hold` | destination: held frames, and those that wait for the TAP |
 //! | `judge`, `matching` | destination: which of them the guest has had, by time and by fingerprint |
@@ -68,6 +70,8 @@
 //! | `flow`, `tag`, `upper` | what a frame is, and how it is made whole |
 
 mod clock;
+mod cut;
+mod evidence;
 mod flow;
 mod flows;
 mod hold;
@@ -85,11 +89,13 @@ mod unread;
 mod upper;
 
 pub use clock::ClockOffset;
+pub use cut::Cut;
+pub use evidence::Counts;
 pub use flow::{Flow, flow_of};
 pub use hold::{Hold, HoldLimits, Replay};
 pub use judge::MARGIN;
 pub use pace::Pace;
-pub use placement::{Counts, Cut, Placement, Reader, Step};
+pub use placement::{LATEST_CUT, Path, Placement, Reader, Step};
 pub use records::{NicReach, nic_cut};
 pub use report::{FlowReport, HoldReport, Placed};
 pub use unread::{Unread, UnreadReport, Way};

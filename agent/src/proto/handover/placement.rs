@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use common::signal::CutBasis;
-
+use super::cut::Cut;
+use super::evidence::{Counts, Evidence, Sample};
 use crate::proto::Timestamp;
 
 /// Time between two samples until it is known what an empty queue looks like.
@@ -25,36 +25,22 @@ const STOPPED_INTERVAL: Duration = Duration::from_millis(2);
 const SETTLE: Duration = Duration::from_millis(20);
 /// After so long the cut is made with what there is, because the destination waits for it.
 const DEADLINE: Duration = Duration::from_millis(80);
-/// The same while the reader is seen to be busy: a cut that is late is better than one that is wrong.
-const BUSY_DEADLINE: Duration = Duration::from_secs(1);
+/// The same while the reader is seen to be busy: a cut that is late is better than one that is wrong. No
+/// cut comes later than so long after the stop; the destination relies on it.
+pub const LATEST_CUT: Duration = Duration::from_secs(1);
 /// Before the stop, a TAP that could not be looked at is looked at again after so long.
 const RETRY: Duration = Duration::from_secs(2);
 /// For so long after the stop a late read is looked for; most TAPs are gone before.
 const WATCH: Duration = Duration::from_secs(1);
-/// Time that the hypervisor's report of the stop may take.
-const STOP_REPORT: Duration = Duration::from_millis(5);
-/// The queue was empty when it was found at its shortest so often, with frames read in between: a
-/// queue that is only short by chance is next found shorter as often as not.
-const SURE: u32 = 16;
-/// So often suffices if it is found so in every third sample, as where frames are few.
-const SURE_OF_FEW: u32 = 4;
-const OF_SAMPLES: u32 = 3;
-
-/// Frames that QEMU reads after the stop, or has held back then.
-const UNDELIVERED: u64 = 1;
+/// Frames that vhost-net takes out of a queue ahead of those that it has read (`VHOST_NET_BATCH`). What it
+/// has not read at the stop, it puts back.
+const AHEAD: u64 = 64;
+/// Time between two samples of several queues, so that few frames come in it.
+const SEVERAL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Samples that are remembered: 80 s of a recording, or 20 s of one that stays uncertain. A frame
 /// does not wait for longer.
 const HISTORY: usize = 4096;
-
-/// What the kernel counts at a TAP, since it exists.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// Frames that QEMU has read (`tx_packets`).
-    pub taken: u64,
-    /// Frames that found the queue full (`tx_dropped`).
-    pub dropped: u64,
-}
 
 /// What is known of who reads the TAP once the VM has stopped: QEMU's main thread.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -68,43 +54,16 @@ pub enum Reader {
     Asleep,
 }
 
-/// Where the guest's reception ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cut {
-    /// With the frame of this number among those that entered the TAP.
-    Number {
-        /// The number, 0 for none.
-        number: u64,
-        /// Whether it may have been a later one.
-        overflow: bool,
-    },
-    /// At this moment at the earliest.
-    Time(Timestamp),
-}
-
-impl Cut {
-    fn at_stop(stopped: Timestamp) -> Self {
-        Self::Time(stopped - STOP_REPORT)
-    }
-
-    /// Whether the guest has had a frame of that number, which came at that time.
-    pub fn covers(&self, frame: u64, at: Timestamp) -> bool {
-        match *self {
-            Self::Number { number, .. } => frame <= number,
-            Self::Time(until) => at < until,
-        }
-    }
-
-    /// How it is known.
-    pub fn basis(&self) -> CutBasis {
-        match self {
-            Self::Number {
-                overflow: false, ..
-            } => CutBasis::Count,
-            Self::Number { overflow: true, .. } => CutBasis::Overflow,
-            Self::Time(_) => CutBasis::Time,
-        }
-    }
+/// How frames come from the TAP to the guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Path {
+    /// By vhost-net.
+    Vhost,
+    /// By QEMU, with a probe before each ([`common::handover::PROBE_MAC`]).
+    #[default]
+    Probed,
+    /// By QEMU.
+    Plain,
 }
 
 /// What the driver is to do next.
@@ -121,7 +80,7 @@ pub enum Step {
     Done,
 }
 
-/// Finds the cut of one TAP of one queue, whose frames are read in the order in which they came.
+/// Finds the cut of one TAP, the frames of each of whose queues are read in the order in which they came.
 ///
 /// `gate` counts what enters, the kernel what is read and what is dropped, but from different
 /// beginnings. Their difference `entered - taken - dropped` is the length of the queue and a
@@ -145,11 +104,20 @@ pub enum Step {
 /// What the numbers cannot tell: a queue that is never empty when a sample is taken, because the
 /// guest does not keep up, looks shorter than it is. So the least difference must have been found
 /// often. Else the constant is taken to be so small that the queue was full when it was longest.
+///
+/// Between several queues there is no order, and the counts are of all of them. But a sample that found all
+/// of them empty says that all had been read by then that had entered. Of what was read later, one frame for
+/// each queue is QEMU's, once each has had one to read. If that is all, the cut is at that sample; else what
+/// has come since decides ([`Cut::Among`]): a flow stays in one queue.
 #[derive(Debug)]
 pub struct Placement {
-    /// Most frames in the queue.
+    /// Most frames in a queue.
     capacity: u64,
+    path: Path,
+    queues: u32,
     injected: u64,
+    /// Whether each queue has had a frame to read after the stop.
+    is_probed: bool,
     evidence: Evidence,
     /// The last samples, oldest first.
     history: VecDeque<Sample>,
@@ -170,79 +138,6 @@ pub struct Placement {
     given: Option<u64>,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Sample {
-    at: Timestamp,
-    /// Frames entered, sent ones included.
-    entered: u64,
-    counts: Counts,
-}
-
-impl Sample {
-    /// Frames that have entered and neither been dropped nor been among the first `taken`, plus the
-    /// constant.
-    fn left_of(&self, taken: u64) -> i64 {
-        self.entered
-            .wrapping_sub(self.counts.dropped)
-            .wrapping_sub(taken)
-            .cast_signed()
-    }
-}
-
-/// What is known of the constant.
-#[derive(Clone, Copy, Debug, Default)]
-struct Evidence {
-    /// Least difference so far, and frames read when it was last seen.
-    least: Option<(i64, u64)>,
-    /// How often it was seen, with frames read in between.
-    seen: u32,
-    /// Difference when the queue was longest, at least.
-    greatest: Option<i64>,
-    /// Samples before which frames had come or been read, after the first.
-    samples: u32,
-}
-
-impl Evidence {
-    fn take(&mut self, last: Option<&Sample>, sample: &Sample) {
-        let taken = sample.counts.taken;
-        let difference = sample.left_of(taken);
-        // Whether frames were dropped since the last sample: then the queue was full.
-        let mut was_full = false;
-        if let Some(last) = last {
-            was_full = last.counts.dropped != sample.counts.dropped;
-            let is_moved = (last.entered, last.counts) != (sample.entered, sample.counts);
-            self.samples += u32::from(is_moved);
-            // What had entered by the sample before was in the queue by this one.
-            let entered = last.entered;
-            let at_least = Sample { entered, ..*sample }.left_of(taken);
-            self.greatest = self.greatest.max(Some(at_least));
-        }
-        match self.least {
-            Some((least, _)) if difference > least => return,
-            Some((least, at)) if difference == least => {
-                // A queue that nobody reads keeps its length, too.
-                self.seen += u32::from(at != taken && !was_full);
-            }
-            _ => self.seen = u32::from(!was_full),
-        }
-        self.least = Some((difference, taken));
-    }
-
-    /// Whether the queue was empty when it was shortest.
-    fn is_sure(&self) -> bool {
-        self.seen >= SURE || self.seen >= SURE_OF_FEW && self.is_mostly_empty()
-    }
-
-    fn is_mostly_empty(&self) -> bool {
-        self.seen * OF_SAMPLES >= self.samples
-    }
-
-    fn is_longer_than_least(&self, sample: &Sample) -> bool {
-        self.least
-            .is_some_and(|(least, _)| sample.left_of(sample.counts.taken) > least)
-    }
-}
-
 /// A time below `bound` that the moment of a sample decides, whose last digits are chance.
 fn chance(at: Timestamp, bound: Duration) -> Duration {
     let spread = at.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
@@ -251,11 +146,14 @@ fn chance(at: Timestamp, bound: Duration) -> Duration {
 }
 
 impl Placement {
-    /// Begins with a recording. `capacity` is the length of the TAP's queue, frames (`txqueuelen`).
+    /// Begins with a recording. `capacity` is the length of each queue, frames (`txqueuelen`).
     pub fn new(capacity: u64) -> Self {
         Self {
             capacity,
+            path: Path::default(),
+            queues: 1,
             injected: 0,
+            is_probed: false,
             evidence: Evidence::default(),
             history: VecDeque::new(),
             moved: Timestamp::default(),
@@ -266,6 +164,17 @@ impl Placement {
             is_left_alone: false,
             is_lost: false,
             given: None,
+        }
+    }
+
+    /// Takes in how frames go to the guest, and in how many queues; to be called before each sample. With a
+    /// queue that goes, what is in it goes too and is counted nowhere, so everything begins anew.
+    pub fn read_by(&mut self, path: Path, queues: u32) {
+        self.path = path;
+        if self.queues != queues {
+            self.queues = queues;
+            self.evidence = Evidence::default();
+            self.history.clear();
         }
     }
 
@@ -322,6 +231,11 @@ impl Placement {
         self.waiting.get_or_insert(at);
     }
 
+    /// Takes in that each of several queues has been sent a frame, or was full, after the stop.
+    pub fn probed(&mut self) {
+        self.is_probed = true;
+    }
+
     /// Returns what to do next.
     pub fn poll(&mut self, now: Timestamp) -> Step {
         let Some(stopped) = self.stopped else {
@@ -364,7 +278,9 @@ impl Placement {
         let Some(last) = self.history.back() else {
             return Timestamp::default();
         };
-        let interval = if self.evidence.is_sure() {
+        let interval = if self.evidence.is_sure() && self.queues > 1 {
+            SEVERAL_INTERVAL
+        } else if self.evidence.is_sure() {
             INTERVAL
         } else if self.history.len() < EAGER_SAMPLES {
             EAGER_INTERVAL
@@ -377,7 +293,7 @@ impl Placement {
     /// How long after the stop the cut may be waited for.
     fn patience(&self) -> Duration {
         match self.reader {
-            Reader::Busy => BUSY_DEADLINE,
+            Reader::Busy => LATEST_CUT,
             Reader::Unknown | Reader::Asleep => DEADLINE,
         }
     }
@@ -397,27 +313,73 @@ impl Placement {
             }
     }
 
+    /// Frames that QEMU reads after the stop, and has held back then, at most, and whether it is not fewer.
+    ///
+    /// Without a probe nobody can tell whether QEMU has held one frame back of a queue or not; and all probes
+    /// go to one queue.
+    fn undelivered(&self) -> (u64, bool) {
+        let queues = u64::from(self.queues);
+        match self.path {
+            Path::Vhost => (queues, true),
+            Path::Probed if self.queues == 1 => (1, true),
+            Path::Probed | Path::Plain => (2 * queues, false),
+        }
+    }
+
     fn cut(&self, stopped: Timestamp, settled: bool) -> Cut {
-        let is_sure = self.evidence.is_sure();
+        let (undelivered, is_known) = self.undelivered();
+        let delivered = self.taken().saturating_sub(undelivered);
         let (Some((least, _)), Some(greatest)) = (self.evidence.least, self.evidence.greatest)
         else {
             return Cut::at_stop(stopped);
         };
+        let is_sure = self.evidence.is_sure();
+        let is_certain = is_sure && is_known && settled;
+        if self.queues > 1 {
+            // What QEMU has held back of a queue, it may have held back for long.
+            let is_found = is_sure && is_known;
+            let cut = is_found.then(|| self.cut_of_several(least, delivered, settled));
+            return cut.flatten().unwrap_or_else(|| Cut::at_stop(stopped));
+        }
         if !is_sure && self.evidence.is_mostly_empty() {
             return Cut::at_stop(stopped);
         }
-        let full = greatest.saturating_sub_unsigned(self.capacity);
-        let (number, exact) = self.reach(if is_sure { least } else { full });
+        let ahead = if self.path == Path::Vhost { AHEAD } else { 0 };
+        let full = greatest.saturating_sub_unsigned(self.capacity + ahead);
+        let (number, exact) = self.reach(if is_sure { least } else { full }, delivered);
         Cut::Number {
             number: self.ceiling.map_or(number, |ceiling| number.min(ceiling)),
-            overflow: !(is_sure && exact && settled),
+            overflow: !(is_certain && exact),
         }
     }
 
-    /// The number of the last frame that was delivered, if `constant` is the difference of an empty
+    /// The cut if `delivered` frames at least were, in whatever order, and `least` is the difference of
+    /// empty queues. A sample after which no more was read than QEMU reads in the end is one of a VM that ran.
+    fn cut_of_several(&self, least: i64, delivered: u64, settled: bool) -> Option<Cut> {
+        let last = self.history.back()?;
+        let was_empty = |sample: &&Sample| {
+            sample.left_of(sample.counts.taken) == least && sample.counts.taken <= delivered
+        };
+        let sample = self.history.iter().rev().find(was_empty)?;
+        let after = sample.entered;
+        let had = delivered - sample.counts.taken;
+        let is_certain = settled && self.is_probed;
+        Some(match self.ceiling {
+            Some(until)
+                if is_certain && had > 0 && last.counts.dropped == sample.counts.dropped =>
+            {
+                Cut::Among { after, had, until }
+            }
+            _ => Cut::Number {
+                number: after,
+                overflow: !(is_certain && had == 0),
+            },
+        })
+    }
+
+    /// The number of the last of `delivered` frames, if `constant` is the difference of an empty
     /// queue, and whether it cannot have been a later one.
-    fn reach(&self, constant: i64) -> (u64, bool) {
-        let delivered = self.taken().saturating_sub(UNDELIVERED);
+    fn reach(&self, constant: i64, delivered: u64) -> (u64, bool) {
         let left = |sample: &Sample| sample.left_of(delivered).saturating_sub(constant);
         // Of a sample whose frames were all delivered and no others, the last may have been dropped.
         let before = self.history.iter().rposition(|sample| left(sample) < 0);

@@ -6,7 +6,7 @@ use common::handover::flow_hash_of;
 use common::maps::{Delivered, GateRecord, RECORDS_PER_SLOT, StreamKey};
 use common::signal::{FlowCut, NicCut};
 
-use super::placement::Cut;
+use super::cut::Cut;
 use crate::proto::{Mac, Timestamp};
 
 /// Most fingerprints of one flow.
@@ -48,6 +48,7 @@ pub fn nic_cut(
 ) -> NicReach {
     let mut records: Vec<&GateRecord> = records.iter().filter(|r| r.number != 0).collect();
     records.sort_unstable_by_key(|record| record.number);
+    let cut = &resolved(*cut, &records);
     let is_whole = records.len() + IN_WRITING < RECORDS_PER_SLOT as usize;
     let oldest_ns = records.first().map_or(0, |record| record.at_ns);
     let mut tracks: BTreeMap<u64, Track<'_>> = flows
@@ -143,9 +144,34 @@ impl<'a> Track<'a> {
     }
 }
 
+/// A cut somewhere among several frames is at one if all of them are recorded and of one flow: that
+/// has one order.
+fn resolved(cut: Cut, records: &[&GateRecord]) -> Cut {
+    let Cut::Among { after, had, until } = cut else {
+        return cut;
+    };
+    let flows = (records.iter())
+        .filter(|record| (after + 1..=until).contains(&record.number))
+        .map(|record| record.flow);
+    let is_whole = flows.clone().count() as u64 == until.saturating_sub(after);
+    let is_one = flows.clone().zip(flows.skip(1)).all(|(a, b)| a == b);
+    if is_whole && is_one {
+        Cut::Number {
+            number: after + had,
+            overflow: false,
+        }
+    } else {
+        Cut::Number {
+            number: after,
+            overflow: true,
+        }
+    }
+}
+
 fn was_had(cut: &Cut, record: &GateRecord) -> bool {
     match *cut {
         Cut::Number { number, .. } => record.number <= number,
+        Cut::Among { after, .. } => record.number <= after,
         Cut::Time(until) => record.at_ns <= until.0,
     }
 }

@@ -10,6 +10,8 @@ use common::signal::NicCut;
 pub enum Placed {
     /// By a packet that both ends have: exactly.
     Fingerprint,
+    /// The same, but the source does not know exactly which was the last that the guest has had.
+    Estimate,
     /// By time, because no packet could be told from all others at both ends.
     Time,
     /// By time, because the source knows nothing of the flow.
@@ -44,6 +46,15 @@ pub struct FlowReport {
     pub overflow: bool,
 }
 
+impl FlowReport {
+    /// Takes in that the flow was not placed exactly after all.
+    pub(super) fn doubt(&mut self) {
+        if self.placed == Some(Placed::Fingerprint) {
+            self.placed = Some(Placed::Estimate);
+        }
+    }
+}
+
 /// What became of the frames of one TAP.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HoldReport {
@@ -62,9 +73,16 @@ impl HoldReport {
     pub fn revise(&mut self, cut: &NicCut) {
         for flow in &cut.flows {
             let stream = Some(flow.stream());
-            for report in self.flows.iter_mut().filter(|it| it.stream == stream) {
-                report.duplicates += flow.delivered.saturating_sub(report.delivered);
-                report.delivered = report.delivered.max(flow.delivered);
+            // What was replayed blindly was doubted at once.
+            let is_of =
+                |it: &&mut FlowReport| it.stream == stream && it.placed != Some(Placed::Blind);
+            for report in self.flows.iter_mut().filter(is_of) {
+                let more = flow.delivered.saturating_sub(report.delivered);
+                report.duplicates += more;
+                report.delivered += more;
+                if more > 0 {
+                    report.doubt();
+                }
             }
         }
     }

@@ -16,8 +16,8 @@ use std::collections::{BTreeMap, VecDeque};
 use common::maps::{Address, Gate, HeldFrame};
 use common::packet::PacketRead as _;
 
+use super::cut::Cut;
 use super::hold::HoldLimits;
-use super::placement::Cut;
 use super::readdress::readdress;
 use crate::proto::Timestamp;
 

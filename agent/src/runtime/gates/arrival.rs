@@ -6,7 +6,7 @@ use common::maps::{GateUsage, HeldFrame};
 use common::signal::NicCut;
 use common::trace::Decision;
 
-use super::recording::probe;
+use super::recording::probes;
 use crate::clock::now;
 use crate::datapath::{Datapath, DatapathError};
 use crate::net::tap_queue::TapQueues;
@@ -40,7 +40,10 @@ pub(super) struct Arrival {
     /// When it began.
     since: Timestamp,
     hold: Hold,
-    /// A frame is to be sent into the TAP that may be lost, before all others. A QEMU that waits for
+    /// Queues of the TAP, 0 while that is not known, and whether there can be more or fewer.
+    queues: u32,
+    can_change: bool,
+    /// A frame is to be sent into each of them that may be lost, before all others. A QEMU that waits for
     /// its VM reads one ahead, and throws it away when vhost-net takes the TAP over.
     wants_first: bool,
     /// From the cut on.
@@ -69,6 +72,8 @@ impl Arrival {
             ifindex,
             since,
             hold: Hold::new(limits),
+            queues: 0,
+            can_change: true,
             wants_first: true,
             replay: None,
             gives_up: false,
@@ -144,11 +149,36 @@ impl Arrival {
         }
     }
 
-    /// Sends the frame that may be lost, once the TAP takes it.
-    fn send_first(&mut self) {
-        if self.wants_first {
-            let sent = TapSocket::open(self.ifindex).and_then(|socket| socket.send(&probe()));
-            self.wants_first = !matches!(sent, Ok(Sent::Queued));
+    /// Sends the frames that may be lost, once the TAP takes them.
+    fn send_first(&mut self, queues: &mut TapQueues) {
+        if self.can_change {
+            self.count_queues(queues);
+        }
+        if !self.wants_first {
+            return;
+        }
+        if let Ok(socket) = TapSocket::open(self.ifindex) {
+            for frame in probes(self.queues) {
+                // A queue that is full has something to be lost.
+                let is_sent = matches!(socket.send(&frame), Ok(Sent::Queued));
+                self.wants_first &= !is_sent;
+            }
+        }
+    }
+
+    /// A queue that is new may lose its first frame, and takes flows over from others.
+    fn count_queues(&mut self, queues: &mut TapQueues) {
+        let Ok(several) = queues.queues(self.ifindex) else {
+            return;
+        };
+        self.can_change = several.is_some();
+        let found = several.unwrap_or(1);
+        if self.queues != found {
+            self.queues = found;
+            self.wants_first = true;
+            if self.replay.is_some() {
+                self.hold.doubt();
+            }
         }
     }
 
@@ -167,7 +197,7 @@ impl Arrival {
             self.lease_due = now + LEASE_INTERVAL;
             datapath.gate_renew(self.ifindex)?;
         }
-        self.send_first();
+        self.send_first(queues);
         if self.gives_up {
             datapath.gate_clear(self.ifindex)?;
             return Ok(Progress::Opened(self.hold.report()));

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::error::Error;
+use std::io;
 use std::time::Duration;
 
 use common::handover::{PROBE_ETHER_TYPE, PROBE_MAC};
 use common::maps::{Delivered, StreamKey};
 use common::signal::NicCut;
+use common::wire::ethernet;
 use nix::net::if_::if_indextoname;
 
 use super::send_on::SendOn;
@@ -15,13 +17,22 @@ use crate::datapath::{Datapath, DatapathError};
 use crate::hypervisor::main_loop::MainLoop;
 use crate::net::tap_queue::TapQueues;
 use crate::net::tap_socket::{Sent, TapSocket};
-use crate::proto::handover::{Counts, Cut, HoldLimits, Placement, Reader, Step, nic_cut};
+use crate::proto::handover::{Counts, Cut, HoldLimits, Path, Placement, Reader, Step, nic_cut};
 use crate::proto::{Mac, Timestamp};
 
 /// Nothing is to be done before so long, when nothing is due.
 const IDLE: Duration = Duration::from_secs(2);
 /// Shortest Ethernet frame, bytes.
 const PROBE_BYTES: usize = 60;
+/// So many probes by chance leave none of up to [`MOST_PROBED`] queues out: for each it is one case in
+/// 10^10.
+const PROBES_PER_QUEUE: u32 = 24;
+/// Most queues of a TAP that are sent probes.
+const MOST_PROBED: u32 = 16;
+/// Where the source address stands in an untagged IPv6 packet's frame.
+const SOURCE_AT: usize = 22;
+/// IPv6 without anything behind its header.
+const NO_NEXT_HEADER: u8 = 59;
 
 /// What is known of one TAP.
 pub(super) struct Recording {
@@ -35,8 +46,10 @@ pub(super) struct Recording {
     /// What had passed of each flow when it began.
     before: BTreeMap<StreamKey, Delivered>,
     socket: TapSocket,
-    /// Its length now, frames.
+    /// The length of each queue now, frames.
     capacity: u64,
+    /// How many queues it had last, if there can be several.
+    several: Option<u32>,
     /// When to look next; `None` once the cut is told.
     due: Option<Timestamp>,
     /// What is kept of unicast packets.
@@ -57,6 +70,7 @@ impl Recording {
         let slot = datapath.gate_record(ifindex, !vhost)?;
         let before = delivered(datapath, ifindex)?.collect();
         let capacity = queues.length(ifindex)?.into();
+        let several = queues.queues(ifindex)?;
         Ok(Self {
             ifindex,
             mac,
@@ -69,6 +83,7 @@ impl Recording {
             before,
             socket,
             capacity,
+            several,
             due: Some(Timestamp::default()),
             send_on,
         })
@@ -94,15 +109,26 @@ impl Recording {
     pub(super) fn stopped(&mut self, migration: u64, at: Timestamp) {
         self.placement.stopped(at);
         self.send_on.stopped(migration);
-        match self.socket.send(&probe()) {
-            Ok(Sent::Queued) => self.placement.injected(now()),
-            // Then there are others to read.
-            Ok(Sent::Full) => {}
-            Err(error) => {
-                tracing::debug!(ifindex = self.ifindex, %error, "No frame after the stop");
-            }
+        if let Err(error) = self.probe_queues() {
+            tracing::debug!(ifindex = self.ifindex, %error, "No frame after the stop");
         }
         self.due = Some(at);
+    }
+
+    /// Makes sure that there is a frame to read in each queue.
+    fn probe_queues(&mut self) -> io::Result<()> {
+        let queues = self.several.unwrap_or(1);
+        for frame in probes(queues) {
+            match self.socket.send(&frame)? {
+                Sent::Queued => self.placement.injected(now()),
+                // Then there are others to read.
+                Sent::Full => {}
+            }
+        }
+        if queues <= MOST_PROBED {
+            self.placement.probed();
+        }
+        Ok(())
     }
 
     /// Looks at the queue when it is due; returns the cut once it is placed.
@@ -141,7 +167,7 @@ impl Recording {
             Step::Cut(cut) => {
                 self.due = Some(now());
                 // First, because the destination waits for it.
-                let told = self.cut(datapath, &self.truthful(datapath, cut));
+                let told = self.cut(datapath, &cut);
                 self.send_on.cut(datapath, cut);
                 told
             }
@@ -152,25 +178,12 @@ impl Recording {
                     "A frame was read later than it should have been; the VM may get a packet twice"
                 );
                 self.due = Some(now());
-                self.cut(datapath, &self.truthful(datapath, cut))
+                self.cut(datapath, &cut)
             }
             Step::Done => {
                 self.due = None;
                 None
             }
-        }
-    }
-
-    /// Without probes nobody can tell whether QEMU has held one frame back or two.
-    fn truthful(&self, datapath: &Datapath, cut: Cut) -> Cut {
-        let has_probes =
-            || matches!(datapath.gate(self.ifindex), Ok(Some((gate, _))) if gate.probes != 0);
-        match cut {
-            Cut::Number { number, .. } if !self.vhost && !has_probes() => Cut::Number {
-                number,
-                overflow: true,
-            },
-            cut => cut,
         }
     }
 
@@ -183,12 +196,21 @@ impl Recording {
             .main_loop
             .as_ref()
             .map_or(Reader::Unknown, MainLoop::look);
+        if self.several.is_some() {
+            self.several = queues.queues(self.ifindex)?;
+        }
         let counts = queues.counts(self.ifindex)?;
-        let (_, usage) = datapath.gate(self.ifindex)?.ok_or("its gate is gone")?;
+        let (gate, usage) = datapath.gate(self.ifindex)?.ok_or("its gate is gone")?;
         let counts = Counts {
             taken: counts.read,
             dropped: counts.dropped,
         };
+        let path = match (self.vhost, gate.probes != 0) {
+            (true, _) => Path::Vhost,
+            (false, true) => Path::Probed,
+            (false, false) => Path::Plain,
+        };
+        self.placement.read_by(path, self.several.unwrap_or(1));
         self.placement.sample(now(), reader, counts, usage.entered);
         Ok(())
     }
@@ -256,11 +278,34 @@ fn delivered(
         .map(|(key, delivered)| (key.stream, delivered)))
 }
 
+/// Frames that nobody misses, of which each of so many queues of a TAP gets one. The kernel chooses the queue
+/// by the addresses of a packet, so several take many.
+pub(super) fn probes(queues: u32) -> Vec<[u8; PROBE_BYTES]> {
+    match queues {
+        0 | 1 => vec![probe()],
+        _ => (0..queues.min(MOST_PROBED) * PROBES_PER_QUEUE)
+            .map(probe_packet)
+            .collect(),
+    }
+}
+
 /// A probe like those of `gate`.
-pub(super) fn probe() -> [u8; PROBE_BYTES] {
+fn probe() -> [u8; PROBE_BYTES] {
     let mut frame = [0; PROBE_BYTES];
     frame[..6].copy_from_slice(&PROBE_MAC);
     frame[6..12].copy_from_slice(&PROBE_MAC);
     frame[12..14].copy_from_slice(&PROBE_ETHER_TYPE.to_be_bytes());
+    frame
+}
+
+/// A probe that is an IPv6 packet of its own flow for each number.
+fn probe_packet(number: u32) -> [u8; PROBE_BYTES] {
+    let mut frame = probe();
+    frame[12..14].copy_from_slice(&ethernet::IPV6.to_be_bytes());
+    frame[14] = 6 << 4;
+    frame[20] = NO_NEXT_HEADER;
+    frame[SOURCE_AT..SOURCE_AT + 4].copy_from_slice(&[0xfe, 0x80, 0, 0]);
+    frame[SOURCE_AT + 12..SOURCE_AT + 16].copy_from_slice(&number.to_be_bytes());
+    frame[SOURCE_AT + 16..SOURCE_AT + 20].copy_from_slice(&[0xfe, 0x80, 0, 0]);
     frame
 }

@@ -57,7 +57,15 @@ impl Bench {
 
     /// The cut of one flow, the last packet of which came at `last`.
     fn cut(&mut self, letters: &str, last: Timestamp) {
-        let nic = nic(vec![flow_cut(&stream(1), letters, last)]);
+        self.cut_by(CutBasis::Count, letters, last);
+    }
+
+    fn cut_by(&mut self, basis: CutBasis, letters: &str, last: Timestamp) {
+        let flows = vec![flow_cut(&stream(1), letters, last)];
+        let nic = NicCut {
+            basis,
+            ..nic(flows)
+        };
         let mut clock = ClockOffset::default();
         clock.observe(self.now.0, self.now);
         self.hold.cut(self.now, self.now.0, &nic, &clock);
@@ -351,4 +359,35 @@ fn forgotten_frames_are_gone() {
     assert_eq!(bench.hold.done(), None);
     assert_eq!(bench.hold.bytes(), 0);
     assert_eq!(bench.replay(), "");
+}
+
+#[test]
+fn what_the_source_does_not_know_exactly_is_not_called_exact() {
+    let placed = |basis, later: &str| {
+        let mut bench = Bench::held("abcd");
+        bench.cut_by(basis, "abcd", bench.now);
+        bench.now = bench.now + MS * 10;
+        bench.push(later);
+        bench.replay();
+        bench.placed()
+    };
+    assert_eq!(placed(CutBasis::Count, "e"), Placed::Fingerprint);
+    assert_eq!(placed(CutBasis::Time, "e"), Placed::Estimate);
+    // Nobody can have had what came so late.
+    assert_eq!(placed(CutBasis::Overflow, "e"), Placed::Fingerprint);
+
+    let mut bench = Bench::held("abcd");
+    bench.cut_by(CutBasis::Overflow, "ab", bench.now);
+    assert_eq!(bench.replay(), "cd");
+    let report = bench.hold.report();
+    assert_eq!(bench.placed(), Placed::Estimate);
+    assert_eq!(report.flows[0].duplicates, 2);
+}
+
+#[test]
+fn replay_into_a_tap_that_has_changed_is_not_called_exact() {
+    let mut bench = Bench::held("abcd");
+    bench.cut("ab", LONG_AGO);
+    bench.hold.doubt();
+    assert_eq!(bench.placed(), Placed::Estimate);
 }

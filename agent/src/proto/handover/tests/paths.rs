@@ -231,7 +231,7 @@ pub(super) fn run(plan: &Plan) -> Option<Outcome> {
     };
     for packet in &mut packets {
         packet.is_claimed = packet.number.is_some_and(|claimed| match cut {
-            Cut::Number { number, .. } => claimed <= number,
+            Cut::Number { number, .. } | Cut::Among { after: number, .. } => claimed <= number,
             Cut::Time(until) => packet.at_source.is_some_and(|at| at <= until.0),
         });
     }

@@ -2,7 +2,7 @@
 
 use super::count;
 use crate::proto::Timestamp;
-use crate::proto::handover::{Counts, Cut, Placement, Reader, Step};
+use crate::proto::handover::{Counts, Cut, Path, Placement, Reader, Step};
 
 fn at(ms: u64) -> Timestamp {
     Timestamp(ms * 1_000_000)
@@ -301,4 +301,98 @@ fn recording_is_sampled_sparingly() {
     assert!(samples(100) < 1200);
     // Nothing ever comes.
     assert!(samples(100_000) < 3000);
+}
+
+#[test]
+fn full_queue_has_what_vhost_net_has_taken_ahead_behind_it() {
+    let mut placement = Placement::new(50);
+    placement.read_by(Path::Vhost, 1);
+    // One frame is read and two come, of which one is dropped, again and again.
+    for n in 0..200 {
+        placement.sample(at(n), Reader::Unknown, counts(n, n), 114 + 2 * n);
+    }
+    placement.stopped(at(200));
+    placement.sample(at(200), Reader::Unknown, counts(200, 200), 514);
+    placement.injected(at(200));
+    let cut = settle(&mut placement, at(200), counts(201, 220), 534);
+    // The 200th frame that found room was the 313th or before; a few less is what can be known.
+    assert_eq!(cut, overflow(281));
+}
+
+/// A placement of two queues that were found empty after every tenth frame, up to 30, and whose VM
+/// has stopped since.
+fn of_two_queues() -> Placement {
+    let mut placement = Placement::new(1000);
+    for n in 0..=16 {
+        placement.read_by(Path::Vhost, 2);
+        placement.sample(at(n * 10), Reader::Asleep, counts(1000 + n * 10, 7), n * 10);
+    }
+    placement.stopped(at(170));
+    placement.sample(at(170), Reader::Busy, counts(1164, 7), 166);
+    placement.injected(at(170));
+    placement.injected(at(170));
+    placement
+}
+
+/// Its cut, when so many frames have been read.
+fn cut_of_two_queues(mut placement: Placement, taken: u64) -> Cut {
+    placement.sample(at(171), Reader::Asleep, counts(taken, 7), 166);
+    match placement.poll(at(171)) {
+        Step::Cut(cut) => cut,
+        step => panic!("{step:?}"),
+    }
+}
+
+#[test]
+fn several_queues_that_were_empty_before_the_last_reads_are_cut_there() {
+    let mut placement = of_two_queues();
+    placement.probed();
+    assert_eq!(cut_of_two_queues(placement, 1162), count(160));
+}
+
+#[test]
+fn what_was_read_of_several_queues_since_they_were_empty_is_for_the_flows_to_say() {
+    let mut placement = of_two_queues();
+    placement.probed();
+    let among = Cut::Among {
+        after: 160,
+        had: 3,
+        until: 166,
+    };
+    assert_eq!(cut_of_two_queues(placement, 1165), among);
+    // Who knows whether each had one to read?
+    assert_eq!(cut_of_two_queues(of_two_queues(), 1165), overflow(160));
+}
+
+#[test]
+fn sample_after_which_too_few_were_read_is_of_a_vm_that_had_stopped() {
+    let mut placement = of_two_queues();
+    placement.probed();
+    let among = Cut::Among {
+        after: 150,
+        had: 9,
+        until: 166,
+    };
+    assert_eq!(cut_of_two_queues(placement, 1161), among);
+}
+
+#[test]
+fn queue_that_goes_takes_what_is_known_with_it() {
+    let mut placement = of_two_queues();
+    placement.probed();
+    placement.read_by(Path::Vhost, 1);
+    assert_eq!(cut_of_two_queues(placement, 1165), Cut::Time(at(165)));
+}
+
+#[test]
+fn without_a_probe_two_frames_may_have_been_read_that_nobody_got() {
+    let mut placement = recording();
+    placement.stopped(at(40));
+    placement.read_by(Path::Plain, 1);
+    placement.sample(at(40), Reader::Unknown, counts(1035, 7), 36);
+    placement.injected(at(40));
+    assert_eq!(
+        settle(&mut placement, at(40), counts(1036, 7), 40),
+        overflow(34)
+    );
 }

@@ -2,6 +2,7 @@
 
 use common::handover::flow_hash_of;
 use common::maps::{Delivered, GateRecord, StreamKey};
+use common::signal::CutBasis;
 
 use super::*;
 use crate::proto::Timestamp;
@@ -146,4 +147,27 @@ fn message_is_bounded() {
         nics: vec![cut],
     });
     assert!(message.encode(u64::MAX).len() < 600 * 1024);
+}
+
+#[test]
+fn frames_of_one_flow_say_where_a_cut_among_them_is() {
+    let flows = [(stream(1), passed(20)), (stream(2), passed(20))];
+    let among = Cut::Among {
+        after: 10,
+        had: 3,
+        until: 16,
+    };
+    let said = |records: &[GateRecord]| {
+        let cut = nic_cut(MAC, &among, records, &flows, END).cut;
+        let delivered: Vec<_> = cut.flows.iter().map(|flow| flow.delivered).collect();
+        (cut.basis, delivered)
+    };
+    let flow = |number| stream(if number > 10 { 1 } else { 2 });
+    let mut records: Vec<_> = (1..=20).map(|n| record(&flow(n), n)).collect();
+    assert_eq!(said(&records), (CutBasis::Count, vec![3, 10]));
+    // One of another flow, or of none, may have been among the three.
+    records[12] = record(&stream(2), 13);
+    assert_eq!(said(&records), (CutBasis::Overflow, vec![10]));
+    records.remove(12);
+    assert_eq!(said(&records), (CutBasis::Overflow, vec![10]));
 }

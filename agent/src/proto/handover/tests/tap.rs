@@ -1,15 +1,21 @@
 //! A model of a TAP and of QEMU that reads it, against which the placement is tested.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
+use common::handover::flow_hash_of;
+use common::maps::{Delivered, GateRecord};
+use common::signal::CutBasis;
 use proptest::prelude::*;
 
 use super::random::Random;
+use super::stream;
 use crate::proto::Timestamp;
-use crate::proto::handover::{Counts, Cut, Placement, Reader, Step};
+use crate::proto::handover::{Counts, Cut, Path, Placement, Reader, Step, nic_cut};
 
 /// Resolution of the model, microseconds.
 const TICK: u64 = 10;
+/// Frames that vhost-net takes out of a queue at once.
+const BATCH: usize = 64;
 
 /// What happens to the frames, times in microseconds.
 #[derive(Clone, Debug)]
@@ -21,7 +27,12 @@ struct Plan {
     burst: u64,
     /// Mean time that QEMU takes for a frame.
     read: u64,
-    /// Length of the queue, frames.
+    /// By whom.
+    path: Path,
+    /// Queues, and flows, each of which has its queue.
+    queues: usize,
+    flows: u16,
+    /// Length of a queue, frames.
     capacity: usize,
     /// Frames there when the recording begins.
     queued: u64,
@@ -36,7 +47,7 @@ struct Plan {
     /// Whether it can be seen when QEMU sleeps.
     is_seen: bool,
     /// Whether QEMU has read a frame before the stop that it could not hand over. It reads none
-    /// after it, then.
+    /// after it, then, if a probe is there to be thrown away; else it has read two.
     held_back: bool,
 }
 
@@ -52,31 +63,82 @@ fn plans() -> impl Strategy<Value = Plan> {
         ],
     );
     let held_back = prop::bool::weighted(0.2);
-    (any::<u64>(), frames, times, held_back).prop_map(|(seed, frames, times, held_back)| {
-        let (interval, burst, read, capacity, queued) = frames;
-        let (recording, pause, report, (is_seen, late)) = times;
-        Plan {
-            seed,
-            interval,
-            burst,
-            read,
-            capacity,
-            queued,
-            recording,
-            pause,
-            report,
-            late,
-            is_seen,
-            held_back,
-        }
-    })
+    let paths = prop_oneof![Just(Path::Vhost), Just(Path::Probed), Just(Path::Plain)];
+    let flows = prop_oneof![Just(1_u16), 2..6_u16];
+    let shape = (paths, flows);
+    (any::<u64>(), frames, times, held_back, shape).prop_map(
+        |(seed, frames, times, held_back, (path, flows))| {
+            let (interval, burst, read, capacity, queued) = frames;
+            let (recording, pause, report, (is_seen, late)) = times;
+            Plan {
+                seed,
+                interval,
+                burst,
+                read,
+                path,
+                queues: 1,
+                flows,
+                capacity,
+                queued,
+                recording,
+                pause,
+                report,
+                late,
+                is_seen,
+                held_back: held_back && path != Path::Vhost,
+            }
+        },
+    )
+}
+
+/// The same of a TAP of several queues, which are read more slowly or have fewer frames for each.
+fn plans_of_several() -> impl Strategy<Value = Plan> {
+    (plans(), 2..5_usize).prop_map(|(plan, queues)| Plan { queues, ..plan })
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Frame {
     BeforeRecording,
-    Numbered(u64),
+    /// By its number and its flow.
+    Numbered(u64, u16),
     Injected,
+}
+
+/// One queue of the TAP, and its reader.
+#[derive(Default)]
+struct Queue {
+    frames: VecDeque<Frame>,
+    /// Taken by vhost-net, and not read yet.
+    ahead: VecDeque<Frame>,
+    next_read: u64,
+    held_back: Option<Frame>,
+    reads_left: u64,
+}
+
+impl Queue {
+    fn is_empty(&self) -> bool {
+        self.frames.is_empty() && self.ahead.is_empty()
+    }
+
+    fn take(&mut self, path: Path) -> Option<Frame> {
+        if path != Path::Vhost {
+            return self.frames.pop_front();
+        }
+        if self.ahead.is_empty() {
+            let batch = self.frames.len().min(BATCH);
+            self.ahead = self.frames.drain(..batch).collect();
+        }
+        self.ahead.pop_front()
+    }
+
+    /// vhost-net puts back what it has taken; of that the oldest find no room in a full queue.
+    fn put_back(&mut self, capacity: usize) {
+        while let Some(frame) = self.ahead.pop_back() {
+            if self.frames.len() < capacity {
+                self.frames.push_front(frame);
+            }
+        }
+    }
 }
 
 /// The TAP, and the guest behind it.
@@ -84,21 +146,22 @@ struct Tap {
     plan: Plan,
     random: Random,
     now: u64,
-    queue: VecDeque<Frame>,
-    /// Frames that have been counted by `gate` and not come to the queue, with the time when they
+    queues: Vec<Queue>,
+    /// Frames that have been counted by `gate` and not come to their queue, with the time when they
     /// do.
     under_way: VecDeque<(u64, Frame)>,
     next_arrival: u64,
-    next_read: u64,
-    entered: u64,
+    has_stopped: bool,
+    /// The flow of each frame, by its number.
+    flows: Vec<u16>,
     counts: Counts,
     /// What has entered less what was read and dropped, of an empty queue.
     level: u64,
     is_seen_empty: bool,
-    /// Number of the last frame that the guest has had.
-    delivered: u64,
-    held_back: Option<Frame>,
-    reads_left: u64,
+    /// Numbers of the frames that the guest has had.
+    delivered: BTreeSet<u64>,
+    /// Numbers of those that found no room.
+    dropped: BTreeSet<u64>,
 }
 
 impl Tap {
@@ -109,21 +172,31 @@ impl Tap {
             dropped: random.below(1000),
         };
         let queued = plan.queued.min(plan.capacity as u64);
+        let reads_left = match plan.path {
+            Path::Probed => u64::from(!plan.held_back),
+            Path::Vhost | Path::Plain => 1,
+        };
+        let queue = |index| Queue {
+            frames: (0..if index == 0 { queued } else { 0 })
+                .map(|_| Frame::BeforeRecording)
+                .collect(),
+            reads_left,
+            ..Queue::default()
+        };
         Self {
             level: 0u64.wrapping_sub(counts.taken + counts.dropped + queued),
             is_seen_empty: false,
-            queue: (0..queued).map(|_| Frame::BeforeRecording).collect(),
-            reads_left: u64::from(!plan.held_back),
+            queues: (0..plan.queues).map(queue).collect(),
             plan,
             random,
             now: 0,
             under_way: VecDeque::new(),
             next_arrival: 0,
-            next_read: 0,
-            entered: 0,
+            has_stopped: false,
+            flows: Vec::new(),
             counts,
-            delivered: 0,
-            held_back: None,
+            delivered: BTreeSet::new(),
+            dropped: BTreeSet::new(),
         }
     }
 
@@ -131,49 +204,68 @@ impl Tap {
         self.now >= self.plan.recording
     }
 
+    fn entered(&self) -> u64 {
+        self.flows.len() as u64
+    }
+
     fn run_until(&mut self, end: u64) {
         while self.now < end {
             self.now += TICK;
             self.arrive();
-            self.read();
+            if self.is_stopped() && !self.has_stopped {
+                self.has_stopped = true;
+                let capacity = self.plan.capacity;
+                self.queues.iter_mut().for_each(|it| it.put_back(capacity));
+            }
+            for queue in 0..self.queues.len() {
+                self.read(queue);
+            }
         }
     }
 
     fn arrive(&mut self) {
         while self.next_arrival <= self.now {
             for _ in 0..=self.random.below(self.plan.burst) {
-                self.entered += 1;
+                let flow = self.random.below(self.plan.flows.into()) as u16;
+                self.flows.push(flow);
+                let frame = Frame::Numbered(self.entered(), flow);
                 let at = self.now + self.random.below(3) * TICK;
                 let at = at.max(self.under_way.back().map_or(0, |(at, _)| *at));
-                self.under_way
-                    .push_back((at, Frame::Numbered(self.entered)));
+                self.under_way.push_back((at, frame));
             }
             let mean = (self.plan.interval * (self.plan.burst + 1)) as f64 / 2.0;
             self.next_arrival += self.random.exponential(mean) as u64 + 1;
         }
         while let Some((_, frame)) = self.under_way.pop_front_if(|(at, _)| *at <= self.now) {
-            self.enqueue(frame);
+            let Frame::Numbered(number, flow) = frame else {
+                continue;
+            };
+            if !self.enqueue(usize::from(flow) % self.queues.len(), frame) {
+                self.dropped.insert(number);
+            }
         }
     }
 
-    fn enqueue(&mut self, frame: Frame) -> bool {
-        let has_room = self.queue.len() < self.plan.capacity;
+    fn enqueue(&mut self, queue: usize, frame: Frame) -> bool {
+        let queue = &mut self.queues[queue];
+        let has_room = queue.frames.len() < self.plan.capacity;
         if has_room {
-            self.queue.push_back(frame);
+            queue.frames.push_back(frame);
         } else {
             self.counts.dropped += 1;
         }
         has_room
     }
 
-    fn read(&mut self) {
-        if self.is_stopped() {
+    fn read(&mut self, index: usize) {
+        let queue = &mut self.queues[index];
+        if self.has_stopped {
             // The one frame that nobody gets.
             if self.now >= self.plan.recording + self.plan.late
-                && self.reads_left > 0
-                && self.queue.pop_front().is_some()
+                && queue.reads_left > 0
+                && queue.frames.pop_front().is_some()
             {
-                self.reads_left -= 1;
+                queue.reads_left -= 1;
                 self.counts.taken += 1;
             }
             return;
@@ -182,20 +274,20 @@ impl Tap {
         if pause > 0 && self.now % pause < pause / 10 {
             return;
         }
-        while self.next_read <= self.now {
-            let Some(frame) = self.queue.pop_front() else {
-                self.next_read = self.now + TICK;
+        while queue.next_read <= self.now {
+            let Some(frame) = queue.take(self.plan.path) else {
+                queue.next_read = self.now + TICK;
                 return;
             };
             self.counts.taken += 1;
-            self.next_read += self.random.exponential(self.plan.read as f64) as u64 + 1;
+            queue.next_read += self.random.exponential(self.plan.read as f64) as u64 + 1;
             let frame = if self.plan.held_back {
-                self.held_back.replace(frame)
+                queue.held_back.replace(frame)
             } else {
                 Some(frame)
             };
-            if let Some(Frame::Numbered(number)) = frame {
-                self.delivered = number;
+            if let Some(Frame::Numbered(number, _)) = frame {
+                self.delivered.insert(number);
             }
         }
     }
@@ -208,11 +300,11 @@ impl Tap {
 
     /// What QEMU's main thread is seen to do.
     fn reader(&self) -> Reader {
+        let is_done = |queue: &Queue| queue.reads_left == 0 || queue.frames.is_empty();
         let is_asleep = if self.is_stopped() {
-            self.now >= self.plan.recording + self.plan.late
-                && (self.reads_left == 0 || self.queue.is_empty())
+            self.now >= self.plan.recording + self.plan.late && self.queues.iter().all(is_done)
         } else {
-            self.queue.is_empty()
+            self.queues.iter().all(Queue::is_empty)
         };
         match (self.plan.is_seen, is_asleep) {
             (false, _) => Reader::Unknown,
@@ -229,19 +321,76 @@ impl Tap {
         self.run_for_a_moment();
         counts.dropped = self.counts.dropped;
         self.run_for_a_moment();
-        let queued = self.entered.wrapping_sub(counts.taken + counts.dropped);
+        let entered = self.entered();
+        let queued = entered.wrapping_sub(counts.taken + counts.dropped);
         self.is_seen_empty |= queued == self.level;
-        placement.sample(at, reader, counts, self.entered);
+        placement.read_by(self.plan.path, self.queues.len() as u32);
+        placement.sample(at, reader, counts, entered);
+    }
+
+    /// Sends a frame into each queue, as the agent does.
+    fn probe(&mut self, placement: &mut Placement) {
+        for queue in 0..self.queues.len() {
+            if self.enqueue(queue, Frame::Injected) {
+                placement.injected(Timestamp(self.now * 1000));
+            }
+        }
+        placement.probed();
+    }
+
+    /// What the source says of each flow with this cut, and what is wrong with it: packets that are lost by
+    /// it or doubled. It may be too early where it says so.
+    fn fault(&self, cut: Cut) -> (CutBasis, Option<String>) {
+        let hash = |flow: u16| flow_hash_of(&stream(flow));
+        let records: Vec<_> = (1..)
+            .zip(&self.flows)
+            .map(|(number, flow)| GateRecord {
+                number,
+                flow: hash(*flow),
+                fingerprint: number,
+                at_ns: number,
+            })
+            .collect();
+        let numbers = |flow: u16| (1_u64..).zip(&self.flows).filter(move |it| *it.1 == flow);
+        let flows: Vec<_> = (0..self.plan.flows)
+            .map(|flow| {
+                let packets = numbers(flow).count() as u64;
+                (stream(flow), Delivered { packets, bytes: 0 })
+            })
+            .collect();
+        let reach = nic_cut([2; 6], &cut, &records, &flows, Timestamp(u64::MAX));
+        let basis = reach.cut.basis;
+        let fault = (0..self.plan.flows).find_map(|flow| {
+            let mut cuts = reach.cut.flows.iter();
+            let said = cuts
+                .find(|it| it.stream() == stream(flow))
+                .map_or(0, |it| it.delivered);
+            let is_had = |number| self.delivered.contains(&number);
+            let had = numbers(flow).enumerate().filter(|(_, it)| is_had(it.0));
+            let had = had.last().map_or(0, |(place, _)| place as u64 + 1);
+            let left = |number| !is_had(number) && !self.dropped.contains(&number);
+            let left = numbers(flow).position(|(number, _)| left(number));
+            let is_late = left.is_some_and(|left| said > left as u64);
+            let is_early = basis == CutBasis::Count && said < had;
+            (is_late || is_early)
+                .then(|| format!("flow {flow}: {said} said, {had} had, {left:?} left"))
+        });
+        (basis, fault)
     }
 }
 
 /// What came of a plan.
 struct Outcome {
+    tap: Tap,
     cut: Cut,
-    delivered: u64,
     stopped: Timestamp,
-    /// Whether a sample was taken of an empty queue.
-    is_seen_empty: bool,
+}
+
+impl Outcome {
+    /// Number of the last frame that the guest has had.
+    fn delivered(&self) -> u64 {
+        self.tap.delivered.last().copied().unwrap_or_default()
+    }
 }
 
 fn run(plan: &Plan) -> Outcome {
@@ -259,9 +408,7 @@ fn run(plan: &Plan) -> Outcome {
                 tap.sample(&mut placement);
                 if tap.now >= reported && !is_injected {
                     is_injected = true;
-                    if tap.enqueue(Frame::Injected) {
-                        placement.injected(Timestamp(tap.now * 1000));
-                    }
+                    tap.probe(&mut placement);
                 }
             }
             Step::SampleAt(due) => {
@@ -275,10 +422,9 @@ fn run(plan: &Plan) -> Outcome {
             }
             Step::Cut(cut) => {
                 return Outcome {
+                    tap,
                     cut,
-                    delivered: tap.delivered,
                     stopped: Timestamp(plan.recording * 1000),
-                    is_seen_empty: tap.is_seen_empty,
                 };
             }
             step => panic!("{step:?}"),
@@ -293,16 +439,31 @@ proptest! {
     fn cut_is_where_the_guest_stopped(plan in plans()) {
         let outcome = run(&plan);
         // Queues that were never seen empty are the subject of the test below.
-        prop_assume!(outcome.is_seen_empty);
+        prop_assume!(outcome.tap.is_seen_empty);
         match outcome.cut {
             Cut::Number { number, overflow: false } => {
-                prop_assert_eq!(number, outcome.delivered);
+                prop_assert_eq!(number, outcome.delivered());
             }
             Cut::Number { number, overflow: true } => {
-                prop_assert!(number <= outcome.delivered);
+                prop_assert!(number <= outcome.delivered());
             }
+            Cut::Among { .. } => prop_assert!(false, "one queue has one order"),
             Cut::Time(until) => prop_assert!(until <= outcome.stopped),
         }
+    }
+
+    #[test]
+    fn nothing_is_lost_where_the_cut_may_be_early(plan in plans()) {
+        let outcome = run(&plan);
+        let (basis, fault) = outcome.tap.fault(outcome.cut);
+        prop_assert!(basis == CutBasis::Time || fault.is_none(), "{:?} {:?}", basis, fault);
+    }
+
+    #[test]
+    fn flows_of_several_queues_stopped_where_it_is_said(plan in plans_of_several()) {
+        let outcome = run(&plan);
+        let (basis, fault) = outcome.tap.fault(outcome.cut);
+        prop_assert!(basis == CutBasis::Time || fault.is_none(), "{:?} {:?}", basis, fault);
     }
 }
 
@@ -313,6 +474,9 @@ fn steady(seed: u64, read: u64) -> Plan {
         interval: 580,
         burst: 1 + seed % 5,
         read,
+        path: Path::Probed,
+        queues: 1,
+        flows: 1,
         capacity: 1000,
         queued: seed % 20,
         recording: 1_000_000,
@@ -327,27 +491,52 @@ fn steady(seed: u64, read: u64) -> Plan {
 #[test]
 fn cut_is_exact_where_the_guest_keeps_up() {
     for seed in 0..100 {
+        for path in [Path::Probed, Path::Vhost] {
+            let outcome = run(&Plan {
+                is_seen: seed % 2 == 1,
+                path,
+                ..steady(seed, 30 + seed * 4)
+            });
+            let expected = Cut::Number {
+                number: outcome.delivered(),
+                overflow: false,
+            };
+            assert_eq!(outcome.cut, expected);
+        }
+    }
+}
+
+#[test]
+fn cut_of_several_queues_is_exact_where_the_guest_keeps_up_with_one_flow() {
+    let mut exact = 0;
+    for seed in 0..100 {
         let outcome = run(&Plan {
             is_seen: seed % 2 == 1,
-            ..steady(seed, 30 + seed * 4)
+            path: Path::Vhost,
+            queues: 2 + seed as usize % 3,
+            ..steady(seed, 30 + seed * 2)
         });
-        assert_eq!(
-            outcome.cut,
-            Cut::Number {
-                number: outcome.delivered,
-                overflow: false
-            }
-        );
+        let (basis, fault) = outcome.tap.fault(outcome.cut);
+        assert_eq!(fault, None, "{seed}");
+        exact += u32::from(basis == CutBasis::Count);
     }
+    assert!(exact >= 95, "{exact}");
 }
 
 #[test]
 fn cut_is_no_later_than_the_stop_where_the_guest_does_not_keep_up() {
     for seed in 0..300 {
-        let outcome = run(&steady(seed, 480 + seed));
-        match outcome.cut {
-            Cut::Number { number, .. } => assert!(number <= outcome.delivered, "{seed}"),
-            Cut::Time(_) => assert!(outcome.is_seen_empty, "{seed}"),
+        for path in [Path::Probed, Path::Vhost, Path::Plain] {
+            let outcome = run(&Plan {
+                path,
+                ..steady(seed, 480 + seed)
+            });
+            let (basis, fault) = outcome.tap.fault(outcome.cut);
+            if basis == CutBasis::Time {
+                assert!(outcome.tap.is_seen_empty, "{seed}");
+            } else {
+                assert_eq!(fault, None, "{seed} {path:?}");
+            }
         }
     }
 }
