@@ -5,7 +5,9 @@ use crate::proto::Timestamp;
 /// The queue was empty when it was found at its shortest so often, with frames read in between: a
 /// queue that is only short by chance is next found shorter as often as not.
 const SURE: u32 = 16;
-/// So often suffices if it is found so in every third sample, as where frames are few.
+/// So often suffices if it is found so in every third sample, as where frames are few, and if no frame had
+/// come since the sample before: on a machine that stands still now and then, samples and frames come together
+/// when it goes on, before what reads the frames.
 const SURE_OF_FEW: u32 = 4;
 const OF_SAMPLES: u32 = 3;
 
@@ -44,6 +46,9 @@ pub(super) struct Evidence {
     pub(super) least: Option<(i64, u64)>,
     /// How often it was seen, with frames read in between.
     seen: u32,
+    /// The same when no frame had come since the sample before, and frames read when it was last so.
+    quiet: u32,
+    quiet_at: Option<u64>,
     /// Difference when the queue was longest, at least.
     pub(super) greatest: Option<i64>,
     /// Samples before which frames had come or been read, after the first.
@@ -56,7 +61,9 @@ impl Evidence {
         let difference = sample.left_of(taken);
         // Whether frames were dropped since the last sample: then the queue was full.
         let mut was_full = false;
+        let mut is_quiet = false;
         if let Some(last) = last {
+            is_quiet = last.entered == sample.entered;
             was_full = last.counts.dropped != sample.counts.dropped;
             let is_moved = (last.entered, last.counts) != (sample.entered, sample.counts);
             self.samples += u32::from(is_moved);
@@ -71,14 +78,21 @@ impl Evidence {
                 // A queue that nobody reads keeps its length, too.
                 self.seen += u32::from(at != taken && !was_full);
             }
-            _ => self.seen = u32::from(!was_full),
+            _ => {
+                self.seen = u32::from(!was_full);
+                (self.quiet, self.quiet_at) = (0, None);
+            }
+        }
+        if is_quiet && !was_full && self.quiet_at != Some(taken) {
+            self.quiet += 1;
+            self.quiet_at = Some(taken);
         }
         self.least = Some((difference, taken));
     }
 
     /// Whether the queue was empty when it was shortest.
     pub(super) fn is_sure(&self) -> bool {
-        self.seen >= SURE || self.seen >= SURE_OF_FEW && self.is_mostly_empty()
+        self.seen >= SURE || self.quiet >= SURE_OF_FEW && self.is_mostly_empty()
     }
 
     pub(super) fn is_mostly_empty(&self) -> bool {

@@ -17,12 +17,10 @@ fn counts(taken: u64, dropped: u64) -> Counts {
 fn recording() -> Placement {
     let mut placement = Placement::new(1000);
     for n in 0..=3 {
-        placement.sample(
-            at(n * 10),
-            Reader::Unknown,
-            counts(1000 + n * 10, 7),
-            n * 10,
-        );
+        for ms in [n * 10 - n.min(1), n * 10] {
+            let counts = counts(1000 + n * 10, 7);
+            placement.sample(at(ms), Reader::Unknown, counts, n * 10);
+        }
     }
     placement
 }
@@ -95,6 +93,20 @@ fn sender_that_keeps_step_with_the_samples_does_not_hide_that_the_queue_is_empty
         settle(&mut placement, now, counts(1300, 0), 1300),
         count(1299)
     );
+}
+
+#[test]
+fn frames_that_always_come_just_before_a_sample_do_not_show_an_empty_queue() {
+    let mut placement = Placement::new(1000);
+    // The one before has been read when the next one comes.
+    for n in 0..12 {
+        placement.sample(at(n * 7), Reader::Unknown, counts(1000 + n, 7), n + 1);
+    }
+    placement.stopped(at(90));
+    placement.sample(at(90), Reader::Unknown, counts(1012, 7), 13);
+    placement.injected(at(90));
+    let cut = settle(&mut placement, at(90), counts(1013, 7), 13);
+    assert_eq!(cut, Cut::Time(at(85)));
 }
 
 #[test]
