@@ -15,7 +15,7 @@ pub struct HandoverCut {
     /// same).
     #[n(0)]
     pub clock_ns: u64,
-    /// One for each of its NICs.
+    /// One for each of its NICs whose reception was recorded.
     #[n(1)]
     pub nics: Vec<NicCut>,
 }

@@ -6,6 +6,7 @@ use common::signal::{MigrationAbort, MigrationProgress, PeerMessage, Phase};
 use tracing::warn;
 
 use super::Incoming;
+use super::handover::CUT_TRANSIT;
 use crate::proto::record::Outcome;
 use crate::proto::refusal::{Refusal, bounded};
 use crate::proto::timer::Timer;
@@ -94,6 +95,10 @@ impl Agent {
     pub(in crate::proto) fn incoming_peer_down(&mut self, peer: &str) {
         let grace = self.now + self.config.timing.lost_peer_grace;
         for (number, incoming) in &self.incoming {
+            if incoming.peer == peer && incoming.waits_for_cut() {
+                self.timers
+                    .set_earlier(Timer::Cut(*number), self.now + CUT_TRANSIT);
+            }
             if incoming.peer == peer && incoming.arrived.is_none() && !self.has_begun(incoming) {
                 self.timers.set_earlier(Timer::Unused(*number), grace);
             }

@@ -4,11 +4,14 @@
 //!             TAP is there          HandoverCut            all replayed
 //!  (no gate) --------------> Holding -----------> Replaying --------------> (no gate)
 //!                              |                      ^
-//!                              | the VM runs, and     |
-//!                              | no cut has come      |
-//!                              +--- [`CUT_WAIT`] -----+  everything of the pause, twice rather
+//!                              | the VM runs, and no  |
+//!                              | cut can come         |
+//!                              +----------------------+  everything of the pause, twice rather
 //!                                                        than never
 //! ```
+//!
+//! A connected source sends its cut by [`LATEST_CUT`] after the stop, or that there is none, so it is waited
+//! for until then: meanwhile the VM gets none of its streams, but loses nothing of them.
 //!
 //! A gate that cannot be made is no reason to keep a VM from coming: its TAP gets the streams from
 //! the pause on instead.
@@ -20,12 +23,13 @@ use common::signal::HandoverCut;
 use tracing::{info, warn};
 
 use super::{Agent, Incoming};
-use crate::proto::handover::{FlowReport, HoldReport};
+use crate::proto::handover::{FlowReport, HoldReport, LATEST_CUT};
 use crate::proto::timer::Timer;
 use crate::proto::{GateCommand, Mac, Output};
 
-/// How long a VM that runs here is kept from its streams for want of a cut.
-const CUT_WAIT: Duration = Duration::from_millis(200);
+/// How long a cut may be on its way; the least that a VM that runs here waits for its cut, and all that it
+/// waits for one of a source that is not connected.
+pub(super) const CUT_TRANSIT: Duration = Duration::from_millis(200);
 /// What is replayed without a cut begins so long before the VM is known to have stopped: as long as
 /// that may take to get here.
 const BLIND_MARGIN: Duration = Duration::from_millis(100);
@@ -49,6 +53,15 @@ impl Incoming {
         self.gates
             .get(&ifindex)
             .is_some_and(|gate| *gate != ArrivalGate::Refused)
+    }
+
+    /// Whether the VM runs here and is kept from its streams for want of a cut.
+    pub(super) fn waits_for_cut(&self) -> bool {
+        self.arrived.is_some()
+            && self
+                .gates
+                .values()
+                .any(|gate| *gate == ArrivalGate::Holding)
     }
 }
 
@@ -140,23 +153,29 @@ impl Agent {
                 Some(ArrivalGate::Refused) | None => {}
             }
         }
+        // Of those that it leaves out, the source knows nothing.
+        self.cut_timed_out(number);
     }
 
-    /// The VM runs here: it gets a cut soon, or does without.
+    /// The VM runs here: it gets a cut, or does without.
     pub(super) fn expect_cut(&mut self, number: u64) {
         let Some(incoming) = self.incoming.get(&number) else {
             return;
         };
-        if incoming
-            .gates
-            .values()
-            .any(|gate| *gate == ArrivalGate::Holding)
-        {
-            self.timers.set(Timer::Cut(number), self.now + CUT_WAIT);
+        if !incoming.waits_for_cut() {
+            return;
         }
+        let soon = self.now + CUT_TRANSIT;
+        let due = if self.is_up(&incoming.peer) {
+            let stopped = incoming.switching.unwrap_or(self.now);
+            soon.max(stopped + LATEST_CUT + CUT_TRANSIT)
+        } else {
+            soon
+        };
+        self.timers.set(Timer::Cut(number), due);
     }
 
-    /// No cut has come. What the VM may have missed is replayed.
+    /// No cut comes. What the VM may have missed is replayed.
     pub(in crate::proto) fn cut_timed_out(&mut self, number: u64) {
         let Some(incoming) = self.incoming.get_mut(&number) else {
             return;

@@ -49,6 +49,7 @@ impl Agent {
         self.place_cuts(number, at);
         self.forward_departures(number);
         self.tell_peer(number);
+        self.tell_cuts(number);
         self.tell_operator(number);
     }
 

@@ -86,13 +86,15 @@ impl Agent {
         }
     }
 
-    /// Tells the destination the cuts, once all are known and whenever the connection is made anew.
+    /// Tells the destination the cuts, once all are known and whenever the connection is made anew; of a VM
+    /// that has stopped and of which nothing is recorded, that there is none to wait for.
     pub(super) fn tell_cuts(&mut self, number: u64) {
         let Some(outgoing) = self.outgoing.get(&number) else {
             return;
         };
         let cuts: Option<Vec<NicCut>> = outgoing.recorded.values().cloned().collect();
-        let Some(nics) = cuts.filter(|cuts| !cuts.is_empty()) else {
+        let is_said = |cuts: &Vec<NicCut>| !cuts.is_empty() || outgoing.suspended.is_some();
+        let Some(nics) = cuts.filter(is_said) else {
             return;
         };
         if outgoing.requester == Requester::Unknown || !self.is_up(&outgoing.destination) {

@@ -8,7 +8,7 @@ use common::signal::{
 };
 
 use super::super::tests::{S, active, bench, request};
-use crate::proto::handover::{ClockOffset, FlowReport, HoldReport, Placed};
+use crate::proto::handover::{ClockOffset, FlowReport, HoldReport, LATEST_CUT, Placed};
 use crate::proto::tests::fixture::{Bench, MAC, TAP, UUID, config};
 use crate::proto::{
     Command, GateCommand, GateEvent, HypervisorEvent, JobStats, Output, PeerEvent, Timestamp,
@@ -159,8 +159,8 @@ fn vm_that_runs_without_a_cut_gets_what_came_during_the_pause() {
     bench.pass(50 * MS);
     resumed(&mut bench);
     bench.outputs();
-    bench.pass(100 * MS);
-    assert_eq!(gates(&mut bench), []);
+    bench.pass(LATEST_CUT);
+    assert_eq!(gates(&mut bench), [], "the source may still tell it");
     bench.pass(S);
     match gates(&mut bench).as_slice() {
         [
@@ -178,6 +178,59 @@ fn vm_that_runs_without_a_cut_gets_what_came_during_the_pause() {
     }
     hand_over(&mut bench, 0);
     assert_eq!(gates(&mut bench), [], "too late");
+}
+
+#[test]
+fn source_whose_vm_stopped_late_is_waited_for_and_one_that_is_gone_is_not() {
+    let mut bench = arriving();
+    progress(&mut bench, Phase::Switching, 0);
+    bench.pass(30 * MS);
+    resumed(&mut bench);
+    bench.outputs();
+    bench.pass(LATEST_CUT);
+    hand_over(&mut bench, 0);
+    assert!(matches!(
+        gates(&mut bench).as_slice(),
+        [GateCommand::Replay { .. }]
+    ));
+
+    let gone = |bench: &mut Bench| {
+        let reason = "broken".to_owned();
+        bench.peer(PeerEvent::Down { reason });
+    };
+    let is_blind = |bench: &mut Bench| {
+        bench.pass(100 * MS);
+        assert_eq!(gates(bench), [], "it may come back");
+        bench.pass(200 * MS);
+        matches!(gates(bench).as_slice(), [GateCommand::ReplayBlind { .. }])
+    };
+    for is_late in [false, true] {
+        let mut bench = arriving();
+        progress(&mut bench, Phase::Switching, 0);
+        if is_late {
+            resumed(&mut bench);
+            gone(&mut bench);
+        } else {
+            gone(&mut bench);
+            resumed(&mut bench);
+        }
+        bench.outputs();
+        assert!(is_blind(&mut bench), "{is_late}");
+    }
+}
+
+#[test]
+fn tap_of_which_the_source_knows_nothing_is_not_kept_waiting() {
+    let mut bench = arriving();
+    progress(&mut bench, Phase::Switching, 0);
+    resumed(&mut bench);
+    bench.outputs();
+    let nics = Vec::new();
+    bench.frame(1, HandoverCut { clock_ns: 0, nics });
+    assert!(matches!(
+        gates(&mut bench).as_slice(),
+        [GateCommand::ReplayBlind { .. }]
+    ));
 }
 
 #[test]
@@ -389,9 +442,11 @@ fn tap_that_cannot_be_recorded_is_left_out_of_the_cut() {
         .agent
         .handle_gate(bench.now, GateEvent::NotRecorded { ifindex });
     bench.outputs();
+    assert!(cuts(&mut bench).is_empty(), "the VM runs");
     suspended(&mut bench);
-    assert_eq!(gates(&mut bench), []);
-    assert!(cuts(&mut bench).is_empty());
+    let told = cuts(&mut bench);
+    assert_eq!(told.len(), 1);
+    assert!(told[0].1.nics.is_empty());
 }
 
 #[test]
