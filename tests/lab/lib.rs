@@ -30,6 +30,7 @@
 //! | [`kvm`] | does KVM really work here? |
 //! | [`machine`] | a stock kernel in an emulated machine that runs a command |
 //! | [`mod@bench`] | the benches of relay and migration: what they report, and their pictures |
+//! | [`main_loop`] | what QEMU's main thread does with TAPs, in a process without a VM |
 //! | [`requirements`] | what the machine must have, for tests to skip |
 //! | [`binaries`] | where the lab's own programs are |
 //! | [`wait`] | waiting for a condition with a deadline |
@@ -43,6 +44,7 @@ pub mod kernel;
 pub mod kvm;
 pub mod listener;
 pub mod machine;
+pub mod main_loop;
 pub mod mroute;
 pub mod netns;
 pub mod node;

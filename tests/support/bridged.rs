@@ -28,7 +28,8 @@ pub(crate) struct Bridged {
     pub(crate) host: Namespace,
     /// Where the sender is, behind `up0`.
     pub(crate) network: Namespace,
-    pub(crate) tap: File,
+    /// A file for each queue of the TAP.
+    pub(crate) taps: Vec<File>,
     /// What comes before each frame that is read from it, bytes.
     header_bytes: usize,
     pub(crate) ifindex: u32,
@@ -38,19 +39,19 @@ pub(crate) struct Bridged {
 
 impl Bridged {
     pub(crate) fn new() -> Self {
-        Self::with(tap::open, 0)
+        Self::with(|name| vec![tap::open(name)], 0)
     }
 
-    /// Its TAP is one as vhost-net reads it.
-    pub(crate) fn with_headers() -> Self {
-        Self::with(tap::open_with_header, tap::HEADER_BYTES)
+    /// Its TAP is one as vhost-net reads it, of so many queues.
+    pub(crate) fn with_queues(queues: usize) -> Self {
+        Self::with(|name| tap::open_queues(name, queues), tap::HEADER_BYTES)
     }
 
-    fn with(open: fn(&str) -> File, header_bytes: usize) -> Self {
+    fn with(open: impl FnOnce(&str) -> Vec<File> + Send, header_bytes: usize) -> Self {
         let (host, network) = (Namespace::new("host"), Namespace::new("network"));
         host.add_bridge("br0");
         host.add_peer("br0", "up0", &network, "n0");
-        let tap = host.run(|| open("vnet0"));
+        let taps = host.run(|| open("vnet0"));
         host.ip("link set vnet0 master br0 up");
         let ifindex = host.ifindex("vnet0");
         let n0 = network.ifindex("n0");
@@ -58,7 +59,7 @@ impl Bridged {
         let bridged = Self {
             host,
             network,
-            tap,
+            taps,
             header_bytes,
             ifindex,
             sender,
@@ -76,15 +77,18 @@ impl Bridged {
     pub(crate) fn received(&self) -> Vec<Vec<u8>> {
         let mut frames = Vec::new();
         let mut frame = vec![0; 65_536];
-        while let Ok(length) = (&self.tap).read(&mut frame) {
-            frames.push(frame[self.header_bytes..length].to_vec());
+        for mut tap in &self.taps {
+            while let Ok(length) = tap.read(&mut frame) {
+                frames.push(frame[self.header_bytes..length].to_vec());
+            }
         }
         frames
     }
 
     /// Sends a frame as the VM.
     pub(crate) fn transmit(&self, frame: &[u8]) {
-        let sent = (&self.tap).write(frame).unwrap();
+        let mut tap = &self.taps[0];
+        let sent = tap.write(frame).unwrap();
         assert_eq!(sent, frame.len());
     }
 

@@ -38,6 +38,7 @@ struct Request {
 nix::ioctl_write_ptr_bad!(set_header_bytes, 0x4004_54d8, libc::c_int);
 
 const IFF_TAP: u16 = 0x0002;
+const IFF_MULTI_QUEUE: u16 = 0x0100;
 const IFF_NO_PI: u16 = 0x1000;
 const IFF_VNET_HDR: u16 = 0x4000;
 
@@ -49,13 +50,18 @@ pub(crate) fn open(name: &str) -> File {
     open_as(name, IFF_TAP | IFF_NO_PI)
 }
 
-/// The same; each frame has [`HEADER_BYTES`] before it, as QEMU and vhost-net have it.
-pub(crate) fn open_with_header(name: &str) -> File {
-    let file = open_as(name, IFF_TAP | IFF_NO_PI | IFF_VNET_HDR);
-    let bytes = HEADER_BYTES as libc::c_int;
-    // SAFETY: the number is live and of the size that the ioctl reads.
-    unsafe { set_header_bytes(file.as_raw_fd(), &raw const bytes) }.expect("TUNSETVNETHDRSZ");
-    file
+/// The same with so many queues, a file for each; each frame has [`HEADER_BYTES`] before it, as QEMU and
+/// vhost-net have it.
+pub(crate) fn open_queues(name: &str, queues: usize) -> Vec<File> {
+    let several = if queues > 1 { IFF_MULTI_QUEUE } else { 0 };
+    let open = || {
+        let file = open_as(name, IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | several);
+        let bytes = HEADER_BYTES as libc::c_int;
+        // SAFETY: the number is live and of the size that the ioctl reads.
+        unsafe { set_header_bytes(file.as_raw_fd(), &raw const bytes) }.expect("TUNSETVNETHDRSZ");
+        file
+    };
+    (0..queues).map(|_| open()).collect()
 }
 
 /// Reads one frame of a TAP, as a hypervisor's main loop does; `None` if none comes in time.

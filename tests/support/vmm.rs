@@ -1,13 +1,15 @@
-//! A small VMM: vhost-net reads a TAP into a receive ring of ours, and is stopped as QEMU stops it.
+//! A small VMM: vhost-net reads the queue of a TAP into a receive ring of ours, and is stopped as QEMU
+//! stops it.
 //!
 //! ```text
 //!          vhost-net (kernel) --> receive ring --> Vmm::take, the guest
 //!  TAP --<
-//!          tap::read, QEMU's main loop after the stop: one frame, held back
+//!          lab::main_loop, QEMU after the stop: one frame, held back
 //! ```
 //!
-//! The ring is a split virtqueue (virtio 1.2 §2.7) with one descriptor of [`BUFFER_BYTES`] for each
-//! entry, so that a frame of an Ethernet takes one.
+//! The ring is a split virtqueue (virtio 1.2 §2.7) with one descriptor for each entry. A frame that does
+//! not fit into a buffer takes several, where they are mergeable (§5.1.6.4). The kernel has no packed
+//! rings for vhost-net.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use std::fs::File;
@@ -29,12 +31,11 @@ use super::tap::HEADER_BYTES;
 const RECEIVE: usize = 0;
 const VIRTIO_F_VERSION_1: u64 = 1 << 32;
 const VIRTIO_NET_F_MRG_RXBUF: u64 = 1 << 15;
+const VIRTIO_F_RING_PACKED: u64 = 1 << 34;
 /// Flag of a descriptor that the device writes to.
 const WRITE: u16 = 2;
 /// Flag of the available ring: no interrupts, since the guest polls.
 const NO_INTERRUPT: u16 = 1;
-/// `struct vring_desc`, bytes.
-const DESCRIPTOR_BYTES: u64 = 16;
 /// Ring entries from its beginning: `flags` and `idx` are before them, bytes.
 const ENTRIES: u64 = 4;
 /// Where the index of a ring stands, bytes.
@@ -45,8 +46,10 @@ const DESCRIPTORS_AT: u64 = 0;
 const AVAILABLE_AT: u64 = 0x8000;
 const USED_AT: u64 = 0xa000;
 const BUFFERS_AT: u64 = 0x1_0000;
-/// A buffer, header included.
+/// Room for a buffer.
 const BUFFER_BYTES: u64 = 2048;
+/// `num_buffers` in the header of a frame.
+const NUM_BUFFERS: std::ops::Range<usize> = 10..12;
 /// Most entries of a ring.
 const MAX_ENTRIES: u64 = 1024;
 const MEMORY_BYTES: u64 = BUFFERS_AT + MAX_ENTRIES * BUFFER_BYTES;
@@ -60,7 +63,18 @@ pub(crate) fn is_there() -> bool {
     is_there
 }
 
-/// A VM whose only device is the receiving half of a NIC.
+/// What the guest's driver gives the device.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ring {
+    /// Its length, a power of two up to 1024.
+    pub(crate) entries: u16,
+    /// Whether a frame may take several buffers.
+    pub(crate) is_mergeable: bool,
+    /// Length of each, header included, up to 2048.
+    pub(crate) buffer_bytes: u32,
+}
+
+/// A VM whose only device is one queue of a NIC's receiving half.
 pub(crate) struct Vmm {
     vhost: Net<Arc<GuestMemoryMmap>>,
     memory: Arc<GuestMemoryMmap>,
@@ -73,20 +87,21 @@ pub(crate) struct Vmm {
 }
 
 impl Vmm {
-    /// The VM runs, and vhost-net reads the TAP into an empty ring of so many entries, a power of two up
-    /// to 1024.
-    pub(crate) fn start(tap: &File, entries: u16, is_mergeable: bool) -> Self {
+    /// The VM runs, and vhost-net reads a queue of the TAP into an empty ring.
+    pub(crate) fn start(tap: &File, ring: Ring) -> Self {
         let range = (GuestAddress(0), MEMORY_BYTES as usize);
         let memory = Arc::new(GuestMemoryMmap::from_ranges(&[range]).unwrap());
         let vhost = Net::new(memory.clone()).unwrap();
         vhost.set_owner().unwrap();
-        let mergeable = if is_mergeable {
+        let mergeable = if ring.is_mergeable {
             VIRTIO_NET_F_MRG_RXBUF
         } else {
             0
         };
         let features = VIRTIO_F_VERSION_1 | mergeable;
-        assert_eq!(vhost.get_features().unwrap() & features, features);
+        let offered = vhost.get_features().unwrap();
+        assert_eq!(offered & features, features);
+        assert_eq!(offered & VIRTIO_F_RING_PACKED, 0, "packed rings are new");
         vhost.set_features(features).unwrap();
         let region = memory.iter().next().unwrap();
         let info = VhostUserMemoryRegionInfo {
@@ -97,25 +112,18 @@ impl Vmm {
             mmap_handle: -1,
         };
         vhost.set_mem_table(&[info]).unwrap();
-        let mut vmm = Self {
+        let vmm = Self {
             vhost,
             memory,
             kick: EventFd::new(0).unwrap(),
-            entries,
-            given: 0,
+            entries: ring.entries,
+            given: ring.entries,
             taken: 0,
         };
-        vmm.write(AVAILABLE_AT, NO_INTERRUPT);
-        for entry in 0..entries {
-            let at = DESCRIPTORS_AT + u64::from(entry) * DESCRIPTOR_BYTES;
-            vmm.write(at, BUFFERS_AT + u64::from(entry) * BUFFER_BYTES);
-            vmm.write(at + 8, BUFFER_BYTES as u32);
-            vmm.write(at + 12, WRITE);
-            vmm.give(entry);
-        }
+        vmm.lay_out(ring);
         let config = VringConfigData {
-            queue_max_size: entries,
-            queue_size: entries,
+            queue_max_size: ring.entries,
+            queue_size: ring.entries,
             flags: 0,
             desc_table_addr: DESCRIPTORS_AT,
             used_ring_addr: USED_AT,
@@ -123,12 +131,29 @@ impl Vmm {
             log_addr: None,
         };
         let vhost = &vmm.vhost;
-        vhost.set_vring_num(RECEIVE, entries).unwrap();
+        vhost.set_vring_num(RECEIVE, ring.entries).unwrap();
         vhost.set_vring_base(RECEIVE, 0).unwrap();
         vhost.set_vring_addr(RECEIVE, &config).unwrap();
         vhost.set_vring_kick(RECEIVE, &vmm.kick).unwrap();
         vhost.set_backend(RECEIVE, Some(tap)).unwrap();
         vmm
+    }
+
+    /// Describes the buffers, all of which are the device's.
+    fn lay_out(&self, ring: Ring) {
+        let mut descriptors = Vec::new();
+        let mut available = Vec::new();
+        available.extend(NO_INTERRUPT.to_le_bytes());
+        available.extend(ring.entries.to_le_bytes());
+        for entry in 0..ring.entries {
+            descriptors.extend((BUFFERS_AT + u64::from(entry) * BUFFER_BYTES).to_le_bytes());
+            descriptors.extend(ring.buffer_bytes.to_le_bytes());
+            descriptors.extend(u32::from(WRITE).to_le_bytes());
+            available.extend(entry.to_le_bytes());
+        }
+        for (at, bytes) in [(DESCRIPTORS_AT, descriptors), (AVAILABLE_AT, available)] {
+            self.memory.write_slice(&bytes, GuestAddress(at)).unwrap();
+        }
     }
 
     /// The VM stops: what vhost-net has put into the ring is the guest's, and nothing comes any more.
@@ -140,19 +165,13 @@ impl Vmm {
     pub(crate) fn take(&mut self, most: usize) -> Vec<Vec<u8>> {
         let mut frames = Vec::new();
         while frames.len() < most && self.load(USED_AT + INDEX) != self.taken {
-            let entry = u64::from(self.taken % self.entries);
-            let used = USED_AT + ENTRIES + entry * USED_BYTES;
-            let number: u32 = self.memory.read_obj(GuestAddress(used)).unwrap();
-            let length: u32 = self.memory.read_obj(GuestAddress(used + 4)).unwrap();
-            let mut frame = vec![0; length as usize];
-            let buffer = BUFFERS_AT + u64::from(number) * BUFFER_BYTES;
-            self.memory
-                .read_slice(&mut frame, GuestAddress(buffer))
-                .unwrap();
+            let mut frame = self.take_buffer();
+            let buffers: [u8; 2] = frame[NUM_BUFFERS].try_into().unwrap();
+            for _ in 1..u16::from_le_bytes(buffers) {
+                frame.extend(self.take_buffer());
+            }
             frame.drain(..HEADER_BYTES);
             frames.push(frame);
-            self.taken = self.taken.wrapping_add(1);
-            self.give(number as u16);
         }
         if !frames.is_empty() {
             self.kick.write(1).unwrap();
@@ -160,9 +179,25 @@ impl Vmm {
         frames
     }
 
+    fn take_buffer(&mut self) -> Vec<u8> {
+        assert_ne!(self.load(USED_AT + INDEX), self.taken, "half a frame");
+        let entry = u64::from(self.taken % self.entries);
+        let used = USED_AT + ENTRIES + entry * USED_BYTES;
+        let number: u32 = self.memory.read_obj(GuestAddress(used)).unwrap();
+        let length: u32 = self.memory.read_obj(GuestAddress(used + 4)).unwrap();
+        let mut part = vec![0; length as usize];
+        let buffer = BUFFERS_AT + u64::from(number) * BUFFER_BYTES;
+        self.memory
+            .read_slice(&mut part, GuestAddress(buffer))
+            .unwrap();
+        self.taken = self.taken.wrapping_add(1);
+        self.give(number as u16);
+        part
+    }
+
     fn give(&mut self, entry: u16) {
         let at = AVAILABLE_AT + ENTRIES + u64::from(self.given % self.entries) * 2;
-        self.write(at, entry);
+        self.memory.write_obj(entry, GuestAddress(at)).unwrap();
         self.given = self.given.wrapping_add(1);
         let index = GuestAddress(AVAILABLE_AT + INDEX);
         self.memory
@@ -174,9 +209,5 @@ impl Vmm {
         self.memory
             .load(GuestAddress(at), Ordering::Acquire)
             .unwrap()
-    }
-
-    fn write<T: vm_memory::ByteValued>(&self, at: u64, value: T) {
-        self.memory.write_obj(value, GuestAddress(at)).unwrap();
     }
 }

@@ -174,6 +174,7 @@ pub(crate) const QUICK: &[Selection] = &[
             "packets_are_sent_on_at_xdp_too",
         ],
     ),
+    all("vhost"),
     only(
         "unread",
         &["what_the_vm_has_not_read_is_sent_on_in_order_before_what_comes_later"],

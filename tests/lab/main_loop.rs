@@ -1,0 +1,268 @@
+//! A process that does with TAPs what QEMU's main thread does, for the test `vhost`: it sleeps in `poll`,
+//! and once the VM has stopped it reads one frame of each TAP's queue, sooner or later.
+//!
+//! ```text
+//!  VM runs:  poll(orders)                            vhost-net reads the TAPs
+//!  stopped:  held up --> poll(orders, TAPs) --> one frame of each, which is told
+//! ```
+//!
+//! The program is called as the agent expects of a QEMU; its main thread can take another name, so that
+//! the agent sees none.
+
+#![allow(unsafe_code, reason = "TAPs are inherited by number")]
+
+use std::fs::{self, File};
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::binaries;
+
+/// Name of the program, and of its main thread while the agent is to see it.
+pub const NAME: &str = "qemu-main-loop";
+/// Its name else.
+const HIDDEN: &str = "main-loop";
+/// Most that is told of a frame, bytes.
+const TOLD_BYTES: usize = 128;
+/// An order: what, how, and a time in microseconds.
+const ORDER_BYTES: usize = 6;
+
+/// What keeps the main loop from its TAPs when the VM has stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeldUp {
+    /// It has something else to do.
+    Busy,
+    /// It waits for a lock, as for QEMU's big one.
+    Locked,
+    /// Both in turn.
+    Both,
+}
+
+impl HeldUp {
+    const ALL: [Self; 3] = [Self::Busy, Self::Locked, Self::Both];
+
+    fn pass(self, time: Duration) {
+        let end = Instant::now() + time;
+        let left = || end.saturating_duration_since(Instant::now());
+        let turn = Duration::from_micros(300);
+        while !left().is_zero() {
+            match self {
+                Self::Busy => std::hint::spin_loop(),
+                Self::Locked => thread::park_timeout(left()),
+                Self::Both => {
+                    let until = Instant::now() + turn;
+                    while Instant::now() < until {
+                        std::hint::spin_loop();
+                    }
+                    thread::park_timeout(left().min(turn));
+                }
+            }
+        }
+    }
+}
+
+/// What the process is told.
+#[derive(Clone, Copy, Debug)]
+enum Order {
+    /// To be seen by the agent, or not.
+    Show(bool),
+    /// vhost-net has given the TAPs back.
+    Stopped(HeldUp, Duration),
+    /// The TAPs are nobody's.
+    Gone,
+}
+
+impl Order {
+    fn encode(self) -> [u8; ORDER_BYTES] {
+        let (what, how, time) = match self {
+            Self::Show(shown) => (0, u8::from(shown), Duration::ZERO),
+            Self::Stopped(how, time) => (1, how as u8, time),
+            Self::Gone => (2, 0, Duration::ZERO),
+        };
+        let [a, b, c, d] = u32::try_from(time.as_micros())
+            .unwrap_or(u32::MAX)
+            .to_le_bytes();
+        [what, how, a, b, c, d]
+    }
+
+    /// Reads one; `None` when there are no more.
+    fn read(mut control: &UnixStream) -> Result<Option<Self>> {
+        let mut bytes = [0; ORDER_BYTES];
+        if let Err(error) = control.read_exact(&mut bytes) {
+            return match error.kind() {
+                io::ErrorKind::UnexpectedEof => Ok(None),
+                _ => Err(error.into()),
+            };
+        }
+        let [what, how, time @ ..] = bytes;
+        let time = Duration::from_micros(u32::from_le_bytes(time).into());
+        Ok(Some(match what {
+            0 => Self::Show(how != 0),
+            1 => {
+                let how = HeldUp::ALL.get(usize::from(how));
+                Self::Stopped(*how.context("An order is not understood")?, time)
+            }
+            2 => Self::Gone,
+            _ => bail!("An order is not understood"),
+        }))
+    }
+}
+
+/// The process, as the test has it.
+#[derive(Debug)]
+pub struct MainLoop {
+    child: Child,
+    control: UnixStream,
+}
+
+impl MainLoop {
+    /// Starts it with these TAPs in the network namespace of the calling thread.
+    ///
+    /// # Errors
+    ///
+    /// When the program is not built or cannot be started.
+    pub fn start(taps: &[File]) -> Result<Self> {
+        let (control, theirs) = UnixStream::pair()?;
+        // Duplicates, because these are closed at the start of a program.
+        let inherited =
+            (taps.iter().map(nix::unistd::dup)).collect::<nix::Result<Vec<OwnedFd>>>()?;
+        let child = Command::new(binaries::path(NAME)?)
+            .args(inherited.iter().map(|tap| tap.as_raw_fd().to_string()))
+            .stdin(OwnedFd::from(theirs))
+            .stdout(Stdio::null())
+            .spawn()
+            .context("Cannot start the main loop")?;
+        Ok(Self { child, control })
+    }
+
+    /// Has the agent see it or not from now on.
+    ///
+    /// # Errors
+    ///
+    /// When the process is gone.
+    pub fn show(&mut self, shown: bool) -> Result<()> {
+        self.order(Order::Show(shown))?;
+        self.told().map(drop)
+    }
+
+    /// Tells that the VM has stopped. When this returns, the process is awake; it polls the TAPs after
+    /// `time`.
+    ///
+    /// # Errors
+    ///
+    /// When the process is gone.
+    pub fn stopped(&mut self, how: HeldUp, time: Duration) -> Result<()> {
+        self.order(Order::Stopped(how, time))
+    }
+
+    /// Has it leave the TAPs alone; returns what it has read since the stop, the beginning of each frame.
+    ///
+    /// # Errors
+    ///
+    /// When the process is gone.
+    pub fn gone(&mut self) -> Result<Vec<Vec<u8>>> {
+        self.order(Order::Gone)?;
+        self.told()
+    }
+
+    fn order(&mut self, order: Order) -> Result<()> {
+        self.control
+            .write_all(&order.encode())
+            .context("The main loop is gone")
+    }
+
+    /// Frames, up to an empty one.
+    fn told(&mut self) -> Result<Vec<Vec<u8>>> {
+        let mut frames = Vec::new();
+        loop {
+            let mut length = [0];
+            self.control.read_exact(&mut length)?;
+            let mut frame = vec![0; length[0].into()];
+            self.control.read_exact(&mut frame)?;
+            if frame.is_empty() {
+                return Ok(frames);
+            }
+            frames.push(frame);
+        }
+    }
+}
+
+impl Drop for MainLoop {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The process itself: standard input has the orders, the arguments are the numbers of the TAPs'
+/// descriptors.
+///
+/// # Errors
+///
+/// When it was not started by [`MainLoop::start`].
+pub fn run(arguments: impl Iterator<Item = String>) -> Result<()> {
+    let taps = arguments
+        .map(|number| {
+            let number: RawFd = number.parse().context("That is no descriptor")?;
+            // SAFETY: the descriptor was inherited for this purpose, and nothing else here has it.
+            Ok(unsafe { File::from_raw_fd(number) })
+        })
+        .collect::<Result<Vec<File>>>()?;
+    let mut control = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let mut polled: Vec<&File> = Vec::new();
+    loop {
+        let mut fds = vec![PollFd::new(control.as_fd(), PollFlags::POLLIN)];
+        fds.extend(
+            polled
+                .iter()
+                .map(|tap| PollFd::new(tap.as_fd(), PollFlags::POLLIN)),
+        );
+        poll(&mut fds, PollTimeout::NONE)?;
+        let ready: Vec<bool> = fds.iter().map(|fd| fd.any() == Some(true)).collect();
+        // Before any order: it has polled them.
+        let mut is_ready = ready.iter().skip(1);
+        let mut read = Vec::new();
+        polled.retain(|tap| {
+            let is_ready = is_ready.next() == Some(&true);
+            if is_ready {
+                read.push(*tap);
+            }
+            !is_ready
+        });
+        for mut tap in read {
+            let mut frame = vec![0; 1 << 16];
+            let length = tap.read(&mut frame).context("A TAP is gone")?;
+            tell(&mut control, &frame[..length.min(TOLD_BYTES)])?;
+        }
+        if ready.first() != Some(&true) {
+            continue;
+        }
+        match Order::read(&control)? {
+            None => return Ok(()),
+            Some(Order::Show(shown)) => {
+                fs::write("/proc/self/comm", if shown { NAME } else { HIDDEN })?;
+                tell(&mut control, &[])?;
+            }
+            Some(Order::Stopped(how, time)) => {
+                how.pass(time);
+                polled = taps.iter().collect();
+            }
+            Some(Order::Gone) => {
+                polled.clear();
+                tell(&mut control, &[])?;
+            }
+        }
+    }
+}
+
+fn tell(control: &mut UnixStream, frame: &[u8]) -> Result<()> {
+    let length = u8::try_from(frame.len()).context("That is too much to tell")?;
+    control.write_all(&[length])?;
+    control.write_all(frame).context("Nobody listens")
+}
