@@ -17,6 +17,9 @@ mod tap;
 #[path = "support/wire.rs"]
 mod wire;
 
+#[path = "attacks/jobs.rs"]
+mod jobs;
+
 use std::path::Path;
 
 use common::counter::Counter;

@@ -11,7 +11,7 @@
 //! | [`control`] | the operator's socket |
 //! | [`cli`] | the command line |
 //! | [`config`] | the agent's configuration |
-//! | [`glob`], [`clock`] | patterns for names, the kernel's clock |
+//! | [`glob`], [`clock`], [`job`] | patterns for names, the kernel's clock, work that blocks |
 //! | [`runtime`] | the running agent: connects all of these |
 //! | [`telemetry`], [`shutdown`] | logs, signals |
 
@@ -23,6 +23,7 @@ pub mod datapath;
 pub mod glob;
 pub mod hook;
 pub mod hypervisor;
+pub mod job;
 pub mod net;
 pub mod pki;
 pub mod proto;

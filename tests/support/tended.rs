@@ -100,7 +100,7 @@ impl Tended {
     }
 
     /// Looks at all programs, as the agent does now and then.
-    pub(crate) fn survey(&self) {
+    pub(crate) fn survey(&mut self) {
         let _entered = self.runtime.enter();
         self.hooks.survey();
     }

@@ -18,10 +18,11 @@ use common::event::{
 };
 use common::maps::Origin;
 use tokio::io::unix::AsyncFd;
-use tokio::time::{Interval, MissedTickBehavior, interval};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
 
 use super::sys::{self, Watched};
 use super::{Datapath, DatapathError, lock};
+use crate::job::Job;
 use crate::proto::{DatapathEvent, Timestamp};
 
 /// Most records taken from the ring at once, so that a flood does not fill the memory: the rest
@@ -29,6 +30,9 @@ use crate::proto::{DatapathEvent, Timestamp};
 const BATCH: usize = 4096;
 /// How often the ring and the counter of lost events are looked at without a wake-up.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// Rest between two snapshots, which take tens of milliseconds of a processor when the maps are full:
+/// whoever can fill the ring has them read again.
+const SNAPSHOT_REST: Duration = Duration::from_millis(250);
 
 /// Stream of events; made by [`Datapath::events`].
 pub struct Events {
@@ -38,6 +42,9 @@ pub struct Events {
     check: Interval,
     lost: u64,
     snapshot_due: bool,
+    snapshot: Job<Result<DatapathEvent, DatapathError>>,
+    /// When the next one may begin.
+    rested: Instant,
 }
 
 impl Datapath {
@@ -69,6 +76,8 @@ impl Datapath {
             check,
             lost,
             snapshot_due: true,
+            snapshot: Job::default(),
+            rested: Instant::now(),
         })
     }
 
@@ -130,10 +139,15 @@ impl Events {
             if let Some(event) = self.pending.pop_front() {
                 return Ok(event);
             }
-            if self.snapshot_due {
-                let snapshot = self.datapath.off_runtime(Datapath::snapshot).await?;
+            if self.snapshot_due && self.rested <= Instant::now() {
+                if self.snapshot.is_idle() {
+                    let datapath = self.datapath.clone();
+                    self.snapshot.start(move || datapath.snapshot());
+                }
+                let snapshot = self.snapshot.next().await;
                 self.snapshot_due = false;
-                return Ok(snapshot);
+                self.rested = Instant::now() + SNAPSHOT_REST;
+                return snapshot.map_err(|_| DatapathError::Shutdown)?;
             }
             tokio::select! {
                 ready = self.ring.readable_mut() => {
@@ -147,6 +161,7 @@ impl Events {
                 _ = self.check.tick() => {
                     drain(&self.datapath, &mut self.ring.get_mut().0, &mut self.pending);
                 }
+                () = sleep_until(self.rested), if self.snapshot_due => {}
             }
             let lost = self.datapath.counter(Counter::EventsLost)?;
             if lost != self.lost {

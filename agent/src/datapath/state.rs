@@ -115,18 +115,6 @@ impl Datapath {
         Ok(streams.into_iter().collect())
     }
 
-    /// The flows of some addresses. Reads whole maps.
-    ///
-    /// # Errors
-    ///
-    /// [`DatapathError::Map`].
-    pub fn streams(&self, keys: &[ManagedKey]) -> Result<Vec<(StreamKey, Stream)>, DatapathError> {
-        let keys: HashSet<&ManagedKey> = keys.iter().collect();
-        let mut streams = self.all_streams()?;
-        streams.retain(|(key, _)| keys.contains(&key.managed()));
-        Ok(streams)
-    }
-
     /// Watches the streams of an address, and says which copies of their packets pass: the first
     /// packet of each flow and origin from `since` on raises an event.
     ///

@@ -13,6 +13,7 @@ use super::RuntimeError;
 use super::gates::Gates;
 use super::hooks::{Hooks, Role};
 use super::registrar::Registrar;
+use super::stream_reads::StreamReads;
 use super::trace::Tracing;
 use crate::clock::now;
 use crate::config::Config;
@@ -22,6 +23,7 @@ use crate::control::{Reply, Request};
 use crate::datapath::Datapath;
 use crate::datapath::events::Events;
 use crate::hypervisor::libvirt::Libvirt;
+use crate::job::Job;
 use crate::net::link_addresses::LinkAddresses;
 use crate::net::links::{LinkEvent, Links};
 use crate::net::mdb::Mdb;
@@ -55,6 +57,9 @@ pub(super) struct EventLoop {
     pub(super) proto: Agent,
     pub(super) datapath: Datapath,
     pub(super) events: Events,
+    pub(super) stream_reads: StreamReads,
+    /// Tidying of the maps.
+    pub(super) tidying: Job<()>,
     pub(super) gates: Gates,
     /// Ports, and the programs on them.
     pub(super) hooks: Hooks,
@@ -101,6 +106,7 @@ impl EventLoop {
             tokio::select! {
                 event = self.links.next() => self.handle_link(event?)?,
                 event = self.events.next() => self.handle_datapath(event?),
+                event = self.stream_reads.next() => self.handle_datapath(event?),
                 Some(event) = self.link_addresses.next() => {
                     self.proto.handle_address(now(), event);
                 }
@@ -333,13 +339,18 @@ impl EventLoop {
         self.registrar.search_again(&wanted, &self.peers);
         self.relays_told();
         let datapath = self.datapath.clone();
-        tokio::task::spawn_blocking(move || match datapath.collect(now(), FLOW_SILENCE) {
-            Ok(collected) => tracing::debug!(?collected, "Maps tidied"),
-            Err(error) => tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "Cannot tidy the maps; they may fill up"
-            ),
-        });
+        self.tidying.start(move || tidy(&datapath, FLOW_SILENCE));
+    }
+}
+
+/// Removes from the maps what nobody needs. Reads whole maps.
+pub(super) fn tidy(datapath: &Datapath, flow_silence: Duration) {
+    match datapath.collect(now(), flow_silence) {
+        Ok(collected) => tracing::debug!(?collected, "Maps tidied"),
+        Err(error) => tracing::warn!(
+            error = &error as &dyn Error,
+            "Cannot tidy the maps; they may fill up"
+        ),
     }
 }
 

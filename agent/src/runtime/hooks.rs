@@ -26,6 +26,7 @@ use std::io;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::datapath::{Datapath, Hook, Limits};
+use crate::job::Job;
 use crate::net::tc::{Notice, Notices};
 use crate::proto::{Port, Timestamp};
 
@@ -39,6 +40,7 @@ pub struct Hooks {
     notices: Option<Notices>,
     /// Interfaces that were found by [`Self::survey`].
     surveyed: (UnboundedSender<u32>, UnboundedReceiver<u32>),
+    surveying: Job<()>,
     ports: BTreeMap<u32, Tended>,
     lost: u64,
 }
@@ -59,6 +61,7 @@ impl Hooks {
             limits,
             notices,
             surveyed: unbounded_channel(),
+            surveying: Job::default(),
             ports: BTreeMap::new(),
             lost: 0,
         })
@@ -181,10 +184,10 @@ impl Hooks {
     }
 
     /// Looks at all programs on a thread for blocking work; what is lost comes as a notice.
-    pub fn survey(&self) {
+    pub fn survey(&mut self) {
         let datapath = self.datapath.clone();
         let surveyed = self.surveyed.0.clone();
-        tokio::task::spawn_blocking(move || match datapath.survey() {
+        self.surveying.start(move || match datapath.survey() {
             Ok(lost) => lost.into_iter().for_each(|ifindex| {
                 // Fails when the agent ends.
                 let _ = surveyed.send(ifindex);

@@ -26,6 +26,7 @@ mod perform;
 mod registrar;
 pub mod relay;
 mod start;
+mod stream_reads;
 pub mod trace;
 mod views;
 

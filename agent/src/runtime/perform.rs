@@ -106,14 +106,7 @@ impl EventLoop {
                 self.datapath.expire_source(&key, last_report_ns)?;
             }
             Output::ReadListeners { listeners, sources } => self.read(&listeners, &sources)?,
-            Output::ReadStreams { token, keys } => {
-                let streams = self
-                    .datapath
-                    .off_runtime(move |it| it.streams(&keys))
-                    .await?;
-                self.proto
-                    .handle_datapath(now(), DatapathEvent::Streams { token, streams });
-            }
+            Output::ReadStreams { token, keys } => self.stream_reads.ask(token, keys),
             Output::ReadUsage => {
                 for event in self.datapath.usage_events()? {
                     self.proto.handle_datapath(now(), event);

@@ -15,6 +15,7 @@ use super::event_loop::EventLoop;
 use super::gates::Gates;
 use super::hooks::Hooks;
 use super::registrar::Registrar;
+use super::stream_reads::StreamReads;
 use super::trace::Tracing;
 use crate::clock::now;
 use crate::config::{Config, Peer, Prefix, Sdp};
@@ -23,6 +24,7 @@ use crate::control::server::ControlServer;
 use crate::datapath::{self, Capacities, Datapath, DatapathConfig};
 use crate::glob::Glob;
 use crate::hypervisor::libvirt::{DowntimeLimit, Libvirt, LibvirtConfig, MigrateFlagsError};
+use crate::job::Job;
 use crate::net::addresses::addresses;
 use crate::net::link_addresses::LinkAddresses;
 use crate::net::links::{Links, PortRules};
@@ -114,6 +116,8 @@ pub(super) async fn start(config: &Config) -> Result<EventLoop, RuntimeError> {
         address,
         prefix_length,
         started: now(),
+        stream_reads: StreamReads::new(&datapath),
+        tidying: Job::default(),
         datapath,
         events,
         gates,

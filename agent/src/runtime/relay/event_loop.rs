@@ -16,12 +16,15 @@ use crate::control::server::ControlRequest;
 use crate::control::{Reply, Request};
 use crate::datapath::Datapath;
 use crate::datapath::events::Events;
+use crate::job::Job;
 use crate::net::fd_store::Inherited;
 use crate::net::neighbour::Neighbours;
 use crate::net::peers::Peers;
 use crate::proto::relay::RelayServer;
 use crate::proto::{PeerEvent, Timestamp};
+use crate::runtime::event_loop::tidy;
 use crate::runtime::registrar::Registrar;
+use crate::runtime::stream_reads::StreamReads;
 use crate::runtime::trace::Tracing;
 
 /// How often entries that nobody needs any more are looked for in the maps.
@@ -41,6 +44,9 @@ pub(super) struct RelayLoop {
     pub(super) proto: RelayServer,
     pub(super) datapath: Datapath,
     pub(super) events: Events,
+    pub(super) stream_reads: StreamReads,
+    /// Tidying of the maps.
+    pub(super) tidying: Job<()>,
     pub(super) interfaces: Vec<Interface>,
     pub(super) neighbours: Neighbours,
     /// Agents whose next hop has not answered, and until when it may.
@@ -65,10 +71,11 @@ impl RelayLoop {
         let mut look = interval(LOOK_INTERVAL);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            self.perform_outputs().await?;
+            self.perform_outputs()?;
             let due = self.due();
             tokio::select! {
                 event = self.events.next() => self.proto.handle_datapath(now(), event?),
+                event = self.stream_reads.next() => self.proto.handle_datapath(now(), event?),
                 Some((peer, event)) = self.peer_events.recv() => {
                     if self.registrar.is_server(&peer) {
                         self.registrar.handle_peer(&peer, event, &self.peers);
@@ -208,15 +215,9 @@ impl RelayLoop {
     }
 
     /// Removes from the maps what nobody needs, without keeping the loop.
-    fn collect(&self) {
+    fn collect(&mut self) {
         let datapath = self.datapath.clone();
         let silence = self.config.relay.flow_silence;
-        tokio::task::spawn_blocking(move || match datapath.collect(now(), silence) {
-            Ok(collected) => tracing::debug!(?collected, "Maps tidied"),
-            Err(error) => tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "Cannot tidy the maps; they may fill up"
-            ),
-        });
+        self.tidying.start(move || tidy(&datapath, silence));
     }
 }

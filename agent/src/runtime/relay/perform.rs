@@ -17,14 +17,14 @@ const RESOLVE_TIMEOUT: Duration = Duration::from_millis(2500);
 
 impl RelayLoop {
     /// Performs outputs until the protocol has none left.
-    pub(super) async fn perform_outputs(&mut self) -> Result<(), RelayError> {
+    pub(super) fn perform_outputs(&mut self) -> Result<(), RelayError> {
         while let Some(output) = self.proto.poll_output() {
-            self.perform(output).await?;
+            self.perform(output)?;
         }
         Ok(())
     }
 
-    async fn perform(&mut self, output: RelayOutput) -> Result<(), RelayError> {
+    fn perform(&mut self, output: RelayOutput) -> Result<(), RelayError> {
         match output {
             RelayOutput::Frame { peer, bytes } => self.peers.send(&peer, bytes),
             RelayOutput::Join(membership) => self.join(&membership),
@@ -73,12 +73,8 @@ impl RelayLoop {
                 self.neighbours.forget(agent_address);
             }
             RelayOutput::ReadStreams { keys } => {
-                let streams = self
-                    .datapath
-                    .off_runtime(move |it| it.streams(&keys))
-                    .await?;
-                let event = DatapathEvent::Streams { token: 0, streams };
-                self.proto.handle_datapath(now(), event);
+                // A relay asks for one reason only, so an answer needs no token.
+                self.stream_reads.ask(0, keys);
             }
         }
         Ok(())

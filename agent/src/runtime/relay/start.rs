@@ -17,6 +17,7 @@ use crate::config::RelayConfig;
 use crate::control::server::ControlServer;
 use crate::datapath::{Capacities, Datapath, DatapathConfig};
 use crate::glob::Glob;
+use crate::job::Job;
 use crate::net::addresses::addresses;
 use crate::net::fd_store::Inherited;
 use crate::net::neighbour::Neighbours;
@@ -24,6 +25,7 @@ use crate::net::peers::{Peers, PeersConfig};
 use crate::net::tls::{Tls, TlsFiles};
 use crate::proto::relay::{self, Adopted, RelayServer, Rule};
 use crate::runtime::registrar::Registrar;
+use crate::runtime::stream_reads::StreamReads;
 use crate::runtime::trace::Tracing;
 
 /// Events of agents that wait to be handled; more make the agents wait.
@@ -75,6 +77,8 @@ pub(super) fn start(config: &RelayConfig) -> Result<RelayLoop, RelayError> {
         proto,
         tracing: Tracing::start(&datapath),
         without_forwarding: datapath.counter(Counter::ReplicateNoForwarding)?,
+        stream_reads: StreamReads::new(&datapath),
+        tidying: Job::default(),
         datapath,
         events,
         interfaces,
