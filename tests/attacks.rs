@@ -17,8 +17,14 @@ mod tap;
 #[path = "support/wire.rs"]
 mod wire;
 
+#[path = "support/agent.rs"]
+mod agent;
 #[path = "attacks/jobs.rs"]
 mod jobs;
+#[path = "attacks/port.rs"]
+mod port;
+#[path = "attacks/signalling.rs"]
+mod signalling;
 
 use std::path::Path;
 

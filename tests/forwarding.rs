@@ -281,6 +281,7 @@ fn forwards(net: &Net, hook: UplinkHook, offload: bool) {
             listeners: 10,
             sources: 10,
             reports_per_second: 100,
+            datagrams_per_second: 50,
         };
         datapath
             .attach_port(guest.ifindex, "vnet9", &limits)
@@ -382,6 +383,7 @@ fn what_an_arrived_vm_still_sends_from_the_old_address_comes_from_its_new_one_ev
             listeners: 10,
             sources: 10,
             reports_per_second: 100,
+            datagrams_per_second: 50,
         };
         let key = TranslationKey {
             address: old.octets(),

@@ -21,9 +21,12 @@ use common::handover::{fingerprint, flow_hash_of};
 use common::maps::{
     Delivered, DeliveredKey, Forward, ForwardKey, Gate, GateUsage, RECORDS_PER_SLOT, StreamKey,
 };
+use common::wire::signalling::AGENT_MARK;
 use frame::{Frame, address};
 use gate::{Gated, HOLD};
-use support::{CONTEXT_SEGMENT_BYTES, CONTEXT_SEGMENTS, IFINDEX, PASS, SHOT};
+use support::{
+    CONTEXT_IFINDEX, CONTEXT_MARK, CONTEXT_SEGMENT_BYTES, CONTEXT_SEGMENTS, IFINDEX, PASS, SHOT,
+};
 
 const GROUP: &str = "ff3e:1::1234";
 const SOURCE: &str = "2001:db8::1";
@@ -161,6 +164,42 @@ fn what_is_no_multicast_of_routable_scope_passes_uncounted_in_every_mode() {
         ..GateUsage::default()
     };
     assert_eq!(gated.usage(), usage);
+}
+
+#[test]
+fn signalling_enters_if_this_hosts_agent_has_sent_it() {
+    let answer = || Frame::udp("fe80::1", "fe80::2a", (47411, 5000), b"x");
+    let request = || Frame::udp("fe80::1", "ff02::1", (5000, 47411), b"x");
+    let options = || vec![(60, vec![0, 1, 4, 0, 0, 0, 0])];
+    let strange = [
+        answer(),
+        answer().with(|frame| frame.vlan = Some(7)),
+        answer().with(|frame| frame.destination = address(GROUP)),
+        answer().with(|frame| frame.headers = options()),
+        request(),
+        request().with(|frame| frame.headers = options()),
+    ];
+    let Some(mut gated) = Gated::load() else {
+        return;
+    };
+    gated.record(0);
+    for frame in &strange {
+        assert_eq!(gated.run(&frame.bytes()), SHOT, "{frame:?}");
+    }
+    let count = strange.len() as u64;
+    assert_eq!(gated.kernel.counted(), [(Counter::SignallingWithheld, count)]);
+    assert_eq!(gated.kernel.usage().withheld_datagrams, count);
+    assert_eq!(gated.usage().entered, 0, "they are not in the TAP");
+    let by_agent = [(CONTEXT_IFINDEX, IFINDEX), (CONTEXT_MARK, AGENT_MARK)];
+    let agents = answer().bytes();
+    assert_eq!(gated.kernel.run_in("gate", &agents, &by_agent), PASS);
+    for frame in [
+        Frame::udp("2001:db8::1", "2001:db8::2a", (47411, 5000), b"x"),
+        Frame::udp("fe80::1", "ff02::fb", (5353, 5353), b"x").with(|frame| frame.headers = options()),
+    ] {
+        assert_eq!(gated.run(&frame.bytes()), PASS, "{frame:?}");
+    }
+    assert_eq!(gated.usage().entered, 3);
 }
 
 #[test]

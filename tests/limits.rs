@@ -10,6 +10,7 @@
 use std::process::Command;
 use std::time::Duration;
 
+use common::maps::LAYOUT_VERSION;
 use lab::guest::domain::Bandwidth;
 use lab::scenario::agents::AgentOptions;
 use lab::scenario::stream::{self, RECEIVER, Stream, StreamConfig, StreamKind};
@@ -193,11 +194,11 @@ fn limits_limit(testbed: &Testbed) {
 
 /// Multicast addresses that `gate` has counted.
 fn delivered(vms: &Vms) -> Vec<std::net::Ipv6Addr> {
-    let pin = "/sys/fs/bpf/roamcast/v5/DELIVERED";
+    let pin = format!("/sys/fs/bpf/roamcast/v{LAYOUT_VERSION}/DELIVERED");
     let dump = vms
         .output(
             vms.command("bpftool")
-                .args(["-j", "map", "dump", "pinned", pin]),
+                .args(["-j", "map", "dump", "pinned", &pin]),
         )
         .unwrap();
     let entries: Vec<Value> = serde_json::from_str(&dump).unwrap();

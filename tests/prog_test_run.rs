@@ -296,6 +296,60 @@ fn signalling_from_a_link_local_address_is_marked_with_the_port() {
 }
 
 #[test]
+fn datagram_of_a_vm_from_the_agents_port_is_dropped_and_charged() {
+    let answer = || Frame::udp("fe80::2a", "ff02::1", (47411, 5000), b"x");
+    let options = || (60, vec![0, 1, 4, 0, 0, 0, 0]);
+    let fragment = || (44, vec![0, 0, 1, 0, 0, 0, 7]);
+    let frames = [
+        answer(),
+        answer().with(|f| f.vlan = Some(7)),
+        Frame::udp("fe80::2a", "fe80::2b", (47411, 47411), b"x"),
+        answer().with(|f| f.options = Some(vec![1, 4, 0, 0, 0, 0])),
+        answer().with(|f| f.headers = vec![options()]),
+        answer().with(|f| f.headers = vec![fragment()]),
+        answer().with(|f| f.headers = vec![fragment(), options()]),
+        answer().with(|f| f.headers = vec![options(); 5]),
+        Frame::udp("fe80::2a", "ff02::1", (5000, 47411), b"x")
+            .with(|f| f.headers = vec![fragment()]),
+    ];
+    let Some(mut kernel) = Kernel::load() else {
+        return;
+    };
+    for frame in &frames {
+        assert_eq!(kernel.snoop_mark(&frame.bytes()), (SHOT, 0), "{frame:?}");
+    }
+    let count = frames.len() as u64;
+    assert_eq!(kernel.counted(), [(Counter::SignallingForged, count)]);
+    assert_eq!(kernel.usage().forged_datagrams, count);
+    for frame in [
+        Frame::udp("2001:db8::2a", "ff02::1", (47411, 5000), b"x"),
+        Frame::udp("fe80::2a", "ff02::fb", (5353, 5353), b"x")
+            .with(|f| f.headers = vec![fragment()]),
+        answer().with(|f| f.protocol = 6),
+    ] {
+        assert_eq!(kernel.snoop(&frame.bytes()), PASS, "{frame:?}");
+    }
+}
+
+#[test]
+fn port_that_signals_too_often_is_refused() {
+    let Some(mut kernel) = Kernel::load() else {
+        return;
+    };
+    let search = Frame::udp("fe80::2a", "ff02::1", (5000, 47411), b"x").bytes();
+    let verdicts: Vec<_> = (0..1000).map(|_| kernel.snoop_mark(&search)).collect();
+    let marked = (PASS, support::IFINDEX);
+    assert_eq!(verdicts[..50], [marked; 50]);
+    let refused = verdicts.iter().filter(|it| **it == (SHOT, 0)).count() as u64;
+    let usage = kernel.usage();
+    assert!(refused > 500, "{refused}");
+    assert_eq!(usage.refused_datagrams, refused);
+    assert_eq!(usage.datagrams, 1000 - refused);
+    // Reports have an allowance of their own.
+    assert_eq!(kernel.snoop(&Frame::v1(131, GROUP).bytes()), PASS);
+}
+
+#[test]
 fn first_packet_of_a_watched_flow_is_told_once() {
     let Some(mut kernel) = Kernel::load() else {
         return;

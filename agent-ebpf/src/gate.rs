@@ -7,7 +7,8 @@
 //!                                        '--> number --> HELD
 //! ```
 //!
-//! What is not a multicast packet of routable scope passes always, and is counted nowhere. Of those
+//! What is not a multicast packet of routable scope passes always, and is counted nowhere, but for
+//! signalling that this host's agent has not sent: it ends here, before all this. Of those
 //! for an address that its VM leaves, `HELD` gets copies while the gate records.
 
 #![allow(
@@ -32,11 +33,12 @@ use common::maps::{
 };
 use common::packet::PacketRead as _;
 use common::trace::{Decision, Program, Reason, Uncounted};
-use common::wire::{ethernet, ipv6, udp};
+use common::wire::signalling::{self, AGENT_MARK, Signalling};
+use common::wire::{ethernet, ipv6, mld, udp};
 
 use crate::context::Packet as _;
 use crate::forward;
-use crate::front::{self, StreamWords};
+use crate::front::{self, Front, StreamWords};
 use crate::maps::{
     self, DELIVERED, GATE_RECORDS, GATE_USAGE, GATES, HELD, HELD_SCRATCH, HeldRecord,
 };
@@ -80,7 +82,11 @@ struct Multicast {
 #[inline(always)]
 pub(crate) fn gate(skb: &Skb) -> Verdict {
     let ifindex = skb.ifindex();
-    let packet = multicast(skb, ifindex);
+    let front = skb.front();
+    if may_be_signalling(front) && is_withheld(skb, ifindex) {
+        return Verdict::Drop;
+    }
+    let packet = multicast(skb, ifindex, front);
     if let Some(gate) = GATES.get_ptr(ifindex) {
         if let Verdict::Drop = through(skb, ifindex, gate, packet.as_ref()) {
             return Verdict::Drop;
@@ -94,11 +100,46 @@ pub(crate) fn gate(skb: &Skb) -> Verdict {
     Verdict::Pass
 }
 
+/// Whether it takes more than a glance to know that a frame is no signalling.
+#[inline(always)]
+fn may_be_signalling(front: Option<Front>) -> bool {
+    let Some(front) = front else {
+        return true;
+    };
+    let header = front.header();
+    if header.is_ipv6() {
+        ipv6::is_link_local(&header.source)
+    } else {
+        header.ether_type == ethernet::VLAN.to_be()
+    }
+}
+
+/// Whether a frame is signalling that is not for this VM: an answer that is not of this host's agent
+/// would be taken for one, and the request of another VM has the number that an answer is known by.
+#[inline(never)]
+fn is_withheld(skb: &Skb, ifindex: u32) -> bool {
+    let Some(frame) = mld::ipv6_frame(skb) else {
+        return false;
+    };
+    match signalling::classify(skb, &frame) {
+        Signalling::Other => return false,
+        Signalling::Answer if skb.mark() == AGENT_MARK => return false,
+        Signalling::Answer | Signalling::Request | Signalling::Hidden => {}
+    }
+    maps::count(Counter::SignallingWithheld, 1);
+    tell(skb, Decision::Dropped, Counter::SignallingWithheld, 0);
+    if let Some(usage) = maps::port_usage(ifindex) {
+        // SAFETY: the pointer is to a live map value.
+        unsafe { instruction::add_u64(&raw mut (*usage).withheld_datagrams, 1) }
+    }
+    true
+}
+
 /// By the same rules as [`handover::packet`], from the headers where they lie if they are the usual
 /// ones.
 #[inline(always)]
-fn multicast(skb: &Skb, ifindex: u32) -> Option<Multicast> {
-    let Some(front) = skb.front() else {
+fn multicast(skb: &Skb, ifindex: u32, front: Option<Front>) -> Option<Multicast> {
+    let Some(front) = front else {
         return multicast_by_reading(skb, ifindex);
     };
     let header = front.header();

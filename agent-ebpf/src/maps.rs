@@ -6,7 +6,10 @@
 
 #![allow(unsafe_code, reason = "map values are reached through raw pointers")]
 
-use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_RB_AVAIL_DATA, BPF_RB_RING_SIZE};
+use agent_ebpf::instruction;
+use aya_ebpf::bindings::{
+    BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST, BPF_RB_AVAIL_DATA, BPF_RB_RING_SIZE,
+};
 use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::helpers::bpf_ringbuf_query;
 use aya_ebpf::macros::btf_map;
@@ -110,6 +113,22 @@ pub(crate) fn count(counter: Counter, amount: u64) {
         // SAFETY: the slot is this CPU's own and the program is not interrupted by itself.
         unsafe { *value += amount }
     }
+}
+
+/// A port's usage, made when something of it is first counted.
+#[inline(always)]
+pub(crate) fn port_usage(ifindex: PortKey) -> Option<*mut PortUsage> {
+    if let Some(usage) = PORT_USAGE.get_ptr_mut(ifindex) {
+        return Some(usage);
+    }
+    // Another CPU may have been faster; what counts is the look-up after it.
+    // SAFETY: it consists of integers.
+    unsafe {
+        instruction::with_zeroed(|unused: &PortUsage| {
+            let _ = PORT_USAGE.insert(ifindex, unused, BPF_NOEXIST.into());
+        });
+    }
+    PORT_USAGE.get_ptr_mut(ifindex)
 }
 
 /// Writes one record to `EVENTS` in place, because the stack is small; a full ring buffer is

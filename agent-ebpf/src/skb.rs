@@ -79,6 +79,13 @@ impl Skb {
             .div_ceil(payload)
     }
 
+    /// The frame's mark.
+    #[inline(always)]
+    pub fn mark(&self) -> u32 {
+        // SAFETY: as in `protocol`.
+        unsafe { (*self.skb).mark }
+    }
+
     /// Marks the frame, for the socket that receives it in the end.
     #[inline(always)]
     pub fn set_mark(&self, mark: u32) {

@@ -10,30 +10,22 @@ use core::ffi::c_void;
 use agent_ebpf::instruction;
 use agent_ebpf::skb::{Skb, now_ns};
 use agent_ebpf::verdict::Verdict;
-use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::bpf_loop;
 use common::counter::Counter;
 use common::event::{Kind, UNFINISHED_FRAME_BYTES, UnfinishedEvent};
-use common::maps::PortUsage;
 use common::packet::PacketRead;
 use common::snoop::{
     self, KERNEL_BYTES, KERNEL_OPTIONS, KERNEL_RECORDS, KERNEL_STEPS, Report, Step, Walk,
 };
 use common::trace::{Decision, Program, Reason};
 use common::wire::mld::{self, Ipv6Frame, Message, NoMessage};
-use common::wire::{ethernet, ipv6, udp};
+use common::wire::signalling::{self, Signalling};
+use common::wire::{ethernet, udp};
 
 use crate::forward;
-use crate::maps::{self, EVENTS, PORT_USAGE, PORTS, WALK};
+use crate::maps::{self, EVENTS, PORTS, WALK};
 use crate::store::MapStore;
 use crate::trace::Traced as _;
-
-/// UDP port of the signalling between VM and agent.
-const SIGNALLING_PORT: u16 = 47411;
-
-/// Reports that a port may send are counted in thousandths.
-const MILLI: u64 = 1000;
-const NS_PER_SECOND: u64 = 1_000_000_000;
 
 #[inline(always)]
 pub(crate) fn snoop(skb: &Skb) -> Verdict {
@@ -59,8 +51,7 @@ fn from_listener(skb: &Skb) -> Verdict {
         return Verdict::Pass;
     };
     if frame.header.next_header == udp::NEXT_HEADER {
-        mark_signalling(skb, &frame);
-        return Verdict::Pass;
+        return signalling(skb, &frame);
     }
     if mld::is_hidden(skb, &frame) {
         malformed(skb, Counter::MalformedOptions);
@@ -74,6 +65,7 @@ fn from_listener(skb: &Skb) -> Verdict {
             Verdict::Drop
         }
         Ok(message) => report(skb, &frame, &message),
+        Err(NoMessage::Other) => signalling(skb, &frame),
         Err(reason) => no_message(skb, reason),
     }
 }
@@ -83,21 +75,53 @@ fn tell(skb: &Skb, decision: Decision, reason: impl Into<Reason>) {
     skb.tell(Program::Snoop, decision, reason, 0);
 }
 
+/// What is no MLD. Only agents answer from the agents' port: another VM would take the datagram for its
+/// agent's.
+#[inline(never)]
+fn signalling(skb: &Skb, frame: &Ipv6Frame) -> Verdict {
+    match signalling::classify(skb, frame) {
+        Signalling::Other => Verdict::Pass,
+        Signalling::Request => request(skb),
+        Signalling::Answer | Signalling::Hidden => {
+            maps::count(Counter::SignallingForged, 1);
+            tell(skb, Decision::Dropped, Counter::SignallingForged);
+            if let Some(usage) = maps::port_usage(skb.ifindex()) {
+                // SAFETY: the pointer is to a live map value.
+                unsafe { instruction::add_u64(&raw mut (*usage).forged_datagrams, 1) }
+            }
+            Verdict::Drop
+        }
+    }
+}
+
 /// The mark tells the agent by which TAP a datagram came: a VM can choose every byte it sends,
-/// but not this.
+/// but not this. The agent reads nothing that is not marked.
 #[inline(always)]
-fn mark_signalling(skb: &Skb, frame: &Ipv6Frame) {
-    if !ipv6::is_link_local(&frame.header.source) {
-        return;
-    }
-    let Ok(ports) = udp::parse(skb, frame.payload) else {
-        return;
+fn request(skb: &Skb) -> Verdict {
+    let ifindex = skb.ifindex();
+    let (Some(port), Some(usage)) = (PORTS.get_ptr(ifindex), maps::port_usage(ifindex)) else {
+        maps::count(Counter::IgnoredPort, 1);
+        tell(skb, Decision::Ignored, Counter::IgnoredPort);
+        return Verdict::Pass;
     };
-    if ports.destination == SIGNALLING_PORT {
-        skb.set_mark(skb.ifindex());
-        maps::count(Counter::SignallingDatagrams, 1);
-        tell(skb, Decision::Passed, Counter::SignallingDatagrams);
+    // SAFETY: both point to live map values.
+    let is_allowed = unsafe {
+        let allowance = &mut (*usage).datagram_allowance;
+        allowance.take((*port).datagrams_per_second, now_ns())
+    };
+    if !is_allowed {
+        maps::count(Counter::SignallingRefused, 1);
+        tell(skb, Decision::Dropped, Counter::SignallingRefused);
+        // SAFETY: as above.
+        unsafe { instruction::add_u64(&raw mut (*usage).refused_datagrams, 1) }
+        return Verdict::Drop;
     }
+    skb.set_mark(ifindex);
+    maps::count(Counter::SignallingDatagrams, 1);
+    tell(skb, Decision::Passed, Counter::SignallingDatagrams);
+    // SAFETY: as above.
+    unsafe { instruction::add_u64(&raw mut (*usage).datagrams, 1) }
+    Verdict::Pass
 }
 
 #[inline(always)]
@@ -151,7 +175,7 @@ fn no_message(skb: &Skb, reason: NoMessage) -> Verdict {
 fn malformed(skb: &Skb, counter: Counter) {
     maps::count(counter, 1);
     tell(skb, Decision::Dropped, counter);
-    if let Some(usage) = usage(skb.ifindex()) {
+    if let Some(usage) = maps::port_usage(skb.ifindex()) {
         // SAFETY: the pointer is to a live map value.
         unsafe { instruction::add_u64(&raw mut (*usage).malformed, 1) }
     }
@@ -204,7 +228,7 @@ extern "C" fn step(_index: u64, state: *mut c_void) -> i64 {
     }
 }
 
-/// Takes one Report from the allowance of the port, a token bucket. `Err` is the verdict for a
+/// Takes one Report from the allowance of the port. `Err` is the verdict for a
 /// Report that must go no further.
 #[inline(never)]
 fn admit(skb: &Skb, ifindex: u32, at_ns: u64) -> Result<(), Verdict> {
@@ -213,57 +237,23 @@ fn admit(skb: &Skb, ifindex: u32, at_ns: u64) -> Result<(), Verdict> {
         tell(skb, Decision::Ignored, Counter::IgnoredPort);
         return Err(Verdict::Pass);
     };
-    let Some(usage) = usage(ifindex) else {
+    let Some(usage) = maps::port_usage(ifindex) else {
         maps::count(Counter::PortUsageFull, 1);
         tell(skb, Decision::Ignored, Counter::PortUsageFull);
         return Err(Verdict::Pass);
     };
-    // SAFETY: both point to live map values. Two CPUs that take from one allowance at the same
-    // moment may take one token for two Reports, which is harmless.
+    // SAFETY: both point to live map values.
     unsafe {
-        let rate = u64::from((*port).reports_per_second);
-        let burst = rate * MILLI;
-        let since = at_ns.saturating_sub((*usage).refill_ns);
-        let gained = if since >= NS_PER_SECOND {
-            burst
-        } else {
-            since * rate / (NS_PER_SECOND / MILLI)
-        };
-        let mut allowance = (*usage).allowance_milli;
-        if gained > 0 {
-            allowance += gained;
-            if allowance > burst {
-                allowance = burst;
-            }
-            (*usage).refill_ns = at_ns;
-        }
-        if allowance < MILLI {
-            (*usage).allowance_milli = allowance;
+        let allowance = &mut (*usage).report_allowance;
+        if !allowance.take((*port).reports_per_second, at_ns) {
             instruction::add_u64(&raw mut (*usage).refused_reports, 1);
             maps::count(Counter::RefusedRate, 1);
             tell(skb, Decision::Dropped, Counter::RefusedRate);
             return Err(Verdict::Drop);
         }
-        (*usage).allowance_milli = allowance - MILLI;
         instruction::add_u64(&raw mut (*usage).reports, 1);
     }
     Ok(())
-}
-
-/// The port's usage, made at its first Report.
-#[inline(always)]
-fn usage(ifindex: u32) -> Option<*mut PortUsage> {
-    if let Some(usage) = PORT_USAGE.get_ptr_mut(ifindex) {
-        return Some(usage);
-    }
-    // Another CPU may have been faster; what counts is the look-up after it.
-    // SAFETY: it consists of integers.
-    unsafe {
-        instruction::with_zeroed(|unused: &PortUsage| {
-            let _ = PORT_USAGE.insert(ifindex, unused, BPF_NOEXIST.into());
-        });
-    }
-    PORT_USAGE.get_ptr_mut(ifindex)
 }
 
 /// Gives the whole frame to the agent. What the agent cannot get goes no further either.

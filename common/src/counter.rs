@@ -47,6 +47,13 @@ counters! {
     ReplicatedPackets => "replicated_packets",
     /// Signalling datagrams that were marked with their TAP.
     SignallingDatagrams => "signalling_datagrams",
+    /// Datagram to the agent dropped: the port sent too many in a second.
+    SignallingRefused => "signalling_refused",
+    /// Datagram that a VM sent from the agents' port, or signalling of a VM behind extension headers;
+    /// dropped.
+    SignallingForged => "signalling_forged",
+    /// Signalling on its way into a TAP that this host's agent has not sent; dropped.
+    SignallingWithheld => "signalling_withheld",
 
     /// MLD message shorter than its type demands, or longer than the frame.
     MalformedLength => "malformed_length",

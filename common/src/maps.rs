@@ -15,7 +15,7 @@ pub use relay::*;
 
 /// Version of all layouts in this module and in [`crate::event`]; part of the pin path, so an
 /// agent with other layouts starts clean instead of misreading what is pinned.
-pub const LAYOUT_VERSION: u32 = 6;
+pub const LAYOUT_VERSION: u32 = 7;
 
 /// Multicast address in network order.
 pub type Address = [u8; 16];
@@ -120,18 +120,58 @@ pub struct Port {
     pub expired_listeners: u32,
     /// Sources that the agent has removed for age or generation, likewise.
     pub expired_sources: u32,
-    /// Always zero.
-    pub pad: u32,
+    /// Most datagrams that the port may send to the agent each second; also the burst.
+    pub datagrams_per_second: u32,
 }
 
-/// Value of `PORT_USAGE`, written by the kernel only: 64 bytes, align 8.
+/// What a port may still send, a token bucket that holds what a second gives: 16 bytes, align 8.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Allowance {
+    /// When it was last topped up.
+    pub refill_ns: u64,
+    /// What is left, in thousandths.
+    pub milli: u64,
+}
+
+impl Allowance {
+    const ONE: u64 = 1000;
+    const SECOND_NS: u64 = 1_000_000_000;
+
+    /// Takes one, of `per_second`; `false` when none is left. Two CPUs that take at the same moment
+    /// may take one for two, which is harmless.
+    #[inline(always)]
+    pub fn take(&mut self, per_second: u32, at_ns: u64) -> bool {
+        let rate = u64::from(per_second);
+        let most = rate * Self::ONE;
+        let since = at_ns.saturating_sub(self.refill_ns);
+        let gained = if since >= Self::SECOND_NS {
+            most
+        } else {
+            since * rate / (Self::SECOND_NS / Self::ONE)
+        };
+        let mut milli = self.milli;
+        if gained > 0 {
+            milli += gained;
+            if milli > most {
+                milli = most;
+            }
+            self.refill_ns = at_ns;
+        }
+        let has_one = milli >= Self::ONE;
+        self.milli = if has_one { milli - Self::ONE } else { milli };
+        has_one
+    }
+}
+
+/// Value of `PORT_USAGE`, written by the kernel only: 112 bytes, align 8.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PortUsage {
-    /// When the Report allowance was last topped up.
-    pub refill_ns: u64,
-    /// Reports that may still be sent, in thousandths.
-    pub allowance_milli: u64,
+    /// Reports that may still be sent.
+    pub report_allowance: Allowance,
+    /// Datagrams to the agent that may still be sent.
+    pub datagram_allowance: Allowance,
     /// Listeners added minus those removed by the kernel; wraps. Minus
     /// [`Port::expired_listeners`] it is the number of listeners.
     pub listeners: u32,
@@ -147,6 +187,14 @@ pub struct PortUsage {
     pub refused_sources: u64,
     /// MLD frames that break a rule of the protocol.
     pub malformed: u64,
+    /// Datagrams to the agent that were marked with the port.
+    pub datagrams: u64,
+    /// Datagrams to the agent dropped because the port sent too many in a second.
+    pub refused_datagrams: u64,
+    /// Datagrams dropped that would have been taken for an agent's, or hide what they are.
+    pub forged_datagrams: u64,
+    /// Signalling on its way to the port that is not from this host's agent; dropped.
+    pub withheld_datagrams: u64,
 }
 
 /// Key of `MANAGED`: 20 bytes, align 2. A multicast address whose streams are watched.
@@ -276,7 +324,7 @@ const _: () = {
     assert!(size_of::<SourceKey>() == 40 && align_of::<SourceKey>() == 4);
     assert!(size_of::<Source>() == 16 && align_of::<Source>() == 8);
     assert!(size_of::<Port>() == 24 && align_of::<Port>() == 4);
-    assert!(size_of::<PortUsage>() == 64 && align_of::<PortUsage>() == 8);
+    assert!(size_of::<PortUsage>() == 112 && align_of::<PortUsage>() == 8);
     assert!(size_of::<ManagedKey>() == 20 && align_of::<ManagedKey>() == 2);
     assert!(size_of::<Managed>() == 16 && align_of::<Managed>() == 8);
     assert!(size_of::<StreamKey>() == 40 && align_of::<StreamKey>() == 2);
@@ -331,4 +379,30 @@ mod pod {
         TranslationKey,
         Translation
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How many of `tries` at one moment are allowed.
+    fn take(allowance: &mut Allowance, at_ms: u64, tries: u32) -> usize {
+        let at_ns = at_ms * 1_000_000;
+        (0..tries).filter(|_| allowance.take(50, at_ns)).count()
+    }
+
+    #[test]
+    fn allowance_is_that_of_a_second_and_comes_back_evenly() {
+        let mut allowance = Allowance::default();
+        assert_eq!(take(&mut allowance, 5000, 500), 50);
+        assert_eq!(take(&mut allowance, 5010, 500), 0);
+        assert_eq!(take(&mut allowance, 5100, 500), 5);
+        assert_eq!(take(&mut allowance, 60_000, 500), 50);
+        assert_eq!(take(&mut allowance, 0, 500), 0, "a clock that goes back");
+    }
+
+    #[test]
+    fn port_without_a_rate_has_no_allowance() {
+        assert!(!Allowance::default().take(0, 5_000_000_000));
+    }
 }

@@ -87,8 +87,8 @@ pub use handover::*;
 pub use message::*;
 pub use relay::*;
 
-/// UDP and TCP port of all signalling.
-pub const PORT: u16 = 47411;
+pub use crate::wire::signalling::PORT;
+
 /// Version of the signalling protocol, the first field of every message.
 pub const VERSION: u16 = 1;
 /// Longest datagram between VM and agent, bytes: one unfragmented packet on any IPv6 link.

@@ -117,7 +117,17 @@ fn receive(ifindex: u32, socket: &UdpSocket, datagrams: &mut Vec<Received>) {
     }
 }
 
+/// A socket on a port that is not the agents': what a VM sends from that one ends at its TAP.
 fn socket(interface: &Interface) -> io::Result<UdpSocket> {
+    let socket = bound(interface)?;
+    if socket.local_addr()?.port() == PORT {
+        // While the first is there, the kernel has another one for the second.
+        return bound(interface);
+    }
+    Ok(socket)
+}
+
+fn bound(interface: &Interface) -> io::Result<UdpSocket> {
     let socket = Socket::new(Domain::IPV6, Type::DGRAM, Some(Protocol::UDP))?;
     socket.set_only_v6(true)?;
     socket.set_nonblocking(true)?;

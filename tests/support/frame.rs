@@ -110,7 +110,7 @@ impl Frame {
         Self::icmpv6(body, "ff02::1")
     }
 
-    /// A UDP datagram, whose checksum nothing here looks at.
+    /// A UDP datagram. Its checksum is left out, as nothing but a receiver looks at it.
     pub(crate) fn udp(source: &str, destination: &str, ports: (u16, u16), payload: &[u8]) -> Self {
         let mut body = Vec::new();
         body.extend(ports.0.to_be_bytes());
@@ -139,7 +139,8 @@ impl Frame {
         let mut body = self.body.clone();
         if self.checksum {
             let sum = self.sum(&body);
-            body.splice(2..4, (!sum).to_be_bytes());
+            let at = if self.protocol == 17 { 6 } else { 2 };
+            body.splice(at..at + 2, (!sum).to_be_bytes());
         }
         let mut first = self.protocol;
         let mut extensions = Vec::new();

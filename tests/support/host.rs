@@ -27,6 +27,7 @@ pub(crate) const LIMITS: Limits = Limits {
     listeners: 2000,
     sources: 2000,
     reports_per_second: 1000,
+    datagrams_per_second: 50,
 };
 
 /// The TC hook that an agent chooses on this kernel.

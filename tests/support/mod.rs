@@ -32,6 +32,8 @@ pub const SHOT: i32 = 2;
 pub const IFINDEX: u32 = 1;
 /// Where `struct __sk_buff` holds the mark.
 const MARK: std::ops::Range<usize> = 8..12;
+/// The same, for [`Kernel::run_in`].
+pub const CONTEXT_MARK: usize = MARK.start;
 /// Where it holds the interface.
 pub const CONTEXT_IFINDEX: usize = 40;
 /// Where it holds the number of packets that the frame aggregates.
@@ -148,6 +150,7 @@ impl Kernel {
             max_listeners: listeners,
             max_sources: sources,
             reports_per_second,
+            datagrams_per_second: 50,
             ..Port::default()
         };
         self.map::<u32, Port>("PORTS")

@@ -239,6 +239,14 @@ pub struct PortRow {
     pub refused_sources: u64,
     /// MLD frames that break a rule.
     pub malformed: u64,
+    /// Datagrams to the agent.
+    pub datagrams: u64,
+    /// Datagrams to the agent dropped because there were too many in a second.
+    pub refused_datagrams: u64,
+    /// Datagrams dropped that would have been taken for an agent's.
+    pub forged_datagrams: u64,
+    /// Signalling that others sent to the VM; dropped.
+    pub withheld_datagrams: u64,
 }
 
 impl PortRow {
@@ -265,6 +273,10 @@ impl PortRow {
             refused_listeners: usage.refused_listeners,
             refused_sources: usage.refused_sources,
             malformed: usage.malformed,
+            datagrams: usage.datagrams,
+            refused_datagrams: usage.refused_datagrams,
+            forged_datagrams: usage.forged_datagrams,
+            withheld_datagrams: usage.withheld_datagrams,
         }
     }
 }

@@ -23,6 +23,8 @@ pub struct Limits {
     pub sources: u32,
     /// Most Reports each second.
     pub reports_per_second: u32,
+    /// Most datagrams to the agent each second.
+    pub datagrams_per_second: u32,
 }
 
 /// Age at which a source and its listener are surely both written.
@@ -340,6 +342,7 @@ impl Datapath {
             max_listeners: limits.listeners,
             max_sources: limits.sources,
             reports_per_second: limits.reports_per_second,
+            datagrams_per_second: limits.datagrams_per_second,
             ..ports.get(&ifindex)?.unwrap_or_default()
         };
         ports.insert(&ifindex, &port)

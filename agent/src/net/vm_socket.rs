@@ -2,25 +2,35 @@
 //!
 //! UDP over IPv6 link-local, joined to ff02::1. The kernel program on a VM's TAP marks each
 //! signalling datagram with the TAP's ifindex; the mark comes along as a control message and is the
-//! only thing about a VM that it cannot forge. A datagram without mark did not come through a TAP.
+//! only thing about a VM that it cannot forge. A datagram without mark did not come through a TAP: a
+//! filter in the kernel keeps it out. What the agent sends has a mark of its own, by which the program
+//! at the other side of the TAP lets it through.
 
 use std::io::{self, IoSliceMut};
 use std::net::{Ipv6Addr, SocketAddrV6};
 use std::os::fd::AsRawFd;
 
 use common::signal::{MAX_DATAGRAM_BYTES, PORT};
+use common::wire::signalling::AGENT_MARK;
 use nix::cmsg_space;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrIn6, recvmsg};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 
-use super::rcvmark;
+use super::socket_option;
 
 /// All nodes on the link (RFC 4291 §2.7.1).
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 /// Hop limit of what the agent sends: a VM can tell that it comes from its own link.
 const HOP_LIMIT: u32 = 255;
+
+/// Classic BPF: load a word, compare it, end.
+const LOAD_WORD: u16 = 0x20;
+const JUMP_EQUAL: u16 = 0x15;
+const RETURN: u16 = 0x06;
+/// `SKF_AD_OFF + SKF_AD_MARK`: the packet's mark.
+const MARK: u32 = (-0x1000_i32 + 20).cast_unsigned();
 
 /// Why the socket could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -39,10 +49,18 @@ pub enum VmSocketError {
         /// What it said.
         error: io::Error,
     },
-    /// A socket call failed.
+    /// Somebody else has the port.
     #[error(
-        "Cannot {action} on bridge `{bridge}`, UDP port {port}: {error}; run as root, and stop what else uses the port"
+        "UDP port {port} is taken, on bridge `{bridge}` or for all interfaces, and who has it would get what VMs send to the agent; see who it is with `ss -ulpn sport = :{port}`, and stop it"
     )]
+    Taken {
+        /// The bridge.
+        bridge: String,
+        /// The port.
+        port: u16,
+    },
+    /// A socket call failed.
+    #[error("Cannot {action} on bridge `{bridge}`, UDP port {port}: {error}; run as root")]
     Socket {
         /// What failed.
         action: &'static str,
@@ -58,8 +76,8 @@ pub enum VmSocketError {
 /// One datagram from a VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VmDatagram {
-    /// ifindex of the TAP it came through; `None` where no program marked it.
-    pub mark: Option<u32>,
+    /// ifindex of the TAP it came through.
+    pub mark: u32,
     /// The sender, link-local, with the bridge as scope.
     pub from: SocketAddrV6,
     /// Payload, at most [`MAX_DATAGRAM_BYTES`] bytes.
@@ -101,16 +119,24 @@ impl VmSocket {
         socket
             .set_nonblocking(true)
             .and_then(|()| socket.set_only_v6(true))
-            .and_then(|()| socket.set_reuse_address(true))
             .and_then(|()| socket.bind_device(Some(bridge.as_bytes())))
             .and_then(|()| socket.set_unicast_hops_v6(HOP_LIMIT))
             .and_then(|()| socket.set_multicast_hops_v6(HOP_LIMIT))
             .and_then(|()| socket.set_multicast_loop_v6(false))
+            .and_then(|()| socket.set_mark(AGENT_MARK))
+            .and_then(|()| socket.attach_filter(&marked_only()))
             .map_err(failed("set socket options"))?;
-        rcvmark::enable(&socket).map_err(|error| VmSocketError::Mark { error })?;
+        socket_option::receive_mark(&socket).map_err(|error| VmSocketError::Mark { error })?;
+        // Without SO_REUSEADDR, which would let any other user of the host bind the same.
         socket
             .bind(&SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, PORT, 0, 0).into())
-            .map_err(failed("bind"))?;
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::AddrInUse => VmSocketError::Taken {
+                    bridge: bridge.to_owned(),
+                    port: PORT,
+                },
+                _ => failed("bind")(error),
+            })?;
         socket
             .join_multicast_v6(&ALL_NODES, ifindex)
             .map_err(failed("join ff02::1"))?;
@@ -136,6 +162,11 @@ impl VmSocket {
         }
     }
 
+    /// Datagrams that the kernel has dropped: without a mark, or for want of room.
+    pub fn dropped(&self) -> u64 {
+        socket_option::drops(&self.socket).map_or(0, u64::from)
+    }
+
     /// Sends a datagram out of the bridge.
     ///
     /// # Errors
@@ -151,6 +182,16 @@ impl VmSocket {
         let to = SocketAddrV6::new(*to.ip(), to.port(), 0, self.ifindex);
         self.socket.send_to(bytes, to).await.map(drop)
     }
+}
+
+/// A filter that lets in what carries a mark.
+fn marked_only() -> [SockFilter; 4] {
+    [
+        SockFilter::new(LOAD_WORD, 0, 0, MARK),
+        SockFilter::new(JUMP_EQUAL, 0, 1, 0),
+        SockFilter::new(RETURN, 0, 0, 0),
+        SockFilter::new(RETURN, 0, 0, u32::MAX),
+    ]
 }
 
 /// Receives one datagram; `None` where it is to be skipped.
@@ -169,7 +210,7 @@ fn recv_now(socket: &UdpSocket) -> io::Result<Option<VmDatagram>> {
         let mark = message.cmsgs()?.find_map(|control| mark_of(&control));
         (message.bytes, message.address, mark)
     };
-    let (Some(from), Some(bytes)) = (from, buffer.get(..length)) else {
+    let (Some(from), Some(mark), Some(bytes)) = (from, mark, buffer.get(..length)) else {
         return Ok(None);
     };
     let from = SocketAddrV6::from(from);
@@ -178,8 +219,7 @@ fn recv_now(socket: &UdpSocket) -> io::Result<Option<VmDatagram>> {
         return Ok(None);
     }
     Ok(Some(VmDatagram {
-        // The kernel reports 0 for a packet that nothing has marked.
-        mark: mark.filter(|&mark| mark != 0),
+        mark,
         from,
         bytes: bytes.to_vec(),
     }))
@@ -287,7 +327,7 @@ mod tests {
             let socket = VmSocket::open("br0").unwrap();
             let guest = guest_socket(1234);
             let datagram = deliver(&socket, &guest, b"search").await;
-            assert_eq!(datagram.mark, Some(1234));
+            assert_eq!(datagram.mark, 1234);
             assert!(datagram.from.ip().is_unicast_link_local());
             let bridge = nix::net::if_::if_nametoindex("br0").unwrap();
             assert_eq!(datagram.from.scope_id(), bridge);
@@ -295,11 +335,37 @@ mod tests {
     }
 
     #[test]
-    fn unmarked_datagram_has_no_mark() {
+    fn datagram_without_mark_is_kept_out_and_counted() {
         on_bridge(|| async {
             let socket = VmSocket::open("br0").unwrap();
-            let datagram = deliver(&socket, &guest_socket(0), b"search").await;
-            assert_eq!(datagram.mark, None);
+            let marked = guest_socket(1234);
+            deliver(&socket, &marked, b"before").await;
+            guest_socket(0)
+                .send_to(b"from nowhere", &to_all_nodes())
+                .unwrap();
+            let next = loop {
+                marked.send_to(b"after", &to_all_nodes()).unwrap();
+                let datagram = socket.recv().await.unwrap();
+                if datagram.bytes != b"before" {
+                    break datagram;
+                }
+            };
+            assert_eq!(next.bytes, b"after");
+            assert_eq!(socket.dropped(), 1);
+        });
+    }
+
+    #[test]
+    fn port_that_is_taken_is_named() {
+        on_bridge(|| async {
+            let reused = Socket::new(Domain::IPV6, Type::DGRAM, None).unwrap();
+            reused.set_reuse_address(true).unwrap();
+            let any = SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, PORT, 0, 0);
+            reused.bind(&any.into()).unwrap();
+            let error = VmSocket::open("br0").unwrap_err().to_string();
+            assert!(error.contains("port 47411 is taken"), "{error}");
+            drop(reused);
+            VmSocket::open("br0").unwrap();
         });
     }
 
@@ -307,7 +373,7 @@ mod tests {
     fn datagram_that_is_too_long_is_skipped() {
         on_bridge(|| async {
             let socket = VmSocket::open("br0").unwrap();
-            let guest = guest_socket(0);
+            let guest = guest_socket(1);
             deliver(&socket, &guest, b"before").await;
             guest
                 .send_to(&[0; MAX_DATAGRAM_BYTES + 1], &to_all_nodes())
@@ -329,7 +395,7 @@ mod tests {
             let error = socket.send(to, b"x").await.unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
             // Whatever scope the caller names, the bridge is the way out.
-            let datagram = deliver(&socket, &guest_socket(0), b"search").await;
+            let datagram = deliver(&socket, &guest_socket(1), b"search").await;
             let mut to = datagram.from;
             to.set_scope_id(0);
             socket.send(to, b"reply").await.unwrap();

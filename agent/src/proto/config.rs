@@ -91,8 +91,6 @@ pub struct Limits {
     pub sources_per_listener: usize,
     /// Addresses joined by proxy at once, over all domains.
     pub joins: usize,
-    /// Datagrams that one port may send each second; also the burst.
-    pub datagrams_per_second: u32,
 }
 
 impl Default for Limits {
@@ -104,7 +102,6 @@ impl Default for Limits {
             listeners_per_domain: 2048,
             sources_per_listener: 64,
             joins: 8192,
-            datagrams_per_second: 50,
         }
     }
 }

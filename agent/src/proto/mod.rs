@@ -91,16 +91,12 @@ use watch::Warnings;
 /// Datagrams and frames that were not acted upon, by reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Datagrams that came in by no port: not from a VM of this host.
-    pub unmarked_datagrams: u64,
     /// Datagrams of a port that the bridge does not have (any more).
     pub unknown_port_datagrams: u64,
     /// Datagrams of a port behind which there is no domain.
     pub unhoused_datagrams: u64,
     /// Datagrams whose sender is not a link-local address.
     pub off_link_datagrams: u64,
-    /// Datagrams over a port's allowance.
-    pub refused_datagrams: u64,
     /// Datagrams that are no message, or none that a VM sends.
     pub malformed_datagrams: u64,
     /// Frames of peers that are no message.
@@ -185,7 +181,7 @@ impl Agent {
     pub fn handle_datagram(
         &mut self,
         now: Timestamp,
-        port: Option<u32>,
+        port: u32,
         from: SocketAddrV6,
         bytes: &[u8],
     ) {
@@ -211,7 +207,6 @@ impl Agent {
             }
             PortEvent::Removed { ifindex } => {
                 self.inventory.ports.remove(&ifindex);
-                self.vm.forget_port(ifindex);
                 self.warnings.forget_port(ifindex);
                 self.forget_listeners(ifindex);
                 self.end_translations(|(by, _), _| *by == ifindex);

@@ -2,7 +2,8 @@
 //!
 //! Who asks is the TAP that a datagram came in by, never what it says. Datagrams get lost,
 //! doubled and reordered, so the VM repeats each question, and the same transaction gets the same
-//! answer: a running migration answers by its state, one that has ended by its last message.
+//! answer: a running migration answers by its state, one that has ended by its last message. How many
+//! a VM may send is limited at its TAP (`snoop`).
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddrV6;
@@ -14,7 +15,7 @@ use common::signal::{
 use tracing::debug;
 
 use super::refusal::{Refusal, bounded};
-use super::{Agent, Domain, DomainUuid, Output, Timestamp};
+use super::{Agent, Domain, DomainUuid, Output};
 
 /// Last messages kept for each domain.
 const ANSWERS: usize = 8;
@@ -22,25 +23,13 @@ const ANSWERS: usize = 8;
 /// end may still be about to tell.
 const AMNESTY: Duration = Duration::from_secs(10);
 
-/// Allowance of one port.
-#[derive(Debug)]
-struct Bucket {
-    milli: u64,
-    filled: Timestamp,
-}
-
 /// What is kept of each VM.
 #[derive(Debug, Default)]
 pub(super) struct VmSide {
-    buckets: BTreeMap<u32, Bucket>,
     answers: BTreeMap<DomainUuid, VecDeque<(u64, VmMessage)>>,
 }
 
 impl VmSide {
-    pub(super) fn forget_port(&mut self, ifindex: u32) {
-        self.buckets.remove(&ifindex);
-    }
-
     pub(super) fn forget_domain(&mut self, uuid: &DomainUuid) {
         self.answers.remove(uuid);
     }
@@ -62,41 +51,12 @@ impl VmSide {
             .find(|(known, _)| *known == transaction)
             .map(|(_, message)| message)
     }
-
-    /// Takes one datagram from a port's allowance; `false` if there is none.
-    fn allow(&mut self, ifindex: u32, now: Timestamp, per_second: u32) -> bool {
-        let full = u64::from(per_second) * 1000;
-        let bucket = self.buckets.entry(ifindex).or_insert(Bucket {
-            milli: full,
-            filled: now,
-        });
-        let elapsed = u64::try_from(now.since(bucket.filled).as_millis()).unwrap_or(u64::MAX);
-        if elapsed > 0 {
-            let more = elapsed.saturating_mul(u64::from(per_second));
-            bucket.milli = bucket.milli.saturating_add(more).min(full);
-            bucket.filled = now;
-        }
-        if bucket.milli < 1000 {
-            return false;
-        }
-        bucket.milli -= 1000;
-        true
-    }
 }
 
 impl Agent {
-    pub(super) fn on_datagram(&mut self, port: Option<u32>, from: SocketAddrV6, bytes: &[u8]) {
-        let Some(ifindex) = port else {
-            self.counters.unmarked_datagrams += 1;
-            return;
-        };
+    pub(super) fn on_datagram(&mut self, ifindex: u32, from: SocketAddrV6, bytes: &[u8]) {
         if !self.inventory.ports.contains_key(&ifindex) {
             self.counters.unknown_port_datagrams += 1;
-            return;
-        }
-        let per_second = self.config.limits.datagrams_per_second;
-        if !self.vm.allow(ifindex, self.now, per_second) {
-            self.counters.refused_datagrams += 1;
             return;
         }
         if !from.ip().is_unicast_link_local() {

@@ -43,6 +43,9 @@ const PEER_EVENTS: usize = 256;
 /// Requests of operators that wait to be handled.
 const CONTROL_REQUESTS: usize = 16;
 
+/// Datagrams that the NIC of a VM may send to the agent each second; `migkick` sends a few.
+const DATAGRAMS_PER_SECOND: u32 = 50;
+
 /// Starts every part; nothing is told to the protocol yet.
 pub(super) async fn start(config: &Config) -> Result<EventLoop, RuntimeError> {
     let bridge = config.agent.bridge.as_str();
@@ -155,6 +158,7 @@ fn port_limits(config: &Config) -> datapath::Limits {
         listeners: config.limits.listeners,
         sources: config.limits.sources,
         reports_per_second: config.limits.reports_per_second,
+        datagrams_per_second: DATAGRAMS_PER_SECOND,
     }
 }
 

@@ -160,11 +160,10 @@ impl EventLoop {
     fn counters(&self) -> Result<BTreeMap<String, u64>, RuntimeError> {
         let proto = self.proto.counters();
         let signalling = [
-            ("datagrams_unmarked", proto.unmarked_datagrams),
+            ("datagrams_dropped", self.vm_socket.dropped()),
             ("datagrams_unknown_port", proto.unknown_port_datagrams),
             ("datagrams_unhoused", proto.unhoused_datagrams),
             ("datagrams_off_link", proto.off_link_datagrams),
-            ("datagrams_refused", proto.refused_datagrams),
             ("datagrams_malformed", proto.malformed_datagrams),
             ("frames_malformed", proto.malformed_frames),
             ("relay_lies", proto.relay_lies),

@@ -169,12 +169,14 @@ fn ports(status: &Status) -> String {
         "reports",
         "refused",
         "malformed",
+        "forged",
     ]);
     for port in &status.ports {
         let refused = port
             .refused_reports
             .saturating_add(port.refused_listeners)
-            .saturating_add(port.refused_sources);
+            .saturating_add(port.refused_sources)
+            .saturating_add(port.refused_datagrams);
         table.add_row([
             Cell::new(&port.name),
             Cell::new(or_dash(port.domain.as_deref())),
@@ -184,6 +186,7 @@ fn ports(status: &Status) -> String {
             number(port.reports),
             number(refused),
             number(port.malformed),
+            number(port.forged_datagrams),
         ]);
     }
     table.to_string()

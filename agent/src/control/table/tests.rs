@@ -60,6 +60,10 @@ fn example() -> Status {
             refused_listeners: 2,
             refused_sources: 3,
             malformed: 9,
+            datagrams: 4,
+            refused_datagrams: 0,
+            forged_datagrams: 0,
+            withheld_datagrams: 0,
         }],
         port_problems: vec!["vnet1: gate waits".to_owned()],
         receptions: vec![JoinRow {

@@ -93,7 +93,7 @@ impl Bench {
     pub(in crate::proto) fn vm(&mut self, transaction: u64, message: impl Into<VmMessage>) {
         let bytes = message.into().encode(transaction);
         self.agent
-            .handle_datagram(self.now, Some(TAP), vm_address(), &bytes);
+            .handle_datagram(self.now, TAP, vm_address(), &bytes);
     }
 
     /// Lets time pass, with all that is due meanwhile.

@@ -415,7 +415,9 @@ impl Pair {
     fn handle(&mut self, event: Event) {
         match event {
             Event::Datagram { host, bytes } => {
-                let port = self.hosts[host].kernel.ports.keys().next().copied();
+                let Some(port) = self.hosts[host].kernel.ports.keys().next().copied() else {
+                    return;
+                };
                 let from = SocketAddrV6::new("fe80::1".parse().unwrap(), PORT, 0, 3);
                 self.input(host, |agent, now| {
                     agent.handle_datagram(now, port, from, &bytes);

@@ -1,0 +1,198 @@
+//! Which packets are the signalling between VMs and agents ([`crate::signal`]), for those who have to
+//! know it without reading a message.
+//!
+//! A datagram of it is UDP over IPv6 from a link-local address. A VM sends to [`PORT`], from any other
+//! port; an agent answers from [`PORT`]. Nobody puts an extension header before it, so what has one is
+//! no signalling, however the receiver would read it.
+
+use crate::packet::PacketRead;
+use crate::wire::mld::Ipv6Frame;
+use crate::wire::{ipv6, udp};
+
+/// UDP and TCP port of all signalling.
+pub const PORT: u16 = 47411;
+/// Mark of the packets that this host's agent sends to VMs: "roam". A VM cannot mark a packet, nor can
+/// a process without CAP_NET_ADMIN or CAP_NET_RAW.
+pub const AGENT_MARK: u32 = 0x726f_616d;
+
+/// Most headers that are read, UDP's included. No sender has so many.
+const HEADERS: usize = 5;
+
+/// What a packet is to the signalling.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signalling {
+    /// Nothing.
+    Other,
+    /// A datagram to an agent.
+    Request,
+    /// A datagram from an agent's port.
+    Answer,
+    /// One of these behind extension headers, or behind more of them than are read.
+    Hidden,
+}
+
+/// Tells what a packet is.
+#[inline(always)]
+pub fn classify<P: PacketRead + ?Sized>(packet: &P, frame: &Ipv6Frame) -> Signalling {
+    if !ipv6::is_link_local(&frame.header.source) {
+        return Signalling::Other;
+    }
+    let mut next_header = frame.header.next_header;
+    let mut offset = frame.payload;
+    for _ in 0..HEADERS {
+        if !is_walked(next_header) {
+            return Signalling::Other;
+        }
+        // Each of these headers has 8 bytes at least, and what is needed stands in the first 4.
+        let Ok([following, length, b2, b3]) = packet.read::<4>(offset) else {
+            return truncated(frame);
+        };
+        let bytes = match next_header {
+            udp::NEXT_HEADER => {
+                let source = u16::from_be_bytes([following, length]);
+                let destination = u16::from_be_bytes([b2, b3]);
+                return datagram(frame, source, destination);
+            }
+            ipv6::FRAGMENT if u16::from_be_bytes([b2, b3]) >> 3 != 0 => {
+                // Without the first fragment it is worth nothing.
+                return Signalling::Other;
+            }
+            ipv6::FRAGMENT => 8,
+            ipv6::AUTHENTICATION => (usize::from(length) + 2) * 4,
+            _ => (usize::from(length) + 1) * 8,
+        };
+        next_header = following;
+        offset += bytes;
+    }
+    Signalling::Hidden
+}
+
+#[inline(always)]
+fn is_walked(next_header: u8) -> bool {
+    matches!(
+        next_header,
+        udp::NEXT_HEADER
+            | ipv6::HOP_BY_HOP
+            | ipv6::ROUTING
+            | ipv6::FRAGMENT
+            | ipv6::AUTHENTICATION
+            | ipv6::DESTINATION_OPTIONS
+    )
+}
+
+/// A receiver may put together what ends within its headers (RFC 7112 forbids it).
+#[inline(always)]
+fn truncated(frame: &Ipv6Frame) -> Signalling {
+    if frame.header.next_header == udp::NEXT_HEADER {
+        Signalling::Other
+    } else {
+        Signalling::Hidden
+    }
+}
+
+#[inline(always)]
+fn datagram(frame: &Ipv6Frame, source: u16, destination: u16) -> Signalling {
+    if source != PORT && destination != PORT {
+        Signalling::Other
+    } else if frame.header.next_header != udp::NEXT_HEADER {
+        Signalling::Hidden
+    } else if source == PORT {
+        Signalling::Answer
+    } else {
+        Signalling::Request
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::vec;
+    use std::vec::Vec;
+
+    use super::*;
+    use crate::testing::frame::Frame;
+    use crate::wire::mld::ipv6_frame;
+
+    fn datagram(ports: (u16, u16)) -> Frame {
+        Frame::udp("fe80::2a", "ff02::1", ports, b"search")
+    }
+
+    fn of(frame: &Frame) -> Signalling {
+        let bytes = frame.bytes();
+        classify(&bytes[..], &ipv6_frame(&bytes[..]).unwrap())
+    }
+
+    fn options() -> (u8, Vec<u8>) {
+        (60, vec![0, 1, 4, 0, 0, 0, 0])
+    }
+
+    #[test]
+    fn port_tells_who_speaks() {
+        for (ports, expected) in [
+            ((5000, PORT), Signalling::Request),
+            ((PORT, 5000), Signalling::Answer),
+            ((PORT, PORT), Signalling::Answer),
+            ((5000, 5001), Signalling::Other),
+        ] {
+            assert_eq!(of(&datagram(ports)), expected, "{ports:?}");
+            let tagged = datagram(ports).with(|f| f.vlan = Some(7));
+            assert_eq!(of(&tagged), expected, "{ports:?}");
+        }
+    }
+
+    #[test]
+    fn datagram_of_another_scope_or_protocol_is_none() {
+        let global = Frame::udp("2001:db8::1", "ff02::1", (PORT, PORT), b"x");
+        assert_eq!(of(&global), Signalling::Other);
+        let tcp = datagram((PORT, PORT)).with(|f| f.protocol = 6);
+        assert_eq!(of(&tcp), Signalling::Other);
+        let short = datagram((PORT, PORT)).with(|f| f.body.truncate(3));
+        assert_eq!(of(&short), Signalling::Other);
+    }
+
+    #[test]
+    fn extension_headers_hide_nothing() {
+        let fragment = (44, vec![0, 0, 1, 0, 0, 0, 7]);
+        let authentication = (51, vec![1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        let routing = (43, vec![0, 4, 0, 0, 0, 0, 0]);
+        for headers in [
+            vec![options()],
+            vec![fragment.clone()],
+            vec![authentication],
+            vec![routing],
+            vec![fragment.clone(), options()],
+            vec![options(), options(), options(), options()],
+        ] {
+            for ports in [(PORT, 5000), (5000, PORT)] {
+                let hidden = datagram(ports).with(|f| f.headers = headers.clone());
+                assert_eq!(of(&hidden), Signalling::Hidden, "{headers:?}");
+            }
+            let other = datagram((5000, 5353)).with(|f| f.headers = headers.clone());
+            let expected = match headers.len() {
+                4 => Signalling::Other,
+                _ => of(&datagram((5000, 5353))),
+            };
+            assert_eq!(of(&other), expected, "{headers:?}");
+        }
+        let options_first =
+            datagram((PORT, 5000)).with(|f| f.options = Some(vec![1, 4, 0, 0, 0, 0]));
+        assert_eq!(of(&options_first), Signalling::Hidden);
+        let cut = datagram((PORT, 5000)).with(|f| {
+            f.headers = vec![fragment];
+            f.body.truncate(2);
+        });
+        assert_eq!(of(&cut), Signalling::Hidden);
+    }
+
+    #[test]
+    fn more_headers_than_anybody_sends_are_not_waited_for() {
+        let many = datagram((5000, 5353)).with(|f| f.headers = vec![options(); HEADERS]);
+        assert_eq!(of(&many), Signalling::Hidden);
+    }
+
+    #[test]
+    fn later_fragment_is_none() {
+        let later =
+            datagram((PORT, PORT)).with(|f| f.headers = vec![(44, vec![0, 0, 9, 0, 0, 0, 7])]);
+        assert_eq!(of(&later), Signalling::Other);
+    }
+}

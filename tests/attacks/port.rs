@@ -1,0 +1,93 @@
+//! A user of the host, who may do nothing special, takes the port that VMs send to.
+#![allow(
+    unsafe_code,
+    reason = "one thread alone becomes another user by a bare system call"
+)]
+
+use std::io;
+use std::net::{Ipv6Addr, SocketAddrV6};
+use std::path::Path;
+use std::process::Stdio;
+
+use common::signal::PORT;
+use socket2::{Domain, Socket, Type};
+
+use super::agent::{Agent, Files};
+use super::netns::{Namespace, privileged};
+
+const NOBODY: libc::uid_t = 65_534;
+
+/// Does something as a user without privileges, on a thread that is that user for ever.
+fn as_nobody<T: Send>(host: &Namespace, work: impl FnOnce() -> T + Send) -> T {
+    host.run(|| {
+        // SAFETY: the call takes three numbers. Made without the C library it changes this thread
+        // only, which ends with `work`.
+        let changed = unsafe { libc::syscall(libc::SYS_setresuid, NOBODY, NOBODY, NOBODY) };
+        assert_eq!(changed, 0, "{}", io::Error::last_os_error());
+        work()
+    })
+}
+
+/// Binds the port as one does who wants to share it.
+fn steal(address: Ipv6Addr, scope: u32, device: Option<&str>) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::IPV6, Type::DGRAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.set_only_v6(true)?;
+    socket.bind_device(device.map(str::as_bytes))?;
+    socket.bind(&SocketAddrV6::new(address, PORT, 0, scope).into())?;
+    Ok(socket)
+}
+
+/// Every way to bind it.
+fn attempts(host: &Namespace) -> Vec<io::Result<Socket>> {
+    let bridge = host.ifindex("br0");
+    let found = host.run(|| roamcast::net::addresses::addresses("br0").unwrap());
+    let link_local = found.link_local.unwrap();
+    as_nobody(host, || {
+        vec![
+            steal(Ipv6Addr::UNSPECIFIED, 0, None),
+            steal(Ipv6Addr::UNSPECIFIED, 0, Some("br0")),
+            steal(link_local, bridge, None),
+            steal(link_local, bridge, Some("br0")),
+        ]
+    })
+}
+
+#[test]
+fn user_cannot_take_the_port_of_a_running_agent() {
+    if !privileged() {
+        return;
+    }
+    let host = Namespace::new("host");
+    host.add_bridge("br0");
+    let stolen = attempts(&host);
+    assert!(stolen.iter().any(Result::is_ok), "no attack: {stolen:?}");
+    drop(stolen);
+    host.run_with_bpffs(|bpffs: &Path| {
+        let files = Files::new(bpffs, "");
+        let _agent = Agent::start(&files, Stdio::null());
+        for stolen in attempts(&host) {
+            let error = stolen.expect_err("the port is shared");
+            assert_eq!(error.kind(), io::ErrorKind::AddrInUse, "{error}");
+        }
+    });
+}
+
+#[test]
+fn agent_whose_port_somebody_has_says_so_and_ends() {
+    if !privileged() {
+        return;
+    }
+    let host = Namespace::new("host");
+    host.add_bridge("br0");
+    let stolen = as_nobody(&host, || steal(Ipv6Addr::UNSPECIFIED, 0, None).unwrap());
+    host.run_with_bpffs(|bpffs: &Path| {
+        let files = Files::new(bpffs, "");
+        let output = files.command().output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "{said}");
+        assert!(said.contains("UDP port 47411 is taken"), "{said}");
+    });
+    drop(stolen);
+}
