@@ -43,11 +43,14 @@
 //! | [`neutral`] | MoAs that leave checksums as they are |
 //! | [`translate`] | what becomes of a packet |
 //! | [`maps`], [`counter`] | what the kernel programs know and count |
+//! | `entropy` | where random numbers come from (feature `user`) |
 //! | `key` | keys of nodes and pairs (feature `user`) |
 //! | `message` | messages (feature `user`) |
 //! | `seal` | their encryption, the form on the wire (feature `user`) |
 
 pub mod counter;
+#[cfg(feature = "user")]
+pub mod entropy;
 #[cfg(feature = "user")]
 pub mod key;
 pub mod maps;

@@ -1,6 +1,6 @@
 //! Drives the client: gives it time and datagrams, does what it says.
 
-use std::io::{self, Read};
+use std::io;
 use std::net::Ipv6Addr;
 use std::time::{Duration, Instant};
 
@@ -380,10 +380,7 @@ impl Session {
 
 /// Two numbers that no other run has.
 fn transactions() -> io::Result<(u64, u64)> {
-    let mut bytes = [0; 16];
-    std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    let number = u128::from_ne_bytes(bytes);
-    Ok(((number >> 64) as u64, number as u64))
+    Ok((getrandom::u64()?, getrandom::u64()?))
 }
 
 #[cfg(test)]

@@ -25,7 +25,6 @@ use tokio::task::JoinHandle;
 
 use super::fdb::{Entry as FdbEntry, Fdb};
 use super::packet_socket::{PacketSocket, Wanted};
-use crate::clock::now;
 use crate::proto::{AddressCommand, AddressEvent, Mac, Said};
 
 /// Events that wait to be handled; what comes beyond is asked again.
@@ -204,7 +203,7 @@ impl LinkAddresses {
     }
 
     fn probe(&self, address: Ipv6Addr) -> io::Result<()> {
-        let frame = neighbour::probe(&address.octets(), self.host()?.mac, nonce());
+        let frame = neighbour::probe(&address.octets(), self.host()?.mac, nonce()?);
         self.send(&frame)
     }
 
@@ -358,11 +357,11 @@ fn heard(message: &neighbour::Message) -> (Ipv6Addr, Said, Mac) {
     }
 }
 
-/// A number that no other node has.
-fn nonce() -> [u8; 6] {
-    use std::hash::{BuildHasher as _, RandomState};
-    let [a, b, c, d, e, f, ..] = RandomState::new().hash_one(now().0).to_ne_bytes();
-    [a, b, c, d, e, f]
+/// A number that no other node has (RFC 7527 §4.1).
+fn nonce() -> io::Result<[u8; 6]> {
+    let mut nonce = [0; 6];
+    getrandom::fill(&mut nonce)?;
+    Ok(nonce)
 }
 
 /// Locks; what a panicking holder left is still a set of addresses.

@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::error::Error;
-use std::fs::File;
-use std::io::{self, Read as _};
+use std::io;
 use std::net::Ipv6Addr;
 use std::sync::Arc;
 
@@ -325,12 +324,8 @@ fn proto_config(config: &Config, address: Ipv6Addr, prefix_length: u8) -> AgentC
 
 /// A number that no earlier start of an agent had.
 fn seed() -> Result<u64, RuntimeError> {
-    let mut bytes = [0; 8];
-    File::open("/dev/urandom")
-        .and_then(|mut file| file.read_exact(&mut bytes))
-        .map_err(|error| RuntimeError::System {
-            what: "random numbers",
-            error,
-        })?;
-    Ok(u64::from_ne_bytes(bytes))
+    getrandom::u64().map_err(|error| RuntimeError::System {
+        what: "random numbers",
+        error: error.into(),
+    })
 }

@@ -21,6 +21,15 @@ impl fmt::Debug for Key {
     }
 }
 
+/// One of the two who have a key between them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Party {
+    /// HoA.
+    pub hoa: [u8; 16],
+    /// Generation of its key with the servers; 0 where none is known.
+    pub generation: u32,
+}
+
 /// The secret of the mapping servers.
 pub struct Secret(Hkdf<Sha256>);
 
@@ -36,9 +45,17 @@ impl Secret {
         self.expand(&[b"node", &hoa, &generation.to_be_bytes()])
     }
 
-    /// Key between two nodes, in either order.
-    pub fn pair(&self, one: [u8; 16], other: [u8; 16]) -> Key {
-        self.expand(&[b"pair", &one.min(other), &one.max(other)])
+    /// Key between two nodes, in either order: each has its HoA and the generation of its own key. With
+    /// a key that is no longer trusted, those of its pairs are not, either.
+    pub fn pair(&self, one: Party, other: Party) -> Key {
+        let (first, second) = (one.min(other), one.max(other));
+        self.expand(&[
+            b"pair",
+            &first.hoa,
+            &first.generation.to_be_bytes(),
+            &second.hoa,
+            &second.generation.to_be_bytes(),
+        ])
     }
 
     fn expand(&self, info: &[&[u8]]) -> Key {
@@ -58,14 +75,35 @@ impl fmt::Debug for Secret {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    fn party(hoa: [u8; 16], generation: u32) -> Party {
+        Party { hoa, generation }
+    }
+
+    fn any_party() -> impl Strategy<Value = Party> {
+        // Few of each, so that they meet.
+        (0..3_u8, 0..3_u32).prop_map(|(hoa, generation)| party([hoa; 16], generation))
+    }
+
+    proptest! {
+        #[test]
+        fn pairs_have_one_key_if_both_are_the_same(pairs in prop::array::uniform4(any_party())) {
+            let secret = Secret::new(&[7; KEY_BYTES]);
+            let [a, b, c, d] = pairs;
+            let same = (a.min(b), a.max(b)) == (c.min(d), c.max(d));
+            prop_assert_eq!(secret.pair(a, b) == secret.pair(c, d), same);
+        }
+    }
 
     #[test]
-    fn pairs_have_one_key_and_nodes_and_generations_have_their_own() {
+    fn pairs_and_nodes_and_generations_have_their_own_keys() {
         let secret = Secret::new(&[7; KEY_BYTES]);
         let (a, b) = ([1; 16], [2; 16]);
-        assert_eq!(secret.pair(a, b), secret.pair(b, a));
         let keys = [
-            secret.pair(a, b),
+            secret.pair(party(a, 1), party(b, 1)),
+            secret.pair(party(a, 2), party(b, 1)),
+            secret.pair(party(a, 1), party(b, 2)),
             secret.node(a, 1),
             secret.node(a, 2),
             secret.node(b, 1),

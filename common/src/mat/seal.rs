@@ -117,7 +117,7 @@ impl<'a> Sealed<'a> {
     }
 }
 
-/// Seals a message. The nonce is random, and new for each.
+/// Seals a message. The nonce is a new one for each ([`super::entropy`]).
 pub fn seal(
     keying: Keying,
     hoa: [u8; 16],

@@ -28,14 +28,14 @@
 //! | `lookup` | where peers are: questions to the nearest server |
 //! | `peer` | what is known of a peer, and held frames |
 //! | `alert` | alerts and echoes between peers |
-//! | `random` | nonces, transactions, rates |
+//! | `rate` | limits of rates |
 
 mod alert;
 mod lookup;
 mod moves;
 mod peer;
 mod place;
-mod random;
+mod rate;
 mod registration;
 #[cfg(test)]
 mod tests;
@@ -45,6 +45,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::{Ipv6Addr, SocketAddrV6};
 use std::time::Duration;
 
+use common::mat::entropy::Entropy;
 use common::mat::key::Key;
 use common::mat::message::MatMessage;
 use common::mat::seal::{Keying, Sealed, seal};
@@ -52,7 +53,7 @@ use common::mat::seal::{Keying, Sealed, seal};
 use moves::Move;
 use peer::Peer;
 use place::Left;
-use random::{Bucket, Random};
+use rate::Bucket;
 use registration::Server;
 
 pub(crate) use peer::Used;
@@ -63,7 +64,7 @@ pub(crate) use types::*;
 pub(crate) struct Core {
     identity: Identity,
     timing: Timing,
-    random: Random,
+    entropy: Entropy,
     /// Sequence of the last update, and of the last one with other MoAs.
     sequence: u64,
     changed_sequence: u64,
@@ -92,14 +93,13 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    /// Starts; `epoch_ms` is the time at time zero in milliseconds since 1970, `seed` is drawn anew
-    /// for each start.
+    /// Starts; `epoch_ms` is the time at time zero in milliseconds since 1970.
     pub(crate) fn new(
         identity: Identity,
         timing: Timing,
         saved: Saved,
         epoch_ms: u64,
-        seed: u128,
+        entropy: Entropy,
     ) -> Self {
         let first = timing.update.0;
         let server = |address: &SocketAddrV6| Server::new(*address, epoch_ms, first);
@@ -109,7 +109,7 @@ impl Core {
         let mut core = Self {
             identity,
             timing,
-            random: Random::new(seed),
+            entropy,
             sequence,
             changed_sequence: sequence,
             servers,
@@ -134,6 +134,11 @@ impl Core {
 
     /// Takes a datagram.
     pub(crate) fn handle_datagram(&mut self, now: Duration, received: Received) {
+        self.datagram(now, received, true);
+    }
+
+    /// `may_wait`: it has not waited for a key yet.
+    fn datagram(&mut self, now: Duration, received: Received, may_wait: bool) {
         let Ok(sealed) = Sealed::parse(&received.bytes) else {
             self.counters.malformed += 1;
             return;
@@ -157,11 +162,19 @@ impl Core {
                     return;
                 }
                 let Some(key) = self.peers.get(&hoa).and_then(|peer| peer.key) else {
-                    return self.keep_for_key(now, hoa, received);
+                    if may_wait {
+                        self.keep_for_key(now, hoa, received);
+                    }
+                    return;
                 };
-                if let Some((transaction, message)) = self.open(&sealed, &key) {
-                    self.handle_peer(now, hoa, &received, transaction, message);
-                    self.candidate_due(now);
+                match self.open(&sealed, &key) {
+                    Some((transaction, message)) => {
+                        self.handle_peer(now, hoa, &received, transaction, message);
+                        self.candidate_due(now);
+                    }
+                    // Either may have been enrolled anew: then the servers have another key.
+                    None if may_wait => self.keep_for_key(now, hoa, received),
+                    None => {}
                 }
             }
         }
@@ -262,7 +275,10 @@ impl Core {
         transaction: u64,
         message: &MatMessage,
     ) {
-        let nonce = self.random.nonce();
+        let Some(nonce) = self.entropy.nonce() else {
+            self.counters.no_random_numbers += 1;
+            return;
+        };
         let hoa = self.identity.hoa.octets();
         let bytes = seal(keying, hoa, key, nonce, &message.encode(transaction));
         self.outputs.push_back(Output::Transmit { from, to, bytes });

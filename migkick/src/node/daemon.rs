@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
+use common::mat::entropy::Entropy;
 use migkick::datapath::Datapath;
 use migkick::interface::Interface;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -98,7 +99,6 @@ impl Daemon {
             forward: config.forward,
             ..Timing::default()
         };
-        let seed = state::seed().context("Cannot read random numbers")?;
         let mut stop = SigSet::empty();
         stop.add(Signal::SIGINT);
         stop.add(Signal::SIGTERM);
@@ -111,7 +111,7 @@ impl Daemon {
                 timing,
                 state::load(&config.state),
                 u64::try_from(epoch_ms).unwrap_or(u64::MAX),
-                seed,
+                Entropy::new(|bytes| getrandom::fill(bytes).is_ok()),
             ),
             datapath,
             links,

@@ -90,6 +90,7 @@ fn text(value: &Value, key: &str) -> String {
 mod tests {
     use super::*;
     use crate::node::core::*;
+    use common::mat::entropy::Entropy;
     use std::time::Duration;
 
     #[test]
@@ -100,7 +101,13 @@ mod tests {
             key: common::mat::key::Key([1; 32]),
             servers: vec!["[2001:db8::1]:47413".parse().unwrap()],
         };
-        let mut core = Core::new(identity, Timing::default(), Saved::default(), 0, 1);
+        let mut core = Core::new(
+            identity,
+            Timing::default(),
+            Saved::default(),
+            0,
+            Entropy::new(|_| true),
+        );
         let moa = "2001:db8:1::7".parse().unwrap();
         let nics = vec![NicState {
             ifindex: 3,

@@ -1,7 +1,7 @@
-//! What is remembered over restarts, and what is never the same.
+//! What is remembered over restarts.
 
-use std::fs::{self, File};
-use std::io::{self, Read};
+use std::fs;
+use std::io;
 use std::path::Path;
 
 use super::core::Saved;
@@ -23,13 +23,6 @@ pub(super) fn save(path: &Path, saved: Saved) -> io::Result<()> {
     let new = path.with_extension("new");
     fs::write(&new, serde_json::to_vec(&saved)?)?;
     fs::rename(new, path)
-}
-
-/// A number that no other run has.
-pub(super) fn seed() -> io::Result<u128> {
-    let mut bytes = [0; 16];
-    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    Ok(u128::from_ne_bytes(bytes))
 }
 
 #[cfg(test)]

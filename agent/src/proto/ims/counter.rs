@@ -60,6 +60,8 @@ counters! {
     rate_limited,
     /// Requests of a source for which there was no room.
     sources_full,
+    /// Answers that were not sent, because the kernel gave no random numbers for them.
+    no_random_numbers,
     /// Times that the wall clock was set.
     clock_jumps,
 }

@@ -54,9 +54,10 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::net::Ipv6Addr;
 use std::time::Duration;
 
-use common::mat::key::Secret;
+use common::mat::entropy::Entropy;
+use common::mat::key::{Key, Party, Secret};
 use common::mat::message::{LookupReply, LookupRequest, Mapping, MatMessage};
-use common::mat::seal::{Keying, NONCE_BYTES, Sealed, seal};
+use common::mat::seal::{Keying, Sealed, seal};
 use tracing::{info, warn};
 
 use super::Timestamp;
@@ -89,9 +90,7 @@ const WARNING_INTERVAL: Duration = Duration::from_secs(10);
 pub struct Ims {
     config: Config,
     secret: Secret,
-    /// Nonces: random at the start, then counted, so that none comes twice.
-    nonce_prefix: [u8; 16],
-    nonce_count: u64,
+    entropy: Entropy,
     nodes: HashMap<Hoa, Node>,
     holders: Holders,
     /// When something of a node ends.
@@ -119,14 +118,13 @@ struct Opened {
 }
 
 impl Ims {
-    /// A server that knows nobody yet. The nonces of two starts must not have the same beginning.
-    pub fn new(config: Config, secret: Secret, nonce_prefix: [u8; 16]) -> Self {
+    /// A server that knows nobody yet.
+    pub fn new(config: Config, secret: Secret, entropy: Entropy) -> Self {
         let sources = Sources::new(config.requests_per_second, config.burst, config.sources);
         Self {
             config,
             secret,
-            nonce_prefix,
-            nonce_count: 0,
+            entropy,
             nodes: HashMap::new(),
             holders: Holders::default(),
             ends: BTreeSet::new(),
@@ -432,29 +430,32 @@ impl Ims {
         let message = LookupReply {
             hoa: body.hoa,
             mapping,
-            pair_key: self.secret.pair(hoa, wanted).0.into(),
+            pair_key: self.pair_key(hoa, wanted).0.into(),
             // One of zero seconds could not be used at all.
             lifetime_s: whole_seconds(lifetime).max(1),
         };
         self.reply(path, hoa, transaction, &message.into());
     }
 
+    /// Key of two nodes, which a new generation of either changes.
+    fn pair_key(&self, one: Hoa, other: Hoa) -> Key {
+        let party = |hoa: Hoa| Party {
+            hoa,
+            generation: self.nodes.get(&hoa).map_or(0, |node| node.generation),
+        };
+        self.secret.pair(party(one), party(other))
+    }
+
     fn reply(&mut self, path: Path, hoa: Hoa, transaction: u64, message: &MatMessage) {
         let Some(key) = self.nodes.get(&hoa).map(|node| node.key) else {
             return;
         };
-        let nonce = self.nonce();
+        let Some(nonce) = self.entropy.nonce() else {
+            self.counters.no_random_numbers += 1;
+            return;
+        };
         let bytes = seal(Keying::Node, hoa, &key, nonce, &message.encode(transaction));
         self.replies.push_back(Reply { path, bytes });
-    }
-
-    fn nonce(&mut self) -> [u8; NONCE_BYTES] {
-        let mut nonce = [0; NONCE_BYTES];
-        let (prefix, count) = nonce.split_at_mut(self.nonce_prefix.len());
-        prefix.copy_from_slice(&self.nonce_prefix);
-        count.copy_from_slice(&self.nonce_count.to_be_bytes());
-        self.nonce_count += 1;
-        nonce
     }
 
     /// Says so when somebody has set the clock: times of nodes are compared with it.

@@ -20,12 +20,12 @@ pub mod secret;
 mod socket;
 pub mod store;
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::net::SocketAddrV6;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use common::mat::entropy::Entropy;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::clock;
@@ -85,8 +85,7 @@ pub async fn run(config: ImsConfig) -> Result<(), ImsError> {
     let secret = secret::load(&config.ims.secret)?;
     let store = Arc::new(Store::open(&config.ims.store)?);
     let control = ControlServer::bind(&config.ims.control_socket)?;
-    let prefix = random().map_err(refused("random numbers"))?;
-    let mut ims = Ims::new(config.protocol(), secret, prefix);
+    let mut ims = Ims::new(config.protocol(), secret, kernel_entropy());
     restore(&mut ims, &store)?;
     let address = config.ims.listen;
     let socket = socket::bind(address).map_err(|source| ImsError::Listen { address, source })?;
@@ -186,9 +185,7 @@ fn now() -> Now {
     }
 }
 
-/// Bytes that no earlier start had.
-fn random<const N: usize>() -> io::Result<[u8; N]> {
-    let mut bytes = [0; N];
-    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    Ok(bytes)
+/// Random numbers of the kernel.
+fn kernel_entropy() -> Entropy {
+    Entropy::new(|bytes| getrandom::fill(bytes).is_ok())
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use super::keyfile::{KeyFile, Place};
 use super::secret::{self, SecretError};
 use super::store::{Store, StoreError};
-use super::{now, random};
+use super::{kernel_entropy, now};
 use common::mat::key::Secret;
 
 use crate::config::{ImsConfig, Prefix, home_conflict, server_conflict};
@@ -53,9 +53,6 @@ pub enum OperatorError {
         /// That of the configuration.
         home: Prefix,
     },
-    /// The system has no random numbers.
-    #[error("The system refuses random numbers")]
-    Random(#[source] io::Error),
     /// The key file cannot be written.
     #[error("Cannot make the key file {}", path.display())]
     KeyFile {
@@ -167,11 +164,7 @@ fn by_store(
     generation: Option<u32>,
 ) -> Result<u32, OperatorError> {
     // The server's own rules, for as long as it takes.
-    let mut ims = Ims::new(
-        config.protocol(),
-        secret,
-        random().map_err(OperatorError::Random)?,
-    );
+    let mut ims = Ims::new(config.protocol(), secret, kernel_entropy());
     let store = Store::open(&config.ims.store)?;
     let known = store.get(hoa.octets())?;
     ims.restore(now(), known.map(|record| (hoa.octets(), record)));

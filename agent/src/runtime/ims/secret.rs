@@ -7,8 +7,6 @@ use std::path::{Path, PathBuf};
 
 use common::mat::key::{KEY_BYTES, Secret};
 
-use super::random;
-
 /// Why there is no secret.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {
@@ -58,7 +56,8 @@ pub fn init(path: &Path) -> Result<(), SecretError> {
         path: path.to_owned(),
         source,
     };
-    let bytes = random::<KEY_BYTES>().map_err(failed)?;
+    let mut bytes = [0; KEY_BYTES];
+    getrandom::fill(&mut bytes).map_err(|error| failed(error.into()))?;
     if let Some(directory) = path.parent() {
         std::fs::create_dir_all(directory).map_err(failed)?;
     }

@@ -14,7 +14,7 @@ use common::mat::seal::Keying;
 
 use super::lookup::Cause;
 use super::peer::Peer;
-use super::random::Repeat;
+use super::rate::Repeat;
 use super::{Core, Received};
 
 /// Addresses of a peer that an alert goes to.
@@ -183,7 +183,7 @@ impl Core {
 
     /// Asks the desired address of a peer, or the one in use, whether it is there.
     pub(super) fn verify(&mut self, now: Duration, hoa: Ipv6Addr) {
-        let transaction = self.random.number();
+        let transaction = self.entropy.number();
         let first = self.timing.alert.0;
         let Some(peer) = self.peers.get_mut(&hoa) else {
             return;
@@ -215,7 +215,7 @@ impl Core {
             return;
         };
         if changed && peer.acknowledged < sequence {
-            let transaction = self.random.number();
+            let transaction = self.entropy.number();
             peer.alert = Some(AlertOut {
                 sequence,
                 transaction,
@@ -230,7 +230,7 @@ impl Core {
         for peer in self.peers.values_mut().filter(|peer| peer.known.is_some()) {
             peer.alert = Some(AlertOut {
                 sequence: self.changed_sequence,
-                transaction: self.random.number(),
+                transaction: self.entropy.number(),
                 repeat: Repeat::new(now, self.timing.alert.0),
             });
         }
@@ -241,7 +241,7 @@ impl Core {
     pub(super) fn alert(&mut self, now: Duration, hoa: Ipv6Addr) {
         let alert = AlertOut {
             sequence: self.changed_sequence,
-            transaction: self.random.number(),
+            transaction: self.entropy.number(),
             repeat: Repeat::new(now, self.timing.alert.0),
         };
         if let Some(peer) = self.peers.get_mut(&hoa)

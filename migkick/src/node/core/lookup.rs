@@ -119,7 +119,7 @@ impl Core {
 
     /// Asks the next server, if it is time.
     fn ask_next(&mut self, now: Duration, hoa: Ipv6Addr) {
-        let transaction = self.random.number();
+        let transaction = self.entropy.number();
         let (least, most) = self.timing.lookup;
         let Some(lookup) = self.peers.get_mut(&hoa).and_then(|it| it.lookup.as_mut()) else {
             return;

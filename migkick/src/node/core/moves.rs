@@ -188,7 +188,7 @@ impl Core {
         let servers: Vec<_> = self.servers.iter().map(|it| it.address).collect();
         let hoa = self.identity.hoa.octets().into();
         for to in servers {
-            let transaction = self.random.number();
+            let transaction = self.entropy.number();
             checks.push(transaction);
             self.ask(standby.moa, to, transaction, &LookupRequest { hoa }.into());
         }
@@ -198,7 +198,7 @@ impl Core {
             .filter_map(|(hoa, peer)| Some((*hoa, peer.to?)));
         let peers: Vec<_> = peers.take(CHECK_PEERS).collect();
         for (hoa, to) in peers {
-            let transaction = self.random.number();
+            let transaction = self.entropy.number();
             checks.push(transaction);
             self.tell(hoa, standby.moa, to, transaction, &Echo {}.into());
         }

@@ -8,7 +8,7 @@ use common::mat::key::Key;
 
 use super::alert::{AlertOut, Asked, EchoOut};
 use super::lookup::{Cause, Known, Lookup};
-use super::random::Bucket;
+use super::rate::Bucket;
 use super::{Core, MAX_HELD, MAX_HELD_BYTES, MAX_PEERS, Output, PeerStatus, Received};
 
 /// Most datagrams kept until the key that opens them is known.
@@ -256,7 +256,7 @@ impl Core {
             .get_mut(&hoa)
             .map(|it| std::mem::take(&mut it.waiting));
         for received in waiting.unwrap_or_default() {
-            self.handle_datagram(now, received);
+            self.datagram(now, received, false);
         }
     }
 

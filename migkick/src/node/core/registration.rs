@@ -11,7 +11,7 @@ use std::time::Duration;
 use common::mat::MAX_MOAS;
 use common::mat::message::{MatMessage, Moa, Outcome, UpdateReply, UpdateRequest};
 
-use super::random::Repeat;
+use super::rate::Repeat;
 use super::{Core, Output, Place, Saved, ServerStatus};
 
 /// Shortest lifetime that is believed, so that no server makes the node busy.
@@ -172,7 +172,7 @@ impl Core {
             if server.pending.is_some_and(|it| it.sequence == sequence) {
                 server.silent = server.silent.saturating_add(1);
             }
-            let transaction = self.random.number();
+            let transaction = self.entropy.number();
             server.pending = Some(Pending {
                 transaction,
                 sequence,

@@ -226,6 +226,8 @@ counters! {
     echoes_failed,
     /// Updates that a server refused.
     updates_refused,
+    /// Messages that were not sent, because the kernel gave no random numbers for them.
+    no_random_numbers,
     /// Moves that arrived.
     moves,
     /// Moves that were given up.

@@ -1,5 +1,7 @@
 //! Forged, replayed, changed and senseless datagrams.
 
+use std::collections::BTreeSet;
+
 use common::mat::message::{Alert, Echo};
 
 use super::*;
@@ -58,7 +60,7 @@ fn key_of_one_node_moves_no_other() {
 #[test]
 fn key_of_a_pair_is_none_for_the_server() {
     let mut world = World::new();
-    let pair = Secret::new(&SECRET).pair(hoa(1).octets(), hoa(2).octets());
+    let pair = pair_key((1, 1), (2, 1));
     let message = Alert { sequence: 1 };
     let message = MatMessage::from(message).encode(1);
     for keying in [Keying::Pair, Keying::Node] {
@@ -68,6 +70,34 @@ fn key_of_a_pair_is_none_for_the_server() {
     }
     assert_eq!(world.ims.counters().unexpected, 1);
     assert_eq!(world.ims.counters().forged, 1);
+}
+
+#[test]
+fn server_that_is_resumed_twice_from_a_snapshot_uses_no_nonce_twice() {
+    let mut nonces = BTreeSet::new();
+    // The same states, the same inputs.
+    for _ in 0..2 {
+        let mut world = World::new();
+        for number in 1..20 {
+            let request = world.request(1, moas(&[number]));
+            world.send(number, &request.into());
+        }
+        world.store();
+        while let Some(reply) = world.ims.poll_reply() {
+            assert!(nonces.insert(reply.bytes[20..44].to_vec()));
+        }
+    }
+    assert_eq!(nonces.len(), 38);
+}
+
+#[test]
+fn server_without_random_numbers_says_nothing() {
+    let mut world = World::new();
+    world.ims = Ims::new(config(), Secret::new(&SECRET), Entropy::new(|_| false));
+    let wanted = hoa(2).octets().into();
+    world.send(1, &LookupRequest { hoa: wanted }.into());
+    assert_eq!(world.ims.poll_reply(), None);
+    assert_eq!(world.ims.counters().no_random_numbers, 1);
 }
 
 #[test]

@@ -11,12 +11,36 @@ fn lookup_finds_what_was_registered_with_the_key_of_the_pair() {
     assert_eq!((mapping.sequence, mapping.moas), (5, moas(&[10, 11])));
     assert_eq!(*reply.hoa, hoa(1).octets());
     assert_eq!(reply.lifetime_s, 60);
-    let pair = Secret::new(&SECRET).pair(hoa(1).octets(), hoa(2).octets());
+    let pair = pair_key((1, 1), (2, 1));
     assert_eq!(*reply.pair_key, pair.0);
     // The other node is told the same key, before the first has looked.
     let other = world.lookup(1, 2);
     assert_eq!((other.pair_key, other.mapping), (reply.pair_key, None));
     assert_eq!(other.lifetime_s, 5);
+}
+
+#[test]
+fn pair_has_another_key_when_either_is_enrolled_anew() {
+    let mut world = World::new();
+    world.update(1, 1, moas(&[10]));
+    world.update(2, 1, moas(&[20]));
+    let mut key = |world: &mut World, one, other| {
+        let keys = [(one, other), (other, one)].map(|(from, to)| world.lookup(from, to).pair_key);
+        assert_eq!(keys[0], keys[1], "both are told the same");
+        keys[0]
+    };
+    let first = key(&mut world, 1, 2);
+    assert_eq!(*first, pair_key((1, 1), (2, 1)).0);
+    let mut known = vec![first];
+    for (number, expected) in [(1, ((1, 2), (2, 1))), (2, ((1, 2), (2, 2)))] {
+        world.generations.insert(number, 2);
+        let address = moas(&[number * 10]);
+        assert_eq!(world.update(number, 1, address), Outcome::Accepted);
+        let next = key(&mut world, 1, 2);
+        assert_eq!(*next, pair_key(expected.0, expected.1).0);
+        assert!(!known.contains(&next));
+        known.push(next);
+    }
 }
 
 #[test]

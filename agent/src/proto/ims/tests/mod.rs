@@ -11,11 +11,12 @@ use std::collections::BTreeMap;
 use std::net::{Ipv6Addr, SocketAddrV6};
 use std::time::Duration;
 
-use common::mat::key::{Key, Secret};
+use common::mat::entropy::Entropy;
+use common::mat::key::{Key, Party, Secret};
 use common::mat::message::{
     LookupReply, LookupRequest, MatMessage, Moa, Outcome, UpdateReply, UpdateRequest,
 };
-use common::mat::seal::{Keying, Sealed, seal};
+use common::mat::seal::{Keying, NONCE_BYTES, Sealed, seal};
 
 use super::*;
 use crate::config::Prefix;
@@ -70,6 +71,20 @@ fn key(number: u16, generation: u32) -> Key {
     Secret::new(&SECRET).node(hoa(number).octets(), generation)
 }
 
+/// Key of two nodes, each with its generation.
+fn pair_key(one: (u16, u32), other: (u16, u32)) -> Key {
+    let [one, other] = [one, other].map(|(number, generation)| Party {
+        hoa: hoa(number).octets(),
+        generation,
+    });
+    Secret::new(&SECRET).pair(one, other)
+}
+
+/// Random numbers of the kernel, as a server has them.
+fn entropy() -> Entropy {
+    Entropy::new(|bytes| getrandom::fill(bytes).is_ok())
+}
+
 /// The server with its clocks and its store.
 struct World {
     ims: Ims,
@@ -87,7 +102,7 @@ impl World {
 
     fn with(config: Config) -> Self {
         Self {
-            ims: Ims::new(config.clone(), Secret::new(&SECRET), [1; 16]),
+            ims: Ims::new(config.clone(), Secret::new(&SECRET), entropy()),
             config,
             now: Now {
                 monotonic: Timestamp(1_000_000_000),
@@ -107,7 +122,7 @@ impl World {
 
     /// A new process with the store that the old one has left.
     fn restart(&mut self) {
-        self.ims = Ims::new(self.config.clone(), Secret::new(&SECRET), [2; 16]);
+        self.ims = Ims::new(self.config.clone(), Secret::new(&SECRET), entropy());
         let records = self
             .store
             .iter()

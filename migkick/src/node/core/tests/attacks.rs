@@ -1,9 +1,11 @@
 //! An attacker on the links: it reads everything, sends anything from anywhere, and has no key.
 
+use std::collections::BTreeSet;
 use std::net::{Ipv6Addr, SocketAddrV6};
 use std::time::Duration;
 
 use common::mat::NODE_PORT;
+use common::mat::entropy::Entropy;
 use common::mat::key::Key;
 use common::mat::message::*;
 use common::mat::seal::{Keying, seal};
@@ -165,6 +167,78 @@ fn messages_under_a_made_up_key_are_counted_and_change_nothing() {
 }
 
 #[test]
+fn node_that_is_resumed_twice_from_a_snapshot_uses_no_nonce_twice() {
+    // The same states, the same inputs.
+    let worlds = [(); 2].map(|()| talking(Setup::default()));
+    let mut nonces = BTreeSet::new();
+    for world in &worlds {
+        let sent = world.record.iter().filter(|it| it.from.port() == NODE_PORT);
+        for datagram in sent {
+            assert!(nonces.insert(datagram.bytes[20..44].to_vec()));
+        }
+    }
+    assert!(nonces.len() > 20, "{}", nonces.len());
+}
+
+#[test]
+fn node_without_random_numbers_says_nothing() {
+    let identity = Identity {
+        hoa: hoa(0),
+        home: ("fd5e:6d61:74::".parse().unwrap(), 48),
+        key: Key([5; 32]),
+        servers: vec![server(0)],
+    };
+    let nics = vec![NicState {
+        ifindex: 1,
+        addresses: vec![moa(0, 1)],
+    }];
+    let entropy = Entropy::new(|_| false);
+    let mut core = Core::new(identity, Timing::default(), Saved::default(), 0, entropy);
+    core.handle_nics(ms(0), nics);
+    core.handle_timeout(ms(1000));
+    while let Some(output) = core.poll_output() {
+        assert!(!matches!(output, Output::Transmit { .. }), "{output:?}");
+    }
+    assert!(core.status(ms(1000)).counters.no_random_numbers > 0);
+}
+
+#[test]
+fn node_that_is_enrolled_anew_is_heard_by_its_peers() {
+    let mut world = talking(Setup::default());
+    let before = world.secret.pair(world.party(hoa(0)), world.party(hoa(1)));
+    world.crash(1);
+    world.nodes[1].generation += 1;
+    world.start(1);
+    world.run(ms(300));
+    assert!(world.is_settled(0, 1));
+    // What it says is under a key that its peer has to ask for.
+    world.go(1, 3);
+    world.run(ms(1500));
+    assert!(world.is_settled(0, 1), "{:?}", world.nodes[0].kernel.peers);
+    // Who has the old one says nothing any more.
+    let lookups = world.servers.iter().map(|it| it.lookups).sum::<usize>();
+    for message in messages(u64::MAX) {
+        let bytes = seal(
+            Keying::Pair,
+            hoa(1).octets(),
+            &before,
+            [3; 24],
+            &message.encode(1),
+        );
+        let received = Received {
+            local: moa(0, 1),
+            from: SocketAddrV6::new(moa(1, 3), NODE_PORT, 0, 0),
+            bytes,
+        };
+        world.input(0, |core, now| core.handle_datagram(now, received));
+    }
+    world.run(ms(3000));
+    assert!(world.is_settled(0, 1));
+    let after = world.servers.iter().map(|it| it.lookups).sum::<usize>();
+    assert!(after - lookups < 8, "{}", after - lookups);
+}
+
+#[test]
 fn node_of_the_deployment_speaks_for_itself_only() {
     let mut world = talking(Setup {
         nodes: 3,
@@ -173,7 +247,7 @@ fn node_of_the_deployment_speaks_for_itself_only() {
     world.send_frame(2, 0, vec![1]);
     world.run(ms(300));
     // The third node has a key with the first one, and names the second.
-    let key = world.secret.pair(hoa(2).octets(), hoa(0).octets());
+    let key = world.secret.pair(world.party(hoa(2)), world.party(hoa(0)));
     for message in messages(u64::MAX) {
         for from in [moa(1, 2), moa(2, 3), moa(9, 9)] {
             let bytes = seal(

@@ -179,7 +179,7 @@ proptest! {
             key,
             servers: vec![server(0)],
         };
-        let mut core = Core::new(identity, Timing::default(), Saved::default(), 0, 1);
+        let mut core = Core::new(identity, Timing::default(), Saved::default(), 0, entropy());
         let mut now = ms(0);
         let place = |last: u8| moa(usize::from(last % 3), 1);
         let nics = vec![NicState { ifindex: 1, addresses: vec![moa(0, 1)] }];

@@ -9,7 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv6Addr, SocketAddrV6};
 use std::time::Duration;
 
-use common::mat::key::{KEY_BYTES, Secret};
+use common::mat::entropy::Entropy;
+use common::mat::key::{KEY_BYTES, Party, Secret};
 use common::mat::message::{Moa, Outcome};
 use common::mat::{IMS_PORT, NODE_PORT};
 
@@ -84,7 +85,8 @@ pub(super) struct Node {
     pub(super) core: Option<Core>,
     pub(super) kernel: Kernel,
     pub(super) site: u16,
-    seed: u128,
+    /// Of its key.
+    pub(super) generation: u32,
     packets: u64,
     pub(super) delivered_gap: Duration,
     /// Where it is going to be, once what it sends from elsewhere is translated there.
@@ -146,7 +148,7 @@ impl World {
             core: None,
             kernel: Kernel::default(),
             site: 1 + index as u16,
-            seed: 1000 * (index as u128 + 1),
+            generation: 1,
             packets: 0,
             delivered_gap: Duration::ZERO,
             translated_to: None,
@@ -178,17 +180,18 @@ impl World {
         let identity = Identity {
             hoa: hoa(index),
             home: ("fd5e:6d61:74::".parse().unwrap(), 48),
-            key: self.secret.node(hoa(index).octets(), 1),
+            key: self
+                .secret
+                .node(hoa(index).octets(), self.nodes[index].generation),
             servers: (0..self.servers.len()).map(server).collect(),
         };
         let node = &mut self.nodes[index];
-        node.seed += 1;
         let timing = Timing {
             lifetime: Duration::from_secs(60),
             ..Timing::default()
         };
-        let (saved, seed) = (node.kernel.saved, node.seed);
-        node.core = Some(Core::new(identity, timing, saved, EPOCH_MS, seed));
+        let saved = node.kernel.saved;
+        node.core = Some(Core::new(identity, timing, saved, EPOCH_MS, entropy()));
         let used: Vec<_> = node
             .kernel
             .peers
@@ -490,6 +493,11 @@ impl World {
             Output::Save(saved) => kernel.saved = saved,
         }
     }
+}
+
+/// Random numbers of the kernel, as a node has them.
+pub(super) fn entropy() -> Entropy {
+    Entropy::new(|bytes| getrandom::fill(bytes).is_ok())
 }
 
 /// Nonces of the servers; the nodes' own are not of this form.

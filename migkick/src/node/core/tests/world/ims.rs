@@ -7,6 +7,11 @@ use super::*;
 use crate::node::core::*;
 
 impl World {
+    /// A node with the generation that the servers know.
+    pub(in crate::node::core::tests) fn party(&self, hoa: Ipv6Addr) -> Party {
+        party(&self.nodes, hoa)
+    }
+
     pub(super) fn serve(&mut self, index: usize, datagram: &Datagram) {
         let server = &mut self.servers[index];
         let Ok(sealed) = Sealed::parse(&datagram.bytes) else {
@@ -15,17 +20,18 @@ impl World {
         if server.down || sealed.keying != Keying::Node {
             return;
         }
-        let key = self.secret.node(sealed.hoa, 1);
+        let sender = party(&self.nodes, sealed.hoa.into());
+        let key = self.secret.node(sender.hoa, sender.generation);
         let Ok(bytes) = sealed.open(&key) else {
             return;
         };
-        let sender = Ipv6Addr::from(sealed.hoa);
+        let hoa = Ipv6Addr::from(sealed.hoa);
         let (transaction, message) = MatMessage::decode(&bytes).unwrap();
         let now_ms = EPOCH_MS + server.skew_ms + self.now.as_millis() as u64;
         let answer: MatMessage = match message {
             MatMessage::UpdateRequest(update) => {
                 server.updates += 1;
-                let known = server.mappings.get(&sender);
+                let known = server.mappings.get(&hoa);
                 let sequence = known.map_or(0, |it| it.0);
                 let same = known.is_some_and(|it| it.0 == update.sequence && it.1 == update.moas);
                 let outcome = match server.refuse {
@@ -44,11 +50,11 @@ impl World {
                 if outcome == Outcome::Accepted {
                     server
                         .mappings
-                        .insert(sender, (update.sequence, update.moas, until));
+                        .insert(hoa, (update.sequence, update.moas, until));
                 }
                 UpdateReply {
                     outcome: outcome as u8,
-                    sequence: server.mappings.get(&sender).map_or(0, |it| it.0),
+                    sequence: server.mappings.get(&hoa).map_or(0, |it| it.0),
                     time_ms: now_ms,
                     lifetime_s: lifetime,
                 }
@@ -64,7 +70,11 @@ impl World {
                         sequence: *sequence,
                         moas: moas.clone(),
                     }),
-                    pair_key: self.secret.pair(sealed.hoa, *lookup.hoa).0.into(),
+                    pair_key: self
+                        .secret
+                        .pair(sender, party(&self.nodes, wanted))
+                        .0
+                        .into(),
                     lifetime_s: if known.is_some() { 30 } else { 5 },
                 }
                 .into()
@@ -85,5 +95,14 @@ impl World {
         };
         self.record.push(datagram.clone());
         self.send(datagram);
+    }
+}
+
+fn party(nodes: &[Node], hoa: Ipv6Addr) -> Party {
+    let mut nodes = (0..).zip(nodes);
+    let found = nodes.find(|(index, _)| super::hoa(*index) == hoa);
+    Party {
+        hoa: hoa.octets(),
+        generation: found.map_or(0, |(_, node)| node.generation),
     }
 }

@@ -1,48 +1,6 @@
-//! Numbers nobody else has, and limits of rates.
+//! Limits of rates.
 
-use std::hash::Hasher;
 use std::time::Duration;
-
-use common::mat::seal::NONCE_BYTES;
-
-/// Nonces and transactions: SipHash-2-4 of a counter under a key that each start of the node draws
-/// anew, so that no nonce comes twice.
-#[derive(Debug)]
-pub(super) struct Random {
-    key: (u64, u64),
-    counter: u64,
-}
-
-impl Random {
-    pub(super) fn new(seed: u128) -> Self {
-        Self {
-            key: ((seed >> 64) as u64, seed as u64),
-            counter: 0,
-        }
-    }
-
-    /// A new transaction.
-    pub(super) fn number(&mut self) -> u64 {
-        self.counter = self.counter.wrapping_add(1);
-        #[allow(
-            deprecated,
-            reason = "the only SipHash with a key in std; deprecated for hash tables, not for this"
-        )]
-        let mut hasher = std::hash::SipHasher::new_with_keys(self.key.0, self.key.1);
-        hasher.write_u64(self.counter);
-        hasher.finish()
-    }
-
-    /// A new nonce.
-    pub(super) fn nonce(&mut self) -> [u8; NONCE_BYTES] {
-        let mut nonce = [0; NONCE_BYTES];
-        let (words, _) = nonce.as_chunks_mut::<8>();
-        for word in words {
-            *word = self.number().to_be_bytes();
-        }
-        nonce
-    }
-}
 
 /// So many at once, then one every interval.
 #[derive(Clone, Copy, Debug)]
@@ -115,17 +73,6 @@ impl Repeat {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeSet;
-
-    #[test]
-    fn nonces_do_not_come_twice() {
-        let mut one = Random::new(1);
-        let mut other = Random::new(2);
-        let nonces: BTreeSet<_> = (0..1000)
-            .flat_map(|_| [one.nonce(), other.nonce()])
-            .collect();
-        assert_eq!(nonces.len(), 2000);
-    }
 
     #[test]
     fn bucket_lets_a_burst_pass_and_then_the_rate() {
