@@ -21,6 +21,8 @@ mod wire;
 mod agent;
 #[path = "attacks/jobs.rs"]
 mod jobs;
+#[path = "attacks/log.rs"]
+mod log;
 #[path = "attacks/port.rs"]
 mod port;
 #[path = "attacks/signalling.rs"]

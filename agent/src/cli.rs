@@ -322,7 +322,8 @@ fn exit(result: anyhow::Result<()>) -> ExitCode {
         // The reader of a pipe has seen enough, as in `roamcast listeners | head`.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{}", describe(&error));
+            // Whoever reads it may have gone.
+            let _ = writeln!(io::stderr(), "{}", describe(&error));
             ExitCode::FAILURE
         }
     }
@@ -362,8 +363,11 @@ fn run_role<C>(
         writeln!(out, "OK")?;
         return Ok(());
     }
-    telemetry::init(log)?;
-    run(config)
+    let logs = telemetry::init(log)?;
+    let result = run(config);
+    // Before the sentence about what went wrong.
+    drop(logs);
+    result
 }
 
 fn show(args: &QueryArgs, request: &Request, out: &mut impl Write) -> anyhow::Result<()> {

@@ -18,6 +18,7 @@
 //! | [`forward`] | packets for an address that its VM has left | kernel, agent |
 //! | [`trace`] | what the kernel programs tell of their decisions | kernel, agent |
 //! | [`event`] | ring buffer records, kernel to agent | kernel, agent |
+//! | [`text`] | text of others, as it is shown | agent, `migkick` |
 //! | [`counter`] | the named reasons behind every counter | kernel, agent |
 //! | `signal` | signalling messages (feature `user`) | agent, `migkick` |
 
@@ -42,6 +43,7 @@ pub mod relay;
 #[cfg(feature = "user")]
 pub mod signal;
 pub mod snoop;
+pub mod text;
 pub mod trace;
 pub mod wire;
 

@@ -72,16 +72,28 @@ uri = "qemu:///system?socket={path}/no-libvirtd"
     /// `roamcast agent`, to be started in the namespaces of the calling thread.
     pub(crate) fn command(&self) -> Command {
         let mut command = Command::new(binaries::path("roamcast").unwrap());
-        command.arg("agent").arg("--config").arg(self.path("agent.toml"));
+        command
+            .arg("agent")
+            .arg("--config")
+            .arg(self.path("agent.toml"));
         command
     }
 
     /// What the agent says about itself, if it answers.
     pub(crate) fn status(&self) -> Option<Value> {
+        serde_json::from_str(&self.ask(&["status", "--json"])).ok()
+    }
+
+    /// The same, as a person sees it.
+    pub(crate) fn table(&self) -> String {
+        self.ask(&["status"])
+    }
+
+    fn ask(&self, arguments: &[&str]) -> String {
         let mut command = Command::new(binaries::path("roamcast").unwrap());
-        command.args(["status", "--json", "--socket"]);
+        command.args(arguments).arg("--socket");
         let output = command.arg(self.path("agent.sock")).output().unwrap();
-        serde_json::from_slice(&output.stdout).ok()
+        String::from_utf8_lossy(&output.stdout).into_owned()
     }
 }
 

@@ -214,7 +214,7 @@ impl ProgressView {
                 bar.set_length(progress.total_bytes);
                 bar.set_position(progress.processed_bytes);
             }
-            None if changed => eprintln!("{}", progress.phase.as_str()),
+            None if changed => drop(writeln!(io::stderr(), "{}", progress.phase.as_str())),
             None => {}
         }
     }

@@ -46,6 +46,7 @@ use crate::net::peers::{Peers, PeersError};
 use crate::net::tls::TlsError;
 use crate::net::vm_socket::VmSocketError;
 use crate::shutdown::Shutdown;
+use crate::telemetry;
 use gates::GatesError;
 
 /// Why the agent cannot start, or cannot go on.
@@ -138,6 +139,7 @@ fn counters(
                 .into_iter()
                 .map(|(name, count)| (format!("connections_{name}"), count)),
         )
+        .chain([("log_lines_dropped".to_owned(), telemetry::dropped())])
         .filter(|(_, count)| *count > 0)
         .collect()
 }

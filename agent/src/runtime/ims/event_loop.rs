@@ -22,6 +22,7 @@ use crate::control::Reply;
 use crate::control::report::{ImsStatus, age_ms, milliseconds};
 use crate::proto::Timestamp;
 use crate::proto::ims::{self, Hoa, Ims, Now, Write};
+use crate::telemetry;
 
 /// Batches that are read before other things get their turn.
 const BATCHES_IN_TURN: usize = 16;
@@ -312,6 +313,7 @@ impl EventLoop {
         let own = [
             ("commits", self.commits),
             ("replies_lost", self.replies_lost),
+            ("log_lines_dropped", telemetry::dropped()),
         ];
         ImsStatus {
             listen: self.listen.clone(),

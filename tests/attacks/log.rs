@@ -1,0 +1,128 @@
+//! The agent's log: its reader stands still or goes away, and names in it forge lines and sequences that
+//! change a terminal.
+
+use std::io::{PipeReader, PipeWriter, Read as _, pipe};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::process::Stdio;
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use serde_json::Value;
+
+use super::agent::{Agent, Files};
+use super::netns::{Namespace, privileged, wait_for};
+
+/// Everything that happens is logged.
+const DEBUG: &str = "[log]\nlevel = \"debug\"";
+/// A name that an interface may have.
+const NAME: &str = "v\u{1b}[2J\u{202e}x";
+const SHOWN: &str = "v\\u{1b}[2J\\u{202e}x";
+
+/// The real agent on a bridge, with its log in a pipe as small as there are.
+fn logging(work: impl FnOnce(&Namespace, &Files, &mut Agent, PipeReader) + Send) {
+    if !privileged() {
+        return;
+    }
+    let host = Namespace::new("host");
+    host.add_bridge("br0");
+    host.run_with_bpffs(|bpffs: &Path| {
+        let files = Files::new(bpffs, DEBUG);
+        let (reader, writer) = small_pipe();
+        let mut agent = Agent::start(&files, Stdio::from(OwnedFd::from(writer)));
+        work(&host, &files, &mut agent, reader);
+    });
+}
+
+/// Reading does not wait.
+fn small_pipe() -> (PipeReader, PipeWriter) {
+    let (reader, writer) = pipe().unwrap();
+    fcntl(&writer, FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
+    fcntl(&reader, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+    (reader, writer)
+}
+
+/// A TAP comes and goes, which is logged.
+fn plug(host: &Namespace, files: &Files, name: &str) -> Value {
+    host.ip(&format!("tuntap add {name} mode tap"));
+    host.ip(&format!("link set {name} master br0 up"));
+    let has = |status: &Value| {
+        let ports = status["ports"].as_array().unwrap();
+        ports.iter().any(|port| port["name"] == name)
+    };
+    let status = wait_for("the TAP in the status", || files.status().filter(has));
+    host.ip(&format!("tuntap del {name} mode tap"));
+    wait_for("no TAP in the status", || {
+        files.status().filter(|it| !has(it))
+    });
+    status
+}
+
+/// Takes what is in the pipe.
+fn read(reader: &mut PipeReader, text: &mut String) {
+    let mut buffer = [0; 4096];
+    while let Ok(length @ 1..) = reader.read(&mut buffer) {
+        text.push_str(&String::from_utf8_lossy(&buffer[..length]));
+    }
+}
+
+fn dropped(status: &Value) -> u64 {
+    status["counters"]["log_lines_dropped"]
+        .as_u64()
+        .unwrap_or(0)
+}
+
+#[test]
+fn agent_whose_log_nobody_reads_goes_on() {
+    logging(|host, files, agent, mut reader| {
+        for number in 0..40 {
+            plug(host, files, &format!("vnet{number}"));
+        }
+        assert!(agent.child.try_wait().unwrap().is_none());
+        // What waited comes when it is read again.
+        let mut text = String::new();
+        wait_for("the last TAP in the log", || {
+            read(&mut reader, &mut text);
+            text.contains("vnet39").then_some(())
+        });
+        assert!(text.contains("vnet0"), "{text}");
+    });
+}
+
+#[test]
+fn agent_whose_log_reader_has_gone_goes_on() {
+    logging(|host, files, agent, reader| {
+        drop(reader);
+        let mut number = 0;
+        let lost = wait_for("a dropped line", || {
+            number += 1;
+            let status = plug(host, files, &format!("vnet{number}"));
+            Some(dropped(&status)).filter(|it| *it > 0)
+        });
+        assert!(agent.child.try_wait().unwrap().is_none());
+        let status = plug(host, files, "vnet0");
+        assert!(dropped(&status) > lost, "{status}");
+    });
+}
+
+#[test]
+fn name_of_an_interface_is_escaped_in_log_and_tables() {
+    logging(|host, files, _agent, mut reader| {
+        let mut text = String::new();
+        host.ip(&format!("tuntap add {NAME} mode tap"));
+        host.ip(&format!("link set {NAME} master br0 up"));
+        let table = wait_for("the TAP in the table", || {
+            read(&mut reader, &mut text);
+            let table = files.table();
+            table.contains("[2J").then_some(table)
+        });
+        host.ip(&format!("tuntap del {NAME} mode tap"));
+        wait_for("the TAP in the log", || {
+            read(&mut reader, &mut text);
+            (text.contains("[2J") && text.contains("TAP removed")).then_some(())
+        });
+        for shown in [table, text] {
+            assert!(shown.contains(SHOWN), "{shown:?}");
+            assert!(!shown.contains(['\u{1b}', '\u{202e}']), "{shown:?}");
+        }
+    });
+}
