@@ -46,7 +46,8 @@
 //! A message is the CBOR array `[version, transaction, kind, body]`: the protocol [`VERSION`], a
 //! 64-bit number that an answer repeats, the number of the message, and an array of numbered
 //! fields. Unknown fields are ignored, so fields may be appended within a version. An unknown
-//! kind or version is answered with [`PeerMessage::Error`] or [`VmMessage::MigrationAbort`].
+//! kind or version, or a text that cannot be shown as it is ([`crate::text`]), is answered with
+//! [`PeerMessage::Error`] or [`VmMessage::MigrationAbort`].
 //!
 //! | kind | message | fields (number: name, unit) |
 //! |---|---|---|
@@ -80,12 +81,15 @@ mod relay;
 use alloc::vec::Vec;
 use core::fmt;
 
+use minicbor::data::Type;
 use minicbor::{Decode, Decoder, Encode};
 
 pub use directory::*;
 pub use handover::*;
 pub use message::*;
 pub use relay::*;
+
+use crate::text::is_plain_text;
 
 pub use crate::wire::signalling::PORT;
 
@@ -107,6 +111,11 @@ pub enum DecodeError {
     TooLong {
         /// Its length, bytes.
         length: usize,
+    },
+    /// With a text that cannot be shown as it is ([`crate::text`]).
+    Text {
+        /// Its transaction.
+        transaction: u64,
     },
     /// Of another protocol version.
     Version {
@@ -132,6 +141,9 @@ impl fmt::Display for DecodeError {
             Self::Version { theirs, .. } => {
                 write!(f, "Protocol version {theirs} is not ours ({VERSION})")
             }
+            Self::Text { .. } => f.write_str(
+                "A name or sentence in the message has line breaks or other characters that cannot be shown",
+            ),
             Self::UnknownKind { kind, .. } => write!(f, "Unknown message kind {kind}"),
         }
     }
@@ -162,11 +174,14 @@ macro_rules! messages {
             ///
             /// See [`DecodeError`](crate::signal::DecodeError).
             pub fn decode(bytes: &[u8]) -> Result<(u64, Self), $crate::signal::DecodeError> {
-                use $crate::signal::{DecodeError, body, header};
+                use $crate::signal::{DecodeError, body, has_plain_texts, header};
                 if bytes.len() > $limit {
                     return Err(DecodeError::TooLong { length: bytes.len() });
                 }
                 let (transaction, kind, mut decoder) = header(bytes)?;
+                if !has_plain_texts(decoder.clone()) {
+                    return Err(DecodeError::Text { transaction });
+                }
                 let message = match kind {
                     $($kind => Self::$variant(body(&mut decoder)?)),*,
                     _ => return Err(DecodeError::UnknownKind { kind, transaction }),
@@ -250,6 +265,32 @@ pub(crate) fn header(bytes: &[u8]) -> Result<(u64, u16, Decoder<'_>), DecodeErro
     }
     let kind = decoder.u16().map_err(malformed)?;
     Ok((transaction, kind, decoder))
+}
+
+/// Whether all texts can be shown as they are. What is no CBOR is left to [`body`].
+pub(crate) fn has_plain_texts(mut decoder: Decoder<'_>) -> bool {
+    while decoder.position() < decoder.input().len() {
+        let step = match decoder.datatype() {
+            Ok(Type::String) => match decoder.str() {
+                Ok(text) if !is_plain_text(text) => return false,
+                text => text.map(drop),
+            },
+            // What is in them comes next.
+            Ok(Type::Array | Type::ArrayIndef) => decoder.array().map(drop),
+            Ok(Type::Map | Type::MapIndef) => decoder.map().map(drop),
+            Ok(Type::Tag) => decoder.tag().map(drop),
+            Ok(Type::Break) => {
+                decoder.set_position(decoder.position() + 1);
+                Ok(())
+            }
+            Ok(_) => decoder.skip(),
+            Err(error) => Err(error),
+        };
+        if step.is_err() {
+            return true;
+        }
+    }
+    true
 }
 
 pub(crate) fn body<'b, T: Decode<'b, ()>>(decoder: &mut Decoder<'b>) -> Result<T, DecodeError> {

@@ -24,6 +24,7 @@ use common::signal::{
     AgentSearch, DecodeError, MAX_TEXT_BYTES, MigrationAbort, MigrationProgress, MigrationReady,
     MigrationRequest, Phase, VmMessage,
 };
+use common::text::Escaped;
 
 pub(crate) use types::{Agent, ClientError, Event, Timing, Transmit};
 
@@ -161,6 +162,7 @@ impl Client {
                 }
                 | State::Over
         ) {
+            let reason = Escaped(reason).to_string();
             let end = reason.floor_char_boundary(MAX_TEXT_BYTES);
             let abort = MigrationAbort {
                 reason: reason.get(..end).unwrap_or_default().to_owned(),
@@ -191,6 +193,9 @@ impl Client {
                 transaction,
             }) if transaction == expected => {
                 return self.fail(ClientError::Version { theirs });
+            }
+            Err(error @ DecodeError::Text { transaction }) if transaction == expected => {
+                return self.fail(ClientError::Text(error));
             }
             Err(_) => return,
         };

@@ -4,6 +4,9 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
+use common::text::{Escaped, is_plain_text};
+use serde_json::Value;
+
 use super::command::CommandError;
 use super::{Reply, Request};
 
@@ -198,6 +201,45 @@ impl Client {
     }
 }
 
+/// An answer as it is shown: names in it were chosen by others.
 fn decode(line: &[u8]) -> Result<Reply, ClientError> {
-    serde_json::from_slice(line).map_err(ClientError::Decode)
+    // All that has to be escaped is escaped in JSON already, or not ASCII.
+    let is_plain = line.is_ascii() && !line.contains(&b'\\');
+    if is_plain {
+        return serde_json::from_slice(line).map_err(ClientError::Decode);
+    }
+    let mut value: Value = serde_json::from_slice(line).map_err(ClientError::Decode)?;
+    escape(&mut value);
+    serde_json::from_value(value).map_err(ClientError::Decode)
+}
+
+/// Makes every text one that can be shown. Nothing of ours nests deeper than the decoder goes.
+fn escape(value: &mut Value) {
+    match value {
+        Value::String(text) if !is_plain_text(text) => *text = Escaped(text).to_string(),
+        Value::Array(values) => values.iter_mut().for_each(escape),
+        Value::Object(fields) => fields.values_mut().for_each(escape),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_in_an_answer_are_escaped_to_be_shown() {
+        let name = "vm1\n\u{1b}[2J\u{202e}";
+        let answer = |name: &str| {
+            let error = Reply::Error(name.to_owned());
+            serde_json::to_vec(&error).unwrap()
+        };
+        let Ok(Reply::Error(shown)) = decode(&answer(name)) else {
+            panic!("no answer");
+        };
+        assert_eq!(shown, r"vm1\n\u{1b}[2J\u{202e}");
+        for plain in ["größe", "a\\b", "vm1"] {
+            assert!(matches!(decode(&answer(plain)), Ok(Reply::Error(shown)) if shown == plain));
+        }
+    }
 }

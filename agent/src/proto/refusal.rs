@@ -5,6 +5,7 @@ use std::net::Ipv6Addr;
 use std::time::Duration;
 
 use common::signal::MAX_TEXT_BYTES;
+use common::text::Escaped;
 use thiserror::Error;
 
 /// Why a migration does not happen.
@@ -16,6 +17,10 @@ pub(super) enum Refusal {
     UnknownDomain { agent: String, named: String },
     #[error("Domain {domain} does not run; start it before moving it")]
     NotRunning { domain: String },
+    #[error(
+        "The name of domain {domain} has characters that cannot be shown, and no agent takes it; rename it with `virsh domrename`"
+    )]
+    Name { domain: String },
     #[error("Agent {agent} knows no destination {named:?}; name one of its peers ({known})")]
     UnknownDestination {
         agent: String,
@@ -143,8 +148,10 @@ pub(super) enum Refusal {
     LostPeer { peer: String, domain: String },
 }
 
-/// Cuts a text to what a message may carry.
+/// Makes a text what a message may carry: short, and without what cannot be shown, as errors of others
+/// have it.
 pub(super) fn bounded(text: &str) -> String {
+    let text = Escaped(text).to_string();
     let mut end = text.len().min(MAX_TEXT_BYTES);
     while !text.is_char_boundary(end) {
         end -= 1;
@@ -154,6 +161,8 @@ pub(super) fn bounded(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use common::text::is_plain_text;
+
     use super::*;
 
     #[test]
@@ -162,5 +171,12 @@ mod tests {
         let cut = bounded(&text);
         assert_eq!(cut.len(), MAX_TEXT_BYTES - 1);
         assert!(text.starts_with(&cut));
+    }
+
+    #[test]
+    fn error_of_several_lines_becomes_one() {
+        let text = bounded("internal error:\n\tQEMU ended");
+        assert_eq!(text, r"internal error:\n\tQEMU ended");
+        assert!(is_plain_text(&text));
     }
 }

@@ -79,7 +79,8 @@ impl Agent {
                 self.counters.malformed_datagrams += 1;
                 debug!(domain = %domain.name, %error, "Datagram is not understood");
                 if let DecodeError::Version { transaction, .. }
-                | DecodeError::UnknownKind { transaction, .. } = error
+                | DecodeError::UnknownKind { transaction, .. }
+                | DecodeError::Text { transaction } = error
                 {
                     let reason = error.to_string();
                     self.tell(from, transaction, &MigrationAbort { reason }.into());
@@ -129,7 +130,7 @@ impl Agent {
     fn answer_search(&mut self, domain: &Domain, transaction: u64, to: SocketAddrV6) {
         let mut reply = AgentSearchReply {
             agent: self.config.name.clone(),
-            domain: domain.name.clone(),
+            domain: bounded(&domain.name),
             destinations: self
                 .config
                 .peers

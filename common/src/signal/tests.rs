@@ -174,6 +174,33 @@ fn unknown_kind_is_named_with_its_transaction() {
 }
 
 #[test]
+fn text_that_cannot_be_shown_is_refused_with_its_transaction() {
+    for text in ["a\nb", "a\tb", "\u{1b}[2J", "a\u{202e}b"] {
+        let abort = MigrationAbort {
+            reason: text.to_string(),
+        };
+        let bytes = PeerMessage::from(abort).encode(7);
+        let refused = Err(DecodeError::Text { transaction: 7 });
+        assert_eq!(PeerMessage::decode(&bytes), refused, "{text:?}");
+        // Deep within, behind numbers, bytes and fields that are left out.
+        let mut named = request();
+        named.domain_name = text.to_string();
+        let bytes = PeerMessage::from(named).encode(7);
+        assert_eq!(PeerMessage::decode(&bytes), refused, "{text:?}");
+        let reply = AgentSearchReply {
+            agent: "vms1".to_string(),
+            domain: "viewer".to_string(),
+            destinations: vec!["vms2".to_string(), text.to_string()],
+        };
+        let bytes = VmMessage::from(reply).encode(7);
+        assert_eq!(
+            VmMessage::decode(&bytes),
+            Err(DecodeError::Text { transaction: 7 })
+        );
+    }
+}
+
+#[test]
 fn unknown_fields_are_ignored() {
     let bytes = [0x84, 0x01, 0x05, 0x0b, 0x82, 0x61, b'x', 0x18, 42];
     let abort = MigrationAbort {

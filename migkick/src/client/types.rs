@@ -3,7 +3,7 @@
 use std::net::Ipv6Addr;
 use std::time::Duration;
 
-use common::signal::{MigrationProgress, MigrationResponse, VERSION};
+use common::signal::{DecodeError, MigrationProgress, MigrationResponse, VERSION};
 
 /// When to repeat and when to give up.
 #[derive(Clone, Debug)]
@@ -113,6 +113,9 @@ pub(crate) enum ClientError {
     /// The agent refuses or gives up.
     #[error("{0}")]
     Aborted(String),
+    /// The agent's answer cannot be shown.
+    #[error("The agent's answer is refused: {0}; have the domain or the agent renamed")]
+    Text(DecodeError),
     /// The agent speaks another version of the protocol.
     #[error(
         "The agent speaks protocol version {theirs}, this migkick {VERSION}; install the same version on both"

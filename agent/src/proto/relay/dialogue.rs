@@ -19,7 +19,8 @@ impl RelayServer {
                 self.counters.malformed_frames += 1;
                 warn!(peer, %error, "Frame is not understood");
                 if let DecodeError::Version { transaction, .. }
-                | DecodeError::UnknownKind { transaction, .. } = error
+                | DecodeError::UnknownKind { transaction, .. }
+                | DecodeError::Text { transaction } = error
                 {
                     let reason = error.to_string();
                     self.send(peer, transaction, &ErrorMessage { reason }.into());

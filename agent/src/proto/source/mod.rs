@@ -39,6 +39,7 @@ use common::maps::{ManagedKey, StreamKey};
 use common::signal::{
     AgentRequest, AgentResponse, MigrationProgress, MigrationRequest, NicCut, Phase,
 };
+use common::text::is_plain_text;
 use tracing::{info, warn};
 
 use super::link::Backoff;
@@ -217,6 +218,11 @@ impl Agent {
     fn check_route(&self, domain: &Domain, destination: &str) -> Result<(), Refusal> {
         let agent = self.config.name.clone();
         let domain_name = domain.name.clone();
+        if !is_plain_text(&domain_name) {
+            return Err(Refusal::Name {
+                domain: bounded(&domain_name),
+            });
+        }
         if destination != agent && self.config.peer(destination).is_none() {
             return Err(Refusal::UnknownDestination {
                 agent,

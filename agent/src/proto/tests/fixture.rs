@@ -61,9 +61,13 @@ impl Bench {
     }
 
     pub(in crate::proto) fn domain(&mut self, target_dev: &str, running: bool) {
+        self.named_domain("viewer", target_dev, running);
+    }
+
+    pub(in crate::proto) fn named_domain(&mut self, name: &str, target_dev: &str, running: bool) {
         self.hypervisor(HypervisorEvent::Domain(Domain {
             uuid: UUID,
-            name: "viewer".to_owned(),
+            name: name.to_owned(),
             running,
             interfaces: vec![DomainInterface {
                 target_dev: target_dev.to_owned(),

@@ -65,9 +65,7 @@ fn datagram_from_a_routed_address_is_counted_and_ignored() {
     let mut bench = Bench::housing();
     let from = SocketAddrV6::new("2001:db8::1".parse().unwrap(), 47411, 0, 0);
     let search = VmMessage::from(AgentSearch {}).encode(5);
-    bench
-        .agent
-        .handle_datagram(bench.now, TAP, from, &search);
+    bench.agent.handle_datagram(bench.now, TAP, from, &search);
     assert_eq!(bench.told(), []);
     assert_eq!(bench.agent.counters().off_link_datagrams, 1);
 }
@@ -92,6 +90,21 @@ fn vm_cannot_move_another_domain() {
     bench.vm(5, request);
     let reason = "This VM is domain \"viewer\"; it cannot move domain \"bank\"";
     assert_eq!(bench.abort_reason(), reason);
+}
+
+#[test]
+fn domain_whose_name_cannot_be_shown_is_told_and_moved_by_nobody() {
+    let mut bench = Bench::housing();
+    bench.named_domain("a\t\u{1b}[2J", "vnet0", true);
+    bench.vm(5, AgentSearch {});
+    let told = bench.told();
+    let [(5, VmMessage::AgentSearchReply(reply))] = told.as_slice() else {
+        panic!("{told:?}");
+    };
+    assert_eq!(reply.domain, r"a\t\u{1b}[2J");
+    bench.vm(6, request("vms2"));
+    let reason = bench.abort_reason();
+    assert!(reason.contains("cannot be shown"), "{reason}");
 }
 
 #[test]
