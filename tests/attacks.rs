@@ -23,6 +23,8 @@ mod agent;
 mod jobs;
 #[path = "attacks/log.rs"]
 mod log;
+#[path = "attacks/neighbour.rs"]
+mod neighbour;
 #[path = "attacks/port.rs"]
 mod port;
 #[path = "attacks/signalling.rs"]

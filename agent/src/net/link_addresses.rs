@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::Ipv6Addr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use common::wire::neighbour::{self, Audience, Kind};
 use nix::ifaddrs::getifaddrs;
@@ -22,6 +23,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio::time::sleep;
 
 use super::fdb::{Entry as FdbEntry, Fdb};
 use super::packet_socket::{PacketSocket, Wanted};
@@ -31,6 +33,8 @@ use crate::proto::{AddressCommand, AddressEvent, Mac, Said};
 const EVENTS: usize = 256;
 /// Longest Solicitation or Advertisement that is read.
 const FRAME_BYTES: usize = 512;
+/// How long after an error of a socket.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Why addresses cannot be watched.
 #[derive(Debug, thiserror::Error)]
@@ -177,16 +181,7 @@ impl LinkAddresses {
         Task(tokio::spawn(async move {
             let mut buffer = [0; FRAME_BYTES];
             loop {
-                let received = socket
-                    .async_io(Interest::READABLE, |it| it.receive(&mut buffer))
-                    .await;
-                let length = match received {
-                    Ok(length) => length,
-                    Err(error) => {
-                        tracing::debug!(%error, "Neighbours are not heard any more");
-                        return;
-                    }
-                };
+                let length = receive(&socket, &mut buffer).await;
                 let event = buffer
                     .get(..length)
                     .and_then(neighbour::parse)
@@ -246,12 +241,8 @@ impl LinkAddresses {
         let socket = socket.watch()?;
         let sender = self.sender.clone();
         let task = Task(tokio::spawn(async move {
-            let heard = socket
-                .async_io(Interest::READABLE, |it| it.receive(&mut [0; 1]))
-                .await;
-            if heard.is_ok() {
-                let _ = sender.send(AddressEvent::Spoke { address }).await;
-            }
+            receive(&socket, &mut [0; 1]).await;
+            let _ = sender.send(AddressEvent::Spoke { address }).await;
         }));
         let watched = self.addresses.entry(address).or_default();
         watched.expected = Some((ifindex, mac));
@@ -333,6 +324,21 @@ impl LinkAddresses {
             }
         }
         Ok(host)
+    }
+}
+
+/// Waits for a frame, for as long as it takes: a link that goes down, as one that is not up yet, says so
+/// as an error, and there may be frames when it is up again.
+async fn receive(socket: &AsyncFd<PacketSocket>, buffer: &mut [u8]) -> usize {
+    loop {
+        let received = socket
+            .async_io(Interest::READABLE, |it| it.receive(buffer))
+            .await;
+        match received {
+            Ok(length) => return length,
+            Err(error) => tracing::debug!(%error, "Nothing is heard for now"),
+        }
+        sleep(PAUSE).await;
     }
 }
 
