@@ -25,6 +25,8 @@ mod jobs;
 mod log;
 #[path = "attacks/neighbour.rs"]
 mod neighbour;
+#[path = "attacks/pins.rs"]
+mod pins;
 #[path = "attacks/port.rs"]
 mod port;
 #[path = "attacks/signalling.rs"]

@@ -119,6 +119,19 @@ pub enum DatapathError {
     /// Another agent holds the pins.
     #[error("Another agent uses the pins under {}; stop it or give this one another pin_root", .0.display())]
     InUse(PathBuf),
+    /// Somebody else can put pins where this agent's are.
+    #[error(
+        "Others can change what is in {0} (owner {owner}, mode {mode:o}), and so what the kernel programs do; remove it, or run `chown 0 {0}` and `chmod 700 {0}`",
+        path.display()
+    )]
+    PinsOfOthers {
+        /// The directory.
+        path: PathBuf,
+        /// User that it belongs to.
+        owner: u32,
+        /// Its mode.
+        mode: u32,
+    },
     /// A pin could not be made, read or removed.
     #[error("Cannot use the pin {}: {error}; run the agent as root", path.display())]
     Pin {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! /sys/fs/bpf/roamcast/        pin root, from the config
-//!   v5/                        layout version
+//!   v7/                        layout version
 //!     LISTENERS .. EVENTS      maps
 //!     links/
 //!       snoop-12               TCX link of the program on the port with that ifindex; without
@@ -16,8 +16,9 @@
 //! An agent of the same layout adopts all of it. Pins of another layout version are removed: they
 //! hold state that this agent would misread, and programs that would do the work twice.
 
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File};
 use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use common::maps::LAYOUT_VERSION;
@@ -38,7 +39,8 @@ impl Pins {
     ///
     /// # Errors
     ///
-    /// [`DatapathError::NoBpfFs`], [`DatapathError::InUse`], [`DatapathError::Pin`].
+    /// [`DatapathError::NoBpfFs`], [`DatapathError::InUse`], [`DatapathError::PinsOfOthers`],
+    /// [`DatapathError::Pin`].
     pub(super) fn open(root: &Path) -> Result<Self, DatapathError> {
         let existing = root.ancestors().find(|path| path.exists());
         let on_bpffs = existing
@@ -50,7 +52,14 @@ impl Pins {
         let own = format!("v{LAYOUT_VERSION}");
         let maps = root.join(&own);
         let links = maps.join("links");
-        fs::create_dir_all(&links).map_err(pin_error(&links))?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&links)
+            .map_err(pin_error(&links))?;
+        for directory in [root, &maps, &links] {
+            check_owner(directory, directory == root)?;
+        }
         let directory = File::open(root).map_err(pin_error(root))?;
         let lock = Flock::lock(directory, FlockArg::LockExclusiveNonblock)
             .map_err(|_| DatapathError::InUse(root.to_owned()))?;
@@ -145,6 +154,24 @@ pub(super) fn remove(path: &Path) -> Result<(), DatapathError> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(pin_error(path)(error)),
         _ => Ok(()),
     }
+}
+
+/// Whether nobody but this user can have put pins into a directory: whoever can chooses the maps that the
+/// programs read. Where `may_be_shared`, others may have files of their own beside this user's.
+fn check_owner(directory: &Path, may_be_shared: bool) -> Result<(), DatapathError> {
+    let found = fs::symlink_metadata(directory).map_err(pin_error(directory))?;
+    let mode = found.mode() & 0o7777;
+    // As a BPF file system is mounted by default.
+    let is_sticky = may_be_shared && mode & 0o1000 != 0;
+    let is_own = found.uid() == nix::unistd::geteuid().as_raw();
+    if found.is_dir() && is_own && (mode & 0o022 == 0 || is_sticky) {
+        return Ok(());
+    }
+    Err(DatapathError::PinsOfOthers {
+        path: directory.to_owned(),
+        owner: found.uid(),
+        mode,
+    })
 }
 
 fn pin_error(path: &Path) -> impl FnOnce(io::Error) -> DatapathError + use<> {
