@@ -134,6 +134,9 @@ impl Conflict {
 trait ConfigFile: DeserializeOwned {
     /// The first rule between several keys that is broken.
     fn conflict(&self) -> Option<Conflict>;
+
+    /// Brings what can be written in several ways into one.
+    fn normalize(&mut self) {}
 }
 
 fn load<T: ConfigFile>(path: &Path) -> Result<T, ConfigError> {
@@ -158,12 +161,13 @@ fn parse<T: ConfigFile>(text: &str, path: &Path) -> Result<T, ConfigError> {
         key,
         message: locate::sentence(message),
     };
-    let config: T = toml::from_str(text).map_err(|error| {
+    let mut config: T = toml::from_str(text).map_err(|error| {
         invalid(
             locate::of_span(text, error.span().unwrap_or_default()),
             error.message(),
         )
     })?;
+    config.normalize();
     match config.conflict() {
         None => Ok(config),
         Some(conflict) => Err(invalid(
@@ -208,6 +212,18 @@ impl Config {
 }
 
 impl ConfigFile for Config {
+    /// Names of agents are in lower case, so patterns for them are, too.
+    fn normalize(&mut self) {
+        let destinations = self.policy.departures.iter_mut();
+        let sources = self.policy.arrivals.iter_mut();
+        let patterns = destinations
+            .flat_map(|rule| &mut rule.destinations)
+            .chain(sources.flat_map(|rule| &mut rule.sources));
+        for pattern in patterns {
+            *pattern = pattern.to_lowercase();
+        }
+    }
+
     fn conflict(&self) -> Option<Conflict> {
         let conflict = |path: &[&str], message| Some(Conflict::new(path, message));
         let mut names = BTreeSet::new();

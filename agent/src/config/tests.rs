@@ -258,6 +258,31 @@ fn policy_allows_only_what_a_rule_names() {
 }
 
 #[test]
+fn names_of_agents_are_the_same_in_upper_case() {
+    let config = parse(&format!(
+        "{MINIMAL}[[peers]]\nname = \"VMS2.Example\"\naddress = \"::1\"\n\
+         [[policy.depart]]\ndomains = [\"TV-*\"]\ndestinations = [\"Vms2.*\"]\n\
+         [[policy.arrive]]\nsources = [\"VMS?.example\"]\ndomains = [\"*\"]\n"
+    ))
+    .unwrap();
+    assert!(
+        config.peer("vms2.example").is_some(),
+        "as in its certificate"
+    );
+    assert_eq!(config.destinations("TV-1"), ["vms2.example"]);
+    assert!(
+        config.destinations("tv-1").is_empty(),
+        "a domain's name is no agent's"
+    );
+    assert!(config.policy.allows_arrival("vms2.example", "tv-1"));
+    let twice = format!(
+        "{MINIMAL}[[peers]]\nname = \"b\"\naddress = \"::1\"\n[[peers]]\nname = \"B\"\naddress = \"::2\"\n"
+    );
+    let error = refusal(&twice);
+    assert!(error.contains("listed twice"), "{error}");
+}
+
+#[test]
 fn peer_addresses_take_a_port_or_the_default() {
     for (text, expected) in [
         ("2001:db8::2", "[2001:db8::2]:47411"),

@@ -65,7 +65,8 @@ impl TryFrom<String> for Name {
     fn try_from(text: String) -> Result<Self, ValueError> {
         let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
         if (1..=63).contains(&text.len()) && text.chars().all(good) {
-            Ok(Self(text))
+            // As names in certificates are compared (RFC 4343).
+            Ok(Self(text.to_ascii_lowercase()))
         } else {
             Err(ValueError::Name(text))
         }

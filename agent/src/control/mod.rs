@@ -99,6 +99,7 @@ pub enum Request {
 
 impl Request {
     /// The protocol's command, for the requests that are one.
+    // Names of agents are those in certificates, in any case.
     pub fn command(&self) -> Option<Command> {
         match self {
             Self::Migrate {
@@ -106,7 +107,7 @@ impl Request {
                 destination,
             } => Some(Command::Migrate {
                 domain: domain.clone(),
-                destination: destination.clone(),
+                destination: destination.to_ascii_lowercase(),
             }),
             Self::Abort { domain } => Some(Command::Abort {
                 domain: domain.clone(),
@@ -118,7 +119,7 @@ impl Request {
             } => Some(Command::Prepare {
                 uuid: *domain_uuid,
                 domain: domain_name.clone(),
-                source: source.clone(),
+                source: source.to_ascii_lowercase(),
             }),
             Self::Status
             | Self::Listeners

@@ -90,7 +90,8 @@ impl Agent {
         };
         match message {
             VmMessage::AgentSearch(_) => self.answer_search(&domain, transaction, from),
-            VmMessage::MigrationRequest(body) => {
+            VmMessage::MigrationRequest(mut body) => {
+                body.destination.make_ascii_lowercase();
                 if !self.answer_again(&domain, transaction, from) {
                     self.request_from_vm(&domain, transaction, from, &body);
                 }
