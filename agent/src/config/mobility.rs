@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::value;
+use crate::proto::Dispute;
 
 /// `[mobility]`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -29,6 +30,8 @@ pub struct Mobility {
         deserialize_with = "value::seconds::<1, 3600, _>"
     )]
     pub defence: Duration,
+    /// What becomes of a move when somebody says that he has the address.
+    pub disputed: Dispute,
 }
 
 impl Default for Mobility {
@@ -37,6 +40,7 @@ impl Default for Mobility {
             retransmit: Duration::from_secs(1),
             forward: Duration::from_secs(60),
             defence: Duration::from_secs(30),
+            disputed: Dispute::GoOn,
         }
     }
 }

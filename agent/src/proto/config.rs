@@ -3,6 +3,8 @@
 use std::net::Ipv6Addr;
 use std::time::Duration;
 
+use serde::Deserialize;
+
 use super::policy::Policy;
 
 /// Configuration of an [`super::Agent`].
@@ -55,7 +57,7 @@ pub struct Peer {
     pub migrate_uri: String,
 }
 
-/// How long what is done for the unicast addresses of moving VMs.
+/// What is done for the unicast addresses of moving VMs, and how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnicastTiming {
     /// How long somebody who has an address may take to say so (RFC 4861 §10, `RETRANS_TIMER`).
@@ -64,6 +66,18 @@ pub struct UnicastTiming {
     pub forward: Duration,
     /// How long an arrived VM may take to speak from its address.
     pub defence: Duration,
+    /// What becomes of a move when somebody says that he has the address.
+    pub disputed: Dispute,
+}
+
+/// What becomes of a move to an address that somebody else says he has. Anybody on the link can say so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Dispute {
+    /// It goes on, and its record says so.
+    GoOn,
+    /// It ends.
+    Refuse,
 }
 
 impl Default for UnicastTiming {
@@ -72,6 +86,7 @@ impl Default for UnicastTiming {
             retransmit: Duration::from_secs(1),
             forward: Duration::from_secs(60),
             defence: Duration::from_secs(30),
+            disputed: Dispute::GoOn,
         }
     }
 }

@@ -63,7 +63,7 @@ use std::time::Duration;
 
 use common::maps::{ManagedKey, Querier, QuerierKey};
 
-pub use config::{AgentConfig, Limits, Peer, RelayTiming, Timing, UnicastTiming};
+pub use config::{AgentConfig, Dispute, Limits, Peer, RelayTiming, Timing, UnicastTiming};
 pub(crate) use destination::MDB_RENEWAL_LAST;
 pub use destination::ReceptionView;
 pub use io::*;
@@ -178,13 +178,7 @@ impl Agent {
     }
 
     /// Takes in a datagram that came in by `port` (its `SO_RCVMARK`), if by any.
-    pub fn handle_datagram(
-        &mut self,
-        now: Timestamp,
-        port: u32,
-        from: SocketAddrV6,
-        bytes: &[u8],
-    ) {
+    pub fn handle_datagram(&mut self, now: Timestamp, port: u32, from: SocketAddrV6, bytes: &[u8]) {
         self.begin(now);
         self.on_datagram(port, from, bytes);
         self.end();

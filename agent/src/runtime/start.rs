@@ -318,6 +318,7 @@ fn proto_config(config: &Config, address: Ipv6Addr, prefix_length: u8) -> AgentC
             retransmit: config.mobility.retransmit,
             forward: config.mobility.forward,
             defence: config.mobility.defence,
+            disputed: config.mobility.disputed,
         },
     }
 }

@@ -5,9 +5,13 @@
 //!  -----------> Probing -------------> Unique ------------------------> Spoken
 //!                  |                     | deadline after the arrival
 //!                  |                     +----------------------------> Silent
-//!                  | somebody has it, before the VM has switched
-//!                  +--> refused, and the source ends the move
+//!                  | somebody says he has it, before the VM has switched
+//!                  +--> refused, and the source ends the move, if the configuration wants it
 //! ```
+//!
+//! Anybody on the link can say so, and end every move that way. So by default the move goes on, the record
+//! says that the address is disputed, and an Advertisement for it overrides nothing.
+//!
 //!
 //! The address is asked for while memory is copied (RFC 4862 §5.4, one probe). From then on, or from
 //! the switch on if that comes first, Solicitations for it are answered with the MAC of the VM's NIC
@@ -27,7 +31,7 @@ use crate::proto::record::ClaimOutcome;
 use crate::proto::refusal::{Refusal, bounded};
 use crate::proto::timer::Timer;
 use crate::proto::unicast::{Allowance, Holder, Said};
-use crate::proto::{AddressCommand, DomainUuid, Mac, mac_text};
+use crate::proto::{AddressCommand, Dispute, DomainUuid, Mac, mac_text};
 
 /// Neighbours that are remembered to have asked.
 const MAX_ASKED: usize = 8;
@@ -239,10 +243,13 @@ impl Agent {
         match claim.state {
             State::Probing => {
                 claim.state = State::Unique;
-                info!(domain = %incoming.domain, number, %address, "Address is unique");
-                self.records
-                    .update(number, |record| record.claim(address, ClaimOutcome::Unique));
-                self.tell_claim(number, ClaimState::Unique, String::new());
+                // It was said when it was disputed.
+                if !claim.disputed {
+                    info!(domain = %incoming.domain, number, %address, "Address is unique");
+                    self.records
+                        .update(number, |record| record.claim(address, ClaimOutcome::Unique));
+                    self.tell_claim(number, ClaimState::Unique, String::new());
+                }
                 self.answer_asked(number);
                 if let Some(arrived) = arrived {
                     let due = (arrived + deadline).max(now);
@@ -290,7 +297,7 @@ impl Agent {
             return;
         };
         let (address, owner) = (claim.address, Some(claim.mac));
-        let overrides = claim.state == State::Unique;
+        let overrides = claim.state == State::Unique && !claim.disputed;
         for asker in std::mem::take(&mut claim.asked) {
             self.address(AddressCommand::Advertise {
                 address,
@@ -313,6 +320,7 @@ impl Agent {
         };
         let number = *number;
         let switched = incoming.is_switched_to();
+        let refuses = self.config.unicast.disputed == Dispute::Refuse;
         let Some(claim) = &mut incoming.claim else {
             return;
         };
@@ -320,8 +328,8 @@ impl Agent {
         if by == claim.mac {
             return;
         }
-        let unique = claim.state == State::Unique;
-        let defended = unique || switched;
+        let defended = claim.state == State::Unique || switched;
+        let unique = claim.state == State::Unique && !claim.disputed;
         match said {
             Said::Asks(from) if defended => {
                 if claim.answers.allows(now) {
@@ -351,7 +359,7 @@ impl Agent {
                     claim.asked.push((from, by));
                 }
             }
-            Said::Has | Said::Wants if !switched => {
+            Said::Has | Said::Wants if !switched && refuses => {
                 let transaction = claim.transaction;
                 let mac = mac_text(&by);
                 self.refuse_claim(
@@ -368,7 +376,7 @@ impl Agent {
                 }
                 self.counters.addresses_disputed += 1;
                 let mac = mac_text(&by);
-                warn!(domain = %incoming.domain, number, %address, mac, "Address of a VM that has switched is somebody else's too");
+                warn!(domain = %incoming.domain, number, %address, mac, "Somebody says that he has the address of a VM that moves here; the move goes on");
                 self.records.update(number, |record| {
                     record.claim(address, ClaimOutcome::Disputed);
                 });

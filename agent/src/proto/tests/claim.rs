@@ -190,9 +190,37 @@ fn who_asks_too_early_is_answered_as_soon_as_that_may_be() {
 }
 
 #[test]
-fn owner_or_another_node_that_wants_it_too_makes_the_claim_refused() {
+fn advertisement_that_anybody_may_have_forged_is_said_and_ends_no_move() {
     for (said, unique_first) in [(Said::Has, false), (Said::Wants, false), (Said::Has, true)] {
         let mut bench = if unique_first { unique() } else { claimed().0 };
+        let outputs = heard(&mut bench, said, OTHER_MAC);
+        let told = replies(&outputs);
+        let [(ClaimState::Disputed, reason)] = told.as_slice() else {
+            panic!("{told:?}");
+        };
+        assert!(reason.contains("taken by 02:00:00:00:00:09"), "{reason}");
+        assert_eq!(heard(&mut bench, said, OTHER_MAC), [], "once");
+        bench.pass(S);
+        assert_eq!(replies(&bench.outputs()), []);
+        // The VM is spoken for, but nobody is made to forget who has the address.
+        let outputs = heard(&mut bench, Said::Asks(asker()), OTHER_MAC);
+        let to = Some((asker(), OTHER_MAC));
+        assert_eq!(commands(&outputs), [answer(MAC, false, to)]);
+        let counters = bench.agent.counters();
+        assert_eq!(
+            (counters.claims_refused, counters.addresses_disputed),
+            (0, 1)
+        );
+        let outcome = bench.agent.migrations().next().unwrap().unicast.as_ref();
+        assert_eq!(outcome.unwrap().claim, ClaimOutcome::Disputed);
+    }
+}
+
+#[test]
+fn owner_or_another_node_that_wants_it_too_makes_the_claim_refused_where_that_is_wanted() {
+    for (said, unique_first) in [(Said::Has, false), (Said::Wants, false), (Said::Has, true)] {
+        let mut bench = if unique_first { unique() } else { claimed().0 };
+        bench.agent.config.unicast.disputed = Dispute::Refuse;
         let outputs = heard(&mut bench, said, OTHER_MAC);
         let reason = refusal(&outputs);
         assert!(reason.contains("taken by 02:00:00:00:00:09"), "{reason}");

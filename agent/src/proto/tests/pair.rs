@@ -61,6 +61,8 @@ pub(super) struct Setup {
     pub(super) by_hook: bool,
     /// After how long somebody on the destination's link says that he has the VM's new address.
     pub(super) taken: Option<Duration>,
+    /// What becomes of the move then.
+    pub(super) disputed: Dispute,
 }
 
 impl Default for Setup {
@@ -76,6 +78,7 @@ impl Default for Setup {
             by_operator: false,
             by_hook: false,
             taken: None,
+            disputed: Dispute::GoOn,
         }
     }
 }
@@ -252,6 +255,12 @@ pub(super) fn ms(millis: u64) -> Duration {
 }
 
 impl Pair {
+    fn config(&self, host: usize) -> AgentConfig {
+        let mut config = config(host);
+        config.unicast.disputed = self.setup.disputed;
+        config
+    }
+
     pub(super) fn new(setup: Setup) -> Self {
         let host = |host: usize| Host {
             agent: None,
@@ -284,7 +293,7 @@ impl Pair {
             pair.report(0, key(number), pair.now);
         }
         for host in 0..2 {
-            pair.hosts[host].agent = Some(Agent::new(config(host), host as u64));
+            pair.hosts[host].agent = Some(Agent::new(pair.config(host), host as u64));
             pair.boot(host);
         }
         if pair.setup.by_operator {
@@ -492,7 +501,7 @@ impl Pair {
             Event::Restart { host } => {
                 self.hosts[host].seed += 100;
                 let seed = self.hosts[host].seed;
-                self.hosts[host].agent = Some(Agent::new(config(host), seed));
+                self.hosts[host].agent = Some(Agent::new(self.config(host), seed));
                 self.boot(host);
             }
             Event::Hooked => {

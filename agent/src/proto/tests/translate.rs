@@ -6,7 +6,8 @@ use super::*;
 use crate::proto::destination::tests::request;
 use crate::proto::tests::fixture::{Bench, MAC, OTHER_MAC, UUID};
 use crate::proto::{
-    AddressEvent, Domain, DomainInterface, HypervisorEvent, PeerEvent, Port, PortEvent, Said,
+    AddressEvent, Dispute, Domain, DomainInterface, HypervisorEvent, PeerEvent, Port, PortEvent,
+    Said,
 };
 
 const S: Duration = Duration::from_secs(1);
@@ -197,6 +198,7 @@ fn end_of_the_claim_or_of_the_tap_or_the_vm_ends_it() {
     ];
     for (number, end) in ends.into_iter().enumerate() {
         let mut bench = claimed(&[old()], 10);
+        bench.agent.config.unicast.disputed = Dispute::Refuse;
         ports(&mut bench);
         bench.outputs();
         end(&mut bench);

@@ -6,7 +6,7 @@ use common::maps::Forward;
 
 use super::migration::LONG;
 use super::pair::{MOAS, OTHER_MAC, Pair, Setup, VmState, ms};
-use crate::proto::{ClaimOutcome, MigrationRecord, Outcome};
+use crate::proto::{ClaimOutcome, Dispute, MigrationRecord, Outcome};
 
 fn record(pair: &Pair, host: usize) -> MigrationRecord {
     let agent = pair.hosts[host].agent.as_ref().unwrap();
@@ -56,10 +56,11 @@ fn what_the_vm_still_sends_from_the_old_address_is_translated_before_it_runs() {
 }
 
 #[test]
-fn address_of_somebody_else_stops_the_move_with_a_sentence() {
+fn address_of_somebody_else_stops_the_move_with_a_sentence_where_that_is_wanted() {
     for delay in [0, 200, 290] {
         let mut pair = Pair::new(Setup {
             taken: Some(ms(delay)),
+            disputed: Dispute::Refuse,
             ..Setup::default()
         });
         pair.run(LONG, |_| false);
@@ -86,18 +87,28 @@ fn address_of_somebody_else_stops_the_move_with_a_sentence() {
 }
 
 #[test]
-fn address_that_is_found_taken_after_the_switch_is_disputed_and_the_move_stands() {
-    let mut pair = Pair::new(Setup {
-        taken: Some(ms(330)),
-        ..Setup::default()
-    });
-    pair.run(LONG, |_| false);
-    assert_eq!((&pair.vm, pair.vm_host), (&VmState::Over(Ok(())), 1));
-    pair.assert_clean("after a dispute");
-    assert_eq!(
-        record(&pair, 1).unicast.unwrap().claim,
-        ClaimOutcome::Disputed
-    );
-    let agent = pair.hosts[1].agent.as_ref().unwrap();
-    assert_eq!(agent.counters().addresses_disputed, 1);
+fn address_that_somebody_says_he_has_is_disputed_and_the_move_stands() {
+    for (delay, disputed) in [
+        (0, Dispute::GoOn),
+        (200, Dispute::GoOn),
+        (290, Dispute::GoOn),
+        (330, Dispute::GoOn),
+        (330, Dispute::Refuse),
+    ] {
+        let mut pair = Pair::new(Setup {
+            taken: Some(ms(delay)),
+            disputed,
+            ..Setup::default()
+        });
+        pair.run(LONG, |_| false);
+        assert_eq!((&pair.vm, pair.vm_host), (&VmState::Over(Ok(())), 1));
+        pair.assert_clean("after a dispute");
+        assert_eq!(
+            record(&pair, 1).unicast.unwrap().claim,
+            ClaimOutcome::Disputed,
+            "after {delay} ms"
+        );
+        let agent = pair.hosts[1].agent.as_ref().unwrap();
+        assert_eq!(agent.counters().addresses_disputed, 1);
+    }
 }
