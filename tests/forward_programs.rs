@@ -415,11 +415,11 @@ fn packet_goes_into_the_tap_while_others_wait_there_that_came_before() {
         };
         let sent_on = |replayed: u64| Gate {
             replayed,
-            ..Gate::record(0, false)
+            ..Gate::record(0, false, u64::MAX)
         };
         host.forward(|value| (value.ifindex, value.unread_until_ns) = (IFINDEX, u64::MAX));
         host.sends_on("without a gate", &packet);
-        gate(host, Gate::record(0, false), 0);
+        gate(host, Gate::record(0, false, u64::MAX), 0);
         waits(host, "before the cut");
         gate(host, sent_on(4), 5);
         waits(host, "while one waits");

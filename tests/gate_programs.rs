@@ -147,7 +147,7 @@ fn what_is_no_multicast_of_routable_scope_passes_uncounted_in_every_mode() {
     let Some(mut gated) = Gated::load() else {
         return;
     };
-    for mode in [None, Some(HOLD), Some(Gate::record(0, true))] {
+    for mode in [None, Some(HOLD), Some(Gate::record(0, true, u64::MAX))] {
         if let Some(gate) = mode {
             gated.set(IFINDEX, gate);
         }
@@ -187,7 +187,10 @@ fn signalling_enters_if_this_hosts_agent_has_sent_it() {
         assert_eq!(gated.run(&frame.bytes()), SHOT, "{frame:?}");
     }
     let count = strange.len() as u64;
-    assert_eq!(gated.kernel.counted(), [(Counter::SignallingWithheld, count)]);
+    assert_eq!(
+        gated.kernel.counted(),
+        [(Counter::SignallingWithheld, count)]
+    );
     assert_eq!(gated.kernel.usage().withheld_datagrams, count);
     assert_eq!(gated.usage().entered, 0, "they are not in the TAP");
     let by_agent = [(CONTEXT_IFINDEX, IFINDEX), (CONTEXT_MARK, AGENT_MARK)];
@@ -195,7 +198,8 @@ fn signalling_enters_if_this_hosts_agent_has_sent_it() {
     assert_eq!(gated.kernel.run_in("gate", &agents, &by_agent), PASS);
     for frame in [
         Frame::udp("2001:db8::1", "2001:db8::2a", (47411, 5000), b"x"),
-        Frame::udp("fe80::1", "ff02::fb", (5353, 5353), b"x").with(|frame| frame.headers = options()),
+        Frame::udp("fe80::1", "ff02::fb", (5353, 5353), b"x")
+            .with(|frame| frame.headers = options()),
     ] {
         assert_eq!(gated.run(&frame.bytes()), PASS, "{frame:?}");
     }
@@ -246,6 +250,22 @@ fn every_frame_has_a_number_and_multicast_a_record() {
     assert_eq!(gated.usage(), usage);
     let delivered = gated.delivered_of(IFINDEX, stream((5000, 5004), 0));
     assert_eq!(delivered.packets, 3);
+}
+
+#[test]
+fn recording_that_its_agent_does_not_renew_ends() {
+    let Some(mut gated) = Gated::load() else {
+        return;
+    };
+    let frame = udp(b"hello").bytes();
+    for probes in [false, true] {
+        gated.set(IFINDEX, Gate::record(0, probes, 1));
+        assert_eq!(gated.run(&frame), PASS);
+        assert_eq!(gated.usage(), GateUsage::default());
+        assert_eq!(gated.records(1)[0].number, 0);
+    }
+    assert_eq!(gated.kernel.counted(), [(Counter::RecordExpired, 2)]);
+    assert_eq!(gated.delivered()[0].1.packets, 2);
 }
 
 #[test]
@@ -488,7 +508,7 @@ fn gate_without_usage_lets_everything_through() {
         return;
     };
     let frame = udp(b"hello").bytes();
-    for gate in [HOLD, Gate::record(0, false)] {
+    for gate in [HOLD, Gate::record(0, false, u64::MAX)] {
         gated.set(IFINDEX, gate);
         gated.kernel.remove::<u32, GateUsage>("GATE_USAGE", IFINDEX);
         assert_eq!(gated.run(&frame), PASS);
@@ -535,7 +555,7 @@ fn ports_do_not_disturb_each_other() {
     namespace.run(|| {
         let mut gated = Gated::load().unwrap();
         gated.set(holding, HOLD);
-        gated.set(recording, Gate::record(0, false));
+        gated.set(recording, Gate::record(0, false, u64::MAX));
         let frame = udp(b"hello").bytes();
         for _ in 0..3 {
             assert_eq!(gated.run_into(holding, &frame), SHOT);

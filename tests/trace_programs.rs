@@ -124,7 +124,7 @@ fn gate_tells_nothing_of_what_it_leaves_alone() {
     };
     let unicast = Frame::udp(SOURCE, "2001:db8::2", (1, 2), b"hello").bytes();
     let link_local = Frame::udp(SOURCE, "ff02::fb", (5353, 5353), b"hello").bytes();
-    for gate in [None, Some(HOLD), Some(Gate::record(0, true))] {
+    for gate in [None, Some(HOLD), Some(Gate::record(0, true, u64::MAX))] {
         if let Some(gate) = gate {
             gated.set(IFINDEX, gate);
         }

@@ -231,6 +231,13 @@ fn through(skb: &Skb, ifindex: u32, gate: *const Gate, packet: Option<&Multicast
     // SAFETY: the pointer is to a live map value, which only the agent writes, as a whole.
     let gate = unsafe { &*gate };
     if gate.mode == GateMode::Record as u32 {
+        if now_ns() > gate.until_ns {
+            maps::count(Counter::RecordExpired, 1);
+            if packet.is_some() {
+                tell(skb, Decision::Passed, Counter::RecordExpired, 0);
+            }
+            return Verdict::Pass;
+        }
         let is_left = packet.is_none() && forward::is_on() && is_left(skb, ifindex);
         if (packet.is_some() || is_left) && gate.probes != 0 && !probe(skb, ifindex) {
             maps::count(Counter::ProbesFailed, 1);

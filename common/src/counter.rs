@@ -138,6 +138,8 @@ counters! {
     ProbesFailed => "probes_failed",
     /// Frame that passed a gate which its agent has not renewed.
     HeldExpired => "held_expired",
+    /// Frame into a TAP whose recording its agent has not renewed; neither numbered nor recorded.
+    RecordExpired => "record_expired",
     /// Frame of a handover into a TAP that has no entry in `GATE_USAGE` (any more); passed on.
     GateUnready => "gate_unready",
 

@@ -40,7 +40,7 @@ impl Gated {
 
     /// Records in a slot.
     pub(crate) fn record(&mut self, slot: u32) {
-        self.set(IFINDEX, Gate::record(slot, false));
+        self.set(IFINDEX, Gate::record(slot, false, u64::MAX));
     }
 
     /// Holds.

@@ -20,9 +20,12 @@ use crate::net::tc::Parent;
 /// How long a gate holds without being renewed: longer than an agent takes to be started again,
 /// shorter than a viewer waits.
 pub const HOLD_LEASE: Duration = Duration::from_secs(3);
+/// How long a gate records without being renewed: longer than a busy host keeps an agent from running,
+/// because what is not recorded makes the cut of its VM inexact.
+pub const RECORD_LEASE: Duration = Duration::from_secs(30);
 
-fn lease_end() -> u64 {
-    (now() + HOLD_LEASE).0
+fn lease_end(lease: Duration) -> u64 {
+    (now() + lease).0
 }
 
 /// `GATES` and what belongs to it. Written by this process only, apart from what programs count.
@@ -137,8 +140,8 @@ impl Gates {
 }
 
 impl Datapath {
-    /// Numbers the frames that enter a TAP from now on, from 1, and records those of multicast.
-    /// Returns the slot that they are recorded in. May be called again, to begin anew. `probes`: each
+    /// Numbers the frames that enter a TAP from now on, from 1, and records those of multicast, for
+    /// [`RECORD_LEASE`] unless it is renewed. Returns the slot that they are recorded in. May be called again, to begin anew. `probes`: each
     /// of them has a probe before it, if that [is possible](Self::takes_probes).
     ///
     /// # Errors
@@ -152,7 +155,10 @@ impl Datapath {
             gates.records.clear(place);
         }
         let probes = probes && self.takes_probes(ifindex);
-        gates.begin(ifindex, &Gate::record(slot, probes))?;
+        gates.begin(
+            ifindex,
+            &Gate::record(slot, probes, lease_end(RECORD_LEASE)),
+        )?;
         Ok(slot)
     }
 
@@ -173,7 +179,7 @@ impl Datapath {
     /// [`DatapathError::NoPort`], [`DatapathError::Map`].
     pub fn gate_hold(&self, ifindex: u32) -> Result<(), DatapathError> {
         self.has_gate(ifindex)?;
-        lock(&self.inner.gates).begin(ifindex, &Gate::hold(lease_end()))
+        lock(&self.inner.gates).begin(ifindex, &Gate::hold(lease_end(HOLD_LEASE)))
     }
 
     /// Has a gate that holds go on for [`HOLD_LEASE`]; does nothing where there is none.
@@ -183,10 +189,33 @@ impl Datapath {
     /// [`DatapathError::Map`].
     pub fn gate_renew(&self, ifindex: u32) -> Result<(), DatapathError> {
         self.change(ifindex, GateMode::Hold, |gate| Gate {
-            until_ns: lease_end(),
+            until_ns: lease_end(HOLD_LEASE),
             ..gate
         })
         .map(drop)
+    }
+
+    /// Has a gate that records go on for [`RECORD_LEASE`]. Returns whether it has recorded all the time:
+    /// a lease that has ended is not renewed.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`].
+    pub fn gate_record_renew(&self, ifindex: u32) -> Result<bool, DatapathError> {
+        let now = now().0;
+        let mut goes_on = false;
+        let is_there = self.change(ifindex, GateMode::Record, |gate| {
+            goes_on = gate.until_ns >= now;
+            Gate {
+                until_ns: if goes_on {
+                    lease_end(RECORD_LEASE)
+                } else {
+                    gate.until_ns
+                },
+                ..gate
+            }
+        })?;
+        Ok(is_there && goes_on)
     }
 
     /// Says how many held frames are done with: replayed, discarded, or lost ([`GateUsage::lost`]).

@@ -36,8 +36,8 @@ pub struct Gate {
     /// equals [`GateUsage::held`] opens a gate that holds, and passes; `uplink` sends it on if it is
     /// for a VM that a recording gate has seen leave.
     pub replayed: u64,
-    /// Until when a gate holds, so that it does not outlive an agent that is gone: later frames
-    /// pass.
+    /// Until when a gate holds or records, so that it does not outlive an agent that is gone: later
+    /// frames pass.
     pub until_ns: u64,
     /// [`GateMode`].
     pub mode: u32,
@@ -53,11 +53,11 @@ impl Gate {
     /// Value of [`Gate::replayed`] with which a gate never opens.
     pub const CLOSED: u64 = u64::MAX;
 
-    /// A gate that records in a slot.
-    pub const fn record(slot: u32, probes: bool) -> Self {
+    /// A gate that records in a slot until a moment.
+    pub const fn record(slot: u32, probes: bool, until_ns: u64) -> Self {
         Self {
             replayed: Self::CLOSED,
-            until_ns: 0,
+            until_ns,
             mode: GateMode::Record as u32,
             slot,
             probes: probes as u32,

@@ -22,6 +22,8 @@ use crate::proto::{Mac, Timestamp};
 
 /// Nothing is to be done before so long, when nothing is due.
 const IDLE: Duration = Duration::from_secs(2);
+/// How often the lease is renewed.
+const LEASE_INTERVAL: Duration = Duration::from_secs(1);
 /// Shortest Ethernet frame, bytes.
 const PROBE_BYTES: usize = 60;
 /// So many probes by chance leave none of up to [`MOST_PROBED`] queues out: for each it is one case in
@@ -52,6 +54,8 @@ pub(super) struct Recording {
     several: Option<u32>,
     /// When to look next; `None` once the cut is told.
     due: Option<Timestamp>,
+    /// When the gate's lease is to be renewed.
+    lease_due: Timestamp,
     /// What is kept of unicast packets.
     pub(super) send_on: SendOn,
 }
@@ -85,6 +89,7 @@ impl Recording {
             capacity,
             several,
             due: Some(Timestamp::default()),
+            lease_due: now() + LEASE_INTERVAL,
             send_on,
         })
     }
@@ -129,6 +134,28 @@ impl Recording {
             self.placement.probed();
         }
         Ok(())
+    }
+
+    /// Has the gate go on recording.
+    pub(super) fn renew(&mut self, datapath: &Datapath, now: Timestamp) {
+        if now < self.lease_due {
+            return;
+        }
+        self.lease_due = now + LEASE_INTERVAL;
+        match datapath.gate_record_renew(self.ifindex) {
+            Ok(true) => {}
+            Ok(false) => {
+                tracing::warn!(
+                    ifindex = self.ifindex,
+                    "This host kept the agent from running; what a VM has had is not known exactly"
+                );
+                self.placement.lost();
+                self.lease_due = Timestamp(u64::MAX);
+            }
+            Err(error) => {
+                tracing::debug!(ifindex = self.ifindex, %error, "A recording is not renewed")
+            }
+        }
     }
 
     /// Looks at the queue when it is due; returns the cut once it is placed.

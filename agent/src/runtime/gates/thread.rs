@@ -254,6 +254,7 @@ impl GateThread {
         for ifindex in ifindexes {
             match self.taps.get_mut(&ifindex) {
                 Some(Tap::Recording(recording)) => {
+                    recording.renew(&self.datapath, now);
                     let cut = recording.tend(&self.datapath, &mut self.queues, now);
                     recording.send_on.tend(&self.datapath);
                     let events = [
