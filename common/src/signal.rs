@@ -29,7 +29,9 @@
 //!       |<---------------------- MigrationProgress (Completed)  |
 //! ```
 //!
-//! Either side ends it with `MigrationAbort` and a sentence for a person. A move that somebody else
+//! Either side ends it with `MigrationAbort` and a sentence for a person. DstAgent answers `AgentRequest`
+//! by `MigrationProgress` (Preparing) while it has no place for another domain; SrcAgent then asks
+//! again every two seconds. A move that somebody else
 //! has libvirt do begins at the destination, whose libvirt tells its agent:
 //!
 //! ```text
@@ -45,9 +47,10 @@
 //!
 //! A message is the CBOR array `[version, transaction, kind, body]`: the protocol [`VERSION`], a
 //! 64-bit number that an answer repeats, the number of the message, and an array of numbered
-//! fields. Unknown fields are ignored, so fields may be appended within a version. An unknown
-//! kind or version, or a text that cannot be shown as it is ([`crate::text`]), is answered with
-//! [`PeerMessage::Error`] or [`VmMessage::MigrationAbort`].
+//! fields. Unknown fields are ignored, so fields may be appended within a version. A list or text that
+//! is longer than its bound ([`MAX_LISTENERS`] and its siblings) makes a message malformed; it is
+//! refused before anything of it is kept. An unknown kind or version, or a text that cannot be shown as
+//! it is ([`crate::text`]), is answered with [`PeerMessage::Error`] or [`VmMessage::MigrationAbort`].
 //!
 //! | kind | message | fields (number: name, unit) |
 //! |---|---|---|
@@ -73,6 +76,7 @@
 //! | 20 | `AddressClaim` | 0: transaction of the migration, 1: address, 2: MAC, 3: quarantine (s), 4: addresses left, 5: how long to translate from them (s) |
 //! | 21 | `AddressClaimReply` | 0: address, 1: state, 2: reason |
 
+mod bounded;
 mod directory;
 mod handover;
 mod message;
@@ -101,6 +105,22 @@ pub const MAX_DATAGRAM_BYTES: usize = 1232;
 pub const MAX_FRAME_BYTES: usize = 8 * 1024 * 1024;
 /// Longest name or sentence in a message, bytes.
 pub const MAX_TEXT_BYTES: usize = 255;
+/// NICs of one domain.
+pub const MAX_NICS: usize = 64;
+/// Multicast addresses that one domain listens to, over all its NICs.
+pub const MAX_LISTENERS: usize = 16_384;
+/// Sources of one filter.
+pub const MAX_SOURCES: usize = 4096;
+/// Flows told of one multicast address.
+pub const MAX_FLOWS: usize = 16;
+/// Flows of one NIC at a handover.
+pub const MAX_CUT_FLOWS: usize = 4096;
+/// Fingerprints of one flow at a handover, bytes.
+pub const MAX_FINGERPRINT_BYTES: usize = 16 * 1024;
+/// Flows of one session with a relay.
+pub const MAX_RELAY_FLOWS: usize = 4096;
+/// Destinations, relays or ranges of addresses in one datagram.
+pub const MAX_NAMED: usize = 256;
 
 /// Why bytes are not a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

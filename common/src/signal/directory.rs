@@ -6,7 +6,8 @@ use alloc::vec::Vec;
 
 use minicbor::{Decode, Encode};
 
-use super::Address;
+use super::bounded::{list, text};
+use super::{Address, MAX_NAMED};
 
 /// What registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
@@ -42,10 +43,10 @@ pub struct Register {
     #[n(1)]
     pub address: Address,
     /// Name of its site; empty for none.
-    #[n(2)]
+    #[cbor(n(2), decode_with = "text")]
     pub site: String,
     /// Multicast addresses that a relay serves; none for all.
-    #[n(3)]
+    #[cbor(n(3), decode_with = "list::<_, _, MAX_NAMED>")]
     pub serves: Vec<AddressRange>,
 }
 
@@ -64,7 +65,7 @@ pub struct RelaySearch {
     #[n(0)]
     pub multicast_address: Address,
     /// Name of the agent's site; empty for none.
-    #[n(1)]
+    #[cbor(n(1), decode_with = "text")]
     pub site: String,
 }
 
@@ -72,7 +73,7 @@ pub struct RelaySearch {
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct KnownRelay {
     /// Name in its certificate.
-    #[n(0)]
+    #[cbor(n(0), decode_with = "text")]
     pub name: String,
     /// Where it is reached.
     #[n(1)]
@@ -83,6 +84,6 @@ pub struct KnownRelay {
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct RelaySearchReply {
     /// Those of the agent's site before others, each time another one first.
-    #[n(0)]
+    #[cbor(n(0), decode_with = "list::<_, _, MAX_NAMED>")]
     pub relays: Vec<KnownRelay>,
 }

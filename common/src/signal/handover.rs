@@ -5,7 +5,8 @@ use alloc::vec::Vec;
 use minicbor::bytes::ByteVec;
 use minicbor::{Decode, Encode};
 
-use super::{Address, Mac};
+use super::bounded::{bytes, list};
+use super::{Address, MAX_CUT_FLOWS, MAX_FINGERPRINT_BYTES, MAX_NICS, Mac};
 use crate::maps::StreamKey;
 
 /// `HandoverCut`: the VM has stopped at the source; what it has had by then.
@@ -16,7 +17,7 @@ pub struct HandoverCut {
     #[n(0)]
     pub clock_ns: u64,
     /// One for each of its NICs whose reception was recorded.
-    #[n(1)]
+    #[cbor(n(1), decode_with = "list::<_, _, MAX_NICS>")]
     pub nics: Vec<NicCut>,
 }
 
@@ -30,7 +31,7 @@ pub struct NicCut {
     #[n(1)]
     pub basis: CutBasis,
     /// One for each flow.
-    #[n(2)]
+    #[cbor(n(2), decode_with = "list::<_, _, MAX_CUT_FLOWS>")]
     pub flows: Vec<FlowCut>,
 }
 
@@ -75,7 +76,7 @@ pub struct FlowCut {
     pub last_ns: u64,
     /// [`crate::handover::fingerprint`]s of the last of them, oldest first, 8 bytes each,
     /// little-endian.
-    #[n(7)]
+    #[cbor(n(7), decode_with = "bytes::<_, MAX_FINGERPRINT_BYTES>")]
     pub fingerprints: ByteVec,
 }
 

@@ -6,6 +6,10 @@ use alloc::vec::Vec;
 use minicbor::bytes::ByteArray;
 use minicbor::{Decode, Encode};
 
+use super::bounded::{list, optional_text, text, texts};
+use super::{MAX_FLOWS, MAX_LISTENERS, MAX_NAMED, MAX_NICS, MAX_SOURCES};
+use crate::mat::MAX_MOAS;
+
 /// IPv6 address in network order.
 pub type Address = ByteArray<16>;
 /// Ethernet address.
@@ -19,13 +23,13 @@ pub struct AgentSearch {}
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct AgentSearchReply {
     /// Name of the agent, as its peers know it.
-    #[n(0)]
+    #[cbor(n(0), decode_with = "text")]
     pub agent: String,
     /// Name of the VM's libvirt domain.
-    #[n(1)]
+    #[cbor(n(1), decode_with = "text")]
     pub domain: String,
     /// Destinations that the policy allows this VM.
-    #[n(2)]
+    #[cbor(n(2), decode_with = "texts::<_, MAX_NAMED>")]
     pub destinations: Vec<String>,
 }
 
@@ -33,10 +37,10 @@ pub struct AgentSearchReply {
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct MigrationRequest {
     /// Name of the destination's agent.
-    #[n(0)]
+    #[cbor(n(0), decode_with = "text")]
     pub destination: String,
     /// Domain that the caller believes to be; refused unless it is.
-    #[n(1)]
+    #[cbor(n(1), default, decode_with = "optional_text")]
     pub domain: Option<String>,
 }
 
@@ -87,7 +91,7 @@ pub struct Listener {
     #[n(2)]
     pub filter_mode: u8,
     /// Sources of the filter.
-    #[n(3)]
+    #[cbor(n(3), decode_with = "list::<_, _, MAX_SOURCES>")]
     pub sources: Vec<Address>,
     /// MLD version that the VM speaks.
     #[n(4)]
@@ -96,7 +100,7 @@ pub struct Listener {
     #[n(5)]
     pub mac: Mac,
     /// Flows of the address that the source knows.
-    #[n(6)]
+    #[cbor(n(6), decode_with = "list::<_, _, MAX_FLOWS>")]
     pub flows: Vec<Flow>,
 }
 
@@ -107,13 +111,13 @@ pub struct AgentRequest {
     #[n(0)]
     pub domain_uuid: ByteArray<16>,
     /// Name of the libvirt domain.
-    #[n(1)]
+    #[cbor(n(1), decode_with = "text")]
     pub domain_name: String,
     /// MACs of all its NICs, by which the destination knows its TAPs.
-    #[n(2)]
+    #[cbor(n(2), decode_with = "list::<_, _, MAX_NICS>")]
     pub macs: Vec<Mac>,
     /// What it listens to.
-    #[n(3)]
+    #[cbor(n(3), decode_with = "list::<_, _, MAX_LISTENERS>")]
     pub listeners: Vec<Listener>,
     /// Transaction that `migkick` will go on using at the destination; null for an operator's move.
     #[n(4)]
@@ -129,7 +133,7 @@ pub struct ArrivalNotice {
     #[n(0)]
     pub domain_uuid: ByteArray<16>,
     /// Its name, for a sentence about it.
-    #[n(1)]
+    #[cbor(n(1), decode_with = "text")]
     pub domain_name: String,
 }
 
@@ -185,7 +189,7 @@ pub struct AgentResponse {
     pub agent_address: Address,
     /// One verdict for each listener of the request. Indices 3 and 4 were URIs of the destination:
     /// the source has those from its own configuration, for libvirt executes what some forms name.
-    #[n(5)]
+    #[cbor(n(5), decode_with = "list::<_, _, MAX_LISTENERS>")]
     pub receptions: Vec<Reception>,
 }
 
@@ -200,7 +204,7 @@ pub struct MigrationReady {
     #[n(1)]
     pub mac: Option<Mac>,
     /// MoAs that the VM leaves: what still comes for them is forwarded to `address`.
-    #[cbor(n(2), default)]
+    #[cbor(n(2), default, decode_with = "list::<_, _, MAX_MOAS>")]
     pub forward: Vec<Address>,
     /// For how long after the switch, seconds; the agent may bound it.
     #[cbor(n(3), default)]
@@ -230,7 +234,7 @@ pub struct AddressClaim {
     pub quarantine_s: u32,
     /// MoAs that the VM leaves: what it still sends from them is translated to come from `address`.
     /// None as long as not all correspondents know `address`.
-    #[cbor(n(4), default)]
+    #[cbor(n(4), default, decode_with = "list::<_, _, MAX_MOAS>")]
     pub translate: Vec<Address>,
     /// For how long after the switch, seconds; the agent may bound it.
     #[cbor(n(5), default)]
@@ -262,7 +266,7 @@ pub struct AddressClaimReply {
     #[n(1)]
     pub state: ClaimState,
     /// One sentence for a person; empty for one that is unique.
-    #[n(2)]
+    #[cbor(n(2), decode_with = "text")]
     pub reason: String,
 }
 
@@ -315,7 +319,7 @@ pub struct MigrationProgress {
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct MigrationAbort {
     /// One sentence for a person.
-    #[n(0)]
+    #[cbor(n(0), decode_with = "text")]
     pub reason: String,
 }
 
@@ -323,6 +327,6 @@ pub struct MigrationAbort {
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct ErrorMessage {
     /// One sentence for a person.
-    #[n(0)]
+    #[cbor(n(0), decode_with = "text")]
     pub reason: String,
 }

@@ -5,7 +5,8 @@ use alloc::vec::Vec;
 
 use minicbor::{Decode, Encode};
 
-use super::Address;
+use super::bounded::{list, text};
+use super::{Address, MAX_RELAY_FLOWS, MAX_SOURCES};
 
 /// One flow that the agent of a `RelayRequest` knows of, so that it can be announced before its
 /// first packet.
@@ -33,13 +34,13 @@ pub struct RelayRequest {
     #[n(1)]
     pub filter_mode: u8,
     /// Sources of the filter.
-    #[n(2)]
+    #[cbor(n(2), decode_with = "list::<_, _, MAX_SOURCES>")]
     pub sources: Vec<Address>,
     /// Where the datagrams are to be sent.
     #[n(3)]
     pub agent_address: Address,
     /// Flows of the address that the agent knows.
-    #[n(4)]
+    #[cbor(n(4), decode_with = "list::<_, _, MAX_RELAY_FLOWS>")]
     pub flows: Vec<KnownFlow>,
 }
 
@@ -76,7 +77,7 @@ pub struct RelayResponse {
     #[n(1)]
     pub lease_ms: u64,
     /// All flows of the session.
-    #[n(2)]
+    #[cbor(n(2), decode_with = "list::<_, _, MAX_RELAY_FLOWS>")]
     pub flows: Vec<AnnouncedFlow>,
 }
 
@@ -84,6 +85,6 @@ pub struct RelayResponse {
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct RelayRelease {
     /// One sentence for a person.
-    #[n(0)]
+    #[cbor(n(0), decode_with = "text")]
     pub reason: String,
 }

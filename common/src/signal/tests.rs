@@ -1,4 +1,5 @@
 use super::*;
+use alloc::boxed::Box;
 use alloc::string::ToString;
 use alloc::vec;
 use proptest::prelude::*;
@@ -129,6 +130,126 @@ fn claim_of_an_older_source_has_nothing_to_translate() {
         translate_s: 0,
     };
     assert_eq!(PeerMessage::decode(&older), Ok((9, claim.into())));
+}
+
+fn response(receptions: usize) -> AgentResponse {
+    let reception = Reception {
+        vlan: 0,
+        multicast_address: [0xff; 16].into(),
+        mode: ReceptionMode::Native,
+        waited_ms: 0,
+    };
+    AgentResponse {
+        prefix: [1; 16].into(),
+        prefix_length: 64,
+        agent_address: [2; 16].into(),
+        receptions: vec![reception; receptions],
+    }
+}
+
+/// Makes a message of a length.
+type Message = Box<dyn Fn(usize) -> PeerMessage>;
+
+#[test]
+fn lists_are_read_up_to_their_bounds_and_refused_beyond() {
+    let flow = request().listeners[0].flows[0].clone();
+    let with = |change: &dyn Fn(&mut AgentRequest)| {
+        let mut body = request();
+        change(&mut body);
+        PeerMessage::from(body)
+    };
+    let nic = |flows: usize, bytes: usize| NicCut {
+        mac: [2; 6].into(),
+        basis: CutBasis::Count,
+        flows: vec![
+            FlowCut {
+                vlan: 0,
+                multicast_address: [0xff; 16].into(),
+                source: [1; 16].into(),
+                source_port: 1,
+                destination_port: 2,
+                delivered: 3,
+                last_ns: 4,
+                fingerprints: vec![0; bytes].into(),
+            };
+            flows
+        ],
+    };
+    let cut = |nics| PeerMessage::from(HandoverCut { clock_ns: 1, nics });
+    let relay = |flows: usize| {
+        let flow = AnnouncedFlow {
+            source: [1; 16].into(),
+            source_port: 1,
+            destination_port: 2,
+            relay_port: 3,
+            agent_port: 4,
+        };
+        PeerMessage::from(RelayResponse {
+            relay_address: [1; 16].into(),
+            lease_ms: 1,
+            flows: vec![flow; flows],
+        })
+    };
+    let reason = |length| {
+        let reason = "x".repeat(length);
+        PeerMessage::from(MigrationAbort { reason })
+    };
+    let listener = request().listeners[0].clone();
+    let cases: Vec<(usize, Message)> = vec![
+        (MAX_LISTENERS, Box::new(move |n| response(n).into())),
+        (
+            MAX_LISTENERS,
+            Box::new(move |n| with(&|it| it.listeners = vec![listener.clone(); n])),
+        ),
+        (
+            MAX_NICS,
+            Box::new(move |n| with(&|it| it.macs = vec![[2; 6].into(); n])),
+        ),
+        (
+            MAX_SOURCES,
+            Box::new(move |n| with(&|it| it.listeners[0].sources = vec![[1; 16].into(); n])),
+        ),
+        (
+            MAX_FLOWS,
+            Box::new(move |n| with(&|it| it.listeners[0].flows = vec![flow.clone(); n])),
+        ),
+        (
+            MAX_TEXT_BYTES,
+            Box::new(move |n| with(&|it| it.domain_name = "x".repeat(n))),
+        ),
+        (MAX_TEXT_BYTES, Box::new(reason)),
+        (MAX_NICS, Box::new(move |n| cut(vec![nic(0, 0); n]))),
+        (MAX_CUT_FLOWS, Box::new(move |n| cut(vec![nic(n, 0)]))),
+        (
+            MAX_FINGERPRINT_BYTES,
+            Box::new(move |n| cut(vec![nic(1, n)])),
+        ),
+        (MAX_RELAY_FLOWS, Box::new(relay)),
+    ];
+    for (number, (most, message)) in cases.iter().enumerate() {
+        let (fits, exceeds) = (message(*most), message(most + 1).encode(9));
+        assert_eq!(
+            PeerMessage::decode(&fits.encode(9)),
+            Ok((9, fits)),
+            "case {number}"
+        );
+        assert_eq!(
+            PeerMessage::decode(&exceeds),
+            Err(DecodeError::Malformed),
+            "case {number}"
+        );
+    }
+}
+
+#[test]
+fn list_that_claims_to_be_long_is_refused_at_its_head() {
+    // A response whose list says that it has 2^32 receptions, and one that does not say how many.
+    let whole = PeerMessage::from(response(0)).encode(9);
+    let head = &whole[..whole.len() - 1];
+    for list in [&[0x9b, 0, 0, 0, 1, 0, 0, 0, 0][..], &[0x9f, 0xff]] {
+        let bytes = [head, list].concat();
+        assert_eq!(PeerMessage::decode(&bytes), Err(DecodeError::Malformed));
+    }
 }
 
 #[test]

@@ -18,7 +18,6 @@ use std::net::Ipv6Addr;
 use std::time::Duration;
 
 use common::maps::{Translation, TranslationKey};
-use common::mat::MAX_MOAS;
 use common::signal::AddressClaim;
 use tracing::info;
 
@@ -49,8 +48,9 @@ impl Translating {
 impl Agent {
     /// Takes in from which addresses an arriving VM may still send, as the source says.
     pub(super) fn take_left(&mut self, number: u64, said: &AddressClaim) {
-        let named = said.translate.iter().take(MAX_MOAS);
-        let left: Vec<Ipv6Addr> = named
+        let left: Vec<Ipv6Addr> = said
+            .translate
+            .iter()
             .map(|it| Ipv6Addr::from(**it))
             .filter(|it| !it.is_multicast() && !it.is_unicast_link_local() && !self.is_on_link(*it))
             .collect();

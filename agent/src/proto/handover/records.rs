@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 
 use common::handover::flow_hash_of;
 use common::maps::{Delivered, GateRecord, RECORDS_PER_SLOT, StreamKey};
-use common::signal::{FlowCut, NicCut};
+use common::signal::{FlowCut, MAX_CUT_FLOWS, MAX_FINGERPRINT_BYTES, NicCut};
 
 use super::cut::Cut;
 use crate::proto::{Mac, Timestamp};
 
 /// Most fingerprints of one flow.
-pub(super) const FLOW_FINGERPRINTS: usize = 2048;
+pub(super) const FLOW_FINGERPRINTS: usize = MAX_FINGERPRINT_BYTES / 8;
 /// Most fingerprints of one NIC. With 8 bytes for each, and 80 for the rest of each of up to 900
 /// flows, its part of the message stays below 600 KiB.
 pub(super) const NIC_FINGERPRINTS: usize = 65_536;
@@ -83,6 +83,7 @@ pub fn nic_cut(
         }
     }
     cuts.sort_unstable_by_key(|(stream, ..)| **stream);
+    cuts.truncate(MAX_CUT_FLOWS);
     let most = fair_share(
         cuts.iter().map(|(.., track)| track.recent().len()),
         NIC_FINGERPRINTS,

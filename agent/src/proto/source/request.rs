@@ -3,15 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use common::maps::{ManagedKey, StreamKey};
-use common::signal::{self, AgentRequest, Flow};
+use common::signal::{self, AgentRequest, Flow, MAX_FLOWS, MAX_LISTENERS, MAX_NICS, MAX_SOURCES};
 
 use super::{Outgoing, Requester, millis};
 use crate::proto::filter::{Filter, is_routable};
 use crate::proto::listener::{ListenerView, managed};
 use crate::proto::{Agent, DomainUuid, Mac, Stream, Timestamp};
 
-/// Flows told of one address; the destination needs one to prove reception.
-const MAX_FLOWS: usize = 16;
 /// MLD version of a listener that has not reported here.
 const MLD_VERSION: u8 = 2;
 
@@ -54,6 +52,7 @@ impl Agent {
             sources: filter
                 .sources
                 .iter()
+                .take(MAX_SOURCES)
                 .map(|source| source.octets().into())
                 .collect(),
             mld_version,
@@ -82,6 +81,7 @@ impl Agent {
                 listeners.push(listener(key, mac, filter, MLD_VERSION));
             }
         }
+        listeners.truncate(MAX_LISTENERS);
         let domain = self.inventory.domains.get(&outgoing.uuid);
         AgentRequest {
             domain_uuid: outgoing.uuid.0.into(),
@@ -89,6 +89,7 @@ impl Agent {
             macs: domain
                 .iter()
                 .flat_map(|domain| &domain.interfaces)
+                .take(MAX_NICS)
                 .map(|interface| interface.mac.into())
                 .collect(),
             listeners,
