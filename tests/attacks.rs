@@ -1,15 +1,21 @@
-//! Attacks of VMs and of neighbours on what others get, carried out with crafted frames on real TAPs
-//! and the kernel's own bridge.
+//! Attacks on what others get: of VMs and of neighbours, carried out with crafted frames on real TAPs
+//! and the kernel's own bridge, and of peers, by what they say to the program `roamcast agent`.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
     reason = "helpers of tests may panic like tests"
 )]
 
+#[path = "support/agent.rs"]
+mod agent;
 #[path = "support/frame.rs"]
 mod frame;
+#[path = "attacks/gate.rs"]
+mod gate;
 #[path = "support/host.rs"]
 mod host;
+#[path = "support/liar.rs"]
+mod liar;
 #[path = "support/netns.rs"]
 mod netns;
 #[path = "support/tap.rs"]
@@ -17,8 +23,6 @@ mod tap;
 #[path = "support/wire.rs"]
 mod wire;
 
-#[path = "support/agent.rs"]
-mod agent;
 #[path = "attacks/jobs.rs"]
 mod jobs;
 #[path = "attacks/log.rs"]

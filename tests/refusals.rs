@@ -6,15 +6,21 @@
     reason = "a test that cannot go on panics"
 )]
 
+#[path = "support/liar.rs"]
+mod liar;
+
+use std::net::SocketAddr;
 use std::time::Duration;
 
+use common::signal::{AgentRequest, PORT};
 use lab::guest::control::Control;
 use lab::guest::wire::{Content, Filter, Join, ReceiverConfig};
 use lab::scenario::agents::AgentOptions;
 use lab::scenario::stream::{self, RECEIVER, Stream, StreamConfig, StreamKind};
 use lab::scenario::{Testbed, ensure_runs_only_on};
 use lab::vms::Vms;
-use lab::{Lab, LabConfig, requirements, wait};
+use lab::{Lab, LabConfig, netns, requirements, wait};
+use liar::Liar;
 use serde_json::Value;
 
 /// Multicast addresses that a NIC may listen to, its own solicited-node ones among them.
@@ -69,6 +75,52 @@ fn each_refusal_is_one_sentence_and_leaves_the_guest_unharmed() {
     a_destination_that_is_down_is_named(&mut testbed);
     too_many_addresses_are_refused_and_named(&mut testbed);
     a_second_move_is_refused_during_the_first(&mut testbed);
+    stream.stop().unwrap();
+}
+
+#[test]
+fn guest_whose_tap_a_lying_peer_waits_for_gets_its_streams_from_the_start() {
+    if !requirements::met() {
+        return;
+    }
+    let mut testbed = Testbed::up(LabConfig::new("lie"), 128, Some(OPTIONS)).unwrap();
+    testbed.agents().unwrap().kill(1);
+    let [vms1, vms2] = testbed.lab().vms().clone();
+    let files = ["cacert.pem", "cert.pem", "key.pem"];
+    let files = files.map(|name| vms2.shared_directory().join(name));
+    let to = SocketAddr::from((vms1.address(), PORT));
+    let request = AgentRequest {
+        domain_uuid: [0xee; 16].into(),
+        domain_name: "nobody".to_owned(),
+        macs: testbed
+            .domain()
+            .macs
+            .iter()
+            .map(|mac| (*mac).into())
+            .collect(),
+        listeners: vec![],
+        vm_transaction: None,
+    };
+    let liar = netns::within(vms2.namespace(), || {
+        let [ca, certificate, key] = &files;
+        let mut liar = Liar::connect(to, "vms1", [ca, certificate, key]);
+        liar.say(1, request);
+        liar.answer(1);
+        liar
+    });
+    testbed.boot().unwrap();
+    let stream = Stream::start(testbed.lab(), &STREAM).unwrap();
+    let guest = testbed.guest().unwrap().clone();
+    guest
+        .start_receiver(RECEIVER, stream::receiver(&STREAM))
+        .unwrap();
+    guest.wait_arrivals(RECEIVER, 1, DEADLINE).unwrap();
+    let said = log(&mut testbed, &vms1);
+    assert!(
+        said.contains("A TAP that was kept for an arriving domain is another's"),
+        "{said}"
+    );
+    drop(liar);
     stream.stop().unwrap();
 }
 

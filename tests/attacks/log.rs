@@ -26,9 +26,9 @@ fn logging(work: impl FnOnce(&Namespace, &Files, &mut Agent, PipeReader) + Send)
     let host = Namespace::new("host");
     host.add_bridge("br0");
     host.run_with_bpffs(|bpffs: &Path| {
-        let files = Files::new(bpffs, DEBUG);
+        let files = Files::new(bpffs, &[], DEBUG);
         let (reader, writer) = small_pipe();
-        let mut agent = Agent::start(&files, Stdio::from(OwnedFd::from(writer)));
+        let mut agent = Agent::start_with(&files, Stdio::from(OwnedFd::from(writer)));
         work(&host, &files, &mut agent, reader);
     });
 }

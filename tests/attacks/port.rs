@@ -65,8 +65,8 @@ fn user_cannot_take_the_port_of_a_running_agent() {
     assert!(stolen.iter().any(Result::is_ok), "no attack: {stolen:?}");
     drop(stolen);
     host.run_with_bpffs(|bpffs: &Path| {
-        let files = Files::new(bpffs, "");
-        let _agent = Agent::start(&files, Stdio::null());
+        let files = Files::new(bpffs, &[], "");
+        let _agent = Agent::start_with(&files, Stdio::null());
         for stolen in attempts(&host) {
             let error = stolen.expect_err("the port is shared");
             assert_eq!(error.kind(), io::ErrorKind::AddrInUse, "{error}");
@@ -83,7 +83,7 @@ fn agent_whose_port_somebody_has_says_so_and_ends() {
     host.add_bridge("br0");
     let stolen = as_nobody(&host, || steal(Ipv6Addr::UNSPECIFIED, 0, None).unwrap());
     host.run_with_bpffs(|bpffs: &Path| {
-        let files = Files::new(bpffs, "");
+        let files = Files::new(bpffs, &[], "");
         let output = files.command().output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success(), "{said}");

@@ -1,4 +1,5 @@
-//! The real agent in a namespace with a bridge: without libvirt, which it goes on looking for.
+//! The program `roamcast agent` on a bridge in a namespace, with domains that libvirt's `test` driver
+//! makes up.
 #![allow(
     dead_code,
     unreachable_pub,
@@ -12,104 +13,188 @@
 )]
 
 use std::fs;
-use std::net::Ipv6Addr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 
 use lab::binaries;
 use roamcast::pki::{self, IssueRequest, Validity};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use super::liar::Liar;
 use super::netns::wait_for;
 
-/// Its files: certificates, configuration, socket.
+/// Where the agent listens.
+pub(crate) const ADDRESS: (Ipv6Addr, u16) = (Ipv6Addr::LOCALHOST, 47411);
+
+/// A domain's UUID, by its number.
+pub(crate) const fn uuid(number: u8) -> [u8; 16] {
+    [number; 16]
+}
+
+/// XML of a running domain with one NIC.
+pub(crate) fn domain(name: &str, number: u8, tap: &str, mac: [u8; 6]) -> String {
+    let hex: String = uuid(number)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let mac: Vec<String> = mac.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!(
+        "<domain type='test'><name>{name}</name><uuid>{hex}</uuid><memory>8192</memory>\
+         <os><type>hvm</type></os><devices><interface type='bridge'><mac address='{}'/>\
+         <source bridge='br0'/><target dev='{tap}'/></interface></devices></domain>",
+        mac.join(":")
+    )
+}
+
+/// The files of agent `vms1`: certificates, configuration, socket, log.
+#[derive(Clone)]
 pub(crate) struct Files {
-    directory: TempDir,
+    directory: Arc<TempDir>,
 }
 
 impl Files {
-    /// Those of agent `vms1` on bridge `br0`, which pins below `bpffs`; `more` is added to the
-    /// configuration.
-    pub(crate) fn new(bpffs: &Path, more: &str) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path();
-        pki::init(path, "test CA", Validity::days(1)).unwrap();
-        let request = IssueRequest {
-            name: "vms1".to_owned(),
-            addresses: vec![Ipv6Addr::LOCALHOST.into()],
-            validity: Validity::days(1),
+    /// Those of an agent on bridge `br0` that pins below `bpffs`; `configuration` is added to what it
+    /// needs.
+    pub(crate) fn new(bpffs: &Path, domains: &[String], configuration: &str) -> Self {
+        let files = Self {
+            directory: Arc::new(tempfile::tempdir().unwrap()),
         };
-        let issued = pki::issue(path, &request).unwrap();
+        pki::init(&files.path("pki"), "test CA", Validity::days(1)).unwrap();
+        let [ca, certificate, key] = issue(&files.path("pki"), "vms1");
+        let node = files.path("node.xml");
+        fs::write(&node, format!("<node>{}</node>", domains.concat())).unwrap();
         let text = format!(
-            r#"[agent]
-name = "vms1"
-bridge = "br0"
-pin_root = "{pins}"
-control_socket = "{socket}"
-[tls]
-ca = "{ca}"
-cert = "{certificate}"
-key = "{key}"
-[libvirt]
-uri = "qemu:///system?socket={path}/no-libvirtd"
-{more}"#,
-            pins = bpffs.join("roamcast").display(),
-            socket = path.join("agent.sock").display(),
-            ca = issued.ca.display(),
-            certificate = issued.certificate.display(),
-            key = issued.key.display(),
-            path = path.display(),
+            "[agent]\nname = \"vms1\"\nbridge = \"br0\"\nlisten = \"[::1]:{}\"\n\
+             control_socket = {:?}\npin_root = {:?}\n\
+             [tls]\nca = {ca:?}\ncert = {certificate:?}\nkey = {key:?}\nadmit = [\"vms?\"]\n\
+             [libvirt]\nuri = \"test://{}\"\n\
+             [[peers]]\nname = \"vms2\"\naddress = \"[::1]:9\"\n{configuration}\n",
+            ADDRESS.1,
+            files.path("agent.sock"),
+            bpffs.join("roamcast"),
+            node.display(),
         );
-        fs::write(path.join("agent.toml"), text).unwrap();
-        Self { directory }
+        fs::write(files.path("roamcast.toml"), text).unwrap();
+        files
     }
 
     fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
-    /// `roamcast agent`, to be started in the namespaces of the calling thread.
-    pub(crate) fn command(&self) -> Command {
-        let mut command = Command::new(binaries::path("roamcast").unwrap());
-        command
+    /// Starts the agent in the namespaces of the calling thread.
+    pub(crate) fn spawn(&self, stderr: Stdio) -> Agent {
+        let child = Command::new(binaries::path("roamcast").unwrap())
             .arg("agent")
             .arg("--config")
-            .arg(self.path("agent.toml"));
-        command
+            .arg(self.path("roamcast.toml"))
+            .stdin(Stdio::null())
+            .stderr(stderr)
+            .spawn()
+            .unwrap();
+        Agent {
+            child,
+            files: self.clone(),
+        }
     }
 
-    /// What the agent says about itself, if it answers.
+    /// What `roamcast status` says, once the agent answers.
     pub(crate) fn status(&self) -> Option<Value> {
-        serde_json::from_str(&self.ask(&["status", "--json"])).ok()
+        self.query("status")
     }
 
     /// The same, as a person sees it.
     pub(crate) fn table(&self) -> String {
-        self.ask(&["status"])
+        let output = self.command(&["status"]).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    fn ask(&self, arguments: &[&str]) -> String {
-        let mut command = Command::new(binaries::path("roamcast").unwrap());
+    /// One of the agent's tables.
+    pub(crate) fn query(&self, table: &str) -> Option<Value> {
+        let output = self.command(&[table, "--json"]).output().unwrap();
+        serde_json::from_slice(&output.stdout).ok()
+    }
+
+    /// A `roamcast` command that talks to the agent, and does not wait long for it.
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new("timeout");
+        command.arg("20").arg(binaries::path("roamcast").unwrap());
         command.args(arguments).arg("--socket");
-        let output = command.arg(self.path("agent.sock")).output().unwrap();
-        String::from_utf8_lossy(&output.stdout).into_owned()
+        command.arg(self.path("agent.sock"));
+        command
     }
 }
 
 /// A running agent, killed on drop.
 pub(crate) struct Agent {
     pub(crate) child: Child,
+    files: Files,
 }
 
 impl Agent {
-    /// Starts it as `command` says, and waits until it answers. What it logs goes nowhere, unless
-    /// `command` has it go elsewhere.
-    pub(crate) fn start(files: &Files, stderr: Stdio) -> Self {
-        let child = files.command().stderr(stderr).spawn().unwrap();
-        let agent = Self { child };
+    /// Starts one in the namespaces of the calling thread and waits until it has seen `domains`.
+    /// `configuration` is added to what it needs.
+    pub(crate) fn start(bpffs: &Path, domains: &[String], configuration: &str) -> Self {
+        let files = Files::new(bpffs, domains, configuration);
+        let log = fs::File::create(files.path("log")).unwrap();
+        let agent = files.spawn(Stdio::from(log));
+        wait_for("the agent", || {
+            let log = agent.log();
+            assert!(!log.starts_with("roamcast:"), "{log}");
+            let status = agent.status()?;
+            (status["hypervisor"]["state"] == "up").then_some(())
+        });
+        agent
+    }
+
+    /// Starts the one of these files, logging to `stderr`, and waits until it answers.
+    pub(crate) fn start_with(files: &Files, stderr: Stdio) -> Self {
+        let agent = files.spawn(stderr);
         wait_for("the agent", || files.status());
         agent
+    }
+
+    /// Connects as a peer of that name.
+    pub(crate) fn peer(&self, name: &str) -> Liar {
+        let [ca, certificate, key] = issue(&self.files.path("pki"), name);
+        Liar::connect(SocketAddr::from(ADDRESS), "vms1", [&ca, &certificate, &key])
+    }
+
+    /// As [`Files::status`].
+    pub(crate) fn status(&self) -> Option<Value> {
+        self.files.status()
+    }
+
+    /// As [`Files::query`].
+    pub(crate) fn query(&self, table: &str) -> Option<Value> {
+        self.files.query(table)
+    }
+
+    /// As [`Files::command`].
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        self.files.command(arguments)
+    }
+
+    /// A counter of the status.
+    pub(crate) fn counter(&self, name: &str) -> u64 {
+        let status = self.status().expect("a status");
+        status["counters"][name].as_u64().unwrap_or_default()
+    }
+
+    /// The most memory that it has had, KiB.
+    pub(crate) fn peak_memory(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmHWM:"));
+        let number = line.and_then(|line| line.split_whitespace().nth(1));
+        number.unwrap().parse().unwrap()
+    }
+
+    /// What it has logged.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.files.path("log")).unwrap_or_default()
     }
 }
 
@@ -118,4 +203,14 @@ impl Drop for Agent {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+fn issue(pki: &Path, name: &str) -> [PathBuf; 3] {
+    let request = IssueRequest {
+        name: name.to_owned(),
+        addresses: vec![Ipv6Addr::LOCALHOST.into()],
+        validity: Validity::days(1),
+    };
+    let issued = pki::issue(pki, &request).unwrap();
+    [issued.ca, issued.certificate, issued.key]
 }

@@ -22,6 +22,12 @@ pub struct Handover {
         deserialize_with = "value::milliseconds::<100, 60_000, _>"
     )]
     pub held: Duration,
+    /// For how long the gate of an arriving TAP is closed at most.
+    #[serde(
+        rename = "gate_max_s",
+        deserialize_with = "value::seconds::<1, 86_400, _>"
+    )]
+    pub gate_max: Duration,
     /// Room of `HELD` for frames on their way from the kernel to the agent, MiB; a power of two.
     #[serde(deserialize_with = "value::power_of_two::<1024, _>")]
     pub ring_mib: u32,
@@ -39,6 +45,7 @@ impl Default for Handover {
             enabled: true,
             held_mib: 64,
             held: Duration::from_millis(15_000),
+            gate_max: Duration::from_secs(600),
             ring_mib: 8,
             recorded_nics: 8,
             map_delivered: 65_536,

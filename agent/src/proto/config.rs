@@ -135,6 +135,8 @@ pub struct Timing {
     /// How long it keeps them after the source's agent is gone while the VM has not begun to come,
     /// and after an abort while it has.
     pub lost_peer_grace: Duration,
+    /// For how long the gate of an arriving TAP is closed at most.
+    pub gate_max: Duration,
     /// How often the usage of the ports is read.
     pub usage_interval: Duration,
 }
@@ -147,6 +149,7 @@ impl Default for Timing {
             ready_timeout: Duration::from_secs(30),
             unused_join_expiry: Duration::from_secs(600),
             lost_peer_grace: Duration::from_secs(30),
+            gate_max: Duration::from_secs(600),
             usage_interval: Duration::from_secs(10),
         }
     }

@@ -2,13 +2,20 @@
 
 use std::collections::BTreeMap;
 
-use super::{Domain, DomainUuid, Mac, Port};
+use super::{Domain, DomainUuid, Mac, Port, Timestamp};
 
 /// Ports and domains. Either may be told first.
 #[derive(Debug, Default)]
 pub(super) struct Inventory {
     pub(super) ports: BTreeMap<u32, Port>,
     pub(super) domains: BTreeMap<DomainUuid, Domain>,
+    /// Domains that libvirt is bringing here, with their names. It tells their TAPs only when they
+    /// have arrived.
+    pub(super) arriving: BTreeMap<DomainUuid, String>,
+    /// Which arriving domain a TAP is kept for that libvirt has given to none.
+    pub(super) lent: BTreeMap<u32, DomainUuid>,
+    /// When the gate of a TAP was closed for an arrival for the first time.
+    pub(super) closed: BTreeMap<u32, Timestamp>,
     pub(super) hypervisor_connected: bool,
 }
 
@@ -41,14 +48,19 @@ impl Inventory {
             .collect()
     }
 
+    /// Returns the ports that no domain has.
+    pub(super) fn ports_of_nobody(&self) -> impl Iterator<Item = &Port> {
+        self.ports
+            .values()
+            .filter(|port| self.domain_of_port(port.ifindex).is_none())
+    }
+
     /// Returns the ports that belong to an expected domain: those that the hypervisor names, and
-    /// before it does, those whose MAC libvirt has made of the MAC of one of the domain's NICs.
+    /// before it does, those kept for it whose MAC libvirt has made of that of one of its NICs.
     pub(super) fn ports_of_arrival(&self, uuid: &DomainUuid, macs: &[Mac]) -> Vec<(u32, Mac)> {
         let mut found = self.ports_of_domain(uuid);
-        for port in self.ports.values() {
-            if found.iter().any(|(ifindex, _)| *ifindex == port.ifindex)
-                || self.domain_of_port(port.ifindex).is_some()
-            {
+        for port in self.ports_of_nobody() {
+            if self.lent.get(&port.ifindex) != Some(uuid) {
                 continue;
             }
             if let Some(mac) = macs.iter().find(|mac| is_tap_of(&port.mac, mac)) {
@@ -56,6 +68,22 @@ impl Inventory {
             }
         }
         found
+    }
+
+    /// Whether libvirt says that a domain is here, or on its way here.
+    pub(super) fn comes(&self, uuid: &DomainUuid) -> bool {
+        self.arriving.contains_key(uuid) || self.domains.contains_key(uuid)
+    }
+
+    /// Forgets for how long gates were closed that may be closed anew: those of TAPs that are gone, or
+    /// whose VM runs.
+    pub(super) fn forget_closed(&mut self) {
+        let mut closed = std::mem::take(&mut self.closed);
+        closed.retain(|ifindex, _| {
+            let runs = self.domain_of_port(*ifindex).is_some_and(|it| it.running);
+            self.ports.contains_key(ifindex) && !runs
+        });
+        self.closed = closed;
     }
 
     /// Returns a domain by its name or UUID.
@@ -68,7 +96,7 @@ impl Inventory {
 
 /// Whether libvirt made a TAP's MAC of a guest's MAC: the same but for the first byte, `fe`, which
 /// keeps the bridge from taking the TAP's MAC for its own.
-fn is_tap_of(tap: &Mac, guest: &Mac) -> bool {
+pub(super) fn is_tap_of(tap: &Mac, guest: &Mac) -> bool {
     tap[0] == 0xfe && tap[1..] == guest[1..]
 }
 
@@ -110,18 +138,19 @@ mod tests {
     }
 
     #[test]
-    fn port_of_an_expected_domain_is_known_by_its_mac() {
-        let inventory = inventory();
+    fn port_kept_for_an_expected_domain_is_known_by_its_mac() {
+        let mut inventory = inventory();
         let expected = [0x52, 0x54, 0, 0, 0, 2];
-        assert_eq!(
-            inventory.ports_of_arrival(&DomainUuid([2; 16]), &[expected]),
-            [(8, expected)]
-        );
+        let uuids = [2, 3].map(|number| DomainUuid([number; 16]));
+        inventory.lent.insert(8, uuids[0]);
+        let [kept, other] = uuids.map(|uuid| inventory.ports_of_arrival(&uuid, &[expected]));
+        assert_eq!((kept, other), (vec![(8, expected)], vec![]));
     }
 
     #[test]
     fn port_of_another_domain_is_never_taken_for_an_expected_one() {
-        let inventory = inventory();
+        let mut inventory = inventory();
+        inventory.lent.insert(7, DomainUuid([2; 16]));
         let stolen = [0x52, 0x54, 0, 0, 0, 1];
         assert_eq!(
             inventory.ports_of_arrival(&DomainUuid([2; 16]), &[stolen]),

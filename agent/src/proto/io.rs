@@ -292,7 +292,15 @@ pub enum HypervisorEvent {
     },
     /// A domain is there, or changed: its TAPs, or whether it runs.
     Domain(Domain),
-    /// A domain is no longer on this host.
+    /// A domain is on its way here, moved by whomever. It is told as [`HypervisorEvent::Domain`] when
+    /// it has arrived, and as [`HypervisorEvent::Gone`] if it does not.
+    Arriving {
+        /// The domain.
+        uuid: DomainUuid,
+        /// Its name.
+        name: String,
+    },
+    /// A domain is no longer on this host, or does not arrive.
     Gone(DomainUuid),
     /// The domain's CPUs stopped for the switch to the destination.
     Suspended {

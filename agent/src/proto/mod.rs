@@ -375,19 +375,35 @@ impl Agent {
 
     fn on_hypervisor(&mut self, event: HypervisorEvent) {
         match event {
-            HypervisorEvent::Connected => self.inventory.hypervisor_connected = true,
+            HypervisorEvent::Connected => {
+                self.inventory.hypervisor_connected = true;
+                self.ports_changed();
+            }
             HypervisorEvent::Disconnected { reason } => {
                 self.inventory.hypervisor_connected = false;
                 tracing::warn!(%reason, "Hypervisor is not connected");
             }
+            HypervisorEvent::Arriving { uuid, name } => {
+                tracing::debug!(%uuid, name, "libvirt brings a domain");
+                self.inventory.arriving.insert(uuid, name);
+                self.ports_changed();
+            }
             HypervisorEvent::Domain(domain) => {
                 let (uuid, running) = (domain.uuid, domain.running);
+                self.inventory.arriving.remove(&uuid);
                 self.inventory.domains.insert(uuid, domain);
                 self.ports_changed();
                 self.incoming_domain(uuid, running);
                 if running {
                     self.end_adopted_departures(uuid);
                 }
+            }
+            // What becomes of one that has not arrived, its TAPs and its source tell.
+            HypervisorEvent::Gone(uuid)
+                if self.inventory.arriving.remove(&uuid).is_some()
+                    && !self.inventory.domains.contains_key(&uuid) =>
+            {
+                self.ports_changed();
             }
             HypervisorEvent::Gone(uuid) => {
                 self.inventory.domains.remove(&uuid);
@@ -424,6 +440,7 @@ impl Agent {
             Timer::Probe(key) => self.probe_timed_out(key),
             Timer::Unused(number) => self.arrival_unused(number),
             Timer::Hold(number) => self.hold_timed_out(number),
+            Timer::Gate(ifindex) => self.gate_overdue(ifindex),
             Timer::Cut(number) => self.cut_timed_out(number),
             Timer::Claim(number) => self.claim_timed_out(number),
             Timer::Forwards => self.look_at_forwards(),

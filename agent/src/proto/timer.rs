@@ -31,6 +31,8 @@ pub(super) enum Timer {
     Forwards,
     /// When to look at what is translated for VMs that have arrived.
     Translations,
+    /// When the gate of a TAP has been closed for too long.
+    Gate(u32),
     /// When an arrived VM gets what it may have missed without a cut.
     Cut(u64),
     /// When to read again what an arrived VM is expected to answer for.

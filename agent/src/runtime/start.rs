@@ -304,6 +304,7 @@ fn proto_config(config: &Config, address: Ipv6Addr, prefix_length: u8) -> AgentC
         timing: proto::Timing {
             tree_budget: config.destination.tree_budget,
             unused_join_expiry: config.destination.join_expiry,
+            gate_max: config.handover.gate_max,
             ..proto::Timing::default()
         },
         relay: config.relay.is_used().then_some(proto::RelayTiming {

@@ -53,6 +53,7 @@ pub(super) fn run(
         shared,
         names,
         known: HashMap::new(),
+        arriving: HashSet::new(),
     };
     let mut pause = BACK_OFF;
     let mut told = false;
@@ -96,6 +97,18 @@ struct Watch<'a> {
     names: Option<Sender<DomainUuid>>,
     /// Domains as reported last.
     known: HashMap<DomainUuid, Domain>,
+    /// Domains reported to be on their way here.
+    arriving: HashSet<DomainUuid>,
+}
+
+/// What is to be told of a domain.
+enum Described {
+    /// It is active.
+    Active(Domain),
+    /// It is on its way here.
+    Arriving { uuid: DomainUuid, name: String },
+    /// It is not active, or no longer there.
+    Absent,
 }
 
 impl Watch<'_> {
@@ -159,8 +172,14 @@ impl Watch<'_> {
     fn list(&mut self, connection: &Connect) -> Result<(), Error> {
         let mut present = HashSet::new();
         for domain in connection.list_all_domains(vir::VIR_CONNECT_LIST_DOMAINS_ACTIVE)? {
-            let Some(described) = self.describe(&domain)? else {
-                continue;
+            let described = match self.describe(&domain)? {
+                Described::Active(described) => described,
+                Described::Arriving { uuid, name } => {
+                    present.insert(uuid);
+                    self.arrives(uuid, name);
+                    continue;
+                }
+                Described::Absent => continue,
             };
             let uuid = described.uuid;
             let departs = sys::is_migrating(&domain).unwrap_or(false);
@@ -177,6 +196,7 @@ impl Watch<'_> {
         let gone: Vec<_> = self
             .known
             .keys()
+            .chain(&self.arriving)
             .filter(|uuid| !present.contains(uuid))
             .copied()
             .collect();
@@ -190,38 +210,47 @@ impl Watch<'_> {
     fn refresh(&mut self, connection: &Connect, uuid: DomainUuid) -> Result<(), Error> {
         let described = match connection.lookup_domain_by_uuid_string(&uuid.to_string()) {
             Ok(domain) => self.describe(&domain)?,
-            Err(error) if is_no_domain(&error) => None,
+            Err(error) if is_no_domain(&error) => Described::Absent,
             Err(error) => return Err(error),
         };
         match described {
-            Some(domain) if self.known.get(&uuid) == Some(&domain) => {}
-            Some(domain) => {
+            Described::Active(domain) if self.known.get(&uuid) == Some(&domain) => {}
+            Described::Active(domain) => {
+                self.arriving.remove(&uuid);
                 self.known.insert(uuid, domain.clone());
                 self.shared.emit(HypervisorEvent::Domain(domain));
             }
-            None => self.gone(uuid),
+            Described::Arriving { uuid, name } => self.arrives(uuid, name),
+            Described::Absent => self.gone(uuid),
         }
         Ok(())
     }
 
+    fn arrives(&mut self, uuid: DomainUuid, name: String) {
+        if self.arriving.insert(uuid) {
+            self.shared.emit(HypervisorEvent::Arriving { uuid, name });
+        }
+    }
+
     fn gone(&mut self, uuid: DomainUuid) {
         lock(&self.shared.departing).remove(&uuid);
-        if self.known.remove(&uuid).is_some() {
+        let (active, arriving) = (self.known.remove(&uuid), self.arriving.remove(&uuid));
+        if active.is_some() || arriving {
             self.shared.emit(HypervisorEvent::Gone(uuid));
         }
     }
 
-    /// Reads a domain; `None` where it is not active, no longer there, or still arriving.
-    fn describe(&self, domain: &VirtDomain) -> Result<Option<Domain>, Error> {
+    /// Reads a domain.
+    fn describe(&self, domain: &VirtDomain) -> Result<Described, Error> {
         match self.read(domain) {
-            Err(error) if is_no_domain(&error) => Ok(None),
+            Err(error) if is_no_domain(&error) => Ok(Described::Absent),
             result => result,
         }
     }
 
-    fn read(&self, domain: &VirtDomain) -> Result<Option<Domain>, Error> {
+    fn read(&self, domain: &VirtDomain) -> Result<Described, Error> {
         if !domain.is_active()? {
-            return Ok(None);
+            return Ok(Described::Absent);
         }
         let uuid = DomainUuid(*domain.uuid()?.as_bytes());
         let name = domain.name()?;
@@ -230,7 +259,7 @@ impl Watch<'_> {
         // libvirt would not give the XML before the domain has arrived, and meanwhile this thread
         // could do nothing else.
         if state == DomainState::Paused.into() && is_arriving(domain) {
-            return Ok(None);
+            return Ok(Described::Arriving { uuid, name });
         }
         let xml = domain.xml_desc(0)?;
         if running {
@@ -239,7 +268,7 @@ impl Watch<'_> {
         let interfaces = domain_xml::interfaces(&xml, &self.shared.config.bridge, has_vhost_net())
             .inspect_err(|error| tracing::warn!(domain = name, %error, "Domain has no usable NICs"))
             .unwrap_or_default();
-        Ok(Some(Domain {
+        Ok(Described::Active(Domain {
             uuid,
             name,
             running,

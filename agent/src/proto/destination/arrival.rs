@@ -69,15 +69,7 @@ impl Incoming {
 impl Agent {
     /// Gives the TAPs of arriving VMs their MDB entries, as soon as they are there and due.
     pub(in crate::proto) fn ports_changed(&mut self) {
-        let ports = &self.inventory.ports;
-        for incoming in self.incoming.values_mut() {
-            incoming
-                .mdb
-                .retain(|(ifindex, _)| ports.contains_key(ifindex));
-            incoming
-                .gates
-                .retain(|ifindex, _| ports.contains_key(ifindex));
-        }
+        self.lend_taps();
         let numbers: Vec<u64> = self.incoming.keys().copied().collect();
         for number in numbers {
             let Some(incoming) = self.incoming.get(&number) else {
@@ -403,11 +395,7 @@ impl Agent {
             return;
         };
         for (ifindex, key) in &incoming.mdb {
-            let listens = self.mirror.get(&listener_key(*ifindex, key)).is_some();
-            if !listens && self.inventory.ports.contains_key(ifindex) {
-                let (ifindex, key) = (*ifindex, *key);
-                self.outputs.push_back(Output::MdbDelete { ifindex, key });
-            }
+            self.delete_mdb(*ifindex, *key);
         }
         for (key, mac) in incoming.needs.into_keys() {
             self.release(number, key, mac);

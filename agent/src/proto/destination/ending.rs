@@ -10,7 +10,7 @@ use super::handover::CUT_TRANSIT;
 use crate::proto::record::Outcome;
 use crate::proto::refusal::{Refusal, bounded};
 use crate::proto::timer::Timer;
-use crate::proto::{Agent, Output};
+use crate::proto::Agent;
 
 /// How long the source of a domain whose TAPs are gone may take to say why.
 const REASON_WAIT: Duration = Duration::from_secs(2);
@@ -202,8 +202,8 @@ impl Agent {
                 .incoming
                 .values()
                 .any(|other| other.mdb.contains(&(ifindex, key)));
-            if !shared && self.inventory.ports.contains_key(&ifindex) {
-                self.outputs.push_back(Output::MdbDelete { ifindex, key });
+            if !shared {
+                self.delete_mdb(ifindex, key);
             }
         }
         for (key, mac) in incoming.needs.into_keys() {

@@ -14,7 +14,7 @@
 //! for until then: meanwhile the VM gets none of its streams, but loses nothing of them.
 //!
 //! A gate that cannot be made is no reason to keep a VM from coming: its TAP gets the streams from
-//! the pause on instead.
+//! the pause on instead. So does one whose gate was closed for as long as may be (`tap`).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -79,32 +79,33 @@ impl Agent {
         if !self.config.handover || incoming.arrived.is_some() || runs {
             return;
         }
-        let ports = self
-            .inventory
-            .ports_of_arrival(&incoming.uuid, &incoming.macs);
-        let Some(incoming) = self.incoming.get_mut(&number) else {
-            return;
-        };
+        let uuid = incoming.uuid;
+        let mut ports = self.inventory.ports_of_arrival(&uuid, &incoming.macs);
+        ports.retain(|(ifindex, _)| !incoming.gates.contains_key(ifindex));
         for (ifindex, _) in ports {
-            if incoming.gates.contains_key(&ifindex) {
-                continue;
+            let gate = if self.close_gate(ifindex, &uuid) {
+                ArrivalGate::Holding
+            } else {
+                ArrivalGate::Refused
+            };
+            if let Some(incoming) = self.incoming.get_mut(&number) {
+                incoming.gates.insert(ifindex, gate);
             }
-            incoming.gates.insert(ifindex, ArrivalGate::Holding);
-            let hold = GateCommand::Hold { ifindex };
-            self.outputs.push_back(Output::Gate(hold));
         }
     }
 
     /// A gate could not be made, so the bridge sends nothing to the TAP until the pause.
     pub(in crate::proto) fn not_held(&mut self, ifindex: u32) {
+        let mut entries = Vec::new();
         for incoming in self.incoming.values_mut() {
             let Some(gate) = incoming.gates.get_mut(&ifindex) else {
                 continue;
             };
             *gate = ArrivalGate::Refused;
-            for (ifindex, key) in incoming.mdb.extract_if(.., |(port, _)| *port == ifindex) {
-                self.outputs.push_back(Output::MdbDelete { ifindex, key });
-            }
+            entries.extend(incoming.mdb.extract_if(.., |(port, _)| *port == ifindex));
+        }
+        for (ifindex, key) in entries {
+            self.delete_mdb(ifindex, key);
         }
         self.ports_changed();
     }

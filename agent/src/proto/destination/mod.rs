@@ -29,6 +29,7 @@ mod ending;
 mod handover;
 mod notice;
 mod probe;
+mod tap;
 mod translate;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -131,7 +132,11 @@ impl Agent {
         }
         // The source asks with another transaction: it has given up the one before.
         let replaced = self.incoming_of(uuid);
-        let number = self.admit(peer, transaction, uuid, body);
+        let gates = replaced
+            .and_then(|number| self.incoming.get_mut(&number))
+            .map(|replaced| std::mem::take(&mut replaced.gates))
+            .unwrap_or_default();
+        let number = self.admit(peer, transaction, uuid, body, gates);
         if let Some(replaced) = replaced {
             self.undo(replaced, "The source asked anew");
         }
@@ -192,8 +197,15 @@ impl Agent {
         Err(Refusal::TooManyIncoming { agent, limit })
     }
 
-    /// Takes on what a request asks for.
-    fn admit(&mut self, peer: &str, transaction: u64, uuid: DomainUuid, body: AgentRequest) -> u64 {
+    /// Takes on what a request asks for. `gates` are closed for the domain already.
+    fn admit(
+        &mut self,
+        peer: &str,
+        transaction: u64,
+        uuid: DomainUuid,
+        body: AgentRequest,
+        gates: BTreeMap<u32, ArrivalGate>,
+    ) -> u64 {
         let name = &body.domain_name;
         let number = self
             .records
@@ -217,7 +229,7 @@ impl Agent {
             progress: None,
             switching: None,
             clock: ClockOffset::default(),
-            gates: BTreeMap::new(),
+            gates,
             revised: BTreeMap::new(),
             claim: None,
             aborted: None,

@@ -7,7 +7,7 @@ use common::event::Change;
 use common::maps::{FilterMode, Listener, ListenerKey, ManagedKey, Source, SourceKey};
 use common::signal::{PORT, PeerMessage, VmMessage};
 
-pub(in crate::proto) use super::pair::{MAC, OTHER_MAC, UUID, config, key, peer};
+pub(in crate::proto) use super::pair::{MAC, OTHER_MAC, OTHER_UUID, UUID, config, key, peer};
 use crate::proto::*;
 
 /// The port of the domain `viewer`.

@@ -14,6 +14,8 @@ use common::signal::PORT;
 use crate::proto::*;
 
 pub(in crate::proto) const UUID: DomainUuid = DomainUuid([7; 16]);
+/// A domain beside it.
+pub(in crate::proto) const OTHER_UUID: DomainUuid = DomainUuid([8; 16]);
 pub(in crate::proto) const MAC: Mac = [0x52, 0x54, 0, 0, 0, 1];
 pub(super) const TRANSACTION: u64 = 4711;
 /// Another node of a link.
