@@ -8,6 +8,8 @@
 
 #[path = "support/agent.rs"]
 mod agent;
+#[path = "attacks/asking.rs"]
+mod asking;
 #[path = "support/frame.rs"]
 mod frame;
 #[path = "attacks/gate.rs"]
@@ -18,6 +20,8 @@ mod host;
 mod liar;
 #[path = "support/netns.rs"]
 mod netns;
+#[path = "attacks/peers.rs"]
+mod peers;
 #[path = "support/tap.rs"]
 mod tap;
 #[path = "support/wire.rs"]

@@ -37,6 +37,12 @@ use crate::proto::Policy;
 /// Largest configuration file that is read, bytes.
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
 
+/// Keys that have other names now.
+const MOVED: [(&str, &str); 1] = [(
+    "limits.incoming",
+    "arrivals_at_once, and arrivals_per_peer, in [policy]",
+)];
+
 /// The whole configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -52,7 +58,7 @@ pub struct Config {
     /// `[[peers]]`: agents of other hosts.
     #[serde(default)]
     pub peers: Vec<Peer>,
-    /// `[policy]`: which domains may move, and where to.
+    /// `[policy]`: who may have which domains moved, where to, and how often.
     #[serde(default)]
     pub policy: Policy,
     /// `[destination]`: how this host receives arriving domains.
@@ -162,10 +168,13 @@ fn parse<T: ConfigFile>(text: &str, path: &Path) -> Result<T, ConfigError> {
         message: locate::sentence(message),
     };
     let mut config: T = toml::from_str(text).map_err(|error| {
-        invalid(
-            locate::of_span(text, error.span().unwrap_or_default()),
-            error.message(),
-        )
+        let (line, key) = locate::of_span(text, error.span().unwrap_or_default());
+        let moved = MOVED.iter().find(|(before, _)| *before == key);
+        let message = match moved {
+            Some((_, now)) => format!("This key has another name now; write {now} instead"),
+            None => error.message().to_owned(),
+        };
+        invalid((line, key), &message)
     })?;
     config.normalize();
     match config.conflict() {
@@ -201,13 +210,9 @@ impl Config {
         self.peers.iter().find(|peer| peer.name.as_str() == name)
     }
 
-    /// Destinations that the policy allows a domain, in the order of `[[peers]]`.
-    pub fn destinations(&self, domain: &str) -> Vec<&str> {
-        self.peers
-            .iter()
-            .map(|peer| peer.name.as_str())
-            .filter(|name| self.policy.allows_departure(domain, name))
-            .collect()
+    /// Whether no domain may leave or come: the operator has not written a rule yet.
+    pub fn lets_nothing_move(&self) -> bool {
+        self.policy.departures.is_empty() && self.policy.arrivals.is_empty()
     }
 }
 
@@ -241,6 +246,13 @@ impl ConfigFile for Config {
             if !names.insert(&peer.name) {
                 return conflict(&path, format!("Peer \"{}\" is listed twice", peer.name));
             }
+        }
+        if let Some(key) = self.policy.conflict() {
+            return conflict(
+                &["policy", key],
+                "One peer cannot have more places than there are for all; raise the number at once"
+                    .to_owned(),
+            );
         }
         if let Some(conflict) = self.relay.conflict(&self.agent.name) {
             return Some(conflict);

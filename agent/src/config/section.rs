@@ -88,9 +88,6 @@ pub struct Limits {
     /// Capacity of `MANAGED`: multicast addresses on this host.
     #[serde(deserialize_with = "value::ranged::<1, MAX_MAP_ENTRIES, _, _>")]
     pub map_managed: u32,
-    /// Domains that may be arriving at once.
-    #[serde(deserialize_with = "value::ranged::<1, 1024, _, _>")]
-    pub incoming: u32,
 }
 
 impl Default for Limits {
@@ -103,7 +100,6 @@ impl Default for Limits {
             map_sources: 131_072,
             map_streams: 65_536,
             map_managed: 16_384,
-            incoming: 8,
         }
     }
 }

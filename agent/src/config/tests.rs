@@ -1,5 +1,6 @@
 use super::*;
 use crate::hypervisor::libvirt::MigrateFlags;
+use crate::proto::Asker;
 use proptest::prelude::*;
 
 const EXAMPLE: &str = include_str!("../../dist/roamcast.toml");
@@ -25,8 +26,52 @@ fn uncommented() -> String {
 
 #[test]
 fn example_is_valid() {
+    parse(EXAMPLE).unwrap();
+}
+
+#[test]
+fn example_lets_nothing_move_and_shows_the_rules_that_would() {
     let config = parse(EXAMPLE).unwrap();
-    assert_eq!(config.destinations("anything"), ["vms2"]);
+    assert!(config.lets_nothing_move());
+    let rule: Vec<&str> = EXAMPLE
+        .lines()
+        .skip_while(|line| *line != "# [[policy.depart]]")
+        .take_while(|line| !line.starts_with("# [[") || line.ends_with("]]"))
+        .map(|line| line.trim_start_matches("# ").trim_start_matches('#'))
+        .collect();
+    let config = parse(&format!("{EXAMPLE}\n{}", rule.join("\n"))).unwrap();
+    assert!(!config.lets_nothing_move());
+    let policy = config.policy;
+    assert!(policy.allows_departure("tv-1", "vms2", Asker::Operator));
+    assert!(!policy.allows_departure("tv-1", "vms2", Asker::Vm));
+    assert!(!policy.allows_departure("db", "vms2", Asker::Operator));
+    assert!(policy.allows_arrival("vms2", "tv-1"));
+}
+
+#[test]
+fn key_that_has_another_name_now_is_refused_with_that_name() {
+    let error = refusal(&format!("{MINIMAL}[limits]\nincoming = 12\n"));
+    assert_eq!(
+        error,
+        "r.toml:5: limits.incoming: This key has another name now; write arrivals_at_once, and \
+         arrivals_per_peer, in [policy] instead"
+    );
+}
+
+#[test]
+fn peer_cannot_be_given_more_places_than_there_are() {
+    let policy = |keys: &str| parse(&format!("{MINIMAL}[policy]\n{keys}\n"));
+    assert!(policy("arrivals_at_once = 12\narrivals_per_peer = 12").is_ok());
+    for key in ["arrivals_per_peer", "departures_per_peer"] {
+        let error = policy(&format!("{key} = 17")).unwrap_err();
+        assert!(
+            error.starts_with(&format!("r.toml:5: policy.{key}: One peer")),
+            "{error}"
+        );
+    }
+    for key in ["arrivals_at_once", "requests_per_minute"] {
+        assert!(policy(&format!("{key} = 0")).is_err());
+    }
 }
 
 #[test]
@@ -37,7 +82,9 @@ fn commented_out_keys_of_the_example_are_the_defaults() {
 #[test]
 fn example_mentions_every_key() {
     let keys = "name bridge uplinks uplink_hook mcs site listen control_socket pin_root prefix address listeners \
-        sources reports_per_second map_listeners map_sources map_streams map_managed incoming ca \
+        sources reports_per_second map_listeners map_sources map_streams map_managed ca by \
+        departures_at_once departures_per_peer arrivals_at_once arrivals_per_peer waiting_per_peer \
+        requests_per_minute vm_pause_s sources gate_max_s \
         cert key admit domains destinations tree_budget_ms join_expiry_s connect_uri migrate_uri \
         enabled servers dns anycast sdp delay_ms silence_ms watch_interval_ms settle_ms hold_ms \
         uri flags bandwidth_mib downtime_ms max_downtime_ms parallel_connections level format";
@@ -250,8 +297,13 @@ fn policy_allows_only_what_a_rule_names() {
          [[policy.arrive]]\nsources = [\"b\"]\ndomains = [\"tv-?\"]\n"
     ))
     .unwrap();
-    assert_eq!(config.destinations("tv-1"), ["c"]);
-    assert!(config.destinations("radio").is_empty());
+    let operator = |domain, destination| {
+        let by = Asker::Operator;
+        config.policy.allows_departure(domain, destination, by)
+    };
+    assert!(operator("tv-1", "c"));
+    assert!(!operator("tv-1", "b"));
+    assert!(!operator("radio", "c"));
     assert!(config.policy.allows_arrival("b", "tv-1"));
     assert!(!config.policy.allows_arrival("b", "tv-10"));
     assert!(!config.policy.allows_arrival("c", "tv-1"));
@@ -269,11 +321,12 @@ fn names_of_agents_are_the_same_in_upper_case() {
         config.peer("vms2.example").is_some(),
         "as in its certificate"
     );
-    assert_eq!(config.destinations("TV-1"), ["vms2.example"]);
-    assert!(
-        config.destinations("tv-1").is_empty(),
-        "a domain's name is no agent's"
-    );
+    let may_leave = |domain| {
+        let policy = &config.policy;
+        policy.allows_departure(domain, "vms2.example", Asker::Operator)
+    };
+    assert!(may_leave("TV-1"));
+    assert!(!may_leave("tv-1"), "a domain's name is no agent's");
     assert!(config.policy.allows_arrival("vms2.example", "tv-1"));
     let twice = format!(
         "{MINIMAL}[[peers]]\nname = \"b\"\naddress = \"::1\"\n[[peers]]\nname = \"B\"\naddress = \"::2\"\n"

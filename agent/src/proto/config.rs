@@ -18,7 +18,7 @@ pub struct AgentConfig {
     pub address: Ipv6Addr,
     /// Length of the prefix of that address, bits, 0 to 128.
     pub prefix_length: u8,
-    /// Who may move.
+    /// Who may move what, and how much of it.
     pub policy: Policy,
     /// Bounds.
     pub limits: Limits,
@@ -94,29 +94,23 @@ impl Default for UnicastTiming {
 /// Bounds of what VMs and peers can make the agent keep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Outgoing migrations at once.
-    pub outgoing: usize,
-    /// Incoming migrations at once, over all peers.
-    pub incoming: usize,
-    /// Incoming migrations at once from one peer.
-    pub incoming_per_peer: usize,
     /// Listeners taken over for one arriving domain; more are refused one by one.
     pub listeners_per_domain: usize,
     /// Sources taken over for one listener; a listener with more is refused.
     pub sources_per_listener: usize,
     /// Addresses joined by proxy at once, over all domains.
     pub joins: usize,
+    /// Of these, for domains of one peer.
+    pub joins_per_peer: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            outgoing: 16,
-            incoming: 16,
-            incoming_per_peer: 8,
             listeners_per_domain: 2048,
             sources_per_listener: 64,
-            joins: 8192,
+            joins: 16_384,
+            joins_per_peer: 8192,
         }
     }
 }
@@ -128,6 +122,8 @@ pub struct Timing {
     pub tree_budget: Duration,
     /// How long the source waits for `AgentResponse`, the connection included.
     pub response_timeout: Duration,
+    /// How long the source waits at most until the destination has a place for its domain.
+    pub place_timeout: Duration,
     /// How long the source waits for the VM's `MigrationReady`.
     pub ready_timeout: Duration,
     /// How long the destination keeps joins for a VM of which nothing more is heard.
@@ -146,6 +142,7 @@ impl Default for Timing {
         Self {
             tree_budget: Duration::from_millis(2500),
             response_timeout: Duration::from_secs(15),
+            place_timeout: Duration::from_secs(600),
             ready_timeout: Duration::from_secs(30),
             unused_join_expiry: Duration::from_secs(600),
             lost_peer_grace: Duration::from_secs(30),

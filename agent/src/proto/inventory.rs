@@ -12,6 +12,8 @@ pub(super) struct Inventory {
     /// Domains that libvirt is bringing here, with their names. It tells their TAPs only when they
     /// have arrived.
     pub(super) arriving: BTreeMap<DomainUuid, String>,
+    /// When domains that run here have come by a migration.
+    pub(super) came: BTreeMap<DomainUuid, Timestamp>,
     /// Which arriving domain a TAP is kept for that libvirt has given to none.
     pub(super) lent: BTreeMap<u32, DomainUuid>,
     /// When the gate of a TAP was closed for an arrival for the first time.
@@ -68,6 +70,20 @@ impl Inventory {
             }
         }
         found
+    }
+
+    /// What libvirt calls a domain that is here or on its way here.
+    pub(super) fn name_of(&self, uuid: &DomainUuid) -> Option<&str> {
+        let here = self.domains.get(uuid).map(|domain| &domain.name);
+        here.or_else(|| self.arriving.get(uuid)).map(String::as_str)
+    }
+
+    /// The UUID of the domain of that name that is here or on its way here.
+    pub(super) fn uuid_of(&self, name: &str) -> Option<DomainUuid> {
+        let here = self.domains.values().find(|domain| domain.name == name);
+        let arriving = || self.arriving.iter().find(|(_, known)| *known == name);
+        here.map(|domain| domain.uuid)
+            .or_else(|| arriving().map(|(uuid, _)| *uuid))
     }
 
     /// Whether libvirt says that a domain is here, or on its way here.

@@ -20,7 +20,7 @@
 //! | `inventory` | ports and domains |
 //! | `filter` | source filters and their merger |
 //! | `querier` | MLD queriers of the links, and the intervals that follow from them |
-//! | `policy`, `refusal` | who may move, and the sentences for those who may not |
+//! | `policy`, `rate`, `refusal` | who may move what, how often, and the sentences for those who may not |
 //! | `record` | what is remembered of each migration |
 //! | `stream` | what is known of one flow |
 //! | `unicast` | addresses that VMs take on here, or leave |
@@ -43,6 +43,7 @@ mod link;
 mod listener;
 pub mod policy;
 mod querier;
+mod rate;
 pub mod reception;
 mod record;
 mod refusal;
@@ -68,7 +69,7 @@ pub(crate) use destination::MDB_RENEWAL_LAST;
 pub use destination::ReceptionView;
 pub use io::*;
 pub use listener::ListenerView;
-pub use policy::Policy;
+pub use policy::{Asker, Policy};
 pub use record::{
     ClaimOutcome, Direction, ForwardRecord, MigrationRecord, Outcome, RECORDS, TranslationRecord,
     UnicastRecord,
@@ -76,10 +77,11 @@ pub use record::{
 pub use stream::Stream;
 pub use uuid::{DomainUuid, UuidError};
 
-use destination::{Arrivals, Entry, Incoming, Preparation};
+use destination::{Arrivals, Entry, Incoming, Preparation, Queue};
 use inventory::Inventory;
 use link::{Closing, Links};
 use listener::Mirror;
+use rate::Rates;
 use reception::{Receptions, Relays};
 use record::Records;
 use source::Outgoing;
@@ -137,6 +139,10 @@ pub struct Agent {
     arrivals: Arrivals,
     /// Hooks of libvirt that wait, by the numbers of their commands.
     preparations: BTreeMap<u64, Preparation>,
+    /// Requests that wait for a place.
+    queue: Queue,
+    /// What peers may still ask for within a minute.
+    rates: Rates,
     entries: BTreeMap<ManagedKey, Entry>,
     receptions: Receptions,
     relays: Relays,
@@ -166,6 +172,8 @@ impl Agent {
             incoming: BTreeMap::new(),
             arrivals: Arrivals::default(),
             preparations: BTreeMap::new(),
+            queue: Queue::default(),
+            rates: Rates::default(),
             entries: BTreeMap::new(),
             receptions: Receptions::default(),
             relays: Relays::default(),
@@ -386,12 +394,14 @@ impl Agent {
             HypervisorEvent::Arriving { uuid, name } => {
                 tracing::debug!(%uuid, name, "libvirt brings a domain");
                 self.inventory.arriving.insert(uuid, name);
+                self.check_name(uuid);
                 self.ports_changed();
             }
             HypervisorEvent::Domain(domain) => {
                 let (uuid, running) = (domain.uuid, domain.running);
                 self.inventory.arriving.remove(&uuid);
                 self.inventory.domains.insert(uuid, domain);
+                self.check_name(uuid);
                 self.ports_changed();
                 self.incoming_domain(uuid, running);
                 if running {
@@ -407,6 +417,7 @@ impl Agent {
             }
             HypervisorEvent::Gone(uuid) => {
                 self.inventory.domains.remove(&uuid);
+                self.inventory.came.remove(&uuid);
                 self.vm.forget_domain(&uuid);
                 self.outgoing_domain_gone(uuid);
                 self.incoming_domain_gone(uuid);
@@ -418,6 +429,8 @@ impl Agent {
                     domain.running = true;
                 }
                 if migrated {
+                    self.inventory.came.insert(uuid, at);
+                    self.vm.has_moved(uuid, at);
                     self.arrived(uuid, at);
                 } else {
                     self.outgoing_resumed(uuid);
@@ -434,6 +447,7 @@ impl Agent {
         match timer {
             Timer::Streams(number) => self.gathered(number, &[]),
             Timer::Response(number) => self.response_timed_out(number),
+            Timer::Again(number) => self.ask_again(number),
             Timer::Ready(number) => self.ready_timed_out(number),
             Timer::Reconnect(number) => self.reconnect_now(number),
             Timer::Closing(number) => self.give_up_closing(number),

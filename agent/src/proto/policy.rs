@@ -1,14 +1,18 @@
-//! Which domains may leave to where, and which may arrive from where.
+//! Who may have which domains moved, from where to where, how many at once and how often.
 //!
-//! Rules are permissions: what no rule allows is refused. They are read from `[policy]` of the
-//! configuration as they stand here.
+//! Rules are permissions: what no rule allows is refused, so that without a rule nothing moves. They
+//! are read from `[policy]` of the configuration as they stand here.
+
+use std::fmt;
+use std::num::{NonZeroU16, NonZeroU32};
+use std::time::Duration;
 
 use serde::Deserialize;
 
 use crate::glob::{Glob, any_matches};
 
-/// Who may move.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+/// `[policy]`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Policy {
     /// `[[policy.depart]]`: permissions to leave this host.
@@ -17,6 +21,59 @@ pub struct Policy {
     /// `[[policy.arrive]]`: permissions to come to this host.
     #[serde(rename = "arrive")]
     pub arrivals: Vec<Arrival>,
+    /// Domains that may leave at once.
+    pub departures_at_once: NonZeroU16,
+    /// Of these, to one peer; none: half of them.
+    pub departures_per_peer: Option<NonZeroU16>,
+    /// Domains that may arrive at once.
+    pub arrivals_at_once: NonZeroU16,
+    /// Of these, from one peer; none: half of them.
+    pub arrivals_per_peer: Option<NonZeroU16>,
+    /// Requests of one peer that may wait until one of its domains has arrived.
+    pub waiting_per_peer: u16,
+    /// Moves that one peer may ask for each minute; also the burst.
+    pub requests_per_minute: NonZeroU32,
+    /// How long a VM has to wait after a move before it may ask for another, seconds.
+    pub vm_pause_s: u32,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        let sixteen = NonZeroU16::MIN.saturating_add(15);
+        Self {
+            departures: Vec::new(),
+            arrivals: Vec::new(),
+            departures_at_once: sixteen,
+            departures_per_peer: None,
+            arrivals_at_once: sixteen,
+            arrivals_per_peer: None,
+            waiting_per_peer: 32,
+            requests_per_minute: NonZeroU32::MIN.saturating_add(119),
+            vm_pause_s: 60,
+        }
+    }
+}
+
+/// Who asks for a move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Asker {
+    /// `roamcast migrate` on this host.
+    Operator,
+    /// The VM itself, by `migkick`.
+    Vm,
+    /// Whoever has asked libvirt, as the destination's hook tells.
+    Hook,
+}
+
+impl fmt::Display for Asker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Operator => "operator",
+            Self::Vm => "vm",
+            Self::Hook => "hook",
+        })
+    }
 }
 
 /// Permission to leave.
@@ -27,6 +84,13 @@ pub struct Departure {
     pub domains: Vec<Glob>,
     /// Patterns for the name of the destination's agent.
     pub destinations: Vec<Glob>,
+    /// Who may ask.
+    #[serde(default = "operator_only")]
+    pub by: Vec<Asker>,
+}
+
+fn operator_only() -> Vec<Asker> {
+    vec![Asker::Operator]
 }
 
 /// Permission to arrive.
@@ -39,26 +103,31 @@ pub struct Arrival {
     pub domains: Vec<Glob>,
 }
 
-impl Policy {
-    /// The policy that allows every move between known agents.
-    pub fn allow_all() -> Self {
-        let any = || vec![Glob::any()];
+/// How many may move at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Share {
+    pub(super) of_all: usize,
+    pub(super) of_peer: usize,
+}
+
+impl Share {
+    fn new(of_all: NonZeroU16, of_peer: Option<NonZeroU16>) -> Self {
+        let of_all = usize::from(of_all.get());
+        let half = of_all.div_ceil(2);
         Self {
-            departures: vec![Departure {
-                domains: any(),
-                destinations: any(),
-            }],
-            arrivals: vec![Arrival {
-                sources: any(),
-                domains: any(),
-            }],
+            of_all,
+            of_peer: of_peer.map_or(half, |number| usize::from(number.get())),
         }
     }
+}
 
-    /// Whether a domain may leave to a destination.
-    pub fn allows_departure(&self, domain: &str, destination: &str) -> bool {
+impl Policy {
+    /// Whether a domain may leave to a destination if somebody asks.
+    pub fn allows_departure(&self, domain: &str, destination: &str, by: Asker) -> bool {
         self.departures.iter().any(|rule| {
-            any_matches(&rule.domains, domain) && any_matches(&rule.destinations, destination)
+            rule.by.contains(&by)
+                && any_matches(&rule.domains, domain)
+                && any_matches(&rule.destinations, destination)
         })
     }
 
@@ -67,6 +136,55 @@ impl Policy {
         self.arrivals
             .iter()
             .any(|rule| any_matches(&rule.sources, source) && any_matches(&rule.domains, domain))
+    }
+
+    /// How many domains may leave at once.
+    pub(super) fn departing(&self) -> Share {
+        Share::new(self.departures_at_once, self.departures_per_peer)
+    }
+
+    /// How many domains may arrive at once.
+    pub(super) fn arriving(&self) -> Share {
+        Share::new(self.arrivals_at_once, self.arrivals_per_peer)
+    }
+
+    /// How long a VM has to wait after a move.
+    pub(super) fn vm_pause(&self) -> Duration {
+        Duration::from_secs(u64::from(self.vm_pause_s))
+    }
+
+    /// The key that allows more for one peer than for all together, if there is one.
+    pub(crate) fn conflict(&self) -> Option<&'static str> {
+        let exceeds =
+            |of_peer: Option<NonZeroU16>, of_all| of_peer.is_some_and(|of_peer| of_peer > of_all);
+        if exceeds(self.departures_per_peer, self.departures_at_once) {
+            Some("departures_per_peer")
+        } else if exceeds(self.arrivals_per_peer, self.arrivals_at_once) {
+            Some("arrivals_per_peer")
+        } else {
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+impl Policy {
+    /// Every move between known agents, as often as anybody likes.
+    pub(super) fn allow_all() -> Self {
+        let any = || vec![Glob::any()];
+        Self {
+            departures: vec![Departure {
+                domains: any(),
+                destinations: any(),
+                by: vec![Asker::Operator, Asker::Vm, Asker::Hook],
+            }],
+            arrivals: vec![Arrival {
+                sources: any(),
+                domains: any(),
+            }],
+            vm_pause_s: 0,
+            ..Self::default()
+        }
     }
 }
 
@@ -81,12 +199,34 @@ mod tests {
             departures: vec![Departure {
                 domains: glob("tv-*"),
                 destinations: glob("vms2"),
+                by: vec![Asker::Vm],
             }],
-            arrivals: vec![],
+            ..Policy::default()
         };
-        assert!(policy.allows_departure("tv-1", "vms2"));
-        assert!(!policy.allows_departure("tv-1", "vms3"));
-        assert!(!policy.allows_departure("db", "vms2"));
+        assert!(policy.allows_departure("tv-1", "vms2", Asker::Vm));
+        assert!(!policy.allows_departure("tv-1", "vms3", Asker::Vm));
+        assert!(!policy.allows_departure("db", "vms2", Asker::Vm));
+        for by in [Asker::Operator, Asker::Hook] {
+            assert!(!policy.allows_departure("tv-1", "vms2", by));
+        }
         assert!(!policy.allows_arrival("vms2", "tv-1"));
+    }
+
+    #[test]
+    fn nothing_moves_by_default() {
+        let policy = Policy::default();
+        for by in [Asker::Operator, Asker::Vm, Asker::Hook] {
+            assert!(!policy.allows_departure("tv-1", "vms2", by));
+        }
+        assert!(!policy.allows_arrival("vms2", "tv-1"));
+        assert_eq!(policy.vm_pause(), Duration::from_secs(60));
+    }
+
+    #[test]
+    fn peer_has_half_of_the_places_unless_it_is_given_more_or_less() {
+        let number = |number| NonZeroU16::new(number).unwrap();
+        let share = |of_all, of_peer| Share::new(number(of_all), of_peer).of_peer;
+        assert_eq!((share(16, None), share(1, None)), (8, 1));
+        assert_eq!(share(16, Some(number(12))), 12);
     }
 }

@@ -8,6 +8,41 @@ use common::signal::MAX_TEXT_BYTES;
 use common::text::Escaped;
 use thiserror::Error;
 
+use super::policy::{Asker, Share};
+
+/// Whose places are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Whose {
+    /// Those of one peer.
+    Peer,
+    /// Those of all together.
+    All,
+}
+
+impl Whose {
+    pub(super) fn limit(self, share: Share) -> usize {
+        match self {
+            Self::Peer => share.of_peer,
+            Self::All => share.of_all,
+        }
+    }
+
+    /// For a sentence, after "domains".
+    fn arriving(self) -> &'static str {
+        match self {
+            Self::Peer => " from this peer",
+            Self::All => "",
+        }
+    }
+
+    fn departing(self) -> &'static str {
+        match self {
+            Self::Peer => " to this destination",
+            Self::All => "",
+        }
+    }
+}
+
 /// Why a migration does not happen.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub(super) enum Refusal {
@@ -29,16 +64,60 @@ pub(super) enum Refusal {
     },
     #[error("Domain {domain} is on {agent} already; name another destination")]
     SameHost { domain: String, agent: String },
-    #[error("The policy of {agent} does not let domain {domain} move to {destination}")]
+    #[error(
+        "The policy of {agent} does not let domain {domain} move to {destination} by \"{by}\"; a rule [[policy.depart]] has to allow it"
+    )]
     Departure {
         agent: String,
         domain: String,
         destination: String,
+        by: Asker,
+    },
+    #[error(
+        "Domain {domain} has been moved just now; it may ask for another move in {} s",
+        .wait.as_secs() + 1
+    )]
+    Pause { domain: String, wait: Duration },
+    #[error("{asker} is moving domain {domain} instead")]
+    Superseded { domain: String, asker: &'static str },
+    #[error("Agent {agent} has had too many requests of {peer} within a minute; ask again later")]
+    TooOften { agent: String, peer: String },
+    #[error(
+        "The domain with the UUID {uuid} is {known} on {agent}, not {named:?}; a domain keeps its name in a move"
+    )]
+    OtherName {
+        agent: String,
+        uuid: String,
+        known: String,
+        named: String,
+    },
+    #[error("Agent {agent} has another domain {domain:?}, with the UUID {uuid}")]
+    OtherUuid {
+        agent: String,
+        domain: String,
+        uuid: String,
+    },
+    #[error("Domain {domain} runs on {agent} already")]
+    RunsHere { domain: String, agent: String },
+    #[error(
+        "Destination {destination} had no place for the domain within {} s; its policy bounds how many arrive at once",
+        .waited.as_secs()
+    )]
+    NoPlace {
+        destination: String,
+        waited: Duration,
     },
     #[error("Domain {domain} is already being moved to {destination}; wait until that has ended")]
     AlreadyMigrating { domain: String, destination: String },
-    #[error("Agent {agent} moves {limit} domains already; ask again when one has ended")]
-    TooManyOutgoing { agent: String, limit: usize },
+    #[error(
+        "Agent {agent} moves {limit} domains{} already; ask again when one has ended",
+        .whose.departing()
+    )]
+    TooManyOutgoing {
+        agent: String,
+        limit: usize,
+        whose: Whose,
+    },
     #[error("Agent {agent} has no connection to its hypervisor; check that libvirtd runs there")]
     NoHypervisor { agent: String },
     #[error("Destination {destination} is down: {reason}")]
@@ -71,14 +150,24 @@ pub(super) enum Refusal {
         "Agent {agent} knows of no such migration, perhaps because it was restarted; run migkick again"
     )]
     UnknownTransaction { agent: String },
-    #[error("The policy of {agent} does not let domain {domain} come from {peer}")]
+    #[error(
+        "The policy of {agent} does not let domain {domain} come from {peer}; a rule [[policy.arrive]] has to allow it"
+    )]
     Arrival {
         agent: String,
         domain: String,
         peer: String,
     },
-    #[error("Agent {agent} takes in {limit} domains already; try again when one has arrived")]
-    TooManyIncoming { agent: String, limit: usize },
+    #[error(
+        "Agent {agent} takes in {limit} domains{} already, and {waiting} more wait; try again when one has arrived",
+        .whose.arriving()
+    )]
+    TooManyIncoming {
+        agent: String,
+        limit: usize,
+        whose: Whose,
+        waiting: usize,
+    },
     #[error("Domain {domain} already comes to {agent} from {peer}")]
     AlreadyArriving {
         domain: String,

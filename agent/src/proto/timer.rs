@@ -13,6 +13,8 @@ pub(super) enum Timer {
     Streams(u64),
     /// When to give up waiting for `AgentResponse`.
     Response(u64),
+    /// When to ask a destination again that had no place.
+    Again(u64),
     /// When to give up waiting for the VM's `MigrationReady`.
     Ready(u64),
     /// When to connect again to the destination of a running migration.

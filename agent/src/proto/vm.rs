@@ -14,8 +14,10 @@ use common::signal::{
 };
 use tracing::debug;
 
+use super::policy::Asker;
+use super::rate::Bucket;
 use super::refusal::{Refusal, bounded};
-use super::{Agent, Domain, DomainUuid, Output};
+use super::{Agent, Domain, DomainUuid, Output, Timestamp};
 
 /// Last messages kept for each domain.
 const ANSWERS: usize = 8;
@@ -23,15 +25,24 @@ const ANSWERS: usize = 8;
 /// end may still be about to tell.
 const AMNESTY: Duration = Duration::from_secs(10);
 
+/// Moves that a VM may ask for within the pause between two, if they fail before anything is copied.
+const TRIES: u32 = 4;
+
 /// What is kept of each VM.
 #[derive(Debug, Default)]
 pub(super) struct VmSide {
     answers: BTreeMap<DomainUuid, VecDeque<(u64, VmMessage)>>,
+    /// When libvirt has last moved a domain on its own request, or brought it.
+    moved: BTreeMap<DomainUuid, Timestamp>,
+    /// How often domains may still ask.
+    tries: BTreeMap<DomainUuid, Bucket>,
 }
 
 impl VmSide {
     pub(super) fn forget_domain(&mut self, uuid: &DomainUuid) {
         self.answers.remove(uuid);
+        self.moved.remove(uuid);
+        self.tries.remove(uuid);
     }
 
     /// Keeps the last message of a transaction.
@@ -50,6 +61,31 @@ impl VmSide {
             .iter()
             .find(|(known, _)| *known == transaction)
             .map(|(_, message)| message)
+    }
+
+    /// Notes that a domain is moved on its own request, or has come.
+    pub(super) fn has_moved(&mut self, uuid: DomainUuid, at: Timestamp) {
+        self.moved.insert(uuid, at);
+    }
+
+    /// How long a domain has to wait until it may ask for a move; `pause` is that between two moves.
+    /// One that fails before anything is copied is none, but [`TRIES`] in that time are enough.
+    pub(super) fn has_to_wait(
+        &mut self,
+        uuid: DomainUuid,
+        now: Timestamp,
+        pause: Duration,
+    ) -> Option<Duration> {
+        if pause.is_zero() {
+            return None;
+        }
+        let passed = self.moved.get(&uuid).map(|at| now.since(*at));
+        if let Some(passed) = passed.filter(|passed| *passed < pause) {
+            return Some(pause - passed);
+        }
+        let full = || Bucket::full(now, TRIES);
+        let bucket = self.tries.entry(uuid).or_insert_with(full);
+        (!bucket.take(now, TRIES, pause)).then_some(pause / TRIES)
     }
 }
 
@@ -137,7 +173,10 @@ impl Agent {
                 .peers
                 .iter()
                 .map(|peer| &peer.name)
-                .filter(|peer| self.config.policy.allows_departure(&domain.name, peer))
+                .filter(|peer| {
+                    let policy = &self.config.policy;
+                    policy.allows_departure(&domain.name, peer, Asker::Vm)
+                })
                 .cloned()
                 .collect(),
         };

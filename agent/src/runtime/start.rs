@@ -90,6 +90,12 @@ pub(super) async fn start(config: &Config) -> Result<EventLoop, RuntimeError> {
     let server = ControlServer::bind(&config.agent.control_socket)?;
     tokio::spawn(server.serve(control_sender, std::future::pending()));
     let seed = seed()?;
+    if config.lets_nothing_move() {
+        tracing::warn!(
+            "No domain may leave or come, as the configuration has no rule [[policy.depart]] and \
+             [[policy.arrive]]; its example shows some"
+        );
+    }
     tracing::info!(
         agent = name,
         bridge,
@@ -294,7 +300,6 @@ fn proto_config(config: &Config, address: Ipv6Addr, prefix_length: u8) -> AgentC
         prefix_length,
         policy: config.policy.clone(),
         limits: proto::Limits {
-            incoming: usize::try_from(config.limits.incoming).unwrap_or(usize::MAX),
             // A domain has several NICs, and the limit holds for each.
             listeners_per_domain: listeners
                 .saturating_mul(2)

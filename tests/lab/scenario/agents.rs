@@ -276,9 +276,14 @@ name = "{peer_name}"
 address = "{peer_address}"
 connect_uri = "{connect_uri}"
 
+[policy]
+requests_per_minute = 10000
+vm_pause_s = 0
+
 [[policy.depart]]
 domains = ["*"]
-destinations = ["*"]
+destinations = ["{peer_name}"]
+by = ["operator", "vm", "hook"]
 
 [[policy.arrive]]
 sources = ["{peer_name}"]

@@ -7,10 +7,10 @@ use tracing::warn;
 
 use super::Incoming;
 use super::handover::CUT_TRANSIT;
+use crate::proto::Agent;
 use crate::proto::record::Outcome;
 use crate::proto::refusal::{Refusal, bounded};
 use crate::proto::timer::Timer;
-use crate::proto::Agent;
 
 /// How long the source of a domain whose TAPs are gone may take to say why.
 const REASON_WAIT: Duration = Duration::from_secs(2);
@@ -22,6 +22,9 @@ impl Agent {
         transaction: u64,
         progress: MigrationProgress,
     ) {
+        if progress.phase == Phase::Preparing && self.told_to_wait(peer, transaction) {
+            return;
+        }
         let Some(number) = self.incoming_by_transaction(peer, transaction) else {
             return;
         };
@@ -53,8 +56,16 @@ impl Agent {
                 self.answer_asked(number);
                 self.ports_changed();
             }
+            // Only libvirt says whether it runs here.
             Phase::Completed => {
-                self.arrived(uuid, self.now);
+                if self
+                    .inventory
+                    .domains
+                    .get(&uuid)
+                    .is_some_and(|it| it.running)
+                {
+                    self.arrived(uuid, self.now);
+                }
                 self.note_arrival(number);
             }
             Phase::Preparing | Phase::Ready | Phase::Copying => {}
@@ -64,6 +75,7 @@ impl Agent {
     /// The source takes an arrival back. While QEMU already waits for it here the last word is
     /// libvirt's, within a bound: the VM may have got through although its source thinks not.
     pub(in crate::proto) fn on_peer_abort(&mut self, peer: &str, transaction: u64, reason: &str) {
+        self.queue.remove(peer, transaction);
         let Some(number) = self.incoming_by_transaction(peer, transaction) else {
             return;
         };

@@ -17,18 +17,21 @@
 //!   any --- abort, VM gone, or nothing heard any more ---------------------------> Released
 //! ```
 //!
-//! A domain that somebody else moves is noticed by libvirt's hook, and its source asked to ask
-//! (`notice`).
+//! What a source says of a domain has to be what libvirt says of it (`check`). How many arrive at once
+//! is bounded; others wait (`queue`). Until libvirt says whose the TAPs are, `tap` does. A domain that
+//! somebody else moves is noticed by libvirt's hook, and its source asked to ask (`notice`).
 //!
 //! Joining and probing begin at once for all addresses, so a request takes as long as its slowest
 //! probe. A join ends when the last VM that needs it releases it.
 
 mod arrival;
+mod check;
 mod claim;
 mod ending;
 mod handover;
 mod notice;
 mod probe;
+mod queue;
 mod tap;
 mod translate;
 
@@ -37,15 +40,15 @@ use std::time::Duration;
 
 use common::maps::{FilterMode, ManagedKey};
 use common::signal::{
-    AgentRequest, AgentResponse, Flow, MAX_TEXT_BYTES, MigrationAbort, MigrationProgress, NicCut,
-    Phase, Reception, ReceptionMode,
+    AgentRequest, AgentResponse, Flow, MigrationAbort, MigrationProgress, NicCut, Phase, Reception,
+    ReceptionMode,
 };
 use tracing::{info, warn};
 
 use super::filter::{Filter, is_routable};
 use super::handover::ClockOffset;
 use super::record::Direction;
-use super::refusal::{Refusal, bounded};
+use super::refusal::bounded;
 use super::source::millis;
 use super::timer::Timer;
 use super::{Agent, DomainUuid, Mac, Output, Timestamp};
@@ -55,13 +58,11 @@ pub(crate) use arrival::MDB_RENEWAL_LAST;
 pub(super) use notice::Preparation;
 pub(super) use probe::Entry;
 pub use probe::ReceptionView;
+pub(super) use queue::Queue;
 pub(super) use translate::Translating;
 
 use claim::Claim;
 use handover::ArrivalGate;
-
-/// NICs of one domain.
-const MAX_MACS: usize = 64;
 
 /// An arriving domain.
 #[derive(Debug)]
@@ -123,12 +124,20 @@ impl Agent {
             }
             return;
         }
-        if let Err(refusal) = self.check_arrival(peer, uuid, &body) {
-            let reason = bounded(&refusal.to_string());
-            warn!(peer, domain = %bounded(&body.domain_name), %reason, "Arrival is refused");
-            self.not_prepared(uuid, &reason);
-            self.send(peer, transaction, &MigrationAbort { reason }.into());
-            return;
+        let may_come = self
+            .check_arrival(peer, uuid, &body)
+            .and_then(|()| self.check_rate(peer, transaction))
+            .and_then(|()| self.take_turn(peer, transaction, uuid, &body.domain_name));
+        match may_come {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(refusal) => {
+                let reason = bounded(&refusal.to_string());
+                warn!(peer, domain = %body.domain_name, %reason, "Arrival is refused");
+                self.preparation_refused_here(peer, uuid, &reason);
+                self.send(peer, transaction, &MigrationAbort { reason }.into());
+                return;
+            }
         }
         // The source asks with another transaction: it has given up the one before.
         let replaced = self.incoming_of(uuid);
@@ -145,56 +154,6 @@ impl Agent {
         }
         self.heard_of(number);
         self.answer_if_decided(number);
-    }
-
-    fn check_arrival(
-        &self,
-        peer: &str,
-        uuid: DomainUuid,
-        body: &AgentRequest,
-    ) -> Result<(), Refusal> {
-        let agent = self.config.name.clone();
-        let field = |field| Err(Refusal::BadField { field });
-        if body.domain_name.is_empty() || body.domain_name.len() > MAX_TEXT_BYTES {
-            return field("domain_name");
-        }
-        if body.macs.len() > MAX_MACS {
-            return field("macs");
-        }
-        let domain = body.domain_name.clone();
-        if !self.config.policy.allows_arrival(peer, &domain) {
-            let peer = peer.to_owned();
-            return Err(Refusal::Arrival {
-                agent,
-                domain,
-                peer,
-            });
-        }
-        let mut limit = self.config.limits.incoming;
-        let mut of_all = 0;
-        let mut of_peer = 0;
-        for incoming in self.incoming.values() {
-            if incoming.uuid == uuid {
-                if incoming.peer != peer && incoming.arrived.is_none() {
-                    let peer = incoming.peer.clone();
-                    return Err(Refusal::AlreadyArriving {
-                        domain,
-                        agent,
-                        peer,
-                    });
-                }
-            } else if incoming.arrived.is_none() {
-                of_all += 1;
-                of_peer += usize::from(incoming.peer == peer);
-            }
-        }
-        if of_all < limit {
-            limit = self.config.limits.incoming_per_peer;
-            if of_peer < limit {
-                return Ok(());
-            }
-        }
-        Err(Refusal::TooManyIncoming { agent, limit })
     }
 
     /// Takes on what a request asks for. `gates` are closed for the domain already.
@@ -243,6 +202,7 @@ impl Agent {
         self.incoming.insert(number, incoming);
 
         let limits = self.config.limits;
+        let of_peer = self.joins_of(peer);
         let mut flows: BTreeMap<ManagedKey, Vec<Flow>> = BTreeMap::new();
         for (index, listener) in body.listeners.into_iter().enumerate() {
             let key = ManagedKey {
@@ -252,7 +212,8 @@ impl Agent {
             };
             let has_room = flows.contains_key(&key)
                 || self.entries.contains_key(&key)
-                || self.entries.len() + flows.len() < limits.joins;
+                || (self.entries.len() + flows.len() < limits.joins
+                    && of_peer + flows.len() < limits.joins_per_peer);
             let filter = FilterMode::from_u8(listener.filter_mode)
                 .map(|mode| Filter {
                     mode,
@@ -293,6 +254,18 @@ impl Agent {
         }
         self.ports_changed();
         number
+    }
+
+    /// Returns how many addresses are joined for domains of a peer.
+    fn joins_of(&self, peer: &str) -> usize {
+        let of_peer = |number: &u64| {
+            let incoming = self.incoming.get(number);
+            incoming.is_some_and(|incoming| incoming.peer == peer)
+        };
+        let entries = self.entries.values();
+        entries
+            .filter(|entry| entry.needs.keys().any(|(number, _)| of_peer(number)))
+            .count()
     }
 
     /// Sends the answer as soon as every address has its verdict.

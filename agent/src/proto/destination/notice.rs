@@ -36,6 +36,13 @@ pub(in crate::proto) struct Preparation {
     notice: Option<u64>,
 }
 
+impl Preparation {
+    /// What libvirt calls the domain, if it is this one.
+    pub(super) fn name_of(&self, uuid: &DomainUuid) -> Option<&str> {
+        (self.uuid == *uuid).then_some(self.domain.as_str())
+    }
+}
+
 impl Agent {
     /// `roamcast hook run` of this host: libvirt is about to bring a domain here.
     pub(in crate::proto) fn command_prepare(
@@ -45,6 +52,7 @@ impl Agent {
         domain: &str,
         source: &str,
     ) {
+        self.check_told(uuid, domain);
         let number = match self.expected(uuid) {
             Some((number, incoming)) if incoming.response.is_some() => {
                 self.reply(command, CommandReply::Done { migration: number });
@@ -180,6 +188,15 @@ impl Agent {
     /// A domain is not expected, or no longer.
     pub(super) fn not_prepared(&mut self, uuid: DomainUuid, reason: &str) {
         for command in self.preparations_where(|preparation| preparation.uuid == uuid) {
+            self.end_preparation(command, reason);
+        }
+    }
+
+    /// A request of the source of a noticed domain is refused. Others who ask for it change nothing.
+    pub(super) fn preparation_refused_here(&mut self, peer: &str, uuid: DomainUuid, reason: &str) {
+        let of_source =
+            |preparation: &Preparation| preparation.uuid == uuid && preparation.source == peer;
+        for command in self.preparations_where(of_source) {
             self.end_preparation(command, reason);
         }
     }

@@ -1,6 +1,7 @@
 //! What an outgoing migration says to its destination and to its VM until START MIGRATION.
 
 use std::net::SocketAddrV6;
+use std::time::Duration;
 
 use common::signal::{AgentResponse, MigrationReady, MigrationResponse, Phase, VmMessage};
 use tracing::info;
@@ -10,6 +11,9 @@ use crate::proto::link::Backoff;
 use crate::proto::refusal::Refusal;
 use crate::proto::timer::Timer;
 use crate::proto::{Agent, DomainUuid, Output};
+
+/// How often a destination is asked that has no place.
+const ASK_INTERVAL: Duration = Duration::from_secs(2);
 
 impl Agent {
     pub(super) fn send_request(&mut self, number: u64) {
@@ -24,6 +28,36 @@ impl Agent {
         }
         let (peer, transaction) = (outgoing.destination.clone(), outgoing.transaction);
         self.send(&peer, transaction, &request.into());
+    }
+
+    /// The destination has no place for a domain yet: it is asked again, for as long as one can wait.
+    /// `false` if it is no destination.
+    pub(in crate::proto) fn told_to_wait(&mut self, peer: &str, transaction: u64) -> bool {
+        let timing = self.config.timing;
+        let Some((number, outgoing)) = self.outgoing.iter_mut().find(|(_, outgoing)| {
+            outgoing.transaction == transaction && outgoing.destination == peer
+        }) else {
+            return false;
+        };
+        let number = *number;
+        self.timers
+            .set(Timer::Again(number), self.now + ASK_INTERVAL);
+        if outgoing.state == State::Requesting {
+            outgoing.waits = true;
+            let most = outgoing.started + timing.place_timeout;
+            let deadline = most.min(self.now + timing.response_timeout);
+            self.timers.set(Timer::Response(number), deadline);
+            self.tell_operator(number);
+        }
+        true
+    }
+
+    pub(in crate::proto) fn ask_again(&mut self, number: u64) {
+        let asks = |state: State| state == State::Requesting || state.is_started();
+        let outgoing = self.outgoing.get(&number);
+        if outgoing.is_some_and(|outgoing| asks(outgoing.state)) {
+            self.send_request(number);
+        }
     }
 
     pub(in crate::proto) fn outgoing_peer_up(&mut self, peer: &str) {
@@ -81,6 +115,7 @@ impl Agent {
             return;
         };
         let number = *number;
+        self.timers.stop(Timer::Again(number));
         if outgoing.state != State::Requesting {
             return;
         }
@@ -214,6 +249,9 @@ impl Agent {
         };
         outgoing.state = State::Copying;
         outgoing.copy_started = self.now;
+        if matches!(outgoing.requester, Requester::Vm { .. }) {
+            self.vm.has_moved(uuid, self.now);
+        }
         info!(domain = %outgoing.domain, destination = %outgoing.destination, number, "Migration starts");
         self.timers.stop(Timer::Ready(number));
         self.records

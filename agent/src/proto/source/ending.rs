@@ -133,9 +133,18 @@ impl Agent {
 
     pub(in crate::proto) fn response_timed_out(&mut self, number: u64) {
         if let Some(outgoing) = self.outgoing.get(&number) {
-            let refusal = Refusal::NoAnswer {
-                destination: outgoing.destination.clone(),
-                waited: self.config.timing.response_timeout,
+            let destination = outgoing.destination.clone();
+            let waited = self.now.since(outgoing.started);
+            let refusal = if outgoing.waits && waited >= self.config.timing.place_timeout {
+                Refusal::NoPlace {
+                    destination,
+                    waited,
+                }
+            } else {
+                Refusal::NoAnswer {
+                    destination,
+                    waited: self.config.timing.response_timeout,
+                }
             };
             self.fail(number, &refusal);
         }
@@ -211,6 +220,9 @@ impl Agent {
         }
         match outgoing.requester {
             Requester::Vm { transaction, to } => {
+                if outgoing.state.is_started() {
+                    self.vm.has_moved(outgoing.uuid, self.now);
+                }
                 self.tell_refusal(outgoing.uuid, transaction, to, refusal);
             }
             Requester::Operator { command } => {
@@ -277,6 +289,7 @@ impl Agent {
         for timer in [
             Timer::Streams(number),
             Timer::Response(number),
+            Timer::Again(number),
             Timer::Ready(number),
             Timer::Reconnect(number),
         ] {

@@ -19,6 +19,8 @@
 //! An agent that is started while libvirt moves a domain begins at `Copying` too, knowing neither
 //! who asked nor the destination.
 //!
+//! A destination that has no place says so by `MigrationProgress`, and is asked again and again.
+//!
 //! Until START MIGRATION every failure undoes everything. From then on libvirt decides: a broken
 //! connection to the peer is made again, and the peer, which may have been restarted, is asked
 //! again.
@@ -44,8 +46,9 @@ use tracing::{info, warn};
 
 use super::link::Backoff;
 use super::listener::managed;
+use super::policy::Asker;
 use super::record::Direction;
-use super::refusal::{Refusal, bounded};
+use super::refusal::{Refusal, Whose, bounded};
 use super::timer::Timer;
 use super::{Agent, CommandReply, Domain, DomainUuid, JobStats, Output, Stream, Timestamp};
 
@@ -122,6 +125,8 @@ pub(super) struct Outgoing {
     /// libvirt has not been seen to move it yet.
     awaited: bool,
     state: State,
+    /// The destination has said that it has no place yet.
+    waits: bool,
     started: Timestamp,
     request: Option<AgentRequest>,
     response: Option<AgentResponse>,
@@ -151,6 +156,13 @@ impl Outgoing {
         }
     }
 
+    /// Whether a peer has said that libvirt moves it, and libvirt has not been seen to.
+    fn is_only_told(&self) -> bool {
+        matches!(self.requester, Requester::Nobody { .. })
+            && self.foreign
+            && (!self.state.is_started() || self.awaited)
+    }
+
     fn is_asked_by(&self, uuid: &DomainUuid, vm_transaction: u64) -> bool {
         self.uuid == *uuid
             && matches!(self.requester, Requester::Vm { transaction, .. } if transaction == vm_transaction)
@@ -175,7 +187,9 @@ impl Agent {
                 domain: domain.name.clone(),
                 named: bounded(named),
             }),
-            _ => self.check_departure(domain, &request.destination),
+            _ => self
+                .check_departure(domain, &request.destination, Asker::Vm)
+                .and_then(|()| self.check_pause(domain)),
         };
         if let Err(refusal) = allowed {
             info!(domain = %domain.name, reason = %refusal, "Migration is refused");
@@ -203,7 +217,7 @@ impl Agent {
             Some(domain) if !domain.running => Err(Refusal::NotRunning {
                 domain: domain.name.clone(),
             }),
-            Some(domain) => self.check_departure(domain, destination),
+            Some(domain) => self.check_departure(domain, destination, Asker::Operator),
         };
         match (found, allowed) {
             (Some(domain), Ok(())) => {
@@ -214,8 +228,8 @@ impl Agent {
         }
     }
 
-    /// Whether a domain may ever go to a destination.
-    fn check_route(&self, domain: &Domain, destination: &str) -> Result<(), Refusal> {
+    /// Whether a domain may ever go to a destination if somebody asks.
+    fn check_route(&self, domain: &Domain, destination: &str, by: Asker) -> Result<(), Refusal> {
         let agent = self.config.name.clone();
         let domain_name = domain.name.clone();
         if !is_plain_text(&domain_name) {
@@ -239,22 +253,32 @@ impl Agent {
         if !self
             .config
             .policy
-            .allows_departure(&domain_name, destination)
+            .allows_departure(&domain_name, destination, by)
         {
             return Err(Refusal::Departure {
                 agent,
                 domain: domain_name,
                 destination: destination.to_owned(),
+                by,
             });
         }
         Ok(())
     }
 
-    fn check_departure(&self, domain: &Domain, destination: &str) -> Result<(), Refusal> {
-        self.check_route(domain, destination)?;
+    /// Whether a domain may go to a destination now.
+    fn check_departure(
+        &self,
+        domain: &Domain,
+        destination: &str,
+        by: Asker,
+    ) -> Result<(), Refusal> {
+        self.check_route(domain, destination, by)?;
         let agent = self.config.name.clone();
         let domain_name = domain.name.clone();
-        if let Some(running) = self.outgoing.values().find(|o| o.uuid == domain.uuid) {
+        let running = self.outgoing.values().find(|o| o.uuid == domain.uuid);
+        // What a peer says keeps nobody from moving a domain.
+        let only_told = |outgoing: &&Outgoing| by != Asker::Hook && outgoing.is_only_told();
+        if let Some(running) = running.filter(|it| !only_told(it)) {
             return Err(Refusal::AlreadyMigrating {
                 domain: domain_name,
                 destination: running.destination.clone(),
@@ -263,14 +287,53 @@ impl Agent {
         if !self.inventory.hypervisor_connected {
             return Err(Refusal::NoHypervisor { agent });
         }
-        let limit = self.config.limits.outgoing;
-        if self.outgoing.len() >= limit {
-            return Err(Refusal::TooManyOutgoing { agent, limit });
+        let share = self.config.policy.departing();
+        let others = || self.outgoing.values().filter(|o| o.uuid != domain.uuid);
+        let to_peer = others().filter(|o| o.destination == destination).count();
+        let whose = if to_peer >= share.of_peer {
+            Whose::Peer
+        } else if others().count() >= share.of_all {
+            Whose::All
+        } else {
+            return Ok(());
+        };
+        Err(Refusal::TooManyOutgoing {
+            agent,
+            limit: whose.limit(share),
+            whose,
+        })
+    }
+
+    /// Whether a VM may ask for a move again.
+    fn check_pause(&mut self, domain: &Domain) -> Result<(), Refusal> {
+        let pause = self.config.policy.vm_pause();
+        match self.vm.has_to_wait(domain.uuid, self.now, pause) {
+            None => Ok(()),
+            Some(wait) => Err(Refusal::Pause {
+                domain: domain.name.clone(),
+                wait,
+            }),
         }
-        Ok(())
+    }
+
+    /// Ends what a peer has only told of a domain, for somebody else who moves it.
+    fn supersede(&mut self, domain: &Domain, asker: &'static str) {
+        let told = self
+            .outgoing
+            .iter()
+            .find(|(_, it)| it.uuid == domain.uuid && it.is_only_told());
+        if let Some((number, _)) = told {
+            let domain = domain.name.clone();
+            self.fail(*number, &Refusal::Superseded { domain, asker });
+        }
     }
 
     fn depart(&mut self, domain: &Domain, destination: &str, requester: Requester) {
+        match requester {
+            Requester::Operator { .. } => self.supersede(domain, "An operator"),
+            Requester::Vm { .. } => self.supersede(domain, "The VM"),
+            Requester::Unknown | Requester::Nobody { .. } => {}
+        }
         let number = self.records.begin(
             self.now,
             Direction::Outgoing,
@@ -355,6 +418,7 @@ impl Agent {
             foreign,
             awaited: false,
             state: State::Gathering { token },
+            waits: false,
             started: self.now,
             request: None,
             response: None,

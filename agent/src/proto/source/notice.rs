@@ -8,8 +8,9 @@ use common::signal::{ArrivalNotice, MigrationAbort};
 use tracing::info;
 
 use super::{Requester, State, UNKNOWN_DESTINATION};
+use crate::proto::policy::Asker;
 use crate::proto::refusal::{Refusal, bounded};
-use crate::proto::{Agent, DomainUuid};
+use crate::proto::{Agent, Domain, DomainUuid};
 
 impl Agent {
     /// The destination says that libvirt brings a domain of this host there.
@@ -20,34 +21,65 @@ impl Agent {
         notice: &ArrivalNotice,
     ) {
         let uuid = DomainUuid(notice.domain_uuid.into());
-        let agent = self.config.name.clone();
-        let known = self.outgoing.iter().find(|(_, o)| o.uuid == uuid);
-        let known = known.map(|(number, outgoing)| (*number, outgoing.destination.as_str()));
-        let allowed = match (known, self.inventory.domains.get(&uuid).cloned()) {
-            (Some((number, destination)), _) if destination == peer => {
-                return self.noticed_again(number);
-            }
-            (Some((number, UNKNOWN_DESTINATION)), Some(domain)) => {
-                let allowed = self.check_route(&domain, peer);
-                allowed.map(|()| self.destination_found(number, peer, transaction))
-            }
-            (_, None) => Err(Refusal::UnknownDomain {
-                agent,
-                named: bounded(&notice.domain_name),
-            }),
-            (_, Some(domain)) if !domain.running => Err(Refusal::NotRunning {
-                domain: domain.name,
-            }),
-            (_, Some(domain)) => self.check_departure(&domain, peer).map(|()| {
-                let requester = Requester::Nobody { transaction };
-                self.depart(&domain, peer, requester);
-            }),
-        };
+        let allowed = self
+            .check_notice_of(peer, transaction, uuid, &notice.domain_name)
+            .and_then(|domain| self.take_notice(peer, transaction, &domain));
         if let Err(refusal) = allowed {
             let reason = bounded(&refusal.to_string());
-            info!(peer, domain = %bounded(&notice.domain_name), %reason, "Move by somebody else is not followed");
+            info!(peer, domain = %notice.domain_name, %reason, "Move by somebody else is not followed");
             self.send(peer, transaction, &MigrationAbort { reason }.into());
         }
+    }
+
+    /// Whether a peer may know of a domain, and tell that it comes there.
+    fn check_notice_of(
+        &mut self,
+        peer: &str,
+        transaction: u64,
+        uuid: DomainUuid,
+        named: &str,
+    ) -> Result<Domain, Refusal> {
+        let agent = self.config.name.clone();
+        self.check_rate(peer, transaction)?;
+        let Some(domain) = self.inventory.domains.get(&uuid).cloned() else {
+            return Err(Refusal::UnknownDomain {
+                agent,
+                named: named.to_owned(),
+            });
+        };
+        if domain.name != named {
+            return Err(Refusal::UnknownDomain {
+                agent,
+                named: named.to_owned(),
+            });
+        }
+        self.check_route(&domain, peer, Asker::Hook)?;
+        Ok(domain)
+    }
+
+    fn take_notice(
+        &mut self,
+        peer: &str,
+        transaction: u64,
+        domain: &Domain,
+    ) -> Result<(), Refusal> {
+        let known = self.outgoing.iter().find(|(_, o)| o.uuid == domain.uuid);
+        match known.map(|(number, outgoing)| (*number, outgoing.destination.as_str())) {
+            Some((number, destination)) if destination == peer => self.noticed_again(number),
+            Some((number, UNKNOWN_DESTINATION)) => {
+                self.destination_found(number, peer, transaction);
+            }
+            _ if !domain.running => {
+                return Err(Refusal::NotRunning {
+                    domain: domain.name.clone(),
+                });
+            }
+            _ => {
+                self.check_departure(domain, peer, Asker::Hook)?;
+                self.depart(domain, peer, Requester::Nobody { transaction });
+            }
+        }
+        Ok(())
     }
 
     /// A domain that is to leave for that destination anyway. If libvirt was not asked yet, it has

@@ -175,7 +175,8 @@ fn hook_is_refused_for_a_source_that_nothing_can_come_from() {
     config.policy.arrivals.clear();
     let mut bench = Bench::with(config);
     hook(&mut bench, 1, "vms2");
-    let reason = "The policy of vms1 does not let domain viewer come from vms2";
+    let reason = "The policy of vms1 does not let domain viewer come from vms2; a rule \
+                  [[policy.arrive]] has to allow it";
     assert_eq!(failed(&mut bench), reason);
 }
 
@@ -232,4 +233,20 @@ fn hook_waits_four_seconds_and_what_comes_later_is_used_all_the_same() {
         answers(&outputs)[..],
         [PeerMessage::AgentResponse(_)]
     ));
+}
+
+#[test]
+fn stranger_who_asks_for_a_noticed_domain_does_not_end_the_wait_for_it() {
+    let (mut bench, transaction) = noticed();
+    let lie = common::signal::AgentRequest {
+        domain_name: "tv".to_owned(),
+        ..request(UUID, vec![active(1)])
+    };
+    let frame = PeerEvent::Frame(PeerMessage::from(lie).encode(9));
+    bench.agent.handle_peer(bench.now, "vms3", frame);
+    assert_eq!(reply(&mut bench), None);
+    bench.frame(transaction, request(UUID, vec![active(1)]));
+    first_packet(&mut bench, 1, 1);
+    let done = CommandReply::Done { migration: 1 };
+    assert_eq!(reply(&mut bench), Some(done));
 }

@@ -141,10 +141,14 @@ fn notice_is_refused_like_a_request_to_move_there() {
     config.policy.departures.clear();
     let mut bench = Bench::with(config.clone());
     bench.house();
-    refused(
-        &mut bench,
-        "The policy of vms1 does not let domain viewer move to vms2",
-    );
+    let reason = "The policy of vms1 does not let domain viewer move to vms2 by \"hook\"; a rule \
+                  [[policy.depart]] has to allow it";
+    refused(&mut bench, reason);
+    let mut only_others = crate::proto::tests::fixture::config(0);
+    only_others.policy.departures[0].by = vec![Asker::Operator, Asker::Vm];
+    let mut bench = Bench::with(only_others);
+    bench.house();
+    refused(&mut bench, reason);
     config.peers = vec![peer("vms3")];
     let mut bench = Bench::with(config);
     bench.house();
@@ -152,6 +156,68 @@ fn notice_is_refused_like_a_request_to_move_there() {
         &mut bench,
         "Agent vms1 knows no destination \"vms2\"; name one of its peers (vms3)",
     );
+}
+
+#[test]
+fn notice_under_another_name_learns_nothing() {
+    let mut bench = connected();
+    let named = ArrivalNotice {
+        domain_name: "tv".to_owned(),
+        ..notice()
+    };
+    bench.frame(NOTICE, named);
+    let outputs = bench.outputs();
+    assert_eq!(
+        abort_reason(&outputs).as_deref(),
+        Some("Agent vms1 has no domain \"tv\"")
+    );
+    assert_eq!(bench.agent.migrations().count(), 0);
+}
+
+#[test]
+fn notice_keeps_neither_operator_nor_vm_from_moving_the_domain() {
+    let migrate = Command::Migrate {
+        domain: "viewer".to_owned(),
+        destination: "vms2".to_owned(),
+    };
+    for answered in [false, true] {
+        let mut bench = connected();
+        bench.frame(NOTICE, notice());
+        if answered {
+            bench.frame(NOTICE, response());
+        }
+        bench.outputs();
+        bench.agent.handle_command(bench.now, 1, migrate.clone());
+        let outputs = bench.outputs();
+        assert!(
+            abort_reason(&outputs)
+                .unwrap()
+                .contains("An operator is moving")
+        );
+        let (transaction, _) = request_of(&outputs).unwrap();
+        assert_ne!(transaction, NOTICE);
+        // One that libvirt has begun goes on.
+        let mut bench = awaited();
+        bench.hypervisor(HypervisorEvent::Departing { uuid: UUID });
+        bench.agent.handle_command(bench.now, 1, migrate.clone());
+        let refused = bench.outputs().into_iter().any(|output| {
+            matches!(output, Output::Reply { reply: CommandReply::Failed(reason), .. }
+                if reason.contains("already being moved"))
+        });
+        assert!(refused);
+        let mut bench = connected();
+        bench.frame(NOTICE, notice());
+        bench.outputs();
+        let destination = "vms2".to_owned();
+        bench.vm(
+            5,
+            MigrationRequest {
+                destination,
+                domain: None,
+            },
+        );
+        assert!(request_of(&bench.outputs()).is_some());
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@ use common::maps::{Origin, Origins, Querier, QuerierKey, StreamKey, StreamUsage}
 use common::signal::{Listener, PeerMessage};
 
 use super::*;
-use crate::proto::tests::fixture::{Bench, MAC, UUID, key};
+use crate::proto::tests::fixture::{Bench, MAC, OTHER_UUID, UUID, key};
 use crate::proto::{DatapathEvent, Output, PeerEvent, Stream};
 
 pub(in crate::proto) const S: Duration = Duration::from_secs(1);
@@ -244,7 +244,11 @@ fn filters_of_several_domains_are_joined_as_one_and_narrowed_again() {
     );
     bench.frame(
         2,
-        request(other, vec![listener(1, FilterMode::Include, &[2], vec![])]),
+        named(
+            other,
+            "other",
+            vec![listener(1, FilterMode::Include, &[2], vec![])],
+        ),
     );
     let joined = |bench: &mut Bench| {
         let joins: Vec<_> = bench
@@ -279,7 +283,9 @@ fn policy_of_the_destination_is_named() {
     let mut bench = Bench::with(config);
     bench.peer(PeerEvent::Up);
     bench.frame(1, request(UUID, vec![active(1)]));
-    let reason = "The policy of vms1 does not let domain viewer come from vms2".to_owned();
+    let reason = "The policy of vms1 does not let domain viewer come from vms2; a rule \
+                  [[policy.arrive]] has to allow it"
+        .to_owned();
     assert_eq!(
         answers(&bench.outputs()),
         [MigrationAbort { reason }.into()]
@@ -308,24 +314,6 @@ fn addresses_over_the_limits_are_refused_one_by_one() {
 }
 
 #[test]
-fn more_domains_than_the_limit_are_refused() {
-    let mut config = crate::proto::tests::fixture::config(0);
-    config.limits.incoming_per_peer = 2;
-    let mut bench = Bench::with(config);
-    bench.peer(PeerEvent::Up);
-    for number in 1..4_u8 {
-        bench.outputs();
-        let uuid = DomainUuid([number; 16]);
-        bench.frame(u64::from(number), request(uuid, vec![]));
-    }
-    let reason = "Agent vms1 takes in 2 domains already; try again when one has arrived".to_owned();
-    assert_eq!(
-        answers(&bench.outputs()),
-        [MigrationAbort { reason }.into()]
-    );
-}
-
-#[test]
 fn request_of_the_same_domain_with_another_transaction_takes_the_joins_over() {
     let mut bench = bench();
     bench.frame(1, request(UUID, vec![active(1), active(2)]));
@@ -335,6 +323,145 @@ fn request_of_the_same_domain_with_another_transaction_takes_the_joins_over() {
     assert!(outputs.contains(&Output::Leave(key(2))));
     assert!(!outputs.contains(&Output::Leave(key(1))));
     assert_eq!(bench.agent.receptions().count(), 1);
+}
+
+#[test]
+fn peer_joins_no_more_than_its_share() {
+    let mut config = crate::proto::tests::fixture::config(0);
+    config.limits.joins_per_peer = 1;
+    let mut bench = Bench::with(config);
+    bench.peer(PeerEvent::Up);
+    let idle = |number| listener(number, FilterMode::Exclude, &[], vec![]);
+    bench.frame(1, request(UUID, vec![idle(1)]));
+    bench.outputs();
+    bench.frame(2, named(OTHER_UUID, "other", vec![idle(2), idle(1)]));
+    assert_eq!(
+        modes(&bench.outputs()),
+        [ReceptionMode::Refused, ReceptionMode::Idle]
+    );
+    let frame = PeerMessage::from(named(DomainUuid([9; 16]), "third", vec![idle(3)])).encode(3);
+    let peer = "vms3";
+    bench.agent.handle_peer(bench.now, peer, PeerEvent::Up);
+    bench
+        .agent
+        .handle_peer(bench.now, peer, PeerEvent::Frame(frame));
+    assert_eq!(modes(&bench.outputs()), [ReceptionMode::Idle]);
+}
+
+fn refused(bench: &mut Bench) -> String {
+    match answers(&bench.outputs()).as_slice() {
+        [PeerMessage::MigrationAbort(abort)] => abort.reason.clone(),
+        other => panic!("no refusal but {other:?}"),
+    }
+}
+
+fn named(uuid: DomainUuid, name: &str, listeners: Vec<Listener>) -> AgentRequest {
+    AgentRequest {
+        domain_name: name.to_owned(),
+        ..request(uuid, listeners)
+    }
+}
+
+#[test]
+fn domain_under_another_name_than_libvirts_is_refused() {
+    let uuid = OTHER_UUID;
+    let mut bench = bench();
+    bench.port(9, "vnet9");
+    bench.domain("vnet9", true);
+    bench.frame(1, named(UUID, "tv", vec![active(1)]));
+    assert!(refused(&mut bench).contains("is viewer on vms1, not \"tv\""));
+    bench.frame(2, request(uuid, vec![active(1)]));
+    assert!(refused(&mut bench).contains("another domain \"viewer\""));
+    // One that libvirt is bringing.
+    let name = "bank".to_owned();
+    bench.hypervisor(crate::proto::HypervisorEvent::Arriving { uuid, name });
+    bench.frame(3, named(uuid, "tv", vec![active(1)]));
+    assert!(refused(&mut bench).contains("is bank on vms1, not \"tv\""));
+    assert_eq!(bench.agent.receptions().count(), 0);
+}
+
+#[test]
+fn arrival_ends_when_libvirt_says_another_name_than_its_source() {
+    let bank = || "bank".to_owned();
+    let told: [fn(&mut Bench, String); 3] = [
+        |bench, name| {
+            let arriving = crate::proto::HypervisorEvent::Arriving { uuid: UUID, name };
+            bench.hypervisor(arriving);
+        },
+        |bench, name| {
+            bench.hypervisor(crate::proto::HypervisorEvent::Domain(
+                crate::proto::Domain {
+                    uuid: UUID,
+                    name,
+                    running: true,
+                    interfaces: vec![],
+                },
+            ));
+        },
+        |bench, domain| {
+            let prepare = crate::proto::Command::Prepare {
+                uuid: UUID,
+                domain,
+                source: "vms2".to_owned(),
+            };
+            bench.agent.handle_command(bench.now, 1, prepare);
+        },
+    ];
+    for tell in told {
+        let mut bench = bench();
+        bench.frame(1, request(UUID, vec![active(1)]));
+        bench.outputs();
+        tell(&mut bench, bank());
+        let outputs = bench.outputs();
+        assert!(outputs.contains(&Output::Leave(key(1))), "{outputs:?}");
+        let reason = answers(&outputs)
+            .into_iter()
+            .find_map(|answer| match answer {
+                PeerMessage::MigrationAbort(abort) => Some(abort.reason),
+                _ => None,
+            });
+        assert!(reason.unwrap().contains("is bank on vms1"));
+    }
+}
+
+#[test]
+fn domain_that_has_run_here_for_long_is_nobodys_to_announce() {
+    let mut bench = bench();
+    bench.port(9, "vnet9");
+    bench.domain("vnet9", true);
+    bench.pass(100 * S);
+    bench.outputs();
+    bench.frame(1, request(UUID, vec![active(1)]));
+    assert_eq!(refused(&mut bench), "Domain viewer runs on vms1 already");
+    let came = crate::proto::HypervisorEvent::Resumed {
+        uuid: UUID,
+        migrated: true,
+        at: bench.now,
+    };
+    bench.hypervisor(came);
+    bench.frame(2, request(UUID, vec![active(1)]));
+    assert_eq!(bench.agent.receptions().count(), 1);
+}
+
+#[test]
+fn peer_that_asks_on_and_on_is_refused_for_a_while() {
+    let mut config = crate::proto::tests::fixture::config(0);
+    config.policy.requests_per_minute = std::num::NonZeroU32::new(3).unwrap();
+    let mut bench = Bench::with(config);
+    bench.peer(PeerEvent::Up);
+    let ask = |bench: &mut Bench, transaction| {
+        bench.frame(transaction, request(UUID, vec![]));
+        let outputs = bench.outputs();
+        matches!(answers(&outputs)[..], [PeerMessage::AgentResponse(_)])
+    };
+    assert_eq!(
+        [1, 2, 3, 4].map(|number| ask(&mut bench, number)),
+        [true, true, true, false]
+    );
+    bench.frame(5, request(UUID, vec![]));
+    assert!(refused(&mut bench).contains("too many requests of vms2"));
+    bench.pass(20 * S);
+    assert!(ask(&mut bench, 6));
 }
 
 #[test]

@@ -156,6 +156,80 @@ fn destination_that_does_not_answer_is_given_up_and_told() {
 }
 
 #[test]
+fn destination_without_a_place_is_asked_again_and_again_and_given_up_at_last() {
+    let waits = |bench: &mut Bench, transaction| {
+        let told = MigrationProgress {
+            phase: Phase::Preparing,
+            processed_bytes: 0,
+            total_bytes: 0,
+            elapsed_ms: 0,
+            vm_pause_ms: None,
+            clock_ns: None,
+        };
+        bench.frame(transaction, told);
+    };
+    let (mut bench, transaction) = requesting();
+    waits(&mut bench, transaction);
+    for _ in 0..30 {
+        bench.outputs();
+        bench.pass(2 * S);
+        assert_eq!(sent(&mut bench).map(|(again, _)| again), Some(transaction));
+        waits(&mut bench, transaction);
+    }
+    bench.frame(transaction, response());
+    bench.outputs();
+    bench.pass(5 * S);
+    assert_eq!(sent(&mut bench), None, "asked for what it has");
+
+    let (mut bench, transaction) = requesting();
+    for _ in 0..310 {
+        waits(&mut bench, transaction);
+        bench.pass(2 * S);
+    }
+    let record = bench.agent.migrations().next().unwrap();
+    let Some(Outcome::Failed(reason)) = &record.outcome else {
+        panic!("{record:?}");
+    };
+    assert!(
+        reason.contains("vms2 had no place for the domain within 600 s"),
+        "{reason}"
+    );
+}
+
+#[test]
+fn one_destination_does_not_take_all_places() {
+    let mut config = crate::proto::tests::fixture::config(0);
+    config
+        .peers
+        .push(crate::proto::tests::fixture::peer("vms3"));
+    config.policy.departures_at_once = std::num::NonZeroU16::new(3).unwrap();
+    config.policy.departures_per_peer = std::num::NonZeroU16::new(2);
+    let mut bench = Bench::with(config);
+    for number in 1..6_u8 {
+        bench.hypervisor(HypervisorEvent::Domain(Domain {
+            uuid: DomainUuid([number; 16]),
+            name: format!("tv-{number}"),
+            running: true,
+            interfaces: vec![],
+        }));
+    }
+    let mut ask = |domain: &str, destination: &str| match command(&mut bench, domain, destination) {
+        Some(CommandReply::Failed(reason)) => reason,
+        _ => String::new(),
+    };
+    assert_eq!(ask("tv-1", "vms2"), "");
+    assert_eq!(ask("tv-2", "vms2"), "");
+    let reason = ask("tv-3", "vms2");
+    assert!(
+        reason.contains("moves 2 domains to this destination already"),
+        "{reason}"
+    );
+    assert_eq!(ask("tv-4", "vms3"), "");
+    let reason = ask("tv-5", "vms3");
+    assert!(reason.contains("moves 3 domains already"), "{reason}");
+}
+
+#[test]
 fn refusal_of_the_destination_is_passed_on() {
     let (mut bench, transaction) = requesting();
     let reason = "The policy of vms2 does not let domain viewer come from vms1".to_owned();

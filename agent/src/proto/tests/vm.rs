@@ -130,8 +130,119 @@ fn policy_that_forbids_is_named() {
     let mut bench = Bench::with(config);
     bench.house();
     bench.vm(5, request("vms2"));
-    let reason = "The policy of vms1 does not let domain viewer move to vms2";
+    let reason = "The policy of vms1 does not let domain viewer move to vms2 by \"vm\"; a rule \
+                  [[policy.depart]] has to allow it";
     assert_eq!(bench.abort_reason(), reason);
+}
+
+#[test]
+fn vm_may_not_ask_where_only_an_operator_may() {
+    let mut config = crate::proto::tests::fixture::config(0);
+    config.policy.departures[0].by = vec![Asker::Operator, Asker::Hook];
+    let mut bench = Bench::with(config);
+    bench.house();
+    bench.vm(4, AgentSearch {});
+    let Some((4, VmMessage::AgentSearchReply(reply))) = bench.told().pop() else {
+        panic!("no reply");
+    };
+    assert_eq!(reply.destinations, Vec::<String>::new());
+    bench.vm(5, request("vms2"));
+    assert!(bench.abort_reason().contains("by \"vm\""));
+    assert_eq!(bench.agent.migrations().count(), 0);
+}
+
+/// A VM whose move libvirt has begun.
+fn moving(pause_s: u32) -> Bench {
+    let mut config = crate::proto::tests::fixture::config(0);
+    config.policy.vm_pause_s = pause_s;
+    let mut bench = Bench::with(config);
+    bench.house();
+    bench.peer(PeerEvent::Up);
+    bench.vm(5, request("vms2"));
+    let transaction = bench.outputs().into_iter().find_map(|output| match output {
+        Output::Frame { bytes, .. } => Some(common::signal::PeerMessage::decode(&bytes).unwrap().0),
+        _ => None,
+    });
+    let response = common::signal::AgentResponse {
+        prefix: [0; 16].into(),
+        prefix_length: 64,
+        agent_address: [1; 16].into(),
+        receptions: vec![],
+    };
+    bench.frame(transaction.unwrap(), response);
+    bench.vm(5, MigrationReady::default());
+    bench
+}
+
+fn fail(bench: &mut Bench) {
+    let result = Err("Connection reset".to_owned());
+    let uuid = crate::proto::tests::fixture::UUID;
+    bench.hypervisor(crate::proto::HypervisorEvent::MigrationEnded { uuid, result });
+    bench.outputs();
+}
+
+#[test]
+fn vm_waits_between_two_moves_that_it_asks_for_and_an_operator_does_not() {
+    let mut bench = moving(60);
+    bench.pass(Duration::from_secs(100));
+    fail(&mut bench);
+    bench.pass(Duration::from_secs(20));
+    bench.vm(6, request("vms2"));
+    let reason = "Domain viewer has been moved just now; it may ask for another move in 41 s";
+    assert_eq!(bench.abort_reason(), reason);
+    let migrate = crate::proto::Command::Migrate {
+        domain: "viewer".to_owned(),
+        destination: "vms2".to_owned(),
+    };
+    bench.agent.handle_command(bench.now, 1, migrate);
+    assert_eq!(bench.agent.migrations().count(), 2);
+    let abort = crate::proto::Command::Abort {
+        domain: "viewer".to_owned(),
+    };
+    bench.agent.handle_command(bench.now, 2, abort);
+    bench.pass(Duration::from_secs(41));
+    bench.vm(7, request("vms2"));
+    assert_eq!(bench.agent.migrations().count(), 3);
+}
+
+#[test]
+fn vm_that_has_just_come_waits_before_it_may_go_on() {
+    let mut config = crate::proto::tests::fixture::config(0);
+    config.policy.vm_pause_s = 60;
+    let mut bench = Bench::with(config);
+    bench.house();
+    let resumed = crate::proto::HypervisorEvent::Resumed {
+        uuid: crate::proto::tests::fixture::UUID,
+        migrated: true,
+        at: bench.now,
+    };
+    bench.hypervisor(resumed);
+    bench.outputs();
+    bench.vm(5, request("vms2"));
+    assert!(bench.abort_reason().contains("in 61 s"));
+}
+
+#[test]
+fn vm_may_try_a_few_times_in_a_pause_if_nothing_is_moved() {
+    let mut config = crate::proto::tests::fixture::config(0);
+    config.policy.vm_pause_s = 60;
+    let mut bench = Bench::with(config);
+    bench.house();
+    for transaction in 1..100 {
+        bench.vm(transaction, request("vms2"));
+        bench.vm(
+            transaction,
+            common::signal::MigrationAbort {
+                reason: String::new(),
+            },
+        );
+        bench.outputs();
+        bench.pass(Duration::from_millis(100));
+    }
+    assert_eq!(bench.agent.migrations().count(), 4);
+    bench.pass(Duration::from_secs(15));
+    bench.vm(100, request("vms2"));
+    assert_eq!(bench.agent.migrations().count(), 5);
 }
 
 #[test]

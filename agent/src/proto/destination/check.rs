@@ -1,0 +1,132 @@
+//! Whether a domain may come: the policy, and what libvirt says of it, against what its source says.
+//!
+//! The policy goes by names, and a source could say any. So the name has to be libvirt's for that UUID,
+//! as far as libvirt knows it already: the domain is here, libvirt is bringing it, or its hook has said
+//! so. An arrival ends when libvirt says later that its name is another.
+
+use std::time::Duration;
+
+use common::signal::AgentRequest;
+
+use super::Agent;
+use crate::proto::DomainUuid;
+use crate::proto::refusal::Refusal;
+
+/// How long after it has come by a migration, or after this agent's start, the source of a domain that
+/// runs here may still ask for it.
+const RECENT: Duration = Duration::from_secs(90);
+
+impl Agent {
+    pub(super) fn check_arrival(
+        &self,
+        peer: &str,
+        uuid: DomainUuid,
+        body: &AgentRequest,
+    ) -> Result<(), Refusal> {
+        let agent = self.config.name.clone();
+        let field = |field| Err(Refusal::BadField { field });
+        if body.domain_name.is_empty() {
+            return field("domain_name");
+        }
+        let domain = body.domain_name.clone();
+        if !self.config.policy.allows_arrival(peer, &domain) {
+            let peer = peer.to_owned();
+            return Err(Refusal::Arrival {
+                agent,
+                domain,
+                peer,
+            });
+        }
+        self.check_identity(uuid, &domain)?;
+        let known = self.incoming.values().rev().find(|it| it.uuid == uuid);
+        if let Some(known) = known.filter(|known| known.peer != peer) {
+            let peer = known.peer.clone();
+            return Err(Refusal::AlreadyArriving {
+                domain,
+                agent,
+                peer,
+            });
+        }
+        let runs = self.inventory.domains.get(&uuid).is_some_and(|d| d.running);
+        let came = self.inventory.came.get(&uuid);
+        let has_come = came.is_some_and(|at| self.now.since(*at) < RECENT);
+        if runs && known.is_none() && !has_come && self.uptime() >= RECENT {
+            return Err(Refusal::RunsHere { domain, agent });
+        }
+        Ok(())
+    }
+
+    /// Whether libvirt knows a domain by the name that its source says, as far as it knows it.
+    fn check_identity(&self, uuid: DomainUuid, named: &str) -> Result<(), Refusal> {
+        let agent = self.config.name.clone();
+        let of_hook = || {
+            let mut hooks = self.preparations.values();
+            hooks.find_map(|hook| hook.name_of(&uuid))
+        };
+        if let Some(known) = self.inventory.name_of(&uuid).or_else(of_hook) {
+            if known == named {
+                return Ok(());
+            }
+            return Err(Refusal::OtherName {
+                agent,
+                uuid: uuid.to_string(),
+                known: known.to_owned(),
+                named: named.to_owned(),
+            });
+        }
+        match self.inventory.uuid_of(named) {
+            Some(other) => Err(Refusal::OtherUuid {
+                agent,
+                domain: named.to_owned(),
+                uuid: other.to_string(),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// libvirt has said what a domain is called: an arrival under another name is a lie.
+    pub(in crate::proto) fn check_name(&mut self, uuid: DomainUuid) {
+        let Some(number) = self.incoming_of(uuid) else {
+            return;
+        };
+        let Some(domain) = self.incoming.get(&number).map(|it| it.domain.clone()) else {
+            return;
+        };
+        if let Err(refusal) = self.check_identity(uuid, &domain) {
+            self.undo_and_tell(number, &refusal);
+        }
+    }
+
+    /// libvirt's hook has said what a domain is called.
+    pub(super) fn check_told(&mut self, uuid: DomainUuid, known: &str) {
+        let Some(number) = self.incoming_of(uuid) else {
+            return;
+        };
+        let named = self.incoming.get(&number).map(|it| it.domain.clone());
+        if let Some(named) = named.filter(|named| named != known) {
+            let refusal = Refusal::OtherName {
+                agent: self.config.name.clone(),
+                uuid: uuid.to_string(),
+                known: known.to_owned(),
+                named,
+            };
+            self.undo_and_tell(number, &refusal);
+        }
+    }
+
+    /// Whether a peer may ask for something now. What waits has been counted.
+    pub(in crate::proto) fn check_rate(
+        &mut self,
+        peer: &str,
+        transaction: u64,
+    ) -> Result<(), Refusal> {
+        let per_minute = self.config.policy.requests_per_minute.get();
+        if self.queue.has(peer, transaction) || self.rates.allow(peer, self.now, per_minute) {
+            return Ok(());
+        }
+        Err(Refusal::TooOften {
+            agent: self.config.name.clone(),
+            peer: peer.to_owned(),
+        })
+    }
+}

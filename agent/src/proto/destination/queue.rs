@@ -1,0 +1,154 @@
+//! Requests that wait for a place: how many domains arrive at once is bounded, for each peer and in
+//! all.
+//!
+//! ```text
+//!  AgentRequest --- a place is free -----------------------> (taken on)
+//!      ^    |
+//!      |    +--- none is ---> Waiting --- not asked again within [`PATIENCE`] ---> (forgotten)
+//!      |                         |
+//!      +--- every few seconds ---+  MigrationProgress (Preparing)
+//! ```
+//!
+//! Only who waits is remembered: the source asks again until it is its turn. Turns are taken in the
+//! order of the first requests, but nobody waits for a peer whose own places are taken.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use common::signal::{MigrationProgress, Phase};
+
+use super::{Agent, DomainUuid, millis};
+use crate::proto::Timestamp;
+use crate::proto::policy::Share;
+use crate::proto::refusal::{Refusal, Whose};
+
+/// How long a place is kept for somebody who does not ask again; longer than a source takes.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// One that waits.
+#[derive(Debug)]
+struct Waiter {
+    peer: String,
+    transaction: u64,
+    uuid: DomainUuid,
+    since: Timestamp,
+    asked: Timestamp,
+}
+
+/// Those that wait, in the order in which they have come.
+#[derive(Debug, Default)]
+pub(in crate::proto) struct Queue(VecDeque<Waiter>);
+
+impl Queue {
+    fn place(&self, peer: &str, transaction: u64) -> Option<usize> {
+        self.0
+            .iter()
+            .position(|it| it.transaction == transaction && it.peer == peer)
+    }
+
+    /// Whether a request has been asked before.
+    pub(super) fn has(&self, peer: &str, transaction: u64) -> bool {
+        self.place(peer, transaction).is_some()
+    }
+
+    /// Forgets a request.
+    pub(super) fn remove(&mut self, peer: &str, transaction: u64) {
+        if let Some(place) = self.place(peer, transaction) {
+            self.0.remove(place);
+        }
+    }
+}
+
+impl Agent {
+    /// Whether a request can be taken on now; `false` if it has been told to wait.
+    ///
+    /// # Errors
+    ///
+    /// Too many of that peer wait already.
+    pub(super) fn take_turn(
+        &mut self,
+        peer: &str,
+        transaction: u64,
+        uuid: DomainUuid,
+        domain: &str,
+    ) -> Result<bool, Refusal> {
+        let now = self.now;
+        let queue = &mut self.queue;
+        queue.0.retain(|it| now.since(it.asked) < PATIENCE);
+        let place = queue.place(peer, transaction);
+        let Err(whose) = self.has_place(peer, &uuid, place) else {
+            self.queue.remove(peer, transaction);
+            return Ok(true);
+        };
+        let share = self.config.policy.arriving();
+        let queue = &mut self.queue.0;
+        let since = if let Some(waiter) = place.and_then(|place| queue.get_mut(place)) {
+            waiter.asked = now;
+            waiter.since
+        } else {
+            let waiting = queue.iter().filter(|it| it.peer == peer).count();
+            if waiting >= usize::from(self.config.policy.waiting_per_peer) {
+                return Err(Refusal::TooManyIncoming {
+                    agent: self.config.name.clone(),
+                    limit: whose.limit(share),
+                    whose,
+                    waiting,
+                });
+            }
+            tracing::info!(
+                peer,
+                domain,
+                "Domain has to wait until another one has arrived"
+            );
+            queue.push_back(Waiter {
+                peer: peer.to_owned(),
+                transaction,
+                uuid,
+                since: now,
+                asked: now,
+            });
+            now
+        };
+        let waits = MigrationProgress {
+            phase: Phase::Preparing,
+            processed_bytes: 0,
+            total_bytes: 0,
+            elapsed_ms: millis(now.since(since)),
+            vm_pause_ms: None,
+            clock_ns: None,
+        };
+        self.send(peer, transaction, &waits.into());
+        Ok(false)
+    }
+
+    /// Whether there is a place for a domain, after those who wait before it.
+    fn has_place(&self, peer: &str, uuid: &DomainUuid, place: Option<usize>) -> Result<(), Whose> {
+        let Share { of_all, of_peer } = self.config.policy.arriving();
+        let mut places: BTreeMap<&str, usize> = BTreeMap::new();
+        let mut taken = 0;
+        let arriving = self.incoming.values();
+        for incoming in arriving.filter(|it| it.arrived.is_none() && it.uuid != *uuid) {
+            taken += 1;
+            *places.entry(&incoming.peer).or_default() += 1;
+        }
+        let before = self.queue.0.iter().take(place.unwrap_or(usize::MAX));
+        for waiter in before.filter(|it| it.uuid != *uuid) {
+            let of_waiter = places.entry(&waiter.peer).or_default();
+            if taken < of_all && *of_waiter < of_peer {
+                taken += 1;
+                *of_waiter += 1;
+            }
+        }
+        if places.get(peer).is_some_and(|taken| *taken >= of_peer) {
+            Err(Whose::Peer)
+        } else if taken >= of_all {
+            Err(Whose::All)
+        } else {
+            Ok(())
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "../tests/queue.rs"]
+mod tests;
