@@ -119,9 +119,8 @@ impl Agent {
         warn!(
             domain = %domain,
             ifindex,
-            "A TAP gets its streams before its VM runs, as its gate was closed for as long as \
-             handover.gate_max_s allows, or libvirt brings no such domain; raise the option if \
-             copies take longer"
+            "The gate of a TAP is opened before its VM has arrived: libvirt brings no such domain, or \
+             its copy takes longer than handover.gate_max_s; packets may be lost or doubled"
         );
         let clear = GateCommand::Clear { ifindex };
         self.outputs.push_back(Output::Gate(clear));
