@@ -354,7 +354,7 @@ impl Placement {
     }
 
     /// The cut if `delivered` frames at least were, in whatever order, and `least` is the difference of
-    /// empty queues. A sample after which no more was read than QEMU reads in the end is one of a VM that ran.
+    /// empty queues. If after a sample no fewer were read than QEMU reads in the end, the VM ran at the sample.
     fn cut_of_several(&self, least: i64, delivered: u64, settled: bool) -> Option<Cut> {
         let last = self.history.back()?;
         let was_empty = |sample: &&Sample| {

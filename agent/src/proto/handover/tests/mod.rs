@@ -1,6 +1,7 @@
 //! Tests of the handover.
 
 mod clock;
+mod cuts;
 mod exactly_once;
 mod frames;
 mod hold;

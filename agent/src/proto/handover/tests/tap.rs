@@ -1,4 +1,4 @@
-//! A model of a TAP and of QEMU that reads it, against which the placement is tested.
+//! A model of a TAP and of who reads it.
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use super::random::Random;
 use super::stream;
 use crate::proto::Timestamp;
-use crate::proto::handover::{Counts, Cut, Path, Placement, Reader, Step, nic_cut};
+use crate::proto::handover::{Counts, Cut, Path, Placement, Reader, nic_cut};
 
 /// Resolution of the model, microseconds.
 const TICK: u64 = 10;
@@ -19,39 +19,39 @@ const BATCH: usize = 64;
 
 /// What happens to the frames, times in microseconds.
 #[derive(Clone, Debug)]
-struct Plan {
-    seed: u64,
+pub(super) struct Plan {
+    pub(super) seed: u64,
     /// Mean time between two frames.
-    interval: u64,
+    pub(super) interval: u64,
     /// How many come at once.
-    burst: u64,
+    pub(super) burst: u64,
     /// Mean time that QEMU takes for a frame.
-    read: u64,
+    pub(super) read: u64,
     /// By whom.
-    path: Path,
+    pub(super) path: Path,
     /// Queues, and flows, each of which has its queue.
-    queues: usize,
-    flows: u16,
+    pub(super) queues: usize,
+    pub(super) flows: u16,
     /// Length of a queue, frames.
-    capacity: usize,
+    pub(super) capacity: usize,
     /// Frames there when the recording begins.
-    queued: u64,
+    pub(super) queued: u64,
     /// How long the recording lasts.
-    recording: u64,
+    pub(super) recording: u64,
     /// QEMU pauses once in this time for a tenth of it; 0 for never.
-    pause: u64,
+    pub(super) pause: u64,
     /// How late the stop is reported.
-    report: u64,
+    pub(super) report: u64,
     /// How late QEMU reads after the stop.
-    late: u64,
+    pub(super) late: u64,
     /// Whether it can be seen when QEMU sleeps.
-    is_seen: bool,
+    pub(super) is_seen: bool,
     /// Whether QEMU has read a frame before the stop that it could not hand over. It reads none
     /// after it, then, if a probe is there to be thrown away; else it has read two.
-    held_back: bool,
+    pub(super) held_back: bool,
 }
 
-fn plans() -> impl Strategy<Value = Plan> {
+pub(super) fn plans() -> impl Strategy<Value = Plan> {
     let frames = (20..3000u64, 1..8u64, 5..1500u64, 10..1200usize, 0..20u64);
     let times = (
         50_000..800_000u64,
@@ -92,7 +92,7 @@ fn plans() -> impl Strategy<Value = Plan> {
 }
 
 /// The same of a TAP of several queues, which are read more slowly or have fewer frames for each.
-fn plans_of_several() -> impl Strategy<Value = Plan> {
+pub(super) fn plans_of_several() -> impl Strategy<Value = Plan> {
     (plans(), 2..5_usize).prop_map(|(plan, queues)| Plan { queues, ..plan })
 }
 
@@ -142,10 +142,10 @@ impl Queue {
 }
 
 /// The TAP, and the guest behind it.
-struct Tap {
+pub(super) struct Tap {
     plan: Plan,
     random: Random,
-    now: u64,
+    pub(super) now: u64,
     queues: Vec<Queue>,
     /// Frames that have been counted by `gate` and not come to their queue, with the time when they
     /// do.
@@ -157,15 +157,15 @@ struct Tap {
     counts: Counts,
     /// What has entered less what was read and dropped, of an empty queue.
     level: u64,
-    is_seen_empty: bool,
+    pub(super) is_seen_empty: bool,
     /// Numbers of the frames that the guest has had.
-    delivered: BTreeSet<u64>,
+    pub(super) delivered: BTreeSet<u64>,
     /// Numbers of those that found no room.
     dropped: BTreeSet<u64>,
 }
 
 impl Tap {
-    fn new(plan: Plan) -> Self {
+    pub(super) fn new(plan: Plan) -> Self {
         let mut random = Random(plan.seed);
         let counts = Counts {
             taken: random.below(1000),
@@ -208,7 +208,7 @@ impl Tap {
         self.flows.len() as u64
     }
 
-    fn run_until(&mut self, end: u64) {
+    pub(super) fn run_until(&mut self, end: u64) {
         while self.now < end {
             self.now += TICK;
             self.arrive();
@@ -313,7 +313,7 @@ impl Tap {
         }
     }
 
-    fn sample(&mut self, placement: &mut Placement) {
+    pub(super) fn sample(&mut self, placement: &mut Placement) {
         let at = Timestamp(self.now * 1000);
         let reader = self.reader();
         self.run_for_a_moment();
@@ -329,7 +329,7 @@ impl Tap {
     }
 
     /// Sends a frame into each queue, as the agent does.
-    fn probe(&mut self, placement: &mut Placement) {
+    pub(super) fn probe(&mut self, placement: &mut Placement) {
         for queue in 0..self.queues.len() {
             if self.enqueue(queue, Frame::Injected) {
                 placement.injected(Timestamp(self.now * 1000));
@@ -340,7 +340,7 @@ impl Tap {
 
     /// What the source says of each flow with this cut, and what is wrong with it: packets that are lost by
     /// it or doubled. It may be too early where it says so.
-    fn fault(&self, cut: Cut) -> (CutBasis, Option<String>) {
+    pub(super) fn fault(&self, cut: Cut) -> (CutBasis, Option<String>) {
         let hash = |flow: u16| flow_hash_of(&stream(flow));
         let records: Vec<_> = (1..)
             .zip(&self.flows)
@@ -376,167 +376,5 @@ impl Tap {
                 .then(|| format!("flow {flow}: {said} said, {had} had, {left:?} left"))
         });
         (basis, fault)
-    }
-}
-
-/// What came of a plan.
-struct Outcome {
-    tap: Tap,
-    cut: Cut,
-    stopped: Timestamp,
-}
-
-impl Outcome {
-    /// Number of the last frame that the guest has had.
-    fn delivered(&self) -> u64 {
-        self.tap.delivered.last().copied().unwrap_or_default()
-    }
-}
-
-fn run(plan: &Plan) -> Outcome {
-    let mut tap = Tap::new(plan.clone());
-    let mut placement = Placement::new(plan.capacity as u64);
-    let reported = plan.recording + plan.report;
-    let mut is_injected = false;
-    loop {
-        let now = Timestamp(tap.now * 1000);
-        if tap.now >= reported {
-            placement.stopped(now);
-        }
-        match placement.poll(now) {
-            Step::SampleAt(due) if due <= now => {
-                tap.sample(&mut placement);
-                if tap.now >= reported && !is_injected {
-                    is_injected = true;
-                    tap.probe(&mut placement);
-                }
-            }
-            Step::SampleAt(due) => {
-                let due = due.0.div_ceil(1000);
-                let due = if tap.now < reported {
-                    due.min(reported)
-                } else {
-                    due
-                };
-                tap.run_until(due);
-            }
-            Step::Cut(cut) => {
-                return Outcome {
-                    tap,
-                    cut,
-                    stopped: Timestamp(plan.recording * 1000),
-                };
-            }
-            step => panic!("{step:?}"),
-        }
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(256))]
-
-    #[test]
-    fn cut_is_where_the_guest_stopped(plan in plans()) {
-        let outcome = run(&plan);
-        // Queues that were never seen empty are the subject of the test below.
-        prop_assume!(outcome.tap.is_seen_empty);
-        match outcome.cut {
-            Cut::Number { number, overflow: false } => {
-                prop_assert_eq!(number, outcome.delivered());
-            }
-            Cut::Number { number, overflow: true } => {
-                prop_assert!(number <= outcome.delivered());
-            }
-            Cut::Among { .. } => prop_assert!(false, "one queue has one order"),
-            Cut::Time(until) => prop_assert!(until <= outcome.stopped),
-        }
-    }
-
-    #[test]
-    fn nothing_is_lost_where_the_cut_may_be_early(plan in plans()) {
-        let outcome = run(&plan);
-        let (basis, fault) = outcome.tap.fault(outcome.cut);
-        prop_assert!(basis == CutBasis::Time || fault.is_none(), "{:?} {:?}", basis, fault);
-    }
-
-    #[test]
-    fn flows_of_several_queues_stopped_where_it_is_said(plan in plans_of_several()) {
-        let outcome = run(&plan);
-        let (basis, fault) = outcome.tap.fault(outcome.cut);
-        prop_assert!(basis == CutBasis::Time || fault.is_none(), "{:?} {:?}", basis, fault);
-    }
-}
-
-/// A guest that receives 1725 frames a second and needs `read` microseconds for each.
-fn steady(seed: u64, read: u64) -> Plan {
-    Plan {
-        seed,
-        interval: 580,
-        burst: 1 + seed % 5,
-        read,
-        path: Path::Probed,
-        queues: 1,
-        flows: 1,
-        capacity: 1000,
-        queued: seed % 20,
-        recording: 1_000_000,
-        pause: 0,
-        report: 2_000,
-        late: 1_000,
-        is_seen: false,
-        held_back: false,
-    }
-}
-
-#[test]
-fn cut_is_exact_where_the_guest_keeps_up() {
-    for seed in 0..100 {
-        for path in [Path::Probed, Path::Vhost] {
-            let outcome = run(&Plan {
-                is_seen: seed % 2 == 1,
-                path,
-                ..steady(seed, 30 + seed * 4)
-            });
-            let expected = Cut::Number {
-                number: outcome.delivered(),
-                overflow: false,
-            };
-            assert_eq!(outcome.cut, expected);
-        }
-    }
-}
-
-#[test]
-fn cut_of_several_queues_is_exact_where_the_guest_keeps_up_with_one_flow() {
-    let mut exact = 0;
-    for seed in 0..100 {
-        let outcome = run(&Plan {
-            is_seen: seed % 2 == 1,
-            path: Path::Vhost,
-            queues: 2 + seed as usize % 3,
-            ..steady(seed, 30 + seed * 2)
-        });
-        let (basis, fault) = outcome.tap.fault(outcome.cut);
-        assert_eq!(fault, None, "{seed}");
-        exact += u32::from(basis == CutBasis::Count);
-    }
-    assert!(exact >= 95, "{exact}");
-}
-
-#[test]
-fn cut_is_no_later_than_the_stop_where_the_guest_does_not_keep_up() {
-    for seed in 0..300 {
-        for path in [Path::Probed, Path::Vhost, Path::Plain] {
-            let outcome = run(&Plan {
-                path,
-                ..steady(seed, 480 + seed)
-            });
-            let (basis, fault) = outcome.tap.fault(outcome.cut);
-            if basis == CutBasis::Time {
-                assert!(outcome.tap.is_seen_empty, "{seed}");
-            } else {
-                assert_eq!(fault, None, "{seed} {path:?}");
-            }
-        }
     }
 }

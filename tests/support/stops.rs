@@ -1,0 +1,258 @@
+//! Stops of a VM that vhost-net serves: how one comes about, what comes of it and what is wrong with that.
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    reason = "a test that cannot go on panics"
+)]
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use common::signal::{CutBasis, FlowCut, NicCut};
+use lab::main_loop::HeldUp;
+use proptest::prelude::*;
+
+use super::bridged::GROUP;
+use super::frame::address;
+use super::vmm::Ring;
+
+/// How it stands is printed after so many.
+const PRINTED: u32 = 250;
+/// QEMU's main loop comes round so soon, microseconds, where the agent does not see it: later than the
+/// agent waits for it, sometimes, but not later than it looks.
+const UNSEEN_US: u64 = 50_000;
+/// Where it does, and is to be exact.
+const SEEN_US: u64 = 150_000;
+/// Where it does, and gives up.
+const TOO_LATE_US: u64 = 1_100_000;
+/// Payload of a datagram, bytes.
+pub(crate) const PAYLOAD_BYTES: usize = 1000;
+/// Where the payload begins in a frame.
+pub(crate) const PAYLOAD_AT: usize = 62;
+/// Where the UDP destination port stands in a frame.
+const PORT_AT: usize = 56;
+/// Destination port of the first flow.
+pub(crate) const PORT: u16 = 5004;
+/// Where the IPv6 destination stands.
+const DESTINATION: std::ops::Range<usize> = 38..54;
+
+/// How one stop comes about; times in microseconds.
+#[derive(Clone, Debug)]
+pub(crate) struct Stop {
+    pub(crate) ring: Ring,
+    /// Length of each of the TAP's queues.
+    pub(crate) room: u32,
+    pub(crate) load: Load,
+    /// How long the stream runs before the stop, at least.
+    pub(crate) before_us: u64,
+    /// Time between two looks of the guest at its rings, and how many frames it takes at a time.
+    pub(crate) look_us: u64,
+    pub(crate) most: usize,
+    /// Whether the agent sees the main loop, what that does first, and for how long.
+    pub(crate) is_seen: bool,
+    pub(crate) held_up: HeldUp,
+    pub(crate) main_loop_us: u64,
+    /// From the stop to the agent.
+    pub(crate) agent_us: u64,
+}
+
+/// What is sent to the VM.
+#[derive(Clone, Debug)]
+pub(crate) struct Load {
+    pub(crate) flows: u16,
+    /// Every so many frames there is one of no stream; 0 for never.
+    pub(crate) other_every: u32,
+    /// Frames at a time, and the time between two such times.
+    pub(crate) burst: u32,
+    pub(crate) pause_us: u64,
+}
+
+fn rings() -> impl Strategy<Value = Ring> {
+    let entries = prop_oneof![Just(64_u16), Just(256), Just(1024)];
+    let buffers = prop_oneof![
+        Just((false, 2048_u32)),
+        Just((true, 2048)),
+        Just((true, 400)),
+    ];
+    (entries, buffers).prop_map(|(entries, (is_mergeable, buffer_bytes))| Ring {
+        entries,
+        is_mergeable,
+        buffer_bytes,
+    })
+}
+
+fn main_loops() -> impl Strategy<Value = (bool, HeldUp, u64)> {
+    let held_up = prop_oneof![Just(HeldUp::Busy), Just(HeldUp::Locked), Just(HeldUp::Both),];
+    let times = prop_oneof![
+        8 => (Just(false), 0..UNSEEN_US),
+        16 => (Just(true), 0..20_000_u64),
+        7 => (Just(true), 0..SEEN_US),
+        1 => (Just(true), TOO_LATE_US..TOO_LATE_US + 100_000),
+    ];
+    (times, held_up).prop_map(|((is_seen, time), held_up)| (is_seen, held_up, time))
+}
+
+/// Mostly few frames, so that the queues are empty most of the time.
+fn loads() -> impl Strategy<Value = Load> {
+    let flows = prop_oneof![Just(1_u16), 2_u16..12];
+    let others = prop_oneof![Just(0_u32), 2_u32..9];
+    let frames = prop_oneof![
+        4 => (1_u32..8, 1_000_u64..15_000),
+        1 => (8_u32..80, 200_u64..20_000),
+    ];
+    (flows, others, frames).prop_map(|(flows, other_every, (burst, pause_us))| Load {
+        flows,
+        other_every,
+        burst,
+        pause_us,
+    })
+}
+
+/// How often guests look, and for how many frames; mostly they keep up.
+fn guests() -> impl Strategy<Value = (u64, usize)> {
+    prop_oneof![
+        4 => (500_u64..2_000, 8_usize..64),
+        1 => (2_000_u64..20_000, 1_usize..16),
+    ]
+}
+
+prop_compose! {
+    pub(crate) fn stops()(
+        ring in rings(),
+        room in prop_oneof![1 => Just(80_u32), 2 => Just(1000)],
+        load in loads(),
+        before_us in 80_000_u64..220_000,
+        (look_us, most) in guests(),
+        (is_seen, held_up, main_loop_us) in main_loops(),
+        agent_us in 0_u64..8_000,
+    ) -> Stop {
+        Stop {
+            ring,
+            room,
+            load,
+            before_us,
+            look_us,
+            most,
+            is_seen,
+            held_up,
+            main_loop_us,
+            agent_us,
+        }
+    }
+}
+
+/// A datagram of a stream: the number of its flow, and its own.
+pub(crate) type Datagram = (u16, u32);
+
+pub(crate) fn datagram(frame: &[u8]) -> Option<Datagram> {
+    let number = frame.get(PAYLOAD_AT..PAYLOAD_AT + 4)?;
+    if frame[DESTINATION] != address(GROUP) {
+        return None;
+    }
+    let port = u16::from_be_bytes(frame[PORT_AT..PORT_AT + 2].try_into().unwrap());
+    let flow = port.checked_sub(PORT)?;
+    Some((flow, u32::from_be_bytes(number.try_into().unwrap())))
+}
+
+/// What came of one stop.
+pub(crate) struct Outcome {
+    /// What the agent says, its revision included.
+    pub(crate) cuts: Vec<NicCut>,
+    pub(crate) had: Vec<Datagram>,
+    pub(crate) left: Vec<Datagram>,
+}
+
+impl Outcome {
+    pub(crate) fn cut(&self) -> &NicCut {
+        self.cuts.last().expect("a cut")
+    }
+
+    /// What is wrong with what the agent says: packets that the VM loses by it, or gets twice. Where the
+    /// agent says that it may be too early, it is so at most.
+    pub(crate) fn fault(&self, stop: &Stop) -> Option<String> {
+        let mut last = BTreeMap::<u16, u32>::new();
+        let mut is_in_order =
+            |(flow, number): &Datagram| last.insert(*flow, *number) < Some(*number);
+        if !self.had.iter().all(&mut is_in_order) {
+            return Some(format!("a flow is out of order: {:?}", self.had));
+        }
+        let is_revised = self.cuts.len() > 1 && self.cuts[0].basis == CutBasis::Count;
+        if stop.is_seen && is_revised {
+            return Some("the main loop read more than the agent saw it leave".to_owned());
+        }
+        let basis = self.cut().basis;
+        if basis == CutBasis::Time {
+            return None;
+        }
+        let mut flows = BTreeMap::<u16, (u64, u64)>::new();
+        for (flow, number) in &self.had {
+            let (had, _) = flows.entry(*flow).or_insert((0, u64::MAX));
+            *had = u64::from(*number) + 1;
+        }
+        for (flow, number) in &self.left {
+            let (_, left) = flows.entry(*flow).or_insert((0, u64::MAX));
+            *left = u64::from(*number).min(*left);
+        }
+        let faults: Vec<String> = flows
+            .into_iter()
+            .filter_map(|(flow, (had, left))| {
+                let of_flow = |it: &&FlowCut| it.destination_port == PORT + flow;
+                let said = self.cut().flows.iter().find(of_flow);
+                let said = said.map_or(0, |it| it.delivered);
+                let is_late = said > left;
+                let is_early = said < had && basis == CutBasis::Count;
+                (is_late || is_early).then(|| {
+                    format!("flow {flow}: {had} had, {said} said, {left} is the first one left")
+                })
+            })
+            .collect();
+        (!faults.is_empty()).then(|| faults.join("; "))
+    }
+}
+
+/// How many cuts were made in which way.
+#[derive(Default)]
+pub(crate) struct Tally {
+    pub(crate) stops: u32,
+    pub(crate) exact: u32,
+    pub(crate) overflow: u32,
+    pub(crate) time: u32,
+    pub(crate) revised: u32,
+    /// Those that were exact where the main loop was seen.
+    pub(crate) seen: u32,
+    pub(crate) faults: Vec<String>,
+}
+
+impl Tally {
+    pub(crate) fn take(&mut self, stop: &Stop, outcome: &Outcome) {
+        self.stops += 1;
+        self.revised += u32::from(outcome.cuts.len() > 1);
+        match outcome.cut().basis {
+            CutBasis::Count => {
+                self.exact += 1;
+                self.seen += u32::from(stop.is_seen);
+            }
+            CutBasis::Overflow => self.overflow += 1,
+            CutBasis::Time => self.time += 1,
+        }
+        if let Some(fault) = outcome.fault(stop) {
+            let fault = format!("{:?}: {fault}\n{stop:?}", outcome.cut().basis);
+            println!("{fault}");
+            self.faults.push(fault);
+        }
+        if self.stops.is_multiple_of(PRINTED) {
+            println!("{self}");
+        }
+    }
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} stops: {} by the count ({} with the main loop seen), {} by an overflow, {} by the time; \
+             {} revised",
+            self.stops, self.exact, self.seen, self.overflow, self.time, self.revised
+        )
+    }
+}
