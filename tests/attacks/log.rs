@@ -1,8 +1,10 @@
 //! The agent's log: its reader stands still or goes away, and names in it forge lines and sequences that
 //! change a terminal.
 
-use std::io::{PipeReader, PipeWriter, Read as _, pipe};
-use std::os::fd::OwnedFd;
+use std::fs::File;
+use std::io::{PipeReader, Read as _, Write as _, pipe};
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::process::Stdio;
 
@@ -18,8 +20,8 @@ const DEBUG: &str = "[log]\nlevel = \"debug\"";
 const NAME: &str = "v\u{1b}[2J\u{202e}x";
 const SHOWN: &str = "v\\u{1b}[2J\\u{202e}x";
 
-/// The real agent on a bridge, with its log in a pipe as small as there are.
-fn logging(work: impl FnOnce(&Namespace, &Files, &mut Agent, PipeReader) + Send) {
+/// The real agent on a bridge, with its log in a pipe.
+fn logging(work: impl FnOnce(&Namespace, &Files, &mut Agent, Log) + Send) {
     if !privileged() {
         return;
     }
@@ -27,18 +29,38 @@ fn logging(work: impl FnOnce(&Namespace, &Files, &mut Agent, PipeReader) + Send)
     host.add_bridge("br0");
     host.run_with_bpffs(|bpffs: &Path| {
         let files = Files::new(bpffs, &[], DEBUG);
-        let (reader, writer) = small_pipe();
+        let (reader, writer) = pipe().unwrap();
+        fcntl(&reader, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+        // Another one for the same pipe, which does not wait as the agent's own does.
+        let other = File::options()
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(format!("/proc/self/fd/{}", writer.as_raw_fd()))
+            .unwrap();
         let mut agent = Agent::start_with(&files, Stdio::from(OwnedFd::from(writer)));
-        work(&host, &files, &mut agent, reader);
+        work(&host, &files, &mut agent, Log { reader, other });
     });
 }
 
-/// Reading does not wait.
-fn small_pipe() -> (PipeReader, PipeWriter) {
-    let (reader, writer) = pipe().unwrap();
-    fcntl(&writer, FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
-    fcntl(&reader, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
-    (reader, writer)
+struct Log {
+    reader: PipeReader,
+    other: File,
+}
+
+impl Log {
+    /// Has no room for what comes next.
+    fn fill(&mut self) {
+        while self.other.write(&[b'x'; 512]).is_ok() {}
+        while self.other.write(b"x").is_ok() {}
+    }
+
+    /// Takes what is there.
+    fn read(&mut self, text: &mut String) {
+        let mut buffer = [0; 4096];
+        while let Ok(length @ 1..) = self.reader.read(&mut buffer) {
+            text.push_str(&String::from_utf8_lossy(&buffer[..length]));
+        }
+    }
 }
 
 /// A TAP comes and goes, which is logged.
@@ -57,14 +79,6 @@ fn plug(host: &Namespace, files: &Files, name: &str) -> Value {
     status
 }
 
-/// Takes what is in the pipe.
-fn read(reader: &mut PipeReader, text: &mut String) {
-    let mut buffer = [0; 4096];
-    while let Ok(length @ 1..) = reader.read(&mut buffer) {
-        text.push_str(&String::from_utf8_lossy(&buffer[..length]));
-    }
-}
-
 fn dropped(status: &Value) -> u64 {
     status["counters"]["log_lines_dropped"]
         .as_u64()
@@ -73,16 +87,17 @@ fn dropped(status: &Value) -> u64 {
 
 #[test]
 fn agent_whose_log_nobody_reads_goes_on() {
-    logging(|host, files, agent, mut reader| {
-        for number in 0..40 {
+    logging(|host, files, agent, mut log| {
+        log.fill();
+        for number in 0..5 {
             plug(host, files, &format!("vnet{number}"));
         }
         assert!(agent.child.try_wait().unwrap().is_none());
         // What waited comes when it is read again.
         let mut text = String::new();
         wait_for("the last TAP in the log", || {
-            read(&mut reader, &mut text);
-            text.contains("vnet39").then_some(())
+            log.read(&mut text);
+            text.contains("vnet4").then_some(())
         });
         assert!(text.contains("vnet0"), "{text}");
     });
@@ -90,8 +105,8 @@ fn agent_whose_log_nobody_reads_goes_on() {
 
 #[test]
 fn agent_whose_log_reader_has_gone_goes_on() {
-    logging(|host, files, agent, reader| {
-        drop(reader);
+    logging(|host, files, agent, log| {
+        drop(log);
         let mut number = 0;
         let lost = wait_for("a dropped line", || {
             number += 1;
@@ -106,18 +121,18 @@ fn agent_whose_log_reader_has_gone_goes_on() {
 
 #[test]
 fn name_of_an_interface_is_escaped_in_log_and_tables() {
-    logging(|host, files, _agent, mut reader| {
+    logging(|host, files, _agent, mut log| {
         let mut text = String::new();
         host.ip(&format!("tuntap add {NAME} mode tap"));
         host.ip(&format!("link set {NAME} master br0 up"));
         let table = wait_for("the TAP in the table", || {
-            read(&mut reader, &mut text);
+            log.read(&mut text);
             let table = files.table();
             table.contains("[2J").then_some(table)
         });
         host.ip(&format!("tuntap del {NAME} mode tap"));
         wait_for("the TAP in the log", || {
-            read(&mut reader, &mut text);
+            log.read(&mut text);
             (text.contains("[2J") && text.contains("TAP removed")).then_some(())
         });
         for shown in [table, text] {

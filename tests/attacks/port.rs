@@ -4,7 +4,7 @@
     reason = "one thread alone becomes another user by a bare system call"
 )]
 
-use std::io;
+use std::io::{self, Read as _};
 use std::net::{Ipv6Addr, SocketAddrV6};
 use std::path::Path;
 use std::process::Stdio;
@@ -13,7 +13,7 @@ use common::signal::PORT;
 use socket2::{Domain, Socket, Type};
 
 use super::agent::{Agent, Files};
-use super::netns::{Namespace, privileged};
+use super::netns::{Namespace, privileged, wait_for};
 
 const NOBODY: libc::uid_t = 65_534;
 
@@ -84,9 +84,12 @@ fn agent_whose_port_somebody_has_says_so_and_ends() {
     let stolen = as_nobody(&host, || steal(Ipv6Addr::UNSPECIFIED, 0, None).unwrap());
     host.run_with_bpffs(|bpffs: &Path| {
         let files = Files::new(bpffs, &[], "");
-        let output = files.command().output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(!output.status.success(), "{said}");
+        let mut agent = files.spawn(Stdio::piped());
+        let status = wait_for("the end of the agent", || agent.child.try_wait().unwrap());
+        let mut said = String::new();
+        let stderr = agent.child.stderr.as_mut().unwrap();
+        stderr.read_to_string(&mut said).unwrap();
+        assert!(!status.success(), "{said}");
         assert!(said.contains("UDP port 47411 is taken"), "{said}");
     });
     drop(stolen);

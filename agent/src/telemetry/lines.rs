@@ -64,11 +64,11 @@ impl Lines {
 
     /// Waits until everything is written, or for that long.
     pub(super) fn flush(&self, patience: Duration) {
-        let idle = |queue: &mut Queue| queue.busy || !queue.lines.is_empty();
+        let is_busy = |queue: &mut Queue| queue.busy || !queue.lines.is_empty();
         let waited = self
             .0
             .changed
-            .wait_timeout_while(self.lock(), patience, idle);
+            .wait_timeout_while(self.lock(), patience, is_busy);
         drop(waited.unwrap_or_else(PoisonError::into_inner));
     }
 

@@ -9,8 +9,11 @@ use core::fmt;
 
 use super::seal::NONCE_BYTES;
 
+/// Fills bytes, or says that it cannot.
+type Fill = dyn FnMut(&mut [u8]) -> bool + Send;
+
 /// A source of random bytes.
-pub struct Entropy(Box<dyn FnMut(&mut [u8]) -> bool + Send>);
+pub struct Entropy(Box<Fill>);
 
 impl Entropy {
     /// A source that fills what it is given, or says that it cannot.
