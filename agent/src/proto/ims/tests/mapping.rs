@@ -24,7 +24,7 @@ fn pair_has_another_key_when_either_is_enrolled_anew() {
     let mut world = World::new();
     world.update(1, 1, moas(&[10]));
     world.update(2, 1, moas(&[20]));
-    let mut key = |world: &mut World, one, other| {
+    let key = |world: &mut World, one, other| {
         let keys = [(one, other), (other, one)].map(|(from, to)| world.lookup(from, to).pair_key);
         assert_eq!(keys[0], keys[1], "both are told the same");
         keys[0]
