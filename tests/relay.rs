@@ -118,7 +118,7 @@ fn native_reception_goes_and_comes_back_without_a_duplicate() {
     }
     let mut testbed = testbed("rflap", [Site::Multicast; 2], 1, OPTIONS);
     let flap = flap::run(&mut testbed, &stream_config(), 1, &mut |step| {
-        eprintln!("{step}")
+        eprintln!("{step}");
     })
     .unwrap();
     for row in &flap.rows {

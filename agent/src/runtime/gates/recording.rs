@@ -153,7 +153,7 @@ impl Recording {
                 self.lease_due = Timestamp(u64::MAX);
             }
             Err(error) => {
-                tracing::debug!(ifindex = self.ifindex, %error, "A recording is not renewed")
+                tracing::debug!(ifindex = self.ifindex, %error, "A recording is not renewed");
             }
         }
     }
