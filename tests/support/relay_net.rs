@@ -114,9 +114,11 @@ impl Net {
     /// Writes the relay's configuration and returns its path.
     pub(crate) fn configure(&self, bpffs: &Path, limits: &str) -> PathBuf {
         let files = self.certificate("relay1", RELAY);
+        // It outlasts a restart on a slow machine, and what is waited for does not outlast it.
+        let lease_s = lab::wait::patience(Duration::from_secs(10)).as_secs();
         let text = format!(
             "[relay]\nname = \"relay1\"\ninterfaces = [\"up0\"]\naddress = \"{RELAY}\"\n\
-             control_socket = {:?}\npin_root = {:?}\nlease_s = 60\n\
+             control_socket = {:?}\npin_root = {:?}\nlease_s = {lease_s}\n\
              [tls]\nca = {:?}\ncert = {:?}\nkey = {:?}\n\
              [[policy]]\nagents = [\"vms*\"]\nmulticast_addresses = [\"ff00::/8\"]\n\
              [limits]\n{limits}\n[log]\nlevel = \"info\"\n",
