@@ -55,6 +55,10 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
 /// Connections that are not authenticated yet, at most.
 const MAX_HANDSHAKES: usize = 64;
 
+/// Events of peers that wait to be handled; more make the peers wait. Each may be a frame of
+/// [`common::signal::MAX_FRAME_BYTES`], 8 MiB.
+pub const MAX_EVENTS: usize = 16;
+
 /// Where events go: the peer's name and what happened.
 ///
 /// The channel is bounded: a receiver that is slow slows the peers down, by TCP.

@@ -13,14 +13,12 @@ use crate::control::report::{McsStatus, RegistrationRow, age_ms, milliseconds};
 use crate::control::server::{ControlError, ControlRequest, ControlServer};
 use crate::control::{Reply, Request};
 use crate::glob::Glob;
-use crate::net::peers::{Peers, PeersConfig, PeersError};
+use crate::net::peers::{MAX_EVENTS, Peers, PeersConfig, PeersError};
 use crate::net::tls::{Tls, TlsError, TlsFiles};
 use crate::proto::directory::{Directory, DirectoryConfig};
 use crate::proto::{PeerEvent, Timestamp};
 use crate::shutdown::Shutdown;
 
-/// Events of peers that wait to be handled; more make the peers wait.
-const PEER_EVENTS: usize = 256;
 /// Requests of operators that wait to be handled.
 const CONTROL_REQUESTS: usize = 16;
 /// How long nothing being due may last.
@@ -62,7 +60,7 @@ pub async fn run(config: McsConfig) -> Result<(), McsError> {
     let tls = Tls::load(&TlsFiles::from(&config.tls), name)?;
     let control = ControlServer::bind(&config.mcs.control_socket)?;
     let (control_sender, mut requests) = mpsc::channel(CONTROL_REQUESTS);
-    let (peer_sender, mut peer_events) = mpsc::channel(PEER_EVENTS);
+    let (peer_sender, mut peer_events) = mpsc::channel(MAX_EVENTS);
     let peers = Peers::start(peers_config(&config), tls, peer_sender)?;
     tokio::spawn(control.serve(control_sender, std::future::pending()));
     tracing::info!(mcs = name, "Started");

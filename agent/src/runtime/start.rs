@@ -30,15 +30,13 @@ use crate::net::links::{Links, PortRules};
 use crate::net::mdb::Mdb;
 use crate::net::membership::Memberships;
 use crate::net::neighbour::Neighbours;
-use crate::net::peers::{Peers, PeersConfig};
+use crate::net::peers::{MAX_EVENTS, Peers, PeersConfig};
 use crate::net::relays::{Discovery, Source};
 use crate::net::snooping;
 use crate::net::tls::{Tls, TlsFiles};
 use crate::net::vm_socket::VmSocket;
 use crate::proto::{self, Agent, AgentConfig};
 
-/// Events of peers that wait to be handled; more make the peers wait.
-const PEER_EVENTS: usize = 256;
 /// Requests of operators that wait to be handled.
 const CONTROL_REQUESTS: usize = 16;
 
@@ -80,7 +78,7 @@ pub(super) async fn start(config: &Config) -> Result<EventLoop, RuntimeError> {
     let hooks = Hooks::watch(&datapath, port_limits(config)).map_err(netlink_refused)?;
     let name = config.agent.name.as_str();
     let tls = Tls::load(&TlsFiles::from(&config.tls), name)?;
-    let (peer_sender, peer_events) = mpsc::channel(PEER_EVENTS);
+    let (peer_sender, peer_events) = mpsc::channel(MAX_EVENTS);
     let peers = Peers::start(peers_config(config), tls, peer_sender)?;
     let discovery = Discovery::start(sources(config));
     let vm_socket = Arc::new(VmSocket::open(bridge)?);

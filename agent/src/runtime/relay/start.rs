@@ -21,15 +21,13 @@ use crate::job::Job;
 use crate::net::addresses::addresses;
 use crate::net::fd_store::Inherited;
 use crate::net::neighbour::Neighbours;
-use crate::net::peers::{Peers, PeersConfig};
+use crate::net::peers::{MAX_EVENTS, Peers, PeersConfig};
 use crate::net::tls::{Tls, TlsFiles};
 use crate::proto::relay::{self, Adopted, RelayServer, Rule};
 use crate::runtime::registrar::Registrar;
 use crate::runtime::stream_reads::StreamReads;
 use crate::runtime::trace::Tracing;
 
-/// Events of agents that wait to be handled; more make the agents wait.
-const PEER_EVENTS: usize = 256;
 /// Requests of operators that wait to be handled.
 const CONTROL_REQUESTS: usize = 16;
 /// Time between two readings of the streams.
@@ -54,7 +52,7 @@ pub(super) fn start(config: &RelayConfig) -> Result<RelayLoop, RelayError> {
     let events = datapath.events()?;
     let tls = Tls::load(&TlsFiles::from(&config.tls), name)?;
     let server = ControlServer::bind(&config.relay.control_socket)?;
-    let (peer_sender, peer_events) = mpsc::channel(PEER_EVENTS);
+    let (peer_sender, peer_events) = mpsc::channel(MAX_EVENTS);
     let peers = Peers::start(peers_config(config), tls, peer_sender)?;
     let (control_sender, control) = mpsc::channel(CONTROL_REQUESTS);
     tokio::spawn(server.serve(control_sender, std::future::pending()));
