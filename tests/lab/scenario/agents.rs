@@ -292,6 +292,9 @@ domains = ["*"]
 [destination]
 {tree_budget}
 
+[mobility]
+disputed = "refuse"
+
 [limits]
 {limits}
 
