@@ -8,31 +8,31 @@
 
 #[path = "support/agent.rs"]
 mod agent;
-#[path = "attacks/asking.rs"]
-mod asking;
 #[path = "support/frame.rs"]
 mod frame;
-#[path = "attacks/gate.rs"]
-mod gate;
 #[path = "support/host.rs"]
 mod host;
 #[path = "support/liar.rs"]
 mod liar;
 #[path = "support/netns.rs"]
 mod netns;
-#[path = "attacks/peers.rs"]
-mod peers;
 #[path = "support/tap.rs"]
 mod tap;
 #[path = "support/wire.rs"]
 mod wire;
 
+#[path = "attacks/asking.rs"]
+mod asking;
+#[path = "attacks/gate.rs"]
+mod gate;
 #[path = "attacks/jobs.rs"]
 mod jobs;
 #[path = "attacks/log.rs"]
 mod log;
 #[path = "attacks/neighbour.rs"]
 mod neighbour;
+#[path = "attacks/peers.rs"]
+mod peers;
 #[path = "attacks/pins.rs"]
 mod pins;
 #[path = "attacks/port.rs"]

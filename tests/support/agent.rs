@@ -14,6 +14,7 @@
 
 use std::fs;
 use std::net::{Ipv6Addr, SocketAddr};
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -163,21 +164,6 @@ impl Agent {
         Liar::connect(SocketAddr::from(ADDRESS), "vms1", [&ca, &certificate, &key])
     }
 
-    /// As [`Files::status`].
-    pub(crate) fn status(&self) -> Option<Value> {
-        self.files.status()
-    }
-
-    /// As [`Files::query`].
-    pub(crate) fn query(&self, table: &str) -> Option<Value> {
-        self.files.query(table)
-    }
-
-    /// As [`Files::command`].
-    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
-        self.files.command(arguments)
-    }
-
     /// A counter of the status.
     pub(crate) fn counter(&self, name: &str) -> u64 {
         let status = self.status().expect("a status");
@@ -195,6 +181,15 @@ impl Agent {
     /// What it has logged.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.files.path("log")).unwrap_or_default()
+    }
+}
+
+/// What can be asked by its files.
+impl Deref for Agent {
+    type Target = Files;
+
+    fn deref(&self) -> &Files {
+        &self.files
     }
 }
 

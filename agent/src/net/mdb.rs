@@ -30,6 +30,7 @@ use std::net::Ipv6Addr;
 use std::time::Duration;
 
 use common::maps::{FilterMode, ManagedKey};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST};
 
 use super::links::{self, LinksError};
 use super::netlink::{Refusal, RequestBytes, Requests};
@@ -38,10 +39,6 @@ use crate::proto::{MDB_RENEWAL_LAST, Membership};
 
 const RTM_NEWMDB: u16 = 84;
 const RTM_DELMDB: u16 = 85;
-const NLM_F_REQUEST: u16 = 0x1;
-const NLM_F_ACK: u16 = 0x4;
-const NLM_F_REPLACE: u16 = 0x100;
-const NLM_F_CREATE: u16 = 0x400;
 
 const MDBA_SET_ENTRY: u16 = 1;
 const MDBA_SET_ENTRY_ATTRS: u16 = 2;

@@ -2,9 +2,7 @@
 
 use std::io;
 
-use netlink_packet_core::{
-    NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload, NlaBuffer, NlasIterator,
-};
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
@@ -106,10 +104,7 @@ impl Requests {
         mut request: Vec<u8>,
         mut visit: impl FnMut(&Message<'_>),
     ) -> io::Result<()> {
-        self.sequence = self.sequence.wrapping_add(1);
-        let length = u32::try_from(request.len()).unwrap_or(u32::MAX);
-        put(&mut request, 0, &length.to_ne_bytes());
-        put(&mut request, 8, &self.sequence.to_ne_bytes());
+        self.number(&mut request);
         self.socket.send(&request, 0)?;
         loop {
             let (datagram, _) = self.socket.recv_from_full()?;
@@ -136,10 +131,7 @@ impl Requests {
     ///
     /// What the socket says.
     pub(super) fn get(&mut self, mut request: Vec<u8>) -> io::Result<Result<Vec<u8>, Refusal>> {
-        self.sequence = self.sequence.wrapping_add(1);
-        let length = u32::try_from(request.len()).unwrap_or(u32::MAX);
-        put(&mut request, 0, &length.to_ne_bytes());
-        put(&mut request, 8, &self.sequence.to_ne_bytes());
+        self.number(&mut request);
         self.socket.send(&request, 0)?;
         loop {
             let (datagram, _) = self.socket.recv_from_full()?;
@@ -173,10 +165,7 @@ impl Requests {
             let first = self.sequence.wrapping_add(1);
             let mut datagram = Vec::new();
             for request in batch.iter_mut() {
-                self.sequence = self.sequence.wrapping_add(1);
-                let length = u32::try_from(request.len()).unwrap_or(u32::MAX);
-                put(request, 0, &length.to_ne_bytes());
-                put(request, 8, &self.sequence.to_ne_bytes());
+                self.number(request);
                 datagram.extend_from_slice(request);
                 datagram.resize(datagram.len().next_multiple_of(4), 0);
             }
@@ -200,6 +189,28 @@ impl Requests {
         }
         Ok(outcomes)
     }
+
+    /// Fills in a request's length and the next sequence number.
+    fn number(&mut self, request: &mut [u8]) {
+        self.sequence = self.sequence.wrapping_add(1);
+        let length = u32::try_from(request.len()).unwrap_or(u32::MAX);
+        put(request, 0, &length.to_ne_bytes());
+        put(request, 8, &self.sequence.to_ne_bytes());
+    }
+}
+
+/// The values of the attributes of one kind, up to one whose length is impossible.
+pub(super) fn values(attributes: &[u8], kind: u16) -> impl Iterator<Item = &[u8]> {
+    const NLA_TYPE_MASK: u16 = 0x3fff;
+    let mut rest = attributes;
+    let all = std::iter::from_fn(move || {
+        let length = usize::from(u16::from_ne_bytes(field(rest, 0)?));
+        let found = u16::from_ne_bytes(field(rest, 2)?) & NLA_TYPE_MASK;
+        let value = rest.get(4..length)?;
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((found, value))
+    });
+    all.filter_map(move |(found, value)| (found == kind).then_some(value))
 }
 
 /// A typed message as a complete request with flags; length and sequence number follow on sending.
@@ -268,14 +279,11 @@ fn acknowledgement(message: &Message<'_>) -> Option<Result<(), Refusal>> {
     } else {
         &[]
     };
-    let text = NlasIterator::new(attributes)
-        .flatten()
-        .find(|nla: &NlaBuffer<&[u8]>| nla.kind() == NLMSGERR_ATTR_MSG)
-        .map(|nla| {
-            String::from_utf8_lossy(nla.value())
-                .trim_end_matches('\0')
-                .to_owned()
-        });
+    let text = values(attributes, NLMSGERR_ATTR_MSG).next().map(|text| {
+        String::from_utf8_lossy(text)
+            .trim_end_matches('\0')
+            .to_owned()
+    });
     Some(Err(Refusal {
         error: io::Error::from_raw_os_error(code.saturating_neg()),
         text,

@@ -7,7 +7,7 @@ use std::io;
 
 use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST};
 
-use super::netlink::{HEADER_BYTES, Refusal, RequestBytes, Requests};
+use super::netlink::{HEADER_BYTES, Refusal, RequestBytes, Requests, values};
 
 const RTM_SETLINK: u16 = 19;
 const RTM_GETLINK: u16 = 18;
@@ -144,8 +144,8 @@ impl TapQueues {
         request.push(&link_message(ifindex));
         let answer = self.get(ifindex, request)?;
         Ok(attribute(&answer, LINK_MESSAGE_BYTES, IFLA_LINKINFO)
-            .and_then(|info| attribute_of(info, IFLA_INFO_DATA))
-            .and_then(|data| attribute_of(data, IFLA_TUN_NUM_QUEUES))
+            .and_then(|info| values(info, IFLA_INFO_DATA).next())
+            .and_then(|data| values(data, IFLA_TUN_NUM_QUEUES).next())
             .and_then(|value| value.first_chunk())
             .map(|bytes| u32::from_ne_bytes(*bytes)))
     }
@@ -186,22 +186,7 @@ fn link_message(ifindex: u32) -> [u8; LINK_MESSAGE_BYTES] {
 
 /// Value of an attribute behind the fixed part of a message.
 fn attribute(message: &[u8], fixed: usize, wanted: u16) -> Option<&[u8]> {
-    attribute_of(message.get(HEADER_BYTES + fixed..)?, wanted)
-}
-
-/// The same of attributes alone, such as those in another one.
-fn attribute_of(mut rest: &[u8], wanted: u16) -> Option<&[u8]> {
-    loop {
-        let length = usize::from(u16::from_ne_bytes(*rest.first_chunk()?));
-        let kind = u16::from_ne_bytes(*rest.get(2..)?.first_chunk()?);
-        if kind == wanted {
-            return rest.get(4..length);
-        }
-        if length < 4 {
-            return None;
-        }
-        rest = rest.get(length.next_multiple_of(4)..)?;
-    }
+    values(message.get(HEADER_BYTES + fixed..)?, wanted).next()
 }
 
 fn number(stats: &[u8], at: usize) -> Option<u64> {
@@ -241,9 +226,11 @@ mod tests {
         info.attribute(1, b"tun\0");
         info.attribute(IFLA_INFO_DATA, &data[HEADER_BYTES..]);
         let info = info.finish();
-        let found = attribute_of(&info[HEADER_BYTES..], IFLA_INFO_DATA).unwrap();
-        assert_eq!(attribute_of(found, IFLA_TUN_NUM_QUEUES), Some(&number[..]));
-        assert_eq!(attribute_of(found, 7), None);
+        let found = values(&info[HEADER_BYTES..], IFLA_INFO_DATA)
+            .next()
+            .unwrap();
+        assert_eq!(values(found, IFLA_TUN_NUM_QUEUES).next(), Some(&number[..]));
+        assert_eq!(values(found, 7).next(), None);
     }
 
     proptest! {

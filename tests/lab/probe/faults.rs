@@ -1,12 +1,10 @@
 //! The packets that a row counts as lost, doubled or reordered, one by one, and what the guest got
 //! around its move: for whoever looks for the cause.
 
-use std::collections::{HashMap, HashSet};
-
 use serde::{Deserialize, Serialize};
 
 use super::log::Sent;
-use super::metrics::{Arrival, Window};
+use super::metrics::{Account, Arrival, Kind, Window};
 
 /// Most packets that are listed.
 const MOST: usize = 1000;
@@ -77,41 +75,30 @@ fn ms(ns: u64, window: Window) -> f64 {
 /// The packets of a window that were lost, doubled or reordered, as [`super::metrics::compute`] counts
 /// them; at most a thousand. `sent` and `arrivals` are in the order of time.
 pub fn faults(sent: &[Sent], arrivals: &[Arrival], window: Window) -> Vec<Faulty> {
-    let span = window.from_ns..window.to_ns;
-    let sent_ns: HashMap<(u16, u32), u64> = sent
-        .iter()
-        .filter(|packet| span.contains(&packet.sent_ns))
-        .map(|packet| ((packet.flow, packet.sequence), packet.sent_ns))
-        .collect();
-    let mut had = HashSet::new();
-    let mut highest: HashMap<u16, u32> = HashMap::new();
+    let mut account = Account::new(sent, window);
     let mut found = Vec::new();
-    let faulty = |fault, (flow, sequence): (u16, u32), came| Faulty {
-        fault,
+    for arrival in arrivals {
+        let (fault, sent_ns) = match account.take(arrival) {
+            Some((Kind::Copy, sent_ns)) => (Fault::Doubled, sent_ns),
+            Some((Kind::New { is_late: true }, sent_ns)) => (Fault::Reordered, sent_ns),
+            Some((Kind::New { is_late: false }, _)) | None => continue,
+        };
+        found.push(Faulty {
+            fault,
+            flow: arrival.flow,
+            sequence: arrival.sequence,
+            sent_ms: ms(sent_ns, window),
+            came: Some(came(arrival, window)),
+        });
+    }
+    let lost = account.missing().into_iter();
+    found.extend(lost.map(|(flow, sequence, sent_ns)| Faulty {
+        fault: Fault::Lost,
         flow,
         sequence,
-        sent_ms: ms(sent_ns[&(flow, sequence)], window),
-        came,
-    };
-    for arrival in arrivals {
-        let packet = (arrival.flow, arrival.sequence);
-        if !sent_ns.contains_key(&packet) {
-            continue;
-        }
-        let came = Some(came(arrival, window));
-        if !had.insert(packet) {
-            found.push(faulty(Fault::Doubled, packet, came));
-            continue;
-        }
-        let highest = highest.entry(arrival.flow).or_insert(arrival.sequence);
-        if arrival.sequence < *highest {
-            found.push(faulty(Fault::Reordered, packet, came));
-        }
-        *highest = arrival.sequence.max(*highest);
-    }
-    let mut lost: Vec<_> = sent_ns.keys().filter(|it| !had.contains(it)).collect();
-    lost.sort_unstable();
-    found.extend(lost.into_iter().map(|it| faulty(Fault::Lost, *it, None)));
+        sent_ms: ms(sent_ns, window),
+        came: None,
+    }));
     found.truncate(MOST);
     found
 }

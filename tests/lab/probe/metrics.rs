@@ -49,21 +49,75 @@ pub struct Metrics {
     pub freeze_start_ns: u64,
 }
 
+/// What an arrival is among the packets of a window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// The first of its packet.
+    New {
+        /// Whether one of its flow with a higher number came before it.
+        is_late: bool,
+    },
+    /// A further copy.
+    Copy,
+}
+
+/// The packets of a window, and which of them have come.
+pub(super) struct Account {
+    /// When each was sent, and whether it has come, by flow and number.
+    packets: HashMap<(u16, u32), (u64, bool)>,
+    highest: HashMap<u16, u32>,
+}
+
+impl Account {
+    pub(super) fn new(sent: &[Sent], window: Window) -> Self {
+        let span = window.from_ns..window.to_ns;
+        let inside = sent.iter().filter(|packet| span.contains(&packet.sent_ns));
+        Self {
+            packets: inside
+                .map(|packet| ((packet.flow, packet.sequence), (packet.sent_ns, false)))
+                .collect(),
+            highest: HashMap::new(),
+        }
+    }
+
+    /// Takes in an arrival; returns what it is, and when its packet was sent. `None` of a packet that is
+    /// not of the window.
+    pub(super) fn take(&mut self, arrival: &Arrival) -> Option<(Kind, u64)> {
+        let packet = (arrival.flow, arrival.sequence);
+        let (sent_ns, has_come) = self.packets.get_mut(&packet)?;
+        if std::mem::replace(has_come, true) {
+            return Some((Kind::Copy, *sent_ns));
+        }
+        let highest = self.highest.entry(arrival.flow).or_insert(arrival.sequence);
+        let is_late = arrival.sequence < *highest;
+        *highest = arrival.sequence.max(*highest);
+        Some((Kind::New { is_late }, *sent_ns))
+    }
+
+    fn sent(&self) -> u64 {
+        self.packets.len() as u64
+    }
+
+    /// Those that have not come, by flow and number, with when they were sent.
+    pub(super) fn missing(&self) -> Vec<(u16, u32, u64)> {
+        let missing = self.packets.iter().filter(|(_, (_, has_come))| !has_come);
+        let mut missing: Vec<_> = missing
+            .map(|((flow, sequence), (sent_ns, _))| (*flow, *sequence, *sent_ns))
+            .collect();
+        missing.sort_unstable();
+        missing
+    }
+}
+
 /// Computes the metrics of a window. `sent` and `arrivals` are in the order of time.
 ///
 /// The packet rate is that of the window itself, over all flows.
 pub fn compute(sent: &[Sent], arrivals: &[Arrival], window: Window) -> Metrics {
-    let span = window.from_ns..window.to_ns;
-    let mut copies: HashMap<(u16, u32), u32> = sent
-        .iter()
-        .filter(|packet| span.contains(&packet.sent_ns))
-        .map(|packet| ((packet.flow, packet.sequence), 0))
-        .collect();
+    let mut account = Account::new(sent, window);
     let mut metrics = Metrics {
-        sent: copies.len() as u64,
+        sent: account.sent(),
         ..Metrics::default()
     };
-    let mut highest: HashMap<u16, u32> = HashMap::new();
     let mut last_new_ns = window.from_ns;
     let mut freeze_ns = 0;
     let mut note_freeze = |from: u64, to: u64, metrics: &mut Metrics| {
@@ -74,20 +128,16 @@ pub fn compute(sent: &[Sent], arrivals: &[Arrival], window: Window) -> Metrics {
         }
     };
     for arrival in arrivals {
-        let Some(count) = copies.get_mut(&(arrival.flow, arrival.sequence)) else {
-            continue;
+        let is_late = match account.take(arrival) {
+            None => continue,
+            Some((Kind::Copy, _)) => {
+                metrics.duplicated += 1;
+                continue;
+            }
+            Some((Kind::New { is_late }, _)) => is_late,
         };
-        *count += 1;
-        if *count > 1 {
-            metrics.duplicated += 1;
-            continue;
-        }
         metrics.received += 1;
-        let highest = highest.entry(arrival.flow).or_insert(arrival.sequence);
-        if arrival.sequence < *highest {
-            metrics.reordered += 1;
-        }
-        *highest = arrival.sequence.max(*highest);
+        metrics.reordered += u64::from(is_late);
         note_freeze(last_new_ns, arrival.host_ns, &mut metrics);
         last_new_ns = arrival.host_ns.max(last_new_ns);
     }

@@ -1,7 +1,7 @@
 //! `bench handover`: consecutive moves, each of which must be exact.
 
 use anyhow::{Result, ensure};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use lab::bench::handover::{self, Case, HandoverCase, HandoverConfig, HandoverReport, RATE_MBPS};
 use lab::bench::sessions::{Sessions, Spread};
@@ -13,51 +13,12 @@ use super::machine::Place;
 use super::{with_bar, write_json};
 use crate::run::go_on_delivered;
 
-/// What is moved, and under what.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum CaseKind {
-    /// 20 Mbit/s, native at both ends
-    Native,
-    /// 20 Mbit/s, native at one end and from a relay at the other
-    Relay,
-    /// 100 Mbit/s
-    Dense,
-    /// 2, 20 and 50 Mbit/s to one guest, the last source-specific
-    Streams,
-    /// Two guests that change places
-    Crossing,
-    /// 20 Mbit/s of packets that nothing tells apart
-    Identical,
-    /// Moves by `virsh migrate`, prepared by libvirt's hook
-    Virsh,
-    /// Moves by `migkick go` of a guest with a permanent address, whose sessions must go on
-    Unicast,
-    /// As native, each move judged before the next, until one is not exact; only if it is asked for
-    Soak,
-}
-
-impl From<CaseKind> for Case {
-    fn from(kind: CaseKind) -> Self {
-        match kind {
-            CaseKind::Native => Self::Native,
-            CaseKind::Relay => Self::Relay,
-            CaseKind::Dense => Self::Dense,
-            CaseKind::Streams => Self::Streams,
-            CaseKind::Crossing => Self::Crossing,
-            CaseKind::Identical => Self::Identical,
-            CaseKind::Virsh => Self::Virsh,
-            CaseKind::Unicast => Self::Unicast,
-            CaseKind::Soak => Self::Soak,
-        }
-    }
-}
-
 /// Arguments.
 #[derive(Debug, Args)]
 pub(crate) struct HandoverArgs {
     /// Which cases [default: all]
     #[arg(long, value_name = "CASE,..", value_delimiter = ',', value_enum)]
-    cases: Vec<CaseKind>,
+    cases: Vec<Case>,
     /// Moves of each case [default: 20 of native and relay, 10 of dense and unicast, 5 of the others]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     moves: Option<u32>,
@@ -83,7 +44,7 @@ pub(crate) struct HandoverArgs {
 pub(super) fn handover(arguments: &HandoverArgs) -> Result<()> {
     let chosen: Vec<Case> = match &arguments.cases[..] {
         [] => Case::ALL.to_vec(),
-        kinds => kinds.iter().map(|kind| Case::from(*kind)).collect(),
+        cases => cases.to_vec(),
     };
     let cases: Vec<(Case, u32)> = chosen
         .into_iter()

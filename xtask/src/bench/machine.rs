@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use lab::machine::wire::FromMachine;
-use lab::machine::{self, Command, Machine, OUTPUT_VARIABLE};
+use lab::machine::{self, Command, Machine};
 use serde::de::DeserializeOwned;
 use tempfile::TempDir;
 
@@ -19,6 +19,8 @@ const BOOT: Duration = Duration::from_secs(30 * 60);
 const MOVE: Duration = Duration::from_secs(3 * 60);
 /// The report, in the machine's output.
 const REPORT: &str = "report.json";
+/// Runs its arguments in the machine, with the report where it comes back from.
+const SCRIPT: &str = r#"exec "$@" --report "$ROAMCAST_MACHINE_OUTPUT/report.json""#;
 
 /// Where a bench runs.
 #[derive(Clone, Debug, Args)]
@@ -41,12 +43,6 @@ impl Place {
         };
         release_build()?;
         let output = TempDir::new().context("Failed to create a directory for the report")?;
-        let words = words(program()?, std::env::args().skip(1));
-        let words: Vec<String> = words.iter().map(|word| quoted(word)).collect();
-        let script = format!(
-            "exec {} --report \"${OUTPUT_VARIABLE}/{REPORT}\"",
-            words.join(" ")
-        );
         let machine = Machine {
             kernel: kernel.clone(),
             cpus: 1,
@@ -54,8 +50,11 @@ impl Place {
             timeout: BOOT + MOVE * u32::try_from(moves).unwrap_or(u32::MAX),
             output: Some(machine::run::prepare_output(output.path())?),
         };
+        let mut words = ["sh", "-c", SCRIPT, "bench"].map(str::to_owned).to_vec();
+        words.push(program()?);
+        words.extend(without_place(std::env::args().skip(1)));
         let command = Command {
-            words: vec!["sh".to_owned(), "-c".to_owned(), script],
+            words,
             directory: std::env::current_dir().context("Failed to find the working directory")?,
             environment: machine::environment(),
             terminal: None,
@@ -78,10 +77,10 @@ fn program() -> Result<String> {
     program.map_err(|path| anyhow!("{} is no UTF-8", path.display()))
 }
 
-/// A command line without where it runs and where its report goes.
-fn words(program: String, arguments: impl IntoIterator<Item = String>) -> Vec<String> {
+/// Arguments without where it runs and where its report goes.
+fn without_place(arguments: impl IntoIterator<Item = String>) -> Vec<String> {
     const LEFT_OUT: [&str; 2] = ["--host", "--report"];
-    let mut words = vec![program];
+    let mut words = Vec::new();
     let mut arguments = arguments.into_iter();
     while let Some(word) = arguments.next() {
         let (name, value) = word.split_once('=').unzip();
@@ -94,13 +93,10 @@ fn words(program: String, arguments: impl IntoIterator<Item = String>) -> Vec<St
     words
 }
 
-/// A word as a shell reads it.
-fn quoted(word: &str) -> String {
-    format!("'{}'", word.replace('\'', r"'\''"))
-}
-
 #[cfg(test)]
 mod tests {
+    use lab::machine::OUTPUT_VARIABLE;
+
     use super::*;
 
     #[test]
@@ -108,14 +104,13 @@ mod tests {
         let typed = "bench handover --host 6.12 --moves 2 --report=x --host=6.1 --json";
         let typed = typed.split(' ').map(str::to_owned);
         assert_eq!(
-            words("xtask".to_owned(), typed),
-            ["xtask", "bench", "handover", "--moves", "2", "--json"]
+            without_place(typed),
+            ["bench", "handover", "--moves", "2", "--json"]
         );
     }
 
     #[test]
-    fn quotes_in_a_word_stay_in_it() {
-        assert_eq!(quoted("a b"), "'a b'");
-        assert_eq!(quoted("it's"), r"'it'\''s'");
+    fn script_has_the_report_where_it_comes_back_from() {
+        assert!(SCRIPT.ends_with(&format!("\"${OUTPUT_VARIABLE}/{REPORT}\"")));
     }
 }

@@ -15,10 +15,10 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use common::maps::ManagedKey;
-use netlink_packet_core::{NLM_F_DUMP, NlaBuffer, NlasIterator};
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST};
 
-use super::{ETH_P_IPV6, MDB_TEMPORARY, NLM_F_REQUEST};
-use crate::net::netlink::{HEADER_BYTES, Message, RequestBytes};
+use super::{ETH_P_IPV6, MDB_TEMPORARY};
+use crate::net::netlink::{HEADER_BYTES, Message, RequestBytes, values};
 
 const RTM_GETMDB: u16 = 86;
 /// `struct br_port_msg`, bytes.
@@ -58,22 +58,10 @@ pub(super) fn read(
     if head.get(4..) != Some(&bridge.to_ne_bytes()) {
         return;
     }
-    each(attributes, MDBA_MDB, |database| {
-        each(database, MDBA_MDB_ENTRY, |of_address| {
-            each(of_address, MDBA_MDB_ENTRY_INFO, |info| {
-                left.extend(entry(info));
-            });
-        });
-    });
-}
-
-fn each(attributes: &[u8], kind: u16, mut visit: impl FnMut(&[u8])) {
-    for attribute in NlasIterator::new(attributes).flatten() {
-        let attribute: NlaBuffer<&[u8]> = attribute;
-        if attribute.kind() == kind {
-            visit(attribute.value());
-        }
-    }
+    let infos = values(attributes, MDBA_MDB)
+        .flat_map(|database| values(database, MDBA_MDB_ENTRY))
+        .flat_map(|of_address| values(of_address, MDBA_MDB_ENTRY_INFO));
+    left.extend(infos.filter_map(entry));
 }
 
 fn entry(info: &[u8]) -> Option<((u32, ManagedKey), Duration)> {
@@ -85,21 +73,17 @@ fn entry(info: &[u8]) -> Option<((u32, ManagedKey), Duration)> {
     {
         return None;
     }
-    let mut hundredths = None;
-    each(attributes, EATTR_TIMER, |value| {
-        hundredths = value.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes));
-    });
-    let mut is_for_any_source = true;
-    each(attributes, EATTR_GROUP_MODE, |value| {
-        is_for_any_source &= value.first() == Some(&EXCLUDE);
-    });
-    each(attributes, EATTR_SOURCE, |_| is_for_any_source = false);
+    let timer = values(attributes, EATTR_TIMER).next()?;
+    let hundredths = u32::from_ne_bytes(*timer.first_chunk()?);
+    let mut modes = values(attributes, EATTR_GROUP_MODE);
+    let is_for_any_source = modes.all(|mode| mode.first() == Some(&EXCLUDE))
+        && values(attributes, EATTR_SOURCE).next().is_none();
     let key = ManagedKey {
         vlan,
         pad: 0,
         multicast_address,
     };
-    let left = Duration::from_millis(u64::from(hundredths?) * 10);
+    let left = Duration::from_millis(u64::from(hundredths) * 10);
     is_for_any_source.then_some(((ifindex, key), left))
 }
 

@@ -16,16 +16,12 @@ mod notices;
 use std::io;
 use std::os::fd::RawFd;
 
+use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE};
+
 use super::netlink::{Refusal, Requests, serialized};
 
 pub use super::netlink::Refusal as TcRefusal;
 pub use notices::{Notice, Notices};
-
-const NLM_F_ACK: u16 = 0x4;
-const NLM_F_REPLACE: u16 = 0x100;
-const NLM_F_EXCL: u16 = 0x200;
-const NLM_F_DUMP: u16 = 0x300;
-const NLM_F_CREATE: u16 = 0x400;
 
 /// `TC_H_ROOT`.
 pub const ROOT: u32 = 0xffff_ffff;

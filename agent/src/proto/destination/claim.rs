@@ -12,7 +12,6 @@
 //! Anybody on the link can say so, and end every move that way. So by default the move goes on, the record
 //! says that the address is disputed, and an Advertisement for it overrides nothing.
 //!
-//!
 //! The address is asked for while memory is copied (RFC 4862 §5.4, one probe). From then on, or from
 //! the switch on if that comes first, Solicitations for it are answered with the MAC of the VM's NIC
 //! (RFC 4861 §7.2.8): routers pass packets on at once, which wait in the TAP until the VM reads them.

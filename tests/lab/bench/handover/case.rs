@@ -1,6 +1,7 @@
 //! What is moved, and under what.
 
 use anyhow::Result;
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use crate::probe::report::RunRow;
@@ -11,27 +12,27 @@ use crate::{LabConfig, Site};
 /// The paper's rate, Mbit/s.
 pub const RATE_MBPS: f64 = 20.0;
 
-/// What is moved, and under what.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// What is moved, and under what; the texts are the command line's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Case {
-    /// One stream of 20 Mbit/s, received natively at both ends.
+    /// 20 Mbit/s, native at both ends
     Native,
-    /// The same, received natively at one end and from a relay at the other.
+    /// 20 Mbit/s, native at one end and from a relay at the other
     Relay,
-    /// One stream of 100 Mbit/s.
+    /// 100 Mbit/s
     Dense,
-    /// Streams of 2, 20 and 50 Mbit/s to one guest, the last of them source-specific.
+    /// 2, 20 and 50 Mbit/s to one guest, the last source-specific
     Streams,
-    /// Two guests that change places.
+    /// Two guests that change places
     Crossing,
-    /// A stream of packets that nothing tells apart.
+    /// 20 Mbit/s of packets that nothing tells apart
     Identical,
-    /// Moves by `virsh migrate`, which libvirt's hook prepares.
+    /// Moves by `virsh migrate`, prepared by libvirt's hook
     Virsh,
-    /// Moves by `migkick go` of a guest with a permanent address, whose sessions must go on.
+    /// Moves by `migkick go` of a guest with a permanent address, whose sessions must go on
     Unicast,
-    /// As [`Case::Native`], each move judged before the next, until one is not exact.
+    /// As native, each move judged before the next, until one is not exact; only if it is asked for
     Soak,
 }
 

@@ -103,24 +103,8 @@ impl HandoverCase {
         }
     }
 
-    /// Keeps what explains its moves that were not exact, of one guest. `records` has those of each
-    /// move.
-    fn explain(&mut self, moves: &Moves, records: &[[Value; 2]]) {
-        let first = self.runs.len() - moves.rows.len();
-        let watched = moves.windows.iter().zip(&moves.counted);
-        for ((index, row), (window, counted)) in moves.rows.iter().enumerate().zip(watched) {
-            if self.case.is_exact(row) {
-                continue;
-            }
-            self.inexact.push(Inexact {
-                row: first + index,
-                packets: faults::faults(&moves.sent, &moves.arrivals, *window),
-                around: faults::around_the_move(&moves.arrivals, *window),
-                counted: counted.clone(),
-                records: records.get(index).map(|it| it.to_vec()).unwrap_or_default(),
-                logs: Vec::new(),
-            });
-        }
+    fn explained(self, inexact: Vec<Inexact>) -> Self {
+        Self { inexact, ..self }
     }
 
     /// Whether every move was exact.
@@ -128,6 +112,23 @@ impl HandoverCase {
     pub fn is_exact(&self) -> bool {
         self.runs.iter().all(|row| self.case.is_exact(row))
     }
+}
+
+/// What explains the moves of one guest that were not exact. The first has `first` rows before it;
+/// `records` has those of each.
+fn explain(case: Case, first: usize, moves: &Moves, records: &[[Value; 2]]) -> Vec<Inexact> {
+    let watched = moves.windows.iter().zip(&moves.counted);
+    let rows = moves.rows.iter().enumerate().zip(watched);
+    rows.filter(|((_, row), _)| !case.is_exact(row))
+        .map(|((index, _), (window, counted))| Inexact {
+            row: first + index,
+            packets: faults::faults(&moves.sent, &moves.arrivals, *window),
+            around: faults::around_the_move(&moves.arrivals, *window),
+            counted: counted.clone(),
+            records: records.get(index).map(|it| it.to_vec()).unwrap_or_default(),
+            logs: Vec::new(),
+        })
+        .collect()
 }
 
 /// Measures; `tell` hears of each move as it begins.
@@ -189,9 +190,8 @@ fn to_and_fro(
         records.push(ends);
     }
     let moves = shuttle.finish()?;
-    let mut measured = HandoverCase::new(case, moves.rows.clone(), placed.0);
-    measured.explain(&moves, &records);
-    Ok(measured)
+    let inexact = explain(case, 0, &moves, &records);
+    Ok(HandoverCase::new(case, moves.rows, placed.0).explained(inexact))
 }
 
 /// Counts after each move, and ends with the first that is not exact.
@@ -203,7 +203,7 @@ fn soak(
 ) -> Result<HandoverCase> {
     let case = Case::Soak;
     let streams = case.streams(rate_mbps)?;
-    let mut measured = HandoverCase::new(case, Vec::new(), Vec::new());
+    let (mut runs, mut inexact) = (Vec::new(), Vec::new());
     let mut placed = Placed::default();
     for number in 1..=moves {
         tell(number);
@@ -215,18 +215,16 @@ fn soak(
         let ends = ends(shuttle.testbed(), number)?;
         placed.add(&ends[1]);
         let moves = shuttle.finish()?;
-        let mut runs = measured.runs;
-        runs.extend(moves.rows.iter().cloned());
-        measured = HandoverCase::new(case, runs, placed.0.clone());
-        measured.explain(&moves, &[ends]);
-        if let Some(inexact) = measured.inexact.first_mut() {
+        inexact = explain(case, runs.len(), &moves, &[ends]);
+        runs.extend(moves.rows);
+        if let Some(first) = inexact.first_mut() {
             let [vms1, vms2] = testbed.lab().vms().clone();
             let agents = testbed.agents()?;
-            inexact.logs = vec![agents.log(&vms1), agents.log(&vms2)];
+            first.logs = vec![agents.log(&vms1), agents.log(&vms2)];
             break;
         }
     }
-    Ok(measured)
+    Ok(HandoverCase::new(case, runs, placed.0).explained(inexact))
 }
 
 /// What the agents of both ends have recorded of the last move of a guest that goes to and fro, the
@@ -286,7 +284,7 @@ fn peak_mib(testbed: &mut Testbed) -> Result<f64> {
 }
 
 /// How cuts were placed, in the agent's words.
-#[derive(Clone, Default)]
+#[derive(Default)]
 struct Placed(Vec<(String, usize)>);
 
 impl Placed {
