@@ -1,5 +1,5 @@
-//! Builds the kernel programs of the host into `OUT_DIR/host`, and those that tell their decisions
-//! into `OUT_DIR/host_traced`.
+//! Builds the kernel programs of the host into `OUT_DIR/host`, those that tell their decisions into
+//! `OUT_DIR/host_traced`, and those that count what QEMU reads into `OUT_DIR/reads`.
 
 #![allow(unsafe_code, reason = "setting an environment variable is unsafe")]
 
@@ -9,7 +9,8 @@ mod embed;
 fn main() -> anyhow::Result<()> {
     let traced = embed::Variant {
         name: "host_traced",
+        object: "host",
         feature: "trace",
     };
-    embed::embed("host", &[traced])
+    embed::embed(&["host", "reads"], &[traced])
 }

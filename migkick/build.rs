@@ -6,5 +6,5 @@
 mod embed;
 
 fn main() -> anyhow::Result<()> {
-    embed::embed("guest", &[])
+    embed::embed(&["guest"], &[])
 }

@@ -16,6 +16,7 @@ fn programs() -> Vec<Linked> {
     let objects = [
         roamcast::datapath::object::HOST,
         roamcast::datapath::object::HOST_TRACED,
+        roamcast::datapath::object::READS,
         migkick::datapath::object::GUEST,
     ];
     objects.into_iter().flat_map(Linked::all).collect()

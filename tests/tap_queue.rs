@@ -14,8 +14,11 @@ mod tap;
 
 use std::fs::File;
 use std::io::Read as _;
+use std::os::fd::AsRawFd as _;
+use std::thread;
 
 use netns::{Namespace, privileged};
+use roamcast::datapath::reads::OwnReads;
 use roamcast::net::tap_queue::{ROOM, TapCounts, TapQueueError, TapQueues, make_room};
 use roamcast::net::tap_socket::{Sent, TapSocket};
 
@@ -127,5 +130,55 @@ fn tap_that_is_gone_is_named() {
             "{error}: not the kernel's refusal"
         );
         assert!(error.to_string().contains(&ifindex.to_string()), "{error}");
+    });
+}
+
+#[test]
+fn frames_that_one_thread_reads_are_told_from_those_that_another_does() {
+    with_tap("tapown", |mut tap, ifindex| {
+        let mut other = tap::open("vnet1");
+        let socket = TapSocket::open(ifindex).unwrap();
+        let mut frames = 0..;
+        let mut send = |count: usize| {
+            for number in frames.by_ref().take(count) {
+                assert_eq!(socket.send(&frame(number)).unwrap(), Sent::Queued);
+            }
+        };
+        let thread = nix::unistd::gettid().as_raw().cast_unsigned();
+        let reads = OwnReads::of(thread, &[tap.as_raw_fd().cast_unsigned()]).unwrap();
+        let read = |tap: &mut File| tap.read(&mut [0; 2048]).is_ok();
+
+        send(3);
+        assert!(read(&mut tap) && read(&mut tap));
+        assert_eq!(reads.count().unwrap(), 2);
+        // Beside this thread, as vhost-net does; another TAP; and where there is nothing to read.
+        thread::scope(|scope| assert!(scope.spawn(|| read(&mut tap)).join().unwrap()));
+        assert!(!read(&mut tap) && !read(&mut other));
+        assert!(File::open("/dev/zero").is_ok_and(|mut it| read(&mut it)));
+        assert_eq!(reads.count().unwrap(), 2);
+        send(1);
+        assert!(read(&mut tap));
+        assert_eq!(reads.count().unwrap(), 3);
+    });
+}
+
+#[test]
+fn reads_of_a_thread_are_counted_of_each_tap_apart_and_no_longer_than_wanted() {
+    with_tap("tapowns", |mut tap, ifindex| {
+        let socket = TapSocket::open(ifindex).unwrap();
+        let thread = nix::unistd::gettid().as_raw().cast_unsigned();
+        let descriptor = tap.as_raw_fd().cast_unsigned();
+        let early = OwnReads::of(thread, &[descriptor]).unwrap();
+        let mut read = || {
+            assert_eq!(socket.send(&frame(0)).unwrap(), Sent::Queued);
+            tap.read_exact(&mut [0; 60]).unwrap();
+        };
+        read();
+        let late = OwnReads::of(thread, &[descriptor, descriptor + 1]).unwrap();
+        read();
+        assert_eq!((early.count().unwrap(), late.count().unwrap()), (2, 1));
+        drop(early);
+        read();
+        assert_eq!(late.count().unwrap(), 2);
     });
 }

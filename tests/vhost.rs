@@ -132,7 +132,7 @@ impl<'a> Host<'a> {
                 vmm.lock().unwrap().stop();
             }
             let late = Duration::from_micros(stop.main_loop_us);
-            main_loop.stopped(stop.held_up, late).unwrap();
+            main_loop.stopped(stop.held_up, stop.reads, late).unwrap();
             let stopped = now();
             for vmm in &vmms {
                 had.extend(vmm.lock().unwrap().take(usize::MAX));

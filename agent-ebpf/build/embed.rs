@@ -1,4 +1,4 @@
-//! Builds one object of the kernel programs into `OUT_DIR`. Included by the build scripts of the
+//! Builds objects of the kernel programs into `OUT_DIR`. Included by the build scripts of the
 //! packages that embed it.
 //!
 //! It needs a toolchain with `core` for the BPF target: the one named by
@@ -20,15 +20,16 @@ const NIGHTLY: &str = "nightly";
 /// is set here and not for all of cargo because some dependencies are built again for each value.
 const BOOTSTRAP: &str = "aya_ebpf,agent_ebpf";
 
-/// The same object built with one feature more.
+/// An object with one feature more.
 pub(crate) struct Variant<'a> {
     /// Its name in `OUT_DIR`.
     pub(crate) name: &'a str,
+    pub(crate) object: &'a str,
     pub(crate) feature: &'a str,
 }
 
-/// Builds `OUT_DIR/<object>` and its variants, and tells the crate which toolchain did.
-pub(crate) fn embed(object: &str, variants: &[Variant<'_>]) -> Result<()> {
+/// Builds `OUT_DIR/<object>` of each object and the variants, and tells the crate which toolchain did.
+pub(crate) fn embed(objects: &[&str], variants: &[Variant<'_>]) -> Result<()> {
     println!("cargo::rerun-if-env-changed=ROAMCAST_BPF_TOOLCHAIN");
     println!("cargo::rerun-if-changed=../common/src");
     println!("cargo::rerun-if-changed=build.rs");
@@ -45,16 +46,16 @@ pub(crate) fn embed(object: &str, variants: &[Variant<'_>]) -> Result<()> {
 
     let out = PathBuf::from(env::var_os("OUT_DIR").context("OUT_DIR is not set")?);
     for variant in variants {
-        build(&toolchain, &[object, variant.feature])?;
+        build(&toolchain, &[variant.object, variant.feature])?;
         // The object without the feature takes its place.
-        let (from, to) = (out.join(object), out.join(variant.name));
+        let (from, to) = (out.join(variant.object), out.join(variant.name));
         fs::rename(&from, &to)
             .with_context(|| format!("Cannot move {} to {}", from.display(), to.display()))?;
     }
-    build(&toolchain, &[object])
+    build(&toolchain, objects)
 }
 
-/// Builds the object that the features name into `OUT_DIR`.
+/// Builds the objects that the features name into `OUT_DIR`.
 fn build(toolchain: &str, features: &[&str]) -> Result<()> {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../agent-ebpf");
     let package = Package {

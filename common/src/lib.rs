@@ -39,6 +39,7 @@ mod hash;
 pub mod maps;
 pub mod mat;
 pub mod packet;
+pub mod reads;
 pub mod relay;
 #[cfg(feature = "user")]
 pub mod signal;

@@ -1,9 +1,9 @@
 //! A process that does with TAPs what QEMU's main thread does, for the test `vhost`: it sleeps in `poll`,
-//! and once the VM has stopped it reads one frame of each TAP's queue, sooner or later.
+//! and once the VM has stopped it reads a frame or a few of each TAP's queue, sooner or later.
 //!
 //! ```text
 //!  VM runs:  poll(orders)                            vhost-net reads the TAPs
-//!  stopped:  held up --> poll(orders, TAPs) --> one frame of each, which is told
+//!  stopped:  held up --> poll(orders, TAPs) --> frames of each, which are told
 //! ```
 //!
 //! The program is called as the agent expects of a QEMU; its main thread can take another name, so that
@@ -30,8 +30,8 @@ pub const NAME: &str = "qemu-main-loop";
 const HIDDEN: &str = "main-loop";
 /// Most that is told of a frame, bytes.
 const TOLD_BYTES: usize = 128;
-/// An order: what, how, and a time in microseconds.
-const ORDER_BYTES: usize = 6;
+/// An order: what, how, a number, and a time in microseconds.
+const ORDER_BYTES: usize = 7;
 
 /// What keeps the main loop from its TAPs when the VM has stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,23 +72,23 @@ impl HeldUp {
 enum Order {
     /// To be seen by the agent, or not.
     Show(bool),
-    /// vhost-net has given the TAPs back.
-    Stopped(HeldUp, Duration),
+    /// vhost-net has given the TAPs back; so many frames are read of each.
+    Stopped(HeldUp, u8, Duration),
     /// The TAPs are nobody's.
     Gone,
 }
 
 impl Order {
     fn encode(self) -> [u8; ORDER_BYTES] {
-        let (what, how, time) = match self {
-            Self::Show(shown) => (0, u8::from(shown), Duration::ZERO),
-            Self::Stopped(how, time) => (1, how as u8, time),
-            Self::Gone => (2, 0, Duration::ZERO),
+        let (what, how, reads, time) = match self {
+            Self::Show(shown) => (0, u8::from(shown), 0, Duration::ZERO),
+            Self::Stopped(how, reads, time) => (1, how as u8, reads, time),
+            Self::Gone => (2, 0, 0, Duration::ZERO),
         };
         let [a, b, c, d] = u32::try_from(time.as_micros())
             .unwrap_or(u32::MAX)
             .to_le_bytes();
-        [what, how, a, b, c, d]
+        [what, how, reads, a, b, c, d]
     }
 
     /// Reads one; `None` when there are no more.
@@ -100,13 +100,13 @@ impl Order {
                 _ => Err(error.into()),
             };
         }
-        let [what, how, time @ ..] = bytes;
+        let [what, how, reads, time @ ..] = bytes;
         let time = Duration::from_micros(u32::from_le_bytes(time).into());
         Ok(Some(match what {
             0 => Self::Show(how != 0),
             1 => {
                 let how = HeldUp::ALL.get(usize::from(how));
-                Self::Stopped(*how.context("An order is not understood")?, time)
+                Self::Stopped(*how.context("An order is not understood")?, reads, time)
             }
             2 => Self::Gone,
             _ => bail!("An order is not understood"),
@@ -152,13 +152,13 @@ impl MainLoop {
     }
 
     /// Tells that the VM has stopped. When this returns, the process is awake; it polls the TAPs after
-    /// `time`.
+    /// `time`, until it has read so many frames of each.
     ///
     /// # Errors
     ///
     /// When the process is gone.
-    pub fn stopped(&mut self, how: HeldUp, time: Duration) -> Result<()> {
-        self.order(Order::Stopped(how, time))
+    pub fn stopped(&mut self, how: HeldUp, reads: u8, time: Duration) -> Result<()> {
+        self.order(Order::Stopped(how, reads, time))
     }
 
     /// Has it leave the TAPs alone; returns what it has read since the stop, the beginning of each frame.
@@ -215,25 +215,26 @@ pub fn run(arguments: impl Iterator<Item = String>) -> Result<()> {
         })
         .collect::<Result<Vec<File>>>()?;
     let mut control = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
-    let mut polled: Vec<&File> = Vec::new();
+    // With the number of frames that are still to be read.
+    let mut polled: Vec<(&File, u8)> = Vec::new();
     loop {
         let mut fds = vec![PollFd::new(control.as_fd(), PollFlags::POLLIN)];
         fds.extend(
             polled
                 .iter()
-                .map(|tap| PollFd::new(tap.as_fd(), PollFlags::POLLIN)),
+                .map(|(tap, _)| PollFd::new(tap.as_fd(), PollFlags::POLLIN)),
         );
         poll(&mut fds, PollTimeout::NONE)?;
         let ready: Vec<bool> = fds.iter().map(|fd| fd.any() == Some(true)).collect();
         // Before any order: it has polled them.
         let mut is_ready = ready.iter().skip(1);
         let mut read = Vec::new();
-        polled.retain(|tap| {
-            let is_ready = is_ready.next() == Some(&true);
-            if is_ready {
+        polled.retain_mut(|(tap, reads)| {
+            if is_ready.next() == Some(&true) {
                 read.push(*tap);
+                *reads -= 1;
             }
-            !is_ready
+            *reads > 0
         });
         for mut tap in read {
             let mut frame = vec![0; 1 << 16];
@@ -249,9 +250,9 @@ pub fn run(arguments: impl Iterator<Item = String>) -> Result<()> {
                 fs::write("/proc/self/comm", if shown { NAME } else { HIDDEN })?;
                 tell(&mut control, &[])?;
             }
-            Some(Order::Stopped(how, time)) => {
+            Some(Order::Stopped(how, reads, time)) => {
                 how.pass(time);
-                polled = taps.iter().collect();
+                polled = taps.iter().map(|tap| (tap, reads)).collect();
             }
             Some(Order::Gone) => {
                 polled.clear();

@@ -25,6 +25,8 @@ const UNSEEN_US: u64 = 50_000;
 const SEEN_US: u64 = 150_000;
 /// Where it does, and gives up.
 const TOO_LATE_US: u64 = 1_100_000;
+/// QEMU reads one frame or two.
+const MOST_READS: u8 = 2;
 /// Payload of a datagram, bytes.
 pub(crate) const PAYLOAD_BYTES: usize = 1000;
 /// Where the payload begins in a frame.
@@ -52,6 +54,8 @@ pub(crate) struct Stop {
     pub(crate) is_seen: bool,
     pub(crate) held_up: HeldUp,
     pub(crate) main_loop_us: u64,
+    /// How many frames the main loop reads of each queue.
+    pub(crate) reads: u8,
     /// From the stop to the agent.
     pub(crate) agent_us: u64,
 }
@@ -124,6 +128,7 @@ prop_compose! {
         before_us in 80_000_u64..220_000,
         (look_us, most) in guests(),
         (is_seen, held_up, main_loop_us) in main_loops(),
+        reads in 1..=MOST_READS,
         agent_us in 0_u64..8_000,
     ) -> Stop {
         Stop {
@@ -136,6 +141,7 @@ prop_compose! {
             is_seen,
             held_up,
             main_loop_us,
+            reads,
             agent_us,
         }
     }

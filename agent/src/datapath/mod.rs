@@ -37,6 +37,7 @@ mod hook;
 mod link;
 pub mod object;
 mod pins;
+pub mod reads;
 mod relay;
 mod state;
 mod store;

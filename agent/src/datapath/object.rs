@@ -8,5 +8,8 @@ pub static HOST: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/
 pub static HOST_TRACED: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/host_traced"));
 
+/// The programs `read_enter` and `read_exit`, and the maps of [`common::reads`].
+pub static READS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/reads"));
+
 /// The toolchain that built [`HOST`].
 pub const TOOLCHAIN: &str = env!("ROAMCAST_BPF_TOOLCHAIN_USED");

@@ -10,7 +10,8 @@
 //! two, it went there with the frame waiting. Reading `syscall` needs `CAP_SYS_PTRACE`, and a kernel with
 //! `CONFIG_HAVE_ARCH_TRACEHOOK`, as those of distributions are.
 
-use std::fs::{self, File};
+use std::ffi::OsStr;
+use std::fs::{self, DirEntry, File};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
@@ -43,6 +44,10 @@ const WAITS: &[libc::c_long] = &[
 /// The main thread of a QEMU. Reading the files fails once the process is gone.
 #[derive(Debug)]
 pub struct MainLoop {
+    /// Number of the process, and of its main thread.
+    process: u32,
+    /// The process's descriptors of the TAP, one for each queue.
+    descriptors: Vec<u32>,
     /// `/proc/PID/stat`.
     stat: File,
     /// `/proc/PID/syscall`.
@@ -54,25 +59,39 @@ impl MainLoop {
     /// descriptors of every QEMU of the host.
     pub fn of_tap(name: &str) -> Option<Self> {
         let namespace = fs::read_link("/proc/thread-self/ns/net").ok()?;
-        let is_of_tap = |process: &Path| {
+        let is_here = |process: &Path| {
             is_qemu(process)
                 && fs::read_link(process.join("ns/net")).is_ok_and(|it| it == namespace)
-                && has_tap(process, name)
         };
         fs::read_dir("/proc")
             .ok()?
             .flatten()
             .map(|entry| entry.path())
-            .find(|process| is_of_tap(process))
-            .and_then(|process| Self::open(&process))
+            .filter(|process| is_here(process))
+            .find_map(|process| {
+                let descriptors = descriptors_of(&process, name);
+                (!descriptors.is_empty()).then(|| Self::open(&process, descriptors))?
+            })
     }
 
     /// Opens the files of a thread, whose directory in `/proc` is given.
-    fn open(thread: &Path) -> Option<Self> {
+    fn open(thread: &Path, descriptors: Vec<u32>) -> Option<Self> {
         Some(Self {
+            process: number(thread.file_name()?)?,
+            descriptors,
             stat: File::open(thread.join("stat")).ok()?,
             syscall: File::open(thread.join("syscall")).ok()?,
         })
+    }
+
+    /// Number of the process, and of its main thread.
+    pub fn process(&self) -> u32 {
+        self.process
+    }
+
+    /// The process's descriptors of the TAP, one for each queue that it has opened.
+    pub fn descriptors(&self) -> &[u32] {
+        &self.descriptors
     }
 
     /// What the thread does at this moment.
@@ -106,16 +125,27 @@ fn is_qemu(process: &Path) -> bool {
     fs::read_to_string(process.join("comm")).is_ok_and(|name| name.starts_with(QEMU))
 }
 
-fn has_tap(process: &Path, name: &str) -> bool {
+/// A process's descriptors of a TAP.
+fn descriptors_of(process: &Path, name: &str) -> Vec<u32> {
     let Ok(descriptors) = fs::read_dir(process.join("fd")) else {
-        return false;
+        return Vec::new();
     };
-    descriptors.flatten().any(|descriptor| {
+    let is_of_tap = |descriptor: &DirEntry| {
         let is_tun = fs::read_link(descriptor.path()).is_ok_and(|file| file == Path::new(TUN));
         is_tun
             && fs::read_to_string(process.join("fdinfo").join(descriptor.file_name()))
                 .is_ok_and(|info| interface(&info) == Some(name))
-    })
+    };
+    descriptors
+        .flatten()
+        .filter(is_of_tap)
+        .filter_map(|descriptor| number(&descriptor.file_name()))
+        .collect()
+}
+
+/// The number that a file of `/proc` is called by.
+fn number(name: &OsStr) -> Option<u32> {
+    name.to_str()?.parse().ok()
 }
 
 /// The interface that a descriptor of [`TUN`] is attached to, as its `fdinfo` says.
@@ -185,7 +215,7 @@ mod tests {
         });
         let tid = receiver.recv().unwrap();
         let directory = format!("/proc/self/task/{tid}");
-        let Some(thread_state) = MainLoop::open(Path::new(&directory)) else {
+        let Some(thread_state) = MainLoop::open(Path::new(&directory), Vec::new()) else {
             println!("skipped: this kernel has no /proc/PID/syscall");
             return;
         };

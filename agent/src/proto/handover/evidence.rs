@@ -14,10 +14,13 @@ const OF_SAMPLES: u32 = 3;
 /// What the kernel counts at a TAP, since it exists.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Frames that QEMU has read (`tx_packets`).
+    /// Frames that QEMU or vhost-net has read (`tx_packets`).
     pub taken: u64,
     /// Frames that found the queue full (`tx_dropped`).
     pub dropped: u64,
+    /// Frames that QEMU has read of a TAP that vhost-net serves, since some beginning; `None` where that is
+    /// not counted.
+    pub own: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug)]

@@ -95,10 +95,11 @@ pub enum Step {
 /// ```
 ///
 /// QEMU reads one more frame after the stop, or has read one before that it could not hand over, either
-/// of which the guest never gets; of two, the first is a probe ([`common::handover::PROBE_MAC`]). So it
-/// is with vhost-net, too: when the VM stops, vhost-net puts back what it has taken ahead and QEMU
-/// polls the TAP again. A frame that the driver sends into the TAP once the VM has stopped makes sure
-/// that there is one to read. That QEMU has read is known when its main thread sleeps although that
+/// of which the guest never gets; of two, the first is a probe ([`common::handover::PROBE_MAC`]). With
+/// vhost-net, QEMU polls the TAP again when the VM stops and vhost-net has put back what it has taken
+/// ahead. Then QEMU reads one frame, and another if a kick of the guest was under way, so its own reads
+/// are counted ([`Counts::own`]). A frame that the driver sends into the TAP once the VM has stopped makes
+/// sure that there is one to read. That QEMU has read is known when its main thread sleeps although that
 /// frame is there ([`Reader`]).
 ///
 /// What the numbers cannot tell: a queue that is never empty when a sample is taken, because the
@@ -129,12 +130,16 @@ pub struct Placement {
     /// Number of the last frame that can have been delivered, since it came before the stop.
     ceiling: Option<u64>,
     reader: Reader,
+    /// Frames that QEMU itself had read when this began.
+    own_before: Option<u64>,
+    /// Whether vhost-net has read after QEMU had: then nobody knows what became of QEMU's frames.
+    is_given_back: bool,
     /// Whether the last sample was taken after the reader was seen asleep beside a frame that waited,
     /// and not as the first since the stop: what had entered by that is in the queue by the next.
     is_left_alone: bool,
     /// Whether the TAP is gone.
     is_lost: bool,
-    /// Frames read when the cut was given.
+    /// Frames delivered, by what was known when the cut was given.
     given: Option<u64>,
 }
 
@@ -161,6 +166,8 @@ impl Placement {
             stopped: None,
             ceiling: None,
             reader: Reader::Unknown,
+            own_before: None,
+            is_given_back: false,
             is_left_alone: false,
             is_lost: false,
             given: None,
@@ -196,11 +203,13 @@ impl Placement {
         if last.is_none_or(|last| last.counts.taken != counts.taken) {
             self.moved = at;
         }
+        self.own_before = self.own_before.or(counts.own);
         if self.stopped.is_some() {
             self.ceiling.get_or_insert(entered);
             let waits = self.injected > 0 || self.evidence.is_longer_than_least(&sample);
             self.waiting = waits.then(|| self.waiting.unwrap_or(at));
         } else {
+            self.is_given_back |= last.is_some_and(|last| self.is_read_by_both(last, &sample));
             self.evidence.take(last, &sample);
         }
         if self.history.len() == HISTORY {
@@ -256,8 +265,8 @@ impl Placement {
             }
             None => Step::SampleAt(next.min(stopped + self.patience())),
             Some(_) if self.is_lost => Step::Done,
-            Some(taken) if taken != self.taken() && self.evidence.is_sure() => {
-                self.given = Some(self.taken());
+            Some(given) if given != self.delivered() && self.is_revisable() => {
+                self.given = Some(self.delivered());
                 Step::Revised(self.cut(stopped, true))
             }
             Some(_) if now >= stopped + WATCH => Step::Done,
@@ -266,12 +275,27 @@ impl Placement {
     }
 
     fn give(&mut self, cut: Cut) -> Step {
-        self.given = Some(self.taken());
+        self.given = Some(self.delivered());
         Step::Cut(cut)
     }
 
-    fn taken(&self) -> u64 {
-        self.history.back().map_or(0, |last| last.counts.taken)
+    /// Frames read that the guest has had, at least.
+    fn delivered(&self) -> u64 {
+        let taken = self.history.back().map_or(0, |last| last.counts.taken);
+        taken.saturating_sub(self.undelivered().0)
+    }
+
+    /// Frames that QEMU itself has read since this began.
+    fn own(&self, sample: &Sample) -> Option<u64> {
+        Some(sample.counts.own?.saturating_sub(self.own_before?))
+    }
+
+    /// Whether QEMU had read frames by `last`, and vhost-net has read more by `sample`.
+    fn is_read_by_both(&self, last: &Sample, sample: &Sample) -> bool {
+        let by_vhost = |sample: &Sample| {
+            (sample.counts.taken).saturating_sub(sample.counts.own.unwrap_or_default())
+        };
+        self.own(last).is_some_and(|own| own > 0) && by_vhost(sample) > by_vhost(last)
     }
 
     fn next_sample(&self) -> Timestamp {
@@ -313,22 +337,30 @@ impl Placement {
             }
     }
 
+    /// Whether a cut can be revised. A frame is counted as read before it is counted as QEMU's, which has
+    /// happened when QEMU sleeps again.
+    fn is_revisable(&self) -> bool {
+        self.evidence.is_sure() && (self.reader == Reader::Unknown || self.is_settled())
+    }
+
     /// Frames that QEMU reads after the stop, and has held back then, at most, and whether it is not fewer.
     ///
     /// Without a probe nobody can tell whether QEMU has held one frame back of a queue or not; and all probes
-    /// go to one queue.
+    /// go to one queue. QEMU beside vhost-net reads each queue that has a frame, so a count of fewer was of
+    /// another thread.
     fn undelivered(&self) -> (u64, bool) {
         let queues = u64::from(self.queues);
-        match self.path {
-            Path::Vhost => (queues, true),
-            Path::Probed if self.queues == 1 => (1, true),
-            Path::Probed | Path::Plain => (2 * queues, false),
+        let own = self.history.back().and_then(|last| self.own(last));
+        match (self.path, own) {
+            (Path::Vhost, Some(own)) if own >= queues && !self.is_given_back => (own, true),
+            (Path::Probed, _) if self.queues == 1 => (1, true),
+            (Path::Vhost | Path::Probed | Path::Plain, _) => (2 * queues, false),
         }
     }
 
     fn cut(&self, stopped: Timestamp, settled: bool) -> Cut {
-        let (undelivered, is_known) = self.undelivered();
-        let delivered = self.taken().saturating_sub(undelivered);
+        let (_, is_known) = self.undelivered();
+        let delivered = self.delivered();
         let (Some((least, _)), Some(greatest)) = (self.evidence.least, self.evidence.greatest)
         else {
             return Cut::at_stop(stopped);

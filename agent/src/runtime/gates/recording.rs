@@ -13,6 +13,7 @@ use nix::net::if_::if_indextoname;
 
 use super::send_on::SendOn;
 use crate::clock::now;
+use crate::datapath::reads::OwnReads;
 use crate::datapath::{Datapath, DatapathError};
 use crate::hypervisor::main_loop::MainLoop;
 use crate::net::tap_queue::TapQueues;
@@ -45,6 +46,8 @@ pub(super) struct Recording {
     placement: Placement,
     /// Who reads the TAP after the stop, if that can be looked at.
     main_loop: Option<MainLoop>,
+    /// What that reads, if vhost-net reads the TAP else.
+    own_reads: Option<OwnReads>,
     /// What had passed of each flow when it began.
     before: BTreeMap<StreamKey, Delivered>,
     socket: TapSocket,
@@ -75,15 +78,19 @@ impl Recording {
         let before = delivered(datapath, ifindex)?.collect();
         let capacity = queues.length(ifindex)?.into();
         let several = queues.queues(ifindex)?;
+        let main_loop = if_indextoname(ifindex)
+            .ok()
+            .and_then(|name| MainLoop::of_tap(name.to_str().ok()?));
+        let own_reads = (main_loop.as_ref().filter(|_| vhost))
+            .and_then(|main_loop| own_reads(main_loop, ifindex));
         Ok(Self {
             ifindex,
             mac,
             slot,
             vhost,
             placement: Placement::new(capacity),
-            main_loop: if_indextoname(ifindex)
-                .ok()
-                .and_then(|name| MainLoop::of_tap(name.to_str().ok()?)),
+            main_loop,
+            own_reads,
             before,
             socket,
             capacity,
@@ -228,9 +235,11 @@ impl Recording {
         }
         let counts = queues.counts(self.ifindex)?;
         let (gate, usage) = datapath.gate(self.ifindex)?.ok_or("its gate is gone")?;
+        let own = self.own_reads.as_ref().map(OwnReads::count);
         let counts = Counts {
             taken: counts.read,
             dropped: counts.dropped,
+            own: own.transpose()?,
         };
         let path = match (self.vhost, gate.probes != 0) {
             (true, _) => Path::Vhost,
@@ -291,6 +300,21 @@ impl Recording {
             self.send_on.cut(datapath, cut);
         }
         self.send_on.tend(datapath);
+    }
+}
+
+/// Has the reads of QEMU itself counted.
+fn own_reads(main_loop: &MainLoop, ifindex: u32) -> Option<OwnReads> {
+    match OwnReads::of(main_loop.process(), main_loop.descriptors()) {
+        Ok(reads) => Some(reads),
+        Err(error) => {
+            tracing::warn!(
+                ifindex,
+                error = &error as &dyn Error,
+                "What QEMU reads of a TAP beside vhost-net is not counted; the VM may get a packet twice"
+            );
+            None
+        }
     }
 }
 

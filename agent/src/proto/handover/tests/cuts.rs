@@ -111,6 +111,7 @@ fn steady(seed: u64, read: u64) -> Plan {
         pause: 0,
         report: 2_000,
         late: 1_000,
+        own_reads: 1 + seed % 2,
         is_seen: false,
         held_back: false,
     }
@@ -121,7 +122,8 @@ fn cut_is_exact_where_the_guest_keeps_up() {
     for seed in 0..100 {
         for path in [Path::Probed, Path::Vhost] {
             let outcome = run(&Plan {
-                is_seen: seed % 2 == 1,
+                // Else QEMU's own reads are not counted.
+                is_seen: path == Path::Vhost || seed % 2 == 1,
                 path,
                 ..steady(seed, 30 + seed * 4)
             });
@@ -139,7 +141,7 @@ fn cut_of_several_queues_is_exact_where_the_guest_keeps_up_with_one_flow() {
     let mut exact = 0;
     for seed in 0..100 {
         let outcome = run(&Plan {
-            is_seen: seed % 2 == 1,
+            is_seen: true,
             path: Path::Vhost,
             queues: 2 + seed as usize % 3,
             ..steady(seed, 30 + seed * 2)

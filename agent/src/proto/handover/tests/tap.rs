@@ -14,6 +14,8 @@ use crate::proto::handover::{Counts, Cut, Path, Placement, Reader, nic_cut};
 
 /// Resolution of the model, microseconds.
 const TICK: u64 = 10;
+/// QEMU reads one frame of each queue beside vhost-net, or two.
+const MOST_READS: u64 = 2;
 /// Frames that vhost-net takes out of a queue at once.
 const BATCH: usize = 64;
 
@@ -44,6 +46,8 @@ pub(super) struct Plan {
     pub(super) report: u64,
     /// How late QEMU reads after the stop.
     pub(super) late: u64,
+    /// How many frames QEMU reads of each queue then, if vhost-net has read before.
+    pub(super) own_reads: u64,
     /// Whether it can be seen when QEMU sleeps.
     pub(super) is_seen: bool,
     /// Whether QEMU has read a frame before the stop that it could not hand over. It reads none
@@ -65,9 +69,9 @@ pub(super) fn plans() -> impl Strategy<Value = Plan> {
     let held_back = prop::bool::weighted(0.2);
     let paths = prop_oneof![Just(Path::Vhost), Just(Path::Probed), Just(Path::Plain)];
     let flows = prop_oneof![Just(1_u16), 2..6_u16];
-    let shape = (paths, flows);
+    let shape = (paths, flows, 1..=MOST_READS);
     (any::<u64>(), frames, times, held_back, shape).prop_map(
-        |(seed, frames, times, held_back, (path, flows))| {
+        |(seed, frames, times, held_back, (path, flows, own_reads))| {
             let (interval, burst, read, capacity, queued) = frames;
             let (recording, pause, report, (is_seen, late)) = times;
             Plan {
@@ -84,6 +88,7 @@ pub(super) fn plans() -> impl Strategy<Value = Plan> {
                 pause,
                 report,
                 late,
+                own_reads,
                 is_seen,
                 held_back: held_back && path != Path::Vhost,
             }
@@ -170,11 +175,13 @@ impl Tap {
         let counts = Counts {
             taken: random.below(1000),
             dropped: random.below(1000),
+            own: (plan.path == Path::Vhost && plan.is_seen).then(|| random.below(10)),
         };
         let queued = plan.queued.min(plan.capacity as u64);
         let reads_left = match plan.path {
             Path::Probed => u64::from(!plan.held_back),
-            Path::Vhost | Path::Plain => 1,
+            Path::Vhost => plan.own_reads,
+            Path::Plain => 1,
         };
         let queue = |index| Queue {
             frames: (0..if index == 0 { queued } else { 0 })
@@ -260,13 +267,14 @@ impl Tap {
     fn read(&mut self, index: usize) {
         let queue = &mut self.queues[index];
         if self.has_stopped {
-            // The one frame that nobody gets.
+            // A frame that nobody gets.
             if self.now >= self.plan.recording + self.plan.late
                 && queue.reads_left > 0
                 && queue.frames.pop_front().is_some()
             {
                 queue.reads_left -= 1;
                 self.counts.taken += 1;
+                self.counts.own = self.counts.own.map(|own| own + 1);
             }
             return;
         }
@@ -320,6 +328,8 @@ impl Tap {
         let mut counts = self.counts;
         self.run_for_a_moment();
         counts.dropped = self.counts.dropped;
+        self.run_for_a_moment();
+        counts.own = self.counts.own;
         self.run_for_a_moment();
         let entered = self.entered();
         let queued = entered.wrapping_sub(counts.taken + counts.dropped);

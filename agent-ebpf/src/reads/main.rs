@@ -1,0 +1,123 @@
+//! Kernel programs that count what a QEMU itself reads of a TAP: vhost-net reads the same TAP, and the
+//! kernel counts what either of them has read.
+//!
+//! | program | hook | does |
+//! |---|---|---|
+//! | `read_enter` | raw tracepoint `sys_enter` | notes which TAP the thread begins to read |
+//! | `read_exit` | raw tracepoint `sys_exit` | counts the read if it gave a frame |
+//!
+//! Both look at one thread ([`common::reads::Reader`]), QEMU's main thread, so nothing runs beside them
+//! that writes the same entries.
+//!
+//! # Minimum kernel version
+//!
+//! 5.7, for `bpf_get_ns_current_pid_tgid`.
+
+// For any other target it is a program that does nothing, so that lints can read it.
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![allow(
+    unsafe_code,
+    reason = "the kernel is asked, and map values are reached, through raw pointers"
+)]
+
+use aya_ebpf::Global;
+use aya_ebpf::bindings::bpf_pidns_info;
+use aya_ebpf::btf_maps::{Array, HashMap};
+use aya_ebpf::helpers::{bpf_get_ns_current_pid_tgid, bpf_probe_read_kernel};
+use aya_ebpf::macros::{btf_map, raw_tracepoint};
+use aya_ebpf::programs::RawTracePointContext;
+use common::reads::{MAX_DESCRIPTORS, Reader};
+
+#[unsafe(no_mangle)]
+static READER: Global<Reader> = Global::new(Reader {
+    namespace_device: 0,
+    namespace_inode: 0,
+    read: 0,
+    argument_at: 0,
+    thread: 0,
+    pad: 0,
+});
+
+#[btf_map]
+static READS: HashMap<u32, u64, { MAX_DESCRIPTORS as usize }> = HashMap::new();
+#[btf_map]
+static READING: Array<u32, 1> = Array::new();
+
+#[raw_tracepoint]
+fn read_enter(ctx: RawTracePointContext) -> i32 {
+    let reader = READER.load();
+    let call: u64 = ctx.arg(1);
+    if call != reader.read || !is_current(&reader) {
+        return 0;
+    }
+    let registers: u64 = ctx.arg(0);
+    let argument = (registers + reader.argument_at) as *const u64;
+    // SAFETY: the helper reads any address, and fails where nothing is.
+    let Ok(descriptor) = (unsafe { bpf_probe_read_kernel(argument) }) else {
+        return 0;
+    };
+    // The kernel takes an `unsigned int`.
+    let descriptor = descriptor as u32;
+    // SAFETY: the value is not used.
+    let is_counted = unsafe { READS.get(&descriptor) }.is_some();
+    set_reading(if is_counted { descriptor + 1 } else { 0 });
+    0
+}
+
+#[raw_tracepoint]
+fn read_exit(ctx: RawTracePointContext) -> i32 {
+    let Some(reading) = READING.get(0) else {
+        return 0;
+    };
+    // Nearly always: one load for each system call of the host.
+    if *reading == 0 || !is_current(&READER.load()) {
+        return 0;
+    }
+    let descriptor = *reading - 1;
+    set_reading(0);
+    let returned: i64 = ctx.arg(1);
+    if returned > 0
+        && let Some(reads) = READS.get_ptr_mut(&descriptor)
+    {
+        // SAFETY: only one thread comes here.
+        unsafe { *reads += 1 };
+    }
+    0
+}
+
+/// Whether this is the thread that is looked at.
+#[inline(always)]
+fn is_current(reader: &Reader) -> bool {
+    let mut info = bpf_pidns_info { pid: 0, tgid: 0 };
+    // SAFETY: the helper writes as much as it is told to, to a variable of that size.
+    let failed = unsafe {
+        bpf_get_ns_current_pid_tgid(
+            reader.namespace_device,
+            reader.namespace_inode,
+            &raw mut info,
+            size_of::<bpf_pidns_info>() as u32,
+        )
+    };
+    failed == 0 && info.pid == reader.thread
+}
+
+#[inline(always)]
+fn set_reading(value: u32) {
+    if let Some(reading) = READING.get_ptr_mut(0) {
+        // SAFETY: only one thread comes here.
+        unsafe { *reading = value };
+    }
+}
+
+#[cfg(not(target_arch = "bpf"))]
+fn main() {}
+
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,0 +1,113 @@
+//! What a QEMU itself reads of a TAP that vhost-net serves, told from what vhost-net reads.
+//!
+//! ```text
+//!          vhost-net --.
+//!  TAP --<              >-- counted together by the kernel (`tx_packets`)
+//!          QEMU -------'
+//!            '-- read(2) --> read_enter, read_exit --> READS
+//! ```
+//!
+//! While one is there, every system call of the host is looked at by two programs, which takes some tens
+//! of nanoseconds.
+
+use std::fs;
+use std::io;
+use std::mem::offset_of;
+use std::os::linux::fs::MetadataExt as _;
+
+use aya::programs::RawTracePoint;
+use aya::{Ebpf, EbpfLoader};
+use common::reads::Reader;
+
+use super::table::Table;
+use super::{DatapathError, load_error, object};
+
+/// Each program and the tracepoint that it is at. What ends a read is looked at first, so that none is
+/// begun without an end.
+const PROGRAMS: [(&str, &str); 2] = [("read_exit", "sys_exit"), ("read_enter", "sys_enter")];
+/// The PID namespace in which `/proc` has its numbers.
+const PID_NAMESPACE: &str = "/proc/self/ns/pid";
+/// Bits of the minor number in the kernel's own encoding of a device.
+const MINOR_BITS: u32 = 20;
+
+/// Where the first argument of a system call is, in what the kernel keeps of the registers: there it has
+/// the order that debuggers get it in.
+const ARGUMENT_AT: Option<usize> = cfg_select! {
+    target_arch = "x86_64" => Some(offset_of!(libc::user_regs_struct, rdi)),
+    target_arch = "aarch64" => Some(offset_of!(libc::user_regs_struct, regs)),
+    _ => None,
+};
+
+/// Counts what one thread reads of one TAP, until it is dropped.
+pub struct OwnReads {
+    reads: Table<u32, u64>,
+    descriptors: Vec<u32>,
+    /// Has the programs and their links.
+    _programs: Ebpf,
+}
+
+impl OwnReads {
+    /// Begins with a thread, which is the main thread of a QEMU, and the process's descriptors of the TAP,
+    /// one for each queue.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Load`] where the kernel has no such tracepoints or refuses the programs.
+    pub fn of(thread: u32, descriptors: &[u32]) -> Result<Self, DatapathError> {
+        let reader = reader(thread).map_err(|error| {
+            DatapathError::Load(format!(
+                "the system calls of QEMU cannot be told apart: {error}"
+            ))
+        })?;
+        let mut programs = EbpfLoader::new()
+            .override_global("READER", &reader, true)
+            .load(object::READS)
+            .map_err(|error| load_error(&error))?;
+        let reads: Table<u32, u64> = Table::new("READS", programs.take_map("READS"))?;
+        for descriptor in descriptors {
+            reads.insert(descriptor, &0)?;
+        }
+        for (name, tracepoint) in PROGRAMS {
+            let program: &mut RawTracePoint = programs
+                .program_mut(name)
+                .and_then(|program| program.try_into().ok())
+                .ok_or(DatapathError::Layout { name })?;
+            program.load().map_err(|error| load_error(&error))?;
+            program
+                .attach(tracepoint)
+                .map_err(|error| load_error(&error))?;
+        }
+        Ok(Self {
+            reads,
+            descriptors: descriptors.to_vec(),
+            _programs: programs,
+        })
+    }
+
+    /// Frames that the thread has read, of all queues, since this began.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`].
+    pub fn count(&self) -> Result<u64, DatapathError> {
+        self.descriptors.iter().try_fold(0_u64, |sum, descriptor| {
+            let reads = self.reads.get(descriptor)?.unwrap_or_default();
+            Ok(sum.saturating_add(reads))
+        })
+    }
+}
+
+fn reader(thread: u32) -> io::Result<Reader> {
+    let argument_at = ARGUMENT_AT.ok_or(io::ErrorKind::Unsupported)?;
+    let namespace = fs::metadata(PID_NAMESPACE)?;
+    let device = namespace.st_dev();
+    let device = u64::from(libc::major(device)) << MINOR_BITS | u64::from(libc::minor(device));
+    Ok(Reader {
+        namespace_device: device,
+        namespace_inode: namespace.st_ino(),
+        read: libc::SYS_read.cast_unsigned(),
+        argument_at: argument_at as u64,
+        thread,
+        pad: 0,
+    })
+}
