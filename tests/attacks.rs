@@ -23,6 +23,8 @@ mod wire;
 
 #[path = "attacks/asking.rs"]
 mod asking;
+#[path = "attacks/connections.rs"]
+mod connections;
 #[path = "attacks/gate.rs"]
 mod gate;
 #[path = "attacks/jobs.rs"]

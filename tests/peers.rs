@@ -483,7 +483,7 @@ async fn strangers_that_fail_on_and_on_have_to_wait() {
 }
 
 #[tokio::test]
-async fn silent_connections_are_bounded_and_given_up_and_leave_nothing_behind() {
+async fn silent_connections_of_a_prefix_are_bounded_and_given_up_and_leave_nothing_behind() {
     let pki = Pki::new();
     let agent = Agent::start(&pki, "vms1", &[], &["*"]);
     let before = descriptors();
@@ -491,8 +491,8 @@ async fn silent_connections_are_bounded_and_given_up_and_leave_nothing_behind() 
     for _ in 0..80 {
         silent.push(TcpStream::connect(agent.address()).await.unwrap());
     }
-    agent.counted("too_many_handshakes", 16).await;
-    agent.counted("handshake_timeout", 64).await;
+    agent.counted("too_many_handshakes", 64).await;
+    agent.counted("handshake_timeout", 16).await;
     drop(silent);
     let wait = async {
         while descriptors() > before {

@@ -23,11 +23,12 @@ mod admission;
 mod connection;
 mod counters;
 mod dial;
+mod handshakes;
 mod manager;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -52,8 +53,11 @@ const USER_TIMEOUT: Duration = Duration::from_secs(8);
 const KEEPALIVE_TIME: Duration = Duration::from_secs(3);
 /// Between two unanswered probes.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
-/// Connections that are not authenticated yet, at most.
-const MAX_HANDSHAKES: usize = 64;
+/// Time that somebody who has connected has to begin with TLS.
+const FIRST_BYTES_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Connections that the kernel keeps until they are accepted.
+const BACKLOG: i32 = 128;
 
 /// Events of peers that wait to be handled; more make the peers wait. Each may be a frame of
 /// [`common::signal::MAX_FRAME_BYTES`], 8 MiB.
@@ -164,6 +168,12 @@ impl Shared {
             .unwrap_or_else(PoisonError::into_inner)
             .get(peer)
             .cloned()
+    }
+
+    /// Whether a configured peer is to come from an address, or a peer has come from there before.
+    fn is_known(&self, address: IpAddr) -> bool {
+        let of_peer = |place: &String| address_in(place) == Some(address);
+        self.admission().is_known(address) || self.config.peers.values().any(of_peer)
     }
 
     /// Refuses somebody: counts it, and logs it unless the same was logged within the minute.
@@ -292,6 +302,13 @@ impl Peers {
     }
 }
 
+/// The address where a peer is dialed, unless that is a name.
+fn address_in(place: &str) -> Option<IpAddr> {
+    let with_port = |place: &str| place.parse().map(|address: SocketAddr| address.ip());
+    let address = place.parse().or_else(|_| with_port(place));
+    address.ok().map(|address: IpAddr| address.to_canonical())
+}
+
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(
         Domain::for_address(address),
@@ -301,7 +318,7 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
-    socket.listen(128)?;
+    socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())
 }
 

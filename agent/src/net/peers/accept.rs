@@ -7,14 +7,15 @@ use std::time::{Duration, Instant};
 
 use rustls::{AlertDescription, CertificateError, Error as RustlsError};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::{TlsAcceptor, TlsStream, server};
 
 use super::admission::{Identity, identify};
 use super::counters::Refusal;
+use super::handshakes::{Handshakes, may_be_tls};
 use super::manager::Command;
-use super::{HANDSHAKE_TIMEOUT, MAX_HANDSHAKES, Shared, connection, set_timeouts};
+use super::{FIRST_BYTES_TIMEOUT, HANDSHAKE_TIMEOUT, Shared, connection, set_timeouts};
 use crate::net::frames::frames;
 use crate::net::tls::certificate_names;
 
@@ -27,7 +28,7 @@ pub(super) async fn run(
     listener: TcpListener,
     commands: mpsc::UnboundedSender<Command>,
 ) {
-    let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+    let handshakes = Handshakes::default();
     loop {
         let accepted = tokio::select! {
             () = shared.stop.cancelled() => return,
@@ -49,9 +50,12 @@ pub(super) async fn run(
             shared.refuse(&who, Refusal::BackedOff, "it failed too often");
             continue;
         }
-        let Ok(permit) = Arc::clone(&handshakes).try_acquire_owned() else {
-            shared.refuse(&who, Refusal::TooMany, "try again later");
-            continue;
+        let place = match handshakes.take(source, shared.is_known(source)) {
+            Ok(place) => place,
+            Err(no_place) => {
+                shared.refuse(&who, Refusal::TooMany, no_place.as_str());
+                continue;
+            }
         };
         let shared = Arc::clone(&shared);
         let commands = commands.clone();
@@ -61,7 +65,7 @@ pub(super) async fn run(
                 () = stop.cancelled() => {}
                 () = handshake(&shared, stream, from, source, &commands) => {}
             }
-            drop(permit);
+            drop(place);
         });
     }
 }
@@ -81,17 +85,25 @@ async fn handshake(
     if let Err(error) = set_timeouts(&stream) {
         return refuse(&address, Refusal::HungUp, &error.to_string());
     }
+    // Costs nothing yet: who has nothing to say keeps the place for a short time only.
+    let mut first = [0; 2];
+    match timeout(FIRST_BYTES_TIMEOUT, stream.peek(&mut first)).await {
+        Ok(Ok(length)) if may_be_tls(&first[..length.min(first.len())]) => {}
+        Ok(Ok(_)) => return refuse(&address, Refusal::NotTls, "it does not begin with TLS"),
+        Ok(Err(error)) => return refuse(&address, Refusal::HungUp, &error.to_string()),
+        Err(_) => return refuse(&address, Refusal::HandshakeTimeout, "it said nothing"),
+    }
     let acceptor = TlsAcceptor::from(Arc::clone(&shared.tls.server));
     let stream = match timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return refuse(&address, classify(&error), &error.to_string()),
-        Err(_) => return refuse(&address, Refusal::HandshakeTimeout, "it said nothing"),
+        Err(_) => return refuse(&address, Refusal::HandshakeTimeout, "it did not go on"),
     };
     let identity = identify(&names(&stream), &shared.config);
     let frames = frames(TlsStream::Server(stream));
     match identity {
         Identity::Peer(peer) => {
-            shared.admission().succeeded(source);
+            shared.admission().succeeded(source, Instant::now());
             tracing::debug!(%peer, %from, "Agent connects");
             let _ = commands.send(Command::Inbound(peer, source, Box::new(frames)));
         }

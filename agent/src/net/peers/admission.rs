@@ -1,4 +1,4 @@
-//! Who may connect, how often a stranger may try, and how often that is logged.
+//! Who may connect, how often a stranger may try, who has come before, and how often that is logged.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -22,6 +22,8 @@ const MAX_ENTRIES: usize = 1024;
 #[derive(Debug, Default)]
 pub(super) struct Admission {
     sources: HashMap<IpAddr, Source>,
+    /// Addresses from which peers have come, and when the last did.
+    known: HashMap<IpAddr, Instant>,
     logged: HashMap<String, Instant>,
 }
 
@@ -61,9 +63,22 @@ impl Admission {
         }
     }
 
-    /// Forgets the failures of an address that has authenticated.
-    pub(super) fn succeeded(&mut self, source: IpAddr) {
+    /// Forgets the failures of an address that has authenticated, and remembers the address.
+    pub(super) fn succeeded(&mut self, source: IpAddr, now: Instant) {
         self.sources.remove(&source);
+        if self.known.len() >= MAX_ENTRIES
+            && !self.known.contains_key(&source)
+            && let Some(oldest) = self.known.iter().min_by_key(|(_, at)| **at)
+        {
+            let oldest = *oldest.0;
+            self.known.remove(&oldest);
+        }
+        self.known.insert(source, now);
+    }
+
+    /// Whether a peer has come from an address.
+    pub(super) fn is_known(&self, source: IpAddr) -> bool {
+        self.known.contains_key(&source)
     }
 
     /// Whether `what` should be logged now.
@@ -176,8 +191,25 @@ mod tests {
         }
         assert!(!admission.may_try(source, now + MAX_WAIT - Duration::from_secs(1)));
         assert!(admission.may_try(source, now + MAX_WAIT));
-        admission.succeeded(source);
+        admission.succeeded(source, now);
         assert!(admission.may_try(source, now));
+    }
+
+    #[test]
+    fn address_that_has_authenticated_is_known_until_many_others_have() {
+        let mut admission = Admission::default();
+        let now = Instant::now();
+        let address = |number: u32| IpAddr::from(number.to_be_bytes());
+        admission.failed(address(0), now);
+        assert!(!admission.is_known(address(0)));
+        for number in 0..MAX_ENTRIES as u32 {
+            admission.succeeded(address(number), now + Duration::from_secs(number.into()));
+        }
+        assert!(admission.is_known(address(0)) && admission.is_known(address(1)));
+        let late = now + Duration::from_secs(1 << 20);
+        admission.succeeded(address(0), late);
+        admission.succeeded(address(1 << 20), late);
+        assert!(admission.is_known(address(0)) && !admission.is_known(address(1)));
     }
 
     #[test]
