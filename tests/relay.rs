@@ -21,14 +21,20 @@ use lab::topology::{RELAY_SITE, SENDER_ADDRESS};
 use lab::{LabConfig, Site, machine, requirements, wait};
 use serde_json::Value;
 
-/// Long enough to restart a process in, short enough to wait for.
-const LEASE: Duration = Duration::from_secs(9);
 const DEADLINE: Duration = Duration::from_secs(30);
 
-const OPTIONS: AgentOptions = AgentOptions {
-    relay_lease_s: Some(LEASE.as_secs()),
-    ..AgentOptions::DEFAULT
-};
+/// What a relay grants: a third of it is long enough to restart a process in, and all is short enough to
+/// wait for. A relay needs 8 s to load its programs in a host machine.
+fn lease() -> Duration {
+    Duration::from_secs(if machine::inside() { 36 } else { 9 })
+}
+
+fn options() -> AgentOptions {
+    AgentOptions {
+        relay_lease_s: Some(lease().as_secs()),
+        ..AgentOptions::DEFAULT
+    }
+}
 
 /// The paper's stream; in a host machine as much of it as a guest there can take.
 fn stream_config() -> StreamConfig {
@@ -98,7 +104,7 @@ fn guest_that_moves_to_a_site_without_multicast_gets_its_stream_from_a_relay() {
         return;
     }
     let sites = [Site::Multicast, Site::UnicastOnly];
-    let mut testbed = testbed("rmove", sites, 1, OPTIONS);
+    let mut testbed = testbed("rmove", sites, 1, options());
     let config = RunConfig {
         mover: Mover::Migkick,
         stream: (&stream_config()).into(),
@@ -116,7 +122,7 @@ fn native_reception_goes_and_comes_back_without_a_duplicate() {
     if !requirements::met() {
         return;
     }
-    let mut testbed = testbed("rflap", [Site::Multicast; 2], 1, OPTIONS);
+    let mut testbed = testbed("rflap", [Site::Multicast; 2], 1, options());
     let flap = flap::run(&mut testbed, &stream_config(), 1, &mut |step| {
         eprintln!("{step}");
     })
@@ -131,7 +137,7 @@ fn guests_of_one_host_share_a_session_and_a_source_list_is_honoured() {
     if !requirements::met() {
         return;
     }
-    let (mut testbed, stream) = relayed("rshare", 1, OPTIONS);
+    let (mut testbed, stream) = relayed("rshare", 1, options());
     for number in 2..=3 {
         let filter = if number == 2 {
             Filter::Include(vec![SENDER_ADDRESS])
@@ -170,7 +176,7 @@ fn killed_relay_and_killed_agent_lose_no_packet_and_are_adopted() {
     if !requirements::met() {
         return;
     }
-    let (mut testbed, stream) = relayed("rkill", 1, OPTIONS);
+    let (mut testbed, stream) = relayed("rkill", 1, options());
     let vms1 = testbed.lab().vms1().clone();
     let guest = testbed.guest().unwrap().clone();
     let from_ns = clock::now_ns();
@@ -178,18 +184,18 @@ fn killed_relay_and_killed_agent_lose_no_packet_and_are_adopted() {
     let mut step = |what: &str| steps.push((clock::now_ns(), what.to_owned()));
     step("relay killed");
     testbed.relays().unwrap().kill(0);
-    wait_more(&guest, packets(LEASE));
+    wait_more(&guest, packets(lease()));
     step("relay restarted");
     testbed.relays().unwrap().restart(0).unwrap();
     // Longer than what the dead relay had granted: it is renewed by the new one.
-    wait_more(&guest, packets(LEASE * 3 / 2));
+    wait_more(&guest, packets(lease() * 3 / 2));
     step("agent killed");
     testbed.agents().unwrap().kill(0);
-    wait_more(&guest, packets(LEASE / 2));
+    wait_more(&guest, packets(lease() / 2));
     step("agent restarted");
     testbed.restart_agent(0).unwrap();
     wait_mode(&mut testbed, "relay");
-    wait_more(&guest, packets(LEASE * 3 / 2));
+    wait_more(&guest, packets(lease() * 3 / 2));
     let to_ns = clock::now_ns();
     wait_more(&guest, packets(Duration::from_secs(1)));
     let sent = stream.stop().unwrap();
@@ -208,7 +214,7 @@ fn another_relay_takes_over_and_all_may_be_gone_for_a_while() {
     if !requirements::met() {
         return;
     }
-    let (testbed, stream) = relayed("rover", 2, OPTIONS);
+    let (testbed, stream) = relayed("rover", 2, options());
     let guest = testbed.guest().unwrap().clone();
     let switch = testbed.lab().switch(RELAY_SITE);
     let set_links = |state: &str, relays: &[&str]| {
@@ -247,7 +253,7 @@ fn migration_control_server_tells_an_agent_of_a_relay() {
     // The second relay node is the server.
     let options = AgentOptions {
         mcs: true,
-        ..OPTIONS
+        ..options()
     };
     let (mut testbed, stream) = relayed("rmcs", 2, options);
     let relays = testbed.relays().unwrap();

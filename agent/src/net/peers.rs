@@ -172,7 +172,9 @@ impl Shared {
 
     /// Whether a configured peer is to come from an address, or a peer has come from there before.
     fn is_known(&self, address: IpAddr) -> bool {
-        let of_peer = |place: &String| address_in(place) == Some(address);
+        let of_peer = |place: &String| {
+            dial::literal(place).is_some_and(|it| it.ip().to_canonical() == address)
+        };
         self.admission().is_known(address) || self.config.peers.values().any(of_peer)
     }
 
@@ -300,13 +302,6 @@ impl Peers {
         // The manager ends only with the runtime, or when nobody reads events any more.
         let _ = self.commands.send(command);
     }
-}
-
-/// The address where a peer is dialed, unless that is a name.
-fn address_in(place: &str) -> Option<IpAddr> {
-    let with_port = |place: &str| place.parse().map(|address: SocketAddr| address.ip());
-    let address = place.parse().or_else(|_| with_port(place));
-    address.ok().map(|address: IpAddr| address.to_canonical())
 }
 
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {

@@ -136,10 +136,17 @@ async fn connect(address: &str) -> io::Result<TcpStream> {
     Err(last)
 }
 
-async fn resolve(address: &str) -> io::Result<Vec<SocketAddr>> {
+/// Where a peer is dialed, if it is an address and no name that stands there.
+pub(super) fn literal(place: &str) -> Option<SocketAddr> {
     // `2001:db8::2` alone is an address, not a host and a port.
-    if let Ok(address) = address.trim_matches(['[', ']']).parse() {
-        return Ok(vec![SocketAddr::new(address, PORT)]);
+    let alone = place.trim_matches(['[', ']']).parse();
+    let alone = alone.map(|address| SocketAddr::new(address, PORT));
+    alone.or_else(|_| place.parse()).ok()
+}
+
+async fn resolve(address: &str) -> io::Result<Vec<SocketAddr>> {
+    if let Some(address) = literal(address) {
+        return Ok(vec![address]);
     }
     let has_port = address
         .rsplit_once(':')
@@ -170,6 +177,8 @@ mod tests {
         ] {
             let expected: SocketAddr = expected.parse().unwrap();
             assert_eq!(resolve(text).await.unwrap(), [expected], "{text}");
+            assert_eq!(literal(text), Some(expected), "{text}");
         }
+        assert_eq!(literal("vms2.example:1234"), None);
     }
 }
