@@ -124,7 +124,11 @@ impl Agent {
     }
 
     async fn up(&mut self, peer: &str) {
-        assert_eq!(self.event().await, (peer.to_owned(), PeerEvent::Up));
+        let (who, event) = self.event().await;
+        assert!(
+            who == peer && matches!(event, PeerEvent::Up { .. }),
+            "{who}: {event:?}"
+        );
     }
 
     async fn down(&mut self, peer: &str) -> String {

@@ -7,6 +7,8 @@
     reason = "helpers of tests may panic like tests"
 )]
 
+#[path = "support/host.rs"]
+mod host;
 #[path = "support/netns.rs"]
 mod netns;
 #[path = "support/tap.rs"]
@@ -17,8 +19,9 @@ use std::io::Read as _;
 use std::os::fd::AsRawFd as _;
 use std::thread;
 
+use host::config;
 use netns::{Namespace, privileged};
-use roamcast::datapath::reads::OwnReads;
+use roamcast::datapath::Datapath;
 use roamcast::net::tap_queue::{ROOM, TapCounts, TapQueueError, TapQueues, make_room};
 use roamcast::net::tap_socket::{Sent, TapSocket};
 
@@ -50,12 +53,26 @@ fn with_tap(tag: &str, work: impl FnOnce(File, u32) + Send) {
         return;
     }
     let host = Namespace::new(tag);
-    host.run(|| {
-        std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").unwrap();
-        let tap = tap::open("vnet0");
-        host.ip("link set vnet0 up");
-        work(tap, host.ifindex("vnet0"));
+    host.run(|| with_tap_in(&host, work));
+}
+
+/// The same with a data path.
+fn with_datapath(tag: &str, work: impl FnOnce(File, u32, &Datapath) + Send) {
+    if !privileged() {
+        return;
+    }
+    let host = Namespace::new(tag);
+    host.run_with_bpffs(|bpffs| {
+        let datapath = Datapath::load(&config(bpffs)).unwrap();
+        with_tap_in(&host, |tap, ifindex| work(tap, ifindex, &datapath));
     });
+}
+
+fn with_tap_in(host: &Namespace, work: impl FnOnce(File, u32)) {
+    std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").unwrap();
+    let tap = tap::open("vnet0");
+    host.ip("link set vnet0 up");
+    work(tap, host.ifindex("vnet0"));
 }
 
 #[test]
@@ -135,7 +152,7 @@ fn tap_that_is_gone_is_named() {
 
 #[test]
 fn frames_that_one_thread_reads_are_told_from_those_that_another_does() {
-    with_tap("tapown", |mut tap, ifindex| {
+    with_datapath("tapown", |mut tap, ifindex, datapath| {
         let mut other = tap::open("vnet1");
         let socket = TapSocket::open(ifindex).unwrap();
         let mut frames = 0..;
@@ -145,7 +162,9 @@ fn frames_that_one_thread_reads_are_told_from_those_that_another_does() {
             }
         };
         let thread = nix::unistd::gettid().as_raw().cast_unsigned();
-        let reads = OwnReads::of(thread, &[tap.as_raw_fd().cast_unsigned()]).unwrap();
+        let reads = datapath
+            .own_reads(thread, &[tap.as_raw_fd().cast_unsigned()])
+            .unwrap();
         let read = |tap: &mut File| tap.read(&mut [0; 2048]).is_ok();
 
         send(3);
@@ -164,17 +183,19 @@ fn frames_that_one_thread_reads_are_told_from_those_that_another_does() {
 
 #[test]
 fn reads_of_a_thread_are_counted_of_each_tap_apart_and_no_longer_than_wanted() {
-    with_tap("tapowns", |mut tap, ifindex| {
+    with_datapath("tapowns", |mut tap, ifindex, datapath| {
         let socket = TapSocket::open(ifindex).unwrap();
         let thread = nix::unistd::gettid().as_raw().cast_unsigned();
         let descriptor = tap.as_raw_fd().cast_unsigned();
-        let early = OwnReads::of(thread, &[descriptor]).unwrap();
+        let early = datapath.own_reads(thread, &[descriptor]).unwrap();
         let mut read = || {
             assert_eq!(socket.send(&frame(0)).unwrap(), Sent::Queued);
             tap.read_exact(&mut [0; 60]).unwrap();
         };
         read();
-        let late = OwnReads::of(thread, &[descriptor, descriptor + 1]).unwrap();
+        let late = datapath
+            .own_reads(thread, &[descriptor, descriptor + 1])
+            .unwrap();
         read();
         assert_eq!((early.count().unwrap(), late.count().unwrap()), (2, 1));
         drop(early);

@@ -2,10 +2,11 @@
 //!
 //! | map | key | value | written by |
 //! |---|---|---|---|
+//! | `READER` | 0 | [`Reader`] | agent |
 //! | `READS` | descriptor of the TAP, `u32` | frames that were read of it, `u64` | agent (0), kernel |
 //! | `READING` | 0 | descriptor that is being read plus 1, or 0, `u32` | kernel |
 //!
-//! The object is loaded for one TAP, while that is recorded, and [`Reader`] is set at load.
+//! The object is loaded for one TAP, while that is recorded.
 
 /// Most queues of a TAP, each of which has its descriptor (`MAX_TAP_QUEUES` of Linux).
 pub const MAX_DESCRIPTORS: u32 = 256;

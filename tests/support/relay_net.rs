@@ -265,7 +265,7 @@ impl Client {
                     .recv_timeout(lab::wait::patience(DEADLINE))
                     .unwrap()
                 {
-                    PeerEvent::Up => return Some(()),
+                    PeerEvent::Up { .. } => return Some(()),
                     PeerEvent::Down { .. } => return None,
                     PeerEvent::Frame(_) => {}
                 }

@@ -20,7 +20,6 @@
     reason = "the kernel is asked, and map values are reached, through raw pointers"
 )]
 
-use aya_ebpf::Global;
 use aya_ebpf::bindings::bpf_pidns_info;
 use aya_ebpf::btf_maps::{Array, HashMap};
 use aya_ebpf::helpers::{bpf_get_ns_current_pid_tgid, bpf_probe_read_kernel};
@@ -28,16 +27,8 @@ use aya_ebpf::macros::{btf_map, raw_tracepoint};
 use aya_ebpf::programs::RawTracePointContext;
 use common::reads::{MAX_DESCRIPTORS, Reader};
 
-#[unsafe(no_mangle)]
-static READER: Global<Reader> = Global::new(Reader {
-    namespace_device: 0,
-    namespace_inode: 0,
-    read: 0,
-    argument_at: 0,
-    thread: 0,
-    pad: 0,
-});
-
+#[btf_map]
+static READER: Array<Reader, 1> = Array::new();
 #[btf_map]
 static READS: HashMap<u32, u64, { MAX_DESCRIPTORS as usize }> = HashMap::new();
 #[btf_map]
@@ -45,9 +36,11 @@ static READING: Array<u32, 1> = Array::new();
 
 #[raw_tracepoint]
 fn read_enter(ctx: RawTracePointContext) -> i32 {
-    let reader = READER.load();
+    let Some(reader) = READER.get(0) else {
+        return 0;
+    };
     let call: u64 = ctx.arg(1);
-    if call != reader.read || !is_current(&reader) {
+    if call != reader.read || !is_current(reader) {
         return 0;
     }
     let registers: u64 = ctx.arg(0);
@@ -66,11 +59,11 @@ fn read_enter(ctx: RawTracePointContext) -> i32 {
 
 #[raw_tracepoint]
 fn read_exit(ctx: RawTracePointContext) -> i32 {
-    let Some(reading) = READING.get(0) else {
+    let (Some(reading), Some(reader)) = (READING.get(0), READER.get(0)) else {
         return 0;
     };
     // Nearly always: one load for each system call of the host.
-    if *reading == 0 || !is_current(&READER.load()) {
+    if *reading == 0 || !is_current(reader) {
         return 0;
     }
     let descriptor = *reading - 1;

@@ -120,13 +120,21 @@ const MAPS: [&str; 23] = [
     "EVENTS",
 ];
 
+/// What loads objects. Making one reads the types of the whole kernel, which takes a tenth of a second, so
+/// there is one for all. The programs need none of these types.
+pub(super) fn loader() -> EbpfLoader<'static> {
+    let mut loader = EbpfLoader::new();
+    loader.btf(None);
+    loader
+}
+
 /// Creates or adopts all maps and prepares the programs of an object.
 pub(super) fn load_maps(
+    loader: &mut EbpfLoader<'static>,
     pins: &Pins,
     capacities: &Capacities,
     object: &[u8],
 ) -> Result<Ebpf, DatapathError> {
-    let mut loader = EbpfLoader::new();
     for name in MAPS {
         let path = pins.map(name);
         let wanted = match name {

@@ -7,7 +7,7 @@ use common::maps::{Forward, ForwardKey, Translation, TranslationKey};
 
 use super::attach::LOOPBACK_FORWARDING;
 use super::table::Table;
-use super::{Datapath, DatapathError, lock};
+use super::{Datapath, DatapathError, lock, map_error};
 
 /// All three maps. Written by this process only, but for the counts.
 pub(super) struct Forwards {
@@ -42,10 +42,7 @@ impl Forwards {
         let entries = u32::try_from(entries).unwrap_or(u32::MAX);
         self.forwarding
             .set(0, entries, 0)
-            .map_err(|error| DatapathError::Map {
-                name: "FORWARDING",
-                error: std::io::Error::other(error),
-            })
+            .map_err(|error| map_error("FORWARDING", error))
     }
 }
 

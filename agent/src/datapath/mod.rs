@@ -53,8 +53,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use aya::Ebpf;
 use aya::maps::{Map, MapData, PerCpuArray, RingBuf};
+use aya::{Ebpf, EbpfLoader};
 use common::counter::Counter;
 use common::maps::{
     Delivered, DeliveredKey, Listener, ListenerKey, Managed, ManagedKey, Port, PortKey, PortUsage,
@@ -257,6 +257,7 @@ struct Inner {
     pins: Pins,
     hook: Hook,
     uplink_hook: Option<UplinkHook>,
+    loader: Mutex<EbpfLoader<'static>>,
     /// The set of programs that is attached.
     programs: Mutex<Ebpf>,
     /// Keeps programs from being attached, detached or looked for while they are exchanged.
@@ -312,7 +313,8 @@ impl Datapath {
         config.capacities.check()?;
 
         let pins = Pins::open(&config.pin_root)?;
-        let mut ebpf = load_maps(&pins, &config.capacities, object::HOST)?;
+        let mut loader = capacity::loader();
+        let mut ebpf = load_maps(&mut loader, &pins, &config.capacities, object::HOST)?;
         for program in Program::ALL {
             link::classifier(&mut ebpf, program)?
                 .load()
@@ -363,6 +365,7 @@ impl Datapath {
                 counters: convert("COUNTERS", ebpf.take_map("COUNTERS"))?,
                 events: Mutex::new(Some(convert("EVENTS", ebpf.take_map("EVENTS"))?)),
                 finished: Counter::ALL.iter().map(|_| AtomicU64::new(0)).collect(),
+                loader: Mutex::new(loader),
                 programs: Mutex::new(ebpf),
             }),
         };
@@ -409,6 +412,13 @@ fn convert<T: TryFrom<Map>>(name: &'static str, map: Option<Map>) -> Result<T, D
 }
 
 /// The verifier's log may be megabytes; its end says why.
+fn map_error(name: &'static str, error: aya::maps::MapError) -> DatapathError {
+    DatapathError::Map {
+        name,
+        error: io::Error::other(error),
+    }
+}
+
 fn load_error(error: &dyn std::error::Error) -> DatapathError {
     const LOG_LINES: usize = 6;
     tracing::debug!(%error, "kernel programs refused");

@@ -15,12 +15,13 @@ use std::io;
 use std::mem::offset_of;
 use std::os::linux::fs::MetadataExt as _;
 
+use aya::Ebpf;
+use aya::maps::{Array, MapData};
 use aya::programs::RawTracePoint;
-use aya::{Ebpf, EbpfLoader};
 use common::reads::Reader;
 
 use super::table::Table;
-use super::{DatapathError, load_error, object};
+use super::{Datapath, DatapathError, convert, load_error, lock, map_error, object};
 
 /// Each program and the tracepoint that it is at. What ends a read is looked at first, so that none is
 /// begun without an end.
@@ -46,23 +47,26 @@ pub struct OwnReads {
     _programs: Ebpf,
 }
 
-impl OwnReads {
-    /// Begins with a thread, which is the main thread of a QEMU, and the process's descriptors of the TAP,
-    /// one for each queue.
+impl Datapath {
+    /// Begins to count the reads of a thread, which is the main thread of a QEMU, by the process's
+    /// descriptors of a TAP, one for each queue.
     ///
     /// # Errors
     ///
     /// [`DatapathError::Load`] where the kernel has no such tracepoints or refuses the programs.
-    pub fn of(thread: u32, descriptors: &[u32]) -> Result<Self, DatapathError> {
+    pub fn own_reads(&self, thread: u32, descriptors: &[u32]) -> Result<OwnReads, DatapathError> {
         let reader = reader(thread).map_err(|error| {
             DatapathError::Load(format!(
                 "the system calls of QEMU cannot be told apart: {error}"
             ))
         })?;
-        let mut programs = EbpfLoader::new()
-            .override_global("READER", &reader, true)
+        let mut programs = lock(&self.inner.loader)
             .load(object::READS)
             .map_err(|error| load_error(&error))?;
+        let mut readers: Array<MapData, Reader> = convert("READER", programs.take_map("READER"))?;
+        readers
+            .set(0, reader, 0)
+            .map_err(|error| map_error("READER", error))?;
         let reads: Table<u32, u64> = Table::new("READS", programs.take_map("READS"))?;
         for descriptor in descriptors {
             reads.insert(descriptor, &0)?;
@@ -77,13 +81,15 @@ impl OwnReads {
                 .attach(tracepoint)
                 .map_err(|error| load_error(&error))?;
         }
-        Ok(Self {
+        Ok(OwnReads {
             reads,
             descriptors: descriptors.to_vec(),
             _programs: programs,
         })
     }
+}
 
+impl OwnReads {
     /// Frames that the thread has read, of all queues, since this began.
     ///
     /// # Errors

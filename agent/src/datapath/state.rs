@@ -11,7 +11,7 @@ use common::maps::{
 };
 
 use super::table::Table;
-use super::{Datapath, DatapathError, lock};
+use super::{Datapath, DatapathError, lock, map_error};
 use crate::proto::{DatapathEvent, Stream, Timestamp};
 
 /// Limits of one VM's port.
@@ -181,10 +181,7 @@ impl Datapath {
             .inner
             .counters
             .get(&(counter as u32), 0)
-            .map_err(|error| DatapathError::Map {
-                name: "COUNTERS",
-                error: std::io::Error::other(error),
-            })?;
+            .map_err(|error| map_error("COUNTERS", error))?;
         let finished = self
             .inner
             .finished

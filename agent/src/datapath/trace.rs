@@ -9,7 +9,6 @@
 //! and all of them keep the set that they had. A new attachment gets the programs of the set that is
 //! current. The next agent loads the usual set, and puts its programs into the links that it adopts.
 
-use std::io;
 use std::mem::swap;
 use std::time::Duration;
 
@@ -24,7 +23,7 @@ use super::filter::Make;
 use super::hook::{Attachment, Hook, Program};
 use super::link::{self, Interface};
 use super::sys::{self, Watched};
-use super::{Datapath, DatapathError, convert, load_error, lock, object};
+use super::{Datapath, DatapathError, convert, load_error, lock, map_error, object};
 
 /// How often the ring is looked at without a wake-up.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -108,7 +107,12 @@ impl Datapath {
             return Err(DatapathError::TracedAlready);
         }
         let inner = &self.inner;
-        let mut other = load_maps(&inner.pins, &inner.capacities, object::HOST_TRACED)?;
+        let mut other = load_maps(
+            &mut lock(&inner.loader),
+            &inner.pins,
+            &inner.capacities,
+            object::HOST_TRACED,
+        )?;
         for program in Program::ALL {
             link::classifier(&mut other, program)?
                 .load()
@@ -230,13 +234,6 @@ impl Datapath {
 fn set(map: &mut Array<MapData, Filter>, filter: &Filter) -> Result<(), DatapathError> {
     map.set(0, filter, 0)
         .map_err(|error| map_error("TRACE_FILTER", error))
-}
-
-fn map_error(name: &'static str, error: aya::maps::MapError) -> DatapathError {
-    DatapathError::Map {
-        name,
-        error: io::Error::other(error),
-    }
 }
 
 fn is_gone(attachment: &Attachment) -> bool {

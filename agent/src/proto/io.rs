@@ -1,6 +1,6 @@
 //! What goes into the protocol and what comes out of it.
 
-use std::net::{Ipv6Addr, SocketAddrV6};
+use std::net::{IpAddr, Ipv6Addr, SocketAddrV6};
 use std::ops::{Add, Sub};
 use std::time::Duration;
 
@@ -110,7 +110,10 @@ pub enum PortEvent {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PeerEvent {
     /// The connection is up (again).
-    Up,
+    Up {
+        /// The address that the peer dialed from; `None` where this end dialed.
+        from: Option<IpAddr>,
+    },
     /// It is down, or the connection asked for could not be made.
     Down {
         /// One sentence for a person, naming the peer.

@@ -115,7 +115,7 @@ impl Agent {
 
     pub(super) fn on_peer(&mut self, peer: &str, event: PeerEvent) {
         match event {
-            PeerEvent::Up => {
+            PeerEvent::Up { .. } => {
                 let link = self.links.entry(peer.to_owned()).or_default();
                 *link = Link {
                     up: true,

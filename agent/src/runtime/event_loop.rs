@@ -235,7 +235,7 @@ impl EventLoop {
             return;
         }
         match &event {
-            PeerEvent::Up => {
+            PeerEvent::Up { .. } => {
                 self.peer_states.insert(peer.clone(), (LinkState::Up, None));
             }
             PeerEvent::Down { reason } => {

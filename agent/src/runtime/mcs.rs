@@ -122,7 +122,7 @@ impl Server {
 
     fn handle_peer(&mut self, peer: &str, event: PeerEvent) {
         match event {
-            PeerEvent::Up => tracing::debug!(peer, "Connected"),
+            PeerEvent::Up { .. } => tracing::debug!(peer, "Connected"),
             PeerEvent::Down { reason } => tracing::debug!(peer, reason, "Not connected"),
             PeerEvent::Frame(bytes) => self.directory.handle_frame(now(), peer, &bytes),
         }

@@ -64,6 +64,8 @@ impl Drop for Dialing {
 struct Peer {
     dialing: Option<Dialing>,
     connection: Option<Connection>,
+    /// Where it was dialed from, if the peer did.
+    source: Option<IpAddr>,
 }
 
 struct Manager {
@@ -119,7 +121,8 @@ impl Manager {
     async fn connect(&mut self, peer: String) {
         let state = self.peers.entry(peer.clone()).or_default();
         if state.connection.is_some() {
-            return self.emit(peer, PeerEvent::Up).await;
+            let from = state.source;
+            return self.emit(peer, PeerEvent::Up { from }).await;
         }
         if state.dialing.is_some() {
             return;
@@ -226,7 +229,8 @@ impl Manager {
             source,
         };
         // `Up` goes first, so that no frame comes before it.
-        self.emit(peer.clone(), PeerEvent::Up).await;
+        let up = PeerEvent::Up { from: source };
+        self.emit(peer.clone(), up).await;
         let connection = Connection::start(
             Arc::clone(&self.shared),
             params,
@@ -234,7 +238,9 @@ impl Manager {
             self.commands.clone(),
             self.events.clone(),
         );
-        self.peers.entry(peer).or_default().connection = Some(connection);
+        let state = self.peers.entry(peer).or_default();
+        state.connection = Some(connection);
+        state.source = source;
     }
 
     fn drop_connection(&mut self, peer: &str) {
@@ -247,7 +253,7 @@ impl Manager {
 
     async fn emit(&self, peer: String, event: PeerEvent) {
         match &event {
-            PeerEvent::Up => tracing::info!(%peer, "Agent is connected"),
+            PeerEvent::Up { .. } => tracing::info!(%peer, "Agent is connected"),
             PeerEvent::Down { reason } => tracing::info!(%peer, %reason, "Agent is not connected"),
             PeerEvent::Frame(_) => {}
         }

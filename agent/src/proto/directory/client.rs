@@ -98,7 +98,7 @@ impl DirectoryClient {
             return;
         };
         match event {
-            PeerEvent::Up => {
+            PeerEvent::Up { .. } => {
                 server.up = true;
                 server.backoff = Backoff::default();
                 server.next = now;

@@ -232,7 +232,7 @@ impl Pair {
             match output {
                 ClientOutput::Connect { peer } => {
                     let event = if self.reachable {
-                        PeerEvent::Up
+                        PeerEvent::Up { from: None }
                     } else {
                         let reason = "Nobody is there".to_owned();
                         PeerEvent::Down { reason }

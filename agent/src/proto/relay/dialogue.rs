@@ -111,7 +111,7 @@ impl RelayServer {
     }
 
     pub(super) fn send(&mut self, peer: &str, transaction: u64, message: &PeerMessage) {
-        if self.connected.contains(peer) {
+        if self.connected.contains_key(peer) {
             self.outputs.push_back(RelayOutput::Frame {
                 peer: peer.to_owned(),
                 bytes: message.encode(transaction),

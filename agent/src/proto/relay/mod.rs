@@ -50,7 +50,7 @@ mod stream;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use common::maps::{Address, ManagedKey, Origin, StreamKey, SubscriberKey};
 
@@ -113,8 +113,8 @@ pub struct RelayServer {
     now: Timestamp,
     outputs: VecDeque<RelayOutput>,
     timers: TimerTable<Timer>,
-    /// Agents that are connected.
-    connected: BTreeSet<String>,
+    /// Agents that are connected, and where from, as far as that is known.
+    connected: BTreeMap<String, Option<Ipv6Addr>>,
     sessions: BTreeMap<u64, Session>,
     next_session: u64,
     names: BTreeMap<(String, Address), u64>,
@@ -135,7 +135,7 @@ impl RelayServer {
             now: Timestamp::default(),
             outputs: VecDeque::new(),
             timers: TimerTable::default(),
-            connected: BTreeSet::new(),
+            connected: BTreeMap::new(),
             sessions: BTreeMap::new(),
             next_session: 1,
             names: BTreeMap::new(),
@@ -158,8 +158,12 @@ impl RelayServer {
     pub fn handle_peer(&mut self, now: Timestamp, peer: &str, event: PeerEvent) {
         self.begin(now);
         match event {
-            PeerEvent::Up => {
-                self.connected.insert(peer.to_owned());
+            PeerEvent::Up { from } => {
+                let from = from.and_then(|address| match address {
+                    IpAddr::V6(address) => Some(address),
+                    IpAddr::V4(_) => None,
+                });
+                self.connected.insert(peer.to_owned(), from);
             }
             // Its streams go on until their leases end: it may come back.
             PeerEvent::Down { .. } => {
@@ -167,7 +171,7 @@ impl RelayServer {
             }
             PeerEvent::Frame(bytes) => {
                 // A frame proves the connection, should its `Up` be overtaken.
-                self.connected.insert(peer.to_owned());
+                self.connected.entry(peer.to_owned()).or_default();
                 self.on_frame(peer, &bytes);
             }
         }
@@ -235,7 +239,7 @@ impl RelayServer {
 
     /// The agents that are connected.
     pub fn connected_agents(&self) -> impl Iterator<Item = &str> {
-        self.connected.iter().map(String::as_str)
+        self.connected.keys().map(String::as_str)
     }
 
     /// What was not done.

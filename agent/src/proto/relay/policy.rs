@@ -18,7 +18,7 @@ pub struct Rule {
     pub agents: Vec<Glob>,
     /// Prefixes of the multicast addresses.
     pub multicast_addresses: Vec<Prefix>,
-    /// Prefixes that copies may be sent to; empty: anywhere.
+    /// Prefixes that copies may be sent to; empty: the address that the agent has connected from.
     #[serde(default)]
     pub agent_addresses: Vec<Prefix>,
 }
@@ -29,8 +29,9 @@ impl Rule {
             && any_contains(&self.multicast_addresses, multicast_address)
     }
 
-    fn allows_destination(&self, agent_address: Ipv6Addr) -> bool {
-        self.agent_addresses.is_empty() || any_contains(&self.agent_addresses, agent_address)
+    /// Without prefixes, nobody has said that a host has other addresses than the one that it shows to have.
+    fn allows_destination(&self, agent_address: Ipv6Addr, from: Option<Ipv6Addr>) -> bool {
+        from == Some(agent_address) || any_contains(&self.agent_addresses, agent_address)
     }
 }
 
@@ -48,12 +49,12 @@ pub(super) enum Verdict {
     RefusedDestination,
 }
 
-/// Judges a request.
+/// Judges a request of an agent that is connected from an address.
 pub(super) fn judge(
     rules: &[Rule],
     agent: &str,
     multicast_address: Ipv6Addr,
-    agent_address: Ipv6Addr,
+    (agent_address, from): (Ipv6Addr, Option<Ipv6Addr>),
 ) -> Verdict {
     let mut applicable = rules
         .iter()
@@ -61,7 +62,7 @@ pub(super) fn judge(
         .peekable();
     if applicable.peek().is_none() {
         Verdict::Refused
-    } else if applicable.any(|rule| rule.allows_destination(agent_address)) {
+    } else if applicable.any(|rule| rule.allows_destination(agent_address, from)) {
         Verdict::Allowed
     } else {
         Verdict::RefusedDestination

@@ -29,7 +29,7 @@ pub(super) enum Refusal {
         address: Ipv6Addr,
     },
     #[error(
-        "The policy of relay {relay} does not let agent {agent} have streams sent to {address}"
+        "The policy of relay {relay} does not let agent {agent} have streams sent to {address}; connect from there, or name its prefix in `agent_addresses`"
     )]
     Destination {
         relay: String,
@@ -38,6 +38,8 @@ pub(super) enum Refusal {
     },
     #[error("Relay {relay} sends to {address} for another agent already")]
     OtherAgent { relay: String, address: Ipv6Addr },
+    #[error("Relay {relay} sends to {address} for the agent that connects from there")]
+    Displaced { relay: String, address: Ipv6Addr },
     #[error("Relay {relay} has {limit} sessions already; release one, or use another relay")]
     TooManySessions { relay: String, limit: usize },
     #[error("Agent {agent} has {limit} sessions with relay {relay} already; release one")]

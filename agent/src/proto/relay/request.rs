@@ -69,7 +69,8 @@ impl RelayServer {
                 field: "address of the agent",
             });
         }
-        match judge(&self.config.policy, agent, address, agent_address) {
+        let from = self.connected.get(agent).copied().flatten();
+        match judge(&self.config.policy, agent, address, (agent_address, from)) {
             Verdict::Allowed => {}
             Verdict::Refused => {
                 return Err(Refusal::Policy {
@@ -85,19 +86,6 @@ impl RelayServer {
                     address: agent_address,
                 });
             }
-        }
-        let other = self
-            .neighbours
-            .get(&agent_address.octets())
-            .into_iter()
-            .flatten()
-            .filter_map(|number| self.sessions.get(number)?.owner.as_ref())
-            .any(|owner| owner.agent != agent);
-        if other {
-            return Err(Refusal::OtherAgent {
-                relay: relay(),
-                address: agent_address,
-            });
         }
         let named = request
             .flows
@@ -121,6 +109,37 @@ impl RelayServer {
             agent_address: agent_address.octets(),
             named,
         })
+    }
+
+    /// Sees to it that nobody else is sent to at an agent's address: the agent that is connected from there
+    /// goes before one that only the policy lets have it.
+    pub(super) fn make_way(&mut self, agent: &str, address: Address) -> Result<(), Refusal> {
+        let agent_address = Ipv6Addr::from(address);
+        let is_there =
+            |name: &str| self.connected.get(name).copied().flatten() == Some(agent_address);
+        let others: Vec<(u64, &str)> = self
+            .neighbours
+            .get(&address)
+            .into_iter()
+            .flatten()
+            .filter_map(|number| Some((*number, self.sessions.get(number)?.owner.as_ref()?)))
+            .map(|(number, owner)| (number, owner.agent.as_str()))
+            .filter(|(_, other)| *other != agent)
+            .collect();
+        let relay = self.config.name.clone();
+        if !others.is_empty() && (!is_there(agent) || others.iter().any(|it| is_there(it.1))) {
+            let address = agent_address;
+            return Err(Refusal::OtherAgent { relay, address });
+        }
+        let displaced: Vec<u64> = others.iter().map(|(number, _)| *number).collect();
+        for number in displaced {
+            let refusal = Refusal::Displaced {
+                relay: relay.clone(),
+                address: agent_address,
+            };
+            self.end(number, &refusal);
+        }
+        Ok(())
     }
 
     /// Checks the limits for one more session.

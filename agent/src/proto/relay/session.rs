@@ -21,6 +21,7 @@ impl RelayServer {
         request: &RelayRequest,
     ) -> Result<(), Refusal> {
         let wanted = self.check(agent, request)?;
+        self.make_way(agent, wanted.agent_address)?;
         let name = (agent.to_owned(), wanted.multicast_address);
         let number = match self.names.get(&name) {
             Some(number) => *number,
@@ -343,7 +344,7 @@ impl RelayServer {
     }
 
     /// Ends a session and tells its agent why.
-    fn end(&mut self, number: u64, refusal: &Refusal) {
+    pub(super) fn end(&mut self, number: u64, refusal: &Refusal) {
         if let Some(owner) = self.sessions.get(&number).and_then(|it| it.owner.as_ref()) {
             let (agent, transaction) = (owner.agent.clone(), owner.transaction);
             info!(agent, %refusal, "Session ends");

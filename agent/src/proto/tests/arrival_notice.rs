@@ -89,7 +89,7 @@ fn source_that_is_not_connected_is_noticed_when_it_is() {
     hook(&mut bench, 1, "vms2");
     let peer = "vms2".to_owned();
     assert_eq!(bench.outputs(), [Output::Connect { peer }]);
-    bench.peer(PeerEvent::Up);
+    bench.peer(PeerEvent::Up { from: None });
     assert_eq!(notices(&bench.outputs()).len(), 1);
 }
 

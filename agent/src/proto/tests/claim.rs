@@ -33,7 +33,7 @@ fn claim(address: Ipv6Addr) -> AddressClaim {
 /// An agent that expects `viewer`.
 fn expecting() -> Bench {
     let mut bench = Bench::empty();
-    bench.peer(PeerEvent::Up);
+    bench.peer(PeerEvent::Up { from: None });
     bench.frame(MIGRATION, request(UUID, vec![]));
     bench.outputs();
     bench
@@ -320,7 +320,7 @@ fn address_of_a_vm_that_is_gone_is_kept_for_a_while_and_from_others_only() {
     assert!(matches!(other, Some(Holder::Left { .. })), "{other:?}");
     bench.pass(20 * S);
     // Any input tells the time.
-    bench.peer(PeerEvent::Up);
+    bench.peer(PeerEvent::Up { from: None });
     assert_eq!(bench.agent.holder_of(moa(), DomainUuid([8; 16])), None);
 }
 

@@ -62,7 +62,7 @@ fn abort_reason(outputs: &[Output]) -> Option<String> {
 
 fn connected() -> Bench {
     let mut bench = Bench::housing();
-    bench.peer(PeerEvent::Up);
+    bench.peer(PeerEvent::Up { from: None });
     bench.outputs();
     bench
 }

@@ -54,7 +54,7 @@ pub(in crate::proto) fn active(number: u16) -> Listener {
 
 pub(in crate::proto) fn bench() -> Bench {
     let mut bench = Bench::empty();
-    bench.peer(PeerEvent::Up);
+    bench.peer(PeerEvent::Up { from: None });
     bench
 }
 
@@ -281,7 +281,7 @@ fn policy_of_the_destination_is_named() {
     let mut config = crate::proto::tests::fixture::config(0);
     config.policy.arrivals.clear();
     let mut bench = Bench::with(config);
-    bench.peer(PeerEvent::Up);
+    bench.peer(PeerEvent::Up { from: None });
     bench.frame(1, request(UUID, vec![active(1)]));
     let reason = "The policy of vms1 does not let domain viewer come from vms2; a rule \
                   [[policy.arrive]] has to allow it"
@@ -298,7 +298,7 @@ fn addresses_over_the_limits_are_refused_one_by_one() {
     let mut config = crate::proto::tests::fixture::config(0);
     config.limits.joins = 1;
     let mut bench = Bench::with(config);
-    bench.peer(PeerEvent::Up);
+    bench.peer(PeerEvent::Up { from: None });
     let idle = |number| listener(number, FilterMode::Exclude, &[], vec![]);
     let mut link_local = idle(3);
     link_local.multicast_address = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xfb].into();
@@ -330,7 +330,7 @@ fn peer_joins_no_more_than_its_share() {
     let mut config = crate::proto::tests::fixture::config(0);
     config.limits.joins_per_peer = 1;
     let mut bench = Bench::with(config);
-    bench.peer(PeerEvent::Up);
+    bench.peer(PeerEvent::Up { from: None });
     let idle = |number| listener(number, FilterMode::Exclude, &[], vec![]);
     bench.frame(1, request(UUID, vec![idle(1)]));
     bench.outputs();
@@ -341,7 +341,9 @@ fn peer_joins_no_more_than_its_share() {
     );
     let frame = PeerMessage::from(named(DomainUuid([9; 16]), "third", vec![idle(3)])).encode(3);
     let peer = "vms3";
-    bench.agent.handle_peer(bench.now, peer, PeerEvent::Up);
+    bench
+        .agent
+        .handle_peer(bench.now, peer, PeerEvent::Up { from: None });
     bench
         .agent
         .handle_peer(bench.now, peer, PeerEvent::Frame(frame));
@@ -448,7 +450,7 @@ fn peer_that_asks_on_and_on_is_refused_for_a_while() {
     let mut config = crate::proto::tests::fixture::config(0);
     config.policy.requests_per_minute = std::num::NonZeroU32::new(3).unwrap();
     let mut bench = Bench::with(config);
-    bench.peer(PeerEvent::Up);
+    bench.peer(PeerEvent::Up { from: None });
     let ask = |bench: &mut Bench, transaction| {
         bench.frame(transaction, request(UUID, vec![]));
         let outputs = bench.outputs();

@@ -42,7 +42,7 @@ fn frames(outputs: &[Output]) -> Vec<(u64, PeerMessage)> {
 /// A VM that was told to be ready.
 fn prepared() -> Bench {
     let mut bench = Bench::housing();
-    bench.peer(PeerEvent::Up);
+    bench.peer(PeerEvent::Up { from: None });
     bench.vm(
         5,
         MigrationRequest {
@@ -461,7 +461,7 @@ fn claim_is_told_again_when_the_connection_is_made_anew() {
     let reason = "closed".to_owned();
     bench.peer(PeerEvent::Down { reason });
     bench.outputs();
-    bench.peer(PeerEvent::Up);
+    bench.peer(PeerEvent::Up { from: None });
     let again = frames(&bench.outputs());
     let is_claim = |(transaction, message): &(u64, PeerMessage)| {
         *transaction == claim && matches!(message, PeerMessage::AddressClaim(_))

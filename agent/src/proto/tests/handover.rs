@@ -112,7 +112,7 @@ fn nothing_is_held_or_recorded_where_handover_is_switched_off() {
     let mut config = config(0);
     config.handover = false;
     let mut bench = Bench::with(config);
-    bench.peer(PeerEvent::Up);
+    bench.peer(PeerEvent::Up { from: None });
     bench.frame(1, request(UUID, vec![active(1)]));
     bench.port(ARRIVING, "vnet5");
     assert_eq!(gates(&mut bench), []);
@@ -342,7 +342,7 @@ fn packet_that_the_source_finds_read_late_is_one_that_may_be_doubled() {
 /// `viewer` is being copied to `vms2`.
 fn copying() -> (Bench, u64) {
     let mut bench = Bench::housing();
-    bench.peer(PeerEvent::Up);
+    bench.peer(PeerEvent::Up { from: None });
     let command = Command::Migrate {
         domain: "viewer".to_owned(),
         destination: "vms2".to_owned(),
@@ -430,7 +430,7 @@ fn cut_is_told_when_it_is_placed_and_again_to_a_peer_that_was_away() {
     bench.peer(PeerEvent::Down { reason });
     bench.pass(S);
     bench.outputs();
-    bench.peer(PeerEvent::Up);
+    bench.peer(PeerEvent::Up { from: None });
     assert_eq!(cuts(&mut bench).len(), 1);
 }
 

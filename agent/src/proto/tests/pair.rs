@@ -444,7 +444,7 @@ impl Pair {
                     self.linked = true;
                     for host in 0..2 {
                         self.input(host, |agent, now| {
-                            agent.handle_peer(now, NAMES[1 - host], PeerEvent::Up);
+                            agent.handle_peer(now, NAMES[1 - host], PeerEvent::Up { from: None });
                         });
                     }
                 } else {

@@ -18,7 +18,9 @@ fn places(at_once: u16, per_peer: u16) -> Bench {
     config.policy.waiting_per_peer = 2;
     let mut bench = Bench::with(config);
     for peer in ["vms2", "vms3", "vms4"] {
-        bench.agent.handle_peer(bench.now, peer, PeerEvent::Up);
+        bench
+            .agent
+            .handle_peer(bench.now, peer, PeerEvent::Up { from: None });
     }
     bench
 }

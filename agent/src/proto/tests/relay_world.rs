@@ -184,7 +184,7 @@ impl World {
             .collect();
         self.input(|agent, now| agent.handle_relays(now, candidates));
         self.input(|agent, now| {
-            agent.handle_peer(now, "vms2", PeerEvent::Up);
+            agent.handle_peer(now, "vms2", PeerEvent::Up { from: None });
             agent.handle_hypervisor(now, HypervisorEvent::Connected);
         });
     }
@@ -405,7 +405,7 @@ impl World {
                 let name = self.relays[relay].name.clone();
                 self.relays[relay].connected = self.relays[relay].runs;
                 let event = if self.relays[relay].runs {
-                    PeerEvent::Up
+                    PeerEvent::Up { from: None }
                 } else {
                     let reason = format!("Agent `{name}` cannot be reached");
                     PeerEvent::Down { reason }

@@ -71,7 +71,7 @@ fn tell(bench: &mut Bench, what: u8) {
         13 => crate::proto::destination::tests::query(bench),
         14 => first_packet(bench, 1, 1),
         15 => first_packet(bench, 2, 1),
-        16 => bench.peer(PeerEvent::Up),
+        16 => bench.peer(PeerEvent::Up { from: None }),
         17 => bench.peer(PeerEvent::Down {
             reason: "Connection to vms2 was reset".to_owned(),
         }),

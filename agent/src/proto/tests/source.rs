@@ -52,7 +52,7 @@ fn aborts(outputs: &[Output]) -> usize {
 /// A migration asked for by the VM whose `AgentRequest` is out.
 fn requesting() -> (Bench, u64) {
     let mut bench = Bench::housing();
-    bench.peer(PeerEvent::Up);
+    bench.peer(PeerEvent::Up { from: None });
     bench.vm(5, request());
     let (transaction, _) = sent(&mut bench).unwrap();
     (bench, transaction)
@@ -81,7 +81,7 @@ fn command(bench: &mut Bench, domain: &str, destination: &str) -> Option<Command
 #[test]
 fn request_carries_filters_and_flows_of_what_means_something_elsewhere() {
     let mut bench = Bench::housing();
-    bench.peer(PeerEvent::Up);
+    bench.peer(PeerEvent::Up { from: None });
     let wanted = "2001:db8::1".parse().unwrap();
     bench.source(TAP, key(1), wanted, 1);
     bench.report(TAP, key(1), FilterMode::Include);
@@ -136,7 +136,7 @@ fn request_carries_filters_and_flows_of_what_means_something_elsewhere() {
 #[test]
 fn request_goes_out_without_flows_when_the_kernel_does_not_answer() {
     let mut bench = Bench::housing();
-    bench.peer(PeerEvent::Up);
+    bench.peer(PeerEvent::Up { from: None });
     bench.report(TAP, key(1), FilterMode::Exclude);
     bench.vm(5, request());
     assert_eq!(sent(&mut bench), None);
@@ -251,7 +251,7 @@ fn broken_connection_before_the_start_fails_and_is_made_again_to_tell() {
         peer: "vms2".to_owned(),
     };
     assert!(bench.outputs().contains(&connect));
-    bench.peer(PeerEvent::Up);
+    bench.peer(PeerEvent::Up { from: None });
     assert_eq!(aborts(&bench.outputs()), 1);
 }
 
@@ -302,7 +302,7 @@ fn broken_connection_after_the_start_leaves_the_migration_to_libvirt() {
     }
     assert!((5..15).contains(&attempts), "{attempts} attempts in 20 s");
     bench.pass(6 * S);
-    bench.peer(PeerEvent::Up);
+    bench.peer(PeerEvent::Up { from: None });
     assert_eq!(sent(&mut bench).unwrap().0, transaction);
     let result = Ok(JobStats::default());
     bench.hypervisor(HypervisorEvent::MigrationEnded { uuid: UUID, result });

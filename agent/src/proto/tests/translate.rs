@@ -40,7 +40,7 @@ fn claim(left: &[Ipv6Addr], translate_s: u32) -> AddressClaim {
 /// claim.
 fn claimed(left: &[Ipv6Addr], translate_s: u32) -> Bench {
     let mut bench = Bench::empty();
-    bench.peer(PeerEvent::Up);
+    bench.peer(PeerEvent::Up { from: None });
     let mut body = request(UUID, vec![]);
     body.macs = vec![MAC.into(), OTHER_MAC.into()];
     bench.frame(MIGRATION, body);

@@ -157,7 +157,7 @@ fn moving(pause_s: u32) -> Bench {
     config.policy.vm_pause_s = pause_s;
     let mut bench = Bench::with(config);
     bench.house();
-    bench.peer(PeerEvent::Up);
+    bench.peer(PeerEvent::Up { from: None });
     bench.vm(5, request("vms2"));
     let transaction = bench.outputs().into_iter().find_map(|output| match output {
         Output::Frame { bytes, .. } => Some(common::signal::PeerMessage::decode(&bytes).unwrap().0),
@@ -315,7 +315,7 @@ proptest! {
     #[test]
     fn garbage_of_a_peer_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..1500)) {
         let mut bench = Bench::housing();
-        bench.peer(PeerEvent::Up);
+        bench.peer(PeerEvent::Up { from: None });
         bench.peer(PeerEvent::Frame(bytes));
     }
 }

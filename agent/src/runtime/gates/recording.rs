@@ -82,7 +82,7 @@ impl Recording {
             .ok()
             .and_then(|name| MainLoop::of_tap(name.to_str().ok()?));
         let own_reads = (main_loop.as_ref().filter(|_| vhost))
-            .and_then(|main_loop| own_reads(main_loop, ifindex));
+            .and_then(|main_loop| own_reads(datapath, main_loop, ifindex));
         Ok(Self {
             ifindex,
             mac,
@@ -304,8 +304,8 @@ impl Recording {
 }
 
 /// Has the reads of QEMU itself counted.
-fn own_reads(main_loop: &MainLoop, ifindex: u32) -> Option<OwnReads> {
-    match OwnReads::of(main_loop.process(), main_loop.descriptors()) {
+fn own_reads(datapath: &Datapath, main_loop: &MainLoop, ifindex: u32) -> Option<OwnReads> {
+    match datapath.own_reads(main_loop.process(), main_loop.descriptors()) {
         Ok(reads) => Some(reads),
         Err(error) => {
             tracing::warn!(

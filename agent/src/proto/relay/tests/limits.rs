@@ -4,8 +4,10 @@ use std::net::Ipv6Addr;
 use std::time::Duration;
 
 use common::maps::FilterMode;
+use common::signal::{PeerMessage, RelayRelease};
 
 use super::fixture::*;
+use crate::proto::PeerEvent;
 
 #[test]
 fn fields_out_of_range_are_named() {
@@ -71,13 +73,71 @@ fn policy_decides_who_gets_what_and_where() {
     );
     assert_eq!(
         bench.refused("vms1", &request(group(1), address("2001:db8:7::1"))),
-        "The policy of relay relay1 does not let agent vms1 have streams sent to 2001:db8:7::1"
+        "The policy of relay relay1 does not let agent vms1 have streams sent to 2001:db8:7::1; \
+         connect from there, or name its prefix in `agent_addresses`"
     );
     bench.serve("vms1", 1, &request(group(1), agent_address(1)));
     assert_eq!(
         bench.refused("vms2", &request(group(2), agent_address(1))),
         "Relay relay1 sends to 2001:db8:2::1 for another agent already"
     );
+}
+
+#[test]
+fn streams_are_sent_where_the_agent_connects_from_unless_the_policy_names_a_prefix() {
+    let mut config = config();
+    config.policy[0].agent_addresses.clear();
+    let mut bench = Bench::with(config);
+    let connect = |bench: &mut Bench, agent: &str, from: Option<u16>| {
+        let from = from.map(|number| agent_address(number).into());
+        let now = bench.now;
+        bench.relay.handle_peer(now, agent, PeerEvent::Up { from });
+    };
+    let third_party = request(group(1), agent_address(9));
+    assert!(bench.refused("vms1", &third_party).contains("vms1"));
+    for from in [Some(1), None] {
+        connect(&mut bench, "vms1", from);
+        let refusal = bench.refused("vms1", &third_party);
+        assert!(refusal.contains("sent to 2001:db8:2::9"), "{refusal}");
+    }
+    connect(&mut bench, "vms1", Some(1));
+    bench.serve("vms1", 1, &request(group(1), agent_address(1)));
+    // What is said later is judged by where it comes from then.
+    connect(&mut bench, "vms1", Some(9));
+    bench.refused("vms1", &request(group(1), agent_address(1)));
+    bench.serve("vms1", 1, &third_party);
+}
+
+#[test]
+fn agent_that_connects_from_its_address_displaces_who_only_asked_for_it() {
+    let mut bench = Bench::new();
+    bench.serve("vms9", 1, &request(group(1), agent_address(1)));
+    bench.serve("vms9", 2, &request(group(2), agent_address(1)));
+    let from = Some(agent_address(1).into());
+    let now = bench.now;
+    bench.relay.handle_peer(now, "vms1", PeerEvent::Up { from });
+    bench.frames.clear();
+    bench.ask("vms1", 3, &request(group(1), agent_address(1)));
+    let told: Vec<(&str, u64)> = bench
+        .frames
+        .iter()
+        .map(|it| (it.0.as_str(), it.1))
+        .collect();
+    assert_eq!(told, [("vms9", 1), ("vms9", 2), ("vms1", 3)]);
+    let PeerMessage::RelayRelease(RelayRelease { reason }) = &bench.frames[0].2 else {
+        panic!("{:?}", bench.frames);
+    };
+    assert_eq!(
+        reason,
+        "Relay relay1 sends to 2001:db8:2::1 for the agent that connects from there"
+    );
+    assert!(matches!(bench.frames[2].2, PeerMessage::RelayResponse(_)));
+    // Two that both connect from there do not displace each other.
+    bench.relay.handle_peer(now, "vms2", PeerEvent::Up { from });
+    for agent in ["vms2", "vms9"] {
+        let refusal = bench.refused(agent, &request(group(1), agent_address(1)));
+        assert!(refusal.contains("for another agent already"), "{refusal}");
+    }
 }
 
 #[test]

@@ -94,7 +94,9 @@ fn renewal_moves_the_lease_and_its_absence_ends_the_session() {
         1,
         "a lost connection is no release"
     );
-    bench.relay.handle_peer(bench.now, "vms1", PeerEvent::Up);
+    bench
+        .relay
+        .handle_peer(bench.now, "vms1", PeerEvent::Up { from: None });
     bench.wait(Duration::from_secs(1));
     assert!(bench.kernel.subscribers.is_empty());
     assert!(bench.kernel.joined.is_empty());
