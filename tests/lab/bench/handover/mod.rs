@@ -83,7 +83,7 @@ pub struct Inexact {
     pub counted: Counted,
     /// What the agents of the two ends have recorded of it, the source's first.
     pub records: Vec<Value>,
-    /// The logs of both agents, in a soak, which ends here.
+    /// The logs of both agents, with the first such move.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub logs: Vec<String>,
 }
@@ -159,7 +159,12 @@ pub fn run(config: &HandoverConfig, tell: &mut dyn FnMut(&Progress)) -> Result<H
             Case::Soak => soak(&mut testbed, rate_mbps, moves, &mut tell),
             _ => to_and_fro(&mut testbed, case, rate_mbps, moves, &mut tell),
         };
-        let measured = measured.with_context(|| format!("Case {}", case.name()))?;
+        let mut measured = measured.with_context(|| format!("Case {}", case.name()))?;
+        if let Some(first) = measured.inexact.first_mut() {
+            let [vms1, vms2] = testbed.lab().vms().clone();
+            let agents = testbed.agents()?;
+            first.logs = vec![agents.log(&vms1), agents.log(&vms2)];
+        }
         report.cases.push(HandoverCase {
             agent_mib: peak_mib(&mut testbed)?,
             ..measured
@@ -217,10 +222,7 @@ fn soak(
         let moves = shuttle.finish()?;
         inexact = explain(case, runs.len(), &moves, &[ends]);
         runs.extend(moves.rows);
-        if let Some(first) = inexact.first_mut() {
-            let [vms1, vms2] = testbed.lab().vms().clone();
-            let agents = testbed.agents()?;
-            first.logs = vec![agents.log(&vms1), agents.log(&vms2)];
+        if !inexact.is_empty() {
             break;
         }
     }
