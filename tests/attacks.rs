@@ -8,6 +8,8 @@
 
 #[path = "support/agent.rs"]
 mod agent;
+#[path = "support/certificate.rs"]
+mod certificate;
 #[path = "support/frame.rs"]
 mod frame;
 #[path = "support/host.rs"]
@@ -37,6 +39,8 @@ mod peers;
 mod pins;
 #[path = "attacks/port.rs"]
 mod port;
+#[path = "attacks/roles.rs"]
+mod roles;
 #[path = "attacks/signalling.rs"]
 mod signalling;
 

@@ -27,6 +27,8 @@ fn wrong_usage_has_exit_code_2() {
         "roamcast trace --rate 0",
         "roamcast pki issue dir name --days 0",
         "roamcast pki issue dir name --address nonsense",
+        "roamcast pki issue dir name --role root",
+        "roamcast pki issue dir name --role Agent",
     ] {
         let error = parse(line).expect_err(line);
         assert_eq!(error.exit_code(), 2, "{line}");

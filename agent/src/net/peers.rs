@@ -1,8 +1,12 @@
-//! Connections to other agents: TCP port 47411, TLS 1.3 with certificates on both sides.
+//! Connections of the signalling: TCP port 47411, TLS 1.3 with certificates on both sides.
 //!
 //! One persistent connection per peer, dialed on demand and whoever dialed it. A peer is known by
 //! the DNS name in its certificate and admitted when the configuration names it, or a pattern of
 //! `admit` matches it. Everything else is refused, counted by reason and logged once a minute.
+//!
+//! Either side looks at the other's [role](crate::role) before it reads anything: who accepts takes the roles
+//! that have a reason to connect, who dials takes the one that it dialed for. Each frame then has to be of
+//! a message that the peer's role may send; its body is not decoded before.
 //!
 //! ```text
 //!   connect()            TCP, TLS, verdict "accepted"
@@ -41,6 +45,7 @@ use super::relays::FoundRelay;
 use super::tls::Tls;
 use crate::glob::Glob;
 use crate::proto::PeerEvent;
+use crate::role::Role;
 use admission::Admission;
 use counters::Counters;
 
@@ -71,12 +76,20 @@ pub struct PeersConfig {
     pub name: String,
     /// Where to listen.
     pub listen: SocketAddr,
-    /// Peers by name, with where to dial them: `host:port`, `[address]:port`, or either without
-    /// port for [`PORT`].
-    pub peers: BTreeMap<String, String>,
+    /// Peers by name.
+    pub peers: BTreeMap<String, Endpoint>,
     /// Names that may connect although they are not in `peers`; in lower case, as names in
     /// certificates are taken.
     pub admit: Vec<Glob>,
+}
+
+/// What a peer is, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Its role.
+    pub role: Role,
+    /// Where to dial it: `host:port`, `[address]:port`, or either without port for [`PORT`].
+    pub address: String,
 }
 
 impl Default for PeersConfig {
@@ -141,22 +154,19 @@ struct Shared {
 /// Whom to dial.
 #[derive(Clone, Debug)]
 struct Target {
-    /// What it is, for sentences.
-    what: &'static str,
     /// Name in its certificate.
     name: String,
-    /// Where it listens.
-    address: String,
+    /// Its role, and where it listens.
+    endpoint: Endpoint,
 }
 
 impl Shared {
     /// Whom a peer's name stands for, if it may be dialed.
     fn target(&self, peer: &str) -> Option<Target> {
-        if let Some(address) = self.config.peers.get(peer) {
+        if let Some(endpoint) = self.config.peers.get(peer) {
             return Some(Target {
-                what: "Agent",
                 name: peer.to_owned(),
-                address: address.clone(),
+                endpoint: endpoint.clone(),
             });
         }
         self.relays
@@ -204,7 +214,7 @@ impl Peers {
         config.peers = config
             .peers
             .into_iter()
-            .map(|(name, address)| (name.to_ascii_lowercase(), address))
+            .map(|(name, endpoint)| (name.to_ascii_lowercase(), endpoint))
             .collect();
         if config.peers.contains_key(&config.name) {
             return Err(PeersError::OwnName { name: config.name });
@@ -255,9 +265,11 @@ impl Peers {
     pub fn set_relays(&self, relays: &[FoundRelay]) {
         let targets = relays.iter().map(|relay| {
             let target = Target {
-                what: "Relay",
                 name: relay.name.clone(),
-                address: relay.address.clone(),
+                endpoint: Endpoint {
+                    role: Role::Relay,
+                    address: relay.address.clone(),
+                },
             };
             (relay.id.clone(), target)
         });

@@ -6,16 +6,16 @@ use std::io;
 use std::net::Ipv6Addr;
 use std::sync::Arc;
 
-use common::signal::{Register, Role};
+use common::signal::{self, Register};
 use tokio::sync::mpsc;
 
-use super::RuntimeError;
 use super::event_loop::EventLoop;
 use super::gates::Gates;
 use super::hooks::Hooks;
 use super::registrar::Registrar;
 use super::stream_reads::StreamReads;
 use super::trace::Tracing;
+use super::{RuntimeError, endpoint};
 use crate::clock::now;
 use crate::config::{Config, Peer, Prefix, Sdp};
 use crate::control::report::LinkState;
@@ -36,6 +36,7 @@ use crate::net::snooping;
 use crate::net::tls::{Tls, TlsFiles};
 use crate::net::vm_socket::VmSocket;
 use crate::proto::{self, Agent, AgentConfig};
+use crate::role::Role;
 
 /// Requests of operators that wait to be handled.
 const CONTROL_REQUESTS: usize = 16;
@@ -77,7 +78,7 @@ pub(super) async fn start(config: &Config) -> Result<EventLoop, RuntimeError> {
     let gates = Gates::start(&datapath, &config.handover, tracing.replays())?;
     let hooks = Hooks::watch(&datapath, port_limits(config)).map_err(netlink_refused)?;
     let name = config.agent.name.as_str();
-    let tls = Tls::load(&TlsFiles::from(&config.tls), name)?;
+    let tls = Tls::load(&TlsFiles::from(&config.tls), name, Role::Agent)?;
     let (peer_sender, peer_events) = mpsc::channel(MAX_EVENTS);
     let peers = Peers::start(peers_config(config), tls, peer_sender)?;
     let discovery = Discovery::start(sources(config));
@@ -199,15 +200,16 @@ fn datapath_config(config: &Config) -> DatapathConfig {
 }
 
 fn peers_config(config: &Config) -> PeersConfig {
+    let agents = config.peers.iter().map(|peer| endpoint(peer, Role::Agent));
+    let servers = config
+        .relay
+        .mcs
+        .iter()
+        .map(|peer| endpoint(peer, Role::Mcs));
     PeersConfig {
         name: config.agent.name.to_string(),
         listen: config.agent.listen.into(),
-        peers: config
-            .peers
-            .iter()
-            .chain(&config.relay.mcs)
-            .map(|peer| (peer.name.to_string(), peer.address.to_string()))
-            .collect(),
+        peers: agents.chain(servers).collect(),
         admit: config.tls.admit.iter().map(Glob::to_lowercase).collect(),
     }
 }
@@ -257,7 +259,7 @@ fn registrar(config: &Config, address: Ipv6Addr) -> Registrar {
         &[]
     };
     let register = Register {
-        role: Role::Agent,
+        role: signal::Role::Agent,
         address: address.octets().into(),
         site: config.relay.site.as_str().to_owned(),
         serves: Vec::new(),

@@ -30,6 +30,12 @@ refusals! {
     Expired => "certificate_expired",
     /// The certificate is not of our CA, or broken.
     BadCertificate => "bad_certificate",
+    /// The certificate names no role, several, or one that is not known.
+    NoRole => "no_role",
+    /// The certificate is of a role that this connection is not for.
+    WrongRole => "wrong_role",
+    /// It sent a message that is not for its role to send.
+    ForbiddenMessage => "forbidden_message",
     /// The other side refused our certificate.
     RefusedByPeer => "refused_by_peer",
     /// Neither in the configuration nor admitted by a pattern.

@@ -10,10 +10,14 @@ use futures::StreamExt;
 use rustls_pki_types::ServerName;
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{sleep, timeout};
-use tokio_rustls::{TlsConnector, TlsStream};
+use tokio_rustls::{TlsConnector, TlsStream, client};
 
-use super::{HANDSHAKE_TIMEOUT, Shared, Target, set_timeouts};
+use super::counters::Refusal;
+use super::{Endpoint, HANDSHAKE_TIMEOUT, Shared, Target, set_timeouts};
 use crate::net::frames::{Frames, Verdict, frames};
+use crate::role::{Role, RoleError};
+
+type Stream = Frames<TlsStream<TcpStream>>;
 
 /// Pauses between attempts; one attempt more than there are pauses.
 const PAUSES: [Duration; 2] = [Duration::from_millis(200), Duration::from_millis(1000)];
@@ -35,10 +39,7 @@ enum Failure {
 /// # Errors
 ///
 /// One sentence for a person, naming the peer.
-pub(super) async fn dial(
-    shared: Arc<Shared>,
-    peer: String,
-) -> Result<Frames<TlsStream<TcpStream>>, String> {
+pub(super) async fn dial(shared: Arc<Shared>, peer: String) -> Result<(Role, Stream), String> {
     let Some(target) = shared.target(&peer) else {
         return Err(format!(
             "Agent `{peer}` is not among the peers in the configuration"
@@ -47,7 +48,7 @@ pub(super) async fn dial(
     let mut pauses = PAUSES.into_iter();
     loop {
         let reason = match attempt(&shared, &target).await {
-            Ok(frames) => return Ok(frames),
+            Ok(frames) => return Ok((target.endpoint.role, frames)),
             Err(Failure::Final(reason)) => return Err(reason),
             Err(Failure::Retry(reason)) => reason,
         };
@@ -58,15 +59,10 @@ pub(super) async fn dial(
     }
 }
 
-async fn attempt(
-    shared: &Shared,
-    target: &Target,
-) -> Result<Frames<TlsStream<TcpStream>>, Failure> {
-    let Target {
-        what,
-        name,
-        address,
-    } = target;
+async fn attempt(shared: &Shared, target: &Target) -> Result<Stream, Failure> {
+    let Target { name, endpoint } = target;
+    let Endpoint { role, address } = endpoint;
+    let what = role.title();
     let stream = connect(address).await.map_err(|error| {
         Failure::Retry(format!(
             "{what} `{name}` at {address} cannot be reached: {error}"
@@ -97,6 +93,13 @@ async fn attempt(
         .await
         .map_err(late)?
         .map_err(failed)?;
+    if let Err((refusal, found)) = check_role(&stream, *role) {
+        shared.refuse(name, refusal, address);
+        return Err(Failure::Final(format!(
+            "{what} `{name}` at {address} cannot be talked to: its certificate {found}; issue one for it \
+             by `roamcast pki issue DIRECTORY {name} --role {role}`"
+        )));
+    }
     let mut frames = frames(TlsStream::Client(stream));
     let verdict = timeout(HANDSHAKE_TIMEOUT, frames.next())
         .await
@@ -118,6 +121,20 @@ async fn attempt(
         None => Err(Failure::Retry(format!(
             "{what} `{name}` at {address} hung up"
         ))),
+    }
+}
+
+/// Checks that the other side is what was dialed for, before it is heard.
+fn check_role(
+    stream: &client::TlsStream<TcpStream>,
+    wanted: Role,
+) -> Result<(), (Refusal, String)> {
+    let (_, connection) = stream.get_ref();
+    let certificate = connection.peer_certificates().and_then(<[_]>::first);
+    match certificate.map_or(Err(RoleError::Missing), Role::of_certificate) {
+        Ok(role) if role == wanted => Ok(()),
+        Ok(role) => Err((Refusal::WrongRole, format!("is of the role {role}"))),
+        Err(error) => Err((Refusal::NoRole, error.to_string())),
     }
 }
 
