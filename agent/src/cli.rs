@@ -20,6 +20,7 @@ use crate::config::{Config, ConfigError, ImsConfig, Log, McsConfig, RelayConfig}
 use crate::control::command::{self, CommandError};
 use crate::control::{Request, client::ClientError};
 use crate::datapath::{self, DEFAULT_PIN_ROOT};
+use crate::hypervisor::trust;
 use crate::role::Role;
 use crate::telemetry;
 use crate::{hook, pki};
@@ -256,6 +257,7 @@ impl Cli {
                 &args,
                 Config::load,
                 |config| &config.log,
+                |config| trust::advice(Path::new("/"), &config.tls.ca),
                 |config| roles.agent(config),
                 &mut out,
             ),
@@ -263,6 +265,7 @@ impl Cli {
                 &args,
                 RelayConfig::load,
                 |config| &config.log,
+                |_| Vec::new(),
                 |config| roles.relay(config),
                 &mut out,
             ),
@@ -270,6 +273,7 @@ impl Cli {
                 &args,
                 McsConfig::load,
                 |config| &config.log,
+                |_| Vec::new(),
                 |config| roles.mcs(config),
                 &mut out,
             ),
@@ -283,6 +287,7 @@ impl Cli {
                 &args,
                 ImsConfig::load,
                 |config| &config.log,
+                |_| Vec::new(),
                 |config| roles.ims(config),
                 &mut out,
             ),
@@ -352,11 +357,12 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 }
 
 /// Reads the configuration, sets the logs up and runs a role, or says OK where the file was only
-/// to be checked.
+/// to be checked, and what the operator had better know.
 fn run_role<C>(
     args: &AgentArgs,
     load: impl FnOnce(&Path) -> Result<C, ConfigError>,
     log: impl FnOnce(&C) -> &Log,
+    advise: impl FnOnce(&C) -> Vec<String>,
     run: impl FnOnce(C) -> anyhow::Result<()>,
     out: &mut impl Write,
 ) -> anyhow::Result<()> {
@@ -364,6 +370,10 @@ fn run_role<C>(
     let log = log(&config);
     telemetry::check(log)?;
     if args.check {
+        for advice in advise(&config) {
+            // Whoever reads it may have gone.
+            let _ = writeln!(io::stderr(), "Warning: {advice}");
+        }
         writeln!(out, "OK")?;
         return Ok(());
     }

@@ -94,7 +94,14 @@ fn check<C>(
         check: true,
     };
     let mut out = Vec::new();
-    run_role(&args, load, log, |_| panic!("started"), &mut out)?;
+    run_role(
+        &args,
+        load,
+        log,
+        |_| Vec::new(),
+        |_| panic!("started"),
+        &mut out,
+    )?;
     Ok(String::from_utf8(out).unwrap())
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::io;
 use std::net::Ipv6Addr;
+use std::path::Path;
 use std::sync::Arc;
 
 use common::signal::{self, Register};
@@ -23,6 +24,7 @@ use crate::control::server::ControlServer;
 use crate::datapath::{self, Capacities, Datapath, DatapathConfig};
 use crate::glob::Glob;
 use crate::hypervisor::libvirt::{DowntimeLimit, Libvirt, LibvirtConfig, MigrateFlagsError};
+use crate::hypervisor::trust;
 use crate::job::Job;
 use crate::net::addresses::addresses;
 use crate::net::link_addresses::LinkAddresses;
@@ -79,6 +81,9 @@ pub(super) async fn start(config: &Config) -> Result<EventLoop, RuntimeError> {
     let hooks = Hooks::watch(&datapath, port_limits(config)).map_err(netlink_refused)?;
     let name = config.agent.name.as_str();
     let tls = Tls::load(&TlsFiles::from(&config.tls), name, Role::Agent)?;
+    for advice in trust::advice(Path::new("/"), &config.tls.ca) {
+        tracing::warn!("{advice}");
+    }
     let (peer_sender, peer_events) = mpsc::channel(MAX_EVENTS);
     let peers = Peers::start(peers_config(config), tls, peer_sender)?;
     let discovery = Discovery::start(sources(config));
