@@ -29,6 +29,8 @@ mod asking;
 mod gate;
 #[path = "attacks/jobs.rs"]
 mod jobs;
+#[path = "attacks/libvirt.rs"]
+mod libvirt;
 #[path = "attacks/log.rs"]
 mod log;
 #[path = "attacks/neighbour.rs"]

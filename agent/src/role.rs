@@ -7,7 +7,7 @@
 //! ```text
 //! $ openssl x509 -in cert.pem -noout -ext subjectAltName
 //! X509v3 Subject Alternative Name:
-//!     DNS:vms1, URI:urn:roamcast:role:agent, IP Address:2001:DB8:1:0:0:0:0:10
+//!     DNS:vms1, IP Address:2001:DB8:1:0:0:0:0:10, URI:urn:roamcast:role:agent
 //! ```
 //!
 //! Every tool shows a URI there and every CA can write one, without an object identifier of our own. An
