@@ -52,6 +52,8 @@
 //! refused before anything of it is kept. An unknown kind or version, or a text that cannot be shown as
 //! it is ([`crate::text`]), is answered with [`PeerMessage::Error`] or [`VmMessage::MigrationAbort`].
 //!
+//! Which roles may send what to whom is in the agent's module `role`.
+//!
 //! | kind | message | fields (number: name, unit) |
 //! |---|---|---|
 //! | 1 | `AgentSearch` | none |

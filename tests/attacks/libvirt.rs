@@ -51,7 +51,7 @@ impl Libvirtd {
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()
-            .expect("libvirtd is installed");
+            .unwrap();
         wait_for("libvirtd to listen", || {
             TcpStream::connect((Ipv6Addr::LOCALHOST, PORT)).ok()
         });
@@ -92,7 +92,7 @@ fn define(directory: &Path, ca: &Path, certificate: &Path, key: &Path) -> Output
         .args(["30", "virsh", "-c", &uri, "define"])
         .arg(domain)
         .output()
-        .expect("virsh is installed")
+        .unwrap()
 }
 
 #[test]
