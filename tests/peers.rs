@@ -516,6 +516,51 @@ async fn peer_whose_certificate_bears_another_name_is_not_talked_to() {
 }
 
 #[tokio::test]
+async fn certificate_that_is_replaced_is_used_and_ends_no_connection() {
+    let pki = Pki::new();
+    let own = pki.valid("vms1");
+    let mut agent = Agent::on(localhost(0), &own, "vms1", &[], &["*"]);
+    let _up = accepted(&pki, &pki.valid("vms2"), &agent).await;
+    agent.up("vms2").await;
+
+    // What cannot be used changes nothing.
+    let key = std::fs::read(&own.key).unwrap();
+    std::fs::write(&own.key, "no key").unwrap();
+    agent.counted("certificates_unusable", 1).await;
+    let files = pki.valid("vms3");
+    let connector = client(&pki.ca(), Some(&files), &[&version::TLS13]);
+    connect(&connector, &agent).await.unwrap();
+    agent.up("vms3").await;
+    agent.down("vms3").await;
+    std::fs::write(&own.key, key).unwrap();
+    agent.counted("certificates_replaced", 1).await;
+
+    // All of another CA, one file after the other.
+    let other = Pki::new();
+    let new = other.valid("vms1");
+    for (from, to) in [
+        (&new.ca, &own.ca),
+        (&new.certificate, &own.certificate),
+        (&new.key, &own.key),
+    ] {
+        std::fs::copy(from, to).unwrap();
+    }
+    agent.counted("certificates_replaced", 2).await;
+    let _new = accepted(&other, &other.valid("vms4"), &agent).await;
+    agent.up("vms4").await;
+    let files = pki.valid("vms5");
+    let old = client(&other.ca(), Some(&files), &[&version::TLS13]);
+    if let Ok(mut stream) = connect(&old, &agent).await {
+        assert!(read_to_end(&mut stream).await.is_empty());
+    }
+    agent.counted("bad_certificate", 1).await;
+    // Only `vms3` has hung up.
+    assert_eq!(agent.counter("lost"), 1);
+    agent.peers.connect("vms2");
+    agent.up("vms2").await;
+}
+
+#[tokio::test]
 async fn other_tls_version_is_refused() {
     let pki = Pki::new();
     let agent = Agent::start(&pki, "vms1", &[], &["*"]);

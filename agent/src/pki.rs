@@ -204,15 +204,16 @@ impl Issued {
             .file_name()
             .map(|name| name.to_string_lossy().into_owned())
             .unwrap_or_default();
-        let units = match self.libvirt {
-            Some(_) => "'libvirtd*.service' 'virtproxyd*.service' 'roamcast*.service'",
-            None => "'roamcast*.service'",
+        let replaces = match self.libvirt {
+            Some(_) => format!(
+                "If it replaces one that is in use, which Roamcast sees by itself and libvirt does not:\n  \
+                 ssh root@{name} \"systemctl try-restart 'libvirtd*.service' 'virtproxyd*.service'\"\n"
+            ),
+            None => "If it replaces one that is in use, Roamcast sees it by itself.\n".to_owned(),
         };
         format!(
             "Certificate {}\n\nNext:\n  ssh root@{name} mkdir -p /etc/pki\n  \
-             scp -r {directory}/. root@{name}:/etc/pki/\n\n\
-             If it replaces one that is in use:\n  \
-             ssh root@{name} \"systemctl try-restart {units}\"\n",
+             scp -r {directory}/. root@{name}:/etc/pki/\n\n{replaces}",
             self.signalling.certificate.display(),
         )
     }

@@ -28,11 +28,12 @@ mod connection;
 mod counters;
 mod dial;
 mod manager;
+mod reload;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use common::signal::PORT;
@@ -143,7 +144,9 @@ pub struct Peers {
 #[derive(Debug)]
 struct Shared {
     config: PeersConfig,
-    tls: Tls,
+    /// What this host is.
+    role: Role,
+    tls: RwLock<Tls>,
     counters: Counters,
     admission: Mutex<Admission>,
     /// Relays by the names of their connections.
@@ -192,6 +195,14 @@ impl Shared {
         }
     }
 
+    /// The certificates in use.
+    fn tls(&self) -> Tls {
+        self.tls
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
     fn admission(&self) -> std::sync::MutexGuard<'_, Admission> {
         self.admission
             .lock()
@@ -233,7 +244,8 @@ impl Peers {
         let stop = CancellationToken::new();
         let shared = Arc::new(Shared {
             config,
-            tls,
+            role: tls.role,
+            tls: RwLock::new(tls),
             counters: Counters::default(),
             admission: Mutex::default(),
             relays: Mutex::default(),
@@ -246,6 +258,7 @@ impl Peers {
             inbox,
             events,
         ));
+        tokio::spawn(reload::run(Arc::clone(&shared)));
         tokio::spawn(accept::run(Arc::clone(&shared), listener, commands.clone()));
         Ok(Self {
             shared,

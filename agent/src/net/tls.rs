@@ -5,6 +5,7 @@
 //! [role](crate::role) is, too; the Common Name is not looked at. Sessions are not resumed: every
 //! connection proves its certificate anew.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -154,6 +155,23 @@ pub struct Tls {
     pub(super) role: Role,
     pub(super) server: Arc<ServerConfig>,
     pub(super) client: Arc<ClientConfig>,
+    name: String,
+    files: TlsFiles,
+    stamps: Stamps,
+}
+
+/// What tells a file from the one that replaces it.
+type Stamp = (u64, u64, i64, i64);
+/// The stamps of CA, certificate and key, of those that are there.
+pub(super) type Stamps = [Option<Stamp>; 3];
+
+impl TlsFiles {
+    fn stamps(&self) -> Stamps {
+        [&self.ca, &self.certificate, &self.key].map(|path| {
+            let found = path.metadata().ok()?;
+            Some((found.ino(), found.len(), found.mtime(), found.mtime_nsec()))
+        })
+    }
 }
 
 impl Tls {
@@ -164,6 +182,8 @@ impl Tls {
     ///
     /// See [`TlsError`]; every file is named.
     pub fn load(files: &TlsFiles, name: &str, role: Role) -> Result<Self, TlsError> {
+        // First, so that what changes meanwhile is seen later.
+        let stamps = files.stamps();
         let roots = Arc::new(read_roots(&files.ca)?);
         let chain = read_certificates("certificate", &files.certificate)?;
         let key = read_key(&files.key)?;
@@ -203,7 +223,21 @@ impl Tls {
             role,
             server: Arc::new(server),
             client: Arc::new(client),
+            name: name.to_owned(),
+            files: files.clone(),
+            stamps,
         })
+    }
+
+    /// The stamps of the files as they are now; `None` where they are those that were loaded.
+    pub(super) fn changed(&self) -> Option<Stamps> {
+        let stamps = self.files.stamps();
+        (stamps != self.stamps).then_some(stamps)
+    }
+
+    /// Loads the same files again.
+    pub(super) fn reload(&self) -> Result<Self, TlsError> {
+        Self::load(&self.files, &self.name, self.role)
     }
 }
 

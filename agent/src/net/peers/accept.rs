@@ -82,7 +82,7 @@ async fn handshake(
     if let Err(error) = set_timeouts(&stream) {
         return refuse(&address, Refusal::HungUp, &error.to_string());
     }
-    let acceptor = TlsAcceptor::from(Arc::clone(&shared.tls.server));
+    let acceptor = TlsAcceptor::from(shared.tls().server);
     let stream = match timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return refuse(&address, classify(&error), &error.to_string()),
@@ -90,7 +90,7 @@ async fn handshake(
     };
     let (names, role) = certified(&stream);
     let frames = frames(TlsStream::Server(stream));
-    let (own, own_role) = (&shared.config.name, shared.tls.role);
+    let (own, own_role) = (&shared.config.name, shared.role);
     let role = match role {
         Ok(role) => role,
         Err(error) => {

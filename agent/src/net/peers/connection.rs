@@ -185,8 +185,8 @@ async fn read(
             Some(Err(error)) => return lost(peer, &error),
             None => return format!("Agent `{peer}` closed the connection"),
         };
-        if let Err(Forbidden { message }) = params.role.may_send(shared.tls.role, &bytes) {
-            let (theirs, ours) = (params.role, shared.tls.role);
+        if let Err(Forbidden { message }) = params.role.may_send(shared.role, &bytes) {
+            let (theirs, ours) = (params.role, shared.role);
             misbehaved(Refusal::ForbiddenMessage, message);
             return format!(
                 "`{peer}` sent {message}, which is not for one of the role {theirs} to send to one of the role {ours}"

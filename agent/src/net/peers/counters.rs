@@ -71,6 +71,10 @@ pub(super) struct Counters {
     pub(super) dialed: AtomicU64,
     /// Connections that were up and no longer are.
     pub(super) lost: AtomicU64,
+    /// Certificates that were replaced.
+    pub(super) reloaded: AtomicU64,
+    /// Those that should have been, by some that cannot be used.
+    pub(super) unusable: AtomicU64,
     refused: [AtomicU64; Refusal::ALL.len()],
 }
 
@@ -86,6 +90,8 @@ impl Counters {
             ("accepted", &self.accepted),
             ("dialed", &self.dialed),
             ("lost", &self.lost),
+            ("certificates_replaced", &self.reloaded),
+            ("certificates_unusable", &self.unusable),
         ]
         .into_iter()
         .chain(

@@ -88,7 +88,7 @@ async fn attempt(shared: &Shared, target: &Target) -> Result<Stream, Failure> {
             Failure::Retry(reason)
         }
     };
-    let connector = TlsConnector::from(Arc::clone(&shared.tls.client));
+    let connector = TlsConnector::from(shared.tls().client);
     let stream = timeout(HANDSHAKE_TIMEOUT, connector.connect(server_name, stream))
         .await
         .map_err(late)?
