@@ -8,6 +8,8 @@
 
 #[path = "support/agent.rs"]
 mod agent;
+#[path = "support/certificate.rs"]
+mod certificate;
 #[path = "support/frame.rs"]
 mod frame;
 #[path = "support/host.rs"]
@@ -29,6 +31,8 @@ mod connections;
 mod gate;
 #[path = "attacks/jobs.rs"]
 mod jobs;
+#[path = "attacks/libvirt.rs"]
+mod libvirt;
 #[path = "attacks/log.rs"]
 mod log;
 #[path = "attacks/neighbour.rs"]
@@ -39,6 +43,8 @@ mod peers;
 mod pins;
 #[path = "attacks/port.rs"]
 mod port;
+#[path = "attacks/roles.rs"]
+mod roles;
 #[path = "attacks/signalling.rs"]
 mod signalling;
 

@@ -16,11 +16,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::signal::{ErrorMessage, MAX_FRAME_BYTES, PeerMessage};
-use roamcast::net::peers::{Peers, PeersConfig, PeersError};
+use common::signal::{
+    self, DirectoryMessage, ErrorMessage, MAX_FRAME_BYTES, PeerMessage, Register,
+};
+use roamcast::net::peers::{Endpoint, Peers, PeersConfig, PeersError};
 use roamcast::net::tls::{Tls, TlsFiles};
 use roamcast::pki::{self, IssueRequest, Validity};
 use roamcast::proto::PeerEvent;
+use roamcast::role::Role;
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -47,26 +50,27 @@ impl Pki {
         Self { directory }
     }
 
-    fn issue(&self, name: &str, validity: Validity) -> TlsFiles {
+    fn issue(&self, name: &str, role: Role, validity: Validity) -> TlsFiles {
         let request = IssueRequest {
             name: name.to_owned(),
+            role,
             addresses: vec![Ipv6Addr::LOCALHOST.into()],
             validity,
         };
         let issued = pki::issue(self.directory.path(), &request).unwrap();
-        TlsFiles {
-            ca: issued.ca,
-            certificate: issued.certificate,
-            key: issued.key,
-        }
+        TlsFiles::from(&issued.signalling)
     }
 
     fn valid(&self, name: &str) -> TlsFiles {
-        self.issue(name, Validity::days(1))
+        self.of_role(name, Role::Agent)
+    }
+
+    fn of_role(&self, name: &str, role: Role) -> TlsFiles {
+        self.issue(name, role, Validity::days(1))
     }
 
     fn ca(&self) -> PathBuf {
-        self.directory.path().join("cacert.pem")
+        self.directory.path().join("signalling/cacert.pem")
     }
 }
 
@@ -75,6 +79,14 @@ fn yesterday() -> Validity {
     validity.not_before -= Duration::from_secs(2 * 86_400);
     validity.not_after -= Duration::from_secs(86_400);
     validity
+}
+
+/// Where an agent listens.
+fn endpoint(address: SocketAddr) -> Endpoint {
+    Endpoint {
+        role: Role::Agent,
+        address: address.to_string(),
+    }
 }
 
 struct Agent {
@@ -94,20 +106,44 @@ impl Agent {
         peers: &[(&str, SocketAddr)],
         admit: &[&str],
     ) -> Self {
+        Self::of_role(Role::Agent, listen, files, name, peers, admit)
+    }
+
+    /// One of another role, whose peers are agents.
+    fn of_role(
+        role: Role,
+        listen: SocketAddr,
+        files: &TlsFiles,
+        name: &str,
+        peers: &[(&str, SocketAddr)],
+        admit: &[&str],
+    ) -> Self {
+        let peers = peers
+            .iter()
+            .map(|(name, address)| ((*name).to_owned(), endpoint(*address)));
+        Self::new(role, listen, files, name, peers, admit)
+    }
+
+    fn new(
+        role: Role,
+        listen: SocketAddr,
+        files: &TlsFiles,
+        name: &str,
+        peers: impl IntoIterator<Item = (String, Endpoint)>,
+        admit: &[&str],
+    ) -> Self {
         let config = PeersConfig {
             name: name.to_owned(),
             listen,
-            peers: peers
-                .iter()
-                .map(|(name, address)| ((*name).to_owned(), address.to_string()))
-                .collect::<BTreeMap<_, _>>(),
+            peers: peers.into_iter().collect::<BTreeMap<_, _>>(),
             admit: admit
                 .iter()
                 .map(|&pattern| pattern.try_into().unwrap())
                 .collect(),
+            ..PeersConfig::default()
         };
         let (sender, events) = mpsc::channel(16);
-        let tls = Tls::load(files, name).unwrap();
+        let tls = Tls::load(files, name, role).unwrap();
         let peers = Peers::start(config, tls, sender).unwrap();
         Self { peers, events }
     }
@@ -350,11 +386,11 @@ async fn agent_under_this_agents_own_name_is_refused() {
     assert_eq!(verdict.get(4), Some(&1), "{verdict:?}");
     agent.counted("own_name", 1).await;
 
-    let tls = Tls::load(&files, "vms1").unwrap();
+    let tls = Tls::load(&files, "vms1", Role::Agent).unwrap();
     let config = PeersConfig {
         name: "vms1".to_owned(),
         listen: localhost(0),
-        peers: [("VMS1".to_owned(), "[::1]".to_owned())].into(),
+        peers: [("VMS1".to_owned(), endpoint(localhost(1)))].into(),
         ..PeersConfig::default()
     };
     let error = Peers::start(config, tls, mpsc::channel(1).0).unwrap_err();
@@ -367,7 +403,10 @@ async fn certificates_that_are_missing_expired_or_of_another_ca_are_refused_by_r
     let agent = Agent::start(&pki, "vms1", &[], &["*"]);
     for (files, counter) in [
         (None, "no_certificate"),
-        (Some(pki.issue("late", yesterday())), "certificate_expired"),
+        (
+            Some(pki.issue("late", Role::Agent, yesterday())),
+            "certificate_expired",
+        ),
         (Some(other.valid("vms2")), "bad_certificate"),
     ] {
         let connector = client(&pki.ca(), files.as_ref(), &[&version::TLS13]);
@@ -381,6 +420,96 @@ async fn certificates_that_are_missing_expired_or_of_another_ca_are_refused_by_r
 }
 
 #[tokio::test]
+async fn role_that_has_no_reason_to_connect_is_refused_and_told_why() {
+    let pki = Pki::new();
+    for own in Role::ALL {
+        let files = pki.of_role(&format!("to-{own}"), own);
+        let agent = Agent::of_role(own, localhost(0), &files, &format!("to-{own}"), &[], &["*"]);
+        for role in Role::ALL {
+            let name = format!("{role}-to-{own}");
+            let files = pki.of_role(&name, role);
+            let endpoint = Endpoint {
+                role: own,
+                address: agent.address().to_string(),
+            };
+            let peers = [(format!("to-{own}"), endpoint)];
+            let mut dialing = Agent::new(role, localhost(0), &files, &name, peers, &[]);
+            dialing.peers.connect(&format!("to-{own}"));
+            if own.admitted().contains(&role) {
+                dialing.up(&format!("to-{own}")).await;
+            } else {
+                let reason = dialing.down(&format!("to-{own}")).await;
+                let why =
+                    format!("`{name}` is of the role {role}, which {own} `to-{own}` takes no");
+                assert!(reason.contains(&why), "{reason}");
+            }
+        }
+        let admitted = own.admitted().len();
+        agent
+            .counted("accepted", u64::try_from(admitted).unwrap())
+            .await;
+        let refused = Role::ALL.len() - admitted;
+        agent
+            .counted("wrong_role", u64::try_from(refused).unwrap())
+            .await;
+    }
+}
+
+#[tokio::test]
+async fn peer_of_another_role_than_was_dialed_for_is_not_talked_to() {
+    let pki = Pki::new();
+    let destination = Agent::start(&pki, "vms2", &[], &["*"]);
+    let files = pki.valid("vms1");
+    let endpoint = Endpoint {
+        role: Role::Mcs,
+        address: destination.address().to_string(),
+    };
+    let peers = [("vms2".to_owned(), endpoint)];
+    let mut source = Agent::new(Role::Agent, localhost(0), &files, "vms1", peers, &[]);
+    source.peers.connect("vms2");
+    let reason = source.down("vms2").await;
+    assert!(
+        reason.contains("its certificate is of the role agent") && reason.contains("--role mcs"),
+        "{reason}"
+    );
+    source.counted("wrong_role", 1).await;
+}
+
+#[tokio::test]
+async fn message_that_the_role_may_not_send_closes_the_connection_with_a_reason() {
+    let pki = Pki::new();
+    let files = pki.of_role("mcs1", Role::Mcs);
+    let mut server = Agent::of_role(Role::Mcs, localhost(0), &files, "mcs1", &[], &["*"]);
+    let endpoint = Endpoint {
+        role: Role::Mcs,
+        address: server.address().to_string(),
+    };
+    let register = |role| {
+        DirectoryMessage::from(Register {
+            role,
+            address: [1; 16].into(),
+            site: String::new(),
+            serves: Vec::new(),
+        })
+        .encode(1)
+    };
+    let [agent, relay] = [signal::Role::Agent, signal::Role::Relay].map(register);
+    let files = pki.of_role("relay1", Role::Relay);
+    let peers = [("mcs1".to_owned(), endpoint)];
+    let mut client = Agent::new(Role::Relay, localhost(0), &files, "relay1", peers, &[]);
+    client.peers.connect("mcs1");
+    client.up("mcs1").await;
+    server.up("relay1").await;
+    client.peers.send("mcs1", relay.clone());
+    assert_eq!(server.frame("relay1").await, relay);
+    client.peers.send("mcs1", agent);
+    let reason = server.down("relay1").await;
+    assert!(reason.contains("`relay1` sent Register"), "{reason}");
+    client.down("mcs1").await;
+    server.counted("forbidden_message", 1).await;
+}
+
+#[tokio::test]
 async fn peer_whose_certificate_bears_another_name_is_not_talked_to() {
     let pki = Pki::new();
     let wrong = Agent::start(&pki, "vms3", &[], &["*"]);
@@ -389,6 +518,51 @@ async fn peer_whose_certificate_bears_another_name_is_not_talked_to() {
     let reason = source.down("vms2").await;
     assert!(reason.contains("`vms2`"), "{reason}");
     assert_eq!(wrong.counter("accepted"), 0);
+}
+
+#[tokio::test]
+async fn certificate_that_is_replaced_is_used_and_ends_no_connection() {
+    let pki = Pki::new();
+    let own = pki.valid("vms1");
+    let mut agent = Agent::on(localhost(0), &own, "vms1", &[], &["*"]);
+    let _up = accepted(&pki, &pki.valid("vms2"), &agent).await;
+    agent.up("vms2").await;
+
+    // What cannot be used changes nothing.
+    let key = std::fs::read(&own.key).unwrap();
+    std::fs::write(&own.key, "no key").unwrap();
+    agent.counted("certificates_unusable", 1).await;
+    let files = pki.valid("vms3");
+    let connector = client(&pki.ca(), Some(&files), &[&version::TLS13]);
+    connect(&connector, &agent).await.unwrap();
+    agent.up("vms3").await;
+    agent.down("vms3").await;
+    std::fs::write(&own.key, key).unwrap();
+    agent.counted("certificates_replaced", 1).await;
+
+    // All of another CA, one file after the other.
+    let other = Pki::new();
+    let new = other.valid("vms1");
+    for (from, to) in [
+        (&new.ca, &own.ca),
+        (&new.certificate, &own.certificate),
+        (&new.key, &own.key),
+    ] {
+        std::fs::copy(from, to).unwrap();
+    }
+    agent.counted("certificates_replaced", 2).await;
+    let _new = accepted(&other, &other.valid("vms4"), &agent).await;
+    agent.up("vms4").await;
+    let files = pki.valid("vms5");
+    let old = client(&other.ca(), Some(&files), &[&version::TLS13]);
+    if let Ok(mut stream) = connect(&old, &agent).await {
+        assert!(read_to_end(&mut stream).await.is_empty());
+    }
+    agent.counted("bad_certificate", 1).await;
+    // Only `vms3` has hung up.
+    assert_eq!(agent.counter("lost"), 1);
+    agent.peers.connect("vms2");
+    agent.up("vms2").await;
 }
 
 #[tokio::test]

@@ -21,6 +21,7 @@ use lab::scenario::{Testbed, ensure_runs_only_on};
 use lab::vms::Vms;
 use lab::{Lab, LabConfig, netns, requirements, wait};
 use liar::Liar;
+use roamcast::net::tls::TlsFiles;
 use serde_json::Value;
 
 /// Multicast addresses that a NIC may listen to, its own solicited-node ones among them.
@@ -86,8 +87,12 @@ fn guest_whose_tap_a_lying_peer_waits_for_gets_its_streams_from_the_start() {
     let mut testbed = Testbed::up(LabConfig::new("lie"), 128, Some(OPTIONS)).unwrap();
     testbed.agents().unwrap().kill(1);
     let [vms1, vms2] = testbed.lab().vms().clone();
-    let files = ["cacert.pem", "cert.pem", "key.pem"];
-    let files = files.map(|name| vms2.shared_directory().join(name));
+    let file = |name| vms2.shared_directory().join(name);
+    let files = TlsFiles {
+        ca: file("cacert.pem"),
+        certificate: file("cert.pem"),
+        key: file("key.pem"),
+    };
     let to = SocketAddr::from((vms1.address(), PORT));
     let request = AgentRequest {
         domain_uuid: [0xee; 16].into(),
@@ -102,8 +107,7 @@ fn guest_whose_tap_a_lying_peer_waits_for_gets_its_streams_from_the_start() {
         vm_transaction: None,
     };
     let liar = netns::within(vms2.namespace(), || {
-        let [ca, certificate, key] = &files;
-        let mut liar = Liar::connect(to, "vms1", [ca, certificate, key]);
+        let mut liar = Liar::connect(to, "vms1", &files.ca, &files);
         liar.say(1, request);
         liar.answer(1);
         liar

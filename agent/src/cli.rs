@@ -20,8 +20,10 @@ use crate::config::{Config, ConfigError, ImsConfig, Log, McsConfig, RelayConfig}
 use crate::control::command::{self, CommandError};
 use crate::control::{Request, client::ClientError};
 use crate::datapath::{self, DEFAULT_PIN_ROOT};
-use crate::hook;
+use crate::hypervisor::trust;
+use crate::role::Role;
 use crate::telemetry;
+use crate::{hook, pki};
 pub use ims::{EnrollArgs, ImsArgs, ImsCommand, ServerArgs};
 pub use trace::TraceArgs;
 
@@ -73,7 +75,7 @@ pub enum Command {
         #[command(subcommand)]
         command: HookCommand,
     },
-    /// Make certificates for the agents.
+    /// Make certificates for agents, relays and migration control servers.
     Pki {
         /// What to make.
         #[command(subcommand)]
@@ -183,28 +185,31 @@ pub enum HookCommand {
 /// `roamcast pki`.
 #[derive(Clone, Debug, Subcommand)]
 pub enum PkiCommand {
-    /// Make a small CA.
+    /// Make two small CAs: one of the signalling, and one for libvirt.
     Init {
-        /// Directory of the CA.
+        /// Directory of the CAs.
         directory: PathBuf,
-        /// Name of the CA.
+        /// Name of the CAs, to which each adds what it is of.
         #[arg(long, default_value = "Roamcast CA")]
         name: String,
-        /// How long it is valid, days.
-        #[arg(long, default_value_t = 3650, value_parser = clap::value_parser!(u32).range(1..=36_500))]
+        /// How long they are valid, days.
+        #[arg(long, default_value_t = pki::CA_DAYS, value_parser = clap::value_parser!(u32).range(1..=36_500))]
         days: u32,
     },
-    /// Issue a certificate for the agent, and libvirtd, of one host.
+    /// Issue certificates for one host: of its role in the signalling, and for its libvirtd where the role is agent.
     Issue {
-        /// Directory of the CA.
+        /// Directory of the CAs.
         directory: PathBuf,
-        /// Name of the agent.
+        /// Name of the agent, relay or migration control server.
         name: String,
+        /// What it is.
+        #[arg(long, value_enum, default_value_t = Role::Agent)]
+        role: Role,
         /// Address that the host is reached by; may be repeated.
         #[arg(long = "address", value_name = "ADDRESS")]
         addresses: Vec<IpAddr>,
-        /// How long it is valid, days.
-        #[arg(long, default_value_t = 825, value_parser = clap::value_parser!(u32).range(1..=36_500))]
+        /// How long they are valid, days.
+        #[arg(long, default_value_t = pki::CERTIFICATE_DAYS, value_parser = clap::value_parser!(u32).range(1..=36_500))]
         days: u32,
     },
 }
@@ -252,6 +257,7 @@ impl Cli {
                 &args,
                 Config::load,
                 |config| &config.log,
+                |config| trust::advice(Path::new("/"), &config.tls.ca),
                 |config| roles.agent(config),
                 &mut out,
             ),
@@ -259,6 +265,7 @@ impl Cli {
                 &args,
                 RelayConfig::load,
                 |config| &config.log,
+                |_| Vec::new(),
                 |config| roles.relay(config),
                 &mut out,
             ),
@@ -266,6 +273,7 @@ impl Cli {
                 &args,
                 McsConfig::load,
                 |config| &config.log,
+                |_| Vec::new(),
                 |config| roles.mcs(config),
                 &mut out,
             ),
@@ -279,6 +287,7 @@ impl Cli {
                 &args,
                 ImsConfig::load,
                 |config| &config.log,
+                |_| Vec::new(),
                 |config| roles.ims(config),
                 &mut out,
             ),
@@ -348,11 +357,12 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 }
 
 /// Reads the configuration, sets the logs up and runs a role, or says OK where the file was only
-/// to be checked.
+/// to be checked, and what the operator had better know.
 fn run_role<C>(
     args: &AgentArgs,
     load: impl FnOnce(&Path) -> Result<C, ConfigError>,
     log: impl FnOnce(&C) -> &Log,
+    advise: impl FnOnce(&C) -> Vec<String>,
     run: impl FnOnce(C) -> anyhow::Result<()>,
     out: &mut impl Write,
 ) -> anyhow::Result<()> {
@@ -360,6 +370,10 @@ fn run_role<C>(
     let log = log(&config);
     telemetry::check(log)?;
     if args.check {
+        for advice in advise(&config) {
+            // Whoever reads it may have gone.
+            let _ = writeln!(io::stderr(), "Warning: {advice}");
+        }
         writeln!(out, "OK")?;
         return Ok(());
     }

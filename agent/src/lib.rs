@@ -7,7 +7,8 @@
 //! | [`hypervisor`] | domains and live migration (libvirt) |
 //! | [`hook`] | libvirt's hook, for moves that others ask for |
 //! | [`net`] | sockets, netlink, TLS |
-//! | [`pki`] | a small CA for those who have none |
+//! | [`pki`] | small CAs for those who have none |
+//! | [`role`] | what somebody on the signalling is by the certificate, and may send |
 //! | [`control`] | the operator's socket |
 //! | [`cli`] | the command line |
 //! | [`config`] | the agent's configuration |
@@ -27,6 +28,7 @@ pub mod job;
 pub mod net;
 pub mod pki;
 pub mod proto;
+pub mod role;
 pub mod runtime;
 pub mod shutdown;
 pub mod telemetry;

@@ -47,6 +47,7 @@ fn run_pki(command: PkiCommand) -> anyhow::Result<()> {
         PkiCommand::Issue {
             directory,
             name,
+            role,
             addresses,
             days,
         } => {
@@ -55,6 +56,7 @@ fn run_pki(command: PkiCommand) -> anyhow::Result<()> {
                 &directory,
                 &IssueRequest {
                     name,
+                    role,
                     addresses,
                     validity,
                 },

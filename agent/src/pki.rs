@@ -1,9 +1,23 @@
-//! A small CA for those who have none: `roamcast pki init` and `roamcast pki issue`.
+//! Small CAs for those who have none: `roamcast pki init` and `roamcast pki issue`.
+//!
+//! There are two, because whoever has a certificate of the CA that libvirt trusts is root on every host: the
+//! CA of the signalling, which certifies everybody with a [role](crate::role), and the CA of
+//! libvirt, which certifies hosts. A relay has nothing that libvirt knows.
 //!
 //! ```text
-//! DIR/cacert.pem                       the CA's certificate
-//! DIR/private/cakey.pem                its key, mode 0600: keep it off the hosts
-//! DIR/NAME/CA/cacert.pem               for each host: copy DIR/NAME to its /etc/pki
+//! DIR/signalling/cacert.pem            the certificate of the CA of the signalling
+//! DIR/signalling/private/cakey.pem     its key, mode 0600: keep it off the hosts
+//! DIR/libvirt/cacert.pem               the same of the CA of libvirt
+//! DIR/libvirt/private/cakey.pem
+//! DIR/NAME/roamcast/cacert.pem         for each host: copy DIR/NAME to its /etc/pki
+//! DIR/NAME/roamcast/cert.pem           one certificate for server and client use, with the role
+//! DIR/NAME/roamcast/private/key.pem
+//! ```
+//!
+//! For hosts with an agent, where libvirt looks:
+//!
+//! ```text
+//! DIR/NAME/CA/cacert.pem
 //! DIR/NAME/libvirt/servercert.pem      one certificate for server and client use
 //! DIR/NAME/libvirt/clientcert.pem      the same again, where libvirt's client looks
 //! DIR/NAME/libvirt/private/serverkey.pem, clientkey.pem
@@ -11,18 +25,18 @@
 //!
 //! Keys are ECDSA P-256, which libvirt's GnuTLS and rustls both take. Nothing is ever overwritten.
 
-use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{self, Write};
+mod sign;
+
+use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, SanType,
-};
+use rcgen::SanType;
 use time::OffsetDateTime;
+
+use crate::role::Role;
+use sign::write_for_libvirt;
 
 /// How long a CA is valid unless told otherwise, days.
 pub const CA_DAYS: u32 = 3650;
@@ -56,6 +70,12 @@ pub enum PkiError {
         /// The name.
         name: String,
     },
+    /// The directory is that of the version before.
+    #[error("{} has one CA for all, of the version before, which made relays root on every host through libvirt; run `roamcast pki init` in a new directory and issue all certificates anew", directory.display())]
+    OneCa {
+        /// The directory.
+        directory: PathBuf,
+    },
     /// The CA's files do not fit each other or are damaged, or signing failed.
     #[error("The CA in {} cannot sign: {error}; run `roamcast pki init` in another directory", directory.display())]
     Ca {
@@ -86,53 +106,91 @@ impl Validity {
     }
 }
 
-/// A CA that was made.
+/// The files of a CA.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ca {
+    /// Its directory.
+    directory: PathBuf,
     /// Its certificate.
     pub certificate: PathBuf,
     /// Its private key.
     pub key: PathBuf,
 }
 
+/// The CAs that a directory has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Authorities {
+    directory: PathBuf,
+    /// That of the signalling.
+    pub signalling: Ca,
+    /// That which the libvirt of the hosts trusts.
+    pub libvirt: Ca,
+}
+
 /// What to certify.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IssueRequest {
-    /// Name of the agent; its peers' configuration names it so, and it is the host's DNS name.
+    /// Its name; peers' configuration names it so, and it is the host's DNS name.
     pub name: String,
+    /// What it is.
+    pub role: Role,
     /// Addresses that libvirt connects to (`qemu+tls://[2001:db8::2]/system`).
     pub addresses: Vec<IpAddr>,
     /// How long.
     pub validity: Validity,
 }
 
-/// A certificate that was issued.
+/// Files of a certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Issued {
-    /// Directory to be copied to the host's `/etc/pki`.
-    pub directory: PathBuf,
-    /// The CA's certificate in it.
+pub struct Certificate {
+    /// Certificate of the CA that signed it.
     pub ca: PathBuf,
-    /// The certificate in it.
+    /// The certificate.
     pub certificate: PathBuf,
     /// Its private key.
     pub key: PathBuf,
 }
 
-impl Ca {
+/// What was issued for a host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Issued {
+    /// Directory to be copied to the host's `/etc/pki`.
+    pub directory: PathBuf,
+    /// For the signalling.
+    pub signalling: Certificate,
+    /// For libvirt, where there is an agent.
+    pub libvirt: Option<Certificate>,
+}
+
+impl Authorities {
+    fn of(directory: &Path) -> Self {
+        let ca = |name| {
+            let directory = directory.join(name);
+            Ca {
+                certificate: directory.join("cacert.pem"),
+                key: directory.join("private/cakey.pem"),
+                directory,
+            }
+        };
+        Self {
+            directory: directory.to_owned(),
+            signalling: ca("signalling"),
+            libvirt: ca("libvirt"),
+        }
+    }
+
     /// What to do next, for a person.
     pub fn next_steps(&self) -> String {
-        let directory = self
-            .certificate
-            .parent()
-            .unwrap_or(Path::new("."))
-            .display();
+        let directory = self.directory.display();
         format!(
-            "CA certificate {}\nCA key         {} (keep it off the hosts)\n\n\
-             Next, once for each host:\n  \
-             roamcast pki issue {directory} NAME --address ADDRESS\n",
-            self.certificate.display(),
-            self.key.display(),
+            "CA of the signalling {}\nits key              {} (keep it off the hosts)\n\
+             CA of libvirt        {}\nits key              {} (keep it off the hosts)\n\n\
+             Next, once for each host, relay and migration control server:\n  \
+             roamcast pki issue {directory} NAME --role agent|relay|mcs --address ADDRESS\n",
+            self.signalling.certificate.display(),
+            self.signalling.key.display(),
+            self.libvirt.certificate.display(),
+            self.libvirt.key.display(),
         )
     }
 }
@@ -146,50 +204,49 @@ impl Issued {
             .file_name()
             .map(|name| name.to_string_lossy().into_owned())
             .unwrap_or_default();
+        let replaces = match self.libvirt {
+            Some(_) => format!(
+                "If it replaces one that is in use, which Roamcast sees by itself and libvirt does not:\n  \
+                 ssh root@{name} \"systemctl try-restart 'libvirtd*.service' 'virtproxyd*.service'\"\n"
+            ),
+            None => "If it replaces one that is in use, Roamcast sees it by itself.\n".to_owned(),
+        };
         format!(
             "Certificate {}\n\nNext:\n  ssh root@{name} mkdir -p /etc/pki\n  \
-             scp -r {directory}/. root@{name}:/etc/pki/\n\n\
-             If it replaces one that is in use:\n  \
-             ssh root@{name} \"systemctl try-restart 'libvirtd*.service' 'virtproxyd*.service' \
-             'roamcast*.service'\"\n",
-            self.certificate.display(),
+             scp -r {directory}/. root@{name}:/etc/pki/\n\n{replaces}",
+            self.signalling.certificate.display(),
         )
     }
 }
 
-/// Makes a CA in `directory`.
+/// Makes the CAs in `directory`.
 ///
 /// # Errors
 ///
-/// [`PkiError::Exists`] where there is one already, [`PkiError::Io`].
-pub fn init(directory: &Path, name: &str, validity: Validity) -> Result<Ca, PkiError> {
-    let ca = ca_files(directory);
-    refuse_existing([ca.certificate.as_path(), ca.key.as_path()])?;
-    let failed = |error| PkiError::Ca {
-        directory: directory.to_owned(),
-        error,
-    };
-    let key = KeyPair::generate().map_err(failed)?;
-    let mut params = CertificateParams::default();
-    params.not_before = validity.not_before;
-    params.not_after = validity.not_after;
-    params.distinguished_name = common_name(name);
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    let certificate = params.self_signed(&key).map_err(failed)?;
-    create_directory(directory, 0o755)?;
-    create_directory(&directory.join("private"), 0o700)?;
-    write_new(&ca.key, &key.serialize_pem(), 0o600)?;
-    write_new(&ca.certificate, &certificate.pem(), 0o644)?;
-    Ok(ca)
+/// [`PkiError::Exists`] where there is one already, [`PkiError::OneCa`], [`PkiError::Io`].
+pub fn init(directory: &Path, name: &str, validity: Validity) -> Result<Authorities, PkiError> {
+    refuse_one_ca(directory)?;
+    let authorities = Authorities::of(directory);
+    let named = [
+        (&authorities.signalling, "signalling"),
+        (&authorities.libvirt, "libvirt"),
+    ];
+    for (ca, _) in named {
+        refuse_existing([ca.certificate.as_path(), ca.key.as_path()])?;
+    }
+    for (ca, purpose) in named {
+        ca.make(&format!("{name} of {purpose}"), validity)?;
+    }
+    Ok(authorities)
 }
 
-/// Issues a certificate for server and client use, signed by the CA in `directory`.
+/// Issues certificates for server and client use: one of the signalling, and for an agent's host one for its
+/// libvirt.
 ///
 /// # Errors
 ///
 /// [`PkiError::InvalidName`], [`PkiError::Exists`] where the name has one already,
-/// [`PkiError::Io`], [`PkiError::Ca`] where the CA cannot sign.
+/// [`PkiError::OneCa`], [`PkiError::Io`], [`PkiError::Ca`] where a CA cannot sign.
 pub fn issue(directory: &Path, request: &IssueRequest) -> Result<Issued, PkiError> {
     let name = request.name.to_ascii_lowercase();
     let invalid = || PkiError::InvalidName {
@@ -199,77 +256,52 @@ pub fn issue(directory: &Path, request: &IssueRequest) -> Result<Issued, PkiErro
     if rustls_pki_types::DnsName::try_from(name.as_str()).is_err() || name.contains('*') {
         return Err(invalid());
     }
-    let failed = |error| PkiError::Ca {
-        directory: directory.to_owned(),
-        error,
-    };
-    let host = directory.join(&name);
-    let libvirt = host.join("libvirt");
-    let private = libvirt.join("private");
-    let issued = Issued {
-        directory: host.clone(),
-        ca: host.join("CA/cacert.pem"),
-        certificate: libvirt.join("servercert.pem"),
-        key: private.join("serverkey.pem"),
-    };
-    refuse_existing([host.as_path()])?;
-
-    let ca = ca_files(directory);
-    let ca_certificate = read(&ca.certificate)?;
-    let ca_key = KeyPair::from_pem(&read(&ca.key)?).map_err(failed)?;
-    let issuer = Issuer::from_ca_cert_pem(&ca_certificate, ca_key).map_err(failed)?;
-
-    let key = KeyPair::generate().map_err(failed)?;
-    let mut params = CertificateParams::default();
-    params.not_before = request.validity.not_before;
-    params.not_after = request.validity.not_after;
-    params.distinguished_name = common_name(&name);
-    params.subject_alt_names = std::iter::once(
+    let mut names = vec![
         name.as_str()
             .try_into()
             .map(SanType::DnsName)
             .map_err(|_| invalid())?,
-    )
-    .chain(request.addresses.iter().copied().map(SanType::IpAddress))
-    .collect();
-    // libvirt warns about a certificate without key encipherment, although ECDSA has no use of it.
-    params.key_usages = vec![
-        KeyUsagePurpose::DigitalSignature,
-        KeyUsagePurpose::KeyEncipherment,
     ];
-    params.extended_key_usages = vec![
-        ExtendedKeyUsagePurpose::ServerAuth,
-        ExtendedKeyUsagePurpose::ClientAuth,
-    ];
-    params.use_authority_key_identifier_extension = true;
-    let certificate = params.signed_by(&key, &issuer).map_err(failed)?.pem();
-    let key = key.serialize_pem();
+    names.extend(request.addresses.iter().copied().map(SanType::IpAddress));
+    let host = directory.join(&name);
+    refuse_one_ca(directory)?;
+    refuse_existing([host.as_path()])?;
 
-    create_directory(&host.join("CA"), 0o755)?;
-    create_directory(&private, 0o700)?;
-    for (path, content, mode) in [
-        (&issued.ca, &ca_certificate, 0o644),
-        (&issued.certificate, &certificate, 0o644),
-        (&libvirt.join("clientcert.pem"), &certificate, 0o644),
-        (&issued.key, &key, 0o600),
-        (&private.join("clientkey.pem"), &key, 0o600),
-    ] {
-        write_new(path, content, mode)?;
-    }
-    Ok(issued)
+    let authorities = Authorities::of(directory);
+    let role = request.role.uri().as_str().try_into();
+    let role = SanType::URI(role.map_err(|error| authorities.signalling.failed(error))?);
+    let sign = |ca: &Ca, names| ca.sign(&name, names, request.validity);
+    let signalling = sign(
+        &authorities.signalling,
+        [names.clone(), vec![role]].concat(),
+    )?;
+    let libvirt = match request.role {
+        Role::Agent => Some(sign(&authorities.libvirt, names)?),
+        Role::Relay | Role::Mcs => None,
+    };
+
+    let roamcast = host.join("roamcast");
+    let signalling = signalling.write(Certificate {
+        ca: roamcast.join("cacert.pem"),
+        certificate: roamcast.join("cert.pem"),
+        key: roamcast.join("private/key.pem"),
+    })?;
+    let libvirt = libvirt.map(|signed| write_for_libvirt(&signed, &host));
+    Ok(Issued {
+        directory: host,
+        signalling,
+        libvirt: libvirt.transpose()?,
+    })
 }
 
-fn ca_files(directory: &Path) -> Ca {
-    Ca {
-        certificate: directory.join("cacert.pem"),
-        key: directory.join("private/cakey.pem"),
+/// Refuses a directory in which the version before has made its CA.
+fn refuse_one_ca(directory: &Path) -> Result<(), PkiError> {
+    if directory.join("private/cakey.pem").exists() {
+        return Err(PkiError::OneCa {
+            directory: directory.to_owned(),
+        });
     }
-}
-
-fn common_name(name: &str) -> DistinguishedName {
-    let mut distinguished_name = DistinguishedName::new();
-    distinguished_name.push(DnType::CommonName, name);
-    distinguished_name
+    Ok(())
 }
 
 fn refuse_existing<'a>(paths: impl IntoIterator<Item = &'a Path>) -> Result<(), PkiError> {
@@ -284,193 +316,5 @@ fn refuse_existing<'a>(paths: impl IntoIterator<Item = &'a Path>) -> Result<(), 
     }
 }
 
-fn read(path: &Path) -> Result<String, PkiError> {
-    fs::read_to_string(path).map_err(|error| PkiError::Io {
-        action: "read",
-        path: path.to_owned(),
-        error,
-    })
-}
-
-fn create_directory(path: &Path, mode: u32) -> Result<(), PkiError> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o755)
-        .create(path.parent().unwrap_or(path))
-        .and_then(|()| DirBuilder::new().recursive(true).mode(mode).create(path))
-        .map_err(|error| PkiError::Io {
-            action: "create",
-            path: path.to_owned(),
-            error,
-        })
-}
-
-fn write_new(path: &Path, content: &str, mode: u32) -> Result<(), PkiError> {
-    OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(path)
-        .and_then(|mut file| file.write_all(content.as_bytes()))
-        .map_err(|error| match error.kind() {
-            io::ErrorKind::AlreadyExists => PkiError::Exists {
-                path: path.to_owned(),
-            },
-            _ => PkiError::Io {
-                action: "write",
-                path: path.to_owned(),
-                error,
-            },
-        })
-}
-
 #[cfg(test)]
-mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
-    use super::*;
-    use crate::net::tls::{Tls, TlsError, TlsFiles, certificate_names};
-    use rustls_pki_types::CertificateDer;
-    use rustls_pki_types::pem::PemObject;
-
-    fn request(name: &str) -> IssueRequest {
-        IssueRequest {
-            name: name.to_owned(),
-            addresses: vec!["2001:db8::2".parse().unwrap()],
-            validity: Validity::days(1),
-        }
-    }
-
-    fn files(issued: &Issued) -> TlsFiles {
-        TlsFiles {
-            ca: issued.ca.clone(),
-            certificate: issued.certificate.clone(),
-            key: issued.key.clone(),
-        }
-    }
-
-    fn mode(path: &Path) -> u32 {
-        path.metadata().unwrap().permissions().mode() & 0o777
-    }
-
-    #[test]
-    fn issued_certificate_is_what_tls_accepts() {
-        let directory = tempfile::tempdir().unwrap();
-        let ca = init(directory.path(), "CA", Validity::days(1)).unwrap();
-        let issued = issue(directory.path(), &request("VMS1.example")).unwrap();
-        Tls::load(&files(&issued), "vms1.example").unwrap();
-        let certificate = CertificateDer::from_pem_file(&issued.certificate).unwrap();
-        assert_eq!(certificate_names(&certificate), ["vms1.example"]);
-        assert!(ca.next_steps().contains("pki issue"));
-        assert!(issued.next_steps().contains("root@vms1.example"));
-    }
-
-    #[test]
-    fn keys_are_readable_by_their_owner_only() {
-        let directory = tempfile::tempdir().unwrap();
-        let ca = init(directory.path(), "CA", Validity::days(1)).unwrap();
-        let issued = issue(directory.path(), &request("vms1")).unwrap();
-        assert_eq!(mode(&ca.key), 0o600);
-        assert_eq!(mode(&issued.key), 0o600);
-        assert_eq!(mode(issued.key.parent().unwrap()), 0o700);
-    }
-
-    #[test]
-    fn nothing_is_overwritten() {
-        let directory = tempfile::tempdir().unwrap();
-        init(directory.path(), "CA", Validity::days(1)).unwrap();
-        let again = init(directory.path(), "CA", Validity::days(1));
-        assert!(matches!(again, Err(PkiError::Exists { .. })));
-        issue(directory.path(), &request("vms1")).unwrap();
-        let again = issue(directory.path(), &request("vms1"));
-        assert!(matches!(again, Err(PkiError::Exists { .. })));
-    }
-
-    #[test]
-    fn names_that_are_no_dns_names_are_refused() {
-        let directory = tempfile::tempdir().unwrap();
-        init(directory.path(), "CA", Validity::days(1)).unwrap();
-        for name in ["", "..", "../escape", "a/b", "*.example", "a b", "-"] {
-            let result = issue(directory.path(), &request(name));
-            assert!(
-                matches!(result, Err(PkiError::InvalidName { .. })),
-                "{name}: {result:?}"
-            );
-        }
-    }
-
-    #[test]
-    fn directory_without_ca_is_named() {
-        let directory = tempfile::tempdir().unwrap();
-        let error = issue(directory.path(), &request("vms1")).unwrap_err();
-        assert!(error.to_string().contains("cacert.pem"), "{error}");
-    }
-
-    #[test]
-    fn tls_tells_missing_expired_foreign_misnamed_and_mismatched_files_apart() {
-        let directories = [(); 2].map(|()| tempfile::tempdir().unwrap());
-        for directory in &directories {
-            init(directory.path(), "CA", Validity::days(1)).unwrap();
-        }
-        let [own, other] = &directories;
-        let good = files(&issue(own.path(), &request("vms1")).unwrap());
-        let foreign = files(&issue(other.path(), &request("vms1")).unwrap());
-        let now = OffsetDateTime::now_utc();
-        let expired = issue(
-            own.path(),
-            &IssueRequest {
-                validity: Validity {
-                    not_before: now.saturating_sub(time::Duration::days(2)),
-                    not_after: now.saturating_sub(time::Duration::days(1)),
-                },
-                ..request("old")
-            },
-        )
-        .unwrap();
-
-        let missing = TlsFiles {
-            certificate: own.path().join("nowhere.pem"),
-            ..good.clone()
-        };
-        assert!(matches!(
-            Tls::load(&missing, "vms1"),
-            Err(TlsError::Read { .. })
-        ));
-        let empty = TlsFiles {
-            ca: good.key.clone(),
-            ..good.clone()
-        };
-        assert!(matches!(
-            Tls::load(&empty, "vms1"),
-            Err(TlsError::Empty { .. })
-        ));
-        assert!(matches!(
-            Tls::load(&files(&expired), "old"),
-            Err(TlsError::Expired { .. })
-        ));
-        let wrong_ca = TlsFiles {
-            ca: foreign.ca.clone(),
-            ..good.clone()
-        };
-        assert!(matches!(
-            Tls::load(&wrong_ca, "vms1"),
-            Err(TlsError::WrongCa { .. })
-        ));
-        assert!(matches!(
-            Tls::load(&good, "vms2"),
-            Err(TlsError::WrongName { .. })
-        ));
-        let wrong_key = TlsFiles {
-            key: foreign.key.clone(),
-            ..good.clone()
-        };
-        assert!(matches!(
-            Tls::load(&wrong_key, "vms1"),
-            Err(TlsError::WrongKey { .. })
-        ));
-        assert!(matches!(
-            Tls::load(&good, "no name"),
-            Err(TlsError::InvalidName { .. })
-        ));
-    }
-}
+mod tests;

@@ -52,6 +52,8 @@
 //! refused before anything of it is kept. An unknown kind or version, or a text that cannot be shown as
 //! it is ([`crate::text`]), is answered with [`PeerMessage::Error`] or [`VmMessage::MigrationAbort`].
 //!
+//! Which roles may send what to whom is in the agent's module `role`.
+//!
 //! | kind | message | fields (number: name, unit) |
 //! |---|---|---|
 //! | 1 | `AgentSearch` | none |
@@ -181,6 +183,9 @@ macro_rules! messages {
         }
 
         impl $name {
+            /// Number and name of each message.
+            pub const KINDS: &'static [(u16, &'static str)] = &[$(($kind, stringify!($variant))),*];
+
             /// Encodes the message with the transaction it belongs to.
             pub fn encode(&self, transaction: u64) -> alloc::vec::Vec<u8> {
                 match self {
@@ -262,6 +267,12 @@ messages! {
         17 => RelaySearch(RelaySearch),
         18 => RelaySearchReply(RelaySearchReply),
     }
+}
+
+/// The number of the message in a frame, without a look at what it says; `None` where this version cannot
+/// tell.
+pub fn kind(bytes: &[u8]) -> Option<u16> {
+    header(bytes).ok().map(|(_, kind, _)| kind)
 }
 
 pub(crate) fn encode<T: Encode<()>>(transaction: u64, kind: u16, body: &T) -> Vec<u8> {

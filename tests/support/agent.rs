@@ -20,7 +20,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use lab::binaries;
+use roamcast::net::tls::TlsFiles;
 use roamcast::pki::{self, IssueRequest, Validity};
+use roamcast::role::Role;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -63,8 +65,12 @@ impl Files {
         let files = Self {
             directory: Arc::new(tempfile::tempdir().unwrap()),
         };
-        pki::init(&files.path("pki"), "test CA", Validity::days(1)).unwrap();
-        let [ca, certificate, key] = issue(&files.path("pki"), "vms1");
+        pki::init(&files.pki(), "test CA", Validity::days(1)).unwrap();
+        let TlsFiles {
+            ca,
+            certificate,
+            key,
+        } = issue(&files.pki(), "vms1", Role::Agent);
         let node = files.path("node.xml");
         fs::write(&node, format!("<node>{}</node>", domains.concat())).unwrap();
         let text = format!(
@@ -80,6 +86,23 @@ impl Files {
         );
         fs::write(files.path("roamcast.toml"), text).unwrap();
         files
+    }
+
+    /// Adds to its configuration.
+    pub(crate) fn configure(&self, configuration: &str) {
+        let path = self.path("roamcast.toml");
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(path, text + configuration).unwrap();
+    }
+
+    /// Its log, for [`Agent::start_with`].
+    pub(crate) fn log_file(&self) -> Stdio {
+        Stdio::from(fs::File::create(self.path("log")).unwrap())
+    }
+
+    /// Where its certificates are made.
+    pub(crate) fn pki(&self) -> PathBuf {
+        self.path("pki")
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -140,8 +163,7 @@ impl Agent {
     /// `configuration` is added to what it needs.
     pub(crate) fn start(bpffs: &Path, domains: &[String], configuration: &str) -> Self {
         let files = Files::new(bpffs, domains, configuration);
-        let log = fs::File::create(files.path("log")).unwrap();
-        let agent = files.spawn(Stdio::from(log));
+        let agent = files.spawn(files.log_file());
         wait_for("the agent", || {
             let log = agent.log();
             assert!(!log.starts_with("roamcast:"), "{log}");
@@ -160,8 +182,8 @@ impl Agent {
 
     /// Connects as a peer of that name.
     pub(crate) fn peer(&self, name: &str) -> Liar {
-        let [ca, certificate, key] = issue(&self.files.path("pki"), name);
-        Liar::connect(SocketAddr::from(ADDRESS), "vms1", [&ca, &certificate, &key])
+        let files = issue(&self.files.pki(), name, Role::Agent);
+        Liar::connect(SocketAddr::from(ADDRESS), "vms1", &files.ca, &files)
     }
 
     /// A counter of the status.
@@ -200,12 +222,13 @@ impl Drop for Agent {
     }
 }
 
-fn issue(pki: &Path, name: &str) -> [PathBuf; 3] {
+/// Certificates of the signalling.
+pub(crate) fn issue(pki: &Path, name: &str, role: Role) -> TlsFiles {
     let request = IssueRequest {
         name: name.to_owned(),
+        role,
         addresses: vec![Ipv6Addr::LOCALHOST.into()],
         validity: Validity::days(1),
     };
-    let issued = pki::issue(pki, &request).unwrap();
-    [issued.ca, issued.certificate, issued.key]
+    TlsFiles::from(&pki::issue(pki, &request).unwrap().signalling)
 }

@@ -1,4 +1,4 @@
-//! A peer with a good certificate that says what it likes: TLS and CBOR, and no rules.
+//! Peers that say what they like: TLS and CBOR, and no rules.
 #![allow(
     dead_code,
     unreachable_pub,
@@ -11,17 +11,21 @@
     reason = "a test that cannot go on panics"
 )]
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use common::signal::PeerMessage;
+use roamcast::net::tls::TlsFiles;
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned, version};
+use rustls::{
+    ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned,
+    version,
+};
 
 /// How long an answer may take, however busy the machine is.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -32,31 +36,47 @@ const ACCEPTED: [u8; 5] = [0, 0, 0, 1, 0];
 pub(crate) struct Liar(StreamOwned<ClientConnection, TcpStream>);
 
 impl Liar {
-    /// Connects, in the namespace of the calling thread, with a certificate and its key.
-    pub(crate) fn connect(to: SocketAddr, agent: &str, files: [&Path; 3]) -> Self {
-        let [ca, certificate, key] = files;
+    /// Connects, in the namespace of the calling thread, with a certificate that the agent takes.
+    pub(crate) fn connect(to: SocketAddr, agent: &str, ca: &Path, own: &TlsFiles) -> Self {
+        let mut liar = Self::attempt(to, agent, ca, own);
+        let mut verdict = ACCEPTED.map(|_| 0xff);
+        liar.0.read_exact(&mut verdict).expect("a verdict");
+        assert_eq!(verdict, ACCEPTED, "the agent refuses this peer");
+        liar
+    }
+
+    /// Connects with whatever certificate, and waits for nothing. `ca` is that of the agent.
+    pub(crate) fn attempt(to: SocketAddr, agent: &str, ca: &Path, own: &TlsFiles) -> Self {
         let mut roots = RootCertStore::empty();
         roots
             .add(CertificateDer::from_pem_file(ca).unwrap())
             .unwrap();
+        let (chain, key) = pair(own);
         let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_protocol_versions(&[&version::TLS13])
             .unwrap()
             .with_root_certificates(roots)
-            .with_client_auth_cert(
-                vec![CertificateDer::from_pem_file(certificate).unwrap()],
-                PrivateKeyDer::from_pem_file(key).unwrap(),
-            )
+            .with_client_auth_cert(chain, key)
             .unwrap();
         let name = ServerName::try_from(agent.to_owned()).unwrap();
         let connection = ClientConnection::new(Arc::new(config), name).unwrap();
         let stream = TcpStream::connect(to).expect("the agent listens");
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
-        let mut liar = Self(StreamOwned::new(connection, stream));
-        let mut verdict = ACCEPTED.map(|_| 0xff);
-        liar.0.read_exact(&mut verdict).expect("a verdict");
-        assert_eq!(verdict, ACCEPTED, "the agent refuses this peer");
-        liar
+        Self(StreamOwned::new(connection, stream))
+    }
+
+    /// Waits, without a word, for what the agent says until it hangs up.
+    pub(crate) fn listen(mut self) -> Vec<u8> {
+        let _ = self.0.flush();
+        read_until_closed(&mut self.0)
+    }
+
+    /// Sends a frame to whoever may have hung up already, and takes all that comes until he has.
+    pub(crate) fn insist(mut self, frame: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(frame.len()).unwrap();
+        let _ = self.0.write_all(&[&length.to_be_bytes(), frame].concat());
+        let _ = self.0.flush();
+        read_until_closed(&mut self.0)
     }
 
     pub(crate) fn say(&mut self, transaction: u64, message: impl Into<PeerMessage>) {
@@ -96,5 +116,62 @@ impl Liar {
             PeerMessage::MigrationAbort(abort) => abort.reason,
             other => panic!("no refusal but {other:?}"),
         }
+    }
+}
+
+/// A server that an agent dials, which says one thing to everybody.
+pub(crate) struct LyingServer {
+    listener: TcpListener,
+    config: Arc<ServerConfig>,
+}
+
+impl LyingServer {
+    /// Listens, in the namespace of the calling thread.
+    pub(crate) fn new(own: &TlsFiles) -> Self {
+        let (chain, key) = pair(own);
+        let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_protocol_versions(&[&version::TLS13])
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(chain, key)
+            .unwrap();
+        Self {
+            listener: TcpListener::bind("[::1]:0").unwrap(),
+            config: Arc::new(config),
+        }
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.listener.local_addr().unwrap()
+    }
+
+    /// Accepts who dials, says the frame, and waits until he hangs up; returns what he has said.
+    pub(crate) fn serve(&self, frame: &[u8]) -> Vec<u8> {
+        let (stream, _) = self.listener.accept().unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        let connection = ServerConnection::new(Arc::clone(&self.config)).unwrap();
+        let mut stream = StreamOwned::new(connection, stream);
+        let length = u32::try_from(frame.len()).unwrap();
+        let _ = stream.write_all(&[&ACCEPTED[..], &length.to_be_bytes(), frame].concat());
+        let _ = stream.flush();
+        read_until_closed(&mut stream)
+    }
+}
+
+fn pair(own: &TlsFiles) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+    (
+        vec![CertificateDer::from_pem_file(&own.certificate).unwrap()],
+        PrivateKeyDer::from_pem_file(&own.key).unwrap(),
+    )
+}
+
+/// Reads until the other side hangs up, however rudely.
+fn read_until_closed(stream: &mut impl Read) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    match stream.read_to_end(&mut bytes) {
+        Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+            panic!("nobody hangs up: {error}")
+        }
+        _ => bytes,
     }
 }

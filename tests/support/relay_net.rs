@@ -32,10 +32,11 @@ use std::time::Duration;
 
 use common::maps::FilterMode;
 use common::signal::{PORT, PeerMessage, RelayRelease, RelayRequest, RelayResponse};
-use roamcast::net::peers::{Peers, PeersConfig};
+use roamcast::net::peers::{Endpoint, Peers, PeersConfig};
 use roamcast::net::tls::{Tls, TlsFiles};
 use roamcast::pki::{self, IssueRequest, Validity};
 use roamcast::proto::PeerEvent;
+use roamcast::role::Role;
 use socket2::{Domain, Protocol, Socket, Type};
 use tempfile::TempDir;
 
@@ -97,23 +98,20 @@ impl Net {
         self.path("relay.sock")
     }
 
-    fn certificate(&self, name: &str, address: Ipv6Addr) -> TlsFiles {
+    fn certificate(&self, name: &str, role: Role, address: Ipv6Addr) -> TlsFiles {
         let request = IssueRequest {
             name: name.to_owned(),
+            role,
             addresses: vec![address.into()],
             validity: Validity::days(1),
         };
         let issued = pki::issue(self.directory.path(), &request).unwrap();
-        TlsFiles {
-            ca: issued.ca,
-            certificate: issued.certificate,
-            key: issued.key,
-        }
+        TlsFiles::from(&issued.signalling)
     }
 
     /// Writes the relay's configuration and returns its path.
     pub(crate) fn configure(&self, bpffs: &Path, limits: &str) -> PathBuf {
-        let files = self.certificate("relay1", RELAY);
+        let files = self.certificate("relay1", Role::Relay, RELAY);
         // It outlasts a restart on a slow machine, and what is waited for does not outlast it.
         let lease_s = lab::wait::patience(Duration::from_secs(10)).as_secs();
         let text = format!(
@@ -220,7 +218,7 @@ impl Client {
     ) -> Self {
         let (orders, mut inbox) = tokio::sync::mpsc::unbounded_channel();
         let (outbox, events) = channel();
-        let files = net.certificate(name, AGENT);
+        let files = net.certificate(name, Role::Agent, AGENT);
         scope.spawn(move || {
             net.agent.run(|| {
                 let runtime = tokio::runtime::Builder::new_current_thread()
@@ -229,13 +227,17 @@ impl Client {
                     .unwrap();
                 runtime.block_on(async {
                     let (sender, mut events) = tokio::sync::mpsc::channel(16);
+                    let relay = Endpoint {
+                        role: Role::Relay,
+                        address: format!("[{RELAY}]:{PORT}"),
+                    };
                     let config = PeersConfig {
                         name: name.to_owned(),
                         listen: SocketAddrV6::new(Ipv6Addr::LOCALHOST, 0, 0, 0).into(),
-                        peers: BTreeMap::from([("relay1".to_owned(), format!("[{RELAY}]:{PORT}"))]),
+                        peers: BTreeMap::from([("relay1".to_owned(), relay)]),
                         admit: Vec::new(),
                     };
-                    let tls = Tls::load(&files, name).unwrap();
+                    let tls = Tls::load(&files, name, Role::Agent).unwrap();
                     let peers = Peers::start(config, tls, sender).unwrap();
                     loop {
                         tokio::select! {

@@ -27,6 +27,8 @@ fn wrong_usage_has_exit_code_2() {
         "roamcast trace --rate 0",
         "roamcast pki issue dir name --days 0",
         "roamcast pki issue dir name --address nonsense",
+        "roamcast pki issue dir name --role root",
+        "roamcast pki issue dir name --role Agent",
     ] {
         let error = parse(line).expect_err(line);
         assert_eq!(error.exit_code(), 2, "{line}");
@@ -92,7 +94,14 @@ fn check<C>(
         check: true,
     };
     let mut out = Vec::new();
-    run_role(&args, load, log, |_| panic!("started"), &mut out)?;
+    run_role(
+        &args,
+        load,
+        log,
+        |_| Vec::new(),
+        |_| panic!("started"),
+        &mut out,
+    )?;
     Ok(String::from_utf8(out).unwrap())
 }
 

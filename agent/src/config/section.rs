@@ -104,7 +104,7 @@ impl Default for Limits {
     }
 }
 
-/// `[tls]`. The defaults are libvirt's own paths, so one CA serves both.
+/// `[tls]`: certificates of the signalling.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Tls {
@@ -120,10 +120,11 @@ pub struct Tls {
 
 impl Default for Tls {
     fn default() -> Self {
+        let files = TlsFiles::default();
         Self {
-            ca: PathBuf::from("/etc/pki/CA/cacert.pem"),
-            cert: PathBuf::from("/etc/pki/libvirt/servercert.pem"),
-            key: PathBuf::from("/etc/pki/libvirt/private/serverkey.pem"),
+            ca: files.ca,
+            cert: files.certificate,
+            key: files.key,
             admit: Vec::new(),
         }
     }

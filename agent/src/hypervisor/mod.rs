@@ -7,6 +7,7 @@ pub mod domain_xml;
 pub mod libvirt;
 pub mod main_loop;
 pub mod metadata;
+pub mod trust;
 
 use crate::proto::{DomainUuid, HypervisorEvent};
 

@@ -1,8 +1,12 @@
-//! Connections to other agents: TCP port 47411, TLS 1.3 with certificates on both sides.
+//! Connections of the signalling: TCP port 47411, TLS 1.3 with certificates on both sides.
 //!
 //! One persistent connection per peer, dialed on demand and whoever dialed it. A peer is known by
 //! the DNS name in its certificate and admitted when the configuration names it, or a pattern of
 //! `admit` matches it. Everything else is refused, counted by reason and logged once a minute.
+//!
+//! Either side looks at the other's [role](crate::role) before it reads anything: who accepts takes the roles
+//! that have a reason to connect, who dials takes the one that it dialed for. Each frame then has to be of
+//! a message that the peer's role may send; its body is not decoded before.
 //!
 //! ```text
 //!   connect()            TCP, TLS, verdict "accepted"
@@ -25,11 +29,12 @@ mod counters;
 mod dial;
 mod handshakes;
 mod manager;
+mod reload;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use common::signal::PORT;
@@ -42,6 +47,7 @@ use super::relays::FoundRelay;
 use super::tls::Tls;
 use crate::glob::Glob;
 use crate::proto::PeerEvent;
+use crate::role::Role;
 use admission::Admission;
 use counters::Counters;
 
@@ -75,12 +81,22 @@ pub struct PeersConfig {
     pub name: String,
     /// Where to listen.
     pub listen: SocketAddr,
-    /// Peers by name, with where to dial them: `host:port`, `[address]:port`, or either without
-    /// port for [`PORT`].
-    pub peers: BTreeMap<String, String>,
+    /// Peers by name.
+    pub peers: BTreeMap<String, Endpoint>,
     /// Names that may connect although they are not in `peers`; in lower case, as names in
     /// certificates are taken.
     pub admit: Vec<Glob>,
+    /// Where relays are dialed from: they send streams to that address.
+    pub relays_from: Option<Ipv6Addr>,
+}
+
+/// What a peer is, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Its role.
+    pub role: Role,
+    /// Where to dial it: `host:port`, `[address]:port`, or either without port for [`PORT`].
+    pub address: String,
 }
 
 impl Default for PeersConfig {
@@ -90,6 +106,7 @@ impl Default for PeersConfig {
             listen: SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, PORT, 0, 0).into(),
             peers: BTreeMap::new(),
             admit: Vec::new(),
+            relays_from: None,
         }
     }
 }
@@ -134,7 +151,9 @@ pub struct Peers {
 #[derive(Debug)]
 struct Shared {
     config: PeersConfig,
-    tls: Tls,
+    /// What this host is.
+    role: Role,
+    tls: RwLock<Tls>,
     counters: Counters,
     admission: Mutex<Admission>,
     /// Relays by the names of their connections.
@@ -145,22 +164,19 @@ struct Shared {
 /// Whom to dial.
 #[derive(Clone, Debug)]
 struct Target {
-    /// What it is, for sentences.
-    what: &'static str,
     /// Name in its certificate.
     name: String,
-    /// Where it listens.
-    address: String,
+    /// Its role, and where it listens.
+    endpoint: Endpoint,
 }
 
 impl Shared {
     /// Whom a peer's name stands for, if it may be dialed.
     fn target(&self, peer: &str) -> Option<Target> {
-        if let Some(address) = self.config.peers.get(peer) {
+        if let Some(endpoint) = self.config.peers.get(peer) {
             return Some(Target {
-                what: "Agent",
                 name: peer.to_owned(),
-                address: address.clone(),
+                endpoint: endpoint.clone(),
             });
         }
         self.relays
@@ -172,8 +188,9 @@ impl Shared {
 
     /// Whether a configured peer is to come from an address, or a peer has come from there before.
     fn is_known(&self, address: IpAddr) -> bool {
-        let of_peer = |place: &String| {
-            dial::literal(place).is_some_and(|it| it.ip().to_canonical() == address)
+        let of_peer = |peer: &Endpoint| {
+            let place = dial::literal(&peer.address);
+            place.is_some_and(|it| it.ip().to_canonical() == address)
         };
         self.admission().is_known(address) || self.config.peers.values().any(of_peer)
     }
@@ -192,6 +209,14 @@ impl Shared {
                 "Refused a connection"
             );
         }
+    }
+
+    /// The certificates in use.
+    fn tls(&self) -> Tls {
+        self.tls
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     fn admission(&self) -> std::sync::MutexGuard<'_, Admission> {
@@ -216,7 +241,7 @@ impl Peers {
         config.peers = config
             .peers
             .into_iter()
-            .map(|(name, address)| (name.to_ascii_lowercase(), address))
+            .map(|(name, endpoint)| (name.to_ascii_lowercase(), endpoint))
             .collect();
         if config.peers.contains_key(&config.name) {
             return Err(PeersError::OwnName { name: config.name });
@@ -235,7 +260,8 @@ impl Peers {
         let stop = CancellationToken::new();
         let shared = Arc::new(Shared {
             config,
-            tls,
+            role: tls.role,
+            tls: RwLock::new(tls),
             counters: Counters::default(),
             admission: Mutex::default(),
             relays: Mutex::default(),
@@ -248,6 +274,7 @@ impl Peers {
             inbox,
             events,
         ));
+        tokio::spawn(reload::run(Arc::clone(&shared)));
         tokio::spawn(accept::run(Arc::clone(&shared), listener, commands.clone()));
         Ok(Self {
             shared,
@@ -267,9 +294,11 @@ impl Peers {
     pub fn set_relays(&self, relays: &[FoundRelay]) {
         let targets = relays.iter().map(|relay| {
             let target = Target {
-                what: "Relay",
                 name: relay.name.clone(),
-                address: relay.address.clone(),
+                endpoint: Endpoint {
+                    role: Role::Relay,
+                    address: relay.address.clone(),
+                },
             };
             (relay.id.clone(), target)
         });

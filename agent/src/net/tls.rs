@@ -1,10 +1,11 @@
-//! TLS between agents: version 1.3 only, certificates on both sides.
+//! TLS of the signalling: version 1.3 only, certificates on both sides.
 //!
-//! Files are in libvirt's own PKI layout, so one CA serves libvirt and Roamcast. An agent is named
-//! by the DNS names in the Subject Alternative Name of its certificate (RFC 5280 §4.2.1.6); the
-//! Common Name is not looked at. Sessions are not resumed: every connection proves its
-//! certificate anew.
+//! The CA is one that libvirt does not trust, since whoever libvirt trusts is root on its host. Somebody is named
+//! by the DNS names in the Subject Alternative Name of the certificate (RFC 5280 §4.2.1.6), where the
+//! [role](crate::role) is, too; the Common Name is not looked at. Sessions are not resumed: every
+//! connection proves its certificate anew.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -19,24 +20,37 @@ use rustls::{
 use rustls_pki_types::pem::{Error as PemError, PemObject};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 
+use crate::pki::Certificate;
+use crate::role::{Role, RoleError};
+
 /// Where the PEM files are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsFiles {
     /// Certificates of the CAs that peers' certificates are checked against.
     pub ca: PathBuf,
-    /// This agent's certificate, followed by intermediate ones if there are any.
+    /// This host's certificate, followed by intermediate ones if there are any.
     pub certificate: PathBuf,
     /// Its private key.
     pub key: PathBuf,
 }
 
 impl Default for TlsFiles {
-    /// Where libvirt's daemon looks.
+    /// Where what `roamcast pki issue` makes is copied to.
     fn default() -> Self {
         Self {
-            ca: "/etc/pki/CA/cacert.pem".into(),
-            certificate: "/etc/pki/libvirt/servercert.pem".into(),
-            key: "/etc/pki/libvirt/private/serverkey.pem".into(),
+            ca: "/etc/pki/roamcast/cacert.pem".into(),
+            certificate: "/etc/pki/roamcast/cert.pem".into(),
+            key: "/etc/pki/roamcast/private/key.pem".into(),
+        }
+    }
+}
+
+impl From<&Certificate> for TlsFiles {
+    fn from(issued: &Certificate) -> Self {
+        Self {
+            ca: issued.ca.clone(),
+            certificate: issued.certificate.clone(),
+            key: issued.key.clone(),
         }
     }
 }
@@ -45,7 +59,7 @@ impl Default for TlsFiles {
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// A file is missing or unreadable.
-    #[error("Cannot read {what} {}: {reason}; check [tls] in the configuration or run `roamcast pki`", path.display())]
+    #[error("Cannot read {what} {}: {reason}; make one by `roamcast pki issue` (libvirt's own serves no longer), or correct [tls] in the configuration", path.display())]
     Read {
         /// What the file holds.
         what: &'static str,
@@ -77,11 +91,11 @@ pub enum TlsError {
         ca: PathBuf,
     },
     /// The certificate is for another name.
-    #[error("The certificate {} names {names:?} but this agent is `{name}`; issue one for that name", path.display())]
+    #[error("The certificate {} names {names:?} but this host is `{name}`; issue one for that name", path.display())]
     WrongName {
         /// The certificate's file.
         path: PathBuf,
-        /// The agent's name in the configuration.
+        /// The name in the configuration.
         name: String,
         /// DNS names in the certificate.
         names: Vec<String>,
@@ -95,10 +109,34 @@ pub enum TlsError {
         certificate: PathBuf,
     },
     /// The name cannot be in a certificate.
-    #[error("The agent name `{name}` is not a DNS name; choose one of letters, digits and hyphens")]
+    #[error("The name `{name}` is not a DNS name; choose one of letters, digits and hyphens")]
     InvalidName {
         /// The name.
         name: String,
+    },
+    /// The certificate has no role.
+    #[error("The certificate {} {error}; issue a new one with `roamcast pki issue DIRECTORY {name} --role {role}`", path.display())]
+    NoRole {
+        /// The certificate's file.
+        path: PathBuf,
+        /// What is wrong with it.
+        error: RoleError,
+        /// The name in the configuration.
+        name: String,
+        /// The role that it should have.
+        role: Role,
+    },
+    /// The certificate has another role.
+    #[error("The certificate {} is of the role {theirs}, but {name} is to be of the role {role}; issue one with `roamcast pki issue DIRECTORY {name} --role {role}`", path.display())]
+    WrongRole {
+        /// The certificate's file.
+        path: PathBuf,
+        /// The role in it.
+        theirs: Role,
+        /// The name in the configuration.
+        name: String,
+        /// The role that it should have.
+        role: Role,
     },
     /// The certificate is refused for another reason (purpose, algorithm, encoding).
     #[error("The certificate {} cannot be used: {reason}; issue one for server and client use", path.display())]
@@ -113,23 +151,45 @@ pub enum TlsError {
 /// Both sides' configuration of TLS.
 #[derive(Clone, Debug)]
 pub struct Tls {
+    /// What this host is.
+    pub(super) role: Role,
     pub(super) server: Arc<ServerConfig>,
     pub(super) client: Arc<ClientConfig>,
+    name: String,
+    files: TlsFiles,
+    stamps: Stamps,
+}
+
+/// What tells a file from the one that replaces it.
+type Stamp = (u64, u64, i64, i64);
+/// The stamps of CA, certificate and key, of those that are there.
+pub(super) type Stamps = [Option<Stamp>; 3];
+
+impl TlsFiles {
+    fn stamps(&self) -> Stamps {
+        [&self.ca, &self.certificate, &self.key].map(|path| {
+            let found = path.metadata().ok()?;
+            Some((found.ino(), found.len(), found.mtime(), found.mtime_nsec()))
+        })
+    }
 }
 
 impl Tls {
-    /// Loads the files and checks that the certificate is what peers will accept from an agent
-    /// called `name`.
+    /// Loads the files and checks that the certificate is what peers will accept from `name`, which is to
+    /// be of this role.
     ///
     /// # Errors
     ///
     /// See [`TlsError`]; every file is named.
-    pub fn load(files: &TlsFiles, name: &str) -> Result<Self, TlsError> {
+    pub fn load(files: &TlsFiles, name: &str, role: Role) -> Result<Self, TlsError> {
+        // First, so that what changes meanwhile is seen later.
+        let stamps = files.stamps();
         let roots = Arc::new(read_roots(&files.ca)?);
         let chain = read_certificates("certificate", &files.certificate)?;
         let key = read_key(&files.key)?;
         let provider = Arc::new(ring::default_provider());
-        check_own(&provider, &roots, &chain, files, name)?;
+        let own = check_own(&provider, &roots, &chain, files, name)?;
+        check_role(own, files, name, role)?;
 
         let pair = |error| match error {
             RustlsError::InconsistentKeys(_) => TlsError::WrongKey {
@@ -160,9 +220,24 @@ impl Tls {
             .map_err(pair)?;
         client.resumption = Resumption::disabled();
         Ok(Self {
+            role,
             server: Arc::new(server),
             client: Arc::new(client),
+            name: name.to_owned(),
+            files: files.clone(),
+            stamps,
         })
+    }
+
+    /// The stamps of the files as they are now; `None` where they are those that were loaded.
+    pub(super) fn changed(&self) -> Option<Stamps> {
+        let stamps = self.files.stamps();
+        (stamps != self.stamps).then_some(stamps)
+    }
+
+    /// Loads the same files again.
+    pub(super) fn reload(&self) -> Result<Self, TlsError> {
+        Self::load(&self.files, &self.name, self.role)
     }
 }
 
@@ -179,13 +254,14 @@ pub fn certificate_names(certificate: &CertificateDer<'_>) -> Vec<String> {
         .unwrap_or_default()
 }
 
-fn check_own(
+/// Checks the certificate as a peer does; returns it.
+fn check_own<'a>(
     provider: &Arc<CryptoProvider>,
     roots: &Arc<RootCertStore>,
-    chain: &[CertificateDer<'static>],
+    chain: &'a [CertificateDer<'static>],
     files: &TlsFiles,
     name: &str,
-) -> Result<(), TlsError> {
+) -> Result<&'a CertificateDer<'static>, TlsError> {
     let server_name = ServerName::try_from(name.to_owned()).map_err(|_| TlsError::InvalidName {
         name: name.to_owned(),
     })?;
@@ -232,7 +308,32 @@ fn check_own(
         .map_err(|error| other(RustlsError::General(error.to_string())))?
         .verify_client_cert(own, intermediates, now)
         .map_err(explain)?;
-    Ok(())
+    Ok(own)
+}
+
+fn check_role(
+    own: &CertificateDer<'_>,
+    files: &TlsFiles,
+    name: &str,
+    role: Role,
+) -> Result<(), TlsError> {
+    let path = files.certificate.clone();
+    let name = name.to_owned();
+    match Role::of_certificate(own) {
+        Ok(theirs) if theirs == role => Ok(()),
+        Ok(theirs) => Err(TlsError::WrongRole {
+            path,
+            theirs,
+            name,
+            role,
+        }),
+        Err(error) => Err(TlsError::NoRole {
+            path,
+            error,
+            name,
+            role,
+        }),
+    }
 }
 
 fn read_roots(path: &Path) -> Result<RootCertStore, TlsError> {

@@ -17,6 +17,7 @@ use crate::net::peers::{MAX_EVENTS, Peers, PeersConfig, PeersError};
 use crate::net::tls::{Tls, TlsError, TlsFiles};
 use crate::proto::directory::{Directory, DirectoryConfig};
 use crate::proto::{PeerEvent, Timestamp};
+use crate::role::Role;
 use crate::shutdown::Shutdown;
 
 /// Requests of operators that wait to be handled.
@@ -57,7 +58,7 @@ struct Server {
 pub async fn run(config: McsConfig) -> Result<(), McsError> {
     let mut shutdown = Shutdown::new().map_err(McsError::Signals)?;
     let name = config.mcs.name.as_str();
-    let tls = Tls::load(&TlsFiles::from(&config.tls), name)?;
+    let tls = Tls::load(&TlsFiles::from(&config.tls), name, Role::Mcs)?;
     let control = ControlServer::bind(&config.mcs.control_socket)?;
     let (control_sender, mut requests) = mpsc::channel(CONTROL_REQUESTS);
     let (peer_sender, mut peer_events) = mpsc::channel(MAX_EVENTS);
@@ -96,6 +97,7 @@ fn peers_config(config: &McsConfig) -> PeersConfig {
             .flatten()
             .map(Glob::to_lowercase)
             .collect(),
+        relays_from: None,
     }
 }
 

@@ -33,7 +33,7 @@ mod views;
 use std::collections::BTreeMap;
 use std::io;
 
-use crate::config::Config;
+use crate::config::{Config, Peer};
 use crate::control::report::Hook;
 use crate::control::server::ControlError;
 use crate::datapath::{DatapathError, HookView};
@@ -42,9 +42,10 @@ use crate::net::addresses::AddressesError;
 use crate::net::link_addresses::LinkAddressesError;
 use crate::net::links::LinksError;
 use crate::net::mdb::MdbError;
-use crate::net::peers::{Peers, PeersError};
+use crate::net::peers::{Endpoint, Peers, PeersError};
 use crate::net::tls::TlsError;
 use crate::net::vm_socket::VmSocketError;
+use crate::role::Role;
 use crate::shutdown::Shutdown;
 use crate::telemetry;
 use gates::GatesError;
@@ -124,6 +125,12 @@ pub async fn run(config: Config) -> Result<(), RuntimeError> {
             Ok(())
         }
     }
+}
+
+/// A peer of the configuration by its name, as connections are made to it.
+fn endpoint(peer: &Peer, role: Role) -> (String, Endpoint) {
+    let address = peer.address.to_string();
+    (peer.name.to_string(), Endpoint { role, address })
 }
 
 /// A role's own counters and those of its connections, as far as they are not zero.

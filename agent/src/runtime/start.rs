@@ -4,18 +4,19 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::io;
 use std::net::Ipv6Addr;
+use std::path::Path;
 use std::sync::Arc;
 
-use common::signal::{Register, Role};
+use common::signal::{self, Register};
 use tokio::sync::mpsc;
 
-use super::RuntimeError;
 use super::event_loop::EventLoop;
 use super::gates::Gates;
 use super::hooks::Hooks;
 use super::registrar::Registrar;
 use super::stream_reads::StreamReads;
 use super::trace::Tracing;
+use super::{RuntimeError, endpoint};
 use crate::clock::now;
 use crate::config::{Config, Peer, Prefix, Sdp};
 use crate::control::report::LinkState;
@@ -23,6 +24,7 @@ use crate::control::server::ControlServer;
 use crate::datapath::{self, Capacities, Datapath, DatapathConfig};
 use crate::glob::Glob;
 use crate::hypervisor::libvirt::{DowntimeLimit, Libvirt, LibvirtConfig, MigrateFlagsError};
+use crate::hypervisor::trust;
 use crate::job::Job;
 use crate::net::addresses::addresses;
 use crate::net::link_addresses::LinkAddresses;
@@ -36,6 +38,7 @@ use crate::net::snooping;
 use crate::net::tls::{Tls, TlsFiles};
 use crate::net::vm_socket::VmSocket;
 use crate::proto::{self, Agent, AgentConfig};
+use crate::role::Role;
 
 /// Requests of operators that wait to be handled.
 const CONTROL_REQUESTS: usize = 16;
@@ -77,9 +80,12 @@ pub(super) async fn start(config: &Config) -> Result<EventLoop, RuntimeError> {
     let gates = Gates::start(&datapath, &config.handover, tracing.replays())?;
     let hooks = Hooks::watch(&datapath, port_limits(config)).map_err(netlink_refused)?;
     let name = config.agent.name.as_str();
-    let tls = Tls::load(&TlsFiles::from(&config.tls), name)?;
+    let tls = Tls::load(&TlsFiles::from(&config.tls), name, Role::Agent)?;
+    for advice in trust::advice(Path::new("/"), &config.tls.ca) {
+        tracing::warn!("{advice}");
+    }
     let (peer_sender, peer_events) = mpsc::channel(MAX_EVENTS);
-    let peers = Peers::start(peers_config(config), tls, peer_sender)?;
+    let peers = Peers::start(peers_config(config, address), tls, peer_sender)?;
     let discovery = Discovery::start(sources(config));
     let vm_socket = Arc::new(VmSocket::open(bridge)?);
     let (hypervisor_sender, hypervisor_events) = mpsc::unbounded_channel();
@@ -198,17 +204,19 @@ fn datapath_config(config: &Config) -> DatapathConfig {
     }
 }
 
-fn peers_config(config: &Config) -> PeersConfig {
+fn peers_config(config: &Config, address: Ipv6Addr) -> PeersConfig {
+    let agents = config.peers.iter().map(|peer| endpoint(peer, Role::Agent));
+    let servers = config
+        .relay
+        .mcs
+        .iter()
+        .map(|peer| endpoint(peer, Role::Mcs));
     PeersConfig {
         name: config.agent.name.to_string(),
         listen: config.agent.listen.into(),
-        peers: config
-            .peers
-            .iter()
-            .chain(&config.relay.mcs)
-            .map(|peer| (peer.name.to_string(), peer.address.to_string()))
-            .collect(),
+        peers: agents.chain(servers).collect(),
         admit: config.tls.admit.iter().map(Glob::to_lowercase).collect(),
+        relays_from: Some(address),
     }
 }
 
@@ -257,7 +265,7 @@ fn registrar(config: &Config, address: Ipv6Addr) -> Registrar {
         &[]
     };
     let register = Register {
-        role: Role::Agent,
+        role: signal::Role::Agent,
         address: address.octets().into(),
         site: config.relay.site.as_str().to_owned(),
         serves: Vec::new(),

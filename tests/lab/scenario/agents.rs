@@ -74,7 +74,7 @@ impl Agents {
     pub fn start(lab: &Lab, options: AgentOptions) -> Result<Self> {
         let binary = binaries::path("roamcast")?;
         let pki = pki(lab);
-        issue_certificates(&binary, &pki, lab)?;
+        issue_certificates(&binary, &pki, lab, options)?;
         for (vms, peer) in lab.vms().iter().zip(lab.vms().iter().rev()) {
             configure(lab, vms, peer, &pki, options)?;
         }
@@ -180,7 +180,7 @@ pub(super) fn pki(lab: &Lab) -> PathBuf {
     lab.vms1().run_directory().join("pki")
 }
 
-fn issue_certificates(binary: &Path, pki: &Path, lab: &Lab) -> Result<()> {
+fn issue_certificates(binary: &Path, pki: &Path, lab: &Lab, options: AgentOptions) -> Result<()> {
     if pki.exists() {
         fs::remove_dir_all(pki).context("Failed to remove old certificates")?;
     }
@@ -188,14 +188,20 @@ fn issue_certificates(binary: &Path, pki: &Path, lab: &Lab) -> Result<()> {
         .to_str()
         .context("The lab's directory has an odd name")?;
     run(Command::new(binary).args(["pki", "init", directory]))?;
-    let hosts = lab.vms().iter().map(|vms| &**vms).chain(lab.relays());
-    for host in hosts {
+    let (relays, servers) = relays::roles(lab, options);
+    let agents = lab.vms().iter().map(|vms| (&**vms, "agent"));
+    let hosts = agents
+        .chain(relays.iter().map(|relay| (relay, "relay")))
+        .chain(servers.iter().map(|server| (server, "mcs")));
+    for (host, role) in hosts {
         let address = host.address().to_string();
         let arguments = [
             "pki",
             "issue",
             directory,
             host.name(),
+            "--role",
+            role,
             "--address",
             &address,
         ];
@@ -218,11 +224,11 @@ fn run(command: &mut Command) -> Result<()> {
 
 /// Copies a host's certificates to where it sees them.
 pub(super) fn install_certificates(host: &Host, pki: &Path) -> Result<()> {
-    let directory = pki.join(host.name());
+    let directory = pki.join(host.name()).join("roamcast");
     for (from, to) in [
-        ("CA/cacert.pem", "cacert.pem"),
-        ("libvirt/servercert.pem", "cert.pem"),
-        ("libvirt/private/serverkey.pem", "key.pem"),
+        ("cacert.pem", "cacert.pem"),
+        ("cert.pem", "cert.pem"),
+        ("private/key.pem", "key.pem"),
     ] {
         let from = directory.join(from);
         fs::copy(&from, host.shared_directory().join(to))

@@ -1,4 +1,4 @@
-//! Accepting connections: TLS, then the certificate's name, then the manager.
+//! Accepting connections: TLS, then the certificate's role and name, then the manager.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -14,10 +14,11 @@ use tokio_rustls::{TlsAcceptor, TlsStream, server};
 use super::admission::{Identity, identify};
 use super::counters::Refusal;
 use super::handshakes::{Handshakes, may_be_tls};
-use super::manager::Command;
+use super::manager::{Command, Inbound};
 use super::{FIRST_BYTES_TIMEOUT, HANDSHAKE_TIMEOUT, Shared, connection, set_timeouts};
 use crate::net::frames::frames;
 use crate::net::tls::certificate_names;
+use crate::role::{Role, RoleError};
 
 /// Pause after an error of `accept`, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -93,41 +94,65 @@ async fn handshake(
         Ok(Err(error)) => return refuse(&address, Refusal::HungUp, &error.to_string()),
         Err(_) => return refuse(&address, Refusal::HandshakeTimeout, "it said nothing"),
     }
-    let acceptor = TlsAcceptor::from(Arc::clone(&shared.tls.server));
+    let acceptor = TlsAcceptor::from(shared.tls().server);
     let stream = match timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return refuse(&address, classify(&error), &error.to_string()),
         Err(_) => return refuse(&address, Refusal::HandshakeTimeout, "it did not go on"),
     };
-    let identity = identify(&names(&stream), &shared.config);
+    let (names, role) = certified(&stream);
     let frames = frames(TlsStream::Server(stream));
-    match identity {
+    let (own, own_role) = (&shared.config.name, shared.role);
+    let role = match role {
+        Ok(role) => role,
+        Err(error) => {
+            let name = names.first().map_or("", String::as_str);
+            refuse(name, Refusal::NoRole, &address);
+            let reason =
+                format!("The certificate of `{name}` {error}; issue one by `roamcast pki issue`");
+            return connection::refuse(frames, reason).await;
+        }
+    };
+    match identify(&names, role, own_role, &shared.config) {
         Identity::Peer(peer) => {
             shared.admission().succeeded(source, Instant::now());
             tracing::debug!(%peer, %from, "Agent connects");
-            let _ = commands.send(Command::Inbound(peer, source, Box::new(frames)));
+            let inbound = Inbound {
+                source,
+                role,
+                stream: Box::new(frames),
+            };
+            let _ = commands.send(Command::Inbound(peer, inbound));
         }
         Identity::Own => {
-            let name = &shared.config.name;
-            refuse(name, Refusal::OwnName, &address);
-            connection::refuse(frames, format!("The name `{name}` is this agent's own")).await;
+            refuse(own, Refusal::OwnName, &address);
+            connection::refuse(frames, format!("The name `{own}` is this agent's own")).await;
+        }
+        Identity::Misplaced(name) => {
+            refuse(&name, Refusal::WrongRole, &address);
+            let reason = format!(
+                "The certificate of `{name}` is of the role {role}, which {own_role} `{own}` takes no connection from"
+            );
+            connection::refuse(frames, reason).await;
         }
         Identity::Stranger(name) => {
             refuse(&name, Refusal::NotAdmitted, &address);
-            let own = &shared.config.name;
             let reason = format!("Agent `{own}` does not admit `{name}`; add it to its peers");
             connection::refuse(frames, reason).await;
         }
     }
 }
 
-fn names(stream: &server::TlsStream<TcpStream>) -> Vec<String> {
+/// What the certificate says: names and role.
+fn certified(stream: &server::TlsStream<TcpStream>) -> (Vec<String>, Result<Role, RoleError>) {
     let (_, connection) = stream.get_ref();
-    connection
-        .peer_certificates()
-        .and_then(<[_]>::first)
-        .map(certificate_names)
-        .unwrap_or_default()
+    match connection.peer_certificates().and_then(<[_]>::first) {
+        Some(certificate) => (
+            certificate_names(certificate),
+            Role::of_certificate(certificate),
+        ),
+        None => (Vec::new(), Err(RoleError::Missing)),
+    }
 }
 
 /// Why a handshake failed.

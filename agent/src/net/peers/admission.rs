@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::PeersConfig;
 use crate::glob::any_matches;
+use crate::role::Role;
 
 /// A refusal of the same peer for the same reason is logged once in so long.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
@@ -111,14 +112,28 @@ pub(super) enum Identity {
     Peer(String),
     /// It has this agent's own name.
     Own,
+    /// Its role has nothing to do here, or is not the one that the configuration has for this name.
+    Misplaced(String),
     /// It is not admitted; its first name.
     Stranger(String),
 }
 
-/// Finds out who a certificate belongs to. A configured name goes before an admitted pattern.
-pub(super) fn identify(names: &[String], config: &PeersConfig) -> Identity {
+/// Finds out who a certificate with these names and this role belongs to, where one of the role `own`
+/// listens. A configured name goes before an admitted pattern.
+pub(super) fn identify(names: &[String], role: Role, own: Role, config: &PeersConfig) -> Identity {
+    let first = || names.first().cloned().unwrap_or_default();
+    if !own.admitted().contains(&role) {
+        return Identity::Misplaced(first());
+    }
     if names.contains(&config.name) {
         return Identity::Own;
+    }
+    let elsewhere = |name: &&String| {
+        let endpoint = config.peers.get(*name);
+        endpoint.is_some_and(|endpoint| endpoint.role != role)
+    };
+    if let Some(name) = names.iter().find(elsewhere) {
+        return Identity::Misplaced(name.clone());
     }
     let configured = |name: &&String| config.peers.contains_key(*name);
     let admitted = |name: &&String| any_matches(&config.admit, name);
@@ -128,50 +143,81 @@ pub(super) fn identify(names: &[String], config: &PeersConfig) -> Identity {
         .or_else(|| names.iter().find(admitted))
     {
         Some(name) => Identity::Peer(name.clone()),
-        None => Identity::Stranger(names.first().cloned().unwrap_or_default()),
+        None => Identity::Stranger(first()),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::peers::Endpoint;
 
     fn config() -> PeersConfig {
+        let endpoint = |role| Endpoint {
+            role,
+            address: "[::1]:1".to_owned(),
+        };
         PeersConfig {
             name: "vms1".to_owned(),
-            peers: [("vms2".to_owned(), "[::1]:1".to_owned())].into(),
+            peers: [
+                ("vms2".to_owned(), endpoint(Role::Agent)),
+                ("mcs1".to_owned(), endpoint(Role::Mcs)),
+            ]
+            .into(),
             admit: vec!["edge-*.example".try_into().unwrap()],
             ..PeersConfig::default()
         }
     }
 
-    fn names(names: &[&str]) -> Vec<String> {
-        names.iter().copied().map(str::to_owned).collect()
+    /// Who an agent with these names is, to an agent.
+    fn agent(names: &[&str]) -> Identity {
+        of_role(Role::Agent, names)
+    }
+
+    fn of_role(role: Role, names: &[&str]) -> Identity {
+        let names: Vec<_> = names.iter().copied().map(str::to_owned).collect();
+        identify(&names, role, Role::Agent, &config())
+    }
+
+    #[test]
+    fn role_that_has_nothing_to_do_here_is_misplaced_whatever_its_names() {
+        for role in [Role::Relay, Role::Mcs] {
+            for name in ["vms2", "vms1", "mcs1", "edge-7.example", "other"] {
+                let misplaced = Identity::Misplaced(name.to_owned());
+                assert_eq!(of_role(role, &[name]), misplaced);
+            }
+            let nobody = Identity::Misplaced(String::new());
+            assert_eq!(of_role(role, &[]), nobody);
+        }
+    }
+
+    #[test]
+    fn agent_under_the_name_of_a_configured_server_is_misplaced() {
+        let misplaced = Identity::Misplaced("mcs1".to_owned());
+        assert_eq!(agent(&["mcs1"]), misplaced);
+        assert_eq!(agent(&["vms2", "mcs1"]), misplaced);
     }
 
     #[test]
     fn configured_name_goes_before_admitted_one() {
         assert_eq!(
-            identify(&names(&["edge-7.example", "vms2"]), &config()),
+            agent(&["edge-7.example", "vms2"]),
             Identity::Peer("vms2".to_owned())
         );
         assert_eq!(
-            identify(&names(&["edge-7.example"]), &config()),
+            agent(&["edge-7.example"]),
             Identity::Peer("edge-7.example".to_owned())
         );
     }
 
     #[test]
     fn own_name_and_strangers_are_told_apart() {
+        assert_eq!(agent(&["vms2", "vms1"]), Identity::Own);
         assert_eq!(
-            identify(&names(&["vms2", "vms1"]), &config()),
-            Identity::Own
-        );
-        assert_eq!(
-            identify(&names(&["edge-7.example.org"]), &config()),
+            agent(&["edge-7.example.org"]),
             Identity::Stranger("edge-7.example.org".to_owned())
         );
-        assert_eq!(identify(&[], &config()), Identity::Stranger(String::new()));
+        assert_eq!(agent(&[]), Identity::Stranger(String::new()));
     }
 
     #[test]

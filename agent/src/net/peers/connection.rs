@@ -23,6 +23,7 @@ use super::manager::Command;
 use super::{HANDSHAKE_TIMEOUT, PeerEventSender, Shared};
 use crate::net::frames::{Frames, Verdict};
 use crate::proto::PeerEvent;
+use crate::role::{Forbidden, Role};
 
 type Stream = Frames<TlsStream<TcpStream>>;
 
@@ -51,6 +52,8 @@ pub(super) struct Params {
     pub(super) id: u64,
     /// The peer.
     pub(super) peer: String,
+    /// What it is by its certificate.
+    pub(super) role: Role,
     /// Where the peer dialed from; `None` where this agent dialed.
     pub(super) source: Option<IpAddr>,
 }
@@ -182,6 +185,13 @@ async fn read(
             Some(Err(error)) => return lost(peer, &error),
             None => return format!("Agent `{peer}` closed the connection"),
         };
+        if let Err(Forbidden { message }) = params.role.may_send(shared.role, &bytes) {
+            let (theirs, ours) = (params.role, shared.role);
+            misbehaved(Refusal::ForbiddenMessage, message);
+            return format!(
+                "`{peer}` sent {message}, which is not for one of the role {theirs} to send to one of the role {ours}"
+            );
+        }
         // What is not even a message at the start is another program. A message of another version
         // or kind is for the protocol to answer.
         if first

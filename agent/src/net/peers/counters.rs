@@ -30,6 +30,12 @@ refusals! {
     Expired => "certificate_expired",
     /// The certificate is not of our CA, or broken.
     BadCertificate => "bad_certificate",
+    /// The certificate names no role, several, or one that is not known.
+    NoRole => "no_role",
+    /// The certificate is of a role that this connection is not for.
+    WrongRole => "wrong_role",
+    /// It sent a message that is not for its role to send.
+    ForbiddenMessage => "forbidden_message",
     /// The other side refused our certificate.
     RefusedByPeer => "refused_by_peer",
     /// Neither in the configuration nor admitted by a pattern.
@@ -65,6 +71,10 @@ pub(super) struct Counters {
     pub(super) dialed: AtomicU64,
     /// Connections that were up and no longer are.
     pub(super) lost: AtomicU64,
+    /// Certificates that were replaced.
+    pub(super) reloaded: AtomicU64,
+    /// Those that should have been, by some that cannot be used.
+    pub(super) unusable: AtomicU64,
     refused: [AtomicU64; Refusal::ALL.len()],
 }
 
@@ -80,6 +90,8 @@ impl Counters {
             ("accepted", &self.accepted),
             ("dialed", &self.dialed),
             ("lost", &self.lost),
+            ("certificates_replaced", &self.reloaded),
+            ("certificates_unusable", &self.unusable),
         ]
         .into_iter()
         .chain(

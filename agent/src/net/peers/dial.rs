@@ -1,19 +1,23 @@
 //! Dialing a peer.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use common::signal::PORT;
 use futures::StreamExt;
 use rustls_pki_types::ServerName;
-use tokio::net::{TcpStream, lookup_host};
+use tokio::net::{TcpSocket, TcpStream, lookup_host};
 use tokio::time::{sleep, timeout};
-use tokio_rustls::{TlsConnector, TlsStream};
+use tokio_rustls::{TlsConnector, TlsStream, client};
 
-use super::{HANDSHAKE_TIMEOUT, Shared, Target, set_timeouts};
+use super::counters::Refusal;
+use super::{Endpoint, HANDSHAKE_TIMEOUT, Shared, Target, set_timeouts};
 use crate::net::frames::{Frames, Verdict, frames};
+use crate::role::{Role, RoleError};
+
+type Stream = Frames<TlsStream<TcpStream>>;
 
 /// Pauses between attempts; one attempt more than there are pauses.
 const PAUSES: [Duration; 2] = [Duration::from_millis(200), Duration::from_millis(1000)];
@@ -35,10 +39,7 @@ enum Failure {
 /// # Errors
 ///
 /// One sentence for a person, naming the peer.
-pub(super) async fn dial(
-    shared: Arc<Shared>,
-    peer: String,
-) -> Result<Frames<TlsStream<TcpStream>>, String> {
+pub(super) async fn dial(shared: Arc<Shared>, peer: String) -> Result<(Role, Stream), String> {
     let Some(target) = shared.target(&peer) else {
         return Err(format!(
             "Agent `{peer}` is not among the peers in the configuration"
@@ -47,7 +48,7 @@ pub(super) async fn dial(
     let mut pauses = PAUSES.into_iter();
     loop {
         let reason = match attempt(&shared, &target).await {
-            Ok(frames) => return Ok(frames),
+            Ok(frames) => return Ok((target.endpoint.role, frames)),
             Err(Failure::Final(reason)) => return Err(reason),
             Err(Failure::Retry(reason)) => reason,
         };
@@ -58,16 +59,12 @@ pub(super) async fn dial(
     }
 }
 
-async fn attempt(
-    shared: &Shared,
-    target: &Target,
-) -> Result<Frames<TlsStream<TcpStream>>, Failure> {
-    let Target {
-        what,
-        name,
-        address,
-    } = target;
-    let stream = connect(address).await.map_err(|error| {
+async fn attempt(shared: &Shared, target: &Target) -> Result<Stream, Failure> {
+    let Target { name, endpoint } = target;
+    let Endpoint { role, address } = endpoint;
+    let what = role.title();
+    let from = shared.config.relays_from.filter(|_| *role == Role::Relay);
+    let stream = connect(address, from).await.map_err(|error| {
         Failure::Retry(format!(
             "{what} `{name}` at {address} cannot be reached: {error}"
         ))
@@ -92,11 +89,18 @@ async fn attempt(
             Failure::Retry(reason)
         }
     };
-    let connector = TlsConnector::from(Arc::clone(&shared.tls.client));
+    let connector = TlsConnector::from(shared.tls().client);
     let stream = timeout(HANDSHAKE_TIMEOUT, connector.connect(server_name, stream))
         .await
         .map_err(late)?
         .map_err(failed)?;
+    if let Err((refusal, found)) = check_role(&stream, *role) {
+        shared.refuse(name, refusal, address);
+        return Err(Failure::Final(format!(
+            "{what} `{name}` at {address} cannot be talked to: its certificate {found}; issue one for it \
+             by `roamcast pki issue DIRECTORY {name} --role {role}`"
+        )));
+    }
     let mut frames = frames(TlsStream::Client(stream));
     let verdict = timeout(HANDSHAKE_TIMEOUT, frames.next())
         .await
@@ -121,10 +125,24 @@ async fn attempt(
     }
 }
 
-async fn connect(address: &str) -> io::Result<TcpStream> {
+/// Checks that the other side is what was dialed for, before it is heard.
+fn check_role(
+    stream: &client::TlsStream<TcpStream>,
+    wanted: Role,
+) -> Result<(), (Refusal, String)> {
+    let (_, connection) = stream.get_ref();
+    let certificate = connection.peer_certificates().and_then(<[_]>::first);
+    match certificate.map_or(Err(RoleError::Missing), Role::of_certificate) {
+        Ok(role) if role == wanted => Ok(()),
+        Ok(role) => Err((Refusal::WrongRole, format!("is of the role {role}"))),
+        Err(error) => Err((Refusal::NoRole, error.to_string())),
+    }
+}
+
+async fn connect(address: &str, from: Option<Ipv6Addr>) -> io::Result<TcpStream> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     for address in resolve(address).await? {
-        match timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await {
+        match timeout(CONNECT_TIMEOUT, connect_to(address, from)).await {
             Ok(Ok(stream)) => {
                 set_timeouts(&stream)?;
                 return Ok(stream);
@@ -134,6 +152,17 @@ async fn connect(address: &str) -> io::Result<TcpStream> {
         }
     }
     Err(last)
+}
+
+async fn connect_to(address: SocketAddr, from: Option<Ipv6Addr>) -> io::Result<TcpStream> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    if let Some(from) = from.filter(|_| address.is_ipv6()) {
+        socket.bind((from, 0).into())?;
+    }
+    socket.connect(address).await
 }
 
 /// Where a peer is dialed, if it is an address and no name that stands there.

@@ -15,6 +15,7 @@ use super::counters::Refusal;
 use super::{HANDSHAKE_TIMEOUT, PeerEventSender, Shared, dial};
 use crate::net::frames::{Frames, Verdict};
 use crate::proto::PeerEvent;
+use crate::role::Role;
 
 type Stream = Box<Frames<TlsStream<TcpStream>>>;
 
@@ -26,7 +27,7 @@ pub(super) enum Command {
     /// Send it a frame.
     Send(String, Vec<u8>),
     /// It dialed this agent and is who it says.
-    Inbound(String, IpAddr, Stream),
+    Inbound(String, Inbound),
     /// Dialing attempt `id` is over.
     Dialed {
         /// The peer.
@@ -34,7 +35,7 @@ pub(super) enum Command {
         /// Number of the attempt.
         id: u64,
         /// The connection, or why there is none.
-        result: Result<Stream, String>,
+        result: Result<(Role, Stream), String>,
     },
     /// A connection has ended.
     Closed {
@@ -45,6 +46,17 @@ pub(super) enum Command {
         /// Why.
         reason: String,
     },
+}
+
+/// A connection that a peer has dialed.
+#[derive(Debug)]
+pub(super) struct Inbound {
+    /// From where.
+    pub(super) source: IpAddr,
+    /// What the peer is by its certificate.
+    pub(super) role: Role,
+    /// The connection.
+    pub(super) stream: Stream,
 }
 
 /// A dialing attempt; dropping it ends the attempt.
@@ -112,7 +124,7 @@ impl Manager {
         match command {
             Command::Connect(peer) => self.connect(peer).await,
             Command::Send(peer, bytes) => self.send(peer, bytes).await,
-            Command::Inbound(peer, source, stream) => self.inbound(peer, source, stream).await,
+            Command::Inbound(peer, inbound) => self.inbound(peer, inbound).await,
             Command::Dialed { peer, id, result } => self.dialed(peer, id, result).await,
             Command::Closed { peer, id, reason } => self.closed(peer, id, reason).await,
         }
@@ -138,7 +150,7 @@ impl Manager {
                 tokio::select! {
                     () = stop.cancelled() => {}
                     result = dial::dial(shared, peer.clone()) => {
-                        let result = result.map(Box::new);
+                        let result = result.map(|(role, stream)| (role, Box::new(stream)));
                         let _ = commands.send(Command::Dialed { peer, id, result });
                     }
                 }
@@ -165,7 +177,12 @@ impl Manager {
         self.emit(peer, PeerEvent::Down { reason }).await;
     }
 
-    async fn inbound(&mut self, peer: String, source: IpAddr, stream: Stream) {
+    async fn inbound(&mut self, peer: String, inbound: Inbound) {
+        let Inbound {
+            source,
+            role,
+            stream,
+        } = inbound;
         let ours_wins = self.shared.config.name < peer;
         let state = self.peers.entry(peer.clone()).or_default();
         // A connection that this agent dialed just now may have crossed the peer's. An older one
@@ -188,10 +205,10 @@ impl Manager {
             .counters
             .accepted
             .fetch_add(1, Ordering::Relaxed);
-        self.up(peer, Some(source), stream).await;
+        self.up(peer, role, Some(source), stream).await;
     }
 
-    async fn dialed(&mut self, peer: String, id: u64, result: Result<Stream, String>) {
+    async fn dialed(&mut self, peer: String, id: u64, result: Result<(Role, Stream), String>) {
         let Some(state) = self.peers.get_mut(&peer) else {
             return;
         };
@@ -201,9 +218,9 @@ impl Manager {
         }
         state.dialing = None;
         match result {
-            Ok(stream) => {
+            Ok((role, stream)) => {
                 self.shared.counters.dialed.fetch_add(1, Ordering::Relaxed);
-                self.up(peer, None, stream).await;
+                self.up(peer, role, None, stream).await;
             }
             Err(reason) => self.emit(peer, PeerEvent::Down { reason }).await,
         }
@@ -221,11 +238,12 @@ impl Manager {
         }
     }
 
-    async fn up(&mut self, peer: String, source: Option<IpAddr>, stream: Stream) {
+    async fn up(&mut self, peer: String, role: Role, source: Option<IpAddr>, stream: Stream) {
         self.last_id += 1;
         let params = Params {
             id: self.last_id,
             peer: peer.clone(),
+            role,
             source,
         };
         // `Up` goes first, so that no frame comes before it.

@@ -5,7 +5,7 @@ use std::net::Ipv6Addr;
 
 use common::counter::Counter;
 use common::maps::ManagedKey;
-use common::signal::{AddressRange, Register, Role};
+use common::signal::{self, AddressRange, Register};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -24,6 +24,8 @@ use crate::net::neighbour::Neighbours;
 use crate::net::peers::{MAX_EVENTS, Peers, PeersConfig};
 use crate::net::tls::{Tls, TlsFiles};
 use crate::proto::relay::{self, Adopted, RelayServer, Rule};
+use crate::role::Role;
+use crate::runtime::endpoint;
 use crate::runtime::registrar::Registrar;
 use crate::runtime::stream_reads::StreamReads;
 use crate::runtime::trace::Tracing;
@@ -50,7 +52,7 @@ pub(super) fn start(config: &RelayConfig) -> Result<RelayLoop, RelayError> {
     let mut proto = RelayServer::new(proto_config(config, address));
     proto.handle_adopted(now(), adopted(&datapath, &mut interfaces)?);
     let events = datapath.events()?;
-    let tls = Tls::load(&TlsFiles::from(&config.tls), name)?;
+    let tls = Tls::load(&TlsFiles::from(&config.tls), name, Role::Relay)?;
     let server = ControlServer::bind(&config.relay.control_socket)?;
     let (peer_sender, peer_events) = mpsc::channel(MAX_EVENTS);
     let peers = Peers::start(peers_config(config), tls, peer_sender)?;
@@ -171,12 +173,13 @@ fn peers_config(config: &RelayConfig) -> PeersConfig {
         peers: config
             .mcs
             .iter()
-            .map(|server| (server.name.to_string(), server.address.to_string()))
+            .map(|server| endpoint(server, Role::Mcs))
             .collect(),
         admit: agents
             .chain(&config.tls.admit)
             .map(Glob::to_lowercase)
             .collect(),
+        relays_from: None,
     }
 }
 
@@ -186,7 +189,7 @@ fn registrar(config: &RelayConfig, address: Ipv6Addr) -> Registrar {
         .iter()
         .flat_map(|rule| &rule.multicast_addresses);
     let register = Register {
-        role: Role::Relay,
+        role: signal::Role::Relay,
         address: address.octets().into(),
         site: config.relay.site.as_str().to_owned(),
         serves: ranges

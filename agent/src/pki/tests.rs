@@ -1,0 +1,259 @@
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
+
+use rustls::RootCertStore;
+use rustls::crypto::ring;
+use rustls::server::WebPkiClientVerifier;
+use rustls_pki_types::UnixTime;
+
+use super::*;
+use crate::net::tls::{Tls, TlsError, TlsFiles, certificate_names};
+use crate::role::RoleError;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+
+fn request(name: &str) -> IssueRequest {
+    IssueRequest {
+        name: name.to_owned(),
+        role: Role::Agent,
+        addresses: vec!["2001:db8::2".parse().unwrap()],
+        validity: Validity::days(1),
+    }
+}
+
+fn files(issued: &Issued) -> TlsFiles {
+    TlsFiles::from(&issued.signalling)
+}
+
+fn certificate(issued: &Certificate) -> CertificateDer<'static> {
+    CertificateDer::from_pem_file(&issued.certificate).unwrap()
+}
+
+/// Whether a certificate is good for clients under that CA, as libvirt asks.
+fn verifies(issued: &Certificate, ca: &Path) -> bool {
+    let mut roots = RootCertStore::empty();
+    let ca = CertificateDer::from_pem_file(ca).unwrap();
+    roots.add(ca).unwrap();
+    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::new(ring::default_provider()))
+        .build()
+        .unwrap()
+        .verify_client_cert(&certificate(issued), &[], UnixTime::now())
+        .is_ok()
+}
+
+fn mode(path: &Path) -> u32 {
+    path.metadata().unwrap().permissions().mode() & 0o777
+}
+
+#[test]
+fn issued_certificate_is_what_tls_accepts() {
+    let directory = tempfile::tempdir().unwrap();
+    let ca = init(directory.path(), "CA", Validity::days(1)).unwrap();
+    let issued = issue(directory.path(), &request("VMS1.example")).unwrap();
+    Tls::load(&files(&issued), "vms1.example", Role::Agent).unwrap();
+    let certificate = certificate(&issued.signalling);
+    assert_eq!(certificate_names(&certificate), ["vms1.example"]);
+    assert_eq!(Role::of_certificate(&certificate), Ok(Role::Agent));
+    assert!(ca.next_steps().contains("pki issue"));
+    assert!(issued.next_steps().contains("root@vms1.example"));
+}
+
+#[test]
+fn keys_are_readable_by_their_owner_only() {
+    let directory = tempfile::tempdir().unwrap();
+    let ca = init(directory.path(), "CA", Validity::days(1)).unwrap();
+    let issued = issue(directory.path(), &request("vms1")).unwrap();
+    let libvirt = issued.libvirt.unwrap();
+    for key in [
+        ca.signalling.key,
+        ca.libvirt.key,
+        issued.signalling.key,
+        libvirt.key.with_file_name("clientkey.pem"),
+        libvirt.key,
+    ] {
+        assert_eq!(mode(&key), 0o600, "{key:?}");
+        assert_eq!(mode(key.parent().unwrap()), 0o700, "{key:?}");
+    }
+}
+
+#[test]
+fn nothing_is_overwritten() {
+    let directory = tempfile::tempdir().unwrap();
+    init(directory.path(), "CA", Validity::days(1)).unwrap();
+    let again = init(directory.path(), "CA", Validity::days(1));
+    assert!(matches!(again, Err(PkiError::Exists { .. })));
+    issue(directory.path(), &request("vms1")).unwrap();
+    let again = issue(directory.path(), &request("vms1"));
+    assert!(matches!(again, Err(PkiError::Exists { .. })));
+}
+
+#[test]
+fn names_that_are_no_dns_names_are_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    init(directory.path(), "CA", Validity::days(1)).unwrap();
+    for name in ["", "..", "../escape", "a/b", "*.example", "a b", "-"] {
+        let result = issue(directory.path(), &request(name));
+        assert!(
+            matches!(result, Err(PkiError::InvalidName { .. })),
+            "{name}: {result:?}"
+        );
+    }
+}
+
+#[test]
+fn directory_without_ca_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let error = issue(directory.path(), &request("vms1")).unwrap_err();
+    assert!(error.to_string().contains("cacert.pem"), "{error}");
+}
+
+#[test]
+fn tls_tells_missing_expired_foreign_misnamed_and_mismatched_files_apart() {
+    let directories = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    for directory in &directories {
+        init(directory.path(), "CA", Validity::days(1)).unwrap();
+    }
+    let [own, other] = &directories;
+    let good = files(&issue(own.path(), &request("vms1")).unwrap());
+    let foreign = files(&issue(other.path(), &request("vms1")).unwrap());
+    let now = OffsetDateTime::now_utc();
+    let expired = issue(
+        own.path(),
+        &IssueRequest {
+            validity: Validity {
+                not_before: now.saturating_sub(time::Duration::days(2)),
+                not_after: now.saturating_sub(time::Duration::days(1)),
+            },
+            ..request("old")
+        },
+    )
+    .unwrap();
+
+    let missing = TlsFiles {
+        certificate: own.path().join("nowhere.pem"),
+        ..good.clone()
+    };
+    assert!(matches!(
+        Tls::load(&missing, "vms1", Role::Agent),
+        Err(TlsError::Read { .. })
+    ));
+    let empty = TlsFiles {
+        ca: good.key.clone(),
+        ..good.clone()
+    };
+    assert!(matches!(
+        Tls::load(&empty, "vms1", Role::Agent),
+        Err(TlsError::Empty { .. })
+    ));
+    assert!(matches!(
+        Tls::load(&files(&expired), "old", Role::Agent),
+        Err(TlsError::Expired { .. })
+    ));
+    let wrong_ca = TlsFiles {
+        ca: foreign.ca.clone(),
+        ..good.clone()
+    };
+    assert!(matches!(
+        Tls::load(&wrong_ca, "vms1", Role::Agent),
+        Err(TlsError::WrongCa { .. })
+    ));
+    assert!(matches!(
+        Tls::load(&good, "vms2", Role::Agent),
+        Err(TlsError::WrongName { .. })
+    ));
+    let wrong_key = TlsFiles {
+        key: foreign.key.clone(),
+        ..good.clone()
+    };
+    assert!(matches!(
+        Tls::load(&wrong_key, "vms1", Role::Agent),
+        Err(TlsError::WrongKey { .. })
+    ));
+    assert!(matches!(
+        Tls::load(&good, "no name", Role::Agent),
+        Err(TlsError::InvalidName { .. })
+    ));
+}
+
+#[test]
+fn relays_and_servers_get_nothing_that_libvirt_knows() {
+    let directory = tempfile::tempdir().unwrap();
+    let authorities = init(directory.path(), "CA", Validity::days(1)).unwrap();
+    let issue = |name, role| {
+        let request = IssueRequest {
+            role,
+            ..request(name)
+        };
+        issue(directory.path(), &request).unwrap()
+    };
+    for (name, role) in [("relay1", Role::Relay), ("mcs1", Role::Mcs)] {
+        let issued = issue(name, role);
+        assert_eq!(
+            Role::of_certificate(&certificate(&issued.signalling)),
+            Ok(role)
+        );
+        assert!(verifies(
+            &issued.signalling,
+            &authorities.signalling.certificate
+        ));
+        assert!(!verifies(
+            &issued.signalling,
+            &authorities.libvirt.certificate
+        ));
+        assert_eq!(issued.libvirt, None);
+        let inside: Vec<_> = issued.directory.read_dir().unwrap().collect();
+        assert_eq!(inside.len(), 1, "{inside:?}");
+        assert!(!issued.next_steps().contains("libvirt"));
+    }
+    let host = issue("vms1", Role::Agent);
+    let libvirt = host.libvirt.unwrap();
+    assert!(verifies(&libvirt, &authorities.libvirt.certificate));
+    assert!(!verifies(&libvirt, &authorities.signalling.certificate));
+    assert!(!verifies(
+        &host.signalling,
+        &authorities.libvirt.certificate
+    ));
+    assert_eq!(
+        Role::of_certificate(&certificate(&libvirt)),
+        Err(RoleError::Missing)
+    );
+}
+
+#[test]
+fn certificate_of_another_role_or_of_none_is_not_taken_and_the_command_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    init(directory.path(), "CA", Validity::days(1)).unwrap();
+    let issued = issue(directory.path(), &request("vms1")).unwrap();
+    let error = Tls::load(&files(&issued), "vms1", Role::Relay).unwrap_err();
+    assert!(matches!(error, TlsError::WrongRole { .. }), "{error}");
+    let said = error.to_string();
+    assert!(
+        said.contains("pki issue DIRECTORY vms1 --role relay"),
+        "{said}"
+    );
+    let libvirts = TlsFiles::from(&issued.libvirt.unwrap());
+    let error = Tls::load(&libvirts, "vms1", Role::Agent).unwrap_err();
+    assert!(matches!(error, TlsError::NoRole { .. }), "{error}");
+    let said = error.to_string();
+    assert!(
+        said.contains("pki issue DIRECTORY vms1 --role agent"),
+        "{said}"
+    );
+}
+
+#[test]
+fn directory_of_the_version_before_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let private = directory.path().join("private");
+    fs::create_dir(&private).unwrap();
+    fs::write(private.join("cakey.pem"), "key").unwrap();
+    let errors = [
+        init(directory.path(), "CA", Validity::days(1)).unwrap_err(),
+        issue(directory.path(), &request("vms1")).unwrap_err(),
+    ];
+    for error in errors {
+        assert!(matches!(error, PkiError::OneCa { .. }), "{error}");
+        assert!(error.to_string().contains("pki init"), "{error}");
+    }
+}

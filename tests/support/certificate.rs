@@ -1,0 +1,32 @@
+//! Certificates of the CA of the signalling that `roamcast pki` does not issue.
+
+use std::fs;
+use std::net::Ipv6Addr;
+use std::path::Path;
+
+use rcgen::{CertificateParams, Issuer, KeyPair, SanType};
+use roamcast::net::tls::TlsFiles;
+
+/// Certifies a name with these URIs, by the CA that `roamcast pki init` has made in `pki`.
+pub(crate) fn certify(pki: &Path, name: &str, uris: &[&str]) -> TlsFiles {
+    let read = |path: &str| fs::read_to_string(pki.join(path)).unwrap();
+    let ca_key = KeyPair::from_pem(&read("signalling/private/cakey.pem")).unwrap();
+    let issuer = Issuer::from_ca_cert_pem(&read("signalling/cacert.pem"), ca_key).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new([name.to_owned()]).unwrap();
+    let address = SanType::IpAddress(Ipv6Addr::LOCALHOST.into());
+    params.subject_alt_names.push(address);
+    for &uri in uris {
+        let uri = SanType::URI(uri.try_into().unwrap());
+        params.subject_alt_names.push(uri);
+    }
+    let files = TlsFiles {
+        ca: pki.join("signalling/cacert.pem"),
+        certificate: pki.join(format!("{name}.pem")),
+        key: pki.join(format!("{name}.key")),
+    };
+    let certificate = params.signed_by(&key, &issuer).unwrap();
+    fs::write(&files.certificate, certificate.pem()).unwrap();
+    fs::write(&files.key, key.serialize_pem()).unwrap();
+    files
+}
