@@ -131,7 +131,10 @@ fn packet_too_big_reaches_the_socket_and_is_forgotten_with_the_path() {
     }
     for moas in BOTH {
         let net = Net::new(moas);
-        net.router.ip("link set to-b0 mtu 1300");
+        // Of the way to B only: a veth with a smaller MTU would drop what comes from B, unless it is
+        // aggregated, and say nothing.
+        net.router
+            .ip("-6 route replace 2001:db8:b0::/64 dev to-b0 metric 256 mtu lock 1300");
         let socket = udp(&net.a.namespace, (HOA_A, 0));
         socket.connect((HOA_B, PORT)).unwrap();
         mat_app::never_fragment(&socket);

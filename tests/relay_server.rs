@@ -346,25 +346,26 @@ fn what_is_refused_is_said_in_one_sentence_and_joins_nothing() {
             let relay = Relay::start(&net, &config);
             let client = Client::start(scope, &net, "vms1");
             client.connect();
-            let mut astray = request(group(1), &[]);
-            astray.agent_address = "2001:db8:77::1"
-                .parse::<Ipv6Addr>()
-                .unwrap()
-                .octets()
-                .into();
-            client.send(1, astray);
+            let request_to = |address: &str| {
+                let address: Ipv6Addr = address.parse().unwrap();
+                let mut request = request(group(1), &[]);
+                request.agent_address = address.octets().into();
+                request
+            };
+            // Somebody else's, which no prefix of the policy has.
+            client.send(5, request_to("2001:db8:2::9"));
+            let reason = client.refusal(5);
+            assert!(
+                reason.contains("does not let agent vms1 have streams sent to 2001:db8:2::9"),
+                "{reason}"
+            );
+            client.send(1, request_to("2001:db8:77::1"));
             let reason = client.refusal(1);
             assert!(
                 reason.starts_with("Relay relay1 cannot reach 2001:db8:77::1: there is no route"),
                 "{reason}"
             );
-            let mut nobody = request(group(1), &[]);
-            nobody.agent_address = "2001:db8:2::77"
-                .parse::<Ipv6Addr>()
-                .unwrap()
-                .octets()
-                .into();
-            client.send(2, nobody);
+            client.send(2, request_to("2001:db8:2::77"));
             assert_eq!(
                 client.refusal(2),
                 "Relay relay1 cannot reach 2001:db8:2::77: the next hop does not answer"
@@ -378,7 +379,7 @@ fn what_is_refused_is_said_in_one_sentence_and_joins_nothing() {
                 "Agent vms1 has 1 sessions with relay relay1 already; release one"
             );
             assert!(!net.is_joined(group(3)));
-            assert_eq!(net.status()["counters"]["requests_refused"], 3);
+            assert_eq!(net.status()["counters"]["requests_refused"], 4);
             drop((client, relay));
         });
     });

@@ -119,6 +119,7 @@ impl Net {
              control_socket = {:?}\npin_root = {:?}\nlease_s = {lease_s}\n\
              [tls]\nca = {:?}\ncert = {:?}\nkey = {:?}\n\
              [[policy]]\nagents = [\"vms*\"]\nmulticast_addresses = [\"ff00::/8\"]\n\
+             agent_addresses = [\"2001:db8:2::77/128\", \"2001:db8:77::/64\"]\n\
              [limits]\n{limits}\n[log]\nlevel = \"info\"\n",
             self.socket(),
             bpffs.join("relay"),
@@ -235,7 +236,7 @@ impl Client {
                         name: name.to_owned(),
                         listen: SocketAddrV6::new(Ipv6Addr::LOCALHOST, 0, 0, 0).into(),
                         peers: BTreeMap::from([("relay1".to_owned(), relay)]),
-                        admit: Vec::new(),
+                        ..PeersConfig::default()
                     };
                     let tls = Tls::load(&files, name, Role::Agent).unwrap();
                     let peers = Peers::start(config, tls, sender).unwrap();
