@@ -52,7 +52,7 @@ fn read_enter(ctx: RawTracePointContext) -> i32 {
     // The kernel takes an `unsigned int`.
     let descriptor = descriptor as u32;
     // SAFETY: the value is not used.
-    let is_counted = unsafe { READS.get(&descriptor) }.is_some();
+    let is_counted = unsafe { READS.get(descriptor) }.is_some();
     set_reading(if is_counted { descriptor + 1 } else { 0 });
     0
 }
@@ -70,7 +70,7 @@ fn read_exit(ctx: RawTracePointContext) -> i32 {
     set_reading(0);
     let returned: i64 = ctx.arg(1);
     if returned > 0
-        && let Some(reads) = READS.get_ptr_mut(&descriptor)
+        && let Some(reads) = READS.get_ptr_mut(descriptor)
     {
         // SAFETY: only one thread comes here.
         unsafe { *reads += 1 };
