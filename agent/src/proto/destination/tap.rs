@@ -18,9 +18,10 @@ use crate::proto::listener::listener_key;
 use crate::proto::timer::Timer;
 use crate::proto::{Agent, DomainUuid, GateCommand, Output, Timestamp};
 
-/// How long a TAP is kept for a domain of which libvirt has not said that it comes. QEMU has to start
-/// in that time.
-const UNCONFIRMED: Duration = Duration::from_secs(30);
+/// How long a TAP is kept for a domain of which libvirt has not said that it comes. libvirt says so once
+/// QEMU has started, which takes a minute and more where memory is allocated beforehand or the host is at
+/// full load.
+const UNCONFIRMED: Duration = Duration::from_secs(120);
 
 impl Agent {
     /// Decides whom the TAPs are kept for that no domain has, and takes back what is another's.

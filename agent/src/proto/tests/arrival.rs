@@ -249,8 +249,10 @@ fn mdb_entries_of_a_tap_that_is_not_up_yet_are_made_again_soon_and_then_rarely()
     assert_eq!(added(&mut bench, S / 1000), 1);
     assert_eq!(added(&mut bench, S / 20), 1);
     assert!((3..6).contains(&added(&mut bench, S)));
-    added(&mut bench, 120 * S);
-    assert!((2..4).contains(&added(&mut bench, 180 * S)));
+    // The gate of a TAP that no domain has opens after two minutes, and then they are made anew.
+    added(&mut bench, 210 * S);
+    let rarely = added(&mut bench, 180 * S);
+    assert!((2..4).contains(&rarely), "{rarely}");
 }
 
 #[test]

@@ -83,6 +83,21 @@ fn gate_opens_by_itself_whatever_its_peer_says() {
 }
 
 #[test]
+fn gate_stays_closed_for_a_vm_whose_qemu_takes_more_than_a_minute_to_start() {
+    let mut bench = bench();
+    bench.frame(1, named(UUID, "viewer"));
+    bench.port(ARRIVING, "vnet5");
+    assert_eq!(gates(&mut bench), [HOLD]);
+    bench.pass(100 * S);
+    bench.hypervisor(HypervisorEvent::Arriving {
+        uuid: UUID,
+        name: "viewer".to_owned(),
+    });
+    bench.pass(300 * S);
+    assert_eq!(gates(&mut bench), []);
+}
+
+#[test]
 fn second_peer_that_names_the_mac_does_not_get_the_tap_of_the_first() {
     let mut bench = bench();
     bench.frame(1, named(UUID, "viewer"));
