@@ -411,7 +411,6 @@ fn convert<T: TryFrom<Map>>(name: &'static str, map: Option<Map>) -> Result<T, D
         .ok_or(DatapathError::Layout { name })
 }
 
-/// The verifier's log may be megabytes; its end says why.
 fn map_error(name: &'static str, error: aya::maps::MapError) -> DatapathError {
     DatapathError::Map {
         name,
@@ -419,6 +418,7 @@ fn map_error(name: &'static str, error: aya::maps::MapError) -> DatapathError {
     }
 }
 
+/// The verifier's log may be megabytes; its end says why.
 fn load_error(error: &dyn std::error::Error) -> DatapathError {
     const LOG_LINES: usize = 6;
     tracing::debug!(%error, "kernel programs refused");

@@ -31,7 +31,7 @@ mod handshakes;
 mod manager;
 mod reload;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -151,6 +151,8 @@ pub struct Peers {
 #[derive(Debug)]
 struct Shared {
     config: PeersConfig,
+    /// Addresses in `config` where peers are dialed.
+    configured: BTreeSet<IpAddr>,
     /// What this host is.
     role: Role,
     tls: RwLock<Tls>,
@@ -188,11 +190,7 @@ impl Shared {
 
     /// Whether a configured peer is to come from an address, or a peer has come from there before.
     fn is_known(&self, address: IpAddr) -> bool {
-        let of_peer = |peer: &Endpoint| {
-            let place = dial::literal(&peer.address);
-            place.is_some_and(|it| it.ip().to_canonical() == address)
-        };
-        self.admission().is_known(address) || self.config.peers.values().any(of_peer)
+        self.configured.contains(&address) || self.admission().is_known(address)
     }
 
     /// Refuses somebody: counts it, and logs it unless the same was logged within the minute.
@@ -258,8 +256,14 @@ impl Peers {
         let listener = listen(address).map_err(failed)?;
         let local_address = listener.local_addr().map_err(failed)?;
         let stop = CancellationToken::new();
+        let places = config.peers.values();
+        let configured = places
+            .filter_map(|peer| dial::literal(&peer.address))
+            .map(|address| address.ip().to_canonical())
+            .collect();
         let shared = Arc::new(Shared {
             config,
+            configured,
             role: tls.role,
             tls: RwLock::new(tls),
             counters: Counters::default(),

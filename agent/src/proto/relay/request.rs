@@ -69,7 +69,7 @@ impl RelayServer {
                 field: "address of the agent",
             });
         }
-        let from = self.connected.get(agent).copied().flatten();
+        let from = self.address_of(agent);
         match judge(&self.config.policy, agent, address, (agent_address, from)) {
             Verdict::Allowed => {}
             Verdict::Refused => {
@@ -111,12 +111,16 @@ impl RelayServer {
         })
     }
 
+    /// The address that a connected agent has dialed from, if that is known.
+    fn address_of(&self, agent: &str) -> Option<Ipv6Addr> {
+        self.connected.get(agent).copied().flatten()
+    }
+
     /// Sees to it that nobody else is sent to at an agent's address: the agent that is connected from there
     /// goes before one that only the policy lets have it.
     pub(super) fn make_way(&mut self, agent: &str, address: Address) -> Result<(), Refusal> {
         let agent_address = Ipv6Addr::from(address);
-        let is_there =
-            |name: &str| self.connected.get(name).copied().flatten() == Some(agent_address);
+        let is_there = |name: &str| self.address_of(name) == Some(agent_address);
         let others: Vec<(u64, &str)> = self
             .neighbours
             .get(&address)
