@@ -24,7 +24,7 @@ use common::maps;
 use crate::datapath::Limits;
 use crate::proto::{Stream, Timestamp};
 
-pub use handover::{HandoverRow, Placement};
+pub use handover::{HandoverRow, Placement, UngatedReason, UngatedRow};
 pub use hook::{Hook, UplinkRow};
 pub use ims::{ImsStatus, MoaRow, NodeRow};
 pub use mcs::{McsStatus, RegistrationRow, Role};

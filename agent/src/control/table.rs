@@ -129,7 +129,7 @@ pub fn migrations(rows: &[MigrationRow]) -> String {
             number(span(row.total_ms)),
             number(memory(row)),
             Cell::new(addresses(&row.receptions)),
-            Cell::new(handover::cell(&row.handover)),
+            Cell::new(handover::cell(row)),
             Cell::new(unicast::cell(row.unicast.as_ref())),
         ]);
     }

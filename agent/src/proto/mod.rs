@@ -72,7 +72,7 @@ pub use listener::ListenerView;
 pub use policy::{Asker, Policy};
 pub use record::{
     ClaimOutcome, Direction, ForwardRecord, MigrationRecord, Outcome, RECORDS, TranslationRecord,
-    UnicastRecord,
+    Ungated, UnicastRecord,
 };
 pub use stream::Stream;
 pub use uuid::{DomainUuid, UuidError};
@@ -237,7 +237,7 @@ impl Agent {
                     .update(migration, |record| record.sent_on(report));
             }
             GateEvent::NotRecorded { ifindex } => self.not_recorded(ifindex),
-            GateEvent::NotHeld { ifindex } => self.not_held(ifindex),
+            GateEvent::NotHeld { ifindex } => self.not_held(ifindex, Ungated::NotMade),
         }
         self.end();
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use common::signal::{Phase, Reception};
 
 use super::handover::{HoldReport, UnreadReport};
-use super::{DomainUuid, Timestamp};
+use super::{DomainUuid, Mac, Timestamp};
 
 /// Migrations remembered, the running ones included.
 pub const RECORDS: usize = 100;
@@ -28,6 +28,20 @@ pub enum Outcome {
     Completed,
     /// It does not; one sentence for a person.
     Failed(String),
+}
+
+/// Why nothing held the streams of a NIC until its VM ran at the destination. Such a NIC may have lost
+/// packets, or got them twice or out of order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ungated {
+    /// The configuration says so.
+    SwitchedOff,
+    /// The kernel did not make the gate.
+    NotMade,
+    /// The gate had been closed for as long as it may be.
+    ClosedTooLong,
+    /// The VM ran before its TAP was known.
+    RanAlready,
 }
 
 /// What has become of the address that a VM is to have at the destination.
@@ -131,6 +145,8 @@ pub struct MigrationRecord {
     pub receptions: Vec<Reception>,
     /// How each NIC's streams were handed over, by the ifindex of its TAP; at the destination only.
     pub handover: BTreeMap<u32, HoldReport>,
+    /// NICs with streams that had no gate; at the destination only.
+    pub ungated: BTreeMap<Mac, Ungated>,
     /// What was done for the VM's unicast addresses; `None` where it has named none.
     pub unicast: Option<UnicastRecord>,
     /// How it ended; `None` while it runs.
@@ -242,6 +258,7 @@ impl Records {
             total_bytes: 0,
             receptions: Vec::new(),
             handover: BTreeMap::new(),
+            ungated: BTreeMap::new(),
             unicast: None,
             outcome: None,
         });

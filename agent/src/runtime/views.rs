@@ -16,13 +16,14 @@ use crate::clock::now;
 use crate::config::Prefix;
 use crate::control::Reply;
 use crate::control::report::{
-    Direction, HandoverRow, HypervisorStatus, JoinRow, LinkState, ListenerRow, MigrationRow,
+    Direction, HandoverRow, HypervisorStatus, JoinRow, LinkState, ListenerRow, Mac, MigrationRow,
     Outcome, PeerRow, Placement, QuerierRow, Reception, ReceptionRow, RelayRow, RelaySessionRow,
-    RelaySessionState, Status, StreamRow, UnicastRow, age_ms, milliseconds,
+    RelaySessionState, Status, StreamRow, UngatedReason, UngatedRow, UnicastRow, age_ms,
+    milliseconds,
 };
 use crate::proto::handover::{FlowReport, HoldReport, Placed};
 use crate::proto::reception::SessionView;
-use crate::proto::{self, MigrationRecord, Stream, Timestamp};
+use crate::proto::{self, MigrationRecord, Stream, Timestamp, Ungated};
 
 type Replies = mpsc::UnboundedSender<Reply>;
 
@@ -255,6 +256,7 @@ fn migration_row(record: &MigrationRecord, now: Timestamp) -> MigrationRow {
         total_bytes: record.total_bytes,
         receptions: record.receptions.iter().map(verdict_row).collect(),
         handover: handover_rows(&record.handover),
+        without_gate: without_gate(&record.ungated),
         unicast: record.unicast.as_ref().map(UnicastRow::from),
         outcome: match &record.outcome {
             None => Outcome::Running,
@@ -296,6 +298,19 @@ fn handover_rows(reports: &BTreeMap<u32, HoldReport>) -> Vec<HandoverRow> {
         .flat_map(|(nic, report)| report.flows.iter().map(move |flow| (nic, flow)))
         .filter_map(|(nic, flow)| row(nic, flow))
         .collect()
+}
+
+fn without_gate(nics: &BTreeMap<proto::Mac, Ungated>) -> Vec<UngatedRow> {
+    let row = |(mac, reason): (&proto::Mac, &Ungated)| UngatedRow {
+        mac: Mac(*mac),
+        reason: match reason {
+            Ungated::SwitchedOff => UngatedReason::SwitchedOff,
+            Ungated::NotMade => UngatedReason::NotMade,
+            Ungated::ClosedTooLong => UngatedReason::ClosedTooLong,
+            Ungated::RanAlready => UngatedReason::RanAlready,
+        },
+    };
+    nics.iter().map(row).collect()
 }
 
 fn session_row(view: &SessionView<'_>, streams: &BTreeMap<StreamKey, Stream>) -> RelaySessionRow {

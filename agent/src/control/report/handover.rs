@@ -4,6 +4,8 @@ use std::net::Ipv6Addr;
 
 use serde::{Deserialize, Serialize};
 
+use super::Mac;
+
 /// How the destination found where a flow goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -66,4 +68,42 @@ pub struct HandoverRow {
     pub longest_held_ms: f64,
     /// Whether there was too little room for what came during the pause.
     pub overflow: bool,
+}
+
+/// Why no gate has held the streams of a NIC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum UngatedReason {
+    /// `handover.enabled` is false.
+    SwitchedOff,
+    /// The kernel did not make the gate; the log says why.
+    NotMade,
+    /// It had been closed for as long as it may be.
+    ClosedTooLong,
+    /// The VM ran before its TAP was known.
+    RanAlready,
+}
+
+impl UngatedReason {
+    /// The reason for a person, after "it had no gate:".
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::SwitchedOff => "handover.enabled is false",
+            Self::NotMade => "the kernel did not make one, as the agent's log says",
+            Self::ClosedTooLong => {
+                "it was closed for too long, because libvirt brought no such domain or its copy took \
+                 longer than handover.gate_max_s"
+            }
+            Self::RanAlready => "the VM ran before its TAP was known",
+        }
+    }
+}
+
+/// A NIC whose streams may have lost packets, or have come twice or out of order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UngatedRow {
+    /// Address of the NIC in the guest.
+    pub mac: Mac,
+    /// Why nothing held its streams.
+    pub reason: UngatedReason,
 }

@@ -4,7 +4,7 @@ use std::net::Ipv6Addr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{HandoverRow, UnicastRow};
+use super::{HandoverRow, UngatedRow, UnicastRow};
 
 use common::signal::{Phase, ReceptionMode};
 
@@ -164,6 +164,9 @@ pub struct MigrationRow {
     pub receptions: Vec<ReceptionRow>,
     /// How each flow was handed over; at the destination only.
     pub handover: Vec<HandoverRow>,
+    /// NICs with streams that no gate has held until the VM ran; at the destination only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub without_gate: Vec<UngatedRow>,
     /// What was done for the VM's unicast addresses; absent where it has named none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unicast: Option<UnicastRow>,

@@ -4,9 +4,13 @@ use super::{HandoverRow, MigrationRow};
 use crate::control::report::Placement;
 
 /// All flows of a migration in one cell: `exact, 44 replayed`.
-pub(super) fn cell(rows: &[HandoverRow]) -> String {
-    if rows.is_empty() {
-        return "-".to_owned();
+pub(super) fn cell(migration: &MigrationRow) -> String {
+    let rows = &migration.handover;
+    let ungated = migration.without_gate.len();
+    match (rows.len(), ungated) {
+        (0, 0) => return "-".to_owned(),
+        (0, _) => return "not held".to_owned(),
+        _ => {}
     }
     let sum = |of: fn(&HandoverRow) -> u64| rows.iter().map(of).sum::<u64>();
     let mut parts = Vec::new();
@@ -17,6 +21,9 @@ pub(super) fn cell(rows: &[HandoverRow]) -> String {
         some => parts.push(format!("{some} of {} flows not exact", rows.len())),
     }
     parts.push(format!("{} replayed", sum(|row| row.replayed)));
+    if ungated > 0 {
+        parts.push(format!("{ungated} NICs not held"));
+    }
     let (lost, doubled) = (sum(|row| row.lost), sum(|row| row.duplicated_at_most));
     if lost > 0 {
         parts.push(format!("{lost} lost"));
@@ -27,10 +34,14 @@ pub(super) fn cell(rows: &[HandoverRow]) -> String {
     parts.join(", ")
 }
 
-/// A sentence for each flow that has lost or may have doubled packets.
+/// A sentence for each flow and each NIC that has lost packets or may have.
 pub(super) fn sentences(migration: &MigrationRow) -> impl Iterator<Item = String> {
     let number = migration.migration;
-    migration
+    let ungated = migration.without_gate.iter().map(move |nic| {
+        let (mac, reason) = (nic.mac, nic.reason.as_str());
+        format!("\n{number} {mac}: its streams may have lost packets; it had no gate: {reason}")
+    });
+    let flows = migration
         .handover
         .iter()
         .filter(|row| row.lost > 0 || row.duplicated_at_most > 0 || row.overflow)
@@ -46,5 +57,6 @@ pub(super) fn sentences(migration: &MigrationRow) -> impl Iterator<Item = String
                 "\n{number} {address} from {source}: {placed}, {} lost, at most {} doubled{room}",
                 row.lost, row.duplicated_at_most
             )
-        })
+        });
+    flows.chain(ungated)
 }

@@ -6,7 +6,7 @@ use common::maps::StreamUsage;
 use crate::control::report::{
     ClaimState, ForwardRow, Hook, HypervisorStatus, JoinRow, LinkState, Mac, MigrationPhase,
     PeerRow, Placement, PortRow, RelayRow, RelaySessionRow, RelaySessionState, Status,
-    TranslationRow, UnicastRow, UnreadRow, UplinkRow,
+    TranslationRow, UngatedReason, UngatedRow, UnicastRow, UnreadRow, UplinkRow,
 };
 use crate::proto::Stream;
 
@@ -228,19 +228,35 @@ fn stream_shows_both_ways_and_its_mode() {
     }
 }
 
-#[test]
-fn failed_migration_shows_its_reason() {
-    let row = MigrationRow {
+fn completed(handover: Vec<HandoverRow>) -> MigrationRow {
+    MigrationRow {
         migration: 4,
-        direction: Direction::Outgoing,
+        direction: Direction::Incoming,
         domain: "viewer".to_owned(),
         domain_uuid: "u".to_owned(),
         peer: "vms2".to_owned(),
-        phase: MigrationPhase::Copying,
+        phase: MigrationPhase::Completed,
         age_ms: 5000,
-        signalling_ms: Some(12.4),
+        signalling_ms: None,
         copy_ms: None,
         vm_pause_ms: None,
+        total_ms: None,
+        processed_bytes: 0,
+        total_bytes: 0,
+        receptions: vec![],
+        handover,
+        without_gate: vec![],
+        unicast: None,
+        outcome: Outcome::Completed,
+    }
+}
+
+#[test]
+fn failed_migration_shows_its_reason() {
+    let row = MigrationRow {
+        direction: Direction::Outgoing,
+        phase: MigrationPhase::Copying,
+        signalling_ms: Some(12.4),
         total_ms: Some(900.0),
         processed_bytes: 3 << 20,
         total_bytes: 128 << 20,
@@ -292,6 +308,7 @@ fn failed_migration_shows_its_reason() {
             }],
         }),
         outcome: Outcome::Failed("libvirtd is gone".to_owned()),
+        ..completed(vec![])
     };
     let text = migrations(std::slice::from_ref(&row));
     for expected in [
@@ -308,6 +325,26 @@ fn failed_migration_shows_its_reason() {
     }
     let json = serde_json::to_string(&row).unwrap();
     assert_eq!(serde_json::from_str::<MigrationRow>(&json).unwrap(), row);
+}
+
+#[test]
+fn nic_whose_streams_nothing_held_is_named_with_the_reason() {
+    let row = MigrationRow {
+        without_gate: vec![UngatedRow {
+            mac: Mac([0x52, 0x54, 0, 0x12, 0x34, 0x56]),
+            reason: UngatedReason::RanAlready,
+        }],
+        ..completed(vec![])
+    };
+    let text = migrations(std::slice::from_ref(&row));
+    for expected in [
+        "not held",
+        "\n4 52:54:00:12:34:56: its streams may have lost packets; it had no gate: the VM ran",
+    ] {
+        assert!(text.contains(expected), "{expected} is missing in\n{text}");
+    }
+    let json = serde_json::to_string(&row).unwrap();
+    assert!(json.contains("\"reason\":\"ran-already\""), "{json}");
 }
 
 #[test]
@@ -329,8 +366,9 @@ fn exact_handover_takes_few_words() {
         longest_held_ms: 30.5,
         overflow: false,
     };
-    assert_eq!(handover::cell(&[row.clone(), row]), "exact, 88 replayed");
-    assert_eq!(handover::cell(&[]), "-");
+    let both = completed(vec![row.clone(), row]);
+    assert_eq!(handover::cell(&both), "exact, 88 replayed");
+    assert_eq!(handover::cell(&completed(vec![])), "-");
 }
 
 #[test]

@@ -24,6 +24,7 @@ use tracing::{info, warn};
 
 use super::{Agent, Incoming};
 use crate::proto::handover::{FlowReport, HoldReport, LATEST_CUT};
+use crate::proto::record::Ungated;
 use crate::proto::timer::Timer;
 use crate::proto::{GateCommand, Mac, Output};
 
@@ -44,7 +45,7 @@ pub(super) enum ArrivalGate {
     /// It is gone again: the TAP gets its streams by itself.
     Opened,
     /// There is none: the TAP waits for its streams until the pause.
-    Refused,
+    Refused(Ungated),
 }
 
 impl Incoming {
@@ -52,7 +53,7 @@ impl Incoming {
     pub(super) fn is_held(&self, ifindex: u32) -> bool {
         self.gates
             .get(&ifindex)
-            .is_some_and(|gate| *gate != ArrivalGate::Refused)
+            .is_some_and(|gate| !matches!(gate, ArrivalGate::Refused(_)))
     }
 
     /// Whether the VM runs here and is kept from its streams for want of a cut.
@@ -76,7 +77,11 @@ impl Agent {
             .domains
             .get(&incoming.uuid)
             .is_some_and(|domain| domain.running);
-        if !self.config.handover || incoming.arrived.is_some() || runs {
+        if incoming.arrived.is_some() {
+            self.note_ungated(number);
+            return;
+        }
+        if !self.config.handover || runs {
             return;
         }
         let uuid = incoming.uuid;
@@ -86,7 +91,7 @@ impl Agent {
             let gate = if self.close_gate(ifindex, &uuid) {
                 ArrivalGate::Holding
             } else {
-                ArrivalGate::Refused
+                ArrivalGate::Refused(Ungated::ClosedTooLong)
             };
             if let Some(incoming) = self.incoming.get_mut(&number) {
                 incoming.gates.insert(ifindex, gate);
@@ -94,14 +99,38 @@ impl Agent {
         }
     }
 
-    /// A gate could not be made, so the bridge sends nothing to the TAP until the pause.
-    pub(in crate::proto) fn not_held(&mut self, ifindex: u32) {
+    /// Notes which TAPs of a VM that runs here get streams that no gate has held.
+    fn note_ungated(&mut self, number: u64) {
+        let Some(incoming) = self.incoming.get(&number) else {
+            return;
+        };
+        let ports = self
+            .inventory
+            .ports_of_arrival(&incoming.uuid, &incoming.macs);
+        let listens = |mac: &Mac| incoming.needs.keys().any(|(_, of)| of == mac);
+        let reason = |ifindex: &u32| match incoming.gates.get(ifindex) {
+            Some(ArrivalGate::Refused(reason)) => Some(*reason),
+            Some(_) => None,
+            None if self.config.handover => Some(Ungated::RanAlready),
+            None => Some(Ungated::SwitchedOff),
+        };
+        let ungated: Vec<(Mac, Ungated)> = ports
+            .iter()
+            .filter(|(_, mac)| listens(mac))
+            .filter_map(|(ifindex, mac)| Some((*mac, reason(ifindex)?)))
+            .collect();
+        self.records
+            .update(number, |record| record.ungated.extend(ungated));
+    }
+
+    /// There is no gate, so the bridge sends nothing to the TAP until the pause.
+    pub(in crate::proto) fn not_held(&mut self, ifindex: u32, reason: Ungated) {
         let mut entries = Vec::new();
         for incoming in self.incoming.values_mut() {
             let Some(gate) = incoming.gates.get_mut(&ifindex) else {
                 continue;
             };
-            *gate = ArrivalGate::Refused;
+            *gate = ArrivalGate::Refused(reason);
             entries.extend(incoming.mdb.extract_if(.., |(port, _)| *port == ifindex));
         }
         for (ifindex, key) in entries {
@@ -151,7 +180,7 @@ impl Agent {
                         report.revise(nic);
                     }
                 }),
-                Some(ArrivalGate::Refused) | None => {}
+                Some(ArrivalGate::Refused(_)) | None => {}
             }
         }
         // Of those that it leaves out, the source knows nothing.

@@ -15,6 +15,7 @@ use tracing::warn;
 use super::handover::ArrivalGate;
 use crate::proto::inventory::is_tap_of;
 use crate::proto::listener::listener_key;
+use crate::proto::record::Ungated;
 use crate::proto::timer::Timer;
 use crate::proto::{Agent, DomainUuid, GateCommand, Output, Timestamp};
 
@@ -126,14 +127,15 @@ impl Agent {
         let clear = GateCommand::Clear { ifindex };
         self.outputs.push_back(Output::Gate(clear));
         if gate == ArrivalGate::Holding {
-            self.not_held(ifindex);
+            self.not_held(ifindex, Ungated::ClosedTooLong);
             return;
         }
         for incoming in self.incoming.values_mut() {
             if let Some(gate) = incoming.gates.get_mut(&ifindex) {
-                *gate = ArrivalGate::Opened;
+                *gate = ArrivalGate::Refused(Ungated::ClosedTooLong);
             }
         }
+        self.ports_changed();
     }
 
     /// Has the bridge forget an entry made for an arrival, unless the VM behind the port has reported

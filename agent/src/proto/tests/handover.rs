@@ -12,6 +12,7 @@ use crate::proto::handover::{ClockOffset, FlowReport, HoldReport, LATEST_CUT, Pl
 use crate::proto::tests::fixture::{Bench, MAC, TAP, UUID, config};
 use crate::proto::{
     Command, GateCommand, GateEvent, HypervisorEvent, JobStats, Output, PeerEvent, Timestamp,
+    Ungated,
 };
 
 const ARRIVING: u32 = 20;
@@ -125,6 +126,40 @@ fn tap_of_a_vm_that_runs_already_is_not_held() {
     bench.domain("vnet5", true);
     bench.frame(1, request(UUID, vec![active(1)]));
     assert_eq!(gates(&mut bench), []);
+}
+
+fn ungated(bench: &Bench) -> Vec<(crate::proto::Mac, Ungated)> {
+    let record = bench.agent.migrations().last().unwrap();
+    record
+        .ungated
+        .iter()
+        .map(|(mac, why)| (*mac, *why))
+        .collect()
+}
+
+#[test]
+fn record_says_why_a_vm_has_arrived_without_a_gate() {
+    let mut bench = arriving();
+    let not_held = GateEvent::NotHeld { ifindex: ARRIVING };
+    bench.agent.handle_gate(bench.now, not_held);
+    assert_eq!(ungated(&bench), [], "it may not come at all");
+    resumed(&mut bench);
+    assert_eq!(ungated(&bench), [(MAC, Ungated::NotMade)]);
+
+    let mut bench = arriving();
+    bench.pass(130 * S);
+    resumed(&mut bench);
+    assert_eq!(ungated(&bench), [(MAC, Ungated::ClosedTooLong)]);
+
+    let mut bench = super::super::tests::bench();
+    bench.frame(1, request(UUID, vec![active(1)]));
+    resumed(&mut bench);
+    bench.port(ARRIVING, "vnet5");
+    assert_eq!(ungated(&bench), [(MAC, Ungated::RanAlready)]);
+
+    let mut bench = arriving();
+    resumed(&mut bench);
+    assert_eq!(ungated(&bench), []);
 }
 
 #[test]
