@@ -8,6 +8,8 @@
 
 #[path = "support/agent.rs"]
 mod agent;
+#[path = "support/bridged.rs"]
+mod bridged;
 #[path = "support/certificate.rs"]
 mod certificate;
 #[path = "support/frame.rs"]
@@ -27,6 +29,8 @@ mod wire;
 mod asking;
 #[path = "attacks/connections.rs"]
 mod connections;
+#[path = "attacks/flows.rs"]
+mod flows;
 #[path = "attacks/gate.rs"]
 mod gate;
 #[path = "attacks/jobs.rs"]

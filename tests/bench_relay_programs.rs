@@ -250,11 +250,7 @@ fn nanoseconds(duration: Duration) -> u64 {
 
 fn manage(kernel: &mut Kernel, relayed: &Relayed, origins: Origins) {
     let key: ManagedKey = relayed.stream.managed();
-    let value = Managed {
-        watch_since_ns: 0,
-        origins: origins as u8,
-        pad: [0; 7],
-    };
+    let value = Managed::new(0, origins, u16::MAX);
     kernel.insert("MANAGED", key, value);
 }
 

@@ -282,6 +282,7 @@ fn forwards(net: &Net, hook: UplinkHook, offload: bool) {
             sources: 10,
             reports_per_second: 100,
             datagrams_per_second: 50,
+            flows: 4096,
         };
         datapath
             .attach_port(guest.ifindex, "vnet9", &limits)
@@ -384,6 +385,7 @@ fn what_an_arrived_vm_still_sends_from_the_old_address_comes_from_its_new_one_ev
             sources: 10,
             reports_per_second: 100,
             datagrams_per_second: 50,
+            flows: 4096,
         };
         let key = TranslationKey {
             address: old.octets(),

@@ -19,7 +19,8 @@ mod support;
 use common::counter::Counter;
 use common::handover::{fingerprint, flow_hash_of};
 use common::maps::{
-    Delivered, DeliveredKey, Forward, ForwardKey, Gate, GateUsage, RECORDS_PER_SLOT, StreamKey,
+    Delivered, DeliveredKey, Forward, ForwardKey, Gate, GateUsage, Port, RECORDS_PER_SLOT,
+    StreamKey,
 };
 use common::wire::signalling::AGENT_MARK;
 use frame::{Frame, address};
@@ -217,6 +218,32 @@ fn full_table_is_counted_and_the_frame_passes() {
     }
     assert_eq!(gated.delivered().len(), 2);
     assert_eq!(gated.kernel.counted(), [(Counter::DeliveredFull, 2)]);
+}
+
+#[test]
+fn flows_into_a_tap_keep_to_its_share_and_those_removed_make_room() {
+    let Some(mut gated) = Gated::load() else {
+        return;
+    };
+    let mut port = Port {
+        max_flows: 2,
+        ..Port::default()
+    };
+    let run = |gated: &mut Gated, ports: std::ops::RangeInclusive<u16>| {
+        for port in ports {
+            let frame = Frame::udp(SOURCE, GROUP, (1, port), b"hello").bytes();
+            assert_eq!(gated.run(&frame), PASS);
+        }
+    };
+    gated.kernel.insert("PORTS", IFINDEX, port);
+    run(&mut gated, 1..=4);
+    assert_eq!(gated.delivered().len(), 2);
+    assert_eq!(gated.kernel.counted(), [(Counter::PortFlowsFull, 2)]);
+    port.forgotten_flows = 1;
+    gated.kernel.insert("PORTS", IFINDEX, port);
+    run(&mut gated, 1..=4);
+    assert_eq!(gated.delivered().len(), 3);
+    assert_eq!(gated.kernel.counted(), [(Counter::PortFlowsFull, 3)]);
 }
 
 #[test]

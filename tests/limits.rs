@@ -116,10 +116,13 @@ fn limits_of_libvirt_and_the_agents_programs_bear_each_other_in_any_order() {
 /// Name of the TAP of the guest's first NIC.
 fn tap(vms: &Vms, domain: &str) -> String {
     let list = virsh(vms, &["domiflist", domain]).unwrap();
-    let row = list.lines().nth(2);
-    let tap = row.and_then(|row| row.split_whitespace().next());
+    // The table's head is not always there.
+    let tap = list.lines().find_map(|row| {
+        let mut columns = row.split_whitespace();
+        let tap = columns.next()?;
+        (columns.next() == Some("bridge")).then(|| tap.to_owned())
+    });
     tap.unwrap_or_else(|| panic!("no NIC of {domain}: {list:?}"))
-        .to_owned()
 }
 
 fn qdiscs(vms: &Vms, tap: &str) -> String {

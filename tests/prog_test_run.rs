@@ -21,6 +21,7 @@ use frame::{Frame, address, record};
 use support::{Kernel, PASS, SHOT};
 
 const GROUP: &str = "ff3e:1::1234";
+const OTHER_GROUP: &str = "ff3e:1::4321";
 const SSM: &str = "ff3e::1234";
 
 /// Steps that the verifier may take, far below its limit of a million: it costs start-up time.
@@ -372,6 +373,51 @@ fn first_packet_of_a_watched_flow_is_told_once() {
     kernel.uplink(&packet);
     kernel.uplink(&packet);
     assert_eq!(kernel.events(), [Kind::FirstPacket as u32]);
+}
+
+#[test]
+fn flows_of_an_address_keep_to_its_share_and_the_others_raise_few_events() {
+    let Some(mut kernel) = Kernel::load() else {
+        return;
+    };
+    let packet = |group, port| Frame::udp("2001:db8::1", group, (port, 5004), &[0; 100]).bytes();
+    kernel.manage_with(GROUP, 3);
+    kernel.manage(OTHER_GROUP, 0);
+    for port in 1..=2000 {
+        assert_eq!(kernel.uplink(&packet(GROUP, port)), PASS);
+    }
+    assert_eq!(kernel.streams().len(), 3);
+    assert_eq!(kernel.counter(Counter::AddressFlowsFull), 1997);
+    assert_eq!(kernel.counter(Counter::StreamsFull), 0);
+    // One for each flow, and of the others one in 134 ms.
+    let events = kernel.events().len();
+    assert!((4..200).contains(&events), "{events}");
+    kernel.uplink(&packet(OTHER_GROUP, 1));
+    assert_eq!(
+        kernel.streams().len(),
+        4,
+        "another address has a share of its own"
+    );
+    kernel.uplink(&packet(GROUP, 1));
+    assert_eq!(
+        kernel.counter(Counter::AddressFlowsFull),
+        1997,
+        "a flow that has its place"
+    );
+}
+
+#[test]
+fn flow_that_finds_the_map_full_is_counted() {
+    let Some(mut kernel) = Kernel::load_with(&[("STREAMS", 2)]) else {
+        return;
+    };
+    kernel.manage(GROUP, 0);
+    for port in 1..=4 {
+        kernel.uplink(&Frame::udp("2001:db8::1", GROUP, (port, 5004), &[0; 100]).bytes());
+    }
+    assert_eq!(kernel.streams().len(), 2);
+    assert_eq!(kernel.counter(Counter::StreamsFull), 2);
+    assert_eq!(kernel.counter(Counter::AddressFlowsFull), 0);
 }
 
 #[test]

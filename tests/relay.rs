@@ -93,6 +93,19 @@ fn between(sent: &[Sent], guest: &Control, from_ns: u64, to_ns: u64) -> Metrics 
     metrics::compute(sent, &guest.arrivals(RECEIVER), window)
 }
 
+/// What both agents say of the move.
+fn told(testbed: &mut Testbed) -> String {
+    let hosts = [testbed.lab().vms1().clone(), testbed.lab().vms2().clone()];
+    let agents = testbed.agents().unwrap();
+    hosts
+        .iter()
+        .map(|vms| {
+            let migrations = agents.query(vms, "migrations");
+            format!("{migrations:?}\n{}\n", agents.log(vms))
+        })
+        .collect()
+}
+
 /// Packets of so long a time.
 fn packets(time: Duration) -> usize {
     (stream_config().packets_per_second() * time.as_secs_f64()) as usize
@@ -112,9 +125,9 @@ fn guest_that_moves_to_a_site_without_multicast_gets_its_stream_from_a_relay() {
     };
     let run = measure::run(&mut testbed, &config, &mut |step| eprintln!("{step}")).unwrap();
     eprintln!("{:?}", run.row);
-    assert!(run.row.ok, "{:?}", run.row);
+    let is_exact = run.row.ok && run.row.duplicated == 0;
+    assert!(is_exact, "{:?}\n{}", run.row, told(&mut testbed));
     assert_eq!(run.row.mode.as_deref(), Some("relay"));
-    assert_eq!(run.row.duplicated, 0);
 }
 
 #[test]
@@ -184,7 +197,13 @@ fn killed_relay_and_killed_agent_lose_no_packet_and_are_adopted() {
     let mut step = |what: &str| steps.push((clock::now_ns(), what.to_owned()));
     step("relay killed");
     testbed.relays().unwrap().kill(0);
-    wait_more(&guest, packets(lease()));
+    // In a host machine it takes a while until the next one runs and is found.
+    let dead = if machine::inside() {
+        lease() / 2
+    } else {
+        lease()
+    };
+    wait_more(&guest, packets(dead));
     step("relay restarted");
     testbed.relays().unwrap().restart(0).unwrap();
     // Longer than what the dead relay had granted: it is renewed by the new one.

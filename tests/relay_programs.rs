@@ -436,11 +436,7 @@ fn tagged_native_packets_are_watched_in_their_vlan() {
             pad: 0,
             multicast_address: frame::address(GROUP),
         };
-        let value = common::maps::Managed {
-            watch_since_ns: 0,
-            origins: Origins::Native as u8,
-            pad: [0; 7],
-        };
+        let value = common::maps::Managed::new(0, Origins::Native, u16::MAX);
         agent.kernel.insert("MANAGED", managed, value);
         let tagged = Frame::udp("2001:db8::1", GROUP, (1, 2), PAYLOAD).with(|f| f.vlan = Some(7));
         assert!(agent.passes(&tagged.bytes()));

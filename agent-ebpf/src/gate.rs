@@ -40,7 +40,7 @@ use crate::context::Packet as _;
 use crate::forward;
 use crate::front::{self, Front, StreamWords};
 use crate::maps::{
-    self, DELIVERED, GATE_RECORDS, GATE_USAGE, GATES, HELD, HELD_SCRATCH, HeldRecord,
+    self, DELIVERED, GATE_RECORDS, GATE_USAGE, GATES, HELD, HELD_SCRATCH, HeldRecord, PORTS,
 };
 use crate::trace::Traced as _;
 
@@ -195,8 +195,7 @@ fn multicast_by_reading(skb: &Skb, ifindex: u32) -> Option<Multicast> {
 #[inline(always)]
 fn deliver(skb: &Skb, key: &DeliveredKey) {
     let segments = u64::from(skb.segments());
-    let Some(delivered) = delivered(key) else {
-        maps::count(Counter::DeliveredFull, segments);
+    let Some(delivered) = delivered(key, segments) else {
         return;
     };
     // SAFETY: the pointer is to a live map value.
@@ -206,15 +205,45 @@ fn deliver(skb: &Skb, key: &DeliveredKey) {
     }
 }
 
-/// The flow's entry, made at its first packet.
+/// The flow's entry, made at its first packet; the packets of one that has none are counted.
 #[inline(always)]
-fn delivered(key: &DeliveredKey) -> Option<*mut Delivered> {
+fn delivered(key: &DeliveredKey, segments: u64) -> Option<*mut Delivered> {
     if let Some(delivered) = DELIVERED.get_ptr_mut(key) {
         return Some(delivered);
     }
-    // Another CPU may have been faster; what counts is the look-up after it.
-    let _ = DELIVERED.insert(key, Delivered::default(), BPF_NOEXIST.into());
+    make(key, segments);
     DELIVERED.get_ptr_mut(key)
+}
+
+/// Makes the entry of a flow, unless its TAP has as many as it may have.
+#[inline(never)]
+fn make(key: &DeliveredKey, segments: u64) {
+    let usage = maps::port_usage(key.ifindex);
+    if let (Some(usage), Some(port)) = (usage, PORTS.get_ptr(key.ifindex)) {
+        // SAFETY: the pointers are to live map values.
+        let has_room =
+            unsafe { (*usage).flows.wrapping_sub((*port).forgotten_flows) < (*port).max_flows };
+        if !has_room {
+            maps::count(Counter::PortFlowsFull, segments);
+            return;
+        }
+    }
+    // SAFETY: it consists of integers.
+    let made = unsafe {
+        instruction::with_zeroed(|unused: &Delivered| {
+            DELIVERED.insert(key, unused, BPF_NOEXIST.into())
+        })
+    };
+    match (made, usage) {
+        // SAFETY: the pointer is to a live map value.
+        (Ok(()), Some(usage)) => unsafe {
+            instruction::add_u32(&raw mut (*usage).flows, 1);
+        },
+        (Ok(()), None) => {}
+        // Another CPU may have been faster.
+        (Err(_), _) if DELIVERED.get_ptr(key).is_some() => {}
+        (Err(_), _) => maps::count(Counter::DeliveredFull, segments),
+    }
 }
 
 /// What a gate does with a frame; of one that is not multicast of routable scope it sees only that

@@ -121,6 +121,13 @@ pub(crate) fn port_usage(ifindex: PortKey) -> Option<*mut PortUsage> {
     if let Some(usage) = PORT_USAGE.get_ptr_mut(ifindex) {
         return Some(usage);
     }
+    make_port_usage(ifindex);
+    PORT_USAGE.get_ptr_mut(ifindex)
+}
+
+/// Not inlined, because it takes more of the stack than its callers can spare.
+#[inline(never)]
+fn make_port_usage(ifindex: PortKey) {
     // Another CPU may have been faster; what counts is the look-up after it.
     // SAFETY: it consists of integers.
     unsafe {
@@ -128,7 +135,6 @@ pub(crate) fn port_usage(ifindex: PortKey) -> Option<*mut PortUsage> {
             let _ = PORT_USAGE.insert(ifindex, unused, BPF_NOEXIST.into());
         });
     }
-    PORT_USAGE.get_ptr_mut(ifindex)
 }
 
 /// Writes one record to `EVENTS` in place, because the stack is small; a full ring buffer is

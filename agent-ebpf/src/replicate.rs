@@ -83,19 +83,19 @@ fn served(skb: &Skb) -> Option<Served> {
     let is_udp = header.next_header == udp::NEXT_HEADER;
     let ports = if is_udp { front.ports() } else { 0 };
     let key = StreamWords::new(front.destination(), front.source(), ports, 0);
-    let managed = MANAGED.get_ptr(key.managed().key()).or_else(|| {
+    let managed = MANAGED.get_ptr_mut(key.managed().key()).or_else(|| {
         tell(skb, Decision::NotCopied, Uncounted::NotManaged);
         None
     })?;
-    // SAFETY: the pointer is to a live map value, which only the relay writes.
-    let managed = unsafe { &*managed };
     let arrival = skb.arrival();
     let segments = u64::from(arrival.segments);
     let bytes = skb.len() as u64;
     maps::count(Counter::NativePackets, segments);
-    if let Some(usage) = stream::native(key.key(), &arrival) {
-        // SAFETY: the pointer is to the flow's live map value.
-        unsafe { stream::observe(usage, key.key(), Origin::Native, managed, &arrival, bytes) }
+    // SAFETY: the pointers are to the live map values of the flow and its address.
+    unsafe {
+        if let Some(usage) = stream::native(key.key(), managed, &arrival) {
+            stream::observe(usage, key.key(), Origin::Native, managed, &arrival, bytes);
+        }
     }
     if !is_udp || !header.is_whole(bytes as usize) {
         let reason = match header.next_header {

@@ -3,8 +3,6 @@
 
 #![allow(unsafe_code, reason = "map values are reached through raw pointers")]
 
-use core::ptr;
-
 use agent_ebpf::instruction;
 use aya_ebpf::bindings::BPF_NOEXIST;
 use common::counter::Counter;
@@ -42,32 +40,60 @@ impl Payload {
 }
 
 /// The entry of a flow that comes natively, which is made for its first packet. `None` where there
-/// is no room; the packet is then counted, and raises the event of a first one.
+/// is no room; the packet is then counted, and now and then raises the event of a first one.
+///
+/// # Safety
+///
+/// `managed` points to the live map value of the flow's address.
 #[inline(always)]
-pub(crate) fn native(key: &StreamKey, arrival: &Arrival) -> Option<*mut StreamUsage> {
+pub(crate) unsafe fn native(
+    key: &StreamKey,
+    managed: *mut Managed,
+    arrival: &Arrival,
+) -> Option<*mut StreamUsage> {
     if let Some(usage) = STREAMS.get_ptr_mut(key) {
         return Some(usage);
     }
-    let usage = new_stream(key);
-    if usage.is_null() {
-        maps::count(Counter::StreamsFull, arrival.segments.into());
-        first_packet(key, Origin::Native, arrival);
-        return None;
+    // SAFETY: as the caller says.
+    let (has_room, told) = unsafe {
+        (
+            (*managed).flows < u32::from((*managed).max_flows),
+            (*managed).told,
+        )
+    };
+    let mut reason = Counter::AddressFlowsFull;
+    if has_room {
+        if make(key) {
+            // SAFETY: as above.
+            unsafe { instruction::add_u32(&raw mut (*managed).flows, 1) }
+        }
+        if let Some(usage) = STREAMS.get_ptr_mut(key) {
+            return Some(usage);
+        }
+        reason = Counter::StreamsFull;
     }
-    Some(usage)
+    maps::count(reason, arrival.segments.into());
+    // Whoever sends from ever new ports must not fill `EVENTS` with it.
+    let slot = Managed::slot(arrival.at_ns);
+    if slot != told {
+        // SAFETY: as above. Of two CPUs that write at once the last one wins.
+        unsafe { (*managed).told = slot }
+        first_packet(key, Origin::Native, arrival);
+    }
+    None
 }
 
 /// Counts a packet of a watched flow, and raises the event for the first one of its origin.
 ///
 /// # Safety
 ///
-/// `usage` points to the live map value of that flow and origin.
+/// `usage` and `managed` point to the live map values of that flow and origin and of its address.
 #[inline(always)]
 pub(crate) unsafe fn observe(
     usage: *mut StreamUsage,
     key: &StreamKey,
     origin: Origin,
-    managed: &Managed,
+    managed: *const Managed,
     arrival: &Arrival,
     bytes: u64,
 ) {
@@ -95,22 +121,21 @@ pub(crate) unsafe fn observe(
         instruction::add_u64(&raw mut (*usage).bytes, bytes);
         last_ns
     };
-    if last_ns == 0 || last_ns < managed.watch_since_ns {
+    // SAFETY: as the caller says.
+    if last_ns == 0 || last_ns < unsafe { (*managed).watch_since_ns } {
         first_packet(key, origin, arrival);
     }
 }
 
-/// Makes the entry of a flow; null where there is no room.
+/// Makes the entry of a flow. `false` where there is no room, or another CPU was faster.
 #[inline(always)]
-fn new_stream(key: &StreamKey) -> *mut StreamUsage {
-    // Another CPU may have been faster; what counts is the look-up after it.
+fn make(key: &StreamKey) -> bool {
     // SAFETY: it consists of integers.
     unsafe {
         instruction::with_zeroed(|unused: &StreamUsage| {
-            let _ = STREAMS.insert(key, unused, BPF_NOEXIST.into());
-        });
+            STREAMS.insert(key, unused, BPF_NOEXIST.into()).is_ok()
+        })
     }
-    STREAMS.get_ptr_mut(key).unwrap_or(ptr::null_mut())
 }
 
 #[inline(never)]

@@ -72,12 +72,10 @@ fn native<P: Packet>(packet: &P, front: Front) -> Verdict {
         if is_udp { front.ports() } else { 0 },
         packet.vlan_metadata() & ethernet::VLAN_IDENTIFIER,
     );
-    let Some(managed) = MANAGED.get_ptr(key.managed().key()) else {
+    let Some(managed) = MANAGED.get_ptr_mut(key.managed().key()) else {
         tell(packet, Decision::Passed, Uncounted::NotManaged);
         return Verdict::Pass;
     };
-    // SAFETY: the pointer is to a live map value, which only the agent writes.
-    let managed = unsafe { &*managed };
     let arrival = packet.arrival();
     let entry = observe_native(packet, &key, managed, &arrival);
     // What no relay carries comes natively only and has no copies: other protocols than UDP, and
@@ -86,7 +84,8 @@ fn native<P: Packet>(packet: &P, front: Front) -> Verdict {
         tell(packet, Decision::Passed, Reason::NONE);
         return Verdict::Pass;
     }
-    let origins = managed.origins;
+    // SAFETY: the pointer is to a live map value.
+    let origins = unsafe { (*managed).origins };
     let passes = if stream::by_fingerprint(origins) {
         stream::copy_passes(
             packet,
@@ -112,15 +111,17 @@ fn native<P: Packet>(packet: &P, front: Front) -> Verdict {
 fn observe_native<P: Packet>(
     packet: &P,
     key: &StreamWords,
-    managed: &Managed,
+    managed: *mut Managed,
     arrival: &Arrival,
 ) -> Option<*mut StreamUsage> {
     maps::count(Counter::NativePackets, arrival.segments.into());
     let bytes = packet.len() as u64;
-    let usage = stream::native(key.key(), arrival)?;
-    // SAFETY: the pointer is to the flow's live map value.
-    unsafe { stream::observe(usage, key.key(), Origin::Native, managed, arrival, bytes) }
-    Some(usage)
+    // SAFETY: the pointers are to the live map values of the flow and its address.
+    unsafe {
+        let usage = stream::native(key.key(), managed, arrival)?;
+        stream::observe(usage, key.key(), Origin::Native, managed, arrival, bytes);
+        Some(usage)
+    }
 }
 
 /// A frame with a tag or Hop-by-Hop Options. No relay carries such, so it always passes.
@@ -131,7 +132,7 @@ fn with_more_headers<P: Packet>(packet: &P) {
     let Some(multicast) = &multicast_by_reading(packet) else {
         return;
     };
-    if let Some(managed) = MANAGED.get_ptr(multicast.key.managed().key()) {
+    if let Some(managed) = MANAGED.get_ptr_mut(multicast.key.managed().key()) {
         observe_by_reading(packet, &multicast.key, managed);
         tell(packet, Decision::Passed, Reason::NONE);
     } else if multicast.next_header == ipv6::HOP_BY_HOP {
@@ -169,9 +170,8 @@ fn multicast_by_reading<P: Packet>(packet: &P) -> Option<Multicast> {
 }
 
 #[inline(never)]
-fn observe_by_reading<P: Packet>(packet: &P, key: &StreamWords, managed: *const Managed) {
-    // SAFETY: the pointer is to a live map value, which only the agent writes.
-    observe_native(packet, key, unsafe { &*managed }, &packet.arrival());
+fn observe_by_reading<P: Packet>(packet: &P, key: &StreamWords, managed: *mut Managed) {
+    observe_native(packet, key, managed, &packet.arrival());
 }
 
 /// A unicast packet: restored if it is of an established flow.
@@ -221,13 +221,13 @@ fn relayed<P: Packet>(packet: &P, front: Front) -> Verdict {
         tell_of(packet, flow, Decision::Dropped, Counter::OtherOrigin);
         return Verdict::Drop;
     };
-    // SAFETY: as above.
-    let managed = unsafe { &*managed };
     let arrival = packet.arrival();
     let bytes = bytes as u64;
-    // SAFETY: as above.
-    unsafe { stream::observe(usage, &flow.stream, Origin::Relay, managed, &arrival, bytes) }
-    let origins = managed.origins;
+    // SAFETY: as above; the pointer is to a live map value.
+    let origins = unsafe {
+        stream::observe(usage, &flow.stream, Origin::Relay, managed, &arrival, bytes);
+        (*managed).origins
+    };
     let mut passes = origins & Origin::Relay.pass_bit() != 0;
     if passes || stream::by_fingerprint(origins) {
         let mut payload = Payload::of(header);

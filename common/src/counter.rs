@@ -100,8 +100,12 @@ counters! {
     SourcesFull => "sources_full",
     /// Packet of a flow that found `STREAMS` full.
     StreamsFull => "streams_full",
+    /// Packet of a flow whose address has as many in `STREAMS` as it may have.
+    AddressFlowsFull => "address_flows_full",
     /// Packet into a TAP of a flow that found `DELIVERED` full; passed on.
     DeliveredFull => "delivered_full",
+    /// Packet into a TAP that has as many flows in `DELIVERED` as it may have; passed on.
+    PortFlowsFull => "port_flows_full",
     /// Query that found `QUERIER` full.
     QuerierFull => "querier_full",
     /// Report on a port that found `PORT_USAGE` full.

@@ -15,7 +15,7 @@ pub use relay::*;
 
 /// Version of all layouts in this module and in [`crate::event`]; part of the pin path, so an
 /// agent with other layouts starts clean instead of misreading what is pinned.
-pub const LAYOUT_VERSION: u32 = 7;
+pub const LAYOUT_VERSION: u32 = 8;
 
 /// Multicast address in network order.
 pub type Address = [u8; 16];
@@ -105,7 +105,7 @@ pub struct Source {
 /// Key of `PORTS` and `PORT_USAGE`: the ifindex of a TAP.
 pub type PortKey = u32;
 
-/// Value of `PORTS`, written by the agent only: 24 bytes, align 4.
+/// Value of `PORTS`, written by the agent only: 32 bytes, align 4.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Port {
@@ -122,6 +122,10 @@ pub struct Port {
     pub expired_sources: u32,
     /// Most datagrams that the port may send to the agent each second; also the burst.
     pub datagrams_per_second: u32,
+    /// Most flows in `DELIVERED`.
+    pub max_flows: u32,
+    /// Flows that the agent has removed from there, to be taken from [`PortUsage::flows`]; wraps.
+    pub forgotten_flows: u32,
 }
 
 /// What a port may still send, a token bucket that holds what a second gives: 16 bytes, align 8.
@@ -164,7 +168,7 @@ impl Allowance {
     }
 }
 
-/// Value of `PORT_USAGE`, written by the kernel only: 112 bytes, align 8.
+/// Value of `PORT_USAGE`, written by the kernel only: 120 bytes, align 8.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PortUsage {
@@ -195,6 +199,10 @@ pub struct PortUsage {
     pub forged_datagrams: u64,
     /// Signalling on its way to the port that is not from this host's agent; dropped.
     pub withheld_datagrams: u64,
+    /// Flows added to `DELIVERED`; wraps. Minus [`Port::forgotten_flows`] it is their number.
+    pub flows: u32,
+    /// Always zero.
+    pub pad: u32,
 }
 
 /// Key of `MANAGED`: 20 bytes, align 2. A multicast address whose streams are watched.
@@ -209,7 +217,7 @@ pub struct ManagedKey {
     pub multicast_address: Address,
 }
 
-/// Value of `MANAGED`: 16 bytes, align 8. Written by the agent only.
+/// Value of `MANAGED`: 16 bytes, align 8. Written by the agent; the kernel counts in it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Managed {
@@ -217,8 +225,32 @@ pub struct Managed {
     pub watch_since_ns: u64,
     /// [`Origins`].
     pub origins: u8,
-    /// Always zero.
-    pub pad: [u8; 7],
+    /// When the last flow without room has raised an event, as [`Managed::slot`] gives it.
+    pub told: u8,
+    /// Most flows in `STREAMS`.
+    pub max_flows: u16,
+    /// Flows there. What the kernel adds while the agent writes may be lost until the agent counts
+    /// them again.
+    pub flows: u32,
+}
+
+impl Managed {
+    /// One without flows.
+    pub fn new(watch_since_ns: u64, origins: Origins, max_flows: u16) -> Self {
+        Self {
+            watch_since_ns,
+            origins: origins as u8,
+            told: 0,
+            max_flows,
+            flows: 0,
+        }
+    }
+
+    /// A moment by its slot of 134 ms, modulo 256.
+    #[inline(always)]
+    pub fn slot(at_ns: u64) -> u8 {
+        (at_ns >> 27) as u8
+    }
 }
 
 /// Key of `STREAMS`: 40 bytes, align 2. One flow, of which the value says what came natively.
@@ -323,8 +355,8 @@ const _: () = {
     assert!(size_of::<Listener>() == 40 && align_of::<Listener>() == 8);
     assert!(size_of::<SourceKey>() == 40 && align_of::<SourceKey>() == 4);
     assert!(size_of::<Source>() == 16 && align_of::<Source>() == 8);
-    assert!(size_of::<Port>() == 24 && align_of::<Port>() == 4);
-    assert!(size_of::<PortUsage>() == 112 && align_of::<PortUsage>() == 8);
+    assert!(size_of::<Port>() == 32 && align_of::<Port>() == 4);
+    assert!(size_of::<PortUsage>() == 120 && align_of::<PortUsage>() == 8);
     assert!(size_of::<ManagedKey>() == 20 && align_of::<ManagedKey>() == 2);
     assert!(size_of::<Managed>() == 16 && align_of::<Managed>() == 8);
     assert!(size_of::<StreamKey>() == 40 && align_of::<StreamKey>() == 2);

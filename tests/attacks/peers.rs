@@ -115,8 +115,15 @@ fn peer_that_asks_on_and_on_is_refused() {
         for transaction in 1..=200 {
             liar.say(transaction, request(10, "tv-10"));
         }
-        let reason = liar.refusal(200);
-        assert!(reason.contains("too many requests of vms2"), "{reason}");
+        // More may be asked as time goes by, so the last one is not the one that is refused for sure.
+        let is_refused = |answer: &PeerMessage| {
+            let PeerMessage::MigrationAbort(abort) = answer else {
+                return false;
+            };
+            abort.reason.contains("too many requests of vms2")
+        };
+        let refused = (1..=200).any(|transaction| is_refused(&liar.answer(transaction)));
+        assert!(refused, "200 requests were taken");
     });
 }
 

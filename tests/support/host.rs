@@ -28,6 +28,7 @@ pub(crate) const LIMITS: Limits = Limits {
     sources: 2000,
     reports_per_second: 1000,
     datagrams_per_second: 50,
+    flows: 4096,
 };
 
 /// The TC hook that an agent chooses on this kernel.

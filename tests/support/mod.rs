@@ -151,6 +151,7 @@ impl Kernel {
             max_sources: sources,
             reports_per_second,
             datagrams_per_second: 50,
+            max_flows: 4096,
             ..Port::default()
         };
         self.map::<u32, Port>("PORTS")
@@ -168,24 +169,23 @@ impl Kernel {
         self.manage_as(address, watch_since_ns, Origins::Native);
     }
 
-    /// The same, with the origins that pass.
+    /// Watches an address that may have so many flows.
+    pub fn manage_with(&mut self, address: &str, max_flows: u16) {
+        self.manage_value(address, Managed::new(0, Origins::Native, max_flows));
+    }
+
+    /// Watches an address for packets after a moment, with the origins that pass.
     pub fn manage_as(&mut self, address: &str, watch_since_ns: u64, origins: Origins) {
+        self.manage_value(address, Managed::new(watch_since_ns, origins, u16::MAX));
+    }
+
+    fn manage_value(&mut self, address: &str, value: Managed) {
         let key = ManagedKey {
             vlan: 0,
             pad: 0,
             multicast_address: crate::frame::address(address),
         };
-        self.map("MANAGED")
-            .insert(
-                key,
-                Managed {
-                    watch_since_ns,
-                    origins: origins as u8,
-                    pad: [0; 7],
-                },
-                0,
-            )
-            .unwrap();
+        self.map("MANAGED").insert(key, value, 0).unwrap();
     }
 
     /// Runs `snoop`; returns the verdict.

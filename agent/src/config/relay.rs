@@ -118,6 +118,9 @@ pub struct RelayLimits {
     /// The same for the copies to one agent; 0: any.
     #[serde(deserialize_with = "value::ranged::<0, 10_000_000, _, _>")]
     pub megabits_per_second_per_agent: u64,
+    /// Flows of one multicast address that are counted.
+    #[serde(deserialize_with = "value::ranged::<1, 65_535, _, _>")]
+    pub flows_per_address: u16,
     /// Capacity of `MANAGED`: multicast addresses.
     #[serde(deserialize_with = "value::ranged::<1, MAX_MAP_ENTRIES, _, _>")]
     pub map_managed: u32,
@@ -138,6 +141,7 @@ impl Default for RelayLimits {
             sources: 64,
             megabits_per_second: 8000,
             megabits_per_second_per_agent: 1000,
+            flows_per_address: 1024,
             map_managed: 4096,
             map_streams: 16_384,
             map_subscribers: 65_536,

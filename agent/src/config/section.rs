@@ -63,7 +63,7 @@ fn default_pin_root() -> PathBuf {
     PathBuf::from("/sys/fs/bpf/roamcast")
 }
 
-/// `[limits]`. The first three hold for each VM NIC.
+/// `[limits]`. The first four hold for each VM NIC.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
@@ -76,6 +76,12 @@ pub struct Limits {
     /// MLD Reports each second; also the burst.
     #[serde(deserialize_with = "value::ranged::<1, 1_000_000, _, _>")]
     pub reports_per_second: u32,
+    /// Flows that are counted on their way to it.
+    #[serde(deserialize_with = "value::ranged::<1, MAX_MAP_ENTRIES, _, _>")]
+    pub flows: u32,
+    /// Flows of one multicast address that are counted on this host.
+    #[serde(deserialize_with = "value::ranged::<1, 65_535, _, _>")]
+    pub flows_per_address: u16,
     /// Capacity of `LISTENERS`.
     #[serde(deserialize_with = "value::ranged::<1, MAX_MAP_ENTRIES, _, _>")]
     pub map_listeners: u32,
@@ -96,6 +102,8 @@ impl Default for Limits {
             listeners: 1024,
             sources: 4096,
             reports_per_second: 2000,
+            flows: 4096,
+            flows_per_address: 1024,
             map_listeners: 131_072,
             map_sources: 131_072,
             map_streams: 65_536,

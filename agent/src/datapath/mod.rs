@@ -27,6 +27,7 @@
 mod attach;
 mod capacity;
 pub mod cleanup;
+mod collect;
 mod driver;
 pub mod events;
 mod feature;
@@ -70,6 +71,7 @@ pub use state::Limits;
 pub use view::HookView;
 
 use capacity::load_maps;
+use collect::Passed;
 use filter::Filters;
 use forward::Forwards;
 use gate::Gates;
@@ -95,6 +97,8 @@ pub struct DatapathConfig {
     pub uplink_hook: Option<UplinkHook>,
     /// Capacities of the maps.
     pub capacities: Capacities,
+    /// Most flows of one address in `STREAMS`.
+    pub flows_per_address: u16,
 }
 
 impl Default for DatapathConfig {
@@ -104,6 +108,7 @@ impl Default for DatapathConfig {
             hook: None,
             uplink_hook: None,
             capacities: Capacities::default(),
+            flows_per_address: 1024,
         }
     }
 }
@@ -283,6 +288,10 @@ struct Inner {
     forwards: Mutex<Forwards>,
     gates: Mutex<Gates>,
     delivered: Table<DeliveredKey, Delivered>,
+    /// Most flows of one address in `STREAMS`.
+    flows_per_address: u16,
+    /// What had passed into crowded TAPs when the maps were tidied last.
+    crowded: Mutex<Passed>,
     held: Mutex<Option<RingBuf<MapData>>>,
     counters: PerCpuArray<MapData, u64>,
     events: Mutex<Option<RingBuf<MapData>>>,
@@ -361,6 +370,8 @@ impl Datapath {
                 forwards: Mutex::new(forwards),
                 gates: Mutex::new(gates),
                 delivered: Table::new("DELIVERED", ebpf.take_map("DELIVERED"))?,
+                flows_per_address: config.flows_per_address,
+                crowded: Mutex::default(),
                 held: Mutex::new(Some(convert("HELD", ebpf.take_map("HELD"))?)),
                 counters: convert("COUNTERS", ebpf.take_map("COUNTERS"))?,
                 events: Mutex::new(Some(convert("EVENTS", ebpf.take_map("EVENTS"))?)),

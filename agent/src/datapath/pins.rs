@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! /sys/fs/bpf/roamcast/        pin root, from the config
-//!   v7/                        layout version
+//!   v8/                        layout version
 //!     LISTENERS .. EVENTS      maps
 //!     links/
 //!       snoop-12               TCX link of the program on the port with that ifindex; without

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use common::counter::Counter;
 use common::maps::{
@@ -25,20 +24,8 @@ pub struct Limits {
     pub reports_per_second: u32,
     /// Most datagrams to the agent each second.
     pub datagrams_per_second: u32,
-}
-
-/// Age at which a source and its listener are surely both written.
-const SETTLED: Duration = Duration::from_secs(1);
-
-/// What [`Datapath::collect`] removed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Collected {
-    /// Sources of a replaced list or of a listener that is gone.
-    pub sources: usize,
-    /// Flows of addresses that are not managed, or silent for too long.
-    pub streams: usize,
-    /// Flows into TAPs that are gone.
-    pub delivered: usize,
+    /// Most flows in `DELIVERED`.
+    pub flows: u32,
 }
 
 impl Datapath {
@@ -129,10 +116,10 @@ impl Datapath {
         since: Timestamp,
         origins: Origins,
     ) -> Result<(), DatapathError> {
+        let known = self.inner.managed.get(key)?;
         let value = Managed {
-            watch_since_ns: since.0,
-            origins: origins as u8,
-            pad: [0; 7],
+            flows: known.map_or(0, |known| known.flows),
+            ..Managed::new(since.0, origins, self.inner.flows_per_address)
         };
         self.inner.managed.insert(key, &value)
     }
@@ -286,52 +273,6 @@ impl Datapath {
         Ok(taken.is_some())
     }
 
-    /// Removes sources of lists that were replaced or whose listener is gone, flows that are not
-    /// managed or silent for longer than `max_silence`, and flows into ports that are gone. To be called now and then, off the
-    /// runtime. Reads whole maps.
-    ///
-    /// # Errors
-    ///
-    /// [`DatapathError::Map`].
-    pub fn collect(
-        &self,
-        now: Timestamp,
-        max_silence: Duration,
-    ) -> Result<Collected, DatapathError> {
-        let mut collected = Collected::default();
-        let sources = self.inner.sources.entries()?;
-        for (key, source) in sources {
-            // A source is written before the listener that its generation belongs to.
-            if now.since(Timestamp(source.last_report_ns)) < SETTLED {
-                continue;
-            }
-            let live = self
-                .inner
-                .listeners
-                .get(&key.listener)?
-                .is_some_and(|listener| listener.generation == source.generation);
-            if !live && self.expire_source(&key, source.last_report_ns)? {
-                collected.sources += 1;
-            }
-        }
-        let managed: HashSet<ManagedKey> =
-            self.managed()?.into_iter().map(|(key, _)| key).collect();
-        lock(&self.inner.relay_flows).forget_usages_if(|key| !managed.contains(&key.managed()));
-        for (key, usage) in self.inner.streams.entries()? {
-            let silence = now.since(Timestamp(usage.last_ns));
-            if (!managed.contains(&key.managed()) || silence > max_silence)
-                && self.inner.streams.remove(&key)?
-            {
-                collected.streams += 1;
-            }
-        }
-        // A program that was just running may have counted a packet into a port that is gone.
-        let ports = lock(&self.inner.ports).entries()?;
-        let ports: HashSet<u32> = ports.into_iter().map(|(ifindex, _)| ifindex).collect();
-        collected.delivered = self.forget_delivered_if(|ifindex| !ports.contains(&ifindex))?;
-        Ok(collected)
-    }
-
     /// Writes the limits of a port and keeps what was counted.
     pub(super) fn set_limits(&self, ifindex: u32, limits: &Limits) -> Result<(), DatapathError> {
         let ports = lock(&self.inner.ports);
@@ -340,6 +281,7 @@ impl Datapath {
             max_sources: limits.sources,
             reports_per_second: limits.reports_per_second,
             datagrams_per_second: limits.datagrams_per_second,
+            max_flows: limits.flows,
             ..ports.get(&ifindex)?.unwrap_or_default()
         };
         ports.insert(&ifindex, &port)
@@ -359,6 +301,16 @@ impl Datapath {
         };
         port.expired_listeners = port.expired_listeners.wrapping_add_signed(listeners);
         port.expired_sources = port.expired_sources.wrapping_add_signed(sources);
+        ports.insert(&ifindex, &port)
+    }
+
+    /// Adds to the flows of a port that were removed from `DELIVERED`.
+    pub(super) fn count_forgotten(&self, ifindex: u32, flows: u32) -> Result<(), DatapathError> {
+        let ports = lock(&self.inner.ports);
+        let Some(mut port) = ports.get(&ifindex)? else {
+            return Ok(());
+        };
+        port.forgotten_flows = port.forgotten_flows.wrapping_add(flows);
         ports.insert(&ifindex, &port)
     }
 

@@ -168,6 +168,7 @@ fn port_limits(config: &Config) -> datapath::Limits {
         sources: config.limits.sources,
         reports_per_second: config.limits.reports_per_second,
         datagrams_per_second: DATAGRAMS_PER_SECOND,
+        flows: config.limits.flows,
     }
 }
 
@@ -201,6 +202,7 @@ fn datapath_config(config: &Config) -> DatapathConfig {
             held_bytes: config.handover.ring_mib << 20,
             ..Capacities::default()
         },
+        flows_per_address: config.limits.flows_per_address,
     }
 }
 

@@ -96,7 +96,7 @@ pub use hold::{Hold, HoldLimits, Replay};
 pub use judge::MARGIN;
 pub use pace::Pace;
 pub use placement::{LATEST_CUT, Path, Placement, Reader, Step};
-pub use records::{NicReach, nic_cut};
+pub use records::{NicReach, Reading, nic_cut};
 pub use report::{FlowReport, HoldReport, Placed};
 pub use unread::{Unread, UnreadReport, Way};
 pub use upper::{finish_checksum, split};

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use common::handover::flow_hash_of;
-use common::maps::{Delivered, GateRecord, RECORDS_PER_SLOT, StreamKey};
+use common::maps::{GateRecord, RECORDS_PER_SLOT, StreamKey};
 use common::signal::{FlowCut, MAX_CUT_FLOWS, MAX_FINGERPRINT_BYTES, NicCut};
 
 use super::cut::Cut;
@@ -22,6 +22,20 @@ const IN_WRITING: usize = 256;
 /// So many are given of a flow in any case, if there are so many.
 const LEAST_FINGERPRINTS: usize = 16;
 
+/// A packet is in `DELIVERED` at most so long after it came, nanoseconds, if nothing holds its CPU up.
+const COUNTING_NS: u64 = 5000;
+
+/// What `DELIVERED` had counted of a flow, since the beginning of the recording, at some moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reading {
+    /// When it was about to be read.
+    pub from: Timestamp,
+    /// Packets.
+    pub packets: u64,
+    /// When it had been read.
+    pub until: Timestamp,
+}
+
 /// What the source says of a NIC.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NicReach {
@@ -32,19 +46,18 @@ pub struct NicReach {
 }
 
 /// Makes the cut of the NIC with the address `mac` of the entries of its slot in `GATE_RECORDS`, in
-/// any order, and of what `DELIVERED` has counted of each flow from the beginning of the recording
-/// until `counted`, which was before the entries were read.
+/// any order, and of what `DELIVERED` has counted of each flow, read before the entries.
 ///
 /// A slot that has not been used up has a record of every packet, and their number is what the
 /// guest has had. Of a slot that was written over, the oldest are gone, and `DELIVERED` knows
 /// better; but it counts what came after the cut too, the records of which are there, because they
-/// are the newest.
+/// are the newest. Whether one that came while `DELIVERED` was read is counted nobody knows: of several
+/// readings of a flow, one counts in which none came.
 pub fn nic_cut(
     mac: Mac,
     cut: &Cut,
     records: &[GateRecord],
-    flows: &[(StreamKey, Delivered)],
-    counted: Timestamp,
+    flows: &[(StreamKey, Vec<Reading>)],
 ) -> NicReach {
     let mut records: Vec<&GateRecord> = records.iter().filter(|r| r.number != 0).collect();
     records.sort_unstable_by_key(|record| record.number);
@@ -63,20 +76,19 @@ pub fn nic_cut(
         };
         if was_had(cut, record) {
             track.had.push(record);
-        } else if record.at_ns <= counted.0 {
-            track.after += 1;
+        } else {
+            track.after_ns.push(record.at_ns);
         }
     }
     let mut cuts = Vec::new();
-    for (stream, delivered) in flows {
+    for (stream, readings) in flows {
         let Some(track) = tracks.get(&flow_hash_of(stream)) else {
             continue;
         };
         let had = if is_whole {
             track.had.len() as u64
         } else {
-            let before = delivered.packets.saturating_sub(track.after);
-            before.max(track.had.len() as u64)
+            track.counted(readings).max(track.had.len() as u64)
         };
         if had > 0 {
             cuts.push((stream, had, track));
@@ -121,11 +133,27 @@ pub fn nic_cut(
 struct Track<'a> {
     /// Those of packets that the guest has had, oldest first.
     had: Vec<&'a GateRecord>,
-    /// How many came after the cut, and are counted in `DELIVERED`.
-    after: u64,
+    /// When those came that came after the cut.
+    after_ns: Vec<u64>,
 }
 
 impl<'a> Track<'a> {
+    /// What `DELIVERED` says that came before the cut; rather too few than too many.
+    fn counted(&self, readings: &[Reading]) -> u64 {
+        let came = |by: u64| self.after_ns.iter().filter(|at| **at <= by).count() as u64;
+        let mut least = None;
+        for reading in readings {
+            let surely = came(reading.from.0.saturating_sub(COUNTING_NS));
+            let perhaps = came(reading.until.0);
+            let packets = reading.packets.saturating_sub(perhaps);
+            if surely == perhaps {
+                return packets;
+            }
+            least = least.max(Some(packets));
+        }
+        least.unwrap_or_default()
+    }
+
     /// The records whose fingerprints are of use.
     fn recent(&self) -> &[&'a GateRecord] {
         let Some(last) = self.had.last() else {

@@ -162,11 +162,7 @@ impl World {
             .managed
             .iter()
             .map(|(key, (since, origins))| {
-                let value = Managed {
-                    watch_since_ns: since.0,
-                    origins: *origins as u8,
-                    pad: [0; 7],
-                };
+                let value = Managed::new(since.0, *origins, u16::MAX);
                 (*key, value)
             })
             .collect();

@@ -18,11 +18,8 @@ impl Pair {
             .managed
             .iter()
             .map(|(key, since)| {
-                let value = common::maps::Managed {
-                    watch_since_ns: since.0,
-                    origins: common::maps::Origins::Native as u8,
-                    pad: [0; 7],
-                };
+                let value =
+                    common::maps::Managed::new(since.0, common::maps::Origins::Native, u16::MAX);
                 (*key, value)
             })
             .collect();

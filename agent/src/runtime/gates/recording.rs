@@ -6,7 +6,7 @@ use std::io;
 use std::time::Duration;
 
 use common::handover::{PROBE_ETHER_TYPE, PROBE_MAC};
-use common::maps::{Delivered, StreamKey};
+use common::maps::{Delivered, DeliveredKey, StreamKey};
 use common::signal::NicCut;
 use common::wire::ethernet;
 use nix::net::if_::if_indextoname;
@@ -18,7 +18,9 @@ use crate::datapath::{Datapath, DatapathError};
 use crate::hypervisor::main_loop::MainLoop;
 use crate::net::tap_queue::TapQueues;
 use crate::net::tap_socket::{Sent, TapSocket};
-use crate::proto::handover::{Counts, Cut, HoldLimits, Path, Placement, Reader, Step, nic_cut};
+use crate::proto::handover::{
+    Counts, Cut, HoldLimits, Path, Placement, Reader, Reading, Step, nic_cut,
+};
 use crate::proto::{Mac, Timestamp};
 
 /// Nothing is to be done before so long, when nothing is due.
@@ -34,6 +36,9 @@ const PROBES_PER_QUEUE: u32 = 24;
 const MOST_PROBED: u32 = 16;
 /// Where the source address stands in an untagged IPv6 packet's frame.
 const SOURCE_AT: usize = 22;
+/// How often a flow is read at a cut, and how many readings there are in all unless there are more flows.
+const MOST_ROUNDS: usize = 8;
+const MOST_READINGS: usize = 4096;
 /// IPv6 without anything behind its header.
 const NO_NEXT_HEADER: u8 = 59;
 
@@ -202,6 +207,7 @@ impl Recording {
                 self.due = Some(now());
                 // First, because the destination waits for it.
                 let told = self.cut(datapath, &cut);
+                tracing::trace!(ifindex = self.ifindex, placement = ?self.placement, "What the cut follows from");
                 self.send_on.cut(datapath, cut);
                 told
             }
@@ -253,13 +259,10 @@ impl Recording {
 
     fn cut(&mut self, datapath: &Datapath, cut: &Cut) -> Option<NicCut> {
         let read = || {
-            let counted = now();
-            let flows: Vec<(StreamKey, Delivered)> = delivered(datapath, self.ifindex)?
-                .map(|(stream, total)| (stream, self.since_begin(&stream, total)))
-                .collect();
+            let flows = self.readings(datapath)?;
             let usage = datapath.gate(self.ifindex)?.map(|(_, usage)| usage);
             let records = datapath.gate_records(self.slot, &usage.unwrap_or_default())?;
-            Ok(nic_cut(self.mac, cut, &records, &flows, counted))
+            Ok(nic_cut(self.mac, cut, &records, &flows))
         };
         match read() {
             Ok(reach) => {
@@ -284,12 +287,37 @@ impl Recording {
         }
     }
 
-    fn since_begin(&self, stream: &StreamKey, total: Delivered) -> Delivered {
-        let before = self.before.get(stream).copied().unwrap_or_default();
-        Delivered {
-            packets: total.packets.saturating_sub(before.packets),
-            bytes: total.bytes.saturating_sub(before.bytes),
+    /// Reads what has passed of each flow since the beginning, some times over, because packets come
+    /// meanwhile.
+    fn readings(
+        &self,
+        datapath: &Datapath,
+    ) -> Result<Vec<(StreamKey, Vec<Reading>)>, DatapathError> {
+        let mut flows: Vec<(StreamKey, Vec<Reading>)> = delivered(datapath, self.ifindex)?
+            .map(|(stream, _)| (stream, Vec::new()))
+            .collect();
+        let rounds = (MOST_READINGS / flows.len().max(1)).clamp(1, MOST_ROUNDS);
+        for _ in 0..rounds {
+            for (stream, readings) in &mut flows {
+                let key = DeliveredKey {
+                    ifindex: self.ifindex,
+                    stream: *stream,
+                };
+                let from = now();
+                let total = datapath.delivered_of(&key)?.unwrap_or_default();
+                readings.push(Reading {
+                    from,
+                    packets: self.since_begin(stream, total),
+                    until: now(),
+                });
+            }
         }
+        Ok(flows)
+    }
+
+    fn since_begin(&self, stream: &StreamKey, total: Delivered) -> u64 {
+        let before = self.before.get(stream).copied().unwrap_or_default();
+        total.packets.saturating_sub(before.packets)
     }
 
     /// Sends on what is left to be, at the end of the recording.

@@ -161,6 +161,7 @@ fn datapath_config(config: &RelayConfig) -> DatapathConfig {
             subscribers: limits.map_subscribers,
             ..Capacities::default()
         },
+        flows_per_address: limits.flows_per_address,
         ..DatapathConfig::default()
     }
 }

@@ -14,15 +14,29 @@ mod unread;
 
 use std::time::Duration;
 
-use common::maps::StreamKey;
+use common::maps::{Delivered, StreamKey};
 
-use super::{Cut, HoldLimits};
+use super::{Cut, HoldLimits, Reading};
+use crate::proto::Timestamp;
 
 const MS: Duration = Duration::from_millis(1);
 const LIMITS: HoldLimits = HoldLimits {
     bytes: 1_000_000,
     age: Duration::from_secs(5),
 };
+
+/// What was counted of flows, read in no time.
+fn read(flows: &[(StreamKey, Delivered)], at: Timestamp) -> Vec<(StreamKey, Vec<Reading>)> {
+    let reading = |delivered: &Delivered| Reading {
+        from: at,
+        packets: delivered.packets,
+        until: at,
+    };
+    let flows = flows.iter();
+    flows
+        .map(|(stream, delivered)| (*stream, vec![reading(delivered)]))
+        .collect()
+}
 
 fn count(number: u64) -> Cut {
     Cut::Number {

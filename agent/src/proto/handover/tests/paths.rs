@@ -238,7 +238,7 @@ pub(super) fn run(plan: &Plan) -> Option<Outcome> {
     let flows: Vec<_> = (1..=plan.flows.len() as u16)
         .map(|flow| (stream(flow), Delivered::default()))
         .collect();
-    let reach = nic_cut([2; 6], &cut, &records, &flows, Timestamp(sent_at));
+    let reach = nic_cut([2; 6], &cut, &records, &read(&flows, Timestamp(sent_at)));
 
     // The destination, in its own time.
     let ours = |theirs: u64| Timestamp(theirs.checked_add_signed(plan.offset).unwrap());

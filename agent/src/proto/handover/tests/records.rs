@@ -6,7 +6,7 @@ use common::signal::CutBasis;
 
 use super::*;
 use crate::proto::Timestamp;
-use crate::proto::handover::{Cut, nic_cut};
+use crate::proto::handover::{Cut, Reading, nic_cut};
 
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
 const END: Timestamp = Timestamp(u64::MAX);
@@ -45,7 +45,7 @@ fn flow_has_what_entered_up_to_the_cut() {
         .collect();
     records.reverse();
     records.push(GateRecord::default());
-    let reach = nic_cut(MAC, &number(15), &records, &flows, END);
+    let reach = nic_cut(MAC, &number(15), &records, &read(&flows, END));
     let [first, second] = &reach.cut.flows[..] else {
         panic!("{reach:?}");
     };
@@ -62,7 +62,7 @@ fn flow_that_began_after_the_cut_is_left_out() {
     let flows = [(stream(1), passed(5))];
     let records: Vec<_> = (11..=15).map(|n| record(&stream(1), n)).collect();
     assert!(
-        nic_cut(MAC, &number(10), &records, &flows, END)
+        nic_cut(MAC, &number(10), &records, &read(&flows, END))
             .cut
             .flows
             .is_empty()
@@ -73,7 +73,7 @@ fn flow_that_began_after_the_cut_is_left_out() {
 fn records_of_unknown_flows_are_counted() {
     let records: Vec<_> = (1..=5).map(|n| record(&stream(1), n)).collect();
     assert_eq!(
-        nic_cut(MAC, &number(10), &records, &[], END).unknown_records,
+        nic_cut(MAC, &number(10), &records, &read(&[], END)).unknown_records,
         5
     );
 }
@@ -83,7 +83,7 @@ fn cut_by_time_has_what_came_before() {
     let flows = [(stream(1), passed(5))];
     let records: Vec<_> = (1..=5).map(|n| record(&stream(1), n)).collect();
     let cut = Cut::Time(Timestamp(3_500_000));
-    let reach = nic_cut(MAC, &cut, &records, &flows, END);
+    let reach = nic_cut(MAC, &cut, &records, &read(&flows, END));
     assert_eq!(reach.cut.flows[0].delivered, 3);
     assert_eq!(reach.cut.basis, common::signal::CutBasis::Time);
 }
@@ -96,7 +96,7 @@ fn count_of_a_slot_that_was_written_over_is_that_of_the_map() {
         .collect();
     // When the map was read, 50,000 had come.
     let counted = Timestamp(50_000 * 1_000_000);
-    let reach = nic_cut(MAC, &number(49_000), &records, &flows, counted);
+    let reach = nic_cut(MAC, &number(49_000), &records, &read(&flows, counted));
     let [first, second] = &reach.cut.flows[..] else {
         panic!("{reach:?}");
     };
@@ -105,6 +105,29 @@ fn count_of_a_slot_that_was_written_over_is_that_of_the_map() {
     assert_eq!(second.delivered, 3);
     assert_eq!(second.last_ns, 40_001 * 1_000_000);
     assert!(second.fingerprints.is_empty());
+}
+
+#[test]
+fn packets_that_come_while_the_map_is_read_are_not_taken_for_had() {
+    let records: Vec<_> = (40_001..=40_000 + 16_384)
+        .map(|n| record(&stream(1), n))
+        .collect();
+    // Packet n comes in millisecond n, and is counted until the reading ends, or not.
+    let reading = |from_us: u64, packets, until_us: u64| Reading {
+        from: Timestamp(from_us * 1000),
+        packets,
+        until: Timestamp(until_us * 1000),
+    };
+    let disturbed = reading(49_500_500, 49_505, 49_510_500);
+    let quiet = reading(49_600_500, 49_600, 49_600_600);
+    let delivered = |readings: &[Reading]| {
+        let flows = [(stream(1), readings.to_vec())];
+        let reach = nic_cut(MAC, &number(49_000), &records, &flows);
+        reach.cut.flows[0].delivered
+    };
+    assert_eq!(delivered(&[disturbed, quiet]), 49_000);
+    assert_eq!(delivered(&[quiet, disturbed]), 49_000);
+    assert_eq!(delivered(&[disturbed]), 48_995, "rather too few");
 }
 
 #[test]
@@ -119,7 +142,7 @@ fn fingerprints_are_those_of_the_last_second_but_some_in_any_case() {
             .collect()
     };
     for (ms, expected) in [(1, 1001), (10, 101), (500, 16)] {
-        let reach = nic_cut(MAC, &number(5000), &spread(ms), &flows, END);
+        let reach = nic_cut(MAC, &number(5000), &spread(ms), &read(&flows, END));
         let fingerprints = words(&reach.cut.flows[0].fingerprints);
         assert_eq!(fingerprints.len(), expected);
         assert_eq!(fingerprints.last(), Some(&50_000));
@@ -138,7 +161,7 @@ fn message_is_bounded() {
             ..record(&stream(flow), n)
         })
         .collect();
-    let cut = nic_cut(MAC, &number(u64::MAX), &records, &flows, END).cut;
+    let cut = nic_cut(MAC, &number(u64::MAX), &records, &read(&flows, END)).cut;
     let counts: Vec<usize> = cut.flows.iter().map(|f| f.fingerprints.len() / 8).collect();
     assert!(counts.iter().sum::<usize>() <= 65_536);
     assert!(counts.iter().sum::<usize>() > 64_000);
@@ -158,7 +181,7 @@ fn frames_of_one_flow_say_where_a_cut_among_them_is() {
         until: 16,
     };
     let said = |records: &[GateRecord]| {
-        let cut = nic_cut(MAC, &among, records, &flows, END).cut;
+        let cut = nic_cut(MAC, &among, records, &read(&flows, END)).cut;
         let delivered: Vec<_> = cut.flows.iter().map(|flow| flow.delivered).collect();
         (cut.basis, delivered)
     };

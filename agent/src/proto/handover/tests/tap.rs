@@ -368,7 +368,12 @@ impl Tap {
                 (stream(flow), Delivered { packets, bytes: 0 })
             })
             .collect();
-        let reach = nic_cut([2; 6], &cut, &records, &flows, Timestamp(u64::MAX));
+        let reach = nic_cut(
+            [2; 6],
+            &cut,
+            &records,
+            &super::read(&flows, Timestamp(u64::MAX)),
+        );
         let basis = reach.cut.basis;
         let fault = (0..self.plan.flows).find_map(|flow| {
             let mut cuts = reach.cut.flows.iter();
