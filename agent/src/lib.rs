@@ -14,7 +14,7 @@
 //! | [`config`] | the agent's configuration |
 //! | [`glob`], [`clock`], [`job`] | patterns for names, the kernel's clock, work that blocks |
 //! | [`runtime`] | the running agent: connects all of these |
-//! | [`telemetry`], [`shutdown`] | logs, signals |
+//! | [`telemetry`], [`shutdown`], [`watchdog`] | logs, signals, systemd's watchdog |
 
 pub mod cli;
 pub mod clock;
@@ -32,3 +32,4 @@ pub mod role;
 pub mod runtime;
 pub mod shutdown;
 pub mod telemetry;
+pub mod watchdog;
