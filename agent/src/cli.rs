@@ -107,7 +107,7 @@ pub struct AgentArgs {
 /// Where the agent is.
 #[derive(Clone, Debug, Args)]
 pub struct SocketArgs {
-    /// Socket of the agent, or /run/roamcast/relay.sock, mcs.sock or ims.sock for those of the other roles.
+    /// Socket of the agent, or that of another role: /run/roamcast-ROLE/ROLE.sock.
     #[arg(
         long,
         value_name = "PATH",

@@ -11,15 +11,16 @@
 //! | [`role`] | what somebody on the signalling is by the certificate, and may send |
 //! | [`control`] | the operator's socket |
 //! | [`cli`] | the command line |
-//! | [`config`] | the agent's configuration |
+//! | [`config`], [`credentials`] | the agent's configuration, files that systemd has read for it |
 //! | [`glob`], [`clock`], [`job`] | patterns for names, the kernel's clock, work that blocks |
 //! | [`runtime`] | the running agent: connects all of these |
-//! | [`telemetry`], [`shutdown`] | logs, signals |
+//! | [`telemetry`], [`shutdown`], [`watchdog`] | logs, signals, systemd's watchdog |
 
 pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod control;
+pub mod credentials;
 pub mod datapath;
 pub mod glob;
 pub mod hook;
@@ -32,3 +33,4 @@ pub mod role;
 pub mod runtime;
 pub mod shutdown;
 pub mod telemetry;
+pub mod watchdog;

@@ -20,6 +20,7 @@
 //! | [`event`] | ring buffer records, kernel to agent | kernel, agent |
 //! | [`text`] | text of others, as it is shown | agent, `migkick` |
 //! | [`counter`] | the named reasons behind every counter | kernel, agent |
+//! | [`heartbeat`] | when a loop shows that it goes on | agent, `migkick` |
 //! | `signal` | signalling messages (feature `user`) | agent, `migkick` |
 
 #![no_std]
@@ -36,6 +37,7 @@ pub mod event;
 pub mod forward;
 pub mod handover;
 mod hash;
+pub mod heartbeat;
 pub mod maps;
 pub mod mat;
 pub mod packet;

@@ -31,6 +31,7 @@
 //! | [`machine`] | a stock kernel in an emulated machine that runs a command |
 //! | [`mod@bench`] | the benches of relay and migration: what they report, and their pictures |
 //! | [`main_loop`] | what QEMU's main thread does with TAPs, in a process without a VM |
+//! | [`confine`] | the restrictions of a systemd unit, without systemd |
 //! | [`requirements`] | what the machine must have, for tests to skip |
 //! | [`binaries`] | where the lab's own programs are |
 //! | [`wait`] | waiting for a condition with a deadline |
@@ -38,6 +39,7 @@
 pub mod bench;
 pub mod binaries;
 mod build;
+pub mod confine;
 pub mod guest;
 pub mod host;
 pub mod kernel;

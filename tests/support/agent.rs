@@ -105,13 +105,19 @@ impl Files {
         self.path("pki")
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
     /// Starts the agent in the namespaces of the calling thread.
     pub(crate) fn spawn(&self, stderr: Stdio) -> Agent {
-        let child = Command::new(binaries::path("roamcast").unwrap())
+        let command = Command::new(binaries::path("roamcast").unwrap());
+        self.spawn_by(command, stderr)
+    }
+
+    /// The same by a command that runs `roamcast`.
+    pub(crate) fn spawn_by(&self, mut command: Command, stderr: Stdio) -> Agent {
+        let child = command
             .arg("agent")
             .arg("--config")
             .arg(self.path("roamcast.toml"))

@@ -11,10 +11,11 @@ use serde::Deserialize;
 
 use super::value::{self, Prefix};
 use super::{ConfigError, ConfigFile, Conflict, Log};
+use crate::credentials;
 use crate::proto::ims;
 
 /// Where the operator's socket is unless the configuration says otherwise.
-pub const DEFAULT_IMS_SOCKET: &str = "/run/roamcast/ims.sock";
+pub const DEFAULT_IMS_SOCKET: &str = "/run/roamcast-ims/ims.sock";
 /// Longest home prefix, bits: shorter than an address by room for some nodes.
 const MAX_HOME_BITS: u8 = 120;
 
@@ -140,7 +141,7 @@ fn default_control_socket() -> PathBuf {
 }
 
 fn default_secret() -> PathBuf {
-    PathBuf::from("/etc/roamcast/ims.secret")
+    credentials::find_or("ims.secret", "/etc/roamcast/ims.secret")
 }
 
 fn default_store() -> PathBuf {

@@ -14,7 +14,7 @@ use super::{ConfigError, ConfigFile, Conflict, Log, Tls};
 use crate::glob::Glob;
 
 /// Where the operator's socket is unless the configuration says otherwise.
-pub const DEFAULT_MCS_SOCKET: &str = "/run/roamcast/mcs.sock";
+pub const DEFAULT_MCS_SOCKET: &str = "/run/roamcast-mcs/mcs.sock";
 
 /// The whole configuration of `roamcast mcs`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]

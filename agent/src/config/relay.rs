@@ -16,7 +16,7 @@ use super::{ConfigError, ConfigFile, Conflict, Log, Peer, Tls};
 use crate::proto::relay::Rule;
 
 /// Where the operator's socket is unless the configuration says otherwise.
-pub const DEFAULT_RELAY_SOCKET: &str = "/run/roamcast/relay.sock";
+pub const DEFAULT_RELAY_SOCKET: &str = "/run/roamcast-relay/relay.sock";
 
 /// The whole configuration of `roamcast relay`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]

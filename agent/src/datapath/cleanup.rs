@@ -15,7 +15,7 @@ use super::pins::Pins;
 /// [`DatapathError::TrafficControl`].
 pub fn cleanup(pin_root: &Path) -> Result<usize, DatapathError> {
     let pins = match pin_root.exists() {
-        true => Some(Pins::open(pin_root)?),
+        true => Some(Pins::open_to_remove(pin_root)?),
         false => None,
     };
     let removed = Filters::open(pin_root)

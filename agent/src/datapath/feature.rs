@@ -1,11 +1,10 @@
 //! What the kernel can do: found out by trying, since distributions carry features back to kernels of
 //! any version.
 
-use aya::programs::{ProgramError, ProgramType, SchedClassifier, TcAttachType};
-use aya::sys::{BpfHelper, SyscallError, is_helper_supported};
-use nix::net::if_::if_indextoname;
+use aya::programs::ProgramType;
+use aya::sys::{BpfHelper, is_helper_supported};
 
-use super::DatapathError;
+use super::{DatapathError, sys};
 
 /// Interface index of the loopback, in every network namespace.
 const LOOPBACK: u32 = 1;
@@ -25,24 +24,17 @@ const HELPERS: [(BpfHelper, &str, &str); 2] = [
 ];
 
 /// Whether programs can be attached by TCX: the kernel is asked who is there on the loopback.
-pub(super) fn tcx() -> Result<bool, DatapathError> {
-    let loopback = if_indextoname(LOOPBACK).map_err(|errno| {
-        DatapathError::Load(format!("Cannot name the loopback interface: {errno}"))
-    })?;
-    let loopback = loopback.to_string_lossy();
-    match SchedClassifier::query_tcx(&loopback, TcAttachType::Ingress) {
-        Ok(_) => Ok(true),
-        Err(ProgramError::SyscallError(SyscallError { io_error, .. }))
-            if io_error.raw_os_error() == Some(libc::EINVAL) =>
-        {
+pub(super) fn tcx() -> bool {
+    match sys::tcx_programs(LOOPBACK, true) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
             tracing::info!(
                 "The kernel has no TCX; programs are attached by filters of qdiscs, and the cut of \
                  a VM without vhost-net may be one frame early"
             );
-            Ok(false)
+            false
         }
         // Without the right to ask there is none to load programs either, which says so.
-        Err(_) => Ok(true),
+        Ok(_) | Err(_) => true,
     }
 }
 

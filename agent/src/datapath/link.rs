@@ -314,7 +314,7 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
 }
 
 /// The side of a program, for aya.
-pub(super) fn attach_type(program: Program) -> TcAttachType {
+fn attach_type(program: Program) -> TcAttachType {
     match program.side() {
         Side::Ingress => TcAttachType::Ingress,
         Side::Egress => TcAttachType::Egress,

@@ -163,7 +163,7 @@ pub enum DatapathError {
     TrafficControl(#[source] io::Error),
     /// The kernel refused the programs or maps.
     #[error(
-        "Cannot load the kernel programs: {0}; the agent needs root or CAP_BPF and CAP_NET_ADMIN"
+        "Cannot load the kernel programs: {0}; the agent needs root or CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN"
     )]
     Load(String),
     /// A map or program is not as expected.
@@ -309,7 +309,7 @@ impl Datapath {
     ///
     /// See [`DatapathError`].
     pub fn load(config: &DatapathConfig) -> Result<Self, DatapathError> {
-        let tcx = feature::tcx()?;
+        let tcx = feature::tcx();
         let hook = match config.hook {
             Some(Hook::Tcx) if !tcx => return Err(DatapathError::NoTcx),
             Some(hook @ (Hook::XdpNative | Hook::XdpGeneric)) => {

@@ -42,16 +42,8 @@ impl Pins {
     /// [`DatapathError::NoBpfFs`], [`DatapathError::InUse`], [`DatapathError::PinsOfOthers`],
     /// [`DatapathError::Pin`].
     pub(super) fn open(root: &Path) -> Result<Self, DatapathError> {
-        let existing = root.ancestors().find(|path| path.exists());
-        let on_bpffs = existing
-            .and_then(|path| statfs(path).ok())
-            .is_some_and(|stat| stat.filesystem_type() == BPF_FS_MAGIC);
-        if !on_bpffs {
-            return Err(DatapathError::NoBpfFs(root.to_owned()));
-        }
-        let own = format!("v{LAYOUT_VERSION}");
-        let maps = root.join(&own);
-        let links = maps.join("links");
+        check_file_system(root)?;
+        let (maps, links) = directories(root);
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -60,16 +52,42 @@ impl Pins {
         for directory in [root, &maps, &links] {
             check_owner(directory, directory == root)?;
         }
+        Self::lock(root)
+    }
+
+    /// The same for [`Self::remove_all`]: makes nothing, and takes the pins of whichever user, since a
+    /// relay need not be root, as an operator is.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::open`].
+    pub(super) fn open_to_remove(root: &Path) -> Result<Self, DatapathError> {
+        check_file_system(root)?;
+        let (maps, links) = directories(root);
+        for directory in [root, &maps, &links] {
+            match fs::symlink_metadata(directory) {
+                Ok(found) if found.is_dir() => {}
+                // Whoever owns the pins may have chosen what it leads to.
+                Ok(_) => return Err(pin_error(directory)(io::ErrorKind::NotADirectory.into())),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(pin_error(directory)(error)),
+            }
+        }
+        Self::lock(root)
+    }
+
+    fn lock(root: &Path) -> Result<Self, DatapathError> {
+        let (maps, links) = directories(root);
         let directory = File::open(root).map_err(pin_error(root))?;
         let lock = Flock::lock(directory, FlockArg::LockExclusiveNonblock)
             .map_err(|_| DatapathError::InUse(root.to_owned()))?;
         for entry in fs::read_dir(root).map_err(pin_error(root))?.flatten() {
             let name = entry.file_name();
-            let name = name.to_string_lossy();
             let version = name
+                .to_string_lossy()
                 .strip_prefix('v')
                 .is_some_and(|digits| digits.parse::<u32>().is_ok());
-            if version && name != own {
+            if version && maps.file_name() != Some(&name) {
                 tracing::info!(path = %entry.path().display(), "removing pins of another layout");
                 fs::remove_dir_all(entry.path()).map_err(pin_error(&entry.path()))?;
             }
@@ -87,10 +105,14 @@ impl Pins {
     ///
     /// [`DatapathError::Pin`].
     pub(super) fn remove_all(self) -> Result<(), DatapathError> {
-        for (link, ..) in self.links()? {
-            remove(&link)?;
+        if self.maps.exists() {
+            if self.links.exists() {
+                for (link, ..) in self.links()? {
+                    remove(&link)?;
+                }
+            }
+            fs::remove_dir_all(&self.maps).map_err(pin_error(&self.maps))?;
         }
-        fs::remove_dir_all(&self.maps).map_err(pin_error(&self.maps))?;
         match self.maps.parent() {
             // Somebody else may have put something there.
             Some(root) => match fs::remove_dir(root) {
@@ -134,6 +156,25 @@ impl Pins {
                 Some((entry.path(), program.to_owned(), ifindex))
             })
             .collect())
+    }
+}
+
+/// The directories of the maps and of the links.
+fn directories(root: &Path) -> (PathBuf, PathBuf) {
+    let maps = root.join(format!("v{LAYOUT_VERSION}"));
+    let links = maps.join("links");
+    (maps, links)
+}
+
+fn check_file_system(root: &Path) -> Result<(), DatapathError> {
+    let existing = root.ancestors().find(|path| path.exists());
+    let on_bpffs = existing
+        .and_then(|path| statfs(path).ok())
+        .is_some_and(|stat| stat.filesystem_type() == BPF_FS_MAGIC);
+    if on_bpffs {
+        Ok(())
+    } else {
+        Err(DatapathError::NoBpfFs(root.to_owned()))
     }
 }
 

@@ -26,9 +26,15 @@ const BPF_MAP_LOOKUP_ELEM: libc::c_int = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
 const BPF_MAP_DELETE_ELEM: libc::c_int = 3;
 const BPF_OBJ_GET: libc::c_int = 7;
+const BPF_PROG_QUERY: libc::c_int = 16;
 const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_int = 21;
 const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
 const BPF_LINK_DETACH: libc::c_int = 34;
+
+const BPF_TCX_INGRESS: u32 = 46;
+const BPF_TCX_EGRESS: u32 = 47;
+/// Most programs at one TCX hook (`BPF_MPROG_MAX`).
+const TCX_PROGRAMS: usize = 64;
 
 /// Update flag: create or replace.
 pub(super) const ANY: u64 = 0;
@@ -74,7 +80,22 @@ struct LinkAttr {
     fd: u32,
 }
 
+/// Query part of `union bpf_attr`: 64 bytes.
+#[repr(C)]
+struct QueryAttr {
+    target_ifindex: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    program_ids: u64,
+    count: u32,
+    pad: u32,
+    /// Flags of programs, links, flags of links, revision: not asked for.
+    rest: [u64; 4],
+}
+
 const _: () = {
+    assert!(size_of::<QueryAttr>() == 64);
     assert!(size_of::<ElementAttr>() == 32);
     assert!(size_of::<BatchAttr>() == 56);
 };
@@ -98,6 +119,30 @@ unsafe fn bpf_value<T>(command: libc::c_int, attr: &mut T) -> io::Result<libc::c
     } else {
         Err(io::Error::last_os_error())
     }
+}
+
+/// Identifiers of the programs at a TCX hook, in their order. `EINVAL` where the kernel has no TCX. aya
+/// asks for more of each program, which takes `CAP_SYS_ADMIN`.
+pub(super) fn tcx_programs(ifindex: u32, is_ingress: bool) -> io::Result<Vec<u32>> {
+    let mut programs = vec![0_u32; TCX_PROGRAMS];
+    let mut attr = QueryAttr {
+        target_ifindex: ifindex,
+        attach_type: if is_ingress {
+            BPF_TCX_INGRESS
+        } else {
+            BPF_TCX_EGRESS
+        },
+        query_flags: 0,
+        attach_flags: 0,
+        program_ids: programs.as_mut_ptr() as u64,
+        count: programs.len() as u32,
+        pad: 0,
+        rest: [0; 4],
+    };
+    // SAFETY: the address is that of `count` identifiers, which live longer than the call.
+    unsafe { bpf(BPF_PROG_QUERY, &mut attr) }?;
+    programs.truncate(attr.count as usize);
+    Ok(programs)
 }
 
 /// Takes the program of a pinned link off its hook (kernel 5.9). Without the pin the kernel would

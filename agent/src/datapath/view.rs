@@ -4,12 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
 
-use aya::programs::{ProgramInfo, SchedClassifier, loaded_programs};
-use nix::net::if_::if_indextoname;
+use aya::programs::{ProgramInfo, loaded_programs};
 
 use super::filter::Qdiscs;
 use super::hook::{Attachment, Hook, Program};
-use super::{Datapath, DatapathError, link, lock, pins};
+use super::{Datapath, DatapathError, link, lock, pins, sys};
 use crate::net::tc::{Filter, Parent, Qdisc, Side};
 use crate::net::xdp;
 
@@ -174,7 +173,6 @@ impl Datapath {
     /// Programs before one at TCX; `None` if that is not there.
     fn before_tcx(&self, attachment: &Attachment) -> Result<Option<Vec<String>>, String> {
         let text = |error: &dyn Error| link::chain(error);
-        let name = if_indextoname(attachment.ifindex).map_err(|error| text(&error))?;
         let own = {
             let mut programs = lock(&self.inner.programs);
             let classifier = link::classifier(&mut programs, attachment.program);
@@ -184,14 +182,14 @@ impl Datapath {
                 .map_err(|error| text(&error))?;
             info.id()
         };
-        let side = link::attach_type(attachment.program);
-        let (_, programs) = SchedClassifier::query_tcx(&name.to_string_lossy(), side)
-            .map_err(|error| text(&error))?;
-        let Some(place) = programs.iter().position(|program| program.id() == own) else {
+        let is_ingress = attachment.program.side() == Side::Ingress;
+        let programs =
+            sys::tcx_programs(attachment.ifindex, is_ingress).map_err(|error| text(&error))?;
+        let Some(place) = programs.iter().position(|program| *program == own) else {
             return Ok(None);
         };
-        let before = programs.iter().take(place);
-        Ok(Some(before.map(name_of).collect()))
+        let before = programs.into_iter().take(place);
+        Ok(Some(before.map(label).collect()))
     }
 
     /// Filters before one; `None` if that is not there.
@@ -238,6 +236,7 @@ fn name_of(program: &ProgramInfo) -> String {
     format!("{} (program {})", name.unwrap_or("?"), program.id())
 }
 
+/// A program by its name, or by its number alone without the right to ask for more (`CAP_SYS_ADMIN`).
 fn label(id: u32) -> String {
     let found = loaded_programs().flatten().find(|info| info.id() == id);
     found.map_or_else(|| format!("? (program {id})"), |info| name_of(&info))

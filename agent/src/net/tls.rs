@@ -20,6 +20,7 @@ use rustls::{
 use rustls_pki_types::pem::{Error as PemError, PemObject};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 
+use crate::credentials;
 use crate::pki::Certificate;
 use crate::role::{Role, RoleError};
 
@@ -35,12 +36,12 @@ pub struct TlsFiles {
 }
 
 impl Default for TlsFiles {
-    /// Where what `roamcast pki issue` makes is copied to.
+    /// Where what `roamcast pki issue` makes is copied to, unless systemd has read it for this process.
     fn default() -> Self {
         Self {
-            ca: "/etc/pki/roamcast/cacert.pem".into(),
-            certificate: "/etc/pki/roamcast/cert.pem".into(),
-            key: "/etc/pki/roamcast/private/key.pem".into(),
+            ca: credentials::find_or("cacert.pem", "/etc/pki/roamcast/cacert.pem"),
+            certificate: credentials::find_or("cert.pem", "/etc/pki/roamcast/cert.pem"),
+            key: credentials::find_or("key.pem", "/etc/pki/roamcast/private/key.pem"),
         }
     }
 }

@@ -37,6 +37,7 @@ use crate::proto::{
     Agent, DatapathEvent, GateCommand, HypervisorEvent, PeerEvent, Port, PortEvent, RelayCandidate,
     Timestamp,
 };
+use crate::watchdog::Watchdog;
 
 /// How often entries that nobody needs any more are looked for in the maps.
 const COLLECT_INTERVAL: Duration = Duration::from_secs(30);
@@ -98,10 +99,11 @@ impl EventLoop {
     pub(super) async fn run(&mut self) -> Result<(), RuntimeError> {
         let mut collect = interval(COLLECT_INTERVAL);
         collect.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut watchdog = Watchdog::of_systemd();
         loop {
             self.adopt();
             self.perform_outputs().await?;
-            let due = self.due();
+            let due = self.due().min(Instant::now() + watchdog.beat());
             let vm_socket = Arc::clone(&self.vm_socket);
             tokio::select! {
                 event = self.links.next() => self.handle_link(event?)?,

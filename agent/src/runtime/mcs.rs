@@ -19,6 +19,7 @@ use crate::proto::directory::{Directory, DirectoryConfig};
 use crate::proto::{PeerEvent, Timestamp};
 use crate::role::Role;
 use crate::shutdown::Shutdown;
+use crate::watchdog::Watchdog;
 
 /// Requests of operators that wait to be handled.
 const CONTROL_REQUESTS: usize = 16;
@@ -73,11 +74,13 @@ pub async fn run(config: McsConfig) -> Result<(), McsError> {
         config,
         peers,
     };
+    let mut watchdog = Watchdog::of_systemd();
     loop {
+        let due = server.due().min(Instant::now() + watchdog.beat());
         tokio::select! {
             Some((peer, event)) = peer_events.recv() => server.handle_peer(&peer, event),
             Some(request) = requests.recv() => server.handle_control(request),
-            () = sleep_until(server.due()) => server.directory.handle_timeout(now()),
+            () = sleep_until(due) => server.directory.handle_timeout(now()),
             signal = shutdown.recv() => {
                 tracing::info!(signal, "Stopping");
                 return Ok(());

@@ -116,7 +116,7 @@ pub enum DatapathError {
     },
     /// The kernel refused the programs or maps.
     #[error(
-        "Cannot load the kernel programs: {0}; migkick needs root or CAP_BPF and CAP_NET_ADMIN"
+        "Cannot load the kernel programs: {0}; migkick needs root or CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN"
     )]
     Load(String),
     /// A map or program is not as expected.

@@ -7,12 +7,14 @@ use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
+use common::heartbeat::Heartbeat;
 use common::mat::entropy::Entropy;
 use migkick::datapath::Datapath;
 use migkick::interface::Interface;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use sd_notify::NotifyState;
 
 use super::config::Config;
 use super::control::{Answer, Request};
@@ -37,6 +39,8 @@ pub(super) struct Daemon {
     pub(super) links: Links,
     sockets: Sockets,
     signals: SignalFd,
+    /// Signs of life for systemd's watchdog.
+    heartbeat: Heartbeat,
     /// The NICs that the node uses.
     pub(super) interfaces: Vec<Interface>,
     pub(super) multicast: Option<u32>,
@@ -68,6 +72,8 @@ pub(super) fn run(config: Config, socket: &Path, detach: bool) -> anyhow::Result
         )
     })?;
     let mut daemon = Daemon::start(config)?;
+    // Not under systemd: nobody to notify, which is no failure.
+    let _ = sd_notify::notify(&[NotifyState::Ready]);
     while daemon.stop.is_none() {
         daemon.turn(&mut server)?;
     }
@@ -117,6 +123,7 @@ impl Daemon {
             links,
             sockets: Sockets::default(),
             signals: SignalFd::with_flags(&stop, flags)?,
+            heartbeat: Heartbeat::new(sd_notify::watchdog_enabled()),
             multicast: interfaces.first().map(|it| it.ifindex),
             interfaces,
             moving: None,
@@ -138,6 +145,7 @@ impl Daemon {
     /// One round: do what is to be done, wait, take what has come.
     fn turn(&mut self, server: &mut Server) -> anyhow::Result<()> {
         self.flush();
+        self.beat();
         self.wait(server)?;
         if let Ok(Some(_)) = self.signals.read_signal() {
             self.stop = Some(Stop::Leave);
@@ -182,6 +190,18 @@ impl Daemon {
         Ok(())
     }
 
+    /// Shows systemd that the loop goes round, if it is time.
+    fn beat(&mut self) {
+        let now = self.now();
+        if self.heartbeat.is_due(now)
+            && let Err(error) = sd_notify::notify(&[NotifyState::Watchdog])
+        {
+            self.say(&format!(
+                "systemd's watchdog cannot be told that all is well: {error}"
+            ));
+        }
+    }
+
     fn wait(&self, server: &Server) -> anyhow::Result<()> {
         let mut fds: Vec<PollFd<'_>> = vec![
             readable(self.signals.as_fd()),
@@ -202,6 +222,7 @@ impl Daemon {
             self.core.poll_timeout(),
             server.poll_timeout(),
             self.moving.as_ref().map(Moving::poll_timeout),
+            self.heartbeat.poll_timeout(),
             Some(self.next_usage),
         ];
         let next = times.into_iter().flatten().min().unwrap_or(Duration::MAX);

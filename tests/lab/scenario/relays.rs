@@ -95,7 +95,8 @@ impl Relays {
     /// When the relay does not answer, or not in JSON.
     pub fn status(&self, index: usize) -> Result<Value> {
         let host = self.host(index)?;
-        let socket = format!("/run/roamcast/{}.sock", self.role(index));
+        let role = self.role(index);
+        let socket = format!("/run/roamcast-{role}/{role}.sock");
         let text =
             host.output(&mut self.command(host, &["status", "--json", "--socket", &socket]))?;
         serde_json::from_str(&text)

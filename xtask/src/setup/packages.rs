@@ -14,7 +14,7 @@ use super::Step;
 const BACKPORTS: &str = "bookworm-backports";
 
 /// Packages of the stable and security suites, with their purpose.
-const STABLE: [(&str, &str); 19] = [
+const STABLE: [(&str, &str); 20] = [
     ("rustc-web", "compiler with the BPF target"),
     ("libstd-rust-web-dev-bpf", "`core` for the BPF target"),
     ("rust-web-llvm", "LLVM of that compiler"),
@@ -29,6 +29,7 @@ const STABLE: [(&str, &str); 19] = [
     ),
     ("ethtool", "switching offloads in tests"),
     ("tcpdump", "captures in tests"),
+    ("systemd", "what its units mean, in tests"),
     ("nftables", "what the relay is compared with in its bench"),
     ("socat", "likewise"),
     ("ffmpeg", "a real stream in the demo"),

@@ -58,6 +58,7 @@ const NETWORK: &[&str] = &[
     "mat_path",
     "forwarding",
     "unread",
+    "units",
     "vhost",
     "lab_network",
     "lab_hosts",

@@ -23,6 +23,7 @@ use crate::control::report::{ImsStatus, age_ms, milliseconds};
 use crate::proto::Timestamp;
 use crate::proto::ims::{self, Hoa, Ims, Now, Write};
 use crate::telemetry;
+use crate::watchdog::Watchdog;
 
 /// Batches that are read before other things get their turn.
 const BATCHES_IN_TURN: usize = 16;
@@ -171,8 +172,9 @@ impl EventLoop {
     ///
     /// The socket is of no use any more.
     pub(super) fn run(mut self) -> io::Result<()> {
+        let mut watchdog = Watchdog::of_systemd();
         loop {
-            let (readable, woken) = self.wait()?;
+            let (readable, woken) = self.wait(watchdog.beat())?;
             if woken && self.take_inputs()? {
                 return Ok(());
             }
@@ -184,12 +186,16 @@ impl EventLoop {
         }
     }
 
-    /// Waits for something; returns whether there are datagrams, and whether there is other input.
-    fn wait(&self) -> io::Result<(bool, bool)> {
-        let wait = self.ims.poll_timeout().map_or(IDLE, |due| {
-            // Rounded up, lest it wake before it is due.
-            due.since(now().monotonic).min(IDLE) + Duration::from_millis(1)
-        });
+    /// Waits for something, but no longer than `most`; returns whether there are datagrams, and whether
+    /// there is other input.
+    fn wait(&self, most: Duration) -> io::Result<(bool, bool)> {
+        let most = most.min(IDLE);
+        let wait = self
+            .ims
+            .poll_timeout()
+            .map_or(most, |due| due.since(now().monotonic).min(most));
+        // Rounded up, lest it wake before something is due.
+        let wait = wait + Duration::from_millis(1);
         let timeout = PollTimeout::try_from(wait).unwrap_or(PollTimeout::MAX);
         let mut polled = [
             PollFd::new(self.socket.as_fd(), PollFlags::POLLIN),

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use common::mat::key::{KEY_BYTES, Secret};
 
+use crate::credentials;
+
 /// Why there is no secret.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {
@@ -96,7 +98,9 @@ pub fn load(path: &Path) -> Result<Secret, SecretError> {
         }
         Err(source) => return Err(SecretError::Io { path, source }),
     };
-    if mode & 0o077 != 0 {
+    // What systemd has read shows who may read it in an access control list, of which the mode is the
+    // widest part.
+    if mode & 0o077 != 0 && !credentials::has(&path) {
         return Err(SecretError::Open { path, mode });
     }
     let bytes = parse(text.trim()).ok_or(SecretError::Malformed { path })?;

@@ -1,12 +1,13 @@
 //! Where mappings are kept: one file, written by transactions (redb), each on the disk before it is
 //! said to be done.
 
-use std::fs::{DirBuilder, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use redb::backends::FileBackend;
 use redb::{
     Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition, TableError,
 };
@@ -152,18 +153,13 @@ fn open(path: &Path) -> Result<Database, StoreError> {
             .create(directory)
             .map_err(refused)?;
     }
-    // Made here first for its mode.
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(path)
-        .map_err(refused)?;
-    let database = Builder::new()
-        .set_cache_size(CACHE_BYTES)
-        .create(path)
+    let file = open_file(path).map_err(refused)?;
+    let database = FileBackend::new(file)
+        .and_then(|backend| {
+            Builder::new()
+                .set_cache_size(CACHE_BYTES)
+                .create_with_backend(backend)
+        })
         .map_err(|error| match error {
             DatabaseError::DatabaseAlreadyOpen => StoreError::InUse {
                 path: path.to_owned(),
@@ -174,6 +170,28 @@ fn open(path: &Path) -> Result<Database, StoreError> {
             },
         })?;
     Ok(database)
+}
+
+/// Opens the file, or makes it, for the owner of the directory: the server need not be root, as an operator
+/// is who enrolls a node while there is no server.
+fn open_file(path: &Path) -> io::Result<File> {
+    let directory = path.parent().filter(|it| !it.as_os_str().is_empty());
+    let directory = directory.unwrap_or(Path::new("."));
+    let owner = std::fs::metadata(directory)?;
+    let is_ours = owner.uid() == nix::unistd::geteuid().as_raw();
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).mode(0o600);
+    match options.clone().create_new(true).open(path) {
+        Ok(file) if is_ours => Ok(file),
+        Ok(file) => {
+            fchown(&file, Some(owner.uid()), Some(owner.gid()))?;
+            Ok(file)
+        }
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        Err(_) if is_ours => options.open(path),
+        // Nobody may choose the file that root writes into.
+        Err(_) => options.custom_flags(libc::O_NOFOLLOW).open(path),
+    }
 }
 
 fn write(database: &Database, writes: &[Write]) -> Result<(), redb::Error> {
@@ -264,6 +282,25 @@ mod tests {
         let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&path), 0o600);
         assert_eq!(mode(path.parent().unwrap()), 0o700);
+    }
+
+    #[test]
+    fn what_root_makes_belongs_to_the_owner_of_the_directory() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let (uid, gid) = (64_001, 64_002);
+        std::os::unix::fs::chown(directory.path(), Some(uid), Some(gid)).unwrap();
+        let path = directory.path().join("ims.redb");
+        drop(Store::open(&path).unwrap());
+        let metadata = std::fs::metadata(&path).unwrap();
+        assert_eq!((metadata.uid(), metadata.gid()), (uid, gid));
+        drop(Store::open(&path).unwrap());
+        let link = directory.path().join("link.redb");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        let error = Store::open(&link).unwrap_err();
+        assert!(matches!(error, StoreError::Open { .. }), "{error}");
     }
 
     #[test]

@@ -26,6 +26,7 @@ use crate::runtime::event_loop::tidy;
 use crate::runtime::registrar::Registrar;
 use crate::runtime::stream_reads::StreamReads;
 use crate::runtime::trace::Tracing;
+use crate::watchdog::Watchdog;
 
 /// How often entries that nobody needs any more are looked for in the maps.
 const COLLECT_INTERVAL: Duration = Duration::from_secs(30);
@@ -70,9 +71,10 @@ impl RelayLoop {
         collect.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut look = interval(LOOK_INTERVAL);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut watchdog = Watchdog::of_systemd();
         loop {
             self.perform_outputs()?;
-            let due = self.due();
+            let due = self.due().min(Instant::now() + watchdog.beat());
             tokio::select! {
                 event = self.events.next() => self.proto.handle_datapath(now(), event?),
                 event = self.stream_reads.next() => self.proto.handle_datapath(now(), event?),

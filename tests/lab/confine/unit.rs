@@ -1,0 +1,88 @@
+//! The settings of a unit file.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+
+/// The settings of the section `[Service]`, in their order.
+#[derive(Clone, Debug, Default)]
+pub struct Unit(Vec<(String, String)>);
+
+impl Unit {
+    /// Reads a file.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = fs::read_to_string(path)
+            .with_context(|| format!("Cannot read the unit {}", path.display()))?;
+        Ok(Self::parse(&text))
+    }
+
+    /// The settings of a text. There are no continuation lines in our units.
+    #[must_use]
+    pub fn parse(text: &str) -> Self {
+        let mut is_service = false;
+        let mut settings = Vec::new();
+        for line in text.lines().map(str::trim) {
+            if line.starts_with('[') {
+                is_service = line == "[Service]";
+            } else if is_service
+                && !line.starts_with('#')
+                && let Some((key, value)) = line.split_once('=')
+            {
+                settings.push((key.to_owned(), value.to_owned()));
+            }
+        }
+        Self(settings)
+    }
+
+    /// All values of a setting. An empty one takes back those before it.
+    #[must_use]
+    pub fn values(&self, key: &str) -> Vec<&str> {
+        let of_key = self.0.iter().filter(|(other, _)| other == key);
+        let values: Vec<&str> = of_key.map(|(_, value)| value.as_str()).collect();
+        let start = values.iter().rposition(|value| value.is_empty());
+        values
+            .get(start.map_or(0, |start| start + 1)..)
+            .unwrap_or_default()
+            .to_vec()
+    }
+
+    /// The words of all values of a setting.
+    #[must_use]
+    pub fn words(&self, key: &str) -> Vec<&str> {
+        let values = self.values(key);
+        values.into_iter().flat_map(str::split_whitespace).collect()
+    }
+
+    /// The value of a setting that has one.
+    #[must_use]
+    pub fn last(&self, key: &str) -> Option<&str> {
+        self.values(key).pop()
+    }
+
+    /// Whether a setting is `yes`.
+    #[must_use]
+    pub fn is_set(&self, key: &str) -> bool {
+        matches!(self.last(key), Some("yes" | "true" | "on" | "1"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_of_the_service_are_gathered_and_an_empty_one_takes_them_back() {
+        let unit = Unit::parse(
+            "[Unit]\nUMask=1\n[Service]\n# UMask=2\nUMask=0077\nX=a b\nX=c\nY=1\nY=\nY=2\nZ=yes\n",
+        );
+        assert_eq!(unit.last("UMask"), Some("0077"));
+        assert_eq!(unit.words("X"), ["a", "b", "c"]);
+        assert_eq!(unit.words("Y"), ["2"]);
+        assert!(unit.is_set("Z") && !unit.is_set("X") && !unit.is_set("none"));
+    }
+}

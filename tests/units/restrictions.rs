@@ -1,0 +1,88 @@
+//! That what the other tests run under is no empty word.
+
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use lab::confine;
+
+use super::systemd::{possible, unit};
+
+const SIGSYS: i32 = 31;
+
+fn run(name: &str, script: &str) -> Output {
+    let mut command = confine::command(&unit(name), &[], Path::new("/bin/bash")).unwrap();
+    command.args(["-c", script]).output().unwrap()
+}
+
+fn printed(name: &str, script: &str) -> String {
+    let output = run(name, script);
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[test]
+fn service_has_the_user_capabilities_and_mask_of_its_unit() {
+    if !possible() {
+        return;
+    }
+    let show = "umask; while read -r key value _; do case $key in Uid:|CapEff:|CapBnd:|NoNewPrivs:|Seccomp:) \
+                echo $key $value;; esac; done < /proc/self/status";
+    let bits = |numbers: &[u32]| {
+        let set = numbers.iter().fold(0_u64, |set, number| set | 1 << number);
+        format!("{set:016x}")
+    };
+    // NET_ADMIN, NET_RAW, PERFMON, BPF; DAC_READ_SEARCH, SYS_PTRACE.
+    let relay = bits(&[12, 38, 39]);
+    let agent = bits(&[2, 12, 13, 19, 38, 39]);
+    let node = bits(&[12, 13, 38, 39]);
+    let none = bits(&[]);
+    let nobody = confine::DYNAMIC_USER.to_string();
+    for (name, user, capabilities) in [
+        ("roamcast", "0", &agent),
+        ("migkick-node", "0", &node),
+        ("roamcast-relay", &*nobody, &relay),
+        ("roamcast-mcs", &*nobody, &none),
+        ("roamcast-ims", &*nobody, &none),
+    ] {
+        let expected = format!(
+            "0077\nUid: {user}\nCapEff: {capabilities}\nCapBnd: {capabilities}\nNoNewPrivs: 1\nSeccomp: 2\n"
+        );
+        assert_eq!(printed(name, show), expected, "{name}");
+    }
+}
+
+#[test]
+fn what_a_unit_refuses_is_refused() {
+    if !possible() {
+        return;
+    }
+    for name in [
+        "roamcast",
+        "migkick-node",
+        "roamcast-relay",
+        "roamcast-mcs",
+        "roamcast-ims",
+    ] {
+        let output = run(name, "exec chroot /");
+        assert_eq!(output.status.signal(), Some(SIGSYS), "{name}: {output:?}");
+        let writes = "for path in /etc/x /run/x /proc/sys/kernel/sysrq /sys/x; do \
+                      if echo 1 2> /dev/null > $path; then echo $path; fi; done";
+        assert_eq!(printed(name, writes), "", "{name}");
+        let output = run(name, "exec unshare --user true");
+        assert!(!output.status.success(), "{name}: {output:?}");
+        assert_eq!(printed(name, "echo /dev/[km]*"), "/dev/[km]*\n", "{name}");
+    }
+    let sysctl = "echo 1 > /proc/sys/net/ipv6/conf/lo/forwarding && echo done";
+    let mut command = Command::new("unshare");
+    command.args(["--net", "--"]);
+    let confined = confine::command(&unit("roamcast-relay"), &[], Path::new("/bin/bash")).unwrap();
+    command
+        .arg(confined.get_program())
+        .args(confined.get_args());
+    let output = command.args(["-c", sysctl]).output().unwrap();
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "done\n",
+        "{output:?}"
+    );
+}

@@ -1,0 +1,155 @@
+//! What systemd does for a service, as far as the tests need it.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+
+use lab::binaries;
+use lab::confine::{self, DYNAMIC_USER};
+
+use super::netns::{privileged, wait_for};
+
+/// How long a loop may stand still, µs.
+const WATCHDOG_USEC: u32 = 2_000_000;
+
+/// The file of a unit.
+pub(super) fn unit(name: &str) -> PathBuf {
+    let package = if name == "migkick-node" {
+        "migkick"
+    } else {
+        "agent"
+    };
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    root.join(package)
+        .join("dist")
+        .join(format!("{name}.service"))
+}
+
+/// Whether there is `systemd-analyze`; prints why not. Fails where CI has to have it.
+pub(super) fn known() -> bool {
+    let is_possible = confine::is_possible();
+    if !is_possible {
+        assert!(
+            std::env::var("CI").as_deref() != Ok("true"),
+            "what units mean is asked of systemd-analyze"
+        );
+        println!("skipped: needs systemd-analyze");
+    }
+    is_possible
+}
+
+/// Whether services can be started.
+pub(super) fn possible() -> bool {
+    privileged() && known()
+}
+
+/// Where a service says how it is.
+pub(super) struct Systemd {
+    socket: UnixDatagram,
+    path: PathBuf,
+    beats: usize,
+    ready: bool,
+}
+
+impl Systemd {
+    pub(super) fn new(directory: &Path) -> Self {
+        let path = directory.join("notify");
+        let _ = fs::remove_file(&path);
+        let socket = UnixDatagram::bind(&path).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o777)).unwrap();
+        Self {
+            socket,
+            path,
+            beats: 0,
+            ready: false,
+        }
+    }
+
+    /// A command that runs one of our programs as the unit says; it may write to `writable`.
+    pub(super) fn command(&self, name: &str, writable: &[&Path], program: &str) -> Command {
+        let program = binaries::path(program).unwrap();
+        let mut command = confine::command(&unit(name), writable, &program).unwrap();
+        command
+            .env("NOTIFY_SOCKET", &self.path)
+            .env("WATCHDOG_USEC", WATCHDOG_USEC.to_string());
+        command
+    }
+
+    /// Waits until the service has started and has shown twice that its loop goes round.
+    pub(super) fn wait(&mut self) {
+        wait_for("READY=1 and two signs of life", || {
+            let mut text = [0; 1024];
+            while let Ok(length) = self.socket.recv(&mut text) {
+                let said = String::from_utf8_lossy(&text[..length]);
+                self.ready |= said.contains("READY=1");
+                self.beats += usize::from(said.contains("WATCHDOG=1"));
+            }
+            (self.ready && self.beats >= 2).then_some(())
+        });
+    }
+}
+
+/// A service; killed on drop.
+pub(super) struct Service(Child);
+
+impl Service {
+    pub(super) fn start(mut command: Command) -> Self {
+        Self(command.spawn().unwrap())
+    }
+
+    /// Waits until something is so, while the service runs.
+    pub(super) fn wait<T>(&mut self, what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+        wait_for(what, || {
+            let ended = self.0.try_wait().unwrap();
+            assert!(ended.is_none(), "before {what}: {ended:?}");
+            condition()
+        })
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Gives a directory to the user of `DynamicUser=`, as `RuntimeDirectory=` does.
+pub(super) fn give(directory: &Path) {
+    fs::create_dir_all(directory).unwrap();
+    fs::set_permissions(directory, Permissions::from_mode(0o700)).unwrap();
+    chown(directory, Some(DYNAMIC_USER), Some(DYNAMIC_USER)).unwrap();
+}
+
+/// Reads files of root's for a service, as `LoadCredential=` does: root's, readable by the user, which the
+/// mode shows as readable by a group.
+pub(super) fn load_credentials(directory: &Path, files: &[(&str, &Path)]) -> PathBuf {
+    let credentials = directory.join("credentials");
+    fs::create_dir_all(&credentials).unwrap();
+    for (name, file) in files {
+        let path = credentials.join(name);
+        fs::copy(file, &path).unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o440)).unwrap();
+        chown(&path, Some(0), Some(DYNAMIC_USER)).unwrap();
+    }
+    fs::set_permissions(&credentials, Permissions::from_mode(0o550)).unwrap();
+    chown(&credentials, Some(0), Some(DYNAMIC_USER)).unwrap();
+    credentials
+}
+
+/// Takes keys out of a configuration, which then have their defaults, and returns their values.
+pub(super) fn take_keys<const N: usize>(config: &Path, keys: [&str; N]) -> [PathBuf; N] {
+    let text = fs::read_to_string(config).unwrap();
+    let value = |line: &str, key: &str| {
+        let rest = line.strip_prefix(key)?.strip_prefix(" = \"")?;
+        rest.strip_suffix('"').map(PathBuf::from)
+    };
+    let values = keys.map(|key| text.lines().find_map(|line| value(line, key)).unwrap());
+    let is_kept = |line: &&str| keys.iter().all(|key| value(line, key).is_none());
+    let kept: Vec<&str> = text.lines().filter(is_kept).collect();
+    fs::write(config, kept.join("\n")).unwrap();
+    values
+}
