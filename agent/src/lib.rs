@@ -15,12 +15,15 @@
 //! | [`glob`], [`clock`], [`job`] | patterns for names, the kernel's clock, work that blocks |
 //! | [`runtime`] | the running agent: connects all of these |
 //! | [`telemetry`], [`shutdown`] | logs, signals |
+//! | `fuzz` | what must hold for any bytes, for tests |
 
 pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod control;
 pub mod datapath;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod glob;
 pub mod hook;
 pub mod hypervisor;

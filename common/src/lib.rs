@@ -21,19 +21,22 @@
 //! | [`text`] | text of others, as it is shown | agent, `migkick` |
 //! | [`counter`] | the named reasons behind every counter | kernel, agent |
 //! | `signal` | signalling messages (feature `user`) | agent, `migkick` |
+//! | `fuzz` | what must hold for any bytes | tests |
 
 #![no_std]
 
 #[cfg(feature = "user")]
 extern crate alloc;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 extern crate self as common;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 extern crate std;
 
 pub mod counter;
 pub mod event;
 pub mod forward;
+#[cfg(all(feature = "user", any(test, fuzzing)))]
+pub mod fuzz;
 pub mod handover;
 mod hash;
 pub mod maps;
@@ -48,5 +51,5 @@ pub mod text;
 pub mod trace;
 pub mod wire;
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 mod testing;
