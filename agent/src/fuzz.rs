@@ -13,8 +13,11 @@ mod text;
 
 use crate::proto::fuzz;
 
-/// Name and body of each target.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+/// Name and body of a target.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// All targets.
+pub const TARGETS: &[Target] = &[
     ("agent", fuzz::agent),
     ("relay", fuzz::relay),
     ("ims", fuzz::ims),

@@ -14,8 +14,11 @@ mod mld;
 mod signalling;
 mod translate;
 
-/// Name and body of each target.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+/// Name and body of a target.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// All targets.
+pub const TARGETS: &[Target] = &[
     ("signalling", signalling::run),
     ("mld", mld::run),
     ("frames", frames::run),

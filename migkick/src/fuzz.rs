@@ -5,8 +5,11 @@
 
 use crate::{client, node};
 
-/// Name and body of each target.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+/// Name and body of a target.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// All targets.
+pub const TARGETS: &[Target] = &[
     ("client", client::fuzz::run),
     ("node", node::fuzz::run),
     ("key_file", node::fuzz::key_file),

@@ -11,8 +11,11 @@ use std::path::PathBuf;
 use std::vec::Vec;
 use std::{env, fs};
 
-/// Runs each target with all of its inputs.
-pub(crate) fn replay(targets: &[(&str, fn(&[u8]))]) {
+/// What takes an input.
+type Body = fn(&[u8]);
+
+/// Runs each target, by its name, with all of its inputs.
+pub(crate) fn replay(targets: &[(&str, Body)]) {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz");
     for (name, run) in targets {
         let mut inputs: Vec<PathBuf> = ["corpus", "crashes"]

@@ -100,7 +100,7 @@ pub(crate) fn briefly() -> Result<()> {
 /// Builds the fuzz programs.
 fn build() -> Result<()> {
     let fuzz = root().join("tests/fuzz");
-    let mut command = cargo(["build", "--release", "--locked", "--target", &triple()]);
+    let mut command = cargo(["build", "--release", "--target", &triple()]);
     command
         .args(["--manifest-path".into(), fuzz.join("Cargo.toml")])
         .args(["--target-dir".into(), root().join("target/fuzz")])

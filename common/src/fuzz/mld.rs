@@ -98,11 +98,11 @@ fn take(mut bytes: Vec<u8>, flags: u8, at_ns: u64, store: &mut MemoryStore) {
         assert!(done, "takes more than {steps} steps");
         true
     });
-    let once = is_bound(store).then(|| state(store));
+    let once = is_unbounded(store).then(|| state(store));
     let nothing_refused = apply_frame(&packet, IFINDEX, at_ns, store);
     let twice = state(store);
     let Some(once) = once else {
-        assert!(store.listeners.len() <= store.max_listeners.max(0));
+        assert!(store.listeners.len() <= store.max_listeners);
         return;
     };
     assert!(nothing_refused);
@@ -113,7 +113,7 @@ fn take(mut bytes: Vec<u8>, flags: u8, at_ns: u64, store: &mut MemoryStore) {
 }
 
 /// Whether no limit is in the way.
-fn is_bound(store: &MemoryStore) -> bool {
+fn is_unbounded(store: &MemoryStore) -> bool {
     store.max_listeners == usize::MAX
 }
 

@@ -33,7 +33,7 @@ const STABLE: [(&str, &str); 19] = [
     ("socat", "likewise"),
     ("ffmpeg", "a real stream in the demo"),
     ("iproute2", "namespaces, links, bridges"),
-    ("build-essential", "linking"),
+    ("build-essential", "linking, and building libFuzzer"),
     ("pkg-config", "finding libvirt"),
     ("libz-dev", "to build bpf-linker"),
     ("libzstd-dev", "to build bpf-linker"),
