@@ -34,6 +34,16 @@ pub(crate) fn embed(objects: &[&str], variants: &[Variant<'_>]) -> Result<()> {
     println!("cargo::rerun-if-changed=../common/src");
     println!("cargo::rerun-if-changed=build.rs");
 
+    let out = PathBuf::from(env::var_os("OUT_DIR").context("OUT_DIR is not set")?);
+    if env::var_os("CARGO_CFG_FUZZING").is_some() {
+        // Fuzzing loads no programs.
+        let names = variants.iter().map(|variant| variant.name);
+        for name in names.chain(objects.iter().copied()) {
+            fs::write(out.join(name), [])?;
+        }
+        println!("cargo::rustc-env=ROAMCAST_BPF_TOOLCHAIN_USED=none");
+        return Ok(());
+    }
     let toolchain = toolchain();
     // SAFETY: the build script has one thread.
     unsafe {
@@ -44,7 +54,6 @@ pub(crate) fn embed(objects: &[&str], variants: &[Variant<'_>]) -> Result<()> {
     println!("eBPF toolchain: {toolchain}");
     println!("cargo::rustc-env=ROAMCAST_BPF_TOOLCHAIN_USED={toolchain}");
 
-    let out = PathBuf::from(env::var_os("OUT_DIR").context("OUT_DIR is not set")?);
     for variant in variants {
         build(&toolchain, &[variant.object, variant.feature])?;
         // The object without the feature takes its place.

@@ -15,6 +15,7 @@
 //! | [`glob`], [`clock`], [`job`] | patterns for names, the kernel's clock, work that blocks |
 //! | [`runtime`] | the running agent: connects all of these |
 //! | [`telemetry`], [`shutdown`], [`watchdog`] | logs, signals, systemd's watchdog |
+//! | `fuzz` | what must hold for any bytes, for tests |
 
 pub mod cli;
 pub mod clock;
@@ -22,6 +23,8 @@ pub mod config;
 pub mod control;
 pub mod credentials;
 pub mod datapath;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod glob;
 pub mod hook;
 pub mod hypervisor;

@@ -22,19 +22,22 @@
 //! | [`counter`] | the named reasons behind every counter | kernel, agent |
 //! | [`heartbeat`] | when a loop shows that it goes on | agent, `migkick` |
 //! | `signal` | signalling messages (feature `user`) | agent, `migkick` |
+//! | `fuzz` | what must hold for any bytes | tests |
 
 #![no_std]
 
 #[cfg(feature = "user")]
 extern crate alloc;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 extern crate self as common;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 extern crate std;
 
 pub mod counter;
 pub mod event;
 pub mod forward;
+#[cfg(all(feature = "user", any(test, fuzzing)))]
+pub mod fuzz;
 pub mod handover;
 mod hash;
 pub mod heartbeat;
@@ -50,5 +53,5 @@ pub mod text;
 pub mod trace;
 pub mod wire;
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 mod testing;

@@ -14,6 +14,8 @@
 //! [`Client::poll_timeout`]. Time is the time since any fixed moment. It is the VM's own clock,
 //! which stands still while the VM is paused, so a migration makes no deadline come early.
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod types;
 
 use std::collections::VecDeque;

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::interface::Interface;
 use common::signal::{MigrationProgress, MigrationReady, MigrationResponse, Phase};
-use migkick::interface::Interface;
 
 use crate::GoArgs;
 use crate::node::control::{Answer, ControlError, Prepare, Prepared, Request, SOCKET, ask};

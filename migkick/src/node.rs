@@ -15,6 +15,8 @@ mod config;
 pub(crate) mod control;
 mod core;
 mod daemon;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod links;
 mod moving;
 mod nics;

@@ -2,6 +2,7 @@
 
 mod bench;
 mod demo;
+mod fuzz;
 mod host;
 mod lab;
 mod run;
@@ -31,6 +32,8 @@ enum Verb {
     /// Measure: program cost, the relay against other ways, signalling time, moves
     #[command(subcommand)]
     Bench(bench::Verb),
+    /// Feed parsers and state machines with made-up bytes, guided by the branches that they take
+    Fuzz(fuzz::FuzzArgs),
     /// Check format, lints and documentation
     Lint,
     /// Run a command on a stock Debian kernel, in an emulated machine with KVM
@@ -59,6 +62,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         Verb::Demo(arguments) => demo::run(&arguments)?,
         Verb::Test(arguments) => test::run(&arguments)?,
         Verb::Bench(verb) => bench::run(&verb)?,
+        Verb::Fuzz(arguments) => fuzz::run(&arguments)?,
         Verb::Lint => {
             setup::ensure()?;
             test::lint()?;

@@ -15,6 +15,7 @@ use clap::Args;
 use self::host::Part;
 use self::levels::{KERNELS, Level, TARGETS};
 use self::results::{Tally, tests};
+use crate::fuzz;
 use crate::run::{build, cargo, step, workspace};
 use crate::setup;
 
@@ -74,6 +75,9 @@ fn levels(only: Option<Level>, tally: &mut Tally) -> Result<()> {
             tally,
         )?;
     }
+    if wanted(Level::Fuzz) {
+        fuzz::briefly()?;
+    }
     for (level, targets) in TARGETS {
         if !wanted(level) {
             continue;
@@ -103,6 +107,11 @@ fn levels(only: Option<Level>, tally: &mut Tally) -> Result<()> {
 /// `cargo xtask lint`: format, clippy, rustdoc.
 pub(crate) fn lint() -> Result<()> {
     step("format", &mut cargo(["fmt", "--all", "--check"]))?;
+    let fuzz = ["--manifest-path", "tests/fuzz/Cargo.toml"];
+    step(
+        "format of the fuzz programs",
+        cargo(["fmt", "--check"]).args(fuzz),
+    )?;
     step(
         "clippy",
         workspace("clippy").args(["--all-targets", "--", "-D", "warnings"]),

@@ -158,6 +158,15 @@ impl ImsConfig {
         super::load(path)
     }
 
+    /// Checks the text of a file; `path` is only for the error.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::Invalid`].
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        super::parse(text, path)
+    }
+
     /// What the protocol needs of it.
     pub fn protocol(&self) -> ims::Config {
         let (mapping, limits) = (&self.mapping, &self.limits);

@@ -91,6 +91,15 @@ impl McsConfig {
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         super::load(path)
     }
+
+    /// Checks the text of a file; `path` is only for the error.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::Invalid`].
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        super::parse(text, path)
+    }
 }
 
 impl ConfigFile for McsConfig {

@@ -239,7 +239,7 @@ async fn read_line(reader: &mut BufReader<OwnedReadHalf>) -> io::Result<Option<V
     }
 }
 
-fn decode(line: &[u8]) -> Result<Request, String> {
+pub(crate) fn decode(line: &[u8]) -> Result<Request, String> {
     if line.len() >= MAX_REQUEST_BYTES {
         return Err(format!(
             "The request has more than {MAX_REQUEST_BYTES} bytes"

@@ -90,7 +90,7 @@ pub struct Found {
 
 /// Why a source has no relays for us.
 #[derive(Debug, thiserror::Error)]
-enum SourceError {
+pub(crate) enum SourceError {
     #[error("Relay name {host} cannot be resolved: {reason}")]
     Dns { host: String, reason: String },
     #[error("Relay name {host} does not exist in DNS, or has no IPv6 address")]
@@ -105,7 +105,7 @@ enum SourceError {
 
 /// (name in the certificate, address)
 type Named = (String, String);
-type Looked = Result<Vec<Named>, SourceError>;
+pub(crate) type Looked = Result<Vec<Named>, SourceError>;
 
 /// Looks for relays until it is dropped.
 #[derive(Debug)]
@@ -360,7 +360,7 @@ async fn blocking(
 }
 
 /// The relays that a session description names.
-fn parse(text: &str, place: &str) -> Looked {
+pub(crate) fn parse(text: &str, place: &str) -> Looked {
     let mut relays = Vec::new();
     for (line, text) in text.lines().enumerate() {
         let Some(value) = text.trim_end().strip_prefix(ATTRIBUTE) else {

@@ -29,12 +29,15 @@
 //! | [`directory`] | which relay is for whom: the core of `roamcast mcs` |
 //! | [`ims`] | which MoAs a HoA has: the core of `roamcast ims` |
 //! | [`relay`] | the other role: [`relay::RelayServer`] |
+//! | `fuzz` | what must hold whatever happens, for tests |
 //! | [`handover`] | which packets the VM has had, and which it gets; driven by its own thread |
 
 mod config;
 mod destination;
 pub mod directory;
 mod filter;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 pub mod handover;
 pub mod ims;
 mod inventory;

@@ -167,7 +167,7 @@ impl Policy {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 impl Policy {
     /// Every move between known agents, as often as anybody likes.
     pub(super) fn allow_all() -> Self {

@@ -30,6 +30,8 @@
 
 mod bytes;
 mod checksum;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod end;
 mod multicast;
 
 use super::counter::Counter;

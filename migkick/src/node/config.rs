@@ -140,7 +140,7 @@ impl Config {
         Self::parse(path, &text)
     }
 
-    fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+    pub(super) fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
         let value = |key, problem| ConfigError::Value {
             path: path.to_owned(),
             key,

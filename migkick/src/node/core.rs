@@ -31,6 +31,8 @@
 //! | `rate` | limits of rates |
 
 mod alert;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod lookup;
 mod moves;
 mod peer;

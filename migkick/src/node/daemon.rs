@@ -6,11 +6,11 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::datapath::Datapath;
+use crate::interface::Interface;
 use anyhow::Context;
 use common::heartbeat::Heartbeat;
 use common::mat::entropy::Entropy;
-use migkick::datapath::Datapath;
-use migkick::interface::Interface;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -356,7 +356,7 @@ impl Daemon {
     }
 
     fn look_at_usage(&mut self, now: Duration) {
-        let used = |(hoa, usage): (Ipv6Addr, migkick::datapath::Usage)| {
+        let used = |(hoa, usage): (Ipv6Addr, crate::datapath::Usage)| {
             let used = Used {
                 packets: usage.packets,
                 bytes: usage.bytes,

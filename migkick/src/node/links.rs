@@ -5,8 +5,8 @@ use std::io;
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::{AsFd, BorrowedFd};
 
-use migkick::interface::{self, Interface};
-use migkick::netlink::Netlink;
+use crate::interface::{self, Interface};
+use crate::netlink::Netlink;
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkEvent, LinkFlags, LinkMessage};

@@ -4,9 +4,9 @@ use std::net::Ipv6Addr;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
+use crate::interface::Interface;
+use crate::netlink::Netlink;
 use anyhow::{Context, bail};
-use migkick::interface::Interface;
-use migkick::netlink::Netlink;
 
 use super::config::contains;
 use super::control::{Prepare, Prepared};

@@ -3,9 +3,9 @@
 use std::io;
 use std::net::Ipv6Addr;
 
+use crate::interface::Interface;
 use anyhow::Context;
 use common::mat::neutral::is_neutral;
-use migkick::interface::Interface;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::AddressFlags;

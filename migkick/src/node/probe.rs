@@ -10,7 +10,7 @@ use std::net::{Ipv6Addr, SocketAddrV6};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
-use migkick::interface::Interface;
+use crate::interface::Interface;
 use socket2::{Domain, Protocol, Socket, Type};
 
 /// Distance of two probes while memory is copied, and when the switch is near.
@@ -111,9 +111,9 @@ fn answers(message: &[u8], agent: Ipv6Addr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::interface;
+    use crate::netlink::Netlink;
     use crate::testing::{Neighbour, in_namespace, ip, without_dad};
-    use migkick::interface;
-    use migkick::netlink::Netlink;
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
     use proptest::prelude::*;
 

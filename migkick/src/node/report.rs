@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::interface::Interface;
 use common::mat::counter::Counter;
-use migkick::interface::Interface;
 use serde_json::{Value, json};
 
 use super::core::Status;

@@ -34,7 +34,7 @@ const STABLE: [(&str, &str); 20] = [
     ("socat", "likewise"),
     ("ffmpeg", "a real stream in the demo"),
     ("iproute2", "namespaces, links, bridges"),
-    ("build-essential", "linking"),
+    ("build-essential", "linking, and building libFuzzer"),
     ("pkg-config", "finding libvirt"),
     ("libz-dev", "to build bpf-linker"),
     ("libzstd-dev", "to build bpf-linker"),

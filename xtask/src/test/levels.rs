@@ -9,6 +9,8 @@ pub(crate) enum Level {
     Lint,
     /// Unit and simulation tests; nothing is needed.
     Unit,
+    /// A minute of `cargo xtask fuzz`; nothing is needed.
+    Fuzz,
     /// Kernel programs by test-run; needs root.
     Program,
     /// Namespaces with real kernel listeners, bridges and routers; needs root.

@@ -13,6 +13,8 @@
 //! believed nothing but where it is: who connects to it checks its certificate.
 
 pub mod client;
+#[cfg(any(test, fuzzing))]
+pub(in crate::proto) mod fuzz;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::Ipv6Addr;

@@ -46,8 +46,8 @@ mod io;
 mod limit;
 mod node;
 mod record;
-#[cfg(test)]
-mod tests;
+#[cfg(any(test, fuzzing))]
+pub(in crate::proto) mod tests;
 mod update;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};

@@ -46,8 +46,8 @@ mod refusal;
 mod request;
 mod session;
 mod stream;
-#[cfg(test)]
-mod tests;
+#[cfg(any(test, fuzzing))]
+pub(in crate::proto) mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv6Addr};

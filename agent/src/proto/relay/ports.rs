@@ -59,7 +59,7 @@ impl PortTable {
         }
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(super) fn in_use(&self) -> usize {
         self.0.values().map(BTreeSet::len).sum()
     }

@@ -1,6 +1,5 @@
 //! Random orders of everything that a destination can be told.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use common::maps::FilterMode;
@@ -9,40 +8,11 @@ use proptest::prelude::*;
 
 use super::fixture::{Bench, UUID, key};
 use crate::proto::destination::tests::{active, first_packet, request};
+use crate::proto::fuzz::kernel::Kernel;
 use crate::proto::*;
 
 const ARRIVING: u32 = 20;
 const OTHER: DomainUuid = DomainUuid([9; 16]);
-
-/// What the outputs have made of the kernel.
-#[derive(Debug, Default)]
-struct Kernel {
-    joined: BTreeSet<ManagedKey>,
-    managed: BTreeSet<ManagedKey>,
-}
-
-impl Kernel {
-    fn apply(&mut self, outputs: Vec<Output>) {
-        for output in outputs {
-            match output {
-                Output::Join(membership) => {
-                    let key = membership.key;
-                    assert!(self.managed.contains(&key), "joined but not watched");
-                    self.joined.insert(key);
-                }
-                Output::Leave(key) => assert!(self.joined.remove(&key), "left twice"),
-                Output::Manage { key, .. } => {
-                    self.managed.insert(key);
-                }
-                Output::Unmanage(key) => {
-                    assert!(!self.joined.contains(&key), "joined but no longer watched");
-                    assert!(self.managed.remove(&key), "given up twice");
-                }
-                _ => {}
-            }
-        }
-    }
-}
 
 fn tell(bench: &mut Bench, what: u8) {
     let progress = |phase| MigrationProgress {
@@ -92,7 +62,7 @@ proptest! {
         let mut kernel = Kernel::default();
         for what in schedule {
             tell(&mut bench, what);
-            kernel.apply(bench.outputs());
+            bench.outputs().iter().for_each(|it| kernel.apply(it));
         }
         bench.unplug(ARRIVING);
         bench.hypervisor(HypervisorEvent::Gone(UUID));
@@ -101,7 +71,7 @@ proptest! {
         for number in [1, 2] {
             bench.leave(ARRIVING, key(number));
         }
-        kernel.apply(bench.outputs());
+        bench.outputs().iter().for_each(|it| kernel.apply(it));
         prop_assert!(kernel.joined.is_empty(), "{kernel:?}");
         prop_assert!(kernel.managed.is_empty(), "{kernel:?}");
         prop_assert_eq!(bench.agent.receptions().count(), 0);

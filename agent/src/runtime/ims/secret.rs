@@ -108,11 +108,11 @@ pub fn load(path: &Path) -> Result<Secret, SecretError> {
 }
 
 /// Bytes in hexadecimal.
-pub(super) fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn parse(text: &str) -> Option<[u8; KEY_BYTES]> {
+pub(crate) fn parse(text: &str) -> Option<[u8; KEY_BYTES]> {
     let (pairs, []) = text.as_bytes().as_chunks::<2>() else {
         return None;
     };

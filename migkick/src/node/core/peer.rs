@@ -124,6 +124,11 @@ impl Peer {
         self.verified && self.holds.is_none()
     }
 
+    /// Until when it is kept that nothing is sent to, and nothing is heard of.
+    fn kept_until(&self, idle: Duration) -> Duration {
+        (self.sent_at + idle).max(self.heard_at + idle * 2)
+    }
+
     /// Whether its mapping has that address.
     pub(super) fn has(&self, address: Ipv6Addr) -> bool {
         self.known.as_ref().is_some_and(|known| known.has(address))
@@ -270,10 +275,15 @@ impl Core {
 
     /// The peer cannot be reached: what waits for it is told so.
     pub(super) fn unreachable(&mut self, now: Duration, hoa: Ipv6Addr, ttl: Duration) {
+        let Timings { idle, .. } = self.timings();
         let Some(peer) = self.peers.get_mut(&hoa) else {
             return;
         };
         peer.negative = Some(now + ttl);
+        if now >= peer.kept_until(idle) {
+            // What its last alert has told of is not looked for for ever.
+            peer.wanted = 0;
+        }
         peer.known = None;
         peer.to = None;
         peer.verified = false;
@@ -369,7 +379,7 @@ impl Core {
             }
             peer.negative = peer.negative.filter(|until| now < *until);
             let needed = match &peer.known {
-                Some(_) => now < (peer.sent_at + idle).max(peer.heard_at + idle * 2),
+                Some(_) => now < peer.kept_until(idle),
                 None => peer.lookup.is_some() || peer.negative.is_some() || !peer.held.is_empty(),
             };
             if !needed {
@@ -394,8 +404,7 @@ impl Core {
     pub(super) fn peer_timeout(&self, peer: &Peer) -> Option<Duration> {
         let Timings { hold, idle } = self.timings();
         let held = peer.held.front().map(|(at, _)| *at + hold);
-        let over = peer.known.as_ref();
-        let over = over.map(|_| (peer.sent_at + idle).max(peer.heard_at + idle * 2));
+        let over = peer.known.as_ref().map(|_| peer.kept_until(idle));
         let times = [
             held,
             over,

@@ -1,10 +1,28 @@
 //! A mapping server on virtual clocks, with a store that only remembers.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "what fails here is the test that asked for it"
+)]
+#![cfg_attr(
+    fuzzing,
+    allow(dead_code, unused_imports, reason = "fuzzing takes a part of it")
+)]
+
+#[cfg(test)]
 mod attacks;
+#[cfg(test)]
 mod enrollment;
+pub(in crate::proto) mod fuzz;
+#[cfg(test)]
 mod limits;
+#[cfg(test)]
 mod mapping;
+#[cfg(test)]
 mod random;
+#[cfg(test)]
 mod restart;
 
 use std::collections::BTreeMap;
@@ -210,6 +228,40 @@ impl World {
             .iter()
             .map(|moa| u16::from_be_bytes([moa.address[14], moa.address[15]]))
             .collect()
+    }
+
+    /// Stores what waits or does not, once.
+    fn store_once(&mut self, stored: bool) {
+        let writes = self.ims.poll_writes();
+        let hoas: Vec<Hoa> = writes.iter().map(|write| write.hoa).collect();
+        if stored {
+            self.store
+                .extend(writes.into_iter().map(|it| (it.hoa, it.record)));
+        }
+        self.ims.handle_stored(self.now, &hoas, stored);
+    }
+
+    /// Asserts that no address has two living nodes, and that the tables agree.
+    fn check(&self) {
+        let ims = &self.ims;
+        let now = self.now.monotonic;
+        let mut seen = BTreeMap::new();
+        for (hoa, node) in &ims.nodes {
+            if node.lives(now) {
+                for moa in &node.moas {
+                    assert_eq!(seen.insert(*moa.address, *hoa), None);
+                }
+                let held = node.moas.iter().all(|moa| {
+                    let other = [0xff; 16];
+                    ims.holders.other(&moa.address, &other, now) == Some(*hoa)
+                });
+                assert!(held, "a living address is not held");
+            }
+            let due = ims.ends.iter().find(|(_, it)| it == hoa).map(|it| it.0);
+            assert_eq!(due, node.due);
+            assert_eq!(node.due, node.next_end());
+        }
+        assert!(ims.waiting.keys().all(|hoa| ims.staged.contains_key(hoa)));
     }
 
     /// Asserts that there is neither an answer nor a write.

@@ -50,42 +50,6 @@ fn event() -> impl Strategy<Value = Event> {
     ]
 }
 
-/// Stores what waits or does not, once.
-fn store(world: &mut World, stored: bool) {
-    let writes = world.ims.poll_writes();
-    let hoas: Vec<Hoa> = writes.iter().map(|write| write.hoa).collect();
-    if stored {
-        world
-            .store
-            .extend(writes.into_iter().map(|it| (it.hoa, it.record)));
-    }
-    world.ims.handle_stored(world.now, &hoas, stored);
-}
-
-/// No address has two living nodes, and the tables agree.
-fn check(world: &World) -> Result<(), TestCaseError> {
-    let ims = &world.ims;
-    let now = world.now.monotonic;
-    let mut seen = BTreeMap::new();
-    for (hoa, node) in &ims.nodes {
-        if node.lives(now) {
-            for moa in &node.moas {
-                prop_assert_eq!(seen.insert(*moa.address, *hoa), None);
-            }
-            let held = node.moas.iter().all(|moa| {
-                let other = [0xff; 16];
-                ims.holders.other(&moa.address, &other, now) == Some(*hoa)
-            });
-            prop_assert!(held, "a living address is not held");
-        }
-        let due = ims.ends.iter().find(|(_, it)| it == hoa).map(|it| it.0);
-        prop_assert_eq!(due, node.due);
-        prop_assert_eq!(node.due, node.next_end());
-    }
-    prop_assert!(ims.waiting.keys().all(|hoa| ims.staged.contains_key(hoa)));
-    Ok(())
-}
-
 proptest! {
     #[test]
     fn any_life_leaves_the_tables_in_agreement(events in prop::collection::vec(event(), 1..80)) {
@@ -115,7 +79,7 @@ proptest! {
                     let known = world.ims.nodes[&hoa(node).octets()].generation;
                     world.generations.insert(node, known);
                 }
-                Event::Store { stored } => store(&mut world, stored),
+                Event::Store { stored } => world.store_once(stored),
                 Event::Wait(seconds) => world.pass(Duration::from_secs(seconds)),
                 Event::SetClock(by_ms) => {
                     world.now.wall_ms = world.now.wall_ms.saturating_add_signed(by_ms);
@@ -123,12 +87,12 @@ proptest! {
                 Event::Restart => world.restart(),
             }
             while world.ims.poll_reply().is_some() {}
-            check(&world)?;
+            world.check();
         }
         // All that is on its way arrives at last.
         world.store();
         prop_assert!(world.ims.staged.is_empty() && world.ims.waiting.is_empty());
-        check(&world)?;
+        world.check();
     }
 
     #[test]

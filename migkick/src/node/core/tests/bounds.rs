@@ -64,6 +64,24 @@ fn unknown_addresses_in_a_flood_are_limited_and_do_not_hurt_the_known() {
 }
 
 #[test]
+fn peer_that_has_gone_for_good_is_looked_for_no_more() {
+    let mut world = World::new(Setup::default());
+    world.flows = vec![(0, 1), (1, 0)];
+    world.run(ms(500));
+    world.go(1, 3);
+    world.run(ms(500));
+    world.flows.clear();
+    world.crash(1);
+    world.run(Duration::from_secs(3000));
+    let lookups = |world: &World| world.servers.iter().map(|it| it.lookups).sum::<usize>();
+    let before = lookups(&world);
+    world.run(Duration::from_secs(3000));
+    assert_eq!(lookups(&world), before);
+    let status = world.nodes[0].core.as_ref().unwrap().status(world.now);
+    assert_eq!(status.peers, []);
+}
+
+#[test]
 fn mapping_with_addresses_that_cannot_be_is_no_mapping() {
     for address in ["::", "::1", "ff02::1", "fe80::1", "fd5e:6d61:74::99"] {
         let mut world = World::new(Setup::default());

@@ -1,0 +1,96 @@
+//! The state machines, fed with anything.
+//!
+//! Bytes choose what happens next, out of a small world in which things meet; after each input, and at the
+//! end, it is checked what must hold.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "what fails here is what is looked for"
+)]
+
+mod input;
+pub(super) mod kernel;
+mod message;
+mod world;
+
+use std::time::Duration;
+
+use arbitrary::{Result, Unstructured};
+
+use self::world::World;
+use super::{
+    AgentConfig, Dispute, HypervisorEvent, Limits, Peer, Policy, RelayTiming, Timing, UnicastTiming,
+};
+
+/// Longest life of an agent, inputs.
+const INPUTS: usize = 200;
+
+/// An agent's life, and what is left when everybody has gone.
+pub(crate) fn agent(bytes: &[u8]) {
+    let mut input = Unstructured::new(bytes);
+    let Ok(config) = config(&mut input) else {
+        return;
+    };
+    let mut world = World::new(config);
+    world.hypervisor(HypervisorEvent::Connected);
+    for _ in 0..INPUTS {
+        if input.is_empty() || input::next(&mut input, &mut world).is_err() {
+            break;
+        }
+    }
+    world.end();
+}
+
+/// A relay's life.
+pub(crate) fn relay(bytes: &[u8]) {
+    super::relay::tests::fuzz::run(bytes);
+}
+
+/// A mapping server's life.
+pub(crate) fn ims(bytes: &[u8]) {
+    super::ims::tests::fuzz::run(bytes);
+}
+
+/// A migration control server's life.
+pub(crate) fn directory(bytes: &[u8]) {
+    super::directory::fuzz::run(bytes);
+}
+
+/// With short times and tight bounds, so that they matter.
+fn config(input: &mut Unstructured<'_>) -> Result<AgentConfig> {
+    let peer = |name: &str| Peer {
+        name: name.to_owned(),
+        connect_uri: format!("qemu+tcp://{name}/system"),
+        migrate_uri: String::new(),
+    };
+    Ok(AgentConfig {
+        name: "vms1".to_owned(),
+        peers: vec![peer("vms2"), peer("vms3")],
+        address: [0x20, 1, 0xd, 0xb8, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x10].into(),
+        prefix_length: 64,
+        policy: Policy::allow_all(),
+        limits: Limits {
+            listeners_per_domain: 3,
+            sources_per_listener: 3,
+            joins: 5,
+            joins_per_peer: 4,
+        },
+        timing: Timing {
+            gate_max: Duration::from_secs(60),
+            unused_join_expiry: Duration::from_secs(60),
+            place_timeout: Duration::from_secs(60),
+            usage_interval: Duration::from_secs(1000),
+            ..Timing::default()
+        },
+        relay: input.arbitrary::<bool>()?.then(|| RelayTiming {
+            watch_interval: Duration::from_secs(1),
+            ..RelayTiming::default()
+        }),
+        handover: input.arbitrary()?,
+        unicast: UnicastTiming {
+            disputed: *input.choose(&[Dispute::GoOn, Dispute::Refuse])?,
+            ..UnicastTiming::default()
+        },
+    })
+}

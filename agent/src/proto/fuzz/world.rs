@@ -1,0 +1,337 @@
+//! An agent, and around it a host and peers of which it is only known what they may do.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::time::Duration;
+
+use common::event::Change;
+use common::maps::{Listener, ListenerKey, Source, SourceKey};
+use common::signal::{MAX_DATAGRAM_BYTES, MAX_FRAME_BYTES, PeerMessage, VmMessage};
+
+use super::kernel::{Gate, Kernel};
+use crate::proto::handover::HoldReport;
+use crate::proto::timer::Timer;
+use crate::proto::*;
+
+/// Most outputs of one input: far more than any has, for so small a world.
+const MAX_OUTPUTS: usize = 1024;
+/// Transactions of the agent that answers may repeat.
+const REMEMBERED: usize = 8;
+
+/// The agent and what it has done.
+pub(super) struct World {
+    pub(super) agent: Agent,
+    pub(super) now: Timestamp,
+    pub(super) kernel: Kernel,
+    pub(super) ports: BTreeSet<u32>,
+    pub(super) domains: BTreeSet<DomainUuid>,
+    /// Peers whose connection is up.
+    pub(super) connected: BTreeSet<String>,
+    /// Connections that the agent waits for.
+    pub(super) connecting: BTreeSet<String>,
+    /// Migrations of which the agent is yet to be told that they are over.
+    pub(super) migrating: BTreeSet<DomainUuid>,
+    /// Transactions that the agent has written.
+    pub(super) transactions: VecDeque<u64>,
+    /// Tokens of flows that it wants to be told of.
+    pub(super) tokens: VecDeque<u64>,
+    /// Commands without a last answer.
+    pub(super) commands: BTreeSet<u64>,
+    pub(super) last_command: u64,
+}
+
+impl World {
+    pub(super) fn new(config: AgentConfig) -> Self {
+        Self {
+            agent: Agent::new(config, 1),
+            now: Timestamp(1_000_000_000_000),
+            kernel: Kernel::default(),
+            ports: BTreeSet::new(),
+            domains: BTreeSet::new(),
+            connected: BTreeSet::new(),
+            connecting: BTreeSet::new(),
+            migrating: BTreeSet::new(),
+            transactions: VecDeque::new(),
+            tokens: VecDeque::new(),
+            commands: BTreeSet::new(),
+            last_command: 0,
+        }
+    }
+
+    /// One input, and all that the agent wants done then.
+    pub(super) fn input(&mut self, input: impl FnOnce(&mut Agent, Timestamp)) {
+        input(&mut self.agent, self.now);
+        self.settle();
+    }
+
+    /// Lets time pass, with all that is due meanwhile.
+    pub(super) fn pass(&mut self, time: Duration) {
+        let end = self.now + time;
+        while let Some(due) = self.agent.poll_timeout().filter(|due| *due <= end) {
+            self.now = self.now.max(due);
+            self.input(Agent::handle_timeout);
+            let next = self.agent.poll_timeout();
+            assert!(
+                next.is_none_or(|next| next > self.now),
+                "a timer that is due has not been done"
+            );
+        }
+        self.now = end;
+    }
+
+    pub(super) fn hypervisor(&mut self, event: HypervisorEvent) {
+        match &event {
+            HypervisorEvent::Domain(domain) => {
+                self.domains.insert(domain.uuid);
+            }
+            HypervisorEvent::Gone(uuid) => {
+                self.domains.remove(uuid);
+            }
+            HypervisorEvent::MigrationEnded { uuid, .. } => {
+                self.migrating.remove(uuid);
+            }
+            _ => {}
+        }
+        self.input(|agent, now| agent.handle_hypervisor(now, event));
+    }
+
+    pub(super) fn gate(&mut self, event: GateEvent) {
+        match &event {
+            // What holds opens when it is told to.
+            GateEvent::Opened { ifindex, .. } => {
+                match self.kernel.gates.get(ifindex) {
+                    Some(Gate::Holds) => return,
+                    _ => self.kernel.gates.remove(ifindex),
+                };
+            }
+            GateEvent::NotHeld { ifindex } | GateEvent::NotRecorded { ifindex } => {
+                self.kernel.gates.remove(ifindex);
+            }
+            GateEvent::Cut { .. } | GateEvent::SentOn { .. } => {}
+        }
+        self.input(|agent, now| agent.handle_gate(now, event));
+    }
+
+    pub(super) fn link(&mut self, peer: &str, event: PeerEvent) {
+        match &event {
+            PeerEvent::Up { .. } => {
+                self.connected.insert(peer.to_owned());
+                self.connecting.remove(peer);
+            }
+            PeerEvent::Down { .. } => {
+                self.connected.remove(peer);
+                self.connecting.remove(peer);
+            }
+            // Nothing comes by a connection that is down.
+            PeerEvent::Frame(_) if !self.connected.contains(peer) => return,
+            PeerEvent::Frame(_) => {}
+        }
+        self.input(|agent, now| agent.handle_peer(now, peer, event));
+    }
+
+    pub(super) fn unplug(&mut self, ifindex: u32) {
+        self.ports.remove(&ifindex);
+        self.input(|agent, now| agent.handle_port(now, PortEvent::Removed { ifindex }));
+        self.kernel.unplug(ifindex);
+    }
+
+    pub(super) fn command(&mut self, command: Command) {
+        self.last_command += 1;
+        let id = self.last_command;
+        self.commands.insert(id);
+        self.input(|agent, now| agent.handle_command(now, id, command));
+    }
+
+    fn settle(&mut self) {
+        let mut outputs = 0;
+        while let Some(output) = self.agent.poll_output() {
+            outputs += 1;
+            assert!(outputs < MAX_OUTPUTS, "too many outputs");
+            self.kernel.apply(&output);
+            self.perform(output);
+        }
+    }
+
+    fn perform(&mut self, output: Output) {
+        match output {
+            Output::Datagram { bytes, .. } => {
+                assert!(bytes.len() <= MAX_DATAGRAM_BYTES);
+                VmMessage::decode(&bytes).expect("a VM understands it");
+            }
+            Output::Connect { peer } => {
+                assert!(!self.connected.contains(&peer), "is connected");
+                assert!(self.connecting.insert(peer), "is being connected");
+            }
+            Output::Frame { peer, bytes } => {
+                assert!(self.connected.contains(&peer), "is not connected");
+                assert!(bytes.len() <= MAX_FRAME_BYTES);
+                let (transaction, _) = PeerMessage::decode(&bytes).expect("a peer understands it");
+                self.transactions.push_front(transaction);
+                self.transactions.truncate(REMEMBERED);
+            }
+            Output::Reply { command, reply } => {
+                if matches!(reply, CommandReply::Progress { .. }) {
+                    assert!(self.commands.contains(&command));
+                } else {
+                    assert!(self.commands.remove(&command), "answered twice");
+                }
+            }
+            Output::StartMigration { uuid, .. } | Output::FollowMigration { uuid } => {
+                self.migrating.insert(uuid);
+            }
+            Output::ReadStreams { token, .. } => {
+                self.tokens.push_front(token);
+                self.tokens.truncate(REMEMBERED);
+            }
+            Output::ReadListeners { listeners, sources } => self.read(&listeners, &sources),
+            Output::MdbAdd { ifindex, .. }
+            | Output::Gate(GateCommand::Hold { ifindex })
+            | Output::Address(AddressCommand::Expect { ifindex, .. }) => {
+                assert!(self.ports.contains(&ifindex), "for no TAP");
+            }
+            _ => {}
+        }
+    }
+
+    /// Answers with what the maps have. The agent is told at once, as its outputs are done one by one.
+    fn read(&mut self, listeners: &[ListenerKey], sources: &[SourceKey]) {
+        let (now, kernel) = (self.now, &self.kernel);
+        for key in sources {
+            let found = kernel.sources.get(key).copied();
+            let event = DatapathEvent::Source {
+                change: change(found.is_some()),
+                key: *key,
+                value: found.unwrap_or(NO_SOURCE),
+            };
+            self.agent.handle_datapath(now, event);
+        }
+        for key in listeners {
+            let found = kernel.listeners.get(key).copied();
+            let event = DatapathEvent::Listener {
+                change: change(found.is_some()),
+                key: *key,
+                value: found.unwrap_or(NO_LISTENER),
+            };
+            self.agent.handle_datapath(now, event);
+        }
+    }
+
+    /// Everybody goes, and time passes: nothing stays.
+    pub(super) fn end(&mut self) {
+        let reason = "It is over".to_owned();
+        self.input(|agent, now| agent.handle_relays(now, Vec::new()));
+        let peers = self.connected.union(&self.connecting);
+        let peers: Vec<String> = peers.cloned().collect();
+        for peer in peers {
+            let reason = reason.clone();
+            self.link(&peer, PeerEvent::Down { reason });
+        }
+        self.end_migrations();
+        self.fail_connections();
+        self.open_gates();
+        self.pass_with_failures(self.agent.config().timing.gate_max * 2);
+        self.open_gates();
+        let closed = self.kernel.gates.values().any(|gate| *gate == Gate::Holds);
+        assert!(!closed, "a gate stays closed: {:?}", self.kernel.gates);
+
+        for uuid in self.domains.clone() {
+            self.hypervisor(HypervisorEvent::Gone(uuid));
+        }
+        for ifindex in self.ports.clone() {
+            self.unplug(ifindex);
+        }
+        self.end_migrations();
+        self.pass_with_failures(Duration::from_secs(4000));
+        self.assert_nothing_left();
+    }
+
+    fn end_migrations(&mut self) {
+        for uuid in self.migrating.clone() {
+            let result = Err("Cancelled".to_owned());
+            self.hypervisor(HypervisorEvent::MigrationEnded { uuid, result });
+        }
+    }
+
+    /// Nobody can be connected.
+    fn fail_connections(&mut self) {
+        for peer in std::mem::take(&mut self.connecting) {
+            let reason = "Nobody is there".to_owned();
+            self.link(&peer, PeerEvent::Down { reason });
+        }
+    }
+
+    fn pass_with_failures(&mut self, time: Duration) {
+        let end = self.now + time;
+        while let Some(due) = self.agent.poll_timeout().filter(|due| *due <= end) {
+            self.pass(due.since(self.now));
+            self.fail_connections();
+            self.end_migrations();
+            self.open_gates();
+        }
+        self.now = end;
+    }
+
+    /// What is replayed comes to its end.
+    fn open_gates(&mut self) {
+        let gates = self.kernel.gates.clone();
+        for (ifindex, _) in gates.iter().filter(|(_, gate)| **gate == Gate::Replays) {
+            self.gate(GateEvent::Opened {
+                ifindex: *ifindex,
+                report: HoldReport::default(),
+            });
+        }
+    }
+
+    fn assert_nothing_left(&mut self) {
+        let kernel = &self.kernel;
+        assert!(kernel.joined.is_empty(), "{:?}", kernel.joined);
+        assert!(kernel.managed.is_empty(), "{:?}", kernel.managed);
+        assert!(kernel.mdb.is_empty(), "{:?}", kernel.mdb);
+        assert!(kernel.flows.is_empty(), "{:?}", kernel.flows);
+        assert!(kernel.gates.is_empty(), "{:?}", kernel.gates);
+        assert!(kernel.watched.is_empty(), "{:?}", kernel.watched);
+        assert!(kernel.forwards.is_empty(), "{:?}", kernel.forwards);
+        assert!(kernel.translations.is_empty(), "{:?}", kernel.translations);
+        assert!(kernel.listeners.is_empty(), "{:?}", kernel.listeners);
+        assert!(
+            self.commands.is_empty(),
+            "without answer: {:?}",
+            self.commands
+        );
+        let agent = &mut self.agent;
+        assert!(agent.incoming.is_empty(), "{:?}", agent.incoming);
+        assert!(agent.outgoing.is_empty(), "{:?}", agent.outgoing);
+        assert!(agent.entries.is_empty(), "{:?}", agent.entries);
+        assert!(agent.closings.is_empty(), "{:?}", agent.closings);
+        assert!(agent.preparations.is_empty(), "{:?}", agent.preparations);
+        assert_eq!(agent.receptions().count(), 0);
+        // Ports are looked at as long as the agent lives.
+        agent.timers.stop(Timer::Usage);
+        assert_eq!(agent.timers.next(), None, "{:?}", agent.timers);
+    }
+}
+
+fn change(is_there: bool) -> Change {
+    if is_there {
+        Change::Updated
+    } else {
+        Change::Removed
+    }
+}
+
+const NO_LISTENER: Listener = Listener {
+    first_report_ns: 0,
+    last_report_ns: 0,
+    last_answer_ns: 0,
+    generation: 0,
+    source_count: 0,
+    filter_mode: 0,
+    mld_version: 0,
+    guest_mac: [0; 6],
+};
+
+const NO_SOURCE: Source = Source {
+    last_report_ns: 0,
+    generation: 0,
+    filter_mode: 0,
+    pad: [0; 3],
+};
