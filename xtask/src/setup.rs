@@ -4,7 +4,7 @@
 //! | step | installs |
 //! |---|---|
 //! | [`packages`] | Debian packages, with backports as an apt source if there is none |
-//! | [`toolchain`] | a Rust toolchain that can build for the BPF target, rustfmt, clippy, bpf-linker |
+//! | [`toolchain`] | a Rust toolchain that can build for the BPF target, rustfmt, clippy, bpf-linker, cargo-deny |
 //!
 //! Each step looks first and does nothing when all is there. On another system the packages are
 //! only named.
@@ -65,12 +65,13 @@ pub(crate) fn ensure() -> Result<()> {
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let mut missing = 0;
     // A later step may need what an earlier one installs, so each is looked at when it is its turn.
-    let steps: [fn() -> Result<Option<Step>>; 5] = [
+    let steps: [fn() -> Result<Option<Step>>; 6] = [
         packages::source,
         packages::packages,
         toolchain::host,
         toolchain::bpf,
         toolchain::linker,
+        toolchain::deny,
     ];
     for step in steps {
         let Some(step) = step()? else { continue };

@@ -104,13 +104,17 @@ fn levels(only: Option<Level>, tally: &mut Tally) -> Result<()> {
     Ok(())
 }
 
-/// `cargo xtask lint`: format, clippy, rustdoc.
+/// `cargo xtask lint`: format, dependencies, clippy, rustdoc.
 pub(crate) fn lint() -> Result<()> {
     step("format", &mut cargo(["fmt", "--all", "--check"]))?;
     let fuzz = ["--manifest-path", "tests/fuzz/Cargo.toml"];
     step(
         "format of the fuzz programs",
         cargo(["fmt", "--check"]).args(fuzz),
+    )?;
+    step(
+        "dependencies",
+        &mut cargo(["deny", "check", "licenses", "bans", "sources"]),
     )?;
     step(
         "clippy",

@@ -1,4 +1,4 @@
-//! Rust toolchains and bpf-linker.
+//! Rust toolchains, bpf-linker and cargo-deny.
 //!
 //! The kernel programs need `core` for `bpfel-unknown-none`. Two ways give it, tried in this order:
 //!
@@ -18,6 +18,8 @@ const LINKED: &str = "bpf-debian";
 /// First version that links what LLVM 22 makes.
 const LINKER_VERSION: &str = "0.13.0";
 const LLVM: &str = "/usr/lib/llvm-22";
+/// Version of cargo-deny, where there is none.
+const DENY_VERSION: &str = "0.20.2";
 
 /// Checks rustfmt and clippy.
 pub(super) fn host() -> Result<Option<Step>> {
@@ -88,6 +90,22 @@ pub(super) fn linker() -> Result<Option<Step>> {
     Ok(Some(Step {
         summary: format!("bpf-linker {LINKER_VERSION}: it links the kernel programs"),
         commands: vec![("build bpf-linker, a minute or two".to_owned(), command)],
+    }))
+}
+
+/// Installs cargo-deny, unless it is there. Not optimized, which takes a minute: it reads some files.
+pub(super) fn deny() -> Result<Option<Step>> {
+    if found("cargo-deny") {
+        return Ok(None);
+    }
+    let mut command = Command::new("cargo");
+    command.args(["install", "cargo-deny", "--version", DENY_VERSION]);
+    command.args(["--locked", "--debug"]);
+    Ok(Some(Step {
+        summary: format!(
+            "cargo-deny {DENY_VERSION}: `cargo xtask lint` checks licences, versions and sources with it"
+        ),
+        commands: vec![("build cargo-deny, a minute or two".to_owned(), command)],
     }))
 }
 
