@@ -29,6 +29,12 @@ fn lease() -> Duration {
     Duration::from_secs(if machine::inside() { 36 } else { 9 })
 }
 
+/// How long a process stays dead. In a host machine the next one takes a good part of the lease until it runs
+/// and is found.
+fn dead(time: Duration) -> Duration {
+    if machine::inside() { lease() / 4 } else { time }
+}
+
 fn options() -> AgentOptions {
     AgentOptions {
         relay_lease_s: Some(lease().as_secs()),
@@ -197,20 +203,14 @@ fn killed_relay_and_killed_agent_lose_no_packet_and_are_adopted() {
     let mut step = |what: &str| steps.push((clock::now_ns(), what.to_owned()));
     step("relay killed");
     testbed.relays().unwrap().kill(0);
-    // In a host machine it takes a while until the next one runs and is found.
-    let dead = if machine::inside() {
-        lease() / 2
-    } else {
-        lease()
-    };
-    wait_more(&guest, packets(dead));
+    wait_more(&guest, packets(dead(lease())));
     step("relay restarted");
     testbed.relays().unwrap().restart(0).unwrap();
     // Longer than what the dead relay had granted: it is renewed by the new one.
     wait_more(&guest, packets(lease() * 3 / 2));
     step("agent killed");
     testbed.agents().unwrap().kill(0);
-    wait_more(&guest, packets(lease() / 2));
+    wait_more(&guest, packets(dead(lease() / 2)));
     step("agent restarted");
     testbed.restart_agent(0).unwrap();
     wait_mode(&mut testbed, "relay");
