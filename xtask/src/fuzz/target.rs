@@ -19,6 +19,15 @@ const TIMEOUT_S: u32 = 10;
 /// More memory than this is, too, MiB.
 const MEMORY_MIB: u32 = 2048;
 
+/// What a run begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Start {
+    /// The inputs of the source tree and those found before; it goes another way each time.
+    Found,
+    /// The inputs of the source tree; it goes the same way each time.
+    Tree,
+}
+
 /// A target and its program.
 #[derive(Debug)]
 pub(super) struct Target {
@@ -69,14 +78,28 @@ impl Target {
     /// # Errors
     ///
     /// When it cannot be started, or ends without having run anything.
-    pub(super) fn run(&self, time: Duration, progress: impl Fn(&str)) -> Result<Outcome> {
+    pub(super) fn run(
+        &self,
+        time: Duration,
+        start: Start,
+        progress: impl Fn(&str),
+    ) -> Result<Outcome> {
         let crashes = root().join("target/fuzz/crashes").join(&self.name);
-        let found = self.found();
+        let found = match start {
+            Start::Found => self.found(),
+            Start::Tree => root().join("target/fuzz/brief").join(&self.name),
+        };
+        if start == Start::Tree {
+            empty(&found)?;
+        }
         for directory in [&crashes, &found] {
             fs::create_dir_all(directory)
                 .with_context(|| format!("Failed to make {}", directory.display()))?;
         }
         let mut command = self.command();
+        if start == Start::Tree {
+            command.arg("-seed=1");
+        }
         command
             .arg(format!("-max_total_time={}", time.as_secs()))
             .arg(format!("-max_len={MAX_INPUT_BYTES}"))
