@@ -131,8 +131,11 @@ impl RelayServer {
                 relay: it.value.relay_port,
                 agent: it.value.agent_port,
             };
-            // A flow is sent to an agent once.
-            if session.flows.contains_key(&stream) || !self.ports.take_given(&agent_address, ports)
+            // Two agents may have named one address; a flow is sent there once.
+            let is_full = session.flows.len() >= self.config.limits.flows_per_session;
+            if is_full
+                || session.flows.contains_key(&stream)
+                || !self.ports.take_given(&agent_address, ports)
             {
                 useless.push(it.key);
                 continue;
