@@ -99,19 +99,6 @@ fn between(sent: &[Sent], guest: &Control, from_ns: u64, to_ns: u64) -> Metrics 
     metrics::compute(sent, &guest.arrivals(RECEIVER), window)
 }
 
-/// What both agents say of the move.
-fn told(testbed: &mut Testbed) -> String {
-    let hosts = [testbed.lab().vms1().clone(), testbed.lab().vms2().clone()];
-    let agents = testbed.agents().unwrap();
-    hosts
-        .iter()
-        .map(|vms| {
-            let migrations = agents.query(vms, "migrations");
-            format!("{migrations:?}\n{}\n", agents.log(vms))
-        })
-        .collect()
-}
-
 /// Packets of so long a time.
 fn packets(time: Duration) -> usize {
     (stream_config().packets_per_second() * time.as_secs_f64()) as usize
@@ -132,7 +119,7 @@ fn guest_that_moves_to_a_site_without_multicast_gets_its_stream_from_a_relay() {
     let run = measure::run(&mut testbed, &config, &mut |step| eprintln!("{step}")).unwrap();
     eprintln!("{:?}", run.row);
     let is_exact = run.row.ok && run.row.duplicated == 0;
-    assert!(is_exact, "{:?}\n{}", run.row, told(&mut testbed));
+    assert!(is_exact, "{:?}", run.row);
     assert_eq!(run.row.mode.as_deref(), Some("relay"));
 }
 
@@ -196,7 +183,6 @@ fn killed_relay_and_killed_agent_lose_no_packet_and_are_adopted() {
         return;
     }
     let (mut testbed, stream) = relayed("rkill", 1, options());
-    let vms1 = testbed.lab().vms1().clone();
     let guest = testbed.guest().unwrap().clone();
     let from_ns = clock::now_ns();
     let mut steps = Vec::new();
@@ -222,9 +208,7 @@ fn killed_relay_and_killed_agent_lose_no_packet_and_are_adopted() {
     assert_eq!(
         (metrics.lost, metrics.duplicated, metrics.reordered),
         (0, 0, 0),
-        "{metrics:?} {steps:?}\n{}\n{}",
-        testbed.agents().unwrap().log(&vms1),
-        testbed.relays().unwrap().log(0),
+        "{metrics:?} {steps:?}",
     );
 }
 

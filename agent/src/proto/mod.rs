@@ -87,7 +87,7 @@ use listener::Mirror;
 use rate::Rates;
 use reception::{Receptions, Relays};
 use record::Records;
-use source::Outgoing;
+use source::{LateCuts, Outgoing};
 use timer::{Timer, TimerTable};
 use unicast::Addresses;
 use vm::VmSide;
@@ -138,6 +138,8 @@ pub struct Agent {
     links: Links,
     closings: BTreeMap<u64, Closing>,
     outgoing: BTreeMap<u64, Outgoing>,
+    /// Domains that have left before all of their cuts were placed.
+    late_cuts: BTreeMap<u64, LateCuts>,
     incoming: BTreeMap<u64, Incoming>,
     arrivals: Arrivals,
     /// Hooks of libvirt that wait, by the numbers of their commands.
@@ -172,6 +174,7 @@ impl Agent {
             links: Links::default(),
             closings: BTreeMap::new(),
             outgoing: BTreeMap::new(),
+            late_cuts: BTreeMap::new(),
             incoming: BTreeMap::new(),
             arrivals: Arrivals::default(),
             preparations: BTreeMap::new(),
@@ -453,6 +456,7 @@ impl Agent {
             Timer::Again(number) => self.ask_again(number),
             Timer::Ready(number) => self.ready_timed_out(number),
             Timer::Reconnect(number) => self.reconnect_now(number),
+            Timer::LateCuts(number) => self.end_late_cuts(number),
             Timer::Closing(number) => self.give_up_closing(number),
             Timer::Probe(key) => self.probe_timed_out(key),
             Timer::Unused(number) => self.arrival_unused(number),

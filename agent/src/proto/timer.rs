@@ -21,6 +21,8 @@ pub(super) enum Timer {
     Reconnect(u64),
     /// When to stop trying to tell the destination how a migration ended.
     Closing(u64),
+    /// When to do without the cuts that are not placed of a domain that has left.
+    LateCuts(u64),
     /// When a probe that has seen no packet is decided.
     Probe(ManagedKey),
     /// When to undo an arrival of which nothing more was heard.

@@ -32,6 +32,7 @@ mod tally;
 use std::fs;
 use std::net::Ipv6Addr;
 use std::process::Command;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -340,6 +341,30 @@ impl Testbed {
             .filter(|vms| state(vms, domain).as_deref() == Some("running"))
             .map(|vms| vms.name())
             .collect()
+    }
+}
+
+/// A test that fails says what its programs knew.
+impl Drop for Testbed {
+    fn drop(&mut self) {
+        if !thread::panicking() {
+            return;
+        }
+        if let Some(agents) = &self.agents {
+            for vms in self.lab.vms() {
+                let migrations = agents.query(vms, "migrations").unwrap_or_default();
+                let log = agents.log(vms);
+                eprintln!("Agent on {}: {migrations}\n{log}", vms.name());
+            }
+        }
+        if let Some(relays) = &self.relays {
+            for index in 0..self.lab.relays().len() {
+                eprintln!("Relay {index}:\n{}", relays.log(index));
+            }
+        }
+        if let Some(node) = &self.node {
+            eprintln!("Node:\n{}", node.log());
+        }
     }
 }
 

@@ -47,8 +47,17 @@ impl Agent {
         if let Some(clock_ns) = progress.clock_ns {
             incoming.clock.observe(clock_ns, now);
         }
-        if phase == Phase::Switching {
-            incoming.switching.get_or_insert(now);
+        match phase {
+            Phase::Copying => {
+                let sent = progress
+                    .clock_ns
+                    .and_then(|sent| incoming.clock.latest(sent));
+                incoming.ran = sent.or(incoming.ran);
+            }
+            Phase::Switching => {
+                incoming.switching.get_or_insert(now);
+            }
+            Phase::Preparing | Phase::Ready | Phase::Completed => {}
         }
         incoming.progress = Some(progress);
         match phase {

@@ -31,8 +31,8 @@ use crate::proto::{GateCommand, Mac, Output};
 /// How long a cut may be on its way; the least that a VM that runs here waits for its cut, and all that it
 /// waits for one of a source that is not connected.
 pub(super) const CUT_TRANSIT: Duration = Duration::from_millis(200);
-/// What is replayed without a cut begins so long before the VM is known to have stopped: as long as
-/// that may take to get here.
+/// What is replayed without a cut begins so long before the last moment of which the source said that the
+/// VM ran: as long as libvirt's word of the stop may take to get to the source.
 const BLIND_MARGIN: Duration = Duration::from_millis(100);
 /// Pause that is assumed where not even that was heard.
 const ASSUMED_PAUSE: Duration = Duration::from_secs(1);
@@ -210,8 +210,11 @@ impl Agent {
         let Some(incoming) = self.incoming.get_mut(&number) else {
             return;
         };
-        let since = match (incoming.switching, incoming.arrived) {
-            (Some(switching), _) => switching - BLIND_MARGIN,
+        let stopped = incoming
+            .switching
+            .map(|at| incoming.ran.unwrap_or(at).min(at));
+        let since = match (stopped, incoming.arrived) {
+            (Some(stopped), _) => stopped - BLIND_MARGIN,
             (None, Some(arrived)) => arrived - ASSUMED_PAUSE,
             (None, None) => return,
         };

@@ -90,6 +90,8 @@ pub(super) struct Incoming {
     progress: Option<MigrationProgress>,
     /// When the source was first heard to switch.
     switching: Option<Timestamp>,
+    /// When the source last said that the VM is being copied.
+    ran: Option<Timestamp>,
     /// What is known of the source's clock.
     clock: ClockOffset,
     gates: BTreeMap<u32, ArrivalGate>,
@@ -187,6 +189,7 @@ impl Agent {
             mdb_renewal: arrival::MDB_RENEWAL_FIRST,
             progress: None,
             switching: None,
+            ran: None,
             clock: ClockOffset::default(),
             gates,
             revised: BTreeMap::new(),

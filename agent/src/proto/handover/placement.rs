@@ -230,7 +230,16 @@ impl Placement {
 
     /// The cut by nothing but the moment of the stop, for who cannot wait; `None` before the stop.
     pub fn cut_by_time(&self) -> Option<Cut> {
-        self.stopped.map(Cut::at_stop)
+        self.stopped.map(|stopped| self.at_stop(stopped))
+    }
+
+    /// The cut by time: at the stop, or when the VM is known to have run last if that is earlier, for on
+    /// a loaded host the stop is reported late.
+    fn at_stop(&self, stopped: Timestamp) -> Cut {
+        let delivered = self.delivered();
+        let before = |sample: &&Sample| sample.counts.taken < delivered;
+        let ran = self.history.iter().rev().find(before);
+        Cut::at_stop(ran.map_or(stopped, |sample| sample.at.min(stopped)))
     }
 
     /// Takes in that a frame was sent into the TAP past the gate, after the stop. One that was
@@ -363,7 +372,7 @@ impl Placement {
         let delivered = self.delivered();
         let (Some((least, _)), Some(greatest)) = (self.evidence.least, self.evidence.greatest)
         else {
-            return Cut::at_stop(stopped);
+            return self.at_stop(stopped);
         };
         let is_sure = self.evidence.is_sure();
         let is_certain = is_sure && is_known && settled;
@@ -371,10 +380,10 @@ impl Placement {
             // What QEMU has held back of a queue, it may have held back for long.
             let is_found = is_sure && is_known;
             let cut = is_found.then(|| self.cut_of_several(least, delivered, settled));
-            return cut.flatten().unwrap_or_else(|| Cut::at_stop(stopped));
+            return cut.flatten().unwrap_or_else(|| self.at_stop(stopped));
         }
         if !is_sure && self.evidence.is_mostly_empty() {
-            return Cut::at_stop(stopped);
+            return self.at_stop(stopped);
         }
         let ahead = if self.path == Path::Vhost { AHEAD } else { 0 };
         let full = greatest.saturating_sub_unsigned(self.capacity + ahead);

@@ -201,6 +201,7 @@ impl Agent {
         let Some(outgoing) = self.remove(number) else {
             return;
         };
+        self.end_recording(outgoing.recorded.keys().copied());
         self.end_departures(|_, departure| departure.is_of(number));
         let reason = refusal.to_string();
         warn!(domain = %outgoing.domain, number, %reason, "Migration has failed");
@@ -238,6 +239,7 @@ impl Agent {
         let Some(outgoing) = self.remove(number) else {
             return;
         };
+        self.end_departure_recording(number, &outgoing);
         let now = self.now;
         // Without QEMU's own number, the time until libvirt says that it is over is the bound.
         let pause = stats
@@ -295,9 +297,7 @@ impl Agent {
         ] {
             self.timers.stop(timer);
         }
-        let outgoing = self.outgoing.remove(&number)?;
-        self.end_recording(outgoing.recorded.keys().copied());
-        Some(outgoing)
+        self.outgoing.remove(&number)
     }
 
     fn started_of(&mut self, uuid: DomainUuid) -> Option<(u64, &mut Outgoing)> {

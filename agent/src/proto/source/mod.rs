@@ -38,9 +38,7 @@ use std::net::SocketAddrV6;
 use std::time::Duration;
 
 use common::maps::{ManagedKey, StreamKey};
-use common::signal::{
-    AgentRequest, AgentResponse, MigrationProgress, MigrationRequest, NicCut, Phase,
-};
+use common::signal::{AgentRequest, AgentResponse, MigrationProgress, MigrationRequest, Phase};
 use common::text::is_plain_text;
 use tracing::{info, warn};
 
@@ -54,6 +52,8 @@ use super::{Agent, CommandReply, Domain, DomainUuid, JobStats, Output, Stream, T
 
 use claim::Leaving;
 pub(super) use forward::Departure;
+pub(super) use handover::LateCuts;
+use handover::Recorded;
 
 /// Stands for the destination of a migration that an agent before this one has started: libvirt
 /// does not tell it. No agent has this name, since names have no spaces.
@@ -140,7 +140,7 @@ pub(super) struct Outgoing {
     /// Where the VM is going to be, as it says.
     leaving: Option<Leaving>,
     /// TAPs that are recorded, and what the VM has had by them.
-    recorded: BTreeMap<u32, Option<NicCut>>,
+    recorded: Recorded,
     pub(super) backoff: Backoff,
 }
 

@@ -3,13 +3,15 @@
 use std::time::Duration;
 
 use common::signal::{
-    AgentRequest, AgentResponse, MigrationReady, MigrationRequest, PeerMessage, Phase,
+    AgentRequest, AgentResponse, CutBasis, MigrationReady, MigrationRequest, NicCut, PeerMessage,
+    Phase,
 };
 
 use super::*;
 use crate::proto::tests::fixture::{Bench, MAC, TAP, UUID, config, peer};
 use crate::proto::{
-    Command, CommandReply, GateCommand, HypervisorEvent, JobStats, Outcome, Output, PeerEvent,
+    Command, CommandReply, GateCommand, GateEvent, HypervisorEvent, JobStats, Outcome, Output,
+    PeerEvent,
 };
 
 const NOTICE: u64 = 77;
@@ -114,6 +116,11 @@ fn noticed_move_is_asked_for_recorded_and_followed_but_not_started() {
         matches!(frame, (NOTICE, PeerMessage::MigrationProgress(told)) if told.phase == Phase::Switching)
     });
     assert!(told, "{outputs:?}");
+    let (ifindex, mac) = (TAP, MAC.into());
+    let (basis, flows) = (CutBasis::Count, Vec::new());
+    let cut = NicCut { mac, basis, flows };
+    let placed = GateEvent::Cut { ifindex, cut };
+    bench.agent.handle_gate(bench.now, placed);
     let outputs = ended(&mut bench, Ok(JobStats::default()));
     let told = frames(&outputs).into_iter().any(|frame| {
         matches!(frame, (NOTICE, PeerMessage::MigrationProgress(told)) if told.phase == Phase::Completed)

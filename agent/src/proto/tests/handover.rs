@@ -508,3 +508,93 @@ fn recording_ends_with_the_migration() {
         assert_eq!(gates(&mut bench), [GateCommand::Clear { ifindex: TAP }]);
     }
 }
+
+/// libvirt is done with the migration of `viewer`, which has stopped, before the cut is placed.
+fn left_early() -> (Bench, u64) {
+    let (mut bench, transaction) = copying();
+    suspended(&mut bench);
+    bench.pass(100 * MS);
+    bench.outputs();
+    let (uuid, result) = (UUID, Ok(JobStats::default()));
+    bench.hypervisor(HypervisorEvent::MigrationEnded { uuid, result });
+    (bench, transaction)
+}
+
+const CLEAR_LEFT: GateCommand = GateCommand::Clear { ifindex: TAP };
+
+#[test]
+fn cut_that_is_placed_after_libvirt_is_done_is_told_and_ends_the_recording() {
+    let (mut bench, transaction) = left_early();
+    assert_eq!(gates(&mut bench), []);
+    bench.pass(100 * MS);
+    place(&mut bench);
+    let outputs = bench.outputs();
+    assert!(outputs.contains(&Output::Gate(CLEAR_LEFT)), "{outputs:?}");
+    let is_told = outputs.iter().any(|output| match output {
+        Output::Frame { bytes, .. } => match PeerMessage::decode(bytes).unwrap() {
+            (of, PeerMessage::HandoverCut(told)) => of == transaction && told.nics == [cut()],
+            _ => false,
+        },
+        _ => false,
+    });
+    assert!(is_told, "{outputs:?}");
+    bench.pass(S);
+    assert_eq!(gates(&mut bench), []);
+}
+
+#[test]
+fn destination_is_told_in_the_end_that_no_cut_of_a_vm_that_has_left_was_placed() {
+    let (mut bench, _) = left_early();
+    bench.outputs();
+    bench.pass(S);
+    let outputs = bench.outputs();
+    assert!(outputs.contains(&Output::Gate(CLEAR_LEFT)), "{outputs:?}");
+    let (mut bench, transaction) = left_early();
+    bench.outputs();
+    bench.pass(S);
+    let told = cuts(&mut bench);
+    assert_eq!(told.len(), 1);
+    assert_eq!((told[0].0, told[0].1.nics.len()), (transaction, 0));
+}
+
+#[test]
+fn cut_that_comes_after_the_end_of_the_migration_is_replayed() {
+    let mut bench = arriving();
+    progress(&mut bench, Phase::Switching, 0);
+    resumed(&mut bench);
+    progress(&mut bench, Phase::Completed, 0);
+    bench.outputs();
+    bench.pass(LATEST_CUT);
+    hand_over(&mut bench, 0);
+    assert!(matches!(
+        gates(&mut bench).as_slice(),
+        [GateCommand::Replay { .. }]
+    ));
+}
+
+#[test]
+fn replay_without_a_cut_begins_when_the_source_last_saw_the_vm_run() {
+    let mut bench = arriving();
+    bench.pass(S);
+    let ran = bench.now;
+    progress(&mut bench, Phase::Copying, ran.0);
+    bench.pass(400 * MS);
+    let clock_ns = bench.now.0;
+    progress(&mut bench, Phase::Switching, clock_ns);
+    resumed(&mut bench);
+    bench.outputs();
+    bench.frame(
+        1,
+        HandoverCut {
+            clock_ns,
+            nics: Vec::new(),
+        },
+    );
+    match gates(&mut bench).as_slice() {
+        [GateCommand::ReplayBlind { since, .. }] => {
+            let earlier = ran.since(*since);
+            assert!(*since < ran && earlier <= 100 * MS, "{earlier:?}");
+        }
+        other => panic!("{other:?}"),
+    }
+}

@@ -118,7 +118,27 @@ fn frames_that_always_come_just_before_a_sample_do_not_show_an_empty_queue() {
     placement.sample(at(90), Reader::Unknown, counts(1012, 7), 13);
     placement.injected(at(90));
     let cut = settle(&mut placement, at(90), counts(1013, 7), 13);
-    assert_eq!(cut, Cut::Time(at(85)));
+    assert_eq!(
+        cut,
+        Cut::Time(at(72)),
+        "one was read after the sample at 77"
+    );
+}
+
+#[test]
+fn stop_that_is_reported_late_is_placed_when_the_vm_read_last() {
+    let mut placement = Placement::new(1000);
+    for n in 0..12 {
+        placement.sample(at(n * 7), Reader::Unknown, counts(1000 + n, 7), n + 1);
+    }
+    // It has stopped; of what comes, QEMU reads one frame.
+    for n in 12..40 {
+        placement.sample(at(n * 7), Reader::Unknown, counts(1012, 7), n + 1);
+    }
+    placement.stopped(at(290));
+    placement.sample(at(290), Reader::Unknown, counts(1012, 7), 42);
+    let cut = settle(&mut placement, at(290), counts(1012, 7), 42);
+    assert_eq!(cut, Cut::Time(at(65)));
 }
 
 #[test]
@@ -153,7 +173,7 @@ fn queue_that_was_not_seen_empty_often_places_by_time() {
     placement.sample(at(20), Reader::Unknown, counts(1020, 7), 20);
     placement.stopped(at(40));
     let cut = settle(&mut placement, at(40), counts(1025, 7), 30);
-    assert_eq!(cut, Cut::Time(at(35)));
+    assert_eq!(cut, Cut::Time(at(15)));
 }
 
 #[test]
