@@ -34,7 +34,7 @@ use crate::net::relays::{Discovery, Found};
 use crate::net::snooping;
 use crate::net::vm_socket::VmSocket;
 use crate::proto::{
-    Agent, DatapathEvent, GateCommand, HypervisorEvent, PeerEvent, Port, PortEvent, RelayCandidate,
+    Agent, DatapathEvent, HypervisorEvent, PeerEvent, Port, PortEvent, RelayCandidate,
     Timestamp,
 };
 use crate::watchdog::Watchdog;
@@ -172,7 +172,7 @@ impl EventLoop {
             LinkEvent::Port(PortEvent::Removed { ifindex }) => {
                 tracing::info!(ifindex, "TAP removed");
                 self.hooks.remove(ifindex);
-                self.gates.perform(GateCommand::Clear { ifindex });
+                self.gates.removed(ifindex);
                 self.datapath.detach_port(ifindex)?;
                 self.proto
                     .handle_port(now(), PortEvent::Removed { ifindex });

@@ -47,6 +47,7 @@ const NETWORK: &[&str] = &[
     "attacks",
     "gate",
     "gate_probes",
+    "cuts",
     "hooks",
     "membership",
     "tap_queue",

@@ -105,14 +105,7 @@ impl Gates {
             return self.tell((command, None));
         };
         // The thread is to know whose frames they are before the first one is held.
-        let (ready, is_ready) = mpsc::channel();
-        self.tell((command, Some(ready)));
-        if is_ready.recv_timeout(THREAD_WAIT).is_err() {
-            tracing::warn!(
-                ifindex,
-                "The thread of the gates is late; packets may be lost"
-            );
-        }
+        self.tell_and_wait(ifindex, command);
         if let Err(error) = self.datapath.gate_hold(ifindex) {
             tracing::warn!(
                 ifindex,
@@ -121,6 +114,22 @@ impl Gates {
             );
             self.tell((GateCommand::Clear { ifindex }, None));
             let _ = self.failures.send(GateEvent::NotHeld { ifindex });
+        }
+    }
+
+    /// A TAP is gone. What its VM has had is read when this returns: what counts it may be let go.
+    pub fn removed(&mut self, ifindex: u32) {
+        self.tell_and_wait(ifindex, GateCommand::Clear { ifindex });
+    }
+
+    fn tell_and_wait(&mut self, ifindex: u32, command: GateCommand) {
+        let (ready, is_ready) = mpsc::channel();
+        self.tell((command, Some(ready)));
+        if is_ready.recv_timeout(THREAD_WAIT).is_err() {
+            tracing::warn!(
+                ifindex,
+                "The thread of the gates is late; packets may be lost"
+            );
         }
     }
 

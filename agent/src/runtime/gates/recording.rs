@@ -197,6 +197,14 @@ impl Recording {
         self.take(datapath, step)
     }
 
+    /// Places the cut of a VM that has stopped by what is known now, unless it is placed: the TAP is gone,
+    /// or nobody waits for its VM any longer.
+    pub(super) fn conclude(&mut self, datapath: &Datapath) -> Option<NicCut> {
+        self.placement.lost();
+        let step = self.placement.poll(now());
+        self.take(datapath, step)
+    }
+
     fn take(&mut self, datapath: &Datapath, step: Step) -> Option<NicCut> {
         match step {
             Step::SampleAt(due) => {

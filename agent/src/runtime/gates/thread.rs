@@ -222,6 +222,9 @@ impl GateThread {
         // Of what was kept, too.
         self.take_held();
         if let Some(Tap::Recording(mut recording)) = self.taps.remove(&ifindex) {
+            if let Some(cut) = recording.conclude(&self.datapath) {
+                self.tell(GateEvent::Cut { ifindex, cut });
+            }
             recording.finish(&self.datapath);
             if let Some(event) = recording.send_on.report() {
                 self.tell(event);
