@@ -9,13 +9,14 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use lab::probe::eavesdropper::Eavesdropper;
 use lab::probe::ffmpeg::Packing;
-use lab::scenario::agents::AgentOptions;
+use lab::scenario::agents::{AgentOptions, install_qemu_certificates};
 use lab::scenario::measure::{self, Mover, Run, RunConfig};
 use lab::scenario::stream::{self, RECEIVER, Stream, StreamConfig, StreamKind};
 use lab::scenario::{STREAM_ADDRESS, Testbed, ensure_runs_only_on};
 use lab::{LabConfig, Site, machine, requirements, wait};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// The paper's stream.
 const STREAM: StreamConfig = StreamConfig {
@@ -199,4 +200,65 @@ fn a_guest_that_moves_back_at_once_receives_natively_again() {
         guest.wait_arrivals(RECEIVER, before + 1000, MOVE).unwrap();
     }
     stream.stop().unwrap();
+}
+
+/// What is in the memory of every guest.
+const BANNER: &[u8] = b"Linux version 6.";
+/// Longer than the agent takes to see new certificates.
+const SEEN: Duration = Duration::from_secs(60);
+
+/// Whether somebody on the way of the copy can read the guest's memory when it moves away from `host`, and what the record
+/// says of the copy.
+fn overheard(testbed: &mut Testbed, host: usize) -> (bool, Value) {
+    let (source, destination) = (
+        testbed.lab().vms()[host].clone(),
+        testbed.lab().vms()[1 - host].name().to_owned(),
+    );
+    let eavesdropper = Eavesdropper::start(&source, BANNER).unwrap();
+    let domain = testbed.domain_name().to_owned();
+    let mut command = testbed
+        .agents()
+        .unwrap()
+        .command(&source, &["migrate", &domain, &destination]);
+    source.output(&mut command).unwrap();
+    let heard = eavesdropper.finish().unwrap();
+    eprintln!("{heard:?}");
+    assert!(heard.bytes > 10 << 20, "{heard:?}");
+    (heard.known > 0, record(testbed, host)["memory"].clone())
+}
+
+#[test]
+fn memory_is_read_by_nobody_on_its_way_once_qemu_has_certificates() {
+    if !requirements::met() {
+        return;
+    }
+    let mut testbed = testbed("migtls", Site::Multicast, Some(AgentOptions::DEFAULT));
+    testbed.boot().unwrap();
+    let in_the_clear = json!({ "way": "clear", "reason": "no-certificate-here" });
+    assert_eq!(overheard(&mut testbed, 0), (true, in_the_clear));
+
+    let hosts = testbed.lab().vms().to_vec();
+    for vms in &hosts {
+        install_qemu_certificates(testbed.lab(), vms).unwrap();
+    }
+    wait::until("the agents to see QEMU's certificates", SEEN, || {
+        let agents = testbed.agents().ok()?;
+        let problems = |vms| agents.query(vms, "status").map(|it| it["memory_problems"].clone());
+        hosts
+            .iter()
+            .all(|vms| problems(vms).is_ok_and(|it| it == json!([])))
+            .then_some(())
+    })
+    .unwrap();
+    assert_eq!(overheard(&mut testbed, 1), (false, json!({ "way": "tls" })));
+
+    // The destination's is of another CA now: the move fails, and is not made in the clear.
+    let ca = hosts[1].qemu_pki_directory().join("ca-cert.pem");
+    std::fs::copy(hosts[1].shared_directory().join("cacert.pem"), ca).unwrap();
+    let domain = testbed.domain_name().to_owned();
+    let arguments = ["migrate", &domain, hosts[1].name()];
+    let mut command = testbed.agents().unwrap().command(&hosts[0], &arguments);
+    hosts[0].output(&mut command).unwrap_err();
+    assert_eq!(record(&mut testbed, 0)["outcome"]["state"], "failed");
+    ensure_runs_only_on(&testbed, "vms1").unwrap();
 }

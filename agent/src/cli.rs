@@ -185,7 +185,7 @@ pub enum HookCommand {
 /// `roamcast pki`.
 #[derive(Clone, Debug, Subcommand)]
 pub enum PkiCommand {
-    /// Make two small CAs: one of the signalling, and one for libvirt.
+    /// Make three small CAs, of the signalling, of libvirt and of QEMU; or the one that is missing.
     Init {
         /// Directory of the CAs.
         directory: PathBuf,
@@ -196,7 +196,7 @@ pub enum PkiCommand {
         #[arg(long, default_value_t = pki::CA_DAYS, value_parser = clap::value_parser!(u32).range(1..=36_500))]
         days: u32,
     },
-    /// Issue certificates for one host: of its role in the signalling, and for its libvirtd where the role is agent.
+    /// Issue certificates for one host: of its role in the signalling, and for its libvirtd and QEMU where the role is agent.
     Issue {
         /// Directory of the CAs.
         directory: PathBuf,

@@ -283,6 +283,10 @@ impl ConfigFile for Config {
             .err()
             .and_then(|error| conflict(&["libvirt", "flags"], error.to_string()))
             .or_else(|| {
+                let why = self.libvirt.encrypt_conflict()?;
+                conflict(&["libvirt", "encrypt"], why.to_owned())
+            })
+            .or_else(|| {
                 (self.limits.listeners > self.limits.map_listeners)
                     .then(|| {
                         conflict(

@@ -1,26 +1,32 @@
 //! Small CAs for those who have none: `roamcast pki init` and `roamcast pki issue`.
 //!
-//! There are two, because whoever has a certificate of the CA that libvirt trusts is root on every host: the
-//! CA of the signalling, which certifies everybody with a [role](crate::role), and the CA of
-//! libvirt, which certifies hosts. A relay has nothing that libvirt knows.
+//! There are three, because whoever has a certificate of the CA that libvirt trusts is root on every host: the
+//! CA of the signalling, which certifies everybody with a [role](crate::role), the CA of libvirt, which
+//! certifies hosts, and the CA of QEMU, which certifies them for the copy of a VM's memory. A relay has
+//! nothing that libvirt knows. Neither has QEMU, which reads its key as the user that VMs run as.
 //!
 //! ```text
 //! DIR/signalling/cacert.pem            the certificate of the CA of the signalling
 //! DIR/signalling/private/cakey.pem     its key, mode 0600: keep it off the hosts
 //! DIR/libvirt/cacert.pem               the same of the CA of libvirt
 //! DIR/libvirt/private/cakey.pem
+//! DIR/qemu/cacert.pem                  the same of the CA of QEMU
+//! DIR/qemu/private/cakey.pem
 //! DIR/NAME/roamcast/cacert.pem         for each host: copy DIR/NAME to its /etc/pki
 //! DIR/NAME/roamcast/cert.pem           one certificate for server and client use, with the role
 //! DIR/NAME/roamcast/private/key.pem
 //! ```
 //!
-//! For hosts with an agent, where libvirt looks:
+//! For hosts with an agent, where libvirt and QEMU look:
 //!
 //! ```text
 //! DIR/NAME/CA/cacert.pem
 //! DIR/NAME/libvirt/servercert.pem      one certificate for server and client use
 //! DIR/NAME/libvirt/clientcert.pem      the same again, where libvirt's client looks
 //! DIR/NAME/libvirt/private/serverkey.pem, clientkey.pem
+//! DIR/NAME/qemu/ca-cert.pem
+//! DIR/NAME/qemu/server-cert.pem, server-key.pem
+//! DIR/NAME/qemu/client-cert.pem, client-key.pem
 //! ```
 //!
 //! Keys are ECDSA P-256, which libvirt's GnuTLS and rustls both take. Nothing is ever overwritten.
@@ -36,7 +42,7 @@ use rcgen::SanType;
 use time::OffsetDateTime;
 
 use crate::role::Role;
-use sign::write_for_libvirt;
+use sign::{write_for_libvirt, write_for_qemu};
 
 /// How long a CA is valid unless told otherwise, days.
 pub const CA_DAYS: u32 = 3650;
@@ -73,6 +79,12 @@ pub enum PkiError {
     /// The directory is that of the version before.
     #[error("{} has one CA for all, of the version before, which made relays root on every host through libvirt; run `roamcast pki init` in a new directory and issue all certificates anew", directory.display())]
     OneCa {
+        /// The directory.
+        directory: PathBuf,
+    },
+    /// The directory has no CA of QEMU.
+    #[error("{} has no CA of QEMU; run `roamcast pki init {}`, which makes the one that is missing", directory.display(), directory.display())]
+    NoCopyCa {
         /// The directory.
         directory: PathBuf,
     },
@@ -125,6 +137,8 @@ pub struct Authorities {
     pub signalling: Ca,
     /// That which the libvirt of the hosts trusts.
     pub libvirt: Ca,
+    /// That which their QEMU trusts.
+    pub qemu: Ca,
 }
 
 /// What to certify.
@@ -160,6 +174,8 @@ pub struct Issued {
     pub signalling: Certificate,
     /// For libvirt, where there is an agent.
     pub libvirt: Option<Certificate>,
+    /// For QEMU, where there is an agent. The user that VMs run as has to be able to read the keys.
+    pub qemu: Option<Certificate>,
 }
 
 impl Authorities {
@@ -176,7 +192,17 @@ impl Authorities {
             directory: directory.to_owned(),
             signalling: ca("signalling"),
             libvirt: ca("libvirt"),
+            qemu: ca("qemu"),
         }
+    }
+
+    /// Each with what it is of.
+    fn all(&self) -> [(&Ca, &'static str); 3] {
+        [
+            (&self.signalling, "signalling"),
+            (&self.libvirt, "libvirt"),
+            (&self.qemu, "QEMU"),
+        ]
     }
 
     /// What to do next, for a person.
@@ -184,13 +210,16 @@ impl Authorities {
         let directory = self.directory.display();
         format!(
             "CA of the signalling {}\nits key              {} (keep it off the hosts)\n\
-             CA of libvirt        {}\nits key              {} (keep it off the hosts)\n\n\
+             CA of libvirt        {}\nits key              {} (keep it off the hosts)\n\
+             CA of QEMU           {}\nits key              {} (keep it off the hosts)\n\n\
              Next, once for each host, relay and migration control server:\n  \
              roamcast pki issue {directory} NAME --role agent|relay|mcs --address ADDRESS\n",
             self.signalling.certificate.display(),
             self.signalling.key.display(),
             self.libvirt.certificate.display(),
             self.libvirt.key.display(),
+            self.qemu.certificate.display(),
+            self.qemu.key.display(),
         )
     }
 }
@@ -206,7 +235,9 @@ impl Issued {
             .unwrap_or_default();
         let replaces = match self.libvirt {
             Some(_) => format!(
-                "If it replaces one that is in use, which Roamcast sees by itself and libvirt does not:\n  \
+                "Let QEMU, and nobody else, read its keys (here as Debian names its user):\n  \
+                 ssh root@{name} chown -R libvirt-qemu /etc/pki/qemu\n\n\
+                 If it replaces one that is in use, which Roamcast sees by itself and libvirt does not:\n  \
                  ssh root@{name} \"systemctl try-restart 'libvirtd*.service' 'virtproxyd*.service'\"\n"
             ),
             None => "If it replaces one that is in use, Roamcast sees it by itself.\n".to_owned(),
@@ -219,7 +250,7 @@ impl Issued {
     }
 }
 
-/// Makes the CAs in `directory`.
+/// Makes the CAs in `directory`, or the one of QEMU where the other two are there already.
 ///
 /// # Errors
 ///
@@ -227,26 +258,30 @@ impl Issued {
 pub fn init(directory: &Path, name: &str, validity: Validity) -> Result<Authorities, PkiError> {
     refuse_one_ca(directory)?;
     let authorities = Authorities::of(directory);
-    let named = [
-        (&authorities.signalling, "signalling"),
-        (&authorities.libvirt, "libvirt"),
-    ];
-    for (ca, _) in named {
+    let all = authorities.all();
+    let is_there = |ca: &Ca| ca.certificate.exists() && ca.key.exists();
+    let missing = match all {
+        [(signalling, _), (libvirt, _), qemu] if is_there(signalling) && is_there(libvirt) => {
+            vec![qemu]
+        }
+        all => all.to_vec(),
+    };
+    for (ca, _) in &missing {
         refuse_existing([ca.certificate.as_path(), ca.key.as_path()])?;
     }
-    for (ca, purpose) in named {
+    for (ca, purpose) in missing {
         ca.make(&format!("{name} of {purpose}"), validity)?;
     }
     Ok(authorities)
 }
 
 /// Issues certificates for server and client use: one of the signalling, and for an agent's host one for its
-/// libvirt.
+/// libvirt and one for its QEMU.
 ///
 /// # Errors
 ///
 /// [`PkiError::InvalidName`], [`PkiError::Exists`] where the name has one already,
-/// [`PkiError::OneCa`], [`PkiError::Io`], [`PkiError::Ca`] where a CA cannot sign.
+/// [`PkiError::OneCa`], [`PkiError::NoCopyCa`], [`PkiError::Io`], [`PkiError::Ca`] where a CA cannot sign.
 pub fn issue(directory: &Path, request: &IssueRequest) -> Result<Issued, PkiError> {
     let name = request.name.to_ascii_lowercase();
     let invalid = || PkiError::InvalidName {
@@ -275,8 +310,15 @@ pub fn issue(directory: &Path, request: &IssueRequest) -> Result<Issued, PkiErro
         &authorities.signalling,
         [names.clone(), vec![role]].concat(),
     )?;
-    let libvirt = match request.role {
-        Role::Agent => Some(sign(&authorities.libvirt, names)?),
+    let of_host = match request.role {
+        Role::Agent if !authorities.qemu.certificate.exists() => {
+            let directory = directory.to_owned();
+            return Err(PkiError::NoCopyCa { directory });
+        }
+        Role::Agent => Some((
+            sign(&authorities.libvirt, names.clone())?,
+            sign(&authorities.qemu, names)?,
+        )),
         Role::Relay | Role::Mcs => None,
     };
 
@@ -286,11 +328,18 @@ pub fn issue(directory: &Path, request: &IssueRequest) -> Result<Issued, PkiErro
         certificate: roamcast.join("cert.pem"),
         key: roamcast.join("private/key.pem"),
     })?;
-    let libvirt = libvirt.map(|signed| write_for_libvirt(&signed, &host));
+    let (libvirt, qemu) = match of_host {
+        Some((libvirt, qemu)) => (
+            Some(write_for_libvirt(&libvirt, &host)?),
+            Some(write_for_qemu(&qemu, &host)?),
+        ),
+        None => (None, None),
+    };
     Ok(Issued {
         directory: host,
         signalling,
-        libvirt: libvirt.transpose()?,
+        libvirt,
+        qemu,
     })
 }
 

@@ -98,6 +98,7 @@ fn accept(destination: &mut Liar) -> u64 {
                 prefix_length: 64,
                 agent_address: [1; 16].into(),
                 receptions: vec![],
+                copy_tls: false,
             };
             destination.say(transaction, response);
             return transaction;

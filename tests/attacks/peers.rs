@@ -184,6 +184,7 @@ fn bloated() -> AgentResponse {
         prefix_length: 64,
         agent_address: [1; 16].into(),
         receptions: vec![reception; 280_000],
+        copy_tls: true,
     }
 }
 

@@ -13,6 +13,7 @@ use crate::datapath::UplinkHook;
 use crate::glob::Glob;
 use crate::hypervisor::libvirt::{MigrateFlag, MigrateFlags, MigrateFlagsError};
 use crate::net::tls::TlsFiles;
+use crate::proto::{Carrier, CopyConfig, Encrypt};
 
 /// Most entries of one map, a bound against typing errors: 16 Mi.
 pub(super) const MAX_MAP_ENTRIES: u64 = 1 << 24;
@@ -208,6 +209,8 @@ pub struct Libvirt {
     pub uri: String,
     /// Migration flags.
     pub flags: Vec<MigrateFlag>,
+    /// When the copy of memory is encrypted.
+    pub encrypt: Encrypt,
     /// Most bandwidth of a migration, MiB/s; 0: no limit of ours.
     #[serde(deserialize_with = "value::ranged::<0, 1_000_000, _, _>")]
     pub bandwidth_mib: u64,
@@ -236,6 +239,7 @@ impl Default for Libvirt {
         Self {
             uri: "qemu:///system".to_owned(),
             flags: MigrateFlag::DEFAULT.to_vec(),
+            encrypt: Encrypt::Auto,
             bandwidth_mib: 0,
             downtime: Duration::from_millis(50),
             max_downtime: Duration::from_millis(300),
@@ -253,6 +257,28 @@ impl Libvirt {
     /// [`MigrateFlagsError`] where they do not go together; a [`super::Config`] has none such.
     pub fn migrate_flags(&self) -> Result<MigrateFlags, MigrateFlagsError> {
         MigrateFlags::new(&self.flags, self.parallel_connections > 0)
+    }
+
+    /// What is said of copies.
+    pub fn copy(&self) -> CopyConfig {
+        let flags = self.migrate_flags().unwrap_or_default();
+        CopyConfig {
+            encrypt: self.encrypt,
+            carrier: flags.carrier(),
+        }
+    }
+
+    /// Why `encrypt` and the flags contradict each other, if they do.
+    pub(super) fn encrypt_conflict(&self) -> Option<&'static str> {
+        match (self.encrypt, self.copy().carrier) {
+            (Encrypt::Never, Carrier::Tls) => {
+                Some("\"never\" contradicts VIR_MIGRATE_TLS in libvirt.flags; drop one")
+            }
+            (Encrypt::Always, Carrier::Zerocopy) => Some(
+                "\"always\" contradicts VIR_MIGRATE_ZEROCOPY in libvirt.flags, which does not go with TLS; drop one",
+            ),
+            _ => None,
+        }
     }
 }
 

@@ -87,7 +87,7 @@ fn example_mentions_every_key() {
         requests_per_minute vm_pause_s sources gate_max_s \
         cert key admit domains destinations tree_budget_ms join_expiry_s connect_uri migrate_uri \
         enabled servers dns anycast sdp delay_ms silence_ms watch_interval_ms settle_ms hold_ms \
-        uri flags bandwidth_mib downtime_ms max_downtime_ms parallel_connections level format";
+        uri flags encrypt bandwidth_mib downtime_ms max_downtime_ms parallel_connections level format";
     for key in keys.split_whitespace() {
         assert!(
             EXAMPLE.contains(&format!("{key} = ")),
@@ -221,6 +221,18 @@ fn conflicts_are_refused() {
             "r.toml:5: libvirt.flags: VIR_MIGRATE_PEER2PEER is missing",
         ),
         (
+            format!("{MINIMAL}[libvirt]\nencrypt = \"sometimes\"\n"),
+            "r.toml:5: libvirt.encrypt: ",
+        ),
+        (
+            format!("{MINIMAL}[libvirt]\nflags = [{MOVE}, \"VIR_MIGRATE_TLS\"]\nencrypt = \"never\"\n"),
+            "r.toml:6: libvirt.encrypt: \"never\" contradicts VIR_MIGRATE_TLS",
+        ),
+        (
+            format!("{MINIMAL}[libvirt]\nencrypt = \"always\"\nparallel_connections = 2\nflags = [{MOVE}, \"VIR_MIGRATE_ZEROCOPY\"]\n"),
+            "r.toml:5: libvirt.encrypt: \"always\" contradicts VIR_MIGRATE_ZEROCOPY",
+        ),
+        (
             format!("{MINIMAL}[limits]\nlisteners = 10\nmap_listeners = 9\n"),
             "r.toml:5: limits.listeners: 10 listeners",
         ),
@@ -230,6 +242,9 @@ fn conflicts_are_refused() {
         assert!(error.starts_with(expected), "{error}\nfor\n{text}");
     }
 }
+
+/// Flags that no move goes without.
+const MOVE: &str = "\"VIR_MIGRATE_LIVE\", \"VIR_MIGRATE_PEER2PEER\"";
 
 #[test]
 fn relays_are_used_only_where_one_can_be_found() {

@@ -29,7 +29,8 @@ pub use hook::{Hook, UplinkRow};
 pub use ims::{ImsStatus, MoaRow, NodeRow};
 pub use mcs::{McsStatus, RegistrationRow, Role};
 pub use migration::{
-    Direction, JoinRow, MigrationPhase, MigrationRow, Outcome, Reception, ReceptionRow,
+    ClearReason, Direction, JoinRow, MemoryWay, MigrationPhase, MigrationRow, Outcome, Reception,
+    ReceptionRow,
 };
 pub use relay::{Holder, MembershipRow, RelayStatus, RelayedFlowRow, SessionRow};
 pub use relays::{RelayRow, RelaySessionRow, RelaySessionState};
@@ -124,6 +125,10 @@ pub struct Status {
     pub relays: Vec<RelayRow>,
     /// One sentence for each place where relays cannot be looked for.
     pub relay_problems: Vec<String>,
+    /// One sentence for each way, out and in, on which the memory of VMs is not encrypted because QEMU has
+    /// no certificate here.
+    #[serde(default)]
+    pub memory_problems: Vec<String>,
     /// Migrations that are not over, both ways.
     pub migrations: Vec<MigrationRow>,
     /// Counters that are not zero.

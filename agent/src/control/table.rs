@@ -14,7 +14,7 @@ use std::net::Ipv6Addr;
 use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
 
 use super::report::{
-    Direction, FilterMode, HandoverRow, ListenerRow, MigrationRow, Outcome, Reception,
+    Direction, FilterMode, HandoverRow, ListenerRow, MemoryWay, MigrationRow, Outcome, Reception,
     ReceptionRow, StreamRow,
 };
 
@@ -138,9 +138,17 @@ pub fn migrations(rows: &[MigrationRow]) -> String {
         Outcome::Failed(reason) => Some(format!("\n{} failed: {reason}", row.migration)),
         _ => None,
     });
+    let clear = rows.iter().filter_map(|row| match row.memory {
+        Some(MemoryWay::Clear(reason)) => {
+            let (number, reason) = (row.migration, reason.as_str());
+            Some(format!("\n{number}: memory is copied in the clear: {reason}"))
+        }
+        _ => None,
+    });
     let handovers = rows.iter().flat_map(handover::sentences);
     std::iter::once(table.to_string())
         .chain(failures)
+        .chain(clear)
         .chain(handovers)
         .collect()
 }

@@ -3,10 +3,12 @@
 //! [`Hypervisor`] is what the agent asks of it; [`libvirt`] is the real one. Everything is
 //! asynchronous by events, so that no libvirt call ever blocks the agent.
 
+pub mod copy_tls;
 pub mod domain_xml;
 pub mod libvirt;
 pub mod main_loop;
 pub mod metadata;
+mod settings;
 pub mod trust;
 
 use crate::proto::{DomainUuid, HypervisorEvent};
@@ -20,6 +22,8 @@ pub struct MigrateRequest {
     pub connect_uri: String,
     /// Where QEMU sends memory to (`tcp://[2001:db8::2]`); empty to let libvirt choose.
     pub migrate_uri: String,
+    /// Whether QEMU is to encrypt it (`VIR_MIGRATE_TLS`).
+    pub tls: bool,
 }
 
 /// A hypervisor. Calls return at once; what comes of them is sent as [`HypervisorEvent`]s over the

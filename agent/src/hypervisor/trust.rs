@@ -7,10 +7,12 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
+
+use super::settings::{below, values};
 
 /// Daemons that listen by TLS, and where their settings are.
 const SETTINGS: [&str; 2] = ["etc/libvirt/libvirtd.conf", "etc/libvirt/virtproxyd.conf"];
@@ -58,19 +60,6 @@ pub fn advice(root: &Path, signalling: &Path) -> Vec<String> {
         );
     }
     advice
-}
-
-/// What a key is set to, in libvirt's files: `key = value` on a line of its own.
-fn values<'a>(settings: &'a str, key: &'a str) -> impl Iterator<Item = &'a str> {
-    settings.lines().filter_map(move |line| {
-        let (name, value) = line.split_once('=')?;
-        (name.trim() == key).then(|| value.trim().trim_matches('"'))
-    })
-}
-
-/// A path of libvirt's, below `root`.
-fn below(root: &Path, path: &str) -> PathBuf {
-    root.join(path.trim_start_matches('/'))
 }
 
 /// Certificates of a file that may not be there.

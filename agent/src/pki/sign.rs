@@ -43,6 +43,23 @@ pub(super) fn write_for_libvirt(signed: &Signed, host: &Path) -> Result<Certific
     Ok(issued)
 }
 
+/// QEMU looks for all in one directory (`tls-creds-x509`), whose keys it reads as the user that VMs run as.
+pub(super) fn write_for_qemu(signed: &Signed, host: &Path) -> Result<Certificate, PkiError> {
+    let qemu = host.join("qemu");
+    create_directory(&qemu, 0o755)?;
+    write_new(&qemu.join("client-cert.pem"), &signed.certificate, 0o644)?;
+    write_new(&qemu.join("client-key.pem"), &signed.key, 0o600)?;
+    let issued = Certificate {
+        ca: qemu.join("ca-cert.pem"),
+        certificate: qemu.join("server-cert.pem"),
+        key: qemu.join("server-key.pem"),
+    };
+    write_new(&issued.ca, &signed.ca, 0o644)?;
+    write_new(&issued.certificate, &signed.certificate, 0o644)?;
+    write_new(&issued.key, &signed.key, 0o600)?;
+    Ok(issued)
+}
+
 impl Ca {
     pub(super) fn failed(&self, error: rcgen::Error) -> PkiError {
         PkiError::Ca {

@@ -65,9 +65,14 @@ fn keys_are_readable_by_their_owner_only() {
     let ca = init(directory.path(), "CA", Validity::days(1)).unwrap();
     let issued = issue(directory.path(), &request("vms1")).unwrap();
     let libvirt = issued.libvirt.unwrap();
+    let qemu = issued.qemu.unwrap();
+    for key in [qemu.key.with_file_name("client-key.pem"), qemu.key] {
+        assert_eq!(mode(&key), 0o600, "{key:?}");
+    }
     for key in [
         ca.signalling.key,
         ca.libvirt.key,
+        ca.qemu.key,
         issued.signalling.key,
         libvirt.key.with_file_name("clientkey.pem"),
         libvirt.key,
@@ -177,7 +182,7 @@ fn tls_tells_missing_expired_foreign_misnamed_and_mismatched_files_apart() {
 }
 
 #[test]
-fn relays_and_servers_get_nothing_that_libvirt_knows() {
+fn relays_and_servers_get_nothing_that_libvirt_or_qemu_knows() {
     let directory = tempfile::tempdir().unwrap();
     let authorities = init(directory.path(), "CA", Validity::days(1)).unwrap();
     let issue = |name, role| {
@@ -201,7 +206,7 @@ fn relays_and_servers_get_nothing_that_libvirt_knows() {
             &issued.signalling,
             &authorities.libvirt.certificate
         ));
-        assert_eq!(issued.libvirt, None);
+        assert_eq!((&issued.libvirt, &issued.qemu), (&None, &None));
         let inside: Vec<_> = issued.directory.read_dir().unwrap().collect();
         assert_eq!(inside.len(), 1, "{inside:?}");
         assert!(!issued.next_steps().contains("libvirt"));
@@ -218,6 +223,40 @@ fn relays_and_servers_get_nothing_that_libvirt_knows() {
         Role::of_certificate(&certificate(&libvirt)),
         Err(RoleError::Missing)
     );
+}
+
+#[test]
+fn key_that_qemu_reads_opens_nothing_but_the_copy() {
+    let directory = tempfile::tempdir().unwrap();
+    let authorities = init(directory.path(), "CA", Validity::days(1)).unwrap();
+    let host = issue(directory.path(), &request("vms1")).unwrap();
+    let qemu = host.qemu.unwrap();
+    let client = Certificate {
+        certificate: qemu.certificate.with_file_name("client-cert.pem"),
+        ..qemu.clone()
+    };
+    for certificate in [&qemu, &client] {
+        assert!(verifies(certificate, &authorities.qemu.certificate));
+        assert!(!verifies(certificate, &authorities.libvirt.certificate));
+        assert!(!verifies(certificate, &authorities.signalling.certificate));
+    }
+    let libvirt = host.libvirt.unwrap();
+    assert!(!verifies(&libvirt, &authorities.qemu.certificate));
+}
+
+#[test]
+fn directory_of_a_version_without_a_ca_of_qemu_gets_that_and_keeps_the_others() {
+    let directory = tempfile::tempdir().unwrap();
+    let before = init(directory.path(), "CA", Validity::days(1)).unwrap();
+    fs::remove_dir_all(directory.path().join("qemu")).unwrap();
+    let error = issue(directory.path(), &request("vms1")).unwrap_err();
+    assert!(matches!(error, PkiError::NoCopyCa { .. }), "{error}");
+    assert!(error.to_string().contains("pki init"), "{error}");
+    let read = |ca: &Ca| fs::read(&ca.certificate).unwrap();
+    let kept = [&before.signalling, &before.libvirt].map(read);
+    let after = init(directory.path(), "CA", Validity::days(1)).unwrap();
+    assert_eq!([&after.signalling, &after.libvirt].map(read), kept);
+    issue(directory.path(), &request("vms1")).unwrap();
 }
 
 #[test]

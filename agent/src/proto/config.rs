@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::copy::CopyConfig;
 use super::policy::Policy;
 
 /// Configuration of an [`super::Agent`].
@@ -30,6 +31,8 @@ pub struct AgentConfig {
     pub handover: bool,
     /// What is done for the unicast addresses of moving VMs.
     pub unicast: UnicastTiming,
+    /// How the memory of VMs is copied.
+    pub copy: CopyConfig,
 }
 
 impl AgentConfig {

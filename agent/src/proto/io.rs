@@ -540,6 +540,8 @@ pub enum Output {
         connect_uri: String,
         /// Where QEMU sends memory to; empty to let libvirt choose.
         migrate_uri: String,
+        /// Whether QEMU is to encrypt it.
+        tls: bool,
     },
     /// Follow a live migration that somebody else has begun, or is about to begin. Told by
     /// [`HypervisorEvent::Departing`] as soon as there is one; ends with

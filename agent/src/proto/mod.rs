@@ -33,6 +33,7 @@
 //! | [`handover`] | which packets the VM has had, and which it gets; driven by its own thread |
 
 mod config;
+mod copy;
 mod destination;
 pub mod directory;
 mod filter;
@@ -69,6 +70,7 @@ use common::maps::{ManagedKey, Querier, QuerierKey};
 
 pub use config::{AgentConfig, Dispute, Limits, Peer, RelayTiming, Timing, UnicastTiming};
 pub(crate) use destination::MDB_RENEWAL_LAST;
+pub use copy::{Carrier, CopyConfig, CopyTls, CopyWay, Encrypt, InTheClear, NoCopyTls};
 pub use destination::ReceptionView;
 pub use io::*;
 pub use listener::ListenerView;
@@ -126,6 +128,7 @@ pub struct Counters {
 #[derive(Debug)]
 pub struct Agent {
     config: AgentConfig,
+    copy_tls: CopyTls,
     /// Time of the input being handled.
     now: Timestamp,
     /// Time of the first input.
@@ -164,6 +167,7 @@ impl Agent {
     pub fn new(config: AgentConfig, seed: u64) -> Self {
         Self {
             config,
+            copy_tls: CopyTls::default(),
             now: Timestamp::default(),
             started: None,
             outputs: VecDeque::new(),

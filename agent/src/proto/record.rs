@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use common::signal::{Phase, Reception};
 
+use super::copy::CopyWay;
 use super::handover::{HoldReport, UnreadReport};
 use super::{DomainUuid, Mac, Timestamp};
 
@@ -133,6 +134,9 @@ pub struct MigrationRecord {
     pub signalling: Option<Duration>,
     /// From START MIGRATION until the VM stopped for the switch; at the source only.
     pub copy: Option<Duration>,
+    /// How memory goes; at the source only, and `None` where somebody else than the agent has libvirt move
+    /// the domain.
+    pub way: Option<CopyWay>,
     /// How long the VM was paused for the switch, as QEMU reports it.
     pub vm_pause: Option<Duration>,
     /// From the request to the end.
@@ -252,6 +256,7 @@ impl Records {
             ended: None,
             signalling: None,
             copy: None,
+            way: None,
             vm_pause: None,
             total: None,
             processed_bytes: 0,

@@ -8,6 +8,7 @@ use common::signal::MAX_TEXT_BYTES;
 use common::text::Escaped;
 use thiserror::Error;
 
+use super::copy::InTheClear;
 use super::policy::{Asker, Share};
 
 /// Whose places are taken.
@@ -46,6 +47,13 @@ impl Whose {
 /// Why a migration does not happen.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub(super) enum Refusal {
+    #[error(
+        "The copy of the VM's memory to {destination} cannot be encrypted: {why}; install QEMU's certificates, or set libvirt.encrypt to \"auto\""
+    )]
+    InTheClear {
+        destination: String,
+        why: InTheClear,
+    },
     #[error("This VM is domain {domain:?}; it cannot move domain {named:?}")]
     OtherDomain { domain: String, named: String },
     #[error("Agent {agent} has no domain {named:?}")]

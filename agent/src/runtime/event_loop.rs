@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
 use std::net::Ipv6Addr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +23,7 @@ use crate::control::server::ControlRequest;
 use crate::control::{Reply, Request};
 use crate::datapath::Datapath;
 use crate::datapath::events::Events;
+use crate::hypervisor::copy_tls;
 use crate::hypervisor::libvirt::Libvirt;
 use crate::job::Job;
 use crate::net::link_addresses::LinkAddresses;
@@ -333,6 +335,8 @@ impl EventLoop {
     /// control servers again.
     fn collect(&mut self) {
         self.hooks.survey();
+        let copy_tls = copy_tls::find(Path::new("/"));
+        self.proto.handle_copy_tls(now(), copy_tls);
         let watched = self.proto.modes().map(|view| view.key);
         let wanted = watched
             .filter(|key| key.vlan == 0)

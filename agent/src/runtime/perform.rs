@@ -120,11 +120,13 @@ impl EventLoop {
                 uuid,
                 connect_uri,
                 migrate_uri,
+                tls,
             } => {
                 self.hypervisor.migrate(MigrateRequest {
                     uuid,
                     connect_uri,
                     migrate_uri,
+                    tls,
                 });
             }
             Output::FollowMigration { uuid } => self.hypervisor.follow(uuid),

@@ -24,7 +24,7 @@ use crate::control::server::ControlServer;
 use crate::datapath::{self, Capacities, Datapath, DatapathConfig};
 use crate::glob::Glob;
 use crate::hypervisor::libvirt::{DowntimeLimit, Libvirt, LibvirtConfig, MigrateFlagsError};
-use crate::hypervisor::trust;
+use crate::hypervisor::{copy_tls, trust};
 use crate::job::Job;
 use crate::net::addresses::addresses;
 use crate::net::link_addresses::LinkAddresses;
@@ -110,6 +110,7 @@ pub(super) async fn start(config: &Config) -> Result<EventLoop, RuntimeError> {
     );
     let neighbours = Neighbours::open().map_err(netlink_refused)?;
     let mut proto = Agent::new(proto_config(config, address, prefix_length), seed);
+    proto.handle_copy_tls(now(), copy_tls::find(Path::new("/")));
     proto.handle_pinned(now(), datapath.managed()?, datapath.relay_flows()?);
     proto.handle_forwards(now(), datapath.forwards()?);
     proto.handle_translations(now(), datapath.translations()?);
@@ -334,6 +335,7 @@ fn proto_config(config: &Config, address: Ipv6Addr, prefix_length: u8) -> AgentC
             defence: config.mobility.defence,
             disputed: config.mobility.disputed,
         },
+        copy: config.libvirt.copy(),
     }
 }
 

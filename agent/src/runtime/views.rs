@@ -16,14 +16,16 @@ use crate::clock::now;
 use crate::config::Prefix;
 use crate::control::Reply;
 use crate::control::report::{
-    Direction, HandoverRow, HypervisorStatus, JoinRow, LinkState, ListenerRow, Mac, MigrationRow,
+    Direction, HandoverRow, HypervisorStatus, JoinRow, LinkState, ListenerRow, Mac, MemoryWay, MigrationRow,
     Outcome, PeerRow, Placement, QuerierRow, Reception, ReceptionRow, RelayRow, RelaySessionRow,
     RelaySessionState, Status, StreamRow, UngatedReason, UngatedRow, UnicastRow, age_ms,
     milliseconds,
 };
 use crate::proto::handover::{FlowReport, HoldReport, Placed};
 use crate::proto::reception::SessionView;
-use crate::proto::{self, MigrationRecord, Stream, Timestamp, Ungated};
+use crate::proto::{
+    self, Carrier, CopyConfig, CopyTls, Encrypt, MigrationRecord, NoCopyTls, Stream, Timestamp, Ungated,
+};
 
 type Replies = mpsc::UnboundedSender<Reply>;
 
@@ -77,6 +79,7 @@ impl EventLoop {
                 .cloned()
                 .chain(self.registrar.problems())
                 .collect(),
+            memory_problems: memory_problems(self.proto.copy_tls(), self.proto.config().copy),
             migrations: self
                 .proto
                 .migrations()
@@ -250,6 +253,7 @@ fn migration_row(record: &MigrationRecord, now: Timestamp) -> MigrationRow {
         age_ms: milliseconds(now.since(record.started)),
         signalling_ms: record.signalling.map(fractional),
         copy_ms: record.copy.map(fractional),
+        memory: record.way.as_ref().map(MemoryWay::from),
         vm_pause_ms: record.vm_pause.map(fractional),
         total_ms: record.total.map(fractional),
         processed_bytes: record.processed_bytes,
@@ -264,6 +268,21 @@ fn migration_row(record: &MigrationRecord, now: Timestamp) -> MigrationRow {
             Some(proto::Outcome::Failed(reason)) => Outcome::Failed(reason.clone()),
         },
     }
+}
+
+/// A sentence for each way on which memory is not encrypted for want of a certificate, if it is to be.
+fn memory_problems(tls: &CopyTls, copy: CopyConfig) -> Vec<String> {
+    if copy.encrypt == Encrypt::Never || matches!(copy.carrier, Carrier::Tunnel | Carrier::Zerocopy) {
+        return Vec::new();
+    }
+    let ways = [("leave", &tls.client), ("come", &tls.server)];
+    let problem = |(way, able): (&str, &Result<(), NoCopyTls>)| {
+        let why = able.as_ref().err()?;
+        Some(format!(
+            "QEMU cannot encrypt the memory of VMs that {way}: {why}; see libvirt.encrypt"
+        ))
+    };
+    ways.into_iter().filter_map(problem).collect()
 }
 
 fn handover_rows(reports: &BTreeMap<u32, HoldReport>) -> Vec<HandoverRow> {

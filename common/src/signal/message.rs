@@ -191,6 +191,9 @@ pub struct AgentResponse {
     /// the source has those from its own configuration, for libvirt executes what some forms name.
     #[cbor(n(5), decode_with = "list::<_, _, MAX_LISTENERS>")]
     pub receptions: Vec<Reception>,
+    /// Whether QEMU there has a certificate for a copy of memory by TLS.
+    #[cbor(n(6), default)]
+    pub copy_tls: bool,
 }
 
 /// `MigrationReady`: the idle NIC is configured. Sent again until the migration is over, which

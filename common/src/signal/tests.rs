@@ -41,6 +41,7 @@ fn uris_that_a_destination_names_are_not_read() {
         prefix_length: 64,
         agent_address: [2; 16].into(),
         receptions: vec![],
+        copy_tls: false,
     };
     let body = (
         response.prefix,
@@ -144,6 +145,7 @@ fn response(receptions: usize) -> AgentResponse {
         prefix_length: 64,
         agent_address: [2; 16].into(),
         receptions: vec![reception; receptions],
+        copy_tls: true,
     }
 }
 

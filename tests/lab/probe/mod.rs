@@ -6,6 +6,7 @@
 
 pub mod clock;
 pub mod counters;
+pub mod eavesdropper;
 pub mod faults;
 pub mod ffmpeg;
 pub mod log;

@@ -222,6 +222,22 @@ fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
+/// Gives the QEMU of a VM host its certificates for the copy of memory.
+///
+/// # Errors
+///
+/// When a file cannot be copied.
+pub fn install_qemu_certificates(lab: &Lab, vms: &Vms) -> Result<()> {
+    let from = pki(lab).join(vms.name()).join("qemu");
+    let files = fs::read_dir(&from).with_context(|| format!("There is no {}", from.display()))?;
+    for file in files {
+        let file = file?;
+        let to = vms.qemu_pki_directory().join(file.file_name());
+        fs::copy(file.path(), &to).with_context(|| format!("Failed to write {}", to.display()))?;
+    }
+    Ok(())
+}
+
 /// Copies a host's certificates to where it sees them.
 pub(super) fn install_certificates(host: &Host, pki: &Path) -> Result<()> {
     let directory = pki.join(host.name()).join("roamcast");

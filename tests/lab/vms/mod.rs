@@ -60,6 +60,13 @@ impl Vms {
         self.directory().join("log")
     }
 
+    /// Where this host's QEMU looks for certificates of the copy of memory, as seen from outside. There are
+    /// none at first.
+    #[must_use]
+    pub fn qemu_pki_directory(&self) -> PathBuf {
+        self.directory().join(node::QEMU_PKI)
+    }
+
     /// Returns a `virsh` command on this host's own libvirtd.
     #[must_use]
     pub fn virsh(&self) -> Command {

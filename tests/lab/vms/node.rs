@@ -149,7 +149,7 @@ fn write_configuration(settings: &Settings) -> Result<()> {
             .with_context(|| format!("Failed to create {name} in {}", directory.display()))?;
         fs::create_dir_all(target).with_context(|| format!("Failed to create {target}"))?;
     }
-    for name in ["run/roamcast-lab", "run/lab-node", "run/lock"] {
+    for name in ["run/roamcast-lab", "run/lab-node", "run/lock", QEMU_PKI] {
         fs::create_dir_all(directory.join(name))
             .with_context(|| format!("Failed to create {name} in {}", directory.display()))?;
     }
@@ -185,7 +185,11 @@ user = "root"
 group = "root"
 migration_address = "::"
 stdio_handler = "file"
+migrate_tls_x509_cert_dir = "/etc/libvirt/pki"
 "#;
+
+/// The same directory as seen from outside, in that of the host.
+pub(super) const QEMU_PKI: &str = "etc/pki";
 
 /// Keeps libvirtd running and reaps orphans, for ever.
 fn supervise() -> Result<()> {

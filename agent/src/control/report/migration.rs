@@ -8,6 +8,8 @@ use super::{HandoverRow, UngatedRow, UnicastRow};
 
 use common::signal::{Phase, ReceptionMode};
 
+use crate::proto::{CopyWay, InTheClear};
+
 /// How a multicast address is received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -131,6 +133,59 @@ pub enum Outcome {
     Failed(String),
 }
 
+/// How the memory of a VM goes to the destination.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", tag = "way", content = "reason")]
+pub enum MemoryWay {
+    /// Encrypted by QEMU.
+    Tls,
+    /// In libvirt's connection, as its URI says.
+    Tunnel,
+    /// So that everybody between the hosts can read it.
+    Clear(ClearReason),
+}
+
+/// Why memory goes in the clear.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ClearReason {
+    /// `libvirt.encrypt` is `never`.
+    SwitchedOff,
+    /// `VIR_MIGRATE_ZEROCOPY` is set.
+    Zerocopy,
+    /// QEMU has no certificate at the source; `roamcast status` says why.
+    NoCertificateHere,
+    /// It has none at the destination; `roamcast status` says there why.
+    NoCertificateThere,
+}
+
+impl ClearReason {
+    /// The reason for a person, after "in the clear:".
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::SwitchedOff => "libvirt.encrypt is \"never\"",
+            Self::Zerocopy => "VIR_MIGRATE_ZEROCOPY does not go with TLS",
+            Self::NoCertificateHere => "QEMU has no certificate here, as `roamcast status` says",
+            Self::NoCertificateThere => "QEMU has no certificate there, as `roamcast status` says there",
+        }
+    }
+}
+
+impl From<&CopyWay> for MemoryWay {
+    fn from(way: &CopyWay) -> Self {
+        match way {
+            CopyWay::Tls => Self::Tls,
+            CopyWay::Tunnel => Self::Tunnel,
+            CopyWay::Clear(why) => Self::Clear(match why {
+                InTheClear::Never => ClearReason::SwitchedOff,
+                InTheClear::Zerocopy => ClearReason::Zerocopy,
+                InTheClear::Source { .. } => ClearReason::NoCertificateHere,
+                InTheClear::Destination { .. } => ClearReason::NoCertificateThere,
+            }),
+        }
+    }
+}
+
 /// One of `roamcast migrations`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MigrationRow {
@@ -152,6 +207,10 @@ pub struct MigrationRow {
     pub signalling_ms: Option<f64>,
     /// From START MIGRATION to the pause.
     pub copy_ms: Option<f64>,
+    /// How memory goes; at the source only, and absent where somebody else than the agent has libvirt move
+    /// the domain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<MemoryWay>,
     /// How long the VM was paused.
     pub vm_pause_ms: Option<f64>,
     /// From the request to the end.

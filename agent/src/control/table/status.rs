@@ -82,7 +82,7 @@ pub fn status(status: &Status) -> String {
     for problem in &status.relay_problems {
         line("", problem.clone());
     }
-    for problem in &status.port_problems {
+    for problem in status.port_problems.iter().chain(&status.memory_problems) {
         line("problem", problem.clone());
     }
     section(&mut text, "Peers", peers(status), status.peers.len());

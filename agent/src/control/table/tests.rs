@@ -66,6 +66,7 @@ fn example() -> Status {
             withheld_datagrams: 0,
         }],
         port_problems: vec!["vnet1: gate waits".to_owned()],
+        memory_problems: vec!["QEMU cannot encrypt".to_owned()],
         receptions: vec![JoinRow {
             vlan: 0,
             multicast_address: "ff1e::1".parse().unwrap(),
@@ -239,6 +240,7 @@ fn completed(handover: Vec<HandoverRow>) -> MigrationRow {
         age_ms: 5000,
         signalling_ms: None,
         copy_ms: None,
+        memory: None,
         vm_pause_ms: None,
         total_ms: None,
         processed_bytes: 0,

@@ -3,6 +3,8 @@
 use serde::Deserialize;
 use virt_sys as sys;
 
+use crate::proto::Carrier;
+
 /// A flag of `virDomainMigrateFlags` that makes sense for the agent's moves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(try_from = "String")]
@@ -134,6 +136,23 @@ impl MigrateFlags {
         Ok(Self(bits))
     }
 
+    /// What they make of the copy of memory.
+    pub fn carrier(self) -> Carrier {
+        let carriers = [
+            (sys::VIR_MIGRATE_TLS, Carrier::Tls),
+            (sys::VIR_MIGRATE_TUNNELLED, Carrier::Tunnel),
+            (sys::VIR_MIGRATE_ZEROCOPY, Carrier::Zerocopy),
+        ];
+        let set = carriers.into_iter().find(|(bit, _)| self.0 & bit != 0);
+        set.map_or(Carrier::Plain, |(_, carrier)| carrier)
+    }
+
+    /// The same, and with `VIR_MIGRATE_TLS` if so.
+    pub(super) fn encrypted(self, tls: bool) -> Self {
+        let tls = if tls { sys::VIR_MIGRATE_TLS } else { 0 };
+        Self(self.0 | tls)
+    }
+
     /// As libvirt's number.
     pub(super) fn bits(self) -> u32 {
         self.0
@@ -178,6 +197,19 @@ mod tests {
     fn parallel_connections_set_their_flag() {
         let default = MigrateFlags::new(&MigrateFlag::DEFAULT, true).unwrap();
         assert_ne!(default.bits() & sys::VIR_MIGRATE_PARALLEL, 0);
+    }
+
+    #[test]
+    fn flags_say_how_memory_is_copied() {
+        let carrier = |name: &str| flags(&[LIVE, PEER2PEER, name], true).unwrap().carrier();
+        assert_eq!(carrier(PEER2PEER), Carrier::Plain);
+        assert_eq!(carrier(TLS), Carrier::Tls);
+        assert_eq!(carrier(ZEROCOPY), Carrier::Zerocopy);
+        let tunnelled = flags(&[LIVE, PEER2PEER, TUNNELLED], false).unwrap();
+        assert_eq!(tunnelled.carrier(), Carrier::Tunnel);
+        let encrypted = MigrateFlags::default().encrypted(true);
+        assert_eq!(encrypted.carrier(), Carrier::Tls);
+        assert_eq!(MigrateFlags::default().encrypted(false), MigrateFlags::default());
     }
 
     #[test]

@@ -180,7 +180,7 @@ fn run(
     let uri = &request.connect_uri;
     let dconn_uri = c_string("connect URI", uri)?;
     let parameters = parameters(shared, request)?;
-    let flags = shared.config.flags.bits();
+    let flags = shared.config.flags.encrypted(request.tls).bits();
 
     // The limit is taken at once, where libvirt does not reset it at the start of the job.
     if let Some(limit) = shared.config.downtime_limit {

@@ -149,6 +149,7 @@ async fn libvirtd_that_is_away_is_reported_once_and_migrations_fail() {
         uuid,
         connect_uri: "qemu+tls://[2001:db8::2]/system".to_owned(),
         migrate_uri: String::new(),
+        tls: false,
     });
     libvirt.abort(uuid);
     let result = events
@@ -172,6 +173,7 @@ async fn migration_of_unknown_domain_ends_with_its_uuid() {
         uuid,
         connect_uri: "test:///default".to_owned(),
         migrate_uri: String::new(),
+        tls: false,
     });
     let result = events
         .until(|event| match event {

@@ -299,6 +299,7 @@ impl Agent {
             prefix_length: self.config.prefix_length,
             agent_address: self.config.address.octets().into(),
             receptions: receptions.clone(),
+            copy_tls: self.copy_tls.server.is_ok(),
         };
         let signalling = self.now.since(incoming.started);
         let (peer, transaction) = (incoming.peer.clone(), incoming.transaction);

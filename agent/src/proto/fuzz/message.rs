@@ -176,6 +176,7 @@ pub(super) fn of_peer(input: &mut Unstructured<'_>) -> Result<PeerMessage> {
             prefix_length: input.arbitrary()?,
             agent_address: address(input)?,
             receptions: list(input, 3, reception)?,
+            copy_tls: input.arbitrary()?,
         }
         .into(),
         3 => progress(input)?.into(),

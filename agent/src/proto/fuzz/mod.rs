@@ -20,7 +20,7 @@ use arbitrary::{Result, Unstructured};
 
 use self::world::World;
 use super::{
-    AgentConfig, Dispute, HypervisorEvent, Limits, Peer, Policy, RelayTiming, Timing, UnicastTiming,
+    AgentConfig, Carrier, CopyConfig, Dispute, Encrypt, HypervisorEvent, Limits, Peer, Policy, RelayTiming, Timing, UnicastTiming,
 };
 
 /// Longest life of an agent, inputs.
@@ -91,6 +91,10 @@ fn config(input: &mut Unstructured<'_>) -> Result<AgentConfig> {
         unicast: UnicastTiming {
             disputed: *input.choose(&[Dispute::GoOn, Dispute::Refuse])?,
             ..UnicastTiming::default()
+        },
+        copy: CopyConfig {
+            encrypt: *input.choose(&[Encrypt::Auto, Encrypt::Always, Encrypt::Never])?,
+            carrier: Carrier::Plain,
         },
     })
 }

@@ -4,13 +4,13 @@ use std::net::SocketAddrV6;
 use std::time::Duration;
 
 use common::signal::{AgentResponse, MigrationReady, MigrationResponse, Phase, VmMessage};
-use tracing::info;
+use tracing::{info, warn};
 
 use super::{Requester, State};
 use crate::proto::link::Backoff;
 use crate::proto::refusal::Refusal;
 use crate::proto::timer::Timer;
-use crate::proto::{Agent, DomainUuid, Output};
+use crate::proto::{Agent, CopyWay, DomainUuid, Encrypt, Output};
 
 /// How often a destination is asked that has no place.
 const ASK_INTERVAL: Duration = Duration::from_secs(2);
@@ -230,6 +230,10 @@ impl Agent {
     }
 
     pub(super) fn start(&mut self, number: u64) {
+        let way = match self.way_of(number) {
+            Ok(way) => way,
+            Err(refusal) => return self.fail(number, &refusal),
+        };
         let Some(outgoing) = self.outgoing.get_mut(&number) else {
             return;
         };
@@ -245,6 +249,7 @@ impl Agent {
                 uuid,
                 connect_uri: peer.connect_uri.clone(),
                 migrate_uri: peer.migrate_uri.clone(),
+                tls: way == Some(CopyWay::Tls),
             }
         };
         outgoing.state = State::Copying;
@@ -253,12 +258,28 @@ impl Agent {
             self.vm.has_moved(uuid, self.now);
         }
         info!(domain = %outgoing.domain, destination = %outgoing.destination, number, "Migration starts");
+        if let Some(CopyWay::Clear(why)) = &way
+            && self.config.copy.encrypt != Encrypt::Never
+        {
+            warn!(domain = %outgoing.domain, destination = %outgoing.destination, number, %why, "Memory is copied in the clear");
+        }
         self.timers.stop(Timer::Ready(number));
-        self.records
-            .update(number, |record| record.phase = Phase::Copying);
+        self.records.update(number, |record| {
+            record.phase = Phase::Copying;
+            record.way = way;
+        });
         self.record_departure(number);
         self.outputs.push_back(start);
         self.tell_peer(number);
         self.tell_progress(number);
+    }
+
+    /// How the memory of a departing domain is copied; `None` where somebody else has said so.
+    fn way_of(&self, number: u64) -> Result<Option<CopyWay>, Refusal> {
+        let Some(outgoing) = self.outgoing.get(&number).filter(|it| !it.foreign) else {
+            return Ok(None);
+        };
+        let there = outgoing.response.as_ref().is_some_and(|it| it.copy_tls);
+        self.copy_way(&outgoing.destination, there).map(Some)
     }
 }

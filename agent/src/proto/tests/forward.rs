@@ -57,6 +57,7 @@ fn prepared() -> Bench {
         prefix_length: 64,
         agent_address: [1; 16].into(),
         receptions: vec![],
+        copy_tls: false,
     };
     bench.frame(transaction, response);
     bench.outputs();

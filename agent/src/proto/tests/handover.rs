@@ -392,6 +392,7 @@ fn copying() -> (Bench, u64) {
         prefix_length: 64,
         agent_address: [1; 16].into(),
         receptions: vec![],
+        copy_tls: false,
     };
     bench.frame(*transaction, response);
     (bench, *transaction)

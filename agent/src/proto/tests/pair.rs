@@ -228,6 +228,7 @@ pub(in crate::proto) fn config(host: usize) -> AgentConfig {
         relay: None,
         handover: true,
         unicast: UnicastTiming::default(),
+        copy: CopyConfig::default(),
     }
 }
 

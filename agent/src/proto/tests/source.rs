@@ -22,6 +22,7 @@ fn response() -> AgentResponse {
         prefix_length: 64,
         agent_address: [1; 16].into(),
         receptions: vec![],
+        copy_tls: false,
     }
 }
 

@@ -168,6 +168,7 @@ fn moving(pause_s: u32) -> Bench {
         prefix_length: 64,
         agent_address: [1; 16].into(),
         receptions: vec![],
+        copy_tls: false,
     };
     bench.frame(transaction.unwrap(), response);
     bench.vm(5, MigrationReady::default());

@@ -1,0 +1,86 @@
+//! Somebody on the way of packets who looks in them for what he knows.
+
+use std::io::ErrorKind;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use memchr::memmem::Finder;
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::host::Host;
+
+/// Longest aggregated packet, bytes.
+const PACKET_BYTES: usize = 1 << 17;
+/// What may wait to be looked at, bytes.
+const BUFFER_BYTES: usize = 64 << 20;
+/// How long a blocked thread takes to see that it shall stop.
+const STOP_CHECK: Duration = Duration::from_millis(100);
+
+/// He listens on all interfaces of a host until he is finished.
+pub struct Eavesdropper {
+    shall_stop: Arc<AtomicBool>,
+    thread: JoinHandle<Result<Heard>>,
+}
+
+/// What he has heard.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Heard {
+    /// Bytes of all packets.
+    pub bytes: u64,
+    /// Packets that had what he knows in them.
+    pub known: u64,
+}
+
+impl Eavesdropper {
+    /// Begins to listen.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel gives no packet socket.
+    pub fn start(host: &Host, known: &'static [u8]) -> Result<Self> {
+        let socket = host.within(|| -> Result<Socket> {
+            let all = Protocol::from(i32::from((libc::ETH_P_ALL as u16).to_be()));
+            let socket = Socket::new(Domain::PACKET, Type::RAW, Some(all))?;
+            socket.set_recv_buffer_size(BUFFER_BYTES)?;
+            socket.set_read_timeout(Some(STOP_CHECK))?;
+            Ok(socket)
+        });
+        let socket = socket?.context("Cannot listen to packets")?;
+        let shall_stop = Arc::new(AtomicBool::new(false));
+        let stop = Arc::clone(&shall_stop);
+        let thread = thread::spawn(move || listen(socket, known, &stop));
+        Ok(Self { shall_stop, thread })
+    }
+
+    /// Stops listening.
+    ///
+    /// # Errors
+    ///
+    /// When the socket broke.
+    pub fn finish(self) -> Result<Heard> {
+        self.shall_stop.store(true, Ordering::Relaxed);
+        let heard = self.thread.join();
+        heard.map_err(|_| anyhow!("The eavesdropper panicked"))?
+    }
+}
+
+fn listen(mut socket: Socket, known: &[u8], shall_stop: &AtomicBool) -> Result<Heard> {
+    let finder = Finder::new(known);
+    let mut heard = Heard::default();
+    let mut packet = vec![0; PACKET_BYTES];
+    while !shall_stop.load(Ordering::Relaxed) {
+        match std::io::Read::read(&mut socket, &mut packet) {
+            Ok(length) => {
+                let packet = packet.get(..length).unwrap_or_default();
+                heard.bytes += packet.len() as u64;
+                heard.known += u64::from(finder.find(packet).is_some());
+            }
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+            Err(error) => return Err(error).context("Cannot listen to packets any more"),
+        }
+    }
+    Ok(heard)
+}
