@@ -92,6 +92,7 @@ fn guest_whose_tap_a_lying_peer_waits_for_gets_its_streams_from_the_start() {
         ca: file("cacert.pem"),
         certificate: file("cert.pem"),
         key: file("key.pem"),
+        crl: file("crl.pem"),
     };
     let to = SocketAddr::from((vms1.address(), PORT));
     let request = AgentRequest {

@@ -212,6 +212,23 @@ pub enum PkiCommand {
         #[arg(long, default_value_t = pki::CERTIFICATE_DAYS, value_parser = clap::value_parser!(u32).range(1..=36_500))]
         days: u32,
     },
+    /// Issue certificates once more, with new keys, in the place of those that end.
+    Renew {
+        /// Directory of the CAs.
+        directory: PathBuf,
+        /// Name that has certificates there.
+        name: String,
+        /// How long the new ones are valid, days.
+        #[arg(long, default_value_t = pki::CERTIFICATE_DAYS, value_parser = clap::value_parser!(u32).range(1..=36_500))]
+        days: u32,
+    },
+    /// Revoke the certificates of one host, relay or server.
+    Revoke {
+        /// Directory of the CAs.
+        directory: PathBuf,
+        /// Name that has certificates there.
+        name: String,
+    },
 }
 
 /// What the program can be. Each runs until it is told to stop, with the logs set up.

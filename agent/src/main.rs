@@ -63,6 +63,12 @@ fn run_pki(command: PkiCommand) -> anyhow::Result<()> {
             )?
             .next_steps()
         }
+        PkiCommand::Renew {
+            directory,
+            name,
+            days,
+        } => pki::renew(&directory, &name, Validity::days(days))?.next_steps(),
+        PkiCommand::Revoke { directory, name } => pki::revoke(&directory, &name)?.next_steps(),
     };
     print!("{next_steps}");
     Ok(())

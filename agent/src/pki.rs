@@ -29,8 +29,13 @@
 //! DIR/NAME/qemu/client-cert.pem, client-key.pem
 //! ```
 //!
+//! `roamcast pki renew` makes new keys and certificates in their place. `roamcast pki revoke` writes the list of
+//! revoked certificates of each CA (RFC 5280 §5) to `crl.pem` beside the CA's certificate, and moves `DIR/NAME` away.
+//!
 //! Keys are ECDSA P-256, which libvirt's GnuTLS and rustls both take. Nothing is ever overwritten.
 
+mod renew;
+mod revoke;
 mod sign;
 
 use std::io;
@@ -42,12 +47,13 @@ use rcgen::SanType;
 use time::OffsetDateTime;
 
 use crate::role::Role;
-use sign::{write_for_libvirt, write_for_qemu};
+pub use renew::renew;
+pub use revoke::{Revoked, revoke};
 
 /// How long a CA is valid unless told otherwise, days.
 pub const CA_DAYS: u32 = 3650;
-/// How long an agent's certificate is valid unless told otherwise, days.
-pub const CERTIFICATE_DAYS: u32 = 825;
+/// How long a certificate is valid unless told otherwise, days. They are to be renewed by a timer.
+pub const CERTIFICATE_DAYS: u32 = 90;
 /// Tolerated difference of clocks between hosts.
 const CLOCK_SKEW: Duration = Duration::from_secs(300);
 
@@ -63,7 +69,7 @@ pub enum PkiError {
     /// A file could not be read or written.
     #[error("Cannot {action} {}: {error}", path.display())]
     Io {
-        /// `read`, `write` or `create`.
+        /// `read`, `write`, `create`, `move` or `remove`.
         action: &'static str,
         /// The file.
         path: PathBuf,
@@ -87,6 +93,14 @@ pub enum PkiError {
     NoCopyCa {
         /// The directory.
         directory: PathBuf,
+    },
+    /// There is no certificate of that name.
+    #[error("{} has no certificate of `{name}` that can be read; name one that `roamcast pki issue` has made there", directory.display())]
+    NotIssued {
+        /// The directory.
+        directory: PathBuf,
+        /// The name.
+        name: String,
     },
     /// The CA's files do not fit each other or are damaged, or signing failed.
     #[error("The CA in {} cannot sign: {error}; run `roamcast pki init` in another directory", directory.display())]
@@ -225,6 +239,31 @@ impl Authorities {
 }
 
 impl Issued {
+    /// The files of a host, relay or server whose directory is `directory`.
+    fn at(directory: PathBuf, role: Role) -> Self {
+        let roamcast = directory.join("roamcast");
+        let (libvirt, qemu) = (directory.join("libvirt"), directory.join("qemu"));
+        let has_vms = role == Role::Agent;
+        Self {
+            signalling: Certificate {
+                ca: roamcast.join("cacert.pem"),
+                certificate: roamcast.join("cert.pem"),
+                key: roamcast.join("private/key.pem"),
+            },
+            libvirt: has_vms.then(|| Certificate {
+                ca: directory.join("CA/cacert.pem"),
+                certificate: libvirt.join("servercert.pem"),
+                key: libvirt.join("private/serverkey.pem"),
+            }),
+            qemu: has_vms.then(|| Certificate {
+                ca: qemu.join("ca-cert.pem"),
+                certificate: qemu.join("server-cert.pem"),
+                key: qemu.join("server-key.pem"),
+            }),
+            directory,
+        }
+    }
+
     /// What to do next, for a person.
     pub fn next_steps(&self) -> String {
         let directory = self.directory.display();
@@ -283,64 +322,57 @@ pub fn init(directory: &Path, name: &str, validity: Validity) -> Result<Authorit
 /// [`PkiError::InvalidName`], [`PkiError::Exists`] where the name has one already,
 /// [`PkiError::OneCa`], [`PkiError::NoCopyCa`], [`PkiError::Io`], [`PkiError::Ca`] where a CA cannot sign.
 pub fn issue(directory: &Path, request: &IssueRequest) -> Result<Issued, PkiError> {
-    let name = request.name.to_ascii_lowercase();
+    let request = IssueRequest {
+        name: request.name.to_ascii_lowercase(),
+        ..request.clone()
+    };
+    let names = names(&request)?;
+    let host = directory.join(&request.name);
+    refuse_one_ca(directory)?;
+    refuse_existing([host.as_path()])?;
+    certify(directory, &request, &names, host)
+}
+
+/// What a host's certificates are for.
+fn names(request: &IssueRequest) -> Result<Vec<SanType>, PkiError> {
     let invalid = || PkiError::InvalidName {
         name: request.name.clone(),
     };
+    let name = request.name.as_str();
     // The name becomes a directory too: a valid DNS name holds no slash.
-    if rustls_pki_types::DnsName::try_from(name.as_str()).is_err() || name.contains('*') {
+    if rustls_pki_types::DnsName::try_from(name).is_err() || name.contains('*') {
         return Err(invalid());
     }
-    let mut names = vec![
-        name.as_str()
-            .try_into()
-            .map(SanType::DnsName)
-            .map_err(|_| invalid())?,
-    ];
+    let mut names = vec![name.try_into().map(SanType::DnsName).map_err(|_| invalid())?];
     names.extend(request.addresses.iter().copied().map(SanType::IpAddress));
-    let host = directory.join(&name);
-    refuse_one_ca(directory)?;
-    refuse_existing([host.as_path()])?;
+    Ok(names)
+}
 
+/// Signs certificates, and writes them into the directory `host`.
+fn certify(
+    directory: &Path,
+    request: &IssueRequest,
+    names: &[SanType],
+    host: PathBuf,
+) -> Result<Issued, PkiError> {
     let authorities = Authorities::of(directory);
     let role = request.role.uri().as_str().try_into();
     let role = SanType::URI(role.map_err(|error| authorities.signalling.failed(error))?);
-    let sign = |ca: &Ca, names| ca.sign(&name, names, request.validity);
-    let signalling = sign(
-        &authorities.signalling,
-        [names.clone(), vec![role]].concat(),
-    )?;
-    let of_host = match request.role {
-        Role::Agent if !authorities.qemu.certificate.exists() => {
+    let sign = |ca: &Ca, names| ca.sign(&request.name, names, request.validity);
+    let signalling = sign(&authorities.signalling, [names, &[role]].concat())?;
+    let issued = Issued::at(host, request.role);
+    if let (Some(for_libvirt), Some(for_qemu)) = (&issued.libvirt, &issued.qemu) {
+        if !authorities.qemu.certificate.exists() {
             let directory = directory.to_owned();
             return Err(PkiError::NoCopyCa { directory });
         }
-        Role::Agent => Some((
-            sign(&authorities.libvirt, names.clone())?,
-            sign(&authorities.qemu, names)?,
-        )),
-        Role::Relay | Role::Mcs => None,
-    };
-
-    let roamcast = host.join("roamcast");
-    let signalling = signalling.write(Certificate {
-        ca: roamcast.join("cacert.pem"),
-        certificate: roamcast.join("cert.pem"),
-        key: roamcast.join("private/key.pem"),
-    })?;
-    let (libvirt, qemu) = match of_host {
-        Some((libvirt, qemu)) => (
-            Some(write_for_libvirt(&libvirt, &host)?),
-            Some(write_for_qemu(&qemu, &host)?),
-        ),
-        None => (None, None),
-    };
-    Ok(Issued {
-        directory: host,
-        signalling,
-        libvirt,
-        qemu,
-    })
+        let libvirt = sign(&authorities.libvirt, names.to_vec())?;
+        let qemu = sign(&authorities.qemu, names.to_vec())?;
+        libvirt.write_for_libvirt(for_libvirt)?;
+        qemu.write_for_qemu(for_qemu)?;
+    }
+    signalling.write(&issued.signalling)?;
+    Ok(issued)
 }
 
 /// Refuses a directory in which the version before has made its CA.

@@ -135,6 +135,7 @@ fn certificate_of_a_relay_defines_nothing_on_a_host() {
             ca: all.clone(),
             certificate: libvirt.join("clientcert.pem"),
             key: libvirt.join("private/clientkey.pem"),
+            crl: libvirt.join("crl.pem"),
         });
         assert!(defined, "{said}");
     });

@@ -70,6 +70,7 @@ impl Files {
             ca,
             certificate,
             key,
+            ..
         } = issue(&files.pki(), "vms1", Role::Agent);
         let node = files.path("node.xml");
         fs::write(&node, format!("<node>{}</node>", domains.concat())).unwrap();

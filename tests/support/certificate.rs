@@ -24,6 +24,7 @@ pub(crate) fn certify(pki: &Path, name: &str, uris: &[&str]) -> TlsFiles {
         ca: pki.join("signalling/cacert.pem"),
         certificate: pki.join(format!("{name}.pem")),
         key: pki.join(format!("{name}.key")),
+        crl: pki.join("signalling/crl.pem"),
     };
     let certificate = params.signed_by(&key, &issuer).unwrap();
     fs::write(&files.certificate, certificate.pem()).unwrap();

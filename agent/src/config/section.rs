@@ -123,6 +123,8 @@ pub struct Tls {
     pub cert: PathBuf,
     /// Its private key (PEM).
     pub key: PathBuf,
+    /// Revoked certificates of the CA (PEM), if there is such a file.
+    pub crl: PathBuf,
     /// Certificate names that may connect besides `[[peers]]`.
     pub admit: Vec<Glob>,
 }
@@ -134,6 +136,7 @@ impl Default for Tls {
             ca: files.ca,
             cert: files.certificate,
             key: files.key,
+            crl: files.crl,
             admit: Vec::new(),
         }
     }
@@ -317,6 +320,7 @@ impl From<&Tls> for TlsFiles {
             ca: tls.ca.clone(),
             certificate: tls.cert.clone(),
             key: tls.key.clone(),
+            crl: tls.crl.clone(),
         }
     }
 }

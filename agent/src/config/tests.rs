@@ -85,7 +85,7 @@ fn example_mentions_every_key() {
         sources reports_per_second map_listeners map_sources map_streams map_managed ca by \
         departures_at_once departures_per_peer arrivals_at_once arrivals_per_peer waiting_per_peer \
         requests_per_minute vm_pause_s sources gate_max_s \
-        cert key admit domains destinations tree_budget_ms join_expiry_s connect_uri migrate_uri \
+        cert key crl admit domains destinations tree_budget_ms join_expiry_s connect_uri migrate_uri \
         enabled servers dns anycast sdp delay_ms silence_ms watch_interval_ms settle_ms hold_ms \
         uri flags encrypt bandwidth_mib downtime_ms max_downtime_ms parallel_connections level format";
     for key in keys.split_whitespace() {

@@ -125,6 +125,9 @@ pub struct Status {
     pub relays: Vec<RelayRow>,
     /// One sentence for each place where relays cannot be looked for.
     pub relay_problems: Vec<String>,
+    /// For how many days the certificate of the signalling is still good, if for fewer than 30.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate_ends_in_days: Option<i64>,
     /// One sentence for each way, out and in, on which the memory of VMs is not encrypted because QEMU has
     /// no certificate here.
     #[serde(default)]

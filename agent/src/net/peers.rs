@@ -39,6 +39,7 @@ use std::time::Duration;
 
 use common::signal::PORT;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use time::OffsetDateTime;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -324,6 +325,12 @@ impl Peers {
     /// to it, [`PeerEvent::Down`] comes.
     pub fn send(&self, peer: &str, bytes: Vec<u8>) {
         self.command(manager::Command::Send(peer.to_ascii_lowercase(), bytes));
+    }
+
+    /// For how many days this host's certificate is still good, if that is little enough to be told.
+    pub fn certificate_ends_in_days(&self) -> Option<i64> {
+        let days = self.shared.tls().days_left(OffsetDateTime::now_utc());
+        days.filter(|days| *days < reload::WARN_DAYS)
     }
 
     /// How many connections were accepted, dialed, lost, and refused by reason: (name, number).

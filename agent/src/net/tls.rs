@@ -5,24 +5,30 @@
 //! [role](crate::role) is, too; the Common Name is not looked at. Sessions are not resumed: every
 //! connection proves its certificate anew.
 
+mod error;
+mod read;
+
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use rustls::client::Resumption;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::{CryptoProvider, ring};
-use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{VerifierBuilderError, WebPkiClientVerifier};
 use rustls::{
     CertificateError, ClientConfig, Error as RustlsError, RootCertStore, ServerConfig, version,
 };
-use rustls_pki_types::pem::{Error as PemError, PemObject};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, ServerName, UnixTime};
+use time::OffsetDateTime;
+
+pub use error::TlsError;
 
 use crate::credentials;
 use crate::pki::Certificate;
-use crate::role::{Role, RoleError};
+use crate::role::Role;
 
 /// Where the PEM files are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +39,8 @@ pub struct TlsFiles {
     pub certificate: PathBuf,
     /// Its private key.
     pub key: PathBuf,
+    /// Revoked certificates of the CAs, if there is such a file.
+    pub crl: PathBuf,
 }
 
 impl Default for TlsFiles {
@@ -42,6 +50,7 @@ impl Default for TlsFiles {
             ca: credentials::find_or("cacert.pem", "/etc/pki/roamcast/cacert.pem"),
             certificate: credentials::find_or("cert.pem", "/etc/pki/roamcast/cert.pem"),
             key: credentials::find_or("key.pem", "/etc/pki/roamcast/private/key.pem"),
+            crl: credentials::find_or("crl.pem", "/etc/pki/roamcast/crl.pem"),
         }
     }
 }
@@ -52,101 +61,9 @@ impl From<&Certificate> for TlsFiles {
             ca: issued.ca.clone(),
             certificate: issued.certificate.clone(),
             key: issued.key.clone(),
+            crl: issued.ca.with_file_name("crl.pem"),
         }
     }
-}
-
-/// Why TLS cannot be set up from the files.
-#[derive(Debug, thiserror::Error)]
-pub enum TlsError {
-    /// A file is missing or unreadable.
-    #[error("Cannot read {what} {}: {reason}; make one by `roamcast pki issue` (libvirt's own serves no longer), or correct [tls] in the configuration", path.display())]
-    Read {
-        /// What the file holds.
-        what: &'static str,
-        /// Where it should be.
-        path: PathBuf,
-        /// What went wrong.
-        reason: String,
-    },
-    /// A file holds nothing of the kind.
-    #[error("{} holds no {what} in PEM form; put one there", path.display())]
-    Empty {
-        /// What the file should hold.
-        what: &'static str,
-        /// The file.
-        path: PathBuf,
-    },
-    /// The certificate is no longer or not yet valid.
-    #[error("The certificate {} is expired or not yet valid; issue a new one", path.display())]
-    Expired {
-        /// The file.
-        path: PathBuf,
-    },
-    /// The CA did not sign the certificate.
-    #[error("The certificate {} is not signed by the CA in {}; use the CA that issued it", path.display(), ca.display())]
-    WrongCa {
-        /// The certificate's file.
-        path: PathBuf,
-        /// The CA's file.
-        ca: PathBuf,
-    },
-    /// The certificate is for another name.
-    #[error("The certificate {} names {names:?} but this host is `{name}`; issue one for that name", path.display())]
-    WrongName {
-        /// The certificate's file.
-        path: PathBuf,
-        /// The name in the configuration.
-        name: String,
-        /// DNS names in the certificate.
-        names: Vec<String>,
-    },
-    /// The private key belongs to another certificate.
-    #[error("The private key {} does not belong to the certificate {}; use the pair that was issued together", key.display(), certificate.display())]
-    WrongKey {
-        /// The key's file.
-        key: PathBuf,
-        /// The certificate's file.
-        certificate: PathBuf,
-    },
-    /// The name cannot be in a certificate.
-    #[error("The name `{name}` is not a DNS name; choose one of letters, digits and hyphens")]
-    InvalidName {
-        /// The name.
-        name: String,
-    },
-    /// The certificate has no role.
-    #[error("The certificate {} {error}; issue a new one with `roamcast pki issue DIRECTORY {name} --role {role}`", path.display())]
-    NoRole {
-        /// The certificate's file.
-        path: PathBuf,
-        /// What is wrong with it.
-        error: RoleError,
-        /// The name in the configuration.
-        name: String,
-        /// The role that it should have.
-        role: Role,
-    },
-    /// The certificate has another role.
-    #[error("The certificate {} is of the role {theirs}, but {name} is to be of the role {role}; issue one with `roamcast pki issue DIRECTORY {name} --role {role}`", path.display())]
-    WrongRole {
-        /// The certificate's file.
-        path: PathBuf,
-        /// The role in it.
-        theirs: Role,
-        /// The name in the configuration.
-        name: String,
-        /// The role that it should have.
-        role: Role,
-    },
-    /// The certificate is refused for another reason (purpose, algorithm, encoding).
-    #[error("The certificate {} cannot be used: {reason}; issue one for server and client use", path.display())]
-    Certificate {
-        /// The certificate's file.
-        path: PathBuf,
-        /// What is wrong with it.
-        reason: RustlsError,
-    },
 }
 
 /// Both sides' configuration of TLS.
@@ -156,19 +73,59 @@ pub struct Tls {
     pub(super) role: Role,
     pub(super) server: Arc<ServerConfig>,
     pub(super) client: Arc<ClientConfig>,
+    verifier: Arc<dyn ClientCertVerifier>,
+    not_after: Option<OffsetDateTime>,
+    has_crl: bool,
     name: String,
     files: TlsFiles,
     stamps: Stamps,
 }
 
+/// Why a certificate that was good is so no longer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// Its time is over.
+    Expired,
+    /// It is in the list of its CA.
+    Revoked,
+}
+
+/// Whom certificates have to be of, and which are good no longer.
+#[derive(Clone)]
+struct Trust {
+    provider: Arc<CryptoProvider>,
+    roots: Arc<RootCertStore>,
+    crls: Vec<CertificateRevocationListDer<'static>>,
+}
+
+impl Trust {
+    fn of_clients(&self) -> Result<Arc<dyn ClientCertVerifier>, VerifierBuilderError> {
+        let (roots, provider) = (Arc::clone(&self.roots), Arc::clone(&self.provider));
+        WebPkiClientVerifier::builder_with_provider(roots, provider)
+            .with_crls(self.crls.clone())
+            .only_check_end_entity_revocation()
+            .allow_unknown_revocation_status()
+            .build()
+    }
+
+    fn of_servers(&self) -> Result<Arc<WebPkiServerVerifier>, VerifierBuilderError> {
+        let (roots, provider) = (Arc::clone(&self.roots), Arc::clone(&self.provider));
+        WebPkiServerVerifier::builder_with_provider(roots, provider)
+            .with_crls(self.crls.clone())
+            .only_check_end_entity_revocation()
+            .allow_unknown_revocation_status()
+            .build()
+    }
+}
+
 /// What tells a file from the one that replaces it.
 type Stamp = (u64, u64, i64, i64);
-/// The stamps of CA, certificate and key, of those that are there.
-pub(super) type Stamps = [Option<Stamp>; 3];
+/// The stamps of CA, certificate, key and revoked certificates, of those that are there.
+pub(super) type Stamps = [Option<Stamp>; 4];
 
 impl TlsFiles {
     fn stamps(&self) -> Stamps {
-        [&self.ca, &self.certificate, &self.key].map(|path| {
+        [&self.ca, &self.certificate, &self.key, &self.crl].map(|path| {
             let found = path.metadata().ok()?;
             Some((found.ino(), found.len(), found.mtime(), found.mtime_nsec()))
         })
@@ -185,12 +142,23 @@ impl Tls {
     pub fn load(files: &TlsFiles, name: &str, role: Role) -> Result<Self, TlsError> {
         // First, so that what changes meanwhile is seen later.
         let stamps = files.stamps();
-        let roots = Arc::new(read_roots(&files.ca)?);
-        let chain = read_certificates("certificate", &files.certificate)?;
-        let key = read_key(&files.key)?;
+        let roots = Arc::new(read::roots(&files.ca)?);
+        let chain = read::certificates("certificate", &files.certificate)?;
+        let key = read::key(&files.key)?;
+        let crls = read::crls(&files.crl)?;
+        let has_crl = !crls.is_empty();
         let provider = Arc::new(ring::default_provider());
-        let own = check_own(&provider, &roots, &chain, files, name)?;
+        let trust = Trust {
+            provider: Arc::clone(&provider),
+            roots,
+            crls,
+        };
+        let broken = |error| broken(error, files);
+        let of_clients = trust.of_clients().map_err(broken)?;
+        let of_servers = trust.of_servers().map_err(broken)?;
+        let own = check_own(&of_clients, &of_servers, &chain, files, name)?;
         check_role(own, files, name, role)?;
+        let not_after = not_after(own);
 
         let pair = |error| match error {
             RustlsError::InconsistentKeys(_) => TlsError::WrongKey {
@@ -202,21 +170,17 @@ impl Tls {
                 reason,
             },
         };
-        let verifier =
-            WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider))
-                .build()
-                .map_err(|error| pair(RustlsError::General(error.to_string())))?;
         let mut server = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_protocol_versions(&[&version::TLS13])
             .map_err(pair)?
-            .with_client_cert_verifier(verifier)
+            .with_client_cert_verifier(Arc::clone(&of_clients))
             .with_single_cert(chain.clone(), key.clone_key())
             .map_err(pair)?;
         server.send_tls13_tickets = 0;
         let mut client = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&version::TLS13])
             .map_err(pair)?
-            .with_root_certificates(roots)
+            .with_webpki_verifier(of_servers)
             .with_client_auth_cert(chain, key)
             .map_err(pair)?;
         client.resumption = Resumption::disabled();
@@ -224,10 +188,32 @@ impl Tls {
             role,
             server: Arc::new(server),
             client: Arc::new(client),
+            verifier: of_clients,
+            not_after,
+            has_crl,
             name: name.to_owned(),
             files: files.clone(),
             stamps,
         })
+    }
+
+    /// Why a peer's certificate, which was good when it connected, is so no longer.
+    pub(crate) fn ended(&self, chain: &[CertificateDer<'_>]) -> Option<Ended> {
+        let (certificate, intermediates) = chain.split_first()?;
+        let now = UnixTime::now();
+        let verified = self.verifier.verify_client_cert(certificate, intermediates, now);
+        match verified.err()? {
+            RustlsError::InvalidCertificate(
+                CertificateError::Expired | CertificateError::ExpiredContext { .. },
+            ) => Some(Ended::Expired),
+            RustlsError::InvalidCertificate(CertificateError::Revoked) => Some(Ended::Revoked),
+            _ => None,
+        }
+    }
+
+    /// For how many days from `now` on this host's certificate is good, rounded down.
+    pub(crate) fn days_left(&self, now: OffsetDateTime) -> Option<i64> {
+        Some((self.not_after? - now).whole_days())
     }
 
     /// The stamps of the files as they are now; `None` where they are those that were loaded.
@@ -237,7 +223,14 @@ impl Tls {
     }
 
     /// Loads the same files again.
-    pub(super) fn reload(&self) -> Result<Self, TlsError> {
+    pub(crate) fn reload(&self) -> Result<Self, TlsError> {
+        // Who takes it away must not so make revoked certificates good again.
+        if self.has_crl && !self.files.crl.exists() {
+            return Err(TlsError::Crl {
+                path: self.files.crl.clone(),
+                reason: "it is gone".to_owned(),
+            });
+        }
         Self::load(&self.files, &self.name, self.role)
     }
 }
@@ -255,10 +248,30 @@ pub fn certificate_names(certificate: &CertificateDer<'_>) -> Vec<String> {
         .unwrap_or_default()
 }
 
+/// The last second of a certificate.
+fn not_after(certificate: &CertificateDer<'_>) -> Option<OffsetDateTime> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    Some(parsed.validity().not_after.to_datetime())
+}
+
+/// What is wrong with the files of CAs.
+fn broken(error: VerifierBuilderError, files: &TlsFiles) -> TlsError {
+    match error {
+        VerifierBuilderError::InvalidCrl(error) => TlsError::Crl {
+            path: files.crl.clone(),
+            reason: error.to_string(),
+        },
+        error => TlsError::Certificate {
+            path: files.ca.clone(),
+            reason: RustlsError::General(error.to_string()),
+        },
+    }
+}
+
 /// Checks the certificate as a peer does; returns it.
 fn check_own<'a>(
-    provider: &Arc<CryptoProvider>,
-    roots: &Arc<RootCertStore>,
+    of_clients: &Arc<dyn ClientCertVerifier>,
+    of_servers: &Arc<WebPkiServerVerifier>,
     chain: &'a [CertificateDer<'static>],
     files: &TlsFiles,
     name: &str,
@@ -283,6 +296,7 @@ fn check_own<'a>(
             | CertificateError::ExpiredContext { .. }
             | CertificateError::NotValidYet
             | CertificateError::NotValidYetContext { .. } => TlsError::Expired { path: path() },
+            CertificateError::Revoked => TlsError::Revoked { path: path() },
             CertificateError::UnknownIssuer | CertificateError::BadSignature => TlsError::WrongCa {
                 path: path(),
                 ca: files.ca.clone(),
@@ -299,14 +313,10 @@ fn check_own<'a>(
         error => other(error),
     };
     let now = UnixTime::now();
-    WebPkiServerVerifier::builder_with_provider(Arc::clone(roots), Arc::clone(provider))
-        .build()
-        .map_err(|error| other(RustlsError::General(error.to_string())))?
+    of_servers
         .verify_server_cert(own, intermediates, &server_name, &[], now)
         .map_err(explain)?;
-    WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), Arc::clone(provider))
-        .build()
-        .map_err(|error| other(RustlsError::General(error.to_string())))?
+    of_clients
         .verify_client_cert(own, intermediates, now)
         .map_err(explain)?;
     Ok(own)
@@ -334,56 +344,5 @@ fn check_role(
             name,
             role,
         }),
-    }
-}
-
-fn read_roots(path: &Path) -> Result<RootCertStore, TlsError> {
-    let mut roots = RootCertStore::empty();
-    for certificate in read_certificates("CA certificate", path)? {
-        roots.add(certificate).map_err(|error| TlsError::Read {
-            what: "CA certificate",
-            path: path.to_owned(),
-            reason: error.to_string(),
-        })?;
-    }
-    Ok(roots)
-}
-
-fn read_certificates(
-    what: &'static str,
-    path: &Path,
-) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let read = |error: PemError| pem_error(what, path, error);
-    let certificates = CertificateDer::pem_file_iter(path)
-        .map_err(read)?
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(read)?;
-    if certificates.is_empty() {
-        return Err(TlsError::Empty {
-            what,
-            path: path.to_owned(),
-        });
-    }
-    Ok(certificates)
-}
-
-fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
-    PrivateKeyDer::from_pem_file(path).map_err(|error| pem_error("private key", path, error))
-}
-
-fn pem_error(what: &'static str, path: &Path, error: PemError) -> TlsError {
-    let path = path.to_owned();
-    match error {
-        PemError::NoItemsFound => TlsError::Empty { what, path },
-        PemError::Io(error) => TlsError::Read {
-            what,
-            path,
-            reason: error.to_string(),
-        },
-        error => TlsError::Read {
-            what,
-            path,
-            reason: error.to_string(),
-        },
     }
 }

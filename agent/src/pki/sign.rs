@@ -20,44 +20,38 @@ pub(super) struct Signed {
 }
 
 impl Signed {
-    pub(super) fn write(&self, to: Certificate) -> Result<Certificate, PkiError> {
+    pub(super) fn write(&self, to: &Certificate) -> Result<(), PkiError> {
         for (path, mode) in [(&to.ca, 0o755), (&to.certificate, 0o755), (&to.key, 0o700)] {
             create_directory(path.parent().unwrap_or(path), mode)?;
         }
         write_new(&to.ca, &self.ca, 0o644)?;
-        write_new(&to.certificate, &self.certificate, 0o644)?;
-        write_new(&to.key, &self.key, 0o600)?;
-        Ok(to)
+        self.write_pair(&to.certificate, &to.key)
     }
-}
 
-pub(super) fn write_for_libvirt(signed: &Signed, host: &Path) -> Result<Certificate, PkiError> {
-    let libvirt = host.join("libvirt");
-    let issued = signed.write(Certificate {
-        ca: host.join("CA/cacert.pem"),
-        certificate: libvirt.join("servercert.pem"),
-        key: libvirt.join("private/serverkey.pem"),
-    })?;
-    write_new(&libvirt.join("clientcert.pem"), &signed.certificate, 0o644)?;
-    write_new(&libvirt.join("private/clientkey.pem"), &signed.key, 0o600)?;
-    Ok(issued)
-}
+    /// The same once more for libvirt's client, where that looks.
+    pub(super) fn write_for_libvirt(&self, to: &Certificate) -> Result<(), PkiError> {
+        self.write(to)?;
+        self.write_pair(
+            &to.certificate.with_file_name("clientcert.pem"),
+            &to.key.with_file_name("clientkey.pem"),
+        )
+    }
 
-/// QEMU looks for all in one directory (`tls-creds-x509`), whose keys it reads as the user that VMs run as.
-pub(super) fn write_for_qemu(signed: &Signed, host: &Path) -> Result<Certificate, PkiError> {
-    let qemu = host.join("qemu");
-    create_directory(&qemu, 0o755)?;
-    write_new(&qemu.join("client-cert.pem"), &signed.certificate, 0o644)?;
-    write_new(&qemu.join("client-key.pem"), &signed.key, 0o600)?;
-    let issued = Certificate {
-        ca: qemu.join("ca-cert.pem"),
-        certificate: qemu.join("server-cert.pem"),
-        key: qemu.join("server-key.pem"),
-    };
-    write_new(&issued.ca, &signed.ca, 0o644)?;
-    write_new(&issued.certificate, &signed.certificate, 0o644)?;
-    write_new(&issued.key, &signed.key, 0o600)?;
-    Ok(issued)
+    /// QEMU has all in one directory (`tls-creds-x509`), whose keys it reads as the user that VMs run as.
+    pub(super) fn write_for_qemu(&self, to: &Certificate) -> Result<(), PkiError> {
+        create_directory(to.key.parent().unwrap_or(&to.key), 0o755)?;
+        write_new(&to.ca, &self.ca, 0o644)?;
+        self.write_pair(&to.certificate, &to.key)?;
+        self.write_pair(
+            &to.certificate.with_file_name("client-cert.pem"),
+            &to.key.with_file_name("client-key.pem"),
+        )
+    }
+
+    fn write_pair(&self, certificate: &Path, key: &Path) -> Result<(), PkiError> {
+        write_new(certificate, &self.certificate, 0o644)?;
+        write_new(key, &self.key, 0o600)
+    }
 }
 
 impl Ca {
@@ -85,6 +79,14 @@ impl Ca {
         write_new(&self.certificate, &certificate.pem(), 0o644)
     }
 
+    /// What signs.
+    pub(super) fn issuer(&self) -> Result<Issuer<'static, KeyPair>, PkiError> {
+        let failed = |error| self.failed(error);
+        let ca = read(&self.certificate)?;
+        let key = KeyPair::from_pem(&read(&self.key)?).map_err(failed)?;
+        Issuer::from_ca_cert_pem(&ca, key).map_err(failed)
+    }
+
     pub(super) fn sign(
         &self,
         name: &str,
@@ -93,8 +95,7 @@ impl Ca {
     ) -> Result<Signed, PkiError> {
         let failed = |error| self.failed(error);
         let ca = read(&self.certificate)?;
-        let ca_key = KeyPair::from_pem(&read(&self.key)?).map_err(failed)?;
-        let issuer = Issuer::from_ca_cert_pem(&ca, ca_key).map_err(failed)?;
+        let issuer = self.issuer()?;
         let key = KeyPair::generate().map_err(failed)?;
         let mut params = CertificateParams::default();
         params.not_before = validity.not_before;
@@ -127,24 +128,26 @@ fn common_name(name: &str) -> DistinguishedName {
 }
 
 fn read(path: &Path) -> Result<String, PkiError> {
-    fs::read_to_string(path).map_err(|error| PkiError::Io {
-        action: "read",
-        path: path.to_owned(),
-        error,
-    })
+    fs::read_to_string(path).map_err(io_error("read", path))
 }
 
-fn create_directory(path: &Path, mode: u32) -> Result<(), PkiError> {
+/// What to make of an error of the system about a path.
+pub(super) fn io_error(action: &'static str, path: &Path) -> impl Fn(io::Error) -> PkiError {
+    let path = path.to_owned();
+    move |error| PkiError::Io {
+        action,
+        path: path.clone(),
+        error,
+    }
+}
+
+pub(super) fn create_directory(path: &Path, mode: u32) -> Result<(), PkiError> {
     DirBuilder::new()
         .recursive(true)
         .mode(0o755)
         .create(path.parent().unwrap_or(path))
         .and_then(|()| DirBuilder::new().recursive(true).mode(mode).create(path))
-        .map_err(|error| PkiError::Io {
-            action: "create",
-            path: path.to_owned(),
-            error,
-        })
+        .map_err(io_error("create", path))
 }
 
 fn write_new(path: &Path, content: &str, mode: u32) -> Result<(), PkiError> {

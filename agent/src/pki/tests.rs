@@ -8,7 +8,7 @@ use rustls::server::WebPkiClientVerifier;
 use rustls_pki_types::UnixTime;
 
 use super::*;
-use crate::net::tls::{Tls, TlsError, TlsFiles, certificate_names};
+use crate::net::tls::{Ended, Tls, TlsError, TlsFiles, certificate_names};
 use crate::role::RoleError;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
@@ -295,4 +295,109 @@ fn directory_of_the_version_before_is_named() {
         assert!(matches!(error, PkiError::OneCa { .. }), "{error}");
         assert!(error.to_string().contains("pki init"), "{error}");
     }
+}
+
+#[test]
+fn renewed_certificates_are_for_the_same_and_have_other_keys() {
+    let directory = tempfile::tempdir().unwrap();
+    init(directory.path(), "CA", Validity::days(1)).unwrap();
+    for (name, role) in [("vms1", Role::Agent), ("relay1", Role::Relay)] {
+        let request = IssueRequest {
+            role,
+            ..request(name)
+        };
+        let issued = issue(directory.path(), &request).unwrap();
+        let before = certificate(&issued.signalling);
+        let key = fs::read(&issued.signalling.key).unwrap();
+        let renewed = renew(directory.path(), &name.to_uppercase(), Validity::days(9)).unwrap();
+        assert_eq!(renewed, issued);
+        let after = certificate(&renewed.signalling);
+        assert_ne!(after, before);
+        assert_ne!(fs::read(&renewed.signalling.key).unwrap(), key);
+        assert_eq!(certificate_names(&after), [name]);
+        let tls = Tls::load(&files(&renewed), name, role).unwrap();
+        assert!(tls.days_left(OffsetDateTime::now_utc()) >= Some(8));
+        if let Some(libvirt) = &renewed.libvirt {
+            let found = String::from_utf8_lossy(&certificate(libvirt)).into_owned();
+            assert!(found.contains(name), "the same host");
+        }
+    }
+    let left: Vec<_> = directory.path().read_dir().unwrap().flatten().collect();
+    let hidden = |it: &fs::DirEntry| it.file_name().to_string_lossy().starts_with('.');
+    assert!(!left.iter().any(hidden), "{left:?}");
+}
+
+#[test]
+fn name_without_a_certificate_is_neither_renewed_nor_revoked() {
+    let directory = tempfile::tempdir().unwrap();
+    init(directory.path(), "CA", Validity::days(1)).unwrap();
+    for name in ["vms9", "", "..", "../signalling", "signalling"] {
+        let errors = [
+            renew(directory.path(), name, Validity::days(1)).unwrap_err(),
+            revoke(directory.path(), name).unwrap_err(),
+        ];
+        for error in errors {
+            assert!(matches!(error, PkiError::NotIssued { .. }), "{name}: {error}");
+        }
+    }
+}
+
+#[test]
+fn revoked_certificate_is_refused_and_its_name_can_be_issued_anew() {
+    let directory = tempfile::tempdir().unwrap();
+    let authorities = init(directory.path(), "CA", Validity::days(1)).unwrap();
+    let mut stolen = Vec::new();
+    for name in ["vms1", "vms2"] {
+        let issued = issue(directory.path(), &request(name)).unwrap();
+        stolen.push(certificate(&issued.signalling));
+        let revoked = revoke(directory.path(), name).unwrap();
+        assert_eq!(revoked.lists.len(), 3);
+        assert!(revoked.kept.join("roamcast/cert.pem").exists());
+        assert!(!issued.directory.exists());
+    }
+    let fresh = issue(directory.path(), &request("vms1")).unwrap();
+    let list = authorities.signalling.certificate.with_file_name("crl.pem");
+    let files = TlsFiles {
+        crl: list,
+        ..files(&fresh)
+    };
+    let tls = Tls::load(&files, "vms1", Role::Agent).unwrap();
+    for stolen in &stolen {
+        assert_eq!(tls.ended(std::slice::from_ref(stolen)), Some(Ended::Revoked));
+    }
+    assert_eq!(tls.ended(&[certificate(&fresh.signalling)]), None);
+}
+
+#[test]
+fn list_of_revoked_certificates_is_used_or_named() {
+    let directory = tempfile::tempdir().unwrap();
+    init(directory.path(), "CA", Validity::days(1)).unwrap();
+    let issued = issue(directory.path(), &request("vms1")).unwrap();
+    let files = files(&issued);
+    issue(directory.path(), &request("vms2")).unwrap();
+    let tls = Tls::load(&files, "vms1", Role::Agent).unwrap();
+    assert!(tls.reload().is_ok(), "there is none, and need not be");
+    for broken in ["", "-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n"] {
+        fs::write(&files.crl, broken).unwrap();
+        let error = Tls::load(&files, "vms1", Role::Agent).unwrap_err();
+        assert!(matches!(error, TlsError::Crl { .. }), "{error}");
+        assert!(error.to_string().contains("crl.pem"), "{error}");
+    }
+    let revoked = revoke(directory.path(), "vms2").unwrap();
+    fs::copy(&revoked.lists[0], &files.crl).unwrap();
+    let tls = Tls::load(&files, "vms1", Role::Agent).unwrap();
+    fs::remove_file(&files.crl).unwrap();
+    assert!(matches!(tls.reload(), Err(TlsError::Crl { .. })), "it was there");
+
+    // Its own.
+    let revoked = revoke(directory.path(), "vms1").unwrap();
+    let kept = revoked.kept.join("roamcast");
+    let files = TlsFiles {
+        ca: kept.join("cacert.pem"),
+        certificate: kept.join("cert.pem"),
+        key: kept.join("private/key.pem"),
+        crl: revoked.lists[0].clone(),
+    };
+    let error = Tls::load(&files, "vms1", Role::Agent).unwrap_err();
+    assert!(matches!(error, TlsError::Revoked { .. }), "{error}");
 }

@@ -79,6 +79,7 @@ impl EventLoop {
                 .cloned()
                 .chain(self.registrar.problems())
                 .collect(),
+            certificate_ends_in_days: self.peers.certificate_ends_in_days(),
             memory_problems: memory_problems(self.proto.copy_tls(), self.proto.config().copy),
             migrations: self
                 .proto

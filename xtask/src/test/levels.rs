@@ -57,6 +57,7 @@ const NETWORK: &[&str] = &[
     "relay_server",
     "bench_smoke",
     "peers",
+    "peer_certificates",
     "ims",
     "mat_path",
     "forwarding",

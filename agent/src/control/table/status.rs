@@ -82,6 +82,12 @@ pub fn status(status: &Status) -> String {
     for problem in &status.relay_problems {
         line("", problem.clone());
     }
+    if let Some(days) = status.certificate_ends_in_days {
+        line(
+            "problem",
+            format!("the certificate of this host ends in {days} days; make another one with `roamcast pki renew`"),
+        );
+    }
     for problem in status.port_problems.iter().chain(&status.memory_problems) {
         line("problem", problem.clone());
     }

@@ -66,6 +66,7 @@ fn example() -> Status {
             withheld_datagrams: 0,
         }],
         port_problems: vec!["vnet1: gate waits".to_owned()],
+        certificate_ends_in_days: Some(12),
         memory_problems: vec!["QEMU cannot encrypt".to_owned()],
         receptions: vec![JoinRow {
             vlan: 0,

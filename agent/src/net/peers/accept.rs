@@ -169,6 +169,7 @@ fn classify(error: &io::Error) -> Refusal {
             | CertificateError::NotValidYet
             | CertificateError::NotValidYetContext { .. },
         )) => Refusal::Expired,
+        Some(RustlsError::InvalidCertificate(CertificateError::Revoked)) => Refusal::Revoked,
         Some(RustlsError::InvalidCertificate(_)) => Refusal::BadCertificate,
         Some(
             RustlsError::PeerIncompatible(_)

@@ -4,16 +4,17 @@ use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use common::signal::{DecodeError, PeerMessage};
 use futures::stream::{SplitSink, SplitStream};
 use futures::{SinkExt, StreamExt};
+use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsStream;
 use tokio_util::codec::LengthDelimitedCodecError;
 use tokio_util::sync::CancellationToken;
@@ -22,6 +23,7 @@ use super::counters::Refusal;
 use super::manager::Command;
 use super::{HANDSHAKE_TIMEOUT, PeerEventSender, Shared};
 use crate::net::frames::{Frames, Verdict};
+use crate::net::tls::Ended;
 use crate::proto::PeerEvent;
 use crate::role::{Forbidden, Role};
 
@@ -31,6 +33,9 @@ type Stream = Frames<TlsStream<TcpStream>>;
 const MAX_QUEUED_FRAMES: usize = 256;
 /// Their bytes, at most: four of the longest.
 const MAX_QUEUED_BYTES: usize = 4 * common::signal::MAX_FRAME_BYTES;
+
+/// How often it is looked whether the peer's certificate is still good.
+const CERTIFICATE_LOOK: Duration = Duration::from_secs(3);
 
 /// Handle of a connection's task. Dropping it closes the connection.
 #[derive(Debug)]
@@ -154,10 +159,31 @@ async fn serve(
     {
         return lost(peer, &error);
     }
+    let (_, tls) = stream.get_ref().get_ref();
+    let chain = tls.peer_certificates().unwrap_or_default().to_vec();
     let (sink, stream) = stream.split();
     tokio::select! {
         reason = read(shared, &params, stream, &events) => reason,
         error = write(sink, outgoing, queued_bytes) => lost(peer, &error),
+        reason = certificate_ends(shared, peer, &chain) => reason,
+    }
+}
+
+/// Waits until the peer's certificate is good no longer.
+async fn certificate_ends(
+    shared: &Shared,
+    peer: &str,
+    chain: &[CertificateDer<'static>],
+) -> String {
+    loop {
+        sleep(CERTIFICATE_LOOK).await;
+        let (refusal, what) = match shared.tls().ended(chain) {
+            None => continue,
+            Some(Ended::Expired) => (Refusal::Expired, "has expired"),
+            Some(Ended::Revoked) => (Refusal::Revoked, "was revoked"),
+        };
+        shared.refuse(peer, refusal, "while it was connected");
+        return format!("The certificate of `{peer}` {what}; give it another one");
     }
 }
 

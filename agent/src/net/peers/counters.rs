@@ -28,6 +28,8 @@ refusals! {
     NoCertificate => "no_certificate",
     /// The certificate is expired or not yet valid.
     Expired => "certificate_expired",
+    /// The certificate was revoked.
+    Revoked => "certificate_revoked",
     /// The certificate is not of our CA, or broken.
     BadCertificate => "bad_certificate",
     /// The certificate names no role, several, or one that is not known.

@@ -6,8 +6,9 @@
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use time::OffsetDateTime;
 use tokio::time::sleep;
 
 use super::Shared;
@@ -15,6 +16,11 @@ use crate::net::tls::{Stamps, Tls, TlsError};
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_secs(3);
+
+/// So long before its end a certificate is warned of.
+pub(super) const WARN_DAYS: i64 = 30;
+/// How often.
+const WARN_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 
 /// What was seen at the last look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,12 +36,20 @@ enum Seen {
 /// Looks until told to stop.
 pub(super) async fn run(shared: Arc<Shared>) {
     let mut seen = Seen::Same;
+    let mut warned: Option<Instant> = None;
     loop {
         tokio::select! {
             () = shared.stop.cancelled() => return,
             () = sleep(LOOK) => {}
         }
         let tls = shared.tls();
+        if warned.is_none_or(|at| at.elapsed() >= WARN_INTERVAL)
+            && let Some(days) = tls.days_left(OffsetDateTime::now_utc())
+            && days < WARN_DAYS
+        {
+            warned = Some(Instant::now());
+            tracing::warn!(days, "The certificate of this host ends soon; make another one with `roamcast pki renew`");
+        }
         let last = seen;
         // Never cancelled, and it does not panic.
         let looked = tokio::task::spawn_blocking(move || look(&tls, last)).await;

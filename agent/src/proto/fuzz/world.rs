@@ -41,9 +41,13 @@ pub(super) struct World {
 
 impl World {
     pub(super) fn new(config: AgentConfig) -> Self {
+        let now = Timestamp(1_000_000_000_000);
+        let mut agent = Agent::new(config, 1);
+        let (client, server) = (Ok(()), Ok(()));
+        agent.handle_copy_tls(now, CopyTls { client, server });
         Self {
-            agent: Agent::new(config, 1),
-            now: Timestamp(1_000_000_000_000),
+            agent,
+            now,
             kernel: Kernel::default(),
             ports: BTreeSet::new(),
             domains: BTreeSet::new(),

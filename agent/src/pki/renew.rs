@@ -1,0 +1,72 @@
+//! New keys and certificates in the place of those that end.
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::Path;
+
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
+use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
+
+use super::sign::io_error;
+use super::{IssueRequest, Issued, PkiError, Validity, certify, names, refuse_one_ca};
+use crate::role::Role;
+
+/// Issues certificates once more, for the name, the role and the addresses of those that are there, and puts them
+/// in their place.
+///
+/// # Errors
+///
+/// [`PkiError::NotIssued`], and those of [`super::issue`] but for `Exists`.
+pub fn renew(directory: &Path, name: &str, validity: Validity) -> Result<Issued, PkiError> {
+    refuse_one_ca(directory)?;
+    let name = name.to_ascii_lowercase();
+    let (role, addresses) = certified(directory, &name)?;
+    let request = IssueRequest {
+        name: name.clone(),
+        role,
+        addresses,
+        validity,
+    };
+    let names = names(&request)?;
+    let [fresh, old] = ["new", "old"].map(|what| directory.join(format!(".{name}.{what}")));
+    // What an earlier attempt has left.
+    for left in [&fresh, &old] {
+        if left.exists() {
+            fs::remove_dir_all(left).map_err(io_error("remove", left))?;
+        }
+    }
+    certify(directory, &request, &names, fresh.clone())?;
+    let host = directory.join(&name);
+    fs::rename(&host, &old).map_err(io_error("move", &host))?;
+    fs::rename(&fresh, &host).map_err(io_error("move", &fresh))?;
+    fs::remove_dir_all(&old).map_err(io_error("remove", &old))?;
+    Ok(Issued::at(host, role))
+}
+
+/// Role and addresses of a certificate that was issued.
+fn certified(directory: &Path, name: &str) -> Result<(Role, Vec<IpAddr>), PkiError> {
+    let not_issued = || PkiError::NotIssued {
+        directory: directory.to_owned(),
+        name: name.to_owned(),
+    };
+    let path = Issued::at(directory.join(name), Role::Relay).signalling.certificate;
+    // No name leads out of the directory.
+    let is_inside = !name.contains(['/', '\\']) && !name.starts_with('.');
+    let certificate = CertificateDer::from_pem_file(&path).ok().filter(|_| is_inside);
+    let certificate = certificate.ok_or_else(not_issued)?;
+    let role = Role::of_certificate(&certificate).map_err(|_| not_issued())?;
+    let (_, parsed) = X509Certificate::from_der(&certificate).map_err(|_| not_issued())?;
+    let named = parsed.subject_alternative_name().ok().flatten();
+    let named = named.map(|extension| &extension.value.general_names);
+    let addresses = named.into_iter().flatten().filter_map(|name| match name {
+        GeneralName::IPAddress(bytes) => address(bytes),
+        _ => None,
+    });
+    Ok((role, addresses.collect()))
+}
+
+fn address(bytes: &[u8]) -> Option<IpAddr> {
+    let v6 = <[u8; 16]>::try_from(bytes).map(IpAddr::from);
+    v6.or_else(|_| <[u8; 4]>::try_from(bytes).map(IpAddr::from)).ok()
+}
