@@ -78,6 +78,20 @@ pub struct Listener {
     pub guest_mac: [u8; 6],
 }
 
+impl Listener {
+    /// All zero: no listener.
+    pub const NONE: Self = Self {
+        first_report_ns: 0,
+        last_report_ns: 0,
+        last_answer_ns: 0,
+        generation: 0,
+        source_count: 0,
+        filter_mode: 0,
+        mld_version: 0,
+        guest_mac: [0; 6],
+    };
+}
+
 /// Key of `LISTENER_SOURCES`: 40 bytes, align 4.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -100,6 +114,16 @@ pub struct Source {
     pub filter_mode: u8,
     /// Always zero.
     pub pad: [u8; 3],
+}
+
+impl Source {
+    /// All zero: no source.
+    pub const NONE: Self = Self {
+        last_report_ns: 0,
+        generation: 0,
+        filter_mode: 0,
+        pad: [0; 3],
+    };
 }
 
 /// Key of `PORTS` and `PORT_USAGE`: the ifindex of a TAP.

@@ -341,7 +341,7 @@ impl EventLoop {
                     Change::Removed
                 },
                 key: *key,
-                value: found.unwrap_or(NO_LISTENER),
+                value: found.unwrap_or(Listener::NONE),
             };
             self.proto.handle_datapath(now(), event);
         }
@@ -354,7 +354,7 @@ impl EventLoop {
                     Change::Removed
                 },
                 key: *key,
-                value: found.unwrap_or(NO_SOURCE),
+                value: found.unwrap_or(Source::NONE),
             };
             self.proto.handle_datapath(now(), event);
         }
@@ -389,26 +389,6 @@ fn forward_key(address: Ipv6Addr) -> ForwardKey {
         pad: 0,
     }
 }
-
-/// Value of an event about a listener that is no longer there.
-const NO_LISTENER: Listener = Listener {
-    first_report_ns: 0,
-    last_report_ns: 0,
-    last_answer_ns: 0,
-    generation: 0,
-    source_count: 0,
-    filter_mode: 0,
-    mld_version: 0,
-    guest_mac: [0; 6],
-};
-
-/// Value of an event about a source that is no longer there.
-const NO_SOURCE: Source = Source {
-    last_report_ns: 0,
-    generation: 0,
-    filter_mode: 0,
-    pad: [0; 3],
-};
 
 /// Neighbouring outputs that the kernel takes together.
 #[derive(Default)]

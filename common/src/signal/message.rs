@@ -294,6 +294,17 @@ pub enum Phase {
     Completed,
 }
 
+impl Phase {
+    /// All of them, in their order.
+    pub const ALL: [Self; 5] = [
+        Self::Preparing,
+        Self::Ready,
+        Self::Copying,
+        Self::Switching,
+        Self::Completed,
+    ];
+}
+
 /// `MigrationProgress`.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct MigrationProgress {

@@ -84,16 +84,7 @@ impl Walk {
     pub fn new() -> Self {
         Self {
             at_ns: 0,
-            listener: Listener {
-                first_report_ns: 0,
-                last_report_ns: 0,
-                last_answer_ns: 0,
-                generation: 0,
-                source_count: 0,
-                filter_mode: 0,
-                mld_version: 0,
-                guest_mac: [0; 6],
-            },
+            listener: Listener::NONE,
             key: SourceKey {
                 listener: ListenerKey {
                     ifindex: 0,

@@ -58,13 +58,6 @@ fn next(input: &mut Unstructured<'_>, client: &mut Client, now: &mut Duration) -
     let ifindex = input.int_in_range(1..=3)?;
     let from = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, input.int_in_range(1..=2)?);
     let transaction = input.int_in_range(0..=3)?;
-    let phases = [
-        Phase::Preparing,
-        Phase::Ready,
-        Phase::Copying,
-        Phase::Switching,
-        Phase::Completed,
-    ];
     let message: VmMessage = match choice {
         0 | 1 => AgentSearchReply {
             agent: "vms1".to_owned(),
@@ -79,7 +72,7 @@ fn next(input: &mut Unstructured<'_>, client: &mut Client, now: &mut Duration) -
         }
         .into(),
         3 | 4 => MigrationProgress {
-            phase: *input.choose(&phases)?,
+            phase: *input.choose(&Phase::ALL)?,
             processed_bytes: input.arbitrary()?,
             total_bytes: input.arbitrary()?,
             elapsed_ms: input.arbitrary()?,

@@ -132,15 +132,8 @@ pub(super) fn nic_cut(input: &mut Unstructured<'_>) -> Result<NicCut> {
 }
 
 fn progress(input: &mut Unstructured<'_>) -> Result<MigrationProgress> {
-    let phases = [
-        Phase::Preparing,
-        Phase::Ready,
-        Phase::Copying,
-        Phase::Switching,
-        Phase::Completed,
-    ];
     Ok(MigrationProgress {
-        phase: *input.choose(&phases)?,
+        phase: *input.choose(&Phase::ALL)?,
         processed_bytes: input.arbitrary()?,
         total_bytes: input.arbitrary()?,
         elapsed_ms: input.arbitrary()?,

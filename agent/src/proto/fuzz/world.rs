@@ -204,7 +204,7 @@ impl World {
             let event = DatapathEvent::Source {
                 change: change(found.is_some()),
                 key: *key,
-                value: found.unwrap_or(NO_SOURCE),
+                value: found.unwrap_or(Source::NONE),
             };
             self.agent.handle_datapath(now, event);
         }
@@ -213,7 +213,7 @@ impl World {
             let event = DatapathEvent::Listener {
                 change: change(found.is_some()),
                 key: *key,
-                value: found.unwrap_or(NO_LISTENER),
+                value: found.unwrap_or(Listener::NONE),
             };
             self.agent.handle_datapath(now, event);
         }
@@ -322,20 +322,3 @@ fn change(is_there: bool) -> Change {
     }
 }
 
-const NO_LISTENER: Listener = Listener {
-    first_report_ns: 0,
-    last_report_ns: 0,
-    last_answer_ns: 0,
-    generation: 0,
-    source_count: 0,
-    filter_mode: 0,
-    mld_version: 0,
-    guest_mac: [0; 6],
-};
-
-const NO_SOURCE: Source = Source {
-    last_report_ns: 0,
-    generation: 0,
-    filter_mode: 0,
-    pad: [0; 3],
-};

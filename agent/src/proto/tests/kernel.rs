@@ -93,16 +93,7 @@ impl Pair {
                     let event = DatapathEvent::Listener {
                         change: found.map_or(Change::Removed, |_| Change::Updated),
                         key,
-                        value: found.unwrap_or(Listener {
-                            first_report_ns: 0,
-                            last_report_ns: 0,
-                            last_answer_ns: 0,
-                            generation: 0,
-                            source_count: 0,
-                            filter_mode: 0,
-                            mld_version: 0,
-                            guest_mac: [0; 6],
-                        }),
+                        value: found.unwrap_or(Listener::NONE),
                     };
                     self.sequence += 1;
                     let at = (self.now + ms(1), self.sequence);
