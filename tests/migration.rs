@@ -243,7 +243,11 @@ fn memory_is_read_by_nobody_on_its_way_once_qemu_has_certificates() {
     }
     wait::until("the agents to see QEMU's certificates", SEEN, || {
         let agents = testbed.agents().ok()?;
-        let problems = |vms| agents.query(vms, "status").map(|it| it["memory_problems"].clone());
+        let problems = |vms| {
+            agents
+                .query(vms, "status")
+                .map(|it| it["memory_problems"].clone())
+        };
         hosts
             .iter()
             .all(|vms| problems(vms).is_ok_and(|it| it == json!([])))

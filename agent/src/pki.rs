@@ -343,7 +343,11 @@ fn names(request: &IssueRequest) -> Result<Vec<SanType>, PkiError> {
     if rustls_pki_types::DnsName::try_from(name).is_err() || name.contains('*') {
         return Err(invalid());
     }
-    let mut names = vec![name.try_into().map(SanType::DnsName).map_err(|_| invalid())?];
+    let mut names = vec![
+        name.try_into()
+            .map(SanType::DnsName)
+            .map_err(|_| invalid())?,
+    ];
     names.extend(request.addresses.iter().copied().map(SanType::IpAddress));
     Ok(names)
 }

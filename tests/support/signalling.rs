@@ -97,7 +97,12 @@ pub(crate) struct Agent {
 }
 
 impl Agent {
-    pub(crate) fn start(pki: &Pki, name: &str, peers: &[(&str, SocketAddr)], admit: &[&str]) -> Self {
+    pub(crate) fn start(
+        pki: &Pki,
+        name: &str,
+        peers: &[(&str, SocketAddr)],
+        admit: &[&str],
+    ) -> Self {
         Self::on(localhost(0), &pki.valid(name), name, peers, admit)
     }
 
@@ -240,7 +245,10 @@ pub(crate) fn client(
     TlsConnector::from(Arc::new(config))
 }
 
-pub(crate) async fn connect(connector: &TlsConnector, agent: &Agent) -> io::Result<TlsStream<TcpStream>> {
+pub(crate) async fn connect(
+    connector: &TlsConnector,
+    agent: &Agent,
+) -> io::Result<TlsStream<TcpStream>> {
     let stream = TcpStream::connect(agent.address()).await?;
     let name = ServerName::try_from("vms1").unwrap();
     timeout(DEADLINE, connector.connect(name, stream)).await?

@@ -225,11 +225,15 @@ fn conflicts_are_refused() {
             "r.toml:5: libvirt.encrypt: ",
         ),
         (
-            format!("{MINIMAL}[libvirt]\nflags = [{MOVE}, \"VIR_MIGRATE_TLS\"]\nencrypt = \"never\"\n"),
+            format!(
+                "{MINIMAL}[libvirt]\nflags = [{MOVE}, \"VIR_MIGRATE_TLS\"]\nencrypt = \"never\"\n"
+            ),
             "r.toml:6: libvirt.encrypt: \"never\" contradicts VIR_MIGRATE_TLS",
         ),
         (
-            format!("{MINIMAL}[libvirt]\nencrypt = \"always\"\nparallel_connections = 2\nflags = [{MOVE}, \"VIR_MIGRATE_ZEROCOPY\"]\n"),
+            format!(
+                "{MINIMAL}[libvirt]\nencrypt = \"always\"\nparallel_connections = 2\nflags = [{MOVE}, \"VIR_MIGRATE_ZEROCOPY\"]\n"
+            ),
             "r.toml:5: libvirt.encrypt: \"always\" contradicts VIR_MIGRATE_ZEROCOPY",
         ),
         (

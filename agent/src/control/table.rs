@@ -141,7 +141,9 @@ pub fn migrations(rows: &[MigrationRow]) -> String {
     let clear = rows.iter().filter_map(|row| match row.memory {
         Some(MemoryWay::Clear(reason)) => {
             let (number, reason) = (row.migration, reason.as_str());
-            Some(format!("\n{number}: memory is copied in the clear: {reason}"))
+            Some(format!(
+                "\n{number}: memory is copied in the clear: {reason}"
+            ))
         }
         _ => None,
     });

@@ -201,7 +201,9 @@ impl Tls {
     pub(crate) fn ended(&self, chain: &[CertificateDer<'_>]) -> Option<Ended> {
         let (certificate, intermediates) = chain.split_first()?;
         let now = UnixTime::now();
-        let verified = self.verifier.verify_client_cert(certificate, intermediates, now);
+        let verified = self
+            .verifier
+            .verify_client_cert(certificate, intermediates, now);
         match verified.err()? {
             RustlsError::InvalidCertificate(
                 CertificateError::Expired | CertificateError::ExpiredContext { .. },

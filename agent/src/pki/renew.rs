@@ -50,10 +50,14 @@ fn certified(directory: &Path, name: &str) -> Result<(Role, Vec<IpAddr>), PkiErr
         directory: directory.to_owned(),
         name: name.to_owned(),
     };
-    let path = Issued::at(directory.join(name), Role::Relay).signalling.certificate;
+    let path = Issued::at(directory.join(name), Role::Relay)
+        .signalling
+        .certificate;
     // No name leads out of the directory.
     let is_inside = !name.contains(['/', '\\']) && !name.starts_with('.');
-    let certificate = CertificateDer::from_pem_file(&path).ok().filter(|_| is_inside);
+    let certificate = CertificateDer::from_pem_file(&path)
+        .ok()
+        .filter(|_| is_inside);
     let certificate = certificate.ok_or_else(not_issued)?;
     let role = Role::of_certificate(&certificate).map_err(|_| not_issued())?;
     let (_, parsed) = X509Certificate::from_der(&certificate).map_err(|_| not_issued())?;
@@ -68,5 +72,6 @@ fn certified(directory: &Path, name: &str) -> Result<(Role, Vec<IpAddr>), PkiErr
 
 fn address(bytes: &[u8]) -> Option<IpAddr> {
     let v6 = <[u8; 16]>::try_from(bytes).map(IpAddr::from);
-    v6.or_else(|_| <[u8; 4]>::try_from(bytes).map(IpAddr::from)).ok()
+    v6.or_else(|_| <[u8; 4]>::try_from(bytes).map(IpAddr::from))
+        .ok()
 }

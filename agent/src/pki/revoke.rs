@@ -3,9 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use rcgen::{
-    CertificateRevocationListParams, KeyIdMethod, RevokedCertParams, SerialNumber,
-};
+use rcgen::{CertificateRevocationListParams, KeyIdMethod, RevokedCertParams, SerialNumber};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};
 use time::OffsetDateTime;
@@ -134,12 +132,14 @@ fn listed(path: &Path) -> (Vec<RevokedCertParams>, u64) {
     let Ok((_, parsed)) = CertificateRevocationList::from_der(&list) else {
         return (Vec::new(), 0);
     };
-    let revoked = parsed.iter_revoked_certificates().map(|it| RevokedCertParams {
-        serial_number: SerialNumber::from_slice(it.raw_serial()),
-        revocation_time: it.revocation_date.to_datetime(),
-        reason_code: None,
-        invalidity_date: None,
-    });
+    let revoked = parsed
+        .iter_revoked_certificates()
+        .map(|it| RevokedCertParams {
+            serial_number: SerialNumber::from_slice(it.raw_serial()),
+            revocation_time: it.revocation_date.to_datetime(),
+            reason_code: None,
+            invalidity_date: None,
+        });
     let number = parsed.crl_number().and_then(|it| it.try_into().ok());
     (revoked.collect(), number.unwrap_or_default())
 }

@@ -337,7 +337,10 @@ fn name_without_a_certificate_is_neither_renewed_nor_revoked() {
             revoke(directory.path(), name).unwrap_err(),
         ];
         for error in errors {
-            assert!(matches!(error, PkiError::NotIssued { .. }), "{name}: {error}");
+            assert!(
+                matches!(error, PkiError::NotIssued { .. }),
+                "{name}: {error}"
+            );
         }
     }
 }
@@ -363,7 +366,10 @@ fn revoked_certificate_is_refused_and_its_name_can_be_issued_anew() {
     };
     let tls = Tls::load(&files, "vms1", Role::Agent).unwrap();
     for stolen in &stolen {
-        assert_eq!(tls.ended(std::slice::from_ref(stolen)), Some(Ended::Revoked));
+        assert_eq!(
+            tls.ended(std::slice::from_ref(stolen)),
+            Some(Ended::Revoked)
+        );
     }
     assert_eq!(tls.ended(&[certificate(&fresh.signalling)]), None);
 }
@@ -377,7 +383,10 @@ fn list_of_revoked_certificates_is_used_or_named() {
     issue(directory.path(), &request("vms2")).unwrap();
     let tls = Tls::load(&files, "vms1", Role::Agent).unwrap();
     assert!(tls.reload().is_ok(), "there is none, and need not be");
-    for broken in ["", "-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n"] {
+    for broken in [
+        "",
+        "-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n",
+    ] {
         fs::write(&files.crl, broken).unwrap();
         let error = Tls::load(&files, "vms1", Role::Agent).unwrap_err();
         assert!(matches!(error, TlsError::Crl { .. }), "{error}");
@@ -387,7 +396,10 @@ fn list_of_revoked_certificates_is_used_or_named() {
     fs::copy(&revoked.lists[0], &files.crl).unwrap();
     let tls = Tls::load(&files, "vms1", Role::Agent).unwrap();
     fs::remove_file(&files.crl).unwrap();
-    assert!(matches!(tls.reload(), Err(TlsError::Crl { .. })), "it was there");
+    assert!(
+        matches!(tls.reload(), Err(TlsError::Crl { .. })),
+        "it was there"
+    );
 
     // Its own.
     let revoked = revoke(directory.path(), "vms1").unwrap();

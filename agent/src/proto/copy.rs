@@ -98,7 +98,9 @@ pub enum InTheClear {
         why: NoCopyTls,
     },
     /// The destination cannot, or does not say.
-    #[error("{agent} has no certificate for it that QEMU can read; `roamcast status` says there why")]
+    #[error(
+        "{agent} has no certificate for it that QEMU can read; `roamcast status` says there why"
+    )]
     Destination {
         /// Name of its agent.
         agent: String,

@@ -69,8 +69,8 @@ use std::time::Duration;
 use common::maps::{ManagedKey, Querier, QuerierKey};
 
 pub use config::{AgentConfig, Dispute, Limits, Peer, RelayTiming, Timing, UnicastTiming};
-pub(crate) use destination::MDB_RENEWAL_LAST;
 pub use copy::{Carrier, CopyConfig, CopyTls, CopyWay, Encrypt, InTheClear, NoCopyTls};
+pub(crate) use destination::MDB_RENEWAL_LAST;
 pub use destination::ReceptionView;
 pub use io::*;
 pub use listener::ListenerView;

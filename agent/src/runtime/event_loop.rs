@@ -36,8 +36,7 @@ use crate::net::relays::{Discovery, Found};
 use crate::net::snooping;
 use crate::net::vm_socket::VmSocket;
 use crate::proto::{
-    Agent, DatapathEvent, HypervisorEvent, PeerEvent, Port, PortEvent, RelayCandidate,
-    Timestamp,
+    Agent, DatapathEvent, HypervisorEvent, PeerEvent, Port, PortEvent, RelayCandidate, Timestamp,
 };
 use crate::watchdog::Watchdog;
 

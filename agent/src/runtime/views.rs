@@ -16,15 +16,16 @@ use crate::clock::now;
 use crate::config::Prefix;
 use crate::control::Reply;
 use crate::control::report::{
-    Direction, HandoverRow, HypervisorStatus, JoinRow, LinkState, ListenerRow, Mac, MemoryWay, MigrationRow,
-    Outcome, PeerRow, Placement, QuerierRow, Reception, ReceptionRow, RelayRow, RelaySessionRow,
-    RelaySessionState, Status, StreamRow, UngatedReason, UngatedRow, UnicastRow, age_ms,
-    milliseconds,
+    Direction, HandoverRow, HypervisorStatus, JoinRow, LinkState, ListenerRow, Mac, MemoryWay,
+    MigrationRow, Outcome, PeerRow, Placement, QuerierRow, Reception, ReceptionRow, RelayRow,
+    RelaySessionRow, RelaySessionState, Status, StreamRow, UngatedReason, UngatedRow, UnicastRow,
+    age_ms, milliseconds,
 };
 use crate::proto::handover::{FlowReport, HoldReport, Placed};
 use crate::proto::reception::SessionView;
 use crate::proto::{
-    self, Carrier, CopyConfig, CopyTls, Encrypt, MigrationRecord, NoCopyTls, Stream, Timestamp, Ungated,
+    self, Carrier, CopyConfig, CopyTls, Encrypt, MigrationRecord, NoCopyTls, Stream, Timestamp,
+    Ungated,
 };
 
 type Replies = mpsc::UnboundedSender<Reply>;
@@ -273,7 +274,8 @@ fn migration_row(record: &MigrationRecord, now: Timestamp) -> MigrationRow {
 
 /// A sentence for each way on which memory is not encrypted for want of a certificate, if it is to be.
 fn memory_problems(tls: &CopyTls, copy: CopyConfig) -> Vec<String> {
-    if copy.encrypt == Encrypt::Never || matches!(copy.carrier, Carrier::Tunnel | Carrier::Zerocopy) {
+    if copy.encrypt == Encrypt::Never || matches!(copy.carrier, Carrier::Tunnel | Carrier::Zerocopy)
+    {
         return Vec::new();
     }
     let ways = [("leave", &tls.client), ("come", &tls.server)];

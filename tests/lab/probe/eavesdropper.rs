@@ -78,7 +78,8 @@ fn listen(mut socket: Socket, known: &[u8], shall_stop: &AtomicBool) -> Result<H
                 heard.bytes += packet.len() as u64;
                 heard.known += u64::from(finder.find(packet).is_some());
             }
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+            Err(error)
+                if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
             Err(error) => return Err(error).context("Cannot listen to packets any more"),
         }
     }

@@ -166,7 +166,9 @@ impl ClearReason {
             Self::SwitchedOff => "libvirt.encrypt is \"never\"",
             Self::Zerocopy => "VIR_MIGRATE_ZEROCOPY does not go with TLS",
             Self::NoCertificateHere => "QEMU has no certificate here, as `roamcast status` says",
-            Self::NoCertificateThere => "QEMU has no certificate there, as `roamcast status` says there",
+            Self::NoCertificateThere => {
+                "QEMU has no certificate there, as `roamcast status` says there"
+            }
         }
     }
 }

@@ -85,7 +85,9 @@ pub fn status(status: &Status) -> String {
     if let Some(days) = status.certificate_ends_in_days {
         line(
             "problem",
-            format!("the certificate of this host ends in {days} days; make another one with `roamcast pki renew`"),
+            format!(
+                "the certificate of this host ends in {days} days; make another one with `roamcast pki renew`"
+            ),
         );
     }
     for problem in status.port_problems.iter().chain(&status.memory_problems) {

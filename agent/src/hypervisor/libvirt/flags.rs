@@ -209,7 +209,10 @@ mod tests {
         assert_eq!(tunnelled.carrier(), Carrier::Tunnel);
         let encrypted = MigrateFlags::default().encrypted(true);
         assert_eq!(encrypted.carrier(), Carrier::Tls);
-        assert_eq!(MigrateFlags::default().encrypted(false), MigrateFlags::default());
+        assert_eq!(
+            MigrateFlags::default().encrypted(false),
+            MigrateFlags::default()
+        );
     }
 
     #[test]

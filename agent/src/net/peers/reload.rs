@@ -48,7 +48,10 @@ pub(super) async fn run(shared: Arc<Shared>) {
             && days < WARN_DAYS
         {
             warned = Some(Instant::now());
-            tracing::warn!(days, "The certificate of this host ends soon; make another one with `roamcast pki renew`");
+            tracing::warn!(
+                days,
+                "The certificate of this host ends soon; make another one with `roamcast pki renew`"
+            );
         }
         let last = seen;
         // Never cancelled, and it does not panic.

@@ -20,7 +20,8 @@ use arbitrary::{Result, Unstructured};
 
 use self::world::World;
 use super::{
-    AgentConfig, Carrier, CopyConfig, Dispute, Encrypt, HypervisorEvent, Limits, Peer, Policy, RelayTiming, Timing, UnicastTiming,
+    AgentConfig, Carrier, CopyConfig, Dispute, Encrypt, HypervisorEvent, Limits, Peer, Policy,
+    RelayTiming, Timing, UnicastTiming,
 };
 
 /// Longest life of an agent, inputs.

@@ -321,4 +321,3 @@ fn change(is_there: bool) -> Change {
         Change::Removed
     }
 }
-

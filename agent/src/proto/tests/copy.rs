@@ -78,12 +78,18 @@ fn memory_goes_in_the_clear_with_a_word_where_one_end_has_no_certificate() {
     let (bench, outputs) = moved(plain(Encrypt::Auto), without, true);
     assert_eq!(is_encrypted(&outputs), Some(false));
     let agent = "vms1".to_owned();
-    assert_eq!(way(&bench), Some(CopyWay::Clear(InTheClear::Source { agent, why })));
+    assert_eq!(
+        way(&bench),
+        Some(CopyWay::Clear(InTheClear::Source { agent, why }))
+    );
 
     let (bench, outputs) = moved(plain(Encrypt::Auto), BOTH, false);
     assert_eq!(is_encrypted(&outputs), Some(false));
     let agent = "vms2".to_owned();
-    assert_eq!(way(&bench), Some(CopyWay::Clear(InTheClear::Destination { agent })));
+    assert_eq!(
+        way(&bench),
+        Some(CopyWay::Clear(InTheClear::Destination { agent }))
+    );
 }
 
 #[test]
@@ -118,7 +124,11 @@ fn flags_decide_where_they_say_something() {
     let ways = [
         (Carrier::Tls, Some(true), CopyWay::Tls),
         (Carrier::Tunnel, Some(false), CopyWay::Tunnel),
-        (Carrier::Zerocopy, Some(false), CopyWay::Clear(InTheClear::Zerocopy)),
+        (
+            Carrier::Zerocopy,
+            Some(false),
+            CopyWay::Clear(InTheClear::Zerocopy),
+        ),
     ];
     for (carrier, tls, expected) in ways {
         let copy = CopyConfig {
