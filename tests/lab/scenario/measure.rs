@@ -173,9 +173,25 @@ pub(super) fn pass<'a>(
     Ok(())
 }
 
+/// How long the destination may take to know by which way its addresses come.
+const SETTLED: Duration = Duration::from_secs(5);
+
 /// How the destination receives the guest's addresses: `native` or `relay`, several with commas
-/// between them.
+/// between them; another word if it does not know in the end.
 pub(super) fn mode(testbed: &Testbed, host: usize, addresses: &[Ipv6Addr]) -> Result<String> {
+    let read = || modes(testbed, host, addresses);
+    let is_settled = |modes: &BTreeSet<String>| {
+        let mut modes = modes.iter();
+        modes.all(|mode| matches!(mode.as_str(), "native" | "relay"))
+    };
+    let settled = wait::until("the way of the addresses", SETTLED, || {
+        read().ok().filter(is_settled)
+    });
+    let modes = settled.or_else(|_| read())?;
+    Ok(modes.into_iter().collect::<Vec<_>>().join(","))
+}
+
+fn modes(testbed: &Testbed, host: usize, addresses: &[Ipv6Addr]) -> Result<BTreeSet<String>> {
     let vms = &testbed.lab().vms()[host];
     let streams = testbed.running_agents()?.query(vms, "streams")?;
     let rows = streams.as_array().context("No table of streams")?;
@@ -186,6 +202,6 @@ pub(super) fn mode(testbed: &Testbed, host: usize, addresses: &[Ipv6Addr]) -> Re
             .is_some_and(|address| addresses.contains(&address))
     };
     let rows = rows.iter().filter(is_meant);
-    let modes: BTreeSet<&str> = rows.filter_map(|row| row["mode"].as_str()).collect();
-    Ok(modes.into_iter().collect::<Vec<_>>().join(","))
+    let modes = rows.filter_map(|row| row["mode"].as_str().map(str::to_owned));
+    Ok(modes.collect())
 }

@@ -108,7 +108,10 @@ impl Agent {
             if reception.filter.accepts(&key.source)
                 && let Some(flow) = reception.flow(key)
             {
+                let stopped = flow.stopped;
                 flow.read(stream, timing.silence, answered, since);
+                let goes_on = stopped && !flow.stopped;
+                reception.idle &= !goes_on;
             }
         }
         if let Some(key) = swapping {
@@ -146,9 +149,11 @@ impl Agent {
             }
             next = next.into_iter().chain(reception.watch_at).min();
         }
-        // The next packet of a flow that is not looked at any more is to raise an event.
+        // The next packet of a flow that is not looked at any more is to raise an event. Those that come
+        // before the kernel knows raise none, so there is a last look after it does.
         for key in unwatched {
             self.manage(key, now);
+            keys.push(key);
         }
         if let Some(next) = next {
             self.timers.set(Timer::Watch, next);

@@ -139,6 +139,19 @@ fn source_that_pauses_is_idle_and_goes_on_without_loss() {
     }
 }
 
+#[test]
+fn source_that_goes_on_while_a_late_host_stops_watching_is_not_taken_for_silent() {
+    for pause in (0..120).map(|step| 25 * MS * step) {
+        let mut world = native(1, 3, 7);
+        world.late = 60 * MS;
+        world.sends = false;
+        world.run(pause);
+        world.sends = true;
+        world.run(12 * S);
+        assert_ne!(world.mode(), Mode::Idle, "after {pause:?}");
+    }
+}
+
 /// Native packets so few after a pause that the kernel's moving average is still about the pause,
 /// and an agent so young that it has no mean: the way is not silent for ten seconds.
 fn burst_after_a_pause(world: &mut World) {

@@ -48,12 +48,27 @@ pub(in crate::proto) struct RelayDouble {
 #[derive(Debug)]
 pub(super) enum Event {
     Emit,
-    Native { sequence: u64 },
-    Relayed { key: RelayFlowKey, sequence: u64 },
-    ToRelay { relay: usize, bytes: Vec<u8> },
-    ToAgent { relay: usize, bytes: Vec<u8> },
-    Connected { relay: usize },
+    Native {
+        sequence: u64,
+    },
+    Relayed {
+        key: RelayFlowKey,
+        sequence: u64,
+    },
+    ToRelay {
+        relay: usize,
+        bytes: Vec<u8>,
+    },
+    ToAgent {
+        relay: usize,
+        bytes: Vec<u8>,
+    },
+    Connected {
+        relay: usize,
+    },
     Datapath(DatapathEvent),
+    /// What a host that is late does late.
+    Late(Output),
 }
 
 /// What the kernel of the host holds.
@@ -76,6 +91,8 @@ pub(in crate::proto) struct World {
     /// The source sends.
     pub(in crate::proto) sends: bool,
     pub(in crate::proto) interval: Duration,
+    /// How long after an input the kernel is told and read.
+    pub(in crate::proto) late: Duration,
     /// How often each packet was delivered to the VM; those sent before it listened are not here.
     pub(in crate::proto) delivered: BTreeMap<u64, u32>,
     pub(in crate::proto) answers: Vec<(Timestamp, PeerMessage)>,
@@ -137,6 +154,7 @@ impl World {
             kernel: Kernel::default(),
             relays: (0..relays).map(double).collect(),
             native: true,
+            late: Duration::ZERO,
             native_delay: ms(native_ms),
             sends: true,
             interval: INTERVAL,
@@ -348,6 +366,15 @@ impl World {
                     self.answers.push((self.now, message));
                 }
             },
+            Output::Manage { .. } | Output::ReadStreams { .. } if !self.late.is_zero() => {
+                self.after(self.late, Event::Late(output));
+            }
+            output => self.perform_now(output),
+        }
+    }
+
+    fn perform_now(&mut self, output: Output) {
+        match output {
             Output::Manage {
                 key,
                 since,
@@ -381,6 +408,7 @@ impl World {
 
     fn handle(&mut self, event: Event) {
         match event {
+            Event::Late(output) => self.perform_now(output),
             Event::Emit => self.emit(),
             Event::Native { sequence } => self.packet(stream_key(), Origin::Native, sequence),
             Event::Relayed { key, sequence } => {
