@@ -12,32 +12,17 @@
 #[path = "support/signalling.rs"]
 mod signalling;
 
-use std::collections::BTreeMap;
-use std::io;
-use std::net::{Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
-use common::signal::{
-    self, DirectoryMessage, ErrorMessage, MAX_FRAME_BYTES, PeerMessage, Register,
-};
-use roamcast::net::peers::{Endpoint, Peers, PeersConfig, PeersError};
-use roamcast::net::tls::{Tls, TlsFiles};
-use roamcast::pki::{self, IssueRequest, Validity};
-use roamcast::proto::PeerEvent;
+use common::signal::MAX_FRAME_BYTES;
+use roamcast::net::peers::{Peers, PeersConfig, PeersError};
+use roamcast::net::tls::Tls;
 use roamcast::role::Role;
-use rustls::crypto::ring;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion, version};
-use tempfile::TempDir;
+use rustls::version;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 
 use signalling::*;
 

@@ -18,10 +18,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::signal::{
-    self, DirectoryMessage, ErrorMessage, MAX_FRAME_BYTES, PeerMessage, Register,
-};
-use roamcast::net::peers::{Endpoint, Peers, PeersConfig, PeersError};
+use common::signal::{ErrorMessage, PeerMessage};
+use roamcast::net::peers::{Endpoint, Peers, PeersConfig};
 use roamcast::net::tls::{Tls, TlsFiles};
 use roamcast::pki::{self, IssueRequest, Validity};
 use roamcast::proto::PeerEvent;
@@ -31,7 +29,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion, version};
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};

@@ -261,7 +261,7 @@ fn broken(error: VerifierBuilderError, files: &TlsFiles) -> TlsError {
     match error {
         VerifierBuilderError::InvalidCrl(error) => TlsError::Crl {
             path: files.crl.clone(),
-            reason: error.to_string(),
+            reason: RustlsError::InvalidCertRevocationList(error).to_string(),
         },
         error => TlsError::Certificate {
             path: files.ca.clone(),

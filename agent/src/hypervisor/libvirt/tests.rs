@@ -196,6 +196,7 @@ async fn migration_that_libvirt_refuses_says_why() {
         uuid: uuid(&domain),
         connect_uri: "test:///default".to_owned(),
         migrate_uri: "tcp://[::1]".to_owned(),
+        tls: false,
     });
     let reason = events
         .until(|event| match event {
@@ -242,6 +243,7 @@ async fn migration_that_was_only_waited_for_does_not_stand_in_the_way() {
         uuid,
         connect_uri: "test:///default".to_owned(),
         migrate_uri: "tcp://[::1]".to_owned(),
+        tls: false,
     });
     let result = events.ended(uuid).await;
     assert!(result.unwrap_err().contains("`awaited`"));
