@@ -130,6 +130,11 @@ impl Agent {
         let Some(timing) = self.config.relay else {
             return;
         };
+        // A busy host may take longer than the interval; what was asked for is waited for.
+        if self.receptions.token.is_some() && !self.receptions.by_address.is_empty() {
+            self.timers.set(Timer::Watch, now + timing.watch_interval);
+            return;
+        }
         let mut keys = Vec::new();
         let mut unwatched = Vec::new();
         let mut next: Option<Timestamp> = None;

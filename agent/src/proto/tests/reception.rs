@@ -140,15 +140,30 @@ fn source_that_pauses_is_idle_and_goes_on_without_loss() {
 }
 
 #[test]
-fn source_that_goes_on_while_a_late_host_stops_watching_is_not_taken_for_silent() {
-    for pause in (0..120).map(|step| 25 * MS * step) {
-        let mut world = native(1, 3, 7);
-        world.late = 60 * MS;
-        world.sends = false;
-        world.run(pause);
-        world.sends = true;
-        world.run(12 * S);
-        assert_ne!(world.mode(), Mode::Idle, "after {pause:?}");
+fn host_that_is_late_notices_that_a_source_is_silent_and_that_it_goes_on() {
+    for late in [20 * MS, 60 * MS] {
+        let paused = |pause: Duration| {
+            let mut world = relayed(1, 3, 7);
+            world.late = late;
+            world.sends = false;
+            world.run_until("silence", |world| world.mode() == Mode::Idle);
+            // These raise the events that were asked for.
+            world.sends = true;
+            world.run(30 * MS);
+            world.sends = false;
+            world.run(pause);
+            world
+        };
+        let mut pauses = (1..1000).map(|step| 10 * MS * step);
+        let idle = pauses.find(|pause| paused(*pause).mode() == Mode::Idle);
+        let idle = idle.expect("a source that is silent for long is found so");
+        for step in 0..60 {
+            let pause = idle + 5 * MS * step - 100 * MS;
+            let mut world = paused(pause);
+            world.sends = true;
+            world.run(12 * S);
+            assert_ne!(world.mode(), Mode::Idle, "after {pause:?}, {late:?} late");
+        }
     }
 }
 
