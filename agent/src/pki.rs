@@ -333,14 +333,18 @@ pub fn issue(directory: &Path, request: &IssueRequest) -> Result<Issued, PkiErro
     certify(directory, &request, &names, host)
 }
 
+/// Whether a name can be certified. It becomes a directory too: a DNS name holds no slash.
+fn is_name(name: &str) -> bool {
+    rustls_pki_types::DnsName::try_from(name).is_ok() && !name.contains('*')
+}
+
 /// What a host's certificates are for.
 fn names(request: &IssueRequest) -> Result<Vec<SanType>, PkiError> {
     let invalid = || PkiError::InvalidName {
         name: request.name.clone(),
     };
     let name = request.name.as_str();
-    // The name becomes a directory too: a valid DNS name holds no slash.
-    if rustls_pki_types::DnsName::try_from(name).is_err() || name.contains('*') {
+    if !is_name(name) {
         return Err(invalid());
     }
     let mut names = vec![

@@ -9,7 +9,7 @@ use rustls_pki_types::pem::PemObject as _;
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
 use super::sign::io_error;
-use super::{IssueRequest, Issued, PkiError, Validity, certify, names, refuse_one_ca};
+use super::{IssueRequest, Issued, PkiError, Validity, certify, is_name, names, refuse_one_ca};
 use crate::role::Role;
 
 /// Issues certificates once more, for the name, the role and the addresses of those that are there, and puts them
@@ -50,15 +50,13 @@ fn certified(directory: &Path, name: &str) -> Result<(Role, Vec<IpAddr>), PkiErr
         directory: directory.to_owned(),
         name: name.to_owned(),
     };
+    if !is_name(name) {
+        return Err(not_issued());
+    }
     let path = Issued::at(directory.join(name), Role::Relay)
         .signalling
         .certificate;
-    // No name leads out of the directory.
-    let is_inside = !name.contains(['/', '\\']) && !name.starts_with('.');
-    let certificate = CertificateDer::from_pem_file(&path)
-        .ok()
-        .filter(|_| is_inside);
-    let certificate = certificate.ok_or_else(not_issued)?;
+    let certificate = CertificateDer::from_pem_file(&path).map_err(|_| not_issued())?;
     let role = Role::of_certificate(&certificate).map_err(|_| not_issued())?;
     let (_, parsed) = X509Certificate::from_der(&certificate).map_err(|_| not_issued())?;
     let named = parsed.subject_alternative_name().ok().flatten();

@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 use x509_parser::prelude::{CertificateRevocationList, FromDer as _, X509Certificate};
 
 use super::sign::{create_directory, io_error};
-use super::{Authorities, CA_DAYS, Ca, Issued, PkiError, refuse_one_ca};
+use super::{Authorities, CA_DAYS, Ca, Issued, PkiError, is_name, refuse_one_ca};
 use crate::role::Role;
 
 /// What was revoked.
@@ -55,7 +55,7 @@ pub fn revoke(directory: &Path, name: &str) -> Result<Revoked, PkiError> {
         directory: directory.to_owned(),
         name: name.clone(),
     };
-    if rustls_pki_types::DnsName::try_from(name.as_str()).is_err() {
+    if !is_name(&name) {
         return Err(not_issued());
     }
     let host = directory.join(&name);

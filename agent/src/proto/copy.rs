@@ -128,14 +128,19 @@ pub struct CopyConfig {
 }
 
 impl CopyConfig {
+    /// Whether certificates of QEMU decide how a copy goes.
+    pub fn is_by_certificates(self) -> bool {
+        self.carrier == Carrier::Plain && self.encrypt != Encrypt::Never
+    }
+
     /// How a copy goes from an agent, which can or cannot encrypt it, to another one.
     fn way(self, (source, here): (&str, &CopyTls), (destination, there): (&str, bool)) -> CopyWay {
-        match (self.carrier, self.encrypt) {
-            (Carrier::Tls, _) => CopyWay::Tls,
-            (Carrier::Tunnel, _) => CopyWay::Tunnel,
-            (Carrier::Zerocopy, _) => CopyWay::Clear(InTheClear::Zerocopy),
-            (Carrier::Plain, Encrypt::Never) => CopyWay::Clear(InTheClear::Never),
-            (Carrier::Plain, Encrypt::Auto | Encrypt::Always) => match &here.client {
+        match self.carrier {
+            Carrier::Tls => CopyWay::Tls,
+            Carrier::Tunnel => CopyWay::Tunnel,
+            Carrier::Zerocopy => CopyWay::Clear(InTheClear::Zerocopy),
+            Carrier::Plain if !self.is_by_certificates() => CopyWay::Clear(InTheClear::Never),
+            Carrier::Plain => match &here.client {
                 Err(why) => CopyWay::Clear(InTheClear::Source {
                     agent: source.to_owned(),
                     why: why.clone(),
