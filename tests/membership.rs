@@ -19,7 +19,7 @@ use common::maps::{FilterMode, ManagedKey};
 use netns::{Namespace, privileged, wait_for};
 use roamcast::net::mdb::{Mdb, MdbError};
 use roamcast::net::membership::Memberships;
-use roamcast::proto::Membership;
+use roamcast::proto::{MdbEntry, Membership};
 
 const TO_INCLUDE: u8 = 3;
 const TO_EXCLUDE: u8 = 4;
@@ -304,7 +304,23 @@ fn mdb_entries_carry_mode_and_sources() {
         println!("for any source only: this kernel's bridge takes no source lists");
     }
 
-    let deleted: Vec<_> = entries.iter().map(|entry| (port, entry.key)).collect();
+    let entry_of = |key, source| MdbEntry {
+        ifindex: port,
+        key,
+        source,
+    };
+    if kernel_is_since(6, 2) {
+        let one = entry_of(entries[1].key, Some(source(2).octets()));
+        mdb.delete(&[one]).unwrap().remove(0).unwrap();
+        let shown = host.bridge("-d mdb show dev br0");
+        assert!(!shown.contains(&format!("src {}", source(2))), "{shown}");
+        assert!(shown.contains(&group(2).to_string()), "{shown}");
+    }
+
+    let deleted: Vec<_> = entries
+        .iter()
+        .map(|entry| entry_of(entry.key, None))
+        .collect();
     for _ in 0..2 {
         for outcome in mdb.delete(&deleted).unwrap() {
             outcome.unwrap();

@@ -103,8 +103,8 @@ pub use crate::wire::signalling::PORT;
 pub const VERSION: u16 = 1;
 /// Longest datagram between VM and agent, bytes: one unfragmented packet on any IPv6 link.
 pub const MAX_DATAGRAM_BYTES: usize = 1232;
-/// Longest frame between agents, bytes.
-pub const MAX_FRAME_BYTES: usize = 8 * 1024 * 1024;
+/// Longest frame between agents, bytes: what is told of six NICs of the most flows at a handover.
+pub const MAX_FRAME_BYTES: usize = 4 * 1024 * 1024;
 /// Longest name or sentence in a message, bytes.
 pub const MAX_TEXT_BYTES: usize = 255;
 /// NICs of one domain.

@@ -247,8 +247,8 @@ impl Client {
                                 Some(Order::Send(bytes)) => peers.send("relay1", bytes),
                                 None => return,
                             },
-                            Some((_, event)) = events.recv() => {
-                                let _ = outbox.send(event);
+                            Some(from) = events.recv() => {
+                                let _ = outbox.send(from.event);
                             }
                         }
                     }

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::signal::{ErrorMessage, PeerMessage};
-use roamcast::net::peers::{Endpoint, Peers, PeersConfig};
+use roamcast::net::peers::{Endpoint, FromPeer, Peers, PeersConfig};
 use roamcast::net::tls::{Tls, TlsFiles};
 use roamcast::pki::{self, IssueRequest, Validity};
 use roamcast::proto::PeerEvent;
@@ -91,7 +91,7 @@ pub(crate) fn endpoint(address: SocketAddr) -> Endpoint {
 
 pub(crate) struct Agent {
     pub(crate) peers: Peers,
-    pub(crate) events: mpsc::Receiver<(String, PeerEvent)>,
+    pub(crate) events: mpsc::Receiver<FromPeer>,
 }
 
 impl Agent {
@@ -158,10 +158,11 @@ impl Agent {
     }
 
     pub(crate) async fn event(&mut self) -> (String, PeerEvent) {
-        timeout(DEADLINE, self.events.recv())
+        let from = timeout(DEADLINE, self.events.recv())
             .await
             .expect("no event in time")
-            .expect("peers ended")
+            .expect("peers ended");
+        (from.peer, from.event)
     }
 
     pub(crate) async fn up(&mut self, peer: &str) {
@@ -181,7 +182,7 @@ impl Agent {
 
     pub(crate) async fn frame(&mut self, peer: &str) -> Vec<u8> {
         match self.event().await {
-            (name, PeerEvent::Frame(bytes)) if name == peer => bytes,
+            (name, PeerEvent::Frame(bytes)) if name == peer => bytes.into(),
             other => panic!("{other:?}"),
         }
     }

@@ -17,6 +17,9 @@ use crate::proto::DatapathEvent;
 struct MapStore<'a> {
     datapath: &'a Datapath,
     events: &'a mut VecDeque<DatapathEvent>,
+    /// What the port has no room for.
+    listeners: Vec<ListenerKey>,
+    sources: Vec<SourceKey>,
 }
 
 impl Datapath {
@@ -33,8 +36,14 @@ impl Datapath {
         let mut store = MapStore {
             datapath: self,
             events,
+            listeners: Vec::new(),
+            sources: Vec::new(),
         };
         apply_frame(&frame, event.ifindex, event.at_ns, &mut store);
+        let (listeners, sources) = (store.listeners, store.sources);
+        if !listeners.is_empty() || !sources.is_empty() {
+            events.push_back(DatapathEvent::Refused { listeners, sources });
+        }
     }
 }
 
@@ -81,13 +90,14 @@ impl ListenerStore for MapStore<'_> {
     }
 
     fn add_listener(&mut self, key: &ListenerKey, value: &Listener) -> Result<(), Refused> {
-        self.add(
+        let added = self.add(
             key.ifindex,
             |port, usage| usage.listeners >= port.max_listeners,
             [Counter::RefusedListeners, Counter::ListenersFull],
             (1, 0),
             |datapath| datapath.inner.listeners.insert_new(key, value),
-        )
+        );
+        added.inspect_err(|_| self.listeners.push(*key))
     }
 
     fn update_listener(&mut self, key: &ListenerKey, value: &Listener) {
@@ -105,13 +115,14 @@ impl ListenerStore for MapStore<'_> {
     }
 
     fn add_source(&mut self, key: &SourceKey, value: &Source) -> Result<(), Refused> {
-        self.add(
+        let added = self.add(
             key.listener.ifindex,
             |port, usage| usage.sources >= port.max_sources,
             [Counter::RefusedSources, Counter::SourcesFull],
             (0, 1),
             |datapath| datapath.inner.sources.insert_new(key, value),
-        )
+        );
+        added.inspect_err(|_| self.sources.push(*key))
     }
 
     fn update_source(&mut self, key: &SourceKey, value: &Source) {

@@ -12,20 +12,49 @@
 //! | 0 | 1 | 0 accepted, 1 refused, 2 crossed: the accepting side's own dialing goes on |
 //! | 1 | rest | reason in UTF-8, at most [`MAX_TEXT_BYTES`] bytes |
 
+use std::io;
+
 use bytes::{BufMut, Bytes, BytesMut};
 use common::signal::{MAX_FRAME_BYTES, MAX_TEXT_BYTES};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_util::codec::{Framed, LengthDelimitedCodec};
+use tokio_util::codec::{Decoder, Encoder, Framed, LengthDelimitedCodec};
 
 /// A connection as a stream and sink of frames.
-pub(super) type Frames<S> = Framed<S, LengthDelimitedCodec>;
+pub(super) type Frames<S> = Framed<S, FrameCodec>;
 
 /// Frames on a byte stream. A longer frame than [`MAX_FRAME_BYTES`] ends the stream with an error.
 pub(super) fn frames<S: AsyncRead + AsyncWrite>(stream: S) -> Frames<S> {
-    LengthDelimitedCodec::builder()
+    let codec = LengthDelimitedCodec::builder()
         .length_field_length(4)
         .max_frame_length(MAX_FRAME_BYTES)
-        .new_framed(stream)
+        .new_codec();
+    Framed::new(stream, FrameCodec(codec))
+}
+
+/// Lengths and frames. A buffer goes with its frame: to keep it would be to keep twice the longest frame for
+/// each peer.
+#[derive(Debug)]
+pub(super) struct FrameCodec(LengthDelimitedCodec);
+
+impl Decoder for FrameCodec {
+    type Item = Bytes;
+    type Error = io::Error;
+
+    fn decode(&mut self, source: &mut BytesMut) -> io::Result<Option<Bytes>> {
+        let frame = self.0.decode(source)?;
+        if frame.is_some() {
+            *source = BytesMut::from(&source[..]);
+        }
+        Ok(frame.map(BytesMut::freeze))
+    }
+}
+
+impl Encoder<Bytes> for FrameCodec {
+    type Error = io::Error;
+
+    fn encode(&mut self, frame: Bytes, target: &mut BytesMut) -> io::Result<()> {
+        self.0.encode(frame, target)
+    }
 }
 
 /// What the accepting side says first.

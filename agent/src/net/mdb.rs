@@ -17,6 +17,7 @@
 //! MDBA_SET_ENTRY (1)     struct br_mdb_entry { u32 ifindex of the port, u8 state, u8 flags,
 //!                          u16 vid, u8 address[16], u16 protocol (network order), pad[2] }
 //! MDBA_SET_ENTRY_ATTRS (2), nested
+//!   MDBE_ATTR_SOURCE (1)           16 bytes, of an entry that is removed
 //!   MDBE_ATTR_SRC_LIST (2), nested
 //!     MDBE_SRC_LIST_ENTRY (1), nested, one for each source
 //!       MDBE_SRCATTR_ADDRESS (1)   16 bytes
@@ -35,13 +36,14 @@ use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST}
 use super::links::{self, LinksError};
 use super::netlink::{Refusal, RequestBytes, Requests};
 use super::snooping::{self, Snooping};
-use crate::proto::{MDB_RENEWAL_LAST, Membership};
+use crate::proto::{MDB_RENEWAL_LAST, MdbEntry, Membership};
 
 const RTM_NEWMDB: u16 = 84;
 const RTM_DELMDB: u16 = 85;
 
 const MDBA_SET_ENTRY: u16 = 1;
 const MDBA_SET_ENTRY_ATTRS: u16 = 2;
+const MDBE_ATTR_SOURCE: u16 = 1;
 const MDBE_ATTR_SRC_LIST: u16 = 2;
 const MDBE_ATTR_GROUP_MODE: u16 = 3;
 const MDBE_SRC_LIST_ENTRY: u16 = 1;
@@ -164,7 +166,12 @@ impl Mdb {
             .collect();
         let mut requests: Vec<Vec<u8>> = Vec::new();
         for (ifindex, membership) in chosen(entries, &ending) {
-            requests.push(self.deletion(ifindex, &membership.key));
+            let (key, source) = (membership.key, None);
+            requests.push(self.deletion(&MdbEntry {
+                ifindex,
+                key,
+                source,
+            }));
             requests.push(self.addition(ifindex, membership, false));
         }
         let mut outcomes: Vec<_> = entries.iter().map(|_| Ok(())).collect();
@@ -176,20 +183,14 @@ impl Mdb {
         Ok(outcomes)
     }
 
-    /// Removes the entries of addresses on ports. An entry that is not there counts as removed.
+    /// Removes entries. One that is not there counts as removed.
     ///
     /// # Errors
     ///
     /// As [`Mdb::add`].
-    pub fn delete(
-        &mut self,
-        entries: &[(u32, ManagedKey)],
-    ) -> Result<Vec<Result<(), MdbError>>, MdbError> {
-        let requests = entries
-            .iter()
-            .map(|(ifindex, key)| self.deletion(*ifindex, key))
-            .collect();
-        let keys = entries.iter().copied();
+    pub fn delete(&mut self, entries: &[MdbEntry]) -> Result<Vec<Result<(), MdbError>>, MdbError> {
+        let requests = entries.iter().map(|entry| self.deletion(entry)).collect();
+        let keys = entries.iter().map(|entry| (entry.ifindex, entry.key));
         self.apply(requests, keys, &[libc::ENOENT, libc::EINVAL, libc::ENODEV])
     }
 
@@ -205,9 +206,14 @@ impl Mdb {
         self.apply(requests, keys(entries), &[])
     }
 
-    fn deletion(&self, ifindex: u32, key: &ManagedKey) -> Vec<u8> {
+    fn deletion(&self, of: &MdbEntry) -> Vec<u8> {
         let mut request = self.start(RTM_DELMDB, 0);
-        request.attribute(MDBA_SET_ENTRY, &entry(ifindex, key));
+        request.attribute(MDBA_SET_ENTRY, &entry(of.ifindex, &of.key));
+        if let Some(source) = &of.source {
+            request.nest(MDBA_SET_ENTRY_ATTRS, |request| {
+                request.attribute(MDBE_ATTR_SOURCE, source);
+            });
+        }
         request.finish()
     }
 

@@ -41,7 +41,7 @@ use common::signal::PORT;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use time::OffsetDateTime;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::relays::FoundRelay;
@@ -66,14 +66,25 @@ const FIRST_BYTES_TIMEOUT: Duration = Duration::from_secs(1);
 /// Connections that the kernel keeps until they are accepted.
 const BACKLOG: i32 = 128;
 
-/// Events of peers that wait to be handled; more make the peers wait. Each may be a frame of
-/// [`common::signal::MAX_FRAME_BYTES`], 8 MiB.
+/// Events of peers that wait to be handled; more make the peers wait.
 pub const MAX_EVENTS: usize = 16;
 
-/// Where events go: the peer's name and what happened.
+/// Where events go.
 ///
 /// The channel is bounded: a receiver that is slow slows the peers down, by TCP.
-pub type PeerEventSender = mpsc::Sender<(String, PeerEvent)>;
+pub type PeerEventSender = mpsc::Sender<FromPeer>;
+
+/// What has happened with a peer. Of each there is one frame at a time, of
+/// [`common::signal::MAX_FRAME_BYTES`], 4 MiB, at most: the next is read once this is dropped.
+#[derive(Debug)]
+pub struct FromPeer {
+    /// Its name.
+    pub peer: String,
+    /// What has happened.
+    pub event: PeerEvent,
+    /// The peer's place for a frame.
+    _place: Option<OwnedSemaphorePermit>,
+}
 
 /// Which peers there are.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,7 +3,9 @@
 //! A VM can do two things to a bridge that change what *other* VMs get:
 //! - A bridge with more groups than `mcast_hash_max` stops snooping and floods all multicast to
 //!   everybody. The agent raises the bound to what its own maps hold, and the limits of `snoop` keep
-//!   the VMs below it.
+//!   the VMs below it. `mcast_max_groups` of a port (Linux 6.3) is left alone: the bridge counts there also
+//!   the sources that *others* have listed for an address which this VM receives from any source, so a
+//!   VM could use up its neighbour's number.
 //! - A port from which a Query, a PIM Hello or a Multicast Router Advertisement (RFC 4286) comes is
 //!   taken for a multicast router's, and gets every stream. `snoop` drops Queries of VMs; against the
 //!   others the bridge is told not to learn (`mcast_router` 0).

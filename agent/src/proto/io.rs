@@ -4,10 +4,11 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddrV6};
 use std::ops::{Add, Sub};
 use std::time::Duration;
 
+use bytes::Bytes;
 use common::event::Change;
 use common::maps::{
-    FilterMode, Listener, ListenerKey, ManagedKey, Origin, Origins, PortUsage, Querier, QuerierKey,
-    RelayFlow, RelayFlowKey, Source, SourceKey, StreamKey,
+    Address, FilterMode, Listener, ListenerKey, ManagedKey, Origin, Origins, PortUsage, Querier,
+    QuerierKey, RelayFlow, RelayFlowKey, Source, SourceKey, StreamKey,
 };
 use common::signal::NicCut;
 
@@ -120,7 +121,7 @@ pub enum PeerEvent {
         reason: String,
     },
     /// One frame ([`common::signal::PeerMessage`]).
-    Frame(Vec<u8>),
+    Frame(Bytes),
 }
 
 /// What the kernel programs and the bridge report.
@@ -183,6 +184,14 @@ pub enum DatapathEvent {
         /// Flows with at least one packet.
         streams: Vec<(StreamKey, Stream)>,
     },
+    /// A VM has reported more in one Report than it may. It was too long for the kernel program, so the
+    /// bridge has all of it.
+    Refused {
+        /// Listeners that there was no room for.
+        listeners: Vec<ListenerKey>,
+        /// Sources likewise, of listeners that there are.
+        sources: Vec<SourceKey>,
+    },
     /// A join, an MDB entry or a map write asked for could not be made.
     Failed {
         /// The address it was for.
@@ -190,6 +199,17 @@ pub enum DatapathEvent {
         /// One sentence for a person.
         reason: String,
     },
+}
+
+/// An entry of the bridge's multicast database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MdbEntry {
+    /// The TAP.
+    pub ifindex: u32,
+    /// The address.
+    pub key: ManagedKey,
+    /// One of its sources; `None` for the address as a whole, with all its sources.
+    pub source: Option<Address>,
 }
 
 /// What the gate of a TAP is to do; see [`super::handover`].
@@ -484,13 +504,8 @@ pub enum Output {
         /// What it receives.
         membership: Membership,
     },
-    /// Remove it.
-    MdbDelete {
-        /// The TAP.
-        ifindex: u32,
-        /// The address.
-        key: ManagedKey,
-    },
+    /// Remove an entry of a TAP, whoever made it.
+    MdbDelete(MdbEntry),
     /// Remove a listener from the map unless it was reported after `last_report_ns`, with its
     /// sources, and count it as expired.
     ExpireListener {

@@ -120,6 +120,9 @@ impl Agent {
                     self.streams_read(token, &streams);
                 }
             }
+            DatapathEvent::Refused { listeners, sources } => {
+                self.reports_refused(&listeners, &sources);
+            }
             DatapathEvent::Failed { key, reason } => {
                 let address = std::net::Ipv6Addr::from(key.multicast_address);
                 // MDB entries are tried again and again, a thousand at once: one line tells it.

@@ -31,7 +31,7 @@ use crate::net::links::{LinkEvent, Links};
 use crate::net::mdb::Mdb;
 use crate::net::membership::Memberships;
 use crate::net::neighbour::Neighbours;
-use crate::net::peers::Peers;
+use crate::net::peers::{FromPeer, Peers};
 use crate::net::relays::{Discovery, Found};
 use crate::net::snooping;
 use crate::net::vm_socket::VmSocket;
@@ -73,7 +73,7 @@ pub(super) struct EventLoop {
     pub(super) neighbours: Neighbours,
     pub(super) vm_socket: Arc<VmSocket>,
     pub(super) peers: Peers,
-    pub(super) peer_events: mpsc::Receiver<(String, PeerEvent)>,
+    pub(super) peer_events: mpsc::Receiver<FromPeer>,
     pub(super) registrar: Registrar,
     pub(super) discovery: Discovery,
     /// Why relays cannot be looked for somewhere.
@@ -121,7 +121,7 @@ impl EventLoop {
                     }
                     Err(error) => tracing::warn!(%error, "Cannot receive from VMs"),
                 },
-                Some((peer, event)) = self.peer_events.recv() => self.handle_peer(peer, event),
+                Some(from) = self.peer_events.recv() => self.handle_peer(from.peer, from.event),
                 found = self.discovery.next() => self.handle_relays(found),
                 Some(event) = self.hypervisor_events.recv() => self.handle_hypervisor(event),
                 Some(request) = self.control.recv() => self.handle_control(request)?,

@@ -78,7 +78,7 @@ pub async fn run(config: McsConfig) -> Result<(), McsError> {
     loop {
         let due = server.due().min(Instant::now() + watchdog.beat());
         tokio::select! {
-            Some((peer, event)) = peer_events.recv() => server.handle_peer(&peer, event),
+            Some(from) = peer_events.recv() => server.handle_peer(&from.peer, from.event),
             Some(request) = requests.recv() => server.handle_control(request),
             () = sleep_until(due) => server.directory.handle_timeout(now()),
             signal = shutdown.recv() => {

@@ -15,7 +15,7 @@ use crate::control::Reply;
 use crate::control::report::LinkState;
 use crate::hypervisor::{Hypervisor as _, MigrateRequest};
 use crate::proto::{
-    AddressEvent, CommandReply, DatapathEvent, ForwardCommand, Leave, Membership, Output,
+    AddressEvent, CommandReply, DatapathEvent, ForwardCommand, Leave, MdbEntry, Membership, Output,
     TranslateCommand,
 };
 
@@ -37,7 +37,7 @@ impl EventLoop {
                 }) => {
                     batch.add.push((ifindex, membership));
                 }
-                Some(Output::MdbDelete { ifindex, key }) => batch.delete.push((ifindex, key)),
+                Some(Output::MdbDelete(entry)) => batch.delete.push(entry),
                 Some(Output::ExpireListener {
                     key,
                     last_report_ns,
@@ -133,7 +133,7 @@ impl EventLoop {
             Output::AbortMigration { uuid } => self.hypervisor.abort(uuid),
             Output::Reply { command, reply } => self.reply(command, reply),
             // Taken by the batch.
-            Output::MdbAdd { .. } | Output::MdbDelete { .. } | Output::ExpireListener { .. } => {}
+            Output::MdbAdd { .. } | Output::MdbDelete(_) | Output::ExpireListener { .. } => {}
         }
         Ok(())
     }
@@ -394,7 +394,7 @@ fn forward_key(address: Ipv6Addr) -> ForwardKey {
 #[derive(Default)]
 struct Batch {
     add: Vec<(u32, Membership)>,
-    delete: Vec<(u32, ManagedKey)>,
+    delete: Vec<MdbEntry>,
     expire: Vec<(ListenerKey, u64)>,
 }
 
@@ -404,7 +404,7 @@ impl Batch {
     fn takes(&self, output: &Output) -> bool {
         match output {
             Output::MdbAdd { .. } => self.delete.is_empty() && self.expire.is_empty(),
-            Output::MdbDelete { .. } => self.add.is_empty() && self.expire.is_empty(),
+            Output::MdbDelete(_) => self.add.is_empty() && self.expire.is_empty(),
             Output::ExpireListener { .. } => self.add.is_empty() && self.delete.is_empty(),
             _ => false,
         }

@@ -1,6 +1,6 @@
 //! Lists and texts of messages, bounded where they are read.
 //!
-//! What is longer is refused at its head, before anything is kept of it: 8 MiB of CBOR would otherwise
+//! What is longer is refused at its head, before anything is kept of it: 4 MiB of CBOR would otherwise
 //! become many times as much.
 
 use alloc::borrow::ToOwned;

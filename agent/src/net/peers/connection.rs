@@ -13,7 +13,7 @@ use futures::{SinkExt, StreamExt};
 use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsStream;
 use tokio_util::codec::LengthDelimitedCodecError;
@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::counters::Refusal;
 use super::manager::Command;
-use super::{HANDSHAKE_TIMEOUT, PeerEventSender, Shared};
+use super::{FromPeer, HANDSHAKE_TIMEOUT, PeerEventSender, Shared};
 use crate::net::frames::{Frames, Verdict};
 use crate::net::tls::Ended;
 use crate::proto::PeerEvent;
@@ -200,8 +200,10 @@ async fn read(
         }
         shared.refuse(peer, refusal, detail);
     };
+    let place = Arc::new(Semaphore::new(1));
     let mut first = true;
     loop {
+        let taken = Arc::clone(&place).acquire_owned().await;
         let bytes = match stream.next().await {
             Some(Ok(bytes)) => bytes,
             Some(Err(error)) if is_oversized(&error) => {
@@ -228,7 +230,11 @@ async fn read(
             return format!("Agent `{peer}` does not speak the signalling protocol; update it");
         }
         first = false;
-        let event = (peer.clone(), PeerEvent::Frame(bytes.to_vec()));
+        let event = FromPeer {
+            peer: peer.clone(),
+            event: PeerEvent::Frame(bytes),
+            _place: taken.ok(),
+        };
         if events.send(event).await.is_err() {
             return format!("The connection to agent `{peer}` is no longer needed");
         }

@@ -12,7 +12,7 @@ use tokio_rustls::TlsStream;
 
 use super::connection::{Connection, Params, say_last};
 use super::counters::Refusal;
-use super::{HANDSHAKE_TIMEOUT, PeerEventSender, Shared, dial};
+use super::{FromPeer, HANDSHAKE_TIMEOUT, PeerEventSender, Shared, dial};
 use crate::net::frames::{Frames, Verdict};
 use crate::proto::PeerEvent;
 use crate::role::Role;
@@ -276,6 +276,11 @@ impl Manager {
             PeerEvent::Frame(_) => {}
         }
         // A closed channel ends the manager in its loop.
-        let _ = self.events.send((peer, event)).await;
+        let event = FromPeer {
+            peer,
+            event,
+            _place: None,
+        };
+        let _ = self.events.send(event).await;
     }
 }

@@ -9,15 +9,15 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use common::maps::ManagedKey;
+use common::maps::{ListenerKey, ManagedKey, SourceKey};
 use tracing::warn;
 
 use super::handover::ArrivalGate;
 use crate::proto::inventory::is_tap_of;
-use crate::proto::listener::listener_key;
+use crate::proto::listener::{listener_key, managed};
 use crate::proto::record::Ungated;
 use crate::proto::timer::Timer;
-use crate::proto::{Agent, DomainUuid, GateCommand, Output, Timestamp};
+use crate::proto::{Agent, DomainUuid, GateCommand, MdbEntry, Output, Timestamp};
 
 /// How long a TAP is kept for a domain of which libvirt has not said that it comes. libvirt says so once
 /// QEMU has started, which takes a minute and more where memory is allocated beforehand or the host is at
@@ -143,7 +143,33 @@ impl Agent {
     pub(super) fn delete_mdb(&mut self, ifindex: u32, key: ManagedKey) {
         let listens = self.mirror.get(&listener_key(ifindex, &key)).is_some();
         if !listens && self.inventory.ports.contains_key(&ifindex) {
-            self.outputs.push_back(Output::MdbDelete { ifindex, key });
+            let source = None;
+            self.outputs.push_back(Output::MdbDelete(MdbEntry {
+                ifindex,
+                key,
+                source,
+            }));
+        }
+    }
+
+    /// Has the bridge forget what a VM may not have reported: a bridge with too many entries stops snooping.
+    pub(in crate::proto) fn reports_refused(
+        &mut self,
+        listeners: &[ListenerKey],
+        sources: &[SourceKey],
+    ) {
+        for listener in listeners {
+            self.delete_mdb(listener.ifindex, managed(listener));
+        }
+        for SourceKey { listener, source } in sources {
+            if !self.inventory.ports.contains_key(&listener.ifindex) {
+                continue;
+            }
+            self.outputs.push_back(Output::MdbDelete(MdbEntry {
+                ifindex: listener.ifindex,
+                key: managed(listener),
+                source: Some(*source),
+            }));
         }
     }
 }

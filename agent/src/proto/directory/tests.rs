@@ -242,7 +242,7 @@ impl Pair {
                 ClientOutput::Frame { peer, bytes } => {
                     self.server.handle_frame(self.now, self.name, &bytes);
                     while let Some(output) = self.server.poll_output() {
-                        let frame = PeerEvent::Frame(output.bytes);
+                        let frame = PeerEvent::Frame(output.bytes.into());
                         self.client.handle_peer(self.now, &peer, frame);
                     }
                 }

@@ -57,7 +57,7 @@ fn frame(input: &mut Unstructured<'_>, world: &mut World) -> Result<()> {
     let peer = *input.choose(&PEERS)?;
     let transaction = transaction(input, &world.transactions)?;
     let bytes = of_peer(input)?.encode(transaction);
-    world.link(peer, PeerEvent::Frame(bytes));
+    world.link(peer, PeerEvent::Frame(bytes.into()));
     Ok(())
 }
 
@@ -67,7 +67,7 @@ fn garbage(input: &mut Unstructured<'_>, world: &mut World) -> Result<()> {
     let length = usize::from(number(input, 40)?);
     let bytes = input.bytes(length.min(input.len()))?.to_vec();
     if input.arbitrary()? {
-        world.link(peer, PeerEvent::Frame(bytes));
+        world.link(peer, PeerEvent::Frame(bytes.into()));
     } else {
         spoken(input, world, &bytes)?;
     }
@@ -338,7 +338,7 @@ fn stream_key(input: &mut Unstructured<'_>) -> Result<StreamKey> {
 }
 
 fn datapath(input: &mut Unstructured<'_>, world: &mut World) -> Result<()> {
-    let event = match number(input, 4)? {
+    let event = match number(input, 5)? {
         0 | 1 => DatapathEvent::FirstPacket {
             key: stream_key(input)?,
             origin: *input.choose(&[Origin::Native, Origin::Relay])?,
@@ -353,6 +353,13 @@ fn datapath(input: &mut Unstructured<'_>, world: &mut World) -> Result<()> {
                 ..PortUsage::default()
             },
         },
+        4 => {
+            let key = key(input)?;
+            DatapathEvent::Refused {
+                listeners: vec![crate::proto::listener::listener_key(ifindex(input)?, &key)],
+                sources: Vec::new(),
+            }
+        }
         _ => DatapathEvent::Failed {
             key: key(input)?,
             reason: "No room".to_owned(),

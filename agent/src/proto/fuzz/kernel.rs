@@ -61,8 +61,10 @@ impl Kernel {
             } => {
                 self.mdb.insert((*ifindex, membership.key));
             }
-            Output::MdbDelete { ifindex, key } => {
-                self.mdb.remove(&(*ifindex, *key));
+            Output::MdbDelete(entry) => {
+                if entry.source.is_none() {
+                    self.mdb.remove(&(entry.ifindex, entry.key));
+                }
             }
             Output::ExpireListener {
                 key,

@@ -5,7 +5,7 @@
 //!  -------------> Checking ------------> Forwarding -------------------------> (gone)
 //!                    |                        | the VM runs on here, or the move has failed
 //!                    |                        +--> Checking or gone, and neighbours are told
-//!                    | somebody else has the address
+//!                    | somebody else has the address, or the VM has not answered for it
 //!                    +--> it is not forwarded
 //! ```
 //!
@@ -13,8 +13,8 @@
 //! of what enters the TAP for the address, and what is sent on waits until those are
 //! ([`GateCommand::Cut`](crate::proto::GateCommand::Cut)).
 //!
-//! A VM names its old addresses itself, so each is asked for on the link first: one that somebody
-//! else answers for is not this VM's to give away. While packets are sent on, this host's bridge
+//! A VM names its old addresses itself, so each is asked for on the link first, until the VM answers: one
+//! that somebody else answers for, or nobody, is not this VM's to give away. While packets are sent on, this host's bridge
 //! answers Solicitations for the old addresses in the place of the VM.
 
 use std::net::Ipv6Addr;
@@ -195,13 +195,23 @@ impl Agent {
     pub(super) fn forward_departures(&mut self, number: u64) {
         let now = self.now;
         let mut begun = Vec::new();
+        let mut silent = Vec::new();
         for (address, departure) in &mut self.addresses.departures {
             if departure.number != Some(number) || departure.until.is_some() {
+                continue;
+            }
+            if departure.owner.is_none() {
+                silent.push(*address);
                 continue;
             }
             let until = now + departure.lasting;
             departure.until = Some(until);
             begun.push((departure.leave(*address), until));
+        }
+        for address in silent {
+            self.counters.forwards_refused += 1;
+            warn!(number, %address, "Packets for an address are not sent on: the VM has not answered for it");
+            self.end_departure(address, true);
         }
         for (leave, until) in begun {
             let Leave { address, to, .. } = leave;
@@ -333,6 +343,12 @@ impl Agent {
         for address in over {
             info!(%address, "Packets are sent on no more: their time is over");
             self.end_departure(address, false);
+        }
+        let silent = self.addresses.departures.iter();
+        let silent = silent.filter(|(_, it)| it.owner.is_none() && it.until.is_none());
+        let silent: Vec<Ipv6Addr> = silent.map(|(address, _)| *address).collect();
+        for address in silent {
+            self.address(AddressCommand::Probe { address });
         }
         let mut next = None;
         let mut ways: Vec<Ipv6Addr> = Vec::new();

@@ -5,7 +5,7 @@ use common::signal::{MigrationAbort, MigrationProgress, PeerMessage, Phase};
 
 use crate::proto::destination::tests::{S, active, answers, bench, query, request};
 use crate::proto::tests::fixture::{Bench, UUID, key};
-use crate::proto::{Command, HypervisorEvent, Outcome, Output, PeerEvent};
+use crate::proto::{Command, HypervisorEvent, MdbEntry, Outcome, Output, PeerEvent};
 
 const ARRIVING: u32 = 20;
 
@@ -73,10 +73,11 @@ fn abort_that_finds_the_tap_for_ever_takes_the_mdb_entry_away_too() {
     let reason = "cancelled".to_owned();
     bench.frame(1, MigrationAbort { reason });
     bench.pass(31 * S);
-    let delete = Output::MdbDelete {
+    let delete = Output::MdbDelete(MdbEntry {
         ifindex: ARRIVING,
         key: key(1),
-    };
+        source: None,
+    });
     let outputs = bench.outputs();
     for undone in [delete, Output::Leave(key(1)), Output::Unmanage(key(1))] {
         assert!(outputs.contains(&undone), "{undone:?} in {outputs:?}");
@@ -227,10 +228,11 @@ fn vm_that_never_answers_is_held_for_one_listening_interval() {
     bench.pass(2 * S);
     let outputs = bench.outputs();
     assert_eq!(leaves(&outputs), 1);
-    let delete = Output::MdbDelete {
+    let delete = Output::MdbDelete(MdbEntry {
         ifindex: ARRIVING,
         key: key(1),
-    };
+        source: None,
+    });
     assert!(outputs.contains(&delete));
 }
 

@@ -242,7 +242,7 @@ fn stranger_who_asks_for_a_noticed_domain_does_not_end_the_wait_for_it() {
         domain_name: "tv".to_owned(),
         ..request(UUID, vec![active(1)])
     };
-    let frame = PeerEvent::Frame(PeerMessage::from(lie).encode(9));
+    let frame = PeerEvent::Frame(PeerMessage::from(lie).encode(9).into());
     bench.agent.handle_peer(bench.now, "vms3", frame);
     assert_eq!(reply(&mut bench), None);
     bench.frame(transaction, request(UUID, vec![active(1)]));

@@ -346,7 +346,7 @@ fn peer_joins_no_more_than_its_share() {
         .handle_peer(bench.now, peer, PeerEvent::Up { from: None });
     bench
         .agent
-        .handle_peer(bench.now, peer, PeerEvent::Frame(frame));
+        .handle_peer(bench.now, peer, PeerEvent::Frame(frame.into()));
     assert_eq!(modes(&bench.outputs()), [ReceptionMode::Idle]);
 }
 

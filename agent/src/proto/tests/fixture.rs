@@ -90,7 +90,7 @@ impl Bench {
     }
 
     pub(in crate::proto) fn frame(&mut self, transaction: u64, message: impl Into<PeerMessage>) {
-        self.peer(PeerEvent::Frame(message.into().encode(transaction)));
+        self.peer(PeerEvent::Frame(message.into().encode(transaction).into()));
     }
 
     /// Sends a message as the VM behind [`TAP`].

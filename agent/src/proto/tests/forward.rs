@@ -64,8 +64,16 @@ fn prepared() -> Bench {
     bench
 }
 
-/// The same, being copied; with the outputs, and the transaction of the claim.
+/// The same, being copied, and it has answered for its address; with the outputs before that, and the
+/// transaction of the claim.
 fn copying(ready: MigrationReady) -> (Bench, Vec<Output>, u64) {
+    let (mut bench, outputs, claim) = unanswered(ready);
+    heard(&mut bench, Said::Has, MAC);
+    (bench, outputs, claim)
+}
+
+/// The same, but it has not answered.
+fn unanswered(ready: MigrationReady) -> (Bench, Vec<Output>, u64) {
     let mut bench = prepared();
     bench.vm(5, ready);
     let outputs = bench.outputs();
@@ -192,7 +200,7 @@ fn claim_goes_to_the_destination_before_the_copy_begins_and_delays_nothing() {
 #[test]
 fn copies_are_kept_once_a_nic_of_the_vm_has_answered_for_the_address_and_again_after_a_stop_that_was_none()
  {
-    let (mut bench, outputs, _) = copying(ready(&[old()], 30));
+    let (mut bench, outputs, _) = unanswered(ready(&[old()], 30));
     assert_eq!(expects(&outputs), [], "which NIC has it is not known yet");
     assert_eq!(expects(&heard(&mut bench, Said::Has, MAC)), [leave()]);
     assert_eq!(expects(&heard(&mut bench, Said::Has, MAC)), [], "once");
@@ -320,6 +328,23 @@ fn address_that_somebody_else_has_is_never_sent_on() {
     suspended(&mut bench);
     let outputs = heard(&mut bench, Said::Has, OTHER_MAC);
     assert_eq!(removed(&outputs), [old()]);
+}
+
+#[test]
+fn address_for_which_the_vm_does_not_answer_is_asked_for_and_not_sent_on() {
+    let probe = Output::Address(AddressCommand::Probe { address: old() });
+    let (mut bench, outputs, _) = unanswered(ready(&[old()], 10));
+    assert!(outputs.contains(&probe));
+    bench.pass(S);
+    assert!(bench.outputs().contains(&probe), "once more");
+    let outputs = suspended(&mut bench);
+    assert_eq!(sets(&outputs), []);
+    assert_eq!(removed(&outputs), [old()]);
+    assert_eq!(bench.agent.counters().forwards_refused, 1);
+
+    let (mut bench, ..) = copying(ready(&[old()], 10));
+    bench.pass(S);
+    assert!(!bench.outputs().contains(&probe), "it has answered");
 }
 
 #[test]

@@ -71,8 +71,8 @@ impl Pair {
                 assert!(kernel.ports.contains_key(&ifindex), "entry for no port");
                 kernel.mdb.insert((ifindex, membership.key));
             }
-            Output::MdbDelete { ifindex, key } => {
-                kernel.mdb.remove(&(ifindex, key));
+            Output::MdbDelete(entry) => {
+                kernel.mdb.remove(&(entry.ifindex, entry.key));
             }
             Output::ExpireListener {
                 key,
@@ -155,6 +155,14 @@ impl Pair {
                         by: OTHER_MAC,
                     };
                     self.after(delay, Event::Address { host, event });
+                }
+                if host == self.vm_host && address == MOAS[0] && !self.vm_paused {
+                    let event = AddressEvent::Heard {
+                        address,
+                        said: Said::Has,
+                        by: MAC,
+                    };
+                    self.after(ms(1), Event::Address { host, event });
                 }
             }
             AddressCommand::Expect { ifindex, .. } => {
@@ -264,6 +272,7 @@ impl Pair {
                     mac: MAC.into(),
                     basis: CutBasis::Count,
                     flows: vec![],
+                    tap_full: None,
                 };
                 (ms(10), GateEvent::Cut { ifindex, cut })
             }

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use common::maps::{FilterMode, ManagedKey, Origins, Querier, QuerierKey};
+use common::maps::{FilterMode, ManagedKey, Origins, Querier, QuerierKey, SourceKey};
 
 use crate::proto::tests::fixture::{Bench, TAP, key, listener, listener_key};
-use crate::proto::{DatapathEvent, Output};
+use crate::proto::{DatapathEvent, MdbEntry, Output};
 
 const S: Duration = Duration::from_secs(1);
 
@@ -202,4 +202,41 @@ fn snapshot_reads_again_what_it_lacks_before_it_is_forgotten() {
         listeners: vec![listener_key(TAP, key(1))],
         sources: vec![],
     }));
+}
+
+#[test]
+fn bridge_forgets_what_a_vm_may_not_have_reported_and_nothing_else() {
+    let mut bench = Bench::housing();
+    bench.report(TAP, key(1), FilterMode::Exclude);
+    bench.outputs();
+    let source = SourceKey {
+        listener: listener_key(TAP, key(1)),
+        source: [0x20; 16],
+    };
+    let of_no_port = SourceKey {
+        listener: listener_key(99, key(1)),
+        ..source
+    };
+    bench.datapath(DatapathEvent::Refused {
+        listeners: vec![
+            listener_key(TAP, key(1)),
+            listener_key(TAP, key(2)),
+            listener_key(99, key(3)),
+        ],
+        sources: vec![source, of_no_port],
+    });
+    let deletion = |key, source| {
+        Output::MdbDelete(MdbEntry {
+            ifindex: TAP,
+            key,
+            source,
+        })
+    };
+    assert_eq!(
+        bench.outputs(),
+        [
+            deletion(key(2), None),
+            deletion(key(1), Some(source.source))
+        ]
+    );
 }

@@ -455,7 +455,7 @@ impl Pair {
             Event::Frame { to, epoch, bytes } => {
                 if epoch == self.link_epoch {
                     self.input(to, |agent, now| {
-                        agent.handle_peer(now, NAMES[1 - to], PeerEvent::Frame(bytes));
+                        agent.handle_peer(now, NAMES[1 - to], PeerEvent::Frame(bytes.into()));
                     });
                 }
             }

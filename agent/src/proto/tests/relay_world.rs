@@ -421,7 +421,7 @@ impl World {
                 if self.relays[relay].connected {
                     let name = self.relays[relay].name.clone();
                     self.input(|agent, now| {
-                        agent.handle_peer(now, &name, PeerEvent::Frame(bytes));
+                        agent.handle_peer(now, &name, PeerEvent::Frame(bytes.into()));
                     });
                 }
             }
@@ -452,6 +452,6 @@ impl World {
         );
         let request = crate::proto::destination::tests::request(UUID, vec![listener]);
         let bytes = PeerMessage::from(request).encode(1);
-        self.input(|agent, now| agent.handle_peer(now, "vms2", PeerEvent::Frame(bytes)));
+        self.input(|agent, now| agent.handle_peer(now, "vms2", PeerEvent::Frame(bytes.into())));
     }
 }

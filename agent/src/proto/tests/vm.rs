@@ -317,6 +317,6 @@ proptest! {
     fn garbage_of_a_peer_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..1500)) {
         let mut bench = Bench::housing();
         bench.peer(PeerEvent::Up { from: None });
-        bench.peer(PeerEvent::Frame(bytes));
+        bench.peer(PeerEvent::Frame(bytes.into()));
     }
 }

@@ -19,9 +19,9 @@ use crate::datapath::events::Events;
 use crate::job::Job;
 use crate::net::fd_store::Inherited;
 use crate::net::neighbour::Neighbours;
-use crate::net::peers::Peers;
+use crate::net::peers::{FromPeer, Peers};
+use crate::proto::Timestamp;
 use crate::proto::relay::RelayServer;
-use crate::proto::{PeerEvent, Timestamp};
 use crate::runtime::event_loop::tidy;
 use crate::runtime::registrar::Registrar;
 use crate::runtime::stream_reads::StreamReads;
@@ -58,7 +58,7 @@ pub(super) struct RelayLoop {
     /// Copies that were not sent because routes could not be looked up, when last seen.
     pub(super) without_forwarding: u64,
     pub(super) peers: Peers,
-    pub(super) peer_events: mpsc::Receiver<(String, PeerEvent)>,
+    pub(super) peer_events: mpsc::Receiver<FromPeer>,
     pub(super) control: mpsc::Receiver<ControlRequest>,
     pub(super) registrar: Registrar,
     pub(super) tracing: Tracing,
@@ -78,7 +78,7 @@ impl RelayLoop {
             tokio::select! {
                 event = self.events.next() => self.proto.handle_datapath(now(), event?),
                 event = self.stream_reads.next() => self.proto.handle_datapath(now(), event?),
-                Some((peer, event)) = self.peer_events.recv() => {
+                Some(FromPeer { peer, event, .. }) = self.peer_events.recv() => {
                     if self.registrar.is_server(&peer) {
                         self.registrar.handle_peer(&peer, event, &self.peers);
                     } else {

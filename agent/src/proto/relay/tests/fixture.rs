@@ -161,7 +161,7 @@ impl Bench {
     pub(super) fn ask(&mut self, agent: &str, transaction: u64, request: &RelayRequest) {
         let frame = PeerMessage::from(request.clone()).encode(transaction);
         self.relay
-            .handle_peer(self.now, agent, PeerEvent::Frame(frame));
+            .handle_peer(self.now, agent, PeerEvent::Frame(frame.into()));
         self.settle();
     }
 
@@ -205,7 +205,7 @@ impl Bench {
         let reason = "no listener left".to_owned();
         let frame = PeerMessage::from(RelayRelease { reason }).encode(transaction);
         self.relay
-            .handle_peer(self.now, agent, PeerEvent::Frame(frame));
+            .handle_peer(self.now, agent, PeerEvent::Frame(frame.into()));
         self.settle();
     }
 

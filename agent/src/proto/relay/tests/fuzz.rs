@@ -79,7 +79,7 @@ fn next(input: &mut Unstructured<'_>, bench: &mut Bench) -> Result<()> {
             let peer = agent(input)?;
             let length = input.len().min(number(input, 60)?.into());
             let frame = input.bytes(length)?.to_vec();
-            let event = PeerEvent::Frame(frame);
+            let event = PeerEvent::Frame(frame.into());
             bench.relay.handle_peer(bench.now, &peer, event);
             bench.settle();
         }

@@ -221,7 +221,7 @@ fn flow_has_no_more_subscribers_than_the_kernel_looks_at() {
         let agent = format!("vms{number}");
         bench
             .relay
-            .handle_peer(bench.now, &agent, PeerEvent::Frame(frame));
+            .handle_peer(bench.now, &agent, PeerEvent::Frame(frame.into()));
     }
     bench.packet(&flow);
     assert_eq!(bench.kernel.streams[&flow].subscribers, MAX_SUBSCRIBERS);
@@ -248,7 +248,7 @@ fn frames_that_are_not_for_a_relay_are_answered_or_counted() {
     let mut bench = Bench::new();
     bench
         .relay
-        .handle_peer(bench.now, "vms1", PeerEvent::Frame(vec![1, 2, 3]));
+        .handle_peer(bench.now, "vms1", PeerEvent::Frame(vec![1, 2, 3].into()));
     bench.settle();
     assert_eq!(bench.relay.counters().malformed_frames, 1);
     assert!(bench.frames.is_empty());
