@@ -9,6 +9,7 @@
     reason = "what fails here is what is looked for"
 )]
 
+mod role;
 mod text;
 
 use crate::proto::fuzz;
@@ -22,6 +23,11 @@ pub const TARGETS: &[Target] = &[
     ("relay", fuzz::relay),
     ("ims", fuzz::ims),
     ("directory", fuzz::directory),
+    ("hold", fuzz::hold),
+    ("unread", fuzz::unread),
+    ("segments", fuzz::segments),
+    ("placement", fuzz::placement),
+    ("role", role::role),
     ("config", text::config),
     ("sdp", text::sdp),
     ("domain_xml", text::domain_xml),

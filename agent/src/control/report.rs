@@ -24,7 +24,7 @@ use common::maps;
 use crate::datapath::Limits;
 use crate::proto::{Stream, Timestamp};
 
-pub use handover::{HandoverRow, Placement, UngatedReason, UngatedRow};
+pub use handover::{HandoverRow, NicRow, Placement, UngatedReason, UngatedRow};
 pub use hook::{Hook, UplinkRow};
 pub use ims::{ImsStatus, MoaRow, NodeRow};
 pub use mcs::{McsStatus, RegistrationRow, Role};
@@ -134,8 +134,22 @@ pub struct Status {
     pub memory_problems: Vec<String>,
     /// Migrations that are not over, both ways.
     pub migrations: Vec<MigrationRow>,
+    /// Domains that wait until others have arrived, in the order of their turns.
+    #[serde(default)]
+    pub waiting: Vec<WaitingRow>,
     /// Counters that are not zero.
     pub counters: BTreeMap<String, u64>,
+}
+
+/// A domain that waits for a place on this host ([policy] arrivals_at_once, arrivals_per_peer).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WaitingRow {
+    /// Its name.
+    pub domain: String,
+    /// Agent of the host where it is.
+    pub source: String,
+    /// For how long.
+    pub waited_ms: u64,
 }
 
 /// An MLD querier.
@@ -255,6 +269,9 @@ pub struct PortRow {
     pub forged_datagrams: u64,
     /// Signalling that others sent to the VM; dropped.
     pub withheld_datagrams: u64,
+    /// Frames of any kind that found its queue full since it was made: the VM did not read.
+    #[serde(default)]
+    pub tap_full: u64,
 }
 
 impl PortRow {
@@ -285,6 +302,7 @@ impl PortRow {
             refused_datagrams: usage.refused_datagrams,
             forged_datagrams: usage.forged_datagrams,
             withheld_datagrams: usage.withheld_datagrams,
+            tap_full: 0,
         }
     }
 }

@@ -17,9 +17,11 @@ use super::{Datapath, DatapathError, lock};
 use crate::clock::now;
 use crate::net::tc::Parent;
 
-/// How long a gate holds without being renewed: longer than an agent takes to be started again,
-/// shorter than a viewer waits.
-pub const HOLD_LEASE: Duration = Duration::from_secs(3);
+/// How long a gate holds without being renewed while its VM does not run: longer than a busy host keeps an
+/// agent from running, because what passes is there for the VM to read, and comes twice.
+pub const HOLD_LEASE: Duration = Duration::from_secs(30);
+/// The same once its VM may run: longer than an agent takes to be started again, shorter than a viewer waits.
+pub const REPLAY_LEASE: Duration = Duration::from_secs(3);
 /// How long a gate records without being renewed: longer than a busy host keeps an agent from running,
 /// because what is not recorded makes the cut of its VM inexact.
 pub const RECORD_LEASE: Duration = Duration::from_secs(30);
@@ -182,17 +184,23 @@ impl Datapath {
         lock(&self.inner.gates).begin(ifindex, &Gate::hold(lease_end(HOLD_LEASE)))
     }
 
-    /// Has a gate that holds go on for [`HOLD_LEASE`]; does nothing where there is none.
+    /// Has a gate that holds go on for `lease`; does nothing where there is none. Returns whether it had
+    /// lapsed: then frames have passed it since.
     ///
     /// # Errors
     ///
     /// [`DatapathError::Map`].
-    pub fn gate_renew(&self, ifindex: u32) -> Result<(), DatapathError> {
-        self.change(ifindex, GateMode::Hold, |gate| Gate {
-            until_ns: lease_end(HOLD_LEASE),
-            ..gate
-        })
-        .map(drop)
+    pub fn gate_renew(&self, ifindex: u32, lease: Duration) -> Result<bool, DatapathError> {
+        let now = now().0;
+        let mut has_lapsed = false;
+        self.change(ifindex, GateMode::Hold, |gate| {
+            has_lapsed = gate.until_ns < now;
+            Gate {
+                until_ns: lease_end(lease),
+                ..gate
+            }
+        })?;
+        Ok(has_lapsed)
     }
 
     /// Has a gate that records go on for [`RECORD_LEASE`]. Returns whether it has recorded all the time:

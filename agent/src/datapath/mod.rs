@@ -65,7 +65,7 @@ use common::maps::{
 
 pub use capacity::Capacities;
 pub use gate::Held;
-pub use gate::{HOLD_LEASE, RECORD_LEASE};
+pub use gate::{HOLD_LEASE, RECORD_LEASE, REPLAY_LEASE};
 pub use hook::{Attachment, Hook, Program, UplinkHook};
 pub use state::Limits;
 pub use view::HookView;

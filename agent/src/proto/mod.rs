@@ -71,7 +71,7 @@ use common::maps::{ManagedKey, Querier, QuerierKey};
 pub use config::{AgentConfig, Dispute, Limits, Peer, RelayTiming, Timing, UnicastTiming};
 pub use copy::{Carrier, CopyConfig, CopyTls, CopyWay, Encrypt, InTheClear, NoCopyTls};
 pub(crate) use destination::MDB_RENEWAL_LAST;
-pub use destination::ReceptionView;
+pub use destination::{ReceptionView, WaitingView};
 pub use io::*;
 pub use listener::ListenerView;
 pub use policy::{Asker, Policy};

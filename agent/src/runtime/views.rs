@@ -17,15 +17,14 @@ use crate::config::Prefix;
 use crate::control::Reply;
 use crate::control::report::{
     Direction, HandoverRow, HypervisorStatus, JoinRow, LinkState, ListenerRow, Mac, MemoryWay,
-    MigrationRow, Outcome, PeerRow, Placement, QuerierRow, Reception, ReceptionRow, RelayRow,
-    RelaySessionRow, RelaySessionState, Status, StreamRow, UngatedReason, UngatedRow, UnicastRow,
-    age_ms, milliseconds,
+    MigrationRow, NicRow, Outcome, PeerRow, Placement, QuerierRow, Reception, ReceptionRow,
+    RelayRow, RelaySessionRow, RelaySessionState, Status, StreamRow, UngatedReason, UngatedRow,
+    UnicastRow, WaitingRow, age_ms, milliseconds,
 };
 use crate::proto::handover::{FlowReport, HoldReport, Placed};
 use crate::proto::reception::SessionView;
 use crate::proto::{
-    self, Carrier, CopyConfig, CopyTls, Encrypt, MigrationRecord, NoCopyTls, Stream, Timestamp,
-    Ungated,
+    self, CopyConfig, CopyTls, MigrationRecord, NoCopyTls, Stream, Timestamp, Ungated, WaitingView,
 };
 
 type Replies = mpsc::UnboundedSender<Reply>;
@@ -88,6 +87,7 @@ impl EventLoop {
                 .filter(|record| record.outcome.is_none())
                 .map(|record| migration_row(record, now))
                 .collect(),
+            waiting: self.proto.waiting(now).map(waiting_row).collect(),
             counters: self.counters()?,
         })
     }
@@ -262,6 +262,7 @@ fn migration_row(record: &MigrationRecord, now: Timestamp) -> MigrationRow {
         total_bytes: record.total_bytes,
         receptions: record.receptions.iter().map(verdict_row).collect(),
         handover: handover_rows(&record.handover),
+        nics: nics(&record.handover),
         without_gate: without_gate(&record.ungated),
         unicast: record.unicast.as_ref().map(UnicastRow::from),
         outcome: match &record.outcome {
@@ -272,10 +273,17 @@ fn migration_row(record: &MigrationRecord, now: Timestamp) -> MigrationRow {
     }
 }
 
+fn waiting_row(view: WaitingView<'_>) -> WaitingRow {
+    WaitingRow {
+        domain: view.domain.to_owned(),
+        source: view.source.to_owned(),
+        waited_ms: milliseconds(view.waited),
+    }
+}
+
 /// A sentence for each way on which memory is not encrypted for want of a certificate, if it is to be.
 fn memory_problems(tls: &CopyTls, copy: CopyConfig) -> Vec<String> {
-    if copy.encrypt == Encrypt::Never || matches!(copy.carrier, Carrier::Tunnel | Carrier::Zerocopy)
-    {
+    if !copy.is_by_certificates() {
         return Vec::new();
     }
     let ways = [("leave", &tls.client), ("come", &tls.server)];
@@ -319,6 +327,23 @@ fn handover_rows(reports: &BTreeMap<u32, HoldReport>) -> Vec<HandoverRow> {
         .zip(reports.values())
         .flat_map(|(nic, report)| report.flows.iter().map(move |flow| (nic, flow)))
         .filter_map(|(nic, flow)| row(nic, flow))
+        .collect()
+}
+
+/// The NICs with whose frames something has gone wrong.
+fn nics(reports: &BTreeMap<u32, HoldReport>) -> Vec<NicRow> {
+    let row = |(nic, report): (u32, &HoldReport)| NicRow {
+        nic,
+        not_held: report.lost_in_kernel,
+        has_lapsed: report.has_lapsed,
+        tap_full: report.tap_full,
+        tap_full_at_source: report.tap_full_at_source.unwrap_or_default(),
+    };
+    let is_loss = |row: &NicRow| row.not_held + row.tap_full + row.tap_full_at_source > 0;
+    (0..)
+        .zip(reports.values())
+        .map(row)
+        .filter(is_loss)
         .collect()
 }
 

@@ -33,6 +33,9 @@ pub struct NicCut {
     /// One for each flow.
     #[cbor(n(2), decode_with = "list::<_, _, MAX_CUT_FLOWS>")]
     pub flows: Vec<FlowCut>,
+    /// Frames that found the queue of the source's TAP full since the recording began.
+    #[n(3)]
+    pub tap_full: Option<u64>,
 }
 
 /// How the source knows what the VM has had.

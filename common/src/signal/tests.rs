@@ -176,6 +176,7 @@ fn lists_are_read_up_to_their_bounds_and_refused_beyond() {
             };
             flows
         ],
+        tap_full: Some(5),
     };
     let cut = |nics| PeerMessage::from(HandoverCut { clock_ns: 1, nics });
     let relay = |flows: usize| {

@@ -70,6 +70,22 @@ pub struct HandoverRow {
     pub overflow: bool,
 }
 
+/// What has gone wrong with the frames of one NIC, of whatever flow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NicRow {
+    /// The NIC, as in [`HandoverRow`].
+    pub nic: u32,
+    /// Frames that came during the pause and could not be held.
+    pub not_held: u64,
+    /// Whether frames have passed the gate, because the host kept the agent from running: the VM may have got
+    /// them twice.
+    pub has_lapsed: bool,
+    /// Frames that found the queue of the TAP full here, until the gate opened: the VM did not read.
+    pub tap_full: u64,
+    /// The same at the source, since START MIGRATION.
+    pub tap_full_at_source: u64,
+}
+
 /// Why no gate has held the streams of a NIC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -4,7 +4,7 @@ use std::net::Ipv6Addr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{HandoverRow, UngatedRow, UnicastRow};
+use super::{HandoverRow, NicRow, UngatedRow, UnicastRow};
 
 use common::signal::{Phase, ReceptionMode};
 
@@ -225,6 +225,9 @@ pub struct MigrationRow {
     pub receptions: Vec<ReceptionRow>,
     /// How each flow was handed over; at the destination only.
     pub handover: Vec<HandoverRow>,
+    /// NICs with whose frames something has gone wrong; at the destination only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nics: Vec<NicRow>,
     /// NICs with streams that no gate has held until the VM ran; at the destination only.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub without_gate: Vec<UngatedRow>,

@@ -25,6 +25,7 @@ pub(super) fn cell(migration: &MigrationRow) -> String {
         parts.push(format!("{ungated} NICs not held"));
     }
     let (lost, doubled) = (sum(|row| row.lost), sum(|row| row.duplicated_at_most));
+    let lost = lost + migration.nics.iter().map(|nic| nic.not_held).sum::<u64>();
     if lost > 0 {
         parts.push(format!("{lost} lost"));
     }
@@ -58,5 +59,18 @@ pub(super) fn sentences(migration: &MigrationRow) -> impl Iterator<Item = String
                 row.lost, row.duplicated_at_most
             )
         });
-    flows.chain(ungated)
+    let nics = migration.nics.iter().map(move |row| {
+        let (nic, at_source, here) = (row.nic, row.tap_full_at_source, row.tap_full);
+        let lapsed = if row.has_lapsed {
+            "; some have passed the gate and may have come twice, because this host kept the agent from running"
+        } else {
+            ""
+        };
+        format!(
+            "\n{number} NIC {nic}: {} frames could not be held; {at_source} at the source and {here} here found \
+             the queue of the TAP full, because the VM did not read{lapsed}",
+            row.not_held
+        )
+    });
+    flows.chain(nics).chain(ungated)
 }

@@ -7,7 +7,7 @@ use std::fmt::Write;
 use comfy_table::Cell;
 
 use super::{duration, migrations, new_table, number, or_dash, reception, vlan};
-use crate::control::report::{Hook, JoinRow, LinkState, Status};
+use crate::control::report::{Hook, JoinRow, LinkState, Status, WaitingRow};
 
 /// Renders `roamcast status`.
 pub fn status(status: &Status) -> String {
@@ -109,11 +109,29 @@ pub fn status(status: &Status) -> String {
     );
     section(
         &mut text,
+        "Waiting for a place",
+        waiting(&status.waiting),
+        status.waiting.len(),
+    );
+    section(
+        &mut text,
         "Counters",
         counters(&status.counters),
         status.counters.len(),
     );
     text
+}
+
+fn waiting(rows: &[WaitingRow]) -> String {
+    let mut table = new_table(&["domain", "from", "for"]);
+    for row in rows {
+        table.add_row([
+            Cell::new(&row.domain),
+            Cell::new(&row.source),
+            number(duration(row.waited_ms)),
+        ]);
+    }
+    table.to_string()
 }
 
 pub(super) fn counters(counters: &BTreeMap<String, u64>) -> String {
@@ -178,6 +196,7 @@ fn ports(status: &Status) -> String {
         "refused",
         "malformed",
         "forged",
+        "unread",
     ]);
     for port in &status.ports {
         let refused = port
@@ -195,6 +214,7 @@ fn ports(status: &Status) -> String {
             number(refused),
             number(port.malformed),
             number(port.forged_datagrams),
+            number(port.tap_full),
         ]);
     }
     table.to_string()

@@ -5,8 +5,8 @@ use common::maps::StreamUsage;
 
 use crate::control::report::{
     ClaimState, ForwardRow, Hook, HypervisorStatus, JoinRow, LinkState, Mac, MigrationPhase,
-    PeerRow, Placement, PortRow, RelayRow, RelaySessionRow, RelaySessionState, Status,
-    TranslationRow, UngatedReason, UngatedRow, UnicastRow, UnreadRow, UplinkRow,
+    NicRow, PeerRow, Placement, PortRow, RelayRow, RelaySessionRow, RelaySessionState, Status,
+    TranslationRow, UngatedReason, UngatedRow, UnicastRow, UnreadRow, UplinkRow, WaitingRow,
 };
 use crate::proto::Stream;
 
@@ -64,6 +64,7 @@ fn example() -> Status {
             refused_datagrams: 0,
             forged_datagrams: 0,
             withheld_datagrams: 0,
+            tap_full: 0,
         }],
         port_problems: vec!["vnet1: gate waits".to_owned()],
         certificate_ends_in_days: Some(12),
@@ -80,6 +81,11 @@ fn example() -> Status {
         relays: vec![relay()],
         relay_problems: vec!["Relay name relays.example has no IPv6 address".to_owned()],
         migrations: Vec::new(),
+        waiting: vec![WaitingRow {
+            domain: "tv-9".to_owned(),
+            source: "vms3".to_owned(),
+            waited_ms: 4000,
+        }],
         counters: BTreeMap::from([("bad_checksum".to_owned(), 9)]),
     }
 }
@@ -135,6 +141,8 @@ fn status_shows_what_an_operator_looks_for() {
         "1 of 1 connected; addresses received: 7 native, 2 relay",
         "Relay name relays.example has no IPv6 address",
         "bad_checksum",
+        "Waiting for a place",
+        "tv-9",
     ] {
         assert!(text.contains(expected), "{expected} is missing in\n{text}");
     }
@@ -248,6 +256,7 @@ fn completed(handover: Vec<HandoverRow>) -> MigrationRow {
         total_bytes: 0,
         receptions: vec![],
         handover,
+        nics: vec![],
         without_gate: vec![],
         unicast: None,
         outcome: Outcome::Completed,
@@ -328,6 +337,27 @@ fn failed_migration_shows_its_reason() {
     }
     let json = serde_json::to_string(&row).unwrap();
     assert_eq!(serde_json::from_str::<MigrationRow>(&json).unwrap(), row);
+}
+
+#[test]
+fn place_where_frames_were_lost_is_named() {
+    let row = MigrationRow {
+        nics: vec![NicRow {
+            nic: 0,
+            not_held: 3,
+            has_lapsed: true,
+            tap_full: 5,
+            tap_full_at_source: 7,
+        }],
+        ..completed(vec![])
+    };
+    let text = migrations(std::slice::from_ref(&row));
+    for expected in [
+        "\n4 NIC 0: 3 frames could not be held; 7 at the source and 5 here found the queue",
+        "some have passed the gate",
+    ] {
+        assert!(text.contains(expected), "{expected} is missing in\n{text}");
+    }
 }
 
 #[test]

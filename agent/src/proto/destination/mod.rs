@@ -59,6 +59,7 @@ pub(super) use notice::Preparation;
 pub(super) use probe::Entry;
 pub use probe::ReceptionView;
 pub(super) use queue::Queue;
+pub use queue::WaitingView;
 pub(super) use translate::Translating;
 
 use claim::Claim;

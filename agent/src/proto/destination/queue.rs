@@ -31,8 +31,20 @@ struct Waiter {
     peer: String,
     transaction: u64,
     uuid: DomainUuid,
+    domain: String,
     since: Timestamp,
     asked: Timestamp,
+}
+
+/// A domain that waits for a place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WaitingView<'a> {
+    /// Its name.
+    pub domain: &'a str,
+    /// Where it is.
+    pub source: &'a str,
+    /// For how long.
+    pub waited: Duration,
 }
 
 /// Those that wait, in the order in which they have come.
@@ -60,6 +72,17 @@ impl Queue {
 }
 
 impl Agent {
+    /// Domains that wait for a place at `now`, in the order of their turns.
+    pub fn waiting(&self, now: Timestamp) -> impl Iterator<Item = WaitingView<'_>> {
+        let waiters = self.queue.0.iter();
+        let waiters = waiters.filter(move |it| now.since(it.asked) < PATIENCE);
+        waiters.map(move |it| WaitingView {
+            domain: &it.domain,
+            source: &it.peer,
+            waited: now.since(it.since),
+        })
+    }
+
     /// Whether a request can be taken on now; `false` if it has been told to wait.
     ///
     /// # Errors
@@ -104,6 +127,7 @@ impl Agent {
                 peer: peer.to_owned(),
                 transaction,
                 uuid,
+                domain: domain.to_owned(),
                 since: now,
                 asked: now,
             });

@@ -128,6 +128,7 @@ pub(super) fn nic_cut(input: &mut Unstructured<'_>) -> Result<NicCut> {
                 fingerprints: input.arbitrary::<[u8; 9]>()?.to_vec().into(),
             })
         })?,
+        tap_full: input.arbitrary()?,
     })
 }
 

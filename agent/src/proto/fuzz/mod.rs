@@ -19,6 +19,7 @@ use std::time::Duration;
 use arbitrary::{Result, Unstructured};
 
 use self::world::World;
+pub(crate) use super::handover::fuzz::{hold, placement, segments, unread};
 use super::{
     AgentConfig, Carrier, CopyConfig, Dispute, Encrypt, HypervisorEvent, Limits, Peer, Policy,
     RelayTiming, Timing, UnicastTiming,

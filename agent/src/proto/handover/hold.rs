@@ -81,6 +81,9 @@ pub struct Hold {
     refused: u64,
     /// Whether what goes into the TAP may not come out as it went in.
     is_doubted: bool,
+    has_lapsed: bool,
+    tap_full: u64,
+    tap_full_at_source: Option<u64>,
 }
 
 impl Hold {
@@ -97,6 +100,9 @@ impl Hold {
             lost_in_kernel: 0,
             refused: 0,
             is_doubted: false,
+            has_lapsed: false,
+            tap_full: 0,
+            tap_full_at_source: None,
         }
     }
 
@@ -114,6 +120,7 @@ impl Hold {
     /// Takes in the cut of this NIC, out of a message that says it was sent at `clock_ns` of the
     /// source's clock, and came at `now`. Does nothing after another cut.
     pub fn cut(&mut self, now: Timestamp, clock_ns: u64, nic: &NicCut, clock: &ClockOffset) {
+        self.tap_full_at_source = self.tap_full_at_source.or(nic.tap_full);
         let mut clock = *clock;
         clock.observe(clock_ns, now);
         let message = Message {
@@ -165,6 +172,11 @@ impl Hold {
         Some(packet)
     }
 
+    /// Takes in how many frames have found the queue of the TAP full so far.
+    pub fn tap_full(&mut self, frames: u64) {
+        self.tap_full = frames;
+    }
+
     /// Takes in that the TAP was full.
     pub fn refused(&mut self) {
         self.refused += 1;
@@ -198,6 +210,12 @@ impl Hold {
         self.is_doubted = true;
     }
 
+    /// Takes in that the gate was not renewed in time: frames have passed, and the VM may get them twice.
+    pub fn lapsed(&mut self) {
+        self.doubt();
+        self.has_lapsed = true;
+    }
+
     /// Lets everything go, and begins anew.
     pub fn forget(&mut self) {
         *self = Self::new(self.limits);
@@ -219,6 +237,9 @@ impl Hold {
             lost_in_kernel: self.lost_in_kernel,
             refused: self.refused,
             waiting: self.waiting(),
+            has_lapsed: self.has_lapsed,
+            tap_full: self.tap_full,
+            tap_full_at_source: self.tap_full_at_source,
         }
     }
 

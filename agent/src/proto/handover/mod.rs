@@ -74,6 +74,8 @@ mod cut;
 mod evidence;
 mod flow;
 mod flows;
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzz;
 mod hold;
 mod judge;
 mod matching;
@@ -82,6 +84,8 @@ mod placement;
 mod readdress;
 mod records;
 mod report;
+#[cfg(any(test, fuzzing))]
+mod sample;
 mod tag;
 #[cfg(test)]
 mod tests;

@@ -132,6 +132,8 @@ pub struct Placement {
     reader: Reader,
     /// Frames that QEMU itself had read when this began.
     own_before: Option<u64>,
+    /// Frames that had found no room then.
+    dropped_before: Option<u64>,
     /// Whether vhost-net has read after QEMU had: then nobody knows what became of QEMU's frames.
     is_given_back: bool,
     /// Whether the last sample was taken after the reader was seen asleep beside a frame that waited,
@@ -167,6 +169,7 @@ impl Placement {
             ceiling: None,
             reader: Reader::Unknown,
             own_before: None,
+            dropped_before: None,
             is_given_back: false,
             is_left_alone: false,
             is_lost: false,
@@ -204,6 +207,7 @@ impl Placement {
             self.moved = at;
         }
         self.own_before = self.own_before.or(counts.own);
+        self.dropped_before.get_or_insert(counts.dropped);
         if self.stopped.is_some() {
             self.ceiling.get_or_insert(entered);
             let waits = self.injected > 0 || self.evidence.is_longer_than_least(&sample);
@@ -228,11 +232,6 @@ impl Placement {
         self.stopped.get_or_insert(at);
     }
 
-    /// The cut by nothing but the moment of the stop, for who cannot wait; `None` before the stop.
-    pub fn cut_by_time(&self) -> Option<Cut> {
-        self.stopped.map(|stopped| self.at_stop(stopped))
-    }
-
     /// The cut by time: at the stop, or when the VM is known to have run last if that is earlier, for on
     /// a loaded host the stop is reported late.
     fn at_stop(&self, stopped: Timestamp) -> Cut {
@@ -252,6 +251,12 @@ impl Placement {
     /// Takes in that each of several queues has been sent a frame, or was full, after the stop.
     pub fn probed(&mut self) {
         self.is_probed = true;
+    }
+
+    /// Frames that have found no room since this began.
+    pub fn tap_full(&self) -> Option<u64> {
+        let last = self.history.back()?;
+        Some(last.counts.dropped.saturating_sub(self.dropped_before?))
     }
 
     /// Returns what to do next.
@@ -402,12 +407,17 @@ impl Placement {
             sample.left_of(sample.counts.taken) == least && sample.counts.taken <= delivered
         };
         let sample = self.history.iter().rev().find(was_empty)?;
-        let after = sample.entered;
+        let after = self
+            .ceiling
+            .map_or(sample.entered, |it| it.min(sample.entered));
         let had = delivered - sample.counts.taken;
         let is_certain = settled && self.is_probed;
         Some(match self.ceiling {
             Some(until)
-                if is_certain && had > 0 && last.counts.dropped == sample.counts.dropped =>
+                if is_certain
+                    && had > 0
+                    && after < until
+                    && last.counts.dropped == sample.counts.dropped =>
             {
                 Cut::Among { after, had, until }
             }

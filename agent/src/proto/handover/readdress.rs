@@ -45,7 +45,10 @@ fn readdress_packet(mut packet: Vec<u8>, way: &Way) -> Result<Vec<u8>, Counter> 
     packet.truncate(end);
     let hop_limit = header.hop_limit;
     send_on(&mut header, &way.to, hop_limit, NO_MACS);
-    put(&mut packet, 0, &header.bytes());
+    // A short packet ends within the UDP header that would be read there.
+    let header = header.bytes();
+    let length = header.len().min(packet.len());
+    put(&mut packet, 0, header.get(..length).unwrap_or_default());
     if way.difference != 0 {
         let upper = Upper::of(&packet).ok_or(Counter::ForwardHeaders)?;
         let before = packet

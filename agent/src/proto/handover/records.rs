@@ -123,6 +123,7 @@ pub fn nic_cut(
             mac: mac.into(),
             basis: cut.basis(),
             flows,
+            tap_full: None,
         },
         unknown_records,
     }

@@ -66,6 +66,12 @@ pub struct HoldReport {
     pub refused: u64,
     /// Packets that wait for the TAP.
     pub waiting: usize,
+    /// Whether frames have passed the gate before it opened, because this host kept the agent from running.
+    pub has_lapsed: bool,
+    /// Frames that found the queue of the TAP full until the gate opened.
+    pub tap_full: u64,
+    /// The same at the source, since the recording began, as the source says.
+    pub tap_full_at_source: Option<u64>,
 }
 
 impl HoldReport {

@@ -119,7 +119,13 @@ fn noticed_move_is_asked_for_recorded_and_followed_but_not_started() {
     assert!(told, "{outputs:?}");
     let (ifindex, mac) = (TAP, MAC.into());
     let (basis, flows) = (CutBasis::Count, Vec::new());
-    let cut = NicCut { mac, basis, flows };
+    let tap_full = None;
+    let cut = NicCut {
+        mac,
+        basis,
+        flows,
+        tap_full,
+    };
     let placed = GateEvent::Cut { ifindex, cut };
     bench.agent.handle_gate(bench.now, placed);
     let outputs = ended(&mut bench, Ok(JobStats::default()));
@@ -337,7 +343,7 @@ fn domain_that_leaves_for_another_host_is_not_followed_to_this_one() {
     bench.frame(NOTICE, notice());
     bench.outputs();
     let bytes = PeerMessage::from(notice()).encode(NOTICE + 1);
-    let frame = PeerEvent::Frame(bytes);
+    let frame = PeerEvent::Frame(bytes.into());
     bench.agent.handle_peer(bench.now, "vms3", frame);
     let reason = "Domain viewer is already being moved to vms2; wait until that has ended";
     assert_eq!(abort_reason(&bench.outputs()).as_deref(), Some(reason));

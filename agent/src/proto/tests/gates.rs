@@ -40,7 +40,7 @@ fn says(
     transaction: u64,
     message: impl Into<common::signal::PeerMessage>,
 ) {
-    let frame = PeerEvent::Frame(message.into().encode(transaction));
+    let frame = PeerEvent::Frame(message.into().encode(transaction).into());
     bench.agent.handle_peer(bench.now, peer, frame);
 }
 
@@ -108,6 +108,7 @@ fn second_peer_that_names_the_mac_does_not_get_the_tap_of_the_first() {
         mac: MAC.into(),
         basis: common::signal::CutBasis::Count,
         flows: vec![],
+        tap_full: None,
     }];
     let cut = HandoverCut { clock_ns: 0, nics };
     says(&mut bench, "vms3", 9, cut.clone());
@@ -145,6 +146,6 @@ fn what_a_vm_has_reported_itself_stays_in_the_bridge_when_a_lie_ends() {
     let reason = "no".to_owned();
     bench.frame(1, MigrationAbort { reason });
     bench.pass(Duration::from_secs(60));
-    let is_deletion = |output: &Output| matches!(output, Output::MdbDelete { .. });
+    let is_deletion = |output: &Output| matches!(output, Output::MdbDelete(_));
     assert!(!bench.outputs().iter().any(is_deletion));
 }

@@ -32,6 +32,7 @@ fn cut() -> NicCut {
         mac: MAC.into(),
         basis: CutBasis::Count,
         flows: vec![],
+        tap_full: None,
     }
 }
 

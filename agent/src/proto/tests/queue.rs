@@ -41,7 +41,7 @@ enum Answer {
 }
 
 fn say(bench: &mut Bench, peer: &str, number: u8, message: impl Into<PeerMessage>) {
-    let frame = PeerEvent::Frame(message.into().encode(u64::from(number)));
+    let frame = PeerEvent::Frame(message.into().encode(u64::from(number)).into());
     bench.agent.handle_peer(bench.now, peer, frame);
 }
 
@@ -96,7 +96,16 @@ fn places_are_given_in_the_order_of_the_requests() {
     assert_eq!(ask(&mut bench, "vms2", 1), Answer::Taken);
     assert_eq!(ask(&mut bench, "vms2", 2), Answer::Taken);
     assert_eq!(ask(&mut bench, "vms3", 3), Answer::Waits);
+    bench.pass(S);
     assert_eq!(ask(&mut bench, "vms4", 4), Answer::Waits);
+    let waiting = bench.agent.waiting(bench.now);
+    let waiting: Vec<_> = waiting
+        .map(|it| (it.domain, it.source, it.waited))
+        .collect();
+    assert_eq!(
+        waiting,
+        [("tv-3", "vms3", S), ("tv-4", "vms4", Duration::ZERO)]
+    );
     take_back(&mut bench, "vms2", 1);
     assert_eq!(ask(&mut bench, "vms4", 4), Answer::Waits);
     assert_eq!(ask(&mut bench, "vms3", 3), Answer::Taken);

@@ -8,7 +8,7 @@ use common::trace::Decision;
 
 use super::recording::probes;
 use crate::clock::now;
-use crate::datapath::{Datapath, DatapathError};
+use crate::datapath::{Datapath, DatapathError, HOLD_LEASE, REPLAY_LEASE};
 use crate::net::tap_queue::TapQueues;
 use crate::net::tap_socket::{Sent, TapSocket};
 use crate::proto::Timestamp;
@@ -51,6 +51,8 @@ pub(super) struct Arrival {
     /// Nothing can be put into the TAP, so the gate is better open.
     gives_up: bool,
     lease_due: Timestamp,
+    /// Frames that had found the queue of the TAP full when it was looked at first.
+    dropped_before: Option<u64>,
     replays: Replays,
 }
 
@@ -78,6 +80,7 @@ impl Arrival {
             replay: None,
             gives_up: false,
             lease_due: since + LEASE_INTERVAL,
+            dropped_before: None,
             replays,
         }
     }
@@ -182,6 +185,19 @@ impl Arrival {
         }
     }
 
+    /// What has become of the frames until the gate was opened.
+    fn report(&mut self, queues: &mut TapQueues) -> HoldReport {
+        self.count_full(queues);
+        self.hold.report()
+    }
+
+    fn count_full(&mut self, queues: &mut TapQueues) {
+        if let Ok(counts) = queues.counts(self.ifindex) {
+            let before = *self.dropped_before.get_or_insert(counts.dropped);
+            self.hold.tap_full(counts.dropped.saturating_sub(before));
+        }
+    }
+
     /// Replays what can be, and finds out whether the gate is open.
     ///
     /// # Errors
@@ -195,12 +211,25 @@ impl Arrival {
     ) -> Result<Progress, DatapathError> {
         if now >= self.lease_due {
             self.lease_due = now + LEASE_INTERVAL;
-            datapath.gate_renew(self.ifindex)?;
+            let lease = match self.replay {
+                None => HOLD_LEASE,
+                Some(_) => REPLAY_LEASE,
+            };
+            if datapath.gate_renew(self.ifindex, lease)? {
+                tracing::warn!(
+                    ifindex = self.ifindex,
+                    "This host kept the agent from running; frames have passed a gate, and its VM may get them twice"
+                );
+                self.hold.lapsed();
+            }
+        }
+        if self.dropped_before.is_none() {
+            self.count_full(queues);
         }
         self.send_first(queues);
         if self.gives_up {
             datapath.gate_clear(self.ifindex)?;
-            return Ok(Progress::Opened(self.hold.report()));
+            return Ok(Progress::Opened(self.report(queues)));
         }
         let Some(replay) = &mut self.replay else {
             return Ok(Progress::Busy);
@@ -232,7 +261,7 @@ impl Arrival {
                 None => datapath.gate_clear(self.ifindex)?,
             }
         }
-        Ok(Progress::Opened(self.hold.report()))
+        Ok(Progress::Opened(self.report(queues)))
     }
 }
 

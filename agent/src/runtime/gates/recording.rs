@@ -273,12 +273,14 @@ impl Recording {
             Ok(nic_cut(self.mac, cut, &records, &flows))
         };
         match read() {
-            Ok(reach) => {
+            Ok(mut reach) => {
+                reach.cut.tap_full = self.placement.tap_full();
                 tracing::debug!(
                     ifindex = self.ifindex,
                     ?cut,
                     flows = reach.cut.flows.len(),
                     unknown_records = reach.unknown_records,
+                    tap_full = reach.cut.tap_full,
                     "Cut is placed"
                 );
                 Some(reach.cut)
@@ -326,16 +328,6 @@ impl Recording {
     fn since_begin(&self, stream: &StreamKey, total: Delivered) -> u64 {
         let before = self.before.get(stream).copied().unwrap_or_default();
         total.packets.saturating_sub(before.packets)
-    }
-
-    /// Sends on what is left to be, at the end of the recording.
-    pub(super) fn finish(&mut self, datapath: &Datapath) {
-        if let Some(cut) = self.placement.cut_by_time()
-            && !self.send_on.is_urgent()
-        {
-            self.send_on.cut(datapath, cut);
-        }
-        self.send_on.tend(datapath);
     }
 }
 

@@ -18,7 +18,7 @@ use super::arrival::{Arrival, Progress};
 use super::recording::Recording;
 use crate::clock::now;
 use crate::config::Handover;
-use crate::datapath::{Datapath, Held};
+use crate::datapath::{Datapath, Held, REPLAY_LEASE};
 use crate::net::tap_queue::TapQueues;
 use crate::proto::handover::HoldLimits;
 use crate::proto::{GateCommand, GateEvent, Timestamp};
@@ -35,8 +35,8 @@ enum Tap {
     Recording(Box<Recording>),
     /// Its VM comes.
     Arrival(Box<Arrival>),
-    /// An agent before this one has held it. The gate is left closed until its lease ends, for the
-    /// case that the migration goes on.
+    /// An agent before this one has held it. The gate is left closed for [`REPLAY_LEASE`], for the case that
+    /// the migration goes on.
     Orphan { until: Timestamp },
 }
 
@@ -68,7 +68,7 @@ impl GateThread {
         let mut taps = BTreeMap::new();
         for (ifindex, gate, _) in datapath.gates()? {
             if gate.mode == GateMode::Hold as u32 {
-                let until = Timestamp(gate.until_ns);
+                let until = Timestamp(gate.until_ns).min(now() + REPLAY_LEASE);
                 taps.insert(ifindex, Tap::Orphan { until });
             } else {
                 datapath.gate_clear(ifindex)?;
@@ -225,7 +225,7 @@ impl GateThread {
             if let Some(cut) = recording.conclude(&self.datapath) {
                 self.tell(GateEvent::Cut { ifindex, cut });
             }
-            recording.finish(&self.datapath);
+            recording.send_on.tend(&self.datapath);
             if let Some(event) = recording.send_on.report() {
                 self.tell(event);
             }

@@ -9,6 +9,7 @@ use super::super::hooks::Role;
 use super::super::{RuntimeError, hooks_of};
 use crate::control::report::{PortRow, UplinkRow};
 use crate::datapath::{DatapathError, HookView};
+use crate::net::tap_queue::TapQueues;
 
 /// Programs by interface.
 pub(super) type Hooks = BTreeMap<u32, Vec<HookView>>;
@@ -28,6 +29,12 @@ impl EventLoop {
     /// All TAPs, those without programs included.
     pub(super) fn port_rows(&self, hooks: &Hooks) -> Result<Vec<PortRow>, RuntimeError> {
         let taps = self.hooks.ports().filter(|it| it.role == Role::Tap);
+        let mut queues = TapQueues::open().ok();
+        // A TAP that is gone has no queue.
+        let mut tap_full = |ifindex| {
+            let counts = queues.as_mut()?.counts(ifindex);
+            counts.ok().map(|counts| counts.dropped)
+        };
         taps.map(|tap| {
             let port = &tap.port;
             let usage = match self.datapath.usage(port.ifindex) {
@@ -39,14 +46,18 @@ impl EventLoop {
                 let mut interfaces = domain.interfaces.iter();
                 interfaces.any(|interface| interface.target_dev == port.name)
             });
-            Ok(PortRow::new(
+            let row = PortRow::new(
                 port.name.clone(),
                 port.ifindex,
                 domain.map(|domain| domain.name.clone()),
                 hooks_of(hooks, port.ifindex),
                 &self.hooks.limits(),
                 &usage,
-            ))
+            );
+            Ok(PortRow {
+                tap_full: tap_full(port.ifindex).unwrap_or_default(),
+                ..row
+            })
         })
         .collect()
     }

@@ -90,6 +90,7 @@ fn nic(flows: Vec<FlowCut>) -> NicCut {
         mac: [2; 6].into(),
         basis: CutBasis::Count,
         flows,
+        tap_full: None,
     }
 }
 

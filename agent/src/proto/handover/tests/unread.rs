@@ -196,6 +196,23 @@ fn packet_has_the_new_destination_one_hop_limit_less_and_a_right_checksum() {
 }
 
 #[test]
+fn packet_of_few_bytes_has_the_new_destination_too() {
+    const NO_NEXT_HEADER: u8 = 59;
+    let mut unread = Unread::new(LIMITS);
+    let padded = [frame(NO_NEXT_HEADER, 64, &[1, 2, 3]), vec![0; 16]].concat();
+    unread.push(&head(1), &padded);
+    unread.cut(count(0));
+    let way = Way {
+        to: NEW,
+        difference: 0,
+    };
+    let ways = BTreeMap::from([(OLD, way)]);
+    let (packet, to) = unread.next(&ways).unwrap();
+    assert_eq!((to, packet.len()), (NEW, 43));
+    assert_eq!(packet[24..], [&NEW[..], &[1, 2, 3]].concat());
+}
+
+#[test]
 fn packet_whose_hop_limit_is_used_up_is_dropped_and_counted() {
     let mut unread = Unread::new(LIMITS);
     unread.push(&head(1), &frame(ICMPV6, 1, &[128, 0, 0, 0, 0, 1, 0, 1]));
