@@ -16,6 +16,8 @@ mod certificate;
 mod frame;
 #[path = "support/host.rs"]
 mod host;
+#[path = "support/hostile.rs"]
+mod hostile;
 #[path = "support/liar.rs"]
 mod liar;
 #[path = "support/netns.rs"]
@@ -29,6 +31,8 @@ mod wire;
 mod asking;
 #[path = "attacks/connections.rs"]
 mod connections;
+#[path = "attacks/flood.rs"]
+mod flood;
 #[path = "attacks/flows.rs"]
 mod flows;
 #[path = "attacks/gate.rs"]
@@ -47,6 +51,8 @@ mod peers;
 mod pins;
 #[path = "attacks/port.rs"]
 mod port;
+#[path = "attacks/reports.rs"]
+mod reports;
 #[path = "attacks/roles.rs"]
 mod roles;
 #[path = "attacks/signalling.rs"]
@@ -55,8 +61,9 @@ mod signalling;
 use std::path::Path;
 
 use common::counter::Counter;
-use frame::{Frame, address, record};
+use frame::{Frame, address};
 use host::{LIMITS, config};
+use hostile::{forbidden, group, report};
 use netns::{Namespace, privileged, wait_for};
 use roamcast::datapath::Datapath;
 use roamcast::net::mdb::Mdb;
@@ -98,17 +105,9 @@ fn count(datapath: &Datapath, counter: Counter) -> u64 {
         .map_or(0, |(_, count)| *count)
 }
 
-fn group(number: usize) -> String {
-    format!("ff3e:1::4:{number:x}")
-}
-
 /// What the bridge has: groups by port, and the ports of multicast routers.
 fn mdb(host: &Namespace) -> String {
     host.bridge("-d mdb show")
-}
-
-fn report(number: usize) -> Frame {
-    Frame::report(&[record(4, &group(number), &[])])
 }
 
 /// Sends the Report of a group, and waits until the bridge has it, and so all that was sent before.
@@ -121,29 +120,6 @@ fn send_last(host: &Namespace, wire: &Wire, number: usize) {
 
 fn has(mdb: &str, number: usize) -> bool {
     mdb.contains(&format!("grp {} ", group(number)))
-}
-
-/// Reports, each of a group of its number, that RFC 9777 forbids and a bridge takes.
-fn forbidden() -> Vec<Frame> {
-    let destination_options = || vec![(60, vec![0, 1, 4, 0, 0, 0, 0])];
-    let authentication = || vec![(51, vec![1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])];
-    let fragment = || (44, vec![0, 0, 0, 0, 0, 0, 7]);
-    vec![
-        report(0).with(|f| f.hop_limit = 64),
-        report(1).with(|f| f.source = address("2001:db8::1")),
-        report(2).with(|f| f.options = Some(vec![1, 4, 0, 0, 0, 0])),
-        report(3).with(|f| f.headers = destination_options()),
-        report(4).with(|f| f.headers = authentication()),
-        report(5).with(|f| f.headers = vec![fragment()]),
-        report(6).with(|f| f.headers = [vec![fragment()], destination_options()].concat()),
-        report(7).with(|f| {
-            f.options = Some(vec![1, 4, 0, 0, 0, 0]);
-            f.headers = destination_options();
-        }),
-        Frame::v1(131, &group(8)).with(|f| f.hop_limit = 2),
-        // Longer than a page, which is the most that Linux sends.
-        Frame::report(&vec![record(4, &group(9), &[]); 300]),
-    ]
 }
 
 #[test]

@@ -6,9 +6,22 @@
     reason = "a test that cannot go on panics"
 )]
 
+#[path = "support/frame.rs"]
+mod frame;
+#[path = "support/hostile.rs"]
+mod hostile;
+#[path = "support/netns.rs"]
+mod netns;
+#[path = "support/tap.rs"]
+mod tap;
+
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
+use lab::node::Node;
 use lab::probe::eavesdropper::Eavesdropper;
 use lab::probe::ffmpeg::Packing;
 use lab::scenario::agents::{AgentOptions, install_qemu_certificates};
@@ -149,6 +162,68 @@ fn a_light_stream_goes_on_through_one_move() {
             assert!(has_open("qemu-system-x86", device), "QEMU without {device}");
         }
     }
+}
+
+/// Hostile frames of a VM, each time, and how long it rests then: so many that others still get a processor.
+const AT_ONCE: usize = 20;
+const REST: Duration = Duration::from_millis(10);
+
+/// A VM on a host that sends hostile frames of each kind in turn until it is told to stop; returns how many.
+fn flood(host: &Node, is_over: &AtomicBool) -> usize {
+    let (mut tap, kinds) = host
+        .within(|| (tap::open("attacker"), hostile::kinds(hostile::mac("br0"))))
+        .unwrap();
+    lab::netns::ip(host.namespace(), "link set attacker master br0 up").unwrap();
+    let longest = kinds.iter().map(|(_, frames)| frames.len()).max();
+    let in_turn = (0..longest.unwrap()).cycle().flat_map(|number| {
+        let frames = kinds.iter();
+        frames.map(move |(_, frames)| &frames[number % frames.len()])
+    });
+    let mut sent = 0;
+    for frame in in_turn {
+        // What the host refuses was not said.
+        let _ = tap.write(frame);
+        sent += 1;
+        if sent % AT_ONCE == 0 {
+            if is_over.load(Ordering::Relaxed) {
+                return sent;
+            }
+            thread::sleep(REST);
+        }
+    }
+    sent
+}
+
+#[test]
+fn a_move_beside_vms_that_send_hostile_frames_is_exact() {
+    if !requirements::met() {
+        return;
+    }
+    let site = Site::Multicast;
+    let mut testbed = testbed("hostile", site, Some(PATIENT));
+    let hosts = testbed.lab().vms().to_vec();
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let attackers = [0, 1].map(|host| {
+            scope.spawn({
+                let (host, is_over) = (&hosts[host], &is_over);
+                move || flood(host, is_over)
+            })
+        });
+        let end = hostile::EndOf(&is_over);
+        let run = moved(&mut testbed, site, Mover::Migkick, LIGHT);
+        drop(end);
+        let sent = attackers.map(|attacker| attacker.join().unwrap());
+        eprintln!("{sent:?} hostile frames");
+        let row = run.row;
+        assert!(row.ok, "{row:?}");
+        assert_eq!(
+            (row.lost, row.duplicated, row.reordered),
+            (0, 0, 0),
+            "{row:?}"
+        );
+    });
+    assert_recorded(&mut testbed);
 }
 
 /// Whether a process of that name has a device open.

@@ -1,0 +1,270 @@
+//! Frames and messages without end, of every kind that is looked at: from a VM, from a neighbour, and from a
+//! peer with a good certificate.
+
+use std::io::Write as _;
+use std::net::{Ipv6Addr, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::signal::{AgentRequest, MAX_FRAME_BYTES, MigrationAbort};
+use nix::sys::socket::{setsockopt, sockopt};
+use roamcast::control::Request;
+use roamcast::control::client::Client;
+
+use super::agent::{Agent, domain, uuid};
+use super::bridged::{Bridged, SOURCE};
+use super::frame::{Frame, MAC};
+use super::host::group;
+use super::hostile::{EndOf, kinds, mac};
+use super::netns::{Namespace, privileged, wait_for};
+use super::tap::Guest;
+
+/// Frames of each kind.
+const FRAMES: usize = 1_000_000;
+/// On a machine that is slower, as many as it takes in so long.
+const LONGEST: Duration = Duration::from_secs(10);
+/// For so long a neighbour and a peer attack.
+const SIEGE: Duration = Duration::from_secs(10);
+/// What the agent's memory may grow by, KiB.
+const GROWTH: u64 = 16 * 1024;
+const VICTIM: [u8; 6] = [0x52, 0x54, 0, 0, 0, 7];
+const PORT: u16 = 5004;
+/// Between two packets of the victim's stream.
+const INTERVAL: Duration = Duration::from_millis(1);
+/// Socket buffer of the victim, bytes: seconds of its stream, for a machine that has other things to do.
+const BUFFER: usize = 16 << 20;
+const RULES: &str = "[[policy.arrive]]\nsources = [\"*\"]\ndomains = [\"*\"]\n";
+
+/// Sends so many of a kind, or as many as there is time for; returns how many.
+fn flood(frames: &[Vec<u8>], most: usize, time: Duration, mut send: impl FnMut(&[u8])) -> usize {
+    let end = Instant::now() + time;
+    let mut sent = 0;
+    for frame in frames.iter().cycle().take(most) {
+        send(frame);
+        sent += 1;
+        if sent % 1024 == 0 && Instant::now() >= end {
+            break;
+        }
+    }
+    sent
+}
+
+/// Addresses that the VM behind a TAP listens to, as the agent knows them.
+fn listeners(agent: &Agent, port: &str) -> Vec<String> {
+    let rows = agent.query("listeners").expect("an answer");
+    let rows = rows.as_array().expect("rows").iter();
+    let of_port = rows.filter(|row| row["port"] == port);
+    let mut addresses: Vec<String> = of_port
+        .map(|row| row["multicast_address"].as_str().expect("text").to_owned())
+        .collect();
+    addresses.sort();
+    addresses
+}
+
+/// A VM that listens to some addresses and gets a stream.
+struct Victim {
+    guest: Guest,
+    socket: UdpSocket,
+}
+
+impl Victim {
+    fn start(host: &Namespace) -> Self {
+        let guest = Guest::start(host, "br0", "vnet1", 0);
+        let inner = guest.namespace.ifindex("eth0");
+        let socket = guest.namespace.run(|| {
+            let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, PORT)).unwrap();
+            for number in 1..=20 {
+                socket.join_multicast_v6(&group(number), inner).unwrap();
+            }
+            socket
+        });
+        setsockopt(&socket, sockopt::RcvBufForce, &BUFFER).unwrap();
+        let patience = Duration::from_millis(200);
+        socket.set_read_timeout(Some(patience)).unwrap();
+        Self { guest, socket }
+    }
+
+    /// What it gets until it is told that there is no more to come.
+    fn receive(&self, is_over: &AtomicBool) -> Vec<u32> {
+        let mut numbers = Vec::new();
+        let mut packet = [0; 16];
+        loop {
+            match self.socket.recv(&mut packet) {
+                Ok(4) => numbers.push(u32::from_be_bytes([
+                    packet[0], packet[1], packet[2], packet[3],
+                ])),
+                Ok(_) => {}
+                Err(_) if is_over.load(Ordering::Relaxed) => return numbers,
+                Err(_) => {}
+            }
+        }
+    }
+}
+
+#[test]
+fn a_million_frames_of_each_kind_from_a_vm_change_nothing_for_another() {
+    if !privileged() {
+        return;
+    }
+    let setup = Bridged::new();
+    let host = &setup.host;
+    let victim = Victim::start(host);
+    host.run_with_bpffs(|bpffs| {
+        let domains = [
+            domain("attacker", 1, "vnet0", MAC),
+            domain("victim", 2, "vnet1", VICTIM),
+        ];
+        let agent = Agent::start(bpffs, &domains, RULES);
+        wait_for("the victim's listeners", || {
+            (listeners(&agent, "vnet1").len() >= 20).then_some(())
+        });
+        let known = listeners(&agent, "vnet1");
+        let memory = agent.peak_memory();
+        let (is_over, has_ended) = (AtomicBool::new(false), AtomicBool::new(false));
+        let stream = Frame::udp(SOURCE, &group(1).to_string(), (5000, PORT), &[0; 4])
+            .with(|it| it.checksum = true);
+        thread::scope(|scope| {
+            let (end_of_stream, end) = (EndOf(&is_over), EndOf(&has_ended));
+            let received = scope.spawn(|| victim.receive(&has_ended));
+            let sender = scope.spawn(|| {
+                let mut number = 0_u32;
+                while !is_over.load(Ordering::Relaxed) {
+                    let payload = number.to_be_bytes();
+                    let frame = stream
+                        .clone()
+                        .with(|it| it.body[8..].copy_from_slice(&payload));
+                    setup.sender.send(&frame.bytes());
+                    number += 1;
+                    thread::sleep(INTERVAL);
+                }
+                number
+            });
+            for (kind, frames) in host.run(|| kinds(mac("br0"))) {
+                let mut tap = &setup.taps[0];
+                let sent = flood(&frames, FRAMES, LONGEST, |frame| {
+                    // What the host refuses was not said.
+                    let _ = tap.write(frame);
+                });
+                println!("{sent} {kind}");
+                assert_eq!(listeners(&agent, "vnet1"), known, "after {kind}");
+            }
+            drop(end_of_stream);
+            let sent = sender.join().unwrap();
+            // The socket has waited once for a packet that did not come.
+            drop(end);
+            let received = received.join().unwrap();
+            let first = *received.first().expect("a stream");
+            assert!(first < sent / 2, "the stream began late");
+            let expected: Vec<u32> = (first..sent).collect();
+            assert!(
+                received == expected,
+                "{} of {}",
+                received.len(),
+                expected.len()
+            );
+        });
+        let grown = agent.peak_memory() - memory;
+        println!("{grown} KiB");
+        assert!(grown < GROWTH, "{grown} KiB");
+        assert!(agent.counter("refused_listeners") > 0);
+    });
+    drop(victim.guest);
+}
+
+/// Attacks an agent for a while and asks it for its state all the time; returns how much its memory has grown,
+/// KiB, and how long an answer has taken at most.
+fn besiege(agent: &Agent, attack: impl FnOnce(&AtomicBool) + Send) -> (u64, Duration) {
+    let memory = agent.peak_memory();
+    let is_over = AtomicBool::new(false);
+    let mut longest = Duration::ZERO;
+    thread::scope(|scope| {
+        scope.spawn(|| attack(&is_over));
+        let _end_of_attack = EndOf(&is_over);
+        let end = Instant::now() + SIEGE;
+        while Instant::now() < end {
+            let asked = Instant::now();
+            let mut client = Client::connect(&agent.path("agent.sock")).unwrap();
+            client.ask(&Request::Status, |_| {}).unwrap();
+            longest = longest.max(asked.elapsed());
+        }
+    });
+    (agent.peak_memory() - memory, longest)
+}
+
+#[test]
+fn neighbour_that_sends_without_end_costs_little_memory() {
+    if !privileged() {
+        return;
+    }
+    let setup = Bridged::new();
+    let host = &setup.host;
+    let victim = Victim::start(host);
+    host.run_with_bpffs(|bpffs| {
+        let agent = Agent::start(bpffs, &[domain("victim", 2, "vnet1", VICTIM)], RULES);
+        wait_for("the victim's listeners", || {
+            (listeners(&agent, "vnet1").len() >= 20).then_some(())
+        });
+        let mut frames: Vec<_> = host
+            .run(|| kinds(mac("br0")))
+            .into_iter()
+            .flat_map(|(_, it)| it)
+            .collect();
+        // Flows that nobody has asked for, of addresses that a VM listens to.
+        frames.extend((1..20_000).map(|port| {
+            let group = group(port % 20 + 1).to_string();
+            Frame::udp(SOURCE, &group, (port, PORT), b"made up").bytes()
+        }));
+        let (grown, longest) = besiege(&agent, |is_over| {
+            while !is_over.load(Ordering::Relaxed) {
+                flood(&frames, frames.len(), SIEGE, |frame| {
+                    setup.sender.send(frame)
+                });
+            }
+        });
+        println!("{grown} KiB, longest answer {longest:?}");
+        assert!(grown < GROWTH, "{grown} KiB");
+    });
+    drop(victim.guest);
+}
+
+#[test]
+fn peer_that_speaks_without_end_costs_little_memory() {
+    if !privileged() {
+        return;
+    }
+    let host = Namespace::new("host");
+    host.add_bridge("br0");
+    host.run_with_bpffs(|bpffs| {
+        let agent = Agent::start(bpffs, &[domain("victim", 2, "vnet1", VICTIM)], RULES);
+        let mut peer = agent.peer("vms2");
+        let (grown, longest) = besiege(&agent, |is_over| {
+            let mut transaction = 0;
+            while !is_over.load(Ordering::Relaxed) {
+                for _ in 0..64 {
+                    transaction += 2;
+                    peer.say(transaction, request(transaction));
+                    let reason = "x".repeat(500);
+                    peer.say(transaction + 1, MigrationAbort { reason });
+                }
+                peer.say_bytes(&vec![0x9f; MAX_FRAME_BYTES]);
+                peer.answer(transaction);
+            }
+        });
+        println!("{grown} KiB, longest answer {longest:?}");
+        assert!(grown < GROWTH, "{grown} KiB");
+    });
+}
+
+/// Another domain each time.
+fn request(number: u64) -> AgentRequest {
+    let mut uuid = uuid(0xee);
+    uuid[..8].copy_from_slice(&number.to_be_bytes());
+    AgentRequest {
+        domain_uuid: uuid.into(),
+        domain_name: format!("tv-{number}"),
+        macs: vec![],
+        listeners: vec![],
+        vm_transaction: None,
+    }
+}
