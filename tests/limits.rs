@@ -183,11 +183,12 @@ fn limits_limit(testbed: &Testbed) {
         (dropped(&["qdisc", "show", "root"])? > 0).then_some(())
     })
     .unwrap();
-    let target = format!("{OWN}%eth0");
-    let ping = ["-6", "-c", "3", "-W", "1", "-s", "1400", &target];
+    let ping = ["-6", "-I", "eth0", "-c", "3", "-W", "1", "-s", "1400", OWN];
     wait::until("drops on the way out", DEADLINE, || {
+        let output = guest.run("ping", &ping, DEADLINE).unwrap();
         // Nobody answers.
-        let _ = guest.run("ping", &ping, DEADLINE).unwrap();
+        let sent = "3 packets transmitted, 0";
+        assert!(output.stdout().contains(sent), "{output:?}");
         (dropped(&["filter", "show", "ingress"])? > 0).then_some(())
     })
     .unwrap();

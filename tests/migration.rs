@@ -168,8 +168,15 @@ fn a_light_stream_goes_on_through_one_move() {
 const AT_ONCE: usize = 20;
 const REST: Duration = Duration::from_millis(10);
 
-/// A VM on a host that sends hostile frames of each kind in turn until it is told to stop; returns how many.
-fn flood(host: &Node, is_over: &AtomicBool) -> usize {
+/// A VM on a host that sends hostile frames of each kind in turn from when it is told to begin until it is told to
+/// stop; returns how many.
+fn flood(host: &Node, has_begun: &AtomicBool, is_over: &AtomicBool) -> usize {
+    while !has_begun.load(Ordering::Relaxed) {
+        if is_over.load(Ordering::Relaxed) {
+            return 0;
+        }
+        thread::sleep(REST);
+    }
     let (mut tap, kinds) = host
         .within(|| (tap::open("attacker"), hostile::kinds(hostile::mac("br0"))))
         .unwrap();
@@ -202,26 +209,32 @@ fn a_move_beside_vms_that_send_hostile_frames_is_exact() {
     let site = Site::Multicast;
     let mut testbed = testbed("hostile", site, Some(PATIENT));
     let hosts = testbed.lab().vms().to_vec();
-    let is_over = AtomicBool::new(false);
+    let (has_begun, is_over) = (AtomicBool::new(false), AtomicBool::new(false));
+    let config = RunConfig {
+        mover: Mover::Migkick,
+        stream: (&LIGHT).into(),
+        site,
+    };
     thread::scope(|scope| {
         let attackers = [0, 1].map(|host| {
-            scope.spawn({
-                let (host, is_over) = (&hosts[host], &is_over);
-                move || flood(host, is_over)
-            })
+            let (host, has_begun, is_over) = (&hosts[host], &has_begun, &is_over);
+            scope.spawn(move || flood(host, has_begun, is_over))
         });
         let end = hostile::EndOf(&is_over);
-        let run = moved(&mut testbed, site, Mover::Migkick, LIGHT);
+        let run = measure::run(&mut testbed, &config, &mut |step| {
+            eprintln!("{step}");
+            if step == measure::RECEIVES {
+                has_begun.store(true, Ordering::Relaxed);
+            }
+        });
         drop(end);
         let sent = attackers.map(|attacker| attacker.join().unwrap());
         eprintln!("{sent:?} hostile frames");
-        let row = run.row;
+        let row = run.unwrap().row;
         assert!(row.ok, "{row:?}");
-        assert_eq!(
-            (row.lost, row.duplicated, row.reordered),
-            (0, 0, 0),
-            "{row:?}"
-        );
+        let faults = (row.lost, row.duplicated, row.reordered);
+        assert_eq!(faults, (0, 0, 0), "{row:?}");
+        assert!(sent.iter().all(|sent| *sent > 1000), "{sent:?}");
     });
     assert_recorded(&mut testbed);
 }

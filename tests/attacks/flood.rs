@@ -52,11 +52,11 @@ fn flood(frames: &[Vec<u8>], most: usize, time: Duration, mut send: impl FnMut(&
 
 /// Addresses that the VM behind a TAP listens to, as the agent knows them.
 fn listeners(agent: &Agent, port: &str) -> Vec<String> {
-    let rows = agent.query("listeners").expect("an answer");
-    let rows = rows.as_array().expect("rows").iter();
+    let rows = agent.query("listeners").unwrap();
+    let rows = rows.as_array().unwrap().iter();
     let of_port = rows.filter(|row| row["port"] == port);
     let mut addresses: Vec<String> = of_port
-        .map(|row| row["multicast_address"].as_str().expect("text").to_owned())
+        .map(|row| row["multicast_address"].as_str().unwrap().to_owned())
         .collect();
     addresses.sort();
     addresses
@@ -154,7 +154,7 @@ fn a_million_frames_of_each_kind_from_a_vm_change_nothing_for_another() {
             // The socket has waited once for a packet that did not come.
             drop(end);
             let received = received.join().unwrap();
-            let first = *received.first().expect("a stream");
+            let first = *received.first().unwrap();
             assert!(first < sent / 2, "the stream began late");
             let expected: Vec<u32> = (first..sent).collect();
             assert!(
@@ -218,7 +218,7 @@ fn neighbour_that_sends_without_end_costs_little_memory() {
         let (grown, longest) = besiege(&agent, |is_over| {
             while !is_over.load(Ordering::Relaxed) {
                 flood(&frames, frames.len(), SIEGE, |frame| {
-                    setup.sender.send(frame)
+                    setup.sender.send(frame);
                 });
             }
         });

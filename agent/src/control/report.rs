@@ -141,7 +141,7 @@ pub struct Status {
     pub counters: BTreeMap<String, u64>,
 }
 
-/// A domain that waits for a place on this host ([policy] arrivals_at_once, arrivals_per_peer).
+/// A domain that waits for a place on this host (`policy.arrivals_at_once`, `arrivals_per_peer`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WaitingRow {
     /// Its name.

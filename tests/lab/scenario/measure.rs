@@ -80,7 +80,7 @@ pub fn run(testbed: &mut Testbed, config: &RunConfig, tell: &mut dyn FnMut(&str)
     if config.mover != Mover::Virsh {
         stream::wait_snooped(testbed, placed.config.flows)?;
     }
-    tell("the guest receives");
+    tell(RECEIVES);
     pass([&guest], STREAM_TIME)?;
 
     let from_ns = clock::now_ns();
@@ -138,6 +138,9 @@ pub fn run(testbed: &mut Testbed, config: &RunConfig, tell: &mut dyn FnMut(&str)
         phases,
     })
 }
+
+/// The step from which on the guest receives and all agents know it.
+pub const RECEIVES: &str = "the guest receives";
 
 /// The end of the window, in which the stream must flow: half a second, in nanoseconds.
 const LATE_NS: u64 = 500_000_000;

@@ -61,10 +61,8 @@ impl Kernel {
             } => {
                 self.mdb.insert((*ifindex, membership.key));
             }
-            Output::MdbDelete(entry) => {
-                if entry.source.is_none() {
-                    self.mdb.remove(&(entry.ifindex, entry.key));
-                }
+            Output::MdbDelete(entry) if entry.source.is_none() => {
+                self.mdb.remove(&(entry.ifindex, entry.key));
             }
             Output::ExpireListener {
                 key,

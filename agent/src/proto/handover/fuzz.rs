@@ -537,13 +537,12 @@ impl PlacementWorld {
 
     fn check(&self, cut: Cut) {
         let ceiling = self.ceiling.unwrap_or(u64::MAX);
-        match cut {
-            Cut::Number { number, .. } => assert!(number <= ceiling, "{cut:?} after the stop"),
-            Cut::Among { after, until, .. } => {
-                assert!(after <= until && until <= ceiling, "{cut:?}")
-            }
-            Cut::Time(at) => assert!(Some(at) <= self.stopped, "{cut:?} after the stop"),
-        }
+        let is_by_the_stop = match cut {
+            Cut::Number { number, .. } => number <= ceiling,
+            Cut::Among { after, until, .. } => after <= until && until <= ceiling,
+            Cut::Time(at) => Some(at) <= self.stopped,
+        };
+        assert!(is_by_the_stop, "{cut:?}");
     }
 
     fn end(&mut self) {
