@@ -62,6 +62,13 @@ fn listeners(agent: &Agent, port: &str) -> Vec<String> {
     addresses
 }
 
+/// Those of the victim, once all of them are known.
+fn victims_listeners(agent: &Agent) -> Vec<String> {
+    wait_for("the victim's listeners", || {
+        Some(listeners(agent, "vnet1")).filter(|it| it.len() >= 20)
+    })
+}
+
 /// A VM that listens to some addresses and gets a stream.
 struct Victim {
     guest: Guest,
@@ -116,10 +123,7 @@ fn a_million_frames_of_each_kind_from_a_vm_change_nothing_for_another() {
             domain("victim", 2, "vnet1", VICTIM),
         ];
         let agent = Agent::start(bpffs, &domains, RULES);
-        wait_for("the victim's listeners", || {
-            (listeners(&agent, "vnet1").len() >= 20).then_some(())
-        });
-        let known = listeners(&agent, "vnet1");
+        let known = victims_listeners(&agent);
         let memory = agent.peak_memory();
         let (is_over, has_ended) = (AtomicBool::new(false), AtomicBool::new(false));
         let stream = Frame::udp(SOURCE, &group(1).to_string(), (5000, PORT), &[0; 4])
@@ -202,9 +206,7 @@ fn neighbour_that_sends_without_end_costs_little_memory() {
     let victim = Victim::start(host);
     host.run_with_bpffs(|bpffs| {
         let agent = Agent::start(bpffs, &[domain("victim", 2, "vnet1", VICTIM)], RULES);
-        wait_for("the victim's listeners", || {
-            (listeners(&agent, "vnet1").len() >= 20).then_some(())
-        });
+        victims_listeners(&agent);
         let mut frames: Vec<_> = host
             .run(|| kinds(mac("br0")))
             .into_iter()

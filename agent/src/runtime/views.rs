@@ -339,12 +339,8 @@ fn nics(reports: &BTreeMap<u32, HoldReport>) -> Vec<NicRow> {
         tap_full: report.tap_full,
         tap_full_at_source: report.tap_full_at_source.unwrap_or_default(),
     };
-    let is_loss = |row: &NicRow| row.not_held + row.tap_full + row.tap_full_at_source > 0;
-    (0..)
-        .zip(reports.values())
-        .map(row)
-        .filter(is_loss)
-        .collect()
+    let rows = (0..).zip(reports.values()).map(row);
+    rows.filter(|row| !row.is_well()).collect()
 }
 
 fn without_gate(nics: &BTreeMap<proto::Mac, Ungated>) -> Vec<UngatedRow> {

@@ -86,6 +86,18 @@ pub struct NicRow {
     pub tap_full_at_source: u64,
 }
 
+impl NicRow {
+    /// Whether nothing has gone wrong.
+    pub fn is_well(&self) -> bool {
+        let nic = self.nic;
+        *self
+            == Self {
+                nic,
+                ..Self::default()
+            }
+    }
+}
+
 /// Why no gate has held the streams of a NIC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

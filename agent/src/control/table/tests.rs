@@ -340,6 +340,20 @@ fn failed_migration_shows_its_reason() {
 }
 
 #[test]
+fn nic_whose_gate_has_only_lapsed_is_not_well() {
+    let nic = 3;
+    let well = NicRow {
+        nic,
+        ..NicRow::default()
+    };
+    let lapsed = NicRow {
+        has_lapsed: true,
+        ..well
+    };
+    assert_eq!((well.is_well(), lapsed.is_well()), (true, false));
+}
+
+#[test]
 fn place_where_frames_were_lost_is_named() {
     let row = MigrationRow {
         nics: vec![NicRow {

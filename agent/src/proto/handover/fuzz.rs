@@ -33,6 +33,16 @@ const LETTERS: u8 = 5;
 const PAYLOAD: u16 = 32;
 const IPV6_HEADER: usize = 40;
 
+/// Gives inputs for as long as there are some.
+fn live(bytes: &[u8], mut next: impl FnMut(&mut Unstructured<'_>) -> Result<()>) {
+    let mut input = Unstructured::new(bytes);
+    for _ in 0..INPUTS {
+        if input.is_empty() || next(&mut input).is_err() {
+            break;
+        }
+    }
+}
+
 /// What comes out of `HELD`: numbers, times and frames.
 struct Frames {
     now: Timestamp,
@@ -104,14 +114,12 @@ fn frame(input: &mut Unstructured<'_>) -> Result<Vec<u8>> {
 
 /// The life of a hold: what has come is let go before the cut, dropped, replayed, lost, or waits.
 pub(crate) fn hold(bytes: &[u8]) {
-    let mut input = Unstructured::new(bytes);
     let mut world = HoldWorld::new();
-    for _ in 0..INPUTS {
-        if input.is_empty() || world.next(&mut input).is_err() {
-            break;
-        }
+    live(bytes, |input| {
+        world.next(input)?;
         world.check();
-    }
+        Ok(())
+    });
     world.end();
 }
 
@@ -276,17 +284,12 @@ impl HoldWorld {
 
 /// The life of what a VM has not read: it goes on, whole, to an address that the VM has, or is counted.
 pub(crate) fn unread(bytes: &[u8]) {
-    let mut input = Unstructured::new(bytes);
     let mut frames = Frames::new();
     let mut unread = Unread::new(LIMITS);
     let mut pushed = 0;
-    for _ in 0..INPUTS {
-        if input.is_empty()
-            || unread_next(&mut input, &mut frames, &mut unread, &mut pushed).is_err()
-        {
-            break;
-        }
-    }
+    live(bytes, |input| {
+        unread_next(input, &mut frames, &mut unread, &mut pushed)
+    });
     unread.cut(Cut::Time(frames.now));
     let ways = ways();
     while unread.next(&ways).is_some() {
@@ -399,13 +402,8 @@ pub(crate) fn segments(bytes: &[u8]) {
 
 /// Samples of a TAP that make no sense: there is one cut, in time, and not beyond what has come by the stop.
 pub(crate) fn placement(bytes: &[u8]) {
-    let mut input = Unstructured::new(bytes);
     let mut world = PlacementWorld::new();
-    for _ in 0..INPUTS {
-        if input.is_empty() || world.next(&mut input).is_err() {
-            break;
-        }
-    }
+    live(bytes, |input| world.next(input));
     world.end();
 }
 

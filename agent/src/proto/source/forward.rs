@@ -14,8 +14,8 @@
 //! ([`GateCommand::Cut`](crate::proto::GateCommand::Cut)).
 //!
 //! A VM names its old addresses itself, so each is asked for on the link first, until the VM answers: one
-//! that somebody else answers for, or nobody, is not this VM's to give away. While packets are sent on, this host's bridge
-//! answers Solicitations for the old addresses in the place of the VM.
+//! that somebody else answers for, or nobody, is not this VM's to give away. While packets are sent on,
+//! this host's bridge answers Solicitations for the old addresses in the place of the VM.
 
 use std::net::Ipv6Addr;
 use std::time::Duration;
