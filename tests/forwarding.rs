@@ -443,3 +443,45 @@ fn packets_are_sent_on_at_xdp_too() {
     }
     forwards(&Net::new(), UplinkHook::XdpGeneric, false);
 }
+
+#[test]
+fn next_hop_that_the_kernel_forgets_is_asked_for_again_at_once() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    let is_known = || known_neighbour(&net.host, two_links::ROUTER).contains("lladdr");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    net.host.run(|| {
+        let mut neighbours = Neighbours::open().unwrap();
+        wait_for("the next hop", || {
+            neighbours.resolve(moa(2)).ok().filter(|known| *known)
+        });
+        let (heard, mut told) = tokio::sync::mpsc::channel(1);
+        runtime.block_on(async {
+            let keep = async {
+                loop {
+                    neighbours.keep().await.unwrap();
+                    let _ = heard.try_send(());
+                }
+            };
+            let change = async {
+                told.recv().await.expect("that notices are heard");
+                // As when a TAP comes whose MAC is the lowest.
+                net.host.ip("link set br0 address 02:00:00:00:00:99");
+                assert!(!is_known(), "the kernel keeps what it knew");
+                while !is_known() {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            };
+            tokio::select! {
+                () = keep => {}
+                done = tokio::time::timeout(DEADLINE, change) => done.expect("the next hop again"),
+            }
+        });
+        neighbours.forget(moa(2));
+    });
+}

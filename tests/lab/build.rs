@@ -164,12 +164,16 @@ fn build_vms_links(config: &LabConfig, number: usize) -> Result<()> {
     let site = config.site_of(number);
     let switch = namespace(&config.name, &format!("switch{site}"));
     let address = vms_address(config, number);
+    // A bridge has the lowest MAC of its ports. That of a NIC is below libvirt's TAPs', which begin
+    // with `fe`; the kernel's choice for a veth is not always, and then the host's MAC changes as
+    // VMs come and go.
+    let mac = format!("02:00:5e:10:{site:02x}:{number:02x}");
     netns::ip(
         &namespace(&config.name, &format!("vms{number}")),
         &format!(
             "link add br0 type bridge mcast_snooping 1 mcast_mld_version 2 mcast_querier 0 \
                mcast_hash_max 131072\n\
-             link add eth0 type veth peer name vms{number} netns {switch}\n\
+             link add eth0 address {mac} type veth peer name vms{number} netns {switch}\n\
              link set eth0 master br0\n\
              link set eth0 up\n\
              link set br0 up\n\

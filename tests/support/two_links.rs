@@ -16,7 +16,7 @@ use common::mat::neutral::neutral;
 use super::netns::Namespace;
 
 /// The router on the host's link.
-const ROUTER: &str = "2001:db8:1::fe";
+pub(crate) const ROUTER: &str = "2001:db8:1::fe";
 
 /// An address in the prefix of a link: 1 is the host's, 2 the destination's.
 pub(crate) fn moa(prefix: u16) -> Ipv6Addr {

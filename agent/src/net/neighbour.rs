@@ -3,20 +3,29 @@
 //! The kernel programs send by `bpf_fib_lookup`, which fails while the link address of the next hop
 //! is not known and asks nobody for it. So the kernel is told to find it out, and to go on doing so
 //! by itself (`NTF_EXT_MANAGED`, kernel 5.16): that outlives this process.
+//!
+//! The kernel throws entries away, managed ones too, when the interface gets another MAC (a bridge
+//! whose ports change), loses its carrier, or is told to. That is heard (`RTNLGRP_NEIGH`), and the
+//! kernel told anew at once.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::net::Ipv6Addr;
+use std::time::Duration;
 
 use netlink_packet_core::NetlinkPayload;
 use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
+use netlink_sys::protocols::NETLINK_ROUTE;
+use netlink_sys::{AsyncSocket, AsyncSocketExt, TokioSocket};
+use tokio::time::{Instant, sleep_until};
 
-use super::netlink::{HEADER_BYTES, Refusal, RequestBytes, Requests};
+use super::netlink::{self, HEADER_BYTES, Refusal, RequestBytes, Requests};
 
 const RTM_GETROUTE: u16 = 26;
 const RTM_NEWNEIGH: u16 = 28;
+const RTM_DELNEIGH: u16 = 29;
 const RTM_GETNEIGH: u16 = 30;
 const RTA_DST: u16 = 1;
 const NDA_DST: u16 = 1;
@@ -25,6 +34,12 @@ const NTF_USE: u8 = 1;
 const NTF_EXT_MANAGED: u32 = 1;
 /// Reachable, stale, delay, probe, no ARP, permanent: what `bpf_fib_lookup` takes.
 const NUD_VALID: u16 = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80;
+/// `RTNLGRP_NEIGH`.
+const NEIGHBOUR_GROUP: u32 = 3;
+/// How many notices are read at once.
+const MAX_NOTICES: usize = 256;
+/// How long none is read afterwards. A VM can make its host's neighbours change as fast as it sends.
+const REST: Duration = Duration::from_millis(10);
 
 /// Why there is no way to an address.
 #[derive(Debug, thiserror::Error)]
@@ -52,7 +67,7 @@ pub enum NeighbourError {
 }
 
 /// Where packets to an address go first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Way {
     ifindex: u32,
     next_hop: Ipv6Addr,
@@ -62,6 +77,9 @@ struct Way {
 pub struct Neighbours {
     requests: Requests,
     ways: BTreeMap<Ipv6Addr, Way>,
+    /// What becomes of neighbours, while there are next hops.
+    notices: Option<TokioSocket>,
+    rest_until: Instant,
 }
 
 impl Neighbours {
@@ -74,7 +92,51 @@ impl Neighbours {
         Ok(Self {
             requests: Requests::open()?,
             ways: BTreeMap::new(),
+            notices: None,
+            rest_until: Instant::now(),
         })
+    }
+
+    /// Hears what becomes of the next hops, and has those known again that the kernel throws away.
+    /// Returns now and then. Can be cancelled.
+    ///
+    /// # Errors
+    ///
+    /// What the socket says.
+    pub async fn keep(&mut self) -> io::Result<()> {
+        if self.ways.is_empty() {
+            self.notices = None;
+            return std::future::pending().await;
+        }
+        sleep_until(self.rest_until).await;
+        let lost = match &self.notices {
+            Some(notices) => lost(notices).await?,
+            None => {
+                let mut notices = TokioSocket::new(NETLINK_ROUTE)?;
+                notices.socket_mut().bind_auto()?;
+                notices.socket_ref().add_membership(NEIGHBOUR_GROUP)?;
+                self.notices = Some(notices);
+                // What was lost before was not heard.
+                None
+            }
+        };
+        self.rest_until = Instant::now() + REST;
+        self.resolve_lost(lost.as_deref());
+        Ok(())
+    }
+
+    /// Resolves what led by these next hops, or all where it is not known which were lost.
+    fn resolve_lost(&mut self, lost: Option<&[Way]>) {
+        let addresses: Vec<Ipv6Addr> = (self.ways.iter())
+            .filter(|(_, way)| lost.is_none_or(|lost| lost.contains(way)))
+            .map(|(address, _)| *address)
+            .collect();
+        for address in addresses {
+            match self.resolve(address) {
+                Ok(known) => tracing::debug!(%address, known, "Next hop is looked up again"),
+                Err(error) => tracing::debug!(%address, %error, "Next hop is lost"),
+            }
+        }
     }
 
     /// Has the kernel find out the link address on the way to `address`, and keep it; says whether
@@ -160,6 +222,40 @@ impl Neighbours {
                 .map_or(0, u16::from_ne_bytes)
         }))
     }
+}
+
+/// Waits for notices; returns the next hops that the kernel has thrown away, `None` where notices
+/// were lost.
+async fn lost(notices: &TokioSocket) -> io::Result<Option<Vec<Way>>> {
+    let mut lost = Vec::new();
+    let mut datagram = notices.recv_from_full().await;
+    for _ in 0..MAX_NOTICES {
+        match datagram {
+            Ok((bytes, _)) => lost.extend(netlink::messages(&bytes).filter_map(deleted)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => return Ok(None),
+            Err(error) => return Err(error),
+        }
+        datagram = notices.socket_ref().recv_from_full();
+    }
+    Ok(Some(lost))
+}
+
+/// The neighbour that a notice says is gone.
+fn deleted(message: netlink::Message<'_>) -> Option<Way> {
+    const ATTRIBUTES: usize = HEADER_BYTES + 12;
+    if message.kind != RTM_DELNEIGH {
+        return None;
+    }
+    let ifindex = message.bytes.get(HEADER_BYTES + 4..HEADER_BYTES + 8)?;
+    let next_hop: [u8; 16] = netlink::values(message.bytes.get(ATTRIBUTES..)?, NDA_DST)
+        .next()?
+        .try_into()
+        .ok()?;
+    Some(Way {
+        ifindex: u32::from_ne_bytes(ifindex.try_into().ok()?),
+        next_hop: next_hop.into(),
+    })
 }
 
 /// `struct ndmsg` with the address.
