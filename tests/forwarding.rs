@@ -450,7 +450,8 @@ fn next_hop_that_the_kernel_forgets_is_asked_for_again_at_once() {
         return;
     }
     let net = Net::new();
-    let is_known = || known_neighbour(&net.host, two_links::ROUTER).contains("lladdr");
+    let router = two_links::ROUTER.parse().unwrap();
+    let is_known = || known_neighbour(&net.host, router).contains("lladdr");
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
