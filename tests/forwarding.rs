@@ -465,7 +465,7 @@ fn next_hop_that_the_kernel_forgets_is_asked_for_again_at_once() {
         runtime.block_on(async {
             let keep = async {
                 loop {
-                    neighbours.keep().await.unwrap();
+                    let _ = neighbours.keep().await.unwrap();
                     let _ = heard.try_send(());
                 }
             };
@@ -484,5 +484,32 @@ fn next_hop_that_the_kernel_forgets_is_asked_for_again_at_once() {
             }
         });
         neighbours.forget(moa(2));
+    });
+}
+
+#[test]
+fn neighbours_learn_the_new_mac_of_a_host_at_once() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    let own: Ipv6Addr = "2001:db8:1::1".parse().unwrap();
+    net.host.ip(&format!("addr add {own}/64 dev br0 nodad"));
+    let sender = net.router.run(|| UdpSocket::bind("[::]:0").unwrap());
+    wait_for("the router to know the host", || {
+        sender.send_to(b"who is it", (own, 5004)).unwrap();
+        known_neighbour(&net.router, own)
+            .contains("REACHABLE")
+            .then_some(())
+    });
+    with_addresses(&net, async |mut addresses| {
+        addresses.perform(&AddressCommand::Watch { address: moa(1) });
+        net.host.ip("link set br0 address 02:00:00:00:00:99");
+        addresses.announce();
+        wait_for("the router to know the new MAC", || {
+            known_neighbour(&net.router, own)
+                .contains("02:00:00:00:00:99")
+                .then_some(())
+        });
     });
 }

@@ -138,6 +138,24 @@ impl LinkAddresses {
         }
     }
 
+    /// Tells neighbours the host's own addresses anew, which they may know by a MAC that the bridge had
+    /// before (RFC 4861 section 7.2.6). While no address is watched, nobody needs them.
+    pub fn announce(&self) {
+        let host = match self.host() {
+            Ok(host) if self.listener.is_some() => host,
+            Ok(_) => return,
+            Err(error) => {
+                tracing::warn!(%error, "The addresses of this host are not known");
+                return;
+            }
+        };
+        for address in host.on_link {
+            if let Err(error) = self.advertise(address, None, true, None) {
+                tracing::warn!(%address, %error, "An address of this host is not told anew");
+            }
+        }
+    }
+
     /// An uplink joined the bridge.
     pub fn uplink_added(&mut self, ifindex: u32) {
         self.uplinks.insert(ifindex);
@@ -312,6 +330,9 @@ impl LinkAddresses {
             let is_bridge = interface.interface_name == self.bridge;
             if let Some(inet6) = address.as_sockaddr_in6() {
                 host.addresses.insert(inet6.ip());
+                if is_bridge {
+                    host.on_link.push(inet6.ip());
+                }
                 if is_bridge && inet6.ip().is_unicast_link_local() {
                     host.link_local = Some(inet6.ip());
                 }
@@ -347,6 +368,9 @@ async fn receive(socket: &AsyncFd<PacketSocket>, buffer: &mut [u8]) -> usize {
 struct Host {
     mac: Mac,
     link_local: Option<Ipv6Addr>,
+    /// Those of the bridge.
+    on_link: Vec<Ipv6Addr>,
+    /// Those of all interfaces.
     addresses: BTreeSet<Ipv6Addr>,
 }
 

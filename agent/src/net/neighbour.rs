@@ -98,12 +98,13 @@ impl Neighbours {
     }
 
     /// Hears what becomes of the next hops, and has those known again that the kernel throws away.
-    /// Returns now and then. Can be cancelled.
+    /// Returns now and then, whether it has; then neighbours may know this host by another MAC. Can be
+    /// cancelled.
     ///
     /// # Errors
     ///
     /// What the socket says.
-    pub async fn keep(&mut self) -> io::Result<()> {
+    pub async fn keep(&mut self) -> io::Result<bool> {
         if self.ways.is_empty() {
             self.notices = None;
             return std::future::pending().await;
@@ -121,22 +122,23 @@ impl Neighbours {
             }
         };
         self.rest_until = Instant::now() + REST;
-        self.resolve_lost(lost.as_deref());
-        Ok(())
+        Ok(self.resolve_lost(lost.as_deref()))
     }
 
-    /// Resolves what led by these next hops, or all where it is not known which were lost.
-    fn resolve_lost(&mut self, lost: Option<&[Way]>) {
+    /// Resolves what led by these next hops, or all where it is not known which were lost. Returns whether
+    /// there were any.
+    fn resolve_lost(&mut self, lost: Option<&[Way]>) -> bool {
         let addresses: Vec<Ipv6Addr> = (self.ways.iter())
             .filter(|(_, way)| lost.is_none_or(|lost| lost.contains(way)))
             .map(|(address, _)| *address)
             .collect();
-        for address in addresses {
-            match self.resolve(address) {
+        for address in &addresses {
+            match self.resolve(*address) {
                 Ok(known) => tracing::debug!(%address, known, "Next hop is looked up again"),
                 Err(error) => tracing::debug!(%address, %error, "Next hop is lost"),
             }
         }
+        !addresses.is_empty()
     }
 
     /// Has the kernel find out the link address on the way to `address`, and keep it; says whether

@@ -114,7 +114,9 @@ impl EventLoop {
                     self.proto.handle_address(now(), event);
                 }
                 Some(event) = self.gates.next() => self.proto.handle_gate(now(), event),
-                kept = self.neighbours.keep() => kept.map_err(netlink)?,
+                again = self.neighbours.keep() => if again.map_err(netlink)? {
+                    self.link_addresses.announce();
+                },
                 datagram = vm_socket.recv() => match datagram {
                     Ok(datagram) => {
                         let (port, from) = (datagram.mark, datagram.from);

@@ -353,8 +353,12 @@ impl Drop for Testbed {
         if let Some(agents) = &self.agents {
             for vms in self.lab.vms() {
                 let migrations = agents.query(vms, "migrations").unwrap_or_default();
+                let counters = agents
+                    .query(vms, "status")
+                    .map(|status| status["counters"].clone());
                 let log = agents.log(vms);
-                eprintln!("Agent on {}: {migrations}\n{log}", vms.name());
+                eprintln!("Agent on {}: {migrations}", vms.name());
+                eprintln!("Counted: {}\n{log}", counters.unwrap_or_default());
             }
         }
         if let Some(relays) = &self.relays {

@@ -86,10 +86,9 @@ impl RelayLoop {
                     }
                 }
                 Some(request) = self.control.recv() => self.handle_control(request)?,
-                kept = self.neighbours.keep() => kept.map_err(|error| RelayError::System {
-                    what: "netlink",
-                    error,
-                })?,
+                again = self.neighbours.keep() => {
+                    again.map_err(|error| RelayError::System { what: "netlink", error })?;
+                }
                 () = sleep_until(due) => self.handle_timeout()?,
                 _ = look.tick() => self.look()?,
                 _ = collect.tick() => self.collect(),
