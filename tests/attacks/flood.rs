@@ -76,8 +76,14 @@ struct Victim {
 }
 
 impl Victim {
-    fn start(host: &Namespace) -> Self {
+    /// Starts beside an agent, which hears what it says once it watches the port.
+    fn start(host: &Namespace, agent: &Agent) -> Self {
         let guest = Guest::start(host, "br0", "vnet1", 0);
+        wait_for("the victim's port", || {
+            let status = agent.query("status").unwrap();
+            let mut ports = status["ports"].as_array().unwrap().iter();
+            ports.any(|it| it["name"] == "vnet1").then_some(())
+        });
         let inner = guest.namespace.ifindex("eth0");
         let socket = guest.namespace.run(|| {
             let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, PORT)).unwrap();
@@ -116,13 +122,13 @@ fn a_million_frames_of_each_kind_from_a_vm_change_nothing_for_another() {
     }
     let setup = Bridged::new();
     let host = &setup.host;
-    let victim = Victim::start(host);
     host.run_with_bpffs(|bpffs| {
         let domains = [
             domain("attacker", 1, "vnet0", MAC),
             domain("victim", 2, "vnet1", VICTIM),
         ];
         let agent = Agent::start(bpffs, &domains, RULES);
+        let victim = Victim::start(host, &agent);
         let known = victims_listeners(&agent);
         let memory = agent.peak_memory();
         let (is_over, has_ended) = (AtomicBool::new(false), AtomicBool::new(false));
@@ -172,8 +178,8 @@ fn a_million_frames_of_each_kind_from_a_vm_change_nothing_for_another() {
         println!("{grown} KiB");
         assert!(grown < GROWTH, "{grown} KiB");
         assert!(agent.counter("refused_listeners") > 0);
+        drop(victim.guest);
     });
-    drop(victim.guest);
 }
 
 /// Attacks an agent for a while and asks it for its state all the time; returns how much its memory has grown,
@@ -203,9 +209,9 @@ fn neighbour_that_sends_without_end_costs_little_memory() {
     }
     let setup = Bridged::new();
     let host = &setup.host;
-    let victim = Victim::start(host);
     host.run_with_bpffs(|bpffs| {
         let agent = Agent::start(bpffs, &[domain("victim", 2, "vnet1", VICTIM)], RULES);
+        let victim = Victim::start(host, &agent);
         victims_listeners(&agent);
         let mut frames: Vec<_> = host
             .run(|| kinds(mac("br0")))
@@ -226,8 +232,8 @@ fn neighbour_that_sends_without_end_costs_little_memory() {
         });
         println!("{grown} KiB, longest answer {longest:?}");
         assert!(grown < GROWTH, "{grown} KiB");
+        drop(victim.guest);
     });
-    drop(victim.guest);
 }
 
 #[test]
