@@ -144,6 +144,61 @@ fn aggregated_frame_counts_as_the_packets_in_it() {
 }
 
 #[test]
+fn aggregate_enters_as_what_the_tap_makes_of_it() {
+    let Some(mut gated) = Gated::load() else {
+        return;
+    };
+    const ALL: u32 = Gate::SPLITS_TCP4 | Gate::SPLITS_TCP6 | Gate::SPLITS_UDP;
+    let tcp = |aggregate: bool| {
+        // 20 bytes of header without options.
+        let mut segment = vec![0; 20 + 1000];
+        segment[12] = 5 << 4;
+        let frame = udp(&[]).with(|frame| {
+            frame.destination = address("2001:db8::7");
+            frame.protocol = 6;
+            frame.body = segment.clone();
+        });
+        let context = if aggregate {
+            [(CONTEXT_SEGMENT_BYTES, 250)]
+        } else {
+            [(CONTEXT_SEGMENT_BYTES, 0)]
+        };
+        (frame.bytes(), context)
+    };
+    let datagram = (udp(&[7; 1000]).bytes(), [(CONTEXT_SEGMENT_BYTES, 250)]);
+    let mut tcp4 = vec![0; 14 + 24 + 32 + 1000];
+    // IPv4 with one word of options, TCP with three.
+    tcp4[12..15].copy_from_slice(&[0x08, 0x00, 0x46]);
+    tcp4[23] = 6;
+    tcp4[14 + 24 + 12] = 8 << 4;
+    let tcp4 = (tcp4, [(CONTEXT_SEGMENT_BYTES, 250)]);
+    for ((frame, context), splits, frames) in [
+        (&tcp(false), ALL, 1),
+        (&tcp(true), ALL, 4),
+        (&tcp(true), ALL & !Gate::SPLITS_TCP6, 1),
+        (&tcp4, ALL, 4),
+        (&tcp4, ALL & !Gate::SPLITS_TCP4, 1),
+        (&datagram, ALL, 4),
+        (&datagram, ALL & !Gate::SPLITS_UDP, 1),
+    ] {
+        gated.set(
+            IFINDEX,
+            Gate {
+                splits,
+                ..Gate::record(0, false, u64::MAX)
+            },
+        );
+        assert_eq!(gated.kernel.run_in("gate", frame, context), PASS);
+        assert_eq!(
+            gated.usage().entered,
+            frames,
+            "{splits}: {:02x?}",
+            &frame[..24]
+        );
+    }
+}
+
+#[test]
 fn what_is_no_multicast_of_routable_scope_passes_uncounted_in_every_mode() {
     let Some(mut gated) = Gated::load() else {
         return;

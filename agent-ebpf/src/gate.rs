@@ -16,6 +16,7 @@
     reason = "map values are reached through raw pointers, and the memory of a record as bytes"
 )]
 
+use core::ffi::c_void;
 use core::mem::offset_of;
 use core::slice;
 
@@ -23,7 +24,7 @@ use agent_ebpf::instruction;
 use agent_ebpf::skb::{Skb, now_ns};
 use agent_ebpf::verdict::Verdict;
 use aya_ebpf::bindings::BPF_NOEXIST;
-use aya_ebpf::helpers::bpf_clone_redirect;
+use aya_ebpf::helpers::{bpf_clone_redirect, bpf_get_smp_processor_id, bpf_loop};
 use common::counter::Counter;
 use common::forward::stays;
 use common::handover::{self, Payload};
@@ -36,6 +37,7 @@ use common::trace::{Decision, Program, Reason, Uncounted};
 use common::wire::signalling::{self, AGENT_MARK, Signalling};
 use common::wire::{ethernet, ipv6, mld, udp};
 
+use crate::aggregate;
 use crate::context::Packet as _;
 use crate::forward;
 use crate::front::{self, Front, StreamWords};
@@ -44,8 +46,14 @@ use crate::maps::{
 };
 use crate::trace::Traced as _;
 
+/// A frame goes on, and there is nothing more to do for its gate.
+const PASSES: u64 = 0;
+/// A frame is held or lost.
+const ENDS: u64 = u64::MAX;
 /// Ethernet header without a tag, bytes.
 const ETHERNET_BYTES: usize = 14;
+/// Most packets of an aggregate that are recorded (`UDP_MAX_SEGMENTS`).
+const MAX_PACKETS: u32 = 128;
 /// Ethernet and IPv6 header without a tag, bytes.
 const HEADERS_BYTES: usize = 14 + ipv6::HEADER_BYTES;
 
@@ -88,8 +96,14 @@ pub(crate) fn gate(skb: &Skb) -> Verdict {
     }
     let packet = multicast(skb, ifindex, front);
     if let Some(gate) = GATES.get_ptr(ifindex) {
-        if let Verdict::Drop = through(skb, ifindex, gate, packet.as_ref()) {
+        let number = through(skb, ifindex, gate, packet.as_ref());
+        if number == ENDS {
             return Verdict::Drop;
+        }
+        if number != PASSES
+            && let Some(packet) = &packet
+        {
+            record_all(skb, ifindex, packet, number);
         }
     } else if packet.is_some() {
         tell(skb, Decision::Passed, Reason::NONE, 0);
@@ -247,15 +261,16 @@ fn make(key: &DeliveredKey, segments: u64) {
 }
 
 /// What a gate does with a frame; of one that is not multicast of routable scope it sees only that
-/// it is there.
+/// it is there. Returns [`PASSES`], [`ENDS`], or the number of an aggregate whose packets are yet to be
+/// recorded: here they would take more stack than there is.
 #[inline(never)]
-fn through(skb: &Skb, ifindex: u32, gate: *const Gate, packet: Option<&Multicast>) -> Verdict {
+fn through(skb: &Skb, ifindex: u32, gate: *const Gate, packet: Option<&Multicast>) -> u64 {
     let Some(usage) = GATE_USAGE.get_ptr_mut(ifindex) else {
         maps::count(Counter::GateUnready, 1);
         if packet.is_some() {
             tell(skb, Decision::Passed, Counter::GateUnready, 0);
         }
-        return Verdict::Pass;
+        return PASSES;
     };
     // SAFETY: the pointer is to a live map value, which only the agent writes, as a whole.
     let gate = unsafe { &*gate };
@@ -265,17 +280,32 @@ fn through(skb: &Skb, ifindex: u32, gate: *const Gate, packet: Option<&Multicast
             if packet.is_some() {
                 tell(skb, Decision::Passed, Counter::RecordExpired, 0);
             }
-            return Verdict::Pass;
+            return PASSES;
         }
         let is_left = packet.is_none() && forward::is_on() && is_left(skb, ifindex);
         if (packet.is_some() || is_left) && gate.probes != 0 && !probe(skb, ifindex) {
             maps::count(Counter::ProbesFailed, 1);
         }
+        let frames = aggregate::frames(skb, gate.splits);
         // SAFETY: the pointer is to a live map value.
-        let number = unsafe { instruction::fetch_add(&raw mut (*usage).entered, 1) } + 1;
+        let before = unsafe { instruction::fetch_add(&raw mut (*usage).entered, frames) };
+        let number = before + frames;
         if let Some(packet) = packet {
-            record(skb, gate.slot, usage, packet, number);
             tell(skb, Decision::Recorded, Reason::NONE, number);
+            if skb.segment_bytes() != 0 {
+                return number;
+            }
+            let flow = handover::flow_hash(packet.key.stream.words());
+            record(
+                skb,
+                &Place {
+                    slot: gate.slot,
+                    usage,
+                    flow,
+                },
+                packet.payload,
+                number,
+            );
         } else if is_left {
             keep(skb, ifindex, usage, number);
         }
@@ -283,9 +313,9 @@ fn through(skb: &Skb, ifindex: u32, gate: *const Gate, packet: Option<&Multicast
         && packet.is_some()
         && held(skb, ifindex, gate, usage)
     {
-        return Verdict::Drop;
+        return ENDS;
     }
-    Verdict::Pass
+    PASSES
 }
 
 /// Whether a frame is for an address that the VM of this TAP leaves.
@@ -336,12 +366,101 @@ fn probe(skb: &Skb, ifindex: u32) -> bool {
     skb.write(0, &header) && result == 0
 }
 
+/// Where packets of a flow are recorded.
+struct Place {
+    slot: u32,
+    usage: *mut GateUsage,
+    /// [`handover::flow_hash`].
+    flow: u64,
+}
+
+/// An aggregate of UDP whose packets are recorded.
+struct Recording {
+    skb: *const Skb,
+    to: Place,
+    payload: Payload,
+    segment_bytes: u16,
+    /// Numbers of its first and last frame, which are the same where the TAP takes it whole.
+    numbers: [u64; 2],
+}
+
+/// Records each packet of an aggregate, as the destination holds them. `number` is that of its last frame.
+#[inline(never)]
+fn record_all(skb: &Skb, ifindex: u32, packet: &Multicast, number: u64) {
+    let (Some(gate), Some(usage)) = (GATES.get_ptr(ifindex), GATE_USAGE.get_ptr_mut(ifindex))
+    else {
+        return;
+    };
+    // SAFETY: the pointer is to a live map value, which only the agent writes, as a whole.
+    let gate = unsafe { &*gate };
+    let frames = aggregate::frames(skb, gate.splits);
+    let mut state = Recording {
+        skb,
+        to: Place {
+            slot: gate.slot,
+            usage,
+            flow: handover::flow_hash(packet.key.stream.words()),
+        },
+        payload: packet.payload,
+        segment_bytes: skb.segment_bytes() as u16,
+        numbers: [number - frames + 1, number],
+    };
+    let packets = skb.segments();
+    let packets = if packets > MAX_PACKETS {
+        MAX_PACKETS
+    } else {
+        packets
+    };
+    // SAFETY: the callback has the form that the helper wants, and `state` outlives the call.
+    unsafe {
+        bpf_loop(
+            packets,
+            record_one as *mut c_void,
+            (&raw mut state).cast(),
+            0,
+        );
+    }
+}
+
+/// Records the packet of an index. Ends the loop behind the last one.
+#[inline(never)]
+extern "C" fn record_one(index: u64, state: *mut c_void) -> i64 {
+    // SAFETY: `record_all` passes its own state, and the frame outlives the loop.
+    let (state, skb) = unsafe {
+        let state = &*state.cast::<Recording>();
+        (state, &*state.skb)
+    };
+    let at = index as u32 * u32::from(state.segment_bytes);
+    let rest = u32::from(state.payload.length).saturating_sub(at);
+    if rest == 0 {
+        return 1;
+    }
+    let length = if rest > u32::from(state.segment_bytes) {
+        state.segment_bytes
+    } else {
+        rest as u16
+    };
+    let payload = Payload {
+        offset: state.payload.offset + at as usize,
+        length,
+    };
+    let [first, last] = state.numbers;
+    let number = first + index;
+    record(
+        skb,
+        &state.to,
+        payload,
+        if number > last { last } else { number },
+    );
+    0
+}
+
 /// Records a packet over the oldest one of the slot.
 #[inline(always)]
-fn record(skb: &Skb, slot: u32, usage: *mut GateUsage, packet: &Multicast, number: u64) {
-    let Payload { offset, length } = packet.payload;
+fn record(skb: &Skb, to: &Place, payload: Payload, number: u64) {
+    let Place { slot, usage, flow } = *to;
     // The payload is within the frame, so this does not fail.
-    let Ok(fingerprint) = handover::fingerprint(skb, offset, length) else {
+    let Ok(fingerprint) = handover::fingerprint(skb, payload.offset, payload.length) else {
         return;
     };
     // SAFETY: the pointer is to a live map value.
@@ -356,7 +475,7 @@ fn record(skb: &Skb, slot: u32, usage: *mut GateUsage, packet: &Multicast, numbe
     // tells it whether the rest is that of one packet, so it is 0 until all of it is there.
     unsafe {
         instruction::exchange(&raw mut (*record).number, 0);
-        (&raw mut (*record).flow).write(handover::flow_hash(packet.key.stream.words()));
+        (&raw mut (*record).flow).write(flow);
         (&raw mut (*record).fingerprint).write(fingerprint);
         (&raw mut (*record).at_ns).write(now_ns());
         instruction::exchange(&raw mut (*record).number, number);
@@ -385,11 +504,6 @@ fn held(skb: &Skb, ifindex: u32, gate: &Gate, usage: *mut GateUsage) -> bool {
         tell(skb, Decision::Passed, Counter::HeldExpired, 0);
         return false;
     }
-    if skb.len() > HELD_FRAME_BYTES {
-        maps::count(Counter::HeldOversized, 1);
-        tell(skb, Decision::Passed, Counter::HeldOversized, 0);
-        return false;
-    }
     // The one step decides: a frame on another CPU has its number before it, or finds it open.
     // SAFETY: as above.
     if found == gate.replayed
@@ -408,8 +522,13 @@ fn held(skb: &Skb, ifindex: u32, gate: &Gate, usage: *mut GateUsage) -> bool {
         maps::count(Counter::HeldFrames, 1);
         tell(skb, Decision::Held, Reason::NONE, found + 1);
     } else {
-        maps::count(Counter::HeldLost, 1);
-        tell(skb, Decision::Dropped, Counter::HeldLost, found + 1);
+        let reason = if skb.len() > HELD_FRAME_BYTES {
+            Counter::HeldOversized
+        } else {
+            Counter::HeldLost
+        };
+        maps::count(reason, 1);
+        tell(skb, Decision::Dropped, reason, found + 1);
         // SAFETY: the pointer is to a live map value.
         unsafe { instruction::add_u64(&raw mut (*usage).lost, 1) }
     }
@@ -419,7 +538,9 @@ fn held(skb: &Skb, ifindex: u32, gate: &Gate, usage: *mut GateUsage) -> bool {
 /// Puts a frame into `HELD`; `false` when there is no room, or it is too long.
 #[inline(always)]
 fn output(skb: &Skb, ifindex: u32, number: u64, at_ns: u64) -> bool {
-    let Some(record) = HELD_SCRATCH.get_ptr_mut(0) else {
+    // SAFETY: the helper has no preconditions.
+    let cpu = unsafe { bpf_get_smp_processor_id() } as u32;
+    let Some(record) = HELD_SCRATCH.get_ptr_mut(cpu) else {
         return false;
     };
     let Some(length) = instruction::size::<HELD_FRAME_BYTES>(skb.len()) else {

@@ -20,6 +20,7 @@
     reason = "a key or value that is passed whole may be copied on the stack of 512 bytes"
 )]
 
+mod aggregate;
 mod context;
 mod forward;
 mod front;

@@ -76,10 +76,11 @@ pub(crate) static GATE_RECORDS: Array<GateRecord, { SLOTS * RECORDS_PER_SLOT as 
 pub(crate) static DELIVERED: HashMap<DeliveredKey, Delivered, 65_536, ON_USE> = HashMap::new();
 #[btf_map]
 pub(crate) static HELD: RingBuf<HeldFrame, { 8 << 20 }> = RingBuf::new();
-/// Where `gate` puts a record of `HELD` together: the helper that takes memory of the ring buffer
-/// takes a constant size only.
+/// Where `gate` puts a record of `HELD` together, one for each CPU: the helper that takes memory of the
+/// ring buffer takes a constant size only, and a map of this kind that is by CPU no more than 32 KiB.
+/// The agent says how many CPUs there are.
 #[btf_map]
-pub(crate) static HELD_SCRATCH: PerCpuArray<HeldRecord, 1> = PerCpuArray::new();
+pub(crate) static HELD_SCRATCH: Array<HeldRecord, 1> = Array::new();
 #[btf_map]
 pub(crate) static COUNTERS: PerCpuArray<u64, COUNT> = PerCpuArray::new();
 /// Where `snoop` keeps the walk over a Report, which is too large for the stack.
@@ -88,7 +89,7 @@ pub(crate) static WALK: PerCpuArray<Walk, 1> = PerCpuArray::new();
 #[btf_map]
 pub(crate) static EVENTS: RingBuf<u8, { 1 << 20 }> = RingBuf::new();
 
-/// The longest record of `HELD`: 16 KiB, align 8.
+/// The longest record of `HELD`: 65,600 bytes, align 8.
 #[repr(C)]
 pub(crate) struct HeldRecord {
     pub(crate) head: HeldFrame,

@@ -61,9 +61,16 @@ impl Skb {
         unsafe { (*self.skb).gso_size }
     }
 
-    /// Packets on the wire that the frame stands for; more than 1 when they were aggregated.
+    /// Packets on the wire that the frame stands for; more than 1 when they were aggregated. Those of an
+    /// aggregate that is not UDP in IPv6 are [`Self::segments_behind`] its headers.
     #[inline(always)]
     pub fn segments(&self) -> u32 {
+        self.segments_behind(HEADER_BYTES)
+    }
+
+    /// The same, where each has so many bytes of headers.
+    #[inline(always)]
+    pub fn segments_behind(&self, header_bytes: usize) -> u32 {
         let payload = self.segment_bytes();
         if payload == 0 {
             return 1;
@@ -75,7 +82,7 @@ impl Skb {
         }
         // One that another VM has aggregated, whose number nobody has looked at yet.
         (self.len() as u32)
-            .saturating_sub(HEADER_BYTES as u32)
+            .saturating_sub(header_bytes as u32)
             .div_ceil(payload)
     }
 

@@ -131,7 +131,7 @@ counters! {
     HeldFrames => "held_frames",
     /// Frame of a handover that found no room in `HELD`; dropped.
     HeldLost => "held_lost",
-    /// Frame of a handover that is too long to be held; passed on.
+    /// Frame of a handover that is too long to be held; dropped.
     HeldOversized => "held_oversized",
     /// Frame for an address that its VM leaves, which waits in `HELD` for the case that the VM does
     /// not read it.

@@ -79,6 +79,8 @@ impl Kernel {
 
     fn load_object(object: &[u8], capacities: &[(&'static str, u32)]) -> Option<Self> {
         let mut loader = EbpfLoader::new();
+        let cpus = aya::util::nr_cpus().unwrap().try_into().unwrap();
+        loader.map_max_entries("HELD_SCRATCH", cpus);
         for (map, entries) in capacities {
             loader.map_max_entries(map, *entries);
         }

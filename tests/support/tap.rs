@@ -36,6 +36,10 @@ struct Request {
 }
 
 nix::ioctl_write_ptr_bad!(set_header_bytes, 0x4004_54d8, libc::c_int);
+nix::ioctl_write_int_bad!(set_offload, 0x4004_54d0);
+
+/// `TUN_F_CSUM`, `TUN_F_TSO4`, `TUN_F_TSO6`, `TUN_F_USO4` and `TUN_F_USO6`.
+const EVERY_OFFLOAD: libc::c_int = 0x67;
 
 const IFF_TAP: u16 = 0x0002;
 const IFF_MULTI_QUEUE: u16 = 0x0100;
@@ -62,6 +66,13 @@ pub(crate) fn open_queues(name: &str, queues: usize) -> Vec<File> {
         file
     };
     (0..queues).map(|_| open()).collect()
+}
+
+/// Has a TAP take aggregates of TCP and UDP whole, as QEMU does for a guest that can; `false` where the
+/// kernel has none of UDP.
+pub(crate) fn takes_aggregates(tap: &File) -> bool {
+    // SAFETY: the ioctl takes a number.
+    unsafe { set_offload(tap.as_raw_fd(), EVERY_OFFLOAD) }.is_ok()
 }
 
 /// Reads one frame of a TAP, as a hypervisor's main loop does; `None` if none comes in time.

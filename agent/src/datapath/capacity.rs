@@ -135,6 +135,8 @@ pub(super) fn load_maps(
     capacities: &Capacities,
     object: &[u8],
 ) -> Result<Ebpf, DatapathError> {
+    let cpus = aya::util::nr_cpus().map_err(|(_, error)| load_error(&error))?;
+    loader.map_max_entries("HELD_SCRATCH", u32::try_from(cpus).unwrap_or(u32::MAX));
     for name in MAPS {
         let path = pins.map(name);
         let wanted = match name {

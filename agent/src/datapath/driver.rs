@@ -1,12 +1,9 @@
 //! What an interface's driver says about itself (`SIOCETHTOOL`), for the choice of a hook.
-#![allow(unsafe_code, reason = "SIOCETHTOOL is an ioctl")]
 
-use std::ffi::CStr;
 use std::io;
 use std::mem::size_of;
-use std::os::fd::AsRawFd;
 
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+use super::ethtool::{Command, ask, text};
 
 const ETHTOOL_GDRVINFO: u32 = 0x03;
 const ETHTOOL_GFLAGS: u32 = 0x25;
@@ -32,14 +29,6 @@ const SOFTWARE: [&str; 14] = [
     "vmxnet3",
 ];
 
-/// `struct ifreq` with a pointer: 40 bytes.
-#[repr(C)]
-struct Request {
-    name: [u8; libc::IF_NAMESIZE],
-    data: *mut libc::c_void,
-    pad: [u8; 16],
-}
-
 /// `struct ethtool_drvinfo`: 196 bytes.
 #[repr(C)]
 struct DriverInfo {
@@ -60,10 +49,10 @@ struct Value {
     data: u32,
 }
 
-const _: () = {
-    assert!(size_of::<Request>() == 40);
-    assert!(size_of::<DriverInfo>() == 196);
-};
+const _: () = assert!(size_of::<DriverInfo>() == 196);
+
+impl Command for DriverInfo {}
+impl Command for Value {}
 
 /// Why packets of an interface should not be restored by XDP.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,39 +109,4 @@ pub(super) fn suits_xdp(interface: &str) -> Result<(), NoXdp> {
         return Err(NoXdp::VlanOffload);
     }
     Ok(())
-}
-
-/// Sends a command and receives its answer, in the network namespace of the calling thread.
-fn ask<T>(interface: &str, command: &mut T) -> io::Result<()> {
-    let mut name = [0; libc::IF_NAMESIZE];
-    name.get_mut(..interface.len())
-        .filter(|_| interface.len() < libc::IF_NAMESIZE)
-        .ok_or(io::ErrorKind::InvalidInput)?
-        .copy_from_slice(interface.as_bytes());
-    let mut request = Request {
-        name,
-        data: (&raw mut *command).cast(),
-        pad: [0; 16],
-    };
-    let socket = socket(
-        AddressFamily::Inet6,
-        SockType::Datagram,
-        SockFlag::SOCK_CLOEXEC,
-        None,
-    )?;
-    // SAFETY: `request` and the command that it points to are live, and the command is one of the
-    // structures above, whose first field tells the kernel its size.
-    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &raw mut request) };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
-}
-
-fn text(bytes: &[u8]) -> String {
-    CStr::from_bytes_until_nul(bytes).map_or_else(
-        |_| String::new(),
-        |text| text.to_string_lossy().into_owned(),
-    )
 }

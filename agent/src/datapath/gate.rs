@@ -141,6 +141,25 @@ impl Gates {
     }
 }
 
+/// What became of the lease of a gate that records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RecordLease {
+    /// It goes on.
+    Renewed,
+    /// It goes on, but the TAP takes other aggregates whole than before, so frames are counted otherwise.
+    CountsOtherwise,
+    /// It had ended, and is not renewed.
+    Ended,
+}
+
+/// [`Gate::splits`] of a TAP; one that does not say takes all aggregates whole.
+fn splits(ifindex: u32) -> u32 {
+    super::offload::splits(ifindex).unwrap_or_else(|error| {
+        tracing::debug!(ifindex, %error, "What a TAP takes whole is not known");
+        0
+    })
+}
+
 impl Datapath {
     /// Numbers the frames that enter a TAP from now on, from 1, and records those of multicast, for
     /// [`RECORD_LEASE`] unless it is renewed. Returns the slot that they are recorded in. May be called again, to begin anew. `probes`: each
@@ -157,10 +176,11 @@ impl Datapath {
             gates.records.clear(place);
         }
         let probes = probes && self.takes_probes(ifindex);
-        gates.begin(
-            ifindex,
-            &Gate::record(slot, probes, lease_end(RECORD_LEASE)),
-        )?;
+        let gate = Gate {
+            splits: splits(ifindex),
+            ..Gate::record(slot, probes, lease_end(RECORD_LEASE))
+        };
+        gates.begin(ifindex, &gate)?;
         Ok(slot)
     }
 
@@ -203,27 +223,30 @@ impl Datapath {
         Ok(has_lapsed)
     }
 
-    /// Has a gate that records go on for [`RECORD_LEASE`]. Returns whether it has recorded all the time:
-    /// a lease that has ended is not renewed.
+    /// Has a gate that records go on for [`RECORD_LEASE`].
     ///
     /// # Errors
     ///
     /// [`DatapathError::Map`].
-    pub fn gate_record_renew(&self, ifindex: u32) -> Result<bool, DatapathError> {
-        let now = now().0;
-        let mut goes_on = false;
-        let is_there = self.change(ifindex, GateMode::Record, |gate| {
-            goes_on = gate.until_ns >= now;
+    pub fn gate_record_renew(&self, ifindex: u32) -> Result<RecordLease, DatapathError> {
+        let (now, splits) = (now().0, splits(ifindex));
+        let mut lease = RecordLease::Ended;
+        self.change(ifindex, GateMode::Record, |gate| {
+            if gate.until_ns < now {
+                return gate;
+            }
+            lease = if gate.splits == splits {
+                RecordLease::Renewed
+            } else {
+                RecordLease::CountsOtherwise
+            };
             Gate {
-                until_ns: if goes_on {
-                    lease_end(RECORD_LEASE)
-                } else {
-                    gate.until_ns
-                },
+                until_ns: lease_end(RECORD_LEASE),
+                splits,
                 ..gate
             }
         })?;
-        Ok(is_there && goes_on)
+        Ok(lease)
     }
 
     /// Says how many held frames are done with: replayed, discarded, or lost ([`GateUsage::lost`]).

@@ -29,6 +29,7 @@ mod capacity;
 pub mod cleanup;
 mod collect;
 mod driver;
+mod ethtool;
 pub mod events;
 mod feature;
 mod filter;
@@ -37,6 +38,7 @@ mod gate;
 mod hook;
 mod link;
 pub mod object;
+mod offload;
 mod pins;
 pub mod reads;
 mod relay;
@@ -64,8 +66,7 @@ use common::maps::{
 };
 
 pub use capacity::Capacities;
-pub use gate::Held;
-pub use gate::{HOLD_LEASE, RECORD_LEASE, REPLAY_LEASE};
+pub use gate::{HOLD_LEASE, Held, RECORD_LEASE, REPLAY_LEASE, RecordLease};
 pub use hook::{Attachment, Hook, Program, UplinkHook};
 pub use state::Limits;
 pub use view::HookView;

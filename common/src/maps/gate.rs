@@ -14,8 +14,9 @@ use super::StreamKey;
 /// 1400 bytes.
 pub const RECORDS_PER_SLOT: u32 = 16_384;
 
-/// Longest frame that `gate` holds, bytes. A longer one passes.
-pub const HELD_FRAME_BYTES: usize = 16_384 - size_of::<HeldFrame>();
+/// Longest frame that `gate` holds, bytes: an aggregate of 64 KiB, or the largest MTU, with an Ethernet
+/// header and tags.
+pub const HELD_FRAME_BYTES: usize = 65_600 - size_of::<HeldFrame>();
 
 /// What a gate does; a TAP without an entry in `GATES` counts what it delivers.
 #[repr(u32)]
@@ -45,11 +46,19 @@ pub struct Gate {
     pub slot: u32,
     /// Whether each recorded frame has a probe before it ([`crate::handover::PROBE_MAC`]): 0 or 1.
     pub probes: u32,
-    /// Always zero.
-    pub pad: u32,
+    /// Which aggregates a TAP does not take whole, so that it gets their packets one by one: flags
+    /// [`Gate::SPLITS_TCP4`] to [`Gate::SPLITS_UDP`].
+    pub splits: u32,
 }
 
 impl Gate {
+    /// Those of TCP in IPv4.
+    pub const SPLITS_TCP4: u32 = 1;
+    /// Those of TCP in IPv6.
+    pub const SPLITS_TCP6: u32 = 2;
+    /// Those of UDP, and of anything that is not known.
+    pub const SPLITS_UDP: u32 = 4;
+
     /// Value of [`Gate::replayed`] with which a gate never opens.
     pub const CLOSED: u64 = u64::MAX;
 
@@ -61,7 +70,7 @@ impl Gate {
             mode: GateMode::Record as u32,
             slot,
             probes: probes as u32,
-            pad: 0,
+            splits: 0,
         }
     }
 
@@ -73,7 +82,7 @@ impl Gate {
             mode: GateMode::Hold as u32,
             slot: 0,
             probes: 0,
-            pad: 0,
+            splits: 0,
         }
     }
 }
@@ -87,9 +96,10 @@ pub struct GateUsage {
     pub held: u64,
     /// Held frames that found no room in `HELD`. They have their numbers all the same.
     pub lost: u64,
-    /// Frames of any kind that went on to the TAP since the recording began.
+    /// Frames of any kind that went on to the TAP since the recording began, as many as it gets: an
+    /// aggregate that it does not take whole ([`Gate::splits`]) counts as its packets.
     pub entered: u64,
-    /// Frames that were recorded.
+    /// Packets that were recorded.
     pub recorded: u64,
 }
 
@@ -99,11 +109,12 @@ impl GateUsage {
 }
 
 /// One entry of `GATE_RECORDS`: 32 bytes, align 8. The one at index `n % RECORDS_PER_SLOT` of a slot
-/// is that of the `n`-th recorded frame, counted from 0, or of one that many before it.
+/// is that of the `n`-th recorded packet, counted from 0, or of one that many before it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GateRecord {
-    /// The frame's number among those that entered the TAP, from 1; 0 while the entry is written.
+    /// Number of the packet's frame among those that entered the TAP, from 1; 0 while the entry is
+    /// written.
     pub number: u64,
     /// [`crate::handover::flow_hash`] of its flow.
     pub flow: u64,

@@ -2,6 +2,8 @@
 
 use crate::packet::{PacketRead, Truncated};
 
+/// EtherType of IPv4.
+pub const IPV4: u16 = 0x0800;
 /// EtherType of IPv6.
 pub const IPV6: u16 = 0x86dd;
 /// EtherType of an 802.1Q tag.

@@ -5,6 +5,9 @@ use crate::packet::{PacketRead, Truncated};
 /// IPv6 next header value of UDP.
 pub const NEXT_HEADER: u8 = 17;
 
+/// The header, bytes.
+pub const HEADER_BYTES: usize = 8;
+
 /// The ports of a datagram, host order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ports {

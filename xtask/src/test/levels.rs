@@ -46,6 +46,7 @@ const NETWORK: &[&str] = &[
     "snoop",
     "attacks",
     "gate",
+    "aggregates",
     "gate_probes",
     "cuts",
     "hooks",

@@ -183,9 +183,14 @@ impl Placement {
         self.path = path;
         if self.queues != queues {
             self.queues = queues;
-            self.evidence = Evidence::default();
-            self.history.clear();
+            self.recounted();
         }
+    }
+
+    /// Takes in that frames are counted in another way from now on: samples of before do not tell anything.
+    pub fn recounted(&mut self) {
+        self.evidence = Evidence::default();
+        self.history.clear();
     }
 
     /// Takes in what was read at `at`: first `reader`, then `counts`, then `entered`

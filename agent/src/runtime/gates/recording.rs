@@ -14,7 +14,7 @@ use nix::net::if_::if_indextoname;
 use super::send_on::SendOn;
 use crate::clock::now;
 use crate::datapath::reads::OwnReads;
-use crate::datapath::{Datapath, DatapathError};
+use crate::datapath::{Datapath, DatapathError, RecordLease};
 use crate::hypervisor::main_loop::MainLoop;
 use crate::net::tap_queue::TapQueues;
 use crate::net::tap_socket::{Sent, TapSocket};
@@ -125,6 +125,8 @@ impl Recording {
     /// The VM was said to have stopped.
     pub(super) fn stopped(&mut self, migration: u64, at: Timestamp) {
         self.placement.stopped(at);
+        // Whether frames are counted as before is known then.
+        self.lease_due = at;
         self.send_on.stopped(migration);
         if let Err(error) = self.probe_queues() {
             tracing::debug!(ifindex = self.ifindex, %error, "No frame after the stop");
@@ -155,8 +157,9 @@ impl Recording {
         }
         self.lease_due = now + LEASE_INTERVAL;
         match datapath.gate_record_renew(self.ifindex) {
-            Ok(true) => {}
-            Ok(false) => {
+            Ok(RecordLease::Renewed) => {}
+            Ok(RecordLease::CountsOtherwise) => self.placement.recounted(),
+            Ok(RecordLease::Ended) => {
                 tracing::warn!(
                     ifindex = self.ifindex,
                     "This host kept the agent from running; what a VM has had is not known exactly"
