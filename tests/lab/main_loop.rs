@@ -1,8 +1,10 @@
-//! A process that does with TAPs what QEMU's main thread does, for the test `vhost`: it sleeps in `poll`,
-//! and once the VM has stopped it reads a frame or a few of each TAP's queue, sooner or later.
+//! A process that does with TAPs what QEMU's main thread does, for the test `vhost` and the bench `rates`:
+//! it sleeps in `poll`, and once the VM has stopped it reads a frame or a few of each TAP's queue, sooner or
+//! later.
 //!
 //! ```text
 //!  VM runs:  poll(orders)                            vhost-net reads the TAPs
+//!            poll(orders, TAP) --> numbers           without vhost-net: it serves the VM
 //!  stopped:  held up --> poll(orders, TAPs) --> frames of each, which are told
 //! ```
 //!
@@ -30,6 +32,20 @@ pub const NAME: &str = "qemu-main-loop";
 const HIDDEN: &str = "main-loop";
 /// Most that is told of a frame, bytes.
 const TOLD_BYTES: usize = 128;
+/// Most frames that are read of a TAP before anything else is looked at, as QEMU does.
+const AT_ONCE: usize = 50;
+/// Where a numbered datagram has its number: behind Ethernet, IPv6 and UDP header.
+const NUMBER: std::ops::Range<usize> = 62..66;
+/// Where the next header stands in it, and that of UDP.
+const NEXT_HEADER: usize = 20;
+const UDP: u8 = 17;
+/// Where the IPv6 destination begins, and with which byte if that is multicast.
+const DESTINATION: usize = 38;
+const MULTICAST: u8 = 0xff;
+/// EtherType of IPv6, and where it stands.
+const IPV6: [u8; 2] = [0x86, 0xdd];
+const ETHER_TYPE: std::ops::Range<usize> = 12..14;
+
 /// An order: what, how, a number, and a time in microseconds.
 const ORDER_BYTES: usize = 7;
 
@@ -76,6 +92,10 @@ enum Order {
     Stopped(HeldUp, u8, Duration),
     /// The TAPs are nobody's.
     Gone,
+    /// The VM runs, without vhost-net: its multicast datagrams are read of the first TAP.
+    Serve,
+    /// To tell the numbers of what the VM has had.
+    Had,
 }
 
 impl Order {
@@ -84,6 +104,8 @@ impl Order {
             Self::Show(shown) => (0, u8::from(shown), 0, Duration::ZERO),
             Self::Stopped(how, reads, time) => (1, how as u8, reads, time),
             Self::Gone => (2, 0, 0, Duration::ZERO),
+            Self::Serve => (3, 0, 0, Duration::ZERO),
+            Self::Had => (4, 0, 0, Duration::ZERO),
         };
         let [a, b, c, d] = u32::try_from(time.as_micros())
             .unwrap_or(u32::MAX)
@@ -109,6 +131,8 @@ impl Order {
                 Self::Stopped(*how.context("An order is not understood")?, reads, time)
             }
             2 => Self::Gone,
+            3 => Self::Serve,
+            4 => Self::Had,
             _ => bail!("An order is not understood"),
         }))
     }
@@ -171,6 +195,30 @@ impl MainLoop {
         self.told()
     }
 
+    /// Has it serve a VM that runs, without vhost-net, until that is stopped.
+    ///
+    /// # Errors
+    ///
+    /// When the process is gone.
+    pub fn serve(&mut self) -> Result<()> {
+        self.order(Order::Serve)
+    }
+
+    /// The numbers of the datagrams that the VM has had since they were last asked for, in their order.
+    ///
+    /// # Errors
+    ///
+    /// When the process is gone.
+    pub fn had(&mut self) -> Result<Vec<u32>> {
+        self.order(Order::Had)?;
+        let mut count = [0; 4];
+        self.control.read_exact(&mut count)?;
+        let mut numbers = vec![0; 4 * usize::try_from(u32::from_le_bytes(count))?];
+        self.control.read_exact(&mut numbers)?;
+        let (numbers, _) = numbers.as_chunks::<4>();
+        Ok(numbers.iter().map(|it| u32::from_le_bytes(*it)).collect())
+    }
+
     fn order(&mut self, order: Order) -> Result<()> {
         self.control
             .write_all(&order.encode())
@@ -217,7 +265,13 @@ pub fn run(arguments: impl Iterator<Item = String>) -> Result<()> {
     let mut control = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     // With the number of frames that are still to be read.
     let mut polled: Vec<(&File, u8)> = Vec::new();
+    let mut served: Option<&File> = None;
+    let mut numbers = Vec::new();
     loop {
+        if let Some(tap) = served {
+            serve(tap, &control, &mut numbers)?;
+            served = None;
+        }
         let mut fds = vec![PollFd::new(control.as_fd(), PollFlags::POLLIN)];
         fds.extend(
             polled
@@ -258,8 +312,50 @@ pub fn run(arguments: impl Iterator<Item = String>) -> Result<()> {
                 polled.clear();
                 tell(&mut control, &[])?;
             }
+            Some(Order::Serve) => served = taps.first(),
+            Some(Order::Had) => {
+                let count = u32::try_from(numbers.len()).context("That is too much to tell")?;
+                control.write_all(&count.to_le_bytes())?;
+                control.write_all(
+                    &numbers
+                        .drain(..)
+                        .flat_map(u32::to_le_bytes)
+                        .collect::<Vec<u8>>(),
+                )?;
+            }
         }
     }
+}
+
+/// Reads what comes for a VM that runs, until there is an order.
+fn serve(mut tap: &File, control: &UnixStream, numbers: &mut Vec<u32>) -> Result<()> {
+    let mut frame = vec![0; 1 << 16];
+    loop {
+        let mut fds = [
+            PollFd::new(control.as_fd(), PollFlags::POLLIN),
+            PollFd::new(tap.as_fd(), PollFlags::POLLIN),
+        ];
+        poll(&mut fds, PollTimeout::NONE)?;
+        if fds[0].any() == Some(true) {
+            return Ok(());
+        }
+        for _ in 0..AT_ONCE {
+            match tap.read(&mut frame) {
+                Ok(length) => numbers.extend(frame.get(..length).and_then(number)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error).context("A TAP is gone"),
+            }
+        }
+    }
+}
+
+/// The number of a multicast datagram.
+fn number(frame: &[u8]) -> Option<u32> {
+    let is_multicast = frame.get(ETHER_TYPE) == Some(&IPV6)
+        && frame.get(NEXT_HEADER) == Some(&UDP)
+        && frame.get(DESTINATION) == Some(&MULTICAST);
+    let number = frame.get(NUMBER)?.try_into().ok()?;
+    is_multicast.then(|| u32::from_le_bytes(number))
 }
 
 fn tell(control: &mut UnixStream, frame: &[u8]) -> Result<()> {

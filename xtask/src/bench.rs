@@ -39,6 +39,8 @@ pub(crate) enum Verb {
     /// Unicast mobility: what translation costs, in programs and to applications; what a mapping server
     /// can do
     Mat(Output),
+    /// Handovers at high rates, between TAPs that a program reads: how much stays exact
+    Rates(RatesArgs),
     /// Time from MigrationRequest to MigrationResponse with 1, 100 and 1,000 addresses
     Signalling(SignallingArgs),
     /// Consecutive moves under one and several streams, between all kinds of networks: each must be exact
@@ -53,6 +55,24 @@ pub(crate) struct Output {
     /// Write the results as JSON
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
+}
+
+/// Arguments of `cargo xtask bench rates`.
+#[derive(Debug, Args)]
+pub(crate) struct RatesArgs {
+    /// Rates of the stream, Mbit/s of UDP payload in packets of 1450 bytes
+    #[arg(long, value_name = "MBPS,..", value_delimiter = ',', default_values_t = [200, 500, 1000],
+          value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    rates: Vec<u32>,
+    /// Pauses of the VM, milliseconds
+    #[arg(long, value_name = "MS,..", value_delimiter = ',', default_values_t = [50, 200, 500],
+          value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pauses: Vec<u32>,
+    /// Handovers of each
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    moves: u32,
+    #[command(flatten)]
+    output: Output,
 }
 
 /// Arguments of `cargo xtask bench signalling`.
@@ -93,12 +113,13 @@ pub(crate) fn run(verb: &Verb) -> Result<()> {
         Verb::Snoop(output) => {
             // The bench times the command as a user has it.
             release_build()?;
-            program("snoop", output)
+            program("snoop", &[], output)
         }
-        Verb::Gate(output) => program("gate", output),
+        Verb::Gate(output) => program("gate", &[], output),
         Verb::Mat(output) => mat(output),
         Verb::Relay(arguments) => relay::relay(arguments),
         Verb::Replicate(arguments) => relay::replicate(arguments),
+        Verb::Rates(arguments) => rates(arguments),
         Verb::Signalling(arguments) => signalling(arguments),
         Verb::Handover(arguments) => handover::handover(arguments),
         Verb::Migration(arguments) => migration::migration(arguments),
@@ -118,6 +139,7 @@ fn mat(output: &Output) -> Result<()> {
         let path = directory.join(name).with_extension("json");
         program(
             name,
+            &[],
             &Output {
                 report: Some(path.clone()),
             },
@@ -131,16 +153,34 @@ fn mat(output: &Output) -> Result<()> {
     }
 }
 
-/// Runs the bench of a program, which prints what it finds.
-fn program(name: &str, output: &Output) -> Result<()> {
+/// Runs the bench of a program with these arguments, which prints what it finds.
+fn program(name: &str, arguments: &[String], output: &Output) -> Result<()> {
     let mut command = workspace("bench");
     command.args(["--bench", &format!("bench_{name}"), "--"]);
+    command.args(arguments);
     if let Some(path) = &output.report {
         // The bench runs in its package's folder.
         let path = std::path::absolute(path)?;
         command.arg("--report").arg(path);
     }
     step(&format!("bench {name}"), &mut command)
+}
+
+fn rates(arguments: &RatesArgs) -> Result<()> {
+    let list = |numbers: &[u32]| {
+        let texts: Vec<String> = numbers.iter().map(u32::to_string).collect();
+        texts.join(",")
+    };
+    let given = [
+        ("--rates", list(&arguments.rates)),
+        ("--pauses", list(&arguments.pauses)),
+        ("--moves", arguments.moves.to_string()),
+    ];
+    let given: Vec<String> = given
+        .into_iter()
+        .flat_map(|(name, value)| [name.to_owned(), value])
+        .collect();
+    program("rates", &given, &arguments.output)
 }
 
 fn signalling(arguments: &SignallingArgs) -> Result<()> {
