@@ -26,7 +26,7 @@ use std::net::{Ipv6Addr, SocketAddrV6, TcpListener, TcpStream, UdpSocket};
 use std::thread;
 
 use bridged::{Bridged, GROUP};
-use common::handover::fingerprint;
+use common::handover::{PROBE_MAC, fingerprint};
 use common::maps::{Gate, GateRecord};
 use host::config;
 use netns::{privileged, wait_for};
@@ -76,12 +76,18 @@ fn packets_of_an_aggregate_are_counted_and_recorded_as_a_tap_without_offloads_ge
     if !privileged() {
         return;
     }
+    for probes in [false, true] {
+        recorded_one_by_one(probes);
+    }
+}
+
+fn recorded_one_by_one(probes: bool) {
     let setup = Bridged::new();
     with_sender(&setup);
     setup.host.run_with_bpffs(|bpffs| {
         let datapath = setup.attach(&config(bpffs));
         setup.received();
-        let slot = datapath.gate_record(setup.ifindex, false).unwrap();
+        let slot = datapath.gate_record(setup.ifindex, probes).unwrap();
         send_aggregate(&setup);
         let mut frames = Vec::new();
         wait_for("every packet", || {
@@ -92,7 +98,9 @@ fn packets_of_an_aggregate_are_counted_and_recorded_as_a_tap_without_offloads_ge
         });
         let expected: Vec<(u64, u64)> = (1..)
             .zip(&frames)
-            .filter(|(_, frame)| frame.len() == HEADERS_BYTES + SEGMENT_BYTES)
+            .filter(|(_, frame)| {
+                frame.len() == HEADERS_BYTES + SEGMENT_BYTES && frame[..6] != PROBE_MAC
+            })
             .map(|(number, frame)| {
                 let payload = fingerprint(&frame[..], HEADERS_BYTES, SEGMENT_BYTES as u16);
                 (number, payload.unwrap())
