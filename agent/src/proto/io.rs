@@ -283,6 +283,13 @@ pub enum GateEvent {
         /// How it went.
         report: HoldReport,
     },
+    /// A domain that had stopped runs on here.
+    RunsOn {
+        /// Number of the migration's record.
+        migration: u64,
+        /// Frames at most that the hypervisor has read of the TAP meanwhile and thrown away.
+        thrown_away_at_most: u64,
+    },
     /// Packets that a domain had not read when it stopped have been sent on.
     SentOn {
         /// Number of the migration's record.

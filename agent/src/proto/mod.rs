@@ -246,6 +246,14 @@ impl Agent {
                 self.records
                     .update(migration, |record| record.sent_on(report));
             }
+            GateEvent::RunsOn {
+                migration,
+                thrown_away_at_most,
+            } => self.records.update(migration, |record| {
+                record.thrown_away_at_most = record
+                    .thrown_away_at_most
+                    .saturating_add(thrown_away_at_most);
+            }),
             GateEvent::NotRecorded { ifindex } => self.not_recorded(ifindex),
             GateEvent::NotHeld { ifindex } => self.not_held(ifindex, Ungated::NotMade),
         }

@@ -151,6 +151,8 @@ pub struct MigrationRecord {
     pub handover: BTreeMap<u32, HoldReport>,
     /// NICs with streams that had no gate; at the destination only.
     pub ungated: BTreeMap<Mac, Ungated>,
+    /// Frames at most that the VM has lost because it ran on here after it had stopped; at the source only.
+    pub thrown_away_at_most: u64,
     /// What was done for the VM's unicast addresses; `None` where it has named none.
     pub unicast: Option<UnicastRecord>,
     /// How it ended; `None` while it runs.
@@ -264,6 +266,7 @@ impl Records {
             receptions: Vec::new(),
             handover: BTreeMap::new(),
             ungated: BTreeMap::new(),
+            thrown_away_at_most: 0,
             unicast: None,
             outcome: None,
         });

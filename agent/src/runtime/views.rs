@@ -264,6 +264,7 @@ fn migration_row(record: &MigrationRecord, now: Timestamp) -> MigrationRow {
         handover: handover_rows(&record.handover),
         nics: nics(&record.handover),
         without_gate: without_gate(&record.ungated),
+        thrown_away_at_most: record.thrown_away_at_most,
         unicast: record.unicast.as_ref().map(UnicastRow::from),
         outcome: match &record.outcome {
             None => Outcome::Running,

@@ -231,6 +231,10 @@ pub struct MigrationRow {
     /// NICs with streams that no gate has held until the VM ran; at the destination only.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub without_gate: Vec<UngatedRow>,
+    /// Frames at most that the VM has lost because it ran on here after it had stopped: QEMU had read them,
+    /// and threw them away; at the source only.
+    #[serde(default)]
+    pub thrown_away_at_most: u64,
     /// What was done for the VM's unicast addresses; absent where it has named none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unicast: Option<UnicastRow>,

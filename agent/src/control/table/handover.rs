@@ -72,5 +72,12 @@ pub(super) fn sentences(migration: &MigrationRow) -> impl Iterator<Item = String
             row.not_held
         )
     });
-    flows.chain(nics).chain(ungated)
+    let thrown_away = migration.thrown_away_at_most;
+    let runs_on = (thrown_away > 0).then(|| {
+        format!(
+            "\n{number}: the VM ran on here after it had stopped; at most {thrown_away} frames that QEMU had read \
+             are lost"
+        )
+    });
+    flows.chain(nics).chain(ungated).chain(runs_on)
 }

@@ -258,6 +258,7 @@ fn completed(handover: Vec<HandoverRow>) -> MigrationRow {
         handover,
         nics: vec![],
         without_gate: vec![],
+        thrown_away_at_most: 0,
         unicast: None,
         outcome: Outcome::Completed,
     }
@@ -392,6 +393,19 @@ fn nic_whose_streams_nothing_held_is_named_with_the_reason() {
     }
     let json = serde_json::to_string(&row).unwrap();
     assert!(json.contains("\"reason\":\"ran-already\""), "{json}");
+}
+
+#[test]
+fn what_a_vm_that_ran_on_has_lost_is_named() {
+    let row = MigrationRow {
+        thrown_away_at_most: 2,
+        ..completed(vec![])
+    };
+    let text = migrations(std::slice::from_ref(&row));
+    let expected = "\n4: the VM ran on here after it had stopped; at most 2 frames";
+    assert!(text.contains(expected), "{expected} is missing in\n{text}");
+    let json = serde_json::to_string(&row).unwrap();
+    assert!(json.contains("\"thrown_away_at_most\":2"), "{json}");
 }
 
 #[test]

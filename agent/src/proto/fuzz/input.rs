@@ -165,7 +165,7 @@ fn hypervisor(input: &mut Unstructured<'_>, world: &mut World) -> Result<()> {
 
 fn gate(input: &mut Unstructured<'_>, world: &mut World) -> Result<()> {
     let ifindex = ifindex(input)?;
-    let event = match number(input, 5)? {
+    let event = match number(input, 6)? {
         0 | 1 => GateEvent::Cut {
             ifindex,
             cut: nic_cut(input)?,
@@ -179,6 +179,10 @@ fn gate(input: &mut Unstructured<'_>, world: &mut World) -> Result<()> {
             report: UnreadReport::default(),
         },
         4 => GateEvent::NotRecorded { ifindex },
+        5 => GateEvent::RunsOn {
+            migration: number(input, 3)?.into(),
+            thrown_away_at_most: input.arbitrary()?,
+        },
         _ => GateEvent::NotHeld { ifindex },
     };
     world.gate(event);

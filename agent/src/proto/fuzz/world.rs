@@ -110,7 +110,7 @@ impl World {
             GateEvent::NotHeld { ifindex } | GateEvent::NotRecorded { ifindex } => {
                 self.kernel.gates.remove(ifindex);
             }
-            GateEvent::Cut { .. } | GateEvent::SentOn { .. } => {}
+            GateEvent::Cut { .. } | GateEvent::RunsOn { .. } | GateEvent::SentOn { .. } => {}
         }
         self.input(|agent, now| agent.handle_gate(now, event));
     }

@@ -264,6 +264,33 @@ impl Placement {
         Some(last.counts.dropped.saturating_sub(self.dropped_before?))
     }
 
+    /// Frames at most that the VM loses if it runs on after it has stopped: those that QEMU has read since,
+    /// which it throws away. What came before the stop is read first, then what was sent for QEMU to read.
+    pub fn thrown_away_at_most(&self) -> u64 {
+        let (Some(_), Some(last)) = (self.stopped, self.history.back()) else {
+            return 0;
+        };
+        let queues = u64::from(self.queues);
+        let read = match (self.path, self.own(last)) {
+            (Path::Vhost, Some(own)) => own,
+            (Path::Vhost, None) => 2 * queues,
+            (Path::Probed | Path::Plain, _) => queues,
+        };
+        let (Some(ceiling), Some((least, _))) = (self.ceiling, self.evidence.least) else {
+            return read;
+        };
+        if queues > 1 || !self.evidence.is_sure() {
+            return read;
+        }
+        match self.reach(least, last.counts.taken.saturating_sub(read)) {
+            (number, true) => {
+                let of_before = read.min(ceiling.saturating_sub(number));
+                of_before + (read - of_before).saturating_sub(self.injected)
+            }
+            (_, false) => read,
+        }
+    }
+
     /// Returns what to do next.
     pub fn poll(&mut self, now: Timestamp) -> Step {
         let Some(stopped) = self.stopped else {

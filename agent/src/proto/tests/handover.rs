@@ -498,6 +498,15 @@ fn vm_that_runs_on_is_recorded_anew_and_its_cut_void() {
     };
     bench.hypervisor(resumed);
     assert_eq!(gates(&mut bench), [RECORD]);
+    for thrown_away_at_most in [0, 2] {
+        let event = GateEvent::RunsOn {
+            migration: 1,
+            thrown_away_at_most,
+        };
+        bench.agent.handle_gate(bench.now, event);
+    }
+    let mut records = bench.agent.migrations();
+    assert_eq!(records.next().unwrap().thrown_away_at_most, 2);
 }
 
 #[test]

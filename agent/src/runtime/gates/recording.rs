@@ -21,7 +21,7 @@ use crate::net::tap_socket::{Sent, TapSocket};
 use crate::proto::handover::{
     Counts, Cut, HoldLimits, Path, Placement, Reader, Reading, Step, nic_cut,
 };
-use crate::proto::{Mac, Timestamp};
+use crate::proto::{GateEvent, Mac, Timestamp};
 
 /// Nothing is to be done before so long, when nothing is due.
 const IDLE: Duration = Duration::from_secs(2);
@@ -49,6 +49,8 @@ pub(super) struct Recording {
     slot: u32,
     vhost: bool,
     placement: Placement,
+    /// The migration for which the VM has stopped.
+    stopped_for: Option<u64>,
     /// Who reads the TAP after the stop, if that can be looked at.
     main_loop: Option<MainLoop>,
     /// What that reads, if vhost-net reads the TAP else.
@@ -94,6 +96,7 @@ impl Recording {
             slot,
             vhost,
             placement: Placement::new(capacity),
+            stopped_for: None,
             main_loop,
             own_reads,
             before,
@@ -106,14 +109,30 @@ impl Recording {
         })
     }
 
-    /// Goes on after a stop that was none.
-    pub(super) fn again(self, datapath: &Datapath) -> Self {
-        Self {
+    /// Goes on after a stop that was none; returns what the VM has lost by it.
+    pub(super) fn again(
+        mut self,
+        datapath: &Datapath,
+        queues: &mut TapQueues,
+    ) -> (Self, Option<GateEvent>) {
+        let event = self.stopped_for.map(|migration| {
+            if let Err(error) = self.sample(datapath, queues) {
+                tracing::debug!(ifindex = self.ifindex, %error, "What QEMU has read is not known");
+            }
+            let thrown_away_at_most = self.placement.thrown_away_at_most();
+            GateEvent::RunsOn {
+                migration,
+                thrown_away_at_most,
+            }
+        });
+        let again = Self {
             placement: Placement::new(self.capacity),
+            stopped_for: None,
             due: Some(Timestamp::default()),
             send_on: self.send_on.again(datapath),
             ..self
-        }
+        };
+        (again, event)
     }
 
     /// When [`Recording::tend`] has something to do.
@@ -125,6 +144,7 @@ impl Recording {
     /// The VM was said to have stopped.
     pub(super) fn stopped(&mut self, migration: u64, at: Timestamp) {
         self.placement.stopped(at);
+        self.stopped_for = Some(migration);
         // Whether frames are counted as before is known then.
         self.lease_due = at;
         self.send_on.stopped(migration);

@@ -193,7 +193,13 @@ impl GateThread {
                 self.taps.insert(ifindex, Tap::Arrival(arrival));
                 None
             }
-            Some(Tap::Recording(recording)) => Some(recording.again(&self.datapath)),
+            Some(Tap::Recording(recording)) => {
+                let (again, event) = recording.again(&self.datapath, &mut self.queues);
+                if let Some(event) = event {
+                    self.tell(event);
+                }
+                Some(again)
+            }
             Some(Tap::Orphan { .. }) | None => {
                 let (datapath, queues) = (&self.datapath, &mut self.queues);
                 match Recording::begin(datapath, queues, ifindex, (mac, vhost), self.limits) {

@@ -503,3 +503,48 @@ fn without_a_probe_two_frames_may_have_been_read_that_nobody_got() {
         overflow(34)
     );
 }
+
+/// A VM that vhost-net serves, has stopped and is about to run on: `entered` frames had entered by the stop,
+/// of which vhost-net has read `taken`, and QEMU has read `own` since.
+fn runs_on(entered: u64, taken: u64, own: u64) -> u64 {
+    let mut placement = Placement::new(1000);
+    for n in 0..=3 {
+        for ms in [n * 10 - n.min(1), n * 10] {
+            placement.read_by(Path::Vhost, 1);
+            let counts = counts_of_both(1000 + n * 10, 5);
+            placement.sample(at(ms), Reader::Asleep, counts, n * 10);
+        }
+    }
+    placement.stopped(at(40));
+    let read = 1000 + taken + own;
+    placement.sample(
+        at(40),
+        Reader::Asleep,
+        counts_of_both(1000 + taken, 5),
+        entered,
+    );
+    placement.injected(at(40));
+    for ms in [42, 44] {
+        placement.sample(
+            at(ms),
+            Reader::Asleep,
+            counts_of_both(read, 5 + own),
+            entered,
+        );
+    }
+    placement.thrown_away_at_most()
+}
+
+#[test]
+fn vm_that_runs_on_loses_what_qemu_has_read_since_the_stop() {
+    assert_eq!(runs_on(35, 35, 0), 0, "nothing was read");
+    assert_eq!(runs_on(35, 35, 1), 0, "the frame that was sent for it");
+    assert_eq!(runs_on(36, 35, 1), 1);
+    assert_eq!(runs_on(36, 35, 2), 1, "and the frame that was sent for it");
+    assert_eq!(runs_on(40, 35, 2), 2);
+}
+
+#[test]
+fn vm_that_runs_on_without_a_stop_loses_nothing() {
+    assert_eq!(recording().thrown_away_at_most(), 0);
+}
