@@ -11,6 +11,7 @@ use common::signal::{AgentRequest, MAX_FRAME_BYTES, MigrationAbort};
 use nix::sys::socket::{setsockopt, sockopt};
 use roamcast::control::Request;
 use roamcast::control::client::Client;
+use serde_json::Value;
 
 use super::agent::{Agent, domain, uuid};
 use super::bridged::{Bridged, SOURCE};
@@ -82,7 +83,11 @@ impl Victim {
         wait_for("the victim's port", || {
             let status = agent.query("status").unwrap();
             let mut ports = status["ports"].as_array().unwrap().iter();
-            ports.any(|it| it["name"] == "vnet1").then_some(())
+            let is_watched = |it: &Value| {
+                let hooks = it["hooks"].as_array().unwrap();
+                it["name"] == "vnet1" && hooks.iter().any(|hook| hook["program"] == "snoop")
+            };
+            ports.any(is_watched).then_some(())
         });
         let inner = guest.namespace.ifindex("eth0");
         let socket = guest.namespace.run(|| {
