@@ -65,7 +65,7 @@ impl Files {
         let files = Self {
             directory: Arc::new(tempfile::tempdir().unwrap()),
         };
-        pki::init(&files.pki(), "test CA", Validity::days(1)).unwrap();
+        pki::init(&files.pki(), "test CA", Validity::days(60)).unwrap();
         let TlsFiles {
             ca,
             certificate,
@@ -235,7 +235,7 @@ pub(crate) fn issue(pki: &Path, name: &str, role: Role) -> TlsFiles {
         name: name.to_owned(),
         role,
         addresses: vec![Ipv6Addr::LOCALHOST.into()],
-        validity: Validity::days(1),
+        validity: Validity::days(60),
     };
     TlsFiles::from(&pki::issue(pki, &request).unwrap().signalling)
 }
