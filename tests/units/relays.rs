@@ -106,7 +106,7 @@ fn migration_control_server_takes_a_registration() {
     let directory = tempfile::tempdir().unwrap();
     let directory = directory.path();
     let pki = directory.join("pki");
-    pki::init(&pki, "test CA", Validity::days(1)).unwrap();
+    pki::init(&pki, "test CA", Validity::days(60)).unwrap();
     let own = issue(&pki, "mcs1", Role::Mcs);
     let (config, socket) = (directory.join("mcs.toml"), directory.join("mcs.sock"));
     let text = format!(
