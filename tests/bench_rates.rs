@@ -39,6 +39,7 @@ use nix::sys::prctl::set_timerslack;
 use roamcast::clock::now;
 use roamcast::config::Handover;
 use roamcast::datapath::{Datapath, DatapathConfig};
+use roamcast::net::tap_queue::make_room;
 use roamcast::proto::handover::{ClockOffset, HoldReport, Placed};
 use roamcast::proto::{GateCommand, GateEvent, Mac};
 use roamcast::runtime::gates::Gates;
@@ -96,6 +97,7 @@ impl Place {
         let tap = tap::open("vnet0");
         namespace.ip("link set vnet0 master br0 up");
         let ifindex = namespace.ifindex("vnet0");
+        make_room(ifindex).unwrap();
         let handover = Handover {
             held_mib: 1024,
             ..Handover::default()
