@@ -158,12 +158,8 @@ fn aggregate_enters_as_what_the_tap_makes_of_it() {
             frame.protocol = 6;
             frame.body = segment.clone();
         });
-        let context = if aggregate {
-            [(CONTEXT_SEGMENT_BYTES, 250)]
-        } else {
-            [(CONTEXT_SEGMENT_BYTES, 0)]
-        };
-        (frame.bytes(), context)
+        let segment_bytes = if aggregate { 250 } else { 0 };
+        (frame.bytes(), [(CONTEXT_SEGMENT_BYTES, segment_bytes)])
     };
     let datagram = (udp(&[7; 1000]).bytes(), [(CONTEXT_SEGMENT_BYTES, 250)]);
     let mut tcp4 = vec![0; 14 + 24 + 32 + 1000];

@@ -265,13 +265,8 @@ pub fn run(arguments: impl Iterator<Item = String>) -> Result<()> {
     let mut control = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     // With the number of frames that are still to be read.
     let mut polled: Vec<(&File, u8)> = Vec::new();
-    let mut served: Option<&File> = None;
     let mut numbers = Vec::new();
     loop {
-        if let Some(tap) = served {
-            serve(tap, &control, &mut numbers)?;
-            served = None;
-        }
         let mut fds = vec![PollFd::new(control.as_fd(), PollFlags::POLLIN)];
         fds.extend(
             polled
@@ -312,7 +307,10 @@ pub fn run(arguments: impl Iterator<Item = String>) -> Result<()> {
                 polled.clear();
                 tell(&mut control, &[])?;
             }
-            Some(Order::Serve) => served = taps.first(),
+            Some(Order::Serve) => {
+                let tap = taps.first().context("There is no TAP to serve")?;
+                serve(tap, &control, &mut numbers)?;
+            }
             Some(Order::Had) => {
                 let count = u32::try_from(numbers.len()).context("That is too much to tell")?;
                 control.write_all(&count.to_le_bytes())?;

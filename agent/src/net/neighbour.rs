@@ -67,7 +67,7 @@ pub enum NeighbourError {
 }
 
 /// Where packets to an address go first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Way {
     ifindex: u32,
     next_hop: Ipv6Addr,
