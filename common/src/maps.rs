@@ -249,7 +249,8 @@ pub struct Managed {
     pub watch_since_ns: u64,
     /// [`Origins`].
     pub origins: u8,
-    /// When the last flow without room has raised an event, as [`Managed::slot`] gives it.
+    /// When the last flow without room has raised an event, as [`Managed::slot`] gives it. 0: none
+    /// has yet.
     pub told: u8,
     /// Most flows in `STREAMS`.
     pub max_flows: u16,
@@ -270,10 +271,10 @@ impl Managed {
         }
     }
 
-    /// A moment by its slot of 134 ms, modulo 256.
+    /// A moment by its slot of 134 ms, 1 to 255 and over again.
     #[inline(always)]
     pub fn slot(at_ns: u64) -> u8 {
-        (at_ns >> 27) as u8
+        ((at_ns >> 27) % 255) as u8 + 1
     }
 }
 
@@ -445,6 +446,13 @@ mod tests {
     fn take(allowance: &mut Allowance, at_ms: u64, tries: u32) -> usize {
         let at_ns = at_ms * 1_000_000;
         (0..tries).filter(|_| allowance.take(50, at_ns)).count()
+    }
+
+    #[test]
+    fn first_flow_without_room_is_told_whatever_the_time() {
+        let fresh = Managed::new(0, Origins::Native, 1);
+        let slots = (0..1000_u64).map(|slot| Managed::slot(slot << 27));
+        assert_eq!(slots.filter(|slot| *slot == fresh.told).count(), 0);
     }
 
     #[test]
