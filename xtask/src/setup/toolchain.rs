@@ -46,9 +46,10 @@ pub(super) fn host() -> Result<Option<Step>> {
     }))
 }
 
-/// Links Debian's compiler, unless a toolchain that can build for BPF is there.
+/// Links Debian's compiler, unless a toolchain that can build for BPF is there. It comes without a
+/// cargo, for which rustup would warn at each build: the toolchain has the one of this machine.
 pub(super) fn bpf() -> Result<Option<Step>> {
-    if nightly_with_source().is_some() || toolchains().iter().any(|name| name == LINKED) {
+    if nightly_with_source().is_some() || is_linked() {
         return Ok(None);
     }
     if !Path::new("/usr/lib/rustlib/bpfel-unknown-none").exists() {
@@ -57,12 +58,44 @@ pub(super) fn bpf() -> Result<Option<Step>> {
              --component rust-src`, then run this again"
         );
     }
-    let mut command = Command::new("rustup");
-    command.args(["toolchain", "link", LINKED, "/usr"]);
+    let Some(data) = data_home() else {
+        bail!("Neither XDG_DATA_HOME nor HOME is set: set HOME, then run this again");
+    };
+    let directory = data.join("roamcast").join(LINKED);
+    let programs = directory.join("bin");
+    let cargo = output("rustup", &["which", "cargo"])?;
+    let mut make = Command::new("mkdir");
+    make.arg("-p").arg(&programs);
+    let link = |from: &Path, to: PathBuf| {
+        let mut command = Command::new("ln");
+        command.args(["-s", "-f", "-n"]).arg(from).arg(to);
+        command
+    };
+    let mut toolchain = Command::new("rustup");
+    toolchain
+        .args(["toolchain", "link", LINKED])
+        .arg(&directory);
+    let commands = [
+        make,
+        link(Path::new("/usr/lib"), directory.join("lib")),
+        link(Path::new("/usr/bin/rustc"), programs.join("rustc")),
+        link(Path::new(cargo.trim()), programs.join("cargo")),
+        toolchain,
+    ];
     Ok(Some(Step {
         summary: format!("Debian's Rust with the BPF target, as the toolchain {LINKED}"),
-        commands: vec![("link it".to_owned(), command)],
+        commands: commands
+            .map(|command| ("link it".to_owned(), command))
+            .into(),
     }))
+}
+
+/// Returns true if Debian's compiler is linked, with a cargo.
+fn is_linked() -> bool {
+    rustup_home().is_some_and(|home| {
+        let programs = home.join("toolchains").join(LINKED).join("bin");
+        programs.join("rustc").exists() && programs.join("cargo").exists()
+    })
 }
 
 /// Installs bpf-linker, unless one that is new enough is there.
@@ -145,9 +178,19 @@ fn toolchains() -> Vec<String> {
 }
 
 fn rustup_home() -> Option<PathBuf> {
-    std::env::var_os("RUSTUP_HOME")
+    directory("RUSTUP_HOME", ".rustup")
+}
+
+/// Where a user's programs keep data (XDG Base Directory Specification).
+fn data_home() -> Option<PathBuf> {
+    directory("XDG_DATA_HOME", ".local/share")
+}
+
+/// The directory that a variable names, or one of the user's own.
+fn directory(variable: &str, own: &str) -> Option<PathBuf> {
+    std::env::var_os(variable)
         .map(PathBuf::from)
-        .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".rustup")))
+        .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(own)))
 }
 
 /// Returns true if a program is in the search path.
