@@ -10,8 +10,6 @@ use common::wire::{ethernet, ipv6, udp};
 
 use agent_ebpf::skb::Skb;
 
-/// Ethernet header without a tag, bytes.
-const ETHERNET_BYTES: usize = 14;
 /// Where the protocol stands in an IPv4 header, bytes (RFC 791 §3.1).
 const IPV4_PROTOCOL: usize = 9;
 /// Where the next header stands in an IPv6 header, bytes (RFC 8200 §3).
@@ -54,14 +52,14 @@ fn kind(skb: &Skb) -> Option<Kind> {
     let (protocol_at, network_bytes, tcp) = if ether_type == ethernet::IPV6.to_be() {
         (IPV6_NEXT_HEADER, ipv6::HEADER_BYTES, Gate::SPLITS_TCP6)
     } else if ether_type == ethernet::IPV4.to_be() {
-        let [first] = skb.read(ETHERNET_BYTES).ok()?;
+        let [first] = skb.read(ethernet::HEADER_BYTES).ok()?;
         let words = usize::from(first & 0x0f);
         (IPV4_PROTOCOL, words * 4, Gate::SPLITS_TCP4)
     } else {
         return None;
     };
-    let [protocol] = skb.read(ETHERNET_BYTES + protocol_at).ok()?;
-    let transport = ETHERNET_BYTES + network_bytes;
+    let [protocol] = skb.read(ethernet::HEADER_BYTES + protocol_at).ok()?;
+    let transport = ethernet::HEADER_BYTES + network_bytes;
     match protocol {
         TCP => {
             let [offset] = skb.read(transport + TCP_DATA_OFFSET).ok()?;

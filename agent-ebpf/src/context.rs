@@ -19,7 +19,7 @@ use common::maps::RelayFlow;
 use common::packet::{PacketRead, Truncated};
 use common::relay::{self, RESTORED_HOP_LIMIT};
 use common::wire::datagram::HEADER_BYTES;
-use common::wire::{checksum, udp};
+use common::wire::{checksum, ethernet, udp};
 
 use crate::forward::{Change, Follow};
 use crate::front::Front;
@@ -48,8 +48,6 @@ pub(crate) trait Packet: PacketRead + Traced {
     fn send_on(&self, front: Front, change: &Change<'_>) -> Verdict;
 }
 
-/// Ethernet header, bytes.
-const ETHERNET_BYTES: usize = 14;
 /// IPv6 and TCP header without options, bytes.
 const TCP_HEADERS_BYTES: u32 = 60;
 /// Ethernet, IPv6 and TCP header up to behind the checksum, bytes.
@@ -106,7 +104,7 @@ impl Packet for Skb {
     #[inline(always)]
     fn wire_bytes(&self) -> u16 {
         match self.segment_bytes() {
-            0 => (self.len() - ETHERNET_BYTES) as u16,
+            0 => (self.len() - ethernet::HEADER_BYTES) as u16,
             segment => (segment + TCP_HEADERS_BYTES) as u16,
         }
     }
@@ -263,7 +261,7 @@ impl Packet for Xdp {
 
     #[inline(always)]
     fn wire_bytes(&self) -> u16 {
-        self.len().wrapping_sub(ETHERNET_BYTES) as u16
+        self.len().wrapping_sub(ethernet::HEADER_BYTES) as u16
     }
 
     #[inline(always)]

@@ -27,7 +27,7 @@ use common::packet::PacketRead as _;
 use common::relay::{self, RELAYED_HOP_LIMIT};
 use common::trace::{Decision, Program, Reason, Uncounted};
 use common::wire::datagram::HEADER_BYTES;
-use common::wire::{ipv6, udp};
+use common::wire::{ethernet, ipv6, udp};
 
 use crate::context::{Packet as _, may_be_unfinished};
 use crate::front::{Kept, StreamWords};
@@ -35,8 +35,8 @@ use crate::maps::{self, MANAGED, RELAY_STREAMS, RELAY_SUBSCRIBERS, RELAY_USAGE};
 use crate::stream;
 use crate::trace::{self, Traced as _};
 
-/// Ethernet and IPv6 header up to the UDP header.
-const ETHERNET_BYTES: u16 = 14;
+/// Ethernet header in the type of packets' lengths, bytes.
+const ETHERNET_BYTES: u16 = ethernet::HEADER_BYTES as u16;
 
 /// What the loop over the subscribers works on.
 struct Copying {

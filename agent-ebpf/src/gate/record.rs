@@ -14,6 +14,7 @@ use common::handover::{self, Payload};
 use common::maps::{GateUsage, RECORDS_PER_SLOT};
 use common::packet::PacketRead as _;
 use common::trace::Decision;
+use common::wire::ethernet;
 
 use super::hold::output;
 use super::{Multicast, tell};
@@ -22,8 +23,6 @@ use crate::context::Packet as _;
 use crate::forward;
 use crate::maps::{self, GATE_RECORDS, GATE_USAGE, GATES};
 
-/// Ethernet header without a tag, bytes.
-const ETHERNET_BYTES: usize = 14;
 /// Most packets of an aggregate that are recorded (`UDP_MAX_SEGMENTS`).
 const MAX_PACKETS: u32 = 128;
 
@@ -62,7 +61,7 @@ pub(super) fn keep(skb: &Skb, ifindex: u32, usage: *mut GateUsage, number: u64) 
 /// Ethernet header. The frame itself is as before.
 #[inline(always)]
 pub(super) fn probe(skb: &Skb, ifindex: u32) -> bool {
-    let Ok(header) = skb.read::<ETHERNET_BYTES>(0) else {
+    let Ok(header) = skb.read::<{ ethernet::HEADER_BYTES }>(0) else {
         return false;
     };
     let [a, b, c, d, e, f] = handover::PROBE_MAC;

@@ -12,9 +12,8 @@ use common::mat::translate::{
     ADDRESSES, Head, Mac, PAYLOAD, Packet, QUOTED, QUOTED_ADDRESSES, QUOTED_PAYLOAD, Words,
 };
 use common::packet::{PacketRead, Truncated};
-use common::wire::{checksum, udp};
+use common::wire::{checksum, ethernet, udp};
 
-const ETHERNET_BYTES: usize = 14;
 /// Ethernet, IPv6, and 8 bytes.
 const WITH_PAYLOAD: usize = PAYLOAD + 8;
 
@@ -68,7 +67,7 @@ impl Frame {
         // SAFETY: so many bytes are there, and checksums stand at even offsets.
         unsafe {
             let place = start.add(END - 2).cast::<u16>();
-            let head = header(start.add(ETHERNET_BYTES));
+            let head = header(start.add(ethernet::HEADER_BYTES));
             let before = *place;
             if before == 0 && may_be_none {
                 return true;
@@ -92,7 +91,7 @@ impl Frame {
 
     #[inline(always)]
     fn write_mac<const AT: usize>(&self, [first, second, third]: Mac) -> bool {
-        let Some(start) = self.0.start::<ETHERNET_BYTES>() else {
+        let Some(start) = self.0.start::<{ ethernet::HEADER_BYTES }>() else {
             return false;
         };
         // SAFETY: so many bytes are there, and MACs stand at even addresses.
@@ -147,7 +146,7 @@ impl Packet for Frame {
         // SAFETY: so many bytes are there, and the EtherType stands at an even address.
         unsafe {
             let ether_type = start.add(12).cast::<u16>().read();
-            Some((ether_type, header(start.add(ETHERNET_BYTES))))
+            Some((ether_type, header(start.add(ethernet::HEADER_BYTES))))
         }
     }
 

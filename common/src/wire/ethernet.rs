@@ -9,6 +9,11 @@ pub const IPV6: u16 = 0x86dd;
 /// EtherType of an 802.1Q tag.
 pub const VLAN: u16 = 0x8100;
 
+/// Length of a header without a tag, bytes.
+pub const HEADER_BYTES: usize = 14;
+/// Length of a tag, bytes.
+const TAG_BYTES: usize = 4;
+
 /// Bits of the tag control information that are the VLAN identifier.
 pub const VLAN_IDENTIFIER: u16 = 0x0fff;
 
@@ -34,7 +39,7 @@ pub struct Header {
 #[inline(always)]
 pub fn parse<P: PacketRead + ?Sized>(packet: &P) -> Result<Header, Truncated> {
     // One read, because in the kernel each is a call.
-    let header = packet.read::<14>(0)?;
+    let header = packet.read::<HEADER_BYTES>(0)?;
     let [_, _, _, _, _, _, s0, s1, s2, s3, s4, s5, t0, t1] = header;
     let source = [s0, s1, s2, s3, s4, s5];
     let ether_type = u16::from_be_bytes([t0, t1]);
@@ -44,14 +49,15 @@ pub fn parse<P: PacketRead + ?Sized>(packet: &P) -> Result<Header, Truncated> {
             source,
             vlan: metadata,
             ether_type,
-            payload: 14,
+            payload: HEADER_BYTES,
         });
     }
-    let [control_high, control_low, type_high, type_low] = packet.read::<4>(14)?;
+    let [control_high, control_low, type_high, type_low] =
+        packet.read::<TAG_BYTES>(HEADER_BYTES)?;
     Ok(Header {
         source,
         vlan: u16::from_be_bytes([control_high, control_low]) & VLAN_IDENTIFIER,
         ether_type: u16::from_be_bytes([type_high, type_low]),
-        payload: 18,
+        payload: HEADER_BYTES + TAG_BYTES,
     })
 }

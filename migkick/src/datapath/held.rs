@@ -6,7 +6,7 @@
 use std::net::Ipv6Addr;
 
 use common::packet::PacketRead;
-use common::wire::{checksum, ipv6, udp};
+use common::wire::{checksum, ethernet, ipv6, udp};
 
 /// A frame for a peer that is not known yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,8 +18,7 @@ pub struct HeldFrame {
     pub frame: Vec<u8>,
 }
 
-const ETHERNET_BYTES: usize = 14;
-const PAYLOAD: usize = ETHERNET_BYTES + ipv6::HEADER_BYTES;
+const PAYLOAD: usize = ethernet::HEADER_BYTES + ipv6::HEADER_BYTES;
 const TCP: u8 = 6;
 const ICMPV6: u8 = 58;
 /// Destination Unreachable, and its code for an address (RFC 4443 §3.1).
@@ -32,7 +31,7 @@ const HOP_LIMIT: u8 = 64;
 
 /// Computes the checksum of a TCP or UDP packet anew; all others are finished when they are sent.
 pub(super) fn finish_checksum(frame: &mut [u8]) {
-    let Ok(header) = ipv6::parse(&*frame, ETHERNET_BYTES) else {
+    let Ok(header) = ipv6::parse(&*frame, ethernet::HEADER_BYTES) else {
         return;
     };
     let place = match header.next_header {
@@ -72,14 +71,14 @@ fn set_checksum(frame: &mut [u8], header: &ipv6::Header, place: usize) {
 /// The ICMPv6 error that tells the sender of a frame that its peer cannot be reached, as a frame for
 /// `mac`. `None` about what must not cause an error (RFC 4443 §2.4 (e)).
 pub(super) fn unreachable(frame: &[u8], mac: [u8; 6]) -> Option<Vec<u8>> {
-    let about = ipv6::parse(frame, ETHERNET_BYTES).ok()?;
+    let about = ipv6::parse(frame, ethernet::HEADER_BYTES).ok()?;
     if about.next_header == ICMPV6 {
         let [kind] = frame.read(PAYLOAD).ok()?;
         if kind < FIRST_INFORMATIONAL {
             return None;
         }
     }
-    let quoted = frame.get(ETHERNET_BYTES..)?;
+    let quoted = frame.get(ethernet::HEADER_BYTES..)?;
     let quoted = quoted
         .get(..MAX_ERROR_BYTES - ipv6::HEADER_BYTES - 8)
         .unwrap_or(quoted);
@@ -94,7 +93,7 @@ pub(super) fn unreachable(frame: &[u8], mac: [u8; 6]) -> Option<Vec<u8>> {
     error.extend(about.source);
     error.extend([UNREACHABLE, ADDRESS_UNREACHABLE, 0, 0, 0, 0, 0, 0]);
     error.extend(quoted);
-    let header = ipv6::parse(error.as_slice(), ETHERNET_BYTES).ok()?;
+    let header = ipv6::parse(error.as_slice(), ethernet::HEADER_BYTES).ok()?;
     set_checksum(&mut error, &header, PAYLOAD + 2);
     Some(error)
 }
@@ -122,7 +121,7 @@ mod tests {
 
     /// Folds to 0xffff where the checksum is right.
     fn whole_sum(frame: &[u8]) -> u16 {
-        let header = ipv6::parse(frame, ETHERNET_BYTES).unwrap();
+        let header = ipv6::parse(frame, ethernet::HEADER_BYTES).unwrap();
         let length = header.payload_length;
         let sum = checksum::sum(frame, PAYLOAD, length.into()).unwrap();
         let pseudo = checksum::pseudo_header(
@@ -159,11 +158,11 @@ mod tests {
     fn error_quotes_as_much_as_it_may_and_is_to_the_sender() {
         let frame = udp(&[7; 1400]);
         let error = unreachable(&frame, MAC).unwrap();
-        assert_eq!(error.len(), ETHERNET_BYTES + MAX_ERROR_BYTES);
+        assert_eq!(error.len(), ethernet::HEADER_BYTES + MAX_ERROR_BYTES);
         assert_eq!(whole_sum(&error), 0xffff);
         assert_eq!(error[38..54], frame[22..38]);
         let quoted = &error[PAYLOAD + 8..];
-        assert_eq!(quoted, &frame[ETHERNET_BYTES..][..quoted.len()]);
+        assert_eq!(quoted, &frame[ethernet::HEADER_BYTES..][..quoted.len()]);
         assert_eq!(unreachable(&error, MAC), None);
     }
 }

@@ -6,13 +6,11 @@ use common::forward::send_on;
 use common::packet::PacketRead as _;
 use common::wire::checksum::fold;
 use common::wire::datagram::Header;
-use common::wire::ipv6;
+use common::wire::{ethernet, ipv6};
 
 use super::unread::Way;
 use super::upper::{Upper, put, split};
 
-/// Where the IPv6 header starts, bytes: `gate` keeps no frame with a tag.
-const NETWORK: usize = 14;
 /// MACs of a packet that leaves by a socket, which gives it others.
 const NO_MACS: [[u8; 6]; 2] = [[0; 6]; 2];
 
@@ -38,7 +36,10 @@ fn readdress_packet(mut packet: Vec<u8>, way: &Way) -> Result<Vec<u8>, Counter> 
     if header.hop_limit <= 1 {
         return Err(Counter::ForwardHopLimit);
     }
-    let end = NETWORK + ipv6::HEADER_BYTES + usize::from(u16::from_be(header.payload_length));
+    // `gate` keeps no frame with a tag.
+    let end = ethernet::HEADER_BYTES
+        + ipv6::HEADER_BYTES
+        + usize::from(u16::from_be(header.payload_length));
     if end > packet.len() {
         return Err(Counter::ForwardHeaders);
     }
@@ -62,5 +63,5 @@ fn readdress_packet(mut packet: Vec<u8>, way: &Way) -> Result<Vec<u8>, Counter> 
         };
         put(&mut packet, upper.field, &after.to_ne_bytes());
     }
-    Ok(packet.split_off(NETWORK))
+    Ok(packet.split_off(ethernet::HEADER_BYTES))
 }
