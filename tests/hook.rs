@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use lab::scenario::agents::AgentOptions;
 use lab::scenario::measure::Mover;
-use lab::scenario::shuttle::{self, Shuttle};
+use lab::scenario::shuttle::Shuttle;
 use lab::scenario::stream::{StreamConfig, StreamKind};
 use lab::scenario::{Testbed, ensure_runs_only_on, virsh};
 use lab::{LabConfig, binaries, requirements, wait};
@@ -54,7 +54,7 @@ fn virsh_migrate_loses_doubles_and_reorders_nothing_and_works_without_agents() {
     ] {
         wait_named(shuttle.testbed(), 1 - to);
         shuttle.go(mover).unwrap();
-        records.push([0, 1].map(|host| shuttle::last_record(shuttle.testbed(), host).unwrap()));
+        records.push([0, 1].map(|host| shuttle.testbed().last_record(host).unwrap()));
     }
     let moves = shuttle.finish().unwrap();
     for (number, (row, records)) in moves.rows.iter().zip(&records).enumerate() {
@@ -103,7 +103,7 @@ fn cancelled_move_is_undone(testbed: &mut Testbed) {
     migrate.args(["migrate", "--live", "--p2p", "--bandwidth", slow, &name]);
     let mut migrate = migrate.args([&uri, &memory]).spawn().unwrap();
     let copied = |testbed: &mut Testbed| {
-        let record = shuttle::last_record(testbed, 0).unwrap();
+        let record = testbed.last_record(0).unwrap();
         record["outcome"]["state"] == "running" && record["processed_bytes"].as_u64() > Some(0)
     };
     wait::until("the source to follow the copy", NAMED, || {
@@ -114,7 +114,7 @@ fn cancelled_move_is_undone(testbed: &mut Testbed) {
     assert!(!migrate.wait().unwrap().success());
     for host in 0..2 {
         wait::until("both agents to record the failure", NAMED, || {
-            let record = shuttle::last_record(testbed, host).ok()?;
+            let record = testbed.last_record(host).ok()?;
             (record["outcome"]["state"] == "failed").then(|| eprintln!("{}", record["outcome"]))
         })
         .unwrap();

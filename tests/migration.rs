@@ -74,21 +74,10 @@ fn moved(testbed: &mut Testbed, site: Site, mover: Mover, stream: StreamConfig) 
     run
 }
 
-/// The newest record of a VM host's agent.
-fn record(testbed: &mut Testbed, host: usize) -> Value {
-    let vms = testbed.lab().vms()[host].clone();
-    let migrations = testbed.agents().unwrap().query(&vms, "migrations").unwrap();
-    migrations
-        .as_array()
-        .and_then(|rows| rows.last())
-        .cloned()
-        .unwrap_or_else(|| panic!("no record on {}: {migrations}", vms.name()))
-}
-
 /// Both agents tell of a move that completed, with the stream native at the destination.
 fn assert_recorded(testbed: &mut Testbed) {
     for (host, direction, peer) in [(0, "outgoing", "vms2"), (1, "incoming", "vms1")] {
-        let row = record(testbed, host);
+        let row = testbed.last_record(host).unwrap();
         assert_eq!(row["direction"], direction, "{row}");
         assert_eq!(row["peer"], peer, "{row}");
         assert_eq!(row["domain"], testbed.domain_name(), "{row}");
@@ -115,13 +104,13 @@ fn a_move_keeps_the_stream_at_a_multicast_site_and_at_a_late_one() {
     let mut testbed = testbed("migrate", site, Some(PATIENT));
     for mover in [Mover::Migkick, Mover::Operator] {
         let run = moved(&mut testbed, site, mover, STREAM);
-        assert!(run.row.ok, "{mover:?}: {:?}", run.row);
+        assert!(run.row.flows, "{mover:?}: {:?}", run.row);
         ensure_runs_only_on(&testbed, "vms2").unwrap();
         assert_recorded(&mut testbed);
     }
 
     let run = moved(&mut testbed, site, Mover::Migkick, TELEVISION);
-    assert!(run.row.ok, "{:?}", run.row);
+    assert!(run.row.flows, "{:?}", run.row);
     let errors = run.row.continuity_errors;
     assert!(errors.is_some(), "continuity is counted: {:?}", run.row);
     assert!(run.row.received > 0, "{:?}", run.row);
@@ -139,7 +128,7 @@ fn a_move_to_a_late_site_waits_for_the_tree(testbed: &mut Testbed) {
     .unwrap();
     router.set_site(2, LATE).unwrap();
     let run = moved(testbed, LATE, Mover::Migkick, STREAM);
-    assert!(run.row.ok, "{:?}", run.row);
+    assert!(run.row.flows, "{:?}", run.row);
     assert!(run.row.loss_ms <= 400.0, "{:?}", run.row);
     assert!(run.row.signalling_ms >= 2000.0, "{:?}", run.row);
     assert_recorded(testbed);
@@ -152,7 +141,7 @@ fn a_light_stream_goes_on_through_one_move() {
     }
     let mut testbed = testbed("miglight", Site::Multicast, Some(PATIENT));
     let run = moved(&mut testbed, Site::Multicast, Mover::Migkick, LIGHT);
-    assert!(run.row.ok, "{:?}", run.row);
+    assert!(run.row.flows, "{:?}", run.row);
     ensure_runs_only_on(&testbed, "vms2").unwrap();
     assert_recorded(&mut testbed);
     if machine::inside() {
@@ -258,7 +247,7 @@ fn plain_libvirt_loses_what_a_late_tree_takes() {
     }
     let mut testbed = testbed("migbase", LATE, None);
     let run = moved(&mut testbed, LATE, Mover::Virsh, STREAM);
-    assert!(run.row.ok, "{:?}", run.row);
+    assert!(run.row.flows, "{:?}", run.row);
     assert!(run.row.vm_pause_ms > 0.0, "{:?}", run.row);
     assert!(run.row.loss_ms > 1500.0, "{:?}", run.row);
 }
@@ -270,7 +259,7 @@ fn a_guest_that_moves_back_at_once_receives_natively_again() {
     }
     let mut testbed = testbed("migback", Site::Multicast, Some(AgentOptions::DEFAULT));
     let run = moved(&mut testbed, Site::Multicast, Mover::Migkick, STREAM);
-    assert!(run.row.ok, "{:?}", run.row);
+    assert!(run.row.flows, "{:?}", run.row);
     let stream = Stream::start(testbed.lab(), &STREAM).unwrap();
     let guest = testbed.guest().unwrap().clone();
     guest
@@ -282,7 +271,7 @@ fn a_guest_that_moves_back_at_once_receives_natively_again() {
         let output = guest.run("migkick", &["go", destination], MOVE).unwrap();
         output.into_success().unwrap();
         ensure_runs_only_on(&testbed, destination).unwrap();
-        let row = record(&mut testbed, 1 - number % 2);
+        let row = testbed.last_record(1 - number % 2).unwrap();
         assert_eq!(row["receptions"][0]["mode"], "native", "{row}");
         let before = guest.arrivals(RECEIVER).len();
         guest.wait_arrivals(RECEIVER, before + 1000, MOVE).unwrap();
@@ -312,7 +301,10 @@ fn overheard(testbed: &mut Testbed, host: usize) -> (bool, Value) {
     let heard = eavesdropper.finish().unwrap();
     eprintln!("{heard:?}");
     assert!(heard.bytes > 10 << 20, "{heard:?}");
-    (heard.known > 0, record(testbed, host)["memory"].clone())
+    (
+        heard.known > 0,
+        testbed.last_record(host).unwrap()["memory"].clone(),
+    )
 }
 
 #[test]
@@ -351,6 +343,9 @@ fn memory_is_read_by_nobody_on_its_way_once_qemu_has_certificates() {
     let arguments = ["migrate", &domain, hosts[1].name()];
     let mut command = testbed.agents().unwrap().command(&hosts[0], &arguments);
     hosts[0].output(&mut command).unwrap_err();
-    assert_eq!(record(&mut testbed, 0)["outcome"]["state"], "failed");
+    assert_eq!(
+        testbed.last_record(0).unwrap()["outcome"]["state"],
+        "failed"
+    );
     ensure_runs_only_on(&testbed, "vms1").unwrap();
 }

@@ -205,7 +205,7 @@ fn signalling(arguments: &SignallingArgs) -> Result<()> {
             for number in 1..=arguments.runs {
                 eprintln!("{addresses} addresses at {rate_mbps} Mbit/s, run {number}");
                 let run = measure::run(&mut testbed, &config, &mut |_| ())?;
-                ensure!(run.row.ok, "The move failed: {:?}", run.row);
+                ensure!(run.row.flows, "The move failed: {:?}", run.row);
                 runs_ms.push(run.row.signalling_ms);
                 for reception in receptions(&mut testbed)? {
                     let mode = reception["mode"].as_str().unwrap_or("unknown").to_owned();

@@ -210,6 +210,9 @@ pub(crate) fn run(args: &DemoArgs) -> Result<()> {
         println!("{}", flap_table(&report.flaps));
     } else {
         println!("{}", table(&report.runs));
+        for line in losses(&report.runs) {
+            println!("{line}");
+        }
     }
     if let Some(path) = &args.report {
         save(path, &(serde_json::to_string_pretty(&report)? + "\n"))?;
@@ -223,7 +226,7 @@ pub(crate) fn run(args: &DemoArgs) -> Result<()> {
     let failed = report.runs.iter().filter(|row| !row.ok).count();
     ensure!(
         failed == 0,
-        "{failed} of {} moves failed",
+        "{failed} of {} moves failed, or were not exact where that is promised",
         report.runs.len()
     );
     Ok(())
@@ -300,6 +303,18 @@ fn flap_table(rows: &[FlapRow]) -> Table {
         ]);
     }
     table
+}
+
+/// Where the lost packets of each run went, for people; a line for each run that lost some.
+pub(crate) fn losses(rows: &[RunRow]) -> impl Iterator<Item = String> {
+    let lost = (1..).zip(rows).filter(|(_, row)| row.lost > 0);
+    lost.map(|(number, row)| {
+        let places = row.lost_at.iter();
+        let places: Vec<String> = places
+            .map(|it| format!("{} {}", it.frames, it.place.as_str()))
+            .collect();
+        format!("move {number}: {} lost: {}", row.lost, places.join("; "))
+    })
 }
 
 /// One line a run, for people.

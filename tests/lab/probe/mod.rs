@@ -14,5 +14,6 @@ pub mod metrics;
 pub mod mpegts;
 pub mod payload;
 pub mod picture;
+pub mod places;
 pub mod report;
 pub mod timeline;

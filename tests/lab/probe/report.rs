@@ -5,6 +5,7 @@ use std::net::Ipv6Addr;
 use serde::{Deserialize, Serialize};
 
 use super::metrics::Metrics;
+use super::places::Missing;
 
 /// What the sender prints at its end.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -78,6 +79,9 @@ pub struct RunRow {
     pub received: u64,
     /// Packets that never reached it.
     pub lost: u64,
+    /// Where they went, as far as somebody counted them.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub lost_at: Vec<Missing>,
     /// Further copies that reached it.
     pub duplicated: u64,
     /// Packets that came after one with a higher number.
@@ -105,6 +109,12 @@ pub struct RunRow {
     /// libvirt and a move that failed.
     pub mode: Option<String>,
     /// Whether the VM runs on the destination and the stream flows there.
+    pub flows: bool,
+    /// Whether the move was to be exact: agents held the stream at a network that carries it, or where a
+    /// relay sends it.
+    pub is_promised: bool,
+    /// Whether the stream flows and, where that was promised, nothing was lost, doubled or reordered
+    /// ([`RunRow::judged`]).
     pub ok: bool,
     /// Continuity-counter errors, where the stream is MPEG-TS.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -167,6 +177,20 @@ pub struct StreamRow {
 const BEYOND_MS: f64 = 100.0;
 
 impl RunRow {
+    /// Fills in whether all was as promised, by what else is in the row.
+    #[must_use]
+    pub fn judged(self) -> Self {
+        let none = |count: Option<u64>| count.unwrap_or_default() == 0;
+        let is_exact = self.lost + self.duplicated + self.reordered == 0
+            && none(self.continuity_errors)
+            && none(self.tcp_resets)
+            && none(self.ping_lost);
+        Self {
+            ok: self.flows && (is_exact || !self.is_promised),
+            ..self
+        }
+    }
+
     /// Whether the sessions by permanent addresses, if there are any, were kept: they went on, and no
     /// ping was lost.
     #[must_use]
@@ -292,6 +316,32 @@ mod tests {
     }
 
     #[test]
+    fn move_that_was_to_be_exact_and_was_not_is_not_ok() {
+        let row = |is_promised, spoil: fn(&mut RunRow)| {
+            let mut row = RunRow {
+                flows: true,
+                is_promised,
+                ..RunRow::default()
+            };
+            spoil(&mut row);
+            row.judged().ok
+        };
+        assert!(row(true, |_| ()));
+        for spoil in [
+            |row: &mut RunRow| row.lost = 1,
+            |row: &mut RunRow| row.duplicated = 1,
+            |row: &mut RunRow| row.reordered = 1,
+            |row: &mut RunRow| row.continuity_errors = Some(1),
+            |row: &mut RunRow| row.tcp_resets = Some(1),
+            |row: &mut RunRow| row.ping_lost = Some(1),
+        ] {
+            assert!(!row(true, spoil));
+            assert!(row(false, spoil));
+        }
+        assert!(!row(false, |row| row.flows = false));
+    }
+
+    #[test]
     fn row_has_the_documented_keys() {
         let value = serde_json::to_value(RunRow::default()).unwrap();
         let keys: Vec<_> = value
@@ -319,6 +369,8 @@ mod tests {
             "copy_ms",
             "total_ms",
             "mode",
+            "flows",
+            "is_promised",
             "ok",
         ];
         expected.sort_unstable();

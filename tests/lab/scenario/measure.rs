@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 pub use super::mover::Mover;
 
 use super::mover::Journey;
+use super::party::counted;
 use super::stream::{self, Placed, STREAM_TIME, Stream};
 use super::tally::{self, Tally};
 use super::{Testbed, site_name};
@@ -17,6 +18,7 @@ use crate::probe::clock;
 use crate::probe::log::Sent;
 use crate::probe::metrics::{Arrival, Window};
 use crate::probe::picture::Phase;
+use crate::probe::places;
 use crate::probe::report::RunRow;
 use crate::{Site, wait};
 
@@ -83,6 +85,7 @@ pub fn run(testbed: &mut Testbed, config: &RunConfig, tell: &mut dyn FnMut(&str)
     tell(RECEIVES);
     pass([&guest], STREAM_TIME)?;
 
+    let counted_before = counted(testbed, &guest)?;
     let from_ns = clock::now_ns();
     pass([&guest], STREAM_TIME)?;
     let asked_ns = clock::now_ns();
@@ -104,6 +107,11 @@ pub fn run(testbed: &mut Testbed, config: &RunConfig, tell: &mut dyn FnMut(&str)
     };
     let to_ns = clock::now_ns();
     pass([&guest], DRAIN)?;
+    let records = match testbed.agents {
+        Some(_) => journey.records()?,
+        None => Default::default(),
+    };
+    let counted = counted(testbed, &guest)?.since(&counted_before);
     let sent = stream.stop()?;
     let tally = Tally::take(placed, sent, &guest);
     guest.stop_receiver(placed.receiver_number())?;
@@ -116,7 +124,8 @@ pub fn run(testbed: &mut Testbed, config: &RunConfig, tell: &mut dyn FnMut(&str)
         baseline: config.mover == Mover::Virsh,
         memory_mib: testbed.domain().memory_mib,
         mode,
-        ok: arrived && flows_at_end(&tally, window),
+        flows: arrived && flows_at_end(&tally, window),
+        is_promised: testbed.promises(config.mover, 1, &[placed]),
         ..times.row()
     };
     let row = tally::with_stalls(row, &guest, window);
@@ -130,8 +139,13 @@ pub fn run(testbed: &mut Testbed, config: &RunConfig, tell: &mut dyn FnMut(&str)
         None => row,
     };
     let phases = times.phases(asked_ns, &tally.arrivals);
+    let row = tally::fill(row, std::slice::from_ref(&tally), window, &[]);
     Ok(Run {
-        row: tally::fill(row, std::slice::from_ref(&tally), window, &[]),
+        row: RunRow {
+            lost_at: places::places(row.lost, &counted, journey.to, &records),
+            ..row
+        }
+        .judged(),
         sent: tally.sent,
         arrivals: tally.arrivals,
         window,

@@ -7,6 +7,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`agents`] | certificates, configuration and processes of the two agents |
+//! | `guests` | guests as libvirt's domains |
 //! | [`stream`] | the sender's streams and the guest's receivers |
 //! | [`mobility`] | the mapping server, the correspondent, and the guest's node |
 //! | [`mod@sessions`] | sessions between the correspondent and the guest |
@@ -19,6 +20,7 @@
 pub mod agents;
 pub mod crossing;
 pub mod flap;
+mod guests;
 pub mod measure;
 pub mod mobility;
 mod mover;
@@ -29,31 +31,29 @@ pub mod shuttle;
 pub mod stream;
 mod tally;
 
-use std::fs;
 use std::net::Ipv6Addr;
 use std::process::Command;
 use std::thread;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 
-use crate::guest::control::{Control, HostSocket};
-use crate::guest::domain::{self, Accelerator, Bandwidth, DomainConfig, NicDriver};
+use crate::guest::control::Control;
+use crate::guest::domain::{Accelerator, Bandwidth, DomainConfig, NicDriver};
 use crate::guest::image;
 use crate::vms::Vms;
-use crate::{Lab, LabConfig, Site, kvm, wait};
+use crate::{Lab, LabConfig, Site, kvm};
 use agents::{AgentOptions, Agents};
 use mobility::{GuestNode, Mobility};
+use mover::Mover;
 use relays::Relays;
 use sessions::Sessions;
+use stream::{Placed, StreamKind};
 
 /// Where guests receive: the first of the lab's streams.
 pub const STREAM_ADDRESS: Ipv6Addr = Ipv6Addr::new(0xff1e, 0, 0, 0, 0, 0, 0x4000, 0x1);
 /// The stream's UDP port.
 pub const STREAM_PORT: u16 = 5004;
-
-/// How long a guest may take from power-on until it answers; under TCG on two busy cores.
-const BOOT: Duration = Duration::from_secs(90);
 
 /// A lab with one guest, and an agent on each VM host unless it is a baseline.
 pub struct Testbed {
@@ -158,6 +158,48 @@ impl Testbed {
             .context("This testbed runs without agents")
     }
 
+    /// What the agent of a VM host has recorded of moves, the newest last.
+    ///
+    /// # Errors
+    ///
+    /// When there is no agent, or it does not answer.
+    pub fn records(&self, host: usize) -> Result<Vec<Value>> {
+        let vms = &self.lab().vms()[host];
+        let migrations = self.running_agents()?.query(vms, "migrations")?;
+        Ok(migrations.as_array().cloned().unwrap_or_default())
+    }
+
+    /// The newest of these.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Testbed::records`], and when there is none.
+    pub fn last_record(&self, host: usize) -> Result<Value> {
+        let last = self.records(host)?.pop();
+        last.with_context(|| format!("{} has no record", self.lab().vms()[host].name()))
+    }
+
+    /// Whether a move by agents, of a guest that receives these, to this VM host is to be exact. What
+    /// nothing tells apart is placed by time, and what comes before a multicast tree has grown is lost.
+    fn promises<'a>(
+        &self,
+        mover: Mover,
+        to: usize,
+        streams: impl IntoIterator<Item = &'a Placed>,
+    ) -> bool {
+        let reaches = match self.lab().config().sites[to] {
+            Site::Multicast => true,
+            Site::UnicastOnly => self.relays.is_some(),
+            Site::Late(_) => false,
+        };
+        let mut streams = streams.into_iter();
+        matches!(mover, Mover::Migkick | Mover::Operator)
+            && self.agents.is_some()
+            && !self.limits.no_gate
+            && reaches
+            && streams.all(|stream| stream.config.kind != StreamKind::Identical)
+    }
+
     /// The agents, for asking them only.
     fn running_agents(&self) -> Result<&Agents> {
         self.agents
@@ -217,118 +259,6 @@ impl Testbed {
         agents.restart(lab, index)
     }
 
-    /// The guest's control channel.
-    ///
-    /// # Errors
-    ///
-    /// When the guest has not been booted.
-    pub fn guest(&self) -> Result<&Control> {
-        self.control
-            .as_ref()
-            .context("The guest has not been booted")
-    }
-
-    /// Boots the guest on the first VM host; those that run are thrown away before.
-    ///
-    /// # Errors
-    ///
-    /// When libvirt refuses, or the guest does not answer in time.
-    pub fn boot(&mut self) -> Result<()> {
-        self.discard_guests()?;
-        let control = self.start_guest(&self.domain, 0)?;
-        if let Some(mobility) = &self.mobility {
-            self.node = Some(mobility.join(&control)?);
-        }
-        self.control = Some(control);
-        Ok(())
-    }
-
-    /// Boots another guest on the first VM host beside those that run: `guest2` and so on.
-    ///
-    /// # Errors
-    ///
-    /// As [`Testbed::boot`].
-    pub fn boot_further(&mut self, number: u8) -> Result<Control> {
-        self.boot_further_on(number, 0).map(|(_, control)| control)
-    }
-
-    /// The same on the VM host of that index; returns the name of the guest's domain too.
-    fn boot_further_on(&mut self, number: u8, host: usize) -> Result<(String, Control)> {
-        let domain = DomainConfig {
-            memory_mib: self.domain.memory_mib,
-            driver: self.domain.driver,
-            ..DomainConfig::numbered(number, self.domain.image.clone(), self.domain.accelerator)
-        };
-        let name = domain.name.clone();
-        let control = self.start_guest(&domain, host)?;
-        self.further.push(domain);
-        Ok((name, control))
-    }
-
-    fn start_guest(&self, domain: &DomainConfig, host: usize) -> Result<Control> {
-        let sockets: Vec<HostSocket> = self
-            .lab
-            .vms()
-            .iter()
-            .map(|vms| HostSocket {
-                host: vms.name().to_owned(),
-                path: vms.shared_directory().join(domain.socket_name()),
-            })
-            .collect();
-        for vms in self.lab.vms() {
-            let directory = vms.libvirt_log_directory().join("qemu");
-            fs::create_dir_all(&directory)
-                .with_context(|| format!("Failed to create {}", directory.display()))?;
-        }
-        let control = Control::listen(&sockets)?;
-        let vms = &self.lab.vms()[host];
-        let xml = vms.shared_directory().join("domain.xml");
-        fs::write(&xml, domain::xml(domain)).context("Failed to write the domain's XML")?;
-        // The directory has this name on the VM host itself.
-        let on_host = format!("{}/domain.xml", domain::SOCKET_DIRECTORY);
-        virsh(vms, &["define", &on_host])?;
-        virsh(vms, &["start", &domain.name])?;
-        control
-            .wait_ready(BOOT)
-            .with_context(|| last_words(vms, &domain.name))?;
-        Ok(control)
-    }
-
-    fn discard_guests(&mut self) -> Result<()> {
-        self.node = None;
-        self.control = None;
-        let further = std::mem::take(&mut self.further);
-        for name in further
-            .iter()
-            .map(|domain| &domain.name)
-            .chain([&self.domain.name])
-        {
-            for vms in self.lab.vms() {
-                if state(vms, name).is_some_and(|state| state != "shut off") {
-                    virsh(vms, &["destroy", name])?;
-                }
-                if state(vms, name).is_some() {
-                    virsh(vms, &["undefine", name])?;
-                }
-            }
-        }
-        if let Some(agents) = &self.agents {
-            let [vms1, _] = self.lab.vms();
-            wait::until(
-                "the agents to forget the guest",
-                Duration::from_secs(20),
-                || {
-                    let listeners = agents.query(vms1, "listeners").ok()?;
-                    listeners
-                        .as_array()
-                        .is_some_and(Vec::is_empty)
-                        .then_some(())
-                },
-            )?;
-        }
-        Ok(())
-    }
-
     /// Names of the VM hosts on which the guest's CPUs run now, by libvirt.
     pub fn running_on(&self) -> Vec<&str> {
         self.domain_running_on(&self.domain.name)
@@ -370,20 +300,6 @@ impl Drop for Testbed {
             eprintln!("Node:\n{}", node.log());
         }
     }
-}
-
-/// What libvirt and the serial console say of a guest that does not come up.
-fn last_words(vms: &Vms, domain: &str) -> String {
-    let state = virsh(vms, &["domstate", "--reason", domain]);
-    let console = vms
-        .libvirt_log_directory()
-        .join(format!("qemu/{domain}-serial.log"));
-    let console = fs::read_to_string(console).unwrap_or_default();
-    format!(
-        "{domain} is {}; its console ends with {:?}",
-        state.unwrap_or_default().trim(),
-        last_lines(&console, 5)
-    )
 }
 
 /// The last lines of a log.

@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
+use serde_json::Value;
 
 use super::agents::AgentOptions;
 use super::{Testbed, virsh};
@@ -82,22 +83,26 @@ impl Journey<'_> {
         self.recorded()
     }
 
-    /// The source agent's record of the domain's last move away from it.
-    fn recorded(&self) -> Result<Times> {
-        let (source, _) = self.hosts();
-        let migrations = self.testbed.running_agents()?.query(source, "migrations")?;
-        let is_this = |row: &&serde_json::Value| {
-            row["direction"] == "outgoing" && row["domain"] == self.domain
+    /// What the agents of both ends have recorded of the domain's last move, the source's first; null
+    /// where there is no record.
+    pub(super) fn records(&self) -> Result<[Value; 2]> {
+        let record = |host, direction| -> Result<Value> {
+            let is_this =
+                |row: &Value| row["direction"] == direction && row["domain"] == self.domain;
+            let records = self.testbed.records(host)?;
+            Ok(records.into_iter().rev().find(is_this).unwrap_or_default())
         };
-        let record = migrations
-            .as_array()
-            .and_then(|rows| rows.iter().rev().find(is_this))
-            .with_context(|| format!("The agent has no record of the move: {migrations}"))?;
+        Ok([record(self.from, "outgoing")?, record(self.to, "incoming")?])
+    }
+
+    /// How long the move took by the source's record.
+    fn recorded(&self) -> Result<Times> {
+        let [record, _] = self.records()?;
         let ms = |key: &str| record[key].as_f64();
         let (Some(signalling_ms), Some(copy_ms), Some(total_ms)) =
             (ms("signalling_ms"), ms("copy_ms"), ms("total_ms"))
         else {
-            bail!("The agent's record lacks times: {record}");
+            bail!("The agent's record of the move lacks times: {record}");
         };
         Ok(Times {
             signalling_ms,

@@ -6,8 +6,8 @@ use std::net::Ipv6Addr;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow};
-use serde::{Deserialize, Serialize};
+use anyhow::{Result, anyhow};
+use serde_json::Value;
 
 use super::mover::{Journey, Mover, Times};
 use super::stream::{Placed, STREAM_TIME, Stream, StreamKind, Streams};
@@ -15,9 +15,10 @@ use super::tally::{self, Tally};
 use super::{Testbed, ensure_domain_runs_only_on, measure, site_name};
 use crate::guest::control::Control;
 use crate::probe::clock;
-use crate::probe::counters::{self, Counters};
+use crate::probe::counters;
 use crate::probe::log::Sent;
 use crate::probe::metrics::{Arrival, Window};
+use crate::probe::places::{self, Counted};
 use crate::probe::report::RunRow;
 use crate::wait;
 
@@ -38,42 +39,25 @@ pub(super) struct Viewer {
     moves: Vec<Move>,
 }
 
-/// What the kernels have counted of packets while a guest moved.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Counted {
-    /// The guest's.
-    pub guest: Counters,
-    /// Each VM host's.
-    pub hosts: Vec<Counters>,
-}
-
-impl Counted {
-    fn take(testbed: &Testbed, guest: &Control) -> Result<Self> {
-        let hosts = testbed.lab().vms().iter();
-        Ok(Self {
-            guest: guest.status()?.counters,
-            hosts: hosts
-                .map(|vms| vms.within(counters::here))
-                .collect::<Result<_>>()?,
-        })
-    }
-
-    fn since(&self, before: &Self) -> Self {
-        let hosts = before.hosts.iter().zip(&self.hosts);
-        Self {
-            guest: counters::grown(&before.guest, &self.guest),
-            hosts: hosts
-                .map(|(before, after)| counters::grown(before, after))
-                .collect(),
-        }
-    }
+/// What the kernels of a guest and of the VM hosts have counted by now.
+pub(super) fn counted(testbed: &Testbed, guest: &Control) -> Result<Counted> {
+    let hosts = testbed.lab().vms().iter();
+    Ok(Counted {
+        guest: guest.status()?.counters,
+        hosts: hosts
+            .map(|vms| vms.within(counters::here))
+            .collect::<Result<_>>()?,
+    })
 }
 
 /// What is known of a move before the streams end.
 struct Move {
     window: Window,
+    /// Index of the VM host that the guest was on after it.
+    at: usize,
     row: RunRow,
     counted: Counted,
+    records: [Value; 2],
     /// Of each stream of identical packets.
     surplus: Vec<Option<i64>>,
 }
@@ -87,6 +71,9 @@ pub struct Moves {
     pub windows: Vec<Window>,
     /// What the kernels counted in each.
     pub counted: Vec<Counted>,
+    /// What the agents of both ends have recorded of each, the source's first; null where there is no
+    /// record.
+    pub records: Vec<[Value; 2]>,
     /// Every packet sent.
     pub sent: Vec<Sent>,
     /// Every packet that reached the application.
@@ -120,19 +107,32 @@ impl Viewer {
     }
 
     /// Keeps what is known of a move, now that the guest is where it is.
-    fn note(&mut self, testbed: &Testbed, watched: Watched, row: RunRow) {
+    fn note(&mut self, testbed: &Testbed, watched: Watched, records: [Value; 2], row: RunRow) {
         let row = RunRow {
             site: site_name(testbed.lab().config().sites[self.at]).to_owned(),
             memory_mib: testbed.domain().memory_mib,
-            ok: true,
+            flows: true,
             ..row
         };
         self.moves.push(Move {
             window: watched.window,
+            at: self.at,
             row,
             counted: watched.counted,
+            records,
             surplus: watched.surplus,
         });
+    }
+
+    /// Its way to the other VM host.
+    fn journey<'a>(&'a self, testbed: &'a Testbed) -> Journey<'a> {
+        Journey {
+            testbed,
+            domain: &self.domain,
+            control: &self.control,
+            from: self.at,
+            to: 1 - self.at,
+        }
     }
 
     /// Waits until the agent that the guest leaves knows what it listens to.
@@ -222,18 +222,23 @@ impl Party {
         }
         let (times, watched) = self.watch(testbed, |party| party.travel(testbed, mover))?;
         for ((viewer, times), watched) in self.viewers.iter_mut().zip(times).zip(watched) {
-            viewer.at = 1 - viewer.at;
-            let host = &testbed.lab().vms()[viewer.at];
+            let to = 1 - viewer.at;
+            let host = &testbed.lab().vms()[to];
             ensure_domain_runs_only_on(testbed, &viewer.domain, host.name())?;
-            let mode = has_agents
-                .then(|| measure::mode(testbed, viewer.at, &viewer.streams.addresses()))
-                .transpose()?;
+            let (mode, records) = if has_agents {
+                let mode = measure::mode(testbed, to, &viewer.streams.addresses())?;
+                (Some(mode), viewer.journey(testbed).records()?)
+            } else {
+                Default::default()
+            };
+            viewer.at = to;
             let row = RunRow {
                 baseline: !has_agents,
+                is_promised: testbed.promises(mover, to, viewer.streams.iter()),
                 mode,
                 ..times.row()
             };
-            viewer.note(testbed, watched, row);
+            viewer.note(testbed, watched, records, row);
         }
         Ok(())
     }
@@ -242,7 +247,7 @@ impl Party {
     pub(super) fn stay(&mut self, testbed: &Testbed) -> Result<()> {
         let ((), watched) = self.watch(testbed, |_| Ok(()))?;
         for (viewer, watched) in self.viewers.iter_mut().zip(watched) {
-            viewer.note(testbed, watched, RunRow::default());
+            viewer.note(testbed, watched, Default::default(), RunRow::default());
         }
         Ok(())
     }
@@ -254,12 +259,12 @@ impl Party {
         testbed: &Testbed,
         action: impl FnOnce(&Self) -> Result<T>,
     ) -> Result<(T, Vec<Watched>)> {
-        let counted = || -> Result<Vec<Counted>> {
+        let count_packets = || -> Result<Vec<Counted>> {
             let guests = self.viewers.iter().map(|viewer| &viewer.control);
-            guests.map(|guest| Counted::take(testbed, guest)).collect()
+            guests.map(|guest| counted(testbed, guest)).collect()
         };
         self.pass(STREAM_TIME)?;
-        let (before, counted_before) = (self.count()?, counted()?);
+        let (before, counted_before) = (self.count()?, count_packets()?);
         let from_ns = clock::now_ns();
         self.pass(STREAM_TIME / 2)?;
         let done = action(self)?;
@@ -268,7 +273,7 @@ impl Party {
             from_ns,
             to_ns: clock::now_ns(),
         };
-        let (after, counted_after) = (self.count()?, counted()?);
+        let (after, counted_after) = (self.count()?, count_packets()?);
         let surplus = |(before, after): (&Option<Counts>, &Option<Counts>)| {
             let (before, after) = (before.as_ref()?, after.as_ref()?);
             let received = i64::try_from(after.received - before.received).ok()?;
@@ -294,13 +299,7 @@ impl Party {
         thread::scope(|scope| {
             let mut running = Vec::new();
             for viewer in &self.viewers {
-                let journey = Journey {
-                    testbed,
-                    domain: &viewer.domain,
-                    control: &viewer.control,
-                    from: viewer.at,
-                    to: 1 - viewer.at,
-                };
+                let journey = viewer.journey(testbed);
                 running.push(scope.spawn(move || journey.go(mover, &mut |_| {})));
             }
             running
@@ -373,16 +372,22 @@ impl Viewer {
             let address = silent.stream.multicast_address();
             return Err(anyhow!("{} has received nothing of {address}", self.domain));
         }
-        let windows = self.moves.iter().map(|it| it.window).collect();
-        let counted = self.moves.iter().map(|it| it.counted.clone()).collect();
-        let rows = self
-            .moves
-            .into_iter()
-            .map(|it| {
-                let row = tally::with_stalls(it.row, &self.control, it.window);
-                tally::fill(row, &tallies, it.window, &it.surplus)
-            })
-            .collect();
+        let (mut rows, mut windows) = (Vec::new(), Vec::new());
+        let (mut counted, mut records) = (Vec::new(), Vec::new());
+        for it in self.moves {
+            let row = tally::with_stalls(it.row, &self.control, it.window);
+            let row = tally::fill(row, &tallies, it.window, &it.surplus);
+            rows.push(
+                RunRow {
+                    lost_at: places::places(row.lost, &it.counted, it.at, &it.records),
+                    ..row
+                }
+                .judged(),
+            );
+            windows.push(it.window);
+            counted.push(it.counted);
+            records.push(it.records);
+        }
         let mut sent: Vec<_> = tallies.iter().flat_map(|it| it.sent.clone()).collect();
         sent.sort_by_key(|packet| packet.sent_ns);
         let mut arrivals: Vec<_> = tallies.into_iter().flat_map(|it| it.arrivals).collect();
@@ -391,29 +396,9 @@ impl Viewer {
             rows,
             windows,
             counted,
+            records,
             sent,
             arrivals,
         })
     }
-}
-
-/// The records of a VM host's agent, the newest last.
-///
-/// # Errors
-///
-/// When the agent does not answer.
-pub fn records(testbed: &Testbed, host: usize) -> Result<Vec<serde_json::Value>> {
-    let vms = &testbed.lab().vms()[host];
-    let migrations = testbed.running_agents()?.query(vms, "migrations")?;
-    Ok(migrations.as_array().cloned().unwrap_or_default())
-}
-
-/// The newest record of a VM host's agent.
-///
-/// # Errors
-///
-/// When it has none.
-pub fn last_record(testbed: &Testbed, host: usize) -> Result<serde_json::Value> {
-    let last = records(testbed, host)?.pop();
-    last.with_context(|| format!("{} has no record", testbed.lab().vms()[host].name()))
 }

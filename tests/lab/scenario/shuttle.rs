@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail};
 
 use super::Testbed;
 use super::mover::Mover;
-pub use super::party::{Counted, Moves, last_record, records};
+pub use super::party::Moves;
 use super::party::{Party, Viewer};
 use super::sessions::Sessions;
 use super::stream::Streams;

@@ -11,6 +11,7 @@ use lab::scenario::agents::AgentOptions;
 
 use super::machine::Place;
 use super::{with_bar, write_json};
+use crate::demo::losses;
 use crate::run::go_on_delivered;
 
 /// Arguments.
@@ -59,6 +60,11 @@ pub(super) fn handover(arguments: &HandoverArgs) -> Result<()> {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
         println!("{}", table(&report));
+        for case in &report.cases {
+            for line in losses(&case.runs) {
+                println!("{}, {line}", case.case.name());
+            }
+        }
         if report.cases.iter().any(|case| case.sessions.is_some()) {
             println!("{}", sessions(&report));
         }

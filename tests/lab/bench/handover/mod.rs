@@ -16,11 +16,12 @@ use super::sessions::Sessions;
 use super::{Machine, Progress, median};
 use crate::guest::domain::NicDriver;
 use crate::probe::faults::{self, Faulty, Passed};
+use crate::probe::places::Counted;
 use crate::probe::report::RunRow;
 use crate::scenario::Testbed;
 use crate::scenario::agents::AgentOptions;
 use crate::scenario::crossing::Crossing;
-use crate::scenario::shuttle::{self, Counted, Moves, Shuttle};
+use crate::scenario::shuttle::{Moves, Shuttle};
 use crate::scenario::stream::{Service, StreamConfig, Streams};
 
 /// What is measured, and how.
@@ -82,7 +83,7 @@ pub struct Inexact {
     /// What the kernels counted of packets meanwhile.
     pub counted: Counted,
     /// What the agents of the two ends have recorded of it, the source's first.
-    pub records: Vec<Value>,
+    pub records: [Value; 2],
     /// The logs of both agents, with the first such move.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub logs: Vec<String>,
@@ -114,18 +115,17 @@ impl HandoverCase {
     }
 }
 
-/// What explains the moves of one guest that were not exact. The first has `first` rows before it;
-/// `records` has those of each.
-fn explain(case: Case, first: usize, moves: &Moves, records: &[[Value; 2]]) -> Vec<Inexact> {
-    let watched = moves.windows.iter().zip(&moves.counted);
+/// What explains the moves of one guest that were not exact. The first has `first` rows before it.
+fn explain(case: Case, first: usize, moves: &Moves) -> Vec<Inexact> {
+    let watched = moves.windows.iter().zip(&moves.counted).zip(&moves.records);
     let rows = moves.rows.iter().enumerate().zip(watched);
     rows.filter(|((_, row), _)| !case.is_exact(row))
-        .map(|((index, _), (window, counted))| Inexact {
+        .map(|((index, _), ((window, counted), records))| Inexact {
             row: first + index,
             packets: faults::faults(&moves.sent, &moves.arrivals, *window),
             around: faults::around_the_move(&moves.arrivals, *window),
             counted: counted.clone(),
-            records: records.get(index).map(|it| it.to_vec()).unwrap_or_default(),
+            records: records.clone(),
             logs: Vec::new(),
         })
         .collect()
@@ -184,19 +184,15 @@ fn to_and_fro(
         let lab = crate::Lab::attach(&testbed.lab().config().name)?;
         testbed.agents()?.install_hooks(&lab)?;
     }
-    let mut placed = Placed::default();
-    let mut records = Vec::new();
     let mut shuttle = Shuttle::begin(testbed, case.streams(rate_mbps)?)?;
     for number in 1..=moves {
         tell(number);
         shuttle.go(case.mover())?;
-        let ends = ends(shuttle.testbed(), number)?;
-        placed.add(&ends[1]);
-        records.push(ends);
     }
     let moves = shuttle.finish()?;
-    let inexact = explain(case, 0, &moves, &records);
-    Ok(HandoverCase::new(case, moves.rows, placed.0).explained(inexact))
+    let inexact = explain(case, 0, &moves);
+    let words = placed(&moves.records);
+    Ok(HandoverCase::new(case, moves.rows, words).explained(inexact))
 }
 
 /// Counts after each move, and ends with the first that is not exact.
@@ -208,8 +204,7 @@ fn soak(
 ) -> Result<HandoverCase> {
     let case = Case::Soak;
     let streams = case.streams(rate_mbps)?;
-    let (mut runs, mut inexact) = (Vec::new(), Vec::new());
-    let mut placed = Placed::default();
+    let (mut runs, mut inexact, mut records) = (Vec::new(), Vec::new(), Vec::new());
     for number in 1..=moves {
         tell(number);
         let mut shuttle = match number {
@@ -217,26 +212,15 @@ fn soak(
             _ => Shuttle::resume(testbed, streams.clone())?,
         };
         shuttle.go(case.mover())?;
-        let ends = ends(shuttle.testbed(), number)?;
-        placed.add(&ends[1]);
         let moves = shuttle.finish()?;
-        inexact = explain(case, runs.len(), &moves, &[ends]);
+        inexact = explain(case, runs.len(), &moves);
         runs.extend(moves.rows);
+        records.extend(moves.records);
         if !inexact.is_empty() {
             break;
         }
     }
-    Ok(HandoverCase::new(case, runs, placed.0).explained(inexact))
-}
-
-/// What the agents of both ends have recorded of the last move of a guest that goes to and fro, the
-/// source's first.
-fn ends(testbed: &Testbed, number: u32) -> Result<[Value; 2]> {
-    let to = usize::from(number % 2 == 1);
-    Ok([
-        shuttle::last_record(testbed, 1 - to)?,
-        shuttle::last_record(testbed, to)?,
-    ])
+    Ok(HandoverCase::new(case, runs, placed(&records)).explained(inexact))
 }
 
 fn crossing(
@@ -253,16 +237,17 @@ fn crossing(
         )
     };
     let mut crossing = Crossing::begin(testbed, [streams(0)?, streams(1)?])?;
-    let mut placed = Placed::default();
     for number in 1..=moves {
         tell(number);
         crossing.go(case.mover())?;
-        for host in 0..2 {
-            placed.add_last_incoming(crossing.testbed(), host)?;
-        }
     }
-    let rows = crossing.finish()?.into_iter().flat_map(|it| it.rows);
-    Ok(HandoverCase::new(case, rows.collect(), placed.0))
+    let (mut rows, mut inexact, mut records) = (Vec::new(), Vec::new(), Vec::new());
+    for moves in crossing.finish()? {
+        inexact.extend(explain(case, rows.len(), &moves));
+        rows.extend(moves.rows);
+        records.extend(moves.records);
+    }
+    Ok(HandoverCase::new(case, rows, placed(&records)).explained(inexact))
 }
 
 /// Most memory that an agent has used, MiB.
@@ -285,32 +270,18 @@ fn peak_mib(testbed: &mut Testbed) -> Result<f64> {
     Ok(peak)
 }
 
-/// How cuts were placed, in the agent's words.
-#[derive(Default)]
-struct Placed(Vec<(String, usize)>);
-
-impl Placed {
-    /// Counts the flows of a record.
-    fn add(&mut self, record: &serde_json::Value) {
-        for flow in record["handover"].as_array().into_iter().flatten() {
-            let word = flow["placed"].as_str().unwrap_or("not placed");
-            match self.0.iter_mut().find(|(known, _)| known == word) {
-                Some((_, count)) => *count += 1,
-                None => self.0.push((word.to_owned(), 1)),
-            }
+/// How cuts were placed, in the agent's words, with how often; by the destinations' records.
+fn placed(records: &[[Value; 2]]) -> Vec<(String, usize)> {
+    let mut counts: Vec<(String, usize)> = Vec::new();
+    let flows = records.iter().map(|[_, record]| &record["handover"]);
+    for flow in flows.filter_map(Value::as_array).flatten() {
+        let word = flow["placed"].as_str().unwrap_or("not placed");
+        match counts.iter_mut().find(|(known, _)| known == word) {
+            Some((_, count)) => *count += 1,
+            None => counts.push((word.to_owned(), 1)),
         }
     }
-
-    /// The same of the newest record of a guest that has come.
-    fn add_last_incoming(&mut self, testbed: &Testbed, host: usize) -> Result<()> {
-        let records = shuttle::records(testbed, host)?;
-        let incoming = records
-            .iter()
-            .rev()
-            .find(|it| it["direction"] == "incoming");
-        self.add(incoming.context("The agent has no record of a guest that came")?);
-        Ok(())
-    }
+    counts
 }
 
 #[cfg(test)]
@@ -371,12 +342,11 @@ mod tests {
 
     #[test]
     fn flows_are_counted_by_how_they_were_placed() {
-        let mut placed = Placed::default();
-        placed.add(&serde_json::json!({"handover": [
+        let record = serde_json::json!({"handover": [
             {"placed": "exact"}, {"placed": "by_time"}, {"placed": "exact"}
-        ]}));
+        ]});
         assert_eq!(
-            placed.0,
+            placed(&[[Value::Null, record], Default::default()]),
             [("exact".to_owned(), 2), ("by_time".to_owned(), 1)]
         );
     }
