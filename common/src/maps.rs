@@ -55,6 +55,17 @@ pub struct ListenerKey {
     pub multicast_address: Address,
 }
 
+impl ListenerKey {
+    /// The address that is watched for the listener.
+    pub fn managed(&self) -> ManagedKey {
+        ManagedKey {
+            vlan: self.vlan,
+            pad: 0,
+            multicast_address: self.multicast_address,
+        }
+    }
+}
+
 /// Value of `LISTENERS`: 40 bytes, align 8.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,12 +3,15 @@
 //! Whoever can send to a multicast address makes flows of it without end, by ever new source addresses
 //! and ports. Each address has a share of `STREAMS` and each TAP one of `DELIVERED`, which the programs
 //! keep to. Here flows make room that are silent: all of them after long, and in a share that is half
-//! full after little.
+//! full after little; there those of sources that no listener wants go at once.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
-use common::maps::{Delivered, DeliveredKey, Managed, ManagedKey, StreamKey, StreamUsage};
+use common::maps::{
+    Address, Delivered, DeliveredKey, FilterMode, Listener, ListenerKey, Managed, ManagedKey,
+    Source, SourceKey, StreamKey, StreamUsage,
+};
 
 use super::{Datapath, DatapathError, lock};
 use crate::proto::Timestamp;
@@ -90,13 +93,29 @@ impl Datapath {
                 .or_default()
                 .push((key, usage));
         }
+        let share = |address| -> usize {
+            let managed = managed.get(address);
+            managed.map_or(0, |managed| managed.max_flows.into())
+        };
+        let crowded = by_address
+            .iter()
+            .filter(|(address, flows)| is_full || is_half_full(flows.len(), share(address)));
+        let crowded: HashSet<ManagedKey> = crowded.map(|(address, _)| *address).collect();
+        let included = if crowded.is_empty() {
+            HashMap::new()
+        } else {
+            let (listeners, sources) = (&self.inner.listeners, &self.inner.sources);
+            included(&listeners.entries()?, &sources.entries()?)
+        };
         let mut collected = 0;
         for (address, flows) in &by_address {
-            let share = managed
-                .get(address)
-                .map_or(0, |managed| managed.max_flows.into());
+            let room = Room {
+                share: share(address),
+                is_crowded: crowded.contains(address),
+                included: included.get(address),
+            };
             let mut left = flows.len();
-            for key in superfluous(now, flows, share, is_full, max_silence) {
+            for key in superfluous(now, flows, &room, max_silence) {
                 if self.inner.streams.remove(&key)? {
                     collected += 1;
                     left -= 1;
@@ -155,27 +174,64 @@ impl Datapath {
     }
 }
 
-/// Flows of one address that go: those silent for longer than `max_silence`; where the share or all of
-/// the map is half full those of few packets; and where the share is full still, those that were silent
-/// the longest, down to three quarters.
+/// The sources that listeners want of each address, as far as there are listeners and each wants only
+/// those of a list.
+fn included(
+    listeners: &[(ListenerKey, Listener)],
+    sources: &[(SourceKey, Source)],
+) -> HashMap<ManagedKey, HashSet<Address>> {
+    let mut included: HashMap<ManagedKey, HashSet<Address>> = HashMap::new();
+    let mut excluding = HashSet::new();
+    for (key, listener) in listeners {
+        match FilterMode::from_u8(listener.filter_mode) {
+            Some(FilterMode::Include) => drop(included.entry(key.managed()).or_default()),
+            Some(FilterMode::Exclude) | None => drop(excluding.insert(key.managed())),
+        }
+    }
+    included.retain(|key, _| !excluding.contains(key));
+    for (SourceKey { listener, source }, _) in sources {
+        if let Some(included) = included.get_mut(&listener.managed()) {
+            included.insert(*source);
+        }
+    }
+    included
+}
+
+/// What room the flows of an address have.
+struct Room<'a> {
+    /// Most flows.
+    share: usize,
+    /// Whether half of it or of the map is taken.
+    is_crowded: bool,
+    /// The sources that are wanted; `None` for all.
+    included: Option<&'a HashSet<Address>>,
+}
+
+fn is_half_full(flows: usize, share: usize) -> bool {
+    flows > share / 2
+}
+
+/// Flows of one address that go: those silent for longer than `max_silence`; in a crowd those of unwanted
+/// sources and of few packets; and where the share is full still, those that were silent the longest, down
+/// to three quarters.
 fn superfluous(
     now: Timestamp,
     flows: &[(StreamKey, StreamUsage)],
-    share: usize,
-    is_full: bool,
+    room: &Room<'_>,
     max_silence: Duration,
 ) -> Vec<StreamKey> {
-    let is_crowded = is_full || flows.len() > share / 2;
-    let goes = |usage: &StreamUsage| {
+    let is_wanted = |source: &Address| room.included.is_none_or(|it| it.contains(source));
+    let goes = |key: &StreamKey, usage: &StreamUsage| {
         let silence = now.since(Timestamp(usage.last_ns));
-        silence > max_silence
-            || is_crowded && usage.packets <= FEW_PACKETS && silence > BRIEF_SILENCE
+        let is_brief = usage.packets <= FEW_PACKETS && silence > BRIEF_SILENCE;
+        silence > max_silence || room.is_crowded && (is_brief || !is_wanted(&key.source))
     };
-    let (gone, mut left): (Vec<_>, Vec<_>) = flows.iter().partition(|(_, usage)| goes(usage));
+    let (gone, mut left): (Vec<_>, Vec<_>) =
+        flows.iter().partition(|(key, usage)| goes(key, usage));
     let mut gone: Vec<StreamKey> = gone.into_iter().map(|(key, _)| key).collect();
-    if left.len() >= share {
+    if left.len() >= room.share {
         left.sort_unstable_by_key(|(_, usage)| usage.last_ns);
-        let surplus = left.len() - share * 3 / 4;
+        let surplus = left.len() - room.share * 3 / 4;
         gone.extend(left.iter().take(surplus).map(|(key, _)| *key));
     }
     gone
@@ -194,7 +250,9 @@ fn crowding(
     }
     let is_crowded = |ifindex: &u32| {
         let share = shares.get(ifindex).copied().unwrap_or_default();
-        flows.get(ifindex).is_some_and(|flows| *flows > share / 2)
+        flows
+            .get(ifindex)
+            .is_some_and(|flows| is_half_full(*flows, share))
     };
     let mut silent = Vec::new();
     let mut passed = Passed::new();
@@ -212,90 +270,4 @@ fn crowding(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const S: u64 = 1_000_000_000;
-    const HOUR: Duration = Duration::from_secs(3600);
-    const NOW: Timestamp = Timestamp(10_000 * S);
-
-    fn key(source_port: u16) -> StreamKey {
-        StreamKey {
-            multicast_address: [0xff; 16],
-            source: [0x20; 16],
-            source_port,
-            destination_port: 5004,
-            vlan: 0,
-            pad: 0,
-        }
-    }
-
-    fn flow(source_port: u16, packets: u64, silent_s: u64) -> (StreamKey, StreamUsage) {
-        let usage = StreamUsage {
-            packets,
-            last_ns: NOW.0 - silent_s * S,
-            ..StreamUsage::default()
-        };
-        (key(source_port), usage)
-    }
-
-    fn gone(flows: &[(StreamKey, StreamUsage)], share: usize, is_full: bool) -> Vec<u16> {
-        let gone = superfluous(NOW, flows, share, is_full, HOUR);
-        gone.iter().map(|key| key.source_port).collect()
-    }
-
-    #[test]
-    fn flow_stays_for_an_hour_where_there_is_room() {
-        let flows = [flow(1, 1, 3500), flow(2, 9000, 3700)];
-        assert_eq!(gone(&flows, 100, false), [2]);
-    }
-
-    #[test]
-    fn flows_of_few_packets_make_room_in_a_share_or_a_map_that_is_half_full() {
-        let flows = [flow(1, 2, 11), flow(2, 3, 11), flow(3, 1, 9)];
-        assert_eq!(gone(&flows, 4, false), [1]);
-        assert_eq!(gone(&flows, 100, true), [1]);
-        assert_eq!(gone(&flows, 100, false), [0; 0]);
-    }
-
-    #[test]
-    fn a_stream_outlives_any_number_of_made_up_flows() {
-        let mut flows: Vec<_> = (0..99).map(|port| flow(port, 50, 1)).collect();
-        flows.push(flow(5004, 90_000, 0));
-        let gone = gone(&flows, 100, false);
-        assert_eq!(gone.len(), 25);
-        assert!(!gone.contains(&5004));
-    }
-
-    #[test]
-    fn flows_of_an_address_that_is_not_managed_go() {
-        assert_eq!(gone(&[flow(1, 90_000, 0)], 0, false), [1]);
-    }
-
-    fn delivered(ifindex: u32, port: u16, packets: u64) -> (DeliveredKey, Delivered) {
-        let stream = key(port);
-        let bytes = packets * 100;
-        (
-            DeliveredKey { ifindex, stream },
-            Delivered { packets, bytes },
-        )
-    }
-
-    #[test]
-    fn flow_into_a_crowded_tap_goes_once_it_passes_nothing_between_two_looks() {
-        let shares = HashMap::from([(4, 4), (5, 100)]);
-        let first = [
-            delivered(4, 1, 10),
-            delivered(4, 2, 1),
-            delivered(4, 3, 1),
-            delivered(5, 1, 1),
-        ];
-        let (silent, passed) = crowding(&first, &shares, &Passed::new());
-        assert_eq!(silent, []);
-        let mut second = first;
-        second[0].1.packets = 11;
-        let (silent, passed) = crowding(&second, &shares, &passed);
-        assert_eq!(silent, [first[1].0, first[2].0]);
-        assert_eq!(passed, Passed::from([(first[0].0, 11)]));
-    }
-}
+mod tests;

@@ -44,15 +44,6 @@ impl ListenerView<'_> {
     }
 }
 
-/// The VLAN and address of a listener.
-pub(super) fn managed(key: &ListenerKey) -> ManagedKey {
-    ManagedKey {
-        vlan: key.vlan,
-        pad: 0,
-        multicast_address: key.multicast_address,
-    }
-}
-
 /// The listener of an address at a port.
 pub(super) fn listener_key(ifindex: u32, key: &ManagedKey) -> ListenerKey {
     ListenerKey {
@@ -174,7 +165,7 @@ impl Mirror {
         if !new {
             return None;
         }
-        let address = managed(&key);
+        let address = key.managed();
         let ports = self.ports_by_address.entry(address).or_default();
         ports.insert(key.ifindex);
         (ports.len() == 1).then_some(Effect::Appeared(address))
@@ -203,7 +194,7 @@ impl Mirror {
         for source in &sources {
             self.remove_source(source);
         }
-        let address = managed(key);
+        let address = key.managed();
         let ports = self.ports_by_address.get_mut(&address)?;
         ports.remove(&key.ifindex);
         if !ports.is_empty() {

@@ -9,7 +9,7 @@ use common::maps::PortUsage;
 use tracing::{debug, warn};
 
 use super::filter::is_routable;
-use super::listener::{Effect, managed};
+use super::listener::Effect;
 use super::timer::Timer;
 use super::{Agent, DatapathEvent, Output, Timestamp};
 
@@ -48,7 +48,7 @@ impl Agent {
             } => {
                 let effect = self.mirror.update_listener(key, value);
                 self.apply(effect);
-                self.refresh_filter(managed(&key));
+                self.refresh_filter(key.managed());
                 self.arrived_vm_reported(&key);
             }
             DatapathEvent::Listener {
@@ -69,7 +69,7 @@ impl Agent {
                     Change::Updated => self.mirror.update_source(key, value),
                     Change::Removed => self.mirror.remove_source(&key),
                 }
-                self.refresh_filter(managed(&key.listener));
+                self.refresh_filter(key.listener.managed());
             }
             DatapathEvent::FirstPacket { key, origin, at } => {
                 self.first_packet(&key, origin, at);
@@ -99,7 +99,7 @@ impl Agent {
                 for (key, value) in sources {
                     gone_sources.remove(&key);
                     self.mirror.update_source(key, value);
-                    listed.insert(managed(&key.listener));
+                    listed.insert(key.listener.managed());
                 }
                 for address in listed {
                     self.refresh_filter(address);
@@ -147,7 +147,7 @@ impl Agent {
         let keys: Vec<_> = self.mirror.of_port(ifindex).map(|view| view.key).collect();
         for key in keys {
             let effect = self.mirror.remove_listener(&key);
-            let address = managed(&key);
+            let address = key.managed();
             if matches!(effect, Some(Effect::Vanished(_)))
                 && !self.entries.contains_key(&address)
                 && is_routable(&address.multicast_address)

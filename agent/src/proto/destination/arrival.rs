@@ -16,7 +16,7 @@ use common::signal::{MigrationProgress, Phase};
 use tracing::{debug, info};
 
 use super::{Agent, Filter, Incoming, millis};
-use crate::proto::listener::{listener_key, managed};
+use crate::proto::listener::listener_key;
 use crate::proto::record::Outcome;
 use crate::proto::refusal::Refusal;
 use crate::proto::timer::Timer;
@@ -333,7 +333,7 @@ impl Agent {
             return;
         };
         let answered = Timestamp(value.last_answer_ns);
-        let key = managed(listener);
+        let key = listener.managed();
         self.release_where(listener.ifindex, key, |incoming| {
             incoming
                 .queried
@@ -344,7 +344,7 @@ impl Agent {
 
     /// A listener left: its VM does not want the address any more.
     pub(in crate::proto) fn arrived_vm_left(&mut self, listener: &ListenerKey) {
-        self.release_where(listener.ifindex, managed(listener), |_| true);
+        self.release_where(listener.ifindex, listener.managed(), |_| true);
     }
 
     fn release_where(

@@ -14,7 +14,7 @@ use tracing::warn;
 
 use super::handover::ArrivalGate;
 use crate::proto::inventory::is_tap_of;
-use crate::proto::listener::{listener_key, managed};
+use crate::proto::listener::listener_key;
 use crate::proto::record::Ungated;
 use crate::proto::timer::Timer;
 use crate::proto::{Agent, DomainUuid, GateCommand, MdbEntry, Output, Timestamp};
@@ -159,7 +159,7 @@ impl Agent {
         sources: &[SourceKey],
     ) {
         for listener in listeners {
-            self.delete_mdb(listener.ifindex, managed(listener));
+            self.delete_mdb(listener.ifindex, listener.managed());
         }
         for SourceKey { listener, source } in sources {
             if !self.inventory.ports.contains_key(&listener.ifindex) {
@@ -167,7 +167,7 @@ impl Agent {
             }
             self.outputs.push_back(Output::MdbDelete(MdbEntry {
                 ifindex: listener.ifindex,
-                key: managed(listener),
+                key: listener.managed(),
                 source: Some(*source),
             }));
         }

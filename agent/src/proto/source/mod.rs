@@ -43,7 +43,6 @@ use common::text::is_plain_text;
 use tracing::{info, warn};
 
 use super::link::Backoff;
-use super::listener::managed;
 use super::policy::Asker;
 use super::record::Direction;
 use super::refusal::{Refusal, Whose, bounded};
@@ -353,7 +352,7 @@ impl Agent {
         self.connect(destination);
         let mut keys: Vec<ManagedKey> = self
             .departing_listeners(&domain.uuid)
-            .map(|(view, _)| managed(&view.key))
+            .map(|(view, _)| view.key.managed())
             .chain(self.held_for(&domain.uuid).map(|(key, ..)| key))
             .collect();
         keys.sort_unstable();

@@ -7,7 +7,7 @@ use common::signal::{self, AgentRequest, Flow, MAX_FLOWS, MAX_LISTENERS, MAX_NIC
 
 use super::{Outgoing, Requester, millis};
 use crate::proto::filter::{Filter, is_routable};
-use crate::proto::listener::{ListenerView, managed};
+use crate::proto::listener::ListenerView;
 use crate::proto::{Agent, DomainUuid, Mac, Stream, Timestamp};
 
 /// MLD version of a listener that has not reported here.
@@ -69,7 +69,7 @@ impl Agent {
         let mut known = BTreeSet::new();
         let mut listeners = Vec::new();
         for (view, mac) in self.departing_listeners(&outgoing.uuid) {
-            let key = managed(&view.key);
+            let key = view.key.managed();
             known.insert((key, mac));
             if let Some(filter) = view.filter() {
                 listeners.push(listener(key, mac, &filter, view.value.mld_version));
