@@ -169,9 +169,9 @@ impl Agent {
 
     /// How the copy of a domain goes to a destination that can or cannot decrypt it.
     pub(super) fn copy_way(&self, destination: &str, there: bool) -> Result<CopyWay, Refusal> {
-        let here = (self.config.name.as_str(), &self.copy_tls);
-        let way = self.config.copy.way(here, (destination, there));
-        match (way, self.config.copy.encrypt) {
+        let here = (self.cx.config.name.as_str(), &self.copy_tls);
+        let way = self.cx.config.copy.way(here, (destination, there));
+        match (way, self.cx.config.copy.encrypt) {
             (CopyWay::Clear(why), Encrypt::Always) => Err(Refusal::InTheClear {
                 destination: destination.to_owned(),
                 why,

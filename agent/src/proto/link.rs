@@ -11,7 +11,7 @@ use tracing::{debug, info, warn};
 
 use super::refusal::bounded;
 use super::timer::Timer;
-use super::{Agent, Output, PeerEvent};
+use super::{Agent, PeerEvent};
 
 /// First delay before connecting again.
 const BACKOFF_FIRST: Duration = Duration::from_millis(200);
@@ -26,7 +26,7 @@ const MAX_CLOSINGS: usize = 64;
 #[derive(Debug, Default)]
 pub(super) struct Link {
     pub(super) up: bool,
-    connecting: bool,
+    pub(super) connecting: bool,
 }
 
 /// Growing delay between attempts.
@@ -59,32 +59,6 @@ pub(super) struct Closing {
 }
 
 impl Agent {
-    /// Whether the connection to a peer is up.
-    pub(super) fn is_up(&self, peer: &str) -> bool {
-        self.links.get(peer).is_some_and(|link| link.up)
-    }
-
-    /// Asks for a connection unless there is one or one is being made.
-    pub(super) fn connect(&mut self, peer: &str) {
-        let link = self.links.entry(peer.to_owned()).or_default();
-        if !link.up && !link.connecting {
-            link.connecting = true;
-            self.outputs.push_back(Output::Connect {
-                peer: peer.to_owned(),
-            });
-        }
-    }
-
-    /// Sends a message if the connection is up.
-    pub(super) fn send(&mut self, peer: &str, transaction: u64, message: &PeerMessage) {
-        if self.is_up(peer) {
-            self.outputs.push_back(Output::Frame {
-                peer: peer.to_owned(),
-                bytes: message.encode(transaction),
-            });
-        }
-    }
-
     /// Sends the last message of a migration, later if the connection is down.
     pub(super) fn send_end(
         &mut self,
@@ -94,8 +68,8 @@ impl Agent {
         request: Option<AgentRequest>,
         end: PeerMessage,
     ) {
-        if self.is_up(peer) {
-            self.send(peer, transaction, &end);
+        if self.cx.is_up(peer) {
+            self.cx.send(peer, transaction, &end);
             return;
         }
         if self.closings.len() >= MAX_CLOSINGS {
@@ -109,14 +83,16 @@ impl Agent {
             backoff: Backoff::default(),
         };
         self.closings.insert(number, closing);
-        self.timers.set(Timer::Closing(number), self.now + CLOSING);
+        self.cx
+            .timers
+            .set(Timer::Closing(number), self.cx.now + CLOSING);
         self.reconnect_later(number);
     }
 
     pub(super) fn on_peer(&mut self, peer: &str, event: PeerEvent) {
         match event {
             PeerEvent::Up { .. } => {
-                let link = self.links.entry(peer.to_owned()).or_default();
+                let link = self.cx.links.entry(peer.to_owned()).or_default();
                 *link = Link {
                     up: true,
                     connecting: false,
@@ -128,7 +104,7 @@ impl Agent {
                 self.preparations_peer_up(peer);
             }
             PeerEvent::Down { reason } => {
-                self.links.remove(peer);
+                self.cx.links.remove(peer);
                 if self.relays.contains(peer) {
                     self.relay_down(peer, &reason);
                     return;
@@ -154,7 +130,9 @@ impl Agent {
         } else {
             return;
         };
-        self.timers.set(Timer::Reconnect(number), self.now + delay);
+        self.cx
+            .timers
+            .set(Timer::Reconnect(number), self.cx.now + delay);
     }
 
     pub(super) fn reconnect_now(&mut self, number: u64) {
@@ -163,12 +141,12 @@ impl Agent {
             (None, Some(closing)) => closing.peer.clone(),
             (None, None) => return,
         };
-        self.connect(&peer);
+        self.cx.connect(&peer);
     }
 
     pub(super) fn give_up_closing(&mut self, number: u64) {
         if let Some(closing) = self.closings.remove(&number) {
-            self.timers.stop(Timer::Reconnect(number));
+            self.cx.timers.stop(Timer::Reconnect(number));
             warn!(peer = %closing.peer, "Peer was never told how a migration ended");
         }
     }
@@ -186,29 +164,30 @@ impl Agent {
             let Some(closing) = self.closings.remove(&number) else {
                 continue;
             };
-            self.timers.stop(Timer::Reconnect(number));
-            self.timers.stop(Timer::Closing(number));
+            self.cx.timers.stop(Timer::Reconnect(number));
+            self.cx.timers.stop(Timer::Closing(number));
             if let Some(request) = closing.request {
-                self.send(peer, closing.transaction, &request.into());
+                self.cx.send(peer, closing.transaction, &request.into());
             }
-            self.send(peer, closing.transaction, &closing.end);
+            self.cx.send(peer, closing.transaction, &closing.end);
         }
     }
 
     fn on_frame(&mut self, peer: &str, bytes: &[u8]) {
         // A frame proves the connection, should its `Up` be overtaken.
-        self.links.entry(peer.to_owned()).or_default().up = true;
+        self.cx.links.entry(peer.to_owned()).or_default().up = true;
         let (transaction, message) = match PeerMessage::decode(bytes) {
             Ok(decoded) => decoded,
             Err(error) => {
-                self.counters.malformed_frames += 1;
+                self.cx.counters.malformed_frames += 1;
                 warn!(peer, %error, "Frame is not understood");
                 if let DecodeError::Version { transaction, .. }
                 | DecodeError::UnknownKind { transaction, .. }
                 | DecodeError::Text { transaction } = error
                 {
                     let reason = error.to_string();
-                    self.send(peer, transaction, &ErrorMessage { reason }.into());
+                    self.cx
+                        .send(peer, transaction, &ErrorMessage { reason }.into());
                 }
                 return;
             }
@@ -230,8 +209,9 @@ impl Agent {
                 self.on_address_claim_reply(peer, transaction, &body);
             }
             PeerMessage::RelayRequest(_) => {
-                let reason = format!("{} is an agent, not a relay", self.config.name);
-                self.send(peer, transaction, &RelayRelease { reason }.into());
+                let reason = format!("{} is an agent, not a relay", self.cx.config.name);
+                self.cx
+                    .send(peer, transaction, &RelayRelease { reason }.into());
             }
             PeerMessage::RelayResponse(_) | PeerMessage::RelayRelease(_) => {}
             PeerMessage::MigrationAbort(MigrationAbort { reason })
@@ -265,8 +245,9 @@ impl Agent {
             | PeerMessage::AddressClaim(_)
             | PeerMessage::AddressClaimReply(_)
             | PeerMessage::RelayRequest(_) => {
-                let reason = format!("{} knows {relay} as a relay only", self.config.name);
-                self.send(relay, transaction, &ErrorMessage { reason }.into());
+                let reason = format!("{} knows {relay} as a relay only", self.cx.config.name);
+                self.cx
+                    .send(relay, transaction, &ErrorMessage { reason }.into());
             }
         }
     }

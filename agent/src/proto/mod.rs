@@ -14,6 +14,7 @@
 //! | `source` | migrations that leave |
 //! | `destination` | migrations that arrive: joins, probes, holding and releasing |
 //! | [`reception`] | how each watched address is received, and the sessions with relays |
+//! | `context` | what every machine is lent |
 //! | `link` | connections to other agents |
 //! | `listener` | mirror of the kernel's listeners, and their ageing |
 //! | `watch` | what the kernel reports |
@@ -33,6 +34,7 @@
 //! | [`handover`] | which packets the VM has had, and which it gets; driven by its own thread |
 
 mod config;
+mod context;
 mod copy;
 mod destination;
 pub mod directory;
@@ -62,7 +64,7 @@ mod uuid;
 mod vm;
 mod watch;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::net::{Ipv6Addr, SocketAddrV6};
 use std::time::Duration;
 
@@ -82,15 +84,16 @@ pub use record::{
 pub use stream::Stream;
 pub use uuid::{DomainUuid, UuidError};
 
+use context::Context;
 use destination::{Arrivals, Entry, Incoming, Preparation, Queue};
 use inventory::Inventory;
-use link::{Closing, Links};
+use link::Closing;
 use listener::Mirror;
 use rate::Rates;
 use reception::{Receptions, Relays};
 use record::Records;
 use source::{LateCuts, Outgoing};
-use timer::{Timer, TimerTable};
+use timer::Timer;
 use unicast::Addresses;
 use vm::VmSide;
 use watch::Warnings;
@@ -127,18 +130,12 @@ pub struct Counters {
 /// The protocol of one agent.
 #[derive(Debug)]
 pub struct Agent {
-    config: AgentConfig,
+    cx: Context,
     copy_tls: CopyTls,
-    /// Time of the input being handled.
-    now: Timestamp,
     /// Time of the first input.
     started: Option<Timestamp>,
-    outputs: VecDeque<Output>,
-    timers: TimerTable,
-    numbers: Numbers,
     inventory: Inventory,
     mirror: Mirror,
-    links: Links,
     closings: BTreeMap<u64, Closing>,
     outgoing: BTreeMap<u64, Outgoing>,
     /// Domains that have left before all of their cuts were placed.
@@ -158,7 +155,6 @@ pub struct Agent {
     warnings: Warnings,
     records: Records,
     addresses: Addresses,
-    counters: Counters,
 }
 
 impl Agent {
@@ -166,16 +162,11 @@ impl Agent {
     /// and one agent before and after a restart, must have different ones.
     pub fn new(config: AgentConfig, seed: u64) -> Self {
         Self {
-            config,
+            cx: Context::new(config, seed),
             copy_tls: CopyTls::default(),
-            now: Timestamp::default(),
             started: None,
-            outputs: VecDeque::new(),
-            timers: TimerTable::default(),
-            numbers: Numbers(seed),
             inventory: Inventory::default(),
             mirror: Mirror::default(),
-            links: Links::default(),
             closings: BTreeMap::new(),
             outgoing: BTreeMap::new(),
             late_cuts: BTreeMap::new(),
@@ -191,7 +182,6 @@ impl Agent {
             warnings: Warnings::default(),
             records: Records::default(),
             addresses: Addresses::default(),
-            counters: Counters::default(),
         }
     }
 
@@ -288,7 +278,7 @@ impl Agent {
     /// Does what is due at `now`. Calls before [`Self::poll_timeout`] do nothing.
     pub fn handle_timeout(&mut self, now: Timestamp) {
         self.begin(now);
-        while let Some(timer) = self.timers.expire(self.now) {
+        while let Some(timer) = self.cx.timers.expire(self.cx.now) {
             self.on_timer(timer);
         }
         self.end();
@@ -296,23 +286,23 @@ impl Agent {
 
     /// Returns the next thing to do; `None` when nothing is left.
     pub fn poll_output(&mut self) -> Option<Output> {
-        self.outputs.pop_front()
+        self.cx.outputs.pop_front()
     }
 
     /// Returns when to call [`Self::handle_timeout`], if ever.
     pub fn poll_timeout(&self) -> Option<Timestamp> {
-        self.timers.next()
+        self.cx.timers.next()
     }
 
     /// Changes the address by which arriving VMs reach this agent, and its prefix (bits).
     pub fn set_address(&mut self, address: Ipv6Addr, prefix_length: u8) {
-        self.config.address = address;
-        self.config.prefix_length = prefix_length;
+        self.cx.config.address = address;
+        self.cx.config.prefix_length = prefix_length;
     }
 
     /// The configuration.
     pub fn config(&self) -> &AgentConfig {
-        &self.config
+        &self.cx.config
     }
 
     /// All listeners of all ports.
@@ -362,7 +352,8 @@ impl Agent {
 
     /// The peers whose connection is up.
     pub fn connected_peers(&self) -> impl Iterator<Item = &str> {
-        self.links
+        self.cx
+            .links
             .iter()
             .filter(|(_, link)| link.up)
             .map(|(name, _)| name.as_str())
@@ -375,28 +366,30 @@ impl Agent {
 
     /// What was not acted upon.
     pub fn counters(&self) -> Counters {
-        self.counters
+        self.cx.counters
     }
 
     fn begin(&mut self, now: Timestamp) {
-        self.now = self.now.max(now);
+        self.cx.now = self.cx.now.max(now);
         if self.started.is_none() {
-            self.started = Some(self.now);
-            self.timers
-                .set(Timer::Usage, self.now + self.config.timing.usage_interval);
+            self.started = Some(self.cx.now);
+            self.cx.timers.set(
+                Timer::Usage,
+                self.cx.now + self.cx.config.timing.usage_interval,
+            );
         }
     }
 
     fn end(&mut self) {
         match self.mirror.next_due() {
-            Some(due) => self.timers.set(Timer::Ageing, due),
-            None => self.timers.stop(Timer::Ageing),
+            Some(due) => self.cx.timers.set(Timer::Ageing, due),
+            None => self.cx.timers.stop(Timer::Ageing),
         }
     }
 
     /// Time since the first input.
     fn uptime(&self) -> Duration {
-        self.now.since(self.started.unwrap_or(self.now))
+        self.cx.now.since(self.started.unwrap_or(self.cx.now))
     }
 
     fn on_hypervisor(&mut self, event: HypervisorEvent) {
@@ -491,19 +484,5 @@ impl Agent {
             Timer::Ageing => self.age_listeners(),
             Timer::Usage => self.read_usage(),
         }
-    }
-}
-
-/// Source of transaction numbers and tokens (splitmix64).
-#[derive(Debug)]
-struct Numbers(u64);
-
-impl Numbers {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
     }
 }

@@ -311,7 +311,7 @@ impl Agent {
 
     /// Who else than a domain has an address.
     pub(super) fn holder_of(&mut self, address: Ipv6Addr, uuid: DomainUuid) -> Option<Holder> {
-        let now = self.now;
+        let now = self.cx.now;
         let book = &mut self.addresses;
         book.quarantine.retain(|_, (_, until)| *until > now);
         let departing = book.departures.get(&address).map(|it| it.uuid);
@@ -339,7 +339,7 @@ impl Agent {
 
     /// A domain is gone: its addresses are nobody's for a while.
     pub(super) fn addresses_left(&mut self, uuid: DomainUuid) {
-        let now = self.now;
+        let now = self.cx.now;
         self.end_translations(|_, translating| translating.uuid == uuid);
         let left: Vec<_> = self
             .addresses
@@ -363,13 +363,16 @@ impl Agent {
     }
 
     pub(super) fn address(&mut self, command: AddressCommand) {
-        self.outputs.push_back(Output::Address(command));
+        self.cx.outputs.push_back(Output::Address(command));
     }
 
     /// Whether an address is one that a VM can have in this agent's prefix.
     pub(super) fn is_on_link(&self, address: Ipv6Addr) -> bool {
-        is_in(address, self.config.address, self.config.prefix_length)
-            && address != self.config.address
+        is_in(
+            address,
+            self.cx.config.address,
+            self.cx.config.prefix_length,
+        ) && address != self.cx.config.address
     }
 }
 

@@ -92,11 +92,11 @@ impl VmSide {
 impl Agent {
     pub(super) fn on_datagram(&mut self, ifindex: u32, from: SocketAddrV6, bytes: &[u8]) {
         if !self.inventory.ports.contains_key(&ifindex) {
-            self.counters.unknown_port_datagrams += 1;
+            self.cx.counters.unknown_port_datagrams += 1;
             return;
         }
         if !from.ip().is_unicast_link_local() {
-            self.counters.off_link_datagrams += 1;
+            self.cx.counters.off_link_datagrams += 1;
             return;
         }
         let decoded = VmMessage::decode(bytes);
@@ -106,13 +106,13 @@ impl Agent {
             return;
         }
         let Some(domain) = self.inventory.domain_of_port(ifindex).cloned() else {
-            self.counters.unhoused_datagrams += 1;
+            self.cx.counters.unhoused_datagrams += 1;
             return;
         };
         let (transaction, message) = match decoded {
             Ok(decoded) => decoded,
             Err(error) => {
-                self.counters.malformed_datagrams += 1;
+                self.cx.counters.malformed_datagrams += 1;
                 debug!(domain = %domain.name, %error, "Datagram is not understood");
                 if let DecodeError::Version { transaction, .. }
                 | DecodeError::UnknownKind { transaction, .. }
@@ -138,13 +138,13 @@ impl Agent {
             VmMessage::MigrationAbort(_) => self.vm_aborts(&domain, transaction),
             VmMessage::AgentSearchReply(_)
             | VmMessage::MigrationResponse(_)
-            | VmMessage::MigrationProgress(_) => self.counters.malformed_datagrams += 1,
+            | VmMessage::MigrationProgress(_) => self.cx.counters.malformed_datagrams += 1,
         }
     }
 
     /// Sends a message to a VM.
     pub(super) fn tell(&mut self, to: SocketAddrV6, transaction: u64, message: &VmMessage) {
-        self.outputs.push_back(Output::Datagram {
+        self.cx.outputs.push_back(Output::Datagram {
             to,
             bytes: message.encode(transaction),
         });
@@ -166,15 +166,16 @@ impl Agent {
 
     fn answer_search(&mut self, domain: &Domain, transaction: u64, to: SocketAddrV6) {
         let mut reply = AgentSearchReply {
-            agent: self.config.name.clone(),
+            agent: self.cx.config.name.clone(),
             domain: bounded(&domain.name),
             destinations: self
+                .cx
                 .config
                 .peers
                 .iter()
                 .map(|peer| &peer.name)
                 .filter(|peer| {
-                    let policy = &self.config.policy;
+                    let policy = &self.cx.config.policy;
                     policy.allows_departure(&domain.name, peer, Asker::Vm)
                 })
                 .cloned()
@@ -183,7 +184,7 @@ impl Agent {
         loop {
             let bytes = VmMessage::from(reply.clone()).encode(transaction);
             if bytes.len() <= MAX_DATAGRAM_BYTES {
-                self.outputs.push_back(Output::Datagram { to, bytes });
+                self.cx.outputs.push_back(Output::Datagram { to, bytes });
                 return;
             }
             if reply.destinations.pop().is_none() {
@@ -213,7 +214,7 @@ impl Agent {
         } else if self.ready_from_vm(&domain.uuid, transaction, from, body) {
             debug!(domain = %domain.name, transaction, "VM is ready");
         } else if self.uptime() > AMNESTY && !self.expects(&domain.uuid) {
-            let agent = self.config.name.clone();
+            let agent = self.cx.config.name.clone();
             let refusal = Refusal::UnknownTransaction { agent };
             self.tell_refusal(domain.uuid, transaction, from, &refusal);
         }

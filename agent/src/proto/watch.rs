@@ -129,12 +129,12 @@ impl Agent {
                 let quiet = self
                     .warnings
                     .failed
-                    .is_some_and(|last| self.now.since(last) < WARNING_INTERVAL);
+                    .is_some_and(|last| self.cx.now.since(last) < WARNING_INTERVAL);
                 if quiet {
                     debug!(vlan = key.vlan, %address, %reason, "Address is not set up");
                 } else {
                     warn!(vlan = key.vlan, %address, %reason, "Address is not set up");
-                    self.warnings.failed = Some(self.now);
+                    self.warnings.failed = Some(self.cx.now);
                 }
                 self.join_failed(key);
             }
@@ -152,23 +152,23 @@ impl Agent {
                 && !self.entries.contains_key(&address)
                 && is_routable(&address.multicast_address)
             {
-                self.outputs.push_back(Output::Prune(address));
+                self.cx.outputs.push_back(Output::Prune(address));
             }
             self.apply(effect);
         }
     }
 
     pub(super) fn age_listeners(&mut self) {
-        let due = self.mirror.expire(self.now);
+        let due = self.mirror.expire(self.cx.now);
         for (key, last_report_ns) in due.expire_sources {
-            self.outputs.push_back(Output::ExpireSource {
+            self.cx.outputs.push_back(Output::ExpireSource {
                 key,
                 last_report_ns,
             });
         }
         for (key, last_report_ns) in due.expire_listeners {
             debug!(ifindex = key.ifindex, "Listener is too old");
-            self.outputs.push_back(Output::ExpireListener {
+            self.cx.outputs.push_back(Output::ExpireListener {
                 key,
                 last_report_ns,
             });
@@ -178,10 +178,12 @@ impl Agent {
 
     pub(super) fn read_usage(&mut self) {
         if !self.inventory.ports.is_empty() {
-            self.outputs.push_back(Output::ReadUsage);
+            self.cx.outputs.push_back(Output::ReadUsage);
         }
-        self.timers
-            .set(Timer::Usage, self.now + self.config.timing.usage_interval);
+        self.cx.timers.set(
+            Timer::Usage,
+            self.cx.now + self.cx.config.timing.usage_interval,
+        );
     }
 
     fn read_again(
@@ -190,13 +192,13 @@ impl Agent {
         sources: Vec<common::maps::SourceKey>,
     ) {
         for listeners in listeners.chunks(READ_BATCH) {
-            self.outputs.push_back(Output::ReadListeners {
+            self.cx.outputs.push_back(Output::ReadListeners {
                 listeners: listeners.to_vec(),
                 sources: Vec::new(),
             });
         }
         for sources in sources.chunks(READ_BATCH) {
-            self.outputs.push_back(Output::ReadListeners {
+            self.cx.outputs.push_back(Output::ReadListeners {
                 listeners: Vec::new(),
                 sources: sources.to_vec(),
             });
@@ -237,11 +239,11 @@ impl Agent {
             .warnings
             .warned
             .get(&ifindex)
-            .is_some_and(|last| self.now.since(*last) < WARNING_INTERVAL);
+            .is_some_and(|last| self.cx.now.since(*last) < WARNING_INTERVAL);
         if grown.is_empty() || quiet {
             return;
         }
-        self.warnings.warned.insert(ifindex, self.now);
+        self.warnings.warned.insert(ifindex, self.cx.now);
         let domain = self.inventory.domain_of_port(ifindex);
         let port = self.inventory.ports.get(&ifindex);
         warn!(

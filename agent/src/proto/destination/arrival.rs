@@ -109,7 +109,9 @@ impl Agent {
         if let Some(incoming) = self.incoming.get_mut(&number) {
             let delay = (incoming.mdb_renewal * 2).min(MDB_RENEWAL_LAST);
             incoming.mdb_renewal = delay;
-            self.timers.set(Timer::MdbRenewal(number), self.now + delay);
+            self.cx
+                .timers
+                .set(Timer::MdbRenewal(number), self.cx.now + delay);
         }
     }
 
@@ -117,8 +119,8 @@ impl Agent {
     fn renew_mdb_soon(&mut self, number: u64) {
         if let Some(incoming) = self.incoming.get_mut(&number) {
             incoming.mdb_renewal = MDB_RENEWAL_FIRST;
-            let renewal = self.now + MDB_RENEWAL_FIRST;
-            self.timers.set(Timer::MdbRenewal(number), renewal);
+            let renewal = self.cx.now + MDB_RENEWAL_FIRST;
+            self.cx.timers.set(Timer::MdbRenewal(number), renewal);
         }
     }
 
@@ -148,7 +150,7 @@ impl Agent {
         for ((ifindex, key), filter) in entries {
             incoming.mdb.insert((ifindex, key));
             let membership = filter.membership(key);
-            self.outputs.push_back(Output::MdbAdd {
+            self.cx.outputs.push_back(Output::MdbAdd {
                 ifindex,
                 membership,
             });
@@ -157,7 +159,7 @@ impl Agent {
 
     pub(in crate::proto) fn incoming_domain(&mut self, uuid: DomainUuid, running: bool) {
         if running {
-            self.arrived(uuid, self.now);
+            self.arrived(uuid, self.cx.now);
         }
     }
 
@@ -175,8 +177,10 @@ impl Agent {
         }
         info!(domain = %incoming.domain, number, "Domain has arrived");
         incoming.arrived = Some(at);
-        self.timers.stop(Timer::Unused(number));
-        self.timers.set(Timer::Hold(number), self.now + interval);
+        self.cx.timers.stop(Timer::Unused(number));
+        self.cx
+            .timers
+            .set(Timer::Hold(number), self.cx.now + interval);
         self.records.end(number, at, Outcome::Completed);
         self.note_arrival(number);
         self.ports_changed();
@@ -227,7 +231,7 @@ impl Agent {
         let uuid = match arriving {
             Some(incoming) => {
                 let uuid = incoming.uuid;
-                self.arrived(uuid, self.now);
+                self.arrived(uuid, self.cx.now);
                 uuid
             }
             None => match self.inventory.domain_of_port(ifindex) {
@@ -267,7 +271,7 @@ impl Agent {
             }
             let refusal = Refusal::GoneBeforeArrival {
                 domain: incoming.domain.clone(),
-                agent: self.config.name.clone(),
+                agent: self.cx.config.name.clone(),
             };
             self.undo_and_tell(number, &refusal);
         }
@@ -281,19 +285,21 @@ impl Agent {
         };
         debug!(domain = %incoming.domain, "Domain is gone while it was held for");
         if let Some(reason) = incoming.aborted.clone() {
-            self.records.end(number, self.now, Outcome::Failed(reason));
+            self.records
+                .end(number, self.cx.now, Outcome::Failed(reason));
         }
         self.undo(number, "");
     }
 
     pub(in crate::proto) fn query_came(&mut self, vlan: u16, at: Timestamp) {
-        let until = self.now + self.mirror.queriers().response_interval(vlan, at) + POLL_MARGIN;
+        let until = self.cx.now + self.mirror.queriers().response_interval(vlan, at) + POLL_MARGIN;
         for (number, incoming) in &mut self.incoming {
             if incoming.arrived.is_some_and(|arrived| at > arrived) {
                 incoming.queried.entry(vlan).or_insert(at);
                 incoming.poll_until = until;
-                self.timers
-                    .set_earlier(Timer::Poll(*number), self.now + POLL_INTERVAL);
+                self.cx
+                    .timers
+                    .set_earlier(Timer::Poll(*number), self.cx.now + POLL_INTERVAL);
             }
         }
     }
@@ -315,12 +321,13 @@ impl Agent {
                 Some(listener_key(*ifindex, key))
             })
             .collect();
-        if self.now < incoming.poll_until {
-            self.timers
-                .set(Timer::Poll(number), self.now + POLL_INTERVAL);
+        if self.cx.now < incoming.poll_until {
+            self.cx
+                .timers
+                .set(Timer::Poll(number), self.cx.now + POLL_INTERVAL);
         }
         if !listeners.is_empty() {
-            self.outputs.push_back(Output::ReadListeners {
+            self.cx.outputs.push_back(Output::ReadListeners {
                 listeners,
                 sources: Vec::new(),
             });
@@ -411,8 +418,8 @@ impl Agent {
         {
             // Kept until the hold ends: the source may still tell how long the VM was paused.
             debug!(domain = %incoming.domain, "Nothing is held for the domain any more");
-            self.timers.stop(Timer::Poll(number));
-            self.timers.stop(Timer::MdbRenewal(number));
+            self.cx.timers.stop(Timer::Poll(number));
+            self.cx.timers.stop(Timer::MdbRenewal(number));
         }
     }
 
@@ -425,7 +432,7 @@ impl Agent {
             .flat_map(|incoming| incoming.needs.keys())
             .map(|(key, _)| (key.vlan, ()))
             .collect();
-        let interval = |vlan| self.mirror.queriers().listening_interval(vlan, self.now);
+        let interval = |vlan| self.mirror.queriers().listening_interval(vlan, self.cx.now);
         vlans
             .keys()
             .map(|vlan| interval(*vlan))

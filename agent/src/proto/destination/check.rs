@@ -23,13 +23,13 @@ impl Agent {
         uuid: DomainUuid,
         body: &AgentRequest,
     ) -> Result<(), Refusal> {
-        let agent = self.config.name.clone();
+        let agent = self.cx.config.name.clone();
         let field = |field| Err(Refusal::BadField { field });
         if body.domain_name.is_empty() {
             return field("domain_name");
         }
         let domain = body.domain_name.clone();
-        if !self.config.policy.allows_arrival(peer, &domain) {
+        if !self.cx.config.policy.allows_arrival(peer, &domain) {
             let peer = peer.to_owned();
             return Err(Refusal::Arrival {
                 agent,
@@ -49,7 +49,7 @@ impl Agent {
         }
         let runs = self.inventory.domains.get(&uuid).is_some_and(|d| d.running);
         let came = self.inventory.came.get(&uuid);
-        let has_come = came.is_some_and(|at| self.now.since(*at) < RECENT);
+        let has_come = came.is_some_and(|at| self.cx.now.since(*at) < RECENT);
         if runs && known.is_none() && !has_come && self.uptime() >= RECENT {
             return Err(Refusal::RunsHere { domain, agent });
         }
@@ -58,7 +58,7 @@ impl Agent {
 
     /// Whether libvirt knows a domain by the name that its source says, as far as it knows it.
     fn check_identity(&self, uuid: DomainUuid, named: &str) -> Result<(), Refusal> {
-        let agent = self.config.name.clone();
+        let agent = self.cx.config.name.clone();
         let of_hook = || {
             let mut hooks = self.preparations.values();
             hooks.find_map(|hook| hook.name_of(&uuid))
@@ -105,7 +105,7 @@ impl Agent {
         let named = self.incoming.get(&number).map(|it| it.domain.clone());
         if let Some(named) = named.filter(|named| named != known) {
             let refusal = Refusal::OtherName {
-                agent: self.config.name.clone(),
+                agent: self.cx.config.name.clone(),
                 uuid: uuid.to_string(),
                 known: known.to_owned(),
                 named,
@@ -120,12 +120,12 @@ impl Agent {
         peer: &str,
         transaction: u64,
     ) -> Result<(), Refusal> {
-        let per_minute = self.config.policy.requests_per_minute.get();
-        if self.queue.has(peer, transaction) || self.rates.allow(peer, self.now, per_minute) {
+        let per_minute = self.cx.config.policy.requests_per_minute.get();
+        if self.queue.has(peer, transaction) || self.rates.allow(peer, self.cx.now, per_minute) {
             return Ok(());
         }
         Err(Refusal::TooOften {
-            agent: self.config.name.clone(),
+            agent: self.cx.config.name.clone(),
             peer: peer.to_owned(),
         })
     }

@@ -101,8 +101,9 @@ impl Agent {
     ) {
         let address = Ipv6Addr::from(*claim.address);
         let Some(number) = self.incoming_by_transaction(peer, claim.migration) else {
-            let reason = format!("{} expects no such domain", self.config.name);
-            self.send(peer, transaction, &ErrorMessage { reason }.into());
+            let reason = format!("{} expects no such domain", self.cx.config.name);
+            self.cx
+                .send(peer, transaction, &ErrorMessage { reason }.into());
             return;
         };
         let mac: Mac = *claim.mac;
@@ -129,7 +130,7 @@ impl Agent {
         // It comes back to an address that it has left: nothing is sent on any more.
         self.end_departures(|departed, it| *departed == address && it.uuid == uuid);
         let asked = Duration::from_secs(u64::from(claim.quarantine_s));
-        let quarantine = asked.min(self.config.unicast.forward);
+        let quarantine = asked.min(self.cx.config.unicast.forward);
         let Some(incoming) = self.incoming.get_mut(&number) else {
             return;
         };
@@ -151,8 +152,8 @@ impl Agent {
             .update(number, |record| record.claim(address, ClaimOutcome::Asked));
         self.address(AddressCommand::Watch { address });
         self.address(AddressCommand::Probe { address });
-        let due = self.now + self.config.unicast.retransmit;
-        self.timers.set(Timer::Claim(number), due);
+        let due = self.cx.now + self.cx.config.unicast.retransmit;
+        self.cx.timers.set(Timer::Claim(number), due);
         self.expect_claims();
         self.take_left(number, claim);
     }
@@ -164,20 +165,20 @@ impl Agent {
         address: Ipv6Addr,
         mac: Mac,
     ) -> Result<(), Refusal> {
-        let agent = self.config.name.clone();
+        let agent = self.cx.config.name.clone();
         let known = self.incoming.get(&number);
         if !known.is_some_and(|incoming| incoming.macs.contains(&mac)) {
             return Err(Refusal::BadField { field: "mac" });
         }
-        if address == self.config.address {
+        if address == self.cx.config.address {
             return Err(Refusal::AddressOfHost { address, agent });
         }
         if !self.is_on_link(address) {
             return Err(Refusal::AddressOffLink {
                 address,
                 agent,
-                prefix: self.config.address,
-                length: self.config.prefix_length,
+                prefix: self.cx.config.address,
+                length: self.cx.config.prefix_length,
             });
         }
         match self.holder_of(address, uuid) {
@@ -194,7 +195,7 @@ impl Agent {
     /// Tells the source that its VM cannot have the address; the source ends the move.
     fn refuse_claim(&mut self, number: u64, transaction: u64, address: Ipv6Addr, why: &Refusal) {
         let reason = bounded(&why.to_string());
-        self.counters.claims_refused += 1;
+        self.cx.counters.claims_refused += 1;
         let Some(incoming) = self.incoming.get(&number) else {
             return;
         };
@@ -208,7 +209,7 @@ impl Agent {
             state: ClaimState::Refused,
             reason,
         };
-        self.send(&peer, transaction, &reply.into());
+        self.cx.send(&peer, transaction, &reply.into());
     }
 
     fn tell_claim(&mut self, number: u64, state: ClaimState, reason: String) {
@@ -224,13 +225,13 @@ impl Agent {
             reason,
         };
         let (peer, transaction) = (incoming.peer.clone(), claim.transaction);
-        self.send(&peer, transaction, &reply.into());
+        self.cx.send(&peer, transaction, &reply.into());
     }
 
     /// The probe was not answered in time, or an arrived VM has had its time to speak.
     pub(in crate::proto) fn claim_timed_out(&mut self, number: u64) {
-        let deadline = self.config.unicast.defence;
-        let now = self.now;
+        let deadline = self.cx.config.unicast.defence;
+        let now = self.cx.now;
         let Some(incoming) = self.incoming.get_mut(&number) else {
             return;
         };
@@ -252,7 +253,7 @@ impl Agent {
                 self.answer_asked(number);
                 if let Some(arrived) = arrived {
                     let due = (arrived + deadline).max(now);
-                    self.timers.set(Timer::Claim(number), due);
+                    self.cx.timers.set(Timer::Claim(number), due);
                 }
             }
             State::Unique if arrived.is_some() => {
@@ -263,7 +264,7 @@ impl Agent {
                     %address,
                     "VM has never spoken from its address; it is not answered for any more"
                 );
-                self.counters.claims_silent += 1;
+                self.cx.counters.claims_silent += 1;
                 self.records
                     .update(number, |record| record.claim(address, ClaimOutcome::Silent));
                 self.forget_address(address, false);
@@ -281,8 +282,8 @@ impl Agent {
             .and_then(|incoming| incoming.claim.as_ref())
             .is_some_and(|claim| claim.state == State::Unique);
         if unique {
-            let due = self.now + self.config.unicast.defence;
-            self.timers.set(Timer::Claim(number), due);
+            let due = self.cx.now + self.cx.config.unicast.defence;
+            self.cx.timers.set(Timer::Claim(number), due);
         }
     }
 
@@ -309,7 +310,7 @@ impl Agent {
 
     /// Somebody has said something about a claimed address.
     pub(in crate::proto) fn claim_heard(&mut self, address: Ipv6Addr, said: Said, by: Mac) {
-        let now = self.now;
+        let now = self.cx.now;
         let Some((number, incoming)) = self
             .incoming
             .iter_mut()
@@ -319,7 +320,7 @@ impl Agent {
         };
         let number = *number;
         let switched = incoming.is_switched_to();
-        let refuses = self.config.unicast.disputed == Dispute::Refuse;
+        let refuses = self.cx.config.unicast.disputed == Dispute::Refuse;
         let Some(claim) = &mut incoming.claim else {
             return;
         };
@@ -373,7 +374,7 @@ impl Agent {
                 if std::mem::replace(&mut claim.disputed, true) {
                     return;
                 }
-                self.counters.addresses_disputed += 1;
+                self.cx.counters.addresses_disputed += 1;
                 let mac = mac_text(&by);
                 warn!(domain = %incoming.domain, number, %address, mac, "Somebody says that he has the address of a VM that moves here; the move goes on");
                 self.records.update(number, |record| {
@@ -393,7 +394,7 @@ impl Agent {
         let Some((number, incoming)) = found else {
             return;
         };
-        let (number, agent) = (*number, self.config.name.clone());
+        let (number, agent) = (*number, self.cx.config.name.clone());
         let transaction = incoming.claim.as_ref().map_or(0, |claim| claim.transaction);
         let refusal = Refusal::AddressOfHost { address, agent };
         self.refuse_claim(number, transaction, address, &refusal);
@@ -416,7 +417,7 @@ impl Agent {
         claim.state = State::Spoken;
         let (quarantine, disputed) = (claim.quarantine, claim.disputed);
         info!(domain = %incoming.domain, number, %address, "VM speaks for its address");
-        self.timers.stop(Timer::Claim(number));
+        self.cx.timers.stop(Timer::Claim(number));
         if !disputed {
             self.records
                 .update(number, |record| record.claim(address, ClaimOutcome::Spoken));
@@ -459,7 +460,7 @@ impl Agent {
     /// Ends the claim of an arrival; an address that its VM had, or was about to have, is kept from
     /// others for a while.
     pub(super) fn end_claim(&mut self, number: u64, keep: bool) {
-        self.timers.stop(Timer::Claim(number));
+        self.cx.timers.stop(Timer::Claim(number));
         let Some(incoming) = self.incoming.get_mut(&number) else {
             return;
         };
@@ -472,7 +473,7 @@ impl Agent {
     pub(super) fn drop_claim(&mut self, number: u64, claim: &Claim, uuid: DomainUuid, keep: bool) {
         self.end_translations(|_, translating| translating.is_of(number));
         if keep && claim.state != State::Spoken {
-            let until = self.now + claim.quarantine;
+            let until = self.cx.now + claim.quarantine;
             self.addresses.keep(claim.address, uuid, until);
         }
         if !claim.is_over() {

@@ -39,7 +39,7 @@ impl Agent {
             record.total_bytes = progress.total_bytes;
         });
         let phase = progress.phase;
-        let now = self.now;
+        let now = self.cx.now;
         let Some(incoming) = self.incoming.get_mut(&number) else {
             return;
         };
@@ -73,7 +73,7 @@ impl Agent {
                     .get(&uuid)
                     .is_some_and(|it| it.running)
                 {
-                    self.arrived(uuid, self.now);
+                    self.arrived(uuid, self.cx.now);
                 }
                 self.note_arrival(number);
             }
@@ -104,8 +104,8 @@ impl Agent {
             && let Some(incoming) = self.incoming.get_mut(&number)
         {
             incoming.aborted = Some(reason.to_owned());
-            let grace = self.now + self.config.timing.lost_peer_grace;
-            self.timers.set_earlier(Timer::Unused(number), grace);
+            let grace = self.cx.now + self.cx.config.timing.lost_peer_grace;
+            self.cx.timers.set_earlier(Timer::Unused(number), grace);
         } else {
             self.undo(number, reason);
         }
@@ -114,14 +114,15 @@ impl Agent {
     /// The connection to a source broke. Before its VM has begun to come nothing is lost by undoing
     /// soon; after that libvirt decides.
     pub(in crate::proto) fn incoming_peer_down(&mut self, peer: &str) {
-        let grace = self.now + self.config.timing.lost_peer_grace;
+        let grace = self.cx.now + self.cx.config.timing.lost_peer_grace;
         for (number, incoming) in &self.incoming {
             if incoming.peer == peer && incoming.waits_for_cut() {
-                self.timers
-                    .set_earlier(Timer::Cut(*number), self.now + CUT_TRANSIT);
+                self.cx
+                    .timers
+                    .set_earlier(Timer::Cut(*number), self.cx.now + CUT_TRANSIT);
             }
             if incoming.peer == peer && incoming.arrived.is_none() && !self.has_begun(incoming) {
-                self.timers.set_earlier(Timer::Unused(*number), grace);
+                self.cx.timers.set_earlier(Timer::Unused(*number), grace);
             }
         }
     }
@@ -153,8 +154,8 @@ impl Agent {
             } else if let Some(reason) = incoming.aborted.clone() {
                 self.undo(number, &reason);
             } else {
-                let until = self.now + REASON_WAIT;
-                self.timers.set_earlier(Timer::Unused(number), until);
+                let until = self.cx.now + REASON_WAIT;
+                self.cx.timers.set_earlier(Timer::Unused(number), until);
             }
         }
     }
@@ -164,11 +165,11 @@ impl Agent {
             return;
         };
         let domain = incoming.domain.clone();
-        let expiry = incoming.last_heard + self.config.timing.unused_join_expiry;
+        let expiry = incoming.last_heard + self.cx.config.timing.unused_join_expiry;
         let has_begun = self.has_begun(incoming);
-        if incoming.aborted.is_none() && self.now < expiry && has_begun {
+        if incoming.aborted.is_none() && self.cx.now < expiry && has_begun {
             // Its source is lost, but the VM has begun to come meanwhile.
-            self.timers.set(Timer::Unused(number), expiry);
+            self.cx.timers.set(Timer::Unused(number), expiry);
             return;
         }
         let refusal = match &incoming.aborted {
@@ -179,11 +180,11 @@ impl Agent {
             }
             None if incoming.begun && !has_begun => Refusal::GoneBeforeArrival {
                 domain,
-                agent: self.config.name.clone(),
+                agent: self.cx.config.name.clone(),
             },
-            None if self.is_up(&incoming.peer) => Refusal::Unused {
+            None if self.cx.is_up(&incoming.peer) => Refusal::Unused {
                 domain,
-                waited: self.config.timing.unused_join_expiry,
+                waited: self.cx.config.timing.unused_join_expiry,
             },
             None => Refusal::LostPeer {
                 domain,
@@ -200,7 +201,7 @@ impl Agent {
             let abort = PeerMessage::from(MigrationAbort {
                 reason: reason.clone(),
             });
-            self.send(&peer, transaction, &abort);
+            self.cx.send(&peer, transaction, &abort);
         }
         self.undo(number, &reason);
     }
@@ -216,7 +217,7 @@ impl Agent {
             }
             warn!(domain = %incoming.domain, number, reason, "Domain does not arrive");
             let outcome = Outcome::Failed(reason.to_owned());
-            self.records.end(number, self.now, outcome);
+            self.records.end(number, self.cx.now, outcome);
         }
         for (ifindex, key) in incoming.mdb {
             let shared = self
@@ -241,7 +242,7 @@ impl Agent {
             Timer::Cut(number),
             Timer::Claim(number),
         ] {
-            self.timers.stop(timer);
+            self.cx.timers.stop(timer);
         }
         let mut incoming = self.incoming.remove(&number)?;
         self.clear_gates(&incoming.gates);

@@ -81,7 +81,7 @@ impl Agent {
             self.note_ungated(number);
             return;
         }
-        if !self.config.handover || runs {
+        if !self.cx.config.handover || runs {
             return;
         }
         let uuid = incoming.uuid;
@@ -111,7 +111,7 @@ impl Agent {
         let reason = |ifindex: &u32| match incoming.gates.get(ifindex) {
             Some(ArrivalGate::Refused(reason)) => Some(*reason),
             Some(_) => None,
-            None if self.config.handover => Some(Ungated::RanAlready),
+            None if self.cx.config.handover => Some(Ungated::RanAlready),
             None => Some(Ungated::SwitchedOff),
         };
         let ungated: Vec<(Mac, Ungated)> = ports
@@ -152,7 +152,7 @@ impl Agent {
         let Some(incoming) = self.incoming.get_mut(&number) else {
             return;
         };
-        incoming.clock.observe(cut.clock_ns, self.now);
+        incoming.clock.observe(cut.clock_ns, self.cx.now);
         let ports = self
             .inventory
             .ports_of_arrival(&incoming.uuid, &incoming.macs);
@@ -164,7 +164,7 @@ impl Agent {
             match incoming.gates.get(ifindex) {
                 Some(ArrivalGate::Holding) => {
                     incoming.gates.insert(*ifindex, ArrivalGate::Replaying);
-                    self.outputs.push_back(Output::Gate(GateCommand::Replay {
+                    self.cx.outputs.push_back(Output::Gate(GateCommand::Replay {
                         ifindex: *ifindex,
                         cut: nic.clone(),
                         clock_ns: cut.clock_ns,
@@ -195,14 +195,14 @@ impl Agent {
         if !incoming.waits_for_cut() {
             return;
         }
-        let soon = self.now + CUT_TRANSIT;
-        let due = if self.is_up(&incoming.peer) {
-            let stopped = incoming.switching.unwrap_or(self.now);
+        let soon = self.cx.now + CUT_TRANSIT;
+        let due = if self.cx.is_up(&incoming.peer) {
+            let stopped = incoming.switching.unwrap_or(self.cx.now);
             soon.max(stopped + LATEST_CUT + CUT_TRANSIT)
         } else {
             soon
         };
-        self.timers.set(Timer::Cut(number), due);
+        self.cx.timers.set(Timer::Cut(number), due);
     }
 
     /// No cut comes. What the VM may have missed is replayed.
@@ -230,7 +230,7 @@ impl Agent {
                     ifindex: *ifindex,
                     since,
                 };
-                self.outputs.push_back(Output::Gate(replay));
+                self.cx.outputs.push_back(Output::Gate(replay));
             }
         }
     }
@@ -270,7 +270,7 @@ impl Agent {
         for (ifindex, gate) in gates {
             if matches!(gate, ArrivalGate::Holding | ArrivalGate::Replaying) {
                 let clear = GateCommand::Clear { ifindex: *ifindex };
-                self.outputs.push_back(Output::Gate(clear));
+                self.cx.outputs.push_back(Output::Gate(clear));
             }
         }
     }

@@ -122,7 +122,7 @@ impl Agent {
             let (number, response) = (*number, incoming.response.clone());
             self.heard_of(number);
             if let Some(response) = response {
-                self.send(peer, transaction, &response.into());
+                self.cx.send(peer, transaction, &response.into());
                 self.prepared(uuid, number);
             }
             return;
@@ -138,7 +138,8 @@ impl Agent {
                 let reason = bounded(&refusal.to_string());
                 warn!(peer, domain = %body.domain_name, %reason, "Arrival is refused");
                 self.preparation_refused_here(peer, uuid, &reason);
-                self.send(peer, transaction, &MigrationAbort { reason }.into());
+                self.cx
+                    .send(peer, transaction, &MigrationAbort { reason }.into());
                 return;
             }
         }
@@ -153,7 +154,7 @@ impl Agent {
             self.undo(replaced, "The source asked anew");
         }
         if self.inventory.domains.get(&uuid).is_some_and(|d| d.running) {
-            self.arrived(uuid, self.now);
+            self.arrived(uuid, self.cx.now);
         }
         self.heard_of(number);
         self.answer_if_decided(number);
@@ -171,7 +172,7 @@ impl Agent {
         let name = &body.domain_name;
         let number = self
             .records
-            .begin(self.now, Direction::Incoming, uuid, name, peer);
+            .begin(self.cx.now, Direction::Incoming, uuid, name, peer);
         info!(peer, domain = %name, number, listeners = body.listeners.len(), "Domain is to arrive");
         let incoming = Incoming {
             peer: peer.to_owned(),
@@ -180,10 +181,10 @@ impl Agent {
             domain: body.domain_name,
             macs: body.macs.iter().map(|mac| **mac).collect(),
             vm_transaction: body.vm_transaction,
-            started: self.now,
+            started: self.cx.now,
             requested: Vec::with_capacity(body.listeners.len()),
             pending: BTreeSet::new(),
-            token: self.numbers.next(),
+            token: self.cx.numbers.next(),
             response: None,
             needs: BTreeMap::new(),
             mdb: BTreeSet::new(),
@@ -197,7 +198,7 @@ impl Agent {
             claim: None,
             aborted: None,
             begun: false,
-            last_heard: self.now,
+            last_heard: self.cx.now,
             arrived: None,
             queried: BTreeMap::new(),
             poll_until: Timestamp::default(),
@@ -205,7 +206,7 @@ impl Agent {
         let token = incoming.token;
         self.incoming.insert(number, incoming);
 
-        let limits = self.config.limits;
+        let limits = self.cx.config.limits;
         let of_peer = self.joins_of(peer);
         let mut flows: BTreeMap<ManagedKey, Vec<Flow>> = BTreeMap::new();
         for (index, listener) in body.listeners.into_iter().enumerate() {
@@ -253,7 +254,8 @@ impl Agent {
             self.probe(number, key, &flows);
         }
         if !known.is_empty() {
-            self.outputs
+            self.cx
+                .outputs
                 .push_back(Output::ReadStreams { token, keys: known });
         }
         self.ports_changed();
@@ -296,16 +298,16 @@ impl Agent {
             })
             .collect();
         let response = AgentResponse {
-            prefix: prefix_of(self.config.address, self.config.prefix_length).into(),
-            prefix_length: self.config.prefix_length,
-            agent_address: self.config.address.octets().into(),
+            prefix: prefix_of(self.cx.config.address, self.cx.config.prefix_length).into(),
+            prefix_length: self.cx.config.prefix_length,
+            agent_address: self.cx.config.address.octets().into(),
             receptions: receptions.clone(),
             copy_tls: self.copy_tls.server.is_ok(),
         };
-        let signalling = self.now.since(incoming.started);
+        let signalling = self.cx.now.since(incoming.started);
         let (peer, transaction) = (incoming.peer.clone(), incoming.transaction);
         let uuid = incoming.uuid;
-        self.send(&peer, transaction, &response.clone().into());
+        self.cx.send(&peer, transaction, &response.clone().into());
         if let Some(incoming) = self.incoming.get_mut(&number) {
             incoming.response = Some(response);
         }
@@ -328,9 +330,9 @@ impl Agent {
             return;
         }
         incoming.aborted = None;
-        incoming.last_heard = self.now;
-        let expiry = self.now + self.config.timing.unused_join_expiry;
-        self.timers.set(Timer::Unused(number), expiry);
+        incoming.last_heard = self.cx.now;
+        let expiry = self.cx.now + self.cx.config.timing.unused_join_expiry;
+        self.cx.timers.set(Timer::Unused(number), expiry);
     }
 
     fn incoming_by_transaction(&self, peer: &str, transaction: u64) -> Option<u64> {

@@ -71,14 +71,14 @@ impl Agent {
             uuid,
             domain: domain.to_owned(),
             source: source.to_owned(),
-            notice: number.is_none().then(|| self.numbers.next()),
+            notice: number.is_none().then(|| self.cx.numbers.next()),
         };
         self.preparations.insert(command, preparation);
-        let deadline = self.now + HOOK_WAIT;
-        self.timers.set(Timer::Preparation(command), deadline);
+        let deadline = self.cx.now + HOOK_WAIT;
+        self.cx.timers.set(Timer::Preparation(command), deadline);
         if number.is_none() {
             info!(domain, source, "Domain is moved here by somebody else");
-            self.connect(source);
+            self.cx.connect(source);
             self.notice(command);
         }
     }
@@ -91,7 +91,7 @@ impl Agent {
         let stands = incoming.arrived.is_none()
             && incoming.aborted.is_none()
             && !is_cut_off
-            && self.is_up(&incoming.peer);
+            && self.cx.is_up(&incoming.peer);
         stands.then_some((number, incoming))
     }
 
@@ -101,12 +101,12 @@ impl Agent {
                 return Err(Refusal::BadField { field });
             }
         }
-        let agent = self.config.name.clone();
+        let agent = self.cx.config.name.clone();
         let domain = domain.to_owned();
         if source == agent {
             return Err(Refusal::StaleSource { domain });
         }
-        if self.config.peer(source).is_none() && !self.is_up(source) {
+        if self.cx.config.peer(source).is_none() && !self.cx.is_up(source) {
             let source_agent = source.to_owned();
             return Err(Refusal::UnknownSource {
                 agent,
@@ -114,7 +114,7 @@ impl Agent {
                 source_agent,
             });
         }
-        if !self.config.policy.allows_arrival(source, &domain) {
+        if !self.cx.config.policy.allows_arrival(source, &domain) {
             let peer = source.to_owned();
             return Err(Refusal::Arrival {
                 agent,
@@ -138,7 +138,7 @@ impl Agent {
             domain_name: preparation.domain.clone(),
         };
         let source = preparation.source.clone();
-        self.send(&source, transaction, &notice.into());
+        self.cx.send(&source, transaction, &notice.into());
     }
 
     pub(in crate::proto) fn preparations_peer_up(&mut self, peer: &str) {
@@ -180,7 +180,7 @@ impl Agent {
     pub(super) fn prepared(&mut self, uuid: DomainUuid, number: u64) {
         for command in self.preparations_where(|preparation| preparation.uuid == uuid) {
             self.preparations.remove(&command);
-            self.timers.stop(Timer::Preparation(command));
+            self.cx.timers.stop(Timer::Preparation(command));
             self.reply(command, CommandReply::Done { migration: number });
         }
     }
@@ -215,7 +215,7 @@ impl Agent {
         if let Some(preparation) = self.preparations.remove(&command) {
             let domain = bounded(&preparation.domain);
             warn!(domain, reason, "Domain comes without being prepared for");
-            self.timers.stop(Timer::Preparation(command));
+            self.cx.timers.stop(Timer::Preparation(command));
             self.reply(command, CommandReply::Failed(reason.to_owned()));
         }
     }

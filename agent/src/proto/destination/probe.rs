@@ -79,7 +79,7 @@ impl Agent {
 
     /// Joins an address for an arrival and finds out how it is received.
     pub(super) fn probe(&mut self, number: u64, key: ManagedKey, flows: &[Flow]) {
-        let now = self.now;
+        let now = self.cx.now;
         let Some(incoming) = self.incoming.get_mut(&number) else {
             return;
         };
@@ -115,9 +115,9 @@ impl Agent {
                 entry.reception = None;
             }
             let patience = (interarrival * INTERARRIVALS).min(INTERARRIVALS_MAX);
-            let deadline = now + self.config.timing.tree_budget + patience;
-            let set = self.timers.get(Timer::Probe(key));
-            self.timers.set(
+            let deadline = now + self.cx.config.timing.tree_budget + patience;
+            let set = self.cx.timers.get(Timer::Probe(key));
+            self.cx.timers.set(
                 Timer::Probe(key),
                 set.map_or(deadline, |set| set.max(deadline)),
             );
@@ -143,7 +143,9 @@ impl Agent {
         };
         let merged = Filter::merge(entry.needs.values());
         if merged != entry.joined {
-            self.outputs.push_back(Output::Join(merged.membership(key)));
+            self.cx
+                .outputs
+                .push_back(Output::Join(merged.membership(key)));
             entry.joined = merged;
             self.refresh_filter(key);
         }
@@ -160,8 +162,8 @@ impl Agent {
             return;
         }
         self.entries.remove(&key);
-        self.timers.stop(Timer::Probe(key));
-        self.outputs.push_back(Output::Leave(key));
+        self.cx.timers.stop(Timer::Probe(key));
+        self.cx.outputs.push_back(Output::Leave(key));
         self.unmanage_unneeded(key);
     }
 
@@ -202,7 +204,7 @@ impl Agent {
     pub(in crate::proto) fn reception_changed(&mut self, key: ManagedKey, mode: ReceptionMode) {
         let known = self.entries.get(&key).and_then(|entry| entry.reception);
         if known.is_some_and(|known| known != mode) {
-            self.decide(key, mode, self.now);
+            self.decide(key, mode, self.cx.now);
         }
     }
 
@@ -210,7 +212,7 @@ impl Agent {
     pub(in crate::proto) fn read_probed_streams(&mut self) {
         for incoming in self.incoming.values() {
             if !incoming.pending.is_empty() {
-                self.outputs.push_back(Output::ReadStreams {
+                self.cx.outputs.push_back(Output::ReadStreams {
                     token: incoming.token,
                     keys: incoming.pending.iter().copied().collect(),
                 });
@@ -234,27 +236,27 @@ impl Agent {
                 let usage = stream.by(origin);
                 let recent = Duration::from_nanos(usage.interarrival_ns) * INTERARRIVALS;
                 let last = Timestamp(usage.last_ns);
-                let fresh = usage.packets > 1 && self.now.since(last) <= recent;
+                let fresh = usage.packets > 1 && self.cx.now.since(last) <= recent;
                 if let Some(entry) = self.entries.get(&key)
                     && (fresh || last >= entry.since)
                     && entry.reception.is_none()
                     && entry.joined.accepts(&flow.source)
                 {
-                    self.packet_came(key, origin, self.now);
+                    self.packet_came(key, origin, self.cx.now);
                 }
             }
         }
     }
 
     pub(in crate::proto) fn probe_timed_out(&mut self, key: ManagedKey) {
-        self.decide(key, ReceptionMode::Unreachable, self.now);
+        self.decide(key, ReceptionMode::Unreachable, self.cx.now);
     }
 
     /// A join, or what belongs to it, could not be made.
     pub(in crate::proto) fn join_failed(&mut self, key: ManagedKey) {
         let probing = |entry: &Entry| entry.reception.is_none();
         if self.entries.get(&key).is_some_and(probing) {
-            self.decide(key, ReceptionMode::Refused, self.now);
+            self.decide(key, ReceptionMode::Refused, self.cx.now);
         }
     }
 
@@ -272,7 +274,7 @@ impl Agent {
         }
         entry.reception = Some(mode);
         entry.waited = at.since(entry.since);
-        self.timers.stop(Timer::Probe(key));
+        self.cx.timers.stop(Timer::Probe(key));
         let waiting: Vec<u64> = self
             .incoming
             .iter_mut()

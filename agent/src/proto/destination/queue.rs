@@ -95,7 +95,7 @@ impl Agent {
         uuid: DomainUuid,
         domain: &str,
     ) -> Result<bool, Refusal> {
-        let now = self.now;
+        let now = self.cx.now;
         let queue = &mut self.queue;
         queue.0.retain(|it| now.since(it.asked) < PATIENCE);
         let place = queue.place(peer, transaction);
@@ -103,16 +103,16 @@ impl Agent {
             self.queue.remove(peer, transaction);
             return Ok(true);
         };
-        let share = self.config.policy.arriving();
+        let share = self.cx.config.policy.arriving();
         let queue = &mut self.queue.0;
         let since = if let Some(waiter) = place.and_then(|place| queue.get_mut(place)) {
             waiter.asked = now;
             waiter.since
         } else {
             let waiting = queue.iter().filter(|it| it.peer == peer).count();
-            if waiting >= usize::from(self.config.policy.waiting_per_peer) {
+            if waiting >= usize::from(self.cx.config.policy.waiting_per_peer) {
                 return Err(Refusal::TooManyIncoming {
-                    agent: self.config.name.clone(),
+                    agent: self.cx.config.name.clone(),
                     limit: whose.limit(share),
                     whose,
                     waiting,
@@ -141,13 +141,13 @@ impl Agent {
             vm_pause_ms: None,
             clock_ns: None,
         };
-        self.send(peer, transaction, &waits.into());
+        self.cx.send(peer, transaction, &waits.into());
         Ok(false)
     }
 
     /// Whether there is a place for a domain, after those who wait before it.
     fn has_place(&self, peer: &str, uuid: &DomainUuid, place: Option<usize>) -> Result<(), Whose> {
-        let Share { of_all, of_peer } = self.config.policy.arriving();
+        let Share { of_all, of_peer } = self.cx.config.policy.arriving();
         let mut places: BTreeMap<&str, usize> = BTreeMap::new();
         let mut taken = 0;
         let arriving = self.incoming.values();

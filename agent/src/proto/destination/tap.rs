@@ -83,24 +83,24 @@ impl Agent {
     /// Closes the gate of a TAP for an arrival; `false` if it has been closed for long enough.
     pub(super) fn close_gate(&mut self, ifindex: u32, uuid: &DomainUuid) -> bool {
         let until = self.closed_until(ifindex, uuid);
-        if until <= self.now {
+        if until <= self.cx.now {
             return false;
         }
-        self.timers.set_earlier(Timer::Gate(ifindex), until);
+        self.cx.timers.set_earlier(Timer::Gate(ifindex), until);
         let hold = GateCommand::Hold { ifindex };
-        self.outputs.push_back(Output::Gate(hold));
+        self.cx.outputs.push_back(Output::Gate(hold));
         true
     }
 
     /// Until when the gate of a TAP may be closed, counted from its first time.
     fn closed_until(&mut self, ifindex: u32, uuid: &DomainUuid) -> Timestamp {
-        let most = self.config.timing.gate_max;
+        let most = self.cx.config.timing.gate_max;
         let bound = if self.inventory.comes(uuid) {
             most
         } else {
             most.min(UNCONFIRMED)
         };
-        *self.inventory.closed.entry(ifindex).or_insert(self.now) + bound
+        *self.inventory.closed.entry(ifindex).or_insert(self.cx.now) + bound
     }
 
     /// A gate has perhaps been closed for too long.
@@ -114,8 +114,8 @@ impl Agent {
             return;
         };
         let until = self.closed_until(ifindex, &uuid);
-        if self.now < until {
-            self.timers.set(Timer::Gate(ifindex), until);
+        if self.cx.now < until {
+            self.cx.timers.set(Timer::Gate(ifindex), until);
             return;
         }
         warn!(
@@ -125,7 +125,7 @@ impl Agent {
              its copy takes longer than handover.gate_max_s; packets may be lost or doubled"
         );
         let clear = GateCommand::Clear { ifindex };
-        self.outputs.push_back(Output::Gate(clear));
+        self.cx.outputs.push_back(Output::Gate(clear));
         if gate == ArrivalGate::Holding {
             self.not_held(ifindex, Ungated::ClosedTooLong);
             return;
@@ -144,7 +144,7 @@ impl Agent {
         let listens = self.mirror.get(&listener_key(ifindex, &key)).is_some();
         if !listens && self.inventory.ports.contains_key(&ifindex) {
             let source = None;
-            self.outputs.push_back(Output::MdbDelete(MdbEntry {
+            self.cx.outputs.push_back(Output::MdbDelete(MdbEntry {
                 ifindex,
                 key,
                 source,
@@ -165,7 +165,7 @@ impl Agent {
             if !self.inventory.ports.contains_key(&listener.ifindex) {
                 continue;
             }
-            self.outputs.push_back(Output::MdbDelete(MdbEntry {
+            self.cx.outputs.push_back(Output::MdbDelete(MdbEntry {
                 ifindex: listener.ifindex,
                 key: listener.managed(),
                 source: Some(*source),

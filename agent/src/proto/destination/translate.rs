@@ -55,7 +55,7 @@ impl Agent {
             .filter(|it| !it.is_multicast() && !it.is_unicast_link_local() && !self.is_on_link(*it))
             .collect();
         let asked = Duration::from_secs(u64::from(said.translate_s));
-        let translate = asked.min(self.config.unicast.forward);
+        let translate = asked.min(self.cx.config.unicast.forward);
         let claim = self
             .incoming
             .get_mut(&number)
@@ -72,7 +72,7 @@ impl Agent {
     /// Has what arriving VMs send from addresses that they have left translated, at each TAP that is
     /// there; for as long as was asked for from the switch on, once that is known.
     pub(super) fn translate_left(&mut self) {
-        let now = self.now;
+        let now = self.cx.now;
         let mut wanted = Vec::new();
         for (number, incoming) in &self.incoming {
             let Some(claim) = &incoming.claim else {
@@ -120,8 +120,8 @@ impl Agent {
             until,
             uuid,
         });
-        let due = until.min(self.now + LOOK_INTERVAL);
-        self.timers.set_earlier(Timer::Translations, due);
+        let due = until.min(self.cx.now + LOOK_INTERVAL);
+        self.cx.timers.set_earlier(Timer::Translations, due);
         let Some(number) = translating.number else {
             return;
         };
@@ -154,19 +154,19 @@ impl Agent {
             self.translate(TranslateCommand::Remove { ifindex, address });
         }
         if self.addresses.translations.is_empty() {
-            self.timers.stop(Timer::Translations);
+            self.cx.timers.stop(Timer::Translations);
         }
     }
 
     /// Reads what was translated, and ends what is over.
     pub(in crate::proto) fn look_at_translations(&mut self) {
-        let now = self.now;
+        let now = self.cx.now;
         self.translate(TranslateCommand::Read);
         self.end_translations(|_, translating| translating.until <= now);
         let ends = self.addresses.translations.values().map(|it| it.until);
         if let Some(next) = ends.min() {
             let due = next.min(now + LOOK_INTERVAL);
-            self.timers.set(Timer::Translations, due);
+            self.cx.timers.set(Timer::Translations, due);
         }
     }
 
@@ -180,7 +180,7 @@ impl Agent {
         for (key, value) in translations {
             let (ifindex, address) = (key.ifindex, Ipv6Addr::from(key.address));
             let until = Timestamp(value.until_ns);
-            if until <= self.now || key.vlan != 0 {
+            if until <= self.cx.now || key.vlan != 0 {
                 self.translate(TranslateCommand::Remove { ifindex, address });
                 continue;
             }
@@ -195,14 +195,14 @@ impl Agent {
             self.addresses
                 .translations
                 .insert((ifindex, address), translating);
-            let due = until.min(self.now + LOOK_INTERVAL);
-            self.timers.set_earlier(Timer::Translations, due);
+            let due = until.min(self.cx.now + LOOK_INTERVAL);
+            self.cx.timers.set_earlier(Timer::Translations, due);
         }
         self.end();
     }
 
     fn translate(&mut self, command: TranslateCommand) {
-        self.outputs.push_back(Output::Translate(command));
+        self.cx.outputs.push_back(Output::Translate(command));
     }
 }
 

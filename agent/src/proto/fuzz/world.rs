@@ -309,8 +309,8 @@ impl World {
         assert!(agent.preparations.is_empty(), "{:?}", agent.preparations);
         assert_eq!(agent.receptions().count(), 0);
         // Ports are looked at as long as the agent lives.
-        agent.timers.stop(Timer::Usage);
-        assert_eq!(agent.timers.next(), None, "{:?}", agent.timers);
+        agent.cx.timers.stop(Timer::Usage);
+        assert_eq!(agent.cx.timers.next(), None, "{:?}", agent.cx.timers);
     }
 }
 

@@ -47,7 +47,7 @@ impl Agent {
         self.begin(now);
         let pinned = std::mem::take(&mut self.receptions.pinned);
         for key in pinned.flows.into_values().flat_map(BTreeMap::into_keys) {
-            self.outputs.push_back(Output::RelayFlowRemove(key));
+            self.cx.outputs.push_back(Output::RelayFlowRemove(key));
         }
         for key in pinned.managed.into_keys() {
             self.unmanage_unneeded(key);
@@ -57,7 +57,7 @@ impl Agent {
 
     /// Begins the reception of an address as it was left; `false` if it was not from a relay.
     pub(super) fn adopt_reception(&mut self, key: ManagedKey) -> bool {
-        let now = self.now;
+        let now = self.cx.now;
         let Some(timing) = self.relay_timing(&key) else {
             return false;
         };
@@ -123,11 +123,11 @@ impl Agent {
                 continue;
             };
             let none = std::collections::BTreeSet::new();
-            let relay = self.relays.pick(&none, &self.links, Some(&address));
+            let relay = self.relays.pick(&none, &self.cx.links, Some(&address));
             let only = only.clone().filter(|_| !self.relays.any_at(&address));
             if let Some(relay) = relay.or(only) {
                 reception.tried.insert(relay.clone());
-                session.reclaimed_by(relay, self.now);
+                session.reclaimed_by(relay, self.cx.now);
             }
         }
     }

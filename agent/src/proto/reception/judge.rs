@@ -58,7 +58,7 @@ impl Agent {
             let endpoints = Endpoints {
                 relay_address,
                 relay_port: announced.relay_port,
-                agent_address: self.config.address.octets(),
+                agent_address: self.cx.config.address.octets(),
                 agent_port: announced.agent_port,
             };
             let flow = RelayFlowKey {

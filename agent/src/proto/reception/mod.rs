@@ -179,7 +179,7 @@ impl Agent {
     /// A local VM is the first to listen to an address.
     pub(super) fn receive(&mut self, key: ManagedKey) {
         if !self.receptions.by_address.contains_key(&key) && is_routable(&key.multicast_address) {
-            let delay = self.config.relay.map(|timing| timing.silence);
+            let delay = self.cx.config.relay.map(|timing| timing.silence);
             self.begin_reception(key, delay);
         }
     }
@@ -192,7 +192,7 @@ impl Agent {
         flows: &[signal::Flow],
         anew: bool,
     ) {
-        let now = self.now;
+        let now = self.cx.now;
         let timing = self.relay_timing(&key);
         let known = self.receptions.by_address.contains_key(&key);
         if !known {
@@ -230,7 +230,7 @@ impl Agent {
     }
 
     fn begin_reception(&mut self, key: ManagedKey, delay: Option<Duration>) {
-        let now = self.now;
+        let now = self.cx.now;
         if self.adopt_reception(key) {
             return;
         }
@@ -254,15 +254,15 @@ impl Agent {
         if self.receptions.by_address.contains_key(&key) {
             self.end_sessions(key, "Nobody listens any more");
             self.receptions.by_address.remove(&key);
-            self.timers.stop(Timer::Reception(key));
-            self.timers.stop(Timer::Session(key));
+            self.cx.timers.stop(Timer::Reception(key));
+            self.cx.timers.stop(Timer::Session(key));
         }
-        self.outputs.push_back(Output::Unmanage(key));
+        self.cx.outputs.push_back(Output::Unmanage(key));
     }
 
     /// When relays are asked for an address; `None` if never.
     fn relay_timing(&self, key: &ManagedKey) -> Option<RelayTiming> {
-        self.config.relay.filter(|_| key.vlan == 0)
+        self.cx.config.relay.filter(|_| key.vlan == 0)
     }
 
     /// Writes `MANAGED`.
@@ -272,7 +272,7 @@ impl Agent {
         };
         reception.since = since;
         let origins = reception.state.origins();
-        self.outputs.push_back(Output::Manage {
+        self.cx.outputs.push_back(Output::Manage {
             key,
             since,
             origins,
@@ -310,7 +310,7 @@ impl Agent {
             return;
         };
         for _ in 0..MAX_STEPS {
-            let now = self.now;
+            let now = self.cx.now;
             let Some(reception) = self.receptions.by_address.get_mut(&key) else {
                 return;
             };
@@ -329,7 +329,7 @@ impl Agent {
     }
 
     fn enter(&mut self, key: ManagedKey, state: State, why: &'static str) {
-        let now = self.now;
+        let now = self.cx.now;
         let Some(reception) = self.receptions.by_address.get_mut(&key) else {
             return;
         };
@@ -389,8 +389,8 @@ impl Agent {
             .get(&key)
             .and_then(|reception| reception.state.deadline());
         match deadline {
-            Some(deadline) => self.timers.set(Timer::Reception(key), deadline),
-            None => self.timers.stop(Timer::Reception(key)),
+            Some(deadline) => self.cx.timers.set(Timer::Reception(key), deadline),
+            None => self.cx.timers.stop(Timer::Reception(key)),
         }
         self.watch_soon(key);
     }

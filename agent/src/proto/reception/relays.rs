@@ -164,7 +164,7 @@ impl Agent {
                 reconnect: RECONNECT_FIRST,
                 complained: None,
             });
-            self.connect(&name);
+            self.cx.connect(&name);
         }
         self.forget_relays();
         self.end();
@@ -193,21 +193,21 @@ impl Agent {
             .collect();
         self.relays.relays.retain(|relay| !numbers[&relay.number]);
         for (number, _) in numbers.into_iter().filter(|(_, gone)| *gone) {
-            self.timers.stop(Timer::Relay(number));
+            self.cx.timers.stop(Timer::Relay(number));
         }
         self.relays.next = 0;
     }
 
     /// The connection to a relay is up: whoever waits for one asks.
     pub(in crate::proto) fn relay_up(&mut self, name: &str) {
-        let now = self.now;
+        let now = self.cx.now;
         let Some(relay) = self.relays.get_mut(name) else {
             return;
         };
         relay.reconnect = RECONNECT_FIRST;
         relay.reason = None;
         let number = relay.number;
-        self.timers.stop(Timer::Relay(number));
+        self.cx.timers.stop(Timer::Relay(number));
         self.reclaim();
         let keys: Vec<_> = self.receptions.by_address.keys().copied().collect();
         for key in keys {
@@ -228,7 +228,7 @@ impl Agent {
 
     /// The connection to a relay is down, or could not be made.
     pub(in crate::proto) fn relay_down(&mut self, name: &str, reason: &str) {
-        let now = self.now;
+        let now = self.cx.now;
         let Some(relay) = self.relays.get_mut(name) else {
             return;
         };
@@ -238,7 +238,7 @@ impl Agent {
         if complain(&mut relay.complained, now) {
             tracing::warn!(relay = name, reason, "Relay is not connected");
         }
-        self.timers.set(Timer::Relay(number), now + delay);
+        self.cx.timers.set(Timer::Relay(number), now + delay);
         self.forget_relays();
         let keys: Vec<_> = self.receptions.by_address.keys().copied().collect();
         for key in keys {
@@ -251,7 +251,7 @@ impl Agent {
         let relay = self.relays.relays.iter().find(|r| r.number == number);
         if let Some(relay) = relay {
             let name = relay.candidate.name.clone();
-            self.connect(&name);
+            self.cx.connect(&name);
         }
     }
 }

@@ -94,12 +94,12 @@ impl Agent {
     /// Sees to an address's sessions: asks, renews, gives up. To be called whenever something about
     /// them, or about a relay, has changed, and when it is due.
     pub(in crate::proto) fn tend(&mut self, key: ManagedKey) {
-        let now = self.now;
+        let now = self.cx.now;
         let Some(reception) = self.receptions.by_address.get_mut(&key) else {
             return;
         };
         if !reception.state.wants_relay() {
-            self.timers.stop(Timer::Session(key));
+            self.cx.timers.stop(Timer::Session(key));
             return;
         }
         for place in [Place::Standby, Place::Session] {
@@ -116,14 +116,14 @@ impl Agent {
     }
 
     fn tend_one(&mut self, key: ManagedKey, place: Place) {
-        let now = self.now;
+        let now = self.cx.now;
         let Some(session) = self.session(key, place) else {
             return;
         };
         let up = session
             .relay
             .as_deref()
-            .is_some_and(|relay| self.is_up(relay));
+            .is_some_and(|relay| self.cx.is_up(relay));
         let Some(session) = self.session_mut(key, place) else {
             return;
         };
@@ -147,6 +147,7 @@ impl Agent {
             self.request(key, place);
         }
         let (settle, floor) = self
+            .cx
             .config
             .relay
             .map_or((Duration::ZERO, Duration::ZERO), |t| (t.settle, t.silence));
@@ -168,11 +169,11 @@ impl Agent {
     }
 
     pub(super) fn set_session_timer(&mut self, key: ManagedKey) {
-        let now = self.now;
+        let now = self.cx.now;
         let Some(reception) = self.receptions.by_address.get(&key) else {
             return;
         };
-        let settle = self.config.relay.map_or(Duration::ZERO, |t| t.settle);
+        let settle = self.cx.config.relay.map_or(Duration::ZERO, |t| t.settle);
         let sessions = reception.session.iter().chain(&reception.standby);
         let dues = sessions.flat_map(|session| {
             let overdue = session.asked.map(|asked| asked + ANSWER_TIMEOUT);
@@ -188,8 +189,8 @@ impl Agent {
         // What is past was done, or waits for a relay's connection.
         let due = dues.chain(reception.retry).filter(|due| *due > now).min();
         match due {
-            Some(due) => self.timers.set(Timer::Session(key), due),
-            None => self.timers.stop(Timer::Session(key)),
+            Some(due) => self.cx.timers.set(Timer::Session(key), due),
+            None => self.cx.timers.stop(Timer::Session(key)),
         }
     }
 
@@ -214,7 +215,7 @@ impl Agent {
         let Some(reception) = self.receptions.by_address.get(&key) else {
             return;
         };
-        let Some(relay) = self.relays.pick(&reception.tried, &self.links, None) else {
+        let Some(relay) = self.relays.pick(&reception.tried, &self.cx.links, None) else {
             self.ask_later(key);
             return;
         };
@@ -222,7 +223,7 @@ impl Agent {
     }
 
     fn ask_later(&mut self, key: ManagedKey) {
-        let now = self.now;
+        let now = self.cx.now;
         let Some(reception) = self.receptions.by_address.get_mut(&key) else {
             return;
         };
@@ -240,8 +241,8 @@ impl Agent {
     }
 
     pub(super) fn begin_session(&mut self, key: ManagedKey, place: Place, relay: String) {
-        let transaction = self.numbers.next();
-        let now = self.now;
+        let transaction = self.cx.numbers.next();
+        let now = self.cx.now;
         let Some(reception) = self.receptions.by_address.get_mut(&key) else {
             return;
         };
@@ -266,8 +267,8 @@ impl Agent {
     }
 
     fn request(&mut self, key: ManagedKey, place: Place) {
-        let now = self.now;
-        let agent_address = self.config.address.octets();
+        let now = self.cx.now;
+        let agent_address = self.cx.config.address.octets();
         let Some(reception) = self.receptions.by_address.get_mut(&key) else {
             return;
         };
@@ -300,7 +301,7 @@ impl Agent {
         session.asked.get_or_insert(now);
         let transaction = session.transaction;
         if let Some(relay) = session.relay.clone() {
-            self.send(&relay, transaction, &request.into());
+            self.cx.send(&relay, transaction, &request.into());
         }
     }
 
@@ -326,17 +327,18 @@ impl Agent {
         transaction: u64,
         response: &RelayResponse,
     ) {
-        let now = self.now;
+        let now = self.cx.now;
         let Some((key, place)) = self.find_session(relay, transaction) else {
             // It does not know yet that the session is over.
             let reason = "This session has ended".to_owned();
-            self.send(relay, transaction, &RelayRelease { reason }.into());
+            self.cx
+                .send(relay, transaction, &RelayRelease { reason }.into());
             return;
         };
         let flows = match self.judge(key, place, response) {
             Ok(flows) => flows,
             Err(lie) => {
-                self.counters.relay_lies += 1;
+                self.cx.counters.relay_lies += 1;
                 let why = format!("Relay {relay} announces {lie}");
                 self.session_failed(key, place, &why);
                 self.tend(key);
@@ -361,7 +363,7 @@ impl Agent {
             reception.backoff = BACKOFF_FIRST;
             if place == Place::Session && reception.swap.is_none() {
                 // It answers again: nobody needs to take over unless its packets stay away.
-                let floor = self.config.relay.map_or(Duration::ZERO, |t| t.silence);
+                let floor = self.cx.config.relay.map_or(Duration::ZERO, |t| t.silence);
                 if reception.is_delivered(now, floor) {
                     self.drop_standby(key, "The first relay answers again");
                 }
@@ -374,7 +376,7 @@ impl Agent {
 
     /// Makes the flows of an address's session those.
     pub(super) fn set_flows(&mut self, key: ManagedKey, flows: BTreeMap<RelayFlowKey, RelayFlow>) {
-        let now = self.now;
+        let now = self.cx.now;
         let Some(reception) = self.receptions.by_address.get_mut(&key) else {
             return;
         };
@@ -386,12 +388,12 @@ impl Agent {
         }
         for old in session.flows.keys() {
             if !flows.contains_key(old) {
-                self.outputs.push_back(Output::RelayFlowRemove(*old));
+                self.cx.outputs.push_back(Output::RelayFlowRemove(*old));
             }
         }
         for (flow, value) in &flows {
             if session.flows.get(flow) != Some(value) {
-                self.outputs.push_back(Output::RelayFlowSet {
+                self.cx.outputs.push_back(Output::RelayFlowSet {
                     key: *flow,
                     value: *value,
                 });
@@ -410,14 +412,14 @@ impl Agent {
         let Some((key, place)) = self.find_session(relay, transaction) else {
             return;
         };
-        self.counters.relay_refusals += 1;
+        self.cx.counters.relay_refusals += 1;
         let why = format!("Relay {relay} refuses: {}", bounded(reason));
         let Some(session) = self.session_mut(key, place) else {
             return;
         };
         // It knows already.
         session.relay = None;
-        if self.relays.failed(relay, &why, self.now) {
+        if self.relays.failed(relay, &why, self.cx.now) {
             warn!(relay, reason, "Relay refuses");
         }
         self.session_failed(key, place, &why);
@@ -427,7 +429,7 @@ impl Agent {
 
     /// A session is over without having been wanted to be.
     fn session_failed(&mut self, key: ManagedKey, place: Place, why: &str) {
-        let now = self.now;
+        let now = self.cx.now;
         debug!(multicast_address = %Ipv6Addr::from(key.multicast_address), why, "Relay session is over");
         if let Some(relay) = self.session(key, place).and_then(|s| s.relay.clone()) {
             let untold = self.relays.failed(&relay, why, now);
@@ -463,7 +465,8 @@ impl Agent {
             && let Some(relay) = session.relay
         {
             let reason = bounded(why);
-            self.send(&relay, session.transaction, &RelayRelease { reason }.into());
+            self.cx
+                .send(&relay, session.transaction, &RelayRelease { reason }.into());
         }
     }
 

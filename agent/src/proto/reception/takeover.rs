@@ -39,12 +39,12 @@ impl Agent {
         if let Some(relay) = &relay {
             reception.tried.insert(relay.clone());
         }
-        let next = self.relays.pick(&reception.tried, &self.links, None);
+        let next = self.relays.pick(&reception.tried, &self.cx.links, None);
         let Some(next) = next else {
             reception.exhausted = true;
             return;
         };
-        self.counters.relay_failovers += 1;
+        self.cx.counters.relay_failovers += 1;
         info!(
             multicast_address = %Ipv6Addr::from(key.multicast_address),
             relay = relay.as_deref().unwrap_or("unknown"),
@@ -59,8 +59,8 @@ impl Agent {
     /// Lets the standby take over when nothing comes by the session any more, or gives it up when
     /// the session sends again.
     pub(super) fn look_at_standby(&mut self, key: ManagedKey) {
-        let now = self.now;
-        let floor = self.config.relay.map_or(Duration::ZERO, |t| t.silence);
+        let now = self.cx.now;
+        let floor = self.cx.config.relay.map_or(Duration::ZERO, |t| t.silence);
         let Some(reception) = self.receptions.by_address.get_mut(&key) else {
             return;
         };
@@ -79,13 +79,15 @@ impl Agent {
             self.promote(key);
         } else if !reception.is_delivered(now, floor) {
             let flows: Vec<RelayFlowKey> = session.flows.keys().copied().collect();
-            let token = self.numbers.next();
+            let token = self.cx.numbers.next();
             reception.swap = Some(token);
             for flow in flows {
-                self.outputs.push_back(Output::RelayFlowRemove(flow));
+                self.cx.outputs.push_back(Output::RelayFlowRemove(flow));
             }
             let keys = vec![key];
-            self.outputs.push_back(Output::ReadStreams { token, keys });
+            self.cx
+                .outputs
+                .push_back(Output::ReadStreams { token, keys });
         } else if session.lease_left(now) > session.lease / 3 && session.asked.is_none() {
             self.drop_standby(key, "The first relay sends again");
         }
@@ -94,8 +96,8 @@ impl Agent {
     /// The last packets of a session whose flows were removed are counted: the standby takes over,
     /// unless the session had begun to send again.
     pub(super) fn swap(&mut self, key: ManagedKey) {
-        let now = self.now;
-        let floor = self.config.relay.map_or(Duration::ZERO, |t| t.silence);
+        let now = self.cx.now;
+        let floor = self.cx.config.relay.map_or(Duration::ZERO, |t| t.silence);
         let Some(reception) = self.receptions.by_address.get_mut(&key) else {
             return;
         };
@@ -111,7 +113,7 @@ impl Agent {
         }
         let flows = reception.session.iter().flat_map(|session| &session.flows);
         for (key, value) in flows {
-            self.outputs.push_back(Output::RelayFlowSet {
+            self.cx.outputs.push_back(Output::RelayFlowSet {
                 key: *key,
                 value: *value,
             });
@@ -121,7 +123,7 @@ impl Agent {
 
     /// Makes the standby, if there is one, the session. The old one's flows are gone.
     pub(super) fn promote(&mut self, key: ManagedKey) {
-        let now = self.now;
+        let now = self.cx.now;
         let Some(reception) = self.receptions.by_address.get_mut(&key) else {
             return;
         };

@@ -103,7 +103,7 @@ impl Agent {
             key: *key,
             mode: reception.mode(),
             why: reception.why,
-            age: self.now.since(reception.entered),
+            age: self.cx.now.since(reception.entered),
         })
     }
 
@@ -111,14 +111,14 @@ impl Agent {
     pub fn relays(&self) -> impl Iterator<Item = RelayView<'_>> {
         self.relays.relays.iter().map(|relay| RelayView {
             candidate: &relay.candidate,
-            up: self.is_up(&relay.candidate.name),
+            up: self.cx.is_up(&relay.candidate.name),
             reason: relay.reason.as_deref(),
         })
     }
 
     /// The sessions with relays.
     pub fn relay_sessions(&self) -> impl Iterator<Item = SessionView<'_>> {
-        let now = self.now;
+        let now = self.cx.now;
         self.receptions
             .by_address
             .iter()

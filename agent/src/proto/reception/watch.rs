@@ -76,7 +76,7 @@ impl Agent {
         token: u64,
         streams: &[(StreamKey, Stream)],
     ) -> bool {
-        let Some(timing) = self.config.relay else {
+        let Some(timing) = self.cx.config.relay else {
             return false;
         };
         let swapping = self
@@ -126,13 +126,15 @@ impl Agent {
 
     /// Reads the flows that may fall silent or come back.
     pub(in crate::proto) fn watch_receptions(&mut self) {
-        let now = self.now;
-        let Some(timing) = self.config.relay else {
+        let now = self.cx.now;
+        let Some(timing) = self.cx.config.relay else {
             return;
         };
         // A busy host may take longer than the interval; what was asked for is waited for.
         if self.receptions.token.is_some() && !self.receptions.by_address.is_empty() {
-            self.timers.set(Timer::Watch, now + timing.watch_interval);
+            self.cx
+                .timers
+                .set(Timer::Watch, now + timing.watch_interval);
             return;
         }
         let mut keys = Vec::new();
@@ -161,18 +163,20 @@ impl Agent {
             keys.push(key);
         }
         if let Some(next) = next {
-            self.timers.set(Timer::Watch, next);
+            self.cx.timers.set(Timer::Watch, next);
         }
         if !keys.is_empty() {
-            let token = self.numbers.next();
+            let token = self.cx.numbers.next();
             self.receptions.token = Some(token);
-            self.outputs.push_back(Output::ReadStreams { token, keys });
+            self.cx
+                .outputs
+                .push_back(Output::ReadStreams { token, keys });
         }
     }
 
     /// Has an address's flows be read when they are due.
     pub(super) fn watch_soon(&mut self, key: ManagedKey) {
-        let now = self.now;
+        let now = self.cx.now;
         let Some(timing) = self.relay_timing(&key) else {
             return;
         };
@@ -188,7 +192,7 @@ impl Agent {
         };
         if let Some(at) = sooner {
             reception.watch_at = Some(at);
-            self.timers.set_earlier(Timer::Watch, at);
+            self.cx.timers.set_earlier(Timer::Watch, at);
         }
     }
 }

@@ -83,16 +83,16 @@ impl Agent {
         let prefix = Ipv6Addr::from(*response.prefix);
         let uuid = outgoing.uuid;
         if !macs.contains(&mac) || !is_in(address, prefix, response.prefix_length) {
-            self.counters.forwards_refused += 1;
+            self.cx.counters.forwards_refused += 1;
             warn!(domain = %outgoing.domain, number, %address, mac = mac_text(&mac), "VM names an address or NIC that is not its own; its move goes on without them");
             return;
         }
         let asked = Duration::from_secs(u64::from(ready.forward_s));
-        let lasting = asked.min(self.config.unicast.forward);
+        let lasting = asked.min(self.cx.config.unicast.forward);
         let leaving = Leaving {
             address,
             mac,
-            transaction: self.numbers.next(),
+            transaction: self.cx.numbers.next(),
             lasting,
             translate: ready.translate,
             changes,
@@ -144,7 +144,7 @@ impl Agent {
             translate_s: lasting_s,
         };
         let peer = outgoing.destination.clone();
-        self.send(&peer, leaving.transaction, &claim.into());
+        self.cx.send(&peer, leaving.transaction, &claim.into());
     }
 
     /// The destination says what has become of the claim.
@@ -190,7 +190,7 @@ impl Agent {
                 info!(domain = %outgoing.domain, number, %refusal, "Migration is stopped");
                 outgoing.stopped_for = Some(refusal);
                 let uuid = outgoing.uuid;
-                self.outputs.push_back(Output::AbortMigration { uuid });
+                self.cx.outputs.push_back(Output::AbortMigration { uuid });
             }
             _ => self.fail(number, &refusal),
         }

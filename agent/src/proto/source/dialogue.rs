@@ -27,26 +27,27 @@ impl Agent {
             outgoing.state = State::Requesting;
         }
         let (peer, transaction) = (outgoing.destination.clone(), outgoing.transaction);
-        self.send(&peer, transaction, &request.into());
+        self.cx.send(&peer, transaction, &request.into());
     }
 
     /// The destination has no place for a domain yet: it is asked again, for as long as one can wait.
     /// `false` if it is no destination.
     pub(in crate::proto) fn told_to_wait(&mut self, peer: &str, transaction: u64) -> bool {
-        let timing = self.config.timing;
+        let timing = self.cx.config.timing;
         let Some((number, outgoing)) = self.outgoing.iter_mut().find(|(_, outgoing)| {
             outgoing.transaction == transaction && outgoing.destination == peer
         }) else {
             return false;
         };
         let number = *number;
-        self.timers
-            .set(Timer::Again(number), self.now + ASK_INTERVAL);
+        self.cx
+            .timers
+            .set(Timer::Again(number), self.cx.now + ASK_INTERVAL);
         if outgoing.state == State::Requesting {
             outgoing.waits = true;
             let most = outgoing.started + timing.place_timeout;
-            let deadline = most.min(self.now + timing.response_timeout);
-            self.timers.set(Timer::Response(number), deadline);
+            let deadline = most.min(self.cx.now + timing.response_timeout);
+            self.cx.timers.set(Timer::Response(number), deadline);
             self.tell_operator(number);
         }
         true
@@ -63,7 +64,7 @@ impl Agent {
     pub(in crate::proto) fn outgoing_peer_up(&mut self, peer: &str) {
         let numbers: Vec<u64> = self.outgoing_to(peer);
         for number in numbers {
-            self.timers.stop(Timer::Reconnect(number));
+            self.cx.timers.stop(Timer::Reconnect(number));
             let Some(outgoing) = self.outgoing.get_mut(&number) else {
                 continue;
             };
@@ -115,7 +116,7 @@ impl Agent {
             return;
         };
         let number = *number;
-        self.timers.stop(Timer::Again(number));
+        self.cx.timers.stop(Timer::Again(number));
         if outgoing.state != State::Requesting {
             return;
         }
@@ -130,8 +131,8 @@ impl Agent {
             self.fail(number, &refusal);
             return;
         }
-        self.timers.stop(Timer::Response(number));
-        let signalling = self.now.since(outgoing.started);
+        self.cx.timers.stop(Timer::Response(number));
+        let signalling = self.cx.now.since(outgoing.started);
         let asked = outgoing.request.as_ref();
         response
             .receptions
@@ -147,8 +148,8 @@ impl Agent {
         });
         match requester {
             Requester::Vm { .. } if !foreign => {
-                let deadline = self.now + self.config.timing.ready_timeout;
-                self.timers.set(Timer::Ready(number), deadline);
+                let deadline = self.cx.now + self.cx.config.timing.ready_timeout;
+                self.cx.timers.set(Timer::Ready(number), deadline);
                 self.tell_requester(number);
             }
             Requester::Vm { .. } => {
@@ -224,7 +225,7 @@ impl Agent {
                 prefix_length: response.prefix_length,
                 agent_address: response.agent_address,
             }),
-            None => outgoing.progress(self.now).into(),
+            None => outgoing.progress(self.cx.now).into(),
         };
         self.tell(to, transaction, &message);
     }
@@ -237,7 +238,7 @@ impl Agent {
         let Some(outgoing) = self.outgoing.get_mut(&number) else {
             return;
         };
-        let Some(peer) = self.config.peer(&outgoing.destination) else {
+        let Some(peer) = self.cx.config.peer(&outgoing.destination) else {
             return;
         };
         let uuid = outgoing.uuid;
@@ -253,23 +254,23 @@ impl Agent {
             }
         };
         outgoing.state = State::Copying;
-        outgoing.copy_started = self.now;
+        outgoing.copy_started = self.cx.now;
         if matches!(outgoing.requester, Requester::Vm { .. }) {
-            self.vm.has_moved(uuid, self.now);
+            self.vm.has_moved(uuid, self.cx.now);
         }
         info!(domain = %outgoing.domain, destination = %outgoing.destination, number, "Migration starts");
         if let Some(CopyWay::Clear(why)) = &way
-            && self.config.copy.encrypt != Encrypt::Never
+            && self.cx.config.copy.encrypt != Encrypt::Never
         {
             warn!(domain = %outgoing.domain, destination = %outgoing.destination, number, %why, "Memory is copied in the clear");
         }
-        self.timers.stop(Timer::Ready(number));
+        self.cx.timers.stop(Timer::Ready(number));
         self.records.update(number, |record| {
             record.phase = Phase::Copying;
             record.way = way;
         });
         self.record_departure(number);
-        self.outputs.push_back(start);
+        self.cx.outputs.push_back(start);
         self.tell_peer(number);
         self.tell_progress(number);
     }

@@ -17,7 +17,7 @@ const PEER_PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 
 impl Agent {
     pub(in crate::proto) fn outgoing_progress(&mut self, uuid: DomainUuid, stats: JobStats) {
-        let now = self.now;
+        let now = self.cx.now;
         let Some((number, outgoing)) = self.started_of(uuid) else {
             return;
         };
@@ -71,7 +71,7 @@ impl Agent {
         uuid: DomainUuid,
         result: Result<JobStats, String>,
     ) {
-        let agent = self.config.name.clone();
+        let agent = self.cx.config.name.clone();
         let Some((number, outgoing)) = self.started_of(uuid) else {
             return;
         };
@@ -96,7 +96,7 @@ impl Agent {
 
     /// The domain left, or was shut down, before libvirt was asked to move it.
     pub(in crate::proto) fn outgoing_domain_gone(&mut self, uuid: DomainUuid) {
-        let agent = self.config.name.clone();
+        let agent = self.cx.config.name.clone();
         let found = self
             .outgoing
             .iter()
@@ -134,8 +134,8 @@ impl Agent {
     pub(in crate::proto) fn response_timed_out(&mut self, number: u64) {
         if let Some(outgoing) = self.outgoing.get(&number) {
             let destination = outgoing.destination.clone();
-            let waited = self.now.since(outgoing.started);
-            let refusal = if outgoing.waits && waited >= self.config.timing.place_timeout {
+            let waited = self.cx.now.since(outgoing.started);
+            let refusal = if outgoing.waits && waited >= self.cx.config.timing.place_timeout {
                 Refusal::NoPlace {
                     destination,
                     waited,
@@ -143,7 +143,7 @@ impl Agent {
             } else {
                 Refusal::NoAnswer {
                     destination,
-                    waited: self.config.timing.response_timeout,
+                    waited: self.cx.config.timing.response_timeout,
                 }
             };
             self.fail(number, &refusal);
@@ -151,7 +151,7 @@ impl Agent {
     }
 
     pub(in crate::proto) fn ready_timed_out(&mut self, number: u64) {
-        let waited = self.config.timing.ready_timeout;
+        let waited = self.cx.config.timing.ready_timeout;
         self.fail(number, &Refusal::NotReady { waited });
     }
 
@@ -189,7 +189,7 @@ impl Agent {
         if outgoing.state.is_started() {
             outgoing.cancelled_by = Some(by);
             let uuid = outgoing.uuid;
-            self.outputs.push_back(Output::AbortMigration { uuid });
+            self.cx.outputs.push_back(Output::AbortMigration { uuid });
         } else {
             let domain = outgoing.domain.clone();
             self.fail(number, &Refusal::Cancelled { domain, by });
@@ -206,7 +206,7 @@ impl Agent {
         let reason = refusal.to_string();
         warn!(domain = %outgoing.domain, number, %reason, "Migration has failed");
         let ended = Outcome::Failed(reason.clone());
-        self.records.end(number, self.now, ended);
+        self.records.end(number, self.cx.now, ended);
         let peer_knows = outgoing.response.is_some()
             || matches!(outgoing.requester, Requester::Nobody { .. })
             || !matches!(outgoing.state, State::Gathering { .. } | State::Connecting);
@@ -222,7 +222,7 @@ impl Agent {
         match outgoing.requester {
             Requester::Vm { transaction, to } => {
                 if outgoing.state.is_started() {
-                    self.vm.has_moved(outgoing.uuid, self.now);
+                    self.vm.has_moved(outgoing.uuid, self.cx.now);
                 }
                 self.tell_refusal(outgoing.uuid, transaction, to, refusal);
             }
@@ -240,7 +240,7 @@ impl Agent {
             return;
         };
         self.end_departure_recording(number, &outgoing);
-        let now = self.now;
+        let now = self.cx.now;
         // Without QEMU's own number, the time until libvirt says that it is over is the bound.
         let pause = stats
             .downtime
@@ -295,7 +295,7 @@ impl Agent {
             Timer::Ready(number),
             Timer::Reconnect(number),
         ] {
-            self.timers.stop(timer);
+            self.cx.timers.stop(timer);
         }
         self.outgoing.remove(&number)
     }
@@ -309,7 +309,7 @@ impl Agent {
 
     /// Tells the destination how a started migration stands.
     pub(super) fn tell_peer(&mut self, number: u64) {
-        let now = self.now;
+        let now = self.cx.now;
         let Some(outgoing) = self.outgoing.get_mut(&number) else {
             return;
         };
@@ -319,7 +319,7 @@ impl Agent {
             ..outgoing.progress(now)
         };
         let (peer, transaction) = (outgoing.destination.clone(), outgoing.transaction);
-        self.send(&peer, transaction, &progress.into());
+        self.cx.send(&peer, transaction, &progress.into());
     }
 
     /// Tells the requester how a migration stands.
@@ -328,7 +328,7 @@ impl Agent {
             return;
         };
         if let Requester::Vm { transaction, to } = outgoing.requester {
-            let progress = outgoing.progress(self.now);
+            let progress = outgoing.progress(self.cx.now);
             self.tell(to, transaction, &progress.into());
         }
         self.tell_operator(number);

@@ -109,7 +109,7 @@ impl Agent {
         going: &Going<'_>,
     ) {
         if !self.is_on_link(address) || self.holder_of(address, uuid).is_some() {
-            self.counters.forwards_refused += 1;
+            self.cx.counters.forwards_refused += 1;
             warn!(number, %address, "Packets for an address are not sent on: it is not the VM's");
             return;
         }
@@ -133,13 +133,14 @@ impl Agent {
         self.address(AddressCommand::Watch { address });
         self.address(AddressCommand::Probe { address });
         self.forward(ForwardCommand::Resolve { to: going.to });
-        self.timers
-            .set_earlier(Timer::Forwards, self.now + LOOK_INTERVAL);
+        self.cx
+            .timers
+            .set_earlier(Timer::Forwards, self.cx.now + LOOK_INTERVAL);
     }
 
     /// Somebody has said something about an address that a VM leaves.
     pub(in crate::proto) fn departure_heard(&mut self, address: Ipv6Addr, said: Said, by: Mac) {
-        let now = self.now;
+        let now = self.cx.now;
         let Some(departure) = self.addresses.departures.get_mut(&address) else {
             return;
         };
@@ -176,7 +177,7 @@ impl Agent {
                 // Adopted: which MACs were the domain's is not known any more.
             }
             Said::Has => {
-                self.counters.addresses_disputed += 1;
+                self.cx.counters.addresses_disputed += 1;
                 warn!(%address, mac = mac_text(&by), "Packets for an address are not sent on: somebody else has it");
                 let number = departure.number;
                 self.end_departures(|departed, _| *departed == address);
@@ -193,7 +194,7 @@ impl Agent {
 
     /// The VM stands still: from now on packets for its addresses are sent on.
     pub(super) fn forward_departures(&mut self, number: u64) {
-        let now = self.now;
+        let now = self.cx.now;
         let mut begun = Vec::new();
         let mut silent = Vec::new();
         for (address, departure) in &mut self.addresses.departures {
@@ -209,7 +210,7 @@ impl Agent {
             begun.push((departure.leave(*address), until));
         }
         for address in silent {
-            self.counters.forwards_refused += 1;
+            self.cx.counters.forwards_refused += 1;
             warn!(number, %address, "Packets for an address are not sent on: the VM has not answered for it");
             self.end_departure(address, true);
         }
@@ -222,7 +223,7 @@ impl Agent {
                 unread_until: now + UNREAD_TIME,
             });
             self.address(AddressCommand::Replace { address });
-            self.timers.set_earlier(Timer::Forwards, until);
+            self.cx.timers.set_earlier(Timer::Forwards, until);
             let forward = ForwardRecord {
                 address,
                 to,
@@ -280,7 +281,7 @@ impl Agent {
             self.end_departure(address, true);
         }
         if self.addresses.departures.is_empty() {
-            self.timers.stop(Timer::Forwards);
+            self.cx.timers.stop(Timer::Forwards);
         }
     }
 
@@ -331,7 +332,7 @@ impl Agent {
 
     /// Reads what was sent on, keeps next hops known, and ends what is over.
     pub(in crate::proto) fn look_at_forwards(&mut self) {
-        let now = self.now;
+        let now = self.cx.now;
         self.forward(ForwardCommand::Read);
         let over: Vec<Ipv6Addr> = self
             .addresses
@@ -364,7 +365,7 @@ impl Agent {
             self.forward(ForwardCommand::Resolve { to });
         }
         if let Some(next) = next {
-            self.timers.set(Timer::Forwards, next);
+            self.cx.timers.set(Timer::Forwards, next);
         }
     }
 
@@ -374,7 +375,7 @@ impl Agent {
         for (key, value) in forwards {
             let address = Ipv6Addr::from(key.address);
             let until = Timestamp(value.until_ns);
-            if until <= self.now || key.vlan != 0 {
+            if until <= self.cx.now || key.vlan != 0 {
                 self.forward(ForwardCommand::Remove { address });
                 continue;
             }
@@ -389,7 +390,7 @@ impl Agent {
                     ifindex: 0,
                     macs: Vec::new(),
                     owner: None,
-                    lasting: until.since(self.now),
+                    lasting: until.since(self.cx.now),
                     until: Some(until),
                     answered: false,
                     answers: Allowance::default(),
@@ -398,14 +399,15 @@ impl Agent {
             self.address(AddressCommand::Watch { address });
             self.address(AddressCommand::Replace { address });
             self.forward(ForwardCommand::Resolve { to });
-            self.timers
-                .set_earlier(Timer::Forwards, until.min(self.now + LOOK_INTERVAL));
+            self.cx
+                .timers
+                .set_earlier(Timer::Forwards, until.min(self.cx.now + LOOK_INTERVAL));
         }
         self.end();
     }
 
     fn forward(&mut self, command: ForwardCommand) {
-        self.outputs.push_back(Output::Forward(command));
+        self.cx.outputs.push_back(Output::Forward(command));
     }
 }
 

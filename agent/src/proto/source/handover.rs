@@ -38,7 +38,7 @@ impl Agent {
         let Some(outgoing) = self.outgoing.get_mut(&number) else {
             return;
         };
-        if !self.config.handover {
+        if !self.cx.config.handover {
             return;
         }
         let Some(domain) = self.inventory.domains.get(&outgoing.uuid) else {
@@ -55,7 +55,7 @@ impl Agent {
                 mac,
                 vhost,
             };
-            self.outputs.push_back(Output::Gate(record));
+            self.cx.outputs.push_back(Output::Gate(record));
         }
     }
 
@@ -70,7 +70,7 @@ impl Agent {
                 migration: number,
                 stopped,
             };
-            self.outputs.push_back(Output::Gate(cut));
+            self.cx.outputs.push_back(Output::Gate(cut));
         }
     }
 
@@ -134,10 +134,11 @@ impl Agent {
     }
 
     fn send_cuts(&mut self, peer: &str, transaction: u64, nics: Vec<NicCut>) {
-        if self.is_up(peer) {
+        if self.cx.is_up(peer) {
             debug!(peer, nics = nics.len(), "Cut is told");
-            let clock_ns = self.now.0;
-            self.send(peer, transaction, &HandoverCut { clock_ns, nics }.into());
+            let clock_ns = self.cx.now.0;
+            self.cx
+                .send(peer, transaction, &HandoverCut { clock_ns, nics }.into());
         }
     }
 
@@ -154,7 +155,7 @@ impl Agent {
                 };
                 self.late_cuts.insert(number, late);
                 let due = stopped + LATEST_CUT + CUT_REPORT;
-                self.timers.set(Timer::LateCuts(number), due);
+                self.cx.timers.set(Timer::LateCuts(number), due);
             }
             _ => self.end_recording(recorded.keys().copied()),
         }
@@ -169,7 +170,7 @@ impl Agent {
 
     /// Tells the destination what is known of a VM that has left.
     pub(in crate::proto) fn end_late_cuts(&mut self, number: u64) {
-        self.timers.stop(Timer::LateCuts(number));
+        self.cx.timers.stop(Timer::LateCuts(number));
         if let Some(late) = self.late_cuts.remove(&number) {
             self.end_recording(late.recorded.keys().copied());
             let nics = late.recorded.into_values().flatten().collect();
@@ -181,7 +182,7 @@ impl Agent {
     pub(super) fn end_recording(&mut self, recorded: impl Iterator<Item = u32>) {
         for ifindex in recorded {
             let clear = GateCommand::Clear { ifindex };
-            self.outputs.push_back(Output::Gate(clear));
+            self.cx.outputs.push_back(Output::Gate(clear));
         }
     }
 }

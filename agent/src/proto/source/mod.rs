@@ -207,10 +207,10 @@ impl Agent {
         let found = self.inventory.domain_by_name(domain).cloned();
         let allowed = match &found {
             None if !self.inventory.hypervisor_connected => Err(Refusal::NoHypervisor {
-                agent: self.config.name.clone(),
+                agent: self.cx.config.name.clone(),
             }),
             None => Err(Refusal::UnknownDomain {
-                agent: self.config.name.clone(),
+                agent: self.cx.config.name.clone(),
                 named: bounded(domain),
             }),
             Some(domain) if !domain.running => Err(Refusal::NotRunning {
@@ -229,18 +229,18 @@ impl Agent {
 
     /// Whether a domain may ever go to a destination if somebody asks.
     fn check_route(&self, domain: &Domain, destination: &str, by: Asker) -> Result<(), Refusal> {
-        let agent = self.config.name.clone();
+        let agent = self.cx.config.name.clone();
         let domain_name = domain.name.clone();
         if !is_plain_text(&domain_name) {
             return Err(Refusal::Name {
                 domain: bounded(&domain_name),
             });
         }
-        if destination != agent && self.config.peer(destination).is_none() {
+        if destination != agent && self.cx.config.peer(destination).is_none() {
             return Err(Refusal::UnknownDestination {
                 agent,
                 named: bounded(destination),
-                known: self.config.peer_names(),
+                known: self.cx.config.peer_names(),
             });
         }
         if destination == agent {
@@ -250,6 +250,7 @@ impl Agent {
             });
         }
         if !self
+            .cx
             .config
             .policy
             .allows_departure(&domain_name, destination, by)
@@ -272,7 +273,7 @@ impl Agent {
         by: Asker,
     ) -> Result<(), Refusal> {
         self.check_route(domain, destination, by)?;
-        let agent = self.config.name.clone();
+        let agent = self.cx.config.name.clone();
         let domain_name = domain.name.clone();
         let running = self.outgoing.values().find(|o| o.uuid == domain.uuid);
         // What a peer says keeps nobody from moving a domain.
@@ -286,7 +287,7 @@ impl Agent {
         if !self.inventory.hypervisor_connected {
             return Err(Refusal::NoHypervisor { agent });
         }
-        let share = self.config.policy.departing();
+        let share = self.cx.config.policy.departing();
         let others = || self.outgoing.values().filter(|o| o.uuid != domain.uuid);
         let to_peer = others().filter(|o| o.destination == destination).count();
         let whose = if to_peer >= share.of_peer {
@@ -305,8 +306,8 @@ impl Agent {
 
     /// Whether a VM may ask for a move again.
     fn check_pause(&mut self, domain: &Domain) -> Result<(), Refusal> {
-        let pause = self.config.policy.vm_pause();
-        match self.vm.has_to_wait(domain.uuid, self.now, pause) {
+        let pause = self.cx.config.policy.vm_pause();
+        match self.vm.has_to_wait(domain.uuid, self.cx.now, pause) {
             None => Ok(()),
             Some(wait) => Err(Refusal::Pause {
                 domain: domain.name.clone(),
@@ -334,7 +335,7 @@ impl Agent {
             Requester::Unknown | Requester::Nobody { .. } => {}
         }
         let number = self.records.begin(
-            self.now,
+            self.cx.now,
             Direction::Outgoing,
             domain.uuid,
             &domain.name,
@@ -347,9 +348,9 @@ impl Agent {
         info!(domain = %domain.name, destination, number, "Migration is asked for");
         self.outgoing.insert(number, outgoing);
         self.tell_operator(number);
-        let deadline = self.now + self.config.timing.response_timeout;
-        self.timers.set(Timer::Response(number), deadline);
-        self.connect(destination);
+        let deadline = self.cx.now + self.cx.config.timing.response_timeout;
+        self.cx.timers.set(Timer::Response(number), deadline);
+        self.cx.connect(destination);
         let mut keys: Vec<ManagedKey> = self
             .departing_listeners(&domain.uuid)
             .map(|(view, _)| view.key.managed())
@@ -361,9 +362,12 @@ impl Agent {
             self.gathered(number, &[]);
             return;
         }
-        self.timers
-            .set(Timer::Streams(number), self.now + STREAMS_TIMEOUT);
-        self.outputs.push_back(Output::ReadStreams { token, keys });
+        self.cx
+            .timers
+            .set(Timer::Streams(number), self.cx.now + STREAMS_TIMEOUT);
+        self.cx
+            .outputs
+            .push_back(Output::ReadStreams { token, keys });
     }
 
     /// libvirt moves a domain: the one that is followed, or one on behalf of an agent before this
@@ -379,7 +383,7 @@ impl Agent {
             return;
         };
         let number = self.records.begin(
-            self.now,
+            self.cx.now,
             Direction::Outgoing,
             uuid,
             &domain.name,
@@ -403,10 +407,10 @@ impl Agent {
         destination: &str,
         requester: Requester,
     ) -> Outgoing {
-        let token = self.numbers.next();
+        let token = self.cx.numbers.next();
         let (transaction, foreign) = match requester {
             Requester::Nobody { transaction } => (transaction, true),
-            _ => (self.numbers.next(), false),
+            _ => (self.cx.numbers.next(), false),
         };
         Outgoing {
             transaction,
@@ -418,13 +422,13 @@ impl Agent {
             awaited: false,
             state: State::Gathering { token },
             waits: false,
-            started: self.now,
+            started: self.cx.now,
             request: None,
             response: None,
-            copy_started: self.now,
+            copy_started: self.cx.now,
             suspended: None,
             stats: JobStats::default(),
-            peer_told: self.now,
+            peer_told: self.cx.now,
             cancelled_by: None,
             stopped_for: None,
             leaving: None,
@@ -443,7 +447,7 @@ impl Agent {
 
     /// Goes on when the flows are known, or will not be.
     pub(super) fn gathered(&mut self, number: u64, streams: &[(StreamKey, Stream)]) {
-        self.timers.stop(Timer::Streams(number));
+        self.cx.timers.stop(Timer::Streams(number));
         let Some(outgoing) = self.outgoing.get(&number) else {
             return;
         };
@@ -457,13 +461,13 @@ impl Agent {
         outgoing.request = Some(request);
         outgoing.state = State::Connecting;
         let peer = outgoing.destination.clone();
-        if self.is_up(&peer) {
+        if self.cx.is_up(&peer) {
             self.send_request(number);
         }
     }
 
     pub(super) fn reply(&mut self, command: u64, reply: CommandReply) {
-        self.outputs.push_back(Output::Reply { command, reply });
+        self.cx.outputs.push_back(Output::Reply { command, reply });
     }
 }
 

@@ -27,7 +27,8 @@ impl Agent {
         if let Err(refusal) = allowed {
             let reason = bounded(&refusal.to_string());
             info!(peer, domain = %notice.domain_name, %reason, "Move by somebody else is not followed");
-            self.send(peer, transaction, &MigrationAbort { reason }.into());
+            self.cx
+                .send(peer, transaction, &MigrationAbort { reason }.into());
         }
     }
 
@@ -39,7 +40,7 @@ impl Agent {
         uuid: DomainUuid,
         named: &str,
     ) -> Result<Domain, Refusal> {
-        let agent = self.config.name.clone();
+        let agent = self.cx.config.name.clone();
         self.check_rate(peer, transaction)?;
         let Some(domain) = self.inventory.domains.get(&uuid).cloned() else {
             return Err(Refusal::UnknownDomain {

@@ -63,7 +63,7 @@ impl Agent {
                 .flatten()
                 .filter(|(flow, _)| filter.accepts(&flow.source))
                 .take(MAX_FLOWS)
-                .map(|(flow_key, stream)| flow(flow_key, stream, self.now))
+                .map(|(flow_key, stream)| flow(flow_key, stream, self.cx.now))
                 .collect(),
         };
         let mut known = BTreeSet::new();

@@ -220,7 +220,7 @@ fn advertisement_that_anybody_may_have_forged_is_said_and_ends_no_move() {
 fn owner_or_another_node_that_wants_it_too_makes_the_claim_refused_where_that_is_wanted() {
     for (said, unique_first) in [(Said::Has, false), (Said::Wants, false), (Said::Has, true)] {
         let mut bench = if unique_first { unique() } else { claimed().0 };
-        bench.agent.config.unicast.disputed = Dispute::Refuse;
+        bench.agent.cx.config.unicast.disputed = Dispute::Refuse;
         let outputs = heard(&mut bench, said, OTHER_MAC);
         let reason = refusal(&outputs);
         assert!(reason.contains("taken by 02:00:00:00:00:09"), "{reason}");
