@@ -1,5 +1,6 @@
 //! What the protocol is told once, at its start.
 
+use common::maps::ManagedKey;
 use std::net::Ipv6Addr;
 use std::time::Duration;
 
@@ -36,6 +37,11 @@ pub struct AgentConfig {
 }
 
 impl AgentConfig {
+    /// When relays are asked for an address; `None` if never: they carry no tagged streams.
+    pub(super) fn relay_timing(&self, key: &ManagedKey) -> Option<RelayTiming> {
+        self.relay.filter(|_| key.vlan == 0)
+    }
+
     /// The agent of that name that a domain can be sent to.
     pub(super) fn peer(&self, name: &str) -> Option<&Peer> {
         self.peers.iter().find(|peer| peer.name == name)

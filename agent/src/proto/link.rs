@@ -98,15 +98,15 @@ impl Agent {
                     connecting: false,
                 };
                 info!(peer, "Peer is connected");
-                self.relay_up(peer);
+                self.receptions.relay_up(&mut self.cx, peer);
                 self.outgoing_peer_up(peer);
                 self.flush_closings(peer);
                 self.preparations_peer_up(peer);
             }
             PeerEvent::Down { reason } => {
                 self.cx.links.remove(peer);
-                if self.relays.contains(peer) {
-                    self.relay_down(peer, &reason);
+                if self.receptions.is_relay(peer) {
+                    self.receptions.relay_down(&mut self.cx, peer, &reason);
                     return;
                 }
                 warn!(peer, %reason, "Peer is not connected");
@@ -192,7 +192,7 @@ impl Agent {
                 return;
             }
         };
-        if self.relays.contains(peer) {
+        if self.receptions.is_relay(peer) {
             self.on_relay_message(peer, transaction, message);
             return;
         }
@@ -231,11 +231,15 @@ impl Agent {
     /// A relay is heard only about its sessions.
     fn on_relay_message(&mut self, relay: &str, transaction: u64, message: PeerMessage) {
         match message {
-            PeerMessage::RelayResponse(body) => self.on_relay_response(relay, transaction, &body),
+            PeerMessage::RelayResponse(body) => {
+                self.receptions
+                    .relay_responded(&mut self.cx, relay, transaction, &body);
+            }
             PeerMessage::RelayRelease(RelayRelease { reason })
             | PeerMessage::MigrationAbort(MigrationAbort { reason })
             | PeerMessage::Error(ErrorMessage { reason }) => {
-                self.on_relay_release(relay, transaction, &reason);
+                self.receptions
+                    .relay_released(&mut self.cx, relay, transaction, &reason);
             }
             PeerMessage::AgentRequest(_)
             | PeerMessage::AgentResponse(_)

@@ -68,7 +68,7 @@ use std::collections::BTreeMap;
 use std::net::{Ipv6Addr, SocketAddrV6};
 use std::time::Duration;
 
-use common::maps::{ManagedKey, Querier, QuerierKey};
+use common::maps::{Managed, ManagedKey, Querier, QuerierKey, RelayFlow, RelayFlowKey};
 
 pub use config::{AgentConfig, Dispute, Limits, Peer, RelayTiming, Timing, UnicastTiming};
 pub use copy::{Carrier, CopyConfig, CopyTls, CopyWay, Encrypt, InTheClear, NoCopyTls};
@@ -86,11 +86,12 @@ pub use uuid::{DomainUuid, UuidError};
 
 use context::Context;
 use destination::{Arrivals, Entry, Incoming, Preparation, Queue};
+use filter::Filter;
 use inventory::Inventory;
 use link::Closing;
 use listener::Mirror;
 use rate::Rates;
-use reception::{Receptions, Relays};
+use reception::{Changed, ModeView, Receptions, RelayView, SessionView};
 use record::Records;
 use source::{LateCuts, Outgoing};
 use timer::Timer;
@@ -150,7 +151,6 @@ pub struct Agent {
     rates: Rates,
     entries: BTreeMap<ManagedKey, Entry>,
     receptions: Receptions,
-    relays: Relays,
     vm: VmSide,
     warnings: Warnings,
     records: Records,
@@ -177,7 +177,6 @@ impl Agent {
             rates: Rates::default(),
             entries: BTreeMap::new(),
             receptions: Receptions::default(),
-            relays: Relays::default(),
             vm: VmSide::default(),
             warnings: Warnings::default(),
             records: Records::default(),
@@ -280,6 +279,37 @@ impl Agent {
         self.begin(now);
         while let Some(timer) = self.cx.timers.expire(self.cx.now) {
             self.on_timer(timer);
+            self.receptions_changed();
+        }
+        self.end();
+    }
+
+    /// Takes in the relays that discovery has found, all of them each time.
+    pub fn handle_relays(&mut self, now: Timestamp, candidates: Vec<RelayCandidate>) {
+        self.begin(now);
+        self.receptions.found(&mut self.cx, candidates);
+        self.end();
+    }
+
+    /// Takes in, before everything else, what an agent before this one has left in `MANAGED` and
+    /// `RELAY_FLOWS`.
+    pub fn handle_pinned(
+        &mut self,
+        now: Timestamp,
+        managed: Vec<(ManagedKey, Managed)>,
+        flows: Vec<(RelayFlowKey, RelayFlow)>,
+    ) {
+        self.begin(now);
+        self.receptions.pinned(managed, flows);
+        self.end();
+    }
+
+    /// Takes in, once and after the first [`DatapathEvent::Snapshot`], that all listeners are known:
+    /// what was pinned and nobody needs is given up.
+    pub fn handle_adopted(&mut self, now: Timestamp) {
+        self.begin(now);
+        for key in self.receptions.adopted(&mut self.cx) {
+            self.unmanage_unneeded(key);
         }
         self.end();
     }
@@ -318,6 +348,26 @@ impl Agent {
     /// The addresses joined by proxy.
     pub fn receptions(&self) -> impl Iterator<Item = ReceptionView<'_>> {
         self.reception_views()
+    }
+
+    /// How each watched address is received.
+    pub fn modes(&self) -> impl Iterator<Item = ModeView> {
+        self.receptions.modes(self.cx.now)
+    }
+
+    /// The relays that discovery has found.
+    pub fn relays(&self) -> impl Iterator<Item = RelayView<'_>> {
+        self.receptions.relays(&self.cx)
+    }
+
+    /// Whether a peer is a relay.
+    pub fn is_relay(&self, name: &str) -> bool {
+        self.receptions.is_relay(name)
+    }
+
+    /// The sessions with relays.
+    pub fn relay_sessions(&self) -> impl Iterator<Item = SessionView<'_>> {
+        self.receptions.sessions(self.cx.now)
     }
 
     /// The last migrations, oldest first, running ones included.
@@ -381,9 +431,42 @@ impl Agent {
     }
 
     fn end(&mut self) {
+        self.receptions_changed();
         match self.mirror.next_due() {
             Some(due) => self.cx.timers.set(Timer::Ageing, due),
             None => self.cx.timers.stop(Timer::Ageing),
+        }
+    }
+
+    /// Tells arrivals what has become of the addresses that they wait for.
+    fn receptions_changed(&mut self) {
+        while let Some(Changed { key, mode }) = self.receptions.poll_change() {
+            self.reception_changed(key, mode);
+        }
+    }
+
+    /// What listeners and arriving VMs want of an address together, as far as a relay is to hear of it.
+    fn wanted(&self, key: &ManagedKey) -> Filter {
+        if self.cx.config.relay_timing(key).is_none() {
+            return Filter::nothing();
+        }
+        let joined = self.entries.get(key).map(|entry| entry.joined.clone());
+        let wanted: Vec<Filter> = self.mirror.filters(key).chain(joined).collect();
+        Filter::merge(wanted.iter())
+    }
+
+    /// What is wanted of an address may have changed.
+    fn refresh_filter(&mut self, key: ManagedKey) {
+        let wanted = self.wanted(&key);
+        self.receptions.want(&mut self.cx, key, wanted);
+    }
+
+    /// Stops watching an address unless somebody needs it.
+    fn unmanage_unneeded(&mut self, key: ManagedKey) {
+        if self.mirror.has_listener(&key) || self.entries.contains_key(&key) {
+            self.refresh_filter(key);
+        } else {
+            self.receptions.forget(&mut self.cx, key);
         }
     }
 
@@ -474,13 +557,10 @@ impl Agent {
             Timer::Poll(number) => self.poll_answers(number),
             Timer::MdbRenewal(number) => self.renew_mdb(number),
             Timer::Preparation(command) => self.preparation_timed_out(command),
-            Timer::Reception(key) => self.look(key),
-            Timer::Session(key) => {
-                self.tend(key);
-                self.look(key);
-            }
-            Timer::Watch => self.watch_receptions(),
-            Timer::Relay(number) => self.reconnect_relay(number),
+            Timer::Reception(key) => self.receptions.look(&mut self.cx, key),
+            Timer::Session(key) => self.receptions.session_due(&mut self.cx, key),
+            Timer::Watch => self.receptions.watch(&mut self.cx),
+            Timer::Relay(number) => self.receptions.reconnect(&mut self.cx, number),
             Timer::Ageing => self.age_listeners(),
             Timer::Usage => self.read_usage(),
         }

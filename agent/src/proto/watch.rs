@@ -73,7 +73,7 @@ impl Agent {
             }
             DatapathEvent::FirstPacket { key, origin, at } => {
                 self.first_packet(&key, origin, at);
-                self.reception_packet(&key, origin, at);
+                self.receptions.packet(&mut self.cx, &key, origin, at);
             }
             DatapathEvent::Query { key, value } => {
                 self.mirror.update_querier(key, value);
@@ -116,7 +116,7 @@ impl Agent {
             DatapathEvent::Streams { token, streams } => {
                 if let Some(number) = self.outgoing_by_token(token) {
                     self.gathered(number, &streams);
-                } else if !self.receptions_read(token, &streams) {
+                } else if !self.receptions.streams_read(&mut self.cx, token, &streams) {
                     self.streams_read(token, &streams);
                 }
             }
@@ -207,7 +207,10 @@ impl Agent {
 
     fn apply(&mut self, effect: Option<Effect>) {
         match effect {
-            Some(Effect::Appeared(key)) => self.receive(key),
+            Some(Effect::Appeared(key)) => {
+                let wanted = self.wanted(&key);
+                self.receptions.receive(&mut self.cx, key, wanted);
+            }
             Some(Effect::Vanished(key)) if is_routable(&key.multicast_address) => {
                 self.unmanage_unneeded(key);
             }

@@ -132,7 +132,9 @@ impl Agent {
             .filter(|flow| active_interarrival(flow).is_some())
             .cloned()
             .collect();
-        self.receive_for_arrival(key, &active, anew);
+        let wanted = self.wanted(&key);
+        self.receptions
+            .receive_for_arrival(&mut self.cx, key, &active, anew, wanted);
         self.join(key);
     }
 

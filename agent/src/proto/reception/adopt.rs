@@ -7,9 +7,12 @@ use std::time::Duration;
 use common::maps::{Managed, ManagedKey, Origins, RelayFlow, RelayFlowKey};
 use tracing::info;
 
+use super::Receptions;
 use super::session::Session;
 use super::{Reception, State};
-use crate::proto::{Agent, Output, Timestamp};
+use crate::proto::Output;
+use crate::proto::context::Context;
+use crate::proto::filter::Filter;
 
 /// What is taken to be left of an adopted session's lease.
 const ADOPTED_LEASE: Duration = Duration::from_secs(10);
@@ -21,50 +24,48 @@ pub(super) struct Pinned {
     flows: BTreeMap<ManagedKey, BTreeMap<RelayFlowKey, RelayFlow>>,
 }
 
-impl Agent {
+impl Receptions {
     /// Takes in, before everything else, what an agent before this one has left in `MANAGED` and
     /// `RELAY_FLOWS`.
-    pub fn handle_pinned(
+    pub(in crate::proto) fn pinned(
         &mut self,
-        now: Timestamp,
         managed: Vec<(ManagedKey, Managed)>,
         flows: Vec<(RelayFlowKey, RelayFlow)>,
     ) {
-        self.begin(now);
-        let pinned = &mut self.receptions.pinned;
+        let pinned = &mut self.pinned;
         pinned.managed = managed.into_iter().collect();
         for (key, value) in flows {
             let address = value.stream.managed();
             let flows = pinned.flows.entry(address).or_default();
             flows.insert(key, value);
         }
-        self.end();
     }
 
-    /// Takes in, once and after the first [`crate::proto::DatapathEvent::Snapshot`], that all
-    /// listeners are known: what was pinned and nobody needs is given up.
-    pub fn handle_adopted(&mut self, now: Timestamp) {
-        self.begin(now);
-        let pinned = std::mem::take(&mut self.receptions.pinned);
+    /// Gives up the relayed flows that were pinned and nobody needs, now that all listeners are known.
+    /// Returns the addresses that were watched.
+    pub(in crate::proto) fn adopted(&mut self, cx: &mut Context) -> Vec<ManagedKey> {
+        let pinned = std::mem::take(&mut self.pinned);
         for key in pinned.flows.into_values().flat_map(BTreeMap::into_keys) {
-            self.cx.outputs.push_back(Output::RelayFlowRemove(key));
+            cx.outputs.push_back(Output::RelayFlowRemove(key));
         }
-        for key in pinned.managed.into_keys() {
-            self.unmanage_unneeded(key);
-        }
-        self.end();
+        pinned.managed.into_keys().collect()
     }
 
     /// Begins the reception of an address as it was left; `false` if it was not from a relay.
-    pub(super) fn adopt_reception(&mut self, key: ManagedKey) -> bool {
-        let now = self.cx.now;
-        let Some(timing) = self.relay_timing(&key) else {
+    pub(super) fn adopt_reception(
+        &mut self,
+        cx: &mut Context,
+        key: ManagedKey,
+        wanted: &Filter,
+    ) -> bool {
+        let now = cx.now;
+        let Some(timing) = cx.config.relay_timing(&key) else {
             return false;
         };
-        let Some(flows) = self.receptions.pinned.flows.remove(&key) else {
+        let Some(flows) = self.pinned.flows.remove(&key) else {
             return false;
         };
-        let pinned = self.receptions.pinned.managed.get(&key);
+        let pinned = self.pinned.managed.get(&key);
         let origins = pinned.and_then(|managed| Origins::from_u8(managed.origins));
         let until = now + timing.settle;
         let state = match origins {
@@ -73,7 +74,7 @@ impl Agent {
             Some(Origins::Both | Origins::NativeAfterRelay) => State::Both,
             Some(Origins::Native) | None => {
                 // The relay was about to be let go, or never passed.
-                self.receptions.pinned.flows.insert(key, flows);
+                self.pinned.flows.insert(key, flows);
                 return false;
             }
         };
@@ -99,23 +100,23 @@ impl Agent {
             }
         }
         reception.session = Some(session);
-        self.receptions.by_address.insert(key, reception);
-        self.refresh_filter(key);
-        self.manage(key, now);
-        self.reclaim();
-        self.tend(key);
-        self.set_reception_timers(key);
+        self.by_address.insert(key, reception);
+        self.want(cx, key, wanted.clone());
+        self.manage(cx, key, now);
+        self.reclaim(cx);
+        self.tend(cx, key);
+        self.set_reception_timers(cx, key);
         true
     }
 
     /// Finds the relays of adopted sessions: by the address that the packets come from, or the only
     /// one there is.
-    pub(super) fn reclaim(&mut self) {
+    pub(super) fn reclaim(&mut self, cx: &mut Context) {
         let only = match self.relays.relays.as_slice() {
             [relay] => Some(relay.candidate.name.clone()),
             _ => None,
         };
-        for reception in self.receptions.by_address.values_mut() {
+        for reception in self.by_address.values_mut() {
             let Some(session) = &mut reception.session else {
                 continue;
             };
@@ -123,11 +124,11 @@ impl Agent {
                 continue;
             };
             let none = std::collections::BTreeSet::new();
-            let relay = self.relays.pick(&none, &self.cx.links, Some(&address));
+            let relay = self.relays.pick(&none, &cx.links, Some(&address));
             let only = only.clone().filter(|_| !self.relays.any_at(&address));
             if let Some(relay) = relay.or(only) {
                 reception.tried.insert(relay.clone());
-                session.reclaimed_by(relay, self.cx.now);
+                session.reclaimed_by(relay, cx.now);
             }
         }
     }

@@ -9,16 +9,18 @@ use common::maps::{ManagedKey, RelayFlow, RelayFlowKey, StreamKey};
 use common::relay::{Endpoints, FIRST_PORT, FIRST_RELAY_PORT, is_neutral, to_multicast};
 use common::signal::RelayResponse;
 
+use super::Receptions;
 use super::session::{LEASE, Place};
-use crate::proto::Agent;
+use crate::proto::context::Context;
 
 /// Flows that a relay may announce for one address.
 const MAX_ANNOUNCED: usize = 256;
 
-impl Agent {
+impl Receptions {
     /// Finds out whether a relay's announcement can be true; returns its flows.
     pub(super) fn judge(
         &self,
+        cx: &Context,
         key: ManagedKey,
         place: Place,
         response: &RelayResponse,
@@ -38,7 +40,6 @@ impl Agent {
             return Err("a lease that is too short");
         }
         let taken: BTreeSet<RelayFlowKey> = self
-            .receptions
             .by_address
             .iter()
             .filter(|(other, _)| **other != key)
@@ -58,7 +59,7 @@ impl Agent {
             let endpoints = Endpoints {
                 relay_address,
                 relay_port: announced.relay_port,
-                agent_address: self.cx.config.address.octets(),
+                agent_address: cx.config.address.octets(),
                 agent_port: announced.agent_port,
             };
             let flow = RelayFlowKey {

@@ -55,21 +55,22 @@ mod takeover;
 mod view;
 mod watch;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use common::maps::{ManagedKey, Origins, StreamKey};
 use common::signal;
 use tracing::info;
 
+use super::context::Context;
 use super::filter::{Filter, is_routable};
 use super::timer::Timer;
-use super::{Agent, Output, RelayTiming, Timestamp};
+use super::{Output, Timestamp};
 
 use adopt::Pinned;
 use course::{State, Step};
 use flow::Flow;
-pub(super) use relays::Relays;
+use relays::Relays;
 use session::Session;
 pub use view::{Mode, ModeView, RelayView, SessionView};
 
@@ -78,21 +79,25 @@ const MAX_FLOWS: usize = 256;
 /// Steps that one look at the flows may take.
 const MAX_STEPS: usize = 4;
 
-/// The receptions, and the reading of their flows.
+/// The receptions, the reading of their flows, and the relays.
+///
+/// Each method that is told of something may change how addresses are received;
+/// [`Receptions::poll_change`] gives the changes.
 #[derive(Debug, Default)]
 pub(super) struct Receptions {
     by_address: BTreeMap<ManagedKey, Reception>,
+    relays: Relays,
+    changes: VecDeque<Changed>,
     /// Token of the flows that were asked for last.
     token: Option<u64>,
     pinned: Pinned,
 }
 
-impl Receptions {
-    /// Which copies of an address's packets pass.
-    pub(super) fn origins(&self, key: &ManagedKey) -> Option<Origins> {
-        let reception = self.by_address.get(key)?;
-        Some(reception.state.origins())
-    }
+/// How an address is received from now on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Changed {
+    pub(super) key: ManagedKey,
+    pub(super) mode: signal::ReceptionMode,
 }
 
 /// How one address is received.
@@ -175,12 +180,24 @@ impl Reception {
     }
 }
 
-impl Agent {
-    /// A local VM is the first to listen to an address.
-    pub(super) fn receive(&mut self, key: ManagedKey) {
-        if !self.receptions.by_address.contains_key(&key) && is_routable(&key.multicast_address) {
-            let delay = self.cx.config.relay.map(|timing| timing.silence);
-            self.begin_reception(key, delay);
+impl Receptions {
+    /// Which copies of an address's packets pass.
+    pub(super) fn origins(&self, key: &ManagedKey) -> Option<Origins> {
+        let reception = self.by_address.get(key)?;
+        Some(reception.state.origins())
+    }
+
+    /// Returns the next change that the agent does not know yet.
+    pub(super) fn poll_change(&mut self) -> Option<Changed> {
+        self.changes.pop_front()
+    }
+
+    /// A local VM is the first to listen to an address. Here and below `wanted` is what listeners and
+    /// arriving VMs want together.
+    pub(super) fn receive(&mut self, cx: &mut Context, key: ManagedKey, wanted: Filter) {
+        if !self.by_address.contains_key(&key) && is_routable(&key.multicast_address) {
+            let delay = cx.config.relay.map(|timing| timing.silence);
+            self.begin_reception(cx, key, delay, wanted);
         }
     }
 
@@ -188,17 +205,19 @@ impl Agent {
     /// is whether its next packet is to raise an event.
     pub(super) fn receive_for_arrival(
         &mut self,
+        cx: &mut Context,
         key: ManagedKey,
         flows: &[signal::Flow],
         anew: bool,
+        wanted: Filter,
     ) {
-        let now = self.cx.now;
-        let timing = self.relay_timing(&key);
-        let known = self.receptions.by_address.contains_key(&key);
+        let now = cx.now;
+        let timing = cx.config.relay_timing(&key);
+        let known = self.by_address.contains_key(&key);
         if !known {
-            self.begin_reception(key, timing.map(|timing| timing.delay));
+            self.begin_reception(cx, key, timing.map(|timing| timing.delay), wanted);
         }
-        let Some(reception) = self.receptions.by_address.get_mut(&key) else {
+        let Some(reception) = self.by_address.get_mut(&key) else {
             return;
         };
         if timing.is_some() {
@@ -220,117 +239,108 @@ impl Agent {
         let Some(timing) = timing.filter(|_| known && anew && reception.state == State::Native)
         else {
             if known && anew {
-                self.manage(key, now);
+                self.manage(cx, key, now);
             }
             return;
         };
         reception.probed_since = now;
         let ask_at = Some(now + timing.delay);
-        self.enter(key, State::Doubtful { ask_at }, "");
+        self.enter(cx, key, State::Doubtful { ask_at }, "");
     }
 
-    fn begin_reception(&mut self, key: ManagedKey, delay: Option<Duration>) {
-        let now = self.cx.now;
-        if self.adopt_reception(key) {
+    fn begin_reception(
+        &mut self,
+        cx: &mut Context,
+        key: ManagedKey,
+        delay: Option<Duration>,
+        wanted: Filter,
+    ) {
+        let now = cx.now;
+        if self.adopt_reception(cx, key, &wanted) {
             return;
         }
-        let delay = delay.filter(|_| self.relay_timing(&key).is_some());
+        let delay = delay.filter(|_| cx.config.relay_timing(&key).is_some());
         let state = delay.map_or(State::Native, |delay| State::Doubtful {
             ask_at: Some(now + delay),
         });
         let reception = Reception::new(now, state);
-        self.receptions.by_address.insert(key, reception);
-        self.refresh_filter(key);
-        self.manage(key, now);
-        self.set_reception_timers(key);
+        self.by_address.insert(key, reception);
+        self.want(cx, key, wanted);
+        self.manage(cx, key, now);
+        self.set_reception_timers(cx, key);
     }
 
-    /// Stops watching an address unless somebody needs it.
-    pub(super) fn unmanage_unneeded(&mut self, key: ManagedKey) {
-        if self.mirror.has_listener(&key) || self.entries.contains_key(&key) {
-            self.refresh_filter(key);
-            return;
+    /// Stops watching an address that nobody needs.
+    pub(super) fn forget(&mut self, cx: &mut Context, key: ManagedKey) {
+        if self.by_address.contains_key(&key) {
+            self.end_sessions(cx, key, "Nobody listens any more");
+            self.by_address.remove(&key);
+            cx.timers.stop(Timer::Reception(key));
+            cx.timers.stop(Timer::Session(key));
         }
-        if self.receptions.by_address.contains_key(&key) {
-            self.end_sessions(key, "Nobody listens any more");
-            self.receptions.by_address.remove(&key);
-            self.cx.timers.stop(Timer::Reception(key));
-            self.cx.timers.stop(Timer::Session(key));
-        }
-        self.cx.outputs.push_back(Output::Unmanage(key));
-    }
-
-    /// When relays are asked for an address; `None` if never.
-    fn relay_timing(&self, key: &ManagedKey) -> Option<RelayTiming> {
-        self.cx.config.relay.filter(|_| key.vlan == 0)
+        cx.outputs.push_back(Output::Unmanage(key));
     }
 
     /// Writes `MANAGED`.
-    fn manage(&mut self, key: ManagedKey, since: Timestamp) {
-        let Some(reception) = self.receptions.by_address.get_mut(&key) else {
+    fn manage(&mut self, cx: &mut Context, key: ManagedKey, since: Timestamp) {
+        let Some(reception) = self.by_address.get_mut(&key) else {
             return;
         };
         reception.since = since;
         let origins = reception.state.origins();
-        self.cx.outputs.push_back(Output::Manage {
+        cx.outputs.push_back(Output::Manage {
             key,
             since,
             origins,
         });
     }
 
-    /// Takes what listeners and arriving VMs want together; a relay hears of a change.
-    pub(super) fn refresh_filter(&mut self, key: ManagedKey) {
-        if self.relay_timing(&key).is_none() {
-            return;
-        }
-        let joined = self.entries.get(&key).map(|entry| entry.joined.clone());
-        let wanted: Vec<Filter> = self.mirror.filters(&key).chain(joined).collect();
-        let merged = Filter::merge(wanted.iter());
-        let Some(reception) = self.receptions.by_address.get_mut(&key) else {
+    /// Listeners or arriving VMs want something else of an address; a relay hears of that.
+    pub(super) fn want(&mut self, cx: &mut Context, key: ManagedKey, wanted: Filter) {
+        let Some(reception) = self.by_address.get_mut(&key) else {
             return;
         };
         // Sources of a new list are told before the list itself.
-        if merged == reception.filter || merged == Filter::nothing() {
+        if wanted == reception.filter || wanted == Filter::nothing() {
             return;
         }
-        reception.filter = merged;
+        reception.filter = wanted;
         let filter = &reception.filter;
         reception
             .flows
             .retain(|flow, _| filter.accepts(&flow.source));
         if reception.session.is_some() || reception.standby.is_some() {
-            self.request_again(key);
+            self.request_again(cx, key);
         }
     }
 
     /// Does what an address's flows and session ask for.
-    pub(super) fn look(&mut self, key: ManagedKey) {
-        let Some(timing) = self.relay_timing(&key) else {
+    pub(super) fn look(&mut self, cx: &mut Context, key: ManagedKey) {
+        let Some(timing) = cx.config.relay_timing(&key) else {
             return;
         };
         for _ in 0..MAX_STEPS {
-            let now = self.cx.now;
-            let Some(reception) = self.receptions.by_address.get_mut(&key) else {
+            let now = cx.now;
+            let Some(reception) = self.by_address.get_mut(&key) else {
                 return;
             };
             match reception.step(now, &timing) {
                 None => break,
-                Some(Step::Enter(state, why)) => self.enter(key, state, why),
-                Some(Step::FailOver(why)) => self.fail_over(key, why),
+                Some(Step::Enter(state, why)) => self.enter(cx, key, state, why),
+                Some(Step::FailOver(why)) => self.fail_over(cx, key, why),
                 Some(Step::Idle) => {
                     reception.idle = true;
                     reception.why = "the source is silent";
                 }
             }
         }
-        self.look_at_standby(key);
-        self.set_reception_timers(key);
+        self.look_at_standby(cx, key);
+        self.set_reception_timers(cx, key);
     }
 
-    fn enter(&mut self, key: ManagedKey, state: State, why: &'static str) {
-        let now = self.cx.now;
-        let Some(reception) = self.receptions.by_address.get_mut(&key) else {
+    fn enter(&mut self, cx: &mut Context, key: ManagedKey, state: State, why: &'static str) {
+        let now = cx.now;
+        let Some(reception) = self.by_address.get_mut(&key) else {
             return;
         };
         let before = (reception.state, reception.mode());
@@ -362,37 +372,36 @@ impl Agent {
         };
         let origins = before.0.origins();
         if origins != state.origins() || since != reception.since {
-            self.manage(key, since);
+            self.manage(cx, key, since);
         }
         if state == State::Native {
-            self.end_sessions(key, "Native reception is stable");
+            self.end_sessions(cx, key, "Native reception is stable");
         }
         self.note_mode(key);
-        self.tend(key);
-        self.set_reception_timers(key);
+        self.tend(cx, key);
+        self.set_reception_timers(cx, key);
     }
 
-    /// Tells the arrivals that wait for an address how it is received.
+    /// Tells those who wait for an address how it is received.
     fn note_mode(&mut self, key: ManagedKey) {
-        let mode = match self.receptions.by_address.get(&key).map(Reception::mode) {
+        let mode = match self.by_address.get(&key).map(Reception::mode) {
             Some(Mode::Native) => signal::ReceptionMode::Native,
             Some(Mode::Relay) => signal::ReceptionMode::Relay,
             _ => return,
         };
-        self.reception_changed(key, mode);
+        self.changes.push_back(Changed { key, mode });
     }
 
-    fn set_reception_timers(&mut self, key: ManagedKey) {
+    fn set_reception_timers(&mut self, cx: &mut Context, key: ManagedKey) {
         let deadline = self
-            .receptions
             .by_address
             .get(&key)
             .and_then(|reception| reception.state.deadline());
         match deadline {
-            Some(deadline) => self.cx.timers.set(Timer::Reception(key), deadline),
-            None => self.cx.timers.stop(Timer::Reception(key)),
+            Some(deadline) => cx.timers.set(Timer::Reception(key), deadline),
+            None => cx.timers.stop(Timer::Reception(key)),
         }
-        self.watch_soon(key);
+        self.watch_soon(cx, key);
     }
 }
 

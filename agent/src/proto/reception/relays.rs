@@ -6,9 +6,11 @@ use std::time::Duration;
 use common::maps::Address;
 use tracing::info;
 
+use super::Receptions;
+use crate::proto::context::Context;
 use crate::proto::link::Links;
 use crate::proto::timer::Timer;
-use crate::proto::{Agent, RelayCandidate, Timestamp};
+use crate::proto::{RelayCandidate, Timestamp};
 
 /// Relays known at once.
 const MAX_RELAYS: usize = 64;
@@ -35,7 +37,7 @@ pub(super) struct Relay {
 
 /// The relays.
 #[derive(Debug, Default)]
-pub(in crate::proto) struct Relays {
+pub(super) struct Relays {
     pub(super) relays: Vec<Relay>,
     /// Whose turn it is.
     next: usize,
@@ -51,7 +53,7 @@ impl Relays {
     }
 
     /// Whether a peer is a relay.
-    pub(in crate::proto) fn contains(&self, name: &str) -> bool {
+    fn contains(&self, name: &str) -> bool {
         self.relays.iter().any(|relay| relay.candidate.name == name)
     }
 
@@ -135,10 +137,9 @@ fn complain(last: &mut Option<Timestamp>, now: Timestamp) -> bool {
     due
 }
 
-impl Agent {
+impl Receptions {
     /// Takes in the relays that discovery has found, all of them each time.
-    pub fn handle_relays(&mut self, now: Timestamp, candidates: Vec<RelayCandidate>) {
-        self.begin(now);
+    pub(in crate::proto) fn found(&mut self, cx: &mut Context, candidates: Vec<RelayCandidate>) {
         for relay in &mut self.relays.relays {
             relay.listed = false;
         }
@@ -164,21 +165,19 @@ impl Agent {
                 reconnect: RECONNECT_FIRST,
                 complained: None,
             });
-            self.cx.connect(&name);
+            cx.connect(&name);
         }
-        self.forget_relays();
-        self.end();
+        self.forget_relays(cx);
     }
 
     /// Whether a peer is a relay.
-    pub fn is_relay(&self, name: &str) -> bool {
+    pub(in crate::proto) fn is_relay(&self, name: &str) -> bool {
         self.relays.contains(name)
     }
 
     /// Forgets relays that discovery does not name any more and no session uses.
-    fn forget_relays(&mut self) {
+    fn forget_relays(&mut self, cx: &mut Context) {
         let used: BTreeSet<&str> = self
-            .receptions
             .by_address
             .values()
             .flat_map(|reception| reception.session.iter().chain(&reception.standby))
@@ -193,25 +192,25 @@ impl Agent {
             .collect();
         self.relays.relays.retain(|relay| !numbers[&relay.number]);
         for (number, _) in numbers.into_iter().filter(|(_, gone)| *gone) {
-            self.cx.timers.stop(Timer::Relay(number));
+            cx.timers.stop(Timer::Relay(number));
         }
         self.relays.next = 0;
     }
 
     /// The connection to a relay is up: whoever waits for one asks.
-    pub(in crate::proto) fn relay_up(&mut self, name: &str) {
-        let now = self.cx.now;
+    pub(in crate::proto) fn relay_up(&mut self, cx: &mut Context, name: &str) {
+        let now = cx.now;
         let Some(relay) = self.relays.get_mut(name) else {
             return;
         };
         relay.reconnect = RECONNECT_FIRST;
         relay.reason = None;
         let number = relay.number;
-        self.cx.timers.stop(Timer::Relay(number));
-        self.reclaim();
-        let keys: Vec<_> = self.receptions.by_address.keys().copied().collect();
+        cx.timers.stop(Timer::Relay(number));
+        self.reclaim(cx);
+        let keys: Vec<_> = self.by_address.keys().copied().collect();
         for key in keys {
-            let Some(reception) = self.receptions.by_address.get_mut(&key) else {
+            let Some(reception) = self.by_address.get_mut(&key) else {
                 continue;
             };
             if reception.session.is_none() {
@@ -221,14 +220,14 @@ impl Agent {
                 session.ask_again(name, now);
             }
             reception.exhausted = false;
-            self.tend(key);
-            self.look(key);
+            self.tend(cx, key);
+            self.look(cx, key);
         }
     }
 
     /// The connection to a relay is down, or could not be made.
-    pub(in crate::proto) fn relay_down(&mut self, name: &str, reason: &str) {
-        let now = self.cx.now;
+    pub(in crate::proto) fn relay_down(&mut self, cx: &mut Context, name: &str, reason: &str) {
+        let now = cx.now;
         let Some(relay) = self.relays.get_mut(name) else {
             return;
         };
@@ -238,20 +237,20 @@ impl Agent {
         if complain(&mut relay.complained, now) {
             tracing::warn!(relay = name, reason, "Relay is not connected");
         }
-        self.cx.timers.set(Timer::Relay(number), now + delay);
-        self.forget_relays();
-        let keys: Vec<_> = self.receptions.by_address.keys().copied().collect();
+        cx.timers.set(Timer::Relay(number), now + delay);
+        self.forget_relays(cx);
+        let keys: Vec<_> = self.by_address.keys().copied().collect();
         for key in keys {
-            self.tend(key);
-            self.look(key);
+            self.tend(cx, key);
+            self.look(cx, key);
         }
     }
 
-    pub(in crate::proto) fn reconnect_relay(&mut self, number: u64) {
+    pub(in crate::proto) fn reconnect(&mut self, cx: &mut Context, number: u64) {
         let relay = self.relays.relays.iter().find(|r| r.number == number);
         if let Some(relay) = relay {
             let name = relay.candidate.name.clone();
-            self.cx.connect(&name);
+            cx.connect(&name);
         }
     }
 }

@@ -12,10 +12,12 @@ use common::maps::{Address, ManagedKey, RelayFlow, RelayFlowKey};
 use common::signal::{KnownFlow, RelayRelease, RelayRequest, RelayResponse};
 use tracing::{debug, warn};
 
+use super::Receptions;
+use crate::proto::context::Context;
 use crate::proto::filter::Filter;
 use crate::proto::refusal::bounded;
 use crate::proto::timer::Timer;
-use crate::proto::{Agent, Output, Timestamp};
+use crate::proto::{Output, Timestamp};
 
 /// How long a relay may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -90,40 +92,46 @@ pub(super) enum Place {
     Standby,
 }
 
-impl Agent {
+impl Receptions {
+    /// Something about an address's sessions is due.
+    pub(in crate::proto) fn session_due(&mut self, cx: &mut Context, key: ManagedKey) {
+        self.tend(cx, key);
+        self.look(cx, key);
+    }
+
     /// Sees to an address's sessions: asks, renews, gives up. To be called whenever something about
     /// them, or about a relay, has changed, and when it is due.
-    pub(in crate::proto) fn tend(&mut self, key: ManagedKey) {
-        let now = self.cx.now;
-        let Some(reception) = self.receptions.by_address.get_mut(&key) else {
+    pub(in crate::proto) fn tend(&mut self, cx: &mut Context, key: ManagedKey) {
+        let now = cx.now;
+        let Some(reception) = self.by_address.get_mut(&key) else {
             return;
         };
         if !reception.state.wants_relay() {
-            self.cx.timers.stop(Timer::Session(key));
+            cx.timers.stop(Timer::Session(key));
             return;
         }
         for place in [Place::Standby, Place::Session] {
-            self.tend_one(key, place);
+            self.tend_one(cx, key, place);
         }
-        let Some(reception) = self.receptions.by_address.get_mut(&key) else {
+        let Some(reception) = self.by_address.get_mut(&key) else {
             return;
         };
         if reception.session.is_none() && reception.retry.is_none_or(|at| now >= at) {
             reception.retry = None;
-            self.ask_next(key);
+            self.ask_next(cx, key);
         }
-        self.set_session_timer(key);
+        self.set_session_timer(cx, key);
     }
 
-    fn tend_one(&mut self, key: ManagedKey, place: Place) {
-        let now = self.cx.now;
+    fn tend_one(&mut self, cx: &mut Context, key: ManagedKey, place: Place) {
+        let now = cx.now;
         let Some(session) = self.session(key, place) else {
             return;
         };
         let up = session
             .relay
             .as_deref()
-            .is_some_and(|relay| self.cx.is_up(relay));
+            .is_some_and(|relay| cx.is_up(relay));
         let Some(session) = self.session_mut(key, place) else {
             return;
         };
@@ -136,7 +144,7 @@ impl Agent {
                 } else {
                     format!("Relay {relay} is down")
                 };
-                self.session_failed(key, place, &why);
+                self.session_failed(cx, key, place, &why);
             }
             return;
         }
@@ -144,14 +152,13 @@ impl Agent {
             session.asked = None;
         }
         if up && session.asked.is_none() && now >= session.renew_at {
-            self.request(key, place);
+            self.request(cx, key, place);
         }
-        let (settle, floor) = self
-            .cx
+        let (settle, floor) = cx
             .config
             .relay
             .map_or((Duration::ZERO, Duration::ZERO), |t| (t.settle, t.silence));
-        let Some(reception) = self.receptions.by_address.get_mut(&key) else {
+        let Some(reception) = self.by_address.get_mut(&key) else {
             return;
         };
         let delivered = place == Place::Session && reception.is_delivered(now, floor);
@@ -162,18 +169,18 @@ impl Agent {
             // Only the relay's kernel knows when it ends; what still comes is let come.
             session.lease_end = now + session.lease / 3;
         } else if now >= session.lease_end + settle {
-            self.session_failed(key, place, "The lease of the relay has ended");
+            self.session_failed(cx, key, place, "The lease of the relay has ended");
         } else if place == Place::Session && now >= session.last_third() {
-            self.fail_over(key, "its lease ends and it does not answer");
+            self.fail_over(cx, key, "its lease ends and it does not answer");
         }
     }
 
-    pub(super) fn set_session_timer(&mut self, key: ManagedKey) {
-        let now = self.cx.now;
-        let Some(reception) = self.receptions.by_address.get(&key) else {
+    pub(super) fn set_session_timer(&mut self, cx: &mut Context, key: ManagedKey) {
+        let now = cx.now;
+        let Some(reception) = self.by_address.get(&key) else {
             return;
         };
-        let settle = self.cx.config.relay.map_or(Duration::ZERO, |t| t.settle);
+        let settle = cx.config.relay.map_or(Duration::ZERO, |t| t.settle);
         let sessions = reception.session.iter().chain(&reception.standby);
         let dues = sessions.flat_map(|session| {
             let overdue = session.asked.map(|asked| asked + ANSWER_TIMEOUT);
@@ -189,13 +196,13 @@ impl Agent {
         // What is past was done, or waits for a relay's connection.
         let due = dues.chain(reception.retry).filter(|due| *due > now).min();
         match due {
-            Some(due) => self.cx.timers.set(Timer::Session(key), due),
-            None => self.cx.timers.stop(Timer::Session(key)),
+            Some(due) => cx.timers.set(Timer::Session(key), due),
+            None => cx.timers.stop(Timer::Session(key)),
         }
     }
 
     pub(super) fn session(&self, key: ManagedKey, place: Place) -> Option<&Session> {
-        let reception = self.receptions.by_address.get(&key)?;
+        let reception = self.by_address.get(&key)?;
         match place {
             Place::Session => reception.session.as_ref(),
             Place::Standby => reception.standby.as_ref(),
@@ -203,7 +210,7 @@ impl Agent {
     }
 
     pub(super) fn session_mut(&mut self, key: ManagedKey, place: Place) -> Option<&mut Session> {
-        let reception = self.receptions.by_address.get_mut(&key)?;
+        let reception = self.by_address.get_mut(&key)?;
         match place {
             Place::Session => reception.session.as_mut(),
             Place::Standby => reception.standby.as_mut(),
@@ -211,20 +218,20 @@ impl Agent {
     }
 
     /// Asks the next relay that was not tried; later again if there is none.
-    fn ask_next(&mut self, key: ManagedKey) {
-        let Some(reception) = self.receptions.by_address.get(&key) else {
+    fn ask_next(&mut self, cx: &mut Context, key: ManagedKey) {
+        let Some(reception) = self.by_address.get(&key) else {
             return;
         };
-        let Some(relay) = self.relays.pick(&reception.tried, &self.cx.links, None) else {
-            self.ask_later(key);
+        let Some(relay) = self.relays.pick(&reception.tried, &cx.links, None) else {
+            self.ask_later(cx, key);
             return;
         };
-        self.begin_session(key, Place::Session, relay);
+        self.begin_session(cx, key, Place::Session, relay);
     }
 
-    fn ask_later(&mut self, key: ManagedKey) {
-        let now = self.cx.now;
-        let Some(reception) = self.receptions.by_address.get_mut(&key) else {
+    fn ask_later(&mut self, cx: &mut Context, key: ManagedKey) {
+        let now = cx.now;
+        let Some(reception) = self.by_address.get_mut(&key) else {
             return;
         };
         reception.tried.clear();
@@ -240,10 +247,16 @@ impl Agent {
         }
     }
 
-    pub(super) fn begin_session(&mut self, key: ManagedKey, place: Place, relay: String) {
-        let transaction = self.cx.numbers.next();
-        let now = self.cx.now;
-        let Some(reception) = self.receptions.by_address.get_mut(&key) else {
+    pub(super) fn begin_session(
+        &mut self,
+        cx: &mut Context,
+        key: ManagedKey,
+        place: Place,
+        relay: String,
+    ) {
+        let transaction = cx.numbers.next();
+        let now = cx.now;
+        let Some(reception) = self.by_address.get_mut(&key) else {
             return;
         };
         reception.tried.insert(relay.clone());
@@ -252,24 +265,24 @@ impl Agent {
             Place::Session => reception.session = Some(session),
             Place::Standby => reception.standby = Some(session),
         }
-        self.request(key, place);
+        self.request(cx, key, place);
     }
 
     /// Tells the relays of an address that what is wanted of it has changed.
-    pub(super) fn request_again(&mut self, key: ManagedKey) {
+    pub(super) fn request_again(&mut self, cx: &mut Context, key: ManagedKey) {
         for place in [Place::Session, Place::Standby] {
             let session = self.session(key, place);
             if session.is_some_and(|session| session.relay.is_some()) {
-                self.request(key, place);
+                self.request(cx, key, place);
             }
         }
-        self.set_session_timer(key);
+        self.set_session_timer(cx, key);
     }
 
-    fn request(&mut self, key: ManagedKey, place: Place) {
-        let now = self.cx.now;
-        let agent_address = self.cx.config.address.octets();
-        let Some(reception) = self.receptions.by_address.get_mut(&key) else {
+    fn request(&mut self, cx: &mut Context, key: ManagedKey, place: Place) {
+        let now = cx.now;
+        let agent_address = cx.config.address.octets();
+        let Some(reception) = self.by_address.get_mut(&key) else {
             return;
         };
         let filter = reception.filter.clone();
@@ -301,7 +314,7 @@ impl Agent {
         session.asked.get_or_insert(now);
         let transaction = session.transaction;
         if let Some(relay) = session.relay.clone() {
-            self.cx.send(&relay, transaction, &request.into());
+            cx.send(&relay, transaction, &request.into());
         }
     }
 
@@ -311,7 +324,7 @@ impl Agent {
                 .as_ref()
                 .is_some_and(|session| session.is_with(relay, transaction))
         };
-        self.receptions.by_address.iter().find_map(|(key, it)| {
+        self.by_address.iter().find_map(|(key, it)| {
             if is(&it.session) {
                 Some((*key, Place::Session))
             } else {
@@ -321,28 +334,28 @@ impl Agent {
     }
 
     /// A relay has joined and sends, or has found a new flow.
-    pub(in crate::proto) fn on_relay_response(
+    pub(in crate::proto) fn relay_responded(
         &mut self,
+        cx: &mut Context,
         relay: &str,
         transaction: u64,
         response: &RelayResponse,
     ) {
-        let now = self.cx.now;
+        let now = cx.now;
         let Some((key, place)) = self.find_session(relay, transaction) else {
             // It does not know yet that the session is over.
             let reason = "This session has ended".to_owned();
-            self.cx
-                .send(relay, transaction, &RelayRelease { reason }.into());
+            cx.send(relay, transaction, &RelayRelease { reason }.into());
             return;
         };
-        let flows = match self.judge(key, place, response) {
+        let flows = match self.judge(cx, key, place, response) {
             Ok(flows) => flows,
             Err(lie) => {
-                self.cx.counters.relay_lies += 1;
+                cx.counters.relay_lies += 1;
                 let why = format!("Relay {relay} announces {lie}");
-                self.session_failed(key, place, &why);
-                self.tend(key);
-                self.look(key);
+                self.session_failed(cx, key, place, &why);
+                self.tend(cx, key);
+                self.look(cx, key);
                 return;
             }
         };
@@ -356,28 +369,33 @@ impl Agent {
         session.renew_at = now + session.lease / 3;
         session.address = Some(*response.relay_address);
         match place {
-            Place::Session => self.set_flows(key, flows),
+            Place::Session => self.set_flows(cx, key, flows),
             Place::Standby => session.flows = flows,
         }
-        if let Some(reception) = self.receptions.by_address.get_mut(&key) {
+        if let Some(reception) = self.by_address.get_mut(&key) {
             reception.backoff = BACKOFF_FIRST;
             if place == Place::Session && reception.swap.is_none() {
                 // It answers again: nobody needs to take over unless its packets stay away.
-                let floor = self.cx.config.relay.map_or(Duration::ZERO, |t| t.silence);
+                let floor = cx.config.relay.map_or(Duration::ZERO, |t| t.silence);
                 if reception.is_delivered(now, floor) {
-                    self.drop_standby(key, "The first relay answers again");
+                    self.drop_standby(cx, key, "The first relay answers again");
                 }
             }
         }
         self.relays.answered(relay);
-        self.look(key);
-        self.set_session_timer(key);
+        self.look(cx, key);
+        self.set_session_timer(cx, key);
     }
 
     /// Makes the flows of an address's session those.
-    pub(super) fn set_flows(&mut self, key: ManagedKey, flows: BTreeMap<RelayFlowKey, RelayFlow>) {
-        let now = self.cx.now;
-        let Some(reception) = self.receptions.by_address.get_mut(&key) else {
+    pub(super) fn set_flows(
+        &mut self,
+        cx: &mut Context,
+        key: ManagedKey,
+        flows: BTreeMap<RelayFlowKey, RelayFlow>,
+    ) {
+        let now = cx.now;
+        let Some(reception) = self.by_address.get_mut(&key) else {
             return;
         };
         let Some(session) = reception.session.as_mut() else {
@@ -388,12 +406,12 @@ impl Agent {
         }
         for old in session.flows.keys() {
             if !flows.contains_key(old) {
-                self.cx.outputs.push_back(Output::RelayFlowRemove(*old));
+                cx.outputs.push_back(Output::RelayFlowRemove(*old));
             }
         }
         for (flow, value) in &flows {
             if session.flows.get(flow) != Some(value) {
-                self.cx.outputs.push_back(Output::RelayFlowSet {
+                cx.outputs.push_back(Output::RelayFlowSet {
                     key: *flow,
                     value: *value,
                 });
@@ -403,8 +421,9 @@ impl Agent {
     }
 
     /// The relay refuses, or ends the session.
-    pub(in crate::proto) fn on_relay_release(
+    pub(in crate::proto) fn relay_released(
         &mut self,
+        cx: &mut Context,
         relay: &str,
         transaction: u64,
         reason: &str,
@@ -412,24 +431,24 @@ impl Agent {
         let Some((key, place)) = self.find_session(relay, transaction) else {
             return;
         };
-        self.cx.counters.relay_refusals += 1;
+        cx.counters.relay_refusals += 1;
         let why = format!("Relay {relay} refuses: {}", bounded(reason));
         let Some(session) = self.session_mut(key, place) else {
             return;
         };
         // It knows already.
         session.relay = None;
-        if self.relays.failed(relay, &why, self.cx.now) {
+        if self.relays.failed(relay, &why, cx.now) {
             warn!(relay, reason, "Relay refuses");
         }
-        self.session_failed(key, place, &why);
-        self.tend(key);
-        self.look(key);
+        self.session_failed(cx, key, place, &why);
+        self.tend(cx, key);
+        self.look(cx, key);
     }
 
     /// A session is over without having been wanted to be.
-    fn session_failed(&mut self, key: ManagedKey, place: Place, why: &str) {
-        let now = self.cx.now;
+    fn session_failed(&mut self, cx: &mut Context, key: ManagedKey, place: Place, why: &str) {
+        let now = cx.now;
         debug!(multicast_address = %Ipv6Addr::from(key.multicast_address), why, "Relay session is over");
         if let Some(relay) = self.session(key, place).and_then(|s| s.relay.clone()) {
             let untold = self.relays.failed(&relay, why, now);
@@ -438,50 +457,53 @@ impl Agent {
             }
         }
         match place {
-            Place::Standby => self.drop_standby(key, why),
+            Place::Standby => self.drop_standby(cx, key, why),
             Place::Session => {
-                self.set_flows(key, BTreeMap::new());
-                let Some(reception) = self.receptions.by_address.get_mut(&key) else {
+                self.set_flows(cx, key, BTreeMap::new());
+                let Some(reception) = self.by_address.get_mut(&key) else {
                     return;
                 };
                 reception.swap = None;
                 let session = reception.session.take();
-                self.release_session(session, why);
+                self.release_session(cx, session, why);
                 // One that is ready need not wait any longer.
-                self.promote(key);
+                self.promote(cx, key);
             }
         }
     }
 
-    pub(super) fn drop_standby(&mut self, key: ManagedKey, why: &str) {
-        if let Some(reception) = self.receptions.by_address.get_mut(&key) {
+    pub(super) fn drop_standby(&mut self, cx: &mut Context, key: ManagedKey, why: &str) {
+        if let Some(reception) = self.by_address.get_mut(&key) {
             let standby = reception.standby.take();
-            self.release_session(standby, why);
+            self.release_session(cx, standby, why);
         }
     }
 
-    pub(super) fn release_session(&mut self, session: Option<Session>, why: &str) {
+    pub(super) fn release_session(
+        &mut self,
+        cx: &mut Context,
+        session: Option<Session>,
+        why: &str,
+    ) {
         if let Some(session) = session
             && let Some(relay) = session.relay
         {
             let reason = bounded(why);
-            self.cx
-                .send(&relay, session.transaction, &RelayRelease { reason }.into());
+            cx.send(&relay, session.transaction, &RelayRelease { reason }.into());
         }
     }
 
     /// Lets all relays of an address go.
-    pub(super) fn end_sessions(&mut self, key: ManagedKey, why: &str) {
-        self.drop_standby(key, why);
+    pub(super) fn end_sessions(&mut self, cx: &mut Context, key: ManagedKey, why: &str) {
+        self.drop_standby(cx, key, why);
         let swapping = self
-            .receptions
             .by_address
             .get_mut(&key)
             .is_some_and(|reception| reception.swap.take().is_some());
         if !swapping {
-            self.set_flows(key, BTreeMap::new());
+            self.set_flows(cx, key, BTreeMap::new());
         }
-        if let Some(reception) = self.receptions.by_address.get_mut(&key) {
+        if let Some(reception) = self.by_address.get_mut(&key) {
             reception.tried.clear();
             reception.exhausted = false;
             reception.retry = None;
@@ -490,7 +512,7 @@ impl Agent {
                 flow.relayed.restart();
             }
             let session = reception.session.take();
-            self.release_session(session, why);
+            self.release_session(cx, session, why);
         }
     }
 }

@@ -18,14 +18,16 @@ use std::time::Duration;
 use common::maps::{ManagedKey, RelayFlowKey};
 use tracing::info;
 
+use super::Receptions;
 use super::course::State;
 use super::session::Place;
-use crate::proto::{Agent, Output};
+use crate::proto::Output;
+use crate::proto::context::Context;
 
-impl Agent {
+impl Receptions {
     /// Asks another relay, which takes over when nothing comes by the session any more.
-    pub(super) fn fail_over(&mut self, key: ManagedKey, why: &'static str) {
-        let Some(reception) = self.receptions.by_address.get_mut(&key) else {
+    pub(super) fn fail_over(&mut self, cx: &mut Context, key: ManagedKey, why: &'static str) {
+        let Some(reception) = self.by_address.get_mut(&key) else {
             return;
         };
         if reception.standby.is_some() || reception.swap.is_some() {
@@ -39,12 +41,12 @@ impl Agent {
         if let Some(relay) = &relay {
             reception.tried.insert(relay.clone());
         }
-        let next = self.relays.pick(&reception.tried, &self.cx.links, None);
+        let next = self.relays.pick(&reception.tried, &cx.links, None);
         let Some(next) = next else {
             reception.exhausted = true;
             return;
         };
-        self.cx.counters.relay_failovers += 1;
+        cx.counters.relay_failovers += 1;
         info!(
             multicast_address = %Ipv6Addr::from(key.multicast_address),
             relay = relay.as_deref().unwrap_or("unknown"),
@@ -52,16 +54,16 @@ impl Agent {
             next,
             "Next relay is asked"
         );
-        self.begin_session(key, Place::Standby, next);
-        self.set_session_timer(key);
+        self.begin_session(cx, key, Place::Standby, next);
+        self.set_session_timer(cx, key);
     }
 
     /// Lets the standby take over when nothing comes by the session any more, or gives it up when
     /// the session sends again.
-    pub(super) fn look_at_standby(&mut self, key: ManagedKey) {
-        let now = self.cx.now;
-        let floor = self.cx.config.relay.map_or(Duration::ZERO, |t| t.silence);
-        let Some(reception) = self.receptions.by_address.get_mut(&key) else {
+    pub(super) fn look_at_standby(&mut self, cx: &mut Context, key: ManagedKey) {
+        let now = cx.now;
+        let floor = cx.config.relay.map_or(Duration::ZERO, |t| t.silence);
+        let Some(reception) = self.by_address.get_mut(&key) else {
             return;
         };
         let ready = reception
@@ -72,33 +74,31 @@ impl Agent {
             return;
         }
         let Some(session) = &reception.session else {
-            self.promote(key);
+            self.promote(cx, key);
             return;
         };
         if session.flows.is_empty() {
-            self.promote(key);
+            self.promote(cx, key);
         } else if !reception.is_delivered(now, floor) {
             let flows: Vec<RelayFlowKey> = session.flows.keys().copied().collect();
-            let token = self.cx.numbers.next();
+            let token = cx.numbers.next();
             reception.swap = Some(token);
             for flow in flows {
-                self.cx.outputs.push_back(Output::RelayFlowRemove(flow));
+                cx.outputs.push_back(Output::RelayFlowRemove(flow));
             }
             let keys = vec![key];
-            self.cx
-                .outputs
-                .push_back(Output::ReadStreams { token, keys });
+            cx.outputs.push_back(Output::ReadStreams { token, keys });
         } else if session.lease_left(now) > session.lease / 3 && session.asked.is_none() {
-            self.drop_standby(key, "The first relay sends again");
+            self.drop_standby(cx, key, "The first relay sends again");
         }
     }
 
     /// The last packets of a session whose flows were removed are counted: the standby takes over,
     /// unless the session had begun to send again.
-    pub(super) fn swap(&mut self, key: ManagedKey) {
-        let now = self.cx.now;
-        let floor = self.cx.config.relay.map_or(Duration::ZERO, |t| t.silence);
-        let Some(reception) = self.receptions.by_address.get_mut(&key) else {
+    pub(super) fn swap(&mut self, cx: &mut Context, key: ManagedKey) {
+        let now = cx.now;
+        let floor = cx.config.relay.map_or(Duration::ZERO, |t| t.silence);
+        let Some(reception) = self.by_address.get_mut(&key) else {
             return;
         };
         reception.swap = None;
@@ -107,33 +107,33 @@ impl Agent {
                 session.flows.clear();
                 session
             });
-            self.release_session(session, "Another relay has taken over");
-            self.promote(key);
+            self.release_session(cx, session, "Another relay has taken over");
+            self.promote(cx, key);
             return;
         }
         let flows = reception.session.iter().flat_map(|session| &session.flows);
         for (key, value) in flows {
-            self.cx.outputs.push_back(Output::RelayFlowSet {
+            cx.outputs.push_back(Output::RelayFlowSet {
                 key: *key,
                 value: *value,
             });
         }
-        self.drop_standby(key, "The first relay sends again");
+        self.drop_standby(cx, key, "The first relay sends again");
     }
 
     /// Makes the standby, if there is one, the session. The old one's flows are gone.
-    pub(super) fn promote(&mut self, key: ManagedKey) {
-        let now = self.cx.now;
-        let Some(reception) = self.receptions.by_address.get_mut(&key) else {
+    pub(super) fn promote(&mut self, cx: &mut Context, key: ManagedKey) {
+        let now = cx.now;
+        let Some(reception) = self.by_address.get_mut(&key) else {
             return;
         };
         let Some(mut standby) = reception.standby.take() else {
             return;
         };
         if let Some(old) = reception.session.take() {
-            self.release_session(Some(old), "Another relay has taken over");
+            self.release_session(cx, Some(old), "Another relay has taken over");
         }
-        let Some(reception) = self.receptions.by_address.get_mut(&key) else {
+        let Some(reception) = self.by_address.get_mut(&key) else {
             return;
         };
         let flows = std::mem::take(&mut standby.flows);
@@ -147,6 +147,6 @@ impl Agent {
             State::Native | State::Doubtful { .. } => reception.why,
             _ => "the relay before has stopped",
         };
-        self.set_flows(key, flows);
+        self.set_flows(cx, key, flows);
     }
 }

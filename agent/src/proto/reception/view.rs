@@ -4,9 +4,10 @@ use common::maps::{Address, ManagedKey, StreamKey};
 
 use std::time::Duration;
 
-use super::Reception;
 use super::course::State;
-use crate::proto::{Agent, RelayCandidate};
+use super::{Reception, Receptions};
+use crate::proto::context::Context;
+use crate::proto::{RelayCandidate, Timestamp};
 
 /// How an address is received now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -95,48 +96,51 @@ impl Reception {
     }
 }
 
-impl Agent {
+impl Receptions {
     /// How each watched address is received.
-    pub fn modes(&self) -> impl Iterator<Item = ModeView> {
-        let receptions = self.receptions.by_address.iter();
-        receptions.map(|(key, reception)| ModeView {
-            key: *key,
-            mode: reception.mode(),
-            why: reception.why,
-            age: self.cx.now.since(reception.entered),
-        })
+    pub(in crate::proto) fn modes(&self, now: Timestamp) -> impl Iterator<Item = ModeView> {
+        self.by_address
+            .iter()
+            .map(move |(key, reception)| ModeView {
+                key: *key,
+                mode: reception.mode(),
+                why: reception.why,
+                age: now.since(reception.entered),
+            })
     }
 
     /// The relays that discovery has found.
-    pub fn relays(&self) -> impl Iterator<Item = RelayView<'_>> {
+    pub(in crate::proto) fn relays<'a>(
+        &'a self,
+        cx: &'a Context,
+    ) -> impl Iterator<Item = RelayView<'a>> {
         self.relays.relays.iter().map(|relay| RelayView {
             candidate: &relay.candidate,
-            up: self.cx.is_up(&relay.candidate.name),
+            up: cx.is_up(&relay.candidate.name),
             reason: relay.reason.as_deref(),
         })
     }
 
     /// The sessions with relays.
-    pub fn relay_sessions(&self) -> impl Iterator<Item = SessionView<'_>> {
-        let now = self.cx.now;
-        self.receptions
-            .by_address
-            .iter()
-            .flat_map(move |(key, reception)| {
-                let session = reception.session.iter().map(move |it| (it, false));
-                let standby = reception.standby.iter().map(move |it| (it, true));
-                session
-                    .chain(standby)
-                    .map(move |(session, standby)| SessionView {
-                        key: *key,
-                        relay: session.relay.as_deref(),
-                        answered: session.answered.is_some(),
-                        standby,
-                        address: session.address,
-                        flows: session.flows.values().map(|flow| flow.stream).collect(),
-                        lease_left: session.lease_left(now),
-                        why: reception.why,
-                    })
-            })
+    pub(in crate::proto) fn sessions(
+        &self,
+        now: Timestamp,
+    ) -> impl Iterator<Item = SessionView<'_>> {
+        self.by_address.iter().flat_map(move |(key, reception)| {
+            let session = reception.session.iter().map(move |it| (it, false));
+            let standby = reception.standby.iter().map(move |it| (it, true));
+            session
+                .chain(standby)
+                .map(move |(session, standby)| SessionView {
+                    key: *key,
+                    relay: session.relay.as_deref(),
+                    answered: session.answered.is_some(),
+                    standby,
+                    address: session.address,
+                    flows: session.flows.values().map(|flow| flow.stream).collect(),
+                    lease_left: session.lease_left(now),
+                    why: reception.why,
+                })
+        })
     }
 }

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use common::maps::{ManagedKey, Origin, StreamKey};
 
-use super::Reception;
 use super::course::State;
+use super::{Reception, Receptions};
+use crate::proto::context::Context;
 use crate::proto::timer::Timer;
-use crate::proto::{Agent, Output, RelayTiming, Stream, Timestamp};
+use crate::proto::{Output, RelayTiming, Stream, Timestamp};
 
 /// Longest time between two looks at flows that are slow.
 const WATCH_LAST: Duration = Duration::from_secs(5);
@@ -41,19 +42,20 @@ impl Reception {
     }
 }
 
-impl Agent {
+impl Receptions {
     /// A flow's first packet since its address was watched, by one way.
-    pub(in crate::proto) fn reception_packet(
+    pub(in crate::proto) fn packet(
         &mut self,
+        cx: &mut Context,
         flow: &StreamKey,
         origin: Origin,
         at: Timestamp,
     ) {
         let key = flow.managed();
-        if self.relay_timing(&key).is_none() {
+        if cx.config.relay_timing(&key).is_none() {
             return;
         }
-        let Some(reception) = self.receptions.by_address.get_mut(&key) else {
+        let Some(reception) = self.by_address.get_mut(&key) else {
             return;
         };
         if !reception.filter.accepts(&flow.source) {
@@ -67,32 +69,32 @@ impl Agent {
                 Origin::Relay => flow.relayed.came(at),
             }
         }
-        self.look(key);
+        self.look(cx, key);
     }
 
     /// The flows of watched addresses were read. `false` if they were asked for by others.
-    pub(in crate::proto) fn receptions_read(
+    pub(in crate::proto) fn streams_read(
         &mut self,
+        cx: &mut Context,
         token: u64,
         streams: &[(StreamKey, Stream)],
     ) -> bool {
-        let Some(timing) = self.cx.config.relay else {
+        let Some(timing) = cx.config.relay else {
             return false;
         };
         let swapping = self
-            .receptions
             .by_address
             .iter()
             .find(|(_, reception)| reception.swap == Some(token))
             .map(|(key, _)| *key);
-        let watched = self.receptions.token.take_if(|asked| *asked == token);
+        let watched = self.token.take_if(|asked| *asked == token);
         if watched.is_none() && swapping.is_none() {
             return false;
         }
         let mut read = BTreeSet::new();
         for (key, stream) in streams {
             let address = key.managed();
-            let Some(reception) = self.receptions.by_address.get_mut(&address) else {
+            let Some(reception) = self.by_address.get_mut(&address) else {
                 continue;
             };
             read.insert(address);
@@ -115,32 +117,30 @@ impl Agent {
             }
         }
         if let Some(key) = swapping {
-            self.swap(key);
+            self.swap(cx, key);
             read.insert(key);
         }
         for key in read {
-            self.look(key);
+            self.look(cx, key);
         }
         true
     }
 
     /// Reads the flows that may fall silent or come back.
-    pub(in crate::proto) fn watch_receptions(&mut self) {
-        let now = self.cx.now;
-        let Some(timing) = self.cx.config.relay else {
+    pub(in crate::proto) fn watch(&mut self, cx: &mut Context) {
+        let now = cx.now;
+        let Some(timing) = cx.config.relay else {
             return;
         };
         // A busy host may take longer than the interval; what was asked for is waited for.
-        if self.receptions.token.is_some() && !self.receptions.by_address.is_empty() {
-            self.cx
-                .timers
-                .set(Timer::Watch, now + timing.watch_interval);
+        if self.token.is_some() && !self.by_address.is_empty() {
+            cx.timers.set(Timer::Watch, now + timing.watch_interval);
             return;
         }
         let mut keys = Vec::new();
         let mut unwatched = Vec::new();
         let mut next: Option<Timestamp> = None;
-        for (key, reception) in &mut self.receptions.by_address {
+        for (key, reception) in &mut self.by_address {
             if key.vlan != 0 {
                 continue;
             }
@@ -159,28 +159,26 @@ impl Agent {
         // The next packet of a flow that is not looked at any more is to raise an event. Those that come
         // before the kernel knows raise none, so there is a last look after it does.
         for key in unwatched {
-            self.manage(key, now);
+            self.manage(cx, key, now);
             keys.push(key);
         }
         if let Some(next) = next {
-            self.cx.timers.set(Timer::Watch, next);
+            cx.timers.set(Timer::Watch, next);
         }
         if !keys.is_empty() {
-            let token = self.cx.numbers.next();
-            self.receptions.token = Some(token);
-            self.cx
-                .outputs
-                .push_back(Output::ReadStreams { token, keys });
+            let token = cx.numbers.next();
+            self.token = Some(token);
+            cx.outputs.push_back(Output::ReadStreams { token, keys });
         }
     }
 
     /// Has an address's flows be read when they are due.
-    pub(super) fn watch_soon(&mut self, key: ManagedKey) {
-        let now = self.cx.now;
-        let Some(timing) = self.relay_timing(&key) else {
+    pub(super) fn watch_soon(&mut self, cx: &mut Context, key: ManagedKey) {
+        let now = cx.now;
+        let Some(timing) = cx.config.relay_timing(&key) else {
             return;
         };
-        let Some(reception) = self.receptions.by_address.get_mut(&key) else {
+        let Some(reception) = self.by_address.get_mut(&key) else {
             return;
         };
         let wait = reception.watch_in(now, &timing);
@@ -192,7 +190,7 @@ impl Agent {
         };
         if let Some(at) = sooner {
             reception.watch_at = Some(at);
-            self.cx.timers.set_earlier(Timer::Watch, at);
+            cx.timers.set_earlier(Timer::Watch, at);
         }
     }
 }
