@@ -1,13 +1,13 @@
 //! What every machine of the agent's protocol is lent: the time, the configuration, timers, outputs,
-//! transaction numbers and the connections to peers.
+//! transaction numbers, the connections to peers and VMs, and the records of migrations.
 
 use std::collections::VecDeque;
 
-use common::signal::PeerMessage;
-
 use super::link::Links;
+use super::record::Records;
 use super::timer::{Timer, TimerTable};
-use super::{AgentConfig, Counters, Output, Timestamp};
+use super::vm::Vms;
+use super::{AgentConfig, CommandReply, Counters, Output, Timestamp};
 
 /// What no machine owns. A machine changes nothing else but its own fields.
 #[derive(Debug)]
@@ -19,6 +19,10 @@ pub(super) struct Context {
     pub(super) timers: TimerTable<Timer>,
     pub(super) numbers: Numbers,
     pub(super) links: Links,
+    /// What VMs were told, and how often they may ask.
+    pub(super) vms: Vms,
+    /// What is remembered of each migration.
+    pub(super) records: Records,
     pub(super) counters: Counters,
 }
 
@@ -31,34 +35,15 @@ impl Context {
             timers: TimerTable::default(),
             numbers: Numbers(seed),
             links: Links::default(),
+            vms: Vms::default(),
+            records: Records::default(),
             counters: Counters::default(),
         }
     }
 
-    /// Whether the connection to a peer is up.
-    pub(super) fn is_up(&self, peer: &str) -> bool {
-        self.links.get(peer).is_some_and(|link| link.up)
-    }
-
-    /// Asks for a connection unless there is one or one is being made.
-    pub(super) fn connect(&mut self, peer: &str) {
-        let link = self.links.entry(peer.to_owned()).or_default();
-        if !link.up && !link.connecting {
-            link.connecting = true;
-            self.outputs.push_back(Output::Connect {
-                peer: peer.to_owned(),
-            });
-        }
-    }
-
-    /// Sends a message if the connection is up.
-    pub(super) fn send(&mut self, peer: &str, transaction: u64, message: &PeerMessage) {
-        if self.is_up(peer) {
-            self.outputs.push_back(Output::Frame {
-                peer: peer.to_owned(),
-                bytes: message.encode(transaction),
-            });
-        }
+    /// Answers an operator's command.
+    pub(super) fn reply(&mut self, command: u64, reply: CommandReply) {
+        self.outputs.push_back(Output::Reply { command, reply });
     }
 }
 

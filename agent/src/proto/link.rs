@@ -9,9 +9,10 @@ use common::signal::{
 };
 use tracing::{debug, info, warn};
 
+use super::context::Context;
 use super::refusal::bounded;
 use super::timer::Timer;
-use super::{Agent, PeerEvent};
+use super::{Agent, Output, PeerEvent};
 
 /// First delay before connecting again.
 const BACKOFF_FIRST: Duration = Duration::from_millis(200);
@@ -22,11 +23,36 @@ const CLOSING: Duration = Duration::from_secs(60);
 /// Ends of migrations offered at once.
 const MAX_CLOSINGS: usize = 64;
 
+/// Connections, and what peers that cannot be reached are still to be told.
+#[derive(Debug, Default)]
+pub(super) struct Links {
+    by_peer: BTreeMap<String, Link>,
+    /// By the numbers of the migrations' records.
+    closings: BTreeMap<u64, Closing>,
+}
+
+impl Links {
+    pub(super) fn is_up(&self, peer: &str) -> bool {
+        self.by_peer.get(peer).is_some_and(|link| link.up)
+    }
+
+    /// The peers whose connection is up.
+    pub(super) fn connected(&self) -> impl Iterator<Item = &str> {
+        let up = self.by_peer.iter().filter(|(_, link)| link.up);
+        up.map(|(name, _)| name.as_str())
+    }
+
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn have_nothing_to_tell(&self) -> bool {
+        self.closings.is_empty()
+    }
+}
+
 /// One connection.
 #[derive(Debug, Default)]
-pub(super) struct Link {
-    pub(super) up: bool,
-    pub(super) connecting: bool,
+struct Link {
+    up: bool,
+    connecting: bool,
 }
 
 /// Growing delay between attempts.
@@ -49,7 +75,7 @@ impl Backoff {
 
 /// The end of a migration that its destination has not been told yet.
 #[derive(Debug)]
-pub(super) struct Closing {
+struct Closing {
     peer: String,
     transaction: u64,
     /// What was asked for, told again first because a restarted destination has forgotten it.
@@ -58,7 +84,39 @@ pub(super) struct Closing {
     backoff: Backoff,
 }
 
-impl Agent {
+impl Context {
+    /// Whether the connection to a peer is up.
+    pub(super) fn is_up(&self, peer: &str) -> bool {
+        self.links.is_up(peer)
+    }
+
+    /// Asks for a connection unless there is one or one is being made.
+    pub(super) fn connect(&mut self, peer: &str) {
+        let link = self.links.by_peer.entry(peer.to_owned()).or_default();
+        if !link.up && !link.connecting {
+            link.connecting = true;
+            self.outputs.push_back(Output::Connect {
+                peer: peer.to_owned(),
+            });
+        }
+    }
+
+    /// Asks for a connection after a delay that grows.
+    pub(super) fn reconnect(&mut self, number: u64, backoff: &mut Backoff) {
+        let due = self.now + backoff.next();
+        self.timers.set(Timer::Reconnect(number), due);
+    }
+
+    /// Sends a message if the connection is up.
+    pub(super) fn send(&mut self, peer: &str, transaction: u64, message: &PeerMessage) {
+        if self.is_up(peer) {
+            self.outputs.push_back(Output::Frame {
+                peer: peer.to_owned(),
+                bytes: message.encode(transaction),
+            });
+        }
+    }
+
     /// Sends the last message of a migration, later if the connection is down.
     pub(super) fn send_end(
         &mut self,
@@ -68,51 +126,93 @@ impl Agent {
         request: Option<AgentRequest>,
         end: PeerMessage,
     ) {
-        if self.cx.is_up(peer) {
-            self.cx.send(peer, transaction, &end);
+        if self.is_up(peer) {
+            self.send(peer, transaction, &end);
             return;
         }
-        if self.closings.len() >= MAX_CLOSINGS {
-            self.closings.pop_first();
+        if self.links.closings.len() >= MAX_CLOSINGS {
+            self.links.closings.pop_first();
         }
-        let closing = Closing {
+        let mut closing = Closing {
             peer: peer.to_owned(),
             transaction,
             request,
             end,
             backoff: Backoff::default(),
         };
-        self.closings.insert(number, closing);
-        self.cx
-            .timers
-            .set(Timer::Closing(number), self.cx.now + CLOSING);
-        self.reconnect_later(number);
+        self.timers.set(Timer::Closing(number), self.now + CLOSING);
+        self.reconnect(number, &mut closing.backoff);
+        self.links.closings.insert(number, closing);
     }
 
+    /// Connects again for the end of a migration that is not told yet.
+    pub(super) fn reconnect_closing(&mut self, number: u64) {
+        if let Some(closing) = self.links.closings.get(&number) {
+            let peer = closing.peer.clone();
+            self.connect(&peer);
+        }
+    }
+
+    pub(super) fn give_up_closing(&mut self, number: u64) {
+        if let Some(closing) = self.links.closings.remove(&number) {
+            self.timers.stop(Timer::Reconnect(number));
+            warn!(peer = %closing.peer, "Peer was never told how a migration ended");
+        }
+    }
+
+    /// The connection to a peer is up.
+    fn link_up(&mut self, peer: &str) {
+        let link = Link {
+            up: true,
+            connecting: false,
+        };
+        self.links.by_peer.insert(peer.to_owned(), link);
+    }
+
+    /// Tells a peer that is connected again what it was to be told.
+    fn flush_closings(&mut self, peer: &str) {
+        let of_peer = self.links.closings.extract_if(.., |_, it| it.peer == peer);
+        for (number, closing) in of_peer.collect::<Vec<_>>() {
+            self.timers.stop(Timer::Reconnect(number));
+            self.timers.stop(Timer::Closing(number));
+            if let Some(request) = closing.request {
+                self.send(peer, closing.transaction, &request.into());
+            }
+            self.send(peer, closing.transaction, &closing.end);
+        }
+    }
+
+    /// The connection to a peer is down: it is made again for what the peer is still to be told.
+    fn reconnect_closings(&mut self, peer: &str) {
+        let now = self.now;
+        for (number, closing) in &mut self.links.closings {
+            if closing.peer == peer {
+                let due = now + closing.backoff.next();
+                self.timers.set(Timer::Reconnect(*number), due);
+            }
+        }
+    }
+}
+
+impl Agent {
     pub(super) fn on_peer(&mut self, peer: &str, event: PeerEvent) {
         match event {
             PeerEvent::Up { .. } => {
-                let link = self.cx.links.entry(peer.to_owned()).or_default();
-                *link = Link {
-                    up: true,
-                    connecting: false,
-                };
+                self.cx.link_up(peer);
                 info!(peer, "Peer is connected");
                 self.receptions.relay_up(&mut self.cx, peer);
                 self.outgoing_peer_up(peer);
-                self.flush_closings(peer);
+                self.cx.flush_closings(peer);
                 self.preparations_peer_up(peer);
             }
             PeerEvent::Down { reason } => {
-                self.cx.links.remove(peer);
+                self.cx.links.by_peer.remove(peer);
                 if self.receptions.is_relay(peer) {
                     self.receptions.relay_down(&mut self.cx, peer, &reason);
                     return;
                 }
                 warn!(peer, %reason, "Peer is not connected");
-                for number in self.closings_of(peer) {
-                    self.reconnect_later(number);
-                }
+                self.cx.reconnect_closings(peer);
                 self.outgoing_peer_down(peer, &reason);
                 self.incoming_peer_down(peer);
                 self.preparations_peer_down(peer, &reason);
@@ -121,61 +221,17 @@ impl Agent {
         }
     }
 
-    /// Arms the next attempt to reach the destination of a migration.
-    pub(super) fn reconnect_later(&mut self, number: u64) {
-        let delay = if let Some(outgoing) = self.outgoing.get_mut(&number) {
-            outgoing.backoff.next()
-        } else if let Some(closing) = self.closings.get_mut(&number) {
-            closing.backoff.next()
-        } else {
-            return;
-        };
-        self.cx
-            .timers
-            .set(Timer::Reconnect(number), self.cx.now + delay);
-    }
-
+    /// Connects again to the destination of a migration.
     pub(super) fn reconnect_now(&mut self, number: u64) {
-        let peer = match (self.outgoing.get(&number), self.closings.get(&number)) {
-            (Some(outgoing), _) => outgoing.destination.clone(),
-            (None, Some(closing)) => closing.peer.clone(),
-            (None, None) => return,
-        };
-        self.cx.connect(&peer);
-    }
-
-    pub(super) fn give_up_closing(&mut self, number: u64) {
-        if let Some(closing) = self.closings.remove(&number) {
-            self.cx.timers.stop(Timer::Reconnect(number));
-            warn!(peer = %closing.peer, "Peer was never told how a migration ended");
-        }
-    }
-
-    fn closings_of(&self, peer: &str) -> Vec<u64> {
-        self.closings
-            .iter()
-            .filter(|(_, closing)| closing.peer == peer)
-            .map(|(number, _)| *number)
-            .collect()
-    }
-
-    fn flush_closings(&mut self, peer: &str) {
-        for number in self.closings_of(peer) {
-            let Some(closing) = self.closings.remove(&number) else {
-                continue;
-            };
-            self.cx.timers.stop(Timer::Reconnect(number));
-            self.cx.timers.stop(Timer::Closing(number));
-            if let Some(request) = closing.request {
-                self.cx.send(peer, closing.transaction, &request.into());
-            }
-            self.cx.send(peer, closing.transaction, &closing.end);
+        match self.outgoing.get(&number) {
+            Some(outgoing) => self.cx.connect(&outgoing.destination),
+            None => self.cx.reconnect_closing(number),
         }
     }
 
     fn on_frame(&mut self, peer: &str, bytes: &[u8]) {
         // A frame proves the connection, should its `Up` be overtaken.
-        self.cx.links.entry(peer.to_owned()).or_default().up = true;
+        self.cx.links.by_peer.entry(peer.to_owned()).or_default().up = true;
         let (transaction, message) = match PeerMessage::decode(bytes) {
             Ok(decoded) => decoded,
             Err(error) => {
@@ -256,6 +312,3 @@ impl Agent {
         }
     }
 }
-
-/// Connections by the peers' names.
-pub(super) type Links = BTreeMap<String, Link>;

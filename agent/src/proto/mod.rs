@@ -88,15 +88,12 @@ use context::Context;
 use destination::{Arrivals, Entry, Incoming, Preparation, Queue};
 use filter::Filter;
 use inventory::Inventory;
-use link::Closing;
 use listener::Mirror;
 use rate::Rates;
 use reception::{Changed, ModeView, Receptions, RelayView, SessionView};
-use record::Records;
 use source::{LateCuts, Outgoing};
 use timer::Timer;
 use unicast::Addresses;
-use vm::VmSide;
 use watch::Warnings;
 
 /// Datagrams and frames that were not acted upon, by reason.
@@ -137,7 +134,6 @@ pub struct Agent {
     started: Option<Timestamp>,
     inventory: Inventory,
     mirror: Mirror,
-    closings: BTreeMap<u64, Closing>,
     outgoing: BTreeMap<u64, Outgoing>,
     /// Domains that have left before all of their cuts were placed.
     late_cuts: BTreeMap<u64, LateCuts>,
@@ -151,9 +147,7 @@ pub struct Agent {
     rates: Rates,
     entries: BTreeMap<ManagedKey, Entry>,
     receptions: Receptions,
-    vm: VmSide,
     warnings: Warnings,
-    records: Records,
     addresses: Addresses,
 }
 
@@ -167,7 +161,6 @@ impl Agent {
             started: None,
             inventory: Inventory::default(),
             mirror: Mirror::default(),
-            closings: BTreeMap::new(),
             outgoing: BTreeMap::new(),
             late_cuts: BTreeMap::new(),
             incoming: BTreeMap::new(),
@@ -177,9 +170,7 @@ impl Agent {
             rates: Rates::default(),
             entries: BTreeMap::new(),
             receptions: Receptions::default(),
-            vm: VmSide::default(),
             warnings: Warnings::default(),
-            records: Records::default(),
             addresses: Addresses::default(),
         }
     }
@@ -232,13 +223,14 @@ impl Agent {
             GateEvent::Cut { ifindex, cut } => self.cut_placed(ifindex, cut),
             GateEvent::Opened { ifindex, report } => self.gate_opened(ifindex, report),
             GateEvent::SentOn { migration, report } => {
-                self.records
+                self.cx
+                    .records
                     .update(migration, |record| record.sent_on(report));
             }
             GateEvent::RunsOn {
                 migration,
                 thrown_away_at_most,
-            } => self.records.update(migration, |record| {
+            } => self.cx.records.update(migration, |record| {
                 record.thrown_away_at_most = record
                     .thrown_away_at_most
                     .saturating_add(thrown_away_at_most);
@@ -372,12 +364,12 @@ impl Agent {
 
     /// The last migrations, oldest first, running ones included.
     pub fn migrations(&self) -> impl Iterator<Item = &MigrationRecord> {
-        self.records.iter()
+        self.cx.records.iter()
     }
 
     /// One of them, by its number.
     pub fn migration(&self, number: u64) -> Option<&MigrationRecord> {
-        self.records.get(number)
+        self.cx.records.get(number)
     }
 
     /// The domains of this host.
@@ -402,11 +394,7 @@ impl Agent {
 
     /// The peers whose connection is up.
     pub fn connected_peers(&self) -> impl Iterator<Item = &str> {
-        self.cx
-            .links
-            .iter()
-            .filter(|(_, link)| link.up)
-            .map(|(name, _)| name.as_str())
+        self.cx.links.connected()
     }
 
     /// Whether the hypervisor is connected.
@@ -512,7 +500,7 @@ impl Agent {
             HypervisorEvent::Gone(uuid) => {
                 self.inventory.domains.remove(&uuid);
                 self.inventory.came.remove(&uuid);
-                self.vm.forget_domain(&uuid);
+                self.cx.vms.forget_domain(&uuid);
                 self.outgoing_domain_gone(uuid);
                 self.incoming_domain_gone(uuid);
                 self.addresses_left(uuid);
@@ -524,7 +512,7 @@ impl Agent {
                 }
                 if migrated {
                     self.inventory.came.insert(uuid, at);
-                    self.vm.has_moved(uuid, at);
+                    self.cx.vms.has_moved(uuid, at);
                     self.arrived(uuid, at);
                 } else {
                     self.outgoing_resumed(uuid);
@@ -545,7 +533,7 @@ impl Agent {
             Timer::Ready(number) => self.ready_timed_out(number),
             Timer::Reconnect(number) => self.reconnect_now(number),
             Timer::LateCuts(number) => self.end_late_cuts(number),
-            Timer::Closing(number) => self.give_up_closing(number),
+            Timer::Closing(number) => self.cx.give_up_closing(number),
             Timer::Probe(key) => self.probe_timed_out(key),
             Timer::Unused(number) => self.arrival_unused(number),
             Timer::Hold(number) => self.hold_timed_out(number),

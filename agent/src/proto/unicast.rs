@@ -293,7 +293,7 @@ impl Agent {
                 dropped,
             } => {
                 let counts = [packets, bytes, dropped];
-                self.records.count_forwarded(address, counts);
+                self.cx.records.count_forwarded(address, counts);
             }
             AddressEvent::Translated {
                 ifindex,
@@ -303,7 +303,7 @@ impl Agent {
                 dropped,
             } => {
                 let counts = [packets, bytes, dropped];
-                self.records.count_translated(ifindex, address, counts);
+                self.cx.records.count_translated(ifindex, address, counts);
             }
         }
         self.end();

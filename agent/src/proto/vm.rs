@@ -14,6 +14,7 @@ use common::signal::{
 };
 use tracing::debug;
 
+use super::context::Context;
 use super::policy::Asker;
 use super::rate::Bucket;
 use super::refusal::{Refusal, bounded};
@@ -30,7 +31,7 @@ const TRIES: u32 = 4;
 
 /// What is kept of each VM.
 #[derive(Debug, Default)]
-pub(super) struct VmSide {
+pub(super) struct Vms {
     answers: BTreeMap<DomainUuid, VecDeque<(u64, VmMessage)>>,
     /// When libvirt has last moved a domain on its own request, or brought it.
     moved: BTreeMap<DomainUuid, Timestamp>,
@@ -38,7 +39,7 @@ pub(super) struct VmSide {
     tries: BTreeMap<DomainUuid, Bucket>,
 }
 
-impl VmSide {
+impl Vms {
     pub(super) fn forget_domain(&mut self, uuid: &DomainUuid) {
         self.answers.remove(uuid);
         self.moved.remove(uuid);
@@ -89,6 +90,30 @@ impl VmSide {
     }
 }
 
+impl Context {
+    /// Sends a message to a VM.
+    pub(super) fn tell(&mut self, to: SocketAddrV6, transaction: u64, message: &VmMessage) {
+        self.outputs.push_back(Output::Datagram {
+            to,
+            bytes: message.encode(transaction),
+        });
+    }
+
+    /// Tells a VM that its migration is refused or over, and keeps the answer.
+    pub(super) fn tell_refusal(
+        &mut self,
+        uuid: DomainUuid,
+        transaction: u64,
+        to: SocketAddrV6,
+        refusal: &Refusal,
+    ) {
+        let reason = bounded(&refusal.to_string());
+        let message = VmMessage::from(MigrationAbort { reason });
+        self.tell(to, transaction, &message);
+        self.vms.answer(uuid, transaction, message);
+    }
+}
+
 impl Agent {
     pub(super) fn on_datagram(&mut self, ifindex: u32, from: SocketAddrV6, bytes: &[u8]) {
         if !self.inventory.ports.contains_key(&ifindex) {
@@ -119,7 +144,8 @@ impl Agent {
                 | DecodeError::Text { transaction } = error
                 {
                     let reason = error.to_string();
-                    self.tell(from, transaction, &MigrationAbort { reason }.into());
+                    self.cx
+                        .tell(from, transaction, &MigrationAbort { reason }.into());
                 }
                 return;
             }
@@ -140,28 +166,6 @@ impl Agent {
             | VmMessage::MigrationResponse(_)
             | VmMessage::MigrationProgress(_) => self.cx.counters.malformed_datagrams += 1,
         }
-    }
-
-    /// Sends a message to a VM.
-    pub(super) fn tell(&mut self, to: SocketAddrV6, transaction: u64, message: &VmMessage) {
-        self.cx.outputs.push_back(Output::Datagram {
-            to,
-            bytes: message.encode(transaction),
-        });
-    }
-
-    /// Tells a VM that its migration is refused or over, and keeps the answer.
-    pub(super) fn tell_refusal(
-        &mut self,
-        uuid: DomainUuid,
-        transaction: u64,
-        to: SocketAddrV6,
-        refusal: &Refusal,
-    ) {
-        let reason = bounded(&refusal.to_string());
-        let message = VmMessage::from(MigrationAbort { reason });
-        self.tell(to, transaction, &message);
-        self.vm.answer(uuid, transaction, message);
     }
 
     fn answer_search(&mut self, domain: &Domain, transaction: u64, to: SocketAddrV6) {
@@ -195,8 +199,8 @@ impl Agent {
 
     /// Answers a transaction that is known already.
     fn answer_again(&mut self, domain: &Domain, transaction: u64, to: SocketAddrV6) -> bool {
-        if let Some(message) = self.vm.answered(&domain.uuid, transaction).cloned() {
-            self.tell(to, transaction, &message);
+        if let Some(message) = self.cx.vms.answered(&domain.uuid, transaction).cloned() {
+            self.cx.tell(to, transaction, &message);
             return true;
         }
         self.answer_request_again(&domain.uuid, transaction, to)
@@ -209,14 +213,15 @@ impl Agent {
         from: SocketAddrV6,
         body: &MigrationReady,
     ) {
-        if let Some(message) = self.vm.answered(&domain.uuid, transaction).cloned() {
-            self.tell(from, transaction, &message);
+        if let Some(message) = self.cx.vms.answered(&domain.uuid, transaction).cloned() {
+            self.cx.tell(from, transaction, &message);
         } else if self.ready_from_vm(&domain.uuid, transaction, from, body) {
             debug!(domain = %domain.name, transaction, "VM is ready");
         } else if self.uptime() > AMNESTY && !self.expects(&domain.uuid) {
             let agent = self.cx.config.name.clone();
             let refusal = Refusal::UnknownTransaction { agent };
-            self.tell_refusal(domain.uuid, transaction, from, &refusal);
+            self.cx
+                .tell_refusal(domain.uuid, transaction, from, &refusal);
         }
     }
 }

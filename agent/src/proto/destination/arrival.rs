@@ -181,7 +181,7 @@ impl Agent {
         self.cx
             .timers
             .set(Timer::Hold(number), self.cx.now + interval);
-        self.records.end(number, at, Outcome::Completed);
+        self.cx.records.end(number, at, Outcome::Completed);
         self.note_arrival(number);
         self.ports_changed();
         self.renew_mdb(number);
@@ -242,7 +242,7 @@ impl Agent {
         let Some(progress) = self.arrivals.find(&uuid, transaction).cloned() else {
             return false;
         };
-        self.tell(to, transaction, &progress.into());
+        self.cx.tell(to, transaction, &progress.into());
         true
     }
 
@@ -285,7 +285,8 @@ impl Agent {
         };
         debug!(domain = %incoming.domain, "Domain is gone while it was held for");
         if let Some(reason) = incoming.aborted.clone() {
-            self.records
+            self.cx
+                .records
                 .end(number, self.cx.now, Outcome::Failed(reason));
         }
         self.undo(number, "");

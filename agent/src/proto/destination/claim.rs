@@ -148,7 +148,8 @@ impl Agent {
             asked: Vec::new(),
         });
         info!(domain = %incoming.domain, number, %address, mac = mac_text(&mac), "Address is claimed");
-        self.records
+        self.cx
+            .records
             .update(number, |record| record.claim(address, ClaimOutcome::Asked));
         self.address(AddressCommand::Watch { address });
         self.address(AddressCommand::Probe { address });
@@ -201,7 +202,7 @@ impl Agent {
         };
         warn!(domain = %incoming.domain, number, %address, %reason, "Address is refused");
         let peer = incoming.peer.clone();
-        self.records.update(number, |record| {
+        self.cx.records.update(number, |record| {
             record.claim(address, ClaimOutcome::Refused);
         });
         let reply = AddressClaimReply {
@@ -246,7 +247,8 @@ impl Agent {
                 // It was said when it was disputed.
                 if !claim.disputed {
                     info!(domain = %incoming.domain, number, %address, "Address is unique");
-                    self.records
+                    self.cx
+                        .records
                         .update(number, |record| record.claim(address, ClaimOutcome::Unique));
                     self.tell_claim(number, ClaimState::Unique, String::new());
                 }
@@ -265,7 +267,8 @@ impl Agent {
                     "VM has never spoken from its address; it is not answered for any more"
                 );
                 self.cx.counters.claims_silent += 1;
-                self.records
+                self.cx
+                    .records
                     .update(number, |record| record.claim(address, ClaimOutcome::Silent));
                 self.forget_address(address, false);
             }
@@ -377,7 +380,7 @@ impl Agent {
                 self.cx.counters.addresses_disputed += 1;
                 let mac = mac_text(&by);
                 warn!(domain = %incoming.domain, number, %address, mac, "Somebody says that he has the address of a VM that moves here; the move goes on");
-                self.records.update(number, |record| {
+                self.cx.records.update(number, |record| {
                     record.claim(address, ClaimOutcome::Disputed);
                 });
                 let reason = bounded(&Refusal::AddressTaken { address, mac }.to_string());
@@ -419,7 +422,8 @@ impl Agent {
         info!(domain = %incoming.domain, number, %address, "VM speaks for its address");
         self.cx.timers.stop(Timer::Claim(number));
         if !disputed {
-            self.records
+            self.cx
+                .records
                 .update(number, |record| record.claim(address, ClaimOutcome::Spoken));
         }
         self.addresses.own(address, uuid, quarantine);

@@ -30,7 +30,7 @@ impl Agent {
         };
         self.heard_of(number);
         let pause = progress.vm_pause_ms.map(Duration::from_millis);
-        self.records.update(number, |record| {
+        self.cx.records.update(number, |record| {
             if record.outcome.is_none() {
                 record.phase = progress.phase;
             }
@@ -217,7 +217,7 @@ impl Agent {
             }
             warn!(domain = %incoming.domain, number, reason, "Domain does not arrive");
             let outcome = Outcome::Failed(reason.to_owned());
-            self.records.end(number, self.cx.now, outcome);
+            self.cx.records.end(number, self.cx.now, outcome);
         }
         for (ifindex, key) in incoming.mdb {
             let shared = self

@@ -119,7 +119,8 @@ impl Agent {
             .filter(|(_, mac)| listens(mac))
             .filter_map(|(ifindex, mac)| Some((*mac, reason(ifindex)?)))
             .collect();
-        self.records
+        self.cx
+            .records
             .update(number, |record| record.ungated.extend(ungated));
     }
 
@@ -175,7 +176,7 @@ impl Agent {
                 Some(ArrivalGate::Replaying) => {
                     incoming.revised.insert(*ifindex, nic.clone());
                 }
-                Some(ArrivalGate::Opened) => self.records.update(number, |record| {
+                Some(ArrivalGate::Opened) => self.cx.records.update(number, |record| {
                     if let Some(report) = record.handover.get_mut(ifindex) {
                         report.revise(nic);
                     }
@@ -259,7 +260,7 @@ impl Agent {
             "Handover is done"
         );
         let number = *number;
-        self.records.update(number, |record| {
+        self.cx.records.update(number, |record| {
             record.handover.insert(ifindex, report);
         });
     }

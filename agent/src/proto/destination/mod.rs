@@ -171,6 +171,7 @@ impl Agent {
     ) -> u64 {
         let name = &body.domain_name;
         let number = self
+            .cx
             .records
             .begin(self.cx.now, Direction::Incoming, uuid, name, peer);
         info!(peer, domain = %name, number, listeners = body.listeners.len(), "Domain is to arrive");
@@ -311,7 +312,7 @@ impl Agent {
         if let Some(incoming) = self.incoming.get_mut(&number) {
             incoming.response = Some(response);
         }
-        self.records.update(number, |record| {
+        self.cx.records.update(number, |record| {
             if record.outcome.is_none() {
                 record.phase = Phase::Ready;
             }

@@ -55,13 +55,15 @@ impl Agent {
         self.check_told(uuid, domain);
         let number = match self.expected(uuid) {
             Some((number, incoming)) if incoming.response.is_some() => {
-                self.reply(command, CommandReply::Done { migration: number });
+                self.cx
+                    .reply(command, CommandReply::Done { migration: number });
                 return;
             }
             Some((number, _)) => Some(number),
             None => {
                 if let Err(refusal) = self.check_notice(domain, source) {
-                    self.reply(command, CommandReply::Failed(refusal.to_string()));
+                    self.cx
+                        .reply(command, CommandReply::Failed(refusal.to_string()));
                     return;
                 }
                 None
@@ -181,7 +183,8 @@ impl Agent {
         for command in self.preparations_where(|preparation| preparation.uuid == uuid) {
             self.preparations.remove(&command);
             self.cx.timers.stop(Timer::Preparation(command));
-            self.reply(command, CommandReply::Done { migration: number });
+            self.cx
+                .reply(command, CommandReply::Done { migration: number });
         }
     }
 
@@ -216,7 +219,8 @@ impl Agent {
             let domain = bounded(&preparation.domain);
             warn!(domain, reason, "Domain comes without being prepared for");
             self.cx.timers.stop(Timer::Preparation(command));
-            self.reply(command, CommandReply::Failed(reason.to_owned()));
+            self.cx
+                .reply(command, CommandReply::Failed(reason.to_owned()));
         }
     }
 

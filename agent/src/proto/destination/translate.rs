@@ -127,7 +127,7 @@ impl Agent {
         };
         if known.is_none_or(|known| !known.is_of(number)) {
             info!(number, %address, %to, ifindex, "Packets from an address that was left are translated");
-            self.records.update(number, |record| {
+            self.cx.records.update(number, |record| {
                 record.translated(TranslationRecord {
                     ifindex,
                     address,

@@ -305,7 +305,11 @@ impl World {
         assert!(agent.incoming.is_empty(), "{:?}", agent.incoming);
         assert!(agent.outgoing.is_empty(), "{:?}", agent.outgoing);
         assert!(agent.entries.is_empty(), "{:?}", agent.entries);
-        assert!(agent.closings.is_empty(), "{:?}", agent.closings);
+        assert!(
+            agent.cx.links.have_nothing_to_tell(),
+            "{:?}",
+            agent.cx.links
+        );
         assert!(agent.preparations.is_empty(), "{:?}", agent.preparations);
         assert_eq!(agent.receptions().count(), 0);
         // Ports are looked at as long as the agent lives.

@@ -73,7 +73,7 @@ impl Relays {
                 let name = &relay.candidate.name;
                 relay.listed
                     && !tried.contains(name)
-                    && links.get(name).is_some_and(|link| link.up)
+                    && links.is_up(name)
                     && address.is_none_or(|address| relay.is_at(address))
             })?;
         self.next = (found + 1) % count;

@@ -100,7 +100,8 @@ impl Agent {
         if let Some(outgoing) = self.outgoing.get_mut(&number) {
             outgoing.leaving = Some(leaving);
         }
-        self.records
+        self.cx
+            .records
             .update(number, |record| record.claim(address, ClaimOutcome::Asked));
         let named = ready.forward.iter().map(|old| Ipv6Addr::from(**old));
         let going = Going {
@@ -163,7 +164,8 @@ impl Agent {
             ClaimState::Refused => ClaimOutcome::Refused,
             ClaimState::Disputed => ClaimOutcome::Disputed,
         };
-        self.records
+        self.cx
+            .records
             .update(number, |record| record.claim(address, outcome));
         let reason = bounded(&reply.reason);
         match reply.state {
@@ -202,7 +204,7 @@ impl Agent {
             && let Some(leaving) = self.outgoing.get(&number).and_then(|it| it.leaving)
         {
             info!(peer, number, address = %leaving.address, "Destination claims no addresses");
-            self.records.update(number, |record| {
+            self.cx.records.update(number, |record| {
                 record.claim(leaving.address, ClaimOutcome::Unknown);
             });
         }

@@ -81,11 +81,11 @@ impl Agent {
 
     pub(in crate::proto) fn outgoing_peer_down(&mut self, peer: &str, reason: &str) {
         for number in self.outgoing_to(peer) {
-            let Some(outgoing) = self.outgoing.get(&number) else {
+            let Some(outgoing) = self.outgoing.get_mut(&number) else {
                 continue;
             };
             if outgoing.state.is_started() {
-                self.reconnect_later(number);
+                self.cx.reconnect(number, &mut outgoing.backoff);
                 continue;
             }
             let refusal = Refusal::Down {
@@ -141,7 +141,7 @@ impl Agent {
         outgoing.response = Some(response);
         outgoing.state = State::Ready;
         let (requester, foreign) = (outgoing.requester, outgoing.foreign);
-        self.records.update(number, |record| {
+        self.cx.records.update(number, |record| {
             record.phase = Phase::Ready;
             record.signalling = Some(signalling);
             record.receptions = receptions;
@@ -227,7 +227,7 @@ impl Agent {
             }),
             None => outgoing.progress(self.cx.now).into(),
         };
-        self.tell(to, transaction, &message);
+        self.cx.tell(to, transaction, &message);
     }
 
     pub(super) fn start(&mut self, number: u64) {
@@ -256,7 +256,7 @@ impl Agent {
         outgoing.state = State::Copying;
         outgoing.copy_started = self.cx.now;
         if matches!(outgoing.requester, Requester::Vm { .. }) {
-            self.vm.has_moved(uuid, self.cx.now);
+            self.cx.vms.has_moved(uuid, self.cx.now);
         }
         info!(domain = %outgoing.domain, destination = %outgoing.destination, number, "Migration starts");
         if let Some(CopyWay::Clear(why)) = &way
@@ -265,7 +265,7 @@ impl Agent {
             warn!(domain = %outgoing.domain, destination = %outgoing.destination, number, %why, "Memory is copied in the clear");
         }
         self.cx.timers.stop(Timer::Ready(number));
-        self.records.update(number, |record| {
+        self.cx.records.update(number, |record| {
             record.phase = Phase::Copying;
             record.way = way;
         });

@@ -27,7 +27,7 @@ impl Agent {
             ..stats
         };
         let due = now.since(outgoing.peer_told) >= PEER_PROGRESS_INTERVAL;
-        self.records.update(number, |record| {
+        self.cx.records.update(number, |record| {
             record.processed_bytes = stats.processed_bytes;
             record.total_bytes = stats.total_bytes;
         });
@@ -44,7 +44,8 @@ impl Agent {
         outgoing.awaited = false;
         outgoing.suspended = Some(at);
         outgoing.state = State::Switching;
-        self.records
+        self.cx
+            .records
             .update(number, |record| record.phase = Phase::Switching);
         self.place_cuts(number, at);
         self.forward_departures(number);
@@ -60,7 +61,8 @@ impl Agent {
         };
         outgoing.suspended = None;
         outgoing.state = State::Copying;
-        self.records
+        self.cx
+            .records
             .update(number, |record| record.phase = Phase::Copying);
         self.void_cuts(number);
         self.keep_departures(number);
@@ -164,11 +166,13 @@ impl Agent {
         let Some(number) = found.map(|(number, _)| *number) else {
             let domain = bounded(domain);
             let refusal = Refusal::NothingToAbort { domain };
-            self.reply(command, CommandReply::Failed(refusal.to_string()));
+            self.cx
+                .reply(command, CommandReply::Failed(refusal.to_string()));
             return;
         };
         self.cancel(number, "an operator");
-        self.reply(command, CommandReply::Done { migration: number });
+        self.cx
+            .reply(command, CommandReply::Done { migration: number });
     }
 
     /// A VM takes its request back.
@@ -206,7 +210,7 @@ impl Agent {
         let reason = refusal.to_string();
         warn!(domain = %outgoing.domain, number, %reason, "Migration has failed");
         let ended = Outcome::Failed(reason.clone());
-        self.records.end(number, self.cx.now, ended);
+        self.cx.records.end(number, self.cx.now, ended);
         let peer_knows = outgoing.response.is_some()
             || matches!(outgoing.requester, Requester::Nobody { .. })
             || !matches!(outgoing.state, State::Gathering { .. } | State::Connecting);
@@ -217,17 +221,18 @@ impl Agent {
             let reason = bounded(&reason);
             let end = PeerMessage::from(MigrationAbort { reason });
             let (peer, transaction) = (&outgoing.destination, outgoing.transaction);
-            self.send_end(number, peer, transaction, None, end);
+            self.cx.send_end(number, peer, transaction, None, end);
         }
         match outgoing.requester {
             Requester::Vm { transaction, to } => {
                 if outgoing.state.is_started() {
-                    self.vm.has_moved(outgoing.uuid, self.cx.now);
+                    self.cx.vms.has_moved(outgoing.uuid, self.cx.now);
                 }
-                self.tell_refusal(outgoing.uuid, transaction, to, refusal);
+                self.cx
+                    .tell_refusal(outgoing.uuid, transaction, to, refusal);
             }
             Requester::Operator { command } => {
-                self.reply(command, CommandReply::Failed(reason));
+                self.cx.reply(command, CommandReply::Failed(reason));
             }
             Requester::Unknown | Requester::Nobody { .. } => {}
         }
@@ -248,13 +253,13 @@ impl Agent {
             .or(outgoing.suspended.map(|at| now.since(at)));
         let copy_ended = outgoing.suspended.unwrap_or(now);
         let copy = copy_ended.since(outgoing.copy_started);
-        self.records.update(number, |record| {
+        self.cx.records.update(number, |record| {
             record.copy = Some(copy);
             record.vm_pause = pause;
             record.processed_bytes = stats.processed_bytes.max(record.processed_bytes);
             record.total_bytes = stats.total_bytes.max(record.total_bytes);
         });
-        self.records.end(number, now, Outcome::Completed);
+        self.cx.records.end(number, now, Outcome::Completed);
         info!(domain = %outgoing.domain, destination = %outgoing.destination, number, ?pause, "Migration is done");
         let progress = MigrationProgress {
             phase: Phase::Completed,
@@ -265,7 +270,7 @@ impl Agent {
             clock_ns: None,
         };
         if outgoing.requester != Requester::Unknown {
-            self.send_end(
+            self.cx.send_end(
                 number,
                 &outgoing.destination,
                 outgoing.transaction,
@@ -277,11 +282,12 @@ impl Agent {
             Requester::Vm { transaction, .. } => {
                 if self.inventory.domains.contains_key(&outgoing.uuid) {
                     let uuid = outgoing.uuid;
-                    self.vm.answer(uuid, transaction, progress.into());
+                    self.cx.vms.answer(uuid, transaction, progress.into());
                 }
             }
             Requester::Operator { command } => {
-                self.reply(command, CommandReply::Done { migration: number });
+                self.cx
+                    .reply(command, CommandReply::Done { migration: number });
             }
             Requester::Unknown | Requester::Nobody { .. } => {}
         }
@@ -329,7 +335,7 @@ impl Agent {
         };
         if let Requester::Vm { transaction, to } = outgoing.requester {
             let progress = outgoing.progress(self.cx.now);
-            self.tell(to, transaction, &progress.into());
+            self.cx.tell(to, transaction, &progress.into());
         }
         self.tell_operator(number);
     }
@@ -344,7 +350,7 @@ impl Agent {
                 processed_bytes: outgoing.stats.processed_bytes,
                 total_bytes: outgoing.stats.total_bytes,
             };
-            self.reply(command, reply);
+            self.cx.reply(command, reply);
         }
     }
 }

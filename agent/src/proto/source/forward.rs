@@ -231,7 +231,8 @@ impl Agent {
                 bytes: 0,
                 dropped: 0,
             };
-            self.records
+            self.cx
+                .records
                 .update(number, |record| record.forwarded(forward));
         }
     }

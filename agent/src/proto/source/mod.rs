@@ -192,7 +192,8 @@ impl Agent {
         };
         if let Err(refusal) = allowed {
             info!(domain = %domain.name, reason = %refusal, "Migration is refused");
-            self.tell_refusal(domain.uuid, transaction, from, &refusal);
+            self.cx
+                .tell_refusal(domain.uuid, transaction, from, &refusal);
             return;
         }
         let requester = Requester::Vm {
@@ -222,7 +223,9 @@ impl Agent {
             (Some(domain), Ok(())) => {
                 self.depart(&domain, destination, Requester::Operator { command });
             }
-            (_, Err(refusal)) => self.reply(command, CommandReply::Failed(refusal.to_string())),
+            (_, Err(refusal)) => self
+                .cx
+                .reply(command, CommandReply::Failed(refusal.to_string())),
             (None, Ok(())) => {}
         }
     }
@@ -307,7 +310,7 @@ impl Agent {
     /// Whether a VM may ask for a move again.
     fn check_pause(&mut self, domain: &Domain) -> Result<(), Refusal> {
         let pause = self.cx.config.policy.vm_pause();
-        match self.vm.has_to_wait(domain.uuid, self.cx.now, pause) {
+        match self.cx.vms.has_to_wait(domain.uuid, self.cx.now, pause) {
             None => Ok(()),
             Some(wait) => Err(Refusal::Pause {
                 domain: domain.name.clone(),
@@ -334,7 +337,7 @@ impl Agent {
             Requester::Vm { .. } => self.supersede(domain, "The VM"),
             Requester::Unknown | Requester::Nobody { .. } => {}
         }
-        let number = self.records.begin(
+        let number = self.cx.records.begin(
             self.cx.now,
             Direction::Outgoing,
             domain.uuid,
@@ -382,14 +385,15 @@ impl Agent {
         let Some(domain) = self.inventory.domains.get(&uuid).cloned() else {
             return;
         };
-        let number = self.records.begin(
+        let number = self.cx.records.begin(
             self.cx.now,
             Direction::Outgoing,
             uuid,
             &domain.name,
             UNKNOWN_DESTINATION,
         );
-        self.records
+        self.cx
+            .records
             .update(number, |record| record.phase = Phase::Copying);
         warn!(
             domain = %domain.name,
@@ -464,10 +468,6 @@ impl Agent {
         if self.cx.is_up(&peer) {
             self.send_request(number);
         }
-    }
-
-    pub(super) fn reply(&mut self, command: u64, reply: CommandReply) {
-        self.cx.outputs.push_back(Output::Reply { command, reply });
     }
 }
 

@@ -115,7 +115,7 @@ impl Agent {
         if let Some(outgoing) = self.outgoing.get_mut(&number) {
             outgoing.request = Some(request);
         }
-        self.records.update(number, |record| {
+        self.cx.records.update(number, |record| {
             record.peer = peer.to_owned();
         });
         if !stands_still {
