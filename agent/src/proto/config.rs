@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::addresses::is_in;
 use super::copy::CopyConfig;
 use super::policy::Policy;
 
@@ -37,6 +38,11 @@ pub struct AgentConfig {
 }
 
 impl AgentConfig {
+    /// Whether an address is one that a VM can have in this agent's prefix.
+    pub(super) fn is_on_link(&self, address: Ipv6Addr) -> bool {
+        is_in(address, self.address, self.prefix_length) && address != self.address
+    }
+
     /// When relays are asked for an address; `None` if never: they carry no tagged streams.
     pub(super) fn relay_timing(&self, key: &ManagedKey) -> Option<RelayTiming> {
         self.relay.filter(|_| key.vlan == 0)

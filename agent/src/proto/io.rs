@@ -12,10 +12,10 @@ use common::maps::{
 };
 use common::signal::NicCut;
 
-use super::handover::{ClockOffset, HoldReport, UnreadReport};
-pub use super::unicast::{
+pub use super::addresses::{
     AddressCommand, AddressEvent, ForwardCommand, Leave, Said, TranslateCommand,
 };
+use super::handover::{ClockOffset, HoldReport, UnreadReport};
 use super::{DomainUuid, Stream};
 
 /// Nanoseconds of `CLOCK_MONOTONIC`, the clock of `bpf_ktime_get_ns`.

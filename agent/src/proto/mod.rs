@@ -24,7 +24,7 @@
 //! | `policy`, `rate`, `refusal` | who may move what, how often, and the sentences for those who may not |
 //! | `record` | what is remembered of each migration |
 //! | `stream` | what is known of one flow |
-//! | `unicast` | addresses that VMs take on here, or leave |
+//! | `addresses` | addresses that VMs take on here, or leave |
 //! | `timer` | deadlines |
 //! | `uuid` | names of domains |
 //! | [`directory`] | which relay is for whom: the core of `roamcast mcs` |
@@ -33,6 +33,7 @@
 //! | `fuzz` | what must hold whatever happens, for tests |
 //! | [`handover`] | which packets the VM has had, and which it gets; driven by its own thread |
 
+mod addresses;
 mod config;
 mod context;
 mod copy;
@@ -59,7 +60,6 @@ mod stream;
 #[cfg(test)]
 mod tests;
 mod timer;
-mod unicast;
 mod uuid;
 mod vm;
 mod watch;
@@ -68,7 +68,10 @@ use std::collections::BTreeMap;
 use std::net::{Ipv6Addr, SocketAddrV6};
 use std::time::Duration;
 
-use common::maps::{Managed, ManagedKey, Querier, QuerierKey, RelayFlow, RelayFlowKey};
+use common::maps::{
+    Forward, ForwardKey, Managed, ManagedKey, Querier, QuerierKey, RelayFlow, RelayFlowKey,
+    Translation, TranslationKey,
+};
 
 pub use config::{AgentConfig, Dispute, Limits, Peer, RelayTiming, Timing, UnicastTiming};
 pub use copy::{Carrier, CopyConfig, CopyTls, CopyWay, Encrypt, InTheClear, NoCopyTls};
@@ -84,6 +87,7 @@ pub use record::{
 pub use stream::Stream;
 pub use uuid::{DomainUuid, UuidError};
 
+use addresses::{Addresses, Holder};
 use context::Context;
 use destination::{Arrivals, Entry, Incoming, Preparation, Queue};
 use filter::Filter;
@@ -93,7 +97,6 @@ use rate::Rates;
 use reception::{Changed, ModeView, Receptions, RelayView, SessionView};
 use source::{LateCuts, Outgoing};
 use timer::Timer;
-use unicast::Addresses;
 use watch::Warnings;
 
 /// Datagrams and frames that were not acted upon, by reason.
@@ -201,7 +204,8 @@ impl Agent {
                 self.inventory.ports.remove(&ifindex);
                 self.warnings.forget_port(ifindex);
                 self.forget_listeners(ifindex);
-                self.end_translations(|(by, _), _| *by == ifindex);
+                self.addresses
+                    .end_translations(&mut self.cx, |(by, _), _| *by == ifindex);
                 self.ports_changed();
                 self.arrivals_cut_off();
             }
@@ -271,7 +275,7 @@ impl Agent {
         self.begin(now);
         while let Some(timer) = self.cx.timers.expire(self.cx.now) {
             self.on_timer(timer);
-            self.receptions_changed();
+            self.settle();
         }
         self.end();
     }
@@ -303,6 +307,70 @@ impl Agent {
         for key in self.receptions.adopted(&mut self.cx) {
             self.unmanage_unneeded(key);
         }
+        self.end();
+    }
+
+    /// Takes in what has happened about a unicast address.
+    pub fn handle_address(&mut self, now: Timestamp, event: AddressEvent) {
+        self.begin(now);
+        match event {
+            AddressEvent::Heard { address, said, by } => {
+                self.claim_heard(address, said, by);
+                let disputed = self.addresses.departure_heard(
+                    &mut self.cx,
+                    &self.inventory,
+                    address,
+                    said,
+                    by,
+                );
+                if let Some(number) = disputed {
+                    self.claim_address(number);
+                }
+            }
+            AddressEvent::Own { address } => {
+                self.claim_of_own(address);
+                self.addresses.departure_of_own(&mut self.cx, address);
+            }
+            AddressEvent::Spoke { address } => self.claim_spoken(address),
+            AddressEvent::Forwarded {
+                address,
+                packets,
+                bytes,
+                dropped,
+            } => {
+                let counts = [packets, bytes, dropped];
+                self.cx.records.count_forwarded(address, counts);
+            }
+            AddressEvent::Translated {
+                ifindex,
+                address,
+                packets,
+                bytes,
+                dropped,
+            } => {
+                let counts = [packets, bytes, dropped];
+                self.cx.records.count_translated(ifindex, address, counts);
+            }
+        }
+        self.end();
+    }
+
+    /// Takes over what an agent before this one sends on in the kernel.
+    pub fn handle_forwards(&mut self, now: Timestamp, forwards: Vec<(ForwardKey, Forward)>) {
+        self.begin(now);
+        self.addresses.adopt_forwards(&mut self.cx, forwards);
+        self.end();
+    }
+
+    /// Takes over what an agent before this one translates in the kernel.
+    pub fn handle_translations(
+        &mut self,
+        now: Timestamp,
+        translations: Vec<(TranslationKey, Translation)>,
+    ) {
+        self.begin(now);
+        self.addresses
+            .adopt_translations(&mut self.cx, translations);
         self.end();
     }
 
@@ -419,17 +487,43 @@ impl Agent {
     }
 
     fn end(&mut self) {
-        self.receptions_changed();
+        self.settle();
         match self.mirror.next_due() {
             Some(due) => self.cx.timers.set(Timer::Ageing, due),
             None => self.cx.timers.stop(Timer::Ageing),
         }
     }
 
-    /// Tells arrivals what has become of the addresses that they wait for.
-    fn receptions_changed(&mut self) {
+    /// Takes what machines have found out to those whom that concerns.
+    fn settle(&mut self) {
         while let Some(Changed { key, mode }) = self.receptions.poll_change() {
             self.reception_changed(key, mode);
+        }
+        while let Some(address) = self.addresses.poll_freed() {
+            self.forget_address(address, false);
+        }
+    }
+
+    /// Undoes what was made for an address, unless the other end of another move needs it.
+    fn forget_address(&mut self, address: Ipv6Addr, spoken: bool) {
+        let mut arrivals = self.incoming.values();
+        let is_needed =
+            arrivals.any(|incoming| incoming.watches(address)) || self.addresses.is_left(address);
+        if !is_needed {
+            self.cx.address(AddressCommand::Forget { address, spoken });
+        }
+    }
+
+    /// Who else than a domain has an address.
+    fn holder_of(&mut self, address: Ipv6Addr, uuid: DomainUuid) -> Option<Holder> {
+        let holder = self.addresses.holder(address, uuid, self.cx.now);
+        let mut arrivals = self.incoming.values().filter(|it| it.uuid() != uuid);
+        match holder {
+            Some(Holder::Vm(_)) => holder,
+            _ => arrivals
+                .find(|incoming| incoming.claims(address))
+                .map(|incoming| Holder::Vm(incoming.uuid()))
+                .or(holder),
         }
     }
 
@@ -487,7 +581,7 @@ impl Agent {
                 self.ports_changed();
                 self.incoming_domain(uuid, running);
                 if running {
-                    self.end_adopted_departures(uuid);
+                    self.addresses.end_adopted_departures(&mut self.cx, uuid);
                 }
             }
             // What becomes of one that has not arrived, its TAPs and its source tell.
@@ -503,7 +597,7 @@ impl Agent {
                 self.cx.vms.forget_domain(&uuid);
                 self.outgoing_domain_gone(uuid);
                 self.incoming_domain_gone(uuid);
-                self.addresses_left(uuid);
+                self.addresses.domain_gone(&mut self.cx, uuid);
             }
             HypervisorEvent::Suspended { uuid, at } => self.outgoing_suspended(uuid, at),
             HypervisorEvent::Resumed { uuid, migrated, at } => {
@@ -516,7 +610,7 @@ impl Agent {
                     self.arrived(uuid, at);
                 } else {
                     self.outgoing_resumed(uuid);
-                    self.end_adopted_departures(uuid);
+                    self.addresses.end_adopted_departures(&mut self.cx, uuid);
                 }
             }
             HypervisorEvent::Departing { uuid } => self.departure_found(uuid),
@@ -540,8 +634,8 @@ impl Agent {
             Timer::Gate(ifindex) => self.gate_overdue(ifindex),
             Timer::Cut(number) => self.cut_timed_out(number),
             Timer::Claim(number) => self.claim_timed_out(number),
-            Timer::Forwards => self.look_at_forwards(),
-            Timer::Translations => self.look_at_translations(),
+            Timer::Forwards => self.addresses.look_at_forwards(&mut self.cx),
+            Timer::Translations => self.addresses.look_at_translations(&mut self.cx),
             Timer::Poll(number) => self.poll_answers(number),
             Timer::MdbRenewal(number) => self.renew_mdb(number),
             Timer::Preparation(command) => self.preparation_timed_out(command),

@@ -26,10 +26,10 @@ use common::signal::{AddressClaim, AddressClaimReply, ClaimState, ErrorMessage};
 use tracing::{info, warn};
 
 use super::{Agent, Incoming};
+use crate::proto::addresses::{Allowance, Holder, Said};
 use crate::proto::record::ClaimOutcome;
 use crate::proto::refusal::{Refusal, bounded};
 use crate::proto::timer::Timer;
-use crate::proto::unicast::{Allowance, Holder, Said};
 use crate::proto::{AddressCommand, Dispute, DomainUuid, Mac, mac_text};
 
 /// Neighbours that are remembered to have asked.
@@ -128,7 +128,9 @@ impl Agent {
         }
         self.end_claim(number, true);
         // It comes back to an address that it has left: nothing is sent on any more.
-        self.end_departures(|departed, it| *departed == address && it.uuid == uuid);
+        self.addresses.end_departures(&mut self.cx, |departed, it| {
+            *departed == address && it.uuid == uuid
+        });
         let asked = Duration::from_secs(u64::from(claim.quarantine_s));
         let quarantine = asked.min(self.cx.config.unicast.forward);
         let Some(incoming) = self.incoming.get_mut(&number) else {
@@ -151,8 +153,8 @@ impl Agent {
         self.cx
             .records
             .update(number, |record| record.claim(address, ClaimOutcome::Asked));
-        self.address(AddressCommand::Watch { address });
-        self.address(AddressCommand::Probe { address });
+        self.cx.address(AddressCommand::Watch { address });
+        self.cx.address(AddressCommand::Probe { address });
         let due = self.cx.now + self.cx.config.unicast.retransmit;
         self.cx.timers.set(Timer::Claim(number), due);
         self.expect_claims();
@@ -174,7 +176,7 @@ impl Agent {
         if address == self.cx.config.address {
             return Err(Refusal::AddressOfHost { address, agent });
         }
-        if !self.is_on_link(address) {
+        if !self.cx.config.is_on_link(address) {
             return Err(Refusal::AddressOffLink {
                 address,
                 agent,
@@ -302,7 +304,7 @@ impl Agent {
         let (address, owner) = (claim.address, Some(claim.mac));
         let overrides = claim.state == State::Unique && !claim.disputed;
         for asker in std::mem::take(&mut claim.asked) {
-            self.address(AddressCommand::Advertise {
+            self.cx.address(AddressCommand::Advertise {
                 address,
                 owner,
                 overrides,
@@ -337,7 +339,7 @@ impl Agent {
             Said::Asks(from) if defended => {
                 if claim.answers.allows(now) {
                     let owner = Some(claim.mac);
-                    self.address(AddressCommand::Advertise {
+                    self.cx.address(AddressCommand::Advertise {
                         address,
                         owner,
                         overrides: unique,
@@ -349,7 +351,7 @@ impl Agent {
                 if claim.answers.allows(now) {
                     let owner = Some(claim.mac);
                     info!(%address, mac = mac_text(&by), "Address is wanted by another node; it is told");
-                    self.address(AddressCommand::Advertise {
+                    self.cx.address(AddressCommand::Advertise {
                         address,
                         owner,
                         overrides: unique,
@@ -457,7 +459,7 @@ impl Agent {
             }
         }
         for command in commands {
-            self.address(command);
+            self.cx.address(command);
         }
     }
 
@@ -475,7 +477,8 @@ impl Agent {
     }
 
     pub(super) fn drop_claim(&mut self, number: u64, claim: &Claim, uuid: DomainUuid, keep: bool) {
-        self.end_translations(|_, translating| translating.is_of(number));
+        self.addresses
+            .end_translations(&mut self.cx, |_, translating| translating.is_of(number));
         if keep && claim.state != State::Spoken {
             let until = self.cx.now + claim.quarantine;
             self.addresses.keep(claim.address, uuid, until);

@@ -29,11 +29,11 @@ mod check;
 mod claim;
 mod ending;
 mod handover;
+mod left;
 mod notice;
 mod probe;
 mod queue;
 mod tap;
-mod translate;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -60,7 +60,6 @@ pub(super) use probe::Entry;
 pub use probe::ReceptionView;
 pub(super) use queue::Queue;
 pub use queue::WaitingView;
-pub(super) use translate::Translating;
 
 use claim::Claim;
 use handover::ArrivalGate;

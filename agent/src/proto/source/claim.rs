@@ -11,7 +11,7 @@
 //! ```
 //!
 //! The claim also names the addresses that the VM leaves; what is done here for those is in
-//! [`super::forward`].
+//! [`crate::proto::addresses`].
 
 use std::net::Ipv6Addr;
 use std::time::Duration;
@@ -20,10 +20,9 @@ use common::signal::{AddressClaim, AddressClaimReply, ClaimState, MigrationReady
 use tracing::{info, warn};
 
 use super::State;
-use super::forward::Going;
+use crate::proto::addresses::{Going, is_in};
 use crate::proto::record::ClaimOutcome;
 use crate::proto::refusal::{Refusal, bounded};
-use crate::proto::unicast::is_in;
 use crate::proto::{Agent, Mac, Output, mac_text};
 
 /// How often a VM may say something else: each time the link is asked.
@@ -104,12 +103,18 @@ impl Agent {
             .records
             .update(number, |record| record.claim(address, ClaimOutcome::Asked));
         let named = ready.forward.iter().map(|old| Ipv6Addr::from(**old));
+        let arrivals = &self.incoming;
         let going = Going {
             to: address,
             lasting,
             macs: &macs,
+            held: &|address| {
+                let mut arrivals = arrivals.values();
+                arrivals.any(|it| it.claims(address) && it.uuid() != uuid)
+            },
         };
-        self.begin_departures((number, uuid), named, &going);
+        self.addresses
+            .begin_departures(&mut self.cx, (number, uuid), named, &going);
         self.claim_address(number);
     }
 
@@ -124,7 +129,7 @@ impl Agent {
 
     /// Tells the destination which address the VM will have, and from which it may still send; also
     /// when the connection is made anew, and when one of those turns out to be somebody else's.
-    pub(super) fn claim_address(&mut self, number: u64) {
+    pub(in crate::proto) fn claim_address(&mut self, number: u64) {
         let Some(outgoing) = self.outgoing.get(&number) else {
             return;
         };
@@ -132,15 +137,15 @@ impl Agent {
             return;
         };
         let lasting_s = u32::try_from(leaving.lasting.as_secs()).unwrap_or(u32::MAX);
-        let departures = self.addresses.departures.iter();
+        let left = self.addresses.left_by(number);
         let claim = AddressClaim {
             migration: outgoing.transaction,
             address: leaving.address.octets().into(),
             mac: leaving.mac.into(),
             quarantine_s: lasting_s,
-            translate: departures
-                .filter(|(_, departure)| leaving.translate && departure.is_of(number))
-                .map(|(address, _)| address.octets().into())
+            translate: left
+                .filter(|_| leaving.translate)
+                .map(|address| address.octets().into())
                 .collect(),
             translate_s: lasting_s,
         };

@@ -48,7 +48,7 @@ impl Agent {
             .records
             .update(number, |record| record.phase = Phase::Switching);
         self.place_cuts(number, at);
-        self.forward_departures(number);
+        self.addresses.forward_departures(&mut self.cx, number);
         self.tell_peer(number);
         self.tell_cuts(number);
         self.tell_operator(number);
@@ -65,7 +65,7 @@ impl Agent {
             .records
             .update(number, |record| record.phase = Phase::Copying);
         self.void_cuts(number);
-        self.keep_departures(number);
+        self.addresses.keep_departures(&mut self.cx, number);
     }
 
     pub(in crate::proto) fn outgoing_ended(
@@ -206,7 +206,8 @@ impl Agent {
             return;
         };
         self.end_recording(outgoing.recorded.keys().copied());
-        self.end_departures(|_, departure| departure.is_of(number));
+        self.addresses
+            .end_departures(&mut self.cx, |_, departure| departure.is_of(number));
         let reason = refusal.to_string();
         warn!(domain = %outgoing.domain, number, %reason, "Migration has failed");
         let ended = Outcome::Failed(reason.clone());
@@ -240,7 +241,7 @@ impl Agent {
 
     fn complete(&mut self, number: u64, stats: JobStats) {
         // Where libvirt has not told that the VM stands still.
-        self.forward_departures(number);
+        self.addresses.forward_departures(&mut self.cx, number);
         let Some(outgoing) = self.remove(number) else {
             return;
         };

@@ -28,7 +28,6 @@
 mod claim;
 mod dialogue;
 mod ending;
-mod forward;
 mod handover;
 mod notice;
 mod request;
@@ -50,7 +49,6 @@ use super::timer::Timer;
 use super::{Agent, CommandReply, Domain, DomainUuid, JobStats, Output, Stream, Timestamp};
 
 use claim::Leaving;
-pub(super) use forward::Departure;
 pub(super) use handover::LateCuts;
 use handover::Recorded;
 

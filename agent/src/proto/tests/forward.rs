@@ -9,7 +9,7 @@ use super::*;
 use crate::proto::handover::UnreadReport;
 use crate::proto::record::ClaimOutcome;
 use crate::proto::tests::fixture::{Bench, MAC, OTHER_MAC, TAP, UUID};
-use crate::proto::{AddressEvent, GateEvent, HypervisorEvent, JobStats, PeerEvent};
+use crate::proto::{AddressEvent, GateEvent, HypervisorEvent, JobStats, Output, PeerEvent};
 
 const S: Duration = Duration::from_secs(1);
 

@@ -1,13 +1,14 @@
 //! Tests of what an arrived VM still sends from addresses that it has left.
 
+use common::signal::AddressClaim;
 use common::signal::{MigrationProgress, Phase};
 
 use super::*;
 use crate::proto::destination::tests::request;
 use crate::proto::tests::fixture::{Bench, MAC, OTHER_MAC, UUID};
 use crate::proto::{
-    AddressEvent, Dispute, Domain, DomainInterface, HypervisorEvent, PeerEvent, Port, PortEvent,
-    Said,
+    AddressEvent, Dispute, Domain, DomainInterface, HypervisorEvent, Output, PeerEvent, Port,
+    PortEvent, Said,
 };
 
 const S: Duration = Duration::from_secs(1);

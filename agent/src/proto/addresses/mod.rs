@@ -5,9 +5,9 @@
 //! | end | address | from | until | module |
 //! |---|---|---|---|---|
 //! | destination | the new one | the VM is ready | it speaks for itself | `destination::claim` |
-//! | destination | the old ones | its TAPs are there | the time asked for is over | `destination::translate` |
+//! | destination | the old ones | its TAPs are there | the time asked for is over | `addresses::translate` |
 //! | source | the new one, claimed at the destination | the VM is ready | the switch | `source::claim` |
-//! | source | the old ones | the VM stands still | the time asked for is over | `source::forward` |
+//! | source | the old ones | the VM stands still | the time asked for is over | `addresses::forward` |
 //!
 //! Both ask the link first whether the address is somebody else's, by duplicate address detection
 //! (RFC 4862 §5.4): the destination so that nobody is disturbed, the source so that nobody has
@@ -16,13 +16,19 @@
 //!
 //! Nothing here delays a move.
 
-use std::collections::BTreeMap;
+mod forward;
+mod translate;
+
+use std::collections::{BTreeMap, VecDeque};
 use std::net::Ipv6Addr;
 use std::time::Duration;
 
-use super::destination::Translating;
-use super::source::Departure;
-use super::{Agent, DomainUuid, Mac, Output, Timestamp};
+use super::context::Context;
+use super::{DomainUuid, Mac, Output, Timestamp};
+
+use forward::Departure;
+pub(super) use forward::Going;
+pub(super) use translate::Translating;
 
 /// Addresses remembered of domains that are here, and of those that have left.
 const MAX_ADDRESSES: usize = 4096;
@@ -215,13 +221,15 @@ pub enum AddressEvent {
 #[derive(Debug, Default)]
 pub(super) struct Addresses {
     /// Addresses that VMs of this host have, and how long nobody else gets them once they are left.
-    pub(super) owned: BTreeMap<Ipv6Addr, (DomainUuid, Duration)>,
+    owned: BTreeMap<Ipv6Addr, (DomainUuid, Duration)>,
     /// Addresses that were left, by whom, and until when nobody else gets them.
-    pub(super) quarantine: BTreeMap<Ipv6Addr, (DomainUuid, Timestamp)>,
+    quarantine: BTreeMap<Ipv6Addr, (DomainUuid, Timestamp)>,
     /// Addresses that VMs leave or have left, whose packets are sent on.
-    pub(super) departures: BTreeMap<Ipv6Addr, Departure>,
+    departures: BTreeMap<Ipv6Addr, Departure>,
     /// Addresses that VMs which have come still send from, by TAP.
-    pub(super) translations: BTreeMap<(u32, Ipv6Addr), Translating>,
+    translations: BTreeMap<(u32, Ipv6Addr), Translating>,
+    /// Addresses that are not sent on for any more, until the agent hears of it.
+    freed: VecDeque<Ipv6Addr>,
 }
 
 /// Who else has an address.
@@ -257,6 +265,52 @@ impl Allowance {
 }
 
 impl Addresses {
+    /// Which other domain has or leaves an address, or has left it just now.
+    pub(super) fn holder(
+        &mut self,
+        address: Ipv6Addr,
+        uuid: DomainUuid,
+        now: Timestamp,
+    ) -> Option<Holder> {
+        self.quarantine.retain(|_, (_, until)| *until > now);
+        let departing = self.departures.get(&address).map(|it| it.uuid);
+        let owned = self.owned.get(&address).map(|(of, _)| *of);
+        let other = [departing, owned].into_iter().flatten();
+        if let Some(other) = other.into_iter().find(|other| *other != uuid) {
+            return Some(Holder::Vm(other));
+        }
+        let left = self.quarantine.get(&address).filter(|(of, _)| *of != uuid);
+        left.map(|(_, until)| Holder::Left {
+            wait: until.since(now),
+        })
+    }
+
+    /// Whether a VM leaves an address.
+    pub(super) fn is_left(&self, address: Ipv6Addr) -> bool {
+        self.departures.contains_key(&address)
+    }
+
+    /// The addresses that a VM leaves by that migration.
+    pub(super) fn left_by(&self, number: u64) -> impl Iterator<Item = Ipv6Addr> {
+        let departures = self.departures.iter();
+        let of_it = departures.filter(move |(_, departure)| departure.is_of(number));
+        of_it.map(|(address, _)| *address)
+    }
+
+    /// Returns the next address that is not sent on for any more.
+    pub(super) fn poll_freed(&mut self) -> Option<Ipv6Addr> {
+        self.freed.pop_front()
+    }
+
+    /// A domain is gone: its addresses are nobody's for a while.
+    pub(super) fn domain_gone(&mut self, cx: &mut Context, uuid: DomainUuid) {
+        self.end_translations(cx, |_, translating| translating.uuid == uuid);
+        let left = self.owned.extract_if(.., |_, (of, _)| *of == uuid);
+        for (address, (_, quarantine)) in left.collect::<Vec<_>>() {
+            self.keep(address, uuid, cx.now + quarantine);
+        }
+    }
+
     /// Notes that a VM has an address.
     pub(super) fn own(&mut self, address: Ipv6Addr, uuid: DomainUuid, quarantine: Duration) {
         if self.owned.len() < MAX_ADDRESSES {
@@ -272,107 +326,17 @@ impl Addresses {
     }
 }
 
-impl Agent {
-    /// Takes in what has happened about a unicast address.
-    pub fn handle_address(&mut self, now: Timestamp, event: AddressEvent) {
-        self.begin(now);
-        match event {
-            AddressEvent::Heard { address, said, by } => {
-                self.claim_heard(address, said, by);
-                self.departure_heard(address, said, by);
-            }
-            AddressEvent::Own { address } => {
-                self.claim_of_own(address);
-                self.departure_of_own(address);
-            }
-            AddressEvent::Spoke { address } => self.claim_spoken(address),
-            AddressEvent::Forwarded {
-                address,
-                packets,
-                bytes,
-                dropped,
-            } => {
-                let counts = [packets, bytes, dropped];
-                self.cx.records.count_forwarded(address, counts);
-            }
-            AddressEvent::Translated {
-                ifindex,
-                address,
-                packets,
-                bytes,
-                dropped,
-            } => {
-                let counts = [packets, bytes, dropped];
-                self.cx.records.count_translated(ifindex, address, counts);
-            }
-        }
-        self.end();
-    }
-
-    /// Who else than a domain has an address.
-    pub(super) fn holder_of(&mut self, address: Ipv6Addr, uuid: DomainUuid) -> Option<Holder> {
-        let now = self.cx.now;
-        let book = &mut self.addresses;
-        book.quarantine.retain(|_, (_, until)| *until > now);
-        let departing = book.departures.get(&address).map(|it| it.uuid);
-        let owned = book.owned.get(&address).map(|(of, _)| *of);
-        let claimed = self
-            .incoming
-            .values()
-            .find(|incoming| incoming.claims(address))
-            .map(super::destination::Incoming::uuid);
-        if let Some(other) = [departing, owned, claimed]
-            .into_iter()
-            .flatten()
-            .find(|other| *other != uuid)
-        {
-            return Some(Holder::Vm(other));
-        }
-        self.addresses
-            .quarantine
-            .get(&address)
-            .filter(|(of, _)| *of != uuid)
-            .map(|(_, until)| Holder::Left {
-                wait: until.since(now),
-            })
-    }
-
-    /// A domain is gone: its addresses are nobody's for a while.
-    pub(super) fn addresses_left(&mut self, uuid: DomainUuid) {
-        let now = self.cx.now;
-        self.end_translations(|_, translating| translating.uuid == uuid);
-        let left: Vec<_> = self
-            .addresses
-            .owned
-            .extract_if(.., |_, (of, _)| *of == uuid)
-            .collect();
-        for (address, (_, quarantine)) in left {
-            self.addresses.keep(address, uuid, now + quarantine);
-        }
-    }
-
-    /// Undoes what was made for an address, unless the other end of another move needs it.
-    pub(super) fn forget_address(&mut self, address: Ipv6Addr, spoken: bool) {
-        let claimed = self
-            .incoming
-            .values()
-            .any(|incoming| incoming.watches(address));
-        if !claimed && !self.addresses.departures.contains_key(&address) {
-            self.address(AddressCommand::Forget { address, spoken });
-        }
-    }
-
+impl Context {
     pub(super) fn address(&mut self, command: AddressCommand) {
-        self.cx.outputs.push_back(Output::Address(command));
+        self.outputs.push_back(Output::Address(command));
     }
 
-    /// Whether an address is one that a VM can have in this agent's prefix.
-    pub(super) fn is_on_link(&self, address: Ipv6Addr) -> bool {
-        is_in(
-            address,
-            self.cx.config.address,
-            self.cx.config.prefix_length,
-        ) && address != self.cx.config.address
+    fn forward(&mut self, command: ForwardCommand) {
+        self.outputs.push_back(Output::Forward(command));
+    }
+
+    fn translate(&mut self, command: TranslateCommand) {
+        self.outputs.push_back(Output::Translate(command));
     }
 }
 

@@ -24,12 +24,13 @@ use common::maps::{Forward, ForwardKey};
 use common::mat::MAX_MOAS;
 use tracing::{info, warn};
 
+use crate::proto::context::Context;
+use crate::proto::inventory::Inventory;
 use crate::proto::record::ForwardRecord;
 use crate::proto::timer::Timer;
-use crate::proto::unicast::{Allowance, Said};
-use crate::proto::{
-    AddressCommand, Agent, DomainUuid, ForwardCommand, Leave, Mac, Output, Timestamp, mac_text,
-};
+use crate::proto::{DomainUuid, Mac, Timestamp, mac_text};
+
+use super::{AddressCommand, Addresses, Allowance, ForwardCommand, Leave, Said};
 
 /// How often what was sent on is read, and next hops are looked up again.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -61,13 +62,15 @@ pub(in crate::proto) struct Departure {
 }
 
 /// Where a VM goes.
-pub(super) struct Going<'a> {
+pub(in crate::proto) struct Going<'a> {
     /// Its address there.
-    pub(super) to: Ipv6Addr,
+    pub(in crate::proto) to: Ipv6Addr,
     /// How long packets are sent on.
-    pub(super) lasting: Duration,
+    pub(in crate::proto) lasting: Duration,
     /// MACs of the domain.
-    pub(super) macs: &'a [Mac],
+    pub(in crate::proto) macs: &'a [Mac],
+    /// Which addresses another domain has, or is to have.
+    pub(in crate::proto) held: &'a dyn Fn(Ipv6Addr) -> bool,
 }
 
 impl Departure {
@@ -81,41 +84,44 @@ impl Departure {
     }
 
     /// Whether it is of the migration with that record.
-    pub(super) fn is_of(&self, number: u64) -> bool {
+    pub(in crate::proto) fn is_of(&self, number: u64) -> bool {
         self.number == Some(number)
     }
 }
 
-impl Agent {
+impl Addresses {
     /// Asks on the link whether addresses are the VM's to leave, and looks for the way to the new one.
-    pub(super) fn begin_departures(
+    pub(in crate::proto) fn begin_departures(
         &mut self,
+        cx: &mut Context,
         of: (u64, DomainUuid),
         named: impl Iterator<Item = Ipv6Addr>,
         going: &Going<'_>,
     ) {
-        self.end_departures(|_, departure| departure.is_of(of.0));
+        self.end_departures(cx, |_, departure| departure.is_of(of.0));
         if !going.lasting.is_zero() {
             for address in named.take(MAX_MOAS) {
-                self.begin_departure(of, address, going);
+                self.begin_departure(cx, of, address, going);
             }
         }
     }
 
     fn begin_departure(
         &mut self,
+        cx: &mut Context,
         (number, uuid): (u64, DomainUuid),
         address: Ipv6Addr,
         going: &Going<'_>,
     ) {
-        if !self.is_on_link(address) || self.holder_of(address, uuid).is_some() {
-            self.cx.counters.forwards_refused += 1;
+        let is_held = (going.held)(address) || self.holder(address, uuid, cx.now).is_some();
+        if is_held || !cx.config.is_on_link(address) {
+            cx.counters.forwards_refused += 1;
             warn!(number, %address, "Packets for an address are not sent on: it is not the VM's");
             return;
         }
         // Of an earlier move.
-        self.end_departures(|departed, _| *departed == address);
-        self.addresses.departures.insert(
+        self.end_departures(cx, |departed, _| *departed == address);
+        self.departures.insert(
             address,
             Departure {
                 uuid,
@@ -130,29 +136,34 @@ impl Agent {
                 answers: Allowance::default(),
             },
         );
-        self.address(AddressCommand::Watch { address });
-        self.address(AddressCommand::Probe { address });
-        self.forward(ForwardCommand::Resolve { to: going.to });
-        self.cx
-            .timers
-            .set_earlier(Timer::Forwards, self.cx.now + LOOK_INTERVAL);
+        cx.address(AddressCommand::Watch { address });
+        cx.address(AddressCommand::Probe { address });
+        cx.forward(ForwardCommand::Resolve { to: going.to });
+        cx.timers
+            .set_earlier(Timer::Forwards, cx.now + LOOK_INTERVAL);
     }
 
     /// Somebody has said something about an address that a VM leaves.
-    pub(in crate::proto) fn departure_heard(&mut self, address: Ipv6Addr, said: Said, by: Mac) {
-        let now = self.cx.now;
-        let Some(departure) = self.addresses.departures.get_mut(&address) else {
-            return;
-        };
+    /// Returns the migration whose destination is to hear that the address is not its VM's.
+    pub(in crate::proto) fn departure_heard(
+        &mut self,
+        cx: &mut Context,
+        inventory: &Inventory,
+        address: Ipv6Addr,
+        said: Said,
+        by: Mac,
+    ) -> Option<u64> {
+        let now = cx.now;
+        let departure = self.departures.get_mut(&address)?;
         let is_own = departure.macs.contains(&by);
         match said {
             Said::Has if is_own => {
                 // A VM may say it as often as it likes.
                 if departure.owner.replace(by) != Some(by) {
                     let uuid = departure.uuid;
-                    let ports = self.inventory.ports_of_domain(&uuid);
+                    let ports = inventory.ports_of_domain(&uuid);
                     if let Some((ifindex, _)) = ports.iter().find(|(_, mac)| *mac == by) {
-                        self.expect(address, *ifindex);
+                        self.expect(cx, address, *ifindex);
                     }
                 }
             }
@@ -164,7 +175,7 @@ impl Agent {
                         Said::Asks(from) => Some((from, by)),
                         Said::Has | Said::Wants => None,
                     };
-                    self.address(AddressCommand::Advertise {
+                    cx.address(AddressCommand::Advertise {
                         address,
                         owner: None,
                         overrides: true,
@@ -177,27 +188,26 @@ impl Agent {
                 // Adopted: which MACs were the domain's is not known any more.
             }
             Said::Has => {
-                self.cx.counters.addresses_disputed += 1;
+                cx.counters.addresses_disputed += 1;
                 warn!(%address, mac = mac_text(&by), "Packets for an address are not sent on: somebody else has it");
                 let number = departure.number;
-                self.end_departures(|departed, _| *departed == address);
-                if let Some(number) = number {
-                    self.claim_address(number);
-                }
+                self.end_departures(cx, |departed, _| *departed == address);
+                return number;
             }
         }
+        None
     }
 
-    pub(in crate::proto) fn departure_of_own(&mut self, address: Ipv6Addr) {
-        self.end_departures(|departed, _| *departed == address);
+    pub(in crate::proto) fn departure_of_own(&mut self, cx: &mut Context, address: Ipv6Addr) {
+        self.end_departures(cx, |departed, _| *departed == address);
     }
 
     /// The VM stands still: from now on packets for its addresses are sent on.
-    pub(super) fn forward_departures(&mut self, number: u64) {
-        let now = self.cx.now;
+    pub(in crate::proto) fn forward_departures(&mut self, cx: &mut Context, number: u64) {
+        let now = cx.now;
         let mut begun = Vec::new();
         let mut silent = Vec::new();
-        for (address, departure) in &mut self.addresses.departures {
+        for (address, departure) in &mut self.departures {
             if departure.number != Some(number) || departure.until.is_some() {
                 continue;
             }
@@ -210,20 +220,20 @@ impl Agent {
             begun.push((departure.leave(*address), until));
         }
         for address in silent {
-            self.cx.counters.forwards_refused += 1;
+            cx.counters.forwards_refused += 1;
             warn!(number, %address, "Packets for an address are not sent on: the VM has not answered for it");
-            self.end_departure(address, true);
+            self.end_departure(cx, address, true);
         }
         for (leave, until) in begun {
             let Leave { address, to, .. } = leave;
             info!(number, %address, %to, "Packets are sent on");
-            self.forward(ForwardCommand::Set {
+            cx.forward(ForwardCommand::Set {
                 leave,
                 until,
                 unread_until: now + UNREAD_TIME,
             });
-            self.address(AddressCommand::Replace { address });
-            self.cx.timers.set_earlier(Timer::Forwards, until);
+            cx.address(AddressCommand::Replace { address });
+            cx.timers.set_earlier(Timer::Forwards, until);
             let forward = ForwardRecord {
                 address,
                 to,
@@ -231,98 +241,97 @@ impl Agent {
                 bytes: 0,
                 dropped: 0,
             };
-            self.cx
-                .records
+            cx.records
                 .update(number, |record| record.forwarded(forward));
         }
     }
 
     /// The VM runs on here: its packets are its own again.
-    pub(super) fn keep_departures(&mut self, number: u64) {
+    pub(in crate::proto) fn keep_departures(&mut self, cx: &mut Context, number: u64) {
         let stopped: Vec<Ipv6Addr> = self
-            .addresses
             .departures
             .iter_mut()
             .filter(|(_, departure)| departure.number == Some(number))
             .filter_map(|(address, departure)| departure.until.take().map(|_| *address))
             .collect();
         for address in stopped {
-            self.give_back(address);
-            if let Some(departure) = self.addresses.departures.get(&address) {
-                self.expect(address, departure.ifindex);
+            self.give_back(cx, address);
+            if let Some(departure) = self.departures.get(&address) {
+                self.expect(cx, address, departure.ifindex);
             }
         }
     }
 
     /// Has copies kept of what enters a TAP for an address, because the VM may not read it any more.
-    fn expect(&mut self, address: Ipv6Addr, ifindex: u32) {
-        if let Some(departure) = self.addresses.departures.get_mut(&address)
+    fn expect(&mut self, cx: &mut Context, address: Ipv6Addr, ifindex: u32) {
+        if let Some(departure) = self.departures.get_mut(&address)
             && departure.until.is_none()
             && ifindex != 0
         {
             departure.ifindex = ifindex;
             let leave = departure.leave(address);
-            self.forward(ForwardCommand::Expect(leave));
+            cx.forward(ForwardCommand::Expect(leave));
         }
     }
 
     /// Ends what is done for addresses, also in the kernel.
     pub(in crate::proto) fn end_departures(
         &mut self,
+        cx: &mut Context,
         condition: impl Fn(&Ipv6Addr, &Departure) -> bool,
     ) {
         let ending: Vec<Ipv6Addr> = self
-            .addresses
             .departures
             .iter()
             .filter(|(address, departure)| condition(address, departure))
             .map(|(address, _)| *address)
             .collect();
         for address in ending {
-            self.end_departure(address, true);
+            self.end_departure(cx, address, true);
         }
-        if self.addresses.departures.is_empty() {
-            self.cx.timers.stop(Timer::Forwards);
+        if self.departures.is_empty() {
+            cx.timers.stop(Timer::Forwards);
         }
     }
 
     /// A domain runs here that an agent before this one saw leave: it has not.
-    pub(in crate::proto) fn end_adopted_departures(&mut self, uuid: DomainUuid) {
-        self.end_departures(|_, departure| departure.uuid == uuid && departure.number.is_none());
+    pub(in crate::proto) fn end_adopted_departures(&mut self, cx: &mut Context, uuid: DomainUuid) {
+        self.end_departures(cx, |_, departure| {
+            departure.uuid == uuid && departure.number.is_none()
+        });
     }
 
-    fn end_departure(&mut self, address: Ipv6Addr, give_back: bool) {
+    fn end_departure(&mut self, cx: &mut Context, address: Ipv6Addr, give_back: bool) {
         let active = self
-            .addresses
             .departures
             .get_mut(&address)
             .and_then(|departure| departure.until.take());
         if active.is_some() && give_back {
-            self.give_back(address);
+            self.give_back(cx, address);
         } else {
-            self.forward(ForwardCommand::Remove { address });
+            cx.forward(ForwardCommand::Remove { address });
         }
-        let Some(departure) = self.addresses.departures.remove(&address) else {
+        let Some(departure) = self.departures.remove(&address) else {
             return;
         };
         let to = departure.to;
-        if !self.addresses.departures.values().any(|it| it.to == to) {
-            self.forward(ForwardCommand::Release { to });
+        if !self.departures.values().any(|it| it.to == to) {
+            cx.forward(ForwardCommand::Release { to });
         }
-        self.forget_address(address, false);
+        self.freed.push_back(address);
     }
 
     /// Sends packets for an address on no more, and tells neighbours who were told otherwise that
     /// its VM has it.
-    fn give_back(&mut self, address: Ipv6Addr) {
-        self.forward(ForwardCommand::Remove { address });
-        let Some(departure) = self.addresses.departures.get_mut(&address) else {
+    fn give_back(&mut self, cx: &mut Context, address: Ipv6Addr) {
+        cx.forward(ForwardCommand::Remove { address });
+        let Some(departure) = self.departures.get_mut(&address) else {
             return;
         };
         if std::mem::take(&mut departure.answered)
             && let Some(owner) = departure.owner
         {
-            self.address(AddressCommand::Advertise {
+            cx.address(AddressCommand::Advertise {
                 address,
                 owner: Some(owner),
                 overrides: true,
@@ -332,11 +341,10 @@ impl Agent {
     }
 
     /// Reads what was sent on, keeps next hops known, and ends what is over.
-    pub(in crate::proto) fn look_at_forwards(&mut self) {
-        let now = self.cx.now;
-        self.forward(ForwardCommand::Read);
+    pub(in crate::proto) fn look_at_forwards(&mut self, cx: &mut Context) {
+        let now = cx.now;
+        cx.forward(ForwardCommand::Read);
         let over: Vec<Ipv6Addr> = self
-            .addresses
             .departures
             .iter()
             .filter(|(_, departure)| departure.until.is_some_and(|until| until <= now))
@@ -344,17 +352,17 @@ impl Agent {
             .collect();
         for address in over {
             info!(%address, "Packets are sent on no more: their time is over");
-            self.end_departure(address, false);
+            self.end_departure(cx, address, false);
         }
-        let silent = self.addresses.departures.iter();
+        let silent = self.departures.iter();
         let silent = silent.filter(|(_, it)| it.owner.is_none() && it.until.is_none());
         let silent: Vec<Ipv6Addr> = silent.map(|(address, _)| *address).collect();
         for address in silent {
-            self.address(AddressCommand::Probe { address });
+            cx.address(AddressCommand::Probe { address });
         }
         let mut next = None;
         let mut ways: Vec<Ipv6Addr> = Vec::new();
-        for departure in self.addresses.departures.values() {
+        for departure in self.departures.values() {
             ways.push(departure.to);
             let due = departure.until.unwrap_or(now + LOOK_INTERVAL);
             let due = due.min(now + LOOK_INTERVAL);
@@ -363,26 +371,29 @@ impl Agent {
         ways.sort_unstable();
         ways.dedup();
         for to in ways {
-            self.forward(ForwardCommand::Resolve { to });
+            cx.forward(ForwardCommand::Resolve { to });
         }
         if let Some(next) = next {
-            self.cx.timers.set(Timer::Forwards, next);
+            cx.timers.set(Timer::Forwards, next);
         }
     }
 
     /// Takes over what an agent before this one has in the kernel.
-    pub fn handle_forwards(&mut self, now: Timestamp, forwards: Vec<(ForwardKey, Forward)>) {
-        self.begin(now);
+    pub(in crate::proto) fn adopt_forwards(
+        &mut self,
+        cx: &mut Context,
+        forwards: Vec<(ForwardKey, Forward)>,
+    ) {
         for (key, value) in forwards {
             let address = Ipv6Addr::from(key.address);
             let until = Timestamp(value.until_ns);
-            if until <= self.cx.now || key.vlan != 0 {
-                self.forward(ForwardCommand::Remove { address });
+            if until <= cx.now || key.vlan != 0 {
+                cx.forward(ForwardCommand::Remove { address });
                 continue;
             }
             let to = Ipv6Addr::from(value.destination);
             info!(%address, %to, "Packets are sent on, as an earlier agent has begun");
-            self.addresses.departures.insert(
+            self.departures.insert(
                 address,
                 Departure {
                     uuid: DomainUuid(value.domain_uuid),
@@ -391,24 +402,18 @@ impl Agent {
                     ifindex: 0,
                     macs: Vec::new(),
                     owner: None,
-                    lasting: until.since(self.cx.now),
+                    lasting: until.since(cx.now),
                     until: Some(until),
                     answered: false,
                     answers: Allowance::default(),
                 },
             );
-            self.address(AddressCommand::Watch { address });
-            self.address(AddressCommand::Replace { address });
-            self.forward(ForwardCommand::Resolve { to });
-            self.cx
-                .timers
-                .set_earlier(Timer::Forwards, until.min(self.cx.now + LOOK_INTERVAL));
+            cx.address(AddressCommand::Watch { address });
+            cx.address(AddressCommand::Replace { address });
+            cx.forward(ForwardCommand::Resolve { to });
+            cx.timers
+                .set_earlier(Timer::Forwards, until.min(cx.now + LOOK_INTERVAL));
         }
-        self.end();
-    }
-
-    fn forward(&mut self, command: ForwardCommand) {
-        self.cx.outputs.push_back(Output::Forward(command));
     }
 }
 
