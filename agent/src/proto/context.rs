@@ -7,7 +7,7 @@ use super::link::Links;
 use super::record::Records;
 use super::timer::{Timer, TimerTable};
 use super::vm::Vms;
-use super::{AgentConfig, CommandReply, Counters, Output, Timestamp};
+use super::{AgentConfig, CommandReply, CopyTls, Counters, Output, Timestamp};
 
 /// What no machine owns. A machine changes nothing else but its own fields.
 #[derive(Debug)]
@@ -18,6 +18,8 @@ pub(super) struct Context {
     pub(super) outputs: VecDeque<Output>,
     pub(super) timers: TimerTable<Timer>,
     pub(super) numbers: Numbers,
+    /// Whether QEMU can encrypt copies here.
+    pub(super) copy_tls: CopyTls,
     pub(super) links: Links,
     /// What VMs were told, and how often they may ask.
     pub(super) vms: Vms,
@@ -34,6 +36,7 @@ impl Context {
             outputs: VecDeque::new(),
             timers: TimerTable::default(),
             numbers: Numbers(seed),
+            copy_tls: CopyTls::default(),
             links: Links::default(),
             vms: Vms::default(),
             records: Records::default(),

@@ -17,8 +17,8 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
+use super::context::Context;
 use super::refusal::Refusal;
-use super::{Agent, Timestamp};
 
 /// When the copy is encrypted (`libvirt.encrypt`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -154,24 +154,12 @@ impl CopyConfig {
     }
 }
 
-impl Agent {
-    /// Takes in whether QEMU can encrypt copies here.
-    pub fn handle_copy_tls(&mut self, now: Timestamp, copy_tls: CopyTls) {
-        self.begin(now);
-        self.copy_tls = copy_tls;
-        self.end();
-    }
-
-    /// Whether QEMU can encrypt copies here, and if not why.
-    pub fn copy_tls(&self) -> &CopyTls {
-        &self.copy_tls
-    }
-
+impl Context {
     /// How the copy of a domain goes to a destination that can or cannot decrypt it.
     pub(super) fn copy_way(&self, destination: &str, there: bool) -> Result<CopyWay, Refusal> {
-        let here = (self.cx.config.name.as_str(), &self.copy_tls);
-        let way = self.cx.config.copy.way(here, (destination, there));
-        match (way, self.cx.config.copy.encrypt) {
+        let here = (self.config.name.as_str(), &self.copy_tls);
+        let way = self.config.copy.way(here, (destination, there));
+        match (way, self.config.copy.encrypt) {
             (CopyWay::Clear(why), Encrypt::Always) => Err(Refusal::InTheClear {
                 destination: destination.to_owned(),
                 why,

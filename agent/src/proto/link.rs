@@ -203,7 +203,7 @@ impl Agent {
                 self.receptions.relay_up(&mut self.cx, peer);
                 self.outgoing_peer_up(peer);
                 self.cx.flush_closings(peer);
-                self.preparations_peer_up(peer);
+                self.preparations.peer_up(&mut self.cx, peer);
             }
             PeerEvent::Down { reason } => {
                 self.cx.links.by_peer.remove(peer);
@@ -215,7 +215,7 @@ impl Agent {
                 self.cx.reconnect_closings(peer);
                 self.outgoing_peer_down(peer, &reason);
                 self.incoming_peer_down(peer);
-                self.preparations_peer_down(peer, &reason);
+                self.preparations.peer_down(&mut self.cx, peer, &reason);
             }
             PeerEvent::Frame(bytes) => self.on_frame(peer, &bytes),
         }
@@ -277,7 +277,8 @@ impl Agent {
                 self.claim_not_understood(peer, transaction);
                 self.on_peer_refusal(peer, transaction, &reason);
                 self.on_peer_abort(peer, transaction, &reason);
-                self.preparation_refused(peer, transaction, &reason);
+                self.preparations
+                    .refused(&mut self.cx, peer, transaction, &reason);
             }
         }
     }

@@ -18,6 +18,7 @@
 //! | `link` | connections to other agents |
 //! | `listener` | mirror of the kernel's listeners, and their ageing |
 //! | `watch` | what the kernel reports |
+//! | `usage` | what VMs have used of their limits |
 //! | `inventory` | ports and domains |
 //! | `filter` | source filters and their merger |
 //! | `querier` | MLD queriers of the links, and the intervals that follow from them |
@@ -60,6 +61,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 mod timer;
+mod usage;
 mod uuid;
 mod vm;
 mod watch;
@@ -69,8 +71,8 @@ use std::net::{Ipv6Addr, SocketAddrV6};
 use std::time::Duration;
 
 use common::maps::{
-    Forward, ForwardKey, Managed, ManagedKey, Querier, QuerierKey, RelayFlow, RelayFlowKey,
-    Translation, TranslationKey,
+    Forward, ForwardKey, Managed, ManagedKey, PortUsage, Querier, QuerierKey, RelayFlow,
+    RelayFlowKey, Translation, TranslationKey,
 };
 
 pub use config::{AgentConfig, Dispute, Limits, Peer, RelayTiming, Timing, UnicastTiming};
@@ -89,7 +91,7 @@ pub use uuid::{DomainUuid, UuidError};
 
 use addresses::{Addresses, Holder};
 use context::Context;
-use destination::{Arrivals, Entry, Incoming, Preparation, Queue};
+use destination::{Arrivals, Entry, Incoming, Preparations, Queue};
 use filter::Filter;
 use inventory::Inventory;
 use listener::Mirror;
@@ -97,7 +99,7 @@ use rate::Rates;
 use reception::{Changed, ModeView, Receptions, RelayView, SessionView};
 use source::{LateCuts, Outgoing};
 use timer::Timer;
-use watch::Warnings;
+use usage::Usage;
 
 /// Datagrams and frames that were not acted upon, by reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -132,7 +134,6 @@ pub struct Counters {
 #[derive(Debug)]
 pub struct Agent {
     cx: Context,
-    copy_tls: CopyTls,
     /// Time of the first input.
     started: Option<Timestamp>,
     inventory: Inventory,
@@ -142,15 +143,14 @@ pub struct Agent {
     late_cuts: BTreeMap<u64, LateCuts>,
     incoming: BTreeMap<u64, Incoming>,
     arrivals: Arrivals,
-    /// Hooks of libvirt that wait, by the numbers of their commands.
-    preparations: BTreeMap<u64, Preparation>,
+    preparations: Preparations,
     /// Requests that wait for a place.
     queue: Queue,
     /// What peers may still ask for within a minute.
     rates: Rates,
     entries: BTreeMap<ManagedKey, Entry>,
     receptions: Receptions,
-    warnings: Warnings,
+    usage: Usage,
     addresses: Addresses,
 }
 
@@ -160,7 +160,6 @@ impl Agent {
     pub fn new(config: AgentConfig, seed: u64) -> Self {
         Self {
             cx: Context::new(config, seed),
-            copy_tls: CopyTls::default(),
             started: None,
             inventory: Inventory::default(),
             mirror: Mirror::default(),
@@ -168,12 +167,12 @@ impl Agent {
             late_cuts: BTreeMap::new(),
             incoming: BTreeMap::new(),
             arrivals: Arrivals::default(),
-            preparations: BTreeMap::new(),
+            preparations: Preparations::default(),
             queue: Queue::default(),
             rates: Rates::default(),
             entries: BTreeMap::new(),
             receptions: Receptions::default(),
-            warnings: Warnings::default(),
+            usage: Usage::default(),
             addresses: Addresses::default(),
         }
     }
@@ -202,7 +201,7 @@ impl Agent {
             }
             PortEvent::Removed { ifindex } => {
                 self.inventory.ports.remove(&ifindex);
-                self.warnings.forget_port(ifindex);
+                self.usage.forget_port(ifindex);
                 self.forget_listeners(ifindex);
                 self.addresses
                     .end_translations(&mut self.cx, |(by, _), _| *by == ifindex);
@@ -374,6 +373,13 @@ impl Agent {
         self.end();
     }
 
+    /// Takes in whether QEMU can encrypt copies here.
+    pub fn handle_copy_tls(&mut self, now: Timestamp, copy_tls: CopyTls) {
+        self.begin(now);
+        self.cx.copy_tls = copy_tls;
+        self.end();
+    }
+
     /// Returns the next thing to do; `None` when nothing is left.
     pub fn poll_output(&mut self) -> Option<Output> {
         self.cx.outputs.pop_front()
@@ -438,6 +444,16 @@ impl Agent {
     /// One of them, by its number.
     pub fn migration(&self, number: u64) -> Option<&MigrationRecord> {
         self.cx.records.get(number)
+    }
+
+    /// The last usage read of a port.
+    pub fn usage_of_port(&self, ifindex: u32) -> Option<&PortUsage> {
+        self.usage.of_port(ifindex)
+    }
+
+    /// Whether QEMU can encrypt copies here, and if not why.
+    pub fn copy_tls(&self) -> &CopyTls {
+        &self.cx.copy_tls
     }
 
     /// The domains of this host.
@@ -638,13 +654,13 @@ impl Agent {
             Timer::Translations => self.addresses.look_at_translations(&mut self.cx),
             Timer::Poll(number) => self.poll_answers(number),
             Timer::MdbRenewal(number) => self.renew_mdb(number),
-            Timer::Preparation(command) => self.preparation_timed_out(command),
+            Timer::Preparation(command) => self.preparations.timed_out(&mut self.cx, command),
             Timer::Reception(key) => self.receptions.look(&mut self.cx, key),
             Timer::Session(key) => self.receptions.session_due(&mut self.cx, key),
             Timer::Watch => self.receptions.watch(&mut self.cx),
             Timer::Relay(number) => self.receptions.reconnect(&mut self.cx, number),
             Timer::Ageing => self.age_listeners(),
-            Timer::Usage => self.read_usage(),
+            Timer::Usage => Usage::due(&mut self.cx, &self.inventory),
         }
     }
 }

@@ -1,44 +1,19 @@
-//! What the kernel reports of listeners: the mirror kept up to date, the addresses watched that
-//! somebody listens to, and warnings about VMs that reach their limits.
+//! What the kernel reports of listeners: the mirror is kept up to date, and the addresses are watched
+//! that somebody listens to.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::collections::BTreeSet;
 
 use common::event::Change;
-use common::maps::PortUsage;
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::filter::is_routable;
 use super::listener::Effect;
-use super::timer::Timer;
 use super::{Agent, DatapathEvent, Output, Timestamp};
 
-/// How long a VM that was named in the log for reaching a limit is not named again.
-const WARNING_INTERVAL: Duration = Duration::from_secs(60);
 /// Entries read again by one output.
 const READ_BATCH: usize = 1024;
 
-/// Last usage of each port, and when it was last warned about.
-#[derive(Debug, Default)]
-pub(super) struct Warnings {
-    usage: BTreeMap<u32, PortUsage>,
-    warned: BTreeMap<u32, Timestamp>,
-    failed: Option<Timestamp>,
-}
-
-impl Warnings {
-    pub(super) fn forget_port(&mut self, ifindex: u32) {
-        self.usage.remove(&ifindex);
-        self.warned.remove(&ifindex);
-    }
-}
-
 impl Agent {
-    /// The last usage read of a port.
-    pub fn usage_of_port(&self, ifindex: u32) -> Option<&PortUsage> {
-        self.warnings.usage.get(&ifindex)
-    }
-
     pub(super) fn on_datapath(&mut self, event: DatapathEvent) {
         match event {
             DatapathEvent::Listener {
@@ -112,7 +87,10 @@ impl Agent {
                     gone_sources.into_iter().collect(),
                 );
             }
-            DatapathEvent::Usage { ifindex, usage } => self.usage_read(ifindex, usage),
+            DatapathEvent::Usage { ifindex, usage } => {
+                self.usage
+                    .read(self.cx.now, &self.inventory, ifindex, usage);
+            }
             DatapathEvent::Streams { token, streams } => {
                 if let Some(number) = self.outgoing_by_token(token) {
                     self.gathered(number, &streams);
@@ -124,18 +102,7 @@ impl Agent {
                 self.reports_refused(&listeners, &sources);
             }
             DatapathEvent::Failed { key, reason } => {
-                let address = std::net::Ipv6Addr::from(key.multicast_address);
-                // MDB entries are tried again and again, a thousand at once: one line tells it.
-                let quiet = self
-                    .warnings
-                    .failed
-                    .is_some_and(|last| self.cx.now.since(last) < WARNING_INTERVAL);
-                if quiet {
-                    debug!(vlan = key.vlan, %address, %reason, "Address is not set up");
-                } else {
-                    warn!(vlan = key.vlan, %address, %reason, "Address is not set up");
-                    self.warnings.failed = Some(self.cx.now);
-                }
+                self.usage.failed(self.cx.now, &key, &reason);
                 self.join_failed(key);
             }
         }
@@ -176,16 +143,6 @@ impl Agent {
         self.read_again(due.read_listeners, due.read_sources);
     }
 
-    pub(super) fn read_usage(&mut self) {
-        if !self.inventory.ports.is_empty() {
-            self.cx.outputs.push_back(Output::ReadUsage);
-        }
-        self.cx.timers.set(
-            Timer::Usage,
-            self.cx.now + self.cx.config.timing.usage_interval,
-        );
-    }
-
     fn read_again(
         &mut self,
         listeners: Vec<common::maps::ListenerKey>,
@@ -216,48 +173,5 @@ impl Agent {
             }
             _ => {}
         }
-    }
-
-    fn usage_read(&mut self, ifindex: u32, usage: PortUsage) {
-        if !self.inventory.ports.contains_key(&ifindex) {
-            return;
-        }
-        let before = self.warnings.usage.insert(ifindex, usage);
-        let before = before.unwrap_or_default();
-        let grown: BTreeSet<_> = [
-            (before.refused_reports, usage.refused_reports, "Reports"),
-            (
-                before.refused_listeners,
-                usage.refused_listeners,
-                "listeners",
-            ),
-            (before.refused_sources, usage.refused_sources, "sources"),
-            (before.malformed, usage.malformed, "malformed MLD"),
-        ]
-        .into_iter()
-        .filter(|(before, now, _)| now > before)
-        .map(|(_, _, what)| what)
-        .collect();
-        let quiet = self
-            .warnings
-            .warned
-            .get(&ifindex)
-            .is_some_and(|last| self.cx.now.since(*last) < WARNING_INTERVAL);
-        if grown.is_empty() || quiet {
-            return;
-        }
-        self.warnings.warned.insert(ifindex, self.cx.now);
-        let domain = self.inventory.domain_of_port(ifindex);
-        let port = self.inventory.ports.get(&ifindex);
-        warn!(
-            domain = domain.map_or("unknown", |domain| &domain.name),
-            port = port.map_or("unknown", |port| &port.name),
-            over = ?grown,
-            refused_reports = usage.refused_reports,
-            refused_listeners = usage.refused_listeners,
-            refused_sources = usage.refused_sources,
-            malformed = usage.malformed,
-            "VM is over its limits; what is over them is refused"
-        );
     }
 }

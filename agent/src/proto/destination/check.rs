@@ -59,10 +59,7 @@ impl Agent {
     /// Whether libvirt knows a domain by the name that its source says, as far as it knows it.
     fn check_identity(&self, uuid: DomainUuid, named: &str) -> Result<(), Refusal> {
         let agent = self.cx.config.name.clone();
-        let of_hook = || {
-            let mut hooks = self.preparations.values();
-            hooks.find_map(|hook| hook.name_of(&uuid))
-        };
+        let of_hook = || self.preparations.name_of(&uuid);
         if let Some(known) = self.inventory.name_of(&uuid).or_else(of_hook) {
             if known == named {
                 return Ok(());

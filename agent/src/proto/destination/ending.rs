@@ -213,7 +213,8 @@ impl Agent {
         };
         if incoming.arrived.is_none() {
             if self.incoming_of(incoming.uuid).is_none() {
-                self.not_prepared(incoming.uuid, reason);
+                self.preparations
+                    .not_prepared(&mut self.cx, incoming.uuid, reason);
             }
             warn!(domain = %incoming.domain, number, reason, "Domain does not arrive");
             let outcome = Outcome::Failed(reason.to_owned());

@@ -55,7 +55,7 @@ use super::{Agent, DomainUuid, Mac, Output, Timestamp};
 
 pub(super) use arrival::Arrivals;
 pub(crate) use arrival::MDB_RENEWAL_LAST;
-pub(super) use notice::Preparation;
+pub(super) use notice::Preparations;
 pub(super) use probe::Entry;
 pub use probe::ReceptionView;
 pub(super) use queue::Queue;
@@ -122,7 +122,7 @@ impl Agent {
             self.heard_of(number);
             if let Some(response) = response {
                 self.cx.send(peer, transaction, &response.into());
-                self.prepared(uuid, number);
+                self.preparations.prepared(&mut self.cx, uuid, number);
             }
             return;
         }
@@ -136,7 +136,8 @@ impl Agent {
             Err(refusal) => {
                 let reason = bounded(&refusal.to_string());
                 warn!(peer, domain = %body.domain_name, %reason, "Arrival is refused");
-                self.preparation_refused_here(peer, uuid, &reason);
+                self.preparations
+                    .refused_here(&mut self.cx, peer, uuid, &reason);
                 self.cx
                     .send(peer, transaction, &MigrationAbort { reason }.into());
                 return;
@@ -302,7 +303,7 @@ impl Agent {
             prefix_length: self.cx.config.prefix_length,
             agent_address: self.cx.config.address.octets().into(),
             receptions: receptions.clone(),
-            copy_tls: self.copy_tls.server.is_ok(),
+            copy_tls: self.cx.copy_tls.server.is_ok(),
         };
         let signalling = self.cx.now.since(incoming.started);
         let (peer, transaction) = (incoming.peer.clone(), incoming.transaction);
@@ -318,7 +319,7 @@ impl Agent {
             record.signalling = Some(signalling);
             record.receptions = receptions;
         });
-        self.prepared(uuid, number);
+        self.preparations.prepared(&mut self.cx, uuid, number);
     }
 
     /// Notes a sign of life of an arrival's source.

@@ -12,6 +12,7 @@
 //! The hook never decides whether a domain comes: whatever it is told, libvirt goes on. A probe that
 //! takes longer than the hook waits goes on too.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use common::signal::{ArrivalNotice, MAX_TEXT_BYTES};
@@ -19,6 +20,7 @@ use tracing::{info, warn};
 
 use super::{Agent, DomainUuid, Incoming};
 use crate::proto::CommandReply;
+use crate::proto::context::Context;
 use crate::proto::refusal::{Refusal, bounded};
 use crate::proto::timer::Timer;
 
@@ -27,7 +29,7 @@ const HOOK_WAIT: Duration = Duration::from_secs(4);
 
 /// A hook that waits.
 #[derive(Debug)]
-pub(in crate::proto) struct Preparation {
+struct Preparation {
     uuid: DomainUuid,
     domain: String,
     /// Name of the agent where the domain runs.
@@ -36,10 +38,150 @@ pub(in crate::proto) struct Preparation {
     notice: Option<u64>,
 }
 
-impl Preparation {
-    /// What libvirt calls the domain, if it is this one.
+/// Hooks of libvirt that wait, by the numbers of their commands.
+#[derive(Debug, Default)]
+pub(in crate::proto) struct Preparations(BTreeMap<u64, Preparation>);
+
+impl Preparations {
+    /// A hook waits; its source is given notice where it needs one.
+    fn begin(&mut self, cx: &mut Context, command: u64, preparation: Preparation) {
+        let deadline = cx.now + HOOK_WAIT;
+        cx.timers.set(Timer::Preparation(command), deadline);
+        let notice = preparation.notice;
+        let (domain, source) = (preparation.domain.clone(), preparation.source.clone());
+        self.0.insert(command, preparation);
+        if notice.is_some() {
+            info!(domain, source, "Domain is moved here by somebody else");
+            cx.connect(&source);
+            self.notice(cx, command);
+        }
+    }
+
+    /// What libvirt calls a domain, as its hook has said.
     pub(super) fn name_of(&self, uuid: &DomainUuid) -> Option<&str> {
-        (self.uuid == *uuid).then_some(self.domain.as_str())
+        let mut hooks = self.0.values();
+        let hook = hooks.find(|it| it.uuid == *uuid)?;
+        Some(&hook.domain)
+    }
+
+    #[cfg(any(test, fuzzing))]
+    pub(in crate::proto) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Tells the source of a domain that it is moved, as soon as it can be told.
+    fn notice(&mut self, cx: &mut Context, command: u64) {
+        let Some(preparation) = self.0.get(&command) else {
+            return;
+        };
+        let Some(transaction) = preparation.notice else {
+            return;
+        };
+        let notice = ArrivalNotice {
+            domain_uuid: preparation.uuid.0.into(),
+            domain_name: preparation.domain.clone(),
+        };
+        let source = preparation.source.clone();
+        cx.send(&source, transaction, &notice.into());
+    }
+
+    pub(in crate::proto) fn peer_up(&mut self, cx: &mut Context, peer: &str) {
+        for command in self.of(|preparation| preparation.source == peer) {
+            self.notice(cx, command);
+        }
+    }
+
+    pub(in crate::proto) fn peer_down(&mut self, cx: &mut Context, peer: &str, reason: &str) {
+        let refusal = Refusal::SourceDown {
+            source_agent: peer.to_owned(),
+            reason: reason.to_owned(),
+        };
+        for command in self.of(|preparation| preparation.source == peer) {
+            self.end(cx, command, &refusal.to_string());
+        }
+    }
+
+    /// The source of a noticed domain does not ask for it.
+    pub(in crate::proto) fn refused(
+        &mut self,
+        cx: &mut Context,
+        peer: &str,
+        transaction: u64,
+        reason: &str,
+    ) {
+        let refused = |preparation: &Preparation| {
+            preparation.notice == Some(transaction) && preparation.source == peer
+        };
+        let refusal = Refusal::RefusedBySource {
+            source_agent: peer.to_owned(),
+            reason: reason.to_owned(),
+        };
+        for command in self.of(refused) {
+            self.end(cx, command, &refusal.to_string());
+        }
+    }
+
+    /// The source of a domain has its answer: libvirt can go on.
+    pub(in crate::proto) fn prepared(&mut self, cx: &mut Context, uuid: DomainUuid, number: u64) {
+        for command in self.of(|preparation| preparation.uuid == uuid) {
+            self.0.remove(&command);
+            cx.timers.stop(Timer::Preparation(command));
+            cx.reply(command, CommandReply::Done { migration: number });
+        }
+    }
+
+    /// A domain is not expected, or no longer.
+    pub(in crate::proto) fn not_prepared(
+        &mut self,
+        cx: &mut Context,
+        uuid: DomainUuid,
+        reason: &str,
+    ) {
+        for command in self.of(|preparation| preparation.uuid == uuid) {
+            self.end(cx, command, reason);
+        }
+    }
+
+    /// A request of the source of a noticed domain is refused. Others who ask for it change nothing.
+    pub(in crate::proto) fn refused_here(
+        &mut self,
+        cx: &mut Context,
+        peer: &str,
+        uuid: DomainUuid,
+        reason: &str,
+    ) {
+        let of_source =
+            |preparation: &Preparation| preparation.uuid == uuid && preparation.source == peer;
+        for command in self.of(of_source) {
+            self.end(cx, command, reason);
+        }
+    }
+
+    pub(in crate::proto) fn timed_out(&mut self, cx: &mut Context, command: u64) {
+        if let Some(preparation) = self.0.get(&command) {
+            let refusal = Refusal::NotPrepared {
+                domain: preparation.domain.clone(),
+                waited: HOOK_WAIT,
+            };
+            self.end(cx, command, &refusal.to_string());
+        }
+    }
+
+    fn end(&mut self, cx: &mut Context, command: u64, reason: &str) {
+        if let Some(preparation) = self.0.remove(&command) {
+            let domain = bounded(&preparation.domain);
+            warn!(domain, reason, "Domain comes without being prepared for");
+            cx.timers.stop(Timer::Preparation(command));
+            cx.reply(command, CommandReply::Failed(reason.to_owned()));
+        }
+    }
+
+    fn of(&self, condition: impl Fn(&Preparation) -> bool) -> Vec<u64> {
+        self.0
+            .iter()
+            .filter(|(_, preparation)| condition(preparation))
+            .map(|(command, _)| *command)
+            .collect()
     }
 }
 
@@ -75,14 +217,7 @@ impl Agent {
             source: source.to_owned(),
             notice: number.is_none().then(|| self.cx.numbers.next()),
         };
-        self.preparations.insert(command, preparation);
-        let deadline = self.cx.now + HOOK_WAIT;
-        self.cx.timers.set(Timer::Preparation(command), deadline);
-        if number.is_none() {
-            info!(domain, source, "Domain is moved here by somebody else");
-            self.cx.connect(source);
-            self.notice(command);
-        }
+        self.preparations.begin(&mut self.cx, command, preparation);
     }
 
     /// Returns the arrival of a domain that its source has asked for and still stands by.
@@ -125,111 +260,6 @@ impl Agent {
             });
         }
         Ok(())
-    }
-
-    /// Tells the source of a domain that it is moved, as soon as it can be told.
-    fn notice(&mut self, command: u64) {
-        let Some(preparation) = self.preparations.get(&command) else {
-            return;
-        };
-        let Some(transaction) = preparation.notice else {
-            return;
-        };
-        let notice = ArrivalNotice {
-            domain_uuid: preparation.uuid.0.into(),
-            domain_name: preparation.domain.clone(),
-        };
-        let source = preparation.source.clone();
-        self.cx.send(&source, transaction, &notice.into());
-    }
-
-    pub(in crate::proto) fn preparations_peer_up(&mut self, peer: &str) {
-        for command in self.preparations_where(|preparation| preparation.source == peer) {
-            self.notice(command);
-        }
-    }
-
-    pub(in crate::proto) fn preparations_peer_down(&mut self, peer: &str, reason: &str) {
-        let refusal = Refusal::SourceDown {
-            source_agent: peer.to_owned(),
-            reason: reason.to_owned(),
-        };
-        for command in self.preparations_where(|preparation| preparation.source == peer) {
-            self.end_preparation(command, &refusal.to_string());
-        }
-    }
-
-    /// The source of a noticed domain does not ask for it.
-    pub(in crate::proto) fn preparation_refused(
-        &mut self,
-        peer: &str,
-        transaction: u64,
-        reason: &str,
-    ) {
-        let refused = |preparation: &Preparation| {
-            preparation.notice == Some(transaction) && preparation.source == peer
-        };
-        let refusal = Refusal::RefusedBySource {
-            source_agent: peer.to_owned(),
-            reason: reason.to_owned(),
-        };
-        for command in self.preparations_where(refused) {
-            self.end_preparation(command, &refusal.to_string());
-        }
-    }
-
-    /// The source of a domain has its answer: libvirt can go on.
-    pub(super) fn prepared(&mut self, uuid: DomainUuid, number: u64) {
-        for command in self.preparations_where(|preparation| preparation.uuid == uuid) {
-            self.preparations.remove(&command);
-            self.cx.timers.stop(Timer::Preparation(command));
-            self.cx
-                .reply(command, CommandReply::Done { migration: number });
-        }
-    }
-
-    /// A domain is not expected, or no longer.
-    pub(super) fn not_prepared(&mut self, uuid: DomainUuid, reason: &str) {
-        for command in self.preparations_where(|preparation| preparation.uuid == uuid) {
-            self.end_preparation(command, reason);
-        }
-    }
-
-    /// A request of the source of a noticed domain is refused. Others who ask for it change nothing.
-    pub(super) fn preparation_refused_here(&mut self, peer: &str, uuid: DomainUuid, reason: &str) {
-        let of_source =
-            |preparation: &Preparation| preparation.uuid == uuid && preparation.source == peer;
-        for command in self.preparations_where(of_source) {
-            self.end_preparation(command, reason);
-        }
-    }
-
-    pub(in crate::proto) fn preparation_timed_out(&mut self, command: u64) {
-        if let Some(preparation) = self.preparations.get(&command) {
-            let refusal = Refusal::NotPrepared {
-                domain: preparation.domain.clone(),
-                waited: HOOK_WAIT,
-            };
-            self.end_preparation(command, &refusal.to_string());
-        }
-    }
-
-    fn end_preparation(&mut self, command: u64, reason: &str) {
-        if let Some(preparation) = self.preparations.remove(&command) {
-            let domain = bounded(&preparation.domain);
-            warn!(domain, reason, "Domain comes without being prepared for");
-            self.cx.timers.stop(Timer::Preparation(command));
-            self.cx
-                .reply(command, CommandReply::Failed(reason.to_owned()));
-        }
-    }
-
-    fn preparations_where(&self, condition: impl Fn(&Preparation) -> bool) -> Vec<u64> {
-        self.preparations
-            .iter()
-            .filter(|(_, preparation)| condition(preparation))
-            .map(|(command, _)| *command)
-            .collect()
     }
 }
 

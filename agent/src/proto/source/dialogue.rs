@@ -281,6 +281,6 @@ impl Agent {
             return Ok(None);
         };
         let there = outgoing.response.as_ref().is_some_and(|it| it.copy_tls);
-        self.copy_way(&outgoing.destination, there).map(Some)
+        self.cx.copy_way(&outgoing.destination, there).map(Some)
     }
 }
