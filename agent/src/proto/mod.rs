@@ -466,6 +466,11 @@ impl Agent {
         self.inventory.domain_of_port(ifindex)
     }
 
+    /// Domains that wait for a place at `now`, in the order of their turns.
+    pub fn waiting(&self, now: Timestamp) -> impl Iterator<Item = WaitingView<'_>> {
+        self.queue.waiting(now)
+    }
+
     /// The ports of the bridge.
     pub fn ports(&self) -> impl Iterator<Item = &Port> {
         self.inventory.ports.values()

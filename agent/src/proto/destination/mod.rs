@@ -58,6 +58,7 @@ pub(crate) use arrival::MDB_RENEWAL_LAST;
 pub(super) use notice::Preparations;
 pub(super) use probe::Entry;
 pub use probe::ReceptionView;
+use queue::Arriving;
 pub(super) use queue::Queue;
 pub use queue::WaitingView;
 
@@ -129,7 +130,17 @@ impl Agent {
         let may_come = self
             .check_arrival(peer, uuid, &body)
             .and_then(|()| self.check_rate(peer, transaction))
-            .and_then(|()| self.take_turn(peer, transaction, uuid, &body.domain_name));
+            .and_then(|()| {
+                let arriving = self.incoming.values().filter(|it| it.arrived.is_none());
+                let arriving = arriving.map(|it| Arriving {
+                    peer: &it.peer,
+                    uuid: it.uuid,
+                });
+                let (asked, name) = (Arriving { peer, uuid }, &body.domain_name);
+                let arriving = arriving.collect::<Vec<_>>();
+                self.queue
+                    .take_turn(&mut self.cx, &arriving, asked, transaction, name)
+            });
         match may_come {
             Ok(true) => {}
             Ok(false) => return,

@@ -17,8 +17,9 @@ use std::time::Duration;
 
 use common::signal::{MigrationProgress, Phase};
 
-use super::{Agent, DomainUuid, millis};
+use super::{DomainUuid, millis};
 use crate::proto::Timestamp;
+use crate::proto::context::Context;
 use crate::proto::policy::Share;
 use crate::proto::refusal::{Refusal, Whose};
 
@@ -47,6 +48,14 @@ pub struct WaitingView<'a> {
     pub waited: Duration,
 }
 
+/// A domain that arrives, or is to.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Arriving<'a> {
+    /// The agent where it is.
+    pub(super) peer: &'a str,
+    pub(super) uuid: DomainUuid,
+}
+
 /// Those that wait, in the order in which they have come.
 #[derive(Debug, Default)]
 pub(in crate::proto) struct Queue(VecDeque<Waiter>);
@@ -69,12 +78,13 @@ impl Queue {
             self.0.remove(place);
         }
     }
-}
 
-impl Agent {
     /// Domains that wait for a place at `now`, in the order of their turns.
-    pub fn waiting(&self, now: Timestamp) -> impl Iterator<Item = WaitingView<'_>> {
-        let waiters = self.queue.0.iter();
+    pub(in crate::proto) fn waiting(
+        &self,
+        now: Timestamp,
+    ) -> impl Iterator<Item = WaitingView<'_>> {
+        let waiters = self.0.iter();
         let waiters = waiters.filter(move |it| now.since(it.asked) < PATIENCE);
         waiters.map(move |it| WaitingView {
             domain: &it.domain,
@@ -83,36 +93,38 @@ impl Agent {
         })
     }
 
-    /// Whether a request can be taken on now; `false` if it has been told to wait.
+    /// Whether a request can be taken on now, beside the domains that are arriving; `false` if it has been
+    /// told to wait.
     ///
     /// # Errors
     ///
     /// Too many of that peer wait already.
     pub(super) fn take_turn(
         &mut self,
-        peer: &str,
+        cx: &mut Context,
+        arriving: &[Arriving<'_>],
+        asked: Arriving<'_>,
         transaction: u64,
-        uuid: DomainUuid,
         domain: &str,
     ) -> Result<bool, Refusal> {
-        let now = self.cx.now;
-        let queue = &mut self.queue;
-        queue.0.retain(|it| now.since(it.asked) < PATIENCE);
-        let place = queue.place(peer, transaction);
-        let Err(whose) = self.has_place(peer, &uuid, place) else {
-            self.queue.remove(peer, transaction);
+        let now = cx.now;
+        let peer = asked.peer;
+        self.0.retain(|it| now.since(it.asked) < PATIENCE);
+        let place = self.place(peer, transaction);
+        let share = cx.config.policy.arriving();
+        let Err(whose) = self.has_place(share, arriving, asked, place) else {
+            self.remove(peer, transaction);
             return Ok(true);
         };
-        let share = self.cx.config.policy.arriving();
-        let queue = &mut self.queue.0;
+        let queue = &mut self.0;
         let since = if let Some(waiter) = place.and_then(|place| queue.get_mut(place)) {
             waiter.asked = now;
             waiter.since
         } else {
             let waiting = queue.iter().filter(|it| it.peer == peer).count();
-            if waiting >= usize::from(self.cx.config.policy.waiting_per_peer) {
+            if waiting >= usize::from(cx.config.policy.waiting_per_peer) {
                 return Err(Refusal::TooManyIncoming {
-                    agent: self.cx.config.name.clone(),
+                    agent: cx.config.name.clone(),
                     limit: whose.limit(share),
                     whose,
                     waiting,
@@ -126,7 +138,7 @@ impl Agent {
             queue.push_back(Waiter {
                 peer: peer.to_owned(),
                 transaction,
-                uuid,
+                uuid: asked.uuid,
                 domain: domain.to_owned(),
                 since: now,
                 asked: now,
@@ -141,22 +153,26 @@ impl Agent {
             vm_pause_ms: None,
             clock_ns: None,
         };
-        self.cx.send(peer, transaction, &waits.into());
+        cx.send(peer, transaction, &waits.into());
         Ok(false)
     }
 
     /// Whether there is a place for a domain, after those who wait before it.
-    fn has_place(&self, peer: &str, uuid: &DomainUuid, place: Option<usize>) -> Result<(), Whose> {
-        let Share { of_all, of_peer } = self.cx.config.policy.arriving();
+    fn has_place(
+        &self,
+        Share { of_all, of_peer }: Share,
+        arriving: &[Arriving<'_>],
+        Arriving { peer, uuid }: Arriving<'_>,
+        place: Option<usize>,
+    ) -> Result<(), Whose> {
         let mut places: BTreeMap<&str, usize> = BTreeMap::new();
         let mut taken = 0;
-        let arriving = self.incoming.values();
-        for incoming in arriving.filter(|it| it.arrived.is_none() && it.uuid != *uuid) {
+        for arriving in arriving.iter().filter(|it| it.uuid != uuid) {
             taken += 1;
-            *places.entry(&incoming.peer).or_default() += 1;
+            *places.entry(arriving.peer).or_default() += 1;
         }
-        let before = self.queue.0.iter().take(place.unwrap_or(usize::MAX));
-        for waiter in before.filter(|it| it.uuid != *uuid) {
+        let before = self.0.iter().take(place.unwrap_or(usize::MAX));
+        for waiter in before.filter(|it| it.uuid != uuid) {
             let of_waiter = places.entry(&waiter.peer).or_default();
             if taken < of_all && *of_waiter < of_peer {
                 taken += 1;
