@@ -17,16 +17,14 @@ use lab::scenario::agents::AgentOptions;
 use lab::scenario::stream::{self, RECEIVER, Stream, StreamConfig, StreamKind};
 use lab::scenario::{STREAM_ADDRESS, Testbed, state};
 use lab::vms::Vms;
-use lab::{LabConfig, Site, requirements, wait};
+use lab::{LabConfig, Site, machine, requirements, wait};
 use serde_json::Value;
 
 /// Slow enough that every phase can be hit: the tree needs a while, and so does the copy.
 const TREE_MS: u64 = 1500;
-const OPTIONS: AgentOptions = AgentOptions {
-    bandwidth_mib: 24,
-    tree_budget_ms: Some(4000),
-    ..AgentOptions::DEFAULT
-};
+const BANDWIDTH_MIB: u64 = 24;
+/// The same where an operator's command takes seconds.
+const BANDWIDTH_INSIDE_MIB: u64 = 4;
 const STREAM: StreamConfig = StreamConfig {
     rate_mbps: 2.0,
     flows: 1,
@@ -86,7 +84,16 @@ impl Moves {
         }
         let mut config = LabConfig::new(name);
         config.sites = [Site::Late(TREE_MS); 2];
-        let mut testbed = Testbed::up(config, 128, Some(OPTIONS)).unwrap();
+        let options = AgentOptions {
+            bandwidth_mib: if machine::inside() {
+                BANDWIDTH_INSIDE_MIB
+            } else {
+                BANDWIDTH_MIB
+            },
+            tree_budget_ms: Some(4000),
+            ..AgentOptions::DEFAULT
+        };
+        let mut testbed = Testbed::up(config, 128, Some(options)).unwrap();
         testbed.boot().unwrap();
         let stream = Stream::start(testbed.lab(), &STREAM).unwrap();
         let guest = testbed.guest().unwrap();
