@@ -67,7 +67,8 @@ fn limits_of_libvirt_and_the_agents_programs_bear_each_other_in_any_order() {
     let mut testbed = Testbed::up(LabConfig::new("limits"), 128, agents).unwrap();
     testbed.limit(Some(LIMITS));
     // A domain that starts while the agent looks for new TAPs.
-    for _ in 0..2 {
+    for start in 1..=2 {
+        eprintln!("start {start}");
         testbed.boot().unwrap();
         programs_are_on_their_sides(&mut testbed);
     }
@@ -86,24 +87,29 @@ fn limits_of_libvirt_and_the_agents_programs_bear_each_other_in_any_order() {
         )
         .unwrap();
     };
+    eprintln!("cleared");
     tune("0", "0");
     programs_are_on_their_sides(&mut testbed);
     let unlimited = qdiscs(&vms1, &tap(&vms1, &name));
     // Without TCX the agent has a root qdisc of that kind itself.
     assert!(!unlimited.contains("htb 1:"), "{unlimited}");
 
+    eprintln!("set again");
     tune("125", "1");
     programs_are_on_their_sides(&mut testbed);
     limits_limit(&testbed);
+    eprintln!("changed");
     tune("120", "2");
     programs_are_on_their_sides(&mut testbed);
     limits_limit(&testbed);
 
     // The limits are there when the agent comes back, and when it comes for the first time.
+    eprintln!("agent started again");
     testbed.agents().unwrap().kill(0);
     testbed.restart_agent(0).unwrap();
     programs_are_on_their_sides(&mut testbed);
     limits_limit(&testbed);
+    eprintln!("agent gone, and new");
     testbed.agents().unwrap().kill(0);
     let cleanup = testbed.agents().unwrap().command(&vms1, &["cleanup"]);
     vms1.output(&mut { cleanup }).unwrap();
@@ -180,11 +186,14 @@ fn limits_limit(testbed: &Testbed) {
         let digits = rest.split(|character: char| !character.is_ascii_digit());
         digits.into_iter().next()?.parse::<u64>().ok()
     };
+    eprintln!("    drops on the way in");
     wait::until("drops on the way in", DEADLINE, || {
         (dropped(&["qdisc", "show", "root"])? > 0).then_some(())
     })
     .unwrap();
-    let ping = ["-6", "-I", "eth0", "-c", "3", "-W", "1", "-s", "1400", OWN];
+    // Fragments that leave together: a limit lets a burst of a second pass.
+    let ping = ["-6", "-I", "eth0", "-c", "3", "-W", "1", "-s", "8000", OWN];
+    eprintln!("    drops on the way out");
     wait::until("drops on the way out", DEADLINE, || {
         let output = guest.run("ping", &ping, DEADLINE).unwrap();
         // Nobody answers.
