@@ -82,9 +82,6 @@ pub struct RunRow {
     /// Where they went, as far as somebody counted them.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub lost_at: Vec<Missing>,
-    /// Most frames that its VM has lost because it ran on at the source, by the source's record.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub thrown_away_at_most: Option<u64>,
     /// Further copies that reached it.
     pub duplicated: u64,
     /// Packets that came after one with a higher number.

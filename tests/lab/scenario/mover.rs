@@ -6,13 +6,12 @@ use anyhow::{Result, bail, ensure};
 use serde_json::Value;
 
 use super::agents::AgentOptions;
-use super::{Testbed, state, virsh};
+use super::{Testbed, virsh};
 use crate::guest::control::Control;
 use crate::probe::metrics::Arrival;
 use crate::probe::picture::Phase;
 use crate::probe::report::RunRow;
 use crate::vms::Vms;
-use crate::wait;
 
 /// How long a move may take in all.
 const MOVE: Duration = Duration::from_secs(120);
@@ -29,8 +28,6 @@ pub enum Mover {
     /// The same, where virsh leads both libvirtds instead of one leading the other: libvirt has no
     /// job until the destination is prepared.
     VirshDirect,
-    /// `roamcast migrate`, and `virsh domjobabort` once the VM has stopped: it runs on at the source.
-    Cancelled,
 }
 
 /// A guest, and the way it is to go.
@@ -55,7 +52,6 @@ impl Journey<'_> {
             Mover::Operator => self.by_operator(),
             Mover::Virsh => self.by_virsh(&["--p2p"]),
             Mover::VirshDirect => self.by_virsh(&[]),
-            Mover::Cancelled => self.cancelled(),
         }
     }
 
@@ -85,23 +81,6 @@ impl Journey<'_> {
         let agents = self.testbed.running_agents()?;
         from.output(&mut agents.command(from, &["migrate", self.domain, to.name()]))?;
         self.recorded()
-    }
-
-    fn cancelled(&self) -> Result<Times> {
-        let (from, to) = self.hosts();
-        let agents = self.testbed.running_agents()?;
-        let migrate = agents.command(from, &["migrate", self.domain, to.name()]);
-        let mut migrate = from.spawn("cancelled", migrate)?;
-        let is = |wanted: &str| state(from, self.domain).is_some_and(|state| state == wanted);
-        wait::until("the VM to stop", MOVE, || is("paused").then_some(()))?;
-        virsh(from, &["domjobabort", self.domain])?;
-        let status = migrate.wait(MOVE)?;
-        ensure!(
-            !status.success(),
-            "The move had ended before it was cancelled"
-        );
-        wait::until("the VM to run on", MOVE, || is("running").then_some(()))?;
-        Ok(Times::default())
     }
 
     /// What the agents of both ends have recorded of the domain's last move, the source's first; null

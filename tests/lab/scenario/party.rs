@@ -212,7 +212,7 @@ impl Party {
         Ok(Self { viewers, senders })
     }
 
-    /// Moves every guest to the other VM host, all at the same time, or begins to.
+    /// Moves every guest to the other VM host, all at the same time.
     pub(super) fn go(&mut self, testbed: &Testbed, mover: Mover) -> Result<()> {
         let has_agents = testbed.agents.is_some();
         if has_agents {
@@ -222,10 +222,7 @@ impl Party {
         }
         let (times, watched) = self.watch(testbed, |party| party.travel(testbed, mover))?;
         for ((viewer, times), watched) in self.viewers.iter_mut().zip(times).zip(watched) {
-            let to = match mover {
-                Mover::Cancelled => viewer.at,
-                _ => 1 - viewer.at,
-            };
+            let to = 1 - viewer.at;
             let host = &testbed.lab().vms()[to];
             ensure_domain_runs_only_on(testbed, &viewer.domain, host.name())?;
             let (mode, records) = if has_agents {
@@ -239,7 +236,6 @@ impl Party {
                 baseline: !has_agents,
                 is_promised: testbed.promises(mover, to, viewer.streams.iter()),
                 mode,
-                thrown_away_at_most: records[0]["thrown_away_at_most"].as_u64(),
                 ..times.row()
             };
             viewer.note(testbed, watched, records, row);

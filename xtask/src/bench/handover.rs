@@ -20,7 +20,7 @@ pub(crate) struct HandoverArgs {
     /// Which cases [default: all]
     #[arg(long, value_name = "CASE,..", value_delimiter = ',', value_enum)]
     cases: Vec<Case>,
-    /// Moves of each case [default: 20 of native, relay and cancelled, 10 of dense and unicast, 5 of the others]
+    /// Moves of each case [default: 20 of native and relay, 10 of dense and unicast, 5 of the others]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     moves: Option<u32>,
     /// Rate of the stream of cases that have one, Mbit/s

@@ -5,7 +5,6 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use crate::probe::report::RunRow;
-use crate::scenario::agents::AgentOptions;
 use crate::scenario::measure::Mover;
 use crate::scenario::stream::{Service, StreamConfig, StreamKind, Streams};
 use crate::{LabConfig, Site};
@@ -33,16 +32,13 @@ pub enum Case {
     Virsh,
     /// Moves by `migkick go` of a guest with a permanent address, whose sessions must go on
     Unicast,
-    /// Moves that are taken back when the VM has stopped: at the source nothing is lost but what the record
-    /// names
-    Cancelled,
     /// As native, each move judged before the next, until one is not exact; only if it is asked for
     Soak,
 }
 
 impl Case {
     /// All that end by themselves, in the order they are taken.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 8] = [
         Self::Native,
         Self::Relay,
         Self::Dense,
@@ -51,7 +47,6 @@ impl Case {
         Self::Identical,
         Self::Virsh,
         Self::Unicast,
-        Self::Cancelled,
     ];
 
     /// Its name in tables.
@@ -66,7 +61,6 @@ impl Case {
             Self::Identical => "identical",
             Self::Virsh => "virsh",
             Self::Unicast => "unicast",
-            Self::Cancelled => "cancelled",
             Self::Soak => "soak",
         }
     }
@@ -76,7 +70,7 @@ impl Case {
     pub fn moves(self) -> u32 {
         match self {
             Self::Soak => 500,
-            Self::Native | Self::Relay | Self::Cancelled => 20,
+            Self::Native | Self::Relay => 20,
             Self::Dense | Self::Unicast => 10,
             Self::Streams | Self::Crossing | Self::Identical | Self::Virsh => 5,
         }
@@ -96,21 +90,7 @@ impl Case {
         match self {
             Self::Virsh => Mover::Virsh,
             Self::Unicast => Mover::Migkick,
-            Self::Cancelled => Mover::Cancelled,
             _ => Mover::Operator,
-        }
-    }
-
-    /// How agents are configured: a move can be taken back after the stop while the last pages go, so there
-    /// are many of them and they go slowly.
-    pub(super) fn agents(self, agents: AgentOptions) -> AgentOptions {
-        match self {
-            Self::Cancelled => AgentOptions {
-                bandwidth_mib: 8,
-                downtime_ms: 2000,
-                ..agents
-            },
-            _ => agents,
         }
     }
 
@@ -123,7 +103,6 @@ impl Case {
             | Self::Virsh
             | Self::Crossing
             | Self::Unicast
-            | Self::Cancelled
             | Self::Soak => probe(rate_mbps).into(),
             Self::Dense => probe(100.0).into(),
             Self::Identical => identical(rate_mbps).into(),
@@ -139,8 +118,7 @@ impl Case {
     }
 
     /// Whether a move was exact: of packets that can be told apart none was lost, doubled or
-    /// reordered, but what the record of a move that was taken back names as lost; of others none was lost,
-    /// and at most 5 ms worth doubled. Sessions went on, and where
+    /// reordered; of others none was lost, and at most 5 ms worth doubled. Sessions went on, and where
     /// they are the point, were measured.
     #[must_use]
     pub fn is_exact(self, row: &RunRow) -> bool {
@@ -148,12 +126,7 @@ impl Case {
             Some(_) => (identical(row.rate_mbps).packets_per_second() * 0.005) as u64,
             None => 0,
         };
-        let may_be_lost = match self {
-            Self::Cancelled => row.thrown_away_at_most.unwrap_or_default(),
-            _ => 0,
-        };
-        let exact =
-            row.lost <= may_be_lost && row.reordered == 0 && row.duplicated <= may_be_doubled;
+        let exact = row.lost == 0 && row.reordered == 0 && row.duplicated <= may_be_doubled;
         let measured = self != Self::Unicast || row.session_gap_ms().is_some();
         row.ok && exact && measured && row.keeps_sessions()
     }

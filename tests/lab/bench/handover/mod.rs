@@ -150,7 +150,7 @@ pub fn run(config: &HandoverConfig, tell: &mut dyn FnMut(&Progress)) -> Result<H
             tell(&Progress { done, of, what });
             done += 1;
         };
-        let mut testbed = Testbed::up(case.lab(), 128, Some(case.agents(config.agents)))?;
+        let mut testbed = Testbed::up(case.lab(), 128, Some(config.agents))?;
         testbed.read_nics_by(config.driver);
         report.accelerator = testbed.domain().accelerator.name().to_owned();
         let rate_mbps = config.rate_mbps;
