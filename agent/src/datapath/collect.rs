@@ -85,7 +85,7 @@ impl Datapath {
         lock(&self.inner.relay_flows).forget_usages_if(|key| !managed.contains_key(&key.managed()));
         let entries = self.inner.streams.entries()?;
         let room = self.inner.capacities.streams as usize;
-        let is_full = entries.len() > room / 2;
+        let is_full = is_half_full(entries.len(), room);
         let mut by_address: HashMap<ManagedKey, Vec<(StreamKey, StreamUsage)>> = HashMap::new();
         for (key, usage) in entries {
             by_address
@@ -97,21 +97,23 @@ impl Datapath {
             let managed = managed.get(address);
             managed.map_or(0, |managed| managed.max_flows.into())
         };
-        let crowded = by_address
+        let is_crowded =
+            |address, flows: &[_]| is_full || is_half_full(flows.len(), share(address));
+        // All flows of an address that is not managed go anyway.
+        let mut watched = by_address
             .iter()
-            .filter(|(address, flows)| is_full || is_half_full(flows.len(), share(address)));
-        let crowded: HashSet<ManagedKey> = crowded.map(|(address, _)| *address).collect();
-        let included = if crowded.is_empty() {
-            HashMap::new()
-        } else {
+            .filter(|(address, _)| managed.contains_key(address));
+        let included = if watched.any(|(address, flows)| is_crowded(address, flows)) {
             let (listeners, sources) = (&self.inner.listeners, &self.inner.sources);
             included(&listeners.entries()?, &sources.entries()?)
+        } else {
+            HashMap::new()
         };
         let mut collected = 0;
         for (address, flows) in &by_address {
             let room = Room {
                 share: share(address),
-                is_crowded: crowded.contains(address),
+                is_crowded: is_crowded(address, flows),
                 included: included.get(address),
             };
             let mut left = flows.len();

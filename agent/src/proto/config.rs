@@ -1,9 +1,9 @@
 //! What the protocol is told once, at its start.
 
-use common::maps::ManagedKey;
 use std::net::Ipv6Addr;
 use std::time::Duration;
 
+use common::maps::ManagedKey;
 use serde::Deserialize;
 
 use super::addresses::is_in;

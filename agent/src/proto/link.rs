@@ -11,8 +11,8 @@ use tracing::{debug, info, warn};
 
 use super::context::Context;
 use super::refusal::bounded;
-use super::timer::Timer;
-use super::{Agent, Output, PeerEvent};
+use super::timer::{Timer, TimerTable};
+use super::{Agent, Output, PeerEvent, Timestamp};
 
 /// First delay before connecting again.
 const BACKOFF_FIRST: Duration = Duration::from_millis(200);
@@ -103,8 +103,7 @@ impl Context {
 
     /// Asks for a connection after a delay that grows.
     pub(super) fn reconnect(&mut self, number: u64, backoff: &mut Backoff) {
-        let due = self.now + backoff.next();
-        self.timers.set(Timer::Reconnect(number), due);
+        set_reconnect(&mut self.timers, self.now, number, backoff);
     }
 
     /// Sends a message if the connection is up.
@@ -184,14 +183,16 @@ impl Context {
 
     /// The connection to a peer is down: it is made again for what the peer is still to be told.
     fn reconnect_closings(&mut self, peer: &str) {
-        let now = self.now;
         for (number, closing) in &mut self.links.closings {
             if closing.peer == peer {
-                let due = now + closing.backoff.next();
-                self.timers.set(Timer::Reconnect(*number), due);
+                set_reconnect(&mut self.timers, self.now, *number, &mut closing.backoff);
             }
         }
     }
+}
+
+fn set_reconnect(timers: &mut TimerTable, now: Timestamp, number: u64, backoff: &mut Backoff) {
+    timers.set(Timer::Reconnect(number), now + backoff.next());
 }
 
 impl Agent {

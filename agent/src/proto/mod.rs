@@ -91,7 +91,7 @@ pub use uuid::{DomainUuid, UuidError};
 
 use addresses::{Addresses, Holder};
 use context::Context;
-use destination::{Arrivals, Entry, Incoming, Preparations, Queue};
+use destination::{Arrivals, Entry, Incoming, Preparations, Queue, claimant};
 use filter::Filter;
 use inventory::Inventory;
 use listener::Mirror;
@@ -500,10 +500,7 @@ impl Agent {
         self.cx.now = self.cx.now.max(now);
         if self.started.is_none() {
             self.started = Some(self.cx.now);
-            self.cx.timers.set(
-                Timer::Usage,
-                self.cx.now + self.cx.config.timing.usage_interval,
-            );
+            Usage::due(&mut self.cx, &self.inventory);
         }
     }
 
@@ -538,12 +535,10 @@ impl Agent {
     /// Who else than a domain has an address.
     fn holder_of(&mut self, address: Ipv6Addr, uuid: DomainUuid) -> Option<Holder> {
         let holder = self.addresses.holder(address, uuid, self.cx.now);
-        let mut arrivals = self.incoming.values().filter(|it| it.uuid() != uuid);
         match holder {
             Some(Holder::Vm(_)) => holder,
-            _ => arrivals
-                .find(|incoming| incoming.claims(address))
-                .map(|incoming| Holder::Vm(incoming.uuid()))
+            _ => claimant(&self.incoming, address, uuid)
+                .map(Holder::Vm)
                 .or(holder),
         }
     }

@@ -107,10 +107,7 @@ pub fn run(testbed: &mut Testbed, config: &RunConfig, tell: &mut dyn FnMut(&str)
     };
     let to_ns = clock::now_ns();
     pass([&guest], DRAIN)?;
-    let records = match testbed.agents {
-        Some(_) => journey.records()?,
-        None => Default::default(),
-    };
+    let records = journey.records()?;
     let counted = counted(testbed, &guest)?.since(&counted_before);
     let sent = stream.stop()?;
     let tally = Tally::take(placed, sent, &guest);

@@ -86,6 +86,9 @@ impl Journey<'_> {
     /// What the agents of both ends have recorded of the domain's last move, the source's first; null
     /// where there is no record.
     pub(super) fn records(&self) -> Result<[Value; 2]> {
+        if self.testbed.agents.is_none() {
+            return Ok(Default::default());
+        }
         let record = |host, direction| -> Result<Value> {
             let is_this =
                 |row: &Value| row["direction"] == direction && row["domain"] == self.domain;

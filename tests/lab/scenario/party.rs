@@ -225,12 +225,10 @@ impl Party {
             let to = 1 - viewer.at;
             let host = &testbed.lab().vms()[to];
             ensure_domain_runs_only_on(testbed, &viewer.domain, host.name())?;
-            let (mode, records) = if has_agents {
-                let mode = measure::mode(testbed, to, &viewer.streams.addresses())?;
-                (Some(mode), viewer.journey(testbed).records()?)
-            } else {
-                Default::default()
-            };
+            let mode = has_agents
+                .then(|| measure::mode(testbed, to, &viewer.streams.addresses()))
+                .transpose()?;
+            let records = viewer.journey(testbed).records()?;
             viewer.at = to;
             let row = RunRow {
                 baseline: !has_agents,

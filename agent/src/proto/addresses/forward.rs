@@ -69,8 +69,8 @@ pub(in crate::proto) struct Going<'a> {
     pub(in crate::proto) lasting: Duration,
     /// MACs of the domain.
     pub(in crate::proto) macs: &'a [Mac],
-    /// Which addresses another domain has, or is to have.
-    pub(in crate::proto) held: &'a dyn Fn(Ipv6Addr) -> bool,
+    /// Which addresses another domain that arrives is to have, or has had since.
+    pub(in crate::proto) is_claimed: &'a dyn Fn(Ipv6Addr) -> bool,
 }
 
 impl Departure {
@@ -113,7 +113,7 @@ impl Addresses {
         address: Ipv6Addr,
         going: &Going<'_>,
     ) {
-        let is_held = (going.held)(address) || self.holder(address, uuid, cx.now).is_some();
+        let is_held = (going.is_claimed)(address) || self.holder(address, uuid, cx.now).is_some();
         if is_held || !cx.config.is_on_link(address) {
             cx.counters.forwards_refused += 1;
             warn!(number, %address, "Packets for an address are not sent on: it is not the VM's");

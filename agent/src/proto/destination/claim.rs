@@ -19,6 +19,7 @@
 //! asks too early is answered as soon as that may be: he would ask again only after a second, and the
 //! first packet that is sent on makes a router ask just before the switch is known here.
 
+use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
 use std::time::Duration;
 
@@ -73,22 +74,23 @@ impl Claim {
 }
 
 impl Incoming {
-    /// Whether the domain is to have, or has, an address.
-    pub(in crate::proto) fn claims(&self, address: Ipv6Addr) -> bool {
-        self.claim.as_ref().is_some_and(|it| it.address == address)
-    }
-
     /// Whether somebody has to listen to what is said about an address for it.
     pub(in crate::proto) fn watches(&self, address: Ipv6Addr) -> bool {
         self.claim
             .as_ref()
             .is_some_and(|it| it.address == address && !it.is_over())
     }
+}
 
-    /// The domain.
-    pub(in crate::proto) fn uuid(&self) -> DomainUuid {
-        self.uuid
-    }
+/// Which other domain that arrives is to have an address, or has had it since.
+pub(in crate::proto) fn claimant(
+    arrivals: &BTreeMap<u64, Incoming>,
+    address: Ipv6Addr,
+    uuid: DomainUuid,
+) -> Option<DomainUuid> {
+    let claims = |it: &Incoming| it.claim.as_ref().is_some_and(|it| it.address == address);
+    let mut others = arrivals.values().filter(|it| it.uuid != uuid);
+    others.find(|it| claims(it)).map(|it| it.uuid)
 }
 
 impl Agent {

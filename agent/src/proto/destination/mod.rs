@@ -63,6 +63,7 @@ pub(super) use queue::Queue;
 pub use queue::WaitingView;
 
 use claim::Claim;
+pub(super) use claim::claimant;
 use handover::ArrivalGate;
 
 /// An arriving domain.

@@ -7,9 +7,8 @@ use std::time::Duration;
 use common::maps::{Managed, ManagedKey, Origins, RelayFlow, RelayFlowKey};
 use tracing::info;
 
-use super::Receptions;
 use super::session::Session;
-use super::{Reception, State};
+use super::{Reception, Receptions, State};
 use crate::proto::Output;
 use crate::proto::context::Context;
 use crate::proto::filter::Filter;

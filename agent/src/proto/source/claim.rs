@@ -21,6 +21,7 @@ use tracing::{info, warn};
 
 use super::State;
 use crate::proto::addresses::{Going, is_in};
+use crate::proto::destination::claimant;
 use crate::proto::record::ClaimOutcome;
 use crate::proto::refusal::{Refusal, bounded};
 use crate::proto::{Agent, Mac, Output, mac_text};
@@ -108,10 +109,7 @@ impl Agent {
             to: address,
             lasting,
             macs: &macs,
-            held: &|address| {
-                let mut arrivals = arrivals.values();
-                arrivals.any(|it| it.claims(address) && it.uuid() != uuid)
-            },
+            is_claimed: &|address| claimant(arrivals, address, uuid).is_some(),
         };
         self.addresses
             .begin_departures(&mut self.cx, (number, uuid), named, &going);
