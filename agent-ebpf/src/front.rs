@@ -12,7 +12,7 @@ use common::maps::{
     Address, ForwardKey, ManagedKey, RelayFlowKey, RelayKey, StreamKey, TranslationKey,
 };
 use common::wire::datagram::{Header, Rewrite};
-use common::wire::{checksum, udp};
+use common::wire::{checksum, ipv6, udp};
 
 /// An address as it lies in memory.
 pub(crate) type Words = [u64; 2];
@@ -287,6 +287,16 @@ const _: () = {
 };
 
 impl StreamWords {
+    /// Whether the source is of fe80::/10.
+    #[inline(always)]
+    pub(crate) fn is_from_link_local(&self) -> bool {
+        let mut source = [0; 16];
+        let (first, last) = source.split_at_mut(8);
+        first.copy_from_slice(&self.source[0].to_ne_bytes());
+        last.copy_from_slice(&self.source[1].to_ne_bytes());
+        ipv6::is_link_local(&source)
+    }
+
     #[inline(always)]
     pub(crate) fn new(multicast_address: Words, source: Words, ports: u32, vlan: u16) -> Self {
         Self {

@@ -85,10 +85,10 @@ struct Multicast {
 pub(crate) fn gate(skb: &Skb) -> Verdict {
     let ifindex = skb.ifindex();
     let front = skb.front();
-    if may_be_signalling(front) && is_withheld(skb, ifindex) {
+    let packet = multicast(skb, ifindex, front);
+    if may_be_signalling(front, packet.as_ref()) && is_withheld(skb, ifindex) {
         return Verdict::Drop;
     }
-    let packet = multicast(skb, ifindex, front);
     if let Some(gate) = GATES.get_ptr(ifindex) {
         let number = through(skb, ifindex, gate, packet.as_ref());
         if number == ENDS {
@@ -110,16 +110,19 @@ pub(crate) fn gate(skb: &Skb) -> Verdict {
 
 /// Whether it takes more than a glance to know that a frame is no signalling.
 #[inline(always)]
-fn may_be_signalling(front: Option<Front>) -> bool {
-    let Some(front) = front else {
-        return true;
-    };
-    let header = front.header();
-    if header.is_ipv6() {
-        ipv6::is_link_local(&header.source)
-    } else {
-        header.ether_type == ethernet::VLAN.to_be()
+fn may_be_signalling(front: Option<Front>, packet: Option<&Multicast>) -> bool {
+    if let Some(front) = front {
+        let header = front.header();
+        if header.is_ipv6() {
+            let ports = [header.source_port, header.destination_port].map(u16::from_be);
+            return signalling::may_be(&header.source, header.next_header, ports);
+        }
+        if header.ether_type != ethernet::VLAN.to_be() {
+            return false;
+        }
     }
+    // The headers of a packet behind a tag were read already, if it is one to be counted.
+    packet.is_none_or(|packet| packet.key.stream.is_from_link_local())
 }
 
 /// Whether a frame is signalling that is not for this VM: an answer that is not of this host's agent

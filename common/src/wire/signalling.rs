@@ -5,6 +5,7 @@
 //! port; an agent answers from [`PORT`]. Nobody puts an extension header before it, so what has one is
 //! no signalling, however the receiver would read it.
 
+use crate::maps::Address;
 use crate::packet::PacketRead;
 use crate::wire::mld::Ipv6Frame;
 use crate::wire::{ipv6, udp};
@@ -29,6 +30,18 @@ pub enum Signalling {
     Answer,
     /// One of these behind extension headers, or behind more of them than are read.
     Hidden,
+}
+
+/// Whether a packet may be other than [`Signalling::Other`], by what stands in its first 62 bytes.
+/// `ports` are the 4 bytes after the IPv6 header, which are ports only behind UDP's next header.
+#[inline(always)]
+pub fn may_be(source: &Address, next_header: u8, ports: [u16; 2]) -> bool {
+    ipv6::is_link_local(source)
+        && if next_header == udp::NEXT_HEADER {
+            ports.contains(&PORT)
+        } else {
+            is_walked(next_header)
+        }
 }
 
 /// Tells what a packet is.
@@ -116,9 +129,32 @@ mod tests {
         Frame::udp("fe80::2a", "ff02::1", ports, b"search")
     }
 
+    /// The glance must never overlook what the whole look finds.
     fn of(frame: &Frame) -> Signalling {
         let bytes = frame.bytes();
-        classify(&bytes[..], &ipv6_frame(&bytes[..]).unwrap())
+        let frame = ipv6_frame(&bytes[..]).unwrap();
+        let found = classify(&bytes[..], &frame);
+        if let Some(&[a, b, c, d]) = bytes.get(frame.payload..frame.payload + 4) {
+            let ports = [[a, b], [c, d]].map(u16::from_be_bytes);
+            let header = &frame.header;
+            assert!(
+                found == Signalling::Other || may_be(&header.source, header.next_header, ports)
+            );
+        }
+        found
+    }
+
+    #[test]
+    fn a_glance_is_enough_for_other_datagrams_and_sources() {
+        let source = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+        assert!(!may_be(&source, udp::NEXT_HEADER, [5000, 5001]));
+        assert!(!may_be(&source, 6, [PORT, PORT]), "TCP");
+        assert!(may_be(&source, udp::NEXT_HEADER, [5000, PORT]));
+        assert!(may_be(&source, udp::NEXT_HEADER, [PORT, 5000]));
+        assert!(may_be(&source, ipv6::FRAGMENT, [0, 0]));
+        let mut routable = source;
+        routable[0] = 0x20;
+        assert!(!may_be(&routable, udp::NEXT_HEADER, [PORT, PORT]));
     }
 
     fn options() -> (u8, Vec<u8>) {
