@@ -3,10 +3,10 @@
 
 use std::collections::VecDeque;
 
-use super::link::Links;
+use super::links::peers::Links;
+use super::links::vm::Vms;
 use super::record::Records;
 use super::timer::{Timer, TimerTable};
-use super::vm::Vms;
 use super::{AgentConfig, CommandReply, CopyTls, Counters, Output, Timestamp};
 
 /// What no machine owns. A machine changes nothing else but its own fields.

@@ -10,16 +10,16 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | `vm` | datagrams of the VMs: who asks, how often, and what was answered |
-//! | `source` | migrations that leave |
+//! | `links::vm` | datagrams of the VMs: who asks, how often, and what was answered |
+//! | `departure` | migrations that leave |
 //! | `destination` | migrations that arrive: joins, probes, holding and releasing |
 //! | [`reception`] | how each watched address is received, and the sessions with relays |
 //! | `context` | what every machine is lent |
-//! | `link` | connections to other agents |
-//! | `listener` | mirror of the kernel's listeners, and their ageing |
-//! | `watch` | what the kernel reports |
-//! | `usage` | what VMs have used of their limits |
-//! | `inventory` | ports and domains |
+//! | `links::peers` | connections to other agents |
+//! | `host::listeners` | mirror of the kernel's listeners, and their ageing |
+//! | `host::watch` | what the kernel reports |
+//! | `host::usage` | what VMs have used of their limits |
+//! | `host::inventory` | ports and domains |
 //! | `filter` | source filters and their merger |
 //! | `querier` | MLD queriers of the links, and the intervals that follow from them |
 //! | `policy`, `rate`, `refusal` | who may move what, how often, and the sentences for those who may not |
@@ -38,17 +38,17 @@ mod addresses;
 mod config;
 mod context;
 mod copy;
+mod departure;
 mod destination;
 pub mod directory;
 mod filter;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 pub mod handover;
+mod host;
 pub mod ims;
-mod inventory;
 mod io;
-mod link;
-mod listener;
+mod links;
 pub mod policy;
 mod querier;
 mod rate;
@@ -56,15 +56,11 @@ pub mod reception;
 mod record;
 mod refusal;
 pub mod relay;
-mod source;
 mod stream;
 #[cfg(test)]
 mod tests;
 mod timer;
-mod usage;
 mod uuid;
-mod vm;
-mod watch;
 
 use std::collections::BTreeMap;
 use std::net::{Ipv6Addr, SocketAddrV6};
@@ -79,8 +75,8 @@ pub use config::{AgentConfig, Dispute, Limits, Peer, RelayTiming, Timing, Unicas
 pub use copy::{Carrier, CopyConfig, CopyTls, CopyWay, Encrypt, InTheClear, NoCopyTls};
 pub(crate) use destination::MDB_RENEWAL_LAST;
 pub use destination::{ReceptionView, WaitingView};
+pub use host::listeners::ListenerView;
 pub use io::*;
-pub use listener::ListenerView;
 pub use policy::{Asker, Policy};
 pub use record::{
     ClaimOutcome, Direction, ForwardRecord, MigrationRecord, Outcome, RECORDS, TranslationRecord,
@@ -91,15 +87,15 @@ pub use uuid::{DomainUuid, UuidError};
 
 use addresses::{Addresses, Holder};
 use context::Context;
+use departure::{LateCuts, Outgoing};
 use destination::{Arrivals, Entry, Incoming, Preparations, Queue, claimant};
 use filter::Filter;
-use inventory::Inventory;
-use listener::Mirror;
+use host::inventory::{self, Inventory};
+use host::listeners::{self as listener, Mirror};
+use host::usage::Usage;
 use rate::Rates;
 use reception::{Changed, ModeView, Receptions, RelayView, SessionView};
-use source::{LateCuts, Outgoing};
 use timer::Timer;
-use usage::Usage;
 
 /// Datagrams and frames that were not acted upon, by reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -25,7 +25,7 @@ use common::mat::MAX_MOAS;
 use tracing::{info, warn};
 
 use crate::proto::context::Context;
-use crate::proto::inventory::Inventory;
+use crate::proto::host::inventory::Inventory;
 use crate::proto::record::ForwardRecord;
 use crate::proto::timer::Timer;
 use crate::proto::{DomainUuid, Mac, Timestamp, mac_text};

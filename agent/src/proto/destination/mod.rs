@@ -45,11 +45,11 @@ use common::signal::{
 };
 use tracing::{info, warn};
 
+use super::departure::millis;
 use super::filter::{Filter, is_routable};
 use super::handover::ClockOffset;
 use super::record::Direction;
 use super::refusal::bounded;
-use super::source::millis;
 use super::timer::Timer;
 use super::{Agent, DomainUuid, Mac, Output, Timestamp};
 

@@ -15,7 +15,7 @@ use std::time::Duration;
 use common::signal::{DirectoryMessage, KnownRelay, Register, RelaySearch};
 use tracing::{info, warn};
 
-use crate::proto::link::Backoff;
+use crate::proto::links::peers::Backoff;
 use crate::proto::refusal::bounded;
 use crate::proto::{PeerEvent, Timestamp};
 

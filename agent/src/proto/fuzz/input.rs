@@ -360,7 +360,10 @@ fn datapath(input: &mut Unstructured<'_>, world: &mut World) -> Result<()> {
         4 => {
             let key = key(input)?;
             DatapathEvent::Refused {
-                listeners: vec![crate::proto::listener::listener_key(ifindex(input)?, &key)],
+                listeners: vec![crate::proto::host::listeners::listener_key(
+                    ifindex(input)?,
+                    &key,
+                )],
                 sources: Vec::new(),
             }
         }

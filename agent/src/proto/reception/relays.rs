@@ -8,7 +8,7 @@ use tracing::info;
 
 use super::Receptions;
 use crate::proto::context::Context;
-use crate::proto::link::Links;
+use crate::proto::links::peers::Links;
 use crate::proto::timer::Timer;
 use crate::proto::{RelayCandidate, Timestamp};
 

@@ -184,7 +184,7 @@ pub(in crate::proto) fn vm_address() -> SocketAddrV6 {
 }
 
 pub(in crate::proto) fn listener_key(ifindex: u32, key: ManagedKey) -> ListenerKey {
-    crate::proto::listener::listener_key(ifindex, &key)
+    crate::proto::host::listeners::listener_key(ifindex, &key)
 }
 
 pub(in crate::proto) fn listener(at: Timestamp, mode: FilterMode) -> Listener {

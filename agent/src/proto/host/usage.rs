@@ -7,17 +7,17 @@ use std::time::Duration;
 use common::maps::{ManagedKey, PortUsage};
 use tracing::{debug, warn};
 
-use super::context::Context;
-use super::inventory::Inventory;
-use super::timer::Timer;
-use super::{Output, Timestamp};
+use crate::proto::context::Context;
+use crate::proto::host::inventory::Inventory;
+use crate::proto::timer::Timer;
+use crate::proto::{Output, Timestamp};
 
 /// How long a VM that was named in the log for reaching a limit is not named again.
 const WARNING_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Last usage of each port, and when it was last warned about.
 #[derive(Debug, Default)]
-pub(super) struct Usage {
+pub(in crate::proto) struct Usage {
     last: BTreeMap<u32, PortUsage>,
     warned: BTreeMap<u32, Timestamp>,
     /// When an address was last said not to be set up.
@@ -26,17 +26,17 @@ pub(super) struct Usage {
 
 impl Usage {
     /// The last usage read of a port.
-    pub(super) fn of_port(&self, ifindex: u32) -> Option<&PortUsage> {
+    pub(in crate::proto) fn of_port(&self, ifindex: u32) -> Option<&PortUsage> {
         self.last.get(&ifindex)
     }
 
-    pub(super) fn forget_port(&mut self, ifindex: u32) {
+    pub(in crate::proto) fn forget_port(&mut self, ifindex: u32) {
         self.last.remove(&ifindex);
         self.warned.remove(&ifindex);
     }
 
     /// Has the usage be read, now and again.
-    pub(super) fn due(cx: &mut Context, inventory: &Inventory) {
+    pub(in crate::proto) fn due(cx: &mut Context, inventory: &Inventory) {
         if !inventory.ports.is_empty() {
             cx.outputs.push_back(Output::ReadUsage);
         }
@@ -45,7 +45,7 @@ impl Usage {
     }
 
     /// Takes in the usage of a port, and names a VM that has gone over its limits since.
-    pub(super) fn read(
+    pub(in crate::proto) fn read(
         &mut self,
         now: Timestamp,
         inventory: &Inventory,
@@ -95,7 +95,7 @@ impl Usage {
 
     /// An address could not be set up in the kernel. MDB entries are tried again and again, a thousand at
     /// once: one line tells it.
-    pub(super) fn failed(&mut self, now: Timestamp, key: &ManagedKey, reason: &str) {
+    pub(in crate::proto) fn failed(&mut self, now: Timestamp, key: &ManagedKey, reason: &str) {
         let (vlan, address) = (key.vlan, Ipv6Addr::from(key.multicast_address));
         let is_quiet = self
             .failed

@@ -9,10 +9,10 @@ use common::signal::{
 };
 use tracing::{debug, info, warn};
 
-use super::context::Context;
-use super::refusal::bounded;
-use super::timer::{Timer, TimerTable};
-use super::{Agent, Output, PeerEvent, Timestamp};
+use crate::proto::context::Context;
+use crate::proto::refusal::bounded;
+use crate::proto::timer::{Timer, TimerTable};
+use crate::proto::{Agent, Output, PeerEvent, Timestamp};
 
 /// First delay before connecting again.
 const BACKOFF_FIRST: Duration = Duration::from_millis(200);
@@ -25,25 +25,25 @@ const MAX_CLOSINGS: usize = 64;
 
 /// Connections, and what peers that cannot be reached are still to be told.
 #[derive(Debug, Default)]
-pub(super) struct Links {
+pub(in crate::proto) struct Links {
     by_peer: BTreeMap<String, Link>,
     /// By the numbers of the migrations' records.
     closings: BTreeMap<u64, Closing>,
 }
 
 impl Links {
-    pub(super) fn is_up(&self, peer: &str) -> bool {
+    pub(in crate::proto) fn is_up(&self, peer: &str) -> bool {
         self.by_peer.get(peer).is_some_and(|link| link.up)
     }
 
     /// The peers whose connection is up.
-    pub(super) fn connected(&self) -> impl Iterator<Item = &str> {
+    pub(in crate::proto) fn connected(&self) -> impl Iterator<Item = &str> {
         let up = self.by_peer.iter().filter(|(_, link)| link.up);
         up.map(|(name, _)| name.as_str())
     }
 
     #[cfg(any(test, fuzzing))]
-    pub(super) fn have_nothing_to_tell(&self) -> bool {
+    pub(in crate::proto) fn have_nothing_to_tell(&self) -> bool {
         self.closings.is_empty()
     }
 }
@@ -57,7 +57,7 @@ struct Link {
 
 /// Growing delay between attempts.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Backoff(Duration);
+pub(in crate::proto) struct Backoff(Duration);
 
 impl Default for Backoff {
     fn default() -> Self {
@@ -66,7 +66,7 @@ impl Default for Backoff {
 }
 
 impl Backoff {
-    pub(super) fn next(&mut self) -> Duration {
+    pub(in crate::proto) fn next(&mut self) -> Duration {
         let delay = self.0;
         self.0 = (delay * 2).min(BACKOFF_LAST);
         delay
@@ -86,12 +86,12 @@ struct Closing {
 
 impl Context {
     /// Whether the connection to a peer is up.
-    pub(super) fn is_up(&self, peer: &str) -> bool {
+    pub(in crate::proto) fn is_up(&self, peer: &str) -> bool {
         self.links.is_up(peer)
     }
 
     /// Asks for a connection unless there is one or one is being made.
-    pub(super) fn connect(&mut self, peer: &str) {
+    pub(in crate::proto) fn connect(&mut self, peer: &str) {
         let link = self.links.by_peer.entry(peer.to_owned()).or_default();
         if !link.up && !link.connecting {
             link.connecting = true;
@@ -102,12 +102,12 @@ impl Context {
     }
 
     /// Asks for a connection after a delay that grows.
-    pub(super) fn reconnect(&mut self, number: u64, backoff: &mut Backoff) {
+    pub(in crate::proto) fn reconnect(&mut self, number: u64, backoff: &mut Backoff) {
         set_reconnect(&mut self.timers, self.now, number, backoff);
     }
 
     /// Sends a message if the connection is up.
-    pub(super) fn send(&mut self, peer: &str, transaction: u64, message: &PeerMessage) {
+    pub(in crate::proto) fn send(&mut self, peer: &str, transaction: u64, message: &PeerMessage) {
         if self.is_up(peer) {
             self.outputs.push_back(Output::Frame {
                 peer: peer.to_owned(),
@@ -117,7 +117,7 @@ impl Context {
     }
 
     /// Sends the last message of a migration, later if the connection is down.
-    pub(super) fn send_end(
+    pub(in crate::proto) fn send_end(
         &mut self,
         number: u64,
         peer: &str,
@@ -145,14 +145,14 @@ impl Context {
     }
 
     /// Connects again for the end of a migration that is not told yet.
-    pub(super) fn reconnect_closing(&mut self, number: u64) {
+    pub(in crate::proto) fn reconnect_closing(&mut self, number: u64) {
         if let Some(closing) = self.links.closings.get(&number) {
             let peer = closing.peer.clone();
             self.connect(&peer);
         }
     }
 
-    pub(super) fn give_up_closing(&mut self, number: u64) {
+    pub(in crate::proto) fn give_up_closing(&mut self, number: u64) {
         if let Some(closing) = self.links.closings.remove(&number) {
             self.timers.stop(Timer::Reconnect(number));
             warn!(peer = %closing.peer, "Peer was never told how a migration ended");
@@ -196,7 +196,7 @@ fn set_reconnect(timers: &mut TimerTable, now: Timestamp, number: u64, backoff: 
 }
 
 impl Agent {
-    pub(super) fn on_peer(&mut self, peer: &str, event: PeerEvent) {
+    pub(in crate::proto) fn on_peer(&mut self, peer: &str, event: PeerEvent) {
         match event {
             PeerEvent::Up { .. } => {
                 self.cx.link_up(peer);
@@ -223,7 +223,7 @@ impl Agent {
     }
 
     /// Connects again to the destination of a migration.
-    pub(super) fn reconnect_now(&mut self, number: u64) {
+    pub(in crate::proto) fn reconnect_now(&mut self, number: u64) {
         match self.outgoing.get(&number) {
             Some(outgoing) => self.cx.connect(&outgoing.destination),
             None => self.cx.reconnect_closing(number),

@@ -7,7 +7,7 @@ use common::signal::{AgentResponse, MigrationReady, MigrationResponse, Phase, Vm
 use tracing::{info, warn};
 
 use super::{Requester, State};
-use crate::proto::link::Backoff;
+use crate::proto::links::peers::Backoff;
 use crate::proto::refusal::Refusal;
 use crate::proto::timer::Timer;
 use crate::proto::{Agent, CopyWay, DomainUuid, Encrypt, Output};

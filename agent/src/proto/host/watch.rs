@@ -6,15 +6,15 @@ use std::collections::BTreeSet;
 use common::event::Change;
 use tracing::debug;
 
-use super::filter::is_routable;
-use super::listener::Effect;
-use super::{Agent, DatapathEvent, Output, Timestamp};
+use crate::proto::filter::is_routable;
+use crate::proto::host::listeners::Effect;
+use crate::proto::{Agent, DatapathEvent, Output, Timestamp};
 
 /// Entries read again by one output.
 const READ_BATCH: usize = 1024;
 
 impl Agent {
-    pub(super) fn on_datapath(&mut self, event: DatapathEvent) {
+    pub(in crate::proto) fn on_datapath(&mut self, event: DatapathEvent) {
         match event {
             DatapathEvent::Listener {
                 change: Change::Updated,
@@ -110,7 +110,7 @@ impl Agent {
 
     /// Forgets the listeners of a port that is gone. Its VM sends no leave, so the querier is
     /// made to ask for those addresses that nobody else here listens to.
-    pub(super) fn forget_listeners(&mut self, ifindex: u32) {
+    pub(in crate::proto) fn forget_listeners(&mut self, ifindex: u32) {
         let keys: Vec<_> = self.mirror.of_port(ifindex).map(|view| view.key).collect();
         for key in keys {
             let effect = self.mirror.remove_listener(&key);
@@ -125,7 +125,7 @@ impl Agent {
         }
     }
 
-    pub(super) fn age_listeners(&mut self) {
+    pub(in crate::proto) fn age_listeners(&mut self) {
         let due = self.mirror.expire(self.cx.now);
         for (key, last_report_ns) in due.expire_sources {
             self.cx.outputs.push_back(Output::ExpireSource {

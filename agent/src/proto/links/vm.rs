@@ -14,11 +14,11 @@ use common::signal::{
 };
 use tracing::debug;
 
-use super::context::Context;
-use super::policy::Asker;
-use super::rate::Bucket;
-use super::refusal::{Refusal, bounded};
-use super::{Agent, Domain, DomainUuid, Output, Timestamp};
+use crate::proto::context::Context;
+use crate::proto::policy::Asker;
+use crate::proto::rate::Bucket;
+use crate::proto::refusal::{Refusal, bounded};
+use crate::proto::{Agent, Domain, DomainUuid, Output, Timestamp};
 
 /// Last messages kept for each domain.
 const ANSWERS: usize = 8;
@@ -31,7 +31,7 @@ const TRIES: u32 = 4;
 
 /// What is kept of each VM.
 #[derive(Debug, Default)]
-pub(super) struct Vms {
+pub(in crate::proto) struct Vms {
     answers: BTreeMap<DomainUuid, VecDeque<(u64, VmMessage)>>,
     /// When libvirt has last moved a domain on its own request, or brought it.
     moved: BTreeMap<DomainUuid, Timestamp>,
@@ -40,14 +40,19 @@ pub(super) struct Vms {
 }
 
 impl Vms {
-    pub(super) fn forget_domain(&mut self, uuid: &DomainUuid) {
+    pub(in crate::proto) fn forget_domain(&mut self, uuid: &DomainUuid) {
         self.answers.remove(uuid);
         self.moved.remove(uuid);
         self.tries.remove(uuid);
     }
 
     /// Keeps the last message of a transaction.
-    pub(super) fn answer(&mut self, uuid: DomainUuid, transaction: u64, message: VmMessage) {
+    pub(in crate::proto) fn answer(
+        &mut self,
+        uuid: DomainUuid,
+        transaction: u64,
+        message: VmMessage,
+    ) {
         let answers = self.answers.entry(uuid).or_default();
         answers.retain(|(known, _)| *known != transaction);
         answers.push_back((transaction, message));
@@ -65,13 +70,13 @@ impl Vms {
     }
 
     /// Notes that a domain is moved on its own request, or has come.
-    pub(super) fn has_moved(&mut self, uuid: DomainUuid, at: Timestamp) {
+    pub(in crate::proto) fn has_moved(&mut self, uuid: DomainUuid, at: Timestamp) {
         self.moved.insert(uuid, at);
     }
 
     /// How long a domain has to wait until it may ask for a move; `pause` is that between two moves.
     /// One that fails before anything is copied is none, but [`TRIES`] in that time are enough.
-    pub(super) fn has_to_wait(
+    pub(in crate::proto) fn has_to_wait(
         &mut self,
         uuid: DomainUuid,
         now: Timestamp,
@@ -92,7 +97,12 @@ impl Vms {
 
 impl Context {
     /// Sends a message to a VM.
-    pub(super) fn tell(&mut self, to: SocketAddrV6, transaction: u64, message: &VmMessage) {
+    pub(in crate::proto) fn tell(
+        &mut self,
+        to: SocketAddrV6,
+        transaction: u64,
+        message: &VmMessage,
+    ) {
         self.outputs.push_back(Output::Datagram {
             to,
             bytes: message.encode(transaction),
@@ -100,7 +110,7 @@ impl Context {
     }
 
     /// Tells a VM that its migration is refused or over, and keeps the answer.
-    pub(super) fn tell_refusal(
+    pub(in crate::proto) fn tell_refusal(
         &mut self,
         uuid: DomainUuid,
         transaction: u64,
@@ -115,7 +125,7 @@ impl Context {
 }
 
 impl Agent {
-    pub(super) fn on_datagram(&mut self, ifindex: u32, from: SocketAddrV6, bytes: &[u8]) {
+    pub(in crate::proto) fn on_datagram(&mut self, ifindex: u32, from: SocketAddrV6, bytes: &[u8]) {
         if !self.inventory.ports.contains_key(&ifindex) {
             self.cx.counters.unknown_port_datagrams += 1;
             return;
@@ -227,5 +237,5 @@ impl Agent {
 }
 
 #[cfg(test)]
-#[path = "tests/vm.rs"]
+#[path = "../tests/vm.rs"]
 mod tests;

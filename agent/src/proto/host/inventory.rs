@@ -2,28 +2,28 @@
 
 use std::collections::BTreeMap;
 
-use super::{Domain, DomainUuid, Mac, Port, Timestamp};
+use crate::proto::{Domain, DomainUuid, Mac, Port, Timestamp};
 
 /// Ports and domains. Either may be told first.
 #[derive(Debug, Default)]
-pub(super) struct Inventory {
-    pub(super) ports: BTreeMap<u32, Port>,
-    pub(super) domains: BTreeMap<DomainUuid, Domain>,
+pub(in crate::proto) struct Inventory {
+    pub(in crate::proto) ports: BTreeMap<u32, Port>,
+    pub(in crate::proto) domains: BTreeMap<DomainUuid, Domain>,
     /// Domains that libvirt is bringing here, with their names. It tells their TAPs only when they
     /// have arrived.
-    pub(super) arriving: BTreeMap<DomainUuid, String>,
+    pub(in crate::proto) arriving: BTreeMap<DomainUuid, String>,
     /// When domains that run here have come by a migration.
-    pub(super) came: BTreeMap<DomainUuid, Timestamp>,
+    pub(in crate::proto) came: BTreeMap<DomainUuid, Timestamp>,
     /// Which arriving domain a TAP is kept for that libvirt has given to none.
-    pub(super) lent: BTreeMap<u32, DomainUuid>,
+    pub(in crate::proto) lent: BTreeMap<u32, DomainUuid>,
     /// When the gate of a TAP was closed for an arrival for the first time.
-    pub(super) closed: BTreeMap<u32, Timestamp>,
-    pub(super) hypervisor_connected: bool,
+    pub(in crate::proto) closed: BTreeMap<u32, Timestamp>,
+    pub(in crate::proto) hypervisor_connected: bool,
 }
 
 impl Inventory {
     /// Returns the domain behind a port, by the name of its TAP.
-    pub(super) fn domain_of_port(&self, ifindex: u32) -> Option<&Domain> {
+    pub(in crate::proto) fn domain_of_port(&self, ifindex: u32) -> Option<&Domain> {
         let port = self.ports.get(&ifindex)?;
         self.domains.values().find(|domain| {
             domain
@@ -34,7 +34,7 @@ impl Inventory {
     }
 
     /// Returns the ports of a domain with the MACs of the NICs behind them.
-    pub(super) fn ports_of_domain(&self, uuid: &DomainUuid) -> Vec<(u32, Mac)> {
+    pub(in crate::proto) fn ports_of_domain(&self, uuid: &DomainUuid) -> Vec<(u32, Mac)> {
         let Some(domain) = self.domains.get(uuid) else {
             return Vec::new();
         };
@@ -51,7 +51,7 @@ impl Inventory {
     }
 
     /// Returns the ports that no domain has.
-    pub(super) fn ports_of_nobody(&self) -> impl Iterator<Item = &Port> {
+    pub(in crate::proto) fn ports_of_nobody(&self) -> impl Iterator<Item = &Port> {
         self.ports
             .values()
             .filter(|port| self.domain_of_port(port.ifindex).is_none())
@@ -59,7 +59,11 @@ impl Inventory {
 
     /// Returns the ports that belong to an expected domain: those that the hypervisor names, and
     /// before it does, those kept for it whose MAC libvirt has made of that of one of its NICs.
-    pub(super) fn ports_of_arrival(&self, uuid: &DomainUuid, macs: &[Mac]) -> Vec<(u32, Mac)> {
+    pub(in crate::proto) fn ports_of_arrival(
+        &self,
+        uuid: &DomainUuid,
+        macs: &[Mac],
+    ) -> Vec<(u32, Mac)> {
         let mut found = self.ports_of_domain(uuid);
         for port in self.ports_of_nobody() {
             if self.lent.get(&port.ifindex) != Some(uuid) {
@@ -73,13 +77,13 @@ impl Inventory {
     }
 
     /// What libvirt calls a domain that is here or on its way here.
-    pub(super) fn name_of(&self, uuid: &DomainUuid) -> Option<&str> {
+    pub(in crate::proto) fn name_of(&self, uuid: &DomainUuid) -> Option<&str> {
         let here = self.domains.get(uuid).map(|domain| &domain.name);
         here.or_else(|| self.arriving.get(uuid)).map(String::as_str)
     }
 
     /// The UUID of the domain of that name that is here or on its way here.
-    pub(super) fn uuid_of(&self, name: &str) -> Option<DomainUuid> {
+    pub(in crate::proto) fn uuid_of(&self, name: &str) -> Option<DomainUuid> {
         let here = self.domains.values().find(|domain| domain.name == name);
         let arriving = || self.arriving.iter().find(|(_, known)| *known == name);
         here.map(|domain| domain.uuid)
@@ -87,13 +91,13 @@ impl Inventory {
     }
 
     /// Whether libvirt says that a domain is here, or on its way here.
-    pub(super) fn comes(&self, uuid: &DomainUuid) -> bool {
+    pub(in crate::proto) fn comes(&self, uuid: &DomainUuid) -> bool {
         self.arriving.contains_key(uuid) || self.domains.contains_key(uuid)
     }
 
     /// Forgets for how long gates were closed that may be closed anew: those of TAPs that are gone, or
     /// whose VM runs.
-    pub(super) fn forget_closed(&mut self) {
+    pub(in crate::proto) fn forget_closed(&mut self) {
         let mut closed = std::mem::take(&mut self.closed);
         closed.retain(|ifindex, _| {
             let runs = self.domain_of_port(*ifindex).is_some_and(|it| it.running);
@@ -103,7 +107,7 @@ impl Inventory {
     }
 
     /// Returns a domain by its name or UUID.
-    pub(super) fn domain_by_name(&self, name: &str) -> Option<&Domain> {
+    pub(in crate::proto) fn domain_by_name(&self, name: &str) -> Option<&Domain> {
         self.domains
             .values()
             .find(|domain| domain.name == name || domain.uuid.to_string() == name)
@@ -112,7 +116,7 @@ impl Inventory {
 
 /// Whether libvirt made a TAP's MAC of a guest's MAC: the same but for the first byte, `fe`, which
 /// keeps the bridge from taking the TAP's MAC for its own.
-pub(super) fn is_tap_of(tap: &Mac, guest: &Mac) -> bool {
+pub(in crate::proto) fn is_tap_of(tap: &Mac, guest: &Mac) -> bool {
     tap[0] == 0xfe && tap[1..] == guest[1..]
 }
 

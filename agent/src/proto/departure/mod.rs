@@ -25,7 +25,7 @@
 //! connection to the peer is made again, and the peer, which may have been restarted, is asked
 //! again.
 
-mod claim;
+mod address;
 mod dialogue;
 mod ending;
 mod handover;
@@ -41,14 +41,14 @@ use common::signal::{AgentRequest, AgentResponse, MigrationProgress, MigrationRe
 use common::text::is_plain_text;
 use tracing::{info, warn};
 
-use super::link::Backoff;
+use super::links::peers::Backoff;
 use super::policy::Asker;
 use super::record::Direction;
 use super::refusal::{Refusal, Whose, bounded};
 use super::timer::Timer;
 use super::{Agent, CommandReply, Domain, DomainUuid, JobStats, Output, Stream, Timestamp};
 
-use claim::Leaving;
+use address::Leaving;
 pub(super) use handover::LateCuts;
 use handover::Recorded;
 
@@ -470,5 +470,5 @@ impl Agent {
 }
 
 #[cfg(test)]
-#[path = "../tests/source.rs"]
+#[path = "../tests/departure.rs"]
 mod tests;

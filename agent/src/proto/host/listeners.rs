@@ -13,9 +13,9 @@ use common::maps::{
     Address, FilterMode, Listener, ListenerKey, ManagedKey, Querier, QuerierKey, Source, SourceKey,
 };
 
-use super::Timestamp;
-use super::filter::Filter;
-use super::querier::Queriers;
+use crate::proto::Timestamp;
+use crate::proto::filter::Filter;
+use crate::proto::querier::Queriers;
 
 /// How long an entry that was read again, and is still there, is left alone.
 const RECHECK: Duration = Duration::from_secs(1);
@@ -34,7 +34,7 @@ pub struct ListenerView<'a> {
 }
 
 impl ListenerView<'_> {
-    pub(super) fn filter(&self) -> Option<Filter> {
+    pub(in crate::proto) fn filter(&self) -> Option<Filter> {
         let filter = Filter {
             mode: FilterMode::from_u8(self.value.filter_mode)?,
             sources: self.sources.iter().copied().collect(),
@@ -45,7 +45,7 @@ impl ListenerView<'_> {
 }
 
 /// The listener of an address at a port.
-pub(super) fn listener_key(ifindex: u32, key: &ManagedKey) -> ListenerKey {
+pub(in crate::proto) fn listener_key(ifindex: u32, key: &ManagedKey) -> ListenerKey {
     ListenerKey {
         ifindex,
         vlan: key.vlan,
@@ -56,7 +56,7 @@ pub(super) fn listener_key(ifindex: u32, key: &ManagedKey) -> ListenerKey {
 
 /// What an event did to the set of addresses with a local listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Effect {
+pub(in crate::proto) enum Effect {
     /// The first listener of the address.
     Appeared(ManagedKey),
     /// The last one is gone.
@@ -65,15 +65,15 @@ pub(super) enum Effect {
 
 /// What to do about entries that may be too old.
 #[derive(Debug, Default)]
-pub(super) struct Due {
+pub(in crate::proto) struct Due {
     /// Listeners to read again.
-    pub(super) read_listeners: Vec<ListenerKey>,
+    pub(in crate::proto) read_listeners: Vec<ListenerKey>,
     /// Sources to read again.
-    pub(super) read_sources: Vec<SourceKey>,
+    pub(in crate::proto) read_sources: Vec<SourceKey>,
     /// Listeners read again, and found too old, with their last Report.
-    pub(super) expire_listeners: Vec<(ListenerKey, u64)>,
+    pub(in crate::proto) expire_listeners: Vec<(ListenerKey, u64)>,
     /// Sources likewise.
-    pub(super) expire_sources: Vec<(SourceKey, u64)>,
+    pub(in crate::proto) expire_sources: Vec<(SourceKey, u64)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -92,7 +92,7 @@ struct Entry<V> {
 
 /// The mirror.
 #[derive(Debug, Default)]
-pub(super) struct Mirror {
+pub(in crate::proto) struct Mirror {
     listeners: BTreeMap<ListenerKey, Entry<Listener>>,
     sources: BTreeMap<SourceKey, Entry<Source>>,
     queriers: Queriers,
@@ -102,13 +102,13 @@ pub(super) struct Mirror {
 
 impl Mirror {
     /// The queriers of the VLANs and what follows from them.
-    pub(super) fn queriers(&self) -> &Queriers {
+    pub(in crate::proto) fn queriers(&self) -> &Queriers {
         &self.queriers
     }
 
     /// Takes in what a Query says. What is there ages by the interval that held when it was
     /// reported, or by a longer one that a Query has brought since.
-    pub(super) fn update_querier(&mut self, key: QuerierKey, value: Querier) {
+    pub(in crate::proto) fn update_querier(&mut self, key: QuerierKey, value: Querier) {
         let now = Timestamp(value.last_query_ns);
         let before = self.queriers.listening_interval(key.vlan, now);
         self.queriers.heard(key, value);
@@ -146,7 +146,11 @@ impl Mirror {
     }
 
     /// Takes in a listener's state.
-    pub(super) fn update_listener(&mut self, key: ListenerKey, value: Listener) -> Option<Effect> {
+    pub(in crate::proto) fn update_listener(
+        &mut self,
+        key: ListenerKey,
+        value: Listener,
+    ) -> Option<Effect> {
         let mut due = self.due(key.vlan, value.last_report_ns);
         let old = self.listeners.get(&key);
         if old.is_some_and(|old| old.value.last_report_ns > value.last_report_ns) {
@@ -172,7 +176,7 @@ impl Mirror {
     }
 
     /// Takes in a source's state.
-    pub(super) fn update_source(&mut self, key: SourceKey, value: Source) {
+    pub(in crate::proto) fn update_source(&mut self, key: SourceKey, value: Source) {
         let mut due = self.due(key.listener.vlan, value.last_report_ns);
         let old = self.sources.get(&key);
         if let Some(old) = old {
@@ -187,7 +191,7 @@ impl Mirror {
     }
 
     /// Forgets a listener and its sources.
-    pub(super) fn remove_listener(&mut self, key: &ListenerKey) -> Option<Effect> {
+    pub(in crate::proto) fn remove_listener(&mut self, key: &ListenerKey) -> Option<Effect> {
         let entry = self.listeners.remove(key)?;
         self.ageing.remove(&(entry.due, Aged::Listener(*key)));
         let sources: Vec<_> = self.sources_of(key).map(|(source, _)| *source).collect();
@@ -205,19 +209,19 @@ impl Mirror {
     }
 
     /// Forgets a source.
-    pub(super) fn remove_source(&mut self, key: &SourceKey) {
+    pub(in crate::proto) fn remove_source(&mut self, key: &SourceKey) {
         if let Some(entry) = self.sources.remove(key) {
             self.ageing.remove(&(entry.due, Aged::Source(*key)));
         }
     }
 
     /// Whether any port listens to an address.
-    pub(super) fn has_listener(&self, key: &ManagedKey) -> bool {
+    pub(in crate::proto) fn has_listener(&self, key: &ManagedKey) -> bool {
         self.ports_by_address.contains_key(key)
     }
 
     /// The filters of all listeners of an address.
-    pub(super) fn filters(&self, key: &ManagedKey) -> impl Iterator<Item = Filter> {
+    pub(in crate::proto) fn filters(&self, key: &ManagedKey) -> impl Iterator<Item = Filter> {
         self.ports_by_address
             .get(key)
             .into_iter()
@@ -229,12 +233,12 @@ impl Mirror {
     }
 
     /// Returns a listener's state.
-    pub(super) fn get(&self, key: &ListenerKey) -> Option<&Listener> {
+    pub(in crate::proto) fn get(&self, key: &ListenerKey) -> Option<&Listener> {
         self.listeners.get(key).map(|entry| &entry.value)
     }
 
     /// The listeners of one port.
-    pub(super) fn of_port(&self, ifindex: u32) -> impl Iterator<Item = ListenerView<'_>> {
+    pub(in crate::proto) fn of_port(&self, ifindex: u32) -> impl Iterator<Item = ListenerView<'_>> {
         let bound = |byte, number| ListenerKey {
             ifindex,
             vlan: number,
@@ -247,14 +251,14 @@ impl Mirror {
     }
 
     /// All listeners.
-    pub(super) fn iter(&self) -> impl Iterator<Item = ListenerView<'_>> {
+    pub(in crate::proto) fn iter(&self) -> impl Iterator<Item = ListenerView<'_>> {
         self.listeners
             .iter()
             .map(|(key, entry)| self.view(key, &entry.value))
     }
 
     /// All keys.
-    pub(super) fn keys(&self) -> (BTreeSet<ListenerKey>, BTreeSet<SourceKey>) {
+    pub(in crate::proto) fn keys(&self) -> (BTreeSet<ListenerKey>, BTreeSet<SourceKey>) {
         (
             self.listeners.keys().copied().collect(),
             self.sources.keys().copied().collect(),
@@ -262,12 +266,12 @@ impl Mirror {
     }
 
     /// Returns when [`Self::expire`] has something to do next.
-    pub(super) fn next_due(&self) -> Option<Timestamp> {
+    pub(in crate::proto) fn next_due(&self) -> Option<Timestamp> {
         self.ageing.first().map(|(due, _)| *due)
     }
 
     /// Sorts out what is too old: first to be read again, then, unchanged, to be expired.
-    pub(super) fn expire(&mut self, now: Timestamp) -> Due {
+    pub(in crate::proto) fn expire(&mut self, now: Timestamp) -> Due {
         let mut due = Due::default();
         let expired: Vec<_> = self
             .ageing
@@ -343,5 +347,5 @@ const LAST_SOURCE: SourceKey = SourceKey {
 };
 
 #[cfg(test)]
-#[path = "tests/listener.rs"]
+#[path = "../tests/listener.rs"]
 mod tests;

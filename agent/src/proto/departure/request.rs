@@ -7,7 +7,7 @@ use common::signal::{self, AgentRequest, Flow, MAX_FLOWS, MAX_LISTENERS, MAX_NIC
 
 use super::{Outgoing, Requester, millis};
 use crate::proto::filter::{Filter, is_routable};
-use crate::proto::listener::ListenerView;
+use crate::proto::host::listeners::ListenerView;
 use crate::proto::{Agent, DomainUuid, Mac, Stream, Timestamp};
 
 /// MLD version of a listener that has not reported here.
