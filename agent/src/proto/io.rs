@@ -51,6 +51,11 @@ impl Sub<Duration> for Timestamp {
     }
 }
 
+/// Milliseconds of a duration, as messages carry them.
+pub(super) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// Ethernet address.
 pub type Mac = [u8; 6];
 

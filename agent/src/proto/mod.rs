@@ -87,7 +87,7 @@ pub use uuid::{DomainUuid, UuidError};
 
 use addresses::{Addresses, Holder};
 use context::Context;
-use departure::{LateCuts, Outgoing};
+use departure::{Around, Departures};
 use destination::{Arrivals, Entry, Incoming, Preparations, Queue, claimant};
 use filter::Filter;
 use host::inventory::{self, Inventory};
@@ -134,9 +134,7 @@ pub struct Agent {
     started: Option<Timestamp>,
     inventory: Inventory,
     mirror: Mirror,
-    outgoing: BTreeMap<u64, Outgoing>,
-    /// Domains that have left before all of their cuts were placed.
-    late_cuts: BTreeMap<u64, LateCuts>,
+    departures: Departures,
     incoming: BTreeMap<u64, Incoming>,
     arrivals: Arrivals,
     preparations: Preparations,
@@ -159,8 +157,7 @@ impl Agent {
             started: None,
             inventory: Inventory::default(),
             mirror: Mirror::default(),
-            outgoing: BTreeMap::new(),
-            late_cuts: BTreeMap::new(),
+            departures: Departures::default(),
             incoming: BTreeMap::new(),
             arrivals: Arrivals::default(),
             preparations: Preparations::default(),
@@ -219,7 +216,9 @@ impl Agent {
     pub fn handle_gate(&mut self, now: Timestamp, event: GateEvent) {
         self.begin(now);
         match event {
-            GateEvent::Cut { ifindex, cut } => self.cut_placed(ifindex, cut),
+            GateEvent::Cut { ifindex, cut } => {
+                self.departures.cut_placed(&mut self.cx, ifindex, cut)
+            }
             GateEvent::Opened { ifindex, report } => self.gate_opened(ifindex, report),
             GateEvent::SentOn { migration, report } => {
                 self.cx
@@ -234,7 +233,9 @@ impl Agent {
                     .thrown_away_at_most
                     .saturating_add(thrown_away_at_most);
             }),
-            GateEvent::NotRecorded { ifindex } => self.not_recorded(ifindex),
+            GateEvent::NotRecorded { ifindex } => {
+                self.departures.not_recorded(&mut self.cx, ifindex);
+            }
             GateEvent::NotHeld { ifindex } => self.not_held(ifindex, Ungated::NotMade),
         }
         self.end();
@@ -254,8 +255,15 @@ impl Agent {
             Command::Migrate {
                 domain,
                 destination,
-            } => self.command_migrate(id, &domain, &destination),
-            Command::Abort { domain } => self.command_abort(id, &domain),
+            } => {
+                let (departures, cx, around) = self.departing();
+                departures.command_migrate(cx, around, id, &domain, &destination);
+            }
+            Command::Abort { domain } => {
+                let addresses = &mut self.addresses;
+                self.departures
+                    .command_abort(&mut self.cx, addresses, id, &domain);
+            }
             Command::Prepare {
                 uuid,
                 domain,
@@ -319,7 +327,8 @@ impl Agent {
                     by,
                 );
                 if let Some(number) = disputed {
-                    self.claim_address(number);
+                    self.departures
+                        .claim_anew(&mut self.cx, &self.addresses, number);
                 }
             }
             AddressEvent::Own { address } => {
@@ -502,10 +511,22 @@ impl Agent {
 
     fn end(&mut self) {
         self.settle();
+        self.departures.check(&self.cx);
         match self.mirror.next_due() {
             Some(due) => self.cx.timers.set(Timer::Ageing, due),
             None => self.cx.timers.stop(Timer::Ageing),
         }
+    }
+
+    /// The departures, and what they are lent.
+    fn departing(&mut self) -> (&mut Departures, &mut Context, Around<'_>) {
+        let around = Around {
+            inventory: &self.inventory,
+            mirror: &self.mirror,
+            arrivals: &self.incoming,
+            addresses: &mut self.addresses,
+        };
+        (&mut self.departures, &mut self.cx, around)
     }
 
     /// Takes what machines have found out to those whom that concerns.
@@ -607,11 +628,15 @@ impl Agent {
                 self.inventory.domains.remove(&uuid);
                 self.inventory.came.remove(&uuid);
                 self.cx.vms.forget_domain(&uuid);
-                self.outgoing_domain_gone(uuid);
+                self.departures
+                    .domain_gone(&mut self.cx, &mut self.addresses, uuid);
                 self.incoming_domain_gone(uuid);
                 self.addresses.domain_gone(&mut self.cx, uuid);
             }
-            HypervisorEvent::Suspended { uuid, at } => self.outgoing_suspended(uuid, at),
+            HypervisorEvent::Suspended { uuid, at } => {
+                self.departures
+                    .suspended(&mut self.cx, &mut self.addresses, uuid, at);
+            }
             HypervisorEvent::Resumed { uuid, migrated, at } => {
                 if let Some(domain) = self.inventory.domains.get_mut(&uuid) {
                     domain.running = true;
@@ -621,24 +646,47 @@ impl Agent {
                     self.cx.vms.has_moved(uuid, at);
                     self.arrived(uuid, at);
                 } else {
-                    self.outgoing_resumed(uuid);
+                    self.departures.resumed(
+                        &mut self.cx,
+                        &self.inventory,
+                        &mut self.addresses,
+                        uuid,
+                    );
                     self.addresses.end_adopted_departures(&mut self.cx, uuid);
                 }
             }
-            HypervisorEvent::Departing { uuid } => self.departure_found(uuid),
-            HypervisorEvent::Progress { uuid, stats } => self.outgoing_progress(uuid, stats),
-            HypervisorEvent::MigrationEnded { uuid, result } => self.outgoing_ended(uuid, result),
+            HypervisorEvent::Departing { uuid } => {
+                self.departures
+                    .departure_found(&mut self.cx, &self.inventory, uuid);
+            }
+            HypervisorEvent::Progress { uuid, stats } => {
+                self.departures.progress(&mut self.cx, uuid, stats);
+            }
+            HypervisorEvent::MigrationEnded { uuid, result } => {
+                let addresses = &mut self.addresses;
+                self.departures
+                    .ended(&mut self.cx, &self.inventory, addresses, uuid, result);
+            }
         }
     }
 
     fn on_timer(&mut self, timer: Timer) {
         match timer {
-            Timer::Streams(number) => self.gathered(number, &[]),
-            Timer::Response(number) => self.response_timed_out(number),
-            Timer::Again(number) => self.ask_again(number),
-            Timer::Ready(number) => self.ready_timed_out(number),
+            Timer::Streams(number) => {
+                let (departures, cx, around) = self.departing();
+                departures.streams_timed_out(cx, &around, number);
+            }
+            Timer::Response(number) => {
+                self.departures
+                    .response_timed_out(&mut self.cx, &mut self.addresses, number);
+            }
+            Timer::Again(number) => self.departures.ask_again(&mut self.cx, number),
+            Timer::Ready(number) => {
+                self.departures
+                    .ready_timed_out(&mut self.cx, &mut self.addresses, number);
+            }
             Timer::Reconnect(number) => self.reconnect_now(number),
-            Timer::LateCuts(number) => self.end_late_cuts(number),
+            Timer::LateCuts(number) => self.departures.end_late_cuts(&mut self.cx, number),
             Timer::Closing(number) => self.cx.give_up_closing(number),
             Timer::Probe(key) => self.probe_timed_out(key),
             Timer::Unused(number) => self.arrival_unused(number),

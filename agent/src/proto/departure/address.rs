@@ -10,8 +10,7 @@
 //!          from the old ones may be translated; the connection is made anew
 //! ```
 //!
-//! The claim also names the addresses that the VM leaves; what is done here for those is in
-//! [`crate::proto::addresses`].
+//! The claim also names the addresses that the VM leaves; [`crate::proto::addresses`] takes care of those.
 
 use std::net::Ipv6Addr;
 use std::time::Duration;
@@ -19,12 +18,14 @@ use std::time::Duration;
 use common::signal::{AddressClaim, AddressClaimReply, ClaimState, MigrationReady};
 use tracing::{info, warn};
 
-use super::State;
-use crate::proto::addresses::{Going, is_in};
+use super::stage::Stage;
+use super::{Around, Departures, Outgoing};
+use crate::proto::addresses::{Addresses, Going, is_in};
+use crate::proto::context::Context;
 use crate::proto::destination::claimant;
 use crate::proto::record::ClaimOutcome;
 use crate::proto::refusal::{Refusal, bounded};
-use crate::proto::{Agent, Mac, Output, mac_text};
+use crate::proto::{Mac, Output, mac_text};
 
 /// How often a VM may say something else: each time the link is asked.
 const MAX_CHANGES: u32 = 4;
@@ -44,100 +45,78 @@ pub(super) struct Leaving {
     changes: u32,
 }
 
-impl Agent {
+impl Outgoing {
     /// Takes in which addresses of a VM change, as it says itself; the last word before the switch
     /// counts.
-    pub(super) fn addresses_change(&mut self, number: u64, ready: &MigrationReady) {
-        let Some(outgoing) = self.outgoing.get(&number) else {
-            return;
-        };
+    pub(super) fn change_addresses(
+        &mut self,
+        cx: &mut Context,
+        around: &mut Around<'_>,
+        ready: &MigrationReady,
+    ) {
         let (Some(address), Some(mac)) = (ready.address, ready.mac) else {
             return;
         };
         let (address, mac): (Ipv6Addr, Mac) = (Ipv6Addr::from(*address), *mac);
-        let known = |leaving: &Leaving| (leaving.address, leaving.mac) == (address, mac);
-        let Some(response) = &outgoing.response else {
+        let Some(answered) = self.stage.answered_before_switch() else {
             return;
         };
-        if outgoing.state == State::Switching {
-            return;
-        }
-        if let Some(leaving) = outgoing.leaving.filter(known) {
+        let known = |leaving: &&mut Leaving| (leaving.address, leaving.mac) == (address, mac);
+        if let Some(leaving) = answered.leaving.as_mut().filter(known) {
             if ready.translate && !leaving.translate {
-                self.let_translate(number);
+                leaving.translate = true;
+                self.claim_address(cx, around.addresses);
             }
             return;
         }
-        let changes = outgoing.leaving.map_or(0, |leaving| leaving.changes + 1);
+        let changes = answered.leaving.map_or(0, |leaving| leaving.changes + 1);
         if changes > MAX_CHANGES {
             return;
         }
-        let macs: Vec<Mac> = self
-            .inventory
-            .domains
-            .get(&outgoing.uuid)
-            .into_iter()
-            .flat_map(|domain| &domain.interfaces)
-            .map(|interface| interface.mac)
-            .collect();
-        let prefix = Ipv6Addr::from(*response.prefix);
-        let uuid = outgoing.uuid;
-        if !macs.contains(&mac) || !is_in(address, prefix, response.prefix_length) {
-            self.cx.counters.forwards_refused += 1;
-            warn!(domain = %outgoing.domain, number, %address, mac = mac_text(&mac), "VM names an address or NIC that is not its own; its move goes on without them");
+        let (uuid, number) = (self.order.uuid, self.order.number);
+        let domain = around.inventory.domains.get(&uuid);
+        let interfaces = domain.into_iter().flat_map(|domain| &domain.interfaces);
+        let macs: Vec<Mac> = interfaces.map(|interface| interface.mac).collect();
+        if !macs.contains(&mac) || !is_in(address, answered.prefix, answered.prefix_length) {
+            cx.counters.forwards_refused += 1;
+            warn!(domain = %self.order.domain, number, %address, mac = mac_text(&mac), "VM names an address or NIC that is not its own; its move goes on without them");
             return;
         }
         let asked = Duration::from_secs(u64::from(ready.forward_s));
-        let lasting = asked.min(self.cx.config.unicast.forward);
-        let leaving = Leaving {
+        let lasting = asked.min(cx.config.unicast.forward);
+        answered.leaving = Some(Leaving {
             address,
             mac,
-            transaction: self.cx.numbers.next(),
+            transaction: cx.numbers.next(),
             lasting,
             translate: ready.translate,
             changes,
-        };
-        if let Some(outgoing) = self.outgoing.get_mut(&number) {
-            outgoing.leaving = Some(leaving);
-        }
-        self.cx
-            .records
+        });
+        cx.records
             .update(number, |record| record.claim(address, ClaimOutcome::Asked));
         let named = ready.forward.iter().map(|old| Ipv6Addr::from(**old));
-        let arrivals = &self.incoming;
         let going = Going {
             to: address,
             lasting,
             macs: &macs,
-            is_claimed: &|address| claimant(arrivals, address, uuid).is_some(),
+            is_claimed: &|address| claimant(around.arrivals, address, uuid).is_some(),
         };
-        self.addresses
-            .begin_departures(&mut self.cx, (number, uuid), named, &going);
-        self.claim_address(number);
-    }
-
-    /// The VM says that what it still sends from where it was may be translated.
-    fn let_translate(&mut self, number: u64) {
-        let outgoing = self.outgoing.get_mut(&number);
-        if let Some(leaving) = outgoing.and_then(|it| it.leaving.as_mut()) {
-            leaving.translate = true;
-        }
-        self.claim_address(number);
+        around
+            .addresses
+            .begin_departures(cx, (number, uuid), named, &going);
+        self.claim_address(cx, around.addresses);
     }
 
     /// Tells the destination which address the VM will have, and from which it may still send; also
     /// when the connection is made anew, and when one of those turns out to be somebody else's.
-    pub(in crate::proto) fn claim_address(&mut self, number: u64) {
-        let Some(outgoing) = self.outgoing.get(&number) else {
-            return;
-        };
-        let Some(leaving) = outgoing.leaving else {
+    pub(super) fn claim_address(&self, cx: &mut Context, addresses: &Addresses) {
+        let Some(leaving) = self.leaving() else {
             return;
         };
         let lasting_s = u32::try_from(leaving.lasting.as_secs()).unwrap_or(u32::MAX);
-        let left = self.addresses.left_by(number);
+        let left = addresses.left_by(self.order.number);
         let claim = AddressClaim {
-            migration: outgoing.transaction,
+            migration: self.order.transaction,
             address: leaving.address.octets().into(),
             mac: leaving.mac.into(),
             quarantine_s: lasting_s,
@@ -147,77 +126,106 @@ impl Agent {
                 .collect(),
             translate_s: lasting_s,
         };
-        let peer = outgoing.destination.clone();
-        self.cx.send(&peer, leaving.transaction, &claim.into());
+        cx.send(&self.order.destination, leaving.transaction, &claim.into());
+    }
+
+    fn leaving(&self) -> Option<&Leaving> {
+        self.stage.answered()?.leaving.as_ref()
+    }
+
+    /// The VM cannot have the address there, so it does not move there: libvirt is asked to abort the
+    /// migration.
+    ///
+    /// # Errors
+    ///
+    /// libvirt does not make the migration yet: it ends at once.
+    fn take_claim_refusal(&mut self, cx: &mut Context, refusal: Refusal) -> Result<(), Refusal> {
+        let (uuid, number) = (self.order.uuid, self.order.number);
+        let Stage::Moving(moving) = &mut self.stage else {
+            return Err(refusal);
+        };
+        if moving.stopped().is_some() {
+            warn!(domain = %self.order.domain, number, %refusal, "Too late to stop the move");
+            return Ok(());
+        }
+        info!(domain = %self.order.domain, number, %refusal, "Migration is stopped");
+        moving.stopped_for = Some(refusal);
+        cx.outputs.push_back(Output::AbortMigration { uuid });
+        Ok(())
+    }
+}
+
+impl Departures {
+    /// One of the addresses that a VM leaves has turned out to be somebody else's.
+    pub(in crate::proto) fn claim_anew(
+        &self,
+        cx: &mut Context,
+        addresses: &Addresses,
+        number: u64,
+    ) {
+        if let Some(outgoing) = self.outgoing.get(&number) {
+            outgoing.claim_address(cx, addresses);
+        }
     }
 
     /// The destination says what has become of the claim.
     pub(in crate::proto) fn on_address_claim_reply(
         &mut self,
-        peer: &str,
-        transaction: u64,
+        cx: &mut Context,
+        addresses: &mut Addresses,
+        (peer, transaction): (&str, u64),
         reply: &AddressClaimReply,
     ) {
-        let Some(number) = self.leaving_by_transaction(peer, transaction) else {
+        let Some(outgoing) = self.by_claim(peer, transaction) else {
             return;
         };
+        let number = outgoing.order.number;
         let address = Ipv6Addr::from(*reply.address);
         let outcome = match reply.state {
             ClaimState::Unique => ClaimOutcome::Unique,
             ClaimState::Refused => ClaimOutcome::Refused,
             ClaimState::Disputed => ClaimOutcome::Disputed,
         };
-        self.cx
-            .records
+        cx.records
             .update(number, |record| record.claim(address, outcome));
         let reason = bounded(&reply.reason);
         match reply.state {
             ClaimState::Unique => {}
             ClaimState::Disputed => warn!(peer, number, %address, %reason, "Address is disputed"),
-            ClaimState::Refused => self.claim_refused(number, peer, reason),
-        }
-    }
-
-    /// The VM cannot have the address there, so it does not move there.
-    fn claim_refused(&mut self, number: u64, peer: &str, reason: String) {
-        let refusal = Refusal::Address {
-            destination: peer.to_owned(),
-            reason,
-        };
-        let Some(outgoing) = self.outgoing.get_mut(&number) else {
-            return;
-        };
-        match outgoing.state {
-            State::Switching => {
-                warn!(domain = %outgoing.domain, number, %refusal, "Too late to stop the move");
+            ClaimState::Refused => {
+                let refusal = Refusal::Address {
+                    destination: peer.to_owned(),
+                    reason,
+                };
+                if let Err(refusal) = outgoing.take_claim_refusal(cx, refusal) {
+                    self.fail(cx, addresses, number, &refusal);
+                }
             }
-            State::Copying => {
-                info!(domain = %outgoing.domain, number, %refusal, "Migration is stopped");
-                outgoing.stopped_for = Some(refusal);
-                let uuid = outgoing.uuid;
-                self.cx.outputs.push_back(Output::AbortMigration { uuid });
-            }
-            _ => self.fail(number, &refusal),
         }
     }
 
     /// The destination does not know what a claim is: the move goes on without it.
-    pub(in crate::proto) fn claim_not_understood(&mut self, peer: &str, transaction: u64) {
-        if let Some(number) = self.leaving_by_transaction(peer, transaction)
-            && let Some(leaving) = self.outgoing.get(&number).and_then(|it| it.leaving)
+    pub(in crate::proto) fn claim_not_understood(
+        &mut self,
+        cx: &mut Context,
+        peer: &str,
+        transaction: u64,
+    ) {
+        if let Some(outgoing) = self.by_claim(peer, transaction)
+            && let Some(leaving) = outgoing.leaving()
         {
-            info!(peer, number, address = %leaving.address, "Destination claims no addresses");
-            self.cx.records.update(number, |record| {
-                record.claim(leaving.address, ClaimOutcome::Unknown);
+            let (number, address) = (outgoing.order.number, leaving.address);
+            info!(peer, number, %address, "Destination claims no addresses");
+            cx.records.update(number, |record| {
+                record.claim(address, ClaimOutcome::Unknown);
             });
         }
     }
 
-    fn leaving_by_transaction(&self, peer: &str, transaction: u64) -> Option<u64> {
-        let is_it = |leaving: Leaving| leaving.transaction == transaction;
-        self.outgoing
-            .iter()
-            .find(|(_, it)| it.destination == peer && it.leaving.is_some_and(is_it))
-            .map(|(number, _)| *number)
+    /// The migration whose claim had that transaction.
+    fn by_claim(&mut self, peer: &str, transaction: u64) -> Option<&mut Outgoing> {
+        let is_it = |leaving: &Leaving| leaving.transaction == transaction;
+        self.to_peer(peer)
+            .find(|it| it.leaving().is_some_and(is_it))
     }
 }

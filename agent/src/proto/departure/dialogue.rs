@@ -3,284 +3,324 @@
 use std::net::SocketAddrV6;
 use std::time::Duration;
 
-use common::signal::{AgentResponse, MigrationReady, MigrationResponse, Phase, VmMessage};
+use common::maps::StreamKey;
+use common::signal::{AgentResponse, MigrationReady, Phase, VmMessage};
 use tracing::{info, warn};
 
-use super::{Requester, State};
+use super::stage::{Answered, Mover, Moving, Stage, Step};
+use super::{Around, Departures, Order, Outgoing, Requester, agent_request};
+use crate::proto::addresses::Addresses;
+use crate::proto::context::Context;
+use crate::proto::host::inventory::Inventory;
 use crate::proto::links::peers::Backoff;
 use crate::proto::refusal::Refusal;
 use crate::proto::timer::Timer;
-use crate::proto::{Agent, CopyWay, DomainUuid, Encrypt, Output};
+use crate::proto::{CopyWay, DomainUuid, Encrypt, Output, Stream};
 
 /// How often a destination is asked that has no place.
 const ASK_INTERVAL: Duration = Duration::from_secs(2);
 
-impl Agent {
-    pub(super) fn send_request(&mut self, number: u64) {
-        let Some(outgoing) = self.outgoing.get_mut(&number) else {
-            return;
-        };
-        let Some(request) = outgoing.request.clone() else {
-            return;
-        };
-        if outgoing.state == State::Connecting {
-            outgoing.state = State::Requesting;
-        }
-        let (peer, transaction) = (outgoing.destination.clone(), outgoing.transaction);
-        self.cx.send(&peer, transaction, &request.into());
-    }
-
+impl Departures {
     /// The destination has no place for a domain yet: it is asked again, for as long as one can wait.
     /// `false` if it is no destination.
-    pub(in crate::proto) fn told_to_wait(&mut self, peer: &str, transaction: u64) -> bool {
-        let timing = self.cx.config.timing;
-        let Some((number, outgoing)) = self.outgoing.iter_mut().find(|(_, outgoing)| {
-            outgoing.transaction == transaction && outgoing.destination == peer
-        }) else {
+    pub(in crate::proto) fn told_to_wait(
+        &mut self,
+        cx: &mut Context,
+        peer: &str,
+        transaction: u64,
+    ) -> bool {
+        let Some(outgoing) = self.by_transaction(peer, transaction) else {
             return false;
         };
-        let number = *number;
-        self.cx
-            .timers
-            .set(Timer::Again(number), self.cx.now + ASK_INTERVAL);
-        if outgoing.state == State::Requesting {
-            outgoing.waits = true;
-            let most = outgoing.started + timing.place_timeout;
-            let deadline = most.min(self.cx.now + timing.response_timeout);
-            self.cx.timers.set(Timer::Response(number), deadline);
-            self.tell_operator(number);
+        let number = outgoing.order.number;
+        cx.timers.set(Timer::Again(number), cx.now + ASK_INTERVAL);
+        if let Stage::Requesting { waits, .. } = &mut outgoing.stage {
+            *waits = true;
+            let timing = cx.config.timing;
+            let most = outgoing.order.started + timing.place_timeout;
+            let deadline = most.min(cx.now + timing.response_timeout);
+            cx.timers.set(Timer::Response(number), deadline);
+            outgoing.tell_operator(cx);
         }
         true
     }
 
-    pub(in crate::proto) fn ask_again(&mut self, number: u64) {
-        let asks = |state: State| state == State::Requesting || state.is_started();
+    pub(in crate::proto) fn ask_again(&mut self, cx: &mut Context, number: u64) {
+        if let Some(outgoing) = self.outgoing.get_mut(&number)
+            && let Stage::Requesting { .. } | Stage::Moving(_) = outgoing.stage
+        {
+            outgoing.ask(cx);
+        }
+    }
+
+    pub(in crate::proto) fn peer_up(
+        &mut self,
+        cx: &mut Context,
+        addresses: &Addresses,
+        peer: &str,
+    ) {
+        for outgoing in self.to_peer(peer) {
+            cx.timers.stop(Timer::Reconnect(outgoing.order.number));
+            outgoing.ask(cx);
+            outgoing.claim_address(cx, addresses);
+            if let Stage::Moving(moving) = &mut outgoing.stage {
+                moving.backoff = Backoff::default();
+                moving.tell_peer(cx, &outgoing.order);
+                moving.tell_cuts(cx, &outgoing.order);
+            }
+        }
+    }
+
+    pub(in crate::proto) fn peer_down(
+        &mut self,
+        cx: &mut Context,
+        addresses: &mut Addresses,
+        peer: &str,
+        reason: &str,
+    ) {
+        let mut lost = Vec::new();
+        for Outgoing { order, stage } in self.to_peer(peer) {
+            match stage {
+                Stage::Moving(moving) => cx.reconnect(order.number, &mut moving.backoff),
+                _ => lost.push(order.number),
+            }
+        }
+        let refusal = Refusal::Down {
+            destination: peer.to_owned(),
+            reason: reason.to_owned(),
+        };
+        for number in lost {
+            self.fail(cx, addresses, number, &refusal);
+        }
+    }
+
+    /// Connects again to the destination of a migration; `false` if there is no such migration.
+    pub(in crate::proto) fn reconnect(&self, cx: &mut Context, number: u64) -> bool {
         let outgoing = self.outgoing.get(&number);
-        if outgoing.is_some_and(|outgoing| asks(outgoing.state)) {
-            self.send_request(number);
+        if let Some(outgoing) = outgoing {
+            cx.connect(&outgoing.order.destination);
         }
-    }
-
-    pub(in crate::proto) fn outgoing_peer_up(&mut self, peer: &str) {
-        let numbers: Vec<u64> = self.outgoing_to(peer);
-        for number in numbers {
-            self.cx.timers.stop(Timer::Reconnect(number));
-            let Some(outgoing) = self.outgoing.get_mut(&number) else {
-                continue;
-            };
-            outgoing.backoff = Backoff::default();
-            let started = outgoing.state.is_started();
-            self.send_request(number);
-            self.claim_address(number);
-            if started {
-                self.tell_peer(number);
-                self.tell_cuts(number);
-            }
-        }
-    }
-
-    pub(in crate::proto) fn outgoing_peer_down(&mut self, peer: &str, reason: &str) {
-        for number in self.outgoing_to(peer) {
-            let Some(outgoing) = self.outgoing.get_mut(&number) else {
-                continue;
-            };
-            if outgoing.state.is_started() {
-                self.cx.reconnect(number, &mut outgoing.backoff);
-                continue;
-            }
-            let refusal = Refusal::Down {
-                destination: peer.to_owned(),
-                reason: reason.to_owned(),
-            };
-            self.fail(number, &refusal);
-        }
-    }
-
-    fn outgoing_to(&self, peer: &str) -> Vec<u64> {
-        self.outgoing
-            .iter()
-            .filter(|(_, outgoing)| outgoing.destination == peer)
-            .map(|(number, _)| *number)
-            .collect()
+        outgoing.is_some()
     }
 
     pub(in crate::proto) fn on_agent_response(
         &mut self,
-        peer: &str,
-        transaction: u64,
-        mut response: AgentResponse,
+        cx: &mut Context,
+        inventory: &Inventory,
+        addresses: &mut Addresses,
+        (peer, transaction): (&str, u64),
+        response: AgentResponse,
     ) {
-        let Some((number, outgoing)) = self.outgoing.iter_mut().find(|(_, outgoing)| {
-            outgoing.transaction == transaction && outgoing.destination == peer
-        }) else {
+        let Some(outgoing) = self.by_transaction(peer, transaction) else {
             return;
         };
-        let number = *number;
-        self.cx.timers.stop(Timer::Again(number));
-        if outgoing.state != State::Requesting {
-            return;
-        }
-        if response.prefix_length > 128 {
-            let refusal = Refusal::Refused {
-                destination: peer.to_owned(),
-                reason: Refusal::BadField {
-                    field: "prefix_length",
-                }
-                .to_string(),
-            };
-            self.fail(number, &refusal);
-            return;
-        }
-        self.cx.timers.stop(Timer::Response(number));
-        let signalling = self.cx.now.since(outgoing.started);
-        let asked = outgoing.request.as_ref();
-        response
-            .receptions
-            .truncate(asked.map_or(0, |request| request.listeners.len()));
-        let receptions = response.receptions.clone();
-        outgoing.response = Some(response);
-        outgoing.state = State::Ready;
-        let (requester, foreign) = (outgoing.requester, outgoing.foreign);
-        self.cx.records.update(number, |record| {
-            record.phase = Phase::Ready;
-            record.signalling = Some(signalling);
-            record.receptions = receptions;
-        });
-        match requester {
-            Requester::Vm { .. } if !foreign => {
-                let deadline = self.cx.now + self.cx.config.timing.ready_timeout;
-                self.cx.timers.set(Timer::Ready(number), deadline);
-                self.tell_requester(number);
-            }
-            Requester::Vm { .. } => {
-                self.tell_requester(number);
-                self.start(number);
-            }
-            Requester::Operator { .. } | Requester::Unknown | Requester::Nobody { .. } => {
-                self.start(number);
-            }
+        let number = outgoing.order.number;
+        cx.timers.stop(Timer::Again(number));
+        if let Err(refusal) = outgoing.take_response(cx, inventory, response) {
+            self.fail(cx, addresses, number, &refusal);
         }
     }
 
     /// Answers a repeated `MigrationRequest` of a running migration.
     pub(in crate::proto) fn answer_request_again(
         &mut self,
+        cx: &mut Context,
         uuid: &DomainUuid,
         transaction: u64,
         from: SocketAddrV6,
     ) -> bool {
-        let Some(number) = self.asked_by(uuid, transaction, from) else {
-            return false;
-        };
-        self.tell_requester(number);
-        true
+        let outgoing = self.asked_by(uuid, transaction, from);
+        if let Some(outgoing) = &outgoing {
+            outgoing.tell_requester(cx);
+        }
+        outgoing.is_some()
     }
 
     /// Takes in `MigrationReady`, which is also how a VM asks for progress. `false` if the
     /// transaction is unknown.
     pub(in crate::proto) fn ready_from_vm(
         &mut self,
+        cx: &mut Context,
+        mut around: Around<'_>,
         uuid: &DomainUuid,
-        transaction: u64,
-        from: SocketAddrV6,
+        (transaction, from): (u64, SocketAddrV6),
         ready: &MigrationReady,
     ) -> bool {
-        let Some(number) = self.asked_by(uuid, transaction, from) else {
+        let Some(outgoing) = self.asked_by(uuid, transaction, from) else {
             return false;
         };
-        self.addresses_change(number, ready);
-        let state = self.outgoing.get(&number).map(|outgoing| outgoing.state);
-        if state == Some(State::Ready) {
-            self.start(number);
-        } else {
-            self.tell_progress(number);
+        let number = outgoing.order.number;
+        outgoing.change_addresses(cx, &mut around, ready);
+        let Stage::Ready(answered) = outgoing.stage else {
+            outgoing.tell_progress(cx);
+            return true;
+        };
+        match cx.copy_way(&outgoing.order.destination, answered.copy_tls) {
+            Ok(way) => outgoing.start(cx, around.inventory, Some(way), answered),
+            Err(refusal) => self.fail(cx, around.addresses, number, &refusal),
         }
         true
     }
 
     /// Returns a running migration by the VM's transaction, and notes where the VM is.
-    fn asked_by(&mut self, uuid: &DomainUuid, asked: u64, from: SocketAddrV6) -> Option<u64> {
-        let (number, outgoing) = self
-            .outgoing
-            .iter_mut()
-            .find(|(_, outgoing)| outgoing.is_asked_by(uuid, asked))?;
-        if let Requester::Vm { to, .. } = &mut outgoing.requester {
+    fn asked_by(
+        &mut self,
+        uuid: &DomainUuid,
+        asked: u64,
+        from: SocketAddrV6,
+    ) -> Option<&mut Outgoing> {
+        let mut all = self.outgoing.values_mut();
+        let outgoing = all.find(|it| it.is_asked_by(uuid, asked))?;
+        if let Requester::Vm { to, .. } = &mut outgoing.order.requester {
             *to = from;
         }
-        Some(*number)
+        Some(outgoing)
+    }
+}
+
+impl Order {
+    /// Asks the destination, as soon as it is known for what.
+    pub(super) fn ask(&self, cx: &mut Context) {
+        if let Some(request) = &self.request {
+            let request = request.clone().into();
+            cx.send(&self.destination, self.transaction, &request);
+        }
+    }
+}
+
+impl Outgoing {
+    pub(super) fn ask(&mut self, cx: &mut Context) {
+        if let Stage::Connecting { mover } = self.stage {
+            let waits = false;
+            self.stage = Stage::Requesting { mover, waits };
+        }
+        self.order.ask(cx);
+    }
+
+    /// Goes on when the flows are known, or will not be.
+    pub(super) fn gathered(
+        &mut self,
+        cx: &mut Context,
+        around: &Around<'_>,
+        streams: &[(StreamKey, Stream)],
+    ) {
+        cx.timers.stop(Timer::Streams(self.order.number));
+        let Stage::Gathering { mover, .. } = self.stage else {
+            return;
+        };
+        let request = agent_request(&self.order, cx.now, around, streams);
+        self.order.request = Some(request);
+        self.stage = Stage::Connecting { mover };
+        if cx.is_up(&self.order.destination) {
+            self.ask(cx);
+        }
+    }
+
+    /// The destination has answered.
+    fn take_response(
+        &mut self,
+        cx: &mut Context,
+        inventory: &Inventory,
+        mut response: AgentResponse,
+    ) -> Result<(), Refusal> {
+        let Stage::Requesting { mover, .. } = self.stage else {
+            return Ok(());
+        };
+        let order = &self.order;
+        if response.prefix_length > 128 {
+            let field = "prefix_length";
+            return Err(Refusal::Refused {
+                destination: order.destination.clone(),
+                reason: Refusal::BadField { field }.to_string(),
+            });
+        }
+        cx.timers.stop(Timer::Response(order.number));
+        let signalling = cx.now.since(order.started);
+        let asked = order.request.as_ref();
+        response
+            .receptions
+            .truncate(asked.map_or(0, |request| request.listeners.len()));
+        let answered = Answered::new(&response);
+        self.stage = Stage::Ready(answered);
+        cx.records.update(order.number, |record| {
+            record.phase = Phase::Ready;
+            record.signalling = Some(signalling);
+            record.receptions = response.receptions;
+        });
+        if let Requester::Vm { .. } = order.requester {
+            self.tell_requester(cx);
+            if mover == Mover::Agent {
+                let deadline = cx.now + cx.config.timing.ready_timeout;
+                cx.timers.set(Timer::Ready(self.order.number), deadline);
+                return Ok(());
+            }
+        }
+        let way = match mover {
+            Mover::Agent => Some(cx.copy_way(&self.order.destination, answered.copy_tls)?),
+            Mover::External => None,
+        };
+        self.start(cx, inventory, way, answered);
+        Ok(())
     }
 
     /// Tells a VM that has asked for its move how it stands: `MigrationResponse` once there is
     /// one, `Preparing` before.
-    fn tell_requester(&mut self, number: u64) {
-        let Some(outgoing) = self.outgoing.get(&number) else {
+    fn tell_requester(&self, cx: &mut Context) {
+        let Requester::Vm { transaction, to } = self.order.requester else {
             return;
         };
-        let Requester::Vm { transaction, to } = outgoing.requester else {
-            return;
+        let message = match self.stage.answered() {
+            Some(answered) => VmMessage::from(answered.for_vm()),
+            None => self.progress(cx.now).into(),
         };
-        let message = match &outgoing.response {
-            Some(response) => VmMessage::from(MigrationResponse {
-                prefix: response.prefix,
-                prefix_length: response.prefix_length,
-                agent_address: response.agent_address,
-            }),
-            None => outgoing.progress(self.cx.now).into(),
-        };
-        self.cx.tell(to, transaction, &message);
+        cx.tell(to, transaction, &message);
     }
 
-    pub(super) fn start(&mut self, number: u64) {
-        let way = match self.way_of(number) {
-            Ok(way) => way,
-            Err(refusal) => return self.fail(number, &refusal),
-        };
-        let Some(outgoing) = self.outgoing.get_mut(&number) else {
+    /// START MIGRATION. `way` is how memory is copied; `None` where somebody else has asked libvirt, which
+    /// is followed then.
+    pub(super) fn start(
+        &mut self,
+        cx: &mut Context,
+        inventory: &Inventory,
+        way: Option<CopyWay>,
+        answered: Answered,
+    ) {
+        let order = &self.order;
+        let (uuid, number) = (order.uuid, order.number);
+        let Some(peer) = cx.config.peer(&order.destination) else {
             return;
         };
-        let Some(peer) = self.cx.config.peer(&outgoing.destination) else {
-            return;
-        };
-        let uuid = outgoing.uuid;
-        let start = if outgoing.foreign {
-            outgoing.awaited = true;
-            Output::FollowMigration { uuid }
-        } else {
-            Output::StartMigration {
-                uuid,
-                connect_uri: peer.connect_uri.clone(),
-                migrate_uri: peer.migrate_uri.clone(),
-                tls: way == Some(CopyWay::Tls),
+        let (step, start) = match &way {
+            None => (Step::Awaited, Output::FollowMigration { uuid }),
+            Some(way) => {
+                let start = Output::StartMigration {
+                    uuid,
+                    connect_uri: peer.connect_uri.clone(),
+                    migrate_uri: peer.migrate_uri.clone(),
+                    tls: *way == CopyWay::Tls,
+                };
+                (Step::Copying, start)
             }
         };
-        outgoing.state = State::Copying;
-        outgoing.copy_started = self.cx.now;
-        if matches!(outgoing.requester, Requester::Vm { .. }) {
-            self.cx.vms.has_moved(uuid, self.cx.now);
+        if matches!(order.requester, Requester::Vm { .. }) {
+            cx.vms.has_moved(uuid, cx.now);
         }
-        info!(domain = %outgoing.domain, destination = %outgoing.destination, number, "Migration starts");
+        info!(domain = %order.domain, destination = %order.destination, number, "Migration starts");
         if let Some(CopyWay::Clear(why)) = &way
-            && self.cx.config.copy.encrypt != Encrypt::Never
+            && cx.config.copy.encrypt != Encrypt::Never
         {
-            warn!(domain = %outgoing.domain, destination = %outgoing.destination, number, %why, "Memory is copied in the clear");
+            warn!(domain = %order.domain, destination = %order.destination, number, %why, "Memory is copied in the clear");
         }
-        self.cx.timers.stop(Timer::Ready(number));
-        self.cx.records.update(number, |record| {
+        cx.timers.stop(Timer::Ready(number));
+        cx.records.update(number, |record| {
             record.phase = Phase::Copying;
             record.way = way;
         });
-        self.record_departure(number);
-        self.cx.outputs.push_back(start);
-        self.tell_peer(number);
-        self.tell_progress(number);
-    }
-
-    /// How the memory of a departing domain is copied; `None` where somebody else has said so.
-    fn way_of(&self, number: u64) -> Result<Option<CopyWay>, Refusal> {
-        let Some(outgoing) = self.outgoing.get(&number).filter(|it| !it.foreign) else {
-            return Ok(None);
-        };
-        let there = outgoing.response.as_ref().is_some_and(|it| it.copy_tls);
-        self.cx.copy_way(&outgoing.destination, there).map(Some)
+        let mut moving = Moving::new(step, Some(answered), cx.now);
+        moving.record(cx, inventory, order);
+        cx.outputs.push_back(start);
+        moving.tell_peer(cx, order);
+        self.stage = Stage::Moving(Box::new(moving));
+        self.tell_progress(cx);
     }
 }

@@ -5,296 +5,343 @@ use std::time::Duration;
 use common::signal::{MigrationAbort, MigrationProgress, PeerMessage, Phase};
 use tracing::{info, warn};
 
-use super::{Outgoing, Requester, State, millis};
+use super::handover::end_recording;
+use super::stage::{Moving, Stage, Step};
+use super::{Departures, Order, Outgoing, Requester};
+use crate::proto::addresses::Addresses;
+use crate::proto::context::Context;
+use crate::proto::host::inventory::Inventory;
 use crate::proto::record::Outcome;
 use crate::proto::refusal::{Refusal, bounded};
 use crate::proto::timer::Timer;
-use crate::proto::{Agent, CommandReply, Domain, DomainUuid, JobStats, Output, Timestamp};
+use crate::proto::{CommandReply, Domain, DomainUuid, JobStats, Output, Timestamp, millis};
 
 /// How often the destination is told the progress at most. It takes it as a sign of life, and learns
 /// this host's clock from it.
 const PEER_PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 
-impl Agent {
-    pub(in crate::proto) fn outgoing_progress(&mut self, uuid: DomainUuid, stats: JobStats) {
-        let now = self.cx.now;
-        let Some((number, outgoing)) = self.started_of(uuid) else {
+impl Departures {
+    /// libvirt says how far the copy is.
+    pub(in crate::proto) fn progress(
+        &mut self,
+        cx: &mut Context,
+        uuid: DomainUuid,
+        stats: JobStats,
+    ) {
+        let Some((order, moving)) = self.moving_of(uuid) else {
             return;
         };
-        outgoing.awaited = false;
-        outgoing.stats = JobStats {
-            downtime: stats.downtime.or(outgoing.stats.downtime),
+        moving.seen();
+        moving.stats = JobStats {
+            downtime: stats.downtime.or(moving.stats.downtime),
             ..stats
         };
-        let due = now.since(outgoing.peer_told) >= PEER_PROGRESS_INTERVAL;
-        self.cx.records.update(number, |record| {
+        cx.records.update(order.number, |record| {
             record.processed_bytes = stats.processed_bytes;
             record.total_bytes = stats.total_bytes;
         });
-        if due {
-            self.tell_peer(number);
+        if cx.now.since(moving.peer_told) >= PEER_PROGRESS_INTERVAL {
+            moving.tell_peer(cx, order);
         }
-        self.tell_operator(number);
+        order.tell_operator(cx, &moving.progress(order, cx.now));
     }
 
-    pub(in crate::proto) fn outgoing_suspended(&mut self, uuid: DomainUuid, at: Timestamp) {
-        let Some((number, outgoing)) = self.started_of(uuid) else {
+    /// The domain has stopped for the switch.
+    pub(in crate::proto) fn suspended(
+        &mut self,
+        cx: &mut Context,
+        addresses: &mut Addresses,
+        uuid: DomainUuid,
+        stopped: Timestamp,
+    ) {
+        let Some((order, moving)) = self.moving_of(uuid) else {
             return;
         };
-        outgoing.awaited = false;
-        outgoing.suspended = Some(at);
-        outgoing.state = State::Switching;
-        self.cx
-            .records
-            .update(number, |record| record.phase = Phase::Switching);
-        self.place_cuts(number, at);
-        self.addresses.forward_departures(&mut self.cx, number);
-        self.tell_peer(number);
-        self.tell_cuts(number);
-        self.tell_operator(number);
+        moving.step = Step::Switching { stopped };
+        cx.records
+            .update(order.number, |record| record.phase = Phase::Switching);
+        moving.place_cuts(cx, order.number, stopped);
+        addresses.forward_departures(cx, order.number);
+        moving.tell_peer(cx, order);
+        moving.tell_cuts(cx, order);
+        order.tell_operator(cx, &moving.progress(order, cx.now));
     }
 
     /// The domain runs here again: the switch has failed, or the operator had paused it.
-    pub(in crate::proto) fn outgoing_resumed(&mut self, uuid: DomainUuid) {
-        let Some((number, outgoing)) = self.started_of(uuid) else {
+    pub(in crate::proto) fn resumed(
+        &mut self,
+        cx: &mut Context,
+        inventory: &Inventory,
+        addresses: &mut Addresses,
+        uuid: DomainUuid,
+    ) {
+        let Some((order, moving)) = self.moving_of(uuid) else {
             return;
         };
-        outgoing.suspended = None;
-        outgoing.state = State::Copying;
-        self.cx
-            .records
-            .update(number, |record| record.phase = Phase::Copying);
-        self.void_cuts(number);
-        self.addresses.keep_departures(&mut self.cx, number);
+        if let Step::Switching { .. } = moving.step {
+            moving.step = Step::Copying;
+        }
+        cx.records
+            .update(order.number, |record| record.phase = Phase::Copying);
+        moving.void_cuts(cx, inventory, order);
+        addresses.keep_departures(cx, order.number);
     }
 
-    pub(in crate::proto) fn outgoing_ended(
+    /// libvirt has ended the migration.
+    pub(in crate::proto) fn ended(
         &mut self,
+        cx: &mut Context,
+        inventory: &Inventory,
+        addresses: &mut Addresses,
         uuid: DomainUuid,
         result: Result<JobStats, String>,
     ) {
-        let agent = self.cx.config.name.clone();
-        let Some((number, outgoing)) = self.started_of(uuid) else {
+        let Some((order, moving)) = self.moving_of(uuid) else {
             return;
         };
+        let number = order.number;
         match result {
-            Ok(stats) => self.complete(number, stats),
+            Ok(stats) => self.complete(cx, inventory, addresses, number, stats),
             Err(reason) => {
-                let domain = outgoing.domain.clone();
-                let refusal = match (outgoing.stopped_for.take(), outgoing.cancelled_by) {
-                    (Some(refusal), _) => refusal,
-                    (None, Some(by)) => Refusal::Cancelled { domain, by },
-                    (None, None) => Refusal::Hypervisor {
-                        domain,
-                        destination: outgoing.destination.clone(),
-                        agent,
-                        reason: bounded(&reason),
-                    },
-                };
-                self.fail(number, &refusal);
+                let stopped_for = moving.stopped_for.take();
+                let refusal = stopped_for.unwrap_or_else(|| Refusal::Hypervisor {
+                    domain: order.domain.clone(),
+                    destination: order.destination.clone(),
+                    agent: cx.config.name.clone(),
+                    reason: bounded(&reason),
+                });
+                self.fail(cx, addresses, number, &refusal);
             }
         }
     }
 
     /// The domain left, or was shut down, before libvirt was asked to move it.
-    pub(in crate::proto) fn outgoing_domain_gone(&mut self, uuid: DomainUuid) {
-        let agent = self.cx.config.name.clone();
-        let found = self
-            .outgoing
-            .iter()
-            .find(|(_, outgoing)| outgoing.uuid == uuid && !outgoing.state.is_started());
-        if let Some((number, outgoing)) = found {
+    pub(in crate::proto) fn domain_gone(
+        &mut self,
+        cx: &mut Context,
+        addresses: &mut Addresses,
+        uuid: DomainUuid,
+    ) {
+        let is_moving = |it: &Outgoing| matches!(it.stage, Stage::Moving(_));
+        if let Some(outgoing) = self.of_domain(uuid).filter(|it| !is_moving(it)) {
+            let number = outgoing.order.number;
             let refusal = Refusal::DomainGone {
-                domain: outgoing.domain.clone(),
-                agent,
+                domain: outgoing.order.domain.clone(),
+                agent: cx.config.name.clone(),
             };
-            self.fail(*number, &refusal);
+            self.fail(cx, addresses, number, &refusal);
         }
     }
 
     /// The peer refuses a request, or has undone it.
-    pub(in crate::proto) fn on_peer_refusal(&mut self, peer: &str, transaction: u64, reason: &str) {
-        let Some((number, outgoing)) = self.outgoing.iter().find(|(_, outgoing)| {
-            outgoing.transaction == transaction && outgoing.destination == peer
-        }) else {
+    pub(in crate::proto) fn peer_refused(
+        &mut self,
+        cx: &mut Context,
+        addresses: &mut Addresses,
+        (peer, transaction): (&str, u64),
+        reason: &str,
+    ) {
+        let Some(Outgoing { order, stage }) = self.by_transaction(peer, transaction) else {
             return;
         };
-        if outgoing.state.is_started() && !outgoing.awaited {
+        if let Stage::Moving(moving) = stage
+            && moving.step != Step::Awaited
+        {
             warn!(
                 peer,
                 reason, "Destination has undone its joins; libvirt goes on"
             );
             return;
         }
+        let number = order.number;
         let refusal = Refusal::Refused {
             destination: peer.to_owned(),
             reason: reason.to_owned(),
         };
-        self.fail(*number, &refusal);
+        self.fail(cx, addresses, number, &refusal);
     }
 
-    pub(in crate::proto) fn response_timed_out(&mut self, number: u64) {
-        if let Some(outgoing) = self.outgoing.get(&number) {
-            let destination = outgoing.destination.clone();
-            let waited = self.cx.now.since(outgoing.started);
-            let refusal = if outgoing.waits && waited >= self.cx.config.timing.place_timeout {
+    pub(in crate::proto) fn response_timed_out(
+        &mut self,
+        cx: &mut Context,
+        addresses: &mut Addresses,
+        number: u64,
+    ) {
+        let Some(Outgoing { order, stage }) = self.outgoing.get(&number) else {
+            return;
+        };
+        let destination = order.destination.clone();
+        let waited = cx.now.since(order.started);
+        let timing = &cx.config.timing;
+        let refusal = match stage {
+            Stage::Requesting { waits: true, .. } if waited >= timing.place_timeout => {
                 Refusal::NoPlace {
                     destination,
                     waited,
                 }
-            } else {
-                Refusal::NoAnswer {
-                    destination,
-                    waited: self.cx.config.timing.response_timeout,
-                }
-            };
-            self.fail(number, &refusal);
-        }
+            }
+            _ => Refusal::NoAnswer {
+                destination,
+                waited: timing.response_timeout,
+            },
+        };
+        self.fail(cx, addresses, number, &refusal);
     }
 
-    pub(in crate::proto) fn ready_timed_out(&mut self, number: u64) {
-        let waited = self.cx.config.timing.ready_timeout;
-        self.fail(number, &Refusal::NotReady { waited });
+    pub(in crate::proto) fn ready_timed_out(
+        &mut self,
+        cx: &mut Context,
+        addresses: &mut Addresses,
+        number: u64,
+    ) {
+        let waited = cx.config.timing.ready_timeout;
+        self.fail(cx, addresses, number, &Refusal::NotReady { waited });
     }
 
     /// `roamcast abort DOMAIN`.
-    pub(in crate::proto) fn command_abort(&mut self, command: u64, domain: &str) {
-        let found = self
-            .outgoing
-            .iter()
-            .find(|(_, outgoing)| outgoing.domain == domain || outgoing.uuid.to_string() == domain);
-        let Some(number) = found.map(|(number, _)| *number) else {
+    pub(in crate::proto) fn command_abort(
+        &mut self,
+        cx: &mut Context,
+        addresses: &mut Addresses,
+        command: u64,
+        domain: &str,
+    ) {
+        let is_named = |order: &Order| order.domain == domain || order.uuid.to_string() == domain;
+        let mut all = self.outgoing.values_mut();
+        let Some(outgoing) = all.find(|it| is_named(&it.order)) else {
             let domain = bounded(domain);
             let refusal = Refusal::NothingToAbort { domain };
-            self.cx
-                .reply(command, CommandReply::Failed(refusal.to_string()));
+            cx.reply(command, CommandReply::Failed(refusal.to_string()));
             return;
         };
-        self.cancel(number, "an operator");
-        self.cx
-            .reply(command, CommandReply::Done { migration: number });
+        let migration = outgoing.order.number;
+        if let Err(refusal) = outgoing.cancel(cx, "an operator") {
+            self.fail(cx, addresses, migration, &refusal);
+        }
+        cx.reply(command, CommandReply::Done { migration });
     }
 
     /// A VM takes its request back.
-    pub(in crate::proto) fn vm_aborts(&mut self, domain: &Domain, transaction: u64) {
-        let found = self
-            .outgoing
-            .iter()
-            .find(|(_, outgoing)| outgoing.is_asked_by(&domain.uuid, transaction));
-        if let Some((number, _)) = found {
-            self.cancel(*number, "the VM");
-        }
-    }
-
-    fn cancel(&mut self, number: u64, by: &'static str) {
-        let Some(outgoing) = self.outgoing.get_mut(&number) else {
+    pub(in crate::proto) fn vm_aborts(
+        &mut self,
+        cx: &mut Context,
+        addresses: &mut Addresses,
+        domain: &Domain,
+        transaction: u64,
+    ) {
+        let mut all = self.outgoing.values_mut();
+        let Some(outgoing) = all.find(|it| it.is_asked_by(&domain.uuid, transaction)) else {
             return;
         };
-        if outgoing.state.is_started() {
-            outgoing.cancelled_by = Some(by);
-            let uuid = outgoing.uuid;
-            self.cx.outputs.push_back(Output::AbortMigration { uuid });
-        } else {
-            let domain = outgoing.domain.clone();
-            self.fail(number, &Refusal::Cancelled { domain, by });
+        let number = outgoing.order.number;
+        if let Err(refusal) = outgoing.cancel(cx, "the VM") {
+            self.fail(cx, addresses, number, &refusal);
         }
     }
 
     /// Ends a migration that has not happened: the VM is and was here.
-    pub(super) fn fail(&mut self, number: u64, refusal: &Refusal) {
-        let Some(outgoing) = self.remove(number) else {
+    pub(super) fn fail(
+        &mut self,
+        cx: &mut Context,
+        addresses: &mut Addresses,
+        number: u64,
+        refusal: &Refusal,
+    ) {
+        let Some(Outgoing { order, stage }) = self.remove(cx, number) else {
             return;
         };
-        self.end_recording(outgoing.recorded.keys().copied());
-        self.addresses
-            .end_departures(&mut self.cx, |_, departure| departure.is_of(number));
+        if let Stage::Moving(moving) = &stage {
+            end_recording(cx, &moving.recorded);
+        }
+        addresses.end_departures(cx, |_, departure| departure.is_of(number));
         let reason = refusal.to_string();
-        warn!(domain = %outgoing.domain, number, %reason, "Migration has failed");
+        warn!(domain = %order.domain, number, %reason, "Migration has failed");
         let ended = Outcome::Failed(reason.clone());
-        self.cx.records.end(number, self.cx.now, ended);
-        let peer_knows = outgoing.response.is_some()
-            || matches!(outgoing.requester, Requester::Nobody { .. })
-            || !matches!(outgoing.state, State::Gathering { .. } | State::Connecting);
+        cx.records.end(number, cx.now, ended);
+        let peer_knows = matches!(order.requester, Requester::External { .. })
+            || !matches!(stage, Stage::Gathering { .. } | Stage::Connecting { .. });
         if peer_knows
-            && outgoing.requester != Requester::Unknown
+            && order.requester != Requester::Unknown
             && !matches!(refusal, Refusal::Refused { .. })
         {
             let reason = bounded(&reason);
             let end = PeerMessage::from(MigrationAbort { reason });
-            let (peer, transaction) = (&outgoing.destination, outgoing.transaction);
-            self.cx.send_end(number, peer, transaction, None, end);
+            cx.send_end(number, &order.destination, order.transaction, None, end);
         }
-        match outgoing.requester {
+        match order.requester {
             Requester::Vm { transaction, to } => {
-                if outgoing.state.is_started() {
-                    self.cx.vms.has_moved(outgoing.uuid, self.cx.now);
+                if let Stage::Moving(_) = stage {
+                    cx.vms.has_moved(order.uuid, cx.now);
                 }
-                self.cx
-                    .tell_refusal(outgoing.uuid, transaction, to, refusal);
+                cx.tell_refusal(order.uuid, transaction, to, refusal);
             }
             Requester::Operator { command } => {
-                self.cx.reply(command, CommandReply::Failed(reason));
+                cx.reply(command, CommandReply::Failed(reason));
             }
-            Requester::Unknown | Requester::Nobody { .. } => {}
+            Requester::Unknown | Requester::External { .. } => {}
         }
     }
 
-    fn complete(&mut self, number: u64, stats: JobStats) {
+    fn complete(
+        &mut self,
+        cx: &mut Context,
+        inventory: &Inventory,
+        addresses: &mut Addresses,
+        number: u64,
+        stats: JobStats,
+    ) {
         // Where libvirt has not told that the VM stands still.
-        self.addresses.forward_departures(&mut self.cx, number);
-        let Some(outgoing) = self.remove(number) else {
+        addresses.forward_departures(cx, number);
+        let Some(Outgoing {
+            order,
+            stage: Stage::Moving(moving),
+        }) = self.remove(cx, number)
+        else {
             return;
         };
-        self.end_departure_recording(number, &outgoing);
-        let now = self.cx.now;
+        self.end_departure_recording(cx, &order, &moving);
+        let now = cx.now;
         // Without QEMU's own number, the time until libvirt says that it is over is the bound.
         let pause = stats
             .downtime
-            .or(outgoing.stats.downtime)
-            .or(outgoing.suspended.map(|at| now.since(at)));
-        let copy_ended = outgoing.suspended.unwrap_or(now);
-        let copy = copy_ended.since(outgoing.copy_started);
-        self.cx.records.update(number, |record| {
+            .or(moving.stats.downtime)
+            .or(moving.stopped().map(|at| now.since(at)));
+        let copy = moving.stopped().unwrap_or(now).since(moving.since);
+        cx.records.update(number, |record| {
             record.copy = Some(copy);
             record.vm_pause = pause;
             record.processed_bytes = stats.processed_bytes.max(record.processed_bytes);
             record.total_bytes = stats.total_bytes.max(record.total_bytes);
         });
-        self.cx.records.end(number, now, Outcome::Completed);
-        info!(domain = %outgoing.domain, destination = %outgoing.destination, number, ?pause, "Migration is done");
+        cx.records.end(number, now, Outcome::Completed);
+        info!(domain = %order.domain, destination = %order.destination, number, ?pause, "Migration is done");
         let progress = MigrationProgress {
             phase: Phase::Completed,
             processed_bytes: stats.processed_bytes,
             total_bytes: stats.total_bytes,
-            elapsed_ms: millis(now.since(outgoing.started)),
+            elapsed_ms: millis(now.since(order.started)),
             vm_pause_ms: pause.map(millis),
             clock_ns: None,
         };
-        if outgoing.requester != Requester::Unknown {
-            self.cx.send_end(
-                number,
-                &outgoing.destination,
-                outgoing.transaction,
-                outgoing.request,
-                progress.clone().into(),
-            );
+        if order.requester != Requester::Unknown {
+            let end = progress.clone().into();
+            let request = order.request;
+            cx.send_end(number, &order.destination, order.transaction, request, end);
         }
-        match outgoing.requester {
+        match order.requester {
             Requester::Vm { transaction, .. } => {
-                if self.inventory.domains.contains_key(&outgoing.uuid) {
-                    let uuid = outgoing.uuid;
-                    self.cx.vms.answer(uuid, transaction, progress.into());
+                if inventory.domains.contains_key(&order.uuid) {
+                    cx.vms.answer(order.uuid, transaction, progress.into());
                 }
             }
             Requester::Operator { command } => {
-                self.cx
-                    .reply(command, CommandReply::Done { migration: number });
+                cx.reply(command, CommandReply::Done { migration: number });
             }
-            Requester::Unknown | Requester::Nobody { .. } => {}
+            Requester::Unknown | Requester::External { .. } => {}
         }
     }
 
-    fn remove(&mut self, number: u64) -> Option<Outgoing> {
+    fn remove(&mut self, cx: &mut Context, number: u64) -> Option<Outgoing> {
         for timer in [
             Timer::Streams(number),
             Timer::Response(number),
@@ -302,56 +349,68 @@ impl Agent {
             Timer::Ready(number),
             Timer::Reconnect(number),
         ] {
-            self.cx.timers.stop(timer);
+            cx.timers.stop(timer);
         }
         self.outgoing.remove(&number)
     }
+}
 
-    fn started_of(&mut self, uuid: DomainUuid) -> Option<(u64, &mut Outgoing)> {
-        self.outgoing
-            .iter_mut()
-            .find(|(_, outgoing)| outgoing.uuid == uuid && outgoing.state.is_started())
-            .map(|(number, outgoing)| (*number, outgoing))
-    }
-
-    /// Tells the destination how a started migration stands.
-    pub(super) fn tell_peer(&mut self, number: u64) {
-        let now = self.cx.now;
-        let Some(outgoing) = self.outgoing.get_mut(&number) else {
-            return;
+impl Outgoing {
+    /// Somebody wants the domain to stay: libvirt is asked to abort the migration.
+    ///
+    /// # Errors
+    ///
+    /// libvirt does not make the migration yet: it ends at once.
+    fn cancel(&mut self, cx: &mut Context, by: &'static str) -> Result<(), Refusal> {
+        let uuid = self.order.uuid;
+        let domain = self.order.domain.clone();
+        let refusal = Refusal::Cancelled { domain, by };
+        let Stage::Moving(moving) = &mut self.stage else {
+            return Err(refusal);
         };
-        outgoing.peer_told = now;
-        let progress = MigrationProgress {
-            clock_ns: Some(now.0),
-            ..outgoing.progress(now)
-        };
-        let (peer, transaction) = (outgoing.destination.clone(), outgoing.transaction);
-        self.cx.send(&peer, transaction, &progress.into());
+        // That the destination refuses the VM's address says more.
+        if !matches!(moving.stopped_for, Some(Refusal::Address { .. })) {
+            moving.stopped_for = Some(refusal);
+        }
+        cx.outputs.push_back(Output::AbortMigration { uuid });
+        Ok(())
     }
 
     /// Tells the requester how a migration stands.
-    pub(super) fn tell_progress(&mut self, number: u64) {
-        let Some(outgoing) = self.outgoing.get(&number) else {
-            return;
-        };
-        if let Requester::Vm { transaction, to } = outgoing.requester {
-            let progress = outgoing.progress(self.cx.now);
-            self.cx.tell(to, transaction, &progress.into());
+    pub(super) fn tell_progress(&self, cx: &mut Context) {
+        if let Requester::Vm { transaction, to } = self.order.requester {
+            let progress = self.progress(cx.now);
+            cx.tell(to, transaction, &progress.into());
         }
-        self.tell_operator(number);
+        self.tell_operator(cx);
     }
 
-    pub(super) fn tell_operator(&mut self, number: u64) {
-        let Some(outgoing) = self.outgoing.get(&number) else {
-            return;
-        };
-        if let Requester::Operator { command } = outgoing.requester {
+    pub(super) fn tell_operator(&self, cx: &mut Context) {
+        self.order.tell_operator(cx, &self.progress(cx.now));
+    }
+}
+
+impl Order {
+    fn tell_operator(&self, cx: &mut Context, progress: &MigrationProgress) {
+        if let Requester::Operator { command } = self.requester {
             let reply = CommandReply::Progress {
-                phase: outgoing.state.phase(),
-                processed_bytes: outgoing.stats.processed_bytes,
-                total_bytes: outgoing.stats.total_bytes,
+                phase: progress.phase,
+                processed_bytes: progress.processed_bytes,
+                total_bytes: progress.total_bytes,
             };
-            self.cx.reply(command, reply);
+            cx.reply(command, reply);
         }
+    }
+}
+
+impl Moving {
+    /// Tells the destination how a started migration stands.
+    pub(super) fn tell_peer(&mut self, cx: &mut Context, order: &Order) {
+        self.peer_told = cx.now;
+        let progress = MigrationProgress {
+            clock_ns: Some(cx.now.0),
+            ..self.progress(order, cx.now)
+        };
+        cx.send(&order.destination, order.transaction, &progress.into());
     }
 }

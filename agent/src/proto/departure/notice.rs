@@ -1,128 +1,175 @@
-//! Migrations that somebody else has libvirt make, told by `ArrivalNotice` of the destination.
+//! Migrations that somebody else has libvirt make, told by `ArrivalNotice` of the destination, or by
+//! libvirt itself.
 //!
 //! The notice comes before libvirt copies anything, so the destination joins, probes and holds as for
 //! a move of Roamcast's own. From then on the migration is followed: one that never begins is undone
 //! as soon as the hypervisor has given up looking for it.
 
-use common::signal::{ArrivalNotice, MigrationAbort};
-use tracing::info;
+use common::signal::{ArrivalNotice, MigrationAbort, Phase};
+use tracing::{info, warn};
 
-use super::{Requester, State, UNKNOWN_DESTINATION};
+use super::check::check_route;
+use super::stage::{Mover, Moving, Stage, Step};
+use super::{
+    Around, Departures, Order, Outgoing, Requester, UNKNOWN_DESTINATION, agent_request,
+    begin_record,
+};
+use crate::proto::context::Context;
+use crate::proto::host::inventory::Inventory;
 use crate::proto::policy::Asker;
 use crate::proto::refusal::{Refusal, bounded};
-use crate::proto::{Agent, Domain, DomainUuid};
+use crate::proto::{Domain, DomainUuid};
 
-impl Agent {
-    /// The destination says that libvirt brings a domain of this host there.
+impl Departures {
+    /// The destination says that libvirt brings a domain of this host there. `allowed` is whether it may
+    /// ask for something now.
     pub(in crate::proto) fn on_arrival_notice(
         &mut self,
-        peer: &str,
-        transaction: u64,
+        cx: &mut Context,
+        mut around: Around<'_>,
+        (peer, transaction): (&str, u64),
         notice: &ArrivalNotice,
+        allowed: Result<(), Refusal>,
     ) {
-        let uuid = DomainUuid(notice.domain_uuid.into());
-        let allowed = self
-            .check_notice_of(peer, transaction, uuid, &notice.domain_name)
-            .and_then(|domain| self.take_notice(peer, transaction, &domain));
-        if let Err(refusal) = allowed {
+        let taken = allowed
+            .and_then(|()| noticed_domain(cx, around.inventory, peer, notice))
+            .and_then(|domain| self.take_notice(cx, &mut around, peer, transaction, domain));
+        if let Err(refusal) = taken {
             let reason = bounded(&refusal.to_string());
             info!(peer, domain = %notice.domain_name, %reason, "Move by somebody else is not followed");
-            self.cx
-                .send(peer, transaction, &MigrationAbort { reason }.into());
+            cx.send(peer, transaction, &MigrationAbort { reason }.into());
         }
-    }
-
-    /// Whether a peer may know of a domain, and tell that it comes there.
-    fn check_notice_of(
-        &mut self,
-        peer: &str,
-        transaction: u64,
-        uuid: DomainUuid,
-        named: &str,
-    ) -> Result<Domain, Refusal> {
-        let agent = self.cx.config.name.clone();
-        self.check_rate(peer, transaction)?;
-        let Some(domain) = self.inventory.domains.get(&uuid).cloned() else {
-            return Err(Refusal::UnknownDomain {
-                agent,
-                named: named.to_owned(),
-            });
-        };
-        if domain.name != named {
-            return Err(Refusal::UnknownDomain {
-                agent,
-                named: named.to_owned(),
-            });
-        }
-        self.check_route(&domain, peer, Asker::Hook)?;
-        Ok(domain)
     }
 
     fn take_notice(
         &mut self,
+        cx: &mut Context,
+        around: &mut Around<'_>,
         peer: &str,
         transaction: u64,
         domain: &Domain,
     ) -> Result<(), Refusal> {
-        let known = self.outgoing.iter().find(|(_, o)| o.uuid == domain.uuid);
-        match known.map(|(number, outgoing)| (*number, outgoing.destination.as_str())) {
-            Some((number, destination)) if destination == peer => self.noticed_again(number),
-            Some((number, UNKNOWN_DESTINATION)) => {
-                self.destination_found(number, peer, transaction);
+        if let Some(known) = self.of_domain(domain.uuid) {
+            if known.order.destination == peer {
+                known.noticed_again(cx, around.inventory);
+                return Ok(());
             }
-            _ if !domain.running => {
-                return Err(Refusal::NotRunning {
-                    domain: domain.name.clone(),
-                });
-            }
-            _ => {
-                self.check_departure(domain, peer, Asker::Hook)?;
-                self.depart(domain, peer, Requester::Nobody { transaction });
+            if let Stage::Moving(moving) = &mut known.stage
+                && known.order.requester == Requester::Unknown
+            {
+                moving.destination_found(cx, around, &mut known.order, (peer, transaction));
+                return Ok(());
             }
         }
+        if !domain.running {
+            return Err(Refusal::NotRunning {
+                domain: domain.name.clone(),
+            });
+        }
+        self.check_departure(cx, around.inventory, domain, peer, Asker::Hook)?;
+        self.depart(
+            cx,
+            around,
+            domain,
+            peer,
+            Requester::External { transaction },
+        );
         Ok(())
     }
 
-    /// A domain that is to leave for that destination anyway. If libvirt was not asked yet, it has
-    /// been by somebody else. If it was, the destination has forgotten what it was asked.
-    fn noticed_again(&mut self, number: u64) {
-        let Some(outgoing) = self.outgoing.get_mut(&number) else {
-            return;
-        };
-        if outgoing.state.is_started() {
-            self.send_request(number);
+    /// libvirt moves a domain: the one that is followed, or one on behalf of an agent before this
+    /// one. Of the latter the destination hears nothing from this agent, unless it gives notice: it
+    /// goes by its own libvirt.
+    pub(in crate::proto) fn departure_found(
+        &mut self,
+        cx: &mut Context,
+        inventory: &Inventory,
+        uuid: DomainUuid,
+    ) {
+        if let Some(known) = self.of_domain(uuid) {
+            if let Stage::Moving(moving) = &mut known.stage {
+                moving.seen();
+            }
             return;
         }
-        outgoing.foreign = true;
-        if outgoing.state == State::Ready {
-            self.start(number);
+        let Some(domain) = inventory.domains.get(&uuid) else {
+            return;
+        };
+        let number = begin_record(cx, domain, UNKNOWN_DESTINATION);
+        cx.records
+            .update(number, |record| record.phase = Phase::Copying);
+        warn!(
+            domain = %domain.name,
+            number,
+            "Migration that was started before this agent goes on; libvirt brings it to its end"
+        );
+        let requester = Requester::Unknown;
+        let order = Order::new(cx, number, domain, UNKNOWN_DESTINATION, requester);
+        let stage = Stage::Moving(Box::new(Moving::new(Step::Copying, None, cx.now)));
+        self.outgoing.insert(number, Outgoing { order, stage });
+    }
+}
+
+/// Finds the domain of a notice, if the peer may know of it and tell that it comes there.
+fn noticed_domain<'a>(
+    cx: &Context,
+    inventory: &'a Inventory,
+    peer: &str,
+    notice: &ArrivalNotice,
+) -> Result<&'a Domain, Refusal> {
+    let named = &notice.domain_name;
+    let found = inventory
+        .domains
+        .get(&DomainUuid(notice.domain_uuid.into()))
+        .filter(|domain| domain.name == *named);
+    let Some(domain) = found else {
+        return Err(Refusal::UnknownDomain {
+            agent: cx.config.name.clone(),
+            named: named.clone(),
+        });
+    };
+    check_route(cx, domain, peer, Asker::Hook)?;
+    Ok(domain)
+}
+
+impl Outgoing {
+    /// The domain is to leave for that destination anyway. If libvirt was not asked yet, it has been by
+    /// somebody else. If it was, the destination has forgotten what it was asked.
+    fn noticed_again(&mut self, cx: &mut Context, inventory: &Inventory) {
+        match &mut self.stage {
+            Stage::Gathering { mover, .. }
+            | Stage::Connecting { mover }
+            | Stage::Requesting { mover, .. } => *mover = Mover::External,
+            Stage::Ready(answered) => {
+                let answered = *answered;
+                self.start(cx, inventory, None, answered);
+            }
+            Stage::Moving(_) => self.order.ask(cx),
         }
     }
+}
 
+impl Moving {
     /// The destination of a migration that was found running. It is told what it can still use.
-    fn destination_found(&mut self, number: u64, peer: &str, transaction: u64) {
-        let Some(outgoing) = self.outgoing.get_mut(&number) else {
-            return;
-        };
-        outgoing.destination = peer.to_owned();
-        outgoing.requester = Requester::Nobody { transaction };
-        outgoing.transaction = transaction;
-        let stands_still = outgoing.state == State::Switching;
-        let Some(outgoing) = self.outgoing.get(&number) else {
-            return;
-        };
-        let request = self.agent_request(outgoing, &[]);
-        if let Some(outgoing) = self.outgoing.get_mut(&number) {
-            outgoing.request = Some(request);
-        }
-        self.cx.records.update(number, |record| {
+    fn destination_found(
+        &mut self,
+        cx: &mut Context,
+        around: &Around<'_>,
+        order: &mut Order,
+        (peer, transaction): (&str, u64),
+    ) {
+        order.destination = peer.to_owned();
+        order.requester = Requester::External { transaction };
+        order.transaction = transaction;
+        order.request = Some(agent_request(order, cx.now, around, &[]));
+        cx.records.update(order.number, |record| {
             record.peer = peer.to_owned();
         });
-        if !stands_still {
-            self.record_departure(number);
+        if self.stopped().is_none() {
+            self.record(cx, around.inventory, order);
         }
-        self.send_request(number);
-        self.tell_peer(number);
+        order.ask(cx);
+        self.tell_peer(cx, order);
     }
 }
 

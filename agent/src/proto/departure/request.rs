@@ -5,99 +5,102 @@ use std::collections::{BTreeMap, BTreeSet};
 use common::maps::{ManagedKey, StreamKey};
 use common::signal::{self, AgentRequest, Flow, MAX_FLOWS, MAX_LISTENERS, MAX_NICS, MAX_SOURCES};
 
-use super::{Outgoing, Requester, millis};
+use super::{Around, Order, Requester};
+use crate::proto::destination::held_for;
 use crate::proto::filter::{Filter, is_routable};
-use crate::proto::host::listeners::ListenerView;
-use crate::proto::{Agent, DomainUuid, Mac, Stream, Timestamp};
+use crate::proto::host::inventory::Inventory;
+use crate::proto::host::listeners::{ListenerView, Mirror};
+use crate::proto::{DomainUuid, Mac, Stream, Timestamp, millis};
 
 /// MLD version of a listener that has not reported here.
 const MLD_VERSION: u8 = 2;
 
-impl Agent {
-    /// Returns what a domain listens to on all its NICs, with the NIC's MAC. Addresses that mean
-    /// nothing on another link are left out.
-    pub(super) fn departing_listeners(
-        &self,
-        uuid: &DomainUuid,
-    ) -> impl Iterator<Item = (ListenerView<'_>, Mac)> {
-        self.inventory
-            .ports_of_domain(uuid)
-            .into_iter()
-            .flat_map(|(ifindex, mac)| {
-                self.mirror
-                    .of_port(ifindex)
-                    .filter(|view| is_routable(&view.key.multicast_address))
-                    .map(move |view| (view, mac))
-            })
-    }
+/// Returns what a domain listens to on all its NICs, with the NIC's MAC. Addresses that mean nothing on
+/// another link are left out.
+pub(super) fn departing_listeners<'a>(
+    inventory: &Inventory,
+    mirror: &'a Mirror,
+    uuid: &DomainUuid,
+) -> impl Iterator<Item = (ListenerView<'a>, Mac)> + use<'a> {
+    inventory
+        .ports_of_domain(uuid)
+        .into_iter()
+        .flat_map(|(ifindex, mac)| {
+            mirror
+                .of_port(ifindex)
+                .filter(|view| is_routable(&view.key.multicast_address))
+                .map(move |view| (view, mac))
+        })
+}
 
-    pub(super) fn agent_request(
-        &self,
-        outgoing: &Outgoing,
-        streams: &[(StreamKey, Stream)],
-    ) -> AgentRequest {
-        let mut flows: BTreeMap<ManagedKey, Vec<&(StreamKey, Stream)>> = BTreeMap::new();
-        for stream in streams {
-            let key = ManagedKey {
-                vlan: stream.0.vlan,
-                pad: 0,
-                multicast_address: stream.0.multicast_address,
-            };
-            flows.entry(key).or_default().push(stream);
-        }
-        let listener = |key: ManagedKey, mac: Mac, filter: &Filter, mld_version| signal::Listener {
-            vlan: key.vlan,
-            multicast_address: key.multicast_address.into(),
-            filter_mode: filter.mode as u8,
-            sources: filter
-                .sources
-                .iter()
-                .take(MAX_SOURCES)
-                .map(|source| source.octets().into())
-                .collect(),
-            mld_version,
-            mac: mac.into(),
-            flows: flows
-                .get(&key)
-                .into_iter()
-                .flatten()
-                .filter(|(flow, _)| filter.accepts(&flow.source))
-                .take(MAX_FLOWS)
-                .map(|(flow_key, stream)| flow(flow_key, stream, self.cx.now))
-                .collect(),
+/// Makes the request for a domain, with the flows that the kernel knows.
+pub(super) fn agent_request(
+    order: &Order,
+    now: Timestamp,
+    around: &Around<'_>,
+    streams: &[(StreamKey, Stream)],
+) -> AgentRequest {
+    let mut flows: BTreeMap<ManagedKey, Vec<&(StreamKey, Stream)>> = BTreeMap::new();
+    for stream in streams {
+        let key = ManagedKey {
+            vlan: stream.0.vlan,
+            pad: 0,
+            multicast_address: stream.0.multicast_address,
         };
-        let mut known = BTreeSet::new();
-        let mut listeners = Vec::new();
-        for (view, mac) in self.departing_listeners(&outgoing.uuid) {
-            let key = view.key.managed();
-            known.insert((key, mac));
-            if let Some(filter) = view.filter() {
-                listeners.push(listener(key, mac, &filter, view.value.mld_version));
-            }
+        flows.entry(key).or_default().push(stream);
+    }
+    let listener = |key: ManagedKey, mac: Mac, filter: &Filter, mld_version| signal::Listener {
+        vlan: key.vlan,
+        multicast_address: key.multicast_address.into(),
+        filter_mode: filter.mode as u8,
+        sources: filter
+            .sources
+            .iter()
+            .take(MAX_SOURCES)
+            .map(|source| source.octets().into())
+            .collect(),
+        mld_version,
+        mac: mac.into(),
+        flows: flows
+            .get(&key)
+            .into_iter()
+            .flatten()
+            .filter(|(flow, _)| filter.accepts(&flow.source))
+            .take(MAX_FLOWS)
+            .map(|(flow_key, stream)| flow(flow_key, stream, now))
+            .collect(),
+    };
+    let mut known = BTreeSet::new();
+    let mut listeners = Vec::new();
+    for (view, mac) in departing_listeners(around.inventory, around.mirror, &order.uuid) {
+        let key = view.key.managed();
+        known.insert((key, mac));
+        if let Some(filter) = view.filter() {
+            listeners.push(listener(key, mac, &filter, view.value.mld_version));
         }
-        // A domain that goes on at once has perhaps not reported here at all.
-        for (key, mac, filter) in self.held_for(&outgoing.uuid) {
-            if !known.contains(&(key, mac)) {
-                listeners.push(listener(key, mac, filter, MLD_VERSION));
-            }
+    }
+    // A domain that goes on at once has perhaps not reported here at all.
+    for (key, mac, filter) in held_for(around.arrivals, &order.uuid) {
+        if !known.contains(&(key, mac)) {
+            listeners.push(listener(key, mac, filter, MLD_VERSION));
         }
-        listeners.truncate(MAX_LISTENERS);
-        let domain = self.inventory.domains.get(&outgoing.uuid);
-        AgentRequest {
-            domain_uuid: outgoing.uuid.0.into(),
-            domain_name: outgoing.domain.clone(),
-            macs: domain
-                .iter()
-                .flat_map(|domain| &domain.interfaces)
-                .take(MAX_NICS)
-                .map(|interface| interface.mac.into())
-                .collect(),
-            listeners,
-            vm_transaction: match outgoing.requester {
-                Requester::Vm { transaction, .. } => Some(transaction),
-                Requester::Operator { .. } | Requester::Unknown | Requester::Nobody { .. } => None,
-            },
-        }
+    }
+    listeners.truncate(MAX_LISTENERS);
+    let domain = around.inventory.domains.get(&order.uuid);
+    AgentRequest {
+        domain_uuid: order.uuid.0.into(),
+        domain_name: order.domain.clone(),
+        macs: domain
+            .iter()
+            .flat_map(|domain| &domain.interfaces)
+            .take(MAX_NICS)
+            .map(|interface| interface.mac.into())
+            .collect(),
+        listeners,
+        vm_transaction: match order.requester {
+            Requester::Vm { transaction, .. } => Some(transaction),
+            Requester::Operator { .. } | Requester::Unknown | Requester::External { .. } => None,
+        },
     }
 }
 

@@ -66,6 +66,19 @@ impl Incoming {
     }
 }
 
+/// What an arrived domain listens to as its source said, but has not answered for here yet.
+pub(in crate::proto) fn held_for<'a>(
+    arrivals: &'a BTreeMap<u64, Incoming>,
+    uuid: &DomainUuid,
+) -> impl Iterator<Item = (ManagedKey, Mac, &'a Filter)> + use<'a> {
+    let newest = arrivals.values().rev().find(|it| it.uuid == *uuid);
+    newest
+        .filter(|incoming| incoming.arrived.is_some())
+        .into_iter()
+        .flat_map(|incoming| &incoming.needs)
+        .map(|((key, mac), filter)| (*key, *mac, filter))
+}
+
 impl Agent {
     /// Gives the TAPs of arriving VMs their MDB entries, as soon as they are there and due.
     pub(in crate::proto) fn ports_changed(&mut self) {
@@ -244,19 +257,6 @@ impl Agent {
         };
         self.cx.tell(to, transaction, &progress.into());
         true
-    }
-
-    /// What an arrived domain listens to as its source said, but has not answered for here yet.
-    pub(in crate::proto) fn held_for(
-        &self,
-        uuid: &DomainUuid,
-    ) -> impl Iterator<Item = (ManagedKey, Mac, &Filter)> {
-        self.incoming_of(*uuid)
-            .and_then(|number| self.incoming.get(&number))
-            .filter(|incoming| incoming.arrived.is_some())
-            .into_iter()
-            .flat_map(|incoming| &incoming.needs)
-            .map(|((key, mac), filter)| (*key, *mac, filter))
     }
 
     /// A domain left this host: a migration that failed, or a VM that was held for.

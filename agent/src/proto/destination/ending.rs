@@ -22,9 +22,6 @@ impl Agent {
         transaction: u64,
         progress: MigrationProgress,
     ) {
-        if progress.phase == Phase::Preparing && self.told_to_wait(peer, transaction) {
-            return;
-        }
         let Some(number) = self.incoming_by_transaction(peer, transaction) else {
             return;
         };

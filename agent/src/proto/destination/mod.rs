@@ -45,16 +45,15 @@ use common::signal::{
 };
 use tracing::{info, warn};
 
-use super::departure::millis;
 use super::filter::{Filter, is_routable};
 use super::handover::ClockOffset;
 use super::record::Direction;
 use super::refusal::bounded;
 use super::timer::Timer;
-use super::{Agent, DomainUuid, Mac, Output, Timestamp};
+use super::{Agent, DomainUuid, Mac, Output, Timestamp, millis};
 
-pub(super) use arrival::Arrivals;
 pub(crate) use arrival::MDB_RENEWAL_LAST;
+pub(super) use arrival::{Arrivals, held_for};
 pub(super) use notice::Preparations;
 pub(super) use probe::Entry;
 pub use probe::ReceptionView;

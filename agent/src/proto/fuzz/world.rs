@@ -303,7 +303,7 @@ impl World {
         );
         let agent = &mut self.agent;
         assert!(agent.incoming.is_empty(), "{:?}", agent.incoming);
-        assert!(agent.outgoing.is_empty(), "{:?}", agent.outgoing);
+        assert!(agent.departures.is_empty(), "{:?}", agent.departures);
         assert!(agent.entries.is_empty(), "{:?}", agent.entries);
         assert!(
             agent.cx.links.have_nothing_to_tell(),

@@ -92,9 +92,10 @@ impl Agent {
                     .read(self.cx.now, &self.inventory, ifindex, usage);
             }
             DatapathEvent::Streams { token, streams } => {
-                if let Some(number) = self.outgoing_by_token(token) {
-                    self.gathered(number, &streams);
-                } else if !self.receptions.streams_read(&mut self.cx, token, &streams) {
+                let (departures, cx, around) = self.departing();
+                if !departures.streams_read(cx, &around, token, &streams)
+                    && !self.receptions.streams_read(&mut self.cx, token, &streams)
+                {
                     self.streams_read(token, &streams);
                 }
             }

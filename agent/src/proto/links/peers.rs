@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use common::signal::{
-    AgentRequest, DecodeError, ErrorMessage, MigrationAbort, PeerMessage, RelayRelease,
+    AgentRequest, DecodeError, ErrorMessage, MigrationAbort, PeerMessage, Phase, RelayRelease,
 };
 use tracing::{debug, info, warn};
 
@@ -202,7 +202,7 @@ impl Agent {
                 self.cx.link_up(peer);
                 info!(peer, "Peer is connected");
                 self.receptions.relay_up(&mut self.cx, peer);
-                self.outgoing_peer_up(peer);
+                self.departures.peer_up(&mut self.cx, &self.addresses, peer);
                 self.cx.flush_closings(peer);
                 self.preparations.peer_up(&mut self.cx, peer);
             }
@@ -214,7 +214,8 @@ impl Agent {
                 }
                 warn!(peer, %reason, "Peer is not connected");
                 self.cx.reconnect_closings(peer);
-                self.outgoing_peer_down(peer, &reason);
+                self.departures
+                    .peer_down(&mut self.cx, &mut self.addresses, peer, &reason);
                 self.incoming_peer_down(peer);
                 self.preparations.peer_down(&mut self.cx, peer, &reason);
             }
@@ -224,9 +225,8 @@ impl Agent {
 
     /// Connects again to the destination of a migration.
     pub(in crate::proto) fn reconnect_now(&mut self, number: u64) {
-        match self.outgoing.get(&number) {
-            Some(outgoing) => self.cx.connect(&outgoing.destination),
-            None => self.cx.reconnect_closing(number),
+        if !self.departures.reconnect(&mut self.cx, number) {
+            self.cx.reconnect_closing(number);
         }
     }
 
@@ -255,15 +255,32 @@ impl Agent {
         }
         match message {
             PeerMessage::AgentRequest(body) => self.on_agent_request(peer, transaction, body),
-            PeerMessage::AgentResponse(body) => self.on_agent_response(peer, transaction, body),
+            PeerMessage::AgentResponse(body) => {
+                let (departures, cx, around) = self.departing();
+                let from = (peer, transaction);
+                departures.on_agent_response(cx, around.inventory, around.addresses, from, body);
+            }
             PeerMessage::MigrationProgress(body) => {
-                self.on_peer_progress(peer, transaction, body);
+                if body.phase != Phase::Preparing
+                    || !self
+                        .departures
+                        .told_to_wait(&mut self.cx, peer, transaction)
+                {
+                    self.on_peer_progress(peer, transaction, body);
+                }
             }
             PeerMessage::HandoverCut(body) => self.on_handover_cut(peer, transaction, &body),
-            PeerMessage::ArrivalNotice(body) => self.on_arrival_notice(peer, transaction, &body),
+            PeerMessage::ArrivalNotice(body) => {
+                let allowed = self.check_rate(peer, transaction);
+                let (departures, cx, around) = self.departing();
+                departures.on_arrival_notice(cx, around, (peer, transaction), &body, allowed);
+            }
             PeerMessage::AddressClaim(body) => self.on_address_claim(peer, transaction, &body),
             PeerMessage::AddressClaimReply(body) => {
-                self.on_address_claim_reply(peer, transaction, &body);
+                let from = (peer, transaction);
+                let addresses = &mut self.addresses;
+                self.departures
+                    .on_address_claim_reply(&mut self.cx, addresses, from, &body);
             }
             PeerMessage::RelayRequest(_) => {
                 let reason = format!("{} is an agent, not a relay", self.cx.config.name);
@@ -275,8 +292,12 @@ impl Agent {
             | PeerMessage::Error(ErrorMessage { reason }) => {
                 let reason = bounded(&reason);
                 debug!(peer, transaction, %reason, "Peer ends a migration");
-                self.claim_not_understood(peer, transaction);
-                self.on_peer_refusal(peer, transaction, &reason);
+                self.departures
+                    .claim_not_understood(&mut self.cx, peer, transaction);
+                let from = (peer, transaction);
+                let addresses = &mut self.addresses;
+                self.departures
+                    .peer_refused(&mut self.cx, addresses, from, &reason);
                 self.on_peer_abort(peer, transaction, &reason);
                 self.preparations
                     .refused(&mut self.cx, peer, transaction, &reason);

@@ -165,13 +165,18 @@ impl Agent {
             VmMessage::MigrationRequest(mut body) => {
                 body.destination.make_ascii_lowercase();
                 if !self.answer_again(&domain, transaction, from) {
-                    self.request_from_vm(&domain, transaction, from, &body);
+                    let (departures, cx, around) = self.departing();
+                    departures.request_from_vm(cx, around, &domain, (transaction, from), &body);
                 }
             }
             VmMessage::MigrationReady(body) => {
                 self.vm_is_ready(&domain, transaction, from, &body);
             }
-            VmMessage::MigrationAbort(_) => self.vm_aborts(&domain, transaction),
+            VmMessage::MigrationAbort(_) => {
+                let addresses = &mut self.addresses;
+                self.departures
+                    .vm_aborts(&mut self.cx, addresses, &domain, transaction);
+            }
             VmMessage::AgentSearchReply(_)
             | VmMessage::MigrationResponse(_)
             | VmMessage::MigrationProgress(_) => self.cx.counters.malformed_datagrams += 1,
@@ -213,7 +218,8 @@ impl Agent {
             self.cx.tell(to, transaction, &message);
             return true;
         }
-        self.answer_request_again(&domain.uuid, transaction, to)
+        self.departures
+            .answer_request_again(&mut self.cx, &domain.uuid, transaction, to)
     }
 
     fn vm_is_ready(
@@ -225,7 +231,10 @@ impl Agent {
     ) {
         if let Some(message) = self.cx.vms.answered(&domain.uuid, transaction).cloned() {
             self.cx.tell(from, transaction, &message);
-        } else if self.ready_from_vm(&domain.uuid, transaction, from, body) {
+            return;
+        }
+        let (departures, cx, around) = self.departing();
+        if departures.ready_from_vm(cx, around, &domain.uuid, (transaction, from), body) {
             debug!(domain = %domain.name, transaction, "VM is ready");
         } else if self.uptime() > AMNESTY && !self.expects(&domain.uuid) {
             let agent = self.cx.config.name.clone();

@@ -1,7 +1,7 @@
 //! Tests of outgoing migrations.
 
 use common::maps::{FilterMode, StreamUsage};
-use common::signal::{MigrationAbort, MigrationReady, PeerMessage};
+use common::signal::{AgentResponse, MigrationAbort, MigrationReady, PeerMessage, Phase};
 
 use super::*;
 use crate::proto::tests::fixture::{Bench, TAP, UUID, key};
