@@ -2,12 +2,13 @@
 //! transaction numbers, the connections to peers and VMs, and the records of migrations.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use super::links::peers::Links;
 use super::links::vm::Vms;
 use super::record::Records;
 use super::timer::{Timer, TimerTable};
-use super::{AgentConfig, CommandReply, CopyTls, Counters, Output, Timestamp};
+use super::{AgentConfig, CommandReply, CopyTls, Output, Timestamp};
 
 /// What no machine owns. A machine changes nothing else but its own fields.
 #[derive(Debug)]
@@ -15,6 +16,8 @@ pub(super) struct Context {
     pub(super) config: AgentConfig,
     /// Time of the input being handled.
     pub(super) now: Timestamp,
+    /// Time of the first input.
+    started: Option<Timestamp>,
     pub(super) outputs: VecDeque<Output>,
     pub(super) timers: TimerTable<Timer>,
     pub(super) numbers: Numbers,
@@ -33,6 +36,7 @@ impl Context {
         Self {
             config,
             now: Timestamp::default(),
+            started: None,
             outputs: VecDeque::new(),
             timers: TimerTable::default(),
             numbers: Numbers(seed),
@@ -44,10 +48,52 @@ impl Context {
         }
     }
 
+    /// An input comes, at `now`; `true` for the first one.
+    pub(super) fn begin(&mut self, now: Timestamp) -> bool {
+        self.now = self.now.max(now);
+        let is_first = self.started.is_none();
+        self.started.get_or_insert(self.now);
+        is_first
+    }
+
+    /// Time since the first input.
+    pub(super) fn uptime(&self) -> Duration {
+        self.now.since(self.started.unwrap_or(self.now))
+    }
+
     /// Answers an operator's command.
     pub(super) fn reply(&mut self, command: u64, reply: CommandReply) {
         self.outputs.push_back(Output::Reply { command, reply });
     }
+}
+
+/// Datagrams and frames that were not acted upon, by reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Datagrams of a port that the bridge does not have (any more).
+    pub unknown_port_datagrams: u64,
+    /// Datagrams of a port behind which there is no domain.
+    pub unhoused_datagrams: u64,
+    /// Datagrams whose sender is not a link-local address.
+    pub off_link_datagrams: u64,
+    /// Datagrams that are no message, or none that a VM sends.
+    pub malformed_datagrams: u64,
+    /// Frames of peers that are no message.
+    pub malformed_frames: u64,
+    /// Announcements of relays that cannot be true; each has ended a session.
+    pub relay_lies: u64,
+    /// Sessions that a relay has refused or ended.
+    pub relay_refusals: u64,
+    /// Relays asked to take over from another.
+    pub relay_failovers: u64,
+    /// Addresses that arriving VMs cannot have.
+    pub claims_refused: u64,
+    /// Addresses that arrived VMs have never spoken from.
+    pub claims_silent: u64,
+    /// Addresses of moving VMs that somebody else has too.
+    pub addresses_disputed: u64,
+    /// Addresses that a VM is not believed to be its own; nothing is sent on for them.
+    pub forwards_refused: u64,
 }
 
 /// Source of transaction numbers and tokens (splitmix64).

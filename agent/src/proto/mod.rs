@@ -70,6 +70,7 @@ use common::maps::{
     Forward, ForwardKey, Managed, ManagedKey, PortUsage, Querier, QuerierKey, RelayFlow,
     RelayFlowKey, Translation, TranslationKey,
 };
+use common::signal::{DecodeError, ErrorMessage, MigrationAbort, PeerMessage, Phase, VmMessage};
 
 pub use config::{AgentConfig, Dispute, Limits, Peer, RelayTiming, Timing, UnicastTiming};
 pub use copy::{Carrier, CopyConfig, CopyTls, CopyWay, Encrypt, InTheClear, NoCopyTls};
@@ -87,51 +88,22 @@ pub use uuid::{DomainUuid, UuidError};
 
 use addresses::{Addresses, Holder};
 use context::Context;
+pub use context::Counters;
 use departure::{Around, Departures};
 use destination::{Arrivals, Entry, Incoming, Preparations, Queue, claimant};
 use filter::Filter;
-use host::inventory::{self, Inventory};
-use host::listeners::{self as listener, Mirror};
+use host::inventory::{self, Inventory, Place};
+use host::listeners::{self as listener, Effect, Mirror};
 use host::usage::Usage;
 use rate::Rates;
 use reception::{Changed, ModeView, Receptions, RelayView, SessionView};
+use refusal::bounded;
 use timer::Timer;
-
-/// Datagrams and frames that were not acted upon, by reason.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Datagrams of a port that the bridge does not have (any more).
-    pub unknown_port_datagrams: u64,
-    /// Datagrams of a port behind which there is no domain.
-    pub unhoused_datagrams: u64,
-    /// Datagrams whose sender is not a link-local address.
-    pub off_link_datagrams: u64,
-    /// Datagrams that are no message, or none that a VM sends.
-    pub malformed_datagrams: u64,
-    /// Frames of peers that are no message.
-    pub malformed_frames: u64,
-    /// Announcements of relays that cannot be true; each has ended a session.
-    pub relay_lies: u64,
-    /// Sessions that a relay has refused or ended.
-    pub relay_refusals: u64,
-    /// Relays asked to take over from another.
-    pub relay_failovers: u64,
-    /// Addresses that arriving VMs cannot have.
-    pub claims_refused: u64,
-    /// Addresses that arrived VMs have never spoken from.
-    pub claims_silent: u64,
-    /// Addresses of moving VMs that somebody else has too.
-    pub addresses_disputed: u64,
-    /// Addresses that a VM is not believed to be its own; nothing is sent on for them.
-    pub forwards_refused: u64,
-}
 
 /// The protocol of one agent.
 #[derive(Debug)]
 pub struct Agent {
     cx: Context,
-    /// Time of the first input.
-    started: Option<Timestamp>,
     inventory: Inventory,
     mirror: Mirror,
     departures: Departures,
@@ -154,7 +126,6 @@ impl Agent {
     pub fn new(config: AgentConfig, seed: u64) -> Self {
         Self {
             cx: Context::new(config, seed),
-            started: None,
             inventory: Inventory::default(),
             mirror: Mirror::default(),
             departures: Departures::default(),
@@ -173,7 +144,9 @@ impl Agent {
     /// Takes in a datagram that came in by `port` (its `SO_RCVMARK`), if by any.
     pub fn handle_datagram(&mut self, now: Timestamp, port: u32, from: SocketAddrV6, bytes: &[u8]) {
         self.begin(now);
-        self.on_datagram(port, from, bytes);
+        if self.cx.is_heard(&self.inventory, port, from) {
+            self.on_datagram(port, from, VmMessage::decode(bytes));
+        }
         self.end();
     }
 
@@ -195,9 +168,9 @@ impl Agent {
             PortEvent::Removed { ifindex } => {
                 self.inventory.ports.remove(&ifindex);
                 self.usage.forget_port(ifindex);
-                self.forget_listeners(ifindex);
-                self.addresses
-                    .end_translations(&mut self.cx, |(by, _), _| *by == ifindex);
+                self.mirror.port_gone(ifindex);
+                self.follow_mirror();
+                self.addresses.port_gone(&mut self.cx, ifindex);
                 self.ports_changed();
                 self.arrivals_cut_off();
             }
@@ -209,34 +182,29 @@ impl Agent {
     pub fn handle_datapath(&mut self, now: Timestamp, event: DatapathEvent) {
         self.begin(now);
         self.on_datapath(event);
+        self.follow_mirror();
         self.end();
     }
 
     /// Takes in what becomes of the gates.
     pub fn handle_gate(&mut self, now: Timestamp, event: GateEvent) {
         self.begin(now);
+        let Self { cx, departures, .. } = self;
         match event {
-            GateEvent::Cut { ifindex, cut } => {
-                self.departures.cut_placed(&mut self.cx, ifindex, cut)
-            }
+            GateEvent::Cut { ifindex, cut } => departures.cut_placed(cx, ifindex, cut),
+            GateEvent::NotRecorded { ifindex } => departures.not_recorded(cx, ifindex),
             GateEvent::Opened { ifindex, report } => self.gate_opened(ifindex, report),
+            GateEvent::NotHeld { ifindex } => self.not_held(ifindex, Ungated::NotMade),
             GateEvent::SentOn { migration, report } => {
-                self.cx
-                    .records
+                cx.records
                     .update(migration, |record| record.sent_on(report));
             }
             GateEvent::RunsOn {
                 migration,
                 thrown_away_at_most,
-            } => self.cx.records.update(migration, |record| {
-                record.thrown_away_at_most = record
-                    .thrown_away_at_most
-                    .saturating_add(thrown_away_at_most);
+            } => cx.records.update(migration, |record| {
+                record.thrown_away(thrown_away_at_most);
             }),
-            GateEvent::NotRecorded { ifindex } => {
-                self.departures.not_recorded(&mut self.cx, ifindex);
-            }
-            GateEvent::NotHeld { ifindex } => self.not_held(ifindex, Ungated::NotMade),
         }
         self.end();
     }
@@ -251,18 +219,14 @@ impl Agent {
     /// Takes in an operator's command; `id` is repeated in every [`Output::Reply`] to it.
     pub fn handle_command(&mut self, now: Timestamp, id: u64, command: Command) {
         self.begin(now);
+        let (departures, cx, around) = self.departing();
         match command {
             Command::Migrate {
                 domain,
                 destination,
-            } => {
-                let (departures, cx, around) = self.departing();
-                departures.command_migrate(cx, around, id, &domain, &destination);
-            }
+            } => departures.command_migrate(cx, around, id, &domain, &destination),
             Command::Abort { domain } => {
-                let addresses = &mut self.addresses;
-                self.departures
-                    .command_abort(&mut self.cx, addresses, id, &domain);
+                departures.command_abort(cx, around.addresses, id, &domain);
             }
             Command::Prepare {
                 uuid,
@@ -319,16 +283,10 @@ impl Agent {
         match event {
             AddressEvent::Heard { address, said, by } => {
                 self.claim_heard(address, said, by);
-                let disputed = self.addresses.departure_heard(
-                    &mut self.cx,
-                    &self.inventory,
-                    address,
-                    said,
-                    by,
-                );
+                let Self { cx, addresses, .. } = self;
+                let disputed = addresses.departure_heard(cx, &self.inventory, address, said, by);
                 if let Some(number) = disputed {
-                    self.departures
-                        .claim_anew(&mut self.cx, &self.addresses, number);
+                    self.departures.claim_anew(cx, addresses, number);
                 }
             }
             AddressEvent::Own { address } => {
@@ -502,20 +460,15 @@ impl Agent {
     }
 
     fn begin(&mut self, now: Timestamp) {
-        self.cx.now = self.cx.now.max(now);
-        if self.started.is_none() {
-            self.started = Some(self.cx.now);
+        if self.cx.begin(now) {
             Usage::due(&mut self.cx, &self.inventory);
         }
     }
 
     fn end(&mut self) {
         self.settle();
+        self.mirror.set_timer(&mut self.cx);
         self.departures.check(&self.cx);
-        match self.mirror.next_due() {
-            Some(due) => self.cx.timers.set(Timer::Ageing, due),
-            None => self.cx.timers.stop(Timer::Ageing),
-        }
     }
 
     /// The departures, and what they are lent.
@@ -587,29 +540,201 @@ impl Agent {
 
     /// Time since the first input.
     fn uptime(&self) -> Duration {
-        self.cx.now.since(self.started.unwrap_or(self.cx.now))
+        self.cx.uptime()
+    }
+
+    fn on_datagram(
+        &mut self,
+        port: u32,
+        from: SocketAddrV6,
+        decoded: Result<(u64, VmMessage), DecodeError>,
+    ) {
+        if let Ok((transaction, VmMessage::MigrationReady(_))) = &decoded
+            && self.answer_arrival(port, *transaction, from)
+        {
+            return;
+        }
+        let understood = self.cx.understand(&self.inventory, port, from, decoded);
+        let Some((caller, message)) = understood else {
+            return;
+        };
+        let (departures, cx, around) = self.departing();
+        match message {
+            VmMessage::AgentSearch(_) => cx.answer_search(&caller),
+            VmMessage::MigrationRequest(body) => {
+                if !cx.answer_again(&caller) && !departures.answer_request_again(cx, &caller) {
+                    departures.request_from_vm(cx, around, &caller, body);
+                }
+            }
+            VmMessage::MigrationReady(body) => {
+                let is_known = cx.answer_again(&caller)
+                    || departures.ready_from_vm(cx, around, &caller, &body);
+                if !is_known && !self.expects(&caller.domain.uuid) {
+                    self.cx.deny(&caller);
+                }
+            }
+            VmMessage::MigrationAbort(_) => departures.vm_aborts(cx, around.addresses, &caller),
+            VmMessage::AgentSearchReply(_)
+            | VmMessage::MigrationResponse(_)
+            | VmMessage::MigrationProgress(_) => cx.counters.malformed_datagrams += 1,
+        }
+    }
+
+    fn on_peer(&mut self, peer: &str, event: PeerEvent) {
+        let Self {
+            cx,
+            departures,
+            receptions,
+            addresses,
+            ..
+        } = self;
+        match event {
+            PeerEvent::Up { .. } => {
+                cx.link_up(peer);
+                receptions.relay_up(cx, peer);
+                departures.peer_up(cx, addresses, peer);
+                cx.flush_closings(peer);
+                self.preparations.peer_up(cx, peer);
+            }
+            PeerEvent::Down { reason } if receptions.is_relay(peer) => {
+                cx.link_down(peer);
+                receptions.relay_down(cx, peer, &reason);
+            }
+            PeerEvent::Down { reason } => {
+                cx.link_down(peer);
+                tracing::warn!(peer, %reason, "Peer is not connected");
+                cx.reconnect_closings(peer);
+                departures.peer_down(cx, addresses, peer, &reason);
+                self.incoming_peer_down(peer);
+                self.preparations.peer_down(&mut self.cx, peer, &reason);
+            }
+            PeerEvent::Frame(bytes) => match cx.hear(peer, &bytes) {
+                Some((transaction, message)) if receptions.is_relay(peer) => {
+                    receptions.relay_said(cx, peer, transaction, &message);
+                }
+                Some((transaction, message)) => self.on_message(peer, transaction, message),
+                None => {}
+            },
+        }
+    }
+
+    fn on_message(&mut self, peer: &str, transaction: u64, message: PeerMessage) {
+        let from = (peer, transaction);
+        match message {
+            PeerMessage::AgentRequest(body) => self.on_agent_request(peer, transaction, body),
+            PeerMessage::AgentResponse(body) => {
+                let (departures, cx, around) = self.departing();
+                departures.on_agent_response(cx, around, from, body);
+            }
+            PeerMessage::MigrationProgress(body) => {
+                let is_told = body.phase == Phase::Preparing
+                    && self.departures.told_to_wait(&mut self.cx, from);
+                if !is_told {
+                    self.on_peer_progress(peer, transaction, body);
+                }
+            }
+            PeerMessage::HandoverCut(body) => self.on_handover_cut(peer, transaction, &body),
+            PeerMessage::ArrivalNotice(body) => {
+                let allowed = self.check_rate(peer, transaction);
+                let (departures, cx, around) = self.departing();
+                departures.on_arrival_notice(cx, around, from, &body, allowed);
+            }
+            PeerMessage::AddressClaim(body) => self.on_address_claim(peer, transaction, &body),
+            PeerMessage::AddressClaimReply(body) => {
+                let (departures, cx, around) = self.departing();
+                departures.on_address_claim_reply(cx, around.addresses, from, &body);
+            }
+            PeerMessage::RelayRequest(_) => self.cx.release_as_no_relay(peer, transaction),
+            PeerMessage::RelayResponse(_) | PeerMessage::RelayRelease(_) => {}
+            PeerMessage::MigrationAbort(MigrationAbort { reason })
+            | PeerMessage::Error(ErrorMessage { reason }) => {
+                let reason = bounded(&reason);
+                let (departures, cx, around) = self.departing();
+                departures.peer_refused(cx, around.addresses, from, &reason);
+                self.on_peer_abort(peer, transaction, &reason);
+                self.preparations
+                    .refused(&mut self.cx, peer, transaction, &reason);
+            }
+        }
+    }
+
+    fn on_datapath(&mut self, event: DatapathEvent) {
+        let (mirror, cx) = (&mut self.mirror, &mut self.cx);
+        match event {
+            DatapathEvent::Listener { change, key, value } => {
+                mirror.listener_seen(change, key, value);
+            }
+            DatapathEvent::Source { change, key, value } => mirror.source_seen(change, key, value),
+            DatapathEvent::Query { key, value } => mirror.query_seen(key, value),
+            DatapathEvent::Snapshot {
+                listeners,
+                sources,
+                queriers,
+            } => mirror.snapshot_seen(listeners, sources, queriers),
+            DatapathEvent::FirstPacket { key, origin, at } => {
+                self.first_packet(&key, origin, at);
+                self.receptions.packet(&mut self.cx, &key, origin, at);
+            }
+            DatapathEvent::Usage { ifindex, usage } => {
+                self.usage.read(cx.now, &self.inventory, ifindex, usage);
+            }
+            DatapathEvent::Streams { token, streams } => {
+                let (departures, cx, around) = self.departing();
+                if !departures.streams_read(cx, &around, token, &streams)
+                    && !self.receptions.streams_read(&mut self.cx, token, &streams)
+                {
+                    self.streams_read(token, &streams);
+                }
+            }
+            DatapathEvent::Refused { listeners, sources } => {
+                self.reports_refused(&listeners, &sources);
+            }
+            DatapathEvent::Failed { key, reason } => {
+                self.usage.failed(cx.now, &key, &reason);
+                self.join_failed(key);
+            }
+        }
+    }
+
+    /// Does what others are to do about what the kernel has reported of listeners.
+    fn follow_mirror(&mut self) {
+        while let Some(effect) = self.mirror.poll_effect(&mut self.cx) {
+            match effect {
+                Effect::Appeared(key) => {
+                    let wanted = self.wanted(&key);
+                    self.receptions.receive(&mut self.cx, key, wanted);
+                }
+                Effect::Vanished { key, told } => {
+                    if !told && !self.entries.contains_key(&key) {
+                        self.cx.outputs.push_back(Output::Prune(key));
+                    }
+                    self.unmanage_unneeded(key);
+                }
+                Effect::Wanted(key) => self.refresh_filter(key),
+                Effect::Reported(listener) => self.arrived_vm_reported(&listener),
+                Effect::Left(listener) => self.arrived_vm_left(&listener),
+                Effect::Queried { vlan, at } => self.query_came(vlan, at),
+                Effect::EventsLost => self.read_probed_streams(),
+            }
+        }
     }
 
     fn on_hypervisor(&mut self, event: HypervisorEvent) {
+        let (departures, cx, around) = self.departing();
         match event {
             HypervisorEvent::Connected => {
                 self.inventory.hypervisor_connected = true;
                 self.ports_changed();
             }
-            HypervisorEvent::Disconnected { reason } => {
-                self.inventory.hypervisor_connected = false;
-                tracing::warn!(%reason, "Hypervisor is not connected");
-            }
+            HypervisorEvent::Disconnected { reason } => self.inventory.disconnected(&reason),
             HypervisorEvent::Arriving { uuid, name } => {
-                tracing::debug!(%uuid, name, "libvirt brings a domain");
-                self.inventory.arriving.insert(uuid, name);
+                self.inventory.domain_comes(uuid, name);
                 self.check_name(uuid);
                 self.ports_changed();
             }
             HypervisorEvent::Domain(domain) => {
                 let (uuid, running) = (domain.uuid, domain.running);
-                self.inventory.arriving.remove(&uuid);
-                self.inventory.domains.insert(uuid, domain);
+                self.inventory.domain_seen(domain);
                 self.check_name(uuid);
                 self.ports_changed();
                 self.incoming_domain(uuid, running);
@@ -617,77 +742,54 @@ impl Agent {
                     self.addresses.end_adopted_departures(&mut self.cx, uuid);
                 }
             }
-            // What becomes of one that has not arrived, its TAPs and its source tell.
-            HypervisorEvent::Gone(uuid)
-                if self.inventory.arriving.remove(&uuid).is_some()
-                    && !self.inventory.domains.contains_key(&uuid) =>
-            {
-                self.ports_changed();
-            }
-            HypervisorEvent::Gone(uuid) => {
-                self.inventory.domains.remove(&uuid);
-                self.inventory.came.remove(&uuid);
-                self.cx.vms.forget_domain(&uuid);
-                self.departures
-                    .domain_gone(&mut self.cx, &mut self.addresses, uuid);
-                self.incoming_domain_gone(uuid);
-                self.addresses.domain_gone(&mut self.cx, uuid);
-            }
-            HypervisorEvent::Suspended { uuid, at } => {
-                self.departures
-                    .suspended(&mut self.cx, &mut self.addresses, uuid, at);
-            }
-            HypervisorEvent::Resumed { uuid, migrated, at } => {
-                if let Some(domain) = self.inventory.domains.get_mut(&uuid) {
-                    domain.running = true;
+            HypervisorEvent::Gone(uuid) => match self.inventory.domain_gone(&uuid) {
+                // What becomes of one that has not arrived, its TAPs and its source tell.
+                Place::OnItsWay => self.ports_changed(),
+                Place::Here => {
+                    let Self { cx, addresses, .. } = self;
+                    cx.vms.forget_domain(&uuid);
+                    self.departures.domain_gone(cx, addresses, uuid);
+                    self.incoming_domain_gone(uuid);
+                    self.addresses.domain_gone(&mut self.cx, uuid);
                 }
+            },
+            HypervisorEvent::Resumed { uuid, migrated, at } => {
+                self.inventory.domain_runs(&uuid);
                 if migrated {
                     self.inventory.came.insert(uuid, at);
                     self.cx.vms.has_moved(uuid, at);
                     self.arrived(uuid, at);
                 } else {
-                    self.departures.resumed(
-                        &mut self.cx,
-                        &self.inventory,
-                        &mut self.addresses,
-                        uuid,
-                    );
+                    let (departures, cx, around) = self.departing();
+                    departures.resumed(cx, around.inventory, around.addresses, uuid);
                     self.addresses.end_adopted_departures(&mut self.cx, uuid);
                 }
             }
-            HypervisorEvent::Departing { uuid } => {
-                self.departures
-                    .departure_found(&mut self.cx, &self.inventory, uuid);
+            HypervisorEvent::Suspended { uuid, at } => {
+                departures.suspended(cx, around.addresses, uuid, at);
             }
-            HypervisorEvent::Progress { uuid, stats } => {
-                self.departures.progress(&mut self.cx, uuid, stats);
-            }
+            HypervisorEvent::Departing { uuid } => departures.found(cx, around.inventory, uuid),
+            HypervisorEvent::Progress { uuid, stats } => departures.progress(cx, uuid, stats),
             HypervisorEvent::MigrationEnded { uuid, result } => {
-                let addresses = &mut self.addresses;
-                self.departures
-                    .ended(&mut self.cx, &self.inventory, addresses, uuid, result);
+                departures.ended(cx, around, uuid, result);
             }
         }
     }
 
     fn on_timer(&mut self, timer: Timer) {
+        let (departures, cx, around) = self.departing();
         match timer {
-            Timer::Streams(number) => {
-                let (departures, cx, around) = self.departing();
-                departures.streams_timed_out(cx, &around, number);
+            Timer::Streams(number) => departures.streams_timed_out(cx, &around, number),
+            Timer::Response(number) => departures.response_timed_out(cx, around.addresses, number),
+            Timer::Again(number) => departures.ask_again(cx, number),
+            Timer::Ready(number) => departures.ready_timed_out(cx, around.addresses, number),
+            Timer::Reconnect(number) => {
+                if !departures.reconnect(cx, number) {
+                    cx.reconnect_closing(number);
+                }
             }
-            Timer::Response(number) => {
-                self.departures
-                    .response_timed_out(&mut self.cx, &mut self.addresses, number);
-            }
-            Timer::Again(number) => self.departures.ask_again(&mut self.cx, number),
-            Timer::Ready(number) => {
-                self.departures
-                    .ready_timed_out(&mut self.cx, &mut self.addresses, number);
-            }
-            Timer::Reconnect(number) => self.reconnect_now(number),
-            Timer::LateCuts(number) => self.departures.end_late_cuts(&mut self.cx, number),
-            Timer::Closing(number) => self.cx.give_up_closing(number),
+            Timer::LateCuts(number) => departures.end_late_cuts(cx, number),
+            Timer::Closing(number) => cx.give_up_closing(number),
             Timer::Probe(key) => self.probe_timed_out(key),
             Timer::Unused(number) => self.arrival_unused(number),
             Timer::Hold(number) => self.hold_timed_out(number),
@@ -703,7 +805,7 @@ impl Agent {
             Timer::Session(key) => self.receptions.session_due(&mut self.cx, key),
             Timer::Watch => self.receptions.watch(&mut self.cx),
             Timer::Relay(number) => self.receptions.reconnect(&mut self.cx, number),
-            Timer::Ageing => self.age_listeners(),
+            Timer::Ageing => self.mirror.age(&mut self.cx),
             Timer::Usage => Usage::due(&mut self.cx, &self.inventory),
         }
     }

@@ -196,6 +196,11 @@ impl MigrationRecord {
         }
     }
 
+    /// Adds what the hypervisor has read of the TAP and thrown away, at most, before the VM ran on.
+    pub(super) fn thrown_away(&mut self, at_most: u64) {
+        self.thrown_away_at_most = self.thrown_away_at_most.saturating_add(at_most);
+    }
+
     /// Notes what was translated so far.
     pub(super) fn translated(&mut self, translation: TranslationRecord) {
         let Some(unicast) = &mut self.unicast else {

@@ -311,6 +311,11 @@ impl Addresses {
         }
     }
 
+    /// A TAP is gone: nothing is translated there any more.
+    pub(super) fn port_gone(&mut self, cx: &mut Context, ifindex: u32) {
+        self.end_translations(cx, |(by, _), _| *by == ifindex);
+    }
+
     /// Notes that a VM has an address.
     pub(super) fn own(&mut self, address: Ipv6Addr, uuid: DomainUuid, quarantine: Duration) {
         if self.owned.len() < MAX_ADDRESSES {

@@ -205,11 +205,10 @@ impl Departures {
     }
 
     /// The destination does not know what a claim is: the move goes on without it.
-    pub(in crate::proto) fn claim_not_understood(
+    pub(super) fn claim_not_understood(
         &mut self,
         cx: &mut Context,
-        peer: &str,
-        transaction: u64,
+        (peer, transaction): (&str, u64),
     ) {
         if let Some(outgoing) = self.by_claim(peer, transaction)
             && let Some(leaving) = outgoing.leaving()

@@ -1,11 +1,10 @@
 //! What an outgoing migration says to its destination and to its VM until START MIGRATION.
 
-use std::net::SocketAddrV6;
 use std::time::Duration;
 
 use common::maps::StreamKey;
 use common::signal::{AgentResponse, MigrationReady, Phase, VmMessage};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::stage::{Answered, Mover, Moving, Stage, Step};
 use super::{Around, Departures, Order, Outgoing, Requester, agent_request};
@@ -13,9 +12,10 @@ use crate::proto::addresses::Addresses;
 use crate::proto::context::Context;
 use crate::proto::host::inventory::Inventory;
 use crate::proto::links::peers::Backoff;
+use crate::proto::links::vm::Caller;
 use crate::proto::refusal::Refusal;
 use crate::proto::timer::Timer;
-use crate::proto::{CopyWay, DomainUuid, Encrypt, Output, Stream};
+use crate::proto::{CopyWay, Encrypt, Output, Stream};
 
 /// How often a destination is asked that has no place.
 const ASK_INTERVAL: Duration = Duration::from_secs(2);
@@ -23,13 +23,8 @@ const ASK_INTERVAL: Duration = Duration::from_secs(2);
 impl Departures {
     /// The destination has no place for a domain yet: it is asked again, for as long as one can wait.
     /// `false` if it is no destination.
-    pub(in crate::proto) fn told_to_wait(
-        &mut self,
-        cx: &mut Context,
-        peer: &str,
-        transaction: u64,
-    ) -> bool {
-        let Some(outgoing) = self.by_transaction(peer, transaction) else {
+    pub(in crate::proto) fn told_to_wait(&mut self, cx: &mut Context, from: (&str, u64)) -> bool {
+        let Some(outgoing) = self.by_transaction(from) else {
             return false;
         };
         let number = outgoing.order.number;
@@ -106,18 +101,17 @@ impl Departures {
     pub(in crate::proto) fn on_agent_response(
         &mut self,
         cx: &mut Context,
-        inventory: &Inventory,
-        addresses: &mut Addresses,
-        (peer, transaction): (&str, u64),
+        around: Around<'_>,
+        from: (&str, u64),
         response: AgentResponse,
     ) {
-        let Some(outgoing) = self.by_transaction(peer, transaction) else {
+        let Some(outgoing) = self.by_transaction(from) else {
             return;
         };
         let number = outgoing.order.number;
         cx.timers.stop(Timer::Again(number));
-        if let Err(refusal) = outgoing.take_response(cx, inventory, response) {
-            self.fail(cx, addresses, number, &refusal);
+        if let Err(refusal) = outgoing.take_response(cx, around.inventory, response) {
+            self.fail(cx, around.addresses, number, &refusal);
         }
     }
 
@@ -125,11 +119,9 @@ impl Departures {
     pub(in crate::proto) fn answer_request_again(
         &mut self,
         cx: &mut Context,
-        uuid: &DomainUuid,
-        transaction: u64,
-        from: SocketAddrV6,
+        caller: &Caller,
     ) -> bool {
-        let outgoing = self.asked_by(uuid, transaction, from);
+        let outgoing = self.asked_by(caller);
         if let Some(outgoing) = &outgoing {
             outgoing.tell_requester(cx);
         }
@@ -142,13 +134,13 @@ impl Departures {
         &mut self,
         cx: &mut Context,
         mut around: Around<'_>,
-        uuid: &DomainUuid,
-        (transaction, from): (u64, SocketAddrV6),
+        caller: &Caller,
         ready: &MigrationReady,
     ) -> bool {
-        let Some(outgoing) = self.asked_by(uuid, transaction, from) else {
+        let Some(outgoing) = self.asked_by(caller) else {
             return false;
         };
+        debug!(domain = %caller.domain.name, caller.transaction, "VM is ready");
         let number = outgoing.order.number;
         outgoing.change_addresses(cx, &mut around, ready);
         let Stage::Ready(answered) = outgoing.stage else {
@@ -163,16 +155,11 @@ impl Departures {
     }
 
     /// Returns a running migration by the VM's transaction, and notes where the VM is.
-    fn asked_by(
-        &mut self,
-        uuid: &DomainUuid,
-        asked: u64,
-        from: SocketAddrV6,
-    ) -> Option<&mut Outgoing> {
+    fn asked_by(&mut self, caller: &Caller) -> Option<&mut Outgoing> {
         let mut all = self.outgoing.values_mut();
-        let outgoing = all.find(|it| it.is_asked_by(uuid, asked))?;
+        let outgoing = all.find(|it| it.is_asked_by(caller))?;
         if let Requester::Vm { to, .. } = &mut outgoing.order.requester {
-            *to = from;
+            *to = caller.from;
         }
         Some(outgoing)
     }

@@ -3,18 +3,19 @@
 use std::time::Duration;
 
 use common::signal::{MigrationAbort, MigrationProgress, PeerMessage, Phase};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::handover::end_recording;
 use super::stage::{Moving, Stage, Step};
-use super::{Departures, Order, Outgoing, Requester};
+use super::{Around, Departures, Order, Outgoing, Requester};
 use crate::proto::addresses::Addresses;
 use crate::proto::context::Context;
 use crate::proto::host::inventory::Inventory;
+use crate::proto::links::vm::Caller;
 use crate::proto::record::Outcome;
 use crate::proto::refusal::{Refusal, bounded};
 use crate::proto::timer::Timer;
-use crate::proto::{CommandReply, Domain, DomainUuid, JobStats, Output, Timestamp, millis};
+use crate::proto::{CommandReply, DomainUuid, JobStats, Output, Timestamp, millis};
 
 /// How often the destination is told the progress at most. It takes it as a sign of life, and learns
 /// this host's clock from it.
@@ -91,8 +92,7 @@ impl Departures {
     pub(in crate::proto) fn ended(
         &mut self,
         cx: &mut Context,
-        inventory: &Inventory,
-        addresses: &mut Addresses,
+        around: Around<'_>,
         uuid: DomainUuid,
         result: Result<JobStats, String>,
     ) {
@@ -101,7 +101,7 @@ impl Departures {
         };
         let number = order.number;
         match result {
-            Ok(stats) => self.complete(cx, inventory, addresses, number, stats),
+            Ok(stats) => self.complete(cx, around, number, stats),
             Err(reason) => {
                 let stopped_for = moving.stopped_for.take();
                 let refusal = stopped_for.unwrap_or_else(|| Refusal::Hypervisor {
@@ -110,7 +110,7 @@ impl Departures {
                     agent: cx.config.name.clone(),
                     reason: bounded(&reason),
                 });
-                self.fail(cx, addresses, number, &refusal);
+                self.fail(cx, around.addresses, number, &refusal);
             }
         }
     }
@@ -138,10 +138,13 @@ impl Departures {
         &mut self,
         cx: &mut Context,
         addresses: &mut Addresses,
-        (peer, transaction): (&str, u64),
+        from: (&str, u64),
         reason: &str,
     ) {
-        let Some(Outgoing { order, stage }) = self.by_transaction(peer, transaction) else {
+        let (peer, transaction) = from;
+        debug!(peer, transaction, %reason, "Peer ends a migration");
+        self.claim_not_understood(cx, from);
+        let Some(Outgoing { order, stage }) = self.by_transaction(from) else {
             return;
         };
         if let Stage::Moving(moving) = stage
@@ -226,11 +229,10 @@ impl Departures {
         &mut self,
         cx: &mut Context,
         addresses: &mut Addresses,
-        domain: &Domain,
-        transaction: u64,
+        caller: &Caller,
     ) {
         let mut all = self.outgoing.values_mut();
-        let Some(outgoing) = all.find(|it| it.is_asked_by(&domain.uuid, transaction)) else {
+        let Some(outgoing) = all.find(|it| it.is_asked_by(caller)) else {
             return;
         };
         let number = outgoing.order.number;
@@ -282,16 +284,9 @@ impl Departures {
         }
     }
 
-    fn complete(
-        &mut self,
-        cx: &mut Context,
-        inventory: &Inventory,
-        addresses: &mut Addresses,
-        number: u64,
-        stats: JobStats,
-    ) {
+    fn complete(&mut self, cx: &mut Context, around: Around<'_>, number: u64, stats: JobStats) {
         // Where libvirt has not told that the VM stands still.
-        addresses.forward_departures(cx, number);
+        around.addresses.forward_departures(cx, number);
         let Some(Outgoing {
             order,
             stage: Stage::Moving(moving),
@@ -330,7 +325,7 @@ impl Departures {
         }
         match order.requester {
             Requester::Vm { transaction, .. } => {
-                if inventory.domains.contains_key(&order.uuid) {
+                if around.inventory.domains.contains_key(&order.uuid) {
                     cx.vms.answer(order.uuid, transaction, progress.into());
                 }
             }

@@ -58,6 +58,7 @@ use super::context::Context;
 use super::destination::{Incoming, held_for};
 use super::host::inventory::Inventory;
 use super::host::listeners::Mirror;
+use super::links::vm::Caller;
 use super::policy::Asker;
 use super::record::Direction;
 use super::refusal::{Refusal, bounded};
@@ -156,9 +157,9 @@ impl Outgoing {
             && !matches!(&self.stage, Stage::Moving(moving) if is_seen(moving))
     }
 
-    fn is_asked_by(&self, uuid: &DomainUuid, vm_transaction: u64) -> bool {
-        self.order.uuid == *uuid
-            && matches!(self.order.requester, Requester::Vm { transaction, .. } if transaction == vm_transaction)
+    fn is_asked_by(&self, caller: &Caller) -> bool {
+        self.order.uuid == caller.domain.uuid
+            && matches!(self.order.requester, Requester::Vm { transaction, .. } if transaction == caller.transaction)
     }
 }
 
@@ -191,10 +192,11 @@ impl Departures {
         &mut self,
         cx: &mut Context,
         mut around: Around<'_>,
-        domain: &Domain,
-        (transaction, from): (u64, SocketAddrV6),
-        request: &MigrationRequest,
+        caller: &Caller,
+        mut request: MigrationRequest,
     ) {
+        request.destination.make_ascii_lowercase();
+        let (domain, transaction, from) = (&caller.domain, caller.transaction, caller.from);
         let allowed = match &request.domain {
             Some(named) if *named != domain.name => Err(Refusal::OtherDomain {
                 domain: domain.name.clone(),
@@ -320,7 +322,7 @@ impl Departures {
     }
 
     /// The migration whose request had that transaction.
-    fn by_transaction(&mut self, peer: &str, transaction: u64) -> Option<&mut Outgoing> {
+    fn by_transaction(&mut self, (peer, transaction): (&str, u64)) -> Option<&mut Outgoing> {
         self.outgoing
             .values_mut()
             .find(|it| it.order.transaction == transaction && it.order.destination == peer)

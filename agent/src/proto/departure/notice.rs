@@ -80,7 +80,7 @@ impl Departures {
     /// libvirt moves a domain: the one that is followed, or one on behalf of an agent before this
     /// one. Of the latter the destination hears nothing from this agent, unless it gives notice: it
     /// goes by its own libvirt.
-    pub(in crate::proto) fn departure_found(
+    pub(in crate::proto) fn found(
         &mut self,
         cx: &mut Context,
         inventory: &Inventory,

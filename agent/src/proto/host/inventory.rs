@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use tracing::{debug, warn};
+
 use crate::proto::{Domain, DomainUuid, Mac, Port, Timestamp};
 
 /// Ports and domains. Either may be told first.
@@ -21,7 +23,50 @@ pub(in crate::proto) struct Inventory {
     pub(in crate::proto) hypervisor_connected: bool,
 }
 
+/// Where a domain was that is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::proto) enum Place {
+    Here,
+    OnItsWay,
+}
+
 impl Inventory {
+    /// The connection to the hypervisor is lost.
+    pub(in crate::proto) fn disconnected(&mut self, reason: &str) {
+        self.hypervisor_connected = false;
+        warn!(%reason, "Hypervisor is not connected");
+    }
+
+    /// libvirt brings a domain here.
+    pub(in crate::proto) fn domain_comes(&mut self, uuid: DomainUuid, name: String) {
+        debug!(%uuid, name, "libvirt brings a domain");
+        self.arriving.insert(uuid, name);
+    }
+
+    /// A domain is here, or has changed.
+    pub(in crate::proto) fn domain_seen(&mut self, domain: Domain) {
+        self.arriving.remove(&domain.uuid);
+        self.domains.insert(domain.uuid, domain);
+    }
+
+    /// A domain's CPUs run here.
+    pub(in crate::proto) fn domain_runs(&mut self, uuid: &DomainUuid) {
+        if let Some(domain) = self.domains.get_mut(uuid) {
+            domain.running = true;
+        }
+    }
+
+    /// A domain is gone, or does not arrive.
+    pub(in crate::proto) fn domain_gone(&mut self, uuid: &DomainUuid) -> Place {
+        let came = self.arriving.remove(uuid).is_some();
+        if came && !self.domains.contains_key(uuid) {
+            return Place::OnItsWay;
+        }
+        self.domains.remove(uuid);
+        self.came.remove(uuid);
+        Place::Here
+    }
+
     /// Returns the domain behind a port, by the name of its TAP.
     pub(in crate::proto) fn domain_of_port(&self, ifindex: u32) -> Option<&Domain> {
         let port = self.ports.get(&ifindex)?;

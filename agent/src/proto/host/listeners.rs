@@ -13,6 +13,7 @@ use common::maps::{
     Address, FilterMode, Listener, ListenerKey, ManagedKey, Querier, QuerierKey, Source, SourceKey,
 };
 
+use super::watch::Watch;
 use crate::proto::Timestamp;
 use crate::proto::filter::Filter;
 use crate::proto::querier::Queriers;
@@ -54,13 +55,27 @@ pub(in crate::proto) fn listener_key(ifindex: u32, key: &ManagedKey) -> Listener
     }
 }
 
-/// What an event did to the set of addresses with a local listener.
+/// What others are to do about what the kernel has reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::proto) enum Effect {
-    /// The first listener of the address.
+    /// An address has its first listener.
     Appeared(ManagedKey),
-    /// The last one is gone.
-    Vanished(ManagedKey),
+    /// The last listener of an address that routers forward is gone.
+    Vanished {
+        key: ManagedKey,
+        /// The querier was told: the VM has sent a leave, or no Report for long.
+        told: bool,
+    },
+    /// What is wanted of an address may have changed.
+    Wanted(ManagedKey),
+    /// A listener was reported.
+    Reported(ListenerKey),
+    /// A listener left.
+    Left(ListenerKey),
+    /// A General Query came.
+    Queried { vlan: u16, at: Timestamp },
+    /// Events of the kernel may have been lost.
+    EventsLost,
 }
 
 /// What to do about entries that may be too old.
@@ -98,6 +113,7 @@ pub(in crate::proto) struct Mirror {
     queriers: Queriers,
     ports_by_address: BTreeMap<ManagedKey, BTreeSet<u32>>,
     ageing: BTreeSet<(Timestamp, Aged)>,
+    pub(super) watch: Watch,
 }
 
 impl Mirror {
@@ -108,7 +124,7 @@ impl Mirror {
 
     /// Takes in what a Query says. What is there ages by the interval that held when it was
     /// reported, or by a longer one that a Query has brought since.
-    pub(in crate::proto) fn update_querier(&mut self, key: QuerierKey, value: Querier) {
+    pub(super) fn update_querier(&mut self, key: QuerierKey, value: Querier) {
         let now = Timestamp(value.last_query_ns);
         let before = self.queriers.listening_interval(key.vlan, now);
         self.queriers.heard(key, value);
@@ -145,16 +161,12 @@ impl Mirror {
         reported + self.queriers.listening_interval(vlan, reported)
     }
 
-    /// Takes in a listener's state.
-    pub(in crate::proto) fn update_listener(
-        &mut self,
-        key: ListenerKey,
-        value: Listener,
-    ) -> Option<Effect> {
+    /// Takes in a listener's state; `true` if it is the first of its address.
+    pub(super) fn update_listener(&mut self, key: ListenerKey, value: Listener) -> bool {
         let mut due = self.due(key.vlan, value.last_report_ns);
         let old = self.listeners.get(&key);
         if old.is_some_and(|old| old.value.last_report_ns > value.last_report_ns) {
-            return None;
+            return false;
         }
         if let Some(old) = old {
             self.ageing.remove(&(old.due, Aged::Listener(key)));
@@ -167,16 +179,16 @@ impl Mirror {
         self.ageing.insert((due, Aged::Listener(key)));
         self.listeners.insert(key, Entry { value, due, asked });
         if !new {
-            return None;
+            return false;
         }
         let address = key.managed();
         let ports = self.ports_by_address.entry(address).or_default();
         ports.insert(key.ifindex);
-        (ports.len() == 1).then_some(Effect::Appeared(address))
+        ports.len() == 1
     }
 
     /// Takes in a source's state.
-    pub(in crate::proto) fn update_source(&mut self, key: SourceKey, value: Source) {
+    pub(super) fn update_source(&mut self, key: SourceKey, value: Source) {
         let mut due = self.due(key.listener.vlan, value.last_report_ns);
         let old = self.sources.get(&key);
         if let Some(old) = old {
@@ -190,8 +202,8 @@ impl Mirror {
         self.sources.insert(key, Entry { value, due, asked });
     }
 
-    /// Forgets a listener and its sources.
-    pub(in crate::proto) fn remove_listener(&mut self, key: &ListenerKey) -> Option<Effect> {
+    /// Forgets a listener and its sources; returns its address if it was the last one.
+    pub(super) fn remove_listener(&mut self, key: &ListenerKey) -> Option<ManagedKey> {
         let entry = self.listeners.remove(key)?;
         self.ageing.remove(&(entry.due, Aged::Listener(*key)));
         let sources: Vec<_> = self.sources_of(key).map(|(source, _)| *source).collect();
@@ -205,11 +217,11 @@ impl Mirror {
             return None;
         }
         self.ports_by_address.remove(&address);
-        Some(Effect::Vanished(address))
+        Some(address)
     }
 
     /// Forgets a source.
-    pub(in crate::proto) fn remove_source(&mut self, key: &SourceKey) {
+    pub(super) fn remove_source(&mut self, key: &SourceKey) {
         if let Some(entry) = self.sources.remove(key) {
             self.ageing.remove(&(entry.due, Aged::Source(*key)));
         }
@@ -258,7 +270,7 @@ impl Mirror {
     }
 
     /// All keys.
-    pub(in crate::proto) fn keys(&self) -> (BTreeSet<ListenerKey>, BTreeSet<SourceKey>) {
+    pub(super) fn keys(&self) -> (BTreeSet<ListenerKey>, BTreeSet<SourceKey>) {
         (
             self.listeners.keys().copied().collect(),
             self.sources.keys().copied().collect(),
@@ -266,12 +278,12 @@ impl Mirror {
     }
 
     /// Returns when [`Self::expire`] has something to do next.
-    pub(in crate::proto) fn next_due(&self) -> Option<Timestamp> {
+    pub(super) fn next_due(&self) -> Option<Timestamp> {
         self.ageing.first().map(|(due, _)| *due)
     }
 
     /// Sorts out what is too old: first to be read again, then, unchanged, to be expired.
-    pub(in crate::proto) fn expire(&mut self, now: Timestamp) -> Due {
+    pub(super) fn expire(&mut self, now: Timestamp) -> Due {
         let mut due = Due::default();
         let expired: Vec<_> = self
             .ageing

@@ -1,178 +1,222 @@
-//! What the kernel reports of listeners: the mirror is kept up to date, and the addresses are watched
-//! that somebody listens to.
+//! What the kernel reports of listeners: the mirror follows, and says what others are to do.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 
 use common::event::Change;
+use common::maps::{Listener, ListenerKey, Querier, QuerierKey, Source, SourceKey};
 use tracing::debug;
 
+use super::listeners::{Effect, Mirror};
+use crate::proto::context::Context;
 use crate::proto::filter::is_routable;
-use crate::proto::host::listeners::Effect;
-use crate::proto::{Agent, DatapathEvent, Output, Timestamp};
+use crate::proto::timer::Timer;
+use crate::proto::{Output, Timestamp};
 
 /// Entries read again by one output.
 const READ_BATCH: usize = 1024;
 
-impl Agent {
-    pub(in crate::proto) fn on_datapath(&mut self, event: DatapathEvent) {
-        match event {
-            DatapathEvent::Listener {
-                change: Change::Updated,
-                key,
-                value,
-            } => {
-                let effect = self.mirror.update_listener(key, value);
-                self.apply(effect);
-                self.refresh_filter(key.managed());
-                self.arrived_vm_reported(&key);
+/// What was reported and is not in the mirror yet. A snapshot comes in parts, so that what others do
+/// about one part does not see the parts after it.
+#[derive(Debug)]
+enum Seen {
+    /// The state of a listener; `alone` unless a snapshot has it.
+    Listener {
+        key: ListenerKey,
+        value: Listener,
+        alone: bool,
+    },
+    ListenerGone(ListenerKey),
+    /// The port of a listener is gone, whose VM has sent no leave.
+    PortGone(ListenerKey),
+    Sources(Vec<(SourceKey, Source)>),
+    SourceGone(SourceKey),
+    Querier(QuerierKey, Querier),
+    /// Events may have been lost.
+    Gap,
+    /// Entries that a snapshot lacks.
+    Missing(BTreeSet<ListenerKey>, BTreeSet<SourceKey>),
+}
+
+/// What has been reported, and what has come of it.
+#[derive(Debug, Default)]
+pub(super) struct Watch {
+    seen: VecDeque<Seen>,
+    effects: VecDeque<Effect>,
+}
+
+impl Mirror {
+    /// A listener was reported or left.
+    pub(in crate::proto) fn listener_seen(
+        &mut self,
+        change: Change,
+        key: ListenerKey,
+        value: Listener,
+    ) {
+        let alone = true;
+        self.watch.seen.push_back(match change {
+            Change::Updated => Seen::Listener { key, value, alone },
+            Change::Removed => Seen::ListenerGone(key),
+        });
+    }
+
+    /// A source was listed or taken off.
+    pub(in crate::proto) fn source_seen(&mut self, change: Change, key: SourceKey, value: Source) {
+        self.watch.seen.push_back(match change {
+            Change::Updated => Seen::Sources(vec![(key, value)]),
+            Change::Removed => Seen::SourceGone(key),
+        });
+    }
+
+    /// An MLD General Query came in by the uplink.
+    pub(in crate::proto) fn query_seen(&mut self, key: QuerierKey, value: Querier) {
+        self.watch.seen.push_back(Seen::Querier(key, value));
+    }
+
+    /// All maps were read as a whole.
+    pub(in crate::proto) fn snapshot_seen(
+        &mut self,
+        listeners: Vec<(ListenerKey, Listener)>,
+        sources: Vec<(SourceKey, Source)>,
+        queriers: Vec<(QuerierKey, Querier)>,
+    ) {
+        let (mut gone_listeners, mut gone_sources) = self.keys();
+        for (key, _) in &listeners {
+            gone_listeners.remove(key);
+        }
+        for (key, _) in &sources {
+            gone_sources.remove(key);
+        }
+        let seen = &mut self.watch.seen;
+        seen.extend(queriers.into_iter().map(|(key, it)| Seen::Querier(key, it)));
+        let alone = false;
+        seen.extend(
+            listeners
+                .into_iter()
+                .map(|(key, value)| Seen::Listener { key, value, alone }),
+        );
+        seen.push_back(Seen::Sources(sources));
+        // Those that end probes may be among the lost events.
+        seen.push_back(Seen::Gap);
+        // What the snapshot lacks may also have come while it was taken.
+        seen.push_back(Seen::Missing(gone_listeners, gone_sources));
+    }
+
+    /// A port is gone, and its listeners with it.
+    pub(in crate::proto) fn port_gone(&mut self, ifindex: u32) {
+        let keys: Vec<_> = self.of_port(ifindex).map(|view| view.key).collect();
+        self.watch.seen.extend(keys.into_iter().map(Seen::PortGone));
+    }
+
+    /// Returns what others are to do next. Until it returns `None`, the mirror lags behind what was
+    /// reported.
+    pub(in crate::proto) fn poll_effect(&mut self, cx: &mut Context) -> Option<Effect> {
+        loop {
+            if let Some(effect) = self.watch.effects.pop_front() {
+                return Some(effect);
             }
-            DatapathEvent::Listener {
-                change: Change::Removed,
-                key,
-                ..
-            } => {
-                let known = self.mirror.get(&key).is_some();
-                let effect = self.mirror.remove_listener(&key);
-                self.apply(effect);
+            let seen = self.watch.seen.pop_front()?;
+            self.take_in(cx, seen);
+        }
+    }
+
+    fn take_in(&mut self, cx: &mut Context, seen: Seen) {
+        match seen {
+            Seen::Listener { key, value, alone } => {
+                if self.update_listener(key, value) {
+                    self.watch
+                        .effects
+                        .push_back(Effect::Appeared(key.managed()));
+                }
+                if alone {
+                    self.watch.effects.push_back(Effect::Wanted(key.managed()));
+                }
+                self.watch.effects.push_back(Effect::Reported(key));
+            }
+            Seen::ListenerGone(key) => {
+                let known = self.get(&key).is_some();
+                self.remove(&key, true);
                 // The answer for an entry that never was does not mean that the VM has left.
                 if known {
-                    self.arrived_vm_left(&key);
+                    self.watch.effects.push_back(Effect::Left(key));
                 }
             }
-            DatapathEvent::Source { change, key, value } => {
-                match change {
-                    Change::Updated => self.mirror.update_source(key, value),
-                    Change::Removed => self.mirror.remove_source(&key),
-                }
-                self.refresh_filter(key.listener.managed());
-            }
-            DatapathEvent::FirstPacket { key, origin, at } => {
-                self.first_packet(&key, origin, at);
-                self.receptions.packet(&mut self.cx, &key, origin, at);
-            }
-            DatapathEvent::Query { key, value } => {
-                self.mirror.update_querier(key, value);
-                self.query_came(key.vlan, Timestamp(value.last_query_ns));
-            }
-            DatapathEvent::Snapshot {
-                listeners,
-                sources,
-                queriers,
-            } => {
-                for (key, value) in queriers {
-                    self.mirror.update_querier(key, value);
-                    self.query_came(key.vlan, Timestamp(value.last_query_ns));
-                }
-                let (mut gone_listeners, mut gone_sources) = self.mirror.keys();
-                for (key, value) in listeners {
-                    gone_listeners.remove(&key);
-                    let effect = self.mirror.update_listener(key, value);
-                    self.apply(effect);
-                    self.arrived_vm_reported(&key);
-                }
+            Seen::PortGone(key) => self.remove(&key, false),
+            Seen::Sources(sources) => {
                 let mut listed = BTreeSet::new();
                 for (key, value) in sources {
-                    gone_sources.remove(&key);
-                    self.mirror.update_source(key, value);
+                    self.update_source(key, value);
                     listed.insert(key.listener.managed());
                 }
-                for address in listed {
-                    self.refresh_filter(address);
-                }
-                // Events may have been lost, those that end probes among them.
-                self.read_probed_streams();
-                // What the snapshot lacks may also have come while it was taken.
-                self.read_again(
-                    gone_listeners.into_iter().collect(),
-                    gone_sources.into_iter().collect(),
-                );
+                let listed = listed.into_iter();
+                self.watch.effects.extend(listed.map(Effect::Wanted));
             }
-            DatapathEvent::Usage { ifindex, usage } => {
-                self.usage
-                    .read(self.cx.now, &self.inventory, ifindex, usage);
+            Seen::SourceGone(key) => {
+                self.remove_source(&key);
+                let address = key.listener.managed();
+                self.watch.effects.push_back(Effect::Wanted(address));
             }
-            DatapathEvent::Streams { token, streams } => {
-                let (departures, cx, around) = self.departing();
-                if !departures.streams_read(cx, &around, token, &streams)
-                    && !self.receptions.streams_read(&mut self.cx, token, &streams)
-                {
-                    self.streams_read(token, &streams);
-                }
+            Seen::Querier(key, value) => {
+                self.update_querier(key, value);
+                self.watch.effects.push_back(Effect::Queried {
+                    vlan: key.vlan,
+                    at: Timestamp(value.last_query_ns),
+                });
             }
-            DatapathEvent::Refused { listeners, sources } => {
-                self.reports_refused(&listeners, &sources);
-            }
-            DatapathEvent::Failed { key, reason } => {
-                self.usage.failed(self.cx.now, &key, &reason);
-                self.join_failed(key);
-            }
+            Seen::Gap => self.watch.effects.push_back(Effect::EventsLost),
+            Seen::Missing(listeners, sources) => read_again(
+                cx,
+                listeners.into_iter().collect(),
+                sources.into_iter().collect(),
+            ),
         }
     }
 
-    /// Forgets the listeners of a port that is gone. Its VM sends no leave, so the querier is
-    /// made to ask for those addresses that nobody else here listens to.
-    pub(in crate::proto) fn forget_listeners(&mut self, ifindex: u32) {
-        let keys: Vec<_> = self.mirror.of_port(ifindex).map(|view| view.key).collect();
-        for key in keys {
-            let effect = self.mirror.remove_listener(&key);
-            let address = key.managed();
-            if matches!(effect, Some(Effect::Vanished(_)))
-                && !self.entries.contains_key(&address)
-                && is_routable(&address.multicast_address)
-            {
-                self.cx.outputs.push_back(Output::Prune(address));
-            }
-            self.apply(effect);
+    fn remove(&mut self, key: &ListenerKey, told: bool) {
+        let vanished = self.remove_listener(key);
+        if let Some(key) = vanished.filter(|key| is_routable(&key.multicast_address)) {
+            self.watch.effects.push_back(Effect::Vanished { key, told });
         }
     }
 
-    pub(in crate::proto) fn age_listeners(&mut self) {
-        let due = self.mirror.expire(self.cx.now);
+    /// Sets the deadline of what may be too old next.
+    pub(in crate::proto) fn set_timer(&self, cx: &mut Context) {
+        match self.next_due() {
+            Some(due) => cx.timers.set(Timer::Ageing, due),
+            None => cx.timers.stop(Timer::Ageing),
+        }
+    }
+
+    /// Has entries read again that may be too old, and those expired that are.
+    pub(in crate::proto) fn age(&mut self, cx: &mut Context) {
+        let due = self.expire(cx.now);
         for (key, last_report_ns) in due.expire_sources {
-            self.cx.outputs.push_back(Output::ExpireSource {
+            cx.outputs.push_back(Output::ExpireSource {
                 key,
                 last_report_ns,
             });
         }
         for (key, last_report_ns) in due.expire_listeners {
             debug!(ifindex = key.ifindex, "Listener is too old");
-            self.cx.outputs.push_back(Output::ExpireListener {
+            cx.outputs.push_back(Output::ExpireListener {
                 key,
                 last_report_ns,
             });
         }
-        self.read_again(due.read_listeners, due.read_sources);
+        read_again(cx, due.read_listeners, due.read_sources);
     }
+}
 
-    fn read_again(
-        &mut self,
-        listeners: Vec<common::maps::ListenerKey>,
-        sources: Vec<common::maps::SourceKey>,
-    ) {
-        for listeners in listeners.chunks(READ_BATCH) {
-            self.cx.outputs.push_back(Output::ReadListeners {
-                listeners: listeners.to_vec(),
-                sources: Vec::new(),
-            });
-        }
-        for sources in sources.chunks(READ_BATCH) {
-            self.cx.outputs.push_back(Output::ReadListeners {
-                listeners: Vec::new(),
-                sources: sources.to_vec(),
-            });
-        }
+fn read_again(cx: &mut Context, listeners: Vec<ListenerKey>, sources: Vec<SourceKey>) {
+    for listeners in listeners.chunks(READ_BATCH) {
+        cx.outputs.push_back(Output::ReadListeners {
+            listeners: listeners.to_vec(),
+            sources: Vec::new(),
+        });
     }
-
-    fn apply(&mut self, effect: Option<Effect>) {
-        match effect {
-            Some(Effect::Appeared(key)) => {
-                let wanted = self.wanted(&key);
-                self.receptions.receive(&mut self.cx, key, wanted);
-            }
-            Some(Effect::Vanished(key)) if is_routable(&key.multicast_address) => {
-                self.unmanage_unneeded(key);
-            }
-            _ => {}
-        }
+    for sources in sources.chunks(READ_BATCH) {
+        cx.outputs.push_back(Output::ReadListeners {
+            listeners: Vec::new(),
+            sources: sources.to_vec(),
+        });
     }
 }

@@ -4,15 +4,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use common::signal::{
-    AgentRequest, DecodeError, ErrorMessage, MigrationAbort, PeerMessage, Phase, RelayRelease,
-};
-use tracing::{debug, info, warn};
+use common::signal::{AgentRequest, DecodeError, ErrorMessage, PeerMessage, RelayRelease};
+use tracing::{info, warn};
 
 use crate::proto::context::Context;
-use crate::proto::refusal::bounded;
 use crate::proto::timer::{Timer, TimerTable};
-use crate::proto::{Agent, Output, PeerEvent, Timestamp};
+use crate::proto::{Output, Timestamp};
 
 /// First delay before connecting again.
 const BACKOFF_FIRST: Duration = Duration::from_millis(200);
@@ -160,16 +157,55 @@ impl Context {
     }
 
     /// The connection to a peer is up.
-    fn link_up(&mut self, peer: &str) {
+    pub(in crate::proto) fn link_up(&mut self, peer: &str) {
         let link = Link {
             up: true,
             connecting: false,
         };
         self.links.by_peer.insert(peer.to_owned(), link);
+        info!(peer, "Peer is connected");
+    }
+
+    /// The connection to a peer is down.
+    pub(in crate::proto) fn link_down(&mut self, peer: &str) {
+        self.links.by_peer.remove(peer);
+    }
+
+    /// Takes in a frame. A newer peer than this agent hears why it is not understood.
+    pub(in crate::proto) fn hear(
+        &mut self,
+        peer: &str,
+        bytes: &[u8],
+    ) -> Option<(u64, PeerMessage)> {
+        // A frame proves the connection, should its `Up` be overtaken.
+        self.links.by_peer.entry(peer.to_owned()).or_default().up = true;
+        PeerMessage::decode(bytes)
+            .inspect_err(|error| {
+                self.counters.malformed_frames += 1;
+                warn!(peer, %error, "Frame is not understood");
+                if let DecodeError::Version { transaction, .. }
+                | DecodeError::UnknownKind { transaction, .. }
+                | DecodeError::Text { transaction } = error
+                {
+                    self.decline(peer, *transaction, error.to_string());
+                }
+            })
+            .ok()
+    }
+
+    /// Tells a peer that its message is none for this agent.
+    pub(in crate::proto) fn decline(&mut self, peer: &str, transaction: u64, reason: String) {
+        self.send(peer, transaction, &ErrorMessage { reason }.into());
+    }
+
+    /// Tells a peer that takes this agent for a relay.
+    pub(in crate::proto) fn release_as_no_relay(&mut self, peer: &str, transaction: u64) {
+        let reason = format!("{} is an agent, not a relay", self.config.name);
+        self.send(peer, transaction, &RelayRelease { reason }.into());
     }
 
     /// Tells a peer that is connected again what it was to be told.
-    fn flush_closings(&mut self, peer: &str) {
+    pub(in crate::proto) fn flush_closings(&mut self, peer: &str) {
         let of_peer = self.links.closings.extract_if(.., |_, it| it.peer == peer);
         for (number, closing) in of_peer.collect::<Vec<_>>() {
             self.timers.stop(Timer::Reconnect(number));
@@ -182,7 +218,7 @@ impl Context {
     }
 
     /// The connection to a peer is down: it is made again for what the peer is still to be told.
-    fn reconnect_closings(&mut self, peer: &str) {
+    pub(in crate::proto) fn reconnect_closings(&mut self, peer: &str) {
         for (number, closing) in &mut self.links.closings {
             if closing.peer == peer {
                 set_reconnect(&mut self.timers, self.now, *number, &mut closing.backoff);
@@ -193,145 +229,4 @@ impl Context {
 
 fn set_reconnect(timers: &mut TimerTable, now: Timestamp, number: u64, backoff: &mut Backoff) {
     timers.set(Timer::Reconnect(number), now + backoff.next());
-}
-
-impl Agent {
-    pub(in crate::proto) fn on_peer(&mut self, peer: &str, event: PeerEvent) {
-        match event {
-            PeerEvent::Up { .. } => {
-                self.cx.link_up(peer);
-                info!(peer, "Peer is connected");
-                self.receptions.relay_up(&mut self.cx, peer);
-                self.departures.peer_up(&mut self.cx, &self.addresses, peer);
-                self.cx.flush_closings(peer);
-                self.preparations.peer_up(&mut self.cx, peer);
-            }
-            PeerEvent::Down { reason } => {
-                self.cx.links.by_peer.remove(peer);
-                if self.receptions.is_relay(peer) {
-                    self.receptions.relay_down(&mut self.cx, peer, &reason);
-                    return;
-                }
-                warn!(peer, %reason, "Peer is not connected");
-                self.cx.reconnect_closings(peer);
-                self.departures
-                    .peer_down(&mut self.cx, &mut self.addresses, peer, &reason);
-                self.incoming_peer_down(peer);
-                self.preparations.peer_down(&mut self.cx, peer, &reason);
-            }
-            PeerEvent::Frame(bytes) => self.on_frame(peer, &bytes),
-        }
-    }
-
-    /// Connects again to the destination of a migration.
-    pub(in crate::proto) fn reconnect_now(&mut self, number: u64) {
-        if !self.departures.reconnect(&mut self.cx, number) {
-            self.cx.reconnect_closing(number);
-        }
-    }
-
-    fn on_frame(&mut self, peer: &str, bytes: &[u8]) {
-        // A frame proves the connection, should its `Up` be overtaken.
-        self.cx.links.by_peer.entry(peer.to_owned()).or_default().up = true;
-        let (transaction, message) = match PeerMessage::decode(bytes) {
-            Ok(decoded) => decoded,
-            Err(error) => {
-                self.cx.counters.malformed_frames += 1;
-                warn!(peer, %error, "Frame is not understood");
-                if let DecodeError::Version { transaction, .. }
-                | DecodeError::UnknownKind { transaction, .. }
-                | DecodeError::Text { transaction } = error
-                {
-                    let reason = error.to_string();
-                    self.cx
-                        .send(peer, transaction, &ErrorMessage { reason }.into());
-                }
-                return;
-            }
-        };
-        if self.receptions.is_relay(peer) {
-            self.on_relay_message(peer, transaction, message);
-            return;
-        }
-        match message {
-            PeerMessage::AgentRequest(body) => self.on_agent_request(peer, transaction, body),
-            PeerMessage::AgentResponse(body) => {
-                let (departures, cx, around) = self.departing();
-                let from = (peer, transaction);
-                departures.on_agent_response(cx, around.inventory, around.addresses, from, body);
-            }
-            PeerMessage::MigrationProgress(body) => {
-                if body.phase != Phase::Preparing
-                    || !self
-                        .departures
-                        .told_to_wait(&mut self.cx, peer, transaction)
-                {
-                    self.on_peer_progress(peer, transaction, body);
-                }
-            }
-            PeerMessage::HandoverCut(body) => self.on_handover_cut(peer, transaction, &body),
-            PeerMessage::ArrivalNotice(body) => {
-                let allowed = self.check_rate(peer, transaction);
-                let (departures, cx, around) = self.departing();
-                departures.on_arrival_notice(cx, around, (peer, transaction), &body, allowed);
-            }
-            PeerMessage::AddressClaim(body) => self.on_address_claim(peer, transaction, &body),
-            PeerMessage::AddressClaimReply(body) => {
-                let from = (peer, transaction);
-                let addresses = &mut self.addresses;
-                self.departures
-                    .on_address_claim_reply(&mut self.cx, addresses, from, &body);
-            }
-            PeerMessage::RelayRequest(_) => {
-                let reason = format!("{} is an agent, not a relay", self.cx.config.name);
-                self.cx
-                    .send(peer, transaction, &RelayRelease { reason }.into());
-            }
-            PeerMessage::RelayResponse(_) | PeerMessage::RelayRelease(_) => {}
-            PeerMessage::MigrationAbort(MigrationAbort { reason })
-            | PeerMessage::Error(ErrorMessage { reason }) => {
-                let reason = bounded(&reason);
-                debug!(peer, transaction, %reason, "Peer ends a migration");
-                self.departures
-                    .claim_not_understood(&mut self.cx, peer, transaction);
-                let from = (peer, transaction);
-                let addresses = &mut self.addresses;
-                self.departures
-                    .peer_refused(&mut self.cx, addresses, from, &reason);
-                self.on_peer_abort(peer, transaction, &reason);
-                self.preparations
-                    .refused(&mut self.cx, peer, transaction, &reason);
-            }
-        }
-    }
-}
-
-impl Agent {
-    /// A relay is heard only about its sessions.
-    fn on_relay_message(&mut self, relay: &str, transaction: u64, message: PeerMessage) {
-        match message {
-            PeerMessage::RelayResponse(body) => {
-                self.receptions
-                    .relay_responded(&mut self.cx, relay, transaction, &body);
-            }
-            PeerMessage::RelayRelease(RelayRelease { reason })
-            | PeerMessage::MigrationAbort(MigrationAbort { reason })
-            | PeerMessage::Error(ErrorMessage { reason }) => {
-                self.receptions
-                    .relay_released(&mut self.cx, relay, transaction, &reason);
-            }
-            PeerMessage::AgentRequest(_)
-            | PeerMessage::AgentResponse(_)
-            | PeerMessage::MigrationProgress(_)
-            | PeerMessage::HandoverCut(_)
-            | PeerMessage::ArrivalNotice(_)
-            | PeerMessage::AddressClaim(_)
-            | PeerMessage::AddressClaimReply(_)
-            | PeerMessage::RelayRequest(_) => {
-                let reason = format!("{} knows {relay} as a relay only", self.cx.config.name);
-                self.cx
-                    .send(relay, transaction, &ErrorMessage { reason }.into());
-            }
-        }
-    }
 }

@@ -10,15 +10,16 @@ use std::net::SocketAddrV6;
 use std::time::Duration;
 
 use common::signal::{
-    AgentSearchReply, DecodeError, MAX_DATAGRAM_BYTES, MigrationAbort, MigrationReady, VmMessage,
+    AgentSearchReply, DecodeError, MAX_DATAGRAM_BYTES, MigrationAbort, VmMessage,
 };
 use tracing::debug;
 
 use crate::proto::context::Context;
+use crate::proto::host::inventory::Inventory;
 use crate::proto::policy::Asker;
 use crate::proto::rate::Bucket;
 use crate::proto::refusal::{Refusal, bounded};
-use crate::proto::{Agent, Domain, DomainUuid, Output, Timestamp};
+use crate::proto::{Domain, DomainUuid, Output, Timestamp};
 
 /// Last messages kept for each domain.
 const ANSWERS: usize = 8;
@@ -124,86 +125,91 @@ impl Context {
     }
 }
 
-impl Agent {
-    pub(in crate::proto) fn on_datagram(&mut self, ifindex: u32, from: SocketAddrV6, bytes: &[u8]) {
-        if !self.inventory.ports.contains_key(&ifindex) {
-            self.cx.counters.unknown_port_datagrams += 1;
-            return;
+/// Who has sent a datagram.
+#[derive(Debug)]
+pub(in crate::proto) struct Caller {
+    /// The domain behind the TAP that the datagram came in by.
+    pub(in crate::proto) domain: Domain,
+    /// Of the datagram, for answers.
+    pub(in crate::proto) transaction: u64,
+    pub(in crate::proto) from: SocketAddrV6,
+}
+
+impl Context {
+    /// Whether a datagram came from a VM's link-local address, by a port of the bridge.
+    pub(in crate::proto) fn is_heard(
+        &mut self,
+        inventory: &Inventory,
+        ifindex: u32,
+        from: SocketAddrV6,
+    ) -> bool {
+        if !inventory.ports.contains_key(&ifindex) {
+            self.counters.unknown_port_datagrams += 1;
+            return false;
         }
         if !from.ip().is_unicast_link_local() {
-            self.cx.counters.off_link_datagrams += 1;
-            return;
+            self.counters.off_link_datagrams += 1;
+            return false;
         }
-        let decoded = VmMessage::decode(bytes);
-        if let Ok((transaction, VmMessage::MigrationReady(_))) = &decoded
-            && self.answer_arrival(ifindex, *transaction, from)
-        {
-            return;
-        }
-        let Some(domain) = self.inventory.domain_of_port(ifindex).cloned() else {
-            self.cx.counters.unhoused_datagrams += 1;
-            return;
+        true
+    }
+
+    /// Returns what the domain behind a port says. A newer `migkick` than this agent hears why it is not
+    /// understood.
+    pub(in crate::proto) fn understand(
+        &mut self,
+        inventory: &Inventory,
+        ifindex: u32,
+        from: SocketAddrV6,
+        decoded: Result<(u64, VmMessage), DecodeError>,
+    ) -> Option<(Caller, VmMessage)> {
+        let Some(domain) = inventory.domain_of_port(ifindex) else {
+            self.counters.unhoused_datagrams += 1;
+            return None;
         };
-        let (transaction, message) = match decoded {
-            Ok(decoded) => decoded,
+        match decoded {
+            Ok((transaction, message)) => {
+                let domain = domain.clone();
+                let caller = Caller {
+                    domain,
+                    transaction,
+                    from,
+                };
+                Some((caller, message))
+            }
             Err(error) => {
-                self.cx.counters.malformed_datagrams += 1;
+                self.counters.malformed_datagrams += 1;
                 debug!(domain = %domain.name, %error, "Datagram is not understood");
                 if let DecodeError::Version { transaction, .. }
                 | DecodeError::UnknownKind { transaction, .. }
                 | DecodeError::Text { transaction } = error
                 {
                     let reason = error.to_string();
-                    self.cx
-                        .tell(from, transaction, &MigrationAbort { reason }.into());
+                    self.tell(from, transaction, &MigrationAbort { reason }.into());
                 }
-                return;
+                None
             }
-        };
-        match message {
-            VmMessage::AgentSearch(_) => self.answer_search(&domain, transaction, from),
-            VmMessage::MigrationRequest(mut body) => {
-                body.destination.make_ascii_lowercase();
-                if !self.answer_again(&domain, transaction, from) {
-                    let (departures, cx, around) = self.departing();
-                    departures.request_from_vm(cx, around, &domain, (transaction, from), &body);
-                }
-            }
-            VmMessage::MigrationReady(body) => {
-                self.vm_is_ready(&domain, transaction, from, &body);
-            }
-            VmMessage::MigrationAbort(_) => {
-                let addresses = &mut self.addresses;
-                self.departures
-                    .vm_aborts(&mut self.cx, addresses, &domain, transaction);
-            }
-            VmMessage::AgentSearchReply(_)
-            | VmMessage::MigrationResponse(_)
-            | VmMessage::MigrationProgress(_) => self.cx.counters.malformed_datagrams += 1,
         }
     }
 
-    fn answer_search(&mut self, domain: &Domain, transaction: u64, to: SocketAddrV6) {
+    /// Tells a VM who its agent is, and where it may go: as many destinations as a datagram takes.
+    pub(in crate::proto) fn answer_search(&mut self, caller: &Caller) {
+        let domain = &caller.domain.name;
+        let policy = &self.config.policy;
+        let names = self.config.peers.iter().map(|peer| &peer.name);
         let mut reply = AgentSearchReply {
-            agent: self.cx.config.name.clone(),
-            domain: bounded(&domain.name),
-            destinations: self
-                .cx
-                .config
-                .peers
-                .iter()
-                .map(|peer| &peer.name)
-                .filter(|peer| {
-                    let policy = &self.cx.config.policy;
-                    policy.allows_departure(&domain.name, peer, Asker::Vm)
-                })
+            agent: self.config.name.clone(),
+            domain: bounded(domain),
+            destinations: names
+                .filter(|peer| policy.allows_departure(domain, peer, Asker::Vm))
                 .cloned()
                 .collect(),
         };
         loop {
-            let bytes = VmMessage::from(reply.clone()).encode(transaction);
+            let bytes = VmMessage::from(reply.clone()).encode(caller.transaction);
             if bytes.len() <= MAX_DATAGRAM_BYTES {
-                self.cx.outputs.push_back(Output::Datagram { to, bytes });
+                let to = caller.from;
+                self.outputs.push_back(Output::Datagram { to, bytes });
                 return;
             }
             if reply.destinations.pop().is_none() {
@@ -212,35 +218,27 @@ impl Agent {
         }
     }
 
-    /// Answers a transaction that is known already.
-    fn answer_again(&mut self, domain: &Domain, transaction: u64, to: SocketAddrV6) -> bool {
-        if let Some(message) = self.cx.vms.answered(&domain.uuid, transaction).cloned() {
-            self.cx.tell(to, transaction, &message);
-            return true;
-        }
-        self.departures
-            .answer_request_again(&mut self.cx, &domain.uuid, transaction, to)
+    /// Repeats the last message of a transaction; `false` if there was none.
+    pub(in crate::proto) fn answer_again(&mut self, caller: &Caller) -> bool {
+        let answered = self.vms.answered(&caller.domain.uuid, caller.transaction);
+        let Some(message) = answered.cloned() else {
+            return false;
+        };
+        self.tell(caller.from, caller.transaction, &message);
+        true
     }
 
-    fn vm_is_ready(
-        &mut self,
-        domain: &Domain,
-        transaction: u64,
-        from: SocketAddrV6,
-        body: &MigrationReady,
-    ) {
-        if let Some(message) = self.cx.vms.answered(&domain.uuid, transaction).cloned() {
-            self.cx.tell(from, transaction, &message);
-            return;
-        }
-        let (departures, cx, around) = self.departing();
-        if departures.ready_from_vm(cx, around, &domain.uuid, (transaction, from), body) {
-            debug!(domain = %domain.name, transaction, "VM is ready");
-        } else if self.uptime() > AMNESTY && !self.expects(&domain.uuid) {
-            let agent = self.cx.config.name.clone();
+    /// Tells a VM that nobody here knows its transaction, unless the agent was started just now.
+    pub(in crate::proto) fn deny(&mut self, caller: &Caller) {
+        if self.uptime() > AMNESTY {
+            let agent = self.config.name.clone();
             let refusal = Refusal::UnknownTransaction { agent };
-            self.cx
-                .tell_refusal(domain.uuid, transaction, from, &refusal);
+            self.tell_refusal(
+                caller.domain.uuid,
+                caller.transaction,
+                caller.from,
+                &refusal,
+            );
         }
     }
 }

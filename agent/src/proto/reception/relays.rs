@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use common::maps::Address;
+use common::signal::{ErrorMessage, MigrationAbort, PeerMessage, RelayRelease};
 use tracing::info;
 
 use super::Receptions;
@@ -243,6 +244,37 @@ impl Receptions {
         for key in keys {
             self.tend(cx, key);
             self.look(cx, key);
+        }
+    }
+
+    /// Takes in what a relay says: it is heard only about its sessions.
+    pub(in crate::proto) fn relay_said(
+        &mut self,
+        cx: &mut Context,
+        relay: &str,
+        transaction: u64,
+        message: &PeerMessage,
+    ) {
+        match message {
+            PeerMessage::RelayResponse(body) => {
+                self.relay_responded(cx, relay, transaction, body);
+            }
+            PeerMessage::RelayRelease(RelayRelease { reason })
+            | PeerMessage::MigrationAbort(MigrationAbort { reason })
+            | PeerMessage::Error(ErrorMessage { reason }) => {
+                self.relay_released(cx, relay, transaction, reason);
+            }
+            PeerMessage::AgentRequest(_)
+            | PeerMessage::AgentResponse(_)
+            | PeerMessage::MigrationProgress(_)
+            | PeerMessage::HandoverCut(_)
+            | PeerMessage::ArrivalNotice(_)
+            | PeerMessage::AddressClaim(_)
+            | PeerMessage::AddressClaimReply(_)
+            | PeerMessage::RelayRequest(_) => {
+                let reason = format!("{} knows {relay} as a relay only", cx.config.name);
+                cx.decline(relay, transaction, reason);
+            }
         }
     }
 

@@ -334,7 +334,7 @@ impl Receptions {
     }
 
     /// A relay has joined and sends, or has found a new flow.
-    pub(in crate::proto) fn relay_responded(
+    pub(super) fn relay_responded(
         &mut self,
         cx: &mut Context,
         relay: &str,
@@ -421,7 +421,7 @@ impl Receptions {
     }
 
     /// The relay refuses, or ends the session.
-    pub(in crate::proto) fn relay_released(
+    pub(super) fn relay_released(
         &mut self,
         cx: &mut Context,
         relay: &str,
