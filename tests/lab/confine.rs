@@ -1,20 +1,22 @@
 //! Runs a program under the restrictions of a systemd unit where no systemd runs: its user and
-//! capabilities, the filter of its system calls, what it may write to, what it sees.
+//! capabilities, the filter of its system calls, what it may write to, what it sees, how much memory and
+//! how many tasks it may have.
 //!
 //! ```text
-//! confined outer UNIT WRITABLE PROGRAM ...    mounts of its own, file mode mask
-//!   '- setpriv                                user, capabilities, no new privileges
-//!        '- confined inner PROGRAM ...        filters of system calls
+//! confined outer UNIT WRITABLE GROUPS PROGRAM ...    control group, mounts of its own, file mode mask
+//!   '- setpriv                                       user, capabilities, no new privileges
+//!        '- confined inner PROGRAM ...               filters of system calls
 //!             '- PROGRAM ...
 //! ```
 //!
 //! Each is executed in the place of the one before, so the process is that of the program. A system call
 //! that the unit does not permit kills the program here, whatever `SystemCallErrorNumber=` says, but for some
-//! that nobody needs: nothing else is refused unnoticed. `PrivateUsers=`, `PrivateTmp=`, `TemporaryFileSystem=` and the limits of memory and
-//! tasks are not carried out.
+//! that nobody needs: nothing else is refused unnoticed. `PrivateUsers=`, `PrivateTmp=` and
+//! `TemporaryFileSystem=` are not carried out.
 
 mod calls;
 mod filter;
+mod group;
 mod mounts;
 mod unit;
 
@@ -26,6 +28,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 use nix::sys::stat::{Mode, umask};
 
+pub use group::ControlGroup;
 pub use unit::Unit;
 
 use crate::binaries;
@@ -42,16 +45,23 @@ pub fn is_possible() -> bool {
         .is_ok_and(|output| output.status.success())
 }
 
-/// A command that runs a program under the restrictions of a unit. It may write to `writable` too, as the
-/// unit may to its runtime directory.
+/// A command that runs a program under the restrictions of a unit, in a group that has the unit's limits.
+/// It may write to `writable` too, as the unit may to its runtime directory.
 ///
 /// # Errors
 ///
 /// When the lab's program for it is not built.
-pub fn command(unit: &Path, writable: &[&Path], program: &Path) -> Result<Command> {
+pub fn command(
+    unit: &Path,
+    group: &ControlGroup,
+    writable: &[&Path],
+    program: &Path,
+) -> Result<Command> {
     let mut command = Command::new(binaries::path("confined")?);
     let writable = std::env::join_paths(writable).context("A path has a colon")?;
-    command.arg("outer").arg(unit).arg(writable).arg(program);
+    let groups = std::env::join_paths(group.directories()).context("A path has a colon")?;
+    command.arg("outer").arg(unit).arg(writable).arg(groups);
+    command.arg(program);
     Ok(command)
 }
 
@@ -66,13 +76,17 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> Result<()> {
     match stage.to_str() {
         Some("outer") => outer(arguments),
         Some("inner") => inner(arguments),
-        _ => bail!("Usage: confined outer UNIT WRITABLE PROGRAM ..."),
+        _ => bail!("Usage: confined outer UNIT WRITABLE GROUPS PROGRAM ..."),
     }
 }
 
 fn outer(mut arguments: impl Iterator<Item = OsString>) -> Result<()> {
     let mut next = || arguments.next().context("An argument is missing");
-    let (path, writable, program) = (next()?, next()?, next()?);
+    let (path, writable, groups, program) = (next()?, next()?, next()?, next()?);
+    // First of all: the mounts hide the groups.
+    for directory in std::env::split_paths(&groups) {
+        group::join(&directory)?;
+    }
     let unit = Unit::read(Path::new(&path))?;
     let filter = filter::Filter::of(&unit)?;
     let writable: Vec<PathBuf> = std::env::split_paths(&writable)

@@ -6,9 +6,9 @@ use std::process::{Child, Command, Stdio};
 use lab::confine;
 
 use super::agent::{Agent, Files, domain};
-use super::host::{any_source, group, join, listeners};
+use super::host::{self, any_source, join, listeners};
 use super::netns::{Namespace, wait_for};
-use super::systemd::{Systemd, possible, unit};
+use super::systemd::{Systemd, group, possible, unit};
 use super::tap::Guest;
 
 /// Without any, the agent warns that nothing may move.
@@ -19,7 +19,7 @@ const MAC: [u8; 6] = [0x52, 0x54, 0, 0, 0, 1];
 /// Starts the agent under the restrictions of its unit, and waits until it has seen its domains.
 fn start(files: &Files, bpffs: &Path, systemd: &Systemd) -> Agent {
     let directory = files.path("");
-    let command = systemd.command("roamcast", &[&directory, bpffs], "roamcast");
+    let command = systemd.command(&[&directory, bpffs], "roamcast");
     let mut agent = files.spawn_by(command, files.log_file());
     wait_for("the agent", || {
         let ended = agent.child.try_wait().unwrap();
@@ -40,11 +40,11 @@ fn agent_attaches_adopts_and_knows_what_a_vm_listens_to() {
     let guest = Guest::start(&host, "br0", "tap0", 0);
     host.run_with_bpffs(|bpffs| {
         let files = Files::new(bpffs, &[domain("tv-1", 1, "tap0", MAC)], RULES);
-        let mut systemd = Systemd::new(&files.path(""));
+        let mut systemd = Systemd::new("roamcast", &files.path(""));
         let agent = start(&files, bpffs, &systemd);
         let mut sockets = listeners(&guest);
         join(&guest, &mut sockets, &any_source(1));
-        let wanted = group(1).to_string();
+        let wanted = host::group(1).to_string();
         let is_known = || {
             let rows = files.query("listeners")?;
             let mut rows = rows.as_array()?.iter();
@@ -102,7 +102,8 @@ fn agent_sees_what_the_process_of_another_user_has_open_and_does() {
     let script = format!(
         "cd {process} && readlink ns/net && cat fdinfo/0 && readlink fd/0 && cat stat syscall && echo all"
     );
-    let mut command = confine::command(&unit("roamcast"), &[], Path::new("/bin/sh")).unwrap();
+    let (unit, group) = (unit("roamcast"), group("roamcast"));
+    let mut command = confine::command(&unit, &group, &[], Path::new("/bin/sh")).unwrap();
     let output = command.args(["-c", &script]).output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(said.ends_with("all\n"), "{output:?}");

@@ -88,9 +88,9 @@ fn mapping_server_enrolls_and_serves_and_a_node_registers() {
     // Before there is a server root makes its store.
     server_side.run(|| enroll(1));
 
-    let mut systemd = Systemd::new(directory);
+    let mut systemd = Systemd::new("roamcast-ims", directory);
     let mut service = server_side.run(|| {
-        let mut command = systemd.command("roamcast-ims", &[directory], "roamcast");
+        let mut command = systemd.command(&[directory], "roamcast");
         command.args(["ims", "--config"]).arg(&config);
         command.env("CREDENTIALS_DIRECTORY", &credentials);
         Service::start(command)
@@ -118,9 +118,9 @@ fn mapping_server_enrolls_and_serves_and_a_node_registers() {
     .unwrap();
     node_side.run(|| {
         own_directories();
-        let mut systemd = Systemd::new(&state);
+        let mut systemd = Systemd::new("migkick-node", &state);
         let writable = [Path::new("/run/migkick"), &state];
-        let mut command = systemd.command("migkick-node", &writable, "migkick");
+        let mut command = systemd.command(&writable, "migkick");
         command.args(["node", "--config"]).arg(&key);
         let mut node = Service::start(command);
         node.wait("the node", node_status);

@@ -42,10 +42,9 @@ fn relay_relays_and_adopts_and_its_operator_is_root() {
             let credentials = credentials(&directory, &config);
             give(&directory);
             give(&pins);
-            let mut systemd = Systemd::new(&directory);
+            let mut systemd = Systemd::new("roamcast-relay", &directory);
             let run = |systemd: &Systemd| {
-                let mut command =
-                    systemd.command("roamcast-relay", &[&directory, &pins], "roamcast");
+                let mut command = systemd.command(&[&directory, &pins], "roamcast");
                 command.args(["relay", "--config"]).arg(&config);
                 command.env("CREDENTIALS_DIRECTORY", &credentials);
                 Relay::run(&net, command)
@@ -118,8 +117,8 @@ fn migration_control_server_takes_a_registration() {
     let credentials = credentials(directory, &config);
     give(directory);
     namespace.run(|| {
-        let mut systemd = Systemd::new(directory);
-        let mut command = systemd.command("roamcast-mcs", &[directory], "roamcast");
+        let mut systemd = Systemd::new("roamcast-mcs", directory);
+        let mut command = systemd.command(&[directory], "roamcast");
         command.args(["mcs", "--config"]).arg(&config);
         command.env("CREDENTIALS_DIRECTORY", &credentials);
         let mut service = Service::start(command);

@@ -6,12 +6,14 @@ use std::process::{Command, Output};
 
 use lab::confine;
 
-use super::systemd::{possible, unit};
+use super::systemd::{group, possible, unit};
 
 const SIGSYS: i32 = 31;
 
 fn run(name: &str, script: &str) -> Output {
-    let mut command = confine::command(&unit(name), &[], Path::new("/bin/bash")).unwrap();
+    let group = group(name);
+    let bash = Path::new("/bin/bash");
+    let mut command = confine::command(&unit(name), &group, &[], bash).unwrap();
     command.args(["-c", script]).output().unwrap()
 }
 
@@ -75,7 +77,8 @@ fn what_a_unit_refuses_is_refused() {
     let sysctl = "echo 1 > /proc/sys/net/ipv6/conf/lo/forwarding && echo done";
     let mut command = Command::new("unshare");
     command.args(["--net", "--"]);
-    let confined = confine::command(&unit("roamcast-relay"), &[], Path::new("/bin/bash")).unwrap();
+    let (unit, group) = (unit("roamcast-relay"), group("roamcast-relay"));
+    let confined = confine::command(&unit, &group, &[], Path::new("/bin/bash")).unwrap();
     command
         .arg(confined.get_program())
         .args(confined.get_args());
@@ -85,4 +88,33 @@ fn what_a_unit_refuses_is_refused() {
         "done\n",
         "{output:?}"
     );
+}
+
+#[test]
+fn service_that_wants_more_memory_or_tasks_than_its_unit_gives_does_not_get_them() {
+    if !possible() {
+        return;
+    }
+    // The one with the tightest limits: 512 MiB and 16 tasks.
+    let name = "migkick-node";
+    // One line without an end, which is in memory as a whole.
+    let takes = |mebibytes: u32| {
+        let script = format!(
+            "x=$(head -c {mebibytes}M /dev/zero | tr '\\0' x | tail -n 1 | wc -c); echo $x"
+        );
+        printed(name, &script)
+    };
+    assert_eq!(takes(64), format!("{}\n", 64 << 20));
+    assert_eq!(takes(600), "0\n");
+    let group = group(name);
+    let mut command = confine::command(&unit(name), &group, &[], Path::new("/bin/dash")).unwrap();
+    let script =
+        "n=0; while [ $n -lt 40 ]; do sleep 60 > /dev/null 2>&1 & n=$((n+1)); echo $n; done";
+    let output = command.args(["-c", script]).output().unwrap();
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout).lines().count(),
+        15,
+        "{output:?}"
+    );
+    assert!(group.times_met().unwrap() > 0);
 }

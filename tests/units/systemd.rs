@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 
 use lab::binaries;
-use lab::confine::{self, DYNAMIC_USER};
+use lab::confine::{self, ControlGroup, DYNAMIC_USER, Unit};
 
 use super::netns::{privileged, wait_for};
 
@@ -25,6 +25,11 @@ pub(super) fn unit(name: &str) -> PathBuf {
     root.join(package)
         .join("dist")
         .join(format!("{name}.service"))
+}
+
+/// A group with the limits of a unit.
+pub(super) fn group(name: &str) -> ControlGroup {
+    ControlGroup::new(&Unit::read(&unit(name)).unwrap()).unwrap()
 }
 
 /// Whether there is `systemd-analyze`; prints why not. Fails where CI has to have it.
@@ -45,8 +50,10 @@ pub(super) fn possible() -> bool {
     privileged() && known()
 }
 
-/// Where a service says how it is.
+/// Starts the services of a unit, in a group with its limits, and hears how they are.
 pub(super) struct Systemd {
+    unit: PathBuf,
+    group: ControlGroup,
     socket: UnixDatagram,
     path: PathBuf,
     beats: usize,
@@ -54,13 +61,16 @@ pub(super) struct Systemd {
 }
 
 impl Systemd {
-    pub(super) fn new(directory: &Path) -> Self {
+    /// For a unit, with its socket in a directory.
+    pub(super) fn new(name: &str, directory: &Path) -> Self {
         let path = directory.join("notify");
         let _ = fs::remove_file(&path);
         let socket = UnixDatagram::bind(&path).unwrap();
         socket.set_nonblocking(true).unwrap();
         fs::set_permissions(&path, Permissions::from_mode(0o777)).unwrap();
         Self {
+            unit: unit(name),
+            group: group(name),
             socket,
             path,
             beats: 0,
@@ -69,16 +79,17 @@ impl Systemd {
     }
 
     /// A command that runs one of our programs as the unit says; it may write to `writable`.
-    pub(super) fn command(&self, name: &str, writable: &[&Path], program: &str) -> Command {
+    pub(super) fn command(&self, writable: &[&Path], program: &str) -> Command {
         let program = binaries::path(program).unwrap();
-        let mut command = confine::command(&unit(name), writable, &program).unwrap();
+        let mut command = confine::command(&self.unit, &self.group, writable, &program).unwrap();
         command
             .env("NOTIFY_SOCKET", &self.path)
             .env("WATCHDOG_USEC", WATCHDOG_USEC.to_string());
         command
     }
 
-    /// Waits until the service has started and has shown twice that its loop goes round.
+    /// Waits until the service has started and has shown twice that its loop goes round. By then it has
+    /// met no limit of its group.
     pub(super) fn wait(&mut self) {
         wait_for("READY=1 and two signs of life", || {
             let mut text = [0; 1024];
@@ -89,6 +100,8 @@ impl Systemd {
             }
             (self.ready && self.beats >= 2).then_some(())
         });
+        assert!(!self.group.members().is_empty(), "it runs elsewhere");
+        assert_eq!(self.group.times_met().unwrap(), 0);
     }
 }
 
