@@ -1,6 +1,7 @@
-//! Allowances: how many requests a source address may make.
+//! Allowances: how many requests a source address may make, and how much work strangers may cause.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher as _, RandomState};
 use std::net::Ipv6Addr;
 use std::time::Duration;
 
@@ -10,6 +11,8 @@ use crate::proto::Timestamp;
 const SECOND_NS: u64 = 1_000_000_000;
 /// How long a full table of sources is not searched again for entries that can go.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(100);
+/// Shares of an allowance that is for sources of which nothing is known.
+const SHARES: usize = 64;
 /// Requests that are remembered, to know repeated ones. A power of two.
 const REMEMBERED: usize = 1 << 16;
 
@@ -64,6 +67,36 @@ impl Allowance {
 
     pub(super) fn take(&mut self, now: Timestamp) -> bool {
         self.bucket.take(now, self.rate)
+    }
+}
+
+/// An allowance for all, besides a share for each prefix of 64 bits, which others cannot use up. Prefixes
+/// that fall together by chance have one share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    shares: Vec<Allowance>,
+    /// What a prefix may take beyond its share.
+    rest: Allowance,
+    /// Nobody can choose with whom to fall together.
+    hasher: RandomState,
+}
+
+impl Shared {
+    pub(super) fn new(share_per_second: u32, rest_per_second: u32) -> Self {
+        let share = || Allowance::new(share_per_second, share_per_second);
+        Self {
+            shares: (0..SHARES).map(|_| share()).collect(),
+            rest: Allowance::new(rest_per_second, rest_per_second),
+            hasher: RandomState::new(),
+        }
+    }
+
+    /// Whether there is work to be done for the source once more.
+    pub(super) fn take(&mut self, now: Timestamp, source: Ipv6Addr) -> bool {
+        let prefix = source.to_bits() >> 64;
+        let place = self.hasher.hash_one(prefix) as usize % SHARES;
+        let share = self.shares.get_mut(place);
+        share.is_some_and(|share| share.take(now)) || self.rest.take(now)
     }
 }
 

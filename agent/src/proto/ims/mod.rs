@@ -19,9 +19,11 @@
 //! [`AHEAD`] newer ones in its place when a datagram opens with that key. With the generation ends
 //! all that the key before it has registered.
 //!
-//! What does not open is counted and nothing else. It never uses up an allowance: the source
+//! What does not open is counted and nothing else. It never uses up an allowance of a node: the source
 //! address of a datagram can be forged, and a node must not be silenced by datagrams in its name.
-//! For the same reason a datagram that is repeated counts against all repeated ones together.
+//! For the same reason a datagram that is repeated counts against all repeated ones together. Newer
+//! generations are tried for as many datagrams as an allowance has, of which each prefix has a share: a
+//! flood of forged ones keeps new nodes out only where it comes from, or says that it does.
 //!
 //! # Addresses that are free again
 //!
@@ -68,7 +70,7 @@ pub use io::{Config, Enrolled, Now, Path, Reply, Write};
 pub use record::{FreedMoa, Record, RecordError};
 
 use address::Holders;
-use limit::{Allowance, Repeats, Sources};
+use limit::{Allowance, Repeats, Shared, Sources};
 use node::Node;
 use update::{Staged, Waiting};
 
@@ -77,8 +79,10 @@ pub type Hoa = [u8; 16];
 
 /// Generations of a key that are tried beyond the known one.
 pub const AHEAD: u32 = 4;
-/// How often a second unknown generations are tried: each try costs a key.
+/// How often a second unknown generations are tried for one prefix: each try costs a key.
 const AHEAD_PER_SECOND: u32 = 2000;
+/// Tries of these that no other prefix can use up.
+const AHEAD_SHARE: u32 = 32;
 /// Repeated datagrams that are answered a second, all senders together.
 const REPEATS_PER_SECOND: u32 = 1000;
 /// A wall clock that moved this much against the monotonic one was set.
@@ -103,7 +107,7 @@ pub struct Ims {
     sources: Sources,
     repeats: Repeats,
     repeat_allowance: Allowance,
-    ahead_allowance: Allowance,
+    ahead_allowance: Shared,
     /// Wall clock minus monotonic clock, milliseconds.
     clock_offset_ms: Option<u64>,
     old_key_warning: Option<Timestamp>,
@@ -136,7 +140,7 @@ impl Ims {
             sources,
             repeats: Repeats::default(),
             repeat_allowance: Allowance::new(REPEATS_PER_SECOND, REPEATS_PER_SECOND),
-            ahead_allowance: Allowance::new(AHEAD_PER_SECOND, AHEAD_PER_SECOND),
+            ahead_allowance: Shared::new(AHEAD_SHARE, AHEAD_PER_SECOND - AHEAD_SHARE),
             clock_offset_ms: None,
             old_key_warning: None,
             taken_warning: None,
@@ -181,7 +185,7 @@ impl Ims {
     /// Takes in a datagram.
     pub fn handle_datagram(&mut self, now: Now, path: Path, datagram: &[u8]) {
         self.counters.datagrams += 1;
-        let Some(opened) = self.open(now, datagram) else {
+        let Some(opened) = self.open(now, *path.remote.ip(), datagram) else {
             return;
         };
         let hoa = opened.hoa;
@@ -320,7 +324,7 @@ impl Ims {
     }
 
     /// Opens a datagram with the key of its HoA, which may be of a newer generation than is known.
-    fn open(&mut self, now: Now, datagram: &[u8]) -> Option<Opened> {
+    fn open(&mut self, now: Now, source: Ipv6Addr, datagram: &[u8]) -> Option<Opened> {
         let Ok(sealed) = Sealed::parse(datagram) else {
             self.counters.malformed += 1;
             return None;
@@ -339,7 +343,7 @@ impl Ims {
             return Some(Opened { hoa, message });
         }
         let known = node.map_or(0, |node| node.generation);
-        if !self.ahead_allowance.take(now.monotonic) {
+        if !self.ahead_allowance.take(now.monotonic, source) {
             self.counters.forged += 1;
             return None;
         }

@@ -197,6 +197,31 @@ fn flood_in_the_name_of_a_node_does_not_silence_it() {
 }
 
 #[test]
+fn forged_datagrams_of_some_prefixes_keep_new_nodes_of_others_out_of_nothing() {
+    let mut world = World::new();
+    let of_prefix = |prefix: u16| Path {
+        remote: SocketAddrV6::new(Ipv6Addr::new(0x2001, 0xdb8, 9, prefix, 0, 0, 0, 1), 1, 0, 0),
+        ..path(1)
+    };
+    // In the names of nodes that this server has not seen yet, and of keys that nobody has.
+    for number in 0..20_000_u16 {
+        let forged = sealed(1000 + number % 500, 99, number.into(), &lookup(1));
+        let from = of_prefix(number % 3);
+        world.ims.handle_datagram(world.now, from, &forged);
+    }
+    let answered = (100..116).filter(|&prefix| {
+        let genuine = world.sealed(prefix, &lookup(1));
+        world
+            .ims
+            .handle_datagram(world.now, of_prefix(prefix), &genuine);
+        world.ims.poll_reply().is_some()
+    });
+    // Some may have fallen together with the attacker.
+    let answered = answered.count();
+    assert!(answered >= 8, "{answered} of 16");
+}
+
+#[test]
 fn answers_are_never_sealed_with_one_nonce_twice() {
     let mut world = World::new();
     let mut nonces = std::collections::BTreeSet::new();
