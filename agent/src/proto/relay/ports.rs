@@ -1,15 +1,15 @@
 //! Choice of the two ports that stand for a flow.
 //!
 //! The two are chosen so that the one's complement sum of addresses and ports stays what it was
-//! ([`common::relay`]), so only their sum is given by the flow, and one of them is free.
+//! ([`common::relay`]), so only their sum is given by the flow, and one of them is free. Which pair a flow
+//! gets is all that somebody who sends in the relay's name, and sees nothing, has to guess: it depends on
+//! a number that only this process has.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{BuildHasher as _, RandomState};
 
 use common::maps::{Address, StreamKey};
 use common::relay::port_pairs;
-
-/// The search begins at one of so many pairs; there are at least as many for any flow.
-const STARTS: usize = 8192;
 
 /// The ports of one flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -20,21 +20,25 @@ pub(super) struct Ports {
 
 /// Ports in use, by agent address.
 #[derive(Debug, Default)]
-pub(super) struct PortTable(BTreeMap<Address, BTreeSet<Ports>>);
+pub(super) struct PortTable {
+    used: BTreeMap<Address, BTreeSet<Ports>>,
+    /// Has the secret number.
+    hasher: RandomState,
+}
 
 impl PortTable {
-    /// Chooses a pair that is not in use, and takes it; `None` when all are. The choice depends
-    /// on the flow alone where it can, so a flow that comes back has its old ports.
+    /// Chooses a pair that is not in use, and takes it; `None` when all are. The choice is the same
+    /// each time where it can, so a flow that comes back has its old ports.
     pub(super) fn take(
         &mut self,
         stream: &StreamKey,
         relay_address: &Address,
         agent_address: &Address,
     ) -> Option<Ports> {
-        let used = self.0.entry(*agent_address).or_default();
+        let used = self.used.entry(*agent_address).or_default();
         let pairs = || port_pairs(stream, relay_address, agent_address);
-        // Flows of one sender would otherwise all want the same pair.
-        let first = usize::from(hash(stream)) % STARTS;
+        let number = self.hasher.hash_one((stream, agent_address)) as usize;
+        let first = number.checked_rem(pairs().count())?;
         let ports = pairs()
             .skip(first)
             .chain(pairs().take(first))
@@ -46,36 +50,62 @@ impl PortTable {
 
     /// Takes a pair that is given; says whether it was free.
     pub(super) fn take_given(&mut self, agent_address: &Address, ports: Ports) -> bool {
-        self.0.entry(*agent_address).or_default().insert(ports)
+        let used = self.used.entry(*agent_address).or_default();
+        used.insert(ports)
     }
 
     /// Gives a pair back.
     pub(super) fn release(&mut self, agent_address: &Address, ports: Ports) {
-        if let Some(used) = self.0.get_mut(agent_address) {
+        if let Some(used) = self.used.get_mut(agent_address) {
             used.remove(&ports);
             if used.is_empty() {
-                self.0.remove(agent_address);
+                self.used.remove(agent_address);
             }
         }
     }
 
     #[cfg(any(test, fuzzing))]
     pub(super) fn in_use(&self) -> usize {
-        self.0.values().map(BTreeSet::len).sum()
+        self.used.values().map(BTreeSet::len).sum()
     }
 }
 
-/// FNV-1a over the flow, folded to 16 bits.
-fn hash(stream: &StreamKey) -> u16 {
-    let ports = [stream.source_port, stream.destination_port].map(u16::to_be_bytes);
-    let bytes = stream
-        .multicast_address
-        .iter()
-        .chain(&stream.source)
-        .chain(ports.iter().flatten());
-    let hash = bytes.fold(0x811c_9dc5_u32, |hash, byte| {
-        (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
-    });
-    let [a, b, c, d] = hash.to_be_bytes();
-    u16::from_be_bytes([a ^ c, b ^ d])
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RELAY: Address = [1; 16];
+    const AGENT: Address = [2; 16];
+
+    fn stream(number: u16) -> StreamKey {
+        StreamKey {
+            multicast_address: [0xff; 16],
+            source: [3; 16],
+            source_port: number,
+            destination_port: 5004,
+            vlan: 0,
+            pad: 0,
+        }
+    }
+
+    fn take(table: &mut PortTable, number: u16) -> Ports {
+        table.take(&stream(number), &RELAY, &AGENT).unwrap()
+    }
+
+    #[test]
+    fn ports_of_a_flow_cannot_be_known_from_what_everybody_knows() {
+        let (mut one, mut other) = (PortTable::default(), PortTable::default());
+        let same = (0..100).filter(|&flow| take(&mut one, flow) == take(&mut other, flow));
+        // One in some 15,000 by chance.
+        let same = same.count();
+        assert!(same < 3, "{same} of 100");
+    }
+
+    #[test]
+    fn flow_that_comes_back_has_its_ports() {
+        let mut table = PortTable::default();
+        let ports = take(&mut table, 1);
+        table.release(&AGENT, ports);
+        assert_eq!(take(&mut table, 1), ports);
+    }
 }
