@@ -8,6 +8,8 @@
     reason = "tests panic, so that they fail with a trace"
 )]
 
+#[path = "support/certificate.rs"]
+mod certificate;
 #[path = "support/signalling.rs"]
 mod signalling;
 
@@ -19,7 +21,11 @@ use roamcast::pki::{self, Validity};
 use roamcast::role::Role;
 use rustls::version;
 
+use certificate::certify;
 use signalling::*;
+
+/// What the certificate of an agent has, besides its name.
+const AGENT: &str = "urn:roamcast:role:agent";
 
 #[tokio::test]
 async fn certificates_that_are_missing_expired_or_of_another_ca_are_refused_by_reason() {
@@ -31,16 +37,67 @@ async fn certificates_that_are_missing_expired_or_of_another_ca_are_refused_by_r
             Some(pki.issue("late", Role::Agent, yesterday())),
             "certificate_expired",
         ),
+        (
+            Some(pki.issue("early", Role::Agent, tomorrow())),
+            "certificate_expired",
+        ),
         (Some(other.valid("vms2")), "bad_certificate"),
     ] {
+        let before = agent.counter(counter);
         let connector = client(&pki.ca(), files.as_ref(), &[&version::TLS13]);
         // In TLS 1.3 the client is done before the server has seen its certificate.
         if let Ok(mut stream) = connect(&connector, &agent).await {
             assert!(read_to_end(&mut stream).await.is_empty());
         }
-        agent.counted(counter, 1).await;
+        agent.counted(counter, before + 1).await;
     }
     assert_eq!(agent.counter("accepted"), 0);
+}
+
+/// A certificate for somebody whose clock is a day ahead.
+fn tomorrow() -> Validity {
+    let mut validity = Validity::days(3);
+    validity.not_before += Duration::from_secs(86_400);
+    validity
+}
+
+#[tokio::test]
+async fn name_in_upper_case_is_the_same_name() {
+    let pki = Pki::new();
+    let files = certify(pki.directory.path(), &["VMS1"], &[AGENT]);
+    let mut agent = Agent::on(localhost(0), &files, "vms1", &[], &["vms2"]);
+    let files = certify(pki.directory.path(), &["VMS2"], &[AGENT]);
+    let peers = [("vms1", agent.address())];
+    let mut dialing = Agent::on(localhost(0), &files, "vms2", &peers, &[]);
+    dialing.peers.connect("vms1");
+    dialing.up("vms1").await;
+    agent.up("vms2").await;
+}
+
+#[tokio::test]
+async fn certificate_with_two_names_is_of_the_one_that_is_configured_and_not_of_this_agent() {
+    let pki = Pki::new();
+    let mut agent = Agent::start(&pki, "vms1", &[("vms2", localhost(9))], &["guest*"]);
+    for names in [["guest1", "vms2"], ["vms2", "guest1"], ["x", "guest2"]] {
+        let files = certify(pki.directory.path(), &names, &[AGENT]);
+        let _stream = accepted(&pki, &files, &agent).await;
+        let name = if names.contains(&"vms2") {
+            "vms2"
+        } else {
+            "guest2"
+        };
+        agent.up(name).await;
+        drop(_stream);
+        agent.down(name).await;
+    }
+    for (names, counter) in [(["vms2", "vms1"], "own_name"), (["x", "y"], "not_admitted")] {
+        let files = certify(pki.directory.path(), &names, &[AGENT]);
+        let connector = client(&pki.ca(), Some(&files), &[&version::TLS13]);
+        let mut stream = connect(&connector, &agent).await.unwrap();
+        let verdict = read_to_end(&mut stream).await;
+        assert_eq!(verdict.get(4), Some(&1), "{verdict:?}");
+        agent.counted(counter, 1).await;
+    }
 }
 
 #[tokio::test]

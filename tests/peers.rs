@@ -12,11 +12,12 @@
 #[path = "support/signalling.rs"]
 mod signalling;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::signal::MAX_FRAME_BYTES;
 use roamcast::net::peers::{Peers, PeersConfig, PeersError};
 use roamcast::net::tls::Tls;
+use roamcast::proto::PeerEvent;
 use roamcast::role::Role;
 use rustls::version;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -236,6 +237,54 @@ async fn peer_that_does_not_read_is_cut_off() {
     let reason = agent.down("vms2").await;
     assert!(reason.contains("does not read"), "{reason}");
     agent.counted("not_reading", 1).await;
+}
+
+#[tokio::test]
+async fn stranger_that_sends_a_byte_a_second_is_given_up() {
+    let pki = Pki::new();
+    let mut agent = Agent::start(&pki, "vms1", &[], &["*"]);
+    let mut stream = TcpStream::connect(agent.address()).await.unwrap();
+    // The head of a record of a TLS handshake, and of what is in it.
+    let mut hello = [22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3].into_iter();
+    let begun = Instant::now();
+    let refused = agent.counter("handshake_timeout");
+    while agent.counter("handshake_timeout") == refused {
+        assert!(begun.elapsed() < DEADLINE, "it is still there");
+        // Once the agent has hung up, there is nobody to send to.
+        let _ = stream.write_all(&[hello.next().unwrap_or_default()]).await;
+        sleep(Duration::from_secs(1)).await;
+    }
+    let files = pki.valid("vms2");
+    let _peer = accepted(&pki, &files, &agent).await;
+    agent.up("vms2").await;
+}
+
+#[tokio::test]
+async fn peer_that_sends_a_byte_at_a_time_keeps_nobody_waiting() {
+    let pki = Pki::new();
+    let mut agent = Agent::start(&pki, "vms1", &[], &["vms?"]);
+    let mut slow = accepted(&pki, &pki.valid("vms2"), &agent).await;
+    agent.up("vms2").await;
+    let mut other = accepted(&pki, &pki.valid("vms3"), &agent).await;
+    agent.up("vms3").await;
+    let framed = |text: &str| {
+        let bytes = message(text);
+        let length = u32::try_from(bytes.len()).unwrap().to_be_bytes();
+        [&length, bytes.as_slice()].concat()
+    };
+    for byte in framed("slow") {
+        slow.write_all(&[byte]).await.unwrap();
+        slow.flush().await.unwrap();
+        other.write_all(&framed("quick")).await.unwrap();
+        sleep(Duration::from_millis(300)).await;
+        let (peer, event) = agent.event().await;
+        if peer == "vms2" {
+            assert!(matches!(event, PeerEvent::Frame(_)), "{event:?}");
+        } else {
+            assert_eq!(peer, "vms3");
+        }
+    }
+    assert_eq!(agent.counter("lost"), 0);
 }
 
 #[tokio::test]

@@ -2,7 +2,8 @@
 //! no role, one of another CA.
 
 use std::fs;
-use std::net::SocketAddr;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -53,7 +54,7 @@ fn with_files(attack: impl FnOnce(&Files) + Send) {
 fn is_refused(agent: &Agent, own: &TlsFiles, counter: &str, reason: Option<&str>) {
     let to = SocketAddr::from(ADDRESS);
     let ca = agent.pki().join("signalling/cacert.pem");
-    let good = certify(&agent.pki(), "vms3", &["urn:roamcast:role:agent"]);
+    let good = certify(&agent.pki(), &["vms3"], &["urn:roamcast:role:agent"]);
     let count = || agent.counter(&format!("connections_{counter}"));
     let before = count();
     let verdict = Liar::attempt(to, "vms1", &ca, own).listen();
@@ -89,12 +90,12 @@ fn nobody_but_an_agent_says_anything_to_an_agent() {
             let reason = format!("`{name}` is of the role {role}");
             is_refused(&agent, &own, "wrong_role", Some(&reason));
         }
-        let none = certify(&pki, "vms5", &[]);
+        let none = certify(&pki, &["vms5"], &[]);
         is_refused(&agent, &none, "no_role", Some("pki issue"));
         let [agents, relays] = [Role::Agent, Role::Relay].map(Role::uri);
-        let both = certify(&pki, "vms6", &[&agents, &relays]);
+        let both = certify(&pki, &["vms6"], &[&agents, &relays]);
         is_refused(&agent, &both, "no_role", Some("more than one role"));
-        let upper = certify(&pki, "vms7", &["URN:ROAMCAST:ROLE:AGENT"]);
+        let upper = certify(&pki, &["vms7"], &["URN:ROAMCAST:ROLE:AGENT"]);
         is_refused(&agent, &upper, "no_role", Some("names the role \"AGENT\""));
         let other = tempfile::tempdir().unwrap();
         pki::init(other.path(), "other CA", Validity::days(1)).unwrap();
@@ -177,6 +178,23 @@ fn relay_or_server_that_is_dialed_says_nothing_that_is_not_for_its_role() {
     });
 }
 
+/// Serves a session description that makes somebody a relay, to everybody who asks; returns its URL.
+fn describe(name: &str, address: SocketAddr) -> String {
+    let listener = TcpListener::bind("[::1]:0").unwrap();
+    let url = format!("http://{}/tv.sdp", listener.local_addr().unwrap());
+    let text = format!("v=0\r\na=x-roamcast-relay:{name} {address}\r\n");
+    let answer = format!("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{text}");
+    thread::spawn(move || {
+        for stream in listener.incoming().take(1000).flatten() {
+            let mut request = BufReader::new(&stream).lines().map_while(Result::ok);
+            if request.any(|line| line.is_empty()) {
+                let _ = (&stream).write_all(answer.as_bytes());
+            }
+        }
+    });
+    url
+}
+
 #[test]
 fn agent_does_not_talk_to_a_relay_or_server_whose_certificate_is_of_another_role() {
     with_files(|files| {
@@ -185,22 +203,24 @@ fn agent_does_not_talk_to_a_relay_or_server_whose_certificate_is_of_another_role
         let liars = [
             ("relay1", of_role("relay1", Role::Agent)),
             ("relay2", of_role("relay2", Role::Mcs)),
-            ("relay3", LyingServer::new(&certify(&pki, "relay3", &[]))),
+            ("relay3", LyingServer::new(&certify(&pki, &["relay3"], &[]))),
             ("mcs1", of_role("mcs1", Role::Relay)),
             ("vms4", of_role("vms4", Role::Relay)),
+            ("vms5", of_role("vms5", Role::Agent)),
         ];
         let row = |index: usize| {
             let (name, liar): &(&str, LyingServer) = &liars[index];
             format!("{{ name = \"{name}\", address = \"{}\" }}", liar.address())
         };
         files.configure(&format!(
-            "[relay]\nservers = [{}, {}, {}]\nmcs = [{}]\n\
+            "[relay]\nservers = [{}, {}, {}]\nmcs = [{}]\nsdp = \"{}\"\n\
              [[peers]]\nname = \"vms4\"\naddress = \"{}\"\n\
              [[policy.depart]]\ndomains = [\"*\"]\ndestinations = [\"*\"]\n",
             row(0),
             row(1),
             row(2),
             row(3),
+            describe("vms5", liars[5].1.address()),
             liars[4].1.address()
         ));
         let agent = Agent::start_with(files, files.log_file());
@@ -224,7 +244,7 @@ fn agent_does_not_talk_to_a_relay_or_server_whose_certificate_is_of_another_role
         });
         wait_for("all to be refused", || {
             let wrong = agent.counter("connections_wrong_role");
-            (wrong >= 4 && agent.counter("connections_no_role") >= 1).then_some(())
+            (wrong >= 5 && agent.counter("connections_no_role") >= 1).then_some(())
         });
         assert_eq!(agent.counter("connections_dialed"), 0);
         let relays = agent.query("relays").unwrap().to_string();
@@ -236,7 +256,7 @@ fn agent_does_not_talk_to_a_relay_or_server_whose_certificate_is_of_another_role
 #[test]
 fn agent_with_a_certificate_of_the_version_before_says_what_to_do() {
     with_files(|files| {
-        let old = certify(&files.pki(), "vms1", &[]);
+        let old = certify(&files.pki(), &["vms1"], &[]);
         let own = files.pki().join("vms1/roamcast");
         fs::copy(&old.certificate, own.join("cert.pem")).unwrap();
         fs::copy(&old.key, own.join("private/key.pem")).unwrap();

@@ -7,13 +7,15 @@ use std::path::Path;
 use rcgen::{CertificateParams, Issuer, KeyPair, SanType};
 use roamcast::net::tls::TlsFiles;
 
-/// Certifies a name with these URIs, by the CA that `roamcast pki init` has made in `pki`.
-pub(crate) fn certify(pki: &Path, name: &str, uris: &[&str]) -> TlsFiles {
+/// Certifies names with these URIs, by the CA that `roamcast pki init` has made in `pki`.
+pub(crate) fn certify(pki: &Path, names: &[&str], uris: &[&str]) -> TlsFiles {
     let read = |path: &str| fs::read_to_string(pki.join(path)).unwrap();
     let ca_key = KeyPair::from_pem(&read("signalling/private/cakey.pem")).unwrap();
     let issuer = Issuer::from_ca_cert_pem(&read("signalling/cacert.pem"), ca_key).unwrap();
     let key = KeyPair::generate().unwrap();
-    let mut params = CertificateParams::new([name.to_owned()]).unwrap();
+    let all: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
+    let name = all.join("-");
+    let mut params = CertificateParams::new(all).unwrap();
     let address = SanType::IpAddress(Ipv6Addr::LOCALHOST.into());
     params.subject_alt_names.push(address);
     for &uri in uris {

@@ -1,3 +1,5 @@
+mod clock;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;

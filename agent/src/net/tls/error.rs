@@ -28,7 +28,7 @@ pub enum TlsError {
         path: PathBuf,
     },
     /// The certificate is no longer or not yet valid.
-    #[error("The certificate {} is expired or not yet valid; issue a new one", path.display())]
+    #[error("The certificate {} is expired or not yet valid by this host's clock; issue a new one, or set the clock", path.display())]
     Expired {
         /// The file.
         path: PathBuf,
