@@ -18,6 +18,8 @@ mod frame;
 mod host;
 #[path = "support/hostile.rs"]
 mod hostile;
+#[path = "support/ims.rs"]
+mod ims;
 #[path = "support/liar.rs"]
 mod liar;
 #[path = "support/netns.rs"]
@@ -57,6 +59,8 @@ mod reports;
 mod roles;
 #[path = "attacks/signalling.rs"]
 mod signalling;
+#[path = "attacks/squat.rs"]
+mod squat;
 
 use std::path::Path;
 

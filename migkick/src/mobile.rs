@@ -15,6 +15,8 @@ use crate::node::control::{Answer, ControlError, Prepare, Prepared, Request, SOC
 /// How long the move may wait until all correspondents know the new address. With the mapping server
 /// away they never do.
 const KNOWN: Duration = Duration::from_secs(2);
+/// How often the node prepares again because another node has the address.
+const TRIES: u32 = 4;
 /// Pause before the node is asked again; doubled each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 
@@ -22,6 +24,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(10);
 pub(crate) struct Mobile {
     socket: PathBuf,
     interface: Interface,
+    request: Request,
     prepared: Prepared,
     near: bool,
     translate: bool,
@@ -73,6 +76,7 @@ impl Mobile {
             Ok(Answer::Prepared(prepared)) => Ok(Some(Self {
                 socket: socket.to_owned(),
                 interface: interface.clone(),
+                request,
                 prepared,
                 near: false,
                 translate: false,
@@ -102,14 +106,35 @@ impl Mobile {
     pub(crate) fn ready(&mut self) -> Result<MigrationReady, ControlError> {
         let deadline = Instant::now() + KNOWN;
         let mut pause = FIRST_PAUSE;
-        while matches!(ask(&self.socket, &Request::Known)?, Answer::Known(false))
-            && Instant::now() + pause < deadline
-        {
-            thread::sleep(pause);
-            pause *= 2;
+        let mut tries = TRIES;
+        loop {
+            match ask(&self.socket, &Request::Known)? {
+                Answer::Taken if tries > 0 => {
+                    tries -= 1;
+                    self.prepare_again()?;
+                }
+                Answer::Taken => return Err(ControlError::Taken(self.prepared.address)),
+                Answer::Known(false) if Instant::now() + pause < deadline => {
+                    thread::sleep(pause);
+                    pause *= 2;
+                }
+                _ => break,
+            }
         }
         self.ask_ready(false)?;
         Ok(self.message())
+    }
+
+    /// Another node has the address: the node takes the next one.
+    fn prepare_again(&mut self) -> Result<(), ControlError> {
+        ask(&self.socket, &Request::Aborted { taken: true })?;
+        match ask(&self.socket, &self.request)? {
+            Answer::Prepared(prepared) => {
+                self.prepared = prepared;
+                Ok(())
+            }
+            _ => Err(ControlError::Answer),
+        }
     }
 
     fn ask_ready(&mut self, near: bool) -> Result<(), ControlError> {
@@ -324,6 +349,52 @@ mod tests {
             Request::Status,
         ];
         assert_eq!(requests, expected);
+    }
+
+    #[test]
+    fn node_whose_address_another_has_prepares_once_more() {
+        let other = Prepared {
+            address: "2001:db8:2::8".parse().unwrap(),
+            mac: [2; 6],
+            forward: Vec::new(),
+            forward_s: 30,
+        };
+        let answers = vec![
+            prepared(),
+            Answer::Known(false),
+            Answer::Taken,
+            Answer::Done,
+            Answer::Prepared(other.clone()),
+            Answer::Known(true),
+            Answer::Ready { translate: true },
+        ];
+        let (folder, requests) = node(answers);
+        let mut mobile = prepare(&socket(&folder)).unwrap().unwrap();
+        let ready = mobile.ready().unwrap();
+        assert_eq!(ready.address, Some(other.address.octets().into()));
+        assert_eq!(mobile.address(), other.address);
+        mobile.over = true;
+        let requests: Vec<Request> = requests.try_iter().collect();
+        assert_eq!(requests[3], Request::Aborted { taken: true });
+        assert_eq!(requests[4], requests[0]);
+    }
+
+    #[test]
+    fn node_that_finds_every_address_taken_is_not_asked_for_ever() {
+        let again = [Answer::Taken, Answer::Done, prepared()];
+        let mut answers = vec![prepared()];
+        answers.extend((0..TRIES).flat_map(|_| again.clone()));
+        answers.push(Answer::Taken);
+        answers.push(Answer::Done);
+        let (folder, requests) = node(answers);
+        let mut mobile = prepare(&socket(&folder)).unwrap().unwrap();
+        let error = mobile.ready().expect_err("ready");
+        assert!(error.to_string().contains(ADDRESS), "{error}");
+        drop(mobile);
+        assert_eq!(
+            requests.iter().last(),
+            Some(Request::Aborted { taken: false })
+        );
     }
 
     #[test]

@@ -66,7 +66,7 @@ pub(crate) fn go(args: &GoArgs) -> anyhow::Result<()> {
             }
         },
     };
-    let (idle_interface, address) = nic.name_and_address();
+    let (idle_interface, mut address) = nic.name_and_address();
     let mut ready = MigrationReady {
         address: address.map(|it| it.octets().into()),
         ..MigrationReady::default()
@@ -77,9 +77,12 @@ pub(crate) fn go(args: &GoArgs) -> anyhow::Result<()> {
                 .view
                 .step("Letting correspondents know the new address");
             match mobile.ready() {
-                Ok(of_node) => ready = of_node,
+                Ok(of_node) => {
+                    ready = of_node;
+                    address = Some(mobile.address());
+                }
                 Err(error) => {
-                    session.abort(&format!("The VM's node does not answer: {error}"));
+                    session.abort(&format!("The VM's node is not ready: {error}"));
                     return Err(error.into());
                 }
             }

@@ -94,6 +94,8 @@ pub(crate) enum Answer {
     Prepared(Prepared),
     /// Whether all correspondents in use know the prepared address.
     Known(bool),
+    /// Another node has the prepared address: the node has to prepare once more, with another one.
+    Taken,
     /// The node expects to be moved.
     Ready {
         /// Whether what the VM still sends from its old addresses may be translated.
@@ -121,6 +123,9 @@ pub(crate) enum ControlError {
     /// The node refuses.
     #[error("{0}")]
     Refused(String),
+    /// Other nodes have all addresses that were tried.
+    #[error("A mapping server says that other nodes have {0} and those before; see its log")]
+    Taken(Ipv6Addr),
 }
 
 /// Asks the node behind `socket`.

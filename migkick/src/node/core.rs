@@ -43,7 +43,7 @@ mod registration;
 mod tests;
 mod types;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{Ipv6Addr, SocketAddrV6};
 use std::time::Duration;
 
@@ -82,6 +82,8 @@ pub(crate) struct Core {
     standby: Option<Place>,
     /// What moves have left.
     left: Vec<Left>,
+    /// Addresses that were to be replaced since all servers took the mapping.
+    replaced: BTreeSet<Ipv6Addr>,
     movement: Option<Move>,
     peers: BTreeMap<Ipv6Addr, Peer>,
     /// Frames held in all.
@@ -121,6 +123,7 @@ impl Core {
             told: BTreeMap::new(),
             standby: None,
             left: Vec::new(),
+            replaced: BTreeSet::new(),
             movement: None,
             peers: BTreeMap::new(),
             held: 0,

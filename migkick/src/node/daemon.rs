@@ -246,6 +246,7 @@ impl Daemon {
                 Ok(prepared) => Answer::Prepared(prepared),
                 Err(error) => Answer::Error(format!("{error:#}")),
             },
+            Request::Known if self.moving.as_ref().is_some_and(|it| it.is_taken) => Answer::Taken,
             Request::Known => Answer::Known(self.core.is_known(self.now())),
             Request::Ready { near } => Answer::Ready {
                 translate: self.ready(near),
@@ -311,6 +312,7 @@ impl Daemon {
                     .context("Cannot remove the routes of the network that was left")?;
             }
             Output::RemoveAddress(place) => self.remove_address(place)?,
+            Output::Replace(place) => self.replace(place)?,
             Output::Save(saved) => self.save(saved)?,
         }
         Ok(())

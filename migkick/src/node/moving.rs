@@ -27,6 +27,8 @@ pub(super) struct Moving {
     /// When it is off, unless it goes on.
     deadline: Option<Duration>,
     probe: Option<Probe>,
+    /// Another node has the address.
+    pub(super) is_taken: bool,
 }
 
 impl Moving {
@@ -138,6 +140,7 @@ impl Daemon {
             agent: request.agent,
             deadline: Some(now + PATIENCE),
             probe: None,
+            is_taken: false,
         });
         self.core.prepare(
             now,

@@ -133,6 +133,44 @@ impl Daemon {
             .with_context(|| format!("Cannot add {address} to {}", nic.name))
     }
 
+    /// Another node has an address at a mapping server: has the next one taken, as one takes the next
+    /// DAD_Counter of RFC 7217 for an address that another has on the link. One that was given to the NIC
+    /// stays.
+    pub(super) fn replace(&mut self, place: Place) -> anyhow::Result<()> {
+        self.taken.insert(place.moa);
+        if let Some(moving) = &mut self.moving
+            && moving.address() == place.moa
+        {
+            // Whoever moves the VM has it prepared anew.
+            moving.is_taken = true;
+            return Ok(());
+        }
+        let moa = place.moa;
+        self.say(&format!(
+            "A mapping server says that another node has {moa}; if that was taken by the node, it takes another"
+        ));
+        let is_own = is_neutral(moa.octets(), self.config.identity.hoa.octets());
+        if !self.config.neutral || !is_own {
+            return Ok(());
+        }
+        let addresses = self
+            .links
+            .addresses()
+            .context("Cannot list the addresses")?;
+        let nic = self.interfaces.iter();
+        let nic = nic.clone().find(|it| it.ifindex == place.ifindex).cloned();
+        let given = addresses.iter();
+        let given = given
+            .clone()
+            .find(|it| it.ifindex == place.ifindex && it.address == moa);
+        if let (Some(nic), Some(given)) = (nic, given) {
+            // Where there is no other, as with EUI-64, the node keeps what it has.
+            self.add_neutral_address(&nic, given)?;
+            self.remove_address(place)?;
+        }
+        Ok(())
+    }
+
     pub(super) fn remove_address(&mut self, place: Place) -> anyhow::Result<()> {
         let addresses = self
             .links

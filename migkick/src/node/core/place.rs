@@ -12,7 +12,7 @@ use std::time::Duration;
 use common::mat::neutral::is_neutral;
 
 use super::peer::Peer;
-use super::{Core, NicState, Output, Place, Saved};
+use super::{Core, MAX_REPLACED, MoveStage, NicState, Output, Place, Saved};
 
 /// An address that a move has left.
 #[derive(Clone, Copy, Debug)]
@@ -143,6 +143,24 @@ impl Core {
             .retain(|moa, _| own.iter().any(|it| it.moa == *moa));
         for place in own {
             self.told.entry(place.moa).or_insert(self.sequence);
+        }
+    }
+
+    /// A server refuses the addresses: another node has one of them. That can only be the newest, since
+    /// those before were taken. Whoever knows or guesses where a node will be can register there first, but
+    /// not at all the addresses that the node may take instead.
+    pub(super) fn replace_newest(&mut self) {
+        let newest = match (self.stage(), self.standby) {
+            (Some(MoveStage::Prepared), Some(standby)) => Some(standby),
+            // The agents have been told of it. If the VM arrives it is the active one.
+            (_, Some(_)) => None,
+            (_, None) => self.candidate.or(self.active),
+        };
+        if let Some(place) = newest
+            && self.replaced.len() < MAX_REPLACED
+            && self.replaced.insert(place.moa)
+        {
+            self.outputs.push_back(Output::Replace(place));
         }
     }
 

@@ -229,6 +229,9 @@ impl Core {
             if pending.sequence == sequence {
                 server.refresh = Some(now + lifetime / 3);
             }
+            if self.servers.iter().all(|it| it.acknowledged >= sequence) {
+                self.replaced.clear();
+            }
             return;
         }
         self.counters.updates_refused += 1;
@@ -239,6 +242,7 @@ impl Core {
             server.repeat = Repeat::new(now, self.timing.update.0);
         }
         match outcome {
+            Some(Outcome::BadAddresses) if pending.sequence == sequence => self.replace_newest(),
             Some(Outcome::WrongTime) => {
                 server.epoch_ms = reply.time_ms.saturating_sub(milliseconds(now));
             }

@@ -6,4 +6,5 @@ mod moves;
 mod schedules;
 mod servers;
 mod sessions;
+mod squatters;
 mod world;

@@ -76,6 +76,9 @@ impl Default for Timing {
 pub(crate) const MAX_PEERS: usize = 4096;
 /// Most frames held for one peer, and for all.
 pub(crate) const MAX_HELD: (usize, usize) = (32, 1024);
+/// Most addresses that are replaced because a server refuses them. A server that refuses all of them is
+/// not set up for this network.
+pub(crate) const MAX_REPLACED: usize = 8;
 /// Most bytes held for one peer.
 pub(crate) const MAX_HELD_BYTES: usize = 128 * 1024;
 
@@ -154,6 +157,8 @@ pub(crate) enum Output {
     Leave(Place),
     /// The old address is of no use any more.
     RemoveAddress(Place),
+    /// A server says that another node has this address: another one is to be taken.
+    Replace(Place),
     /// To be read at the next start.
     Save(Saved),
 }

@@ -77,6 +77,8 @@ pub(super) struct Kernel {
     pub(super) refused: Vec<Vec<u8>>,
     pub(super) joined: usize,
     pub(super) left: Vec<Place>,
+    /// What was to be replaced, in that order.
+    pub(super) replaced: Vec<Place>,
     saved: Saved,
 }
 
@@ -101,6 +103,8 @@ pub(super) struct Server {
     pub(super) lookups: usize,
     pub(super) updates: usize,
     pub(super) refuse: Option<Outcome>,
+    /// Addresses that somebody else has registered.
+    pub(super) squatted: BTreeSet<Ipv6Addr>,
 }
 
 pub(super) struct World {
@@ -490,6 +494,7 @@ impl World {
                 self.set_address(index, place.ifindex, place.moa, false);
                 self.nics(index);
             }
+            Output::Replace(place) => kernel.replaced.push(place),
             Output::Save(saved) => kernel.saved = saved,
         }
     }

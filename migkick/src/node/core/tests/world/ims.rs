@@ -33,9 +33,12 @@ impl World {
                 server.updates += 1;
                 let known = server.mappings.get(&hoa);
                 let sequence = known.map_or(0, |it| it.0);
+                let mut addresses = update.moas.iter().map(|it| (*it.address).into());
+                let is_taken = addresses.any(|it: Ipv6Addr| server.squatted.contains(&it));
                 let same = known.is_some_and(|it| it.0 == update.sequence && it.1 == update.moas);
                 let outcome = match server.refuse {
                     Some(outcome) => outcome,
+                    None if is_taken => Outcome::BadAddresses,
                     None if same => Outcome::Accepted,
                     None if update.sequence <= sequence => Outcome::OldSequence,
                     None if update.time_ms.abs_diff(now_ms) > 30_000 => Outcome::WrongTime,

@@ -1,0 +1,134 @@
+//! An enrolled node registers the address of another one before that does, so that nobody finds that one.
+
+use std::fs;
+use std::net::Ipv6Addr;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::Path;
+use std::process::{Child, Command};
+use std::time::Duration;
+
+use common::mat::message::{Moa, UpdateRequest};
+use lab::binaries;
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use serde_json::Value;
+
+use super::ims::{Files, Node, Server, hoa, update_request};
+use super::netns::{Namespace, privileged, wait_for};
+
+const PORT: u16 = 47413;
+/// Of the network that the victim is in.
+const GIVEN: &str = "2001:db8:1::2/64";
+
+/// `migkick node`, killed on drop.
+struct Victim(Child);
+
+impl Drop for Victim {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Victim {
+    fn start(key: &Path) -> Self {
+        let mut command = Command::new(binaries::path("migkick").unwrap());
+        Self(command.args(["node", "--config"]).arg(key).spawn().unwrap())
+    }
+}
+
+/// Where the victim is, once the server knows it there.
+fn registered(files: &Files) -> Ipv6Addr {
+    wait_for("the registration", || {
+        let rows = files.list();
+        let row = rows.iter().find(|row| row["hoa"] == hoa(1).to_string())?;
+        let moas = row["moas"].as_array()?;
+        // The one that is given goes first, until the neutral one can be used.
+        let neutral = |it: &Value| -> Option<Ipv6Addr> {
+            let address: Ipv6Addr = it["address"].as_str()?.parse().ok()?;
+            (it["priority"] == 1 && address.segments()[4..] != [0, 0, 0, 2]).then_some(address)
+        };
+        moas.iter().find_map(neutral)
+    })
+}
+
+/// Directories of its own for the calling thread, where `migkick node` has its socket and its pins.
+fn own_directories() {
+    unshare(CloneFlags::CLONE_NEWNS).unwrap();
+    let none = None::<&str>;
+    let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+    mount(none, "/", none, private, none).unwrap();
+    for (kind, place) in [("tmpfs", "/run"), ("bpf", "/sys/fs/bpf")] {
+        mount(none, place, Some(kind), MsFlags::empty(), none).unwrap();
+    }
+    for directory in ["/run/migkick", "/sys/fs/bpf/migkick"] {
+        fs::DirBuilder::new().mode(0o700).create(directory).unwrap();
+    }
+}
+
+/// As the victim does, but somebody else.
+fn squat(squatter: &mut Node, address: Ipv6Addr) {
+    let request = UpdateRequest {
+        moas: vec![Moa {
+            address: address.octets().into(),
+            priority: 1,
+        }],
+        ..update_request(2, 1, 600)
+    };
+    let patience = Duration::from_secs(10);
+    squatter.ask(&request.into(), patience).unwrap();
+}
+
+#[test]
+fn node_whose_address_somebody_has_registered_takes_another_one() {
+    if !privileged() {
+        return;
+    }
+    if !migkick::datapath::has_tcx() {
+        println!("skipped: this kernel has no TCX, which nodes need");
+        return;
+    }
+    let (network, other) = (Namespace::new("node"), Namespace::new("other"));
+    let peer = other.name();
+    network.ip(&format!(
+        "link add eth0 type veth peer name eth0 netns {peer}"
+    ));
+    network.ip("link set eth0 up");
+    other.ip("link set eth0 up");
+    network.ip(&format!("addr add {GIVEN} dev eth0 nodad"));
+    let directory = tempfile::tempdir().unwrap();
+    network.run(|| {
+        let files = Files::new(directory.path(), PORT, "");
+        let key = directory.path().join("node.toml");
+        let enrolled = files.run(&[
+            "enroll",
+            &hoa(1).to_string(),
+            "--servers",
+            &format!("[2001:db8:1::2]:{PORT}"),
+            "--output",
+            &key.display().to_string(),
+        ]);
+        assert!(enrolled.status.success(), "{enrolled:?}");
+        let state = directory.path().join("node.json");
+        let text = fs::read_to_string(&key).unwrap();
+        fs::write(&key, format!("{text}state = {state:?}\n")).unwrap();
+        let serve = || {
+            let server = Server::spawn(&files);
+            wait_for("the server", || files.status());
+            server
+        };
+        let server = serve();
+        own_directories();
+        let victim = Victim::start(&key);
+        let first = registered(&files);
+        drop(victim);
+        // The server forgets all of it, and somebody who has looked before is quicker.
+        drop(server);
+        fs::remove_dir_all(files.path("store")).unwrap();
+        let _server = serve();
+        squat(&mut Node::new(2, 1, PORT), first);
+        let _victim = Victim::start(&key);
+        let second = registered(&files);
+        assert_ne!(second, first);
+    });
+}
