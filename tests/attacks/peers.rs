@@ -227,3 +227,32 @@ fn lists_without_end_cost_no_memory_and_are_not_taken_in() {
         assert!(grown < 16 * 1024, "{grown} KiB");
     });
 }
+
+#[test]
+fn names_and_reasons_that_a_peer_says_forge_no_lines() {
+    with_agent(ALL, |agent| {
+        let mut liar = agent.peer("vms2");
+        let said = "tv\nWARN forged\u{1b}[2J";
+        liar.say(2, request(9, said));
+        let name = wait_for("the migration", || {
+            let rows = agent.query("migrations")?;
+            rows[0]["domain"].as_str().map(str::to_owned)
+        });
+        assert_eq!(name, said);
+        let output = agent.command(&["migrations"]).output().unwrap();
+        let table = String::from_utf8_lossy(&output.stdout).into_owned();
+        let reason = said.replace("forged", "made up");
+        liar.say(2, MigrationAbort { reason });
+        wait_for("both in the log", || {
+            let log = agent.log();
+            (log.contains("forged") && log.contains("made up")).then_some(())
+        });
+        for shown in [table, agent.log()] {
+            assert!(!shown.contains("\u{1b}[2J"), "{shown:?}");
+            assert!(
+                !shown.lines().any(|line| line.starts_with("WARN")),
+                "{shown:?}"
+            );
+        }
+    });
+}

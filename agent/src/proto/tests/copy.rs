@@ -1,6 +1,6 @@
-//! Tests of how memory is copied: encrypted, in the clear with a word, or not at all.
+//! Tests of how memory is copied: encrypted, in the clear with a word, or not at all; and to where.
 
-use common::signal::AgentResponse;
+use common::signal::{AgentResponse, PeerMessage};
 
 use super::*;
 use crate::proto::tests::fixture::{Bench, config};
@@ -18,8 +18,8 @@ fn plain(encrypt: Encrypt) -> CopyConfig {
     }
 }
 
-/// An operator has `viewer` moved to a destination that can encrypt, or not.
-fn moved(copy: CopyConfig, here: CopyTls, there: bool) -> (Bench, Vec<Output>) {
+/// An operator has `viewer` moved to a destination, which is asked; returns the transaction.
+fn asked(copy: CopyConfig, here: CopyTls) -> (Bench, u64) {
     let mut config = config(0);
     config.copy = copy;
     let mut bench = Bench::with(config);
@@ -32,19 +32,43 @@ fn moved(copy: CopyConfig, here: CopyTls, there: bool) -> (Bench, Vec<Output>) {
     };
     bench.agent.handle_command(bench.now, 1, command);
     let transaction = bench.outputs().into_iter().find_map(|output| match output {
-        Output::Frame { bytes, .. } => Some(common::signal::PeerMessage::decode(&bytes).unwrap().0),
+        Output::Frame { bytes, .. } => Some(PeerMessage::decode(&bytes).unwrap().0),
         _ => None,
     });
-    let response = AgentResponse {
+    (bench, transaction.unwrap())
+}
+
+/// The same, and the destination can encrypt, or not.
+fn moved(copy: CopyConfig, here: CopyTls, there: bool) -> (Bench, Vec<Output>) {
+    let (mut bench, transaction) = asked(copy, here);
+    bench.frame(transaction, response(there));
+    let outputs = bench.outputs();
+    (bench, outputs)
+}
+
+fn response(copy_tls: bool) -> AgentResponse {
+    AgentResponse {
         prefix: [0; 16].into(),
         prefix_length: 64,
         agent_address: [1; 16].into(),
         receptions: vec![],
-        copy_tls: there,
-    };
-    bench.frame(transaction.unwrap(), response);
-    let outputs = bench.outputs();
-    (bench, outputs)
+        copy_tls,
+    }
+}
+
+/// A frame of a version that told the source which URIs to open.
+fn with_uris(transaction: u64, connect_uri: &str, migrate_uri: &str) -> Vec<u8> {
+    let mut frame = PeerMessage::from(response(false)).encode(transaction);
+    // In place of two that are null; then no verdict, and no certificate (RFC 8949 §3).
+    let tail = [0xf6, 0xf6, 0x80, 0xf4];
+    let end = frame.len() - tail.len();
+    assert_eq!(frame.split_off(end), tail);
+    for uri in [connect_uri, migrate_uri] {
+        frame.extend([0x78, u8::try_from(uri.len()).unwrap()]);
+        frame.extend(uri.as_bytes());
+    }
+    frame.extend([0x80, 0xf4]);
+    frame
 }
 
 /// Whether QEMU is asked to encrypt; `None` if nothing is copied.
@@ -139,4 +163,27 @@ fn flags_decide_where_they_say_something() {
         assert_eq!(is_encrypted(&outputs), tls, "{carrier:?}");
         assert_eq!(way(&bench), Some(expected));
     }
+}
+
+/// libvirt executes what some URIs name, as root.
+#[test]
+fn uris_that_a_destination_names_are_not_opened() {
+    let (mut bench, transaction) = asked(plain(Encrypt::Never), BOTH);
+    let (connect, migrate) = (
+        "qemu+ext://vms2/system?command=/tmp/x.sh",
+        "exec:/tmp/x.sh < in",
+    );
+    let frame = with_uris(transaction, connect, migrate);
+    bench.peer(PeerEvent::Frame(frame.into()));
+    let started = bench.outputs().into_iter().find_map(|output| match output {
+        Output::StartMigration {
+            connect_uri,
+            migrate_uri,
+            ..
+        } => Some((connect_uri, migrate_uri)),
+        _ => None,
+    });
+    let peer = bench.agent.config().peer("vms2").unwrap();
+    let own = (peer.connect_uri.clone(), peer.migrate_uri.clone());
+    assert_eq!(started, Some(own));
 }
