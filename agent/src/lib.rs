@@ -15,8 +15,10 @@
 //! | [`glob`], [`clock`], [`job`] | patterns for names, the kernel's clock, work that blocks |
 //! | [`runtime`] | the running agent: connects all of these |
 //! | [`telemetry`], [`shutdown`], [`watchdog`] | logs, signals, systemd's watchdog |
+//! | [`allocator`] | the C library's memory |
 //! | `fuzz` | what must hold for any bytes, for tests |
 
+pub mod allocator;
 pub mod cli;
 pub mod clock;
 pub mod config;

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
+use roamcast::allocator;
 use roamcast::cli::{Cli, PkiCommand, Roles};
 use roamcast::config::{Config, ImsConfig, McsConfig, RelayConfig};
 use roamcast::pki::{self, IssueRequest, Validity};
@@ -10,6 +11,7 @@ use roamcast::runtime;
 use tokio::runtime::Runtime;
 
 fn main() -> ExitCode {
+    allocator::return_large_blocks();
     Cli::parse().run(&Program)
 }
 

@@ -1,14 +1,18 @@
 //! Frames and messages without end, of every kind that is looked at: from a VM, from a neighbour, and from a
 //! peer with a good certificate.
 
-use std::io::Write as _;
+use std::fs::{self, DirEntry};
+use std::io::{self, Write as _};
 use std::net::{Ipv6Addr, UdpSocket};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use common::signal::{AgentRequest, MAX_FRAME_BYTES, MigrationAbort};
+use lab::wait;
 use nix::sys::socket::{setsockopt, sockopt};
+use nix::unistd::gettid;
 use roamcast::control::Request;
 use roamcast::control::client::Client;
 use serde_json::Value;
@@ -25,10 +29,18 @@ use super::tap::Guest;
 const FRAMES: usize = 1_000_000;
 /// On a machine that is slower, as many as it takes in so long.
 const LONGEST: Duration = Duration::from_secs(10);
-/// For so long a neighbour and a peer attack.
+/// For so long a neighbour and a peer attack, unless the environment says otherwise.
 const SIEGE: Duration = Duration::from_secs(10);
+/// For how long they do, in seconds: the whole attack is one of 60.
+const SIEGE_VARIABLE: &str = "ROAMCAST_SIEGE_S";
 /// What the agent's memory may grow by, KiB.
 const GROWTH: u64 = 16 * 1024;
+/// So often they try.
+const ROUNDS: u32 = 3;
+/// For how long the agent's loop may stand still.
+const STALL: Duration = Duration::from_millis(50);
+/// How long it may take until an operator knows the agent's state.
+const ANSWER: Duration = Duration::from_millis(100);
 const VICTIM: [u8; 6] = [0x52, 0x54, 0, 0, 0, 7];
 const PORT: u16 = 5004;
 /// Between two packets of the victim's stream.
@@ -187,28 +199,97 @@ fn a_million_frames_of_each_kind_from_a_vm_change_nothing_for_another() {
     });
 }
 
-/// Attacks an agent for a while and asks it for its state all the time; returns how much its memory has grown,
-/// KiB, and how long an answer has taken at most.
-fn besiege(agent: &Agent, attack: impl FnOnce(&AtomicBool) + Send) -> (u64, Duration) {
-    let memory = agent.peak_memory();
-    let is_over = AtomicBool::new(false);
-    let mut longest = Duration::ZERO;
-    thread::scope(|scope| {
-        scope.spawn(|| attack(&is_over));
-        let _end_of_attack = EndOf(&is_over);
-        let end = Instant::now() + SIEGE;
-        while Instant::now() < end {
-            let asked = Instant::now();
-            let mut client = Client::connect(&agent.path("agent.sock")).unwrap();
-            client.ask(&Request::Status, |_| {}).unwrap();
-            longest = longest.max(asked.elapsed());
+/// What an attack has done to an agent.
+#[derive(Debug)]
+struct Siege {
+    /// How much the agent's memory has grown, KiB.
+    grown: u64,
+    /// How long an operator has waited for an answer at most.
+    answer: Duration,
+    /// How often the loop stood still for 50 ms.
+    stalls: u64,
+    /// For how long at most, since its start.
+    longest: Duration,
+}
+
+impl Siege {
+    /// Attacks an agent for a while and asks it for its state all the time.
+    fn lay(agent: &Agent, attack: impl FnOnce(&AtomicBool) + Send) -> Self {
+        let seconds = std::env::var(SIEGE_VARIABLE).ok();
+        let time = seconds.map_or(SIEGE, |it| Duration::from_secs(it.parse().unwrap()));
+        put_first(&tasks(agent.child.id()));
+        let (memory, before) = (agent.peak_memory(), stalls(agent));
+        let is_over = AtomicBool::new(false);
+        let mut answer = Duration::ZERO;
+        thread::scope(|scope| {
+            scope.spawn(|| attack(&is_over));
+            scope.spawn(|| {
+                put_first(&[gettid().to_string()]);
+                let _end_of_attack = EndOf(&is_over);
+                let end = Instant::now() + time;
+                while Instant::now() < end {
+                    let asked = Instant::now();
+                    let mut client = Client::connect(&agent.path("agent.sock")).unwrap();
+                    client.ask(&Request::Status, |_| {}).unwrap();
+                    answer = answer.max(asked.elapsed());
+                }
+            });
+        });
+        let after = stalls(agent);
+        Self {
+            grown: agent.peak_memory() - memory,
+            answer,
+            stalls: after.0 - before.0,
+            longest: after.1,
         }
-    });
-    (agent.peak_memory() - memory, longest)
+    }
+
+    fn keeps_nobody_waiting(&self) -> bool {
+        let stands_still = self.stalls > 0 && self.longest >= wait::patience(STALL);
+        self.answer < wait::patience(ANSWER) && !stands_still
+    }
+}
+
+/// Asserts that nobody but the attacker notices an attack. What the machine has to do besides may take the
+/// processor or a lock of the kernel from the agent once; what the attack does it does each time.
+fn withstand(agent: &Agent, mut attack: impl FnMut(&AtomicBool) + Send) {
+    for round in 1..=ROUNDS {
+        let siege = Siege::lay(agent, &mut attack);
+        println!("{siege:?}");
+        assert!(siege.grown < GROWTH, "{siege:?}");
+        if siege.keeps_nobody_waiting() {
+            return;
+        }
+        assert!(round < ROUNDS, "{siege:?}");
+    }
+}
+
+/// The tasks of a process.
+fn tasks(process: u32) -> Vec<String> {
+    let tasks = fs::read_dir(format!("/proc/{process}/task")).unwrap();
+    let name = |task: io::Result<DirEntry>| task.unwrap().file_name().into_string().unwrap();
+    tasks.map(name).collect()
+}
+
+/// Puts tasks before all others of this machine, so that what is measured is what they do, and not for how
+/// long they wait for a processor.
+fn put_first(tasks: &[String]) {
+    let mut command = Command::new("renice");
+    let output = command.args(["-n", "-20", "-p"]).args(tasks).output();
+    let output = output.unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
+
+/// How often and for how long an agent's loop has stood still.
+fn stalls(agent: &Agent) -> (u64, Duration) {
+    let status = agent.status().unwrap();
+    let number = |key: &str| status[key].as_u64().unwrap();
+    let longest = Duration::from_millis(number("longest_stall_ms"));
+    (number("stalls"), longest)
 }
 
 #[test]
-fn neighbour_that_sends_without_end_costs_little_memory() {
+fn neighbour_that_sends_without_end_costs_little_memory_and_keeps_nobody_waiting() {
     if !privileged() {
         return;
     }
@@ -228,21 +309,19 @@ fn neighbour_that_sends_without_end_costs_little_memory() {
             let group = group(port % 20 + 1).to_string();
             Frame::udp(SOURCE, &group, (port, PORT), b"made up").bytes()
         }));
-        let (grown, longest) = besiege(&agent, |is_over| {
+        withstand(&agent, |is_over| {
             while !is_over.load(Ordering::Relaxed) {
                 flood(&frames, frames.len(), SIEGE, |frame| {
                     setup.sender.send(frame);
                 });
             }
         });
-        println!("{grown} KiB, longest answer {longest:?}");
-        assert!(grown < GROWTH, "{grown} KiB");
         drop(victim.guest);
     });
 }
 
 #[test]
-fn peer_that_speaks_without_end_costs_little_memory() {
+fn peer_that_speaks_without_end_costs_little_memory_and_keeps_nobody_waiting() {
     if !privileged() {
         return;
     }
@@ -251,8 +330,8 @@ fn peer_that_speaks_without_end_costs_little_memory() {
     host.run_with_bpffs(|bpffs| {
         let agent = Agent::start(bpffs, &[domain("victim", 2, "vnet1", VICTIM)], RULES);
         let mut peer = agent.peer("vms2");
-        let (grown, longest) = besiege(&agent, |is_over| {
-            let mut transaction = 0;
+        let mut transaction = 0;
+        withstand(&agent, |is_over| {
             while !is_over.load(Ordering::Relaxed) {
                 for _ in 0..64 {
                     transaction += 2;
@@ -264,8 +343,6 @@ fn peer_that_speaks_without_end_costs_little_memory() {
                 peer.answer(transaction);
             }
         });
-        println!("{grown} KiB, longest answer {longest:?}");
-        assert!(grown < GROWTH, "{grown} KiB");
     });
 }
 

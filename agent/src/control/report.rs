@@ -97,6 +97,12 @@ pub struct Status {
     pub pid: u32,
     /// Since its start.
     pub uptime_ms: u64,
+    /// The longest time since then for which its loop took in nothing, because it had something to do.
+    #[serde(default)]
+    pub longest_stall_ms: u64,
+    /// How often that was 50 ms or more.
+    #[serde(default)]
+    pub stalls: u64,
     /// The managed bridge.
     pub bridge: String,
     /// Prefix that arriving VMs take addresses from, with its length.

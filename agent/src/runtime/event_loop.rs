@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
 
 use super::RuntimeError;
 use super::gates::Gates;
@@ -16,6 +16,7 @@ use super::hooks::{Hooks, Role};
 use super::registrar::Registrar;
 use super::stream_reads::StreamReads;
 use super::trace::Tracing;
+use super::turns::{self, Turns};
 use crate::clock::now;
 use crate::config::Config;
 use crate::control::report::LinkState;
@@ -56,6 +57,7 @@ pub(super) struct EventLoop {
     pub(super) address: Ipv6Addr,
     pub(super) prefix_length: u8,
     pub(super) started: Timestamp,
+    pub(super) turns: Turns,
     pub(super) proto: Agent,
     pub(super) datapath: Datapath,
     pub(super) events: Events,
@@ -101,46 +103,56 @@ impl EventLoop {
         let mut collect = interval(COLLECT_INTERVAL);
         collect.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut watchdog = Watchdog::of_systemd();
+        let mut begun = Instant::now();
         loop {
             self.adopt();
             self.perform_outputs().await?;
+            self.turns.add(begun.elapsed());
             let due = self.due().min(Instant::now() + watchdog.beat());
-            let vm_socket = Arc::clone(&self.vm_socket);
-            tokio::select! {
-                event = self.links.next() => self.handle_link(event?)?,
-                event = self.events.next() => self.handle_datapath(event?),
-                event = self.stream_reads.next() => self.handle_datapath(event?),
-                Some(event) = self.link_addresses.next() => {
-                    self.proto.handle_address(now(), event);
-                }
-                Some(event) = self.gates.next() => self.proto.handle_gate(now(), event),
-                again = self.neighbours.keep() => if again.map_err(netlink)? {
-                    self.link_addresses.announce();
-                },
-                datagram = vm_socket.recv() => match datagram {
-                    Ok(datagram) => {
-                        let (port, from) = (datagram.mark, datagram.from);
-                        self.proto.handle_datagram(now(), port, from, &datagram.bytes);
-                    }
-                    Err(error) => tracing::warn!(%error, "Cannot receive from VMs"),
-                },
-                Some(from) = self.peer_events.recv() => self.handle_peer(from.peer, from.event),
-                found = self.discovery.next() => self.handle_relays(found),
-                Some(event) = self.hypervisor_events.recv() => self.handle_hypervisor(event),
-                Some(request) = self.control.recv() => self.handle_control(request)?,
-                notice = self.hooks.next() => {
-                    let attached = self.hooks.handle_notice(now(), notice.map_err(netlink)?);
-                    self.tell_ports(attached);
-                }
-                () = sleep_until(due) => {
-                    let attached = self.hooks.handle_timeout(now());
-                    self.tell_ports(attached);
-                    self.registrar.handle_timeout(&self.peers);
-                    self.proto.handle_timeout(now());
-                }
-                _ = collect.tick() => self.collect(),
-            }
+            let (woken, taken) = turns::woken(self.take(due, &mut collect)).await;
+            taken?;
+            begun = woken;
         }
+    }
+
+    /// Takes one event in.
+    async fn take(&mut self, due: Instant, collect: &mut Interval) -> Result<(), RuntimeError> {
+        let vm_socket = Arc::clone(&self.vm_socket);
+        tokio::select! {
+            event = self.links.next() => self.handle_link(event?)?,
+            event = self.events.next() => self.handle_datapath(event?),
+            event = self.stream_reads.next() => self.handle_datapath(event?),
+            Some(event) = self.link_addresses.next() => {
+                self.proto.handle_address(now(), event);
+            }
+            Some(event) = self.gates.next() => self.proto.handle_gate(now(), event),
+            again = self.neighbours.keep() => if again.map_err(netlink)? {
+                self.link_addresses.announce();
+            },
+            datagram = vm_socket.recv() => match datagram {
+                Ok(datagram) => {
+                    let (port, from) = (datagram.mark, datagram.from);
+                    self.proto.handle_datagram(now(), port, from, &datagram.bytes);
+                }
+                Err(error) => tracing::warn!(%error, "Cannot receive from VMs"),
+            },
+            Some(from) = self.peer_events.recv() => self.handle_peer(from.peer, from.event),
+            found = self.discovery.next() => self.handle_relays(found),
+            Some(event) = self.hypervisor_events.recv() => self.handle_hypervisor(event),
+            Some(request) = self.control.recv() => self.handle_control(request)?,
+            notice = self.hooks.next() => {
+                let attached = self.hooks.handle_notice(now(), notice.map_err(netlink)?);
+                self.tell_ports(attached);
+            }
+            () = sleep_until(due) => {
+                let attached = self.hooks.handle_timeout(now());
+                self.tell_ports(attached);
+                self.registrar.handle_timeout(&self.peers);
+                self.proto.handle_timeout(now());
+            }
+            _ = collect.tick() => self.collect(),
+        }
+        Ok(())
     }
 
     /// When the protocol wants to be called again.

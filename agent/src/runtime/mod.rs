@@ -28,6 +28,7 @@ pub mod relay;
 mod start;
 mod stream_reads;
 pub mod trace;
+mod turns;
 mod views;
 
 use std::collections::BTreeMap;

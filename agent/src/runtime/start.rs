@@ -16,6 +16,7 @@ use super::hooks::Hooks;
 use super::registrar::Registrar;
 use super::stream_reads::StreamReads;
 use super::trace::Tracing;
+use super::turns::Turns;
 use super::{RuntimeError, endpoint};
 use crate::clock::now;
 use crate::config::{Config, Peer, Prefix, Sdp};
@@ -129,6 +130,7 @@ pub(super) async fn start(config: &Config) -> Result<EventLoop, RuntimeError> {
         address,
         prefix_length,
         started: now(),
+        turns: Turns::default(),
         stream_reads: StreamReads::new(&datapath),
         tidying: Job::default(),
         datapath,

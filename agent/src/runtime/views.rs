@@ -40,6 +40,8 @@ impl EventLoop {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             uptime_ms: age_ms(now, self.started.0),
+            longest_stall_ms: milliseconds(self.turns.longest),
+            stalls: self.turns.stalls,
             bridge: config.agent.bridge.to_string(),
             prefix: Some(Prefix::of(self.address, self.prefix_length).to_string()),
             address: Some(self.address),

@@ -24,6 +24,8 @@ fn example() -> Status {
         version: "0.1.0".to_owned(),
         pid: 7,
         uptime_ms: 3_723_000,
+        longest_stall_ms: 12,
+        stalls: 0,
         bridge: "br0".to_owned(),
         prefix: Some("2001:db8:1::/64".to_owned()),
         address: Some("2001:db8:1::10".parse().unwrap()),
