@@ -20,7 +20,9 @@ pub type Target = (&'static str, fn(&[u8]));
 /// All targets.
 pub const TARGETS: &[Target] = &[
     ("agent", fuzz::agent),
+    ("adoption", fuzz::adoption),
     ("relay", fuzz::relay),
+    ("relay_adoption", fuzz::relay_adoption),
     ("ims", fuzz::ims),
     ("directory", fuzz::directory),
     ("hold", fuzz::hold),

@@ -386,7 +386,9 @@ impl Addresses {
     ) {
         for (key, value) in forwards {
             let address = Ipv6Addr::from(key.address);
-            let until = Timestamp(value.until_ns);
+            // None lasts longer, whatever an entry says.
+            let longest = cx.now + cx.config.unicast.forward;
+            let until = Timestamp(value.until_ns).min(longest);
             if until <= cx.now || key.vlan != 0 {
                 cx.forward(ForwardCommand::Remove { address });
                 continue;

@@ -145,7 +145,9 @@ impl Addresses {
     ) {
         for (key, value) in translations {
             let (ifindex, address) = (key.ifindex, Ipv6Addr::from(key.address));
-            let until = Timestamp(value.until_ns);
+            // None lasts longer, whatever an entry says.
+            let longest = cx.now + cx.config.unicast.forward;
+            let until = Timestamp(value.until_ns).min(longest);
             if until <= cx.now || key.vlan != 0 {
                 cx.translate(TranslateCommand::Remove { ifindex, address });
                 continue;

@@ -421,7 +421,7 @@ fn streams(input: &mut Unstructured<'_>, world: &mut World) -> Result<()> {
 }
 
 /// Events were lost.
-fn snapshot(input: &mut Unstructured<'_>, world: &mut World) -> Result<()> {
+pub(super) fn snapshot(input: &mut Unstructured<'_>, world: &mut World) -> Result<()> {
     if number(input, 3)? == 0 {
         world.kernel.listeners.pop_first();
     }

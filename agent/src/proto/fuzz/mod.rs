@@ -9,6 +9,7 @@
     reason = "what fails here is what is looked for"
 )]
 
+mod adoption;
 mod input;
 pub(super) mod kernel;
 mod message;
@@ -44,9 +45,28 @@ pub(crate) fn agent(bytes: &[u8]) {
     world.end();
 }
 
+/// An agent that finds anything in the maps of one before it.
+pub(crate) fn adoption(bytes: &[u8]) {
+    let mut input = Unstructured::new(bytes);
+    let Ok(config) = config(&mut input) else {
+        return;
+    };
+    let mut world = World::new(config);
+    // What there was no input for is not there.
+    let _ = adoption::run(&mut input, &mut world);
+    world.hypervisor(HypervisorEvent::Connected);
+    adoption::live_on(&mut input, &mut world);
+    world.end();
+}
+
 /// A relay's life.
 pub(crate) fn relay(bytes: &[u8]) {
     super::relay::tests::fuzz::run(bytes);
+}
+
+/// A relay that finds anything in the maps of one before it.
+pub(crate) fn relay_adoption(bytes: &[u8]) {
+    super::relay::tests::fuzz::adoption(bytes);
 }
 
 /// A mapping server's life.

@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv6Addr;
 
-use common::maps::{Address, FilterMode, StreamKey, Subscriber, SubscriberKey};
-use common::relay::{Endpoints, is_neutral};
+use common::maps::{Address, FilterMode, MAX_SUBSCRIBERS, StreamKey, Subscriber, SubscriberKey};
+use common::relay::{Endpoints, FIRST_PORT, FIRST_RELAY_PORT, is_neutral};
+use common::wire::ipv6::{is_multicast, is_routable_multicast};
 use tracing::info;
 
 use super::stream::{FlowNumbers, Served, StreamState};
@@ -49,8 +50,7 @@ impl RelayServer {
         for (stream, value) in streams {
             let mut subscribers = 0;
             for it in by_flow.remove(&value.flow).unwrap_or_default() {
-                if stream.vlan == 0
-                    && it.key.index < value.subscribers
+                if it.key.index < value.subscribers.min(MAX_SUBSCRIBERS)
                     && is_own(&stream, &it.value)
                 {
                     subscribers = subscribers.max(it.key.index + 1);
@@ -70,7 +70,7 @@ impl RelayServer {
             }
         }
         useless.extend(by_flow.into_values().flatten().map(|it| it.key));
-        self.flow_numbers = FlowNumbers::adopted(&used);
+        self.flow_numbers = FlowNumbers::adopted(used);
         for ((multicast_address, agent_address), flows) in found {
             let filter = adopted_filter(any_source.contains(&multicast_address), &flows);
             self.adopt_session(
@@ -200,15 +200,18 @@ impl RelayServer {
 
 /// Whether an entry is one that a relay has written for this flow.
 fn is_own(stream: &StreamKey, value: &Subscriber) -> bool {
-    is_neutral(
-        stream,
-        &Endpoints {
-            relay_address: value.relay_address,
-            relay_port: value.relay_port,
-            agent_address: value.agent_address,
-            agent_port: value.agent_port,
-        },
-    )
+    let endpoints = Endpoints {
+        relay_address: value.relay_address,
+        relay_port: value.relay_port,
+        agent_address: value.agent_address,
+        agent_port: value.agent_port,
+    };
+    stream.vlan == 0
+        && is_routable_multicast(&stream.multicast_address)
+        && !is_multicast(&value.agent_address)
+        && value.relay_port >= FIRST_RELAY_PORT
+        && value.agent_port >= FIRST_PORT
+        && is_neutral(stream, &endpoints)
 }
 
 /// The filter is not in the maps. What the kernel is joined to from any source was asked for so;

@@ -147,29 +147,41 @@ impl Served {
 /// Numbers of flows in use; the lowest free one is given out first.
 #[derive(Debug, Default)]
 pub(super) struct FlowNumbers {
+    /// All from here on are free, but for those that are adopted.
     next: u32,
+    /// Those before it that are free.
     free: BTreeSet<u32>,
+    /// Those from there on that an earlier relay has given out.
+    adopted: BTreeSet<u32>,
 }
 
 impl FlowNumbers {
     pub(super) fn take(&mut self) -> u32 {
-        self.free.pop_first().unwrap_or_else(|| {
+        if let Some(number) = self.free.pop_first() {
+            return number;
+        }
+        loop {
             let number = self.next;
             self.next = self.next.wrapping_add(1);
-            number
-        })
+            if !self.adopted.remove(&number) {
+                return number;
+            }
+        }
     }
 
     pub(super) fn release(&mut self, number: u32) {
-        self.free.insert(number);
+        if number < self.next {
+            self.free.insert(number);
+        } else {
+            self.adopted.remove(&number);
+        }
     }
 
     /// Starts with the numbers that an earlier relay has given out.
-    pub(super) fn adopted(used: &BTreeSet<u32>) -> Self {
-        let next = used.last().map_or(0, |last| last.saturating_add(1));
+    pub(super) fn adopted(used: BTreeSet<u32>) -> Self {
         Self {
-            next,
-            free: (0..next).filter(|number| !used.contains(number)).collect(),
+            adopted: used,
+            ..Self::default()
         }
     }
 }

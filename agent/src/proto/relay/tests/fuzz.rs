@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use arbitrary::{Result, Unstructured};
-use common::maps::StreamUsage;
+use common::maps::{RelayStream, StreamUsage, Subscriber, SubscriberKey};
+use common::relay::port_pairs;
 use common::signal::KnownFlow;
 
 use super::fixture::*;
@@ -28,6 +29,104 @@ pub(in crate::proto) fn run(bytes: &[u8]) {
     assert!(bench.kernel.subscribers.is_empty());
     assert!(bench.kernel.joined.is_empty());
     assert_eq!(bench.relay.poll_timeout(), None);
+}
+
+/// The life of a relay that finds anything in the maps, and what is left when its agents have gone.
+pub(in crate::proto) fn adoption(bytes: &[u8]) {
+    let mut input = Unstructured::new(bytes);
+    let mut bench = Bench::with(tight());
+    // What there was no input for is not there.
+    let _ = fill(&mut input, &mut bench);
+    bench.restart_with(tight());
+    for _ in 0..INPUTS {
+        if input.is_empty() || next(&mut input, &mut bench).is_err() {
+            break;
+        }
+    }
+    bench.wait(HELD * 2);
+    assert_eq!(bench.relay.sessions().count(), 0);
+    assert!(bench.kernel.subscribers.is_empty());
+    assert!(bench.kernel.streams.is_empty());
+    assert!(bench.kernel.joined.is_empty());
+    assert!(bench.kernel.managed.is_empty());
+    assert_eq!(bench.relay.poll_timeout(), None);
+}
+
+/// Fills the maps, mostly with entries that could be a relay's.
+fn fill(input: &mut Unstructured<'_>, bench: &mut Bench) -> Result<()> {
+    let address = bench.relay.config.address;
+    let streams = number(input, 4)?;
+    for _ in 0..streams {
+        let mut stream = stream(
+            group(number(input, 3)?),
+            source(number(input, 2)?),
+            number(input, 6)?,
+        );
+        match number(input, 15)? {
+            0 => stream.multicast_address = input.arbitrary()?,
+            1 => stream.vlan = input.arbitrary()?,
+            2 => stream.source_port = input.arbitrary()?,
+            _ => {}
+        }
+        let value = RelayStream {
+            flow: count(input)?,
+            subscribers: count(input)?,
+        };
+        bench.kernel.streams.insert(stream, value);
+        let subscribers = number(input, 3)?;
+        for _ in 0..subscribers {
+            let key = SubscriberKey {
+                flow: if number(input, 7)? == 0 {
+                    count(input)?
+                } else {
+                    value.flow
+                },
+                index: count(input)?,
+            };
+            let agent = agent_address(number(input, 3)?).octets();
+            let relay = address.octets();
+            let ports = port_pairs(&stream, &relay, &agent).nth(number(input, 200)?.into());
+            let (relay_port, agent_port) = ports.unwrap_or_default();
+            let mut value = Subscriber {
+                lease_end_ns: (bench.now + Duration::from_secs(number(input, 60)?.into())).0,
+                relay_address: relay,
+                agent_address: agent,
+                relay_port,
+                agent_port,
+                address_difference: input.arbitrary()?,
+            };
+            match number(input, 15)? {
+                0 => value.lease_end_ns = input.arbitrary()?,
+                1 => value.relay_address = input.arbitrary()?,
+                2 => value.agent_address = input.arbitrary()?,
+                // The sum stays, the range may not.
+                3 => {
+                    value.relay_port = agent_port;
+                    value.agent_port = relay_port;
+                }
+                _ => {}
+            }
+            bench.kernel.subscribers.insert(key, value);
+        }
+    }
+    let others = number(input, 3)?;
+    for _ in 0..others {
+        let mut key = key(group(number(input, 3)?));
+        if number(input, 7)? == 0 {
+            key.vlan = input.arbitrary()?;
+        }
+        bench.kernel.managed.insert(key);
+    }
+    Ok(())
+}
+
+/// A small number, or any.
+fn count(input: &mut Unstructured<'_>) -> Result<u32> {
+    match number(input, 15)? {
+        0 => input.arbitrary(),
+        1 => Ok(u32::MAX),
+        small => Ok(u32::from(small & 3)),
+    }
 }
 
 /// Bounds that are reached.
