@@ -9,7 +9,7 @@ use netlink_packet_route::route::{RouteAttribute, RouteMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use crate::datapath;
-use crate::netlink::Netlink;
+use linux::netlink::Netlink;
 
 /// An Ethernet NIC.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -6,7 +6,7 @@
 //! | `client` | the signalling, without I/O |
 //! | `session` | drives the client: sockets, clock, idle NIC |
 //! | `net` | UDP sockets |
-//! | [`interface`], [`netlink`] | the VM's NICs |
+//! | [`interface`] | the VM's NICs |
 //! | `nic`, `identifier` | preparing the idle NIC |
 //! | `mobile` | a move of a VM that runs a node |
 //! | `node` | the mobile address: `migkick node` |
@@ -23,7 +23,6 @@ mod identifier;
 pub mod interface;
 mod mobile;
 mod net;
-pub mod netlink;
 mod nic;
 mod node;
 mod session;

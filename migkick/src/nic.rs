@@ -31,7 +31,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::interface::Interface;
-use crate::netlink::Netlink;
+use linux::netlink::Netlink;
 
 /// Who has made a route (`rtm_protocol`), by which migkick knows its own: a number that no routing
 /// daemon has.
@@ -107,7 +107,7 @@ impl IdleNic {
         match added {
             Ok(()) => nic.done.push(Done::Address),
             // From an earlier stay in this network; it was there before and stays.
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) if error.is_one_of(&[libc::EEXIST]) => {}
             Err(error) => return Err(nic.error("add an address", error)),
         }
         let message = RouteNetlinkMessage::NewRoute(nic.host_route());
@@ -258,11 +258,11 @@ impl IdleNic {
         result.map_err(|error| self.error(step, error))
     }
 
-    fn error(&self, step: &'static str, source: io::Error) -> NicError {
+    fn error(&self, step: &'static str, error: impl Into<io::Error>) -> NicError {
         NicError {
             step,
             interface: self.interface.name.clone(),
-            source,
+            source: error.into(),
         }
     }
 

@@ -14,9 +14,9 @@ use crate::identifier::{self, Secret};
 use crate::interface::{self, Interface};
 use crate::mobile::Mobile;
 use crate::net::{Net, Wake};
-use crate::netlink::Netlink;
 use crate::nic::{IdleNic, Plan};
 use crate::view::{self, MoveReport, PhaseReport, SearchReport, View};
+use linux::netlink::Netlink;
 
 /// How often the abort is sent when the person interrupts: once may be lost, and nobody answers.
 const ABORTS: u32 = 3;

@@ -23,9 +23,9 @@ use std::thread;
 
 use common::mat::counter::Counter;
 use common::mat::neutral::neutral;
+use linux::netlink::Netlink;
 use migkick::datapath::Datapath;
 use migkick::interface::{self, Interface};
-use migkick::netlink::Netlink;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 

@@ -10,7 +10,7 @@ use netlink_packet_route::address::{
 };
 use netlink_packet_route::{AddressFamily, address::AddressScope};
 
-use super::netlink::Requests;
+use linux::netlink::Netlink;
 
 /// Why the addresses of an interface are not known.
 #[derive(Debug, thiserror::Error)]
@@ -63,8 +63,8 @@ pub fn addresses(interface: &str) -> Result<Addresses, AddressesError> {
         .map_err(|_| AddressesError::NoInterface(interface.to_owned()))?;
     let mut request = AddressMessage::default();
     request.header.family = AddressFamily::Inet6;
-    let answers = Requests::open()
-        .and_then(|mut requests| requests.dump(RouteNetlinkMessage::GetAddress(request)))
+    let answers = Netlink::open()
+        .and_then(|mut netlink| netlink.dump(RouteNetlinkMessage::GetAddress(request)))
         .map_err(|error| AddressesError::Netlink {
             interface: interface.to_owned(),
             error,

@@ -5,17 +5,14 @@
 
 use std::io;
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST};
+use linux::netlink::{Netlink, Refusal};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
+use netlink_packet_route::neighbour::{
+    NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::netlink::{Refusal, RequestBytes, Requests};
 use crate::proto::Mac;
-
-const RTM_NEWNEIGH: u16 = 28;
-const RTM_DELNEIGH: u16 = 29;
-const NDA_LLADDR: u16 = 2;
-const NTF_MASTER: u8 = 4;
-const NUD_REACHABLE: u16 = 0x02;
-const NUD_NOARP: u16 = 0x40;
 
 /// What kind of entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +25,7 @@ pub enum Entry {
 
 /// Write access to the database, in the network namespace of the thread that opened it.
 pub struct Fdb {
-    requests: Requests,
+    netlink: Netlink,
 }
 
 impl Fdb {
@@ -39,7 +36,7 @@ impl Fdb {
     /// What `socket(2)` says.
     pub fn open() -> io::Result<Self> {
         Ok(Self {
-            requests: Requests::open()?,
+            netlink: Netlink::open()?,
         })
     }
 
@@ -50,11 +47,11 @@ impl Fdb {
     /// What the kernel says, for instance that the port is gone.
     pub fn set(&mut self, port: u32, mac: Mac, entry: Entry) -> Result<(), Refusal> {
         let state = match entry {
-            Entry::Static => NUD_NOARP,
-            Entry::Learnt => NUD_REACHABLE,
+            Entry::Static => NeighbourState::Noarp,
+            Entry::Learnt => NeighbourState::Reachable,
         };
-        let flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
-        self.apply(request(RTM_NEWNEIGH, flags, port, mac, state))
+        let request = RouteNetlinkMessage::NewNeighbour(message(port, mac, state));
+        Ok(self.netlink.change(request, NLM_F_CREATE | NLM_F_REPLACE)?)
     }
 
     /// Removes the entry of a MAC.
@@ -63,23 +60,19 @@ impl Fdb {
     ///
     /// What the kernel says, for instance that there is none.
     pub fn remove(&mut self, port: u32, mac: Mac) -> Result<(), Refusal> {
-        let flags = NLM_F_REQUEST | NLM_F_ACK;
-        self.apply(request(RTM_DELNEIGH, flags, port, mac, 0))
-    }
-
-    fn apply(&mut self, request: Vec<u8>) -> Result<(), Refusal> {
-        let outcomes = self.requests.apply(&mut [request])?;
-        outcomes.into_iter().collect()
+        let message = message(port, mac, NeighbourState::None);
+        Ok(self
+            .netlink
+            .change(RouteNetlinkMessage::DelNeighbour(message), 0)?)
     }
 }
 
-/// `struct ndmsg` with the MAC.
-fn request(kind: u16, options: u16, port: u32, mac: Mac, state: u16) -> Vec<u8> {
-    let mut request = RequestBytes::new(kind, options);
-    request.push(&[libc::AF_BRIDGE as u8, 0, 0, 0]);
-    request.push(&port.to_ne_bytes());
-    request.push(&state.to_ne_bytes());
-    request.push(&[NTF_MASTER, 0]);
-    request.attribute(NDA_LLADDR, &mac);
-    request.finish()
+fn message(port: u32, mac: Mac, state: NeighbourState) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = AddressFamily::Bridge;
+    message.header.ifindex = port;
+    message.header.state = state;
+    message.header.flags = NeighbourFlags::Controller;
+    message.attributes = vec![NeighbourAttribute::LinkLayerAddress(mac.to_vec())];
+    message
 }

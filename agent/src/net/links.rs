@@ -16,19 +16,15 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 
-use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
+use linux::netlink::bytes::messages;
+use linux::netlink::{AsyncNotices, Group, Heard, Netlink, typed};
 use netlink_packet_route::link::{InfoData, InfoKind, LinkAttribute, LinkInfo, LinkMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use netlink_sys::protocols::NETLINK_ROUTE;
-use netlink_sys::{AsyncSocket, AsyncSocketExt, TokioSocket};
 
-use super::netlink::{self, Requests};
 use crate::proto::{Port, PortEvent};
 
 pub use netlink_packet_route::link::InfoBridge;
 
-/// `RTNLGRP_LINK`.
-const LINK_GROUP: u32 = 1;
 /// Receive buffer for notices, bytes: several thousand links at once.
 const RECEIVE_BUFFER_BYTES: u32 = 4 * 1024 * 1024;
 
@@ -95,7 +91,7 @@ enum Role {
 /// Watches the ports of a bridge.
 pub struct Links {
     bridge_ifindex: u32,
-    socket: TokioSocket,
+    notices: AsyncNotices,
     table: PortTable,
     bridge_removed: bool,
 }
@@ -109,14 +105,12 @@ impl Links {
     /// See [`LinksError`].
     pub fn watch(rules: PortRules) -> Result<Self, LinksError> {
         // The notices are asked for before the dump, so no change falls between.
-        let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
-        socket.socket_mut().bind_auto()?;
-        socket.socket_ref().add_membership(LINK_GROUP)?;
-        socket.socket_ref().set_rx_buf_sz(RECEIVE_BUFFER_BYTES)?;
+        let notices = AsyncNotices::open(&[Group::Link])?;
+        notices.set_room(RECEIVE_BUFFER_BYTES)?;
         let bridge_ifindex = bridge(&rules.bridge)?.ifindex;
         let mut links = Self {
             bridge_ifindex,
-            socket,
+            notices,
             table: PortTable::new(rules, bridge_ifindex),
             bridge_removed: false,
         };
@@ -143,26 +137,18 @@ impl Links {
             if self.bridge_removed {
                 return Err(LinksError::Removed(self.table.rules.bridge.clone()));
             }
-            match self.socket.recv_from_full().await {
-                Ok((datagram, _)) => self.take(&datagram),
-                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => self.resync()?,
-                Err(error) => return Err(error.into()),
+            match self.notices.next().await? {
+                Heard::Datagram(datagram) => self.take(&datagram),
+                Heard::Lost => self.resync()?,
             }
         }
     }
 
     fn take(&mut self, datagram: &[u8]) {
-        for message in netlink::messages(datagram) {
-            let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(message.bytes)
-            else {
-                tracing::debug!(kind = message.kind, "link notice not understood");
-                continue;
-            };
-            match message.payload {
-                NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => {
-                    self.table.set(&link);
-                }
-                NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link))
+        for message in messages(datagram) {
+            match typed(message.bytes) {
+                Some(RouteNetlinkMessage::NewLink(link)) => self.table.set(&link),
+                Some(RouteNetlinkMessage::DelLink(link))
                     // A port that leaves its bridge is announced as deleted in this family.
                     if link.header.interface_family != AddressFamily::Bridge =>
                 {
@@ -171,7 +157,8 @@ impl Links {
                     }
                     self.table.remove(link.header.index);
                 }
-                _ => {}
+                Some(_) => {}
+                None => tracing::debug!(kind = message.kind, "link notice not understood"),
             }
         }
     }
@@ -179,14 +166,7 @@ impl Links {
     /// Reads all links again. Notices from before are thrown away first: they are older.
     fn resync(&mut self) -> Result<(), LinksError> {
         tracing::info!("link notices were lost, reading all links again");
-        loop {
-            match self.socket.socket_ref().recv_from_full() {
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
+        while self.notices.try_next()?.is_some() {}
         let links = dump()?;
         self.bridge_removed = !links
             .iter()
@@ -197,7 +177,7 @@ impl Links {
 }
 
 fn dump() -> io::Result<Vec<LinkMessage>> {
-    let answers = Requests::open()?.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
+    let answers = Netlink::open()?.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
     Ok(answers
         .into_iter()
         .filter_map(|answer| match answer {

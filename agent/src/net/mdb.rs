@@ -31,10 +31,11 @@ use std::net::Ipv6Addr;
 use std::time::Duration;
 
 use common::maps::{FilterMode, ManagedKey};
+use linux::netlink::bytes::RequestBytes;
+use linux::netlink::{Netlink, Refusal};
 use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST};
 
 use super::links::{self, LinksError};
-use super::netlink::{Refusal, RequestBytes, Requests};
 use super::snooping::{self, Snooping};
 use crate::proto::{MDB_RENEWAL_LAST, MdbEntry, Membership};
 
@@ -89,7 +90,7 @@ pub struct Mdb {
     name: String,
     ifindex: u32,
     snooping: Snooping,
-    requests: Requests,
+    netlink: Netlink,
     source_lists: bool,
 }
 
@@ -106,7 +107,7 @@ impl Mdb {
             name: bridge.to_owned(),
             ifindex: found.ifindex,
             snooping,
-            requests: Requests::open()?,
+            netlink: Netlink::open()?,
             source_lists: snooping.mld_version >= 2,
         })
     }
@@ -153,7 +154,7 @@ impl Mdb {
     ) -> Result<Vec<Result<(), MdbError>>, MdbError> {
         let mut left = HashMap::new();
         let bridge = self.ifindex;
-        self.requests.dump_messages(present::dump(), |message| {
+        self.netlink.dump_messages(present::dump(), |message| {
             present::read(message, bridge, &mut left);
         })?;
         let is_ending = |(ifindex, membership): &(u32, &Membership)| {
@@ -176,7 +177,7 @@ impl Mdb {
         }
         let mut outcomes: Vec<_> = entries.iter().map(|_| Ok(())).collect();
         // That there is none to delete any more is as well.
-        let made = self.requests.apply(&mut requests)?.into_iter();
+        let made = self.netlink.apply(&mut requests)?.into_iter();
         let made: Vec<_> = made.skip(1).step_by(2).collect();
         let keys: Vec<_> = keys(&chosen(entries, &ending)).collect();
         exchange(&mut outcomes, ending, refusals(made, keys, &[]));
@@ -245,7 +246,7 @@ impl Mdb {
                 return Err(MdbError::NoSnooping(self.name.clone()));
             }
         }
-        let outcomes = self.requests.apply(&mut requests)?;
+        let outcomes = self.netlink.apply(&mut requests)?;
         Ok(refusals(outcomes, keys, harmless))
     }
 }

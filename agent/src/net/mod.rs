@@ -32,7 +32,6 @@ mod mcast_filter;
 pub mod mdb;
 pub mod membership;
 pub mod neighbour;
-mod netlink;
 pub mod packet_socket;
 pub mod peers;
 pub mod raw_socket;

@@ -13,29 +13,18 @@ use std::io;
 use std::net::Ipv6Addr;
 use std::time::Duration;
 
-use netlink_packet_core::NetlinkPayload;
-use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage};
-use netlink_packet_route::RouteNetlinkMessage;
+use linux::netlink::bytes::{Message, messages};
+use linux::netlink::{AsyncNotices, Group, Heard, Netlink, Refusal, RequestError, typed};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourMessage,
+};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
-use netlink_sys::protocols::NETLINK_ROUTE;
-use netlink_sys::{AsyncSocket, AsyncSocketExt, TokioSocket};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use tokio::time::{Instant, sleep_until};
 
-use super::netlink::{self, HEADER_BYTES, Refusal, RequestBytes, Requests};
-
-const RTM_GETROUTE: u16 = 26;
-const RTM_NEWNEIGH: u16 = 28;
-const RTM_DELNEIGH: u16 = 29;
-const RTM_GETNEIGH: u16 = 30;
-const RTA_DST: u16 = 1;
-const NDA_DST: u16 = 1;
-const NDA_FLAGS_EXT: u16 = 15;
-const NTF_USE: u8 = 1;
-const NTF_EXT_MANAGED: u32 = 1;
 /// Reachable, stale, delay, probe, no ARP, permanent: what `bpf_fib_lookup` takes.
 const NUD_VALID: u16 = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80;
-/// `RTNLGRP_NEIGH`.
-const NEIGHBOUR_GROUP: u32 = 3;
 /// How many notices are read at once.
 const MAX_NOTICES: usize = 256;
 /// How long none is read afterwards. A VM can make its host's neighbours change as fast as it sends.
@@ -75,10 +64,10 @@ struct Way {
 
 /// The next hops that the kernel keeps known. Dropping it changes nothing.
 pub struct Neighbours {
-    requests: Requests,
+    netlink: Netlink,
     ways: BTreeMap<Ipv6Addr, Way>,
     /// What becomes of neighbours, while there are next hops.
-    notices: Option<TokioSocket>,
+    notices: Option<AsyncNotices>,
     rest_until: Instant,
 }
 
@@ -90,7 +79,7 @@ impl Neighbours {
     /// What `socket(2)` says.
     pub fn open() -> io::Result<Self> {
         Ok(Self {
-            requests: Requests::open()?,
+            netlink: Netlink::open()?,
             ways: BTreeMap::new(),
             notices: None,
             rest_until: Instant::now(),
@@ -113,10 +102,7 @@ impl Neighbours {
         let lost = match &self.notices {
             Some(notices) => lost(notices).await?,
             None => {
-                let mut notices = TokioSocket::new(NETLINK_ROUTE)?;
-                notices.socket_mut().bind_auto()?;
-                notices.socket_ref().add_membership(NEIGHBOUR_GROUP)?;
-                self.notices = Some(notices);
+                self.notices = Some(AsyncNotices::open(&[Group::Neighbour])?);
                 // What was lost before was not heard.
                 None
             }
@@ -154,11 +140,13 @@ impl Neighbours {
         {
             self.release(old);
         }
-        self.ask(way, NTF_EXT_MANAGED)
-            .map_err(NeighbourError::Netlink)?
-            .map_err(|refusal| NeighbourError::Refused {
-                next_hop: way.next_hop,
-                refusal,
+        self.ask(way, NeighbourExtFlags::Managed)
+            .map_err(|error| match error {
+                RequestError::Socket(error) => NeighbourError::Netlink(error),
+                error => NeighbourError::Refused {
+                    next_hop: way.next_hop,
+                    refusal: error.into(),
+                },
             })?;
         Ok(self.state(way).map_err(NeighbourError::Netlink)? & NUD_VALID != 0)
     }
@@ -180,94 +168,85 @@ impl Neighbours {
             return;
         }
         // Fails when the interface is gone, and the neighbour with it.
-        if let Ok(Err(refusal)) | Err(refusal) = self.ask(way, 0).map_err(Refusal::from) {
-            tracing::debug!(next_hop = %way.next_hop, %refusal, "Neighbour was gone already");
+        if let Err(error) = self.ask(way, NeighbourExtFlags::empty()) {
+            tracing::debug!(next_hop = %way.next_hop, %error, "Neighbour was gone already");
         }
     }
 
     fn way(&mut self, address: Ipv6Addr) -> Result<Way, NeighbourError> {
-        let mut request = RequestBytes::new(RTM_GETROUTE, NLM_F_REQUEST);
-        // `struct rtmsg` with the length of the destination.
-        request.push(&[libc::AF_INET6 as u8, 128, 0, 0, 0, 0, 0, 0]);
-        request.push(&0_u32.to_ne_bytes());
-        request.attribute(RTA_DST, &address.octets());
-        let answer = self
-            .requests
-            .get(request.finish())
-            .map_err(NeighbourError::Netlink)?
-            .map_err(NeighbourError::NoRoute)?;
-        match NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer).map(|it| it.payload) {
-            Ok(NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(route))) => {
-                way_of(address, &route)
-            }
-            _ => Err(NeighbourError::Nowhere),
+        let mut request = RouteMessage::default();
+        request.header.address_family = AddressFamily::Inet6;
+        request.header.destination_prefix_length = 128;
+        let destination = RouteAddress::Inet6(address);
+        request.attributes = vec![RouteAttribute::Destination(destination)];
+        match self.netlink.get(RouteNetlinkMessage::GetRoute(request)) {
+            Ok(RouteNetlinkMessage::NewRoute(route)) => way_of(address, &route),
+            Ok(_) | Err(RequestError::Answer) => Err(NeighbourError::Nowhere),
+            Err(RequestError::Socket(error)) => Err(NeighbourError::Netlink(error)),
+            Err(RequestError::Refused(refusal)) => Err(NeighbourError::NoRoute(refusal)),
         }
     }
 
     /// Has the kernel use the entry of a next hop, which makes it ask, and sets its flags.
-    fn ask(&mut self, way: Way, flags: u32) -> io::Result<Result<(), Refusal>> {
-        let options = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
-        let mut request = neighbour_request(RTM_NEWNEIGH, options, way, NTF_USE);
-        request.attribute(NDA_FLAGS_EXT, &flags.to_ne_bytes());
-        let outcomes = self.requests.apply(&mut [request.finish()])?;
-        Ok(outcomes.into_iter().next().unwrap_or(Ok(())))
+    fn ask(&mut self, way: Way, flags: NeighbourExtFlags) -> Result<(), RequestError> {
+        let mut message = entry(way);
+        message.header.flags = NeighbourFlags::Use;
+        message.attributes.push(NeighbourAttribute::ExtFlags(flags));
+        self.netlink.change(
+            RouteNetlinkMessage::NewNeighbour(message),
+            NLM_F_CREATE | NLM_F_REPLACE,
+        )
     }
 
     /// `ndm_state` of a next hop, 0 where there is no entry.
     fn state(&mut self, way: Way) -> io::Result<u16> {
-        const STATE: usize = HEADER_BYTES + 8;
-        let request = neighbour_request(RTM_GETNEIGH, NLM_F_REQUEST, way, 0);
-        Ok(self.requests.get(request.finish())?.map_or(0, |answer| {
-            answer
-                .get(STATE..STATE + 2)
-                .and_then(|bytes| bytes.try_into().ok())
-                .map_or(0, u16::from_ne_bytes)
-        }))
+        let request = RouteNetlinkMessage::GetNeighbour(entry(way));
+        match self.netlink.get(request) {
+            Ok(RouteNetlinkMessage::NewNeighbour(found)) => Ok(found.header.state.into()),
+            Err(RequestError::Socket(error)) => Err(error),
+            Ok(_) | Err(_) => Ok(0),
+        }
     }
 }
 
 /// Waits for notices; returns the next hops that the kernel has thrown away, `None` where notices
 /// were lost.
-async fn lost(notices: &TokioSocket) -> io::Result<Option<Vec<Way>>> {
+async fn lost(notices: &AsyncNotices) -> io::Result<Option<Vec<Way>>> {
     let mut lost = Vec::new();
-    let mut datagram = notices.recv_from_full().await;
+    let mut heard = Some(notices.next().await?);
     for _ in 0..MAX_NOTICES {
-        match datagram {
-            Ok((bytes, _)) => lost.extend(netlink::messages(&bytes).filter_map(deleted)),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => return Ok(None),
-            Err(error) => return Err(error),
+        match heard {
+            Some(Heard::Datagram(bytes)) => lost.extend(messages(&bytes).filter_map(deleted)),
+            Some(Heard::Lost) => return Ok(None),
+            None => break,
         }
-        datagram = notices.socket_ref().recv_from_full();
+        heard = notices.try_next()?;
     }
     Ok(Some(lost))
 }
 
 /// The neighbour that a notice says is gone.
-fn deleted(message: netlink::Message<'_>) -> Option<Way> {
-    const ATTRIBUTES: usize = HEADER_BYTES + 12;
-    if message.kind != RTM_DELNEIGH {
+fn deleted(message: Message<'_>) -> Option<Way> {
+    let Some(RouteNetlinkMessage::DelNeighbour(gone)) = typed(message.bytes) else {
         return None;
-    }
-    let ifindex = message.bytes.get(HEADER_BYTES + 4..HEADER_BYTES + 8)?;
-    let next_hop: [u8; 16] = netlink::values(message.bytes.get(ATTRIBUTES..)?, NDA_DST)
-        .next()?
-        .try_into()
-        .ok()?;
+    };
+    let next_hop = gone.attributes.iter().find_map(|it| match it {
+        NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => Some(*address),
+        _ => None,
+    });
     Some(Way {
-        ifindex: u32::from_ne_bytes(ifindex.try_into().ok()?),
-        next_hop: next_hop.into(),
+        ifindex: gone.header.ifindex,
+        next_hop: next_hop?,
     })
 }
 
-/// `struct ndmsg` with the address.
-fn neighbour_request(kind: u16, options: u16, way: Way, flags: u8) -> RequestBytes {
-    let mut request = RequestBytes::new(kind, options);
-    request.push(&[libc::AF_INET6 as u8, 0, 0, 0]);
-    request.push(&way.ifindex.to_ne_bytes());
-    request.push(&[0, 0, flags, 0]);
-    request.attribute(NDA_DST, &way.next_hop.octets());
-    request
+fn entry(way: Way) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = AddressFamily::Inet6;
+    message.header.ifindex = way.ifindex;
+    let next_hop = NeighbourAddress::Inet6(way.next_hop);
+    message.attributes = vec![NeighbourAttribute::Destination(next_hop)];
+    message
 }
 
 fn way_of(address: Ipv6Addr, route: &RouteMessage) -> Result<Way, NeighbourError> {

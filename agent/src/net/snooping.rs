@@ -12,7 +12,7 @@
 
 use std::io;
 
-use netlink_packet_core::{NLM_F_ACK, NetlinkMessage, NetlinkPayload};
+use linux::netlink::{Netlink, Refusal, RequestError};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
     BridgeMulticastRouterType, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData,
@@ -20,7 +20,6 @@ use netlink_packet_route::link::{
 };
 
 use super::links::{self, Bridge};
-use super::netlink::{self, Refusal, Requests};
 
 /// `mcast_hash_max` of a bridge that nobody has set.
 const DEFAULT_HASH_MAX: u32 = 4096;
@@ -127,21 +126,18 @@ pub fn set_hash_max(ifindex: u32, groups: u32) -> Result<(), SnoopingError> {
 pub fn learn_no_router(ifindex: u32) -> Result<bool, SnoopingError> {
     let mut link = LinkMessage::default();
     link.header.index = ifindex;
-    let request = netlink::serialized(RouteNetlinkMessage::GetLink(link), 0);
-    let answer = Requests::open()?
-        .get(request)?
-        .map_err(|refusal| SnoopingError::Refused {
-            setting: "mcast_router",
-            ifindex,
-            refusal,
-        })?;
-    let learns = match NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer) {
-        Ok(NetlinkMessage {
-            payload: NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)),
-            ..
-        }) => learns_routers(&link),
-        // Not understood: it is set, since that is the kernel's own default.
-        _ => true,
+    let learns = match Netlink::open()?.get(RouteNetlinkMessage::GetLink(link)) {
+        Ok(RouteNetlinkMessage::NewLink(link)) => learns_routers(&link),
+        // The kernel learns by default.
+        Ok(_) | Err(RequestError::Answer) => true,
+        Err(RequestError::Socket(error)) => return Err(error.into()),
+        Err(RequestError::Refused(refusal)) => {
+            return Err(SnoopingError::Refused {
+                setting: "mcast_router",
+                ifindex,
+                refusal,
+            });
+        }
     };
     if learns {
         let router = InfoBridgePort::MulticastRouter(BridgeMulticastRouterType::Disabled);
@@ -173,16 +169,15 @@ fn set(ifindex: u32, setting: &'static str, info: Vec<LinkInfo>) -> Result<(), S
     let mut link = LinkMessage::default();
     link.header.index = ifindex;
     link.attributes.push(LinkAttribute::LinkInfo(info));
-    let request = netlink::serialized(RouteNetlinkMessage::NewLink(link), NLM_F_ACK);
-    let outcome = Requests::open()?.apply(&mut [request])?;
-    outcome
-        .into_iter()
-        .collect::<Result<(), Refusal>>()
-        .map_err(|refusal| SnoopingError::Refused {
+    let changed = Netlink::open()?.change(RouteNetlinkMessage::NewLink(link), 0);
+    changed.map_err(|error| match error {
+        RequestError::Socket(error) => error.into(),
+        error => SnoopingError::Refused {
             setting,
             ifindex,
-            refusal,
-        })
+            refusal: error.into(),
+        },
+    })
 }
 
 #[cfg(test)]

@@ -17,11 +17,11 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr};
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST};
-use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use linux::netlink::{Netlink, Refusal, RequestError};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-
-use super::netlink::{Refusal, RequestBytes, Requests};
 
 /// How often the local route of an address is looked for.
 const ROUTE_ATTEMPTS: u32 = 400;
@@ -29,20 +29,7 @@ const ROUTE_ATTEMPTS: u32 = 400;
 /// Who has added an address (`IFA_PROTO`, kernel 5.18), as `ip address` shows it: an R.
 pub const PROTOCOL: u8 = b'R';
 
-const RTM_NEWADDR: u16 = 20;
-const RTM_DELADDR: u16 = 21;
-const RTM_DELROUTE: u16 = 25;
-const IFA_ADDRESS: u16 = 1;
-const IFA_LOCAL: u16 = 2;
-const IFA_FLAGS: u16 = 8;
-const IFA_PROTO: u16 = 11;
-const IFA_F_NODAD: u32 = 0x02;
-const IFA_F_NOPREFIXROUTE: u32 = 0x200;
-const IFA_F_MCAUTOJOIN: u32 = 0x400;
-const RTA_DST: u16 = 1;
-const RTA_OIF: u16 = 4;
 const RT_TABLE_LOCAL: u8 = 255;
-const RTN_LOCAL: u8 = 2;
 
 /// Why a join is not held.
 #[derive(Debug, thiserror::Error)]
@@ -64,7 +51,7 @@ pub enum StaticJoinError {
 
 /// The joins that the kernel holds on one interface for this program. Dropping it leaves none.
 pub struct StaticJoins {
-    requests: Requests,
+    netlink: Netlink,
     ifindex: u32,
     /// Addresses whose local route is still to be deleted, and how often that may be tried.
     routed: BTreeMap<Ipv6Addr, u32>,
@@ -77,9 +64,9 @@ impl StaticJoins {
     ///
     /// [`StaticJoinError::Netlink`].
     pub fn open(ifindex: u32) -> Result<Self, StaticJoinError> {
-        let requests = Requests::open().map_err(StaticJoinError::Netlink)?;
+        let netlink = Netlink::open().map_err(StaticJoinError::Netlink)?;
         Ok(Self {
-            requests,
+            netlink,
             ifindex,
             routed: BTreeMap::new(),
         })
@@ -95,7 +82,7 @@ impl StaticJoins {
         let mut request = AddressMessage::default();
         request.header.family = AddressFamily::Inet6;
         let answers = self
-            .requests
+            .netlink
             .dump(RouteNetlinkMessage::GetAddress(request))
             .map_err(StaticJoinError::Netlink)?;
         Ok(answers
@@ -113,14 +100,16 @@ impl StaticJoins {
     ///
     /// [`StaticJoinError`]: for instance because the kernel has no room for more.
     pub fn add(&mut self, address: Ipv6Addr) -> Result<(), StaticJoinError> {
-        let flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
-        let mut request = self.address_request(RTM_NEWADDR, flags, address);
-        let address_flags = IFA_F_NODAD | IFA_F_NOPREFIXROUTE | IFA_F_MCAUTOJOIN;
-        request.attribute(IFA_FLAGS, &address_flags.to_ne_bytes());
-        request.attribute(IFA_PROTO, &[PROTOCOL]);
-        match self.apply(request)? {
+        let mut message = self.message(address);
+        let flags = AddressFlags::Nodad | AddressFlags::Noprefixroute | AddressFlags::Mcautojoin;
+        message.attributes.extend([
+            AddressAttribute::Flags(flags),
+            AddressAttribute::Protocol(PROTOCOL.into()),
+        ]);
+        let request = RouteNetlinkMessage::NewAddress(message);
+        match self.change(request, NLM_F_CREATE | NLM_F_EXCL)? {
             Ok(()) => {}
-            Err(refusal) if refusal.error.raw_os_error() == Some(libc::EEXIST) => return Ok(()),
+            Err(refusal) if refusal.is_one_of(&[libc::EEXIST]) => return Ok(()),
             Err(refusal) => {
                 return Err(StaticJoinError::Refused {
                     address,
@@ -160,8 +149,8 @@ impl StaticJoins {
     /// [`StaticJoinError`].
     pub fn remove(&mut self, address: Ipv6Addr) -> Result<bool, StaticJoinError> {
         self.routed.remove(&address);
-        let request = self.address_request(RTM_DELADDR, NLM_F_REQUEST | NLM_F_ACK, address);
-        match self.apply(request)? {
+        let request = RouteNetlinkMessage::DelAddress(self.message(address));
+        match self.change(request, 0)? {
             Ok(()) => Ok(true),
             Err(refusal) if is_absent(&refusal) => Ok(false),
             Err(refusal) => Err(StaticJoinError::Refused {
@@ -172,50 +161,47 @@ impl StaticJoins {
         }
     }
 
-    /// `struct ifaddrmsg` with the address.
-    fn address_request(&self, kind: u16, flags: u16, address: Ipv6Addr) -> RequestBytes {
-        let mut request = RequestBytes::new(kind, flags);
-        request.push(&[libc::AF_INET6 as u8, 128, 0, 0]);
-        request.push(&self.ifindex.to_ne_bytes());
-        request.attribute(IFA_LOCAL, &address.octets());
-        request.attribute(IFA_ADDRESS, &address.octets());
-        request
+    fn message(&self, address: Ipv6Addr) -> AddressMessage {
+        let mut message = AddressMessage::default();
+        message.header.family = AddressFamily::Inet6;
+        message.header.prefix_len = 128;
+        message.header.index = self.ifindex;
+        let address = IpAddr::V6(address);
+        message.attributes = vec![
+            AddressAttribute::Local(address),
+            AddressAttribute::Address(address),
+        ];
+        message
     }
 
     fn delete_route(&mut self, address: Ipv6Addr) -> Result<Result<(), Refusal>, StaticJoinError> {
-        let mut request = RequestBytes::new(RTM_DELROUTE, NLM_F_REQUEST | NLM_F_ACK);
-        // `struct rtmsg`: family, lengths of destination and source, TOS, table, protocol, scope,
-        // type, flags.
-        request.push(&[
-            libc::AF_INET6 as u8,
-            128,
-            0,
-            0,
-            RT_TABLE_LOCAL,
-            0,
-            0,
-            RTN_LOCAL,
-        ]);
-        request.push(&0_u32.to_ne_bytes());
-        request.attribute(RTA_DST, &address.octets());
-        request.attribute(RTA_OIF, &self.ifindex.to_ne_bytes());
-        self.apply(request)
+        let mut route = RouteMessage::default();
+        route.header.address_family = AddressFamily::Inet6;
+        route.header.destination_prefix_length = 128;
+        route.header.table = RT_TABLE_LOCAL;
+        route.header.kind = RouteType::Local;
+        route.attributes = vec![
+            RouteAttribute::Destination(RouteAddress::Inet6(address)),
+            RouteAttribute::Oif(self.ifindex),
+        ];
+        self.change(RouteNetlinkMessage::DelRoute(route), 0)
     }
 
-    fn apply(&mut self, request: RequestBytes) -> Result<Result<(), Refusal>, StaticJoinError> {
-        let outcomes = self
-            .requests
-            .apply(&mut [request.finish()])
-            .map_err(StaticJoinError::Netlink)?;
-        Ok(outcomes.into_iter().next().unwrap_or(Ok(())))
+    fn change(
+        &mut self,
+        request: RouteNetlinkMessage,
+        flags: u16,
+    ) -> Result<Result<(), Refusal>, StaticJoinError> {
+        match self.netlink.change(request, flags) {
+            Ok(()) => Ok(Ok(())),
+            Err(RequestError::Socket(error)) => Err(StaticJoinError::Netlink(error)),
+            Err(error) => Ok(Err(error.into())),
+        }
     }
 }
 
 fn is_absent(refusal: &Refusal) -> bool {
-    matches!(
-        refusal.error.raw_os_error(),
-        Some(libc::EADDRNOTAVAIL | libc::ENODEV)
-    )
+    refusal.is_one_of(&[libc::EADDRNOTAVAIL, libc::ENODEV])
 }
 
 /// The multicast address of a message, if this program has added it to the interface.

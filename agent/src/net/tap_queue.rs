@@ -5,28 +5,16 @@
 
 use std::io;
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST};
+use linux::netlink::{Netlink, Refusal, RequestError};
+use netlink_packet_core::Nla as _;
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{InfoData, InfoTun, LinkAttribute, LinkInfo, LinkMessage};
+use netlink_packet_route::stats::{StatsAttribute, StatsFilterMask, StatsMessage};
 
-use super::netlink::{HEADER_BYTES, Refusal, RequestBytes, Requests, values};
+use super::links;
 
-const RTM_SETLINK: u16 = 19;
-const RTM_GETLINK: u16 = 18;
-const RTM_GETSTATS: u16 = 94;
-const IFLA_TXQLEN: u16 = 13;
-const IFLA_LINKINFO: u16 = 18;
-const IFLA_INFO_DATA: u16 = 2;
-/// There only of a TAP that was opened with `IFF_MULTI_QUEUE`.
+/// There only of a TAP that was opened with `IFF_MULTI_QUEUE`; the crate has no type for it.
 const IFLA_TUN_NUM_QUEUES: u16 = 8;
-/// Attribute, and bit of the filter, that is `struct rtnl_link_stats64`.
-const IFLA_STATS_LINK_64: u16 = 1;
-/// Bytes of `struct if_stats_msg`.
-const STATS_MESSAGE_BYTES: usize = 12;
-/// Bytes of `struct ifinfomsg`.
-const LINK_MESSAGE_BYTES: usize = 16;
-/// Where `tx_packets` stands in `struct rtnl_link_stats64`, bytes.
-const TX_PACKETS: usize = 8;
-/// Where `tx_dropped` stands.
-const TX_DROPPED: usize = 56;
 
 /// Why a TAP's queue cannot be looked at or changed.
 #[derive(Debug, thiserror::Error)]
@@ -82,7 +70,7 @@ pub fn make_room(ifindex: u32) -> Result<(), TapQueueError> {
 
 /// Access to the queues of TAPs, in the network namespace of the thread that opened it.
 pub struct TapQueues {
-    requests: Requests,
+    netlink: Netlink,
 }
 
 impl TapQueues {
@@ -92,8 +80,8 @@ impl TapQueues {
     ///
     /// [`TapQueueError::Netlink`].
     pub fn open() -> Result<Self, TapQueueError> {
-        let requests = Requests::open().map_err(TapQueueError::Netlink)?;
-        Ok(Self { requests })
+        let netlink = Netlink::open().map_err(TapQueueError::Netlink)?;
+        Ok(Self { netlink })
     }
 
     /// What was read and dropped so far. Takes about 10 us.
@@ -102,18 +90,21 @@ impl TapQueues {
     ///
     /// [`TapQueueError`]; the TAP may be gone.
     pub fn counts(&mut self, ifindex: u32) -> Result<TapCounts, TapQueueError> {
-        let mut request = RequestBytes::new(RTM_GETSTATS, NLM_F_REQUEST);
-        // Family and padding, interface, filter.
-        request.push(&[0; 4]);
-        request.push(&ifindex.to_ne_bytes());
-        request.push(&(1_u32 << (IFLA_STATS_LINK_64 - 1)).to_ne_bytes());
-        let answer = self.get(ifindex, request)?;
-        attribute(&answer, STATS_MESSAGE_BYTES, IFLA_STATS_LINK_64)
-            .and_then(|stats| {
-                Some(TapCounts {
-                    read: number(stats, TX_PACKETS)?,
-                    dropped: number(stats, TX_DROPPED)?,
-                })
+        let mut request = StatsMessage::default();
+        request.header.ifindex = ifindex;
+        request.header.filter_mask = StatsFilterMask::Link64;
+        let answer = self.netlink.get(RouteNetlinkMessage::GetStats(request));
+        let RouteNetlinkMessage::NewStats(answer) = answer.map_err(error(ifindex))? else {
+            return Err(TapQueueError::Answer { ifindex });
+        };
+        let stats = answer.attributes.iter().find_map(|it| match it {
+            StatsAttribute::Link64(stats) => Some(stats),
+            _ => None,
+        });
+        stats
+            .map(|stats| TapCounts {
+                read: stats.tx_packets,
+                dropped: stats.tx_dropped,
             })
             .ok_or(TapQueueError::Answer { ifindex })
     }
@@ -124,13 +115,12 @@ impl TapQueues {
     ///
     /// [`TapQueueError`].
     pub fn length(&mut self, ifindex: u32) -> Result<u32, TapQueueError> {
-        let mut request = RequestBytes::new(RTM_GETLINK, NLM_F_REQUEST);
-        request.push(&link_message(ifindex));
-        let answer = self.get(ifindex, request)?;
-        attribute(&answer, LINK_MESSAGE_BYTES, IFLA_TXQLEN)
-            .and_then(|value| value.first_chunk())
-            .map(|bytes| u32::from_ne_bytes(*bytes))
-            .ok_or(TapQueueError::Answer { ifindex })
+        let link = self.link(ifindex)?;
+        let length = link.attributes.iter().find_map(|it| match it {
+            LinkAttribute::TxQueueLen(frames) => Some(*frames),
+            _ => None,
+        });
+        length.ok_or(TapQueueError::Answer { ifindex })
     }
 
     /// Queues into which frames go, which the guest may change at any time; `None` for a TAP that cannot
@@ -140,14 +130,7 @@ impl TapQueues {
     ///
     /// [`TapQueueError`].
     pub fn queues(&mut self, ifindex: u32) -> Result<Option<u32>, TapQueueError> {
-        let mut request = RequestBytes::new(RTM_GETLINK, NLM_F_REQUEST);
-        request.push(&link_message(ifindex));
-        let answer = self.get(ifindex, request)?;
-        Ok(attribute(&answer, LINK_MESSAGE_BYTES, IFLA_LINKINFO)
-            .and_then(|info| values(info, IFLA_INFO_DATA).next())
-            .and_then(|data| values(data, IFLA_TUN_NUM_QUEUES).next())
-            .and_then(|value| value.first_chunk())
-            .map(|bytes| u32::from_ne_bytes(*bytes)))
+        Ok(queues(&self.link(ifindex)?))
     }
 
     /// Changes the room of the queue. Frames that no longer fit are dropped, the newest first.
@@ -156,87 +139,98 @@ impl TapQueues {
     ///
     /// [`TapQueueError`].
     pub fn set_length(&mut self, ifindex: u32, frames: u32) -> Result<(), TapQueueError> {
-        let mut request = RequestBytes::new(RTM_SETLINK, NLM_F_REQUEST | NLM_F_ACK);
-        request.push(&link_message(ifindex));
-        request.attribute(IFLA_TXQLEN, &frames.to_ne_bytes());
-        let outcomes = self
-            .requests
-            .apply(&mut [request.finish()])
-            .map_err(TapQueueError::Netlink)?;
-        outcomes
-            .into_iter()
-            .collect::<Result<(), Refusal>>()
-            .map_err(|refusal| TapQueueError::Refused { ifindex, refusal })
+        let mut link = LinkMessage::default();
+        link.header.index = ifindex;
+        link.attributes = vec![LinkAttribute::TxQueueLen(frames)];
+        self.netlink
+            .change(RouteNetlinkMessage::SetLink(link), 0)
+            .map_err(error(ifindex))
     }
 
-    fn get(&mut self, ifindex: u32, request: RequestBytes) -> Result<Vec<u8>, TapQueueError> {
-        self.requests
-            .get(request.finish())
-            .map_err(TapQueueError::Netlink)?
-            .map_err(|refusal| TapQueueError::Refused { ifindex, refusal })
+    fn link(&mut self, ifindex: u32) -> Result<LinkMessage, TapQueueError> {
+        let mut request = LinkMessage::default();
+        request.header.index = ifindex;
+        let answer = self.netlink.get(RouteNetlinkMessage::GetLink(request));
+        match answer.map_err(error(ifindex))? {
+            RouteNetlinkMessage::NewLink(link) => Ok(link),
+            _ => Err(TapQueueError::Answer { ifindex }),
+        }
     }
 }
 
-/// `struct ifinfomsg` of an interface.
-fn link_message(ifindex: u32) -> [u8; LINK_MESSAGE_BYTES] {
-    let mut message = [0; LINK_MESSAGE_BYTES];
-    message[4..8].copy_from_slice(&ifindex.to_ne_bytes());
-    message
+fn error(ifindex: u32) -> impl Fn(RequestError) -> TapQueueError {
+    move |error| match error {
+        RequestError::Socket(error) => TapQueueError::Netlink(error),
+        RequestError::Refused(refusal) => TapQueueError::Refused { ifindex, refusal },
+        RequestError::Answer => TapQueueError::Answer { ifindex },
+    }
 }
 
-/// Value of an attribute behind the fixed part of a message.
-fn attribute(message: &[u8], fixed: usize, wanted: u16) -> Option<&[u8]> {
-    values(message.get(HEADER_BYTES + fixed..)?, wanted).next()
-}
-
-fn number(stats: &[u8], at: usize) -> Option<u64> {
-    let bytes = stats.get(at..)?.first_chunk()?;
-    Some(u64::from_ne_bytes(*bytes))
+fn queues(link: &LinkMessage) -> Option<u32> {
+    let settings = links::info(link).find_map(|info| match info {
+        LinkInfo::Data(InfoData::Tun(settings)) => Some(settings),
+        _ => None,
+    })?;
+    settings.iter().find_map(|setting| match setting {
+        InfoTun::Other(nla) if nla.kind() == IFLA_TUN_NUM_QUEUES => {
+            let mut value = [0; 4];
+            (nla.value_len() == value.len()).then(|| {
+                nla.emit_value(&mut value);
+                u32::from_ne_bytes(value)
+            })
+        }
+        _ => None,
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use linux::netlink::{serialized, typed};
+    use netlink_packet_core::DefaultNla;
+    use netlink_packet_route::link::InfoKind;
     use proptest::prelude::*;
 
     use super::*;
 
-    fn answer(fixed: usize, attributes: &[(u16, &[u8])]) -> Vec<u8> {
-        let mut message = RequestBytes::new(92, 0);
-        message.push(&vec![0; fixed]);
-        for (kind, value) in attributes {
-            message.attribute(*kind, value);
+    fn setting(kind: u16, value: &[u8]) -> InfoTun {
+        InfoTun::Other(DefaultNla::new(kind, value.to_vec()))
+    }
+
+    /// A TAP as the kernel describes it.
+    fn tap(settings: Vec<InfoTun>) -> LinkMessage {
+        let mut link = LinkMessage::default();
+        link.attributes = vec![
+            LinkAttribute::IfName("vnet10".to_owned()),
+            LinkAttribute::LinkInfo(vec![
+                LinkInfo::Kind(InfoKind::Tun),
+                LinkInfo::Data(InfoData::Tun(settings)),
+            ]),
+        ];
+        let bytes = serialized(RouteNetlinkMessage::NewLink(link), 0);
+        match typed(&bytes) {
+            Some(RouteNetlinkMessage::NewLink(link)) => link,
+            other => panic!("no link: {other:?}"),
         }
-        message.finish()
     }
 
     #[test]
-    fn attribute_is_found_behind_others_of_odd_length() {
-        let answer = answer(12, &[(7, &[1, 2, 3]), (1, &[4, 5, 6, 7])]);
-        assert_eq!(attribute(&answer, 12, 1), Some(&[4, 5, 6, 7][..]));
-        assert_eq!(attribute(&answer, 12, 9), None);
-    }
-
-    #[test]
-    fn attribute_is_found_in_another() {
+    fn number_of_queues_is_found_behind_others_of_odd_length() {
         let number = 3_u32.to_ne_bytes();
-        let mut data = RequestBytes::new(0, 0);
-        data.attribute(IFLA_TUN_NUM_QUEUES, &number);
-        let data = data.finish();
-        let mut info = RequestBytes::new(0, 0);
-        info.attribute(1, b"tun\0");
-        info.attribute(IFLA_INFO_DATA, &data[HEADER_BYTES..]);
-        let info = info.finish();
-        let found = values(&info[HEADER_BYTES..], IFLA_INFO_DATA)
-            .next()
-            .unwrap();
-        assert_eq!(values(found, IFLA_TUN_NUM_QUEUES).next(), Some(&number[..]));
-        assert_eq!(values(found, 7).next(), None);
+        let tap_of_many = tap(vec![
+            setting(7, &[1, 2, 3]),
+            setting(IFLA_TUN_NUM_QUEUES, &number),
+        ]);
+        assert_eq!(queues(&tap_of_many), Some(3));
+        assert_eq!(queues(&tap(vec![setting(7, &number)])), None);
     }
 
     proptest! {
         #[test]
-        fn any_answer_is_read_without_panic(bytes in prop::collection::vec(any::<u8>(), 0..128)) {
-            let _ = attribute(&bytes, 12, 1).and_then(|stats| number(stats, TX_DROPPED));
+        fn any_number_of_queues_is_read_without_panic(
+            value in prop::collection::vec(any::<u8>(), 0..16),
+        ) {
+            let found = queues(&tap(vec![setting(IFLA_TUN_NUM_QUEUES, &value)]));
+            prop_assert_eq!(found.is_some(), value.len() == 4);
         }
     }
 }

@@ -2,11 +2,9 @@
 
 use std::io;
 
-use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
+use linux::netlink::Netlink;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkMessage, LinkXdp};
-
-use super::netlink::{Requests, serialized};
 
 /// Identifier of the XDP program on an interface, in whatever mode; `None` if there is none.
 ///
@@ -16,13 +14,8 @@ use super::netlink::{Requests, serialized};
 pub fn program(ifindex: u32) -> io::Result<Option<u32>> {
     let mut request = LinkMessage::default();
     request.header.index = ifindex;
-    let request = serialized(RouteNetlinkMessage::GetLink(request), 0);
-    let answer = Requests::open()?
-        .get(request)?
-        .map_err(|refusal| refusal.error)?;
-    let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer)
-        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-    let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) = answer.payload else {
+    let answer = Netlink::open()?.get(RouteNetlinkMessage::GetLink(request))?;
+    let RouteNetlinkMessage::NewLink(link) = answer else {
         return Ok(None);
     };
     let mut settings = link

@@ -29,7 +29,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::{DatapathError, routes};
 use crate::interface::Interface;
-use crate::netlink::Netlink;
+use linux::netlink::{Netlink, RequestError};
 
 /// Its name.
 pub(super) const NAME: &str = "mat0";
@@ -80,7 +80,7 @@ impl Device {
             None => {
                 create(&mut netlink).map_err(error("make the device"))?;
                 find(&mut netlink, NAME)?
-                    .ok_or_else(|| error("find the device")(io::ErrorKind::NotFound.into()))?
+                    .ok_or_else(|| error("find the device")(io::ErrorKind::NotFound))?
             }
         };
         let mut device = Self {
@@ -253,7 +253,7 @@ fn link_local(attribute: &AddressAttribute) -> Option<Ipv6Addr> {
     }
 }
 
-fn create(netlink: &mut Netlink) -> io::Result<()> {
+fn create(netlink: &mut Netlink) -> Result<(), RequestError> {
     let mut message = LinkMessage::default();
     message.attributes = vec![
         LinkAttribute::IfName(NAME.to_owned()),
@@ -262,7 +262,7 @@ fn create(netlink: &mut Netlink) -> io::Result<()> {
     let flags = NLM_F_CREATE | NLM_F_EXCL;
     let made = netlink.change(RouteNetlinkMessage::NewLink(message.clone()), flags);
     match made {
-        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
+        Err(error) if error.is_one_of(&[libc::EOPNOTSUPP]) => {}
         result => return result,
     }
     let mut end = LinkMessage::default();
@@ -285,7 +285,12 @@ fn remove(netlink: &mut Netlink, ifindex: u32) -> Result<(), DatapathError> {
         .map_err(error("remove the device"))
 }
 
-fn set_flags(netlink: &mut Netlink, ifindex: u32, flags: LinkFlags, on: bool) -> io::Result<()> {
+fn set_flags(
+    netlink: &mut Netlink,
+    ifindex: u32,
+    flags: LinkFlags,
+    on: bool,
+) -> Result<(), RequestError> {
     let mut message = LinkMessage::default();
     message.header.index = ifindex;
     message.header.change_mask = flags;
@@ -343,6 +348,9 @@ fn read(link: &LinkMessage) -> Link {
     }
 }
 
-fn error(step: &'static str) -> impl FnOnce(io::Error) -> DatapathError {
-    move |source| DatapathError::Device { step, source }
+fn error<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> DatapathError {
+    move |error| DatapathError::Device {
+        step,
+        source: error.into(),
+    }
 }

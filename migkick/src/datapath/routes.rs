@@ -19,7 +19,7 @@ use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use crate::interface::Interface;
-use crate::netlink::Netlink;
+use linux::netlink::Netlink;
 
 /// Before the main table, which has 32766.
 const PRIORITY: u32 = 7400;
@@ -85,7 +85,7 @@ pub(super) fn follow(
             NLM_F_CREATE | NLM_F_EXCL,
         );
         match added {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            Err(error) if !error.is_one_of(&[libc::EEXIST]) => return Err(error.into()),
             _ => {}
         }
     }
@@ -102,7 +102,7 @@ pub(super) fn forget(netlink: &mut Netlink, nic: &Interface) -> io::Result<()> {
     let table = FIRST_TABLE + nic.ifindex;
     let removed = netlink.change(RouteNetlinkMessage::DelRule(rule(&nic.name, table)), 0);
     match removed {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Err(error) if !error.is_one_of(&[libc::ENOENT]) => return Err(error.into()),
         _ => {}
     }
     for route in dump(netlink)? {

@@ -6,17 +6,12 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use crate::interface::{self, Interface};
-use crate::netlink::Netlink;
-use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
+use linux::netlink::bytes::messages;
+use linux::netlink::{Group, Heard, Netlink, Notices, typed};
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkEvent, LinkFlags, LinkMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use netlink_sys::protocols::NETLINK_ROUTE;
-use netlink_sys::{Socket, SocketAddr};
 
-/// Groups of rtnetlink (`RTNLGRP_*`).
-const LINK: u32 = 1;
-const IPV6_ADDRESS: u32 = 9;
 /// Messages taken before others have their turn.
 const MAX_BATCH: usize = 64;
 
@@ -57,17 +52,13 @@ pub(super) struct Changes {
 
 /// Listens to the kernel.
 pub(super) struct Links {
-    events: Socket,
+    events: Notices,
     netlink: Netlink,
 }
 
 impl Links {
     pub(super) fn open() -> io::Result<Self> {
-        let mut events = Socket::new(NETLINK_ROUTE)?;
-        events.bind(&SocketAddr::new(0, 0))?;
-        events.add_membership(LINK)?;
-        events.add_membership(IPV6_ADDRESS)?;
-        events.set_non_blocking(true)?;
+        let events = Notices::open(&[Group::Link, Group::Ipv6Address])?;
         let netlink = Netlink::open()?;
         Ok(Self { events, netlink })
     }
@@ -84,11 +75,11 @@ impl Links {
     pub(super) fn take(&mut self) -> Changes {
         let mut changes = Changes::default();
         for _ in 0..MAX_BATCH {
-            match self.events.recv_from_full() {
-                Ok((datagram, _)) => read(&datagram, &mut changes),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            match self.events.try_next() {
+                Ok(Some(Heard::Datagram(datagram))) => read(&datagram, &mut changes),
+                Ok(None) => break,
                 // Something was lost, so anything may have changed.
-                Err(_) => changes.changed = true,
+                Ok(Some(Heard::Lost)) | Err(_) => changes.changed = true,
             }
         }
         changes
@@ -149,25 +140,12 @@ fn address(message: &AddressMessage) -> Option<Address> {
 }
 
 fn read(datagram: &[u8], changes: &mut Changes) {
-    let mut rest = datagram;
-    while !rest.is_empty() {
-        let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest) else {
-            changes.changed = true;
-            return;
-        };
-        let length = usize::try_from(message.header.length).unwrap_or(usize::MAX);
-        rest = rest
-            .get(length.next_multiple_of(4).max(16)..)
-            .unwrap_or_default();
-        match message.payload {
-            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => {
-                let announced = LinkAttribute::Event(LinkEvent::NotifyPeers);
-                changes.announced |= link.attributes.contains(&announced);
-                changes.changed = true;
-            }
-            NetlinkPayload::InnerMessage(_) => changes.changed = true,
-            _ => {}
+    for message in messages(datagram) {
+        if let Some(RouteNetlinkMessage::NewLink(link)) = typed(message.bytes) {
+            let announced = LinkAttribute::Event(LinkEvent::NotifyPeers);
+            changes.announced |= link.attributes.contains(&announced);
         }
+        changes.changed = true;
     }
 }
 
@@ -180,11 +158,7 @@ mod tests {
     fn event(kind: LinkEvent) -> Vec<u8> {
         let mut link = LinkMessage::default();
         link.attributes.push(LinkAttribute::Event(kind));
-        let mut message = NetlinkMessage::from(RouteNetlinkMessage::NewLink(link));
-        message.finalize();
-        let mut bytes = vec![0; message.buffer_len()];
-        message.serialize(&mut bytes);
-        bytes
+        linux::netlink::serialized(RouteNetlinkMessage::NewLink(link), 0)
     }
 
     #[test]

@@ -5,8 +5,8 @@ use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use crate::interface::Interface;
-use crate::netlink::Netlink;
 use anyhow::{Context, bail};
+use linux::netlink::Netlink;
 
 use super::config::contains;
 use super::control::{Prepare, Prepared};

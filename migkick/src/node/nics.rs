@@ -1,6 +1,5 @@
 //! The NICs of the node: which may carry it, and the neutral addresses that it takes on them.
 
-use std::io;
 use std::net::Ipv6Addr;
 
 use crate::interface::Interface;
@@ -189,7 +188,7 @@ impl Daemon {
             .netlink()
             .change(RouteNetlinkMessage::DelAddress(message), 0)
         {
-            Err(error) if error.kind() != io::ErrorKind::AddrNotAvailable => {
+            Err(error) if !error.is_one_of(&[libc::EADDRNOTAVAIL]) => {
                 Err(error).with_context(|| format!("Cannot remove {}", place.moa))
             }
             _ => Ok(()),

@@ -112,8 +112,8 @@ fn answers(message: &[u8], agent: Ipv6Addr) -> bool {
 mod tests {
     use super::*;
     use crate::interface;
-    use crate::netlink::Netlink;
     use crate::testing::{Neighbour, in_namespace, ip, without_dad};
+    use linux::netlink::Netlink;
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
     use proptest::prelude::*;
 

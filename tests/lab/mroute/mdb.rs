@@ -5,23 +5,19 @@
 //! (28 bytes) and more attributes. All integers are in host byte order.
 
 use std::net::Ipv6Addr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 
-use anyhow::{Context, Result, bail};
-use nix::errno::Errno;
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send,
-    setsockopt, socket, sockopt,
-};
+use anyhow::{Context, Result};
+use linux::netlink::bytes::{HEADER_BYTES, Message, RequestBytes, attributes, messages, values};
+use linux::netlink::{Group, Heard, Netlink, Notices};
+use nix::sys::socket::{setsockopt, sockopt};
 
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
 const RTM_NEWMDB: u16 = 84;
 const RTM_DELMDB: u16 = 85;
 const RTM_GETMDB: u16 = 86;
-/// Multicast group 26 (RTNLGRP_MDB) as a bit of the bind address.
-const MDB_GROUP: u32 = 1 << 25;
 const NLM_F_REQUEST_DUMP: u16 = 0x301;
+/// Size of `struct br_port_msg`.
+const PORT_MESSAGE_SIZE: usize = 8;
 
 const MDBA_MDB: u16 = 1;
 const MDBA_MDB_ENTRY: u16 = 1;
@@ -66,14 +62,11 @@ pub enum Read {
 
 /// A subscription to the changes of all bridges of one namespace.
 #[derive(Debug)]
-pub struct Watch {
-    socket: OwnedFd,
-    buffer: Vec<u8>,
-}
+pub struct Watch(Notices);
 
 impl AsFd for Watch {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+        self.0.as_fd()
     }
 }
 
@@ -84,13 +77,11 @@ impl Watch {
     ///
     /// When the kernel refuses the socket.
     pub fn open() -> Result<Self> {
-        let watch = netlink_socket(MDB_GROUP, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK)?;
-        setsockopt(&watch, sockopt::RcvBufForce, &RECEIVE_BUFFER_BYTES)
+        let notices = Notices::open(&[Group::MulticastDatabase])
+            .context("Failed to open a netlink socket")?;
+        setsockopt(&notices, sockopt::RcvBufForce, &RECEIVE_BUFFER_BYTES)
             .context("Failed to enlarge the netlink receive buffer")?;
-        Ok(Self {
-            socket: watch,
-            buffer: vec![0; 1 << 16],
-        })
+        Ok(Self(notices))
     }
 
     /// Reads all changes that wait.
@@ -101,14 +92,10 @@ impl Watch {
     pub fn read(&mut self) -> Result<Read> {
         let mut changes = Vec::new();
         loop {
-            match recv(self.socket.as_raw_fd(), &mut self.buffer, MsgFlags::empty()) {
-                Ok(length) => {
-                    parse(self.buffer.get(..length).unwrap_or_default(), &mut changes);
-                }
-                Err(Errno::EAGAIN) => return Ok(Read::Changes(changes)),
-                Err(Errno::EINTR) => {}
-                Err(Errno::ENOBUFS) => return Ok(Read::Overrun),
-                Err(errno) => return Err(errno).context("Failed to read from netlink"),
+            match self.0.try_next().context("Failed to read from netlink")? {
+                Some(Heard::Datagram(datagram)) => parse(&datagram, &mut changes),
+                Some(Heard::Lost) => return Ok(Read::Overrun),
+                None => return Ok(Read::Changes(changes)),
             }
         }
     }
@@ -120,83 +107,34 @@ impl Watch {
 ///
 /// When the kernel refuses the request.
 pub fn dump() -> Result<Vec<Change>> {
-    let socket = netlink_socket(0, SockFlag::SOCK_CLOEXEC)?;
-    // nlmsghdr (length, type, flags, sequence, port) and an empty br_port_msg.
-    let mut request = Vec::with_capacity(24);
-    request.extend_from_slice(&24u32.to_ne_bytes());
-    request.extend_from_slice(&RTM_GETMDB.to_ne_bytes());
-    request.extend_from_slice(&NLM_F_REQUEST_DUMP.to_ne_bytes());
-    request.extend_from_slice(&1u32.to_ne_bytes());
-    request.extend_from_slice(&[0; 4]);
+    let mut netlink = Netlink::open().context("Failed to open a netlink socket")?;
+    let mut request = RequestBytes::new(RTM_GETMDB, NLM_F_REQUEST_DUMP);
     // AF_BRIDGE, padding, any ifindex.
-    request.extend_from_slice(&[7, 0, 0, 0, 0, 0, 0, 0]);
-    send(socket.as_raw_fd(), &request, MsgFlags::empty()).context("Failed to ask for the MDB")?;
-    let mut buffer = vec![0; 1 << 16];
+    request.push(&[7, 0, 0, 0, 0, 0, 0, 0]);
     let mut changes = Vec::new();
-    loop {
-        let length = recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty())
-            .context("Failed to read the MDB")?;
-        match parse(buffer.get(..length).unwrap_or_default(), &mut changes) {
-            End::Open if length > 0 => {}
-            End::Failed => bail!("The kernel refused to dump its multicast database"),
-            _ => return Ok(changes),
-        }
-    }
-}
-
-fn netlink_socket(groups: u32, flags: SockFlag) -> Result<OwnedFd> {
-    let socket = socket(
-        AddressFamily::Netlink,
-        SockType::Raw,
-        flags,
-        SockProtocol::NetlinkRoute,
-    )
-    .context("Failed to open a netlink socket")?;
-    bind(socket.as_raw_fd(), &NetlinkAddr::new(0, groups))
-        .context("Failed to bind a netlink socket")?;
-    Ok(socket)
-}
-
-/// How a datagram of netlink messages ended.
-#[derive(Debug, PartialEq, Eq)]
-enum End {
-    /// More may follow.
-    Open,
-    Done,
-    Failed,
+    netlink
+        .dump_messages(request.finish(), |message| read(message, &mut changes))
+        .context("Failed to read the MDB")?;
+    Ok(changes)
 }
 
 /// Appends the changes in a datagram of netlink messages. What is not understood is skipped.
-fn parse(mut datagram: &[u8], changes: &mut Vec<Change>) -> End {
-    while let Some(length) = u32_at(datagram, 0).and_then(|length| usize::try_from(length).ok()) {
-        let (Some(kind), Some(body)) = (u16_at(datagram, 4), datagram.get(16..length)) else {
-            break;
-        };
-        match kind {
-            NLMSG_DONE => return End::Done,
-            NLMSG_ERROR => return End::Failed,
-            RTM_NEWMDB | RTM_DELMDB => {
-                for (_, tables) in attributes(body.get(8..).unwrap_or_default())
-                    .filter(|(kind, _)| *kind == MDBA_MDB)
-                {
-                    for (_, entries) in
-                        attributes(tables).filter(|(kind, _)| *kind == MDBA_MDB_ENTRY)
-                    {
-                        for (_, info) in
-                            attributes(entries).filter(|(kind, _)| *kind == MDBA_MDB_ENTRY_INFO)
-                        {
-                            changes.extend(entry(info, kind == RTM_NEWMDB));
-                        }
-                    }
-                }
-            }
-            _ => {}
-        }
-        datagram = datagram
-            .get(length.next_multiple_of(4)..)
-            .unwrap_or_default();
+fn parse(datagram: &[u8], changes: &mut Vec<Change>) {
+    for message in messages(datagram) {
+        read(&message, changes);
     }
-    End::Open
+}
+
+/// Appends the changes in a message.
+fn read(message: &Message<'_>, changes: &mut Vec<Change>) {
+    if !matches!(message.kind, RTM_NEWMDB | RTM_DELMDB) {
+        return;
+    }
+    let body = message.bytes.get(HEADER_BYTES + PORT_MESSAGE_SIZE..);
+    let infos = values(body.unwrap_or_default(), MDBA_MDB)
+        .flat_map(|tables| values(tables, MDBA_MDB_ENTRY))
+        .flat_map(|entries| values(entries, MDBA_MDB_ENTRY_INFO));
+    changes.extend(infos.filter_map(|info| entry(info, message.kind == RTM_NEWMDB)));
 }
 
 /// Parses MDBA_MDB_ENTRY_INFO; `None` for anything but routable IPv6.
@@ -231,21 +169,6 @@ fn entry(info: &[u8], present: bool) -> Option<Change> {
         }
     }
     Some(change)
-}
-
-/// Walks netlink attributes: (type without flags, value).
-fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    std::iter::from_fn(move || {
-        let length = usize::from(u16_at(bytes, 0)?);
-        let kind = u16_at(bytes, 2)? & 0x3fff;
-        let value = bytes.get(4..length)?;
-        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind, value))
-    })
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {

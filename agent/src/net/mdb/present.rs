@@ -15,10 +15,10 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use common::maps::ManagedKey;
+use linux::netlink::bytes::{HEADER_BYTES, Message, RequestBytes, values};
 use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST};
 
 use super::{ETH_P_IPV6, MDB_TEMPORARY};
-use crate::net::netlink::{HEADER_BYTES, Message, RequestBytes, values};
 
 const RTM_GETMDB: u16 = 86;
 /// `struct br_port_msg`, bytes.
@@ -92,7 +92,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::net::netlink::messages;
+    use linux::netlink::bytes::messages;
 
     const BRIDGE: u32 = 9;
     const KEY: ManagedKey = ManagedKey {
@@ -116,10 +116,7 @@ mod tests {
                 });
             });
         });
-        let mut bytes = answer.finish();
-        let length = u32::try_from(bytes.len()).unwrap();
-        bytes[..4].copy_from_slice(&length.to_ne_bytes());
-        bytes
+        answer.finish()
     }
 
     fn found(answer: &[u8]) -> Vec<((u32, ManagedKey), Duration)> {

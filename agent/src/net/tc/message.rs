@@ -3,6 +3,7 @@
 //! Requests are typed messages of netlink-packet-route. Answers are read attribute by attribute,
 //! because a filter whose options the crate cannot parse must still be seen.
 
+use linux::netlink::bytes::{HEADER_BYTES, Message};
 use netlink_packet_core::{DefaultNla, NLA_F_NESTED, NlaBuffer, NlasIterator, Parseable};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::tc::{
@@ -10,7 +11,6 @@ use netlink_packet_route::tc::{
     TcOption,
 };
 
-use super::super::netlink::{HEADER_BYTES, Message};
 use super::{BpfFilter, Filter, FilterProgram, NewQdisc, Parent, Qdisc};
 
 pub(super) const RTM_NEWQDISC: u16 = 36;
@@ -200,9 +200,10 @@ fn program(options: &[u8]) -> FilterProgram {
 
 #[cfg(test)]
 mod tests {
+    use linux::netlink::bytes::{RequestBytes, messages};
+    use linux::netlink::serialized;
     use proptest::prelude::*;
 
-    use super::super::super::netlink::{RequestBytes, messages, serialized};
     use super::*;
 
     fn bytes(message: RouteNetlinkMessage) -> Vec<u8> {
@@ -273,9 +274,7 @@ mod tests {
         request.push(&[0, 0, 0, 0, 7, 0, 0, 0, 1, 0, 0, 0, 0, 0, 1, 0, 0, 3, 1, 0]);
         request.attribute(TCA_KIND, b"strange\0");
         request.nest(TCA_OPTIONS, |request| request.attribute(1, &[1, 2, 3]));
-        let mut bytes = request.finish();
-        let length = u32::try_from(bytes.len()).unwrap();
-        bytes[..4].copy_from_slice(&length.to_ne_bytes());
+        let bytes = request.finish();
         let found = read(&bytes, filter);
         assert_eq!(found.len(), 1);
         assert_eq!(
@@ -293,9 +292,7 @@ mod tests {
         ) {
             let mut request = RequestBytes::new(kind, 0);
             request.push(&body);
-            let mut bytes = request.finish();
-            let length = u32::try_from(bytes.len()).unwrap();
-            bytes[..4].copy_from_slice(&length.to_ne_bytes());
+            let bytes = request.finish();
             for message in messages(&bytes) {
                 let _ = (qdisc(&message), filter(&message), ifindex(&message));
             }

@@ -16,11 +16,10 @@ mod notices;
 use std::io;
 use std::os::fd::RawFd;
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE};
+use linux::netlink::{Netlink, Refusal, serialized};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE};
 
-use super::netlink::{Refusal, Requests, serialized};
-
-pub use super::netlink::Refusal as TcRefusal;
+pub use linux::netlink::Refusal as TcRefusal;
 pub use notices::{Notice, Notices};
 
 /// `TC_H_ROOT`.
@@ -179,7 +178,7 @@ pub struct BpfFilter<'a> {
 }
 
 /// Traffic control of the network namespace that it was opened in.
-pub struct TrafficControl(Requests);
+pub struct TrafficControl(Netlink);
 
 impl TrafficControl {
     /// Opens it for the network namespace of the calling thread.
@@ -188,7 +187,7 @@ impl TrafficControl {
     ///
     /// What the socket says.
     pub fn open() -> io::Result<Self> {
-        Requests::open().map(Self)
+        Netlink::open().map(Self)
     }
 
     /// The qdiscs of all interfaces. Before an interface is up for the first time the kernel tells
@@ -215,8 +214,8 @@ impl TrafficControl {
     ///
     /// What the kernel says, for instance `EEXIST` where there is one.
     pub fn add_qdisc(&mut self, ifindex: u32, qdisc: NewQdisc) -> Result<(), Refusal> {
-        let flags = NLM_F_CREATE | NLM_F_EXCL | NLM_F_ACK;
-        self.apply(serialized(message::new_qdisc(ifindex, qdisc), flags))
+        let flags = NLM_F_CREATE | NLM_F_EXCL;
+        Ok(self.0.change(message::new_qdisc(ifindex, qdisc), flags)?)
     }
 
     /// Removes a qdisc, unless another one has taken its place.
@@ -225,7 +224,7 @@ impl TrafficControl {
     ///
     /// What the kernel says.
     pub fn delete_qdisc(&mut self, qdisc: &Qdisc) -> Result<(), Refusal> {
-        self.apply(serialized(message::delete_qdisc(qdisc), NLM_F_ACK))
+        Ok(self.0.change(message::delete_qdisc(qdisc), 0)?)
     }
 
     /// The filters of a list, in the order in which they see packets.
@@ -255,10 +254,7 @@ impl TrafficControl {
         filter: &BpfFilter<'_>,
     ) -> Result<(), Refusal> {
         let message = message::set_filter(ifindex, parent, filter);
-        self.apply(serialized(
-            message,
-            NLM_F_CREATE | NLM_F_REPLACE | NLM_F_ACK,
-        ))
+        Ok(self.0.change(message, NLM_F_CREATE | NLM_F_REPLACE)?)
     }
 
     /// Removes a filter.
@@ -268,11 +264,6 @@ impl TrafficControl {
     /// What the kernel says.
     pub fn delete_filter(&mut self, filter: &Filter) -> Result<(), Refusal> {
         let message = message::delete_filter(filter.ifindex, filter);
-        self.apply(serialized(message, NLM_F_ACK))
-    }
-
-    fn apply(&mut self, request: Vec<u8>) -> Result<(), Refusal> {
-        let outcomes = self.0.apply(&mut [request])?;
-        outcomes.into_iter().collect()
+        Ok(self.0.change(message, 0)?)
     }
 }

@@ -3,14 +3,11 @@
 use std::collections::BTreeSet;
 use std::io;
 
-use netlink_sys::protocols::NETLINK_ROUTE;
-use netlink_sys::{AsyncSocket, AsyncSocketExt, TokioSocket};
+use linux::netlink::bytes::messages;
+use linux::netlink::{AsyncNotices, Group, Heard};
 
-use super::super::netlink;
 use super::message;
 
-/// `RTNLGRP_TC`.
-const TC_GROUP: u32 = 4;
 /// Receive buffer for notices, bytes: several thousand changes at once.
 const RECEIVE_BUFFER_BYTES: u32 = 1024 * 1024;
 
@@ -25,7 +22,7 @@ pub enum Notice {
 
 /// Watches traffic control.
 pub struct Notices {
-    socket: TokioSocket,
+    notices: AsyncNotices,
     /// Interfaces of the last datagram that have not been told.
     changed: BTreeSet<u32>,
 }
@@ -37,12 +34,10 @@ impl Notices {
     ///
     /// What the socket says.
     pub fn watch() -> io::Result<Self> {
-        let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
-        socket.socket_mut().bind_auto()?;
-        socket.socket_ref().add_membership(TC_GROUP)?;
-        socket.socket_ref().set_rx_buf_sz(RECEIVE_BUFFER_BYTES)?;
+        let notices = AsyncNotices::open(&[Group::TrafficControl])?;
+        notices.set_room(RECEIVE_BUFFER_BYTES)?;
         Ok(Self {
-            socket,
+            notices,
             changed: BTreeSet::new(),
         })
     }
@@ -57,16 +52,13 @@ impl Notices {
             if let Some(ifindex) = self.changed.pop_first() {
                 return Ok(Notice::Interface(ifindex));
             }
-            match self.socket.recv_from_full().await {
-                Ok((datagram, _)) => {
-                    let told = netlink::messages(&datagram);
+            match self.notices.next().await? {
+                Heard::Datagram(datagram) => {
+                    let told = messages(&datagram);
                     self.changed
                         .extend(told.filter_map(|notice| message::ifindex(&notice)));
                 }
-                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
-                    return Ok(Notice::Lost);
-                }
-                Err(error) => return Err(error),
+                Heard::Lost => return Ok(Notice::Lost),
             }
         }
     }
