@@ -17,6 +17,7 @@ use crate::net::{Net, Wake};
 use crate::nic::{IdleNic, Plan};
 use crate::view::{self, MoveReport, PhaseReport, SearchReport, View};
 use linux::netlink::Netlink;
+use linux::random;
 
 /// How often the abort is sent when the person interrupts: once may be lost, and nobody answers.
 const ABORTS: u32 = 3;
@@ -383,7 +384,7 @@ impl Session {
 
 /// Two numbers that no other run has.
 fn transactions() -> io::Result<(u64, u64)> {
-    Ok((getrandom::u64()?, getrandom::u64()?))
+    Ok((random::number()?, random::number()?))
 }
 
 #[cfg(test)]

@@ -17,6 +17,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use common::wire::neighbour::{self, Audience, Kind};
+use linux::packet_socket::PacketSocket;
+use linux::random;
 use nix::ifaddrs::getifaddrs;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::Interest;
@@ -26,7 +28,7 @@ use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
 use super::fdb::{Entry as FdbEntry, Fdb};
-use super::packet_socket::{PacketSocket, Wanted};
+use super::frame_filter::{self, Wanted};
 use crate::proto::{AddressCommand, AddressEvent, Mac, Said};
 
 /// Events that wait to be handled; what comes beyond is asked again.
@@ -174,7 +176,7 @@ impl LinkAddresses {
             return Ok(());
         }
         if self.listener.is_none() {
-            let socket = PacketSocket::open(self.ifindex, Wanted::Neighbours)?;
+            let socket = frame_filter::open(self.ifindex, Wanted::Neighbours)?;
             let socket = Arc::new(socket.watch()?);
             let task = self.hear(Arc::clone(&socket));
             self.listener = Some((socket, task));
@@ -216,7 +218,8 @@ impl LinkAddresses {
     }
 
     fn probe(&self, address: Ipv6Addr) -> io::Result<()> {
-        let frame = neighbour::probe(&address.octets(), self.host()?.mac, nonce()?);
+        // A nonce that no other node has (RFC 7527 §4.1).
+        let frame = neighbour::probe(&address.octets(), self.host()?.mac, random::bytes()?);
         self.send(&frame)
     }
 
@@ -248,14 +251,14 @@ impl LinkAddresses {
         let Some((socket, _)) = &self.listener else {
             return Err(io::ErrorKind::NotConnected.into());
         };
-        socket.get_ref().send(frame)
+        socket.get_ref().send(frame).map(drop)
     }
 
     fn expect(&mut self, address: Ipv6Addr, mac: Mac, ifindex: u32) -> io::Result<()> {
         if let Err(refusal) = self.fdb.set(ifindex, mac, FdbEntry::Static) {
             tracing::debug!(ifindex, %refusal, "Frames for an arriving VM are flooded until it speaks");
         }
-        let socket = PacketSocket::open(ifindex, Wanted::From(address))?;
+        let socket = frame_filter::open(ifindex, Wanted::From(address))?;
         let socket = socket.watch()?;
         let sender = self.sender.clone();
         let task = Task(tokio::spawn(async move {
@@ -300,7 +303,7 @@ impl LinkAddresses {
             if self.uplink_listeners.contains_key(&ifindex) {
                 continue;
             }
-            let socket = PacketSocket::open(ifindex, Wanted::UnicastSolicitations)
+            let socket = frame_filter::open(ifindex, Wanted::UnicastSolicitations)
                 .and_then(PacketSocket::watch);
             match socket {
                 Ok(socket) => {
@@ -385,13 +388,6 @@ fn heard(message: &neighbour::Message) -> (Ipv6Addr, Said, Mac) {
             message.link_address.unwrap_or(message.source_mac),
         ),
     }
-}
-
-/// A number that no other node has (RFC 7527 §4.1).
-fn nonce() -> io::Result<[u8; 6]> {
-    let mut nonce = [0; 6];
-    getrandom::fill(&mut nonce)?;
-    Ok(nonce)
 }
 
 /// Locks; what a panicking holder left is still a set of addresses.

@@ -18,9 +18,9 @@ use std::net::{Ipv6Addr, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use common::maps::{FilterMode, ManagedKey};
+use linux::multicast;
 use socket2::{Domain, Socket, Type};
 
-use super::mcast_filter;
 use crate::proto::Membership;
 
 /// Most memberships of one socket: the kernel searches them one after the other, and the option
@@ -303,7 +303,7 @@ impl Memberships {
             // The filter can only be set on an address that is joined. Joining its first source
             // keeps an address of source-specific multicast out of EXCLUDE mode (RFC 4604 §2.2).
             (FilterMode::Include, Some(source)) => {
-                mcast_filter::join_source(&slot.socket, ifindex, address, *source)
+                multicast::join_source(&slot.socket, ifindex, address, *source)
             }
             _ => slot.socket.join_multicast_v6(&address, ifindex),
         };
@@ -331,7 +331,7 @@ impl Memberships {
         let Some(slot) = self.sockets.get(index) else {
             return Ok(());
         };
-        mcast_filter::set_filter(&slot.socket, ifindex, address, filter_mode, sources)
+        multicast::set_filter(&slot.socket, ifindex, address, filter_mode, sources)
             .map_err(|error| refusal(address, ifindex, error))
     }
 

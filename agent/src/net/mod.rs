@@ -7,7 +7,7 @@
 //! | [`mdb`] | writes the bridge's multicast database |
 //! | [`fdb`] | writes the bridge's forwarding database |
 //! | [`link_addresses`] | asks for, and answers for, unicast addresses of moving VMs |
-//! | [`packet_socket`] | frames of one interface, filtered |
+//! | [`frame_filter`] | chooses the frames that a packet socket receives |
 //! | [`membership`] | holds memberships on the bridge through kernel sockets |
 //! | [`static_join`] | has the kernel hold joins that outlive the process |
 //! | [`fd_store`] | has systemd keep sockets while the process is not there |
@@ -25,19 +25,17 @@
 pub mod addresses;
 pub mod fd_store;
 pub mod fdb;
+pub mod frame_filter;
 mod frames;
 pub mod link_addresses;
 pub mod links;
-mod mcast_filter;
 pub mod mdb;
 pub mod membership;
 pub mod neighbour;
-pub mod packet_socket;
 pub mod peers;
 pub mod raw_socket;
 pub mod relays;
 pub mod snooping;
-mod socket_option;
 pub mod static_join;
 pub mod tap_queue;
 pub mod tap_socket;

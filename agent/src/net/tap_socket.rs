@@ -3,14 +3,12 @@
 
 use std::io;
 
-use socket2::Socket;
-
-use super::packet_socket::{bind, unbound};
+use linux::packet_socket::PacketSocket;
 
 /// A packet socket on one TAP.
 #[derive(Debug)]
 pub struct TapSocket {
-    socket: Socket,
+    socket: PacketSocket,
 }
 
 /// What became of a frame.
@@ -29,8 +27,7 @@ impl TapSocket {
     ///
     /// What the kernel says; it needs `CAP_NET_RAW`.
     pub fn open(ifindex: u32) -> io::Result<Self> {
-        let socket = unbound(libc::PACKET_QDISC_BYPASS)?;
-        bind(&socket, ifindex, 0)?;
+        let socket = PacketSocket::past_qdisc(ifindex)?;
         Ok(Self { socket })
     }
 

@@ -12,13 +12,12 @@ use std::os::fd::AsRawFd;
 
 use common::signal::{MAX_DATAGRAM_BYTES, PORT};
 use common::wire::signalling::AGENT_MARK;
+use linux::socket_option;
 use nix::cmsg_space;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrIn6, recvmsg};
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
-
-use super::socket_option;
 
 /// All nodes on the link (RFC 4291 §2.7.1).
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use common::signal::{self, Register};
+use linux::random;
 use tokio::sync::mpsc;
 
 use super::event_loop::EventLoop;
@@ -343,8 +344,8 @@ fn proto_config(config: &Config, address: Ipv6Addr, prefix_length: u8) -> AgentC
 
 /// A number that no earlier start of an agent had.
 fn seed() -> Result<u64, RuntimeError> {
-    getrandom::u64().map_err(|error| RuntimeError::System {
+    random::number().map_err(|error| RuntimeError::System {
         what: "random numbers",
-        error: error.into(),
+        error,
     })
 }

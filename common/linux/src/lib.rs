@@ -3,5 +3,13 @@
 //! | module | does |
 //! |---|---|
 //! | [`netlink`] | requests to the kernel's routing tables and links, and notices of changes |
+//! | [`packet_socket`] | sends and receives frames of one interface |
+//! | [`multicast`] | joins multicast addresses from some sources |
+//! | [`random`] | random numbers |
+//! | [`socket_option`] | sets what the socket crates do not |
 
+pub mod multicast;
 pub mod netlink;
+pub mod packet_socket;
+pub mod random;
+pub mod socket_option;

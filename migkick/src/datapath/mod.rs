@@ -42,8 +42,8 @@ use common::mat::counter::Counter;
 use common::mat::maps::Node;
 use common::mat::neutral::difference;
 use common::mat::translate::{address, mac, words};
+use linux::packet_socket::PacketSocket;
 use netlink_packet_route::route::RouteMessage;
-use socket2::Socket;
 
 use crate::interface::Interface;
 use device::Device;
@@ -152,7 +152,7 @@ pub struct Datapath {
     tables: Tables,
     device: Device,
     /// Sends out by `mat0`.
-    socket: Socket,
+    socket: PacketSocket,
     nics: Vec<Interface>,
     node: Node,
     /// Routes of the network that a NIC is going to be in.
@@ -209,9 +209,11 @@ impl Datapath {
         let mut datapath = Self {
             // An earlier daemon has switched it on.
             all_multicast: adopt && has(node.multicast_ifindex),
-            socket: sys::packet_socket(device.ifindex).map_err(|source| DatapathError::Device {
-                step: "open a packet socket",
-                source,
+            socket: PacketSocket::sending(device.ifindex).map_err(|source| {
+                DatapathError::Device {
+                    step: "open a packet socket",
+                    source,
+                }
             })?,
             pins,
             programs,

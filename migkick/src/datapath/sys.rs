@@ -1,9 +1,6 @@
-//! Calls that need `unsafe`: a packet socket, records of the ring buffer, and taking a link off its
-//! hook, which aya 0.14 does only for its owner.
-#![allow(
-    unsafe_code,
-    reason = "socket addresses, records and bpf(2) are plain memory"
-)]
+//! Calls that need `unsafe`: records of the ring buffer, and taking a link off its hook, which aya 0.14
+//! does only for its owner.
+#![allow(unsafe_code, reason = "records and bpf(2) are plain memory")]
 
 use std::ffi::CString;
 use std::io;
@@ -13,32 +10,9 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use common::mat::maps::Held;
-use socket2::{Domain, Socket, Type};
 
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_LINK_DETACH: libc::c_int = 34;
-
-/// A packet socket that sends frames out by an interface, and receives none.
-pub(super) fn packet_socket(ifindex: u32) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::PACKET, Type::RAW, None)?;
-    let address = libc::sockaddr_ll {
-        sll_family: libc::sa_family_t::try_from(libc::AF_PACKET).unwrap_or_default(),
-        sll_protocol: 0,
-        sll_ifindex: i32::try_from(ifindex).map_err(|_| io::ErrorKind::InvalidInput)?,
-        sll_hatype: 0,
-        sll_pkttype: 0,
-        sll_halen: 0,
-        sll_addr: [0; 8],
-    };
-    let length = libc::socklen_t::try_from(size_of::<libc::sockaddr_ll>()).unwrap_or_default();
-    // SAFETY: the address is live, and its size is given.
-    let result = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) };
-    if result == 0 {
-        Ok(socket)
-    } else {
-        Err(io::Error::last_os_error())
-    }
-}
 
 /// Reads a record of `HELD`; `None` when there are too few bytes.
 pub(super) fn held(bytes: &[u8]) -> Option<Held> {

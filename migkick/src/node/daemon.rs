@@ -10,7 +10,7 @@ use crate::datapath::Datapath;
 use crate::interface::Interface;
 use anyhow::Context;
 use common::heartbeat::Heartbeat;
-use common::mat::entropy::Entropy;
+use linux::random;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -117,7 +117,7 @@ impl Daemon {
                 timing,
                 state::load(&config.state),
                 u64::try_from(epoch_ms).unwrap_or(u64::MAX),
-                Entropy::new(|bytes| getrandom::fill(bytes).is_ok()),
+                random::entropy(),
             ),
             datapath,
             links,

@@ -24,6 +24,7 @@ use lab::{
         payload::{STAMP_LEN, Stamp},
     },
 };
+use linux::multicast;
 use nix::{
     errno::Errno,
     net::if_::if_nametoindex,
@@ -138,7 +139,7 @@ fn open(config: &ReceiverConfig) -> Result<UdpSocket> {
     socket.set_only_v6(true)?;
     socket.set_nonblocking(true)?;
     socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
-    sys::receive_own_joins_only(&socket)?;
+    multicast::receive_own_joins_only(&socket)?;
     socket
         .bind(&SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, config.port, 0, 0).into())
         .with_context(|| format!("Cannot bind to UDP port {}", config.port))?;
@@ -152,16 +153,17 @@ fn open(config: &ReceiverConfig) -> Result<UdpSocket> {
 }
 
 fn apply(socket: &Socket, ifindex: u32, multicast_address: Ipv6Addr, join: &Join) -> Result<()> {
-    let (option, sources) = match &join.filter {
-        Filter::Any => (0, &[][..]),
-        Filter::Include(sources) => (sys::MCAST_JOIN_SOURCE_GROUP, sources.as_slice()),
-        Filter::Exclude(sources) => (sys::MCAST_BLOCK_SOURCE, sources.as_slice()),
-    };
-    if !matches!(join.filter, Filter::Include(_)) {
-        socket.join_multicast_v6(&multicast_address, ifindex)?;
+    if let Filter::Include(sources) = &join.filter {
+        for source in sources {
+            multicast::join_source(socket, ifindex, multicast_address, *source)?;
+        }
+        return Ok(());
     }
-    for source in sources {
-        sys::source_filter(socket.as_fd(), option, ifindex, multicast_address, *source)?;
+    socket.join_multicast_v6(&multicast_address, ifindex)?;
+    if let Filter::Exclude(sources) = &join.filter {
+        for source in sources {
+            multicast::block_source(socket, ifindex, multicast_address, *source)?;
+        }
     }
     Ok(())
 }

@@ -25,7 +25,7 @@ use std::net::SocketAddrV6;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use common::mat::entropy::Entropy;
+use linux::random;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::clock;
@@ -85,7 +85,7 @@ pub async fn run(config: ImsConfig) -> Result<(), ImsError> {
     let secret = secret::load(&config.ims.secret)?;
     let store = Arc::new(Store::open(&config.ims.store)?);
     let control = ControlServer::bind(&config.ims.control_socket)?;
-    let mut ims = Ims::new(config.protocol(), secret, kernel_entropy());
+    let mut ims = Ims::new(config.protocol(), secret, random::entropy());
     restore(&mut ims, &store)?;
     let address = config.ims.listen;
     let socket = socket::bind(address).map_err(|source| ImsError::Listen { address, source })?;
@@ -183,9 +183,4 @@ fn now() -> Now {
         monotonic: clock::now(),
         wall_ms: since_1970.map_or(0, |it| u64::try_from(it.as_millis()).unwrap_or(u64::MAX)),
     }
-}
-
-/// Random numbers of the kernel.
-fn kernel_entropy() -> Entropy {
-    Entropy::new(|bytes| getrandom::fill(bytes).is_ok())
 }

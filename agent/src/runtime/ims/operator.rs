@@ -7,9 +7,9 @@ use std::net::{Ipv6Addr, SocketAddrV6};
 use std::path::{Path, PathBuf};
 
 use super::keyfile::{KeyFile, Place};
+use super::now;
 use super::secret::{self, SecretError};
 use super::store::{Store, StoreError};
-use super::{kernel_entropy, now};
 use common::mat::key::Secret;
 
 use crate::config::{ImsConfig, Prefix, home_conflict, server_conflict};
@@ -164,7 +164,7 @@ fn by_store(
     generation: Option<u32>,
 ) -> Result<u32, OperatorError> {
     // The server's own rules, for as long as it takes.
-    let mut ims = Ims::new(config.protocol(), secret, kernel_entropy());
+    let mut ims = Ims::new(config.protocol(), secret, linux::random::entropy());
     let store = Store::open(&config.ims.store)?;
     let known = store.get(hoa.octets())?;
     ims.restore(now(), known.map(|record| (hoa.octets(), record)));

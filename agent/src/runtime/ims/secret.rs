@@ -6,6 +6,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use common::mat::key::{KEY_BYTES, Secret};
+use linux::random;
 
 use crate::credentials;
 
@@ -58,8 +59,7 @@ pub fn init(path: &Path) -> Result<(), SecretError> {
         path: path.to_owned(),
         source,
     };
-    let mut bytes = [0; KEY_BYTES];
-    getrandom::fill(&mut bytes).map_err(|error| failed(error.into()))?;
+    let bytes: [u8; KEY_BYTES] = random::bytes().map_err(failed)?;
     if let Some(directory) = path.parent() {
         std::fs::create_dir_all(directory).map_err(failed)?;
     }
