@@ -4,10 +4,13 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 
+use linux::bpf::link::{Interface, chain, exists, same_interface};
+use linux::bpf::pins::{LinkPin, remove_link};
+
 use super::filter::{FilterError, Make};
 use super::hook::{Attachment, Hook, Program};
-use super::link::{self, Interface};
-use super::{Datapath, DatapathError, Limits, lock, pins};
+use super::link::attach_error;
+use super::{Datapath, DatapathError, Limits, link, lock};
 use crate::net::tc::Parent;
 
 pub(super) const LOOPBACK_FORWARDING: &str = "/proc/sys/net/ipv6/conf/lo/forwarding";
@@ -41,7 +44,7 @@ impl Datapath {
                 name,
             };
             let reason = "its qdiscs do not stay as they are".to_owned();
-            link::attach_error(Program::Snoop, interface, reason)
+            attach_error(Program::Snoop, interface, reason)
         })
     }
 
@@ -215,7 +218,7 @@ impl Datapath {
         let pinned = self.inner.pins.links()?;
         let mut found: BTreeSet<(Program, u32)> = pinned
             .into_iter()
-            .filter_map(|(_, pin, ifindex)| Some((link::program_of_pin(&pin)?, ifindex)))
+            .filter_map(|pin| Some((link::program_of_pin(&pin.program)?, pin.ifindex)))
             .collect();
         if self.inner.hook == Hook::Filter {
             let filters = lock(&self.inner.filters).all();
@@ -231,17 +234,22 @@ impl Datapath {
 
     /// Removes pins and state of interfaces that are gone.
     pub(super) fn remove_vanished(&self) -> Result<(), DatapathError> {
-        for (path, program, ifindex) in self.inner.pins.links()? {
-            if !link::exists(ifindex) {
+        for LinkPin {
+            path,
+            program,
+            ifindex,
+        } in self.inner.pins.links()?
+        {
+            if !exists(ifindex) {
                 tracing::info!(
                     program,
                     ifindex,
                     "removing the pin of an interface that is gone"
                 );
-                pins::remove(&path)?;
+                remove_link(&path)?;
             }
         }
-        self.forget_ports_if(|ifindex| !link::exists(ifindex))
+        self.forget_ports_if(|ifindex| !exists(ifindex))
     }
 
     fn attach_anyhow(
@@ -306,17 +314,15 @@ impl Datapath {
             let adopted = self.attach_tcx(program, interface)?;
             return Ok(Some((Hook::Tcx, None, adopted)));
         }
-        let failed = |reason: String| link::attach_error(program, interface, reason);
-        link::same_interface(interface).map_err(failed)?;
+        let failed = |reason: String| attach_error(program, interface, reason);
+        same_interface(interface).map_err(|error| failed(error.to_string()))?;
         if program == Program::Gate {
             self.stop_probes(interface.index)?;
         }
         let made = {
             let mut programs = lock(&self.inner.programs);
             let classifier = link::classifier(&mut programs, program)?;
-            let descriptor = classifier
-                .fd()
-                .map_err(|error| failed(link::chain(&error)))?;
+            let descriptor = classifier.fd().map_err(|error| failed(chain(&error)))?;
             lock(&self.inner.filters)
                 .set(
                     program,
@@ -330,7 +336,7 @@ impl Datapath {
                 })?
         };
         // The same program may be there by the link of an agent that used TCX.
-        pins::remove(&self.inner.pins.link(program.name(), interface.index))?;
+        remove_link(&self.inner.pins.link(program.name(), interface.index))?;
         Ok(made.map(|made| (Hook::Filter, Some(made.parent), made.replaced)))
     }
 
@@ -357,6 +363,6 @@ impl Datapath {
             return self.detach_uplink_except(None, ifindex);
         }
         self.remove_filter(program, ifindex);
-        pins::remove(&self.inner.pins.link(program.name(), ifindex))
+        Ok(remove_link(&self.inner.pins.link(program.name(), ifindex))?)
     }
 }

@@ -17,6 +17,7 @@ use common::event::{
     Change, FirstPacketEvent, Kind, ListenerEvent, QueryEvent, SourceEvent, UnfinishedEvent,
 };
 use common::maps::Origin;
+use linux::bpf::record;
 use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
 
@@ -85,7 +86,7 @@ impl Datapath {
     /// version in the pin path rules it out.
     fn decode(&self, record: &[u8], events: &mut VecDeque<DatapathEvent>) {
         let event = match kind(record) {
-            Some(kind) if kind == Kind::Listener as u32 => sys::record::<ListenerEvent>(record)
+            Some(kind) if kind == Kind::Listener as u32 => record::read::<ListenerEvent>(record)
                 .and_then(|event| {
                     Some(DatapathEvent::Listener {
                         change: change(event.change)?,
@@ -93,7 +94,7 @@ impl Datapath {
                         value: event.value,
                     })
                 }),
-            Some(kind) if kind == Kind::Source as u32 => sys::record::<SourceEvent>(record)
+            Some(kind) if kind == Kind::Source as u32 => record::read::<SourceEvent>(record)
                 .and_then(|event| {
                     Some(DatapathEvent::Source {
                         change: change(event.change)?,
@@ -102,7 +103,7 @@ impl Datapath {
                     })
                 }),
             Some(kind) if kind == Kind::FirstPacket as u32 => {
-                sys::record::<FirstPacketEvent>(record).and_then(|event| {
+                record::read::<FirstPacketEvent>(record).and_then(|event| {
                     Some(DatapathEvent::FirstPacket {
                         key: event.key,
                         origin: Origin::from_u32(event.origin)?,
@@ -111,13 +112,13 @@ impl Datapath {
                 })
             }
             Some(kind) if kind == Kind::Query as u32 => {
-                sys::record::<QueryEvent>(record).map(|event| DatapathEvent::Query {
+                record::read::<QueryEvent>(record).map(|event| DatapathEvent::Query {
                     key: event.key,
                     value: event.value,
                 })
             }
             Some(kind) if kind == Kind::Unfinished as u32 => {
-                if let Some(event) = sys::record::<UnfinishedEvent>(record) {
+                if let Some(event) = record::read::<UnfinishedEvent>(record) {
                     self.finish(&event, events);
                 }
                 None

@@ -3,11 +3,9 @@
 
 use aya::programs::ProgramType;
 use aya::sys::{BpfHelper, is_helper_supported};
+use linux::bpf::has_tcx;
 
-use super::{DatapathError, sys};
-
-/// Interface index of the loopback, in every network namespace.
-const LOOPBACK: u32 = 1;
+use super::DatapathError;
 
 /// Helpers that every set of programs uses: name, and the version that brought it.
 const HELPERS: [(BpfHelper, &str, &str); 2] = [
@@ -23,19 +21,16 @@ const HELPERS: [(BpfHelper, &str, &str); 2] = [
     ),
 ];
 
-/// Whether programs can be attached by TCX: the kernel is asked who is there on the loopback.
+/// Whether programs can be attached by TCX.
 pub(super) fn tcx() -> bool {
-    match sys::tcx_programs(LOOPBACK, true) {
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-            tracing::info!(
-                "The kernel has no TCX; programs are attached by filters of qdiscs, and the cut of \
-                 a VM without vhost-net may be one frame early"
-            );
-            false
-        }
-        // Without the right to ask there is none to load programs either, which says so.
-        Ok(_) | Err(_) => true,
+    let has_tcx = has_tcx();
+    if !has_tcx {
+        tracing::info!(
+            "The kernel has no TCX; programs are attached by filters of qdiscs, and the cut of a VM \
+             without vhost-net may be one frame early"
+        );
     }
+    has_tcx
 }
 
 /// What the kernel lacks, after it has refused the programs.

@@ -10,8 +10,10 @@ use common::maps::{
     RECORDS_PER_SLOT,
 };
 
+use linux::bpf::record;
+
 use super::hook::{Hook, Program};
-use super::sys::{self, Mapping};
+use super::sys::Mapping;
 use super::table::Table;
 use super::{Datapath, DatapathError, lock};
 use crate::clock::now;
@@ -468,7 +470,7 @@ impl AsRawFd for Held {
 
 /// Head and frame of a record.
 fn parts(record: &[u8]) -> Option<(HeldFrame, &[u8])> {
-    let head: HeldFrame = sys::record(record)?;
+    let head: HeldFrame = record::read(record)?;
     let length = usize::try_from(head.length).ok()?;
     let frame = record.get(size_of::<HeldFrame>()..)?.get(..length)?;
     Some((head, frame))

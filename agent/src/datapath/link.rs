@@ -1,29 +1,20 @@
-//! Links: how a program gets to TCX or XDP, stays there without an agent, and is exchanged.
-//!
-//! The link is pinned, so it outlives the agent, and the next agent exchanges the program in it
-//! without a gap. Where there is no TCX, programs of TC are attached by filters (`filter`).
+//! The links of the programs. The link is pinned, so it outlives the agent, and the next agent
+//! exchanges the program in it without a gap. Where there is no TCX, programs of TC are attached by
+//! filters (`filter`).
 
-use std::path::Path;
+use std::path::PathBuf;
 
 use aya::Ebpf;
-use aya::programs::links::{FdLink, PinnedLink};
-use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
-use aya::programs::xdp::XdpLink;
-use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode};
+use aya::programs::{ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode};
+use linux::bpf::link::{self, AttachError, Interface, Refused, Tcx, XdpHook};
+use linux::bpf::pins::remove_link;
 
 use super::hook::{Attachment, Hook, Program};
-use super::{Datapath, DatapathError, lock, pins};
+use super::{Datapath, DatapathError, lock};
 use crate::net::tc::Side;
 
 /// The kernel program that restores relayed packets at XDP.
 const UPLINK_XDP: &str = "uplink_xdp";
-
-/// What a program is attached to.
-#[derive(Clone, Copy)]
-pub(super) struct Interface<'a> {
-    pub(super) index: u32,
-    pub(super) name: &'a str,
-}
 
 impl Datapath {
     /// Attaches a program to TCX, or adopts the pinned link; returns whether it adopted one.
@@ -32,33 +23,11 @@ impl Datapath {
         program: Program,
         interface: Interface<'_>,
     ) -> Result<bool, DatapathError> {
-        let path = self.inner.pins.link(program.name(), interface.index);
-        let failed = |reason: String| attach_error(program, interface, reason);
+        let pin = self.inner.pins.link(program.name(), interface.index);
         let mut programs = lock(&self.inner.programs);
-        let classifier = classifier(&mut programs, program)?;
-        let adopted = adopt(&path, interface, |link| {
-            let id = classifier.attach_to_link(SchedClassifierLink::try_from(link)?)?;
-            Ok(classifier.take_link(id)?)
-        })?;
-        if adopted {
-            return Ok(true);
-        }
-        same_interface(interface).map_err(failed)?;
-        let link = classifier
-            .attach_with_options(
-                interface.name,
-                attach_type(program),
-                TcAttachOptions::TcxOrder(LinkOrder::first()),
-            )
-            .and_then(|id| classifier.take_link(id))
-            .map_err(|error| failed(chain(&error)))?;
-        // aya finds the interface by name: the name must have meant the same one all along.
-        same_interface(interface).map_err(failed)?;
-        FdLink::try_from(link)
-            .map_err(|error| failed(chain(&error)))?
-            .pin(&path)
-            .map_err(|error| failed(chain(&error)))?;
-        Ok(false)
+        let mut tcx = tcx(&mut programs, program)?;
+        link::attach(&mut tcx, interface, &pin)
+            .map_err(|error| not_attached(program, interface, error))
     }
 
     /// Attaches `uplink` to XDP, or adopts the pinned link; returns whether it adopted one.
@@ -72,31 +41,15 @@ impl Datapath {
         hook: Hook,
         interface: Interface<'_>,
     ) -> Result<bool, DatapathError> {
-        let path = self.inner.pins.link(xdp_pin(hook), interface.index);
-        let failed = |reason: String| attach_error(Program::Uplink, interface, reason);
-        let mode = match hook {
-            Hook::XdpGeneric => XdpMode::Skb,
-            _ => XdpMode::Driver,
-        };
+        let pin = self.inner.pins.link(xdp_pin(hook), interface.index);
+        let failed = |error| not_attached(Program::Uplink, interface, error);
         let mut programs = lock(&self.inner.programs);
-        let xdp = uplink_xdp(&mut programs)?.map_err(|error| failed(chain(&error)))?;
-        let adopted = adopt(&path, interface, |link| {
-            let id = xdp.attach_to_link(XdpLink::try_from(link)?)?;
-            Ok(xdp.take_link(id)?)
-        })?;
-        if adopted {
-            return Ok(true);
-        }
-        same_interface(interface).map_err(failed)?;
-        let link = xdp
-            .attach_to_if_index(interface.index, mode)
-            .and_then(|id| xdp.take_link(id))
-            .map_err(|error| failed(chain(&error)))?;
-        FdLink::try_from(link)
-            .map_err(|error| failed(chain(&error)))?
-            .pin(&path)
-            .map_err(|error| failed(chain(&error)))?;
-        Ok(false)
+        let program = uplink_xdp(&mut programs)?.map_err(|error| failed(error.into()))?;
+        let mut xdp = XdpHook {
+            program,
+            mode: mode(hook),
+        };
+        link::attach(&mut xdp, interface, &pin).map_err(failed)
     }
 
     /// Exchanges the program in the pinned link of an attachment, at once for every packet. The
@@ -111,33 +64,22 @@ impl Datapath {
             name: &attachment.interface,
         };
         let program = attachment.program;
-        let failed = |Exchange(reason)| attach_error(program, interface, reason);
+        let failed = |error: Refused| not_attached(program, interface, error.into());
         let mut programs = lock(&self.inner.programs);
-        let path = match attachment.hook {
-            Hook::XdpNative | Hook::XdpGeneric => {
-                self.uplink_pin(attachment.hook, attachment.ifindex)
-            }
-            Hook::Tcx | Hook::Filter => self.inner.pins.link(program.name(), attachment.ifindex),
-        };
-        let pinned = PinnedLink::from_pin(&path).map_err(|error| failed(error.into()))?;
-        let link = FdLink::from(pinned);
-        // The pin keeps the link; the descriptor that is dropped here is not needed.
         match attachment.hook {
             Hook::XdpNative | Hook::XdpGeneric => {
-                let xdp = uplink_xdp(&mut programs)?.map_err(|error| failed(error.into()))?;
-                let exchanged = XdpLink::try_from(link)
-                    .map_err(Exchange::from)
-                    .and_then(|link| Ok(xdp.attach_to_link(link)?))
-                    .and_then(|id| Ok(xdp.take_link(id)?));
-                exchanged.map(drop).map_err(failed)
+                let pin = self.uplink_pin(attachment.hook, attachment.ifindex);
+                let program = uplink_xdp(&mut programs)?.map_err(failed)?;
+                let mut xdp = XdpHook {
+                    program,
+                    mode: mode(attachment.hook),
+                };
+                link::exchange(&mut xdp, &pin).map_err(failed)
             }
             Hook::Tcx | Hook::Filter => {
-                let classifier = classifier(&mut programs, program)?;
-                let exchanged = SchedClassifierLink::try_from(link)
-                    .map_err(Exchange::from)
-                    .and_then(|link| Ok(classifier.attach_to_link(link)?))
-                    .and_then(|id| Ok(classifier.take_link(id)?));
-                exchanged.map(drop).map_err(failed)
+                let pin = self.inner.pins.link(program.name(), attachment.ifindex);
+                let mut tcx = tcx(&mut programs, program)?;
+                link::exchange(&mut tcx, &pin).map_err(failed)
             }
         }
     }
@@ -155,7 +97,7 @@ impl Datapath {
     ) -> Result<(), DatapathError> {
         for other in [Hook::Tcx, Hook::XdpNative, Hook::XdpGeneric] {
             if Some(other) != hook {
-                pins::remove(&self.uplink_pin(other, ifindex))?;
+                remove_link(&self.uplink_pin(other, ifindex))?;
             }
         }
         Ok(())
@@ -169,13 +111,13 @@ impl Datapath {
     ) -> Result<(), DatapathError> {
         for other in [Hook::XdpNative, Hook::XdpGeneric] {
             if other != hook {
-                pins::remove(&self.uplink_pin(other, interface.index))?;
+                remove_link(&self.uplink_pin(other, interface.index))?;
             }
         }
         Ok(())
     }
 
-    fn uplink_pin(&self, hook: Hook, ifindex: u32) -> std::path::PathBuf {
+    fn uplink_pin(&self, hook: Hook, ifindex: u32) -> PathBuf {
         let name = match hook {
             Hook::Tcx | Hook::Filter => Program::Uplink.name(),
             Hook::XdpNative | Hook::XdpGeneric => xdp_pin(hook),
@@ -212,41 +154,18 @@ fn xdp_pin(hook: Hook) -> &'static str {
     }
 }
 
-/// Exchanges the program in a pinned link, if there is one.
-fn adopt<L>(
-    path: &Path,
-    interface: Interface<'_>,
-    exchange: impl FnOnce(FdLink) -> Result<L, Exchange>,
-) -> Result<bool, DatapathError> {
-    if !path.exists() {
-        return Ok(false);
-    }
-    let adopted = PinnedLink::from_pin(path)
-        .map_err(|error| chain(&error))
-        .and_then(|pinned| exchange(FdLink::from(pinned)).map_err(|Exchange(reason)| reason));
-    match adopted {
-        // The pin keeps the link; this descriptor is not needed.
-        Ok(_link) => Ok(true),
-        // The interface it belonged to is gone and its index in use again.
-        Err(error) => {
-            tracing::info!(
-                ifindex = interface.index,
-                error,
-                "pinned link cannot be adopted, attaching anew"
-            );
-            pins::remove(path)?;
-            Ok(false)
-        }
+fn mode(hook: Hook) -> XdpMode {
+    match hook {
+        Hook::XdpGeneric => XdpMode::Skb,
+        _ => XdpMode::Driver,
     }
 }
 
-/// Why a program could not be exchanged.
-struct Exchange(String);
-
-impl<E: std::error::Error> From<E> for Exchange {
-    fn from(error: E) -> Self {
-        Self(chain(&error))
-    }
+fn tcx(ebpf: &mut Ebpf, program: Program) -> Result<Tcx<'_>, DatapathError> {
+    Ok(Tcx {
+        program: classifier(ebpf, program)?,
+        side: attach_type(program),
+    })
 }
 
 pub(super) fn classifier(
@@ -261,28 +180,21 @@ pub(super) fn classifier(
 
 /// `uplink` for XDP, loaded when it is needed first: its helpers are of kernel 5.18. The inner error is
 /// the kernel's refusal.
-fn uplink_xdp(ebpf: &mut Ebpf) -> Result<Result<&mut Xdp, ProgramError>, DatapathError> {
+fn uplink_xdp(ebpf: &mut Ebpf) -> Result<Result<&mut Xdp, Refused>, DatapathError> {
     let xdp: &mut Xdp = ebpf
         .program_mut(UPLINK_XDP)
         .and_then(|program| program.try_into().ok())
         .ok_or(DatapathError::Layout { name: UPLINK_XDP })?;
     Ok(match xdp.load() {
         Ok(()) | Err(ProgramError::AlreadyLoaded) => Ok(xdp),
-        Err(error) => Err(error),
+        Err(error) => Err(Refused::by(error)),
     })
 }
 
-/// Whether there is such an interface.
-pub(super) fn exists(ifindex: u32) -> bool {
-    // nix 0.30 answers an empty name for an interface that is gone.
-    nix::net::if_::if_indextoname(ifindex).is_ok_and(|name| !name.is_empty())
-}
-
-pub(super) fn same_interface(interface: Interface<'_>) -> Result<(), String> {
-    match nix::net::if_::if_nametoindex(interface.name) {
-        Ok(index) if index == interface.index => Ok(()),
-        Ok(_) => Err("its name belongs to another interface now".to_owned()),
-        Err(_) => Err("it is gone".to_owned()),
+fn not_attached(program: Program, interface: Interface<'_>, error: AttachError) -> DatapathError {
+    match error {
+        AttachError::Pin(error) => error.into(),
+        AttachError::Refused(refused) => attach_error(program, interface, refused.to_string()),
     }
 }
 
@@ -297,20 +209,6 @@ pub(super) fn attach_error(
         ifindex: interface.index,
         reason,
     }
-}
-
-/// An error with its causes, which aya keeps apart.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
 }
 
 /// The side of a program, for aya.

@@ -64,6 +64,8 @@ use common::maps::{
     Querier, QuerierKey, RelayStream, Source, SourceKey, StreamKey, StreamUsage, Subscriber,
     SubscriberKey, SubscriberUsage,
 };
+use linux::bpf::link::chain;
+use linux::bpf::pins::PinError;
 
 pub use capacity::Capacities;
 pub use gate::{HOLD_LEASE, Held, RECORD_LEASE, REPLAY_LEASE, RecordLease};
@@ -244,6 +246,15 @@ pub enum DatapathError {
     /// The work was cut off because the runtime shuts down.
     #[error("The agent is shutting down")]
     Shutdown,
+}
+
+impl From<PinError> for DatapathError {
+    fn from(error: PinError) -> Self {
+        match error {
+            PinError::InUse(root) => Self::InUse(root),
+            PinError::Pin { path, error } => Self::Pin { path, error },
+        }
+    }
 }
 
 impl DatapathError {
@@ -434,7 +445,7 @@ fn map_error(name: &'static str, error: aya::maps::MapError) -> DatapathError {
 fn load_error(error: &dyn std::error::Error) -> DatapathError {
     const LOG_LINES: usize = 6;
     tracing::debug!(%error, "kernel programs refused");
-    let text = link::chain(error);
+    let text = chain(error);
     let lines: Vec<&str> = text.lines().collect();
     let tail = lines.get(lines.len().saturating_sub(LOG_LINES)..);
     DatapathError::Load(match (lines.first(), tail) {

@@ -16,22 +16,21 @@
 //! An agent of the same layout adopts all of it. Pins of another layout version are removed: they
 //! hold state that this agent would misread, and programs that would do the work twice.
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use common::maps::LAYOUT_VERSION;
-use nix::fcntl::{Flock, FlockArg};
-use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+use linux::bpf::pins::{self, LinkPin, Lock, PinError};
 
-use super::{DatapathError, sys};
+use super::DatapathError;
 
 /// The pin directories, locked for this process.
 pub(super) struct Pins {
     maps: PathBuf,
     links: PathBuf,
-    _lock: Flock<File>,
+    _lock: Lock,
 }
 
 impl Pins {
@@ -78,20 +77,7 @@ impl Pins {
 
     fn lock(root: &Path) -> Result<Self, DatapathError> {
         let (maps, links) = directories(root);
-        let directory = File::open(root).map_err(pin_error(root))?;
-        let lock = Flock::lock(directory, FlockArg::LockExclusiveNonblock)
-            .map_err(|_| DatapathError::InUse(root.to_owned()))?;
-        for entry in fs::read_dir(root).map_err(pin_error(root))?.flatten() {
-            let name = entry.file_name();
-            let version = name
-                .to_string_lossy()
-                .strip_prefix('v')
-                .is_some_and(|digits| digits.parse::<u32>().is_ok());
-            if version && maps.file_name() != Some(&name) {
-                tracing::info!(path = %entry.path().display(), "removing pins of another layout");
-                fs::remove_dir_all(entry.path()).map_err(pin_error(&entry.path()))?;
-            }
-        }
+        let lock = Lock::take(root, LAYOUT_VERSION)?;
         Ok(Self {
             maps,
             links,
@@ -107,8 +93,8 @@ impl Pins {
     pub(super) fn remove_all(self) -> Result<(), DatapathError> {
         if self.maps.exists() {
             if self.links.exists() {
-                for (link, ..) in self.links()? {
-                    remove(&link)?;
+                for link in self.links()? {
+                    pins::remove_link(&link.path)?;
                 }
             }
             fs::remove_dir_all(&self.maps).map_err(pin_error(&self.maps))?;
@@ -137,63 +123,31 @@ impl Pins {
 
     /// Pin of the link of a program on an interface.
     pub(super) fn link(&self, program: &str, ifindex: u32) -> PathBuf {
-        self.links.join(format!("{program}-{ifindex}"))
+        pins::link(&self.links, program, ifindex)
     }
 
-    /// The links that are pinned: path, program, ifindex.
+    /// The links that are pinned.
     ///
     /// # Errors
     ///
     /// [`DatapathError::Pin`].
-    pub(super) fn links(&self) -> Result<Vec<(PathBuf, String, u32)>, DatapathError> {
-        let entries = fs::read_dir(&self.links).map_err(pin_error(&self.links))?;
-        Ok(entries
-            .flatten()
-            .filter_map(|entry| {
-                let name = entry.file_name().into_string().ok()?;
-                let (program, ifindex) = name.rsplit_once('-')?;
-                let ifindex = ifindex.parse().ok()?;
-                Some((entry.path(), program.to_owned(), ifindex))
-            })
-            .collect())
+    pub(super) fn links(&self) -> Result<Vec<LinkPin>, DatapathError> {
+        Ok(pins::links(&self.links)?)
     }
 }
 
 /// The directories of the maps and of the links.
 fn directories(root: &Path) -> (PathBuf, PathBuf) {
-    let maps = root.join(format!("v{LAYOUT_VERSION}"));
+    let maps = pins::directory_of(root, LAYOUT_VERSION);
     let links = maps.join("links");
     (maps, links)
 }
 
 fn check_file_system(root: &Path) -> Result<(), DatapathError> {
-    let existing = root.ancestors().find(|path| path.exists());
-    let on_bpffs = existing
-        .and_then(|path| statfs(path).ok())
-        .is_some_and(|stat| stat.filesystem_type() == BPF_FS_MAGIC);
-    if on_bpffs {
+    if pins::is_on_bpf_fs(root) {
         Ok(())
     } else {
         Err(DatapathError::NoBpfFs(root.to_owned()))
-    }
-}
-
-/// Takes the program of a pinned link off its hook at once, and removes the pin; one that is not
-/// there is fine.
-///
-/// # Errors
-///
-/// [`DatapathError::Pin`].
-pub(super) fn remove(path: &Path) -> Result<(), DatapathError> {
-    if path.exists()
-        && let Err(error) = sys::detach_link(path)
-    {
-        // Of an interface that is gone, for instance. The link goes with its pin anyway.
-        tracing::debug!(path = %path.display(), %error, "link not detached before its pin");
-    }
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(pin_error(path)(error)),
-        _ => Ok(()),
     }
 }
 
@@ -216,6 +170,6 @@ fn check_owner(directory: &Path, may_be_shared: bool) -> Result<(), DatapathErro
 }
 
 fn pin_error(path: &Path) -> impl FnOnce(io::Error) -> DatapathError + use<> {
-    let path = path.to_owned();
-    move |error| DatapathError::Pin { path, error }
+    let error = PinError::of(path);
+    move |cause| error(cause).into()
 }

@@ -1,40 +1,27 @@
 //! Calls that need `unsafe`: map operations of `bpf(2)` that aya 0.14 lacks or gives only to an
-//! exclusive owner, registration of the ring buffer with the runtime, records read from bytes, and
-//! a map that is mapped.
+//! exclusive owner, registration of the ring buffer with the runtime, and a map that is mapped.
 #![allow(
     unsafe_code,
-    reason = "bpf(2) is a raw system call, and records and mapped maps are plain memory"
+    reason = "bpf(2) is a raw system call, and mapped maps are plain memory"
 )]
 
-use std::ffi::CString;
 use std::io;
 use std::mem::{MaybeUninit, size_of};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStrExt as _;
-use std::path::Path;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use aya::Pod;
-use common::event::{FirstPacketEvent, ListenerEvent, QueryEvent, SourceEvent, UnfinishedEvent};
-use common::maps::{GateRecord, HeldFrame};
-use common::trace;
+use common::maps::GateRecord;
+use linux::bpf::sys::bpf;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 const BPF_MAP_LOOKUP_ELEM: libc::c_int = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
 const BPF_MAP_DELETE_ELEM: libc::c_int = 3;
-const BPF_OBJ_GET: libc::c_int = 7;
-const BPF_PROG_QUERY: libc::c_int = 16;
 const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_int = 21;
 const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
-const BPF_LINK_DETACH: libc::c_int = 34;
-
-const BPF_TCX_INGRESS: u32 = 46;
-const BPF_TCX_EGRESS: u32 = 47;
-/// Most programs at one TCX hook (`BPF_MPROG_MAX`).
-const TCX_PROGRAMS: usize = 64;
 
 /// Update flag: create or replace.
 pub(super) const ANY: u64 = 0;
@@ -66,105 +53,10 @@ struct BatchAttr {
     flags: u64,
 }
 
-/// Pin part of `union bpf_attr`: 16 bytes.
-#[repr(C)]
-struct PinAttr {
-    path: u64,
-    fd: u32,
-    flags: u32,
-}
-
-/// Link part of `union bpf_attr`: 4 bytes.
-#[repr(C)]
-struct LinkAttr {
-    fd: u32,
-}
-
-/// Query part of `union bpf_attr`: 64 bytes.
-#[repr(C)]
-struct QueryAttr {
-    target_ifindex: u32,
-    attach_type: u32,
-    query_flags: u32,
-    attach_flags: u32,
-    program_ids: u64,
-    count: u32,
-    pad: u32,
-    /// Flags of programs, links, flags of links, revision: not asked for.
-    rest: [u64; 4],
-}
-
 const _: () = {
-    assert!(size_of::<QueryAttr>() == 64);
     assert!(size_of::<ElementAttr>() == 32);
     assert!(size_of::<BatchAttr>() == 56);
 };
-
-/// # Safety
-///
-/// Every address in `attr` must be valid for what the command does with it.
-unsafe fn bpf<T>(command: libc::c_int, attr: &mut T) -> io::Result<()> {
-    // SAFETY: the caller's promise.
-    unsafe { bpf_value(command, attr) }.map(drop)
-}
-
-/// # Safety
-///
-/// As for [`bpf`].
-unsafe fn bpf_value<T>(command: libc::c_int, attr: &mut T) -> io::Result<libc::c_long> {
-    // SAFETY: `attr` is live and its size is given; what it points to is the caller's promise.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attr, size_of::<T>()) };
-    if result >= 0 {
-        Ok(result)
-    } else {
-        Err(io::Error::last_os_error())
-    }
-}
-
-/// Identifiers of the programs at a TCX hook, in their order. `EINVAL` where the kernel has no TCX. aya
-/// asks for more of each program, which takes `CAP_SYS_ADMIN`.
-pub(super) fn tcx_programs(ifindex: u32, is_ingress: bool) -> io::Result<Vec<u32>> {
-    let mut programs = vec![0_u32; TCX_PROGRAMS];
-    let mut attr = QueryAttr {
-        target_ifindex: ifindex,
-        attach_type: if is_ingress {
-            BPF_TCX_INGRESS
-        } else {
-            BPF_TCX_EGRESS
-        },
-        query_flags: 0,
-        attach_flags: 0,
-        program_ids: programs.as_mut_ptr() as u64,
-        count: programs.len() as u32,
-        pad: 0,
-        rest: [0; 4],
-    };
-    // SAFETY: the address is that of `count` identifiers, which live longer than the call.
-    unsafe { bpf(BPF_PROG_QUERY, &mut attr) }?;
-    programs.truncate(attr.count as usize);
-    Ok(programs)
-}
-
-/// Takes the program of a pinned link off its hook (kernel 5.9). Without the pin the kernel would
-/// do so too, but a moment later, and until then the hook is taken.
-pub(super) fn detach_link(pin: &Path) -> io::Result<()> {
-    let path = CString::new(pin.as_os_str().as_bytes())?;
-    let mut attr = PinAttr {
-        path: path.as_ptr() as u64,
-        fd: 0,
-        flags: 0,
-    };
-    // SAFETY: the path is a live string that ends with a zero.
-    let fd = unsafe { bpf_value(BPF_OBJ_GET, &mut attr) }?;
-    let fd = RawFd::try_from(fd).map_err(|_| io::ErrorKind::InvalidData)?;
-    // SAFETY: the kernel has just opened it for this call.
-    let link = unsafe { OwnedFd::from_raw_fd(fd) };
-    let mut attr = LinkAttr {
-        fd: link.as_raw_fd().unsigned_abs(),
-    };
-    // SAFETY: the command takes no address.
-    unsafe { bpf(BPF_LINK_DETACH, &mut attr) }
-}
 
 fn element<K>(map: BorrowedFd<'_>, key: &K, value: u64, flags: u64) -> ElementAttr {
     ElementAttr {
@@ -197,7 +89,7 @@ fn read_value<K: Pod, V: Pod>(
     // SAFETY: key and value point to live memory of the map's key and value size.
     match unsafe { bpf(command, &mut attr) } {
         // SAFETY: `V` is `Pod`, so any bytes are a value.
-        Ok(()) => Ok(Some(unsafe { value.assume_init() })),
+        Ok(_) => Ok(Some(unsafe { value.assume_init() })),
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
         Err(error) => Err(error),
     }
@@ -212,7 +104,7 @@ pub(super) fn update<K: Pod, V: Pod>(
 ) -> io::Result<()> {
     let mut attr = element(map, key, (&raw const *value) as u64, flags);
     // SAFETY: key and value point to live memory of the map's key and value size.
-    unsafe { bpf(BPF_MAP_UPDATE_ELEM, &mut attr) }
+    unsafe { bpf(BPF_MAP_UPDATE_ELEM, &mut attr) }.map(drop)
 }
 
 /// Removes a key; `false` if it was not there.
@@ -220,7 +112,7 @@ pub(super) fn delete<K: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<bool> {
     let mut attr = element(map, key, 0, 0);
     // SAFETY: the key points to live memory of the map's key size.
     match unsafe { bpf(BPF_MAP_DELETE_ELEM, &mut attr) } {
-        Ok(()) => Ok(true),
+        Ok(_) => Ok(true),
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
         Err(error) => Err(error),
     }
@@ -252,7 +144,7 @@ pub(super) fn entries<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<(K,
         // value size; the positions of a hash map are 4 bytes.
         let result = unsafe { bpf(BPF_MAP_LOOKUP_BATCH, &mut attr) };
         let last = match result {
-            Ok(()) => false,
+            Ok(_) => false,
             Err(error) => match error.raw_os_error() {
                 Some(libc::ENOENT) => true,
                 // One bucket has more entries than there is room for.
@@ -380,33 +272,4 @@ pub(super) fn watch<T: AsRawFd>(object: T) -> io::Result<AsyncFd<Watched<T>>> {
     // open until the `AsyncFd` is dropped.
     unsafe { AsyncFd::register_with_interest(Watched(object, fd), Interest::READABLE) }
         .map_err(io::Error::from)
-}
-
-/// A record of the ring buffer.
-///
-/// # Safety
-///
-/// The type must be `#[repr(C)]` and accept any bytes.
-pub(super) unsafe trait Record: Copy {}
-
-// SAFETY: `#[repr(C)]` structs of integers and byte arrays.
-unsafe impl Record for ListenerEvent {}
-// SAFETY: as above.
-unsafe impl Record for SourceEvent {}
-// SAFETY: as above.
-unsafe impl Record for FirstPacketEvent {}
-// SAFETY: as above.
-unsafe impl Record for QueryEvent {}
-// SAFETY: as above.
-unsafe impl Record for UnfinishedEvent {}
-// SAFETY: as above.
-unsafe impl Record for HeldFrame {}
-// SAFETY: as above.
-unsafe impl Record for trace::Record {}
-
-/// Reads a record; `None` when there are too few bytes.
-pub(super) fn record<T: Record>(bytes: &[u8]) -> Option<T> {
-    let bytes = bytes.get(..size_of::<T>())?;
-    // SAFETY: there are enough bytes, and `Record` accepts any.
-    Some(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
 }

@@ -15,13 +15,15 @@ use std::time::Duration;
 use aya::Ebpf;
 use aya::maps::{Array, MapData, PerCpuArray, RingBuf};
 use common::trace::{Cpu, Filter, Record};
+use linux::bpf::link::Interface;
+use linux::bpf::record;
 use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, sleep_until};
 
 use super::capacity::load_maps;
 use super::filter::Make;
 use super::hook::{Attachment, Hook, Program};
-use super::link::{self, Interface};
+use super::link;
 use super::sys::{self, Watched};
 use super::{Datapath, DatapathError, convert, load_error, lock, map_error, object};
 
@@ -74,7 +76,7 @@ impl TraceRecords {
                 return Ok(None);
             }
             if let Some(record) = self.ring.get_mut().0.next()
-                && let Some(record) = sys::record(&record)
+                && let Some(record) = record::read(&record)
             {
                 return Ok(Some(record));
             }
@@ -82,7 +84,7 @@ impl TraceRecords {
                 ready = self.ring.readable_mut() => {
                     let mut ready = ready.map_err(DatapathError::Events)?;
                     if let Some(record) = ready.get_inner_mut().0.next() {
-                        if let Some(record) = sys::record(&record) {
+                        if let Some(record) = record::read(&record) {
                             return Ok(Some(record));
                         }
                     } else {

@@ -1,9 +1,10 @@
 //! Which hook an uplink's program gets: XDP or TC.
 
+use linux::bpf::link::Interface;
+
 use super::attach::Attached;
 use super::filter::Make;
 use super::hook::{Hook, Program, UplinkHook};
-use super::link::Interface;
 use super::{Datapath, DatapathError, driver};
 
 impl Datapath {

@@ -5,10 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
 
 use aya::programs::{ProgramInfo, loaded_programs};
+use linux::bpf::link::{chain, exists};
+use linux::bpf::pins::remove_link;
+use linux::bpf::sys::tcx_programs;
 
 use super::filter::Qdiscs;
 use super::hook::{Attachment, Hook, Program};
-use super::{Datapath, DatapathError, link, lock, pins, sys};
+use super::{Datapath, DatapathError, link, lock};
 use crate::net::tc::{Filter, Parent, Qdisc, Side};
 use crate::net::xdp;
 
@@ -59,7 +62,7 @@ impl Datapath {
         let _hooks = lock(&self.inner.hooks);
         let mut lost = Vec::new();
         // With an interface that is gone goes everything on it, which is nobody's doing.
-        if !link::exists(ifindex) {
+        if !exists(ifindex) {
             return Ok(lost);
         }
         let qdiscs = self.qdiscs()?;
@@ -74,7 +77,7 @@ impl Datapath {
             match (attachment.hook, program) {
                 (Hook::Filter, _) => {}
                 (_, Program::Uplink) => self.unlink_uplink_except(None, ifindex)?,
-                _ => pins::remove(&self.inner.pins.link(program.name(), ifindex))?,
+                _ => remove_link(&self.inner.pins.link(program.name(), ifindex))?,
             }
         }
         Ok(lost)
@@ -150,8 +153,7 @@ impl Datapath {
             (Hook::Filter, Some(parent)) => self.before_filter(attachment, parent, qdiscs)?,
             (Hook::Filter | Hook::Tcx, _) => self.before_tcx(attachment)?,
             (Hook::XdpNative | Hook::XdpGeneric, _) => {
-                let there =
-                    xdp::program(attachment.ifindex).map_err(|error| link::chain(&error))?;
+                let there = xdp::program(attachment.ifindex).map_err(|error| chain(&error))?;
                 (there.is_some() && there == self.own_xdp()).then(Vec::new)
             }
         };
@@ -172,7 +174,7 @@ impl Datapath {
 
     /// Programs before one at TCX; `None` if that is not there.
     fn before_tcx(&self, attachment: &Attachment) -> Result<Option<Vec<String>>, String> {
-        let text = |error: &dyn Error| link::chain(error);
+        let text = |error: &dyn Error| chain(error);
         let own = {
             let mut programs = lock(&self.inner.programs);
             let classifier = link::classifier(&mut programs, attachment.program);
@@ -184,7 +186,7 @@ impl Datapath {
         };
         let is_ingress = attachment.program.side() == Side::Ingress;
         let programs =
-            sys::tcx_programs(attachment.ifindex, is_ingress).map_err(|error| text(&error))?;
+            tcx_programs(attachment.ifindex, is_ingress).map_err(|error| text(&error))?;
         let Some(place) = programs.iter().position(|program| *program == own) else {
             return Ok(None);
         };
@@ -206,7 +208,7 @@ impl Datapath {
             parent,
             &qdiscs,
         );
-        let before = before.map_err(|error| link::chain(&error))?;
+        let before = before.map_err(|error| chain(&error))?;
         let names = |filters: Vec<Filter>| {
             // Some kinds tell of a filter in several parts.
             let mut names: Vec<String> = filters.iter().map(name_of_filter).collect();

@@ -2,12 +2,15 @@
 //!
 //! | module | does |
 //! |---|---|
+//! | [`bpf`] | pins, links and records of kernel programs |
 //! | [`netlink`] | requests to the kernel's routing tables and links, and notices of changes |
 //! | [`packet_socket`] | sends and receives frames of one interface |
 //! | [`multicast`] | joins multicast addresses from some sources |
 //! | [`random`] | random numbers |
 //! | [`socket_option`] | sets what the socket crates do not |
 
+#[cfg(feature = "bpf")]
+pub mod bpf;
 pub mod multicast;
 pub mod netlink;
 pub mod packet_socket;

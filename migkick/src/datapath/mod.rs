@@ -27,7 +27,6 @@ pub mod object;
 mod pins;
 mod query;
 mod routes;
-mod sys;
 mod tables;
 
 use std::io;
@@ -36,36 +35,26 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::PathBuf;
 
 use aya::Ebpf;
-use aya::programs::{ProgramError, SchedClassifier, TcAttachType};
-use aya::sys::SyscallError;
 use common::mat::counter::Counter;
-use common::mat::maps::Node;
+use common::mat::maps::{Held, Node};
 use common::mat::neutral::difference;
 use common::mat::translate::{address, mac, words};
+use linux::bpf::link::chain;
+use linux::bpf::pins::PinError;
+use linux::bpf::record;
 use linux::packet_socket::PacketSocket;
 use netlink_packet_route::route::RouteMessage;
 
 use crate::interface::Interface;
 use device::Device;
 pub use held::HeldFrame;
+pub use linux::bpf::has_tcx;
 use pins::{Pins, Program};
 use tables::Tables;
 pub use tables::Usage;
 
 /// Name of the device that carries the HoA.
 pub const DEVICE: &str = device::NAME;
-
-/// Whether programs can be attached by TCX: the kernel is asked who is there on the loopback, which
-/// is in every network namespace. A kernel that does not let this process ask says so when the
-/// programs are loaded.
-pub fn has_tcx() -> bool {
-    match SchedClassifier::query_tcx("lo", TcAttachType::Ingress) {
-        Err(ProgramError::SyscallError(SyscallError { io_error, .. })) => {
-            io_error.raw_os_error() != Some(libc::EINVAL)
-        }
-        Ok(_) | Err(_) => true,
-    }
-}
 
 /// Whether an interface is one that this module has made, and no NIC.
 pub fn is_own_device(name: &str) -> bool {
@@ -143,6 +132,18 @@ pub enum DatapathError {
         /// What the kernel said.
         reason: String,
     },
+}
+
+impl From<PinError> for DatapathError {
+    fn from(error: PinError) -> Self {
+        match error {
+            PinError::InUse(_) => Self::InUse,
+            PinError::Pin { path, error } => Self::Pin {
+                path,
+                source: error,
+            },
+        }
+    }
 }
 
 /// See the [module documentation](self).
@@ -400,7 +401,7 @@ impl Datapath {
     pub fn take_held(&mut self) -> Vec<HeldFrame> {
         let mut frames = Vec::new();
         while let Some(record) = self.tables.held.next() {
-            let Some(record) = sys::held(&record) else {
+            let Some(record) = record::read::<Held>(&record) else {
                 continue;
             };
             let length = usize::try_from(record.length).unwrap_or(usize::MAX);
@@ -516,7 +517,7 @@ fn mask(hoa: Ipv6Addr, (prefix, length): (Ipv6Addr, u8)) -> Result<Ipv6Addr, Dat
 /// The verifier's log may be megabytes; its end says why.
 fn load_error(error: &dyn std::error::Error) -> DatapathError {
     const LOG_LINES: usize = 6;
-    let text = pins::chain(error);
+    let text = chain(error);
     let lines: Vec<&str> = text.lines().collect();
     let tail = lines.get(lines.len().saturating_sub(LOG_LINES)..);
     DatapathError::Load(match (lines.first(), tail) {

@@ -2,27 +2,22 @@
 //!
 //! ```text
 //! /sys/fs/bpf/migkick/
-//!   v1/                      layout version
+//!   v2/                      layout version
 //!     NODE .. MAT_COUNTERS   maps
 //!     mat_out-7, mat_in-2    TCX link of the program on the interface with that index
 //! ```
-//!
-//! Pins of another layout version are removed: their programs would do the work twice.
 
-use std::fs::{self, File};
-use std::io;
+use std::fs;
 use std::path::{Path, PathBuf};
 
-use aya::programs::links::{FdLink, PinnedLink};
-use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
-use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
+use aya::programs::{SchedClassifier, TcAttachType};
 use aya::{Ebpf, EbpfLoader};
 use common::mat::maps::LAYOUT_VERSION;
-use nix::fcntl::{Flock, FlockArg};
+use linux::bpf::link::{self, AttachError, Interface, Tcx};
+use linux::bpf::pins::{self, Lock, PinError};
 use nix::mount::{MsFlags, mount};
-use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
-use super::{DatapathError, load_error, object, sys};
+use super::{DatapathError, load_error, object};
 
 const BPF_FS: &str = "/sys/fs/bpf";
 const ROOT: &str = "/sys/fs/bpf/migkick";
@@ -66,34 +61,23 @@ impl Program {
 /// The pin directory, locked for this process.
 pub(super) struct Pins {
     directory: PathBuf,
-    _lock: Flock<File>,
+    _lock: Lock,
 }
 
 impl Pins {
     pub(super) fn open() -> Result<Self, DatapathError> {
-        let on_bpffs = statfs(BPF_FS).is_ok_and(|stat| stat.filesystem_type() == BPF_FS_MAGIC);
-        if !on_bpffs {
+        if !pins::is_on_bpf_fs(Path::new(BPF_FS)) {
             // Where no init system has done so.
             let none = None::<&str>;
             mount(none, BPF_FS, Some("bpf"), MsFlags::empty(), none)
-                .map_err(|error| pin_error(Path::new(BPF_FS))(error.into()))?;
+                .map_err(|error| PinError::of(Path::new(BPF_FS))(error.into()))?;
         }
         let root = Path::new(ROOT);
-        let own = format!("v{LAYOUT_VERSION}");
-        let directory = root.join(&own);
-        fs::create_dir_all(&directory).map_err(pin_error(&directory))?;
-        let file = File::open(root).map_err(pin_error(root))?;
-        let lock =
-            Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| DatapathError::InUse)?;
-        for entry in fs::read_dir(root).map_err(pin_error(root))?.flatten() {
-            if entry.file_name() != own.as_str() {
-                let path = entry.path();
-                fs::remove_dir_all(&path).map_err(pin_error(&path))?;
-            }
-        }
+        let directory = pins::directory_of(root, LAYOUT_VERSION);
+        fs::create_dir_all(&directory).map_err(PinError::of(&directory))?;
         Ok(Self {
+            _lock: Lock::take(root, LAYOUT_VERSION)?,
             directory,
-            _lock: lock,
         })
     }
 
@@ -122,91 +106,48 @@ impl Pins {
         ifindex: u32,
         name: &str,
     ) -> Result<(), DatapathError> {
-        let failed = |error: &dyn std::error::Error| DatapathError::Attach {
-            program: program.name(),
-            interface: name.to_owned(),
-            reason: chain(error),
+        let pin = self.link(program, ifindex);
+        let mut tcx = Tcx {
+            program: classifier(ebpf, program)?,
+            side: program.hook(),
         };
-        let path = self.link(program, ifindex);
-        let classifier = classifier(ebpf, program)?;
-        if path.exists() {
-            if exchange(&path, classifier).is_ok() {
-                return Ok(());
-            }
-            // The interface it belonged to is gone and its index in use again.
-            self.detach(program, ifindex)?;
+        let interface = Interface {
+            index: ifindex,
+            name,
+        };
+        match link::attach(&mut tcx, interface, &pin) {
+            Ok(_) => Ok(()),
+            Err(AttachError::Pin(error)) => Err(error.into()),
+            Err(AttachError::Refused(refused)) => Err(DatapathError::Attach {
+                program: program.name(),
+                interface: name.to_owned(),
+                reason: refused.to_string(),
+            }),
         }
-        if nix::net::if_::if_nametoindex(name) != Ok(ifindex) {
-            return Err(failed(&io::Error::from(io::ErrorKind::NotFound)));
-        }
-        let link = classifier
-            .attach_with_options(
-                name,
-                program.hook(),
-                TcAttachOptions::TcxOrder(LinkOrder::first()),
-            )
-            .and_then(|id| classifier.take_link(id))
-            .map_err(|error| failed(&error))?;
-        FdLink::try_from(link)
-            .map_err(|error| failed(&error))?
-            .pin(&path)
-            .map_err(|error| failed(&error))?;
-        Ok(())
     }
 
     /// Detaches a program at once, and removes the pin; one that is not there is fine.
     pub(super) fn detach(&self, program: Program, ifindex: u32) -> Result<(), DatapathError> {
-        remove_link(&self.link(program, ifindex))
+        Ok(pins::remove_link(&self.link(program, ifindex))?)
     }
 
     /// Detaches all programs and removes all pins.
     pub(super) fn clear(&self) -> Result<(), DatapathError> {
+        for link in pins::links(&self.directory)? {
+            pins::remove_link(&link.path)?;
+        }
         for entry in fs::read_dir(&self.directory)
-            .map_err(pin_error(&self.directory))?
+            .map_err(PinError::of(&self.directory))?
             .flatten()
         {
             let path = entry.path();
-            if path
-                .file_name()
-                .is_some_and(|name| is_link(&name.to_string_lossy()))
-            {
-                remove_link(&path)?;
-            } else {
-                fs::remove_file(&path).map_err(pin_error(&path))?;
-            }
+            fs::remove_file(&path).map_err(PinError::of(&path))?;
         }
         Ok(())
     }
 
     fn link(&self, program: Program, ifindex: u32) -> PathBuf {
-        self.directory.join(format!("{}-{ifindex}", program.name()))
-    }
-}
-
-fn is_link(name: &str) -> bool {
-    Program::ALL.iter().any(|it| {
-        name.strip_prefix(it.name())
-            .is_some_and(|rest| rest.starts_with('-'))
-    })
-}
-
-fn exchange(
-    path: &Path,
-    classifier: &mut SchedClassifier,
-) -> Result<(), Box<dyn std::error::Error>> {
-    let link = FdLink::from(PinnedLink::from_pin(path)?);
-    let id = classifier.attach_to_link(SchedClassifierLink::try_from(link)?)?;
-    // The pin keeps the link; this descriptor is not needed.
-    drop(classifier.take_link(id)?);
-    Ok(())
-}
-
-fn remove_link(path: &Path) -> Result<(), DatapathError> {
-    // Fails where the interface is gone; the link goes with its pin anyway.
-    let _ = sys::detach_link(path);
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(pin_error(path)(error)),
-        _ => Ok(()),
+        pins::link(&self.directory, program.name(), ifindex)
     }
 }
 
@@ -215,23 +156,4 @@ fn classifier(ebpf: &mut Ebpf, program: Program) -> Result<&mut SchedClassifier,
     ebpf.program_mut(name)
         .and_then(|program| program.try_into().ok())
         .ok_or(DatapathError::Layout { name })
-}
-
-fn pin_error(path: &Path) -> impl FnOnce(io::Error) -> DatapathError + use<> {
-    let path = path.to_owned();
-    move |source| DatapathError::Pin { path, source }
-}
-
-/// An error with its causes, which aya keeps apart.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
 }

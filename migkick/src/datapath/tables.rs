@@ -11,10 +11,10 @@ use common::mat::counter::Counter;
 use common::mat::maps::{NODE_SLOTS, Node, OwnMoa, Peer, PeerMoa};
 use common::mat::neutral::difference;
 use common::mat::translate::{address, words};
+use linux::bpf::link::chain;
 use nix::time::{ClockId, clock_gettime};
 
 use super::DatapathError;
-use super::pins::chain;
 
 /// How much a peer is in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
