@@ -3,8 +3,6 @@
 
 use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::{Duration, Instant};
 
 use crate::interface::Interface;
 use common::signal::{MigrationProgress, MigrationReady, MigrationResponse, Phase};
@@ -12,25 +10,41 @@ use common::signal::{MigrationProgress, MigrationReady, MigrationResponse, Phase
 use crate::GoArgs;
 use crate::node::control::{Answer, ControlError, Prepare, Prepared, Request, SOCKET, ask};
 
-/// How long the move may wait until all correspondents know the new address. With the mapping server
-/// away they never do.
-const KNOWN: Duration = Duration::from_secs(2);
 /// How often the node prepares again because another node has the address.
 const TRIES: u32 = 4;
-/// Pause before the node is asked again; doubled each time.
-const FIRST_PAUSE: Duration = Duration::from_millis(10);
 
-/// A node that stands by. Dropping it tells the node that the move is off.
+/// A node that stands by. Dropping it tells the node how the move has ended.
 pub(crate) struct Mobile {
     socket: PathBuf,
     interface: Interface,
     request: Request,
     prepared: Prepared,
-    near: bool,
-    translate: bool,
-    taken: bool,
-    lost: bool,
-    over: bool,
+    /// How often the node may still prepare again.
+    tries: u32,
+    stage: Stage,
+}
+
+/// How far the move is.
+#[derive(Clone, Copy)]
+enum Stage {
+    /// The agents do not know yet that the VM is ready, so it cannot be moved.
+    Preparing,
+    /// The VM may be moved at any time.
+    Ready {
+        /// Whether the node was told that the switch is near.
+        near: bool,
+        /// Whether the agents were told that they may translate.
+        translate: bool,
+    },
+    /// The agents have given the move up.
+    Off {
+        /// Whether that is because another node has the new address.
+        taken: bool,
+    },
+    /// How the move ends will not be known here.
+    Lost,
+    /// The VM is there.
+    Over,
 }
 
 impl Mobile {
@@ -41,7 +55,7 @@ impl Mobile {
 
     fn active_at(socket: &Path) -> Result<Option<String>, ControlError> {
         match ask(socket, &Request::Status) {
-            Ok(Answer::Status(status)) => Ok(status["interface"].as_str().map(str::to_owned)),
+            Ok(Answer::Status(status)) => Ok(status.interface),
             Ok(_) => Err(ControlError::Answer),
             Err(ControlError::NoNode) => Ok(None),
             Err(error) => Err(error),
@@ -78,11 +92,8 @@ impl Mobile {
                 interface: interface.clone(),
                 request,
                 prepared,
-                near: false,
-                translate: false,
-                taken: false,
-                lost: false,
-                over: false,
+                tries: TRIES,
+                stage: Stage::Preparing,
             })),
             Ok(_) => Err(ControlError::Answer),
             Err(ControlError::NoNode) => Ok(None),
@@ -100,29 +111,20 @@ impl Mobile {
         self.prepared.address
     }
 
-    /// What the agents are told; from then on the node expects to be moved. Waits a little until all
-    /// correspondents know the new address: what the VM sends after the move before its node has
-    /// switched then reaches them.
-    pub(crate) fn ready(&mut self) -> Result<MigrationReady, ControlError> {
-        let deadline = Instant::now() + KNOWN;
-        let mut pause = FIRST_PAUSE;
-        let mut tries = TRIES;
-        loop {
-            match ask(&self.socket, &Request::Known)? {
-                Answer::Taken if tries > 0 => {
-                    tries -= 1;
-                    self.prepare_again()?;
-                }
-                Answer::Taken => return Err(ControlError::Taken(self.prepared.address)),
-                Answer::Known(false) if Instant::now() + pause < deadline => {
-                    thread::sleep(pause);
-                    pause *= 2;
-                }
-                _ => break,
+    /// Whether all correspondents know the new address: what the VM sends after the move before its
+    /// node has switched then reaches them. Where another node has the address, the node takes the
+    /// next one, a few times.
+    pub(crate) fn is_known(&mut self) -> Result<bool, ControlError> {
+        match ask(&self.socket, &Request::Known)? {
+            Answer::Known(known) => Ok(known),
+            Answer::Taken if self.tries > 0 => {
+                self.tries -= 1;
+                self.prepare_again()?;
+                Ok(false)
             }
+            Answer::Taken => Err(ControlError::Taken(self.prepared.address)),
+            _ => Err(ControlError::Answer),
         }
-        self.ask_ready(false)?;
-        Ok(self.message())
     }
 
     /// Another node has the address: the node takes the next one.
@@ -137,33 +139,40 @@ impl Mobile {
         }
     }
 
-    fn ask_ready(&mut self, near: bool) -> Result<(), ControlError> {
-        let near = self.near || near;
+    /// What the agents are told; from then on the node expects to be moved.
+    pub(crate) fn ready(&mut self) -> Result<MigrationReady, ControlError> {
+        let translate = self.ask_ready(false)?;
+        let near = false;
+        self.stage = Stage::Ready { near, translate };
+        Ok(self.message(translate))
+    }
+
+    /// Returns whether what the VM still sends from its old addresses may be translated.
+    fn ask_ready(&self, near: bool) -> Result<bool, ControlError> {
         match ask(&self.socket, &Request::Ready { near })? {
-            Answer::Ready { translate } => {
-                self.near = near;
-                self.translate |= translate;
-                Ok(())
-            }
+            Answer::Ready { translate } => Ok(translate),
             _ => Err(ControlError::Answer),
         }
     }
 
-    fn message(&self) -> MigrationReady {
+    fn message(&self, translate: bool) -> MigrationReady {
         let forward = self.prepared.forward.iter();
         MigrationReady {
             address: Some(self.prepared.address.octets().into()),
             mac: Some(self.prepared.mac.into()),
             forward: forward.map(|it| it.octets().into()).collect(),
             forward_s: self.prepared.forward_s,
-            translate: self.translate,
+            translate,
         }
     }
 
     /// Lets the node look more often once the switch is near. Returns what the agents are to be told
     /// from now on, if that has changed: the VM's peers have learnt its new address.
     pub(crate) fn progress(&mut self, progress: &MigrationProgress) -> Option<MigrationReady> {
-        let near = match progress.phase {
+        let Stage::Ready { near, translate } = self.stage else {
+            return None;
+        };
+        let is_near = match progress.phase {
             Phase::Preparing | Phase::Ready => false,
             // The last tenth is copied while the VM writes to it, so it takes longest.
             Phase::Copying => {
@@ -174,36 +183,41 @@ impl Mobile {
             }
             Phase::Switching | Phase::Completed => true,
         };
-        let translated = self.translate;
-        if translated && (self.near || !near) {
+        if translate && (near || !is_near) {
             return None;
         }
         // Where the node does not answer, the arrival is noticed a little later at worst, and what the
         // VM sends until then is lost.
-        let _ = self.ask_ready(near);
-        (self.translate && !translated).then(|| self.message())
+        let near = near || is_near;
+        let may_translate = translate | self.ask_ready(near).ok()?;
+        self.stage = Stage::Ready {
+            near,
+            translate: may_translate,
+        };
+        (may_translate && !translate).then(|| self.message(true))
     }
 
     /// The agents have given the move up, and say why.
     pub(crate) fn refused(&mut self, reason: &str) {
         // One that names the address is about it: another node has it, and the next move needs another.
-        self.taken = reason.contains(&self.prepared.address.to_string());
+        let taken = reason.contains(&self.prepared.address.to_string());
+        self.stage = Stage::Off { taken };
     }
 
-    /// How the move ends will not be known here: it may be too late to stop it.
+    /// Nobody says any more how the move goes on. Where the agents know that the VM is ready, it may be
+    /// too late to stop it.
     pub(crate) fn lost(&mut self) {
-        self.lost = true;
+        if let Stage::Ready { .. } = self.stage {
+            self.stage = Stage::Lost;
+        }
     }
 
     /// The agents say that the VM is there. Whether the node is sure of that too.
     pub(crate) fn completed(mut self) -> Result<bool, ControlError> {
-        self.over = true;
+        self.stage = Stage::Over;
         ask(&self.socket, &Request::Completed)?;
         match ask(&self.socket, &Request::Status)? {
-            Answer::Status(status) => {
-                let moa = status["moa"].as_str().and_then(|it| it.parse().ok());
-                Ok(moa == Some(self.prepared.address))
-            }
+            Answer::Status(status) => Ok(status.core.moa == Some(self.prepared.address)),
             _ => Err(ControlError::Answer),
         }
     }
@@ -211,12 +225,11 @@ impl Mobile {
 
 impl Drop for Mobile {
     fn drop(&mut self) {
-        if self.over {
-            return;
-        }
-        let request = match self.lost {
-            true => Request::Lost,
-            false => Request::Aborted { taken: self.taken },
+        let request = match self.stage {
+            Stage::Over => return,
+            Stage::Lost => Request::Lost,
+            Stage::Off { taken } => Request::Aborted { taken },
+            Stage::Preparing | Stage::Ready { .. } => Request::Aborted { taken: false },
         };
         if let Err(error) = ask(&self.socket, &request) {
             eprintln!("{:#}", anyhow::Error::new(error));
@@ -282,6 +295,16 @@ mod tests {
         Mobile::prepare_at(socket, &args, &interface, &response)
     }
 
+    /// A node at [`ADDRESS`].
+    fn status(interface: Option<&str>) -> Answer {
+        let core = serde_json::json!({
+            "hoa": "fd5e:6d61:74::5", "ifindex": 3, "moa": ADDRESS, "standby": null, "left": [], "stage": null,
+            "sequence": 1, "registered": true, "servers": [], "peers": [], "counters": {},
+            "interface": interface, "datapath": {},
+        });
+        Answer::Status(serde_json::from_value(core).unwrap())
+    }
+
     fn prepared() -> Answer {
         Answer::Prepared(Prepared {
             address: ADDRESS.parse().unwrap(),
@@ -293,7 +316,7 @@ mod tests {
 
     #[test]
     fn node_is_told_how_far_the_move_is() {
-        let status = serde_json::json!({ "moa": ADDRESS });
+        let status = status(Some("eth1"));
         let answers = vec![
             prepared(),
             Answer::Known(false),
@@ -303,10 +326,12 @@ mod tests {
             Answer::Ready { translate: true },
             Answer::Ready { translate: true },
             Answer::Done,
-            Answer::Status(status),
+            status,
         ];
         let (folder, requests) = node(answers);
         let mut mobile = prepare(&socket(&folder)).unwrap().unwrap();
+        assert!(!mobile.is_known().unwrap());
+        assert!(mobile.is_known().unwrap());
         let ready = mobile.ready().unwrap();
         assert_eq!((ready.forward.len(), ready.forward_s), (1, 30));
         assert!(!ready.translate);
@@ -370,10 +395,12 @@ mod tests {
         ];
         let (folder, requests) = node(answers);
         let mut mobile = prepare(&socket(&folder)).unwrap().unwrap();
+        let known: Vec<bool> = (0..3).map(|_| mobile.is_known().unwrap()).collect();
+        assert_eq!(known, [false, false, true]);
         let ready = mobile.ready().unwrap();
         assert_eq!(ready.address, Some(other.address.octets().into()));
         assert_eq!(mobile.address(), other.address);
-        mobile.over = true;
+        mobile.stage = Stage::Over;
         let requests: Vec<Request> = requests.try_iter().collect();
         assert_eq!(requests[3], Request::Aborted { taken: true });
         assert_eq!(requests[4], requests[0]);
@@ -388,7 +415,10 @@ mod tests {
         answers.push(Answer::Done);
         let (folder, requests) = node(answers);
         let mut mobile = prepare(&socket(&folder)).unwrap().unwrap();
-        let error = mobile.ready().expect_err("ready");
+        for _ in 0..TRIES {
+            assert!(!mobile.is_known().unwrap());
+        }
+        let error = mobile.is_known().expect_err("known");
         assert!(error.to_string().contains(ADDRESS), "{error}");
         drop(mobile);
         assert_eq!(
@@ -413,18 +443,29 @@ mod tests {
 
     #[test]
     fn node_goes_on_waiting_where_the_end_is_not_known() {
-        let (folder, requests) = node(vec![prepared(), Answer::Done]);
+        let ready = Answer::Ready { translate: false };
+        let (folder, requests) = node(vec![prepared(), ready, Answer::Done]);
         let mut mobile = prepare(&socket(&folder)).unwrap().unwrap();
+        mobile.ready().unwrap();
         mobile.lost();
         drop(mobile);
         assert_eq!(requests.iter().last(), Some(Request::Lost));
     }
 
     #[test]
+    fn move_that_no_agent_could_begin_is_off() {
+        let (folder, requests) = node(vec![prepared(), Answer::Done]);
+        let mut mobile = prepare(&socket(&folder)).unwrap().unwrap();
+        mobile.lost();
+        drop(mobile);
+        let off = Request::Aborted { taken: false };
+        assert_eq!(requests.iter().last(), Some(off));
+    }
+
+    #[test]
     fn active_nic_is_the_one_that_the_node_names() {
-        let status = serde_json::json!({ "interface": "eth0", "moa": ADDRESS });
-        let answers = vec![status, serde_json::json!({ "interface": null })];
-        let (folder, _requests) = node(answers.into_iter().map(Answer::Status).collect());
+        let answers = vec![status(Some("eth0")), status(None)];
+        let (folder, _requests) = node(answers);
         let ask = || Mobile::active_at(&socket(&folder)).unwrap();
         assert_eq!(ask().as_deref(), Some("eth0"));
         assert_eq!(ask(), None, "a node without an address");

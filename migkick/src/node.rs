@@ -72,9 +72,10 @@ pub(crate) fn run(args: &NodeArgs) -> anyhow::Result<()> {
             };
             let mut out = io::stdout().lock();
             if *json {
-                writeln!(out, "{status}")?;
+                serde_json::to_writer(&mut out, &status)?;
+                writeln!(out)?;
             } else {
-                for (label, value) in report::rows(&status) {
+                for (label, value) in status.rows() {
                     writeln!(out, "{label:<18} {value}")?;
                 }
             }

@@ -19,6 +19,11 @@ use crate::view::{self, MoveReport, PhaseReport, SearchReport, View};
 use linux::netlink::Netlink;
 use linux::random;
 
+/// How long the move may wait until all correspondents know the new address. With the mapping server
+/// away they never do.
+const KNOWN: Duration = Duration::from_secs(2);
+/// Pause before the node is asked again whether they do; doubled each time.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
 /// How often the abort is sent when the person interrupts: once may be lost, and nobody answers.
 const ABORTS: u32 = 3;
 
@@ -73,21 +78,13 @@ pub(crate) fn go(args: &GoArgs) -> anyhow::Result<()> {
         ..MigrationReady::default()
     };
     let nic = match nic {
-        Nic::OfNode(mut mobile) => {
+        Nic::OfNode(mobile) => {
             session
                 .view
                 .step("Letting correspondents know the new address");
-            match mobile.ready() {
-                Ok(of_node) => {
-                    ready = of_node;
-                    address = Some(mobile.address());
-                }
-                Err(error) => {
-                    session.abort(&format!("The VM's node is not ready: {error}"));
-                    return Err(error.into());
-                }
-            }
-            session.mobile = Some(*mobile);
+            ready = session.until_known(*mobile)?;
+            // The node takes another one where the first belongs to somebody.
+            address = ready.address.map(|it| Ipv6Addr::from(*it));
             None
         }
         Nic::Own(nic) => Some(*nic),
@@ -293,58 +290,103 @@ impl Session {
         Ok(idle.cloned())
     }
 
+    /// Waits, [`KNOWN`] at most, until the correspondents of the node know its new address, and returns
+    /// what the agents are to be told.
+    fn until_known(&mut self, mobile: Mobile) -> anyhow::Result<MigrationReady> {
+        let deadline = self.now() + KNOWN;
+        let mut pause = FIRST_PAUSE;
+        self.mobile = Some(mobile);
+        loop {
+            let Some(mobile) = &mut self.mobile else {
+                bail!("Out of order: no node");
+            };
+            let asked = match mobile.is_known() {
+                Ok(false) if self.start.elapsed() + pause < deadline => Ok(None),
+                Ok(_) => mobile.ready().map(Some),
+                Err(error) => Err(error),
+            };
+            match asked {
+                Ok(Some(ready)) => return Ok(ready),
+                Ok(None) => {}
+                Err(error) => {
+                    self.abort(&format!("The VM's node is not ready: {error}"));
+                    return Err(error.into());
+                }
+            }
+            let until = self.now() + pause;
+            while self.now() < until {
+                if let Some(event) = self.turn(until, |_| false)? {
+                    bail!("Out of order: {event:?}");
+                }
+            }
+            pause *= 2;
+        }
+    }
+
     /// Runs until an event that is wanted; other events are shown.
     fn until(&mut self, wanted: impl Fn(&Event) -> bool) -> anyhow::Result<Event> {
         loop {
-            self.flush();
-            while let Some(event) = self.client.poll_event() {
-                if let (Some(mobile), Event::Progress(progress)) = (&mut self.mobile, &event)
-                    && let Some(ready) = mobile.progress(progress)
-                {
-                    self.client.say_ready(self.start.elapsed(), ready);
-                }
-                match event {
-                    Event::Failed(error) => {
-                        match (&mut self.mobile, &error) {
-                            (Some(mobile), ClientError::Aborted(reason)) => mobile.refused(reason),
-                            (Some(mobile), _) => mobile.lost(),
-                            (None, _) => {}
-                        }
-                        return Err(self.explain(error));
-                    }
-                    event if wanted(&event) => return Ok(event),
-                    Event::Progress(progress) => self.view.progress(&progress),
-                    _ => {}
-                }
+            if let Some(event) = self.turn(Duration::MAX, &wanted)? {
+                return Ok(event);
             }
-            let next = self.client.poll_timeout().unwrap_or(Duration::MAX);
-            let patience = next.saturating_sub(self.now());
-            match self
-                .net
-                .wait(patience)
-                .context("Cannot receive datagrams")?
-            {
-                Wake::Interrupted => {
-                    self.abort("Interrupted in the VM");
-                    if let Some(mobile) = &mut self.mobile {
-                        mobile.lost();
-                    }
-                    bail!("Interrupted; the agent was told to stop the move");
-                }
-                Wake::Datagrams(datagrams) => {
-                    for datagram in datagrams {
-                        let now = self.now();
-                        self.client.handle_datagram(
-                            now,
-                            datagram.ifindex,
-                            datagram.from,
-                            &datagram.bytes,
-                        );
-                    }
-                }
-            }
-            self.client.handle_timeout(self.now());
         }
+    }
+
+    /// Handles what the client says, then waits once for input, until `deadline` at most.
+    fn turn(
+        &mut self,
+        deadline: Duration,
+        wanted: impl Fn(&Event) -> bool,
+    ) -> anyhow::Result<Option<Event>> {
+        self.flush();
+        while let Some(event) = self.client.poll_event() {
+            if let (Some(mobile), Event::Progress(progress)) = (&mut self.mobile, &event)
+                && let Some(ready) = mobile.progress(progress)
+            {
+                self.client.say_ready(self.start.elapsed(), ready);
+            }
+            match event {
+                Event::Failed(error) => {
+                    match (&mut self.mobile, &error) {
+                        (Some(mobile), ClientError::Aborted(reason)) => mobile.refused(reason),
+                        (Some(mobile), _) => mobile.lost(),
+                        (None, _) => {}
+                    }
+                    return Err(self.explain(error));
+                }
+                event if wanted(&event) => return Ok(Some(event)),
+                Event::Progress(progress) => self.view.progress(&progress),
+                _ => {}
+            }
+        }
+        let next = self.client.poll_timeout().unwrap_or(Duration::MAX);
+        let patience = next.min(deadline).saturating_sub(self.now());
+        match self
+            .net
+            .wait(patience)
+            .context("Cannot receive datagrams")?
+        {
+            Wake::Interrupted => {
+                self.abort("Interrupted in the VM");
+                if let Some(mobile) = &mut self.mobile {
+                    mobile.lost();
+                }
+                bail!("Interrupted; the agent was told to stop the move");
+            }
+            Wake::Datagrams(datagrams) => {
+                for datagram in datagrams {
+                    let now = self.now();
+                    self.client.handle_datagram(
+                        now,
+                        datagram.ifindex,
+                        datagram.from,
+                        &datagram.bytes,
+                    );
+                }
+            }
+        }
+        self.client.handle_timeout(self.now());
+        Ok(None)
     }
 
     fn flush(&mut self) {

@@ -7,8 +7,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
+use super::report::NodeStatus;
 use crate::identifier::Scheme;
 
 /// The socket.
@@ -89,7 +89,7 @@ pub(crate) enum Answer {
     /// Done.
     Done,
     /// How the node is.
-    Status(Value),
+    Status(Box<NodeStatus>),
     /// The node is prepared.
     Prepared(Prepared),
     /// Whether all correspondents in use know the prepared address.

@@ -22,9 +22,10 @@ use super::core::{Core, Output, Place, Saved, Timing, Used};
 use super::links::Links;
 use super::moving::Moving;
 use super::nics::used;
+use super::report::NodeStatus;
 use super::server::Server;
 use super::sockets::Sockets;
-use super::{report, state};
+use super::state;
 use crate::nic;
 
 /// Distance of two looks at how peers are used.
@@ -237,11 +238,11 @@ impl Daemon {
 
     fn handle(&mut self, request: Request) -> Answer {
         let answer = match request {
-            Request::Status => Answer::Status(report::status(
-                &self.core.status(self.now()),
+            Request::Status => Answer::Status(Box::new(NodeStatus::new(
+                self.core.status(self.now()),
                 &self.interfaces,
                 self.datapath.counters().unwrap_or_default(),
-            )),
+            ))),
             Request::Prepare(prepare) => match self.prepare(&prepare) {
                 Ok(prepared) => Answer::Prepared(prepared),
                 Err(error) => Answer::Error(format!("{error:#}")),

@@ -1,89 +1,94 @@
 //! What `migkick node status` shows.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 
-use crate::interface::Interface;
 use common::mat::counter::Counter;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
 
 use super::core::Status;
+use crate::interface::Interface;
 
-/// The node's status as JSON: that of the core, the active NIC's name and the counters of the data
-/// path.
-pub(super) fn status(status: &Status, nics: &[Interface], counters: Vec<(Counter, u64)>) -> Value {
-    let active = nics.iter().find(|it| Some(it.ifindex) == status.ifindex);
-    let counters: BTreeMap<&str, u64> = counters
-        .into_iter()
-        .map(|(counter, count)| (counter.as_str(), count))
-        .collect();
-    let mut value = serde_json::to_value(status).unwrap_or_default();
-    if let Some(object) = value.as_object_mut() {
-        object.insert("interface".to_owned(), json!(active.map(|it| &it.name)));
-        object.insert("datapath".to_owned(), json!(counters));
-    }
-    value
+/// How the node is: the core, the active NIC's name, and the counters of the data path.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct NodeStatus {
+    #[serde(flatten)]
+    pub(crate) core: Status,
+    /// Name of the active NIC.
+    pub(crate) interface: Option<String>,
+    /// Frames by counter of the data path.
+    pub(crate) datapath: BTreeMap<String, u64>,
 }
 
-/// The same for a person.
-pub(super) fn rows(status: &Value) -> Vec<(String, String)> {
-    let row = |label: &str, value: String| (label.to_owned(), value);
-    let mut rows = vec![
-        row("HoA", text(status, "hoa")),
-        row("active NIC", text(status, "interface")),
-        row("MoA", text(status, "moa")),
-    ];
-    if !status["standby"].is_null() {
-        let stage = text(status, "stage");
-        rows.push(row(
-            "standby",
-            format!("{}, {stage}", text(status, "standby")),
-        ));
-    }
-    for left in items(&status["left"]) {
-        rows.push(row("left", left.as_str().unwrap_or_default().to_owned()));
-    }
-    for server in items(&status["servers"]) {
-        let round_trip = match server["round_trip_ms"].as_f64() {
-            Some(ms) => format!(", {ms:.1} ms"),
-            None => String::new(),
-        };
-        let address = text(server, "address");
-        rows.push(row(
-            "server",
-            format!("{address}  {}{round_trip}", text(server, "state")),
-        ));
-    }
-    for peer in items(&status["peers"]) {
-        let age = match peer["age_s"].as_u64() {
-            Some(age) => format!(", read {age} s ago"),
-            None => String::new(),
-        };
-        let (hoa, state, to) = (text(peer, "hoa"), text(peer, "state"), text(peer, "to"));
-        let (packets, bytes) = (&peer["packets"], &peer["bytes"]);
-        rows.push(row(
-            "peer",
-            format!("{hoa}  {state}, to {to}, {packets} packets, {bytes} bytes{age}"),
-        ));
-    }
-    for group in ["counters", "datapath"] {
-        let counters = status[group].as_object().into_iter().flatten();
-        for (name, count) in counters.filter(|(_, count)| count.as_u64() != Some(0)) {
-            rows.push((name.replace('_', " "), count.to_string()));
+impl NodeStatus {
+    pub(super) fn new(core: Status, nics: &[Interface], counters: Vec<(Counter, u64)>) -> Self {
+        let active = nics.iter().find(|it| Some(it.ifindex) == core.ifindex);
+        Self {
+            interface: active.map(|it| it.name.clone()),
+            datapath: counters
+                .into_iter()
+                .map(|(counter, count)| (counter.as_str().to_owned(), count))
+                .collect(),
+            core,
         }
     }
-    rows
-}
 
-fn items(value: &Value) -> &[Value] {
-    value.as_array().map_or(&[], Vec::as_slice)
-}
-
-fn text(value: &Value, key: &str) -> String {
-    match &value[key] {
-        Value::String(text) => text.clone(),
-        Value::Null => "none".to_owned(),
-        other => other.to_string(),
+    /// The same for a person: labels and values.
+    pub(super) fn rows(&self) -> Vec<(String, String)> {
+        let core = &self.core;
+        let row = |label: &str, value: String| (label.to_owned(), value);
+        let mut rows = vec![
+            row("HoA", core.hoa.to_string()),
+            row("active NIC", or_none(self.interface.as_ref())),
+            row("MoA", or_none(core.moa)),
+        ];
+        if let Some(standby) = core.standby {
+            rows.push(row(
+                "standby",
+                format!("{standby}, {}", or_none(core.stage)),
+            ));
+        }
+        rows.extend(core.left.iter().map(|left| row("left", left.to_string())));
+        for server in &core.servers {
+            let round_trip = match server.round_trip_ms {
+                Some(ms) => format!(", {ms:.1} ms"),
+                None => String::new(),
+            };
+            rows.push(row(
+                "server",
+                format!("{}  {}{round_trip}", server.address, server.state),
+            ));
+        }
+        for peer in &core.peers {
+            let age = match peer.age_s {
+                Some(age) => format!(", read {age} s ago"),
+                None => String::new(),
+            };
+            rows.push(row(
+                "peer",
+                format!(
+                    "{}  {}, to {}, {} packets, {} bytes{age}",
+                    peer.hoa,
+                    peer.state,
+                    or_none(peer.to),
+                    peer.packets,
+                    peer.bytes
+                ),
+            ));
+        }
+        let of_core = core.counters.iter();
+        let counters = of_core.map(|(name, count)| (name.to_owned(), count));
+        for (name, count) in counters.chain(self.datapath.clone()) {
+            if count != 0 {
+                rows.push((name.replace('_', " "), count.to_string()));
+            }
+        }
+        rows
     }
+}
+
+fn or_none(value: Option<impl Display>) -> String {
+    value.map_or_else(|| "none".to_owned(), |it| it.to_string())
 }
 
 #[cfg(test)]
@@ -121,8 +126,8 @@ mod tests {
             up: true,
         }];
         let counters = vec![(Counter::OutTranslated, 5), (Counter::Held, 0)];
-        let status = status(&core.status(Duration::ZERO), &nics, counters);
-        let rows = rows(&status);
+        let status = NodeStatus::new(core.status(Duration::ZERO), &nics, counters);
+        let rows = status.rows();
         let has =
             |label: &str, value: &str| rows.iter().any(|(l, v)| l == label && v.contains(value));
         assert!(

@@ -9,7 +9,7 @@ use common::mat::key::Key;
 use super::alert::{AlertOut, Asked, EchoOut};
 use super::lookup::{Cause, Known, Lookup};
 use super::rate::Bucket;
-use super::{Core, MAX_HELD, MAX_HELD_BYTES, MAX_PEERS, Output, PeerStatus, Received};
+use super::{Core, MAX_HELD, MAX_HELD_BYTES, MAX_PEERS, Output, PeerState, PeerStatus, Received};
 
 /// Most datagrams kept until the key that opens them is known.
 const MAX_WAITING: usize = 4;
@@ -134,16 +134,16 @@ impl Peer {
         self.known.as_ref().is_some_and(|known| known.has(address))
     }
 
-    fn state(&self) -> &'static str {
+    fn state(&self) -> PeerState {
         match (
             &self.lookup,
             &self.known,
             self.to == self.desired && self.verified,
         ) {
-            (_, Some(_), true) => "known",
-            (_, Some(_), false) => "verifying",
-            (Some(_), None, _) => "looking up",
-            (None, None, _) => "unknown",
+            (_, Some(_), true) => PeerState::Known,
+            (_, Some(_), false) => PeerState::Verifying,
+            (Some(_), None, _) => PeerState::LookingUp,
+            (None, None, _) => PeerState::Unknown,
         }
     }
 }

@@ -12,7 +12,7 @@ use common::mat::MAX_MOAS;
 use common::mat::message::{MatMessage, Moa, Outcome, UpdateReply, UpdateRequest};
 
 use super::rate::Repeat;
-use super::{Core, Output, Place, Saved, ServerStatus};
+use super::{Core, Output, Place, Saved, ServerState, ServerStatus};
 
 /// Shortest lifetime that is believed, so that no server makes the node busy.
 const MIN_LIFETIME: Duration = Duration::from_secs(10);
@@ -76,13 +76,13 @@ impl Server {
         ServerStatus {
             address: self.address,
             state: match self.outcome {
-                Some(Outcome::BadAddresses) => "refuses the addresses",
-                Some(Outcome::Failed) => "cannot store the update",
-                Some(Outcome::OldSequence) => "knows a newer update; is the key used twice?",
-                Some(Outcome::WrongTime) => "finds the time wrong",
-                _ if self.acknowledged == sequence => "registered",
-                _ if self.silent > 2 => "does not answer",
-                _ => "waiting",
+                Some(Outcome::BadAddresses) => ServerState::BadAddresses,
+                Some(Outcome::Failed) => ServerState::Failed,
+                Some(Outcome::OldSequence) => ServerState::OldSequence,
+                Some(Outcome::WrongTime) => ServerState::WrongTime,
+                _ if self.acknowledged == sequence => ServerState::Registered,
+                _ if self.silent > 2 => ServerState::Silent,
+                _ => ServerState::Waiting,
             },
             round_trip_ms: self.round_trip.map(|it| it.as_secs_f64() * 1000.0),
             sequence: self.acknowledged,

@@ -1,9 +1,10 @@
 //! What the core is given and what it gives.
 
+use std::fmt;
 use std::net::{Ipv6Addr, SocketAddrV6};
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use common::mat::key::Key;
 
@@ -164,7 +165,7 @@ pub(crate) enum Output {
 }
 
 /// What a node remembers over restarts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Saved {
     /// Sequence of the last update.
     pub(crate) sequence: u64,
@@ -173,7 +174,7 @@ pub(crate) struct Saved {
 }
 
 /// How far a move is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum MoveStage {
     /// The new MoA stands by.
@@ -184,12 +185,30 @@ pub(crate) enum MoveStage {
     Checking,
 }
 
+impl fmt::Display for MoveStage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Prepared => "prepared",
+            Self::Ready => "ready",
+            Self::Checking => "checking",
+        })
+    }
+}
+
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
         /// What happened, for a person who looks.
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(default)]
         pub(crate) struct Counters {
             $($(#[$doc])* pub(crate) $name: u64),*
+        }
+
+        impl Counters {
+            /// Every counter with its name.
+            pub(crate) fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
+                [$((stringify!($name), self.$name)),*].into_iter()
+            }
         }
     };
 }
@@ -239,26 +258,85 @@ counters! {
     moves_aborted,
 }
 
+/// What a server has made of the node's updates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ServerState {
+    /// It has the newest one.
+    Registered,
+    /// It has not answered yet.
+    Waiting,
+    /// It has not answered several times.
+    Silent,
+    /// It refuses the addresses.
+    BadAddresses,
+    /// It cannot store the update.
+    Failed,
+    /// It knows a newer one.
+    OldSequence,
+    /// It has another time.
+    WrongTime,
+}
+
+impl fmt::Display for ServerState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Registered => "registered",
+            Self::Waiting => "waiting",
+            Self::Silent => "does not answer",
+            Self::BadAddresses => "refuses the addresses",
+            Self::Failed => "cannot store the update",
+            Self::OldSequence => "knows a newer update; is the key used twice?",
+            Self::WrongTime => "finds the time wrong",
+        })
+    }
+}
+
 /// A server, for a person.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ServerStatus {
     /// Its address.
     pub(crate) address: SocketAddrV6,
-    /// `registered`, `waiting`, or why it refuses.
-    pub(crate) state: &'static str,
+    /// What it has made of the updates.
+    pub(crate) state: ServerState,
     /// Round trip, milliseconds.
     pub(crate) round_trip_ms: Option<f64>,
     /// Sequence that it has.
     pub(crate) sequence: u64,
 }
 
+/// What is known of a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum PeerState {
+    /// It has answered at the address that data goes to.
+    Known,
+    /// An address is known and has not answered yet.
+    Verifying,
+    /// The servers are asked.
+    LookingUp,
+    /// No server knows it.
+    Unknown,
+}
+
+impl fmt::Display for PeerState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Known => "known",
+            Self::Verifying => "verifying",
+            Self::LookingUp => "looking up",
+            Self::Unknown => "unknown",
+        })
+    }
+}
+
 /// A peer, for a person.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct PeerStatus {
     /// Its permanent address.
     pub(crate) hoa: Ipv6Addr,
-    /// `known`, `verifying`, `looking up` or `unknown`.
-    pub(crate) state: &'static str,
+    /// What is known of it.
+    pub(crate) state: PeerState,
     /// Where data goes.
     pub(crate) to: Option<Ipv6Addr>,
     /// Its MoAs with their priorities.
@@ -272,7 +350,7 @@ pub(crate) struct PeerStatus {
 }
 
 /// The node, for a person.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Status {
     /// Its permanent address.
     pub(crate) hoa: Ipv6Addr,

@@ -174,7 +174,7 @@ fn restarted_node_adopts_the_peers_of_its_data_path() {
         assert!(world.is_settled(0, 1));
         let status = world.nodes[node].core.as_ref().unwrap().status(world.now);
         assert_eq!(status.peers.len(), 1);
-        assert_eq!(status.peers[0].state, "known");
+        assert_eq!(status.peers[0].state, PeerState::Known);
     }
 }
 
