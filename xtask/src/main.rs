@@ -5,6 +5,7 @@ mod demo;
 mod fuzz;
 mod host;
 mod lab;
+mod lint;
 mod run;
 mod setup;
 mod test;
@@ -34,7 +35,7 @@ enum Verb {
     Bench(bench::Verb),
     /// Feed parsers and state machines with made-up bytes, guided by the branches that they take
     Fuzz(fuzz::FuzzArgs),
-    /// Check format, lints and documentation
+    /// Check format, lints, documentation and the rules of the house
     Lint,
     /// Run a command on a stock Debian kernel, in an emulated machine with KVM
     Host(host::HostArgs),
@@ -65,7 +66,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         Verb::Fuzz(arguments) => fuzz::run(&arguments)?,
         Verb::Lint => {
             setup::ensure()?;
-            test::lint()?;
+            lint::run()?;
         }
         Verb::Lab(verb) => lab::run(verb)?,
     }

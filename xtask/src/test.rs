@@ -15,9 +15,8 @@ use clap::Args;
 use self::host::Part;
 use self::levels::{KERNELS, Level, TARGETS};
 use self::results::{Tally, tests};
-use crate::fuzz;
-use crate::run::{build, cargo, step, workspace};
-use crate::setup;
+use crate::run::{build, workspace};
+use crate::{fuzz, lint, setup};
 
 /// Arguments of `cargo xtask test`.
 #[derive(Debug, Args)]
@@ -65,7 +64,7 @@ impl TestArgs {
 fn levels(only: Option<Level>, tally: &mut Tally) -> Result<()> {
     let wanted = |level| only.is_none_or(|only| only == level);
     if wanted(Level::Lint) {
-        lint()?;
+        lint::run()?;
     }
     if wanted(Level::Unit) {
         let mut command = workspace("test");
@@ -102,31 +101,4 @@ fn levels(only: Option<Level>, tally: &mut Tally) -> Result<()> {
         bail!("{} tests failed", tally.failed);
     }
     Ok(())
-}
-
-/// `cargo xtask lint`: format, dependencies, clippy, rustdoc.
-pub(crate) fn lint() -> Result<()> {
-    step("format", &mut cargo(["fmt", "--all", "--check"]))?;
-    let fuzz = ["--manifest-path", "tests/fuzz/Cargo.toml"];
-    step(
-        "format of the fuzz programs",
-        cargo(["fmt", "--check"]).args(fuzz),
-    )?;
-    step(
-        "dependencies",
-        &mut cargo(["deny", "check", "licenses", "bans", "sources"]),
-    )?;
-    step(
-        "clippy",
-        workspace("clippy").args(["--all-targets", "--", "-D", "warnings"]),
-    )?;
-    // Apart from the rest: features of the workspace must not reach the kernel programs.
-    step(
-        "clippy of the kernel programs",
-        cargo(["clippy", "-p", "agent-ebpf"]).args(["--", "-D", "warnings"]),
-    )?;
-    let mut doc = workspace("doc");
-    doc.args(["--no-deps", "--document-private-items"])
-        .env("RUSTDOCFLAGS", "-D warnings");
-    step("rustdoc", &mut doc)
 }
