@@ -19,7 +19,6 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 
-use self::source::Source;
 use crate::run::{cargo, root, step, workspace};
 
 /// A place in the sources where a rule of the house is broken.
@@ -91,6 +90,6 @@ fn house() -> Result<()> {
 
 /// Parses one file of a crate, for the tests of the checks.
 #[cfg(test)]
-fn parsed(file: &str, text: &str) -> Source {
-    Source::parse(PathBuf::from(file), text.to_owned()).unwrap()
+fn parsed(file: &str, text: &str) -> source::Source {
+    source::Source::parse(PathBuf::from(file), text.to_owned()).unwrap()
 }
