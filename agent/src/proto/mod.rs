@@ -12,7 +12,7 @@
 //! |---|---|
 //! | `links::vm` | datagrams of the VMs: who asks, how often, and what was answered |
 //! | `departure` | migrations that leave |
-//! | `destination` | migrations that arrive: joins, probes, holding and releasing |
+//! | `arrival` | migrations that arrive: joins, probes, holding and releasing |
 //! | [`reception`] | how each watched address is received, and the sessions with relays |
 //! | `context` | what every machine is lent |
 //! | `links::peers` | connections to other agents |
@@ -35,11 +35,11 @@
 //! | [`handover`] | which packets the VM has had, and which it gets; driven by its own thread |
 
 mod addresses;
+mod arrival;
 mod config;
 mod context;
 mod copy;
 mod departure;
-mod destination;
 pub mod directory;
 mod filter;
 #[cfg(any(test, fuzzing))]
@@ -72,10 +72,10 @@ use common::maps::{
 };
 use common::signal::{DecodeError, ErrorMessage, MigrationAbort, PeerMessage, Phase, VmMessage};
 
+pub(crate) use arrival::MDB_RENEWAL_LAST;
+pub use arrival::{ReceptionView, WaitingView};
 pub use config::{AgentConfig, Dispute, Limits, Peer, RelayTiming, Timing, UnicastTiming};
 pub use copy::{Carrier, CopyConfig, CopyTls, CopyWay, Encrypt, InTheClear, NoCopyTls};
-pub(crate) use destination::MDB_RENEWAL_LAST;
-pub use destination::{ReceptionView, WaitingView};
 pub use host::listeners::ListenerView;
 pub use io::*;
 pub use policy::{Asker, Policy};
@@ -87,10 +87,10 @@ pub use stream::Stream;
 pub use uuid::{DomainUuid, UuidError};
 
 use addresses::{Addresses, Holder};
+use arrival::{Arrivals, Entry, Incoming, Preparations, Queue, claimant};
 use context::Context;
 pub use context::Counters;
 use departure::{Around, Departures};
-use destination::{Arrivals, Entry, Incoming, Preparations, Queue, claimant};
 use filter::Filter;
 use host::inventory::{self, Inventory, Place};
 use host::listeners::{self as listener, Effect, Mirror};

@@ -4,7 +4,7 @@
 //!
 //! | end | address | from | until | module |
 //! |---|---|---|---|---|
-//! | destination | the new one | the VM is ready | it speaks for itself | `destination::claim` |
+//! | destination | the new one | the VM is ready | it speaks for itself | `arrival::claim` |
 //! | destination | the old ones | its TAPs are there | the time asked for is over | `addresses::translate` |
 //! | source | the new one, claimed at the destination | the VM is ready | the switch | `departure::address` |
 //! | source | the old ones | the VM stands still | the time asked for is over | `addresses::forward` |

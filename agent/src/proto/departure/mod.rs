@@ -54,8 +54,8 @@ use common::signal::{AgentRequest, MigrationProgress, MigrationRequest};
 use tracing::info;
 
 use super::addresses::Addresses;
+use super::arrival::{Incoming, held_for};
 use super::context::Context;
-use super::destination::{Incoming, held_for};
 use super::host::inventory::Inventory;
 use super::host::listeners::Mirror;
 use super::links::vm::Caller;

@@ -6,7 +6,7 @@ use common::maps::{ManagedKey, StreamKey};
 use common::signal::{self, AgentRequest, Flow, MAX_FLOWS, MAX_LISTENERS, MAX_NICS, MAX_SOURCES};
 
 use super::{Around, Order, Requester};
-use crate::proto::destination::held_for;
+use crate::proto::arrival::held_for;
 use crate::proto::filter::{Filter, is_routable};
 use crate::proto::host::inventory::Inventory;
 use crate::proto::host::listeners::{ListenerView, Mirror};

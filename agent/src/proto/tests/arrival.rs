@@ -3,7 +3,7 @@
 use common::maps::FilterMode;
 use common::signal::{MigrationAbort, MigrationProgress, PeerMessage, Phase};
 
-use crate::proto::destination::tests::{S, active, answers, bench, query, request};
+use crate::proto::arrival::tests::{S, active, answers, bench, query, request};
 use crate::proto::tests::fixture::{Bench, UUID, key};
 use crate::proto::{Command, HypervisorEvent, MdbEntry, Outcome, Output, PeerEvent};
 

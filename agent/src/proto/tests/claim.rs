@@ -3,7 +3,7 @@
 use common::signal::{AgentRequest, MigrationAbort, MigrationProgress, PeerMessage, Phase};
 
 use super::*;
-use crate::proto::destination::tests::{answers, request};
+use crate::proto::arrival::tests::{answers, request};
 use crate::proto::tests::fixture::{Bench, MAC, OTHER_MAC, TAP, UUID};
 use crate::proto::{AddressEvent, Command, Output, PeerEvent};
 

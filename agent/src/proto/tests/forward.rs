@@ -542,7 +542,7 @@ fn vm_that_comes_back_to_an_address_that_it_has_left_is_sent_nothing_on() {
     let result = Ok(JobStats::default());
     bench.hypervisor(HypervisorEvent::MigrationEnded { uuid: UUID, result });
     bench.outputs();
-    let request = crate::proto::destination::tests::request(UUID, vec![]);
+    let request = crate::proto::arrival::tests::request(UUID, vec![]);
     bench.frame(31, request);
     let claim = AddressClaim {
         migration: 31,

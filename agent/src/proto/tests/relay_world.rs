@@ -442,15 +442,15 @@ impl World {
 
     /// What the source of an arriving VM asks for.
     pub(in crate::proto) fn request(&mut self) {
-        let mut flow = crate::proto::destination::tests::flow(0);
+        let mut flow = crate::proto::arrival::tests::flow(0);
         flow.source = stream_key().source.into();
-        let listener = crate::proto::destination::tests::listener(
+        let listener = crate::proto::arrival::tests::listener(
             1,
             common::maps::FilterMode::Exclude,
             &[],
             vec![flow],
         );
-        let request = crate::proto::destination::tests::request(UUID, vec![listener]);
+        let request = crate::proto::arrival::tests::request(UUID, vec![listener]);
         let bytes = PeerMessage::from(request).encode(1);
         self.input(|agent, now| agent.handle_peer(now, "vms2", PeerEvent::Frame(bytes.into())));
     }

@@ -7,7 +7,7 @@ use common::signal::{MigrationAbort, MigrationProgress, Phase};
 use proptest::prelude::*;
 
 use super::fixture::{Bench, UUID, key};
-use crate::proto::destination::tests::{active, first_packet, request};
+use crate::proto::arrival::tests::{active, first_packet, request};
 use crate::proto::fuzz::kernel::Kernel;
 use crate::proto::*;
 
@@ -38,7 +38,7 @@ fn tell(bench: &mut Bench, what: u8) {
         10 => bench.report(ARRIVING, key(1), FilterMode::Exclude),
         11 => bench.report(ARRIVING, key(2), FilterMode::Exclude),
         12 => bench.leave(ARRIVING, key(1)),
-        13 => crate::proto::destination::tests::query(bench),
+        13 => crate::proto::arrival::tests::query(bench),
         14 => first_packet(bench, 1, 1),
         15 => first_packet(bench, 2, 1),
         16 => bench.peer(PeerEvent::Up { from: None }),

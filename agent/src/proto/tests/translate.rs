@@ -4,7 +4,7 @@ use common::signal::AddressClaim;
 use common::signal::{MigrationProgress, Phase};
 
 use super::*;
-use crate::proto::destination::tests::request;
+use crate::proto::arrival::tests::request;
 use crate::proto::tests::fixture::{Bench, MAC, OTHER_MAC, UUID};
 use crate::proto::{
     AddressEvent, Dispute, Domain, DomainInterface, HypervisorEvent, Output, PeerEvent, Port,
