@@ -167,12 +167,8 @@ impl Mdb {
             .collect();
         let mut requests: Vec<Vec<u8>> = Vec::new();
         for (ifindex, membership) in chosen(entries, &ending) {
-            let (key, source) = (membership.key, None);
-            requests.push(self.deletion(&MdbEntry {
-                ifindex,
-                key,
-                source,
-            }));
+            let entry = MdbEntry::of_all_sources(ifindex, membership.key);
+            requests.push(self.deletion(&entry));
             requests.push(self.addition(ifindex, membership, false));
         }
         let mut outcomes: Vec<_> = entries.iter().map(|_| Ok(())).collect();

@@ -217,6 +217,17 @@ pub struct MdbEntry {
     pub source: Option<Address>,
 }
 
+impl MdbEntry {
+    /// The entry of an address as a whole.
+    pub fn of_all_sources(ifindex: u32, key: ManagedKey) -> Self {
+        Self {
+            ifindex,
+            key,
+            source: None,
+        }
+    }
+}
+
 /// What the gate of a TAP is to do; see [`super::handover`].
 #[derive(Clone, Debug, PartialEq)]
 pub enum GateCommand {

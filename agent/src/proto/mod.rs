@@ -62,15 +62,17 @@ mod tests;
 mod timer;
 mod uuid;
 
-use std::collections::BTreeMap;
 use std::net::{Ipv6Addr, SocketAddrV6};
 use std::time::Duration;
 
 use common::maps::{
-    Forward, ForwardKey, Managed, ManagedKey, PortUsage, Querier, QuerierKey, RelayFlow,
-    RelayFlowKey, Translation, TranslationKey,
+    Forward, ForwardKey, ListenerKey, Managed, ManagedKey, PortUsage, Querier, QuerierKey,
+    RelayFlow, RelayFlowKey, SourceKey, Translation, TranslationKey,
 };
-use common::signal::{DecodeError, ErrorMessage, MigrationAbort, PeerMessage, Phase, VmMessage};
+use common::signal::{
+    AddressClaim, AgentRequest, DecodeError, ErrorMessage, HandoverCut, MigrationAbort,
+    MigrationProgress, PeerMessage, Phase, VmMessage,
+};
 
 pub(crate) use arrival::MDB_RENEWAL_LAST;
 pub use arrival::{ReceptionView, WaitingView};
@@ -86,17 +88,16 @@ pub use record::{
 pub use stream::Stream;
 pub use uuid::{DomainUuid, UuidError};
 
-use addresses::{Addresses, Holder};
-use arrival::{Arrivals, Entry, Incoming, Preparations, Queue, claimant};
+use addresses::Addresses;
+use arrival::{Arrivals, Host};
 use context::Context;
 pub use context::Counters;
 use departure::{Around, Departures};
 use filter::Filter;
-use host::inventory::{self, Inventory, Place};
-use host::listeners::{self as listener, Effect, Mirror};
+use host::inventory::{Inventory, Place};
+use host::listeners::{Effect, Mirror};
 use host::usage::Usage;
-use rate::Rates;
-use reception::{Changed, ModeView, Receptions, RelayView, SessionView};
+use reception::{ModeView, Receptions, RelayView, SessionView};
 use refusal::bounded;
 use timer::Timer;
 
@@ -107,14 +108,7 @@ pub struct Agent {
     inventory: Inventory,
     mirror: Mirror,
     departures: Departures,
-    incoming: BTreeMap<u64, Incoming>,
     arrivals: Arrivals,
-    preparations: Preparations,
-    /// Requests that wait for a place.
-    queue: Queue,
-    /// What peers may still ask for within a minute.
-    rates: Rates,
-    entries: BTreeMap<ManagedKey, Entry>,
     receptions: Receptions,
     usage: Usage,
     addresses: Addresses,
@@ -129,12 +123,7 @@ impl Agent {
             inventory: Inventory::default(),
             mirror: Mirror::default(),
             departures: Departures::default(),
-            incoming: BTreeMap::new(),
             arrivals: Arrivals::default(),
-            preparations: Preparations::default(),
-            queue: Queue::default(),
-            rates: Rates::default(),
-            entries: BTreeMap::new(),
             receptions: Receptions::default(),
             usage: Usage::default(),
             addresses: Addresses::default(),
@@ -172,7 +161,7 @@ impl Agent {
                 self.follow_mirror();
                 self.addresses.port_gone(&mut self.cx, ifindex);
                 self.ports_changed();
-                self.arrivals_cut_off();
+                self.with_arrivals(|arrivals, cx, host| arrivals.cut_off(cx, host));
             }
         }
         self.end();
@@ -193,8 +182,12 @@ impl Agent {
         match event {
             GateEvent::Cut { ifindex, cut } => departures.cut_placed(cx, ifindex, cut),
             GateEvent::NotRecorded { ifindex } => departures.not_recorded(cx, ifindex),
-            GateEvent::Opened { ifindex, report } => self.gate_opened(ifindex, report),
-            GateEvent::NotHeld { ifindex } => self.not_held(ifindex, Ungated::NotMade),
+            GateEvent::Opened { ifindex, report } => {
+                self.arrivals.gate_opened(cx, ifindex, report);
+            }
+            GateEvent::NotHeld { ifindex } => self.with_arrivals(|arrivals, cx, host| {
+                arrivals.not_held(cx, host, ifindex, Ungated::NotMade);
+            }),
             GateEvent::SentOn { migration, report } => {
                 cx.records
                     .update(migration, |record| record.sent_on(report));
@@ -232,7 +225,10 @@ impl Agent {
                 uuid,
                 domain,
                 source,
-            } => self.command_prepare(id, uuid, &domain, &source),
+            } => {
+                let said = (uuid, domain.as_str(), source.as_str());
+                self.with_arrivals(|arrivals, cx, host| arrivals.prepare(cx, host, id, said));
+            }
         }
         self.end();
     }
@@ -282,7 +278,9 @@ impl Agent {
         self.begin(now);
         match event {
             AddressEvent::Heard { address, said, by } => {
-                self.claim_heard(address, said, by);
+                self.with_arrivals(|arrivals, cx, host| {
+                    arrivals.address_heard(cx, host, address, said, by);
+                });
                 let Self { cx, addresses, .. } = self;
                 let disputed = addresses.departure_heard(cx, &self.inventory, address, said, by);
                 if let Some(number) = disputed {
@@ -290,10 +288,14 @@ impl Agent {
                 }
             }
             AddressEvent::Own { address } => {
-                self.claim_of_own(address);
+                self.with_arrivals(|arrivals, cx, host| {
+                    arrivals.address_is_own(cx, host, address);
+                });
                 self.addresses.departure_of_own(&mut self.cx, address);
             }
-            AddressEvent::Spoke { address } => self.claim_spoken(address),
+            AddressEvent::Spoke { address } => {
+                self.with_arrivals(|arrivals, cx, host| arrivals.address_spoken(cx, host, address));
+            }
             AddressEvent::Forwarded {
                 address,
                 packets,
@@ -376,7 +378,7 @@ impl Agent {
 
     /// The addresses joined by proxy.
     pub fn receptions(&self) -> impl Iterator<Item = ReceptionView<'_>> {
-        self.reception_views()
+        self.arrivals.views()
     }
 
     /// How each watched address is received.
@@ -431,7 +433,7 @@ impl Agent {
 
     /// Domains that wait for a place at `now`, in the order of their turns.
     pub fn waiting(&self, now: Timestamp) -> impl Iterator<Item = WaitingView<'_>> {
-        self.queue.waiting(now)
+        self.arrivals.waiting(now)
     }
 
     /// The ports of the bridge.
@@ -469,6 +471,7 @@ impl Agent {
         self.settle();
         self.mirror.set_timer(&mut self.cx);
         self.departures.check(&self.cx);
+        self.arrivals.check(&self.cx, &self.inventory);
     }
 
     /// The departures, and what they are lent.
@@ -476,7 +479,7 @@ impl Agent {
         let around = Around {
             inventory: &self.inventory,
             mirror: &self.mirror,
-            arrivals: &self.incoming,
+            arrivals: &self.arrivals,
             addresses: &mut self.addresses,
         };
         (&mut self.departures, &mut self.cx, around)
@@ -484,58 +487,28 @@ impl Agent {
 
     /// Takes what machines have found out to those whom that concerns.
     fn settle(&mut self) {
-        while let Some(Changed { key, mode }) = self.receptions.poll_change() {
-            self.reception_changed(key, mode);
+        while let Some(changed) = self.receptions.poll_change() {
+            self.arrivals.reception_changed(&mut self.cx, changed);
         }
         while let Some(address) = self.addresses.poll_freed() {
-            self.forget_address(address, false);
-        }
-    }
-
-    /// Undoes what was made for an address, unless the other end of another move needs it.
-    fn forget_address(&mut self, address: Ipv6Addr, spoken: bool) {
-        let mut arrivals = self.incoming.values();
-        let is_needed =
-            arrivals.any(|incoming| incoming.watches(address)) || self.addresses.is_left(address);
-        if !is_needed {
-            self.cx.address(AddressCommand::Forget { address, spoken });
-        }
-    }
-
-    /// Who else than a domain has an address.
-    fn holder_of(&mut self, address: Ipv6Addr, uuid: DomainUuid) -> Option<Holder> {
-        let holder = self.addresses.holder(address, uuid, self.cx.now);
-        match holder {
-            Some(Holder::Vm(_)) => holder,
-            _ => claimant(&self.incoming, address, uuid)
-                .map(Holder::Vm)
-                .or(holder),
+            self.arrivals
+                .forget_address(&mut self.cx, &self.addresses, address, false);
         }
     }
 
     /// What listeners and arriving VMs want of an address together, as far as a relay is to hear of it.
     fn wanted(&self, key: &ManagedKey) -> Filter {
-        if self.cx.config.relay_timing(key).is_none() {
-            return Filter::nothing();
-        }
-        let joined = self.entries.get(key).map(|entry| entry.joined.clone());
-        let wanted: Vec<Filter> = self.mirror.filters(key).chain(joined).collect();
-        Filter::merge(wanted.iter())
+        self.arrivals.wanted(&self.cx, &self.mirror, key)
     }
 
     /// What is wanted of an address may have changed.
     fn refresh_filter(&mut self, key: ManagedKey) {
-        let wanted = self.wanted(&key);
-        self.receptions.want(&mut self.cx, key, wanted);
+        self.with_arrivals(|arrivals, cx, host| arrivals.refresh_filter(cx, host, key));
     }
 
     /// Stops watching an address unless somebody needs it.
     fn unmanage_unneeded(&mut self, key: ManagedKey) {
-        if self.mirror.has_listener(&key) || self.entries.contains_key(&key) {
-            self.refresh_filter(key);
-        } else {
-            self.receptions.forget(&mut self.cx, key);
-        }
+        self.with_arrivals(|arrivals, cx, host| arrivals.unmanage_unneeded(cx, host, key));
     }
 
     /// Time since the first input.
@@ -569,7 +542,7 @@ impl Agent {
             VmMessage::MigrationReady(body) => {
                 let is_known = cx.answer_again(&caller)
                     || departures.ready_from_vm(cx, around, &caller, &body);
-                if !is_known && !self.expects(&caller.domain.uuid) {
+                if !is_known && !self.arrivals.expects(caller.domain.uuid) {
                     self.cx.deny(&caller);
                 }
             }
@@ -594,7 +567,7 @@ impl Agent {
                 receptions.relay_up(cx, peer);
                 departures.peer_up(cx, addresses, peer);
                 cx.flush_closings(peer);
-                self.preparations.peer_up(cx, peer);
+                self.arrivals.source_up(cx, peer);
             }
             PeerEvent::Down { reason } if receptions.is_relay(peer) => {
                 cx.link_down(peer);
@@ -605,8 +578,8 @@ impl Agent {
                 tracing::warn!(peer, %reason, "Peer is not connected");
                 cx.reconnect_closings(peer);
                 departures.peer_down(cx, addresses, peer, &reason);
-                self.incoming_peer_down(peer);
-                self.preparations.peer_down(&mut self.cx, peer, &reason);
+                self.arrivals
+                    .peer_down(&mut self.cx, &self.inventory, peer, &reason);
             }
             PeerEvent::Frame(bytes) => match cx.hear(peer, &bytes) {
                 Some((transaction, message)) if receptions.is_relay(peer) => {
@@ -635,7 +608,7 @@ impl Agent {
             }
             PeerMessage::HandoverCut(body) => self.on_handover_cut(peer, transaction, &body),
             PeerMessage::ArrivalNotice(body) => {
-                let allowed = self.check_rate(peer, transaction);
+                let allowed = self.arrivals.check_rate(&self.cx, peer, transaction);
                 let (departures, cx, around) = self.departing();
                 departures.on_arrival_notice(cx, around, from, &body, allowed);
             }
@@ -652,8 +625,6 @@ impl Agent {
                 let (departures, cx, around) = self.departing();
                 departures.peer_refused(cx, around.addresses, from, &reason);
                 self.on_peer_abort(peer, transaction, &reason);
-                self.preparations
-                    .refused(&mut self.cx, peer, transaction, &reason);
             }
         }
     }
@@ -672,7 +643,8 @@ impl Agent {
                 queriers,
             } => mirror.snapshot_seen(listeners, sources, queriers),
             DatapathEvent::FirstPacket { key, origin, at } => {
-                self.first_packet(&key, origin, at);
+                self.arrivals
+                    .first_packet(&mut self.cx, &self.receptions, &key, origin, at);
                 self.receptions.packet(&mut self.cx, &key, origin, at);
             }
             DatapathEvent::Usage { ifindex, usage } => {
@@ -683,7 +655,8 @@ impl Agent {
                 if !departures.streams_read(cx, &around, token, &streams)
                     && !self.receptions.streams_read(&mut self.cx, token, &streams)
                 {
-                    self.streams_read(token, &streams);
+                    self.arrivals
+                        .streams_read(&mut self.cx, &self.receptions, token, &streams);
                 }
             }
             DatapathEvent::Refused { listeners, sources } => {
@@ -691,7 +664,7 @@ impl Agent {
             }
             DatapathEvent::Failed { key, reason } => {
                 self.usage.failed(cx.now, &key, &reason);
-                self.join_failed(key);
+                self.arrivals.join_failed(cx, key);
             }
         }
     }
@@ -705,7 +678,7 @@ impl Agent {
                     self.receptions.receive(&mut self.cx, key, wanted);
                 }
                 Effect::Vanished { key, told } => {
-                    if !told && !self.entries.contains_key(&key) {
+                    if !told && !self.arrivals.has_joined(&key) {
                         self.cx.outputs.push_back(Output::Prune(key));
                     }
                     self.unmanage_unneeded(key);
@@ -713,8 +686,11 @@ impl Agent {
                 Effect::Wanted(key) => self.refresh_filter(key),
                 Effect::Reported(listener) => self.arrived_vm_reported(&listener),
                 Effect::Left(listener) => self.arrived_vm_left(&listener),
-                Effect::Queried { vlan, at } => self.query_came(vlan, at),
-                Effect::EventsLost => self.read_probed_streams(),
+                Effect::Queried { vlan, at } => {
+                    self.arrivals
+                        .query_came(&mut self.cx, &self.mirror, vlan, at);
+                }
+                Effect::EventsLost => self.arrivals.read_probed_streams(&mut self.cx),
             }
         }
     }
@@ -737,8 +713,8 @@ impl Agent {
                 self.inventory.domain_seen(domain);
                 self.check_name(uuid);
                 self.ports_changed();
-                self.incoming_domain(uuid, running);
                 if running {
+                    self.runs_here(uuid, self.cx.now);
                     self.addresses.end_adopted_departures(&mut self.cx, uuid);
                 }
             }
@@ -749,7 +725,7 @@ impl Agent {
                     let Self { cx, addresses, .. } = self;
                     cx.vms.forget_domain(&uuid);
                     self.departures.domain_gone(cx, addresses, uuid);
-                    self.incoming_domain_gone(uuid);
+                    self.with_arrivals(|arrivals, cx, host| arrivals.domain_gone(cx, host, uuid));
                     self.addresses.domain_gone(&mut self.cx, uuid);
                 }
             },
@@ -758,7 +734,7 @@ impl Agent {
                 if migrated {
                     self.inventory.came.insert(uuid, at);
                     self.cx.vms.has_moved(uuid, at);
-                    self.arrived(uuid, at);
+                    self.runs_here(uuid, at);
                 } else {
                     let (departures, cx, around) = self.departing();
                     departures.resumed(cx, around.inventory, around.addresses, uuid);
@@ -790,17 +766,32 @@ impl Agent {
             }
             Timer::LateCuts(number) => departures.end_late_cuts(cx, number),
             Timer::Closing(number) => cx.give_up_closing(number),
-            Timer::Probe(key) => self.probe_timed_out(key),
-            Timer::Unused(number) => self.arrival_unused(number),
-            Timer::Hold(number) => self.hold_timed_out(number),
-            Timer::Gate(ifindex) => self.gate_overdue(ifindex),
-            Timer::Cut(number) => self.cut_timed_out(number),
-            Timer::Claim(number) => self.claim_timed_out(number),
+            Timer::Probe(key) => self.arrivals.probe_timed_out(&mut self.cx, key),
+            Timer::Unused(number) => {
+                self.with_arrivals(|arrivals, cx, host| arrivals.unused(cx, host, number));
+            }
+            Timer::Hold(number) => {
+                self.with_arrivals(|arrivals, cx, host| arrivals.hold_timed_out(cx, host, number));
+            }
+            Timer::Gate(ifindex) => {
+                self.with_arrivals(|arrivals, cx, host| arrivals.gate_overdue(cx, host, ifindex));
+            }
+            Timer::Cut(number) => self.arrivals.cut_timed_out(&mut self.cx, number),
+            Timer::Claim(number) => {
+                self.arrivals
+                    .claim_timed_out(&mut self.cx, &self.addresses, number);
+            }
             Timer::Forwards => self.addresses.look_at_forwards(&mut self.cx),
             Timer::Translations => self.addresses.look_at_translations(&mut self.cx),
-            Timer::Poll(number) => self.poll_answers(number),
-            Timer::MdbRenewal(number) => self.renew_mdb(number),
-            Timer::Preparation(command) => self.preparations.timed_out(&mut self.cx, command),
+            Timer::Poll(number) => {
+                self.arrivals
+                    .poll_answers(&mut self.cx, &self.inventory, number);
+            }
+            Timer::MdbRenewal(number) => {
+                self.arrivals
+                    .renew_mdb(&mut self.cx, &self.inventory, number);
+            }
+            Timer::Preparation(command) => self.arrivals.hook_timed_out(&mut self.cx, command),
             Timer::Reception(key) => self.receptions.look(&mut self.cx, key),
             Timer::Session(key) => self.receptions.session_due(&mut self.cx, key),
             Timer::Watch => self.receptions.watch(&mut self.cx),
@@ -808,5 +799,80 @@ impl Agent {
             Timer::Ageing => self.mirror.age(&mut self.cx),
             Timer::Usage => Usage::due(&mut self.cx, &self.inventory),
         }
+    }
+}
+
+/// Routes to the migrations that arrive.
+impl Agent {
+    /// Has arrivals do something, and lends them what they need.
+    fn with_arrivals<T>(
+        &mut self,
+        act: impl FnOnce(&mut Arrivals, &mut Context, &mut Host<'_>) -> T,
+    ) -> T {
+        let mut host = Host {
+            uptime: self.uptime(),
+            inventory: &self.inventory,
+            mirror: &self.mirror,
+            receptions: &mut self.receptions,
+            addresses: &mut self.addresses,
+        };
+        act(&mut self.arrivals, &mut self.cx, &mut host)
+    }
+
+    fn ports_changed(&mut self) {
+        self.with_arrivals(|arrivals, cx, host| arrivals.ports_changed(cx, host));
+    }
+
+    fn check_name(&mut self, uuid: DomainUuid) {
+        self.with_arrivals(|arrivals, cx, host| arrivals.check_name(cx, host, uuid));
+    }
+
+    fn runs_here(&mut self, uuid: DomainUuid, at: Timestamp) {
+        self.with_arrivals(|arrivals, cx, host| arrivals.runs_here(cx, host, uuid, at));
+    }
+
+    fn on_agent_request(&mut self, peer: &str, transaction: u64, body: AgentRequest) {
+        let asked = (peer, transaction);
+        self.with_arrivals(|arrivals, cx, host| arrivals.requested(cx, host, asked, body));
+    }
+
+    fn on_peer_progress(&mut self, peer: &str, transaction: u64, body: MigrationProgress) {
+        let of = (peer, transaction);
+        self.with_arrivals(|arrivals, cx, host| arrivals.progressed(cx, host, of, body));
+    }
+
+    fn on_handover_cut(&mut self, peer: &str, transaction: u64, cut: &HandoverCut) {
+        let of = (peer, transaction);
+        self.arrivals
+            .cut_told(&mut self.cx, &self.inventory, of, cut);
+    }
+
+    fn on_address_claim(&mut self, peer: &str, transaction: u64, claim: &AddressClaim) {
+        let asked = (peer, transaction);
+        self.with_arrivals(|arrivals, cx, host| arrivals.claimed(cx, host, asked, claim));
+    }
+
+    fn on_peer_abort(&mut self, peer: &str, transaction: u64, reason: &str) {
+        let of = (peer, transaction);
+        self.with_arrivals(|arrivals, cx, host| arrivals.aborted(cx, host, of, reason));
+    }
+
+    /// Answers a VM that has moved to here; `false` if this is no such VM.
+    fn answer_arrival(&mut self, ifindex: u32, transaction: u64, to: SocketAddrV6) -> bool {
+        self.with_arrivals(|arrivals, cx, host| {
+            arrivals.answer_vm(cx, host, ifindex, transaction, to)
+        })
+    }
+
+    fn arrived_vm_reported(&mut self, listener: &ListenerKey) {
+        self.with_arrivals(|arrivals, cx, host| arrivals.vm_reported(cx, host, listener));
+    }
+
+    fn arrived_vm_left(&mut self, listener: &ListenerKey) {
+        self.with_arrivals(|arrivals, cx, host| arrivals.vm_left(cx, host, listener));
+    }
+
+    fn reports_refused(&mut self, listeners: &[ListenerKey], sources: &[SourceKey]) {
+        self.with_arrivals(|_, cx, host| host.reports_refused(cx, listeners, sources));
     }
 }

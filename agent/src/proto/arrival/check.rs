@@ -8,28 +8,32 @@ use std::time::Duration;
 
 use common::signal::AgentRequest;
 
-use super::Agent;
+use super::{Arrivals, Host};
 use crate::proto::DomainUuid;
+use crate::proto::context::Context;
+use crate::proto::host::inventory::Inventory;
 use crate::proto::refusal::Refusal;
 
 /// How long after it has come by a migration, or after this agent's start, the source of a domain that
 /// runs here may still ask for it.
 const RECENT: Duration = Duration::from_secs(90);
 
-impl Agent {
+impl Arrivals {
     pub(super) fn check_arrival(
         &self,
+        cx: &Context,
+        host: &Host<'_>,
         peer: &str,
         uuid: DomainUuid,
         body: &AgentRequest,
     ) -> Result<(), Refusal> {
-        let agent = self.cx.config.name.clone();
+        let agent = cx.config.name.clone();
         let field = |field| Err(Refusal::BadField { field });
         if body.domain_name.is_empty() {
             return field("domain_name");
         }
         let domain = body.domain_name.clone();
-        if !self.cx.config.policy.allows_arrival(peer, &domain) {
+        if !cx.config.policy.allows_arrival(peer, &domain) {
             let peer = peer.to_owned();
             return Err(Refusal::Arrival {
                 agent,
@@ -37,8 +41,8 @@ impl Agent {
                 peer,
             });
         }
-        self.check_identity(uuid, &domain)?;
-        let known = self.incoming.values().rev().find(|it| it.uuid == uuid);
+        self.check_identity(cx, host.inventory, uuid, &domain)?;
+        let known = self.incoming.of_domain(uuid);
         if let Some(known) = known.filter(|known| known.peer != peer) {
             let peer = known.peer.clone();
             return Err(Refusal::AlreadyArriving {
@@ -47,20 +51,27 @@ impl Agent {
                 peer,
             });
         }
-        let runs = self.inventory.domains.get(&uuid).is_some_and(|d| d.running);
-        let came = self.inventory.came.get(&uuid);
-        let has_come = came.is_some_and(|at| self.cx.now.since(*at) < RECENT);
-        if runs && known.is_none() && !has_come && self.uptime() >= RECENT {
+        let domains = &host.inventory.domains;
+        let runs = domains.get(&uuid).is_some_and(|it| it.running);
+        let came = host.inventory.came.get(&uuid);
+        let has_come = came.is_some_and(|at| cx.now.since(*at) < RECENT);
+        if runs && known.is_none() && !has_come && host.uptime >= RECENT {
             return Err(Refusal::RunsHere { domain, agent });
         }
         Ok(())
     }
 
     /// Whether libvirt knows a domain by the name that its source says, as far as it knows it.
-    fn check_identity(&self, uuid: DomainUuid, named: &str) -> Result<(), Refusal> {
-        let agent = self.cx.config.name.clone();
+    fn check_identity(
+        &self,
+        cx: &Context,
+        inventory: &Inventory,
+        uuid: DomainUuid,
+        named: &str,
+    ) -> Result<(), Refusal> {
+        let agent = cx.config.name.clone();
         let of_hook = || self.preparations.name_of(&uuid);
-        if let Some(known) = self.inventory.name_of(&uuid).or_else(of_hook) {
+        if let Some(known) = inventory.name_of(&uuid).or_else(of_hook) {
             if known == named {
                 return Ok(());
             }
@@ -71,7 +82,7 @@ impl Agent {
                 named: named.to_owned(),
             });
         }
-        match self.inventory.uuid_of(named) {
+        match inventory.uuid_of(named) {
             Some(other) => Err(Refusal::OtherUuid {
                 agent,
                 domain: named.to_owned(),
@@ -82,47 +93,56 @@ impl Agent {
     }
 
     /// libvirt has said what a domain is called: an arrival under another name is a lie.
-    pub(in crate::proto) fn check_name(&mut self, uuid: DomainUuid) {
-        let Some(number) = self.incoming_of(uuid) else {
+    pub(in crate::proto) fn check_name(
+        &mut self,
+        cx: &mut Context,
+        host: &mut Host<'_>,
+        uuid: DomainUuid,
+    ) {
+        let Some(incoming) = self.incoming.of_domain(uuid) else {
             return;
         };
-        let Some(domain) = self.incoming.get(&number).map(|it| it.domain.clone()) else {
-            return;
-        };
-        if let Err(refusal) = self.check_identity(uuid, &domain) {
-            self.undo_and_tell(number, &refusal);
+        let number = incoming.number;
+        let checked = self.check_identity(cx, host.inventory, uuid, &incoming.domain);
+        if let Err(refusal) = checked {
+            self.undo_and_tell(cx, host, number, &refusal);
         }
     }
 
     /// libvirt's hook has said what a domain is called.
-    pub(super) fn check_told(&mut self, uuid: DomainUuid, known: &str) {
-        let Some(number) = self.incoming_of(uuid) else {
-            return;
-        };
-        let named = self.incoming.get(&number).map(|it| it.domain.clone());
-        if let Some(named) = named.filter(|named| named != known) {
+    pub(super) fn check_told(
+        &mut self,
+        cx: &mut Context,
+        host: &mut Host<'_>,
+        uuid: DomainUuid,
+        known: &str,
+    ) {
+        let incoming = self.incoming.of_domain(uuid);
+        if let Some(incoming) = incoming.filter(|it| it.domain != known) {
+            let number = incoming.number;
             let refusal = Refusal::OtherName {
-                agent: self.cx.config.name.clone(),
+                agent: cx.config.name.clone(),
                 uuid: uuid.to_string(),
                 known: known.to_owned(),
-                named,
+                named: incoming.domain.clone(),
             };
-            self.undo_and_tell(number, &refusal);
+            self.undo_and_tell(cx, host, number, &refusal);
         }
     }
 
     /// Whether a peer may ask for something now. What waits has been counted.
     pub(in crate::proto) fn check_rate(
         &mut self,
+        cx: &Context,
         peer: &str,
         transaction: u64,
     ) -> Result<(), Refusal> {
-        let per_minute = self.cx.config.policy.requests_per_minute.get();
-        if self.queue.has(peer, transaction) || self.rates.allow(peer, self.cx.now, per_minute) {
+        let per_minute = cx.config.policy.requests_per_minute.get();
+        if self.queue.has(peer, transaction) || self.rates.allow(peer, cx.now, per_minute) {
             return Ok(());
         }
         Err(Refusal::TooOften {
-            agent: self.cx.config.name.clone(),
+            agent: cx.config.name.clone(),
             peer: peer.to_owned(),
         })
     }

@@ -1,13 +1,14 @@
-//! What the source says while its domain is to arrive, and how arrivals end that do not happen.
+//! How arrivals end: those that do not happen, and those whose VM is gone or has had its time.
 
 use std::time::Duration;
 
-use common::signal::{MigrationAbort, MigrationProgress, PeerMessage, Phase};
-use tracing::warn;
+use common::signal::{MigrationAbort, PeerMessage};
+use tracing::{debug, info, warn};
 
-use super::Incoming;
-use super::handover::CUT_TRANSIT;
-use crate::proto::Agent;
+use super::stage::Stage;
+use super::{Arrivals, Host, Incoming};
+use crate::proto::DomainUuid;
+use crate::proto::context::Context;
 use crate::proto::record::Outcome;
 use crate::proto::refusal::{Refusal, bounded};
 use crate::proto::timer::Timer;
@@ -15,223 +16,227 @@ use crate::proto::timer::Timer;
 /// How long the source of a domain whose TAPs are gone may take to say why.
 const REASON_WAIT: Duration = Duration::from_secs(2);
 
-impl Agent {
-    pub(in crate::proto) fn on_peer_progress(
-        &mut self,
-        peer: &str,
-        transaction: u64,
-        progress: MigrationProgress,
-    ) {
-        let Some(number) = self.incoming_by_transaction(peer, transaction) else {
-            return;
-        };
-        self.heard_of(number);
-        let pause = progress.vm_pause_ms.map(Duration::from_millis);
-        self.cx.records.update(number, |record| {
-            if record.outcome.is_none() {
-                record.phase = progress.phase;
-            }
-            record.vm_pause = pause.or(record.vm_pause);
-            record.processed_bytes = progress.processed_bytes;
-            record.total_bytes = progress.total_bytes;
-        });
-        let phase = progress.phase;
-        let now = self.cx.now;
-        let Some(incoming) = self.incoming.get_mut(&number) else {
-            return;
-        };
-        let uuid = incoming.uuid;
-        if let Some(clock_ns) = progress.clock_ns {
-            incoming.clock.observe(clock_ns, now);
-        }
-        match phase {
-            Phase::Copying => {
-                let sent = progress
-                    .clock_ns
-                    .and_then(|sent| incoming.clock.latest(sent));
-                incoming.ran = sent.or(incoming.ran);
-            }
-            Phase::Switching => {
-                incoming.switching.get_or_insert(now);
-            }
-            Phase::Preparing | Phase::Ready | Phase::Completed => {}
-        }
-        incoming.progress = Some(progress);
-        match phase {
-            Phase::Switching => {
-                self.answer_asked(number);
-                self.ports_changed();
-            }
-            // Only libvirt says whether it runs here.
-            Phase::Completed => {
-                if self
-                    .inventory
-                    .domains
-                    .get(&uuid)
-                    .is_some_and(|it| it.running)
-                {
-                    self.arrived(uuid, self.cx.now);
-                }
-                self.note_arrival(number);
-            }
-            Phase::Preparing | Phase::Ready | Phase::Copying => {}
-        }
-    }
-
-    /// The source takes an arrival back. While QEMU already waits for it here the last word is
+impl Arrivals {
+    /// The source takes an arrival back, or does not ask for a domain that it was given notice of. While QEMU already waits for it here the last word is
     /// libvirt's, within a bound: the VM may have got through although its source thinks not.
-    pub(in crate::proto) fn on_peer_abort(&mut self, peer: &str, transaction: u64, reason: &str) {
+    pub(in crate::proto) fn aborted(
+        &mut self,
+        cx: &mut Context,
+        host: &mut Host<'_>,
+        (peer, transaction): (&str, u64),
+        reason: &str,
+    ) {
         self.queue.remove(peer, transaction);
-        let Some(number) = self.incoming_by_transaction(peer, transaction) else {
-            return;
-        };
-        let Some(incoming) = self.incoming.get_mut(&number) else {
-            return;
-        };
-        if incoming.arrived.is_some() {
-            // It runs at both ends when libvirt has lost its word in between; the source ends it
-            // here, unless it is the one that errs.
-            incoming.aborted = Some(reason.to_owned());
-            return;
-        }
-        let Some(incoming) = self.incoming.get(&number) else {
-            return;
-        };
-        if self.has_begun(incoming)
-            && let Some(incoming) = self.incoming.get_mut(&number)
-        {
-            incoming.aborted = Some(reason.to_owned());
-            let grace = self.cx.now + self.cx.config.timing.lost_peer_grace;
-            self.cx.timers.set_earlier(Timer::Unused(number), grace);
-        } else {
-            self.undo(number, reason);
-        }
-    }
-
-    /// The connection to a source broke. Before its VM has begun to come nothing is lost by undoing
-    /// soon; after that libvirt decides.
-    pub(in crate::proto) fn incoming_peer_down(&mut self, peer: &str) {
-        let grace = self.cx.now + self.cx.config.timing.lost_peer_grace;
-        for (number, incoming) in &self.incoming {
-            if incoming.peer == peer && incoming.waits_for_cut() {
-                self.cx
-                    .timers
-                    .set_earlier(Timer::Cut(*number), self.cx.now + CUT_TRANSIT);
-            }
-            if incoming.peer == peer && incoming.arrived.is_none() && !self.has_begun(incoming) {
-                self.cx.timers.set_earlier(Timer::Unused(*number), grace);
+        if let Some(incoming) = self.incoming.of_transaction_mut(peer, transaction) {
+            let is_here = self.taps.are_here(host.inventory, incoming);
+            let number = incoming.number;
+            match &mut incoming.stage {
+                // It runs at both ends when libvirt has lost its word in between; the source ends it
+                // here, unless it is the one that errs.
+                Stage::Arrived(arrived) => arrived.aborted = Some(reason.to_owned()),
+                Stage::Coming { aborted, .. } if is_here => {
+                    *aborted = Some(reason.to_owned());
+                    let grace = cx.now + cx.config.timing.lost_peer_grace;
+                    cx.timers.set_earlier(Timer::Unused(number), grace);
+                }
+                Stage::Expected { .. } | Stage::Coming { .. } => {
+                    self.undo(cx, host, number, reason);
+                }
             }
         }
-    }
-
-    /// Whether libvirt has begun to bring a domain: it is known, or its TAPs are here.
-    pub(super) fn has_begun(&self, incoming: &Incoming) -> bool {
-        self.inventory.domains.contains_key(&incoming.uuid)
-            || !self
-                .inventory
-                .ports_of_arrival(&incoming.uuid, &incoming.macs)
-                .is_empty()
+        self.preparations.refused(cx, peer, transaction, reason);
     }
 
     /// TAPs are gone. A domain that was coming and has none any more does not arrive, and its source
     /// can still say why; one that has arrived is gone.
-    pub(in crate::proto) fn arrivals_cut_off(&mut self) {
-        let cut_off: Vec<u64> = self
-            .incoming
-            .iter()
-            .filter(|(_, incoming)| incoming.begun && !self.has_begun(incoming))
-            .map(|(number, _)| *number)
-            .collect();
-        for number in cut_off {
-            let Some(incoming) = self.incoming.get(&number) else {
+    pub(in crate::proto) fn cut_off(&mut self, cx: &mut Context, host: &mut Host<'_>) {
+        let cut_off = self.incoming.iter().filter(|incoming| {
+            incoming.stage.has_begun() && !self.taps.are_here(host.inventory, incoming)
+        });
+        let cut_off = cut_off.map(|incoming| incoming.number);
+        for number in cut_off.collect::<Vec<_>>() {
+            let Some(incoming) = self.incoming.get(number) else {
                 continue;
             };
-            if incoming.arrived.is_some() {
-                self.gone_after_arrival(number);
-            } else if let Some(reason) = incoming.aborted.clone() {
-                self.undo(number, &reason);
-            } else {
-                let until = self.cx.now + REASON_WAIT;
-                self.cx.timers.set_earlier(Timer::Unused(number), until);
+            match &incoming.stage {
+                Stage::Arrived(_) => self.gone_after_arrival(cx, host, number),
+                Stage::Coming {
+                    aborted: Some(reason),
+                    ..
+                } => {
+                    let reason = reason.clone();
+                    self.undo(cx, host, number, &reason);
+                }
+                Stage::Expected { .. } | Stage::Coming { aborted: None, .. } => {
+                    let until = cx.now + REASON_WAIT;
+                    cx.timers.set_earlier(Timer::Unused(number), until);
+                }
             }
         }
     }
 
-    pub(in crate::proto) fn arrival_unused(&mut self, number: u64) {
-        let Some(incoming) = self.incoming.get(&number) else {
+    /// A domain left this host: a migration that failed, or a VM that was held for.
+    pub(in crate::proto) fn domain_gone(
+        &mut self,
+        cx: &mut Context,
+        host: &mut Host<'_>,
+        uuid: DomainUuid,
+    ) {
+        let Some(incoming) = self.incoming.of_domain(uuid) else {
             return;
         };
-        let domain = incoming.domain.clone();
-        let expiry = incoming.last_heard + self.cx.config.timing.unused_join_expiry;
-        let has_begun = self.has_begun(incoming);
-        if incoming.aborted.is_none() && self.cx.now < expiry && has_begun {
-            // Its source is lost, but the VM has begun to come meanwhile.
-            self.cx.timers.set(Timer::Unused(number), expiry);
+        let number = incoming.number;
+        if incoming.stage.arrived().is_some() {
+            self.gone_after_arrival(cx, host, number);
             return;
         }
-        let refusal = match &incoming.aborted {
-            Some(reason) => {
+        let refusal = Refusal::GoneBeforeArrival {
+            domain: incoming.domain.clone(),
+            agent: cx.config.name.clone(),
+        };
+        self.undo_and_tell(cx, host, number, &refusal);
+    }
+
+    /// Nothing was heard for as long as may be, or what was to end the arrival has not.
+    pub(in crate::proto) fn unused(&mut self, cx: &mut Context, host: &mut Host<'_>, number: u64) {
+        let Some(incoming) = self.incoming.get(number) else {
+            return;
+        };
+        let (heard, begun) = match &incoming.stage {
+            Stage::Expected { heard } => (*heard, false),
+            Stage::Coming {
+                heard,
+                aborted: None,
+            } => (*heard, true),
+            Stage::Coming {
+                aborted: Some(reason),
+                ..
+            } => {
                 let reason = reason.clone();
-                self.undo(number, &reason);
+                self.undo(cx, host, number, &reason);
                 return;
             }
-            None if incoming.begun && !has_begun => Refusal::GoneBeforeArrival {
+            Stage::Arrived(_) => return,
+        };
+        let domain = incoming.domain.clone();
+        let expiry = heard + cx.config.timing.unused_join_expiry;
+        let is_here = self.taps.are_here(host.inventory, incoming);
+        if cx.now < expiry && is_here {
+            // Its source is lost, but the VM has begun to come meanwhile.
+            cx.timers.set(Timer::Unused(number), expiry);
+            return;
+        }
+        let refusal = if begun && !is_here {
+            Refusal::GoneBeforeArrival {
                 domain,
-                agent: self.cx.config.name.clone(),
-            },
-            None if self.cx.is_up(&incoming.peer) => Refusal::Unused {
+                agent: cx.config.name.clone(),
+            }
+        } else if cx.is_up(&incoming.peer) {
+            Refusal::Unused {
                 domain,
-                waited: self.cx.config.timing.unused_join_expiry,
-            },
-            None => Refusal::LostPeer {
+                waited: cx.config.timing.unused_join_expiry,
+            }
+        } else {
+            Refusal::LostPeer {
                 domain,
                 peer: incoming.peer.clone(),
-            },
+            }
         };
-        self.undo_and_tell(number, &refusal);
+        self.undo_and_tell(cx, host, number, &refusal);
     }
 
-    pub(super) fn undo_and_tell(&mut self, number: u64, refusal: &Refusal) {
+    /// The VM came, but never answered for what is left: nothing more is to be expected.
+    pub(in crate::proto) fn hold_timed_out(
+        &mut self,
+        cx: &mut Context,
+        host: &mut Host<'_>,
+        number: u64,
+    ) {
+        let Some(incoming) = self.drop_incoming(cx, host, number) else {
+            return;
+        };
+        info!(
+            domain = %incoming.domain,
+            left = incoming.needs.len(),
+            "Domain never answered for some addresses; their joins end"
+        );
+        for place in &incoming.mdb.made {
+            host.delete_mdb(cx, *place);
+        }
+        self.release_all(cx, host, incoming);
+    }
+
+    /// A domain is gone that was held for. If its source took the migration back, it ran here only
+    /// by mistake.
+    fn gone_after_arrival(&mut self, cx: &mut Context, host: &mut Host<'_>, number: u64) {
+        if let Some(incoming) = self.incoming.get(number) {
+            debug!(domain = %incoming.domain, "Domain is gone while it was held for");
+            if let Some(reason) = incoming.stage.aborted() {
+                let outcome = Outcome::Failed(reason.to_owned());
+                cx.records.end(number, cx.now, outcome);
+            }
+        }
+        self.undo(cx, host, number, "");
+    }
+
+    pub(super) fn undo_and_tell(
+        &mut self,
+        cx: &mut Context,
+        host: &mut Host<'_>,
+        number: u64,
+        refusal: &Refusal,
+    ) {
         let reason = bounded(&refusal.to_string());
-        if let Some(incoming) = self.incoming.get(&number) {
-            let (peer, transaction) = (incoming.peer.clone(), incoming.transaction);
+        if let Some(incoming) = self.incoming.get(number) {
             let abort = PeerMessage::from(MigrationAbort {
                 reason: reason.clone(),
             });
-            self.cx.send(&peer, transaction, &abort);
+            cx.send(&incoming.peer, incoming.transaction, &abort);
         }
-        self.undo(number, &reason);
+        self.undo(cx, host, number, &reason);
     }
 
     /// Ends an arrival that has not happened, with all that was made for it.
-    pub(super) fn undo(&mut self, number: u64, reason: &str) {
-        let Some(incoming) = self.drop_incoming(number) else {
+    pub(super) fn undo(
+        &mut self,
+        cx: &mut Context,
+        host: &mut Host<'_>,
+        number: u64,
+        reason: &str,
+    ) {
+        let Some(incoming) = self.drop_incoming(cx, host, number) else {
             return;
         };
-        if incoming.arrived.is_none() {
-            if self.incoming_of(incoming.uuid).is_none() {
-                self.preparations
-                    .not_prepared(&mut self.cx, incoming.uuid, reason);
+        if incoming.stage.arrived().is_none() {
+            let is_replaced = self.incoming.of_domain(incoming.uuid).is_some();
+            if !is_replaced {
+                self.preparations.not_prepared(cx, incoming.uuid, reason);
             }
             warn!(domain = %incoming.domain, number, reason, "Domain does not arrive");
             let outcome = Outcome::Failed(reason.to_owned());
-            self.cx.records.end(number, self.cx.now, outcome);
+            cx.records.end(number, cx.now, outcome);
         }
-        for (ifindex, key) in incoming.mdb {
-            let shared = self
-                .incoming
-                .values()
-                .any(|other| other.mdb.contains(&(ifindex, key)));
-            if !shared {
-                self.delete_mdb(ifindex, key);
+        for place in &incoming.mdb.made {
+            let mut others = self.incoming.iter();
+            if !others.any(|other| other.mdb.made.contains(place)) {
+                host.delete_mdb(cx, *place);
             }
         }
+        self.release_all(cx, host, incoming);
+    }
+
+    fn release_all(&mut self, cx: &mut Context, host: &mut Host<'_>, incoming: Incoming) {
         for (key, mac) in incoming.needs.into_keys() {
-            self.release(number, key, mac);
+            self.joins.release(cx, host, incoming.number, key, mac);
         }
     }
 
-    pub(super) fn drop_incoming(&mut self, number: u64) -> Option<Incoming> {
+    fn drop_incoming(
+        &mut self,
+        cx: &mut Context,
+        host: &mut Host<'_>,
+        number: u64,
+    ) -> Option<Incoming> {
         for timer in [
             Timer::Unused(number),
             Timer::Hold(number),
@@ -240,12 +245,12 @@ impl Agent {
             Timer::Cut(number),
             Timer::Claim(number),
         ] {
-            self.cx.timers.stop(timer);
+            cx.timers.stop(timer);
         }
-        let mut incoming = self.incoming.remove(&number)?;
-        self.clear_gates(&incoming.gates);
-        if let Some(claim) = incoming.claim.take() {
-            self.drop_claim(number, &claim, incoming.uuid, true);
+        let mut incoming = self.incoming.remove(number)?;
+        incoming.gates.clear(cx);
+        if let Some(address) = incoming.end_claim(cx, host.addresses, true) {
+            self.forget_address(cx, host.addresses, address, false);
         }
         Some(incoming)
     }

@@ -19,18 +19,21 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use common::signal::HandoverCut;
+use common::signal::{HandoverCut, NicCut};
 use tracing::{info, warn};
 
-use super::{Agent, Incoming};
+use super::tap::Taps;
+use super::{Arrivals, Host, Incoming};
+use crate::proto::context::Context;
 use crate::proto::handover::{FlowReport, HoldReport, LATEST_CUT};
+use crate::proto::host::inventory::Inventory;
 use crate::proto::record::Ungated;
 use crate::proto::timer::Timer;
 use crate::proto::{GateCommand, Mac, Output};
 
 /// How long a cut may be on its way; the least that a VM that runs here waits for its cut, and all that it
 /// waits for one of a source that is not connected.
-pub(super) const CUT_TRANSIT: Duration = Duration::from_millis(200);
+const CUT_TRANSIT: Duration = Duration::from_millis(200);
 /// What is replayed without a cut begins so long before the last moment of which the source said that the
 /// VM ran: as long as libvirt's word of the stop may take to get to the source.
 const BLIND_MARGIN: Duration = Duration::from_millis(100);
@@ -38,80 +41,116 @@ const BLIND_MARGIN: Duration = Duration::from_millis(100);
 const ASSUMED_PAUSE: Duration = Duration::from_secs(1);
 
 /// What the gate of an arriving TAP does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum ArrivalGate {
+#[derive(Clone, Debug, PartialEq)]
+enum Gate {
     Holding,
-    Replaying,
+    Replaying {
+        /// What the source has said of the TAP after its first cut.
+        revised: Option<NicCut>,
+    },
     /// It is gone again: the TAP gets its streams by itself.
     Opened,
     /// There is none: the TAP waits for its streams until the pause.
     Refused(Ungated),
 }
 
-impl Incoming {
-    /// Whether a gate keeps a TAP from filling before its VM runs, or has done so.
-    pub(super) fn is_held(&self, ifindex: u32) -> bool {
-        self.gates
-            .get(&ifindex)
-            .is_some_and(|gate| !matches!(gate, ArrivalGate::Refused(_)))
-    }
-
-    /// Whether the VM runs here and is kept from its streams for want of a cut.
-    pub(super) fn waits_for_cut(&self) -> bool {
-        self.arrived.is_some()
-            && self
-                .gates
-                .values()
-                .any(|gate| *gate == ArrivalGate::Holding)
+impl Gate {
+    fn is_closed(&self) -> bool {
+        matches!(self, Self::Holding | Self::Replaying { .. })
     }
 }
 
-impl Agent {
+/// The gates of an arrival's TAPs.
+#[derive(Debug, Default)]
+pub(super) struct Gates(BTreeMap<u32, Gate>);
+
+impl Gates {
+    /// Whether a gate keeps a TAP from filling before its VM runs, or has done so.
+    pub(super) fn hold(&self, ifindex: u32) -> bool {
+        let gate = self.0.get(&ifindex);
+        gate.is_some_and(|gate| !matches!(gate, Gate::Refused(_)))
+    }
+
+    pub(super) fn is_closed(&self, ifindex: u32) -> bool {
+        self.0.get(&ifindex).is_some_and(Gate::is_closed)
+    }
+
+    pub(super) fn is_holding(&self, ifindex: u32) -> bool {
+        self.0.get(&ifindex) == Some(&Gate::Holding)
+    }
+
+    /// The TAP has no gate, or no longer; `false` if it is not one of these.
+    pub(super) fn refuse(&mut self, ifindex: u32, reason: Ungated) -> bool {
+        let gate = self.0.get_mut(&ifindex);
+        gate.map(|gate| *gate = Gate::Refused(reason)).is_some()
+    }
+
+    /// Takes gates away from others.
+    pub(super) fn take_from(&mut self, others: &mut Self, condition: impl Fn(u32) -> bool) {
+        let taken = others.0.extract_if(.., |ifindex, _| condition(*ifindex));
+        self.0.extend(taken);
+    }
+
+    pub(super) fn retain(&mut self, condition: impl Fn(u32) -> bool) {
+        self.0.retain(|ifindex, _| condition(*ifindex));
+    }
+
+    pub(super) fn taps(&self) -> impl Iterator<Item = u32> {
+        self.0.keys().copied()
+    }
+
+    /// Opens those that are closed. One that is open already may be another migration's by now.
+    pub(super) fn clear(&self, cx: &mut Context) {
+        for (ifindex, _) in self.0.iter().filter(|(_, gate)| gate.is_closed()) {
+            let clear = GateCommand::Clear { ifindex: *ifindex };
+            cx.outputs.push_back(Output::Gate(clear));
+        }
+    }
+}
+
+impl Incoming {
+    /// Whether the VM runs here and is kept from its streams for want of a cut.
+    pub(super) fn waits_for_cut(&self) -> bool {
+        let mut gates = self.gates.0.values();
+        self.stage.arrived().is_some() && gates.any(|gate| *gate == Gate::Holding)
+    }
+
     /// Closes the gates of TAPs that have come for a VM that does not run here yet.
-    pub(super) fn hold_arrival(&mut self, number: u64) {
-        let Some(incoming) = self.incoming.get(&number) else {
-            return;
-        };
-        let runs = self
-            .inventory
-            .domains
-            .get(&incoming.uuid)
-            .is_some_and(|domain| domain.running);
-        if incoming.arrived.is_some() {
-            self.note_ungated(number);
+    pub(super) fn hold(
+        &mut self,
+        cx: &mut Context,
+        inventory: &Inventory,
+        taps: &mut Taps,
+        ports: &[(u32, Mac)],
+    ) {
+        if self.stage.arrived().is_some() {
+            self.note_ungated(cx, ports);
             return;
         }
-        if !self.cx.config.handover || runs {
+        let domain = inventory.domains.get(&self.uuid);
+        if !cx.config.handover || domain.is_some_and(|domain| domain.running) {
             return;
         }
-        let uuid = incoming.uuid;
-        let mut ports = self.inventory.ports_of_arrival(&uuid, &incoming.macs);
-        ports.retain(|(ifindex, _)| !incoming.gates.contains_key(ifindex));
         for (ifindex, _) in ports {
-            let gate = if self.close_gate(ifindex, &uuid) {
-                ArrivalGate::Holding
-            } else {
-                ArrivalGate::Refused(Ungated::ClosedTooLong)
-            };
-            if let Some(incoming) = self.incoming.get_mut(&number) {
-                incoming.gates.insert(ifindex, gate);
+            if self.gates.0.contains_key(ifindex) {
+                continue;
             }
+            let gate = if taps.close_gate(cx, inventory, *ifindex, &self.uuid) {
+                Gate::Holding
+            } else {
+                Gate::Refused(Ungated::ClosedTooLong)
+            };
+            self.gates.0.insert(*ifindex, gate);
         }
     }
 
     /// Notes which TAPs of a VM that runs here get streams that no gate has held.
-    fn note_ungated(&mut self, number: u64) {
-        let Some(incoming) = self.incoming.get(&number) else {
-            return;
-        };
-        let ports = self
-            .inventory
-            .ports_of_arrival(&incoming.uuid, &incoming.macs);
-        let listens = |mac: &Mac| incoming.needs.keys().any(|(_, of)| of == mac);
-        let reason = |ifindex: &u32| match incoming.gates.get(ifindex) {
-            Some(ArrivalGate::Refused(reason)) => Some(*reason),
+    fn note_ungated(&self, cx: &mut Context, ports: &[(u32, Mac)]) {
+        let listens = |mac: &Mac| self.needs.keys().any(|(_, of)| of == mac);
+        let reason = |ifindex: &u32| match self.gates.0.get(ifindex) {
+            Some(Gate::Refused(reason)) => Some(*reason),
             Some(_) => None,
-            None if self.cx.config.handover => Some(Ungated::RanAlready),
+            None if cx.config.handover => Some(Ungated::RanAlready),
             None => Some(Ungated::SwitchedOff),
         };
         let ungated: Vec<(Mac, Ungated)> = ports
@@ -119,161 +158,165 @@ impl Agent {
             .filter(|(_, mac)| listens(mac))
             .filter_map(|(ifindex, mac)| Some((*mac, reason(ifindex)?)))
             .collect();
-        self.cx
-            .records
-            .update(number, |record| record.ungated.extend(ungated));
+        cx.records
+            .update(self.number, |record| record.ungated.extend(ungated));
     }
 
-    /// There is no gate, so the bridge sends nothing to the TAP until the pause.
-    pub(in crate::proto) fn not_held(&mut self, ifindex: u32, reason: Ungated) {
-        let mut entries = Vec::new();
-        for incoming in self.incoming.values_mut() {
-            let Some(gate) = incoming.gates.get_mut(&ifindex) else {
-                continue;
-            };
-            *gate = ArrivalGate::Refused(reason);
-            entries.extend(incoming.mdb.extract_if(.., |(port, _)| *port == ifindex));
-        }
-        for (ifindex, key) in entries {
-            self.delete_mdb(ifindex, key);
-        }
-        self.ports_changed();
-    }
-
-    /// The source says how far its VM has received.
-    pub(in crate::proto) fn on_handover_cut(
-        &mut self,
-        peer: &str,
-        transaction: u64,
-        cut: &HandoverCut,
-    ) {
-        let Some(number) = self.incoming_by_transaction(peer, transaction) else {
-            return;
-        };
-        let Some(incoming) = self.incoming.get_mut(&number) else {
-            return;
-        };
-        incoming.clock.observe(cut.clock_ns, self.cx.now);
-        let ports = self
-            .inventory
-            .ports_of_arrival(&incoming.uuid, &incoming.macs);
-        for nic in &cut.nics {
-            let mac: Mac = *nic.mac;
-            let Some((ifindex, _)) = ports.iter().find(|(_, of)| *of == mac) else {
-                continue;
-            };
-            match incoming.gates.get(ifindex) {
-                Some(ArrivalGate::Holding) => {
-                    incoming.gates.insert(*ifindex, ArrivalGate::Replaying);
-                    self.cx.outputs.push_back(Output::Gate(GateCommand::Replay {
-                        ifindex: *ifindex,
-                        cut: nic.clone(),
-                        clock_ns: cut.clock_ns,
-                        clock: incoming.clock,
-                    }));
-                }
-                // The source says it anew: it knows better now, or the connection was lost.
-                Some(ArrivalGate::Replaying) => {
-                    incoming.revised.insert(*ifindex, nic.clone());
-                }
-                Some(ArrivalGate::Opened) => self.cx.records.update(number, |record| {
-                    if let Some(report) = record.handover.get_mut(ifindex) {
-                        report.revise(nic);
-                    }
-                }),
-                Some(ArrivalGate::Refused(_)) | None => {}
+    /// Takes in the cut of one TAP.
+    fn cut(&mut self, cx: &mut Context, ifindex: u32, clock_ns: u64, cut: &NicCut) {
+        match self.gates.0.get_mut(&ifindex) {
+            Some(gate @ Gate::Holding) => {
+                *gate = Gate::Replaying { revised: None };
+                cx.outputs.push_back(Output::Gate(GateCommand::Replay {
+                    ifindex,
+                    cut: cut.clone(),
+                    clock_ns,
+                    clock: self.told.clock,
+                }));
             }
+            // The source says it anew: it knows better now, or the connection was lost.
+            Some(Gate::Replaying { revised }) => *revised = Some(cut.clone()),
+            Some(Gate::Opened) => cx.records.update(self.number, |record| {
+                if let Some(report) = record.handover.get_mut(&ifindex) {
+                    report.revise(cut);
+                }
+            }),
+            Some(Gate::Refused(_)) | None => {}
         }
-        // Of those that it leaves out, the source knows nothing.
-        self.cut_timed_out(number);
     }
 
     /// The VM runs here: it gets a cut, or does without.
-    pub(super) fn expect_cut(&mut self, number: u64) {
-        let Some(incoming) = self.incoming.get(&number) else {
-            return;
-        };
-        if !incoming.waits_for_cut() {
+    pub(super) fn expect_cut(&self, cx: &mut Context) {
+        if !self.waits_for_cut() {
             return;
         }
-        let soon = self.cx.now + CUT_TRANSIT;
-        let due = if self.cx.is_up(&incoming.peer) {
-            let stopped = incoming.switching.unwrap_or(self.cx.now);
+        let soon = cx.now + CUT_TRANSIT;
+        let due = if cx.is_up(&self.peer) {
+            let stopped = self.told.switching.unwrap_or(cx.now);
             soon.max(stopped + LATEST_CUT + CUT_TRANSIT)
         } else {
             soon
         };
-        self.cx.timers.set(Timer::Cut(number), due);
+        cx.timers.set(Timer::Cut(self.number), due);
     }
 
-    /// No cut comes. What the VM may have missed is replayed.
-    pub(in crate::proto) fn cut_timed_out(&mut self, number: u64) {
-        let Some(incoming) = self.incoming.get_mut(&number) else {
-            return;
-        };
-        let stopped = incoming
-            .switching
-            .map(|at| incoming.ran.unwrap_or(at).min(at));
-        let since = match (stopped, incoming.arrived) {
+    /// The connection to the source broke: its cut is on its way, or does not come.
+    pub(super) fn hurry_cut(&self, cx: &mut Context) {
+        if self.waits_for_cut() {
+            let due = cx.now + CUT_TRANSIT;
+            cx.timers.set_earlier(Timer::Cut(self.number), due);
+        }
+    }
+
+    /// No cut comes for the TAPs that still hold. What the VM may have missed is replayed.
+    fn do_without_cut(&mut self, cx: &mut Context) {
+        let told = &self.told;
+        let stopped = told.switching.map(|at| told.ran.unwrap_or(at).min(at));
+        let since = match (stopped, self.stage.arrived()) {
             (Some(stopped), _) => stopped - BLIND_MARGIN,
             (None, Some(arrived)) => arrived - ASSUMED_PAUSE,
             (None, None) => return,
         };
-        for (ifindex, gate) in &mut incoming.gates {
-            if *gate == ArrivalGate::Holding {
-                *gate = ArrivalGate::Replaying;
+        for (ifindex, gate) in &mut self.gates.0 {
+            if *gate == Gate::Holding {
+                *gate = Gate::Replaying { revised: None };
                 warn!(
-                    domain = %incoming.domain,
-                    source = %incoming.peer,
+                    domain = %self.domain,
+                    source = %self.peer,
                     "How far the VM has received was not told; it gets what came during the pause"
                 );
                 let replay = GateCommand::ReplayBlind {
                     ifindex: *ifindex,
                     since,
                 };
-                self.cx.outputs.push_back(Output::Gate(replay));
+                cx.outputs.push_back(Output::Gate(replay));
             }
+        }
+    }
+}
+
+impl Arrivals {
+    /// There is no gate, so the bridge sends nothing to the TAP until the pause.
+    pub(in crate::proto) fn not_held(
+        &mut self,
+        cx: &mut Context,
+        host: &mut Host<'_>,
+        ifindex: u32,
+        reason: Ungated,
+    ) {
+        let mut entries = Vec::new();
+        for incoming in self.incoming.iter_mut() {
+            if incoming.gates.refuse(ifindex, reason) {
+                let made = &mut incoming.mdb.made;
+                entries.extend(made.extract_if(.., |(port, _)| *port == ifindex));
+            }
+        }
+        for place in entries {
+            host.delete_mdb(cx, place);
+        }
+        self.ports_changed(cx, host);
+    }
+
+    /// The source says how far its VM has received.
+    pub(in crate::proto) fn cut_told(
+        &mut self,
+        cx: &mut Context,
+        inventory: &Inventory,
+        (peer, transaction): (&str, u64),
+        cut: &HandoverCut,
+    ) {
+        let Some(incoming) = self.incoming.of_transaction_mut(peer, transaction) else {
+            return;
+        };
+        incoming.told.clock.observe(cut.clock_ns, cx.now);
+        let ports = self.taps.of(inventory, incoming);
+        for nic in &cut.nics {
+            let mac: Mac = *nic.mac;
+            if let Some((ifindex, _)) = ports.iter().find(|(_, of)| *of == mac) {
+                incoming.cut(cx, *ifindex, cut.clock_ns, nic);
+            }
+        }
+        // Of those that it leaves out, the source knows nothing.
+        incoming.do_without_cut(cx);
+    }
+
+    pub(in crate::proto) fn cut_timed_out(&mut self, cx: &mut Context, number: u64) {
+        if let Some(incoming) = self.incoming.get_mut(number) {
+            incoming.do_without_cut(cx);
         }
     }
 
     /// A TAP gets its streams by itself again.
-    pub(in crate::proto) fn gate_opened(&mut self, ifindex: u32, mut report: HoldReport) {
-        let found = self
-            .incoming
-            .iter_mut()
-            .find(|(_, incoming)| incoming.gates.contains_key(&ifindex));
-        let Some((number, incoming)) = found else {
+    pub(in crate::proto) fn gate_opened(
+        &mut self,
+        cx: &mut Context,
+        ifindex: u32,
+        mut report: HoldReport,
+    ) {
+        let found = self.incoming.iter_mut().find_map(|incoming| {
+            let gate = incoming.gates.0.get_mut(&ifindex)?;
+            let before = std::mem::replace(gate, Gate::Opened);
+            Some((&*incoming, before))
+        });
+        let Some((incoming, before)) = found else {
             return;
         };
-        incoming.gates.insert(ifindex, ArrivalGate::Opened);
-        if let Some(cut) = incoming.revised.remove(&ifindex) {
+        if let Gate::Replaying { revised: Some(cut) } = before {
             report.revise(&cut);
         }
         let sum = |of: fn(&FlowReport) -> u64| report.flows.iter().map(of).sum::<u64>();
         info!(
             domain = %incoming.domain,
-            number,
+            number = incoming.number,
             ifindex,
             replayed = sum(|flow| flow.replayed),
             lost = sum(|flow| flow.lost),
             doubled_at_most = sum(|flow| flow.duplicates),
             "Handover is done"
         );
-        let number = *number;
-        self.cx.records.update(number, |record| {
+        cx.records.update(incoming.number, |record| {
             record.handover.insert(ifindex, report);
         });
-    }
-
-    /// Opens the gates of an arrival that does not happen. One that is open already may be another
-    /// migration's by now.
-    pub(super) fn clear_gates(&mut self, gates: &BTreeMap<u32, ArrivalGate>) {
-        for (ifindex, gate) in gates {
-            if matches!(gate, ArrivalGate::Holding | ArrivalGate::Replaying) {
-                let clear = GateCommand::Clear { ifindex: *ifindex };
-                self.cx.outputs.push_back(Output::Gate(clear));
-            }
-        }
     }
 }
 

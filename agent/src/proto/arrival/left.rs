@@ -6,63 +6,74 @@ use std::time::Duration;
 
 use common::signal::AddressClaim;
 
-use crate::proto::Agent;
+use super::address::Claim;
+use super::{Arrivals, Host};
+use crate::proto::AgentConfig;
 use crate::proto::addresses::Translating;
+use crate::proto::context::Context;
 
-impl Agent {
-    /// Takes in from which addresses an arriving VM may still send, as the source says.
-    pub(super) fn take_left(&mut self, number: u64, said: &AddressClaim) {
-        let left: Vec<Ipv6Addr> = said
-            .translate
-            .iter()
-            .map(|it| Ipv6Addr::from(**it))
-            .filter(|it| {
-                !it.is_multicast() && !it.is_unicast_link_local() && !self.cx.config.is_on_link(*it)
-            })
-            .collect();
-        let asked = Duration::from_secs(u64::from(said.translate_s));
-        let translate = asked.min(self.cx.config.unicast.forward);
-        let claim = self
-            .incoming
-            .get_mut(&number)
-            .and_then(|it| it.claim.as_mut());
-        let Some(claim) = claim else {
-            return;
+/// The addresses that a VM has left and may still send from, and for how long after the switch.
+#[derive(Debug, Default)]
+pub(super) struct Left {
+    addresses: Vec<Ipv6Addr>,
+    lasting: Duration,
+}
+
+impl Left {
+    /// Takes in what the source says.
+    fn new(config: &AgentConfig, said: &AddressClaim) -> Self {
+        let named = said.translate.iter().map(|it| Ipv6Addr::from(**it));
+        let is_other_link = |it: &Ipv6Addr| {
+            !it.is_multicast() && !it.is_unicast_link_local() && !config.is_on_link(*it)
         };
-        claim.translate = translate;
-        claim.left.clone_from(&left);
-        self.addresses
-            .end_translations(&mut self.cx, |(_, address), it| {
-                it.is_of(number) && !left.contains(address)
-            });
-        self.translate_left();
+        let asked = Duration::from_secs(u64::from(said.translate_s));
+        Self {
+            addresses: named.filter(is_other_link).collect(),
+            lasting: asked.min(config.unicast.forward),
+        }
     }
+}
 
+impl Claim {
+    /// Takes in from which addresses an arriving VM may still send, as the source says.
+    pub(super) fn take_left(
+        &mut self,
+        cx: &mut Context,
+        host: &mut Host<'_>,
+        number: u64,
+        said: &AddressClaim,
+    ) {
+        self.left = Left::new(&cx.config, said);
+        let left = &self.left.addresses;
+        host.addresses.end_translations(cx, |(_, address), it| {
+            it.is_of(number) && !left.contains(address)
+        });
+    }
+}
+
+impl Arrivals {
     /// Has what arriving VMs send from addresses that they have left translated, at each TAP that is
     /// there; for as long as was asked for from the switch on, once that is known.
-    pub(super) fn translate_left(&mut self) {
-        let now = self.cx.now;
+    pub(super) fn translate_left(&self, cx: &mut Context, host: &mut Host<'_>) {
         let mut wanted = Vec::new();
-        for (number, incoming) in &self.incoming {
+        for incoming in self.incoming.iter() {
             let Some(claim) = &incoming.claim else {
                 continue;
             };
-            let switched = incoming.arrived.or(incoming.switching);
-            let until = switched.unwrap_or(now) + claim.translate;
-            let ports = self
-                .inventory
-                .ports_of_arrival(&incoming.uuid, &incoming.macs);
+            let switched = incoming.stage.arrived().or(incoming.told.switching);
+            let translating = Translating {
+                uuid: incoming.uuid,
+                number: Some(incoming.number),
+                to: claim.address,
+                until: switched.unwrap_or(cx.now) + claim.left.lasting,
+            };
+            let ports = self.taps.of(host.inventory, incoming);
             for (ifindex, _) in ports.into_iter().filter(|(_, mac)| *mac != claim.mac) {
-                let translating = Translating {
-                    uuid: incoming.uuid,
-                    number: Some(*number),
-                    to: claim.address,
-                    until,
-                };
-                let places = claim.left.iter().map(|address| (ifindex, *address));
+                let places = claim.left.addresses.iter();
+                let places = places.map(|address| (ifindex, *address));
                 wanted.extend(places.map(|place| (place, translating, switched.is_some())));
             }
         }
-        self.addresses.translate_left(&mut self.cx, wanted);
+        host.addresses.translate_left(cx, wanted);
     }
 }

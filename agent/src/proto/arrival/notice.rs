@@ -18,11 +18,11 @@ use std::time::Duration;
 use common::signal::{ArrivalNotice, MAX_TEXT_BYTES};
 use tracing::{info, warn};
 
-use super::{Agent, DomainUuid, Incoming};
-use crate::proto::CommandReply;
+use super::{Arrivals, Host, Incoming};
 use crate::proto::context::Context;
 use crate::proto::refusal::{Refusal, bounded};
 use crate::proto::timer::Timer;
+use crate::proto::{CommandReply, DomainUuid};
 
 /// How long the hook is kept waiting at most, and libvirt with it.
 const HOOK_WAIT: Duration = Duration::from_secs(4);
@@ -40,7 +40,7 @@ struct Preparation {
 
 /// Hooks of libvirt that wait, by the numbers of their commands.
 #[derive(Debug, Default)]
-pub(in crate::proto) struct Preparations(BTreeMap<u64, Preparation>);
+pub(super) struct Preparations(BTreeMap<u64, Preparation>);
 
 impl Preparations {
     /// A hook waits; its source is given notice where it needs one.
@@ -65,7 +65,7 @@ impl Preparations {
     }
 
     #[cfg(any(test, fuzzing))]
-    pub(in crate::proto) fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
@@ -85,13 +85,13 @@ impl Preparations {
         cx.send(&source, transaction, &notice.into());
     }
 
-    pub(in crate::proto) fn peer_up(&mut self, cx: &mut Context, peer: &str) {
+    pub(super) fn peer_up(&mut self, cx: &mut Context, peer: &str) {
         for command in self.of(|preparation| preparation.source == peer) {
             self.notice(cx, command);
         }
     }
 
-    pub(in crate::proto) fn peer_down(&mut self, cx: &mut Context, peer: &str, reason: &str) {
+    pub(super) fn peer_down(&mut self, cx: &mut Context, peer: &str, reason: &str) {
         let refusal = Refusal::SourceDown {
             source_agent: peer.to_owned(),
             reason: reason.to_owned(),
@@ -102,13 +102,7 @@ impl Preparations {
     }
 
     /// The source of a noticed domain does not ask for it.
-    pub(in crate::proto) fn refused(
-        &mut self,
-        cx: &mut Context,
-        peer: &str,
-        transaction: u64,
-        reason: &str,
-    ) {
+    pub(super) fn refused(&mut self, cx: &mut Context, peer: &str, transaction: u64, reason: &str) {
         let refused = |preparation: &Preparation| {
             preparation.notice == Some(transaction) && preparation.source == peer
         };
@@ -122,7 +116,7 @@ impl Preparations {
     }
 
     /// The source of a domain has its answer: libvirt can go on.
-    pub(in crate::proto) fn prepared(&mut self, cx: &mut Context, uuid: DomainUuid, number: u64) {
+    pub(super) fn prepared(&mut self, cx: &mut Context, uuid: DomainUuid, number: u64) {
         for command in self.of(|preparation| preparation.uuid == uuid) {
             self.0.remove(&command);
             cx.timers.stop(Timer::Preparation(command));
@@ -131,19 +125,14 @@ impl Preparations {
     }
 
     /// A domain is not expected, or no longer.
-    pub(in crate::proto) fn not_prepared(
-        &mut self,
-        cx: &mut Context,
-        uuid: DomainUuid,
-        reason: &str,
-    ) {
+    pub(super) fn not_prepared(&mut self, cx: &mut Context, uuid: DomainUuid, reason: &str) {
         for command in self.of(|preparation| preparation.uuid == uuid) {
             self.end(cx, command, reason);
         }
     }
 
     /// A request of the source of a noticed domain is refused. Others who ask for it change nothing.
-    pub(in crate::proto) fn refused_here(
+    pub(super) fn refused_here(
         &mut self,
         cx: &mut Context,
         peer: &str,
@@ -157,7 +146,7 @@ impl Preparations {
         }
     }
 
-    pub(in crate::proto) fn timed_out(&mut self, cx: &mut Context, command: u64) {
+    pub(super) fn timed_out(&mut self, cx: &mut Context, command: u64) {
         if let Some(preparation) = self.0.get(&command) {
             let refusal = Refusal::NotPrepared {
                 domain: preparation.domain.clone(),
@@ -185,82 +174,91 @@ impl Preparations {
     }
 }
 
-impl Agent {
+impl Arrivals {
+    /// A peer is connected that hooks may wait for.
+    pub(in crate::proto) fn source_up(&mut self, cx: &mut Context, peer: &str) {
+        self.preparations.peer_up(cx, peer);
+    }
+
+    pub(in crate::proto) fn hook_timed_out(&mut self, cx: &mut Context, command: u64) {
+        self.preparations.timed_out(cx, command);
+    }
+
     /// `roamcast hook run` of this host: libvirt is about to bring a domain here.
-    pub(in crate::proto) fn command_prepare(
+    pub(in crate::proto) fn prepare(
         &mut self,
+        cx: &mut Context,
+        host: &mut Host<'_>,
         command: u64,
-        uuid: DomainUuid,
-        domain: &str,
-        source: &str,
+        (uuid, domain, source): (DomainUuid, &str, &str),
     ) {
-        self.check_told(uuid, domain);
-        let number = match self.expected(uuid) {
-            Some((number, incoming)) if incoming.response.is_some() => {
-                self.cx
-                    .reply(command, CommandReply::Done { migration: number });
+        self.check_told(cx, host, uuid, domain);
+        let notice = match self.expected(cx, host, uuid) {
+            Some(incoming) if incoming.answer.is_given() => {
+                let migration = incoming.number;
+                cx.reply(command, CommandReply::Done { migration });
                 return;
             }
-            Some((number, _)) => Some(number),
+            Some(_) => None,
             None => {
-                if let Err(refusal) = self.check_notice(domain, source) {
-                    self.cx
-                        .reply(command, CommandReply::Failed(refusal.to_string()));
+                if let Err(refusal) = check_notice(cx, domain, source) {
+                    cx.reply(command, CommandReply::Failed(refusal.to_string()));
                     return;
                 }
-                None
+                Some(cx.numbers.next())
             }
         };
         let preparation = Preparation {
             uuid,
             domain: domain.to_owned(),
             source: source.to_owned(),
-            notice: number.is_none().then(|| self.cx.numbers.next()),
+            notice,
         };
-        self.preparations.begin(&mut self.cx, command, preparation);
+        self.preparations.begin(cx, command, preparation);
     }
 
     /// Returns the arrival of a domain that its source has asked for and still stands by.
-    fn expected(&self, uuid: DomainUuid) -> Option<(u64, &Incoming)> {
-        let number = self.incoming_of(uuid)?;
-        let incoming = self.incoming.get(&number)?;
-        let is_cut_off = incoming.begun && !self.has_begun(incoming);
-        let stands = incoming.arrived.is_none()
-            && incoming.aborted.is_none()
+    fn expected(&self, cx: &Context, host: &Host<'_>, uuid: DomainUuid) -> Option<&Incoming> {
+        let incoming = self.incoming.of_domain(uuid)?;
+        let stage = &incoming.stage;
+        let is_cut_off = stage.has_begun() && !self.taps.are_here(host.inventory, incoming);
+        let stands = stage.arrived().is_none()
+            && stage.aborted().is_none()
             && !is_cut_off
-            && self.cx.is_up(&incoming.peer);
-        stands.then_some((number, incoming))
+            && cx.is_up(&incoming.peer);
+        stands.then_some(incoming)
     }
+}
 
-    fn check_notice(&self, domain: &str, source: &str) -> Result<(), Refusal> {
-        for (field, text) in [("domain", domain), ("source", source)] {
-            if text.is_empty() || text.len() > MAX_TEXT_BYTES {
-                return Err(Refusal::BadField { field });
-            }
+/// Whether the source of a domain may be given notice.
+fn check_notice(cx: &Context, domain: &str, source: &str) -> Result<(), Refusal> {
+    for (field, text) in [("domain", domain), ("source", source)] {
+        if text.is_empty() || text.len() > MAX_TEXT_BYTES {
+            return Err(Refusal::BadField { field });
         }
-        let agent = self.cx.config.name.clone();
-        let domain = domain.to_owned();
-        if source == agent {
-            return Err(Refusal::StaleSource { domain });
-        }
-        if self.cx.config.peer(source).is_none() && !self.cx.is_up(source) {
-            let source_agent = source.to_owned();
-            return Err(Refusal::UnknownSource {
-                agent,
-                domain,
-                source_agent,
-            });
-        }
-        if !self.cx.config.policy.allows_arrival(source, &domain) {
-            let peer = source.to_owned();
-            return Err(Refusal::Arrival {
-                agent,
-                domain,
-                peer,
-            });
-        }
-        Ok(())
     }
+    let agent = cx.config.name.clone();
+    let domain = domain.to_owned();
+    if source == agent {
+        return Err(Refusal::StaleSource { domain });
+    }
+    if cx.config.peer(source).is_none() && !cx.is_up(source) {
+        let source_agent = source.to_owned();
+        return Err(Refusal::UnknownSource {
+            agent,
+            domain,
+            source_agent,
+        });
+    }
+    if !cx.config.policy.allows_arrival(source, &domain) {
+        let peer = source.to_owned();
+        return Err(Refusal::Arrival {
+            agent,
+            domain,
+            peer,
+        });
+    }
+    Ok(())
 }
 
 #[cfg(test)]

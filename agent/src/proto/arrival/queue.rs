@@ -17,11 +17,12 @@ use std::time::Duration;
 
 use common::signal::{MigrationProgress, Phase};
 
-use super::{DomainUuid, millis};
-use crate::proto::Timestamp;
+use super::Arrivals;
 use crate::proto::context::Context;
+use crate::proto::millis;
 use crate::proto::policy::Share;
 use crate::proto::refusal::{Refusal, Whose};
+use crate::proto::{DomainUuid, Timestamp};
 
 /// How long a place is kept for somebody who does not ask again; longer than a source takes.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -58,7 +59,7 @@ pub(super) struct Arriving<'a> {
 
 /// Those that wait, in the order in which they have come.
 #[derive(Debug, Default)]
-pub(in crate::proto) struct Queue(VecDeque<Waiter>);
+pub(super) struct Queue(VecDeque<Waiter>);
 
 impl Queue {
     fn place(&self, peer: &str, transaction: u64) -> Option<usize> {
@@ -80,10 +81,7 @@ impl Queue {
     }
 
     /// Domains that wait for a place at `now`, in the order of their turns.
-    pub(in crate::proto) fn waiting(
-        &self,
-        now: Timestamp,
-    ) -> impl Iterator<Item = WaitingView<'_>> {
+    pub(super) fn waiting(&self, now: Timestamp) -> impl Iterator<Item = WaitingView<'_>> {
         let waiters = self.0.iter();
         let waiters = waiters.filter(move |it| now.since(it.asked) < PATIENCE);
         waiters.map(move |it| WaitingView {
@@ -186,6 +184,16 @@ impl Queue {
         } else {
             Ok(())
         }
+    }
+}
+
+impl Arrivals {
+    /// Domains that wait for a place at `now`, in the order of their turns.
+    pub(in crate::proto) fn waiting(
+        &self,
+        now: Timestamp,
+    ) -> impl Iterator<Item = WaitingView<'_>> {
+        self.queue.waiting(now)
     }
 }
 

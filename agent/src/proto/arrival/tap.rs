@@ -1,4 +1,4 @@
-//! TAPs that libvirt has given to no domain yet: which arrival each is kept for, and for how long.
+//! TAPs of arriving VMs: which arrival each is kept for, and for how long its gate may be closed.
 //!
 //! A TAP is there before libvirt says whose it is, and its gate has to close by then. All that is
 //! known is the MAC that libvirt has made of the guest's, and a peer may name anybody's: so a TAP is
@@ -9,36 +9,115 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use common::maps::{ListenerKey, ManagedKey, SourceKey};
 use tracing::warn;
 
-use super::handover::ArrivalGate;
-use crate::proto::inventory::is_tap_of;
-use crate::proto::listener::listener_key;
+use super::handover::Gates;
+use super::{Arrivals, Host, Incoming};
+use crate::proto::context::Context;
+use crate::proto::host::inventory::{Inventory, is_tap_of};
 use crate::proto::record::Ungated;
 use crate::proto::timer::Timer;
-use crate::proto::{Agent, DomainUuid, GateCommand, MdbEntry, Output, Timestamp};
+use crate::proto::{DomainUuid, GateCommand, Mac, Output, Timestamp};
 
 /// How long a TAP is kept for a domain of which libvirt has not said that it comes. libvirt says so once
 /// QEMU has started, which takes a minute and more where memory is allocated beforehand or the host is at
 /// full load.
 const UNCONFIRMED: Duration = Duration::from_secs(120);
 
-impl Agent {
+/// What is kept of TAPs.
+#[derive(Debug, Default)]
+pub(super) struct Taps {
+    /// Which arriving domain a TAP is kept for that libvirt has given to none.
+    lent: BTreeMap<u32, DomainUuid>,
+    /// When the gate of a TAP was closed for an arrival for the first time.
+    closed: BTreeMap<u32, Timestamp>,
+}
+
+impl Taps {
+    /// Returns the TAPs of an arrival with the MACs of the NICs behind them: those that the hypervisor names,
+    /// and before it does, those kept for it whose MAC libvirt has made of that of one of its NICs.
+    pub(super) fn of(&self, inventory: &Inventory, incoming: &Incoming) -> Vec<(u32, Mac)> {
+        self.of_domain(inventory, &incoming.uuid, &incoming.macs)
+    }
+
+    fn of_domain(&self, inventory: &Inventory, uuid: &DomainUuid, macs: &[Mac]) -> Vec<(u32, Mac)> {
+        let mut found = inventory.ports_of_domain(uuid);
+        for port in inventory.ports_of_nobody() {
+            if self.lent.get(&port.ifindex) != Some(uuid) {
+                continue;
+            }
+            if let Some(mac) = macs.iter().find(|mac| is_tap_of(&port.mac, mac)) {
+                found.push((port.ifindex, *mac));
+            }
+        }
+        found
+    }
+
+    /// Whether libvirt has begun to bring a domain: the domain is known, or its TAPs are here.
+    pub(super) fn are_here(&self, inventory: &Inventory, incoming: &Incoming) -> bool {
+        inventory.domains.contains_key(&incoming.uuid) || !self.of(inventory, incoming).is_empty()
+    }
+
+    /// Closes the gate of a TAP for an arrival; `false` if it has been closed for long enough.
+    pub(super) fn close_gate(
+        &mut self,
+        cx: &mut Context,
+        inventory: &Inventory,
+        ifindex: u32,
+        uuid: &DomainUuid,
+    ) -> bool {
+        let until = self.closed_until(cx, inventory, ifindex, uuid);
+        if until <= cx.now {
+            return false;
+        }
+        cx.timers.set_earlier(Timer::Gate(ifindex), until);
+        let hold = GateCommand::Hold { ifindex };
+        cx.outputs.push_back(Output::Gate(hold));
+        true
+    }
+
+    /// Until when the gate of a TAP may be closed, counted from its first time.
+    fn closed_until(
+        &mut self,
+        cx: &Context,
+        inventory: &Inventory,
+        ifindex: u32,
+        uuid: &DomainUuid,
+    ) -> Timestamp {
+        let most = cx.config.timing.gate_max;
+        let bound = if inventory.comes(uuid) {
+            most
+        } else {
+            most.min(UNCONFIRMED)
+        };
+        *self.closed.entry(ifindex).or_insert(cx.now) + bound
+    }
+
+    /// Forgets for how long gates were closed that may be closed anew: those of TAPs that are gone, or
+    /// whose VM runs.
+    fn forget_closed(&mut self, inventory: &Inventory) {
+        self.closed.retain(|ifindex, _| {
+            let domain = inventory.domain_of_port(*ifindex);
+            inventory.ports.contains_key(ifindex) && !domain.is_some_and(|it| it.running)
+        });
+    }
+}
+
+impl Arrivals {
     /// Decides whom the TAPs are kept for that no domain has, and takes back what is another's.
-    pub(super) fn lend_taps(&mut self) {
-        let inventory = &self.inventory;
+    pub(super) fn lend_taps(&mut self, cx: &mut Context, host: &Host<'_>) {
+        let inventory = host.inventory;
         let mut lent = BTreeMap::new();
         for port in inventory.ports_of_nobody() {
             let claimants = || {
                 let claims = |mac| is_tap_of(&port.mac, mac);
-                let incoming = self.incoming.values();
+                let incoming = self.incoming.iter();
                 incoming
                     .filter(move |incoming| incoming.macs.iter().any(claims))
                     .map(|incoming| incoming.uuid)
             };
             let expected = claimants().find(|uuid| inventory.arriving.contains_key(uuid));
-            let before = inventory.lent.get(&port.ifindex).copied();
+            let before = self.taps.lent.get(&port.ifindex).copied();
             let kept = before.filter(|before| claimants().any(|uuid| uuid == *before));
             // Whose it is nobody knows while libvirt cannot be asked.
             let first = claimants()
@@ -48,132 +127,101 @@ impl Agent {
                 lent.insert(port.ifindex, uuid);
             }
         }
-        self.inventory.lent = lent;
-        self.inventory.forget_closed();
-        self.take_back_taps();
+        self.taps.lent = lent;
+        self.taps.forget_closed(inventory);
+        self.take_back_taps(cx, host);
     }
 
     /// Opens the gates of TAPs that are no longer an arrival's, and has the bridge forget what they
     /// were to get.
-    fn take_back_taps(&mut self) {
-        let mut opened = Vec::new();
+    fn take_back_taps(&mut self, cx: &mut Context, host: &Host<'_>) {
+        let mut opened = Gates::default();
         let mut entries = Vec::new();
-        for incoming in self.incoming.values_mut() {
-            let ports = self
-                .inventory
-                .ports_of_arrival(&incoming.uuid, &incoming.macs);
-            let is_lost = |ifindex: &u32| !ports.iter().any(|(of, _)| of == ifindex);
-            opened.extend(incoming.gates.extract_if(.., |ifindex, _| is_lost(ifindex)));
-            entries.extend(incoming.mdb.extract_if(.., |(ifindex, _)| is_lost(ifindex)));
+        for incoming in self.incoming.iter_mut() {
+            let ports = self.taps.of(host.inventory, incoming);
+            let is_lost = |ifindex: u32| !ports.iter().any(|(of, _)| *of == ifindex);
+            opened.take_from(&mut incoming.gates, is_lost);
+            let made = &mut incoming.mdb.made;
+            entries.extend(made.extract_if(.., |(ifindex, _)| is_lost(*ifindex)));
         }
-        let here = &self.inventory.ports;
-        opened.retain(|(ifindex, _)| here.contains_key(ifindex));
-        for (ifindex, _) in &opened {
+        // The gate of a TAP that is gone is gone too.
+        opened.retain(|ifindex| host.inventory.ports.contains_key(&ifindex));
+        for ifindex in opened.taps() {
             warn!(
                 ifindex,
                 "A TAP that was kept for an arriving domain is another's"
             );
         }
-        self.clear_gates(&opened.into_iter().collect());
-        for (ifindex, key) in entries {
-            self.delete_mdb(ifindex, key);
+        opened.clear(cx);
+        for place in entries {
+            host.delete_mdb(cx, place);
         }
-    }
-
-    /// Closes the gate of a TAP for an arrival; `false` if it has been closed for long enough.
-    pub(super) fn close_gate(&mut self, ifindex: u32, uuid: &DomainUuid) -> bool {
-        let until = self.closed_until(ifindex, uuid);
-        if until <= self.cx.now {
-            return false;
-        }
-        self.cx.timers.set_earlier(Timer::Gate(ifindex), until);
-        let hold = GateCommand::Hold { ifindex };
-        self.cx.outputs.push_back(Output::Gate(hold));
-        true
-    }
-
-    /// Until when the gate of a TAP may be closed, counted from its first time.
-    fn closed_until(&mut self, ifindex: u32, uuid: &DomainUuid) -> Timestamp {
-        let most = self.cx.config.timing.gate_max;
-        let bound = if self.inventory.comes(uuid) {
-            most
-        } else {
-            most.min(UNCONFIRMED)
-        };
-        *self.inventory.closed.entry(ifindex).or_insert(self.cx.now) + bound
     }
 
     /// A gate has perhaps been closed for too long.
-    pub(in crate::proto) fn gate_overdue(&mut self, ifindex: u32) {
-        let is_closed =
-            |gate: &ArrivalGate| matches!(gate, ArrivalGate::Holding | ArrivalGate::Replaying);
-        let Some((domain, uuid, gate)) = self.incoming.values().find_map(|incoming| {
-            let gate = incoming.gates.get(&ifindex).copied().filter(is_closed)?;
-            Some((incoming.domain.clone(), incoming.uuid, gate))
-        }) else {
+    pub(in crate::proto) fn gate_overdue(
+        &mut self,
+        cx: &mut Context,
+        host: &mut Host<'_>,
+        ifindex: u32,
+    ) {
+        let is_closed = |it: &&Incoming| it.gates.is_closed(ifindex);
+        let Some(incoming) = self.incoming.iter().find(is_closed) else {
             return;
         };
-        let until = self.closed_until(ifindex, &uuid);
-        if self.cx.now < until {
-            self.cx.timers.set(Timer::Gate(ifindex), until);
+        let uuid = incoming.uuid;
+        let until = self.taps.closed_until(cx, host.inventory, ifindex, &uuid);
+        if cx.now < until {
+            cx.timers.set(Timer::Gate(ifindex), until);
             return;
         }
         warn!(
-            domain = %domain,
+            domain = %incoming.domain,
             ifindex,
             "The gate of a TAP is opened before its VM has arrived: libvirt brings no such domain, or \
              its copy takes longer than handover.gate_max_s; packets may be lost or doubled"
         );
         let clear = GateCommand::Clear { ifindex };
-        self.cx.outputs.push_back(Output::Gate(clear));
-        if gate == ArrivalGate::Holding {
-            self.not_held(ifindex, Ungated::ClosedTooLong);
+        cx.outputs.push_back(Output::Gate(clear));
+        if incoming.gates.is_holding(ifindex) {
+            self.not_held(cx, host, ifindex, Ungated::ClosedTooLong);
             return;
         }
-        for incoming in self.incoming.values_mut() {
-            if let Some(gate) = incoming.gates.get_mut(&ifindex) {
-                *gate = ArrivalGate::Refused(Ungated::ClosedTooLong);
-            }
+        for incoming in self.incoming.iter_mut() {
+            incoming.gates.refuse(ifindex, Ungated::ClosedTooLong);
         }
-        self.ports_changed();
-    }
-
-    /// Has the bridge forget an entry made for an arrival, unless the VM behind the port has reported
-    /// it itself.
-    pub(super) fn delete_mdb(&mut self, ifindex: u32, key: ManagedKey) {
-        let listens = self.mirror.get(&listener_key(ifindex, &key)).is_some();
-        if !listens && self.inventory.ports.contains_key(&ifindex) {
-            let source = None;
-            self.cx.outputs.push_back(Output::MdbDelete(MdbEntry {
-                ifindex,
-                key,
-                source,
-            }));
-        }
-    }
-
-    /// Has the bridge forget what a VM may not have reported: a bridge with too many entries stops snooping.
-    pub(in crate::proto) fn reports_refused(
-        &mut self,
-        listeners: &[ListenerKey],
-        sources: &[SourceKey],
-    ) {
-        for listener in listeners {
-            self.delete_mdb(listener.ifindex, listener.managed());
-        }
-        for SourceKey { listener, source } in sources {
-            if !self.inventory.ports.contains_key(&listener.ifindex) {
-                continue;
-            }
-            self.cx.outputs.push_back(Output::MdbDelete(MdbEntry {
-                ifindex: listener.ifindex,
-                key: listener.managed(),
-                source: Some(*source),
-            }));
-        }
+        self.ports_changed(cx, host);
     }
 }
 
 #[cfg(test)]
 #[path = "../tests/gates.rs"]
 mod tests;
+
+#[cfg(test)]
+mod lent_tests {
+    use super::*;
+    use crate::proto::host::inventory::tests::inventory;
+
+    #[test]
+    fn port_kept_for_an_expected_domain_is_known_by_its_mac() {
+        let inventory = inventory();
+        let expected = [0x52, 0x54, 0, 0, 0, 2];
+        let uuids = [2, 3].map(|number| DomainUuid([number; 16]));
+        let mut taps = Taps::default();
+        taps.lent.insert(8, uuids[0]);
+        let [kept, other] = uuids.map(|uuid| taps.of_domain(&inventory, &uuid, &[expected]));
+        assert_eq!((kept, other), (vec![(8, expected)], vec![]));
+    }
+
+    #[test]
+    fn port_of_another_domain_is_never_taken_for_an_expected_one() {
+        let mut taps = Taps::default();
+        taps.lent.insert(7, DomainUuid([2; 16]));
+        let stolen = [0x52, 0x54, 0, 0, 0, 1];
+        assert_eq!(
+            taps.of_domain(&inventory(), &DomainUuid([2; 16]), &[stolen]),
+            []
+        );
+    }
+}

@@ -21,7 +21,6 @@ use tracing::{info, warn};
 use super::stage::Stage;
 use super::{Around, Departures, Outgoing};
 use crate::proto::addresses::{Addresses, Going, is_in};
-use crate::proto::arrival::claimant;
 use crate::proto::context::Context;
 use crate::proto::record::ClaimOutcome;
 use crate::proto::refusal::{Refusal, bounded};
@@ -99,7 +98,7 @@ impl Outgoing {
             to: address,
             lasting,
             macs: &macs,
-            is_claimed: &|address| claimant(around.arrivals, address, uuid).is_some(),
+            is_claimed: &|address| around.arrivals.claimant(address, uuid).is_some(),
         };
         around
             .addresses

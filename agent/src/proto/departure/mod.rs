@@ -54,7 +54,7 @@ use common::signal::{AgentRequest, MigrationProgress, MigrationRequest};
 use tracing::info;
 
 use super::addresses::Addresses;
-use super::arrival::{Incoming, held_for};
+use super::arrival::Arrivals;
 use super::context::Context;
 use super::host::inventory::Inventory;
 use super::host::listeners::Mirror;
@@ -167,7 +167,7 @@ impl Outgoing {
 pub(super) struct Around<'a> {
     pub(super) inventory: &'a Inventory,
     pub(super) mirror: &'a Mirror,
-    pub(super) arrivals: &'a BTreeMap<u64, Incoming>,
+    pub(super) arrivals: &'a Arrivals,
     pub(super) addresses: &'a mut Addresses,
 }
 
@@ -281,7 +281,7 @@ impl Departures {
         let mut keys: Vec<ManagedKey> =
             departing_listeners(around.inventory, around.mirror, &domain.uuid)
                 .map(|(view, _)| view.key.managed())
-                .chain(held_for(around.arrivals, &domain.uuid).map(|(key, ..)| key))
+                .chain(around.arrivals.held_for(domain.uuid).map(|(key, ..)| key))
                 .collect();
         keys.sort_unstable();
         keys.dedup();

@@ -6,7 +6,6 @@ use common::maps::{ManagedKey, StreamKey};
 use common::signal::{self, AgentRequest, Flow, MAX_FLOWS, MAX_LISTENERS, MAX_NICS, MAX_SOURCES};
 
 use super::{Around, Order, Requester};
-use crate::proto::arrival::held_for;
 use crate::proto::filter::{Filter, is_routable};
 use crate::proto::host::inventory::Inventory;
 use crate::proto::host::listeners::{ListenerView, Mirror};
@@ -80,7 +79,7 @@ pub(super) fn agent_request(
         }
     }
     // A domain that goes on at once has perhaps not reported here at all.
-    for (key, mac, filter) in held_for(around.arrivals, &order.uuid) {
+    for (key, mac, filter) in around.arrivals.held_for(order.uuid) {
         if !known.contains(&(key, mac)) {
             listeners.push(listener(key, mac, filter, MLD_VERSION));
         }

@@ -302,15 +302,13 @@ impl World {
             self.commands
         );
         let agent = &mut self.agent;
-        assert!(agent.incoming.is_empty(), "{:?}", agent.incoming);
+        assert!(agent.arrivals.is_empty(), "{:?}", agent.arrivals);
         assert!(agent.departures.is_empty(), "{:?}", agent.departures);
-        assert!(agent.entries.is_empty(), "{:?}", agent.entries);
         assert!(
             agent.cx.links.have_nothing_to_tell(),
             "{:?}",
             agent.cx.links
         );
-        assert!(agent.preparations.is_empty(), "{:?}", agent.preparations);
         assert_eq!(agent.receptions().count(), 0);
         // Ports are looked at as long as the agent lives.
         agent.cx.timers.stop(Timer::Usage);

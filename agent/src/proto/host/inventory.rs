@@ -16,10 +16,6 @@ pub(in crate::proto) struct Inventory {
     pub(in crate::proto) arriving: BTreeMap<DomainUuid, String>,
     /// When domains that run here have come by a migration.
     pub(in crate::proto) came: BTreeMap<DomainUuid, Timestamp>,
-    /// Which arriving domain a TAP is kept for that libvirt has given to none.
-    pub(in crate::proto) lent: BTreeMap<u32, DomainUuid>,
-    /// When the gate of a TAP was closed for an arrival for the first time.
-    pub(in crate::proto) closed: BTreeMap<u32, Timestamp>,
     pub(in crate::proto) hypervisor_connected: bool,
 }
 
@@ -102,25 +98,6 @@ impl Inventory {
             .filter(|port| self.domain_of_port(port.ifindex).is_none())
     }
 
-    /// Returns the ports that belong to an expected domain: those that the hypervisor names, and
-    /// before it does, those kept for it whose MAC libvirt has made of that of one of its NICs.
-    pub(in crate::proto) fn ports_of_arrival(
-        &self,
-        uuid: &DomainUuid,
-        macs: &[Mac],
-    ) -> Vec<(u32, Mac)> {
-        let mut found = self.ports_of_domain(uuid);
-        for port in self.ports_of_nobody() {
-            if self.lent.get(&port.ifindex) != Some(uuid) {
-                continue;
-            }
-            if let Some(mac) = macs.iter().find(|mac| is_tap_of(&port.mac, mac)) {
-                found.push((port.ifindex, *mac));
-            }
-        }
-        found
-    }
-
     /// What libvirt calls a domain that is here or on its way here.
     pub(in crate::proto) fn name_of(&self, uuid: &DomainUuid) -> Option<&str> {
         let here = self.domains.get(uuid).map(|domain| &domain.name);
@@ -140,17 +117,6 @@ impl Inventory {
         self.arriving.contains_key(uuid) || self.domains.contains_key(uuid)
     }
 
-    /// Forgets for how long gates were closed that may be closed anew: those of TAPs that are gone, or
-    /// whose VM runs.
-    pub(in crate::proto) fn forget_closed(&mut self) {
-        let mut closed = std::mem::take(&mut self.closed);
-        closed.retain(|ifindex, _| {
-            let runs = self.domain_of_port(*ifindex).is_some_and(|it| it.running);
-            self.ports.contains_key(ifindex) && !runs
-        });
-        self.closed = closed;
-    }
-
     /// Returns a domain by its name or UUID.
     pub(in crate::proto) fn domain_by_name(&self, name: &str) -> Option<&Domain> {
         self.domains
@@ -166,11 +132,11 @@ pub(in crate::proto) fn is_tap_of(tap: &Mac, guest: &Mac) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(in crate::proto) mod tests {
     use super::*;
     use crate::proto::DomainInterface;
 
-    fn inventory() -> Inventory {
+    pub(in crate::proto) fn inventory() -> Inventory {
         let mut inventory = Inventory::default();
         let domain = Domain {
             uuid: DomainUuid([1; 16]),
@@ -200,26 +166,5 @@ mod tests {
         assert_eq!(inventory.domain_of_port(7).unwrap().name, "viewer");
         assert!(inventory.domain_of_port(8).is_none());
         assert!(inventory.domain_of_port(9).is_none());
-    }
-
-    #[test]
-    fn port_kept_for_an_expected_domain_is_known_by_its_mac() {
-        let mut inventory = inventory();
-        let expected = [0x52, 0x54, 0, 0, 0, 2];
-        let uuids = [2, 3].map(|number| DomainUuid([number; 16]));
-        inventory.lent.insert(8, uuids[0]);
-        let [kept, other] = uuids.map(|uuid| inventory.ports_of_arrival(&uuid, &[expected]));
-        assert_eq!((kept, other), (vec![(8, expected)], vec![]));
-    }
-
-    #[test]
-    fn port_of_another_domain_is_never_taken_for_an_expected_one() {
-        let mut inventory = inventory();
-        inventory.lent.insert(7, DomainUuid([2; 16]));
-        let stolen = [0x52, 0x54, 0, 0, 0, 1];
-        assert_eq!(
-            inventory.ports_of_arrival(&DomainUuid([2; 16]), &[stolen]),
-            []
-        );
     }
 }

@@ -5,7 +5,7 @@ use common::signal::{AgentRequest, MigrationAbort, MigrationProgress, PeerMessag
 use super::*;
 use crate::proto::arrival::tests::{answers, request};
 use crate::proto::tests::fixture::{Bench, MAC, OTHER_MAC, TAP, UUID};
-use crate::proto::{AddressEvent, Command, Output, PeerEvent};
+use crate::proto::{AddressEvent, Agent, Command, Dispute, Output, PeerEvent};
 
 const S: Duration = Duration::from_secs(1);
 const MIGRATION: u64 = 9;
@@ -87,6 +87,16 @@ fn heard(bench: &mut Bench, said: Said, by: Mac) -> Vec<Output> {
     };
     bench.agent.handle_address(bench.now, event);
     bench.outputs()
+}
+
+fn holder_of(bench: &mut Bench, uuid: DomainUuid) -> Option<Holder> {
+    let Agent {
+        arrivals,
+        cx,
+        addresses,
+        ..
+    } = &mut bench.agent;
+    arrivals.holder_of(cx, addresses, moa(), uuid)
 }
 
 fn spoke(bench: &mut Bench) -> Vec<Output> {
@@ -314,14 +324,14 @@ fn address_of_a_vm_that_is_gone_is_kept_for_a_while_and_from_others_only() {
     bench.unplug(TAP);
     bench.hypervisor(crate::proto::HypervisorEvent::Gone(UUID));
     bench.outputs();
-    let own = bench.agent.holder_of(moa(), UUID);
+    let own = holder_of(&mut bench, UUID);
     assert_eq!(own, None);
-    let other = bench.agent.holder_of(moa(), DomainUuid([8; 16]));
+    let other = holder_of(&mut bench, DomainUuid([8; 16]));
     assert!(matches!(other, Some(Holder::Left { .. })), "{other:?}");
     bench.pass(20 * S);
     // Any input tells the time.
     bench.peer(PeerEvent::Up { from: None });
-    assert_eq!(bench.agent.holder_of(moa(), DomainUuid([8; 16])), None);
+    assert_eq!(holder_of(&mut bench, DomainUuid([8; 16])), None);
 }
 
 #[test]

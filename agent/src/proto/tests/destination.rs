@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
-use common::maps::{Origin, Origins, Querier, QuerierKey, StreamKey, StreamUsage};
-use common::signal::{Listener, PeerMessage};
+use common::maps::{FilterMode, Origin, Origins, Querier, QuerierKey, StreamKey, StreamUsage};
+use common::signal::{AgentRequest, Flow, Listener, MigrationAbort, PeerMessage, ReceptionMode};
 
-use super::*;
 use crate::proto::tests::fixture::{Bench, MAC, OTHER_UUID, UUID, key};
-use crate::proto::{DatapathEvent, Output, PeerEvent, Stream};
+use crate::proto::{DatapathEvent, DomainUuid, Output, PeerEvent, Stream};
 
 pub(in crate::proto) const S: Duration = Duration::from_secs(1);
 

@@ -1,0 +1,319 @@
+//! The address that an arriving VM is going to have on this link.
+//!
+//! ```text
+//!  AddressClaim           RetransTimer              frame of the VM
+//!  -----------> Probing -------------> Unique ------------------------> Spoken
+//!                  |                     | deadline after the arrival
+//!                  |                     +----------------------------> Silent
+//!                  | somebody says he has it, before the VM has switched
+//!                  +--> refused, and the source ends the move, if the configuration wants it
+//! ```
+//!
+//! Anybody on the link can say so, and end every move that way. So by default the move goes on, the record
+//! says that the address is disputed, and an Advertisement for it overrides nothing.
+//!
+//! The address is asked for while memory is copied (RFC 4862 §5.4, one probe). From then on, or from
+//! the switch on if that comes first, Solicitations for it are answered with the MAC of the VM's NIC
+//! (RFC 4861 §7.2.8): routers pass packets on at once, which wait in the TAP until the VM reads them.
+//! As long as the probe may still be answered an Advertisement overrides nothing (RFC 4429 §3.3). Who
+//! asks too early is answered as soon as that may be: he would ask again only after a second, and the
+//! first packet that is sent on makes a router ask just before the switch is known here.
+
+use std::net::Ipv6Addr;
+use std::time::Duration;
+
+use common::signal::{AddressClaimReply, ClaimState};
+use tracing::{info, warn};
+
+use super::Incoming;
+use super::left::Left;
+use crate::proto::addresses::{Addresses, Allowance, Said};
+use crate::proto::context::Context;
+use crate::proto::record::ClaimOutcome;
+use crate::proto::refusal::{Refusal, bounded};
+use crate::proto::timer::Timer;
+use crate::proto::{AddressCommand, Dispute, Mac, mac_text};
+
+/// Neighbours that are remembered to have asked.
+const MAX_ASKED: usize = 8;
+
+/// Who has asked for an address: his address and MAC.
+type Asker = (Ipv6Addr, Mac);
+
+/// A claimed address.
+#[derive(Debug)]
+pub(super) struct Claim {
+    pub(super) address: Ipv6Addr,
+    pub(super) mac: Mac,
+    /// Of the claim, for answers.
+    pub(super) transaction: u64,
+    /// How long nobody else gets it once it is left.
+    pub(super) quarantine: Duration,
+    pub(super) left: Left,
+    pub(super) state: State,
+    /// The TAP of the NIC.
+    port: Option<u32>,
+    pub(super) disputed: bool,
+    answers: Allowance,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum State {
+    Probing {
+        /// Who has asked before he could be answered.
+        asked: Vec<Asker>,
+    },
+    Unique,
+    /// The VM speaks for itself.
+    Spoken,
+    /// It has never said anything from there.
+    Silent,
+}
+
+impl Claim {
+    pub(super) fn new(address: Ipv6Addr, mac: Mac, transaction: u64, quarantine: Duration) -> Self {
+        Self {
+            address,
+            mac,
+            transaction,
+            quarantine,
+            left: Left::default(),
+            state: State::Probing { asked: Vec::new() },
+            port: None,
+            disputed: false,
+            answers: Allowance::default(),
+        }
+    }
+
+    /// Whether the link is still asked whose the address is.
+    pub(super) fn is_probed(&self) -> bool {
+        matches!(self.state, State::Probing { .. })
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        matches!(self.state, State::Spoken | State::Silent)
+    }
+
+    pub(super) fn reply(&self, cx: &mut Context, peer: &str, state: ClaimState, reason: String) {
+        reply(cx, (peer, self.transaction), self.address, state, reason);
+    }
+
+    /// Says whose the address is.
+    fn advertise(&self, cx: &mut Context, to: Option<Asker>) {
+        cx.address(AddressCommand::Advertise {
+            address: self.address,
+            owner: Some(self.mac),
+            overrides: self.state == State::Unique && !self.disputed,
+            to,
+        });
+    }
+
+    /// Has the TAP of the NIC made ready for packets to the address.
+    pub(super) fn expect(&mut self, cx: &mut Context, ports: &[(u32, Mac)]) {
+        let port = ports.iter().find(|(_, mac)| *mac == self.mac);
+        let port = port.map(|(ifindex, _)| *ifindex);
+        if self.is_over() || self.port == port {
+            return;
+        }
+        self.port = port;
+        if let Some(ifindex) = port {
+            cx.address(AddressCommand::Expect {
+                address: self.address,
+                mac: self.mac,
+                ifindex,
+            });
+        }
+    }
+
+    /// Another node wants the address: it is told whose it is.
+    fn tell_wanted(&mut self, cx: &mut Context, by: Mac) {
+        if self.answers.allows(cx.now) {
+            let address = self.address;
+            info!(%address, mac = mac_text(&by), "Address is wanted by another node; it is told");
+            self.advertise(cx, None);
+        }
+    }
+}
+
+pub(super) fn reply(
+    cx: &mut Context,
+    (peer, transaction): (&str, u64),
+    address: Ipv6Addr,
+    state: ClaimState,
+    reason: String,
+) {
+    let reply = AddressClaimReply {
+        address: address.octets().into(),
+        state,
+        reason,
+    };
+    cx.send(peer, transaction, &reply.into());
+}
+
+pub(super) fn note(cx: &mut Context, number: u64, address: Ipv6Addr, outcome: ClaimOutcome) {
+    cx.records
+        .update(number, |record| record.claim(address, outcome));
+}
+
+impl Incoming {
+    /// Whether somebody has to listen to what is said about an address for it.
+    pub(super) fn watches(&self, address: Ipv6Addr) -> bool {
+        let claim = self.claim.as_ref();
+        claim.is_some_and(|it| it.address == address && !it.is_over())
+    }
+
+    /// Tells the source that its VM cannot have the address; the source ends the move.
+    pub(super) fn refuse_claim(
+        &self,
+        cx: &mut Context,
+        transaction: u64,
+        address: Ipv6Addr,
+        why: &Refusal,
+    ) {
+        let (number, reason) = (self.number, bounded(&why.to_string()));
+        cx.counters.claims_refused += 1;
+        warn!(domain = %self.domain, number, %address, %reason, "Address is refused");
+        note(cx, number, address, ClaimOutcome::Refused);
+        let asked = (self.peer.as_str(), transaction);
+        reply(cx, asked, address, ClaimState::Refused, reason);
+    }
+
+    /// The VM runs here: it has so long to speak from its address.
+    pub(super) fn claim_arrived(&mut self, cx: &mut Context) {
+        self.answer_asked(cx);
+        let claim = self.claim.as_ref();
+        if claim.is_some_and(|claim| claim.state == State::Unique) {
+            let due = cx.now + cx.config.unicast.defence;
+            cx.timers.set(Timer::Claim(self.number), due);
+        }
+    }
+
+    /// The address is defended from now on: who has asked already is answered.
+    pub(super) fn answer_asked(&mut self, cx: &mut Context) {
+        if let Some(claim) = &mut self.claim
+            && let State::Probing { asked } = &mut claim.state
+        {
+            for asker in std::mem::take(asked) {
+                claim.advertise(cx, Some(asker));
+            }
+        }
+    }
+
+    /// The probe was not answered in time, or an arrived VM has had its time to speak. Returns an address
+    /// that is not answered for any more.
+    pub(super) fn claim_due(&mut self, cx: &mut Context) -> Option<Ipv6Addr> {
+        let (number, arrived) = (self.number, self.stage.arrived());
+        let claim = self.claim.as_mut()?;
+        let address = claim.address;
+        match (&mut claim.state, arrived) {
+            (State::Probing { asked }, _) => {
+                let asked = std::mem::take(asked);
+                claim.state = State::Unique;
+                // It was said when it was disputed.
+                if !claim.disputed {
+                    info!(domain = %self.domain, number, %address, "Address is unique");
+                    note(cx, number, address, ClaimOutcome::Unique);
+                    claim.reply(cx, &self.peer, ClaimState::Unique, String::new());
+                }
+                for asker in asked {
+                    claim.advertise(cx, Some(asker));
+                }
+                if let Some(arrived) = arrived {
+                    let due = (arrived + cx.config.unicast.defence).max(cx.now);
+                    cx.timers.set(Timer::Claim(number), due);
+                }
+                None
+            }
+            (State::Unique, Some(_)) => {
+                claim.state = State::Silent;
+                warn!(
+                    domain = %self.domain,
+                    number,
+                    %address,
+                    "VM has never spoken from its address; it is not answered for any more"
+                );
+                cx.counters.claims_silent += 1;
+                note(cx, number, address, ClaimOutcome::Silent);
+                Some(address)
+            }
+            (State::Unique, None) | (State::Spoken | State::Silent, _) => None,
+        }
+    }
+
+    /// Takes in what somebody has said about the claimed address. Returns the refusal that the claim
+    /// ends with, if so.
+    pub(super) fn hear(&mut self, cx: &mut Context, said: Said, by: Mac) -> Option<Refusal> {
+        let switched = self.is_switched_to();
+        // What the VM itself says it says here by its TAP, or where it still is.
+        let claim = self.claim.as_mut().filter(|claim| by != claim.mac)?;
+        let address = claim.address;
+        match (said, &mut claim.state) {
+            (Said::Asks(from), State::Probing { asked }) if !switched => {
+                if asked.len() < MAX_ASKED && !asked.contains(&(from, by)) {
+                    asked.push((from, by));
+                }
+                None
+            }
+            (Said::Asks(from), _) => {
+                if claim.answers.allows(cx.now) {
+                    claim.advertise(cx, Some((from, by)));
+                }
+                None
+            }
+            (Said::Wants, State::Unique) => {
+                claim.tell_wanted(cx, by);
+                None
+            }
+            (Said::Wants, _) if switched => {
+                claim.tell_wanted(cx, by);
+                None
+            }
+            (Said::Has | Said::Wants, _) => {
+                let mac = mac_text(&by);
+                let taken = Refusal::AddressTaken { address, mac };
+                if !switched && cx.config.unicast.disputed == Dispute::Refuse {
+                    return Some(taken);
+                }
+                if !std::mem::replace(&mut claim.disputed, true) {
+                    cx.counters.addresses_disputed += 1;
+                    warn!(domain = %self.domain, number = self.number, %address, mac = mac_text(&by), "Somebody says that he has the address of a VM that moves here; the move goes on");
+                    note(cx, self.number, address, ClaimOutcome::Disputed);
+                    let reason = bounded(&taken.to_string());
+                    claim.reply(cx, &self.peer, ClaimState::Disputed, reason);
+                }
+                None
+            }
+        }
+    }
+
+    /// The claim does not stand any more. Returns an address that is not answered for any more.
+    pub(super) fn end_refused(
+        &mut self,
+        cx: &mut Context,
+        addresses: &mut Addresses,
+        why: &Refusal,
+    ) -> Option<Ipv6Addr> {
+        let claim = self.claim.as_ref()?;
+        self.refuse_claim(cx, claim.transaction, claim.address, why);
+        self.end_claim(cx, addresses, false)
+    }
+
+    /// Ends the claim; an address that the VM had, or was about to have, is kept from others for a
+    /// while. Returns an address that is not answered for any more.
+    pub(super) fn end_claim(
+        &mut self,
+        cx: &mut Context,
+        addresses: &mut Addresses,
+        keep: bool,
+    ) -> Option<Ipv6Addr> {
+        let number = self.number;
+        cx.timers.stop(Timer::Claim(number));
+        let claim = self.claim.take()?;
+        addresses.end_translations(cx, |_, translating| translating.is_of(number));
+        if keep && claim.state != State::Spoken {
+            let until = cx.now + claim.quarantine;
+            addresses.keep(claim.address, self.uuid, until);
+        }
+        (!claim.is_over()).then_some(claim.address)
+    }
+}

@@ -1,0 +1,255 @@
+//! Claims of all arrivals: which address a VM may have, and whose claim it is that somebody speaks about.
+
+use std::net::Ipv6Addr;
+use std::time::Duration;
+
+use common::signal::{AddressClaim, ClaimState, ErrorMessage};
+use tracing::info;
+
+use super::address::{Claim, State, note, reply};
+use super::{Arrivals, Host, Incoming};
+use crate::proto::addresses::{Addresses, Holder, Said};
+use crate::proto::context::Context;
+use crate::proto::host::inventory::Inventory;
+use crate::proto::record::ClaimOutcome;
+use crate::proto::refusal::Refusal;
+use crate::proto::timer::Timer;
+use crate::proto::{AddressCommand, DomainUuid, Mac, mac_text};
+
+impl Arrivals {
+    /// Which other domain that arrives is to have an address, or has had it since.
+    pub(in crate::proto) fn claimant(
+        &self,
+        address: Ipv6Addr,
+        uuid: DomainUuid,
+    ) -> Option<DomainUuid> {
+        let claims = |it: &Incoming| it.claim.as_ref().is_some_and(|it| it.address == address);
+        let mut others = self.incoming.iter().filter(|it| it.uuid != uuid);
+        others.find(|it| claims(it)).map(|it| it.uuid)
+    }
+
+    /// Who else than a domain has an address.
+    pub(in crate::proto) fn holder_of(
+        &self,
+        cx: &Context,
+        addresses: &mut Addresses,
+        address: Ipv6Addr,
+        uuid: DomainUuid,
+    ) -> Option<Holder> {
+        let holder = addresses.holder(address, uuid, cx.now);
+        match holder {
+            Some(Holder::Vm(_)) => holder,
+            _ => self.claimant(address, uuid).map(Holder::Vm).or(holder),
+        }
+    }
+
+    /// Undoes what was made for an address, unless an arrival, or the other end of another move, needs it.
+    pub(in crate::proto) fn forget_address(
+        &self,
+        cx: &mut Context,
+        addresses: &Addresses,
+        address: Ipv6Addr,
+        spoken: bool,
+    ) {
+        let is_watched = self.incoming.iter().any(|it| it.watches(address));
+        if !is_watched && !addresses.is_left(address) {
+            cx.address(AddressCommand::Forget { address, spoken });
+        }
+    }
+
+    /// The source says which address its VM will have here.
+    pub(in crate::proto) fn claimed(
+        &mut self,
+        cx: &mut Context,
+        host: &mut Host<'_>,
+        (peer, transaction): (&str, u64),
+        said: &AddressClaim,
+    ) {
+        let (address, mac) = (Ipv6Addr::from(*said.address), *said.mac);
+        let Some(incoming) = self.incoming.of_transaction(peer, said.migration) else {
+            let reason = format!("{} expects no such domain", cx.config.name);
+            cx.send(peer, transaction, &ErrorMessage { reason }.into());
+            return;
+        };
+        let (number, uuid) = (incoming.number, incoming.uuid);
+        let claim = incoming.claim.as_ref();
+        if claim.is_some_and(|it| (it.address, it.mac) == (address, mac)) {
+            self.claimed_again(cx, host, number, (peer, transaction), said);
+            return;
+        }
+        let checked = self.check_claim(cx, host.addresses, incoming, address, mac);
+        if let Err(refusal) = checked {
+            incoming.refuse_claim(cx, transaction, address, &refusal);
+            return;
+        }
+        info!(domain = %incoming.domain, number, %address, mac = mac_text(&mac), "Address is claimed");
+        let replaced = self.incoming.get_mut(number);
+        let ended = replaced.and_then(|it| it.end_claim(cx, host.addresses, true));
+        if let Some(address) = ended {
+            self.forget_address(cx, host.addresses, address, false);
+        }
+        // It comes back to an address that it has left: nothing is sent on any more.
+        host.addresses
+            .end_departures(cx, |departed, it| *departed == address && it.uuid == uuid);
+        let asked = Duration::from_secs(u64::from(said.quarantine_s));
+        let quarantine = asked.min(cx.config.unicast.forward);
+        let mut claim = Claim::new(address, mac, transaction, quarantine);
+        claim.take_left(cx, host, number, said);
+        if let Some(incoming) = self.incoming.get_mut(number) {
+            incoming.claim = Some(claim);
+        }
+        note(cx, number, address, ClaimOutcome::Asked);
+        cx.address(AddressCommand::Watch { address });
+        cx.address(AddressCommand::Probe { address });
+        let due = cx.now + cx.config.unicast.retransmit;
+        cx.timers.set(Timer::Claim(number), due);
+        self.expect_claims(cx, host.inventory);
+        self.translate_left(cx, host);
+    }
+
+    /// The source says once more, perhaps by another transaction, what its VM will have and has left.
+    fn claimed_again(
+        &mut self,
+        cx: &mut Context,
+        host: &mut Host<'_>,
+        number: u64,
+        (peer, transaction): (&str, u64),
+        said: &AddressClaim,
+    ) {
+        let incoming = self.incoming.get_mut(number);
+        let Some(claim) = incoming.and_then(|it| it.claim.as_mut()) else {
+            return;
+        };
+        claim.transaction = transaction;
+        claim.take_left(cx, host, number, said);
+        let (address, is_probed) = (claim.address, claim.is_probed());
+        self.translate_left(cx, host);
+        if !is_probed {
+            let unique = ClaimState::Unique;
+            reply(cx, (peer, transaction), address, unique, String::new());
+        }
+    }
+
+    fn check_claim(
+        &self,
+        cx: &Context,
+        addresses: &mut Addresses,
+        incoming: &Incoming,
+        address: Ipv6Addr,
+        mac: Mac,
+    ) -> Result<(), Refusal> {
+        let agent = cx.config.name.clone();
+        if !incoming.macs.contains(&mac) {
+            return Err(Refusal::BadField { field: "mac" });
+        }
+        if address == cx.config.address {
+            return Err(Refusal::AddressOfHost { address, agent });
+        }
+        if !cx.config.is_on_link(address) {
+            return Err(Refusal::AddressOffLink {
+                address,
+                agent,
+                prefix: cx.config.address,
+                length: cx.config.prefix_length,
+            });
+        }
+        match self.holder_of(cx, addresses, address, incoming.uuid) {
+            None => Ok(()),
+            Some(Holder::Vm(_)) => Err(Refusal::AddressHeld { address, agent }),
+            Some(Holder::Left { wait }) => Err(Refusal::AddressLeft {
+                address,
+                agent,
+                wait,
+            }),
+        }
+    }
+
+    pub(in crate::proto) fn claim_timed_out(
+        &mut self,
+        cx: &mut Context,
+        addresses: &Addresses,
+        number: u64,
+    ) {
+        let incoming = self.incoming.get_mut(number);
+        if let Some(address) = incoming.and_then(|it| it.claim_due(cx)) {
+            self.forget_address(cx, addresses, address, false);
+        }
+    }
+
+    /// Somebody has said something about an address.
+    pub(in crate::proto) fn address_heard(
+        &mut self,
+        cx: &mut Context,
+        host: &mut Host<'_>,
+        address: Ipv6Addr,
+        said: Said,
+        by: Mac,
+    ) {
+        let ended = self.watching(address).and_then(|incoming| {
+            let refusal = incoming.hear(cx, said, by)?;
+            incoming.end_refused(cx, host.addresses, &refusal)
+        });
+        if let Some(address) = ended {
+            self.forget_address(cx, host.addresses, address, false);
+        }
+    }
+
+    /// An address is this host's own.
+    pub(in crate::proto) fn address_is_own(
+        &mut self,
+        cx: &mut Context,
+        host: &mut Host<'_>,
+        address: Ipv6Addr,
+    ) {
+        let agent = cx.config.name.clone();
+        let refusal = Refusal::AddressOfHost { address, agent };
+        let watching = self.watching(address);
+        let ended = watching.and_then(|it| it.end_refused(cx, host.addresses, &refusal));
+        if let Some(address) = ended {
+            self.forget_address(cx, host.addresses, address, false);
+        }
+    }
+
+    /// A VM has sent a frame from its address.
+    pub(in crate::proto) fn address_spoken(
+        &mut self,
+        cx: &mut Context,
+        host: &mut Host<'_>,
+        address: Ipv6Addr,
+    ) {
+        let Some(incoming) = self.watching(address) else {
+            return;
+        };
+        let (number, uuid) = (incoming.number, incoming.uuid);
+        let Some(claim) = &mut incoming.claim else {
+            return;
+        };
+        claim.state = State::Spoken;
+        info!(domain = %incoming.domain, number, %address, "VM speaks for its address");
+        cx.timers.stop(Timer::Claim(number));
+        if !claim.disputed {
+            note(cx, number, address, ClaimOutcome::Spoken);
+        }
+        host.addresses.own(address, uuid, claim.quarantine);
+        self.forget_address(cx, host.addresses, address, true);
+    }
+
+    /// The arrival that has to listen to what is said about an address.
+    fn watching(&mut self, address: Ipv6Addr) -> Option<&mut Incoming> {
+        self.incoming.iter_mut().find(|it| it.watches(address))
+    }
+
+    /// Has the TAPs of arriving VMs made ready for packets to their new addresses.
+    pub(super) fn expect_claims(&mut self, cx: &mut Context, inventory: &Inventory) {
+        for incoming in self.incoming.iter_mut() {
+            let ports = self.taps.of(inventory, incoming);
+            if let Some(claim) = &mut incoming.claim {
+                claim.expect(cx, &ports);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "../tests/claim.rs"]
+mod tests;

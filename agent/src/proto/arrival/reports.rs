@@ -1,0 +1,148 @@
+//! The arrived VM's own Reports, which end the joins.
+//!
+//! A Report that the VM sends by itself (its NIC announces itself after the switch) does not show
+//! that the querier has it: only one that answers a General Query sent after the arrival does.
+
+use std::time::Duration;
+
+use common::maps::ListenerKey;
+use tracing::debug;
+
+use super::stage::{Arrived, Stage};
+use super::{Arrivals, Host, Incoming};
+use crate::proto::context::Context;
+use crate::proto::host::inventory::Inventory;
+use crate::proto::host::listeners::{Mirror, listener_key};
+use crate::proto::timer::Timer;
+use crate::proto::{Mac, Output, Timestamp};
+
+/// How often an arrived VM's entries are read while it should answer a Query.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// How long after the Query Response Interval they are still read.
+const POLL_MARGIN: Duration = Duration::from_secs(2);
+
+impl Incoming {
+    /// Ends what looks for its VM's answers if nothing is held any more. The arrival itself is kept until
+    /// the hold ends: the source may still tell how long the VM was paused.
+    pub(super) fn finish_if_released(&self, cx: &mut Context) {
+        let has_arrived = self.stage.arrived().is_some();
+        if self.needs.is_empty() && has_arrived && self.answer.is_given() {
+            debug!(domain = %self.domain, "Nothing is held for the domain any more");
+            cx.timers.stop(Timer::Poll(self.number));
+            cx.timers.stop(Timer::MdbRenewal(self.number));
+        }
+    }
+}
+
+impl Arrivals {
+    /// A General Query was seen on a VLAN.
+    pub(in crate::proto) fn query_came(
+        &mut self,
+        cx: &mut Context,
+        mirror: &Mirror,
+        vlan: u16,
+        at: Timestamp,
+    ) {
+        let until = cx.now + mirror.queriers().response_interval(vlan, at) + POLL_MARGIN;
+        for incoming in self.incoming.iter_mut() {
+            if let Stage::Arrived(arrived) = &mut incoming.stage
+                && at > arrived.at
+            {
+                arrived.queried.entry(vlan).or_insert(at);
+                arrived.poll_until = until;
+                let poll = Timer::Poll(incoming.number);
+                cx.timers.set_earlier(poll, cx.now + POLL_INTERVAL);
+            }
+        }
+    }
+
+    /// Reads what an arrived VM should have answered for; the event may have been lost, or not
+    /// raised because nothing has changed.
+    pub(in crate::proto) fn poll_answers(
+        &self,
+        cx: &mut Context,
+        inventory: &Inventory,
+        number: u64,
+    ) {
+        let Some(incoming) = self.incoming.get(number) else {
+            return;
+        };
+        let Stage::Arrived(arrived) = &incoming.stage else {
+            return;
+        };
+        let ports = self.taps.of(inventory, incoming);
+        let listeners: Vec<ListenerKey> = incoming
+            .needs
+            .keys()
+            .filter_map(|(key, mac)| {
+                let (ifindex, _) = ports.iter().find(|(_, of)| of == mac)?;
+                Some(listener_key(*ifindex, key))
+            })
+            .collect();
+        if cx.now < arrived.poll_until {
+            cx.timers.set(Timer::Poll(number), cx.now + POLL_INTERVAL);
+        }
+        if !listeners.is_empty() {
+            cx.outputs.push_back(Output::ReadListeners {
+                listeners,
+                sources: Vec::new(),
+            });
+        }
+    }
+
+    /// A listener's state came in: if it answers a Query after the arrival, the join is over.
+    pub(in crate::proto) fn vm_reported(
+        &mut self,
+        cx: &mut Context,
+        host: &mut Host<'_>,
+        listener: &ListenerKey,
+    ) {
+        let Some(value) = host.mirror.get(listener) else {
+            return;
+        };
+        let answered = Timestamp(value.last_answer_ns);
+        self.release_where(cx, host, listener, |arrived| {
+            let queried = arrived.queried.get(&listener.vlan);
+            queried.is_some_and(|queried| answered > *queried)
+        });
+    }
+
+    /// A listener left: its VM does not want the address any more.
+    pub(in crate::proto) fn vm_left(
+        &mut self,
+        cx: &mut Context,
+        host: &mut Host<'_>,
+        listener: &ListenerKey,
+    ) {
+        self.release_where(cx, host, listener, |_| true);
+    }
+
+    fn release_where(
+        &mut self,
+        cx: &mut Context,
+        host: &mut Host<'_>,
+        listener: &ListenerKey,
+        condition: impl Fn(&Arrived) -> bool,
+    ) {
+        let (ifindex, key) = (listener.ifindex, listener.managed());
+        for incoming in self.incoming.iter_mut() {
+            match &incoming.stage {
+                Stage::Arrived(arrived) if condition(arrived) => {}
+                _ => continue,
+            }
+            let mut macs: Vec<Mac> = incoming.needing(&key).map(|(mac, _)| mac).collect();
+            if macs.is_empty() {
+                continue;
+            }
+            let ports = self.taps.of(host.inventory, incoming);
+            macs.retain(|mac| ports.contains(&(ifindex, *mac)));
+            for mac in macs {
+                incoming.needs.remove(&(key, mac));
+                // The VM's own Report renews the bridge's entry from now on.
+                incoming.mdb.made.remove(&(ifindex, key));
+                self.joins.release(cx, host, incoming.number, key, mac);
+                incoming.finish_if_released(cx);
+            }
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! How far an arrival is, by what its source, libvirt and its TAPs say.
+//!
+//! ```text
+//!  AgentRequest          its TAPs, or the domain, are here        libvirt, or the VM: it runs here
+//!  ------------> Expected ------------------------------> Coming ---------------------------------> Arrived
+//!                   |                                       |                                          |
+//!                   | abort, source lost or silent          | TAPs gone; abort, and it never runs      | domain
+//!                   +-------------------------------------> | or its source silent                     | or TAPs
+//!                                                           v                                          v gone
+//!                                                        (undone)                                   (released)
+//! ```
+//!
+//! What ends an arrival is in `ending`.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use common::signal::{MigrationProgress, Phase};
+use tracing::info;
+
+use super::{Arrivals, Host, Incoming};
+use crate::proto::context::Context;
+use crate::proto::handover::ClockOffset;
+use crate::proto::host::inventory::Inventory;
+use crate::proto::host::listeners::Mirror;
+use crate::proto::record::Outcome;
+use crate::proto::timer::Timer;
+use crate::proto::{DomainUuid, Timestamp};
+
+/// How far an arrival is.
+#[derive(Debug)]
+pub(super) enum Stage {
+    /// libvirt has not begun to bring the domain.
+    Expected {
+        /// When its source was heard last.
+        heard: Timestamp,
+    },
+    /// The domain or its TAPs are, or were, here.
+    Coming {
+        heard: Timestamp,
+        /// Why the source has taken it back since it was heard last; the last word is libvirt's.
+        aborted: Option<String>,
+    },
+    /// The VM runs here.
+    Arrived(Arrived),
+}
+
+/// What is known of a VM that runs here.
+#[derive(Debug)]
+pub(super) struct Arrived {
+    pub(super) at: Timestamp,
+    /// The domain or its TAPs are, or were, here. libvirt may say earlier that it runs.
+    pub(super) has_begun: bool,
+    /// Why the source has taken it back.
+    pub(super) aborted: Option<String>,
+    /// First General Query after the arrival, by VLAN.
+    pub(super) queried: BTreeMap<u16, Timestamp>,
+    /// Until when answers to the last Query are looked for.
+    pub(super) poll_until: Timestamp,
+}
+
+impl Stage {
+    /// When the VM began to run here.
+    pub(super) fn arrived(&self) -> Option<Timestamp> {
+        match self {
+            Self::Arrived(arrived) => Some(arrived.at),
+            Self::Expected { .. } | Self::Coming { .. } => None,
+        }
+    }
+
+    /// Whether the domain or its TAPs are, or were, here.
+    pub(super) fn has_begun(&self) -> bool {
+        match self {
+            Self::Expected { .. } => false,
+            Self::Coming { .. } => true,
+            Self::Arrived(arrived) => arrived.has_begun,
+        }
+    }
+
+    /// Why the source has taken the arrival back.
+    pub(super) fn aborted(&self) -> Option<&str> {
+        match self {
+            Self::Expected { .. } => None,
+            Self::Coming { aborted, .. } => aborted.as_deref(),
+            Self::Arrived(arrived) => arrived.aborted.as_deref(),
+        }
+    }
+
+    /// The domain or its TAPs are here.
+    pub(super) fn begin(&mut self) {
+        match self {
+            Self::Expected { heard } => {
+                *self = Self::Coming {
+                    heard: *heard,
+                    aborted: None,
+                }
+            }
+            Self::Coming { .. } => {}
+            Self::Arrived(arrived) => arrived.has_begun = true,
+        }
+    }
+}
+
+/// What the source has said of the VM.
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    pub(super) progress: Option<MigrationProgress>,
+    /// When the source was first heard to switch.
+    pub(super) switching: Option<Timestamp>,
+    /// When the source last said that the VM is being copied.
+    pub(super) ran: Option<Timestamp>,
+    /// What is known of the source's clock.
+    pub(super) clock: ClockOffset,
+}
+
+impl Told {
+    /// Whether the VM no longer runs at its source.
+    pub(super) fn is_switched(&self) -> bool {
+        let phase = self.progress.as_ref().map(|progress| progress.phase);
+        matches!(phase, Some(Phase::Switching | Phase::Completed))
+    }
+
+    fn take(&mut self, progress: MigrationProgress, now: Timestamp) {
+        if let Some(clock_ns) = progress.clock_ns {
+            self.clock.observe(clock_ns, now);
+        }
+        match progress.phase {
+            Phase::Copying => {
+                let sent = progress.clock_ns.and_then(|sent| self.clock.latest(sent));
+                self.ran = sent.or(self.ran);
+            }
+            Phase::Switching => {
+                self.switching.get_or_insert(now);
+            }
+            Phase::Preparing | Phase::Ready | Phase::Completed => {}
+        }
+        self.progress = Some(progress);
+    }
+}
+
+impl Incoming {
+    /// Notes a sign of life of the source.
+    pub(super) fn heard(&mut self, cx: &mut Context) {
+        match &mut self.stage {
+            Stage::Expected { heard } => *heard = cx.now,
+            Stage::Coming { heard, aborted } => {
+                *heard = cx.now;
+                *aborted = None;
+            }
+            Stage::Arrived(_) => return,
+        }
+        let expiry = cx.now + cx.config.timing.unused_join_expiry;
+        cx.timers.set(Timer::Unused(self.number), expiry);
+    }
+
+    /// The VM runs here, since that time.
+    fn arrive(&mut self, cx: &mut Context, mirror: &Mirror, at: Timestamp) {
+        let number = self.number;
+        info!(domain = %self.domain, number, "Domain has arrived");
+        self.stage = Stage::Arrived(Arrived {
+            at,
+            has_begun: self.stage.has_begun(),
+            aborted: self.stage.aborted().map(str::to_owned),
+            queried: BTreeMap::new(),
+            poll_until: Timestamp::default(),
+        });
+        let hold = cx.now + self.longest_interval(mirror, cx.now);
+        cx.timers.stop(Timer::Unused(number));
+        cx.timers.set(Timer::Hold(number), hold);
+        cx.records.end(number, at, Outcome::Completed);
+    }
+
+    /// The longest listening interval of the VLANs that it needs.
+    fn longest_interval(&self, mirror: &Mirror, now: Timestamp) -> Duration {
+        let interval = |vlan| mirror.queriers().listening_interval(vlan, now);
+        let vlans = self.needs.keys().map(|(key, _)| key.vlan);
+        vlans.map(interval).max().unwrap_or_else(|| interval(0))
+    }
+}
+
+impl Arrivals {
+    /// The source says how the migration goes on.
+    pub(in crate::proto) fn progressed(
+        &mut self,
+        cx: &mut Context,
+        host: &mut Host<'_>,
+        (peer, transaction): (&str, u64),
+        progress: MigrationProgress,
+    ) {
+        let Some(incoming) = self.incoming.of_transaction_mut(peer, transaction) else {
+            return;
+        };
+        incoming.heard(cx);
+        let pause = progress.vm_pause_ms.map(Duration::from_millis);
+        cx.records.update(incoming.number, |record| {
+            if record.outcome.is_none() {
+                record.phase = progress.phase;
+            }
+            record.vm_pause = pause.or(record.vm_pause);
+            record.processed_bytes = progress.processed_bytes;
+            record.total_bytes = progress.total_bytes;
+        });
+        let (phase, uuid) = (progress.phase, incoming.uuid);
+        incoming.told.take(progress, cx.now);
+        match phase {
+            Phase::Switching => {
+                incoming.answer_asked(cx);
+                self.ports_changed(cx, host);
+            }
+            // Only libvirt says whether it runs here.
+            Phase::Completed => {
+                self.finished.note(incoming);
+                let domain = host.inventory.domains.get(&uuid);
+                if domain.is_some_and(|it| it.running) {
+                    self.runs_here(cx, host, uuid, cx.now);
+                }
+            }
+            Phase::Preparing | Phase::Ready | Phase::Copying => {}
+        }
+    }
+
+    /// libvirt, or the VM itself, says that a domain runs here since that time.
+    pub(in crate::proto) fn runs_here(
+        &mut self,
+        cx: &mut Context,
+        host: &mut Host<'_>,
+        uuid: DomainUuid,
+        at: Timestamp,
+    ) {
+        let incoming = self.incoming.of_domain_mut(uuid);
+        let Some(incoming) = incoming.filter(|it| it.stage.arrived().is_none()) else {
+            return;
+        };
+        incoming.arrive(cx, host.mirror, at);
+        self.finished.note(incoming);
+        self.ports_changed(cx, host);
+        if let Some(incoming) = self.incoming.of_domain_mut(uuid) {
+            let ports = self.taps.of(host.inventory, incoming);
+            incoming.renew_mdb(cx, &ports);
+            incoming.expect_cut(cx);
+            incoming.claim_arrived(cx);
+            incoming.finish_if_released(cx);
+        }
+    }
+
+    /// Gives the TAPs of arriving VMs what they need, as soon as they are there and due.
+    pub(in crate::proto) fn ports_changed(&mut self, cx: &mut Context, host: &mut Host<'_>) {
+        self.lend_taps(cx, host);
+        for incoming in self.incoming.iter_mut() {
+            let ports = self.taps.of(host.inventory, incoming);
+            let is_here = self.taps.are_here(host.inventory, incoming);
+            incoming.hold(cx, host.inventory, &mut self.taps, &ports);
+            incoming.begin_mdb(cx, &ports);
+            if is_here {
+                incoming.stage.begin();
+            }
+        }
+        self.expect_claims(cx, host.inventory);
+        self.translate_left(cx, host);
+    }
+
+    /// The connection to a source broke. Before its VM has begun to come nothing is lost by undoing
+    /// soon; after that libvirt decides.
+    pub(in crate::proto) fn peer_down(
+        &mut self,
+        cx: &mut Context,
+        inventory: &Inventory,
+        peer: &str,
+        reason: &str,
+    ) {
+        let grace = cx.now + cx.config.timing.lost_peer_grace;
+        for incoming in self.incoming.iter().filter(|it| it.peer == peer) {
+            incoming.hurry_cut(cx);
+            let is_here = self.taps.are_here(inventory, incoming);
+            if incoming.stage.arrived().is_none() && !is_here {
+                cx.timers.set_earlier(Timer::Unused(incoming.number), grace);
+            }
+        }
+        self.preparations.peer_down(cx, peer, reason);
+    }
+}
+
+#[cfg(test)]
+#[path = "../tests/arrival.rs"]
+mod tests;
