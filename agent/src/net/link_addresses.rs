@@ -143,9 +143,11 @@ impl LinkAddresses {
     /// Tells neighbours the host's own addresses anew, which they may know by a MAC that the bridge had
     /// before (RFC 4861 section 7.2.6). While no address is watched, nobody needs them.
     pub fn announce(&self) {
+        if self.listener.is_none() {
+            return;
+        }
         let host = match self.host() {
-            Ok(host) if self.listener.is_some() => host,
-            Ok(_) => return,
+            Ok(host) => host,
             Err(error) => {
                 tracing::warn!(%error, "The addresses of this host are not known");
                 return;

@@ -66,6 +66,7 @@
 //! | `pace` | destination: how fast they are put into the TAP |
 //! | `flows`, `report` | what became of them, by flow |
 //! | `clock` | the difference of the two ends' clocks |
+//! | `since_first` | counters that began before the handover |
 //! | `unread`, `readdress` | source: what had not been read at the stop, for the address that the VM has now |
 //! | `flow`, `tag`, `upper` | what a frame is, and how it is made whole |
 
@@ -86,6 +87,7 @@ mod records;
 mod report;
 #[cfg(any(test, fuzzing))]
 mod sample;
+mod since_first;
 mod tag;
 #[cfg(test)]
 mod tests;
@@ -102,5 +104,6 @@ pub use pace::Pace;
 pub use placement::{LATEST_CUT, Path, Placement, Reader, Step};
 pub use records::{NicReach, Reading, nic_cut};
 pub use report::{FlowReport, HoldReport, Placed};
+pub use since_first::SinceFirst;
 pub use unread::{Unread, UnreadReport, Way};
 pub use upper::{finish_checksum, split};

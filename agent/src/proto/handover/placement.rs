@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::cut::Cut;
 use super::evidence::{Counts, Evidence, Sample};
+use super::since_first::SinceFirst;
 use crate::proto::Timestamp;
 
 /// Time between two samples until it is known what an empty queue looks like.
@@ -132,8 +133,8 @@ pub struct Placement {
     reader: Reader,
     /// Frames that QEMU itself had read when this began.
     own_before: Option<u64>,
-    /// Frames that had found no room then.
-    dropped_before: Option<u64>,
+    /// Frames that have found no room.
+    dropped: SinceFirst,
     /// Whether vhost-net has read after QEMU had: then nobody knows what became of QEMU's frames.
     is_given_back: bool,
     /// Whether the last sample was taken after the reader was seen asleep beside a frame that waited,
@@ -169,7 +170,7 @@ impl Placement {
             ceiling: None,
             reader: Reader::Unknown,
             own_before: None,
-            dropped_before: None,
+            dropped: SinceFirst::default(),
             is_given_back: false,
             is_left_alone: false,
             is_lost: false,
@@ -212,7 +213,7 @@ impl Placement {
             self.moved = at;
         }
         self.own_before = self.own_before.or(counts.own);
-        self.dropped_before.get_or_insert(counts.dropped);
+        self.dropped.look(counts.dropped);
         if self.stopped.is_some() {
             self.ceiling.get_or_insert(entered);
             let waits = self.injected > 0 || self.evidence.is_longer_than_least(&sample);
@@ -261,7 +262,7 @@ impl Placement {
     /// Frames that have found no room since this began.
     pub fn tap_full(&self) -> Option<u64> {
         let last = self.history.back()?;
-        Some(last.counts.dropped.saturating_sub(self.dropped_before?))
+        self.dropped.at(last.counts.dropped)
     }
 
     /// Frames at most that the VM loses if it runs on after it has stopped: those that QEMU has read since,

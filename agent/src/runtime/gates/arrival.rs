@@ -12,7 +12,7 @@ use crate::datapath::{Datapath, DatapathError, HOLD_LEASE, REPLAY_LEASE};
 use crate::net::tap_queue::TapQueues;
 use crate::net::tap_socket::{Sent, TapSocket};
 use crate::proto::Timestamp;
-use crate::proto::handover::{ClockOffset, Hold, HoldLimits, HoldReport, Pace};
+use crate::proto::handover::{ClockOffset, Hold, HoldLimits, HoldReport, Pace, SinceFirst};
 use crate::runtime::trace::Replays;
 
 /// How often it is looked whether the gate has opened itself.
@@ -51,8 +51,8 @@ pub(super) struct Arrival {
     /// Nothing can be put into the TAP, so the gate is better open.
     gives_up: bool,
     lease_due: Timestamp,
-    /// Frames that had found the queue of the TAP full when it was looked at first.
-    dropped_before: Option<u64>,
+    /// Frames that have found the queue of the TAP full.
+    dropped: SinceFirst,
     replays: Replays,
 }
 
@@ -80,7 +80,7 @@ impl Arrival {
             replay: None,
             gives_up: false,
             lease_due: since + LEASE_INTERVAL,
-            dropped_before: None,
+            dropped: SinceFirst::default(),
             replays,
         }
     }
@@ -193,8 +193,7 @@ impl Arrival {
 
     fn count_full(&mut self, queues: &mut TapQueues) {
         if let Ok(counts) = queues.counts(self.ifindex) {
-            let before = *self.dropped_before.get_or_insert(counts.dropped);
-            self.hold.tap_full(counts.dropped.saturating_sub(before));
+            self.hold.tap_full(self.dropped.look(counts.dropped));
         }
     }
 
@@ -223,7 +222,7 @@ impl Arrival {
                 self.hold.lapsed();
             }
         }
-        if self.dropped_before.is_none() {
+        if self.dropped.is_new() {
             self.count_full(queues);
         }
         self.send_first(queues);
