@@ -1,8 +1,7 @@
 //! Frames and messages without end, of every kind that is looked at: from a VM, from a neighbour, and from a
 //! peer with a good certificate.
 
-use std::fs::{self, DirEntry};
-use std::io::{self, Write as _};
+use std::io::Write as _;
 use std::net::{Ipv6Addr, UdpSocket};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -35,6 +34,8 @@ const SIEGE: Duration = Duration::from_secs(10);
 const SIEGE_VARIABLE: &str = "ROAMCAST_SIEGE_S";
 /// What the agent's memory may grow by, KiB.
 const GROWTH: u64 = 16 * 1024;
+/// Between two questions of the operator.
+const PAUSE: Duration = Duration::from_millis(5);
 /// So often they try.
 const ROUNDS: u32 = 3;
 /// For how long the agent's loop may stand still.
@@ -217,14 +218,14 @@ impl Siege {
     fn lay(agent: &Agent, attack: impl FnOnce(&AtomicBool) + Send) -> Self {
         let seconds = std::env::var(SIEGE_VARIABLE).ok();
         let time = seconds.map_or(SIEGE, |it| Duration::from_secs(it.parse().unwrap()));
-        put_first(&tasks(agent.child.id()));
+        put_first(&agent.child.id().to_string(), true);
         let (memory, before) = (agent.peak_memory(), stalls(agent));
         let is_over = AtomicBool::new(false);
         let mut answer = Duration::ZERO;
         thread::scope(|scope| {
             scope.spawn(|| attack(&is_over));
             scope.spawn(|| {
-                put_first(&[gettid().to_string()]);
+                put_first(&gettid().to_string(), false);
                 let _end_of_attack = EndOf(&is_over);
                 let end = Instant::now() + time;
                 while Instant::now() < end {
@@ -232,6 +233,7 @@ impl Siege {
                     let mut client = Client::connect(&agent.path("agent.sock")).unwrap();
                     client.ask(&Request::Status, |_| {}).unwrap();
                     answer = answer.max(asked.elapsed());
+                    thread::sleep(PAUSE);
                 }
             });
         });
@@ -264,20 +266,17 @@ fn withstand(agent: &Agent, mut attack: impl FnMut(&AtomicBool) + Send) {
     }
 }
 
-/// The tasks of a process.
-fn tasks(process: u32) -> Vec<String> {
-    let tasks = fs::read_dir(format!("/proc/{process}/task")).unwrap();
-    let name = |task: io::Result<DirEntry>| task.unwrap().file_name().into_string().unwrap();
-    tasks.map(name).collect()
-}
-
-/// Puts tasks before all others of this machine, so that what is measured is what they do, and not for how
-/// long they wait for a processor.
-fn put_first(tasks: &[String]) {
-    let mut command = Command::new("renice");
-    let output = command.args(["-n", "-20", "-p"]).args(tasks).output();
+/// Puts a task, or a whole process, before all others of this machine, so that what is measured is what it
+/// does, and not for how long it waits for a processor.
+fn put_first(task: &str, is_process: bool) {
+    let mut command = Command::new("chrt");
+    command.args(is_process.then_some("--all-tasks"));
+    let output = command.args(["--fifo", "--pid", "1", task]).output();
     let output = output.unwrap();
-    assert!(output.status.success(), "{output:?}");
+    // Some kernels give no time to such tasks in a control group; then it has to do without.
+    if !output.status.success() {
+        println!("{}", String::from_utf8_lossy(&output.stderr));
+    }
 }
 
 /// How often and for how long an agent's loop has stood still.

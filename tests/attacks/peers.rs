@@ -234,25 +234,20 @@ fn names_and_reasons_that_a_peer_says_forge_no_lines() {
         let mut liar = agent.peer("vms2");
         let said = "tv\nWARN forged\u{1b}[2J";
         liar.say(2, request(9, said));
-        let name = wait_for("the migration", || {
-            let rows = agent.query("migrations")?;
-            rows[0]["domain"].as_str().map(str::to_owned)
-        });
-        assert_eq!(name, said);
+        let answer = format!("{:?}", liar.answer(2));
+        assert!(answer.contains("cannot be shown"), "{answer}");
+        liar.say(3, request(9, "tv-9"));
+        liar.answer(3);
+        let reason = said.to_owned();
+        liar.say(3, MigrationAbort { reason });
+        let answer = format!("{:?}", liar.answer(3));
+        assert!(answer.contains("cannot be shown"), "{answer}");
         let output = agent.command(&["migrations"]).output().unwrap();
         let table = String::from_utf8_lossy(&output.stdout).into_owned();
-        let reason = said.replace("forged", "made up");
-        liar.say(2, MigrationAbort { reason });
-        wait_for("both in the log", || {
-            let log = agent.log();
-            (log.contains("forged") && log.contains("made up")).then_some(())
-        });
+        assert!(table.contains("tv-9"), "{table}");
         for shown in [table, agent.log()] {
             assert!(!shown.contains("\u{1b}[2J"), "{shown:?}");
-            assert!(
-                !shown.lines().any(|line| line.starts_with("WARN")),
-                "{shown:?}"
-            );
+            assert!(!shown.contains("forged"), "{shown:?}");
         }
     });
 }
