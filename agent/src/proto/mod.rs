@@ -28,6 +28,7 @@
 //! | `addresses` | addresses that VMs take on here, or leave |
 //! | `timer` | deadlines |
 //! | `uuid` | names of domains |
+//! | `view` | what the operator sees |
 //! | [`directory`] | which relay is for whom: the core of `roamcast mcs` |
 //! | [`ims`] | which MoAs a HoA has: the core of `roamcast ims` |
 //! | [`relay`] | the other role: [`relay::RelayServer`] |
@@ -61,17 +62,18 @@ mod stream;
 mod tests;
 mod timer;
 mod uuid;
+mod view;
 
 use std::net::{Ipv6Addr, SocketAddrV6};
 use std::time::Duration;
 
 use common::maps::{
-    Forward, ForwardKey, ListenerKey, Managed, ManagedKey, PortUsage, Querier, QuerierKey,
-    RelayFlow, RelayFlowKey, SourceKey, Translation, TranslationKey,
+    Forward, ForwardKey, ListenerKey, Managed, ManagedKey, RelayFlow, RelayFlowKey, SourceKey,
+    Translation, TranslationKey,
 };
 use common::signal::{
-    AddressClaim, AgentRequest, DecodeError, ErrorMessage, HandoverCut, MigrationAbort,
-    MigrationProgress, PeerMessage, Phase, VmMessage,
+    AddressClaim, AgentRequest, ErrorMessage, HandoverCut, MigrationAbort, MigrationProgress,
+    PeerMessage, Phase, VmMessage,
 };
 
 pub(crate) use arrival::MDB_RENEWAL_LAST;
@@ -87,6 +89,7 @@ pub use record::{
 };
 pub use stream::Stream;
 pub use uuid::{DomainUuid, UuidError};
+pub use view::View;
 
 use addresses::Addresses;
 use arrival::{Arrivals, Host};
@@ -97,7 +100,7 @@ use filter::Filter;
 use host::inventory::{Inventory, Place};
 use host::listeners::{Effect, Mirror};
 use host::usage::Usage;
-use reception::{ModeView, Receptions, RelayView, SessionView};
+use reception::Receptions;
 use refusal::bounded;
 use timer::Timer;
 
@@ -132,122 +135,54 @@ impl Agent {
 
     /// Takes in a datagram that came in by `port` (its `SO_RCVMARK`), if by any.
     pub fn handle_datagram(&mut self, now: Timestamp, port: u32, from: SocketAddrV6, bytes: &[u8]) {
-        self.begin(now);
-        if self.cx.is_heard(&self.inventory, port, from) {
-            self.on_datagram(port, from, VmMessage::decode(bytes));
-        }
-        self.end();
+        self.input(now, |agent| agent.on_datagram(port, from, bytes));
     }
 
     /// Takes in what happened on the connection to a peer.
     pub fn handle_peer(&mut self, now: Timestamp, peer: &str, event: PeerEvent) {
-        self.begin(now);
-        self.on_peer(peer, event);
-        self.end();
+        self.input(now, |agent| agent.on_peer(peer, event));
     }
 
     /// Takes in a change of the bridge's ports.
     pub fn handle_port(&mut self, now: Timestamp, event: PortEvent) {
-        self.begin(now);
-        match event {
-            PortEvent::Added(port) => {
-                self.inventory.ports.insert(port.ifindex, port);
-                self.ports_changed();
-            }
-            PortEvent::Removed { ifindex } => {
-                self.inventory.ports.remove(&ifindex);
-                self.usage.forget_port(ifindex);
-                self.mirror.port_gone(ifindex);
-                self.follow_mirror();
-                self.addresses.port_gone(&mut self.cx, ifindex);
-                self.ports_changed();
-                self.with_arrivals(|arrivals, cx, host| arrivals.cut_off(cx, host));
-            }
-        }
-        self.end();
+        self.input(now, |agent| agent.on_port(event));
     }
 
     /// Takes in what the kernel programs and the bridge report.
     pub fn handle_datapath(&mut self, now: Timestamp, event: DatapathEvent) {
-        self.begin(now);
-        self.on_datapath(event);
-        self.follow_mirror();
-        self.end();
+        self.input(now, |agent| agent.on_datapath(event));
     }
 
     /// Takes in what becomes of the gates.
     pub fn handle_gate(&mut self, now: Timestamp, event: GateEvent) {
-        self.begin(now);
-        let Self { cx, departures, .. } = self;
-        match event {
-            GateEvent::Cut { ifindex, cut } => departures.cut_placed(cx, ifindex, cut),
-            GateEvent::NotRecorded { ifindex } => departures.not_recorded(cx, ifindex),
-            GateEvent::Opened { ifindex, report } => {
-                self.arrivals.gate_opened(cx, ifindex, report);
-            }
-            GateEvent::NotHeld { ifindex } => self.with_arrivals(|arrivals, cx, host| {
-                arrivals.not_held(cx, host, ifindex, Ungated::NotMade);
-            }),
-            GateEvent::SentOn { migration, report } => {
-                cx.records
-                    .update(migration, |record| record.sent_on(report));
-            }
-            GateEvent::RunsOn {
-                migration,
-                thrown_away_at_most,
-            } => cx.records.update(migration, |record| {
-                record.thrown_away(thrown_away_at_most);
-            }),
-        }
-        self.end();
+        self.input(now, |agent| agent.on_gate(event));
     }
 
     /// Takes in what the hypervisor reports.
     pub fn handle_hypervisor(&mut self, now: Timestamp, event: HypervisorEvent) {
-        self.begin(now);
-        self.on_hypervisor(event);
-        self.end();
+        self.input(now, |agent| agent.on_hypervisor(event));
     }
 
     /// Takes in an operator's command; `id` is repeated in every [`Output::Reply`] to it.
     pub fn handle_command(&mut self, now: Timestamp, id: u64, command: Command) {
-        self.begin(now);
-        let (departures, cx, around) = self.departing();
-        match command {
-            Command::Migrate {
-                domain,
-                destination,
-            } => departures.command_migrate(cx, around, id, &domain, &destination),
-            Command::Abort { domain } => {
-                departures.command_abort(cx, around.addresses, id, &domain);
-            }
-            Command::Prepare {
-                uuid,
-                domain,
-                source,
-            } => {
-                let said = (uuid, domain.as_str(), source.as_str());
-                self.with_arrivals(|arrivals, cx, host| arrivals.prepare(cx, host, id, said));
-            }
-        }
-        self.end();
+        self.input(now, |agent| agent.on_command(id, command));
     }
 
     /// Does what is due at `now`. Calls before [`Self::poll_timeout`] do nothing.
     pub fn handle_timeout(&mut self, now: Timestamp) {
-        self.begin(now);
-        while let Some(timer) = self.cx.timers.expire(self.cx.now) {
-            self.on_timer(timer);
-            self.settle();
-        }
-        self.end();
+        self.input(now, |agent| {
+            while let Some(timer) = agent.cx.timers.expire(agent.cx.now) {
+                agent.on_timer(timer);
+                agent.settle();
+            }
+        });
     }
 
     /// Takes in the relays that discovery has found, all of them each time.
     pub fn handle_relays(&mut self, now: Timestamp, candidates: Vec<RelayCandidate>) {
-        self.begin(now);
-        self.receptions.found(&mut self.cx, candidates);
-        self.end();
+        self.input(now, |agent| {
+            agent.receptions.found(&mut agent.cx, candidates)
+        });
     }
 
     /// Takes in, before everything else, what an agent before this one has left in `MANAGED` and
@@ -258,72 +193,29 @@ impl Agent {
         managed: Vec<(ManagedKey, Managed)>,
         flows: Vec<(RelayFlowKey, RelayFlow)>,
     ) {
-        self.begin(now);
-        self.receptions.pinned(managed, flows);
-        self.end();
+        self.input(now, |agent| agent.receptions.pinned(managed, flows));
     }
 
     /// Takes in, once and after the first [`DatapathEvent::Snapshot`], that all listeners are known:
     /// what was pinned and nobody needs is given up.
     pub fn handle_adopted(&mut self, now: Timestamp) {
-        self.begin(now);
-        for key in self.receptions.adopted(&mut self.cx) {
-            self.unmanage_unneeded(key);
-        }
-        self.end();
+        self.input(now, |agent| {
+            for key in agent.receptions.adopted(&mut agent.cx) {
+                agent.unmanage_unneeded(key);
+            }
+        });
     }
 
     /// Takes in what has happened about a unicast address.
     pub fn handle_address(&mut self, now: Timestamp, event: AddressEvent) {
-        self.begin(now);
-        match event {
-            AddressEvent::Heard { address, said, by } => {
-                self.with_arrivals(|arrivals, cx, host| {
-                    arrivals.address_heard(cx, host, address, said, by);
-                });
-                let Self { cx, addresses, .. } = self;
-                let disputed = addresses.departure_heard(cx, &self.inventory, address, said, by);
-                if let Some(number) = disputed {
-                    self.departures.claim_anew(cx, addresses, number);
-                }
-            }
-            AddressEvent::Own { address } => {
-                self.with_arrivals(|arrivals, cx, host| {
-                    arrivals.address_is_own(cx, host, address);
-                });
-                self.addresses.departure_of_own(&mut self.cx, address);
-            }
-            AddressEvent::Spoke { address } => {
-                self.with_arrivals(|arrivals, cx, host| arrivals.address_spoken(cx, host, address));
-            }
-            AddressEvent::Forwarded {
-                address,
-                packets,
-                bytes,
-                dropped,
-            } => {
-                let counts = [packets, bytes, dropped];
-                self.cx.records.count_forwarded(address, counts);
-            }
-            AddressEvent::Translated {
-                ifindex,
-                address,
-                packets,
-                bytes,
-                dropped,
-            } => {
-                let counts = [packets, bytes, dropped];
-                self.cx.records.count_translated(ifindex, address, counts);
-            }
-        }
-        self.end();
+        self.input(now, |agent| agent.on_address(event));
     }
 
     /// Takes over what an agent before this one sends on in the kernel.
     pub fn handle_forwards(&mut self, now: Timestamp, forwards: Vec<(ForwardKey, Forward)>) {
-        self.begin(now);
-        self.addresses.adopt_forwards(&mut self.cx, forwards);
-        self.end();
+        self.input(now, |agent| {
+            agent.addresses.adopt_forwards(&mut agent.cx, forwards)
+        });
     }
 
     /// Takes over what an agent before this one translates in the kernel.
@@ -332,17 +224,16 @@ impl Agent {
         now: Timestamp,
         translations: Vec<(TranslationKey, Translation)>,
     ) {
-        self.begin(now);
-        self.addresses
-            .adopt_translations(&mut self.cx, translations);
-        self.end();
+        self.input(now, |agent| {
+            agent
+                .addresses
+                .adopt_translations(&mut agent.cx, translations);
+        });
     }
 
     /// Takes in whether QEMU can encrypt copies here.
     pub fn handle_copy_tls(&mut self, now: Timestamp, copy_tls: CopyTls) {
-        self.begin(now);
-        self.cx.copy_tls = copy_tls;
-        self.end();
+        self.input(now, |agent| agent.cx.copy_tls = copy_tls);
     }
 
     /// Returns the next thing to do; `None` when nothing is left.
@@ -366,108 +257,17 @@ impl Agent {
         &self.cx.config
     }
 
-    /// All listeners of all ports.
-    pub fn listeners(&self) -> impl Iterator<Item = ListenerView<'_>> {
-        self.mirror.iter()
+    /// What the operator may see of it.
+    pub fn view(&self) -> View<'_> {
+        View(self)
     }
 
-    /// The listeners of one port.
-    pub fn listeners_of_port(&self, ifindex: u32) -> impl Iterator<Item = ListenerView<'_>> {
-        self.mirror.of_port(ifindex)
-    }
-
-    /// The addresses joined by proxy.
-    pub fn receptions(&self) -> impl Iterator<Item = ReceptionView<'_>> {
-        self.arrivals.views()
-    }
-
-    /// How each watched address is received.
-    pub fn modes(&self) -> impl Iterator<Item = ModeView> {
-        self.receptions.modes(self.cx.now)
-    }
-
-    /// The relays that discovery has found.
-    pub fn relays(&self) -> impl Iterator<Item = RelayView<'_>> {
-        self.receptions.relays(&self.cx)
-    }
-
-    /// Whether a peer is a relay.
-    pub fn is_relay(&self, name: &str) -> bool {
-        self.receptions.is_relay(name)
-    }
-
-    /// The sessions with relays.
-    pub fn relay_sessions(&self) -> impl Iterator<Item = SessionView<'_>> {
-        self.receptions.sessions(self.cx.now)
-    }
-
-    /// The last migrations, oldest first, running ones included.
-    pub fn migrations(&self) -> impl Iterator<Item = &MigrationRecord> {
-        self.cx.records.iter()
-    }
-
-    /// One of them, by its number.
-    pub fn migration(&self, number: u64) -> Option<&MigrationRecord> {
-        self.cx.records.get(number)
-    }
-
-    /// The last usage read of a port.
-    pub fn usage_of_port(&self, ifindex: u32) -> Option<&PortUsage> {
-        self.usage.of_port(ifindex)
-    }
-
-    /// Whether QEMU can encrypt copies here, and if not why.
-    pub fn copy_tls(&self) -> &CopyTls {
-        &self.cx.copy_tls
-    }
-
-    /// The domains of this host.
-    pub fn domains(&self) -> impl Iterator<Item = &Domain> {
-        self.inventory.domains.values()
-    }
-
-    /// The domain behind a port.
-    pub fn domain_of_port(&self, ifindex: u32) -> Option<&Domain> {
-        self.inventory.domain_of_port(ifindex)
-    }
-
-    /// Domains that wait for a place at `now`, in the order of their turns.
-    pub fn waiting(&self, now: Timestamp) -> impl Iterator<Item = WaitingView<'_>> {
-        self.arrivals.waiting(now)
-    }
-
-    /// The ports of the bridge.
-    pub fn ports(&self) -> impl Iterator<Item = &Port> {
-        self.inventory.ports.values()
-    }
-
-    /// The queriers heard by the uplinks.
-    pub fn queriers(&self) -> impl Iterator<Item = (&QuerierKey, &Querier)> {
-        self.mirror.queriers().elected()
-    }
-
-    /// The peers whose connection is up.
-    pub fn connected_peers(&self) -> impl Iterator<Item = &str> {
-        self.cx.links.connected()
-    }
-
-    /// Whether the hypervisor is connected.
-    pub fn is_hypervisor_connected(&self) -> bool {
-        self.inventory.hypervisor_connected
-    }
-
-    /// What was not acted upon.
-    pub fn counters(&self) -> Counters {
-        self.cx.counters
-    }
-
-    fn begin(&mut self, now: Timestamp) {
+    /// Takes in something at `now`.
+    fn input(&mut self, now: Timestamp, take: impl FnOnce(&mut Self)) {
         if self.cx.begin(now) {
             Usage::due(&mut self.cx, &self.inventory);
         }
-    }
-
-    fn end(&mut self) {
+        take(self);
         self.settle();
         self.mirror.set_timer(&mut self.cx);
         self.departures.check(&self.cx);
@@ -516,12 +316,11 @@ impl Agent {
         self.cx.uptime()
     }
 
-    fn on_datagram(
-        &mut self,
-        port: u32,
-        from: SocketAddrV6,
-        decoded: Result<(u64, VmMessage), DecodeError>,
-    ) {
+    fn on_datagram(&mut self, port: u32, from: SocketAddrV6, bytes: &[u8]) {
+        if !self.cx.is_heard(&self.inventory, port, from) {
+            return;
+        }
+        let decoded = VmMessage::decode(bytes);
         if let Ok((transaction, VmMessage::MigrationReady(_))) = &decoded
             && self.answer_arrival(port, *transaction, from)
         {
@@ -667,6 +466,7 @@ impl Agent {
                 self.arrivals.join_failed(cx, key);
             }
         }
+        self.follow_mirror();
     }
 
     /// Does what others are to do about what the kernel has reported of listeners.
@@ -691,6 +491,112 @@ impl Agent {
                         .query_came(&mut self.cx, &self.mirror, vlan, at);
                 }
                 Effect::EventsLost => self.arrivals.read_probed_streams(&mut self.cx),
+            }
+        }
+    }
+
+    fn on_port(&mut self, event: PortEvent) {
+        match event {
+            PortEvent::Added(port) => {
+                self.inventory.ports.insert(port.ifindex, port);
+                self.ports_changed();
+            }
+            PortEvent::Removed { ifindex } => {
+                self.inventory.ports.remove(&ifindex);
+                self.usage.forget_port(ifindex);
+                self.mirror.port_gone(ifindex);
+                self.follow_mirror();
+                self.addresses.port_gone(&mut self.cx, ifindex);
+                self.ports_changed();
+                self.with_arrivals(|arrivals, cx, host| arrivals.cut_off(cx, host));
+            }
+        }
+    }
+
+    fn on_gate(&mut self, event: GateEvent) {
+        let Self { cx, departures, .. } = self;
+        match event {
+            GateEvent::Cut { ifindex, cut } => departures.cut_placed(cx, ifindex, cut),
+            GateEvent::NotRecorded { ifindex } => departures.not_recorded(cx, ifindex),
+            GateEvent::Opened { ifindex, report } => {
+                self.arrivals.gate_opened(cx, ifindex, report);
+            }
+            GateEvent::NotHeld { ifindex } => self.with_arrivals(|arrivals, cx, host| {
+                arrivals.not_held(cx, host, ifindex, Ungated::NotMade);
+            }),
+            GateEvent::SentOn { migration, report } => {
+                cx.records
+                    .update(migration, |record| record.sent_on(report));
+            }
+            GateEvent::RunsOn {
+                migration,
+                thrown_away_at_most,
+            } => cx.records.update(migration, |record| {
+                record.thrown_away(thrown_away_at_most);
+            }),
+        }
+    }
+
+    fn on_command(&mut self, id: u64, command: Command) {
+        let (departures, cx, around) = self.departing();
+        match command {
+            Command::Migrate {
+                domain,
+                destination,
+            } => departures.command_migrate(cx, around, id, &domain, &destination),
+            Command::Abort { domain } => {
+                departures.command_abort(cx, around.addresses, id, &domain);
+            }
+            Command::Prepare {
+                uuid,
+                domain,
+                source,
+            } => {
+                let said = (uuid, domain.as_str(), source.as_str());
+                self.with_arrivals(|arrivals, cx, host| arrivals.prepare(cx, host, id, said));
+            }
+        }
+    }
+
+    fn on_address(&mut self, event: AddressEvent) {
+        match event {
+            AddressEvent::Heard { address, said, by } => {
+                self.with_arrivals(|arrivals, cx, host| {
+                    arrivals.address_heard(cx, host, address, said, by);
+                });
+                let Self { cx, addresses, .. } = self;
+                let disputed = addresses.departure_heard(cx, &self.inventory, address, said, by);
+                if let Some(number) = disputed {
+                    self.departures.claim_anew(cx, addresses, number);
+                }
+            }
+            AddressEvent::Own { address } => {
+                self.with_arrivals(|arrivals, cx, host| {
+                    arrivals.address_is_own(cx, host, address);
+                });
+                self.addresses.departure_of_own(&mut self.cx, address);
+            }
+            AddressEvent::Spoke { address } => {
+                self.with_arrivals(|arrivals, cx, host| arrivals.address_spoken(cx, host, address));
+            }
+            AddressEvent::Forwarded {
+                address,
+                packets,
+                bytes,
+                dropped,
+            } => {
+                let counts = [packets, bytes, dropped];
+                self.cx.records.count_forwarded(address, counts);
+            }
+            AddressEvent::Translated {
+                ifindex,
+                address,
+                packets,
+                bytes,
+                dropped,
+            } => {
+                let counts = [packets, bytes, dropped];
+                self.cx.records.count_translated(ifindex, address, counts);
             }
         }
     }

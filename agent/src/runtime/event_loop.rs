@@ -229,7 +229,11 @@ impl EventLoop {
 
     /// Whether libvirt shows a domain with this TAP, which it does once the TAP's limits are set.
     fn is_set_up(&self, tap: &str) -> bool {
-        let mut interfaces = self.proto.domains().flat_map(|domain| &domain.interfaces);
+        let mut interfaces = self
+            .proto
+            .view()
+            .domains()
+            .flat_map(|domain| &domain.interfaces);
         interfaces.any(|interface| interface.target_dev == tap)
     }
 
@@ -248,7 +252,7 @@ impl EventLoop {
     }
 
     fn handle_peer(&mut self, peer: String, event: PeerEvent) {
-        if self.proto.is_relay(&peer) {
+        if self.proto.view().is_relay(&peer) {
             self.proto.handle_peer(now(), &peer, event);
             return;
         }
@@ -307,6 +311,7 @@ impl EventLoop {
         if self.hooks.has_new() {
             let set_up: BTreeSet<&str> = self
                 .proto
+                .view()
                 .domains()
                 .flat_map(|domain| &domain.interfaces)
                 .map(|interface| interface.target_dev.as_str())
@@ -351,7 +356,7 @@ impl EventLoop {
         self.hooks.survey();
         let copy_tls = copy_tls::find(Path::new("/"));
         self.proto.handle_copy_tls(now(), copy_tls);
-        let watched = self.proto.modes().map(|view| view.key);
+        let watched = self.proto.view().modes().map(|view| view.key);
         let wanted = watched
             .filter(|key| key.vlan == 0)
             .map(|key| key.multicast_address)

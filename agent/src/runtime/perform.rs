@@ -57,7 +57,7 @@ impl EventLoop {
                 }
             }
             Output::Connect { peer } => {
-                if !self.proto.is_relay(&peer) {
+                if !self.proto.view().is_relay(&peer) {
                     let state = (LinkState::Connecting, None);
                     self.peer_states.insert(peer.clone(), state);
                 }

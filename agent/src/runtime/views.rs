@@ -49,6 +49,7 @@ impl EventLoop {
             uplinks: self.uplink_rows(&hooks),
             queriers: self
                 .proto
+                .view()
                 .queriers()
                 .map(|(key, value)| QuerierRow::new(self.hooks.name(key.ifindex), key, value, now))
                 .collect(),
@@ -57,12 +58,13 @@ impl EventLoop {
                 uri: config.libvirt.uri.clone(),
                 state: self.hypervisor_state.0,
                 reason: self.hypervisor_state.1.clone(),
-                domains: u32::try_from(self.proto.domains().count()).unwrap_or(u32::MAX),
+                domains: u32::try_from(self.proto.view().domains().count()).unwrap_or(u32::MAX),
             },
             ports: self.port_rows(&hooks)?,
             port_problems: self.hooks.problems(),
             receptions: self
                 .proto
+                .view()
                 .receptions()
                 .map(|view| JoinRow {
                     vlan: view.membership.key.vlan,
@@ -82,14 +84,18 @@ impl EventLoop {
                 .chain(self.registrar.problems())
                 .collect(),
             certificate_ends_in_days: self.peers.certificate_ends_in_days(),
-            memory_problems: memory_problems(self.proto.copy_tls(), self.proto.config().copy),
+            memory_problems: memory_problems(
+                self.proto.view().copy_tls(),
+                self.proto.config().copy,
+            ),
             migrations: self
                 .proto
+                .view()
                 .migrations()
                 .filter(|record| record.outcome.is_none())
                 .map(|record| migration_row(record, now))
                 .collect(),
-            waiting: self.proto.waiting(now).map(waiting_row).collect(),
+            waiting: self.proto.view().waiting(now).map(waiting_row).collect(),
             counters: self.counters()?,
         })
     }
@@ -98,7 +104,7 @@ impl EventLoop {
     fn modes(&self) -> BTreeMap<String, u32> {
         let mut modes = BTreeMap::new();
         if self.config.relay.is_used() {
-            for view in self.proto.modes() {
+            for view in self.proto.view().modes() {
                 *modes.entry(view.mode.as_str().to_owned()).or_default() += 1;
             }
         }
@@ -106,7 +112,7 @@ impl EventLoop {
     }
 
     fn relays_view(&self) -> Result<Vec<RelayRow>, RuntimeError> {
-        let views: Vec<_> = self.proto.relay_sessions().collect();
+        let views: Vec<_> = self.proto.view().relay_sessions().collect();
         let streams: BTreeMap<_, _> = if views.is_empty() {
             BTreeMap::new()
         } else {
@@ -118,6 +124,7 @@ impl EventLoop {
         };
         let mut rows: Vec<RelayRow> = self
             .proto
+            .view()
             .relays()
             .map(|view| RelayRow {
                 relay: Some(view.candidate.name.clone()),
@@ -166,7 +173,7 @@ impl EventLoop {
 
     /// Counters of the kernel programs, the protocol and the connections that are not zero.
     fn counters(&self) -> Result<BTreeMap<String, u64>, RuntimeError> {
-        let proto = self.proto.counters();
+        let proto = self.proto.view().counters();
         let signalling = [
             ("datagrams_dropped", self.vm_socket.dropped()),
             ("datagrams_unknown_port", proto.unknown_port_datagrams),
@@ -192,9 +199,10 @@ impl EventLoop {
         let now = now();
         let ports: BTreeMap<u32, (&str, Option<&str>)> = self
             .proto
+            .view()
             .ports()
             .map(|port| {
-                let domain = self.proto.domain_of_port(port.ifindex);
+                let domain = self.proto.view().domain_of_port(port.ifindex);
                 (
                     port.ifindex,
                     (
@@ -204,7 +212,7 @@ impl EventLoop {
                 )
             })
             .collect();
-        let rows = self.proto.listeners().map(|view| {
+        let rows = self.proto.view().listeners().map(|view| {
             let (port, domain) = ports.get(&view.key.ifindex).map_or_else(
                 || (view.key.ifindex.to_string(), None),
                 |(port, domain)| ((*port).to_owned(), domain.map(str::to_owned)),
@@ -221,6 +229,7 @@ impl EventLoop {
         let streams = self.datapath.all_streams()?;
         let modes: BTreeMap<ManagedKey, &str> = self
             .proto
+            .view()
             .modes()
             .map(|view| (view.key, view.mode.as_str()))
             .collect();
@@ -237,6 +246,7 @@ impl EventLoop {
         let now = now();
         let rows = self
             .proto
+            .view()
             .migrations()
             .map(|record| migration_row(record, now));
         let _ = replies.send(Reply::Migrations(rows.collect()));

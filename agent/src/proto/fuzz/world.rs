@@ -309,7 +309,7 @@ impl World {
             "{:?}",
             agent.cx.links
         );
-        assert_eq!(agent.receptions().count(), 0);
+        assert_eq!(agent.view().receptions().count(), 0);
         // Ports are looked at as long as the agent lives.
         agent.cx.timers.stop(Timer::Usage);
         assert_eq!(agent.cx.timers.next(), None, "{:?}", agent.cx.timers);

@@ -98,7 +98,7 @@ fn arrival_whose_tap_goes_ends_soon_with_the_reason_of_its_source_if_that_tells_
         }
         bench.pass(3 * S);
         assert_eq!(leaves(&bench.outputs()), 1);
-        let record = bench.agent.migrations().last().unwrap();
+        let record = bench.agent.view().migrations().last().unwrap();
         let Some(Outcome::Failed(reason)) = &record.outcome else {
             panic!("{record:?}");
         };

@@ -216,12 +216,19 @@ fn advertisement_that_anybody_may_have_forged_is_said_and_ends_no_move() {
         let outputs = heard(&mut bench, Said::Asks(asker()), OTHER_MAC);
         let to = Some((asker(), OTHER_MAC));
         assert_eq!(commands(&outputs), [answer(MAC, false, to)]);
-        let counters = bench.agent.counters();
+        let counters = bench.agent.view().counters();
         assert_eq!(
             (counters.claims_refused, counters.addresses_disputed),
             (0, 1)
         );
-        let outcome = bench.agent.migrations().next().unwrap().unicast.as_ref();
+        let outcome = bench
+            .agent
+            .view()
+            .migrations()
+            .next()
+            .unwrap()
+            .unicast
+            .as_ref();
         assert_eq!(outcome.unwrap().claim, ClaimOutcome::Disputed);
     }
 }
@@ -239,7 +246,7 @@ fn owner_or_another_node_that_wants_it_too_makes_the_claim_refused_where_that_is
             spoken: false,
         };
         assert_eq!(commands(&outputs), [forgotten]);
-        assert_eq!(bench.agent.counters().claims_refused, 1);
+        assert_eq!(bench.agent.view().counters().claims_refused, 1);
     }
 }
 
@@ -271,7 +278,7 @@ fn defence_ends_when_the_vm_speaks() {
     assert_eq!(commands(&spoke(&mut bench)), [forgotten]);
     assert_eq!(heard(&mut bench, Said::Asks(asker()), OTHER_MAC), []);
     bench.pass(60 * S);
-    assert_eq!(bench.agent.counters().claims_silent, 0);
+    assert_eq!(bench.agent.view().counters().claims_silent, 0);
 }
 
 #[test]
@@ -287,7 +294,7 @@ fn vm_that_never_speaks_is_not_answered_for_for_ever() {
     bench.pass(S);
     bench.outputs();
     assert_eq!(heard(&mut bench, Said::Asks(asker()), OTHER_MAC), []);
-    assert_eq!(bench.agent.counters().claims_silent, 1);
+    assert_eq!(bench.agent.view().counters().claims_silent, 1);
 }
 
 #[test]

@@ -80,7 +80,7 @@ fn is_encrypted(outputs: &[Output]) -> Option<bool> {
 }
 
 fn way(bench: &Bench) -> Option<CopyWay> {
-    bench.agent.migrations().last().unwrap().way.clone()
+    bench.agent.view().migrations().last().unwrap().way.clone()
 }
 
 #[test]

@@ -149,7 +149,7 @@ fn restarted_source_agent_follows_the_migration_to_its_end() {
     pair.crash(0);
     let running = |pair: &Pair| {
         let agent = pair.hosts[0].agent.as_ref();
-        agent.and_then(|agent| agent.migrations().last().cloned())
+        agent.and_then(|agent| agent.view().migrations().last().cloned())
     };
     pair.run(LONG, |pair| running(pair).is_some());
     assert_eq!(running(&pair).unwrap().outcome, None);
@@ -176,7 +176,8 @@ fn destination_keeps_what_a_coming_vm_needs_while_its_source_agent_is_away() {
     pair.run(soon, |_| false);
     assert!(pair.hosts[1].kernel.joins.is_empty());
     let agent = pair.hosts[1].agent.as_ref().unwrap();
-    let Some(Outcome::Failed(reason)) = agent.migrations().last().unwrap().outcome.clone() else {
+    let Some(Outcome::Failed(reason)) = agent.view().migrations().last().unwrap().outcome.clone()
+    else {
         panic!("the arrival has not failed");
     };
     assert!(reason.contains("gone from vms2"), "{reason}");

@@ -187,7 +187,7 @@ fn destination_without_a_place_is_asked_again_and_again_and_given_up_at_last() {
         waits(&mut bench, transaction);
         bench.pass(2 * S);
     }
-    let record = bench.agent.migrations().next().unwrap();
+    let record = bench.agent.view().migrations().next().unwrap();
     let Some(Outcome::Failed(reason)) = &record.outcome else {
         panic!("{record:?}");
     };
@@ -307,7 +307,7 @@ fn broken_connection_after_the_start_leaves_the_migration_to_libvirt() {
     assert_eq!(sent(&mut bench).unwrap().0, transaction);
     let result = Ok(JobStats::default());
     bench.hypervisor(HypervisorEvent::MigrationEnded { uuid: UUID, result });
-    let record = bench.agent.migrations().next().unwrap();
+    let record = bench.agent.view().migrations().next().unwrap();
     assert_eq!(record.outcome, Some(Outcome::Completed));
 }
 
@@ -373,6 +373,6 @@ fn domain_that_is_shut_down_before_the_start_is_not_moved() {
     let (mut bench, _) = requesting();
     bench.hypervisor(HypervisorEvent::Gone(UUID));
     assert_eq!(aborts(&bench.outputs()), 1);
-    let record = bench.agent.migrations().next().unwrap();
+    let record = bench.agent.view().migrations().next().unwrap();
     assert!(matches!(record.outcome, Some(Outcome::Failed(_))));
 }

@@ -80,7 +80,7 @@ fn awaited() -> Bench {
 }
 
 fn outcome(bench: &Bench) -> Option<Outcome> {
-    let records: Vec<_> = bench.agent.migrations().collect();
+    let records: Vec<_> = bench.agent.view().migrations().collect();
     assert_eq!(records.len(), 1, "{records:?}");
     records[0].outcome.clone()
 }
@@ -142,7 +142,7 @@ fn notice_is_refused_like_a_request_to_move_there() {
         bench.frame(NOTICE, notice());
         let outputs = bench.outputs();
         assert_eq!(abort_reason(&outputs).as_deref(), Some(reason));
-        assert_eq!(bench.agent.migrations().count(), 0);
+        assert_eq!(bench.agent.view().migrations().count(), 0);
     };
     refused(&mut Bench::empty(), "Agent vms1 has no domain \"viewer\"");
     let mut bench = Bench::empty();
@@ -185,7 +185,7 @@ fn notice_under_another_name_learns_nothing() {
         abort_reason(&outputs).as_deref(),
         Some("Agent vms1 has no domain \"tv\"")
     );
-    assert_eq!(bench.agent.migrations().count(), 0);
+    assert_eq!(bench.agent.view().migrations().count(), 0);
 }
 
 #[test]
@@ -331,7 +331,7 @@ fn migration_found_running_gets_its_destination_from_the_notice() {
     assert!(outputs.contains(&RECORD) && !outputs.contains(&FOLLOW));
     ended(&mut bench, Ok(JobStats::default()));
     assert_eq!(outcome(&bench), Some(Outcome::Completed));
-    assert_eq!(bench.agent.migrations().next().unwrap().peer, "vms2");
+    assert_eq!(bench.agent.view().migrations().next().unwrap().peer, "vms2");
 }
 
 #[test]

@@ -150,7 +150,7 @@ fn flow_that_is_silent_at_the_source_is_idle_at_once() {
     bench.frame(1, request(UUID, vec![silent, unknown]));
     assert_eq!(modes(&bench.outputs()), [ReceptionMode::Idle; 2]);
     first_packet(&mut bench, 1, 1);
-    let view = bench.agent.receptions().next().unwrap();
+    let view = bench.agent.view().receptions().next().unwrap();
     assert_eq!(view.reception, Some(ReceptionMode::Native));
 }
 
@@ -195,7 +195,7 @@ fn repeated_request_gets_the_same_answer_and_joins_nothing_again() {
     let first = bench.outputs();
     bench.frame(1, request(UUID, vec![active(1)]));
     assert_eq!(bench.outputs(), first);
-    assert_eq!(bench.agent.migrations().count(), 1);
+    assert_eq!(bench.agent.view().migrations().count(), 1);
 }
 
 #[test]
@@ -272,7 +272,7 @@ fn filters_of_several_domains_are_joined_as_one_and_narrowed_again() {
     assert_eq!(joined(&mut bench), [1]);
     bench.frame(2, MigrationAbort { reason });
     assert_eq!(joined(&mut bench), [0]);
-    assert_eq!(bench.agent.receptions().count(), 0);
+    assert_eq!(bench.agent.view().receptions().count(), 0);
 }
 
 #[test]
@@ -289,7 +289,7 @@ fn policy_of_the_destination_is_named() {
         answers(&bench.outputs()),
         [MigrationAbort { reason }.into()]
     );
-    assert_eq!(bench.agent.receptions().count(), 0);
+    assert_eq!(bench.agent.view().receptions().count(), 0);
 }
 
 #[test]
@@ -321,7 +321,7 @@ fn request_of_the_same_domain_with_another_transaction_takes_the_joins_over() {
     let outputs = bench.outputs();
     assert!(outputs.contains(&Output::Leave(key(2))));
     assert!(!outputs.contains(&Output::Leave(key(1))));
-    assert_eq!(bench.agent.receptions().count(), 1);
+    assert_eq!(bench.agent.view().receptions().count(), 1);
 }
 
 #[test]
@@ -378,7 +378,7 @@ fn domain_under_another_name_than_libvirts_is_refused() {
     bench.hypervisor(crate::proto::HypervisorEvent::Arriving { uuid, name });
     bench.frame(3, named(uuid, "tv", vec![active(1)]));
     assert!(refused(&mut bench).contains("is bank on vms1, not \"tv\""));
-    assert_eq!(bench.agent.receptions().count(), 0);
+    assert_eq!(bench.agent.view().receptions().count(), 0);
 }
 
 #[test]
@@ -441,7 +441,7 @@ fn domain_that_has_run_here_for_long_is_nobodys_to_announce() {
     };
     bench.hypervisor(came);
     bench.frame(2, request(UUID, vec![active(1)]));
-    assert_eq!(bench.agent.receptions().count(), 1);
+    assert_eq!(bench.agent.view().receptions().count(), 1);
 }
 
 #[test]

@@ -235,7 +235,14 @@ fn what_had_not_been_read_is_added_up_in_the_record() {
         let event = GateEvent::SentOn { migration, report };
         bench.agent.handle_gate(bench.now, event);
     }
-    let unicast = bench.agent.migrations().next().unwrap().unicast.clone();
+    let unicast = bench
+        .agent
+        .view()
+        .migrations()
+        .next()
+        .unwrap()
+        .unicast
+        .clone();
     let unread = unicast.unwrap().unread;
     assert_eq!((unread.packets, unread.dropped), (4, 2));
 }
@@ -321,7 +328,7 @@ fn address_that_somebody_else_has_is_never_sent_on() {
     let (mut bench, _, _) = copying(ready(&[old()], 10));
     heard(&mut bench, Said::Has, OTHER_MAC);
     assert_eq!(sets(&suspended(&mut bench)), []);
-    assert_eq!(bench.agent.counters().addresses_disputed, 1);
+    assert_eq!(bench.agent.view().counters().addresses_disputed, 1);
 
     // Also when he says so only later.
     let (mut bench, _, _) = copying(ready(&[old()], 10));
@@ -340,7 +347,7 @@ fn address_for_which_the_vm_does_not_answer_is_asked_for_and_not_sent_on() {
     let outputs = suspended(&mut bench);
     assert_eq!(sets(&outputs), []);
     assert_eq!(removed(&outputs), [old()]);
-    assert_eq!(bench.agent.counters().forwards_refused, 1);
+    assert_eq!(bench.agent.view().counters().forwards_refused, 1);
 
     let (mut bench, ..) = copying(ready(&[old()], 10));
     bench.pass(S);
@@ -359,7 +366,7 @@ fn addresses_that_are_no_vms_of_this_link_are_never_sent_on() {
     .map(|text| text.parse().unwrap());
     let (mut bench, _, _) = copying(ready(&others, 10));
     assert_eq!(sets(&suspended(&mut bench)), []);
-    assert_eq!(bench.agent.counters().forwards_refused, 5);
+    assert_eq!(bench.agent.view().counters().forwards_refused, 5);
 }
 
 #[test]
@@ -476,7 +483,7 @@ fn older_destination_that_does_not_know_claims_changes_nothing() {
     bench.frame(claim, ErrorMessage { reason });
     assert_eq!(bench.outputs(), []);
     assert_eq!(sets(&suspended(&mut bench)).len(), 1);
-    let record = bench.agent.migrations().last().unwrap();
+    let record = bench.agent.view().migrations().last().unwrap();
     let unicast = record.unicast.as_ref().unwrap();
     assert_eq!(unicast.claim, ClaimOutcome::Unknown);
 }

@@ -130,7 +130,7 @@ fn tap_of_a_vm_that_runs_already_is_not_held() {
 }
 
 fn ungated(bench: &Bench) -> Vec<(crate::proto::Mac, Ungated)> {
-    let record = bench.agent.migrations().last().unwrap();
+    let record = bench.agent.view().migrations().last().unwrap();
     record
         .ungated
         .iter()
@@ -311,7 +311,7 @@ fn gate_that_has_opened_is_left_alone_and_told_of() {
     resumed(&mut bench);
     bench.pass(600 * S);
     assert_eq!(gates(&mut bench), []);
-    let record = bench.agent.migrations().last().unwrap();
+    let record = bench.agent.view().migrations().last().unwrap();
     assert_eq!(record.handover.len(), 1);
     assert_eq!(record.handover[&ARRIVING].refused, 7);
 }
@@ -356,7 +356,7 @@ fn packet_that_the_source_finds_read_late_is_one_that_may_be_doubled() {
         bench.agent.handle_gate(bench.now, opened);
     };
     let doubled = |bench: &Bench| {
-        let record = bench.agent.migrations().last().unwrap();
+        let record = bench.agent.view().migrations().last().unwrap();
         record.handover[&ARRIVING].flows[0].duplicates
     };
     let mut bench = arriving();
@@ -505,7 +505,7 @@ fn vm_that_runs_on_is_recorded_anew_and_its_cut_void() {
         };
         bench.agent.handle_gate(bench.now, event);
     }
-    let mut records = bench.agent.migrations();
+    let mut records = bench.agent.view().migrations();
     assert_eq!(records.next().unwrap().thrown_away_at_most, 2);
 }
 

@@ -61,7 +61,7 @@ fn listener_that_is_not_reported_again_is_read_and_then_expired() {
         last_report_ns: reported.0,
     }));
     bench.leave(TAP, key(1));
-    assert_eq!(bench.agent.listeners().count(), 0);
+    assert_eq!(bench.agent.view().listeners().count(), 0);
     assert!(bench.outputs().contains(&Output::Unmanage(key(1))));
     bench.pass(1000 * S);
     assert!(!bench.outputs().iter().any(is_expiry));
@@ -167,7 +167,7 @@ fn sources_of_an_older_list_are_not_part_of_the_filter() {
     bench.source(TAP, key(1), old, 0);
     bench.source(TAP, key(1), new, 1);
     bench.report(TAP, key(1), FilterMode::Include);
-    let view = bench.agent.listeners_of_port(TAP).next().unwrap();
+    let view = bench.agent.view().listeners_of_port(TAP).next().unwrap();
     assert_eq!(view.sources, [new]);
 }
 
@@ -179,9 +179,9 @@ fn ports_listeners_are_only_its_own() {
         bench.report(TAP, key(number), FilterMode::Exclude);
     }
     bench.report(TAP + 1, key(9), FilterMode::Exclude);
-    assert_eq!(bench.agent.listeners_of_port(TAP).count(), 5);
-    assert_eq!(bench.agent.listeners_of_port(TAP + 1).count(), 1);
-    assert_eq!(bench.agent.listeners_of_port(TAP + 2).count(), 0);
+    assert_eq!(bench.agent.view().listeners_of_port(TAP).count(), 5);
+    assert_eq!(bench.agent.view().listeners_of_port(TAP + 1).count(), 1);
+    assert_eq!(bench.agent.view().listeners_of_port(TAP + 2).count(), 0);
 }
 
 #[test]
@@ -197,7 +197,7 @@ fn snapshot_reads_again_what_it_lacks_before_it_is_forgotten() {
         sources: vec![],
         queriers: vec![],
     });
-    assert_eq!(bench.agent.listeners().count(), 2);
+    assert_eq!(bench.agent.view().listeners().count(), 2);
     assert!(bench.outputs().contains(&Output::ReadListeners {
         listeners: vec![listener_key(TAP, key(1))],
         sources: vec![],

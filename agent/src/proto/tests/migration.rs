@@ -13,7 +13,7 @@ pub(super) const LONG: Duration = Duration::from_secs(1200);
 
 fn record(pair: &Pair, host: usize) -> MigrationRecord {
     let agent = pair.hosts[host].agent.as_ref().unwrap();
-    agent.migrations().last().unwrap().clone()
+    agent.view().migrations().last().unwrap().clone()
 }
 
 #[test]

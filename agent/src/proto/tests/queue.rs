@@ -98,7 +98,7 @@ fn places_are_given_in_the_order_of_the_requests() {
     assert_eq!(ask(&mut bench, "vms3", 3), Answer::Waits);
     bench.pass(S);
     assert_eq!(ask(&mut bench, "vms4", 4), Answer::Waits);
-    let waiting = bench.agent.waiting(bench.now);
+    let waiting = bench.agent.view().waiting(bench.now);
     let waiting: Vec<_> = waiting
         .map(|it| (it.domain, it.source, it.waited))
         .collect();
@@ -143,6 +143,6 @@ fn place_is_kept_by_a_domain_that_only_its_source_says_has_arrived() {
     };
     say(&mut bench, "vms2", 1, completed);
     assert_eq!(ask(&mut bench, "vms2", 2), Answer::Waits);
-    let record = bench.agent.migrations().next().unwrap();
+    let record = bench.agent.view().migrations().next().unwrap();
     assert_eq!(record.outcome, None);
 }

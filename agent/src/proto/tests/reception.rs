@@ -278,7 +278,7 @@ fn arriving_vm_at_a_native_site_asks_a_relay_only_after_the_delay() {
     world.run(10 * S);
     assert_eq!(world.losses(), (0, 0));
     assert_eq!(world.mode(), Mode::Native);
-    let view = world.agent.receptions().next().unwrap();
+    let view = world.agent.view().receptions().next().unwrap();
     assert_eq!(view.reception, Some(ReceptionMode::Native));
 }
 

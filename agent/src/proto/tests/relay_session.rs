@@ -25,7 +25,7 @@ fn host_that_dies_with_its_relay_is_replaced_by_the_next() {
     let (lost, doubled) = world.losses();
     assert!(lost <= NOTICED && doubled == 0, "{lost}, {doubled}");
     assert_eq!(world.kernel.flows.len(), 1);
-    assert_eq!(world.agent.counters().relay_failovers, 1);
+    assert_eq!(world.agent.view().counters().relay_failovers, 1);
 }
 
 #[test]
@@ -136,7 +136,7 @@ fn lying_relay_is_left_at_once_for_the_next() {
             world.native = true;
             world.run(100 * S);
         }
-        assert!(world.agent.counters().relay_lies >= 1);
+        assert!(world.agent.view().counters().relay_lies >= 1);
         assert_eq!(
             world.relays[0].released.len(),
             world.relays[0].requests.len(),
@@ -161,6 +161,7 @@ fn refusals_of_all_relays_leave_native_alone() {
     assert!(
         world
             .agent
+            .view()
             .relays()
             .all(|relay| relay.reason.is_some_and(|r| r.contains("0 addresses")))
     );
@@ -251,5 +252,5 @@ fn relay_hears_of_a_changed_filter_and_is_no_liar_for_what_it_said_before() {
     assert!(transactions.iter().all(|it| *it == transactions[0]));
     world.run(30 * S);
     assert_eq!(world.losses(), (0, 0));
-    assert_eq!(world.agent.counters().relay_lies, 0);
+    assert_eq!(world.agent.view().counters().relay_lies, 0);
 }

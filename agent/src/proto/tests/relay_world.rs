@@ -267,7 +267,7 @@ impl World {
     }
 
     pub(in crate::proto) fn mode(&self) -> reception::Mode {
-        self.agent.modes().next().unwrap().mode
+        self.agent.view().modes().next().unwrap().mode
     }
 
     /// Packets that were lost and that were doubled; those on their way do not count.
@@ -313,7 +313,7 @@ impl World {
         }
         panic!(
             "{what} never came: {:?}",
-            self.agent.modes().collect::<Vec<_>>()
+            self.agent.view().modes().collect::<Vec<_>>()
         );
     }
 

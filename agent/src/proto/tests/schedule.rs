@@ -74,6 +74,6 @@ proptest! {
         bench.outputs().iter().for_each(|it| kernel.apply(it));
         prop_assert!(kernel.joined.is_empty(), "{kernel:?}");
         prop_assert!(kernel.managed.is_empty(), "{kernel:?}");
-        prop_assert_eq!(bench.agent.receptions().count(), 0);
+        prop_assert_eq!(bench.agent.view().receptions().count(), 0);
     }
 }

@@ -171,7 +171,7 @@ fn more_addresses_than_a_vm_can_have_are_not_listened_to() {
     let mut bench = claimed(&many, 10);
     ports(&mut bench);
     assert_eq!(commands(&mut bench), []);
-    assert_eq!(bench.agent.counters().malformed_frames, 1);
+    assert_eq!(bench.agent.view().counters().malformed_frames, 1);
 }
 
 #[test]
@@ -227,7 +227,7 @@ fn what_was_counted_is_in_the_record_of_the_arrival() {
             dropped: 1,
         },
     );
-    let record = bench.agent.migrations().last().unwrap();
+    let record = bench.agent.view().migrations().last().unwrap();
     let expected = TranslationRecord {
         ifindex: OLD_TAP,
         address: old(),

@@ -10,7 +10,7 @@ use crate::proto::{ClaimOutcome, Dispute, MigrationRecord, Outcome};
 
 fn record(pair: &Pair, host: usize) -> MigrationRecord {
     let agent = pair.hosts[host].agent.as_ref().unwrap();
-    agent.migrations().last().unwrap().clone()
+    agent.view().migrations().last().unwrap().clone()
 }
 
 #[test]
@@ -109,6 +109,6 @@ fn address_that_somebody_says_he_has_is_disputed_and_the_move_stands() {
             "after {delay} ms"
         );
         let agent = pair.hosts[1].agent.as_ref().unwrap();
-        assert_eq!(agent.counters().addresses_disputed, 1);
+        assert_eq!(agent.view().counters().addresses_disputed, 1);
     }
 }

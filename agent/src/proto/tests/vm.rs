@@ -57,7 +57,7 @@ fn search_is_not_answered_without_a_port_or_a_domain() {
         unknown_port_datagrams: 1,
         ..Counters::default()
     };
-    assert_eq!(bench.agent.counters(), expected);
+    assert_eq!(bench.agent.view().counters(), expected);
 }
 
 #[test]
@@ -67,7 +67,7 @@ fn datagram_from_a_routed_address_is_counted_and_ignored() {
     let search = VmMessage::from(AgentSearch {}).encode(5);
     bench.agent.handle_datagram(bench.now, TAP, from, &search);
     assert_eq!(bench.told(), []);
-    assert_eq!(bench.agent.counters().off_link_datagrams, 1);
+    assert_eq!(bench.agent.view().counters().off_link_datagrams, 1);
 }
 
 #[test]
@@ -148,7 +148,7 @@ fn vm_may_not_ask_where_only_an_operator_may() {
     assert_eq!(reply.destinations, Vec::<String>::new());
     bench.vm(5, request("vms2"));
     assert!(bench.abort_reason().contains("by \"vm\""));
-    assert_eq!(bench.agent.migrations().count(), 0);
+    assert_eq!(bench.agent.view().migrations().count(), 0);
 }
 
 /// A VM whose move libvirt has begun.
@@ -196,14 +196,14 @@ fn vm_waits_between_two_moves_that_it_asks_for_and_an_operator_does_not() {
         destination: "vms2".to_owned(),
     };
     bench.agent.handle_command(bench.now, 1, migrate);
-    assert_eq!(bench.agent.migrations().count(), 2);
+    assert_eq!(bench.agent.view().migrations().count(), 2);
     let abort = crate::proto::Command::Abort {
         domain: "viewer".to_owned(),
     };
     bench.agent.handle_command(bench.now, 2, abort);
     bench.pass(Duration::from_secs(41));
     bench.vm(7, request("vms2"));
-    assert_eq!(bench.agent.migrations().count(), 3);
+    assert_eq!(bench.agent.view().migrations().count(), 3);
 }
 
 #[test]
@@ -240,10 +240,10 @@ fn vm_may_try_a_few_times_in_a_pause_if_nothing_is_moved() {
         bench.outputs();
         bench.pass(Duration::from_millis(100));
     }
-    assert_eq!(bench.agent.migrations().count(), 4);
+    assert_eq!(bench.agent.view().migrations().count(), 4);
     bench.pass(Duration::from_secs(15));
     bench.vm(100, request("vms2"));
-    assert_eq!(bench.agent.migrations().count(), 5);
+    assert_eq!(bench.agent.view().migrations().count(), 5);
 }
 
 #[test]
@@ -271,7 +271,7 @@ fn repeated_request_is_told_that_it_is_being_prepared_and_begins_nothing() {
         clock_ns: None,
     };
     assert_eq!(bench.told(), [(5, progress.into())]);
-    assert_eq!(bench.agent.migrations().count(), 1);
+    assert_eq!(bench.agent.view().migrations().count(), 1);
 }
 
 #[test]
@@ -281,7 +281,7 @@ fn refused_transaction_gets_the_same_answer_again() {
     let first = bench.told();
     bench.vm(5, request("vms2"));
     assert_eq!(bench.told(), first);
-    assert_eq!(bench.agent.migrations().count(), 0);
+    assert_eq!(bench.agent.view().migrations().count(), 0);
 }
 
 #[test]

@@ -308,7 +308,11 @@ impl Pair {
                 kernel.translations
             );
             let agent = host.agent.as_ref().unwrap();
-            assert_eq!(agent.receptions().count(), 0, "{context}: receptions");
+            assert_eq!(
+                agent.view().receptions().count(),
+                0,
+                "{context}: receptions"
+            );
         }
     }
 }

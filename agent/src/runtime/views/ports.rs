@@ -41,7 +41,7 @@ impl EventLoop {
                 Err(DatapathError::NoPort(_)) => PortUsage::default(),
                 usage => usage?,
             };
-            let mut domains = self.proto.domains();
+            let mut domains = self.proto.view().domains();
             let domain = domains.find(|domain| {
                 let mut interfaces = domain.interfaces.iter();
                 interfaces.any(|interface| interface.target_dev == port.name)
