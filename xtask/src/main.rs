@@ -35,8 +35,8 @@ enum Verb {
     Bench(bench::Verb),
     /// Feed parsers and state machines with made-up bytes, guided by the branches that they take
     Fuzz(fuzz::FuzzArgs),
-    /// Check format, lints, documentation and the rules of the house
-    Lint,
+    /// Check format, lints and documentation
+    Lint(lint::LintArgs),
     /// Run a command on a stock Debian kernel, in an emulated machine with KVM
     Host(host::HostArgs),
     /// Build, show or remove the lab: sender, router, two sites with a VM host each
@@ -64,9 +64,9 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         Verb::Test(arguments) => test::run(&arguments)?,
         Verb::Bench(verb) => bench::run(&verb)?,
         Verb::Fuzz(arguments) => fuzz::run(&arguments)?,
-        Verb::Lint => {
+        Verb::Lint(arguments) => {
             setup::ensure()?;
-            lint::run()?;
+            lint::lint(&arguments)?;
         }
         Verb::Lab(verb) => lab::run(verb)?,
     }
