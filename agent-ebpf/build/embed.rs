@@ -1,9 +1,9 @@
-//! Builds objects of the kernel programs into `OUT_DIR`. Included by the build scripts of the
-//! packages that embed it.
+//! Builds the objects of the kernel programs into `OUT_DIR`. The build scripts of the packages that
+//! embed the objects include this file.
 //!
-//! It needs a toolchain with `core` for the BPF target: the one named by
-//! `ROAMCAST_BPF_TOOLCHAIN`, else `bpf-debian` (Debian's `rustc-web`, which ships it built), else
-//! `nightly` with `rust-src`, which builds it.
+//! The build needs a toolchain with `core` for the BPF target. `ROAMCAST_BPF_TOOLCHAIN` names the
+//! toolchain; the default is `bpf-debian` (Debian's `rustc-web`, which ships `core` prebuilt), then
+//! `nightly` with `rust-src`, which builds `core`.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -12,23 +12,24 @@ use std::{env, fs};
 use anyhow::{Context, Result};
 use aya_build::{Package, Toolchain};
 
-/// Name under which `rustup toolchain link` knows Debian's compiler.
+/// Name of Debian's compiler in `rustup toolchain link`.
 const DEBIAN: &str = "bpf-debian";
 const NIGHTLY: &str = "nightly";
-/// Crates that may use an unstable feature, inline assembly for BPF: aya-ebpf's own and ours.
-/// Naming them, instead of "1", keeps aya-build from rebuilding `core` where it ships built. It
-/// is set here and not for all of cargo because some dependencies are built again for each value.
+/// Crates that may use an unstable feature, inline assembly for BPF: aya-ebpf and agent-ebpf. The
+/// value "1" would make aya-build rebuild `core` even when the toolchain ships it. The build script
+/// sets the variable for the inner cargo only, because some dependencies rebuild for each value.
 const BOOTSTRAP: &str = "aya_ebpf,agent_ebpf";
 
-/// An object with one feature more.
+/// An object that is built with one more feature.
 pub(crate) struct Variant<'a> {
-    /// Its name in `OUT_DIR`.
+    /// File name in `OUT_DIR`.
     pub(crate) name: &'a str,
     pub(crate) object: &'a str,
     pub(crate) feature: &'a str,
 }
 
-/// Builds `OUT_DIR/<object>` of each object and the variants, and tells the crate which toolchain did.
+/// Builds the objects and variants into `OUT_DIR`, and passes the name of the toolchain to the
+/// crate.
 pub(crate) fn embed(objects: &[&str], variants: &[Variant<'_>]) -> Result<()> {
     println!("cargo::rerun-if-env-changed=ROAMCAST_BPF_TOOLCHAIN");
     println!("cargo::rerun-if-changed=../common/src");
@@ -48,7 +49,7 @@ pub(crate) fn embed(objects: &[&str], variants: &[Variant<'_>]) -> Result<()> {
     // SAFETY: the build script has one thread.
     unsafe {
         env::set_var("RUSTC_BOOTSTRAP", BOOTSTRAP);
-        // aya-build shows everything that the inner cargo says as warnings.
+        // aya-build prints all output of the inner cargo as warnings.
         env::set_var("CARGO_TERM_QUIET", "true");
     }
     println!("eBPF toolchain: {toolchain}");
@@ -56,7 +57,7 @@ pub(crate) fn embed(objects: &[&str], variants: &[Variant<'_>]) -> Result<()> {
 
     for variant in variants {
         build(&toolchain, &[variant.object, variant.feature])?;
-        // The object without the feature takes its place.
+        // The build without the feature reuses the file name.
         let (from, to) = (out.join(variant.object), out.join(variant.name));
         fs::rename(&from, &to)
             .with_context(|| format!("Cannot move {} to {}", from.display(), to.display()))?;
@@ -64,7 +65,7 @@ pub(crate) fn embed(objects: &[&str], variants: &[Variant<'_>]) -> Result<()> {
     build(&toolchain, objects)
 }
 
-/// Builds the objects that the features name into `OUT_DIR`.
+/// Builds the objects of the given features into `OUT_DIR`.
 fn build(toolchain: &str, features: &[&str]) -> Result<()> {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../agent-ebpf");
     let package = Package {

@@ -1,4 +1,5 @@
-//! Packet access at all hooks of the host; of an skb by [`agent_ebpf::skb`].
+//! Packet access that TC and XDP programs of the host share: the trait [`Packet`], implemented for
+//! [`Skb`] and [`Xdp`].
 
 #![allow(
     unsafe_code,
@@ -21,54 +22,55 @@ use common::relay::{self, RESTORED_HOP_LIMIT};
 use common::wire::datagram::HEADER_BYTES;
 use common::wire::{checksum, ethernet, udp};
 
-use crate::forward::{Change, Follow};
-use crate::front::Front;
+use crate::forward::{Change, ChecksumFixup};
+use crate::header_view::HeaderView;
 use crate::trace::Traced;
 
-/// A frame at any hook.
+/// A frame at a TC or XDP hook.
 pub(crate) trait Packet: PacketRead + Traced {
-    /// Its first three headers where they lie, `None` when it is shorter. One check of bounds
-    /// stands for all of them. What they are is for the caller to find out.
-    fn front(&self) -> Option<Front>;
+    /// Returns a view of the Ethernet, IPv6 and UDP header, or `None` when the frame is shorter.
+    /// One bounds check covers all three headers. The caller checks which headers the frame has.
+    fn headers(&self) -> Option<HeaderView>;
 
-    /// What is known besides the bytes. Reads the clock.
+    /// Reads the clock and the metadata of the frame.
     fn arrival(&self) -> Arrival;
 
-    /// Makes a relayed datagram a multicast packet ([`relay::restore`]), its checksum included.
-    fn restore(&self, front: Front, flow: &RelayFlow);
+    /// Turns a relayed datagram into a multicast packet ([`relay::restore`]) and updates the
+    /// checksum.
+    fn restore(&self, headers: HeaderView, flow: &RelayFlow);
 
-    /// The program's context, for helpers.
+    /// Returns the program's context, for helpers.
     fn context(&self) -> *mut c_void;
 
-    /// Length of the packet on the wire, from the IPv6 header on; of the shortest headers where
-    /// several were aggregated.
+    /// Length of the packet on the wire from the IPv6 header on, bytes. For a GSO frame, the length
+    /// of one segment with headers of minimum size.
     fn wire_bytes(&self) -> u16;
 
-    /// Gives the packet another destination ([`common::forward`]), and sends it there.
-    fn send_on(&self, front: Front, change: &Change<'_>) -> Verdict;
+    /// Rewrites the destination ([`common::forward`]) and sends the packet there.
+    fn send_on(&self, headers: HeaderView, change: &Change<'_>) -> Verdict;
 }
 
 /// IPv6 and TCP header without options, bytes.
 const TCP_HEADERS_BYTES: u32 = 60;
-/// Ethernet, IPv6 and TCP header up to behind the checksum, bytes.
+/// Ethernet, IPv6 and TCP header up to the end of the TCP checksum, bytes.
 const TCP_CHECKSUM_END: usize = 72;
 
-/// What is known of a packet besides its bytes.
+/// Metadata of a received frame.
 pub(crate) struct Arrival {
-    /// Interface it came in by.
+    /// Ingress interface.
     pub(crate) ifindex: u32,
-    /// When, `CLOCK_MONOTONIC` nanoseconds.
+    /// Time of arrival, `CLOCK_MONOTONIC` nanoseconds.
     pub(crate) at_ns: u64,
-    /// Packets on the wire that the frame stands for; more than 1 when they were aggregated.
+    /// Packets in the frame: the GSO segments, 1 without GSO.
     pub(crate) segments: u32,
 }
 
 impl Packet for Skb {
     #[inline(always)]
-    fn front(&self) -> Option<Front> {
+    fn headers(&self) -> Option<HeaderView> {
         let start = self.pulled::<HEADER_BYTES>()?;
-        // SAFETY: so many bytes are there, and no two of these are in use at once.
-        Some(unsafe { Front::new(start) })
+        // SAFETY: the frame has `HEADER_BYTES` bytes, and no caller uses two views at once.
+        Some(unsafe { HeaderView::new(start) })
     }
 
     #[inline(always)]
@@ -81,16 +83,16 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
-    fn restore(&self, mut front: Front, flow: &RelayFlow) {
-        let header = front.header();
+    fn restore(&self, mut headers: HeaderView, flow: &RelayFlow) {
+        let header = headers.header();
         let difference = relay::hop_limit_difference(header.hop_limit, RESTORED_HOP_LIMIT);
-        let (checksum, may_be_unfinished) = (header.checksum, may_be_unfinished(self, front));
-        relay::restore(&mut front, flow);
-        if !self.update_sum(difference) && may_be_unfinished {
+        let (checksum, may_be_partial) = (header.checksum, may_be_partial(self, headers));
+        relay::restore(&mut headers, flow);
+        if !self.update_csum(difference) && may_be_partial {
             self.update_checksum(checksum, flow.address_difference);
         }
-        // The device has derived the type from the destination MAC that was. Where that is the
-        // bridge's and not its own, this host's listeners would get nothing.
+        // The device set the packet type from the old destination MAC. A packet for the bridge's
+        // MAC is `PACKET_OTHERHOST`, which sockets of this host would never receive.
         if self.is_for_other_host() {
             self.set_multicast();
         }
@@ -110,48 +112,49 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
-    fn send_on(&self, mut front: Front, change: &Change<'_>) -> Verdict {
-        change.apply(&mut front);
-        follow(self, &change.follow);
+    fn send_on(&self, mut headers: HeaderView, change: &Change<'_>) -> Verdict {
+        change.apply(&mut headers);
+        fix_checksums(self, &change.fixup);
         // SAFETY: the helper has no preconditions.
         unsafe { bpf_redirect(change.route.ifindex, 0) };
         Verdict::Redirect
     }
 }
 
-/// Whether the UDP checksum of an skb may be unfinished ([`checksum::may_be_unfinished`]). What stands
-/// for several packets always is, and may have another length in its pseudo-header.
+/// Returns whether the UDP checksum of an skb may be partial ([`checksum::may_be_partial`]). The
+/// checksum of a GSO frame is always partial, and the length in the pseudo-header may differ.
 #[inline(always)]
-pub(crate) fn may_be_unfinished(skb: &Skb, front: Front) -> bool {
-    skb.segment_bytes() != 0 || front.may_be_unfinished()
+pub(crate) fn may_be_partial(skb: &Skb, headers: HeaderView) -> bool {
+    skb.segment_bytes() != 0 || headers.may_be_partial()
 }
 
-/// Has the sums of an skb follow what was written to its headers.
+/// Updates `skb->csum` and the L4 checksum after a header rewrite.
 #[inline(always)]
-pub(crate) fn follow(skb: &Skb, follow: &Follow) {
-    let hop_limit = follow.hop_limit;
+pub(crate) fn fix_checksums(skb: &Skb, fixup: &ChecksumFixup) {
+    let hop_limit = fixup.hop_limit;
     let sum = relay::hop_limit_difference(hop_limit, hop_limit.wrapping_sub(1));
-    let is_finished = skb.update_sum(sum);
-    if follow.checksum_offset == 0 {
+    let is_complete = skb.update_csum(sum);
+    if fixup.checksum_offset == 0 {
         return;
     }
-    // The sum over the whole packet stays as it is: the checksum makes up for the address.
-    // The flag would have it follow all the same.
-    let pseudo = match is_finished {
+    // The change of the L4 checksum cancels the change of the address, so `skb->csum` stays.
+    // `BPF_F_PSEUDO_HDR` would change `skb->csum` all the same.
+    let pseudo = match is_complete {
         true => 0,
         false => u64::from(BPF_F_PSEUDO_HDR),
     };
-    let zero = match follow.next_header {
+    let zero = match fixup.next_header {
         udp::NEXT_HEADER => u64::from(BPF_F_MARK_MANGLED_0),
         _ => 0,
     };
-    // SAFETY: the helper fails when the header cannot be written, but it just has been.
+    // SAFETY: the helper fails only when the header is not writable; the rewrite has just written
+    // the header.
     unsafe {
         bpf_l4_csum_replace(
             skb.as_ptr(),
-            follow.checksum_offset as u32,
+            fixup.checksum_offset as u32,
             0,
-            follow.difference.into(),
+            fixup.difference.into(),
             pseudo | zero,
         );
     }
@@ -179,7 +182,7 @@ impl Xdp {
         }
     }
 
-    /// The first `N` bytes, if there are so many.
+    /// Returns the start of the frame when the linear part has at least `N` bytes.
     #[inline(always)]
     pub(crate) fn start<const N: usize>(&self) -> Option<*mut u8> {
         let (data, end) = self.bounds();
@@ -188,20 +191,20 @@ impl Xdp {
 }
 
 impl Xdp {
-    /// Has a checksum within the first `N` bytes follow the other destination.
+    /// Updates an L4 checksum within the first `N` bytes after the destination changed.
     #[inline(always)]
-    fn change_checksum<const N: usize>(&self, follow: &Follow) {
+    fn change_checksum<const N: usize>(&self, fixup: &ChecksumFixup) {
         let (data, end) = self.bounds();
-        let offset = follow.checksum_offset;
+        let offset = fixup.checksum_offset;
         if data + N > end || offset + 2 > N {
             return;
         }
         let place = (data + offset) as *mut u16;
-        // SAFETY: so many bytes are there, and checksums stand at even offsets.
+        // SAFETY: the bounds check above covers the checksum, and L4 checksums have even offsets.
         unsafe {
-            let sum = u64::from(!*place) + u64::from(follow.difference);
+            let sum = u64::from(!*place) + u64::from(fixup.difference);
             let checksum = !checksum::fold(sum);
-            *place = match follow.next_header {
+            *place = match fixup.next_header {
                 udp::NEXT_HEADER if checksum == 0 => u16::MAX,
                 _ => checksum,
             };
@@ -212,7 +215,7 @@ impl Xdp {
 impl PacketRead for Xdp {
     #[inline(always)]
     fn len(&self) -> usize {
-        // Beyond `data_end` a large packet goes on in fragments.
+        // `data_end` ends the linear part only; a large frame continues in fragments.
         // SAFETY: the pointer is the program's context.
         unsafe { bpf_xdp_get_buff_len(self.xdp) as usize }
     }
@@ -232,10 +235,10 @@ impl PacketRead for Xdp {
 
 impl Packet for Xdp {
     #[inline(always)]
-    fn front(&self) -> Option<Front> {
+    fn headers(&self) -> Option<HeaderView> {
         let start = self.start::<HEADER_BYTES>()?;
         // SAFETY: as for `Skb`.
-        Some(unsafe { Front::new(start) })
+        Some(unsafe { HeaderView::new(start) })
     }
 
     #[inline(always)]
@@ -248,10 +251,10 @@ impl Packet for Xdp {
         }
     }
 
-    /// Checksums from a wire are finished, and need nothing.
+    /// A checksum from the wire is never partial, so nothing else needs an update.
     #[inline(always)]
-    fn restore(&self, mut front: Front, flow: &RelayFlow) {
-        relay::restore(&mut front, flow);
+    fn restore(&self, mut headers: HeaderView, flow: &RelayFlow) {
+        relay::restore(&mut headers, flow);
     }
 
     #[inline(always)]
@@ -265,14 +268,14 @@ impl Packet for Xdp {
     }
 
     #[inline(always)]
-    fn send_on(&self, mut front: Front, change: &Change<'_>) -> Verdict {
-        change.apply(&mut front);
-        if change.follow.checksum_offset != 0 {
+    fn send_on(&self, mut headers: HeaderView, change: &Change<'_>) -> Verdict {
+        change.apply(&mut headers);
+        if change.fixup.checksum_offset != 0 {
             let (data, end) = self.bounds();
             if data + TCP_CHECKSUM_END <= end {
-                self.change_checksum::<TCP_CHECKSUM_END>(&change.follow);
+                self.change_checksum::<TCP_CHECKSUM_END>(&change.fixup);
             } else {
-                self.change_checksum::<HEADER_BYTES>(&change.follow);
+                self.change_checksum::<HEADER_BYTES>(&change.fixup);
             }
         }
         // SAFETY: as in `bounds`.

@@ -1,9 +1,10 @@
-//! Unicast packets for an address that its VM has left: sent on to the address that it has now.
+//! Forwards unicast packets for an address that a VM has left to the VM's current address. `uplink`
+//! and `snoop` call this module.
 //!
 //! ```text
 //!  frame --> FORWARDING? --> FORWARDS --> in time? --> hop limit --> route --> other destination,
 //!                                            |                                 sent out again
-//!                                            '--> do others wait? --> TAP, copied by `gate`
+//!                                            '--> earlier frames wait? --> TAP, copied by `gate`
 //! ```
 
 #![allow(unsafe_code, reason = "map values are reached through raw pointers")]
@@ -15,7 +16,7 @@ use common::trace::{Decision, Program, Reason};
 use common::wire::{ethernet, ipv6};
 
 use crate::context::Packet;
-use crate::front::{self, ForwardWords, Front};
+use crate::header_view::{self, ForwardWords, HeaderView};
 use crate::maps::{self, FORWARDING, FORWARDS, GATE_USAGE, GATES};
 use crate::translate;
 use agent_ebpf::instruction;
@@ -23,39 +24,39 @@ use agent_ebpf::route::{LOOPBACK, NoRoute, Route};
 use agent_ebpf::skb::Skb;
 use agent_ebpf::verdict::Verdict;
 
-/// What a packet becomes.
+/// The rewrite of a forwarded packet.
 pub(crate) struct Change<'a> {
     pub(crate) forward: &'a Forward,
-    pub(crate) follow: Follow,
+    pub(crate) fixup: ChecksumFixup,
     pub(crate) route: &'a Route,
 }
 
 impl Change<'_> {
-    /// Writes it to the headers.
+    /// Writes the rewrite to the headers.
     #[inline(always)]
-    pub(crate) fn apply(&self, front: &mut Front) {
+    pub(crate) fn apply(&self, headers: &mut HeaderView) {
         let macs = self.route.macs();
-        let hop_limit = self.follow.hop_limit;
-        forward::send_on(front, &self.forward.destination, hop_limit, macs);
+        let hop_limit = self.fixup.hop_limit;
+        forward::send_on(headers, &self.forward.destination, hop_limit, macs);
     }
 }
 
-/// What has to follow when one address of a packet becomes another, and its hop limit one less.
-pub(crate) struct Follow {
-    /// Before.
+/// Checksum fix-up for an address rewrite with hop-limit decrement.
+pub(crate) struct ChecksumFixup {
+    /// Hop limit before the rewrite.
     pub(crate) hop_limit: u8,
     pub(crate) next_header: u8,
-    /// What the other address adds to a checksum.
+    /// One's complement difference that the new address adds to a checksum.
     pub(crate) difference: u32,
-    /// Where that checksum stands; 0 for nowhere.
+    /// Offset of the L4 checksum in the frame, bytes; 0 when no checksum changes.
     pub(crate) checksum_offset: usize,
 }
 
-impl Follow {
-    /// That of a packet as it came; the error is why it cannot be sent.
+impl ChecksumFixup {
+    /// Computes the fix-up for a received packet. `Err` is why the packet cannot be forwarded.
     #[inline(always)]
-    pub(crate) fn new(front: Front, difference: u32) -> Result<Self, Counter> {
-        let header = front.header();
+    pub(crate) fn new(headers: HeaderView, difference: u32) -> Result<Self, Counter> {
+        let header = headers.header();
         let (hop_limit, next_header) = (header.hop_limit, header.next_header);
         if hop_limit <= 1 {
             return Err(Counter::ForwardHopLimit);
@@ -73,7 +74,7 @@ impl Follow {
     }
 }
 
-/// The reason that is counted.
+/// Maps the failed route look-up to its counter.
 #[inline(always)]
 pub(crate) fn reason(reason: NoRoute) -> Counter {
     match reason {
@@ -84,100 +85,100 @@ pub(crate) fn reason(reason: NoRoute) -> Counter {
     }
 }
 
-/// Whether any address is forwarded or translated. On most hosts, most of the time, this is all that
-/// is done.
+/// Returns whether any address is forwarded or translated. On most hosts this check is the whole
+/// cost.
 #[inline(always)]
 pub(crate) fn is_on() -> bool {
-    // SAFETY: the pointer is to a live map value, which only the agent writes.
+    // SAFETY: the pointer refers to a live map value, which only the agent writes.
     FORWARDING
         .get_ptr(0)
         .is_some_and(|entries| unsafe { *entries } != 0)
 }
 
-/// A frame that comes from a VM of this host: as one from the network, if it is for such an address.
+/// Handles a frame from a VM of this host: translates its source, or forwards the frame as `uplink`
+/// does.
 #[inline(always)]
 pub(crate) fn from_vm(skb: &Skb) -> Verdict {
-    let Some(front) = skb.front() else {
+    let Some(headers) = skb.headers() else {
         return Verdict::Pass;
     };
-    let header = front.header();
+    let header = headers.header();
     if !header.is_ipv6() || ipv6::is_multicast(&header.destination) {
         return Verdict::Pass;
     }
-    let verdict = translate::unicast(skb, front);
+    let verdict = translate::unicast(skb, headers);
     if !matches!(verdict, Verdict::Pass) {
         return verdict;
     }
-    unicast(skb, front, Program::Snoop)
+    unicast(skb, headers, Program::Snoop)
 }
 
-/// A unicast packet, as one program sees it. Passes if it is none of ours.
+/// Forwards a unicast packet on behalf of the program `by`. Passes packets without an entry.
 #[inline(never)]
-pub(crate) fn unicast<P: Packet>(packet: &P, front: Front, by: Program) -> Verdict {
-    let Some(entry) = entry(packet, front) else {
+pub(crate) fn unicast<P: Packet>(packet: &P, headers: HeaderView, by: Program) -> Verdict {
+    let Some(entry) = entry(packet, headers) else {
         return Verdict::Pass;
     };
     let arrival = packet.arrival();
-    // SAFETY: the pointer is to a live map value; what is written to it below is not read here.
+    // SAFETY: the pointer refers to a live map value; what is written to it below is not read here.
     let forward = unsafe { &*entry };
-    if forward.until_ns <= arrival.at_ns || forward::stays(front.header()) {
+    if forward.until_ns <= arrival.at_ns || forward::stays(headers.header()) {
         return Verdict::Pass;
     }
     if arrival.at_ns < forward.unread_until_ns && others_wait(forward.ifindex) {
         return Verdict::Pass;
     }
     let amount = [arrival.segments.into(), packet.len() as u64];
-    let sent = send(packet, front, forward, by);
+    let sent = send(packet, headers, forward, by);
     if let Err(reason) = sent {
         packet.tell(by, Decision::Dropped, reason, 0);
     }
-    // SAFETY: the pointer is to a live map value.
+    // SAFETY: the pointer refers to a live map value.
     unsafe {
-        let sums = Sums {
+        let counters = EntryCounters {
             packets: &raw mut (*entry).packets,
             bytes: &raw mut (*entry).bytes,
             dropped: &raw mut (*entry).dropped,
         };
-        sums.count(sent, Counter::ForwardedPackets, amount)
+        counters.count(sent, Counter::ForwardedPackets, amount)
     }
 }
 
-/// The entry of a packet's destination.
+/// Returns the entry of the packet's destination.
 #[inline(always)]
-pub(crate) fn entry<P: Packet>(packet: &P, front: Front) -> Option<*mut Forward> {
+pub(crate) fn entry<P: Packet>(packet: &P, headers: HeaderView) -> Option<*mut Forward> {
     let vlan = packet.vlan_metadata() & ethernet::VLAN_IDENTIFIER;
-    let key = ForwardWords::new(front.destination(), vlan);
+    let key = ForwardWords::new(headers.destination(), vlan);
     FORWARDS.get_ptr_mut(key.key())
 }
 
-/// Whether the agent has yet to send on what came before into the TAP of a VM that has stopped. What
-/// comes then passes too and waits behind, so that the order stays.
+/// Returns whether earlier frames still wait in the TAP of a stopped VM for the agent to forward
+/// them. Later frames then enter the TAP too, so that the order stays.
 #[inline(always)]
 fn others_wait(ifindex: u32) -> bool {
     let (Some(gate), Some(usage)) = (GATES.get_ptr(ifindex), GATE_USAGE.get_ptr(ifindex)) else {
         return false;
     };
-    // SAFETY: the pointers are to live map values; another CPU may write the number at any time.
+    // SAFETY: the pointers refer to live map values; another CPU may write `held` at any time.
     unsafe {
         (*gate).mode == GateMode::Record as u32
             && (&raw const (*usage).held).read_volatile() != (*gate).replayed
     }
 }
 
-/// Where an entry counts what became of its packets.
-pub(crate) struct Sums {
+/// Pointers to the counters of a map entry.
+pub(crate) struct EntryCounters {
     pub(crate) packets: *mut u64,
     pub(crate) bytes: *mut u64,
     pub(crate) dropped: *mut u64,
 }
 
-impl Sums {
-    /// Counts a packet, of so many segments and bytes, that was sent or cannot be; returns its
-    /// verdict.
+impl EntryCounters {
+    /// Counts a packet of `segments` segments and `bytes` bytes, sent or failed; returns the verdict.
     ///
     /// # Safety
     ///
-    /// The pointers are into a live map value.
+    /// The pointers point into a live map value.
     #[inline(always)]
     pub(crate) unsafe fn count(
         &self,
@@ -188,7 +189,7 @@ impl Sums {
         match sent {
             Ok(verdict) => {
                 maps::count(as_sent, segments);
-                // SAFETY: as the caller says.
+                // SAFETY: the caller guarantees the pointers.
                 unsafe {
                     instruction::add_u64(self.packets, segments);
                     instruction::add_u64(self.bytes, bytes);
@@ -197,7 +198,7 @@ impl Sums {
             }
             Err(reason) => {
                 maps::count(reason, segments);
-                // SAFETY: as the caller says.
+                // SAFETY: the caller guarantees the pointers.
                 unsafe { instruction::add_u64(self.dropped, segments) };
                 Verdict::Drop
             }
@@ -208,26 +209,26 @@ impl Sums {
 #[inline(always)]
 fn send<P: Packet>(
     packet: &P,
-    front: Front,
+    headers: HeaderView,
     forward: &Forward,
     by: Program,
 ) -> Result<Verdict, Counter> {
-    let follow = Follow::new(front, forward.difference)?;
+    let fixup = ChecksumFixup::new(headers, forward.difference)?;
     let mut route = Route::new(
         LOOPBACK,
-        follow.next_header,
+        fixup.next_header,
         packet.wire_bytes(),
-        front::address(front.source()),
+        header_view::address(headers.source()),
         forward.destination,
     );
     route.look_up(packet.context()).map_err(reason)?;
-    // Now, as the packet still shows the address that it came for.
+    // Before the rewrite: the packet still shows its original destination.
     packet.tell(by, Decision::SentOn, Reason::NONE, 0);
     Ok(packet.send_on(
-        front,
+        headers,
         &Change {
             forward,
-            follow,
+            fixup,
             route: &route,
         },
     ))

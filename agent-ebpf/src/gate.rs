@@ -1,20 +1,20 @@
-//! `gate`: frames on their way into a TAP.
+//! `gate`: frames on their way into a TAP, at the TAP's TC egress.
 //!
 //! ```text
 //!                 no entry --------------------------------------> DELIVERED --> TAP
 //!  frame --> GATES <- Record --> number --> GATE_RECORDS ------------'
-//!                 '-- Hold ----> is it open? held == replayed? ------'
+//!                 '-- Hold ----> open? held == replayed? ------------'
 //!                                        '--> number --> HELD
 //! ```
 //!
-//! What is not a multicast packet of routable scope passes always, and is counted nowhere, but for
-//! signalling that this host's agent has not sent: it ends here, before all this. Of those
-//! for an address that its VM leaves, `HELD` gets copies while the gate records.
+//! The gate first drops signalling that this host's agent did not send. A frame that is not a
+//! multicast packet of routable scope then always passes, without an entry in `DELIVERED`. While the
+//! gate records, `HELD` receives copies of frames for an address that the VM leaves.
 //!
-//! | module | what |
-//! |---|---|
-//! | [`record`] | at the source: probes, records, and copies of what may stay unread |
-//! | [`hold`] | at the destination: frames that wait |
+//! | module | end | task |
+//! |---|---|---|
+//! | [`record`] | source | sends probes, records packets, and copies frames that the VM may not read |
+//! | [`hold`] | destination | holds frames |
 
 #![allow(unsafe_code, reason = "map values are reached through raw pointers")]
 
@@ -35,23 +35,23 @@ use common::trace::{Decision, Program, Reason};
 use common::wire::signalling::{self, AGENT_MARK, Signalling};
 use common::wire::{ethernet, ipv6, mld, udp};
 
-use crate::aggregate;
 use crate::context::Packet as _;
 use crate::forward;
-use crate::front::{self, Front, StreamWords};
+use crate::gso;
+use crate::header_view::{self, HeaderView, StreamWords};
 use crate::maps::{self, DELIVERED, GATE_USAGE, GATES, PORTS};
 use crate::trace::Traced as _;
 use hold::held;
 use record::{Place, is_left, keep, probe, record, record_all};
 
-/// A frame goes on, and there is nothing more to do for its gate.
+/// The frame continues, and its gate has no more work.
 const PASSES: u64 = 0;
-/// A frame is held or lost.
+/// The gate holds the frame, or the frame is lost.
 const ENDS: u64 = u64::MAX;
 /// Ethernet and IPv6 header without a tag, bytes.
 const HEADERS_BYTES: usize = 14 + ipv6::HEADER_BYTES;
 
-/// [`DeliveredKey`] in words, behind 4 bytes that are not part of it.
+/// [`DeliveredKey`] as words, after 4 bytes of padding that the key does not have.
 #[repr(C)]
 struct DeliveredWords {
     pad: u32,
@@ -70,7 +70,7 @@ impl DeliveredWords {
     #[inline(always)]
     fn key(&self) -> &DeliveredKey {
         let bytes = (&raw const *self).cast::<u8>();
-        // SAFETY: the layouts agree, as is asserted above.
+        // SAFETY: the assertions above prove equal layouts.
         unsafe { &*bytes.add(offset_of!(Self, ifindex)).cast() }
     }
 }
@@ -84,9 +84,9 @@ struct Multicast {
 #[inline(always)]
 pub(crate) fn gate(skb: &Skb) -> Verdict {
     let ifindex = skb.ifindex();
-    let front = skb.front();
-    let packet = multicast(skb, ifindex, front);
-    if may_be_signalling(front, packet.as_ref()) && is_withheld(skb, ifindex) {
+    let headers = skb.headers();
+    let packet = multicast(skb, ifindex, headers);
+    if may_be_signalling(headers, packet.as_ref()) && is_withheld(skb, ifindex) {
         return Verdict::Drop;
     }
     if let Some(gate) = GATES.get_ptr(ifindex) {
@@ -108,11 +108,11 @@ pub(crate) fn gate(skb: &Skb) -> Verdict {
     Verdict::Pass
 }
 
-/// Whether it takes more than a glance to know that a frame is no signalling.
+/// Returns whether only a full parse can tell that a frame is not signalling.
 #[inline(always)]
-fn may_be_signalling(front: Option<Front>, packet: Option<&Multicast>) -> bool {
-    if let Some(front) = front {
-        let header = front.header();
+fn may_be_signalling(headers: Option<HeaderView>, packet: Option<&Multicast>) -> bool {
+    if let Some(headers) = headers {
+        let header = headers.header();
         if header.is_ipv6() {
             let ports = [header.source_port, header.destination_port].map(u16::from_be);
             return signalling::may_be(&header.source, header.next_header, ports);
@@ -121,12 +121,13 @@ fn may_be_signalling(front: Option<Front>, packet: Option<&Multicast>) -> bool {
             return false;
         }
     }
-    // The headers of a packet behind a tag were read already, if it is one to be counted.
+    // `multicast` has parsed the headers of a counted packet behind a tag.
     packet.is_none_or(|packet| packet.key.stream.is_from_link_local())
 }
 
-/// Whether a frame is signalling that is not for this VM: an answer that is not of this host's agent
-/// would be taken for one, and the request of another VM has the number that an answer is known by.
+/// Returns whether a frame is signalling that this VM must not receive. The VM would take the
+/// answer of a foreign agent for its own agent's answer, and a request of another VM shows the
+/// number that identifies the answer.
 #[inline(never)]
 fn is_withheld(skb: &Skb, ifindex: u32) -> bool {
     let Some(frame) = mld::ipv6_frame(skb) else {
@@ -140,20 +141,20 @@ fn is_withheld(skb: &Skb, ifindex: u32) -> bool {
     maps::count(Counter::SignallingWithheld, 1);
     tell(skb, Decision::Dropped, Counter::SignallingWithheld, 0);
     if let Some(usage) = maps::port_usage(ifindex) {
-        // SAFETY: the pointer is to a live map value.
+        // SAFETY: the pointer refers to a live map value.
         unsafe { instruction::add_u64(&raw mut (*usage).withheld_datagrams, 1) }
     }
     true
 }
 
-/// By the same rules as [`handover::packet`], from the headers where they lie if they are the usual
-/// ones.
+/// Parses a multicast packet by the rules of [`handover::packet`]; reads the usual headers in
+/// place.
 #[inline(always)]
-fn multicast(skb: &Skb, ifindex: u32, front: Option<Front>) -> Option<Multicast> {
-    let Some(front) = front else {
+fn multicast(skb: &Skb, ifindex: u32, headers: Option<HeaderView>) -> Option<Multicast> {
+    let Some(headers) = headers else {
         return multicast_by_reading(skb, ifindex);
     };
-    let header = front.header();
+    let header = headers.header();
     if !header.is_ipv6() {
         if header.ether_type == ethernet::VLAN.to_be() {
             return multicast_by_reading(skb, ifindex);
@@ -173,9 +174,9 @@ fn multicast(skb: &Skb, ifindex: u32, front: Option<Front>) -> Option<Multicast>
             pad: 0,
             ifindex,
             stream: StreamWords::new(
-                front.destination(),
-                front.source(),
-                if is_udp { front.ports() } else { 0 },
+                headers.destination(),
+                headers.source(),
+                if is_udp { headers.ports() } else { 0 },
                 skb.vlan_metadata() & ethernet::VLAN_IDENTIFIER,
             ),
         },
@@ -192,9 +193,9 @@ fn multicast_by_reading(skb: &Skb, ifindex: u32) -> Option<Multicast> {
             pad: 0,
             ifindex,
             stream: StreamWords::new(
-                front::words_of(stream.multicast_address),
-                front::words_of(stream.source),
-                front::ports_word(stream.source_port, stream.destination_port),
+                header_view::words_of(stream.multicast_address),
+                header_view::words_of(stream.source),
+                header_view::ports_word(stream.source_port, stream.destination_port),
                 stream.vlan,
             ),
         },
@@ -202,21 +203,22 @@ fn multicast_by_reading(skb: &Skb, ifindex: u32) -> Option<Multicast> {
     })
 }
 
-/// Counts a packet that goes on to the TAP.
+/// Counts a packet that continues to the TAP.
 #[inline(always)]
 fn deliver(skb: &Skb, key: &DeliveredKey) {
     let segments = u64::from(skb.segments());
     let Some(delivered) = delivered(key, segments) else {
         return;
     };
-    // SAFETY: the pointer is to a live map value.
+    // SAFETY: the pointer refers to a live map value.
     unsafe {
         instruction::add_u64(&raw mut (*delivered).packets, segments);
         instruction::add_u64(&raw mut (*delivered).bytes, skb.len() as u64);
     }
 }
 
-/// The flow's entry, made at its first packet; the packets of one that has none are counted.
+/// Returns the entry of a flow; the first packet creates the entry. Counts packets of flows without
+/// an entry.
 #[inline(always)]
 fn delivered(key: &DeliveredKey, segments: u64) -> Option<*mut Delivered> {
     if let Some(delivered) = DELIVERED.get_ptr_mut(key) {
@@ -226,12 +228,12 @@ fn delivered(key: &DeliveredKey, segments: u64) -> Option<*mut Delivered> {
     DELIVERED.get_ptr_mut(key)
 }
 
-/// Makes the entry of a flow, unless its TAP has as many as it may have.
+/// Creates the entry of a flow, unless the TAP has reached its limit of flows.
 #[inline(never)]
 fn make(key: &DeliveredKey, segments: u64) {
     let usage = maps::port_usage(key.ifindex);
     if let (Some(usage), Some(port)) = (usage, PORTS.get_ptr(key.ifindex)) {
-        // SAFETY: the pointers are to live map values.
+        // SAFETY: the pointers refer to live map values.
         let has_room =
             unsafe { (*usage).flows.wrapping_sub((*port).forgotten_flows) < (*port).max_flows };
         if !has_room {
@@ -239,27 +241,28 @@ fn make(key: &DeliveredKey, segments: u64) {
             return;
         }
     }
-    // SAFETY: it consists of integers.
+    // SAFETY: the type consists of integers.
     let made = unsafe {
         instruction::with_zeroed(|unused: &Delivered| {
             DELIVERED.insert(key, unused, BPF_NOEXIST.into())
         })
     };
     match (made, usage) {
-        // SAFETY: the pointer is to a live map value.
+        // SAFETY: the pointer refers to a live map value.
         (Ok(()), Some(usage)) => unsafe {
             instruction::add_u32(&raw mut (*usage).flows, 1);
         },
         (Ok(()), None) => {}
-        // Another CPU may have been faster.
+        // Another CPU may have inserted first.
         (Err(_), _) if DELIVERED.get_ptr(key).is_some() => {}
         (Err(_), _) => maps::count(Counter::DeliveredFull, segments),
     }
 }
 
-/// What a gate does with a frame; of one that is not multicast of routable scope it sees only that
-/// it is there. Returns [`PASSES`], [`ENDS`], or the number of an aggregate whose packets are yet to be
-/// recorded: here they would take more stack than there is.
+/// Applies the gate to a frame. `packet` is `None` for a frame that is not a multicast packet of
+/// routable scope; the gate only counts such a frame. Returns [`PASSES`], [`ENDS`], or the last
+/// sequence number of a GSO frame whose segments the caller records: this function has too little
+/// stack for that.
 #[inline(never)]
 fn through(skb: &Skb, ifindex: u32, gate: *const Gate, packet: Option<&Multicast>) -> u64 {
     let Some(usage) = GATE_USAGE.get_ptr_mut(ifindex) else {
@@ -269,7 +272,7 @@ fn through(skb: &Skb, ifindex: u32, gate: *const Gate, packet: Option<&Multicast
         }
         return PASSES;
     };
-    // SAFETY: the pointer is to a live map value, which only the agent writes, as a whole.
+    // SAFETY: the pointer refers to a live map value; only the agent writes it, and always as a whole.
     let gate = unsafe { &*gate };
     if gate.mode == GateMode::Record as u32 {
         if now_ns() > gate.until_ns {
@@ -283,8 +286,8 @@ fn through(skb: &Skb, ifindex: u32, gate: *const Gate, packet: Option<&Multicast
         if (packet.is_some() || is_left) && gate.probes != 0 && !probe(skb, ifindex) {
             maps::count(Counter::ProbesFailed, 1);
         }
-        let frames = aggregate::frames(skb, gate.splits);
-        // SAFETY: the pointer is to a live map value.
+        let frames = gso::frames(skb, gate.splits);
+        // SAFETY: the pointer refers to a live map value.
         let before = unsafe { instruction::fetch_add(&raw mut (*usage).entered, frames) };
         let number = before + frames;
         if let Some(packet) = packet {

@@ -1,12 +1,12 @@
-//! What needs inline assembly: atomic operations, which the BPF target does not offer through
-//! `core::sync::atomic`, wide access to packets, and a barrier to the optimizer.
+//! Inline assembly: atomic operations, which the BPF target does not offer through
+//! `core::sync::atomic`; word access to packets; and an optimizer barrier.
 
 #![allow(unsafe_code, reason = "the instructions have no safe form")]
 
 use core::arch::asm;
 use core::mem::MaybeUninit;
 
-/// Adds to a number in a map value that other CPUs write too.
+/// Atomically adds to a number in a map value (`BPF_ADD`, no fetch).
 ///
 /// # Safety
 ///
@@ -19,7 +19,7 @@ pub unsafe fn add_u64(number: *mut u64, amount: u64) {
     }
 }
 
-/// The same with 32 bits; wraps.
+/// 32-bit variant of [`add_u64`]; wraps.
 ///
 /// # Safety
 ///
@@ -32,8 +32,8 @@ pub unsafe fn add_u32(number: *mut u32, amount: u32) {
     }
 }
 
-/// Adds to a number in a map value that other CPUs write too, in one step with reading it and
-/// with a full barrier (kernel 5.12). Returns what it was before.
+/// Atomically adds to a number in a map value, with a full barrier (kernel 5.12). Returns the
+/// previous number.
 ///
 /// # Safety
 ///
@@ -49,7 +49,7 @@ pub unsafe fn fetch_add(number: *mut u64, amount: u64) -> u64 {
     found
 }
 
-/// Only for lints, whose processor has another instruction for that.
+/// For lints on other targets, which have another instruction.
 ///
 /// # Safety
 ///
@@ -59,12 +59,12 @@ pub unsafe fn fetch_add(_number: *mut u64, amount: u64) -> u64 {
     amount
 }
 
-/// Writes a word of a map value, and returns what it held: in one step and with a full barrier
-/// (kernel 5.12).
+/// Atomically replaces a word of a map value, with a full barrier (kernel 5.12). Returns the
+/// previous word.
 ///
 /// # Safety
 ///
-/// `word` points into a live map value, to an aligned word.
+/// `word` points to an aligned word of a live map value.
 #[inline(always)]
 #[cfg(target_arch = "bpf")]
 pub unsafe fn exchange(word: *mut u64, new: u64) -> u64 {
@@ -76,7 +76,7 @@ pub unsafe fn exchange(word: *mut u64, new: u64) -> u64 {
     found
 }
 
-/// Only for lints, as above.
+/// For lints on other targets.
 ///
 /// # Safety
 ///
@@ -86,12 +86,12 @@ pub unsafe fn exchange(_word: *mut u64, new: u64) -> u64 {
     new
 }
 
-/// Writes `new` to a word of a map value if it holds `expected`, in one step (kernel 5.12).
-/// Returns what it held.
+/// Atomically writes `new` to a word of a map value that holds `expected` (kernel 5.12). Returns
+/// the previous word.
 ///
 /// # Safety
 ///
-/// `word` points into a live map value, to an aligned word.
+/// `word` points to an aligned word of a live map value.
 #[inline(always)]
 #[cfg(target_arch = "bpf")]
 pub unsafe fn compare_exchange(word: *mut u64, expected: u64, new: u64) -> u64 {
@@ -103,7 +103,7 @@ pub unsafe fn compare_exchange(word: *mut u64, expected: u64, new: u64) -> u64 {
     found
 }
 
-/// Only for lints, which read the programs for a processor without that register.
+/// For lints on other targets, which have no register `r0`.
 ///
 /// # Safety
 ///
@@ -113,10 +113,11 @@ pub unsafe fn compare_exchange(_word: *mut u64, expected: u64, _new: u64) -> u64
     expected
 }
 
-/// Reads 8 bytes of a packet or map value, in one instruction.
+/// Reads 8 bytes of a packet or map value in one instruction.
 ///
-/// The compiler would take eight for what may not be aligned. Where the processor has to have it
-/// aligned, so it is: addresses stand at 8 bytes counted from where the kernel puts IPv6 headers.
+/// The compiler would emit eight loads, because it assumes no alignment. On CPUs that require
+/// alignment, the addresses are aligned: an IPv6 address has an offset of a multiple of 8 from the
+/// IPv6 header, which the kernel aligns.
 ///
 /// # Safety
 ///
@@ -131,7 +132,7 @@ pub unsafe fn load_u64(from: *const u8) -> u64 {
     value
 }
 
-/// The same with 4 bytes.
+/// Reads 4 bytes of a packet or map value in one instruction.
 ///
 /// # Safety
 ///
@@ -146,7 +147,7 @@ pub unsafe fn load_u32(from: *const u8) -> u32 {
     value as u32
 }
 
-/// Writes 8 bytes of a packet.
+/// Writes 8 bytes of a packet in one instruction.
 ///
 /// # Safety
 ///
@@ -159,7 +160,7 @@ pub unsafe fn store_u64(to: *mut u8, value: u64) {
     }
 }
 
-/// The same with 4 bytes.
+/// Writes 4 bytes of a packet in one instruction.
 ///
 /// # Safety
 ///
@@ -174,17 +175,17 @@ pub unsafe fn store_u32(to: *mut u8, value: u32) {
 
 /// Copies `BYTES` bytes, an even number, between packets, map values and the stack.
 ///
-/// The compiler would call `memmove`, which copies byte by byte, for a value that is read and
-/// written through pointers.
+/// The compiler would call `memmove`, which copies single bytes, for a value that the program reads
+/// and writes through pointers.
 ///
 /// # Safety
 ///
-/// `from` and `to` point to so many live bytes at even addresses, which do not overlap; on the stack
-/// they are aligned to 8.
+/// `from` and `to` point to `BYTES` live bytes at even addresses, without overlap. A pointer to the
+/// stack is aligned to 8 bytes.
 #[inline(always)]
 pub unsafe fn copy<const BYTES: usize>(from: *const u8, to: *mut u8) {
     const { assert!(BYTES.is_multiple_of(2)) }
-    // SAFETY: the caller answers for the bytes.
+    // SAFETY: the caller guarantees the bytes.
     unsafe {
         let mut at = 0;
         while at + 8 <= BYTES {
@@ -203,9 +204,9 @@ pub unsafe fn copy<const BYTES: usize>(from: *const u8, to: *mut u8) {
     }
 }
 
-/// Calls `use_it` with a map value of zeros.
+/// Calls `use_it` with a zeroed map value on the stack.
 ///
-/// The compiler would call `memset`, which takes a frame of the stack in every chain of calls.
+/// The compiler would call `memset`, which adds a stack frame to every chain of calls.
 ///
 /// # Safety
 ///
@@ -225,7 +226,7 @@ pub unsafe fn with_zeroed<T: Copy, R>(use_it: impl FnOnce(&T) -> R) -> R {
     }
 }
 
-/// The two halves of a word, in the order in which they lie.
+/// Splits a word into its halves, in memory order.
 #[inline(always)]
 pub fn halves(word: u64) -> [u32; 2] {
     let [a, b, c, d, e, f, g, h] = word.to_ne_bytes();
@@ -235,22 +236,23 @@ pub fn halves(word: u64) -> [u32; 2] {
     ]
 }
 
-/// Returns `value`, of which the optimizer then knows nothing.
+/// Returns `value`, and hides its origin from the optimizer.
 ///
-/// Verifier: two comparisons of one number stay two, on the number itself, instead of becoming
-/// one of a difference, from which the verifier learns no bounds.
+/// Verifier: two comparisons of one number must stay two comparisons of that number. The optimizer
+/// would merge them into one comparison of a difference, which gives the verifier no bounds.
 #[inline(always)]
 pub fn opaque(mut value: u64) -> u64 {
-    // An empty text would leave line information without an instruction, which the kernel refuses.
+    // An empty template would leave line information without an instruction; the kernel refuses
+    // that.
     // SAFETY: the instruction changes nothing.
     unsafe { asm!("{value} += 0", value = inout(reg) value) }
     value
 }
 
-/// Returns a length that helpers take as the size of memory, 1 to `MAX` bytes; `None` for any other.
+/// Returns a length between 1 and `MAX`, as helpers require for a memory size; `None` otherwise.
 ///
-/// Verifier: Older kernels, 6.1 among them, learn no lower bound from `!= 0`. One comparison of the number
-/// below gives both bounds on every kernel.
+/// Verifier: kernel 6.1 and older learn no lower bound from `!= 0`. One comparison of `length - 1`
+/// gives both bounds on every kernel.
 #[inline(always)]
 pub fn size<const MAX: usize>(length: usize) -> Option<u64> {
     let below = opaque((length as u64).wrapping_sub(1));

@@ -1,4 +1,4 @@
-//! `leak`: frames that leave this host by a port that is not a VM's.
+//! `leak`: drops restored packets that leave this host by a port that is not a VM's.
 
 #![allow(unsafe_code, reason = "the frame is reached through a raw pointer")]
 
@@ -11,7 +11,7 @@ use common::trace::{Decision, Program};
 use crate::maps;
 use crate::trace::Traced as _;
 
-/// Ethernet addresses, bytes.
+/// Destination and source MAC, bytes.
 const BYTES: usize = 12;
 
 #[inline(always)]
@@ -19,7 +19,7 @@ pub(crate) fn leak(skb: &Skb) -> Verdict {
     let Some(start) = skb.start::<BYTES>() else {
         return Verdict::Pass;
     };
-    // SAFETY: so many bytes are there.
+    // SAFETY: `start` checked that the frame has `BYTES` bytes.
     let macs = unsafe { start.cast::<[[u8; 6]; 2]>().read() };
     let [destination_mac, source_mac] = macs;
     if relay::is_restored(destination_mac, source_mac) {

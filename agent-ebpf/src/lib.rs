@@ -1,5 +1,6 @@
-//! What the kernel programs of the host (`src/main.rs`) and of a node (`src/guest/main.rs`) share.
-//! The programs themselves are binaries.
+//! Code that the host programs (`src/main.rs`) and the programs of a MAT node (`src/guest/main.rs`)
+//! share: skb access, FIB look-ups, verdicts and inline assembly. The programs are binaries of this
+//! crate.
 
 #![no_std]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]

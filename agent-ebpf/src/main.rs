@@ -1,30 +1,31 @@
-//! Kernel programs of the host: glue only. What a packet means is decided in `common`.
+//! Kernel programs of the host. The programs connect hooks, maps and helpers; `common` parses the
+//! packets and decides.
 //!
-//! | program | hook | does |
+//! | program | hook | task |
 //! |---|---|---|
-//! | `snoop` | TC ingress of every TAP | learns what the VM listens to, names it to the agent; sends on what is for an address that its VM has left, and what comes from one that this VM has left from its new one |
-//! | `uplink` | TC ingress of the uplink | watches managed streams and the link's querier; restores relayed packets; one copy of each passes; sends on what is for an address that its VM has left |
-//! | `uplink_xdp` | XDP of the uplink | the same |
-//! | `leak` | TC egress of the uplink | drops what was restored here |
-//! | `gate` | TC egress of every TAP | counts what is delivered; numbers and records it, or holds it, while the VM moves |
-//! | `replicate` | TC ingress of a relay's interface | sends copies of streams to the subscribers |
+//! | `snoop` | TC ingress of every TAP | snoops MLD and reports listeners to the agent; forwards packets for addresses that VMs have left; translates packets from an address that this VM has left |
+//! | `uplink` | TC ingress of the uplink | observes managed streams and the querier; restores relayed packets; passes one copy of each packet; forwards packets for addresses that VMs have left |
+//! | `uplink_xdp` | XDP of the uplink | same as `uplink` |
+//! | `leak` | TC egress of the uplink | drops packets that this host restored |
+//! | `gate` | TC egress of every TAP | counts delivered packets; during a migration numbers and records them (source) or holds them (destination) |
+//! | `replicate` | TC ingress of a relay's interface | copies stream packets to the subscribers |
 //!
 //! # Minimum kernel version
 //!
-//! 5.17, for `bpf_loop`; 5.18 for `uplink_xdp`, for `bpf_xdp_load_bytes` and packets in fragments.
+//! 5.17 for `bpf_loop`; 5.18 for `bpf_xdp_load_bytes` and XDP fragments in `uplink_xdp`.
 
-// For any other target it is a program that does nothing, so that lints can read it.
+// On other targets the program has an empty `main`, so that lints can read the crate.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![allow(
     clippy::needless_borrows_for_generic_args,
     reason = "a key or value that is passed whole may be copied on the stack of 512 bytes"
 )]
 
-mod aggregate;
 mod context;
 mod forward;
-mod front;
 mod gate;
+mod gso;
+mod header_view;
 mod leak;
 mod maps;
 mod replicate;
@@ -53,7 +54,7 @@ fn uplink(ctx: TcContext) -> i32 {
     uplink::uplink(&Skb::new(&ctx)).into()
 }
 
-// Without `frags` a driver refuses an MTU beyond one page.
+// Without `frags` a driver refuses an MTU larger than one page.
 #[xdp(frags)]
 fn uplink_xdp(ctx: XdpContext) -> u32 {
     match uplink::uplink(&Xdp::new(&ctx)) {

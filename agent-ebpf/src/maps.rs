@@ -1,8 +1,8 @@
-//! Every map. Names and layouts are the contract with the agent.
+//! The maps of the host programs. Names and layouts are the contract with the agent.
 //!
-//! Hash maps allocate on use (`BPF_F_NO_PREALLOC`), because most hosts use a fraction of them;
-//! `PORTS`, `MANAGED`, `RELAYS`, `FORWARDING` and `GATES` are written by the agent only, `RELAY_STREAMS`
-//! and `RELAY_SUBSCRIBERS` by the relay only.
+//! Hash maps allocate on use (`BPF_F_NO_PREALLOC`), because most hosts use a fraction of the
+//! capacity. Only the agent writes `PORTS`, `MANAGED`, `RELAYS`, `FORWARDING` and `GATES`; only the
+//! relay writes `RELAY_STREAMS` and `RELAY_SUBSCRIBERS`.
 
 #![allow(unsafe_code, reason = "map values are reached through raw pointers")]
 
@@ -25,7 +25,7 @@ use common::snoop::Walk;
 
 const ON_USE: usize = BPF_F_NO_PREALLOC as usize;
 const MAPPED: usize = BPF_F_MMAPABLE as usize;
-/// Slots of `GATE_RECORDS`.
+/// Slots of `GATE_RECORDS`: migrations that record at once.
 const SLOTS: usize = 8;
 
 #[btf_map]
@@ -53,7 +53,7 @@ pub(crate) static FORWARDS: HashMap<ForwardKey, Forward, 1024, ON_USE> = HashMap
 pub(crate) static TRANSLATIONS: HashMap<TranslationKey, Translation, 1024, ON_USE> = HashMap::new();
 #[btf_map]
 pub(crate) static FORWARDING: Array<u32, 1> = Array::new();
-/// Evicts by itself: it holds what came in the last seconds of a change of origin.
+/// LRU: the map holds the packets of the last seconds of a change of origin.
 #[btf_map]
 pub(crate) static FINGERPRINTS: LruHashMap<u64, Copies, 65_536> = LruHashMap::new();
 #[btf_map]
@@ -68,7 +68,7 @@ pub(crate) static RELAY_USAGE: HashMap<SubscriberKey, SubscriberUsage, 65_536, O
 pub(crate) static GATES: HashMap<PortKey, Gate, 1024, ON_USE> = HashMap::new();
 #[btf_map]
 pub(crate) static GATE_USAGE: HashMap<PortKey, GateUsage, 1024, ON_USE> = HashMap::new();
-/// Mapped by the agent, which reads it in the middle of a cut.
+/// The agent maps the array into its memory, and reads it while the VM is stopped.
 #[btf_map]
 pub(crate) static GATE_RECORDS: Array<GateRecord, { SLOTS * RECORDS_PER_SLOT as usize }, MAPPED> =
     Array::new();
@@ -76,14 +76,14 @@ pub(crate) static GATE_RECORDS: Array<GateRecord, { SLOTS * RECORDS_PER_SLOT as 
 pub(crate) static DELIVERED: HashMap<DeliveredKey, Delivered, 65_536, ON_USE> = HashMap::new();
 #[btf_map]
 pub(crate) static HELD: RingBuf<HeldFrame, { 8 << 20 }> = RingBuf::new();
-/// Where `gate` puts a record of `HELD` together, one for each CPU: the helper that takes memory of the
-/// ring buffer takes a constant size only, and a map of this kind that is by CPU no more than 32 KiB.
-/// The agent says how many CPUs there are.
+/// Scratch memory where `gate` builds a record of `HELD`, one slot per CPU. `bpf_ringbuf_reserve`
+/// takes a constant size only, and a per-CPU array value has at most 32 KiB. The agent sets the
+/// number of slots to the number of CPUs.
 #[btf_map]
 pub(crate) static HELD_SCRATCH: Array<HeldRecord, 1> = Array::new();
 #[btf_map]
 pub(crate) static COUNTERS: PerCpuArray<u64, COUNT> = PerCpuArray::new();
-/// Where `snoop` keeps the walk over a Report, which is too large for the stack.
+/// Scratch memory of `snoop` for the walk over a Report, which exceeds the stack.
 #[btf_map]
 pub(crate) static WALK: PerCpuArray<Walk, 1> = PerCpuArray::new();
 #[btf_map]
@@ -96,27 +96,28 @@ pub(crate) struct HeldRecord {
     pub(crate) frame: [u8; HELD_FRAME_BYTES],
 }
 
-/// Whether half of `HELD` is free, as when the agent keeps up.
+/// Returns whether half of `HELD` is free, which holds while the agent keeps up.
 #[inline(always)]
 pub(crate) fn held_has_half() -> bool {
     let ring = (&raw const HELD).cast_mut();
     let query = |flag: u32| {
-        // SAFETY: the pointer is to the map, and the helper only reads its positions.
+        // SAFETY: the pointer is to the map, and the helper only reads positions of the ring
+        // buffer.
         unsafe { bpf_ringbuf_query(ring.cast(), flag.into()) }
     };
     query(BPF_RB_AVAIL_DATA) <= query(BPF_RB_RING_SIZE) / 2
 }
 
-/// Adds to a counter.
+/// Adds `amount` to a counter of this CPU.
 #[inline(always)]
 pub(crate) fn count(counter: Counter, amount: u64) {
     if let Some(value) = COUNTERS.get_ptr_mut(counter as u32) {
-        // SAFETY: the slot is this CPU's own and the program is not interrupted by itself.
+        // SAFETY: the slot belongs to this CPU, and the program does not interrupt itself.
         unsafe { *value += amount }
     }
 }
 
-/// A port's usage, made when something of it is first counted.
+/// Returns the usage of a port; the first count creates the entry.
 #[inline(always)]
 pub(crate) fn port_usage(ifindex: PortKey) -> Option<*mut PortUsage> {
     if let Some(usage) = PORT_USAGE.get_ptr_mut(ifindex) {
@@ -126,11 +127,11 @@ pub(crate) fn port_usage(ifindex: PortKey) -> Option<*mut PortUsage> {
     PORT_USAGE.get_ptr_mut(ifindex)
 }
 
-/// Not inlined, because it takes more of the stack than its callers can spare.
+/// Not inlined: the callers cannot spare the stack.
 #[inline(never)]
 fn make_port_usage(ifindex: PortKey) {
-    // Another CPU may have been faster; what counts is the look-up after it.
-    // SAFETY: it consists of integers.
+    // Another CPU may insert first, so only the look-up of the caller counts.
+    // SAFETY: the type consists of integers.
     unsafe {
         instruction::with_zeroed(|unused: &PortUsage| {
             let _ = PORT_USAGE.insert(ifindex, unused, BPF_NOEXIST.into());
@@ -138,8 +139,8 @@ fn make_port_usage(ifindex: PortKey) {
     }
 }
 
-/// Writes one record to `EVENTS` in place, because the stack is small; a full ring buffer is
-/// counted. `write` has to set every field.
+/// Writes one record to `EVENTS` in place, because the stack is too small. Counts a record that a
+/// full ring buffer refuses. `write` sets every field.
 #[inline(always)]
 pub(crate) fn raise<T: 'static>(write: impl FnOnce(*mut T)) {
     match EVENTS.reserve_untyped::<T>(0) {

@@ -1,4 +1,4 @@
-//! `replicate`: stream packets that a relay receives, and their copies for the subscribers.
+//! `replicate`: copies stream packets that a relay receives to the subscribers.
 //!
 //! ```text
 //!  frame --> MANAGED? --> STREAMS --> UDP, whole? --> RELAY_STREAMS? --> passes on unchanged
@@ -29,31 +29,31 @@ use common::trace::{Decision, Program, Reason, Uncounted};
 use common::wire::datagram::HEADER_BYTES;
 use common::wire::{ethernet, ipv6, udp};
 
-use crate::context::{Packet as _, may_be_unfinished};
-use crate::front::{Kept, StreamWords};
+use crate::context::{Packet as _, may_be_partial};
+use crate::header_view::{HeaderCopy, StreamWords};
 use crate::maps::{self, MANAGED, RELAY_STREAMS, RELAY_SUBSCRIBERS, RELAY_USAGE};
 use crate::stream;
 use crate::trace::{self, Traced as _};
 
-/// Ethernet header in the type of packets' lengths, bytes.
+/// Ethernet header as `u16`, the type of packet lengths; bytes.
 const ETHERNET_BYTES: u16 = ethernet::HEADER_BYTES as u16;
 
-/// What the loop over the subscribers works on.
+/// State of the loop over the subscribers.
 struct Copying {
     skb: *const Skb,
-    /// The header as it came.
-    original: Kept,
+    /// Headers of the received packet.
+    original: HeaderCopy,
     at_ns: u64,
     bytes: u64,
     segments: u64,
     flow: u32,
-    /// Of each packet on the wire, from the IPv6 header on.
+    /// Length of each segment from the IPv6 header on, bytes.
     packet_bytes: u16,
-    /// Whether the checksum is finished for sure, so that no rewrite changes it.
-    finished: bool,
+    /// Whether the UDP checksum is certainly not partial, so that the rewrite keeps it valid.
+    full_checksum: bool,
 }
 
-/// What a packet's copies need to know.
+/// The stream of a packet, and when the packet arrived.
 struct Served {
     stream: RelayStream,
     at_ns: u64,
@@ -61,18 +61,18 @@ struct Served {
 
 #[inline(always)]
 pub(crate) fn replicate(skb: &Skb) {
-    // What observing keeps on the stack is gone when the copies are made.
+    // Two functions: the stack frame of `served` is free before the copies are made.
     if let Some(served) = served(skb) {
         copy_to_all(skb, &served);
     }
 }
 
-/// Observes a packet of a watched address. Returns the stream that it belongs to if that has
-/// subscribers and the packet can be copied.
+/// Observes a packet of a managed address. Returns the stream when it has subscribers and the
+/// packet can be copied.
 #[inline(never)]
 fn served(skb: &Skb) -> Option<Served> {
-    let front = skb.front()?;
-    let header = front.header();
+    let headers = skb.headers()?;
+    let header = headers.header();
     if !header.is_ipv6()
         || !ipv6::is_multicast(&header.destination)
         || skb.vlan_metadata() != 0
@@ -81,8 +81,8 @@ fn served(skb: &Skb) -> Option<Served> {
         return None;
     }
     let is_udp = header.next_header == udp::NEXT_HEADER;
-    let ports = if is_udp { front.ports() } else { 0 };
-    let key = StreamWords::new(front.destination(), front.source(), ports, 0);
+    let ports = if is_udp { headers.ports() } else { 0 };
+    let key = StreamWords::new(headers.destination(), headers.source(), ports, 0);
     let managed = MANAGED.get_ptr_mut(key.managed().key()).or_else(|| {
         tell(skb, Decision::NotCopied, Uncounted::NotManaged);
         None
@@ -91,7 +91,7 @@ fn served(skb: &Skb) -> Option<Served> {
     let segments = u64::from(arrival.segments);
     let bytes = skb.len() as u64;
     maps::count(Counter::NativePackets, segments);
-    // SAFETY: the pointers are to the live map values of the flow and its address.
+    // SAFETY: the pointers refer to the live map values of the flow and its address.
     unsafe {
         if let Some(usage) = stream::native(key.key(), managed, &arrival) {
             stream::observe(usage, key.key(), Origin::Native, managed, &arrival, bytes);
@@ -113,7 +113,7 @@ fn served(skb: &Skb) -> Option<Served> {
         tell(skb, Decision::NotCopied, Uncounted::NoSubscriber);
         return None;
     };
-    // The copies do not show it.
+    // The copies no longer show the flow.
     trace::keep(&key);
     Some(Served {
         stream,
@@ -126,7 +126,7 @@ fn tell(skb: &Skb, decision: Decision, reason: impl Into<Reason>) {
     skb.tell(Program::Replicate, decision, reason, 0);
 }
 
-/// Tells what becomes of the copy for a subscriber.
+/// Traces the copy for one subscriber.
 #[inline(always)]
 fn tell_copy(skb: &Skb, index: u64, sent: Result<(), Counter>) {
     let (decision, reason) = match sent {
@@ -138,16 +138,16 @@ fn tell_copy(skb: &Skb, index: u64, sent: Result<(), Counter>) {
 
 #[inline(never)]
 fn copy_to_all(skb: &Skb, served: &Served) {
-    let Some(front) = skb.front() else {
+    let Some(headers) = skb.headers() else {
         return;
     };
     let RelayStream { flow, subscribers } = served.stream;
     let bytes = skb.len() as u64;
-    let hop_limit = front.header().hop_limit;
+    let hop_limit = headers.header().hop_limit;
     let segment_bytes = skb.segment_bytes() as u16;
     let mut state = Copying {
         skb,
-        original: Kept(*front.header()),
+        original: HeaderCopy(*headers.header()),
         at_ns: served.at_ns,
         bytes,
         segments: u64::from(skb.segments()),
@@ -157,15 +157,15 @@ fn copy_to_all(skb: &Skb, served: &Served) {
         } else {
             segment_bytes + (HEADER_BYTES as u16 - ETHERNET_BYTES)
         },
-        finished: skb.update_sum(relay::hop_limit_difference(hop_limit, RELAYED_HOP_LIMIT))
-            || !may_be_unfinished(skb, front),
+        full_checksum: skb.update_csum(relay::hop_limit_difference(hop_limit, RELAYED_HOP_LIMIT))
+            || !may_be_partial(skb, headers),
     };
     let subscribers = if subscribers > MAX_SUBSCRIBERS {
         MAX_SUBSCRIBERS
     } else {
         subscribers
     };
-    // SAFETY: the callback has the form that the helper wants, and `state` outlives the call.
+    // SAFETY: the callback has the signature that the helper requires, and `state` outlives the call.
     unsafe {
         bpf_loop(
             subscribers,
@@ -174,17 +174,17 @@ fn copy_to_all(skb: &Skb, served: &Served) {
             0,
         );
     }
-    // The header and its checksum are as before; only the sum over the packet has to follow.
-    if let Some(front) = skb.front() {
-        front.set(&state.original);
+    // `original` restores headers and checksum; only `skb->csum` still needs an update.
+    if let Some(headers) = skb.headers() {
+        headers.set(&state.original);
     }
-    skb.update_sum(relay::hop_limit_difference(RELAYED_HOP_LIMIT, hop_limit));
+    skb.update_csum(relay::hop_limit_difference(RELAYED_HOP_LIMIT, hop_limit));
 }
 
-/// Sends the copy for one subscriber. Never ends the loop.
+/// Sends the copy for one subscriber. Always returns 0, so the loop continues.
 #[inline(never)]
 extern "C" fn copy_to(index: u64, state: *mut c_void) -> i64 {
-    // SAFETY: `copy_to_all` passes its own state, which nothing else uses meanwhile.
+    // SAFETY: `copy_to_all` passes its own state, which nothing else uses at the same time.
     let state = unsafe { &*state.cast::<Copying>() };
     let key = SubscriberKey {
         flow: state.flow,
@@ -193,7 +193,7 @@ extern "C" fn copy_to(index: u64, state: *mut c_void) -> i64 {
     let Some(subscriber) = RELAY_SUBSCRIBERS.get_ptr(&key) else {
         return 0;
     };
-    // SAFETY: the pointer is to a live map value, which only the relay writes.
+    // SAFETY: the pointer refers to a live map value, which only the relay writes.
     let subscriber = unsafe { &*subscriber };
     if subscriber.lease_end_ns <= state.at_ns {
         if subscriber.lease_end_ns != 0 {
@@ -210,7 +210,7 @@ extern "C" fn copy_to(index: u64, state: *mut c_void) -> i64 {
     let Some(usage) = usage(&key) else {
         return 0;
     };
-    // SAFETY: the pointer is to a live map value.
+    // SAFETY: the pointer refers to a live map value.
     unsafe {
         match sent {
             Ok(()) => {
@@ -227,7 +227,7 @@ extern "C" fn copy_to(index: u64, state: *mut c_void) -> i64 {
     0
 }
 
-/// Looks the route up, makes the packet the subscriber's copy, and sends a clone of it.
+/// Looks up the route, rewrites the packet for the subscriber, and sends a clone.
 #[inline(always)]
 fn send(state: &Copying, subscriber: &Subscriber) -> Result<(), Counter> {
     // SAFETY: as in `copy_to`.
@@ -249,30 +249,30 @@ fn send(state: &Copying, subscriber: &Subscriber) -> Result<(), Counter> {
             NoRoute::Forwarding => Counter::ReplicateNoForwarding,
             NoRoute::Route => Counter::ReplicateNoRoute,
         })?;
-    let Some(mut front) = skb.front() else {
+    let Some(mut headers) = skb.headers() else {
         return Err(Counter::ReplicateRefused);
     };
-    // The copies before have left theirs.
-    front.set(&state.original);
-    relay::send_to(&mut front, subscriber, route.macs());
-    if !state.finished {
+    // The previous copy left its own header.
+    headers.set(&state.original);
+    relay::send_to(&mut headers, subscriber, route.macs());
+    if !state.full_checksum {
         skb.update_checksum(state.original.0.checksum, subscriber.address_difference);
     }
-    // SAFETY: the context.
+    // SAFETY: the pointer is the program's context.
     match unsafe { bpf_clone_redirect(skb.as_ptr(), route.ifindex, 0) } {
         0 => Ok(()),
         _ => Err(Counter::ReplicateRefused),
     }
 }
 
-/// The subscriber's usage, made at its first packet.
+/// Returns the usage of a subscriber; the first packet creates the entry.
 #[inline(always)]
 fn usage(key: &SubscriberKey) -> Option<*mut SubscriberUsage> {
     if let Some(usage) = RELAY_USAGE.get_ptr_mut(key) {
         return Some(usage);
     }
-    // Another CPU may have been faster; what counts is the look-up after it.
-    // SAFETY: it consists of integers.
+    // Another CPU may insert first, so only the look-up below counts.
+    // SAFETY: the type consists of integers.
     unsafe {
         instruction::with_zeroed(|unused: &SubscriberUsage| {
             let _ = RELAY_USAGE.insert(key, unused, BPF_NOEXIST.into());

@@ -1,4 +1,4 @@
-//! Routes and next hops, looked up for packets that are sent from here.
+//! FIB look-ups (`bpf_fib_lookup`) for packets that the programs send.
 
 #![allow(unsafe_code, reason = "the helper takes raw pointers")]
 
@@ -15,33 +15,34 @@ use crate::instruction;
 
 /// `AF_INET6`.
 pub const INET6: u32 = 10;
-/// The loopback of every network namespace. Routes are looked up as for packets that this host
-/// sends itself, which come from there. The helper wants an interface that forwards, which the
-/// loopback may be (`net.ipv6.conf.lo.forwarding`) without making a router of the host.
+/// Index of the loopback interface in every network namespace. The look-up treats a packet as if
+/// the host itself sent it, so the packet enters by the loopback. The helper requires forwarding on
+/// that interface; `net.ipv6.conf.lo.forwarding` enables forwarding without making the host a
+/// router.
 pub const LOOPBACK: u32 = 1;
 
-/// `struct bpf_fib_lookup`: 64 bytes.
+/// `struct bpf_fib_lookup`: 64 bytes, align 4.
 #[repr(C)]
 pub struct Route {
     family: u8,
-    /// Next header of the packet.
+    /// Next header of the packet (IPv6).
     pub protocol: u8,
-    /// Its UDP or TCP source port, network order; 0 for any.
+    /// UDP or TCP source port, network order; 0 for any.
     pub source_port: u16,
-    /// Its destination port.
+    /// UDP or TCP destination port, network order; 0 for any.
     pub destination_port: u16,
-    /// In: bytes of the packet. Out: the path's MTU.
+    /// In: length of the packet, bytes. Out: the path MTU.
     pub bytes: u16,
-    /// In: where the packet comes in. Out: where it goes out.
+    /// In: ingress interface. Out: egress interface.
     pub ifindex: u32,
     flow: u32,
-    /// Source address of the packet.
+    /// Source address of the packet, network order.
     pub source: Address,
-    /// In: its destination address. Out: the next hop.
+    /// In: destination address of the packet. Out: next hop.
     pub destination: Address,
-    /// In: the table, where one is given. Out: the VLAN.
+    /// In: routing table for a look-up in one table. Out: VLAN.
     vlan_or_table: u32,
-    /// Out: MACs of the interface and of the next hop.
+    /// Out: MAC of the interface, then MAC of the next hop.
     macs: [u32; 3],
 }
 
@@ -50,19 +51,19 @@ const _: () = assert!(size_of::<Route>() == 64);
 /// Why a packet cannot be sent.
 #[derive(Clone, Copy)]
 pub enum NoRoute {
-    /// The next hop's link address is not known.
+    /// The kernel knows no link address of the next hop.
     Neighbour,
-    /// The packet is larger than the path takes.
+    /// The packet exceeds the path MTU.
     TooBig,
-    /// Routes cannot be looked up.
+    /// Forwarding is disabled on the ingress interface.
     Forwarding,
-    /// There is none.
+    /// The table has no usable route.
     Route,
 }
 
 impl Route {
-    /// A question for the route of a packet of so many bytes, 0 for any, as if it came in by an
-    /// interface.
+    /// Builds the look-up for a packet of `bytes` bytes (0 skips the MTU check) that enters by
+    /// `ifindex`.
     #[inline(always)]
     pub fn new(
         ifindex: u32,
@@ -71,7 +72,7 @@ impl Route {
         source: Address,
         destination: Address,
     ) -> Self {
-        // Constants would be written by a call of `memset`.
+        // `opaque`: the compiler would write constants by a call of `memset`.
         let zero = instruction::opaque(0) as u32;
         Self {
             family: INET6 as u8,
@@ -98,13 +99,13 @@ impl Route {
         [[g, h, i, j, k, l], [a, b, c, d, e, f]]
     }
 
-    /// Looks it up; `context` is that of the program.
+    /// Looks up the route in the usual tables; `context` is the program's context.
     #[inline(always)]
     pub fn look_up(&mut self, context: *mut c_void) -> Result<(), NoRoute> {
         self.ask(context, 0)
     }
 
-    /// Looks it up in one table (kernel 6.5).
+    /// Looks up the route in one table (kernel 6.5).
     #[inline(always)]
     pub fn look_up_in(&mut self, context: *mut c_void, table: u32) -> Result<(), NoRoute> {
         self.vlan_or_table = table;
@@ -113,7 +114,8 @@ impl Route {
 
     #[inline(always)]
     fn ask(&mut self, context: *mut c_void, flags: u32) -> Result<(), NoRoute> {
-        // SAFETY: the context, and a structure of the kernel's form and size.
+        // SAFETY: the pointers are the program's context and a structure of the kernel's layout and
+        // size.
         let found = unsafe {
             bpf_fib_lookup(
                 context,

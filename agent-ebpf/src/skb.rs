@@ -1,4 +1,4 @@
-//! A packet at a TC hook: the only place that touches an skb.
+//! A packet at a TC hook: the only module that touches an skb.
 
 #![allow(
     unsafe_code,
@@ -22,53 +22,53 @@ const PACKET_MULTICAST: u32 = 2;
 /// `PACKET_OTHERHOST` of `if_packet.h`.
 const PACKET_OTHERHOST: u32 = 3;
 
-/// A frame at a TC hook.
+/// A frame at a TC hook: the `struct __sk_buff` of the program's context.
 pub struct Skb {
     skb: *mut __sk_buff,
 }
 
 impl Skb {
-    /// The frame of a program's context.
+    /// Wraps the context, without a check.
     #[inline(always)]
     pub fn new(ctx: &TcContext) -> Self {
         Self { skb: ctx.skb.skb }
     }
 
-    /// EtherType in network order, with a tag that stands in metadata already passed.
+    /// EtherType in network order; the inner type when the VLAN tag is in the skb metadata.
     #[inline(always)]
     pub fn protocol(&self) -> u32 {
         // SAFETY: the pointer is the program's context, which is valid while it runs.
         unsafe { (*self.skb).protocol }
     }
 
-    /// Interface that the program is attached to.
+    /// Interface of the hook.
     #[inline(always)]
     pub fn ifindex(&self) -> u32 {
         // SAFETY: as in `protocol`.
         unsafe { (*self.skb).ifindex }
     }
 
-    /// The context, for helpers.
+    /// The program's context, for helpers.
     #[inline(always)]
     pub fn as_ptr(&self) -> *mut __sk_buff {
         self.skb
     }
 
-    /// UDP payload of each packet that an aggregated frame stands for, bytes; 0 for a single one.
+    /// L4 payload of each segment of a GSO frame (`gso_size`), bytes; 0 without GSO.
     #[inline(always)]
     pub fn segment_bytes(&self) -> u32 {
         // SAFETY: as in `protocol`.
         unsafe { (*self.skb).gso_size }
     }
 
-    /// Packets on the wire that the frame stands for; more than 1 when they were aggregated. Those of an
-    /// aggregate that is not UDP in IPv6 are [`Self::segments_behind`] its headers.
+    /// Packets in the frame: the GSO segments, 1 without GSO. For GSO frames other than UDP over
+    /// IPv6, use [`Self::segments_behind`].
     #[inline(always)]
     pub fn segments(&self) -> u32 {
         self.segments_behind(HEADER_BYTES)
     }
 
-    /// The same, where each has so many bytes of headers.
+    /// Packets in the frame when each segment has `header_bytes` bytes of headers.
     #[inline(always)]
     pub fn segments_behind(&self, header_bytes: usize) -> u32 {
         let payload = self.segment_bytes();
@@ -80,57 +80,59 @@ impl Skb {
         if segments != 0 {
             return segments;
         }
-        // One that another VM has aggregated, whose number nobody has looked at yet.
+        // Another VM built the GSO frame, and the kernel has not set `gso_segs` yet.
         (self.len() as u32)
             .saturating_sub(header_bytes as u32)
             .div_ceil(payload)
     }
 
-    /// The frame's mark.
+    /// `skb->mark`.
     #[inline(always)]
     pub fn mark(&self) -> u32 {
         // SAFETY: as in `protocol`.
         unsafe { (*self.skb).mark }
     }
 
-    /// Marks the frame, for the socket that receives it in the end.
+    /// Sets `skb->mark`, which the receiving socket reads.
     #[inline(always)]
     pub fn set_mark(&self, mark: u32) {
         // SAFETY: as in `protocol`; the mark is writable at TC hooks.
         unsafe { (*self.skb).mark = mark }
     }
 
-    /// Whether the device took the frame for one to somebody else.
+    /// Whether the device took the frame for another host's (`PACKET_OTHERHOST`).
     #[inline(always)]
     pub fn is_for_other_host(&self) -> bool {
         // SAFETY: as in `protocol`.
         unsafe { (*self.skb).pkt_type == PACKET_OTHERHOST }
     }
 
-    /// Has the frame taken for a multicast one.
+    /// Changes the packet type to `PACKET_MULTICAST`.
     #[inline(always)]
     pub fn set_multicast(&self) {
         // SAFETY: the pointer is the program's context.
         unsafe { bpf_skb_change_type(self.skb, PACKET_MULTICAST) };
     }
 
-    /// Brings the sum over the whole packet, which some cards deliver with it, up to date; returns
-    /// whether there is one. Such a packet has a finished UDP checksum.
+    /// Adds `difference` to `skb->csum`. Returns whether the skb has one (`CHECKSUM_COMPLETE`); the
+    /// L4 checksum of such a packet is never partial.
     #[inline(always)]
-    pub fn update_sum(&self, difference: u32) -> bool {
+    pub fn update_csum(&self, difference: u32) -> bool {
         // SAFETY: the pointer is the program's context.
         unsafe { bpf_csum_update(self.skb, difference) >= 0 }
     }
 
-    /// Brings a UDP checksum that may be unfinished ([`checksum::may_be_unfinished`]) up to date after a
-    /// rewrite of addresses and ports which cancel out: it follows the addresses, whose `difference`
-    /// is given, unless it was finished. `before` is what it was.
+    /// Updates the UDP checksum of a packet whose checksum may be partial
+    /// ([`checksum::may_be_partial`]), after a rewrite of addresses and ports that cancel out. A
+    /// partial checksum covers the addresses only and takes their `difference`; a full checksum
+    /// keeps the value `before`.
     #[inline(always)]
     pub fn update_checksum(&self, before: u16, difference: u32) {
-        // Only the helper knows which it is. A sum of 0 is the other zero of one's complement.
+        // Only the helper knows whether the checksum is partial. A sum of 0 becomes the other zero
+        // of one's complement.
         let flags = u64::from(BPF_F_MARK_MANGLED_0) | u64::from(BPF_F_PSEUDO_HDR);
-        // SAFETY: as in `update_sum`. The helper fails when the header cannot be written, but it
-        // just has been.
+        // SAFETY: as in `update_csum`. The helper fails only when the header is not writable; the
+        // rewrite has just written the header.
         unsafe {
             bpf_l4_csum_replace(
                 self.skb,
@@ -140,23 +142,24 @@ impl Skb {
                 flags,
             );
         }
-        let unfinished = checksum::fold(u64::from(before) + u64::from(difference));
+        let partial_checksum = checksum::fold(u64::from(before) + u64::from(difference));
         if let Some(start) = self.start::<HEADER_BYTES>() {
-            // SAFETY: so many bytes are there, and checksums stand at even offsets.
+            // SAFETY: `start` checked the bounds, and checksums have even offsets.
             unsafe {
                 let place = start.add(CHECKSUM_OFFSET).cast::<u16>();
-                if *place != unfinished {
-                    // The helper took it for a finished one, and away what it adds to the other.
+                if *place != partial_checksum {
+                    // The helper updated a full checksum, which must keep its value.
                     *place = before;
                 }
             }
         }
     }
 
-    /// The bytes from `data` on that are there in one piece, if they are at least `N`.
+    /// Returns the start of the frame when the linear part has at least `N` bytes.
     #[inline(always)]
     pub fn start<const N: usize>(&self) -> Option<*mut u8> {
-        // SAFETY: as in `protocol`. Both are read anew, because helpers change them.
+        // SAFETY: as in `protocol`. The volatile reads repeat each time, because helpers change
+        // both pointers.
         let (data, end) = unsafe {
             (
                 (&raw const (*self.skb).data).read_volatile() as usize,
@@ -166,7 +169,8 @@ impl Skb {
         (data + N <= end).then_some(data as *mut u8)
     }
 
-    /// The first `N` bytes in one piece, which they are made if need be; `None` for a shorter frame.
+    /// Returns the start of the frame with the first `N` bytes linear; pulls them from fragments
+    /// when necessary. `None` for a shorter frame.
     #[inline(always)]
     pub fn pulled<const N: usize>(&self) -> Option<*mut u8> {
         if let Some(start) = self.start::<N>() {
@@ -181,8 +185,8 @@ impl Skb {
         self.start::<N>()
     }
 
-    /// Overwrites bytes of the frame; `false` if it has none there. What was found by pointers
-    /// before is to be found anew.
+    /// Overwrites bytes of the frame; `false` when the frame is shorter. Invalidates pointers into
+    /// the packet.
     #[inline(always)]
     pub fn write<const N: usize>(&self, offset: usize, bytes: &[u8; N]) -> bool {
         // SAFETY: the helper reads `N` bytes of the array, and checks the frame.
@@ -205,7 +209,7 @@ impl Skb {
     /// `to` is valid for writes of `length` bytes, and `length` is not 0.
     #[inline(always)]
     pub unsafe fn copy_to(&self, to: *mut u8, length: u64) -> Result<(), Truncated> {
-        // SAFETY: the caller answers for the destination; the helper checks the source.
+        // SAFETY: the caller guarantees the destination; the helper checks the source.
         match unsafe { bpf_skb_load_bytes(self.skb.cast(), 0, to.cast(), length as u32) } {
             0 => Ok(()),
             _ => Err(Truncated),

@@ -1,4 +1,4 @@
-//! `snoop`: frames that a VM sends, at its TAP.
+//! `snoop`: MLD snooping (RFC 9777) of the frames that a VM sends, at the VM's TAP.
 
 #![allow(
     unsafe_code,
@@ -44,7 +44,7 @@ pub(crate) fn snoop(skb: &Skb) -> Verdict {
     from_listener(skb)
 }
 
-/// Not inlined: what is forwarded does not have these headers on the stack too.
+/// Not inlined: the stack of forwarded packets has no room for these headers.
 #[inline(never)]
 fn from_listener(skb: &Skb) -> Verdict {
     let Some(frame) = mld::ipv6_frame(skb) else {
@@ -59,7 +59,8 @@ fn from_listener(skb: &Skb) -> Verdict {
     }
     match mld::parse::<_, KERNEL_OPTIONS, KERNEL_BYTES>(skb, &frame) {
         Ok(Message::Query(_)) => {
-            // The bridge would send all streams to a port that it hears Queries from.
+            // The bridge would take the port for a multicast router port and flood every stream to
+            // it.
             maps::count(Counter::GuestQueries, 1);
             tell(skb, Decision::Dropped, Counter::GuestQueries);
             Verdict::Drop
@@ -75,8 +76,8 @@ fn tell(skb: &Skb, decision: Decision, reason: impl Into<Reason>) {
     skb.tell(Program::Snoop, decision, reason, 0);
 }
 
-/// What is no MLD. Only agents answer from the agents' port: another VM would take the datagram for its
-/// agent's.
+/// Handles a frame that is not MLD. Only agents send from the agents' signalling port: another VM
+/// would take such a datagram for an answer of its agent.
 #[inline(never)]
 fn signalling(skb: &Skb, frame: &Ipv6Frame) -> Verdict {
     match signalling::classify(skb, frame) {
@@ -86,7 +87,7 @@ fn signalling(skb: &Skb, frame: &Ipv6Frame) -> Verdict {
             maps::count(Counter::SignallingForged, 1);
             tell(skb, Decision::Dropped, Counter::SignallingForged);
             if let Some(usage) = maps::port_usage(skb.ifindex()) {
-                // SAFETY: the pointer is to a live map value.
+                // SAFETY: the pointer refers to a live map value.
                 unsafe { instruction::add_u64(&raw mut (*usage).forged_datagrams, 1) }
             }
             Verdict::Drop
@@ -94,8 +95,8 @@ fn signalling(skb: &Skb, frame: &Ipv6Frame) -> Verdict {
     }
 }
 
-/// The mark tells the agent by which TAP a datagram came: a VM can choose every byte it sends,
-/// but not this. The agent reads nothing that is not marked.
+/// Marks a signalling request with the TAP. A VM chooses every byte that it sends, but not the
+/// mark; the agent reads marked datagrams only.
 #[inline(always)]
 fn request(skb: &Skb) -> Verdict {
     let ifindex = skb.ifindex();
@@ -104,7 +105,7 @@ fn request(skb: &Skb) -> Verdict {
         tell(skb, Decision::Ignored, Counter::IgnoredPort);
         return Verdict::Pass;
     };
-    // SAFETY: both point to live map values.
+    // SAFETY: both pointers refer to live map values.
     let is_allowed = unsafe {
         let allowance = &mut (*usage).datagram_allowance;
         allowance.take((*port).datagrams_per_second, now_ns())
@@ -142,7 +143,7 @@ fn report(skb: &Skb, frame: &Ipv6Frame, message: &Message) -> Verdict {
     let Some(walk) = WALK.get_ptr_mut(0) else {
         return Verdict::Pass;
     };
-    // SAFETY: the slot is this CPU's own, and no other program uses the map.
+    // SAFETY: the slot belongs to this CPU, and no other program uses the map.
     let walk = unsafe { &mut *walk };
     match snoop::begin::<_, _, KERNEL_RECORDS>(skb, message, &report, walk, &mut store) {
         Ok(steps) if steps <= KERNEL_STEPS => apply(skb, walk, store),
@@ -169,19 +170,19 @@ fn no_message(skb: &Skb, reason: NoMessage) -> Verdict {
     }
 }
 
-/// A bridge takes much that is no MLD by its RFC, and what the bridge has is to be in `LISTENERS`
-/// too: such a message goes no further.
+/// Counts a malformed message, which the caller drops. The bridge accepts messages that RFC 9777
+/// forbids; a listener of the bridge without an entry in `LISTENERS` must not exist.
 #[inline(never)]
 fn malformed(skb: &Skb, counter: Counter) {
     maps::count(counter, 1);
     tell(skb, Decision::Dropped, counter);
     if let Some(usage) = maps::port_usage(skb.ifindex()) {
-        // SAFETY: the pointer is to a live map value.
+        // SAFETY: the pointer refers to a live map value.
         unsafe { instruction::add_u64(&raw mut (*usage).malformed, 1) }
     }
 }
 
-/// What the loop over the steps of a walk works on.
+/// State of the loop over the steps of a walk.
 struct Steps {
     skb: *const Skb,
     walk: *mut Walk,
@@ -191,9 +192,9 @@ struct Steps {
 #[inline(always)]
 fn apply(skb: &Skb, walk: &mut Walk, store: MapStore) -> Verdict {
     let mut state = Steps { skb, walk, store };
-    // Verifier: a number of steps that it has to know exactly would keep it from merging the
-    // paths that lead here. The walk ends itself.
-    // SAFETY: the callback has the form that the helper wants, and `state` outlives the call.
+    // Verifier: an exact number of iterations would keep the verifier from merging the paths that
+    // lead here. The walk itself ends the loop.
+    // SAFETY: the callback has the signature that the helper requires, and `state` outlives the call.
     unsafe {
         bpf_loop(
             KERNEL_STEPS as u32 + 1,
@@ -205,7 +206,7 @@ fn apply(skb: &Skb, walk: &mut Walk, store: MapStore) -> Verdict {
     let reason = state.store.last();
     // SAFETY: as in `report`.
     if unsafe { (*state.walk).refused() } {
-        // The bridge would learn the addresses that were refused here.
+        // The bridge would learn the addresses that `snoop` has just refused.
         tell(skb, Decision::Dropped, reason);
         Verdict::Drop
     } else {
@@ -214,10 +215,10 @@ fn apply(skb: &Skb, walk: &mut Walk, store: MapStore) -> Verdict {
     }
 }
 
-/// One step; 1 ends the loop.
+/// Takes one step; returns 1 to end the loop.
 #[inline(never)]
 extern "C" fn step(_index: u64, state: *mut c_void) -> i64 {
-    // SAFETY: `apply` passes its own state, whose parts nothing else uses meanwhile.
+    // SAFETY: `apply` passes its own state, whose parts nothing else uses at the same time.
     let (state, skb, walk) = unsafe {
         let state = state.cast::<Steps>();
         (&mut (*state).store, &*(*state).skb, &mut *(*state).walk)
@@ -228,8 +229,8 @@ extern "C" fn step(_index: u64, state: *mut c_void) -> i64 {
     }
 }
 
-/// Takes one Report from the allowance of the port. `Err` is the verdict for a
-/// Report that must go no further.
+/// Takes one Report from the token bucket of the port. `Err` is the verdict for a Report that
+/// `snoop` does not process.
 #[inline(never)]
 fn admit(skb: &Skb, ifindex: u32, at_ns: u64) -> Result<(), Verdict> {
     let Some(port) = PORTS.get_ptr(ifindex) else {
@@ -242,7 +243,7 @@ fn admit(skb: &Skb, ifindex: u32, at_ns: u64) -> Result<(), Verdict> {
         tell(skb, Decision::Ignored, Counter::PortUsageFull);
         return Err(Verdict::Pass);
     };
-    // SAFETY: both point to live map values.
+    // SAFETY: both pointers refer to live map values.
     unsafe {
         let allowance = &mut (*usage).report_allowance;
         if !allowance.take((*port).reports_per_second, at_ns) {
@@ -256,7 +257,7 @@ fn admit(skb: &Skb, ifindex: u32, at_ns: u64) -> Result<(), Verdict> {
     Ok(())
 }
 
-/// Gives the whole frame to the agent. What the agent cannot get goes no further either.
+/// Hands the whole frame to the agent. Drops a frame that the agent cannot receive.
 #[inline(never)]
 fn hand_over(skb: &Skb, at_ns: u64) -> Verdict {
     let Some(length) = instruction::size::<UNFINISHED_FRAME_BYTES>(skb.len()) else {
@@ -270,8 +271,8 @@ fn hand_over(skb: &Skb, at_ns: u64) -> Verdict {
         return Verdict::Drop;
     };
     let event = entry.as_mut_ptr();
-    // SAFETY: `event` points to the reserved record, which is written field by field because it
-    // is larger than the stack; `length` is at most that of `frame`.
+    // SAFETY: `event` points to the reserved record, written field by field because the record is
+    // larger than the stack; `length` is at most the size of `frame`.
     let copied = unsafe {
         (&raw mut (*event).kind).write(Kind::Unfinished as u32);
         (&raw mut (*event).ifindex).write(skb.ifindex());

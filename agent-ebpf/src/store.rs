@@ -1,4 +1,5 @@
-//! The listener tables over the BPF maps, with the limits of each port.
+//! [`ListenerStore`] over the BPF maps `LISTENERS` and `LISTENER_SOURCES`; enforces the limits of
+//! each port.
 
 #![allow(unsafe_code, reason = "map values are reached through raw pointers")]
 
@@ -14,10 +15,10 @@ use common::trace::Reason;
 
 use crate::maps::{self, LISTENER_SOURCES, LISTENERS, PORT_USAGE, PORTS};
 
-/// `LISTENERS` and `LISTENER_SOURCES` as seen by one port.
+/// `LISTENERS` and `LISTENER_SOURCES` of one port.
 pub(crate) struct MapStore {
     ifindex: u32,
-    /// What was counted last.
+    /// The most recent counter.
     #[cfg(feature = "trace")]
     last: Reason,
 }
@@ -32,7 +33,7 @@ impl MapStore {
         }
     }
 
-    /// Why a record was not taken in, or else the kind of the message; what was counted last.
+    /// Returns the most recent counter: the reason of a refusal, or the kind of the message.
     #[inline(always)]
     pub(crate) fn last(&self) -> Reason {
         #[cfg(feature = "trace")]
@@ -53,7 +54,7 @@ impl ListenerStore for MapStore {
         let Some(entry) = LISTENERS.get_ptr(key) else {
             return false;
         };
-        // SAFETY: the entry lives until the program ends (RCU).
+        // SAFETY: RCU keeps the entry alive until the program ends.
         unsafe { ptr::copy_nonoverlapping(entry, value, 1) }
         true
     }
@@ -63,7 +64,7 @@ impl ListenerStore for MapStore {
         let (Some(port), Some(usage)) = (PORTS.get_ptr(self.ifindex), self.usage()) else {
             return Err(Refused(Counter::IgnoredPort));
         };
-        // SAFETY: both point to live map values.
+        // SAFETY: both pointers refer to live map values.
         unsafe {
             let used = (*usage).listeners.wrapping_sub((*port).expired_listeners);
             if used >= (*port).max_listeners {
@@ -82,7 +83,7 @@ impl ListenerStore for MapStore {
     #[inline(always)]
     fn update_listener(&mut self, key: &ListenerKey, value: &Listener) {
         if let Some(entry) = LISTENERS.get_ptr_mut(key) {
-            // SAFETY: the pointer is to a live map value.
+            // SAFETY: the pointer refers to a live map value.
             unsafe { ptr::copy_nonoverlapping(value, entry, 1) }
         }
     }
@@ -93,7 +94,7 @@ impl ListenerStore for MapStore {
             return;
         }
         if let Some(usage) = self.usage() {
-            // SAFETY: the pointer is to a live map value.
+            // SAFETY: the pointer refers to a live map value.
             unsafe { instruction::add_u32(&raw mut (*usage).listeners, u32::MAX) }
         }
     }
@@ -109,7 +110,7 @@ impl ListenerStore for MapStore {
         let (Some(port), Some(usage)) = (PORTS.get_ptr(self.ifindex), self.usage()) else {
             return Err(Refused(Counter::IgnoredPort));
         };
-        // SAFETY: both point to live map values.
+        // SAFETY: both pointers refer to live map values.
         unsafe {
             let used = (*usage).sources.wrapping_sub((*port).expired_sources);
             if used >= (*port).max_sources {
@@ -131,7 +132,7 @@ impl ListenerStore for MapStore {
     #[inline(always)]
     fn update_source(&mut self, key: &SourceKey, value: &Source) {
         if let Some(entry) = LISTENER_SOURCES.get_ptr_mut(key) {
-            // SAFETY: the pointer is to a live map value.
+            // SAFETY: the pointer refers to a live map value.
             unsafe { ptr::copy_nonoverlapping(value, entry, 1) }
         }
     }
@@ -142,7 +143,7 @@ impl ListenerStore for MapStore {
             return;
         }
         if let Some(usage) = self.usage() {
-            // SAFETY: the pointer is to a live map value.
+            // SAFETY: the pointer refers to a live map value.
             unsafe { instruction::add_u32(&raw mut (*usage).sources, u32::MAX) }
         }
     }

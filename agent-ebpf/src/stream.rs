@@ -1,5 +1,5 @@
-//! What is known of each flow: packets by origin, and which copy of a packet passes. A frame that
-//! aggregates several packets is one copy, whose like is aggregated alike or passes too.
+//! Observation of flows by origin, and the decision which copy of a packet passes. A GSO frame
+//! counts as one copy: the other origin aggregates the same packets, or its copies pass too.
 
 #![allow(unsafe_code, reason = "map values are reached through raw pointers")]
 
@@ -14,21 +14,21 @@ use common::wire::datagram::{HEADER_BYTES, Header, UDP_HEADER_BYTES};
 use crate::context::{Arrival, Packet};
 use crate::maps::{self, FINGERPRINTS, STREAMS};
 
-/// Tries of several CPUs that count copies of one packet at once.
+/// Attempts while several CPUs count copies of one packet at once.
 const TRIES: u32 = 4;
 
-/// Where the payload of a datagram is.
+/// Position of a datagram's payload.
 pub(crate) struct Payload {
-    /// Offset, bytes.
+    /// Offset in the frame, bytes.
     pub(crate) offset: usize,
-    /// Length, bytes.
+    /// Payload length, bytes.
     pub(crate) length: u16,
-    /// UDP checksum of the multicast packet, as on the wire.
+    /// UDP checksum of the multicast packet, network order.
     pub(crate) checksum: u16,
 }
 
 impl Payload {
-    /// The payload behind a header that [`Header::has_payload`].
+    /// Payload after a header for which [`Header::has_payload`] holds.
     #[inline(always)]
     pub(crate) fn of(header: &Header) -> Self {
         Self {
@@ -39,8 +39,9 @@ impl Payload {
     }
 }
 
-/// The entry of a flow that comes natively, which is made for its first packet. `None` where there
-/// is no room; the packet is then counted, and now and then raises the event of a first one.
+/// Returns the entry of a natively received flow; the first packet creates the entry. `None` when
+/// the map has no room: the packet is counted, and raises the event of a first packet from time to
+/// time.
 ///
 /// # Safety
 ///
@@ -54,7 +55,7 @@ pub(crate) unsafe fn native(
     if let Some(usage) = STREAMS.get_ptr_mut(key) {
         return Some(usage);
     }
-    // SAFETY: as the caller says.
+    // SAFETY: the caller guarantees the pointer.
     let (has_room, told) = unsafe {
         (
             (*managed).flows < u32::from((*managed).max_flows),
@@ -73,17 +74,17 @@ pub(crate) unsafe fn native(
         reason = Counter::StreamsFull;
     }
     maps::count(reason, arrival.segments.into());
-    // Whoever sends from ever new ports must not fill `EVENTS` with it.
+    // A sender that keeps changing its port must not fill `EVENTS`.
     let slot = Managed::slot(arrival.at_ns);
     if slot != told {
-        // SAFETY: as above. Of two CPUs that write at once the last one wins.
+        // SAFETY: as above. When two CPUs write at once, the last write wins.
         unsafe { (*managed).told = slot }
         first_packet(key, Origin::Native, arrival);
     }
     None
 }
 
-/// Counts a packet of a watched flow, and raises the event for the first one of its origin.
+/// Counts a packet of a managed flow; the first packet of an origin raises an event.
 ///
 /// # Safety
 ///
@@ -98,8 +99,8 @@ pub(crate) unsafe fn observe(
     bytes: u64,
 ) {
     let segments = u64::from(arrival.segments);
-    // SAFETY: as the caller says. Times and the average may be written by two CPUs at once, of
-    // which the last wins; the sums are atomic.
+    // SAFETY: the caller guarantees the pointers. Two CPUs may write times and average at once, and
+    // the last write wins; the counters are atomic.
     let last_ns = unsafe {
         let last_ns = (*usage).last_ns;
         if last_ns == 0 {
@@ -121,16 +122,16 @@ pub(crate) unsafe fn observe(
         instruction::add_u64(&raw mut (*usage).bytes, bytes);
         last_ns
     };
-    // SAFETY: as the caller says.
+    // SAFETY: the caller guarantees the pointers.
     if last_ns == 0 || last_ns < unsafe { (*managed).watch_since_ns } {
         first_packet(key, origin, arrival);
     }
 }
 
-/// Makes the entry of a flow. `false` where there is no room, or another CPU was faster.
+/// Creates the entry of a flow. Returns `false` when the map has no room or another CPU was faster.
 #[inline(always)]
 fn make(key: &StreamKey) -> bool {
-    // SAFETY: it consists of integers.
+    // SAFETY: the type consists of integers.
     unsafe {
         instruction::with_zeroed(|unused: &StreamUsage| {
             STREAMS.insert(key, unused, BPF_NOEXIST.into()).is_ok()
@@ -154,7 +155,8 @@ fn first_packet(key: &StreamKey, origin: Origin, arrival: &Arrival) {
     });
 }
 
-/// Counts one more copy of a packet. Returns whether it passes; never if its origin does not.
+/// Counts one more copy of a packet. Returns whether the copy passes; copies of an origin without
+/// its pass bit never do.
 #[inline(always)]
 pub(crate) fn copy_passes<P: Packet>(
     packet: &P,
@@ -177,7 +179,7 @@ pub(crate) fn copy_passes<P: Packet>(
     let copies = match FINGERPRINTS.get_ptr_mut(fingerprint) {
         Some(copies) => copies,
         None => {
-            // As for `STREAMS`.
+            // As in `native`: another CPU may insert first.
             let copies = Copies {
                 last_ns: at_ns,
                 ..Copies::default()
@@ -192,7 +194,7 @@ pub(crate) fn copy_passes<P: Packet>(
             }
         }
     };
-    // SAFETY: the pointer is to a live map value, whose counts are one aligned word.
+    // SAFETY: the pointer refers to a live map value, whose counts are one aligned word.
     unsafe {
         let word = (&raw mut (*copies).counts).cast::<u64>();
         if at_ns.saturating_sub((*copies).last_ns) > relay::COPY_LIFETIME_NS {
@@ -209,7 +211,7 @@ pub(crate) fn copy_passes<P: Packet>(
             }
         }
     }
-    // More CPUs at once than a packet has copies: rather twice than never.
+    // More CPUs at once than a packet has copies: a duplicate is better than a loss.
     undecided
 }
 
@@ -229,13 +231,13 @@ pub(crate) fn drop_copy(
     };
     maps::count(reason, segments);
     if let Some(usage) = usage {
-        // SAFETY: the pointer is to a live map value.
+        // SAFETY: the pointer refers to a live map value.
         unsafe { instruction::add_u64(&raw mut (*usage).dropped, segments) }
     }
     reason
 }
 
-/// Whether fingerprints decide.
+/// Whether fingerprints decide which copy passes.
 #[inline(always)]
 pub(crate) fn by_fingerprint(origins: u8) -> bool {
     origins & Origins::FINGERPRINT != 0

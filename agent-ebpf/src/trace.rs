@@ -1,10 +1,10 @@
-//! What the programs tell `roamcast trace`, in the object that is built with feature `trace`.
+//! Tracing of decisions for `roamcast trace`, in the object built with feature `trace`.
 //!
 //! ```text
-//!  decision --> TRACE_FILTER? --> TRACE_BUDGET? --> TRACE
+//!  decision --> TRACE_FILTER? --> budget in TRACE_CPU? --> TRACE
 //! ```
 //!
-//! In the other object every function here is empty, and nothing is left of the calls.
+//! Without the feature every function is empty, and the compiler removes the calls.
 
 #![allow(
     unsafe_code,
@@ -18,18 +18,18 @@ use common::trace::{Decision, Program, Reason};
 #[cfg(feature = "trace")]
 use crate::context::Packet as _;
 use crate::context::Xdp;
-use crate::front::StreamWords;
+use crate::header_view::StreamWords;
 
-/// A frame whose decisions are told.
+/// A frame whose decisions can be traced.
 pub(crate) trait Traced {
-    /// Tells what becomes of the frame, as it is now. `number` is 0 for none.
+    /// Traces a decision about the frame in its current state. `number` is 0 for none.
     fn tell(&self, program: Program, decision: Decision, reason: impl Into<Reason>, number: u64);
 
-    /// The same of a frame that does not show its multicast flow.
+    /// Traces a decision about a frame that does not show its multicast flow.
     ///
     /// # Safety
     ///
-    /// `stream` is in a map value, or on the stack of the program.
+    /// `stream` points into a map value or the program's stack.
     unsafe fn tell_of(
         &self,
         stream: *const StreamKey,
@@ -39,7 +39,7 @@ pub(crate) trait Traced {
         number: u64,
     );
 
-    /// The same of a frame whose flow was [kept](keep).
+    /// Traces a decision about a frame whose flow was [kept](keep).
     fn tell_of_kept(
         &self,
         program: Program,
@@ -49,7 +49,7 @@ pub(crate) trait Traced {
     );
 }
 
-/// Keeps a flow for the rest of the program, off the stack.
+/// Keeps a flow in a map for the rest of the program run.
 #[inline(always)]
 pub(crate) fn keep(stream: &StreamWords) {
     #[cfg(feature = "trace")]
@@ -58,7 +58,7 @@ pub(crate) fn keep(stream: &StreamWords) {
     let _ = stream;
 }
 
-/// What is told, in one word: the low bytes are the program, the decision and the reason.
+/// Packs program, decision and reason into the low bytes of a word.
 #[cfg(feature = "trace")]
 #[inline(always)]
 const fn word(program: Program, decision: Decision, reason: Reason) -> u64 {

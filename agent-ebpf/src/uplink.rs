@@ -1,4 +1,4 @@
-//! `uplink`: packets that come from the network.
+//! `uplink`: packets that arrive from the network, at the uplink's TC ingress or XDP hook.
 //!
 //! ```text
 //!                   multicast --> MANAGED? --> STREAMS --> origin passes? first copy? --> bridge
@@ -23,19 +23,19 @@ use common::wire::{ethernet, ipv6, udp};
 
 use crate::context::{Arrival, Packet};
 use crate::forward;
-use crate::front::{self, Front, ManagedWords, RelayFlowWords, RelayWords, StreamWords};
+use crate::header_view::{self, HeaderView, ManagedWords, RelayFlowWords, RelayWords, StreamWords};
 use crate::maps::{self, MANAGED, QUERIER, RELAY_FLOWS, RELAYS};
 use crate::stream::{self, Payload};
 
 #[inline(always)]
 pub(crate) fn uplink<P: Packet>(packet: &P) -> Verdict {
-    // A datagram without payload has as many bytes; there is nothing of ours that is shorter.
-    let Some(front) = packet.front() else {
+    // Anything shorter than an empty UDP datagram is not ours.
+    let Some(headers) = packet.headers() else {
         return Verdict::Pass;
     };
-    let header = front.header();
-    // Functions that are not inlined, one for each kind: together they would take more than the
-    // stack, and one function with all of them would have too few registers.
+    let header = headers.header();
+    // One function per kind of packet, not inlined: inlined they exceed the stack together, and a
+    // single function runs out of registers.
     if !header.is_ipv6() {
         if header.ether_type == ethernet::VLAN.to_be() {
             with_more_headers(packet);
@@ -44,12 +44,12 @@ pub(crate) fn uplink<P: Packet>(packet: &P) -> Verdict {
     }
     if !ipv6::is_multicast(&header.destination) {
         if forward::is_on() {
-            let verdict = forward::unicast(packet, front, Program::Uplink);
+            let verdict = forward::unicast(packet, headers, Program::Uplink);
             if !matches!(verdict, Verdict::Pass) {
                 return verdict;
             }
         }
-        return relayed(packet, front);
+        return relayed(packet, headers);
     }
     if relay::is_restored(header.destination_mac, header.source_mac) {
         return Verdict::Pass;
@@ -58,18 +58,18 @@ pub(crate) fn uplink<P: Packet>(packet: &P) -> Verdict {
         with_more_headers(packet);
         return Verdict::Pass;
     }
-    native(packet, front)
+    native(packet, headers)
 }
 
-/// A multicast packet without tag and Hop-by-Hop Options.
+/// Handles a multicast packet without VLAN tag and Hop-by-Hop Options.
 #[inline(never)]
-fn native<P: Packet>(packet: &P, front: Front) -> Verdict {
-    let header = front.header();
+fn native<P: Packet>(packet: &P, headers: HeaderView) -> Verdict {
+    let header = headers.header();
     let is_udp = header.next_header == udp::NEXT_HEADER;
     let key = StreamWords::new(
-        front.destination(),
-        front.source(),
-        if is_udp { front.ports() } else { 0 },
+        headers.destination(),
+        headers.source(),
+        if is_udp { headers.ports() } else { 0 },
         packet.vlan_metadata() & ethernet::VLAN_IDENTIFIER,
     );
     let Some(managed) = MANAGED.get_ptr_mut(key.managed().key()) else {
@@ -78,13 +78,13 @@ fn native<P: Packet>(packet: &P, front: Front) -> Verdict {
     };
     let arrival = packet.arrival();
     let entry = observe_native(packet, &key, managed, &arrival);
-    // What no relay carries comes natively only and has no copies: other protocols than UDP, and
-    // fragments.
+    // A relay carries neither fragments nor protocols other than UDP, so such a packet has no
+    // second copy.
     if !is_udp || !header.has_payload() {
         tell(packet, Decision::Passed, Reason::NONE);
         return Verdict::Pass;
     }
-    // SAFETY: the pointer is to a live map value.
+    // SAFETY: the pointer refers to a live map value.
     let origins = unsafe { (*managed).origins };
     let passes = if stream::by_fingerprint(origins) {
         stream::copy_passes(
@@ -116,7 +116,7 @@ fn observe_native<P: Packet>(
 ) -> Option<*mut StreamUsage> {
     maps::count(Counter::NativePackets, arrival.segments.into());
     let bytes = packet.len() as u64;
-    // SAFETY: the pointers are to the live map values of the flow and its address.
+    // SAFETY: the pointers refer to the live map values of the flow and its address.
     unsafe {
         let usage = stream::native(key.key(), managed, arrival)?;
         stream::observe(usage, key.key(), Origin::Native, managed, arrival, bytes);
@@ -124,9 +124,10 @@ fn observe_native<P: Packet>(
     }
 }
 
-/// A frame with a tag or Hop-by-Hop Options. No relay carries such, so it always passes.
+/// Handles a frame with a VLAN tag or Hop-by-Hop Options. No relay carries such frames, so they
+/// always pass.
 ///
-/// Its parts are not inlined: each would add its frame on the stack to those of the others.
+/// The parts are not inlined: inlining would sum up their stack frames.
 #[inline(never)]
 fn with_more_headers<P: Packet>(packet: &P) {
     let Some(multicast) = &multicast_by_reading(packet) else {
@@ -140,7 +141,7 @@ fn with_more_headers<P: Packet>(packet: &P) {
     }
 }
 
-/// A multicast packet with more headers.
+/// A multicast packet with a VLAN tag or Hop-by-Hop Options.
 struct Multicast {
     key: StreamWords,
     next_header: u8,
@@ -156,12 +157,12 @@ fn multicast_by_reading<P: Packet>(packet: &P) -> Option<Multicast> {
     if frame.header.next_header == udp::NEXT_HEADER
         && let Ok(found) = udp::parse(packet, frame.payload)
     {
-        ports = front::ports_word(found.source, found.destination);
+        ports = header_view::ports_word(found.source, found.destination);
     }
     Some(Multicast {
         key: StreamWords::new(
-            front::words_of(frame.header.destination),
-            front::words_of(frame.header.source),
+            header_view::words_of(frame.header.destination),
+            header_view::words_of(frame.header.source),
             ports,
             frame.vlan,
         ),
@@ -174,12 +175,12 @@ fn observe_by_reading<P: Packet>(packet: &P, key: &StreamWords, managed: *mut Ma
     observe_native(packet, key, managed, &packet.arrival());
 }
 
-/// A unicast packet: restored if it is of an established flow.
+/// Handles a unicast packet; restores a datagram of an established relay flow.
 #[inline(never)]
-fn relayed<P: Packet>(packet: &P, front: Front) -> Verdict {
-    let header = front.header();
+fn relayed<P: Packet>(packet: &P, headers: HeaderView) -> Verdict {
+    let header = headers.header();
     if header.next_header != udp::NEXT_HEADER {
-        if header.next_header == ipv6::FRAGMENT && is_of_relay(front) {
+        if header.next_header == ipv6::FRAGMENT && is_of_relay(headers) {
             maps::count(Counter::RelayFragment, 1);
             tell(packet, Decision::Dropped, Counter::RelayFragment);
             return Verdict::Drop;
@@ -190,22 +191,22 @@ fn relayed<P: Packet>(packet: &P, front: Front) -> Verdict {
         return Verdict::Pass;
     }
     let key = RelayFlowWords {
-        relay_address: front.source(),
-        ports: front.ports(),
+        relay_address: headers.source(),
+        ports: headers.ports(),
     };
     let entry = RELAY_FLOWS.get_ptr_mut(key.key()).filter(|entry| {
-        // SAFETY: the pointer is to a live map value.
-        let agent_address = unsafe { front::words(&raw const (**entry).flow.agent_address) };
-        agent_address == front.destination()
+        // SAFETY: the pointer refers to a live map value.
+        let agent_address = unsafe { header_view::words(&raw const (**entry).flow.agent_address) };
+        agent_address == headers.destination()
     });
     let Some(entry) = entry else {
-        if is_of_relay(front) {
+        if is_of_relay(headers) {
             maps::count(Counter::RelayUnknownFlow, 1);
             tell(packet, Decision::Passed, Counter::RelayUnknownFlow);
         }
         return Verdict::Pass;
     };
-    // SAFETY: the pointer is to a live map value, of which only the agent writes this part.
+    // SAFETY: the pointer refers to a live map value, of which only the agent writes this part.
     let (flow, usage) = unsafe { (&(*entry).flow, &raw mut (*entry).usage) };
     let bytes = packet.len();
     if !header.is_whole(bytes) {
@@ -216,14 +217,15 @@ fn relayed<P: Packet>(packet: &P, front: Front) -> Verdict {
     // SAFETY: as above.
     let managed = unsafe { ManagedWords::of(&flow.stream) };
     let Some(managed) = MANAGED.get_ptr(managed.key()) else {
-        // Nobody listens any more, and the relay has yet to learn it.
+        // The last listener has left, and the relay has not processed the end of the subscription
+        // yet.
         maps::count(Counter::OtherOrigin, 1);
         tell_of(packet, flow, Decision::Dropped, Counter::OtherOrigin);
         return Verdict::Drop;
     };
     let arrival = packet.arrival();
     let bytes = bytes as u64;
-    // SAFETY: as above; the pointer is to a live map value.
+    // SAFETY: as above; the pointer refers to a live map value.
     let origins = unsafe {
         stream::observe(usage, &flow.stream, Origin::Relay, managed, &arrival, bytes);
         (*managed).origins
@@ -231,7 +233,7 @@ fn relayed<P: Packet>(packet: &P, front: Front) -> Verdict {
     let mut passes = origins & Origin::Relay.pass_bit() != 0;
     if passes || stream::by_fingerprint(origins) {
         let mut payload = Payload::of(header);
-        packet.restore(front, flow);
+        packet.restore(headers, flow);
         if stream::by_fingerprint(origins)
             && let Ok(checksum) = packet.read::<2>(CHECKSUM_OFFSET)
         {
@@ -239,7 +241,7 @@ fn relayed<P: Packet>(packet: &P, front: Front) -> Verdict {
             passes = stream::copy_passes(
                 packet,
                 // SAFETY: as above.
-                unsafe { front::stream_words(&flow.stream) },
+                unsafe { header_view::stream_words(&flow.stream) },
                 Origin::Relay,
                 origins,
                 arrival.at_ns,
@@ -262,20 +264,20 @@ fn tell<P: Packet>(packet: &P, decision: Decision, reason: impl Into<Reason>) {
     packet.tell(Program::Uplink, decision, reason, 0);
 }
 
-/// Of a relayed datagram, which may not have been restored.
+/// Traces a relayed datagram, which may not have been restored.
 #[inline(always)]
 fn tell_of<P: Packet>(packet: &P, flow: &RelayFlow, decision: Decision, reason: impl Into<Reason>) {
     // SAFETY: the flow is in a map value.
     unsafe { packet.tell_of(&flow.stream, Program::Uplink, decision, reason, 0) }
 }
 
-/// Whether a datagram comes from a relay that this host has flows of, to the address that it sends
-/// them to.
+/// Returns whether a datagram comes from a relay that serves this host, to the address that the
+/// relay sends to.
 #[inline(always)]
-fn is_of_relay(front: Front) -> bool {
+fn is_of_relay(headers: HeaderView) -> bool {
     let key = RelayWords {
-        relay_address: front.source(),
-        agent_address: front.destination(),
+        relay_address: headers.source(),
+        agent_address: headers.destination(),
     };
     RELAYS.get_ptr(key.key()).is_some()
 }
@@ -315,7 +317,7 @@ fn general_query(frame: &Ipv6Frame, query: &Query, arrival: &Arrival) {
         query_response_interval_ms: query.max_response_delay_ms,
         robustness: query.robustness,
         mld_version: query.version,
-        // A repeated constant would be written by a call of `memset`.
+        // Separate zeros: the compiler would write a repeated constant by a call of `memset`.
         pad: [0, 0, 0],
     };
     if QUERIER.insert(&key, &value, BPF_ANY.into()).is_err() {

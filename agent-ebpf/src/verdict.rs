@@ -1,18 +1,18 @@
-//! What a program says in the end.
+//! Verdicts of the programs, and their TC return codes.
 
 use aya_ebpf::bindings::{TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC};
 
-/// What happens to the frame. Unspecific verdicts let other programs on the hook decide: it is
-/// `TCX_NEXT` on TCX and "go on" on clsact.
+/// What happens to the frame. `Pass` is `TC_ACT_UNSPEC`, so later programs on the hook still decide
+/// (`TCX_NEXT` on TCX, "continue" on clsact).
 #[derive(Clone, Copy)]
 pub enum Verdict {
-    /// It goes on.
+    /// The frame continues.
     Pass,
-    /// It ends here.
+    /// The frame ends here (`TC_ACT_SHOT`, `XDP_DROP`).
     Drop,
-    /// It goes where `bpf_redirect` has said.
+    /// The frame goes to the interface that the program passed to `bpf_redirect`.
     Redirect,
-    /// It goes out by the interface that it came in by; at XDP only.
+    /// The frame leaves by its ingress interface (`XDP_TX`). XDP only; TC drops the frame.
     Back,
 }
 

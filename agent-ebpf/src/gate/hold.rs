@@ -1,4 +1,5 @@
-//! `gate` at the destination: multicast frames wait in `HELD` until the agent is done with those before them.
+//! `gate` at the destination of a migration: multicast frames wait in `HELD` until the agent has
+//! delivered the frames before them.
 
 #![allow(
     unsafe_code,
@@ -20,12 +21,13 @@ use common::wire::ethernet;
 use super::tell;
 use crate::maps::{self, HELD, HELD_SCRATCH, HeldRecord};
 
-/// Whether the frame is held: put into `HELD`, or lost, in either case numbered.
+/// Returns whether the gate holds the frame. A held frame gets the next number and enters `HELD`;
+/// the frame is lost when `HELD` has no room.
 #[inline(always)]
 pub(super) fn held(skb: &Skb, ifindex: u32, gate: &Gate, usage: *mut GateUsage) -> bool {
-    // SAFETY: the pointer is to a live map value.
+    // SAFETY: the pointer refers to a live map value.
     let word = unsafe { &raw mut (*usage).held };
-    // SAFETY: as above; another CPU may write it at any time.
+    // SAFETY: as above; another CPU may write the word at any time.
     let found = unsafe { word.read_volatile() };
     if found & GateUsage::OPEN != 0 {
         tell(skb, Decision::Passed, Uncounted::GateOpen, 0);
@@ -37,7 +39,8 @@ pub(super) fn held(skb: &Skb, ifindex: u32, gate: &Gate, usage: *mut GateUsage) 
         tell(skb, Decision::Passed, Counter::HeldExpired, 0);
         return false;
     }
-    // The one step decides: a frame on another CPU has its number before it, or finds it open.
+    // This one step opens the gate: a frame on another CPU has a smaller number, or finds the gate
+    // open.
     // SAFETY: as above.
     if found == gate.replayed
         && unsafe { instruction::compare_exchange(word, found, found | GateUsage::OPEN) } == found
@@ -62,13 +65,13 @@ pub(super) fn held(skb: &Skb, ifindex: u32, gate: &Gate, usage: *mut GateUsage) 
         };
         maps::count(reason, 1);
         tell(skb, Decision::Dropped, reason, found + 1);
-        // SAFETY: the pointer is to a live map value.
+        // SAFETY: the pointer refers to a live map value.
         unsafe { instruction::add_u64(&raw mut (*usage).lost, 1) }
     }
     true
 }
 
-/// Puts a frame into `HELD`; `false` when there is no room, or it is too long.
+/// Copies a frame into `HELD`. Returns `false` when `HELD` has no room or the frame is too long.
 #[inline(always)]
 pub(super) fn output(skb: &Skb, ifindex: u32, number: u64, at_ns: u64) -> bool {
     // SAFETY: the helper has no preconditions.
@@ -79,8 +82,8 @@ pub(super) fn output(skb: &Skb, ifindex: u32, number: u64, at_ns: u64) -> bool {
     let Some(length) = instruction::size::<HELD_FRAME_BYTES>(skb.len()) else {
         return false;
     };
-    // SAFETY: the slot is this CPU's own and the program is not interrupted by itself; `length` is
-    // at most that of `frame`, so head and frame are within the slot.
+    // SAFETY: the slot belongs to this CPU, and the program does not interrupt itself; `length` is
+    // at most the size of `frame`, so head and frame are within the slot.
     unsafe {
         (&raw mut (*record).head).write(HeldFrame {
             number,

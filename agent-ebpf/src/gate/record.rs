@@ -1,5 +1,5 @@
-//! `gate` at the source: what enters the TAP of a VM that leaves is numbered, and recorded, so that it is
-//! known later what the VM has had.
+//! `gate` at the source of a migration: numbers and records the frames that enter the TAP, so that
+//! the agents know later which packets the VM has read.
 
 #![allow(unsafe_code, reason = "map values are reached through raw pointers")]
 
@@ -18,34 +18,34 @@ use common::wire::ethernet;
 
 use super::hold::output;
 use super::{Multicast, tell};
-use crate::aggregate;
 use crate::context::Packet as _;
 use crate::forward;
+use crate::gso;
 use crate::maps::{self, GATE_RECORDS, GATE_USAGE, GATES};
 
-/// Most packets of an aggregate that are recorded (`UDP_MAX_SEGMENTS`).
+/// Most segments of a GSO frame that the gate records (the kernel's `UDP_MAX_SEGMENTS`).
 const MAX_PACKETS: u32 = 128;
 
-/// Whether a frame is for an address that the VM of this TAP leaves.
+/// Returns whether a frame is for an address that the VM of this TAP leaves.
 #[inline(never)]
 pub(super) fn is_left(skb: &Skb, ifindex: u32) -> bool {
-    let Some(front) = skb.front() else {
+    let Some(headers) = skb.headers() else {
         return false;
     };
-    if !front.header().is_ipv6() || stays(front.header()) {
+    if !headers.header().is_ipv6() || stays(headers.header()) {
         return false;
     }
-    // SAFETY: the pointer is to a live map value.
-    forward::entry(skb, front).is_some_and(|forward| unsafe { (*forward).ifindex } == ifindex)
+    // SAFETY: the pointer refers to a live map value.
+    forward::entry(skb, headers).is_some_and(|forward| unsafe { (*forward).ifindex } == ifindex)
 }
 
-/// Keeps a copy of a frame for an address that its VM leaves, for the case that the VM stops before
-/// it has read the frame.
+/// Copies a frame for an address that the VM leaves, in case the VM stops before it reads the
+/// frame.
 #[inline(never)]
 pub(super) fn keep(skb: &Skb, ifindex: u32, usage: *mut GateUsage, number: u64) {
-    // SAFETY: the pointer is to a live map value.
+    // SAFETY: the pointer refers to a live map value.
     unsafe { instruction::add_u64(&raw mut (*usage).held, 1) }
-    // A VM that is sent much must not take the room of those that arrive here.
+    // Traffic for a departing VM must not take the room of frames for arriving VMs.
     if maps::held_has_half() && output(skb, ifindex, number, now_ns()) {
         maps::count(Counter::UnreadKept, 1);
         tell(skb, Decision::Recorded, Counter::UnreadKept, number);
@@ -57,8 +57,8 @@ pub(super) fn keep(skb: &Skb, ifindex: u32, usage: *mut GateUsage, number: u64) 
     }
 }
 
-/// Sends a probe into the TAP, which passes this program too: a copy of the frame with another
-/// Ethernet header. The frame itself is as before.
+/// Sends a probe into the TAP through this program: a clone of the frame with another Ethernet
+/// header. Restores the header of the frame afterwards.
 #[inline(always)]
 pub(super) fn probe(skb: &Skb, ifindex: u32) -> bool {
     let Ok(header) = skb.read::<{ ethernet::HEADER_BYTES }>(0) else {
@@ -74,34 +74,35 @@ pub(super) fn probe(skb: &Skb, ifindex: u32) -> bool {
     skb.write(0, &header) && result == 0
 }
 
-/// Where packets of a flow are recorded.
+/// The slot of `GATE_RECORDS` and the flow that a record belongs to.
 pub(super) struct Place {
     pub(super) slot: u32,
     pub(super) usage: *mut GateUsage,
-    /// [`handover::flow_hash`].
+    /// [`handover::flow_hash`] of the flow.
     pub(super) flow: u64,
 }
 
-/// An aggregate of UDP whose packets are recorded.
+/// State of the loop over the segments of a UDP GSO frame.
 struct Recording {
     skb: *const Skb,
     to: Place,
     payload: Payload,
     segment_bytes: u16,
-    /// Numbers of its first and last frame, which are the same where the TAP takes it whole.
+    /// Numbers of the first and the last frame; equal when the TAP takes the GSO frame whole.
     numbers: [u64; 2],
 }
 
-/// Records each packet of an aggregate, as the destination holds them. `number` is that of its last frame.
+/// Records each segment of a GSO frame, because the destination holds segments. `number` is the
+/// number of the last frame.
 #[inline(never)]
 pub(super) fn record_all(skb: &Skb, ifindex: u32, packet: &Multicast, number: u64) {
     let (Some(gate), Some(usage)) = (GATES.get_ptr(ifindex), GATE_USAGE.get_ptr_mut(ifindex))
     else {
         return;
     };
-    // SAFETY: the pointer is to a live map value, which only the agent writes, as a whole.
+    // SAFETY: the pointer refers to a live map value, which the agent writes as a whole.
     let gate = unsafe { &*gate };
-    let frames = aggregate::frames(skb, gate.splits);
+    let frames = gso::frames(skb, gate.splits);
     let mut state = Recording {
         skb,
         to: Place {
@@ -119,7 +120,7 @@ pub(super) fn record_all(skb: &Skb, ifindex: u32, packet: &Multicast, number: u6
     } else {
         packets
     };
-    // SAFETY: the callback has the form that the helper wants, and `state` outlives the call.
+    // SAFETY: the callback has the signature that the helper requires, and `state` outlives the call.
     unsafe {
         bpf_loop(
             packets,
@@ -130,7 +131,7 @@ pub(super) fn record_all(skb: &Skb, ifindex: u32, packet: &Multicast, number: u6
     }
 }
 
-/// Records the packet of an index. Ends the loop behind the last one.
+/// Records the segment `index`. Returns 1 after the last segment, which ends the loop.
 #[inline(never)]
 extern "C" fn record_one(index: u64, state: *mut c_void) -> i64 {
     // SAFETY: `record_all` passes its own state, and the frame outlives the loop.
@@ -163,15 +164,15 @@ extern "C" fn record_one(index: u64, state: *mut c_void) -> i64 {
     0
 }
 
-/// Records a packet over the oldest one of the slot.
+/// Records a packet over the oldest record of the slot.
 #[inline(always)]
 pub(super) fn record(skb: &Skb, to: &Place, payload: Payload, number: u64) {
     let Place { slot, usage, flow } = *to;
-    // The payload is within the frame, so this does not fail.
+    // The payload is within the frame, so the read never fails.
     let Ok(fingerprint) = handover::fingerprint(skb, payload.offset, payload.length) else {
         return;
     };
-    // SAFETY: the pointer is to a live map value.
+    // SAFETY: the pointer refers to a live map value.
     let index = unsafe { instruction::fetch_add(&raw mut (*usage).recorded, 1) };
     let index = slot
         .wrapping_mul(RECORDS_PER_SLOT)
@@ -179,7 +180,7 @@ pub(super) fn record(skb: &Skb, to: &Place, payload: Payload, number: u64) {
     let Some(record) = GATE_RECORDS.get_ptr_mut(index) else {
         return;
     };
-    // SAFETY: the pointer is to a live map value, which the agent reads meanwhile: the number
+    // SAFETY: the pointer refers to a live map value, which the agent reads meanwhile: the number
     // tells it whether the rest is that of one packet, so it is 0 until all of it is there.
     unsafe {
         instruction::exchange(&raw mut (*record).number, 0);

@@ -1,4 +1,4 @@
-//! A frame, to be translated where it lies.
+//! [`Packet`] of the translation rules over an skb, in place.
 
 #![allow(unsafe_code, reason = "packets are reached through raw pointers")]
 
@@ -14,10 +14,10 @@ use common::mat::translate::{
 use common::packet::{PacketRead, Truncated};
 use common::wire::{checksum, ethernet, udp};
 
-/// Ethernet, IPv6, and 8 bytes.
+/// Ethernet and IPv6 header, and 8 bytes of payload.
 const WITH_PAYLOAD: usize = PAYLOAD + 8;
 
-/// See the [module documentation](self).
+/// A frame at a TC hook of a MAT node.
 pub(crate) struct Frame(Skb);
 
 impl Frame {
@@ -36,7 +36,7 @@ impl Frame {
         self.0.ifindex()
     }
 
-    /// Writes two addresses, one after the other, at `AT`; `END` is their end.
+    /// Writes two adjacent addresses at offset `AT`; `END` is the end of the second one.
     #[inline(always)]
     fn write_addresses<const AT: usize, const END: usize>(
         &self,
@@ -47,7 +47,7 @@ impl Frame {
             return false;
         };
         let ([a, b], [c, d]) = (source, destination);
-        // SAFETY: so many bytes are there.
+        // SAFETY: the bounds were checked above.
         unsafe {
             store_u64(start.add(AT), a);
             store_u64(start.add(AT + 8), b);
@@ -57,14 +57,15 @@ impl Frame {
         true
     }
 
-    /// Changes the checksum that ends at `END` if it is finished for sure: it is not what an
-    /// unfinished one would be. It makes up for the addresses, so a sum over the packet stays.
+    /// Updates the checksum that ends at `END` unless the checksum may be partial. The checksum
+    /// cancels the change of the addresses, so `skb->csum` stays. Returns whether the checksum is
+    /// done.
     #[inline(always)]
-    fn update_finished<const END: usize>(&self, difference: u32, may_be_none: bool) -> bool {
+    fn update_full<const END: usize>(&self, difference: u32, may_be_none: bool) -> bool {
         let Some(start) = self.0.start::<END>() else {
             return false;
         };
-        // SAFETY: so many bytes are there, and checksums stand at even offsets.
+        // SAFETY: `start` checked the bounds, and checksums have even offsets.
         unsafe {
             let place = start.add(END - 2).cast::<u16>();
             let head = header(start.add(ethernet::HEADER_BYTES));
@@ -74,10 +75,10 @@ impl Frame {
             }
             let [_, _, _, _, high, low, next_header, _] = head.start.to_ne_bytes();
             let length = u16::from_ne_bytes([high, low]);
-            // The addresses are the new ones.
+            // The packet already has the new addresses.
             let sum = u64::from(before) + u64::from(difference);
             let addresses = [head.source, head.destination];
-            if checksum::may_be_unfinished(sum, addresses, length, next_header) {
+            if checksum::may_be_partial(sum, addresses, length, next_header) {
                 return false;
             }
             let after = !checksum::fold(u64::from(!before) + u64::from(difference));
@@ -94,7 +95,7 @@ impl Frame {
         let Some(start) = self.0.start::<{ ethernet::HEADER_BYTES }>() else {
             return false;
         };
-        // SAFETY: so many bytes are there, and MACs stand at even addresses.
+        // SAFETY: `start` checked the bounds, and MACs have even addresses.
         unsafe {
             let mac = start.add(AT).cast::<u16>();
             mac.write(first);
@@ -112,7 +113,7 @@ impl Frame {
 /// `start` points to 40 live bytes of the packet.
 #[inline(always)]
 unsafe fn header(start: *const u8) -> Head {
-    // SAFETY: the caller answers for the bytes.
+    // SAFETY: the caller guarantees the bytes.
     unsafe {
         Head {
             start: load_u64(start),
@@ -143,7 +144,7 @@ impl Packet for Frame {
     #[inline(always)]
     fn head(&self) -> Option<(u16, Head)> {
         let start = self.0.pulled::<PAYLOAD>()?;
-        // SAFETY: so many bytes are there, and the EtherType stands at an even address.
+        // SAFETY: `pulled` checked the bounds, and the EtherType has an even address.
         unsafe {
             let ether_type = start.add(12).cast::<u16>().read();
             Some((ether_type, header(start.add(ethernet::HEADER_BYTES))))
@@ -153,14 +154,14 @@ impl Packet for Frame {
     #[inline(always)]
     fn payload(&self) -> Option<[u8; 8]> {
         let start = self.0.pulled::<WITH_PAYLOAD>()?;
-        // SAFETY: so many bytes are there.
+        // SAFETY: `pulled` checked the bounds.
         Some(unsafe { load_u64(start.add(PAYLOAD)) }.to_ne_bytes())
     }
 
     #[inline(always)]
     fn quoted(&self) -> Option<Head> {
         let start = self.0.pulled::<QUOTED_PAYLOAD>()?;
-        // SAFETY: so many bytes are there.
+        // SAFETY: `pulled` checked the bounds.
         Some(unsafe { header(start.add(QUOTED)) })
     }
 
@@ -185,14 +186,14 @@ impl Packet for Frame {
     }
 
     #[inline(always)]
-    fn update_finished_checksum(&mut self, next_header: u8, difference: u32) -> bool {
-        // What stands for several packets is never finished, and may have another length.
+    fn update_full_checksum(&mut self, next_header: u8, difference: u32) -> bool {
+        // The checksum of a GSO frame is always partial, and its length may differ.
         if self.0.segment_bytes() != 0 {
             return false;
         }
         match next_header {
-            TCP => self.update_finished::<{ PAYLOAD + 18 }>(difference, false),
-            udp::NEXT_HEADER => self.update_finished::<{ PAYLOAD + 8 }>(difference, true),
+            TCP => self.update_full::<{ PAYLOAD + 18 }>(difference, false),
+            udp::NEXT_HEADER => self.update_full::<{ PAYLOAD + 8 }>(difference, true),
             _ => false,
         }
     }
@@ -203,9 +204,9 @@ impl Packet for Frame {
         if may_be_none {
             flags |= u64::from(BPF_F_MARK_MANGLED_0);
         }
-        // Where a card has delivered the sum over the whole packet with it, the change of the
-        // checksum makes up for that of the addresses, and the sum has to stay.
-        if !self.0.update_sum(0) {
+        // With `CHECKSUM_COMPLETE`, the change of the checksum cancels the change of the addresses,
+        // and `skb->csum` must stay.
+        if !self.0.update_csum(0) {
             flags |= u64::from(BPF_F_PSEUDO_HDR);
         }
         // SAFETY: the pointer is the program's context.

@@ -1,16 +1,16 @@
-//! Kernel programs of a node of MAT: glue only. What becomes of a packet is decided in
-//! [`common::mat::translate`].
+//! Kernel programs of a MAT node. The programs connect hooks, maps and helpers;
+//! [`common::mat::translate`] decides about each packet.
 //!
-//! | program | hook | does |
+//! | program | hook | task |
 //! |---|---|---|
-//! | `mat_out` | TC egress of `mat0` | HoAs become MoAs; sends by the active NIC, MLD by the multicast NIC |
-//! | `mat_in` | TC ingress of every NIC | MoAs become HoAs; hands to `mat0` |
+//! | `mat_out` | TC egress of `mat0` | translates HoAs to MoAs; sends by the active NIC, MLD by the multicast NIC |
+//! | `mat_in` | TC ingress of every NIC | translates MoAs to HoAs; delivers to `mat0` |
 //!
 //! # Minimum kernel version
 //!
-//! 6.5, for look-ups of routes in one table.
+//! 6.5, for route look-ups in one table (`BPF_FIB_LOOKUP_TBID`).
 
-// For any other target it is a program that does nothing, so that lints can read it.
+// On other targets the program has an empty `main`, so that lints can read the crate.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 mod frame;

@@ -1,7 +1,7 @@
-//! Every map of a node. Names and layouts are the contract with `migkick`.
+//! The maps of a MAT node. Names and layouts are the contract with `migkick`.
 //!
-//! Hash maps allocate on use (`BPF_F_NO_PREALLOC`). All are written by the daemon, apart from what
-//! the programs count in them.
+//! Hash maps allocate on use (`BPF_F_NO_PREALLOC`). The daemon writes all entries; the programs
+//! write only counters and times of use.
 
 #![allow(unsafe_code, reason = "map values are reached through raw pointers")]
 
@@ -16,7 +16,7 @@ const ON_USE: usize = BPF_F_NO_PREALLOC as usize;
 
 #[btf_map]
 pub(crate) static NODE: Array<Node, { NODE_SLOTS as usize }> = Array::new();
-/// Which slot of `NODE` is in use: a change is one write here.
+/// The slot of `NODE` in use. The daemon writes the other slot, then switches by one store here.
 #[btf_map]
 pub(crate) static NODE_SLOT: Array<u32, 1> = Array::new();
 #[btf_map]
@@ -30,11 +30,11 @@ pub(crate) static HELD: RingBuf<Held, { 1 << 20 }> = RingBuf::new();
 #[btf_map]
 pub(crate) static MAT_COUNTERS: PerCpuArray<u64, COUNT> = PerCpuArray::new();
 
-/// Adds to a counter.
+/// Adds `amount` to a counter of this CPU.
 #[inline(always)]
 pub(crate) fn count(counter: Counter, amount: u64) {
     if let Some(value) = MAT_COUNTERS.get_ptr_mut(counter as u32) {
-        // SAFETY: the slot is this CPU's own and the program is not interrupted by itself.
+        // SAFETY: the slot belongs to this CPU, and the program does not interrupt itself.
         unsafe { *value += amount }
     }
 }

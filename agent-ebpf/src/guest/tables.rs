@@ -1,4 +1,4 @@
-//! The maps, as the rules of translation ask for them.
+//! The maps behind [`Tables`], the trait that the translation rules read.
 
 #![allow(unsafe_code, reason = "map values are reached through raw pointers")]
 
@@ -16,13 +16,13 @@ use common::packet::PacketRead as _;
 use crate::frame::Frame;
 use crate::maps::{NODE, NODE_SLOT, OWN_MOAS, PEER_MOAS, PEERS};
 
-/// The maps, and the packet that is counted there.
+/// The maps, and the size of the packet that they count.
 pub(crate) struct Maps {
     bytes: u64,
     segments: u64,
-    /// The entry that the packet was counted in; null for none.
+    /// Entry that counted the packet; null for none.
     peer: Cell<*mut Peer>,
-    /// When that was.
+    /// Time of that count, coarse clock.
     at_ns: Cell<u64>,
 }
 
@@ -37,14 +37,14 @@ impl Maps {
         }
     }
 
-    /// The next hop of the packet by the NIC with that index, if it is known.
+    /// Returns the cached next hop of the packet on the NIC `ifindex`.
     #[inline(always)]
     pub(crate) fn next_hop(&self, frame: &Frame, ifindex: u32) -> Option<Words> {
         let peer = self.peer.get();
         if peer.is_null() {
             return None;
         }
-        // SAFETY: the pointer is to a live map value.
+        // SAFETY: the pointer refers to a live map value.
         let (of, until_ns) = unsafe { ((*peer).next_hop_ifindex, (*peer).next_hop_until_ns) };
         if until_ns < self.at_ns.get() {
             self.look_up(frame, peer, ifindex);
@@ -54,20 +54,21 @@ impl Maps {
         (of == ifindex).then(|| unsafe { (*peer).next_hop })
     }
 
-    /// Asks the routes of the NIC for the next hop, for the packets that come. It is none where the
-    /// kernel knows no link address for it yet.
+    /// Looks up the next hop in the NIC's table, for the packets that fixup. Caches no next hop
+    /// while the kernel knows no link address for it.
     #[inline(always)]
     fn look_up(&self, frame: &Frame, peer: *mut Peer, ifindex: u32) {
         let Some(node) = self.node() else {
             return;
         };
-        // SAFETY: the pointer is to a live map value.
+        // SAFETY: the pointer refers to a live map value.
         let moa = unsafe { (*peer).moa };
         let mut route = Route::new(node.mat0_ifindex, 0, 0, address(node.moa), address(moa));
         let context = frame.skb().as_ptr().cast();
         let found = route.look_up_in(context, FIRST_TABLE + ifindex).is_ok();
         let found = found && route.ifindex == ifindex;
-        // SAFETY: as above. In between no CPU may take one half for the whole.
+        // SAFETY: as above. `next_hop_ifindex` is 0 during the update, so no CPU uses half a next
+        // hop.
         unsafe {
             (&raw mut (*peer).next_hop_ifindex).write_volatile(0);
             (&raw mut (*peer).next_hop_until_ns)
@@ -84,16 +85,17 @@ impl Tables for Maps {
     #[inline(always)]
     fn node(&self) -> Option<&Node> {
         let slot = NODE_SLOT.get_ptr(0)?;
-        // SAFETY: the pointer is to a live map value. The daemon writes it in one instruction.
+        // SAFETY: the pointer refers to a live map value. The daemon writes the value in one
+        // instruction.
         let slot = unsafe { slot.read_volatile() };
-        // SAFETY: as above; nobody writes the slot that is in use.
+        // SAFETY: as above; the daemon never writes the slot in use.
         NODE.get_ptr(slot).map(|node| unsafe { &*node })
     }
 
     #[inline(always)]
     fn peer(&self, hoa: &Words) -> Option<Translated> {
         let peer = PEERS.get_ptr_mut(key(hoa))?;
-        // SAFETY: the pointer is to a live map value, of which only the numbers are written.
+        // SAFETY: the pointer refers to a live map value; the programs write only its counters.
         unsafe {
             instruction::add_u64(&raw mut (*peer).packets, self.segments);
             instruction::add_u64(&raw mut (*peer).bytes, self.bytes);
@@ -130,21 +132,21 @@ impl Tables for Maps {
 
 #[inline(always)]
 fn key(address: &Words) -> &Address {
-    // SAFETY: an address is two words.
+    // SAFETY: an address has the layout of two words.
     unsafe { &*(&raw const *address).cast() }
 }
 
-/// Notes that an entry is in use. The coarse clock stands still for some packets, which then need
-/// not write. Returns its time.
+/// Stores the time of use in an entry, and returns that time. The coarse clock advances once per
+/// tick, so most packets skip the store.
 ///
 /// # Safety
 ///
-/// The pointer is to a live map value.
+/// `last_used_ns` points into a live map value.
 #[inline(always)]
 unsafe fn used(last_used_ns: *mut u64) -> u64 {
     // SAFETY: the helper has no preconditions.
     let now = unsafe { bpf_ktime_get_coarse_ns() };
-    // SAFETY: the caller answers for the pointer.
+    // SAFETY: the caller guarantees the pointer.
     unsafe {
         if last_used_ns.read_volatile() != now {
             last_used_ns.write_volatile(now);

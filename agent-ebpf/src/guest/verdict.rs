@@ -1,4 +1,4 @@
-//! What the rules of translation decide, carried out.
+//! Carries out the decisions of the translation rules.
 
 #![allow(
     unsafe_code,
@@ -21,7 +21,7 @@ use crate::tables::Maps;
 
 const INGRESS: u64 = BPF_F_INGRESS as u64;
 
-/// Does it; returns what the program returns.
+/// Carries out a decision; returns the program's return code.
 #[inline(always)]
 pub(crate) fn carry_out(frame: &Frame, maps: &Maps, decision: Decision) -> i32 {
     if let Some(reason) = decision.reason {
@@ -35,7 +35,7 @@ pub(crate) fn carry_out(frame: &Frame, maps: &Maps, decision: Decision) -> i32 {
         Action::Redirect => return redirect(ifindex, 0),
         Action::Deliver => return redirect(ifindex, INGRESS),
         Action::Copy => {
-            // SAFETY: the context.
+            // SAFETY: the pointer is the program's context.
             let result = unsafe { bpf_clone_redirect(frame.skb().as_ptr(), ifindex, INGRESS) };
             let reason = if result == 0 {
                 Counter::InMulticast
@@ -50,7 +50,7 @@ pub(crate) fn carry_out(frame: &Frame, maps: &Maps, decision: Decision) -> i32 {
     verdict.into()
 }
 
-/// Sends to the next hop. The helper finds it by itself where it is not given.
+/// Sends to the cached next hop; without one the helper looks up the next hop.
 #[inline(always)]
 fn send(frame: &Frame, maps: &Maps, ifindex: u32) -> i32 {
     let Some([first, second]) = maps.next_hop(frame, ifindex) else {
@@ -65,7 +65,7 @@ fn send(frame: &Frame, maps: &Maps, ifindex: u32) -> i32 {
         },
     };
     let size = size_of::<bpf_redir_neigh>() as i32;
-    // SAFETY: a structure of the kernel's form and size.
+    // SAFETY: the structure has the kernel's layout and size.
     unsafe { bpf_redirect_neigh(ifindex, &raw mut next_hop, size, 0) as i32 }
 }
 
@@ -75,9 +75,8 @@ fn redirect(ifindex: u32, flags: u64) -> i32 {
     unsafe { bpf_redirect(ifindex, flags) as i32 }
 }
 
-/// Puts the frame into `HELD`. The frame itself then goes on: the device behind swallows it, while a
-/// drop would tell its sender of a congestion that is none. Where the frame is lost that is what
-/// the sender is told, so that it tries again.
+/// Copies the frame to `HELD`. The frame then passes, and `mat0` discards it: a drop would signal
+/// congestion to the sender. When the copy is lost, the drop makes the sender retransmit.
 #[inline(never)]
 fn hold(frame: &Frame) -> Verdict {
     let skb = frame.skb();
@@ -93,7 +92,7 @@ fn hold(frame: &Frame) -> Verdict {
         0 => instruction::size::<HELD_FRAME_BYTES>(frame.len()),
         _ => None,
     };
-    // SAFETY: the record is this program's until it is submitted; `length` is at most that of
+    // SAFETY: the record belongs to this program until `submit`; `length` is at most the size of
     // `frame`.
     let copied = unsafe {
         (&raw mut (*held).peer).write(head.destination);

@@ -1,19 +1,19 @@
-//! Kernel programs that count what a QEMU itself reads of a TAP: vhost-net reads the same TAP, and the
-//! kernel counts what either of them has read.
+//! Kernel programs that count what QEMU's main thread reads from a TAP. vhost-net reads the same
+//! TAP, and the TAP's statistics count the reads of both.
 //!
-//! | program | hook | does |
+//! | program | hook | task |
 //! |---|---|---|
-//! | `read_enter` | raw tracepoint `sys_enter` | notes which TAP the thread begins to read |
-//! | `read_exit` | raw tracepoint `sys_exit` | counts the read if it gave a frame |
+//! | `read_enter` | raw tracepoint `sys_enter` | notes the TAP that the thread begins to read |
+//! | `read_exit` | raw tracepoint `sys_exit` | counts the read when it returned a frame |
 //!
-//! Both look at one thread ([`common::reads::Reader`]), QEMU's main thread, so nothing runs beside them
-//! that writes the same entries.
+//! Both programs look at one thread ([`common::reads::Reader`]), so no other run writes the same
+//! entries at the same time.
 //!
 //! # Minimum kernel version
 //!
 //! 5.7, for `bpf_get_ns_current_pid_tgid`.
 
-// For any other target it is a program that does nothing, so that lints can read it.
+// On other targets the program has an empty `main`, so that lints can read the crate.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![allow(
     unsafe_code,
@@ -45,13 +45,13 @@ fn read_enter(ctx: RawTracePointContext) -> i32 {
     }
     let registers: u64 = ctx.arg(0);
     let argument = (registers + reader.argument_at) as *const u64;
-    // SAFETY: the helper reads any address, and fails where nothing is.
+    // SAFETY: the helper accepts any address, and fails on an unmapped one.
     let Ok(descriptor) = (unsafe { bpf_probe_read_kernel(argument) }) else {
         return 0;
     };
-    // The kernel takes an `unsigned int`.
+    // The kernel takes the descriptor as `unsigned int`.
     let descriptor = descriptor as u32;
-    // SAFETY: the value is not used.
+    // SAFETY: the reference is dropped at once.
     let is_counted = unsafe { READS.get(descriptor) }.is_some();
     set_reading(if is_counted { descriptor + 1 } else { 0 });
     0
@@ -62,7 +62,7 @@ fn read_exit(ctx: RawTracePointContext) -> i32 {
     let (Some(reading), Some(reader)) = (READING.get(0), READER.get(0)) else {
         return 0;
     };
-    // Nearly always: one load for each system call of the host.
+    // The usual case: one load per system call of the host.
     if *reading == 0 || !is_current(reader) {
         return 0;
     }
@@ -72,17 +72,17 @@ fn read_exit(ctx: RawTracePointContext) -> i32 {
     if returned > 0
         && let Some(reads) = READS.get_ptr_mut(descriptor)
     {
-        // SAFETY: only one thread comes here.
+        // SAFETY: only the one thread reaches this line.
         unsafe { *reads += 1 };
     }
     0
 }
 
-/// Whether this is the thread that is looked at.
+/// Whether the current thread is the one to count.
 #[inline(always)]
 fn is_current(reader: &Reader) -> bool {
     let mut info = bpf_pidns_info { pid: 0, tgid: 0 };
-    // SAFETY: the helper writes as much as it is told to, to a variable of that size.
+    // SAFETY: the helper writes `size` bytes to a variable of that size.
     let failed = unsafe {
         bpf_get_ns_current_pid_tgid(
             reader.namespace_device,
@@ -97,7 +97,7 @@ fn is_current(reader: &Reader) -> bool {
 #[inline(always)]
 fn set_reading(value: u32) {
     if let Some(reading) = READING.get_ptr_mut(0) {
-        // SAFETY: only one thread comes here.
+        // SAFETY: only the one thread reaches this line.
         unsafe { *reading = value };
     }
 }

@@ -1,4 +1,4 @@
-//! One decision: filtered, limited in rate, and written to `TRACE`.
+//! One traced decision: filter, rate limit, and the record in `TRACE`.
 
 use agent_ebpf::instruction::{load_u64, opaque, store_u64};
 use agent_ebpf::skb::{Skb, now_ns};
@@ -13,7 +13,7 @@ use common::trace::{Cpu, FRAME_BYTES, Filter, Record};
 use common::wire::ethernet;
 
 use crate::context::{Packet as _, Xdp};
-use crate::front::StreamWords;
+use crate::header_view::StreamWords;
 
 #[btf_map]
 static TRACE_FILTER: Array<Filter, 1> = Array::new();
@@ -22,36 +22,36 @@ static TRACE_CPU: PerCpuArray<Cpu, 1> = PerCpuArray::new();
 #[btf_map]
 static TRACE: RingBuf<Record, { 1 << 20 }> = RingBuf::new();
 
-/// Where the EtherType stands, bytes.
+/// Offset of the EtherType, bytes.
 const ETHER_TYPE: usize = 12;
-/// Where the IPv6 source stands in an untagged frame, bytes; the destination follows.
+/// Offset of the IPv6 source in an untagged frame, bytes; the destination follows.
 const SOURCE: usize = 22;
 /// An 802.1Q tag, bytes.
 const TAG: usize = 4;
-/// An address, bytes.
+/// An IPv6 address, bytes.
 const ADDRESS: usize = 16;
-/// Up to the end of both addresses behind a tag, bytes.
+/// End of both addresses in a tagged frame, bytes.
 const ADDRESSES_END: usize = SOURCE + TAG + 2 * ADDRESS;
 
-/// Says in what is told that the flow was kept.
+/// Flag of the `told` word: the flow is in `TRACE_CPU`.
 pub(super) const KEPT: u64 = 1 << 32;
 
-/// Keeps a flow in `TRACE_CPU`.
+/// Copies a flow to `TRACE_CPU`.
 #[inline(always)]
 pub(super) fn keep(stream: &StreamWords) {
     if let Some(cpu) = TRACE_CPU.get_ptr_mut(0) {
-        // SAFETY: the slot is this CPU's own and the program is not interrupted by itself.
+        // SAFETY: the slot belongs to this CPU, and the program does not interrupt itself.
         unsafe { copy_stream(&raw mut (*cpu).stream, stream.key()) }
     }
 }
 
-/// A frame at a hook, as far as a record needs it.
+/// The part of a frame that a record needs.
 trait Frame: PacketRead {
     fn ifindex(&self) -> u32;
 
     fn start(&self) -> Option<*mut u8>;
 
-    /// Copies the first `length` bytes.
+    /// Copies the first `length` bytes to `to`.
     ///
     /// # Safety
     ///
@@ -72,7 +72,7 @@ impl Frame for Skb {
 
     #[inline(always)]
     unsafe fn copy_to(&self, to: *mut u8, length: u64) -> bool {
-        // SAFETY: as the caller says.
+        // SAFETY: the caller guarantees the destination.
         unsafe { Self::copy_to(self, to, length).is_ok() }
     }
 }
@@ -91,18 +91,18 @@ impl Frame for Xdp {
 
     #[inline(always)]
     unsafe fn copy_to(&self, to: *mut u8, length: u64) -> bool {
-        // SAFETY: as the caller says; the helper checks the frame.
+        // SAFETY: the caller guarantees the destination; the helper checks the frame.
         unsafe { bpf_xdp_load_bytes(self.context().cast(), 0, to.cast(), length as u32) == 0 }
     }
 }
 
-/// Tells a decision about an skb. `told` is the record's program, decision and reason.
+/// Traces a decision about an skb. `told` packs program, decision and reason.
 #[inline(never)]
 pub(super) fn skb(skb: *mut __sk_buff, told: u64, number: u64, stream: *const StreamKey) {
     tell(&Skb::new(&TcContext::new(skb)), told, number, stream);
 }
 
-/// The same of a frame at XDP.
+/// Traces a decision about an XDP frame.
 #[inline(never)]
 pub(super) fn xdp(xdp: *mut xdp_md, told: u64, number: u64, stream: *const StreamKey) {
     tell(&Xdp::new(&XdpContext::new(xdp)), told, number, stream);
@@ -113,16 +113,16 @@ fn tell<F: Frame>(frame: &F, told: u64, number: u64, stream: *const StreamKey) {
     let Some(filter) = TRACE_FILTER.get_ptr(0) else {
         return;
     };
-    // SAFETY: the pointer is to a live map value, which the agent may overwrite meanwhile: a record
-    // that is told by half of a filter is filtered again by the agent.
+    // SAFETY: the pointer refers to a live map value. The agent may overwrite the filter meanwhile; it
+    // filters each record again, so a record that passed half of a filter does no harm.
     let filter = unsafe { &*filter };
-    // The program's number is the lowest byte.
+    // The lowest byte of `told` is the program.
     let wanted = filter.programs >> (told & 31) & 1 != 0;
     if !wanted || (filter.ifindex != 0 && filter.ifindex != frame.ifindex()) {
         return;
     }
-    // SAFETY: the slot is this CPU's own. A program that interrupts this one spoils a line, which is
-    // harmless.
+    // SAFETY: the slot belongs to this CPU. A program that interrupts this one spoils a trace line,
+    // which does no harm.
     let Some(cpu) = TRACE_CPU.get_ptr_mut(0).map(|cpu| unsafe { &mut *cpu }) else {
         return;
     };
@@ -144,7 +144,7 @@ fn tell<F: Frame>(frame: &F, told: u64, number: u64, stream: *const StreamKey) {
         return;
     };
     let record: *mut Record = entry.as_mut_ptr();
-    // Verifier: the bounds have to be known of the number that the helper gets.
+    // Verifier: the number that the helper receives needs known bounds.
     let below = opaque(opaque(frame.len() as u64).wrapping_sub(1));
     let below = if below < FRAME_BYTES as u64 {
         below
@@ -152,14 +152,14 @@ fn tell<F: Frame>(frame: &F, told: u64, number: u64, stream: *const StreamKey) {
         FRAME_BYTES as u64 - 1
     };
     let length = opaque(below) + 1;
-    // SAFETY: the record is this program's until it is submitted, and `length` is at most that of
-    // `frame`.
+    // SAFETY: the record belongs to this program until `submit`, and `length` is at most the size
+    // of `frame`.
     unsafe {
         (&raw mut (*record).at_ns).write(at_ns);
         (&raw mut (*record).number).write(cpu.number);
         (&raw mut (*record).ifindex).write(frame.ifindex());
         (&raw mut (*record).length).write(frame.len() as u32);
-        // Program, decision and reason.
+        // One store for program, decision and reason.
         (&raw mut (*record).program)
             .cast::<u32>()
             .write(cpu.told as u32);
@@ -172,11 +172,11 @@ fn tell<F: Frame>(frame: &F, told: u64, number: u64, stream: *const StreamKey) {
     entry.submit(0);
 }
 
-/// Whether the filter's address is one of the flow's. Where the frame does not show its addresses, it
-/// may be.
+/// Returns whether the filter's address is one of the flow's addresses. Returns `true` for a frame
+/// that does not show its addresses.
 #[inline(always)]
 fn concerns<F: Frame>(filter: &Filter, frame: &F, stream: *const StreamKey) -> bool {
-    // SAFETY: the filter is in a map value.
+    // SAFETY: the filter is a map value.
     let wanted = unsafe { words((&raw const filter.address).cast()) };
     if wanted == [0, 0] {
         return true;
@@ -185,7 +185,7 @@ fn concerns<F: Frame>(filter: &Filter, frame: &F, stream: *const StreamKey) -> b
         let Some(start) = frame.start() else {
             return true;
         };
-        // SAFETY: so many bytes are there.
+        // SAFETY: `start` checked the bounds.
         unsafe {
             let tag = u32::from(ethernet::VLAN.to_be());
             let is_tagged = u32::from(start.add(ETHER_TYPE).cast::<u16>().read()) == tag;
@@ -193,7 +193,7 @@ fn concerns<F: Frame>(filter: &Filter, frame: &F, stream: *const StreamKey) -> b
             (words(source), words(source.add(ADDRESS)))
         }
     } else {
-        // SAFETY: as the caller of `tell_of` says.
+        // SAFETY: the caller of `tell_of` guarantees the pointer.
         unsafe {
             (
                 words((&raw const (*stream).multicast_address).cast()),
@@ -206,20 +206,20 @@ fn concerns<F: Frame>(filter: &Filter, frame: &F, stream: *const StreamKey) -> b
 
 /// # Safety
 ///
-/// An address is there.
+/// `address` points to 16 live bytes of a packet or a map value.
 #[inline(always)]
 unsafe fn words(address: *const u8) -> [u64; 2] {
-    // SAFETY: as the caller says.
+    // SAFETY: the caller guarantees the pointer.
     unsafe { [load_u64(address), load_u64(address.add(8))] }
 }
 
 /// # Safety
 ///
-/// `to` is in a record or a map value; `stream` is null or as the caller of `tell_of` says.
+/// `to` points into a record or a map value; `stream` is null or as `tell_of` requires.
 #[inline(always)]
 unsafe fn copy_stream(to: *mut StreamKey, stream: *const StreamKey) {
     let (to, stream) = (to.cast::<u8>(), stream.cast::<u8>());
-    // SAFETY: a key is five words. They are written one by one, not by a call of `memset`.
+    // SAFETY: a key has five words. Single stores keep the compiler from calling `memset`.
     unsafe {
         for word in 0..size_of::<StreamKey>() / 8 {
             let value = if stream.is_null() {

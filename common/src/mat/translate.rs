@@ -141,7 +141,7 @@ pub trait Packet: PacketRead {
     fn set_source_mac(&mut self, mac: Mac) -> bool;
     /// Changes the checksum right behind the IPv6 header by a difference if it is known to be finished,
     /// which is quicker than [`Packet::update_checksum`]; `false` where it is not.
-    fn update_finished_checksum(&mut self, next_header: u8, difference: u32) -> bool;
+    fn update_full_checksum(&mut self, next_header: u8, difference: u32) -> bool;
     /// Changes the checksum at `offset` by a difference. One that a device has yet to finish covers
     /// the addresses only. `may_be_none`: 0 stands for no checksum, and is never the result.
     fn update_checksum(&mut self, offset: usize, difference: u32, may_be_none: bool) -> bool;

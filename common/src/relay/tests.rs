@@ -206,8 +206,8 @@ proptest! {
         };
         let addresses = [words(stream.source), words(stream.multicast_address)];
         let length = 100_u16.to_be();
-        prop_assert!(checksum::may_be_unfinished(before.into(), addresses, length, 17));
-        prop_assert!(!checksum::may_be_unfinished(u64::from(before) + 1, addresses, length, 17));
+        prop_assert!(checksum::may_be_partial(before.into(), addresses, length, 17));
+        prop_assert!(!checksum::may_be_partial(u64::from(before) + 1, addresses, length, 17));
     }
 
     #[test]

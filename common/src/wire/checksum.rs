@@ -93,7 +93,7 @@ pub fn pseudo_header(source: &Address, destination: &Address, length: u32, next_
 /// `checksum` may be a sum that is not folded, below 2^33. `length` is as it lies in the packet, the
 /// addresses too, in words of 8 bytes.
 #[inline(always)]
-pub fn may_be_unfinished(
+pub fn may_be_partial(
     checksum: u64,
     [source, destination]: [[u64; 2]; 2],
     length: u16,

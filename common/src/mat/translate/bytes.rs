@@ -82,7 +82,7 @@ impl Packet for Bytes<'_> {
         self.write(6, mac_bytes(mac))
     }
 
-    fn update_finished_checksum(&mut self, _next_header: u8, _difference: u32) -> bool {
+    fn update_full_checksum(&mut self, _next_header: u8, _difference: u32) -> bool {
         false
     }
 

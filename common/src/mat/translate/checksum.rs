@@ -11,7 +11,7 @@ const UDP_LITE: u8 = 136;
 /// Changes the checksum that covers the addresses. `false` when it cannot be found.
 #[inline(always)]
 pub(super) fn change_checksum<P: Packet>(packet: &mut P, next_header: u8, difference: u32) -> bool {
-    packet.update_finished_checksum(next_header, difference)
+    packet.update_full_checksum(next_header, difference)
         || find_and_change_checksum(packet, next_header, difference)
 }
 

@@ -1,7 +1,8 @@
-//! The headers of a packet where they lie, and map keys made of them, in few instructions.
+//! A view of the packet headers, and map keys that the view fills in few instructions.
 //!
-//! An address is two words of 8 bytes from the packet to the key. Keys that were written in smaller
-//! pieces than the kernel's hash reads would cost more than the hash.
+//! An address stays two 8-byte words from the packet to the key. The kernel's hash reads words; a
+//! key that the program writes in smaller pieces causes store-forwarding stalls that cost more than
+//! the hash.
 
 #![allow(unsafe_code, reason = "packets are reached through raw pointers")]
 
@@ -14,41 +15,41 @@ use common::maps::{
 use common::wire::datagram::{Header, Rewrite};
 use common::wire::{checksum, ipv6, udp};
 
-/// An address as it lies in memory.
+/// An IPv6 address as two words in memory order.
 pub(crate) type Words = [u64; 2];
 
-/// Ethernet, IPv6 and UDP header of a packet, or what is there in their place.
+/// A view of the first bytes of a frame as Ethernet, IPv6 and UDP header. The caller checks which
+/// headers the frame has.
 #[derive(Clone, Copy)]
-pub(crate) struct Front(*mut Header);
+pub(crate) struct HeaderView(*mut Header);
 
-/// A header on the stack, where words have to be aligned.
+/// A copy of the headers on the stack, aligned for 8-byte stores.
 #[repr(C, align(8))]
-pub(crate) struct Kept(pub(crate) Header);
+pub(crate) struct HeaderCopy(pub(crate) Header);
 
-impl Front {
+impl HeaderView {
     /// # Safety
     ///
-    /// `start` points to so many live bytes of the packet, until a helper is called that changes
-    /// packets, and nothing else refers to them.
+    /// `start` points to `size_of::<Header>()` live packet bytes that nothing else refers to. The view
+    /// is valid until a call of a helper that changes the packet.
     #[inline(always)]
     pub(crate) unsafe fn new(start: *mut u8) -> Self {
         Self(start.cast())
     }
 
-    /// All fields.
     #[inline(always)]
     pub(crate) fn header(&self) -> &Header {
-        // SAFETY: as `new` demands; Ethernet frames start at even addresses, and any bytes make a
-        // header.
+        // SAFETY: `new` requires live bytes; Ethernet frames start at even addresses, and every
+        // byte pattern is a valid `Header`.
         unsafe { &*self.0 }
     }
 
-    /// Overwrites all of it.
+    /// Overwrites all three headers.
     #[inline(always)]
-    pub(crate) fn set(self, kept: &Kept) {
-        // SAFETY: as in `header`; the copy is aligned.
+    pub(crate) fn set(self, headers: &HeaderCopy) {
+        // SAFETY: as in `header`; `HeaderCopy` is aligned to 8 bytes.
         unsafe {
-            copy::<{ size_of::<Header>() }>((&raw const *kept).cast(), self.0.cast());
+            copy::<{ size_of::<Header>() }>((&raw const *headers).cast(), self.0.cast());
         }
     }
 
@@ -64,29 +65,29 @@ impl Front {
         unsafe { words(&raw const (*self.0).destination) }
     }
 
-    /// Source port and destination port, each in host order, as they lie in a key.
+    /// Source and destination port in host order, laid out as in a map key.
     #[inline(always)]
     pub(crate) fn ports(self) -> u32 {
         // SAFETY: as in `header`; both ports are there.
         swap_ports(unsafe { load_u32((&raw const (*self.0).source_port).cast()) })
     }
 
-    /// Whether the UDP checksum may be unfinished ([`checksum::may_be_unfinished`]).
+    /// Returns whether the UDP checksum may be partial ([`checksum::may_be_partial`]).
     #[inline(always)]
-    pub(crate) fn may_be_unfinished(self) -> bool {
+    pub(crate) fn may_be_partial(self) -> bool {
         let header = self.header();
         let addresses = [self.source(), self.destination()];
         let checksum = header.checksum.into();
-        checksum::may_be_unfinished(checksum, addresses, header.length, udp::NEXT_HEADER)
+        checksum::may_be_partial(checksum, addresses, header.length, udp::NEXT_HEADER)
     }
 }
 
-impl Rewrite for Front {
+impl Rewrite for HeaderView {
     #[inline(always)]
     fn set_macs(&mut self, destination: [u8; 6], source: [u8; 6]) {
         let [d0, d1, d2, d3, d4, d5] = destination;
         let [s0, s1, s2, s3, s4, s5] = source;
-        // SAFETY: as in `header`; the two addresses are next to each other.
+        // SAFETY: as in `header`; the two MACs are adjacent.
         unsafe {
             let macs = self.0.cast::<u8>();
             store_u64(macs, u64::from_ne_bytes([d0, d1, d2, d3, d4, d5, s0, s1]));
@@ -102,7 +103,7 @@ impl Rewrite for Front {
 
     #[inline(always)]
     fn set_addresses(&mut self, source: &Address, destination: &Address) {
-        // SAFETY: as in `header`; the addresses that rules give are those of map values.
+        // SAFETY: as in `header`; callers pass addresses of map values.
         unsafe {
             store(&raw mut (*self.0).source, source);
             store(&raw mut (*self.0).destination, destination);
@@ -135,14 +136,14 @@ impl Rewrite for Front {
     }
 }
 
-/// Writes an address.
+/// Writes an address in two stores.
 ///
 /// # Safety
 ///
-/// The place is one of a packet, and the address is in a map value.
+/// `place` points into packet data, `address` into a map value.
 #[inline(always)]
 unsafe fn store(place: *mut Address, address: &Address) {
-    // SAFETY: as the caller says.
+    // SAFETY: the caller guarantees both pointers.
     unsafe {
         let [first, second] = words(address);
         store_u64(place.cast(), first);
@@ -150,19 +151,19 @@ unsafe fn store(place: *mut Address, address: &Address) {
     }
 }
 
-/// Reads an address.
+/// Reads an address in two loads.
 ///
 /// # Safety
 ///
-/// It is in a packet or a map value.
+/// `address` points into packet data or a map value.
 #[inline(always)]
 pub(crate) unsafe fn words(address: *const Address) -> Words {
     let bytes = address.cast::<u8>();
-    // SAFETY: the caller's pointer is to 16 live bytes.
+    // SAFETY: the caller's pointer refers to 16 live bytes.
     unsafe { [load_u64(bytes), load_u64(bytes.add(8))] }
 }
 
-/// The same of an address that was read already.
+/// Converts an address on the stack to words.
 #[inline(always)]
 pub(crate) fn words_of(address: Address) -> Words {
     let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = address;
@@ -172,7 +173,7 @@ pub(crate) fn words_of(address: Address) -> Words {
     ]
 }
 
-/// An address of its words.
+/// Converts words to an address.
 #[inline(always)]
 pub(crate) fn address([first, second]: Words) -> Address {
     let [a, b, c, d, e, f, g, h] = first.to_ne_bytes();
@@ -180,14 +181,14 @@ pub(crate) fn address([first, second]: Words) -> Address {
     [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
 }
 
-/// Two ports in host order as they lie in a key.
+/// Packs two ports of host order into the word that map keys use.
 #[inline(always)]
 pub(crate) fn ports_word(source: u16, destination: u16) -> u32 {
     let ([a, b], [c, d]) = (source.to_ne_bytes(), destination.to_ne_bytes());
     u32::from_ne_bytes([a, b, c, d])
 }
 
-/// Two ports, each of which changes between network and host order.
+/// Converts both ports of a word between network and host order.
 #[inline(always)]
 fn swap_ports(ports: u32) -> u32 {
     if cfg!(target_endian = "little") {
@@ -197,24 +198,24 @@ fn swap_ports(ports: u32) -> u32 {
     }
 }
 
-/// [`StreamKey`] in words.
+/// [`StreamKey`] as words: 40 bytes, align 8.
 #[repr(C)]
 pub(crate) struct StreamWords {
     pub(crate) multicast_address: Words,
     pub(crate) source: Words,
-    /// See [`Front::ports`].
+    /// See [`HeaderView::ports`].
     pub(crate) ports: u32,
     vlan: u32,
 }
 
-/// Flow key of a map value as words.
+/// Reads a [`StreamKey`] of a map value as words.
 ///
 /// # Safety
 ///
-/// It is in a map value.
+/// `stream` points into a map value.
 #[inline(always)]
 pub(crate) unsafe fn stream_words(stream: &StreamKey) -> [u64; 5] {
-    // SAFETY: as the caller says; ports, VLAN and padding are 8 bytes.
+    // SAFETY: the caller guarantees the pointer; ports, VLAN and padding are 8 bytes.
     unsafe {
         let [a, b] = words(&raw const stream.multicast_address);
         let [c, d] = words(&raw const stream.source);
@@ -222,36 +223,36 @@ pub(crate) unsafe fn stream_words(stream: &StreamKey) -> [u64; 5] {
     }
 }
 
-/// [`ManagedKey`] in words.
+/// [`ManagedKey`] as words: 20 bytes, align 4.
 #[repr(C)]
 pub(crate) struct ManagedWords {
     vlan: u32,
     multicast_address: [u32; 4],
 }
 
-/// [`RelayFlowKey`] in words, and 4 bytes that are not part of it.
+/// [`RelayFlowKey`] as words, plus 4 bytes of padding that the key does not have.
 #[repr(C)]
 pub(crate) struct RelayFlowWords {
     pub(crate) relay_address: Words,
-    /// See [`Front::ports`].
+    /// See [`HeaderView::ports`].
     pub(crate) ports: u32,
 }
 
-/// [`RelayKey`] in words.
+/// [`RelayKey`] as words: 32 bytes, align 8.
 #[repr(C)]
 pub(crate) struct RelayWords {
     pub(crate) relay_address: Words,
     pub(crate) agent_address: Words,
 }
 
-/// [`ForwardKey`] in words, and 4 bytes that are not part of it.
+/// [`ForwardKey`] as words, plus 4 bytes of padding that the key does not have.
 #[repr(C)]
 pub(crate) struct ForwardWords {
     address: Words,
     vlan: u32,
 }
 
-/// [`TranslationKey`] in words.
+/// [`TranslationKey`] as words: 24 bytes, align 8.
 #[repr(C)]
 pub(crate) struct TranslationWords {
     address: Words,
@@ -309,7 +310,7 @@ impl StreamWords {
 
     #[inline(always)]
     pub(crate) fn key(&self) -> &StreamKey {
-        // SAFETY: the layouts agree, as is asserted above.
+        // SAFETY: the assertions above prove equal layouts.
         unsafe { &*(&raw const *self).cast() }
     }
 
@@ -328,14 +329,14 @@ impl StreamWords {
 }
 
 impl ManagedWords {
-    /// The key that a flow is watched under.
+    /// Builds the key of `MANAGED` for a flow.
     ///
     /// # Safety
     ///
-    /// The flow's key is in a map value.
+    /// `stream` points into a map value.
     #[inline(always)]
     pub(crate) unsafe fn of(stream: &StreamKey) -> Self {
-        // SAFETY: as the caller says.
+        // SAFETY: the caller guarantees the pointer.
         Self::new(unsafe { words(&raw const stream.multicast_address) }, 0)
     }
 
@@ -351,7 +352,7 @@ impl ManagedWords {
 
     #[inline(always)]
     pub(crate) fn key(&self) -> &ManagedKey {
-        // SAFETY: the layouts agree, as is asserted above.
+        // SAFETY: the assertions above prove equal layouts.
         unsafe { &*(&raw const *self).cast() }
     }
 }
@@ -359,7 +360,7 @@ impl ManagedWords {
 impl RelayFlowWords {
     #[inline(always)]
     pub(crate) fn key(&self) -> &RelayFlowKey {
-        // SAFETY: the layouts agree, as is asserted above.
+        // SAFETY: the assertions above prove equal layouts.
         unsafe { &*(&raw const *self).cast() }
     }
 }
@@ -367,7 +368,7 @@ impl RelayFlowWords {
 impl RelayWords {
     #[inline(always)]
     pub(crate) fn key(&self) -> &RelayKey {
-        // SAFETY: the layouts agree, as is asserted above.
+        // SAFETY: the assertions above prove equal layouts.
         unsafe { &*(&raw const *self).cast() }
     }
 }
@@ -383,7 +384,7 @@ impl ForwardWords {
 
     #[inline(always)]
     pub(crate) fn key(&self) -> &ForwardKey {
-        // SAFETY: the layouts agree, as is asserted above.
+        // SAFETY: the assertions above prove equal layouts.
         unsafe { &*(&raw const *self).cast() }
     }
 }
@@ -400,12 +401,12 @@ impl TranslationWords {
 
     #[inline(always)]
     pub(crate) fn key(&self) -> &TranslationKey {
-        // SAFETY: the layouts agree, as is asserted above.
+        // SAFETY: the assertions above prove equal layouts.
         unsafe { &*(&raw const *self).cast() }
     }
 }
 
-/// A VLAN identifier and the zero behind it.
+/// Packs a VLAN identifier and 2 bytes of zero padding into a word.
 #[inline(always)]
 fn vlan_word(vlan: u16) -> u32 {
     let [a, b] = vlan.to_ne_bytes();

@@ -1,7 +1,7 @@
-//! Aggregates (GSO): frames that stand for several packets, on their way into a TAP.
+//! GSO frames on their way into a TAP.
 //!
-//! A TAP that takes them whole gets one frame. For any other the kernel makes packets of them behind
-//! `gate`, and the TAP's counters count those.
+//! A TAP with the offload takes a GSO frame whole. For a TAP without the offload the kernel
+//! segments the frame after `gate`, and the TAP's statistics count the segments.
 
 use common::forward::TCP;
 use common::maps::Gate;
@@ -10,22 +10,23 @@ use common::wire::{ethernet, ipv6, udp};
 
 use agent_ebpf::skb::Skb;
 
-/// Where the protocol stands in an IPv4 header, bytes (RFC 791 §3.1).
+/// Offset of the protocol in an IPv4 header, bytes (RFC 791 §3.1).
 const IPV4_PROTOCOL: usize = 9;
-/// Where the next header stands in an IPv6 header, bytes (RFC 8200 §3).
+/// Offset of the next header in an IPv6 header, bytes (RFC 8200 §3).
 const IPV6_NEXT_HEADER: usize = 6;
-/// Where the data offset stands in a TCP header, bytes (RFC 9293 §3.1).
+/// Offset of the data offset in a TCP header, bytes (RFC 9293 §3.1).
 const TCP_DATA_OFFSET: usize = 12;
 
-/// What is aggregated.
+/// What a GSO frame contains.
 struct Kind {
-    /// The flag of [`Gate::splits`].
+    /// Flag of this kind in [`Gate::splits`].
     flag: u32,
-    /// Headers of each packet, bytes.
+    /// Headers of each segment, bytes.
     header_bytes: usize,
 }
 
-/// Frames that a TAP gets of a frame, if it splits those of some kinds ([`Gate::splits`]).
+/// Returns how many frames the TAP receives for `skb`. `splits` names the kinds that the kernel
+/// segments for this TAP ([`Gate::splits`]).
 #[inline(always)]
 pub(crate) fn frames(skb: &Skb, splits: u32) -> u64 {
     if skb.segment_bytes() == 0 || splits == 0 {
@@ -45,7 +46,7 @@ fn split(skb: &Skb, splits: u32) -> u64 {
     u64::from(skb.segments_behind(kind.header_bytes))
 }
 
-/// `None` for what is not known.
+/// Returns `None` for a transport that is neither TCP nor UDP.
 #[inline(always)]
 fn kind(skb: &Skb) -> Option<Kind> {
     let ether_type = skb.protocol() as u16;
