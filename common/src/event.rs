@@ -1,13 +1,12 @@
 //! Records of the `EVENTS` ring buffer, kernel to agent.
 //!
-//! Every record starts with [`Kind`] as a `u32` in host order and has the size of its type, so a
-//! reader knows the type from the first four bytes. Events are hints: the maps are the truth, and
-//! a record that found the ring full is counted (`EventsLost`), upon which the agent reads the
-//! maps again.
+//! Every record starts with [`Kind`] as a `u32` in host order and has the size of its type, so the
+//! first four bytes tell the type. Events are hints; the maps are the truth. The program counts an
+//! event that a full ring buffer refuses (`EventsLost`), and the agent then reads the maps again.
 
 use crate::maps::{Listener, ListenerKey, Querier, QuerierKey, Source, SourceKey, StreamKey};
 
-/// First field of every record.
+/// Type of a record, its first field.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -23,98 +22,100 @@ pub enum Kind {
     Unfinished = 5,
 }
 
-/// What happened to a listener or a source.
+/// Change of a listener or a source.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// It is new, its filter mode or list changed, or it answered a Query. The events of a
-    /// record's sources come before that of its listener, whose generation says which are current.
+    /// The entry is new, its filter mode or list changed, or it answered a Query. The events of a
+    /// record's sources precede the event of its listener, whose generation tells which sources are
+    /// current.
     Updated = 1,
-    /// It left; the value is the last one it had.
+    /// The entry was removed; the event carries its last value.
     Removed = 2,
 }
 
-/// A listener was reported or left: 72 bytes, align 8.
+/// Event of a listener: 72 bytes, align 8.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ListenerEvent {
     /// [`Kind::Listener`].
     pub kind: u32,
-    /// [`Change`].
+    /// Number of a [`Change`].
     pub change: u32,
-    /// The listener.
+    /// Key of the listener.
     pub key: ListenerKey,
-    /// Its state after the change.
+    /// Value of the listener after the change.
     pub value: Listener,
 }
 
-/// A source was added to or removed from a listener's list: 64 bytes, align 8.
+/// Event of a source in a listener's list: 64 bytes, align 8.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SourceEvent {
     /// [`Kind::Source`].
     pub kind: u32,
-    /// [`Change`].
+    /// Number of a [`Change`].
     pub change: u32,
-    /// The source.
+    /// Key of the source.
     pub key: SourceKey,
-    /// Its state after the change.
+    /// Value of the source after the change.
     pub value: Source,
 }
 
-/// The first packet of a flow and origin since its address was watched: 64 bytes, align 8.
+/// The first packet of a flow and origin since [`crate::maps::Managed::watch_since_ns`]: 64 bytes,
+/// align 8.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FirstPacketEvent {
     /// [`Kind::FirstPacket`].
     pub kind: u32,
-    /// The uplink it came in by.
+    /// Uplink that received the packet.
     pub ifindex: u32,
-    /// When it came.
+    /// Arrival of the packet.
     pub at_ns: u64,
-    /// The flow.
+    /// Key of the flow.
     pub key: StreamKey,
-    /// [`crate::maps::Origin`].
+    /// Number of a [`crate::maps::Origin`].
     pub origin: u32,
-    /// Always zero.
+    /// Padding, always zero.
     pub pad: u32,
 }
 
-/// An MLD General Query came in: 56 bytes, align 8.
+/// Event of an MLD General Query: 56 bytes, align 8.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QueryEvent {
     /// [`Kind::Query`].
     pub kind: u32,
-    /// Always zero.
+    /// Padding, always zero.
     pub pad: u32,
-    /// Where it came in.
+    /// Uplink and VLAN that received the Query.
     pub key: QuerierKey,
-    /// What it said.
+    /// Parameters of the Query.
     pub value: Querier,
 }
 
 /// Longest frame that [`UnfinishedEvent`] carries, bytes.
 pub const UNFINISHED_FRAME_BYTES: usize = 4096;
 
-/// A valid Report that the program could not finish: 2,072 bytes, align 8. Userspace applies it
-/// with the same rules ([`crate::snoop`]).
+/// A valid Report that exceeds the program's limits: 4,120 bytes, align 8. The agent applies the
+/// Report by the same rules ([`crate::snoop`]).
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct UnfinishedEvent {
     /// [`Kind::Unfinished`].
     pub kind: u32,
-    /// The TAP it came in by.
+    /// TAP that received the Report.
     pub ifindex: u32,
-    /// When it came.
+    /// Arrival of the Report.
     pub at_ns: u64,
-    /// VLAN identifier taken from the frame's metadata, 0 for none.
+    /// VLAN identifier in the skb metadata, 0 for none.
     pub vlan_metadata: u16,
-    /// Always zero.
+    /// Padding, always zero.
     pub pad: u16,
-    /// Bytes of `frame` that are used.
+    /// Used bytes of `frame`.
     pub length: u32,
-    /// The frame from its Ethernet header on.
+    /// Frame from its Ethernet header on.
     pub frame: [u8; UNFINISHED_FRAME_BYTES],
 }
 

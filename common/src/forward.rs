@@ -1,9 +1,9 @@
-//! Rules for packets that come for an address which its VM has left: another destination, one hop
-//! limit less, and nothing else changes. Likewise for those that the VM, where it is now, still sends
-//! from there: another source.
+//! Rules for forwarding and translation. A packet for an address that a VM has left gets another
+//! destination; a packet that the VM still sends from such an address gets another source. Either
+//! way the hop limit decreases by one and nothing else changes.
 //!
-//! Where both addresses are neutral to one HoA ([`crate::mat::neutral`]) their sums are the same and
-//! no checksum has to follow.
+//! Two addresses that are neutral to one HoA ([`crate::mat::neutral`]) have the same sum, so no
+//! checksum changes.
 
 use crate::maps::Address;
 use crate::mat::neutral;
@@ -14,28 +14,28 @@ use crate::wire::{ipv6, udp};
 /// Next header value of TCP.
 pub const TCP: u8 = 6;
 
-/// What one address in the place of another adds to a checksum, as `bpf_csum_diff` gives it; 0 where
-/// that is nothing.
+/// Returns the difference that the address `to` in the place of `from` adds to a checksum, as
+/// `bpf_csum_diff` returns it; 0 for equal sums.
 pub fn difference(from: &Address, to: &Address) -> u32 {
     if neutral::is_neutral(*from, *to) {
         return 0;
     }
-    // In one's complement a sum of swapped words is the sum, swapped.
+    // In one's complement, the sum of swapped words is the swapped sum.
     u32::from(neutral::sum(*to).to_be()) + u32::from(!neutral::sum(*from).to_be())
 }
 
-/// Whether a packet has a meaning on this link only: Neighbor Discovery, which hosts ignore once it
-/// was forwarded, and link-local senders.
+/// Whether a packet is valid on this link only: it has a link-local source, or is a Neighbor
+/// Discovery message, which hosts ignore after forwarding (RFC 4861 §3.1).
 #[inline(always)]
 pub fn stays(header: &Header) -> bool {
-    // The type of an ICMPv6 message stands where UDP has the upper half of its source port.
+    // The ICMPv6 type has the position of the first byte of a UDP source port.
     let [kind, _] = header.source_port.to_ne_bytes();
     ipv6::is_link_local(&header.source)
         || header.next_header == ICMPV6 && (FIRST_TYPE..=LAST_TYPE).contains(&kind)
 }
 
-/// Where the checksum over the addresses stands, bytes from the first of the frame; `None` for
-/// protocols that are not known, and behind extension headers.
+/// Returns the offset of the L4 checksum in the frame, bytes; `None` for unknown protocols and
+/// behind extension headers.
 #[inline(always)]
 pub fn checksum_offset(next_header: u8) -> Option<usize> {
     match next_header {
@@ -46,7 +46,7 @@ pub fn checksum_offset(next_header: u8) -> Option<usize> {
     }
 }
 
-/// Makes a packet the one that is sent on. The MACs, destination first, are those of the route.
+/// Rewrites a packet to its new destination. `macs` are destination and source MAC of the route.
 #[inline(always)]
 pub fn send_on<H: Rewrite>(
     header: &mut H,
@@ -60,7 +60,7 @@ pub fn send_on<H: Rewrite>(
     header.set_destination(destination);
 }
 
-/// Makes a packet one from another address. Its MACs are those of the way that it takes.
+/// Rewrites a packet to its new source. The neighbour subsystem writes the MACs.
 #[inline(always)]
 pub fn send_from<H: Rewrite>(header: &mut H, source: &Address, hop_limit: u8) {
     header.set_hop_limit(hop_limit.wrapping_sub(1));
@@ -87,7 +87,7 @@ mod tests {
         fn difference_takes_one_sum_to_the_other(from: [u8; 16], to: [u8; 16]) {
             let (old, new) = (neutral::sum(from).to_be(), neutral::sum(to).to_be());
             let sum = fold(u64::from(old) + u64::from(difference(&from, &to)));
-            // Both zeros are one.
+            // One's complement has two zeros.
             prop_assert_eq!(sum % 0xffff, new % 0xffff);
         }
     }

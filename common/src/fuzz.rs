@@ -1,7 +1,7 @@
-//! What must hold for any bytes, as functions of bytes: fuzz targets.
+//! Fuzz targets: properties that hold for any input bytes.
 //!
-//! libFuzzer calls them with what it makes up (`cargo xtask fuzz`), and the unit tests with all that it has
-//! found so far, which is in `tests/fuzz`.
+//! libFuzzer calls the targets with generated inputs (`cargo xtask fuzz`); the unit tests call them
+//! with the corpus in `tests/fuzz`.
 
 #![allow(
     clippy::unwrap_used,
@@ -17,7 +17,7 @@ mod translate;
 /// Name and body of a target.
 pub type Target = (&'static str, fn(&[u8]));
 
-/// All targets.
+/// Every target, by the name of its corpus folder.
 pub const TARGETS: &[Target] = &[
     ("signalling", signalling::run),
     ("mld", mld::run),
@@ -27,7 +27,7 @@ pub const TARGETS: &[Target] = &[
     ("translate", translate::run),
 ];
 
-/// Puts a right checksum into an ICMPv6 message that starts at `start`, which no fuzzer would guess.
+/// Writes the right checksum into the ICMPv6 message at `start`, which no fuzzer would guess.
 fn finish(frame: &mut [u8], start: usize) {
     use crate::wire::{checksum, ipv6, mld};
 

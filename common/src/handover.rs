@@ -1,7 +1,8 @@
-//! What the two ends of a migration compare: flows and packets of one guest, told apart by numbers.
+//! Identification of flows and packets of one guest by numbers that both ends of a migration
+//! compare.
 //!
-//! Both ends make them of the same bytes, whichever way the packets came and whoever has finished
-//! their checksums: neither Ethernet header, hop limit nor checksum is part of them.
+//! Both ends compute the numbers from bytes that no path changes: Ethernet header, hop limit and
+//! checksum are no part of the numbers.
 
 use crate::hash::Hash;
 use crate::maps::StreamKey;
@@ -11,47 +12,47 @@ use crate::wire::ipv6::Header;
 use crate::wire::mld::{self, ICMPV6};
 use crate::wire::{ipv6, udp};
 
-/// Ethernet destination of probes: frames that go into a TAP before each that is recorded or kept, and
-/// that no guest takes for its own. Locally administered, and of nobody.
+/// Ethernet destination of probes, locally administered and unused by any device. A probe enters a
+/// TAP before each recorded or copied frame; no guest accepts a probe.
 ///
-/// A hypervisor that stops a VM loses the first frame that it reads from then on, and a VM whose
-/// receive queue was full at that moment has lost one, too; in either case the hypervisor goes on to
-/// read one more. With probes, the one that is lost is a probe: whatever was read last, the VM has
-/// had all the packets before it.
+/// A hypervisor that stops a VM loses the first frame that it reads after the stop. A VM whose
+/// receive queue was full at that moment loses a frame too. In both cases the hypervisor reads one
+/// more frame. With probes the lost frame is a probe: the VM has received every packet before the
+/// last frame that the hypervisor read.
 pub const PROBE_MAC: [u8; 6] = *b"\x02rprob";
 
-/// EtherType of probes: for local experiments (IEEE 802).
+/// EtherType of probes: local experimental (IEEE 802).
 pub const PROBE_ETHER_TYPE: u16 = 0x88b5;
 
-/// Payloads from this length on are looked at in between too, bytes.
+/// Length from which a fingerprint also covers the middle of a payload, bytes.
 const LONG: usize = 512;
-/// Into how many parts; seven transport stream packets fill a datagram, and each has its counter at
-/// its beginning.
+/// Parts of a long payload. Seven transport stream packets fill a datagram, and each has a counter
+/// at its start.
 const PARTS: usize = 7;
-/// Bytes looked at where a part begins.
+/// Bytes that a fingerprint covers at the start of a part.
 const PART: usize = 16;
 
-/// A multicast packet of routable scope, which is what a handover is about.
+/// A multicast packet of routable scope, as a handover delivers them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packet {
-    /// Its flow. The ports are 0 unless UDP follows the IPv6 header.
+    /// Flow of the packet. The ports are 0 unless UDP follows the IPv6 header.
     pub stream: StreamKey,
-    /// What the guest's application gets of it.
+    /// Position of the payload that the guest's application receives.
     pub payload: Payload,
 }
 
-/// Where the payload of a packet is: that of UDP, or all that follows the IPv6 header.
+/// Position of a packet's payload: the payload of UDP, or all bytes after the IPv6 header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Payload {
-    /// Where it starts, bytes.
+    /// Offset in the frame, bytes.
     pub offset: usize,
-    /// Its length, bytes; never more than the frame has.
+    /// Payload length, bytes; at most what the frame has.
     pub length: u16,
 }
 
 impl Payload {
-    /// The payload in a frame of `frame_bytes`, whose IPv6 header ends at `start` and says that
-    /// `length` bytes follow. What the frame has beyond them is padding.
+    /// Returns the payload of a frame of `frame_bytes` bytes, whose IPv6 header ends at `start` and
+    /// announces `length` bytes. Further bytes of the frame are padding.
     #[inline(always)]
     pub fn new(frame_bytes: usize, start: usize, length: u16, is_udp: bool) -> Self {
         let there = frame_bytes.saturating_sub(start);
@@ -69,8 +70,8 @@ impl Payload {
     }
 }
 
-/// Looks at a frame; `None` for all that a handover leaves alone: what is not IPv6, not multicast
-/// or of a scope that ends at the link, and MLD, whose Queries may be sent to any address.
+/// Parses a frame. Returns `None` for frames outside a handover: not IPv6, not multicast,
+/// link-local or smaller scope, and MLD, whose Queries may have any destination.
 #[inline(always)]
 pub fn packet<P: PacketRead + ?Sized>(packet: &P) -> Option<Packet> {
     let frame = mld::ipv6_frame(packet)?;
@@ -101,7 +102,8 @@ pub fn packet<P: PacketRead + ?Sized>(packet: &P) -> Option<Packet> {
     })
 }
 
-/// Whether a packet with Hop-by-Hop Options is one of MLD's: ICMPv6 that stays on the link.
+/// Whether a packet with Hop-by-Hop Options is MLD: ICMPv6 with a hop limit of 1 and a link-local
+/// or unspecified source.
 #[inline(always)]
 fn is_mld<P: PacketRead + ?Sized>(packet: &P, header: &Header, start: usize) -> bool {
     header.hop_limit == 1
@@ -109,7 +111,7 @@ fn is_mld<P: PacketRead + ?Sized>(packet: &P, header: &Header, start: usize) -> 
         && packet.read::<1>(start) == Ok([ICMPV6])
 }
 
-/// A flow, whose key is given as words of memory.
+/// Hash of a flow whose key is given as words of memory.
 #[inline(always)]
 pub fn flow_hash(flow: [u64; 5]) -> u64 {
     let mut hash = Hash::new(0);
@@ -119,7 +121,7 @@ pub fn flow_hash(flow: [u64; 5]) -> u64 {
     hash.finish()
 }
 
-/// The same of a key.
+/// Hash of a flow's key.
 pub fn flow_hash_of(stream: &StreamKey) -> u64 {
     let word = |bytes: &[u8], at: usize| {
         let mut word = [0; 8];
@@ -139,12 +141,12 @@ pub fn flow_hash_of(stream: &StreamKey) -> u64 {
     ])
 }
 
-/// A packet within its flow: `length` bytes at `payload`, of which the first 64, the last 16 and,
-/// if there are 512 or more, 16 at each seventh count.
+/// Fingerprint of a packet within its flow. The fingerprint covers the first 64 and the last 16 of
+/// `length` bytes at `payload`; for 512 bytes and more also 16 bytes at each seventh.
 ///
 /// # Errors
 ///
-/// [`Truncated`] when the packet is shorter than that.
+/// [`Truncated`] when the packet is shorter than `payload + length`.
 #[inline(always)]
 pub fn fingerprint<P: PacketRead + ?Sized>(
     packet: &P,

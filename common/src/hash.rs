@@ -1,14 +1,14 @@
-//! The hash behind fingerprints of packets.
+//! The hash behind the fingerprints of packets.
 
 use crate::packet::{PacketRead, Truncated};
 
-/// Payload bytes at the beginning that [`Hash::ends`] covers.
+/// Bytes at the start of a payload that [`Hash::ends`] covers.
 const HEAD: usize = 64;
-/// And at the end.
+/// Bytes at the end of a payload that [`Hash::ends`] covers.
 const TAIL: usize = 16;
 
-/// A hash that is fast in 64-bit steps (multiply and rotate, with MurmurHash3's finish). It has no
-/// secret: who can choose the packets of a flow harms that flow only.
+/// A hash in 64-bit steps (multiply and rotate, with the finalizer of MurmurHash3). The hash has no
+/// secret: a sender who chooses the packets of a flow harms that flow only.
 pub(crate) struct Hash(u64);
 
 impl Hash {
@@ -37,11 +37,12 @@ impl Hash {
         hash ^ (hash >> 33)
     }
 
-    /// Takes in the first 64 and the last 16 of `length` bytes at `payload`, as far as they exist.
+    /// Hashes the first 64 and the last 16 of `length` bytes at `payload`; all bytes of a payload
+    /// shorter than 64.
     ///
     /// # Errors
     ///
-    /// [`Truncated`] when the packet is shorter than that.
+    /// [`Truncated`] when the packet is shorter than `payload + length`.
     #[inline(always)]
     pub(crate) fn ends<P: PacketRead + ?Sized>(
         &mut self,
@@ -54,7 +55,8 @@ impl Hash {
             self.bytes(&packet.read::<TAIL>(payload + length - TAIL)?);
             return Ok(());
         }
-        // A shorter one by its binary digits, because a read has a constant length.
+        // Reads a shorter payload by the binary digits of its length, because a read has a constant
+        // length.
         let mut at = payload;
         if length & 32 != 0 {
             self.bytes(&packet.read::<32>(at)?);

@@ -1,10 +1,11 @@
-//! When a program lets the one who watches it know that it goes on.
+//! Timing of watchdog notifications (`WatchdogSec=` of systemd).
 //!
-//! The loop of a program asks by itself, each time round, so that a loop that stands still is missed.
+//! The main loop of a program polls the heartbeat each time round, so a stuck loop misses its
+//! notification.
 
 use core::time::Duration;
 
-/// The times of the signs of life. Times are those since any moment that stays the same.
+/// Schedule of the notifications. Times count from an arbitrary fixed moment.
 #[derive(Clone, Debug)]
 pub struct Heartbeat {
     period: Option<Duration>,
@@ -12,11 +13,11 @@ pub struct Heartbeat {
 }
 
 impl Heartbeat {
-    /// For one who waits so long for a sign of life; for nobody if there is none. The first is due at
-    /// once.
+    /// A schedule for a watchdog with the timeout `patience`, without notifications for `None`. The
+    /// first notification is due at once.
     pub fn new(patience: Option<Duration>) -> Self {
         Self {
-            // One may be late without harm.
+            // Half of the timeout, so that one notification may be late.
             period: patience
                 .map(|patience| patience / 2)
                 .filter(|period| !period.is_zero()),
@@ -24,7 +25,7 @@ impl Heartbeat {
         }
     }
 
-    /// Whether to give a sign now; the next one is due after half of the patience.
+    /// Returns whether to send a notification now; the next one is due after half the timeout.
     pub fn is_due(&mut self, now: Duration) -> bool {
         match self.period {
             Some(period) if now >= self.due => {
@@ -35,7 +36,7 @@ impl Heartbeat {
         }
     }
 
-    /// When the next one is due; never if nobody waits.
+    /// Time of the next notification; `None` without a watchdog.
     pub fn poll_timeout(&self) -> Option<Duration> {
         self.period.map(|_| self.due)
     }

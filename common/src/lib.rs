@@ -1,28 +1,28 @@
-//! Every byte layout and every packet rule of Roamcast, once.
+//! Byte layouts and packet rules of Roamcast.
 //!
-//! The kernel programs, the agent and `migkick` share this crate. It does no I/O and, without
-//! the `user` feature, allocates nothing, so that one function runs in the kernel and in
+//! The kernel programs, the agent and `migkick` share this crate. The crate does no I/O and, without
+//! the `user` feature, allocates nothing, so the same function runs in the kernel and in
 //! `cargo test`.
 //!
 //! # Layout
 //!
-//! | module | holds | used by |
+//! | module | contents | used by |
 //! |---|---|---|
 //! | [`packet`] | the trait through which every parser reads a packet | all |
 //! | [`wire`] | Ethernet, IPv6, UDP, MLD and checksum rules | all |
-//! | [`snoop`] | what an MLD message does to the listener tables | kernel, agent |
-//! | [`relay`] | how multicast becomes unicast and multicast again, and which copy passes | kernel, agent, relay |
-//! | [`mat`] | mobility of unicast: addresses, keys and messages | kernel, IMS, `migkick` |
+//! | [`snoop`] | the effect of an MLD message on the listener tables | kernel, agent |
+//! | [`relay`] | rewrites between multicast and relayed unicast; detection of second copies | kernel, agent, relay |
+//! | [`mat`] | unicast mobility: addresses, keys and messages | kernel, IMS, `migkick` |
 //! | [`maps`] | keys and values of the BPF maps | kernel, agent |
-//! | [`handover`] | how the two ends of a migration tell packets apart | kernel, agent |
-//! | [`forward`] | packets for an address that its VM has left | kernel, agent |
-//! | [`trace`] | what the kernel programs tell of their decisions | kernel, agent |
+//! | [`handover`] | identification of packets at both ends of a migration | kernel, agent |
+//! | [`forward`] | packets for an address that a VM has left | kernel, agent |
+//! | [`trace`] | records of the kernel programs' decisions | kernel, agent |
 //! | [`event`] | ring buffer records, kernel to agent | kernel, agent |
-//! | [`text`] | text of others, as it is shown | agent, `migkick` |
-//! | [`counter`] | the named reasons behind every counter | kernel, agent |
-//! | [`heartbeat`] | when a loop shows that it goes on | agent, `migkick` |
+//! | [`text`] | escaping of foreign text for display | agent, `migkick` |
+//! | [`counter`] | the names of all counters | kernel, agent |
+//! | [`heartbeat`] | timing of watchdog notifications | agent, `migkick` |
 //! | `signal` | signalling messages (feature `user`) | agent, `migkick` |
-//! | `fuzz` | what must hold for any bytes | tests |
+//! | `fuzz` | properties that hold for any input | tests |
 
 #![no_std]
 

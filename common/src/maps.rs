@@ -1,9 +1,8 @@
 //! Keys and values of the BPF maps under `/sys/fs/bpf/roamcast/`.
 //!
-//! All are `#[repr(C)]` without implicit padding, so BTF shows every field and a key compares
-//! equal byte for byte. Addresses are 16 bytes in network order (IPv4, when it comes, will be
-//! v4-mapped); every other number is in host order. Times are `CLOCK_MONOTONIC` nanoseconds
-//! (`bpf_ktime_get_ns`).
+//! Every type is `#[repr(C)]` without implicit padding, so BTF shows every field, and keys compare
+//! byte for byte. Addresses are 16 bytes in network order (a future IPv4 address is v4-mapped); all
+//! other numbers are in host order. Times are `CLOCK_MONOTONIC` nanoseconds (`bpf_ktime_get_ns`).
 
 mod forward;
 mod gate;
@@ -13,11 +12,11 @@ pub use forward::*;
 pub use gate::*;
 pub use relay::*;
 
-/// Version of all layouts in this module and in [`crate::event`]; part of the pin path, so an
-/// agent with other layouts starts clean instead of misreading what is pinned.
+/// Version of the layouts in this module and in [`crate::event`]. The pin path contains the
+/// version, so an agent with other layouts starts with empty maps and never misreads pinned maps.
 pub const LAYOUT_VERSION: u32 = 8;
 
-/// Multicast address in network order.
+/// IPv6 address in network order, 16 bytes.
 pub type Address = [u8; 16];
 
 /// Filter mode of a listener (RFC 9777 §4.2), as stored in [`Listener::filter_mode`].
@@ -31,7 +30,7 @@ pub enum FilterMode {
 }
 
 impl FilterMode {
-    /// Decodes [`Listener::filter_mode`]; `None` for a byte that was never written by us.
+    /// Decodes [`Listener::filter_mode`]; `None` for any other byte.
     pub fn from_u8(byte: u8) -> Option<Self> {
         match byte {
             1 => Some(Self::Include),
@@ -45,18 +44,18 @@ impl FilterMode {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ListenerKey {
-    /// The TAP that the Report came in by, which is the identity of the VM.
+    /// TAP that received the Report; identifies the VM.
     pub ifindex: u32,
     /// VLAN identifier, 0 for untagged.
     pub vlan: u16,
-    /// Always zero.
+    /// Padding, always zero.
     pub pad: u16,
-    /// Multicast address listened to.
+    /// Multicast address that the VM listens to, network order.
     pub multicast_address: Address,
 }
 
 impl ListenerKey {
-    /// The address that is watched for the listener.
+    /// Key of `MANAGED` for the listener's address.
     pub fn managed(&self) -> ManagedKey {
         ManagedKey {
             vlan: self.vlan,
@@ -70,14 +69,15 @@ impl ListenerKey {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Listener {
-    /// When the address was first reported.
+    /// Time of the first Report of the address.
     pub first_report_ns: u64,
-    /// When it was last reported, by any record.
+    /// Time of the last Report of the address, any record type.
     pub last_report_ns: u64,
-    /// When it was last reported by a record that answers a Query (MODE_IS_INCLUDE,
-    /// MODE_IS_EXCLUDE or an MLDv1 Report); 0 if never.
+    /// Time of the last record that answers a Query (MODE_IS_INCLUDE, MODE_IS_EXCLUDE or an MLDv1
+    /// Report); 0 for never.
     pub last_answer_ns: u64,
-    /// Generation of the source list; entries of `LISTENER_SOURCES` with another one are stale.
+    /// Generation of the source list. Entries of `LISTENER_SOURCES` of another generation are
+    /// stale.
     pub generation: u32,
     /// Number of sources in the list.
     pub source_count: u32,
@@ -85,12 +85,12 @@ pub struct Listener {
     pub filter_mode: u8,
     /// MLD version of the last Report: 1 or 2.
     pub mld_version: u8,
-    /// Ethernet source of the last Report. The guest chooses it, so it identifies nobody.
+    /// Ethernet source of the last Report. The guest chooses the address, so it identifies nobody.
     pub guest_mac: [u8; 6],
 }
 
 impl Listener {
-    /// All zero: no listener.
+    /// A listener of zeros, for no listener.
     pub const NONE: Self = Self {
         first_report_ns: 0,
         last_report_ns: 0,
@@ -107,9 +107,9 @@ impl Listener {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SourceKey {
-    /// The listener that the source belongs to.
+    /// Listener whose list has the source.
     pub listener: ListenerKey,
-    /// Source address.
+    /// Source address, network order.
     pub source: Address,
 }
 
@@ -117,18 +117,18 @@ pub struct SourceKey {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Source {
-    /// When the source was last reported.
+    /// Time of the last Report of the source.
     pub last_report_ns: u64,
-    /// Generation of the list it belongs to; see [`Listener::generation`].
+    /// Generation of the list that has the source; see [`Listener::generation`].
     pub generation: u32,
-    /// [`FilterMode`] of the list: whether the source is included or excluded.
+    /// [`FilterMode`] of the list: INCLUDE or EXCLUDE the source.
     pub filter_mode: u8,
-    /// Always zero.
+    /// Padding, always zero.
     pub pad: [u8; 3],
 }
 
 impl Source {
-    /// All zero: no source.
+    /// A source of zeros, for no source.
     pub const NONE: Self = Self {
         last_report_ns: 0,
         generation: 0,
@@ -140,36 +140,36 @@ impl Source {
 /// Key of `PORTS` and `PORT_USAGE`: the ifindex of a TAP.
 pub type PortKey = u32;
 
-/// Value of `PORTS`, written by the agent only: 32 bytes, align 4.
+/// Value of `PORTS`: 32 bytes, align 4. Only the agent writes it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Port {
-    /// Most listeners (multicast addresses, over all VLANs) that the port may have.
+    /// Limit of listeners (multicast addresses over all VLANs).
     pub max_listeners: u32,
-    /// Most sources that the port may have over all its listeners.
+    /// Limit of sources over all listeners.
     pub max_sources: u32,
-    /// Most Reports that the port may send each second; also the burst.
+    /// Limit of Reports per second; also the burst.
     pub reports_per_second: u32,
-    /// Listeners that the agent has removed for age, to be taken from
-    /// [`PortUsage::listeners`]; wraps.
+    /// Listeners that the agent removed by age; wraps. The kernel subtracts the number from
+    /// [`PortUsage::listeners`].
     pub expired_listeners: u32,
-    /// Sources that the agent has removed for age or generation, likewise.
+    /// Sources that the agent removed by age or generation; wraps. See [`PortUsage::sources`].
     pub expired_sources: u32,
-    /// Most datagrams that the port may send to the agent each second; also the burst.
+    /// Limit of datagrams to the agent per second; also the burst.
     pub datagrams_per_second: u32,
-    /// Most flows in `DELIVERED`.
+    /// Limit of flows in `DELIVERED`.
     pub max_flows: u32,
-    /// Flows that the agent has removed from there, to be taken from [`PortUsage::flows`]; wraps.
+    /// Flows that the agent removed from `DELIVERED`; wraps. See [`PortUsage::flows`].
     pub forgotten_flows: u32,
 }
 
-/// What a port may still send, a token bucket that holds what a second gives: 16 bytes, align 8.
+/// Token bucket that holds the tokens of one second: 16 bytes, align 8.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Allowance {
-    /// When it was last topped up.
+    /// Time of the last refill.
     pub refill_ns: u64,
-    /// What is left, in thousandths.
+    /// Tokens left, in thousandths.
     pub milli: u64,
 }
 
@@ -177,8 +177,8 @@ impl Allowance {
     const ONE: u64 = 1000;
     const SECOND_NS: u64 = 1_000_000_000;
 
-    /// Takes one, of `per_second`; `false` when none is left. Two CPUs that take at the same moment
-    /// may take one for two, which is harmless.
+    /// Takes one token at a rate of `per_second`; `false` when the bucket is empty. Two CPUs at the
+    /// same moment may take one token for two, which does no harm.
     #[inline(always)]
     pub fn take(&mut self, per_second: u32, at_ns: u64) -> bool {
         let rate = u64::from(per_second);
@@ -203,75 +203,77 @@ impl Allowance {
     }
 }
 
-/// Value of `PORT_USAGE`, written by the kernel only: 120 bytes, align 8.
+/// Value of `PORT_USAGE`: 120 bytes, align 8. Only the kernel writes it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PortUsage {
-    /// Reports that may still be sent.
+    /// Bucket of [`Port::reports_per_second`].
     pub report_allowance: Allowance,
-    /// Datagrams to the agent that may still be sent.
+    /// Bucket of [`Port::datagrams_per_second`].
     pub datagram_allowance: Allowance,
-    /// Listeners added minus those removed by the kernel; wraps. Minus
-    /// [`Port::expired_listeners`] it is the number of listeners.
+    /// Listeners that the kernel added minus those that it removed; wraps. The port has `listeners`
+    /// minus [`Port::expired_listeners`] listeners.
     pub listeners: u32,
-    /// Sources likewise.
+    /// Sources that the kernel added minus those that it removed; wraps. The port has `sources`
+    /// minus [`Port::expired_sources`] sources.
     pub sources: u32,
-    /// Reports and Dones taken in.
+    /// Accepted Reports and Dones.
     pub reports: u64,
-    /// Reports dropped because the port sent too many in a second.
+    /// Reports dropped by the rate limit.
     pub refused_reports: u64,
-    /// Records dropped because the port has too many listeners or the map is full.
+    /// Records refused by the limit of listeners or a full map.
     pub refused_listeners: u64,
-    /// Sources dropped because the port has too many or the map is full.
+    /// Sources refused by the limit of sources or a full map.
     pub refused_sources: u64,
-    /// MLD frames that break a rule of the protocol.
+    /// MLD frames that violate RFC 9777.
     pub malformed: u64,
-    /// Datagrams to the agent that were marked with the port.
+    /// Datagrams to the agent that `snoop` marked with the port.
     pub datagrams: u64,
-    /// Datagrams to the agent dropped because the port sent too many in a second.
+    /// Datagrams to the agent dropped by the rate limit.
     pub refused_datagrams: u64,
-    /// Datagrams dropped that would have been taken for an agent's, or hide what they are.
+    /// Dropped datagrams of the VM that pose as an agent's, or hide their headers.
     pub forged_datagrams: u64,
-    /// Signalling on its way to the port that is not from this host's agent; dropped.
+    /// Dropped signalling for the VM that this host's agent did not send.
     pub withheld_datagrams: u64,
-    /// Flows added to `DELIVERED`; wraps. Minus [`Port::forgotten_flows`] it is their number.
+    /// Flows that the kernel added to `DELIVERED`; wraps. The port has `flows` minus
+    /// [`Port::forgotten_flows`] flows.
     pub flows: u32,
-    /// Always zero.
+    /// Padding, always zero.
     pub pad: u32,
 }
 
-/// Key of `MANAGED`: 20 bytes, align 2. A multicast address whose streams are watched.
+/// Key of `MANAGED`: 20 bytes, align 2. A multicast address whose streams the programs observe.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ManagedKey {
     /// VLAN identifier, 0 for untagged.
     pub vlan: u16,
-    /// Always zero.
+    /// Padding, always zero.
     pub pad: u16,
-    /// Multicast address.
+    /// Multicast address, network order.
     pub multicast_address: Address,
 }
 
-/// Value of `MANAGED`: 16 bytes, align 8. Written by the agent; the kernel counts in it.
+/// Value of `MANAGED`: 16 bytes, align 8. The agent writes the value; the kernel updates `told` and
+/// `flows`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Managed {
-    /// The first packet of each flow and origin after this moment raises an event.
+    /// The first packet of each flow and origin after this time raises an event.
     pub watch_since_ns: u64,
-    /// [`Origins`].
+    /// Bits of [`Origins`]: which copies pass.
     pub origins: u8,
-    /// When the last flow without room has raised an event, as [`Managed::slot`] gives it. 0: none
-    /// has yet.
+    /// [`Managed::slot`] of the last event about a flow without room; 0 before the first event.
     pub told: u8,
-    /// Most flows in `STREAMS`.
+    /// Limit of flows in `STREAMS`.
     pub max_flows: u16,
-    /// Flows there. What the kernel adds while the agent writes may be lost until the agent counts
-    /// them again.
+    /// Flows in `STREAMS`. A write of the agent may overwrite increments of the kernel until the
+    /// agent counts again.
     pub flows: u32,
 }
 
 impl Managed {
-    /// One without flows.
+    /// Value of an address without flows.
     pub fn new(watch_since_ns: u64, origins: Origins, max_flows: u16) -> Self {
         Self {
             watch_since_ns,
@@ -282,33 +284,33 @@ impl Managed {
         }
     }
 
-    /// A moment by its slot of 134 ms, 1 to 255 and over again.
+    /// Number of the time slot of 134 ms that contains `at_ns`: 1 to 255, repeating.
     #[inline(always)]
     pub fn slot(at_ns: u64) -> u8 {
         ((at_ns >> 27) % 255) as u8 + 1
     }
 }
 
-/// Key of `STREAMS`: 40 bytes, align 2. One flow, of which the value says what came natively.
+/// Key of `STREAMS`: 40 bytes, align 2. The value counts natively received packets of the flow.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StreamKey {
-    /// Multicast address.
+    /// Multicast address, network order.
     pub multicast_address: Address,
-    /// Source address.
+    /// Source address, network order.
     pub source: Address,
-    /// UDP source port, host order; 0 where the packet has none.
+    /// UDP source port, host order; 0 without UDP.
     pub source_port: u16,
-    /// UDP destination port, host order; 0 where the packet has none.
+    /// UDP destination port, host order; 0 without UDP.
     pub destination_port: u16,
     /// VLAN identifier, 0 for untagged.
     pub vlan: u16,
-    /// Always zero.
+    /// Padding, always zero.
     pub pad: u16,
 }
 
 impl StreamKey {
-    /// The address that the flow is watched under.
+    /// Key of `MANAGED` for the flow's address.
     pub fn managed(&self) -> ManagedKey {
         ManagedKey {
             vlan: self.vlan,
@@ -318,28 +320,28 @@ impl StreamKey {
     }
 }
 
-/// Value of `STREAMS`, and part of that of `RELAY_FLOWS`: 48 bytes, align 8. What came of one flow by
-/// one origin.
+/// Value of `STREAMS`, and part of the value of `RELAY_FLOWS`: 48 bytes, align 8. Packets of one
+/// flow and one origin.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StreamUsage {
-    /// Packets that came.
+    /// Received packets.
     pub packets: u64,
-    /// Their bytes, from the Ethernet header on.
+    /// Bytes of these packets, from the Ethernet header on.
     pub bytes: u64,
-    /// When the first of them came.
+    /// Arrival of the first packet.
     pub first_ns: u64,
-    /// When the last of them came.
+    /// Arrival of the last packet.
     pub last_ns: u64,
-    /// Moving average of the time between two of them (weight of the newest: 1/8).
+    /// Moving average of the inter-arrival time (weight of the newest packet: 1/8).
     pub interarrival_ns: u64,
-    /// Those of them that did not pass: second copies, and all while [`Managed::origins`] excludes
-    /// their origin.
+    /// Packets that did not pass: second copies, and all packets while [`Managed::origins`]
+    /// excludes the origin.
     pub dropped: u64,
 }
 
 impl StreamUsage {
-    /// Adds what came of the same flow, by the same origin, at another place.
+    /// Adds the usage of the same flow and origin from another place.
     pub fn add(&mut self, other: &Self) {
         self.packets += other.packets;
         self.bytes += other.bytes;
@@ -358,11 +360,11 @@ impl StreamUsage {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct QuerierKey {
-    /// The port that the Query came in by.
+    /// Uplink that received the Query.
     pub ifindex: u32,
     /// VLAN identifier, 0 for untagged.
     pub vlan: u16,
-    /// Always zero.
+    /// Padding, always zero.
     pub pad: u16,
 }
 
@@ -370,19 +372,19 @@ pub struct QuerierKey {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Querier {
-    /// When the last General Query came.
+    /// Arrival of the last General Query.
     pub last_query_ns: u64,
     /// Link-local address of the querier.
     pub address: Address,
-    /// Querier's Query Interval in milliseconds (RFC 9777 §9.2; 125 s for MLDv1).
+    /// Querier's Query Interval, milliseconds (RFC 9777 §9.2; 125 s for MLDv1).
     pub query_interval_ms: u32,
-    /// Query Response Interval in milliseconds (RFC 9777 §9.3).
+    /// Query Response Interval, milliseconds (RFC 9777 §9.3).
     pub query_response_interval_ms: u32,
     /// Robustness Variable (RFC 9777 §9.1).
     pub robustness: u8,
     /// MLD version of the Query: 1 or 2.
     pub mld_version: u8,
-    /// Always zero.
+    /// Padding, always zero.
     pub pad: [u16; 3],
 }
 
@@ -453,7 +455,7 @@ mod pod {
 mod tests {
     use super::*;
 
-    /// How many of `tries` at one moment are allowed.
+    /// Counts how many of `tries` attempts at one moment get a token.
     fn take(allowance: &mut Allowance, at_ms: u64, tries: u32) -> usize {
         let at_ns = at_ms * 1_000_000;
         (0..tries).filter(|_| allowance.take(50, at_ns)).count()

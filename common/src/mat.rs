@@ -1,10 +1,10 @@
-//! MAT, the mobility of unicast: a node keeps one address while its place changes.
+//! MAT, unicast mobility: a node keeps one address while it moves between links.
 //!
-//! A node's applications use its HoA, an address that is on `mat0` and routed nowhere. On the
-//! wire stand MoAs, the addresses of its NICs where it is now; the kernel programs `mat_out` and
-//! `mat_in` exchange one for the other at both ends. The mapping server (IMS) knows the MoAs of each
-//! HoA. After draft-inayat-mat-00 (§3.6 alerts, §3.9 two interfaces, §4 messages), with every message
-//! sealed and nothing added to data packets.
+//! Applications of a node use its HoA, an address on `mat0` that no router knows. Packets on the
+//! wire have MoAs, the current addresses of the node's NICs; the kernel programs `mat_out` and
+//! `mat_in` translate between HoA and MoA at both ends. The mapping server (IMS) stores the MoAs of
+//! each HoA. The protocol follows draft-inayat-mat-00 (§3.6 alerts, §3.9 two interfaces, §4
+//! messages); in addition it encrypts every message, and it adds no byte to data packets.
 //!
 //! ```text
 //!  application                                                     application
@@ -14,7 +14,7 @@
 //!    active NIC ----------------------------------------------------'
 //! ```
 //!
-//! # Who tells whom what
+//! # Messages
 //!
 //! ```text
 //!     node a                         IMS                          node b
@@ -33,20 +33,20 @@
 //!       |================ data, translated at both ends ============|
 //! ```
 //!
-//! A move: before it the new MoA is registered with priority 2 and peers are alerted; after it the
-//! priorities change places and peers are alerted again. An alert carries no address: it makes the
-//! peer read the IMS, or choose among the MoAs that the IMS has given it, and an address gets data
-//! only once it has answered an [`message::Echo`].
+//! A node that moves registers its new MoA with priority 2 and alerts its peers. After the move the
+//! node exchanges the priorities and alerts its peers again. An alert carries no address. The peer
+//! reads the mapping from the IMS, or chooses another MoA of the mapping that it has, and sends
+//! data to a MoA only after the MoA answered an [`message::Echo`].
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
-//! | [`neutral`] | MoAs that leave checksums as they are |
-//! | [`translate`] | what becomes of a packet |
-//! | [`maps`], [`counter`] | what the kernel programs know and count |
-//! | `entropy` | where random numbers come from (feature `user`) |
-//! | `key` | keys of nodes and pairs (feature `user`) |
+//! | [`neutral`] | MoAs that keep checksums valid |
+//! | [`translate`] | the decision about each packet |
+//! | [`maps`], [`counter`] | layouts and counters of the kernel programs |
+//! | `entropy` | source of random numbers (feature `user`) |
+//! | `key` | keys of nodes and pairs of nodes (feature `user`) |
 //! | `message` | messages (feature `user`) |
-//! | `seal` | their encryption, the form on the wire (feature `user`) |
+//! | `seal` | encryption and wire format of messages (feature `user`) |
 
 pub mod counter;
 #[cfg(feature = "user")]
@@ -63,7 +63,7 @@ pub mod translate;
 
 /// UDP port of the IMS.
 pub const IMS_PORT: u16 = 47413;
-/// UDP port of a node, for its peers.
+/// UDP port of a node, for other nodes.
 pub const NODE_PORT: u16 = 47414;
-/// Most MoAs of one HoA.
+/// Limit of MoAs per HoA.
 pub const MAX_MOAS: usize = 8;

@@ -1,9 +1,9 @@
 //! The trait through which every parser reads a packet.
 //!
-//! The kernel programs implement it over `bpf_skb_load_bytes`, everyone else over a byte slice,
-//! so a parser written against it runs unchanged in both worlds.
+//! The kernel programs implement the trait over `bpf_skb_load_bytes`, userspace over a byte slice,
+//! so the same parser runs in both.
 
-/// The packet ends before the bytes that were asked for.
+/// The packet ends before the requested bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Truncated;
 
@@ -19,7 +19,7 @@ pub trait PacketRead {
     /// [`Truncated`] when the packet has fewer than `offset + N` bytes.
     fn read<const N: usize>(&self, offset: usize) -> Result<[u8; N], Truncated>;
 
-    /// VLAN identifier that the network card took out of the frame, 0 for none.
+    /// VLAN identifier in the metadata, where the NIC or the kernel put it; 0 for none.
     fn vlan_metadata(&self) -> u16 {
         0
     }

@@ -1,32 +1,32 @@
-//! What a QEMU itself reads of a TAP that vhost-net serves.
+//! Layouts of the programs that count QEMU's own reads from a TAP that vhost-net serves.
 //!
 //! | map | key | value | written by |
 //! |---|---|---|---|
 //! | `READER` | 0 | [`Reader`] | agent |
-//! | `READS` | descriptor of the TAP, `u32` | frames that were read of it, `u64` | agent (0), kernel |
-//! | `READING` | 0 | descriptor that is being read plus 1, or 0, `u32` | kernel |
+//! | `READS` | descriptor of the TAP, `u32` | frames read, `u64` | agent (0), kernel |
+//! | `READING` | 0 | descriptor of the current read plus 1, or 0, `u32` | kernel |
 //!
-//! The object is loaded for one TAP, while that is recorded.
+//! The agent loads one object per TAP, for the time of its recording.
 
-/// Most queues of a TAP, each of which has its descriptor (`MAX_TAP_QUEUES` of Linux).
+/// Limit of a TAP's queues, each with its own descriptor (`MAX_TAP_QUEUES` of Linux).
 pub const MAX_DESCRIPTORS: u32 = 256;
 
-/// The thread whose reads are counted, and how this machine calls `read`. 40 bytes.
+/// The thread whose reads count, and this machine's convention for `read`: 40 bytes, align 8.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Reader {
-    /// Device of the PID namespace in which the thread's number is meant (`st_dev` of
-    /// `/proc/self/ns/pid`, in the kernel's own encoding).
+    /// Device of the PID namespace of `thread` (`st_dev` of `/proc/self/ns/pid`, in the kernel's
+    /// encoding).
     pub namespace_device: u64,
-    /// Inode of that namespace.
+    /// Inode of the PID namespace of `thread` (`st_ino` of `/proc/self/ns/pid`).
     pub namespace_inode: u64,
     /// Number of the system call `read`.
     pub read: u64,
-    /// Where a system call's first argument stands in the kernel's `struct pt_regs`, bytes.
+    /// Offset of a system call's first argument in the kernel's `struct pt_regs`, bytes.
     pub argument_at: u64,
-    /// Number of the thread, which is also the number of its process.
+    /// Thread identifier of QEMU's main thread, equal to its process identifier.
     pub thread: u32,
-    /// Zero.
+    /// Padding, always zero.
     pub pad: u32,
 }
 

@@ -29,10 +29,12 @@
 //!       |<---------------------- MigrationProgress (Completed)  |
 //! ```
 //!
-//! Either side ends it with `MigrationAbort` and a sentence for a person. DstAgent answers `AgentRequest`
-//! by `MigrationProgress` (Preparing) while it has no place for another domain; SrcAgent then asks
-//! again every two seconds. A move that somebody else
-//! has libvirt do begins at the destination, whose libvirt tells its agent:
+//! Either side ends a migration with `MigrationAbort` and a sentence for a person. While DstAgent
+//! has no capacity for another domain, it answers `AgentRequest` with `MigrationProgress`
+//! (Preparing); SrcAgent repeats the request every two seconds.
+//!
+//! A migration that somebody starts in libvirt begins at the destination, whose libvirt notifies
+//! DstAgent:
 //!
 //! ```text
 //!   libvirt                    DstAgent                     SrcAgent
@@ -46,13 +48,14 @@
 //! # Wire format
 //!
 //! A message is the CBOR array `[version, transaction, kind, body]`: the protocol [`VERSION`], a
-//! 64-bit number that an answer repeats, the number of the message, and an array of numbered
-//! fields. Unknown fields are ignored, so fields may be appended within a version. A list or text that
-//! is longer than its bound ([`MAX_LISTENERS`] and its siblings) makes a message malformed; it is
-//! refused before anything of it is kept. An unknown kind or version, or a text that cannot be shown as
-//! it is ([`crate::text`]), is answered with [`PeerMessage::Error`] or [`VmMessage::MigrationAbort`].
+//! 64-bit number that the answer repeats, the number of the message, and an array of numbered
+//! fields. Receivers ignore unknown fields, so a version may append fields. A list or text above
+//! its limit ([`MAX_LISTENERS`] and the other limits) makes a message malformed; the decoder
+//! refuses the message before it stores anything. The receiver answers an unknown kind or version,
+//! and a text that is not plain ([`crate::text`]), with [`PeerMessage::Error`] or
+//! [`VmMessage::MigrationAbort`].
 //!
-//! Which roles may send what to whom is in the agent's module `role`.
+//! The agent's module `role` says which role may send which message to whom.
 //!
 //! | kind | message | fields (number: name, unit) |
 //! |---|---|---|
@@ -67,7 +70,7 @@
 //! | 9 | `MigrationReady` | 0: address set on the idle NIC or null, 1: its MAC or null, 2: addresses left, 3: how long to forward for them (s), 4: whether to translate |
 //! | 10 | `MigrationProgress` | 0: phase, 1: bytes processed, 2: bytes in all, 3: elapsed (ms), 4: VM pause (ms) or null, 5: clock (ns) or null |
 //! | 11 | `MigrationAbort` | 0: reason |
-//! | 12 | `HandoverCut` | 0: clock (ns), 1: NICs with what they have had of each flow |
+//! | 12 | `HandoverCut` | 0: clock (ns), 1: NICs with their delivered packets of each flow |
 //! | 13 | `RelayRelease` | 0: reason |
 //! | 14 | `Error` | 0: reason |
 //! | 15 | `Register` | 0: role, 1: address, 2: site, 3: multicast addresses served |
@@ -103,54 +106,54 @@ pub use crate::wire::signalling::PORT;
 pub const VERSION: u16 = 1;
 /// Longest datagram between VM and agent, bytes: one unfragmented packet on any IPv6 link.
 pub const MAX_DATAGRAM_BYTES: usize = 1232;
-/// Longest frame between agents, bytes: what is told of six NICs of the most flows at a handover.
+/// Longest frame between agents, bytes: a `HandoverCut` of six NICs with the maximum of flows.
 pub const MAX_FRAME_BYTES: usize = 4 * 1024 * 1024;
 /// Longest name or sentence in a message, bytes.
 pub const MAX_TEXT_BYTES: usize = 255;
-/// NICs of one domain.
+/// Limit of a domain's NICs.
 pub const MAX_NICS: usize = 64;
-/// Multicast addresses that one domain listens to, over all its NICs.
+/// Limit of multicast addresses that one domain listens to, over all NICs.
 pub const MAX_LISTENERS: usize = 16_384;
-/// Sources of one filter.
+/// Limit of sources in one filter.
 pub const MAX_SOURCES: usize = 4096;
-/// Flows told of one multicast address.
+/// Limit of flows in a message about one multicast address.
 pub const MAX_FLOWS: usize = 16;
-/// Flows of one NIC at a handover.
+/// Limit of flows of one NIC in a `HandoverCut`.
 pub const MAX_CUT_FLOWS: usize = 4096;
-/// Fingerprints of one flow at a handover, bytes.
+/// Limit of fingerprints of one flow in a `HandoverCut`, bytes.
 pub const MAX_FINGERPRINT_BYTES: usize = 16 * 1024;
-/// Flows of one session with a relay.
+/// Limit of flows of one relay session.
 pub const MAX_RELAY_FLOWS: usize = 4096;
-/// Destinations, relays or ranges of addresses in one datagram.
+/// Limit of destinations, relays or address ranges in one datagram.
 pub const MAX_NAMED: usize = 256;
 
 /// Why bytes are not a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DecodeError {
-    /// Not CBOR, not of the message's form, or with bytes left over.
+    /// The bytes are not CBOR, do not have the form of the message, or have trailing bytes.
     Malformed,
-    /// Longer than the limit of its transport.
+    /// The message exceeds the limit of its transport.
     TooLong {
-        /// Its length, bytes.
+        /// Length of the message, bytes.
         length: usize,
     },
-    /// With a text that cannot be shown as it is ([`crate::text`]).
+    /// A text is not plain ([`crate::text`]).
     Text {
-        /// Its transaction.
+        /// Transaction of the message, for the answer.
         transaction: u64,
     },
-    /// Of another protocol version.
+    /// The message has another protocol version.
     Version {
-        /// The version it names.
+        /// Version in the message.
         theirs: u16,
-        /// Its transaction.
+        /// Transaction of the message, for the answer.
         transaction: u64,
     },
-    /// Of a kind that this version does not know.
+    /// This version does not know the kind.
     UnknownKind {
-        /// Its number.
+        /// Number of the kind.
         kind: u16,
-        /// Its transaction.
+        /// Transaction of the message, for the answer.
         transaction: u64,
     },
 }
@@ -186,14 +189,14 @@ macro_rules! messages {
             /// Number and name of each message.
             pub const KINDS: &'static [(u16, &'static str)] = &[$(($kind, stringify!($variant))),*];
 
-            /// Encodes the message with the transaction it belongs to.
+            /// Encodes the message as part of a transaction.
             pub fn encode(&self, transaction: u64) -> alloc::vec::Vec<u8> {
                 match self {
                     $(Self::$variant(body) => $crate::signal::encode(transaction, $kind, body)),*
                 }
             }
 
-            /// Decodes a message and its transaction.
+            /// Decodes a message; returns its transaction and the message.
             ///
             /// # Errors
             ///
@@ -228,7 +231,7 @@ macro_rules! messages {
 pub(crate) use messages;
 
 messages! {
-    /// What VM and agent say to each other.
+    /// Messages between a VM and its agent.
     VmMessage, MAX_DATAGRAM_BYTES, {
         1 => AgentSearch(AgentSearch),
         2 => AgentSearchReply(AgentSearchReply),
@@ -241,7 +244,7 @@ messages! {
 }
 
 messages! {
-    /// What two agents say to each other.
+    /// Messages between two agents, and between agent and relay.
     PeerMessage, MAX_FRAME_BYTES, {
         5 => AgentRequest(AgentRequest),
         6 => AgentResponse(AgentResponse),
@@ -259,7 +262,7 @@ messages! {
 }
 
 messages! {
-    /// What a migration control server and those it knows say to each other.
+    /// Messages between a migration control server and its agents and relays.
     DirectoryMessage, MAX_DATAGRAM_BYTES, {
         14 => Error(ErrorMessage),
         15 => Register(Register),
@@ -269,14 +272,14 @@ messages! {
     }
 }
 
-/// The number of the message in a frame, without a look at what it says; `None` where this version cannot
-/// tell.
+/// Returns the kind of an encoded message without decoding the body; `None` when this version
+/// cannot read the header.
 pub fn kind(bytes: &[u8]) -> Option<u16> {
     header(bytes).ok().map(|(_, kind, _)| kind)
 }
 
 pub(crate) fn encode<T: Encode<()>>(transaction: u64, kind: u16, body: &T) -> Vec<u8> {
-    // Writing to a `Vec` cannot fail, and none of our types has an error of its own to raise.
+    // Writing to a `Vec` never fails, and no type of ours raises an error of its own.
     minicbor::to_vec((VERSION, transaction, kind, body)).unwrap_or_default()
 }
 
@@ -298,7 +301,7 @@ pub(crate) fn header(bytes: &[u8]) -> Result<(u64, u16, Decoder<'_>), DecodeErro
     Ok((transaction, kind, decoder))
 }
 
-/// Whether all texts can be shown as they are. What is no CBOR is left to [`body`].
+/// Whether all texts of a body are plain. [`body`] reports malformed CBOR.
 pub(crate) fn has_plain_texts(mut decoder: Decoder<'_>) -> bool {
     while decoder.position() < decoder.input().len() {
         let step = match decoder.datatype() {
@@ -306,7 +309,7 @@ pub(crate) fn has_plain_texts(mut decoder: Decoder<'_>) -> bool {
                 Ok(text) if !is_plain_text(text) => return false,
                 text => text.map(drop),
             },
-            // What is in them comes next.
+            // The loop visits the elements next.
             Ok(Type::Array | Type::ArrayIndef) => decoder.array().map(drop),
             Ok(Type::Map | Type::MapIndef) => decoder.map().map(drop),
             Ok(Type::Tag) => decoder.tag().map(drop),

@@ -1,27 +1,29 @@
-//! What an MLD message from a VM does to the listener tables.
+//! Effect of an MLD message (RFC 9777) from a VM on the listener tables.
 //!
-//! One VM stands behind each port, so nothing is merged and nobody is suppressed: a record is
-//! applied directly, without the router's timers of RFC 9777 §7. State goes with a leave, and by
-//! age when the agent removes it.
+//! Each port has one VM, so nothing is merged and no listener suppresses another: every record
+//! applies directly, without the router timers of RFC 9777 §7. State ends with a leave, or by age
+//! when the agent removes it.
 //!
 //! | record | no listener | INCLUDE (A) | EXCLUDE (A) |
 //! |---|---|---|---|
 //! | IS_IN(S), TO_IN(S) | INCLUDE (S) | INCLUDE (A+S) | INCLUDE (S), new generation |
 //! | IS_IN({}), TO_IN({}), v1 Done | - | leaves | leaves |
-//! | IS_EX(S), TO_EX(S), v1 Report | EXCLUDE (S) | EXCLUDE (S), new generation | the same |
+//! | IS_EX(S), TO_EX(S), v1 Report | EXCLUDE (S) | EXCLUDE (S), new generation | EXCLUDE (S), new
+//! generation |
 //! | ALLOW(S) | INCLUDE (S) | INCLUDE (A+S) | EXCLUDE (A-S) |
 //! | BLOCK(S) | - | INCLUDE (A-S), leaves when empty | EXCLUDE (A+S) |
 //!
-//! IS_IN adds instead of replacing because a list may be split over Reports (RFC 9777 §5.2.15);
-//! sources that are no longer listed age out. A list is replaced by giving the listener another
-//! generation: entries of `LISTENER_SOURCES` with an older one, or without a listener, are stale
-//! and the agent collects them.
+//! IS_IN adds instead of replacing, because a list may be split over several Reports (RFC 9777
+//! §5.2.15); sources that no Report lists any longer age out. To replace a list, the listener gets
+//! another generation: entries of `LISTENER_SOURCES` of an older generation, or without a listener,
+//! are stale, and the agent removes them.
 //!
-//! The agent may apply a frame that the kernel has applied. A record that a later Report has
-//! overtaken is skipped.
+//! The agent may apply a frame that the kernel has applied already; both skip a record that a later
+//! Report has overtaken.
 //!
-//! Left out: scopes up to link-local, whose addresses mean nothing on another link, and
-//! EXCLUDE for source-specific addresses (RFC 4604 §2.2.1).
+//! Deviation: records for scopes up to link-local have no effect, because such an address means
+//! nothing on another link; neither do EXCLUDE records for source-specific addresses (RFC 4604
+//! §2.2.1).
 
 use crate::counter::Counter;
 use crate::event::Change;
@@ -34,80 +36,80 @@ mod walk;
 
 pub use walk::{Report, Step, Walk};
 
-/// Most records that the kernel program reads in one Report.
+/// Limit of records in one Report that the kernel program reads.
 pub const KERNEL_RECORDS: usize = 96;
-/// Most records and sources together that the kernel program applies in one Report.
+/// Limit of records plus sources in one Report that the kernel program applies.
 pub const KERNEL_STEPS: usize = 192;
-/// Longest message that the kernel program reads, bytes: that of a link of 1500 bytes, and more.
+/// Longest message that the kernel program reads, bytes; covers a link with an MTU of 1500 bytes.
 pub const KERNEL_BYTES: usize = checksum::MAX_BYTES;
-/// Most hop-by-hop options that the kernel program reads.
+/// Limit of Hop-by-Hop options that the kernel program reads.
 pub const KERNEL_OPTIONS: usize = 8;
 
-/// Most records that fit in [`mld::MAX_BYTES`].
+/// Records that fit in [`mld::MAX_BYTES`].
 const RECORDS: usize = mld::MAX_BYTES / RECORD_BYTES;
-/// Most one-byte options that fit in the longest Hop-by-Hop header.
+/// One-byte options that fit in the longest Hop-by-Hop Options header.
 const OPTIONS: usize = 2048;
 
-/// A limit or a full map stands against a new entry.
+/// A limit or a full map refuses a new entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refused(
-    /// Which.
+    /// Counter of the limit or map.
     pub Counter,
 );
 
-/// The tables, and where changes of them are told.
+/// The listener tables, and the receiver of their changes.
 pub trait ListenerStore {
-    /// Looks up a listener and copies it to `value`; false if there is none.
+    /// Looks up a listener and copies it to `value`; returns false without an entry.
     ///
-    /// Verifier: a returned `Option` would need its own room on the small stack.
+    /// Verifier: a returned `Option` would need more room on the small stack.
     fn listener(&self, key: &ListenerKey, value: &mut Listener) -> bool;
 
-    /// Adds a listener that is not there.
+    /// Adds a new listener.
     ///
     /// # Errors
     ///
-    /// [`Refused`] when the port may have no more, or the table is full.
+    /// [`Refused`] when the port has reached its limit, or the table is full.
     fn add_listener(&mut self, key: &ListenerKey, value: &Listener) -> Result<(), Refused>;
 
-    /// Overwrites a listener; does nothing if it is gone.
+    /// Overwrites a listener; does nothing without an entry.
     fn update_listener(&mut self, key: &ListenerKey, value: &Listener);
 
-    /// Removes a listener.
+    /// Removes a listener, and keeps its sources.
     fn remove_listener(&mut self, key: &ListenerKey);
 
-    /// Looks up a source.
+    /// Returns a source of a listener's list.
     fn source(&self, key: &SourceKey) -> Option<Source>;
 
-    /// Adds a source that is not there.
+    /// Adds a new source.
     ///
     /// # Errors
     ///
-    /// [`Refused`] when the port may have no more, or the table is full.
+    /// [`Refused`] when the port has reached its limit, or the table is full.
     fn add_source(&mut self, key: &SourceKey, value: &Source) -> Result<(), Refused>;
 
-    /// Overwrites a source; does nothing if it is gone.
+    /// Overwrites a source; does nothing without an entry.
     fn update_source(&mut self, key: &SourceKey, value: &Source);
 
-    /// Removes a source.
+    /// Removes a source from the table.
     fn remove_source(&mut self, key: &SourceKey);
 
-    /// Tells that a listener changed, left or answered a Query. Comes after the
+    /// Reports that a listener changed, left or answered a Query, after the
     /// [`ListenerStore::source_changed`] calls of the same record.
     fn listener_changed(&mut self, change: Change, key: &ListenerKey, value: &Listener);
 
-    /// Tells that a source was listed or taken off.
+    /// Reports that a source joined or left a list.
     fn source_changed(&mut self, change: Change, key: &SourceKey, value: &Source);
 
-    /// Counts something.
+    /// Adds one to a counter.
     fn count(&mut self, counter: Counter);
 }
 
-/// A frame that was taken from a TAP, with what its metadata said.
+/// A frame received from a TAP, with its metadata.
 #[derive(Clone, Copy, Debug)]
 pub struct Frame<'a> {
-    /// The frame from its Ethernet header on.
+    /// Frame from its Ethernet header on.
     pub bytes: &'a [u8],
-    /// VLAN identifier taken from the metadata, 0 for none.
+    /// VLAN identifier in the metadata, 0 for none.
     pub vlan_metadata: u16,
 }
 
@@ -125,10 +127,10 @@ impl PacketRead for Frame<'_> {
     }
 }
 
-/// Applies a whole frame, however many records and options it has: what the agent does with a
-/// [`crate::event::UnfinishedEvent`]. `at_ns` is when the frame came in by the port `ifindex`.
+/// Applies a whole frame without the limits of the kernel program: the agent's handling of a
+/// [`crate::event::UnfinishedEvent`]. The port `ifindex` received the frame at `at_ns`.
 ///
-/// Returns whether nothing was refused.
+/// Returns false when a limit or a full map refused a part.
 pub fn apply_frame<P, S>(packet: &P, ifindex: u32, at_ns: u64, store: &mut S) -> bool
 where
     P: PacketRead + ?Sized,
@@ -164,11 +166,12 @@ where
     !walk.refused()
 }
 
-/// Counts a valid message and prepares a walk that applies it; returns the most steps it takes.
+/// Counts a valid message and prepares `walk` to apply it; returns the most steps that the walk
+/// takes.
 ///
 /// # Errors
 ///
-/// See [`mld::check_records`].
+/// As [`mld::check_records`].
 #[inline(always)]
 pub fn begin<P, S, const MAX_RECORDS: usize>(
     packet: &P,
@@ -206,7 +209,7 @@ where
     }
 }
 
-/// Counts why a frame gave no message.
+/// Counts why a frame has no valid message.
 #[inline(always)]
 pub fn count_no_message<S: ListenerStore>(reason: NoMessage, store: &mut S) {
     match reason {

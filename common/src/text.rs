@@ -1,17 +1,17 @@
-//! Text that somebody else has chosen, as it is shown to a person.
+//! Escaping of text that others chose, for display to a person.
 //!
-//! Names of domains, of peers and of interfaces may have anything in them: line breaks that forge lines
-//! of a log, sequences that change a terminal, marks that have text run backwards.
+//! Names of domains, peers and interfaces may contain anything: line breaks that forge log lines,
+//! sequences that control a terminal, marks that reverse the direction of text.
 
 use core::fmt::{self, Write as _};
 
-/// Whether a character is shown as itself: it neither moves the cursor, nor is it without a glyph.
+/// Whether a character is safe to show: it has a glyph and does not move the cursor.
 pub fn is_plain(character: char) -> bool {
     !(character.is_control()
         || matches!(
             character,
-            // Soft hyphen, marks and isolates of direction, joiners, separators of lines, and what
-            // Unicode has for annotations and tags.
+            // Soft hyphen, direction marks and isolates, joiners, line separators, and Unicode's
+            // annotation and tag characters.
             '\u{ad}'
                 | '\u{61c}'
                 | '\u{180e}'
@@ -24,12 +24,12 @@ pub fn is_plain(character: char) -> bool {
         ))
 }
 
-/// Whether all characters of a text are.
+/// Whether [`is_plain`] holds for all characters of a text.
 pub fn is_plain_text(text: &str) -> bool {
     text.chars().all(is_plain)
 }
 
-/// A text with escapes, as in Rust, for what cannot be shown.
+/// Displays a text with Rust's escapes for characters that are not plain.
 #[derive(Clone, Copy, Debug)]
 pub struct Escaped<'a>(pub &'a str);
 

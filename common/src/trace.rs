@@ -1,4 +1,4 @@
-//! What the kernel programs tell of their decisions, one record for each frame.
+//! Records of the kernel programs' decisions: one record per decision about a frame.
 //!
 //! | map | key | value | written by |
 //! |---|---|---|---|
@@ -6,19 +6,19 @@
 //! | `TRACE_CPU` | 0 | [`Cpu`], per CPU | kernel |
 //! | `TRACE` | ring buffer | [`Record`] | kernel |
 //!
-//! Only the traced object has these maps (feature `trace` of the kernel programs). The programs
-//! that are attached while nobody traces have no instruction of this.
+//! Only the object with feature `trace` has these maps. The agent attaches that object while someone
+//! traces; the usual object contains no tracing instruction.
 
 mod frame;
 
 use crate::counter::{self, Counter};
 use crate::maps::{Address, StreamKey};
 
-/// Bytes of a frame that a record carries: the headers up to the UDP ports, with a tag and
-/// Hop-by-Hop Options.
+/// Bytes of a frame in a record: the headers up to the UDP ports, with a VLAN tag and Hop-by-Hop
+/// Options.
 pub const FRAME_BYTES: usize = 96;
 
-/// Makes an enum of names that a record holds as numbers.
+/// Defines an enum of named numbers for records.
 macro_rules! names {
     ($(#[$doc:meta])* $name:ident: $number:ty { $($(#[$variant_doc:meta])* $variant:ident => $text:literal,)* }) => {
         $(#[$doc])*
@@ -29,7 +29,7 @@ macro_rules! names {
         }
 
         impl $name {
-            /// All of them, in the order of their numbers.
+            /// All values in the order of their numbers.
             pub const ALL: &'static [Self] = &[$(Self::$variant),*];
 
             /// Name for tables and JSON: lower case with underscores.
@@ -39,12 +39,12 @@ macro_rules! names {
                 }
             }
 
-            /// The one with a number, for records.
+            /// Decodes the number in a record; `None` for an unknown number.
             pub fn from_number(number: $number) -> Option<Self> {
                 Self::ALL.get(usize::from(number)).copied()
             }
 
-            /// The one with a name, for operators.
+            /// Parses the name that an operator types.
             pub fn from_name(name: &str) -> Option<Self> {
                 Self::ALL.iter().copied().find(|it| it.as_str() == name)
             }
@@ -53,56 +53,57 @@ macro_rules! names {
 }
 
 names! {
-    /// Who decides.
+    /// The program that decides.
     Program: u8 {
-        /// Frames that a VM sends.
+        /// Frames from a VM.
         Snoop => "snoop",
-        /// Frames on their way into a TAP.
+        /// Frames into a TAP.
         Gate => "gate",
-        /// Frames that come from the network.
+        /// Frames from the network.
         Uplink => "uplink",
         /// Frames that leave the host.
         Leak => "leak",
         /// Stream packets that a relay receives.
         Replicate => "replicate",
-        /// The agent itself, which replays held frames.
+        /// The agent, which replays held frames.
         Agent => "agent",
     }
 }
 
 impl Program {
-    /// The program's bit in [`Filter::programs`].
+    /// Bit of the program in [`Filter::programs`].
     pub const fn bit(self) -> u32 {
         1 << self as u32
     }
 }
 
 names! {
-    /// What becomes of a frame.
+    /// What happens to a frame.
     Decision: u8 {
-        /// The frame goes on.
+        /// The frame continues.
         Passed => "passed",
         /// The frame ends here.
         Dropped => "dropped",
-        /// The gate numbered and recorded the frame, which goes on into the TAP.
+        /// The gate numbered and recorded the frame, which continues into the TAP.
         Recorded => "recorded",
         /// The gate holds the frame for the agent.
         Held => "held",
-        /// The frame opened the gate, and goes on into the TAP.
+        /// The frame opened the gate and continues into the TAP.
         Opened => "opened",
         /// The agent put a held frame into the TAP.
         Replayed => "replayed",
-        /// A relayed datagram became a multicast packet, which goes on.
+        /// A relayed datagram became a multicast packet and continues.
         Restored => "restored",
-        /// A packet from an address that the VM has left is sent from the VM's new address.
+        /// A packet from an address that the VM has left leaves from the VM's new address.
         Translated => "translated",
-        /// A packet for an address that a VM has left is sent to where the VM is.
+        /// A packet for an address that a VM has left goes to the VM's new address.
         SentOn => "sent_on",
-        /// The Report or Done changed the tables, and goes on.
+        /// The Report or Done changed the tables, and continues.
         Admitted => "admitted",
-        /// The agent finishes the Report, which goes on.
+        /// The Report exceeds the program's limits; the agent processes it, and the frame
+        /// continues.
         HandedOver => "handed_over",
-        /// The message leaves no state here, and goes on.
+        /// The message changes no state, and continues.
         Ignored => "ignored",
         /// The relay sent a copy to a subscriber.
         Copied => "copied",
@@ -114,36 +115,36 @@ names! {
 names! {
     /// A reason that no [`Counter`] counts.
     Uncounted: u16 {
-        /// Nobody on this host is known to listen to the multicast address.
+        /// This host has no listener of the multicast address.
         NotManaged => "not_managed",
-        /// No agent asked the relay for the flow.
+        /// No agent has a subscription to the flow.
         NoSubscriber => "no_subscriber",
-        /// The gate is open already.
+        /// The gate is already open.
         GateOpen => "gate_open",
     }
 }
 
-/// Why, as a record holds it: 0 for no reason, then the counters, then [`Uncounted`].
+/// Reason of a decision as a number: 0 for none, then the counters, then [`Uncounted`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reason(u16);
 
 impl Reason {
-    /// The decision needs none.
+    /// The decision has no reason.
     pub const NONE: Self = Self(0);
 
     const FIRST_UNCOUNTED: u16 = counter::COUNT as u16 + 1;
 
-    /// The reason with a number, for records.
+    /// Wraps the number in a record, without a check.
     pub fn from_number(number: u16) -> Self {
         Self(number)
     }
 
-    /// The number.
+    /// Number for a record: 0 for none, else 1 and up.
     pub const fn number(self) -> u16 {
         self.0
     }
 
-    /// The reason's name; `None` for no reason.
+    /// Name of the reason; `None` for no reason and for unknown numbers.
     pub fn as_str(self) -> Option<&'static str> {
         if let Some(index) = self.0.checked_sub(Self::FIRST_UNCOUNTED) {
             return Uncounted::from_number(index).map(Uncounted::as_str);
@@ -169,54 +170,54 @@ impl From<Uncounted> for Reason {
     }
 }
 
-/// A decision about one frame: 168 bytes, align 8.
+/// Record of `TRACE`, a decision about one frame: 168 bytes, align 8.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Record {
-    /// When, `CLOCK_MONOTONIC` nanoseconds.
+    /// Time of the decision, `CLOCK_MONOTONIC` nanoseconds.
     pub at_ns: u64,
-    /// The gate's number of the frame, or the index of the relay's subscriber; 0 for none.
+    /// Sequence number of the gate, or index of the relay's subscriber; 0 for none.
     pub number: u64,
-    /// Port that the program is attached to.
+    /// Interface that the program is attached to.
     pub ifindex: u32,
     /// Length of the frame, bytes.
     pub length: u32,
-    /// [`Program`].
+    /// Number of a [`Program`].
     pub program: u8,
-    /// [`Decision`].
+    /// Number of a [`Decision`].
     pub decision: u8,
-    /// [`Reason`].
+    /// Number of a [`Reason`], 0 for none.
     pub reason: u16,
-    /// VLAN that the card took out of the frame, 0 for none.
+    /// VLAN identifier in the skb metadata, 0 for none.
     pub vlan: u16,
     /// Bytes in [`Record::frame`].
     pub copied: u16,
-    /// The multicast flow where the frame itself shows another one; all zero elsewhere.
+    /// Multicast flow of a frame that does not show the flow itself; else all zero.
     pub stream: StreamKey,
     /// The first bytes of the frame.
     pub frame: [u8; FRAME_BYTES],
 }
 
-/// Which decisions are told: 40 bytes, align 8. All conditions hold.
+/// Value of `TRACE_FILTER`: 40 bytes, align 8. A decision is traced when all conditions hold.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Filter {
-    /// Source or destination of the packet; `::` for any.
+    /// Source or destination of the packet; `::` for any packet.
     pub address: Address,
-    /// Time of one line, nanoseconds.
+    /// Emission interval of the rate limit, nanoseconds per line.
     pub interval_ns: u64,
-    /// Time of the lines that may come at once, nanoseconds.
+    /// Burst tolerance of the rate limit, nanoseconds.
     pub slack_ns: u64,
-    /// The port; 0 for any.
+    /// Interface; 0 for any.
     pub ifindex: u32,
-    /// [`Program::bit`] of each program.
+    /// Set of [`Program::bit`]s.
     pub programs: u32,
 }
 
 const NS_PER_SECOND: u64 = 1_000_000_000;
 
 impl Filter {
-    /// Tells nothing.
+    /// A filter that traces nothing.
     pub const NOTHING: Self = Self {
         address: [0; 16],
         interval_ns: NS_PER_SECOND,
@@ -225,7 +226,7 @@ impl Filter {
         programs: 0,
     };
 
-    /// Tells every decision, so many lines a second (at least one).
+    /// A filter that traces every decision, up to `lines_per_second` (at least 1).
     pub fn everything(lines_per_second: u32) -> Self {
         let mut filter = Self {
             programs: Program::ALL.iter().fold(0, |all, it| all | it.bit()),
@@ -235,18 +236,18 @@ impl Filter {
         filter
     }
 
-    /// Tells so many lines a second (at least one), a second's lines at once.
+    /// Limits the rate to `lines_per_second` (at least 1), with a burst of one second.
     pub fn set_rate(&mut self, lines_per_second: u32) {
         self.interval_ns = NS_PER_SECOND / u64::from(lines_per_second.max(1));
         self.slack_ns = NS_PER_SECOND - self.interval_ns;
     }
 
-    /// Lines a second.
+    /// Returns the rate limit, lines per second.
     pub fn rate(&self) -> u32 {
         u32::try_from(NS_PER_SECOND / self.interval_ns.max(1)).unwrap_or(u32::MAX)
     }
 
-    /// Whether a decision is told, as far as program, port and addresses decide.
+    /// Whether the filter's programs, interface and address match a record.
     pub fn matches(&self, record: &Record) -> bool {
         let program = 1_u32.checked_shl(record.program.into()).unwrap_or(0);
         self.programs & program != 0
@@ -257,7 +258,7 @@ impl Filter {
                 }))
     }
 
-    /// What both filters tell together.
+    /// Returns a filter that matches what either filter matches.
     pub fn union(&self, other: &Self) -> Self {
         let mut union = Self {
             address: if self.address == other.address {
@@ -278,33 +279,34 @@ impl Filter {
     }
 }
 
-/// Value of `TRACE_CPU`: 72 bytes, align 8. What one CPU keeps, off the small stack of the programs.
+/// Value of `TRACE_CPU`: 72 bytes, align 8. State of one CPU that does not fit on the programs'
+/// stack.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cpu {
-    /// The CPU's lines.
+    /// Rate limit of the CPU.
     pub budget: Budget,
-    /// [`Record::number`] of the decision that is being told.
+    /// [`Record::number`] of the current decision.
     pub number: u64,
-    /// Its program, decision and reason.
+    /// Program, decision and reason of the current decision.
     pub told: u64,
-    /// The flow of the packet that the program works on, where its copies do not show the flow.
+    /// Flow of the current packet, for copies that do not show the flow.
     pub stream: StreamKey,
 }
 
-/// A CPU's lines: 16 bytes, align 8.
+/// Rate limit of one CPU: 16 bytes, align 8.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Budget {
-    /// When all lines may be told at once again, `CLOCK_MONOTONIC` nanoseconds: a token bucket as one
-    /// number (the generic cell rate algorithm).
+    /// Time when the bucket is full again, `CLOCK_MONOTONIC` nanoseconds: a token bucket as one
+    /// number (generic cell rate algorithm).
     pub full_ns: u64,
-    /// Decisions that were not told, because there were too many or `TRACE` was full.
+    /// Decisions not traced because of the rate limit or a full `TRACE`.
     pub left_out: u64,
 }
 
 impl Budget {
-    /// Takes one line; `false` when the filter's rate is used up.
+    /// Takes one line from the budget; `false` above the filter's rate.
     #[inline(always)]
     pub fn take(&mut self, now_ns: u64, filter: &Filter) -> bool {
         let full_ns = if self.full_ns > now_ns {
@@ -321,18 +323,18 @@ impl Budget {
     }
 }
 
-/// The addresses and ports of a packet.
+/// Addresses and ports of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flow {
-    /// Source address.
+    /// IPv6 source, network order.
     pub source: Address,
-    /// Destination address; that of the multicast group in a multicast packet.
+    /// IPv6 destination, network order; the multicast address of a multicast packet.
     pub destination: Address,
-    /// Source port of UDP or TCP; 0 where there is none.
+    /// UDP or TCP source port, host order; 0 for other protocols.
     pub source_port: u16,
-    /// Destination port.
+    /// UDP or TCP destination port, host order; 0 for other protocols.
     pub destination_port: u16,
-    /// VLAN; 0 for none.
+    /// VLAN identifier; 0 for untagged.
     pub vlan: u16,
 }
 

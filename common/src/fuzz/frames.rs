@@ -1,4 +1,4 @@
-//! Frames from anywhere, through what the kernel programs ask about them.
+//! Arbitrary frames through the parsers and rewrites of the kernel programs.
 
 use arbitrary::Unstructured;
 use etherparse::{LaxNetSlice, LaxSlicedPacket, TransportSlice};
@@ -14,10 +14,10 @@ use crate::wire::neighbour::{self, Kind};
 use crate::wire::signalling::{self, PORT, Signalling};
 use crate::wire::{checksum, ipv6, mld, udp};
 
-/// The lengths of a datagram are to be left as they are.
+/// Flag in the input: leave the lengths of the datagram unchanged.
 const AS_IT_IS: u16 = 0x8000;
 
-/// One frame: headers, whether it is signalling, and what a handover makes of it.
+/// One frame: headers, signalling, and the packet of a handover.
 pub(super) fn run(bytes: &[u8]) {
     let Some(frame) = mld::ipv6_frame(bytes) else {
         assert_eq!(handover::packet(bytes), None);
@@ -93,7 +93,7 @@ pub(super) fn neighbour(bytes: &[u8]) {
     }
 }
 
-/// A datagram that a relay sends on, and an agent restores: the checksum stays what it is.
+/// A datagram that a relay sends and an agent restores: the checksum stays.
 pub(super) fn relayed(bytes: &[u8]) {
     let mut input = Unstructured::new(bytes);
     let (Ok(relay_address), Ok(agent_address), Ok(choice)) =
@@ -174,7 +174,7 @@ pub(super) fn relayed(bytes: &[u8]) {
     sent_on(header, agent_address);
 }
 
-/// Makes a frame an IPv6 packet whose lengths agree.
+/// Turns a frame into an IPv6 packet with consistent lengths.
 fn make_whole(frame: &mut [u8]) {
     let length = frame.len().saturating_sub(54) as u16;
     for (offset, bytes) in [
@@ -189,7 +189,7 @@ fn make_whole(frame: &mut [u8]) {
     }
 }
 
-/// A packet that goes where its VM has gone: the checksum follows the address.
+/// A forwarded packet: the checksum follows the new destination.
 fn sent_on(header: Header, to: [u8; 16]) {
     if forward::stays(&header) || header.hop_limit == 0 {
         return;

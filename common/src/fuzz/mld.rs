@@ -1,7 +1,7 @@
-//! Reports of a VM: frames, one after the other, into the tables of one port.
+//! MLD messages of a VM: frames, one after the other, into the tables of one port.
 //!
-//! The first byte of an input says how many entries the tables take. Then come frames, each behind flags and
-//! its length as a big-endian `u16`.
+//! The first byte of an input limits the entries of the tables. Then come frames; flags and a
+//! length (big-endian `u16`) precede each frame.
 
 use std::collections::BTreeSet;
 use std::vec::Vec;
@@ -19,12 +19,12 @@ use crate::wire::ipv6;
 use crate::wire::mld::{self, AddressRecord, Message, NoMessage, RECORD_BYTES, SOURCE_BYTES};
 
 const IFINDEX: u32 = 7;
-/// The checksum is to be left as it is.
+/// Flag: leave the checksum unchanged.
 const UNFINISHED: u8 = 0x80;
-/// The card has taken out a VLAN tag.
+/// Flag: the VLAN tag is in the metadata.
 const TAGGED: u8 = 0x40;
 
-/// Bounds of the agent, which reads what the kernel program leaves.
+/// Limits of the agent, which processes what exceeds the kernel program's limits.
 const ALL_OPTIONS: usize = 2048;
 const ALL_RECORDS: usize = mld::MAX_BYTES / RECORD_BYTES;
 
@@ -72,7 +72,7 @@ fn take(mut bytes: Vec<u8>, flags: u8, at_ns: u64, store: &mut MemoryStore) {
     };
     let all = mld::parse::<_, ALL_OPTIONS, { mld::MAX_BYTES }>(&packet, &frame);
     let bounded = mld::parse::<_, KERNEL_OPTIONS, KERNEL_BYTES>(&packet, &frame);
-    // The kernel program finds the same or leaves it to the agent.
+    // The kernel program reads the same message or hands the frame to the agent.
     assert!(bounded == Err(NoMessage::Unfinished) || bounded == all);
     if let Ok(message) = all {
         assert!(!mld::is_hidden(&packet, &frame));
@@ -106,13 +106,13 @@ fn take(mut bytes: Vec<u8>, flags: u8, at_ns: u64, store: &mut MemoryStore) {
         return;
     };
     assert!(nothing_refused);
-    // One that names an address several times goes through states that the second time it cannot.
+    // A Report with repeated addresses passes through states that a second run cannot repeat.
     if by_kernel && !repeats(&packet, all.ok()) {
         assert_eq!(once, twice, "the agent repeats what the kernel has done");
     }
 }
 
-/// Whether no limit is in the way.
+/// Whether the tables have no limit.
 fn is_unbounded(store: &MemoryStore) -> bool {
     store.max_listeners == usize::MAX
 }
@@ -121,7 +121,7 @@ fn counts(store: &MemoryStore) -> (usize, u64) {
     (store.listeners.len(), store.counters.values().sum())
 }
 
-/// The tables; checks that each listener has the sources that it says.
+/// Returns the tables; asserts that each listener has as many sources as its count.
 fn state(store: &MemoryStore) -> Vec<(ListenerKey, Meaning)> {
     let all = meaning(store.listeners.clone(), store.sources.clone());
     let all: Vec<_> = all.into_iter().collect();
@@ -133,7 +133,7 @@ fn state(store: &MemoryStore) -> Vec<(ListenerKey, Meaning)> {
                 .iter()
                 .all(|(source, _)| !ipv6::is_multicast(source))
         );
-        // INCLUDE of nothing is no listener.
+        // A listener in INCLUDE mode has at least one source.
         assert!(*mode == 2 || *mode == 1 && !sources.is_empty());
     }
     all

@@ -1,9 +1,9 @@
-//! Every family of messages.
+//! Arbitrary bytes through the decoders of every message family.
 
 use crate::mat::message::MatMessage;
 use crate::signal::{DirectoryMessage, PeerMessage, VmMessage, kind};
 
-/// What can be read can be written, and reads as the same then.
+/// Asserts that a decoded message encodes, and decodes to the same message.
 macro_rules! survives {
     ($message:ty, $bytes:expr) => {
         if let Ok((transaction, message)) = <$message>::decode($bytes) {

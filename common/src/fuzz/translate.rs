@@ -1,4 +1,4 @@
-//! Packets between two nodes of MAT, there and back.
+//! Packets between two MAT nodes, translated and translated back.
 
 use arbitrary::Unstructured;
 
@@ -7,8 +7,8 @@ use crate::mat::translate::end::{End, under};
 use crate::mat::translate::{Action, Bytes, PAYLOAD, inbound, outbound};
 use crate::wire::{checksum, ipv6};
 
-/// Addresses of both nodes and whether they are neutral, then the packet without its addresses, or a frame
-/// as it is.
+/// Input: addresses of both nodes, whether the addresses are neutral, then a packet without its
+/// addresses, or a raw frame.
 pub(super) fn run(bytes: &[u8]) {
     let mut input = Unstructured::new(bytes);
     let Ok((hoas, moas)) = input.arbitrary::<([[u8; 14]; 2], [[u8; 14]; 2])>() else {
@@ -45,7 +45,7 @@ pub(super) fn run(bytes: &[u8]) {
     }
     let length = frame.len();
     there_and_back(&frame, &one, &other);
-    // Whatever comes by a NIC.
+    // Any frame from a NIC.
     inbound(&mut Bytes(&mut frame), &one, 1);
     assert_eq!(frame.len(), length);
 }
@@ -66,7 +66,8 @@ fn there_and_back(sent: &[u8], one: &End, other: &End) {
     assert_eq!(sum_of(&packet), sum_of(sent));
 }
 
-/// Sum of the packet, of which there are two zeros, if it is not too long.
+/// Returns the sum of the packet, or `None` for a packet that is too long. A sum of zero has two
+/// forms.
 fn sum_of(frame: &[u8]) -> Option<u16> {
     let header = ipv6::parse(frame, 14).ok()?;
     let length = frame.len() - PAYLOAD;

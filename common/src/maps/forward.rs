@@ -1,14 +1,15 @@
-//! Layouts of forwarding: what `uplink` does with packets for an address that its VM leaves or has
-//! left, and `snoop` with those that an arrived VM still sends from it.
+//! Layouts of forwarding and translation. `uplink` and `snoop` forward packets for an address that
+//! a VM leaves or has left. `snoop` translates packets that an arrived VM still sends from such an
+//! address.
 //!
-//! Until the VM stands still an entry of `FORWARDS` makes `gate` keep copies of what enters the TAP
-//! for the address: what the VM has not read when it stops is sent on by the agent, before `uplink`
-//! sends on what comes later ([`Forward::unread_until_ns`]).
+//! Until the VM stops, an entry of `FORWARDS` makes `gate` copy the frames for the address that
+//! enter the TAP. The agent forwards the frames that the VM has not read; only then does `uplink`
+//! forward later packets ([`Forward::unread_until_ns`]).
 //!
 //! | map | key | value | written by |
 //! |---|---|---|---|
-//! | `FORWARDS` | [`ForwardKey`] | [`Forward`] | agent; the counts by the kernel |
-//! | `TRANSLATIONS` | [`TranslationKey`] | [`Translation`] | agent; the counts by the kernel |
+//! | `FORWARDS` | [`ForwardKey`] | [`Forward`] | agent; kernel the counters |
+//! | `TRANSLATIONS` | [`TranslationKey`] | [`Translation`] | agent; kernel the counters |
 //! | `FORWARDING` | 0 | number of entries of both | agent |
 
 use super::Address;
@@ -17,11 +18,11 @@ use super::Address;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ForwardKey {
-    /// The address that was left.
+    /// Address that the VM has left, network order.
     pub address: Address,
     /// VLAN identifier, 0 for untagged.
     pub vlan: u16,
-    /// Always zero.
+    /// Padding, always zero.
     pub pad: u16,
 }
 
@@ -29,30 +30,32 @@ pub struct ForwardKey {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Forward {
-    /// Packets pass unchanged from this moment on; 0 while the VM still has the address.
+    /// End of forwarding: packets pass unchanged from this time on. 0 while the VM still has the
+    /// address.
     pub until_ns: u64,
-    /// Until this moment packets pass to the TAP as long as the agent has not sent on what waits
-    /// before them: while [`super::GateUsage::held`] of the TAP is not [`super::Gate::replayed`].
+    /// Until this time packets pass to the TAP while the agent still has to forward the frames
+    /// before them: while [`super::GateUsage::held`] of the TAP differs from
+    /// [`super::Gate::replayed`].
     pub unread_until_ns: u64,
     /// Packets forwarded.
     pub packets: u64,
-    /// Their bytes, from the Ethernet header on.
+    /// Bytes of these packets, from the Ethernet header on.
     pub bytes: u64,
     /// Packets that could not be forwarded; `COUNTERS` has the reasons.
     pub dropped: u64,
-    /// Where they go.
+    /// New destination of the packets, network order.
     pub destination: Address,
-    /// What the other destination adds to a checksum, as `bpf_csum_diff` gives it; 0 where the two
-    /// addresses have the same sum, so that checksums stay.
+    /// Difference that the new destination adds to a checksum, as `bpf_csum_diff` returns it; 0
+    /// when both addresses have the same sum and checksums stay.
     pub difference: u32,
-    /// The bridge whose ports packets come in by: one that the route sends to it goes back by its
-    /// own port where nothing can be sent to a bridge, as at XDP.
+    /// Bridge of the ingress port. XDP cannot redirect to a bridge, so a packet that the route
+    /// sends to this bridge leaves by its ingress port.
     pub bridge: u32,
-    /// The VM's TAP, by which `gate` keeps copies; 0 for none.
+    /// TAP of the VM, where `gate` copies frames; 0 for none.
     pub ifindex: u32,
-    /// Always zero.
+    /// Padding, always zero.
     pub pad: u32,
-    /// UUID of the domain that has left the address.
+    /// UUID of the domain that has left the address, 16 bytes.
     pub domain_uuid: [u8; 16],
 }
 
@@ -60,13 +63,13 @@ pub struct Forward {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TranslationKey {
-    /// The address that the VM has left, and still sends from.
+    /// Address that the VM has left and still sends from, network order.
     pub address: Address,
-    /// The TAP that its packets come in by.
+    /// TAP of the VM.
     pub ifindex: u32,
     /// VLAN identifier, 0 for untagged.
     pub vlan: u16,
-    /// Always zero.
+    /// Padding, always zero.
     pub pad: u16,
 }
 
@@ -74,21 +77,21 @@ pub struct TranslationKey {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Translation {
-    /// Packets pass unchanged from this moment on.
+    /// End of translation: packets pass unchanged from this time on.
     pub until_ns: u64,
     /// Packets translated.
     pub packets: u64,
-    /// Their bytes, from the Ethernet header on.
+    /// Bytes of these packets, from the Ethernet header on.
     pub bytes: u64,
     /// Packets that could not be sent; `COUNTERS` has the reasons.
     pub dropped: u64,
-    /// What their source becomes.
+    /// New source of the packets, network order.
     pub source: Address,
-    /// As in [`Forward`].
+    /// Difference as in [`Forward::difference`].
     pub difference: u32,
-    /// Always zero.
+    /// Padding, always zero.
     pub pad: u32,
-    /// UUID of the domain.
+    /// UUID of the domain that sends, 16 bytes.
     pub domain_uuid: [u8; 16],
 }
 

@@ -1,31 +1,31 @@
-//! Layouts of the handover: what `gate` does to the frames on their way into a TAP.
+//! Layouts of the handover: how `gate` treats frames on their way into a TAP.
 //!
 //! | map | key | value | written by |
 //! |---|---|---|---|
 //! | `GATES` | ifindex | [`Gate`] | agent |
-//! | `GATE_USAGE` | ifindex | [`GateUsage`] | kernel; made and removed by the agent |
+//! | `GATE_USAGE` | ifindex | [`GateUsage`] | kernel; the agent creates and removes entries |
 //! | `GATE_RECORDS` | slot × [`RECORDS_PER_SLOT`] + index | [`GateRecord`] | kernel |
-//! | `DELIVERED` | [`DeliveredKey`] | [`Delivered`] | kernel; removed by the agent |
+//! | `DELIVERED` | [`DeliveredKey`] | [`Delivered`] | kernel; the agent removes entries |
 //! | `HELD` | ring buffer | [`HeldFrame`] and the frame | kernel |
 
 use super::StreamKey;
 
-/// Frames that one slot of `GATE_RECORDS` holds, a power of two: 1.8 s of 100 Mbit/s in packets of
-/// 1400 bytes.
+/// Records of one slot of `GATE_RECORDS`, a power of two: 1.8 s of 100 Mbit/s in packets of 1400
+/// bytes.
 pub const RECORDS_PER_SLOT: u32 = 16_384;
 
-/// Longest frame that `gate` holds, bytes: an aggregate of 64 KiB, or the largest MTU, with an Ethernet
+/// Longest frame that `gate` holds, bytes: a GSO frame of 64 KiB, or the largest MTU, with Ethernet
 /// header and tags.
 pub const HELD_FRAME_BYTES: usize = 65_600 - size_of::<HeldFrame>();
 
-/// What a gate does; a TAP without an entry in `GATES` counts what it delivers.
+/// Mode of a gate. For a TAP without an entry in `GATES`, `gate` only counts delivered packets.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GateMode {
-    /// At the source: frames pass, and are numbered and recorded. Of those for an address in
-    /// `FORWARDS` copies go to `HELD`.
+    /// Source: `gate` passes, numbers and records frames. `HELD` receives copies of frames for an
+    /// address in `FORWARDS`.
     Record = 1,
-    /// At the destination: multicast frames of routable scope go to `HELD`, until the gate opens.
+    /// Destination: multicast frames of routable scope go to `HELD` until the gate opens.
     Hold = 2,
 }
 
@@ -33,36 +33,36 @@ pub enum GateMode {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gate {
-    /// Held frames that the agent is done with, or [`Gate::CLOSED`]. A frame that comes when this
-    /// equals [`GateUsage::held`] opens a gate that holds, and passes; `uplink` sends it on if it is
-    /// for a VM that a recording gate has seen leave.
+    /// Held frames that the agent has processed, or [`Gate::CLOSED`]. When a frame finds `replayed`
+    /// equal to [`GateUsage::held`], a holding gate opens and the frame passes; for a recording
+    /// gate, `uplink` then forwards the frames of the VM that has left.
     pub replayed: u64,
-    /// Until when a gate holds or records, so that it does not outlive an agent that is gone: later
-    /// frames pass.
+    /// End of holding or recording: later frames pass. The limit opens the gate of an agent that is
+    /// gone.
     pub until_ns: u64,
     /// [`GateMode`].
     pub mode: u32,
     /// Slot in `GATE_RECORDS`.
     pub slot: u32,
-    /// Whether each recorded frame has a probe before it ([`crate::handover::PROBE_MAC`]): 0 or 1.
+    /// Whether a probe precedes each recorded frame ([`crate::handover::PROBE_MAC`]): 0 or 1.
     pub probes: u32,
-    /// Which aggregates a TAP does not take whole, so that it gets their packets one by one: flags
+    /// GSO kinds that the TAP does not take whole, so that the kernel segments them: flags
     /// [`Gate::SPLITS_TCP4`] to [`Gate::SPLITS_UDP`].
     pub splits: u32,
 }
 
 impl Gate {
-    /// Those of TCP in IPv4.
+    /// Flag: TCP over IPv4.
     pub const SPLITS_TCP4: u32 = 1;
-    /// Those of TCP in IPv6.
+    /// Flag: TCP over IPv6.
     pub const SPLITS_TCP6: u32 = 2;
-    /// Those of UDP, and of anything that is not known.
+    /// Flag: UDP and every unknown kind.
     pub const SPLITS_UDP: u32 = 4;
 
-    /// Value of [`Gate::replayed`] with which a gate never opens.
+    /// Value of [`Gate::replayed`] that keeps the gate closed.
     pub const CLOSED: u64 = u64::MAX;
 
-    /// A gate that records in a slot until a moment.
+    /// A gate that records in `slot` until `until_ns`.
     pub const fn record(slot: u32, probes: bool, until_ns: u64) -> Self {
         Self {
             replayed: Self::CLOSED,
@@ -74,7 +74,7 @@ impl Gate {
         }
     }
 
-    /// A gate that holds until a moment, unless it is opened before.
+    /// A gate that holds until `until_ns`, or until it opens.
     pub const fn hold(until_ns: u64) -> Self {
         Self {
             replayed: Self::CLOSED,
@@ -91,36 +91,36 @@ impl Gate {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GateUsage {
-    /// Frames held so far, or of which a recording gate has kept a copy, and [`GateUsage::OPEN`]
-    /// once the gate has opened itself. From then on the number means nothing.
+    /// Frames held so far (holding gate) or copied so far (recording gate). The gate sets
+    /// [`GateUsage::OPEN`] when it opens; the number means nothing afterwards.
     pub held: u64,
-    /// Held frames that found no room in `HELD`. They have their numbers all the same.
+    /// Held frames that found no room in `HELD`. Each of them has a number.
     pub lost: u64,
-    /// Frames of any kind that went on to the TAP since the recording began, as many as it gets: an
-    /// aggregate that it does not take whole ([`Gate::splits`]) counts as its packets.
+    /// Frames of any kind that entered the TAP since the start of the recording. A GSO frame that
+    /// the kernel segments ([`Gate::splits`]) counts as its segments.
     pub entered: u64,
-    /// Packets that were recorded.
+    /// Recorded packets.
     pub recorded: u64,
 }
 
 impl GateUsage {
-    /// Flag in [`GateUsage::held`].
+    /// Flag in [`GateUsage::held`]: the gate is open.
     pub const OPEN: u64 = 1 << 63;
 }
 
-/// One entry of `GATE_RECORDS`: 32 bytes, align 8. The one at index `n % RECORDS_PER_SLOT` of a slot
-/// is that of the `n`-th recorded packet, counted from 0, or of one that many before it.
+/// Entry of `GATE_RECORDS`: 32 bytes, align 8. Index `n % RECORDS_PER_SLOT` of a slot holds the
+/// `n`-th recorded packet, counted from 0, or one a multiple of `RECORDS_PER_SLOT` earlier.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GateRecord {
-    /// Number of the packet's frame among those that entered the TAP, from 1; 0 while the entry is
-    /// written.
+    /// Number of the packet's frame among the frames that entered the TAP, from 1; 0 during an
+    /// update.
     pub number: u64,
-    /// [`crate::handover::flow_hash`] of its flow.
+    /// [`crate::handover::flow_hash`] of the packet's flow.
     pub flow: u64,
-    /// [`crate::handover::fingerprint`] of its payload.
+    /// [`crate::handover::fingerprint`] of the packet's payload.
     pub fingerprint: u64,
-    /// When it came.
+    /// Arrival of the packet.
     pub at_ns: u64,
 }
 
@@ -128,41 +128,41 @@ pub struct GateRecord {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DeliveredKey {
-    /// The TAP.
+    /// TAP that the flow enters.
     pub ifindex: u32,
-    /// The flow.
+    /// Flow of the packets.
     pub stream: StreamKey,
 }
 
-/// Value of `DELIVERED`: 16 bytes, align 8. What passed into the TAP; the agent adds what it
-/// replays elsewhere.
+/// Value of `DELIVERED`: 16 bytes, align 8. Packets that passed into the TAP. The agent counts
+/// replayed packets elsewhere.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Delivered {
-    /// Packets.
+    /// Delivered packets; a GSO frame counts as its segments.
     pub packets: u64,
-    /// Their bytes, from the Ethernet header on.
+    /// Bytes of these packets, from the Ethernet header on.
     pub bytes: u64,
 }
 
-/// Head of a record of `HELD`: 32 bytes, align 8. The frame follows.
+/// Header of a record of `HELD`: 32 bytes, align 8. The frame follows.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HeldFrame {
-    /// Its number among the held frames of the TAP, from 1; of a copy that a recording gate has kept,
-    /// that among all that have entered ([`GateUsage::entered`]).
+    /// Number of the frame among the held frames of the TAP, from 1. For a copy of a recording
+    /// gate, the number among all frames that entered the TAP ([`GateUsage::entered`]).
     pub number: u64,
-    /// When it came.
+    /// Arrival of the frame.
     pub at_ns: u64,
-    /// The TAP.
+    /// TAP that the frame enters.
     pub ifindex: u32,
-    /// Bytes of the frame.
+    /// Length of the frame, bytes.
     pub length: u32,
-    /// VLAN identifier that stands in metadata instead of the frame, 0 for none.
+    /// VLAN identifier in the skb metadata, 0 for none.
     pub vlan: u16,
-    /// UDP payload of each packet that an aggregated frame stands for, bytes; 0 for a single one.
+    /// L4 payload of each segment of a GSO frame, bytes; 0 without GSO.
     pub segment_bytes: u16,
-    /// Always zero.
+    /// Padding, always zero.
     pub pad: u32,
 }
 

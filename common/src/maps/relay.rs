@@ -1,15 +1,15 @@
-//! Layouts of the unicast relay: at the agent, where relayed datagrams become multicast again, and
-//! at the relay, where multicast becomes datagrams.
+//! Layouts of the unicast relay. The agent turns relayed datagrams into multicast packets; the
+//! relay turns multicast packets into datagrams.
 
 use super::{Address, StreamKey, StreamUsage};
 
-/// Which way a packet came.
+/// The path that a packet took.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Origin {
-    /// As multicast.
+    /// Native multicast.
     Native = 1,
-    /// From a relay.
+    /// Unicast from a relay.
     Relay = 2,
 }
 
@@ -23,7 +23,7 @@ impl Origin {
         }
     }
 
-    /// The bit of [`super::Managed::origins`] that lets its packets pass.
+    /// Bit of [`super::Managed::origins`] that lets packets of this origin pass.
     #[inline(always)]
     pub fn pass_bit(self) -> u8 {
         match self {
@@ -35,8 +35,8 @@ impl Origin {
 
 /// Which copies of an address's packets pass at the uplink ([`super::Managed::origins`]).
 ///
-/// A change of origin goes through states in which fingerprints tell copies of one packet apart,
-/// so that each packet passes once, whichever way is faster:
+/// A change of origin passes through states in which fingerprints identify copies of one packet, so
+/// that each packet passes once, on whichever path it arrives first:
 ///
 /// ```text
 ///          relay is asked for              native is silent
@@ -55,7 +55,7 @@ pub enum Origins {
     /// Relayed packets pass; native ones are dropped, and the first of them after
     /// [`super::Managed::watch_since_ns`] raises an event.
     Relay = Self::PASS_RELAY,
-    /// As `Relay`, and fingerprints are kept.
+    /// As `Relay`; the uplink also records fingerprints.
     RelayRecorded = Self::PASS_RELAY | Self::FINGERPRINT,
     /// The first copy of each packet passes.
     Both = Self::PASS_NATIVE | Self::PASS_RELAY | Self::FINGERPRINT,
@@ -68,7 +68,7 @@ impl Origins {
     pub const PASS_NATIVE: u8 = 1;
     /// Bit: relayed packets pass.
     pub const PASS_RELAY: u8 = 2;
-    /// Bit: fingerprints are kept, and a second copy is dropped.
+    /// Bit: the uplink records fingerprints and drops second copies.
     pub const FINGERPRINT: u8 = 4;
 
     /// Decodes [`super::Managed::origins`].
@@ -90,68 +90,69 @@ impl Origins {
     }
 }
 
-/// Key of `RELAY_FLOWS`: 20 bytes, align 2. What the datagrams of one relayed flow look like.
+/// Key of `RELAY_FLOWS`: 20 bytes, align 2. Identifies the datagrams of one relayed flow.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RelayFlowKey {
-    /// The relay, their source address.
+    /// Source address of the datagrams: the relay, network order.
     pub relay_address: Address,
-    /// Their UDP source port, host order.
+    /// UDP source port of the datagrams, host order.
     pub relay_port: u16,
-    /// Their UDP destination port, host order.
+    /// UDP destination port of the datagrams, host order.
     pub agent_port: u16,
 }
 
-/// Value of `RELAY_FLOWS`: 120 bytes, align 8. What they become, and how many came: here, because one
-/// look-up more would cost each packet as much as its rewrite.
+/// Value of `RELAY_FLOWS`: 120 bytes, align 8. Flow and usage share one value, because a second
+/// look-up would cost each packet as much as its rewrite.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RelayFlowEntry {
-    /// Written by the agent only.
+    /// Rewrite of the datagrams. Only the agent writes it.
     pub flow: RelayFlow,
-    /// What came by it. Written by the kernel.
+    /// Usage of the flow. Only the kernel writes it.
     pub usage: StreamUsage,
 }
 
-/// What the datagrams of one relayed flow become: 72 bytes, align 8.
+/// Rewrite of the datagrams of one relayed flow to multicast: 72 bytes, align 8.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RelayFlow {
     /// Transaction of the session with the relay.
     pub session: u64,
-    /// The flow that is restored; its VLAN is 0.
+    /// Flow of the restored packets; the VLAN is 0.
     pub stream: StreamKey,
-    /// Destination address of the datagrams: this host.
+    /// Destination address of the datagrams: an address of this host.
     pub agent_address: Address,
-    /// What the rewrite of both addresses adds to a checksum, as `bpf_csum_diff` gives it.
+    /// Difference that the rewrite of both addresses adds to a checksum, as `bpf_csum_diff` returns
+    /// it.
     pub address_difference: u32,
-    /// Always zero.
+    /// Padding, always zero.
     pub pad: u32,
 }
 
-/// Key of `RELAYS`: 32 bytes, align 1. A relay and the address of this host that it sends to; the
-/// value is the number of flows between the two, a `u32`.
+/// Key of `RELAYS`: 32 bytes, align 1. A relay, and the address of this host that the relay sends
+/// to. The value is the number of flows between both, a `u32`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RelayKey {
-    /// The relay.
+    /// Address of the relay, network order.
     pub relay_address: Address,
-    /// This host.
+    /// Address of this host, network order.
     pub agent_address: Address,
 }
 
-/// Value of `RELAY_STREAMS`, key [`StreamKey`]: 8 bytes, align 4. A flow that the relay serves.
-/// Written by the relay only.
+/// Value of `RELAY_STREAMS` with key [`StreamKey`]: 8 bytes, align 4. A flow that the relay serves.
+/// Only the relay writes it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RelayStream {
-    /// Its number, the first part of a [`SubscriberKey`].
+    /// Number of the flow, the first part of a [`SubscriberKey`].
     pub flow: u32,
-    /// Subscribers have the indices 0 to this, exclusive.
+    /// Number of subscriber indices: 0 to `subscribers` - 1.
     pub subscribers: u32,
 }
 
-/// Most subscribers of one flow.
+/// Limit of subscribers of one flow.
 pub const MAX_SUBSCRIBERS: u32 = 1024;
 
 /// Key of `RELAY_SUBSCRIBERS` and `RELAY_USAGE`: 8 bytes, align 4.
@@ -164,12 +165,12 @@ pub struct SubscriberKey {
     pub index: u32,
 }
 
-/// Value of `RELAY_SUBSCRIBERS`: 48 bytes, align 8. Where a copy of each packet goes. Written by
-/// the relay only.
+/// Value of `RELAY_SUBSCRIBERS`: 48 bytes, align 8. Destination of one copy of each packet. Only
+/// the relay writes it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Subscriber {
-    /// Nothing is sent from this moment on; 0 for an index that is not in use.
+    /// End of the lease: no copies from this time on. 0 for an unused index.
     pub lease_end_ns: u64,
     /// Source address of the copies.
     pub relay_address: Address,
@@ -179,45 +180,46 @@ pub struct Subscriber {
     pub relay_port: u16,
     /// UDP destination port of the copies, host order.
     pub agent_port: u16,
-    /// What the rewrite of both addresses adds to a checksum, as `bpf_csum_diff` gives it.
+    /// Difference that the rewrite of both addresses adds to a checksum, as `bpf_csum_diff` returns
+    /// it.
     pub address_difference: u32,
 }
 
-/// Value of `RELAY_USAGE`: 24 bytes, align 8. Written by the kernel only, and by the relay when an
-/// index is given to another subscriber.
+/// Value of `RELAY_USAGE`: 24 bytes, align 8. The kernel writes the value; the relay resets it when
+/// another subscriber takes the index.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SubscriberUsage {
     /// Copies sent.
     pub packets: u64,
-    /// Their bytes, from the Ethernet header on.
+    /// Bytes of these copies, from the Ethernet header on.
     pub bytes: u64,
-    /// Copies not sent: no route, no neighbour, packet too large for the path.
+    /// Copies that could not be sent: no route, no neighbour, or larger than the path MTU.
     pub dropped: u64,
 }
 
-/// Value of `FINGERPRINTS`, whose key is the fingerprint (`u64`): 16 bytes, align 8. How often a
-/// packet of this content came each way, and how often it passed; see [`crate::relay::count_copy`].
+/// Value of `FINGERPRINTS`: 16 bytes, align 8. The key is the fingerprint, a `u64`. Counts the
+/// copies of one packet by path, and the copies that passed; see [`crate::relay::count_copy`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Copies {
-    /// When the last copy came; an old entry counts as none.
+    /// Arrival of the last copy. An old entry counts as none.
     pub last_ns: u64,
-    /// The three counts in one word, which CPUs change in one step.
+    /// The counts in one word, which CPUs update atomically.
     pub counts: CopyCounts,
 }
 
-/// Part of [`Copies`]: 8 bytes, align 2. The counts wrap, and are compared as serial numbers.
+/// Part of [`Copies`]: 8 bytes, align 2. The counts wrap and compare as serial numbers.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CopyCounts {
-    /// Native copies.
+    /// Copies that arrived natively.
     pub native: u16,
-    /// Relayed copies.
+    /// Copies that arrived from a relay.
     pub relayed: u16,
     /// Copies that passed.
     pub passed: u16,
-    /// Always zero.
+    /// Padding, always zero.
     pub pad: u16,
 }
 

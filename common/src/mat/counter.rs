@@ -1,6 +1,6 @@
-//! The named reasons behind `MAT_COUNTERS`, a per-CPU array of `u64` indexed by [`Counter`].
+//! The named counters of `MAT_COUNTERS`, a per-CPU array of `u64` with index [`Counter`].
 //!
-//! Every frame that is translated has one, and every one that goes no further.
+//! Every translated frame has a counter, and every dropped one.
 
 use crate::counter::counters;
 
@@ -11,46 +11,46 @@ counters! {
     OutMld => "out_mld",
     /// ICMPv6 error of the daemon about a held packet, handed to `mat0`.
     OutRefused => "out_refused",
-    /// Packet to a peer that is not known yet, handed to the daemon.
+    /// Packet to an unknown peer, handed to the daemon.
     Held => "held",
 
-    /// Such a packet, but too long to be held: lost. The daemon learns of the peer all the same.
+    /// Packet to an unknown peer, too long for `HELD`: lost. The daemon still learns the peer.
     HeldTooLong => "held_too_long",
-    /// Such a packet that found the ring buffer full: lost.
+    /// Packet to an unknown peer while `HELD` is full: lost.
     HeldFull => "held_full",
     /// Not sent: no NIC is active.
     OutNoNic => "out_no_nic",
     /// Not sent: its source is not the HoA.
     OutForeignSource => "out_foreign_source",
-    /// Not sent: nothing that `mat0` carries, such as multicast other than MLD.
+    /// Not sent: a packet that `mat0` does not carry, such as multicast other than MLD.
     OutNotCarried => "out_not_carried",
-    /// Not sent: MLD while the multicast NIC has no link-local address, or there is none.
+    /// Not sent: MLD without a multicast NIC, or without a link-local address on it.
     OutMldNoSource => "out_mld_no_source",
-    /// Not sent: the checksum has to be changed, and stands behind headers that are not passed.
+    /// Not sent: the checksum needs an update, and follows headers that the search does not skip.
     OutUntranslatable => "out_untranslatable",
-    /// Not sent: the kernel did not let the packet be written to.
+    /// Not sent: the kernel refused the write to the packet.
     OutRefusedByKernel => "out_refused_by_kernel",
 
     /// Packet of a peer, handed to `mat0`.
     InTranslated => "in_translated",
     /// ICMPv6 error about a packet to a peer, handed to `mat0`.
     InErrors => "in_errors",
-    /// Message of another node's daemon or of the IMS, left as it was.
+    /// Message of another node's daemon or of the IMS, passed unchanged.
     InSignalling => "in_signalling",
-    /// Multicast packet or MLD Query of the multicast NIC, of which `mat0` got a copy.
+    /// Multicast packet or MLD Query of the multicast NIC, copied to `mat0`.
     InMulticast => "in_multicast",
 
-    /// Dropped: a wire carries no address of the home prefix.
+    /// Dropped: an address of the home prefix on the wire.
     InHomeOnWire => "in_home_on_wire",
-    /// Dropped: as `out_untranslatable`.
+    /// Dropped: the checksum needs an update, and follows headers that the search does not skip.
     InUntranslatable => "in_untranslatable",
-    /// No copy for `mat0`: the kernel did not make it.
+    /// Not copied to `mat0`: the kernel could not clone the packet.
     InMulticastLost => "in_multicast_lost",
-    /// Dropped: the kernel did not let the packet be written to.
+    /// Dropped: the kernel refused the write to the packet.
     InRefusedByKernel => "in_refused_by_kernel",
 }
 
-/// Number of counters, the size of `MAT_COUNTERS`.
+/// Number of counters: the size of `MAT_COUNTERS`.
 pub const COUNT: usize = Counter::ALL.len();
 
 #[cfg(test)]

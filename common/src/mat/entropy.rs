@@ -1,32 +1,32 @@
-//! Random numbers, from whoever has a kernel to ask.
+//! Source of random numbers; the caller supplies the kernel's.
 //!
-//! Two messages with one nonce under one key give both away. No state in memory can see to it that none
-//! comes twice: a machine that is resumed from a snapshot again, or copied, goes on from the same state
-//! as before. So each nonce is asked for when it is needed.
+//! Two messages with one nonce under one key reveal both. No generator state in memory prevents a
+//! repetition: a machine that resumes from a snapshot twice, or a copy of a machine, continues from
+//! the same state. The source therefore asks the kernel for each nonce.
 
 use alloc::boxed::Box;
 use core::fmt;
 
 use super::seal::NONCE_BYTES;
 
-/// Fills bytes, or says that it cannot.
+/// Fills the bytes; returns whether it could.
 type Fill = dyn FnMut(&mut [u8]) -> bool + Send;
 
 /// A source of random bytes.
 pub struct Entropy(Box<Fill>);
 
 impl Entropy {
-    /// A source that fills what it is given, or says that it cannot.
+    /// A source over `fill`, which fills the bytes and returns whether it could.
     pub fn new(fill: impl FnMut(&mut [u8]) -> bool + Send + 'static) -> Self {
         Self(Box::new(fill))
     }
 
-    /// A nonce; `None` if there are no random bytes: then nothing may be sealed.
+    /// A random nonce; `None` without random bytes, when the caller must not seal.
     pub fn nonce(&mut self) -> Option<[u8; NONCE_BYTES]> {
         self.bytes()
     }
 
-    /// The number of a transaction; 0 if there are no random bytes, when nothing can be sealed, either.
+    /// A random transaction; 0 without random bytes, when the caller cannot seal anyway.
     pub fn number(&mut self) -> u64 {
         self.bytes().map_or(0, u64::from_ne_bytes)
     }

@@ -1,7 +1,7 @@
-//! Keys of nodes and of pairs of nodes, all from one secret of the mapping servers.
+//! Keys of nodes and pairs of nodes, derived from one secret of the mapping servers.
 //!
-//! HKDF-SHA-256 (RFC 5869): servers that have the same secret know the same keys, so a replica needs
-//! nothing but the secret, and a node that is enrolled once is known to all of them.
+//! The derivation is HKDF-SHA-256 (RFC 5869). Servers with the same secret derive the same keys, so
+//! a replica needs only the secret, and all servers know a node after one enrolment.
 
 use core::fmt;
 
@@ -11,7 +11,7 @@ use sha2::Sha256;
 /// Length of every key and of the secret, bytes.
 pub const KEY_BYTES: usize = 32;
 
-/// A key for [`super::seal`].
+/// A key for [`super::seal`], 32 bytes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Key(pub [u8; KEY_BYTES]);
 
@@ -21,12 +21,12 @@ impl fmt::Debug for Key {
     }
 }
 
-/// One of the two who have a key between them.
+/// One of the two nodes of a pair key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Party {
-    /// HoA.
+    /// HoA of the node, 16 bytes, network order.
     pub hoa: [u8; 16],
-    /// Generation of its key with the servers; 0 where none is known.
+    /// Generation of the node's key with the servers; 0 for unknown.
     pub generation: u32,
 }
 
@@ -34,19 +34,19 @@ pub struct Party {
 pub struct Secret(Hkdf<Sha256>);
 
 impl Secret {
-    /// Takes the secret's bytes, which are random.
+    /// Takes a random secret.
     pub fn new(secret: &[u8; KEY_BYTES]) -> Self {
         Self(Hkdf::new(Some(b"roamcast mat 1"), secret))
     }
 
-    /// Key between the node with that HoA and the servers. A new generation takes the place of a key
-    /// that is no longer trusted.
+    /// Derives the key between a node and the servers. A new generation replaces a key that is no
+    /// longer trusted.
     pub fn node(&self, hoa: [u8; 16], generation: u32) -> Key {
         self.expand(&[b"node", &hoa, &generation.to_be_bytes()])
     }
 
-    /// Key between two nodes, in either order: each has its HoA and the generation of its own key. With
-    /// a key that is no longer trusted, those of its pairs are not, either.
+    /// Derives the key between two nodes, in either order, from HoA and key generation of both. A
+    /// new generation of either node's key also replaces the keys of its pairs.
     pub fn pair(&self, one: Party, other: Party) -> Key {
         let (first, second) = (one.min(other), one.max(other));
         self.expand(&[
@@ -60,7 +60,7 @@ impl Secret {
 
     fn expand(&self, info: &[&[u8]]) -> Key {
         let mut key = [0; KEY_BYTES];
-        // It fails for more than 255 blocks only; this is one.
+        // The expansion fails only for more than 255 blocks; a key is one block.
         let _ = self.0.expand_multi_info(info, &mut key);
         Key(key)
     }
@@ -82,7 +82,7 @@ mod tests {
     }
 
     fn any_party() -> impl Strategy<Value = Party> {
-        // Few of each, so that they meet.
+        // Small ranges, so that parties repeat.
         (0..3_u8, 0..3_u32).prop_map(|(hoa, generation)| party([hoa; 16], generation))
     }
 

@@ -1,55 +1,55 @@
-//! Keys and values of the BPF maps of a node, under `/sys/fs/bpf/migkick/`.
+//! Keys and values of a node's BPF maps, under `/sys/fs/bpf/migkick/`.
 //!
 //! | map | key | value |
 //! |---|---|---|
-//! | `NODE` | slot, 0 or 1 | [`Node`]; `NODE_SLOT` says which of the two is in use |
-//! | `PEERS` | HoA of a peer | [`Peer`]: where packets to it go |
-//! | `PEER_MOAS` | MoA of a peer | [`PeerMoa`]: whose packets come from there |
-//! | `OWN_MOAS` | MoA of this node | [`OwnMoa`]: packets to it are for the HoA, as those to the active one |
-//! | `HELD` | | ring buffer of [`Held`]: frames to peers that are not known yet |
+//! | `NODE` | slot, 0 or 1 | [`Node`]; `NODE_SLOT` holds the slot in use |
+//! | `PEERS` | HoA of a peer | [`Peer`]: where to send packets |
+//! | `PEER_MOAS` | MoA of a peer | [`PeerMoa`]: the HoA of the sender |
+//! | `OWN_MOAS` | MoA of this node | [`OwnMoa`]: a MoA besides the active one, whose packets are for the HoA |
+//! | `HELD` | | ring buffer of [`Held`]: frames to peers without an entry |
 //! | `MAT_COUNTERS` | [`super::counter::Counter`] | packets, per CPU |
 //!
-//! The rules are those of [`crate::maps`]: `#[repr(C)]` without implicit padding, addresses in
-//! network order, other numbers in host order, times in `CLOCK_MONOTONIC` nanoseconds. Addresses in
-//! values are words and MACs half words of memory ([`super::translate::words`]), because that is how
-//! the programs copy them.
+//! The rules of [`crate::maps`] apply: `#[repr(C)]` without implicit padding, addresses in network
+//! order, other numbers in host order, times in `CLOCK_MONOTONIC` nanoseconds. Values hold
+//! addresses as words and MACs as half words of memory ([`super::translate::words`]), because the
+//! programs copy words.
 //!
-//! A *difference* is what the one's complement sum over a packet gains when one address takes the
-//! place of another ([`super::neutral::difference`]). It is 0 where the two are neutral.
+//! A *difference* is the change of the one's complement sum of a packet when one address replaces
+//! another ([`super::neutral::difference`]); 0 for neutral addresses.
 
 use super::translate::{Mac, Words};
 
 /// Version of all layouts in this module, part of the pin path.
 pub const LAYOUT_VERSION: u32 = 2;
-/// Slots of `NODE`.
+/// Slots of `NODE`: one in use, one to write.
 pub const NODE_SLOTS: u32 = 2;
 /// Longest frame that `HELD` takes, bytes.
 pub const HELD_FRAME_BYTES: usize = 2048;
 
-/// Value of `NODE`: 112 bytes, align 8. Written by the daemon only, and only to the slot that is
-/// not in use, so that a program never sees half of a change.
+/// Value of `NODE`: 112 bytes, align 8. Only the daemon writes the value, and only to the slot not
+/// in use, so no program reads half of a change.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Node {
-    /// Own HoA.
+    /// HoA of this node.
     pub hoa: Words,
-    /// MoA that packets are sent from.
+    /// Active MoA, the source of sent packets.
     pub moa: Words,
-    /// Home prefix, the address bits beyond its length zero.
+    /// Home prefix; the bits beyond its length are zero.
     pub home: Words,
-    /// Ones for the bits of the home prefix.
+    /// Mask of the home prefix.
     pub home_mask: Words,
-    /// Link-local address of the multicast NIC; `::` if it has none.
+    /// Link-local address of the multicast NIC; `::` for none.
     pub multicast_source: Words,
-    /// When `moa` takes the place of `hoa`.
+    /// Difference when `moa` replaces `hoa`.
     pub difference: u32,
-    /// When `hoa` takes the place of `moa`.
+    /// Difference when `hoa` replaces `moa`.
     pub difference_back: u32,
     /// Active NIC; 0 for none.
     pub ifindex: u32,
-    /// NIC that MLD goes out by and multicast is taken from; 0 for none.
+    /// NIC that sends MLD and receives multicast; 0 for none.
     pub multicast_ifindex: u32,
-    /// `mat0`.
+    /// Interface index of `mat0`.
     pub mat0_ifindex: u32,
     /// Ethernet address of the multicast NIC.
     pub multicast_mac: Mac,
@@ -57,33 +57,34 @@ pub struct Node {
     pub mat0_mac: Mac,
 }
 
-/// Value of `PEERS`: 72 bytes, align 8. Numbers and next hop are written by the programs.
+/// Value of `PEERS`: 72 bytes, align 8. The programs write counters, time of use and next hop; the
+/// daemon writes the rest.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Peer {
-    /// MoA that packets go to.
+    /// MoA that packets are sent to.
     pub moa: Words,
-    /// Packets that went there, or tried to.
+    /// Packets to the peer, including those that could not be sent.
     pub packets: u64,
-    /// Their bytes, from the Ethernet header on.
+    /// Bytes of these packets, from the Ethernet header on.
     pub bytes: u64,
-    /// When the last of them went.
+    /// Time of the last packet.
     pub last_used_ns: u64,
-    /// When `moa` takes the place of the HoA.
+    /// Difference when `moa` replaces the HoA.
     pub difference: u32,
-    /// NIC that `next_hop` is by, 0 for none.
+    /// NIC of `next_hop`, 0 for none.
     pub next_hop_ifindex: u32,
-    /// Where packets to `moa` go first, as the routes say.
+    /// Cached next hop on the route to `moa`.
     pub next_hop: Words,
-    /// When they are to be asked again.
+    /// Expiry of the cached next hop.
     pub next_hop_until_ns: u64,
 }
 
-/// Routing table with the routes of the NIC with index 0; those of the others follow.
+/// First routing table of the NICs: NIC `ifindex` has table `FIRST_TABLE + ifindex`.
 pub const FIRST_TABLE: u32 = 74_000;
 
-/// How long a next hop is taken for granted, nanoseconds: a look-up for each packet would cost more
-/// than its translation.
+/// Lifetime of a cached next hop, nanoseconds: a look-up per packet would cost more than the
+/// translation.
 pub const NEXT_HOP_LIFETIME_NS: u64 = 100_000_000;
 
 /// Value of `PEER_MOAS`: 32 bytes, align 8.
@@ -92,19 +93,19 @@ pub const NEXT_HOP_LIFETIME_NS: u64 = 100_000_000;
 pub struct PeerMoa {
     /// HoA of the peer.
     pub hoa: Words,
-    /// When a packet last came from there.
+    /// Time of the last packet from the MoA.
     pub last_used_ns: u64,
-    /// When the HoA takes the place of the MoA.
+    /// Difference when the HoA replaces the MoA.
     pub difference: u32,
-    /// Always zero.
+    /// Padding, always zero.
     pub pad: u32,
 }
 
-/// Value of `OWN_MOAS`: 4 bytes.
+/// Value of `OWN_MOAS`: 4 bytes, align 4.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OwnMoa {
-    /// When the HoA takes the place of the MoA.
+    /// Difference when the HoA replaces the MoA.
     pub difference: u32,
 }
 
@@ -112,13 +113,13 @@ pub struct OwnMoa {
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Held {
-    /// HoA that the frame is for.
+    /// HoA of the frame's destination.
     pub peer: Words,
-    /// Bytes of the frame; 0 for one that was too long to be held and is lost.
+    /// Length of the frame, bytes; 0 for a lost frame that was too long.
     pub length: u32,
-    /// Always zero.
+    /// Padding, always zero.
     pub pad: u32,
-    /// The frame, from the Ethernet header on. Its checksum may be unfinished.
+    /// Frame from its Ethernet header on. Its checksum may be partial.
     pub frame: [u8; HELD_FRAME_BYTES],
 }
 

@@ -1,7 +1,7 @@
 //! Messages of MAT (draft-inayat-mat-00 §4.2, 4.3, in this project's encoding).
 //!
-//! A message is encoded as those of [`crate::signal`] are, and always travels sealed
-//! ([`super::seal`]). The transaction is a random number that the answer repeats.
+//! The encoding is that of [`crate::signal`]. Messages always travel encrypted ([`super::seal`]).
+//! The transaction is a random number that the answer repeats.
 //!
 //! | kind | message | from, to | fields (number: name, unit) |
 //! |---|---|---|---|
@@ -22,53 +22,55 @@ use minicbor::{Decode, Encode};
 use super::key::KEY_BYTES;
 use crate::signal::{Address, MAX_DATAGRAM_BYTES, messages};
 
-/// One address of a node, at which its peers can reach it.
+/// One address of a node for its peers.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Moa {
-    /// The address.
+    /// MoA of the node, network order.
     #[n(0)]
     pub address: Address,
-    /// 1 is where data goes; a higher number stands by.
+    /// Priority: 1 for the address that receives data; larger numbers for standby addresses.
     #[n(1)]
     pub priority: u8,
 }
 
-/// `UpdateRequest`: where a node is. An empty list says that it is nowhere.
+/// `UpdateRequest`: a node registers its mapping. An empty list withdraws the mapping.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct UpdateRequest {
-    /// Grows with every change, over restarts of the node too.
+    /// Sequence number of the mapping, which grows with every change, also across restarts of the
+    /// node.
     #[n(0)]
     pub sequence: u64,
-    /// Time of the node, milliseconds since 1970.
+    /// Clock of the node, milliseconds since 1970.
     #[n(1)]
     pub time_ms: u64,
-    /// How long it is to be known, seconds.
+    /// Lifetime of the mapping, seconds.
     #[n(2)]
     pub lifetime_s: u32,
-    /// Its addresses, at most [`super::MAX_MOAS`].
+    /// MoAs of the node, at most [`super::MAX_MOAS`].
     #[n(3)]
     pub moas: Vec<Moa>,
 }
 
-/// What a server made of an update.
+/// Result of an update.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Outcome {
-    /// It is stored, and survives a crash of the server.
+    /// The server has stored the mapping durably.
     Accepted = 0,
-    /// The server knows a sequence that is not older; the node goes on from there.
+    /// The server has the same or a later sequence number; the node continues from that number.
     OldSequence = 1,
-    /// The time is too far from the server's; the node asks again with the server's time.
+    /// The node's clock is too far from the server's; the node repeats the request with the
+    /// server's time.
     WrongTime = 2,
-    /// The addresses are too many, double or not unicast, not one of them has priority 1, or another
-    /// node has one of them, or had it until a while ago.
+    /// The addresses are too many, not unicast or repeated; or none has priority 1; or another node
+    /// has one of the addresses, or had it recently.
     BadAddresses = 3,
-    /// The server cannot store it now.
+    /// The server cannot store the mapping at the moment.
     Failed = 4,
 }
 
 impl Outcome {
-    /// The outcome with that number.
+    /// Decodes [`UpdateReply::outcome`]; `None` for unknown numbers.
     pub fn from_number(number: u8) -> Option<Self> {
         [
             Self::Accepted,
@@ -82,24 +84,24 @@ impl Outcome {
     }
 }
 
-/// `UpdateReply`.
+/// `UpdateReply`: answers `UpdateRequest`.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct UpdateReply {
-    /// [`Outcome`] as a number.
+    /// Number of an [`Outcome`].
     #[n(0)]
     pub outcome: u8,
-    /// Sequence that the server has.
+    /// Sequence number of the stored mapping.
     #[n(1)]
     pub sequence: u64,
-    /// Time of the server, milliseconds since 1970.
+    /// Clock of the server, milliseconds since 1970.
     #[n(2)]
     pub time_ms: u64,
-    /// How long the mapping is kept, seconds; 0 unless accepted.
+    /// Lifetime of the stored mapping, seconds; 0 unless accepted.
     #[n(3)]
     pub lifetime_s: u32,
 }
 
-/// `LookupRequest`: where is that node?
+/// `LookupRequest`: a node requests the mapping of a peer.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct LookupRequest {
     /// HoA of the peer.
@@ -107,43 +109,43 @@ pub struct LookupRequest {
     pub hoa: Address,
 }
 
-/// Where a node is.
+/// Addresses of a node.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Mapping {
-    /// Sequence of the update.
+    /// Sequence number of the update.
     #[n(0)]
     pub sequence: u64,
-    /// Its addresses.
+    /// MoAs of the node.
     #[n(1)]
     pub moas: Vec<Moa>,
 }
 
-/// `LookupReply`.
+/// `LookupReply`: answers `LookupRequest`.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct LookupReply {
-    /// HoA that was asked for.
+    /// HoA from the request.
     #[n(0)]
     pub hoa: Address,
-    /// Where it is; null if no mapping lives.
+    /// Mapping of the peer; null for none.
     #[n(1)]
     pub mapping: Option<Mapping>,
     /// Key between the two nodes.
     #[n(2)]
     pub pair_key: ByteArray<KEY_BYTES>,
-    /// How long this answer may be used, seconds, that of "no mapping" too.
+    /// Lifetime of this answer, seconds; also of the answer "no mapping".
     #[n(3)]
     pub lifetime_s: u32,
 }
 
-/// `Alert`: the sender's mapping is new to the receiver, or has changed.
+/// `Alert`: the sender has a mapping that the receiver does not know or that has changed.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Alert {
-    /// Sequence of the mapping that the IMS has.
+    /// Sequence number of the mapping at the IMS.
     #[n(0)]
     pub sequence: u64,
 }
 
-/// `AlertAck`: the receiver sends to, and takes from, the addresses of that mapping.
+/// `AlertAck`: the receiver of the alert uses the addresses of the mapping.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct AlertAck {
     /// Sequence of the mapping in use.
@@ -151,16 +153,16 @@ pub struct AlertAck {
     pub sequence: u64,
 }
 
-/// `Echo`: is the sender of the alert at this address? Its transaction is the challenge.
+/// `Echo`: checks that the sender of an alert receives at a MoA. The transaction is the challenge.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Echo {}
 
-/// `EchoReply`.
+/// `EchoReply`: answers `Echo`.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct EchoReply {}
 
 messages! {
-    /// What nodes and mapping servers say to each other.
+    /// Messages between nodes, and between nodes and mapping servers.
     MatMessage, MAX_DATAGRAM_BYTES, {
         20 => UpdateRequest(UpdateRequest),
         21 => UpdateReply(UpdateReply),

@@ -1,11 +1,11 @@
 //! Checksum-neutral MoAs.
 //!
-//! The checksums of TCP, UDP and ICMPv6 cover the addresses (RFC 8200 §8.1). Where HoA and MoA have
-//! the same one's complement sum, one can be put in the place of the other and every checksum stays
-//! right, those of fragments, of offloaded and of embedded packets included (RFC 6296 §2.6 does the
-//! same within a prefix).
+//! The checksums of TCP, UDP and ICMPv6 cover the addresses (RFC 8200 §8.1). When HoA and MoA have
+//! the same one's complement sum, either can replace the other, and every checksum stays valid,
+//! also in fragments, offloaded packets and quoted packets. RFC 6296 §2.6 does the same within a
+//! prefix.
 
-/// Sum of an address, folded to 16 bits. There are two zeros, 0 and 0xffff: the first stands for both.
+/// Sum of an address, folded to 16 bits. 0 represents both zeros, 0 and 0xffff.
 pub fn sum(address: [u8; 16]) -> u16 {
     let (words, _) = address.as_chunks::<2>();
     let mut sum: u32 = words
@@ -17,13 +17,13 @@ pub fn sum(address: [u8; 16]) -> u16 {
     if sum == 0xffff { 0 } else { sum as u16 }
 }
 
-/// Whether one can stand in the place of the other without a checksum being changed.
+/// Whether either address can replace the other without a checksum update.
 pub fn is_neutral(one: [u8; 16], other: [u8; 16]) -> bool {
     sum(one) == sum(other)
 }
 
-/// What the one's complement sum over a packet gains when `to` takes the place of `from`: 16 bits in
-/// the byte order of memory, as the kernel's checksum helpers want it. 0 where the two are neutral.
+/// Change of a packet's one's complement sum when `to` replaces `from`: 16 bits in memory order, as
+/// the kernel's checksum helpers require. 0 for neutral addresses.
 pub fn difference(from: [u8; 16], to: [u8; 16]) -> u32 {
     // -x is 0xffff - x.
     let difference = u32::from(sum(to)) + (0xffff - u32::from(sum(from)));
@@ -35,7 +35,7 @@ pub fn difference(from: [u8; 16], to: [u8; 16]) -> u32 {
     }
 }
 
-/// The address with its last 16 bits set so that it is neutral to `hoa`.
+/// Returns `moa` with its last 16 bits chosen to make it neutral to `hoa`.
 pub fn neutral(moa: [u8; 16], hoa: [u8; 16]) -> [u8; 16] {
     let mut moa = moa;
     moa[14..].fill(0);
@@ -43,7 +43,7 @@ pub fn neutral(moa: [u8; 16], hoa: [u8; 16]) -> [u8; 16] {
     // want - have in one's complement, where -x is 0xffff - x.
     let difference = want + (0xffff - have);
     let word = ((difference & 0xffff) + (difference >> 16)) as u16;
-    // Of its two zeros 0 would name the Subnet-Router anycast address, with a prefix of 112 bits.
+    // Of the two zeros, 0 would give the Subnet-Router anycast address of a 112-bit prefix.
     let word = if word == 0 { 0xffff } else { word };
     moa[14..].copy_from_slice(&word.to_be_bytes());
     moa

@@ -1,4 +1,4 @@
-//! The form of every MAT message on the wire: sealed with XChaCha20-Poly1305.
+//! Wire format of MAT messages: sealed with XChaCha20-Poly1305.
 //!
 //! ```text
 //!  0       2   3   4                20           44                     n-16       n
@@ -6,9 +6,9 @@
 //!  |---------- authenticated ---------|
 //! ```
 //!
-//! `v` is the version, 1; `k` says which key seals it and whose HoA that is: 0, the key between a
-//! node and the IMS, with the HoA of the node; 1, the key of a pair of nodes, with the HoA of the
-//! sender, so that what comes back to its sender is no message to it.
+//! `v` is the version, 1. `k` is the kind of key: 0 for the key between a node and the IMS, with
+//! the HoA of the node; 1 for the key of a pair of nodes, with the HoA of the sender, so that a
+//! reflected message is invalid for its sender.
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -19,30 +19,30 @@ use chacha20poly1305::{XChaCha20Poly1305, XNonce};
 use super::key::Key;
 use crate::signal::MAX_DATAGRAM_BYTES;
 
-/// Length of a nonce, bytes: random ones do not meet (192 bits).
+/// Length of a nonce, bytes: 192 random bits do not repeat.
 pub const NONCE_BYTES: usize = 24;
-/// First byte of the nonce.
+/// Offset of the nonce, bytes.
 const HEADER_BYTES: usize = 20;
 const TAG_BYTES: usize = 16;
 const MAGIC: [u8; 2] = *b"MA";
 const VERSION: u8 = 1;
 
-/// Which key seals a message.
+/// Kind of the key that seals a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Keying {
-    /// That between a node and the IMS.
+    /// Key between a node and the IMS.
     Node = 0,
-    /// That of two nodes.
+    /// Key between two nodes.
     Pair = 1,
 }
 
-/// Why a datagram is not a message for us.
+/// Why a datagram is not a valid message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SealError {
-    /// Too short, too long, or not of this protocol and version.
+    /// The datagram is too short, too long, or of another protocol or version.
     Malformed,
-    /// Sealed with another key, or changed on its way.
+    /// The datagram was sealed with another key, or modified.
     Forged,
 }
 
@@ -57,12 +57,12 @@ impl fmt::Display for SealError {
 
 impl core::error::Error for SealError {}
 
-/// A sealed message, whose header can be read.
+/// A sealed message with a readable header.
 #[derive(Clone, Copy, Debug)]
 pub struct Sealed<'a> {
-    /// Which key opens it.
+    /// Kind of the key that opens the message.
     pub keying: Keying,
-    /// HoA of the node, or of the node that sends.
+    /// HoA of the node (key with the IMS) or of the sending node (pair key).
     pub hoa: [u8; 16],
     header: &'a [u8],
     nonce: [u8; NONCE_BYTES],
@@ -70,7 +70,7 @@ pub struct Sealed<'a> {
 }
 
 impl<'a> Sealed<'a> {
-    /// Reads the header.
+    /// Reads the header of a datagram.
     ///
     /// # Errors
     ///
@@ -117,7 +117,7 @@ impl<'a> Sealed<'a> {
     }
 }
 
-/// Seals a message. The nonce is a new one for each ([`super::entropy`]).
+/// Seals a message. Every call needs a new nonce ([`super::entropy`]).
 pub fn seal(
     keying: Keying,
     hoa: [u8; 16],
@@ -133,7 +133,7 @@ pub fn seal(
         msg: message,
         aad: &datagram,
     };
-    // It fails beyond 256 GiB only.
+    // Encryption fails only beyond 256 GiB.
     let content = XChaCha20Poly1305::new(&key.0.into())
         .encrypt(&XNonce::from(nonce), payload)
         .unwrap_or_default();

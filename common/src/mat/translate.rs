@@ -1,4 +1,4 @@
-//! Translation: what becomes of a packet that leaves by `mat0`, or comes in by a NIC.
+//! Translation: the decision about a packet that leaves by `mat0` or arrives by a NIC.
 //!
 //! ```text
 //!  mat0 --> MLD? --> multicast NIC, from its link-local address
@@ -12,21 +12,20 @@
 //!                                           '--no--> goes on as it is: plain traffic
 //! ```
 //!
-//! Where HoA and MoA are neutral, 32 bytes are written and no checksum is looked at, so that
-//! extension headers, fragments, offloaded packets and protocols that nobody here knows are as
-//! right as before. Else the checksum of TCP, UDP, DCCP and ICMPv6 is found behind at most
-//! [`MAX_HEADERS`] extension headers and changed by the difference of the addresses (RFC 1624); a
-//! fragment other than the first has none.
+//! For neutral HoA and MoA the translation writes 32 bytes and no checksum changes, so extension
+//! headers, fragments, offloaded packets and unknown protocols stay valid. For other addresses it
+//! finds the checksum of TCP, UDP, DCCP or ICMPv6 behind at most [`MAX_HEADERS`] extension headers
+//! and adds the difference of the addresses (RFC 1624). A later fragment has no checksum.
 //!
-//! An ICMPv6 error (RFC 4443 §2.1: type below 128) quotes a packet, whose addresses are translated
-//! too, so that the wire never carries a HoA and an application recognizes its own packet. The
-//! source of the error may be any router's and stays as it is, unless it is a peer's MoA.
-//! Deviation: the checksum within the quoted packet is not changed where addresses are not neutral;
-//! the packet is cut off, and nobody looks at it.
+//! An ICMPv6 error (RFC 4443 §2.1: type below 128) quotes a packet. The translation covers the
+//! quoted addresses too, so that the wire never carries a HoA, and an application recognizes its
+//! own packet. The source of the error may be any router and stays, unless it is the MoA of a peer.
+//! Deviation: the checksum in the quoted packet does not change for addresses that are not neutral;
+//! the quote is truncated, and no receiver verifies the checksum.
 //!
-//! Neighbour discovery between peers on one link is about MoAs and passes as it is, like all of
-//! ICMPv6 but errors and echoes. Datagrams of the daemons and of the IMS are between MoAs themselves and pass as they are: by
-//! them it is found out whether a MoA is good.
+//! Neighbor Discovery between peers on one link uses MoAs and passes unchanged, like all ICMPv6
+//! except errors and echoes. Datagrams of the daemons and of the IMS use MoAs themselves and pass
+//! unchanged: they verify whether a MoA is reachable.
 
 mod bytes;
 mod checksum;
@@ -46,21 +45,21 @@ pub use bytes::Bytes;
 use checksum::change_checksum;
 use multicast::{MLD_QUERY, mld_type, multicast_in, multicast_out};
 
-/// Where the outer addresses stand, bytes from the first of the frame.
+/// Offset of the outer addresses in the frame, bytes.
 pub const ADDRESSES: usize = 22;
-/// Where what follows the IPv6 header stands.
+/// Offset of the payload after the IPv6 header, bytes.
 pub const PAYLOAD: usize = 54;
-/// Where the packet stands that an ICMPv6 error quotes.
+/// Offset of the packet that an ICMPv6 error quotes, bytes.
 pub const QUOTED: usize = 62;
-/// Where its addresses stand.
+/// Offset of the quoted addresses, bytes.
 pub const QUOTED_ADDRESSES: usize = 70;
-/// End of its IPv6 header.
+/// Offset of the payload of the quoted packet, bytes.
 pub const QUOTED_PAYLOAD: usize = 102;
-/// Most extension headers that are passed in search of a checksum.
+/// Limit of extension headers that the search for a checksum skips.
 pub const MAX_HEADERS: usize = 4;
 
 const ICMPV6: u8 = 58;
-/// First type of ICMPv6 that is no error, which is Echo Request.
+/// Echo Request, the first ICMPv6 type that is not an error.
 const ECHO_REQUEST: u8 = 128;
 const ECHO_REPLY: u8 = 129;
 /// An address as two words of memory.
@@ -69,7 +68,7 @@ pub type Words = [u64; 2];
 /// A MAC as half words of memory.
 pub type Mac = [u16; 3];
 
-/// The half words of a MAC.
+/// Converts a MAC to half words.
 #[inline(always)]
 pub fn mac([a, b, c, d, e, f]: [u8; 6]) -> Mac {
     [
@@ -79,7 +78,7 @@ pub fn mac([a, b, c, d, e, f]: [u8; 6]) -> Mac {
     ]
 }
 
-/// The words of an address.
+/// Converts an address to words.
 #[inline(always)]
 pub fn words(address: Address) -> Words {
     let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = address;
@@ -89,7 +88,7 @@ pub fn words(address: Address) -> Words {
     ]
 }
 
-/// The address of words.
+/// Converts words to an address.
 #[inline(always)]
 pub fn address([first, second]: Words) -> Address {
     let [a, b, c, d, e, f, g, h] = first.to_ne_bytes();
@@ -97,14 +96,14 @@ pub fn address([first, second]: Words) -> Address {
     [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
 }
 
-/// An IPv6 header where it lies: that of the packet, or of a quoted one.
+/// Fields of an IPv6 header, outer or quoted.
 #[derive(Clone, Copy)]
 pub struct Head {
-    /// The first 8 bytes.
+    /// First 8 bytes, in memory order.
     pub start: u64,
-    /// Source.
+    /// Source address as words.
     pub source: Words,
-    /// Destination.
+    /// Destination address as words.
     pub destination: Words,
 }
 
@@ -122,82 +121,84 @@ impl Head {
     }
 }
 
-/// A packet that can be translated. What a method writes was read before, by the one of its name
-/// without `set`.
+/// A packet to translate. A method that writes requires an earlier call of the method that reads
+/// the same field.
 pub trait Packet: PacketRead {
-    /// EtherType in network order, and the IPv6 header; `None` for a shorter frame.
+    /// Reads the EtherType in network order and the IPv6 header; `None` for a shorter frame.
     fn head(&self) -> Option<(u16, Head)>;
-    /// The first 8 bytes after the IPv6 header.
+    /// Reads the first 8 bytes after the IPv6 header.
     fn payload(&self) -> Option<[u8; 8]>;
-    /// The header of the packet that an ICMPv6 error quotes.
+    /// Reads the IPv6 header of the packet that an ICMPv6 error quotes.
     fn quoted(&self) -> Option<Head>;
-    /// Writes source and destination. `false` when the packet cannot be written to.
+    /// Writes source and destination. `false` when the kernel refuses the write.
     fn set_addresses(&mut self, source: Words, destination: Words) -> bool;
-    /// The same of the quoted packet.
+    /// Writes source and destination of the quoted packet. `false` when the kernel refuses the
+    /// write.
     fn set_quoted_addresses(&mut self, source: Words, destination: Words) -> bool;
     /// Writes the Ethernet destination.
     fn set_destination_mac(&mut self, mac: Mac) -> bool;
     /// Writes the Ethernet source.
     fn set_source_mac(&mut self, mac: Mac) -> bool;
-    /// Changes the checksum right behind the IPv6 header by a difference if it is known to be finished,
-    /// which is quicker than [`Packet::update_checksum`]; `false` where it is not.
+    /// Adds the difference to a checksum directly after the IPv6 header that is certainly full,
+    /// which is faster than [`Packet::update_checksum`]. `false` when the checksum may be partial.
     fn update_full_checksum(&mut self, next_header: u8, difference: u32) -> bool;
-    /// Changes the checksum at `offset` by a difference. One that a device has yet to finish covers
-    /// the addresses only. `may_be_none`: 0 stands for no checksum, and is never the result.
+    /// Adds the difference to the checksum at `offset`. A partial checksum covers the addresses
+    /// only. `may_be_none`: the value 0 means no checksum and is never a result.
     fn update_checksum(&mut self, offset: usize, difference: u32, may_be_none: bool) -> bool;
 }
 
-/// What an address becomes, and the difference that this makes.
+/// The address that replaces another, and the difference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Translated {
-    /// The address to put in its place.
+    /// The new address.
     pub address: Words,
-    /// See [`super::maps`].
+    /// Difference as in [`super::maps`].
     pub difference: u32,
 }
 
-/// What is known of the node and its peers.
+/// Look-ups of the node and its peers.
 pub trait Tables {
-    /// The node; `None` before the daemon has said anything.
+    /// Returns the node; `None` before the daemon has configured it.
     fn node(&self) -> Option<&Node>;
-    /// Where packets to a HoA go, which counts this one.
+    /// Returns the MoA for a HoA, and counts the packet.
     fn peer(&self, hoa: &Words) -> Option<Translated>;
-    /// Which peer's a MoA is.
+    /// Returns the HoA for a peer's MoA.
     fn peer_moa(&self, moa: &Words) -> Option<Translated>;
-    /// Whether a MoA other than the active one is this node's, and the difference that the HoA makes.
+    /// Returns the difference of this node's MoA to the HoA; `None` for other addresses. The active
+    /// MoA may have no entry.
     fn own_moa(&self, moa: &Words) -> Option<u32>;
 }
 
 /// What happens to a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// It goes on as it is.
+    /// The packet continues unchanged.
     Pass,
-    /// It goes no further.
+    /// The packet is dropped.
     Drop,
-    /// It goes out by a NIC, to the next hop on the way to its new destination.
+    /// A NIC sends the packet to the next hop on the path to the new destination.
     Send,
-    /// It goes out by a NIC with the MACs that it has.
+    /// A NIC sends the packet with its MACs.
     Redirect,
-    /// It comes in by `mat0`.
+    /// The packet enters the host by `mat0`.
     Deliver,
-    /// A copy of it comes in by `mat0`, and it goes on as it is.
+    /// A copy enters the host by `mat0`; the packet continues unchanged.
     Copy,
-    /// It waits for the daemon to find its peer.
+    /// The packet waits until the daemon has found the peer.
     Hold,
 }
 
-/// What happens to a packet, by which interface, and what is counted.
+/// The action for a packet, its interface and its counter.
 ///
-/// Verifier: no field depends on another, because what a variant of an enum does not have would be
-/// a register without a value.
+/// Verifier: no field depends on another. In an enum, the fields missing in a variant would be
+/// registers without a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decision {
-    /// What happens.
+    /// Action to carry out.
     pub action: Action,
-    /// Index of the interface for actions that have one, else 0.
+    /// Interface of the action, 0 for actions without one.
     pub ifindex: u32,
-    /// What is counted, apart from what becomes of a copy and of a packet that waits.
+    /// Counter of the packet. Copied and held packets have counters of their own.
     pub reason: Option<Counter>,
 }
 
@@ -218,7 +219,7 @@ impl Decision {
     }
 }
 
-/// Translates a packet that leaves by `mat0`.
+/// Decides about a packet that leaves by `mat0`.
 #[inline(always)]
 pub fn outbound<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Decision {
     let Some(node) = tables.node() else {
@@ -235,7 +236,7 @@ pub fn outbound<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Decision {
     }
     let hoa = node.hoa;
     if head.destination == hoa {
-        // Of the daemon: an error about a held packet, or a Query, to be answered by this kernel.
+        // A packet from the daemon for this host: an error about a held packet, or a Query.
         let counter = match mld_type(packet, &head) {
             MLD_QUERY => None,
             _ => Some(Counter::OutRefused),
@@ -274,8 +275,8 @@ pub fn outbound<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Decision {
     Decision::new(Action::Send, node.ifindex, Some(Counter::OutTranslated))
 }
 
-/// Translates the packet that an error of this node quotes: one of the peer that the error goes to.
-/// `false` when the packet cannot be written to.
+/// Translates the packet that an error of this node quotes: a packet of the peer that receives the
+/// error. `false` when the kernel refuses the write.
 #[inline(always)]
 fn quoted_out<P: Packet>(
     packet: &mut P,
@@ -303,7 +304,7 @@ fn quoted_out<P: Packet>(
     packet.set_quoted_addresses(source, destination)
 }
 
-/// Translates a packet that comes in by the NIC with that index.
+/// Decides about a packet that arrives by the NIC `ifindex`.
 #[inline(always)]
 pub fn inbound<P: Packet, T: Tables>(packet: &mut P, tables: &T, ifindex: u32) -> Decision {
     let Some((ether_type, head)) = packet.head() else {
@@ -345,7 +346,7 @@ pub fn inbound<P: Packet, T: Tables>(packet: &mut P, tables: &T, ifindex: u32) -
                 reason = Counter::InErrors;
             }
             ECHO_REQUEST | ECHO_REPLY if known => {}
-            // Neighbour discovery, for one, is about MoAs.
+            // Neighbor Discovery, among others, uses MoAs.
             _ => return plain(&head, node),
         }
     }
@@ -365,8 +366,8 @@ pub fn inbound<P: Packet, T: Tables>(packet: &mut P, tables: &T, ifindex: u32) -
     Decision::new(Action::Deliver, node.mat0_ifindex, Some(reason))
 }
 
-/// Translates the packet that an error quotes, if it is one of this node to a peer; else returns what
-/// happens to the error.
+/// Translates the packet that an error quotes when this node sent the packet to a peer; else
+/// returns the decision about the error.
 #[inline(always)]
 fn quoted_in<P: Packet, T: Tables>(
     packet: &mut P,
@@ -397,7 +398,8 @@ fn quoted_in<P: Packet, T: Tables>(
     }
 }
 
-/// Whether a MoA is this node's, as [`Tables::own_moa`]. Most packets are to the active one.
+/// Difference of a MoA of this node to the HoA, as [`Tables::own_moa`]. Most packets are for the
+/// active MoA.
 #[inline(always)]
 fn own_difference<T: Tables>(tables: &T, node: &Node, moa: &Words) -> Option<u32> {
     if *moa == node.moa {
@@ -406,7 +408,8 @@ fn own_difference<T: Tables>(tables: &T, node: &Node, moa: &Words) -> Option<u32
     tables.own_moa(moa)
 }
 
-/// A packet that is not MAT's. It must not pretend to be: what `mat0` gets is from peers.
+/// Decides about a packet outside MAT. The packet must not use the home prefix: `mat0` receives
+/// packets of peers only.
 #[inline(always)]
 fn plain(head: &Head, node: &Node) -> Decision {
     if is_home(head.source, node) || is_home(head.destination, node) {
@@ -416,7 +419,7 @@ fn plain(head: &Head, node: &Node) -> Decision {
     }
 }
 
-/// Type of an ICMPv6 message; one that nobody uses where there is none.
+/// Type of the ICMPv6 message; an unassigned type for a truncated one.
 #[inline(always)]
 fn icmp_type<P: Packet>(packet: &P) -> u8 {
     match packet.payload() {
@@ -425,7 +428,7 @@ fn icmp_type<P: Packet>(packet: &P) -> u8 {
     }
 }
 
-/// Whether either port is that of the daemons or of the IMS.
+/// Whether either port belongs to the daemons or the IMS.
 #[inline(always)]
 fn is_signalling([s0, s1, d0, d1]: [u8; 4]) -> bool {
     [[s0, s1], [d0, d1]]

@@ -1,23 +1,23 @@
-//! Copies of one packet: what they look like alike, and which of them passes.
+//! Copies of one packet on two paths: their fingerprint, and which copy passes.
 
 use crate::hash::Hash;
 use crate::maps::{CopyCounts, Origin};
 use crate::packet::{PacketRead, Truncated};
 
-/// Longest time between two copies of one packet, nanoseconds. What comes later is another packet
-/// of the same content.
+/// Longest time between two copies of one packet, nanoseconds. A later packet of the same content
+/// is another packet.
 pub const COPY_LIFETIME_NS: u64 = 2_000_000_000;
 
-/// What of a datagram is the same in every copy: the flow, the UDP length and checksum (as the
-/// restored packet has them), and the first 64 and last 16 bytes of the payload, as far as they
-/// exist. The checksum stands for what is between.
+/// Returns a number that all copies of a datagram share. The number covers the flow, the UDP
+/// length, the UDP checksum of the restored packet, and the first 64 and last 16 bytes of the
+/// payload. The checksum represents the bytes between.
 ///
-/// `flow` is the flow's [`crate::maps::StreamKey`] as words of memory, `payload` where the payload starts, and
-/// `length` its length, bytes.
+/// `flow` is the [`crate::maps::StreamKey`] of the flow as words of memory, `payload` the offset of
+/// the payload, and `length` its length, bytes.
 ///
 /// # Errors
 ///
-/// [`Truncated`] when the packet is shorter than it says.
+/// [`Truncated`] when the packet is shorter than `payload + length`.
 #[inline(always)]
 pub fn fingerprint<P: PacketRead + ?Sized>(
     packet: &P,
@@ -35,9 +35,9 @@ pub fn fingerprint<P: PacketRead + ?Sized>(
     Ok(hash.finish())
 }
 
-/// Counts one more copy of a packet, and says whether it passes: if its origin is one that passes
-/// ([`crate::maps::Origins`]), and more copies have come that way than have passed. Two packets of equal content
-/// that come twice each way so are still two.
+/// Counts one more copy of a packet, and returns whether the copy passes: its origin passes
+/// ([`crate::maps::Origins`]), and more copies have arrived on this path than have passed. Two
+/// packets of equal content on both paths therefore remain two packets.
 #[inline(always)]
 pub fn count_copy(mut counts: CopyCounts, origin: Origin, origins: u8) -> (CopyCounts, bool) {
     let count = match origin {
@@ -46,7 +46,7 @@ pub fn count_copy(mut counts: CopyCounts, origin: Origin, origins: u8) -> (CopyC
     };
     *count = count.wrapping_add(1);
     let count = *count;
-    // As serial numbers: the counts of a flow that repeats one packet may wrap.
+    // Compared as serial numbers: the counts of a flow that repeats one packet may wrap.
     let passes =
         origins & origin.pass_bit() != 0 && count.wrapping_sub(counts.passed).cast_signed() > 0;
     if passes {
@@ -56,7 +56,7 @@ pub fn count_copy(mut counts: CopyCounts, origin: Origin, origins: u8) -> (CopyC
 }
 
 impl CopyCounts {
-    /// The counts of one word of memory.
+    /// Decodes the counts from one word of memory.
     #[inline(always)]
     pub fn from_word(word: u64) -> Self {
         let [n0, n1, r0, r1, p0, p1, _, _] = word.to_ne_bytes();
@@ -68,7 +68,7 @@ impl CopyCounts {
         }
     }
 
-    /// The counts as one word of memory.
+    /// Encodes the counts as one word of memory.
     #[inline(always)]
     pub fn word(self) -> u64 {
         let [n0, n1] = self.native.to_ne_bytes();

@@ -1,7 +1,7 @@
-//! Lists and texts of messages, bounded where they are read.
+//! Decoders for lists and texts with a limit.
 //!
-//! What is longer is refused at its head, before anything is kept of it: 4 MiB of CBOR would otherwise
-//! become many times as much.
+//! A decoder refuses a longer list or text at its header, before it stores anything: 4 MiB of CBOR
+//! would otherwise take many times the memory.
 
 use alloc::borrow::ToOwned;
 use alloc::string::String;
@@ -13,7 +13,8 @@ use minicbor::{Decode, Decoder};
 
 use super::MAX_TEXT_BYTES;
 
-/// Reads a list of `MAX` elements at most. A list whose length is not told first is none of ours.
+/// Decodes a list of at most `MAX` elements. Refuses a list of indefinite length, which no sender
+/// of ours encodes.
 pub(super) fn list<'b, C, T: Decode<'b, C>, const MAX: usize>(
     decoder: &mut Decoder<'b>,
     context: &mut C,
@@ -22,7 +23,7 @@ pub(super) fn list<'b, C, T: Decode<'b, C>, const MAX: usize>(
     (0..length).map(|_| decoder.decode_with(context)).collect()
 }
 
-/// Reads a list of `MAX` texts at most.
+/// Decodes a list of at most `MAX` texts.
 pub(super) fn texts<C, const MAX: usize>(
     decoder: &mut Decoder<'_>,
     context: &mut C,
@@ -39,7 +40,7 @@ fn length(decoder: &mut Decoder<'_>, most: usize) -> Result<usize, Error> {
         .ok_or_else(|| Error::message("a list that is too long"))
 }
 
-/// Reads a name or a sentence of [`MAX_TEXT_BYTES`] at most.
+/// Decodes a name or a sentence of at most [`MAX_TEXT_BYTES`] bytes.
 pub(super) fn text<C>(decoder: &mut Decoder<'_>, _: &mut C) -> Result<String, Error> {
     let text = decoder.str()?;
     if text.len() > MAX_TEXT_BYTES {
@@ -48,7 +49,7 @@ pub(super) fn text<C>(decoder: &mut Decoder<'_>, _: &mut C) -> Result<String, Er
     Ok(text.to_owned())
 }
 
-/// Reads such a text, or null.
+/// Decodes a text as [`text`] does, or null.
 pub(super) fn optional_text<C>(
     decoder: &mut Decoder<'_>,
     context: &mut C,
@@ -60,7 +61,7 @@ pub(super) fn optional_text<C>(
     text(decoder, context).map(Some)
 }
 
-/// Reads `MAX` bytes at most.
+/// Decodes at most `MAX` bytes.
 pub(super) fn bytes<C, const MAX: usize>(
     decoder: &mut Decoder<'_>,
     _: &mut C,

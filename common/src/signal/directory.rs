@@ -1,5 +1,4 @@
-//! Bodies of the messages between a migration control server and the agents and relays that it
-//! knows.
+//! Bodies of the messages between a migration control server and its agents and relays.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -9,14 +8,14 @@ use minicbor::{Decode, Encode};
 use super::bounded::{list, text};
 use super::{Address, MAX_NAMED};
 
-/// What registers.
+/// Role of a registered program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 #[cbor(index_only)]
 pub enum Role {
-    /// An agent.
+    /// Migrates VMs, and subscribes to relays.
     #[n(1)]
     Agent,
-    /// A relay.
+    /// Sends streams to agents as unicast.
     #[n(2)]
     Relay,
 }
@@ -24,7 +23,7 @@ pub enum Role {
 /// A range of multicast addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct AddressRange {
-    /// Its first address.
+    /// First address of the range, network order; host bits zero.
     #[n(0)]
     pub address: Address,
     /// Length of the prefix in bits, 0 to 128.
@@ -32,36 +31,36 @@ pub struct AddressRange {
     pub length: u8,
 }
 
-/// `Register`: an agent or a relay says where it is. Its name is that of its certificate. Said
-/// again, it renews the lease and changes what is known.
+/// `Register`: an agent or a relay registers its address under the name in its certificate. A
+/// repeated `Register` renews the lease and replaces the registration.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Register {
-    /// What it is.
+    /// Role of the sender.
     #[n(0)]
     pub role: Role,
-    /// Where others reach it, on the port of all signalling.
+    /// Address of the sender's signalling port.
     #[n(1)]
     pub address: Address,
-    /// Name of its site; empty for none.
+    /// Name of the sender's site; empty for none.
     #[cbor(n(2), decode_with = "text")]
     pub site: String,
-    /// Multicast addresses that a relay serves; none for all.
+    /// Multicast addresses that a relay serves; empty for all.
     #[cbor(n(3), decode_with = "list::<_, _, MAX_NAMED>")]
     pub serves: Vec<AddressRange>,
 }
 
-/// `Registered`: the answer to `Register`.
+/// `Registered`: answers `Register`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Registered {
-    /// How long it is remembered without another `Register`, milliseconds.
+    /// Duration of the registration without another `Register`, milliseconds.
     #[n(0)]
     pub lease_ms: u64,
 }
 
-/// `RelaySearch`: an agent asks for relays.
+/// `RelaySearch`: an agent searches relays for a multicast address.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct RelaySearch {
-    /// Multicast address that it wants.
+    /// Multicast address to receive, network order.
     #[n(0)]
     pub multicast_address: Address,
     /// Name of the agent's site; empty for none.
@@ -69,21 +68,21 @@ pub struct RelaySearch {
     pub site: String,
 }
 
-/// A relay and where it is.
+/// Name and address of a relay.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct KnownRelay {
     /// Name in its certificate.
     #[cbor(n(0), decode_with = "text")]
     pub name: String,
-    /// Where it is reached.
+    /// Address of the relay's signalling port.
     #[n(1)]
     pub address: Address,
 }
 
-/// `RelaySearchReply`: relays that serve the address, the best first.
+/// `RelaySearchReply`: relays that serve the address, best first.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct RelaySearchReply {
-    /// Those of the agent's site before others, each time another one first.
+    /// Relays of the agent's site first; each reply rotates the first relay.
     #[cbor(n(0), decode_with = "list::<_, _, MAX_NAMED>")]
     pub relays: Vec<KnownRelay>,
 }

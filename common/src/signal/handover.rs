@@ -1,4 +1,4 @@
-//! `HandoverCut`: how far the VM has received at the source.
+//! Body of `HandoverCut`: which packets the VM had received at the source when it stopped.
 
 use alloc::vec::Vec;
 
@@ -9,82 +9,81 @@ use super::bounded::{bytes, list};
 use super::{Address, MAX_CUT_FLOWS, MAX_FINGERPRINT_BYTES, MAX_NICS, Mac};
 use crate::maps::StreamKey;
 
-/// `HandoverCut`: the VM has stopped at the source; what it has had by then.
+/// `HandoverCut`: the VM has stopped at the source; lists the packets that it received there.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct HandoverCut {
-    /// When this was sent, nanoseconds of the source's clock ([`super::MigrationProgress`] has the
-    /// same).
+    /// Send time, nanoseconds of the source's clock, as in [`super::MigrationProgress`].
     #[n(0)]
     pub clock_ns: u64,
-    /// One for each of its NICs whose reception was recorded.
+    /// One entry per NIC whose reception the source recorded.
     #[cbor(n(1), decode_with = "list::<_, _, MAX_NICS>")]
     pub nics: Vec<NicCut>,
 }
 
-/// What one NIC has had.
+/// Received packets of one NIC.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct NicCut {
-    /// The guest's MAC.
+    /// MAC of the guest's NIC.
     #[n(0)]
     pub mac: Mac,
-    /// How the source knows.
+    /// How the source determined the received packets.
     #[n(1)]
     pub basis: CutBasis,
-    /// One for each flow.
+    /// One entry per flow.
     #[cbor(n(2), decode_with = "list::<_, _, MAX_CUT_FLOWS>")]
     pub flows: Vec<FlowCut>,
-    /// Frames that found the queue of the source's TAP full since the recording began.
+    /// Frames lost to a full queue of the source's TAP since the start of the recording.
     #[n(3)]
     pub tap_full: Option<u64>,
 }
 
-/// How the source knows what the VM has had.
+/// How the source determines the received packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 #[cbor(index_only)]
 pub enum CutBasis {
-    /// By the number of frames that were taken from the TAP.
+    /// By the number of frames that the hypervisor read from the TAP.
     #[n(1)]
     Count,
-    /// The same, but the TAP has overflowed: the VM may have had somewhat more.
+    /// As `Count`, but the TAP overflowed: the VM may have received slightly more.
     #[n(2)]
     Overflow,
-    /// By the moment of the stop: the VM may have had somewhat more or less.
+    /// By the time of the stop: the VM may have received slightly more or less.
     #[n(3)]
     Time,
 }
 
-/// What the VM has had of one flow.
+/// Received packets of one flow.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct FlowCut {
     /// VLAN identifier, 0 for untagged.
     #[n(0)]
     pub vlan: u16,
-    /// Multicast address.
+    /// Multicast address of the flow, network order.
     #[n(1)]
     pub multicast_address: Address,
-    /// Source address.
+    /// Source address of the flow, network order.
     #[n(2)]
     pub source: Address,
-    /// UDP source port, 0 where there is none.
+    /// UDP source port, 0 without UDP.
     #[n(3)]
     pub source_port: u16,
-    /// UDP destination port, 0 where there is none.
+    /// UDP destination port, 0 without UDP.
     #[n(4)]
     pub destination_port: u16,
-    /// Packets that it had since the recording began.
+    /// Packets received since the start of the recording.
     #[n(5)]
     pub delivered: u64,
-    /// When the last of them came, nanoseconds of the source's clock.
+    /// Arrival of the last packet, nanoseconds of the source's clock.
     #[n(6)]
     pub last_ns: u64,
-    /// [`crate::handover::fingerprint`]s of the last of them, oldest first, 8 bytes each,
+    /// [`crate::handover::fingerprint`]s of the last packets, oldest first; 8 bytes each,
     /// little-endian.
     #[cbor(n(7), decode_with = "bytes::<_, MAX_FINGERPRINT_BYTES>")]
     pub fingerprints: ByteVec,
 }
 
 impl FlowCut {
-    /// The flow.
+    /// Key of the flow.
     pub fn stream(&self) -> StreamKey {
         StreamKey {
             multicast_address: *self.multicast_address,

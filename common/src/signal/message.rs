@@ -1,4 +1,4 @@
-//! Bodies of the signalling messages; the table of [`super`] lists them with their numbers.
+//! Bodies of the signalling messages; the table of [`super`] lists kinds and fields.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -10,36 +10,36 @@ use super::bounded::{list, optional_text, text, texts};
 use super::{MAX_FLOWS, MAX_LISTENERS, MAX_NAMED, MAX_NICS, MAX_SOURCES};
 use crate::mat::MAX_MOAS;
 
-/// IPv6 address in network order.
+/// IPv6 address in network order, 16 bytes.
 pub type Address = ByteArray<16>;
-/// Ethernet address.
+/// Ethernet address, 6 bytes.
 pub type Mac = ByteArray<6>;
 
-/// `AgentSearch`: a VM asks which agent houses it.
+/// `AgentSearch`: a VM searches the agent of its host.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct AgentSearch {}
 
-/// `AgentSearchReply`: the agent behind whose TAP the search came in.
+/// `AgentSearchReply`: the agent whose TAP received the search answers.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct AgentSearchReply {
-    /// Name of the agent, as its peers know it.
+    /// Name of the agent, as in its certificate.
     #[cbor(n(0), decode_with = "text")]
     pub agent: String,
     /// Name of the VM's libvirt domain.
     #[cbor(n(1), decode_with = "text")]
     pub domain: String,
-    /// Destinations that the policy allows this VM.
+    /// Destinations to which the policy allows the VM to move.
     #[cbor(n(2), decode_with = "texts::<_, MAX_NAMED>")]
     pub destinations: Vec<String>,
 }
 
-/// `MigrationRequest`: the VM asks to be moved.
+/// `MigrationRequest`: the VM requests its migration.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct MigrationRequest {
     /// Name of the destination's agent.
     #[cbor(n(0), decode_with = "text")]
     pub destination: String,
-    /// Domain that the caller believes to be; refused unless it is.
+    /// Domain name that the caller expects; the agent refuses another name.
     #[cbor(n(1), default, decode_with = "optional_text")]
     pub domain: Option<String>,
 }
@@ -50,7 +50,7 @@ pub struct MigrationResponse {
     /// Prefix of the destination network, host bits zero.
     #[n(0)]
     pub prefix: Address,
-    /// Its length in bits, 0 to 128.
+    /// Length of the prefix in bits, 0 to 128.
     #[n(1)]
     pub prefix_length: u8,
     /// Address of DstAgent in that prefix.
@@ -58,16 +58,16 @@ pub struct MigrationResponse {
     pub agent_address: Address,
 }
 
-/// One active flow of a listener, as the source sees it.
+/// One active flow of a listener, as the source observes it.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Flow {
-    /// Source address.
+    /// Source address of the flow, network order.
     #[n(0)]
     pub source: Address,
-    /// UDP source port, 0 where there is none.
+    /// UDP source port, 0 without UDP.
     #[n(1)]
     pub source_port: u16,
-    /// UDP destination port, 0 where there is none.
+    /// UDP destination port, 0 without UDP.
     #[n(2)]
     pub destination_port: u16,
     /// Packets per 1000 seconds.
@@ -84,7 +84,7 @@ pub struct Listener {
     /// VLAN identifier, 0 for untagged.
     #[n(0)]
     pub vlan: u16,
-    /// Multicast address.
+    /// Multicast address, network order.
     #[n(1)]
     pub multicast_address: Address,
     /// [`crate::maps::FilterMode`] as a number.
@@ -93,18 +93,18 @@ pub struct Listener {
     /// Sources of the filter.
     #[cbor(n(3), decode_with = "list::<_, _, MAX_SOURCES>")]
     pub sources: Vec<Address>,
-    /// MLD version that the VM speaks.
+    /// MLD version of the VM: 1 or 2.
     #[n(4)]
     pub mld_version: u8,
-    /// MAC of the VM's NIC that listens.
+    /// MAC of the VM's listening NIC.
     #[n(5)]
     pub mac: Mac,
-    /// Flows of the address that the source knows.
+    /// Active flows of the address at the source.
     #[cbor(n(6), decode_with = "list::<_, _, MAX_FLOWS>")]
     pub flows: Vec<Flow>,
 }
 
-/// `AgentRequest`: what the arriving VM needs.
+/// `AgentRequest`: SrcAgent asks DstAgent to receive for the arriving VM.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct AgentRequest {
     /// UUID of the libvirt domain.
@@ -113,26 +113,27 @@ pub struct AgentRequest {
     /// Name of the libvirt domain.
     #[cbor(n(1), decode_with = "text")]
     pub domain_name: String,
-    /// MACs of all its NICs, by which the destination knows its TAPs.
+    /// MACs of all NICs of the domain, by which the destination identifies the TAPs.
     #[cbor(n(2), decode_with = "list::<_, _, MAX_NICS>")]
     pub macs: Vec<Mac>,
-    /// What it listens to.
+    /// Multicast addresses that the VM listens to.
     #[cbor(n(3), decode_with = "list::<_, _, MAX_LISTENERS>")]
     pub listeners: Vec<Listener>,
-    /// Transaction that `migkick` will go on using at the destination; null for an operator's move.
+    /// Transaction that `migkick` keeps using at the destination; null for a migration by an
+    /// operator.
     #[n(4)]
     pub vm_transaction: Option<u64>,
 }
 
-/// `ArrivalNotice`: libvirt brings a domain of the receiver to the sender, and the sender was not
-/// asked to prepare. Answered by [`AgentRequest`], with the same transaction unless the receiver
-/// moves that domain already, or by [`MigrationAbort`].
+/// `ArrivalNotice`: libvirt migrates a domain from the receiver to the sender, and the sender has
+/// no request to prepare. The answer is [`AgentRequest`], with the same transaction unless the
+/// receiver is migrating that domain already, or [`MigrationAbort`].
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct ArrivalNotice {
     /// UUID of the libvirt domain.
     #[n(0)]
     pub domain_uuid: ByteArray<16>,
-    /// Its name, for a sentence about it.
+    /// Name of the libvirt domain, for sentences.
     #[cbor(n(1), decode_with = "text")]
     pub domain_name: String,
 }
@@ -141,152 +142,154 @@ pub struct ArrivalNotice {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 #[cbor(index_only)]
 pub enum ReceptionMode {
-    /// A packet has come natively.
+    /// A packet arrived natively.
     #[n(1)]
     Native,
-    /// Joined; silent at the source too, so nothing can be proven. Watched.
+    /// DstAgent has joined. The address is silent at the source too, so the probe proves nothing.
+    /// DstAgent keeps watching.
     #[n(2)]
     Idle,
-    /// Joined; nothing came within the probe's deadline. Watched.
+    /// DstAgent has joined; no packet arrived before the probe's deadline. DstAgent keeps watching.
     #[n(3)]
     Unreachable,
-    /// Not joined: refused by policy or limits.
+    /// DstAgent has not joined, because of the policy or a limit.
     #[n(4)]
     Refused,
-    /// A relay sends it.
+    /// A relay sends the streams of the address.
     #[n(5)]
     Relay,
 }
 
-/// Verdict of one probe.
+/// Result of one probe.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Reception {
     /// VLAN identifier, 0 for untagged.
     #[n(0)]
     pub vlan: u16,
-    /// Multicast address.
+    /// Multicast address, network order.
     #[n(1)]
     pub multicast_address: Address,
-    /// How it is received.
+    /// How DstAgent receives the address.
     #[n(2)]
     pub mode: ReceptionMode,
-    /// From the join to the verdict, milliseconds.
+    /// Time from the join to the result, milliseconds.
     #[n(3)]
     pub waited_ms: u64,
 }
 
-/// `AgentResponse`: the destination has joined and probed.
+/// `AgentResponse`: DstAgent has joined and probed.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct AgentResponse {
     /// Prefix of the destination network, host bits zero.
     #[n(0)]
     pub prefix: Address,
-    /// Its length in bits, 0 to 128.
+    /// Length of the prefix in bits, 0 to 128.
     #[n(1)]
     pub prefix_length: u8,
     /// Address of DstAgent in that prefix.
     #[n(2)]
     pub agent_address: Address,
-    /// One verdict for each listener of the request. Indices 3 and 4 were URIs of the destination:
-    /// the source has those from its own configuration, for libvirt executes what some forms name.
+    /// One result per listener of the request. Indices 3 and 4 were URIs of the destination. The
+    /// source takes the URIs from its own configuration, because libvirt executes commands in some
+    /// forms of URI.
     #[cbor(n(5), decode_with = "list::<_, _, MAX_LISTENERS>")]
     pub receptions: Vec<Reception>,
-    /// Whether QEMU there has a certificate for a copy of memory by TLS.
+    /// Whether the destination's QEMU has a certificate for a memory copy over TLS.
     #[cbor(n(6), default)]
     pub copy_tls: bool,
 }
 
-/// `MigrationReady`: the idle NIC is configured. Sent again until the migration is over, which
-/// makes it the VM's question for progress too.
+/// `MigrationReady`: the idle NIC is configured. The VM repeats the message until the migration
+/// ends; the message then also asks for progress.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct MigrationReady {
-    /// Address set on the idle NIC, its MoA at the destination; null where the VM has none.
+    /// MoA at the destination, configured on the idle NIC; null for a VM without MAT.
     #[n(0)]
     pub address: Option<Address>,
     /// MAC of the idle NIC.
     #[n(1)]
     pub mac: Option<Mac>,
-    /// MoAs that the VM leaves: what still comes for them is forwarded to `address`.
+    /// MoAs that the VM leaves: the agent forwards their packets to `address`.
     #[cbor(n(2), default, decode_with = "list::<_, _, MAX_MOAS>")]
     pub forward: Vec<Address>,
-    /// For how long after the switch, seconds; the agent may bound it.
+    /// Duration of forwarding after the switch, seconds; the agent may limit it.
     #[cbor(n(3), default)]
     pub forward_s: u32,
-    /// Whether all correspondents of the VM know `address`, so that what it still sends from an
-    /// address that it leaves may be translated to come from there. One that does not know it would
-    /// end a session by a reset. Once said it holds for that address.
+    /// Whether all correspondents of the VM know `address`. Only then may the agent translate
+    /// packets that the VM still sends from the MoAs it leaves: a correspondent that does not know
+    /// `address` would reset the session. Once true, the value holds for that address.
     #[cbor(n(4), default)]
     pub translate: bool,
 }
 
-/// `AddressClaim`: the arriving VM is going to have an address on the destination's link. Its
-/// transaction is its own, so that a peer that does not know it ends no migration by its `Error`.
+/// `AddressClaim`: the arriving VM will have an address on the destination's link. The claim has
+/// its own transaction, so an `Error` from a peer that does not know the message ends no migration.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct AddressClaim {
     /// Transaction of the migration.
     #[n(0)]
     pub migration: u64,
-    /// The address.
+    /// Claimed address, network order.
     #[n(1)]
     pub address: Address,
-    /// MAC of the VM's NIC that will have it.
+    /// MAC of the VM's NIC that will have the address.
     #[n(2)]
     pub mac: Mac,
-    /// How long nobody else is to get it once the VM has left it, seconds.
+    /// Time after the VM has left the address during which nobody else receives it, seconds.
     #[n(3)]
     pub quarantine_s: u32,
-    /// MoAs that the VM leaves: what it still sends from them is translated to come from `address`.
-    /// None as long as not all correspondents know `address`.
+    /// MoAs that the VM leaves: the agent translates packets from them to come from `address`.
+    /// Empty until all correspondents know `address`.
     #[cbor(n(4), default, decode_with = "list::<_, _, MAX_MOAS>")]
     pub translate: Vec<Address>,
-    /// For how long after the switch, seconds; the agent may bound it.
+    /// Duration of translation after the switch, seconds; the agent may limit it.
     #[cbor(n(5), default)]
     pub translate_s: u32,
 }
 
-/// What has become of a claimed address.
+/// State of a claimed address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 #[cbor(index_only)]
 pub enum ClaimState {
-    /// Nobody on the link has answered for it.
+    /// No node on the link has answered for the address.
     #[n(1)]
     Unique,
-    /// It cannot be had.
+    /// The VM cannot have the address.
     #[n(2)]
     Refused,
-    /// Somebody answered for it after the VM had switched to it.
+    /// A node answered for the address after the VM had switched to it.
     #[n(3)]
     Disputed,
 }
 
-/// `AddressClaimReply`: what the destination has found out; sent again when that changes.
+/// `AddressClaimReply`: the state of the claim, sent again after every change.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct AddressClaimReply {
-    /// The address.
+    /// Claimed address, network order.
     #[n(0)]
     pub address: Address,
-    /// What has become of it.
+    /// State of the address on the link.
     #[n(1)]
     pub state: ClaimState,
-    /// One sentence for a person; empty for one that is unique.
+    /// One sentence for a person; empty for a unique address.
     #[cbor(n(2), decode_with = "text")]
     pub reason: String,
 }
 
-/// Where a migration stands; later phases are greater.
+/// Phase of a migration; later phases are greater.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
 #[cbor(index_only)]
 pub enum Phase {
-    /// The destination joins and probes.
+    /// DstAgent joins and probes.
     #[n(1)]
     Preparing,
-    /// Waiting for the VM's `MigrationReady`.
+    /// SrcAgent waits for the VM's `MigrationReady`.
     #[n(2)]
     Ready,
-    /// libvirt copies memory.
+    /// libvirt copies the memory.
     #[n(3)]
     Copying,
-    /// The VM is paused for the switch.
+    /// libvirt has paused the VM for the switch.
     #[n(4)]
     Switching,
     /// The VM runs at the destination.
@@ -295,7 +298,7 @@ pub enum Phase {
 }
 
 impl Phase {
-    /// All of them, in their order.
+    /// All phases in their order.
     pub const ALL: [Self; 5] = [
         Self::Preparing,
         Self::Ready,
@@ -305,31 +308,31 @@ impl Phase {
     ];
 }
 
-/// `MigrationProgress`.
+/// `MigrationProgress`: the phase and the job statistics of a migration.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct MigrationProgress {
-    /// Where it stands.
+    /// Current phase.
     #[n(0)]
     pub phase: Phase,
     /// Memory copied so far, bytes.
     #[n(1)]
     pub processed_bytes: u64,
-    /// Memory in all, bytes.
+    /// Total memory, bytes.
     #[n(2)]
     pub total_bytes: u64,
-    /// Since the request, milliseconds.
+    /// Time since the request, milliseconds.
     #[n(3)]
     pub elapsed_ms: u64,
-    /// How long the VM was paused, milliseconds; once known.
+    /// Pause of the VM, milliseconds; null until known.
     #[n(4)]
     pub vm_pause_ms: Option<u64>,
-    /// Between agents: when this was sent, nanoseconds of the sender's clock. The least difference
-    /// to the receiver's clock brings the two together.
+    /// Send time between agents, nanoseconds of the sender's clock. The smallest difference to the
+    /// receiver's clock gives the offset between both clocks.
     #[n(5)]
     pub clock_ns: Option<u64>,
 }
 
-/// `MigrationAbort`: the migration is off, or is refused.
+/// `MigrationAbort`: the migration ends, or the agent refuses it.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct MigrationAbort {
     /// One sentence for a person.
@@ -337,7 +340,7 @@ pub struct MigrationAbort {
     pub reason: String,
 }
 
-/// `Error`: the last message was not understood.
+/// `Error`: the sender did not understand the last message.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct ErrorMessage {
     /// One sentence for a person.

@@ -8,11 +8,11 @@ use minicbor::{Decode, Encode};
 use super::bounded::{list, text};
 use super::{Address, MAX_RELAY_FLOWS, MAX_SOURCES};
 
-/// One flow that the agent of a `RelayRequest` knows of, so that it can be announced before its
-/// first packet.
+/// One flow that the agent knows at the time of a `RelayRequest`; the relay can announce the flow
+/// before its first packet.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct KnownFlow {
-    /// Source address.
+    /// Source address of the flow, network order.
     #[n(0)]
     pub source: Address,
     /// UDP source port.
@@ -23,11 +23,11 @@ pub struct KnownFlow {
     pub destination_port: u16,
 }
 
-/// `RelayRequest`: the agent asks a relay for one multicast address. Its transaction is the
-/// session; said again, it renews the lease and changes the filter.
+/// `RelayRequest`: an agent subscribes to one multicast address at a relay. The transaction
+/// identifies the session; a repeated request renews the lease and changes the filter.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct RelayRequest {
-    /// Multicast address.
+    /// Multicast address to subscribe to, network order.
     #[n(0)]
     pub multicast_address: Address,
     /// [`crate::maps::FilterMode`] as a number.
@@ -36,7 +36,7 @@ pub struct RelayRequest {
     /// Sources of the filter.
     #[cbor(n(2), decode_with = "list::<_, _, MAX_SOURCES>")]
     pub sources: Vec<Address>,
-    /// Where the datagrams are to be sent.
+    /// Destination address of the datagrams.
     #[n(3)]
     pub agent_address: Address,
     /// Flows of the address that the agent knows.
@@ -45,8 +45,8 @@ pub struct RelayRequest {
 }
 
 /// One flow that the relay sends. (relay address, relay port, agent address, agent port) has the
-/// same one's complement sum as (source, source port, multicast address, destination port), so
-/// the UDP checksum is right before and after.
+/// same one's complement sum as (source, source port, multicast address, destination port), so the
+/// UDP checksum stays valid.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct AnnouncedFlow {
     /// Source address of the stream.
@@ -66,14 +66,14 @@ pub struct AnnouncedFlow {
     pub agent_port: u16,
 }
 
-/// `RelayResponse`: the relay has joined and sends. Answers every `RelayRequest`, and comes by
-/// itself when a new source or port appears in the address.
+/// `RelayResponse`: the relay has joined and sends. Answers every `RelayRequest`, and follows
+/// unsolicited when a new source or port appears.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct RelayResponse {
     /// Source address of the datagrams.
     #[n(0)]
     pub relay_address: Address,
-    /// How long it goes on without another request, milliseconds.
+    /// Duration of the subscription without another request, milliseconds.
     #[n(1)]
     pub lease_ms: u64,
     /// All flows of the session.

@@ -1,4 +1,5 @@
-//! The walk over the records and sources of one message, in steps of constant cost.
+//! The walk over the records and sources of one message, in steps of constant cost: one iteration
+//! of a kernel program's loop.
 
 use super::ListenerStore;
 use crate::counter::Counter;
@@ -8,52 +9,52 @@ use crate::packet::PacketRead;
 use crate::wire::ipv6;
 use crate::wire::mld::{AddressRecord, RECORD_BYTES, RecordType, Records, SOURCE_BYTES};
 
-/// Where and when a message came in.
+/// Metadata of a received message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Report {
-    /// When, `CLOCK_MONOTONIC` nanoseconds.
+    /// Arrival, `CLOCK_MONOTONIC` nanoseconds.
     pub at_ns: u64,
-    /// The TAP.
+    /// TAP that received the message.
     pub ifindex: u32,
     /// VLAN identifier, 0 for untagged.
     pub vlan: u16,
-    /// Ethernet source.
+    /// Ethernet source of the frame.
     pub guest_mac: [u8; 6],
-    /// Whether the agent applies it, who may repeat what the kernel program has done.
+    /// Whether the agent applies the message, possibly after the kernel program.
     pub by_agent: bool,
 }
 
-/// Whether a walk goes on.
+/// Result of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// There is more to do.
+    /// The walk has more steps.
     More,
-    /// All records are applied.
+    /// The walk has applied all records.
     Done,
 }
 
-/// What is done with the sources of the current record.
+/// Effect of the current record on its sources.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Operation {
     /// The record has no effect.
     Skip,
-    /// They are put on the list.
+    /// Adds the sources to the list.
     Add,
-    /// They are taken off it.
+    /// Removes the sources from the list.
     Remove,
 }
 
-/// The state of a walk. Each [`Walk::step`] reads the head of one record or one source, so the
-/// kernel program needs one loop, and its verifier one body.
+/// State of a walk. Each [`Walk::step`] reads one record header or one source, so the kernel
+/// program needs one loop with one body for the verifier.
 #[derive(Clone, Copy, Debug)]
 pub struct Walk {
     at_ns: u64,
-    /// State of the current record's listener, written back at the end of the record.
+    /// Value of the current record's listener, written at the end of the record.
     listener: Listener,
-    /// The current record's listener, and its current source.
+    /// Keys of the current record's listener and of the current source.
     key: SourceKey,
-    /// Where the next head or source stands.
+    /// Offset of the next record header or source, bytes.
     offset: u32,
     records_left: u32,
     sources_left: u32,
@@ -63,7 +64,7 @@ pub struct Walk {
     operation: Operation,
     /// Type of the only record of an MLDv1 message; 0 for MLDv2.
     v1_record_type: u8,
-    /// Whether the listener was added by the current record.
+    /// Whether the current record added the listener.
     added: bool,
     /// Whether the current record changed the filter mode or the list.
     changed: bool,
@@ -80,7 +81,7 @@ impl Default for Walk {
 }
 
 impl Walk {
-    /// A walk over nothing.
+    /// A walk without records.
     pub fn new() -> Self {
         Self {
             at_ns: 0,
@@ -109,7 +110,7 @@ impl Walk {
         }
     }
 
-    /// Starts over a message without records.
+    /// Starts a walk over a message without records.
     #[inline(always)]
     pub(super) fn start(&mut self, report: &Report) {
         self.at_ns = report.at_ns;
@@ -125,7 +126,7 @@ impl Walk {
         self.refused = false;
     }
 
-    /// Starts over an MLDv1 message, as a record without sources.
+    /// Starts a walk over an MLDv1 message, treated as a record without sources.
     #[inline(always)]
     pub(super) fn start_v1(&mut self, report: &Report, record_type: RecordType, address: &Address) {
         self.start(report);
@@ -134,7 +135,7 @@ impl Walk {
         self.records_left = 1;
     }
 
-    /// Starts over the records of an MLDv2 Report, which [`crate::wire::mld::check_records`] has
+    /// Starts a walk over the records of an MLDv2 Report that [`crate::wire::mld::check_records`]
     /// accepted.
     #[inline(always)]
     pub(super) fn start_v2(&mut self, report: &Report, records: &Records) {
@@ -143,13 +144,13 @@ impl Walk {
         self.records_left = u32::from(records.count);
     }
 
-    /// Whether a limit or a full map stood against anything so far.
+    /// Whether a limit or a full map has refused anything.
     #[inline(always)]
     pub fn refused(&self) -> bool {
         self.refused
     }
 
-    /// Does one step.
+    /// Applies the next record header or source.
     #[inline(always)]
     pub fn step<P, S>(&mut self, packet: &P, store: &mut S) -> Step
     where
@@ -180,7 +181,8 @@ impl Walk {
         Step::More
     }
 
-    /// Reads the head of a record and decides what its sources mean; false if it can't be read.
+    /// Reads a record header and chooses the operation for its sources; false when the header is
+    /// truncated.
     #[inline(always)]
     fn begin_record<P, S>(&mut self, packet: &P, store: &mut S) -> bool
     where
@@ -291,14 +293,15 @@ impl Walk {
         Operation::Add
     }
 
-    /// The version that the VM speaks. An entry has it from its first moment: it can be read at once.
+    /// MLD version of the VM. A new entry needs the version at once, because readers see the entry
+    /// before the record ends.
     #[inline(always)]
     fn mld_version(&self) -> u8 {
         if self.v1_record_type == 0 { 2 } else { 1 }
     }
 
-    /// A generation that no source left over from an earlier list has: the time in units of
-    /// 1,024 ns, who applies the Report, and the record's place in it, which is below 128.
+    /// A generation that no source of an earlier list has: the time in units of 1,024 ns, the
+    /// applying side, and the position of the record in the Report, below 128.
     #[inline(always)]
     fn new_generation(&self) -> u32 {
         let place = self.records_left & 0x7f;
@@ -325,7 +328,7 @@ impl Walk {
             last_report_ns: self.at_ns,
             generation: self.listener.generation,
             filter_mode: self.listener.filter_mode,
-            // A repeated constant would be written by a call of `memset` in the kernel.
+            // Separate zeros: the compiler would write a repeated constant by a call of `memset`.
             pad: [0, 0, 0],
         };
         if self.operation == Operation::Remove {
@@ -351,7 +354,7 @@ impl Walk {
         }
     }
 
-    /// Writes the listener back, or removes it when it includes nothing.
+    /// Writes the listener back; removes a listener in INCLUDE mode with an empty list.
     #[inline(always)]
     fn finish_record<S: ListenerStore>(&mut self, store: &mut S) {
         if self.operation == Operation::Skip {

@@ -1,14 +1,14 @@
-//! The flow of a traced frame, read from the bytes that a record carries.
+//! Parser for the flow of a traced frame, from the bytes in a record.
 
 use super::{Decision, FRAME_BYTES, Flow, Program, Record};
 use crate::maps::StreamKey;
 use crate::packet::{PacketRead, Truncated};
 use crate::wire::{mld, udp};
 
-/// IPv6 next header value of TCP, whose ports stand where UDP's do.
+/// IPv6 next header value of TCP, whose ports have the same offsets as UDP's.
 const TCP: u8 = 6;
 
-/// The start of a frame.
+/// The start of a frame in a record.
 struct Head<'a>(&'a Record);
 
 impl PacketRead for Head<'_> {
@@ -27,7 +27,7 @@ impl PacketRead for Head<'_> {
 }
 
 impl Record {
-    /// What the agent does with a frame at a port.
+    /// A record of the agent's decision about a frame.
     pub fn by_agent(
         at_ns: u64,
         ifindex: u32,
@@ -62,7 +62,7 @@ impl Record {
         }
     }
 
-    /// Addresses and ports of the flow; `None` where the frame is not IPv6.
+    /// Returns addresses and ports of the flow; `None` for a frame that is not IPv6.
     pub fn flow(&self) -> Option<Flow> {
         if self.stream.multicast_address != [0; 16] {
             let stream = &self.stream;

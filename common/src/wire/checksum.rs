@@ -9,12 +9,12 @@ pub const MAX_BYTES: usize = 2048;
 
 const CHUNK: usize = 64;
 
-/// One's complement sum of `length` bytes from `offset` on, not folded, in host byte order. An
-/// odd last byte counts as the first of a pair.
+/// Returns the one's complement sum of `length` bytes from `offset` on, not folded, in host byte
+/// order. An odd last byte counts as the high byte of a word.
 ///
 /// # Errors
 ///
-/// [`Truncated`] when the packet ends before, or `length` exceeds [`MAX_BYTES`].
+/// [`Truncated`] when the packet ends before `offset + length`, or `length` exceeds [`MAX_BYTES`].
 #[inline(always)]
 pub fn sum<P: PacketRead + ?Sized>(
     packet: &P,
@@ -24,8 +24,8 @@ pub fn sum<P: PacketRead + ?Sized>(
     sum_within::<P, MAX_BYTES>(packet, offset, length)
 }
 
-/// The same with another bound than [`MAX_BYTES`]. A kernel program's loop has one, and older
-/// verifiers walk all of it.
+/// Variant of [`sum`] with the limit `BYTES`. Older verifiers walk every iteration of a kernel
+/// program's loop, so the loop needs a small bound.
 ///
 /// # Errors
 ///
@@ -50,7 +50,7 @@ pub fn sum_within<P: PacketRead + ?Sized, const BYTES: usize>(
         at += CHUNK;
         left -= CHUNK;
     }
-    // The rest by its binary digits, because a read has a constant length.
+    // Reads the rest by the binary digits of its length, because a read has a constant length.
     if left & 32 != 0 {
         sum += words(&packet.read::<32>(at)?);
         at += 32;
@@ -78,7 +78,7 @@ pub fn sum_within<P: PacketRead + ?Sized, const BYTES: usize>(
     Ok(sum)
 }
 
-/// Sum of the pseudo-header, to be added to that of the upper layer.
+/// Sum of the pseudo-header (RFC 8200 §8.1); the caller adds the sum of the upper layer.
 #[inline(always)]
 pub fn pseudo_header(source: &Address, destination: &Address, length: u32, next_header: u8) -> u64 {
     words(source)
@@ -87,11 +87,11 @@ pub fn pseudo_header(source: &Address, destination: &Address, length: u32, next_
         + u64::from(u32::from(next_header).to_be())
 }
 
-/// Whether a checksum may be unfinished: while the sum over the rest is left to the hardware, that
-/// over the pseudo-header stands in its place. One in 65,535 finished checksums is the same number.
+/// Whether a checksum may be partial (`CHECKSUM_PARTIAL`): until the device completes the checksum,
+/// the field holds the sum of the pseudo-header. One in 65,535 full checksums has the same value.
 ///
-/// `checksum` may be a sum that is not folded, below 2^33. `length` is as it lies in the packet, the
-/// addresses too, in words of 8 bytes.
+/// `checksum` may be an unfolded sum below 2^33. `length` and the addresses are in memory order,
+/// the addresses as words of 8 bytes.
 #[inline(always)]
 pub fn may_be_partial(
     checksum: u64,
@@ -99,7 +99,7 @@ pub fn may_be_partial(
     length: u16,
     next_header: u8,
 ) -> bool {
-    // A multiple of 0xffff, which is zero.
+    // A multiple of 0xffff, the other zero of one's complement.
     const ZERO: u64 = 0x1_ffff_fffe;
     let halves = |word: u64| (word & 0xffff_ffff) + (word >> 32);
     let [a, b] = source.map(halves);
@@ -108,10 +108,10 @@ pub fn may_be_partial(
     fold(pseudo + ZERO - checksum) == 0xffff
 }
 
-/// Folds a sum to 16 bits. A message with a right checksum folds to 0xffff.
+/// Folds a sum to 16 bits. A message with a valid checksum folds to 0xffff.
 #[inline(always)]
 pub fn fold(sum: u64) -> u16 {
-    // Four steps bring any 64-bit sum down: 64, 49, 34, 19, 17 bits would be the worst case.
+    // Four steps fold any 64-bit sum: the worst case has 64, 49, 34, 19, 17 bits.
     let sum = (sum & 0xffff_ffff) + (sum >> 32);
     let sum = (sum & 0xffff) + ((sum >> 16) & 0xffff) + (sum >> 32);
     let sum = (sum & 0xffff) + (sum >> 16);

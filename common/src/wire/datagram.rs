@@ -1,6 +1,7 @@
-//! Ethernet, IPv6 and UDP header of a datagram without VLAN tag and extension headers, as one.
+//! Ethernet, IPv6 and UDP header of a datagram without VLAN tag and extension headers, as one
+//! structure.
 //!
-//! The kernel programs read and write it where it lies, so its layout is that of the wire.
+//! The kernel programs access the structure in the packet, so its layout is the wire format.
 
 use crate::maps::Address;
 use crate::packet::{PacketRead, Truncated};
@@ -9,7 +10,7 @@ use super::ethernet;
 
 /// Length of the three headers, bytes.
 pub const HEADER_BYTES: usize = 62;
-/// Where the UDP checksum stands, bytes from the first of the frame.
+/// Offset of the UDP checksum in the frame, bytes.
 pub const CHECKSUM_OFFSET: usize = 60;
 /// Length of the Ethernet and IPv6 header, bytes.
 const UDP_OFFSET: usize = 54;
@@ -28,11 +29,11 @@ pub struct Header {
     pub ether_type: u16,
     /// IPv6 version, traffic class and flow label.
     pub version: [u16; 2],
-    /// Bytes after the IPv6 header.
+    /// Length of the packet after the IPv6 header, bytes.
     pub payload_length: u16,
-    /// What follows the IPv6 header.
+    /// Type of the header after the IPv6 header.
     pub next_header: u8,
-    /// Hop limit.
+    /// IPv6 hop limit; routers decrement it.
     pub hop_limit: u8,
     /// IPv6 source.
     pub source: Address,
@@ -42,7 +43,7 @@ pub struct Header {
     pub source_port: u16,
     /// UDP destination port.
     pub destination_port: u16,
-    /// UDP header and payload, bytes.
+    /// Length of UDP header and payload, bytes.
     pub length: u16,
     /// UDP checksum.
     pub checksum: u16,
@@ -51,15 +52,15 @@ pub struct Header {
 const _: () = assert!(size_of::<Header>() == HEADER_BYTES && align_of::<Header>() == 2);
 
 impl Header {
-    /// Whether the first two headers are Ethernet without a tag, and IPv6.
+    /// Whether the frame is untagged Ethernet with an IPv6 header.
     #[inline(always)]
     pub fn is_ipv6(&self) -> bool {
         let [first, _] = self.version;
         self.ether_type == ethernet::IPV6.to_be() && u16::from_be(first) >> 12 == 6
     }
 
-    /// Whether the datagram is whole and in a frame of `frame_bytes`: IPv6 and UDP agree about its
-    /// length, and it has a checksum, which IPv6 demands (RFC 8200 §8.1).
+    /// Whether the datagram is whole in a frame of `frame_bytes` bytes: the lengths of IPv6 and UDP
+    /// agree, and the datagram has a checksum, which IPv6 requires (RFC 8200 §8.1).
     #[inline(always)]
     pub fn is_whole(&self, frame_bytes: usize) -> bool {
         let length = u16::from_be(self.length);
@@ -69,17 +70,17 @@ impl Header {
             && self.checksum != 0
     }
 
-    /// Whether the UDP length is possible: 8 bytes or more.
+    /// Whether the UDP length is valid: 8 bytes or more.
     #[inline(always)]
     pub fn has_payload(&self) -> bool {
         u16::from_be(self.length) >= UDP_HEADER_BYTES
     }
 
-    /// Reads the header of a packet; what it means is for the caller to find out.
+    /// Reads the first 62 bytes of a packet as headers, without a check of the types.
     ///
     /// # Errors
     ///
-    /// [`Truncated`] when the packet is shorter.
+    /// [`Truncated`] when the packet has fewer than 62 bytes.
     pub fn read<P: PacketRead + ?Sized>(packet: &P) -> Result<Self, Truncated> {
         let word = |offset| packet.read::<2>(offset).map(u16::from_ne_bytes);
         let [next_header, hop_limit] = packet.read(20)?;
@@ -100,7 +101,7 @@ impl Header {
         })
     }
 
-    /// The bytes on the wire.
+    /// Encodes the headers for the wire.
     pub fn bytes(&self) -> [u8; HEADER_BYTES] {
         let mut bytes = [0; HEADER_BYTES];
         let [version, label] = self.version;
@@ -130,12 +131,12 @@ impl Header {
     }
 }
 
-/// What a rewrite changes in the headers. The rules are written against it, so that one that the
-/// kernel programs store in a few instructions is the one that is tested on bytes.
+/// Write access of a rewrite to the headers. The rules use this trait, so the tests run the same
+/// rule over bytes that the kernel programs run over a few stores.
 pub trait Rewrite {
     /// Sets both Ethernet addresses.
     fn set_macs(&mut self, destination: [u8; 6], source: [u8; 6]);
-    /// Sets the hop limit.
+    /// Overwrites the hop limit, without a checksum update.
     fn set_hop_limit(&mut self, hop_limit: u8);
     /// Sets both IPv6 addresses.
     fn set_addresses(&mut self, source: &Address, destination: &Address);
@@ -176,7 +177,7 @@ impl Rewrite for Header {
     }
 }
 
-/// Ethernet destination of a multicast address (RFC 2464 §7).
+/// Ethernet destination for an IPv6 multicast address (RFC 2464 §7).
 #[inline(always)]
 pub fn multicast_mac(address: &Address) -> [u8; 6] {
     let [.., a, b, c, d] = *address;

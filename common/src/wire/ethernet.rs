@@ -1,4 +1,4 @@
-//! Ethernet II header with at most one 802.1Q tag, in the frame or taken out by the card.
+//! Ethernet II header with at most one 802.1Q tag, in the frame or in the metadata.
 
 use crate::packet::{PacketRead, Truncated};
 
@@ -14,7 +14,7 @@ pub const HEADER_BYTES: usize = 14;
 /// Length of a tag, bytes.
 const TAG_BYTES: usize = 4;
 
-/// Bits of the tag control information that are the VLAN identifier.
+/// VLAN identifier within the tag control information (TCI).
 pub const VLAN_IDENTIFIER: u16 = 0x0fff;
 
 /// An Ethernet header.
@@ -24,10 +24,9 @@ pub struct Header {
     pub source: [u8; 6],
     /// VLAN identifier, 0 for untagged and for priority tags.
     pub vlan: u16,
-    /// EtherType of the payload. [`VLAN`] where there is a second tag, which nothing of ours
-    /// reads on.
+    /// EtherType of the payload. [`VLAN`] for a second tag, which no parser here reads.
     pub ether_type: u16,
-    /// Where the payload starts, bytes: 14 or 18.
+    /// Offset of the payload, bytes: 14 or 18.
     pub payload: usize,
 }
 
@@ -35,10 +34,10 @@ pub struct Header {
 ///
 /// # Errors
 ///
-/// [`Truncated`] when the frame ends within it.
+/// [`Truncated`] when the frame ends within the header.
 #[inline(always)]
 pub fn parse<P: PacketRead + ?Sized>(packet: &P) -> Result<Header, Truncated> {
-    // One read, because in the kernel each is a call.
+    // One read, because each read is a helper call in the kernel.
     let header = packet.read::<HEADER_BYTES>(0)?;
     let [_, _, _, _, _, _, s0, s1, s2, s3, s4, s5, t0, t1] = header;
     let source = [s0, s1, s2, s3, s4, s5];

@@ -1,4 +1,4 @@
-//! IPv6 header, address classes, and the walk over extension headers that stand before MLD.
+//! IPv6 header, address classes, and the walk over the extension headers before MLD.
 
 use crate::maps::Address;
 use crate::packet::{PacketRead, Truncated};
@@ -20,17 +20,17 @@ const PAD1: u8 = 0;
 const ROUTER_ALERT: u8 = 5;
 const ROUTER_ALERT_MLD: u16 = 0;
 
-/// The unspecified address.
+/// The unspecified address `::`.
 pub const UNSPECIFIED: Address = [0; 16];
 
-/// The fixed header.
+/// The fixed header (RFC 8200 §3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// Bytes after this header.
+    /// Length of the packet after this header, bytes.
     pub payload_length: u16,
-    /// What follows.
+    /// Type of the next header.
     pub next_header: u8,
-    /// Hop limit.
+    /// Remaining hops; routers decrement it.
     pub hop_limit: u8,
     /// Source address.
     pub source: Address,
@@ -42,7 +42,7 @@ pub struct Header {
 ///
 /// # Errors
 ///
-/// [`Truncated`] when the packet ends within it, or it is not of version 6.
+/// [`Truncated`] when the packet ends within the header, or the version is not 6.
 #[inline(always)]
 pub fn parse<P: PacketRead + ?Sized>(packet: &P, offset: usize) -> Result<Header, Truncated> {
     let [version, _, _, _, l0, l1, next_header, hop_limit] = packet.read::<8>(offset)?;
@@ -85,8 +85,8 @@ pub fn multicast_scope(address: &Address) -> u8 {
     second & 0x0f
 }
 
-/// Whether the address is multicast of a scope that routers pass on: wider than link-local, which
-/// is 2, and not one of those below that stay in the interface or are reserved.
+/// Whether routers forward the multicast address: its scope is larger than link-local (2). Smaller
+/// scopes are interface-local or reserved.
 #[inline(always)]
 pub fn is_routable_multicast(address: &Address) -> bool {
     is_multicast(address) && multicast_scope(address) > 2
@@ -99,23 +99,24 @@ pub fn is_source_specific(address: &Address) -> bool {
     first == 0xff && second >> 4 == 3 && third == 0 && fourth == 0
 }
 
-/// What stands between the fixed header and the upper layer.
+/// Result of the walk over extension headers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extensions {
-    /// The first next header value that the walk does not pass.
+    /// Type of the first header that the walk does not skip.
     pub next_header: u8,
-    /// Where that header starts.
+    /// Offset of that header, bytes.
     pub offset: usize,
-    /// Whether Hop-by-Hop Options hold a Router Alert of value 0, "MLD message" (RFC 2711 §2.1).
+    /// Whether the Hop-by-Hop Options contain a Router Alert of value 0, "MLD message" (RFC 2711
+    /// §2.1).
     pub router_alert: bool,
 }
 
-/// Why the walk ended early.
+/// Why the walk over extension headers failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WalkError {
-    /// A header or an option reaches beyond what encloses it.
+    /// A header or an option exceeds the header around it.
     Malformed,
-    /// More options than the bound.
+    /// The headers have more options than the limit.
     TooMany,
 }
 
@@ -125,12 +126,11 @@ impl From<Truncated> for WalkError {
     }
 }
 
-/// Passes Hop-by-Hop Options, of which it reads at most `OPTIONS`. `end` is the end of the IPv6
-/// packet.
+/// Skips Hop-by-Hop Options of at most `OPTIONS` options. `end` is the end of the IPv6 packet.
 ///
 /// # Errors
 ///
-/// [`WalkError::Malformed`] and [`WalkError::TooMany`] as they say.
+/// [`WalkError::Malformed`] or [`WalkError::TooMany`].
 #[inline(always)]
 pub fn walk<P: PacketRead + ?Sized, const OPTIONS: usize>(
     packet: &P,
@@ -146,7 +146,7 @@ pub fn walk<P: PacketRead + ?Sized, const OPTIONS: usize>(
     if next_header != HOP_BY_HOP {
         return Ok(extensions);
     }
-    // Every extension header has at least 8 bytes, and Router Alert with padding has just these.
+    // An extension header has at least 8 bytes; Router Alert with padding has exactly 8.
     let [next_header, length, options @ ..] = packet.read::<8>(offset)?;
     let options_end = offset + (usize::from(length) + 1) * 8;
     if options_end > end {

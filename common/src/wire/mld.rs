@@ -1,8 +1,9 @@
 //! Multicast Listener Discovery: MLDv2 (RFC 9777, STD 101) and MLDv1 (RFC 2710).
 //!
-//! MLD is ICMPv6 behind a Hop-by-Hop header with Router Alert, with hop limit 1 and a link-local
-//! source. [`parse`] checks all of it, and the checksum, before it gives a [`Message`]; the
-//! address records of a Report are then checked by [`check_records`] and read one by one.
+//! An MLD message is ICMPv6 behind a Hop-by-Hop Options header with Router Alert, with hop limit 1
+//! and a link-local source. [`parse`] checks these rules and the checksum before it returns a
+//! [`Message`]. [`check_records`] then checks the address records of a Report, and the caller reads
+//! them one by one.
 //!
 //! # Wire format
 //!
@@ -32,11 +33,11 @@ pub const LISTENER_DONE: u8 = 132;
 /// ICMPv6 type of an MLDv2 Report.
 pub const LISTENER_REPORT_V2: u8 = 143;
 
-/// Longest message that is read, bytes. Linux fills a page at most.
+/// Longest message that the parser reads, bytes. Linux sends at most a page.
 pub const MAX_BYTES: usize = 4096;
-/// Length of an MLDv1 message, and the least of an MLDv1 Query, bytes.
+/// Length of an MLDv1 message, and of the shortest Query, bytes.
 const V1_BYTES: usize = 24;
-/// Least length of an MLDv2 Query, bytes.
+/// Length of an MLDv2 Query without sources, bytes.
 const QUERY_V2_BYTES: usize = 28;
 /// Length of an MLDv2 Report before its records, bytes.
 const REPORT_V2_BYTES: usize = 8;
@@ -45,9 +46,9 @@ pub const RECORD_BYTES: usize = 20;
 /// Length of a source, bytes.
 pub const SOURCE_BYTES: usize = 16;
 
-/// Robustness Variable where a Query gives none (RFC 9777 §9.1).
+/// Robustness Variable for a Query without one (RFC 9777 §9.1).
 pub const ROBUSTNESS_VARIABLE: u8 = 2;
-/// Query Interval where a Query gives none, seconds (RFC 9777 §9.2).
+/// Query Interval for a Query without one, seconds (RFC 9777 §9.2).
 pub const QUERY_INTERVAL_SECONDS: u32 = 125;
 
 /// Type of an address record (RFC 9777 §5.2.12).
@@ -58,18 +59,18 @@ pub enum RecordType {
     ModeIsInclude = 1,
     /// Answer to a Query: the filter mode is EXCLUDE with these sources.
     ModeIsExclude = 2,
-    /// The filter mode has become INCLUDE with these sources; none means that it left.
+    /// The filter mode has changed to INCLUDE with these sources; an empty list means a leave.
     ChangeToIncludeMode = 3,
-    /// The filter mode has become EXCLUDE with these sources.
+    /// The filter mode has changed to EXCLUDE with these sources.
     ChangeToExcludeMode = 4,
-    /// It wants these sources too.
+    /// The listener also wants these sources.
     AllowNewSources = 5,
-    /// It wants these sources no more.
+    /// The listener no longer wants these sources.
     BlockOldSources = 6,
 }
 
 impl RecordType {
-    /// Decodes the type; `None` for those of a later version, which are to be skipped.
+    /// Decodes the type; `None` for unknown types, which receivers skip (§5.2.12).
     #[inline(always)]
     pub fn from_u8(byte: u8) -> Option<Self> {
         match byte {
@@ -90,25 +91,25 @@ impl RecordType {
     }
 }
 
-/// Head of an address record.
+/// Fixed part of an address record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AddressRecord {
     /// Type as on the wire; see [`RecordType`].
     pub record_type: u8,
-    /// Auxiliary data after the sources, 4-byte words.
+    /// Length of the auxiliary data after the sources, 4-byte words.
     pub aux_words: u8,
     /// Number of sources.
     pub sources: u16,
-    /// Multicast address.
+    /// Multicast address of the record, network order.
     pub multicast_address: Address,
 }
 
 impl AddressRecord {
-    /// Reads the head of the record at `offset`.
+    /// Reads the fixed part of the record at `offset`.
     ///
     /// # Errors
     ///
-    /// [`Truncated`] when the packet ends within it.
+    /// [`Truncated`] when the packet ends within the fixed part.
     #[inline(always)]
     pub fn read<P: PacketRead + ?Sized>(packet: &P, offset: usize) -> Result<Self, Truncated> {
         let [record_type, aux_words, s0, s1] = packet.read::<4>(offset)?;
@@ -121,33 +122,33 @@ impl AddressRecord {
     }
 }
 
-/// A Query.
+/// A Query of MLDv1 or MLDv2, decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Query {
-    /// The address asked about, `::` in a General Query.
+    /// Multicast address in question; `::` in a General Query.
     pub multicast_address: Address,
     /// Maximum Response Delay, milliseconds.
     pub max_response_delay_ms: u32,
-    /// Querier's Robustness Variable, 2 where the Query gives none.
+    /// Querier's Robustness Variable; 2 for a Query without one.
     pub robustness: u8,
-    /// Querier's Query Interval, seconds, 125 where the Query gives none.
+    /// Querier's Query Interval, seconds; 125 for a Query without one.
     pub query_interval_seconds: u32,
     /// Version of the Query: 1 or 2.
     pub version: u8,
 }
 
-/// Where the records of an MLDv2 Report stand.
+/// Position of the records of an MLDv2 Report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Records {
     /// Number of records.
     pub count: u16,
-    /// Where the first one starts, bytes from the start of the frame.
+    /// Offset of the first record in the frame, bytes.
     pub offset: usize,
-    /// Where the message ends.
+    /// End of the message in the frame, bytes.
     pub end: usize,
 }
 
-/// A valid message; the records of a Report are still to be checked.
+/// A valid message; the records of a Report still need a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Message {
     /// Query of either version.
@@ -160,7 +161,7 @@ pub enum Message {
     ReportV2(Records),
 }
 
-/// What came with the message.
+/// Addresses of a message's sender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Origin {
     /// Ethernet source.
@@ -171,14 +172,14 @@ pub struct Origin {
     pub source: Address,
 }
 
-/// Why there is no message.
+/// Why a frame has no valid message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoMessage {
     /// The frame is not MLD.
     Other,
-    /// It is, and breaks the rule that the counter names.
+    /// The frame is MLD and breaks the rule of the counter.
     Malformed(Counter),
-    /// Headers, options, records or bytes beyond the bounds: to be read with larger ones.
+    /// Headers, options, records or bytes exceed the limits; larger limits may parse the message.
     Unfinished,
 }
 
@@ -195,13 +196,13 @@ pub struct Ipv6Frame {
     pub mac: [u8; 6],
     /// VLAN identifier, 0 for untagged.
     pub vlan: u16,
-    /// The fixed header.
+    /// Fixed IPv6 header.
     pub header: ipv6::Header,
-    /// Where the payload starts.
+    /// Offset of the payload, bytes.
     pub payload: usize,
 }
 
-/// Reads Ethernet and IPv6 headers; `None` where the frame is anything else.
+/// Reads Ethernet and IPv6 headers; `None` for other frames.
 #[inline(always)]
 pub fn ipv6_frame<P: PacketRead + ?Sized>(packet: &P) -> Option<Ipv6Frame> {
     let ethernet = ethernet::parse(packet).ok()?;
@@ -217,9 +218,8 @@ pub fn ipv6_frame<P: PacketRead + ?Sized>(packet: &P) -> Option<Ipv6Frame> {
     })
 }
 
-/// Finds and checks the MLD message of a packet. At most `OPTIONS` hop-by-hop options are read, and
-/// messages of at most `BYTES`.
-/// Further extension headers are beyond the bounds; see [`is_hidden`].
+/// Finds and checks the MLD message of a packet, with limits of `OPTIONS` Hop-by-Hop options and
+/// `BYTES` bytes. Further extension headers exceed the limits; see [`is_hidden`].
 ///
 /// # Errors
 ///
@@ -299,7 +299,7 @@ fn is_mld(kind: u8) -> bool {
     )
 }
 
-/// A frame that ends within the first bytes of ICMPv6.
+/// Why a frame that ends within the first bytes of ICMPv6 has no message.
 #[inline(always)]
 fn too_short<P: PacketRead + ?Sized>(packet: &P, start: usize) -> NoMessage {
     match packet.read::<1>(start) {
@@ -308,8 +308,8 @@ fn too_short<P: PacketRead + ?Sized>(packet: &P, start: usize) -> NoMessage {
     }
 }
 
-/// Whether the packet may be MLD that a bridge finds and [`parse`] does not: Hop-by-Hop Options with
-/// another extension header after them. No sender of MLD has one there.
+/// Whether a packet may be MLD that a bridge finds and [`parse`] does not: another extension header
+/// follows the Hop-by-Hop Options. No MLD sender uses such a header.
 #[inline(always)]
 pub fn is_hidden<P: PacketRead + ?Sized>(packet: &P, frame: &Ipv6Frame) -> bool {
     if frame.header.next_header != ipv6::HOP_BY_HOP {
@@ -329,13 +329,13 @@ pub fn is_hidden<P: PacketRead + ?Sized>(packet: &P, frame: &Ipv6Frame) -> bool 
         })
 }
 
-/// Whether a Fragment header with these bytes of offset and flags is that of a first fragment.
+/// Whether the offset and flags of a Fragment header are those of a first fragment.
 #[inline(always)]
 fn is_first_fragment(offset: [u8; 2]) -> bool {
     u16::from_be_bytes(offset) >> 3 == 0
 }
 
-/// Whether a bridge looks for MLD behind this extension header (`ipv6_skip_exthdr`).
+/// Whether a bridge skips this extension header in search of MLD (`ipv6_skip_exthdr`).
 #[inline(always)]
 fn is_passed_by_bridges(next_header: u8) -> bool {
     matches!(
@@ -344,7 +344,8 @@ fn is_passed_by_bridges(next_header: u8) -> bool {
     )
 }
 
-/// A first fragment of MLD is malformed; any other fragment is not ours to read.
+/// Why a fragment has no message: the first fragment of MLD is malformed, and other fragments are
+/// not MLD.
 #[inline(always)]
 fn fragment<P: PacketRead + ?Sized>(packet: &P, offset: usize) -> NoMessage {
     let Ok([next_header, _, o0, o1, _, _, _, _, kind]) = packet.read::<9>(offset) else {
@@ -391,7 +392,7 @@ fn message<P: PacketRead + ?Sized>(
     }
 }
 
-/// The version of a Query is told by its length (RFC 9777 §8.1).
+/// Decodes a Query; its length tells the version (RFC 9777 §8.1).
 #[inline(always)]
 fn query<P: PacketRead + ?Sized>(
     packet: &P,
@@ -433,8 +434,8 @@ fn query<P: PacketRead + ?Sized>(
     })
 }
 
-/// Decodes the Maximum Response Code, in milliseconds: a floating-point number from 32768 on
-/// (RFC 9777 §5.1.3).
+/// Decodes the Maximum Response Code to milliseconds: a floating-point value from 32768 on (RFC
+/// 9777 §5.1.3).
 #[inline(always)]
 pub fn max_response_delay_ms(code: u16) -> u32 {
     if code < 0x8000 {
@@ -444,8 +445,8 @@ pub fn max_response_delay_ms(code: u16) -> u32 {
     (u32::from(code & 0x0fff) | 0x1000) << (exponent + 3)
 }
 
-/// Decodes the Querier's Query Interval Code, in seconds: a floating-point number from 128 on
-/// (RFC 9777 §5.1.9).
+/// Decodes the Querier's Query Interval Code to seconds: a floating-point value from 128 on (RFC
+/// 9777 §5.1.9).
 #[inline(always)]
 pub fn query_interval_seconds(code: u8) -> u32 {
     if code < 0x80 {
@@ -455,13 +456,13 @@ pub fn query_interval_seconds(code: u8) -> u32 {
     (u32::from(code & 0x0f) | 0x10) << (exponent + 3)
 }
 
-/// Checks that every record of a Report lies within it and is for a multicast address, and
-/// returns the number of records and sources together. At most `RECORDS` records are looked at.
+/// Checks that every record lies within the Report and is for a multicast address. Returns the
+/// number of records plus sources. `RECORDS` limits the records.
 ///
 /// # Errors
 ///
-/// [`NoMessage::Malformed`] for the first record that breaks a rule, [`NoMessage::Unfinished`]
-/// when there are more records than the bound.
+/// [`NoMessage::Malformed`] for the first invalid record; [`NoMessage::Unfinished`] for more
+/// records than the limit.
 #[inline(always)]
 pub fn check_records<P: PacketRead + ?Sized, const RECORDS: usize>(
     packet: &P,

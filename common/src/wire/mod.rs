@@ -1,8 +1,9 @@
-//! Wire formats: Ethernet, IPv6, UDP, MLD, Neighbor Discovery, and which packets are signalling.
+//! Wire formats of Ethernet, IPv6, UDP, MLD and Neighbor Discovery, and the classification of
+//! signalling packets.
 //!
-//! The contract of every parser here: it reads through [`crate::packet::PacketRead`], never
-//! panics, allocates nothing, and its loops have constant bounds, so that the kernel's verifier
-//! accepts it. [`mld::parse`] is the way in for a whole frame.
+//! Every parser here reads through [`crate::packet::PacketRead`], never panics, allocates nothing,
+//! and has loops with constant bounds, so that the kernel's verifier accepts the parser.
+//! [`mld::parse`] is the entry point for a whole frame.
 
 pub mod checksum;
 pub mod datagram;

@@ -1,12 +1,14 @@
-//! Neighbor Solicitations and Advertisements (RFC 4861 §4.3, §4.4), read and written as whole frames.
+//! Parser and builders for Neighbor Solicitations and Advertisements (RFC 4861 §4.3, §4.4), as
+//! whole frames.
 //!
 //! ```text
 //!  0        14                54                 78            86
 //!  | Ethernet | IPv6, limit 255 | type .. target | one option   |
 //! ```
 //!
-//! [`parse`] accepts what RFC 4861 §7.1.1 and §7.1.2 let a host accept, checksum included. What is
-//! left out: extension headers before the message, which no host sends.
+//! [`parse`] accepts the messages that a host accepts by RFC 4861 §7.1.1 and §7.1.2, checksum
+//! included. Deviation: the parser refuses extension headers before the message, which no host
+//! sends.
 
 use super::{checksum, datagram, ethernet, ipv6};
 use crate::maps::Address;
@@ -22,31 +24,33 @@ pub const ADVERTISEMENT: u8 = 136;
 pub const LAST_TYPE: u8 = 137;
 /// Next header value of ICMPv6.
 pub const ICMPV6: u8 = 58;
-/// Hop limit of all these messages: what comes from off the link has less.
+/// Hop limit of every Neighbor Discovery message (RFC 4861 §7.1): a message from another link has a
+/// smaller one.
 pub const HOP_LIMIT: u8 = 255;
-/// Length of the frames that are written here, bytes.
+/// Length of the frames that this module builds, bytes.
 pub const FRAME_BYTES: usize = 86;
 
-/// Every node of a link.
+/// All-nodes multicast address of the link (RFC 4291 §2.7.1).
 pub const ALL_NODES: Address = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
 
-/// Where the ICMPv6 message starts in a frame without a tag.
+/// Offset of the ICMPv6 message in an untagged frame, bytes.
 const MESSAGE: usize = 54;
-/// Length of a message without options.
+/// Length of a message without options, bytes.
 const MESSAGE_BYTES: usize = 24;
-/// Options that are read; more than any message has.
+/// Limit of options that the parser reads; no host sends as many.
 const MAX_OPTIONS: usize = 8;
 const SOURCE_LINK_ADDRESS: u8 = 1;
 const TARGET_LINK_ADDRESS: u8 = 2;
-/// Nonce (RFC 3971 §5.3.2), by which a node knows its own probe again (RFC 7527 §4).
+/// Nonce option (RFC 3971 §5.3.2), by which a node recognizes its own looped-back probe (RFC 7527
+/// §4).
 const NONCE: u8 = 14;
 const SOLICITED: u8 = 0x40;
 const OVERRIDE: u8 = 0x20;
 
-/// A message of either kind.
+/// A Neighbor Solicitation or Advertisement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Message {
-    /// Which kind.
+    /// Solicitation or Advertisement, with the flags of the latter.
     pub kind: Kind,
     /// Ethernet source.
     pub source_mac: [u8; 6],
@@ -54,36 +58,37 @@ pub struct Message {
     pub source: Address,
     /// IPv6 destination.
     pub destination: Address,
-    /// The address that it is about.
+    /// Target address of the message.
     pub target: Address,
-    /// Link address from its option: of the source of a Solicitation, of the target of an
+    /// Link-layer address from its option: of the source of a Solicitation, of the target of an
     /// Advertisement.
     pub link_address: Option<[u8; 6]>,
-    /// Nonce of a Solicitation.
+    /// Nonce option of a Solicitation.
     pub nonce: Option<[u8; 6]>,
 }
 
 /// Kind of a [`Message`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Who has the target?
+    /// The sender asks for the link-layer address of the target.
     Solicitation,
-    /// The target is there.
+    /// The sender announces the link-layer address of the target.
     Advertisement {
-        /// Whether it answers a Solicitation.
+        /// S flag: the message answers a Solicitation.
         solicited: bool,
-        /// Whether it replaces another link address.
+        /// O flag: the message overrides a cached link-layer address.
         overrides: bool,
     },
 }
 
 impl Message {
-    /// Whether the sender checks if the target is still free (RFC 4862 §5.4.2).
+    /// Whether the message is a probe of duplicate address detection (RFC 4862 §5.4.2): a
+    /// Solicitation from `::`.
     pub fn is_probe(&self) -> bool {
         self.kind == Kind::Solicitation && ipv6::is_unspecified(&self.source)
     }
 
-    /// The link address of who has, or wants, the target.
+    /// Link-layer address of the node that has, or claims, the target.
     pub fn claimant(&self) -> [u8; 6] {
         match self.kind {
             Kind::Solicitation => self.source_mac,
@@ -92,13 +97,13 @@ impl Message {
     }
 }
 
-/// The group that a Solicitation for an address goes to (RFC 4291 §2.7.1).
+/// Solicited-node multicast address of an address (RFC 4291 §2.7.1).
 pub fn solicited_node(address: &Address) -> Address {
     let [.., a, b, c] = *address;
     [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, a, b, c]
 }
 
-/// Reads a frame; `None` for one that is no such message, or that a host has to discard.
+/// Parses a frame. Returns `None` for any other frame, and for a message that a host must discard.
 pub fn parse<P: PacketRead + ?Sized>(packet: &P) -> Option<Message> {
     read(packet).ok().flatten()
 }
@@ -171,7 +176,7 @@ fn read<P: PacketRead + ?Sized>(packet: &P) -> Result<Option<Message>, Truncated
     Ok((!strange).then_some(message))
 }
 
-/// Looks for an option of 8 bytes. The outer `None` is of options that a host must not accept.
+/// Finds an option of 8 bytes. The outer `None` means that a host must discard the options.
 fn option<P: PacketRead + ?Sized>(
     packet: &P,
     from: usize,
@@ -197,7 +202,7 @@ fn option<P: PacketRead + ?Sized>(
     Ok(Some(found))
 }
 
-/// A Solicitation by which this host finds out whether an address is free (RFC 4862 §5.4.2).
+/// Builds a Solicitation of duplicate address detection (RFC 4862 §5.4.2).
 pub fn probe(target: &Address, source_mac: [u8; 6], nonce: [u8; 6]) -> [u8; FRAME_BYTES] {
     let destination = solicited_node(target);
     let macs = [datagram::multicast_mac(&destination), source_mac];
@@ -205,17 +210,18 @@ pub fn probe(target: &Address, source_mac: [u8; 6], nonce: [u8; 6]) -> [u8; FRAM
     message(macs, addresses, SOLICITATION, 0, target, NONCE, nonce)
 }
 
-/// Whom an Advertisement is for.
+/// Receiver of an Advertisement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Audience {
-    /// Who has asked: address and link address.
+    /// Node that sent the Solicitation: IPv6 and link-layer address.
     Asker(Address, [u8; 6]),
-    /// Every node of the link, which nobody or a probe has asked for.
+    /// All nodes of the link: the Advertisement is unsolicited, or answers a probe.
     Everybody,
 }
 
-/// An Advertisement on behalf of the target (RFC 4861 §7.2.4): who owns it, and whether that
-/// replaces what the neighbours knew. `source` is this host's own address, or the target.
+/// Builds an Advertisement for `target` (RFC 4861 §7.2.4) with the owner's link-layer address.
+/// `overrides` tells the neighbours to replace their cache entry. `source` is an address of this
+/// host, or the target.
 pub fn advertisement(
     target: &Address,
     owner: [u8; 6],

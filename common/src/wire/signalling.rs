@@ -1,9 +1,9 @@
-//! Which packets are the signalling between VMs and agents ([`crate::signal`]), for those who have to
-//! know it without reading a message.
+//! Classification of packets as signalling between VMs and agents ([`crate::signal`]), without
+//! decoding a message.
 //!
-//! A datagram of it is UDP over IPv6 from a link-local address. A VM sends to [`PORT`], from any other
-//! port; an agent answers from [`PORT`]. Nobody puts an extension header before it, so what has one is
-//! no signalling, however the receiver would read it.
+//! A signalling datagram is UDP over IPv6 from a link-local address. A VM sends to [`PORT`] from
+//! any other port; an agent answers from [`PORT`]. No sender uses extension headers: a datagram
+//! with extension headers is never valid signalling, whatever a receiver would accept.
 
 use crate::maps::Address;
 use crate::packet::PacketRead;
@@ -12,28 +12,29 @@ use crate::wire::{ipv6, udp};
 
 /// UDP and TCP port of all signalling.
 pub const PORT: u16 = 47411;
-/// Mark of the packets that this host's agent sends to VMs: "roam". A VM cannot mark a packet, nor can
-/// a process without CAP_NET_ADMIN or CAP_NET_RAW.
+/// Mark of packets from this host's agent to VMs: "roam". Neither a VM nor a process without
+/// CAP_NET_ADMIN or CAP_NET_RAW can set the mark.
 pub const AGENT_MARK: u32 = 0x726f_616d;
 
-/// Most headers that are read, UDP's included. No sender has so many.
+/// Limit of headers that the classification reads, UDP included. No sender uses as many.
 const HEADERS: usize = 5;
 
-/// What a packet is to the signalling.
+/// Class of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signalling {
-    /// Nothing.
+    /// The packet is not signalling.
     Other,
-    /// A datagram to an agent.
+    /// A datagram to an agent's port.
     Request,
     /// A datagram from an agent's port.
     Answer,
-    /// One of these behind extension headers, or behind more of them than are read.
+    /// A datagram to or from an agent's port behind extension headers, or a packet with more
+    /// headers than the limit.
     Hidden,
 }
 
-/// Whether a packet may be other than [`Signalling::Other`], by what stands in its first 62 bytes.
-/// `ports` are the 4 bytes after the IPv6 header, which are ports only behind UDP's next header.
+/// Returns whether the first 62 bytes of a packet allow another class than [`Signalling::Other`].
+/// `ports` are the 4 bytes after the IPv6 header; they are ports only if `next_header` is UDP.
 #[inline(always)]
 pub fn may_be(source: &Address, next_header: u8, ports: [u16; 2]) -> bool {
     ipv6::is_link_local(source)
@@ -44,7 +45,7 @@ pub fn may_be(source: &Address, next_header: u8, ports: [u16; 2]) -> bool {
         }
 }
 
-/// Tells what a packet is.
+/// Returns the class of a packet.
 #[inline(always)]
 pub fn classify<P: PacketRead + ?Sized>(packet: &P, frame: &Ipv6Frame) -> Signalling {
     if !ipv6::is_link_local(&frame.header.source) {
@@ -56,7 +57,7 @@ pub fn classify<P: PacketRead + ?Sized>(packet: &P, frame: &Ipv6Frame) -> Signal
         if !is_walked(next_header) {
             return Signalling::Other;
         }
-        // Each of these headers has 8 bytes at least, and what is needed stands in the first 4.
+        // Each of these headers has at least 8 bytes, and the first 4 contain all fields in use.
         let Ok([following, length, b2, b3]) = packet.read::<4>(offset) else {
             return truncated(frame);
         };
@@ -67,7 +68,7 @@ pub fn classify<P: PacketRead + ?Sized>(packet: &P, frame: &Ipv6Frame) -> Signal
                 return datagram(frame, source, destination);
             }
             ipv6::FRAGMENT if u16::from_be_bytes([b2, b3]) >> 3 != 0 => {
-                // Without the first fragment it is worth nothing.
+                // No receiver can use the datagram without its first fragment.
                 return Signalling::Other;
             }
             ipv6::FRAGMENT => 8,
@@ -93,7 +94,8 @@ fn is_walked(next_header: u8) -> bool {
     )
 }
 
-/// A receiver may put together what ends within its headers (RFC 7112 forbids it).
+/// Class of a packet that ends within its headers. A receiver may still reassemble such a packet,
+/// although RFC 7112 forbids it.
 #[inline(always)]
 fn truncated(frame: &Ipv6Frame) -> Signalling {
     if frame.header.next_header == udp::NEXT_HEADER {

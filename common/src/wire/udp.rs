@@ -1,14 +1,14 @@
-//! UDP header (RFC 768): the ports, which is all that is needed here.
+//! Ports of a UDP header (RFC 768); no caller needs the other fields.
 
 use crate::packet::{PacketRead, Truncated};
 
 /// IPv6 next header value of UDP.
 pub const NEXT_HEADER: u8 = 17;
 
-/// The header, bytes.
+/// Length of a UDP header, bytes.
 pub const HEADER_BYTES: usize = 8;
 
-/// The ports of a datagram, host order.
+/// Ports of a datagram, host order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ports {
     /// Source port.

@@ -1,4 +1,4 @@
-//! A frame in memory, whose checksum is finished.
+//! [`Packet`] over a frame in memory with a full checksum.
 
 use super::{
     ADDRESSES, Head, Mac, PAYLOAD, Packet, QUOTED, QUOTED_ADDRESSES, QUOTED_PAYLOAD, Words,
@@ -7,7 +7,7 @@ use super::{
 use crate::packet::{PacketRead, Truncated};
 use crate::wire::checksum;
 
-/// The bytes of a frame.
+/// A frame in memory, from its Ethernet header on.
 #[derive(Debug)]
 pub struct Bytes<'a>(pub &'a mut [u8]);
 

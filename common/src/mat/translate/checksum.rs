@@ -1,4 +1,4 @@
-//! The checksum that covers the addresses, wherever it stands.
+//! Search and update of the checksum that covers the addresses.
 
 use super::{ICMPV6, MAX_HEADERS, PAYLOAD, Packet};
 use crate::forward::TCP;
@@ -8,7 +8,7 @@ use crate::wire::{ipv6, udp};
 const DCCP: u8 = 33;
 const UDP_LITE: u8 = 136;
 
-/// Changes the checksum that covers the addresses. `false` when it cannot be found.
+/// Updates the checksum that covers the addresses. `false` when the search fails.
 #[inline(always)]
 pub(super) fn change_checksum<P: Packet>(packet: &mut P, next_header: u8, difference: u32) -> bool {
     packet.update_full_checksum(next_header, difference)
@@ -24,8 +24,8 @@ fn find_and_change_checksum<P: Packet>(packet: &mut P, next_header: u8, differen
     }
 }
 
-/// Where the checksum stands, and whether it may be 0 for none; `None` where no checksum covers the
-/// addresses.
+/// Returns the offset of the checksum, and whether 0 means no checksum; `None` when no checksum
+/// covers the addresses.
 #[inline(always)]
 fn checksum_offset<P: PacketRead>(
     packet: &P,

@@ -1,10 +1,10 @@
-//! One end of the translation, for tests.
+//! One end of a translation, for tests.
 
 use super::{Node, Tables, Translated, Words, words};
 use crate::maps::Address;
 use crate::mat::neutral::difference;
 
-/// One end: its own addresses and those of the other.
+/// One end: its own addresses and those of the peer.
 pub(crate) struct End {
     node: Node,
     peer: (Words, Words),

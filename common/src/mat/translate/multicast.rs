@@ -1,4 +1,4 @@
-//! Multicast on `mat0`: MLD out by the multicast NIC, streams and Queries in by it.
+//! Multicast on `mat0`: MLD leaves by the multicast NIC; streams and Queries arrive by it.
 
 use super::{Action, Decision, Head, ICMPV6, Node, Packet, address};
 use crate::mat::counter::Counter;
@@ -9,12 +9,12 @@ pub(super) const MLD_QUERY: u8 = 130;
 const MLD_REPORT_V1: u8 = 131;
 const MLD_DONE: u8 = 132;
 const MLD_REPORT_V2: u8 = 143;
-/// Where MLD stands behind its Hop-by-Hop Options of 8 bytes, and its checksum.
+/// Offset of MLD behind Hop-by-Hop Options of 8 bytes, and of its checksum.
 const MLD: usize = 62;
 const MLD_CHECKSUM: usize = 64;
 
-/// A multicast packet of `mat0`: MLD goes out as if the multicast NIC had sent it (RFC 9777 §5.2.13:
-/// from a link-local address of the link).
+/// Decides about a multicast packet of `mat0`: MLD leaves as if the multicast NIC had sent it, from
+/// a link-local address of its link (RFC 9777 §5.2.13).
 #[inline(always)]
 pub(super) fn multicast_out<P: Packet>(packet: &mut P, head: &Head, node: &Node) -> Decision {
     if !matches!(
@@ -41,7 +41,7 @@ pub(super) fn multicast_out<P: Packet>(packet: &mut P, head: &Head, node: &Node)
     }
 }
 
-/// A multicast packet that comes in by the NIC with that index.
+/// Decides about a multicast packet that arrives by the NIC `ifindex`.
 #[inline(always)]
 pub(super) fn multicast_in<P: Packet>(
     packet: &P,
@@ -49,7 +49,7 @@ pub(super) fn multicast_in<P: Packet>(
     node: &Node,
     ifindex: u32,
 ) -> Decision {
-    // The other NIC may be on a link with the same streams.
+    // Another NIC may be on a link with the same streams.
     if ifindex != node.multicast_ifindex {
         return Decision::PASS;
     }
@@ -61,8 +61,8 @@ pub(super) fn multicast_in<P: Packet>(
     }
 }
 
-/// Type of an MLD message, behind Hop-by-Hop Options of 8 bytes, which Router Alert fills (RFC 2711);
-/// 0 for anything else.
+/// Type of an MLD message behind Hop-by-Hop Options of 8 bytes, which Router Alert fills (RFC
+/// 2711); 0 for other packets.
 #[inline(always)]
 pub(super) fn mld_type<P: Packet>(packet: &P, head: &Head) -> u8 {
     if head.next_header() != ipv6::HOP_BY_HOP {
