@@ -181,7 +181,7 @@ impl Agent {
     /// Takes in the relays that discovery has found, all of them each time.
     pub fn handle_relays(&mut self, now: Timestamp, candidates: Vec<RelayCandidate>) {
         self.input(now, |agent| {
-            agent.receptions.found(&mut agent.cx, candidates)
+            agent.receptions.found(&mut agent.cx, candidates);
         });
     }
 
@@ -214,7 +214,7 @@ impl Agent {
     /// Takes over what an agent before this one sends on in the kernel.
     pub fn handle_forwards(&mut self, now: Timestamp, forwards: Vec<(ForwardKey, Forward)>) {
         self.input(now, |agent| {
-            agent.addresses.adopt_forwards(&mut agent.cx, forwards)
+            agent.addresses.adopt_forwards(&mut agent.cx, forwards);
         });
     }
 
@@ -508,7 +508,7 @@ impl Agent {
                 self.follow_mirror();
                 self.addresses.port_gone(&mut self.cx, ifindex);
                 self.ports_changed();
-                self.with_arrivals(|arrivals, cx, host| arrivals.cut_off(cx, host));
+                self.with_arrivals(arrival::Arrivals::cut_off);
             }
         }
     }
@@ -726,7 +726,7 @@ impl Agent {
     }
 
     fn ports_changed(&mut self) {
-        self.with_arrivals(|arrivals, cx, host| arrivals.ports_changed(cx, host));
+        self.with_arrivals(Arrivals::ports_changed);
     }
 
     fn check_name(&mut self, uuid: DomainUuid) {

@@ -1,6 +1,6 @@
 //! Migrations that arrive at this host.
 //!
-//! [`Arrivals`] is the machine. Each arriving domain has one [`Incoming`], whose [`Stage`](stage::Stage) says
+//! [`Arrivals`] is the machine. Each arriving domain has one [`Incoming`], whose [`Stage`] says
 //! how far the domain is. Each address that an arriving VM needs has one join, shared by all VMs that need
 //! the address:
 //!

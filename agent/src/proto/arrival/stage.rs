@@ -1,13 +1,13 @@
 //! How far an arrival is, by what its source, libvirt and its TAPs say.
 //!
 //! ```text
-//!  AgentRequest          its TAPs, or the domain, are here        libvirt, or the VM: it runs here
-//!  ------------> Expected ------------------------------> Coming ---------------------------------> Arrived
-//!                   |                                       |                                          |
-//!                   | abort, source lost or silent          | TAPs gone; abort, and it never runs      | domain
-//!                   +-------------------------------------> | or its source silent                     | or TAPs
-//!                                                           v                                          v gone
-//!                                                        (undone)                                   (released)
+//!  AgentRequest           domain or TAPs are here           the VM runs here
+//!  ------------> Expected ----------------------> Coming ------------------> Arrived
+//!                   |                                |                          |
+//!                   | aborted, or its source         | TAPs gone, aborted,      | domain or TAPs gone,
+//!                   | lost or silent                 | or its source silent     | or the hold is over
+//!                   v                                v                          v
+//!                (undone)                         (undone)                  (released)
 //! ```
 //!
 //! What ends an arrival is in `ending`.

@@ -54,7 +54,7 @@ impl Departures {
         addresses: &Addresses,
         peer: &str,
     ) {
-        for outgoing in self.to_peer(peer) {
+        for outgoing in self.of_peer_mut(peer) {
             cx.timers.stop(Timer::Reconnect(outgoing.order.number));
             outgoing.ask(cx);
             outgoing.claim_address(cx, addresses);
@@ -74,7 +74,7 @@ impl Departures {
         reason: &str,
     ) {
         let mut lost = Vec::new();
-        for Outgoing { order, stage } in self.to_peer(peer) {
+        for Outgoing { order, stage } in self.of_peer_mut(peer) {
             match stage {
                 Stage::Moving(moving) => cx.reconnect(order.number, &mut moving.backoff),
                 _ => lost.push(order.number),

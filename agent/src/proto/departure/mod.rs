@@ -328,7 +328,7 @@ impl Departures {
             .find(|it| it.order.transaction == transaction && it.order.destination == peer)
     }
 
-    fn to_peer(&mut self, peer: &str) -> impl Iterator<Item = &mut Outgoing> {
+    fn of_peer_mut(&mut self, peer: &str) -> impl Iterator<Item = &mut Outgoing> {
         let all = self.outgoing.values_mut();
         all.filter(move |it| it.order.destination == peer)
     }
