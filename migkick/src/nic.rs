@@ -174,18 +174,15 @@ impl IdleNic {
     /// Removes the prefix routes of networks that the VM has left: they would draw its traffic to
     /// these networks here.
     fn remove_earlier_routes(&mut self) -> Result<(), NicError> {
-        let mut all = RouteMessage::default();
-        all.header.address_family = AddressFamily::Inet6;
         let routes = self
             .netlink
-            .dump(RouteNetlinkMessage::GetRoute(all))
+            .ipv6_routes()
             .map_err(|error| self.error("read the routes", error))?;
         let oif = RouteAttribute::Oif(self.interface.ifindex);
         let mut own = vec![self.prefix_route()];
         own.extend(self.plan.router.map(|router| self.default_route(router)));
         for route in routes {
-            if let RouteNetlinkMessage::NewRoute(route) = route
-                && route.header.protocol == PROTOCOL
+            if route.header.protocol == PROTOCOL
                 && route.header.destination_prefix_length < 128
                 && route.attributes.contains(&oif)
                 && !own.iter().any(|it| leads_where(it, &route))
@@ -378,13 +375,7 @@ fn leads_where(one: &RouteMessage, other: &RouteMessage) -> bool {
 /// Removes the routes of a NIC that lead nowhere since the VM is elsewhere: default routes, and the
 /// one to the network of `address`. What else the NIC has stays.
 pub(crate) fn leave(netlink: &mut Netlink, ifindex: u32, address: Ipv6Addr) -> io::Result<()> {
-    let mut all = RouteMessage::default();
-    all.header.address_family = AddressFamily::Inet6;
-    let routes = netlink.dump(RouteNetlinkMessage::GetRoute(all))?;
-    for route in routes {
-        let RouteNetlinkMessage::NewRoute(route) = route else {
-            continue;
-        };
+    for route in netlink.ipv6_routes()? {
         let length = route.header.destination_prefix_length;
         let mut prefix = Ipv6Addr::UNSPECIFIED;
         for attribute in &route.attributes {

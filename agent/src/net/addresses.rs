@@ -2,15 +2,11 @@
 //! address that the VMs know the agent by.
 
 use std::io;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::Ipv6Addr;
 
-use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::address::{
-    AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage,
-};
-use netlink_packet_route::{AddressFamily, address::AddressScope};
-
+use linux::interface;
 use linux::netlink::Netlink;
+use netlink_packet_route::address::{AddressFlags, AddressMessage, AddressScope};
 
 /// Why the addresses of an interface are not known.
 #[derive(Debug, thiserror::Error)]
@@ -61,21 +57,14 @@ impl Addresses {
 pub fn addresses(interface: &str) -> Result<Addresses, AddressesError> {
     let ifindex = nix::net::if_::if_nametoindex(interface)
         .map_err(|_| AddressesError::NoInterface(interface.to_owned()))?;
-    let mut request = AddressMessage::default();
-    request.header.family = AddressFamily::Inet6;
-    let answers = Netlink::open()
-        .and_then(|mut netlink| netlink.dump(RouteNetlinkMessage::GetAddress(request)))
+    let messages = Netlink::open()
+        .and_then(|mut netlink| netlink.ipv6_addresses())
         .map_err(|error| AddressesError::Netlink {
             interface: interface.to_owned(),
             error,
         })?;
-    let messages = answers.iter().filter_map(|answer| match answer {
-        RouteNetlinkMessage::NewAddress(message) if message.header.index == ifindex => {
-            Some(message)
-        }
-        _ => None,
-    });
-    Ok(choose(ifindex, messages))
+    let own = messages.iter().filter(|it| it.header.index == ifindex);
+    Ok(choose(ifindex, own))
 }
 
 fn choose<'a>(ifindex: u32, messages: impl Iterator<Item = &'a AddressMessage>) -> Addresses {
@@ -86,21 +75,8 @@ fn choose<'a>(ifindex: u32, messages: impl Iterator<Item = &'a AddressMessage>) 
     };
     let mut best_rank = None;
     for message in messages {
-        let flags = message
-            .attributes
-            .iter()
-            .find_map(|attribute| match attribute {
-                AddressAttribute::Flags(flags) => Some(*flags),
-                _ => None,
-            })
-            .unwrap_or_else(|| header_flags(message.header.flags));
-        let address = message
-            .attributes
-            .iter()
-            .find_map(|attribute| match attribute {
-                AddressAttribute::Address(IpAddr::V6(address)) => Some(*address),
-                _ => None,
-            });
+        let flags = interface::address_flags(message);
+        let address = interface::ipv6_address(message);
         // A multicast address is a join that the kernel holds.
         let Some(address) = address.filter(|address| !address.is_multicast()) else {
             continue;
@@ -127,12 +103,12 @@ fn choose<'a>(ifindex: u32, messages: impl Iterator<Item = &'a AddressMessage>) 
     chosen
 }
 
-fn header_flags(flags: AddressHeaderFlags) -> AddressFlags {
-    AddressFlags::from_bits_truncate(u32::from(flags.bits()))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
+    use netlink_packet_route::address::AddressAttribute;
+
     use super::*;
 
     fn message(

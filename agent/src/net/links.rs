@@ -16,6 +16,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 
+use linux::interface;
 use linux::netlink::bytes::messages;
 use linux::netlink::{AsyncNotices, Group, Heard, Netlink, typed};
 use netlink_packet_route::link::{InfoData, InfoKind, LinkAttribute, LinkInfo, LinkMessage};
@@ -114,7 +115,7 @@ impl Links {
             table: PortTable::new(rules, bridge_ifindex),
             bridge_removed: false,
         };
-        links.table.replace(&dump()?);
+        links.table.replace(&Netlink::open()?.links()?);
         links.table.events.push_back(LinkEvent::Complete);
         Ok(links)
     }
@@ -167,24 +168,13 @@ impl Links {
     fn resync(&mut self) -> Result<(), LinksError> {
         tracing::info!("link notices were lost, reading all links again");
         while self.notices.try_next()?.is_some() {}
-        let links = dump()?;
+        let links = Netlink::open()?.links()?;
         self.bridge_removed = !links
             .iter()
             .any(|link| link.header.index == self.bridge_ifindex);
         self.table.replace(&links);
         Ok(())
     }
-}
-
-fn dump() -> io::Result<Vec<LinkMessage>> {
-    let answers = Netlink::open()?.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
-    Ok(answers
-        .into_iter()
-        .filter_map(|answer| match answer {
-            RouteNetlinkMessage::NewLink(link) => Some(link),
-            _ => None,
-        })
-        .collect())
 }
 
 /// A bridge and what it says of itself.
@@ -202,15 +192,15 @@ pub struct Bridge {
 ///
 /// See [`LinksError`].
 pub fn bridge(name: &str) -> Result<Bridge, LinksError> {
-    let links = dump()?;
+    let links = Netlink::open()?.links()?;
     let link = links
         .iter()
-        .find(|link| self::name(link) == Some(name))
+        .find(|link| interface::name(link) == Some(name))
         .ok_or_else(|| LinksError::NoBridge(name.to_owned()))?;
-    if kind(link) != Some(&InfoKind::Bridge) {
+    if interface::kind(link) != Some(&InfoKind::Bridge) {
         return Err(LinksError::NotABridge(name.to_owned()));
     }
-    let settings = info(link)
+    let settings = interface::info(link)
         .find_map(|info| match info {
             LinkInfo::Data(InfoData::Bridge(settings)) => Some(settings.clone()),
             _ => None,
@@ -258,29 +248,23 @@ impl PortTable {
         if link.header.interface_family == AddressFamily::Bridge {
             return;
         }
-        let Some(name) = name(link) else { return };
+        let Some(name) = interface::name(link) else {
+            return;
+        };
         let ours = link.attributes.iter().any(|attribute| {
             matches!(attribute, LinkAttribute::Controller(index) if *index == self.bridge_ifindex)
         });
-        let tap = kind(link) == Some(&InfoKind::Tun);
+        let tap = interface::kind(link) == Some(&InfoKind::Tun);
         let ifindex = link.header.index;
         let role = ours.then(|| self.role(name, tap));
         let Some(role) = role else {
             self.remove(ifindex);
             return;
         };
-        let mac = link
-            .attributes
-            .iter()
-            .find_map(|attribute| match attribute {
-                LinkAttribute::Address(mac) => mac.as_slice().try_into().ok(),
-                _ => None,
-            })
-            .unwrap_or_default();
         let port = Port {
             ifindex,
             name: name.to_owned(),
-            mac,
+            mac: interface::mac(link).unwrap_or_default(),
         };
         match self.ports.get(&ifindex) {
             Some((known_role, known)) if *known_role == role && *known == port => return,
@@ -320,33 +304,6 @@ impl PortTable {
             self.set(link);
         }
     }
-}
-
-fn name(link: &LinkMessage) -> Option<&str> {
-    link.attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            LinkAttribute::IfName(name) => Some(name.as_str()),
-            _ => None,
-        })
-}
-
-/// What a link says of its kind and, as a port, of that of its controller.
-pub(super) fn info(link: &LinkMessage) -> impl Iterator<Item = &LinkInfo> {
-    link.attributes
-        .iter()
-        .filter_map(|attribute| match attribute {
-            LinkAttribute::LinkInfo(info) => Some(info),
-            _ => None,
-        })
-        .flatten()
-}
-
-fn kind(link: &LinkMessage) -> Option<&InfoKind> {
-    info(link).find_map(|info| match info {
-        LinkInfo::Kind(kind) => Some(kind),
-        _ => None,
-    })
 }
 
 fn matches(pattern: &str, name: &str) -> bool {

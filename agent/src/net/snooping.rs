@@ -12,6 +12,7 @@
 
 use std::io;
 
+use linux::interface;
 use linux::netlink::{Netlink, Refusal, RequestError};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
@@ -19,7 +20,7 @@ use netlink_packet_route::link::{
     InfoPortKind, LinkAttribute, LinkInfo, LinkMessage,
 };
 
-use super::links::{self, Bridge};
+use super::links::Bridge;
 
 /// `mcast_hash_max` of a bridge that nobody has set.
 const DEFAULT_HASH_MAX: u32 = 4096;
@@ -124,12 +125,10 @@ pub fn set_hash_max(ifindex: u32, groups: u32) -> Result<(), SnoopingError> {
 ///
 /// [`SnoopingError`]; a port that is gone is refused.
 pub fn learn_no_router(ifindex: u32) -> Result<bool, SnoopingError> {
-    let mut link = LinkMessage::default();
-    link.header.index = ifindex;
-    let learns = match Netlink::open()?.get(RouteNetlinkMessage::GetLink(link)) {
-        Ok(RouteNetlinkMessage::NewLink(link)) => learns_routers(&link),
+    let learns = match Netlink::open()?.link(ifindex) {
+        Ok(link) => learns_routers(&link),
         // The kernel learns by default.
-        Ok(_) | Err(RequestError::Answer) => true,
+        Err(RequestError::Answer) => true,
         Err(RequestError::Socket(error)) => return Err(error.into()),
         Err(RequestError::Refused(refusal)) => {
             return Err(SnoopingError::Refused {
@@ -154,7 +153,7 @@ pub fn learn_no_router(ifindex: u32) -> Result<bool, SnoopingError> {
 }
 
 fn learns_routers(port: &LinkMessage) -> bool {
-    links::info(port).any(|info| {
+    interface::info(port).any(|info| {
         matches!(info, LinkInfo::PortData(InfoPortData::BridgePort(settings))
         if settings.iter().any(|setting| matches!(
             setting,

@@ -17,6 +17,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr};
 
+use linux::interface;
 use linux::netlink::{Netlink, Refusal, RequestError};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
@@ -79,18 +80,10 @@ impl StaticJoins {
     ///
     /// [`StaticJoinError::Netlink`].
     pub fn list(&mut self) -> Result<Vec<Ipv6Addr>, StaticJoinError> {
-        let mut request = AddressMessage::default();
-        request.header.family = AddressFamily::Inet6;
-        let answers = self
-            .netlink
-            .dump(RouteNetlinkMessage::GetAddress(request))
-            .map_err(StaticJoinError::Netlink)?;
-        Ok(answers
+        let addresses = (self.netlink.ipv6_addresses()).map_err(StaticJoinError::Netlink)?;
+        Ok(addresses
             .iter()
-            .filter_map(|answer| match answer {
-                RouteNetlinkMessage::NewAddress(message) => own(self.ifindex, message),
-                _ => None,
-            })
+            .filter_map(|message| own(self.ifindex, message))
             .collect())
     }
 
@@ -210,12 +203,7 @@ fn own(ifindex: u32, message: &AddressMessage) -> Option<Ipv6Addr> {
         && message.attributes.iter().any(|attribute| {
             matches!(attribute, AddressAttribute::Protocol(by) if u8::from(*by) == PROTOCOL)
         });
-    message
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            AddressAttribute::Address(IpAddr::V6(address)) if is_own => Some(*address),
-            _ => None,
-        })
+    is_own
+        .then(|| interface::ipv6_address(message))?
         .filter(Ipv6Addr::is_multicast)
 }

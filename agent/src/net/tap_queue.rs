@@ -5,13 +5,12 @@
 
 use std::io;
 
+use linux::interface;
 use linux::netlink::{Netlink, Refusal, RequestError};
 use netlink_packet_core::Nla as _;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{InfoData, InfoTun, LinkAttribute, LinkInfo, LinkMessage};
 use netlink_packet_route::stats::{StatsAttribute, StatsFilterMask, StatsMessage};
-
-use super::links;
 
 /// There only of a TAP that was opened with `IFF_MULTI_QUEUE`; the crate has no type for it.
 const IFLA_TUN_NUM_QUEUES: u16 = 8;
@@ -148,13 +147,7 @@ impl TapQueues {
     }
 
     fn link(&mut self, ifindex: u32) -> Result<LinkMessage, TapQueueError> {
-        let mut request = LinkMessage::default();
-        request.header.index = ifindex;
-        let answer = self.netlink.get(RouteNetlinkMessage::GetLink(request));
-        match answer.map_err(error(ifindex))? {
-            RouteNetlinkMessage::NewLink(link) => Ok(link),
-            _ => Err(TapQueueError::Answer { ifindex }),
-        }
+        self.netlink.link(ifindex).map_err(error(ifindex))
     }
 }
 
@@ -167,7 +160,7 @@ fn error(ifindex: u32) -> impl Fn(RequestError) -> TapQueueError {
 }
 
 fn queues(link: &LinkMessage) -> Option<u32> {
-    let settings = links::info(link).find_map(|info| match info {
+    let settings = interface::info(link).find_map(|info| match info {
         LinkInfo::Data(InfoData::Tun(settings)) => Some(settings),
         _ => None,
     })?;

@@ -3,8 +3,7 @@
 use std::io;
 
 use linux::netlink::Netlink;
-use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::{LinkAttribute, LinkMessage, LinkXdp};
+use netlink_packet_route::link::{LinkAttribute, LinkXdp};
 
 /// Identifier of the XDP program on an interface, in whatever mode; `None` if there is none.
 ///
@@ -12,12 +11,7 @@ use netlink_packet_route::link::{LinkAttribute, LinkMessage, LinkXdp};
 ///
 /// What the kernel says, for instance that the interface is gone.
 pub fn program(ifindex: u32) -> io::Result<Option<u32>> {
-    let mut request = LinkMessage::default();
-    request.header.index = ifindex;
-    let answer = Netlink::open()?.get(RouteNetlinkMessage::GetLink(request))?;
-    let RouteNetlinkMessage::NewLink(link) = answer else {
-        return Ok(None);
-    };
+    let link = Netlink::open()?.link(ifindex)?;
     let mut settings = link
         .attributes
         .iter()

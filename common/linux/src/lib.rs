@@ -3,6 +3,7 @@
 //! | module | does |
 //! |---|---|
 //! | [`bpf`] | pins, links and records of kernel programs |
+//! | [`interface`] | interfaces with their addresses and routes |
 //! | [`netlink`] | requests to the kernel's routing tables and links, and notices of changes |
 //! | [`packet_socket`] | sends and receives frames of one interface |
 //! | [`multicast`] | joins multicast addresses from some sources |
@@ -11,6 +12,7 @@
 
 #[cfg(feature = "bpf")]
 pub mod bpf;
+pub mod interface;
 pub mod multicast;
 pub mod netlink;
 pub mod packet_socket;

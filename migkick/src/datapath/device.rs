@@ -28,7 +28,7 @@ use netlink_packet_route::route::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::{DatapathError, routes};
-use crate::interface::Interface;
+use linux::interface::{self, Interface, ipv6_address};
 use linux::netlink::{Netlink, RequestError};
 
 /// Its name.
@@ -170,21 +170,16 @@ impl Device {
 
     /// Link-local address of a NIC that can be sent from.
     pub(super) fn link_local(&mut self, ifindex: u32) -> Result<Option<Ipv6Addr>, DatapathError> {
-        let mut request = AddressMessage::default();
-        request.header.family = AddressFamily::Inet6;
         let addresses = self
             .netlink
-            .dump(RouteNetlinkMessage::GetAddress(request))
+            .ipv6_addresses()
             .map_err(error("read the addresses"))?;
-        Ok(addresses.into_iter().find_map(|message| match message {
-            RouteNetlinkMessage::NewAddress(it)
-                if it.header.index == ifindex
-                    && !it.header.flags.contains(AddressHeaderFlags::Tentative) =>
-            {
-                it.attributes.iter().find_map(link_local)
-            }
-            _ => None,
-        }))
+        let settled = addresses.iter().filter(|it| {
+            it.header.index == ifindex && !it.header.flags.contains(AddressHeaderFlags::Tentative)
+        });
+        Ok(settled
+            .filter_map(ipv6_address)
+            .find(Ipv6Addr::is_unicast_link_local))
     }
 
     /// Lets a NIC take the multicast that `mat0` has joined, which its filter does not know.
@@ -244,15 +239,6 @@ fn mtu(nic: &Interface) -> Option<u32> {
     fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
-fn link_local(attribute: &AddressAttribute) -> Option<Ipv6Addr> {
-    match attribute {
-        AddressAttribute::Address(IpAddr::V6(address)) if address.is_unicast_link_local() => {
-            Some(*address)
-        }
-        _ => None,
-    }
-}
-
 fn create(netlink: &mut Netlink) -> Result<(), RequestError> {
     let mut message = LinkMessage::default();
     message.attributes = vec![
@@ -308,44 +294,19 @@ fn find_by(
     netlink: &mut Netlink,
     wanted: impl Fn(u32, &str) -> bool,
 ) -> Result<Option<Link>, DatapathError> {
-    let links = netlink
-        .dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))
-        .map_err(error("read the interfaces"))?;
-    Ok(links.into_iter().find_map(|message| match message {
-        RouteNetlinkMessage::NewLink(link) => {
-            let index = link.header.index;
-            let is_wanted = |it: &LinkAttribute| match it {
-                LinkAttribute::IfName(name) => wanted(index, name),
-                _ => false,
-            };
-            link.attributes.iter().any(is_wanted).then(|| read(&link))
-        }
-        _ => None,
-    }))
-}
-
-fn read(link: &LinkMessage) -> Link {
-    let mut mac = [0; 6];
-    let mut own_kind = false;
-    for attribute in &link.attributes {
-        match attribute {
-            LinkAttribute::Address(bytes) => {
-                mac = bytes.as_slice().try_into().unwrap_or_default();
-            }
-            LinkAttribute::LinkInfo(infos) => {
-                let own =
-                    |it: &LinkInfo| matches!(it, LinkInfo::Kind(InfoKind::Dummy | InfoKind::Veth));
-                own_kind = infos.iter().any(own);
-            }
-            _ => {}
-        }
-    }
-    Link {
-        ifindex: link.header.index,
-        mac,
-        flags: link.header.flags,
-        own_kind,
-    }
+    let links = netlink.links().map_err(error("read the interfaces"))?;
+    Ok(links
+        .iter()
+        .find(|link| interface::name(link).is_some_and(|name| wanted(link.header.index, name)))
+        .map(|link| Link {
+            ifindex: link.header.index,
+            mac: interface::mac(link).unwrap_or_default(),
+            flags: link.header.flags,
+            own_kind: matches!(
+                interface::kind(link),
+                Some(InfoKind::Dummy | InfoKind::Veth)
+            ),
+        }))
 }
 
 fn error<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> DatapathError {

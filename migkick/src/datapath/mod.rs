@@ -45,10 +45,10 @@ use linux::bpf::record;
 use linux::packet_socket::PacketSocket;
 use netlink_packet_route::route::RouteMessage;
 
-use crate::interface::Interface;
 use device::Device;
 pub use held::HeldFrame;
 pub use linux::bpf::has_tcx;
+use linux::interface::Interface;
 use pins::{Pins, Program};
 use tables::Tables;
 pub use tables::Usage;

@@ -18,7 +18,7 @@ use netlink_packet_route::route::{
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use crate::interface::Interface;
+use linux::interface::Interface;
 use linux::netlink::Netlink;
 
 /// Before the main table, which has 32766.
@@ -114,18 +114,9 @@ pub(super) fn forget(netlink: &mut Netlink, nic: &Interface) -> io::Result<()> {
 }
 
 fn dump(netlink: &mut Netlink) -> io::Result<Vec<RouteMessage>> {
-    let mut all = RouteMessage::default();
-    all.header.address_family = AddressFamily::Inet6;
-    let routes = netlink.dump(RouteNetlinkMessage::GetRoute(all))?;
-    Ok(routes
-        .into_iter()
-        .filter_map(|message| match message {
-            RouteNetlinkMessage::NewRoute(route) if route.header.kind == RouteType::Unicast => {
-                Some(route)
-            }
-            _ => None,
-        })
-        .collect())
+    let mut routes = netlink.ipv6_routes()?;
+    routes.retain(|route| route.header.kind == RouteType::Unicast);
+    Ok(routes)
 }
 
 /// The routes of the main table that lead out by a NIC, one next hop each.

@@ -2,15 +2,16 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::Ipv6Addr;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use crate::interface::{self, Interface};
+use linux::interface::{address_flags, ipv6_address};
 use linux::netlink::bytes::messages;
 use linux::netlink::{Group, Heard, Netlink, Notices, typed};
-use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
-use netlink_packet_route::link::{LinkAttribute, LinkEvent, LinkFlags, LinkMessage};
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::address::{AddressFlags, AddressMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkEvent, LinkFlags};
 
 /// Messages taken before others have their turn.
 const MAX_BATCH: usize = 64;
@@ -88,13 +89,9 @@ impl Links {
     /// The NICs, the likeliest to be active first, those that have no carrier left out.
     pub(super) fn interfaces(&mut self) -> io::Result<Vec<Interface>> {
         let interfaces = interface::list(&mut self.netlink)?;
-        let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
-        let links = self.netlink.dump(request)?.into_iter();
+        let links = self.netlink.links()?.into_iter();
         let running: BTreeSet<u32> = links
-            .filter_map(|message| match message {
-                RouteNetlinkMessage::NewLink(link) => Some(link.header),
-                _ => None,
-            })
+            .map(|link| link.header)
             .filter(|header| header.flags.contains(LinkFlags::Running))
             .map(|header| header.index)
             .collect();
@@ -107,35 +104,19 @@ impl Links {
 
     /// All global addresses.
     pub(super) fn addresses(&mut self) -> io::Result<Vec<Address>> {
-        let mut request = AddressMessage::default();
-        request.header.family = AddressFamily::Inet6;
-        let addresses = self
-            .netlink
-            .dump(RouteNetlinkMessage::GetAddress(request))?;
-        let addresses = addresses.into_iter().filter_map(|message| match message {
-            RouteNetlinkMessage::NewAddress(message) => address(&message),
-            _ => None,
-        });
-        Ok(addresses.collect())
+        let addresses = self.netlink.ipv6_addresses()?;
+        Ok(addresses.iter().filter_map(address).collect())
     }
 }
 
 fn address(message: &AddressMessage) -> Option<Address> {
-    let mut flags = AddressFlags::from_bits_retain(message.header.flags.bits().into());
-    let mut found = None;
-    for attribute in &message.attributes {
-        match attribute {
-            AddressAttribute::Address(IpAddr::V6(address)) => found = Some(*address),
-            AddressAttribute::Flags(all) => flags = *all,
-            _ => {}
-        }
-    }
-    let address = found.filter(|it| !it.is_unicast_link_local() && !it.is_loopback())?;
+    let address =
+        ipv6_address(message).filter(|it| !it.is_unicast_link_local() && !it.is_loopback())?;
     Some(Address {
         ifindex: message.header.index,
         address,
         length: message.header.prefix_len,
-        flags,
+        flags: address_flags(message),
     })
 }
 
@@ -151,6 +132,8 @@ fn read(datagram: &[u8], changes: &mut Changes) {
 
 #[cfg(test)]
 mod tests {
+    use netlink_packet_route::link::LinkMessage;
+
     use super::*;
     use crate::testing::{in_namespace, ip};
     use proptest::prelude::*;
