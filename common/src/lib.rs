@@ -20,6 +20,8 @@
 //! | [`event`] | ring buffer records, kernel to agent | kernel, agent |
 //! | [`text`] | escaping of foreign text for display | agent, `migkick` |
 //! | [`counter`] | the names of all counters | kernel, agent |
+//! | [`rate`] | token buckets | kernel, agent, `migkick` |
+//! | [`backoff`] | delays that double | agent, `migkick` |
 //! | [`heartbeat`] | timing of watchdog notifications | agent, `migkick` |
 //! | `signal` | signalling messages (feature `user`) | agent, `migkick` |
 //! | `fuzz` | properties that hold for any input | tests |
@@ -33,6 +35,7 @@ extern crate self as common;
 #[cfg(any(test, fuzzing))]
 extern crate std;
 
+pub mod backoff;
 pub mod counter;
 pub mod event;
 pub mod forward;
@@ -44,6 +47,7 @@ pub mod heartbeat;
 pub mod maps;
 pub mod mat;
 pub mod packet;
+pub mod rate;
 pub mod reads;
 pub mod relay;
 #[cfg(feature = "user")]

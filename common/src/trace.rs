@@ -13,6 +13,7 @@ mod frame;
 
 use crate::counter::{self, Counter};
 use crate::maps::{Address, StreamKey};
+use crate::rate;
 
 /// Bytes of a frame in a record: the headers up to the UDP ports, with a VLAN tag and Hop-by-Hop
 /// Options.
@@ -309,17 +310,16 @@ impl Budget {
     /// Takes one line from the budget; `false` above the filter's rate.
     #[inline(always)]
     pub fn take(&mut self, now_ns: u64, filter: &Filter) -> bool {
-        let full_ns = if self.full_ns > now_ns {
-            self.full_ns
-        } else {
-            now_ns
-        };
-        if full_ns - now_ns > filter.slack_ns {
-            self.left_out += 1;
-            return false;
+        match rate::take(self.full_ns, now_ns, filter.interval_ns, filter.slack_ns) {
+            Some(full_ns) => {
+                self.full_ns = full_ns;
+                true
+            }
+            None => {
+                self.left_out += 1;
+                false
+            }
         }
-        self.full_ns = full_ns + filter.interval_ns;
-        true
     }
 }
 

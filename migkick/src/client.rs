@@ -22,6 +22,7 @@ use std::collections::VecDeque;
 use std::net::Ipv6Addr;
 use std::time::Duration;
 
+use common::backoff::Repeat;
 use common::signal::{
     AgentSearch, DecodeError, MAX_TEXT_BYTES, MigrationAbort, MigrationProgress, MigrationReady,
     MigrationRequest, Phase, VmMessage,
@@ -36,8 +37,7 @@ pub(crate) const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1
 /// Distance and deadline of a repeated question.
 #[derive(Debug)]
 struct Retry {
-    next: Duration,
-    distance: Duration,
+    repeat: Repeat,
     deadline: Duration,
 }
 
@@ -89,8 +89,7 @@ impl Client {
         (search, transaction): (u64, u64),
     ) -> Self {
         let retry = Retry {
-            next: now,
-            distance: timing.retry_first,
+            repeat: Repeat::new(now, timing.retry_first),
             deadline: now + timing.search,
         };
         let mut client = Self {
@@ -117,8 +116,7 @@ impl Client {
         }
         self.state = State::Requesting {
             retry: Retry {
-                next: now,
-                distance: self.timing.retry_first,
+                repeat: Repeat::new(now, self.timing.retry_first),
                 deadline: now + self.timing.request_silence,
             },
             request: MigrationRequest {
@@ -251,7 +249,7 @@ impl Client {
                     let interfaces = String::new();
                     return self.fail(ClientError::NoAgent { interfaces });
                 }
-                if retry.is_due(now, self.timing.retry_most) {
+                if retry.repeat.is_due(now, self.timing.retry_most) {
                     let bytes = VmMessage::from(AgentSearch {}).encode(self.search);
                     for &ifindex in &self.interfaces {
                         self.transmits.push_back(Transmit {
@@ -271,7 +269,7 @@ impl Client {
                         silence,
                     });
                 }
-                if retry.is_due(now, self.timing.retry_most) {
+                if retry.repeat.is_due(now, self.timing.retry_most) {
                     let message = request.clone().into();
                     let to = self.agent.as_ref().map_or(ALL_NODES, |agent| agent.address);
                     self.send(to, &message);
@@ -306,10 +304,10 @@ impl Client {
     pub(crate) fn poll_timeout(&self) -> Option<Duration> {
         match &self.state {
             State::Searching { retry, answer } => Some(match answer {
-                Some((_, _, settled)) => retry.next.min(*settled),
-                None => retry.next.min(retry.deadline),
+                Some((_, _, settled)) => retry.repeat.next.min(*settled),
+                None => retry.repeat.next.min(retry.deadline),
             }),
-            State::Requesting { retry, .. } => Some(retry.next.min(retry.deadline)),
+            State::Requesting { retry, .. } => Some(retry.repeat.next.min(retry.deadline)),
             State::Waiting { next, deadline, .. } => Some(*next.min(deadline)),
             State::Found | State::Prepared | State::Over => None,
         }
@@ -411,18 +409,6 @@ impl Client {
                 bytes: message.encode(self.transaction),
             });
         }
-    }
-}
-
-impl Retry {
-    /// Whether to send now; if so, the next time is further away.
-    fn is_due(&mut self, now: Duration, most: Duration) -> bool {
-        if now < self.next {
-            return false;
-        }
-        self.next = now + self.distance;
-        self.distance = (self.distance * 2).min(most);
-        true
     }
 }
 

@@ -23,6 +23,7 @@
 
 mod config;
 mod downtime;
+mod error;
 mod flags;
 mod follow;
 mod metadata;

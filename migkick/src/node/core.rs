@@ -37,7 +37,6 @@ mod lookup;
 mod moves;
 mod peer;
 mod place;
-mod rate;
 mod registration;
 #[cfg(test)]
 mod tests;
@@ -52,10 +51,10 @@ use common::mat::key::Key;
 use common::mat::message::MatMessage;
 use common::mat::seal::{Keying, Sealed, seal};
 
+use common::rate::Bucket;
 use moves::Move;
 use peer::Peer;
 use place::Left;
-use rate::Bucket;
 use registration::Server;
 
 pub(crate) use peer::Used;

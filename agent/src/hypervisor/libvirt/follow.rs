@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use virt::domain::Domain;
 use virt::error::Error;
 
+use super::error::is_no_domain;
 use super::migration::{self, COMPLETED_WAIT, Migration, POLL_INTERVAL};
-use super::watch::is_no_domain;
 use super::{Shared, lock, settle, sys};
 use crate::proto::{DomainUuid, HypervisorEvent, JobStats};
 

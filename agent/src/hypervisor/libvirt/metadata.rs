@@ -10,10 +10,11 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use common::backoff::Backoff;
 use virt::error::{Error, ErrorNumber};
 use virt_sys as vir;
 
-use super::watch::is_no_domain;
+use super::error::is_no_domain;
 use super::{Shared, lock, sys};
 use crate::config::Name;
 use crate::hypervisor::metadata::{self, KEY, URI};
@@ -21,15 +22,13 @@ use crate::proto::DomainUuid;
 
 /// How long a domain is left alone that was just seen: one that arrives has a job of libvirt's still.
 const SETTLE: Duration = Duration::from_millis(500);
-/// First pause after a failure; doubled until [`MAX_BACK_OFF`].
-const BACK_OFF: Duration = Duration::from_secs(1);
-/// Longest pause.
-const MAX_BACK_OFF: Duration = Duration::from_secs(60);
+/// Pauses after failures.
+const BACK_OFF: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
 
 /// A domain whose metadata is to be written.
 struct Task {
     due: Instant,
-    pause: Duration,
+    backoff: Backoff,
 }
 
 /// What came of an attempt.
@@ -62,7 +61,7 @@ fn run(shared: &Shared, agent: &Name, inbox: &Receiver<DomainUuid>) {
             Ok(uuid) => {
                 tasks.entry(uuid).or_insert_with(|| Task {
                     due: Instant::now() + SETTLE,
-                    pause: BACK_OFF,
+                    backoff: BACK_OFF,
                 });
             }
             Err(RecvTimeoutError::Timeout) => tasks.retain(|uuid, task| {
@@ -83,15 +82,14 @@ fn is_done(shared: &Shared, agent: &Name, uuid: DomainUuid, task: &mut Task) -> 
             return true;
         }
         Err(error) => {
-            if task.pause == BACK_OFF {
+            if task.backoff.is_first() {
                 tracing::warn!(%uuid, %error, "This agent's name cannot be left with a domain yet");
             } else {
                 tracing::debug!(%uuid, %error, "This agent's name cannot be left with a domain yet");
             }
         }
     }
-    task.due = Instant::now() + task.pause;
-    task.pause = (task.pause * 2).min(MAX_BACK_OFF);
+    task.due = Instant::now() + task.backoff.delay();
     false
 }
 

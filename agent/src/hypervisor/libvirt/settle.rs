@@ -20,7 +20,7 @@ use virt::domain::{Domain, DomainPausedReason, DomainState, DomainStateReason};
 use virt::error::Error;
 use virt_sys as vir;
 
-use super::watch::is_no_domain;
+use super::error::is_no_domain;
 use super::{Shared, lock};
 use crate::clock::now;
 use crate::proto::{DomainUuid, HypervisorEvent};

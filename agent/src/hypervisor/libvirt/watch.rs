@@ -6,21 +6,21 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
+use common::backoff::Backoff;
 use virt::connect::Connect;
 use virt::domain::{Domain as VirtDomain, DomainState};
 use virt::error::{Error, ErrorNumber};
 use virt_sys as vir;
 
+use super::error::is_no_domain;
 use super::sys::{self, Handler, RawEvent};
 use super::{Shared, follow, lock};
 use crate::clock::now;
 use crate::hypervisor::{domain_xml, metadata};
 use crate::proto::{Domain, DomainUuid, HypervisorEvent};
 
-/// First pause before connecting again; doubled until [`MAX_BACK_OFF`].
-const BACK_OFF: Duration = Duration::from_millis(200);
-/// Longest pause.
-const MAX_BACK_OFF: Duration = Duration::from_secs(5);
+/// Pauses before connecting again.
+const BACK_OFF: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
 /// An idle libvirtd is asked for life after so many seconds, and given up after
 /// [`KEEPALIVE_COUNT`] silent answers.
 const KEEPALIVE_INTERVAL: i32 = 2;
@@ -55,7 +55,7 @@ pub(super) fn run(
         known: HashMap::new(),
         arriving: HashSet::new(),
     };
-    let mut pause = BACK_OFF;
+    let mut backoff = BACK_OFF;
     let mut told = false;
     for session in 1.. {
         let end = watch.session(session, work, inbox);
@@ -70,12 +70,11 @@ pub(super) fn run(
             shared.emit(HypervisorEvent::Disconnected { reason });
         }
         if was_up {
-            pause = BACK_OFF;
+            backoff.reset();
         }
-        if wait(inbox, pause) {
+        if wait(inbox, backoff.delay()) {
             return;
         }
-        pause = (pause * 2).min(MAX_BACK_OFF);
     }
 }
 
@@ -307,10 +306,6 @@ fn is_paused(domain: &VirtDomain) -> bool {
     domain
         .state()
         .is_ok_and(|(state, _)| state == DomainState::Paused.into())
-}
-
-pub(super) fn is_no_domain(error: &Error) -> bool {
-    error.code() == ErrorNumber::NoDomain.into()
 }
 
 /// What is called on the event loop's thread. It only sends.

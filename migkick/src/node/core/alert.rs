@@ -14,8 +14,8 @@ use common::mat::seal::Keying;
 
 use super::lookup::Cause;
 use super::peer::Peer;
-use super::rate::Repeat;
 use super::{Core, Received};
+use common::backoff::Repeat;
 
 /// Addresses of a peer that an alert goes to.
 const MAX_TARGETS: usize = 4;

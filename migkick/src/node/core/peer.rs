@@ -8,8 +8,8 @@ use common::mat::key::Key;
 
 use super::alert::{AlertOut, Asked, EchoOut};
 use super::lookup::{Cause, Known, Lookup};
-use super::rate::Bucket;
 use super::{Core, MAX_HELD, MAX_HELD_BYTES, MAX_PEERS, Output, PeerState, PeerStatus, Received};
+use common::rate::Bucket;
 
 /// Most datagrams kept until the key that opens them is known.
 const MAX_WAITING: usize = 4;

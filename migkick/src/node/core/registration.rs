@@ -11,8 +11,8 @@ use std::time::Duration;
 use common::mat::MAX_MOAS;
 use common::mat::message::{MatMessage, Moa, Outcome, UpdateReply, UpdateRequest};
 
-use super::rate::Repeat;
 use super::{Core, Output, Place, Saved, ServerState, ServerStatus};
+use common::backoff::Repeat;
 
 /// Shortest lifetime that is believed, so that no server makes the node busy.
 const MIN_LIFETIME: Duration = Duration::from_secs(10);
