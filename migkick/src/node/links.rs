@@ -121,12 +121,13 @@ fn address(message: &AddressMessage) -> Option<Address> {
 }
 
 fn read(datagram: &[u8], changes: &mut Changes) {
+    // A notice that is not understood is one of a change, too.
+    changes.changed |= !datagram.is_empty();
     for message in messages(datagram) {
         if let Some(RouteNetlinkMessage::NewLink(link)) = typed(message.bytes) {
             let announced = LinkAttribute::Event(LinkEvent::NotifyPeers);
             changes.announced |= link.attributes.contains(&announced);
         }
-        changes.changed = true;
     }
 }
 
