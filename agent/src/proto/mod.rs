@@ -10,16 +10,12 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | `links::vm` | datagrams of the VMs: who asks, how often, and what was answered |
 //! | `departure` | migrations that leave |
 //! | `arrival` | migrations that arrive: joins, probes, holding and releasing |
 //! | [`reception`] | how each watched address is received, and the sessions with relays |
 //! | `context` | what every machine is lent |
-//! | `links::peers` | connections to other agents |
-//! | `host::listeners` | mirror of the kernel's listeners, and their ageing |
-//! | `host::watch` | what the kernel reports |
-//! | `host::usage` | what VMs have used of their limits |
-//! | `host::inventory` | ports and domains |
+//! | `links` | connections to other agents, and datagrams of the VMs |
+//! | `host` | ports and domains, the mirror of the kernel's listeners, what VMs have used of their limits |
 //! | `filter` | source filters and their merger |
 //! | `querier` | MLD queriers of the links, and the intervals that follow from them |
 //! | `policy`, `rate`, `refusal` | who may move what, how often, and the sentences for those who may not |

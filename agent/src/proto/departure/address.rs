@@ -223,7 +223,7 @@ impl Departures {
     /// The migration whose claim had that transaction.
     fn by_claim(&mut self, peer: &str, transaction: u64) -> Option<&mut Outgoing> {
         let is_it = |leaving: &Leaving| leaving.transaction == transaction;
-        self.of_peer_mut(peer)
+        self.bound_for(peer)
             .find(|it| it.leaving().is_some_and(is_it))
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use common::maps::StreamKey;
-use common::signal::{AgentResponse, MigrationReady, Phase, VmMessage};
+use common::signal::{AgentResponse, MigrationReady, Phase};
 use tracing::{debug, info, warn};
 
 use super::stage::{Answered, Mover, Moving, Stage, Step};
@@ -54,7 +54,7 @@ impl Departures {
         addresses: &Addresses,
         peer: &str,
     ) {
-        for outgoing in self.of_peer_mut(peer) {
+        for outgoing in self.bound_for(peer) {
             cx.timers.stop(Timer::Reconnect(outgoing.order.number));
             outgoing.ask(cx);
             outgoing.claim_address(cx, addresses);
@@ -74,7 +74,7 @@ impl Departures {
         reason: &str,
     ) {
         let mut lost = Vec::new();
-        for Outgoing { order, stage } in self.of_peer_mut(peer) {
+        for Outgoing { order, stage } in self.bound_for(peer) {
             match stage {
                 Stage::Moving(moving) => cx.reconnect(order.number, &mut moving.backoff),
                 _ => lost.push(order.number),
@@ -248,19 +248,6 @@ impl Outgoing {
         };
         self.start(cx, inventory, way, answered);
         Ok(())
-    }
-
-    /// Tells a VM that has asked for its move how it stands: `MigrationResponse` once there is
-    /// one, `Preparing` before.
-    fn tell_requester(&self, cx: &mut Context) {
-        let Requester::Vm { transaction, to } = self.order.requester else {
-            return;
-        };
-        let message = match self.stage.answered() {
-            Some(answered) => VmMessage::from(answered.for_vm()),
-            None => self.progress(cx.now).into(),
-        };
-        cx.tell(to, transaction, &message);
     }
 
     /// START MIGRATION. `way` is how memory is copied; `None` where somebody else has asked libvirt, which

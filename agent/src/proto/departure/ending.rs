@@ -6,7 +6,7 @@ use common::signal::{MigrationAbort, MigrationProgress, PeerMessage, Phase};
 use tracing::{debug, info, warn};
 
 use super::handover::end_recording;
-use super::stage::{Moving, Stage, Step};
+use super::stage::{Stage, Step};
 use super::{Around, Departures, Order, Outgoing, Requester};
 use crate::proto::addresses::Addresses;
 use crate::proto::context::Context;
@@ -369,43 +369,5 @@ impl Outgoing {
         }
         cx.outputs.push_back(Output::AbortMigration { uuid });
         Ok(())
-    }
-
-    /// Tells the requester how a migration stands.
-    pub(super) fn tell_progress(&self, cx: &mut Context) {
-        if let Requester::Vm { transaction, to } = self.order.requester {
-            let progress = self.progress(cx.now);
-            cx.tell(to, transaction, &progress.into());
-        }
-        self.tell_operator(cx);
-    }
-
-    pub(super) fn tell_operator(&self, cx: &mut Context) {
-        self.order.tell_operator(cx, &self.progress(cx.now));
-    }
-}
-
-impl Order {
-    fn tell_operator(&self, cx: &mut Context, progress: &MigrationProgress) {
-        if let Requester::Operator { command } = self.requester {
-            let reply = CommandReply::Progress {
-                phase: progress.phase,
-                processed_bytes: progress.processed_bytes,
-                total_bytes: progress.total_bytes,
-            };
-            cx.reply(command, reply);
-        }
-    }
-}
-
-impl Moving {
-    /// Tells the destination how a started migration stands.
-    pub(super) fn tell_peer(&mut self, cx: &mut Context, order: &Order) {
-        self.peer_told = cx.now;
-        let progress = MigrationProgress {
-            clock_ns: Some(cx.now.0),
-            ..self.progress(order, cx.now)
-        };
-        cx.send(&order.destination, order.transaction, &progress.into());
     }
 }

@@ -13,8 +13,11 @@
 //!               completed or failed  <-- libvirt says so --  Switching
 //! ```
 //!
+//! `Copying` and `Switching` are steps of the last stage, `Moving`.
+//!
 //! A move that somebody else asks libvirt for begins with `ArrivalNotice` of the destination, goes
-//! from `Requesting` to `Copying` at once, and is followed instead of started (`notice`).
+//! from `Requesting` to `Moving` at once, and is followed instead of started (`notice`): its first step
+//! is `Awaited`, until libvirt is seen to move the domain.
 //!
 //! An agent that is started while libvirt moves a domain begins at `Copying` too. It knows neither who
 //! asked nor the destination.
@@ -34,6 +37,7 @@
 //! | `notice` | moves that somebody else asks libvirt for |
 //! | `address` | the address that the VM is going to have |
 //! | `handover` | recording the VM's TAPs, and the cuts |
+//! | `tell` | how a migration stands, for whom that concerns |
 //! | `ending` | progress after START MIGRATION, and each end |
 
 mod address;
@@ -44,6 +48,7 @@ mod handover;
 mod notice;
 mod request;
 mod stage;
+mod tell;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddrV6;
@@ -328,7 +333,7 @@ impl Departures {
             .find(|it| it.order.transaction == transaction && it.order.destination == peer)
     }
 
-    fn of_peer_mut(&mut self, peer: &str) -> impl Iterator<Item = &mut Outgoing> {
+    fn bound_for(&mut self, peer: &str) -> impl Iterator<Item = &mut Outgoing> {
         let all = self.outgoing.values_mut();
         all.filter(move |it| it.order.destination == peer)
     }
