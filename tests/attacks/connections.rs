@@ -52,8 +52,8 @@ fn connect(from: Ipv6Addr) -> TcpStream {
     socket.into()
 }
 
-#[test]
-fn silent_connections_of_many_prefixes_do_not_lock_a_peer_out() {
+/// An agent on a host that has the addresses connections are made from.
+fn with_agent(attack: impl FnOnce(&Agent) + Send) {
     if !privileged() {
         return;
     }
@@ -62,6 +62,13 @@ fn silent_connections_of_many_prefixes_do_not_lock_a_peer_out() {
     add_addresses(&host);
     host.run_with_bpffs(|bpffs| {
         let agent = Agent::start(bpffs, &[domain("victim", 1, "tap0", MAC)], "");
+        attack(&agent);
+    });
+}
+
+#[test]
+fn silent_connections_of_many_prefixes_do_not_lock_a_peer_out() {
+    with_agent(|agent| {
         let silent: Vec<TcpStream> = (0..PREFIXES)
             .flat_map(|prefix| (1..=OF_PREFIX).map(move |host| connect(address(prefix, host))))
             .collect();
@@ -76,14 +83,7 @@ fn silent_connections_of_many_prefixes_do_not_lock_a_peer_out() {
 
 #[test]
 fn a_hundred_thousand_connections_cost_little_and_lock_no_peer_out() {
-    if !privileged() {
-        return;
-    }
-    let host = Namespace::new("host");
-    host.add_bridge("br0");
-    add_addresses(&host);
-    host.run_with_bpffs(|bpffs| {
-        let agent = Agent::start(bpffs, &[domain("victim", 1, "tap0", MAC)], "");
+    with_agent(|agent| {
         let process = agent.child.id();
         let (memory, before) = (agent.peak_memory(), descriptors(process));
         let (mut most, mut made) = (0, 0);

@@ -2,18 +2,15 @@
 
 use std::fs;
 use std::net::Ipv6Addr;
-use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::process::{Child, Command};
 use std::time::Duration;
 
 use common::mat::message::{Moa, UpdateRequest};
 use lab::binaries;
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
 use serde_json::Value;
 
-use super::ims::{Files, Node, Server, hoa, update_request};
+use super::ims::{Files, Node, Server, hoa, own_directories, update_request};
 use super::netns::{Namespace, privileged, wait_for};
 
 const PORT: u16 = 47413;
@@ -50,20 +47,6 @@ fn registered(files: &Files) -> Ipv6Addr {
         };
         moas.iter().find_map(neutral)
     })
-}
-
-/// Directories of its own for the calling thread, where `migkick node` has its socket and its pins.
-fn own_directories() {
-    unshare(CloneFlags::CLONE_NEWNS).unwrap();
-    let none = None::<&str>;
-    let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
-    mount(none, "/", none, private, none).unwrap();
-    for (kind, place) in [("tmpfs", "/run"), ("bpf", "/sys/fs/bpf")] {
-        mount(none, place, Some(kind), MsFlags::empty(), none).unwrap();
-    }
-    for directory in ["/run/migkick", "/sys/fs/bpf/migkick"] {
-        fs::DirBuilder::new().mode(0o700).create(directory).unwrap();
-    }
 }
 
 /// As the victim does, but somebody else.

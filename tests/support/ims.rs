@@ -11,9 +11,10 @@
     reason = "a test that cannot go on panics"
 )]
 
+use std::fs::DirBuilder;
 use std::io;
 use std::net::{Ipv6Addr, SocketAddrV6, UdpSocket};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -23,6 +24,8 @@ use common::mat::message::{
     LookupReply, LookupRequest, MatMessage, Moa, UpdateReply, UpdateRequest,
 };
 use common::mat::seal::{Keying, NONCE_BYTES, Sealed, seal};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 
 pub(crate) const SECRET: [u8; KEY_BYTES] = [0x5a; KEY_BYTES];
 pub(crate) const HOME: &str = "fd5e:6d61:74::/48";
@@ -36,6 +39,20 @@ pub(crate) fn hoa(number: u32) -> Ipv6Addr {
 pub(crate) fn moa(number: u32, sequence: u64) -> Ipv6Addr {
     let [high, low] = [(number >> 16) as u16, number as u16];
     Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 1, (sequence % 8) as u16, high, low)
+}
+
+/// Gives the calling thread directories of its own where `migkick node` has its socket and its pins.
+pub(crate) fn own_directories() {
+    unshare(CloneFlags::CLONE_NEWNS).unwrap();
+    let none = None::<&str>;
+    let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+    mount(none, "/", none, private, none).unwrap();
+    for (kind, place) in [("tmpfs", "/run"), ("bpf", "/sys/fs/bpf")] {
+        mount(none, place, Some(kind), MsFlags::empty(), none).unwrap();
+    }
+    for directory in ["/run/migkick", "/sys/fs/bpf/migkick"] {
+        DirBuilder::new().mode(0o700).create(directory).unwrap();
+    }
 }
 
 pub(crate) fn roamcast() -> PathBuf {

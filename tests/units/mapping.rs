@@ -1,16 +1,13 @@
 //! The mapping server, and a node that registers there.
 
-use std::fs::{self, DirBuilder};
-use std::os::unix::fs::DirBuilderExt as _;
+use std::fs;
 use std::path::Path;
 use std::process::Command;
 
 use lab::binaries;
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
 use serde_json::Value;
 
-use super::ims::{Files, Node, hoa};
+use super::ims::{Files, Node, hoa, own_directories};
 use super::netns::Namespace;
 use super::systemd::{Service, Systemd, give, load_credentials, possible, take_keys};
 
@@ -30,20 +27,6 @@ fn network() -> (Namespace, Namespace) {
     server.ip(&format!("addr add {SERVER}/64 dev up0 nodad"));
     node.ip(&format!("addr add {NODE}/64 dev eth0 nodad"));
     (server, node)
-}
-
-/// Gives the calling thread directories of its own where `migkick node` has its socket and its pins.
-fn own_directories() {
-    unshare(CloneFlags::CLONE_NEWNS).unwrap();
-    let none = None::<&str>;
-    let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
-    mount(none, "/", none, private, none).unwrap();
-    for (kind, place) in [("tmpfs", "/run"), ("bpf", "/sys/fs/bpf")] {
-        mount(none, place, Some(kind), MsFlags::empty(), none).unwrap();
-    }
-    for directory in ["/run/migkick", "/sys/fs/bpf/migkick"] {
-        DirBuilder::new().mode(0o700).create(directory).unwrap();
-    }
 }
 
 /// What `migkick node status` says.

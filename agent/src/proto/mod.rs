@@ -61,16 +61,11 @@ mod uuid;
 mod view;
 
 use std::net::{Ipv6Addr, SocketAddrV6};
-use std::time::Duration;
 
 use common::maps::{
-    Forward, ForwardKey, ListenerKey, Managed, ManagedKey, RelayFlow, RelayFlowKey, SourceKey,
-    Translation, TranslationKey,
+    Forward, ForwardKey, Managed, ManagedKey, RelayFlow, RelayFlowKey, Translation, TranslationKey,
 };
-use common::signal::{
-    AddressClaim, AgentRequest, ErrorMessage, HandoverCut, MigrationAbort, MigrationProgress,
-    PeerMessage, Phase, VmMessage,
-};
+use common::signal::{ErrorMessage, MigrationAbort, PeerMessage, Phase, VmMessage};
 
 pub(crate) use arrival::MDB_RENEWAL_LAST;
 pub use arrival::{ReceptionView, WaitingView};
@@ -307,18 +302,15 @@ impl Agent {
         self.with_arrivals(|arrivals, cx, host| arrivals.unmanage_unneeded(cx, host, key));
     }
 
-    /// Time since the first input.
-    fn uptime(&self) -> Duration {
-        self.cx.uptime()
-    }
-
     fn on_datagram(&mut self, port: u32, from: SocketAddrV6, bytes: &[u8]) {
         if !self.cx.is_heard(&self.inventory, port, from) {
             return;
         }
         let decoded = VmMessage::decode(bytes);
         if let Ok((transaction, VmMessage::MigrationReady(_))) = &decoded
-            && self.answer_arrival(port, *transaction, from)
+            && self.with_arrivals(|arrivals, cx, host| {
+                arrivals.answer_vm(cx, host, port, *transaction, from)
+            })
         {
             return;
         }
@@ -389,7 +381,9 @@ impl Agent {
     fn on_message(&mut self, peer: &str, transaction: u64, message: PeerMessage) {
         let from = (peer, transaction);
         match message {
-            PeerMessage::AgentRequest(body) => self.on_agent_request(peer, transaction, body),
+            PeerMessage::AgentRequest(body) => self.with_arrivals(|arrivals, cx, host| {
+                arrivals.requested(cx, host, from, body);
+            }),
             PeerMessage::AgentResponse(body) => {
                 let (departures, cx, around) = self.departing();
                 departures.on_agent_response(cx, around, from, body);
@@ -398,16 +392,23 @@ impl Agent {
                 let is_told = body.phase == Phase::Preparing
                     && self.departures.told_to_wait(&mut self.cx, from);
                 if !is_told {
-                    self.on_peer_progress(peer, transaction, body);
+                    self.with_arrivals(|arrivals, cx, host| {
+                        arrivals.progressed(cx, host, from, body);
+                    });
                 }
             }
-            PeerMessage::HandoverCut(body) => self.on_handover_cut(peer, transaction, &body),
+            PeerMessage::HandoverCut(body) => {
+                self.arrivals
+                    .cut_told(&mut self.cx, &self.inventory, from, &body);
+            }
             PeerMessage::ArrivalNotice(body) => {
                 let allowed = self.arrivals.check_rate(&self.cx, peer, transaction);
                 let (departures, cx, around) = self.departing();
                 departures.on_arrival_notice(cx, around, from, &body, allowed);
             }
-            PeerMessage::AddressClaim(body) => self.on_address_claim(peer, transaction, &body),
+            PeerMessage::AddressClaim(body) => self.with_arrivals(|arrivals, cx, host| {
+                arrivals.claimed(cx, host, from, &body);
+            }),
             PeerMessage::AddressClaimReply(body) => {
                 let (departures, cx, around) = self.departing();
                 departures.on_address_claim_reply(cx, around.addresses, from, &body);
@@ -419,7 +420,9 @@ impl Agent {
                 let reason = bounded(&reason);
                 let (departures, cx, around) = self.departing();
                 departures.peer_refused(cx, around.addresses, from, &reason);
-                self.on_peer_abort(peer, transaction, &reason);
+                self.with_arrivals(|arrivals, cx, host| {
+                    arrivals.aborted(cx, host, from, &reason);
+                });
             }
         }
     }
@@ -455,7 +458,7 @@ impl Agent {
                 }
             }
             DatapathEvent::Refused { listeners, sources } => {
-                self.reports_refused(&listeners, &sources);
+                self.with_arrivals(|_, cx, host| host.reports_refused(cx, &listeners, &sources));
             }
             DatapathEvent::Failed { key, reason } => {
                 self.usage.failed(cx.now, &key, &reason);
@@ -480,8 +483,12 @@ impl Agent {
                     self.unmanage_unneeded(key);
                 }
                 Effect::Wanted(key) => self.refresh_filter(key),
-                Effect::Reported(listener) => self.arrived_vm_reported(&listener),
-                Effect::Left(listener) => self.arrived_vm_left(&listener),
+                Effect::Reported(listener) => self.with_arrivals(|arrivals, cx, host| {
+                    arrivals.vm_reported(cx, host, &listener);
+                }),
+                Effect::Left(listener) => self.with_arrivals(|arrivals, cx, host| {
+                    arrivals.vm_left(cx, host, &listener);
+                }),
                 Effect::Queried { vlan, at } => {
                     self.arrivals
                         .query_came(&mut self.cx, &self.mirror, vlan, at);
@@ -504,7 +511,7 @@ impl Agent {
                 self.follow_mirror();
                 self.addresses.port_gone(&mut self.cx, ifindex);
                 self.ports_changed();
-                self.with_arrivals(arrival::Arrivals::cut_off);
+                self.with_arrivals(Arrivals::cut_off);
             }
         }
     }
@@ -712,7 +719,6 @@ impl Agent {
         act: impl FnOnce(&mut Arrivals, &mut Context, &mut Host<'_>) -> T,
     ) -> T {
         let mut host = Host {
-            uptime: self.uptime(),
             inventory: &self.inventory,
             mirror: &self.mirror,
             receptions: &mut self.receptions,
@@ -731,50 +737,5 @@ impl Agent {
 
     fn runs_here(&mut self, uuid: DomainUuid, at: Timestamp) {
         self.with_arrivals(|arrivals, cx, host| arrivals.runs_here(cx, host, uuid, at));
-    }
-
-    fn on_agent_request(&mut self, peer: &str, transaction: u64, body: AgentRequest) {
-        let asked = (peer, transaction);
-        self.with_arrivals(|arrivals, cx, host| arrivals.requested(cx, host, asked, body));
-    }
-
-    fn on_peer_progress(&mut self, peer: &str, transaction: u64, body: MigrationProgress) {
-        let of = (peer, transaction);
-        self.with_arrivals(|arrivals, cx, host| arrivals.progressed(cx, host, of, body));
-    }
-
-    fn on_handover_cut(&mut self, peer: &str, transaction: u64, cut: &HandoverCut) {
-        let of = (peer, transaction);
-        self.arrivals
-            .cut_told(&mut self.cx, &self.inventory, of, cut);
-    }
-
-    fn on_address_claim(&mut self, peer: &str, transaction: u64, claim: &AddressClaim) {
-        let asked = (peer, transaction);
-        self.with_arrivals(|arrivals, cx, host| arrivals.claimed(cx, host, asked, claim));
-    }
-
-    fn on_peer_abort(&mut self, peer: &str, transaction: u64, reason: &str) {
-        let of = (peer, transaction);
-        self.with_arrivals(|arrivals, cx, host| arrivals.aborted(cx, host, of, reason));
-    }
-
-    /// Answers a VM that has moved to here; `false` if this is no such VM.
-    fn answer_arrival(&mut self, ifindex: u32, transaction: u64, to: SocketAddrV6) -> bool {
-        self.with_arrivals(|arrivals, cx, host| {
-            arrivals.answer_vm(cx, host, ifindex, transaction, to)
-        })
-    }
-
-    fn arrived_vm_reported(&mut self, listener: &ListenerKey) {
-        self.with_arrivals(|arrivals, cx, host| arrivals.vm_reported(cx, host, listener));
-    }
-
-    fn arrived_vm_left(&mut self, listener: &ListenerKey) {
-        self.with_arrivals(|arrivals, cx, host| arrivals.vm_left(cx, host, listener));
-    }
-
-    fn reports_refused(&mut self, listeners: &[ListenerKey], sources: &[SourceKey]) {
-        self.with_arrivals(|_, cx, host| host.reports_refused(cx, listeners, sources));
     }
 }

@@ -30,10 +30,7 @@ impl Source {
 
     /// Whether the file has nothing but tests.
     pub(super) fn is_test(&self) -> bool {
-        let mut parts = self.file.iter();
-        parts.next().is_some_and(|it| it == "tests")
-            || self.file.file_stem().is_some_and(|it| it == "tests")
-            || self.file.iter().any(|it| it == "tests")
+        self.file.with_extension("").iter().any(|it| it == "tests")
     }
 
     /// Path of the file's module within its crate: `agent/src/net/tls.rs` is `["net", "tls"]`.

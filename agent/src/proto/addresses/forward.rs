@@ -30,7 +30,7 @@ use crate::proto::record::ForwardRecord;
 use crate::proto::timer::Timer;
 use crate::proto::{DomainUuid, Mac, Timestamp, mac_text};
 
-use super::{AddressCommand, Addresses, Allowance, ForwardCommand, Leave, Said};
+use super::{AddressCommand, Addresses, Allowance, ForwardCommand, Leave, Said, adopted_until};
 
 /// How often what was sent on is read, and next hops are looked up again.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -386,9 +386,7 @@ impl Addresses {
     ) {
         for (key, value) in forwards {
             let address = Ipv6Addr::from(key.address);
-            // None lasts longer, whatever an entry says.
-            let longest = cx.now + cx.config.unicast.forward;
-            let until = Timestamp(value.until_ns).min(longest);
+            let until = adopted_until(cx, value.until_ns);
             if until <= cx.now || key.vlan != 0 {
                 cx.forward(ForwardCommand::Remove { address });
                 continue;

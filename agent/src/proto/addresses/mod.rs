@@ -35,6 +35,12 @@ const MAX_ADDRESSES: usize = 4096;
 /// Answers to Solicitations for one address in one second; neighbours ask again.
 const ANSWERS_PER_SECOND: u32 = 50;
 
+/// Until when something lasts that an agent before this one has left in the kernel. Nothing lasts
+/// longer than what is begun now, whatever its entry says.
+fn adopted_until(cx: &Context, until_ns: u64) -> Timestamp {
+    Timestamp(until_ns).min(cx.now + cx.config.unicast.forward)
+}
+
 /// What is to be done about a unicast address of this link.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AddressCommand {

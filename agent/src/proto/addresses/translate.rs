@@ -25,7 +25,7 @@ use crate::proto::record::TranslationRecord;
 use crate::proto::timer::Timer;
 use crate::proto::{DomainUuid, Timestamp};
 
-use super::{Addresses, TranslateCommand};
+use super::{Addresses, TranslateCommand, adopted_until};
 
 /// How often what was translated is read.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -145,9 +145,7 @@ impl Addresses {
     ) {
         for (key, value) in translations {
             let (ifindex, address) = (key.ifindex, Ipv6Addr::from(key.address));
-            // None lasts longer, whatever an entry says.
-            let longest = cx.now + cx.config.unicast.forward;
-            let until = Timestamp(value.until_ns).min(longest);
+            let until = adopted_until(cx, value.until_ns);
             if until <= cx.now || key.vlan != 0 {
                 cx.translate(TranslateCommand::Remove { ifindex, address });
                 continue;

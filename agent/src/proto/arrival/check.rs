@@ -55,7 +55,7 @@ impl Arrivals {
         let runs = domains.get(&uuid).is_some_and(|it| it.running);
         let came = host.inventory.came.get(&uuid);
         let has_come = came.is_some_and(|at| cx.now.since(*at) < RECENT);
-        if runs && known.is_none() && !has_come && host.uptime >= RECENT {
+        if runs && known.is_none() && !has_come && cx.uptime() >= RECENT {
             return Err(Refusal::RunsHere { domain, agent });
         }
         Ok(())
@@ -69,22 +69,16 @@ impl Arrivals {
         uuid: DomainUuid,
         named: &str,
     ) -> Result<(), Refusal> {
-        let agent = cx.config.name.clone();
         let of_hook = || self.preparations.name_of(&uuid);
         if let Some(known) = inventory.name_of(&uuid).or_else(of_hook) {
             if known == named {
                 return Ok(());
             }
-            return Err(Refusal::OtherName {
-                agent,
-                uuid: uuid.to_string(),
-                known: known.to_owned(),
-                named: named.to_owned(),
-            });
+            return Err(other_name(cx, uuid, known, named));
         }
         match inventory.uuid_of(named) {
             Some(other) => Err(Refusal::OtherUuid {
-                agent,
+                agent: cx.config.name.clone(),
                 domain: named.to_owned(),
                 uuid: other.to_string(),
             }),
@@ -120,12 +114,7 @@ impl Arrivals {
         let incoming = self.incoming.of_domain(uuid);
         if let Some(incoming) = incoming.filter(|it| it.domain != known) {
             let number = incoming.number;
-            let refusal = Refusal::OtherName {
-                agent: cx.config.name.clone(),
-                uuid: uuid.to_string(),
-                known: known.to_owned(),
-                named: incoming.domain.clone(),
-            };
+            let refusal = other_name(cx, uuid, known, &incoming.domain);
             self.undo_and_tell(cx, host, number, &refusal);
         }
     }
@@ -145,5 +134,14 @@ impl Arrivals {
             agent: cx.config.name.clone(),
             peer: peer.to_owned(),
         })
+    }
+}
+
+fn other_name(cx: &Context, uuid: DomainUuid, known: &str, named: &str) -> Refusal {
+    Refusal::OtherName {
+        agent: cx.config.name.clone(),
+        uuid: uuid.to_string(),
+        known: known.to_owned(),
+        named: named.to_owned(),
     }
 }

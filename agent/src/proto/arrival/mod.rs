@@ -56,7 +56,6 @@ mod stage;
 mod tap;
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use common::maps::ManagedKey;
 
@@ -90,8 +89,6 @@ pub(super) struct Host<'a> {
     pub(super) mirror: &'a Mirror,
     pub(super) receptions: &'a mut Receptions,
     pub(super) addresses: &'a mut Addresses,
-    /// Time since the agent's first input.
-    pub(super) uptime: Duration,
 }
 
 /// The domains that arrive, and all that is held for them.

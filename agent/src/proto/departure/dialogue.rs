@@ -11,7 +11,6 @@ use super::{Around, Departures, Order, Outgoing, Requester, agent_request};
 use crate::proto::addresses::Addresses;
 use crate::proto::context::Context;
 use crate::proto::host::inventory::Inventory;
-use crate::proto::links::peers::Backoff;
 use crate::proto::links::vm::Caller;
 use crate::proto::refusal::Refusal;
 use crate::proto::timer::Timer;
@@ -59,7 +58,7 @@ impl Departures {
             outgoing.ask(cx);
             outgoing.claim_address(cx, addresses);
             if let Stage::Moving(moving) = &mut outgoing.stage {
-                moving.backoff = Backoff::default();
+                moving.backoff.reset();
                 moving.tell_peer(cx, &outgoing.order);
                 moving.tell_cuts(cx, &outgoing.order);
             }

@@ -2,12 +2,13 @@
 
 use std::net::Ipv6Addr;
 
+use common::backoff::Backoff;
 use common::signal::{AgentResponse, MigrationProgress, MigrationResponse, Phase};
 
 use super::address::Leaving;
 use super::handover::Recorded;
 use super::{Order, millis};
-use crate::proto::links::peers::Backoff;
+use crate::proto::links::peers::RECONNECT;
 use crate::proto::refusal::Refusal;
 use crate::proto::{JobStats, Timestamp};
 
@@ -148,7 +149,7 @@ impl Moving {
             since: now,
             stats: JobStats::default(),
             peer_told: now,
-            backoff: Backoff::default(),
+            backoff: RECONNECT,
             stopped_for: None,
             recorded: Recorded::new(),
         }

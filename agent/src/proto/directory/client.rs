@@ -12,10 +12,11 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
+use common::backoff::Backoff;
 use common::signal::{DirectoryMessage, KnownRelay, Register, RelaySearch};
 use tracing::{info, warn};
 
-use crate::proto::links::peers::Backoff;
+use crate::proto::links::peers::RECONNECT;
 use crate::proto::refusal::bounded;
 use crate::proto::{PeerEvent, Timestamp};
 
@@ -48,7 +49,7 @@ pub enum ClientOutput {
     },
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Server {
     up: bool,
     backoff: Backoff,
@@ -57,6 +58,19 @@ struct Server {
     /// Addresses that were asked for, by transaction.
     asked: BTreeMap<u64, [u8; 16]>,
     registered: bool,
+}
+
+impl Server {
+    /// Not connected; `backoff` says when to connect again.
+    fn down(next: Timestamp, backoff: Backoff) -> Self {
+        Self {
+            up: false,
+            backoff,
+            next,
+            asked: BTreeMap::new(),
+            registered: false,
+        }
+    }
 }
 
 /// The client of some directories.
@@ -78,7 +92,7 @@ impl DirectoryClient {
             register,
             servers: servers
                 .into_iter()
-                .map(|name| (name, Server::default()))
+                .map(|name| (name, Server::down(Timestamp::default(), RECONNECT)))
                 .collect(),
             waiting: BTreeSet::new(),
             last_transaction: 0,
@@ -100,7 +114,7 @@ impl DirectoryClient {
         match event {
             PeerEvent::Up { .. } => {
                 server.up = true;
-                server.backoff = Backoff::default();
+                server.backoff.reset();
                 server.next = now;
                 for address in std::mem::take(&mut self.waiting) {
                     self.ask(peer, address);
@@ -111,12 +125,8 @@ impl DirectoryClient {
                 if server.up || !server.registered {
                     warn!(mcs = peer, %reason, "Migration control server is not connected");
                 }
-                let delay = server.backoff.next();
-                *server = Server {
-                    next: now + delay,
-                    backoff: server.backoff,
-                    ..Server::default()
-                };
+                let delay = server.backoff.delay();
+                *server = Server::down(now + delay, server.backoff);
             }
             PeerEvent::Frame(bytes) => self.handle_frame(now, peer, &bytes),
         }
@@ -221,7 +231,7 @@ impl DirectoryClient {
                 warn!(mcs = peer, reason = %bounded(&error.reason), "Migration control server refuses");
                 if transaction == 0 {
                     server.registered = false;
-                    server.next = now + server.backoff.next().max(ANSWER);
+                    server.next = now + server.backoff.delay().max(ANSWER);
                 }
             }
             Ok((_, DirectoryMessage::Register(_) | DirectoryMessage::RelaySearch(_))) => {

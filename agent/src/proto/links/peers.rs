@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use common::backoff::Backoff;
 use common::signal::{AgentRequest, DecodeError, ErrorMessage, PeerMessage, RelayRelease};
 use tracing::{info, warn};
 
@@ -11,10 +12,9 @@ use crate::proto::context::Context;
 use crate::proto::timer::{Timer, TimerTable};
 use crate::proto::{Output, Timestamp};
 
-/// First delay before connecting again.
-const BACKOFF_FIRST: Duration = Duration::from_millis(200);
-/// Longest delay between two attempts to connect.
-const BACKOFF_LAST: Duration = Duration::from_secs(5);
+/// Delays between attempts to connect.
+pub(in crate::proto) const RECONNECT: Backoff =
+    Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
 /// How long the end of a migration is offered to a destination that cannot be reached.
 const CLOSING: Duration = Duration::from_secs(60);
 /// Ends of migrations offered at once.
@@ -50,24 +50,6 @@ impl Links {
 struct Link {
     up: bool,
     connecting: bool,
-}
-
-/// Growing delay between attempts.
-#[derive(Clone, Copy, Debug)]
-pub(in crate::proto) struct Backoff(Duration);
-
-impl Default for Backoff {
-    fn default() -> Self {
-        Self(BACKOFF_FIRST)
-    }
-}
-
-impl Backoff {
-    pub(in crate::proto) fn next(&mut self) -> Duration {
-        let delay = self.0;
-        self.0 = (delay * 2).min(BACKOFF_LAST);
-        delay
-    }
 }
 
 /// The end of a migration that its destination has not been told yet.
@@ -134,7 +116,7 @@ impl Context {
             transaction,
             request,
             end,
-            backoff: Backoff::default(),
+            backoff: RECONNECT,
         };
         self.timers.set(Timer::Closing(number), self.now + CLOSING);
         self.reconnect(number, &mut closing.backoff);
@@ -228,5 +210,5 @@ impl Context {
 }
 
 fn set_reconnect(timers: &mut TimerTable, now: Timestamp, number: u64, backoff: &mut Backoff) {
-    timers.set(Timer::Reconnect(number), now + backoff.next());
+    timers.set(Timer::Reconnect(number), now + backoff.delay());
 }

@@ -23,6 +23,13 @@ pub(super) struct Pinned {
     flows: BTreeMap<ManagedKey, BTreeMap<RelayFlowKey, RelayFlow>>,
 }
 
+impl Pinned {
+    /// An address is no longer watched, so it is not given up again when all listeners are known.
+    pub(super) fn forget(&mut self, key: &ManagedKey) {
+        self.managed.remove(key);
+    }
+}
+
 impl Receptions {
     /// Takes in, before everything else, what an agent before this one has left in `MANAGED` and
     /// `RELAY_FLOWS`.

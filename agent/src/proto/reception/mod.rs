@@ -58,6 +58,7 @@ mod watch;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
+use common::backoff::Backoff;
 use common::maps::{ManagedKey, Origins, StreamKey};
 use common::signal;
 use tracing::info;
@@ -138,7 +139,7 @@ struct Reception {
     /// No relay is left to try.
     exhausted: bool,
     /// Time until relays are asked again that could not be, or refused.
-    backoff: Duration,
+    backoff: Backoff,
     retry: Option<Timestamp>,
 }
 
@@ -164,7 +165,7 @@ impl Reception {
             swap: None,
             tried: BTreeSet::new(),
             exhausted: false,
-            backoff: session::BACKOFF_FIRST,
+            backoff: session::ASK_AGAIN,
             retry: None,
         }
     }
@@ -278,6 +279,7 @@ impl Receptions {
             cx.timers.stop(Timer::Reception(key));
             cx.timers.stop(Timer::Session(key));
         }
+        self.pinned.forget(&key);
         cx.outputs.push_back(Output::Unmanage(key));
     }
 

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use common::backoff::Backoff;
 use common::maps::Address;
 use common::signal::{ErrorMessage, MigrationAbort, PeerMessage, RelayRelease};
 use tracing::info;
@@ -15,10 +16,8 @@ use crate::proto::{RelayCandidate, Timestamp};
 
 /// Relays known at once.
 const MAX_RELAYS: usize = 64;
-/// First delay before connecting again.
-const RECONNECT_FIRST: Duration = Duration::from_secs(1);
-/// Longest delay between two attempts to connect.
-const RECONNECT_LAST: Duration = Duration::from_secs(10);
+/// Delays between attempts to connect.
+const RECONNECT: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(10));
 /// How often the same complaint is logged at most.
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -32,7 +31,7 @@ pub(super) struct Relay {
     listed: bool,
     /// Why it was of no use last.
     pub(super) reason: Option<String>,
-    reconnect: Duration,
+    reconnect: Backoff,
     complained: Option<Timestamp>,
 }
 
@@ -163,7 +162,7 @@ impl Receptions {
                 number: self.relays.numbers,
                 listed: true,
                 reason: None,
-                reconnect: RECONNECT_FIRST,
+                reconnect: RECONNECT,
                 complained: None,
             });
             cx.connect(&name);
@@ -204,7 +203,7 @@ impl Receptions {
         let Some(relay) = self.relays.get_mut(name) else {
             return;
         };
-        relay.reconnect = RECONNECT_FIRST;
+        relay.reconnect.reset();
         relay.reason = None;
         let number = relay.number;
         cx.timers.stop(Timer::Relay(number));
@@ -233,8 +232,7 @@ impl Receptions {
             return;
         };
         relay.reason = Some(reason.to_owned());
-        let (number, delay) = (relay.number, relay.reconnect);
-        relay.reconnect = (delay * 2).min(RECONNECT_LAST);
+        let (number, delay) = (relay.number, relay.reconnect.delay());
         if complain(&mut relay.complained, now) {
             tracing::warn!(relay = name, reason, "Relay is not connected");
         }

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
 use std::time::Duration;
 
+use common::backoff::Backoff;
 use common::maps::{Address, ManagedKey, RelayFlow, RelayFlowKey};
 use common::signal::{KnownFlow, RelayRelease, RelayRequest, RelayResponse};
 use tracing::{debug, warn};
@@ -21,10 +22,8 @@ use crate::proto::{Output, Timestamp};
 
 /// How long a relay may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
-/// First delay before relays are asked again that could not be, or refused.
-pub(super) const BACKOFF_FIRST: Duration = Duration::from_secs(1);
-/// Longest such delay.
-const BACKOFF_LAST: Duration = Duration::from_secs(30);
+/// Delays before relays are asked again that could not be, or refused.
+pub(super) const ASK_AGAIN: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
 /// Shortest and longest lease that is believed.
 pub(super) const LEASE: [Duration; 2] = [Duration::from_millis(300), Duration::from_secs(3600)];
 /// Flows that a relay is told of.
@@ -236,8 +235,7 @@ impl Receptions {
         };
         reception.tried.clear();
         reception.exhausted = true;
-        reception.retry = Some(now + reception.backoff);
-        reception.backoff = (reception.backoff * 2).min(BACKOFF_LAST);
+        reception.retry = Some(now + reception.backoff.delay());
         if let Some(reasons) = self.relays.complaint(now) {
             warn!(
                 multicast_address = %Ipv6Addr::from(key.multicast_address),
@@ -373,7 +371,7 @@ impl Receptions {
             Place::Standby => session.flows = flows,
         }
         if let Some(reception) = self.by_address.get_mut(&key) {
-            reception.backoff = BACKOFF_FIRST;
+            reception.backoff.reset();
             if place == Place::Session && reception.swap.is_none() {
                 // It answers again: nobody needs to take over unless its packets stay away.
                 let floor = cx.config.relay.map_or(Duration::ZERO, |t| t.silence);
@@ -507,7 +505,7 @@ impl Receptions {
             reception.tried.clear();
             reception.exhausted = false;
             reception.retry = None;
-            reception.backoff = BACKOFF_FIRST;
+            reception.backoff.reset();
             for flow in reception.flows.values_mut() {
                 flow.relayed.restart();
             }

@@ -9,7 +9,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher as _, RandomState};
 
 use common::maps::{Address, StreamKey};
-use common::relay::port_pairs;
+use common::relay::{FIRST_PORT, FIRST_RELAY_PORT, agent_port, port_pairs};
+
+/// Relay ports that are drawn before all pairs are gone through, which takes much longer. One in five
+/// at least makes a pair.
+const DRAWS: u32 = 64;
+/// How many ports a relay can have.
+const RELAY_PORTS: u64 = (u16::MAX - FIRST_RELAY_PORT) as u64 + 1;
 
 /// The ports of one flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -36,12 +42,17 @@ impl PortTable {
         agent_address: &Address,
     ) -> Option<Ports> {
         let used = self.used.entry(*agent_address).or_default();
-        let pairs = || port_pairs(stream, relay_address, agent_address);
-        let number = self.hasher.hash_one((stream, agent_address)) as usize;
-        let first = number.checked_rem(pairs().count())?;
-        let ports = pairs()
-            .skip(first)
-            .chain(pairs().take(first))
+        let drawn = (0..DRAWS).map(|draw| {
+            let number = self.hasher.hash_one((stream, agent_address, draw)) % RELAY_PORTS;
+            let relay = FIRST_RELAY_PORT + number as u16;
+            (
+                relay,
+                agent_port(stream, relay_address, agent_address, relay),
+            )
+        });
+        let ports = drawn
+            .filter(|(_, agent)| *agent >= FIRST_PORT)
+            .chain(port_pairs(stream, relay_address, agent_address))
             .map(|(relay, agent)| Ports { relay, agent })
             .find(|ports| !used.contains(ports))?;
         used.insert(ports);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use common::maps::{FilterMode, ManagedKey, Origins, Querier, QuerierKey, SourceKey};
+use common::maps::{FilterMode, Managed, ManagedKey, Origins, Querier, QuerierKey, SourceKey};
 
 use crate::proto::tests::fixture::{Bench, TAP, key, listener, listener_key};
 use crate::proto::{DatapathEvent, MdbEntry, Output};
@@ -127,6 +127,20 @@ fn address_is_watched_from_its_first_listener_to_its_last() {
     assert_eq!(bench.outputs(), []);
     bench.leave(TAP + 1, key(1));
     assert_eq!(bench.outputs(), [Output::Unmanage(key(1))]);
+}
+
+#[test]
+fn adopted_address_whose_listener_left_before_the_rest_was_known_is_given_up_once() {
+    let mut bench = Bench::housing();
+    let value = Managed::new(bench.now.0, Origins::Native, u16::MAX);
+    let managed = vec![(key(1), value)];
+    bench.agent.handle_pinned(bench.now, managed, Vec::new());
+    bench.report(TAP, key(1), FilterMode::Exclude);
+    bench.outputs();
+    bench.leave(TAP, key(1));
+    assert_eq!(bench.outputs(), [Output::Unmanage(key(1))]);
+    bench.agent.handle_adopted(bench.now);
+    assert_eq!(bench.outputs(), []);
 }
 
 #[test]
