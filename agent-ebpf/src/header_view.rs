@@ -1,8 +1,7 @@
 //! A view of the packet headers, and map keys that the view fills in few instructions.
 //!
-//! An address stays two 8-byte words from the packet to the key. The kernel's hash reads words; a
-//! key that the program writes in smaller pieces causes store-forwarding stalls that cost more than
-//! the hash.
+//! An address stays two 8-byte words from the packet to the key. The kernel's hash reads wide words;
+//! reading a key that the program has just written in smaller pieces would cost more than the hash.
 
 #![allow(unsafe_code, reason = "packets are reached through raw pointers")]
 

@@ -1,4 +1,4 @@
-//! What the unit tests share with the integration tests.
+//! Fixtures that unit tests and integration tests share.
 
 #[path = "../../tests/support/frame.rs"]
 pub(crate) mod frame;

@@ -1,4 +1,4 @@
-//! The command line.
+//! Command line of `migkick`.
 
 use std::io;
 use std::process::ExitCode;
@@ -30,7 +30,7 @@ enum Command {
     Node(node::NodeArgs),
 }
 
-/// Arguments of `migkick go`.
+/// Arguments of `migkick go`, as clap parses them.
 #[derive(Debug, Args)]
 pub(crate) struct GoArgs {
     /// Name of the destination's agent.
@@ -60,7 +60,7 @@ pub(crate) struct GoArgs {
     pub(crate) json: bool,
 }
 
-/// Runs the program.
+/// Parses the command line and runs the command.
 pub fn run() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Search { json } => session::search(json),
@@ -77,7 +77,7 @@ pub fn run() -> ExitCode {
     }
 }
 
-/// Whether only the reader of the output has gone.
+/// Whether the command failed only because the reader of the output is gone.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error
         .downcast_ref::<io::Error>()

@@ -1,7 +1,7 @@
-//! The client's side of the signalling, without I/O: no clock and no socket in here.
+//! Client of the signalling, sans-IO: without clock and sockets.
 //!
-//! Messages are those of [`common::signal`]. Datagrams may be lost, doubled and reordered, so
-//! every question is repeated until it is answered, and an answer counts once.
+//! The messages are those of [`common::signal`]. Datagrams may be lost, duplicated and reordered,
+//! so the client repeats every request until its answer, and counts an answer once.
 //!
 //! ```text
 //! Searching --AgentSearchReply--> Found --request()--> Requesting --MigrationResponse--> Prepared
@@ -9,10 +9,10 @@
 //!                           Over <--Completed or MigrationAbort-- Waiting <-----ready()------+
 //! ```
 //!
-//! The caller gives inputs by [`Client::handle_datagram`] and [`Client::handle_timeout`], then
-//! takes everything from [`Client::poll_transmit`] and [`Client::poll_event`], and sleeps until
-//! [`Client::poll_timeout`]. Time is the time since any fixed moment. It is the VM's own clock,
-//! which stands still while the VM is paused, so a migration makes no deadline come early.
+//! The caller passes inputs to [`Client::handle_datagram`] and [`Client::handle_timeout`], then
+//! drains [`Client::poll_transmit`] and [`Client::poll_event`], and sleeps until
+//! [`Client::poll_timeout`]. Times count from an arbitrary fixed moment on the VM's own clock. That
+//! clock stops while the VM is paused, so a migration lets no deadline expire early.
 
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
@@ -31,10 +31,10 @@ use common::text::Escaped;
 
 pub(crate) use types::{Agent, ClientError, Event, Timing, Transmit};
 
-/// All nodes of a link (RFC 4291 §2.7.1).
+/// All-nodes multicast address of the link (RFC 4291 §2.7.1).
 pub(crate) const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 
-/// Distance and deadline of a repeated question.
+/// Interval and deadline of a repeated request.
 #[derive(Debug)]
 struct Retry {
     repeat: Repeat,
@@ -45,7 +45,7 @@ struct Retry {
 enum State {
     Searching {
         retry: Retry,
-        /// Best answer so far with its rank, and when to take it.
+        /// Best answer so far, its rank, and the time to accept it.
         answer: Option<(usize, Agent, Duration)>,
     },
     Found,
@@ -59,17 +59,17 @@ enum State {
         next: Duration,
         deadline: Duration,
         phase: Phase,
-        /// The VM is there, and the source's agent may still say how long it was paused.
+        /// The VM has arrived; the source agent may still report the length of the pause.
         arrived: Option<MigrationProgress>,
     },
     Over,
 }
 
-/// The client's side of one migration.
+/// The client of one migration.
 #[derive(Debug)]
 pub(crate) struct Client {
     timing: Timing,
-    /// NICs to search on, the likeliest first.
+    /// NICs to search on, most likely first.
     interfaces: Vec<u32>,
     search: u64,
     transaction: u64,
@@ -80,8 +80,8 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// Starts the search on `interfaces`, the likeliest first. The two transaction numbers, for
-    /// the search and for the move, must be different, and new for each client.
+    /// Starts the search on `interfaces`, most likely first. The transactions of search and
+    /// migration must differ, and must be new for each client.
     pub(crate) fn new(
         now: Duration,
         timing: Timing,
@@ -109,7 +109,7 @@ impl Client {
         client
     }
 
-    /// Asks for the move; to be called after [`Event::Found`].
+    /// Requests the migration, after [`Event::Found`].
     pub(crate) fn request(&mut self, now: Duration, destination: String, domain: Option<String>) {
         if !matches!(self.state, State::Found) {
             return;
@@ -127,7 +127,7 @@ impl Client {
         self.handle_timeout(now);
     }
 
-    /// Says that the idle NIC is prepared; to be called after [`Event::Prepared`].
+    /// Reports that the idle NIC is configured, after [`Event::Prepared`].
     pub(crate) fn ready(&mut self, now: Duration, ready: MigrationReady) {
         if !matches!(self.state, State::Prepared) {
             return;
@@ -142,7 +142,7 @@ impl Client {
         self.handle_timeout(now);
     }
 
-    /// Says something else after [`Client::ready`], from now on: [`Client::handle_timeout`] is due.
+    /// Replaces the message of [`Client::ready`]; [`Client::handle_timeout`] becomes due.
     pub(crate) fn say_ready(&mut self, now: Duration, said: MigrationReady) {
         if let State::Waiting { ready, next, .. } = &mut self.state {
             *ready = said;
@@ -150,7 +150,7 @@ impl Client {
         }
     }
 
-    /// Gives up, and tells the agent why if it may be at work for us.
+    /// Ends the migration, and tells the agent when it may be working for this VM.
     pub(crate) fn abort(&mut self, reason: &str) {
         if !matches!(
             self.state,
@@ -172,7 +172,7 @@ impl Client {
         self.state = State::Over;
     }
 
-    /// Takes a datagram that came from port [`common::signal::PORT`] of `from`.
+    /// Handles a datagram from port [`common::signal::PORT`] of `from`.
     pub(crate) fn handle_datagram(
         &mut self,
         now: Duration,
@@ -221,7 +221,7 @@ impl Client {
             }
             VmMessage::MigrationProgress(progress) => self.handle_progress(now, from, progress),
             VmMessage::MigrationAbort(abort) => {
-                // While the move is prepared only our agent has a say; later it may be either.
+                // During preparation only the client's agent may abort; later both agents may.
                 let counts = match self.state {
                     State::Requesting { .. } => self.is_agent(from),
                     State::Waiting { ref arrived, .. } => arrived.is_none(),
@@ -238,7 +238,7 @@ impl Client {
         }
     }
 
-    /// Sends what is due and gives up what is overdue. Extra calls do nothing.
+    /// Sends due messages and ends overdue requests. Extra calls do nothing.
     pub(crate) fn handle_timeout(&mut self, now: Duration) {
         match &mut self.state {
             State::Searching { retry, answer } => {
@@ -292,7 +292,7 @@ impl Client {
                 if now >= *next {
                     *next = now + self.timing.ready_interval;
                     let message = ready.clone().into();
-                    // To all, because after the switch it is another agent that answers.
+                    // To all nodes, because after the switch another agent answers.
                     self.send(ALL_NODES, &message);
                 }
             }
@@ -300,7 +300,7 @@ impl Client {
         }
     }
 
-    /// When [`Client::handle_timeout`] is to be called.
+    /// When to call [`Client::handle_timeout`].
     pub(crate) fn poll_timeout(&self) -> Option<Duration> {
         match &self.state {
             State::Searching { retry, answer } => Some(match answer {
@@ -313,18 +313,18 @@ impl Client {
         }
     }
 
-    /// The next datagram to send.
+    /// Returns the next datagram to send.
     pub(crate) fn poll_transmit(&mut self) -> Option<Transmit> {
         self.transmits.pop_front()
     }
 
-    /// The next event.
+    /// Returns the next event.
     pub(crate) fn poll_event(&mut self) -> Option<Event> {
         self.events.pop_front()
     }
 
-    /// A VM may have all its NICs on the agent's bridge, so each of them may bring an answer: the
-    /// likeliest NIC wins, if it answers soon enough.
+    /// Accepts an answer to the search. A VM may have all NICs on the agent's bridge, so every NIC
+    /// may receive an answer; the most likely NIC wins when its answer arrives in time.
     fn handle_answer(&mut self, now: Duration, agent: Agent) {
         let Some(rank) = self.interfaces.iter().position(|&i| i == agent.ifindex) else {
             return;
@@ -355,7 +355,7 @@ impl Client {
         let is_agent = self.is_agent(from);
         match &mut self.state {
             State::Requesting { retry, .. } if is_agent => {
-                // The agent has the request and is at work.
+                // The agent has the request and is working on it.
                 retry.deadline = now + self.timing.request_silence;
                 self.events.push_back(Event::Progress(progress));
             }

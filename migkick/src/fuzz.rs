@@ -1,14 +1,14 @@
-//! What must hold for any bytes, as functions of bytes: fuzz targets.
+//! Fuzz targets: properties that hold for any input bytes.
 //!
-//! libFuzzer calls them with what it makes up (`cargo xtask fuzz`), and the unit tests with all that it has
-//! found so far, which is in `tests/fuzz`.
+//! libFuzzer calls the targets with generated inputs (`cargo xtask fuzz`); the unit tests call them
+//! with the corpus in `tests/fuzz`.
 
 use crate::{client, node};
 
-/// Name and body of a target.
+/// Name of a target's corpus folder, and the target.
 pub type Target = (&'static str, fn(&[u8]));
 
-/// All targets.
+/// Every target of this crate.
 pub const TARGETS: &[Target] = &[
     ("client", client::fuzz::run),
     ("node", node::fuzz::run),

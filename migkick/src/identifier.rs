@@ -1,4 +1,5 @@
-//! Interface identifiers: stable-privacy (RFC 7217) and EUI-64 (RFC 4291 appendix A).
+//! Interface identifiers of IPv6 addresses: stable privacy (RFC 7217) and EUI-64 (RFC 4291 appendix
+//! A).
 
 use std::hash::Hasher;
 use std::net::Ipv6Addr;
@@ -6,7 +7,7 @@ use std::path::Path;
 
 use common::mat::neutral::neutral;
 
-/// How the interface identifier of a new address is made.
+/// Scheme for the interface identifier of a new address.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize,
 )]
@@ -14,7 +15,7 @@ use common::mat::neutral::neutral;
 pub(crate) enum Scheme {
     /// From a secret, the prefix and the NIC (RFC 7217).
     StablePrivacy,
-    /// From the NIC's Ethernet address (RFC 4291 appendix A).
+    /// From the NIC's MAC (RFC 4291 appendix A).
     Eui64,
 }
 
@@ -22,37 +23,37 @@ pub(crate) enum Scheme {
 #[derive(Clone, Copy)]
 pub(crate) struct Secret(u128);
 
-/// Why there is no address.
+/// Why the program cannot choose an address.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum IdentifierError {
-    /// No secret.
+    /// Neither the user nor the machine supplies a secret.
     #[error(
         "No secret for a stable address in /etc/machine-id or the VM's UUID; give --secret HEX, or --interface-identifier eui64"
     )]
     NoSecret,
-    /// Not a secret.
+    /// The user's secret is malformed.
     #[error("The secret must have 32 hexadecimal digits; take them from `openssl rand -hex 16`")]
     BadSecret,
-    /// The prefix leaves too few bits.
+    /// The prefix leaves too few bits for an identifier.
     #[error(
         "Prefix {prefix}/{length} of the destination is too long for a {scheme} address; the operator must set agent.prefix there"
     )]
     Prefix {
-        /// The prefix.
+        /// Prefix of the destination's network.
         prefix: Ipv6Addr,
-        /// Its length in bits.
+        /// Length of the prefix, bits.
         length: u8,
-        /// Name of the scheme.
+        /// Name of the scheme on the command line.
         scheme: &'static str,
     },
 }
 
-/// Files with a number that is this VM's own and stays: systemd's machine identifier, and the
-/// UUID that libvirt gives the domain.
+/// Files with a stable number that is unique to this VM: systemd's machine identifier, and the
+/// domain UUID from libvirt.
 const SECRET_FILES: [&str; 2] = ["/etc/machine-id", "/sys/class/dmi/id/product_uuid"];
 
 impl Secret {
-    /// Reads 32 hexadecimal digits, with or without hyphens.
+    /// Parses 32 hexadecimal digits, with or without hyphens.
     pub(crate) fn parse(text: &str) -> Result<Self, IdentifierError> {
         let digits: String = text.trim().chars().filter(|&c| c != '-').collect();
         if digits.len() != 32 || !digits.chars().all(|c| c.is_ascii_hexdigit()) {
@@ -63,7 +64,7 @@ impl Secret {
             .map_err(|_| IdentifierError::BadSecret)
     }
 
-    /// Reads the secret that this machine has.
+    /// Reads the secret from the machine's identifier files.
     pub(crate) fn of_machine() -> Result<Self, IdentifierError> {
         SECRET_FILES
             .iter()
@@ -73,7 +74,7 @@ impl Secret {
     }
 }
 
-/// An address in `prefix` for the NIC with `mac`, other than `taken`. `counter` is the
+/// Returns an address in `prefix` for the NIC with `mac`, other than `taken`. `counter` is the
 /// DAD_Counter of RFC 7217 §5.
 pub(crate) fn address(
     scheme: Scheme,
@@ -113,7 +114,7 @@ pub(crate) fn address(
     }
 }
 
-/// An address as [`address`] makes it, but neutral to `hoa` ([`common::mat::neutral`]), and none that
+/// Returns an address like [`address`], but neutral to `hoa` ([`common::mat::neutral`]) and not
 /// `is_taken`.
 pub(crate) fn neutral_address(
     scheme: Scheme,
@@ -149,8 +150,8 @@ pub(crate) fn neutral_address(
     }
 }
 
-/// F() of RFC 7217 §5 is SipHash-2-4: a pseudo-random function with a key of 128 bits. The NIC
-/// is known by its Ethernet address, which a migration keeps.
+/// F() of RFC 7217 §5: SipHash-2-4, a pseudo-random function with a 128-bit key. Net_Iface is the
+/// MAC, which a migration keeps.
 fn stable(secret: Secret, prefix: Ipv6Addr, mac: [u8; 6], counter: u8) -> u64 {
     #[allow(
         deprecated,
@@ -163,7 +164,7 @@ fn stable(secret: Secret, prefix: Ipv6Addr, mac: [u8; 6], counter: u8) -> u64 {
     hasher.finish()
 }
 
-/// Reserved interface identifiers (RFC 5453 and the IANA registry).
+/// Whether the identifier is reserved (RFC 5453 and the IANA registry).
 fn is_reserved(identifier: u64) -> bool {
     identifier == 0
         || (0x0200_5eff_fe00_0000..=0x0200_5eff_feff_ffff).contains(&identifier)

@@ -1,18 +1,18 @@
-//! The program `migkick`, as a library for tests.
+//! The program `migkick` as a library, for its tests.
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
-//! | [`cli`] | the command line |
-//! | `client` | the signalling, without I/O |
-//! | `session` | drives the client: sockets, clock, idle NIC |
+//! | [`cli`] | command line |
+//! | `client` | client of the signalling, without I/O |
+//! | `session` | I/O of the client: sockets, clock, idle NIC |
 //! | `net` | UDP sockets |
 //! | [`interface`] | the VM's NICs |
-//! | `nic`, `identifier` | preparing the idle NIC |
-//! | `mobile` | a move of a VM that runs a node |
-//! | `node` | the mobile address: `migkick node` |
-//! | [`datapath`] | the kernel programs of MAT, their maps, and `mat0` |
-//! | `view` | what is shown |
-//! | `fuzz` | what must hold for any bytes, for tests |
+//! | `nic`, `identifier` | configuration of the idle NIC |
+//! | `mobile` | migration of a VM that runs a node |
+//! | `node` | unicast mobility: `migkick node` |
+//! | [`datapath`] | kernel programs of MAT, their maps, and `mat0` |
+//! | `view` | output for the user |
+//! | `fuzz` | properties that hold for any input, for tests |
 
 pub mod cli;
 mod client;

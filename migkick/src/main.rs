@@ -1,6 +1,6 @@
-//! `migkick`: run inside a virtual machine, asks Roamcast to move that machine to another host.
+//! `migkick` runs in a virtual machine and asks Roamcast to migrate the machine to another host.
 //!
-//! Exit codes: 0 done, 1 failed (one sentence says why), 2 wrong usage.
+//! Exit codes: 0 success, 1 failure with one sentence of explanation, 2 wrong usage.
 
 use std::process::ExitCode;
 

@@ -1,5 +1,5 @@
-//! A move of a VM that runs a node: the node picks the address and sets up the NIC, and this program
-//! tells it how far the move is.
+//! Migration of a VM that runs a node: the node chooses the address and configures the NIC; this
+//! module reports the progress of the migration to the node.
 
 use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use crate::node::control::{Answer, ControlError, Prepare, Prepared, Request, SOC
 /// How often the node prepares again because another node has the address.
 const TRIES: u32 = 4;
 
-/// A node that stands by. Dropping it tells the node how the move has ended.
+/// A node prepared for the migration. Dropping the value tells the node how the migration ended.
 pub(crate) struct Mobile {
     socket: PathBuf,
     interface: Interface,
@@ -24,31 +24,31 @@ pub(crate) struct Mobile {
     stage: Stage,
 }
 
-/// How far the move is.
+/// Progress of the migration.
 #[derive(Clone, Copy)]
 enum Stage {
-    /// The agents do not know yet that the VM is ready, so it cannot be moved.
+    /// The agents do not know yet that the VM is ready, so they cannot migrate the VM.
     Preparing,
-    /// The VM may be moved at any time.
+    /// The agents may migrate the VM at any time.
     Ready {
-        /// Whether the node was told that the switch is near.
+        /// Whether the node knows that the switch is near.
         near: bool,
-        /// Whether the agents were told that they may translate.
+        /// Whether the agents know that they may translate.
         translate: bool,
     },
-    /// The agents have given the move up.
+    /// The agents have aborted the migration.
     Off {
-        /// Whether that is because another node has the new address.
+        /// Whether another node has the new address.
         taken: bool,
     },
-    /// How the move ends will not be known here.
+    /// The outcome will stay unknown to this program.
     Lost,
-    /// The VM is there.
+    /// The VM has arrived.
     Over,
 }
 
 impl Mobile {
-    /// Name of the NIC that the node has its address on; `None` where there is no node, or no address.
+    /// Returns the NIC that has the node's active address; `None` without a node or an address.
     pub(crate) fn active() -> Result<Option<String>, ControlError> {
         Self::active_at(Path::new(SOCKET))
     }
@@ -62,7 +62,7 @@ impl Mobile {
         }
     }
 
-    /// Asks the node to prepare; `None` where there is no node.
+    /// Asks the node to prepare; `None` without a node.
     pub(crate) fn prepare(
         args: &GoArgs,
         interface: &Interface,
@@ -101,7 +101,7 @@ impl Mobile {
         }
     }
 
-    /// Name of the prepared NIC.
+    /// Name of the configured NIC.
     pub(crate) fn name(&self) -> &str {
         &self.interface.name
     }
@@ -111,9 +111,9 @@ impl Mobile {
         self.prepared.address
     }
 
-    /// Whether all correspondents know the new address: what the VM sends after the move before its
-    /// node has switched then reaches them. Where another node has the address, the node takes the
-    /// next one, a few times.
+    /// Whether all correspondents know the new address, so that they accept packets that the VM
+    /// sends after the migration before its node has switched. Where another node has the address,
+    /// the node takes the next one, up to [`TRIES`] times.
     pub(crate) fn is_known(&mut self) -> Result<bool, ControlError> {
         match ask(&self.socket, &Request::Known)? {
             Answer::Known(known) => Ok(known),
@@ -139,7 +139,7 @@ impl Mobile {
         }
     }
 
-    /// What the agents are told; from then on the node expects to be moved.
+    /// Returns the message for the agents. From now on the node expects the migration.
     pub(crate) fn ready(&mut self) -> Result<MigrationReady, ControlError> {
         let translate = self.ask_ready(false)?;
         let near = false;
@@ -147,7 +147,7 @@ impl Mobile {
         Ok(self.message(translate))
     }
 
-    /// Returns whether what the VM still sends from its old addresses may be translated.
+    /// Asks the node whether the agents may translate packets from the VM's old addresses.
     fn ask_ready(&self, near: bool) -> Result<bool, ControlError> {
         match ask(&self.socket, &Request::Ready { near })? {
             Answer::Ready { translate } => Ok(translate),
@@ -166,15 +166,15 @@ impl Mobile {
         }
     }
 
-    /// Lets the node look more often once the switch is near. Returns what the agents are to be told
-    /// from now on, if that has changed: the VM's peers have learnt its new address.
+    /// Tells the node when the switch is near, so that it polls more often. Returns a new message
+    /// for the agents when the VM's peers have learnt its new address.
     pub(crate) fn progress(&mut self, progress: &MigrationProgress) -> Option<MigrationReady> {
         let Stage::Ready { near, translate } = self.stage else {
             return None;
         };
         let is_near = match progress.phase {
             Phase::Preparing | Phase::Ready => false,
-            // The last tenth is copied while the VM writes to it, so it takes longest.
+            // The last tenth takes longest, because the VM writes to its memory during the copy.
             Phase::Copying => {
                 let left = progress
                     .total_bytes
@@ -186,8 +186,8 @@ impl Mobile {
         if translate && (near || !is_near) {
             return None;
         }
-        // Where the node does not answer, the arrival is noticed a little later at worst, and what the
-        // VM sends until then is lost.
+        // Without an answer of the node, the node notices the arrival slightly later, and packets
+        // that the VM sends until then are lost.
         let near = near || is_near;
         let may_translate = translate | self.ask_ready(near).ok()?;
         self.stage = Stage::Ready {
@@ -197,22 +197,23 @@ impl Mobile {
         (may_translate && !translate).then(|| self.message(true))
     }
 
-    /// The agents have given the move up, and say why.
+    /// Handles an abort by the agents, with their reason.
     pub(crate) fn refused(&mut self, reason: &str) {
-        // One that names the address is about it: another node has it, and the next move needs another.
+        // A reason that names the address means that another node has it; the next migration needs
+        // another address.
         let taken = reason.contains(&self.prepared.address.to_string());
         self.stage = Stage::Off { taken };
     }
 
-    /// Nobody says any more how the move goes on. Where the agents know that the VM is ready, it may be
-    /// too late to stop it.
+    /// Handles silence of the agents. When the agents know that the VM is ready, it may be too late
+    /// to stop the migration.
     pub(crate) fn lost(&mut self) {
         if let Stage::Ready { .. } = self.stage {
             self.stage = Stage::Lost;
         }
     }
 
-    /// The agents say that the VM is there. Whether the node is sure of that too.
+    /// Handles the arrival as reported by the agents. Returns whether the node has noticed it too.
     pub(crate) fn completed(mut self) -> Result<bool, ControlError> {
         self.stage = Stage::Over;
         ask(&self.socket, &Request::Completed)?;
@@ -249,7 +250,7 @@ mod tests {
 
     const ADDRESS: &str = "2001:db8:2::7";
 
-    /// A node that gives these answers, and tells what it was asked.
+    /// A node that gives `answers`, and reports the requests.
     fn node(answers: Vec<Answer>) -> (TempDir, mpsc::Receiver<Request>) {
         let folder = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(socket(&folder)).unwrap();
@@ -295,7 +296,7 @@ mod tests {
         Mobile::prepare_at(socket, &args, &interface, &response)
     }
 
-    /// A node at [`ADDRESS`].
+    /// Status of a node at [`ADDRESS`].
     fn status(interface: Option<&str>) -> Answer {
         let core = serde_json::json!({
             "hoa": "fd5e:6d61:74::5", "ifindex": 3, "moa": ADDRESS, "standby": null, "left": [], "stage": null,

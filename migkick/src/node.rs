@@ -1,14 +1,15 @@
 //! `migkick node`: the daemon of a MAT node, in a VM or on any correspondent.
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
-//! | [`core`] | the protocol, without I/O |
-//! | [`daemon`], `moving`, `nics` | the shell: sockets, clock, kernel, data path |
-//! | [`config`], `state` | key file, and what is remembered over restarts |
-//! | `links`, `sockets`, `probe` | rtnetlink, UDP, the probe of DstAgent |
+//! | [`core`] | protocol, without I/O |
+//! | [`daemon`], `moving`, `nics` | I/O of the core: sockets, clock, kernel, data path |
+//! | [`config`], `state` | key file, and state that survives restarts |
+//! | `links`, `sockets`, `probe` | rtnetlink, UDP, probe of DstAgent |
 //! | [`control`], `server`, `report` | control socket and status |
 //!
-//! It may end and start again at any time: the data path works on without it, and is adopted. Only
+//! The daemon may end and restart at any time: the data path keeps working, and the next daemon
+//! adopts it. Only `migkick node stop` removes the data path.
 //! `migkick node stop` takes it away.
 
 mod config;
@@ -41,7 +42,7 @@ pub(crate) struct NodeArgs {
     /// Key file that `roamcast ims enroll` has written.
     #[arg(long, value_name = "FILE", default_value = "/etc/migkick/node.toml")]
     config: PathBuf,
-    /// Take the data path away at the end, instead of leaving it at work.
+    /// Remove the data path at the end, instead of leaving it at work.
     #[arg(long)]
     detach: bool,
     #[command(subcommand)]
@@ -56,11 +57,11 @@ enum NodeCommand {
         #[arg(long)]
         json: bool,
     },
-    /// End the node and take its data path away.
+    /// End the node and remove its data path.
     Stop,
 }
 
-/// `migkick node`.
+/// Runs the daemon, or a command for the running daemon.
 pub(crate) fn run(args: &NodeArgs) -> anyhow::Result<()> {
     match &args.command {
         None => daemon::run(Config::read(&args.config)?, Path::new(SOCKET), args.detach),

@@ -1,4 +1,4 @@
-//! Drives the client: gives it time and datagrams, does what it says.
+//! I/O of the client: passes time and datagrams to the client and carries out its outputs.
 
 use std::io;
 use std::net::Ipv6Addr;
@@ -19,15 +19,16 @@ use crate::view::{self, MoveReport, PhaseReport, SearchReport, View};
 use linux::netlink::Netlink;
 use linux::random;
 
-/// How long the move may wait until all correspondents know the new address. With the mapping server
-/// away they never do.
+/// Longest time that the migration waits until all correspondents know the new address. Without a
+/// mapping server they never do.
 const KNOWN: Duration = Duration::from_secs(2);
-/// Pause before the node is asked again whether they do; doubled each time.
+/// Pause before the first repetition of the question to the node; doubles each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
-/// How often the abort is sent when the person interrupts: once may be lost, and nobody answers.
+/// Number of abort datagrams after an interrupt. A datagram may be lost, and no agent answers an
+/// abort.
 const ABORTS: u32 = 3;
 
-/// `migkick search`.
+/// Runs `migkick search`: prints the agent of this host.
 pub(crate) fn search(json: bool) -> anyhow::Result<()> {
     let mut session = Session::open(None)?;
     let agent = session.find()?;
@@ -43,10 +44,10 @@ pub(crate) fn search(json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// `migkick go`.
+/// Runs `migkick go`: migrates this VM and prints a report.
 pub(crate) fn go(args: &GoArgs) -> anyhow::Result<()> {
     let mut session = Session::open(args.idle_interface.as_deref())?;
-    // Before anybody is asked for anything: a missing secret must not end a move half-way.
+    // Parsed before the first request: a missing secret must not end a migration half-way.
     let secret = args.secret.as_deref().map(Secret::parse).transpose()?;
     let agent = session.find()?;
     let idle = session.idle(&agent, args)?;
@@ -134,12 +135,12 @@ pub(crate) fn go(args: &GoArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Who has prepared the idle NIC.
+/// Who configured the idle NIC.
 enum Nic {
     None,
-    /// This program.
+    /// This program configured it.
     Own(Box<IdleNic>),
-    /// The node that runs here.
+    /// The local node configured it.
     OfNode(Box<Mobile>),
 }
 
@@ -188,21 +189,21 @@ fn prepare(
     Ok(Nic::Own(Box::new(nic)))
 }
 
-/// Everything that lives as long as the program.
+/// State that lives as long as the program.
 struct Session {
     start: Instant,
     interfaces: Vec<Interface>,
     net: Net,
     client: Client,
     view: View,
-    /// The node that is moved with the VM.
+    /// Local node that takes part in the migration.
     mobile: Option<Mobile>,
-    /// Why nothing could be sent last time.
+    /// Last error of a send.
     send_error: Option<String>,
 }
 
 impl Session {
-    /// Finds the NICs and begins to search; `idle` is not the active one, the person says.
+    /// Finds the NICs and starts the search. `idle` names the idle NIC on the command line.
     fn open(idle: Option<&str>) -> anyhow::Result<Self> {
         let start = Instant::now();
         let mut netlink = Netlink::open().context("Cannot open a netlink socket")?;
@@ -260,12 +261,12 @@ impl Session {
         }
     }
 
-    /// The NIC to prepare; `None` where there is none or none is wanted.
+    /// Returns the NIC to configure; `None` without one, or when the user wants none.
     fn idle(&self, agent: &Agent, args: &GoArgs) -> anyhow::Result<Option<Interface>> {
         if args.no_configure {
             return Ok(None);
         }
-        // Where both NICs are on one link, the agent may have answered by either.
+        // With both NICs on one link, the agent may have answered by either.
         let of_node = Mobile::active()?;
         let is_active = |it: &Interface| match &of_node {
             Some(name) => it.name == *name,
@@ -290,8 +291,8 @@ impl Session {
         Ok(idle.cloned())
     }
 
-    /// Waits, [`KNOWN`] at most, until the correspondents of the node know its new address, and returns
-    /// what the agents are to be told.
+    /// Waits at most [`KNOWN`] until the node's correspondents know its new address; returns the
+    /// message for the agents.
     fn until_known(&mut self, mobile: Mobile) -> anyhow::Result<MigrationReady> {
         let deadline = self.now() + KNOWN;
         let mut pause = FIRST_PAUSE;
@@ -323,7 +324,7 @@ impl Session {
         }
     }
 
-    /// Runs until an event that is wanted; other events are shown.
+    /// Runs until a wanted event; shows all other events.
     fn until(&mut self, wanted: impl Fn(&Event) -> bool) -> anyhow::Result<Event> {
         loop {
             if let Some(event) = self.turn(Duration::MAX, &wanted)? {
@@ -332,7 +333,7 @@ impl Session {
         }
     }
 
-    /// Handles what the client says, then waits once for input, until `deadline` at most.
+    /// Carries out the client's outputs, then waits once for input, at most until `deadline`.
     fn turn(
         &mut self,
         deadline: Duration,
@@ -400,7 +401,7 @@ impl Session {
         self.client.abort(reason);
         while let Some(transmit) = self.client.poll_transmit() {
             for _ in 0..ABORTS {
-                // Nothing is left to do where this fails: the agent's own deadline ends it.
+                // A failure needs no handling: the agent's own deadline ends the migration.
                 let _ = self.net.send(&transmit);
             }
         }
@@ -424,7 +425,7 @@ impl Session {
     }
 }
 
-/// Two numbers that no other run has.
+/// Two random transactions, which no other run has.
 fn transactions() -> io::Result<(u64, u64)> {
     Ok((random::number()?, random::number()?))
 }

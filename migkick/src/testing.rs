@@ -1,4 +1,4 @@
-//! Namespaces for tests.
+//! Network namespaces for tests.
 
 use std::process::Command;
 use std::sync::mpsc;
@@ -6,7 +6,7 @@ use std::thread;
 
 use nix::sched::{CloneFlags, unshare};
 
-/// Runs `body` on a thread in a network namespace of its own, which ends with it. Without the
+/// Runs `body` on a thread in a new network namespace, which ends with the thread. Without the
 /// privilege the test is skipped, except in CI.
 pub(crate) fn in_namespace(body: impl FnOnce() + Send + 'static) {
     let thread = thread::spawn(move || match unshare(CloneFlags::CLONE_NEWNET) {
@@ -19,7 +19,7 @@ pub(crate) fn in_namespace(body: impl FnOnce() + Send + 'static) {
     }
 }
 
-/// Runs `ip` with the words of `line` in the namespace of this thread.
+/// Runs `ip` with the words of `line` in the thread's namespace.
 pub(crate) fn ip(line: &str) -> String {
     let output = Command::new("ip")
         .args(line.split_whitespace())
@@ -33,17 +33,18 @@ pub(crate) fn ip(line: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Link-local addresses of NICs made after this are usable at once.
+/// Disables duplicate address detection for NICs created later, so that their link-local addresses
+/// are usable at once.
 pub(crate) fn without_dad() {
     std::fs::write("/proc/sys/net/ipv6/conf/default/accept_dad", "0").unwrap();
 }
 
-/// A thread in a namespace of its own that runs `body` when told to. The namespace, and with it
-/// the links to it, lives as long as this value.
+/// A thread in a namespace of its own that runs `body` on a signal. The namespace and its links
+/// live as long as the value.
 pub(crate) struct Neighbour<T> {
     go: mpsc::Sender<()>,
     result: mpsc::Receiver<T>,
-    /// Thread number, by which `ip link set .. netns` names the namespace.
+    /// Thread identifier, which `ip link set .. netns` takes for the namespace.
     pub(crate) tid: i32,
 }
 
@@ -57,7 +58,7 @@ impl<T: Send + 'static> Neighbour<T> {
             without_dad();
             ready.send(nix::unistd::gettid().as_raw()).unwrap();
             if gone.recv().is_ok() && done.send(body()).is_ok() {
-                // Until the sender is dropped.
+                // Blocks until the sender is dropped.
                 let _ = gone.recv();
             }
         });
@@ -69,7 +70,7 @@ impl<T: Send + 'static> Neighbour<T> {
         self.go.send(()).unwrap();
     }
 
-    /// What `body` returned, once it has; fails where it panicked.
+    /// Waits for the result of `body`; panics when `body` panicked.
     pub(crate) fn result(&self) -> T {
         self.result.recv().unwrap()
     }

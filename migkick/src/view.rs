@@ -1,5 +1,4 @@
-//! What the person at the terminal sees: progress on standard error, the result on standard
-//! output.
+//! Output for the user: progress on standard error, the result on standard output.
 
 use std::io::{self, IsTerminal, Write};
 use std::net::Ipv6Addr;
@@ -10,7 +9,7 @@ use serde::Serialize;
 
 use common::signal::{MigrationProgress, Phase};
 
-/// Progress: a bar on a terminal, a line for each step elsewhere.
+/// Progress output: a bar on a terminal, else one line per step.
 pub(crate) struct View {
     bar: Option<ProgressBar>,
     step: String,
@@ -31,7 +30,7 @@ impl View {
         Self { bar, step }
     }
 
-    /// Says what happens now, once.
+    /// Shows the current step, once.
     pub(crate) fn step(&mut self, step: &str) {
         if self.step == step {
             return;
@@ -43,7 +42,7 @@ impl View {
         }
     }
 
-    /// Shows how far the move is.
+    /// Shows the phase and the copied memory.
     pub(crate) fn progress(&mut self, progress: &MigrationProgress) {
         self.step(match progress.phase {
             Phase::Preparing => "The destination joins the VM's multicast addresses",
@@ -60,7 +59,7 @@ impl View {
         }
     }
 
-    /// Says something beside the progress.
+    /// Shows a note without disturbing the progress output.
     pub(crate) fn note(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.suspend(|| eprintln!("{text}")),
@@ -82,13 +81,13 @@ impl Drop for View {
 pub(crate) struct SearchReport {
     /// Name of the agent.
     pub(crate) agent: String,
-    /// Its link-local address.
+    /// Link-local address of the agent.
     pub(crate) address: Ipv6Addr,
-    /// NIC that it answered on: the active one.
+    /// NIC that received the answer: the active one.
     pub(crate) interface: String,
     /// Name of this VM's domain.
     pub(crate) domain: String,
-    /// Where it may go.
+    /// Destinations to which the policy allows the VM to move.
     pub(crate) destinations: Vec<String>,
 }
 
@@ -97,23 +96,23 @@ pub(crate) struct SearchReport {
 pub(crate) struct MoveReport {
     /// Name of this VM's domain.
     pub(crate) domain: String,
-    /// Name of the agent it came from.
+    /// Name of the source's agent.
     pub(crate) source: String,
-    /// Name of the agent it went to.
+    /// Name of the destination's agent.
     pub(crate) destination: String,
-    /// NIC that was active.
+    /// NIC that was active before the migration.
     pub(crate) interface: String,
-    /// NIC prepared for the destination.
+    /// NIC that was configured for the destination.
     pub(crate) idle_interface: Option<String>,
-    /// Address set on it.
+    /// Address on the idle NIC.
     pub(crate) address: Option<Ipv6Addr>,
-    /// From the request to the end, by the agent's clock.
+    /// Time from the request to the end, on the agent's clock.
     pub(crate) elapsed_ms: u64,
-    /// How long the VM was paused, where the agent knows.
+    /// Length of the VM's pause, when the agent knows.
     pub(crate) vm_pause_ms: Option<u64>,
-    /// Memory that was copied, bytes.
+    /// Copied memory, bytes.
     pub(crate) processed_bytes: u64,
-    /// How long each step took, by the VM's clock, which stood still during the pause.
+    /// Durations of the steps, on the VM's clock, which stops during the pause.
     pub(crate) phases: Vec<PhaseReport>,
 }
 
@@ -122,11 +121,11 @@ pub(crate) struct MoveReport {
 pub(crate) struct PhaseReport {
     /// `search`, `signalling`, `prepare` (the idle NIC) or `migrate`.
     pub(crate) phase: &'static str,
-    /// How long it took.
+    /// Duration of the step.
     pub(crate) ms: f64,
 }
 
-/// Prints a result.
+/// Prints a result as JSON or text.
 pub(crate) fn print<T: Serialize>(
     report: &T,
     json: bool,

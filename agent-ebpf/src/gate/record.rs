@@ -180,8 +180,8 @@ pub(super) fn record(skb: &Skb, to: &Place, payload: Payload, number: u64) {
     let Some(record) = GATE_RECORDS.get_ptr_mut(index) else {
         return;
     };
-    // SAFETY: the pointer refers to a live map value, which the agent reads meanwhile: the number
-    // tells it whether the rest is that of one packet, so it is 0 until all of it is there.
+    // SAFETY: the pointer refers to a live map value. The agent reads the record at the same time
+    // and trusts a record only with a number other than 0, so the number is 0 during the update.
     unsafe {
         instruction::exchange(&raw mut (*record).number, 0);
         (&raw mut (*record).flow).write(flow);

@@ -165,7 +165,7 @@ fn one_tag_more_does_not_change_the_fingerprint() {
     );
 }
 
-/// Bytes of a payload that the fingerprint covers, said once more.
+/// Bytes of a payload that the fingerprint covers, computed independently.
 fn covered(length: usize) -> Vec<usize> {
     let mut places: Vec<usize> = (0..length.min(64)).collect();
     if length >= 64 {
@@ -223,7 +223,7 @@ prop_compose! {
     }
 }
 
-/// A key as it lies in memory.
+/// A key as words of memory.
 fn words(stream: &StreamKey) -> [u64; 5] {
     let mut bytes = Vec::new();
     bytes.extend(stream.multicast_address);
@@ -298,7 +298,7 @@ proptest! {
         prop_assert_ne!(fingerprint_of(&frame), before);
     }
 
-    /// Cut off anywhere, with any bytes changed: the payload is within the frame.
+    /// Truncation and changed bytes: the payload stays within the frame.
     #[test]
     fn broken_frames_are_read_within_their_bounds(
         kind in 0..3_u8,

@@ -6,7 +6,7 @@ use super::*;
 use crate::maps::{CopyCounts, Origin, Origins};
 use crate::wire::datagram::{HEADER_BYTES, Header};
 
-/// Of the route to the agent.
+/// MACs of the route to the agent.
 const MACS: [[u8; 6]; 2] = [[4; 6], [6; 6]];
 
 prop_compose! {
@@ -22,7 +22,7 @@ prop_compose! {
     }
 }
 
-/// Ends of a relayed flow for a stream.
+/// Endpoints of a relayed flow for a stream.
 fn endpoints(stream: &StreamKey, relay: Address, agent: Address, relay_port: u16) -> Endpoints {
     Endpoints {
         relay_address: relay,
@@ -55,7 +55,7 @@ fn flow(stream: &StreamKey, endpoints: &Endpoints) -> RelayFlow {
     }
 }
 
-/// A frame of a stream with a right checksum, byte by byte.
+/// A frame of a stream with a valid checksum, built byte by byte.
 fn frame(stream: &StreamKey, payload: &[u8]) -> Vec<u8> {
     let length = 8 + payload.len() as u16;
     let mut frame = std::vec![0x33, 0x33];
@@ -78,7 +78,7 @@ fn frame(stream: &StreamKey, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// RFC 8200 §8.1, by the book: 0xffff when the checksum in the frame is right.
+/// UDP sum by RFC 8200 §8.1; 0xffff for a valid checksum.
 fn udp_sum(frame: &[u8]) -> u16 {
     let mut bytes = frame[22..54].to_vec();
     bytes.extend([0, 0, frame[18], frame[19], 0, 0, 0, 17]);
@@ -100,7 +100,7 @@ fn rewritten(frame: &[u8], rewrite: impl FnOnce(&mut Header)) -> Vec<u8> {
     frame
 }
 
-/// What the kernel does with a difference: `csum_replace_by_diff`.
+/// Applies a difference as the kernel's `csum_replace_by_diff`.
 fn replaced(checksum: u16, difference: u32) -> u16 {
     let sum = u64::from(difference) + u64::from(!u32::from(checksum));
     !checksum::fold(sum)
@@ -194,7 +194,7 @@ proptest! {
         let pseudo = |source: &Address, destination: &Address| {
             checksum::fold(checksum::pseudo_header(source, destination, 100, 17))
         };
-        // The kernel keeps the sum itself, not its complement.
+        // A partial checksum is the sum itself, not its complement.
         let before = pseudo(&stream.source, &stream.multicast_address);
         let difference = to_agent(&stream, &endpoints);
         let after = checksum::fold(u64::from(before) + u64::from(difference));
@@ -315,7 +315,7 @@ fn datagram_is_whole_only_if_its_lengths_agree_and_it_has_a_checksum() {
 const NATIVE: Origin = Origin::Native;
 const RELAY: Origin = Origin::Relay;
 
-/// Which of the copies pass.
+/// Returns which of the copies pass.
 fn passing(origins: Origins, copies: &[Origin]) -> Vec<bool> {
     let mut counts = CopyCounts::default();
     copies

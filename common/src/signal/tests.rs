@@ -149,7 +149,7 @@ fn response(receptions: usize) -> AgentResponse {
     }
 }
 
-/// Makes a message of a length.
+/// Builds a message with a list or text of a given length.
 type Message = Box<dyn Fn(usize) -> PeerMessage>;
 
 #[test]
@@ -246,7 +246,7 @@ fn lists_are_read_up_to_their_bounds_and_refused_beyond() {
 
 #[test]
 fn list_that_claims_to_be_long_is_refused_at_its_head() {
-    // A response whose list says that it has 2^32 receptions, and one that does not say how many.
+    // A response that announces 2^32 receptions, and one with a list of indefinite length.
     let whole = PeerMessage::from(response(0)).encode(9);
     let head = &whole[..whole.len() - 1];
     for list in [&[0x9b, 0, 0, 0, 1, 0, 0, 0, 0][..], &[0x9f, 0xff]] {
@@ -306,7 +306,7 @@ fn text_that_cannot_be_shown_is_refused_with_its_transaction() {
         let bytes = PeerMessage::from(abort).encode(7);
         let refused = Err(DecodeError::Text { transaction: 7 });
         assert_eq!(PeerMessage::decode(&bytes), refused, "{text:?}");
-        // Deep within, behind numbers, bytes and fields that are left out.
+        // A text deep in the message, behind numbers, bytes and omitted fields.
         let mut named = request();
         named.domain_name = text.to_string();
         let bytes = PeerMessage::from(named).encode(7);

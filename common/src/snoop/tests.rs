@@ -21,7 +21,7 @@ const TO_EX: u8 = 4;
 const ALLOW: u8 = 5;
 const BLOCK: u8 = 6;
 
-/// Tables that have seen some Reports, 1 ms apart.
+/// The tables of one port after some Reports, 1 ms apart.
 #[derive(Default)]
 struct Port {
     store: MemoryStore,
@@ -278,8 +278,8 @@ proptest! {
         apply_frame(&frame[..], 7, 5_000_000, &mut store);
         let mut twice = meaning(store.listeners.clone(), store.sources.clone());
         if repeated {
-            // An answer may be followed by the address's end and its return in one Report, which no
-            // host sends: the second time it is an answer of the listener that has returned.
+            // One Report may contain an answer, a leave and a new join of an address, although no
+            // host sends such a Report: the second run then counts the answer for the new listener.
             for (_, _, _, answered, _) in once.values_mut().chain(twice.values_mut()) {
                 *answered = false;
             }

@@ -8,7 +8,7 @@ fn record(program: Program, ifindex: u32, frame: &[u8]) -> Record {
     }
 }
 
-/// A UDP datagram behind an optional tag.
+/// A UDP datagram with an optional VLAN tag.
 fn datagram(tag: Option<u16>) -> std::vec::Vec<u8> {
     let mut frame = std::vec![0x33, 0x33, 0, 0, 0, 1, 2, 0, 0, 0, 0, 1];
     if let Some(vlan) = tag {

@@ -11,7 +11,7 @@ use crate::testing::frame::{Frame, MAC, address, record};
 
 const GROUP: &str = "ff3e:1::1234";
 
-/// Reports and Done that the Linux kernel sent.
+/// Reports and a Done, captured from a Linux kernel.
 const CAPTURED: [&[u8]; 5] = [
     include_bytes!("../../../tests/corpus/v1_join_0.bin"),
     include_bytes!("../../../tests/corpus/v1_leave_0.bin"),
@@ -178,9 +178,9 @@ fn mld_is_hidden_behind_extension_headers_that_a_bridge_passes() {
         assert!(is_hidden(vec![(44, zeros()), (kind, zeros())]), "{kind}");
     }
     assert!(!is_hidden(vec![]));
-    // Found by `parse`.
+    // `parse` finds this message.
     assert!(!is_hidden(vec![(44, zeros())]));
-    // Not a first one, which a bridge does not look into.
+    // A later fragment, which a bridge does not inspect.
     assert!(!is_hidden(vec![
         (44, vec![0, 0, 8, 0, 0, 0, 0]),
         (60, zeros())

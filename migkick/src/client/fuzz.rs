@@ -1,4 +1,4 @@
-//! A VM that asks for a move, and agents that say anything.
+//! Fuzz target: a VM that requests a migration, and agents that send anything.
 
 use std::net::Ipv6Addr;
 use std::time::Duration;
@@ -13,10 +13,10 @@ use super::{Client, Event, Timing};
 
 const SEARCH: u64 = 1;
 const MOVE: u64 = 2;
-/// More than any silence that is waited for.
+/// Longer than any silence that the client tolerates.
 const SILENCE: Duration = Duration::from_secs(600);
 
-/// A move ends, once, whatever is said.
+/// A migration ends exactly once, whatever the agents send.
 pub(crate) fn run(bytes: &[u8]) {
     let mut input = Unstructured::new(bytes);
     let mut now = Duration::from_secs(1);
@@ -34,7 +34,7 @@ pub(crate) fn run(bytes: &[u8]) {
     assert_eq!(client.poll_timeout(), None);
 }
 
-/// Takes what the client has to say, and goes on where it waits for the caller.
+/// Drains the client's outputs, and continues where the client waits for its caller.
 fn take(client: &mut Client, now: Duration, over: &mut bool) {
     for _ in 0..3 {
         while let Some(transmit) = client.poll_transmit() {

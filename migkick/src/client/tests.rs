@@ -78,7 +78,7 @@ fn waiting() -> Client {
     client
 }
 
-/// Lets time pass until the client is over; returns when each datagram was sent.
+/// Advances time until the client is over; returns the time of each datagram.
 fn run_out(client: &mut Client) -> Vec<Duration> {
     let mut times = vec![Duration::ZERO; sent(client).len()];
     while let Some(now) = client.poll_timeout() {
@@ -314,7 +314,7 @@ fn phase_that_comes_late_is_not_shown() {
     assert_eq!(phases, [Phase::Copying, Phase::Switching]);
 }
 
-/// What the network does with one datagram: delays (ms) of its copies; none: lost.
+/// Fate of one datagram in the network: the delays (ms) of its copies; none for a loss.
 fn fate() -> impl Strategy<Value = Vec<u64>> {
     prop_oneof![
         3 => prop::collection::vec(0_u64..50, 1..3),
@@ -323,7 +323,7 @@ fn fate() -> impl Strategy<Value = Vec<u64>> {
     ]
 }
 
-/// The agents as far as the client can tell: each question has the answer of that moment.
+/// The agents as the client sees them: each request gets the answer of its time.
 fn agents(
     message: &VmMessage,
     now: Duration,
@@ -344,7 +344,7 @@ fn agents(
 }
 
 proptest! {
-    /// The search gives up after 10 s; about 14 questions are enough unless nearly all are lost.
+    /// The search gives up after 10 s; about 14 requests suffice unless nearly all are lost.
     #[test]
     fn move_completes_once_over_a_bad_network(
         fates in prop::collection::vec(fate(), 40..80),

@@ -1,28 +1,28 @@
-//! What the client is given and what it gives.
+//! Inputs and outputs of the client.
 
 use std::net::Ipv6Addr;
 use std::time::Duration;
 
 use common::signal::{DecodeError, MigrationProgress, MigrationResponse, VERSION};
 
-/// When to repeat and when to give up.
+/// Intervals and deadlines of the client.
 #[derive(Clone, Debug)]
 pub(crate) struct Timing {
-    /// First distance of two sends of a question; doubles each time.
+    /// First interval between repetitions of a request; doubles each time.
     pub(crate) retry_first: Duration,
-    /// Longest distance of two sends.
+    /// Limit of that interval.
     pub(crate) retry_most: Duration,
-    /// How long the search goes on.
+    /// Duration of the search.
     pub(crate) search: Duration,
-    /// How long a better NIC is waited for after the first answer to the search.
+    /// Time to wait for the answer on a better NIC after the first answer.
     pub(crate) settle: Duration,
-    /// How long the agent may be silent while it prepares the move.
+    /// Longest silence of the agent during preparation.
     pub(crate) request_silence: Duration,
-    /// Distance of two `MigrationReady`.
+    /// Interval between `MigrationReady` messages.
     pub(crate) ready_interval: Duration,
-    /// How long every agent may be silent during the move.
+    /// Longest silence of all agents during the migration.
     pub(crate) ready_silence: Duration,
-    /// How long, once the VM is there, to go on asking for the length of its pause.
+    /// Time to keep asking for the length of the pause after the arrival.
     pub(crate) pause_known: Duration,
 }
 
@@ -41,22 +41,22 @@ impl Default for Timing {
     }
 }
 
-/// The agent that houses this VM.
+/// The agent of this VM's host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Agent {
-    /// Its name.
+    /// Name in the agent's certificate.
     pub(crate) name: String,
-    /// Its link-local address.
+    /// Link-local address of the agent.
     pub(crate) address: Ipv6Addr,
-    /// The NIC that it answered on, which is the active one.
+    /// NIC that received the answer: the active one.
     pub(crate) ifindex: u32,
     /// Name of this VM's libvirt domain.
     pub(crate) domain: String,
-    /// Where the policy lets this VM go.
+    /// Destinations to which the policy allows this VM to move.
     pub(crate) destinations: Vec<String>,
 }
 
-/// A datagram to be sent to [`common::signal::PORT`].
+/// A datagram for [`common::signal::PORT`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Transmit {
     /// NIC to send from.
@@ -67,61 +67,61 @@ pub(crate) struct Transmit {
     pub(crate) bytes: Vec<u8>,
 }
 
-/// What happened.
+/// A step of the migration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Event {
-    /// The search succeeded.
+    /// The search found the agent.
     Found(Agent),
-    /// The destination is ready; the idle NIC may be prepared.
+    /// The destination is ready; the caller may configure the idle NIC.
     Prepared(MigrationResponse),
-    /// The move went on.
+    /// The migration made progress.
     Progress(MigrationProgress),
-    /// The VM runs at the destination. The last event.
+    /// The VM runs at the destination. Last event.
     Completed(MigrationProgress),
-    /// It is over without that. The last event.
+    /// The migration has failed. Last event.
     Failed(ClientError),
 }
 
-/// Why there is no move.
+/// Why a migration failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ClientError {
-    /// Nobody answered the search.
+    /// No agent answered the search.
     #[error(
         "No Roamcast agent answered on {interfaces}; check that the agent runs on this VM's host and manages its bridge"
     )]
     NoAgent {
-        /// NICs that were searched on; filled in by the caller, who knows names.
+        /// NICs of the search; the caller, who knows their names, fills the field.
         interfaces: String,
     },
-    /// The agent fell silent while it prepared the move.
+    /// The agent stopped answering during preparation.
     #[error("Agent \"{agent}\" has not answered for {} s; see its log", silence.as_secs())]
     Silent {
-        /// Its name.
+        /// Name of the agent.
         agent: String,
-        /// How long.
+        /// Time without an answer.
         silence: Duration,
     },
-    /// Nobody answers any more during the move.
+    /// No agent answers during the migration.
     #[error(
         "No agent has answered for {} s; the move may have ended either way, see `roamcast migrations` on both hosts",
         silence.as_secs()
     )]
     Lost {
-        /// How long.
+        /// Time without an answer.
         silence: Duration,
     },
-    /// The agent refuses or gives up.
+    /// The agent refuses or aborts the migration.
     #[error("{0}")]
     Aborted(String),
-    /// The agent's answer cannot be shown.
+    /// The agent's answer contains a text that is not plain.
     #[error("The agent's answer is refused: {0}; have the domain or the agent renamed")]
     Text(DecodeError),
-    /// The agent speaks another version of the protocol.
+    /// The agent has another version of the protocol.
     #[error(
         "The agent speaks protocol version {theirs}, this migkick {VERSION}; install the same version on both"
     )]
     Version {
-        /// Its version.
+        /// Protocol version of the agent.
         theirs: u16,
     },
 }

@@ -1,4 +1,4 @@
-//! The key file of a node, which is its configuration too: `roamcast ims enroll` writes it.
+//! Key file of a node, which is also its configuration; `roamcast ims enroll` writes it.
 
 use std::fmt;
 use std::net::{Ipv6Addr, SocketAddrV6};
@@ -12,66 +12,66 @@ use common::mat::key::{KEY_BYTES, Key};
 
 use super::core::Identity;
 
-/// Most servers; each gets every update.
+/// Limit of servers; each server receives every update.
 const MAX_SERVERS: usize = 8;
-/// Lifetimes that a node may ask for, seconds.
+/// Range of lifetimes in an update, seconds.
 const LIFETIME_S: std::ops::RangeInclusive<u64> = 30..=86_400;
-/// How long forwarding may be asked for, seconds.
+/// Range of forwarding durations, seconds.
 const FORWARD_S: std::ops::RangeInclusive<u64> = 1..=300;
 
-/// Why the key file cannot be used.
+/// Why the key file is unusable.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConfigError {
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error("Cannot read {}; name the key file that `roamcast ims enroll` has written by --config", path.display())]
     Read {
-        /// The file.
+        /// Path of the key file.
         path: PathBuf,
-        /// Why.
+        /// Error of the read.
         source: std::io::Error,
     },
-    /// Others can read it.
+    /// Other users can read the file.
     #[error("{} holds a key and others can read it; run `chmod 600 {}`", path.display(), path.display())]
     Readable {
-        /// The file.
+        /// Path of the key file.
         path: PathBuf,
     },
-    /// It is not TOML, or a key is unknown or missing.
+    /// The file is not TOML, or has an unknown or a missing key.
     #[error("{}: {reason}", path.display())]
     Toml {
-        /// The file.
+        /// Path of the key file.
         path: PathBuf,
-        /// What and where.
+        /// Problem and position.
         reason: String,
     },
-    /// A value is wrong.
+    /// A value is invalid.
     #[error("{}: `{key}` {problem}", path.display())]
     Value {
-        /// The file.
+        /// Path of the key file.
         path: PathBuf,
         /// Name of the key.
         key: &'static str,
-        /// What is wrong, and what to do.
+        /// Problem and remedy.
         problem: &'static str,
     },
 }
 
-/// The key file, checked.
+/// Checked contents of the key file.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
-    /// Who this node is.
+    /// HoA, key and servers of this node.
     pub(crate) identity: Identity,
-    /// NICs to use; empty for all.
+    /// NICs for the node to use; empty for all.
     pub(crate) interfaces: Vec<String>,
-    /// Routers of networks that the node comes to.
+    /// Routers of networks that the node may visit.
     pub(crate) routers: Vec<Ipv6Addr>,
-    /// Whether the node takes a neutral address beside those that a NIC has.
+    /// Whether the node adds a neutral address to those of a NIC.
     pub(crate) neutral: bool,
-    /// Lifetime asked for at the servers.
+    /// Lifetime of the mapping, for updates.
     pub(crate) lifetime: Duration,
-    /// How long the source of a move is asked to forward.
+    /// Duration of forwarding that the node requests from the source of a migration.
     pub(crate) forward: Duration,
-    /// What is remembered over restarts.
+    /// Path of the state that survives restarts.
     pub(crate) state: PathBuf,
 }
 
@@ -97,7 +97,7 @@ struct File {
     state: PathBuf,
 }
 
-/// The key's digits, which are not shown.
+/// Digits of the key; `Debug` hides them.
 #[derive(Deserialize)]
 struct Hidden(String);
 
@@ -124,7 +124,7 @@ fn state() -> PathBuf {
 }
 
 impl Config {
-    /// Reads the file.
+    /// Reads and checks the file.
     pub(crate) fn read(path: &Path) -> Result<Self, ConfigError> {
         let error = |source| ConfigError::Read {
             path: path.to_owned(),
@@ -238,7 +238,7 @@ impl Config {
     }
 }
 
-/// What is wrong and in which line, without the line: it may be the key's.
+/// Returns problem and line number without the text of the line, which may contain the key.
 fn explain(text: &str, error: &toml::de::Error) -> String {
     let start = error.span().map_or(0, |span| span.start);
     let before = text.get(..start).unwrap_or_default();
@@ -270,7 +270,7 @@ fn parse_prefix(text: &str) -> Option<(Ipv6Addr, u8)> {
     usable.then_some((prefix, length))
 }
 
-/// Whether an address is in a prefix.
+/// Whether a prefix contains an address.
 pub(super) fn contains((prefix, length): (Ipv6Addr, u8), address: Ipv6Addr) -> bool {
     let host = u128::MAX.checked_shr(length.into()).unwrap_or(0);
     (prefix.to_bits() ^ address.to_bits()) & !host == 0

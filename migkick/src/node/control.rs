@@ -1,4 +1,4 @@
-//! The control socket: one JSON request on a line, one JSON answer on a line.
+//! Protocol of the control socket: one JSON request per line, one JSON answer per line.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::Ipv6Addr;
@@ -11,45 +11,45 @@ use serde::{Deserialize, Serialize};
 use super::report::NodeStatus;
 use crate::identifier::Scheme;
 
-/// The socket.
+/// Default path of the control socket.
 pub(crate) const SOCKET: &str = "/run/migkick/node.sock";
 /// Longest request, bytes.
 pub(super) const MAX_REQUEST_BYTES: usize = 4096;
-/// Longest answer, bytes: a node with all its peers.
+/// Longest answer, bytes: the status of a node with the maximum of peers.
 const MAX_ANSWER_BYTES: u64 = 16 * 1024 * 1024;
-/// How long the node may take. In a VM that is busy with its streams it waits long for the processor,
-/// and a move is not given up for that.
+/// Longest wait for the node's answer. In a busy VM the node may wait long for a CPU, and a
+/// migration must not fail because of that.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// What the node is asked.
+/// A request to the node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "verb", rename_all = "snake_case", deny_unknown_fields)]
 pub(crate) enum Request {
-    /// How it is.
+    /// Asks for the status.
     Status,
-    /// Prepare for a move.
+    /// Asks the node to prepare for a migration.
     Prepare(Prepare),
-    /// Whether all correspondents in use know the prepared address.
+    /// Asks whether all correspondents in use know the prepared address.
     Known,
-    /// The agents know that the VM is prepared; asked again while it is being moved.
+    /// Tells the node that the agents know that the VM is ready; repeated during the migration.
     Ready {
         /// Whether the switch is near.
         near: bool,
     },
-    /// The move is off.
+    /// Tells the node that the migration is off.
     Aborted {
-        /// Whether that is because another node has the new address.
+        /// Whether another node has the new address.
         taken: bool,
     },
-    /// How the move ends is not known: if the VM does not arrive soon it is off.
+    /// Tells the node that the outcome is unknown: without an early arrival the migration is off.
     Lost,
-    /// The agents say that the VM is there.
+    /// Tells the node that the agents have reported the arrival.
     Completed,
-    /// Take the data path away and end.
+    /// Asks the node to remove the data path and end.
     Stop,
 }
 
-/// Where a move goes.
+/// Destination of a migration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Prepare {
@@ -57,70 +57,70 @@ pub(crate) struct Prepare {
     pub(crate) interface: String,
     /// Prefix of the destination's network.
     pub(crate) prefix: Ipv6Addr,
-    /// Its length, bits.
+    /// Length of the prefix, bits.
     pub(crate) length: u8,
-    /// DstAgent.
+    /// Address of DstAgent.
     pub(crate) agent: Ipv6Addr,
-    /// First router there, if it is known.
+    /// First router of the destination's network, when known.
     pub(crate) router: Option<Ipv6Addr>,
-    /// How the address is made.
+    /// Scheme for the interface identifier.
     pub(crate) identifier: Scheme,
-    /// Secret for that; that of the machine without one.
+    /// Secret for the scheme; the machine's without one.
     pub(crate) secret: Option<String>,
 }
 
-/// What a prepared node says.
+/// Result of a preparation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Prepared {
     /// MoA at the destination.
     pub(crate) address: Ipv6Addr,
     /// MAC of the idle NIC.
     pub(crate) mac: [u8; 6],
-    /// MoAs that are left.
+    /// MoAs that the VM leaves.
     pub(crate) forward: Vec<Ipv6Addr>,
-    /// How long they are to be forwarded, seconds.
+    /// Duration of their forwarding, seconds.
     pub(crate) forward_s: u32,
 }
 
-/// The answer.
+/// Answer of the node to a [`Request`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Answer {
-    /// Done.
+    /// The node has carried out the request.
     Done,
-    /// How the node is.
+    /// Status of the node.
     Status(Box<NodeStatus>),
-    /// The node is prepared.
+    /// The node has prepared for the migration.
     Prepared(Prepared),
     /// Whether all correspondents in use know the prepared address.
     Known(bool),
-    /// Another node has the prepared address: the node has to prepare once more, with another one.
+    /// Another node has the prepared address: the client has to prepare once more, with another one.
     Taken,
-    /// The node expects to be moved.
+    /// The node expects the migration.
     Ready {
-        /// Whether what the VM still sends from its old addresses may be translated.
+        /// Whether the agents may translate packets from the VM's old addresses.
         translate: bool,
     },
-    /// It is not done; one sentence says why.
+    /// The node refuses, with one sentence of explanation.
     Error(String),
 }
 
-/// Why there is no answer.
+/// Why the node gave no answer.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ControlError {
-    /// There is no node.
+    /// No node runs here.
     #[error("No `migkick node` runs here; start it with `systemctl start migkick-node`")]
     NoNode,
-    /// The socket is root's.
+    /// The caller is not root.
     #[error("The node takes orders from root only; run migkick as root")]
     NotRoot,
-    /// The node has not answered.
+    /// The node did not answer.
     #[error("The node has not answered; see its log")]
     Io(#[source] io::Error),
-    /// The answer is not one.
+    /// The answer is malformed.
     #[error("The node has answered what this migkick does not understand; restart it")]
     Answer,
-    /// The node refuses.
+    /// The node refuses, with one sentence of explanation.
     #[error("{0}")]
     Refused(String),
     /// Other nodes have all addresses that were tried.
@@ -128,7 +128,7 @@ pub(crate) enum ControlError {
     Taken(Ipv6Addr),
 }
 
-/// Asks the node behind `socket`.
+/// Sends a request to the node behind `socket`; returns the answer.
 pub(crate) fn ask(socket: &Path, request: &Request) -> Result<Answer, ControlError> {
     let stream = UnixStream::connect(socket).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ControlError::NoNode,

@@ -1,8 +1,9 @@
-//! The node's side of MAT, without I/O: no clock, socket or map in here.
+//! The protocol of a MAT node, sans-IO: without clock, sockets and maps.
 //!
-//! Messages are those of [`common::mat`]. Datagrams may be lost, doubled, reordered, recorded and
-//! sent again, and made up; the network may end at any time, and the other side may move as we do.
-//! So every question is repeated, every answer counts once, and whatever is believed is asked for
+//! The messages are those of [`common::mat`]. Datagrams may be lost, duplicated, reordered,
+//! replayed and forged; the network may fail at any time, and both sides may move at the same time.
+//! The core therefore repeats every request, counts every answer once, and refreshes every belief
+//! while it is in use.
 //! again while it is in use.
 //!
 //! ```text
@@ -16,19 +17,19 @@
 //!      +------------------------------------------- known: data goes to the MoA
 //! ```
 //!
-//! The caller gives inputs by the `handle_*` methods and those of a move, takes everything from
-//! [`Core::poll_output`], and calls [`Core::handle_timeout`] at [`Core::poll_timeout`]. Time is the
-//! time since any fixed moment, by a clock that nobody sets.
+//! The caller passes inputs to the `handle_*` methods and the methods of a migration, drains
+//! [`Core::poll_output`], and calls [`Core::handle_timeout`] at [`Core::poll_timeout`]. Times count
+//! from an arbitrary fixed moment on a monotonic clock.
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
-//! | `registration` | where we are: updates to every server |
-//! | `place` | which of our addresses is active |
-//! | `moves` | a move: standby, arrival, end |
-//! | `lookup` | where peers are: questions to the nearest server |
-//! | `peer` | what is known of a peer, and held frames |
+//! | `registration` | updates of the node's mapping at every server |
+//! | `place` | choice of the active address |
+//! | `moves` | a migration: standby, arrival, end |
+//! | `lookup` | mappings of peers: requests to the nearest server |
+//! | `peer` | state of a peer, and held frames |
 //! | `alert` | alerts and echoes between peers |
-//! | `rate` | limits of rates |
+//! | `rate` | rate limits and repetition |
 
 mod alert;
 #[cfg(any(test, fuzzing))]
@@ -60,34 +61,34 @@ use registration::Server;
 pub(crate) use peer::Used;
 pub(crate) use types::*;
 
-/// The node's side.
+/// State machine of a node.
 #[derive(Debug)]
 pub(crate) struct Core {
     identity: Identity,
     timing: Timing,
     entropy: Entropy,
-    /// Sequence of the last update, and of the last one with other MoAs.
+    /// Sequence number of the last update, and of the last update with other MoAs.
     sequence: u64,
     changed_sequence: u64,
     servers: Vec<Server>,
-    /// The NICs and what can be used on them, in order of preference.
+    /// NICs and their usable addresses, in order of preference.
     nics: Vec<NicState>,
     active: Option<Place>,
-    /// Better than the active place, which is used until all peers know the better one.
+    /// A better place than the active one, which stays active until all peers know the candidate.
     candidate: Option<Place>,
-    /// Sequence of the first mapping with each own address.
+    /// Sequence number of the first mapping with each own address.
     told: BTreeMap<Ipv6Addr, u64>,
-    /// Prepared for a move.
+    /// Place prepared for a migration.
     standby: Option<Place>,
-    /// What moves have left.
+    /// Places that migrations have left.
     left: Vec<Left>,
     /// Addresses that were to be replaced since all servers took the mapping.
     replaced: BTreeSet<Ipv6Addr>,
     movement: Option<Move>,
     peers: BTreeMap<Ipv6Addr, Peer>,
-    /// Frames held in all.
+    /// Number of held frames over all peers.
     held: usize,
-    /// Lookups for applications, and for what strangers send.
+    /// Rate limit of lookups for applications and for unauthenticated messages.
     own_lookups: Bucket,
     foreign_lookups: Bucket,
     refusals: Bucket,
@@ -96,7 +97,7 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    /// Starts; `epoch_ms` is the time at time zero in milliseconds since 1970.
+    /// Starts a node; `epoch_ms` is time zero in milliseconds since 1970.
     pub(crate) fn new(
         identity: Identity,
         timing: Timing,
@@ -107,7 +108,7 @@ impl Core {
         let first = timing.update.0;
         let server = |address: &SocketAddrV6| Server::new(*address, epoch_ms, first);
         let servers = identity.servers.iter().map(server).collect();
-        // Where nothing is saved the time is higher than what earlier runs have counted to.
+        // Without saved state, the clock exceeds the sequence numbers of earlier runs.
         let sequence = saved.sequence.max(epoch_ms);
         let mut core = Self {
             identity,
@@ -136,12 +137,12 @@ impl Core {
         core
     }
 
-    /// Takes a datagram.
+    /// Handles a datagram on a socket of the node.
     pub(crate) fn handle_datagram(&mut self, now: Duration, received: Received) {
         self.datagram(now, received, true);
     }
 
-    /// `may_wait`: it has not waited for a key yet.
+    /// Handles a datagram. `may_wait` is false after the datagram has waited for a key.
     fn datagram(&mut self, now: Duration, received: Received, may_wait: bool) {
         let Ok(sealed) = Sealed::parse(&received.bytes) else {
             self.counters.malformed += 1;
@@ -176,7 +177,7 @@ impl Core {
                         self.handle_peer(now, hoa, &received, transaction, message);
                         self.candidate_due(now);
                     }
-                    // Either may have been enrolled anew: then the servers have another key.
+                    // Either node may have a new enrolment, and with it a new key at the servers.
                     None if may_wait => self.keep_for_key(now, hoa, received),
                     None => {}
                 }
@@ -216,7 +217,7 @@ impl Core {
         }
     }
 
-    /// Does what is due. Extra calls do nothing.
+    /// Runs all due timers. Extra calls do nothing.
     pub(crate) fn handle_timeout(&mut self, now: Duration) {
         self.update_due(now);
         self.moves_due(now);
@@ -227,7 +228,7 @@ impl Core {
         self.candidate_due(now);
     }
 
-    /// When [`Core::handle_timeout`] is to be called.
+    /// When to call [`Core::handle_timeout`].
     pub(crate) fn poll_timeout(&self) -> Option<Duration> {
         let peers = self
             .peers
@@ -241,12 +242,12 @@ impl Core {
         peers.chain(own.into_iter().flatten()).min()
     }
 
-    /// The next thing to do.
+    /// Returns the next output.
     pub(crate) fn poll_output(&mut self) -> Option<Output> {
         self.outputs.pop_front()
     }
 
-    /// What a person sees.
+    /// Returns the status for `migkick node status`.
     pub(crate) fn status(&self, now: Duration) -> Status {
         Status {
             hoa: self.identity.hoa,
@@ -263,7 +264,7 @@ impl Core {
         }
     }
 
-    /// Whether that may be the HoA of a peer.
+    /// Whether the address may be the HoA of a peer.
     fn is_peer(&self, hoa: Ipv6Addr) -> bool {
         let (prefix, length) = self.identity.home;
         let host = u128::MAX.checked_shr(length.into()).unwrap_or(0);

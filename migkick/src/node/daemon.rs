@@ -1,4 +1,5 @@
-//! The node's shell: gives the core time, datagrams and what the kernel says, and does what it says.
+//! I/O of the node's core: passes time, datagrams and kernel events to the core and carries out its
+//! outputs.
 
 use std::collections::BTreeSet;
 use std::net::Ipv6Addr;
@@ -28,10 +29,10 @@ use super::sockets::Sockets;
 use super::state;
 use crate::nic;
 
-/// Distance of two looks at how peers are used.
+/// Interval between reads of the peers' usage.
 const USAGE: Duration = Duration::from_secs(5);
 
-/// See the [module documentation](self).
+/// The core with its sockets, data path and clock.
 pub(super) struct Daemon {
     start: Instant,
     pub(super) config: Config,
@@ -40,27 +41,27 @@ pub(super) struct Daemon {
     pub(super) links: Links,
     sockets: Sockets,
     signals: SignalFd,
-    /// Signs of life for systemd's watchdog.
+    /// Timing of the notifications for systemd's watchdog.
     heartbeat: Heartbeat,
-    /// The NICs that the node uses.
+    /// NICs that the node uses.
     pub(super) interfaces: Vec<Interface>,
     pub(super) multicast: Option<u32>,
     pub(super) moving: Option<Moving>,
-    /// Addresses that other nodes have.
+    /// Addresses of other nodes, found by duplicate address detection.
     pub(super) taken: BTreeSet<Ipv6Addr>,
-    /// Networks that a NIC has left, by the address that it had there.
+    /// Networks that a NIC has left: its index and its former address.
     pub(super) abandoned: Vec<(u32, Ipv6Addr)>,
     next_usage: Duration,
     stop: Option<Stop>,
     said: String,
 }
 
-/// How the program ends.
+/// What happens to the data path at the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stop {
-    /// The data path stays at work.
+    /// Leave the data path at work.
     Leave,
-    /// It is taken away.
+    /// Remove the data path.
     Detach,
 }
 
@@ -73,13 +74,13 @@ pub(super) fn run(config: Config, socket: &Path, detach: bool) -> anyhow::Result
         )
     })?;
     let mut daemon = Daemon::start(config)?;
-    // Not under systemd: nobody to notify, which is no failure.
+    // Outside systemd the notification fails, which does no harm.
     let _ = sd_notify::notify(&[NotifyState::Ready]);
     while daemon.stop.is_none() {
         daemon.turn(&mut server)?;
     }
     let detach = detach || daemon.stop == Some(Stop::Detach);
-    // An unfinished move is undone with it.
+    // Dropping an unfinished migration undoes it.
     daemon.moving = None;
     if detach {
         daemon
@@ -143,7 +144,7 @@ impl Daemon {
         self.start.elapsed()
     }
 
-    /// One round: do what is to be done, wait, take what has come.
+    /// One round: carry out outputs, wait, handle inputs.
     fn turn(&mut self, server: &mut Server) -> anyhow::Result<()> {
         self.flush();
         self.beat();
@@ -191,7 +192,7 @@ impl Daemon {
         Ok(())
     }
 
-    /// Shows systemd that the loop goes round, if it is time.
+    /// Notifies systemd's watchdog when due.
     fn beat(&mut self) {
         let now = self.now();
         if self.heartbeat.is_due(now)
@@ -227,7 +228,7 @@ impl Daemon {
             Some(self.next_usage),
         ];
         let next = times.into_iter().flatten().min().unwrap_or(Duration::MAX);
-        // Rounded up, or the last fraction of a millisecond would be a busy loop.
+        // Rounded up: the last fraction of a millisecond would become a busy loop.
         let patience = next.saturating_sub(self.now()) + Duration::from_micros(999);
         let patience = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
         match poll(&mut fds, patience) {
@@ -274,7 +275,7 @@ impl Daemon {
         answer
     }
 
-    /// Does what the core says. What fails is said, and the core goes on: it asks again.
+    /// Carries out the core's outputs. Logs failures; the core repeats the output.
     pub(super) fn flush(&mut self) {
         while let Some(output) = self.core.poll_output() {
             if let Err(error) = self.perform(output) {
@@ -285,7 +286,7 @@ impl Daemon {
 
     fn perform(&mut self, output: Output) -> anyhow::Result<()> {
         match output {
-            // What cannot be sent now is sent again.
+            // The core repeats a message that cannot be sent now.
             Output::Transmit { from, to, bytes } => {
                 let _ = self.sockets.send(from, to, &bytes);
             }
@@ -335,8 +336,8 @@ impl Daemon {
         Ok(())
     }
 
-    /// The VM has arrived: lets the network know what is joined on `mat0` before it asks. The kernel
-    /// announces more than once, which makes up for a Report that is lost.
+    /// Handles the arrival of the VM: announces the memberships of `mat0` before the network
+    /// queries them. The kernel repeats the Report, so a lost Report does no harm.
     fn report_memberships(&mut self) {
         if let Err(error) = self.datapath.report_memberships() {
             self.say(&format!(
@@ -350,7 +351,7 @@ impl Daemon {
         state::save(path, saved).with_context(|| format!("Cannot write {}", path.display()))
     }
 
-    /// Says something to the log, once.
+    /// Logs a message, once.
     pub(super) fn say(&mut self, text: &str) {
         if self.said != text {
             eprintln!("{text}");

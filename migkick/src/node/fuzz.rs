@@ -1,4 +1,4 @@
-//! The node: its files, its socket, and its protocol.
+//! Fuzz targets of the node: its files, its control socket and its protocol.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use super::core::Saved;
 
 pub(crate) use super::core::fuzz::run;
 
-/// A key file, and what is remembered over restarts.
+/// A key file, and the saved state.
 pub(crate) fn key_file(bytes: &[u8]) {
     let saved = serde_json::from_slice::<Saved>(bytes);
     if let Ok(saved) = saved {
@@ -25,7 +25,7 @@ pub(crate) fn key_file(bytes: &[u8]) {
             assert!((1..=8).contains(&identity.servers.len()));
         }
         Err(error) => {
-            // The digits of a key are a secret.
+            // An error must not show the digits of the key.
             let shown = error.to_string();
             let key = text
                 .lines()
@@ -36,7 +36,7 @@ pub(crate) fn key_file(bytes: &[u8]) {
     }
 }
 
-/// A line on the socket, from either side.
+/// A line on the control socket, as request and as answer.
 pub(crate) fn control(bytes: &[u8]) {
     if let Ok(request) = serde_json::from_slice::<Request>(bytes) {
         let line = serde_json::to_vec(&request).unwrap_or_default();

@@ -1,4 +1,5 @@
-//! The NICs of the node as the kernel tells of them: what is usable, what changes, what is announced.
+//! The kernel's view of the NICs, over rtnetlink: usable NICs and addresses, changes,
+//! announcements.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -13,7 +14,7 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressFlags, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkEvent, LinkFlags};
 
-/// Messages taken before others have their turn.
+/// Limit of messages per call, so that other inputs have their turn.
 const MAX_BATCH: usize = 64;
 
 /// An address on a NIC.
@@ -21,13 +22,13 @@ const MAX_BATCH: usize = 64;
 pub(super) struct Address {
     pub(super) ifindex: u32,
     pub(super) address: Ipv6Addr,
-    /// Length of its prefix, bits.
+    /// Length of the prefix, bits.
     pub(super) length: u8,
     flags: AddressFlags,
 }
 
 impl Address {
-    /// Whether it is verified and meant to last.
+    /// Whether duplicate address detection has succeeded and the address is permanent.
     pub(super) fn is_usable(&self) -> bool {
         let unusable = AddressFlags::Tentative
             | AddressFlags::Dadfailed
@@ -36,22 +37,22 @@ impl Address {
         !self.flags.intersects(unusable)
     }
 
-    /// Whether another node has it.
+    /// Whether duplicate address detection has found another node with the address.
     pub(super) fn is_double(&self) -> bool {
         self.flags.contains(AddressFlags::Dadfailed)
     }
 }
 
-/// What has happened.
+/// Changes since the last call.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Changes {
-    /// The VM has announced itself (NOTIFY_PEERS).
+    /// The kernel has announced the VM (NOTIFY_PEERS).
     pub(super) announced: bool,
-    /// NICs or addresses are others now.
+    /// NICs or addresses have changed.
     pub(super) changed: bool,
 }
 
-/// Listens to the kernel.
+/// rtnetlink sockets for notifications and requests.
 pub(super) struct Links {
     events: Notices,
     netlink: Netlink,
@@ -72,21 +73,21 @@ impl Links {
         &mut self.netlink
     }
 
-    /// Takes what has happened.
+    /// Reads all pending notifications.
     pub(super) fn take(&mut self) -> Changes {
         let mut changes = Changes::default();
         for _ in 0..MAX_BATCH {
             match self.events.try_next() {
                 Ok(Some(Heard::Datagram(datagram))) => read(&datagram, &mut changes),
                 Ok(None) => break,
-                // Something was lost, so anything may have changed.
+                // The kernel has dropped notifications, so anything may have changed.
                 Ok(Some(Heard::Lost)) | Err(_) => changes.changed = true,
             }
         }
         changes
     }
 
-    /// The NICs, the likeliest to be active first, those that have no carrier left out.
+    /// Returns the NICs with a carrier, the most likely active one first.
     pub(super) fn interfaces(&mut self) -> io::Result<Vec<Interface>> {
         let interfaces = interface::list(&mut self.netlink)?;
         let links = self.netlink.links()?.into_iter();
@@ -102,7 +103,7 @@ impl Links {
         Ok(interfaces.into_iter().map(running).collect())
     }
 
-    /// All global addresses.
+    /// Returns all global addresses.
     pub(super) fn addresses(&mut self) -> io::Result<Vec<Address>> {
         let addresses = self.netlink.ipv6_addresses()?;
         Ok(addresses.iter().filter_map(address).collect())

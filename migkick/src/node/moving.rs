@@ -1,4 +1,4 @@
-//! The shell's side of a move: the prepared NIC, and the probe of DstAgent.
+//! I/O of a migration: the prepared NIC and the probe of DstAgent.
 
 use std::net::Ipv6Addr;
 use std::os::fd::BorrowedFd;
@@ -16,15 +16,15 @@ use super::probe::Probe;
 use crate::identifier::{self, Secret};
 use crate::nic::{IdleNic, NicError, Plan};
 
-/// How long a prepared node waits for the agents, and for a VM of which nobody knows where it is.
+/// Longest wait of a prepared node for the agents, and for a VM with an unknown outcome.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// A move under way.
+/// A migration in progress.
 pub(super) struct Moving {
     nic: IdleNic,
     interface: Interface,
     agent: Ipv6Addr,
-    /// When it is off, unless it goes on.
+    /// Time when the node gives the migration up.
     deadline: Option<Duration>,
     probe: Option<Probe>,
     /// Another node has the address.
@@ -52,7 +52,7 @@ impl Moving {
         self.probe.as_ref().map(Probe::fd)
     }
 
-    /// Whether DstAgent has answered.
+    /// Whether DstAgent has answered a probe.
     pub(super) fn is_answered(&mut self) -> bool {
         self.probe.as_mut().is_some_and(Probe::is_answered)
     }
@@ -63,7 +63,7 @@ impl Moving {
         times.min().unwrap_or(Duration::MAX)
     }
 
-    /// Probes; says whether the move is off.
+    /// Sends a due probe; returns whether the migration has timed out.
     pub(super) fn handle_timeout(&mut self, now: Duration) -> bool {
         if let Some(probe) = &mut self.probe {
             probe.handle_timeout(now);
@@ -73,9 +73,9 @@ impl Moving {
 }
 
 impl Daemon {
-    /// Picks the MoA, sets the NIC up with it, and lets it stand by.
+    /// Chooses the MoA, configures the NIC with it, and puts the MoA on standby.
     pub(super) fn prepare(&mut self, request: &Prepare) -> anyhow::Result<Prepared> {
-        // The agents move a VM once at a time, so an earlier move is over.
+        // The agents migrate a VM once at a time, so an earlier migration is over.
         self.abort(false);
         let Some(active) = self.core.active() else {
             bail!("The node has no address on any NIC, so it cannot be reached anyway");
@@ -157,8 +157,8 @@ impl Daemon {
         })
     }
 
-    /// From here on the VM may be moved at any time. Returns whether what it sends from its old
-    /// addresses may be translated.
+    /// From now on the agents may migrate the VM. Returns whether they may translate packets from
+    /// the VM's old addresses.
     pub(super) fn ready(&mut self, near: bool) -> bool {
         let now = self.now();
         let translate = self.core.ready(now);
@@ -187,7 +187,7 @@ impl Daemon {
         translate
     }
 
-    /// How the move ends is not known.
+    /// Handles an unknown outcome of the migration.
     pub(super) fn lost(&mut self) {
         let deadline = self.now() + PATIENCE;
         if let Some(moving) = &mut self.moving {
@@ -195,7 +195,7 @@ impl Daemon {
         }
     }
 
-    /// The move is off, unless the VM has arrived.
+    /// Aborts the migration, unless the VM has arrived.
     pub(super) fn abort(&mut self, taken: bool) {
         if self.core.stage().is_none() {
             return;
@@ -205,7 +205,7 @@ impl Daemon {
         if let Err(error) = self.datapath.forget_plan() {
             self.say(&format!("{:#}", anyhow::Error::new(error)));
         }
-        // The NIC is undone with it.
+        // Dropping `Moving` restores the NIC.
         if let Some(moving) = self.moving.take()
             && taken
         {

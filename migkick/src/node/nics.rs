@@ -1,4 +1,4 @@
-//! The NICs of the node: which may carry it, and the neutral addresses that it takes on them.
+//! The node's NICs: which NICs may be active, and the neutral addresses that the node adds to them.
 
 use std::net::Ipv6Addr;
 
@@ -17,7 +17,7 @@ use crate::identifier::{self, Scheme, Secret};
 use crate::nic::address_message;
 
 impl Daemon {
-    /// NICs or their addresses are others now.
+    /// Handles a change of NICs or addresses.
     pub(super) fn nics_changed(&mut self) -> anyhow::Result<()> {
         let all = self.links.interfaces().context("Cannot list the NICs")?;
         let interfaces = used(&self.config, all);
@@ -39,7 +39,7 @@ impl Daemon {
             .clone()
             .find(|it| Some(it.ifindex) == self.multicast)
         {
-            // Its link-local address may have come only now.
+            // The link-local address may have appeared only now.
             self.datapath.set_multicast_nic(nic)?;
         }
         let addresses = self
@@ -70,8 +70,8 @@ impl Daemon {
         !contains(self.config.identity.home, address.address) && !self.abandoned.iter().any(left)
     }
 
-    /// Takes a neutral address in each network that a NIC has an address of. The kernel verifies
-    /// that nobody else has it.
+    /// Adds a neutral address in each network where a NIC has an address. The kernel runs duplicate
+    /// address detection.
     fn take_neutral_addresses(&mut self, addresses: &[Address]) {
         if !self.config.neutral {
             return;
@@ -196,7 +196,7 @@ impl Daemon {
     }
 }
 
-/// The NICs that the node is to use.
+/// Returns the NICs that the configuration allows.
 pub(super) fn used(config: &Config, interfaces: Vec<Interface>) -> Vec<Interface> {
     let wanted =
         |it: &Interface| config.interfaces.is_empty() || config.interfaces.contains(&it.name);

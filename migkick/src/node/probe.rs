@@ -1,9 +1,11 @@
-//! Has the VM arrived? DstAgent is asked on the idle NIC, where it answers only on its own link.
+//! Probe of DstAgent on the idle NIC, to detect the arrival of the VM: DstAgent answers only on its
+//! own link.
 //!
-//! The paper pings DstAgent. Before the move the kernel would have to find DstAgent's Ethernet address
-//! for that, and tries once a second only, so a ping would notice the arrival up to a second late. The
-//! probe therefore is the Neighbor Solicitation itself (RFC 4861 §4.3), and an Advertisement its
-//! answer. Anybody on the link could send one: it is a hint and no more.
+//! The paper uses a ping. A ping needs DstAgent's Ethernet address; before the migration the kernel
+//! cannot resolve the address and retries only once a second, so a ping would detect the arrival up
+//! to a second late. The probe therefore is the Neighbor Solicitation itself (RFC 4861 §4.3), and
+//! an Advertisement is the answer. Any node on the link could forge the answer, which is only a
+//! hint.
 
 use std::io::{self, Read};
 use std::net::{Ipv6Addr, SocketAddrV6};
@@ -13,17 +15,17 @@ use std::time::Duration;
 use crate::interface::Interface;
 use socket2::{Domain, Protocol, Socket, Type};
 
-/// Distance of two probes while memory is copied, and when the switch is near.
+/// Interval between probes: during the memory copy, and near the switch.
 const DISTANCE: Duration = Duration::from_millis(500);
 const DISTANCE_NEAR: Duration = Duration::from_millis(20);
-/// Datagrams taken before others have their turn.
+/// Limit of datagrams per call, so that other inputs have their turn.
 const MAX_BATCH: usize = 64;
 const SOLICITATION: u8 = 135;
 const ADVERTISEMENT: u8 = 136;
-/// Target address within both messages.
+/// Position of the target address in both messages, bytes.
 const TARGET: std::ops::Range<usize> = 8..24;
 
-/// See the [module documentation](self).
+/// A raw ICMPv6 socket with the state of the probe.
 pub(super) struct Probe {
     socket: Socket,
     agent: Ipv6Addr,
@@ -45,7 +47,7 @@ impl Probe {
         socket.set_nonblocking(true)?;
         socket.bind_device(Some(nic.name.as_bytes()))?;
         socket.set_multicast_if_v6(nic.ifindex)?;
-        // RFC 4861 §7.1.1: a packet that a router has passed on does not count.
+        // RFC 4861 §7.1.1: a receiver discards a message that a router has forwarded.
         socket.set_multicast_hops_v6(255)?;
         socket.set_multicast_loop_v6(false)?;
         socket.set_freebind_v6(true)?;
@@ -66,17 +68,17 @@ impl Probe {
         self.socket.as_fd()
     }
 
-    /// Sends a probe if it is time.
+    /// Sends a probe when due.
     pub(super) fn handle_timeout(&mut self, now: Duration) {
         if now >= self.next {
             let distance = if self.near { DISTANCE_NEAR } else { DISTANCE };
             self.next = now + distance;
-            // What fails now is sent again soon.
+            // The next probe repeats a failed one.
             let _ = self.socket.send_to(&self.message, &self.to.into());
         }
     }
 
-    /// Whether DstAgent has answered.
+    /// Whether DstAgent has answered a probe.
     pub(super) fn is_answered(&mut self) -> bool {
         let mut answered = false;
         let mut buffer = [0; 128];
@@ -94,16 +96,17 @@ impl Probe {
 }
 
 fn solicitation(target: Ipv6Addr, mac: [u8; 6]) -> Vec<u8> {
-    // The kernel fills the checksum in for ICMPv6 sockets (RFC 3542 §3.1).
+    // The kernel computes the checksum on ICMPv6 sockets (RFC 3542 §3.1).
     let mut message = vec![SOLICITATION, 0, 0, 0, 0, 0, 0, 0];
     message.extend(target.octets());
-    // Source Link-Layer Address, of 8 bytes.
+    // Source Link-Layer Address option, 8 bytes.
     message.extend([1, 1]);
     message.extend(mac);
     message
 }
 
-/// A raw ICMPv6 socket gives the message without the IPv6 header.
+/// Whether a message is DstAgent's Advertisement. A raw ICMPv6 socket returns messages without the
+/// IPv6 header.
 fn answers(message: &[u8], agent: Ipv6Addr) -> bool {
     message.first() == Some(&ADVERTISEMENT) && message.get(TARGET) == Some(&agent.octets()[..])
 }

@@ -1,4 +1,4 @@
-//! What `migkick node status` shows.
+//! Output of `migkick node status`.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -9,14 +9,14 @@ use serde::{Deserialize, Serialize};
 use super::core::Status;
 use crate::interface::Interface;
 
-/// How the node is: the core, the active NIC's name, and the counters of the data path.
+/// Status of the node: the core, the name of the active NIC, and the counters of the data path.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct NodeStatus {
     #[serde(flatten)]
     pub(crate) core: Status,
     /// Name of the active NIC.
     pub(crate) interface: Option<String>,
-    /// Frames by counter of the data path.
+    /// Counters of the data path by name, frames.
     pub(crate) datapath: BTreeMap<String, u64>,
 }
 
@@ -33,7 +33,7 @@ impl NodeStatus {
         }
     }
 
-    /// The same for a person: labels and values.
+    /// Returns labels and values for a terminal.
     pub(super) fn rows(&self) -> Vec<(String, String)> {
         let core = &self.core;
         let row = |label: &str, value: String| (label.to_owned(), value);

@@ -1,4 +1,4 @@
-//! The node's end of the control socket.
+//! Server of the control socket, non-blocking.
 
 use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
@@ -13,22 +13,22 @@ use nix::unistd::geteuid;
 
 use super::control::{Answer, MAX_REQUEST_BYTES, Request};
 
-/// Most callers at once.
+/// Limit of concurrent callers.
 const MAX_CALLERS: usize = 16;
-/// How long a caller may take.
+/// Longest duration of a call.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// One who asks.
+/// A connection to the control socket.
 struct Caller {
     stream: UnixStream,
     since: Duration,
     request: Vec<u8>,
     answer: Vec<u8>,
-    /// Nothing more is taken from it.
+    /// The server has read the request.
     asked: bool,
 }
 
-/// See the [module documentation](self).
+/// The listening socket and its callers.
 pub(super) struct Server {
     listener: UnixListener,
     path: PathBuf,
@@ -36,7 +36,7 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// Opens the socket, in the place of one that nobody listens at.
+    /// Opens the socket; replaces a socket file without a listener.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         if let Some(folder) = path.parent()
             && !folder.exists()
@@ -63,19 +63,19 @@ impl Server {
         })
     }
 
-    /// What to wait for: a new caller or a request; `true` for one that waits to be written to.
+    /// Descriptors to wait for; `true` for a caller that waits for its answer.
     pub(super) fn fds(&self) -> impl Iterator<Item = (BorrowedFd<'_>, bool)> {
         let callers = self.callers.iter();
         let callers = callers.map(|it| (it.stream.as_fd(), !it.answer.is_empty()));
         std::iter::once((self.listener.as_fd(), false)).chain(callers)
     }
 
-    /// When a caller is given up.
+    /// Deadline of the earliest caller.
     pub(super) fn poll_timeout(&self) -> Option<Duration> {
         self.callers.iter().map(|it| it.since + PATIENCE).min()
     }
 
-    /// Takes requests and gives the answers of `handle`.
+    /// Reads requests and writes the answers of `handle`.
     pub(super) fn serve(&mut self, now: Duration, mut handle: impl FnMut(Request) -> Answer) {
         while self.callers.len() < MAX_CALLERS {
             let Ok((stream, _)) = self.listener.accept() else {
@@ -98,13 +98,13 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // A socket that stays behind is replaced at the next start.
+        // The next start replaces a socket file that stays.
         let _ = fs::remove_file(&self.path);
     }
 }
 
 impl Caller {
-    /// Whether it is to be kept.
+    /// Continues the call; returns whether to keep the connection.
     fn serve(&mut self, handle: &mut impl FnMut(Request) -> Answer) -> bool {
         if !self.asked && !self.read(handle) {
             return false;
@@ -149,7 +149,7 @@ impl Caller {
     }
 }
 
-/// Root may, and whoever runs the node.
+/// Whether the peer is root or the node's user.
 fn may_ask(stream: &UnixStream) -> bool {
     getsockopt(&stream, PeerCredentials)
         .is_ok_and(|peer| peer.uid() == 0 || peer.uid() == geteuid().as_raw())
@@ -163,12 +163,12 @@ mod tests {
     use std::thread;
     use tempfile::{TempDir, tempdir};
 
-    /// A socket in a folder that is not there yet.
+    /// A socket path in a folder that does not exist yet.
     fn path(folder: &TempDir) -> PathBuf {
         folder.path().join("run/node.sock")
     }
 
-    /// Serves until the caller has been answered.
+    /// Serves until the caller has its answer.
     fn call<T: Send + 'static>(body: impl FnOnce(PathBuf) -> T + Send + 'static) -> T {
         let folder = tempdir().unwrap();
         let path = path(&folder);
@@ -213,7 +213,8 @@ mod tests {
                 let mut stream = UnixStream::connect(path).unwrap();
                 stream.write_all(&bytes).unwrap();
                 let mut answer = String::new();
-                // The rest of what is too long is not read, which may end the connection early.
+                // The server does not read the rest of a long request, which may end the connection
+                // early.
                 let _ = stream.read_to_string(&mut answer);
                 answer
             });

@@ -1,5 +1,5 @@
-//! The UDP sockets of the node: one for each of its MoAs, which says by which NIC a datagram goes and
-//! from which address.
+//! UDP sockets of the node: one per MoA, because the socket determines NIC and source address of a
+//! datagram.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -13,18 +13,18 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::core::{Place, Received};
 
-/// Datagrams taken of one socket before others have their turn.
+/// Limit of datagrams per socket and call, so that other inputs have their turn.
 const MAX_BATCH: usize = 64;
 
-/// See the [module documentation](self).
+/// The open sockets, by MoA.
 #[derive(Default)]
 pub(super) struct Sockets {
     open: BTreeMap<Ipv6Addr, (u32, UdpSocket)>,
 }
 
 impl Sockets {
-    /// Has a socket for each of these places and for no other. What cannot be opened now is tried
-    /// again when something is sent from there.
+    /// Opens a socket for each place and closes all others. A later send retries a socket that
+    /// cannot be opened now.
     pub(super) fn set(&mut self, places: &[Place]) {
         self.open.retain(|moa, (ifindex, _)| {
             places.contains(&Place {
@@ -41,7 +41,7 @@ impl Sockets {
         }
     }
 
-    /// Sends a datagram; what cannot be sent now is sent again anyway.
+    /// Sends a datagram. The core repeats messages, so an error needs no handling.
     pub(super) fn send(&self, from: Ipv6Addr, to: SocketAddrV6, bytes: &[u8]) -> io::Result<()> {
         let (_, socket) = self.open.get(&from).ok_or(io::ErrorKind::NotFound)?;
         socket.send_to(bytes, to).map(drop)
@@ -51,10 +51,10 @@ impl Sockets {
         self.open.values().map(|(_, socket)| socket.as_fd())
     }
 
-    /// Takes what has come in.
+    /// Reads all pending datagrams.
     pub(super) fn receive(&self) -> Vec<Received> {
         let mut received = Vec::new();
-        // One byte more than allowed, so that a longer datagram is seen to be too long.
+        // One byte more than the limit, so that the core recognizes a datagram that is too long.
         let mut buffer = [0; MAX_DATAGRAM_BYTES + 1];
         for (local, (_, socket)) in &self.open {
             for _ in 0..MAX_BATCH {
@@ -65,7 +65,7 @@ impl Sockets {
                         bytes: buffer.get(..length).unwrap_or_default().to_vec(),
                     }),
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                    // An ICMPv6 error about something sent before; the retry takes care of it.
+                    // An ICMPv6 error about an earlier datagram; the repetition handles the loss.
                     Ok(_) | Err(_) => {}
                 }
             }
@@ -79,7 +79,7 @@ fn socket(place: Place) -> io::Result<UdpSocket> {
     let socket = Socket::new(Domain::IPV6, Type::DGRAM, Some(Protocol::UDP))?;
     socket.set_only_v6(true)?;
     socket.set_nonblocking(true)?;
-    // A restarted node may find an address tentative.
+    // After a restart the address may still be tentative.
     socket.set_freebind_v6(true)?;
     socket.bind_device(Some(name.as_bytes()))?;
     socket.bind(&SocketAddrV6::new(place.moa, NODE_PORT, 0, 0).into())?;
@@ -108,7 +108,7 @@ mod tests {
             };
             let mut sockets = Sockets::default();
             sockets.set(&[place(5), place(6)]);
-            // Addresses of this machine are reached by its loopback, which is another device.
+            // Packets to an own address use the loopback, which is another device.
             let to = SocketAddrV6::new(place(6).moa, NODE_PORT, 0, 0);
             sockets.send(place(5).moa, to, b"hello").unwrap();
             let mut fds: Vec<_> = sockets

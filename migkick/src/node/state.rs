@@ -1,4 +1,4 @@
-//! What is remembered over restarts.
+//! State of a node that survives restarts.
 
 use std::fs;
 use std::io;
@@ -6,8 +6,8 @@ use std::path::Path;
 
 use super::core::Saved;
 
-/// Reads what the last run has saved. Nothing, or nothing that makes sense, is as at the first start:
-/// the servers correct the sequence.
+/// Reads the state of the last run. A missing or malformed file counts as the first start; the
+/// servers correct the sequence number.
 pub(super) fn load(path: &Path) -> Saved {
     fs::read(path)
         .ok()
@@ -15,7 +15,7 @@ pub(super) fn load(path: &Path) -> Saved {
         .unwrap_or_default()
 }
 
-/// Saves it: the whole of it or nothing.
+/// Saves the state atomically.
 pub(super) fn save(path: &Path, saved: Saved) -> io::Result<()> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder)?;

@@ -7,8 +7,8 @@ use crate::client::ALL_NODES;
 use crate::identifier::Scheme;
 use crate::testing::{Neighbour, in_namespace, ip, without_dad};
 
-/// An agent on `agent0` and `agent1`; returns once it has given its last answer, with the address
-/// that the VM named.
+/// An agent on `agent0` and `agent1`. Returns after its last answer, with the address that the VM
+/// named.
 fn agent(refusal: Option<&'static str>) -> Option<Ipv6Addr> {
     let socket = UdpSocket::bind(("::", PORT)).unwrap();
     let deadline = Some(Duration::from_secs(30));
@@ -136,7 +136,7 @@ fn missing_idle_nic_is_named_before_anything_is_asked() {
     in_namespace(|| {
         let neighbour = Neighbour::start(|| agent(None));
         links(neighbour.tid);
-        // It goes on waiting for a request that must not come.
+        // The agent keeps waiting for a request that must not arrive.
         neighbour.run();
         let arguments = GoArgs {
             idle_interface: Some("eth7".to_owned()),

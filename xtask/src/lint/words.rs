@@ -13,6 +13,10 @@ const IDENTIFIERS: &[(&str, &str)] = &[
     ("unhoused", "without_domain"),
     ("Nobody", "External"),
     ("unfinished", "partial_checksum"),
+    ("may_be_unfinished", "may_be_partial"),
+    ("update_finished", "update_full"),
+    ("update_finished_checksum", "update_full_checksum"),
+    ("update_sum", "update_csum"),
 ];
 
 /// Phrases of comments and texts, in lower case, and what to write.

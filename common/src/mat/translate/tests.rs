@@ -5,7 +5,7 @@ use crate::wire::{checksum, ipv6};
 use proptest::prelude::*;
 use std::vec::Vec;
 
-/// A frame with a right checksum at `offset` of its payload.
+/// A frame with a valid checksum at `offset` of its payload.
 fn frame(
     source: Address,
     destination: Address,
@@ -58,7 +58,7 @@ proptest! {
             moas = [neutral(moas[0], hoas[0]), neutral(moas[1], hoas[1])];
         }
         prop_assume!(hoas[0] != hoas[1] && moas[0] != moas[1]);
-        // An echo, and no port of the daemons.
+        // Bytes of an echo that are not a port of the daemons.
         payload[..4].copy_from_slice(&[128, 0, 0, 9]);
         let one = End::new((hoas[0], moas[0]), (hoas[1], moas[1]));
         let other = End::new((hoas[1], moas[1]), (hoas[0], moas[0]));

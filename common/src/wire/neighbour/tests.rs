@@ -14,7 +14,7 @@ fn target() -> Address {
     address("2001:db8:2::1234:5678")
 }
 
-/// Whether another library finds the checksum right.
+/// Whether etherparse accepts the checksum.
 fn checksum_is_right(frame: &[u8]) -> bool {
     let packet = SlicedPacket::from_ethernet(frame).unwrap();
     let Some(etherparse::NetSlice::Ipv6(ip)) = &packet.net else {
@@ -31,7 +31,7 @@ fn answer(audience: Audience) -> [u8; FRAME_BYTES] {
     advertisement(&target(), VM, true, &address("fe80::1"), HOST, audience)
 }
 
-/// Mends the checksum of a frame that a test has changed.
+/// Recomputes the checksum of a modified frame.
 fn mended(mut frame: Vec<u8>) -> Vec<u8> {
     frame[56..58].fill(0);
     let length = frame.len() - MESSAGE;

@@ -34,7 +34,7 @@ fn example_is_valid_but_for_its_key() {
     let digits = "5".repeat(64);
     let text = example.replace("<64 hexadecimal digits>", &digits);
     parse(&text).unwrap();
-    // What is commented out is what holds without it.
+    // The lines in comments are the defaults.
     let all = text.replace("\n#", "\n");
     let all: String = all
         .lines()

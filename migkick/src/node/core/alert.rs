@@ -1,9 +1,10 @@
 //! Alerts and echoes between peers.
 //!
-//! An [`Alert`] is repeated until it is acknowledged. Its receiver reads the IMS again, and if the
-//! alert comes from a MoA that it knows already it asks that one by an [`Echo`] at once, so that a
-//! server that is slow or away delays nothing. Only an [`EchoReply`] to a new challenge moves data
-//! to another address, so what is recorded and sent again, from wherever, moves nothing.
+//! The node repeats an [`Alert`] until its acknowledgement. The receiver reads the mapping from the
+//! IMS again. When the alert comes from a MoA that the receiver knows already, the receiver also
+//! sends an [`Echo`] to that MoA at once, so that a slow or absent server causes no delay. Only an
+//! [`EchoReply`] to a new challenge moves data to another address, so a replayed message moves
+//! nothing.
 
 use std::net::{Ipv6Addr, SocketAddrV6};
 use std::time::Duration;
@@ -17,16 +18,16 @@ use super::peer::Peer;
 use super::{Core, Received};
 use common::backoff::Repeat;
 
-/// Addresses of a peer that an alert goes to.
+/// Limit of a peer's addresses that receive an alert.
 const MAX_TARGETS: usize = 4;
-/// Repetitions after which the peer may have moved too, and the IMS is asked where it is.
+/// Repetitions after which the node looks the peer up again, because the peer may have moved too.
 const LOST: u32 = 2;
-/// How long a question of a peer waits for an answer that cannot be given yet.
+/// Longest time that a request of a peer waits for its answer.
 const ASKED: Duration = Duration::from_secs(2);
-/// How long after an address that does not answer.
+/// Pause after an address that does not answer.
 const UNREACHABLE: Duration = Duration::from_secs(2);
 
-/// An alert that is not acknowledged yet.
+/// An alert without acknowledgement.
 #[derive(Debug)]
 pub(super) struct AlertOut {
     sequence: u64,
@@ -34,7 +35,7 @@ pub(super) struct AlertOut {
     repeat: Repeat,
 }
 
-/// An echo that is not answered yet.
+/// An echo without an answer.
 #[derive(Debug)]
 pub(super) struct EchoOut {
     address: Ipv6Addr,
@@ -42,7 +43,7 @@ pub(super) struct EchoOut {
     repeat: Repeat,
 }
 
-/// An alert or echo of the peer.
+/// An alert or echo from the peer.
 #[derive(Debug)]
 pub(super) struct Asked {
     at: Duration,
@@ -84,7 +85,7 @@ impl Core {
                 let listed = peer.has(from);
                 peer.echo_in = Some(asked(0));
                 if listed && peer.to.is_none() {
-                    // The first contact is theirs; their address is verified as any other.
+                    // First contact by the peer: the node verifies the peer's address as usual.
                     self.verify(now, hoa);
                 } else if !listed {
                     self.look_up(now, hoa, Cause::Stranger);
@@ -172,7 +173,7 @@ impl Core {
         peer.verified = true;
         peer.negative = None;
         peer.keepalive = now + keepalive;
-        // It answers those only that it finds in our mapping.
+        // The peer answers only addresses of our mapping.
         if let Some(sequence) = told {
             peer.acknowledge(sequence);
         }
@@ -181,7 +182,7 @@ impl Core {
         }
     }
 
-    /// Asks the desired address of a peer, or the one in use, whether it is there.
+    /// Sends an echo to the desired MoA of a peer, or to the one in use.
     pub(super) fn verify(&mut self, now: Duration, hoa: Ipv6Addr) {
         let transaction = self.entropy.number();
         let first = self.timing.alert.0;
@@ -201,7 +202,7 @@ impl Core {
         self.alert_due(now, hoa);
     }
 
-    /// A server has told where the peer is.
+    /// Handles a mapping of the peer from a server.
     pub(super) fn peer_adopted(&mut self, now: Duration, hoa: Ipv6Addr, changed: bool) {
         let first = self.timing.alert.0;
         let sequence = self.changed_sequence;
@@ -225,7 +226,7 @@ impl Core {
         }
     }
 
-    /// Our mapping has changed: every peer that is in use is to read it.
+    /// Alerts every peer in use, because our mapping has changed.
     pub(super) fn alert_all(&mut self, now: Duration) {
         for peer in self.peers.values_mut().filter(|peer| peer.known.is_some()) {
             peer.alert = Some(AlertOut {
@@ -237,7 +238,7 @@ impl Core {
         self.alerts_due(now);
     }
 
-    /// The same of one peer, unless an alert is under way.
+    /// Alerts one peer, unless an alert is in progress.
     pub(super) fn alert(&mut self, now: Duration, hoa: Ipv6Addr) {
         let alert = AlertOut {
             sequence: self.changed_sequence,
@@ -252,7 +253,7 @@ impl Core {
         }
     }
 
-    /// Answers what a peer has asked, once it can be.
+    /// Answers a peer's alert and echo once that is possible.
     pub(super) fn answer(&mut self, now: Duration, hoa: Ipv6Addr) {
         let Some(peer) = self.peers.get_mut(&hoa) else {
             return;
@@ -286,7 +287,7 @@ impl Core {
         }
     }
 
-    /// Sends what is due to every peer.
+    /// Sends the due messages to every peer.
     pub(super) fn alerts_due(&mut self, now: Duration) {
         let due = |(hoa, peer): (&Ipv6Addr, &Peer)| {
             self.alert_timeout(peer)
@@ -361,9 +362,9 @@ impl Core {
         }
     }
 
-    /// An address does not answer. An address in use stays in use, as another may not be better, and
-    /// so does that of a peer which we have answered: it may send, and what it sends is to be taken,
-    /// or its session would end. A peer without either is given up.
+    /// Handles a MoA that does not answer. A MoA in use stays in use, because another may be no
+    /// better. The same holds for a peer that we have answered: it may send, and the node must
+    /// accept its data to keep the session. The node gives up any other peer.
     fn echo_failed(&mut self, now: Duration, hoa: Ipv6Addr) {
         let taken = self.peers.get(&hoa).is_some_and(|it| it.to.is_some());
         if taken {
@@ -380,7 +381,7 @@ impl Core {
         alert.into_iter().chain(echo).chain(keepalive).min()
     }
 
-    /// Sends a message to a peer.
+    /// Seals and sends a message to a peer.
     pub(super) fn tell(
         &mut self,
         hoa: Ipv6Addr,

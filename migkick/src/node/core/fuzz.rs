@@ -1,4 +1,4 @@
-//! A node, and servers, peers and strangers that say anything.
+//! A node among servers, peers and strangers that send anything.
 
 use std::collections::VecDeque;
 use std::net::{Ipv6Addr, SocketAddrV6};
@@ -16,13 +16,13 @@ use common::signal::MAX_DATAGRAM_BYTES;
 
 use super::*;
 
-/// Longest life of a node, inputs.
+/// Limit of inputs per run.
 const INPUTS: usize = 80;
-/// Most outputs of one input.
+/// Limit of outputs per input.
 const MAX_OUTPUTS: usize = 512;
-/// Most calls at one time.
+/// Limit of calls at one time.
 const MAX_CALLS: u32 = 16;
-/// Questions of the node that may be answered.
+/// Transactions of the node that an input may answer.
 const REMEMBERED: usize = 8;
 const NODE_KEY: Key = Key([3; KEY_BYTES]);
 const PAIR_KEY: Key = Key([5; KEY_BYTES]);
@@ -31,11 +31,11 @@ const EPOCH_MS: u64 = 1_800_000_000_000;
 struct World {
     core: Core,
     now: Duration,
-    /// Transactions of the node.
+    /// Last transactions of the node.
     asked: VecDeque<u64>,
 }
 
-/// A node's life.
+/// Runs a node over the inputs.
 pub(crate) fn run(bytes: &[u8]) {
     let mut input = Unstructured::new(bytes);
     let identity = Identity {
@@ -69,7 +69,7 @@ pub(crate) fn run(bytes: &[u8]) {
         }
         world.settle();
     }
-    // Nobody answers, and nothing is sent any more.
+    // Nobody answers, and nobody sends any more.
     world.pass(Duration::from_secs(300));
     assert_eq!(world.core.held, 0, "frames are held for ever");
     assert!(world.core.peers.is_empty(), "{:?}", world.core.peers);
@@ -122,7 +122,7 @@ impl World {
         let end = self.now + time;
         let mut calls = 0;
         while let Some(due) = self.core.poll_timeout().filter(|due| *due <= end) {
-            // What is done may have something else due at once, but not for ever.
+            // One timer may make another due at once, but not for ever.
             calls = if due > self.now { 0 } else { calls + 1 };
             assert!(calls < MAX_CALLS, "what is due is not done");
             self.now = self.now.max(due);

@@ -1,8 +1,8 @@
-//! Where peers are: questions to the nearest server that answers, then to the next.
+//! Mappings of peers: requests to the nearest server that answers, then to the next.
 //!
-//! "No such node" is believed when every server that answers says so, for a replica may not have an
-//! update yet; a mapping older than a known one is not believed at all. While no server answers, what
-//! is known stays in use.
+//! A replica may lack an update, so the node believes "no such node" only when every answering
+//! server says so, and never accepts a mapping older than a known one. While no server answers,
+//! known mappings stay in use.
 
 use std::net::{Ipv6Addr, SocketAddrV6};
 use std::time::Duration;
@@ -15,24 +15,24 @@ use super::Core;
 use super::peer::Peer;
 use super::registration::same_host;
 
-/// Shortest distance of two lookups of a peer.
+/// Shortest interval between lookups of a peer.
 const DISTANCE: Duration = Duration::from_millis(50);
-/// Shortest distance of two lookups of a peer for the sake of what it need not have sent.
+/// Shortest interval between lookups of a peer on unauthenticated messages.
 const STRANGER_DISTANCE: Duration = Duration::from_secs(1);
-/// Shortest lifetime that is believed, so that no server makes the node busy.
+/// Shortest lifetime that the node accepts, so that no server keeps the node busy.
 const MIN_LIFETIME: Duration = Duration::from_secs(5);
-/// How often the servers are asked for a sequence that the peer names and they do not know.
+/// Lookups for a sequence number that a peer names and the servers do not have yet.
 const MAX_REREADS: u32 = 8;
-/// How long after no server has answered.
+/// Pause after a lookup without any answer.
 const FAILED: Duration = Duration::from_secs(2);
 
-/// A mapping that a server has told.
+/// A mapping from a server.
 #[derive(Clone, Debug)]
 pub(super) struct Known {
     pub(super) sequence: u64,
-    /// MoAs with their priorities, the first to use in front.
+    /// MoAs with their priorities, first choice first.
     pub(super) moas: Vec<(Ipv6Addr, u8)>,
-    /// When it was told.
+    /// Time of the answer.
     pub(super) read: Duration,
     refresh: Duration,
     expires: Duration,
@@ -44,37 +44,37 @@ impl Known {
     }
 }
 
-/// A lookup under way.
+/// A lookup in progress.
 #[derive(Debug)]
 pub(super) struct Lookup {
-    /// Servers, the nearest first.
+    /// Servers, nearest first.
     order: Vec<usize>,
-    /// How many have been asked; more than there are when it goes round again.
+    /// Number of requests; exceeds the number of servers in the second round.
     asked: usize,
     transaction: u64,
     sent: Duration,
-    /// When the next one is asked.
+    /// When to ask the next server.
     next: Duration,
     deadline: Duration,
-    /// Servers that know no such node, and how long they say so.
+    /// Lifetime of the answer "no such node", once a server has given that answer.
     negative: Option<Duration>,
 }
 
-/// Who makes a lookup necessary.
+/// Reason for a lookup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cause {
-    /// An application here, or what is in use.
+    /// An application of this node, or a peer in use.
     Own,
-    /// A message that its peer has authenticated as new.
+    /// A new message that the peer has authenticated.
     Peer,
-    /// A message that may be recorded or made up.
+    /// A message that may be replayed or forged.
     Stranger,
-    /// The same, and its rate is looked after already.
+    /// As `Stranger`, with the rate limit applied already.
     Counted,
 }
 
 impl Core {
-    /// Begins a lookup, unless one is under way or was just now.
+    /// Begins a lookup, unless one is in progress or has just ended.
     pub(super) fn look_up(&mut self, now: Duration, hoa: Ipv6Addr, cause: Cause) {
         let Some(peer) = self.peers.get_mut(&hoa) else {
             return;
@@ -117,7 +117,7 @@ impl Core {
         self.peers.get_mut(&hoa)?.lookup.as_mut()
     }
 
-    /// Asks the next server, if it is time.
+    /// Sends the request to the next server when due.
     fn ask_next(&mut self, now: Duration, hoa: Ipv6Addr) {
         let transaction = self.entropy.number();
         let (least, most) = self.timing.lookup;
@@ -154,7 +154,7 @@ impl Core {
         self.ask(active.moa, to, transaction, &LookupRequest { hoa }.into());
     }
 
-    /// No server has answered in time, or none but such as know nothing.
+    /// Handles a lookup without an answer in time, or with negative answers only.
     fn lookup_failed(&mut self, now: Duration, hoa: Ipv6Addr) {
         let Some(peer) = self.peers.get_mut(&hoa) else {
             return;
@@ -168,7 +168,8 @@ impl Core {
                 let failed = ttl.is_none();
                 self.counters.lookups_failed += u64::from(failed);
                 self.unreachable(now, hoa, ttl.unwrap_or(FAILED));
-                // An alert, an echo or a new frame may ask again as soon as it is believed no more.
+                // An alert, an echo or a new frame may repeat the lookup once the negative answer
+                // expires.
                 if !failed && let Some(peer) = self.peers.get_mut(&hoa) {
                     peer.lookup_after = now + DISTANCE;
                 }
@@ -212,7 +213,8 @@ impl Core {
         peer.key = Some(Key(*reply.pair_key));
         let lifetime = Duration::from_secs(reply.lifetime_s.into());
         let known = peer.known.as_ref();
-        // Not older than what is known, unless that was long ago: a node may have begun anew.
+        // At least as new as the known mapping, unless that one is old: a node may have started
+        // again.
         let fresh = |mapping: &Mapping| {
             known.is_none_or(|it| mapping.sequence >= it.sequence || now >= it.expires)
         };
@@ -228,7 +230,7 @@ impl Core {
                     let ttl = lifetime.clamp(Duration::from_secs(1), self.timing.negative);
                     lookup.negative = Some(lookup.negative.map_or(ttl, |it| it.min(ttl)));
                 }
-                // It has answered, so it is not counted as silent when the next one is asked.
+                // The server has answered, so the next request does not count it as silent.
                 lookup.next = now;
                 let over = lookup.asked >= lookup.order.len();
                 if over {
@@ -273,7 +275,7 @@ impl Core {
             expires: now + lifetime,
         });
         if changed {
-            // An alert may be ahead of the servers, so the same mapping once more decides nothing.
+            // An alert may be ahead of the servers, so the same mapping again decides nothing.
             peer.desired = Some(desired);
         }
         if mapping.sequence >= peer.wanted {
@@ -284,7 +286,8 @@ impl Core {
         self.peer_adopted(now, hoa, changed);
     }
 
-    /// The servers do not know yet what the peer says: they are asked again, less and less often.
+    /// Schedules another lookup for a mapping that the servers do not have yet, at growing
+    /// intervals.
     fn reread_later(&mut self, now: Duration, hoa: Ipv6Addr) {
         let Some(peer) = self.peers.get_mut(&hoa) else {
             return;
@@ -300,7 +303,8 @@ impl Core {
         }
     }
 
-    /// A HoA is no MoA: data to it would be translated again.
+    /// Whether an address may be a MoA. A HoA may not: the data path would translate its packets
+    /// again.
     fn may_be_moa(&self, moa: Ipv6Addr) -> bool {
         !(moa.is_unspecified()
             || moa.is_loopback()
@@ -311,7 +315,7 @@ impl Core {
             || self.own().iter().any(|it| it.moa == moa))
     }
 
-    /// Asks the next servers, and again for what is in use or behind.
+    /// Continues the lookups in progress, and starts those for peers in use or behind.
     pub(super) fn lookups_due(&mut self, now: Duration) {
         let due = |(hoa, peer): (&Ipv6Addr, &Peer)| {
             self.lookup_timeout(peer)
@@ -324,7 +328,7 @@ impl Core {
             if begun {
                 self.ask_next(now, hoa);
             } else {
-                // What is in use goes before new peers, so it is not limited with them.
+                // Peers in use precede new peers, so the rate limit of new peers does not apply.
                 self.look_up(now, hoa, Cause::Counted);
             }
         }

@@ -1,4 +1,4 @@
-//! A move: the new MoA stands by, then the VM arrives and the MoAs change places.
+//! A migration: the new MoA stands by; when the VM arrives, the MoAs change places.
 //!
 //! ```text
 //!           prepare()          ready()           announcement
@@ -7,10 +7,10 @@
 //!                                           +------> Checking -----------+ answer to the new MoA
 //! ```
 //!
-//! The announcement is the guest kernel's own (NOTIFY_PEERS), so it counts at once. A hint is what
-//! anybody on the link could have sent: an answer of DstAgent to the probe, or the agent's word that
-//! the VM is there. It counts once a server or a peer has answered, sealed, at the new MoA: that
-//! address is routed to the destination only.
+//! The announcement comes from the guest's own kernel (NOTIFY_PEERS), so it proves the arrival. A
+//! hint is a message that any node on the link could have sent: DstAgent's answer to the probe, or
+//! the agent's report of the arrival. A hint counts after a server or a peer has answered with a
+//! sealed message at the new MoA, because routers deliver that address to the destination only.
 
 use std::net::Ipv6Addr;
 use std::time::Duration;
@@ -19,35 +19,35 @@ use common::mat::message::{Echo, LookupRequest};
 
 use super::{Core, MoveStage, Output, Place};
 
-/// Peers that are asked, beside the servers, whether the VM has arrived.
+/// Peers that receive a check, besides the servers.
 const CHECK_PEERS: usize = 4;
-/// Answers that are waited for; older ones come too late anyway.
+/// Limit of outstanding checks; answers to older checks would be too late.
 const MAX_CHECKS: usize = 64;
 
-/// A move under way.
+/// A migration in progress.
 #[derive(Debug)]
 pub(super) struct Move {
     pub(super) stage: MoveStage,
-    /// What is still sent from the old address is translated at the destination, so nothing is sent to
-    /// peers that do not know the new one.
+    /// Whether the destination translates packets from the old address. If so, peers that do not
+    /// know the new address receive nothing.
     translates: bool,
-    /// Transactions of the checks.
+    /// Transactions of the outstanding checks.
     checks: Vec<u64>,
     next_check: Duration,
 }
 
 impl Core {
-    /// Where the node is.
+    /// Returns the active place.
     pub(crate) fn active(&self) -> Option<Place> {
         self.active
     }
 
-    /// How far the move is; `None` before and after.
+    /// Returns the stage of the migration; `None` before and after.
     pub(crate) fn stage(&self) -> Option<MoveStage> {
         self.movement.as_ref().map(|it| it.stage)
     }
 
-    /// A move begins: `standby` has been set up on the idle NIC. An earlier one is off.
+    /// Begins a migration: `standby` is configured on the idle NIC. Ends an earlier migration.
     pub(crate) fn prepare(&mut self, now: Duration, standby: Place) {
         self.left.retain(|left| left.place.moa != standby.moa);
         self.standby = Some(standby);
@@ -60,9 +60,9 @@ impl Core {
         self.changed(now);
     }
 
-    /// From now on the VM may find itself at the destination. Returns whether what it sends there
-    /// from its old address may be translated to come from the new one: all peers in use know that
-    /// one. The others get nothing before they do, from then on.
+    /// From now on the VM may wake up at the destination. Returns whether the destination may
+    /// translate packets from the VM's old address: all peers in use know the new one. From then
+    /// on, other peers receive nothing until they know the new address.
     pub(crate) fn ready(&mut self, now: Duration) -> bool {
         let known = self.is_known(now);
         let (Some(movement), Some(standby)) = (&mut self.movement, self.standby) else {
@@ -80,7 +80,7 @@ impl Core {
         true
     }
 
-    /// Whether all peers in use know the address that stands by.
+    /// Whether all peers in use know the standby address.
     pub(crate) fn is_known(&self, now: Duration) -> bool {
         let Some(standby) = self.standby else {
             return false;
@@ -91,13 +91,13 @@ impl Core {
             .all(|it| self.knows(it, standby.moa) || now >= it.sent_at.max(it.heard_at) + in_use)
     }
 
-    /// Where what is sent may come out: translated, at the destination.
+    /// Returns the place at the destination that packets appear from when translated.
     pub(super) fn translated_to(&self) -> Option<Place> {
         let translates = self.movement.as_ref().is_some_and(|it| it.translates);
         self.standby.filter(|_| translates)
     }
 
-    /// The kernel has announced the VM on its new link.
+    /// Handles the kernel's announcement of the VM on its new link.
     pub(crate) fn handle_announcement(&mut self, now: Duration) {
         if self
             .stage()
@@ -107,7 +107,7 @@ impl Core {
         }
     }
 
-    /// It seems that the VM has arrived.
+    /// Handles a hint that the VM has arrived.
     pub(crate) fn handle_hint(&mut self, now: Duration) {
         if let Some(movement) = &mut self.movement
             && movement.stage == MoveStage::Ready
@@ -119,7 +119,7 @@ impl Core {
         }
     }
 
-    /// The move is off; all is as it was. Nothing happens if the VM has arrived.
+    /// Aborts the migration and restores the former state. Does nothing after the arrival.
     pub(crate) fn abort(&mut self, now: Duration) {
         if self.movement.take().is_some() {
             self.standby = None;
@@ -141,7 +141,7 @@ impl Core {
         self.candidate = None;
         let released = self.hold_unaware(now, place);
         let old = self.active.replace(place);
-        // First of all: until then what is sent is lost.
+        // First, because packets sent before the switch are lost.
         self.outputs.push_back(Output::SetActive(place));
         self.settle_all(now, released);
         self.outputs.push_back(Output::Join);
@@ -150,14 +150,14 @@ impl Core {
         }
         self.outputs.push_back(Output::PathChanged);
         for server in &mut self.servers {
-            // Another one may be the nearest here.
+            // Another server may be the nearest at the destination.
             server.round_trip = None;
             server.silent = 0;
         }
         self.changed(now);
     }
 
-    /// Whether that answers a check; if it came to the new MoA, the VM has arrived.
+    /// Whether a message answers a check; an answer at the new MoA proves the arrival.
     pub(super) fn handle_check(
         &mut self,
         now: Duration,

@@ -1,4 +1,4 @@
-//! What is known of a peer, and the frames that wait for it.
+//! State of a peer, and the frames that wait for it.
 
 use std::collections::VecDeque;
 use std::net::Ipv6Addr;
@@ -11,50 +11,50 @@ use super::lookup::{Cause, Known, Lookup};
 use super::{Core, MAX_HELD, MAX_HELD_BYTES, MAX_PEERS, Output, PeerState, PeerStatus, Received};
 use common::rate::Bucket;
 
-/// Most datagrams kept until the key that opens them is known.
+/// Limit of datagrams that wait for the key of their peer.
 const MAX_WAITING: usize = 4;
 
-/// A peer, known or not.
+/// State of a peer, known or unknown.
 #[derive(Debug)]
 pub(super) struct Peer {
-    /// Key between it and us, once a server has told.
+    /// Pair key, once a server has sent it.
     pub(super) key: Option<Key>,
-    /// Its mapping.
+    /// Mapping of the peer.
     pub(super) known: Option<Known>,
-    /// There is no such node, until then.
+    /// Expiry of the answer "no such node".
     pub(super) negative: Option<Duration>,
-    /// Where data goes.
+    /// MoA that data goes to.
     pub(super) to: Option<Ipv6Addr>,
     /// Whether `to` has answered an echo.
     pub(super) verified: bool,
-    /// Where data should go.
+    /// MoA that data should go to.
     pub(super) desired: Option<Ipv6Addr>,
-    /// The data path has an entry of an earlier run.
+    /// Whether the data path has an entry of an earlier run.
     adopted: bool,
-    /// What the data path has been told: where data goes unless it is held, and where it comes from.
+    /// Entry of the data path: destination of the data unless held, and sources.
     shown: Option<(Option<Ipv6Addr>, Vec<Ipv6Addr>)>,
-    /// Sequence that it has to acknowledge before data is sent to it.
+    /// Sequence number that the peer must acknowledge before it receives data.
     pub(super) holds: Option<u64>,
     pub(super) lookup: Option<Lookup>,
-    /// No lookup before.
+    /// Earliest time of the next lookup.
     pub(super) lookup_after: Duration,
-    /// Sequence that the peer itself has named, and how often the servers did not know it yet.
+    /// Sequence number that the peer has named, and the number of lookups that did not find it.
     pub(super) wanted: u64,
     pub(super) rereads: u32,
-    /// No lookup for an unknown sender before.
+    /// Earliest time of the next lookup on an unauthenticated message.
     pub(super) stranger_after: Duration,
     pub(super) echo: Option<EchoOut>,
-    /// Alert and echo of the peer that are to be answered.
+    /// Unanswered alert and echo from the peer.
     pub(super) alert_in: Option<Asked>,
     pub(super) echo_in: Option<Asked>,
     pub(super) alert: Option<AlertOut>,
-    /// Our sequence that it has acknowledged.
+    /// Sequence number of our mapping that the peer has acknowledged.
     pub(super) acknowledged: u64,
     pub(super) answers: Bucket,
     waiting: Vec<Received>,
     held: VecDeque<(Duration, Vec<u8>)>,
     held_bytes: usize,
-    /// When there was data last, and when it last asked for us.
+    /// Time of the last data to the peer, and of its last request.
     pub(super) sent_at: Duration,
     pub(super) heard_at: Duration,
     pub(super) keepalive: Duration,
@@ -62,14 +62,14 @@ pub(super) struct Peer {
     bytes: u64,
 }
 
-/// How the data path has used a peer.
+/// Usage of a peer by the data path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Used {
-    /// Packets sent to it.
+    /// Packets sent to the peer.
     pub(crate) packets: u64,
-    /// Bytes sent to it.
+    /// Bytes sent to the peer.
     pub(crate) bytes: u64,
-    /// Since the last one to it or from it.
+    /// Time since the last packet in either direction.
     pub(crate) idle: Option<Duration>,
 }
 
@@ -107,29 +107,30 @@ impl Peer {
         }
     }
 
-    /// Whether it knows our mapping of that sequence, or does not care.
+    /// Whether the peer knows our mapping of that sequence number, or needs none.
     pub(super) fn has_acknowledged(&self, sequence: u64) -> bool {
         self.to.is_none() || self.acknowledged >= sequence
     }
 
-    /// It knows our mapping of that sequence.
+    /// Records that the peer knows our mapping of that sequence number.
     pub(super) fn acknowledge(&mut self, sequence: u64) {
         self.acknowledged = self.acknowledged.max(sequence);
         self.holds = self.holds.filter(|holds| sequence < *holds);
     }
 
-    /// Whether data goes to it: it has answered an echo, as it does once it takes what comes from us.
-    /// That it has asked us says nothing of the kind: it takes nothing before it has our answer.
+    /// Whether data goes to the peer: it has answered an echo, which a peer does once it accepts
+    /// our data. A request of the peer proves nothing, because the peer accepts data only after our
+    /// answer.
     fn sends(&self) -> bool {
         self.verified && self.holds.is_none()
     }
 
-    /// Until when it is kept that nothing is sent to, and nothing is heard of.
+    /// Time until which the node keeps a peer without traffic.
     fn kept_until(&self, idle: Duration) -> Duration {
         (self.sent_at + idle).max(self.heard_at + idle * 2)
     }
 
-    /// Whether its mapping has that address.
+    /// Whether the peer's mapping has the address.
     pub(super) fn has(&self, address: Ipv6Addr) -> bool {
         self.known.as_ref().is_some_and(|known| known.has(address))
     }
@@ -149,7 +150,7 @@ impl Peer {
 }
 
 impl Core {
-    /// Takes a frame to a peer that the data path has no entry for.
+    /// Handles a frame to a peer without an entry in the data path.
     pub(crate) fn handle_held(&mut self, now: Duration, hoa: Ipv6Addr, frame: Vec<u8>) {
         if !self.is_peer(hoa) || hoa.is_multicast() {
             self.counters.not_peers += 1;
@@ -193,7 +194,7 @@ impl Core {
         }
     }
 
-    /// Takes how the data path has used its peers. One that is not known here is of an earlier run.
+    /// Handles the data path's usage of the peers. An unknown peer has an entry of an earlier run.
     pub(crate) fn handle_usage(&mut self, now: Duration, used: &[(Ipv6Addr, Used)]) {
         for (hoa, used) in used {
             let is_new = !self.peers.contains_key(hoa);
@@ -214,7 +215,7 @@ impl Core {
         }
     }
 
-    /// Keeps a datagram until its key is known, and asks for that.
+    /// Keeps a datagram until its key is known, and starts a lookup for the key.
     pub(super) fn keep_for_key(&mut self, now: Duration, hoa: Ipv6Addr, received: Received) {
         let known = self.peers.contains_key(&hoa);
         if !known && !self.foreign_lookups.take(now) || !self.admit(now, hoa, true) {
@@ -236,7 +237,8 @@ impl Core {
         self.look_up(now, hoa, cause);
     }
 
-    /// Makes room for a peer. Strangers get half of it at most.
+    /// Makes room for a peer. Peers known only from unauthenticated messages get at most half of
+    /// the room.
     fn admit(&mut self, now: Duration, hoa: Ipv6Addr, foreign: bool) -> bool {
         if self.peers.contains_key(&hoa) {
             return true;
@@ -254,7 +256,7 @@ impl Core {
         true
     }
 
-    /// Opens what waited for the key.
+    /// Handles the datagrams that waited for the key.
     pub(super) fn key_known(&mut self, now: Duration, hoa: Ipv6Addr) {
         let waiting = self
             .peers
@@ -267,13 +269,13 @@ impl Core {
 
     pub(super) fn refuse(&mut self, now: Duration, frame: Vec<u8>) {
         self.counters.refused += 1;
-        // RFC 4443 §2.4 (f): errors are limited.
+        // RFC 4443 §2.4 (f): a node must limit the rate of errors.
         if self.refusals.take(now) {
             self.outputs.push_back(Output::Refuse(frame));
         }
     }
 
-    /// The peer cannot be reached: what waits for it is told so.
+    /// Handles an unreachable peer: answers the waiting frames with errors.
     pub(super) fn unreachable(&mut self, now: Duration, hoa: Ipv6Addr, ttl: Duration) {
         let Timings { idle, .. } = self.timings();
         let Some(peer) = self.peers.get_mut(&hoa) else {
@@ -281,7 +283,7 @@ impl Core {
         };
         peer.negative = Some(now + ttl);
         if now >= peer.kept_until(idle) {
-            // What its last alert has told of is not looked for for ever.
+            // The node stops searching the mapping of the last alert at some point.
             peer.wanted = 0;
         }
         peer.known = None;
@@ -311,14 +313,15 @@ impl Core {
         held
     }
 
-    /// Brings the data path to what is known of a peer, and answers what can be answered now.
+    /// Updates the data path to the state of a peer, and sends the answers that have become
+    /// possible.
     pub(super) fn settle(&mut self, now: Duration, hoa: Ipv6Addr) {
         let source_told = self.source_told();
         let Some(peer) = self.peers.get_mut(&hoa) else {
             return;
         };
-        // A peer that speaks from where the servers say it is may be answered before its echo, and
-        // what it sends is taken.
+        // The node may answer, and accept data from, a peer that speaks from a MoA of its mapping,
+        // before that MoA has answered an echo.
         let speaks = peer.echo_in.as_ref().map(|it| it.from);
         if peer.to.is_none() && speaks.is_some() && speaks == peer.desired {
             peer.to = peer.desired;
@@ -327,7 +330,7 @@ impl Core {
             return;
         };
         if peer.holds.is_none() {
-            // A peer that is new during a move, or since, may have read a mapping from before it.
+            // A peer that is new since the migration began may have read an older mapping.
             peer.holds = source_told.filter(|told| !peer.has_acknowledged(*told));
         }
         let mut from: Vec<Ipv6Addr> = known.moas.iter().map(|(moa, _)| *moa).collect();
@@ -358,14 +361,14 @@ impl Core {
         }
     }
 
-    /// Settles several peers.
+    /// Settles each of the peers.
     pub(super) fn settle_all(&mut self, now: Duration, peers: Vec<Ipv6Addr>) {
         for hoa in peers {
             self.settle(now, hoa);
         }
     }
 
-    /// Drops held frames that are too old, and peers that nobody needs.
+    /// Drops held frames that are too old, and unused peers.
     pub(super) fn peers_due(&mut self, now: Duration) {
         let Timings { hold, idle } = self.timings();
         let mut over = Vec::new();

@@ -1,10 +1,11 @@
-//! Which of our addresses is active, and what becomes of those that were.
+//! Choice of the active address, and the fate of former addresses.
 //!
-//! A peer that gets data from an address that it does not know takes it for somebody else's, and its
-//! kernel answers a segment of an unknown connection by a reset, which would end the session. So nothing
-//! is sent to a peer from an address before it has acknowledged a mapping that has it: where the old
-//! address still works, it is used until then, else the peer's data is held. An answer to an echo from
-//! that address is as good, but one to an older address is not: it may come after the switch.
+//! A peer takes data from an unknown address for another node's, and its kernel resets the unknown
+//! connection, which ends the session. The node therefore sends a peer nothing from an address
+//! before the peer has acknowledged a mapping with that address. Until then the node uses the old
+//! address while it works, and otherwise holds the peer's data. An answer to an echo from the new
+//! address counts as an acknowledgement. An answer to an older address does not, because that
+//! answer may arrive after the switch.
 
 use std::net::Ipv6Addr;
 use std::time::Duration;
@@ -14,29 +15,29 @@ use common::mat::neutral::is_neutral;
 use super::peer::Peer;
 use super::{Core, MAX_REPLACED, MoveStage, NicState, Output, Place, Saved};
 
-/// An address that a move has left.
+/// A place that a migration has left.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Left {
     pub(super) place: Place,
-    /// What comes to it is forwarded at least until then.
+    /// End of forwarding: packets to the place arrive at least until this time.
     until: Duration,
-    /// Peers know it no longer than until then, whatever they have acknowledged.
+    /// Latest time at which a peer still knows the place, acknowledged or not.
     at_most: Duration,
-    /// Sequence without it in first place.
+    /// Sequence number of the first mapping where the place has not priority 1.
     sequence: u64,
-    /// The address stays on its NIC when all of this is over.
+    /// Whether the address stays on its NIC afterwards.
     stays: bool,
 }
 
 impl Core {
-    /// Takes what the last run has saved: the active address of then is preferred.
+    /// Restores the state of the last run; prefers its active address.
     pub(super) fn restore(&mut self, saved: Saved) {
-        // The NIC is not known before the first list of NICs; 0 is none.
+        // The first list of NICs supplies the interface index.
         let place = |moa| Place { ifindex: 0, moa };
         self.active = saved.moa.map(place);
     }
 
-    /// Takes the NICs that are up, with the addresses that are usable, in order of preference.
+    /// Handles the list of NICs that are up, with usable addresses, in order of preference.
     pub(crate) fn handle_nics(&mut self, now: Duration, nics: Vec<NicState>) {
         if self.nics == nics && self.active.is_none_or(|it| it.ifindex != 0) {
             return;
@@ -60,7 +61,7 @@ impl Core {
             return self.candidate_due(now);
         }
         self.active = best;
-        // An address that comes into use again is left no more.
+        // An address in use again no longer counts as left.
         self.left.retain(|left| Some(left.place) != best);
         if let Some(place) = best {
             let released = self.hold_unaware(now, place);
@@ -76,14 +77,14 @@ impl Core {
         all.any(|it| it == place)
     }
 
-    /// Whether a peer knows a mapping with that address, or does not care.
+    /// Whether a peer knows a mapping with the address, or needs none.
     pub(super) fn knows(&self, peer: &Peer, moa: Ipv6Addr) -> bool {
         let told = self.told.get(&moa);
         peer.to.is_none() || told.is_some_and(|told| peer.has_acknowledged(*told))
     }
 
-    /// Sequence that a peer must know before anything is sent to it: the first mapping with the address
-    /// that it comes from.
+    /// Sequence number that a peer must know before it receives data: the first mapping with the
+    /// source address of the data.
     pub(super) fn source_told(&self) -> Option<u64> {
         let source = self.translated_to().or(self.active)?;
         self.told.get(&source.moa).copied()
@@ -93,8 +94,9 @@ impl Core {
         self.peers.values().all(|it| self.knows(it, moa))
     }
 
-    /// Makes the better place the active one, once all peers know it. The old one is taken for as long
-    /// as after a move. Not during a move: the agents were told which address the VM leaves.
+    /// Activates the candidate once all peers know it. The node keeps receiving at the old place as
+    /// long as after a migration. Waits during a migration, because the agents know which address
+    /// the VM leaves.
     pub(super) fn candidate_due(&mut self, now: Duration) {
         if self.movement.is_some() {
             return;
@@ -116,10 +118,10 @@ impl Core {
         self.changed(now);
     }
 
-    /// Holds what is for peers that do not know yet that it will come from that place. Returns the
-    /// peers for which nothing is held any more, to be settled once it does.
+    /// Holds data for peers that do not know `place` yet. Returns the peers that hold nothing any
+    /// more; the caller settles them after the switch.
     pub(super) fn hold_unaware(&mut self, now: Duration, place: Place) -> Vec<Ipv6Addr> {
-        // With the next mapping, if it is in none yet.
+        // The sequence number of the next mapping, for a place without one.
         let next = self.sequence + 1;
         let told = self.told.get(&place.moa).copied().unwrap_or(next);
         let (mut unaware, mut released) = (Vec::new(), Vec::new());
@@ -136,7 +138,7 @@ impl Core {
         released
     }
 
-    /// Notes which own addresses are in the mapping of the present sequence for the first time.
+    /// Notes the own addresses that the current mapping has for the first time.
     pub(super) fn note_told(&mut self) {
         let own = self.own();
         self.told
@@ -164,8 +166,8 @@ impl Core {
         }
     }
 
-    /// The active place where it still is usable, else the next best; a neutral address rather than
-    /// another one of the same NIC.
+    /// Returns the active place while it is usable, else the next best; prefers a neutral address
+    /// among those of a NIC.
     fn best(&self) -> Option<Place> {
         let is_free = |place: &Place| Some(place.moa) != self.standby.map(|it| it.moa);
         let neutral = |place: &Place| is_neutral(place.moa.octets(), self.identity.hoa.octets());
@@ -186,7 +188,7 @@ impl Core {
                 _ => Some(*active),
             };
         }
-        // Where nothing else is there, an address that was left may do.
+        // A place that was left is the last choice.
         let rank = |place: &&Place| (self.is_left(place.moa), !neutral(place));
         usable.iter().min_by_key(rank).copied()
     }
@@ -195,7 +197,7 @@ impl Core {
         self.left.iter().any(|left| left.place.moa == moa)
     }
 
-    /// All own addresses that take data.
+    /// Returns all own addresses that receive data.
     pub(crate) fn own(&self) -> Vec<Place> {
         let left = self.left.iter().map(|left| left.place);
         self.active
@@ -206,7 +208,7 @@ impl Core {
             .collect()
     }
 
-    /// Leaves a place, as a move has brought the node elsewhere.
+    /// Leaves a place after a migration.
     pub(super) fn leave(&mut self, now: Duration, place: Place) {
         self.left.retain(|left| left.place.moa != place.moa);
         self.left.push(self.left_now(now, place));
@@ -223,7 +225,7 @@ impl Core {
         }
     }
 
-    /// Forgets what was left, once nobody sends to it.
+    /// Forgets a place that no peer sends to.
     pub(super) fn place_due(&mut self, now: Duration) {
         let settled = |left: &Left| {
             let peers = || {
@@ -246,7 +248,7 @@ impl Core {
     }
 
     pub(super) fn place_timeout(&self) -> Option<Duration> {
-        // An acknowledgement that comes later is itself an input, after which this is asked again.
+        // A later acknowledgement is an input, after which the caller polls again.
         let due = |left: &Left| {
             let peers = || {
                 self.peers

@@ -1,9 +1,9 @@
-//! Registration at the servers: each on its own, all with one sequence.
+//! Registration of the node's mapping: each server separately, all with the same sequence number.
 //!
-//! Every change of the MoAs, and every refresh, has a new sequence, which goes to all servers until
-//! each has taken it. What a server knows better corrects us: its sequence, if ours is old, and its
-//! time. The time is that of the node's start plus the monotonic clock, so that a clock that is set
-//! changes nothing.
+//! Every change of the MoAs and every refresh has a new sequence number. The node repeats the
+//! update at each server until that server accepts it. A server corrects the node's sequence number
+//! when it is old, and the node's clock. The clock is the time of the node's start plus the
+//! monotonic clock, so setting the system clock changes nothing.
 
 use std::net::{Ipv6Addr, SocketAddrV6};
 use std::time::Duration;
@@ -14,27 +14,27 @@ use common::mat::message::{MatMessage, Moa, Outcome, UpdateReply, UpdateRequest}
 use super::{Core, Output, Place, Saved, ServerState, ServerStatus};
 use common::backoff::Repeat;
 
-/// Shortest lifetime that is believed, so that no server makes the node busy.
+/// Shortest lifetime that the node accepts, so that no server keeps the node busy.
 const MIN_LIFETIME: Duration = Duration::from_secs(10);
 
-/// A server, as the node knows it.
+/// State of one server.
 #[derive(Debug)]
 pub(super) struct Server {
     pub(super) address: SocketAddrV6,
-    /// Smoothed round trip.
+    /// Smoothed round-trip time.
     pub(super) round_trip: Option<Duration>,
-    /// Questions in a row without an answer.
+    /// Unanswered requests in a row.
     pub(super) silent: u32,
-    /// Sequence that it has taken.
+    /// Sequence number that the server has accepted.
     acknowledged: u64,
-    /// When what it has must be refreshed.
+    /// When to refresh the server's mapping.
     refresh: Option<Duration>,
     repeat: Repeat,
-    /// Update on its way.
+    /// Outstanding update.
     pending: Option<Pending>,
-    /// Server's time at our time zero, milliseconds.
+    /// Server's clock at the node's time zero, milliseconds.
     epoch_ms: u64,
-    /// Corrections since it took an update; the first is followed at once.
+    /// Corrections since the last accepted update; the node follows the first one at once.
     corrections: u32,
     outcome: Option<Outcome>,
 }
@@ -62,7 +62,7 @@ impl Server {
         }
     }
 
-    /// It has answered a question that was sent then.
+    /// Records an answer to a request of time `sent`.
     pub(super) fn answered(&mut self, now: Duration, sent: Duration) {
         let sample = now.saturating_sub(sent);
         self.silent = 0;
@@ -91,7 +91,7 @@ impl Server {
 }
 
 impl Core {
-    /// Whether any server has the newest update.
+    /// Whether any server has accepted the newest update.
     pub(super) fn is_registered(&self) -> bool {
         let mut servers = self.servers.iter();
         servers.any(|it| it.acknowledged >= self.changed_sequence)
@@ -102,7 +102,7 @@ impl Core {
         servers.map(|it| it.status(self.sequence)).collect()
     }
 
-    /// The mapping has changed: all servers and all peers are to know.
+    /// Handles a change of the mapping: updates all servers and alerts all peers.
     pub(super) fn changed(&mut self, now: Duration) {
         self.sequence += 1;
         self.changed_sequence = self.sequence;
@@ -113,7 +113,8 @@ impl Core {
         self.alert_all(now);
     }
 
-    /// Asks all servers that have that sequence at once; others go on as they did.
+    /// Makes the update due at all servers with that sequence number; the others keep their
+    /// schedule.
     fn ask_all(&mut self, now: Duration, acknowledged: u64) {
         let servers = self.servers.iter_mut();
         for server in servers.filter(|it| it.acknowledged >= acknowledged) {
@@ -149,7 +150,7 @@ impl Core {
         moas
     }
 
-    /// Sends the updates that are due.
+    /// Sends the due updates.
     pub(super) fn update_due(&mut self, now: Duration) {
         let refresh = self.servers.iter().filter_map(|it| it.refresh).min();
         if refresh.is_some_and(|at| now >= at) {
@@ -237,7 +238,7 @@ impl Core {
         self.counters.updates_refused += 1;
         server.outcome = outcome;
         server.corrections += 1;
-        // Else its repetition goes on as if nobody had answered, but slower.
+        // Later corrections follow the schedule of an unanswered update.
         if server.corrections == 1 {
             server.repeat = Repeat::new(now, self.timing.update.0);
         }
@@ -250,7 +251,7 @@ impl Core {
                 let corrections = server.corrections;
                 self.sequence = reply.sequence.saturating_add(1);
                 self.changed_sequence = self.sequence;
-                // Two nodes with one key would drive each other on for ever.
+                // Otherwise two nodes with one key would correct each other for ever.
                 if corrections == 1 {
                     for server in &mut self.servers {
                         server.repeat = Repeat::new(now, self.timing.update.0);
@@ -263,7 +264,7 @@ impl Core {
         self.update_due(now);
     }
 
-    /// Indexes of the servers, the one to ask first in front.
+    /// Returns the indices of the servers, in the order of preference.
     pub(super) fn nearest(&self) -> Vec<usize> {
         let mut order: Vec<usize> = (0..self.servers.len()).collect();
         order.sort_by_key(|&index| {
@@ -278,7 +279,7 @@ impl Core {
         order
     }
 
-    /// Sends a question to a server.
+    /// Sends a request to a server.
     pub(super) fn ask(
         &mut self,
         from: Ipv6Addr,
@@ -291,7 +292,7 @@ impl Core {
     }
 }
 
-/// Whether a datagram is from that server.
+/// Whether a datagram comes from the server.
 pub(super) fn same_host(server: SocketAddrV6, from: SocketAddrV6) -> bool {
     server.ip() == from.ip() && server.port() == from.port()
 }

@@ -1,4 +1,4 @@
-//! Simulations: nodes and mapping servers on a virtual clock and a network that does what networks do.
+//! Simulations of nodes and mapping servers on a virtual clock and an unreliable network.
 
 mod attacks;
 mod bounds;

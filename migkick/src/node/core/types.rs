@@ -1,4 +1,4 @@
-//! What the core is given and what it gives.
+//! Inputs and outputs of the core.
 
 use std::fmt;
 use std::net::{Ipv6Addr, SocketAddrV6};
@@ -8,47 +8,47 @@ use serde::{Deserialize, Serialize};
 
 use common::mat::key::Key;
 
-/// Who this node is, and who knows it.
+/// Identity of this node, and its servers.
 #[derive(Clone, Debug)]
 pub(crate) struct Identity {
-    /// Its permanent address.
+    /// HoA of the node.
     pub(crate) hoa: Ipv6Addr,
-    /// Prefix of all HoAs.
+    /// Prefix that contains all HoAs.
     pub(crate) home: (Ipv6Addr, u8),
-    /// Key between it and the servers.
+    /// Key between the node and the servers.
     pub(crate) key: Key,
-    /// The servers.
+    /// Addresses of the mapping servers.
     pub(crate) servers: Vec<SocketAddrV6>,
 }
 
-/// When to repeat and when to give up.
+/// Intervals and deadlines of the core.
 #[derive(Clone, Debug)]
 pub(crate) struct Timing {
-    /// Lifetime asked for at the servers.
+    /// Lifetime of the mapping, for updates.
     pub(crate) lifetime: Duration,
-    /// First and longest distance of two sends of an update.
+    /// First and longest interval between repetitions of an update.
     pub(crate) update: (Duration, Duration),
-    /// Shortest and longest time to wait for a server before the next one is asked.
+    /// Shortest and longest wait for a server before the next request.
     pub(crate) lookup: (Duration, Duration),
-    /// How long the servers in all are tried for a lookup.
+    /// Longest duration of a lookup over all servers.
     pub(crate) lookup_patience: Duration,
-    /// First and longest distance of two sends of an alert or an echo.
+    /// First and longest interval between repetitions of an alert or an echo.
     pub(crate) alert: (Duration, Duration),
-    /// How often an alert is sent.
+    /// Number of sends of an alert.
     pub(crate) alerts: u32,
-    /// How often an echo is sent.
+    /// Number of sends of an echo.
     pub(crate) echoes: u32,
-    /// Distance of two echoes to a peer in use.
+    /// Interval between echoes to a peer in use.
     pub(crate) keepalive: Duration,
-    /// How long a frame is held.
+    /// Longest time that a frame is held.
     pub(crate) hold: Duration,
-    /// Longest time that "no such node" is believed.
+    /// Longest lifetime of the answer "no such node".
     pub(crate) negative: Duration,
-    /// How long a peer is kept that nothing is sent to.
+    /// Time that the node keeps a peer without traffic.
     pub(crate) idle: Duration,
-    /// How long the source of a move forwards what comes to the old MoA.
+    /// Duration of forwarding at the source of a migration.
     pub(crate) forward: Duration,
-    /// Distance of two checks whether the VM has arrived.
+    /// Interval between checks for the arrival of the VM.
     pub(crate) check: Duration,
 }
 
@@ -73,115 +73,115 @@ impl Default for Timing {
     }
 }
 
-/// Most peers, known and unknown ones.
+/// Limit of peers, known and unknown.
 pub(crate) const MAX_PEERS: usize = 4096;
-/// Most frames held for one peer, and for all.
+/// Limits of held frames: per peer, and in total.
 pub(crate) const MAX_HELD: (usize, usize) = (32, 1024);
-/// Most addresses that are replaced because a server refuses them. A server that refuses all of them is
-/// not set up for this network.
+/// Limit of addresses that the node replaces because a mapping server refuses them. A server that
+/// refuses all of them is not set up for this network.
 pub(crate) const MAX_REPLACED: usize = 8;
-/// Most bytes held for one peer.
+/// Limit of held bytes per peer.
 pub(crate) const MAX_HELD_BYTES: usize = 128 * 1024;
 
-/// A NIC with the addresses that can be used as MoAs.
+/// A NIC and its addresses that can be MoAs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct NicState {
-    /// Its index.
+    /// Interface index of the NIC.
     pub(crate) ifindex: u32,
-    /// Its global addresses, usable ones only.
+    /// Usable global addresses.
     pub(crate) addresses: Vec<Ipv6Addr>,
 }
 
 /// An address on a NIC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
-    /// The NIC.
+    /// Interface index of the NIC.
     pub(crate) ifindex: u32,
-    /// The address.
+    /// Address on the NIC.
     pub(crate) moa: Ipv6Addr,
 }
 
-/// A datagram that came in.
+/// A datagram on a socket of the node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Received {
-    /// Own address that it was sent to.
+    /// Own address, the destination.
     pub(crate) local: Ipv6Addr,
-    /// Its sender.
+    /// Address and port of the sender.
     pub(crate) from: SocketAddrV6,
     /// Payload.
     pub(crate) bytes: Vec<u8>,
 }
 
-/// What the shell has to do, in this order.
+/// An action for the caller, in this order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Output {
     /// Send a datagram from the own address `from`.
     Transmit {
-        /// Own address, which says the NIC too.
+        /// Own address, which determines the NIC.
         from: Ipv6Addr,
         /// Receiver.
         to: SocketAddrV6,
         /// Payload.
         bytes: Vec<u8>,
     },
-    /// Send data from here; one map update.
+    /// Send data from this place; one map update.
     SetActive(Place),
-    /// Own addresses: taken inbound, and each with a socket.
+    /// Accept data for these own addresses, and open a socket for each.
     SetOwn(Vec<Place>),
-    /// Where data for a peer goes, and where it may come from.
+    /// Set destination and sources of a peer's data.
     SetPeer {
-        /// The peer.
+        /// HoA of the peer.
         hoa: Ipv6Addr,
-        /// Where data goes.
+        /// MoA that data goes to.
         to: Ipv6Addr,
-        /// Where it may come from.
+        /// MoAs that data may come from.
         from: Vec<Ipv6Addr>,
     },
-    /// Data for a peer is to be held, and taken from where it may come from.
+    /// Hold data for a peer, and set the sources of its data.
     HoldPeer {
-        /// The peer.
+        /// HoA of the peer.
         hoa: Ipv6Addr,
-        /// Where its data may come from.
+        /// MoAs that data may come from.
         from: Vec<Ipv6Addr>,
     },
-    /// Nothing is known of a peer any more.
+    /// Remove a peer from the data path.
     RemovePeer(Ipv6Addr),
-    /// Send a held frame after all.
+    /// Send a held frame.
     Release(Vec<u8>),
-    /// Tell the application that a held frame has no way.
+    /// Answer a held frame with an ICMPv6 error.
     Refuse(Vec<u8>),
-    /// The paths of all flows are others now.
+    /// The path of every flow has changed: adjust MTU and routes of `mat0`.
     PathChanged,
-    /// The VM seems to be at its destination: make the network there usable on the prepared NIC.
+    /// The VM seems to have arrived: make the destination's network usable on the prepared NIC.
     Join,
-    /// The VM has arrived: the old place is left, its routes would mislead.
+    /// The VM has arrived: leave the old place, whose routes would mislead.
     Leave(Place),
-    /// The old address is of no use any more.
+    /// Remove an old address from its NIC.
     RemoveAddress(Place),
-    /// A server says that another node has this address: another one is to be taken.
+    /// A mapping server says that another node has this address: take another one.
     Replace(Place),
-    /// To be read at the next start.
+    /// Save the state for the next start.
     Save(Saved),
 }
 
-/// What a node remembers over restarts.
+/// State of a node that survives restarts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Saved {
-    /// Sequence of the last update.
+    /// Sequence number of the last update.
     pub(crate) sequence: u64,
     /// Active MoA.
     pub(crate) moa: Option<Ipv6Addr>,
 }
 
-/// How far a move is.
+/// Stage of a migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum MoveStage {
     /// The new MoA stands by.
     Prepared,
-    /// The VM may be moved at any time.
+    /// The agents may migrate the VM at any time.
     Ready,
-    /// It seems to have been moved; a server or a peer has to confirm it.
+    /// The VM seems to have arrived; a server or a peer must confirm the arrival.
     Checking,
 }
 
@@ -197,7 +197,7 @@ impl fmt::Display for MoveStage {
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
-        /// What happened, for a person who looks.
+        /// Counters for the status.
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
         #[serde(default)]
         pub(crate) struct Counters {
@@ -205,7 +205,7 @@ macro_rules! counters {
         }
 
         impl Counters {
-            /// Every counter with its name.
+            /// Iterates over the counters with their names.
             pub(crate) fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
                 [$((stringify!($name), self.$name)),*].into_iter()
             }
@@ -214,31 +214,31 @@ macro_rules! counters {
 }
 
 counters! {
-    /// Datagrams that are no MAT messages.
+    /// Datagrams that are not MAT messages.
     malformed,
-    /// Datagrams sealed with another key, or changed on their way.
+    /// Datagrams sealed with another key, or modified.
     forged,
-    /// Messages that answer nothing that was asked, or come from where they may not.
+    /// Messages that answer no request, or come from a wrong address.
     unexpected,
-    /// Alerts that say nothing new.
+    /// Alerts without news.
     old_alerts,
-    /// Messages beyond the limits.
+    /// Messages above a rate limit.
     limited,
-    /// Frames that are held for a lookup.
+    /// Frames held for a lookup.
     held,
-    /// Held frames that were sent.
+    /// Held frames sent.
     released,
-    /// Frames that were refused, because there is no such node.
+    /// Frames answered with an error, because no such node exists.
     refused,
-    /// Frames that were dropped, because too much was held or for too long.
+    /// Frames dropped, because too many were held or for too long.
     hold_overflow,
-    /// Frames to what is no peer.
+    /// Frames to an address that is no peer's.
     not_peers,
     /// Lookups sent.
     lookups,
     /// Lookups that no server answered.
     lookups_failed,
-    /// Mappings older than one that is known.
+    /// Mappings older than a known one.
     stale_mappings,
     /// Alerts sent.
     alerts,
@@ -246,35 +246,35 @@ counters! {
     alerts_failed,
     /// Echoes sent.
     echoes,
-    /// Addresses of peers that have not answered.
+    /// MoAs of peers that did not answer.
     echoes_failed,
-    /// Updates that a server refused.
+    /// Updates refused by a server.
     updates_refused,
-    /// Messages that were not sent, because the kernel gave no random numbers for them.
+    /// Messages not sent, because the kernel gave no random numbers.
     no_random_numbers,
-    /// Moves that arrived.
+    /// Migrations with an arrival.
     moves,
-    /// Moves that were given up.
+    /// Migrations aborted.
     moves_aborted,
 }
 
-/// What a server has made of the node's updates.
+/// Result of the node's updates at a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum ServerState {
-    /// It has the newest one.
+    /// The server has accepted the newest update.
     Registered,
-    /// It has not answered yet.
+    /// The server has not answered yet.
     Waiting,
-    /// It has not answered several times.
+    /// The server has not answered several requests.
     Silent,
-    /// It refuses the addresses.
+    /// The server refuses the addresses.
     BadAddresses,
-    /// It cannot store the update.
+    /// The server cannot store the update.
     Failed,
-    /// It knows a newer one.
+    /// The server has a newer update.
     OldSequence,
-    /// It has another time.
+    /// The server's clock differs.
     WrongTime,
 }
 
@@ -292,30 +292,30 @@ impl fmt::Display for ServerState {
     }
 }
 
-/// A server, for a person.
+/// State of one mapping server in [`Status`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ServerStatus {
-    /// Its address.
+    /// IP address and port of the server.
     pub(crate) address: SocketAddrV6,
-    /// What it has made of the updates.
+    /// Result of the updates.
     pub(crate) state: ServerState,
-    /// Round trip, milliseconds.
+    /// Smoothed round-trip time, milliseconds.
     pub(crate) round_trip_ms: Option<f64>,
-    /// Sequence that it has.
+    /// Sequence number of the server's mapping.
     pub(crate) sequence: u64,
 }
 
-/// What is known of a peer.
+/// State of a peer in the status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum PeerState {
-    /// It has answered at the address that data goes to.
+    /// The peer has answered at the MoA that data goes to.
     Known,
-    /// An address is known and has not answered yet.
+    /// The peer has a MoA that has not answered yet.
     Verifying,
-    /// The servers are asked.
+    /// A lookup is in progress.
     LookingUp,
-    /// No server knows it.
+    /// No server knows the peer.
     Unknown,
 }
 
@@ -330,48 +330,48 @@ impl fmt::Display for PeerState {
     }
 }
 
-/// A peer, for a person.
+/// State of one peer in [`Status`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct PeerStatus {
-    /// Its permanent address.
+    /// HoA of the peer.
     pub(crate) hoa: Ipv6Addr,
-    /// What is known of it.
+    /// Known, verifying, looking up or unknown.
     pub(crate) state: PeerState,
-    /// Where data goes.
+    /// MoA that data goes to.
     pub(crate) to: Option<Ipv6Addr>,
-    /// Its MoAs with their priorities.
+    /// MoAs of the peer with their priorities.
     pub(crate) moas: Vec<(Ipv6Addr, u8)>,
-    /// Age of what is known, seconds.
+    /// Age of the mapping, seconds.
     pub(crate) age_s: Option<u64>,
-    /// Packets sent to it.
+    /// Packets sent to the peer.
     pub(crate) packets: u64,
-    /// Bytes sent to it.
+    /// Bytes sent to the peer.
     pub(crate) bytes: u64,
 }
 
-/// The node, for a person.
+/// Status of the node.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Status {
-    /// Its permanent address.
+    /// HoA of the node.
     pub(crate) hoa: Ipv6Addr,
     /// Index of the active NIC.
     pub(crate) ifindex: Option<u32>,
     /// Active MoA.
     pub(crate) moa: Option<Ipv6Addr>,
-    /// MoA that stands by for a move.
+    /// MoA prepared for a migration.
     pub(crate) standby: Option<Ipv6Addr>,
-    /// MoAs that were left and are still taken inbound.
+    /// Former MoAs that still receive.
     pub(crate) left: Vec<Ipv6Addr>,
-    /// How far a move is.
+    /// Stage of the migration.
     pub(crate) stage: Option<MoveStage>,
-    /// Sequence of the mapping.
+    /// Sequence number of the mapping.
     pub(crate) sequence: u64,
-    /// Whether any server knows the MoAs as they are.
+    /// Whether any server has the current MoAs.
     pub(crate) registered: bool,
-    /// The servers.
+    /// Results of the updates, one per server.
     pub(crate) servers: Vec<ServerStatus>,
-    /// The peers.
+    /// Known and unknown peers of the node.
     pub(crate) peers: Vec<PeerStatus>,
-    /// What happened.
+    /// Counters since the start.
     pub(crate) counters: Counters,
 }

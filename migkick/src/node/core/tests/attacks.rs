@@ -1,4 +1,4 @@
-//! An attacker on the links: it reads everything, sends anything from anywhere, and has no key.
+//! An attacker on the links: reads everything, sends anything from anywhere, and has no key.
 
 use std::collections::BTreeSet;
 use std::net::{Ipv6Addr, SocketAddrV6};
@@ -22,7 +22,7 @@ fn talking(setup: Setup) -> World {
     world
 }
 
-/// Every message, sealed with a key that the attacker has made up, or with its own as a peer.
+/// Every message, sealed with a key that the attacker invented, or with its own key as a peer.
 fn messages(sequence: u64) -> Vec<MatMessage> {
     let address = moa(9, 9).octets().into();
     let moas = vec![Moa {
@@ -60,8 +60,8 @@ fn messages(sequence: u64) -> Vec<MatMessage> {
     ]
 }
 
-/// Whatever was sent is sent again, to whom it was meant for, from where it came, from every other
-/// known address, and from elsewhere.
+/// Replays recorded datagrams to their receiver: from the original sender, from every other known
+/// address, and from elsewhere.
 fn replay(world: &mut World, every: usize) {
     let nodes = 0..world.nodes.len();
     let mut sources: Vec<Ipv6Addr> = nodes
@@ -79,7 +79,7 @@ fn replay(world: &mut World, every: usize) {
             });
         }
     }
-    // What was sent again is recorded too, in part.
+    // The record contains some of the replayed datagrams too.
     world.record.truncate(300);
 }
 
@@ -113,7 +113,8 @@ fn alert_that_comes_first_from_the_address_to_come_does_not_move_data_early() {
     let mut world = talking(Setup::default());
     let before = world.record.len();
     world.prepare(0, 5);
-    // The attacker is faster than the network: the very alerts, from where the node is not yet.
+    // The attacker is faster than the network: the genuine alerts, from a place where the node is
+    // not yet.
     let alerts: Vec<Datagram> = world.record[before..].to_vec();
     for alert in alerts {
         let from = SocketAddrV6::new(moa(0, 5), NODE_PORT, 0, 0);
@@ -168,7 +169,7 @@ fn messages_under_a_made_up_key_are_counted_and_change_nothing() {
 
 #[test]
 fn node_that_is_resumed_twice_from_a_snapshot_uses_no_nonce_twice() {
-    // The same states, the same inputs.
+    // The same states and the same inputs.
     let worlds = [(); 2].map(|()| talking(Setup::default()));
     let mut nonces = BTreeSet::new();
     for world in &worlds {
@@ -211,11 +212,11 @@ fn node_that_is_enrolled_anew_is_heard_by_its_peers() {
     world.start(1);
     world.run(ms(300));
     assert!(world.is_settled(0, 1));
-    // What it says is under a key that its peer has to ask for.
+    // The message has a key that the peer must request.
     world.go(1, 3);
     world.run(ms(1500));
     assert!(world.is_settled(0, 1), "{:?}", world.nodes[0].kernel.peers);
-    // Who has the old one says nothing any more.
+    // The owner of the old key can send nothing any more.
     let lookups = world.servers.iter().map(|it| it.lookups).sum::<usize>();
     for message in messages(u64::MAX) {
         let bytes = seal(
@@ -246,7 +247,7 @@ fn node_of_the_deployment_speaks_for_itself_only() {
     });
     world.send_frame(2, 0, vec![1]);
     world.run(ms(300));
-    // The third node has a key with the first one, and names the second.
+    // The third node has a key with the first node, and names the second.
     let key = world.secret.pair(world.party(hoa(2)), world.party(hoa(0)));
     for message in messages(u64::MAX) {
         for from in [moa(1, 2), moa(2, 3), moa(9, 9)] {
@@ -268,7 +269,7 @@ fn node_of_the_deployment_speaks_for_itself_only() {
     }
     world.run(ms(500));
     assert!(world.is_settled(0, 1));
-    // As itself it may say that it has moved: it is asked for at the servers, where it has not.
+    // The third node may announce its own move; the servers then show that it has not moved.
     for sequence in [u64::MAX, u64::MAX - 1] {
         let message = MatMessage::from(Alert { sequence });
         let bytes = seal(
@@ -327,7 +328,7 @@ fn flood_of_strangers_asks_little_of_the_servers_and_stalls_nobody() {
         }
     }
     let after = world.servers.iter().map(|it| it.lookups).sum::<usize>();
-    // Two nodes, two servers, 50 a second each.
+    // Two nodes, two servers, 50 lookups a second each.
     assert!(after - before < 1000, "{}", after - before);
     let status = world.nodes[0].core.as_ref().unwrap().status(world.now);
     assert!(status.peers.len() <= MAX_PEERS / 2);
@@ -356,7 +357,7 @@ proptest! {
             }
             let (to, _) = world.nodes[1].kernel.peers[&hoa(0)];
             prop_assert!(world.nodes[0].kernel.own.iter().any(|it| it.moa == to));
-            // Before the move nothing but the place where the node is.
+            // Before the move, only the place of the node is valid.
             prop_assert!(step >= at || to == moa(0, 1));
         }
         world.run(Duration::from_secs(2));

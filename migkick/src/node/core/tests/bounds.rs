@@ -1,4 +1,4 @@
-//! What is held and remembered has limits, whatever comes.
+//! Limits of held and stored data, for any input.
 
 use std::net::SocketAddrV6;
 use std::time::Duration;
@@ -30,7 +30,7 @@ fn frames_are_held_in_bounded_number_and_for_a_bounded_time() {
     let kernel = &world.nodes[0].kernel;
     let counters = status(&world).counters;
     assert_eq!(kernel.released.len(), 0);
-    // They ended in one way or the other.
+    // Every frame was refused or dropped.
     assert_eq!(counters.refused + counters.hold_overflow, 200);
 }
 
@@ -186,8 +186,8 @@ fn any_input() -> impl Strategy<Value = Input> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
 
-    /// Servers and peers with keys, and this machine, may say anything in any order: the core lives,
-    /// sleeps, and sends a bounded number of datagrams.
+    /// Servers, peers with keys, and this machine send anything in any order: the core never
+    /// panics, sleeps, and sends a bounded number of datagrams.
     #[test]
     fn any_inputs_are_survived(inputs in proptest::collection::vec(any_input(), 1..60), guess: bool) {
         let key = common::mat::key::Key([5; 32]);
@@ -202,7 +202,7 @@ proptest! {
         let place = |last: u8| moa(usize::from(last % 3), 1);
         let nics = vec![NicState { ifindex: 1, addresses: vec![moa(0, 1)] }];
         core.handle_nics(now, nics);
-        // Half of the runs know the transactions that are asked with.
+        // Half of the runs know the transactions of the node's requests.
         let mut asked = Vec::new();
         for input in inputs {
             let sealed = |keying, key: &common::mat::key::Key, sender: Ipv6Addr, number, message: &MatMessage| {

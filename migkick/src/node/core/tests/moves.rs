@@ -106,7 +106,7 @@ fn aborted_move_leaves_nothing() {
     assert!(world.is_settled(0, 1));
     assert_eq!(world.nodes[0].kernel.own.len(), 1);
     assert_eq!(world.nodes[1].kernel.peers[&hoa(0)].1, [moa(0, 1)]);
-    // What comes too late changes nothing.
+    // A late input changes nothing.
     world.input(0, Core::handle_announcement);
     world.input(0, Core::handle_hint);
     assert_eq!(world.nodes[0].kernel.active.unwrap().moa, moa(0, 1));
@@ -129,7 +129,7 @@ fn hint_counts_once_the_new_address_has_had_an_answer() {
     let mut world = talking();
     world.prepare(0, 5);
     world.run(ms(300));
-    // Somebody on the source's link pretends to be DstAgent.
+    // A node on the source's link pretends to be DstAgent.
     world.input(0, Core::handle_hint);
     world.run(ms(5000));
     assert_eq!(world.nodes[0].kernel.active.unwrap().moa, moa(0, 1));
@@ -188,7 +188,7 @@ fn node_that_dies_during_a_move_is_found_where_it_is() {
         world.crash(0);
         world.nodes[0].site = 5;
         world.run(ms(100));
-        // Its restart finds the address of its new network only.
+        // The restarted node finds only the address of its new network.
         world.set_address(0, 1, moa(0, 1), false);
         world.start(0);
         world.run(Duration::from_secs(40));
@@ -201,7 +201,7 @@ fn peer_that_cannot_know_the_new_address_gets_nothing_from_there() {
     let mut world = talking();
     world.stop_servers(true);
     world.go(0, 5);
-    // Its own data still comes, by what forwards the old address.
+    // The node still receives data, because the old address is forwarded.
     assert!(
         world.nodes[0]
             .kernel
@@ -225,7 +225,7 @@ fn what_comes_before_the_switch_is_translated_once_all_peers_know() {
     assert!(!knows(&world) && !world.ready(0));
     world.run(ms(300));
     assert!(knows(&world) && world.ready(0));
-    // The node does not know yet that it has been moved.
+    // The node does not know yet that it has moved.
     world.nodes[0].site = 5;
     assert!(world.delivers(0, 1));
     world.run(ms(300));
@@ -307,14 +307,14 @@ fn peer_that_has_answered_to_the_old_address_gets_nothing_from_the_new_one_befor
     let mut world = World::new(Setup::default());
     world.run(ms(100));
     world.send_frame(0, 1, vec![7]);
-    // Look-up, echo, look-up of the other side, which answers.
+    // Lookup, echo, and the other side's lookup, which it answers.
     world.run(ms(27));
     world.prepare(0, 5);
     world.arrive(0, 5);
     let old = moa(0, 1);
     let to_old = world.record.iter().filter(|it| *it.to.ip() == old);
     let answers: Vec<_> = to_old.cloned().collect();
-    // What comes to the old address is forwarded.
+    // Packets to the old address are forwarded.
     for Datagram { from, bytes, .. } in answers {
         let received = Received {
             local: old,

@@ -1,4 +1,4 @@
-//! After any schedule that is followed by quiet, every pair of nodes sends to the place of the other.
+//! After any schedule followed by quiet, every pair of nodes sends to the place of the other.
 
 use std::time::Duration;
 
@@ -86,8 +86,8 @@ impl World {
         }
     }
 
-    /// A node that is restarted in a new site, or has lost its confirmation, may sit on an address
-    /// of a site where it is not: its kernel would lose that address sooner or later.
+    /// Removes an address of a former site. A node that restarted in a new site, or lost its
+    /// confirmation, may keep such an address; its kernel would lose the address sooner or later.
     fn tidy(&mut self) {
         for node in 0..self.nodes.len() {
             let site = self.nodes[node].site;
@@ -178,7 +178,7 @@ proptest! {
         world.run(ms(before));
         world.ready(0);
         world.nodes[0].site = 5;
-        // So long the node goes on as before, as it does not know.
+        // For that long the node does not know of its move, and continues as before.
         world.run(ms(after));
         world.input(0, Core::handle_announcement);
         world.run(Duration::from_secs(3));

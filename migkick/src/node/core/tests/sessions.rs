@@ -28,9 +28,9 @@ fn peer_that_has_only_asked_gets_nothing_before_it_has_answered() {
     let mut world = World::new(Setup::default());
     world.run(ms(100));
     world.send_frame(0, 1, vec![7]);
-    // Look-up, echo, look-up of the other side.
+    // Lookup, echo, and the other side's lookup.
     world.run(ms(24));
-    // The answer to the echo is lost, and all that the other side asks.
+    // The network loses the answer to the echo and all requests of the other side.
     world.setup.loss = 100;
     world.run(ms(3));
     world.setup.loss = 0;
@@ -50,13 +50,13 @@ fn peer_that_was_answered_is_taken_though_it_answers_nothing() {
     let mut world = World::new(Setup::default());
     world.run(ms(100));
     world.send_frame(1, 0, vec![8]);
-    // Look-up, echo, look-up of the other side, which answers and asks.
+    // Lookup, echo, and the other side's lookup; it answers and sends an echo.
     world.run(ms(27));
     world.setup.loss = 100;
     world.run(ms(4));
     world.setup.loss = 0;
     assert_eq!(world.nodes[1].kernel.released, [vec![8]]);
-    // Its data path works on, but nobody answers echoes.
+    // The data path of the node keeps working, but nobody answers echoes.
     world.crash(1);
     world.flows = vec![(1, 0)];
     for _ in 0..20 {
@@ -102,7 +102,7 @@ fn node_that_comes_later_is_found_though_it_was_refused() {
     assert_eq!(world.nodes[0].kernel.refused.len(), 1);
     world.start(1);
     world.run(ms(50));
-    // Its own first packet makes the other side look again.
+    // The first packet of the node makes the other side look it up again.
     world.send_frame(1, 0, vec![8]);
     world.run(ms(300));
     assert_eq!(world.nodes[1].kernel.released, [vec![8]]);
@@ -151,7 +151,7 @@ fn stream_one_way_keeps_the_receiver_informed() {
     world.run(ms(100));
     world.flows = vec![(0, 1)];
     world.run(Duration::from_secs(100));
-    // The receiver begins anew and remembers nothing.
+    // The receiver restarts without state.
     world.crash(1);
     world.nodes[1].kernel.peers.clear();
     world.start(1);
@@ -220,7 +220,7 @@ fn neutral_address_is_preferred() {
     assert_eq!(world.nodes[0].kernel.active.unwrap().moa.octets(), neutral);
 }
 
-/// A node that talks by a given address and gets a neutral one beside it.
+/// A node that communicates by a given address and gets a neutral one in addition.
 fn offered_better() -> (World, Ipv6Addr, [u8; 16]) {
     let mut world = World::new(Setup::default());
     world.flows = vec![(0, 1), (1, 0)];

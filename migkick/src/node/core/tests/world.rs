@@ -1,7 +1,8 @@
-//! A simulated world: nodes in sites, mapping servers, and a network that loses, doubles and delays.
+//! A simulated world: nodes in sites, mapping servers, and a network that loses, duplicates and
+//! delays datagrams.
 //!
-//! A node is in one site. It receives what is sent to an address of its NICs that is of that site,
-//! and sends from such addresses only.
+//! A node is in one site. The node receives packets for addresses of its NICs that belong to that
+//! site, and sends from such addresses only.
 
 mod ims;
 
@@ -20,7 +21,7 @@ use crate::node::core::*;
 pub(super) const EPOCH_MS: u64 = 1_800_000_000_000;
 const SECRET: [u8; KEY_BYTES] = [9; KEY_BYTES];
 
-/// Deterministic numbers for the network's whims.
+/// Deterministic random numbers for the network.
 #[derive(Clone, Debug)]
 pub(super) struct Dice(pub(super) u64);
 
@@ -37,7 +38,7 @@ impl Dice {
 pub(super) struct Setup {
     pub(super) nodes: usize,
     pub(super) servers: usize,
-    /// Percent of the datagrams lost, doubled, and delayed by up to 300 ms.
+    /// Percent of the datagrams that are lost, duplicated, and delayed by up to 300 ms.
     pub(super) loss: u64,
     pub(super) duplication: u64,
     pub(super) reordering: u64,
@@ -64,13 +65,13 @@ pub(super) struct Datagram {
     pub(super) bytes: Vec<u8>,
 }
 
-/// What the kernel of a node holds, and what has been done there.
+/// State of a node's kernel, and its actions.
 #[derive(Debug, Default)]
 pub(super) struct Kernel {
     pub(super) active: Option<Place>,
     pub(super) own: Vec<Place>,
     pub(super) peers: BTreeMap<Ipv6Addr, (Ipv6Addr, Vec<Ipv6Addr>)>,
-    /// Those for which data is held.
+    /// Peers whose data the kernel holds.
     pub(super) holding: BTreeSet<Ipv6Addr>,
     pub(super) addresses: BTreeMap<u32, BTreeSet<Ipv6Addr>>,
     pub(super) released: Vec<Vec<u8>>,
@@ -87,11 +88,11 @@ pub(super) struct Node {
     pub(super) core: Option<Core>,
     pub(super) kernel: Kernel,
     pub(super) site: u16,
-    /// Of its key.
+    /// Generation of the node's key.
     pub(super) generation: u32,
     packets: u64,
     pub(super) delivered_gap: Duration,
-    /// Where it is going to be, once what it sends from elsewhere is translated there.
+    /// Address at the destination, once the destination translates packets of the node.
     translated_to: Option<Ipv6Addr>,
 }
 
@@ -115,13 +116,13 @@ pub(super) struct World {
     queue: BTreeMap<(Duration, u64), Datagram>,
     number: u64,
     pub(super) secret: Secret,
-    /// Who sends data to whom, ten times a second.
+    /// Flows of data, ten packets a second: sender and receiver.
     pub(super) flows: Vec<(usize, usize)>,
     next_data: Duration,
-    /// Everything that was ever sent, for an attacker.
+    /// Every datagram so far, for an attacker.
     pub(super) record: Vec<Datagram>,
     pub(super) steps: usize,
-    /// Packets of the flows that came as somebody else's.
+    /// Packets that arrived as another node's.
     pub(super) resets: usize,
 }
 
@@ -179,7 +180,7 @@ impl World {
         world
     }
 
-    /// Starts a node's program, again or for the first time.
+    /// Starts or restarts the program of a node.
     pub(super) fn start(&mut self, index: usize) {
         let identity = Identity {
             hoa: hoa(index),
@@ -219,7 +220,7 @@ impl World {
         }
     }
 
-    /// Tells a node which NICs it has.
+    /// Passes the list of NICs to a node.
     pub(super) fn nics(&mut self, index: usize) {
         let nics = self.nodes[index].kernel.addresses.iter();
         let nics = nics.filter(|(_, addresses)| !addresses.is_empty());
@@ -231,14 +232,14 @@ impl World {
         self.input(index, |core, now| core.handle_nics(now, nics));
     }
 
-    /// Stops all servers, or starts them again.
+    /// Stops or restarts all servers.
     pub(super) fn stop_servers(&mut self, down: bool) {
         for server in &mut self.servers {
             server.down = down;
         }
     }
 
-    /// Prepares a move of a node to a site.
+    /// Prepares the move of a node to a site.
     pub(super) fn prepare(&mut self, index: usize, site: u16) {
         let Some(active) = self.nodes[index].kernel.active else {
             return;
@@ -257,7 +258,7 @@ impl World {
         self.ready(index);
     }
 
-    /// Tells a node that it may be moved; returns whether its agents are to translate.
+    /// Tells a node that it may move; returns whether the agents may translate.
     pub(super) fn ready(&mut self, index: usize) -> bool {
         let mut standby = None;
         self.input(index, |core, now| {
@@ -268,22 +269,22 @@ impl World {
         standby.is_some()
     }
 
-    /// The whole move, the guest's kernel announcing it.
+    /// Runs a whole move, with an announcement of the guest's kernel.
     pub(super) fn go(&mut self, index: usize, site: u16) {
         self.prepare(index, site);
         self.run(ms(300));
         self.arrive(index, site);
     }
 
-    /// The hypervisor moves the node, and its kernel announces it.
+    /// Moves the node, as the hypervisor does; the node's kernel announces the move.
     pub(super) fn arrive(&mut self, index: usize, site: u16) {
         self.ready(index);
         self.nodes[index].site = site;
         self.input(index, Core::handle_announcement);
     }
 
-    /// Where a packet of a node comes from: by DstAgent's translation while the node does not know that
-    /// it has been moved.
+    /// Returns the source of a node's packets: DstAgent translates them while the node does not
+    /// know that it has moved.
     fn source(&self, index: usize) -> Option<Ipv6Addr> {
         let node = &self.nodes[index];
         let active = node.kernel.active.map(|it| it.moa);
@@ -299,7 +300,7 @@ impl World {
         self.now = end;
     }
 
-    /// One event, if there is one before `end`.
+    /// Runs the next event before `end`; returns whether there was one.
     pub(super) fn step(&mut self, end: Duration) -> bool {
         let datagram = self.queue.first_key_value().map(|((at, _), _)| *at);
         let timers = (0..self.nodes.len()).filter_map(|index| {
@@ -350,12 +351,12 @@ impl World {
         }
     }
 
-    /// An application sends a packet that finds no entry in the data path.
+    /// An application sends a packet without an entry in the data path.
     pub(super) fn send_frame(&mut self, from: usize, to: usize, frame: Vec<u8>) {
         self.input(from, |core, now| core.handle_held(now, hoa(to), frame));
     }
 
-    /// Whether a packet would reach the kernel there as one of somebody else, and end a session.
+    /// Whether the receiving kernel would take a packet for another node's, and end the session.
     pub(super) fn is_mistaken(&self, from: usize, to: usize) -> bool {
         let sender = &self.nodes[from].kernel;
         let target = sender.peers.get(&hoa(to)).map(|it| it.0);
@@ -365,7 +366,7 @@ impl World {
         arrives && !self.delivers(from, to)
     }
 
-    /// Whether a packet would reach the application there.
+    /// Whether a packet would reach the application at the receiver.
     pub(super) fn delivers(&self, from: usize, to: usize) -> bool {
         let (sender, receiver) = (&self.nodes[from], &self.nodes[to]);
         let Some(source) = self.source(from) else {
@@ -381,7 +382,7 @@ impl World {
             && taken.is_some_and(|(_, from)| from.contains(&source))
     }
 
-    /// Whether data goes both ways by the active addresses.
+    /// Whether data flows in both directions between the active addresses.
     pub(super) fn is_settled(&self, one: usize, other: usize) -> bool {
         let to_active = |from: usize, to: usize| {
             let active = self.nodes[to].kernel.active.map(|it| it.moa);
@@ -391,7 +392,7 @@ impl World {
         to_active(one, other) && to_active(other, one)
     }
 
-    /// Who has that address where it is routed.
+    /// Returns the node that has an address at the site of its route.
     pub(super) fn holder(&self, address: Ipv6Addr) -> Option<usize> {
         self.nodes.iter().position(|node| {
             let mut addresses = node.kernel.addresses.values();
@@ -500,12 +501,12 @@ impl World {
     }
 }
 
-/// Random numbers of the kernel, as a node has them.
+/// Random numbers for a node, as from its kernel.
 pub(super) fn entropy() -> Entropy {
     Entropy::new(|bytes| getrandom::fill(bytes).is_ok())
 }
 
-/// Nonces of the servers; the nodes' own are not of this form.
+/// Nonces of the servers; the nonces of nodes have another form.
 pub(super) fn nonce(number: u64) -> [u8; 24] {
     let mut nonce = [0; 24];
     nonce[..8].copy_from_slice(&number.to_be_bytes());

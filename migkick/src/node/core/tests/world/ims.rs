@@ -1,4 +1,4 @@
-//! A mapping server, as far as nodes can tell.
+//! A mapping server as nodes observe it.
 
 use common::mat::message::*;
 use common::mat::seal::{Sealed, seal};
@@ -7,7 +7,7 @@ use super::*;
 use crate::node::core::*;
 
 impl World {
-    /// A node with the generation that the servers know.
+    /// Returns a node with the key generation at the servers.
     pub(in crate::node::core::tests) fn party(&self, hoa: Ipv6Addr) -> Party {
         party(&self.nodes, hoa)
     }
