@@ -251,8 +251,8 @@ pub fn opaque(mut value: u64) -> u64 {
 
 /// Returns a length between 1 and `MAX`, as helpers require for a memory size; `None` otherwise.
 ///
-/// Verifier: kernel 6.1 and older learn no lower bound from `!= 0`. One comparison of `length - 1`
-/// gives both bounds on every kernel.
+/// Verifier: older kernels, among them 6.1, learn no lower bound from `!= 0`. One comparison of
+/// `length - 1` gives both bounds on every kernel.
 #[inline(always)]
 pub fn size<const MAX: usize>(length: usize) -> Option<u64> {
     let below = opaque((length as u64).wrapping_sub(1));
