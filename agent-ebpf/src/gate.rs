@@ -13,7 +13,7 @@
 //!
 //! | module | end | task |
 //! |---|---|---|
-//! | [`record`] | source | sends probes, records packets, and copies frames that the VM may not read |
+//! | [`record`](mod@record) | source | sends probes, records packets, and copies frames that the VM may not read |
 //! | [`hold`] | destination | holds frames |
 
 #![allow(unsafe_code, reason = "map values are reached through raw pointers")]
