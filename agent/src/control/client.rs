@@ -1,4 +1,4 @@
-//! The operator's side of the socket: blocking, for the commands of `roamcast`.
+//! The operator's side of the socket: a blocking client for the commands of `roamcast`.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -10,39 +10,39 @@ use serde_json::Value;
 use super::command::CommandError;
 use super::{Reply, Request};
 
-/// Longest line that can be the last of an answer, bytes.
+/// Longest [`Reply::End`] or [`Reply::Error`] line, bytes.
 const MAX_LAST_BYTES: usize = super::MAX_REQUEST_BYTES;
 
 /// Why the agent gave no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Nobody listens.
+    /// No process listens on the socket.
     #[error("No agent listens on {}; start it, or name its socket with --socket", path.display())]
     NoAgent {
-        /// The socket.
+        /// Path of the socket.
         path: PathBuf,
     },
-    /// The socket is not for this user.
+    /// This user may not open the socket.
     #[error("Only root may use {}; run the command as root", path.display())]
     NotRoot {
-        /// The socket.
+        /// Path of the socket.
         path: PathBuf,
     },
     /// The connection broke.
     #[error("Lost the connection to the agent on {}", path.display())]
     Lost {
-        /// The socket.
+        /// Path of the socket.
         path: PathBuf,
-        /// Why.
+        /// Error of the system call.
         source: io::Error,
     },
     /// The connection ended in the middle of an answer.
     #[error("The agent stopped in the middle of its answer; see its log")]
     Incomplete,
-    /// The answer is not understood.
+    /// The answer does not decode.
     #[error("The agent's answer is not understood; is it of another version than this program?")]
     Decode(#[source] serde_json::Error),
-    /// The agent says no.
+    /// The agent refused the request and gave this reason.
     #[error("{0}")]
     Refused(String),
 }
@@ -59,7 +59,7 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// [`ClientError`]: nobody listens, or the socket is not for this user.
+    /// [`ClientError`]: no process listens, or this user may not open the socket.
     pub fn connect(path: &Path) -> Result<Self, ClientError> {
         let path = path.to_owned();
         match UnixStream::connect(&path) {
@@ -77,11 +77,11 @@ impl Client {
         }
     }
 
-    /// Asks, and passes each reply but the last to `each`.
+    /// Sends a request and passes each reply except the last to `each`.
     ///
     /// # Errors
     ///
-    /// [`ClientError`]: the connection broke, or the agent says no.
+    /// [`ClientError`]: the connection broke, or the agent refused the request.
     pub fn ask(
         &mut self,
         request: &Request,
@@ -93,11 +93,11 @@ impl Client {
         })
     }
 
-    /// Asks, and passes each reply but the last to `each`, until that fails.
+    /// Sends a request and passes each reply except the last to `each`, until `each` fails.
     ///
     /// # Errors
     ///
-    /// [`CommandError`]: as [`Client::ask`], or what `each` says.
+    /// [`CommandError`]: as for [`Client::ask`], or the error of `each`.
     pub fn follow(
         &mut self,
         request: &Request,
@@ -106,7 +106,7 @@ impl Client {
         self.ask_lines(request, |line| each(decode(line)?))
     }
 
-    /// The connection once more, to end it from another thread.
+    /// Returns a second handle, with which another thread can shut the connection down.
     ///
     /// # Errors
     ///
@@ -116,12 +116,12 @@ impl Client {
         stream.map_err(|source| self.lost(source))
     }
 
-    /// Asks for a table and writes its rows to `out` as one JSON array, as the agent encoded
-    /// them: tens of thousands of rows need not be understood to be shown.
+    /// Requests a table and copies its rows to `out` as one JSON array. The client does not decode
+    /// the rows: a table may have tens of thousands of them.
     ///
     /// # Errors
     ///
-    /// [`CommandError`]: as [`Client::ask`], or `out` cannot be written.
+    /// [`CommandError`]: as for [`Client::ask`], or writing to `out` failed.
     pub fn copy_rows(
         &mut self,
         request: &Request,
@@ -158,7 +158,7 @@ impl Client {
         Ok(())
     }
 
-    /// Asks, and passes each line but the last to `each`.
+    /// Sends a request and passes each line except the last to `each`.
     fn ask_lines<E: From<ClientError>>(
         &mut self,
         request: &Request,
@@ -167,7 +167,7 @@ impl Client {
         let mut line = serde_json::to_vec(request).map_err(ClientError::Decode)?;
         line.push(b'\n');
         let sent = self.stream.get_mut().write_all(&line);
-        // An agent that refuses the connection has closed it already; its reason can be read.
+        // An agent that refuses a connection closes it at once. Its reason can still be read.
         match sent {
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
                 return Err(self.lost(error).into());
@@ -181,7 +181,7 @@ impl Client {
                 Ok(_) => {}
                 Err(error) => return Err(self.lost(error).into()),
             }
-            // The last line is short, so nothing long is decoded for its sake.
+            // The last line of an answer is short; longer lines need no decoding here.
             if line.len() <= MAX_LAST_BYTES {
                 match decode(&line)? {
                     Reply::End => return Ok(()),
@@ -201,9 +201,10 @@ impl Client {
     }
 }
 
-/// An answer as it is shown: names in it were chosen by others.
+/// Decodes a line for display. Guests and other hosts chose the names in it, so control characters
+/// are escaped.
 fn decode(line: &[u8]) -> Result<Reply, ClientError> {
-    // All that has to be escaped is escaped in JSON already, or not ASCII.
+    // JSON escapes ASCII control characters, so a plain line contains none.
     let is_plain = line.is_ascii() && !line.contains(&b'\\');
     if is_plain {
         return serde_json::from_slice(line).map_err(ClientError::Decode);
@@ -213,7 +214,7 @@ fn decode(line: &[u8]) -> Result<Reply, ClientError> {
     serde_json::from_value(value).map_err(ClientError::Decode)
 }
 
-/// Makes every text one that can be shown. Nothing of ours nests deeper than the decoder goes.
+/// Escapes every string of a value. The decoder bounds the depth of the recursion.
 fn escape(value: &mut Value) {
     match value {
         Value::String(text) if !is_plain_text(text) => *text = Escaped(text).to_string(),

@@ -1,6 +1,6 @@
-//! The operator's commands: ask the agent, print what it says.
+//! The operator's commands: send a request to the agent and print the answer.
 //!
-//! Data goes to `out`, which is standard output; progress and diagnostics to standard error.
+//! Commands write data to `out` (standard output), progress and diagnostics to standard error.
 
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
@@ -16,18 +16,18 @@ use super::{Progress, Reply, Request, table};
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CommandError {
-    /// The agent gave no answer, or said no.
+    /// The agent gave no answer or refused the request.
     #[error(transparent)]
     Client(#[from] ClientError),
-    /// The answer is of another kind than the question.
+    /// The kind of the answer does not match the request.
     #[error("The agent answered something else; is it of another version than this program?")]
     Unexpected,
-    /// The output cannot be written.
+    /// Writing to the output failed.
     #[error("Cannot write the output")]
     Output(#[from] io::Error),
 }
 
-/// Asks for a table and prints it.
+/// Requests a table and prints it.
 ///
 /// # Errors
 ///
@@ -96,7 +96,7 @@ pub fn show(
     }
 }
 
-/// Moves a domain, with progress on standard error, and prints the migration's record.
+/// Migrates a domain, shows progress on standard error, and prints the migration's record.
 ///
 /// # Errors
 ///
@@ -169,7 +169,7 @@ fn rows<T>(
     Ok(all)
 }
 
-/// Prints data as JSON, or as a table.
+/// Prints data as JSON or as a table.
 pub(crate) fn print<T: Serialize>(
     out: &mut impl Write,
     data: &T,

@@ -1,8 +1,9 @@
-//! The operator's socket: a Unix socket that only root may use.
+//! The operator's socket: a Unix socket that only root may open.
 //!
-//! One line of JSON each way. A [`Request`] is answered by [`Reply`] lines; a long table comes in
-//! several of the same kind, and every answer ends with [`Reply::End`] or [`Reply::Error`], so a
-//! connection that broke in the middle is noticed. A connection may ask again after that.
+//! Client and agent exchange lines of JSON. The agent answers a [`Request`] with [`Reply`] lines
+//! and cuts a long table into several lines of the same kind. [`Reply::End`] or [`Reply::Error`]
+//! ends every answer, so the client notices a connection that breaks in the middle. After the end
+//! of an answer the client may send the next request on the same connection.
 //!
 //! ```text
 //! {"request":"listeners"}                              {"reply":"listeners","data":[{..},{..}]}
@@ -16,13 +17,13 @@
 //! | module | holds |
 //! |---|---|
 //! | [`report`] | the rows of every table |
-//! | [`server`] | the agent's side |
-//! | [`client`] | the operator's side |
+//! | [`server`] | the agent's side of the socket |
+//! | [`client`] | the operator's side of the socket |
 //! | [`table`] | tables for people |
 //! | [`trace`] | decisions of the kernel programs, as they happen |
 //! | [`command`] | `roamcast status` and its siblings |
 //!
-//! libvirt's hook ([`crate::hook`]) asks by it too.
+//! libvirt's hook ([`crate::hook`]) uses the same socket.
 
 pub mod client;
 pub mod command;
@@ -42,10 +43,10 @@ use report::{
 };
 use trace::{TraceLine, TraceRequest};
 
-/// Longest request, bytes with its newline.
+/// Longest request in bytes, including the newline.
 pub const MAX_REQUEST_BYTES: usize = 4096;
 
-/// What the operator asks.
+/// A request of the operator or of libvirt's hook.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(
     tag = "request",
@@ -55,15 +56,15 @@ pub const MAX_REQUEST_BYTES: usize = 4096;
 pub enum Request {
     /// State of the agent, or of the relay.
     Status,
-    /// Multicast addresses that the VMs listen to.
+    /// Multicast addresses to which the VMs listen.
     Listeners,
     /// Flows of the managed multicast addresses.
     Streams,
-    /// Migrations, the newest last.
+    /// Migrations; the newest is the last row.
     Migrations,
-    /// Relays that the agent may ask, and what it asks of them.
+    /// Relays that the agent may ask, and the agent's sessions with each relay.
     Relays,
-    /// Moves a domain.
+    /// Migrates a domain to another host.
     Migrate {
         /// Name or UUID of the domain.
         domain: String,
@@ -75,31 +76,31 @@ pub enum Request {
         /// Name or UUID of the domain.
         domain: String,
     },
-    /// Decisions of the kernel programs, as they happen.
+    /// Decisions of the kernel programs, as the programs take them.
     Trace(TraceRequest),
     /// Nodes that a mapping server knows.
     Nodes,
     /// Enrolls a node at a mapping server.
     Enroll {
-        /// Its HoA.
+        /// Home address (HoA) of the node.
         hoa: Ipv6Addr,
-        /// Generation of its key; none for the next.
+        /// Generation of the node's key; `None`: the next generation.
         generation: Option<u32>,
     },
-    /// libvirt's hook: prepares for a domain that somebody else moves here.
+    /// Sent by libvirt's hook: prepare for a domain that somebody else migrates to this host.
     Prepare {
-        /// UUID of the domain.
+        /// UUID, which libvirt keeps across the migration.
         domain_uuid: DomainUuid,
-        /// Its name.
+        /// Name of the domain at the source, for the log and the tables.
         domain_name: String,
-        /// Name of the agent where it runs.
+        /// Name of the source's agent.
         source: String,
     },
 }
 
 impl Request {
-    /// The protocol's command, for the requests that are one.
-    // Names of agents are those in certificates, in any case.
+    /// Returns the protocol's command, for the requests that are a command.
+    // Certificates carry agent names in lower case; an operator may type any case.
     pub fn command(&self) -> Option<Command> {
         match self {
             Self::Migrate {
@@ -133,7 +134,7 @@ impl Request {
     }
 }
 
-/// What the agent answers.
+/// One line of an answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "reply", content = "data", rename_all = "kebab-case")]
 pub enum Reply {
@@ -145,51 +146,51 @@ pub enum Reply {
     McsStatus(Box<McsStatus>),
     /// To [`Request::Status`], by a mapping server.
     ImsStatus(Box<ImsStatus>),
-    /// To [`Request::Listeners`]; a part of them.
+    /// To [`Request::Listeners`]: some of the rows.
     Listeners(Vec<ListenerRow>),
-    /// To [`Request::Streams`]; a part of them.
+    /// To [`Request::Streams`]: some of the rows.
     Streams(Vec<StreamRow>),
-    /// To [`Request::Migrations`]; a part of them.
+    /// To [`Request::Migrations`]: some of the rows.
     Migrations(Vec<MigrationRow>),
-    /// To [`Request::Relays`]; a part of them.
+    /// To [`Request::Relays`]: some of the rows.
     Relays(Vec<RelayRow>),
-    /// To [`Request::Nodes`]; a part of them.
+    /// To [`Request::Nodes`]: some of the rows.
     Nodes(Vec<NodeRow>),
     /// To [`Request::Enroll`].
     Enrolled {
         /// Generation of the node's key.
         generation: u32,
     },
-    /// To [`Request::Trace`]: the programs tell their decisions from now on.
+    /// To [`Request::Trace`]: the programs report their decisions from now on.
     Tracing,
-    /// To [`Request::Trace`]: a line.
+    /// To [`Request::Trace`]: one line of the trace.
     Trace(TraceLine),
-    /// How far a migration is.
+    /// To [`Request::Migrate`]: how far the migration is.
     Progress(Progress),
-    /// A command is done.
+    /// A command succeeded.
     Done {
         /// Number of the migration's record.
         migration: u64,
     },
-    /// The request failed; one sentence for a person. Nothing follows.
+    /// The request failed; the text is one sentence for a person. No reply follows.
     Error(String),
-    /// The answer is complete.
+    /// The answer is complete. No reply follows.
     End,
 }
 
 /// How far a migration is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
-    /// Where it stands.
+    /// Current phase.
     pub phase: MigrationPhase,
-    /// Memory copied, bytes.
+    /// Memory copied so far, bytes.
     pub processed_bytes: u64,
-    /// Memory in all, bytes.
+    /// Memory of the domain, bytes.
     pub total_bytes: u64,
 }
 
 impl Reply {
-    /// Whether nothing follows in this answer.
+    /// Returns true if no reply follows in this answer.
     pub fn is_last(&self) -> bool {
         matches!(self, Self::End | Self::Error(_))
     }

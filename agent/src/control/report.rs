@@ -1,7 +1,7 @@
 //! Rows of the operator's tables, as `--json` shows them.
 //!
-//! Durations are milliseconds with the suffix `_ms`, sizes bytes with `_bytes`, ages are counted
-//! back from the moment of the answer. A value that is not known is absent.
+//! The suffix `_ms` marks a duration in milliseconds, `_bytes` a size in bytes. An age counts back
+//! from the moment of the answer. An unknown value is absent.
 
 mod handover;
 mod hook;
@@ -86,16 +86,16 @@ impl From<maps::FilterMode> for FilterMode {
     }
 }
 
-/// `roamcast status`.
+/// Answer of an agent to `roamcast status`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Status {
-    /// Name of the agent.
+    /// Name of the agent, as in its certificate.
     pub agent: String,
-    /// Its version.
+    /// Version of the agent's program.
     pub version: String,
-    /// Its process.
+    /// Process identifier of the agent.
     pub pid: u32,
-    /// Since its start.
+    /// Time since the agent started.
     pub uptime_ms: u64,
     /// The longest time since then for which its loop took in nothing, because it had something to do.
     #[serde(default)]
@@ -105,19 +105,19 @@ pub struct Status {
     pub stalls: u64,
     /// The managed bridge.
     pub bridge: String,
-    /// Prefix that arriving VMs take addresses from, with its length.
+    /// Prefix from which arriving VMs take addresses, with its length.
     pub prefix: Option<String>,
-    /// This host's address in it.
+    /// This host's address in `prefix`.
     pub address: Option<Ipv6Addr>,
     /// Directory of the pinned maps and links.
     pub pin_path: String,
     /// Physical ports of the bridge.
     pub uplinks: Vec<UplinkRow>,
-    /// MLD queriers seen.
+    /// MLD queriers on the bridge, one for each interface and VLAN.
     pub queriers: Vec<QuerierRow>,
     /// Agents of other hosts.
     pub peers: Vec<PeerRow>,
-    /// The hypervisor.
+    /// Connection to libvirt.
     pub hypervisor: HypervisorStatus,
     /// TAPs of the bridge.
     pub ports: Vec<PortRow>,
@@ -125,62 +125,62 @@ pub struct Status {
     pub port_problems: Vec<String>,
     /// Multicast addresses that this host has joined for VMs that arrive or have arrived.
     pub receptions: Vec<JoinRow>,
-    /// How many watched addresses are received how; empty where no relay is configured.
+    /// Number of watched addresses for each kind of reception; empty if no relay is configured.
     pub modes: BTreeMap<String, u32>,
-    /// Relays, and what is asked of them.
+    /// Relays, and the agent's sessions with each relay.
     pub relays: Vec<RelayRow>,
-    /// One sentence for each place where relays cannot be looked for.
+    /// One sentence for each place where the agent cannot look for relays.
     pub relay_problems: Vec<String>,
-    /// For how many days the certificate of the signalling is still good, if for fewer than 30.
+    /// Days until the signalling certificate expires; absent for 30 days and more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate_ends_in_days: Option<i64>,
-    /// One sentence for each way, out and in, on which the memory of VMs is not encrypted because QEMU has
-    /// no certificate here.
+    /// One sentence for each direction (out, in) in which the memory of VMs goes unencrypted
+    /// because QEMU has no certificate on this host.
     #[serde(default)]
     pub memory_problems: Vec<String>,
-    /// Migrations that are not over, both ways.
+    /// Migrations in progress, in both directions.
     pub migrations: Vec<MigrationRow>,
-    /// Domains that wait until others have arrived, in the order of their turns.
+    /// Domains that wait for other arrivals to finish, in the order of their turns.
     #[serde(default)]
     pub waiting: Vec<WaitingRow>,
-    /// Counters that are not zero.
+    /// Counters above 0, by name.
     pub counters: BTreeMap<String, u64>,
 }
 
 /// A domain that waits for a place on this host (`policy.arrivals_at_once`, `arrivals_per_peer`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WaitingRow {
-    /// Its name.
+    /// Name of the domain.
     pub domain: String,
-    /// Agent of the host where it is.
+    /// Agent of the domain's current host.
     pub source: String,
-    /// For how long.
+    /// Time since the domain began to wait.
     pub waited_ms: u64,
 }
 
-/// An MLD querier.
+/// An MLD querier (RFC 9777 §7.1).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QuerierRow {
-    /// Interface that its Queries come in by.
+    /// Interface on which its Queries arrive.
     pub interface: String,
     /// VLAN identifier, 0 for untagged.
     pub vlan: u16,
-    /// Its link-local address.
+    /// Link-local source address of its Queries.
     pub address: Ipv6Addr,
-    /// MLD version of its Queries.
+    /// MLD version of its Queries, 1 or 2.
     pub mld_version: u8,
-    /// Since its last General Query.
+    /// Time since its last General Query.
     pub age_ms: u64,
-    /// Query Interval.
+    /// Querier's Query Interval (RFC 9777 §9.2).
     pub query_interval_ms: u64,
-    /// Query Response Interval.
+    /// Query Response Interval (RFC 9777 §9.3).
     pub query_response_interval_ms: u64,
-    /// Robustness Variable.
+    /// Robustness Variable (RFC 9777 §9.1).
     pub robustness: u8,
 }
 
 impl QuerierRow {
-    /// The row of an entry of `QUERIER`.
+    /// Converts an entry of the map `QUERIER`.
     pub fn new(
         interface: String,
         key: &maps::QuerierKey,
@@ -204,84 +204,85 @@ impl QuerierRow {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LinkState {
-    /// It is up.
+    /// The connection works.
     Up,
-    /// It is being made.
+    /// The agent is opening the connection.
     Connecting,
-    /// It is down.
+    /// There is no connection.
     Down,
 }
 
 /// An agent of another host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerRow {
-    /// Its name.
+    /// Name of the agent, as in its certificate.
     pub name: String,
-    /// Its configured address; absent for a peer that is only admitted.
+    /// Configured address; absent for a peer that the agent only admits.
     pub address: Option<String>,
-    /// State of the connection. It is made when needed, so `down` alone is no fault.
+    /// State of the connection. The agent connects when needed, so `down` alone is no fault.
     pub state: LinkState,
     /// Why the last attempt failed.
     pub reason: Option<String>,
 }
 
-/// The hypervisor.
+/// Connection to libvirt, and the number of domains.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HypervisorStatus {
     /// libvirt URI.
     pub uri: String,
     /// State of the connection.
     pub state: LinkState,
-    /// Why it is down.
+    /// Why the connection is down.
     pub reason: Option<String>,
-    /// Domains known.
+    /// Number of domains that the agent knows.
     pub domains: u32,
 }
 
 /// A TAP of the bridge.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PortRow {
-    /// Its name (`vnet0`).
+    /// Name of the interface (`vnet0`).
     pub name: String,
-    /// Its interface index.
+    /// Interface index.
     pub ifindex: u32,
-    /// Domain that it belongs to.
+    /// Domain to which the TAP belongs; absent while unknown.
     pub domain: Option<String>,
-    /// Programs on it.
+    /// Programs attached to the TAP.
     pub hooks: Vec<Hook>,
-    /// Listeners now.
+    /// Current number of listeners.
     pub listeners: u32,
-    /// Most listeners that it may have.
+    /// Limit for `listeners`.
     pub max_listeners: u32,
-    /// Sources now.
+    /// Current number of sources.
     pub sources: u32,
-    /// Most sources that it may have.
+    /// Limit for `sources`.
     pub max_sources: u32,
-    /// Reports and Dones taken in.
+    /// MLD Reports and Dones processed.
     pub reports: u64,
-    /// Reports dropped because there were too many in a second.
+    /// Reports dropped by the rate limit.
     pub refused_reports: u64,
-    /// Records dropped for want of room.
+    /// Records dropped because `max_listeners` or the map was full.
     pub refused_listeners: u64,
-    /// Sources dropped for want of room.
+    /// Sources dropped because `max_sources` or the map was full.
     pub refused_sources: u64,
-    /// MLD frames that break a rule.
+    /// MLD frames that violate RFC 9777.
     pub malformed: u64,
-    /// Datagrams to the agent.
+    /// Datagrams from the VM to the agent.
     pub datagrams: u64,
-    /// Datagrams to the agent dropped because there were too many in a second.
+    /// Datagrams from the VM to the agent dropped by the rate limit.
     pub refused_datagrams: u64,
-    /// Datagrams dropped that would have been taken for an agent's.
+    /// Datagrams dropped because they pretended to come from an agent.
     pub forged_datagrams: u64,
-    /// Signalling that others sent to the VM; dropped.
+    /// Signalling datagrams from other hosts to the VM, which are dropped.
     pub withheld_datagrams: u64,
-    /// Frames of any kind that found its queue full since it was made: the VM did not read.
+    /// Frames that found the TAP's queue full since the TAP was created: the VM did not read.
     #[serde(default)]
     pub tap_full: u64,
 }
 
 impl PortRow {
-    /// The row of a TAP from its limits and its usage, expired entries taken off.
+    /// Converts the limits and the usage of a TAP. The caller has subtracted expired entries from
+    /// `usage`.
     pub fn new(
         name: String,
         ifindex: u32,
@@ -313,33 +314,33 @@ impl PortRow {
     }
 }
 
-/// One of `roamcast listeners`.
+/// A row of `roamcast listeners`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ListenerRow {
-    /// Domain that listens.
+    /// Domain of the listener; absent while unknown.
     pub domain: Option<String>,
-    /// Its TAP.
+    /// TAP of the listener.
     pub port: String,
     /// VLAN identifier, 0 for untagged.
     pub vlan: u16,
-    /// Multicast address.
+    /// Multicast address to which the VM listens.
     pub multicast_address: Ipv6Addr,
-    /// Filter mode.
+    /// Filter mode of the last Report.
     pub filter_mode: FilterMode,
     /// Sources of the filter.
     pub sources: Vec<Ipv6Addr>,
     /// MLD version of the last Report.
     pub mld_version: u8,
-    /// Since the last Report.
+    /// Time since the last Report.
     pub age_ms: u64,
-    /// Since the first Report.
+    /// Time since the first Report.
     pub first_report_age_ms: u64,
     /// Ethernet source of the last Report. The guest chooses it.
     pub guest_mac: Mac,
 }
 
 impl ListenerRow {
-    /// The row of an entry of `LISTENERS` with the sources of its generation.
+    /// Converts an entry of the map `LISTENERS` and the sources of its generation.
     pub fn new(
         domain: Option<String>,
         port: String,
@@ -364,51 +365,51 @@ impl ListenerRow {
     }
 }
 
-/// One of `roamcast streams`.
+/// A row of `roamcast streams`: one flow.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StreamRow {
     /// VLAN identifier, 0 for untagged.
     pub vlan: u16,
-    /// Multicast address.
+    /// Destination address of the flow.
     pub multicast_address: Ipv6Addr,
-    /// Source address.
+    /// Source address of the flow.
     pub source: Ipv6Addr,
-    /// UDP source port, 0 where there is none.
+    /// UDP source port; 0 if the packets are not UDP.
     pub source_port: u16,
-    /// UDP destination port, 0 where there is none.
+    /// UDP destination port; 0 if the packets are not UDP.
     pub destination_port: u16,
-    /// How its address is received (`native`, `relay`, `both`, `probing`, `idle`); absent where
-    /// it is not watched.
+    /// How the host receives the multicast address (`native`, `relay`, `both`, `probing`, `idle`);
+    /// absent if the agent does not watch the address.
     pub mode: Option<String>,
-    /// Packets that came, by both ways.
+    /// Packets received on both paths.
     pub packets: u64,
-    /// Their bytes.
+    /// Bytes received on both paths.
     pub bytes: u64,
-    /// Packets that came natively.
+    /// Packets received natively.
     pub native_packets: u64,
-    /// Their bytes.
+    /// Bytes received natively.
     pub native_bytes: u64,
-    /// Packets that came from a relay.
+    /// Packets received from a relay.
     pub relay_packets: u64,
-    /// Their bytes.
+    /// Bytes received from a relay.
     pub relay_bytes: u64,
-    /// Packets that did not pass: second copies, and those of the way that is not used.
+    /// Packets dropped: second copies, and packets of the path not in use.
     pub dropped: u64,
-    /// Packets each second, from the moving average of their distance on the way that the last one
-    /// came by; 0 when silent.
+    /// Packets per second, from the moving average of the inter-arrival time on the path of the
+    /// last packet; 0 if the flow is silent.
     pub packets_per_second: f64,
-    /// Since the last packet.
+    /// Time since the last packet.
     pub age_ms: u64,
-    /// Whether the address is watched now.
+    /// True while the agent watches the address.
     pub managed: bool,
 }
 
 impl StreamRow {
-    /// The row of a flow; `mode` where its address is watched.
+    /// Converts a flow. The caller passes `mode` if the agent watches the address.
     pub fn new(key: &maps::StreamKey, value: &Stream, mode: Option<&str>, now: Timestamp) -> Self {
         let interarrival_ns = value.latest().interarrival_ns;
         let silent = now.since(Timestamp(value.latest().last_ns));
-        // An average says nothing any more once the flow has paused for many of its own distances.
+        // The average says nothing about a flow that has paused for many inter-arrival times.
         let threshold = Duration::from_nanos(interarrival_ns).saturating_mul(16);
         let flows = interarrival_ns > 0 && silent <= threshold.max(Duration::from_secs(1));
         Self {
@@ -436,12 +437,12 @@ impl StreamRow {
     }
 }
 
-/// Milliseconds from `then_ns` to `now`; 0 for the future.
+/// Returns the milliseconds from `then_ns` to `now`; 0 if `then_ns` is in the future.
 pub fn age_ms(now: Timestamp, then_ns: u64) -> u64 {
     milliseconds(now.since(Timestamp(then_ns)))
 }
 
-/// Whole milliseconds of a duration, as the rows show it.
+/// Returns the whole milliseconds of a duration, as the rows show them.
 pub(crate) fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -1,8 +1,8 @@
 //! The agent's side of the operator's socket.
 //!
-//! Each connection is a task that reads requests, passes them to the event loop with a channel
-//! for the answer, and writes what comes back. Tables are cut into lines of [`CHUNK_ROWS`] rows
-//! and encoded here, so the event loop only hands over rows.
+//! A task for each connection reads requests, passes them to the event loop together with a channel
+//! for the answer, and writes the replies. The task also cuts tables into lines of [`CHUNK_ROWS`]
+//! rows and encodes them, so the event loop only hands over rows.
 
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -22,59 +22,59 @@ use tracing::{debug, warn};
 use super::trace::TraceLine;
 use super::{MAX_REQUEST_BYTES, Reply, Request};
 
-/// Connections served at once.
+/// Most connections served at once; the server refuses further ones.
 pub const MAX_CONNECTIONS: usize = 16;
-/// Rows of a table in one line.
+/// Rows of a table per line.
 pub const CHUNK_ROWS: usize = 512;
-/// How long a connection may be silent between two requests.
+/// Longest silence of a connection between two requests.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long the operator's program may take to read a line.
+/// Longest time that the operator's program may take to read a line.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Lines of a trace that wait for the operator's program to read them; more are left out.
+/// Lines of a trace that wait for the operator's program; the agent drops and counts further ones.
 const TRACE_LINES: usize = 1024;
-/// How long the event loop may take over a table.
+/// Longest time that the event loop may take for a table.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A request on its way to the event loop.
 #[derive(Debug)]
 pub struct ControlRequest {
-    /// What is asked.
+    /// The decoded request.
     pub request: Request,
-    /// Where the answer goes. Dropping it ends the answer, with [`Reply::End`] if the last
-    /// reply was not [`Reply::Error`]; [`Reply::End`] need not be sent. A send that fails means
-    /// that the operator has gone.
+    /// Channel for the answer. The event loop ends the answer by dropping the sender. The server
+    /// then adds [`Reply::End`], unless the last reply was [`Reply::Error`]. A failed send means
+    /// that the operator has closed the connection.
     pub replies: mpsc::UnboundedSender<Reply>,
-    /// Where the lines of [`Request::Trace`] go; full when the operator reads slowly, and closed when
-    /// the operator has gone. `None` for every other request.
+    /// Channel for the lines of [`Request::Trace`]; `None` for every other request. The channel is
+    /// full when the operator reads slowly and closed when the operator has left.
     pub lines: Option<mpsc::Sender<TraceLine>>,
 }
 
 /// Why the socket cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
-    /// Another agent answers on it.
+    /// Another agent answers on the socket.
     #[error("Another agent already listens on {}; stop it or set another agent.control_socket", path.display())]
     InUse {
-        /// The socket.
+        /// Path of the socket.
         path: PathBuf,
     },
-    /// Something that is no socket is in its place.
+    /// The path names a file that is not a socket.
     #[error("{} is no socket; remove it or set another agent.control_socket", path.display())]
     NoSocket {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
     },
-    /// It cannot be made.
+    /// A system call failed.
     #[error("Cannot make the socket {}", path.display())]
     Bind {
-        /// The socket.
+        /// Path of the socket.
         path: PathBuf,
-        /// Why.
+        /// Error of the system call.
         source: io::Error,
     },
 }
 
-/// The listening socket. Its file is removed when this is dropped.
+/// The listening socket. Dropping the value removes the socket's file.
 #[derive(Debug)]
 pub struct ControlServer {
     listener: UnixListener,
@@ -83,12 +83,12 @@ pub struct ControlServer {
 }
 
 impl ControlServer {
-    /// Makes the socket, mode 0600, and its directory where that is missing. A socket file that
-    /// a dead agent left is replaced. Must be called within a tokio runtime.
+    /// Creates the socket with mode 0600, and its directory if the directory is missing. Replaces a
+    /// socket file that a dead agent left behind. The caller must be within a tokio runtime.
     ///
     /// # Errors
     ///
-    /// [`ControlError`]: another agent is there, or the file system refuses.
+    /// [`ControlError`]: another agent listens, or the file system refuses.
     pub fn bind(path: &Path) -> Result<Self, ControlError> {
         let failed = |source| ControlError::Bind {
             path: path.to_owned(),
@@ -108,7 +108,7 @@ impl ControlServer {
         })
     }
 
-    /// Serves connections until `shutdown` is ready. Must run on a tokio runtime.
+    /// Serves connections until `shutdown` is ready. The caller must be within a tokio runtime.
     pub async fn serve(
         self,
         requests: mpsc::Sender<ControlRequest>,
@@ -126,7 +126,7 @@ impl ControlServer {
             let stream = match accepted {
                 Ok((stream, _)) => stream,
                 Err(error) => {
-                    // Out of file descriptors, most likely; accepting again at once would spin.
+                    // The process is probably out of file descriptors. A retry at once would spin.
                     warn!(%error, "Cannot accept a connection on the operator's socket");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                     continue;
@@ -149,7 +149,7 @@ impl ControlServer {
 
 impl Drop for ControlServer {
     fn drop(&mut self) {
-        // Only our own file: another agent may have replaced it since.
+        // Another agent may have replaced the file; only this agent's own file is removed.
         let ours = std::fs::symlink_metadata(&self.path).is_ok_and(|m| m.ino() == self.inode);
         if ours && let Err(error) = std::fs::remove_file(&self.path) {
             debug!(%error, "Cannot remove the operator's socket");
@@ -178,7 +178,7 @@ fn remove_stale(path: &Path) -> Result<(), ControlError> {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             std::fs::remove_file(path).map_err(failed)
         }
-        // A full backlog means an agent too.
+        // A full backlog also means that an agent listens.
         Ok(_) => Err(ControlError::InUse {
             path: path.to_owned(),
         }),
@@ -219,15 +219,15 @@ async fn serve_connection(
             write_line(&mut writer, &last).await?;
         }
         if line.len() >= MAX_REQUEST_BYTES {
-            // What follows is the rest of the same request.
+            // The rest of the bytes belongs to the same request.
             break;
         }
     }
     Ok(())
 }
 
-/// The next line, at most [`MAX_REQUEST_BYTES`] of it; `None` at the end or after
-/// [`IDLE_TIMEOUT`].
+/// Reads the next line, at most [`MAX_REQUEST_BYTES`] of it. Returns `None` at the end of the
+/// connection or after [`IDLE_TIMEOUT`].
 async fn read_line(reader: &mut BufReader<OwnedReadHalf>) -> io::Result<Option<Vec<u8>>> {
     let mut line = Vec::new();
     let limit = u64::try_from(MAX_REQUEST_BYTES).unwrap_or(u64::MAX);
@@ -248,13 +248,13 @@ pub(crate) fn decode(line: &[u8]) -> Result<Request, String> {
     serde_json::from_slice(line).map_err(|error| format!("The request is not understood: {error}"))
 }
 
-/// Passes a request on and writes its answer; returns the last line, if it is yet to be written.
+/// Passes a request on and writes its answer. Returns the last line if it is still to be written.
 async fn ask(
     writer: &mut OwnedWriteHalf,
     requests: &mpsc::Sender<ControlRequest>,
     request: Request,
 ) -> io::Result<Option<Reply>> {
-    // A command takes as long as a migration takes; a table never does.
+    // A command takes as long as its migration; a table has a time limit.
     let patience = match request.command() {
         Some(_) => Duration::MAX,
         None => ANSWER_TIMEOUT,
@@ -292,7 +292,7 @@ async fn ask(
     }
 }
 
-/// Passes a request for a trace on and writes its lines, until either side ends it.
+/// Passes a trace request on and writes lines until the operator or the agent ends the trace.
 async fn trace(
     reader: &mut BufReader<OwnedReadHalf>,
     writer: &mut OwnedWriteHalf,
@@ -311,17 +311,17 @@ async fn trace(
     }
     loop {
         let line = tokio::select! {
-            // What the agent answers comes before the lines that follow.
+            // The agent's answer comes before the lines of the trace.
             biased;
             reply = answer.recv() => match reply {
                 Some(reply) if !reply.is_last() => reply,
                 last => return Ok(Some(last.unwrap_or(Reply::End))),
             },
             Some(line) = lines.recv() => Reply::Trace(line),
-            // The operator has gone, or wants something else.
+            // The operator has left or sends another request.
             more = reader.fill_buf() => return Ok((!more?.is_empty()).then_some(Reply::End)),
         };
-        // However long it takes: an operator who stops the terminal's output may let it go on later.
+        // No time limit: an operator may pause the terminal's output and resume it later.
         let mut bytes = serde_json::to_vec(&line)?;
         bytes.push(b'\n');
         writer.write_all(&bytes).await?;

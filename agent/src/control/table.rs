@@ -1,4 +1,4 @@
-//! Tables for people.
+//! Tables for people: each function renders the rows of one command as text.
 
 mod handover;
 mod ims;
@@ -133,7 +133,7 @@ pub fn migrations(rows: &[MigrationRow]) -> String {
             Cell::new(unicast::cell(row.unicast.as_ref())),
         ]);
     }
-    // Sentences would make the table wider than any terminal.
+    // A sentence in a cell would make the table wider than any terminal.
     let failures = rows.iter().filter_map(|row| match &row.outcome {
         Outcome::Failed(reason) => Some(format!("\n{} failed: {reason}", row.migration)),
         _ => None,
@@ -164,7 +164,7 @@ fn sources(sources: &[Ipv6Addr]) -> String {
     }
 }
 
-/// A filter in one cell: `any`, `2001:db8::1`, `any but 2001:db8::1`.
+/// Renders a filter for one cell: `any`, `2001:db8::1`, `any but 2001:db8::1`.
 fn filter(mode: FilterMode, list: &[Ipv6Addr]) -> String {
     match mode {
         FilterMode::Include => sources(list),
@@ -173,7 +173,7 @@ fn filter(mode: FilterMode, list: &[Ipv6Addr]) -> String {
     }
 }
 
-/// Memory copied; while it is, of how much.
+/// Renders the copied memory; during the copy also the memory of the domain.
 fn memory(row: &MigrationRow) -> String {
     let copied = bytes(row.processed_bytes);
     if row.outcome == Outcome::Running && row.total_bytes > 0 {
@@ -194,7 +194,7 @@ fn reception(mode: Reception) -> &'static str {
     }
 }
 
-/// How many addresses are received how, as `998 native, 2 idle`.
+/// Renders the number of addresses for each kind of reception: `998 native, 2 idle`.
 fn addresses(rows: &[ReceptionRow]) -> String {
     let modes = [
         Reception::Native,
@@ -248,7 +248,7 @@ fn span(milliseconds: Option<f64>) -> String {
     milliseconds.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.0} ms"))
 }
 
-/// A duration in the two largest units that say something.
+/// Renders a duration in its two largest units.
 pub fn duration(milliseconds: u64) -> String {
     let seconds = milliseconds / 1000;
     match seconds {
@@ -260,7 +260,7 @@ pub fn duration(milliseconds: u64) -> String {
     }
 }
 
-/// A size in the unit that keeps it short.
+/// Renders a size in the unit that keeps it short.
 pub fn bytes(bytes: u64) -> String {
     let mut size = bytes as f64;
     let mut unit = "B";

@@ -1,4 +1,4 @@
-//! `roamcast trace`: what an operator asks for, and the lines that come.
+//! `roamcast trace`: the operator's request, and the lines of the answer.
 //!
 //! ```text
 //! {"request":"trace","port":"vnet0","rate":1000}   {"reply":"tracing"}
@@ -6,8 +6,8 @@
 //!                                                  {"reply":"trace","data":{"left_out":123}}
 //! ```
 //!
-//! The lines end when the operator closes the connection, or sends anything. A connection that is
-//! read more slowly than lines come loses some, which are counted.
+//! The trace ends when the operator closes the connection or sends another byte. The agent drops
+//! lines when the operator reads too slowly, and counts the dropped lines (`left_out`).
 
 use std::io::{self, Write};
 use std::net::Ipv6Addr;
@@ -25,75 +25,75 @@ use super::command::CommandError;
 use super::{Reply, Request};
 use crate::shutdown::Shutdown;
 
-/// Lines a second unless another number is asked for.
+/// Lines per second if the operator names no rate.
 pub const DEFAULT_RATE: u32 = 1000;
-/// Most lines a second.
+/// Highest rate that the operator may name, lines per second.
 pub const MAX_RATE: u32 = 1_000_000;
 
-/// Which decisions are told. All conditions hold.
+/// Filter of the decisions to show. A decision is shown if all conditions hold.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TraceRequest {
-    /// Names of the programs; none for all of them.
+    /// Names of programs; empty: all programs.
     #[serde(default)]
     pub programs: Vec<String>,
-    /// Name of the port; none for any.
+    /// Name of a port; `None`: any port.
     pub port: Option<String>,
-    /// Source or destination of the packets; none for any.
+    /// Source or destination address of the packet; `None`: any address.
     pub address: Option<Ipv6Addr>,
-    /// Lines a second.
+    /// Highest rate, lines per second, 1 to [`MAX_RATE`].
     pub rate: u32,
 }
 
-/// One line.
+/// One line of the output: a decision or a gap.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum TraceLine {
-    /// Decisions that were not told.
+    /// A gap: decisions above the rate, or lines that the operator read too slowly.
     LeftOut {
-        /// How many.
+        /// Number of decisions in the gap.
         left_out: u64,
     },
-    /// A decision.
+    /// What one kernel program did with one frame.
     Decision(Box<TraceRow>),
 }
 
 /// A decision about a frame.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TraceRow {
-    /// When, RFC 3339 in UTC.
+    /// Time of the decision, RFC 3339 in UTC.
     pub time: String,
-    /// The program.
+    /// Name of the kernel program, as in `common::trace::Program`.
     pub program: String,
-    /// Name of the port that it is attached to.
+    /// Name of the port to which the program is attached.
     pub port: String,
-    /// What becomes of the frame.
+    /// The decision, as in `common::trace::Decision`.
     pub decision: String,
-    /// Why.
+    /// Reason of the decision; absent where the program names none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// The gate's number of the frame, or the index of the relay's subscriber.
+    /// Number that the gate gave the frame, or index of the relay's subscriber.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub number: Option<u64>,
-    /// Length of the frame.
+    /// Length of the frame, bytes.
     pub length_bytes: u32,
-    /// VLAN; 0 for none.
+    /// VLAN identifier; 0 for an untagged frame.
     pub vlan: u16,
-    /// Source address; none where the frame is not IPv6, as for all that follows.
+    /// IPv6 source address. This field and all fields below are absent for other frames.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<Ipv6Addr>,
-    /// Source port; 0 where neither UDP nor TCP follows the IPv6 header.
+    /// Source port; 0 if neither UDP nor TCP follows the IPv6 header.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source_port: Option<u16>,
-    /// Destination address.
+    /// IPv6 destination address.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub destination: Option<Ipv6Addr>,
-    /// Destination port.
+    /// Destination port; 0 if neither UDP nor TCP follows the IPv6 header.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub destination_port: Option<u16>,
 }
 
 impl TraceRow {
-    /// The line of a record; `None` for one that this version does not know.
+    /// Converts a record. Returns `None` for a program or decision that this version does not know.
     pub fn new(record: &Record, port: String, at: OffsetDateTime) -> Option<Self> {
         let program = Program::from_number(record.program)?;
         let decision = Decision::from_number(record.decision)?;
@@ -155,7 +155,7 @@ pub fn follow(
     }
 }
 
-/// Has a signal end the connection, and so the answer.
+/// Shuts the connection down on SIGINT or SIGTERM, which ends the answer.
 fn stop_by_signal(client: &Client, stopped: &Arc<AtomicBool>) -> Result<(), CommandError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -171,7 +171,7 @@ fn stop_by_signal(client: &Client, stopped: &Arc<AtomicBool>) -> Result<(), Comm
         .spawn(move || {
             runtime.block_on(shutdown.recv());
             stopped.store(true, Ordering::Relaxed);
-            // Fails when the connection has ended already.
+            // The call fails if the connection has ended already.
             let _ = connection.shutdown(std::net::Shutdown::Both);
         })?;
     Ok(())

@@ -1,4 +1,4 @@
-//! `roamcast migrations`: how the streams of one NIC were handed over.
+//! Columns of `roamcast migrations`: how the destination handed over the streams of each NIC.
 
 use std::net::Ipv6Addr;
 
@@ -6,24 +6,25 @@ use serde::{Deserialize, Serialize};
 
 use super::Mac;
 
-/// How the destination found where a flow goes on.
+/// How the destination found the packet at which a flow resumes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Placement {
-    /// By a packet that both hosts had: exactly.
+    /// From a packet that both hosts recorded: exact.
     Exact,
-    /// The same, but the source does not know exactly which was the last that its VM had.
+    /// From a packet that both hosts recorded, but the source does not know the last packet that
+    /// its VM read.
     Estimated,
-    /// By time, because no packet could be told from all others.
+    /// From timestamps, because no packet was distinguishable from all others.
     Time,
-    /// By time, because the source knew nothing of the flow.
+    /// From timestamps, because the source had no record of the flow.
     Unseen,
-    /// Without a word of the source: all that came during the pause.
+    /// Without a report from the source: the destination replayed all packets of the pause.
     Blind,
 }
 
 impl Placement {
-    /// A word for a person.
+    /// Returns the word that tables show.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Exact => "exact",
@@ -38,11 +39,11 @@ impl Placement {
 /// One flow of one NIC.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HandoverRow {
-    /// The NIC, counted from 0 in the order in which they were done.
+    /// Number of the NIC, from 0, in the order of the handovers.
     pub nic: u32,
     /// VLAN identifier, 0 for untagged.
     pub vlan: u16,
-    /// Multicast address.
+    /// Destination address of the flow.
     pub multicast_address: Ipv6Addr,
     /// Source address.
     pub source: Ipv6Addr,
@@ -50,44 +51,45 @@ pub struct HandoverRow {
     pub source_port: u16,
     /// UDP destination port, 0 where there is none.
     pub destination_port: u16,
-    /// How it was placed; none if the migration ended before.
+    /// How the flow was placed; absent if the migration ended earlier.
     pub placed: Option<Placement>,
-    /// Packets that the VM had at the source, since START MIGRATION.
+    /// Packets that the VM received at the source since START MIGRATION.
     pub delivered: u64,
-    /// Packets that were held at the destination.
+    /// Packets that the gate held at the destination.
     pub held: u64,
-    /// Of these, packets that the VM had had at the source.
+    /// Held packets that the VM had received at the source already.
     pub dropped: u64,
-    /// Of these, packets that were put into its TAP.
+    /// Held packets that the agent wrote to the VM's TAP.
     pub replayed: u64,
     /// Packets known to be lost.
     pub lost: u64,
-    /// Most packets that the VM may have got twice.
+    /// Upper bound of the packets that the VM received twice.
     pub duplicated_at_most: u64,
-    /// Longest time that a replayed packet was held.
+    /// Longest time that the gate held a replayed packet.
     pub longest_held_ms: f64,
-    /// Whether there was too little room for what came during the pause.
+    /// True if the memory for held packets ran out during the pause.
     pub overflow: bool,
 }
 
-/// What has gone wrong with the frames of one NIC, of whatever flow.
+/// Faults of one NIC's frames, regardless of their flow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NicRow {
-    /// The NIC, as in [`HandoverRow`].
+    /// Number of the NIC, as in [`HandoverRow`].
     pub nic: u32,
-    /// Frames that came during the pause and could not be held.
+    /// Frames that arrived during the pause and that the gate could not hold.
     pub not_held: u64,
-    /// Whether frames have passed the gate, because the host kept the agent from running: the VM may have got
-    /// them twice.
+    /// True if frames passed the gate because the host kept the agent from running: the VM may have
+    /// received them twice.
     pub has_lapsed: bool,
-    /// Frames that found the queue of the TAP full here, until the gate opened: the VM did not read.
+    /// Frames that found the TAP's queue full at the destination, until the gate opened: the VM did
+    /// not read.
     pub tap_full: u64,
-    /// The same at the source, since START MIGRATION.
+    /// Frames that found the TAP's queue full at the source, since START MIGRATION.
     pub tap_full_at_source: u64,
 }
 
 impl NicRow {
-    /// Whether nothing has gone wrong.
+    /// Returns true if no fault occurred.
     pub fn is_well(&self) -> bool {
         let nic = self.nic;
         *self
@@ -98,22 +100,22 @@ impl NicRow {
     }
 }
 
-/// Why no gate has held the streams of a NIC.
+/// Why no gate held the streams of a NIC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum UngatedReason {
     /// `handover.enabled` is false.
     SwitchedOff,
-    /// The kernel did not make the gate; the log says why.
+    /// The kernel refused the gate; the log has the reason.
     NotMade,
-    /// It had been closed for as long as it may be.
+    /// The gate reached its time limit (`handover.gate_max_s`).
     ClosedTooLong,
-    /// The VM ran before its TAP was known.
+    /// The VM ran before the agent knew its TAP.
     RanAlready,
 }
 
 impl UngatedReason {
-    /// The reason for a person, after "it had no gate:".
+    /// Returns the reason for a person, to follow "it had no gate:".
     pub fn as_str(self) -> &'static str {
         match self {
             Self::SwitchedOff => "handover.enabled is false",
@@ -127,11 +129,11 @@ impl UngatedReason {
     }
 }
 
-/// A NIC whose streams may have lost packets, or have come twice or out of order.
+/// A NIC whose streams may have lost, doubled or reordered packets.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UngatedRow {
-    /// Address of the NIC in the guest.
+    /// Ethernet address of the NIC in the guest.
     pub mac: Mac,
-    /// Why nothing held its streams.
+    /// Why no gate held the NIC's streams.
     pub reason: UngatedReason,
 }

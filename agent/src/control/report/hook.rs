@@ -1,23 +1,23 @@
-//! Kernel programs on interfaces.
+//! Rows about kernel programs on interfaces.
 
 use serde::{Deserialize, Serialize};
 
 use crate::datapath::HookView;
 
-/// A kernel program on an interface.
+/// A kernel program attached to an interface.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hook {
     /// Name of the program (`snoop`).
     pub program: String,
     /// How it is attached (`tcx`, `filter`, `xdp-native`, `xdp-generic`).
     pub mode: String,
-    /// The side of the interface that it is on (`ingress`, `egress`).
+    /// Direction in which the program sees packets (`ingress`, `egress`).
     pub side: String,
-    /// The qdisc that its filter is on; absent where it is attached in another way.
+    /// Qdisc of the filter; absent for other kinds of attachment.
     pub qdisc: Option<String>,
-    /// Who sees packets before it, in this order.
+    /// Programs that see a packet before this one, in order.
     pub before: Vec<String>,
-    /// Whether the kernel still has it there.
+    /// True if the kernel still has the program at this hook.
     pub is_there: bool,
 }
 
@@ -37,10 +37,10 @@ impl From<&HookView> for Hook {
 /// A physical port of the bridge.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UplinkRow {
-    /// Its name.
+    /// Name of the interface.
     pub name: String,
-    /// Its interface index.
+    /// Interface index.
     pub ifindex: u32,
-    /// Programs on it.
+    /// Programs attached to the interface.
     pub hooks: Vec<Hook>,
 }

@@ -1,4 +1,4 @@
-//! Rows of a mapping server's `roamcast status`, and of `roamcast ims list`.
+//! Rows of a mapping server: `roamcast status` and `roamcast ims list`.
 
 use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
@@ -7,61 +7,61 @@ use serde::{Deserialize, Serialize};
 
 use crate::proto::ims::{Hoa, Record};
 
-/// `roamcast status` of a mapping server.
+/// Answer of a mapping server to `roamcast status`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImsStatus {
-    /// Where nodes send to.
+    /// Address and port to which nodes send.
     pub listen: String,
-    /// Home prefix.
+    /// Home prefix, with its length.
     pub home: String,
-    /// Where mappings are kept.
+    /// Path of the store's file.
     pub store: String,
-    /// Its version.
+    /// Version of the server's program.
     pub version: String,
-    /// Its process.
+    /// Process identifier of the server.
     pub pid: u32,
-    /// Since its start.
+    /// Time since the server started.
     pub uptime_ms: u64,
-    /// Nodes that are known.
+    /// Number of enrolled nodes.
     pub nodes: usize,
-    /// Those of them that have a mapping.
+    /// Number of nodes that have a mapping.
     pub mappings: usize,
-    /// Longest transaction of the store.
+    /// Duration of the longest transaction of the store.
     pub longest_commit_ms: u64,
-    /// Why the last transaction failed.
+    /// Why the last transaction failed; absent if it succeeded.
     pub store_error: Option<String>,
-    /// Counters that are not zero.
+    /// Counters above 0, by name.
     pub counters: BTreeMap<String, u64>,
 }
 
-/// A node that is enrolled.
+/// An enrolled node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeRow {
-    /// Its HoA.
+    /// Home address of the node.
     pub hoa: Ipv6Addr,
-    /// Generation of its key.
+    /// Generation of the node's key.
     pub generation: u32,
-    /// Sequence of its last update.
+    /// Sequence number of the node's last update.
     pub sequence: u64,
-    /// Its mapping; none if it has none now.
+    /// Mapping of the node; empty if the node has none now.
     pub moas: Vec<MoaRow>,
-    /// Until the mapping ends.
+    /// Time until the mapping expires.
     pub lifetime_left_ms: Option<u64>,
-    /// Addresses that it no longer has, and nobody else may have yet.
+    /// Addresses that the node has given up and that no other node may have yet.
     pub quarantine: Vec<Ipv6Addr>,
 }
 
-/// One address of a node.
+/// One mobile address (MoA) of a node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MoaRow {
-    /// The address.
+    /// The mobile address.
     pub address: Ipv6Addr,
-    /// 1 is where data goes; a higher number stands by.
+    /// 1: correspondents send to this address. Higher: a standby address.
     pub priority: u8,
 }
 
 impl NodeRow {
-    /// The row of what is stored.
+    /// Converts a record of the store; `wall_ms` is the current time.
     pub fn new(hoa: Hoa, record: &Record, wall_ms: u64) -> Self {
         let lives = !record.moas.is_empty() && record.until_ms > wall_ms;
         let moas = record.moas.iter().filter(|_| lives);

@@ -1,4 +1,4 @@
-//! Rows of a migration control server's `roamcast status`.
+//! Rows of a migration control server: `roamcast status`.
 
 use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
@@ -10,56 +10,56 @@ use super::{age_ms, milliseconds};
 use crate::proto::Timestamp;
 use crate::proto::directory::Registration;
 
-/// `roamcast status` of a migration control server.
+/// Answer of a migration control server to `roamcast status`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct McsStatus {
-    /// Name of the server.
+    /// Name of the server, as in its certificate.
     pub mcs: String,
-    /// Its version.
+    /// Version of the server's program.
     pub version: String,
-    /// Its process.
+    /// Process identifier of the server.
     pub pid: u32,
-    /// Since its start.
+    /// Time since the server started.
     pub uptime_ms: u64,
-    /// How long a registration lasts without another one.
+    /// Lifetime of a registration that is not renewed.
     pub lease_ms: u64,
-    /// Agents and relays.
+    /// Registered agents and relays.
     pub registrations: Vec<RegistrationRow>,
-    /// Counters that are not zero.
+    /// Counters above 0, by name.
     pub counters: BTreeMap<String, u64>,
 }
 
-/// What has registered.
+/// Kind of a registered program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
-    /// An agent.
+    /// A host's agent, which searches for relays.
     Agent,
-    /// A relay.
+    /// A relay, which agents may find.
     Relay,
 }
 
-/// One that has registered.
+/// A registered agent or relay.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RegistrationRow {
-    /// Its name.
+    /// Name in the certificate of the agent or relay.
     pub name: String,
-    /// What it is.
+    /// Agent or relay.
     pub role: Role,
-    /// Where it is reached.
+    /// Address at which others reach the agent or relay.
     pub address: Ipv6Addr,
-    /// Its site; absent for none.
+    /// Site; absent if the agent or relay names none.
     pub site: Option<String>,
-    /// What a relay serves, as `ff0e::/16`; none for all.
+    /// Multicast prefixes that a relay serves (`ff0e::/16`); empty: all.
     pub serves: Vec<String>,
-    /// Since it registered first.
+    /// Time since the first registration.
     pub age_ms: u64,
-    /// Until it is forgotten.
+    /// Time until the registration expires.
     pub lease_left_ms: u64,
 }
 
 impl RegistrationRow {
-    /// The row of a registration.
+    /// Converts a registration.
     pub fn new(name: &str, known: &Registration, now: Timestamp) -> Self {
         Self {
             name: name.to_owned(),

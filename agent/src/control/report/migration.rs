@@ -1,4 +1,4 @@
-//! Rows about migrations and how their multicast addresses are received.
+//! Rows about migrations and the reception of their multicast addresses.
 
 use std::net::Ipv6Addr;
 
@@ -10,21 +10,21 @@ use common::signal::{Phase, ReceptionMode};
 
 use crate::proto::{CopyWay, InTheClear};
 
-/// How a multicast address is received.
+/// How a host receives a multicast address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Reception {
-    /// Joined; a packet has come natively.
+    /// Joined, and a packet has arrived natively.
     Native,
-    /// Joined; silent at the source too.
+    /// Joined, but the address is silent at the source too.
     Idle,
-    /// Joined; nothing came in time.
+    /// Joined, but no packet arrived in time.
     Unreachable,
     /// Refused by policy or limits.
     Refused,
-    /// A relay sends it.
+    /// A relay sends the packets.
     Relay,
-    /// Joined; the verdict is open.
+    /// Joined, and the verdict is still open.
     Probing,
 }
 
@@ -40,37 +40,37 @@ impl From<ReceptionMode> for Reception {
     }
 }
 
-/// A multicast address that this host has joined for VMs that arrive or have arrived.
+/// A multicast address that this host has joined for arriving or arrived VMs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JoinRow {
     /// VLAN identifier, 0 for untagged.
     pub vlan: u16,
-    /// Multicast address.
+    /// The joined address.
     pub multicast_address: Ipv6Addr,
-    /// How it is received.
+    /// How the host receives the address.
     pub mode: Reception,
-    /// From the join to the verdict.
+    /// Time from the join to the verdict.
     pub waited_ms: u64,
-    /// Domains that it is joined for.
+    /// Domains for which the host has joined.
     pub domains: Vec<String>,
-    /// Whether they all run here: the join then ends with their own answer to a Query.
+    /// True if all these domains run here: their own answer to a Query then ends the join.
     pub held: bool,
 }
 
-/// How one multicast address of a migration is received at its destination.
+/// How the destination of a migration receives one multicast address.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReceptionRow {
     /// VLAN identifier, 0 for untagged.
     pub vlan: u16,
-    /// Multicast address.
+    /// An address to which the domain listens.
     pub multicast_address: Ipv6Addr,
-    /// How it is received.
+    /// How the destination receives the address.
     pub mode: Reception,
-    /// From the join to the verdict.
+    /// Time from the join to the verdict.
     pub waited_ms: u64,
 }
 
-/// Which way a migration goes.
+/// Direction of a migration, seen from this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Direction {
@@ -80,24 +80,24 @@ pub enum Direction {
     Incoming,
 }
 
-/// Where a migration stands.
+/// Phase of a migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MigrationPhase {
     /// The destination joins and probes.
     Preparing,
-    /// Waiting for the VM to prepare its idle NIC.
+    /// The agents wait for the VM to prepare its idle NIC.
     Ready,
-    /// libvirt copies memory.
+    /// libvirt copies the VM's memory.
     Copying,
-    /// The VM is paused for the switch.
+    /// libvirt has paused the VM for the switch.
     Switching,
     /// The VM runs at the destination.
     Completed,
 }
 
 impl MigrationPhase {
-    /// A word for a person.
+    /// Returns the word that tables show.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Preparing => "preparing",
@@ -125,27 +125,27 @@ impl From<Phase> for MigrationPhase {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", tag = "state", content = "reason")]
 pub enum Outcome {
-    /// It has not.
+    /// The migration is in progress.
     Running,
     /// The domain runs at the destination.
     Completed,
-    /// The domain runs where it was; why, in one sentence.
+    /// The domain still runs at the source; the text is the reason in one sentence.
     Failed(String),
 }
 
-/// How the memory of a VM goes to the destination.
+/// How the memory of a VM travels to the destination.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", tag = "way", content = "reason")]
 pub enum MemoryWay {
-    /// Encrypted by QEMU.
+    /// QEMU encrypts it (`VIR_MIGRATE_TLS`).
     Tls,
-    /// In libvirt's connection, as its URI says.
+    /// Inside libvirt's own connection (`VIR_MIGRATE_TUNNELLED`), whose URI decides on encryption.
     Tunnel,
-    /// So that everybody between the hosts can read it.
+    /// Unencrypted: everybody between the hosts can read it.
     Clear(ClearReason),
 }
 
-/// Why memory goes in the clear.
+/// Why memory travels unencrypted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ClearReason {
@@ -155,12 +155,12 @@ pub enum ClearReason {
     Zerocopy,
     /// QEMU has no certificate at the source; `roamcast status` says why.
     NoCertificateHere,
-    /// It has none at the destination; `roamcast status` says there why.
+    /// QEMU has no certificate at the destination; `roamcast status` at the destination says why.
     NoCertificateThere,
 }
 
 impl ClearReason {
-    /// The reason for a person, after "in the clear:".
+    /// Returns the reason for a person, to follow "in the clear:".
     pub fn as_str(self) -> &'static str {
         match self {
             Self::SwitchedOff => "libvirt.encrypt is \"never\"",
@@ -188,56 +188,56 @@ impl From<&CopyWay> for MemoryWay {
     }
 }
 
-/// One of `roamcast migrations`.
+/// A row of `roamcast migrations`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MigrationRow {
     /// Number of the record, counted by this agent.
     pub migration: u64,
-    /// Which way.
+    /// Direction, seen from this host.
     pub direction: Direction,
-    /// Domain that moves.
+    /// Name of the migrated domain.
     pub domain: String,
-    /// Its UUID.
+    /// UUID, as libvirt writes it.
     pub domain_uuid: String,
-    /// The agent at the other end.
+    /// Agent at the other end.
     pub peer: String,
-    /// Where it stands, or stood at its end.
+    /// Current phase, or the phase at the end.
     pub phase: MigrationPhase,
-    /// Since it began.
+    /// Time since the migration began.
     pub age_ms: u64,
     /// From the request to the destination's readiness.
     pub signalling_ms: Option<f64>,
     /// From START MIGRATION to the pause.
     pub copy_ms: Option<f64>,
-    /// How memory goes; at the source only, and absent where somebody else than the agent has libvirt move
-    /// the domain.
+    /// How memory travels; only at the source. Absent if somebody other than the agent asked
+    /// libvirt for the migration.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<MemoryWay>,
-    /// How long the VM was paused.
+    /// Time during which the VM was paused.
     pub vm_pause_ms: Option<f64>,
     /// From the request to the end.
     pub total_ms: Option<f64>,
     /// Memory copied, bytes.
     pub processed_bytes: u64,
-    /// Memory in all, bytes.
+    /// Memory of the domain, bytes.
     pub total_bytes: u64,
-    /// Verdict for each multicast address.
+    /// Verdict for each multicast address of the domain.
     pub receptions: Vec<ReceptionRow>,
-    /// How each flow was handed over; at the destination only.
+    /// Handover of each flow; only at the destination.
     pub handover: Vec<HandoverRow>,
-    /// NICs with whose frames something has gone wrong; at the destination only.
+    /// NICs with a fault in the handover; only at the destination.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub nics: Vec<NicRow>,
-    /// NICs with streams that no gate has held until the VM ran; at the destination only.
+    /// NICs whose streams no gate held until the VM ran; only at the destination.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub without_gate: Vec<UngatedRow>,
-    /// Frames at most that the VM has lost because it ran on here after it had stopped: QEMU had read them,
-    /// and threw them away; at the source only.
+    /// Upper bound of the frames that the VM lost because it ran on at the source after the stop:
+    /// QEMU read these frames and discarded them. Only at the source.
     #[serde(default)]
     pub thrown_away_at_most: u64,
-    /// What was done for the VM's unicast addresses; absent where it has named none.
+    /// Handling of the VM's unicast addresses; absent if the VM named none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unicast: Option<UnicastRow>,
-    /// How it ended.
+    /// How the migration ended.
     pub outcome: Outcome,
 }

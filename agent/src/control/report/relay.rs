@@ -1,4 +1,4 @@
-//! Rows of a relay's `roamcast status`.
+//! Rows of a relay: `roamcast status`.
 
 use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
@@ -11,50 +11,50 @@ use super::{FilterMode, UplinkRow, age_ms, milliseconds};
 use crate::proto::relay::{FlowView, SessionView};
 use crate::proto::{Membership, Timestamp};
 
-/// `roamcast status` of a relay.
+/// Answer of a relay to `roamcast status`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RelayStatus {
-    /// Name of the relay.
+    /// Name of the relay, as in its certificate.
     pub relay: String,
-    /// Its version.
+    /// Version of the relay's program.
     pub version: String,
-    /// Its process.
+    /// Process identifier of the relay.
     pub pid: u32,
-    /// Since its start.
+    /// Time since the relay started.
     pub uptime_ms: u64,
-    /// Source address of what is sent.
+    /// Source address of the relay's copies.
     pub address: Ipv6Addr,
-    /// How long a session goes on without another request.
+    /// Lifetime of a session that its agent does not renew.
     pub lease_ms: u64,
     /// Directory of the pinned maps and links.
     pub pin_path: String,
-    /// Interfaces that receive multicast.
+    /// Interfaces on which the relay receives multicast.
     pub interfaces: Vec<UplinkRow>,
-    /// Agents that are connected.
+    /// Names of the connected agents.
     pub agents: Vec<String>,
-    /// Addresses joined.
+    /// Multicast addresses that the relay has joined.
     pub memberships: Vec<MembershipRow>,
-    /// Sessions.
+    /// One row for each agent and multicast address.
     pub sessions: Vec<SessionRow>,
-    /// Counters that are not zero.
+    /// Counters above 0, by name.
     pub counters: BTreeMap<String, u64>,
 }
 
-/// What a relay has joined.
+/// A multicast address that a relay has joined.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MembershipRow {
-    /// Multicast address.
+    /// The joined address.
     pub multicast_address: Ipv6Addr,
-    /// Filter mode of all sessions together.
+    /// Filter mode that covers all sessions of the address.
     pub filter_mode: FilterMode,
     /// Sources of the filter.
     pub sources: Vec<Ipv6Addr>,
-    /// Who holds it.
+    /// Who holds the membership.
     pub holder: Holder,
 }
 
 impl MembershipRow {
-    /// The row of a membership.
+    /// Converts a membership.
     pub fn new(membership: &Membership, holder: Holder) -> Self {
         Self {
             multicast_address: membership.key.multicast_address.into(),
@@ -65,41 +65,41 @@ impl MembershipRow {
     }
 }
 
-/// Who holds a join.
+/// Holder of a membership.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Holder {
-    /// The kernel: it outlives the relay's process.
+    /// The kernel: the membership outlives the relay's process.
     Kernel,
-    /// A socket of the process; it outlives it where systemd keeps the socket.
+    /// A socket of the process. The membership outlives the process if systemd stores the socket.
     Socket,
 }
 
-/// One multicast address that is sent to one agent.
+/// A session: one multicast address that the relay sends to one agent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SessionRow {
-    /// The agent; absent until it has asked again after a restart of the relay.
+    /// Name of the agent; absent after a restart of the relay until the agent asks again.
     pub agent: Option<String>,
-    /// Its transaction.
+    /// Transaction number of the agent's request.
     pub transaction: Option<u64>,
-    /// Multicast address.
+    /// Address that the agent asked for.
     pub multicast_address: Ipv6Addr,
-    /// Filter mode.
+    /// Filter mode of the agent's request.
     pub filter_mode: FilterMode,
     /// Sources of the filter.
     pub sources: Vec<Ipv6Addr>,
-    /// Where it is sent.
+    /// Address to which the relay sends the copies.
     pub agent_address: Ipv6Addr,
-    /// Since it began, or was adopted.
+    /// Time since the session began, or since the relay adopted it after a restart.
     pub age_ms: u64,
-    /// Until it ends unless it is renewed.
+    /// Time until the session ends if the agent does not renew it.
     pub lease_left_ms: u64,
-    /// Its flows.
+    /// Flows that the relay copies for this session.
     pub flows: Vec<RelayedFlowRow>,
 }
 
 impl SessionRow {
-    /// The row of a session, with what the kernel has counted for each flow.
+    /// Converts a session; `usage` returns the kernel's counters of a flow.
     pub fn new(
         session: &SessionView<'_>,
         usage: impl Fn(&FlowView) -> SubscriberUsage,
@@ -136,13 +136,13 @@ pub struct RelayedFlowRow {
     pub relay_port: u16,
     /// UDP destination port of the copies.
     pub agent_port: u16,
-    /// Rate of the stream when last measured.
+    /// Last measured rate of the stream.
     pub bits_per_second: u64,
     /// Copies sent.
     pub packets: u64,
-    /// Their bytes.
+    /// Bytes sent.
     pub bytes: u64,
-    /// Copies not sent.
+    /// Copies that the kernel could not send.
     pub dropped: u64,
 }
 

@@ -1,4 +1,4 @@
-//! Rows about the relays that an agent asks.
+//! Rows about relays: `roamcast relays`.
 
 use std::net::Ipv6Addr;
 
@@ -6,57 +6,57 @@ use serde::{Deserialize, Serialize};
 
 use super::LinkState;
 
-/// One of `roamcast relays`.
+/// A row of `roamcast relays`: one relay.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RelayRow {
-    /// Its name and address; absent for sessions whose relay is not found again yet after a
-    /// restart of the agent.
+    /// Name and address; absent for the sessions of a relay that a restarted agent has not found
+    /// again yet.
     pub relay: Option<String>,
-    /// How it was found.
+    /// Where the agent found the relay.
     pub found_by: Option<String>,
     /// State of the connection.
     pub state: LinkState,
-    /// Why it was of no use last.
+    /// Why the agent could not use the relay the last time.
     pub reason: Option<String>,
-    /// What is asked of it.
+    /// The agent's sessions with the relay.
     pub sessions: Vec<RelaySessionRow>,
 }
 
-/// What is asked of a relay: one multicast address.
+/// A session with a relay: one multicast address.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RelaySessionRow {
-    /// Multicast address.
+    /// Address that the agent asked for.
     pub multicast_address: Ipv6Addr,
-    /// Where the session stands.
+    /// Stage of the session.
     pub state: RelaySessionState,
-    /// Source address of its datagrams, once known.
+    /// Source address of the relay's datagrams; absent until known.
     pub address: Option<Ipv6Addr>,
     /// Flows that the relay has announced.
     pub flows: u32,
-    /// Packets that relays have sent of these flows.
+    /// Packets of these flows that relays have sent.
     pub packets: u64,
-    /// Their bytes.
+    /// Bytes of these packets.
     pub bytes: u64,
-    /// Until the relay stops unless it is asked again.
+    /// Time until the relay stops if the agent does not renew the session.
     pub lease_left_ms: u64,
-    /// Why it is asked.
+    /// Why the agent asks the relay.
     pub why: String,
 }
 
-/// Where a session stands.
+/// Stage of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RelaySessionState {
-    /// Not answered yet.
+    /// The relay has not answered yet.
     Asked,
-    /// The relay sends what it has.
+    /// The relay sends the packets that it receives.
     Serving,
-    /// Ready to take over from another relay.
+    /// The relay is ready to take over from another one.
     Standby,
 }
 
 impl RelaySessionState {
-    /// A word for a person.
+    /// Returns the word that tables show.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Asked => "asked",

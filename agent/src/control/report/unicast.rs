@@ -1,4 +1,4 @@
-//! `roamcast migrations`: what was done for the unicast addresses of a VM.
+//! Columns of `roamcast migrations`: what the agents did for the unicast addresses of a VM.
 
 use std::net::Ipv6Addr;
 
@@ -7,28 +7,28 @@ use serde::{Deserialize, Serialize};
 use crate::proto::handover::UnreadReport;
 use crate::proto::{ClaimOutcome, ForwardRecord, TranslationRecord, UnicastRecord};
 
-/// What has become of the address that a VM is to have at the destination.
+/// State of the address that a VM is to use at the destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ClaimState {
-    /// It is being asked for.
+    /// Duplicate Address Detection is running.
     Asked,
-    /// Nobody else has it.
+    /// No other node has the address.
     Unique,
     /// The VM cannot have it.
     Refused,
-    /// Somebody else has it too, as was found out after the switch.
+    /// Another node has the address too; it answered after the switch.
     Disputed,
-    /// The VM speaks for itself.
+    /// The VM has sent from the address itself.
     Spoken,
-    /// The VM has never spoken from it.
+    /// The VM has never sent from the address.
     Silent,
-    /// The destination's agent does not know how to find out.
+    /// The destination's agent cannot check the address.
     Unknown,
 }
 
 impl ClaimState {
-    /// A word for a person.
+    /// Returns the word that tables show.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Asked => "asked",
@@ -56,18 +56,18 @@ impl From<ClaimOutcome> for ClaimState {
     }
 }
 
-/// Packets for one address that a VM has left.
+/// Forwarding for one address that a VM has left.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ForwardRow {
-    /// The address.
+    /// An address of the VM at the source.
     pub address: Ipv6Addr,
-    /// Where they were sent on to.
+    /// Address to which the agent forwards the packets.
     pub to: Ipv6Addr,
-    /// Packets sent on.
+    /// Packets forwarded.
     pub packets: u64,
-    /// Their bytes.
+    /// Bytes forwarded.
     pub bytes: u64,
-    /// Packets that could not be sent on; the counters `forward_*` have the reasons.
+    /// Packets that could not be forwarded; the counters `forward_*` have the reasons.
     pub dropped: u64,
 }
 
@@ -83,18 +83,18 @@ impl From<&ForwardRecord> for ForwardRow {
     }
 }
 
-/// Packets that a VM has sent from one address that it has left, by one TAP.
+/// Translation of packets that a VM still sends from an old address through one TAP.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TranslationRow {
-    /// The TAP.
+    /// Interface index of the TAP.
     pub ifindex: u32,
-    /// The address.
+    /// An address of the VM at the source.
     pub address: Ipv6Addr,
-    /// Packets that were sent from the VM's new address instead.
+    /// Packets translated to the VM's new address.
     pub packets: u64,
-    /// Their bytes.
+    /// Bytes translated.
     pub bytes: u64,
-    /// Packets that could not be; the counters `forward_*` have the reasons.
+    /// Packets that could not be translated; the counters `forward_*` have the reasons.
     pub dropped: u64,
 }
 
@@ -110,12 +110,12 @@ impl From<&TranslationRecord> for TranslationRow {
     }
 }
 
-/// Packets that a VM had not read when it stopped.
+/// Packets that were in the TAP's queue when the VM stopped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnreadRow {
-    /// Packets sent on to its new address.
+    /// Packets forwarded to the VM's new address.
     pub packets: u64,
-    /// Packets that could not be.
+    /// Packets that could not be forwarded.
     pub dropped: u64,
 }
 
@@ -128,19 +128,20 @@ impl From<&UnreadReport> for UnreadRow {
     }
 }
 
-/// The unicast addresses of a VM that moves.
+/// Unicast addresses of a VM that migrates.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnicastRow {
-    /// The address that it is to have at the destination.
+    /// Address that the VM is to use at the destination.
     pub address: Ipv6Addr,
-    /// What has become of that.
+    /// State of that address.
     pub claim: ClaimState,
-    /// The addresses that it has left; at the source only.
+    /// Forwarding for each address that the VM has left; only at the source.
     pub forwards: Vec<ForwardRow>,
-    /// What was sent on of that which it had not read when it stopped; at the source only.
+    /// Packets that the VM had not read when it stopped; only at the source.
     #[serde(default)]
     pub unread: UnreadRow,
-    /// What it has still sent from them; at the destination only.
+    /// Translation of packets that the VM still sends from its old addresses; only at the
+    /// destination.
     pub translations: Vec<TranslationRow>,
 }
 

@@ -28,7 +28,7 @@ fn row(n: u32) -> ListenerRow {
     }
 }
 
-/// A server whose event loop answers with `answer`.
+/// A server whose event loop is the closure `answer`.
 struct Agent {
     directory: TempDir,
     stop: Option<oneshot::Sender<()>>,
@@ -77,7 +77,7 @@ impl Agent {
         Client::connect(&self.socket()).unwrap()
     }
 
-    /// Sends raw bytes and reads lines until `count` have come or the connection ends.
+    /// Sends raw bytes and reads lines until `count` lines have come or the connection ends.
     fn raw(&self, bytes: &[u8], count: usize) -> Vec<String> {
         use std::io::BufRead;
         let mut stream = std::os::unix::net::UnixStream::connect(self.socket()).unwrap();
@@ -220,7 +220,7 @@ fn second_agent_is_refused_and_a_dead_ones_socket_is_replaced() {
             .starts_with("Another agent already listens"),
         "{error}"
     );
-    // What a killed agent leaves: the file, and nobody behind it.
+    // A killed agent leaves its file behind, and no process listens.
     drop(first);
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
     assert!(path.exists());
@@ -238,7 +238,7 @@ fn second_agent_is_refused_and_a_dead_ones_socket_is_replaced() {
 #[test]
 fn connections_are_bounded() {
     let agent = with_listeners(0);
-    // Each of them is known to be served once it has its answer.
+    // A client that has its answer is certainly served.
     let mut clients: Vec<Client> = (0..MAX_CONNECTIONS).map(|_| agent.client()).collect();
     for client in &mut clients {
         client.ask(&Request::Listeners, |_| {}).unwrap();

@@ -1,9 +1,9 @@
-//! `roamcast migrations`: handovers in a cell, and those that were not exact in a sentence.
+//! Handovers in `roamcast migrations`: a cell for each migration, a sentence for each fault.
 
 use super::{HandoverRow, MigrationRow};
 use crate::control::report::Placement;
 
-/// All flows of a migration in one cell: `exact, 44 replayed`.
+/// Renders all flows of a migration for one cell: `exact, 44 replayed`.
 pub(super) fn cell(migration: &MigrationRow) -> String {
     let rows = &migration.handover;
     let ungated = migration.without_gate.len();
@@ -35,7 +35,7 @@ pub(super) fn cell(migration: &MigrationRow) -> String {
     parts.join(", ")
 }
 
-/// A sentence for each flow and each NIC that has lost packets or may have.
+/// Returns a sentence for each flow and NIC that has, or may have, lost packets.
 pub(super) fn sentences(migration: &MigrationRow) -> impl Iterator<Item = String> {
     let number = migration.migration;
     let ungated = migration.without_gate.iter().map(move |nic| {

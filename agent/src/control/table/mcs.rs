@@ -1,4 +1,4 @@
-//! `roamcast status` of a migration control server: whom it knows.
+//! `roamcast status` of a migration control server: its registered agents and relays.
 
 use std::fmt::Write;
 

@@ -1,4 +1,4 @@
-//! `roamcast status` of a relay: where it works, whom it serves, what it has joined.
+//! `roamcast status` of a relay: its interfaces, sessions and memberships.
 
 use std::fmt::Write;
 

@@ -1,4 +1,4 @@
-//! `roamcast relays`: each relay, and what is asked of it.
+//! `roamcast relays`: each relay, and the agent's sessions with it.
 
 use comfy_table::{Cell, Table};
 
@@ -29,7 +29,7 @@ pub fn relays(rows: &[RelayRow]) -> String {
             add(&mut table, row, Some(session));
         }
     }
-    // Sentences would make the table wider than any terminal.
+    // A sentence in a cell would make the table wider than any terminal.
     let reasons = rows.iter().filter_map(|row| {
         let reason = row.reason.as_deref()?;
         Some(format!("\n{}: {reason}", or_dash(row.relay.as_deref())))

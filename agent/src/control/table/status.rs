@@ -1,5 +1,5 @@
-//! `roamcast status`: what the agent manages and who it talks to, then a table for each kind of
-//! thing that is there.
+//! `roamcast status` of an agent: the bridge, the hypervisor and the connections, then a table for
+//! each kind of row that exists.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -148,7 +148,7 @@ pub(super) fn section(text: &mut String, title: &str, table: String, rows: usize
     }
 }
 
-/// How many relays there are, and how many addresses come by which way.
+/// Renders the number of relays, and the number of addresses for each reception path.
 fn relay_line(status: &Status) -> String {
     let up = status
         .relays

@@ -1,11 +1,11 @@
-//! Lines of `roamcast trace`. Each is printed when it comes, so the columns have fixed widths.
+//! Lines of `roamcast trace`. Lines are printed one by one, so the columns have fixed widths.
 
 use std::net::Ipv6Addr;
 
 use super::{or_dash, vlan};
 use crate::control::trace::{TraceLine, TraceRow};
 
-/// Names of the columns.
+/// Returns the names of the columns.
 pub fn trace_header() -> String {
     columns([
         "time",
@@ -21,7 +21,7 @@ pub fn trace_header() -> String {
     ])
 }
 
-/// Renders one line.
+/// Renders one line of a trace.
 pub fn trace_line(line: &TraceLine) -> String {
     match line {
         TraceLine::LeftOut { left_out } => format!("... {left_out} lines left out"),
@@ -65,7 +65,7 @@ fn columns(cells: [&str; 10]) -> String {
     line.trim_end().to_owned()
 }
 
-/// The time of day in an RFC 3339 time, with microseconds.
+/// Returns the time of day in an RFC 3339 time, with microseconds.
 fn clock_time(time: &str) -> &str {
     time.split_once('T')
         .map_or(time, |(_, clock)| clock.get(..15).unwrap_or(clock))

@@ -1,9 +1,9 @@
-//! `roamcast migrations`: unicast addresses in a cell.
+//! Unicast addresses in `roamcast migrations`.
 
 use crate::control::report::UnicastRow;
 
-/// What has become of the new address, and how much was sent on from or for the old ones, what had not
-/// been read at the stop included: `spoken, 12 forwarded`.
+/// Renders the claim on the new address and the packets forwarded for the old ones, including
+/// packets that the VM had not read at the stop: `spoken, 12 forwarded`.
 pub(super) fn cell(row: Option<&UnicastRow>) -> String {
     let Some(row) = row else {
         return "-".to_owned();
