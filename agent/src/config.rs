@@ -1,8 +1,8 @@
-//! The agent's configuration: one TOML file, read once at the start.
+//! The agent's configuration: one TOML file, which the agent reads once at its start.
 //!
-//! `dist/roamcast.toml` documents every key. Values are checked while they are read, so a
-//! [`Config`] that exists is usable; an error names the file, the line and the key. Unknown keys
-//! are refused, because a misspelt limit must not silently be the default.
+//! `dist/roamcast.toml` documents every key. The reader checks each value, so a [`Config`] that
+//! exists is usable. An error names the file, the line and the key. The reader refuses unknown
+//! keys: otherwise a misspelt limit would silently be the default.
 
 mod handover;
 mod ims;
@@ -34,22 +34,22 @@ pub use value::{InterfaceName, Name, PeerAddress, Prefix};
 
 use crate::proto::Policy;
 
-/// Largest configuration file that is read, bytes.
+/// Largest configuration file that the reader accepts, bytes.
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
 
-/// Keys that have other names now.
+/// Former keys, and where their values stand now.
 const MOVED: [(&str, &str); 1] = [(
     "limits.incoming",
     "arrivals_at_once, and arrivals_per_peer, in [policy]",
 )];
 
-/// The whole configuration.
+/// The agent's whole configuration file.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// `[agent]`: who this agent is and where it works.
+    /// `[agent]`: name of this agent, its bridge and its sockets.
     pub agent: Agent,
-    /// `[limits]`: what one VM, and all of them, may use.
+    /// `[limits]`: resources for one VM and for all VMs.
     #[serde(default)]
     pub limits: Limits,
     /// `[tls]`: certificates for the connections between agents.
@@ -58,56 +58,56 @@ pub struct Config {
     /// `[[peers]]`: agents of other hosts.
     #[serde(default)]
     pub peers: Vec<Peer>,
-    /// `[policy]`: who may have which domains moved, where to, and how often.
+    /// `[policy]`: which peers may have which domains migrated, where to, and how often.
     #[serde(default)]
     pub policy: Policy,
     /// `[destination]`: how this host receives arriving domains.
     #[serde(default)]
     pub destination: Destination,
-    /// `[handover]`: how a move loses and doubles no packet.
+    /// `[handover]`: how a migration neither loses nor doubles a packet.
     #[serde(default)]
     pub handover: Handover,
-    /// `[mobility]`: the unicast addresses of moving VMs.
+    /// `[mobility]`: unicast addresses of migrating VMs.
     #[serde(default)]
     pub mobility: Mobility,
-    /// `[relay]`: where streams come from that do not come natively.
+    /// `[relay]`: relays for streams that do not arrive natively.
     #[serde(default)]
     pub relay: Relays,
-    /// `[libvirt]`: how domains are migrated away.
+    /// `[libvirt]`: how libvirt migrates domains away.
     #[serde(default)]
     pub libvirt: Libvirt,
-    /// `[log]`: what is logged, and how.
+    /// `[log]`: level and format of the log.
     #[serde(default)]
     pub log: Log,
 }
 
-/// Why a configuration is refused.
+/// Why the reader refuses a configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// The file cannot be read.
+    /// Reading the file failed.
     #[error("Cannot read the configuration {}", path.display())]
     Read {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// Error of the system call.
         source: std::io::Error,
     },
-    /// The file is larger than any configuration is.
+    /// The file is larger than any configuration.
     #[error("The configuration {} has more than {MAX_FILE_BYTES} bytes; name the right file", path.display())]
     TooLong {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
     },
     /// A value, key or the syntax is wrong.
     #[error("{}:{line}: {}{message}", path.display(), prefixed(key))]
     Invalid {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Line, from 1.
+        /// Line number, from 1.
         line: usize,
-        /// Dotted key (`agent.name`), empty where the syntax is wrong.
+        /// Dotted key (`agent.name`); empty if the syntax is wrong.
         key: String,
-        /// One sentence.
+        /// What is wrong, in one sentence.
         message: String,
     },
 }
@@ -120,9 +120,9 @@ fn prefixed(key: &str) -> String {
     }
 }
 
-/// A rule between several keys that is broken, and where.
+/// A violated rule between several keys, and its place.
 struct Conflict {
-    /// Path of the value to blame; numbers index arrays.
+    /// Path of the value to blame; a number is an index of an array.
     path: Vec<String>,
     message: String,
 }
@@ -136,12 +136,12 @@ impl Conflict {
     }
 }
 
-/// A kind of configuration file.
+/// A kind of configuration file: agent, relay, mapping server or migration control server.
 trait ConfigFile: DeserializeOwned {
-    /// The first rule between several keys that is broken.
+    /// Returns the first violated rule between several keys.
     fn conflict(&self) -> Option<Conflict>;
 
-    /// Brings what can be written in several ways into one.
+    /// Brings values with several spellings into one form.
     fn normalize(&mut self) {}
 }
 
@@ -191,12 +191,12 @@ impl Config {
     ///
     /// # Errors
     ///
-    /// [`ConfigError`]: unreadable, oversized, or invalid.
+    /// [`ConfigError`]: the file is unreadable, oversized or invalid.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         load(path)
     }
 
-    /// Checks the text of a file; `path` is only for the error.
+    /// Checks the text of a file. Errors name `path`; the function does not open it.
     ///
     /// # Errors
     ///
@@ -205,19 +205,20 @@ impl Config {
         parse(text, path)
     }
 
-    /// Name and address of a peer.
+    /// Finds a peer by its name.
     pub fn peer(&self, name: &str) -> Option<&Peer> {
         self.peers.iter().find(|peer| peer.name.as_str() == name)
     }
 
-    /// Whether no domain may leave or come: the operator has not written a rule yet.
+    /// Returns true if the policy lets no domain leave or arrive: the operator has not written a
+    /// rule yet.
     pub fn lets_nothing_move(&self) -> bool {
         self.policy.departures.is_empty() && self.policy.arrivals.is_empty()
     }
 }
 
 impl ConfigFile for Config {
-    /// Names of agents are in lower case, so patterns for them are, too.
+    /// Puts patterns for agent names into lower case, like the names.
     fn normalize(&mut self) {
         let destinations = self.policy.departures.iter_mut();
         let sources = self.policy.arrivals.iter_mut();

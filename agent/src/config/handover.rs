@@ -1,4 +1,4 @@
-//! `[handover]`: how a move loses and doubles no packet.
+//! `[handover]` of the agent's configuration: how a migration neither loses nor doubles a packet.
 
 use std::time::Duration;
 
@@ -7,34 +7,35 @@ use serde::Deserialize;
 use super::section::MAX_MAP_ENTRIES;
 use super::value;
 
-/// `[handover]`.
+/// Limits of the gates, which record packets at the source and hold packets at the destination.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Handover {
-    /// Whether gates record and hold frames at all.
+    /// False: gates neither record nor hold frames.
     pub enabled: bool,
-    /// Most memory for the frames held for one arriving NIC, MiB.
+    /// Memory for the held frames of one arriving NIC, MiB.
     #[serde(deserialize_with = "value::ranged::<1, 65_536, _, _>")]
     pub held_mib: u32,
-    /// How old a held frame may get.
+    /// Highest age of a held frame.
     #[serde(
         rename = "held_ms",
         deserialize_with = "value::milliseconds::<100, 60_000, _>"
     )]
     pub held: Duration,
-    /// For how long the gate of an arriving TAP is closed at most.
+    /// Longest time that the gate of an arriving TAP stays closed.
     #[serde(
         rename = "gate_max_s",
         deserialize_with = "value::seconds::<1, 86_400, _>"
     )]
     pub gate_max: Duration,
-    /// Room of `HELD` for frames on their way from the kernel to the agent, MiB; a power of two.
+    /// Size of the ring buffer `HELD`, through which the kernel passes frames to the agent, MiB; a
+    /// power of two.
     #[serde(deserialize_with = "value::power_of_two::<1024, _>")]
     pub ring_mib: u32,
-    /// NICs of departing domains that can be recorded at once.
+    /// Number of NICs of departing domains that the gates can record at the same time.
     #[serde(deserialize_with = "value::ranged::<1, 256, _, _>")]
     pub recorded_nics: u32,
-    /// Capacity of `DELIVERED`.
+    /// Entries of the map `DELIVERED`.
     #[serde(deserialize_with = "value::ranged::<1, MAX_MAP_ENTRIES, _, _>")]
     pub map_delivered: u32,
 }

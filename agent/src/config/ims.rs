@@ -1,6 +1,6 @@
 //! The configuration of a mapping server: a TOML file of its own.
 //!
-//! `dist/ims.toml` documents every key. It is read and checked as the agent's is.
+//! `dist/ims.toml` documents every key. The same rules hold as for the agent's file ([`super`]).
 
 use std::net::{Ipv6Addr, SocketAddrV6};
 use std::path::{Path, PathBuf};
@@ -14,80 +14,80 @@ use super::{ConfigError, ConfigFile, Conflict, Log};
 use crate::credentials;
 use crate::proto::ims;
 
-/// Where the operator's socket is unless the configuration says otherwise.
+/// Path of the operator's socket if the configuration sets none.
 pub const DEFAULT_IMS_SOCKET: &str = "/run/roamcast-ims/ims.sock";
-/// Longest home prefix, bits: shorter than an address by room for some nodes.
+/// Longest home prefix, bits. The remaining bits of an address number the nodes.
 const MAX_HOME_BITS: u8 = 120;
 
-/// The whole configuration of `roamcast ims`.
+/// The whole configuration file of `roamcast ims`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ImsConfig {
-    /// `[ims]`: which nodes this server is for, and where it works.
+    /// `[ims]`: home prefix of the nodes, and addresses and files of the server.
     pub ims: Ims,
-    /// `[mapping]`: how long things are known.
+    /// `[mapping]`: lifetimes of mappings and answers.
     #[serde(default)]
     pub mapping: ImsMapping,
-    /// `[limits]`: what one source may ask.
+    /// `[limits]`: requests of one source.
     #[serde(default)]
     pub limits: ImsLimits,
-    /// `[log]`: what is logged, and how.
+    /// `[log]`: level and format of the log.
     #[serde(default)]
     pub log: Log,
 }
 
-/// `[ims]`.
+/// Home prefix of the nodes, and addresses and files of the server.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Ims {
-    /// Prefix of all HoAs.
+    /// Prefix of all home addresses (HoAs).
     pub home: Prefix,
-    /// Where nodes send to.
+    /// Address and port to which nodes send.
     #[serde(default = "default_listen")]
     pub listen: SocketAddrV6,
-    /// The servers that a node is told of when it is enrolled.
+    /// Servers that an enrolled node learns.
     #[serde(default)]
     pub servers: Vec<SocketAddrV6>,
-    /// The operator's socket.
+    /// Path of the operator's socket.
     #[serde(default = "default_control_socket")]
     pub control_socket: PathBuf,
-    /// The secret of all servers of this home prefix.
+    /// File with the secret that all servers of this home prefix share.
     #[serde(default = "default_secret")]
     pub secret: PathBuf,
-    /// Where mappings are kept.
+    /// File with the mappings.
     #[serde(default = "default_store")]
     pub store: PathBuf,
 }
 
-/// `[mapping]`.
+/// Lifetimes of mappings and answers.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ImsMapping {
-    /// How far the time of an update may be from the server's.
+    /// Largest difference between the time in an update and the server's time.
     #[serde(
         rename = "time_window_s",
         deserialize_with = "value::seconds::<1, 86_400, _>"
     )]
     pub time_window: Duration,
-    /// Shortest life of a mapping.
+    /// Shortest lifetime of a mapping.
     #[serde(
         rename = "min_lifetime_s",
         deserialize_with = "value::seconds::<1, 86_400, _>"
     )]
     pub min_lifetime: Duration,
-    /// Longest.
+    /// Longest lifetime of a mapping.
     #[serde(
         rename = "max_lifetime_s",
         deserialize_with = "value::seconds::<1, 604_800, _>"
     )]
     pub max_lifetime: Duration,
-    /// Longest use of an answer.
+    /// Longest lifetime of an answer.
     #[serde(
         rename = "lookup_lifetime_s",
         deserialize_with = "value::seconds::<1, 86_400, _>"
     )]
     pub lookup_lifetime: Duration,
-    /// Use of the answer that there is no mapping.
+    /// Lifetime of the answer that a node has no mapping.
     #[serde(
         rename = "negative_lifetime_s",
         deserialize_with = "value::seconds::<1, 3600, _>"
@@ -107,17 +107,17 @@ impl Default for ImsMapping {
     }
 }
 
-/// `[limits]`.
+/// Rate limit for each source address.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ImsLimits {
-    /// Requests of one source address a second.
+    /// Requests per second of one source address.
     #[serde(deserialize_with = "value::ranged::<1, 10_000_000, _, _>")]
     pub requests_per_second: u32,
-    /// And at once.
+    /// Requests of one source address in a burst.
     #[serde(deserialize_with = "value::ranged::<1, 10_000_000, _, _>")]
     pub burst: u32,
-    /// Source addresses that are told apart.
+    /// Source addresses with a token bucket of their own.
     #[serde(deserialize_with = "value::ranged::<1, 16_777_216, _, _>")]
     pub sources: u32,
 }
@@ -153,12 +153,12 @@ impl ImsConfig {
     ///
     /// # Errors
     ///
-    /// [`ConfigError`]: unreadable, oversized, or invalid.
+    /// [`ConfigError`]: the file is unreadable, oversized or invalid.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         super::load(path)
     }
 
-    /// Checks the text of a file; `path` is only for the error.
+    /// Checks the text of a file. Errors name `path`; the function does not open it.
     ///
     /// # Errors
     ///
@@ -167,7 +167,7 @@ impl ImsConfig {
         super::parse(text, path)
     }
 
-    /// What the protocol needs of it.
+    /// Returns the part of the configuration that the protocol needs.
     pub fn protocol(&self) -> ims::Config {
         let (mapping, limits) = (&self.mapping, &self.limits);
         ims::Config {
@@ -184,7 +184,7 @@ impl ImsConfig {
     }
 }
 
-/// Why a home prefix cannot be one.
+/// Returns why a prefix cannot be a home prefix.
 pub fn home_conflict(home: Prefix) -> Option<String> {
     let address = home.address;
     if address.is_multicast() || address.is_unspecified() || address.is_unicast_link_local() {
@@ -199,7 +199,7 @@ pub fn home_conflict(home: Prefix) -> Option<String> {
     })
 }
 
-/// Why a server cannot be reached at an address.
+/// Returns why nodes cannot reach a server at an address.
 pub fn server_conflict(server: &SocketAddrV6) -> Option<String> {
     let address = server.ip();
     (address.is_multicast() || address.is_unspecified() || server.port() == 0)

@@ -1,10 +1,10 @@
-//! Where in the file an error is: line and dotted key.
+//! Finds the line and the dotted key of an error in a file.
 
 use std::ops::Range;
 
 use toml::de::{DeTable, DeValue};
 
-/// Line (from 1) and dotted key at a byte range of `text`.
+/// Returns the line (from 1) and the dotted key at a byte range of `text`.
 pub(super) fn of_span(text: &str, span: Range<usize>) -> (usize, String) {
     let (table, _) = DeTable::parse_recoverable(text);
     let mut path = Vec::new();
@@ -12,7 +12,7 @@ pub(super) fn of_span(text: &str, span: Range<usize>) -> (usize, String) {
     (line(text, span.start), path.join("."))
 }
 
-/// Line and dotted key of the value at `path`, or of its nearest parent that is written down.
+/// Returns line and dotted key of the value at `path`, or of its nearest parent in the file.
 pub(super) fn of_path(text: &str, path: &[String]) -> (usize, String) {
     let (table, _) = DeTable::parse_recoverable(text);
     let mut keys = path.iter();
@@ -31,8 +31,8 @@ pub(super) fn of_path(text: &str, path: &[String]) -> (usize, String) {
     (line(text, offset), path.join("."))
 }
 
-/// Follows the tables and arrays that enclose `span`. Where the span is a key, as for an unknown
-/// one, that key ends the path.
+/// Follows the tables and arrays that enclose `span`. A key at `span` (an unknown key) ends the
+/// path.
 fn descend(table: &DeTable<'_>, span: &Range<usize>, path: &mut Vec<String>) {
     for (key, _) in table {
         if key.span() == *span {
@@ -82,7 +82,7 @@ fn line(text: &str, offset: usize) -> usize {
     before.iter().filter(|&&byte| byte == b'\n').count() + 1
 }
 
-/// One line with a capital first letter.
+/// Returns a message on one line, with a capital first letter.
 pub(super) fn sentence(message: &str) -> String {
     let message = message.trim().replace('\n', "; ");
     let mut letters = message.chars();

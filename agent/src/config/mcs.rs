@@ -1,6 +1,6 @@
 //! The configuration of a migration control server: a TOML file of its own.
 //!
-//! `dist/mcs.toml` documents every key. It is read and checked as the agent's is.
+//! `dist/mcs.toml` documents every key. The same rules hold as for the agent's file ([`super`]).
 
 use std::net::SocketAddrV6;
 use std::path::{Path, PathBuf};
@@ -13,46 +13,46 @@ use super::value::{self, Name};
 use super::{ConfigError, ConfigFile, Conflict, Log, Tls};
 use crate::glob::Glob;
 
-/// Where the operator's socket is unless the configuration says otherwise.
+/// Path of the operator's socket if the configuration sets none.
 pub const DEFAULT_MCS_SOCKET: &str = "/run/roamcast-mcs/mcs.sock";
 
-/// The whole configuration of `roamcast mcs`.
+/// The whole configuration file of `roamcast mcs`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct McsConfig {
-    /// `[mcs]`: who this server is.
+    /// `[mcs]`: name and sockets of this server.
     pub mcs: Mcs,
     /// `[policy]`: who may register and search.
     #[serde(default)]
     pub policy: McsPolicy,
-    /// `[tls]`: certificates.
+    /// `[tls]`: certificates of the signalling.
     #[serde(default)]
     pub tls: Tls,
-    /// `[log]`: what is logged, and how.
+    /// `[log]`: level and format of the log.
     #[serde(default)]
     pub log: Log,
 }
 
-/// `[mcs]`.
+/// Name and sockets of the server, and the lifetime of registrations.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Mcs {
     /// Name of this server, as in its certificate.
     pub name: Name,
-    /// Where agents and relays connect to.
+    /// Address and port to which agents and relays connect.
     #[serde(default = "default_listen")]
     pub listen: SocketAddrV6,
-    /// The operator's socket.
+    /// Path of the operator's socket.
     #[serde(default = "default_control_socket")]
     pub control_socket: PathBuf,
-    /// How long a registration lasts without another one.
+    /// Lifetime of a registration that is not renewed.
     #[serde(
         rename = "lease_s",
         default = "default_lease",
         deserialize_with = "value::seconds::<5, 3600, _>"
     )]
     pub lease: Duration,
-    /// Most registrations.
+    /// Most registrations at the same time.
     #[serde(
         default = "default_registrations",
         deserialize_with = "value::ranged::<1, 1_000_000, _, _>"
@@ -60,13 +60,13 @@ pub struct Mcs {
     pub registrations: u32,
 }
 
-/// `[policy]`: by the names in certificates. What is not allowed is refused.
+/// Who may register and search, by the names in certificates. The server refuses everybody else.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct McsPolicy {
-    /// Who may register as an agent, and search for relays.
+    /// Names that may register as an agent and search for relays.
     pub agents: Vec<Glob>,
-    /// Who may register as a relay.
+    /// Names that may register as a relay.
     pub relays: Vec<Glob>,
 }
 
@@ -87,12 +87,12 @@ impl McsConfig {
     ///
     /// # Errors
     ///
-    /// [`ConfigError`]: unreadable, oversized, or invalid.
+    /// [`ConfigError`]: the file is unreadable, oversized or invalid.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         super::load(path)
     }
 
-    /// Checks the text of a file; `path` is only for the error.
+    /// Checks the text of a file. Errors name `path`; the function does not open it.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! `[mobility]`: the unicast addresses of moving VMs.
+//! `[mobility]` of the agent's configuration: unicast addresses of migrating VMs.
 
 use std::time::Duration;
 
@@ -7,30 +7,31 @@ use serde::Deserialize;
 use super::value;
 use crate::proto::Dispute;
 
-/// `[mobility]`.
+/// Timers of Duplicate Address Detection and of forwarding.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Mobility {
-    /// How long an owner of an address that a VM wants may take to say so.
+    /// Time that the owner of an address has to answer Duplicate Address Detection (`RetransTimer`,
+    /// RFC 4861 §6.3.2).
     #[serde(
         rename = "retransmit_ms",
         deserialize_with = "value::milliseconds::<100, 10_000, _>"
     )]
     pub retransmit: Duration,
-    /// How long packets for an address that a VM has left are sent on at most, and the address is
-    /// kept from other VMs.
+    /// Time for which the source forwards packets for an address that a VM has left, and keeps the
+    /// address from other VMs.
     #[serde(
         rename = "forward_s",
         deserialize_with = "value::seconds::<0, 3600, _>"
     )]
     pub forward: Duration,
-    /// How long an arrived VM may take to speak from its address.
+    /// Time that an arrived VM has to send from its new address.
     #[serde(
         rename = "defence_s",
         deserialize_with = "value::seconds::<1, 3600, _>"
     )]
     pub defence: Duration,
-    /// What becomes of a move when somebody says that he has the address.
+    /// What happens to a migration when another node claims the address.
     pub disputed: Dispute,
 }
 

@@ -1,6 +1,6 @@
 //! The relay's configuration: a TOML file of its own.
 //!
-//! `dist/relay.toml` documents every key. It is read and checked as the agent's is.
+//! `dist/relay.toml` documents every key. The same rules hold as for the agent's file ([`super`]).
 
 use std::collections::BTreeSet;
 use std::net::{Ipv6Addr, SocketAddrV6};
@@ -15,63 +15,63 @@ use super::value::{self, InterfaceName, Name};
 use super::{ConfigError, ConfigFile, Conflict, Log, Peer, Tls};
 use crate::proto::relay::Rule;
 
-/// Where the operator's socket is unless the configuration says otherwise.
+/// Path of the operator's socket if the configuration sets none.
 pub const DEFAULT_RELAY_SOCKET: &str = "/run/roamcast-relay/relay.sock";
 
-/// The whole configuration of `roamcast relay`.
+/// The whole configuration file of `roamcast relay`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RelayConfig {
-    /// `[relay]`: who this relay is and where it works.
+    /// `[relay]`: name of this relay, its interfaces and its sockets.
     pub relay: Relay,
-    /// `[limits]`: what agents may use.
+    /// `[limits]`: resources for all agents and for one agent.
     #[serde(default)]
     pub limits: RelayLimits,
-    /// `[tls]`: certificates.
+    /// `[tls]`: certificates of the signalling.
     #[serde(default)]
     pub tls: Tls,
-    /// `[[policy]]`: who may ask for what.
+    /// `[[policy]]`: which agents may ask for which multicast addresses.
     #[serde(default)]
     pub policy: Vec<Rule>,
-    /// `[[mcs]]`: migration control servers to register with.
+    /// `[[mcs]]`: migration control servers with which the relay registers.
     #[serde(default)]
     pub mcs: Vec<Peer>,
-    /// `[log]`: what is logged, and how.
+    /// `[log]`: level and format of the log.
     #[serde(default)]
     pub log: Log,
 }
 
-/// `[relay]`.
+/// Name, interfaces and sockets of the relay, and timers of sessions and flows.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Relay {
     /// Name of this relay, as in its certificate.
     pub name: Name,
-    /// Interfaces that receive multicast.
+    /// Interfaces on which the relay receives multicast.
     pub interfaces: Vec<InterfaceName>,
-    /// Source address of what is sent; none: the first interface's global address.
+    /// Source address of the copies; `None`: the first interface's global address.
     #[serde(default)]
     pub address: Option<Ipv6Addr>,
-    /// Site of this relay, whose agents migration control servers send here first.
+    /// Site of this relay. Migration control servers send agents of the same site here first.
     #[serde(default)]
     pub site: Site,
-    /// Where agents connect to.
+    /// Address and port to which agents connect.
     #[serde(default = "default_listen")]
     pub listen: SocketAddrV6,
-    /// The operator's socket.
+    /// Path of the operator's socket.
     #[serde(default = "default_control_socket")]
     pub control_socket: PathBuf,
-    /// Directory in a BPF file system for maps and links.
+    /// Directory in a BPF file system for pinned maps and links.
     #[serde(default = "default_pin_root")]
     pub pin_root: PathBuf,
-    /// How long a session goes on without another request.
+    /// Lifetime of a session that its agent does not renew.
     #[serde(
         rename = "lease_s",
         default = "default_lease",
         deserialize_with = "value::seconds::<5, 3600, _>"
     )]
     pub lease: Duration,
-    /// A flow that is silent for longer is given up.
+    /// Longest silence of a flow; the relay then removes the flow.
     #[serde(
         rename = "flow_silence_s",
         default = "default_flow_silence",
@@ -96,38 +96,40 @@ fn default_flow_silence() -> Duration {
     Duration::from_secs(600)
 }
 
-/// `[limits]`.
+/// Resources for all agents and for one agent, and sizes of the maps.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RelayLimits {
-    /// Sessions, over all agents.
+    /// Most sessions of all agents together.
     #[serde(deserialize_with = "value::ranged::<1, MAX_MAP_ENTRIES, _, _>")]
     pub sessions: u32,
-    /// Sessions of one agent.
+    /// Most sessions that one agent may hold.
     #[serde(deserialize_with = "value::ranged::<1, MAX_MAP_ENTRIES, _, _>")]
     pub sessions_per_agent: u32,
-    /// Flows of one session.
+    /// Most flows in one session.
     #[serde(deserialize_with = "value::ranged::<1, 4096, _, _>")]
     pub flows_per_session: u32,
-    /// Sources in one request.
+    /// Most sources in one request.
     #[serde(deserialize_with = "value::ranged::<1, 4096, _, _>")]
     pub sources: u32,
-    /// Mbit/s of all copies above which no new session is taken; 0: any.
+    /// Rate of all copies above which the relay accepts no new session, Mbit/s; 0: no limit.
     #[serde(deserialize_with = "value::ranged::<0, 10_000_000, _, _>")]
     pub megabits_per_second: u64,
-    /// The same for the copies to one agent; 0: any.
+    /// Rate of the copies to one agent above which the relay accepts no new session from it,
+    /// Mbit/s; 0: no limit.
     #[serde(deserialize_with = "value::ranged::<0, 10_000_000, _, _>")]
     pub megabits_per_second_per_agent: u64,
-    /// Flows of one multicast address that are counted.
+    /// Most flows of one multicast address that the kernel counts.
     #[serde(deserialize_with = "value::ranged::<1, 65_535, _, _>")]
     pub flows_per_address: u16,
-    /// Capacity of `MANAGED`: multicast addresses.
+    /// Entries of the map `MANAGED`: multicast addresses.
     #[serde(deserialize_with = "value::ranged::<1, MAX_MAP_ENTRIES, _, _>")]
     pub map_managed: u32,
-    /// Capacity of `STREAMS` and `RELAY_STREAMS`: flows.
+    /// Entries of the maps `STREAMS` and `RELAY_STREAMS`: flows.
     #[serde(deserialize_with = "value::ranged::<1, MAX_MAP_ENTRIES, _, _>")]
     pub map_streams: u32,
-    /// Capacity of `RELAY_SUBSCRIBERS` and `RELAY_USAGE`: subscribers of all flows together.
+    /// Entries of the maps `RELAY_SUBSCRIBERS` and `RELAY_USAGE`: subscribers of all flows
+    /// together.
     #[serde(deserialize_with = "value::ranged::<1, MAX_MAP_ENTRIES, _, _>")]
     pub map_subscribers: u32,
 }
@@ -154,12 +156,12 @@ impl RelayConfig {
     ///
     /// # Errors
     ///
-    /// [`ConfigError`]: unreadable, oversized, or invalid.
+    /// [`ConfigError`]: the file is unreadable, oversized or invalid.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         super::load(path)
     }
 
-    /// Checks the text of a file; `path` is only for the error.
+    /// Checks the text of a file. Errors name `path`; the function does not open it.
     ///
     /// # Errors
     ///

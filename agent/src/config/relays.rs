@@ -1,4 +1,4 @@
-//! `[relay]` of the agent's configuration: where relays are found, and when they are asked.
+//! `[relay]` of the agent's configuration: how the agent finds relays, and when it asks them.
 
 use std::collections::BTreeSet;
 use std::net::Ipv6Addr;
@@ -10,51 +10,52 @@ use serde::Deserialize;
 use super::value::{self, Name, PeerAddress};
 use super::{Conflict, Peer};
 
-/// `[relay]`.
+/// Sources of relays, and the timers that decide when the agent asks one.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Relays {
-    /// Whether relays are asked at all.
+    /// False: the agent asks no relay.
     pub enabled: bool,
     /// Relays by name and address.
     pub servers: Vec<Peer>,
-    /// DNS name whose addresses are relays.
+    /// DNS name whose addresses are those of relays.
     pub dns: Option<PeerAddress>,
-    /// Name in the certificates of those; none: the DNS name itself.
+    /// Name in the certificates of the relays behind `dns`; `None`: the DNS name.
     pub name: Option<Name>,
-    /// An address at which the nearest of several relays answers.
+    /// Anycast address of a group of relays.
     pub anycast: Option<Peer>,
     /// Session description that names relays.
     pub sdp: Option<Sdp>,
-    /// Migration control servers, which know relays.
+    /// Migration control servers, which name relays.
     pub mcs: Vec<Peer>,
-    /// Site of this host, whose relays they name first; empty for none.
+    /// Site of this host; empty for none. Migration control servers name relays of this site first.
     pub site: Site,
-    /// How long an arriving VM's address may be without a native packet.
+    /// Longest time that an arriving VM's address may go without a native packet before the agent
+    /// asks a relay.
     #[serde(
         rename = "delay_ms",
         deserialize_with = "value::milliseconds::<1, 5_000, _>"
     )]
     pub delay: Duration,
-    /// Shortest silence of a flow that counts as one.
+    /// Shortest pause of a flow that counts as silence.
     #[serde(
         rename = "silence_ms",
         deserialize_with = "value::milliseconds::<20, 60_000, _>"
     )]
     pub silence: Duration,
-    /// How often flows are looked at.
+    /// Interval at which the agent checks the flows.
     #[serde(
         rename = "watch_interval_ms",
         deserialize_with = "value::milliseconds::<5, 10_000, _>"
     )]
     pub watch_interval: Duration,
-    /// How long copies are told apart at a change.
+    /// Time for which the kernel drops second copies around a change of path.
     #[serde(
         rename = "settle_ms",
         deserialize_with = "value::milliseconds::<10, 1_500, _>"
     )]
     pub settle: Duration,
-    /// How long native must be whole before a relay is let go.
+    /// Time for which the native path must lose nothing before the agent leaves a relay.
     #[serde(
         rename = "hold_ms",
         deserialize_with = "value::milliseconds::<100, 600_000, _>"
@@ -83,7 +84,7 @@ impl Default for Relays {
 }
 
 impl Relays {
-    /// Whether relays are asked, and there is a way to find one.
+    /// Returns true if relays are enabled and the configuration names a source of relays.
     pub fn is_used(&self) -> bool {
         let found = !self.servers.is_empty()
             || self.dns.is_some()
@@ -93,7 +94,7 @@ impl Relays {
         self.enabled && found
     }
 
-    /// The first rule between several keys that is broken.
+    /// Returns the first violated rule between several keys.
     pub(super) fn conflict(&self, own: &Name) -> Option<Conflict> {
         let conflict = |path: &[&str], message| Some(Conflict::new(path, message));
         let mut servers = BTreeSet::new();
@@ -143,13 +144,13 @@ impl Relays {
     }
 }
 
-/// Name of a site, as migration control servers compare it: up to 64 printable characters.
+/// Name of a site, up to 64 printable characters. Migration control servers compare names of sites.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Site(String);
 
 impl Site {
-    /// The name; empty for none.
+    /// Returns the name; empty for no site.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -168,13 +169,13 @@ impl TryFrom<String> for Site {
     }
 }
 
-/// Where a session description is.
+/// Place of a session description (SDP).
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub enum Sdp {
-    /// In a file.
+    /// A file on this host.
     File(PathBuf),
-    /// At an `http://` URL.
+    /// An `http://` URL.
     Url(String),
 }
 

@@ -1,4 +1,4 @@
-//! The sections of the file and their defaults.
+//! Sections of the agent's file, and their defaults.
 
 use std::net::{Ipv6Addr, SocketAddrV6};
 use std::path::PathBuf;
@@ -15,10 +15,10 @@ use crate::hypervisor::libvirt::{MigrateFlag, MigrateFlags, MigrateFlagsError};
 use crate::net::tls::TlsFiles;
 use crate::proto::{Carrier, CopyConfig, Encrypt};
 
-/// Most entries of one map, a bound against typing errors: 16 Mi.
+/// Most entries of one map: 16 Mi, a bound against typing errors.
 pub(super) const MAX_MAP_ENTRIES: u64 = 1 << 24;
 
-/// `[agent]`.
+/// Name, bridge and sockets of the agent.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Agent {
@@ -26,30 +26,31 @@ pub struct Agent {
     pub name: Name,
     /// Bridge whose ports are the VMs' TAPs.
     pub bridge: InterfaceName,
-    /// Physical ports of the bridge; empty: every port that is no TAP.
+    /// Physical ports of the bridge; empty: every port that is not a TAP.
     #[serde(default)]
     pub uplinks: Vec<InterfaceName>,
-    /// Hook of the program on the uplinks; none: chosen by the driver.
+    /// Hook for the program on the uplinks; `None`: the driver decides.
     #[serde(default)]
     pub uplink_hook: Option<UplinkHook>,
-    /// Where peers connect to.
+    /// Address and port to which peers connect.
     #[serde(default = "default_listen")]
     pub listen: SocketAddrV6,
-    /// The operator's socket.
+    /// Path of the operator's socket.
     #[serde(default = "default_control_socket")]
     pub control_socket: PathBuf,
-    /// Directory in a BPF file system for maps and links.
+    /// Directory in a BPF file system for pinned maps and links.
     #[serde(default = "default_pin_root")]
     pub pin_root: PathBuf,
-    /// Prefix that arriving VMs take addresses from; none: that of the bridge's global address.
+    /// Prefix from which arriving VMs take addresses; `None`: the prefix of the bridge's global
+    /// address.
     #[serde(default)]
     pub prefix: Option<Prefix>,
-    /// This host's address in that prefix; none: the bridge's global address.
+    /// This host's address in that prefix; `None`: the bridge's global address.
     #[serde(default)]
     pub address: Option<Ipv6Addr>,
 }
 
-/// Where the operator's socket is unless the configuration says otherwise.
+/// Path of the operator's socket if the configuration sets none.
 pub(crate) const DEFAULT_CONTROL_SOCKET: &str = "/run/roamcast/agent.sock";
 
 pub(super) fn default_listen() -> SocketAddrV6 {
@@ -64,35 +65,35 @@ fn default_pin_root() -> PathBuf {
     PathBuf::from("/sys/fs/bpf/roamcast")
 }
 
-/// `[limits]`. The first four hold for each VM NIC.
+/// Limits for each VM NIC (the first four) and for the host, and sizes of the maps.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
-    /// Multicast addresses, over all VLANs.
+    /// Most multicast addresses to which the NIC listens, over all VLANs.
     #[serde(deserialize_with = "value::ranged::<1, MAX_MAP_ENTRIES, _, _>")]
     pub listeners: u32,
-    /// Sources, over all multicast addresses.
+    /// Most sources of these listeners, over all multicast addresses.
     #[serde(deserialize_with = "value::ranged::<0, MAX_MAP_ENTRIES, _, _>")]
     pub sources: u32,
-    /// MLD Reports each second; also the burst.
+    /// MLD Reports per second, and size of a burst.
     #[serde(deserialize_with = "value::ranged::<1, 1_000_000, _, _>")]
     pub reports_per_second: u32,
-    /// Flows that are counted on their way to it.
+    /// Most flows to the NIC that the kernel counts.
     #[serde(deserialize_with = "value::ranged::<1, MAX_MAP_ENTRIES, _, _>")]
     pub flows: u32,
-    /// Flows of one multicast address that are counted on this host.
+    /// Most flows of one multicast address that the kernel counts on this host.
     #[serde(deserialize_with = "value::ranged::<1, 65_535, _, _>")]
     pub flows_per_address: u16,
-    /// Capacity of `LISTENERS`.
+    /// Entries of the map `LISTENERS`.
     #[serde(deserialize_with = "value::ranged::<1, MAX_MAP_ENTRIES, _, _>")]
     pub map_listeners: u32,
-    /// Capacity of `LISTENER_SOURCES`.
+    /// Entries of the map `LISTENER_SOURCES`.
     #[serde(deserialize_with = "value::ranged::<1, MAX_MAP_ENTRIES, _, _>")]
     pub map_sources: u32,
-    /// Capacity of `STREAMS`: flows.
+    /// Entries of the map `STREAMS`: flows.
     #[serde(deserialize_with = "value::ranged::<1, MAX_MAP_ENTRIES, _, _>")]
     pub map_streams: u32,
-    /// Capacity of `MANAGED`: multicast addresses on this host.
+    /// Entries of the map `MANAGED`: multicast addresses on this host.
     #[serde(deserialize_with = "value::ranged::<1, MAX_MAP_ENTRIES, _, _>")]
     pub map_managed: u32,
 }
@@ -117,15 +118,15 @@ impl Default for Limits {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Tls {
-    /// Certificate of the CA (PEM).
+    /// CA certificate (PEM).
     pub ca: PathBuf,
     /// This host's certificate (PEM), for servers and clients.
     pub cert: PathBuf,
-    /// Its private key (PEM).
+    /// Private key of `cert` (PEM).
     pub key: PathBuf,
-    /// Revoked certificates of the CA (PEM), if there is such a file.
+    /// Certificate revocation list of the CA (PEM); the file may be missing.
     pub crl: PathBuf,
-    /// Certificate names that may connect besides `[[peers]]`.
+    /// Names in certificates that may connect in addition to `[[peers]]`.
     pub admit: Vec<Glob>,
 }
 
@@ -142,31 +143,31 @@ impl Default for Tls {
     }
 }
 
-/// One of `[[peers]]`.
+/// An agent of another host, from `[[peers]]`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Peer {
-    /// Its name: that of its certificate, and that of `migkick go NAME`.
+    /// Name of the agent in its certificate, and argument of `migkick go`.
     pub name: Name,
-    /// Where it listens.
+    /// Address at which the agent listens.
     pub address: PeerAddress,
-    /// libvirt URI of that host, for this host's libvirtd; none: from the address.
+    /// libvirt URI of that host, for this host's libvirtd; `None`: derived from `address`.
     #[serde(default, deserialize_with = "value::optional_uri")]
     pub connect_uri: Option<String>,
-    /// Where this host's QEMU sends memory to; none: from the address.
+    /// URI to which this host's QEMU sends memory; `None`: derived from `address`.
     #[serde(default, deserialize_with = "value::optional_uri")]
     pub migrate_uri: Option<String>,
 }
 
 impl Peer {
-    /// libvirt URI by which this host's libvirtd reaches that host.
+    /// Returns the libvirt URI by which this host's libvirtd reaches that host.
     pub fn connect_uri(&self) -> String {
         self.connect_uri
             .clone()
             .unwrap_or_else(|| format!("qemu+tls://{}/system", self.address.bracketed_host()))
     }
 
-    /// Where this host's QEMU sends memory to.
+    /// Returns the URI to which this host's QEMU sends memory.
     pub fn migrate_uri(&self) -> String {
         self.migrate_uri
             .clone()
@@ -174,19 +175,19 @@ impl Peer {
     }
 }
 
-/// `[destination]`.
+/// Timers of the joins for arriving domains.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Destination {
-    /// How long a multicast tree may take to grow before an address counts as unreachable. The VM
-    /// still receives at the source meanwhile, so that it costs time but no packets. At most two
-    /// thirds of what the source waits for the answer.
+    /// Time that a multicast tree may take to grow; then the address counts as unreachable. The VM
+    /// still receives at the source meanwhile, so waiting costs time but no packets. At most two
+    /// thirds of the time for which the source waits for the answer.
     #[serde(
         rename = "tree_budget_ms",
         deserialize_with = "value::milliseconds::<10, 10_000, _>"
     )]
     pub tree_budget: Duration,
-    /// How long a proxy join waits for a domain that does not come.
+    /// Time for which a proxy join waits for a domain that does not arrive.
     #[serde(
         rename = "join_expiry_s",
         deserialize_with = "value::seconds::<10, 86_400, _>"
@@ -203,7 +204,7 @@ impl Default for Destination {
     }
 }
 
-/// `[libvirt]`.
+/// Connection to libvirt, and parameters of the migrations that it runs.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Libvirt {
@@ -212,28 +213,28 @@ pub struct Libvirt {
     pub uri: String,
     /// Migration flags.
     pub flags: Vec<MigrateFlag>,
-    /// When the copy of memory is encrypted.
+    /// When QEMU or libvirt encrypts the copied memory.
     pub encrypt: Encrypt,
-    /// Most bandwidth of a migration, MiB/s; 0: no limit of ours.
+    /// Highest bandwidth of a migration, MiB/s; 0: the agent sets no limit.
     #[serde(deserialize_with = "value::ranged::<0, 1_000_000, _, _>")]
     pub bandwidth_mib: u64,
-    /// Longest pause of the VM that QEMU aims at first.
+    /// Pause of the VM that QEMU aims at first.
     #[serde(
         rename = "downtime_ms",
         deserialize_with = "value::milliseconds::<1, 60_000, _>"
     )]
     pub downtime: Duration,
-    /// What that may grow to while the copy does not converge.
+    /// Limit for that pause, which grows while the copy does not converge.
     #[serde(
         rename = "max_downtime_ms",
         deserialize_with = "value::milliseconds::<1, 60_000, _>"
     )]
     pub max_downtime: Duration,
-    /// Connections that memory is copied over; 0: a single one, without `VIR_MIGRATE_PARALLEL`.
+    /// Parallel connections for the memory; 0: one connection, without `VIR_MIGRATE_PARALLEL`.
     #[serde(deserialize_with = "value::ranged::<0, 255, _, _>")]
     pub parallel_connections: u32,
-    /// Whether this agent's name is left with the domains of its host, so that a destination finds it
-    /// when somebody else moves them.
+    /// True: the agent writes its name to the metadata of this host's domains. A destination then
+    /// finds the source's agent when somebody else migrates a domain.
     pub metadata: bool,
 }
 
@@ -253,16 +254,17 @@ impl Default for Libvirt {
 }
 
 impl Libvirt {
-    /// The flags together, `VIR_MIGRATE_PARALLEL` included where connections are set.
+    /// Combines the flags, with `VIR_MIGRATE_PARALLEL` if `parallel_connections` is set.
     ///
     /// # Errors
     ///
-    /// [`MigrateFlagsError`] where they do not go together; a [`super::Config`] has none such.
+    /// [`MigrateFlagsError`] if the flags contradict each other; in a [`super::Config`] they never
+    /// do.
     pub fn migrate_flags(&self) -> Result<MigrateFlags, MigrateFlagsError> {
         MigrateFlags::new(&self.flags, self.parallel_connections > 0)
     }
 
-    /// What is said of copies.
+    /// Returns the settings that concern the copy of memory.
     pub fn copy(&self) -> CopyConfig {
         let flags = self.migrate_flags().unwrap_or_default();
         CopyConfig {
@@ -271,7 +273,7 @@ impl Libvirt {
         }
     }
 
-    /// Why `encrypt` and the flags contradict each other, if they do.
+    /// Returns why `encrypt` and the flags contradict each other, if they do.
     pub(super) fn encrypt_conflict(&self) -> Option<&'static str> {
         match (self.encrypt, self.copy().carrier) {
             (Encrypt::Never, Carrier::Tls) => {
@@ -285,13 +287,13 @@ impl Libvirt {
     }
 }
 
-/// `[log]`.
+/// Level and format of the log.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Log {
     /// Filter of `tracing` (`info`, `warn,roamcast::proto=debug`).
     pub level: String,
-    /// How lines look.
+    /// Format of the lines.
     pub format: LogFormat,
 }
 
@@ -304,13 +306,13 @@ impl Default for Log {
     }
 }
 
-/// How log lines look.
+/// Format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// For people and the journal.
+    /// Text for people and the journal.
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 

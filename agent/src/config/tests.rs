@@ -14,7 +14,7 @@ fn refusal(text: &str) -> String {
     parse(text).expect_err("accepted")
 }
 
-/// The example with every commented-out default in force.
+/// The example file with every commented-out default in force.
 fn uncommented() -> String {
     let is_key = |line: &str| line.starts_with('#') && !line.starts_with("# ") && line.len() > 1;
     EXAMPLE
@@ -247,7 +247,7 @@ fn conflicts_are_refused() {
     }
 }
 
-/// Flags that no move goes without.
+/// Flags without which no migration goes.
 const MOVE: &str = "\"VIR_MIGRATE_LIVE\", \"VIR_MIGRATE_PEER2PEER\"";
 
 #[test]

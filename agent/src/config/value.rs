@@ -1,4 +1,4 @@
-//! Values that are checked while they are read.
+//! Types of values that check themselves during deserialization.
 
 use std::fmt;
 use std::net::Ipv6Addr;
@@ -9,29 +9,29 @@ use serde::{Deserialize, Deserializer, de};
 
 use common::signal::{MAX_TEXT_BYTES, PORT};
 
-/// Longest name of an interface, bytes (`IFNAMSIZ` without its zero).
+/// Longest name of an interface, bytes (`IFNAMSIZ` less the final zero).
 const MAX_INTERFACE_NAME_BYTES: usize = 15;
 /// Longest DNS name, bytes (RFC 1035 §2.3.4).
 const MAX_HOST_BYTES: usize = 253;
 
-/// Why a value is refused; the reader adds line and key.
+/// Why a value is refused. The reader of the file adds line and key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ValueError {
-    /// Not the name of an agent.
+    /// The text is not the name of an agent.
     #[error("\"{0}\" is no agent name; use 1 to 63 letters, digits, '.', '-' and '_'")]
     Name(String),
-    /// Not the name of an interface.
+    /// The text is not the name of an interface.
     #[error("\"{0}\" is no interface name; use 1 to 15 characters without space, '/' and ':'")]
     Interface(String),
-    /// Not a prefix.
+    /// The text is not a prefix.
     #[error("\"{0}\" is no IPv6 prefix; write it like 2001:db8:2::/64")]
     Prefix(String),
-    /// Not a peer's address.
+    /// The text is not a peer's address.
     #[error("\"{0}\" is no peer address; write 2001:db8::2, [2001:db8::2]:47411 or a DNS name")]
     PeerAddress(String),
 }
 
-/// Name of an agent: as its peers and its certificate name it.
+/// Name of an agent, as in its certificate; in lower case.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Name(String);
@@ -44,7 +44,7 @@ pub struct InterfaceName(String);
 macro_rules! text {
     ($($name:ident),*) => {
         $(impl $name {
-            /// The text.
+            /// Returns the name as text.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
@@ -65,7 +65,7 @@ impl TryFrom<String> for Name {
     fn try_from(text: String) -> Result<Self, ValueError> {
         let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
         if (1..=63).contains(&text.len()) && text.chars().all(good) {
-            // As names in certificates are compared (RFC 4343).
+            // Names in certificates compare without case (RFC 4343).
             Ok(Self(text.to_ascii_lowercase()))
         } else {
             Err(ValueError::Name(text))
@@ -91,19 +91,19 @@ impl TryFrom<String> for InterfaceName {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Prefix {
-    /// Its address.
+    /// Network address; all bits behind the prefix are 0.
     pub address: Ipv6Addr,
-    /// Its length in bits, 1 to 128.
+    /// Length of the prefix in bits, 1 to 128.
     pub length: u8,
 }
 
 impl Prefix {
-    /// Its length, bits.
+    /// Returns the length in bits.
     pub fn length(self) -> u8 {
         self.length
     }
 
-    /// The prefix of `length` bits (1 to 128) that holds `address`.
+    /// Returns the prefix of `length` bits (1 to 128) that contains `address`.
     pub fn of(address: Ipv6Addr, length: u8) -> Self {
         let length = length.clamp(1, 128);
         let mask = u128::MAX << (128 - u32::from(length));
@@ -113,7 +113,7 @@ impl Prefix {
         }
     }
 
-    /// Whether `address` is in it.
+    /// Returns true if the prefix contains `address`.
     pub fn contains(self, address: Ipv6Addr) -> bool {
         Self::of(address, self.length) == self
     }
@@ -141,7 +141,7 @@ impl TryFrom<String> for Prefix {
     }
 }
 
-/// Where a peer listens: an IPv6 address or a DNS name, and a TCP port.
+/// Address of a peer: an IPv6 address or a DNS name, and a TCP port.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct PeerAddress {
@@ -152,7 +152,7 @@ pub struct PeerAddress {
 }
 
 impl PeerAddress {
-    /// The host as a URI has it: an IPv6 address in brackets (RFC 3986 §3.2.2).
+    /// Returns the host as a URI writes it: an IPv6 address stands in brackets (RFC 3986 §3.2.2).
     pub fn bracketed_host(&self) -> String {
         if self.host.contains(':') {
             format!("[{}]", self.host)
@@ -202,7 +202,7 @@ impl TryFrom<String> for PeerAddress {
     }
 }
 
-/// Whether the text has the form of a DNS name (RFC 1123 §2.1).
+/// Returns true if the text has the form of a DNS name (RFC 1123 §2.1).
 fn is_host(text: &str) -> bool {
     let label = |label: &str| {
         (1..=63).contains(&label.len())
@@ -215,7 +215,7 @@ fn is_host(text: &str) -> bool {
     text.len() <= MAX_HOST_BYTES && text.split('.').all(label)
 }
 
-/// Reads an integer of `MIN..=MAX`.
+/// Deserializes an integer in `MIN..=MAX`.
 pub(super) fn ranged<'de, const MIN: u64, const MAX: u64, D, T>(d: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
@@ -229,7 +229,7 @@ where
         .ok_or_else(|| de::Error::custom(format!("{number} is not in {MIN} to {MAX}")))
 }
 
-/// Reads a power of two up to `MAX`.
+/// Deserializes a power of two, at most `MAX`.
 pub(super) fn power_of_two<'de, const MAX: u64, D>(d: D) -> Result<u32, D::Error>
 where
     D: Deserializer<'de>,
@@ -247,7 +247,7 @@ where
     })
 }
 
-/// Reads a duration of `MIN..=MAX` milliseconds.
+/// Deserializes a duration of `MIN..=MAX` milliseconds.
 pub(super) fn milliseconds<'de, const MIN: u64, const MAX: u64, D>(
     d: D,
 ) -> Result<Duration, D::Error>
@@ -257,7 +257,7 @@ where
     ranged::<MIN, MAX, D, u64>(d).map(Duration::from_millis)
 }
 
-/// Reads a duration of `MIN..=MAX` seconds.
+/// Deserializes a duration of `MIN..=MAX` seconds.
 pub(super) fn seconds<'de, const MIN: u64, const MAX: u64, D>(d: D) -> Result<Duration, D::Error>
 where
     D: Deserializer<'de>,
@@ -265,7 +265,7 @@ where
     ranged::<MIN, MAX, D, u64>(d).map(Duration::from_secs)
 }
 
-/// Reads a URI with a scheme; libvirt judges the rest.
+/// Deserializes a URI with a scheme; libvirt checks the rest.
 pub(super) fn uri<'de, D>(d: D) -> Result<String, D::Error>
 where
     D: Deserializer<'de>,
@@ -285,7 +285,7 @@ where
     }
 }
 
-/// Reads a URI that may be left empty.
+/// Deserializes a URI that may be empty.
 pub(super) fn optional_uri<'de, D>(d: D) -> Result<Option<String>, D::Error>
 where
     D: Deserializer<'de>,
