@@ -1,4 +1,5 @@
-//! The one loop: takes an event, hands it to the protocol, does what the protocol wants done.
+//! The agent's event loop: takes an event, passes it to the protocol and performs the protocol's
+//! outputs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
@@ -41,17 +42,17 @@ use crate::proto::{
 };
 use crate::watchdog::Watchdog;
 
-/// How often entries that nobody needs any more are looked for in the maps.
+/// Interval at which unused entries are removed from the maps.
 const COLLECT_INTERVAL: Duration = Duration::from_secs(30);
-/// Flows that are silent for longer are forgotten.
+/// Longest silence of a flow; its entry is then removed.
 const FLOW_SILENCE: Duration = Duration::from_secs(3600);
-/// How long nothing being due may last.
+/// Longest sleep when no timer is armed.
 const IDLE: Duration = Duration::from_secs(3600);
 
-/// State of a connection, and why it is down.
+/// State of a connection, and the reason if it is down.
 pub(super) type State = (LinkState, Option<String>);
 
-/// The parts of the agent.
+/// Everything that the agent's task owns.
 pub(super) struct EventLoop {
     pub(super) config: Config,
     pub(super) address: Ipv6Addr,
@@ -62,43 +63,44 @@ pub(super) struct EventLoop {
     pub(super) datapath: Datapath,
     pub(super) events: Events,
     pub(super) stream_reads: StreamReads,
-    /// Tidying of the maps.
+    /// Removal of unused map entries, on a thread for blocking work.
     pub(super) tidying: Job<()>,
     pub(super) gates: Gates,
-    /// Ports, and the programs on them.
+    /// Ports of the bridge, and the programs on them.
     pub(super) hooks: Hooks,
     pub(super) links: Links,
     pub(super) mdb: Mdb,
     pub(super) memberships: Memberships,
     pub(super) link_addresses: LinkAddresses,
-    /// Next hops of packets that are sent on.
+    /// Next hops of forwarded packets.
     pub(super) neighbours: Neighbours,
     pub(super) vm_socket: Arc<VmSocket>,
     pub(super) peers: Peers,
     pub(super) peer_events: mpsc::Receiver<FromPeer>,
     pub(super) registrar: Registrar,
     pub(super) discovery: Discovery,
-    /// Why relays cannot be looked for somewhere.
+    /// Why the agent cannot look for relays in some places.
     pub(super) relay_problems: Vec<String>,
     pub(super) hypervisor: Libvirt,
     pub(super) hypervisor_events: mpsc::UnboundedReceiver<HypervisorEvent>,
     pub(super) control: mpsc::Receiver<ControlRequest>,
-    /// Commands of operators that are not answered in full.
+    /// Operators' commands without a complete answer, by the protocol's number of the command.
     pub(super) commands: BTreeMap<u64, mpsc::UnboundedSender<Reply>>,
     pub(super) next_command: u64,
     pub(super) tracing: Tracing,
     pub(super) peer_states: BTreeMap<String, State>,
     pub(super) hypervisor_state: State,
-    /// Every port that was there at the start has been told, or waits for its programs.
+    /// True if the protocol knows every port that existed at the start, or the port waits for its
+    /// programs.
     pub(super) ports_known: bool,
-    /// The maps have been read.
+    /// True if the loop has read the maps.
     pub(super) maps_known: bool,
-    /// What an earlier agent managed is in hand.
+    /// True if the protocol has adopted the state of an earlier agent.
     pub(super) adopted: bool,
 }
 
 impl EventLoop {
-    /// Runs until a part that nothing works without is lost.
+    /// Runs until the agent loses a part without which it cannot work.
     pub(super) async fn run(&mut self) -> Result<(), RuntimeError> {
         let mut collect = interval(COLLECT_INTERVAL);
         collect.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -115,7 +117,7 @@ impl EventLoop {
         }
     }
 
-    /// Takes one event in.
+    /// Waits for one event, and handles it.
     async fn take(&mut self, due: Instant, collect: &mut Interval) -> Result<(), RuntimeError> {
         let vm_socket = Arc::clone(&self.vm_socket);
         tokio::select! {
@@ -155,7 +157,7 @@ impl EventLoop {
         Ok(())
     }
 
-    /// When the protocol wants to be called again.
+    /// Returns when the protocol's next timer fires.
     fn due(&self) -> Instant {
         let due = [
             self.proto.poll_timeout(),
@@ -197,7 +199,7 @@ impl EventLoop {
                 self.link_addresses.uplink_added(port.ifindex);
                 self.hooks.add(now(), Role::Uplink, port, true);
             }
-            // Nothing is taken in there, but what a relay sent must not leave by it.
+            // No traffic is taken in on this port, but relayed packets must not leave through it.
             LinkEvent::OtherAdded(port) => {
                 self.hooks.add(now(), Role::Other, port, true);
             }
@@ -220,14 +222,15 @@ impl EventLoop {
         Ok(())
     }
 
-    /// Tells the protocol of TAPs whose programs are attached.
+    /// Passes TAPs to the protocol once their programs are attached.
     fn tell_ports(&mut self, ports: Vec<Port>) {
         for port in ports {
             self.proto.handle_port(now(), PortEvent::Added(port));
         }
     }
 
-    /// Whether libvirt shows a domain with this TAP, which it does once the TAP's limits are set.
+    /// Returns true if libvirt shows a domain with this TAP. libvirt does so after it has set the
+    /// TAP's bandwidth limits.
     fn is_set_up(&self, tap: &str) -> bool {
         let mut interfaces = self
             .proto
@@ -242,8 +245,8 @@ impl EventLoop {
         self.proto.handle_datapath(now(), event);
     }
 
-    /// Once, when the protocol knows who is there: has it give up what an earlier agent managed for
-    /// nobody any more.
+    /// Adopts the state of an earlier agent, once, as soon as the protocol knows ports and domains.
+    /// The protocol then releases what nobody uses any more.
     fn adopt(&mut self) {
         if !self.adopted && self.ports_known && self.maps_known && !self.hooks.has_new() {
             self.adopted = true;
@@ -275,7 +278,7 @@ impl EventLoop {
         self.proto.handle_peer(now(), &peer, event);
     }
 
-    /// Migration control servers know other relays than before.
+    /// Handles a change of the relays that migration control servers name.
     fn relays_told(&mut self) {
         if let Some(found) = self.discovery.tell(self.registrar.relays()) {
             self.handle_relays(found);
@@ -290,7 +293,7 @@ impl EventLoop {
             found_by: relay.found_by.clone(),
         });
         let candidates = candidates.collect();
-        // Addresses go first: the protocol connects at once.
+        // Addresses first: the protocol connects at once.
         self.peers.set_relays(&found.relays);
         self.proto.handle_relays(now(), candidates);
     }
@@ -350,8 +353,8 @@ impl EventLoop {
         Ok(())
     }
 
-    /// Removes from the maps what nobody needs, without keeping the loop, and asks the migration
-    /// control servers again.
+    /// Starts the removal of unused map entries as a job, so that the loop does not wait, and
+    /// searches at the migration control servers again.
     fn collect(&mut self) {
         self.hooks.survey();
         let copy_tls = copy_tls::find(Path::new("/"));
@@ -368,7 +371,7 @@ impl EventLoop {
     }
 }
 
-/// Removes from the maps what nobody needs. Reads whole maps.
+/// Removes unused entries. Reads whole maps.
 pub(super) fn tidy(datapath: &Datapath, flow_silence: Duration) {
     match datapath.collect(now(), flow_silence) {
         Ok(collected) => tracing::debug!(?collected, "Maps tidied"),

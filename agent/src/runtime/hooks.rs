@@ -1,21 +1,22 @@
-//! Ports of the bridge and the programs on them: attached, and attached again when somebody has
-//! taken them away.
+//! The bridge's ports and their programs: attaches the programs, and attaches them again after
+//! somebody has removed them.
 //!
-//! With TCX a program is attached at once. Without it, a TAP's programs are filters of qdiscs that
-//! libvirt deletes and makes as `<bandwidth>` says, in several steps:
+//! With TCX the agent attaches a program at once. Without TCX the programs of a TAP are tc filters,
+//! and a filter needs a qdisc. libvirt deletes the TAP's qdiscs and creates its own in several
+//! steps, as the domain's `<bandwidth>` says:
 //!
 //! ```text
 //!             TAP made,      `root`, `ingress`    `htb`, `ingress`
 //!             port of br0    deleted              made                      quiet
 //!  libvirt  ──────┬──────────────┬────────────────────┬──────────────────────┬──▶
-//!  here           │ waits        │ waits              │ filters on these     │ own qdiscs where
+//!  agent          │ waits        │ waits              │ filters on these     │ own qdiscs where
 //!                                                                              there are none
 //! ```
 //!
-//! libvirt deletes what is there before it makes its own, so a qdisc of ours is no hindrance, unless
-//! it comes between two of these steps. So filters are put on qdiscs that are there at once, but a
-//! qdisc of ours is made only when libvirt shows the domain with this TAP, which it does when it has
-//! set it up, or when nobody has changed the TAP's traffic control for a second.
+//! libvirt deletes existing qdiscs before it creates its own, so a qdisc of the agent disturbs
+//! libvirt only between these two steps. The agent therefore puts filters on existing qdiscs at
+//! once. It creates a missing qdisc only when the TAP is settled: libvirt shows a domain with the
+//! TAP (libvirt has then set it up), or the TAP's traffic control has not changed for a second.
 
 mod tended;
 
@@ -32,13 +33,13 @@ use crate::proto::{Port, Timestamp};
 
 pub use tended::{Role, State, Tended};
 
-/// The ports.
+/// Ports of the bridge, and the state of the programs on each.
 pub struct Hooks {
     datapath: Datapath,
     limits: Limits,
-    /// None with TCX, which nobody else's qdiscs disturb.
+    /// `None` with TCX: changes of qdiscs do not affect TCX programs.
     notices: Option<Notices>,
-    /// Interfaces that were found by [`Self::survey`].
+    /// Interfaces on which [`Self::survey`] found a program missing.
     surveyed: (UnboundedSender<u32>, UnboundedReceiver<u32>),
     surveying: Job<()>,
     ports: BTreeMap<u32, Tended>,
@@ -46,11 +47,11 @@ pub struct Hooks {
 }
 
 impl Hooks {
-    /// Starts to watch, in the network namespace of the calling thread.
+    /// Begins to watch traffic control in the network namespace of the calling thread.
     ///
     /// # Errors
     ///
-    /// What netlink says.
+    /// The error of netlink.
     pub fn watch(datapath: &Datapath, limits: Limits) -> io::Result<Self> {
         let notices = match datapath.hook() {
             Hook::Filter => Some(Notices::watch()?),
@@ -67,7 +68,7 @@ impl Hooks {
         })
     }
 
-    /// Waits for a change of traffic control. Can be cancelled without losing one.
+    /// Waits for a change of traffic control. Cancel safe: no change is lost.
     pub async fn next(&mut self) -> io::Result<Notice> {
         let notice = async {
             match &mut self.notices {
@@ -81,8 +82,8 @@ impl Hooks {
         }
     }
 
-    /// Takes a port in. `is_settled`: nobody is about to change its qdiscs. Returns whether its
-    /// programs are attached.
+    /// Adds a port. `is_settled`: nobody is about to change the port's qdiscs. Returns true if the
+    /// port's programs are attached.
     pub fn add(&mut self, now: Timestamp, role: Role, port: Port, is_settled: bool) -> bool {
         let ifindex = port.ifindex;
         let tended = self.ports.entry(ifindex).or_insert_with(|| Tended {
@@ -100,44 +101,44 @@ impl Hooks {
         self.is_attached(ifindex)
     }
 
-    /// Forgets a port. Its programs are detached by the data path.
+    /// Removes a port. The datapath detaches the programs.
     pub fn remove(&mut self, ifindex: u32) {
         self.ports.remove(&ifindex);
     }
 
-    /// The ports.
+    /// Returns all ports, in the order of their interface indexes.
     pub fn ports(&self) -> impl Iterator<Item = &Tended> {
         self.ports.values()
     }
 
-    /// Limits of one VM's port.
+    /// Returns the limits for the port of one VM.
     pub fn limits(&self) -> Limits {
         self.limits
     }
 
-    /// Name of a port; its index if it is none any more.
+    /// Returns the name of a port, or its index if the port no longer exists.
     pub fn name(&self, ifindex: u32) -> String {
         let tended = self.ports.get(&ifindex);
         tended.map_or_else(|| ifindex.to_string(), |tended| tended.port.name.clone())
     }
 
-    /// One sentence for each port whose programs are not all attached.
+    /// Returns one sentence for each port whose programs are not all attached.
     pub fn problems(&self) -> Vec<String> {
         self.ports().filter_map(Tended::problem).collect()
     }
 
-    /// Interface indexes of the ports of a role.
+    /// Returns the interface indexes of the ports with a role.
     pub fn indexes(&self, role: Role) -> Vec<u32> {
         let ports = self.ports.iter().filter(|(_, tended)| tended.role == role);
         ports.map(|(ifindex, _)| *ifindex).collect()
     }
 
-    /// Whether TAPs wait that were never attached.
+    /// Returns true if a TAP waits for its first attachment.
     pub fn has_new(&self) -> bool {
         self.ports().any(Tended::is_new)
     }
 
-    /// When [`Self::handle_timeout`] has something to do.
+    /// Returns when to call [`Self::handle_timeout`].
     pub fn poll_timeout(&self) -> Option<Timestamp> {
         let waiting = self.ports().filter_map(|tended| match tended.state {
             State::Waiting { until } => Some(until),
@@ -146,8 +147,7 @@ impl Hooks {
         waiting.min()
     }
 
-    /// Attaches what has waited for long enough; returns the TAPs that are attached for the first
-    /// time.
+    /// Attaches programs whose waiting time is over. Returns the TAPs attached for the first time.
     pub fn handle_timeout(&mut self, now: Timestamp) -> Vec<Port> {
         self.attach_if(
             now,
@@ -156,7 +156,8 @@ impl Hooks {
         )
     }
 
-    /// The same for new TAPs of domains that are set up.
+    /// Attaches the programs of new TAPs whose domains are set up. Returns the TAPs attached for
+    /// the first time.
     pub fn handle_settled(
         &mut self,
         now: Timestamp,
@@ -167,8 +168,8 @@ impl Hooks {
         })
     }
 
-    /// Traffic control has changed: looks at what is left, and puts filters on what is new. Returns
-    /// as above.
+    /// Handles a change of traffic control: finds lost programs and puts filters on new qdiscs.
+    /// Returns the TAPs attached for the first time.
     pub fn handle_notice(&mut self, now: Timestamp, notice: Notice) -> Vec<Port> {
         let concerned: Vec<u32> = match notice {
             Notice::Interface(ifindex) => vec![ifindex],
@@ -183,13 +184,13 @@ impl Hooks {
         })
     }
 
-    /// Looks at all programs on a thread for blocking work; what is lost comes as a notice.
+    /// Checks all programs on a thread for blocking work. A lost program arrives as a notice.
     pub fn survey(&mut self) {
         let datapath = self.datapath.clone();
         let surveyed = self.surveyed.0.clone();
         self.surveying.start(move || match datapath.survey() {
             Ok(lost) => lost.into_iter().for_each(|ifindex| {
-                // Fails when the agent ends.
+                // The send fails if the agent is ending.
                 let _ = surveyed.send(ifindex);
             }),
             Err(error) => tracing::warn!(
@@ -199,8 +200,8 @@ impl Hooks {
         });
     }
 
-    /// What is counted: programs that somebody took away, and ports without all of their programs
-    /// now.
+    /// Returns the counters: programs removed by somebody else, and ports that currently lack a
+    /// program.
     pub fn counters(&self) -> [(&'static str, u64); 3] {
         let count = |is: fn(&State) -> bool| {
             let ports = self.ports().filter(|tended| is(&tended.state));
@@ -247,13 +248,14 @@ impl Hooks {
         attached
     }
 
-    /// Finds what is lost on a port.
+    /// Finds the programs that a port has lost.
     fn look(&mut self, now: Timestamp, ifindex: u32) {
         let Some(tended) = self.ports.get_mut(&ifindex) else {
             return;
         };
         match self.datapath.lost(ifindex) {
-            // Another attempt may be of use, but not at once: it changes traffic control, too.
+            // Another attempt may succeed, but not at once: the attempt changes traffic control
+            // too.
             Ok(lost) if lost.is_empty() => {
                 if matches!(tended.state, State::Refused { .. }) {
                     tended.lose(now);
@@ -303,7 +305,7 @@ impl Hooks {
                 tracing::debug!(port = tended.port.name, "Programs wait for quiet qdiscs");
                 waiting
             }
-            // A port can be gone before it is attached; its removal follows.
+            // The port may be gone before its programs are attached; its removal event follows.
             Err(error) => {
                 tracing::error!(
                     port = tended.port.name,

@@ -1,4 +1,4 @@
-//! The running migration control server: its directory, connected to the network and the operator.
+//! The running migration control server: connects its directory to the network and the operator.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -21,21 +21,21 @@ use crate::role::Role;
 use crate::shutdown::Shutdown;
 use crate::watchdog::Watchdog;
 
-/// Requests of operators that wait to be handled.
+/// Operators' requests that may wait for the loop.
 const CONTROL_REQUESTS: usize = 16;
-/// How long nothing being due may last.
+/// Longest sleep when no timer is armed.
 const IDLE: Duration = Duration::from_secs(3600);
 
 /// Why the server cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum McsError {
-    /// Certificates.
+    /// The TLS files are unusable.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// Connections.
+    /// The TCP listener failed.
     #[error(transparent)]
     Peers(#[from] PeersError),
-    /// The operator's socket.
+    /// The operator's socket failed.
     #[error(transparent)]
     Control(#[from] ControlError),
     /// The system refuses signal handlers.
@@ -50,8 +50,8 @@ struct Server {
     peers: Peers,
 }
 
-/// Runs the server until it is told to stop. Nothing of it is kept: those that are known register
-/// again with the next one.
+/// Runs the server until a signal stops it. The server stores nothing: agents and relays register
+/// again with its successor.
 ///
 /// # Errors
 ///
@@ -66,7 +66,7 @@ pub async fn run(config: McsConfig) -> Result<(), McsError> {
     let peers = Peers::start(peers_config(&config), tls, peer_sender)?;
     tokio::spawn(control.serve(control_sender, std::future::pending()));
     tracing::info!(mcs = name, "Started");
-    // Not under systemd: nobody to notify, which is no failure.
+    // Without systemd nobody listens, which is no failure.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     let mut server = Server {
         directory: Directory::new(directory_config(&config)),
@@ -105,7 +105,7 @@ fn peers_config(config: &McsConfig) -> PeersConfig {
 }
 
 fn directory_config(config: &McsConfig) -> DirectoryConfig {
-    // As names in certificates are taken.
+    // Names in certificates arrive in lower case.
     let lower = |globs: &[Glob]| globs.iter().map(Glob::to_lowercase).collect();
     DirectoryConfig {
         name: config.mcs.name.to_string(),
@@ -144,7 +144,7 @@ impl Server {
                 self.config.mcs.name
             )),
         };
-        // A send fails when the operator has gone.
+        // The send fails if the operator has left.
         let _ = request.replies.send(reply);
     }
 

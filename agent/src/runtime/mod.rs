@@ -12,10 +12,10 @@
 //!   operator ───┘
 //! ```
 //!
-//! [`relay`], [`mcs`] and [`ims`] are the same for the other roles.
+//! [`relay`], [`mcs`] and [`ims`] do the same for the other roles.
 //!
-//! One task owns everything (`event_loop`); what blocks for long runs elsewhere and comes back as
-//! an event. What is pinned goes on working when this ends, however it ends.
+//! One task owns all of these (`event_loop`). Work that blocks for long runs elsewhere and returns
+//! as an event. Pinned maps and programs keep working when the agent ends, for whatever reason.
 
 mod event_loop;
 pub mod gates;
@@ -51,73 +51,73 @@ use crate::shutdown::Shutdown;
 use crate::telemetry;
 use gates::GatesError;
 
-/// Why the agent cannot start, or cannot go on.
+/// Why the agent cannot start or continue.
 #[derive(Debug, thiserror::Error)]
 pub enum RuntimeError {
-    /// Kernel programs and maps.
+    /// Kernel programs or maps failed.
     #[error(transparent)]
     Datapath(#[from] DatapathError),
-    /// Gates of TAPs.
+    /// The gates of TAPs failed.
     #[error(transparent)]
     Gates(#[from] GatesError),
-    /// Ports of the bridge.
+    /// Watching the bridge's ports failed.
     #[error(transparent)]
     Links(#[from] LinksError),
-    /// Unicast addresses of moving VMs.
+    /// Unicast addresses of migrating VMs: a socket or netlink failed.
     #[error(transparent)]
     LinkAddresses(#[from] LinkAddressesError),
-    /// The bridge's multicast database.
+    /// The bridge's multicast database (MDB) failed.
     #[error(transparent)]
     Mdb(#[from] MdbError),
-    /// Addresses of the bridge.
+    /// Reading the bridge's addresses failed.
     #[error(transparent)]
     Addresses(#[from] AddressesError),
-    /// The bridge has no address that VMs can be given a prefix from.
+    /// The bridge has no global address, so arriving VMs have no prefix.
     #[error(
         "Bridge {bridge} has no global IPv6 address; give it one, or set agent.address and agent.prefix"
     )]
     NoAddress {
-        /// Its name.
+        /// Name of the bridge.
         bridge: String,
     },
-    /// Certificates.
+    /// The TLS files are unusable.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// Connections to peers.
+    /// Connections to peers failed.
     #[error(transparent)]
     Peers(#[from] PeersError),
-    /// The socket for VMs.
+    /// The socket for VMs failed.
     #[error(transparent)]
     VmSocket(#[from] VmSocketError),
-    /// The operator's socket.
+    /// The operator's socket failed.
     #[error(transparent)]
     Control(#[from] ControlError),
-    /// libvirt.
+    /// The connection to libvirt failed.
     #[error(transparent)]
     Libvirt(#[from] LibvirtError),
-    /// Flags of migrations.
+    /// The migration flags contradict each other.
     #[error(transparent)]
     MigrateFlags(#[from] MigrateFlagsError),
-    /// The system refuses something basic.
+    /// A system call that every agent needs failed.
     #[error("The system refuses {what}: {error}; run the agent as root")]
     System {
-        /// What.
+        /// Refused operation, as the error sentence names it.
         what: &'static str,
-        /// What it said.
+        /// Error of the system call.
         error: io::Error,
     },
 }
 
-/// Runs the agent until it is told to stop.
+/// Runs the agent until a signal stops it.
 ///
 /// # Errors
 ///
-/// See [`RuntimeError`]: at the start, and later when the bridge or the data path is lost.
+/// See [`RuntimeError`]: at the start, and later if the agent loses the bridge or the datapath.
 pub async fn run(config: Config) -> Result<(), RuntimeError> {
     let refused = |what| move |error| RuntimeError::System { what, error };
     let mut shutdown = Shutdown::new().map_err(refused("signal handlers"))?;
     let mut agent = start::start(&config).await?;
-    // Not under systemd: nobody to notify, which is no failure.
+    // Without systemd nobody listens, which is no failure.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     tokio::select! {
         result = agent.run() => result,
@@ -128,13 +128,13 @@ pub async fn run(config: Config) -> Result<(), RuntimeError> {
     }
 }
 
-/// A peer of the configuration by its name, as connections are made to it.
+/// Converts a configured peer to the name and the endpoint that connections use.
 fn endpoint(peer: &Peer, role: Role) -> (String, Endpoint) {
     let address = peer.address.to_string();
     (peer.name.to_string(), Endpoint { role, address })
 }
 
-/// A role's own counters and those of its connections, as far as they are not zero.
+/// Returns a role's own counters and those of its connections, without zeros.
 fn counters(
     own: impl IntoIterator<Item = (&'static str, u64)>,
     peers: &Peers,
@@ -152,7 +152,7 @@ fn counters(
         .collect()
 }
 
-/// The programs on an interface, for the operator.
+/// Returns the programs on an interface, as rows for the operator.
 fn hooks_of(hooks: &BTreeMap<u32, Vec<HookView>>, ifindex: u32) -> Vec<Hook> {
     let found = hooks.get(&ifindex).into_iter().flatten();
     found.map(Hook::from).collect()

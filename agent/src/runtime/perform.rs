@@ -1,4 +1,4 @@
-//! Does what the protocol wants done.
+//! Performs the protocol's outputs.
 
 use std::net::Ipv6Addr;
 
@@ -20,8 +20,8 @@ use crate::proto::{
 };
 
 impl EventLoop {
-    /// Performs outputs until the protocol has none left. Neighbouring outputs of one kind are
-    /// performed together where the kernel takes many at once.
+    /// Performs outputs until the protocol has none left. Passes neighbouring outputs of one kind
+    /// to the kernel together, where the kernel takes many at once.
     pub(super) async fn perform_outputs(&mut self) -> Result<(), RuntimeError> {
         let mut batch = Batch::default();
         loop {
@@ -132,13 +132,13 @@ impl EventLoop {
             Output::FollowMigration { uuid } => self.hypervisor.follow(uuid),
             Output::AbortMigration { uuid } => self.hypervisor.abort(uuid),
             Output::Reply { command, reply } => self.reply(command, reply),
-            // Taken by the batch.
+            // The batch takes these outputs.
             Output::MdbAdd { .. } | Output::MdbDelete(_) | Output::ExpireListener { .. } => {}
         }
         Ok(())
     }
 
-    /// What fails is logged: it ends no move.
+    /// Starts or stops forwarding. A failure is only logged: it ends no migration.
     fn forward(&mut self, command: &ForwardCommand) {
         let done = match *command {
             ForwardCommand::Resolve { to } => {
@@ -202,7 +202,7 @@ impl EventLoop {
     }
 
     fn forwarded(&mut self, address: Ipv6Addr, value: Option<Forward>) {
-        // Of an address that its VM still has nothing was sent on.
+        // For an address that the VM still has, nothing was forwarded.
         if let Some(value) = value.filter(|value| value.until_ns != 0) {
             let event = AddressEvent::Forwarded {
                 address,
@@ -214,7 +214,7 @@ impl EventLoop {
         }
     }
 
-    /// What fails is logged: it ends no move.
+    /// Starts or stops translation. A failure is only logged: it ends no migration.
     fn translate(&mut self, command: TranslateCommand) {
         let done = match command {
             TranslateCommand::Set {
@@ -363,7 +363,7 @@ impl EventLoop {
 
     fn reply(&mut self, command: u64, reply: CommandReply) {
         let last = !matches!(reply, CommandReply::Progress { .. });
-        // An operator who has gone does not stop what was begun.
+        // The command continues even if its operator has left.
         if let Some(replies) = self.commands.get(&command) {
             let _ = replies.send(Reply::from(reply));
         }
@@ -390,7 +390,7 @@ fn forward_key(address: Ipv6Addr) -> ForwardKey {
     }
 }
 
-/// Neighbouring outputs that the kernel takes together.
+/// Neighbouring outputs of one kind, which the kernel takes together.
 #[derive(Default)]
 struct Batch {
     add: Vec<(u32, Membership)>,
@@ -399,8 +399,8 @@ struct Batch {
 }
 
 impl Batch {
-    /// Whether the output is of the kind that the batch holds, or the batch is empty: a batch
-    /// holds one kind, so the order of outputs is kept.
+    /// Returns true if the batch is empty or holds outputs of the same kind. A batch holds only one
+    /// kind, so the outputs keep their order.
     fn takes(&self, output: &Output) -> bool {
         match output {
             Output::MdbAdd { .. } => self.delete.is_empty() && self.expire.is_empty(),

@@ -1,5 +1,5 @@
-//! The client of the migration control servers, connected to the network: registers this host, and
-//! remembers the relays that an agent is told of.
+//! The client of the migration control servers: registers this host, searches for relays and
+//! remembers the answers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv6Addr;
@@ -12,16 +12,16 @@ use crate::net::peers::Peers;
 use crate::proto::directory::client::{ClientOutput, DirectoryClient};
 use crate::proto::{PeerEvent, Timestamp};
 
-/// Addresses that are searched for again at once; the others are at the next times.
+/// Addresses to search for in one round; later rounds take the others.
 const SEARCHES: usize = 64;
 
-/// Registers with servers and searches by them.
+/// Registration with, and searches at, the migration control servers.
 #[derive(Debug)]
 pub(super) struct Registrar {
     client: DirectoryClient,
     /// Relays by name and address, for each multicast address.
     found: BTreeMap<[u8; 16], Vec<(String, String)>>,
-    /// The last address that was searched for again.
+    /// Last address of the previous round of searches.
     last: [u8; 16],
 }
 
@@ -37,12 +37,13 @@ impl Registrar {
         }
     }
 
-    /// Whether what happens on the connection to a peer is for [`Self::handle_peer`].
+    /// Returns true if events of the connection to this peer belong to [`Self::handle_peer`].
     pub(super) fn is_server(&self, peer: &str) -> bool {
         self.client.is_server(peer)
     }
 
-    /// Takes in what happened on the connection to a server; whether other relays are known then.
+    /// Handles an event of the connection to a server. Returns true if the known relays have
+    /// changed.
     pub(super) fn handle_peer(&mut self, peer: &str, event: PeerEvent, peers: &Peers) -> bool {
         self.client.handle_peer(now(), peer, event);
         self.perform(peers)
@@ -57,7 +58,7 @@ impl Registrar {
         self.client.poll_timeout()
     }
 
-    /// Searches for relays of an address that is new.
+    /// Searches for relays of a new address.
     pub(super) fn search(&mut self, multicast_address: [u8; 16], peers: &Peers) {
         if self.client.servers().next().is_some() && !self.found.contains_key(&multicast_address) {
             self.found.insert(multicast_address, Vec::new());
@@ -66,7 +67,7 @@ impl Registrar {
         }
     }
 
-    /// Searches again for some of the addresses that are still of interest, and forgets the others.
+    /// Searches again for some of the wanted addresses, and forgets all other addresses.
     pub(super) fn search_again(&mut self, wanted: &BTreeSet<[u8; 16]>, peers: &Peers) {
         self.found.retain(|address, _| wanted.contains(address));
         let last = self.last;
@@ -79,13 +80,13 @@ impl Registrar {
         self.perform(peers);
     }
 
-    /// The relays known, by name and address.
+    /// Returns the known relays by name and address.
     pub(super) fn relays(&self) -> Vec<(String, String)> {
         let relays: BTreeSet<_> = self.found.values().flatten().cloned().collect();
         relays.into_iter().collect()
     }
 
-    /// One sentence for each server that this host is not registered with.
+    /// Returns one sentence for each server with which this host is not registered.
     pub(super) fn problems(&self) -> impl Iterator<Item = String> {
         let missing = self.client.servers().filter(|(_, registered)| !registered);
         missing.map(|(name, _)| {

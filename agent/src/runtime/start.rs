@@ -42,13 +42,13 @@ use crate::net::vm_socket::VmSocket;
 use crate::proto::{self, Agent, AgentConfig};
 use crate::role::Role;
 
-/// Requests of operators that wait to be handled.
+/// Operators' requests that may wait for the loop.
 const CONTROL_REQUESTS: usize = 16;
 
-/// Datagrams that the NIC of a VM may send to the agent each second; `migkick` sends a few.
+/// Datagrams per second from one VM NIC to the agent; `migkick` sends a few.
 const DATAGRAMS_PER_SECOND: u32 = 50;
 
-/// Starts every part; nothing is told to the protocol yet.
+/// Starts every part. The protocol has received no event yet.
 pub(super) async fn start(config: &Config) -> Result<EventLoop, RuntimeError> {
     let bridge = config.agent.bridge.as_str();
     let links = Links::watch(PortRules {
@@ -165,7 +165,7 @@ fn netlink_refused(error: io::Error) -> RuntimeError {
     }
 }
 
-/// Limits of one VM's port.
+/// Returns the limits for the port of one VM.
 fn port_limits(config: &Config) -> datapath::Limits {
     datapath::Limits {
         listeners: config.limits.listeners,
@@ -176,7 +176,7 @@ fn port_limits(config: &Config) -> datapath::Limits {
     }
 }
 
-/// The address that arriving VMs reach this agent by, and the length of its prefix in bits.
+/// Returns the address at which arriving VMs reach this agent, and the prefix length in bits.
 fn own_address(config: &Config) -> Result<(Ipv6Addr, u8), RuntimeError> {
     let bridge = config.agent.bridge.as_str();
     let found = addresses(bridge)?.global;
@@ -226,7 +226,7 @@ fn peers_config(config: &Config, address: Ipv6Addr) -> PeersConfig {
     }
 }
 
-/// Where relays are looked for.
+/// Returns the places in which to look for relays.
 fn sources(config: &Config) -> Vec<Source> {
     let relay = &config.relay;
     if !relay.is_used() {
@@ -312,7 +312,7 @@ fn proto_config(config: &Config, address: Ipv6Addr, prefix_length: u8) -> AgentC
         prefix_length,
         policy: config.policy.clone(),
         limits: proto::Limits {
-            // A domain has several NICs, and the limit holds for each.
+            // A domain has several NICs, and the limit holds for each NIC.
             listeners_per_domain: listeners
                 .saturating_mul(2)
                 .max(defaults.listeners_per_domain),
@@ -342,7 +342,7 @@ fn proto_config(config: &Config, address: Ipv6Addr, prefix_length: u8) -> AgentC
     }
 }
 
-/// A number that no earlier start of an agent had.
+/// Returns a random number, so that no two starts of an agent have the same.
 fn seed() -> Result<u64, RuntimeError> {
     random::number().map_err(|error| RuntimeError::System {
         what: "random numbers",

@@ -1,6 +1,6 @@
-//! What flows, read for a protocol away from its loop.
+//! Reads of the stream maps, away from the event loop.
 //!
-//! A read is one of whole maps. All that is asked for while one goes on is answered by the next one.
+//! A read covers whole maps. Requests that arrive during a read are answered by the next read.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::mem;
@@ -13,7 +13,7 @@ use crate::proto::{DatapathEvent, Stream};
 
 type Request = (u64, Vec<ManagedKey>);
 
-/// Reads that were asked for.
+/// Pending requests, and the running read.
 pub(super) struct StreamReads {
     datapath: Datapath,
     waiting: Vec<Request>,
@@ -31,12 +31,12 @@ impl StreamReads {
         }
     }
 
-    /// Asks for the flows of addresses; the answer repeats the token.
+    /// Requests the flows of some addresses. The answer repeats the token.
     pub(super) fn ask(&mut self, token: u64, keys: Vec<ManagedKey>) {
         self.waiting.push((token, keys));
     }
 
-    /// Waits for the next answer. Can be cancelled without losing one.
+    /// Waits for the next answer. Cancel safe: no answer is lost.
     pub(super) async fn next(&mut self) -> Result<DatapathEvent, DatapathError> {
         loop {
             if let Some(answer) = self.answers.pop_front() {

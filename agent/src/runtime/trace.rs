@@ -1,4 +1,4 @@
-//! Tracers: who wants to see decisions, and what each gets.
+//! Tracers of `roamcast trace`: filters and rate limits, one tracer for each operator.
 //!
 //! ```text
 //!  Datapath (TRACE) --.                       .--> lines of one operator
@@ -6,9 +6,9 @@
 //!  gates (Replays) ---'                       '--> lines of another
 //! ```
 //!
-//! The first tracer has the traced programs attached, the last one takes them away. All tracers share
-//! one filter in the kernel, which tells what any of them wants; here each gets what it asked for. A
-//! tracer whose lines are not read loses lines, and keeps nobody waiting.
+//! The first tracer attaches the traced variants of the programs; the last one detaches them. All
+//! tracers share one filter in the kernel, the union of their filters; the task then applies each
+//! tracer's own filter. A tracer whose operator reads too slowly loses lines and delays nobody.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,12 +27,12 @@ use crate::control::trace::{TraceLine, TraceRequest, TraceRow};
 use crate::datapath::trace::TraceRecords;
 use crate::datapath::{Datapath, DatapathError};
 
-/// Replays that wait to be told; more are left out.
+/// Records of replayed frames that may wait for the task; further ones are dropped and counted.
 const REPLAYS: usize = 1024;
-/// Pause before the usual programs are attached again after that has failed.
+/// Pause before the next attempt to attach the usual programs.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Handle of the task. When it is dropped, the usual programs are attached again.
+/// Handle of the task. Dropping the handle attaches the usual programs again.
 pub struct Tracing {
     datapath: Datapath,
     tracers: UnboundedSender<Tracer>,
@@ -40,7 +40,7 @@ pub struct Tracing {
 }
 
 impl Tracing {
-    /// Starts the task. Must be called within a tokio runtime.
+    /// Starts the task. The caller must be within a tokio runtime.
     pub fn start(datapath: &Datapath) -> Self {
         let (tracers, joining) = mpsc::unbounded_channel();
         let (replays, replayed) = Replays::new();
@@ -61,7 +61,7 @@ impl Tracing {
         }
     }
 
-    /// Tells decisions to an operator from now on, or says why not.
+    /// Adds an operator's tracer, or replies with the reason of a refusal.
     pub fn add(
         &self,
         request: TraceRequest,
@@ -79,14 +79,14 @@ impl Tracing {
                     replies,
                     lines,
                 };
-                // Fails when the agent ends.
+                // The send fails if the agent is ending.
                 let _ = self.tracers.send(tracer);
             }
             Err(reason) => drop(replies.send(Reply::Error(reason))),
         }
     }
 
-    /// For who replays held frames.
+    /// Returns the handle through which the gates report replayed frames.
     pub fn replays(&self) -> Replays {
         self.replays.clone()
     }
@@ -103,7 +103,7 @@ impl Drop for Tracing {
     }
 }
 
-/// The filter that an operator asks for, or a sentence that says what is wrong.
+/// Converts an operator's request to a filter. The error is a sentence about the request.
 fn filter(datapath: &Datapath, request: &TraceRequest) -> Result<Filter, String> {
     let mut filter = Filter::everything(request.rate);
     if !request.programs.is_empty() {
@@ -131,7 +131,7 @@ fn filter(datapath: &Datapath, request: &TraceRequest) -> Result<Filter, String>
     Ok(filter)
 }
 
-/// Where replays are told. Costs one load of a flag while nobody traces.
+/// Reports replayed frames to the task. Without a tracer a report costs one load of a flag.
 #[derive(Clone)]
 pub struct Replays {
     is_on: Arc<AtomicBool>,
@@ -140,7 +140,7 @@ pub struct Replays {
 }
 
 impl Replays {
-    /// Nobody traces.
+    /// Returns a handle without a task; reports go nowhere.
     pub fn untraced() -> Self {
         Self::new().0
     }
@@ -155,7 +155,7 @@ impl Replays {
         (replays, receiver)
     }
 
-    /// Tells what the agent does with a held frame. Never waits.
+    /// Reports the agent's decision about a held frame. Never blocks.
     pub(super) fn tell(&self, ifindex: u32, decision: Decision, number: u64, frame: &[u8]) {
         if !self.is_on.load(Ordering::Relaxed) {
             return;
@@ -167,7 +167,7 @@ impl Replays {
     }
 }
 
-/// One operator.
+/// Filter, budget and channel of one operator.
 struct Tracer {
     filter: Filter,
     budget: Budget,
@@ -176,7 +176,7 @@ struct Tracer {
 }
 
 impl Tracer {
-    /// Tells a decision, if it is wanted and within the rate.
+    /// Sends a decision to the operator if it passes the filter and the rate limit.
     fn tell(&mut self, record: &Record, at_ns: u64, line: impl FnOnce() -> Option<TraceLine>) {
         if !self.filter.matches(record) || !self.budget.take(at_ns, &self.filter) {
             return;
@@ -188,7 +188,7 @@ impl Tracer {
         }
     }
 
-    /// Tells how many lines were left out, if any; `false` if there is no room for that.
+    /// Sends the number of omitted lines, if any. Returns `false` if the channel is full.
     fn tell_left_out(&mut self) -> bool {
         let left_out = self.budget.left_out;
         if left_out == 0 {
@@ -202,17 +202,17 @@ impl Tracer {
     }
 }
 
-/// What the task owns.
+/// State of the task.
 struct Hub {
     datapath: Datapath,
     tracers: Vec<Tracer>,
-    /// While the traced programs are attached.
+    /// Records of the traced programs; `None` while the usual programs are attached.
     records: Option<TraceRecords>,
     replays: Replays,
-    /// What the programs had left out when that was last looked at.
+    /// Last reading of the programs' own counter of omitted records.
     left_out: u64,
     ports: BTreeMap<u32, String>,
-    /// When the usual programs are to be attached once more.
+    /// When to try again to attach the usual programs.
     retry: Option<Instant>,
 }
 
@@ -290,7 +290,7 @@ impl Hub {
         }
     }
 
-    /// Takes a tracer in, and has the traced programs attached for the first one.
+    /// Adds a tracer; attaches the traced programs for the first one.
     async fn join(&mut self, tracer: Tracer) {
         let filter = self
             .tracers
@@ -311,7 +311,7 @@ impl Hub {
     }
 
     async fn start(&mut self, filter: Filter) -> Result<(), DatapathError> {
-        // Those of an earlier trace that could not be taken away.
+        // An earlier trace may have failed to detach its programs.
         self.datapath.off_runtime(Datapath::trace_stop).await?;
         self.retry = None;
         let ring = self
@@ -326,7 +326,7 @@ impl Hub {
         Ok(())
     }
 
-    /// Has the kernel tell what the tracers want who are left.
+    /// Sets the kernel's filter to the union of the remaining tracers' filters.
     async fn refilter(&mut self) {
         let filters = self.tracers.iter().map(|tracer| tracer.filter);
         match filters.reduce(|union, filter| union.union(&filter)) {
@@ -353,7 +353,7 @@ impl Hub {
                     error = &error as &dyn std::error::Error,
                     "Traced programs stay attached; trying again"
                 );
-                // They have nothing to tell meanwhile.
+                // The programs then report nothing until the retry.
                 let _ = self.datapath.trace_filter(&Filter::NOTHING);
                 self.retry = Some(Instant::now() + RETRY_INTERVAL);
             }
@@ -373,7 +373,7 @@ impl Hub {
         }
     }
 
-    /// Name of a port; a number when it has none any more.
+    /// Returns the name of a port, or its number if the port is gone.
     fn port(&mut self, ifindex: u32) -> String {
         if let Some(name) = self.ports.get(&ifindex) {
             return name.clone();
@@ -384,7 +384,7 @@ impl Hub {
         name.unwrap_or_else(|| ifindex.to_string())
     }
 
-    /// Tells what was left out.
+    /// Passes the number of omitted records to the tracers.
     fn look(&mut self) {
         let programs = match self.datapath.trace_left_out() {
             Ok(programs) => programs,
@@ -396,7 +396,7 @@ impl Hub {
         let replays = self.replays.left_out.swap(0, Ordering::Relaxed);
         let left_out = programs.saturating_sub(self.left_out) + replays;
         self.left_out = programs;
-        // Ports may have got other names.
+        // Ports may have new names.
         self.ports.clear();
         for tracer in &mut self.tracers {
             tracer.budget.left_out += left_out;

@@ -1,4 +1,4 @@
-//! What the operator is shown: rows from the protocol's state and from the maps.
+//! Rows for the operator, from the protocol's state and from the maps.
 
 mod ports;
 
@@ -30,7 +30,7 @@ use crate::proto::{
 type Replies = mpsc::UnboundedSender<Reply>;
 
 impl EventLoop {
-    /// `roamcast status`.
+    /// Answers `roamcast status`.
     pub(super) fn status(&self) -> Result<Status, RuntimeError> {
         let now = now();
         let config = &self.config;
@@ -100,7 +100,8 @@ impl EventLoop {
         })
     }
 
-    /// How many watched addresses are received how; nothing where no relay is configured.
+    /// Returns the number of watched addresses for each kind of reception; empty if no relay is
+    /// configured.
     fn modes(&self) -> BTreeMap<String, u32> {
         let mut modes = BTreeMap::new();
         if self.config.relay.is_used() {
@@ -153,7 +154,7 @@ impl EventLoop {
         Ok(rows)
     }
 
-    /// `roamcast relays`.
+    /// Answers `roamcast relays`.
     pub(super) fn send_relays(&self, replies: &Replies) -> Result<(), RuntimeError> {
         let _ = replies.send(Reply::Relays(self.relays_view()?));
         Ok(())
@@ -171,7 +172,8 @@ impl EventLoop {
             .collect()
     }
 
-    /// Counters of the kernel programs, the protocol and the connections that are not zero.
+    /// Returns the counters of the kernel programs, the protocol and the connections, without
+    /// zeros.
     fn counters(&self) -> Result<BTreeMap<String, u64>, RuntimeError> {
         let proto = self.proto.view().counters();
         let signalling = [
@@ -194,7 +196,7 @@ impl EventLoop {
         Ok(counters(own, &self.peers))
     }
 
-    /// `roamcast listeners`.
+    /// Answers `roamcast listeners`.
     pub(super) fn send_listeners(&self, replies: &Replies) {
         let now = now();
         let ports: BTreeMap<u32, (&str, Option<&str>)> = self
@@ -219,11 +221,11 @@ impl EventLoop {
             );
             ListenerRow::new(domain, port, &view.key, view.value, view.sources, now)
         });
-        // A send fails when the operator has gone.
+        // The send fails if the operator has left.
         let _ = replies.send(Reply::Listeners(rows.collect()));
     }
 
-    /// `roamcast streams`.
+    /// Answers `roamcast streams`.
     pub(super) fn send_streams(&self, replies: &Replies) -> Result<(), RuntimeError> {
         let now = now();
         let streams = self.datapath.all_streams()?;
@@ -241,7 +243,7 @@ impl EventLoop {
         Ok(())
     }
 
-    /// `roamcast migrations`.
+    /// Answers `roamcast migrations`.
     pub(super) fn send_migrations(&self, replies: &Replies) {
         let now = now();
         let rows = self
@@ -294,7 +296,8 @@ fn waiting_row(view: WaitingView<'_>) -> WaitingRow {
     }
 }
 
-/// A sentence for each way on which memory is not encrypted for want of a certificate, if it is to be.
+/// Returns a sentence for each direction in which memory should be encrypted but QEMU lacks a
+/// certificate.
 fn memory_problems(tls: &CopyTls, copy: CopyConfig) -> Vec<String> {
     if !copy.is_by_certificates() {
         return Vec::new();
@@ -343,7 +346,7 @@ fn handover_rows(reports: &BTreeMap<u32, HoldReport>) -> Vec<HandoverRow> {
         .collect()
 }
 
-/// The NICs with whose frames something has gone wrong.
+/// Returns the NICs with a fault in the handover.
 fn nics(reports: &BTreeMap<u32, HoldReport>) -> Vec<NicRow> {
     let row = |(nic, report): (u32, &HoldReport)| NicRow {
         nic,

@@ -1,4 +1,4 @@
-//! A TAP whose VM comes: frames are held, judged by the cut, and replayed.
+//! Gate of a TAP whose VM arrives: holds frames, compares them with the cut, and replays.
 
 use std::time::Duration;
 
@@ -15,55 +15,55 @@ use crate::proto::Timestamp;
 use crate::proto::handover::{ClockOffset, Hold, HoldLimits, HoldReport, Pace, SinceFirst};
 use crate::runtime::trace::Replays;
 
-/// How often it is looked whether the gate has opened itself.
+/// Interval of the checks whether the gate has opened itself.
 const LOOK_INTERVAL: Duration = Duration::from_millis(1);
-/// Pause before a frame is offered again, after a burst or to a queue that was full.
+/// Pause before the next attempt to send, after a burst or a full queue.
 const RETRY_INTERVAL: Duration = Duration::from_millis(1);
-/// After so long without a frame the gate is opened from here.
+/// Time without a frame after which the agent opens the gate.
 const SILENCE: Duration = Duration::from_secs(3);
-/// A held frame that has not come after so long does not come.
+/// Longest delay of a held frame in the ring buffer; a frame that is later counts as lost.
 const LOST_AFTER: Duration = Duration::from_millis(10);
-/// How often the gate's lease is renewed.
+/// Interval at which the agent renews the gate's lease.
 const LEASE_INTERVAL: Duration = Duration::from_millis(500);
 
-/// How an arrival stands.
+/// State of an arrival.
 pub(super) enum Progress {
-    /// It goes on.
+    /// Frames are still held or wait for the TAP.
     Busy,
-    /// The gate is open, and everything is in the TAP.
+    /// The gate is open, and the TAP has all replayed frames.
     Opened(HoldReport),
 }
 
-/// One TAP.
+/// Handover of one arriving TAP.
 pub(super) struct Arrival {
     ifindex: u32,
-    /// When it began.
+    /// Start of this arrival. Earlier frames belong to another arrival at the same TAP.
     since: Timestamp,
     hold: Hold,
-    /// Queues of the TAP, 0 while that is not known, and whether there can be more or fewer.
+    /// Number of the TAP's queues, 0 while unknown; `can_change`: the TAP is multi-queue.
     queues: u32,
     can_change: bool,
-    /// A frame is to be sent into each of them that may be lost, before all others. A QEMU that waits for
-    /// its VM reads one ahead, and throws it away when vhost-net takes the TAP over.
+    /// True until a probe is in each queue. QEMU, while it waits for its VM, reads one frame ahead
+    /// and discards it when vhost-net takes the TAP over; the discarded frame then is a probe.
     wants_first: bool,
-    /// From the cut on.
+    /// Set when the cut arrives.
     replay: Option<Replay>,
-    /// Nothing can be put into the TAP, so the gate is better open.
+    /// True if nothing can be written to the TAP; the gate is then opened without a replay.
     gives_up: bool,
     lease_due: Timestamp,
-    /// Frames that have found the queue of the TAP full.
+    /// Frames that found the queue of the TAP full, since this arrival began.
     dropped: SinceFirst,
     replays: Replays,
 }
 
 struct Replay {
     socket: TapSocket,
-    /// What the gate was told last.
+    /// Last number published to the gate.
     published: Option<u64>,
     due: Timestamp,
     last_frame: Timestamp,
     pace: Pace,
-    /// The gate was opened from here; what it held just before may still come.
+    /// True if the agent has opened the gate. Frames held just before may still arrive.
     cleared: bool,
 }
 
@@ -95,7 +95,8 @@ impl Arrival {
             .map_or(self.lease_due, |replay| replay.due.max(now))
     }
 
-    /// Takes in a held frame. One that came before is of another arrival at the same TAP.
+    /// Adds a held frame. Ignores a frame from before `since`: it belongs to another arrival at the
+    /// TAP.
     pub(super) fn push(&mut self, head: &HeldFrame, frame: &[u8]) {
         let at = Timestamp(head.at_ns);
         if at < self.since {
@@ -152,7 +153,7 @@ impl Arrival {
         }
     }
 
-    /// Sends the frames that may be lost, once the TAP takes them.
+    /// Writes probes to the queues once the TAP accepts frames.
     fn send_first(&mut self, queues: &mut TapQueues) {
         if self.can_change {
             self.count_queues(queues);
@@ -162,14 +163,15 @@ impl Arrival {
         }
         if let Ok(socket) = TapSocket::open(self.ifindex) {
             for frame in probes(self.queues) {
-                // A queue that is full has something to be lost.
+                // A full queue has frames of its own to lose.
                 let is_sent = matches!(socket.send(&frame), Ok(Sent::Queued));
                 self.wants_first &= !is_sent;
             }
         }
     }
 
-    /// A queue that is new may lose its first frame, and takes flows over from others.
+    /// Reads the number of queues. A new queue may lose its first frame and takes over flows of
+    /// other queues.
     fn count_queues(&mut self, queues: &mut TapQueues) {
         let Ok(several) = queues.queues(self.ifindex) else {
             return;
@@ -185,7 +187,7 @@ impl Arrival {
         }
     }
 
-    /// What has become of the frames until the gate was opened.
+    /// Returns the report of all frames until the gate opened.
     fn report(&mut self, queues: &mut TapQueues) -> HoldReport {
         self.count_full(queues);
         self.hold.report()
@@ -197,7 +199,7 @@ impl Arrival {
         }
     }
 
-    /// Replays what can be, and finds out whether the gate is open.
+    /// Replays pending frames and checks whether the gate is open.
     ///
     /// # Errors
     ///
@@ -251,7 +253,7 @@ impl Arrival {
                 Some(usage) => {
                     replay.publish(&mut self.hold, datapath, self.ifindex, &usage, now)?;
                     if now.since(replay.last_frame) >= SILENCE {
-                        // What it holds at this moment comes with the next look.
+                        // The next check finds frames that the gate holds at this moment.
                         datapath.gate_clear(self.ifindex)?;
                         replay.cleared = true;
                     }
@@ -265,7 +267,7 @@ impl Arrival {
 }
 
 impl Replay {
-    /// Puts into the queue what is to be replayed; `false` if something has to wait.
+    /// Writes pending frames to the TAP. Returns `false` if some have to wait.
     fn send(&mut self, hold: &mut Hold, ifindex: u32, replays: &Replays) -> bool {
         while let Some(packet) = hold.next_replay() {
             if !self.pace.allows() {
@@ -291,7 +293,7 @@ impl Replay {
         true
     }
 
-    /// Tells the gate how far it is replayed.
+    /// Publishes the progress of the replay to the gate.
     fn publish(
         &mut self,
         hold: &mut Hold,

@@ -1,5 +1,5 @@
-//! The gates of TAPs at work: one thread that reads what is held, watches the queues of TAPs and
-//! puts replayed frames into them.
+//! The thread of the gates: reads held frames, watches the queues of TAPs and writes replayed
+//! frames to them.
 //!
 //! ```text
 //!              GateCommand                 GateEvent
@@ -10,8 +10,8 @@
 //!                             gate  HELD     TAP's queue
 //! ```
 //!
-//! A thread of its own, because between a frame and the next there may be 10 us, and nothing that
-//! the agent does else may come between. What it decides is in [`crate::proto::handover`].
+//! The gates have a thread of their own because frames may arrive every 10 µs, and no other work of
+//! the agent may delay a replay. [`crate::proto::handover`] makes the decisions.
 
 mod arrival;
 mod recording;
@@ -32,39 +32,39 @@ use crate::net::tap_queue::{TapQueueError, TapQueues};
 use crate::proto::{GateCommand, GateEvent};
 use crate::runtime::trace::Replays;
 
-/// The thread takes a command in within milliseconds.
+/// Longest wait for the thread to accept a command; normally milliseconds.
 const THREAD_WAIT: Duration = Duration::from_secs(1);
 
-/// A command for the thread, and whom to tell that it was taken in.
+/// A command for the thread, and the channel that acknowledges it.
 type Message = (GateCommand, Option<mpsc::Sender<()>>);
 
-/// Why there is no thread for the gates.
+/// Why the thread of the gates cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum GatesError {
-    /// Kernel programs and maps.
+    /// Kernel programs or maps failed.
     #[error(transparent)]
     Datapath(#[from] DatapathError),
-    /// Queues of TAPs.
+    /// Reading the queues of TAPs failed.
     #[error(transparent)]
     TapQueue(#[from] TapQueueError),
-    /// The system refuses something basic.
+    /// The system refuses a thread or a socket pair.
     #[error("Cannot start the thread for the handover: {0}; raise the limits of the agent's unit")]
     System(#[from] io::Error),
 }
 
-/// Handle of the thread, which ends with it.
+/// Handle of the thread. Dropping the handle ends the thread.
 pub struct Gates {
     datapath: Datapath,
     commands: mpsc::Sender<Message>,
-    /// A byte in it wakes the thread.
+    /// One byte on this socket wakes the thread.
     wake: UnixStream,
-    /// For what fails here.
+    /// Reports failures of this handle to the event loop.
     failures: UnboundedSender<GateEvent>,
     events: UnboundedReceiver<GateEvent>,
 }
 
 impl Gates {
-    /// Starts the thread, in the network namespace of the calling one.
+    /// Starts the thread in the network namespace of the calling thread.
     ///
     /// # Errors
     ///
@@ -99,12 +99,13 @@ impl Gates {
         })
     }
 
-    /// Does what the protocol wants. A gate that is to hold, holds when this returns.
+    /// Performs a command of the protocol. After [`GateCommand::Hold`] the gate holds when this
+    /// function returns.
     pub fn perform(&mut self, command: GateCommand) {
         let GateCommand::Hold { ifindex } = command else {
             return self.tell((command, None));
         };
-        // The thread is to know whose frames they are before the first one is held.
+        // The thread must know the arrival before the gate holds its first frame.
         self.tell_and_wait(ifindex, command);
         if let Err(error) = self.datapath.gate_hold(ifindex) {
             tracing::warn!(
@@ -117,7 +118,8 @@ impl Gates {
         }
     }
 
-    /// A TAP is gone. What its VM has had is read when this returns: what counts it may be let go.
+    /// Handles the removal of a TAP. When this function returns, the thread has read the gate's
+    /// counters, and the datapath may remove them.
     pub fn removed(&mut self, ifindex: u32) {
         self.tell_and_wait(ifindex, GateCommand::Clear { ifindex });
     }
@@ -134,12 +136,13 @@ impl Gates {
     }
 
     fn tell(&mut self, message: Message) {
-        // Both fail only when the thread has ended, with the agent; a full pipe wakes it too.
+        // Both calls fail only after the thread has ended with the agent; a full pipe wakes the
+        // thread too.
         let _ = self.commands.send(message);
         let _ = self.wake.write(&[0]);
     }
 
-    /// Waits for what becomes of gates. Can be cancelled without losing anything.
+    /// Waits for the next event of a gate. Cancel safe: no event is lost.
     pub async fn next(&mut self) -> Option<GateEvent> {
         self.events.recv().await
     }

@@ -1,4 +1,4 @@
-//! A TAP whose VM leaves: its queue is watched, and at the stop the cut is placed.
+//! Gate of a TAP whose VM leaves: watches the TAP's queue and places the cut when the VM stops.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -23,55 +23,56 @@ use crate::proto::handover::{
 };
 use crate::proto::{GateEvent, Mac, Timestamp};
 
-/// Nothing is to be done before so long, when nothing is due.
+/// Longest sleep when no sample is due.
 const IDLE: Duration = Duration::from_secs(2);
-/// How often the lease is renewed.
+/// Interval at which the agent renews the gate's lease.
 const LEASE_INTERVAL: Duration = Duration::from_secs(1);
-/// Shortest Ethernet frame, bytes.
+/// Length of a probe: the shortest Ethernet frame, bytes.
 const PROBE_BYTES: usize = 60;
-/// So many probes by chance leave none of up to [`MOST_PROBED`] queues out: for each it is one case in
-/// 10^10.
+/// Probes per queue. The kernel chooses the queue by hash; with this number a given queue (of at
+/// most [`MOST_PROBED`]) gets none in 1 of 10^10 cases.
 const PROBES_PER_QUEUE: u32 = 24;
-/// Most queues of a TAP that are sent probes.
+/// Highest number of queues that get probes.
 const MOST_PROBED: u32 = 16;
-/// Where the source address stands in an untagged IPv6 packet's frame.
+/// Offset of the source address in an untagged IPv6 frame.
 const SOURCE_AT: usize = 22;
-/// How often a flow is read at a cut, and how many readings there are in all unless there are more flows.
+/// Most readings of one flow at a cut. [`MOST_READINGS`] bounds the readings of all flows, but each
+/// flow gets at least one.
 const MOST_ROUNDS: usize = 8;
 const MOST_READINGS: usize = 4096;
-/// IPv6 without anything behind its header.
+/// IPv6 Next Header "No Next Header" (RFC 8200 §4.7).
 const NO_NEXT_HEADER: u8 = 59;
 
-/// What is known of one TAP.
+/// Recording of one TAP.
 pub(super) struct Recording {
     ifindex: u32,
     mac: Mac,
     slot: u32,
     vhost: bool,
     placement: Placement,
-    /// The migration for which the VM has stopped.
+    /// The migration whose source VM has stopped.
     stopped_for: Option<u64>,
-    /// Who reads the TAP after the stop, if that can be looked at.
+    /// QEMU's main loop, which reads the TAP after the stop; `None` if it cannot be observed.
     main_loop: Option<MainLoop>,
-    /// What that reads, if vhost-net reads the TAP else.
+    /// Counter of QEMU's own reads, if vhost-net otherwise reads the TAP.
     own_reads: Option<OwnReads>,
-    /// What had passed of each flow when it began.
+    /// Counters of each flow at the start of the recording.
     before: BTreeMap<StreamKey, Delivered>,
     socket: TapSocket,
-    /// The length of each queue now, frames.
+    /// Current length of each queue, frames.
     capacity: u64,
-    /// How many queues it had last, if there can be several.
+    /// Last known number of queues; `None` for a single-queue TAP.
     several: Option<u32>,
-    /// When to look next; `None` once the cut is told.
+    /// When to sample the queue next; `None` once the cut is reported.
     due: Option<Timestamp>,
-    /// When the gate's lease is to be renewed.
+    /// When to renew the gate's lease.
     lease_due: Timestamp,
-    /// What is kept of unicast packets.
+    /// Copies of unicast packets, for forwarding after the stop.
     pub(super) send_on: SendOn,
 }
 
 impl Recording {
-    /// Has the gate record.
+    /// Starts recording at the gate.
     pub(super) fn begin(
         datapath: &Datapath,
         queues: &mut TapQueues,
@@ -109,7 +110,8 @@ impl Recording {
         })
     }
 
-    /// Goes on after a stop that was none; returns what the VM has lost by it.
+    /// Continues after a stop that the source took back. Returns an event with the frames that the
+    /// VM lost meanwhile.
     pub(super) fn again(
         mut self,
         datapath: &Datapath,
@@ -135,17 +137,17 @@ impl Recording {
         (again, event)
     }
 
-    /// When [`Recording::tend`] has something to do.
+    /// Returns when [`Recording::tend`] has work.
     pub(super) fn due(&self, now: Timestamp) -> Timestamp {
         let due = self.due.unwrap_or(now + IDLE);
         self.send_on.due().map_or(due, |retry| retry.min(due))
     }
 
-    /// The VM was said to have stopped.
+    /// Handles the stop of the VM.
     pub(super) fn stopped(&mut self, migration: u64, at: Timestamp) {
         self.placement.stopped(at);
         self.stopped_for = Some(migration);
-        // Whether frames are counted as before is known then.
+        // The renewal also finds out whether the gate has counted without a gap.
         self.lease_due = at;
         self.send_on.stopped(migration);
         if let Err(error) = self.probe_queues() {
@@ -154,13 +156,13 @@ impl Recording {
         self.due = Some(at);
     }
 
-    /// Makes sure that there is a frame to read in each queue.
+    /// Writes probes, so that each queue has a frame to read.
     fn probe_queues(&mut self) -> io::Result<()> {
         let queues = self.several.unwrap_or(1);
         for frame in probes(queues) {
             match self.socket.send(&frame)? {
                 Sent::Queued => self.placement.injected(now()),
-                // Then there are others to read.
+                // A full queue has frames to read.
                 Sent::Full => {}
             }
         }
@@ -170,7 +172,7 @@ impl Recording {
         Ok(())
     }
 
-    /// Has the gate go on recording.
+    /// Renews the gate's lease, so that recording continues.
     pub(super) fn renew(&mut self, datapath: &Datapath, now: Timestamp) {
         if now < self.lease_due {
             return;
@@ -193,7 +195,7 @@ impl Recording {
         }
     }
 
-    /// Looks at the queue when it is due; returns the cut once it is placed.
+    /// Samples the queue if a sample is due. Returns the cut once it is placed.
     pub(super) fn tend(
         &mut self,
         datapath: &Datapath,
@@ -212,7 +214,7 @@ impl Recording {
             step => return self.take(datapath, step),
         }
         if let Err(error) = self.sample(datapath, queues) {
-            // The TAP is gone; so is the recording, soon.
+            // The TAP is gone; the recording will end soon.
             tracing::debug!(ifindex = self.ifindex, %error, "A queue is not watched");
             self.placement.lost();
         }
@@ -220,8 +222,8 @@ impl Recording {
         self.take(datapath, step)
     }
 
-    /// Places the cut of a VM that has stopped by what is known now, unless it is placed: the TAP is gone,
-    /// or nobody waits for its VM any longer.
+    /// Places the cut of a stopped VM from current knowledge, unless the cut is placed already.
+    /// Called when the TAP is gone or nobody waits for the VM any longer.
     pub(super) fn conclude(&mut self, datapath: &Datapath) -> Option<NicCut> {
         self.placement.lost();
         let step = self.placement.poll(now());
@@ -236,7 +238,7 @@ impl Recording {
             }
             Step::Cut(cut) => {
                 self.due = Some(now());
-                // First, because the destination waits for it.
+                // The cut goes first: the destination waits for it.
                 let told = self.cut(datapath, &cut);
                 tracing::trace!(ifindex = self.ifindex, placement = ?self.placement, "What the cut follows from");
                 self.send_on.cut(datapath, cut);
@@ -320,8 +322,8 @@ impl Recording {
         }
     }
 
-    /// Reads what has passed of each flow since the beginning, some times over, because packets come
-    /// meanwhile.
+    /// Reads the packets of each flow since the start of the recording, several times, because
+    /// packets still arrive.
     fn readings(
         &self,
         datapath: &Datapath,
@@ -354,7 +356,7 @@ impl Recording {
     }
 }
 
-/// Has the reads of QEMU itself counted.
+/// Starts counting QEMU's own reads of the TAP.
 fn own_reads(datapath: &Datapath, main_loop: &MainLoop, ifindex: u32) -> Option<OwnReads> {
     match datapath.own_reads(main_loop.process(), main_loop.descriptors()) {
         Ok(reads) => Some(reads),
@@ -369,7 +371,7 @@ fn own_reads(datapath: &Datapath, main_loop: &MainLoop, ifindex: u32) -> Option<
     }
 }
 
-/// What has passed into a TAP, by flow.
+/// Returns the delivered packets of a TAP by flow.
 fn delivered(
     datapath: &Datapath,
     ifindex: u32,
@@ -380,8 +382,8 @@ fn delivered(
         .map(|(key, delivered)| (key.stream, delivered)))
 }
 
-/// Frames that nobody misses, of which each of so many queues of a TAP gets one. The kernel chooses the queue
-/// by the addresses of a packet, so several take many.
+/// Returns probes, frames that no guest needs, such that each queue of a TAP gets at least one. The
+/// kernel chooses the queue by the addresses of a packet, so several queues need many probes.
 pub(super) fn probes(queues: u32) -> Vec<[u8; PROBE_BYTES]> {
     match queues {
         0 | 1 => vec![probe()],
@@ -391,7 +393,7 @@ pub(super) fn probes(queues: u32) -> Vec<[u8; PROBE_BYTES]> {
     }
 }
 
-/// A probe like those of `gate`.
+/// Returns a probe like the probes of the gate program.
 fn probe() -> [u8; PROBE_BYTES] {
     let mut frame = [0; PROBE_BYTES];
     frame[..6].copy_from_slice(&PROBE_MAC);
@@ -400,7 +402,7 @@ fn probe() -> [u8; PROBE_BYTES] {
     frame
 }
 
-/// A probe that is an IPv6 packet of its own flow for each number.
+/// Returns a probe that is an IPv6 packet; each number is a flow of its own.
 fn probe_packet(number: u32) -> [u8; PROBE_BYTES] {
     let mut frame = probe();
     frame[12..14].copy_from_slice(&ethernet::IPV6.to_be_bytes());

@@ -1,4 +1,4 @@
-//! What a VM that has stopped has not read of its TAP: sent on to the address that it has now.
+//! Forwards packets that a stopped VM has not read from its TAP to the VM's new address.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -13,27 +13,27 @@ use crate::net::tap_socket::Sent;
 use crate::proto::handover::{Cut, HoldLimits, Unread, Way};
 use crate::proto::{GateEvent, Timestamp};
 
-/// Pause before a packet is offered again to a socket that was full.
+/// Pause before the next attempt to send on a full socket.
 const RETRY_INTERVAL: Duration = Duration::from_millis(1);
 
-/// The copies of one TAP, and the way out.
+/// Copies of one TAP's unicast packets, and the paths for forwarding them.
 pub(super) struct SendOn {
     ifindex: u32,
-    /// When it began: what was held before is of another gate at the same TAP.
+    /// Start of this recording. Frames held before belong to another gate at the same TAP.
     since: Timestamp,
     unread: Unread,
-    /// The migration, once the VM has stopped.
+    /// The migration; set when the VM stops.
     migration: Option<u64>,
     ways: BTreeMap<Address, Way>,
     socket: Option<RawSocket>,
-    /// What the gate was told last.
+    /// Last number published to the gate.
     published: u64,
-    /// When a packet that was refused is offered again.
+    /// When to send a packet again that the socket refused.
     retry: Option<Timestamp>,
 }
 
 impl SendOn {
-    /// Keeps nothing yet. To be made before the gate records.
+    /// Creates an empty store. The caller must do so before the gate records.
     pub(super) fn new(ifindex: u32, limits: HoldLimits) -> Self {
         Self {
             ifindex,
@@ -47,7 +47,7 @@ impl SendOn {
         }
     }
 
-    /// Goes on after a stop that was none.
+    /// Continues after a stop that the source took back.
     pub(super) fn again(self, datapath: &Datapath) -> Self {
         let mut again = Self {
             unread: self.unread.again(),
@@ -61,19 +61,19 @@ impl SendOn {
         again
     }
 
-    /// Takes in a frame of `HELD`.
+    /// Adds a frame from `HELD`. Ignores a frame from before `since`.
     pub(super) fn push(&mut self, head: &HeldFrame, frame: &[u8]) {
         if Timestamp(head.at_ns) >= self.since {
             self.unread.push(head, frame);
         }
     }
 
-    /// The VM was said to have stopped.
+    /// Handles the stop of the VM.
     pub(super) fn stopped(&mut self, migration: u64) {
         self.migration = Some(migration);
     }
 
-    /// What the VM has read is known.
+    /// Handles the cut, which says what the VM has read.
     pub(super) fn cut(&mut self, datapath: &Datapath, cut: Cut) {
         if let Err(error) = self.find_ways(datapath) {
             tracing::warn!(
@@ -91,17 +91,17 @@ impl SendOn {
         Ok(())
     }
 
-    /// Whether what comes next is to be sent on at once.
+    /// Returns true if new frames have to be forwarded at once.
     pub(super) fn is_urgent(&self) -> bool {
         self.unread.is_cut()
     }
 
-    /// When a packet is to be offered again.
+    /// Returns when to send a refused packet again.
     pub(super) fn due(&self) -> Option<Timestamp> {
         self.retry
     }
 
-    /// Sends on what waits, and tells the gate when nothing does.
+    /// Forwards waiting packets. Publishes to the gate that nothing waits any more.
     pub(super) fn tend(&mut self, datapath: &Datapath) {
         if !self.unread.is_cut() {
             return;
@@ -109,7 +109,7 @@ impl SendOn {
         self.retry = self.send().then(|| now() + RETRY_INTERVAL);
         let lost = match datapath.gate(self.ifindex) {
             Ok(Some((_, usage))) => usage.lost,
-            // The TAP is gone, and nothing passes into it any more.
+            // The TAP is gone, so no further packet enters it.
             Ok(None) | Err(_) => return,
         };
         let done = self.unread.done(lost);
@@ -118,7 +118,7 @@ impl SendOn {
         }
     }
 
-    /// What has become of packets since this was asked last.
+    /// Returns an event with the packets forwarded or dropped since the last call.
     pub(super) fn report(&mut self) -> Option<GateEvent> {
         Some(GateEvent::SentOn {
             migration: self.migration?,
@@ -126,7 +126,7 @@ impl SendOn {
         })
     }
 
-    /// Sends packets for as long as the network takes them; `true` if some have to wait.
+    /// Sends packets while the socket accepts them. Returns `true` if some have to wait.
     fn send(&mut self) -> bool {
         while let Some((packet, to)) = self.unread.next(&self.ways) {
             let sent = self
@@ -158,7 +158,7 @@ impl SendOn {
     }
 }
 
-/// Where packets go for the addresses that the VM of a TAP leaves.
+/// Returns the forwarding path for each address that the VM of a TAP leaves.
 fn ways(datapath: &Datapath, ifindex: u32) -> Result<BTreeMap<Address, Way>, DatapathError> {
     let forwards = datapath.forwards()?.into_iter();
     Ok(forwards

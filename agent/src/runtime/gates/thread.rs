@@ -1,4 +1,4 @@
-//! The thread: waits for commands, held frames and deadlines, and hands them to the TAPs.
+//! The thread's loop: waits for commands, held frames and deadlines, and passes them to the TAPs.
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
@@ -24,23 +24,24 @@ use crate::proto::handover::HoldLimits;
 use crate::proto::{GateCommand, GateEvent, Timestamp};
 use crate::runtime::trace::Replays;
 
-/// How often held frames are taken while nobody waits for them. The ring has room for far more.
+/// Interval at which held frames are read while nobody waits for them. The ring buffer has room for
+/// many times more.
 const TAKE_INTERVAL: Duration = Duration::from_millis(5);
 /// Longest sleep.
 const IDLE: Duration = Duration::from_secs(1);
 
-/// What is done about a TAP.
+/// State of a TAP's gate.
 enum Tap {
-    /// Its VM leaves.
+    /// The VM leaves.
     Recording(Box<Recording>),
-    /// Its VM comes.
+    /// The VM arrives.
     Arrival(Box<Arrival>),
-    /// An agent before this one has held it. The gate is left closed for [`REPLAY_LEASE`], for the case that
-    /// the migration goes on.
+    /// An earlier agent held frames for this TAP. The gate stays closed for [`REPLAY_LEASE`], in
+    /// case the migration continues.
     Orphan { until: Timestamp },
 }
 
-/// What the thread owns.
+/// State of the thread.
 pub(super) struct GateThread {
     datapath: Datapath,
     held: Held,
@@ -63,7 +64,7 @@ impl GateThread {
         replays: Replays,
     ) -> Result<Self, GatesError> {
         let mut held = datapath.held()?;
-        // What an agent before this one has not taken belongs to no arrival that is known here.
+        // Unread frames of an earlier agent belong to no known arrival.
         while held.next(|_, _| ()).is_some() {}
         let mut taps = BTreeMap::new();
         for (ifindex, gate, _) in datapath.gates()? {
@@ -90,7 +91,7 @@ impl GateThread {
         })
     }
 
-    /// Works until the handle is dropped.
+    /// Runs until the handle is dropped.
     pub(super) fn run(mut self) {
         loop {
             self.sleep();
@@ -111,7 +112,7 @@ impl GateThread {
         }
     }
 
-    /// Sleeps until there is something to do.
+    /// Sleeps until a descriptor is ready or a deadline passes.
     fn sleep(&mut self) {
         let now = now();
         let mut due = now + IDLE;
@@ -134,7 +135,7 @@ impl GateThread {
         if urgent {
             fds.push(PollFd::new(self.held.as_fd(), PollFlags::POLLIN));
         }
-        // A signal or an error ends the sleep early, which does no harm.
+        // A signal or an error ends the sleep early, which is harmless.
         let _ = ppoll(
             &mut fds,
             Some(TimeSpec::from_duration(due.since(now))),
@@ -170,7 +171,7 @@ impl GateThread {
                 clock_ns,
                 clock,
             } => {
-                // What has come before the cut is held before it is judged.
+                // Frames that arrived before the cut must be held before the cut is applied.
                 self.take_held();
                 if let Some(Tap::Arrival(arrival)) = self.taps.get_mut(&ifindex) {
                     arrival.cut(&mut self.queues, &cut, clock_ns, &clock);
@@ -189,7 +190,7 @@ impl GateThread {
     fn record(&mut self, ifindex: u32, mac: [u8; 6], vhost: bool) {
         let begun = match self.taps.remove(&ifindex) {
             Some(Tap::Arrival(arrival)) => {
-                // Its VM goes on before it has got everything.
+                // The VM leaves again before its arrival is complete; the arrival goes on.
                 self.taps.insert(ifindex, Tap::Arrival(arrival));
                 None
             }
@@ -225,7 +226,7 @@ impl GateThread {
     }
 
     fn clear(&mut self, ifindex: u32) {
-        // Of what was kept, too.
+        // Includes the copies of unicast packets.
         self.take_held();
         if let Some(Tap::Recording(mut recording)) = self.taps.remove(&ifindex) {
             if let Some(cut) = recording.conclude(&self.datapath) {
@@ -245,7 +246,7 @@ impl GateThread {
         }
     }
 
-    /// Takes all held frames out of the ring.
+    /// Takes all held frames out of the ring buffer.
     fn take_held(&mut self) {
         let taps = &mut self.taps;
         let mut push = |head: &HeldFrame, frame: &[u8]| match taps.get_mut(&head.ifindex) {
@@ -256,7 +257,7 @@ impl GateThread {
         while self.held.next(&mut push).is_some() {}
     }
 
-    /// Does what is due.
+    /// Runs everything whose deadline has passed.
     fn tend(&mut self) {
         let now = now();
         let ifindexes: Vec<u32> = self.taps.keys().copied().collect();
@@ -295,7 +296,7 @@ impl GateThread {
     }
 
     fn tell(&self, event: GateEvent) {
-        // Fails only when the agent ends.
+        // The send fails only if the agent is ending.
         let _ = self.events.send(event);
     }
 }

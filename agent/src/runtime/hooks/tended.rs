@@ -1,4 +1,4 @@
-//! One port and its programs.
+//! One port of the bridge, and the state of its programs.
 
 use std::error::Error;
 use std::time::Duration;
@@ -7,62 +7,62 @@ use crate::datapath::{Datapath, DatapathError, Limits};
 use crate::net::tap_queue;
 use crate::proto::{Port, Timestamp};
 
-/// For so long nobody may have changed the traffic control of an interface before a qdisc of ours
-/// is made there.
+/// Time without a change of an interface's traffic control after which the agent creates a missing
+/// qdisc.
 const QUIET: Duration = Duration::from_secs(1);
-/// What has been attached for so long was not taken away by somebody who always does.
+/// Uptime of programs after which their loss no longer counts as a repeated loss.
 const STEADY: Duration = Duration::from_secs(10);
-/// After so many losses, none of what was steady, each next one doubles [`QUIET`].
+/// Number of repeated losses after which each further loss doubles [`QUIET`].
 const PATIENCE: u32 = 8;
-/// The longest that it becomes.
+/// Upper bound of the doubled time.
 const LONGEST_QUIET: Duration = Duration::from_secs(64);
 
-/// What a port is.
+/// Role of a port on the bridge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// A VM's TAP.
     Tap,
-    /// An uplink.
+    /// A physical port towards the network.
     Uplink,
-    /// Neither.
+    /// Neither a TAP nor an uplink.
     Other,
 }
 
-/// A port's programs.
+/// State of a port's programs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum State {
-    /// All are attached.
+    /// All programs are attached.
     Attached,
-    /// Some wait until nobody changes the qdiscs any more.
+    /// Some programs wait until nobody changes the qdiscs any more.
     Waiting {
-        /// Until when, if nobody does.
+        /// End of the wait if the qdiscs do not change.
         until: Timestamp,
     },
-    /// They cannot be attached.
+    /// The kernel refuses the programs.
     Refused {
-        /// Why, and what to do.
+        /// Reason and remedy, for the operator.
         reason: String,
     },
 }
 
-/// A port of the bridge.
+/// A port of the bridge, with its programs.
 #[derive(Clone, Debug)]
 pub struct Tended {
-    /// What it is.
+    /// TAP, uplink or other.
     pub role: Role,
-    /// The port.
+    /// Name and interface index.
     pub port: Port,
-    /// Its programs.
+    /// State of the programs.
     pub state: State,
-    /// Whether all its programs were ever attached.
+    /// True if all programs have been attached at least once.
     pub(super) was_attached: bool,
-    /// How often programs were lost that were not steady.
+    /// Number of repeated losses: programs lost before they were attached for [`STEADY`].
     pub(super) losses: u32,
     pub(super) attached_at: Timestamp,
 }
 
 impl Tended {
-    /// Whether it is a TAP that nobody has been told of.
+    /// Returns true if the port is a TAP that has not been announced yet.
     pub(super) fn is_new(&self) -> bool {
         self.role == Role::Tap && !self.was_attached
     }
@@ -89,14 +89,14 @@ impl Tended {
         };
     }
 
-    /// How long its traffic control has to be quiet.
+    /// Returns the time for which the port's traffic control must not change.
     pub(super) fn quiet(&self) -> Duration {
         let doubled = self.losses.saturating_sub(PATIENCE).min(6);
         (QUIET * (1 << doubled)).min(LONGEST_QUIET)
     }
 
-    /// Attaches the programs; returns whether an earlier agent's were adopted, or `None` if they
-    /// have to wait.
+    /// Attaches the programs. Returns whether the programs of an earlier agent were adopted, or
+    /// `None` if the programs have to wait.
     pub(super) fn attached(
         &self,
         datapath: &Datapath,
@@ -107,7 +107,7 @@ impl Tended {
         let attachment = match self.role {
             Role::Tap if is_settled => Some(datapath.attach_port(ifindex, name, limits)?),
             Role::Tap => datapath.attach_port_to_what_is_there(ifindex, name, limits)?,
-            // Somebody may be about to put another qdisc in the place of the one that went.
+            // Somebody may be about to replace the qdisc that disappeared.
             Role::Uplink | Role::Other if self.losses > 0 && !is_settled => None,
             Role::Uplink => Some(datapath.attach_uplink(ifindex, name)?),
             Role::Other => Some(datapath.attach_leak(ifindex, name)?),

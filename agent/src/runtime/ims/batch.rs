@@ -1,5 +1,6 @@
-//! Many datagrams in one system call, `recvmmsg(2)` and `sendmmsg(2)`, each with the address of this
-//! host that it is for or from (`IPV6_PKTINFO`, RFC 3542 §6).
+//! Batches of datagrams: one `recvmmsg(2)` or `sendmmsg(2)` call moves many datagrams. Each
+//! datagram carries the address of this host to which it was, or from which it is, sent
+//! (`IPV6_PKTINFO`, RFC 3542 §6).
 #![allow(
     unsafe_code,
     reason = "both calls take arrays of pointers, and no crate sends control messages of their own with each datagram"
@@ -16,19 +17,19 @@ use libc::{cmsghdr, in6_pktinfo, iovec, mmsghdr, sockaddr_in6};
 
 use crate::proto::ims::{Path, Reply};
 
-/// Datagrams of one call.
+/// Most datagrams per call.
 pub(super) const BATCH: usize = 64;
-/// One byte more than any message has, by which longer ones are known.
+/// Size of a receive buffer: one byte more than the longest message, to detect longer datagrams.
 const BUFFER_BYTES: usize = MAX_DATAGRAM_BYTES + 1;
-/// Room for the control message, in words that align it.
+/// Room for the control message, in words, which align it.
 const CONTROL_WORDS: usize = 8;
 const CONTROL_BYTES: usize = CONTROL_WORDS * size_of::<u64>();
 const INFO_BYTES: u32 = size_of::<in6_pktinfo>() as u32;
 
-// SAFETY: it only computes.
+// SAFETY: `CMSG_SPACE` only computes.
 const _: () = assert!(unsafe { libc::CMSG_SPACE(INFO_BYTES) } as usize <= CONTROL_BYTES);
 
-/// What a call reads and writes. All headers are pointed at the rest anew for each call, so the
+/// Buffers and headers of one call. Each call sets all pointers of the headers again, so the
 /// vectors may move between calls.
 pub(super) struct Batch {
     headers: Vec<mmsghdr>,
@@ -38,12 +39,12 @@ pub(super) struct Batch {
     buffers: Vec<[u8; BUFFER_BYTES]>,
 }
 
-// SAFETY: the pointers in it are not followed but in calls that have set them.
+// SAFETY: pointers are dereferenced only in calls that have just set them.
 unsafe impl Send for Batch {}
 
 impl Batch {
     pub(super) fn new() -> Self {
-        // SAFETY: for these structures of numbers and pointers all zeros are valid.
+        // SAFETY: all zeros are valid for these structures of numbers and pointers.
         let (header, name, vector) = unsafe { (zeroed(), zeroed(), zeroed()) };
         Self {
             headers: vec![header; BATCH],
@@ -70,8 +71,8 @@ impl Batch {
         header.msg_flags = 0;
     }
 
-    /// Takes what is there, at most [`BATCH`] datagrams, and calls `each` with them; returns how
-    /// many. None is there if it fails with [`io::ErrorKind::WouldBlock`].
+    /// Receives waiting datagrams, at most [`BATCH`], and calls `each` for each of them. Returns
+    /// their number; fails with [`io::ErrorKind::WouldBlock`] if none waits.
     pub(super) fn receive(
         &mut self,
         socket: &impl AsFd,
@@ -81,8 +82,8 @@ impl Batch {
             let base = self.buffers[index].as_mut_ptr();
             self.prepare(index, base, BUFFER_BYTES, CONTROL_BYTES);
         }
-        // SAFETY: every header was just pointed at live memory of the length that it names, which
-        // nothing else uses during the call.
+        // SAFETY: every header points at live memory of the length that it names, set just above;
+        // nothing else uses the memory during the call.
         let result = unsafe {
             libc::recvmmsg(
                 socket.as_fd().as_raw_fd(),
@@ -112,12 +113,13 @@ impl Batch {
         Ok(count)
     }
 
-    /// The address that a received datagram was sent to; unspecified if the kernel does not say.
+    /// Returns the destination address of a received datagram; unspecified if the kernel does not
+    /// say.
     fn info(&self, index: usize) -> in6_pktinfo {
         let header = &self.headers[index].msg_hdr;
         // SAFETY: an all-zero structure of numbers is valid. The kernel has filled the control
         // buffer with well-formed messages and set its length, and `msg_control` still points at
-        // it; the data is read without regard to its alignment.
+        // the buffer; the read assumes no alignment of the data.
         unsafe {
             let mut message = libc::CMSG_FIRSTHDR(header);
             while let Some(&cmsghdr {
@@ -140,20 +142,21 @@ impl Batch {
         }
     }
 
-    /// Sends the replies, at most [`BATCH`], without waiting; returns how many were. It fails with the
-    /// error of the first.
+    /// Sends replies, at most [`BATCH`], without blocking. Returns the number sent, or the error of
+    /// the first reply.
     pub(super) fn send(&mut self, socket: &impl AsFd, replies: &[Reply]) -> io::Result<usize> {
         let count = replies.len().min(BATCH);
         for (index, reply) in replies.iter().take(count).enumerate() {
             self.names[index] = name(&reply.path.remote);
-            // SAFETY: it only computes.
+            // SAFETY: `CMSG_SPACE` only computes.
             let space = unsafe { libc::CMSG_SPACE(INFO_BYTES) } as usize;
-            // The kernel reads what it is to send, and no more.
+            // The kernel only reads these bytes.
             let base = reply.bytes.as_ptr().cast_mut();
             self.prepare(index, base, reply.bytes.len(), space);
             self.set_info(index, &reply.path);
         }
-        // SAFETY: `count` headers were just pointed at live memory of the length that they name.
+        // SAFETY: `count` headers point at live memory of the length that they name, set just
+        // above.
         let result = unsafe {
             libc::sendmmsg(
                 socket.as_fd().as_raw_fd(),
@@ -165,18 +168,18 @@ impl Batch {
         usize::try_from(result).map_err(|_| io::Error::last_os_error())
     }
 
-    /// Has a datagram sent from where its request was sent to.
+    /// Sets the source of a reply to the destination address of its request.
     fn set_info(&mut self, index: usize, path: &Path) {
         let on_link = path.remote.ip().is_unicast_link_local();
         let info = in6_pktinfo {
             ipi6_addr: libc::in6_addr {
                 s6_addr: path.local.octets(),
             },
-            // Elsewhere the route decides, which may be another than that of the request.
+            // For other addresses the route decides; it may use another interface than the request.
             ipi6_ifindex: if on_link { path.ifindex } else { 0 },
         };
         let header = &self.headers[index].msg_hdr;
-        // SAFETY: the control buffer has room for this one message (asserted above), and is aligned
+        // SAFETY: the control buffer has room for this one message (asserted above) and is aligned
         // for its header.
         unsafe {
             let message = libc::CMSG_FIRSTHDR(header);
@@ -230,7 +233,7 @@ mod tests {
             .unwrap()
             .port();
         let client = UdpSocket::bind("[::1]:0").unwrap();
-        // An answer from another address would not reach a connected socket.
+        // A connected socket accepts no answer from another address.
         client.connect(("::1", port)).unwrap();
         client
             .set_read_timeout(Some(Duration::from_secs(5)))

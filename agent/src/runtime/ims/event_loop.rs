@@ -1,4 +1,4 @@
-//! The two threads: one serves nodes, the other writes what it says.
+//! The two threads of the mapping server: one serves nodes, the other writes to the store.
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, Read, Write as _};
@@ -25,49 +25,49 @@ use crate::proto::ims::{self, Hoa, Ims, Now, Write};
 use crate::telemetry;
 use crate::watchdog::Watchdog;
 
-/// Batches that are read before other things get their turn.
+/// Batches to read before other input gets its turn.
 const BATCHES_IN_TURN: usize = 16;
-/// How long nothing being due may last.
+/// Longest sleep when no timer is armed.
 const IDLE: Duration = Duration::from_secs(60);
 
-/// What comes to the thread that serves nodes, besides datagrams.
+/// Input of the serving thread, other than datagrams.
 #[derive(Debug)]
 pub(super) enum Input {
-    /// Writes have ended.
+    /// A transaction of the store has ended.
     Stored(Stored),
     /// An operator asks for the status.
     Status(UnboundedSender<Reply>),
     /// An operator enrolls a node.
     Enroll {
-        /// Its HoA.
+        /// Home address of the node.
         hoa: Ipv6Addr,
-        /// The generation; none for the next.
+        /// Generation of the key; `None`: the next generation.
         generation: Option<u32>,
-        /// Where the answer goes.
+        /// Channel for the answer.
         replies: UnboundedSender<Reply>,
     },
-    /// The end.
+    /// The server stops.
     Stop,
 }
 
-/// A transaction that has ended.
+/// Result of a transaction.
 #[derive(Debug)]
 pub(super) struct Stored {
     hoas: Vec<Hoa>,
-    /// How long it took.
+    /// Duration of the transaction.
     elapsed: Duration,
-    /// Why it failed.
+    /// Why the transaction failed; `None` if it succeeded.
     failure: Option<String>,
 }
 
-/// The sending side of [`Input`].
+/// Sender of [`Input`]; wakes the receiving thread.
 #[derive(Clone, Debug)]
 pub(super) struct Inputs {
     sender: Sender<Input>,
     waker: Arc<UnixStream>,
 }
 
-/// The receiving side.
+/// Receiver of [`Input`].
 #[derive(Debug)]
 pub(super) struct InputReceiver {
     receiver: Receiver<Input>,
@@ -88,13 +88,14 @@ impl Inputs {
     }
 
     pub(super) fn send(&self, input: Input) {
-        // Both fail when the thread has ended; a waker that is full has woken it already.
+        // Both calls fail only after the thread has ended; a full waker has woken the thread
+        // already.
         let _ = self.sender.send(input);
         let _ = (&*self.waker).write(&[0]);
     }
 }
 
-/// Writes what comes, all that waits in one transaction, until nobody can send any more.
+/// Writes all waiting changes in one transaction, again and again until every sender is gone.
 pub(super) fn write(store: &Store, writes: &Receiver<Vec<Write>>, inputs: &Inputs) {
     let mut failing = false;
     while let Ok(mut batch) = writes.recv() {
@@ -119,7 +120,7 @@ pub(super) fn write(store: &Store, writes: &Receiver<Vec<Write>>, inputs: &Input
     }
 }
 
-/// The thread that serves nodes.
+/// State of the thread that serves nodes.
 pub(super) struct EventLoop {
     listen: String,
     home: String,
@@ -130,7 +131,7 @@ pub(super) struct EventLoop {
     ims: Ims,
     inputs: InputReceiver,
     writes: Sender<Vec<Write>>,
-    /// Operators who wait for a node to be enrolled.
+    /// Operators who wait for an enrollment, by the protocol's number of the request.
     operators: BTreeMap<u64, UnboundedSender<Reply>>,
     next_operator: u64,
     commits: u64,
@@ -166,11 +167,11 @@ impl EventLoop {
         }
     }
 
-    /// Serves until it is told to stop.
+    /// Serves until [`Input::Stop`] arrives.
     ///
     /// # Errors
     ///
-    /// The socket is of no use any more.
+    /// The socket has become unusable.
     pub(super) fn run(mut self) -> io::Result<()> {
         let mut watchdog = Watchdog::of_systemd();
         loop {
@@ -186,15 +187,15 @@ impl EventLoop {
         }
     }
 
-    /// Waits for something, but no longer than `most`; returns whether there are datagrams, and whether
-    /// there is other input.
+    /// Waits for input, at most for `most`. Returns whether there are datagrams, and whether there
+    /// is other input.
     fn wait(&self, most: Duration) -> io::Result<(bool, bool)> {
         let most = most.min(IDLE);
         let wait = self
             .ims
             .poll_timeout()
             .map_or(most, |due| due.since(now().monotonic).min(most));
-        // Rounded up, lest it wake before something is due.
+        // Rounded up, so that the thread does not wake before a timer is due.
         let wait = wait + Duration::from_millis(1);
         let timeout = PollTimeout::try_from(wait).unwrap_or(PollTimeout::MAX);
         let mut polled = [
@@ -205,7 +206,7 @@ impl EventLoop {
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(error) => return Err(error.into()),
         }
-        // An error that waits is taken away by reading.
+        // Reading the socket also clears a pending error.
         let [datagrams, other] = polled.map(|it| it.any().unwrap_or(false));
         Ok((datagrams, other))
     }
@@ -220,7 +221,7 @@ impl EventLoop {
             let count = match received {
                 Ok(count) => count,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
-                // What ICMPv6 says of an earlier answer, or a signal.
+                // An ICMPv6 error about an earlier answer, or a signal.
                 Err(error) if is_passing(&error) => continue,
                 Err(error) => return Err(error),
             };
@@ -232,7 +233,7 @@ impl EventLoop {
         Ok(())
     }
 
-    /// Takes in what others have sent; returns whether this is the end.
+    /// Handles the input of other threads. Returns true after [`Input::Stop`].
     fn take_inputs(&mut self) -> io::Result<bool> {
         let mut buffer = [0; 256];
         loop {
@@ -248,7 +249,7 @@ impl EventLoop {
             let now = now();
             match input {
                 Input::Stored(stored) => self.stored(now, stored),
-                // A send fails when the operator has gone; so everywhere here.
+                // A send to an operator who has left fails; so do the sends below.
                 Input::Status(replies) => {
                     let _ = replies.send(Reply::ImsStatus(Box::new(self.status(now))));
                 }
@@ -278,11 +279,12 @@ impl EventLoop {
         self.ims.handle_stored(now, &stored.hoas, done);
     }
 
-    /// Does what the protocol says.
+    /// Performs the protocol's outputs.
     fn perform(&mut self) {
         let writes = self.ims.poll_writes();
         if !writes.is_empty() && self.writes.send(writes).is_err() {
-            // The other thread has panicked; without acknowledgement nodes ask their other servers.
+            // The writing thread has panicked. Without acknowledgements nodes ask their other
+            // servers.
             self.store_error = Some("The thread that writes has ended".to_owned());
         }
         while let Some(ims::Enrolled {
@@ -304,7 +306,7 @@ impl EventLoop {
             let sent = match self.batch.send(&self.socket, rest) {
                 Ok(sent) => sent,
                 Err(error) if error.kind() == ErrorKind::Interrupted => 0,
-                // There is no way to this one, or no room; its node asks again.
+                // The node has no route or the socket no room; the node asks again.
                 Err(_) => {
                     self.replies_lost += 1;
                     1
@@ -344,7 +346,7 @@ impl EventLoop {
     }
 }
 
-/// Whether an error of the socket says nothing of the socket itself.
+/// Returns true if the error concerns an earlier datagram and not the socket.
 fn is_passing(error: &io::Error) -> bool {
     matches!(
         error.kind(),

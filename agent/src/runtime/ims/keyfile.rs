@@ -1,4 +1,4 @@
-//! The key file of a node: what `roamcast ims enroll` writes and `migkick node` reads.
+//! The key file of a node, which `roamcast ims enroll` writes and `migkick node` reads.
 //!
 //! ```toml
 //! hoa = "fd5e:6d61:74::1"
@@ -20,18 +20,18 @@ use common::mat::key::Key;
 use super::secret::hex;
 use crate::config::Prefix;
 
-/// What a key file says.
+/// Content of a key file.
 #[derive(Debug)]
 pub struct KeyFile {
-    /// HoA of the node.
+    /// Home address of the node.
     pub hoa: Ipv6Addr,
-    /// Of the key.
+    /// Generation of the key.
     pub generation: u32,
-    /// Key between the node and the servers.
+    /// Key that the node shares with the servers, 32 bytes.
     pub key: Key,
-    /// Where all HoAs are.
+    /// Home prefix: the prefix of all home addresses.
     pub home: Prefix,
-    /// The servers.
+    /// Mapping servers at which the node registers.
     pub servers: Vec<SocketAddrV6>,
 }
 
@@ -46,7 +46,7 @@ impl fmt::Display for KeyFile {
     }
 }
 
-/// A key file that is still empty, mode 0600. It is removed again unless it is written.
+/// An empty key file with mode 0600. Dropping the value without a write removes the file.
 #[derive(Debug)]
 pub struct Place {
     path: PathBuf,
@@ -55,7 +55,7 @@ pub struct Place {
 }
 
 impl Place {
-    /// Makes the file, which must not be there.
+    /// Creates the file. The file must not exist.
     ///
     /// # Errors
     ///
@@ -73,7 +73,7 @@ impl Place {
         })
     }
 
-    /// Writes it.
+    /// Writes the content, and keeps the file.
     ///
     /// # Errors
     ///
@@ -89,7 +89,7 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         if !self.written {
-            // Nothing is lost with an empty file that stays.
+            // An empty file that stays does no harm.
             let _ = std::fs::remove_file(&self.path);
         }
     }

@@ -8,9 +8,9 @@
 //!   operator (tokio) -'
 //! ```
 //!
-//! One thread owns the protocol and the socket, and moves up to 64 datagrams in a system call. Lookups
-//! never wait for the disk: another thread writes, and while it does so, the updates of the next
-//! transaction gather.
+//! One thread owns the protocol and the socket, and moves up to 64 datagrams per system call. A
+//! lookup never waits for the disk: a second thread writes, and the updates of the next transaction
+//! gather meanwhile.
 
 mod batch;
 mod event_loop;
@@ -38,43 +38,43 @@ use event_loop::{EventLoop, Input, Inputs};
 use secret::SecretError;
 use store::{Store, StoreError};
 
-/// Requests of operators that wait to be handled.
+/// Operators' requests that may wait for the server.
 const CONTROL_REQUESTS: usize = 16;
 
-/// Why the server cannot start, or cannot go on.
+/// Why the server cannot start or continue.
 #[derive(Debug, thiserror::Error)]
 pub enum ImsError {
-    /// The secret.
+    /// Reading the file with the secret failed.
     #[error(transparent)]
     Secret(#[from] SecretError),
-    /// The store.
+    /// Opening or reading the store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The operator's socket.
+    /// The operator's socket failed.
     #[error(transparent)]
     Control(#[from] ControlError),
-    /// The socket for nodes.
+    /// The socket for nodes failed.
     #[error("Cannot listen on {address} (UDP)")]
     Listen {
-        /// Where.
+        /// Address and port to which the socket was to be bound.
         address: SocketAddrV6,
-        /// Why.
+        /// Error of the system call.
         source: io::Error,
     },
-    /// The system refuses something basic.
+    /// A system call that every server needs failed.
     #[error("The system refuses {what}")]
     System {
-        /// What.
+        /// Refused operation, as the error sentence names it.
         what: &'static str,
-        /// What it said.
+        /// Error of the system call.
         source: io::Error,
     },
-    /// A thread has ended.
+    /// The thread that serves nodes has ended.
     #[error("The thread that serves nodes has ended")]
     Ended(#[source] io::Error),
 }
 
-/// Runs the server until it is told to stop. What it has acknowledged is stored.
+/// Runs the server until a signal stops it. Every acknowledged update is in the store.
 ///
 /// # Errors
 ///
@@ -103,14 +103,14 @@ pub async fn run(config: ImsConfig) -> Result<(), ImsError> {
     let event_loop = EventLoop::new(&config, socket, ims, receiver, writes);
     let server = std::thread::Builder::new()
         .name("ims".to_owned())
-        // A send fails when this function has returned.
+        // The send fails if this function has returned.
         .spawn(move || drop(end.send(event_loop.run())))
         .map_err(refused("a thread"))?;
 
     let (control_sender, mut requests) = mpsc::channel(CONTROL_REQUESTS);
     tokio::spawn(control.serve(control_sender, std::future::pending()));
     tracing::info!(listen = %address, home = %config.ims.home, "Started");
-    // Not under systemd: nobody to notify, which is no failure.
+    // Without systemd nobody listens, which is no failure.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     loop {
         tokio::select! {
@@ -126,7 +126,7 @@ pub async fn run(config: ImsConfig) -> Result<(), ImsError> {
         }
     }
     inputs.send(Input::Stop);
-    // The store is closed by its last user, so that the next start need not check it.
+    // The last user closes the store, so that the next start need not repair it.
     let stopped = tokio::task::spawn_blocking(move || (server.join(), writer.join())).await;
     if stopped.is_err() {
         tracing::debug!("A thread was not waited for");
@@ -155,11 +155,12 @@ fn handle_control(request: ControlRequest, inputs: &Inputs, store: &Arc<Store>) 
         }),
         Request::Nodes => {
             let store = Arc::clone(store);
-            // A hundred thousand nodes take their time, which is not that of the nodes.
+            // A hundred thousand nodes take time, so the list is made on a thread for blocking
+            // work.
             tokio::task::spawn_blocking(move || {
                 let reply = operator::rows(&store, now().wall_ms)
                     .map_or_else(|error| Reply::Error(describe(&error)), Reply::Nodes);
-                // A send fails when the operator has gone.
+                // The send fails if the operator has left.
                 let _ = replies.send(reply);
             });
         }
@@ -170,13 +171,13 @@ fn handle_control(request: ControlRequest, inputs: &Inputs, store: &Arc<Store>) 
     }
 }
 
-/// An error with its causes, in one sentence.
+/// Returns an error with its causes in one sentence.
 fn describe(error: &dyn std::error::Error) -> String {
     std::iter::successors(error.source(), |error| error.source())
         .fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
-/// The time on both clocks.
+/// Returns the time on both clocks.
 fn now() -> Now {
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
     Now {

@@ -1,6 +1,7 @@
-//! What operators do to a mapping server: make its secret, enroll nodes, list them.
+//! Operators' commands for a mapping server: make its secret, enroll nodes, list nodes.
 //!
-//! The store has one user at a time: the server, which then is asked by its socket, or the command.
+//! Only one process can open the store. While the server runs, the commands ask the server through
+//! its socket; otherwise they open the store themselves.
 
 use std::io;
 use std::net::{Ipv6Addr, SocketAddrV6};
@@ -21,68 +22,68 @@ use crate::proto::ims::{EnrollError, Ims, next_generation};
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum OperatorError {
-    /// The secret.
+    /// Reading or making the file with the secret failed.
     #[error(transparent)]
     Secret(#[from] SecretError),
-    /// The store.
+    /// Opening, reading or writing the store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The node cannot be enrolled.
+    /// The protocol refuses to enroll the node.
     #[error(transparent)]
     Enroll(#[from] EnrollError),
-    /// The server gave no answer, or said no.
+    /// The server gave no answer or refused the request.
     #[error(transparent)]
     Client(#[from] ClientError),
-    /// The answer is of another kind than the question.
+    /// The kind of the answer does not match the request.
     #[error("The server answered something else; is it of another version than this program?")]
     Unexpected,
-    /// The node would know no server.
+    /// The node would not know any server.
     #[error("No server is named; set ims.servers in the configuration, or give --servers")]
     NoServers,
-    /// A server that is none.
+    /// Nodes cannot reach a server at this address.
     #[error("{0}")]
     Server(String),
-    /// A home prefix that is none.
+    /// The prefix cannot be a home prefix.
     #[error("{0}")]
     Home(String),
-    /// A home prefix that this server is not for.
+    /// The home prefix is not one of this server.
     #[error("{asked} is not in the home prefix {home} of this server")]
     OtherHome {
-        /// What was asked for.
+        /// Prefix that the operator named.
         asked: Prefix,
-        /// That of the configuration.
+        /// Home prefix of the configuration.
         home: Prefix,
     },
-    /// The key file cannot be written.
+    /// Writing the key file failed.
     #[error("Cannot make the key file {}", path.display())]
     KeyFile {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// Error of the system call.
         source: io::Error,
     },
 }
 
-/// Who is enrolled, and how.
+/// Request to enroll a node.
 #[derive(Clone, Debug)]
 pub struct Enrollment {
-    /// HoA of the node.
+    /// Home address of the node.
     pub hoa: Ipv6Addr,
-    /// Home prefix for the node; none for that of the server.
+    /// Home prefix for the node; `None`: the server's.
     pub home: Option<Prefix>,
-    /// Servers for the node; none for those of the configuration.
+    /// Servers for the node; empty: those of the configuration.
     pub servers: Vec<SocketAddrV6>,
-    /// Generation of the key; none for the next.
+    /// Generation of the key; `None`: the next generation.
     pub generation: Option<u32>,
-    /// Where the key file goes.
+    /// Path of the key file; `None`: no file.
     pub output: Option<PathBuf>,
 }
 
-/// Enrolls a node, and writes its key file where one is asked for; returns it.
+/// Enrolls a node, writes its key file if the request names a path, and returns the content.
 ///
 /// # Errors
 ///
-/// [`OperatorError`]; nothing is enrolled then, unless it is the file that cannot be written.
+/// [`OperatorError`]. The node is not enrolled then, except if only writing the key file failed.
 pub fn enroll(config: &ImsConfig, request: Enrollment) -> Result<KeyFile, OperatorError> {
     let home = home(config.ims.home, request.home)?;
     let servers = if request.servers.is_empty() {
@@ -103,7 +104,7 @@ pub fn enroll(config: &ImsConfig, request: Enrollment) -> Result<KeyFile, Operat
         let path = path.to_owned();
         move |source| OperatorError::KeyFile { path, source }
     };
-    // Made first: with a new generation the key that the node has now is void.
+    // The file comes first: a new generation invalidates the node's current key.
     let place = match &request.output {
         Some(path) => Some((Place::new(path).map_err(key_file(path))?, path)),
         None => None,
@@ -163,7 +164,7 @@ fn by_store(
     hoa: Ipv6Addr,
     generation: Option<u32>,
 ) -> Result<u32, OperatorError> {
-    // The server's own rules, for as long as it takes.
+    // The command follows the server's own rules, with a protocol of its own.
     let mut ims = Ims::new(config.protocol(), secret, linux::random::entropy());
     let store = Store::open(&config.ims.store)?;
     let known = store.get(hoa.octets())?;
@@ -176,7 +177,7 @@ fn by_store(
     enrolled.ok_or(OperatorError::Unexpected)
 }
 
-/// All nodes that a server knows, in the order of HoAs.
+/// Returns all nodes of a server in the order of their home addresses.
 ///
 /// # Errors
 ///
@@ -201,7 +202,7 @@ pub fn nodes(config: &ImsConfig) -> Result<Vec<NodeRow>, OperatorError> {
     Ok(rows)
 }
 
-/// All nodes in a store.
+/// Returns all nodes of a store.
 ///
 /// # Errors
 ///

@@ -1,4 +1,5 @@
-//! The secret of the mapping servers: 32 random bytes in hexadecimal, a file for root only.
+//! The secret of the mapping servers: a file with 32 random bytes in hexadecimal, readable only by
+//! root.
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
@@ -10,46 +11,46 @@ use linux::random;
 
 use crate::credentials;
 
-/// Why there is no secret.
+/// Why the secret is unusable.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {
-    /// The file is not there.
+    /// The file does not exist.
     #[error("There is no secret in {}; make it with `roamcast ims init`, or copy that of another server of this home prefix", path.display())]
     Missing {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
     },
-    /// One is there already.
+    /// The file exists already.
     #[error("{} holds a secret already; without it no node is known any more, so it is not replaced", path.display())]
     Exists {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
     },
-    /// Others can read it.
+    /// Other users can read the file.
     #[error("{} can be read by others (mode {mode:o}); set it to 600, and make a new one if they may have read it", path.display())]
     Open {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Its mode.
+        /// Permission bits of the file.
         mode: u32,
     },
-    /// The file is something else.
+    /// The file does not contain a secret.
     #[error("{} holds no secret: 64 hexadecimal digits", path.display())]
     Malformed {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
     },
-    /// The file cannot be read or written.
+    /// Reading or writing the file failed.
     #[error("Cannot use the secret {}", path.display())]
     Io {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// Error of the system call.
         source: io::Error,
     },
 }
 
-/// Makes a secret.
+/// Makes a secret and writes its file.
 ///
 /// # Errors
 ///
@@ -79,7 +80,7 @@ pub fn init(path: &Path) -> Result<(), SecretError> {
         .map_err(failed)
 }
 
-/// Reads the secret.
+/// Reads the secret from its file.
 ///
 /// # Errors
 ///
@@ -98,8 +99,8 @@ pub fn load(path: &Path) -> Result<Secret, SecretError> {
         }
         Err(source) => return Err(SecretError::Io { path, source }),
     };
-    // What systemd has read shows who may read it in an access control list, of which the mode is the
-    // widest part.
+    // systemd grants access to a credential by an access control list; the mode then shows the
+    // list's mask.
     if mode & 0o077 != 0 && !credentials::has(&path) {
         return Err(SecretError::Open { path, mode });
     }
@@ -107,7 +108,7 @@ pub fn load(path: &Path) -> Result<Secret, SecretError> {
     Ok(Secret::new(&bytes))
 }
 
-/// Bytes in hexadecimal.
+/// Returns bytes in hexadecimal.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -1,4 +1,4 @@
-//! The socket for nodes.
+//! The UDP socket for nodes.
 
 use std::io;
 use std::net::SocketAddrV6;
@@ -6,11 +6,11 @@ use std::net::SocketAddrV6;
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
 
-/// What the kernel may hold for us, as far as `net.core.rmem_max` and `wmem_max` let it: a burst of
+/// Size of the socket's buffers, which `net.core.rmem_max` and `wmem_max` may reduce: a burst of
 /// several thousand datagrams.
 const BUFFER_BYTES: usize = 8 * 1024 * 1024;
 
-/// Makes the socket. Each datagram will say which address it was sent to.
+/// Creates the socket. Each received datagram carries its destination address (`IPV6_PKTINFO`).
 pub(super) fn bind(address: SocketAddrV6) -> io::Result<Socket> {
     let socket = Socket::new(Domain::IPV6, Type::DGRAM, Some(Protocol::UDP))?;
     socket.set_only_v6(true)?;

@@ -1,5 +1,5 @@
-//! Where mappings are kept: one file, written by transactions (redb), each on the disk before it is
-//! said to be done.
+//! The store of mappings: one file (redb). A transaction counts as done only when it is on the
+//! disk.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
@@ -14,47 +14,47 @@ use redb::{
 
 use crate::proto::ims::{Hoa, Record, RecordError, Write};
 
-/// HoA to [`Record`].
+/// Home address to [`Record`].
 const NODES: TableDefinition<'_, Hoa, &[u8]> = TableDefinition::new("nodes");
-/// What is kept in memory of the file: reads are of its whole, at the start and for operators.
+/// Cache size. Only the start and operators read the store, and they read all of it.
 const CACHE_BYTES: usize = 32 * 1024 * 1024;
 
-/// Why the store cannot be used.
+/// Why the store is unusable.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// Another process has it open.
+    /// Another process has the store open.
     #[error("{} is in use by another process; is another mapping server running?", path.display())]
     InUse {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
     },
-    /// The file cannot be made or opened.
+    /// Creating or opening the file failed.
     #[error("Cannot open the store {}", path.display())]
     Open {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// Error of the system call.
         source: io::Error,
     },
-    /// It cannot be read or written.
+    /// Reading or writing the store failed.
     #[error("Cannot use the store {}", path.display())]
     Use {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// Error of redb.
         source: Box<redb::Error>,
     },
-    /// It holds something else.
+    /// A record does not decode.
     #[error("Cannot read the store {}", path.display())]
     Record {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// Error of the decoder.
         source: RecordError,
     },
 }
 
-/// The store. After an error it is opened anew, because redb does not go on.
+/// The store. After an error it opens the file again, because redb does not continue.
 #[derive(Debug)]
 pub struct Store {
     path: PathBuf,
@@ -62,7 +62,7 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the file, or makes it, mode 0600, and its directory where that is missing.
+    /// Opens the file. Creates it with mode 0600, and its directory, if missing.
     ///
     /// # Errors
     ///
@@ -74,7 +74,7 @@ impl Store {
         })
     }
 
-    /// Stores all of these, or none.
+    /// Stores all of these records or none.
     ///
     /// # Errors
     ///
@@ -88,7 +88,7 @@ impl Store {
         })
     }
 
-    /// Calls `each` with all that is stored, in the order of HoAs.
+    /// Calls `each` for every record, in the order of home addresses.
     ///
     /// # Errors
     ///
@@ -103,7 +103,7 @@ impl Store {
             })
     }
 
-    /// What is stored of a HoA.
+    /// Returns the record of a home address.
     ///
     /// # Errors
     ///
@@ -119,7 +119,7 @@ impl Store {
     }
 
     fn slot(&self) -> std::sync::MutexGuard<'_, Option<Arc<Database>>> {
-        // What it guards is whole at any moment.
+        // The guarded value is consistent at any moment, so a poisoned lock is usable.
         self.database.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -172,8 +172,8 @@ fn open(path: &Path) -> Result<Database, StoreError> {
     Ok(database)
 }
 
-/// Opens the file, or makes it, for the owner of the directory: the server need not be root, as an operator
-/// is who enrolls a node while there is no server.
+/// Opens or creates the file for the owner of the directory. An operator enrolls nodes as root
+/// while no server runs; the server itself need not be root.
 fn open_file(path: &Path) -> io::Result<File> {
     let directory = path.parent().filter(|it| !it.as_os_str().is_empty());
     let directory = directory.unwrap_or(Path::new("."));
@@ -189,7 +189,7 @@ fn open_file(path: &Path) -> io::Result<File> {
         }
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
         Err(_) if is_ours => options.open(path),
-        // Nobody may choose the file that root writes into.
+        // No symbolic link: nobody else may choose the file that root writes to.
         Err(_) => options.custom_flags(libc::O_NOFOLLOW).open(path),
     }
 }
@@ -202,7 +202,7 @@ fn write(database: &Database, writes: &[Write]) -> Result<(), redb::Error> {
             nodes.insert(hoa, record.encode().as_slice())?;
         }
     }
-    // Durable: it returns when the file is on the disk.
+    // Durable: `commit` returns when the data is on the disk.
     transaction.commit()?;
     Ok(())
 }

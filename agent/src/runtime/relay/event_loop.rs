@@ -1,4 +1,5 @@
-//! The one loop of the relay: takes an event, hands it to the protocol, does what that wants done.
+//! The relay's event loop: takes an event, passes it to the protocol and performs the protocol's
+//! outputs.
 
 use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
@@ -28,16 +29,16 @@ use crate::runtime::stream_reads::StreamReads;
 use crate::runtime::trace::Tracing;
 use crate::watchdog::Watchdog;
 
-/// How often entries that nobody needs any more are looked for in the maps.
+/// Interval at which unused entries are removed from the maps.
 const COLLECT_INTERVAL: Duration = Duration::from_secs(30);
-/// How often interfaces and routes are looked at again.
+/// Interval of the checks of interfaces and routes.
 const LOOK_INTERVAL: Duration = Duration::from_secs(10);
-/// How often it is looked whether a next hop has answered, or the kernel has finished a join.
+/// Interval of the checks whether a next hop has answered or the kernel has completed a join.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
-/// How long nothing being due may last.
+/// Longest sleep when no timer is armed.
 const IDLE: Duration = Duration::from_secs(3600);
 
-/// The parts of the relay.
+/// Everything that the relay's task owns.
 pub(super) struct RelayLoop {
     pub(super) config: RelayConfig,
     pub(super) address: Ipv6Addr,
@@ -46,16 +47,16 @@ pub(super) struct RelayLoop {
     pub(super) datapath: Datapath,
     pub(super) events: Events,
     pub(super) stream_reads: StreamReads,
-    /// Tidying of the maps.
+    /// Removal of unused map entries, on a thread for blocking work.
     pub(super) tidying: Job<()>,
     pub(super) interfaces: Vec<Interface>,
     pub(super) neighbours: Neighbours,
-    /// Agents whose next hop has not answered, and until when it may.
+    /// Agents whose next hop has not answered, and the deadline of the answer.
     pub(super) resolving: BTreeMap<Ipv6Addr, Instant>,
-    /// Sockets of an earlier process, and until when they are kept: its agents have asked again by
-    /// then, and what they want is joined.
+    /// Sockets of an earlier process, and the time until which the relay keeps them. By then the
+    /// agents have asked again, and new joins replace the sockets.
     pub(super) inherited: Option<(Inherited, Instant)>,
-    /// Copies that were not sent because routes could not be looked up, when last seen.
+    /// Last reading of the counter of copies dropped because route lookups are disabled.
     pub(super) without_forwarding: u64,
     pub(super) peers: Peers,
     pub(super) peer_events: mpsc::Receiver<FromPeer>,
@@ -65,7 +66,7 @@ pub(super) struct RelayLoop {
 }
 
 impl RelayLoop {
-    /// Runs until the data path is lost.
+    /// Runs until the relay loses the datapath.
     pub(super) async fn run(&mut self) -> Result<(), RelayError> {
         let mut collect = interval(COLLECT_INTERVAL);
         collect.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -96,7 +97,7 @@ impl RelayLoop {
         }
     }
 
-    /// When something is to be done.
+    /// Returns when the next timer fires.
     fn due(&self) -> Instant {
         let due = [self.proto.poll_timeout(), self.registrar.poll_timeout()];
         let wait = due
@@ -152,12 +153,13 @@ impl RelayLoop {
                 self.config.relay.name
             )),
         };
-        // A send fails when the operator has gone.
+        // The send fails if the operator has left.
         let _ = replies.send(reply);
         Ok(())
     }
 
-    /// Looks at what changes without telling: routes to agents, and interfaces that were made anew.
+    /// Checks what changes without an event: routes to agents, and interfaces that were created
+    /// again.
     fn look(&mut self) -> Result<(), RelayError> {
         let agents: Vec<Ipv6Addr> = self.neighbours.addresses().collect();
         for agent_address in agents {
@@ -170,8 +172,8 @@ impl RelayLoop {
         self.renew_interfaces()
     }
 
-    /// Attaches to, and joins on, interfaces that were removed and made again, and switches on
-    /// again what the programs need.
+    /// Attaches to, and joins on, interfaces that were removed and created again. Sets the sysctl
+    /// that the programs need.
     fn renew_interfaces(&mut self) -> Result<(), RelayError> {
         let without_forwarding = self.datapath.counter(Counter::ReplicateNoForwarding)?;
         let refused = without_forwarding > self.without_forwarding;
@@ -219,7 +221,7 @@ impl RelayLoop {
         Ok(())
     }
 
-    /// Removes from the maps what nobody needs, without keeping the loop.
+    /// Starts the removal of unused map entries as a job, so that the loop does not wait.
     fn collect(&mut self) {
         let datapath = self.datapath.clone();
         let silence = self.config.relay.flow_silence;

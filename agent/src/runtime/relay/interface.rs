@@ -1,4 +1,4 @@
-//! One interface that receives multicast: the program on it, and what is joined on it.
+//! One interface on which the relay receives multicast: its program and its joins.
 
 use std::net::Ipv6Addr;
 
@@ -12,7 +12,7 @@ use crate::net::membership::{MembershipError, Memberships};
 use crate::net::static_join::StaticJoins;
 use crate::proto::Membership;
 
-/// One interface.
+/// Program and joins of one interface.
 pub(super) struct Interface {
     pub(super) name: String,
     pub(super) ifindex: u32,
@@ -22,7 +22,7 @@ pub(super) struct Interface {
 }
 
 impl Interface {
-    /// Attaches the program, or adopts the one that is there. Joins nothing.
+    /// Attaches the program or adopts an attached one. Joins nothing.
     pub(super) fn open(datapath: &Datapath, name: &str) -> Result<Self, RelayError> {
         let ifindex = index(name).ok_or_else(|| AddressesError::NoInterface(name.to_owned()))?;
         let attachment = datapath.attach_replicate(ifindex, name)?;
@@ -41,12 +41,12 @@ impl Interface {
         })
     }
 
-    /// Whether the interface is there and is still the same.
+    /// Returns true if the interface exists and is still the same one.
     pub(super) fn is_there(&self) -> bool {
         index(&self.name) == Some(self.ifindex)
     }
 
-    /// Attaches the program again if somebody has taken it away.
+    /// Attaches the program again if somebody has removed it.
     pub(super) fn attach_again(&self, datapath: &Datapath) {
         let attached = match datapath.lost(self.ifindex) {
             Ok(lost) if lost.is_empty() => return,
@@ -66,28 +66,30 @@ impl Interface {
         }
     }
 
-    /// Addresses that the kernel holds joined, for this relay or an earlier one.
+    /// Returns the addresses that the kernel holds joined, for this relay or an earlier one.
     pub(super) fn held_by_kernel(&mut self) -> Result<Vec<Ipv6Addr>, RelayError> {
         Ok(self.static_joins.list()?)
     }
 
-    /// Whether [`Self::settle`] has something to do.
+    /// Returns true if [`Self::settle`] has work.
     pub(super) fn is_unsettled(&self) -> bool {
         self.static_joins.is_unsettled()
     }
 
-    /// Tidies up after joins; to be called every few milliseconds while [`Self::is_unsettled`].
+    /// Completes joins. The caller repeats this every few milliseconds while
+    /// [`Self::is_unsettled`].
     pub(super) fn settle(&mut self) -> Result<(), RelayError> {
         Ok(self.static_joins.settle()?)
     }
 
-    /// Whether an address is held by a socket of this process.
+    /// Returns true if a socket of this process holds the join of an address.
     pub(super) fn is_held_by_socket(&self, key: &ManagedKey) -> bool {
         self.memberships.keys().any(|held| held == *key)
     }
 
-    /// Joins, in the way that outlives this process best: a join from any source is held by the
-    /// kernel, one of sources by a socket. What is new is joined before what was is left.
+    /// Joins such that the join outlives this process where possible: the kernel holds a join of
+    /// any source, a socket holds a join of listed sources. Makes the new join before it leaves the
+    /// old one.
     pub(super) fn join(&mut self, membership: &Membership) -> Result<(), MembershipError> {
         let key = &membership.key;
         let address = Ipv6Addr::from(key.multicast_address);
@@ -114,7 +116,7 @@ impl Interface {
         result
     }
 
-    /// Leaves, whoever holds the join.
+    /// Leaves an address, whether the kernel or a socket holds the join.
     pub(super) fn leave(&mut self, key: &ManagedKey) {
         self.memberships.leave(key);
         self.store.follow(self.memberships.sockets());

@@ -7,8 +7,8 @@
 //!   operator ───┘                                     └──▶ Neighbours
 //! ```
 //!
-//! What is pinned, the joins that the kernel holds and the next hops that it keeps known go on
-//! without this process, for as long as the leases last.
+//! Pinned maps and programs, and the joins and next hops that the kernel holds, keep working
+//! without this process until the leases end.
 
 mod event_loop;
 mod interface;
@@ -27,53 +27,53 @@ use crate::net::static_join::StaticJoinError;
 use crate::net::tls::TlsError;
 use crate::shutdown::Shutdown;
 
-/// Why the relay cannot start, or cannot go on.
+/// Why the relay cannot start or continue.
 #[derive(Debug, thiserror::Error)]
 pub enum RelayError {
-    /// Kernel programs and maps.
+    /// Kernel programs or maps failed.
     #[error(transparent)]
     Datapath(#[from] DatapathError),
-    /// Addresses of the interfaces.
+    /// Reading the interfaces' addresses failed.
     #[error(transparent)]
     Addresses(#[from] AddressesError),
-    /// The first interface has no address to send from.
+    /// The first interface has no source address for the copies.
     #[error("Interface {interface} has no global IPv6 address; give it one, or set relay.address")]
     NoAddress {
-        /// Its name.
+        /// Name of the interface.
         interface: String,
     },
-    /// Joins.
+    /// A join failed.
     #[error(transparent)]
     StaticJoin(#[from] StaticJoinError),
-    /// Certificates.
+    /// The TLS files are unusable.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// Connections to agents.
+    /// Connections to agents failed.
     #[error(transparent)]
     Peers(#[from] PeersError),
-    /// The operator's socket.
+    /// The operator's socket failed.
     #[error(transparent)]
     Control(#[from] ControlError),
-    /// The system refuses something basic.
+    /// A system call that every relay needs failed.
     #[error("The system refuses {what}: {error}; run the relay as root")]
     System {
-        /// What.
+        /// Refused operation, as the error sentence names it.
         what: &'static str,
-        /// What it said.
+        /// Error of the system call.
         error: io::Error,
     },
 }
 
-/// Runs the relay until it is told to stop.
+/// Runs the relay until a signal stops it.
 ///
 /// # Errors
 ///
-/// See [`RelayError`]: at the start, and later when the data path is lost.
+/// See [`RelayError`]: at the start, and later if the relay loses the datapath.
 pub async fn run(config: RelayConfig) -> Result<(), RelayError> {
     let refused = |what| move |error| RelayError::System { what, error };
     let mut shutdown = Shutdown::new().map_err(refused("signal handlers"))?;
     let mut relay = start::start(&config)?;
-    // Not under systemd: nobody to notify, which is no failure.
+    // Without systemd nobody listens, which is no failure.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     tokio::select! {
         result = relay.run() => result,

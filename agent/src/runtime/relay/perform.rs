@@ -1,4 +1,4 @@
-//! Does what the relay's protocol wants done.
+//! Performs the outputs of the relay's protocol.
 
 use std::net::Ipv6Addr;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::clock::now;
 use crate::proto::relay::RelayOutput;
 use crate::proto::{DatapathEvent, Membership};
 
-/// How long a next hop may take to answer.
+/// Longest wait for a next hop to answer.
 const RESOLVE_TIMEOUT: Duration = Duration::from_millis(2500);
 
 impl RelayLoop {
@@ -73,7 +73,7 @@ impl RelayLoop {
                 self.neighbours.forget(agent_address);
             }
             RelayOutput::ReadStreams { keys } => {
-                // A relay asks for one reason only, so an answer needs no token.
+                // A relay reads streams for one purpose only, so the answer needs no token.
                 self.stream_reads.ask(0, keys);
             }
         }
@@ -99,7 +99,7 @@ impl RelayLoop {
             .handle_datapath(now(), DatapathEvent::Failed { key, reason });
     }
 
-    /// Looks again whether the next hops that were asked have answered.
+    /// Checks whether unresolved next hops have answered.
     pub(super) fn resolve_again(&mut self) {
         for (agent_address, deadline) in std::mem::take(&mut self.resolving) {
             self.resolve(agent_address, deadline);

@@ -1,4 +1,4 @@
-//! Builds the parts of the relay from its configuration, and takes over what an earlier one left.
+//! Builds the parts of the relay from its configuration, and adopts the state of an earlier relay.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv6Addr;
@@ -30,14 +30,14 @@ use crate::runtime::registrar::Registrar;
 use crate::runtime::stream_reads::StreamReads;
 use crate::runtime::trace::Tracing;
 
-/// Requests of operators that wait to be handled.
+/// Operators' requests that may wait for the loop.
 const CONTROL_REQUESTS: usize = 16;
-/// Time between two readings of the streams.
+/// Interval at which the relay reads the streams.
 const MEASURE_INTERVAL: std::time::Duration = std::time::Duration::from_secs(5);
 /// Entries of maps that only an agent uses.
 const UNUSED: u32 = 64;
 
-/// Starts every part. Must be called in a tokio runtime.
+/// Starts every part. The caller must be within a tokio runtime.
 pub(super) fn start(config: &RelayConfig) -> Result<RelayLoop, RelayError> {
     let name = config.relay.name.as_str();
     let address = own_address(config)?;
@@ -108,14 +108,14 @@ fn own_address(config: &RelayConfig) -> Result<Ipv6Addr, RelayError> {
         .ok_or(RelayError::NoAddress { interface })
 }
 
-/// What is pinned and joined.
+/// Returns the pinned and joined state of an earlier relay.
 fn adopted(datapath: &Datapath, interfaces: &mut [Interface]) -> Result<Adopted, RelayError> {
     let mut joined = BTreeSet::new();
     for interface in interfaces {
         joined.extend(interface.held_by_kernel()?);
     }
     let subscribers = datapath.subscribers()?;
-    // What was counted for subscribers that were removed just before the relay was killed.
+    // Counters of subscribers that were removed just before the earlier relay was killed.
     let live: BTreeSet<_> = subscribers.iter().map(|(key, _)| *key).collect();
     for (key, _) in datapath.subscriber_usages()? {
         if !live.contains(&key) {
@@ -217,7 +217,7 @@ fn proto_config(config: &RelayConfig, address: Ipv6Addr) -> relay::RelayConfig {
             .policy
             .iter()
             .map(|rule| Rule {
-                // As names in certificates are taken.
+                // Names in certificates arrive in lower case.
                 agents: rule.agents.iter().map(Glob::to_lowercase).collect(),
                 ..rule.clone()
             })

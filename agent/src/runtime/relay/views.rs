@@ -1,4 +1,4 @@
-//! What the operator of the relay is shown.
+//! Rows for the operator of the relay.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,7 +11,7 @@ use crate::control::report::{
 use crate::runtime::{counters, hooks_of};
 
 impl RelayLoop {
-    /// `roamcast status`.
+    /// Answers `roamcast status`.
     pub(super) fn status(&self) -> Result<RelayStatus, RelayError> {
         let now = now();
         let hooks = self.datapath.hooks()?;
@@ -64,7 +64,7 @@ impl RelayLoop {
         })
     }
 
-    /// `roamcast streams`.
+    /// Answers `roamcast streams`.
     pub(super) fn streams(&self) -> Result<Vec<StreamRow>, RelayError> {
         let now = now();
         let managed: BTreeSet<_> = self.proto.memberships().map(|it| it.key).collect();
@@ -78,7 +78,8 @@ impl RelayLoop {
             .collect())
     }
 
-    /// Counters of the kernel programs, the protocol and the connections that are not zero.
+    /// Returns the counters of the kernel programs, the protocol and the connections, without
+    /// zeros.
     fn counters(&self) -> Result<BTreeMap<String, u64>, RelayError> {
         let proto = self.proto.counters();
         let signalling = [

@@ -1,4 +1,4 @@
-//! Rows of `roamcast status` about the bridge's ports and the programs on them.
+//! Rows of `roamcast status` about the bridge's ports and their programs.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use crate::control::report::{PortRow, UplinkRow};
 use crate::datapath::{DatapathError, HookView};
 use crate::net::tap_queue::TapQueues;
 
-/// Programs by interface.
+/// Programs by interface index.
 pub(super) type Hooks = BTreeMap<u32, Vec<HookView>>;
 
 impl EventLoop {
@@ -26,7 +26,7 @@ impl EventLoop {
             .collect()
     }
 
-    /// All TAPs, those without programs included.
+    /// Returns a row for each TAP, including TAPs without programs.
     pub(super) fn port_rows(&self, hooks: &Hooks) -> Result<Vec<PortRow>, RuntimeError> {
         let taps = self.hooks.ports().filter(|it| it.role == Role::Tap);
         let mut queues = TapQueues::open().ok();
