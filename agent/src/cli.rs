@@ -1,7 +1,7 @@
 //! The command line of `roamcast`.
 //!
-//! Data goes to standard output, diagnostics to standard error. Exit codes: 0 done, 1 failed (one
-//! sentence says why), 2 wrong usage.
+//! Commands write data to standard output, diagnostics to standard error. Exit codes: 0 success, 1
+//! failure (one sentence says why), 2 wrong usage.
 
 mod ims;
 mod trace;
@@ -31,64 +31,66 @@ pub use trace::TraceArgs;
 #[derive(Debug, Parser)]
 #[command(name = "roamcast", version, max_term_width = 100)]
 pub struct Cli {
-    /// What to do.
+    /// The subcommand.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// What to do.
+/// Subcommands of `roamcast`.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the agent of this host.
     Agent(AgentArgs),
     /// Run a relay: receive multicast and send it by unicast to agents that ask for it.
     Relay(AgentArgs),
-    /// Run a migration control server: tell agents which relays there are.
+    /// Run a migration control server: tell agents which relays exist.
     Mcs(AgentArgs),
-    /// Run a mapping server: tell nodes where other nodes are. Or enroll nodes at it.
+    /// Run a mapping server: tell nodes where other nodes are. Or enroll nodes at the server.
     Ims(ImsArgs),
-    /// Show the state of the agent, or of the server whose socket is named: programs, queriers, peers, ports, counters.
+    /// Show the state of the agent, or of the server whose socket is named: programs, queriers,
+    /// peers, ports, counters.
     Status(QueryArgs),
-    /// Show the multicast addresses that the VMs listen to.
+    /// Show the multicast addresses to which the VMs listen.
     Listeners(QueryArgs),
     /// Show the flows of these multicast addresses.
     Streams(QueryArgs),
-    /// Show the relays that the agent may ask, and what it asks of them.
+    /// Show the relays that the agent may ask, and the agent's sessions with them.
     Relays(QueryArgs),
-    /// Show what the kernel programs decide about packets, as it happens, until Ctrl-C.
+    /// Show the decisions of the kernel programs about packets, as they happen, until Ctrl-C.
     Trace(TraceArgs),
     /// Show migrations, past and present.
     Migrations(QueryArgs),
-    /// Move a domain to another host.
+    /// Migrate a domain to another host.
     Migrate(MigrateArgs),
-    /// Stop the migration of a domain. It goes on running where it is.
+    /// Stop the migration of a domain. The domain goes on running where it is.
     Abort(AbortArgs),
-    /// Take away what an agent or relay that has ended has left in the kernel: programs, maps, filters and qdiscs. Refuses while it runs.
+    /// Remove the programs, maps, filters and qdiscs that a stopped agent or relay has left in the
+    /// kernel. Refuses while the agent or relay runs.
     Cleanup {
-        /// Where it has pinned its maps (`pin_root`).
+        /// Directory of the pinned maps (`pin_root`).
         #[arg(long, value_name = "DIRECTORY", default_value = DEFAULT_PIN_ROOT)]
         pin_root: PathBuf,
     },
-    /// Have libvirt tell the agent of moves that others ask libvirt for.
+    /// Install libvirt's hook: libvirt then tells the agent of migrations that others start.
     Hook {
-        /// What to do.
+        /// The subcommand.
         #[command(subcommand)]
         command: HookCommand,
     },
     /// Make certificates for agents, relays and migration control servers.
     Pki {
-        /// What to make.
+        /// The subcommand.
         #[command(subcommand)]
         command: PkiCommand,
     },
     /// Print a completion script for a shell.
     Completions {
-        /// The shell.
+        /// Shell to complete for.
         shell: Shell,
     },
     /// Write the manual pages into a directory.
     Man {
-        /// The directory.
+        /// Where to write the pages.
         directory: PathBuf,
     },
 }
@@ -99,15 +101,15 @@ pub struct AgentArgs {
     /// Configuration file.
     #[arg(long, value_name = "FILE", env = "ROAMCAST_CONFIG")]
     pub config: PathBuf,
-    /// Check the file, say OK or what is wrong, and end.
+    /// Check the configuration file, print OK or the error, and exit.
     #[arg(long)]
     pub check: bool,
 }
 
-/// Where the agent is.
+/// Socket of the agent or of another role.
 #[derive(Clone, Debug, Args)]
 pub struct SocketArgs {
-    /// Socket of the agent, or that of another role: /run/roamcast-ROLE/ROLE.sock.
+    /// Socket of the agent, or of another role: /run/roamcast-ROLE/ROLE.sock.
     #[arg(
         long,
         value_name = "PATH",
@@ -117,13 +119,13 @@ pub struct SocketArgs {
     pub socket: PathBuf,
 }
 
-/// Arguments of the commands that show something.
+/// Arguments of the commands that show a table.
 #[derive(Clone, Debug, Args)]
 pub struct QueryArgs {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
-    /// Where the agent is.
+    /// Which socket to ask.
     #[command(flatten)]
     pub socket: SocketArgs,
 }
@@ -138,7 +140,7 @@ pub struct MigrateArgs {
     /// Print the migration's record as JSON.
     #[arg(long)]
     pub json: bool,
-    /// Where the agent is.
+    /// Which socket to ask.
     #[command(flatten)]
     pub socket: SocketArgs,
 }
@@ -148,77 +150,79 @@ pub struct MigrateArgs {
 pub struct AbortArgs {
     /// Name or UUID of the domain.
     pub domain: String,
-    /// Where the agent is.
+    /// Which socket to ask.
     #[command(flatten)]
     pub socket: SocketArgs,
 }
 
-/// `roamcast hook`.
+/// Subcommands of `roamcast hook`.
 #[derive(Clone, Debug, Subcommand)]
 pub enum HookCommand {
     /// Install the hook.
     Install {
-        /// Where libvirt looks for hooks.
+        /// libvirt's directory of hooks.
         #[arg(long, default_value = hook::install::DEFAULT_DIRECTORY)]
         directory: PathBuf,
-        /// Where the agent will be.
+        /// Socket that the hook will use.
         #[command(flatten)]
         socket: SocketArgs,
     },
-    /// Remove it.
+    /// Remove the hook.
     Uninstall {
-        /// Where libvirt looks for hooks.
+        /// libvirt's directory of hooks.
         #[arg(long, default_value = hook::install::DEFAULT_DIRECTORY)]
         directory: PathBuf,
     },
-    /// What libvirt runs. Never fails, prints nothing, ends within 5 s.
+    /// The command that libvirt runs. Never fails, prints nothing, ends within 5 s.
     Run {
-        /// Where the agent is.
+        /// Which socket to ask.
         #[command(flatten)]
         socket: SocketArgs,
-        /// libvirt's: name, operation, sub-operation, extra.
+        /// libvirt's arguments: name, operation, sub-operation, extra.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
 }
 
-/// `roamcast pki`.
+/// Subcommands of `roamcast pki`.
 #[derive(Clone, Debug, Subcommand)]
 pub enum PkiCommand {
-    /// Make three small CAs, of the signalling, of libvirt and of QEMU; or the one that is missing.
+    /// Make three small CAs, of the signalling, of libvirt and of QEMU; or only the missing CA of
+    /// QEMU.
     Init {
         /// Directory of the CAs.
         directory: PathBuf,
-        /// Name of the CAs, to which each adds what it is of.
+        /// Name of the CAs; each CA adds its purpose.
         #[arg(long, default_value = "Roamcast CA")]
         name: String,
-        /// How long they are valid, days.
+        /// Validity of the CAs, days.
         #[arg(long, default_value_t = pki::CA_DAYS, value_parser = clap::value_parser!(u32).range(1..=36_500))]
         days: u32,
     },
-    /// Issue certificates for one host: of its role in the signalling, and for its libvirtd and QEMU where the role is agent.
+    /// Issue certificates for one host: for its role in the signalling, and with the role agent
+    /// also for its libvirtd and QEMU.
     Issue {
         /// Directory of the CAs.
         directory: PathBuf,
         /// Name of the agent, relay or migration control server.
         name: String,
-        /// What it is.
+        /// Role in the signalling.
         #[arg(long, value_enum, default_value_t = Role::Agent)]
         role: Role,
-        /// Address that the host is reached by; may be repeated.
+        /// Address of the host; may be repeated.
         #[arg(long = "address", value_name = "ADDRESS")]
         addresses: Vec<IpAddr>,
-        /// How long they are valid, days.
+        /// Validity of the certificates, days.
         #[arg(long, default_value_t = pki::CERTIFICATE_DAYS, value_parser = clap::value_parser!(u32).range(1..=36_500))]
         days: u32,
     },
-    /// Issue certificates once more, with new keys, in the place of those that end.
+    /// Replace certificates that expire by new ones with new keys.
     Renew {
         /// Directory of the CAs.
         directory: PathBuf,
-        /// Name that has certificates there.
+        /// Name of existing certificates.
         name: String,
-        /// How long the new ones are valid, days.
+        /// Validity of the new certificates, days.
         #[arg(long, default_value_t = pki::CERTIFICATE_DAYS, value_parser = clap::value_parser!(u32).range(1..=36_500))]
         days: u32,
     },
@@ -226,47 +230,47 @@ pub enum PkiCommand {
     Revoke {
         /// Directory of the CAs.
         directory: PathBuf,
-        /// Name that has certificates there.
+        /// Name of existing certificates.
         name: String,
     },
 }
 
-/// What the program can be. Each runs until it is told to stop, with the logs set up.
+/// The roles of the program. Each function runs until a signal stops it; the log is set up before.
 pub trait Roles {
-    /// The agent of a VM host.
+    /// Runs the agent of a VM host.
     ///
     /// # Errors
     ///
-    /// When it cannot start or go on; so for all roles.
+    /// The role cannot start or continue; the same holds for all roles.
     fn agent(&self, config: Config) -> anyhow::Result<()>;
-    /// A relay.
+    /// Runs a relay.
     ///
     /// # Errors
     ///
     /// As for the agent.
     fn relay(&self, config: RelayConfig) -> anyhow::Result<()>;
-    /// A migration control server.
+    /// Runs a migration control server.
     ///
     /// # Errors
     ///
     /// As for the agent.
     fn mcs(&self, config: McsConfig) -> anyhow::Result<()>;
-    /// A mapping server.
+    /// Runs a mapping server.
     ///
     /// # Errors
     ///
     /// As for the agent.
     fn ims(&self, config: ImsConfig) -> anyhow::Result<()>;
-    /// Makes certificates and prints what to do with them.
+    /// Makes certificates and prints the next steps.
     ///
     /// # Errors
     ///
-    /// When they cannot be made.
+    /// Making a certificate failed.
     fn pki(&self, command: PkiCommand) -> anyhow::Result<()>;
 }
 
 impl Cli {
-    /// Does what was asked.
+    /// Runs the subcommand.
     pub fn run(self, roles: &impl Roles) -> ExitCode {
         let mut out = io::BufWriter::new(io::stdout().lock());
         let result = match self.command {
@@ -308,7 +312,7 @@ impl Cli {
                 |config| roles.ims(config),
                 &mut out,
             ),
-            // The parser asks for one of them.
+            // The parser requires a subcommand or a configuration file.
             Command::Ims(_) => Ok(()),
             Command::Status(args) => show(&args, &Request::Status, &mut out),
             Command::Listeners(args) => show(&args, &Request::Listeners, &mut out),
@@ -328,7 +332,7 @@ impl Cli {
             Command::Cleanup { pin_root } => cleanup(&pin_root, &mut out),
             Command::Hook { command } => hook(command, &mut out),
             Command::Pki { command } => {
-                // It prints by itself.
+                // The command prints to standard output by itself.
                 drop(out);
                 return exit(roles.pki(command));
             }
@@ -345,17 +349,17 @@ impl Cli {
 fn exit(result: anyhow::Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        // The reader of a pipe has seen enough, as in `roamcast listeners | head`.
+        // The reader of the pipe has closed it, as in `roamcast listeners | head`.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            // Whoever reads it may have gone.
+            // Standard error may be closed.
             let _ = writeln!(io::stderr(), "{}", describe(&error));
             ExitCode::FAILURE
         }
     }
 }
 
-/// The error with its causes, except for an agent's refusal, which is a sentence already.
+/// Returns the error with its causes. An agent's refusal is a sentence already and stays alone.
 fn describe(error: &anyhow::Error) -> String {
     match error.downcast_ref() {
         Some(CommandError::Client(ClientError::Refused(reason))) => reason.clone(),
@@ -373,8 +377,8 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
         .any(<dyn std::error::Error>::is::<ClientError>)
 }
 
-/// Reads the configuration, sets the logs up and runs a role, or says OK where the file was only
-/// to be checked, and what the operator had better know.
+/// Reads the configuration, sets up the log and runs a role. With `--check`: prints OK and advice
+/// for the operator instead.
 fn run_role<C>(
     args: &AgentArgs,
     load: impl FnOnce(&Path) -> Result<C, ConfigError>,
@@ -388,7 +392,7 @@ fn run_role<C>(
     telemetry::check(log)?;
     if args.check {
         for advice in advise(&config) {
-            // Whoever reads it may have gone.
+            // Standard error may be closed.
             let _ = writeln!(io::stderr(), "Warning: {advice}");
         }
         writeln!(out, "OK")?;
@@ -396,7 +400,7 @@ fn run_role<C>(
     }
     let logs = telemetry::init(log)?;
     let result = run(config);
-    // Before the sentence about what went wrong.
+    // The log's last lines come before the error sentence.
     drop(logs);
     result
 }

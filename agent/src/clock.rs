@@ -1,10 +1,10 @@
-//! The clock that the kernel programs stamp with.
+//! The clock of the kernel programs' timestamps: `CLOCK_MONOTONIC` (`bpf_ktime_get_ns`).
 
 use nix::time::{ClockId, clock_gettime};
 
 use crate::proto::Timestamp;
 
-/// Now; zero if the kernel refuses, which it never does for this clock.
+/// Returns the current time; 0 if the kernel refuses, which never happens for this clock.
 pub fn now() -> Timestamp {
     clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Timestamp(0), |time| {
         let seconds = u64::try_from(time.tv_sec()).unwrap_or_default();

@@ -1,20 +1,20 @@
-//! Files that systemd has read for this process (`LoadCredential=`), which has no right to read them
-//! itself. Others cannot read them, whatever their mode seems to say: the directory is not theirs.
+//! Files that systemd has read for this process (`LoadCredential=`), because the process may not
+//! read the originals. The mode may show access for others, but others cannot enter the directory.
 
 use std::env;
 use std::path::{Path, PathBuf};
 
-/// Where systemd says that the directory is.
+/// Environment variable in which systemd names the directory.
 const DIRECTORY: &str = "CREDENTIALS_DIRECTORY";
 
-/// The file that systemd has read under this name; else the other one.
+/// Returns the path of systemd's copy with this name, or `other` if there is no copy.
 pub fn find_or(name: &str, other: &str) -> PathBuf {
     directory()
         .and_then(|directory| find(&directory, name))
         .unwrap_or_else(|| PathBuf::from(other))
 }
 
-/// Whether a file is one that systemd has read for this process.
+/// Returns true if a file is one of systemd's copies.
 pub fn has(path: &Path) -> bool {
     directory().is_some_and(|directory| path.parent() == Some(&directory))
 }

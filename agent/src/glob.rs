@@ -1,37 +1,37 @@
-//! Patterns for names of domains and agents, as the configuration has them.
+//! Patterns for names of domains and agents, as in the configuration.
 
 use std::fmt;
 
 use common::signal::MAX_TEXT_BYTES;
 use serde::Deserialize;
 
-/// Pattern for names: `*` matches any characters, `?` one.
+/// Pattern for names: `*` matches any text, `?` any character.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Glob(String);
 
-/// The text is not a pattern.
+/// The text is not a valid pattern.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("\"{0}\" is no pattern; use 1 to 255 printable characters, '*' and '?' match any")]
 pub struct GlobError(String);
 
 impl Glob {
-    /// The pattern that matches every name.
+    /// Returns the pattern that matches every name.
     pub fn any() -> Self {
         Self("*".to_owned())
     }
 
-    /// The same pattern in lower case.
+    /// Returns the pattern in lower case.
     pub fn to_lowercase(&self) -> Self {
         Self(self.0.to_lowercase())
     }
 
-    /// Whether the whole of `name` matches.
+    /// Returns true if the pattern matches the whole of `name`.
     pub fn matches(&self, name: &str) -> bool {
         let (mut pattern, mut name) = (self.0.chars(), name.chars());
-        // Where to go on after the last `*`: the pattern behind it, and what of the name the `*`
-        // has not taken. On a mismatch it takes one character more, so the time is bounded by the
-        // product of both lengths.
+        // Where to continue after the last `*`: the rest of the pattern, and the part of the name
+        // that the `*` has not matched. On a mismatch the `*` matches one character more, so the
+        // product of both lengths bounds the time.
         let mut retry = None;
         loop {
             let name_before = name.clone();
@@ -59,7 +59,7 @@ impl Glob {
     }
 }
 
-/// Whether a name matches one of the patterns.
+/// Returns true if one of the patterns matches the name.
 pub fn any_matches(globs: &[Glob], name: &str) -> bool {
     globs.iter().any(|glob| glob.matches(name))
 }
@@ -135,7 +135,7 @@ mod tests {
         }
     }
 
-    /// The definition, slow and plain.
+    /// The definition of a match: slow and simple.
     fn matches_by_definition(pattern: &[char], name: &[char]) -> bool {
         match (pattern.split_first(), name.split_first()) {
             (None, None) => true,

@@ -1,22 +1,23 @@
 //! libvirt's hook: `roamcast hook`.
 //!
-//! libvirt runs the programs in `qemu.d/` below its directory of hooks (libvirt 6.5 and newer), and
-//! waits for them. `roamcast hook install` puts a script there that runs `roamcast hook run` when a
-//! migration begins to come in, before QEMU is started for it. That is in time to prepare for a domain
-//! that somebody else moves, as for one of Roamcast's own moves.
+//! libvirt (6.5 and newer) runs the programs in `qemu.d/` below its directory of hooks and waits
+//! for them. `roamcast hook install` puts a script there, which runs `roamcast hook run` when an
+//! incoming migration begins, before libvirt starts QEMU. The agent can thus prepare for a domain
+//! that somebody else migrates, as it does for a migration of its own.
 //!
-//! A hook may not fail, since that would fail the migration, nor print, since that would replace the
-//! domain's XML, nor call libvirt, which waits for it. It has an end: [`BOUND`].
+//! A hook has three constraints. A failure would fail the migration. Output would replace the
+//! domain's XML. A call to libvirt would deadlock, because libvirt waits for the hook. [`BOUND`]
+//! limits the time of the hook.
 //!
 //! | module | holds |
 //! |---|---|
 //! | [`install`] | the script |
-//! | [`run`](mod@run) | what it runs |
+//! | [`run`](mod@run) | the program that the script runs |
 
 pub mod install;
 pub mod run;
 
 use std::time::Duration;
 
-/// Longest time that libvirt is kept waiting.
+/// Longest time for which the hook delays libvirt.
 pub const BOUND: Duration = Duration::from_secs(5);

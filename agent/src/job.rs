@@ -1,13 +1,14 @@
-//! Work that blocks, on a thread of its own: one piece at a time, and kept until it ends.
+//! Blocking work on a thread of its own: one piece at a time, which is kept until it ends.
 //!
-//! What waits in a `select!` is dropped whenever something else is ready. Work that was begun there and
-//! dropped would go on unseen, and be begun again beside it, as often as anybody can raise an event.
+//! `select!` drops a waiting future whenever another one is ready. Blocking work that starts in
+//! such a future would continue unobserved after the drop, and the next round would start the same
+//! work again, as often as somebody can cause an event.
 
 use std::future;
 
 use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 
-/// At most one piece of work.
+/// Holder of at most one piece of work.
 #[derive(Debug)]
 pub struct Job<T> {
     handle: Option<JoinHandle<T>>,
@@ -20,24 +21,24 @@ impl<T> Default for Job<T> {
 }
 
 impl<T: Send + 'static> Job<T> {
-    /// Whether there is neither work nor a result that nobody has taken.
+    /// Returns true if no work is running and no result waits.
     pub fn is_idle(&self) -> bool {
         self.handle.is_none()
     }
 
-    /// Begins work, unless some is being done. A result that nobody has taken is dropped. Must be
-    /// called in a tokio runtime.
+    /// Starts work, unless work is running. Drops a waiting result. The caller must be within a
+    /// tokio runtime.
     pub fn start(&mut self, work: impl FnOnce() -> T + Send + 'static) {
         if self.handle.as_ref().is_none_or(JoinHandle::is_finished) {
             self.handle = Some(spawn_blocking(work));
         }
     }
 
-    /// Waits for the result; for ever where there is no work. Can be cancelled: the work goes on.
+    /// Waits for the result; waits for ever if there is no work. Cancel safe: the work continues.
     ///
     /// # Errors
     ///
-    /// When the work has panicked, or was cut off because the runtime shuts down.
+    /// The work panicked, or the runtime shut down.
     pub async fn next(&mut self) -> Result<T, JoinError> {
         let Some(handle) = &mut self.handle else {
             return future::pending().await;
@@ -54,7 +55,7 @@ mod tests {
 
     use super::*;
 
-    /// Does one step of waiting, as a `select!` does that something else has won.
+    /// Polls once and drops the future, as `select!` does when another future is ready.
     async fn cancel(job: &mut Job<u32>) {
         tokio::select! {
             biased;

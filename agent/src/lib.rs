@@ -5,18 +5,18 @@
 //! | [`proto`] | the protocol, without I/O |
 //! | [`datapath`] | kernel programs and maps (aya) |
 //! | [`hypervisor`] | domains and live migration (libvirt) |
-//! | [`hook`] | libvirt's hook, for moves that others ask for |
+//! | [`hook`] | libvirt's hook, for migrations that others start |
 //! | [`net`] | sockets, netlink, TLS |
-//! | [`pki`] | small CAs for those who have none |
-//! | [`role`] | what somebody on the signalling is by the certificate, and may send |
+//! | [`pki`] | small CAs for operators without a PKI |
+//! | [`role`] | the role in a certificate, and the messages that each role may send |
 //! | [`control`] | the operator's socket |
 //! | [`cli`] | the command line |
-//! | [`config`], [`credentials`] | the agent's configuration, files that systemd has read for it |
-//! | [`glob`], [`clock`], [`job`] | patterns for names, the kernel's clock, work that blocks |
+//! | [`config`], [`credentials`] | configuration files, and files that systemd reads for a role |
+//! | [`glob`], [`clock`], [`job`] | patterns for names, the kernel's clock, blocking work |
 //! | [`runtime`] | the running agent: connects all of these |
 //! | [`telemetry`], [`shutdown`], [`watchdog`] | logs, signals, systemd's watchdog |
-//! | [`allocator`] | the C library's memory |
-//! | `fuzz` | what must hold for any bytes, for tests |
+//! | [`allocator`] | tuning of the C library's allocator |
+//! | `fuzz` | fuzz targets |
 
 pub mod allocator;
 pub mod cli;

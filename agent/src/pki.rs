@@ -1,9 +1,10 @@
-//! Small CAs for those who have none: `roamcast pki init` and `roamcast pki issue`.
+//! Small CAs for operators without a PKI: `roamcast pki init` and `roamcast pki issue`.
 //!
-//! There are three, because whoever has a certificate of the CA that libvirt trusts is root on every host: the
-//! CA of the signalling, which certifies everybody with a [role](crate::role), the CA of libvirt, which
-//! certifies hosts, and the CA of QEMU, which certifies them for the copy of a VM's memory. A relay has
-//! nothing that libvirt knows. Neither has QEMU, which reads its key as the user that VMs run as.
+//! There are three CAs, because a certificate of the CA that libvirt trusts makes its owner root on
+//! every host. The CA of the signalling certifies everybody with a [role](crate::role). The CA of
+//! libvirt certifies hosts. The CA of QEMU certifies hosts for the copy of a VM's memory. A relay
+//! thus has no certificate that libvirt accepts. Neither has QEMU, which reads its key as the user
+//! that runs VMs.
 //!
 //! ```text
 //! DIR/signalling/cacert.pem            the certificate of the CA of the signalling
@@ -17,22 +18,24 @@
 //! DIR/NAME/roamcast/private/key.pem
 //! ```
 //!
-//! For hosts with an agent, where libvirt and QEMU look:
+//! Hosts with an agent get these files too, at the paths of libvirt and QEMU:
 //!
 //! ```text
 //! DIR/NAME/CA/cacert.pem
 //! DIR/NAME/libvirt/servercert.pem      one certificate for server and client use
-//! DIR/NAME/libvirt/clientcert.pem      the same again, where libvirt's client looks
+//! DIR/NAME/libvirt/clientcert.pem      a copy, at the path of libvirt's client
 //! DIR/NAME/libvirt/private/serverkey.pem, clientkey.pem
 //! DIR/NAME/qemu/ca-cert.pem
 //! DIR/NAME/qemu/server-cert.pem, server-key.pem
 //! DIR/NAME/qemu/client-cert.pem, client-key.pem
 //! ```
 //!
-//! `roamcast pki renew` makes new keys and certificates in their place. `roamcast pki revoke` writes the list of
-//! revoked certificates of each CA (RFC 5280 §5) to `crl.pem` beside the CA's certificate, and moves `DIR/NAME` away.
+//! `roamcast pki renew` replaces keys and certificates. `roamcast pki revoke` writes the
+//! certificate revocation list of each CA (RFC 5280 §5) to `crl.pem` beside the CA's certificate,
+//! and moves `DIR/NAME` away.
 //!
-//! Keys are ECDSA P-256, which libvirt's GnuTLS and rustls both take. Nothing is ever overwritten.
+//! Keys are ECDSA P-256, which both libvirt's GnuTLS and rustls support. `init` and `issue` never
+//! overwrite a file.
 
 mod renew;
 mod revoke;
@@ -50,79 +53,80 @@ use crate::role::Role;
 pub use renew::renew;
 pub use revoke::{Revoked, revoke};
 
-/// How long a CA is valid unless told otherwise, days.
+/// Default validity of a CA, days.
 pub const CA_DAYS: u32 = 3650;
-/// How long a certificate is valid unless told otherwise, days. They are to be renewed by a timer.
+/// Default validity of a certificate, days; a timer should renew certificates.
 pub const CERTIFICATE_DAYS: u32 = 90;
-/// Tolerated difference of clocks between hosts.
+/// Tolerated difference between the clocks of two hosts.
 const CLOCK_SKEW: Duration = Duration::from_secs(300);
 
-/// Why the CA could not be made or used.
+/// Why a CA cannot be made or used.
 #[derive(Debug, thiserror::Error)]
 pub enum PkiError {
-    /// A file is there already.
+    /// The file exists already.
     #[error("{} exists; nothing is overwritten, move it away or choose another directory", path.display())]
     Exists {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
     },
-    /// A file could not be read or written.
+    /// Reading or writing a file failed.
     #[error("Cannot {action} {}: {error}", path.display())]
     Io {
         /// `read`, `write`, `create`, `move` or `remove`.
         action: &'static str,
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What the system said.
+        /// Error of the system call.
         error: io::Error,
     },
-    /// The name cannot be in a certificate.
+    /// A certificate cannot contain the name.
     #[error("`{name}` is not a DNS name; use letters, digits, hyphens and dots")]
     InvalidName {
-        /// The name.
+        /// Name that the operator gave.
         name: String,
     },
-    /// The directory is that of the version before.
+    /// The directory was made by the previous version, which had a single CA.
     #[error("{} has one CA for all, of the version before, which made relays root on every host through libvirt; run `roamcast pki init` in a new directory and issue all certificates anew", directory.display())]
     OneCa {
-        /// The directory.
+        /// Directory of the CA.
         directory: PathBuf,
     },
     /// The directory has no CA of QEMU.
     #[error("{} has no CA of QEMU; run `roamcast pki init {}`, which makes the one that is missing", directory.display(), directory.display())]
     NoCopyCa {
-        /// The directory.
+        /// Directory of the CAs.
         directory: PathBuf,
     },
-    /// There is no certificate of that name.
+    /// The directory has no certificate of the name.
     #[error("{} has no certificate of `{name}` that can be read; name one that `roamcast pki issue` has made there", directory.display())]
     NotIssued {
-        /// The directory.
+        /// Directory of the CAs.
         directory: PathBuf,
-        /// The name.
+        /// Name that the operator gave.
         name: String,
     },
-    /// The CA's files do not fit each other or are damaged, or signing failed.
+    /// Certificate and key of the CA do not match or are damaged, or signing failed.
     #[error("The CA in {} cannot sign: {error}; run `roamcast pki init` in another directory", directory.display())]
     Ca {
-        /// Its directory.
+        /// Directory of the CA.
         directory: PathBuf,
-        /// What went wrong.
+        /// Error of the signing library.
         error: rcgen::Error,
     },
 }
 
-/// From when to when a certificate is valid.
+/// First and last second of a certificate's validity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Validity {
-    /// First second.
+    /// First second of the validity.
     pub not_before: OffsetDateTime,
-    /// Last second.
+    /// Last second of the validity.
     pub not_after: OffsetDateTime,
 }
 
 impl Validity {
-    /// From now (with some tolerance for other hosts' clocks) for `days` days.
+    /// Returns a validity of `days` days from now. The start allows for clocks of other hosts that
+    /// are slow.
     pub fn days(days: u32) -> Self {
         let now = OffsetDateTime::now_utc();
         Self {
@@ -132,63 +136,65 @@ impl Validity {
     }
 }
 
-/// The files of a CA.
+/// Files of a CA.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ca {
-    /// Its directory.
+    /// Directory of both files.
     directory: PathBuf,
-    /// Its certificate.
+    /// CA certificate (PEM).
     pub certificate: PathBuf,
-    /// Its private key.
+    /// Private key of the CA (PEM, mode 0600).
     pub key: PathBuf,
 }
 
-/// The CAs that a directory has.
+/// The three CAs in a directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Authorities {
     directory: PathBuf,
-    /// That of the signalling.
+    /// CA that agents, relays and migration control servers trust.
     pub signalling: Ca,
-    /// That which the libvirt of the hosts trusts.
+    /// CA that libvirt on the hosts trusts.
     pub libvirt: Ca,
-    /// That which their QEMU trusts.
+    /// CA that QEMU on the hosts trusts.
     pub qemu: Ca,
 }
 
-/// What to certify.
+/// Request for certificates.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IssueRequest {
-    /// Its name; peers' configuration names it so, and it is the host's DNS name.
+    /// Name of the agent, relay or server: the peers' configuration uses it, and it is the host's
+    /// DNS name.
     pub name: String,
-    /// What it is.
+    /// Role in the signalling.
     pub role: Role,
-    /// Addresses that libvirt connects to (`qemu+tls://[2001:db8::2]/system`).
+    /// Addresses to which libvirt connects (`qemu+tls://[2001:db8::2]/system`).
     pub addresses: Vec<IpAddr>,
-    /// How long.
+    /// First and last second of the certificates.
     pub validity: Validity,
 }
 
-/// Files of a certificate.
+/// Files of a certificate, all in PEM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Certificate {
-    /// Certificate of the CA that signed it.
+    /// Certificate of the CA that signed.
     pub ca: PathBuf,
-    /// The certificate.
+    /// The signed certificate.
     pub certificate: PathBuf,
-    /// Its private key.
+    /// Private key of the certificate.
     pub key: PathBuf,
 }
 
-/// What was issued for a host.
+/// Certificates issued for one host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Issued {
-    /// Directory to be copied to the host's `/etc/pki`.
+    /// Directory to copy to the host's `/etc/pki`.
     pub directory: PathBuf,
-    /// For the signalling.
+    /// Certificate for the signalling, with the role.
     pub signalling: Certificate,
-    /// For libvirt, where there is an agent.
+    /// Certificate for libvirt; only for a host with an agent.
     pub libvirt: Option<Certificate>,
-    /// For QEMU, where there is an agent. The user that VMs run as has to be able to read the keys.
+    /// Certificate for QEMU; only for a host with an agent. The user that runs VMs must be able to
+    /// read the keys.
     pub qemu: Option<Certificate>,
 }
 
@@ -210,7 +216,7 @@ impl Authorities {
         }
     }
 
-    /// Each with what it is of.
+    /// Returns each CA with the name of what it certifies.
     fn all(&self) -> [(&Ca, &'static str); 3] {
         [
             (&self.signalling, "signalling"),
@@ -219,7 +225,7 @@ impl Authorities {
         ]
     }
 
-    /// What to do next, for a person.
+    /// Returns the next steps, for a person.
     pub fn next_steps(&self) -> String {
         let directory = self.directory.display();
         format!(
@@ -239,7 +245,7 @@ impl Authorities {
 }
 
 impl Issued {
-    /// The files of a host, relay or server whose directory is `directory`.
+    /// Returns the files of a host, relay or server in `directory`.
     fn at(directory: PathBuf, role: Role) -> Self {
         let roamcast = directory.join("roamcast");
         let (libvirt, qemu) = (directory.join("libvirt"), directory.join("qemu"));
@@ -264,7 +270,7 @@ impl Issued {
         }
     }
 
-    /// What to do next, for a person.
+    /// Returns the next steps, for a person.
     pub fn next_steps(&self) -> String {
         let directory = self.directory.display();
         let name = self
@@ -289,11 +295,11 @@ impl Issued {
     }
 }
 
-/// Makes the CAs in `directory`, or the one of QEMU where the other two are there already.
+/// Makes the CAs in `directory`, or only the CA of QEMU if the other two exist.
 ///
 /// # Errors
 ///
-/// [`PkiError::Exists`] where there is one already, [`PkiError::OneCa`], [`PkiError::Io`].
+/// [`PkiError::Exists`] if all exist, [`PkiError::OneCa`], [`PkiError::Io`].
 pub fn init(directory: &Path, name: &str, validity: Validity) -> Result<Authorities, PkiError> {
     refuse_one_ca(directory)?;
     let authorities = Authorities::of(directory);
@@ -314,13 +320,14 @@ pub fn init(directory: &Path, name: &str, validity: Validity) -> Result<Authorit
     Ok(authorities)
 }
 
-/// Issues certificates for server and client use: one of the signalling, and for an agent's host one for its
-/// libvirt and one for its QEMU.
+/// Issues certificates for server and client use: one of the signalling, and for a host with an
+/// agent one for libvirt and one for QEMU.
 ///
 /// # Errors
 ///
-/// [`PkiError::InvalidName`], [`PkiError::Exists`] where the name has one already,
-/// [`PkiError::OneCa`], [`PkiError::NoCopyCa`], [`PkiError::Io`], [`PkiError::Ca`] where a CA cannot sign.
+/// [`PkiError::InvalidName`], [`PkiError::Exists`] if the name has certificates already,
+/// [`PkiError::OneCa`], [`PkiError::NoCopyCa`], [`PkiError::Io`], [`PkiError::Ca`] if a CA cannot
+/// sign.
 pub fn issue(directory: &Path, request: &IssueRequest) -> Result<Issued, PkiError> {
     let request = IssueRequest {
         name: request.name.to_ascii_lowercase(),
@@ -333,12 +340,13 @@ pub fn issue(directory: &Path, request: &IssueRequest) -> Result<Issued, PkiErro
     certify(directory, &request, &names, host)
 }
 
-/// Whether a name can be certified. It becomes a directory too: a DNS name holds no slash.
+/// Returns true if a certificate can contain the name. The name is also a directory; a DNS name
+/// contains no slash.
 fn is_name(name: &str) -> bool {
     rustls_pki_types::DnsName::try_from(name).is_ok() && !name.contains('*')
 }
 
-/// What a host's certificates are for.
+/// Returns the Subject Alternative Names of a host's certificates.
 fn names(request: &IssueRequest) -> Result<Vec<SanType>, PkiError> {
     let invalid = || PkiError::InvalidName {
         name: request.name.clone(),
@@ -356,7 +364,7 @@ fn names(request: &IssueRequest) -> Result<Vec<SanType>, PkiError> {
     Ok(names)
 }
 
-/// Signs certificates, and writes them into the directory `host`.
+/// Signs certificates and writes them to the directory `host`.
 fn certify(
     directory: &Path,
     request: &IssueRequest,
@@ -383,7 +391,7 @@ fn certify(
     Ok(issued)
 }
 
-/// Refuses a directory in which the version before has made its CA.
+/// Refuses a directory in which the previous version has made its single CA.
 fn refuse_one_ca(directory: &Path) -> Result<(), PkiError> {
     if directory.join("private/cakey.pem").exists() {
         return Err(PkiError::OneCa {

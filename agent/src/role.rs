@@ -1,8 +1,8 @@
-//! What somebody on the signalling is: an agent, a relay or a migration control server, and what each
-//! may do.
+//! Roles in the signalling (agent, relay, migration control server), and the messages that each
+//! role may send.
 //!
-//! A certificate names its role by a URI in the Subject Alternative Name (RFC 5280 §4.2.1.6), where
-//! names of DNS and addresses are, too:
+//! A certificate names its role by a URI in the Subject Alternative Name (RFC 5280 §4.2.1.6),
+//! beside DNS names and addresses:
 //!
 //! ```text
 //! $ openssl x509 -in cert.pem -noout -ext subjectAltName
@@ -10,12 +10,12 @@
 //!     DNS:vms1, IP Address:2001:DB8:1:0:0:0:0:10, URI:urn:roamcast:role:agent
 //! ```
 //!
-//! Every tool shows a URI there and every CA can write one, without an object identifier of our own. An
-//! organizational unit would do as well, but CAs set the subject by rules of theirs, and it would be
-//! the only thing in the subject that anybody reads. Extended key usages need object identifiers.
+//! Every tool shows such a URI and every CA can write one, without a registered object identifier.
+//! Alternatives: an organizational unit would depend on the CA, which sets the subject by its own
+//! rules, and nothing else reads the subject; an extended key usage needs an object identifier.
 //!
-//! A certificate has exactly one role, written in lower case. Any other number, spelling or role counts
-//! as none, and nobody is talked to without one.
+//! A certificate has exactly one role, in lower case. A certificate with another number of roles,
+//! another spelling or an unknown role has no role, and agents, relays and servers refuse it.
 
 use std::fmt;
 
@@ -23,32 +23,32 @@ use clap::ValueEnum;
 use common::signal::{self, DirectoryMessage, PeerMessage};
 use rustls_pki_types::CertificateDer;
 
-/// What a URI begins with that names a role.
+/// Prefix of a URI that names a role.
 const PREFIX: &str = "urn:roamcast:role:";
-/// Most characters of an unknown role that are shown.
+/// Most characters of an unknown role that an error shows.
 const SHOWN: usize = 32;
 
-/// What somebody is by the certificate.
+/// Role in the signalling, as in the certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub enum Role {
     /// The agent of a VM host.
     Agent,
-    /// A relay.
+    /// A relay, which sends streams to agents by unicast.
     Relay,
-    /// A migration control server.
+    /// A migration control server, with which agents and relays register.
     Mcs,
 }
 
 /// Why a certificate has no role.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RoleError {
-    /// There is none in it.
+    /// The certificate names no role.
     #[error("names no role, as those made before there were roles")]
     Missing,
-    /// There are several.
+    /// The certificate names several roles.
     #[error("names more than one role")]
     Several,
-    /// There is one that nobody has.
+    /// The certificate names an unknown role.
     #[error("names the role {0:?}, which is none of agent, relay and mcs")]
     Unknown(String),
 }
@@ -60,7 +60,7 @@ pub struct Forbidden {
     pub message: &'static str,
 }
 
-/// Who sends a message to whom.
+/// Sender and receiver of a message.
 type Route = (Role, Role);
 
 const AGENTS: &[Route] = &[(Role::Agent, Role::Agent)];
@@ -69,8 +69,8 @@ const FROM_RELAY: &[Route] = &[(Role::Relay, Role::Agent)];
 const TO_MCS: &[Route] = &[(Role::Agent, Role::Mcs), (Role::Relay, Role::Mcs)];
 const FROM_MCS: &[Route] = &[(Role::Mcs, Role::Agent), (Role::Mcs, Role::Relay)];
 
-/// Who may send which message to whom, by its number. What is not here is not known to this version, and the
-/// protocol says so to whoever sends it.
+/// Allowed routes of each message, by the message's number. This version does not know other
+/// numbers; the protocol answers their sender.
 const MESSAGES: &[(u16, &[&[Route]])] = &[
     (5, &[AGENTS]),
     (6, &[AGENTS]),
@@ -89,14 +89,14 @@ const MESSAGES: &[(u16, &[&[Route]])] = &[
     (20, &[AGENTS]),
     (21, &[AGENTS]),
 ];
-/// `Register`, which says what its sender is.
+/// Number of `Register`, which names the role of its sender.
 const REGISTER: u16 = 15;
 
 impl Role {
-    /// All of them.
+    /// All roles.
     pub const ALL: [Self; 3] = [Self::Agent, Self::Relay, Self::Mcs];
 
-    /// Its name in certificates and options.
+    /// Returns the name in certificates and options.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Agent => "agent",
@@ -105,7 +105,7 @@ impl Role {
         }
     }
 
-    /// What it is, to begin a sentence with.
+    /// Returns the name for the beginning of a sentence.
     pub const fn title(self) -> &'static str {
         match self {
             Self::Agent => "Agent",
@@ -114,12 +114,12 @@ impl Role {
         }
     }
 
-    /// What a certificate of this role has in its Subject Alternative Name.
+    /// Returns the URI for the Subject Alternative Name of a certificate.
     pub fn uri(self) -> String {
         format!("{PREFIX}{}", self.as_str())
     }
 
-    /// Whose connections it takes.
+    /// Returns the roles whose connections this role accepts.
     pub const fn admitted(self) -> &'static [Self] {
         match self {
             Self::Agent | Self::Relay => &[Self::Agent],
@@ -127,7 +127,7 @@ impl Role {
         }
     }
 
-    /// The role that a certificate names.
+    /// Returns the role that a certificate names.
     ///
     /// # Errors
     ///
@@ -139,10 +139,10 @@ impl Role {
         }
     }
 
-    /// The role that one of these names of a certificate is.
+    /// Returns the single role among the URIs of a certificate.
     fn of_uris<'a>(uris: impl Iterator<Item = &'a str>) -> Result<Self, RoleError> {
         let mut named = uris.filter_map(|uri| {
-            // RFC 8141: `urn` and the namespace are of either case.
+            // RFC 8141: `urn` and the namespace identifier compare without case.
             let (prefix, role) = uri.split_at_checked(PREFIX.len())?;
             prefix
                 .eq_ignore_ascii_case(PREFIX)
@@ -158,11 +158,11 @@ impl Role {
             .ok_or_else(|| RoleError::Unknown(role.chars().take(SHOWN).collect()))
     }
 
-    /// Whether one of this role may send a frame to one of the role `to`.
+    /// Checks that this role may send a frame to the role `to`.
     ///
     /// # Errors
     ///
-    /// The message in it, if not.
+    /// The message in the frame, if its route is not allowed.
     pub fn may_send(self, to: Self, frame: &[u8]) -> Result<(), Forbidden> {
         let Some(kind) = signal::kind(frame) else {
             return Ok(());
@@ -182,7 +182,8 @@ impl Role {
         Err(Forbidden { message })
     }
 
-    /// Whether a `Register` says this role. What is not understood is for the protocol to answer.
+    /// Returns true if a `Register` names this role, or does not decode: the protocol then answers
+    /// it.
     fn is_registered_by(self, frame: &[u8]) -> bool {
         match DirectoryMessage::decode(frame) {
             Ok((_, DirectoryMessage::Register(body))) => match body.role {
@@ -326,7 +327,7 @@ mod tests {
         }
     }
 
-    /// A frame with a message of that number.
+    /// Returns a frame with a message of that number.
     fn signal_of(kind: u16) -> Vec<u8> {
         let [high, low] = kind.to_be_bytes();
         vec![0x84, 1, 1, 0x19, high, low, 0x80]

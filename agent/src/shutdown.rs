@@ -1,13 +1,13 @@
 //! The signals that end the agent.
 //!
-//! What is pinned goes on working without the agent, so its end needs no order: sockets are
-//! closed, running migrations are libvirt's.
+//! Pinned programs and maps keep working without the agent, and libvirt owns running migrations.
+//! The agent therefore stops in no particular order and only closes its sockets.
 
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Waits for SIGTERM or SIGINT. The handlers are in force from [`Shutdown::new`] on.
+/// Waits for SIGTERM or SIGINT. [`Shutdown::new`] installs the handlers.
 #[derive(Debug)]
 pub struct Shutdown {
     terminate: Signal,
@@ -15,7 +15,7 @@ pub struct Shutdown {
 }
 
 impl Shutdown {
-    /// Installs the handlers. Must be called within a tokio runtime.
+    /// Installs the handlers. The caller must be within a tokio runtime.
     ///
     /// # Errors
     ///
@@ -27,7 +27,7 @@ impl Shutdown {
         })
     }
 
-    /// Returns the name of the signal that came. May be dropped and called again.
+    /// Waits for a signal and returns its name. Cancel safe.
     pub async fn recv(&mut self) -> &'static str {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",

@@ -2,13 +2,13 @@
 //!
 //! | level | means |
 //! |---|---|
-//! | error | something that was asked for failed; someone must act |
-//! | warn | something is wrong, the agent goes on |
-//! | info | rare changes of state: a VM came, a migration ended |
+//! | error | an operation failed; someone must act |
+//! | warn | something is wrong; the agent continues |
+//! | info | rare changes of state: a VM arrived, a migration ended |
 //! | debug, trace | for developers |
 //!
-//! A log whose reader stands still or goes away stops nobody (`lines`), and names of others make no
-//! lines of their own (`fields`).
+//! A log reader that stops or leaves blocks no thread (`lines`). Names that others chose cannot
+//! make lines of their own (`fields`).
 
 mod fields;
 mod lines;
@@ -23,37 +23,37 @@ use crate::config::{Log, LogFormat};
 use fields::PlainFields;
 use lines::Lines;
 
-/// Environment variable that goes before the configured level.
+/// Environment variable that overrides the configured level.
 pub const ENVIRONMENT: &str = "ROAMCAST_LOG";
 
-/// How long the end of the process waits for the reader of its log.
+/// Longest wait at the end of the process for the log's reader.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
-/// The process's own.
+/// Lines of this process.
 static LINES: OnceLock<Lines> = OnceLock::new();
 
-/// Why logs cannot be set up.
+/// Why the log cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
-    /// The level is none.
+    /// The level is invalid.
     #[error("\"{level}\" in {place} is no log level; write info, or info,roamcast::proto=debug")]
     Level {
-        /// What was given.
+        /// Level as given.
         level: String,
-        /// Where.
+        /// Place of the level: the configuration or the environment.
         place: &'static str,
-        /// Why.
+        /// Error of the parser.
         source: tracing_subscriber::filter::ParseError,
     },
-    /// They are set up already.
+    /// The log is set up already.
     #[error("The logs are set up already")]
     Again,
-    /// The thread that writes them cannot be started.
+    /// The system refuses the writing thread.
     #[error("Cannot start a thread for the log: {0}; the system has no room for it")]
     Thread(io::Error),
 }
 
-/// The logs of the process; when it is dropped, their last lines are written.
+/// The log of the process. Dropping the value writes the last lines.
 #[derive(Debug)]
 #[must_use = "without it the last lines are lost"]
 pub struct Logs(());
@@ -66,12 +66,12 @@ impl Drop for Logs {
     }
 }
 
-/// Lines of the log that were dropped, because its reader stood still or was away.
+/// Returns the number of dropped lines: the reader had stopped or left.
 pub fn dropped() -> u64 {
     LINES.get().map_or(0, Lines::dropped)
 }
 
-/// Checks what [`init`] would be given.
+/// Checks the configuration of the log, as [`init`] does.
 ///
 /// # Errors
 ///
@@ -80,11 +80,12 @@ pub fn check(log: &Log) -> Result<(), TelemetryError> {
     filter(log).map(drop)
 }
 
-/// Sets the logs up for the whole process, once.
+/// Sets up the log for the whole process, once.
 ///
 /// # Errors
 ///
-/// [`TelemetryError`]: the level is none, it is the second time, or there is no room for a thread.
+/// [`TelemetryError`]: the level is invalid, the log is set up already, or the system refuses a
+/// thread.
 pub fn init(log: &Log) -> Result<Logs, TelemetryError> {
     let filter = filter(log)?;
     let lines = Lines::start(io::stderr()).map_err(TelemetryError::Thread)?;
@@ -94,7 +95,7 @@ pub fn init(log: &Log) -> Result<Logs, TelemetryError> {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(io::stderr().is_terminal())
-        // They would go to standard error past the lines.
+        // Internal errors would go to standard error and bypass the lines.
         .log_internal_errors(false)
         .with_writer(lines);
     match log.format {

@@ -1,4 +1,4 @@
-//! systemd's watchdog (`WatchdogSec=`): the loop of each role shows by itself that it goes round.
+//! systemd's watchdog (`WatchdogSec=`): the event loop of each role notifies systemd.
 
 use std::time::Duration;
 
@@ -8,25 +8,24 @@ use sd_notify::NotifyState;
 use crate::clock;
 use crate::proto::Timestamp;
 
-/// How long a loop may wait where nobody watches it.
+/// Longest sleep of a loop without a watchdog.
 const IDLE: Duration = Duration::from_secs(3600);
 
-/// What systemd waits for, if it does.
+/// Timer of the watchdog's notifications; idle if systemd expects none.
 #[derive(Debug)]
 pub struct Watchdog {
     heartbeat: Heartbeat,
 }
 
 impl Watchdog {
-    /// As systemd has started this process.
+    /// Creates the timer from systemd's environment variables.
     pub fn of_systemd() -> Self {
         Self {
             heartbeat: Heartbeat::new(sd_notify::watchdog_enabled()),
         }
     }
 
-    /// Shows that the loop goes round, if it is time. Returns how long it may wait before it comes here
-    /// again.
+    /// Notifies systemd if a notification is due. Returns the longest time until the next call.
     pub fn beat(&mut self) -> Duration {
         let now = clock::now().since(Timestamp(0));
         if self.heartbeat.is_due(now)

@@ -1,4 +1,4 @@
-//! `roamcast ims`: the role, and what its operator does.
+//! `roamcast ims`: the role, and its operator's commands.
 
 use std::io::Write;
 use std::net::{Ipv6Addr, SocketAddrV6};
@@ -12,33 +12,33 @@ use crate::control::{command, table};
 use crate::runtime::ims::operator::{self, Enrollment};
 use crate::runtime::ims::secret;
 
-/// `roamcast ims`.
+/// Arguments of `roamcast ims`.
 #[derive(Clone, Debug, Args)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct ImsArgs {
-    /// What to do; to run, if nothing else.
+    /// The subcommand; without one the role runs.
     #[command(subcommand)]
     pub command: Option<ImsCommand>,
-    /// How to run.
+    /// Arguments of the role.
     #[command(flatten)]
     pub role: Option<AgentArgs>,
 }
 
-/// What the operator of a mapping server does.
+/// Subcommands for the operator of a mapping server.
 #[derive(Clone, Debug, Subcommand)]
 pub enum ImsCommand {
-    /// Make the secret that the keys of all nodes come from.
+    /// Make the secret from which the keys of all nodes are derived.
     Init {
-        /// Which server.
+        /// The server's configuration.
         #[command(flatten)]
         server: ServerArgs,
     },
-    /// Enroll a node and make its key file. A node that was enrolled before gets a new key; the old
-    /// one, and what it has registered, is void.
+    /// Enroll a node and make its key file. A node that was enrolled before gets a new key; its old
+    /// key and its registration become invalid.
     Enroll(EnrollArgs),
     /// Show the nodes that the server knows.
     List {
-        /// Which server.
+        /// The server's configuration.
         #[command(flatten)]
         server: ServerArgs,
         /// Print JSON.
@@ -47,7 +47,7 @@ pub enum ImsCommand {
     },
 }
 
-/// Which server.
+/// The server's configuration.
 #[derive(Clone, Debug, Args)]
 pub struct ServerArgs {
     /// Configuration file of the server.
@@ -60,20 +60,20 @@ pub struct ServerArgs {
 pub struct EnrollArgs {
     /// Permanent address of the node, in the home prefix.
     pub hoa: Ipv6Addr,
-    /// Which server.
+    /// The server's configuration.
     #[command(flatten)]
     pub server: ServerArgs,
     /// Write the key file here (mode 0600) instead of to standard output.
     #[arg(long, value_name = "KEYFILE")]
     pub output: Option<PathBuf>,
-    /// Home prefix that the node is to know, a part of that of the server.
+    /// Home prefix that the node learns, a part of the server's home prefix.
     #[arg(long, value_name = "PREFIX", value_parser = parse_prefix)]
     pub home: Option<Prefix>,
-    /// Servers that the node is to know instead of those in the configuration.
+    /// Servers that the node learns instead of the servers in the configuration.
     #[arg(long, value_name = "[ADDRESS]:PORT", value_delimiter = ',', num_args = 1..)]
     pub servers: Vec<SocketAddrV6>,
-    /// Generation of the key instead of the next: at a replica, that which another server gave; at any
-    /// server, the present one to make the same key file once more.
+    /// Generation of the key, instead of the next one. At a replica: the generation that another
+    /// server gave. At any server: the current generation, to make the same key file again.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub generation: Option<u32>,
 }
@@ -82,7 +82,7 @@ fn parse_prefix(text: &str) -> Result<Prefix, String> {
     Prefix::try_from(text.to_owned()).map_err(|error| error.to_string())
 }
 
-/// Does what the operator asks.
+/// Runs an operator's subcommand.
 pub(super) fn run(command: ImsCommand, out: &mut impl Write) -> anyhow::Result<()> {
     match command {
         ImsCommand::Init { server } => {

@@ -80,7 +80,7 @@ fn manual_has_a_page_for_each_command() {
     }
 }
 
-/// `--check` of a role on a file of this text.
+/// Runs a role with `--check` on a file with this text.
 fn check<C>(
     text: &str,
     load: impl FnOnce(&Path) -> Result<C, ConfigError>,

@@ -1,4 +1,4 @@
-//! `roamcast trace`.
+//! Command line of `roamcast trace`.
 
 use std::io::Write;
 use std::net::Ipv6Addr;
@@ -10,23 +10,23 @@ use common::trace::Program;
 use super::SocketArgs;
 use crate::control::trace::{self, DEFAULT_RATE, MAX_RATE, TraceRequest};
 
-/// Arguments of `roamcast trace`. All conditions hold.
+/// Arguments of `roamcast trace`. A decision is shown if all conditions hold.
 #[derive(Clone, Debug, Args)]
 pub struct TraceArgs {
-    /// Only at this port.
+    /// Only decisions at this port.
     #[arg(long, value_name = "INTERFACE")]
     pub port: Option<String>,
     /// Only packets from or to this address, for instance a multicast address.
     #[arg(long)]
     pub address: Option<Ipv6Addr>,
-    /// Only of this program; may be repeated.
+    /// Only decisions of this program; may be repeated.
     #[arg(
         long = "program",
         value_name = "NAME",
         value_parser = PossibleValuesParser::new(Program::ALL.iter().map(|program| program.as_str()))
     )]
     pub programs: Vec<String>,
-    /// Most lines a second; the rest is counted.
+    /// Highest number of lines per second; further lines are dropped and counted.
     #[arg(
         long,
         value_name = "LINES",
@@ -34,15 +34,15 @@ pub struct TraceArgs {
         value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_RATE))
     )]
     pub rate: u32,
-    /// Print JSON, one object a line.
+    /// Print JSON, one object per line.
     #[arg(long)]
     pub json: bool,
-    /// Where the agent is.
+    /// Which socket to ask.
     #[command(flatten)]
     pub socket: SocketArgs,
 }
 
-/// Runs it.
+/// Converts the arguments to a request and follows the trace.
 pub(super) fn run(args: TraceArgs, out: &mut impl Write) -> anyhow::Result<()> {
     let request = TraceRequest {
         programs: args.programs,

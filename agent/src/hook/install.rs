@@ -1,49 +1,50 @@
-//! The script that libvirt runs: put into its directory of hooks, and removed.
+//! Installs and removes the script that libvirt runs.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-/// Where libvirt looks for hooks.
+/// libvirt's default directory of hooks.
 pub const DEFAULT_DIRECTORY: &str = "/etc/libvirt/hooks";
-/// Second line of a script of ours, by which it is known again.
+/// Second line of the script, which identifies the script as Roamcast's.
 const MARK: &str = "# Made by `roamcast hook install`; `roamcast hook uninstall` removes it.";
-/// Longest script that can be ours, bytes.
+/// Largest file that can be Roamcast's script, bytes.
 const MAX_SCRIPT_BYTES: u64 = 64 * 1024;
 
-/// Why the hook is not installed, or not removed.
+/// Why installing or removing the hook failed.
 #[derive(Debug, thiserror::Error)]
 pub enum InstallError {
-    /// The place is taken.
+    /// Another program's hook has the path.
     #[error("{} is not Roamcast's; move it elsewhere in that directory and try again", path.display())]
     Foreign {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
     },
-    /// There is nothing to remove.
+    /// The directory has no hook of Roamcast.
     #[error("There is no hook of Roamcast's at {}; name libvirt's directory with --directory", path.display())]
     NotInstalled {
-        /// Where it would be.
+        /// Path at which the script would be.
         path: PathBuf,
     },
-    /// A path cannot be written into a script.
+    /// The script cannot contain the path, which is not UTF-8.
     #[error("The path {} is not UTF-8; choose another one for the program or its socket", path.display())]
     Path {
-        /// The path.
+        /// Path of the program or its socket.
         path: PathBuf,
     },
     /// The file system refuses.
     #[error("Cannot write {}; run the command as root", path.display())]
     Write {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// Error of the system call.
         source: io::Error,
     },
 }
 
-/// Puts the script into a directory of hooks, or replaces one of ours. Returns its path.
+/// Writes the script to a directory of hooks, or replaces an older script of Roamcast. Returns the
+/// script's path.
 ///
 /// # Errors
 ///
@@ -58,7 +59,8 @@ pub fn install(directory: &Path, binary: &Path, socket: &Path) -> Result<PathBuf
         path: path.clone(),
         source,
     };
-    // Renamed into place, from where libvirt does not look, so that it never runs half a script.
+    // The script is renamed into place, so libvirt never runs half a script. libvirt ignores the
+    // first name.
     let new = directory.join(".roamcast.new");
     let write = || {
         fs::create_dir_all(path.parent().unwrap_or(directory))?;
@@ -77,7 +79,7 @@ pub fn install(directory: &Path, binary: &Path, socket: &Path) -> Result<PathBuf
     Ok(path)
 }
 
-/// Removes the script from a directory of hooks. Returns the path that it had.
+/// Removes the script from a directory of hooks. Returns the script's former path.
 ///
 /// # Errors
 ///
@@ -116,7 +118,7 @@ fn is_free_or_ours(path: &Path) -> Result<bool, InstallError> {
     Ok(text.split(|byte| *byte == b'\n').nth(1) == Some(MARK.as_bytes()))
 }
 
-/// The script. It asks for nothing to go well: whatever becomes of the program, it prints nothing and
+/// Returns the text of the script. Whatever happens to the program, the script prints nothing and
 /// succeeds.
 fn script(binary: &Path, socket: &Path) -> Result<String, InstallError> {
     let binary = quoted(binary)?;
@@ -131,7 +133,7 @@ fn script(binary: &Path, socket: &Path) -> Result<String, InstallError> {
     ))
 }
 
-/// A word of the shell.
+/// Quotes a path as one word of the shell.
 fn quoted(path: &Path) -> Result<String, InstallError> {
     let text = path.to_str().ok_or_else(|| InstallError::Path {
         path: path.to_owned(),
@@ -156,7 +158,7 @@ mod tests {
             .unwrap()
     }
 
-    /// A program that writes what it is called with into a file, prints something, and fails.
+    /// Makes a program that writes its arguments to a file, prints a line, and fails.
     fn program(directory: &Path) -> (PathBuf, PathBuf) {
         let (path, log) = (directory.join("it's roamcast"), directory.join("log"));
         let text = format!(

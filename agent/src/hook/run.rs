@@ -1,4 +1,4 @@
-//! What libvirt's hook does when a migration begins to come in.
+//! The program that libvirt's hook runs when an incoming migration begins.
 //!
 //! ```text
 //! libvirt --- domain XML ---> read, at most [`MAX_XML_BYTES`]
@@ -19,63 +19,64 @@ use crate::control::client::{Client, ClientError};
 use crate::hypervisor::domain_xml::DomainXmlError;
 use crate::hypervisor::metadata::{self, MAX_XML_BYTES};
 
-/// Where the system's log is written to.
+/// Socket of the system's log.
 const SYSTEM_LOG: &str = "/dev/log";
 /// Facility daemon, severity warning (RFC 5424 §6.2.1).
 const PRIORITY: u8 = 3 * 8 + 4;
 
-/// Why a domain comes without being prepared for.
+/// Why a domain arrives without preparation.
 #[derive(Debug, thiserror::Error)]
 pub enum HookError {
-    /// libvirt's XML could not be read.
+    /// Reading libvirt's XML failed.
     #[error("libvirt's domain XML could not be read: {0}; run the hook by libvirt only")]
     Input(#[from] io::Error),
-    /// There is more of it than any domain has.
+    /// The XML is larger than the XML of any domain.
     #[error(
         "libvirt's domain XML has more than {MAX_XML_BYTES} bytes; run the hook by libvirt only"
     )]
     TooLong,
-    /// It cannot be used.
+    /// The XML is unusable.
     #[error(transparent)]
     Xml(#[from] DomainXmlError),
-    /// No agent has left its name.
+    /// The metadata names no agent.
     #[error(
         "Domain {domain} comes from a host without an agent, or one with libvirt.metadata = false; \
          start the agent there to have its streams handed over"
     )]
     NoAgent {
-        /// The domain.
+        /// Name of the arriving domain.
         domain: String,
     },
-    /// The agent of this host says no, or nothing.
+    /// The agent of this host refused, or gave no answer.
     #[error("{0}")]
     Client(#[from] ClientError),
-    /// It all took too long.
+    /// The time limit is over.
     #[error("The agent of this host did not answer within {} s; see its log", .0.as_secs())]
     Late(Duration),
-    /// The system has no thread left.
+    /// The system refuses a thread.
     #[error("Cannot start a thread: {0}; raise the limit of threads")]
     Thread(#[source] io::Error),
 }
 
-/// Whether libvirt's arguments (name, operation, sub-operation, extra) say that a migration begins to
-/// come in.
+/// Returns true if libvirt's arguments (name, operation, sub-operation, extra) announce an incoming
+/// migration.
 pub fn concerns(arguments: &[OsString]) -> bool {
     matches!(arguments, [_, operation, sub_operation, ..]
         if operation == "migrate" && sub_operation == "begin")
 }
 
-/// Has the agent behind `socket` prepare for the domain whose XML comes by `input`, within `bound`.
+/// Makes the agent behind `socket` prepare for a domain, whose XML `input` contains, within
+/// `bound`.
 ///
 /// # Errors
 ///
-/// [`HookError`]: the domain comes without. Nothing more is to be done about it.
+/// [`HookError`]: the domain arrives without preparation. The caller can do nothing about that.
 pub fn run(
     input: impl Read + Send + 'static,
     socket: PathBuf,
     bound: Duration,
 ) -> Result<(), HookError> {
-    // The thread is left behind when it takes too long: what it waits for cannot be interrupted.
+    // After the time limit the thread is abandoned: its calls cannot be interrupted.
     let (sender, result) = mpsc::channel();
     thread::Builder::new()
         .name("hook".to_owned())
@@ -108,10 +109,10 @@ fn prepare(input: impl Read, socket: &std::path::Path) -> Result<(), HookError> 
     Ok(())
 }
 
-/// Logs why a domain comes without, for people: on standard error, which libvirt logs of a hook that
-/// succeeds at its debug level only, and in the system's log where there is one.
+/// Logs why a domain arrives without preparation: to standard error, and to the system's log if
+/// there is one. libvirt logs the standard error of a successful hook only at its debug level.
 pub fn report(error: &HookError) {
-    // Nobody may be there to read it.
+    // Standard error may be closed.
     let _ = writeln!(io::stderr(), "{error}");
     let line = format!("<{PRIORITY}>roamcast-hook: {error}");
     if let Ok(log) = UnixDatagram::unbound()

@@ -1,9 +1,13 @@
-//! Whether QEMU can encrypt the copy of a VM's memory here, as far as files tell: its certificates for
-//! `VIR_MIGRATE_TLS`.
+//! Checks from files whether QEMU can encrypt the copy of a VM's memory here (`VIR_MIGRATE_TLS`).
 //!
-//! libvirt gives QEMU one directory (`tls-creds-x509`): that of `migrate_tls_x509_cert_dir` in its `qemu.conf`,
-//! else `/etc/pki/libvirt-migrate` where there is one, else that of `default_tls_x509_cert_dir`, else
-//! `/etc/pki/qemu`. QEMU reads the keys as the user that VMs run as.
+//! libvirt gives QEMU one directory with certificates (`tls-creds-x509`), the first of:
+//!
+//! 1. `migrate_tls_x509_cert_dir` in `qemu.conf`
+//! 2. `/etc/pki/libvirt-migrate`, if the directory exists
+//! 3. `default_tls_x509_cert_dir` in `qemu.conf`
+//! 4. `/etc/pki/qemu`
+//!
+//! QEMU reads the keys as the user that runs VMs.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -15,10 +19,10 @@ use crate::proto::{CopyTls, NoCopyTls};
 const SETTINGS: &str = "etc/libvirt/qemu.conf";
 const OF_MIGRATION: &str = "/etc/pki/libvirt-migrate";
 const OF_ALL: &str = "/etc/pki/qemu";
-/// Users of `qemu.conf` who read everything.
+/// Values of `user` in `qemu.conf` that stand for root, who can read every file.
 const ROOT: [&str; 4] = ["root", "+0", "0", "root:root"];
 
-/// Looks at the files, below `root`.
+/// Checks the files below `root`.
 pub fn find(root: &Path) -> CopyTls {
     let settings = fs::read_to_string(root.join(SETTINGS)).unwrap_or_default();
     let set = |key| values(&settings, key).last();
@@ -38,7 +42,7 @@ pub fn find(root: &Path) -> CopyTls {
     }
 }
 
-/// Checks the files of one end, of which the last is the key.
+/// Checks the files of one end. The last file is the key.
 fn check(root: &Path, files: &[PathBuf], is_root: bool) -> Result<(), NoCopyTls> {
     for file in files {
         let Ok(metadata) = fs::metadata(below(root, &file.to_string_lossy())) else {
@@ -74,7 +78,7 @@ mod tests {
         fs::write(path, text).unwrap();
     }
 
-    /// A host with all files, which everybody can read, in a directory.
+    /// Makes a host with all files, readable by everybody, in `directory`.
     fn host(directory: &str) -> TempDir {
         let root = tempfile::tempdir().unwrap();
         for name in FILES {

@@ -1,31 +1,32 @@
-//! What the agent reads from a libvirt domain's XML: its NICs on one bridge.
+//! Reads the NICs on the managed bridge from libvirt's domain XML.
 //!
-//! A live domain names the bridge in `source/@bridge` for both `type='bridge'` and
-//! `type='network'`, the TAP in `target/@dev`, and who reads it in `driver/@name`.
+//! The XML of an active domain names the bridge in `source/@bridge` for both `type='bridge'` and
+//! `type='network'`, the TAP in `target/@dev`, and the reader of the TAP (vhost-net or QEMU) in
+//! `driver/@name`.
 
 use crate::proto::{DomainInterface, Mac};
 
 /// Longest name of a network device, bytes, without the terminating zero.
 const MAX_DEVICE_NAME: usize = 15;
 
-/// Why XML could not be used.
+/// Why domain XML is unusable.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DomainXmlError {
-    /// It is not XML.
+    /// The text is not XML.
     #[error("libvirt's domain XML cannot be parsed: {0}; check the domain with `virsh dumpxml`")]
     Syntax(#[from] roxmltree::Error),
-    /// An interface has a MAC that is none.
+    /// An interface has an invalid MAC address.
     #[error("libvirt's domain XML has a MAC address `{0}`; correct it with `virsh edit`")]
     Mac(String),
-    /// An element is not there.
+    /// An element or attribute is missing.
     #[error(
         "libvirt's domain XML has no usable element `{0}`; check the domain with `virsh dumpxml`"
     )]
     Missing(&'static str),
 }
 
-/// Returns the NICs of a domain that are on a bridge, in the order of the XML. `vhost_net` says whether
-/// this host's kernel has vhost-net.
+/// Returns the NICs of a domain that are on `bridge`, in the order of the XML. `vhost_net` is true
+/// if this host's kernel has vhost-net.
 ///
 /// # Errors
 ///
@@ -36,7 +37,7 @@ pub fn interfaces(
     vhost_net: bool,
 ) -> Result<Vec<DomainInterface>, DomainXmlError> {
     let document = roxmltree::Document::parse(xml)?;
-    // To a domain of another type libvirt gives no vhost-net, whatever its XML names.
+    // libvirt gives vhost-net only to KVM domains, whatever the XML of another domain names.
     let is_kvm = document.root_element().attribute("type") == Some("kvm");
     let mut interfaces = Vec::new();
     let devices = document
@@ -56,7 +57,7 @@ pub fn interfaces(
         if attribute("source", "bridge") != Some(bridge) {
             continue;
         }
-        // libvirt always writes a MAC.
+        // libvirt always writes a MAC address.
         let Some(text) = attribute("mac", "address") else {
             continue;
         };
@@ -65,7 +66,7 @@ pub fn interfaces(
             .filter(|name| name.len() <= MAX_DEVICE_NAME)
             .unwrap_or_default()
             .to_owned();
-        // libvirt takes vhost-net where the kernel has it, unless the domain names a driver.
+        // Without a driver in the XML, libvirt uses vhost-net if the kernel has it.
         let is_vhost = match attribute("driver", "name") {
             Some(driver) => driver == "vhost",
             None => vhost_net && attribute("model", "type") == Some("virtio"),

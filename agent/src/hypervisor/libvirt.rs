@@ -1,15 +1,15 @@
-//! libvirt as the [`Hypervisor`].
+//! The implementation of [`Hypervisor`] for libvirt.
 //!
 //! | thread | does |
 //! |---|---|
 //! | `libvirt-events` | runs libvirt's event loop; one per process, never calls libvirt back |
-//! | `libvirt-watch` | connects, lists domains, looks at those that events name, connects again |
-//! | `libvirt-migrate` | one per migration: the blocking call, and what to do if libvirtd was lost |
-//! | `libvirt-progress` | one per migration, those of others too: polls statistics, cancels |
-//! | `libvirt-metadata` | leaves this agent's name with the domains |
+//! | `libvirt-watch` | connects, lists domains, reads the domains that events name, reconnects |
+//! | `libvirt-migrate` | one per migration: makes the blocking call, and settles a lost libvirtd |
+//! | `libvirt-progress` | one per migration, also of others: polls statistics, cancels |
+//! | `libvirt-metadata` | writes this agent's name to the metadata of the domains |
 //!
-//! What is urgent (suspended, resumed) is sent from the event loop's thread with the time it came
-//! in; domains follow from the watching thread, which may be waiting for libvirtd.
+//! The event loop's thread sends the urgent events (suspended, resumed) itself, with the time of
+//! arrival. The watching thread sends domains; it may be waiting for libvirtd.
 //!
 //! ```text
 //! Connecting --- domains, Connected ---> Watching
@@ -17,9 +17,10 @@
 //!     '------ Disconnected, back-off <------'   libvirtd is gone; domains run on
 //! ```
 //!
-//! Only active domains are reported; one that is shut off is [`HypervisorEvent::Gone`]. A domain that
-//! arrives is reported when it runs: libvirt raises no event when it prepares one. Its TAPs are
-//! there before, and known by their MAC.
+//! The watching thread reports only active domains; for a domain that is shut off it sends
+//! [`HypervisorEvent::Gone`]. It reports an arriving domain once the domain runs, because libvirt
+//! raises no event when it prepares a domain. The TAPs of the domain exist earlier; their MAC
+//! addresses identify them.
 
 mod config;
 mod downtime;
@@ -47,48 +48,48 @@ pub use flags::{MigrateFlag, MigrateFlags, MigrateFlagsError};
 use migration::Migration;
 use watch::Work;
 
-/// Why libvirt cannot be used at all. That libvirtd does not answer is no such reason: the agent
-/// goes on trying, and says so by [`HypervisorEvent::Disconnected`].
+/// Why the agent cannot use libvirt at all. An unreachable libvirtd is not such an error: the agent
+/// retries and sends [`HypervisorEvent::Disconnected`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LibvirtError {
     /// libvirt's event loop cannot run.
     #[error("libvirt's event loop cannot run: {reason}; check the installed libvirt")]
     EventLoop {
-        /// What libvirt or the system said.
+        /// Error text of libvirt or the system.
         reason: String,
     },
-    /// A thread could not be made.
+    /// The system refuses a thread.
     #[error("Cannot start the thread that watches libvirt: {reason}; raise the limit of threads")]
     Thread {
-        /// What the system said.
+        /// Error text of the system.
         reason: String,
     },
 }
 
-/// A libvirtd. Dropping it ends the watching; migrations that run go on.
+/// Handle for one libvirtd. Dropping the handle ends the watching; running migrations continue.
 #[derive(Debug)]
 pub struct Libvirt {
     shared: Arc<Shared>,
     work: mpsc::Sender<Work>,
 }
 
-/// What all threads share.
+/// State that all threads share.
 #[derive(Debug)]
 struct Shared {
     config: LibvirtConfig,
     events: EventSender,
-    /// The connection while it is up.
+    /// The open connection; `None` while disconnected.
     connection: Mutex<Option<Connect>>,
     /// Outgoing migrations that this agent has started or follows.
     migrations: Mutex<HashMap<DomainUuid, Arc<Migration>>>,
-    /// Domains whose CPUs have stopped for the switch to another host: a resume here then means
-    /// that the migration has failed.
+    /// Domains whose CPUs have stopped for the switch to another host. A resume of such a domain
+    /// here means that the migration has failed.
     departing: Mutex<HashSet<DomainUuid>>,
 }
 
 impl Shared {
     fn emit(&self, event: HypervisorEvent) {
-        // The receiver goes first when the agent stops.
+        // The send fails if the agent is stopping and the receiver is gone.
         let _ = self.events.send(event);
     }
 
@@ -97,13 +98,13 @@ impl Shared {
     }
 }
 
-/// Locks; what a panicking thread has left is still consistent, since every update is one call.
+/// Locks a mutex. Every update is one call, so the value is consistent even after a panic.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Libvirt {
-    /// Starts to connect and to watch; returns at once.
+    /// Starts the threads that connect and watch. Returns at once.
     ///
     /// # Errors
     ///

@@ -1,14 +1,15 @@
-//! The main loop of the QEMU behind a TAP: whether it sleeps.
+//! Observes whether the main loop of the QEMU behind a TAP sleeps.
 //!
-//! Once a VM has stopped, QEMU's main thread reads one more frame of each TAP, sooner or later: not
-//! before the thread that saves the device state lets go of QEMU's big lock. A frame that enters a TAP
-//! wakes the thread that polls the TAP within the call that puts the frame there. So a main thread that
-//! is asleep in `poll` while a frame waits does not poll that TAP: it has read what it will ever read.
+//! After the stop of a VM, QEMU's main thread reads at most one more frame from each TAP, but not
+//! before the thread that saves the device state releases QEMU's big lock. A frame that enters a
+//! TAP wakes the polling thread in the same call. A main thread that sleeps in `poll` while a frame
+//! waits therefore does not poll this TAP: QEMU will read nothing more from it.
 //!
-//! `/proc/PID/stat` and then `/proc/PID/syscall` say so: `syscall` alone also shows a thread that was
-//! woken and has no processor yet. Should the thread have gone from another wait to `poll` between the
-//! two, it went there with the frame waiting. Reading `syscall` needs `CAP_SYS_PTRACE`, and a kernel with
-//! `CONFIG_HAVE_ARCH_TRACEHOOK`, as those of distributions are.
+//! The observation reads `/proc/PID/stat` and then `/proc/PID/syscall`. `syscall` alone is not
+//! enough: it also shows a system call for a woken thread that has no processor yet. If the thread
+//! moves from another wait to `poll` between the two reads, it enters `poll` with the frame
+//! waiting, so the conclusion holds. Reading `syscall` needs `CAP_SYS_PTRACE` and a kernel with
+//! `CONFIG_HAVE_ARCH_TRACEHOOK`, which distributions set.
 
 use std::ffi::OsStr;
 use std::fs::{self, DirEntry, File};
@@ -17,16 +18,16 @@ use std::path::Path;
 
 use crate::proto::handover::Reader;
 
-/// What a TAP's file descriptor is a link to.
+/// Target of the link of a TAP's file descriptor.
 const TUN: &str = "/dev/net/tun";
-/// What the name of a QEMU's main thread begins with (`qemu-system-x86`, `qemu-kvm`).
+/// Prefix of the name of QEMU's main thread (`qemu-system-x86`, `qemu-kvm`).
 const QEMU: &str = "qemu";
-/// State of a thread that waits and can be interrupted.
+/// State of a thread in an interruptible wait.
 const SLEEPING: char = 'S';
-/// Room for one line of `/proc/PID/syscall`, which is nine numbers, and for the beginning of `stat`.
+/// Room for one line of `/proc/PID/syscall` (nine numbers), or for the beginning of `stat`.
 const LINE_BYTES: usize = 256;
 
-/// System calls in which a main loop waits for something to do.
+/// System calls in which a main loop waits for events.
 const WAITS: &[libc::c_long] = &[
     libc::SYS_ppoll,
     libc::SYS_pselect6,
@@ -41,22 +42,22 @@ const WAITS: &[libc::c_long] = &[
     libc::SYS_epoll_wait,
 ];
 
-/// The main thread of a QEMU. Reading the files fails once the process is gone.
+/// The main thread of a QEMU. Reading the files fails after the process has ended.
 #[derive(Debug)]
 pub struct MainLoop {
-    /// Number of the process, and of its main thread.
+    /// Process identifier, which is also the thread identifier of the main thread.
     process: u32,
-    /// The process's descriptors of the TAP, one for each queue.
+    /// File descriptors of the TAP in this process, one for each queue.
     descriptors: Vec<u32>,
-    /// `/proc/PID/stat`.
+    /// The file `/proc/PID/stat`.
     stat: File,
-    /// `/proc/PID/syscall`.
+    /// The file `/proc/PID/syscall`.
     syscall: File,
 }
 
 impl MainLoop {
-    /// Finds the QEMU in this thread's network namespace that has opened a TAP, by its name. Reads the
-    /// descriptors of every QEMU of the host.
+    /// Finds the QEMU that has opened a TAP, by the TAP's name, in this thread's network namespace.
+    /// Reads the file descriptors of every QEMU on the host.
     pub fn of_tap(name: &str) -> Option<Self> {
         let namespace = fs::read_link("/proc/thread-self/ns/net").ok()?;
         let is_here = |process: &Path| {
@@ -74,7 +75,7 @@ impl MainLoop {
             })
     }
 
-    /// Opens the files of a thread, whose directory in `/proc` is given.
+    /// Opens the files of a thread; `thread` is the thread's directory in `/proc`.
     fn open(thread: &Path, descriptors: Vec<u32>) -> Option<Self> {
         Some(Self {
             process: number(thread.file_name()?)?,
@@ -84,17 +85,17 @@ impl MainLoop {
         })
     }
 
-    /// Number of the process, and of its main thread.
+    /// Returns the process identifier.
     pub fn process(&self) -> u32 {
         self.process
     }
 
-    /// The process's descriptors of the TAP, one for each queue that it has opened.
+    /// Returns the process's file descriptors of the TAP, one for each open queue.
     pub fn descriptors(&self) -> &[u32] {
         &self.descriptors
     }
 
-    /// What the thread does at this moment.
+    /// Returns what the thread does at this moment.
     pub fn look(&self) -> Reader {
         let sleeps = match read(&self.stat, state) {
             Some(state) => state == SLEEPING,
@@ -108,14 +109,15 @@ impl MainLoop {
     }
 }
 
-/// Reads the beginning of a file that is made anew for each read.
+/// Reads the beginning of a file in `/proc`, whose content the kernel makes at each read.
 fn read<T>(file: &File, parse: impl FnOnce(&str) -> Option<T>) -> Option<T> {
     let mut text = [0; LINE_BYTES];
     let length = file.read_at(&mut text, 0).ok()?;
     parse(&String::from_utf8_lossy(text.get(..length)?))
 }
 
-/// The state in `/proc/PID/stat`: it follows the name, which is in parentheses and may have some.
+/// Returns the state in `/proc/PID/stat`. The state follows the name, which is in parentheses and
+/// may contain parentheses.
 fn state(stat: &str) -> Option<char> {
     let (_, rest) = stat.rsplit_once(") ")?;
     rest.chars().next()
@@ -125,7 +127,7 @@ fn is_qemu(process: &Path) -> bool {
     fs::read_to_string(process.join("comm")).is_ok_and(|name| name.starts_with(QEMU))
 }
 
-/// A process's descriptors of a TAP.
+/// Returns the file descriptors of a process that are open on a TAP.
 fn descriptors_of(process: &Path, name: &str) -> Vec<u32> {
     let Ok(descriptors) = fs::read_dir(process.join("fd")) else {
         return Vec::new();
@@ -143,20 +145,20 @@ fn descriptors_of(process: &Path, name: &str) -> Vec<u32> {
         .collect()
 }
 
-/// The number that a file of `/proc` is called by.
+/// Parses a file name in `/proc` as a number.
 fn number(name: &OsStr) -> Option<u32> {
     name.to_str()?.parse().ok()
 }
 
-/// The interface that a descriptor of [`TUN`] is attached to, as its `fdinfo` says.
+/// Returns the interface of a descriptor of [`TUN`], as `fdinfo` shows it.
 fn interface(info: &str) -> Option<&str> {
     info.lines()
         .find_map(|line| line.strip_prefix("iff:"))
         .map(str::trim)
 }
 
-/// What a line of `/proc/PID/syscall` says: `running`, or the number of the system call in which the
-/// thread is blocked, which is -1 for none.
+/// Interprets a line of `/proc/PID/syscall`: `running`, or the number of the system call in which
+/// the thread is blocked (-1: none).
 fn reader(line: &str) -> Reader {
     let call = line.split_whitespace().next();
     match call.map(str::parse::<libc::c_long>) {
@@ -210,7 +212,7 @@ mod tests {
             sender.send(nix::unistd::gettid()).unwrap();
             let mut fds = [PollFd::new(theirs.as_fd(), PollFlags::POLLIN)];
             poll(&mut fds, PollTimeout::NONE).unwrap();
-            // Waits elsewhere, as for a lock.
+            // Waits in a futex, not in `poll`.
             thread::park_timeout(Duration::from_secs(20));
         });
         let tid = receiver.recv().unwrap();
@@ -227,7 +229,7 @@ mod tests {
             }
         };
         until(Reader::Asleep);
-        // Is awake once the call that woke it has returned.
+        // The call that wakes the thread returns after the wake-up.
         std::io::Write::write_all(&mut &ours, b"x").unwrap();
         assert_eq!(thread_state.look(), Reader::Busy);
         until(Reader::Busy);

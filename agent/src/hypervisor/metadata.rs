@@ -1,42 +1,43 @@
-//! What agents leave with a domain: the name of the agent where it runs, in libvirt's metadata.
+//! The name of a domain's agent in libvirt's metadata.
 //!
 //! ```text
 //! <metadata><roamcast:agent xmlns:roamcast="urn:roamcast:agent:1" name="vms1"/></metadata>
 //! ```
 //!
-//! libvirt takes it along to the destination of a move, where its hook reads it before anything else
-//! has begun: that is how a destination finds the source of a move that it was not told of.
+//! libvirt carries the metadata to the destination of a migration and passes it to the hook there
+//! before the migration begins. The destination thus learns the source's agent when somebody other
+//! than an agent started the migration.
 
 use super::domain_xml::DomainXmlError;
 use crate::config::Name;
 use crate::proto::DomainUuid;
 
-/// Namespace of the element, with its version.
+/// XML namespace of the element; the last part is its version.
 pub const URI: &str = "urn:roamcast:agent:1";
-/// Prefix that libvirt gives it.
+/// XML prefix that libvirt gives the element.
 pub const KEY: &str = "roamcast";
 
-/// Largest domain XML that is read, bytes.
+/// Largest domain XML that the hook reads, bytes.
 pub const MAX_XML_BYTES: u64 = 4 * 1024 * 1024;
 
-/// A domain that libvirt is about to bring.
+/// A domain that libvirt is about to bring to this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ArrivingDomain {
-    /// Its UUID.
+    /// UUID, as in the XML.
     pub uuid: DomainUuid,
-    /// Its name.
+    /// Name, as in the XML.
     pub name: String,
-    /// The agent where it runs, if one has left its name.
+    /// Agent of the domain's current host; `None` if the metadata has no name.
     pub agent: Option<Name>,
 }
 
-/// The element that an agent leaves.
+/// Returns the element with an agent's name.
 pub fn element(agent: &Name) -> String {
-    // A name has no characters that XML would want quoted.
+    // A name contains no character that XML would have to escape.
     format!("<agent name='{agent}'/>")
 }
 
-/// Returns the agent that has left its name with a domain last.
+/// Returns the agent that last wrote its name to a domain's metadata.
 ///
 /// # Errors
 ///
@@ -56,11 +57,11 @@ fn agent_of(domain: roxmltree::Node<'_, '_>) -> Option<Name> {
         .and_then(|name| Name::try_from(name.to_owned()).ok())
 }
 
-/// Reads what libvirt's hook is told of an arriving domain.
+/// Reads the XML of an arriving domain, which libvirt passes to the hook.
 ///
 /// # Errors
 ///
-/// [`DomainXmlError`]: no XML, or not of a domain with name and UUID.
+/// [`DomainXmlError`]: the text is not XML, or not the XML of a domain with name and UUID.
 pub fn arriving(xml: &str) -> Result<ArrivingDomain, DomainXmlError> {
     let document = roxmltree::Document::parse(xml)?;
     let root = document.root_element();

@@ -1,7 +1,7 @@
 //! The hypervisor: domains, their TAPs, live migration.
 //!
-//! [`Hypervisor`] is what the agent asks of it; [`libvirt`] is the real one. Everything is
-//! asynchronous by events, so that no libvirt call ever blocks the agent.
+//! [`Hypervisor`] lists the operations that the agent needs; [`libvirt`] implements them. Results
+//! arrive as events, so no libvirt call ever blocks the agent.
 
 pub mod copy_tls;
 pub mod domain_xml;
@@ -13,32 +13,32 @@ pub mod trust;
 
 use crate::proto::{DomainUuid, HypervisorEvent};
 
-/// Where a migration goes and how.
+/// Parameters of a migration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MigrateRequest {
-    /// The domain.
+    /// Domain to migrate.
     pub uuid: DomainUuid,
     /// libvirt URI of the destination (`qemu+tls://[2001:db8::2]/system`).
     pub connect_uri: String,
-    /// Where QEMU sends memory to (`tcp://[2001:db8::2]`); empty to let libvirt choose.
+    /// URI to which QEMU sends memory (`tcp://[2001:db8::2]`); empty: libvirt chooses.
     pub migrate_uri: String,
-    /// Whether QEMU is to encrypt it (`VIR_MIGRATE_TLS`).
+    /// True: QEMU encrypts the memory (`VIR_MIGRATE_TLS`).
     pub tls: bool,
 }
 
-/// A hypervisor. Calls return at once; what comes of them is sent as [`HypervisorEvent`]s over the
-/// channel that the implementation was made with.
+/// Operations on a hypervisor. Calls return at once; results arrive as [`HypervisorEvent`]s on the
+/// channel that the implementation was created with.
 pub trait Hypervisor: Send + Sync {
-    /// Starts a live migration; ends with [`HypervisorEvent::MigrationEnded`], always.
+    /// Starts a live migration. [`HypervisorEvent::MigrationEnded`] always follows.
     fn migrate(&self, request: MigrateRequest);
 
-    /// Follows a live migration that somebody else has begun or is about to begin; ends as
-    /// [`Hypervisor::migrate`], also where there is none.
+    /// Follows a live migration that somebody else has started or is about to start.
+    /// [`HypervisorEvent::MigrationEnded`] always follows, even if there is no migration.
     fn follow(&self, uuid: DomainUuid);
 
-    /// Cancels the migration of a domain, if one runs.
+    /// Cancels the migration of a domain if one is running.
     fn abort(&self, uuid: DomainUuid);
 }
 
-/// The channel that events go to.
+/// Channel for the hypervisor's events.
 pub type EventSender = tokio::sync::mpsc::UnboundedSender<HypervisorEvent>;

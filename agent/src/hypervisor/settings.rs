@@ -1,8 +1,8 @@
-//! libvirt's own configuration files: `key = value`, each on a line of its own.
+//! Reader of libvirt's own configuration files: lines of `key = value`.
 
 use std::path::{Path, PathBuf};
 
-/// What a key is set to, without quotes; one value for each line that sets it.
+/// Returns the values of a key without quotes, one for each line that sets the key.
 pub(super) fn values<'a>(settings: &'a str, key: &'a str) -> impl Iterator<Item = &'a str> {
     settings.lines().filter_map(move |line| {
         let (name, value) = line.split_once('=')?;
@@ -10,7 +10,7 @@ pub(super) fn values<'a>(settings: &'a str, key: &'a str) -> impl Iterator<Item 
     })
 }
 
-/// An absolute path, below `root`.
+/// Returns an absolute path as a path below `root`.
 pub(super) fn below(root: &Path, path: &str) -> PathBuf {
     root.join(path.trim_start_matches('/'))
 }

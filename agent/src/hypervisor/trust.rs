@@ -1,9 +1,11 @@
-//! Whom this host's libvirt lets in by TLS, as far as its files tell: whoever it lets in is root here.
+//! Checks from files which TLS clients this host's libvirt admits: an admitted client is root on
+//! this host.
 //!
-//! Two things are worth a warning where libvirt listens: it trusts a CA of the signalling, so that each relay
-//! is let in; or it has no `tls_allowed_dn_list`, so that whatever its CA signs is. libvirt's settings are
-//! those of `libvirtd`, or of `virtproxyd` where the daemons are split. Where there are both, what either has
-//! counts: files do not tell which of them runs.
+//! The agent warns in two cases, if libvirt listens. Either libvirt trusts a CA of the signalling,
+//! and thus admits every relay. Or libvirt has no `tls_allowed_dn_list`, and thus admits every
+//! certificate of its CA. The settings are those of `libvirtd`, or of `virtproxyd` if the daemons
+//! are split. If both files exist, the check considers both, because files do not tell which daemon
+//! runs.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,18 +16,19 @@ use rustls_pki_types::pem::PemObject;
 
 use super::settings::{below, values};
 
-/// Daemons that listen by TLS, and where their settings are.
+/// Configuration files of the daemons that listen by TLS.
 const SETTINGS: [&str; 2] = ["etc/libvirt/libvirtd.conf", "etc/libvirt/virtproxyd.conf"];
-/// Where they look for their CA unless told otherwise.
+/// Default path of the daemons' CA.
 const CA: &str = "/etc/pki/CA/cacert.pem";
-/// Where they listen unless told otherwise.
+/// Default TCP port of the daemons.
 const PORT: u16 = 16514;
-/// Listening sockets of the kernel, and their state in it.
+/// The kernel's lists of TCP sockets, and the state of a listening socket in them.
 const SOCKETS: [&str; 2] = ["proc/net/tcp", "proc/net/tcp6"];
 const LISTENING: &str = "0A";
 
-/// One sentence for each thing that lets more in than there is need of. `signalling` is the file with the CAs of
-/// the signalling; files of libvirt and of the kernel are looked for below `root`.
+/// Returns one sentence for each setting that admits more clients than necessary. `signalling` is
+/// the file with the CAs of the signalling. The files of libvirt and the kernel are those below
+/// `root`.
 pub fn advice(root: &Path, signalling: &Path) -> Vec<String> {
     let settings: String = SETTINGS
         .iter()
@@ -62,14 +65,14 @@ pub fn advice(root: &Path, signalling: &Path) -> Vec<String> {
     advice
 }
 
-/// Certificates of a file that may not be there.
+/// Returns the certificates of a file; none if the file is missing.
 fn certificates(path: &Path) -> BTreeSet<Vec<u8>> {
     CertificateDer::pem_file_iter(path)
         .map(|found| found.flatten().map(|it| it.to_vec()).collect())
         .unwrap_or_default()
 }
 
-/// Whether somebody listens on one of these TCP ports.
+/// Returns true if a socket listens on one of these TCP ports.
 fn is_listening(root: &Path, ports: &BTreeSet<u16>) -> bool {
     SOCKETS.iter().any(|path| {
         let sockets = fs::read_to_string(root.join(path)).unwrap_or_default();
@@ -127,7 +130,7 @@ mod tests {
             advice(self.root.path(), &self.authorities.signalling.certificate)
         }
 
-        /// Has libvirt trust the CA of the signalling, too, in that file.
+        /// Makes libvirt also trust the CA of the signalling, in the file at `path`.
         fn trust_all(&self, path: &str) {
             let mut both = String::new();
             for ca in [&self.authorities.libvirt, &self.authorities.signalling] {

@@ -1,4 +1,4 @@
-//! New keys and certificates in the place of those that end.
+//! `roamcast pki renew`: new keys and certificates that replace expiring ones.
 
 use std::fs;
 use std::net::IpAddr;
@@ -12,12 +12,12 @@ use super::sign::io_error;
 use super::{IssueRequest, Issued, PkiError, Validity, certify, is_name, names, refuse_one_ca};
 use crate::role::Role;
 
-/// Issues certificates once more, for the name, the role and the addresses of those that are there, and puts them
-/// in their place.
+/// Issues new certificates with the name, role and addresses of the existing ones, and replaces
+/// those.
 ///
 /// # Errors
 ///
-/// [`PkiError::NotIssued`], and those of [`super::issue`] but for `Exists`.
+/// [`PkiError::NotIssued`], and the errors of [`super::issue`] except `Exists`.
 pub fn renew(directory: &Path, name: &str, validity: Validity) -> Result<Issued, PkiError> {
     refuse_one_ca(directory)?;
     let name = name.to_ascii_lowercase();
@@ -30,7 +30,7 @@ pub fn renew(directory: &Path, name: &str, validity: Validity) -> Result<Issued,
     };
     let names = names(&request)?;
     let [fresh, old] = ["new", "old"].map(|what| directory.join(format!(".{name}.{what}")));
-    // What an earlier attempt has left.
+    // An earlier attempt may have left these directories.
     for left in [&fresh, &old] {
         if left.exists() {
             fs::remove_dir_all(left).map_err(io_error("remove", left))?;
@@ -44,7 +44,7 @@ pub fn renew(directory: &Path, name: &str, validity: Validity) -> Result<Issued,
     Ok(Issued::at(host, role))
 }
 
-/// Role and addresses of a certificate that was issued.
+/// Returns role and addresses of an issued certificate.
 fn certified(directory: &Path, name: &str) -> Result<(Role, Vec<IpAddr>), PkiError> {
     let not_issued = || PkiError::NotIssued {
         directory: directory.to_owned(),

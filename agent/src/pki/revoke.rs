@@ -1,4 +1,4 @@
-//! Certificates that are good no longer: the lists of the CAs (RFC 5280 §5).
+//! `roamcast pki revoke`: certificate revocation lists of the CAs (RFC 5280 §5).
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,17 +13,18 @@ use super::sign::{create_directory, io_error};
 use super::{Authorities, CA_DAYS, Ca, Issued, PkiError, is_name, refuse_one_ca};
 use crate::role::Role;
 
-/// What was revoked.
+/// Result of a revocation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Revoked {
-    /// The lists that were written: of the signalling, and for a host with an agent of libvirt and of QEMU.
+    /// Written lists: of the CA of the signalling, and for a host with an agent also of libvirt's
+    /// and QEMU's CA.
     pub lists: Vec<PathBuf>,
-    /// Where the certificates are now.
+    /// New place of the revoked certificates.
     pub kept: PathBuf,
 }
 
 impl Revoked {
-    /// What to do next, for a person.
+    /// Returns the next steps, for a person.
     pub fn next_steps(&self) -> String {
         let places = [
             "/etc/pki/roamcast/crl.pem",
@@ -47,7 +48,8 @@ impl Revoked {
 ///
 /// # Errors
 ///
-/// [`PkiError::NotIssued`], [`PkiError::OneCa`], [`PkiError::Io`], [`PkiError::Ca`] where a CA cannot sign.
+/// [`PkiError::NotIssued`], [`PkiError::OneCa`], [`PkiError::Io`], [`PkiError::Ca`] if a CA cannot
+/// sign.
 pub fn revoke(directory: &Path, name: &str) -> Result<Revoked, PkiError> {
     refuse_one_ca(directory)?;
     let name = name.to_ascii_lowercase();
@@ -91,7 +93,7 @@ fn serial(certificate: &Path) -> Option<SerialNumber> {
 }
 
 impl Ca {
-    /// Adds a certificate to the list; returns the file.
+    /// Adds a certificate to the CA's list. Returns the path of the list.
     fn revoke(&self, serial: SerialNumber) -> Result<PathBuf, PkiError> {
         let path = self.certificate.with_file_name("crl.pem");
         let (mut revoked, number) = listed(&path);
@@ -116,7 +118,7 @@ impl Ca {
             .signed_by(&self.issuer()?)
             .and_then(|list| list.pem())
             .map_err(|error| self.failed(error))?;
-        // At once: what reads it meanwhile reads the old one or the new one.
+        // The rename is atomic: a reader sees the old list or the new one.
         let fresh = path.with_file_name(".crl.pem");
         fs::write(&fresh, list).map_err(io_error("write", &fresh))?;
         fs::rename(&fresh, &path).map_err(io_error("write", &path))?;
@@ -124,7 +126,7 @@ impl Ca {
     }
 }
 
-/// What a list has, and its number; nothing and 0 where there is none yet.
+/// Returns the entries and the number of a list; nothing and 0 if there is no list.
 fn listed(path: &Path) -> (Vec<RevokedCertParams>, u64) {
     let Ok(list) = CertificateRevocationListDer::from_pem_file(path) else {
         return (Vec::new(), 0);

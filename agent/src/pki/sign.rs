@@ -1,4 +1,4 @@
-//! Signing, and the files of what is signed.
+//! Signs certificates and writes their files.
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};
@@ -12,7 +12,7 @@ use rcgen::{
 
 use super::{Ca, Certificate, PkiError, Validity};
 
-/// A certificate that is not written yet, in PEM.
+/// A signed certificate in PEM, not written yet.
 pub(super) struct Signed {
     ca: String,
     certificate: String,
@@ -28,7 +28,7 @@ impl Signed {
         self.write_pair(&to.certificate, &to.key)
     }
 
-    /// The same once more for libvirt's client, where that looks.
+    /// Writes a copy to the paths of libvirt's client.
     pub(super) fn write_for_libvirt(&self, to: &Certificate) -> Result<(), PkiError> {
         self.write(to)?;
         self.write_pair(
@@ -37,7 +37,8 @@ impl Signed {
         )
     }
 
-    /// QEMU has all in one directory (`tls-creds-x509`), whose keys it reads as the user that VMs run as.
+    /// Writes the files for QEMU: one directory (`tls-creds-x509`), whose keys QEMU reads as the
+    /// user that runs VMs.
     pub(super) fn write_for_qemu(&self, to: &Certificate) -> Result<(), PkiError> {
         create_directory(to.key.parent().unwrap_or(&to.key), 0o755)?;
         write_new(&to.ca, &self.ca, 0o644)?;
@@ -79,7 +80,7 @@ impl Ca {
         write_new(&self.certificate, &certificate.pem(), 0o644)
     }
 
-    /// What signs.
+    /// Reads certificate and key of the CA, for signing.
     pub(super) fn issuer(&self) -> Result<Issuer<'static, KeyPair>, PkiError> {
         let failed = |error| self.failed(error);
         let ca = read(&self.certificate)?;
@@ -102,7 +103,8 @@ impl Ca {
         params.not_after = validity.not_after;
         params.distinguished_name = common_name(name);
         params.subject_alt_names = names;
-        // libvirt warns about a certificate without key encipherment, although ECDSA has no use of it.
+        // libvirt warns about a certificate without key encipherment, although ECDSA does not use
+        // it.
         params.key_usages = vec![
             KeyUsagePurpose::DigitalSignature,
             KeyUsagePurpose::KeyEncipherment,
@@ -131,7 +133,7 @@ fn read(path: &Path) -> Result<String, PkiError> {
     fs::read_to_string(path).map_err(io_error("read", path))
 }
 
-/// What to make of an error of the system about a path.
+/// Returns a function that adds an action and a path to a system error.
 pub(super) fn io_error(action: &'static str, path: &Path) -> impl Fn(io::Error) -> PkiError {
     let path = path.to_owned();
     move |error| PkiError::Io {

@@ -32,7 +32,7 @@ fn certificate(issued: &Certificate) -> CertificateDer<'static> {
     CertificateDer::from_pem_file(&issued.certificate).unwrap()
 }
 
-/// Whether a certificate is good for clients under that CA, as libvirt asks.
+/// Returns true if the certificate verifies under the CA for client use, as libvirt requires.
 fn verifies(issued: &Certificate, ca: &Path) -> bool {
     let mut roots = RootCertStore::empty();
     let ca = CertificateDer::from_pem_file(ca).unwrap();
@@ -403,7 +403,7 @@ fn list_of_revoked_certificates_is_used_or_named() {
         "it was there"
     );
 
-    // Its own.
+    // The host's own certificate.
     let revoked = revoke(directory.path(), "vms1").unwrap();
     let kept = revoked.kept.join("roamcast");
     let files = TlsFiles {

@@ -73,7 +73,7 @@ pub struct Counters {
     /// Datagrams of a port that the bridge does not have (any more).
     pub unknown_port_datagrams: u64,
     /// Datagrams of a port behind which there is no domain.
-    pub unhoused_datagrams: u64,
+    pub datagrams_without_domain: u64,
     /// Datagrams whose sender is not a link-local address.
     pub off_link_datagrams: u64,
     /// Datagrams that are no message, or none that a VM sends.

@@ -179,7 +179,7 @@ impl EventLoop {
         let signalling = [
             ("datagrams_dropped", self.vm_socket.dropped()),
             ("datagrams_unknown_port", proto.unknown_port_datagrams),
-            ("datagrams_unhoused", proto.unhoused_datagrams),
+            ("datagrams_unhoused", proto.datagrams_without_domain),
             ("datagrams_off_link", proto.off_link_datagrams),
             ("datagrams_malformed", proto.malformed_datagrams),
             ("frames_malformed", proto.malformed_frames),

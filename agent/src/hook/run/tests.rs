@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// Far above what anything here takes, and below what a test may.
+/// Longer than any step here takes, and shorter than a test may take.
 const BOUND: Duration = Duration::from_secs(60);
 
 const XML: &str = "<domain><name>viewer</name>
@@ -22,7 +22,7 @@ fn nobody() -> PathBuf {
     PathBuf::from("/nonexistent/agent.sock")
 }
 
-/// An agent that answers with these lines; gives what it was asked.
+/// Starts an agent that answers with these lines. Returns its socket and the requests that it gets.
 fn agent(directory: &Path, answer: &'static str) -> (PathBuf, mpsc::Receiver<String>) {
     let path = directory.join("agent.sock");
     let listener = UnixListener::bind(&path).unwrap();
@@ -33,7 +33,7 @@ fn agent(directory: &Path, answer: &'static str) -> (PathBuf, mpsc::Receiver<Str
         BufReader::new(&stream).read_line(&mut line).unwrap();
         sender.send(line).unwrap();
         stream.write_all(answer.as_bytes()).unwrap();
-        // The connection stays until the hook has gone.
+        // The connection stays open until the hook closes it.
         let _ = stream.read(&mut [0]);
     });
     (path, asked)

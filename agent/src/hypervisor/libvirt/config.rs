@@ -1,4 +1,4 @@
-//! How the agent reaches libvirt, and how it migrates.
+//! Parameters of the connection to libvirt and of migrations.
 
 use super::downtime::DowntimeLimit;
 use super::flags::MigrateFlags;
@@ -9,17 +9,17 @@ use crate::config::Name;
 pub struct LibvirtConfig {
     /// URI of the local libvirtd.
     pub uri: String,
-    /// The managed bridge; NICs on others are left alone.
+    /// The managed bridge. The agent ignores NICs on other bridges.
     pub bridge: String,
     /// Flags of every migration.
     pub flags: MigrateFlags,
-    /// Most that a migration may send, MiB/s; `None` for libvirt's own limit.
+    /// Highest bandwidth of a migration, MiB/s; `None`: libvirt's own limit.
     pub bandwidth: Option<u64>,
-    /// Longest pause of the CPUs that QEMU aims at; `None` for its own limit.
+    /// Pause of the CPUs that QEMU aims at; `None`: QEMU's own limit.
     pub downtime_limit: Option<DowntimeLimit>,
-    /// Connections that memory is sent over in parallel; `None` for one.
+    /// Parallel connections for the memory; `None`: one connection.
     pub parallel_connections: Option<u16>,
-    /// Name that is left with every running domain; `None` for none.
+    /// Name for the metadata of every active domain; `None`: no metadata.
     pub metadata: Option<Name>,
 }
 

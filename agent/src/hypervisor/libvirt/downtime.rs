@@ -1,31 +1,32 @@
-//! The longest pause that QEMU may aim at, which grows until the copy of the memory converges.
+//! The downtime limit of a migration, which grows until the copy of memory converges.
 //!
-//! QEMU copies memory in passes, each of what the VM has written during the one before, and stops
-//! the VM for the last pass once that would take no longer than the limit. A low limit is a short
-//! pause, but a VM that writes faster than the limit allows is copied for ever. So the limit begins
-//! low, and doubles while passes go by that do not end it:
+//! QEMU copies memory in passes; each pass copies what the VM wrote during the previous one. QEMU
+//! stops the VM for the last pass as soon as that pass would take no longer than the downtime
+//! limit. A low limit keeps the pause short, but the copy of a VM that writes faster than the limit
+//! allows never ends. The limit therefore starts low and doubles while passes go by:
 //!
 //! ```text
 //!  pass    1 . . . . . .|. . . . . .|. . . . . .|. . .
-//!  limit   50 ms        | 100 ms    | 200 ms    | 300 ms: the most
+//!  limit   50 ms        | 100 ms    | 200 ms    | 300 ms: the maximum
 //! ```
 
 use std::time::Duration;
 
-/// Passes over memory before the limit is doubled. One that converges at all mostly does in fewer.
+/// Passes over memory between two doublings. A copy that converges usually needs fewer.
 const PASSES: u64 = 6;
 
-/// The limit of one migration, as its passes go by.
+/// The downtime limit of one migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DowntimeLimit {
     limit: Duration,
     most: Duration,
-    /// Pass in which it was set; none before it is set in the job.
+    /// Pass in which the limit was set; `None` before the job has a limit.
     set: Option<u64>,
 }
 
 impl DowntimeLimit {
-    /// From `least` on, up to `most`, which counts as no less than `least`.
+    /// Creates a limit that starts at `least` and grows up to `most`, or stays at `least` if `most`
+    /// is less.
     pub fn new(least: Duration, most: Duration) -> Self {
         Self {
             limit: least,
@@ -34,13 +35,13 @@ impl DowntimeLimit {
         }
     }
 
-    /// Where it begins.
+    /// Returns the current limit.
     pub fn least(&self) -> Duration {
         self.limit
     }
 
-    /// What to set in the pass that runs now (counted from 1), if that is something new. The first
-    /// call always says it.
+    /// Returns the limit to set in pass `iteration` (from 1), or `None` if the limit is unchanged.
+    /// The first call always returns a limit.
     pub fn next(&mut self, iteration: u64) -> Option<Duration> {
         match self.set {
             Some(_) if self.limit >= self.most => return None,

@@ -1,38 +1,38 @@
-//! Flags of `virDomainMigrateToURI3`: which there are, and which go together.
+//! Flags of `virDomainMigrateToURI3`: supported flags, and their combinations.
 
 use serde::Deserialize;
 use virt_sys as sys;
 
 use crate::proto::Carrier;
 
-/// A flag of `virDomainMigrateFlags` that makes sense for the agent's moves.
+/// A flag of `virDomainMigrateFlags` that the agent supports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(try_from = "String")]
 pub struct MigrateFlag(u32);
 
-/// Flags that a migration can be started with.
+/// Set of flags with which a migration can start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MigrateFlags(u32);
 
-/// Why flags cannot be used.
+/// Why a flag or a set of flags is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MigrateFlagsError {
-    /// No such flag, or none that the agent can use.
+    /// libvirt has no such flag, or the agent does not support it.
     #[error("\"{0}\" is no migration flag that the agent can use; see virDomainMigrateFlags")]
     Unusable(String),
-    /// A flag that the migration of a multicast listener cannot do without.
+    /// A mandatory flag is missing.
     #[error("{0} is missing; the agent cannot move a running domain without it")]
     Missing(&'static str),
-    /// Two flags of which one must go.
+    /// Two flags exclude each other.
     #[error("{0} and {1} exclude each other; drop one")]
     Excluded(&'static str, &'static str),
-    /// A flag that is of no use without parallel connections.
+    /// A flag has no effect without parallel connections.
     #[error("{0} needs VIR_MIGRATE_PARALLEL; set parallel_connections")]
     NeedsParallel(&'static str),
 }
 
-/// Names and bits are libvirt's. Left out: what needs a second call (POSTCOPY), what is no live
-/// move (OFFLINE, PAUSED).
+/// Names and bits of libvirt's flags. Not supported: POSTCOPY (needs a second call), OFFLINE and
+/// PAUSED (no live migration).
 const FLAGS: &[(&str, u32)] = &[
     (LIVE, sys::VIR_MIGRATE_LIVE),
     (PEER2PEER, sys::VIR_MIGRATE_PEER2PEER),
@@ -98,7 +98,7 @@ impl TryFrom<String> for MigrateFlag {
 }
 
 impl MigrateFlag {
-    /// Live, from libvirtd to libvirtd, and the domain's definition moves along.
+    /// Live migration from libvirtd to libvirtd; the domain's definition moves too.
     pub const DEFAULT: [Self; 4] = [
         Self(sys::VIR_MIGRATE_LIVE),
         Self(sys::VIR_MIGRATE_PEER2PEER),
@@ -108,11 +108,11 @@ impl MigrateFlag {
 }
 
 impl MigrateFlags {
-    /// Checks that flags go together; `parallel` adds `VIR_MIGRATE_PARALLEL`.
+    /// Checks a combination of flags. `parallel` adds `VIR_MIGRATE_PARALLEL`.
     ///
     /// # Errors
     ///
-    /// [`MigrateFlagsError`], all but `Unusable`.
+    /// [`MigrateFlagsError`], except `Unusable`.
     pub fn new(flags: &[MigrateFlag], parallel: bool) -> Result<Self, MigrateFlagsError> {
         let parallel = if parallel {
             sys::VIR_MIGRATE_PARALLEL
@@ -136,7 +136,7 @@ impl MigrateFlags {
         Ok(Self(bits))
     }
 
-    /// What they make of the copy of memory.
+    /// Returns how these flags transport the copy of memory.
     pub fn carrier(self) -> Carrier {
         let carriers = [
             (sys::VIR_MIGRATE_TLS, Carrier::Tls),
@@ -147,20 +147,20 @@ impl MigrateFlags {
         set.map_or(Carrier::Plain, |(_, carrier)| carrier)
     }
 
-    /// The same, and with `VIR_MIGRATE_TLS` if so.
+    /// Adds `VIR_MIGRATE_TLS` if `tls` is true.
     pub(super) fn encrypted(self, tls: bool) -> Self {
         let tls = if tls { sys::VIR_MIGRATE_TLS } else { 0 };
         Self(self.0 | tls)
     }
 
-    /// As libvirt's number.
+    /// Returns the flags as libvirt's number.
     pub(super) fn bits(self) -> u32 {
         self.0
     }
 }
 
 impl Default for MigrateFlags {
-    /// [`MigrateFlag::DEFAULT`].
+    /// Returns the flags of [`MigrateFlag::DEFAULT`].
     fn default() -> Self {
         Self(
             MigrateFlag::DEFAULT

@@ -1,4 +1,4 @@
-//! Migrations that this agent has not started: an agent before it has, or somebody else.
+//! Follows migrations that this agent has not started: by an earlier agent, or by somebody else.
 
 use std::sync::Arc;
 use std::thread;
@@ -12,10 +12,11 @@ use super::migration::{self, COMPLETED_WAIT, Migration, POLL_INTERVAL};
 use super::{Shared, lock, settle, sys};
 use crate::proto::{DomainUuid, HypervisorEvent, JobStats};
 
-/// How long a migration that was announced may take to begin: QEMU starts at the destination first.
+/// Longest time between the announcement and the start of a migration: QEMU starts at the
+/// destination first.
 pub(super) const BEGIN: Duration = Duration::from_secs(30);
 
-/// Follows a migration that runs already.
+/// Follows a running migration.
 pub(super) fn adopt(shared: &Arc<Shared>, domain: Domain, uuid: DomainUuid) {
     let migration = Arc::new(Migration::default());
     {
@@ -32,7 +33,7 @@ pub(super) fn adopt(shared: &Arc<Shared>, domain: Domain, uuid: DomainUuid) {
     });
 }
 
-/// Follows a migration that is about to begin, if it does within `begin`.
+/// Follows a migration that is about to start, if it starts within `begin`.
 pub(super) fn expect(shared: &Arc<Shared>, uuid: DomainUuid, begin: Duration) {
     let migration = Arc::new(Migration::default());
     let until = Instant::now() + begin;
@@ -40,7 +41,7 @@ pub(super) fn expect(shared: &Arc<Shared>, uuid: DomainUuid, begin: Duration) {
     {
         let mut migrations = lock(&shared.migrations);
         if let Some(known) = migrations.get(&uuid) {
-            // Announced again; one that was seen is followed already.
+            // A repeated announcement. A migration that has started is followed already.
             known.update(|state| state.awaited = state.awaited.map(|_| until));
             return;
         }
@@ -54,7 +55,7 @@ pub(super) fn expect(shared: &Arc<Shared>, uuid: DomainUuid, begin: Duration) {
     });
 }
 
-/// Whether no other migration of the domain has taken the place of this one.
+/// Returns true if no newer migration of the domain has replaced this one.
 fn is_current(shared: &Shared, migration: &Arc<Migration>, uuid: DomainUuid) -> bool {
     let migrations = lock(&shared.migrations);
     let known = migrations.get(&uuid);
@@ -74,7 +75,7 @@ fn spawn(shared: &Arc<Shared>, uuid: DomainUuid, run: impl FnOnce(&Shared) + Sen
     }
 }
 
-/// Waits for a migration to begin, and follows it to its end.
+/// Waits for the start of a migration and follows it to its end.
 fn expected(
     shared: &Shared,
     migration: &Arc<Migration>,
@@ -96,7 +97,7 @@ fn expected(
             }
             Ok(Place::Stays) => {}
             Ok(Place::Gone) => {
-                // It was quicker than the looks, or was shut down.
+                // The migration was faster than the polling, or the domain was shut down.
                 let completed = migration.wait(
                     COMPLETED_WAIT,
                     |state| state.completed.is_some(),
@@ -113,11 +114,11 @@ fn expected(
     }
 }
 
-/// Where a domain is that is to leave.
+/// Where a domain is that should leave.
 enum Place {
-    /// Here, as far as is known.
+    /// On this host, as far as known.
     Stays,
-    /// libvirt moves it.
+    /// Leaving: libvirt is migrating the domain.
     Leaves(Domain),
     Gone,
 }
@@ -156,11 +157,12 @@ fn follow(
                     shared.emit(HypervisorEvent::Progress { uuid, stats });
                 }
             }
-            // The source's domain is stopped before the job of a migration that succeeds ends.
+            // A successful migration stops the domain at the source before its job ends, so this
+            // one has failed.
             Ok(None) if domain.is_active().unwrap_or(false) => {
                 return Err("libvirt has given it up; its log says why".to_owned());
             }
-            // It has left, or libvirtd has: where the domain is decides.
+            // The domain or libvirtd is gone. The domain's place decides.
             Ok(None) | Err(_) => {
                 let completed = migration.wait(
                     COMPLETED_WAIT,

@@ -1,7 +1,9 @@
-//! The thread that leaves this agent's name with the domains of its host ([`super::super::metadata`]).
+//! The thread that writes this agent's name to the metadata of this host's domains
+//! ([`super::super::metadata`]).
 //!
-//! It is a thread of its own because libvirt may keep it waiting for a domain's job, half a minute at
-//! worst. Nothing depends on it but moves that somebody else asks for, so it goes on trying quietly.
+//! The thread exists because libvirt may block it until a domain's job ends, up to half a minute.
+//! Only migrations that somebody else starts depend on the metadata, so the thread retries without
+//! an error in the log.
 
 use std::collections::HashMap;
 use std::io;
@@ -20,26 +22,26 @@ use crate::config::Name;
 use crate::hypervisor::metadata::{self, KEY, URI};
 use crate::proto::DomainUuid;
 
-/// How long a domain is left alone that was just seen: one that arrives has a job of libvirt's still.
+/// Delay after a domain was seen: libvirt still has a job on an arriving domain.
 const SETTLE: Duration = Duration::from_millis(500);
 /// Pauses after failures.
 const BACK_OFF: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
 
-/// A domain whose metadata is to be written.
+/// A domain whose metadata has to be written, and the next attempt.
 struct Task {
     due: Instant,
     backoff: Backoff,
 }
 
-/// What came of an attempt.
+/// Result of an attempt.
 enum Attempt {
-    /// There is nothing left to do.
+    /// The metadata is written, or the domain is gone.
     Done,
-    /// The domain is being moved.
+    /// libvirt is migrating the domain.
     Busy,
 }
 
-/// Starts the thread; it ends when the sender is dropped.
+/// Starts the thread. The thread ends when the sender is dropped.
 pub(super) fn start(shared: &Arc<Shared>, agent: Name) -> io::Result<Sender<DomainUuid>> {
     let (sender, inbox) = mpsc::channel();
     let shared = Arc::clone(shared);
@@ -72,7 +74,7 @@ fn run(shared: &Shared, agent: &Name, inbox: &Receiver<DomainUuid>) {
     }
 }
 
-/// Makes an attempt; sets the next one if it was not the last.
+/// Makes an attempt. Schedules the next one unless this was the last.
 fn is_done(shared: &Shared, agent: &Name, uuid: DomainUuid, task: &mut Task) -> bool {
     match write(shared, agent, uuid) {
         Ok(Attempt::Done) => return true,
@@ -105,7 +107,7 @@ fn write(shared: &Shared, agent: &Name, uuid: DomainUuid) -> Result<Attempt, Err
         return Ok(Attempt::Done);
     }
     let is_moved = lock(&shared.migrations).contains_key(&uuid)
-        // It has perhaps no jobs to ask for.
+        // The driver may not support job queries.
         || sys::is_migrating(&domain).unwrap_or(false);
     if is_moved {
         return Ok(Attempt::Busy);

@@ -1,5 +1,5 @@
-//! Outgoing migrations of this agent: the blocking call, its progress, its end. Those of others are
-//! followed ([`super::follow`]).
+//! Outgoing migrations that this agent starts: the blocking call, its progress, its end.
+//! [`super::follow`] follows other migrations.
 
 use std::ffi::{CStr, CString};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -16,12 +16,12 @@ use super::{Shared, lock, settle};
 use crate::hypervisor::MigrateRequest;
 use crate::proto::{DomainUuid, HypervisorEvent, JobStats};
 
-/// Between two looks at the statistics.
+/// Interval at which the progress thread polls the statistics.
 pub(super) const POLL_INTERVAL: Duration = Duration::from_millis(100);
-/// How long the statistics of a completed migration are waited for; they come as an event.
+/// Longest wait for the statistics of a completed migration, which arrive as an event.
 pub(super) const COMPLETED_WAIT: Duration = Duration::from_millis(500);
 
-/// One migration that runs.
+/// A running migration, shared by its threads.
 #[derive(Debug, Default)]
 pub(super) struct Migration {
     state: Mutex<State>,
@@ -30,25 +30,25 @@ pub(super) struct Migration {
 
 #[derive(Debug, Default)]
 pub(super) struct State {
-    /// It is to be cancelled.
+    /// True: the migration has to be cancelled.
     abort: bool,
-    /// Until when it is waited for, if it has not been seen yet.
+    /// Deadline for the start of an announced migration; `None` once the migration is running.
     pub(super) awaited: Option<Instant>,
-    /// The blocking call has returned.
+    /// True after the blocking call has returned.
     returned: bool,
-    /// The switch has begun.
+    /// True after the switch has begun.
     pub(super) switched: bool,
     /// Statistics of the completed job.
     pub(super) completed: Option<JobStats>,
 }
 
 impl Migration {
-    /// Notes the statistics of the completed job.
+    /// Stores the statistics of the completed job.
     pub(super) fn completed(&self, stats: JobStats) {
         self.update(|state| state.completed = Some(stats));
     }
 
-    /// Notes that the domain's CPUs have stopped for the switch.
+    /// Records that the domain's CPUs have stopped for the switch.
     pub(super) fn switched(&self) {
         self.update(|state| state.switched = true);
     }
@@ -58,12 +58,12 @@ impl Migration {
         self.changed.notify_all();
     }
 
-    /// Returns what `read` finds now.
+    /// Returns the current result of `read`.
     pub(super) fn read<T>(&self, read: impl FnOnce(&State) -> T) -> T {
         read(&lock(&self.state))
     }
 
-    /// Waits until `until` holds or the time is over, and returns what `read` finds then.
+    /// Waits until `until` holds, at most for `time`, and returns the result of `read`.
     pub(super) fn wait<T>(
         &self,
         time: Duration,
@@ -79,7 +79,7 @@ impl Migration {
     }
 }
 
-/// Starts a migration in threads of its own.
+/// Starts a migration on threads of its own.
 pub(super) fn start(shared: &Arc<Shared>, request: MigrateRequest) {
     let uuid = request.uuid;
     let Some(connection) = shared.connection() else {
@@ -92,10 +92,10 @@ pub(super) fn start(shared: &Arc<Shared>, request: MigrateRequest) {
     let migration = Arc::new(Migration::default());
     {
         let mut migrations = lock(&shared.migrations);
-        // One that was only waited for makes room, and ends without a word.
+        // An announced migration that has not started yields silently.
         let awaited = |known: &Arc<Migration>| known.read(|state| state.awaited.is_some());
         if migrations.get(&uuid).is_some_and(|known| !awaited(known)) {
-            // Its end answers this request too.
+            // The end of the running migration answers this request too.
             tracing::warn!(%uuid, "Domain is being migrated already");
             return;
         }
@@ -121,7 +121,7 @@ pub(super) fn start(shared: &Arc<Shared>, request: MigrateRequest) {
 
 pub(super) fn abort_if_asked(migration: &Migration, domain: &Domain, uuid: DomainUuid) {
     if migration.read(|state| state.abort) {
-        // Asked too early there is no job yet, and too late it can no longer be cancelled.
+        // Before the job exists, and after the switch has begun, libvirt refuses to cancel.
         if let Err(error) = sys::abort_job(domain) {
             tracing::debug!(%uuid, %error, "Migration is not cancelled yet");
         }
@@ -133,7 +133,7 @@ pub(super) fn abort(shared: &Arc<Shared>, uuid: DomainUuid) {
     if let Some(migration) = lock(&shared.migrations).get(&uuid) {
         return migration.update(|state| state.abort = true);
     }
-    // An agent that ran before this one may have started it.
+    // An earlier agent may have started the migration.
     let Some(connection) = shared.connection() else {
         return;
     };
@@ -182,7 +182,7 @@ fn run(
     let parameters = parameters(shared, request)?;
     let flags = shared.config.flags.encrypted(request.tls).bits();
 
-    // The limit is taken at once, where libvirt does not reset it at the start of the job.
+    // Set the limit now; libvirt versions that reset it at the start of the job get it again later.
     if let Some(limit) = shared.config.downtime_limit {
         set_downtime_limit(&domain, limit.least());
     }
@@ -245,8 +245,8 @@ fn c_string(what: &str, text: &str) -> Result<CString, String> {
         .map_err(|_| format!("The {what} `{}` holds a zero byte", text.escape_debug()))
 }
 
-/// Polls statistics until the call has returned, keeps the downtime limit once the job runs, and
-/// cancels it when asked; returns the last statistics.
+/// Polls statistics until the call has returned, sets the downtime limit once the job runs, and
+/// cancels the job on request. Returns the last statistics.
 fn progress(shared: &Shared, migration: &Migration, domain: &Domain, uuid: DomainUuid) -> JobStats {
     let mut last = JobStats::default();
     let mut downtime_limit = shared.config.downtime_limit;

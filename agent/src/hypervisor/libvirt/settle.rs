@@ -1,16 +1,16 @@
-//! Where a domain is whose migration lost its libvirtd.
+//! Decides where a domain runs whose migration lost a libvirtd.
 //!
-//! A libvirtd that comes back takes up what it finds. It resumes a domain whose memory was still
-//! being copied, and ends one that has moved. Only in between, when all memory was sent but the
-//! destination's word had not come, it leaves the domain paused for others to decide:
+//! A libvirtd that restarts examines its domains. It resumes a domain whose memory was still being
+//! copied, and ends a domain that has moved. In one case it leaves the domain paused: when all
+//! memory was sent but the destination's confirmation had not arrived. Then the agent decides:
 //!
-//! | here | at the destination | what is done |
+//! | at the source | at the destination | action |
 //! |---|---|---|
-//! | runs | | nothing: the migration has failed |
-//! | gone | | nothing: it has succeeded |
-//! | paused | runs | the domain here is ended |
-//! | paused | gone | the domain here is resumed |
-//! | paused | paused, or not known | looked at again, then left to the operator |
+//! | runs | | none: the migration has failed |
+//! | gone | | none: the migration has succeeded |
+//! | paused | runs | end the domain at the source |
+//! | paused | gone | resume the domain at the source |
+//! | paused | paused, or not known | check again, then leave the decision to the operator |
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -25,14 +25,15 @@ use super::{Shared, lock};
 use crate::clock::now;
 use crate::proto::{DomainUuid, HypervisorEvent};
 
-/// How long libvirtd may take to come back, and both sides to agree.
+/// Longest wait for libvirtd to restart and for both hosts to agree.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How long a domain must be seen paused: libvirtd may be about to resume it.
+/// Time for which a domain must stay paused before the agent acts: libvirtd may be about to resume
+/// it.
 const PAUSED: Duration = Duration::from_secs(2);
-/// Between two looks.
+/// Interval between two checks.
 const INTERVAL: Duration = Duration::from_millis(200);
 
-/// What is known of a domain on one host.
+/// State of a domain on one host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
     Runs,
@@ -40,13 +41,13 @@ enum Place {
     Gone,
 }
 
-/// Finds out how a migration ended, and ends it where libvirt does not. Blocks.
+/// Finds out how a migration ended, and completes it if libvirt does not. Blocks.
 ///
-/// `destination` is the libvirt URI of the other host, where it is known.
+/// `destination` is the libvirt URI of the other host, if known.
 ///
 /// # Errors
 ///
-/// One sentence for a person saying where the domain is, unless it has moved.
+/// One sentence for a person that says where the domain is, unless the domain has moved.
 pub(super) fn settle(
     shared: &Shared,
     uuid: DomainUuid,
@@ -66,7 +67,8 @@ pub(super) fn settle(
         match (place, domain) {
             (Place::Gone, _) => return Ok(()),
             (Place::Runs, _) => {
-                // It was perhaps listed as paused, before libvirtd resumed it without an event.
+                // The list may have shown the domain as paused; libvirtd then resumed it without an
+                // event.
                 shared.emit(HypervisorEvent::Resumed {
                     uuid,
                     migrated: false,
@@ -103,9 +105,9 @@ pub(super) fn settle(
     })
 }
 
-/// After a migration that has failed during the switch: ends what is left of the domain at the
-/// destination. A source that has lost the destination's libvirtd resumes its domain, and that
-/// libvirtd, once it is back, leaves a domain running whose CPUs it had started. Blocks.
+/// Removes the remains of a domain at the destination after a migration that failed during the
+/// switch. A source that loses the destination's libvirtd resumes its domain. That libvirtd leaves
+/// the domain running after its restart if it had started the CPUs. Blocks.
 pub(super) fn clear_destination(shared: &Shared, uuid: DomainUuid, destination: &str) {
     let deadline = Instant::now() + PATIENCE;
     while Instant::now() < deadline {
@@ -135,7 +137,7 @@ pub(super) fn clear_destination(shared: &Shared, uuid: DomainUuid, destination: 
     );
 }
 
-/// Ends or resumes a domain that is paused here, by whether it runs at the destination.
+/// Ends or resumes a domain that is paused here, depending on its state at the destination.
 fn decide(
     shared: &Shared,
     domain: &Domain,

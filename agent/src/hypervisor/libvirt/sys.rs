@@ -1,5 +1,5 @@
-//! What the `virt` crate does not wrap: event callbacks, job statistics, cancelling, migration
-//! parameters. All foreign calls of the agent to libvirt that are not the crate's are here.
+//! Calls to libvirt that the `virt` crate does not wrap: event callbacks, job statistics,
+//! cancelling, migration parameters. This file contains all foreign calls of the agent to libvirt.
 
 #![allow(
     unsafe_code,
@@ -19,7 +19,7 @@ use virt_sys as sys;
 
 use crate::proto::{DomainUuid, JobStats};
 
-/// What libvirt told a callback.
+/// An event, as libvirt passes it to a callback.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum RawEvent {
     /// `VIR_DOMAIN_EVENT_ID_LIFECYCLE`.
@@ -40,20 +40,20 @@ pub(super) enum RawEvent {
     Closed { reason: u32 },
 }
 
-/// Receives events on the event loop's thread; must not call libvirt, nor block.
+/// Receives events on the event loop's thread. A handler must neither call libvirt nor block.
 pub(super) type Handler = Box<dyn Fn(RawEvent) + Send + Sync>;
 
-/// Starts libvirt's event loop in a thread of its own, once per process. It has to run before a
-/// connection is opened.
+/// Starts libvirt's event loop on a thread of its own, once per process. The loop has to run before
+/// a connection is opened.
 ///
 /// # Errors
 ///
-/// libvirt's, or that the thread could not be made.
+/// libvirt's error, or the system's if it refuses the thread.
 pub(super) fn start_event_loop() -> Result<(), String> {
     static STARTED: OnceLock<Result<(), String>> = OnceLock::new();
     STARTED
         .get_or_init(|| {
-            // Errors are returned; libvirt need not print them to stderr as well.
+            // Errors are returned, so libvirt need not print them to stderr too.
             virt::error::clear_error_callback();
             virt::event::event_register_default_impl().map_err(|error| error.to_string())?;
             thread::Builder::new()
@@ -72,18 +72,19 @@ pub(super) fn start_event_loop() -> Result<(), String> {
         .clone()
 }
 
-/// Callbacks registered on a connection; dropping it takes them off.
+/// Callbacks registered on a connection. Dropping the value deregisters them.
 pub(super) struct Subscription {
     connection: Connect,
     callbacks: Vec<c_int>,
     close_callback: bool,
 }
 
-/// Has `handler` called for the events of a connection.
+/// Registers `handler` for the events of a connection.
 ///
 /// # Errors
 ///
-/// libvirt's. Drivers without an event (such as `test`) just never raise it.
+/// libvirt's error. A driver without an event (such as `test`) accepts the callback and never calls
+/// it.
 pub(super) fn subscribe(
     connection: &Connect,
     handler: impl Fn() -> Handler,
@@ -98,9 +99,9 @@ pub(super) fn subscribe(
     type Device = sys::virConnectDomainEventDeviceAddedCallback;
     type Iteration = sys::virConnectDomainEventMigrationIterationCallback;
     type JobCompleted = sys::virConnectDomainEventJobCompletedCallback;
-    // SAFETY: libvirt calls a callback back as the type that belongs to its event's number, which
-    // is the type cast from here; all are nullable function pointers of the same size. The callback
-    // for a device's removal has the parameters of that for its addition.
+    // SAFETY: libvirt calls a callback with the type that belongs to its event's number, which is
+    // the type before this cast; all are nullable function pointers of the same size. The callback
+    // for a device's removal has the parameters of the callback for its addition.
     let callbacks = unsafe {
         [
             (
@@ -127,8 +128,8 @@ pub(super) fn subscribe(
     };
     for (event, callback) in callbacks {
         let opaque = into_opaque(handler());
-        // SAFETY: the connection is open while it is borrowed. `opaque` is owned by libvirt from
-        // here on, which frees it by `free_handler` after the last call of the callback.
+        // SAFETY: the connection is open while it is borrowed. From here on libvirt owns `opaque`
+        // and frees it with `free_handler` after the last call of the callback.
         let id = unsafe {
             sys::virConnectDomainEventRegisterAny(
                 connection.as_ptr(),
@@ -140,7 +141,7 @@ pub(super) fn subscribe(
             )
         };
         if id < 0 {
-            // SAFETY: libvirt did not take it.
+            // SAFETY: libvirt did not take ownership.
             unsafe { free_handler(opaque) };
             return Err(Error::last_error());
         }
@@ -157,7 +158,7 @@ pub(super) fn subscribe(
         )
     };
     if result < 0 {
-        // SAFETY: libvirt did not take it.
+        // SAFETY: libvirt did not take ownership.
         unsafe { free_handler(opaque) };
         return Err(Error::last_error());
     }
@@ -168,12 +169,12 @@ pub(super) fn subscribe(
 impl Drop for Subscription {
     fn drop(&mut self) {
         for &id in &self.callbacks {
-            // SAFETY: the connection is open while `self` holds it; the number is one it gave. On
-            // a lost connection the callback is taken off all the same.
+            // SAFETY: the connection is open while `self` holds it; the connection returned this
+            // number. libvirt deregisters the callback of a lost connection too.
             unsafe { sys::virConnectDomainEventDeregisterAny(self.connection.as_ptr(), id) };
         }
         if self.close_callback {
-            // SAFETY: as above; the function is the one registered.
+            // SAFETY: as above; the function is the registered one.
             unsafe {
                 sys::virConnectUnregisterCloseCallback(self.connection.as_ptr(), Some(on_close))
             };
@@ -182,24 +183,24 @@ impl Drop for Subscription {
 }
 
 fn into_opaque(handler: Handler) -> *mut c_void {
-    // A box of the box: a trait object's own pointer is two words, `opaque` is one.
+    // A box in a box: the pointer of a trait object has two words, `opaque` has one.
     Box::into_raw(Box::new(handler)).cast()
 }
 
 unsafe extern "C" fn free_handler(opaque: *mut c_void) {
-    // SAFETY: the pointer comes from `into_opaque`, and libvirt frees once.
+    // SAFETY: the pointer comes from `into_opaque`, and libvirt frees it once.
     let handler = unsafe { Box::from_raw(opaque.cast::<Handler>()) };
     let _ = catch_unwind(AssertUnwindSafe(|| drop(handler)));
 }
 
-/// Calls the handler. A panic ends here, because it must not cross C frames.
+/// Calls the handler and stops a panic, which must not cross C frames.
 ///
 /// # Safety
 ///
-/// `opaque` is from [`into_opaque`] and not freed yet.
+/// `opaque` comes from [`into_opaque`] and has not been freed.
 unsafe fn call(opaque: *mut c_void, event: Option<RawEvent>) {
     let Some(event) = event else { return };
-    // SAFETY: see above; handlers are `Sync`, and never lent mutably.
+    // SAFETY: the caller's promise; handlers are `Sync`, and nothing borrows them mutably.
     let handler = unsafe { &*opaque.cast::<Handler>() };
     if catch_unwind(AssertUnwindSafe(|| handler(event))).is_err() {
         tracing::error!("A handler of libvirt events panicked; the event is lost");
@@ -213,7 +214,7 @@ unsafe extern "C" fn on_lifecycle(
     detail: c_int,
     opaque: *mut c_void,
 ) -> c_int {
-    // SAFETY: libvirt passes a live domain, and what was registered.
+    // SAFETY: libvirt passes a live domain and the registered `opaque`.
     unsafe {
         let event = uuid(domain).map(|uuid| RawEvent::Lifecycle {
             uuid,
@@ -231,7 +232,7 @@ unsafe extern "C" fn on_device(
     _alias: *const c_char,
     opaque: *mut c_void,
 ) {
-    // SAFETY: libvirt passes a live domain, and what was registered.
+    // SAFETY: libvirt passes a live domain and the registered `opaque`.
     unsafe {
         call(
             opaque,
@@ -246,7 +247,7 @@ unsafe extern "C" fn on_iteration(
     iteration: c_int,
     opaque: *mut c_void,
 ) {
-    // SAFETY: libvirt passes a live domain, and what was registered.
+    // SAFETY: libvirt passes a live domain and the registered `opaque`.
     unsafe {
         let event = uuid(domain).map(|uuid| RawEvent::MigrationIteration { uuid, iteration });
         call(opaque, event);
@@ -260,8 +261,8 @@ unsafe extern "C" fn on_job_completed(
     nparams: c_int,
     opaque: *mut c_void,
 ) {
-    // SAFETY: libvirt passes a live domain, what was registered, and an array that lives until the
-    // callback returns.
+    // SAFETY: libvirt passes a live domain, the registered `opaque`, and an array that lives until
+    // the callback returns.
     unsafe {
         let stats = stats(params, nparams);
         call(
@@ -273,7 +274,7 @@ unsafe extern "C" fn on_job_completed(
 
 unsafe extern "C" fn on_close(_: sys::virConnectPtr, reason: c_int, opaque: *mut c_void) {
     let reason = reason.cast_unsigned();
-    // SAFETY: libvirt passes what was registered.
+    // SAFETY: libvirt passes the registered `opaque`.
     unsafe { call(opaque, Some(RawEvent::Closed { reason })) };
 }
 
@@ -293,7 +294,7 @@ unsafe fn uuid(domain: sys::virDomainPtr) -> Option<DomainUuid> {
 unsafe fn stats(params: sys::virTypedParameterPtr, nparams: c_int) -> JobStats {
     let read = |name: &CStr| {
         let mut value = 0;
-        // SAFETY: the caller's promise; the name ends in a zero; `value` has the type asked for.
+        // SAFETY: the caller's promise; the name ends in a zero; `value` has the requested type.
         let found =
             unsafe { sys::virTypedParamsGetULLong(params, nparams, name.as_ptr(), &mut value) };
         (found == 1).then_some(value)
@@ -306,27 +307,28 @@ unsafe fn stats(params: sys::virTypedParameterPtr, nparams: c_int) -> JobStats {
     }
 }
 
-/// Statistics of the job that runs on a domain, if one does.
+/// Returns the statistics of the job that runs on a domain, if one does.
 ///
 /// # Errors
 ///
-/// libvirt's. While a domain arrives by migration, only its source knows the statistics.
+/// libvirt's error. Only the source knows the statistics of a migration; libvirt refuses the call
+/// at the destination.
 pub(super) fn job_stats(domain: &Domain) -> Result<Option<JobStats>, Error> {
     Ok(job(domain)?.map(|job| job.stats))
 }
 
-/// Whether the domain is being migrated to another host.
+/// Returns true if libvirt is migrating the domain to another host.
 ///
 /// # Errors
 ///
-/// As [`job_stats`].
+/// As for [`job_stats`].
 pub(super) fn is_migrating(domain: &Domain) -> Result<bool, Error> {
     Ok(job(domain)?.is_some_and(|job| job.is_departure))
 }
 
 struct Job {
     stats: JobStats,
-    /// It is a migration to another host.
+    /// True: the job is a migration to another host.
     is_departure: bool,
 }
 
@@ -340,8 +342,8 @@ fn job(domain: &Domain) -> Result<Option<Job>, Error> {
         return Err(Error::last_error());
     }
     let mut operation = 0;
-    // SAFETY: the array and its length are from libvirt, and freed once; the name ends in a zero,
-    // and `operation` has the type asked for.
+    // SAFETY: the array and its length come from libvirt, and the array is freed once; the name
+    // ends in a zero, and `operation` has the requested type.
     let stats = unsafe {
         let stats = stats(params, nparams);
         sys::virTypedParamsGetInt(
@@ -353,7 +355,7 @@ fn job(domain: &Domain) -> Result<Option<Job>, Error> {
         sys::virTypedParamsFree(params, nparams);
         stats
     };
-    // While a job runs, QEMU's guess of the downtime stands in its place.
+    // While a job runs, this field holds QEMU's estimate of the downtime.
     let stats = JobStats {
         downtime: None,
         ..stats
@@ -369,7 +371,7 @@ fn job(domain: &Domain) -> Result<Option<Job>, Error> {
 ///
 /// # Errors
 ///
-/// libvirt's, also where no job runs or it cannot be cancelled any more.
+/// libvirt's error, also if no job runs or the job can no longer be cancelled.
 pub(super) fn abort_job(domain: &Domain) -> Result<(), Error> {
     // SAFETY: the domain is live while it is borrowed.
     match unsafe { sys::virDomainAbortJob(domain.as_ptr()) } {
@@ -389,11 +391,11 @@ pub(super) enum Value {
     Int(i32),
 }
 
-/// `virDomainMigrateToURI3`; returns when the migration is over.
+/// Calls `virDomainMigrateToURI3`. Returns when the migration has ended.
 ///
 /// # Errors
 ///
-/// libvirt's; the domain then runs where it did, unless the connection was lost.
+/// libvirt's error. The domain then still runs at the source, unless the connection was lost.
 pub(super) fn migrate_to_uri3(
     domain: &Domain,
     dconn_uri: &CStr,
@@ -439,7 +441,8 @@ impl TypedParams {
         let (params, nparams, maxparams) =
             (&mut self.params, &mut self.nparams, &mut self.maxparams);
         let name = name.as_ptr();
-        // SAFETY: the three describe one array that libvirt grows; it copies name and value.
+        // SAFETY: the three fields describe one array, which libvirt grows; libvirt copies name and
+        // value.
         let result = unsafe {
             match value {
                 Value::Text(value) => {
@@ -462,7 +465,7 @@ impl TypedParams {
 
 impl Drop for TypedParams {
     fn drop(&mut self) {
-        // SAFETY: libvirt allocated the array, or it is null and empty.
+        // SAFETY: libvirt allocated the array, or the array is null and empty.
         unsafe { sys::virTypedParamsFree(self.params, self.nparams) };
     }
 }

@@ -1,4 +1,4 @@
-//! Against libvirt's own `test` driver, which keeps made-up domains in this process.
+//! Tests against libvirt's own `test` driver, which keeps made-up domains in this process.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::proto::{Domain, DomainInterface};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// Events, waited for with a deadline.
+/// Receiver of events, with a deadline for each wait.
 struct Events(UnboundedReceiver<HypervisorEvent>);
 
 impl Events {
@@ -111,7 +111,7 @@ async fn domain_is_followed_from_its_start_to_its_end() {
     domain.suspend().unwrap();
     events.domain("followed", false).await;
     domain.resume().unwrap();
-    // A resume that no migration has caused says so.
+    // A resume without a migration is reported as such.
     events
         .until(|event| match event {
             HypervisorEvent::Suspended { uuid, .. } => {
@@ -217,7 +217,7 @@ async fn migration_that_never_begins_is_followed_until_the_bound() {
     let connection = Connect::open(Some("test:///default")).unwrap();
     let domain = create(&connection, "stays");
     let uuid = uuid(&domain);
-    // Announced twice, it is still one.
+    // Two announcements make one migration.
     for _ in 0..2 {
         follow::expect(&libvirt.shared, uuid, Duration::from_millis(300));
     }

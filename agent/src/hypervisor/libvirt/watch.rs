@@ -1,4 +1,4 @@
-//! The watching thread: connection, list of domains, events.
+//! The watching thread: connects to libvirtd, lists domains and handles events.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -19,20 +19,20 @@ use crate::clock::now;
 use crate::hypervisor::{domain_xml, metadata};
 use crate::proto::{Domain, DomainUuid, HypervisorEvent};
 
-/// Pauses before connecting again.
+/// Pauses before reconnecting.
 const BACK_OFF: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
-/// An idle libvirtd is asked for life after so many seconds, and given up after
-/// [`KEEPALIVE_COUNT`] silent answers.
+/// Seconds of silence after which libvirt sends a keepalive message. The connection is closed after
+/// [`KEEPALIVE_COUNT`] messages without an answer.
 const KEEPALIVE_INTERVAL: i32 = 2;
-/// See [`KEEPALIVE_INTERVAL`].
+/// Keepalive messages without an answer; see [`KEEPALIVE_INTERVAL`].
 const KEEPALIVE_COUNT: u32 = 3;
 
-/// What the thread is told.
+/// Message to the thread.
 #[derive(Debug)]
 pub(super) enum Work {
-    /// A callback was called, on this connection (numbered from 1).
+    /// libvirt called a callback of this connection (numbered from 1).
     Event(u64, RawEvent),
-    /// The end.
+    /// The thread must end.
     Stop,
 }
 
@@ -42,7 +42,7 @@ enum End {
     Lost(String),
 }
 
-/// Connects and watches until told to stop.
+/// Connects and watches until [`Work::Stop`].
 pub(super) fn run(
     shared: &Arc<Shared>,
     names: Option<Sender<DomainUuid>>,
@@ -78,7 +78,7 @@ pub(super) fn run(
     }
 }
 
-/// Waits, forgetting events of the lost connection; returns whether to stop.
+/// Waits, and discards events of the lost connection. Returns true after [`Work::Stop`].
 fn wait(inbox: &Receiver<Work>, pause: Duration) -> bool {
     let deadline = Instant::now() + pause;
     loop {
@@ -92,21 +92,21 @@ fn wait(inbox: &Receiver<Work>, pause: Duration) -> bool {
 
 struct Watch<'a> {
     shared: &'a Arc<Shared>,
-    /// Where domains go that lack this agent's name.
+    /// Channel to the metadata thread, for domains without this agent's name.
     names: Option<Sender<DomainUuid>>,
-    /// Domains as reported last.
+    /// Domains, as last reported.
     known: HashMap<DomainUuid, Domain>,
-    /// Domains reported to be on their way here.
+    /// Domains reported as arriving.
     arriving: HashSet<DomainUuid>,
 }
 
-/// What is to be told of a domain.
+/// What to report about a domain.
 enum Described {
-    /// It is active.
+    /// Active, with its NICs.
     Active(Domain),
-    /// It is on its way here.
+    /// Arriving by a migration.
     Arriving { uuid: DomainUuid, name: String },
-    /// It is not active, or no longer there.
+    /// Not active, or gone.
     Absent,
 }
 
@@ -130,7 +130,7 @@ impl Watch<'_> {
             tracing::debug!(%error, "libvirt connection without keepalive");
         }
         lock(&self.shared.departing).clear();
-        // Before the list, so that no change falls between the two.
+        // Before the list, so that no change falls between list and events.
         let handler = || handler(Arc::clone(self.shared), session, work.clone());
         let _subscription = match sys::subscribe(&connection, handler) {
             Ok(subscription) => subscription,
@@ -205,7 +205,7 @@ impl Watch<'_> {
         Ok(())
     }
 
-    /// Looks at a domain that an event named.
+    /// Reads a domain that an event named, and reports it.
     fn refresh(&mut self, connection: &Connect, uuid: DomainUuid) -> Result<(), Error> {
         let described = match connection.lookup_domain_by_uuid_string(&uuid.to_string()) {
             Ok(domain) => self.describe(&domain)?,
@@ -239,7 +239,7 @@ impl Watch<'_> {
         }
     }
 
-    /// Reads a domain.
+    /// Reads a domain; a domain that is gone is no error.
     fn describe(&self, domain: &VirtDomain) -> Result<Described, Error> {
         match self.read(domain) {
             Err(error) if is_no_domain(&error) => Ok(Described::Absent),
@@ -255,8 +255,8 @@ impl Watch<'_> {
         let name = domain.name()?;
         let (state, _) = domain.state()?;
         let running = state == DomainState::Running.into() || state == DomainState::Blocked.into();
-        // libvirt would not give the XML before the domain has arrived, and meanwhile this thread
-        // could do nothing else.
+        // libvirt returns the XML of an arriving domain only after the arrival, and the call would
+        // block this thread until then.
         if state == DomainState::Paused.into() && is_arriving(domain) {
             return Ok(Described::Arriving { uuid, name });
         }
@@ -277,26 +277,26 @@ impl Watch<'_> {
 }
 
 impl Watch<'_> {
-    /// Has this agent's name left with a domain that has another, or none.
+    /// Passes a domain to the metadata thread if its metadata lacks this agent's name.
     fn name(&self, uuid: DomainUuid, xml: &str) {
         let (Some(names), Some(agent)) = (&self.names, &self.shared.config.metadata) else {
             return;
         };
         let known = metadata::agent(xml);
         if known.is_ok_and(|known| known.as_ref() != Some(agent)) {
-            // The thread ends only with this one.
+            // The metadata thread ends only with this thread.
             let _ = names.send(uuid);
         }
     }
 }
 
-/// Whether libvirt gives a NIC to vhost-net unless told otherwise.
+/// Returns true if libvirt uses vhost-net for a NIC by default.
 fn has_vhost_net() -> bool {
     Path::new("/dev/vhost-net").exists()
 }
 
-/// Whether a paused domain is one that a migration brings here. Only a source knows statistics of a
-/// migration: libvirt refuses them to the destination.
+/// Returns true if a paused domain is arriving by a migration. Only the source knows the statistics
+/// of a migration; libvirt refuses them to the destination.
 fn is_arriving(domain: &VirtDomain) -> bool {
     sys::job_stats(domain)
         .is_err_and(|error| error.code() == ErrorNumber::OperationUnsupported.into())
@@ -308,7 +308,7 @@ fn is_paused(domain: &VirtDomain) -> bool {
         .is_ok_and(|(state, _)| state == DomainState::Paused.into())
 }
 
-/// What is called on the event loop's thread. It only sends.
+/// Returns the handler for the event loop's thread, which only sends messages.
 fn handler(shared: Arc<Shared>, session: u64, work: Sender<Work>) -> Handler {
     Box::new(move |event| {
         tracing::debug!(?event, "libvirt event");
@@ -343,7 +343,8 @@ fn lifecycle(shared: &Shared, uuid: DomainUuid, event: u32, detail: u32) {
             shared.emit(HypervisorEvent::Suspended { uuid, at });
         }
         (vir::VIR_DOMAIN_EVENT_RESUMED, detail) => {
-            // A source whose migration has failed resumes with the same detail as a destination.
+            // The resume of a source after a failed migration has the same detail as the resume at
+            // a destination.
             let departed = lock(&shared.departing).remove(&uuid);
             let migrated = !departed
                 && matches!(

@@ -164,7 +164,7 @@ impl Context {
         decoded: Result<(u64, VmMessage), DecodeError>,
     ) -> Option<(Caller, VmMessage)> {
         let Some(domain) = inventory.domain_of_port(ifindex) else {
-            self.counters.unhoused_datagrams += 1;
+            self.counters.datagrams_without_domain += 1;
             return None;
         };
         match decoded {

@@ -53,7 +53,7 @@ fn search_is_not_answered_without_a_port_or_a_domain() {
     }
     assert_eq!(bench.told(), []);
     let expected = Counters {
-        unhoused_datagrams: 1,
+        datagrams_without_domain: 1,
         unknown_port_datagrams: 1,
         ..Counters::default()
     };
