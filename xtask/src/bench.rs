@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: what the programs, the relay, the signalling and a move cost.
+//! `cargo xtask bench`: cost of the programs, the relay, the signalling and a migration.
 
 mod handover;
 mod machine;
@@ -25,7 +25,7 @@ use serde_json::Value;
 use crate::run::{go_on_delivered, release_build, root, step, workspace};
 use crate::setup;
 
-/// What to measure.
+/// Benches.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
     /// Cost of the `snoop` program, and of 64 VMs of 1,000 addresses each
@@ -36,20 +36,21 @@ pub(crate) enum Verb {
     Relay(relay::RelayArgs),
     /// A relay with 1, 10 and 100 subscribers: CPU time and rate, against a sendmmsg loop
     Replicate(relay::RelayArgs),
-    /// Unicast mobility: what translation costs, in programs and to applications; what a mapping server
-    /// can do
+    /// Unicast mobility: cost of translation, in programs and for applications; throughput of a
+    /// mapping server
     Mat(Output),
-    /// Handovers at high rates, between TAPs that a program reads: how much stays exact
+    /// Handovers at high rates, between TAPs that a program reads: how many stay exact
     Rates(RatesArgs),
     /// Time from MigrationRequest to MigrationResponse with 1, 100 and 1,000 addresses
     Signalling(SignallingArgs),
-    /// Consecutive moves under one and several streams, between all kinds of networks: each must be exact
+    /// Consecutive migrations under one and several streams, between all kinds of networks: each
+    /// must be exact
     Handover(handover::HandoverArgs),
-    /// The paper's measurements: moves by memory and rate, of GLM, of LM and by libvirt alone
+    /// The paper's measurements: migrations by memory and rate, of GLM, of LM and by libvirt alone
     Migration(migration::MigrationArgs),
 }
 
-/// Where results go.
+/// Destination of the results.
 #[derive(Debug, Args)]
 pub(crate) struct Output {
     /// Write the results as JSON
@@ -68,7 +69,7 @@ pub(crate) struct RatesArgs {
     #[arg(long, value_name = "MS,..", value_delimiter = ',', default_values_t = [50, 200, 500],
           value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pauses: Vec<u32>,
-    /// Handovers of each
+    /// Handovers of each rate and pause
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     moves: u32,
     #[command(flatten)]
@@ -78,7 +79,7 @@ pub(crate) struct RatesArgs {
 /// Arguments of `cargo xtask bench signalling`.
 #[derive(Debug, Args)]
 pub(crate) struct SignallingArgs {
-    /// Moves of each kind; the median is the result
+    /// Migrations of each kind; the median is the result
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=20))]
     runs: u32,
     /// Numbers of multicast addresses, each a flow of its own
@@ -92,15 +93,15 @@ pub(crate) struct SignallingArgs {
     output: Output,
 }
 
-/// One line of the result.
+/// One row of the result.
 #[derive(Debug, Serialize)]
 struct Signalling {
     rate_mbps: f64,
     addresses: u16,
-    /// Every run, milliseconds.
+    /// Times of all runs, milliseconds.
     runs_ms: Vec<f64>,
     median_ms: f64,
-    /// Verdicts of the destination's probes over all runs, by their names.
+    /// Verdicts of the destination's probes over all runs, by name.
     verdicts: BTreeMap<String, usize>,
     /// Longest time from a join to its verdict, milliseconds.
     longest_probe_ms: u64,
@@ -111,7 +112,7 @@ pub(crate) fn run(verb: &Verb) -> Result<()> {
     setup::ensure()?;
     match verb {
         Verb::Snoop(output) => {
-            // The bench times the command as a user has it.
+            // The bench measures the command as it is delivered.
             release_build()?;
             program("snoop", &[], output)
         }
@@ -126,10 +127,10 @@ pub(crate) fn run(verb: &Verb) -> Result<()> {
     }
 }
 
-/// The benches of unicast mobility, one after the other; the report has the results of each.
+/// Runs the benches of unicast mobility one after the other. The report has the results of each.
 fn mat(output: &Output) -> Result<()> {
-    // The mapping server is measured as it is delivered. Benches are built the same way, so this is
-    // where they look for it.
+    // The bench measures the mapping server as it is delivered. Benches are release builds too, so
+    // they look for the server beside themselves.
     release_build()?;
     let directory = root().join("target/bench");
     fs::create_dir_all(&directory)
@@ -153,13 +154,13 @@ fn mat(output: &Output) -> Result<()> {
     }
 }
 
-/// Runs the bench of a program with these arguments, which prints what it finds.
+/// Runs a bench program with arguments and shows its output.
 fn program(name: &str, arguments: &[String], output: &Output) -> Result<()> {
     let mut command = workspace("bench");
     command.args(["--bench", &format!("bench_{name}"), "--"]);
     command.args(arguments);
     if let Some(path) = &output.report {
-        // The bench runs in its package's folder.
+        // The bench runs in its package's folder, so the path must be absolute.
         let path = std::path::absolute(path)?;
         command.arg("--report").arg(path);
     }
@@ -258,7 +259,7 @@ fn signalling(arguments: &SignallingArgs) -> Result<()> {
     }
 }
 
-/// The probes of the last move, from the source agent's record.
+/// Returns the probes of the last migration, from the source agent's record.
 fn receptions(testbed: &mut Testbed) -> Result<Vec<Value>> {
     let vms1 = testbed.lab().vms1().clone();
     let migrations = testbed.agents()?.query(&vms1, "migrations")?;
@@ -269,7 +270,7 @@ fn receptions(testbed: &mut Testbed) -> Result<Vec<Value>> {
         .context("The agent's record has no receptions")
 }
 
-/// Runs a bench of so many moves, with a bar of them.
+/// Runs a bench of `moves` migrations with a progress bar.
 fn with_bar<T>(moves: u64, run: impl FnOnce(&mut dyn FnMut(&Progress)) -> Result<T>) -> Result<T> {
     let bar = ProgressBar::new(moves);
     if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} [{eta} left] {msg}") {

@@ -1,5 +1,5 @@
-//! `cargo xtask demo`: a real VM under a stream is moved to another subnet, and what the
-//! application in it received is counted.
+//! `cargo xtask demo`: migrates a real VM under a stream to another subnet and counts what the
+//! application in the VM receives.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,28 +21,28 @@ use lab::{LabConfig, Site};
 use crate::run::{build, root};
 use crate::setup;
 
-/// How often `--relay-flap` takes multicast away and gives it back.
+/// Number of changes of `--relay-flap`: multicast removed and restored.
 const FLAPS: u32 = 2;
 
-/// The destination's network.
+/// Network of the destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum SiteKind {
-    /// The tree reaches it at once.
+    /// The multicast tree reaches the site at once.
     Multicast,
     /// The tree needs `--late-ms` to grow after the first MLD Report.
     Late,
-    /// It carries no multicast; a relay sends the stream by unicast.
+    /// The site has no multicast; a relay sends the stream by unicast.
     UnicastOnly,
 }
 
-/// What is streamed.
+/// Kinds of streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum StreamKind {
-    /// Stamped packets of 1450 bytes, each accounted for.
+    /// Numbered and timestamped packets of 1450 bytes; each is accounted for.
     Probe,
     /// MPEG-TS over UDP by ffmpeg; continuity-counter errors are counted.
     Ffmpeg,
-    /// The same over RTP.
+    /// MPEG-TS over RTP by ffmpeg.
     FfmpegRtp,
 }
 
@@ -56,12 +56,12 @@ impl From<StreamKind> for stream::StreamKind {
     }
 }
 
-/// Where the guest joins.
+/// Interface of the join.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Join {
-    /// Its first NIC.
+    /// First NIC of the guest.
     Eth0,
-    /// The device of its permanent address; takes `--unicast`.
+    /// Device of the guest's permanent address; needs `--unicast`.
     Mat0,
 }
 
@@ -80,45 +80,46 @@ pub(crate) struct DemoArgs {
     /// Network of the destination.
     #[arg(long, value_enum, default_value_t = SiteKind::Multicast)]
     site: SiteKind,
-    /// How long the tree of the site `late` needs to grow, milliseconds.
+    /// Time that the tree of the site `late` needs to grow, milliseconds.
     #[arg(long, value_name = "N", default_value_t = 1000)]
     late_ms: u64,
     /// Rate of the stream, Mbit/s of UDP payload.
     #[arg(long, value_name = "MBPS", default_value_t = 20.0, value_parser = rate)]
     rate: f64,
-    /// The guest's memory.
+    /// Memory of the guest.
     #[arg(long, value_name = "MIB", default_value_t = 128, value_parser = clap::value_parser!(u32).range(96..=8192))]
     memory: u32,
-    /// How many moves, each by a freshly booted guest.
+    /// Number of migrations, each of a freshly booted guest.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
     runs: u32,
-    /// Moves by plain libvirt, with no Roamcast running.
+    /// Migrate by plain libvirt, without Roamcast.
     #[arg(long)]
     baseline: bool,
-    /// What is streamed.
+    /// Kind of the stream.
     #[arg(long, value_enum, default_value_t = StreamKind::Probe)]
     stream: StreamKind,
-    /// Instead of moving the guest, take multicast away from its site and give it back, twice.
+    /// Instead of migrating the guest, remove multicast from its site and restore it, twice.
     #[arg(long, conflicts_with_all = ["site", "baseline", "runs", "stream"])]
     relay_flap: bool,
-    /// No relay, so a site without multicast gets none.
+    /// Run no relay; a site without multicast then receives nothing.
     #[arg(long, conflicts_with = "relay_flap")]
     no_relay: bool,
-    /// No gates, so the move loses and doubles packets.
+    /// Run no gates; the migration then loses and doubles packets.
     #[arg(long, conflicts_with = "baseline")]
     no_gate: bool,
-    /// Besides the stream, sessions between a correspondent and the guest, by their permanent addresses.
+    /// In addition to the stream, run sessions between a correspondent and the guest, by their
+    /// permanent addresses.
     #[arg(long, conflicts_with_all = ["baseline", "relay_flap"])]
     unicast: bool,
     /// Interface on which the guest joins the stream.
     #[arg(long, value_enum, default_value_t = Join::Eth0)]
     join: Join,
-    /// Writes the rows as JSON.
+    /// Write the rows as JSON.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
 }
 
-/// A rate in Mbit/s.
+/// Parses a rate in Mbit/s.
 pub(crate) fn rate(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(rate) if (0.1..=1000.0).contains(&rate) => Ok(rate),
@@ -136,7 +137,7 @@ impl DemoArgs {
     }
 }
 
-/// Runs the demo; fails when a row is not `ok`.
+/// Runs the demo. Fails if a row is not `ok`.
 pub(crate) fn run(args: &DemoArgs) -> Result<()> {
     ensure!(
         args.unicast || args.join == Join::Eth0,
@@ -272,7 +273,7 @@ fn draw(run: &Run) -> String {
     })
 }
 
-/// One line a change, for people.
+/// Renders one line per change, for people.
 fn flap_table(rows: &[FlapRow]) -> Table {
     let mut table = Table::new();
     table.load_preset(comfy_table::presets::UTF8_FULL_CONDENSED);
@@ -305,7 +306,7 @@ fn flap_table(rows: &[FlapRow]) -> Table {
     table
 }
 
-/// Where the lost packets of each run went, for people; a line for each run that lost some.
+/// Returns a line for each run with losses: where the packets were lost.
 pub(crate) fn losses(rows: &[RunRow]) -> impl Iterator<Item = String> {
     let lost = (1..).zip(rows).filter(|(_, row)| row.lost > 0);
     lost.map(|(number, row)| {
@@ -317,7 +318,7 @@ pub(crate) fn losses(rows: &[RunRow]) -> impl Iterator<Item = String> {
     })
 }
 
-/// One line a run, for people.
+/// Renders one line per run, for people.
 pub(crate) fn table(rows: &[RunRow]) -> Table {
     let mut table = Table::new();
     table.load_preset(comfy_table::presets::UTF8_FULL_CONDENSED);

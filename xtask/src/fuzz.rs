@@ -1,11 +1,12 @@
-//! `cargo xtask fuzz`: libFuzzer over every parser of bytes from outside, and over the state machines.
+//! `cargo xtask fuzz`: libFuzzer over every parser of foreign bytes, and over the state machines.
 //!
-//! The targets are functions of the crates under test (`common/src/fuzz.rs` and its siblings); the programs that
-//! run them are in `tests/fuzz`. What is found is kept under `target/fuzz`, and the next run begins with it. Of
-//! that `--keep` puts into `tests/fuzz/corpus` what it takes to go all known ways; the unit tests run it.
+//! The targets are functions of the crates under test (`common/src/fuzz.rs` and its siblings). The
+//! programs that run them are in `tests/fuzz`. New inputs stay under `target/fuzz`, and the next
+//! run starts with them. `--keep` copies a minimal set with the same coverage to
+//! `tests/fuzz/corpus`; the unit tests run this set.
 //!
-//! No nightly toolchain is needed: the passes that count branches are in every rustc, and as all of it is safe
-//! Rust no sanitizer is.
+//! A stable toolchain suffices: every rustc has the coverage passes, and safe Rust needs no
+//! sanitizer.
 
 mod target;
 
@@ -26,11 +27,11 @@ use self::target::{Outcome, Start, Target};
 use crate::run::{cargo, root, step};
 use crate::setup;
 
-/// Variable by which a fuzz program is told its target.
+/// Environment variable that names the target to a fuzz program.
 const VARIABLE: &str = "ROAMCAST_FUZZ_TARGET";
-/// The programs of `tests/fuzz`.
+/// Programs of `tests/fuzz`.
 const PROGRAMS: [&str; 3] = ["common", "agent", "migkick"];
-/// What `cargo xtask test` spends on it.
+/// Time for fuzzing in `cargo xtask test`.
 pub(crate) const A_MINUTE: Duration = Duration::from_secs(60);
 
 /// Arguments of `cargo xtask fuzz`.
@@ -38,16 +39,17 @@ pub(crate) const A_MINUTE: Duration = Duration::from_secs(60);
 pub(crate) struct FuzzArgs {
     /// Targets [default: all].
     target: Vec<String>,
-    /// Time for all of them together, shared evenly.
+    /// Time for all targets together, shared evenly.
     #[arg(long, value_name = "N", default_value_t = 10.0)]
     minutes: f64,
     /// Print the results as JSON.
     #[arg(long)]
     json: bool,
-    /// Only name the targets.
+    /// Only list the targets.
     #[arg(long)]
     list: bool,
-    /// In the end, put what is new into the source tree, and leave out what is not needed any more.
+    /// After the run, copy new inputs to the source tree and remove inputs without effect on
+    /// coverage.
     #[arg(long)]
     keep: bool,
 }
@@ -56,7 +58,7 @@ pub(crate) struct FuzzArgs {
 ///
 /// # Errors
 ///
-/// When something does not hold for some input, which is named, or nothing can be built.
+/// An assertion failed for an input, which the error names, or a build failed.
 pub(crate) fn run(args: &FuzzArgs) -> Result<()> {
     ensure!(
         args.minutes.is_finite() && args.minutes > 0.0,
@@ -86,12 +88,12 @@ pub(crate) fn run(args: &FuzzArgs) -> Result<()> {
     judge(&outcomes)
 }
 
-/// Fuzzes all targets as a part of the tests: the same way each time, so that a test of the same tree says the
-/// same.
+/// Fuzzes all targets as a part of the tests, deterministically: two runs on the same tree give the
+/// same result.
 ///
 /// # Errors
 ///
-/// As [`run`].
+/// As for [`run`].
 pub(crate) fn briefly() -> Result<()> {
     build()?;
     let outcomes = all(&chosen(&[])?, A_MINUTE, Start::Tree)?;
@@ -106,7 +108,7 @@ fn build() -> Result<()> {
     command
         .args(["--manifest-path".into(), fuzz.join("Cargo.toml")])
         .args(["--target-dir".into(), root().join("target/fuzz")])
-        // Given with a target, so that build scripts and macros are spared.
+        // An explicit target keeps these flags from build scripts and macros.
         .env("RUSTFLAGS", "--cfg fuzzing")
         .env("RUSTC_WRAPPER", fuzz.join("rustc.sh"));
     step("fuzz programs", &mut command)
@@ -124,13 +126,13 @@ fn program(name: &str) -> PathBuf {
         .join(name)
 }
 
-/// The targets with these names, or all.
+/// Returns the targets with these names, or all targets.
 fn chosen(names: &[String]) -> Result<Vec<Target>> {
     let mut targets = Vec::new();
     for program in PROGRAMS.map(program) {
         let output = Command::new(&program)
             .env_remove(VARIABLE)
-            // It warns of sanitizers that are not there.
+            // libFuzzer warns about missing sanitizers.
             .stderr(Stdio::null())
             .output()
             .with_context(|| format!("Failed to start {}", program.display()))?;
@@ -154,11 +156,11 @@ fn chosen(names: &[String]) -> Result<Vec<Target>> {
     Ok(targets)
 }
 
-/// Runs the targets, as many at once as there are processors.
+/// Runs the targets, one per processor at a time.
 fn all(targets: &[Target], time: Duration, start: Start) -> Result<Vec<Outcome>> {
     let workers = thread::available_parallelism().map_or(1, Into::into);
     let workers = workers.min(targets.len()).max(1);
-    // Rounds are as long as their longest target: all have the same time.
+    // A round takes as long as its longest target, so all targets get the same time.
     let rounds = u32::try_from(targets.len().div_ceil(workers)).unwrap_or(1);
     let each = (time / rounds.max(1)).max(Duration::from_secs(1));
     eprintln!(
@@ -247,7 +249,7 @@ fn table(outcomes: &[Outcome]) -> Table {
     table
 }
 
-/// Fails if something did not hold, and says how it becomes a test.
+/// Fails if an assertion failed, and says how the input becomes a test.
 fn judge(outcomes: &[Outcome]) -> Result<()> {
     let crashed: Vec<&Outcome> = outcomes
         .iter()

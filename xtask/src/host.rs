@@ -16,7 +16,7 @@ use self::terminal::Terminal;
 use crate::run::build;
 use crate::setup;
 
-/// Memory of the machine: room for two VM hosts with a guest each, and for what is written.
+/// Memory of the machine: enough for two VM hosts with a guest each, and for written files.
 pub(crate) const MEMORY_MIB: u32 = 4096;
 
 /// Arguments of `cargo xtask host`.
@@ -28,14 +28,14 @@ pub(crate) struct HostArgs {
     /// Processors; with more than one, KVM in the machine is not reliable.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     cpus: u32,
-    /// The machine's memory.
+    /// Memory of the machine.
     #[arg(long, value_name = "MIB", default_value_t = MEMORY_MIB, value_parser = clap::value_parser!(u32).range(512..=262_144))]
     memory: u32,
     /// Time after which the machine is killed.
     #[arg(long, value_name = "SECONDS", default_value_t = 3600, value_parser = clap::value_parser!(u64).range(1..))]
     timeout: u64,
-    /// Directory that the command may write to, as $ROAMCAST_MACHINE_OUTPUT; all else that it
-    /// writes is lost at the end.
+    /// Directory to which the command may write, as $ROAMCAST_MACHINE_OUTPUT. The machine discards
+    /// all other files at the end.
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
     /// Program and arguments, run in the working directory of this command [default: a shell].
@@ -47,7 +47,7 @@ pub(crate) struct HostArgs {
 ///
 /// # Errors
 ///
-/// When the machine cannot be started, does not finish in time, or ends before the command.
+/// The machine does not start, exceeds the time limit, or ends before the command.
 pub(crate) fn run(arguments: HostArgs) -> Result<ExitCode> {
     let is_interactive = arguments.command.is_empty();
     if is_interactive && !std::io::stdin().is_terminal() {
@@ -57,7 +57,7 @@ pub(crate) fn run(arguments: HostArgs) -> Result<ExitCode> {
             arguments.kernel
         );
     }
-    // The command finds here what it would have to build.
+    // The machine cannot build; the command finds everything built.
     setup::ensure()?;
     build()?;
     let machine = Machine {
@@ -88,7 +88,7 @@ pub(crate) fn run(arguments: HostArgs) -> Result<ExitCode> {
     code.map(ExitCode::from)
 }
 
-/// Shows what comes from the machine where the command meant it to go.
+/// Writes output of the machine to the stream that the command used.
 pub(crate) fn show(message: FromMachine) -> Result<()> {
     match message {
         FromMachine::Output(bytes) => {
@@ -99,7 +99,7 @@ pub(crate) fn show(message: FromMachine) -> Result<()> {
                 .context("Failed to write to standard output")?;
         }
         FromMachine::Errors(bytes) => {
-            // Nobody may be left to read it; the command goes on all the same.
+            // The stream may be closed; the command continues.
             let _ = std::io::stderr().write_all(&bytes);
         }
         FromMachine::Notice(text) => eprintln!("machine: {text}"),

@@ -1,4 +1,4 @@
-//! `cargo xtask lab`: the lab by hand.
+//! `cargo xtask lab`: builds, shows and removes the lab by hand.
 
 use std::io::{IsTerminal, stdin};
 use std::time::{Duration, Instant};
@@ -19,16 +19,16 @@ use crate::setup;
 pub(crate) enum Verb {
     /// Build the lab and leave it running; one of the same name is replaced
     Up {
-        /// What the network of site 2, the destination, does with multicast
+        /// Multicast in the network of site 2, the destination
         #[arg(long, value_enum, default_value_t = Kind::Multicast)]
         site: Kind,
-        /// How long the tree of a late site takes to grow, in milliseconds
+        /// Time that the tree of a late site takes to grow, in milliseconds
         #[arg(long, value_name = "MS", default_value_t = 1000)]
         late_ms: u64,
         /// Interval of the switches' MLD General Queries, in seconds
         #[arg(long, value_name = "S", default_value_t = 125, value_parser = clap::value_parser!(u64).range(1..=3600))]
         query_interval: u64,
-        /// Relay nodes, at a site of their own
+        /// Number of relay nodes, which have a site of their own
         #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=2))]
         relays: u64,
         /// Also ims1 and peer1, for a mapping server and a correspondent of mobile guests
@@ -63,14 +63,14 @@ pub(crate) enum Verb {
         #[command(flatten)]
         name: Name,
     },
-    /// Change what a site of the running lab does with multicast
+    /// Change the multicast of a site of the running lab
     Site {
         /// Number of the site
         #[arg(value_parser = clap::value_parser!(u64).range(1..=2))]
         number: u64,
-        /// What it is from now on
+        /// New kind of the site
         kind: Kind,
-        /// How long the tree of a late site takes to grow, in milliseconds
+        /// Time that the tree of a late site takes to grow, in milliseconds
         #[arg(long, value_name = "MS", default_value_t = 1000)]
         late_ms: u64,
         #[command(flatten)]
@@ -78,7 +78,7 @@ pub(crate) enum Verb {
     },
 }
 
-/// The lab meant.
+/// Name of a lab.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Name {
     /// Name of the lab: a-z and 0-9, at most 16
@@ -86,12 +86,12 @@ pub(crate) struct Name {
     name: String,
 }
 
-/// What a site's network does with multicast.
+/// Multicast in a site's network.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub(crate) enum Kind {
     /// The tree reaches the site at once
     Multicast,
-    /// The tree takes a while to grow
+    /// The tree takes time to grow
     Late,
     /// The site gets no multicast
     UnicastOnly,
@@ -219,14 +219,14 @@ fn shell(name: &str, node: &str, command: &[String]) -> Result<()> {
     let status = inside
         .status()
         .context("Failed to run nsenter: install util-linux")?;
-    // The exit code of the command inside is the answer; a shell's is of no interest.
+    // The exit code of the command is the result; the exit code of a shell means nothing.
     if !status.success() && !command.is_empty() {
         std::process::exit(status.code().unwrap_or(1));
     }
     Ok(())
 }
 
-/// What `cargo xtask lab status --json` prints.
+/// Output of `cargo xtask lab status --json`.
 #[derive(Debug, Serialize)]
 struct LabStatus {
     name: String,
@@ -323,7 +323,7 @@ fn print_tables(status: &LabStatus) {
     }
 }
 
-/// Most addresses or flows that a table shows; JSON has all.
+/// Most addresses or flows in a table; JSON has all.
 const SHOWN_MAX: usize = 10;
 
 fn some(addresses: &[std::net::Ipv6Addr]) -> String {

@@ -1,14 +1,14 @@
-//! `cargo xtask lint`: what holds without running anything.
+//! `cargo xtask lint`: checks that run no program of the project.
 //!
 //! | check | by |
 //! |---|---|
 //! | format, dependencies, lints, documentation | `cargo fmt`, `cargo deny`, `clippy`, `rustdoc` |
 //! | who may import whom | [`rooms`] |
-//! | words that the project does not use any more | [`words`] |
+//! | retired words | [`words`] |
 //! | doc lines that only repeat a name | [`docs`] |
 //!
-//! The last three, the rules of the house, read the sources (`syn`), each file once. `--house` runs them
-//! alone, and nothing else does yet: the tree does not keep them everywhere.
+//! The last three parse each source file once (`syn`). Only `--house` runs them: the tree does not keep
+//! their rules everywhere yet.
 
 mod docs;
 mod rooms;
@@ -23,12 +23,12 @@ use clap::Args;
 
 use crate::run::{cargo, root, step, workspace};
 
-/// A place in the sources where a rule of the house is broken.
+/// A place in the sources that breaks a rule of the house.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Finding {
-    /// From the root of the tree.
+    /// Path from the root of the tree.
     file: PathBuf,
-    /// From 1.
+    /// Line number, from 1.
     line: usize,
     message: String,
 }
@@ -60,7 +60,7 @@ pub(crate) fn lint(args: &LintArgs) -> Result<()> {
 ///
 /// # Errors
 ///
-/// When one of them finds something.
+/// A check has findings.
 pub(crate) fn run() -> Result<()> {
     step("format", &mut cargo(["fmt", "--all", "--check"]))?;
     let fuzz = ["--manifest-path", "tests/fuzz/Cargo.toml"];
@@ -76,7 +76,7 @@ pub(crate) fn run() -> Result<()> {
         "clippy",
         workspace("clippy").args(["--all-targets", "--", "-D", "warnings"]),
     )?;
-    // Apart from the rest: features of the workspace must not reach the kernel programs.
+    // A separate run: features of the workspace must not reach the kernel programs.
     step(
         "clippy of the kernel programs",
         cargo(["clippy", "-p", "agent-ebpf"]).args(["--", "-D", "warnings"]),
@@ -87,7 +87,7 @@ pub(crate) fn run() -> Result<()> {
     step("rustdoc", &mut doc)
 }
 
-/// The rules of the house.
+/// Checks the rules of the house.
 fn house() -> Result<()> {
     eprintln!("==> rooms, words, doc lines");
     let mut findings = Vec::new();

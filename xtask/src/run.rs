@@ -1,4 +1,5 @@
-//! Runs the steps of a verb: says what runs, shows what it prints, stops at the first failure.
+//! Runs the steps of a verb: prints the title of each step, shows its output, stops at the first
+//! failure.
 //!
 //! In the host machine everything is built already, and a build does nothing.
 
@@ -26,9 +27,9 @@ pub(crate) fn cargo<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> 
     command
 }
 
-/// Returns a cargo command for all packages but the kernel programs, which `agent/build.rs` builds
-/// for their own target. Always the same selection: another one would have other features, and
-/// build every dependency again.
+/// Returns a cargo command for all packages except the kernel programs, which `agent/build.rs`
+/// builds for their own target. The selection is always the same: another selection would have
+/// other features and rebuild every dependency.
 pub(crate) fn workspace(verb: &str) -> Command {
     cargo([verb, "--workspace", "--exclude", "agent-ebpf"])
 }
@@ -37,7 +38,7 @@ pub(crate) fn workspace(verb: &str) -> Command {
 ///
 /// # Errors
 ///
-/// When cargo fails.
+/// cargo failed.
 pub(crate) fn build() -> Result<()> {
     if machine::inside() {
         return Ok(());
@@ -45,11 +46,11 @@ pub(crate) fn build() -> Result<()> {
     step("build", &mut workspace("build"))
 }
 
-/// The same as they are delivered.
+/// Builds every program that the lab runs in release mode, as delivered.
 ///
 /// # Errors
 ///
-/// When cargo fails.
+/// cargo failed.
 pub(crate) fn release_build() -> Result<()> {
     if machine::inside() {
         return Ok(());
@@ -57,12 +58,12 @@ pub(crate) fn release_build() -> Result<()> {
     step("release build", workspace("build").arg("--release"))
 }
 
-/// Has this program go on in its delivered form, for what is measured with programs that it starts:
-/// they are those that lie beside it.
+/// Replaces this process by the release build of this program. A bench measures programs in the
+/// folder of its own executable, which are then release builds too.
 ///
 /// # Errors
 ///
-/// When cargo fails, or the other form cannot be started.
+/// cargo failed, or the release build does not start.
 pub(crate) fn go_on_delivered() -> Result<()> {
     release_build()?;
     if !cfg!(debug_assertions) {
@@ -74,18 +75,18 @@ pub(crate) fn go_on_delivered() -> Result<()> {
         .nth(2)
         .context("This program is not in a folder of a profile")?
         .join("release/xtask");
-    // It returns only if it fails.
+    // `exec` returns only if it fails.
     let error = Command::new(&program)
         .args(std::env::args_os().skip(1))
         .exec();
     Err(error).with_context(|| format!("Failed to start {}", program.display()))
 }
 
-/// Runs one step and shows what it prints.
+/// Runs one step and shows its output.
 ///
 /// # Errors
 ///
-/// When it can't be started or exits with anything but 0.
+/// The step does not start, or its exit code is not 0.
 pub(crate) fn step(title: &str, command: &mut Command) -> Result<()> {
     eprintln!("==> {title}");
     let started = Instant::now();

@@ -1,13 +1,12 @@
-//! `cargo xtask setup`: brings a Debian 12 machine with rustup to the point where everything
-//! builds and runs.
+//! `cargo xtask setup`: installs on Debian 12 with rustup what building and running needs.
 //!
 //! | step | installs |
 //! |---|---|
 //! | [`packages`] | Debian packages, with backports as an apt source if there is none |
 //! | [`toolchain`] | a Rust toolchain that can build for the BPF target, rustfmt, clippy, bpf-linker, cargo-deny |
 //!
-//! Each step looks first and does nothing when all is there. On another system the packages are
-//! only named.
+//! Each step checks first and does nothing if everything is installed. On another system the
+//! command only lists the packages.
 
 mod packages;
 mod toolchain;
@@ -25,28 +24,29 @@ use lab::machine;
 /// Options of `cargo xtask setup`.
 #[derive(Debug, Default, Args)]
 pub(crate) struct Arguments {
-    /// Only list what would be installed, and why
+    /// Only list what the command would install, and why
     #[arg(long)]
     dry_run: bool,
-    /// Say nothing when everything is there
+    /// Print nothing if everything is installed
     #[arg(skip)]
     quiet: bool,
 }
 
-/// Something to install.
+/// An installation step.
 #[derive(Debug)]
 struct Step {
-    /// What and why, one line.
+    /// What the step installs and why, in one line.
     summary: String,
-    /// Commands in their order: what is being done, and how.
+    /// Commands in order, each with a title.
     commands: Vec<(String, Command)>,
 }
 
-/// Runs the set-up as the first part of another verb; in the host machine all is there already.
+/// Runs the set-up as the first part of another verb. In the host machine everything is installed
+/// already.
 ///
 /// # Errors
 ///
-/// As [`run`].
+/// As for [`run`].
 pub(crate) fn ensure() -> Result<()> {
     if machine::inside() {
         return Ok(());
@@ -61,10 +61,10 @@ pub(crate) fn ensure() -> Result<()> {
 ///
 /// # Errors
 ///
-/// When something can't be installed; the text has the command that failed and its last words.
+/// An installation failed; the text has the failed command and its last output.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let mut missing = 0;
-    // A later step may need what an earlier one installs, so each is looked at when it is its turn.
+    // A later step may need what an earlier one installs, so each step checks when its turn comes.
     let steps: [fn() -> Result<Option<Step>>; 6] = [
         packages::source,
         packages::packages,
@@ -105,7 +105,7 @@ fn guest_image() -> Result<()> {
     image.map(|_| ()).context("Failed to build the guest image")
 }
 
-/// The command as one would type it.
+/// Returns the command as a person would type it.
 fn shown(command: &Command) -> String {
     let variables = command
         .get_envs()
@@ -118,7 +118,7 @@ fn shown(command: &Command) -> String {
         .join(" ")
 }
 
-/// A word as the shell wants it.
+/// Quotes a word for the shell.
 fn quoted(word: &OsStr) -> String {
     let word = word.to_string_lossy();
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_=+./:,@%".contains(&byte);
@@ -138,7 +138,7 @@ fn spinner(label: &str) -> ProgressBar {
     spinner
 }
 
-/// Runs one command behind a spinner; what it prints is shown only when it fails.
+/// Runs one command behind a spinner. Shows the output only if the command fails.
 fn run_step(label: &str, command: &mut Command) -> Result<()> {
     let spinner = spinner(label);
     let output = command

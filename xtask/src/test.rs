@@ -1,8 +1,8 @@
-//! `cargo xtask test`: everything that must hold before a change lands, cheapest first.
+//! `cargo xtask test`: all checks and tests that a change must pass, cheapest first.
 //!
 //! - [`levels`](mod@levels) says which tests run where.
-//! - [`host`] runs them on a stock kernel.
-//! - [`results`] reads what they print; [`report`] puts it together for a kernel.
+//! - [`host`] runs tests on a stock kernel.
+//! - [`results`] reads the output of test programs; [`report`] collects it for a kernel.
 
 mod host;
 mod levels;
@@ -24,14 +24,14 @@ pub(crate) struct TestArgs {
     /// Only this level [default: all of them].
     #[arg(value_enum)]
     level: Option<Level>,
-    /// Run the levels program and network, and of vm a test of each kind, in a machine with this
-    /// stock kernel: a version or its beginning, as 6.1, or the name of a package.
+    /// Run the levels program and network, and one test of each kind of the level vm, in a machine
+    /// with this stock kernel: a version or its beginning, as 6.1, or the name of a package.
     #[arg(long, value_name = "KERNEL")]
     host: Option<String>,
-    /// Of these, only what CI runs; takes some 15 minutes.
+    /// With --host: only what CI runs; takes some 15 minutes.
     #[arg(long, requires = "host", conflicts_with = "level")]
     quick: bool,
-    /// Of these, only this target or test, of whatever level; may be given several times.
+    /// With --host: only this target or test, of any level; may be given several times.
     #[arg(long, value_name = "NAME", requires = "host", conflicts_with_all = ["level", "quick"])]
     test: Vec<String>,
 }
@@ -85,8 +85,8 @@ fn levels(only: Option<Level>, tally: &mut Tally) -> Result<()> {
             build()?;
         }
         for target in targets {
-            // One after the other: the tests of a target share the machine's two cores with the
-            // guests they start.
+            // Serially: the tests of a target share the machine's two cores with the guests that
+            // they start.
             let mut command = workspace("test");
             command.args(["--test", target, "--", "--test-threads", "1"]);
             tests(target, &mut command, tally)?;

@@ -1,4 +1,5 @@
-//! Fields of an event as text, on one line, whatever is in them: names come from peers and from libvirt.
+//! Formats the fields of an event as text on one line. Peers and libvirt choose the names in them,
+//! so control characters are escaped.
 
 use std::error::Error;
 use std::fmt::{self, Debug};
@@ -10,7 +11,7 @@ use tracing_subscriber::field::RecordFields;
 use tracing_subscriber::fmt::FormatFields;
 use tracing_subscriber::fmt::format::Writer;
 
-/// Writes `message name=value name=value`, with what cannot be shown as escapes.
+/// Writes `message name=value name=value` and escapes unprintable characters.
 #[derive(Debug)]
 pub(super) struct PlainFields;
 
@@ -90,7 +91,7 @@ mod tests {
         }
     }
 
-    /// What a log has of what `log` logs.
+    /// Returns the log's text of the events in `log`.
     fn logged(log: impl FnOnce()) -> String {
         let text = Text::default();
         let subscriber = tracing_subscriber::fmt()

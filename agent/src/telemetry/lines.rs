@@ -1,8 +1,8 @@
-//! Lines on their way to standard error, which is often a pipe: its reader may stand still, and the
-//! pipe be full, or go away.
+//! The log's lines on their way to standard error.
 //!
-//! Nobody who logs waits for that. A thread writes; lines for which there is no room meanwhile, and
-//! those that cannot be written, are dropped and counted.
+//! Standard error is often a pipe, whose reader may stop or leave. No caller waits for the reader:
+//! a thread writes, and lines that find the buffer full, or that cannot be written, are dropped and
+//! counted.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -13,17 +13,17 @@ use std::time::Duration;
 
 use tracing_subscriber::fmt::MakeWriter;
 
-/// Most bytes that wait.
+/// Size of the buffer, bytes.
 const ROOM: usize = 1 << 20;
 
-/// The lines that wait.
+/// Buffer of lines that wait for the thread.
 #[derive(Clone, Debug)]
 pub(super) struct Lines(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
     queue: Mutex<Queue>,
-    /// A line has come, or everything is written.
+    /// Signals a new line, or that everything is written.
     changed: Condvar,
     dropped: AtomicU64,
     room: usize,
@@ -33,7 +33,7 @@ struct Shared {
 struct Queue {
     lines: VecDeque<Vec<u8>>,
     bytes: usize,
-    /// One is being written.
+    /// True while the thread writes a line.
     busy: bool,
 }
 
@@ -57,12 +57,12 @@ impl Lines {
         Ok(lines)
     }
 
-    /// Lines that were dropped.
+    /// Returns the number of dropped lines.
     pub(super) fn dropped(&self) -> u64 {
         self.0.dropped.load(Ordering::Relaxed)
     }
 
-    /// Waits until everything is written, or for that long.
+    /// Waits until everything is written, at most for `patience`.
     pub(super) fn flush(&self, patience: Duration) {
         let is_busy = |queue: &mut Queue| queue.busy || !queue.lines.is_empty();
         let waited = self
@@ -85,7 +85,7 @@ impl Lines {
         self.0.changed.notify_all();
     }
 
-    /// Writes what comes, for ever.
+    /// Writes lines for ever.
     fn write_to(&self, mut out: impl Write) {
         let mut told = 0;
         loop {
@@ -95,7 +95,7 @@ impl Lines {
                 self.0.dropped.fetch_add(1, Ordering::Relaxed);
             } else if self.dropped() > told {
                 let dropped = self.dropped();
-                // It comes back here as a line.
+                // This warning returns here as a line.
                 tracing::warn!(
                     lines = dropped - told,
                     "Lines of this log were dropped: its reader stood still, or was away"
@@ -105,7 +105,7 @@ impl Lines {
         }
     }
 
-    /// Waits for a line.
+    /// Waits for the next line.
     fn next(&self) -> Vec<u8> {
         let mut queue = self.lock();
         queue.busy = false;
@@ -154,7 +154,7 @@ mod tests {
 
     use super::*;
 
-    /// Lines into a pipe.
+    /// Creates lines that go into a pipe.
     fn piped(room: usize) -> (Lines, PipeReader) {
         let (reader, writer) = pipe().unwrap();
         (Lines::with_room(writer, room).unwrap(), reader)
@@ -178,12 +178,12 @@ mod tests {
     fn reader_that_stands_still_costs_lines_and_no_time() {
         let (mut lines, mut reader) = piped(10_000);
         let line = [b'x'; 1000];
-        // More than a pipe and the room hold; nobody reads.
+        // More than the pipe and the buffer hold; nobody reads.
         for _ in 0..1000 {
             lines.write_all(&line).unwrap();
         }
         assert!(lines.dropped() > 800, "{}", lines.dropped());
-        // When it reads again, what waited comes, and so does what is new.
+        // Once the reader continues, waiting lines and new lines arrive.
         let before = lines.dropped();
         let mut kept = vec![0; (1000 - usize::try_from(before).unwrap()) * line.len()];
         reader.read_exact(&mut kept).unwrap();

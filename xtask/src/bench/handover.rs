@@ -1,4 +1,4 @@
-//! `bench handover`: consecutive moves, each of which must be exact.
+//! `bench handover`: consecutive migrations, each of which must be exact.
 
 use anyhow::{Result, ensure};
 use clap::Args;
@@ -14,22 +14,23 @@ use super::{with_bar, write_json};
 use crate::demo::losses;
 use crate::run::go_on_delivered;
 
-/// Arguments.
+/// Options of `bench handover`.
 #[derive(Debug, Args)]
 pub(crate) struct HandoverArgs {
-    /// Which cases [default: all]
+    /// Cases [default: all]
     #[arg(long, value_name = "CASE,..", value_delimiter = ',', value_enum)]
     cases: Vec<Case>,
-    /// Moves of each case [default: 20 of native and relay, 10 of dense and unicast, 5 of the others]
+    /// Migrations of each case [default: 20 of native and relay, 10 of dense and unicast, 5 of the
+    /// others]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     moves: Option<u32>,
-    /// Rate of the stream of cases that have one, Mbit/s
+    /// Rate of the stream in cases with a single stream, Mbit/s
     #[arg(long, value_name = "MBPS", default_value_t = RATE_MBPS, value_parser = crate::demo::rate)]
     rate: f64,
     /// Queues of the guest's NICs, and its CPUs
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=8))]
     queues: u8,
-    /// QEMU reads the TAPs itself where vhost-net could
+    /// QEMU reads the TAPs itself, instead of vhost-net
     #[arg(long)]
     without_vhost: bool,
     /// Print the results as JSON instead of a table
@@ -41,7 +42,7 @@ pub(crate) struct HandoverArgs {
     output: super::Output,
 }
 
-/// `cargo xtask bench handover`.
+/// Runs `cargo xtask bench handover`.
 pub(super) fn handover(arguments: &HandoverArgs) -> Result<()> {
     let chosen: Vec<Case> = match &arguments.cases[..] {
         [] => Case::ALL.to_vec(),
@@ -100,7 +101,7 @@ fn here(arguments: &HandoverArgs, cases: Vec<(Case, u32)>, moves: u64) -> Result
     with_bar(moves, |tell| handover::run(&config, tell))
 }
 
-/// One line a case: sums of packets, medians of times.
+/// Renders one line per case: sums of packets, medians of times.
 fn table(report: &HandoverReport) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::UTF8_FULL_CONDENSED);
@@ -158,7 +159,7 @@ fn line(case: &HandoverCase) -> [String; 13] {
     ]
 }
 
-/// The sessions by permanent addresses: of times, the median and the most of a move.
+/// Renders the sessions by permanent addresses: median and maximum of each time.
 fn sessions(report: &HandoverReport) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::UTF8_FULL_CONDENSED);

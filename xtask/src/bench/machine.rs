@@ -1,4 +1,4 @@
-//! A bench of moves on a stock kernel: the same command, in a host machine.
+//! Runs a bench of migrations on a stock kernel: the same command, in a host machine.
 
 use std::fs;
 use std::time::Duration;
@@ -13,16 +13,16 @@ use tempfile::TempDir;
 use crate::host::{MEMORY_MIB, show};
 use crate::run::release_build;
 
-/// What the machine and the lab in it need to be ready.
+/// Time limit until the machine and the lab in it are ready.
 const BOOT: Duration = Duration::from_secs(30 * 60);
-/// What one move may take there.
+/// Time limit of one migration in the machine.
 const MOVE: Duration = Duration::from_secs(3 * 60);
-/// The report, in the machine's output.
+/// File name of the report in the machine's output.
 const REPORT: &str = "report.json";
-/// Runs its arguments in the machine, with the report where it comes back from.
+/// Runs its arguments in the machine and puts the report into the machine's output.
 const SCRIPT: &str = r#"exec "$@" --report "$ROAMCAST_MACHINE_OUTPUT/report.json""#;
 
-/// Where a bench runs.
+/// Place of a bench: this machine or a host machine.
 #[derive(Clone, Debug, Args)]
 pub(super) struct Place {
     /// Run on this stock kernel, as `cargo xtask host` takes it, with KVM and vhost-net
@@ -31,12 +31,12 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// Runs this very command in the machine, if it is to run there, and returns its report, to be shown
-    /// as one of here.
+    /// Runs this command in the machine, if the options say so, and returns the report, for the
+    /// same display as a report from here.
     ///
     /// # Errors
     ///
-    /// When the machine cannot be started, or the bench ends there without a report.
+    /// The machine does not start, or the bench ends without a report.
     pub(super) fn run_there<R: DeserializeOwned>(&self, moves: u64) -> Result<Option<R>> {
         let Some(kernel) = &self.host else {
             return Ok(None);
@@ -77,7 +77,7 @@ fn program() -> Result<String> {
     program.map_err(|path| anyhow!("{} is no UTF-8", path.display()))
 }
 
-/// Arguments without where it runs and where its report goes.
+/// Removes the options for the place and the report from the arguments.
 fn without_place(arguments: impl IntoIterator<Item = String>) -> Vec<String> {
     const LEFT_OUT: [&str; 2] = ["--host", "--report"];
     let mut words = Vec::new();

@@ -1,4 +1,4 @@
-//! `bench migration`: the paper's section 5 on this lab.
+//! `bench migration`: the measurements of the paper's section 5 in this lab.
 
 use std::fs;
 use std::path::Path;
@@ -17,7 +17,7 @@ use super::machine::Place;
 use super::{with_bar, write_json};
 use crate::run::{go_on_delivered, root};
 
-/// How a guest is moved.
+/// Methods of migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum WayKind {
     /// To another subnet, by Roamcast.
@@ -38,7 +38,7 @@ impl From<WayKind> for Way {
     }
 }
 
-/// Arguments.
+/// Options of `bench migration`.
 #[derive(Debug, Args)]
 pub(crate) struct MigrationArgs {
     /// Sizes of the guest's memory, MiB [default: 128,256,512,1024]
@@ -47,19 +47,20 @@ pub(crate) struct MigrationArgs {
     /// Rates of the stream, Mbit/s [default: 2,20, and 100 with 256 MiB]
     #[arg(long, value_name = "MBPS,..", value_delimiter = ',', value_parser = crate::demo::rate)]
     rates: Vec<f64>,
-    /// Moves of each way with each memory and rate
+    /// Migrations of each method with each memory and rate
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     runs: u32,
-    /// The ways, taken in turn in each run
+    /// Methods, taken in turn in each run
     #[arg(long, value_name = "WAY,..", value_delimiter = ',', value_enum, default_values_t = [WayKind::Glm, WayKind::Lm, WayKind::Baseline])]
     ways: Vec<WayKind>,
-    /// `libvirt.downtime_ms` of the agents, and the same limit on the other ways
+    /// `libvirt.downtime_ms` of the agents, and the same limit for the other methods
     #[arg(long, value_name = "MS", default_value_t = AgentOptions::DEFAULT.downtime_ms, value_parser = clap::value_parser!(u64).range(1..=60_000))]
     downtime_ms: u64,
-    /// `libvirt.parallel_connections` of the agents, and the same on the other ways
+    /// `libvirt.parallel_connections` of the agents, and the same for the other methods
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=255))]
     parallel_connections: Option<u32>,
-    /// `libvirt.flags` of the agents beside the default ones, and the same on the other ways
+    /// `libvirt.flags` of the agents in addition to the default flags, and the same for the other
+    /// methods
     #[arg(long, value_name = "FLAG,..", value_delimiter = ',')]
     flags: Vec<String>,
     /// Print the results as JSON instead of tables
@@ -87,7 +88,7 @@ impl MigrationArgs {
             ([], rates) => Options::loads(&[128, 256, 512, 1024], rates),
             (memory, rates) => Options::loads(memory, rates),
         };
-        // One list for the life of the process, so that options can be copied.
+        // A leaked list, so that the options are `Copy`.
         let flags: Vec<&'static str> = self
             .flags
             .iter()
@@ -107,7 +108,7 @@ impl MigrationArgs {
     }
 }
 
-/// `cargo xtask bench migration`.
+/// Runs `cargo xtask bench migration`.
 pub(super) fn migration(arguments: &MigrationArgs) -> Result<()> {
     let options = arguments.options();
     let moves = options.moves() as u64;
@@ -150,7 +151,7 @@ fn save(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text).with_context(|| format!("Failed to write {}", path.display()))
 }
 
-/// Medians of each way, and the packets of all its runs together.
+/// Renders the medians of each method, and the packets of all its runs together.
 fn moves_table(report: &MigrationReport) -> Table {
     let mut table = table(&[
         "MiB",
@@ -193,7 +194,7 @@ fn moves_table(report: &MigrationReport) -> Table {
     table
 }
 
-/// Table 3 of the paper, in seconds: minimum, average and maximum.
+/// Renders table 3 of the paper, in seconds: minimum, average and maximum.
 fn outage_table(report: &MigrationReport) -> Table {
     let mut table = table(&[
         "MiB",
@@ -241,7 +242,7 @@ fn each_way(report: &MigrationReport, mut add: impl FnMut(&MigrationSetting, &Mi
     }
 }
 
-/// Says how GLM compares with LM, and how much longer than the pause a stream is frozen.
+/// Prints the ratio of GLM to LM, and by how much the freeze of a stream exceeds the pause.
 fn ratios(report: &MigrationReport) {
     let ratios: Vec<f64> = report
         .settings
@@ -293,7 +294,7 @@ fn table(header: &[&str]) -> Table {
     table
 }
 
-/// Numbers stand right, names left.
+/// Aligns numbers right and names left.
 fn cells(texts: &[String]) -> impl Iterator<Item = Cell> {
     texts.iter().map(|text| {
         let is_number = text.parse::<f64>().is_ok();

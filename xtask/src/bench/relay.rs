@@ -1,5 +1,4 @@
-//! `bench relay` and `bench replicate`: runs the bench, which says how far it is, and shows what
-//! it found.
+//! `bench relay` and `bench replicate`: runs the bench, shows its progress and its results.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
@@ -20,10 +19,10 @@ use serde::{Deserialize, Serialize};
 use super::write_json;
 use crate::run::{root, step, workspace};
 
-/// Arguments of both.
+/// Options of both benches.
 #[derive(Debug, Args)]
 pub(crate) struct RelayArgs {
-    /// Rounds, each of all ways; the medians are the result
+    /// Rounds, each of all methods; the medians are the result
     #[arg(long, value_name = "N", default_value_t = 31, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
     /// Numbers of TAPs or of subscribers [default: 1,4,16 or 1,10,100]
@@ -36,13 +35,13 @@ pub(crate) struct RelayArgs {
     output: super::Output,
 }
 
-/// What the bench of the programs writes.
+/// Report of the bench programs.
 #[derive(Deserialize)]
 struct Programs {
     costs: Vec<ProgramCost>,
 }
 
-/// `cargo xtask bench relay`.
+/// Runs `cargo xtask bench relay`.
 pub(super) fn relay(arguments: &RelayArgs) -> Result<()> {
     let directory = prepare()?;
     let programs = directory.join("relay-programs.json");
@@ -82,7 +81,7 @@ pub(super) fn relay(arguments: &RelayArgs) -> Result<()> {
     finish(arguments, &report)
 }
 
-/// `cargo xtask bench replicate`.
+/// Runs `cargo xtask bench replicate`.
 pub(super) fn replicate(arguments: &RelayArgs) -> Result<()> {
     let directory = prepare()?;
     let report: ReplicateReport = run("replicate", arguments, &directory)?;
@@ -108,7 +107,7 @@ pub(super) fn replicate(arguments: &RelayArgs) -> Result<()> {
     finish(arguments, &report)
 }
 
-/// Builds the benches; returns the directory for what they write.
+/// Builds the benches. Returns the directory for their reports.
 fn prepare() -> Result<PathBuf> {
     let mut command = workspace("bench");
     command.args(["--bench", "bench_relay", "--bench", "bench_relay_programs"]);
@@ -174,7 +173,7 @@ fn finish(arguments: &RelayArgs, report: &impl Serialize) -> Result<()> {
     }
 }
 
-/// Says whether the machine was quiet enough.
+/// Says whether the machine was idle enough.
 fn told(loads: impl Iterator<Item = f64>) {
     let most = loads.fold(0.0, f64::max);
     if most > 0.2 {
@@ -297,7 +296,7 @@ fn table(header: &[&str]) -> Table {
     table
 }
 
-/// Numbers stand right, names left.
+/// Aligns numbers right and names left.
 fn cells(texts: &[String]) -> impl Iterator<Item = Cell> {
     texts.iter().map(|text| {
         let is_number = text.starts_with(|first: char| first.is_ascii_digit());

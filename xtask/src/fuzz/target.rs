@@ -1,4 +1,4 @@
-//! One target: its program, and what libFuzzer says of it.
+//! A fuzz target: its program, and libFuzzer's output.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
@@ -12,19 +12,19 @@ use serde::Serialize;
 use super::VARIABLE;
 use crate::run::root;
 
-/// Longest input, bytes: what is longer is refused by its length or takes its time without going another way.
+/// Longest input, bytes. Parsers refuse longer inputs by their length, or repeat themselves.
 const MAX_INPUT_BYTES: usize = 4096;
-/// An input that takes longer is taken for a crash, seconds.
+/// Time for one input after which libFuzzer reports a crash, seconds.
 const TIMEOUT_S: u32 = 10;
-/// More memory than this is, too, MiB.
+/// Memory above which libFuzzer reports a crash, MiB.
 const MEMORY_MIB: u32 = 2048;
 
-/// What a run begins with.
+/// Inputs at the start of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Start {
-    /// The inputs of the source tree and those found before; it goes another way each time.
+    /// Inputs of the source tree and of earlier runs, with a new random seed.
     Found,
-    /// The inputs of the source tree; it goes the same way each time.
+    /// Inputs of the source tree, with a constant seed: every run is the same.
     Tree,
 }
 
@@ -35,34 +35,34 @@ pub(super) struct Target {
     pub(super) program: PathBuf,
 }
 
-/// What became of a target.
+/// Result of a target.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub(super) struct Outcome {
     pub(super) target: String,
     pub(super) executions: u64,
     pub(super) per_second: u64,
-    /// Branches that were taken, of those that are counted.
+    /// Number of covered branches.
     pub(super) branches: u64,
-    /// Inputs that go their own way.
+    /// Number of inputs with a coverage of their own.
     pub(super) corpus: u64,
     pub(super) crashes: Vec<Crash>,
 }
 
-/// An input for which something does not hold.
+/// An input for which an assertion failed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub(super) struct Crash {
-    /// What was said about it.
+    /// Message of the failure.
     pub(super) said: String,
     pub(super) input: PathBuf,
 }
 
 impl Target {
-    /// The inputs of the source tree.
+    /// Returns the directory with inputs of the source tree.
     fn kept(&self) -> PathBuf {
         root().join("tests/fuzz/corpus").join(&self.name)
     }
 
-    /// What was found on this machine.
+    /// Returns the directory with inputs found on this machine.
     fn found(&self) -> PathBuf {
         root().join("target/fuzz/corpus").join(&self.name)
     }
@@ -73,11 +73,11 @@ impl Target {
         command
     }
 
-    /// Runs it for a time; `progress` is told each line of libFuzzer.
+    /// Runs the target for a time. Passes each line of libFuzzer to `progress`.
     ///
     /// # Errors
     ///
-    /// When it cannot be started, or ends without having run anything.
+    /// The program does not start, or ends without a run.
     pub(super) fn run(
         &self,
         time: Duration,
@@ -107,7 +107,7 @@ impl Target {
             .arg(format!("-rss_limit_mb={MEMORY_MIB}"))
             .arg(format!("-artifact_prefix={}/", crashes.display()))
             .arg(&found);
-        // Where new inputs go comes first; the others are only read.
+        // libFuzzer writes new inputs to the first directory and only reads the others.
         if self.kept().exists() {
             command.arg(self.kept());
         }
@@ -134,11 +134,12 @@ impl Target {
         Ok(outcome)
     }
 
-    /// Puts the inputs that it takes to go all known ways into the source tree, in place of those that are there.
+    /// Replaces the inputs in the source tree by a minimal set with the coverage of all known
+    /// inputs.
     ///
     /// # Errors
     ///
-    /// When libFuzzer or the file system fails.
+    /// libFuzzer or the file system failed.
     pub(super) fn keep(&self) -> Result<()> {
         let kept = self.kept();
         let least = root().join("target/fuzz/least").join(&self.name);
@@ -146,7 +147,7 @@ impl Target {
         fs::create_dir_all(&kept).with_context(|| format!("Failed to make {}", kept.display()))?;
         let status = self
             .command()
-            // Ways, and not how often each was gone.
+            // By covered edges, without execution counts.
             .args(["-set_cover_merge=1", "-use_counters=0"])
             .arg(format!("-max_len={MAX_INPUT_BYTES}"))
             .args([&least, &kept, &self.found()])
@@ -171,7 +172,7 @@ impl Target {
     }
 }
 
-/// Makes a directory without files.
+/// Makes an empty directory.
 fn empty(directory: &Path) -> Result<()> {
     let failed = || format!("Failed to make {}", directory.display());
     if directory.exists() {
@@ -180,8 +181,8 @@ fn empty(directory: &Path) -> Result<()> {
     fs::create_dir_all(directory).with_context(failed)
 }
 
-/// Reads what libFuzzer prints: `#1048576 pulse cov: 345 ft: 900 corp: 120/4Kb exec/s: 262144 rss: 40Mb`, and in
-/// case of a crash where the input is.
+/// Reader of libFuzzer's output: `#1048576 pulse cov: 345 ft: 900 corp: 120/4Kb exec/s: 262144 rss:
+/// 40Mb`, and after a crash the path of the input.
 struct Reader {
     outcome: Outcome,
     said: String,
@@ -208,12 +209,12 @@ impl Reader {
                 input: PathBuf::from(input.trim()),
             });
         } else if line.contains("panicked at ") || line.contains("ERROR: libFuzzer:") {
-            // A panic ends as an error of libFuzzer, which says less.
+            // A panic ends as an error of libFuzzer, whose message says less.
             if self.said.is_empty() {
                 self.said = line.trim().to_owned();
             }
         } else if self.said.ends_with(':') && !line.trim().is_empty() {
-            // What a panic says is in the next line.
+            // The message of a panic is on the next line.
             self.said.push(' ');
             self.said.push_str(line.trim());
         }

@@ -1,5 +1,5 @@
-//! The terminal that a shell in the host machine is used from: every key goes into the machine,
-//! Ctrl-C too, and the terminal there does all that a terminal does.
+//! The terminal of a shell in the host machine, in raw mode: every key goes to the machine, Ctrl-C
+//! too, and the terminal driver there interprets it.
 
 use std::io::{Read as _, stdin};
 use std::process::{Command, Stdio};
@@ -9,17 +9,17 @@ use std::thread;
 use anyhow::{Context, Result};
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 
-/// Size that is taken where the terminal does not tell.
+/// Size if the terminal does not report one: rows, columns.
 const SIZE: (u16, u16) = (24, 80);
 
-/// This process's terminal in raw mode, until it is dropped.
+/// This process's terminal in raw mode. Dropping the value restores the terminal.
 pub(super) struct Terminal {
     before: Termios,
     size: (u16, u16),
 }
 
 impl Terminal {
-    /// Takes the terminal on standard input.
+    /// Switches the terminal on standard input to raw mode.
     pub(super) fn take() -> Result<Self> {
         let before = tcgetattr(stdin()).context("Failed to read the terminal's settings")?;
         let size = Command::new("stty")
@@ -36,12 +36,12 @@ impl Terminal {
         Ok(Self { before, size })
     }
 
-    /// Rows and columns.
+    /// Returns rows and columns.
     pub(super) fn size(&self) -> (u16, u16) {
         self.size
     }
 
-    /// Returns what is typed.
+    /// Returns a channel with the typed bytes.
     pub(super) fn keyboard(&self) -> Receiver<Vec<u8>> {
         let (sender, receiver) = mpsc::channel();
         thread::spawn(move || {
@@ -63,7 +63,7 @@ impl Drop for Terminal {
     }
 }
 
-/// Reads what `stty size` prints.
+/// Parses the output of `stty size`.
 fn parse_size(text: &str) -> Option<(u16, u16)> {
     let (rows, columns) = text.trim().split_once(' ')?;
     match (rows.parse().ok()?, columns.parse().ok()?) {

@@ -1,4 +1,4 @@
-//! Doc lines that only repeat the name below them: `/// The peers.` over `peers`.
+//! Finds doc lines that only repeat the name below them: `/// The peers.` over `peers`.
 
 use syn::spanned::Spanned;
 use syn::visit::{self, Visit};
@@ -6,12 +6,12 @@ use syn::visit::{self, Visit};
 use super::Finding;
 use super::source::Source;
 
-/// Words that say nothing by themselves.
+/// Words without information.
 const EMPTY: &[&str] = &[
     "a", "an", "the", "its", "of", "this", "that", "is", "it", "one",
 ];
 
-/// Finds items whose whole doc comment has no word that the item's name has not.
+/// Finds items whose doc comment has no word beyond the words of the item's name.
 pub(super) fn check(source: &Source) -> Vec<Finding> {
     if source.is_test() {
         return Vec::new();

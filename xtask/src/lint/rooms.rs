@@ -1,7 +1,7 @@
-//! Who may import whom. The rooms of a crate are its top modules; they stand in rows, and a room
-//! imports only from rows below its own. Rooms of one row do not know each other.
+//! Checks who imports whom. The rooms of a crate are its top modules. They stand in rows; a room
+//! imports only from lower rows, so rooms of one row do not know each other.
 //!
-//! Tests and fuzz targets may import everything: they put the rooms together.
+//! Tests and fuzz targets may import everything, because they combine the rooms.
 
 use syn::spanned::Spanned;
 use syn::visit::{self, Visit};
@@ -9,10 +9,10 @@ use syn::visit::{self, Visit};
 use super::Finding;
 use super::source::Source;
 
-/// The rows of one crate, from the ground up. What stands in none is the crate's roof (`main`, `cli`,
+/// The rows of one crate, lowest first. A module in no row is the crate's roof (`main`, `cli`,
 /// `fuzz`, …), which may import everything.
 struct House {
-    /// Folder of the crate's sources, and a slash.
+    /// Folder of the crate's sources, with a slash at the end.
     folder: &'static str,
     rows: &'static [&'static [&'static str]],
 }
@@ -54,7 +54,7 @@ const HOUSES: &[House] = &[
     },
 ];
 
-/// Finds imports of a room that stands on no lower row.
+/// Finds imports of a room that does not stand on a lower row.
 pub(super) fn check(source: &Source) -> Vec<Finding> {
     let file = source.file.to_string_lossy();
     let Some(house) = HOUSES.iter().find(|it| file.starts_with(it.folder)) else {
@@ -89,7 +89,7 @@ pub(super) fn check(source: &Source) -> Vec<Finding> {
         .collect()
 }
 
-/// What a file refers to by `crate::` or `super::`: the top module, and the line.
+/// References of a file by `crate::` or `super::`: top module and line.
 struct References {
     module: Vec<String>,
     found: Vec<(String, usize)>,
@@ -164,7 +164,8 @@ impl<'ast> Visit<'ast> for References {
     }
 }
 
-/// Whether an attribute keeps an item to tests: `#[cfg(test)]` or `#[cfg(any(test, fuzzing))]`.
+/// Returns true if an attribute restricts an item to tests: `#[cfg(test)]` or `#[cfg(any(test,
+/// fuzzing))]`.
 fn is_for_tests(attribute: &syn::Attribute) -> bool {
     attribute.path().is_ident("cfg")
         && attribute.meta.require_list().is_ok_and(|list| {

@@ -1,39 +1,40 @@
-//! The files of the tree, parsed.
+//! Parses the source files of the tree.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-/// Folders of crates whose sources follow the rules.
+/// Folders of the crates that the checks read.
 const FOLDERS: [&str; 6] = ["agent", "agent-ebpf", "common", "migkick", "tests", "xtask"];
 
-/// One file.
+/// A parsed file.
 pub(super) struct Source {
-    /// From the root of the tree.
+    /// Path from the root of the tree.
     pub(super) file: PathBuf,
     pub(super) text: String,
     pub(super) syntax: syn::File,
 }
 
 impl Source {
-    /// Parses `text`, which stands in `file`.
+    /// Parses `text`, the content of `file`.
     ///
     /// # Errors
     ///
-    /// When the text is not Rust.
+    /// The text is not Rust.
     pub(super) fn parse(file: PathBuf, text: String) -> Result<Self> {
         let syntax =
             syn::parse_file(&text).with_context(|| format!("Cannot parse {}", file.display()))?;
         Ok(Self { file, text, syntax })
     }
 
-    /// Whether the file has nothing but tests.
+    /// Returns true if the file contains only tests.
     pub(super) fn is_test(&self) -> bool {
         self.file.with_extension("").iter().any(|it| it == "tests")
     }
 
-    /// Path of the file's module within its crate: `agent/src/net/tls.rs` is `["net", "tls"]`.
+    /// Returns the path of the file's module within its crate: `agent/src/net/tls.rs` is `["net",
+    /// "tls"]`.
     pub(super) fn module(&self) -> Vec<String> {
         let inner = self.file.iter().skip_while(|it| *it != "src").skip(1);
         let mut module: Vec<String> = inner
@@ -53,7 +54,7 @@ impl Source {
 ///
 /// # Errors
 ///
-/// When one cannot be read or parsed.
+/// A file cannot be read or parsed.
 pub(super) fn all(root: &Path) -> Result<Vec<Source>> {
     let mut sources = Vec::new();
     let mut folders: Vec<PathBuf> = FOLDERS.iter().map(|it| root.join(it)).collect();

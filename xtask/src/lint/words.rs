@@ -1,11 +1,11 @@
-//! Words that the project does not use any more, because the field has its own.
+//! Finds retired words: private words for which the field has a term of its own.
 
 use syn::visit::{self, Visit};
 
 use super::Finding;
 use super::source::Source;
 
-/// Identifiers, and what stands in their place.
+/// Retired identifiers and their replacements.
 const IDENTIFIERS: &[(&str, &str)] = &[
     ("Front", "HeaderView"),
     ("Follow", "ChecksumFixup"),
@@ -19,7 +19,7 @@ const IDENTIFIERS: &[(&str, &str)] = &[
     ("update_sum", "update_csum"),
 ];
 
-/// Phrases of comments and texts, in lower case, and what to write.
+/// Retired phrases of comments, in lower case, and their replacements.
 const PHRASES: &[(&str, &str)] = &[
     ("unhoused", "without a domain"),
     ("by which way", "the path"),
@@ -29,7 +29,7 @@ const PHRASES: &[(&str, &str)] = &[
 
 /// Finds retired identifiers and phrases.
 pub(super) fn check(source: &Source) -> Vec<Finding> {
-    // This file has to name them.
+    // This file names the retired words.
     if source.file.ends_with("xtask/src/lint/words.rs") {
         return Vec::new();
     }

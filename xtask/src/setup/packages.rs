@@ -1,4 +1,4 @@
-//! Debian packages.
+//! Installs Debian packages.
 
 use std::fs;
 use std::path::Path;
@@ -9,8 +9,8 @@ use nix::unistd::Uid;
 
 use super::Step;
 
-/// Suite that has libvirt 11 and QEMU 10; the stable ones are too old to migrate with each other
-/// over IPv6 reliably and `qemu-utils` of this suite refuses to live beside them.
+/// Suite with libvirt 11 and QEMU 10. The versions of the stable suite do not reliably migrate to
+/// each other over IPv6, and `qemu-utils` of this suite conflicts with them.
 const BACKPORTS: &str = "bookworm-backports";
 
 /// Packages of the stable and security suites, with their purpose.
@@ -49,7 +49,7 @@ const BACKPORTED: [(&str, &str); 5] = [
     ("libvirt-dev", "to build the agent"),
 ];
 
-/// Adds the backports suite to apt's sources, unless it is there or not needed.
+/// Adds the backports suite to apt's sources, unless it is present or not needed.
 pub(super) fn source() -> Result<Option<Step>> {
     if !is_bookworm() || missing(&BACKPORTED).is_empty() {
         return Ok(None);
@@ -65,7 +65,8 @@ pub(super) fn source() -> Result<Option<Step>> {
         );
     };
     let mut command = Command::new("sh");
-    // The text comes from the machine's own configuration; it goes in as an argument, not as code.
+    // The text comes from the machine's own configuration. It is passed as an argument, not as
+    // code.
     command.args(["-c", "printf '%s' \"$1\" > \"$2\"", "sh", &stanza, TARGET]);
     Ok(Some(Step {
         summary: format!("{BACKPORTS} as an apt source: it has libvirt and QEMU"),
@@ -95,8 +96,8 @@ pub(super) fn packages() -> Result<Option<Step>> {
              newer), then run this again"
         );
     }
-    // A source of some third party that is out of order must not stop this: what is missing in the
-    // end is said by the installation.
+    // A broken third-party source must not stop the installation, which reports missing packages at
+    // its end.
     let mut update = Command::new("sh");
     update.args(["-c", "apt-get --quiet update || true"]);
     let mut commands = vec![("read the package lists".to_owned(), privileged(update)?)];
@@ -126,7 +127,7 @@ fn is_bookworm() -> bool {
         .is_ok_and(|text| text.lines().any(|line| line == "VERSION_CODENAME=bookworm"))
 }
 
-/// Texts of all apt sources, disabled ones not included.
+/// Returns the texts of all enabled apt sources.
 fn sources() -> Vec<String> {
     let directory = fs::read_dir("/etc/apt/sources.list.d")
         .into_iter()
@@ -142,8 +143,7 @@ fn sources() -> Vec<String> {
         .collect()
 }
 
-/// Makes the source of the backports suite out of one that has `bookworm`: the same place and the
-/// same key.
+/// Derives the source of the backports suite from a source of `bookworm`: the same URI and key.
 fn backports_stanza(source: &str) -> Option<String> {
     for stanza in source.split("\n\n") {
         let field = |name: &str| {
@@ -157,7 +157,7 @@ fn backports_stanza(source: &str) -> Option<String> {
             return Some(deb822(&uri, key.as_deref().unwrap_or_default()));
         }
     }
-    // The old one-line form: deb [options] URI suite components.
+    // The old one-line format: deb [options] URI suite components.
     source.lines().find_map(|line| {
         let rest = line.trim().strip_prefix("deb ")?.trim_start();
         let (options, rest) = match rest.strip_prefix('[') {
@@ -181,7 +181,7 @@ fn deb822(uri: &str, key: &str) -> String {
     format!("Types: deb\nURIs: {uri}\nSuites: {BACKPORTS}\nComponents: main\n{key}")
 }
 
-/// The packages of a list that are not installed.
+/// Returns the packages of a list that are not installed.
 fn missing(wanted: &[(&'static str, &'static str)]) -> Vec<(&'static str, &'static str)> {
     let names = wanted.iter().map(|(name, _)| *name);
     let output = Command::new("dpkg-query")
@@ -209,7 +209,7 @@ fn missing(wanted: &[(&'static str, &'static str)]) -> Vec<(&'static str, &'stat
         .collect()
 }
 
-/// Returns true if another installed package stands in for a virtual one, as `zlib1g-dev` for
+/// Returns true if an installed package provides a virtual one, as `zlib1g-dev` provides
 /// `libz-dev`.
 fn provided(name: &str) -> bool {
     let real = match name {
@@ -231,7 +231,7 @@ fn apt(arguments: &[&str]) -> Result<Command> {
     privileged(command)
 }
 
-/// Runs a command as root: as it is, or by `sudo` where that needs no password.
+/// Runs a command as root: directly, or by `sudo` if `sudo` needs no password.
 fn privileged(command: Command) -> Result<Command> {
     if Uid::effective().is_root() {
         return Ok(command);
@@ -257,7 +257,7 @@ fn privileged(command: Command) -> Result<Command> {
     Ok(sudo)
 }
 
-/// Returns what a program prints on its standard output.
+/// Returns the standard output of a program.
 pub(super) fn output(program: &str, arguments: &[&str]) -> Result<String> {
     let output = Command::new(program)
         .args(arguments)

@@ -1,6 +1,7 @@
-//! Rust toolchains, bpf-linker and cargo-deny.
+//! Installs Rust toolchains, bpf-linker and cargo-deny.
 //!
-//! The kernel programs need `core` for `bpfel-unknown-none`. Two ways give it, tried in this order:
+//! The kernel programs need `core` for `bpfel-unknown-none`. The step tries two toolchains in this
+//! order:
 //!
 //! 1. a nightly toolchain with `rust-src`, which builds `core` itself;
 //! 2. Debian's `rustc-web` with `libstd-rust-web-dev-bpf`, linked as the toolchain `bpf-debian`.
@@ -13,12 +14,12 @@ use anyhow::{Result, bail};
 use super::Step;
 use super::packages::output;
 
-/// Name under which rustup knows Debian's compiler.
+/// rustup's name for Debian's compiler.
 const LINKED: &str = "bpf-debian";
-/// First version that links what LLVM 22 makes.
+/// First version that links the output of LLVM 22.
 const LINKER_VERSION: &str = "0.13.0";
 const LLVM: &str = "/usr/lib/llvm-22";
-/// Version of cargo-deny, where there is none.
+/// Version of cargo-deny to install if there is none.
 const DENY_VERSION: &str = "0.20.2";
 
 /// Checks rustfmt and clippy.
@@ -46,8 +47,9 @@ pub(super) fn host() -> Result<Option<Step>> {
     }))
 }
 
-/// Links Debian's compiler, unless a toolchain that can build for BPF is there. It comes without a
-/// cargo, for which rustup would warn at each build: the toolchain has the one of this machine.
+/// Links Debian's compiler, unless a toolchain that can build for BPF exists. Debian's compiler has
+/// no cargo, and rustup would warn at each build, so the linked toolchain gets this machine's
+/// cargo.
 pub(super) fn bpf() -> Result<Option<Step>> {
     if nightly_with_source().is_some() || is_linked() {
         return Ok(None);
@@ -98,7 +100,7 @@ fn is_linked() -> bool {
     })
 }
 
-/// Installs bpf-linker, unless one that is new enough is there.
+/// Installs bpf-linker, unless a new enough version is installed.
 pub(super) fn linker() -> Result<Option<Step>> {
     if output("bpf-linker", &["--version"]).is_ok_and(|text| new_enough(&text)) {
         return Ok(None);
@@ -126,7 +128,8 @@ pub(super) fn linker() -> Result<Option<Step>> {
     }))
 }
 
-/// Installs cargo-deny, unless it is there. Not optimized, which takes a minute: it reads some files.
+/// Installs cargo-deny, unless it is installed. The build is not optimized, because optimizing
+/// takes a minute and cargo-deny only reads some files.
 pub(super) fn deny() -> Result<Option<Step>> {
     if found("cargo-deny") {
         return Ok(None);
@@ -142,7 +145,7 @@ pub(super) fn deny() -> Result<Option<Step>> {
     }))
 }
 
-/// Says which toolchain builds the kernel programs.
+/// Names the toolchain that builds the kernel programs.
 pub(super) fn chosen() -> String {
     match nightly_with_source() {
         Some(name) => format!("The kernel programs are built by {name} with rust-src."),
@@ -150,7 +153,7 @@ pub(super) fn chosen() -> String {
     }
 }
 
-/// Name of a nightly toolchain with the sources of `core`.
+/// Returns the name of a nightly toolchain with the sources of `core`.
 fn nightly_with_source() -> Option<String> {
     let home = rustup_home()?;
     toolchains()
@@ -164,7 +167,8 @@ fn nightly_with_source() -> Option<String> {
         })
 }
 
-/// Names of the installed toolchains. Their directory is read, because `rustup` is slow to start.
+/// Returns the names of the installed toolchains, from their directory, because `rustup` starts
+/// slowly.
 fn toolchains() -> Vec<String> {
     let Some(home) = rustup_home() else {
         return Vec::new();
@@ -181,12 +185,12 @@ fn rustup_home() -> Option<PathBuf> {
     directory("RUSTUP_HOME", ".rustup")
 }
 
-/// Where a user's programs keep data (XDG Base Directory Specification).
+/// Returns the directory for a user's data (XDG Base Directory Specification).
 fn data_home() -> Option<PathBuf> {
     directory("XDG_DATA_HOME", ".local/share")
 }
 
-/// The directory that a variable names, or one of the user's own.
+/// Returns the directory that a variable names, or the user's default.
 fn directory(variable: &str, own: &str) -> Option<PathBuf> {
     std::env::var_os(variable)
         .map(PathBuf::from)

@@ -1,5 +1,5 @@
-//! Tests on stock kernels: the test programs are built here, and run one after the other in one host
-//! machine for each kernel.
+//! Runs tests on stock kernels: builds the test programs, and runs them one after the other in one
+//! host machine per kernel.
 
 use std::collections::BTreeMap;
 use std::panic::resume_unwind;
@@ -19,14 +19,14 @@ use super::results::Tally;
 use crate::host::{self, MEMORY_MIB};
 use crate::run::{build, root, workspace};
 
-/// Runs the programs in the machine.
+/// Script that runs the programs in the machine.
 const SCRIPT: &str = include_str!("run-tests.sh");
 
-/// How long things may take.
+/// Time limits.
 struct Limits {
-    /// One target in the machine.
+    /// Limit of one target in the machine.
     target: Duration,
-    /// The whole machine.
+    /// Limit of the whole machine.
     machine: Duration,
 }
 
@@ -35,38 +35,39 @@ const WHOLE: Limits = Limits {
     machine: Duration::from_secs(90 * 60),
 };
 
-/// A target that hangs must leave time for the others.
+/// Limits of a quick run: a target that hangs must leave time for the others.
 const QUICK_LIMITS: Limits = Limits {
     target: Duration::from_secs(12 * 60),
     machine: Duration::from_secs(25 * 60),
 };
 
-/// What is to run.
+/// Selection of tests.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Part<'a> {
-    /// What CI runs.
+    /// The tests that CI runs.
     Quick,
-    /// A level as far as it is for this, or all of them.
+    /// The tests of one level or of all levels that run on a stock kernel.
     Level(Option<Level>),
     /// Targets and tests by name.
     Named(&'a [String]),
 }
 
-/// A test program and the tests of it that are to run.
+/// A test program, and its tests to run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Run {
     target: String,
     program: PathBuf,
-    /// Empty for all.
+    /// Names of tests; empty: all tests.
     tests: Vec<String>,
 }
 
-/// Runs tests on kernels, on all of them at once, and prints what they say, the skipped ones with their
-/// reasons, and what it took. A machine has one processor, so each of several has one outside.
+/// Runs tests on all kernels at the same time. Prints their output, the skipped tests with reasons,
+/// and the time. A machine has one processor, so each of several machines has a processor of this
+/// one.
 ///
 /// # Errors
 ///
-/// When a test fails or hangs, a target runs no test, or the machine does not work.
+/// A test fails or hangs, a target runs no test, or the machine fails.
 pub(super) fn run(kernels: &[&str], part: Part<'_>, tally: &mut Tally) -> Result<()> {
     build()?;
     let programs = programs()?;
@@ -94,7 +95,7 @@ pub(super) fn run(kernels: &[&str], part: Part<'_>, tally: &mut Tally) -> Result
     Err(first)
 }
 
-/// Runs tests on one kernel. `named`: each line begins with the kernel.
+/// Runs tests on one kernel. `named`: each line begins with the kernel's version.
 fn run_on(kernel: &str, part: Part<'_>, runs: &[Run], named: bool) -> (Tally, Result<()>) {
     let mut report = Report::default();
     let outcome = report_on(kernel, part, runs, named, &mut report);
@@ -164,7 +165,7 @@ fn command(runs: &[Run], deadline: Duration) -> machine::Command {
         words.push(run.tests.len().to_string());
         words.extend(run.tests.iter().cloned());
     }
-    // As cargo starts a test program.
+    // The environment that cargo gives a test program.
     let package = root().join("tests");
     let mut environment = machine::environment();
     environment.retain(|(name, _)| name != "CARGO_MANIFEST_DIR");
@@ -180,7 +181,7 @@ fn command(runs: &[Run], deadline: Duration) -> machine::Command {
     }
 }
 
-/// Builds the test programs and returns them by the name of their target.
+/// Builds the test programs and returns their paths by target.
 fn programs() -> Result<BTreeMap<String, PathBuf>> {
     let mut command = workspace("test");
     command.args(["--no-run", "--message-format", "json-render-diagnostics"]);
@@ -206,7 +207,7 @@ fn programs() -> Result<BTreeMap<String, PathBuf>> {
         .collect())
 }
 
-/// Reads one message of cargo: the name of a test target and its program.
+/// Reads one message of cargo: the name of a test target and the path of its program.
 fn test_program(message: &str) -> Option<(String, PathBuf)> {
     let message: Value = serde_json::from_str(message).ok()?;
     let target = message.get("target")?;
@@ -289,7 +290,7 @@ fn named(
             let Some(test) = test else { continue };
             found = true;
             match runs.iter_mut().find(|run| run.target == *target) {
-                // The whole target is to run already.
+                // The whole target is selected already.
                 Some(run) if run.tests.is_empty() => {}
                 Some(run) => run.tests.push(test),
                 None => runs.push(run_of(target, vec![test], programs)?),
@@ -302,7 +303,7 @@ fn named(
     Ok(runs)
 }
 
-/// Names of a program's tests.
+/// Returns the names of a program's tests.
 fn listed(program: &Path) -> Result<Vec<String>> {
     let output = Command::new(program)
         .args(["--list", "--format", "terse"])

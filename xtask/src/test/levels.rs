@@ -1,15 +1,15 @@
-//! Which tests run where: the levels, and what of them runs on a stock kernel.
+//! Levels of tests: which tests run where, and which of them run on a stock kernel.
 
 use clap::ValueEnum;
 
-/// How far to go.
+/// Levels of tests, cheapest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub(crate) enum Level {
     /// Format, lints, documentation.
     Lint,
-    /// Unit and simulation tests; nothing is needed.
+    /// Unit and simulation tests, without privileges.
     Unit,
-    /// A minute of `cargo xtask fuzz`; nothing is needed.
+    /// A minute of `cargo xtask fuzz`, without privileges.
     Fuzz,
     /// Kernel programs by test-run; needs root.
     Program,
@@ -17,11 +17,12 @@ pub(crate) enum Level {
     Network,
     /// Real virtual machines and migrations; needs root.
     Vm,
-    /// The quick part of these three on each stock kernel, in an emulated machine; needs root.
+    /// The quick part of program, network and vm on each stock kernel, in an emulated machine;
+    /// needs root.
     Host,
 }
 
-/// Kernels that the level `host` runs on.
+/// Kernels of the level `host`.
 pub(crate) const KERNELS: [&str; 2] = ["6.1", "6.12"];
 
 /// Test targets of the `tests` package by level.
@@ -84,12 +85,12 @@ const VM: &[&str] = &[
     "mobility",
 ];
 
-/// Tests of one target.
+/// Selected tests of one target.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Selection {
     /// Name of the target.
     pub(crate) target: &'static str,
-    /// Names of the tests; empty for all.
+    /// Names of the tests; empty: all tests.
     pub(crate) tests: &'static [&'static str],
 }
 
@@ -101,7 +102,7 @@ const fn only(target: &'static str, tests: &'static [&'static str]) -> Selection
     Selection { target, tests }
 }
 
-/// Of the level `vm`, what runs on a stock kernel: a move, relay, restart and failure each.
+/// Tests of the level `vm` on a stock kernel: one migration, relay, restart and failure.
 pub(crate) const VM_ON_HOST: &[Selection] = &[
     only("migration", &["a_light_stream_goes_on_through_one_move"]),
     only(
@@ -115,11 +116,11 @@ pub(crate) const VM_ON_HOST: &[Selection] = &[
     all("limits"),
 ];
 
-/// What is no test of the host it runs on: such targets start machines themselves.
+/// Targets that start machines themselves and therefore cannot run in a machine.
 pub(crate) const NOT_ON_HOST: &[&str] = &["machine"];
 
-/// What CI runs on each stock kernel: every program loaded, attached by each hook and run, the main
-/// path of each in a namespace, one move by KVM with vhost-net. It has 15 minutes.
+/// Tests that CI runs on each stock kernel, within 15 minutes: every program loaded, attached by
+/// each hook and run; the main path of each in a namespace; one migration by KVM with vhost-net.
 pub(crate) const QUICK: &[Selection] = &[
     all("prog_test_run"),
     all("gate_programs"),

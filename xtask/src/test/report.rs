@@ -1,23 +1,23 @@
-//! What the test programs in a host machine say together: `run-tests.sh` marks where each of them
-//! begins and ends.
+//! Collects the output of the test programs in a host machine. `run-tests.sh` marks where the
+//! output of each program begins and ends.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::results::{Reader, Tally};
 
-/// What came of the runs.
+/// Results of the runs.
 #[derive(Debug, Default)]
 pub(super) struct Report {
-    /// All tests.
+    /// Counts of all tests.
     pub(super) tally: Tally,
-    /// Reason by target and test.
+    /// Reasons of skipped tests by target and test.
     skipped: BTreeMap<(String, String), String>,
-    /// A few words on each target that is not as it should be.
+    /// A few words on each target with a failure.
     pub(super) failures: Vec<String>,
     /// Seconds by target, in order.
     times: Vec<(String, u64)>,
-    /// The target that runs.
+    /// The running target, and the reader of its output.
     current: Option<(String, Reader)>,
 }
 
@@ -35,7 +35,7 @@ impl Report {
         true
     }
 
-    /// The end of a target: name, exit code, seconds.
+    /// Handles the end of a target: name, exit code, seconds.
     fn end(&mut self, end: &str) {
         let Some((target, reader)) = self.current.take() else {
             return;
@@ -53,7 +53,7 @@ impl Report {
                 self.failures.push(format!("{target} ran no test"));
             }
             "0" => {}
-            // What `timeout` says, and what it says when it had to kill.
+            // Exit codes of `timeout`: time is over, and killed after that.
             "124" | "137" => self
                 .failures
                 .push(format!("{target} was killed after {seconds} s")),
@@ -63,7 +63,7 @@ impl Report {
             )),
         }
         if code != "0" && results.failed == 0 {
-            // Such a target has not told of a test that failed.
+            // The target failed without reporting a failed test.
             self.tally.failed += 1;
         }
     }
@@ -77,8 +77,8 @@ impl Report {
         results
     }
 
-    /// Takes what is there of a target during which the machine ended, and names those that it
-    /// has not come to.
+    /// Completes the report after the machine has ended: adds the output of the interrupted target,
+    /// and names the targets that did not run.
     pub(super) fn close<'a>(&mut self, targets: impl Iterator<Item = &'a str>) {
         if let Some((target, reader)) = self.current.take() {
             self.take_results(&target, reader);

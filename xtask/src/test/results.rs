@@ -1,4 +1,4 @@
-//! What the standard test harness prints, read: how many tests passed, failed and were skipped.
+//! Reads the output of the standard test harness: passed, failed and skipped tests.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -7,14 +7,14 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
-/// Tests that a step ran.
+/// Counts of the tests of a step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tally {
     /// Tests that passed.
     pub(crate) passed: u64,
     /// Tests that failed.
     pub(crate) failed: u64,
-    /// Tests marked `#[ignore]`, and tests that said that they were skipped.
+    /// Tests marked `#[ignore]`, and tests that reported that they were skipped.
     pub(crate) skipped: u64,
 }
 
@@ -47,32 +47,32 @@ impl Tally {
     }
 }
 
-/// Reads what one test program prints with `--show-output`.
+/// Reader of a test program's output with `--show-output`.
 #[derive(Debug, Default)]
 pub(crate) struct Reader {
     tally: Tally,
     section: Section,
-    /// The test whose output the section shows at the moment.
+    /// Test whose output follows in this section.
     test: String,
-    /// Reasons of tests that passed without having done what they are for.
+    /// Reasons of tests that passed without testing anything.
     skipped: BTreeMap<String, String>,
 }
 
-/// Part of what the harness prints.
+/// Sections of the harness's output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Section {
     /// One line for each test, and the result.
     #[default]
     Tests,
-    /// What tests that passed have printed.
+    /// Output of passed tests.
     Successes,
-    /// What tests that failed have printed.
+    /// Output of failed tests.
     Failures,
 }
 
 impl Reader {
-    /// Reads one line and returns whether it is to be shown: all is but what tests that passed have
-    /// printed.
+    /// Reads one line. Returns true if the line has to be shown, which is every line except the
+    /// output of passed tests.
     pub(crate) fn read(&mut self, line: &str) -> bool {
         match line {
             "successes:" => self.section = Section::Successes,
@@ -109,7 +109,7 @@ impl Reader {
     }
 }
 
-/// Returns the reason of a line in which a test says that it is skipped.
+/// Returns the reason in a line with which a test reports that it is skipped.
 fn skip_reason(line: &str) -> Option<&str> {
     let rest = line
         .strip_prefix("skipped")
@@ -117,11 +117,11 @@ fn skip_reason(line: &str) -> Option<&str> {
     Some(rest.strip_prefix([':', ','])?.trim())
 }
 
-/// Runs one `cargo test` step, shows what it prints and adds its results to `tally`.
+/// Runs one `cargo test` step, shows its output and adds its results to `tally`.
 ///
 /// # Errors
 ///
-/// When it can't be started, exits with anything but 0, or runs no test at all.
+/// The step does not start, its exit code is not 0, or it runs no test.
 pub(super) fn tests(title: &str, command: &mut Command, tally: &mut Tally) -> Result<()> {
     eprintln!("==> {title}");
     let started = Instant::now();
