@@ -1,7 +1,7 @@
-//! Where the lab's own programs are.
+//! Paths of the lab's own programs.
 //!
-//! They are built into the directory of the running program (`cargo xtask`) or the one above it
-//! (`cargo test`, whose programs are in `deps/`).
+//! cargo builds the programs into the directory of the running program (`cargo xtask`) or into the
+//! directory above (`cargo test`, whose programs are in `deps/`).
 
 use std::path::PathBuf;
 

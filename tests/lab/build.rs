@@ -1,4 +1,4 @@
-//! Building a lab: namespaces, links, bridges, router and VM hosts.
+//! Builds a lab: namespaces, links, bridges, router and VM hosts.
 
 use std::fs;
 use std::net::Ipv6Addr;
@@ -41,8 +41,8 @@ fn host(config: &LabConfig, name: &str, address: Ipv6Addr) -> Result<Host> {
     Ok(Host::new(node, address, directory))
 }
 
-/// Global address of a VMS: host 0x10 of the prefix `2001:db8:<site>::/64`, or 0x11 where it is
-/// the second.
+/// Returns the global address of a VMS: host 0x10 of the prefix `2001:db8:<site>::/64`, or 0x11 for
+/// the second VMS of a site.
 fn vms_address(config: &LabConfig, number: usize) -> Ipv6Addr {
     let site = config.site_of(number);
     let host = 0x10 + u16::from(site != number);
@@ -50,14 +50,14 @@ fn vms_address(config: &LabConfig, number: usize) -> Ipv6Addr {
     Ipv6Addr::new(0x2001, 0xdb8, site, 0, 0, 0, 0, host)
 }
 
-/// Everything that was built.
+/// Parts of a built lab.
 pub(crate) struct Built {
     pub(crate) vms: [Vms; 2],
-    /// At the relays' site.
+    /// Hosts at the relays' site.
     pub(crate) further: Vec<Host>,
 }
 
-/// The hosts of a lab that runs.
+/// Returns the hosts of a running lab.
 pub(crate) fn attach(config: &LabConfig) -> Result<Built> {
     Ok(Built {
         vms: [vms(config, 1)?, vms(config, 2)?],
@@ -126,7 +126,7 @@ pub(crate) fn all(config: &LabConfig) -> Result<Built> {
     attach(config)
 }
 
-/// Every site with the names of its hosts.
+/// Returns every site with the names of its hosts.
 fn sites(config: &LabConfig) -> Vec<(usize, Vec<String>)> {
     let of_vms = config.vms_sites().map(|site| {
         let numbers = (1..=2).filter(|number| config.site_of(*number) == site);
@@ -139,8 +139,8 @@ fn sites(config: &LabConfig) -> Vec<(usize, Vec<String>)> {
         .collect()
 }
 
-/// Starts a switch's querier, now that the hosts can hear it and be heard: what they have reported
-/// of themselves before is lost, and its first round asks for it again.
+/// Starts a switch's querier once its ports forward. Earlier Reports of the hosts are lost; the
+/// first round of Queries asks for them again.
 fn start_querier(config: &LabConfig, site: usize, ports: usize) -> Result<()> {
     let switch = node(&config.name, &format!("switch{site}"));
     switch::wait_forwarding(&switch, ports)?;
@@ -150,7 +150,7 @@ fn start_querier(config: &LabConfig, site: usize, ports: usize) -> Result<()> {
     )
 }
 
-/// Only the first round of a switch's querier was to be short.
+/// Sets the regular intervals of a switch's querier after the short first round.
 fn relax_querier(config: &LabConfig, site: usize) -> Result<()> {
     let response = query_response_interval(config);
     netns::ip(
@@ -164,9 +164,9 @@ fn build_vms_links(config: &LabConfig, number: usize) -> Result<()> {
     let site = config.site_of(number);
     let switch = namespace(&config.name, &format!("switch{site}"));
     let address = vms_address(config, number);
-    // A bridge has the lowest MAC of its ports. That of a NIC is below libvirt's TAPs', which begin
-    // with `fe`; the kernel's choice for a veth is not always, and then the host's MAC changes as
-    // VMs come and go.
+    // A bridge takes the lowest MAC of its ports. This MAC is below the MACs of libvirt's TAPs,
+    // which begin with `fe`. The kernel's random MAC of a veth may not be, and the host's MAC would
+    // change as VMs arrive and leave.
     let mac = format!("02:00:5e:10:{site:02x}:{number:02x}");
     netns::ip(
         &namespace(&config.name, &format!("vms{number}")),
@@ -200,13 +200,13 @@ fn build_further_links(config: &LabConfig) -> Result<()> {
     Ok(())
 }
 
-/// Builds a site around the hosts, whose links wait in the switch's namespace: the switch and the
-/// router's interface.
+/// Builds a site: the switch, the router's interface, and the links of the hosts, which wait in the
+/// switch's namespace.
 fn build_site(config: &LabConfig, site: usize, hosts: &[String]) -> Result<()> {
     let lab = &config.name;
     let router = namespace(lab, "router");
-    // RFC 9777 section 9.4: an address nobody asks for any more is forgotten after 2 Query Intervals and the Query
-    // Response Interval.
+    // RFC 9777 section 9.4: the Multicast Address Listening Interval is 2 Query Intervals plus 2
+    // Query Response Intervals.
     let query = query_interval(config);
     let response = query_response_interval(config);
     let membership = 2 * query + 2 * response;
@@ -214,8 +214,8 @@ fn build_site(config: &LabConfig, site: usize, hosts: &[String]) -> Result<()> {
         .iter()
         .map(|host| format!("link set {host} master br0\nlink set {host} up\n"))
         .collect();
-    // The bridge floods multicast until its querier has had time for one round, so that round
-    // is made short; the real intervals follow it.
+    // The bridge floods multicast until its querier has completed one round, so the first round is
+    // short; the real intervals follow.
     netns::ip(
         &namespace(lab, &format!("switch{site}")),
         &format!(
@@ -237,13 +237,13 @@ fn build_site(config: &LabConfig, site: usize, hosts: &[String]) -> Result<()> {
     )
 }
 
-/// Query Interval in hundredths of a second, the unit of the bridge's timers.
+/// Returns the Query Interval in hundredths of a second, the unit of the bridge's timers.
 fn query_interval(config: &LabConfig) -> u128 {
     (config.query_interval.as_millis() / 10).max(100)
 }
 
-/// Query Response Interval in hundredths of a second: RFC 9777 section 9.3 wants 10 s, and less
-/// than the Query Interval.
+/// Returns the Query Response Interval in hundredths of a second: 10 s as in RFC 9777 section 9.3,
+/// but less than the Query Interval.
 fn query_response_interval(config: &LabConfig) -> u128 {
     (query_interval(config) / 2).min(1000)
 }
@@ -289,7 +289,7 @@ fn start_vms(config: &LabConfig, number: usize) -> Result<Vms> {
     vms(config, number)
 }
 
-/// Starts the process that is a host; `number` is its own among all hosts.
+/// Starts the process of a host; `number` is unique among all hosts.
 fn start_host(config: &LabConfig, name: &str, number: usize, libvirtd: bool) -> Result<()> {
     let lab = &config.name;
     let vms = (1..=2).map(|n| format!("{} vms{n}\n", vms_address(config, n)));
@@ -320,8 +320,8 @@ fn start_host(config: &LabConfig, name: &str, number: usize, libvirtd: bool) -> 
     Ok(())
 }
 
-/// Waits until the VMS's bridge has heard the switch's querier: from then on both forward by
-/// membership.
+/// Waits until the VMS's bridge has received a Query of the switch. From then on both bridges
+/// forward by membership.
 fn wait_router_port(vms: &Vms) -> Result<()> {
     let what = format!("an MLD Query from the switch on {}", vms.name());
     wait::until(&what, Duration::from_secs(10), || {

@@ -1,6 +1,5 @@
-//! Runs a program under the restrictions of a systemd unit where no systemd runs: its user and
-//! capabilities, the filter of its system calls, what it may write to, what it sees, how much memory and
-//! how many tasks it may have.
+//! Runs a program under the restrictions of a systemd unit without systemd: user, capabilities,
+//! filters of system calls, its view of the file system, and its limits of memory and tasks.
 //!
 //! ```text
 //! confined outer UNIT WRITABLE GROUPS PROGRAM ...    control group, mounts of its own, file mode mask
@@ -9,10 +8,10 @@
 //!             '- PROGRAM ...
 //! ```
 //!
-//! Each is executed in the place of the one before, so the process is that of the program. A system call
-//! that the unit does not permit kills the program here, whatever `SystemCallErrorNumber=` says, but for some
-//! that nobody needs: nothing else is refused unnoticed. `PrivateUsers=`, `PrivateTmp=` and
-//! `TemporaryFileSystem=` are not carried out.
+//! Each program replaces the one before by `exec`, so they share one process. Here a filtered
+//! system call kills the process, whatever `SystemCallErrorNumber=` says, so that no refusal stays
+//! unnoticed; a few dispensable calls are exempt. Not implemented: `PrivateUsers=`, `PrivateTmp=`,
+//! `TemporaryFileSystem=`.
 
 mod calls;
 mod filter;
@@ -33,10 +32,10 @@ pub use unit::Unit;
 
 use crate::binaries;
 
-/// The user that stands for the one of `DynamicUser=`, and the user's group.
+/// User and group that stand in for those of `DynamicUser=`.
 pub const DYNAMIC_USER: u32 = 64_321;
 
-/// Whether `systemd-analyze` is there, which says what a unit means.
+/// Returns true if `systemd-analyze` exists, which interprets units.
 #[must_use]
 pub fn is_possible() -> bool {
     Command::new("systemd-analyze")
@@ -45,12 +44,13 @@ pub fn is_possible() -> bool {
         .is_ok_and(|output| output.status.success())
 }
 
-/// A command that runs a program under the restrictions of a unit, in a group that has the unit's limits.
-/// It may write to `writable` too, as the unit may to its runtime directory.
+/// Returns a command that runs a program under the restrictions of a unit, in a control group that has
+/// the unit's limits. The program may also write to `writable`, as under systemd to its runtime
+/// directory.
 ///
 /// # Errors
 ///
-/// When the lab's program for it is not built.
+/// When the lab's program `confined` is not built.
 pub fn command(
     unit: &Path,
     group: &ControlGroup,
@@ -65,11 +65,11 @@ pub fn command(
     Ok(command)
 }
 
-/// The program `confined`: never returns if all goes well.
+/// The program `confined`. Returns only on an error.
 ///
 /// # Errors
 ///
-/// When something cannot be restricted, or the program cannot be executed.
+/// When a restriction or the execution of the program fails.
 pub fn run(arguments: impl Iterator<Item = OsString>) -> Result<()> {
     let mut arguments = arguments.skip(1);
     let stage = arguments.next().unwrap_or_default();
@@ -122,7 +122,7 @@ fn inner(mut arguments: impl Iterator<Item = OsString>) -> Result<()> {
     Err(error).with_context(|| format!("Cannot run {}", program.display()))
 }
 
-/// Arguments of `setpriv`.
+/// Returns the arguments of `setpriv`.
 fn privileges(unit: &Unit) -> Vec<String> {
     let set = |key: &str| {
         let names = unit.words(key).into_iter().map(|name| {

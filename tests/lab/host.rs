@@ -1,7 +1,8 @@
-//! A host of the lab with directories of its own: a VM host, a relay, a mapping server, a correspondent.
+//! A host of the lab with directories of its own: a VM host, a relay, a mapping server, a
+//! correspondent.
 //!
-//! One process, [`crate::vms::node::run`] in `lab-node`, makes its mount and UTS namespaces, so it
-//! has its own `/run`, `/etc/hosts` and BPF file system.
+//! One process per host, [`crate::vms::node::run`] in `lab-node`, creates the host's mount and UTS
+//! namespaces, so the host has its own `/run`, `/etc/hosts` and BPF file system.
 
 use std::net::Ipv6Addr;
 use std::ops::Deref;
@@ -34,26 +35,26 @@ impl Host {
         }
     }
 
-    /// Directory of everything private to this host.
+    /// Returns the directory with everything private to this host.
     #[must_use]
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// Its global address: on `br0` of a VM host, on `eth0` of another.
+    /// Returns the global address: on `br0` of a VM host, on `eth0` of another host.
     #[must_use]
     pub fn address(&self) -> Ipv6Addr {
         self.address
     }
 
-    /// What is `/run` on this host, as seen from outside.
+    /// Returns the outside path of this host's `/run`.
     #[must_use]
     pub fn run_directory(&self) -> PathBuf {
         self.directory.join("run")
     }
 
-    /// The directory that is `/run/roamcast-lab` on this host, as seen from outside: Unix sockets
-    /// made here can be reached by QEMU.
+    /// Returns the outside path of this host's `/run/roamcast-lab`. QEMU can reach Unix sockets in
+    /// this directory.
     #[must_use]
     pub fn shared_directory(&self) -> PathBuf {
         self.run_directory().join("roamcast-lab")

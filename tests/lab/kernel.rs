@@ -1,6 +1,6 @@
 //! Debian's packaged kernels, unpacked into the cache and not installed.
 //!
-//! Guests boot the cloud kernel, the host machine a generic one.
+//! Guests boot the cloud kernel, the host machine boots a generic kernel.
 
 use std::{
     collections::BTreeSet,
@@ -21,7 +21,7 @@ pub struct Kernel {
     pub release: String,
     /// The compressed kernel image.
     pub image: PathBuf,
-    /// Its modules, what an installed kernel has in `/lib/modules/RELEASE`.
+    /// Modules of the kernel: the content of `/lib/modules/RELEASE`.
     pub modules: PathBuf,
 }
 
@@ -34,10 +34,10 @@ pub struct Module {
     pub contents: Vec<u8>,
 }
 
-/// Which of Debian's kernels for amd64.
+/// Flavours of Debian's kernels for amd64.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flavour {
-    /// For real machines: what a host runs.
+    /// For physical machines, such as a host.
     Generic,
     /// For virtual machines: smaller, with few drivers.
     Cloud,
@@ -200,7 +200,8 @@ fn fitting<'a>(
                 Flavour::Generic => release,
             };
             let numbers = numbers(version);
-            // What has two numbers only, or a further word, is a meta-package or another flavour.
+            // A version with only two numbers or with a further word belongs to a meta-package or
+            // another flavour.
             let is_kernel =
                 numbers.len() > 2 && !version.ends_with(|last: char| last.is_ascii_alphabetic());
             (is_kernel && numbers.starts_with(wanted)).then(|| (numbers, name.to_owned()))
@@ -233,7 +234,7 @@ fn unpack(cache: &Path, package: &str, unpacked: &Path) -> Result<Kernel> {
             .args(["-o", "APT::Sandbox::User=root"])
             .current_dir(download.path()))
     };
-    // The archive keeps only the newest packages, so lists of last week name some that are gone.
+    // The archive keeps only the newest packages, so an old list may name a package that is gone.
     fetch().or_else(|_| refresh().and_then(|()| fetch()))?;
     let archive = fs::read_dir(download.path())?
         .flatten()
@@ -248,13 +249,13 @@ fn unpack(cache: &Path, package: &str, unpacked: &Path) -> Result<Kernel> {
              packages): choose an older kernel"
         )
     })?;
-    // The package has no index of its modules; its installation makes it.
+    // The package contains no index of the modules; installing it would create one.
     let base = kernel.modules.ancestors().nth(3).unwrap_or(&tree);
     run(Command::new("depmod")
         .arg("--basedir")
         .arg(base)
         .arg(&kernel.release))?;
-    // Renamed as the last step, so that an interrupted download is never taken for a whole one.
+    // The rename is the last step, so an interrupted download never passes for a complete one.
     fs::rename(&tree, unpacked).with_context(|| {
         format!(
             "Cannot rename the unpacked {package} to {}",

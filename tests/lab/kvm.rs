@@ -1,8 +1,8 @@
-//! Does KVM really work here?
+//! Checks whether KVM really works on this machine.
 //!
-//! `/dev/kvm` may exist, QEMU's firmware run, and KVM still stop with an internal error in the
-//! middle of a kernel, as on some nested hosts. So the guest's own kernel is started, and must get
-//! as far as running a program of its initramfs.
+//! On some nested hosts `/dev/kvm` exists and QEMU's firmware runs, but KVM stops with an internal
+//! error in the middle of a kernel. The check therefore boots the guest's own kernel, which must
+//! get as far as running a program of its initramfs.
 
 use std::fs;
 use std::io::Read;
@@ -15,26 +15,26 @@ use std::time::{Duration, Instant};
 
 use crate::guest::image::Image;
 
-/// The kernel needs a second or two with KVM. On an emulated host it needs a minute, but goes on
-/// saying something: as long as it does, it is not stuck.
+/// Longest silence of the kernel. With KVM the kernel boots in a second or two. On an emulated host
+/// it needs a minute, but keeps printing; a kernel that prints is not stuck.
 const SILENCE: Duration = Duration::from_secs(40);
 
-/// Whoever goes on for so long is of no use, whatever it says.
+/// Time after which KVM counts as unusable, whatever the kernel prints.
 const DEADLINE: Duration = Duration::from_secs(300);
 
-/// What the guest says after having booted: a line of its own, because the kernel repeats its
-/// command line, which tells the first process to say so.
+/// Text that the guest prints after booting, on a line of its own: the kernel also prints its
+/// command line, which contains the command to print this text.
 const BOOTED: &str = "\nuserspace runs";
 
-/// Serial output costs an emulated host more than all else, so the kernel says only a few lines;
-/// quite silent, it would not show that it goes on.
+/// Kernel command line. Serial output is the slowest part on an emulated host, so the kernel prints
+/// only a few lines; without any line the check could not see progress.
 const COMMAND_LINE: &str =
     "console=ttyS0 panic=-1 loglevel=6 rdinit=/bin/busybox -- echo userspace runs";
 
-/// What QEMU says when KVM gives up.
+/// Text that QEMU prints when KVM gives up.
 const GAVE_UP: &str = "KVM internal error";
 
-/// Keeps the answer for this boot of the machine.
+/// File with the result for this boot of the machine.
 const CACHE: &str = "/run/roamcast-lab/kvm";
 
 /// Returns true if QEMU can run the guests by KVM. The first call on a machine takes up to a few
@@ -51,7 +51,7 @@ pub fn usable(image: &Image) -> bool {
         }
         let usable = probe(image).unwrap_or(false);
         if fs::create_dir_all("/run/roamcast-lab").is_ok() {
-            // Without the cache the next process probes again, nothing worse.
+            // Without the file the next process only probes again.
             let _ = fs::write(CACHE, if usable { "yes\n" } else { "no\n" });
         }
         usable
@@ -84,16 +84,16 @@ fn probe(image: &Image) -> std::io::Result<bool> {
     Ok(usable)
 }
 
-/// What was read from QEMU.
+/// Evidence in QEMU's output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Sign {
-    /// Something new, and no more.
+    /// New output without a result.
     Progress,
-    /// What decides.
+    /// A result.
     Verdict(bool),
 }
 
-/// Waits for what decides, as long as there is progress. A QEMU that has ended decides nothing.
+/// Waits for a result while there is progress. A QEMU that has ended gives no result: false.
 fn verdict(signs: &Receiver<Sign>, silence: Duration, deadline: Duration) -> bool {
     let end = Instant::now() + deadline;
     loop {
@@ -106,7 +106,7 @@ fn verdict(signs: &Receiver<Sign>, silence: Duration, deadline: Duration) -> boo
     }
 }
 
-/// Sends progress for whatever is read from `output`, and `usable` once that is `text`.
+/// Sends progress for all output, and the result `usable` at `text`.
 fn report(
     mut output: impl Read + Send + 'static,
     text: &'static str,

@@ -1,7 +1,7 @@
-//! The lab Roamcast is tested in.
+//! The lab in which Roamcast is tested.
 //!
-//! A sender, a multicast router, two sites with an access switch each and a VM host (VMS) behind
-//! every switch, all in network namespaces of their own:
+//! The lab has a sender, a multicast router, and two sites. Each site has an access switch with a
+//! VM host (VMS) behind it. Every node is a network namespace:
 //!
 //! ```text
 //!                        +--------+ site1  +---------+      +------------------+
@@ -11,29 +11,29 @@
 //!                        +--------+ site2  +---------+      +------------------+
 //! ```
 //!
-//! The VM hosts may also share site 1, for a live migration within a subnet.
+//! Both VM hosts may also share site 1, for a live migration within a subnet.
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`topology`] | [`Lab`]: the whole lab, up and down |
+//! | [`topology`] | [`Lab`]: builds and removes the whole lab |
 //! | [`node`] | one namespace: commands and processes in it |
 //! | [`vms`] | a VM host: private directories, bridge, libvirtd |
 //! | [`mroute`] | the router's multicast routing |
-//! | [`registry`] | what exists, so that it can be removed after a crash |
+//! | [`registry`] | the existing labs, for removal after a crash |
 //! | [`netns`] | namespaces and links |
 //! | [`guest`] | the guest: image, domain XML, control channel |
 //! | [`probe`] | the stream: sender, records, metrics, picture |
-//! | [`scenario`] | a guest under a stream and its move |
+//! | [`scenario`] | a guest under a stream, and its migration |
 //! | [`listener`] | source-specific joins |
 //! | [`host`] | a host with directories of its own: a VM host, a relay and so on |
 //! | [`kernel`] | Debian's packaged kernels |
-//! | [`kvm`] | does KVM really work here? |
+//! | [`kvm`] | checks whether KVM works |
 //! | [`machine`] | a stock kernel in an emulated machine that runs a command |
-//! | [`mod@bench`] | the benches of relay and migration: what they report, and their pictures |
-//! | [`main_loop`] | what QEMU's main thread does with TAPs, in a process without a VM |
+//! | [`mod@bench`] | reports and pictures of the benches |
+//! | [`main_loop`] | a process that reads TAPs like QEMU's main thread, without a VM |
 //! | [`confine`] | the restrictions of a systemd unit, without systemd |
-//! | [`requirements`] | what the machine must have, for tests to skip |
-//! | [`binaries`] | where the lab's own programs are |
+//! | [`requirements`] | requirements of the lab, for tests to skip |
+//! | [`binaries`] | paths of the lab's own programs |
 //! | [`wait`] | waiting for a condition with a deadline |
 
 pub mod bench;

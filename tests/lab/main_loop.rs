@@ -1,6 +1,6 @@
-//! A process that does with TAPs what QEMU's main thread does, for the test `vhost` and the bench `rates`:
-//! it sleeps in `poll`, and once the VM has stopped it reads a frame or a few of each TAP's queue, sooner or
-//! later.
+//! A process that reads TAPs like QEMU's main thread, for the test `vhost` and the bench `rates`:
+//! it sleeps in `poll`, and after the stop of the VM it reads one or a few frames from each TAP's
+//! queue, sooner or later.
 //!
 //! ```text
 //!  VM runs:  poll(orders)                            vhost-net reads the TAPs
@@ -8,8 +8,8 @@
 //!  stopped:  held up --> poll(orders, TAPs) --> frames of each, which are told
 //! ```
 //!
-//! The program is called as the agent expects of a QEMU; its main thread can take another name, so that
-//! the agent sees none.
+//! The program has the name that the agent expects of a QEMU. Its main thread can take another
+//! name, which hides it from the agent.
 
 #![allow(unsafe_code, reason = "TAPs are inherited by number")]
 
@@ -26,37 +26,37 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::binaries;
 
-/// Name of the program, and of its main thread while the agent is to see it.
+/// Name of the program, and of its main thread while the agent should see it.
 pub const NAME: &str = "qemu-main-loop";
-/// Its name else.
+/// Name of the main thread while the agent should not see it.
 const HIDDEN: &str = "main-loop";
-/// Most that is told of a frame, bytes.
+/// Reported length of a frame, bytes.
 const TOLD_BYTES: usize = 128;
-/// Most frames that are read of a TAP before anything else is looked at, as QEMU does.
+/// Most frames to read from a TAP in a row, as in QEMU.
 const AT_ONCE: usize = 50;
-/// Where a numbered datagram has its number: behind Ethernet, IPv6 and UDP header.
+/// Offset of the number in a numbered datagram: behind Ethernet, IPv6 and UDP header.
 const NUMBER: std::ops::Range<usize> = 62..66;
-/// Where the next header stands in it, and that of UDP.
+/// Offset of the IPv6 Next Header field, and its value for UDP.
 const NEXT_HEADER: usize = 20;
 const UDP: u8 = 17;
-/// Where the IPv6 destination begins, and with which byte if that is multicast.
+/// Offset of the IPv6 destination, and the first byte of a multicast address.
 const DESTINATION: usize = 38;
 const MULTICAST: u8 = 0xff;
-/// EtherType of IPv6, and where it stands.
+/// EtherType of IPv6, and its offset.
 const IPV6: [u8; 2] = [0x86, 0xdd];
 const ETHER_TYPE: std::ops::Range<usize> = 12..14;
 
-/// An order: what, how, a number, and a time in microseconds.
+/// Length of an order: kind, mode, number, and a time in microseconds.
 const ORDER_BYTES: usize = 7;
 
-/// What keeps the main loop from its TAPs when the VM has stopped.
+/// What keeps the main loop from its TAPs after the stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HeldUp {
-    /// It has something else to do.
+    /// The main loop has other work.
     Busy,
-    /// It waits for a lock, as for QEMU's big one.
+    /// The main loop waits for a lock, as for QEMU's big lock.
     Locked,
-    /// Both in turn.
+    /// Other work and a lock in turn.
     Both,
 }
 
@@ -83,18 +83,18 @@ impl HeldUp {
     }
 }
 
-/// What the process is told.
+/// Orders to the process.
 #[derive(Clone, Copy, Debug)]
 enum Order {
-    /// To be seen by the agent, or not.
+    /// Show the process to the agent, or hide it.
     Show(bool),
-    /// vhost-net has given the TAPs back; so many frames are read of each.
+    /// vhost-net has released the TAPs; read this number of frames from each.
     Stopped(HeldUp, u8, Duration),
-    /// The TAPs are nobody's.
+    /// Leave the TAPs alone.
     Gone,
-    /// The VM runs, without vhost-net: its multicast datagrams are read of the first TAP.
+    /// The VM runs without vhost-net: read its multicast datagrams from the first TAP.
     Serve,
-    /// To tell the numbers of what the VM has had.
+    /// Report the numbers of the datagrams that the VM has received.
     Had,
 }
 
@@ -113,7 +113,7 @@ impl Order {
         [what, how, reads, a, b, c, d]
     }
 
-    /// Reads one; `None` when there are no more.
+    /// Reads an order; `None` at the end.
     fn read(mut control: &UnixStream) -> Result<Option<Self>> {
         let mut bytes = [0; ORDER_BYTES];
         if let Err(error) = control.read_exact(&mut bytes) {
@@ -138,7 +138,7 @@ impl Order {
     }
 }
 
-/// The process, as the test has it.
+/// Handle of the process, for the test.
 #[derive(Debug)]
 pub struct MainLoop {
     child: Child,
@@ -146,14 +146,14 @@ pub struct MainLoop {
 }
 
 impl MainLoop {
-    /// Starts it with these TAPs in the network namespace of the calling thread.
+    /// Starts the process with these TAPs in the network namespace of the calling thread.
     ///
     /// # Errors
     ///
     /// When the program is not built or cannot be started.
     pub fn start(taps: &[File]) -> Result<Self> {
         let (control, theirs) = UnixStream::pair()?;
-        // Duplicates, because these are closed at the start of a program.
+        // Duplicates, because the originals are closed at `exec`.
         let inherited =
             (taps.iter().map(nix::unistd::dup)).collect::<nix::Result<Vec<OwnedFd>>>()?;
         let child = Command::new(binaries::path(NAME)?)
@@ -165,7 +165,7 @@ impl MainLoop {
         Ok(Self { child, control })
     }
 
-    /// Has the agent see it or not from now on.
+    /// Shows the process to the agent or hides it.
     ///
     /// # Errors
     ///
@@ -175,8 +175,8 @@ impl MainLoop {
         self.told().map(drop)
     }
 
-    /// Tells that the VM has stopped. When this returns, the process is awake; it polls the TAPs after
-    /// `time`, until it has read so many frames of each.
+    /// Announces the stop of the VM. When this returns, the process is awake. It polls the TAPs
+    /// after `time`, until it has read `reads` frames from each.
     ///
     /// # Errors
     ///
@@ -185,7 +185,8 @@ impl MainLoop {
         self.order(Order::Stopped(how, reads, time))
     }
 
-    /// Has it leave the TAPs alone; returns what it has read since the stop, the beginning of each frame.
+    /// Makes the process leave the TAPs alone. Returns the beginnings of the frames read since the
+    /// stop.
     ///
     /// # Errors
     ///
@@ -195,7 +196,7 @@ impl MainLoop {
         self.told()
     }
 
-    /// Has it serve a VM that runs, without vhost-net, until that is stopped.
+    /// Makes the process serve a running VM without vhost-net, until the VM stops.
     ///
     /// # Errors
     ///
@@ -204,7 +205,7 @@ impl MainLoop {
         self.order(Order::Serve)
     }
 
-    /// The numbers of the datagrams that the VM has had since they were last asked for, in their order.
+    /// Returns the numbers of the datagrams that the VM has received since the last call, in order.
     ///
     /// # Errors
     ///
@@ -225,7 +226,7 @@ impl MainLoop {
             .context("The main loop is gone")
     }
 
-    /// Frames, up to an empty one.
+    /// Reads frames up to an empty one.
     fn told(&mut self) -> Result<Vec<Vec<u8>>> {
         let mut frames = Vec::new();
         loop {
@@ -248,22 +249,22 @@ impl Drop for MainLoop {
     }
 }
 
-/// The process itself: standard input has the orders, the arguments are the numbers of the TAPs'
-/// descriptors.
+/// The program itself. Orders come from standard input; the arguments are the file descriptors of
+/// the TAPs.
 ///
 /// # Errors
 ///
-/// When it was not started by [`MainLoop::start`].
+/// When the program was not started by [`MainLoop::start`].
 pub fn run(arguments: impl Iterator<Item = String>) -> Result<()> {
     let taps = arguments
         .map(|number| {
             let number: RawFd = number.parse().context("That is no descriptor")?;
-            // SAFETY: the descriptor was inherited for this purpose, and nothing else here has it.
+            // SAFETY: the descriptor was inherited for this purpose, and nothing else here uses it.
             Ok(unsafe { File::from_raw_fd(number) })
         })
         .collect::<Result<Vec<File>>>()?;
     let mut control = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
-    // With the number of frames that are still to be read.
+    // Each TAP with its number of frames still to read.
     let mut polled: Vec<(&File, u8)> = Vec::new();
     let mut numbers = Vec::new();
     loop {
@@ -275,7 +276,7 @@ pub fn run(arguments: impl Iterator<Item = String>) -> Result<()> {
         );
         poll(&mut fds, PollTimeout::NONE)?;
         let ready: Vec<bool> = fds.iter().map(|fd| fd.any() == Some(true)).collect();
-        // Before any order: it has polled them.
+        // Before any order, because the main loop has polled the TAPs.
         let mut is_ready = ready.iter().skip(1);
         let mut read = Vec::new();
         polled.retain_mut(|(tap, reads)| {
@@ -325,7 +326,7 @@ pub fn run(arguments: impl Iterator<Item = String>) -> Result<()> {
     }
 }
 
-/// Reads what comes for a VM that runs, until there is an order.
+/// Reads the datagrams of a running VM until an order arrives.
 fn serve(mut tap: &File, control: &UnixStream, numbers: &mut Vec<u32>) -> Result<()> {
     let mut frame = vec![0; 1 << 16];
     loop {
@@ -347,7 +348,7 @@ fn serve(mut tap: &File, control: &UnixStream, numbers: &mut Vec<u32>) -> Result
     }
 }
 
-/// The number of a multicast datagram.
+/// Returns the number of a multicast datagram.
 fn number(frame: &[u8]) -> Option<u32> {
     let is_multicast = frame.get(ETHER_TYPE) == Some(&IPV6)
         && frame.get(NEXT_HEADER) == Some(&UDP)

@@ -1,8 +1,8 @@
-//! Network namespaces and the links between them.
+//! Network namespaces and links between them.
 //!
-//! Namespaces are the named ones of `ip netns`, so an operator can look into a running lab with
-//! ordinary tools. Links are created directly in their namespaces: nothing ever appears among
-//! the machine's own interfaces.
+//! Namespaces are named ones of `ip netns`, so an operator can inspect a running lab with ordinary
+//! tools. Links are created directly in their namespaces: none ever appears among the machine's own
+//! interfaces.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -47,8 +47,8 @@ pub fn list(prefix: &str) -> Vec<String> {
 
 /// Creates a namespace with its loopback up, without DAD and without router advertisements.
 ///
-/// Duplicate address detection would keep every address tentative for more than a second, and
-/// nobody here can hold another's address.
+/// Duplicate Address Detection would keep every address tentative for more than a second, and the
+/// lab never assigns an address twice.
 ///
 /// # Errors
 ///

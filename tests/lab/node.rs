@@ -1,4 +1,4 @@
-//! One node of the lab: a network namespace, for a VMS also a mount and a UTS namespace.
+//! A node of the lab: a network namespace. A VMS also has a mount namespace and a UTS namespace.
 
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
@@ -105,7 +105,8 @@ impl Node {
         let log = self.log_path(label);
         let file = open_log(&log)?;
         let errors = file.try_clone().context("Failed to share a log file")?;
-        // A process group of its own keeps it from the terminal's Ctrl-C: the lab ends it.
+        // A process group of its own protects the process from the terminal's Ctrl-C; the lab ends
+        // the process.
         let child = command
             .stdin(Stdio::null())
             .stdout(file)
@@ -237,10 +238,10 @@ impl Process {
         }
     }
 
-    /// Lets the process outlive this value; the lab still ends it.
+    /// Lets the process outlive this value. The lab still ends the process.
     pub fn detach(mut self) {
         if let Some(mut child) = self.child.take() {
-            // Somebody must take its exit status, or it stays as a zombie.
+            // Without a wait the process would stay as a zombie.
             thread::spawn(move || child.wait());
         }
     }

@@ -1,4 +1,4 @@
-//! What exists of every lab, so that it can be removed by whoever comes next.
+//! Registry of the existing labs, so that any later process can remove them.
 //!
 //! A lab called `NAME` consists of
 //!
@@ -6,8 +6,8 @@
 //! - the processes whose network namespace is one of these,
 //! - the directory `/run/roamcast-lab/NAME`.
 //!
-//! The mounts of a VMS live in a mount namespace that ends with its last process. So a lab
-//! can be removed completely without any memory of the process that made it.
+//! The mounts of a VMS are in a mount namespace that ends with its last process. A lab can
+//! therefore be removed completely without any knowledge of the process that built it.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -32,18 +32,18 @@ const ROOT: &str = "/run/roamcast-lab";
 /// end at 107 bytes.
 const NAME_MAX: usize = 16;
 
-/// What is written down about a lab.
+/// Record of a lab.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Record {
-    /// How the lab was asked for.
+    /// Configuration of the lab.
     pub config: LabConfig,
     /// Process that made it.
     pub owner: i32,
-    /// Start time of that process, so that a later process of the same id is not mistaken for it.
+    /// Start time of the owner, which distinguishes it from a later process with the same id.
     pub owner_started: u64,
-    /// Whether the lab stays when its maker ends (`cargo xtask lab up`).
+    /// True if the lab outlives its owner (`cargo xtask lab up`).
     pub kept: bool,
-    /// True once everything was up.
+    /// True after the whole lab was up.
     pub ready: bool,
 }
 
@@ -64,7 +64,7 @@ pub fn directory(name: &str) -> PathBuf {
     Path::new(ROOT).join(name)
 }
 
-/// Returns the names of all labs of which anything exists.
+/// Returns the names of all labs of which any part exists.
 #[must_use]
 pub fn names() -> Vec<String> {
     let mut names: Vec<String> = fs::read_dir(ROOT)
@@ -78,7 +78,7 @@ pub fn names() -> Vec<String> {
     names
 }
 
-/// Reads what is written down about a lab.
+/// Reads the record of a lab.
 ///
 /// # Errors
 ///
@@ -90,7 +90,7 @@ pub fn read(name: &str) -> Result<Record> {
     serde_json::from_slice(&text).with_context(|| format!("Failed to read {}", path.display()))
 }
 
-/// Keeps others from building or removing labs until dropped.
+/// Takes the lock for building and removing labs; dropping the value releases it.
 pub(crate) fn lock() -> Result<Flock<File>> {
     fs::create_dir_all(ROOT).with_context(|| format!("Failed to create {ROOT}: are you root?"))?;
     let path = Path::new(ROOT).join("lock");
@@ -158,7 +158,7 @@ pub fn owner_alive(record: &Record) -> bool {
 /// Returns the start time of a process in clock ticks since boot.
 pub(crate) fn started(pid: i32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The second field, the name in parentheses, may hold spaces: count after it.
+    // The second field, the name in parentheses, may contain spaces, so count from its end.
     stat.rsplit_once(')')?
         .1
         .split_whitespace()
@@ -232,7 +232,7 @@ pub fn down(name: &str) -> Result<()> {
     remove(name)
 }
 
-/// As [`down`], for who holds the lock.
+/// Like [`down`], for a caller that holds the lock.
 pub(crate) fn remove(name: &str) -> Result<()> {
     check_name(name)?;
     let namespaces = netns::list(&prefix(name));
@@ -248,7 +248,7 @@ pub(crate) fn remove(name: &str) -> Result<()> {
             let mut left = false;
             for (pid, inode) in pids() {
                 if pid != own && inodes.contains(&inode) {
-                    // A zombie has no namespace any more, so whatever is found here still runs.
+                    // A zombie has no namespace any more, so every process found here still runs.
                     let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
                     left = true;
                 }

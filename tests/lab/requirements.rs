@@ -1,4 +1,4 @@
-//! What the machine must have for the lab.
+//! Requirements of the lab on the machine.
 
 use std::process::{Command, Stdio};
 
@@ -12,7 +12,7 @@ const PROGRAMS: [(&str, &str); 4] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
 ];
 
-/// Returns why the lab can't be built here, if so.
+/// Returns why the lab can't be built here, or `None`.
 #[must_use]
 pub fn missing() -> Option<String> {
     if !Uid::effective().is_root() {
@@ -31,11 +31,11 @@ pub fn missing() -> Option<String> {
     })
 }
 
-/// For the start of a test: returns false, having printed why, where the lab can't be built.
+/// For the start of a test: prints the reason and returns false if the lab can't be built.
 ///
 /// # Panics
 ///
-/// Where the lab can't be built but the environment says `CI=true`: there it must be possible.
+/// If the lab can't be built and the environment says `CI=true`: CI must be able to build it.
 #[must_use]
 #[allow(
     clippy::panic,

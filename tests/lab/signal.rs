@@ -1,8 +1,8 @@
-//! Removing the lab when its owner is interrupted.
+//! Removes the lab when its owner is interrupted.
 //!
-//! A handler for SIGINT, SIGTERM and SIGHUP writes one byte to a pipe; a thread reads it, removes
-//! every lab this process owns and exits with the status a shell expects. A lab that is being
-//! built is given up first: its next step fails, because [`interrupted`] is true from then on.
+//! A handler for SIGINT, SIGTERM and SIGHUP writes one byte to a pipe. A thread reads the byte,
+//! removes every lab that this process owns, and exits with the status that a shell expects.
+//! Building a lab stops first: its next step fails, because [`interrupted`] is true from then on.
 
 #![allow(unsafe_code, reason = "installing a signal handler")]
 
@@ -32,13 +32,13 @@ pub(crate) fn guard(name: &str) {
         .push(name.to_owned());
 }
 
-/// Returns true once the process was interrupted: nothing more is to be built or waited for.
+/// Returns true after the process was interrupted: no step may build or wait any more.
 pub(crate) fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::SeqCst)
 }
 
-/// Takes a lab that is removed, or is to stay, off the list of those to remove. Once the process
-/// was interrupted this does not return: the process is about to exit.
+/// Removes a lab from the list of labs to remove, because the lab is gone or stays. Does not return
+/// after an interruption: the process is about to exit.
 pub(crate) fn release(name: &str) {
     while interrupted() {
         thread::park();
@@ -50,8 +50,8 @@ pub(crate) fn release(name: &str) {
 }
 
 fn install() {
-    // Without a pipe (no descriptors left) the signals keep their default action; the next
-    // `lab up` then finds and removes what remains.
+    // Without a pipe (no descriptors left) the signals keep their default action. The next `lab up`
+    // then removes the remains.
     let Ok((mut reader, writer)) = std::io::pipe() else {
         return;
     };
@@ -83,6 +83,7 @@ fn install() {
 extern "C" fn on_signal(signal: i32) {
     let fd: RawFd = PIPE.load(Ordering::SeqCst);
     let byte = [u8::try_from(signal).unwrap_or(0)];
-    // SAFETY: one byte of a live array is written; the descriptor was leaked in `install` and stays open.
+    // SAFETY: the call writes one byte of a live array; the descriptor was leaked in `install` and
+    // stays open.
     let _ = unsafe { libc::write(fd, byte.as_ptr().cast(), 1) };
 }

@@ -9,17 +9,17 @@ use serde::Deserialize;
 use crate::node::Node;
 use crate::wait;
 
-/// How long ports may take to forward after they are up.
+/// Longest time until ports forward after they are up.
 const FORWARDING: Duration = Duration::from_secs(10);
 
-/// What `bridge -j link show` prints of a port.
+/// A port in the output of `bridge -j link show`.
 #[derive(Deserialize)]
 struct Port {
     state: String,
 }
 
-/// Waits until so many ports forward. A port that is up does so only once the kernel has noticed its
-/// carrier, which takes it up to a second, and what comes in before is lost.
+/// Waits until `ports` ports forward. A port that is up forwards only after the kernel has noticed
+/// its carrier, which takes up to a second; earlier packets are lost.
 pub(crate) fn wait_forwarding(switch: &Node, ports: usize) -> Result<()> {
     let what = format!("{ports} ports of {} to forward", switch.name());
     wait::until(&what, FORWARDING, || {
@@ -31,7 +31,7 @@ pub(crate) fn wait_forwarding(switch: &Node, ports: usize) -> Result<()> {
     })
 }
 
-/// What `bridge -j mdb show` prints of a bridge.
+/// A bridge in the output of `bridge -j mdb show`.
 #[derive(Deserialize)]
 struct Database {
     #[serde(default)]
@@ -59,7 +59,7 @@ pub(crate) fn forget(switch: &Node, addresses: &[Ipv6Addr]) -> Result<()> {
         if let Some(source) = &entry.src {
             remove.args(["src", source]);
         }
-        // Removing one entry of an address may take others along.
+        // Removing one entry of an address may remove other entries too.
         if let Err(error) = switch.output(&mut remove)
             && !format!("{error:#}").contains("No such file")
             && !format!("{error:#}").contains("Invalid argument")

@@ -1,4 +1,4 @@
-//! The whole lab as one value: up, down, and what is in it.
+//! The whole lab as one value: builds, attaches and removes it, and returns its parts.
 
 use std::fmt;
 use std::net::Ipv6Addr;
@@ -25,10 +25,10 @@ pub const SENDER_ADDRESS: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0,
 const IMS: &str = "ims1";
 const PEER: &str = "peer1";
 
-/// How long the router may take to prune a tree that nobody listens to.
+/// Longest time until the router prunes a tree without listeners.
 const PRUNE: Duration = Duration::from_secs(10);
 
-/// What a site's network does with multicast.
+/// Multicast in a site's network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Site {
@@ -41,7 +41,7 @@ pub enum Site {
 }
 
 impl Site {
-    /// How long after the first Report packets arrive; `None` for never.
+    /// Returns the time from the first Report to the first packet; `None` for never.
     #[must_use]
     pub fn growth_delay(self) -> Option<Duration> {
         match self {
@@ -79,12 +79,12 @@ impl FromStr for Site {
     }
 }
 
-/// How a lab is to be.
+/// Configuration of a lab.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct LabConfig {
     /// Name of 1 to 16 letters a-z and digits; labs of different names live side by side.
     pub name: String,
-    /// The network of VMS 1 and of VMS 2 at first.
+    /// Initial networks of VMS 1 and VMS 2.
     pub sites: [Site; 2],
     /// Interval of the switches' MLD General Queries.
     pub query_interval: Duration,
@@ -93,19 +93,19 @@ pub struct LabConfig {
     /// Relay nodes, at a site of their own that multicast always reaches: 0 to 2.
     #[serde(default)]
     pub relays: usize,
-    /// Both VM hosts are of site 1, and there is no site 2: the network of a live migration within
-    /// a subnet. Such a lab has no relays.
+    /// True: both VM hosts are at site 1, and there is no site 2, as for a live migration within a
+    /// subnet. Such a lab has no relays.
     #[serde(default)]
     pub same_subnet: bool,
-    /// Two more hosts at the relays' site: `ims1` for a mapping server, and `peer1`, a correspondent
-    /// of mobile guests. Such a lab has two subnets.
+    /// True: two more hosts at the relays' site, `ims1` for a mapping server and `peer1` as the
+    /// correspondent of mobile guests. Such a lab has two subnets.
     #[serde(default)]
     pub mobility: bool,
 }
 
 impl LabConfig {
-    /// A lab with multicast at both sites, the query interval of RFC 9777 section 9.2 (125 s) and
-    /// libvirtd.
+    /// Returns a lab with multicast at both sites, the query interval of RFC 9777 section 9.2 (125
+    /// s) and libvirtd.
     #[must_use]
     pub fn new(name: &str) -> Self {
         Self {
@@ -119,7 +119,7 @@ impl LabConfig {
         }
     }
 
-    /// The site of a VM host by its number, 1 or 2.
+    /// Returns the site of a VM host by its number, 1 or 2.
     #[must_use]
     pub fn site_of(&self, vms: usize) -> usize {
         if self.same_subnet { 1 } else { vms }
@@ -145,8 +145,8 @@ impl LabConfig {
         names
     }
 
-    /// The hosts at the relays' site, which exists only if there are some, with their addresses: relays
-    /// are hosts 0x10 on of the prefix `2001:db8:3::/64`.
+    /// Returns the hosts at the relays' site, with their addresses; the site exists only if it has
+    /// hosts. Relays are hosts 0x10 and up of the prefix `2001:db8:3::/64`.
     pub(crate) fn at_relay_site(&self) -> Vec<(String, Ipv6Addr)> {
         let address = |host| Ipv6Addr::new(0x2001, 0xdb8, 3, 0, 0, 0, 0, host);
         let relays = (0x10..).zip(1..=self.relays);
@@ -163,21 +163,21 @@ impl LabConfig {
 #[derive(Debug)]
 pub struct Lab {
     config: LabConfig,
-    /// This value is to remove the lab.
+    /// True if dropping this value removes the lab.
     owned: bool,
     vms: [Vms; 2],
-    /// At the relays' site: the relays first.
+    /// Hosts at the relays' site, relays first.
     further: Vec<Host>,
 }
 
 impl Lab {
-    /// Builds a lab. One of the same name that was kept is replaced, and what crashed programs
-    /// have left of any lab is removed.
+    /// Builds a lab. Replaces a kept lab of the same name, and removes the remains of crashed
+    /// programs from any lab.
     ///
     /// # Errors
     ///
     /// When not run as root, when another running process owns a lab of that name, or when a part
-    /// can't be built; what was built by then is removed.
+    /// can't be built; the built parts are then removed.
     pub fn up(config: LabConfig) -> Result<Self> {
         ensure!(
             Uid::effective().is_root(),
@@ -246,7 +246,7 @@ impl Lab {
     ///
     /// # Errors
     ///
-    /// When that can't be written down.
+    /// When the record can't be written.
     pub fn keep(mut self) -> Result<()> {
         let record = registry::read(&self.config.name)?;
         registry::write(&Record {
@@ -270,19 +270,19 @@ impl Lab {
         removed
     }
 
-    /// How the lab was asked for.
+    /// Returns the configuration of the lab.
     #[must_use]
     pub fn config(&self) -> &LabConfig {
         &self.config
     }
 
-    /// The node that streams are sent from, at [`SENDER_ADDRESS`] on `eth0`.
+    /// Returns the sender's node, at [`SENDER_ADDRESS`] on `eth0`.
     #[must_use]
     pub fn sender(&self) -> Node {
         build::node(&self.config.name, "sender")
     }
 
-    /// The node of the router, with the interfaces `sender`, `site1` and `site2`.
+    /// Returns the router's node, with the interfaces `sender`, `site1` and `site2`.
     #[must_use]
     pub fn router_node(&self) -> Node {
         build::node(&self.config.name, "router")
@@ -294,19 +294,19 @@ impl Lab {
         Router::new(registry::directory(&self.config.name))
     }
 
-    /// The access switch of a site (1 or 2): bridge `br0` with the ports `router` and `vms1` or
-    /// `vms2`, or both where they share a subnet.
+    /// Returns the access switch of a site (1 or 2): bridge `br0` with the ports `router` and
+    /// `vms1` or `vms2`, or with both VM hosts if they share a subnet.
     #[must_use]
     pub fn switch(&self, site: usize) -> Node {
         build::node(&self.config.name, &format!("switch{site}"))
     }
 
-    /// Makes the switches forget who listens to some multicast addresses, as they would after
-    /// minutes without an answer to their Queries, and waits until no site gets them any more.
+    /// Makes the switches forget the listeners of some multicast addresses, as after minutes
+    /// without an answer to their Queries. Waits until no site receives the addresses.
     ///
     /// # Errors
     ///
-    /// When an entry can't be removed, or a site still gets an address.
+    /// When an entry can't be removed, or a site still receives an address.
     pub fn forget_listeners(&self, addresses: &[Ipv6Addr]) -> Result<()> {
         for site in self.config.vms_sites() {
             switch::forget(&self.switch(site), addresses)?;
@@ -337,26 +337,26 @@ impl Lab {
         &self.vms[1]
     }
 
-    /// The relay nodes, `relay1` and `relay2` as far as there are.
+    /// Returns the relay nodes, `relay1` and `relay2`, as far as they exist.
     #[must_use]
     pub fn relays(&self) -> &[Host] {
         self.further.get(..self.config.relays).unwrap_or_default()
     }
 
-    /// The host for a mapping server, in a lab for mobility.
+    /// Returns the host for a mapping server.
     ///
     /// # Errors
     ///
-    /// When the lab is another.
+    /// When the lab has no mobility.
     pub fn ims(&self) -> Result<&Host> {
         self.further(IMS)
     }
 
-    /// The correspondent of mobile guests, in a lab for mobility.
+    /// Returns the correspondent of mobile guests.
     ///
     /// # Errors
     ///
-    /// When the lab is another.
+    /// When the lab has no mobility.
     pub fn peer(&self) -> Result<&Host> {
         self.further(PEER)
     }

@@ -7,10 +7,11 @@ use anyhow::{Result, anyhow, bail};
 
 use crate::{machine, signal};
 
-/// Pause between two looks at a condition.
+/// Pause between two checks of a condition.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
-/// Returns how long something may take that takes `limit` on a plain machine at worst.
+/// Returns the time limit on this machine for an operation that takes at most `limit` on a plain
+/// machine.
 #[must_use]
 pub fn patience(limit: Duration) -> Duration {
     if machine::inside() {
@@ -20,7 +21,7 @@ pub fn patience(limit: Duration) -> Duration {
     }
 }
 
-/// Returns when a wait ends that begins now, with [`patience`].
+/// Returns the end of a wait that begins now, with [`patience`].
 #[must_use]
 pub fn end_after(limit: Duration) -> Instant {
     Instant::now() + patience(limit)
@@ -46,7 +47,7 @@ pub fn until<T>(
     })?
 }
 
-/// As [`until`], but goes on when the process was interrupted: for removing things.
+/// Like [`until`], but continues after an interruption of the process: for removing things.
 pub(crate) fn always_until<T>(
     what: &str,
     deadline: Duration,

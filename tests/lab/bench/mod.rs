@@ -1,7 +1,7 @@
-//! What the benches of relay, handover and migration report, and the summary of their rounds.
+//! Reports of the benches of relay, handover and migration, and the summary of their rounds.
 //!
-//! A round takes every way in turn, so what disturbs the machine for seconds disturbs all of them;
-//! ways are compared within a round, and the median over the rounds counts.
+//! A round takes every method in turn, so a disturbance of some seconds affects all methods. The
+//! summary compares methods within a round and takes the median over the rounds.
 
 pub mod handover;
 pub mod migration;
@@ -11,19 +11,19 @@ pub mod sessions;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-/// The machine that was measured on.
+/// Machine of the measurement.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Machine {
     /// Kernel release.
     pub kernel: String,
     /// Name of the processor.
     pub processor: String,
-    /// Processors that are online.
+    /// Number of online processors.
     pub cpus: usize,
 }
 
 impl Machine {
-    /// The machine that this runs on.
+    /// Reads the properties of this machine.
     ///
     /// # Errors
     ///
@@ -48,102 +48,103 @@ impl Machine {
 /// Result of `bench relay`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct RelayReport {
-    /// Where it ran.
+    /// Machine of the measurement.
     pub machine: Machine,
-    /// One for each payload and number of TAPs.
+    /// Results, one for each payload and number of TAPs.
     pub settings: Vec<RelaySetting>,
     /// Cost of each program; filled in by `cargo xtask bench relay`.
     pub programs: Vec<ProgramCost>,
 }
 
-/// All ways to the TAPs, under one load.
+/// Results of all paths to the TAPs under one load.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct RelaySetting {
     /// UDP payload, bytes.
     pub payload_bytes: usize,
-    /// TAPs that receive the stream.
+    /// Number of TAPs that receive the stream.
     pub taps: usize,
-    /// Packets per second that are sent while the CPU time is measured.
+    /// Packets sent per second during the measurement of CPU time.
     pub packets_per_second: u32,
-    /// Processors that were busy with other things meanwhile, on average.
+    /// Average number of processors that were busy with other work.
     pub other_load: f64,
-    /// The ways.
+    /// Results, one for each path.
     pub ways: Vec<RelayWay>,
 }
 
-/// One way from the sender to the TAPs.
+/// One path from the sender to the TAPs.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct RelayWay {
-    /// Its name.
+    /// Name of the path.
     pub way: String,
     /// CPU time of the whole path per delivered packet of a stream, nanoseconds.
     pub stream_cpu_ns: Samples,
-    /// The same of bursts, for which nobody is woken packet by packet.
+    /// CPU time of the whole path per delivered packet of a burst, nanoseconds; a burst wakes
+    /// nobody for each packet.
     pub burst_cpu_ns: Samples,
     /// Packets delivered per second at full speed, all TAPs together.
     pub full_per_second: Samples,
-    /// Packets of the stream that the TAPs should have got, all TAPs together.
+    /// Packets of the stream that the TAPs should have received, all TAPs together.
     pub sent: u64,
-    /// Those that they did not get.
+    /// Packets that the TAPs did not receive.
     pub lost: u64,
-    /// Packets whose UDP checksum was computed anew.
+    /// Packets whose UDP checksum the receiver verified.
     pub checked: u64,
-    /// Those whose checksum was wrong.
+    /// Packets with a wrong checksum.
     pub wrong: u64,
-    /// Whether source address and ports are those of the stream.
+    /// True if source address and ports are the original ones of the stream.
     pub original_source: bool,
 }
 
 /// Cost of a program by program test-run, as `bench_relay_programs` reports it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ProgramCost {
-    /// The program.
+    /// Name of the program.
     pub program: String,
-    /// What packet it meets.
+    /// Kind of the packet.
     pub packet: String,
-    /// Its UDP payload, bytes.
+    /// UDP payload of the packet, bytes.
     pub payload_bytes: usize,
-    /// Mean time of a run, nanoseconds: the median of some series.
+    /// Mean time of a run, nanoseconds: the median of several series.
     pub ns_per_packet: u64,
-    /// Fastest and slowest series.
+    /// Means of the fastest and the slowest series.
     pub range_ns: [u64; 2],
-    /// The same median of the traced program, with a filter that matches nothing.
+    /// Median for the traced program with a filter that matches nothing.
     pub traced_ns_per_packet: u64,
 }
 
 /// Result of `bench replicate`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ReplicateReport {
-    /// Where it ran.
+    /// Machine of the measurement.
     pub machine: Machine,
-    /// One for each payload and number of subscribers.
+    /// Results, one for each payload and number of subscribers.
     pub settings: Vec<ReplicateSetting>,
 }
 
-/// All ways to the subscribers, under one load.
+/// Results of all methods of replication under one load.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ReplicateSetting {
     /// UDP payload, bytes.
     pub payload_bytes: usize,
-    /// Subscribers of the stream.
+    /// Number of subscribers.
     pub subscribers: usize,
-    /// Packets per second that the relay receives while the CPU time is measured.
+    /// Packets that the relay receives per second during the measurement of CPU time.
     pub packets_per_second: u32,
-    /// Processors that were busy with other things meanwhile, on average.
+    /// Average number of processors that were busy with other work.
     pub other_load: f64,
-    /// The ways.
+    /// Results, one for each method.
     pub ways: Vec<ReplicateWay>,
 }
 
-/// One way of copying.
+/// One method of replication.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct ReplicateWay {
-    /// Its name.
+    /// Name of the method.
     pub way: String,
-    /// CPU time of the relay per copy of a stream's packet, nanoseconds: that of the whole path
-    /// less that of a path whose relay makes no copies.
+    /// CPU time of the relay per copy of a stream's packet, nanoseconds: the time of the whole path
+    /// minus the time of a path whose relay makes no copies.
     pub stream_cpu_ns: Samples,
-    /// The same of bursts, for which nobody is woken packet by packet.
+    /// CPU time of the relay per copy of a burst's packet; a burst wakes nobody for each packet.
     pub burst_cpu_ns: Samples,
     /// CPU time of the whole path per copy of a burst's packet, with sender and sink.
     pub burst_path_cpu_ns: Samples,
@@ -151,16 +152,16 @@ pub struct ReplicateWay {
     pub full_per_second: Samples,
     /// Copies of the stream that should have arrived.
     pub sent: u64,
-    /// Those that did not.
+    /// Copies that did not arrive.
     pub lost: u64,
 }
 
-/// One number of each round.
+/// One value of each round.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Samples {
-    /// In the order of the rounds, which is the same for all ways.
+    /// Values in the order of the rounds, which is the same for all methods.
     pub rounds: Vec<f64>,
-    /// Their median.
+    /// Median of the rounds.
     pub median: f64,
     /// Relative to native multicast in the same round, median.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -180,18 +181,18 @@ impl Samples {
     }
 }
 
-/// A line that a bench prints while it runs, as JSON.
+/// A line of progress that a bench prints as JSON.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Progress {
     /// Steps done.
     pub done: usize,
-    /// Steps in all.
+    /// Number of all steps.
     pub of: usize,
-    /// What is measured now.
+    /// Current step.
     pub what: String,
 }
 
-/// Median; the mean of the middle two of an even number, 0 of none.
+/// Returns the median: the mean of the middle two of an even number of values, 0 if there are none.
 pub fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -204,7 +205,7 @@ pub fn median(values: &[f64]) -> f64 {
     }
 }
 
-/// Median of the quotients of two ways' values, round by round.
+/// Returns the median of the quotients of two methods' values, round by round.
 pub fn ratio(values: &[f64], reference: &[f64]) -> f64 {
     let pairs = values.iter().zip(reference);
     let quotients: Vec<f64> = pairs.map(|(value, reference)| value / reference).collect();

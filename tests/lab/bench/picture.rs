@@ -17,31 +17,31 @@ const LETTER: f64 = 10.0;
 /// Colours that people with any colour vision tell apart (Okabe and Ito).
 const COLORS: [&str; 3] = ["#0072b2", "#9a9a9a", "#d55e00"];
 
-/// What a bar is of.
+/// Kind of a bar, which decides its colour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Ours.
+    /// A result of this project.
     Own,
-    /// What ours is compared with.
+    /// A result of the paper or of the reference.
     Reference,
-    /// Another way to do the same.
+    /// A result of another method.
     Other,
 }
 
 /// One bar.
 #[derive(Clone, Debug)]
 pub struct Bar {
-    /// Name, left of it.
+    /// Name, at the left of the bar.
     pub name: String,
     /// Length.
     pub value: f64,
-    /// Text, right of it.
+    /// Text, at the right of the bar.
     pub text: String,
-    /// What it is of.
+    /// Kind of the result.
     pub kind: Kind,
 }
 
-/// Bars of one scale.
+/// Bars with a common scale.
 #[derive(Clone, Debug)]
 pub struct Panel {
     /// Headline.

@@ -1,11 +1,11 @@
-//! How the sessions of a guest with a permanent address bore its moves.
+//! Statistics of the sessions of a guest with a permanent address over its migrations.
 
 use serde::{Deserialize, Serialize};
 
 use super::median;
 use crate::probe::report::RunRow;
 
-/// Values of moves, milliseconds.
+/// Values over the migrations, milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Spread {
     /// The middle one.
@@ -23,32 +23,32 @@ impl Spread {
     }
 }
 
-/// Sessions over the moves of a case.
+/// Sessions over the migrations of a case.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Sessions {
-    /// Moves under which they were measured.
+    /// Number of migrations with a measurement.
     pub moves: usize,
-    /// Of these, moves that kept them, as [`RunRow::keeps_sessions`] judges.
+    /// Number of migrations that kept the sessions, as [`RunRow::keeps_sessions`] judges.
     pub kept: usize,
-    /// Longest time of each move without an answer in the TCP session that a correspondent opened.
+    /// Longest gap between answers in the TCP session that the correspondent opened.
     pub tcp_in_gap_ms: Spread,
-    /// The same of the session that the guest opened.
+    /// Longest gap between answers in the TCP session that the guest opened.
     pub tcp_out_gap_ms: Spread,
-    /// Longest time of each move without an echo reply.
+    /// Longest gap between echo replies.
     pub ping_gap_ms: Spread,
-    /// The longest of the three, less the VM's pause.
+    /// Longest of the three gaps minus the VM's pause.
     pub beyond_pause_ms: Spread,
-    /// The longest of the three, less the time in which nothing in the guest ran: the pause, or the
-    /// stall of a thread if that was longer.
+    /// Longest of the three gaps minus the time in which nothing in the guest ran: the pause, or
+    /// the stall of a thread if the stall was longer.
     pub beyond_stall_ms: Spread,
-    /// Echo requests that were never answered, in the worst move.
+    /// Unanswered echo requests in the worst migration.
     pub ping_lost: u64,
-    /// TCP sessions that broke, over all moves.
+    /// Broken TCP sessions, over all migrations.
     pub tcp_resets: u64,
 }
 
 impl Sessions {
-    /// Those of the moves under which sessions were measured, if there are any.
+    /// Summarizes the migrations with a measurement; `None` if there are none.
     #[must_use]
     pub fn of(runs: &[RunRow]) -> Option<Self> {
         let rows: Vec<(&RunRow, f64)> = runs

@@ -1,4 +1,4 @@
-//! Which system calls `SystemCallFilter=` permits.
+//! Evaluates `SystemCallFilter=`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
@@ -7,13 +7,13 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::Unit;
 
-/// What is permitted without being named.
+/// Group that systemd always permits.
 const ALWAYS: &str = "@default";
 
-/// Groups of system calls (`@network-io`) by their names, as systemd has them.
+/// Groups of system calls (`@network-io`) by name, from systemd.
 struct Groups(BTreeMap<String, Vec<String>>);
 
-/// The system calls that a unit permits; none if it permits all.
+/// Returns the system calls that a unit permits; `None` if it permits all.
 pub(super) fn permitted(unit: &Unit) -> Result<Option<BTreeSet<String>>> {
     let values = unit.values("SystemCallFilter");
     if values.is_empty() {
@@ -49,7 +49,8 @@ impl Groups {
         Self(groups)
     }
 
-    /// As systemd does: the first value makes it a list of what is permitted; `~` takes away.
+    /// Evaluates values as systemd does: the first value makes the list a list of permitted calls;
+    /// `~` removes calls.
     fn permitted(&self, values: &[&str]) -> Result<BTreeSet<String>> {
         let first = values.first().copied().unwrap_or_default();
         ensure!(

@@ -1,4 +1,4 @@
-//! What a unit refuses by filters of system calls.
+//! Seccomp filters for the restrictions of a unit.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Unit, calls};
 
-/// Flags of `clone` that make namespaces.
+/// Flags of `clone` that create namespaces.
 const NAMESPACES: [libc::c_int; 7] = [
     libc::CLONE_NEWNS,
     libc::CLONE_NEWCGROUP,
@@ -21,7 +21,7 @@ const NAMESPACES: [libc::c_int; 7] = [
     libc::CLONE_NEWPID,
     libc::CLONE_NEWNET,
 ];
-/// Families of sockets that our units name.
+/// Socket families that the project's units name.
 const FAMILIES: [(&str, libc::c_int); 5] = [
     ("AF_UNIX", libc::AF_UNIX),
     ("AF_INET", libc::AF_INET),
@@ -30,16 +30,16 @@ const FAMILIES: [(&str, libc::c_int); 5] = [
     ("AF_PACKET", libc::AF_PACKET),
 ];
 
-/// System calls that may be refused as the unit refuses them, by an error: libnuma, which comes with
-/// libvirt's library, tries this one when it is loaded, and does without.
+/// System calls that return an error as under the unit. libnuma, a dependency of libvirt's library,
+/// tries this call when it is loaded and does not need it.
 const DISPENSABLE: [(&str, libc::c_long); 1] = [("set_mempolicy", libc::SYS_set_mempolicy)];
 
-/// What is filtered.
+/// Settings of the filters.
 #[derive(Debug, Deserialize, Serialize)]
 pub(super) struct Filter {
-    /// System calls that are permitted; none for all.
+    /// Permitted system calls; `None`: all.
     calls: Option<Vec<String>>,
-    /// Families of sockets that are permitted; none for all.
+    /// Permitted socket families; `None`: all.
     families: Option<Vec<libc::c_int>>,
     namespaces: bool,
     personality: bool,
@@ -65,7 +65,7 @@ impl Filter {
         })
     }
 
-    /// For this process, and what it executes.
+    /// Installs the filters for this process and the programs that it executes.
     pub(super) fn apply(&self) -> Result<()> {
         if let Some(families) = &self.families {
             let others = families.iter().map(|family| {
@@ -77,13 +77,15 @@ impl Filter {
         }
         refuse(self.refused()?, libc::EPERM)?;
         if !self.namespaces {
-            // Its flags are in memory, which no filter sees; the caller takes `clone` then.
+            // Filters cannot see the flags of `clone3`, which are in memory. The caller falls back
+            // to `clone`.
             refuse([(libc::SYS_clone3, Vec::new())].into(), libc::ENOSYS)?;
         }
         let Some(calls) = &self.calls else {
             return Ok(());
         };
-        // Refused by an error first, and then permitted by what would kill.
+        // The first filter returns an error; the second one, which kills, then has to permit the
+        // call.
         let dispensable = || {
             let refused = |name: &str| !calls.iter().any(|call| call == name);
             DISPENSABLE.iter().filter(move |(name, _)| refused(name))
@@ -123,7 +125,7 @@ fn condition(argument: u8, operator: SeccompCmpOp, value: u64) -> Result<Seccomp
     Ok(SeccompCondition::new(argument, length, operator, value)?)
 }
 
-/// An argument that has all of these flags.
+/// Returns a rule for an argument that has all of these flags.
 fn with_all(argument: u8, flags: libc::c_int) -> Result<SeccompRule> {
     let flags = u64::from(flags.cast_unsigned());
     let condition = condition(argument, SeccompCmpOp::MaskedEq(flags), flags)?;
@@ -139,9 +141,9 @@ fn refuse(rules: BTreeMap<libc::c_long, Vec<SeccompRule>>, errno: libc::c_int) -
     apply(&BpfProgram::try_from(filter)?)
 }
 
-/// A program that kills whoever makes another system call.
+/// Returns a filter that kills the process on any other system call.
 fn permit(calls: &[String]) -> Result<BpfProgram> {
-    // systemd names calls of all architectures.
+    // systemd's lists contain calls of all architectures.
     let known: Vec<&String> = calls
         .iter()
         .filter(|call| compile(&[call]).is_ok())

@@ -1,4 +1,4 @@
-//! What a program sees of the file system, and what of it may be written to.
+//! File system of a confined program: visible paths and writable paths.
 
 use std::fs::{self, File};
 use std::os::unix::ffi::OsStringExt as _;
@@ -10,20 +10,20 @@ use nix::sched::{CloneFlags, unshare};
 
 use super::Unit;
 
-/// A directory that every machine has. What the program needs is put there, since its user may not get to
-/// where it is.
+/// A directory of every machine, which holds copies of the programs. The program's user may not be
+/// able to reach the originals.
 const PLACE: &str = "/mnt";
 /// Devices that `PrivateDevices=` leaves.
 const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
 const NONE: Option<&str> = None;
 
-/// Mounts of this process, and in them what is to be executed.
+/// Private mounts of this process, with copies of the programs to execute.
 pub(super) struct Places {
     programs: [PathBuf; 2],
 }
 
 impl Places {
-    /// Makes mounts of its own for this process, with two programs where everybody may execute them.
+    /// Creates private mounts for this process, with two programs that everybody may execute.
     pub(super) fn new(programs: &[&Path; 2]) -> Result<Self> {
         unshare(CloneFlags::CLONE_NEWNS).context("No mounts of its own: run as root")?;
         let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
@@ -33,7 +33,7 @@ impl Places {
         let mut places = [PathBuf::new(), PathBuf::new()];
         for (number, (program, place)) in programs.iter().zip(&mut places).enumerate() {
             let name = program.file_name().context("A program has no name")?;
-            // Some programs look at the name that they have.
+            // Some programs check their own name.
             let directory = Path::new(PLACE).join(number.to_string());
             fs::create_dir(&directory)?;
             *place = directory.join(name);
@@ -43,7 +43,7 @@ impl Places {
         Ok(Self { programs: places })
     }
 
-    /// The programs.
+    /// Returns the paths of the programs.
     pub(super) fn programs(&self) -> &[PathBuf; 2] {
         &self.programs
     }
@@ -56,7 +56,7 @@ impl Places {
     }
 }
 
-/// Carries out what a unit says of the file system.
+/// Applies a unit's settings of the file system.
 pub(super) fn restrict(unit: &Unit, writable: &[PathBuf]) -> Result<()> {
     let read_only = unit.words("ReadOnlyPaths");
     let tunables = unit.is_set("ProtectKernelTunables");
@@ -100,7 +100,7 @@ pub(super) fn restrict(unit: &Unit, writable: &[PathBuf]) -> Result<()> {
         bind(tunable, tunable)?;
         make_read_only(tunable)?;
     }
-    // A dash says that the path need not be there, as none of them need here.
+    // A dash means that the path may be missing; here any path may be missing.
     let of_unit = unit.words("ReadWritePaths").into_iter();
     let of_unit = of_unit.map(|path| PathBuf::from(path.trim_start_matches('-')));
     for path in of_unit.chain(writable.iter().cloned()) {
@@ -137,20 +137,20 @@ fn make_read_only(path: &Path) -> Result<()> {
     let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
     match mount(NONE, path, NONE, flags, NONE) {
         Ok(()) => Ok(()),
-        // A mount that another one hides is not seen by the program either.
+        // Another mount hides this one, so the program cannot see it either.
         Err(_) if path != Path::new("/") => Ok(()),
         Err(error) => Err(error).context("The file system cannot be made read-only"),
     }
 }
 
-/// Where something is mounted.
+/// Returns all mount points.
 fn mount_points() -> Result<Vec<PathBuf>> {
     let text = fs::read_to_string("/proc/self/mountinfo").context("Mounts cannot be listed")?;
     let fields = text.lines().filter_map(|line| line.split(' ').nth(4));
     Ok(fields.map(unescaped).collect())
 }
 
-/// A path as `/proc` writes it: some characters are three octal digits after a backslash.
+/// Decodes a path of `/proc`, which writes some characters as a backslash and three octal digits.
 fn unescaped(text: &str) -> PathBuf {
     let mut bytes = Vec::new();
     let mut rest = text.as_bytes();

@@ -1,4 +1,4 @@
-//! The settings of a unit file.
+//! Reads the settings of a unit file.
 
 use std::fs;
 use std::path::Path;
@@ -21,7 +21,7 @@ impl Unit {
         Ok(Self::parse(&text))
     }
 
-    /// The settings of a text. There are no continuation lines in our units.
+    /// Parses a text. The project's units have no continuation lines.
     #[must_use]
     pub fn parse(text: &str) -> Self {
         let mut is_service = false;
@@ -39,7 +39,7 @@ impl Unit {
         Self(settings)
     }
 
-    /// All values of a setting. An empty one takes back those before it.
+    /// Returns all values of a setting. An empty value clears the earlier ones.
     #[must_use]
     pub fn values(&self, key: &str) -> Vec<&str> {
         let of_key = self.0.iter().filter(|(other, _)| other == key);
@@ -51,20 +51,20 @@ impl Unit {
             .to_vec()
     }
 
-    /// The words of all values of a setting.
+    /// Returns the words of all values of a setting.
     #[must_use]
     pub fn words(&self, key: &str) -> Vec<&str> {
         let values = self.values(key);
         values.into_iter().flat_map(str::split_whitespace).collect()
     }
 
-    /// The value of a setting that has one.
+    /// Returns the last value of a setting.
     #[must_use]
     pub fn last(&self, key: &str) -> Option<&str> {
         self.values(key).pop()
     }
 
-    /// Whether a setting is `yes`.
+    /// Returns true if a setting is `yes`.
     #[must_use]
     pub fn is_set(&self, key: &str) -> bool {
         matches!(self.last(key), Some("yes" | "true" | "on" | "1"))

@@ -1,7 +1,7 @@
-//! Writer of cpio archives in the "newc" form the kernel takes as initramfs.
+//! Writes cpio archives in the "newc" format, which the kernel reads as an initramfs.
 //!
-//! See the kernel's `Documentation/driver-api/early-userspace/buffer-format.rst`. Owner is root,
-//! times are zero, so that equal inputs give equal archives.
+//! See the kernel's `Documentation/driver-api/early-userspace/buffer-format.rst`. The owner is root
+//! and all times are zero, so equal inputs give equal archives.
 
 use std::fs;
 use std::io::Write as _;
@@ -14,8 +14,8 @@ const EXECUTABLE: u32 = 0o100_755;
 const SYMLINK: u32 = 0o120_777;
 const CHARACTER_DEVICE: u32 = 0o020_600;
 
-/// Writes the archive that `make` returns to `path`, unless the one there was made of the same
-/// inputs, which `fingerprint` tells.
+/// Writes the archive that `make` returns to `path`, unless `path` already has an archive of the
+/// same `fingerprint`.
 pub(crate) fn ensure(
     path: &Path,
     fingerprint: &str,

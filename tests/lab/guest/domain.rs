@@ -1,8 +1,8 @@
 //! libvirt domain XML of the lab's guests.
 //!
-//! The same XML defines the domain on either VM host: no disk, no path that exists on one host
-//! only, a pinned machine type and a CPU model that migrates. TAP names are left to libvirt,
-//! because they differ on the two hosts.
+//! Both VM hosts define the domain by the same XML: no disk, no path that exists on one host only,
+//! a pinned machine type and a CPU model that can migrate. libvirt chooses the TAP names, because
+//! they differ on the two hosts.
 
 use std::{
     fmt::Write as _,
@@ -20,17 +20,17 @@ pub const MACHINE: &str = "pc-i440fx-7.2";
 /// Directory on the VM hosts in which QEMU finds the sockets of the guests' control channels.
 pub const SOCKET_DIRECTORY: &str = "/run/roamcast-lab";
 
-/// How the guest runs.
+/// Virtualization of the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Accelerator {
-    /// Hardware virtualization.
+    /// KVM, by the processor.
     Kvm,
-    /// QEMU's translator.
+    /// TCG, QEMU's translator.
     Tcg,
 }
 
 impl Accelerator {
-    /// Its name in reports.
+    /// Returns the name in reports.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -43,23 +43,23 @@ impl Accelerator {
 /// Limits of a NIC (libvirt's `<bandwidth>`), averages in KiB/s.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bandwidth {
-    /// What the VM receives.
+    /// Rate towards the VM.
     pub inbound: u32,
-    /// What the VM sends.
+    /// Rate from the VM.
     pub outbound: u32,
 }
 
-/// How the host reads what a NIC's TAP holds.
+/// Queues of a NIC's TAP, and the reader of the TAP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NicDriver {
     /// Queues of the TAP. The guest has as many CPUs, since Linux uses a queue for each.
     pub queues: u8,
-    /// Whether QEMU reads the TAP itself where vhost-net could.
+    /// True: QEMU reads the TAP itself, even if vhost-net is available.
     pub without_vhost: bool,
 }
 
 impl NicDriver {
-    /// What libvirt chooses: one queue, and vhost-net with KVM.
+    /// libvirt's choice: one queue, and vhost-net with KVM.
     pub const DEFAULT: Self = Self {
         queues: 1,
         without_vhost: false,
@@ -78,28 +78,28 @@ impl NicDriver {
     }
 }
 
-/// What differs between domains.
+/// Settings that differ between domains.
 #[derive(Clone, Debug)]
 pub struct DomainConfig {
-    /// Name; part of the socket's and the log's name.
+    /// Name of the domain, also part of the names of the socket and the log.
     pub name: String,
     /// UUID in its 36-character form.
     pub uuid: String,
-    /// Memory in MiB; 96 is the least that boots.
+    /// Memory in MiB; a guest with less than 96 does not boot.
     pub memory_mib: u32,
     /// Kernel and initramfs, at the same path on both VM hosts.
     pub image: Image,
-    /// Added to the kernel's command line.
+    /// Addition to the kernel's command line.
     pub command_line: String,
     /// KVM or TCG.
     pub accelerator: Accelerator,
-    /// Bridge the NICs are ports of.
+    /// Bridge of the NICs.
     pub bridge: String,
     /// MAC addresses of the NICs, in the order eth0, eth1.
     pub macs: Vec<[u8; 6]>,
     /// Limits of every NIC.
     pub bandwidth: Option<Bandwidth>,
-    /// How every NIC is read.
+    /// Queues and reader of every NIC.
     pub driver: NicDriver,
     /// Directory for the serial console's log, existing on both VM hosts.
     pub log_directory: PathBuf,
@@ -135,7 +135,7 @@ impl DomainConfig {
 pub fn xml(config: &DomainConfig) -> String {
     let (kind, cpu) = match config.accelerator {
         Accelerator::Kvm => ("kvm", "<cpu mode='host-model'/>"),
-        // RDRAND spares the guest seconds of waiting for entropy.
+        // Without RDRAND the guest would wait seconds for entropy.
         Accelerator::Tcg => (
             "qemu",
             "<cpu mode='custom' match='exact' check='none'><model>qemu64</model>\

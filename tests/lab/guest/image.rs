@@ -1,7 +1,8 @@
 //! Builds kernel and initramfs of the lab's guests.
 //!
-//! The initramfs holds `/init` (our `guest` binary), `migkick`, busybox and the kernel modules the
-//! guest needs. It is not compressed: without KVM unpacking costs more than reading.
+//! The initramfs contains `/init` (the program `guest`), `migkick`, busybox and the kernel modules
+//! that the guest needs. The initramfs is not compressed: without KVM, decompression takes longer
+//! than reading.
 
 use std::{
     fs::{self, File},
@@ -22,20 +23,20 @@ use crate::{kernel, machine};
 /// `dummy` carries the home address of `migkick node`.
 const MODULES: &[&str] = &["virtio_pci", "virtio_console", "virtio_net", "dummy"];
 
-/// Modules that are there to be loaded by hand.
+/// Modules that tests load by themselves.
 const EXTRA_MODULES: &[&str] = &["cls_bpf", "sch_ingress", "sch_netem", "sch_plug"];
 
 /// Kernel command line of the guests. An emulated CPU leaks nothing, so it needs no mitigations.
 pub const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 random.trust_cpu=on mitigations=off \
                                 tsc=reliable no_timer_check preempt=full";
 
-/// Where the list of modules to load lies in the initramfs.
+/// Path of the list of modules in the initramfs.
 pub const MODULE_LIST: &str = "/lib/modules/load";
 
 /// File name of the initramfs.
 const INITRD: &str = "initrd";
 
-/// What a guest boots from.
+/// Files from which a guest boots.
 #[derive(Clone, Debug)]
 pub struct Image {
     /// The kernel.
@@ -44,7 +45,7 @@ pub struct Image {
     pub initrd: PathBuf,
 }
 
-/// Returns the usual place of the cache: `target/guest` of the workspace.
+/// Returns the default directory of the cache: `target/guest` of the workspace.
 pub fn default_directory() -> PathBuf {
     workspace().join("target/guest")
 }
@@ -62,7 +63,7 @@ pub fn ensure(directory: &Path) -> Result<Image> {
     fs::create_dir_all(directory)
         .with_context(|| format!("Cannot create {}", directory.display()))?;
     let directory = directory.canonicalize()?;
-    // Tests of several processes come here at once.
+    // Tests of several processes may build at the same time.
     let lock = File::create(directory.join("lock"))?;
     lock.lock()?;
 
@@ -92,7 +93,7 @@ pub fn ensure(directory: &Path) -> Result<Image> {
     })
 }
 
-/// The image as it was built outside the host machine, which cannot build any.
+/// Returns the image that was built outside; the host machine cannot build.
 fn prebuilt(directory: &Path) -> Result<Image> {
     let kernel = kernel::newest_cloud(directory)?.image;
     let initrd = directory.join(INITRD);
@@ -148,10 +149,10 @@ fn archive(inputs: &[(&str, Vec<u8>)], kernel: &kernel::Kernel, busybox: &Path) 
     Ok(archive)
 }
 
-/// Builds `guest` and `migkick` as static programs, since the initramfs has no libraries.
+/// Builds `guest` and `migkick` as static programs, because the initramfs has no libraries.
 ///
-/// They have a target directory of their own: other flags in the main one would rebuild it each
-/// time.
+/// The programs have a target directory of their own: their flags would make cargo rebuild the main
+/// one each time.
 fn build_programs(directory: &Path) -> Result<PathBuf> {
     let target = "x86_64-unknown-linux-gnu";
     let target_directory = directory.join("build");

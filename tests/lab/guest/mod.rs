@@ -1,4 +1,5 @@
-//! Guests of the lab: a Debian cloud kernel with an initramfs of ours, under libvirt or plain QEMU.
+//! Guests of the lab: a Debian cloud kernel with the project's initramfs, under libvirt or plain
+//! QEMU.
 //!
 //! ```text
 //!  host                                              guest
@@ -7,7 +8,7 @@
 //!    |   <------------ replies, output, received packets    |
 //! ```
 //!
-//! - [`image`] builds the kernel and the initramfs, only when their inputs changed.
+//! - [`image`] builds the kernel and the initramfs if their inputs have changed.
 //! - [`domain`] writes the libvirt domain XML.
 //! - [`wire`] is the framing and the messages between host and guest.
 //! - [`control`] is the host's side: it follows a guest from one VM host to the other.

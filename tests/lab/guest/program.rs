@@ -1,4 +1,4 @@
-//! Programs running in a guest, seen from the host.
+//! Programs in a guest, as the host sees them.
 
 use std::time::Duration;
 
@@ -13,9 +13,10 @@ const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
 /// A line a program wrote.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line {
-    /// When the host got its end, in nanoseconds of the host's monotonic clock.
+    /// Time at which the host received the end of the line, in nanoseconds of the host's monotonic
+    /// clock.
     pub host_ns: u64,
-    /// Whether it went to stderr.
+    /// True for a line of stderr.
     pub is_stderr: bool,
     /// The line without its end.
     pub text: String,
@@ -24,7 +25,7 @@ pub struct Line {
 /// What a program has written, and its exit code once it has ended.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Output {
-    /// The lines of both streams, in the order the host got them.
+    /// Lines of both streams, in the order in which the host received them.
     pub lines: Vec<Line>,
     /// Exit code, 128 + signal for a killed program, or `None` while it runs.
     pub code: Option<i32>,
@@ -32,12 +33,12 @@ pub struct Output {
 }
 
 impl Output {
-    /// Returns what went to stdout.
+    /// Returns the text of stdout.
     pub fn stdout(&self) -> String {
         self.text(false)
     }
 
-    /// Returns what went to stderr.
+    /// Returns the text of stderr.
     pub fn stderr(&self) -> String {
         self.text(true)
     }
@@ -64,7 +65,7 @@ impl Output {
         lines.map(|line| format!("{}\n", line.text)).collect()
     }
 
-    /// Adds what came in one frame.
+    /// Adds the output of one frame.
     pub(super) fn add(&mut self, bytes: &[u8], is_stderr: bool, host_ns: u64) {
         let partial = &mut self.partial[usize::from(is_stderr)];
         for byte in bytes {
@@ -82,7 +83,7 @@ impl Output {
         }
     }
 
-    /// Notes the end; a last line without line end becomes a line.
+    /// Records the exit code. A last line without a line end becomes a line.
     pub(super) fn finish(&mut self, code: i32, host_ns: u64) {
         for is_stderr in [false, true] {
             if !self.partial[usize::from(is_stderr)].is_empty() {

@@ -17,11 +17,11 @@ pub fn run_first() -> io::Result<()> {
     run_at(1)
 }
 
-/// The same, before those that [`run_first`].
+/// Gives the calling thread a higher real-time priority than [`run_first`].
 ///
 /// # Errors
 ///
-/// As there.
+/// As for [`run_first`].
 pub fn run_before_all() -> io::Result<()> {
     run_at(2)
 }

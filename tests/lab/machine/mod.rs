@@ -1,4 +1,4 @@
-//! The host machine: a stock Debian kernel, booted in an emulated machine, that runs one command.
+//! The host machine: a stock Debian kernel in an emulated machine that runs one command.
 //!
 //! ```text
 //!  outside                                         machine (QEMU, TCG)
@@ -10,13 +10,14 @@
 //!    DIR --- 9p, writable ------------------------------- /machine-output
 //! ```
 //!
-//! The processor is TCG's with AMD's virtualization, so that KVM works in the machine, with
-//! vhost-net. Everything in it is 10 to 15 times slower than outside. What is installed and built
-//! outside is there too; what the command writes is lost at the end, but for `/machine-output`.
+//! TCG emulates a processor with AMD's virtualization, so KVM and vhost-net work in the machine.
+//! Everything in the machine is 10 to 15 times slower than outside. Programs installed and built
+//! outside are visible in the machine. The machine discards written files at the end, except those
+//! in `/machine-output`.
 //!
 //! - `image` has the kernel and the initramfs, whose first process is `init.sh`.
 //! - [`run`](mod@run) starts QEMU and follows it to its end.
-//! - [`wire`] is what both sides tell each other.
+//! - [`wire`] defines the messages of both sides.
 //!
 //! The machine's side is the binary `machine-init` in `tests/bin`.
 
@@ -28,16 +29,17 @@ pub mod wire;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Set to 1 inside the machine: everything is prebuilt, so nothing is to be installed or built.
+/// Set to 1 inside the machine. Everything is prebuilt there, so nothing has to be installed or
+/// built.
 pub const VARIABLE: &str = "ROAMCAST_MACHINE";
 
-/// How many times slower the machine is than the one outside, at worst.
+/// Upper bound of the machine's slowdown relative to the outside.
 pub(crate) const SLOWNESS: u32 = 10;
 
-/// Names the writable directory to the command.
+/// Environment variable that names the writable directory to the command.
 pub const OUTPUT_VARIABLE: &str = "ROAMCAST_MACHINE_OUTPUT";
 
-/// Where the writable directory is inside the machine.
+/// Path of the writable directory inside the machine.
 const OUTPUT: &str = "/machine-output";
 
 /// Tag of the writable directory's 9p share.
@@ -46,8 +48,8 @@ pub const OUTPUT_TAG: &str = "output";
 /// Tag of the outer file system's 9p share; `init.sh` has it too.
 const OUTER_TAG: &str = "outer";
 
-/// Modules that a host has, or that its administrator's tools load: KVM, what libvirt sets up for
-/// a NIC and its bandwidth, and what the tests attach programs by.
+/// Modules that a host has or that its administrator's tools load: KVM, modules for libvirt's NICs
+/// and their bandwidth, and the hooks to which tests attach programs.
 const MODULES: &[&str] = &[
     "kvm_amd",
     "vhost_net",
@@ -68,8 +70,8 @@ const MODULES: &[&str] = &[
     "sch_netem",
 ];
 
-/// What comes into the machine of the environment outside, besides all that begins with one of
-/// [`PASSED_PREFIXES`]: the rest tells of sockets and directories that the machine does not have.
+/// Environment variables that the machine inherits, in addition to those with one of
+/// [`PASSED_PREFIXES`]. The others name sockets and directories that do not exist in the machine.
 const PASSED: &[&str] = &[
     "CI", "HOME", "LANG", "LOGNAME", "PATH", "SHELL", "TERM", "USER",
 ];
@@ -82,7 +84,7 @@ pub fn inside() -> bool {
     std::env::var_os(VARIABLE).is_some_and(|value| value == "1")
 }
 
-/// The part of this process's environment that a command in the machine gets.
+/// Returns the environment of a command in the machine.
 #[must_use]
 pub fn environment() -> Vec<(String, String)> {
     std::env::vars_os()
@@ -99,7 +101,7 @@ pub fn environment() -> Vec<(String, String)> {
 /// A machine to boot.
 #[derive(Clone, Debug)]
 pub struct Machine {
-    /// Package of the kernel, or its version or the beginning of that, as `6.1`.
+    /// Package of the kernel, its version, or the beginning of the version, as `6.1`.
     pub kernel: String,
     /// Processors. With more than one, KVM in the machine is not reliable.
     pub cpus: u32,
@@ -107,7 +109,7 @@ pub struct Machine {
     pub memory_mib: u32,
     /// Time from the start of QEMU after which the machine is killed.
     pub timeout: Duration,
-    /// Directory outside that the command may write to.
+    /// Outside directory to which the command may write.
     pub output: Option<PathBuf>,
 }
 
@@ -118,8 +120,8 @@ pub struct Command {
     pub words: Vec<String>,
     /// Working directory.
     pub directory: PathBuf,
-    /// The environment, as [`environment`] has it; what the machine itself sets is added.
+    /// The environment, from [`environment`]; the machine adds its own variables.
     pub environment: Vec<(String, String)>,
-    /// Rows and columns, if the command gets a terminal. Standard output and error are one then.
+    /// Rows and columns if the command gets a terminal, which carries both output and errors.
     pub terminal: Option<(u16, u16)>,
 }

@@ -1,4 +1,4 @@
-//! QEMU of the host machine: its command line, its start, and that it ends with this process.
+//! QEMU of the host machine: command line, start, and end together with this process.
 
 use std::ffi::OsString;
 use std::io::Read;
@@ -14,12 +14,12 @@ use super::image::Image;
 use super::wire::PORT_NAME;
 use super::{Machine, OUTER_TAG, OUTPUT_TAG};
 
-/// A running QEMU; it ends when this is dropped, and when this process ends.
+/// A running QEMU, which ends when this value is dropped or this process ends.
 pub(super) struct Qemu {
     child: Child,
 }
 
-/// What QEMU is talked to and read by.
+/// Pipes and sockets to QEMU.
 pub(super) struct Channels {
     /// The machine's virtio-serial port.
     pub(super) port: UnixStream,
@@ -33,15 +33,15 @@ impl Qemu {
     /// Starts QEMU.
     pub(super) fn start(machine: &Machine, image: &Image, next: &Path) -> Result<(Self, Channels)> {
         let (port, other_end) = UnixStream::pair().context("Cannot make a pair of sockets")?;
-        // Standard input and output carry port and console, so that no file of this machine is
-        // left behind, whatever ends this process.
+        // Standard input and output carry port and console, so no file is left on this machine,
+        // whatever ends this process.
         let mut child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "qemu-system-x86_64"])
             .args(arguments(machine, image, next))
             .stdin(OwnedFd::from(other_end))
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            // Ctrl-C is for this process, with which QEMU ends.
+            // Ctrl-C must reach only this process; QEMU ends with it.
             .process_group(0)
             .spawn()
             .context("Cannot start QEMU by setpriv; install qemu-system-x86 and util-linux")?;
@@ -110,24 +110,24 @@ fn arguments(machine: &Machine, image: &Image, next: &Path) -> Vec<OsString> {
     words
 }
 
-/// A path within an option, where a comma would begin the next key.
+/// Escapes a path for an option of QEMU, in which a comma begins the next key.
 fn escaped(path: &Path) -> String {
     path.display().to_string().replace(',', ",,")
 }
 
-/// The last lines of what the console, or QEMU itself, said.
+/// Last lines of the console or of QEMU itself.
 #[derive(Debug, Default)]
 pub(super) struct Tail {
     bytes: Vec<u8>,
 }
 
 impl Tail {
-    /// Bytes kept.
+    /// Number of bytes to keep.
     const LIMIT: usize = 64 * 1024;
-    /// Lines shown.
+    /// Number of lines to show.
     const LINES: usize = 15;
 
-    /// Adds what was read.
+    /// Adds output.
     pub(super) fn push(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);
         let excess = self.bytes.len().saturating_sub(Self::LIMIT);
@@ -146,14 +146,14 @@ impl Tail {
         }
     }
 
-    /// Returns what the kernel said when it gave up, if it did.
+    /// Returns the kernel's panic message, if there is one.
     pub(super) fn panic(&self) -> Option<String> {
         let said = "Kernel panic - not syncing";
         let mut lines = self.lines().into_iter();
         lines.find_map(|line| Some(line.get(line.find(said)?..)?.to_owned()))
     }
 
-    /// Returns the lines that are not empty, without what would move a terminal's cursor.
+    /// Returns the lines that are not empty, without control sequences of a terminal.
     fn lines(&self) -> Vec<String> {
         String::from_utf8_lossy(&self.bytes)
             .lines()
@@ -167,7 +167,7 @@ impl Tail {
     }
 }
 
-/// Reads to the end and hands on what comes.
+/// Reads to the end and passes the bytes on.
 pub(super) fn read_all(mut from: impl Read, mut take: impl FnMut(&[u8])) {
     let mut chunk = [0; 4096];
     while let Ok(length @ 1..) = from.read(&mut chunk) {

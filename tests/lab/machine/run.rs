@@ -1,4 +1,4 @@
-//! One command in one machine, from the start of QEMU to its end.
+//! Runs one command in one machine, from the start of QEMU to its end.
 
 use std::io::Write as _;
 use std::os::unix::net::UnixStream;
@@ -15,27 +15,28 @@ use super::wire::{FromMachine, Job, ToMachine};
 use super::{Command, MODULES, Machine, OUTPUT, OUTPUT_VARIABLE, VARIABLE};
 use crate::guest::wire::frame::Decoder;
 
-/// How long QEMU's pipes may take to be read to their end once QEMU is gone.
+/// Longest time for reading QEMU's pipes after QEMU has ended.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
-/// What the threads that read from QEMU tell.
+/// Messages of the threads that read from QEMU.
 enum Event {
     Message(Result<FromMachine>),
     Console(Vec<u8>),
-    /// The port, the console or QEMU's standard error has ended; QEMU has, then.
+    /// The port, the console or QEMU's standard error has ended, so QEMU has ended.
     Ended,
 }
 
 impl Machine {
     /// Boots the machine, runs a command in it and returns the exit code.
     ///
-    /// `show` gets what the machine says, as it comes. Bytes that come from `input` are typed at
-    /// the command's terminal.
+    /// `show` receives the machine's messages as they arrive. Bytes from `input` are typed at the
+    /// command's terminal.
     ///
     /// # Errors
     ///
-    /// The kernel cannot be had, QEMU cannot be started, the time is up, or the machine ended
-    /// without an exit code, as by a kernel panic; the last two have the console's last lines.
+    /// The kernel is unavailable, QEMU does not start, the time is over, or the machine ended
+    /// without an exit code, as by a kernel panic. The last two errors contain the console's last
+    /// lines.
     pub fn run(
         &self,
         command: &Command,
@@ -50,7 +51,7 @@ impl Machine {
         let (qemu, channels) = Qemu::start(self, &image, &next)?;
         let mut port = channels.port.try_clone()?;
         let events = follow(channels);
-        // A port that does not take the job belongs to a QEMU that has ended, which is said below.
+        // A write fails only if QEMU has ended, which the code below reports.
         let _ = port.write_all(&job);
         if let Some(input) = input {
             thread::spawn(move || type_in(&input, &mut port));
@@ -138,7 +139,7 @@ fn follow(channels: Channels) -> Receiver<Event> {
     receiver
 }
 
-/// Tells of what comes by a pipe, as of the console's.
+/// Passes the bytes of a pipe on as output of the console.
 fn tell(pipe: impl std::io::Read, events: &Sender<Event>) {
     qemu::read_all(pipe, |bytes| {
         let _ = events.send(Event::Console(bytes.to_vec()));
@@ -146,7 +147,8 @@ fn tell(pipe: impl std::io::Read, events: &Sender<Event>) {
     let _ = events.send(Event::Ended);
 }
 
-/// Takes what is still under way when QEMU has ended. Returns the exit code if it is among that.
+/// Handles messages that were still in transit when QEMU ended. Returns the exit code if it is one
+/// of them.
 fn last_words(
     events: &Receiver<Event>,
     console: &mut Tail,
@@ -168,7 +170,7 @@ fn last_words(
     None
 }
 
-/// Sends what is typed into the machine, until it takes no more.
+/// Sends typed bytes to the machine until the port is closed.
 fn type_in(input: &Receiver<Vec<u8>>, port: &mut UnixStream) {
     while let Ok(bytes) = input.recv() {
         let Ok(frame) = ToMachine::Input(bytes).encode() else {

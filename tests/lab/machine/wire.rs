@@ -1,5 +1,5 @@
-//! What machine and outside tell each other over the machine's virtio-serial port, in the frames
-//! of the guests' control channel ([`crate::guest::wire::frame`]).
+//! Messages between the machine and the outside over the machine's virtio-serial port, in the
+//! frames of the guests' control channel ([`crate::guest::wire::frame`]).
 
 use std::path::PathBuf;
 
@@ -11,7 +11,7 @@ use crate::guest::wire::frame::{Frame, MAX_PAYLOAD, frame};
 /// Name of the virtio-serial port.
 pub const PORT_NAME: &str = "org.roamcast.machine.0";
 
-/// What the machine is to do. The first message to it.
+/// Job for the machine; the first message to the machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Job {
     /// Program and arguments.
@@ -20,11 +20,11 @@ pub struct Job {
     pub directory: PathBuf,
     /// The whole environment.
     pub environment: Vec<(String, String)>,
-    /// The kernel's modules: what goes to `/lib/modules/RELEASE`.
+    /// Modules of the kernel, for `/lib/modules/RELEASE`.
     pub modules: PathBuf,
     /// Modules to load before the command starts, if the kernel has them.
     pub load: Vec<String>,
-    /// Where the writable directory is mounted, if there is one.
+    /// Mount point of the writable directory, if there is one.
     pub output: Option<PathBuf>,
     /// Rows and columns, if the command gets a terminal.
     pub terminal: Option<(u16, u16)>,
@@ -33,24 +33,24 @@ pub struct Job {
 /// A message to the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ToMachine {
-    /// What to do.
+    /// The job to run.
     Job(Job),
-    /// What was typed at the terminal.
+    /// Bytes typed at the terminal.
     Input(Vec<u8>),
 }
 
 /// A message from the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FromMachine {
-    /// The machine runs, and the command starts now.
+    /// The machine has booted and starts the command.
     Started,
-    /// Something that the machine itself has to say, such as a missing module.
+    /// A message of the machine itself, such as a missing module.
     Notice(String),
     /// From the command's standard output, or its terminal.
     Output(Vec<u8>),
     /// From the command's standard error.
     Errors(Vec<u8>),
-    /// The command ended; the code is as a shell's. The last message.
+    /// The command has ended with this code, as in a shell. The last message.
     Exit(u8),
 }
 

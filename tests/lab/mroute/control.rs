@@ -1,4 +1,4 @@
-//! Asking and changing the running routing daemon: one JSON request and one JSON answer a
+//! Queries and changes the running routing daemon: one JSON request and one JSON answer per
 //! connection, over a Unix socket.
 
 use std::io::{BufRead, BufReader, Write};
@@ -16,22 +16,22 @@ use crate::topology::Site;
 /// How long the other side may take.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What the daemon can be asked.
+/// A request to the daemon.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "kebab-case")]
 pub enum Request {
-    /// What is forwarded where.
+    /// State of the routing.
     Status,
     /// Make a site of another kind.
     SetSite {
         /// Number of the site, 1 or 2.
         site: usize,
-        /// What it is from now on.
+        /// New kind of the site.
         kind: Site,
     },
 }
 
-/// What the daemon answers.
+/// An answer of the daemon.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Answer {
@@ -55,7 +55,7 @@ pub struct Status {
 pub struct SiteStatus {
     /// Number of the site, 1 or 2.
     pub site: usize,
-    /// What the site is now.
+    /// Current kind of the site.
     pub kind: Site,
     /// Multicast addresses with a listener there.
     pub listening: Vec<Ipv6Addr>,
@@ -93,8 +93,8 @@ impl Router {
         self.ask(&Request::Status)
     }
 
-    /// Makes a site (1 or 2) of another kind. Multicast is taken away at once and comes back
-    /// after the growth delay.
+    /// Changes the kind of a site (1 or 2). The site loses multicast at once, and regains it after
+    /// the growth delay.
     ///
     /// # Errors
     ///
@@ -115,7 +115,7 @@ impl Router {
         Ok(site.is_some_and(|state| state.grown.contains(&multicast_address)))
     }
 
-    /// Everything that happened so far, in its order.
+    /// Returns all events so far, in order.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! The loop of the routing daemon.
+//! Event loop of the routing daemon.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Read as _, Write};
@@ -28,7 +28,7 @@ use crate::topology::Site;
 /// Longest request that is read.
 const REQUEST_MAX_BYTES: u64 = 4096;
 
-/// What one router is.
+/// Settings of a router.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Settings {
     /// Directory of the control socket and the event log.
@@ -41,16 +41,16 @@ pub struct Settings {
     pub sites: Vec<SiteSettings>,
 }
 
-/// What the router knows of a site.
+/// Settings of a site.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SiteSettings {
     /// The router's interface to the site.
     pub interface: String,
     /// Namespace of the access switch.
     pub switch: String,
-    /// The switch's port to the router: what is heard there are the router's own joins.
+    /// Port of the switch to the router. Reports on this port are the router's own.
     pub uplink: String,
-    /// What the site is at first.
+    /// Initial kind of the site.
     pub kind: Site,
 }
 

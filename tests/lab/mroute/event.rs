@@ -1,4 +1,4 @@
-//! What the router's decisions are about: flows, and what is done and logged for them.
+//! Inputs and outputs of the router's decisions: flows, actions, logged events.
 
 use std::net::Ipv6Addr;
 
@@ -9,7 +9,7 @@ use crate::topology::Site;
 /// Index of a site, 0 for the first.
 pub type SiteIndex = usize;
 
-/// A flow: what one source sends to one multicast address.
+/// A flow: packets of one source to one multicast address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Flow {
     /// Unicast source address.
@@ -18,16 +18,16 @@ pub struct Flow {
     pub multicast_address: Ipv6Addr,
 }
 
-/// What the caller has to do.
+/// An action for the caller.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     /// Install or replace the kernel's route of a flow.
     SetRoute {
         /// The flow.
         flow: Flow,
-        /// Multicast interface the flow comes in by.
+        /// Multicast interface on which the flow arrives.
         incoming: u16,
-        /// Sites the flow goes out to.
+        /// Sites that receive the flow.
         sites: Vec<SiteIndex>,
     },
     /// Write to the event log.
@@ -44,7 +44,7 @@ pub struct LoggedEvent {
     pub event: Event,
 }
 
-/// What an event is.
+/// Kinds of events.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum Event {
@@ -52,7 +52,7 @@ pub enum Event {
     Listener {
         /// Number of the site, 1 for the first.
         site: usize,
-        /// What it listens to.
+        /// Multicast address of the listener.
         multicast_address: Ipv6Addr,
     },
     /// The branch to a site is complete: packets flow if there are any.
@@ -75,14 +75,14 @@ pub enum Event {
         #[serde(flatten)]
         flow: Flow,
     },
-    /// A site became of another kind.
+    /// The kind of a site changed.
     Site {
         /// Number of the site, 1 for the first.
         site: usize,
-        /// What it is from now on.
+        /// New kind of the site.
         kind: Site,
     },
-    /// The flow is not routed: the router keeps no more flows.
+    /// The flow is not routed, because the router's table of flows is full.
     FlowsFull {
         /// The flow.
         #[serde(flatten)]

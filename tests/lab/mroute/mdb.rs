@@ -1,8 +1,8 @@
-//! Reading the multicast database of a bridge by netlink.
+//! Reads the multicast database (MDB) of a bridge by netlink.
 //!
-//! Messages are RTM_NEWMDB and RTM_DELMDB of `include/uapi/linux/if_bridge.h`: a `br_port_msg`
-//! (8 bytes) and nested attributes down to MDBA_MDB_ENTRY_INFO, which holds a `br_mdb_entry`
-//! (28 bytes) and more attributes. All integers are in host byte order.
+//! Messages are RTM_NEWMDB and RTM_DELMDB of `include/uapi/linux/if_bridge.h`: a `br_port_msg` (8
+//! bytes) and nested attributes down to MDBA_MDB_ENTRY_INFO, which holds a `br_mdb_entry` (28
+//! bytes) and more attributes. All integers are in host byte order.
 
 use std::net::Ipv6Addr;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -42,19 +42,19 @@ pub struct Change {
     pub multicast_address: Ipv6Addr,
     /// Source of a (source, address) entry.
     pub source: Option<Ipv6Addr>,
-    /// The source is one that the listener does not want.
+    /// True if the listener excludes the source.
     pub blocked: bool,
-    /// An entry without a source whose listener is in INCLUDE mode: it wants only the sources
-    /// that entries of their own name.
+    /// True for an entry without a source whose listener is in INCLUDE mode: other entries name the
+    /// wanted sources.
     pub include: bool,
-    /// False if the entry is gone.
+    /// False if the entry was removed.
     pub present: bool,
 }
 
-/// What [`Watch::read`] found.
+/// Result of [`Watch::read`].
 #[derive(Debug)]
 pub enum Read {
-    /// Changes in their order.
+    /// Changes, in order.
     Changes(Vec<Change>),
     /// The kernel dropped notifications: a new dump is needed.
     Overrun,

@@ -1,9 +1,9 @@
-//! Multicast routing of the lab's router: the kernel forwards, a small daemon decides where to.
+//! Multicast routing of the lab's router: the kernel forwards, and a small daemon sets its routes.
 //!
-//! Who listens at a site is taken from that site's access switch: the kernel's bridge is the MLD
-//! querier there, runs the timers of RFC 9777 per port, and tells each change of its multicast
-//! database by netlink. The daemon turns that and the kernel's upcalls for unknown flows into
-//! (source, multicast address) routes:
+//! The access switch of a site knows the listeners of the site. The kernel's bridge is the MLD
+//! querier there, runs the timers of RFC 9777 for each port, and reports changes of its multicast
+//! database by netlink. The daemon combines these changes with the kernel's upcalls for unknown
+//! flows into (source, multicast address) routes:
 //!
 //! ```text
 //!  switch1 MDB --RTM_NEWMDB--+                         +--> MRT6_ADD_MFC
@@ -13,12 +13,12 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`tree`] | who gets what and from when; no I/O, no clock |
-//! | [`event`] | flows, and what is done and logged for them |
+//! | [`tree`] | the decisions: which site receives which flow, and from when; no I/O, no clock |
+//! | [`event`] | flows, actions and logged events |
 //! | [`mdb`] | reading a bridge's multicast database |
 //! | `socket` | the kernel's multicast routing socket |
-//! | [`daemon`] | the loop that ties them together |
-//! | [`control`] | asking and changing the running daemon |
+//! | [`daemon`] | the event loop |
+//! | [`control`] | queries and changes of the running daemon |
 
 pub mod control;
 pub mod daemon;

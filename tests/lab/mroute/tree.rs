@@ -1,8 +1,8 @@
-//! Which flow is forwarded to which site, and from when.
+//! Decides which flow is forwarded to which site, and from when.
 //!
-//! Sans-IO: `handle_*` takes what happened, [`Tree::poll_action`] gives what is to be done, and
-//! [`Tree::poll_timeout`] says when [`Tree::handle_timeout`] wants to be called. Times are
-//! nanoseconds of one clock.
+//! Sans-IO: `handle_*` takes inputs, [`Tree::poll_action`] returns the actions for the caller, and
+//! [`Tree::poll_timeout`] returns when to call [`Tree::handle_timeout`]. Times are nanoseconds of
+//! one clock.
 //!
 //! A site's branch for a multicast address:
 //!
@@ -26,7 +26,7 @@ use crate::topology::Site;
 /// Most flows the router keeps; a packet of another one stays unrouted.
 const FLOWS_MAX: usize = 65_536;
 
-/// What one port of the switch wants of one multicast address.
+/// Filter of one port of the switch for one multicast address.
 #[derive(Debug, Default)]
 struct Port {
     /// Listens to any source that `sources` does not block (EXCLUDE mode).
@@ -48,12 +48,12 @@ impl Port {
     }
 }
 
-/// What a site wants of one multicast address.
+/// Filter of a site for one multicast address.
 #[derive(Debug, Default)]
 struct Branch {
     /// By ifindex on the switch.
     ports: HashMap<u32, Port>,
-    /// When the first listener appeared, while there is one.
+    /// Time of the first listener; `None` without a listener.
     since: Option<u64>,
     grown: bool,
 }
@@ -63,7 +63,7 @@ struct SiteState {
     kind: Site,
     branches: HashMap<Ipv6Addr, Branch>,
     growing: BinaryHeap<Reverse<(u64, Ipv6Addr)>>,
-    /// When the site last became of its kind.
+    /// Time of the last change of the site's kind.
     changed: u64,
 }
 
@@ -82,7 +82,7 @@ pub struct Tree {
     actions: VecDeque<Action>,
     /// Time of the last input.
     now: u64,
-    /// A flow was refused; said once.
+    /// True after a flow was refused; the refusal is logged once.
     full: bool,
 }
 
@@ -214,7 +214,7 @@ impl Tree {
         });
     }
 
-    /// Makes a site of another kind, at once for the worse, after its delay for the better.
+    /// Changes the kind of a site: a loss of multicast at once, a gain after the site's delay.
     pub fn handle_site(&mut self, site: SiteIndex, kind: Site, now: u64) {
         self.now = now;
         let Some(state) = self.sites.get_mut(site) else {
@@ -251,7 +251,7 @@ impl Tree {
                 (at <= now).then(|| state.growing.pop())?;
                 Some(address)
             }) {
-                // A branch may have been pruned and planted again since this was queued.
+                // The branch may have been pruned and grown again since this timer was queued.
                 if self.grows_at(site, address).is_some_and(|at| at <= now) {
                     self.set_grown(site, address, true);
                 }
@@ -304,7 +304,7 @@ impl Tree {
         flows
     }
 
-    /// When a branch is complete, if it ever will be.
+    /// Returns when a branch is complete; `None` for never.
     fn grows_at(&self, site: SiteIndex, address: Ipv6Addr) -> Option<u64> {
         let state = self.sites.get(site)?;
         let since = state.branches.get(&address)?.since?;
@@ -370,8 +370,8 @@ impl Tree {
         }
     }
 
-    /// Sites that want a flow and have a grown branch; never the one it comes from. Site `i` is
-    /// behind multicast interface `i + 1`, the sender behind 0.
+    /// Returns the sites that want a flow and have a grown branch, except the site of the flow's
+    /// source. Site `i` is behind multicast interface `i + 1`, the sender behind 0.
     fn sites_of(&self, flow: Flow, incoming: u16) -> Vec<SiteIndex> {
         (0..self.sites.len())
             .filter(|site| usize::from(incoming) != site + 1)

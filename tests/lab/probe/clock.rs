@@ -1,4 +1,4 @@
-//! The host's monotonic clock, which all times of the lab are in.
+//! The host's monotonic clock, the clock of all times in the lab.
 
 use nix::time::{ClockId, clock_gettime};
 

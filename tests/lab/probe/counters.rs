@@ -1,4 +1,4 @@
-//! The kernel's counters of packets, read from `/proc/net`: where a packet went that did not arrive.
+//! Packet counters of the kernel, from `/proc/net`, which show where a lost packet was dropped.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -25,11 +25,11 @@ const COLUMNS: [&str; 16] = [
     "tx_carrier_errors",
     "tx_compressed",
 ];
-/// What of `/proc/net/snmp6` tells of received packets.
+/// Prefixes of the lines of `/proc/net/snmp6` about received packets.
 const RECEIVED: [&str; 2] = ["Ip6In", "Udp6"];
 
-/// The counters of the calling thread's network namespace: of each interface as
-/// `eth0.rx_packets`, and of what IPv6 and UDP have received as `Udp6RcvbufErrors`.
+/// Returns the counters of the calling thread's network namespace: interfaces as `eth0.rx_packets`,
+/// and received packets of IPv6 and UDP as `Udp6RcvbufErrors`.
 pub fn here() -> Counters {
     let read = |name| std::fs::read_to_string(Path::new("/proc/thread-self/net").join(name));
     let mut counters = links(&read("dev").unwrap_or_default());
@@ -37,7 +37,7 @@ pub fn here() -> Counters {
     counters
 }
 
-/// What has grown since; an interface that is new since then begins at 0.
+/// Returns the growth of the counters; the counters of a new interface begin at 0.
 pub fn grown(before: &Counters, after: &Counters) -> Counters {
     after
         .iter()

@@ -1,4 +1,4 @@
-//! Somebody on the way of packets who looks in them for what he knows.
+//! An eavesdropper that searches packets on their path for known bytes.
 
 use std::io::ErrorKind;
 use std::sync::Arc;
@@ -14,23 +14,23 @@ use crate::host::Host;
 
 /// Longest aggregated packet, bytes.
 const PACKET_BYTES: usize = 1 << 17;
-/// What may wait to be looked at, bytes.
+/// Size of the socket's buffer, bytes.
 const BUFFER_BYTES: usize = 64 << 20;
-/// How long a blocked thread takes to see that it shall stop.
+/// Interval at which a blocked thread checks whether to stop.
 const STOP_CHECK: Duration = Duration::from_millis(100);
 
-/// He listens on all interfaces of a host until he is finished.
+/// An eavesdropper on all interfaces of a host.
 pub struct Eavesdropper {
     shall_stop: Arc<AtomicBool>,
     thread: JoinHandle<Result<Heard>>,
 }
 
-/// What he has heard.
+/// What an eavesdropper received.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Heard {
     /// Bytes of all packets.
     pub bytes: u64,
-    /// Packets that had what he knows in them.
+    /// Packets that contain the known bytes.
     pub known: u64,
 }
 

@@ -1,30 +1,30 @@
-//! The packets that a row counts as lost, doubled or reordered, one by one, and what the guest got
-//! around its move: for whoever looks for the cause.
+//! Lists the packets that a row counts as lost, doubled or reordered, and the packets that the
+//! guest received around its migration, for finding the cause.
 
 use serde::{Deserialize, Serialize};
 
 use super::log::Sent;
 use super::metrics::{Account, Arrival, Kind, Window};
 
-/// Most packets that are listed.
+/// Most packets in the list.
 const MOST: usize = 1000;
-/// Arrivals that are listed before the move, and after it.
+/// Arrivals in the list before the migration, and after it.
 const BEFORE: usize = 20;
 const AFTER: usize = 100;
 
-/// What happened to a packet.
+/// Faults of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Fault {
-    /// It never came.
+    /// The packet never arrived.
     Lost,
-    /// It came again.
+    /// The packet arrived again.
     Doubled,
-    /// It came after one of its flow with a higher number.
+    /// The packet arrived after a packet of its flow with a higher number.
     Reordered,
 }
 
-/// A packet; times are milliseconds since the window began.
+/// A packet with a fault. Times are milliseconds since the start of the window.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Faulty {
     /// What happened to it.
@@ -35,7 +35,7 @@ pub struct Faulty {
     pub sequence: u32,
     /// When it was sent.
     pub sent_ms: f64,
-    /// When, and on which VM host, the application got it.
+    /// Arrival at the application; `None` for a lost packet.
     #[serde(flatten)]
     pub came: Option<Came>,
 }
@@ -43,20 +43,20 @@ pub struct Faulty {
 /// An arrival.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Came {
-    /// When.
+    /// Time of the arrival.
     pub came_ms: f64,
     /// Index of the VM host.
     pub host: u8,
 }
 
-/// A packet that came, by its flow and number.
+/// A packet that arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Passed {
     /// Its flow.
     pub flow: u16,
     /// Its number.
     pub sequence: u32,
-    /// When, and where.
+    /// Time and place of the arrival.
     #[serde(flatten)]
     pub came: Came,
 }
@@ -72,8 +72,8 @@ fn ms(ns: u64, window: Window) -> f64 {
     (ns as f64 - window.from_ns as f64) / 1e6
 }
 
-/// The packets of a window that were lost, doubled or reordered, as [`super::metrics::compute`] counts
-/// them; at most a thousand. `sent` and `arrivals` are in the order of time.
+/// Returns the packets of a window that were lost, doubled or reordered, by the rules of
+/// [`super::metrics::compute`]; at most a thousand. `sent` and `arrivals` are in the order of time.
 pub fn faults(sent: &[Sent], arrivals: &[Arrival], window: Window) -> Vec<Faulty> {
     let mut account = Account::new(sent, window);
     let mut found = Vec::new();
@@ -103,8 +103,8 @@ pub fn faults(sent: &[Sent], arrivals: &[Arrival], window: Window) -> Vec<Faulty
     found
 }
 
-/// What the application got last before the guest ran on another VM host within the window, and first
-/// there; nothing if it stayed.
+/// Returns the last arrivals before the guest ran on another VM host within the window, and the
+/// first ones there; nothing if the guest stayed.
 pub fn around_the_move(arrivals: &[Arrival], window: Window) -> Vec<Passed> {
     let span = window.from_ns..window.to_ns;
     let inside: Vec<&Arrival> = arrivals
@@ -138,7 +138,7 @@ mod tests {
         to_ns: 2000 * MS,
     };
 
-    /// A packet each 10 ms.
+    /// Returns a packet every 10 ms.
     fn sent() -> Vec<Sent> {
         (0..100)
             .map(|sequence| Sent {
@@ -161,7 +161,7 @@ mod tests {
     #[test]
     fn each_fault_that_a_row_counts_is_listed() {
         let sent = sent();
-        // 20 is lost, 31 comes before 30, 40 twice.
+        // 20 is lost, 31 arrives before 30, 40 twice.
         let mut arrivals: Vec<_> = (0..100)
             .filter(|it| *it != 20)
             .map(|it| arrival(it, u64::from(it) * 10 + 1, u8::from(it >= 35)))

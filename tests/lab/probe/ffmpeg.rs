@@ -1,13 +1,13 @@
-//! A real player's traffic: ffmpeg sending a test picture as MPEG-TS over UDP or RTP.
+//! Traffic of a real player: ffmpeg sends a test picture as MPEG-TS over UDP or RTP.
 
 use std::net::Ipv6Addr;
 
-/// How the transport stream is packed.
+/// Encapsulation of the transport stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Packing {
     /// Seven TS packets in each UDP datagram.
     Udp,
-    /// The same behind an RTP header (RFC 2250).
+    /// Seven TS packets behind an RTP header (RFC 2250) in each UDP datagram.
     Rtp,
 }
 
@@ -43,7 +43,7 @@ impl FfmpegStream {
             Packing::Udp => ("mpegts", "udp"),
             Packing::Rtp => ("rtp_mpegts", "rtp"),
         };
-        // The picture takes half of the rate, whatever is in it; padding fills the rest.
+        // The picture gets half of the rate whatever it shows; padding fills the rest.
         let video_kbps = rate_kbps / 2;
         let mut arguments: Vec<String> = format!(
             "-nostdin -hide_banner -loglevel error -re -f lavfi -i testsrc2=size=320x240:rate=25 \
@@ -60,7 +60,7 @@ impl FfmpegStream {
             Packing::Rtp => option("-mpegts_muxer_options", format!("muxrate={bits}")),
         }
         option("-f", format.to_owned());
-        // ffmpeg sends a whole picture at once; `bitrate` makes it space the datagrams evenly.
+        // ffmpeg sends a whole picture at once; `bitrate` spaces the datagrams evenly.
         let pacing = match self.packing {
             Packing::Udp => format!("&bitrate={bits}&burst_bits={}", DATAGRAM_LEN * 8 * 4),
             Packing::Rtp => String::new(),
@@ -83,7 +83,7 @@ mod tests {
     use super::*;
     use crate::probe::mpegts;
 
-    /// Receives from ffmpeg on the loopback address and checks what comes.
+    /// Receives from ffmpeg on the loopback address and checks the datagrams.
     fn totals_of(packing: Packing) -> Option<crate::guest::wire::TransportTotals> {
         let socket = UdpSocket::bind("[::1]:0").unwrap();
         socket

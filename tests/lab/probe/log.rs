@@ -1,10 +1,10 @@
-//! The sender's log: when each packet was sent.
+//! The sender's log: the time of sending of each packet.
 //!
 //! # Wire format
 //!
 //! Little-endian records of 14 bytes: flow (2), sequence number (4), time of sending in nanoseconds
-//! of the host's monotonic clock (8). A record cut at the end of the file is ignored, since the
-//! sender may have been killed.
+//! of the host's monotonic clock (8). The reader ignores a record cut at the end of the file,
+//! because the sender may have been killed.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! What a receiver got of what was sent, in host time.
+//! Compares received packets with sent packets, in host time.
 
 use std::collections::HashMap;
 
@@ -13,57 +13,57 @@ pub struct Arrival {
     pub sequence: u32,
     /// When the application got it, in nanoseconds of the host's monotonic clock.
     pub host_ns: u64,
-    /// Index of the VM host that it got it on, in the order the control channel was given.
+    /// Index of the VM host at the arrival, in the order of the control channel's sockets.
     pub host: u8,
 }
 
-/// The time that is looked at: packets sent from `from_ns` on and before `to_ns`.
+/// A window: packets sent from `from_ns` on and before `to_ns`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Window {
     /// First time, in nanoseconds of the host's monotonic clock.
     pub from_ns: u64,
-    /// End, exclusive. What was sent just before must have had the time to arrive.
+    /// End, exclusive. The last packets of the window must have had time to arrive.
     pub to_ns: u64,
 }
 
-/// What became of the packets of a [`Window`].
+/// Metrics of the packets of a [`Window`].
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Metrics {
     /// Packets sent.
     pub sent: u64,
-    /// Of these, packets that arrived, each counted once.
+    /// Packets that arrived, each counted once.
     pub received: u64,
     /// Packets that never arrived.
     pub lost: u64,
     /// Copies beyond the first.
     pub duplicated: u64,
-    /// Packets that came after one of the same flow with a higher number (RFC 4737 section 3),
-    /// copies not counted.
+    /// Packets that arrived after a packet of the same flow with a higher number (RFC 4737 section
+    /// 3), without copies.
     pub reordered: u64,
-    /// Lost packets by packet rate, in milliseconds.
+    /// Number of lost packets divided by the packet rate, in milliseconds.
     pub loss_ms: f64,
-    /// Longest time without a packet that had not arrived before, in milliseconds; the time from
-    /// the start of the window to the first and from the last to the end count too.
+    /// Longest time without a new packet, in milliseconds. The time from the start of the window to
+    /// the first packet and from the last packet to the end of the window count too.
     pub freeze_ms: f64,
-    /// When that time began, in nanoseconds of the host's monotonic clock.
+    /// Start of the freeze, in nanoseconds of the host's monotonic clock.
     pub freeze_start_ns: u64,
 }
 
-/// What an arrival is among the packets of a window.
+/// Kind of an arrival among the packets of a window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// The first of its packet.
+    /// First arrival of a packet.
     New {
-        /// Whether one of its flow with a higher number came before it.
+        /// True if a packet of the flow with a higher number arrived before.
         is_late: bool,
     },
     /// A further copy.
     Copy,
 }
 
-/// The packets of a window, and which of them have come.
+/// Packets of a window, and whether each has arrived.
 pub(super) struct Account {
-    /// When each was sent, and whether it has come, by flow and number.
+    /// Time of sending, and whether the packet has arrived, by flow and number.
     packets: HashMap<(u16, u32), (u64, bool)>,
     highest: HashMap<u16, u32>,
 }
@@ -80,8 +80,8 @@ impl Account {
         }
     }
 
-    /// Takes in an arrival; returns what it is, and when its packet was sent. `None` of a packet that is
-    /// not of the window.
+    /// Accounts for an arrival. Returns its kind and the time of sending; `None` for a packet
+    /// outside the window.
     pub(super) fn take(&mut self, arrival: &Arrival) -> Option<(Kind, u64)> {
         let packet = (arrival.flow, arrival.sequence);
         let (sent_ns, has_come) = self.packets.get_mut(&packet)?;
@@ -98,7 +98,7 @@ impl Account {
         self.packets.len() as u64
     }
 
-    /// Those that have not come, by flow and number, with when they were sent.
+    /// Returns flow, number and time of sending of the packets that have not arrived.
     pub(super) fn missing(&self) -> Vec<(u16, u32, u64)> {
         let missing = self.packets.iter().filter(|(_, (_, has_come))| !has_come);
         let mut missing: Vec<_> = missing
@@ -111,7 +111,7 @@ impl Account {
 
 /// Computes the metrics of a window. `sent` and `arrivals` are in the order of time.
 ///
-/// The packet rate is that of the window itself, over all flows.
+/// The packet rate is the rate of the window over all flows.
 pub fn compute(sent: &[Sent], arrivals: &[Arrival], window: Window) -> Metrics {
     let mut account = Account::new(sent, window);
     let mut metrics = Metrics {

@@ -1,8 +1,9 @@
-//! The stream probe: what the sender sends, what the guest received, and what follows from both.
+//! The stream probe: sent packets, received packets, and the metrics of both.
 //!
-//! Everything is computed in the host's monotonic clock. The sender runs on the host and logs when
-//! it sent each packet ([`log`]); the guest reports when it got each by its own clock, which stands
-//! still while the guest is paused, and [`timeline`] makes host time of that.
+//! All times are times of the host's monotonic clock. The sender runs on the host and logs when it
+//! sent each packet ([`log`]). The guest reports when it received each packet by its own clock,
+//! which stands still while the guest is paused; [`timeline`] converts the guest's time to host
+//! time.
 
 pub mod clock;
 pub mod counters;

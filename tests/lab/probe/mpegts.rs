@@ -1,8 +1,8 @@
 //! MPEG-TS over UDP or RTP: continuity counters (ISO/IEC 13818-1 section 2.4.3.3, RFC 2250).
 //!
 //! Each 188-byte packet with payload carries a 4-bit counter per PID. A step other than one is a
-//! continuity error, what viewers see as a broken picture; one repeat of the same counter is an
-//! allowed duplicate. Packets without payload do not count, null packets have no counter, and a
+//! continuity error, which viewers see as a broken picture. One repetition of the same counter is
+//! an allowed duplicate. Packets without payload do not count, null packets have no counter, and a
 //! set discontinuity indicator announces a jump.
 
 use std::collections::BTreeMap;
@@ -28,7 +28,7 @@ pub fn null_packet() -> [u8; PACKET_LEN] {
     packet
 }
 
-/// A datagram that is no MPEG-TS.
+/// Why a datagram is not MPEG-TS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum MpegTsError {
     /// The length is no multiple of 188 bytes, or zero.

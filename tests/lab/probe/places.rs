@@ -1,4 +1,4 @@
-//! Where the lost packets of a move went, as far as somebody counted them.
+//! Finds where the lost packets of a migration were dropped, as far as a counter shows it.
 //!
 //! ```text
 //! sender -> network -> VM host's NIC -> gate -> TAP -> guest's NIC -> socket -> application
@@ -6,8 +6,8 @@
 //!          not counted   host_dropped  not_held  tap_full  guest_dropped socket_full
 //! ```
 //!
-//! The kernels and the agents count frames of every flow, so a place may be given more than were lost of
-//! the streams.
+//! Kernels and agents count frames of every flow, so a place may show more frames than the streams
+//! lost.
 
 use std::iter;
 
@@ -16,20 +16,20 @@ use serde_json::Value;
 
 use super::counters::{self, Counters};
 
-/// What libvirt calls TAPs.
+/// Prefix of libvirt's TAP names.
 const TAP: &str = "vnet";
 
-/// What the kernels have counted of packets while a guest moved.
+/// Packet counters of the kernels during a migration.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Counted {
-    /// The guest's.
+    /// Counters of the guest.
     pub guest: Counters,
-    /// Each VM host's.
+    /// Counters of each VM host.
     pub hosts: Vec<Counters>,
 }
 
 impl Counted {
-    /// What has been counted since.
+    /// Returns the growth of the counters.
     #[must_use]
     pub fn since(&self, before: &Self) -> Self {
         let hosts = before.hosts.iter().zip(&self.hosts);
@@ -42,28 +42,28 @@ impl Counted {
     }
 }
 
-/// A place, in the order in which a packet comes by.
+/// A place, in the order of a packet's path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Place {
-    /// Nobody counted it: it did not reach the VM host, or was lost on its way between both.
+    /// No counter: the packet was lost before the VM host, or between VM host and guest.
     NotCounted,
-    /// A VM host dropped it before its bridge had it.
+    /// A VM host dropped the packet before its bridge.
     HostDropped,
-    /// The gate had no room for it, or the agent let it go.
+    /// The gate had no room for the packet, or the agent dropped it.
     NotHeld,
-    /// It found the queue of the TAP full at the source.
+    /// The TAP's queue at the source was full.
     TapFullAtSource,
-    /// The same at the destination.
+    /// The TAP's queue at the destination was full.
     TapFull,
-    /// The guest's kernel dropped it before the socket.
+    /// The guest's kernel dropped the packet before the socket.
     GuestDropped,
     /// The application's socket was full.
     SocketFull,
 }
 
 impl Place {
-    /// The place for a person, after a number of packets.
+    /// Returns the place for a person, to follow a number of packets.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -78,7 +78,7 @@ impl Place {
     }
 }
 
-/// Frames that went missing at a place.
+/// Frames lost at a place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Missing {
     /// Where.
@@ -87,9 +87,8 @@ pub struct Missing {
     pub frames: u64,
 }
 
-/// Finds places for `lost` packets of a guest that went to the VM host `to`. `records` are what the
-/// agents of both ends have recorded of it, if there are agents. A place where nothing went missing is
-/// not listed.
+/// Finds places for `lost` packets of a guest that migrated to the VM host `to`. `records` are the
+/// records of both agents, if there are agents. The result does not list places without a loss.
 #[must_use]
 pub fn places(lost: u64, counted: &Counted, to: usize, records: &[Value]) -> Vec<Missing> {
     if lost == 0 {
@@ -129,7 +128,7 @@ pub fn places(lost: u64, counted: &Counted, to: usize, records: &[Value]) -> Vec
         .collect()
 }
 
-/// The sum of a counter over some interfaces.
+/// Returns the sum of a counter over some interfaces.
 fn sum(counters: &Counters, counter: &str, is_meant: impl Fn(&str) -> bool) -> u64 {
     let of = |(name, value): (&String, &u64)| {
         let (interface, column) = name.rsplit_once('.')?;
@@ -138,7 +137,7 @@ fn sum(counters: &Counters, counter: &str, is_meant: impl Fn(&str) -> bool) -> u
     counters.iter().filter_map(of).sum()
 }
 
-/// The sum of a number over the rows of a record; both ends may have it, so the greater one.
+/// Returns the sum of a number over the rows of a record; the greater one if both agents have it.
 fn most(records: &[Value], rows: &str, key: &str) -> u64 {
     let of = |record: &Value| {
         let rows = record[rows].as_array().into_iter().flatten();

@@ -1,4 +1,4 @@
-//! What the probe writes for others to read: the sender's summary and the report of runs.
+//! Reports of the probe: the sender's summary and the rows of runs.
 
 use std::net::Ipv6Addr;
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::metrics::Metrics;
 use super::places::Missing;
 
-/// What the sender prints at its end.
+/// Last output of the sender.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SenderSummary {
     /// Packets per second over all flows.
@@ -18,20 +18,20 @@ pub struct SenderSummary {
     pub start_ns: u64,
     /// When the last packet was sent, in the same clock.
     pub last_ns: u64,
-    /// Packets the kernel refused to send; they count as sent and will be found lost.
+    /// Packets that the kernel refused to send. They count as sent, and then as lost.
     pub failed: u64,
     /// Per flow.
     pub flows: Vec<FlowSent>,
 }
 
-/// What the sender prints when it rests.
+/// Output of the sender when it pauses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rest {
     /// Packets sent by now, over all flows.
     pub sent: u64,
 }
 
-/// What was sent of one flow.
+/// Packets sent of one flow.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FlowSent {
     /// Number of the flow.
@@ -67,36 +67,36 @@ pub struct Report {
 pub struct RunRow {
     /// Kind of the destination's site: `multicast`, `late` or `unicast-only`.
     pub site: String,
-    /// Whether plain libvirt did the move, without Roamcast.
+    /// True if plain libvirt did the migration, without Roamcast.
     pub baseline: bool,
     /// Stream rate in Mbit/s of UDP payload.
     pub rate_mbps: f64,
     /// The guest's memory in MiB.
     pub memory_mib: u32,
-    /// Packets sent while the run was measured.
+    /// Packets sent during the measurement.
     pub sent: u64,
-    /// Of these, packets that reached the application, each counted once.
+    /// Packets that reached the application, each counted once.
     pub received: u64,
-    /// Packets that never reached it.
+    /// Packets that never reached the application.
     pub lost: u64,
-    /// Where they went, as far as somebody counted them.
+    /// Places at which packets were lost, as far as a counter shows it.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub lost_at: Vec<Missing>,
-    /// Further copies that reached it.
+    /// Further copies that reached the application.
     pub duplicated: u64,
     /// Packets that came after one with a higher number.
     pub reordered: u64,
-    /// Outage in the sense of the paper: lost packets by packet rate.
+    /// Outage as the paper defines it: lost packets divided by the packet rate.
     pub loss_ms: f64,
-    /// The longest time in which the application got nothing new.
+    /// Longest time in which the application received nothing new.
     pub freeze_ms: f64,
     /// How long the VM was paused.
     pub vm_pause_ms: f64,
-    /// How long the guest's clock stood still: the pause without what libvirt needs around it.
+    /// Time during which the guest's clock stood still: the pause without libvirt's overhead.
     #[serde(default)]
     pub clock_stop_ms: f64,
-    /// The longest time in which a thread in the guest that wanted to run did not: the pause, and
-    /// what the guest needs to run again. No application can feel less.
+    /// Longest time in which a thread in the guest that was ready to run did not run: the pause,
+    /// and the time that the guest needs to resume. An application cannot freeze for less.
     #[serde(default)]
     pub stall_ms: f64,
     /// From the VM's request to the start of the copy.
@@ -105,42 +105,42 @@ pub struct RunRow {
     pub copy_ms: f64,
     /// From the VM's request to the end of the move.
     pub total_ms: f64,
-    /// How the destination receives the stream in the end, `native` or `relay`; none for plain
-    /// libvirt and a move that failed.
+    /// Reception of the stream at the destination in the end, `native` or `relay`; `None` for plain
+    /// libvirt and a failed migration.
     pub mode: Option<String>,
-    /// Whether the VM runs on the destination and the stream flows there.
+    /// True if the VM runs at the destination and receives the stream there.
     pub flows: bool,
-    /// Whether the move was to be exact: agents held the stream at a network that carries it, or where a
-    /// relay sends it.
+    /// True if the migration must be exact: agents held the stream, in a network that carries it or
+    /// with a relay that sends it.
     pub is_promised: bool,
-    /// Whether the stream flows and, where that was promised, nothing was lost, doubled or reordered
-    /// ([`RunRow::judged`]).
+    /// True if the stream flows and, for a migration that must be exact, nothing was lost, doubled
+    /// or reordered ([`RunRow::judged`]).
     pub ok: bool,
-    /// Continuity-counter errors, where the stream is MPEG-TS.
+    /// Continuity-counter errors, if the stream is MPEG-TS.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub continuity_errors: Option<u64>,
-    /// Of packets that nothing tells apart, those received less those sent: that many at least
-    /// were doubled, or lost if it is negative.
+    /// Received minus sent packets of identical packets: at least this number were doubled, or lost
+    /// if the number is negative.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub surplus: Option<i64>,
-    /// The longest time without an answer in a TCP session that a correspondent has opened to the
-    /// guest's permanent address; this and the next ones are there where unicast mobility is.
+    /// Longest gap between answers in the TCP session that a correspondent opened to the guest's
+    /// permanent address. This field and the next ones exist only with unicast mobility.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub tcp_in_gap_ms: Option<f64>,
-    /// The same of a session that the guest has opened.
+    /// Longest gap between answers in the TCP session that the guest opened.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub tcp_out_gap_ms: Option<f64>,
-    /// How many of the two sessions broke.
+    /// Number of the two sessions that broke.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub tcp_resets: Option<u64>,
-    /// The longest time without an echo reply from the guest's permanent address.
+    /// Longest gap between echo replies from the guest's permanent address.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub ping_gap_ms: Option<f64>,
-    /// Echo requests that were never answered.
+    /// Unanswered echo requests.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub ping_lost: Option<u64>,
-    /// Each stream, where there are several. The numbers of packets above are sums then, `loss_ms`
-    /// and `freeze_ms` the longest of them.
+    /// One row for each of several streams. The packet counts above are then sums, `loss_ms` and
+    /// `freeze_ms` maxima.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub streams: Vec<StreamRow>,
 }
@@ -173,11 +173,12 @@ pub struct StreamRow {
     pub surplus: Option<i64>,
 }
 
-/// What a session may stand still beyond the time in which the guest itself does, milliseconds.
+/// Longest time by which a gap may exceed the time in which the guest itself stands still,
+/// milliseconds.
 const BEYOND_MS: f64 = 100.0;
 
 impl RunRow {
-    /// Fills in whether all was as promised, by what else is in the row.
+    /// Computes `ok` from the other fields.
     #[must_use]
     pub fn judged(self) -> Self {
         let none = |count: Option<u64>| count.unwrap_or_default() == 0;
@@ -191,17 +192,17 @@ impl RunRow {
         }
     }
 
-    /// Whether the sessions by permanent addresses, if there are any, were kept: they went on, and no
-    /// ping was lost.
+    /// Returns true if the sessions by permanent addresses, if any, went on and no ping was lost.
     #[must_use]
     pub fn keeps_sessions(&self) -> bool {
         self.sessions_go_on() && self.ping_lost.unwrap_or_default() == 0
     }
 
-    /// Whether no session broke, and none stood still for long.
+    /// Returns true if no session broke, and none stood still for long.
     ///
-    /// Without KVM the guest does not run at once after the pause: QEMU has translated none of its
-    /// code yet. No application can answer while no thread runs, so that is the pause then.
+    /// Without KVM the guest does not run directly after the pause, because QEMU has translated
+    /// none of its code yet. No application can answer while no thread runs, so this time then
+    /// counts as pause.
     #[must_use]
     pub fn sessions_go_on(&self) -> bool {
         self.session_gap_ms()
@@ -209,20 +210,20 @@ impl RunRow {
             && self.tcp_resets.unwrap_or_default() == 0
     }
 
-    /// The longest time in which one of the sessions stood still, if there are any.
+    /// Returns the longest gap of the sessions, if there are any.
     #[must_use]
     pub fn session_gap_ms(&self) -> Option<f64> {
         let gaps = [self.tcp_in_gap_ms, self.tcp_out_gap_ms, self.ping_gap_ms];
         gaps.into_iter().flatten().max_by(f64::total_cmp)
     }
 
-    /// The longest time in which nothing in the guest could answer.
+    /// Returns the longest time in which nothing in the guest could answer.
     #[must_use]
     pub fn still_ms(&self) -> f64 {
         self.vm_pause_ms.max(self.stall_ms)
     }
 
-    /// Fills in what the probe measured.
+    /// Fills in the probe's metrics.
     #[must_use]
     pub fn with_metrics(self, metrics: &Metrics) -> Self {
         Self {
@@ -238,26 +239,26 @@ impl RunRow {
     }
 }
 
-/// One change of the reception mode under a stream. Times are in milliseconds of the host's clock.
+/// A change of the reception mode under a stream. Times are in milliseconds of the host's clock.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct FlapRow {
-    /// The mode it ends in: `relay` or `native`.
+    /// New mode: `relay` or `native`.
     pub to: String,
     /// Stream rate in Mbit/s of UDP payload.
     pub rate_mbps: f64,
-    /// Packets sent from the network's change to a second after the mode's.
+    /// Packets sent from the change of the network to a second after the change of the mode.
     pub sent: u64,
     /// Packets that never reached the application.
     pub lost: u64,
-    /// Further copies that reached it.
+    /// Further copies that reached the application.
     pub duplicated: u64,
     /// Packets that came after one with a higher number.
     pub reordered: u64,
-    /// Lost packets by packet rate.
+    /// Lost packets divided by the packet rate.
     pub loss_ms: f64,
-    /// The longest time in which the application got nothing new.
+    /// Longest time in which the application received nothing new.
     pub freeze_ms: f64,
-    /// From the network's change to the new mode.
+    /// Time from the change of the network to the new mode.
     pub took_ms: f64,
 }
 
@@ -278,7 +279,8 @@ impl FlapRow {
         }
     }
 
-    /// Whether the change doubled nothing and, back to native reception, lost nothing.
+    /// Returns true if the change doubled nothing and, for a change to native reception, lost
+    /// nothing.
     #[must_use]
     pub fn ok(&self) -> bool {
         self.duplicated == 0 && (self.to != "native" || self.lost == 0)

@@ -1,22 +1,21 @@
-//! The guest's clock in terms of the host's.
+//! Converts the guest's clock to the host's clock.
 //!
-//! What the application felt of a move is known in the guest only: when each packet came out of
-//! its socket. Two things stand between that and host time.
+//! Only the guest knows when a packet came out of the application's socket. Two effects separate
+//! the guest's report from host time:
 //!
-//! - **The guest's monotonic clock stands still while the guest is paused**, so a gap in guest
-//!   time lacks the pause.
-//! - **The control channel is not prompt around a move.** A report takes less than a tenth of a
-//!   millisecond otherwise. After the guest runs at the destination, its first ones have taken 14
-//!   to 63 ms on a quiet machine and 287 ms on a busy one: they pass the guest's driver, QEMU's
-//!   main loop and a socket, none of which has run at the destination before. The time of the
-//!   host's receiving a report is no measure of a freeze, therefore.
+//! - **The guest's monotonic clock stands still while the guest is paused**, so a gap in guest time
+//!   lacks the pause.
+//! - **The control channel is slow around a migration.** A report usually takes less than a tenth
+//!   of a millisecond. The first reports after the resume at the destination have taken 14 to 63 ms
+//!   on a quiet machine and 287 ms on a busy one: they pass the guest's driver, QEMU's main loop
+//!   and a socket, none of which has run at the destination before. The time at which the host
+//!   receives a report is therefore no measure of a freeze.
 //!
-//! So the guest stamps each report with its own time, and both clocks are compared by the reports
-//! that came at once. While the guest runs its clock goes as fast as the host's, and the smallest
-//! difference between the times of receiving and of stamping is the difference of the clocks: of
-//! the thousand reports of a second, the fastest takes 0.06 ms give or take 0.02 ms, before a move
-//! as after it. How much that difference grew over a move is how long the guest's clock stood
-//! still.
+//! The guest stamps each report with its own time, and the fastest reports serve to compare both
+//! clocks. While the guest runs, its clock is as fast as the host's, and the smallest difference
+//! between the times of receiving and stamping is the difference of the clocks. Of the thousand
+//! reports of a second, the fastest takes 0.06 ms ± 0.02 ms, both before and after a migration. The
+//! growth of this difference over a migration is the time for which the guest's clock stood still.
 //!
 //! ```text
 //! host  ----|-|--|-|--|-|...............|............|-|--|-|---  reports are received
@@ -25,40 +24,39 @@
 //!                         the clock stands still
 //! ```
 //!
-//! A stretch is the time between two moves: the reports that came by one VM host. A report may be
-//! stamped before a move and be written after it; one that is stamped within 3 ms after the
-//! last that came by the source is taken for such a one. Those that were asked for again tell
-//! nothing of the clocks.
+//! A stretch is the time between two migrations: the reports that arrived by one VM host. A report
+//! may be stamped before a migration and written after it; a report stamped within 3 ms after the
+//! last report by the source counts as such. Repeated reports say nothing about the clocks.
 //!
-//! What remains is the millisecond between two looks of the receiver at its socket.
+//! The remaining error is the millisecond between two reads of the receiver's socket.
 
 use std::collections::BTreeMap;
 
-/// What is stamped so shortly after the last report by the source, was so before the pause: twice
-/// the time between two reports of a stream.
+/// A report stamped within this time after the last report by the source was stamped before the
+/// pause: twice the time between two reports of a stream.
 const LATE_NS: u64 = 3_000_000;
-/// The clocks are compared over this time, to follow a drift.
+/// Length of a period. The clocks are compared for each period, to follow a drift.
 const PERIOD_NS: u64 = 1_000_000_000;
-/// What was compared so many periods before or after counts too: on a busy machine all reports of some
-/// seconds are late, and a difference that jumped would change the order of packets.
+/// Number of periods before and after that count too: on a busy machine all reports of some seconds
+/// are late, and a jump of the difference would change the order of packets.
 const AROUND: u64 = 10;
-/// So much at most do the clocks drift apart in a period, nanoseconds.
+/// Highest drift of the clocks in a period, nanoseconds.
 const DRIFT_NS: i64 = 100_000;
 
-/// When a report was stamped and received.
+/// Times at which a report was stamped and received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Report {
     /// Its number, which counts the guest's frames.
     pub number: u32,
-    /// What the guest stamped it with, in nanoseconds of the guest's monotonic clock.
+    /// Time of stamping, in nanoseconds of the guest's monotonic clock.
     pub guest_ns: u64,
-    /// When the host received it, in nanoseconds of the host's monotonic clock.
+    /// Time of receiving, in nanoseconds of the host's monotonic clock.
     pub host_ns: u64,
-    /// Index of the VM host that it came by.
+    /// Index of the VM host by which the report arrived.
     pub host: u8,
 }
 
-/// Where the guest was at a time of its clock, and when that was.
+/// Host time and place of the guest at a time of the guest's clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Moment {
     /// In nanoseconds of the host's monotonic clock.
@@ -71,9 +69,9 @@ pub struct Moment {
 #[derive(Clone, Debug)]
 struct Stretch {
     host: u8,
-    /// Of the last report, in nanoseconds of the guest's clock.
+    /// Time of the last report, in nanoseconds of the guest's clock.
     last_ns: u64,
-    /// Least difference of the clocks, by period of the guest's clock.
+    /// Smallest difference of the clocks, by period of the guest's clock.
     differences: BTreeMap<u64, i64>,
 }
 
@@ -95,7 +93,8 @@ impl Stretch {
             .or_insert(difference);
     }
 
-    /// Host's clock less guest's at a time of the guest's clock; the nearest known.
+    /// Returns the host's clock minus the guest's at a time of the guest's clock, from the nearest
+    /// period with a report.
     fn difference(&self, guest_ns: u64) -> i64 {
         let period = guest_ns / PERIOD_NS;
         let around = self
@@ -120,8 +119,7 @@ pub struct Timeline {
 }
 
 impl Timeline {
-    /// Compares the clocks. `reports` are in the order of their numbers, without those that were
-    /// asked for again.
+    /// Compares the clocks. `reports` are in the order of their numbers, without repeated reports.
     pub fn new(reports: &[Report]) -> Self {
         let mut stretches: Vec<Stretch> = Vec::new();
         for report in reports {
@@ -140,7 +138,7 @@ impl Timeline {
         Self { stretches }
     }
 
-    /// Returns when and where the guest was at a time of its clock, in nanoseconds.
+    /// Returns host time and place of the guest at a time of its clock, in nanoseconds.
     pub fn at(&self, guest_ns: u64) -> Moment {
         let is_over = |stretch: &Stretch| stretch.last_ns + LATE_NS < guest_ns;
         let index = self.stretches.partition_point(is_over);
@@ -157,8 +155,8 @@ impl Timeline {
         }
     }
 
-    /// Returns how long the guest's clock stood still at each move, in nanoseconds, and when it
-    /// stopped, in nanoseconds of the host's clock, as far as the last report before shows.
+    /// Returns for each migration when the guest's clock stopped, in nanoseconds of the host's
+    /// clock, as far as the last report shows, and how long it stood still, in nanoseconds.
     pub fn stops(&self) -> Vec<(u64, u64)> {
         let pairs = self.stretches.iter().zip(self.stretches.iter().skip(1));
         let stop = |(before, after): (&Stretch, &Stretch)| {
@@ -182,12 +180,12 @@ mod tests {
     use super::*;
 
     const MS: u64 = 1_000_000;
-    /// The host's clock less the guest's, at the source.
+    /// The host's clock minus the guest's, at the source.
     const APART: u64 = 5_000_000 * MS;
     /// How long the guest's clock stands still.
     const STOP: u64 = 170 * MS;
 
-    /// A report each 1.2 ms of the guest's clock from a time on, which take `delay` each.
+    /// Returns a report for each 1.2 ms of the guest's clock from a time on; each takes `delay`.
     fn reports(
         numbers: std::ops::Range<u32>,
         from_ns: u64,
@@ -212,7 +210,7 @@ mod tests {
             .collect()
     }
 
-    /// Delays of 0.06 ms and more, as they are.
+    /// Returns a usual delay: 0.06 ms and more.
     fn usual(guest_ns: u64) -> u64 {
         60_000 + guest_ns / 7 % 400_000
     }
@@ -223,8 +221,8 @@ mod tests {
 
     #[test]
     fn channel_that_stands_still_after_a_move_does_not_lengthen_a_freeze() {
-        // The last report of the source is of 1198.8 ms; the guest runs again at 1200 ms and
-        // receives at 1230 ms, but nothing is reported for a tenth of a second.
+        // The last report of the source is of 1198.8 ms. The guest resumes at 1200 ms and receives
+        // at 1230 ms, but no report arrives for a tenth of a second.
         let mut all = reports(0..1000, 0, 0, usual);
         let resumed = APART + STOP + 1200 * MS;
         let stalled = |guest_ns| {
@@ -239,7 +237,7 @@ mod tests {
         assert_eq!((last.host, first.host), (0, 1));
         let freeze = first.host_ns - last.host_ns;
         assert!(near(freeze, STOP + 31_200_000), "{freeze}");
-        // By the times of receiving it would be 70 ms more.
+        // The times of receiving would give 70 ms more.
         let received = all[1000].host_ns - all[999].host_ns;
         assert!(received > freeze + 65 * MS, "{received}");
         let [(stopped_ns, stood)] = timeline.stops()[..] else {
@@ -285,7 +283,7 @@ mod tests {
 
     #[test]
     fn seconds_in_which_every_report_is_late_change_no_order() {
-        // From the second to the fifth second nothing is written.
+        // From the second to the fifth second no report is written.
         let late = |guest_ns: u64| (5000 * MS).saturating_sub(guest_ns.max(2000 * MS));
         let delay = |guest_ns: u64| match guest_ns / MS {
             2000..5000 => late(guest_ns),

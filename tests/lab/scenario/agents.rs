@@ -1,4 +1,4 @@
-//! The agents of the two VM hosts: certificates, configuration, processes.
+//! The agents of both VM hosts: certificates, configuration, processes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,36 +15,36 @@ use crate::node::Process;
 use crate::vms::Vms;
 use crate::{Lab, binaries, wait};
 
-/// How long an agent may take until its operator's socket answers.
+/// Longest time until an agent's operator socket answers.
 const START: Duration = Duration::from_secs(20);
 
-/// How the agents are configured beyond what the lab dictates.
+/// Options of the agents in addition to the lab's own settings.
 #[derive(Clone, Copy, Debug)]
 pub struct AgentOptions {
-    /// Most bandwidth of a migration, MiB/s; 0 for no limit. A low one stretches the copy.
+    /// Highest bandwidth of a migration, MiB/s; 0: no limit. A low bandwidth prolongs the copy.
     pub bandwidth_mib: u64,
-    /// Longest pause that QEMU aims at first, milliseconds, of moves by agents and by libvirt alone.
+    /// Pause that QEMU aims at first, milliseconds, for migrations by agents and by plain libvirt.
     pub downtime_ms: u64,
-    /// Connections that memory is copied over; none: the agent's default.
+    /// Parallel connections for the memory; `None`: the agent's default.
     pub parallel_connections: Option<u32>,
-    /// Migration flags beside the agent's default ones, by libvirt's names.
+    /// Migration flags in addition to the agent's default ones, by libvirt's names.
     pub flags: &'static [&'static str],
-    /// How long a multicast tree may take to grow, milliseconds; none: the agent's default.
+    /// Time that a multicast tree may take to grow, milliseconds; `None`: the agent's default.
     pub tree_budget_ms: Option<u64>,
-    /// Multicast addresses that one NIC of a VM may listen to; none: the agent's default.
+    /// Multicast addresses to which one NIC of a VM may listen; `None`: the agent's default.
     pub listeners: Option<u32>,
-    /// MLD Reports that it may send each second; none: the agent's default.
+    /// MLD Reports per second that one NIC may send; `None`: the agent's default.
     pub reports_per_second: Option<u32>,
-    /// Lease of the relays, where the lab has any, in seconds; none: the relay's default.
+    /// Lease of the lab's relays, in seconds; `None`: the relay's default.
     pub relay_lease_s: Option<u64>,
-    /// The last relay node is a migration control server instead, and relays are found by it.
+    /// True: the last relay node is a migration control server, and agents find relays by it.
     pub mcs: bool,
-    /// Without gates: a move loses and doubles what it does without them.
+    /// True: without gates, so a migration loses and doubles packets.
     pub no_gate: bool,
 }
 
 impl AgentOptions {
-    /// All as the agent has it by default.
+    /// The agent's defaults.
     pub const DEFAULT: Self = Self {
         bandwidth_mib: 0,
         downtime_ms: 50,
@@ -140,7 +140,7 @@ impl Agents {
             .with_context(|| format!("roamcast {table} on {} printed no JSON: {text}", vms.name()))
     }
 
-    /// What an agent has logged by now.
+    /// Returns the log of an agent so far.
     pub fn log(&self, vms: &Vms) -> String {
         fs::read_to_string(vms.log_path("agent")).unwrap_or_default()
     }
@@ -175,7 +175,7 @@ impl Agents {
     }
 }
 
-/// Where the certificates of all hosts are made.
+/// Returns the directory with the certificates of all hosts.
 pub(super) fn pki(lab: &Lab) -> PathBuf {
     lab.vms1().run_directory().join("pki")
 }
@@ -238,7 +238,7 @@ pub fn install_qemu_certificates(lab: &Lab, vms: &Vms) -> Result<()> {
     Ok(())
 }
 
-/// Copies a host's certificates to where it sees them.
+/// Copies a host's certificates into its own directories.
 pub(super) fn install_certificates(host: &Host, pki: &Path) -> Result<()> {
     let directory = pki.join(host.name()).join("roamcast");
     for (from, to) in [
@@ -261,7 +261,7 @@ const DEFAULT_FLAGS: [&str; 4] = [
     "VIR_MIGRATE_UNDEFINE_SOURCE",
 ];
 
-/// The list of all flags, if there are some beside the default ones.
+/// Returns the list of all flags, if there are further ones.
 fn flags(further: &[&str]) -> Option<String> {
     let all: Vec<_> = DEFAULT_FLAGS.iter().chain(further).collect();
     (!further.is_empty()).then(|| format!("{all:?}"))

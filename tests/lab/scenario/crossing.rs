@@ -1,4 +1,4 @@
-//! Two guests under streams, one on each VM host, that change places at the same time.
+//! Two guests under streams, one on each VM host, that exchange their places at the same time.
 
 use anyhow::{Result, anyhow};
 
@@ -10,15 +10,15 @@ use super::stream::Streams;
 /// Number of the second guest.
 const SECOND: u8 = 2;
 
-/// Two guests that receive, and where they are.
+/// Two receiving guests and their places.
 pub struct Crossing<'a> {
     testbed: &'a mut Testbed,
     party: Party,
 }
 
 impl<'a> Crossing<'a> {
-    /// Boots a guest on each VM host, and lets them receive. Streams of the same place are the
-    /// same, so the guests may share some.
+    /// Boots a guest on each VM host and starts their receivers. Streams with the same index are
+    /// one stream, so the guests may share streams.
     ///
     /// # Errors
     ///
@@ -39,16 +39,18 @@ impl<'a> Crossing<'a> {
         self.testbed
     }
 
-    /// Lets the guests change places.
+    /// Migrates both guests to each other's VM host.
     ///
     /// # Errors
     ///
-    /// When a move fails, or a guest does not run where it should and only there after it.
+    /// When a migration fails, or a guest does not run on its destination, and only there,
+    /// afterwards.
     pub fn go(&mut self, mover: Mover) -> Result<()> {
         self.party.go(self.testbed, mover)
     }
 
-    /// Ends the streams, and counts; for the guest that began on the first VM host first.
+    /// Ends the streams and returns the results, first those of the guest that began on the first
+    /// VM host.
     ///
     /// # Errors
     ///

@@ -1,5 +1,5 @@
-//! Native multicast is taken away from the site where the guest runs, and given back: what each
-//! change of the reception mode costs.
+//! Removes native multicast from the guest's site and restores it, and measures the cost of each
+//! change of the reception mode.
 
 use std::time::Duration;
 
@@ -14,10 +14,10 @@ use crate::probe::picture::Phase;
 use crate::probe::report::FlapRow;
 use crate::{Site, wait};
 
-/// How long a change of mode may take, the hold of a native flow included.
+/// Longest time for a change of the mode, including the hold time of a native flow.
 const CHANGE: Duration = Duration::from_secs(30);
 
-/// What happened.
+/// Result of the scenario.
 #[derive(Clone, Debug)]
 pub struct Flap {
     /// One row for each change, in order.
@@ -26,14 +26,14 @@ pub struct Flap {
     pub sent: Vec<Sent>,
     /// Every packet that reached the application.
     pub arrivals: Vec<Arrival>,
-    /// From before the first change to after the last.
+    /// From before the first change to after the last change.
     pub window: Window,
     /// The changes.
     pub phases: Vec<Phase>,
 }
 
-/// Boots the guest on the first VM host, lets it receive, and takes multicast away from its site
-/// and gives it back, `times` times; `tell` hears of each step as it happens.
+/// Boots the guest on the first VM host, starts its receiver, and removes and restores multicast
+/// `times` times. Calls `tell` at each step.
 ///
 /// # Errors
 ///
@@ -67,7 +67,7 @@ pub fn run(
             windows.push((mode, from_ns, changed_ns, clock::now_ns()));
         }
     }
-    // What the last packets may take to arrive and be reported.
+    // Time for the last packets to arrive and be reported.
     std::thread::sleep(STREAM_TIME / 2);
     let sent = stream.stop()?;
     let arrivals = testbed.guest()?.arrivals(RECEIVER);
@@ -106,8 +106,8 @@ pub fn run(
     })
 }
 
-/// Waits until the agent of the first VM host receives the stream in a mode and nothing is on its
-/// way to another.
+/// Waits until the agent of the first VM host receives the stream in a mode and is not changing to
+/// another mode.
 fn wait_mode(testbed: &mut Testbed, mode: &str) -> Result<()> {
     let vms1 = testbed.lab().vms1().clone();
     let agents = testbed.agents()?;

@@ -1,4 +1,4 @@
-//! Guests as libvirt's domains: booted on a VM host, and thrown away.
+//! Guests as libvirt domains: booted on a VM host, and destroyed.
 
 use std::fs;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::guest::domain::{self, DomainConfig};
 use crate::vms::Vms;
 use crate::wait;
 
-/// How long a guest may take from power-on until it answers; under TCG on two busy cores.
+/// Longest time from power-on until a guest answers, under TCG on two busy cores.
 const BOOT: Duration = Duration::from_secs(90);
 
 impl Testbed {
@@ -26,7 +26,7 @@ impl Testbed {
             .context("The guest has not been booted")
     }
 
-    /// Boots the guest on the first VM host; those that run are thrown away before.
+    /// Boots the guest on the first VM host, after destroying all running guests.
     ///
     /// # Errors
     ///
@@ -41,16 +41,16 @@ impl Testbed {
         Ok(())
     }
 
-    /// Boots another guest on the first VM host beside those that run: `guest2` and so on.
+    /// Boots another guest on the first VM host beside the running ones: `guest2` and so on.
     ///
     /// # Errors
     ///
-    /// As [`Testbed::boot`].
+    /// As for [`Testbed::boot`].
     pub fn boot_further(&mut self, number: u8) -> Result<Control> {
         self.boot_further_on(number, 0).map(|(_, control)| control)
     }
 
-    /// The same on the VM host of that index; returns the name of the guest's domain too.
+    /// Boots another guest on the VM host `host`. Also returns the name of its domain.
     pub(super) fn boot_further_on(&mut self, number: u8, host: usize) -> Result<(String, Control)> {
         let domain = DomainConfig {
             memory_mib: self.domain.memory_mib,
@@ -82,7 +82,7 @@ impl Testbed {
         let vms = &self.lab.vms()[host];
         let xml = vms.shared_directory().join("domain.xml");
         fs::write(&xml, domain::xml(domain)).context("Failed to write the domain's XML")?;
-        // The directory has this name on the VM host itself.
+        // The VM host sees the directory under this path.
         let on_host = format!("{}/domain.xml", domain::SOCKET_DIRECTORY);
         virsh(vms, &["define", &on_host])?;
         virsh(vms, &["start", &domain.name])?;
@@ -128,7 +128,7 @@ impl Testbed {
     }
 }
 
-/// What libvirt and the serial console say of a guest that does not come up.
+/// Returns the last output of libvirt and the serial console about a guest that does not boot.
 fn last_words(vms: &Vms, domain: &str) -> String {
     let state = virsh(vms, &["domstate", "--reason", domain]);
     let console = vms

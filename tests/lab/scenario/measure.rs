@@ -1,4 +1,4 @@
-//! One whole run: boot, stream, move, numbers.
+//! One whole run: boot, stream, migration, results.
 
 use std::collections::BTreeSet;
 use std::net::Ipv6Addr;
@@ -22,22 +22,22 @@ use crate::probe::places;
 use crate::probe::report::RunRow;
 use crate::{Site, wait};
 
-/// How long it is watched after the guest runs at the destination.
+/// Time of the measurement after the guest resumes at the destination.
 const AFTER: Duration = Duration::from_secs(3);
-/// What the last packets of the window may take to arrive and be reported.
+/// Time for the last packets of the window to arrive and be reported.
 const DRAIN: Duration = Duration::from_millis(500);
-/// What one run is to be.
+/// Parameters of a run.
 #[derive(Clone, Debug)]
 pub struct RunConfig {
-    /// Who asks for the move.
+    /// Who requests the migration.
     pub mover: Mover,
-    /// The stream, and where the guest joins it.
+    /// The stream, and the interface of the guest's join.
     pub stream: Placed,
-    /// Network of the destination, for the row.
+    /// Network of the destination, for the row of the report.
     pub site: Site,
 }
 
-/// Everything known about one run.
+/// Result of a run.
 #[derive(Clone, Debug)]
 pub struct Run {
     /// The row of the report.
@@ -46,18 +46,18 @@ pub struct Run {
     pub sent: Vec<Sent>,
     /// Every packet that reached the application.
     pub arrivals: Vec<Arrival>,
-    /// What was looked at.
+    /// Window of the measurement.
     pub window: Window,
-    /// Phases of the move, in order.
+    /// Phases of the migration, in order.
     pub phases: Vec<Phase>,
 }
 
-/// Boots the guest, lets it receive, moves it to the second VM host and measures; `tell` hears of
-/// each step as it happens.
+/// Boots the guest, starts its receiver, migrates the guest to the second VM host and measures.
+/// Calls `tell` at each step.
 ///
 /// # Errors
 ///
-/// When a step fails that is not the move itself; a move that fails gives a row that is not `ok`.
+/// When a step other than the migration fails; a failed migration gives a row that is not `ok`.
 pub fn run(testbed: &mut Testbed, config: &RunConfig, tell: &mut dyn FnMut(&str)) -> Result<Run> {
     tell("boots the guest on vms1");
     testbed.boot()?;
@@ -150,13 +150,14 @@ pub fn run(testbed: &mut Testbed, config: &RunConfig, tell: &mut dyn FnMut(&str)
     })
 }
 
-/// The step from which on the guest receives and all agents know it.
+/// Name of the step after which the guest receives and all agents know its addresses.
 pub const RECEIVES: &str = "the guest receives";
 
-/// The end of the window, in which the stream must flow: half a second, in nanoseconds.
+/// End of the window in which the stream must flow: half a second, in nanoseconds.
 const LATE_NS: u64 = 500_000_000;
 
-/// Whether the application got something new from the destination in the last half second.
+/// Returns true if the application received something new at the destination in the last half
+/// second.
 fn flows_at_end(tally: &Tally, window: Window) -> bool {
     let late = Window {
         from_ns: window.to_ns.saturating_sub(LATE_NS),
@@ -171,7 +172,7 @@ fn flows_at_end(tally: &Tally, window: Window) -> bool {
         || tally.counted(late) > 0
 }
 
-/// Lets the streams run for a while, as part of what is measured.
+/// Lets the streams run for a while, as a part of the measurement.
 pub(super) fn pass<'a>(
     guests: impl IntoIterator<Item = &'a Control>,
     time: Duration,
@@ -187,11 +188,11 @@ pub(super) fn pass<'a>(
     Ok(())
 }
 
-/// How long the destination may take to know by which way its addresses come.
+/// Longest time until the destination knows the path of its addresses.
 const SETTLED: Duration = Duration::from_secs(5);
 
-/// How the destination receives the guest's addresses: `native` or `relay`, several with commas
-/// between them; another word if it does not know in the end.
+/// Returns how the destination receives the guest's addresses: `native` or `relay`, several
+/// separated by commas; another word if the destination has not decided.
 pub(super) fn mode(testbed: &Testbed, host: usize, addresses: &[Ipv6Addr]) -> Result<String> {
     let read = || modes(testbed, host, addresses);
     let is_settled = |modes: &BTreeSet<String>| {

@@ -6,7 +6,7 @@
 //!        '---------------- updates, lookups -------------------'
 //! ```
 //!
-//! The two nodes know each other once they have talked: see [`sessions`](super::sessions).
+//! After their first exchange the two nodes know each other: see [`sessions`](super::sessions).
 
 use std::fs;
 use std::net::Ipv6Addr;
@@ -28,23 +28,23 @@ use crate::{Lab, binaries, wait};
 pub const GUEST_HOA: Ipv6Addr = Ipv6Addr::new(0xfd5e, 0x6d61, 0x74, 0, 0, 0, 0, 0x1);
 /// Permanent address of the correspondent.
 pub const PEER_HOA: Ipv6Addr = Ipv6Addr::new(0xfd5e, 0x6d61, 0x74, 0, 0, 0, 0, 0x2);
-/// Where all permanent addresses are.
+/// Prefix of all permanent addresses.
 const HOME: &str = "fd5e:6d61:74::/48";
 /// Port of the mapping server.
 const PORT: u16 = common::mat::IMS_PORT;
-/// Address that the guest has where it starts: the lab sends no Router Advertisements.
+/// First address of the guest: the lab sends no Router Advertisements.
 const GUEST_ADDRESS: &str = "2001:db8:1::a0/64";
-/// Routers of the networks that the guest comes to.
+/// Routers of both networks.
 const ROUTERS: [&str; 2] = ["2001:db8:1::1", "2001:db8:2::1"];
-/// How long a program may take until it answers, and a node until it is registered.
+/// Longest time until a program answers, and until a node is registered.
 const START: Duration = Duration::from_secs(20);
-/// How long a command may take.
+/// Longest time of a command.
 const COMMAND: Duration = Duration::from_secs(20);
 
 /// The mapping server and the correspondent, and the guest's key.
 pub struct Mobility {
     ims: Process,
-    /// Ended with the rest.
+    /// Process of the correspondent's node; ends with this value.
     _peer: Process,
     lab: Lab,
     guest_key: String,
@@ -102,7 +102,7 @@ impl Mobility {
         Ok(())
     }
 
-    /// What the correspondent's node says of itself.
+    /// Returns the status of the correspondent's node.
     ///
     /// # Errors
     ///
@@ -142,7 +142,7 @@ impl Mobility {
 }
 
 impl GuestNode {
-    /// What the node says of itself.
+    /// Returns the status of the node.
     ///
     /// # Errors
     ///
@@ -155,11 +155,11 @@ impl GuestNode {
         serde_json::from_str(&text).with_context(|| format!("The node printed no JSON: {text}"))
     }
 
-    /// Waits until a server knows where the guest is.
+    /// Waits until a server knows the guest's address.
     ///
     /// # Errors
     ///
-    /// When none does in time; the text is what the node printed.
+    /// When no server does in time; the text is the node's output.
     pub fn wait_registered(&self) -> Result<()> {
         let registered = || self.status().is_ok_and(|it| it["registered"] == true);
         wait::until("the guest's node to be registered", START, || {
@@ -172,13 +172,13 @@ impl GuestNode {
         })
     }
 
-    /// What the node has logged.
+    /// Returns the log of the node.
     pub fn log(&self) -> String {
         self.running.output().stderr()
     }
 }
 
-/// A `roamcast` command with the mapping server's configuration.
+/// Returns a `roamcast` command with the mapping server's configuration.
 fn roamcast(ims: &Host, arguments: &[&str]) -> Result<Command> {
     let mut command = ims.command(binaries::path("roamcast")?);
     command
@@ -221,7 +221,7 @@ fn peer_status(peer: &Host) -> Result<Value> {
     serde_json::from_str(&text).with_context(|| format!("The node printed no JSON: {text}"))
 }
 
-/// Waits until a program is as it should be; one that ends is waited for no longer.
+/// Waits until a program is ready, or has ended.
 fn wait_up(process: &mut Process, what: &str, ready: &mut dyn FnMut() -> Result<()>) -> Result<()> {
     let mut last = Ok(());
     let up = wait::until(what, START, || {

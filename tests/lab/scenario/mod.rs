@@ -1,4 +1,5 @@
-//! A virtual machine under a stream, and its move: what the demo, the VM tests and the benches do.
+//! A virtual machine under a stream, and its migration: the scenarios of the demo, the VM tests and
+//! the benches.
 //!
 //! ```text
 //! Testbed::up -> boot -> Stream::start -> wait_streaming -> moved by migkick, roamcast or virsh -> finish
@@ -7,15 +8,15 @@
 //! | module | holds |
 //! |---|---|
 //! | [`agents`] | certificates, configuration and processes of the two agents |
-//! | `guests` | guests as libvirt's domains |
+//! | `guests` | guests as libvirt domains |
 //! | [`stream`] | the sender's streams and the guest's receivers |
 //! | [`mobility`] | the mapping server, the correspondent, and the guest's node |
 //! | [`mod@sessions`] | sessions between the correspondent and the guest |
 //! | [`relays`] | configuration and processes of the relays |
-//! | [`flap`] | multicast taken away from the guest's site and given back |
-//! | [`shuttle`] | one guest moved to and fro under its streams |
-//! | [`crossing`] | two guests that change places at the same time |
-//! | [`mod@measure`] | one whole run: a [`RunRow`](crate::probe::report::RunRow) and what happened when |
+//! | [`flap`] | native multicast removed from the guest's site and restored |
+//! | [`shuttle`] | one guest that migrates to and fro under its streams |
+//! | [`crossing`] | two guests that exchange their places at the same time |
+//! | [`mod@measure`] | one whole run: a [`RunRow`](crate::probe::report::RunRow) and the times of its events |
 
 pub mod agents;
 pub mod crossing;
@@ -50,29 +51,29 @@ use relays::Relays;
 use sessions::Sessions;
 use stream::{Placed, StreamKind};
 
-/// Where guests receive: the first of the lab's streams.
+/// Multicast address of the lab's first stream.
 pub const STREAM_ADDRESS: Ipv6Addr = Ipv6Addr::new(0xff1e, 0, 0, 0, 0, 0, 0x4000, 0x1);
 /// The stream's UDP port.
 pub const STREAM_PORT: u16 = 5004;
 
-/// A lab with one guest, and an agent on each VM host unless it is a baseline.
+/// A lab with one guest and, unless it is a baseline, an agent on each VM host.
 pub struct Testbed {
-    /// Dropped first: it talks to what the lab houses.
+    /// Dropped first, because the channel uses parts of the lab.
     control: Option<Control>,
     node: Option<GuestNode>,
     mobility: Option<Mobility>,
     agents: Option<Agents>,
-    /// What agents would be told about migrations, for plain ones.
+    /// Limits and flags for migrations by plain libvirt.
     limits: AgentOptions,
     relays: Option<Relays>,
     domain: DomainConfig,
-    /// Guests beside the first.
+    /// Guests in addition to the first.
     further: Vec<DomainConfig>,
     lab: Lab,
 }
 
 impl Testbed {
-    /// Builds the lab, and starts the agents unless it is a baseline.
+    /// Builds the lab and, unless it is a baseline, starts the agents.
     ///
     /// # Errors
     ///
@@ -114,8 +115,8 @@ impl Testbed {
         })
     }
 
-    /// Lets plain libvirt move guests by the limits and flags that agents of these options would
-    /// use; without it by those of [`AgentOptions::DEFAULT`].
+    /// Sets the limits and flags of migrations by plain libvirt to those of agents with these
+    /// options, instead of [`AgentOptions::DEFAULT`].
     #[must_use]
     pub fn with_limits_of(mut self, options: AgentOptions) -> Self {
         self.limits = options;
@@ -132,7 +133,7 @@ impl Testbed {
         &self.domain.name
     }
 
-    /// How the guest is built.
+    /// Returns the configuration of the guest's domain.
     pub fn domain(&self) -> &DomainConfig {
         &self.domain
     }
@@ -142,7 +143,7 @@ impl Testbed {
         self.domain.bandwidth = bandwidth;
     }
 
-    /// Has the NICs of guests read so from their next boot on.
+    /// Sets queues and reader of the guests' NICs, from their next boot on.
     pub fn read_nics_by(&mut self, driver: NicDriver) {
         self.domain.driver = driver;
     }
@@ -158,7 +159,7 @@ impl Testbed {
             .context("This testbed runs without agents")
     }
 
-    /// What the agent of a VM host has recorded of moves, the newest last.
+    /// Returns the migration records of a VM host's agent, the newest last.
     ///
     /// # Errors
     ///
@@ -169,18 +170,19 @@ impl Testbed {
         Ok(migrations.as_array().cloned().unwrap_or_default())
     }
 
-    /// The newest of these.
+    /// Returns the newest migration record.
     ///
     /// # Errors
     ///
-    /// As of [`Testbed::records`], and when there is none.
+    /// As for [`Testbed::records`], and when there is none.
     pub fn last_record(&self, host: usize) -> Result<Value> {
         let last = self.records(host)?.pop();
         last.with_context(|| format!("{} has no record", self.lab().vms()[host].name()))
     }
 
-    /// Whether a move by agents, of a guest that receives these, to this VM host is to be exact. What
-    /// nothing tells apart is placed by time, and what comes before a multicast tree has grown is lost.
+    /// Returns true if a migration by agents to this VM host must be exact for a guest that
+    /// receives these streams. The handover of identical packets relies on timestamps, and packets
+    /// are lost before a multicast tree has grown.
     fn promises<'a>(
         &self,
         mover: Mover,
@@ -200,7 +202,7 @@ impl Testbed {
             && streams.all(|stream| stream.config.kind != StreamKind::Identical)
     }
 
-    /// The agents, for asking them only.
+    /// Returns the agents, for queries only.
     fn running_agents(&self) -> Result<&Agents> {
         self.agents
             .as_ref()
@@ -238,7 +240,7 @@ impl Testbed {
         self.node.as_ref().context("The guest has no node")
     }
 
-    /// Lets the correspondent and the guest talk, where the lab has mobility.
+    /// Starts sessions between the correspondent and the guest, if the lab has mobility.
     fn converse(&self) -> Result<Option<Sessions>> {
         if self.mobility.is_none() {
             return Ok(None);
@@ -259,7 +261,7 @@ impl Testbed {
         agents.restart(lab, index)
     }
 
-    /// Names of the VM hosts on which the guest's CPUs run now, by libvirt.
+    /// Returns the names of the VM hosts on which libvirt shows the guest as running.
     pub fn running_on(&self) -> Vec<&str> {
         self.domain_running_on(&self.domain.name)
     }
@@ -274,7 +276,7 @@ impl Testbed {
     }
 }
 
-/// A test that fails says what its programs knew.
+/// A failing test prints the logs of its programs.
 impl Drop for Testbed {
     fn drop(&mut self) {
         if !thread::panicking() {
@@ -311,7 +313,7 @@ fn last_lines(text: &str, count: usize) -> String {
         .join("\n")
 }
 
-/// A line of a configuration, or nothing for the default.
+/// Returns a line of a configuration, or nothing for the default.
 fn key(name: &str, value: Option<impl std::fmt::Display>) -> String {
     value.map_or_else(String::new, |value| format!("{name} = {value}"))
 }
@@ -352,7 +354,7 @@ fn ensure_domain_runs_only_on(testbed: &Testbed, domain: &str, host: &str) -> Re
     Ok(())
 }
 
-/// A site in the words of the report.
+/// Returns the name of a site in reports.
 fn site_name(site: Site) -> &'static str {
     match site {
         Site::Multicast => "multicast",

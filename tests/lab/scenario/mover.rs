@@ -1,4 +1,4 @@
-//! One move of one guest, whoever asks for it, and how long its parts took.
+//! One migration of one guest, by any requester, and the durations of its phases.
 
 use std::time::{Duration, Instant};
 
@@ -13,39 +13,40 @@ use crate::probe::picture::Phase;
 use crate::probe::report::RunRow;
 use crate::vms::Vms;
 
-/// How long a move may take in all.
+/// Longest time of a migration.
 const MOVE: Duration = Duration::from_secs(120);
 
-/// Who asks for the move.
+/// Who requests the migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mover {
     /// `migkick go` in the guest.
     Migkick,
     /// `roamcast migrate` by an operator.
     Operator,
-    /// `virsh migrate`: the baseline with no Roamcast running, and a move by somebody else with it.
+    /// `virsh migrate`: without Roamcast the baseline, with Roamcast a migration that somebody else
+    /// starts.
     Virsh,
-    /// The same, where virsh leads both libvirtds instead of one leading the other: libvirt has no
-    /// job until the destination is prepared.
+    /// `virsh migrate` with virsh connected to both libvirtds, instead of one libvirtd connected to
+    /// the other: libvirt has no job until the destination is prepared.
     VirshDirect,
 }
 
-/// A guest, and the way it is to go.
+/// A guest, and source and destination of its migration.
 pub(super) struct Journey<'a> {
-    /// What houses it.
+    /// Testbed of the guest.
     pub(super) testbed: &'a Testbed,
-    /// Name of its libvirt domain.
+    /// Name of the guest's libvirt domain.
     pub(super) domain: &'a str,
-    /// Its control channel.
+    /// Control channel of the guest.
     pub(super) control: &'a Control,
-    /// Index of the VM host that it leaves.
+    /// Index of the source VM host.
     pub(super) from: usize,
-    /// Index of the VM host that it goes to.
+    /// Index of the destination VM host.
     pub(super) to: usize,
 }
 
 impl Journey<'_> {
-    /// Moves the guest; `tell` hears of each step as it happens.
+    /// Migrates the guest. Calls `tell` at each step.
     pub(super) fn go(&self, mover: Mover, tell: &mut dyn FnMut(&str)) -> Result<Times> {
         match mover {
             Mover::Migkick => self.by_migkick(tell),
@@ -83,8 +84,8 @@ impl Journey<'_> {
         self.recorded()
     }
 
-    /// What the agents of both ends have recorded of the domain's last move, the source's first; null
-    /// where there is no record.
+    /// Returns the records of both agents about the domain's last migration, the source's first;
+    /// null if there is no record.
     pub(super) fn records(&self) -> Result<[Value; 2]> {
         if self.testbed.agents.is_none() {
             return Ok(Default::default());
@@ -98,7 +99,7 @@ impl Journey<'_> {
         Ok([record(self.from, "outgoing")?, record(self.to, "incoming")?])
     }
 
-    /// How long the move took by the source's record.
+    /// Returns the durations in the source's record.
     fn recorded(&self) -> Result<Times> {
         let [record, _] = self.records()?;
         let ms = |key: &str| record[key].as_f64();
@@ -115,7 +116,7 @@ impl Journey<'_> {
         })
     }
 
-    /// Flags and limits are those that an agent of the testbed's options uses.
+    /// Uses the flags and limits of an agent with the testbed's options.
     fn by_virsh(&self, how: &[&str]) -> Result<Times> {
         let (from, to) = self.hosts();
         let name = self.domain;
@@ -154,7 +155,7 @@ impl Journey<'_> {
     }
 }
 
-/// Options of `virsh migrate` for an agent's limits and further flags.
+/// Returns options of `virsh migrate` for an agent's limits and further flags.
 fn virsh_options(limits: &AgentOptions) -> Vec<String> {
     let mut options = Vec::new();
     if limits.bandwidth_mib > 0 {
@@ -172,7 +173,7 @@ fn virsh_options(limits: &AgentOptions) -> Vec<String> {
     options
 }
 
-/// Durations of a move, milliseconds.
+/// Durations of a migration, milliseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Times {
     signalling_ms: f64,
@@ -183,7 +184,7 @@ pub(super) struct Times {
 }
 
 impl Times {
-    /// A row with these times.
+    /// Returns a row with these durations.
     pub(super) fn row(&self) -> RunRow {
         RunRow {
             signalling_ms: self.signalling_ms,
@@ -194,8 +195,8 @@ impl Times {
         }
     }
 
-    /// The phases after a request. When the application moved is known from its packets, and the
-    /// copy went before that.
+    /// Returns the phases after a request. The packets show when the application moved; the copy
+    /// ended before that time.
     pub(super) fn phases(&self, asked_ns: u64, arrivals: &[Arrival]) -> Vec<Phase> {
         // Durations of a move are far below the 2^53 up to which this is exact.
         let ns = |ms: f64| (ms * 1e6) as u64;
@@ -220,7 +221,7 @@ impl Times {
     }
 }
 
-/// Reads a time from `virsh domjobinfo` by its name, which differs with `--rawstats`.
+/// Reads a duration from `virsh domjobinfo` by its name, which differs with `--rawstats`.
 fn statistic(job: &str, raw: &str, shown: &str) -> Option<f64> {
     job.lines().find_map(|line| {
         let (key, value) = line.split_once(':')?;

@@ -1,4 +1,4 @@
-//! Guests that receive streams and move at the same time.
+//! Guests that receive streams and migrate at the same time.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -22,24 +22,24 @@ use crate::probe::places::{self, Counted};
 use crate::probe::report::RunRow;
 use crate::wait;
 
-/// How long guests are watched after each move.
+/// Time of the measurement after each migration.
 const AFTER: Duration = Duration::from_secs(2);
-/// How long a guest may take to receive, and an agent to know the guest that has come.
+/// Longest time until a guest receives, and until an agent knows an arrived guest.
 const KNOWN: Duration = Duration::from_secs(20);
-/// A guest that has counted no packet for so long has got all that were sent.
+/// A guest that counts no packet for this time has received all packets that were sent.
 const STILL: Duration = Duration::from_millis(20);
 
-/// A guest that receives, and where it is.
+/// A receiving guest and its place.
 pub(super) struct Viewer {
     pub(super) domain: String,
     pub(super) control: Control,
     pub(super) streams: Streams,
-    /// Index of the VM host that it runs on.
+    /// Index of the guest's VM host.
     pub(super) at: usize,
     moves: Vec<Move>,
 }
 
-/// What the kernels of a guest and of the VM hosts have counted by now.
+/// Returns the packet counters of a guest's kernel and of the VM hosts.
 pub(super) fn counted(testbed: &Testbed, guest: &Control) -> Result<Counted> {
     let hosts = testbed.lab().vms().iter();
     Ok(Counted {
@@ -50,29 +50,28 @@ pub(super) fn counted(testbed: &Testbed, guest: &Control) -> Result<Counted> {
     })
 }
 
-/// What is known of a move before the streams end.
+/// Result of a migration before the streams end.
 struct Move {
     window: Window,
-    /// Index of the VM host that the guest was on after it.
+    /// Index of the guest's VM host after the migration.
     at: usize,
     row: RunRow,
     counted: Counted,
     records: [Value; 2],
-    /// Of each stream of identical packets.
+    /// Surplus of each stream of identical packets.
     surplus: Vec<Option<i64>>,
 }
 
-/// Everything known about the moves of a guest.
+/// Results of all migrations of a guest.
 #[derive(Debug)]
 pub struct Moves {
-    /// One for each move.
+    /// One row per migration.
     pub rows: Vec<RunRow>,
-    /// When each was watched.
+    /// Window of each migration.
     pub windows: Vec<Window>,
-    /// What the kernels counted in each.
+    /// Packet counters of the kernels in each window.
     pub counted: Vec<Counted>,
-    /// What the agents of both ends have recorded of each, the source's first; null where there is no
-    /// record.
+    /// Records of both agents about each migration, the source's first; null if there is no record.
     pub records: Vec<[Value; 2]>,
     /// Every packet sent.
     pub sent: Vec<Sent>,
@@ -80,7 +79,7 @@ pub struct Moves {
     pub arrivals: Vec<Arrival>,
 }
 
-/// What was watched of a guest.
+/// Result of a measurement of a guest.
 struct Watched {
     window: Window,
     counted: Counted,
@@ -88,7 +87,7 @@ struct Watched {
     surplus: Vec<Option<i64>>,
 }
 
-/// Packets of a stream sent and received, while its sender rests.
+/// Packets of a stream sent and received, while its sender pauses.
 #[derive(Clone, Copy)]
 struct Counts {
     sent: u64,
@@ -106,7 +105,7 @@ impl Viewer {
         }
     }
 
-    /// Keeps what is known of a move, now that the guest is where it is.
+    /// Stores the result of a migration, now that the guest is at its destination.
     fn note(&mut self, testbed: &Testbed, watched: Watched, records: [Value; 2], row: RunRow) {
         let row = RunRow {
             site: site_name(testbed.lab().config().sites[self.at]).to_owned(),
@@ -124,7 +123,7 @@ impl Viewer {
         });
     }
 
-    /// Its way to the other VM host.
+    /// Returns the guest's migration to the other VM host.
     fn journey<'a>(&'a self, testbed: &'a Testbed) -> Journey<'a> {
         Journey {
             testbed,
@@ -135,7 +134,7 @@ impl Viewer {
         }
     }
 
-    /// Waits until the agent that the guest leaves knows what it listens to.
+    /// Waits until the source's agent knows the guest's multicast addresses.
     fn wait_known(&self, testbed: &Testbed) -> Result<()> {
         let vms = &testbed.lab().vms()[self.at];
         let wanted = self.streams.addresses();
@@ -155,7 +154,7 @@ impl Viewer {
         })
     }
 
-    /// Packets of a receiver by now, once it gets no more.
+    /// Returns the number of packets of a receiver, once it receives no more.
     fn count(&self, stream: &Placed) -> Result<u64> {
         let received = || {
             let status = self.control.status().ok()?;
@@ -182,12 +181,12 @@ impl Viewer {
 /// Guests, and the senders of their streams.
 pub(super) struct Party {
     pub(super) viewers: Vec<Viewer>,
-    /// By the place of the stream; guests may share one.
+    /// Streams by index; guests may share a stream.
     senders: BTreeMap<u16, (Placed, Stream)>,
 }
 
 impl Party {
-    /// Starts the streams and lets the guests receive.
+    /// Starts the streams and the guests' receivers.
     pub(super) fn begin(testbed: &Testbed, viewers: Vec<Viewer>) -> Result<Self> {
         let mut senders = BTreeMap::new();
         for stream in viewers.iter().flat_map(|viewer| viewer.streams.iter()) {
@@ -212,7 +211,7 @@ impl Party {
         Ok(Self { viewers, senders })
     }
 
-    /// Moves every guest to the other VM host, all at the same time.
+    /// Migrates every guest to the other VM host, all at the same time.
     pub(super) fn go(&mut self, testbed: &Testbed, mover: Mover) -> Result<()> {
         let has_agents = testbed.agents.is_some();
         if has_agents {
@@ -241,7 +240,7 @@ impl Party {
         Ok(())
     }
 
-    /// Lets every guest stay where it is, as a control of what is measured.
+    /// Leaves every guest in its place, as a control of the measurement.
     pub(super) fn stay(&mut self, testbed: &Testbed) -> Result<()> {
         let ((), watched) = self.watch(testbed, |_| Ok(()))?;
         for (viewer, watched) in self.viewers.iter_mut().zip(watched) {
@@ -250,8 +249,8 @@ impl Party {
         Ok(())
     }
 
-    /// Does something and watches the streams from before it to after it; returns what was watched of
-    /// each guest.
+    /// Runs an action and measures the streams from before to after it. Returns the result of each
+    /// guest.
     fn watch<T>(
         &self,
         testbed: &Testbed,
@@ -310,7 +309,7 @@ impl Party {
         })
     }
 
-    /// Counts the packets of identical streams, by guest and stream, while their senders rest.
+    /// Counts the packets of identical streams, by guest and stream, while their senders pause.
     fn count(&self) -> Result<Vec<Vec<Option<Counts>>>> {
         let mut sent = BTreeMap::new();
         for (index, (stream, sender)) in &self.senders {
@@ -338,12 +337,12 @@ impl Party {
         counts
     }
 
-    /// Lets the streams run for a while, as part of what is measured.
+    /// Lets the streams run for a while, as a part of the measurement.
     pub(super) fn pass(&self, time: Duration) -> Result<()> {
         measure::pass(self.viewers.iter().map(|viewer| &viewer.control), time)
     }
 
-    /// Ends the streams, and counts; one for each guest.
+    /// Ends the streams and returns the results, one for each guest.
     pub(super) fn finish(self) -> Result<Vec<Moves>> {
         self.pass(STREAM_TIME)?;
         let mut sent = BTreeMap::new();

@@ -14,14 +14,14 @@ use crate::host::Host;
 use crate::node::Process;
 use crate::{Lab, binaries, wait};
 
-/// How long a relay may take until its operator's socket answers.
+/// Longest time until a relay's operator socket answers.
 const START: Duration = Duration::from_secs(20);
 
 /// The running relays, named after their nodes.
 pub struct Relays {
     binary: PathBuf,
     hosts: Vec<Host>,
-    /// How many of the last of them are migration control servers.
+    /// Number of nodes, at the end of the list, that are migration control servers.
     servers: usize,
     processes: Vec<Option<Process>>,
 }
@@ -88,7 +88,7 @@ impl Relays {
             .map(drop)
     }
 
-    /// What `roamcast status` says on a node.
+    /// Returns the answer to `roamcast status` on a node.
     ///
     /// # Errors
     ///
@@ -103,7 +103,7 @@ impl Relays {
             .with_context(|| format!("roamcast status on {} printed no JSON: {text}", host.name()))
     }
 
-    /// What the relay on a node has logged by now.
+    /// Returns the log of the relay on a node so far.
     pub fn log(&self, index: usize) -> String {
         let role = self.role(index);
         let log = self.host(index).map(|host| host.log_path(role));
@@ -133,7 +133,7 @@ impl Relays {
     }
 }
 
-/// The relay nodes that are relays, and those that are migration control servers.
+/// Splits the relay nodes into relays and migration control servers.
 pub(super) fn roles(lab: &Lab, options: AgentOptions) -> (&[Host], &[Host]) {
     let hosts = lab.relays();
     hosts.split_at(hosts.len().saturating_sub(usize::from(options.mcs)))

@@ -1,5 +1,5 @@
-//! Sessions between the correspondent and the guest, by their permanent addresses: what a person
-//! notices of a move.
+//! Sessions between the correspondent and the guest, by their permanent addresses: what a user
+//! notices of a migration.
 //!
 //! ```text
 //!  correspondent                                  guest
@@ -8,8 +8,8 @@
 //!   an echo request each 10 ms  --- ICMPv6 ------------------------------> kernel
 //! ```
 //!
-//! All times are taken by threads of this process in the correspondent's network namespace, by the
-//! host's clock, which stands still for nobody.
+//! Threads of this process in the correspondent's network namespace take all times, by the host's
+//! clock, which never stands still.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6, TcpStream};
@@ -31,15 +31,15 @@ use crate::probe::metrics::Window;
 use crate::probe::report::RunRow;
 use crate::wait;
 
-/// Distance of two lines, and of two echo requests.
+/// Interval of the lines, and of the echo requests.
 const INTERVAL: Duration = Duration::from_millis(10);
 /// Port of the guest's echo.
 const GUEST_PORT: u16 = 7000;
-/// Port at which the correspondent waits for the guest.
+/// Port at which the correspondent accepts the guest's connection.
 const PEER_PORT: u16 = 7001;
-/// How long the sessions may take to be established.
+/// Longest time until the sessions are established.
 const START: Duration = Duration::from_secs(20);
-/// How long a blocked thread takes to see that it shall stop.
+/// Interval at which a blocked thread checks whether to stop.
 const STOP_CHECK: Duration = Duration::from_millis(100);
 /// Types of ICMPv6 (RFC 4443 sections 4.1 and 4.2).
 const ECHO_REQUEST: u8 = 128;
@@ -55,17 +55,17 @@ pub struct Sessions {
     applications: Vec<Running>,
 }
 
-/// What is known of a session. What is sent has numbers from 0 on.
+/// Record of a session. Sent items are numbered from 0.
 #[derive(Default)]
 struct Record(Mutex<Times>);
 
 #[derive(Default)]
 struct Times {
-    /// When each was sent.
+    /// Time at which each item was sent.
     sent_ns: Vec<u64>,
-    /// When the answer to it came, if it has.
+    /// Time of the answer to each item; `None` without an answer.
     answered_ns: Vec<Option<u64>>,
-    /// Why the session is over.
+    /// Why the session broke; `None` while it works.
     broken: Option<String>,
 }
 
@@ -74,7 +74,7 @@ impl Record {
         action(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Notes one that is sent now; returns its number.
+    /// Records that an item is sent now. Returns its number.
     fn send(&self) -> usize {
         self.with(|times| {
             times.sent_ns.push(clock::now_ns());
@@ -83,7 +83,7 @@ impl Record {
         })
     }
 
-    /// Notes the answer to one; only the first counts.
+    /// Records the answer to an item; only the first answer counts.
     fn answer(&self, number: usize) {
         let now = clock::now_ns();
         self.with(|times| {
@@ -93,7 +93,7 @@ impl Record {
         });
     }
 
-    /// Whether one that was sent at that time or later has been answered.
+    /// Returns true if an item sent at that time or later has been answered.
     fn has_answers_since(&self, from_ns: u64) -> bool {
         self.with(|times| {
             let mut answered = times.sent_ns.iter().zip(&times.answered_ns);
@@ -107,7 +107,7 @@ impl Record {
 }
 
 impl Times {
-    /// The longest time in a window without an answer, milliseconds.
+    /// Returns the longest gap between answers in a window, milliseconds.
     fn gap_ms(&self, window: Window) -> f64 {
         let inside = |ns: &u64| (window.from_ns..=window.to_ns).contains(ns);
         let mut answers: Vec<u64> = self.answered_ns.iter().copied().flatten().collect();
@@ -121,7 +121,7 @@ impl Times {
         gaps.max().unwrap_or_default() as f64 / 1e6
     }
 
-    /// How many that were sent in a window have not been answered.
+    /// Returns the number of items sent in a window without an answer.
     fn lost(&self, window: Window) -> u64 {
         let sent = self.sent_ns.iter().zip(&self.answered_ns);
         let inside = sent.filter(|(ns, _)| (window.from_ns..window.to_ns).contains(*ns));
@@ -130,11 +130,11 @@ impl Times {
 }
 
 impl Sessions {
-    /// Establishes all three and waits until each has been answered.
+    /// Establishes all three sessions and waits until each has an answer.
     ///
     /// # Errors
     ///
-    /// When one is not established in time.
+    /// When a session is not established in time.
     pub fn start(peer: &Host, guest: &Control) -> Result<Self> {
         let mut sessions = Self {
             incoming: Arc::default(),
@@ -183,11 +183,11 @@ impl Sessions {
         Ok(sessions)
     }
 
-    /// Waits until something that is sent from now on has been answered in each.
+    /// Waits until an item that is sent from now on has been answered in each session.
     ///
     /// # Errors
     ///
-    /// When one stands still.
+    /// When a session stands still.
     pub fn wait_answered(&self) -> Result<()> {
         let from_ns = clock::now_ns();
         let all = [&self.incoming, &self.outgoing, &self.ping];
@@ -198,7 +198,7 @@ impl Sessions {
         })
     }
 
-    /// Sends numbered lines and takes them back.
+    /// Sends numbered lines and reads them back.
     fn talk(&mut self, mut stream: TcpStream, record: &Arc<Record>) -> Result<()> {
         stream.set_nodelay(true)?;
         let input = stream.try_clone()?;
@@ -211,7 +211,7 @@ impl Sessions {
                     sent.end(error.to_string());
                 }
             });
-            // The reader sees the end, too.
+            // The reader sees the end of the connection too.
             let _ = stream.shutdown(std::net::Shutdown::Both);
         }));
         let (answered, shall_stop) = (Arc::clone(record), Arc::clone(&self.shall_stop));
@@ -236,7 +236,7 @@ impl Sessions {
         let (sent, shall_stop) = (Arc::clone(&self.ping), Arc::clone(&self.shall_stop));
         self.threads.push(thread::spawn(move || {
             at_intervals(&shall_stop, || {
-                // A refused one is one that is lost.
+                // A refused request counts as lost.
                 let _ = requests.send(&echo_request(sent.send()));
             });
         }));
@@ -255,7 +255,7 @@ impl Sessions {
         Ok(())
     }
 
-    /// Why a session is over, of each that is.
+    /// Returns the reasons of the broken sessions.
     pub fn broken(&self) -> Vec<String> {
         let both = [("in", &self.incoming), ("out", &self.outgoing)];
         both.into_iter()
@@ -265,7 +265,7 @@ impl Sessions {
             .collect()
     }
 
-    /// Fills in a row what was measured in a window that is over.
+    /// Fills in the results of a window that is over.
     pub fn fill(&self, row: RunRow, window: Window) -> RunRow {
         RunRow {
             tcp_in_gap_ms: Some(self.incoming.with(|it| it.gap_ms(window))),
@@ -285,13 +285,13 @@ impl Drop for Sessions {
             let _ = thread.join();
         }
         for application in &self.applications {
-            // One that has ended already is fine; a guest that is gone has none.
+            // The application may have ended already, or the guest may be gone.
             let _ = application.terminate();
         }
     }
 }
 
-/// A TCP socket that speaks from the correspondent's permanent address.
+/// Creates a TCP socket bound to the correspondent's permanent address.
 fn stream_socket(port: u16) -> Result<Socket> {
     let socket = Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
@@ -310,7 +310,7 @@ fn ping_socket() -> Result<Socket> {
     Ok(socket)
 }
 
-/// An Echo Request whose data is its whole number; the kernel computes the checksum.
+/// Returns an Echo Request whose data is its number in full; the kernel computes the checksum.
 fn echo_request(number: usize) -> [u8; 16] {
     let number = number as u64;
     let mut message = [0; 16];
@@ -320,14 +320,14 @@ fn echo_request(number: usize) -> [u8; 16] {
     message
 }
 
-/// The number in an Echo Reply.
+/// Returns the number in an Echo Reply.
 fn echo_reply(message: &[u8]) -> Option<usize> {
     let data: [u8; 8] = message.get(8..16)?.try_into().ok()?;
     let number = usize::try_from(u64::from_be_bytes(data)).ok()?;
     (message.first() == Some(&ECHO_REPLY)).then_some(number)
 }
 
-/// Does something at a steady pace until told to stop; what is late is made up for.
+/// Repeats an action at a steady rate until told to stop, and catches up after a delay.
 fn at_intervals(shall_stop: &AtomicBool, mut action: impl FnMut()) {
     let _ = sys::run_first();
     let mut next = Instant::now();

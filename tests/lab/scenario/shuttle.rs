@@ -1,4 +1,4 @@
-//! One guest under streams, moved to and fro; each move is a row of its own.
+//! One guest under streams that migrates to and fro; each migration has a row of its own.
 
 use anyhow::{Context, Result, bail};
 
@@ -9,11 +9,11 @@ use super::party::{Party, Viewer};
 use super::sessions::Sessions;
 use super::stream::Streams;
 
-/// A guest that receives, and where it is.
+/// A receiving guest and its place.
 pub struct Shuttle<'a> {
     testbed: &'a mut Testbed,
     party: Party,
-    /// Where the lab has mobility.
+    /// Sessions, if the lab has mobility.
     sessions: Option<Sessions>,
 }
 
@@ -36,7 +36,7 @@ impl<'a> Shuttle<'a> {
         })
     }
 
-    /// Lets the guest that runs receive again, wherever it is, after [`Shuttle::finish`].
+    /// Starts the receivers of the running guest again, after [`Shuttle::finish`].
     ///
     /// # Errors
     ///
@@ -63,20 +63,20 @@ impl<'a> Shuttle<'a> {
         self.testbed
     }
 
-    /// Moves the guest to the other VM host.
+    /// Migrates the guest to the other VM host.
     ///
     /// # Errors
     ///
-    /// When the move fails, or the guest does not run there and only there after it.
+    /// When the migration fails, or the guest does not run there and only there afterwards.
     pub fn go(&mut self, mover: Mover) -> Result<()> {
         self.party.go(self.testbed, mover)
     }
 
-    /// Lets the guest stay where it is, for a row that shows what the lab itself loses.
+    /// Leaves the guest in its place, for a row that shows the lab's own losses.
     ///
     /// # Errors
     ///
-    /// When the guest does not answer, or a sender does not rest.
+    /// When the guest does not answer, or a sender does not pause.
     pub fn stay(&mut self) -> Result<()> {
         self.party.stay(self.testbed)
     }
@@ -86,7 +86,7 @@ impl<'a> Shuttle<'a> {
         self.sessions.as_ref()
     }
 
-    /// Ends the streams, and counts.
+    /// Ends the streams and returns the results.
     ///
     /// # Errors
     ///

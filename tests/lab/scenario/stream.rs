@@ -1,7 +1,7 @@
-//! Streams: what is sent, and what the guest joins to receive it.
+//! Streams: the sender's packets, and the guest's joins.
 //!
-//! A guest may receive several [`Streams`] at once. Each has multicast addresses, flow numbers, a
-//! sender and a receiver of its own, all by its place among them, and may be source-specific.
+//! A guest may receive several [`Streams`] at once. The index of a stream determines its multicast
+//! addresses, flow numbers, sender and receiver. A stream may be source-specific.
 
 use std::fs;
 use std::net::Ipv6Addr;
@@ -20,42 +20,41 @@ use crate::probe::report::Rest;
 use crate::topology::SENDER_ADDRESS;
 use crate::{Lab, binaries, wait};
 
-/// How long a stream is watched before and after something happens to it.
+/// Time of the measurement before and after an event.
 pub const STREAM_TIME: Duration = Duration::from_secs(1);
-/// UDP payload of each packet, bytes: the paper's.
+/// UDP payload of each packet, bytes, as in the paper.
 pub const PAYLOAD_BYTES: u32 = 1450;
-/// Where source-specific streams are received: of the range for hosts to choose from (RFC 4607
+/// First address of source-specific streams, in the range that hosts may choose from (RFC 4607
 /// section 1).
 const SOURCE_SPECIFIC_ADDRESS: Ipv6Addr = Ipv6Addr::new(0xff3e, 0, 0, 0, 0, 0, 0x8000, 0x1);
-/// Distance of the first addresses of two streams, and so the most flows of one.
+/// Distance between the first addresses of two streams, and limit of the flows of one stream.
 const ADDRESSES: u16 = 0x1000;
-/// Streams that can be told apart by their flow numbers.
+/// Highest number of streams, which flow numbers can distinguish.
 const STREAMS: u16 = 16;
-/// The NIC that guests join on unless asked otherwise.
+/// Default interface of the guest's joins.
 const NIC: &str = "eth0";
-/// How long the sender may take to rest.
+/// Longest time until the sender pauses.
 const REST: Duration = Duration::from_secs(5);
 
-/// Who sends, and how its packets are told apart.
+/// Sender of a stream, and how its packets are distinguished.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StreamKind {
     /// Stamped packets; each is accounted for.
     Probe,
     /// MPEG-TS by ffmpeg; continuity-counter errors are counted in the guest.
     Ffmpeg(Packing),
-    /// MPEG-TS null packets, seven in a datagram: nothing tells the datagrams apart, and they are
-    /// only counted.
+    /// MPEG-TS null packets, seven in a datagram: all datagrams are identical and are only counted.
     Identical,
 }
 
-/// What is sent.
+/// Parameters of a stream.
 #[derive(Clone, Copy, Debug)]
 pub struct StreamConfig {
     /// Rate over all flows, Mbit/s of UDP payload.
     pub rate_mbps: f64,
     /// Number of flows, on consecutive addresses; 1 for ffmpeg.
     pub flows: u16,
-    /// Who sends.
+    /// Sender and content.
     pub kind: StreamKind,
 }
 
@@ -78,7 +77,7 @@ impl StreamConfig {
         self.rate_mbps * 1e6 / (f64::from(payload) * 8.0)
     }
 
-    /// What the guest expects in the datagrams.
+    /// Returns the content that the guest expects.
     pub fn content(&self) -> Content {
         match self.kind {
             StreamKind::Probe => Content::Stamped,
@@ -87,7 +86,7 @@ impl StreamConfig {
     }
 }
 
-/// Which sources the guest listens to.
+/// Sources to which the guest listens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Service {
     /// Every source (ASM).
@@ -97,21 +96,21 @@ pub enum Service {
     SourceSpecific,
 }
 
-/// A stream among others.
+/// A stream with its index.
 #[derive(Clone, Copy, Debug)]
 pub struct Placed {
-    /// What is sent.
+    /// Parameters of the stream.
     pub config: StreamConfig,
-    /// Which sources the guest listens to.
+    /// Sources to which the guest listens.
     pub service: Service,
-    /// Its place, from 0 on.
+    /// Index of the stream, from 0.
     pub index: u16,
-    /// The interface that the guest joins on.
+    /// Interface of the guest's join.
     pub interface: &'static str,
 }
 
 impl From<&StreamConfig> for Placed {
-    /// The only stream, or the first.
+    /// Places a single stream at index 0.
     fn from(config: &StreamConfig) -> Self {
         Self {
             config: *config,
@@ -123,13 +122,13 @@ impl From<&StreamConfig> for Placed {
 }
 
 impl Placed {
-    /// The same, joined on this interface of the guest.
+    /// Sets the interface of the guest's join.
     #[must_use]
     pub fn on(self, interface: &'static str) -> Self {
         Self { interface, ..self }
     }
 
-    /// The first of its multicast addresses.
+    /// Returns the first multicast address.
     pub fn multicast_address(&self) -> Ipv6Addr {
         let first = match self.service {
             Service::AnySource => STREAM_ADDRESS,
@@ -138,17 +137,17 @@ impl Placed {
         Ipv6Addr::from_bits(first.to_bits() + u128::from(self.index) * u128::from(ADDRESSES))
     }
 
-    /// Number of its first flow, in stamps and in the sender's log.
+    /// Returns the number of the first flow, in stamps and in the sender's log.
     pub fn first_flow(&self) -> u16 {
         self.index * ADDRESSES
     }
 
-    /// Number of the guest's receiver for it.
+    /// Returns the number of the guest's receiver.
     pub fn receiver_number(&self) -> u16 {
         RECEIVER + self.index
     }
 
-    /// What the guest joins to receive all its flows.
+    /// Returns the joins for all flows of the stream.
     pub fn receiver(&self) -> ReceiverConfig {
         ReceiverConfig {
             interface: self.interface.to_owned(),
@@ -158,7 +157,7 @@ impl Placed {
         }
     }
 
-    /// Its multicast addresses.
+    /// Returns all multicast addresses.
     pub fn addresses(&self) -> Vec<Ipv6Addr> {
         self.join().addresses().collect()
     }
@@ -186,11 +185,12 @@ impl From<StreamConfig> for Streams {
 }
 
 impl Streams {
-    /// Places streams from an index on; streams of the same index are the same.
+    /// Places streams from index `from` on. Streams with the same index are one stream.
     ///
     /// # Errors
     ///
-    /// When there is none, or one has more flows than addresses, or the last no number left.
+    /// When there is no stream, a stream has more flows than addresses, or the last index is too
+    /// high.
     pub fn placed(from: u16, streams: &[(StreamConfig, Service)]) -> Result<Self> {
         ensure!(!streams.is_empty(), "A guest needs a stream");
         ensure!(
@@ -212,23 +212,23 @@ impl Streams {
         Ok(Self((from..).zip(streams).map(place).collect()))
     }
 
-    /// The same, joined on this interface of the guest.
+    /// Sets the interface of the guest's joins.
     #[must_use]
     pub fn on(self, interface: &'static str) -> Self {
         Self(self.0.into_iter().map(|it| it.on(interface)).collect())
     }
 
-    /// The streams, by their places.
+    /// Returns the streams in the order of their indexes.
     pub fn iter(&self) -> impl Iterator<Item = &Placed> {
         self.0.iter()
     }
 
-    /// Rate of all together, Mbit/s of UDP payload.
+    /// Returns the rate of all streams together, Mbit/s of UDP payload.
     pub fn rate_mbps(&self) -> f64 {
         self.iter().map(|stream| stream.config.rate_mbps).sum()
     }
 
-    /// Every multicast address that the guest listens to.
+    /// Returns every multicast address to which the guest listens.
     pub fn addresses(&self) -> Vec<Ipv6Addr> {
         self.iter().flat_map(Placed::addresses).collect()
     }
@@ -237,7 +237,7 @@ impl Streams {
 /// A running stream. Dropping it ends it.
 pub struct Stream {
     process: Process,
-    /// Of the lab's own sender only.
+    /// Log of the lab's own sender; `None` for ffmpeg.
     log: Option<PathBuf>,
 }
 
@@ -296,11 +296,11 @@ impl Stream {
         })
     }
 
-    /// Makes the lab's own sender rest; returns how many packets it has sent.
+    /// Pauses the lab's own sender. Returns the number of packets sent.
     ///
     /// # Errors
     ///
-    /// When it does not say that it rests.
+    /// When the sender does not confirm the pause.
     pub fn rest(&self) -> Result<u64> {
         let rests = || {
             let printed = self.process.printed();
@@ -313,25 +313,25 @@ impl Stream {
         Ok(rest.sent)
     }
 
-    /// Makes the sender go on.
+    /// Resumes the sender.
     ///
     /// # Errors
     ///
-    /// When it has ended.
+    /// When the sender has ended.
     pub fn resume(&self) -> Result<()> {
         self.process.signal(Signal::SIGUSR2)
     }
 
-    /// Ends the stream and returns every packet sent; ffmpeg's are not known.
+    /// Ends the stream and returns every packet sent; ffmpeg keeps no log.
     ///
     /// # Errors
     ///
-    /// When the sender failed; the text holds what it printed.
+    /// When the sender failed; the text holds its output.
     pub fn stop(self) -> Result<Vec<Sent>> {
         let path = self.process.log().to_owned();
         let status = self.process.terminate(Duration::from_secs(5))?;
         let Some(log) = self.log else {
-            // ffmpeg ends with 255 when it is told to.
+            // After SIGTERM ffmpeg exits with 255.
             return Ok(Vec::new());
         };
         ensure!(

@@ -1,4 +1,4 @@
-//! What became of each stream: what its sender and the guest's receiver know, as a row.
+//! Combines the records of a stream's sender and the guest's receiver into a row.
 
 use super::stream::{Placed, Service, StreamKind};
 use crate::guest::control::{Control, TransportAt};
@@ -6,11 +6,11 @@ use crate::probe::log::Sent;
 use crate::probe::metrics::{self, Arrival, Metrics, Window};
 use crate::probe::report::{RunRow, StreamRow};
 
-/// One stream's packets at both ends.
+/// Packets of one stream at both ends.
 #[derive(Clone, Debug)]
 pub(super) struct Tally {
     pub(super) stream: Placed,
-    /// Every packet sent; none of ffmpeg.
+    /// Every packet sent; empty for ffmpeg.
     pub(super) sent: Vec<Sent>,
     /// Every packet that reached the application, if they are stamped.
     pub(super) arrivals: Vec<Arrival>,
@@ -19,7 +19,7 @@ pub(super) struct Tally {
 }
 
 impl Tally {
-    /// Takes what the guest's receiver of a stream has reported.
+    /// Collects the reports of the guest's receiver of a stream.
     pub(super) fn take(stream: Placed, sent: Vec<Sent>, guest: &Control) -> Self {
         let receiver = stream.receiver_number();
         Self {
@@ -30,13 +30,13 @@ impl Tally {
         }
     }
 
-    /// Whether anything has reached the application.
+    /// Returns true if any packet has reached the application.
     pub(super) fn has_arrived(&self) -> bool {
         let counted = self.transport.last();
         !self.arrivals.is_empty() || counted.is_some_and(|at| at.totals.datagrams > 0)
     }
 
-    /// Datagrams of a transport stream that came within a window.
+    /// Returns the number of datagrams of a transport stream that arrived within a window.
     pub(super) fn counted(&self, window: Window) -> u64 {
         let until = |ns: u64| {
             let before = self.transport.iter().rev().find(|at| at.host_ns < ns);
@@ -45,15 +45,15 @@ impl Tally {
         until(window.to_ns) - until(window.from_ns)
     }
 
-    /// Continuity errors since the start, where there are counters.
+    /// Returns the continuity errors since the start, if the stream has counters.
     pub(super) fn continuity_errors(&self) -> Option<u64> {
         let last = self.transport.last()?;
         matches!(self.stream.config.kind, StreamKind::Ffmpeg(_))
             .then_some(last.totals.continuity_errors)
     }
 
-    /// What became of the packets of a window. `surplus` is that of identical packets between two
-    /// rests around it.
+    /// Returns the metrics of a window. `surplus` is the surplus of identical packets between the
+    /// two pauses around the window.
     pub(super) fn metrics(&self, window: Window, surplus: Option<i64>) -> Metrics {
         let mut metrics = metrics::compute(&self.sent, &self.arrivals, window);
         if self.stream.config.content() == crate::guest::wire::Content::Stamped {
@@ -81,7 +81,8 @@ impl Tally {
     }
 }
 
-/// Fills in a row what became of all streams; `surplus` has each identical stream's.
+/// Fills in the metrics of all streams; `surplus` holds the surplus of each stream of identical
+/// packets.
 pub(super) fn fill(
     row: RunRow,
     tallies: &[Tally],
@@ -122,8 +123,8 @@ pub(super) fn fill(
     }
 }
 
-/// Fills in a row how long the guest did not run in a window. A thread that slept through the stop
-/// of the clock sees nothing of it: what stood still is known from the clocks alone.
+/// Fills in how long the guest did not run in a window. A thread that slept through the stop of the
+/// clock does not notice it, so only the clocks show this time.
 pub(super) fn with_stalls(row: RunRow, guest: &Control, window: Window) -> RunRow {
     let is_inside = |ns: u64| (window.from_ns..window.to_ns).contains(&ns);
     let longest = |times: Vec<(u64, u64)>| {
@@ -189,7 +190,7 @@ mod tests {
         (0..100).map(packet).collect()
     }
 
-    /// A packet each 10 ms; `missing` of them never came.
+    /// Returns a tally with a packet every 10 ms; `missing` never arrived.
     fn stamped(index: u16, missing: std::ops::Range<u32>) -> Tally {
         let stream = placed(index, StreamKind::Probe);
         let sent = sent(&stream);

@@ -1,8 +1,8 @@
-//! libvirt's knowledge of QEMU, kept from one lab to the next.
+//! Keeps libvirt's cache of QEMU's capabilities from one lab to the next.
 //!
-//! A libvirtd without its cache starts every QEMU binary once, about 2.5 s, when it first needs
-//! to know what QEMU can do: in the middle of the first migration. libvirt checks by itself that
-//! a cached file belongs to the installed QEMU, libvirt and kernel.
+//! A libvirtd without this cache starts every QEMU binary once to learn its capabilities, which
+//! takes about 2.5 s, in the middle of the first migration. libvirt itself checks that a cached
+//! file belongs to the installed QEMU, libvirt and kernel.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,15 +11,15 @@ use anyhow::{Context, Result};
 
 use super::Vms;
 
-/// Where the files stay.
+/// Directory of the kept files.
 const KEPT: &str = "/var/cache/roamcast/qemu-capabilities";
 
-/// Gives a VMS that is about to start what is known.
+/// Copies the kept files to a VMS before its start.
 pub(crate) fn restore(directory: &Path) -> Result<()> {
     copy(Path::new(KEPT), &cache(directory))
 }
 
-/// Makes the libvirtd of both hosts know QEMU, and keeps what they found out.
+/// Makes the libvirtd of both hosts read QEMU's capabilities, and keeps the files.
 pub(crate) fn prime(hosts: &[Vms; 2]) -> Result<()> {
     let [first, second] = hosts;
     first.output(first.virsh().arg("capabilities"))?;
@@ -32,7 +32,7 @@ fn cache(directory: &Path) -> PathBuf {
     directory.join("cache/qemu/capabilities")
 }
 
-/// Copies the files that differ. Each is renamed into place: other labs may be reading.
+/// Copies the files that differ. Renames each file into place, because other labs may be reading.
 fn copy(source: &Path, target: &Path) -> Result<()> {
     let Ok(entries) = fs::read_dir(source) else {
         return Ok(());

@@ -1,9 +1,9 @@
 //! A VM host (VMS): private directories, a bridge with an uplink, and libvirtd.
 //!
-//! One process, [`node::run`] in `lab-node`, makes the host's mount and UTS namespaces and then
-//! plays its init: it starts libvirtd, starts it again when it dies and reaps what libvirtd leaves.
-//! The host's `/run`, `/etc/libvirt` and `/var/{lib,cache,log}/libvirt` are directories below the
-//! lab's, so everything in them can also be reached from outside.
+//! One process per host, [`node::run`] in `lab-node`, creates the host's mount and UTS namespaces
+//! and then acts as init: it starts libvirtd, restarts a dead libvirtd and reaps libvirtd's
+//! orphans. The host's `/run`, `/etc/libvirt` and `/var/{lib,cache,log}/libvirt` are directories
+//! below the lab's directory, so they can also be reached from outside.
 
 pub(crate) mod capabilities;
 pub mod node;
@@ -26,7 +26,7 @@ use crate::wait;
 /// Port of libvirtd's unencrypted remote protocol.
 pub const LIBVIRT_PORT: u16 = 16509;
 
-/// How long libvirtd may take until it answers.
+/// Longest time until libvirtd answers.
 const LIBVIRTD_START: Duration = Duration::from_secs(30);
 
 /// A VM host of the lab.
@@ -54,14 +54,14 @@ impl Vms {
         format!("qemu+tcp://[{}]/system", self.address())
     }
 
-    /// What is `/var/log/libvirt` on this host, as seen from outside.
+    /// Returns the outside path of this host's `/var/log/libvirt`.
     #[must_use]
     pub fn libvirt_log_directory(&self) -> PathBuf {
         self.directory().join("log")
     }
 
-    /// Where this host's QEMU looks for certificates of the copy of memory, as seen from outside. There are
-    /// none at first.
+    /// Returns the outside path of the directory in which this host's QEMU looks for the
+    /// certificates of the memory copy. The directory is empty at first.
     #[must_use]
     pub fn qemu_pki_directory(&self) -> PathBuf {
         self.directory().join(node::QEMU_PKI)
@@ -89,7 +89,7 @@ impl Vms {
             .then_some(pid)
     }
 
-    /// Has libvirtd look for its hooks again (SIGHUP).
+    /// Makes libvirtd look for its hooks again (SIGHUP).
     ///
     /// # Errors
     ///
@@ -101,7 +101,7 @@ impl Vms {
         kill(Pid::from_raw(pid), Signal::SIGHUP).context("Failed to reload libvirtd")
     }
 
-    /// Kills libvirtd (SIGKILL), as a crash would. It is started again within a second.
+    /// Kills libvirtd (SIGKILL), as a crash would. The host's init restarts it within a second.
     ///
     /// # Errors
     ///

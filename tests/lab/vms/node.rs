@@ -1,4 +1,4 @@
-//! The process that is a host: makes its namespaces and, on a VMS, supervises libvirtd.
+//! The process that is a host: creates its namespaces and, on a VMS, supervises libvirtd.
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -19,20 +19,20 @@ use crate::netns;
 
 /// Label of the log that takes what this process and libvirtd print.
 pub(crate) const LOG_LABEL: &str = "libvirtd";
-/// File with libvirtd's process id. This path and the next ones are relative to the VMS's
-/// directory from outside and to the root on the VMS itself.
+/// File with libvirtd's process id. This path and the next ones are relative to the VMS's directory
+/// outside, and to the root on the VMS itself.
 pub(super) const PID_FILE: &str = "run/lab-node/libvirtd.pid";
-/// While this file exists, libvirtd is not started.
+/// While this file exists, the host does not start libvirtd.
 pub(super) const HOLD_FILE: &str = "run/lab-node/libvirtd.hold";
 /// File with the id of this process, written when the namespaces are complete.
 pub(crate) const READY_FILE: &str = "run/lab-node/ready";
 
-/// How long a dead libvirtd stays dead: longer than an instant, so that a client notices, and
-/// well within the second after which systemd would have it back.
+/// Pause before the restart of a dead libvirtd: long enough for a client to notice, and well within
+/// the second after which systemd would restart it.
 const RESTART_DELAY: Duration = Duration::from_millis(500);
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// What one host is.
+/// Settings of a host.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Settings {
     /// Host name.
@@ -41,7 +41,7 @@ pub struct Settings {
     pub namespace: PathBuf,
     /// Directory for everything private to the host.
     pub directory: PathBuf,
-    /// libvirt's idea of who this host is; two hosts with the same one refuse to migrate.
+    /// UUID by which libvirt identifies this host; two hosts with the same UUID refuse to migrate.
     pub host_uuid: String,
     /// Text of `/etc/hosts`. Without the names of both hosts each libvirt connection waits for
     /// a resolver that does not exist, about 11 s.
@@ -62,7 +62,7 @@ pub fn run(settings: &Settings) -> Result<()> {
     unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS)
         .context("Failed to make mount and UTS namespaces")?;
     netns::sysctl("kernel/hostname", &settings.hostname)?;
-    // A QEMU outlives the libvirtd that started it; somebody must reap it when it ends.
+    // A QEMU outlives the libvirtd that started it, so this process has to reap it.
     prctl::set_child_subreaper(true).context("Failed to become the reaper of orphans")?;
     write_configuration(settings)?;
     mount_private(&settings.directory)?;
@@ -77,7 +77,7 @@ pub fn run(settings: &Settings) -> Result<()> {
     supervise()
 }
 
-/// Where one of the files above is on the VMS itself.
+/// Returns the path of one of the files above on the VMS itself.
 fn inside(file: &str) -> PathBuf {
     Path::new("/").join(file)
 }
@@ -118,7 +118,7 @@ fn mount_private(directory: &Path) -> Result<()> {
     )
     .context("Failed to mount /sys/fs/bpf")?;
     bind(&directory.join("hosts"), Path::new("/etc/hosts"))?;
-    // `/run` comes last: it may hide the directory that the others come from.
+    // `/run` comes last: it may hide the directory with the others.
     for (name, target) in PRIVATE {
         bind(&directory.join(name), Path::new(target))?;
     }
@@ -188,7 +188,7 @@ stdio_handler = "file"
 migrate_tls_x509_cert_dir = "/etc/libvirt/pki"
 "#;
 
-/// The same directory as seen from outside, in that of the host.
+/// Outside path of that directory, relative to the host's directory.
 pub(super) const QEMU_PKI: &str = "etc/pki";
 
 /// Keeps libvirtd running and reaps orphans, for ever.

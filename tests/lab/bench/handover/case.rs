@@ -1,4 +1,4 @@
-//! What is moved, and under what.
+//! Cases of `bench handover`: the guests, their streams and the migration command.
 
 use anyhow::Result;
 use clap::ValueEnum;
@@ -12,7 +12,7 @@ use crate::{LabConfig, Site};
 /// The paper's rate, Mbit/s.
 pub const RATE_MBPS: f64 = 20.0;
 
-/// What is moved, and under what; the texts are the command line's.
+/// A case; the doc lines are the help texts of the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Case {
@@ -26,18 +26,18 @@ pub enum Case {
     Streams,
     /// Two guests that change places
     Crossing,
-    /// 20 Mbit/s of packets that nothing tells apart
+    /// 20 Mbit/s of packets that are all identical
     Identical,
-    /// Moves by `virsh migrate`, prepared by libvirt's hook
+    /// Migrations by `virsh migrate`, prepared by libvirt's hook
     Virsh,
-    /// Moves by `migkick go` of a guest with a permanent address, whose sessions must go on
+    /// Migrations by `migkick go` of a guest with a permanent address, whose sessions must go on
     Unicast,
-    /// As native, each move judged before the next, until one is not exact; only if it is asked for
+    /// Like native, each migration judged before the next, until one is not exact; only on request
     Soak,
 }
 
 impl Case {
-    /// All that end by themselves, in the order they are taken.
+    /// All cases that end by themselves, in the order of execution.
     pub const ALL: [Self; 8] = [
         Self::Native,
         Self::Relay,
@@ -49,7 +49,7 @@ impl Case {
         Self::Unicast,
     ];
 
-    /// Its name in tables.
+    /// Returns the name in tables.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -65,7 +65,7 @@ impl Case {
         }
     }
 
-    /// How many moves show that it holds.
+    /// Returns the number of migrations that the case needs as evidence.
     #[must_use]
     pub fn moves(self) -> u32 {
         match self {
@@ -94,7 +94,7 @@ impl Case {
         }
     }
 
-    /// `rate_mbps` is that of the one stream, where the case does not have its own.
+    /// Returns the streams; `rate_mbps` is the rate of the stream if the case does not set its own.
     pub(super) fn streams(self, rate_mbps: f64) -> Result<Streams> {
         let probe = StreamConfig::probe;
         Ok(match self {
@@ -117,9 +117,9 @@ impl Case {
         })
     }
 
-    /// Whether a move was exact: of packets that can be told apart none was lost, doubled or
-    /// reordered; of others none was lost, and at most 5 ms worth doubled. Sessions went on, and where
-    /// they are the point, were measured.
+    /// Returns true if a migration was exact. Of distinguishable packets none was lost, doubled or
+    /// reordered; of identical packets none was lost, and at most 5 ms worth were doubled. Sessions
+    /// went on, and in the case `Unicast` they were measured.
     #[must_use]
     pub fn is_exact(self, row: &RunRow) -> bool {
         let may_be_doubled = match row.surplus {
@@ -132,7 +132,7 @@ impl Case {
     }
 }
 
-/// Packets that nothing tells apart.
+/// A stream of identical packets.
 const fn identical(rate_mbps: f64) -> StreamConfig {
     StreamConfig {
         kind: StreamKind::Identical,

@@ -1,8 +1,9 @@
-//! Moves that are to lose, double and reorder nothing, under all that a handover has to bear.
+//! `bench handover`: consecutive migrations that must not lose, double or reorder any packet, in
+//! all cases that a handover must handle.
 //!
-//! Each case has a lab of its own, and guests that go to and fro without a rest: what one move
-//! leaves behind is there when the next one begins. Of each move that is not exact the report has
-//! what explains it ([`Inexact`]).
+//! Each case has a lab of its own, and guests that migrate to and fro without a rest: a migration
+//! starts with everything that the previous one left behind. The report explains each migration
+//! that is not exact ([`Inexact`]).
 
 mod case;
 
@@ -24,67 +25,67 @@ use crate::scenario::crossing::Crossing;
 use crate::scenario::shuttle::{Moves, Shuttle};
 use crate::scenario::stream::{Service, StreamConfig, Streams};
 
-/// What is measured, and how.
+/// Parameters of the bench.
 #[derive(Clone, Debug)]
 pub struct HandoverConfig {
-    /// The cases, with how many moves each has.
+    /// Cases, each with its number of migrations.
     pub cases: Vec<(Case, u32)>,
-    /// Rate of the stream of cases that have one, Mbit/s.
+    /// Rate of the stream in cases without a rate of their own, Mbit/s.
     pub rate_mbps: f64,
-    /// How guests' NICs are read.
+    /// Queues and readers of the guests' NICs.
     pub driver: NicDriver,
-    /// How agents are configured.
+    /// Configuration of the agents.
     pub agents: AgentOptions,
 }
 
 /// Result of `bench handover`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct HandoverReport {
-    /// Where it ran.
+    /// Machine of the measurement.
     pub machine: Machine,
-    /// `kvm`, or `tcg` where QEMU translates.
+    /// `kvm`, or `tcg` if QEMU translates the guest's code.
     pub accelerator: String,
-    /// One for each case.
+    /// Results, one for each case.
     pub cases: Vec<HandoverCase>,
 }
 
-/// The moves of a case.
+/// Result of a case.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct HandoverCase {
-    /// The case.
+    /// Kind of the case.
     pub case: Case,
-    /// Each move; of two guests each has a row.
+    /// One row per migration; each of two guests has a row of its own.
     pub runs: Vec<RunRow>,
-    /// How the destination's agent placed the cut of each flow, with how often.
+    /// How the destination's agent placed the cuts, with the number of flows.
     pub placed: Vec<(String, usize)>,
-    /// Most memory that an agent has used, MiB.
+    /// Peak memory of the agents, MiB.
     pub agent_mib: f64,
-    /// Median of the freeze less the pause, ms.
+    /// Median of the freeze minus the pause, ms.
     pub freeze_over_pause_ms: f64,
-    /// Median of the freeze less the longest stall of a thread in the guest, ms.
+    /// Median of the freeze minus the longest stall of a thread in the guest, ms.
     pub freeze_over_stall_ms: f64,
-    /// The sessions by a permanent address, where the guest has one.
+    /// Sessions by a permanent address, if the guest has one.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub sessions: Option<Sessions>,
-    /// What explains the moves that were not exact.
+    /// Explanations of the migrations that were not exact.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub inexact: Vec<Inexact>,
 }
 
-/// What is known of a move that was not exact.
+/// Explanation of a migration that was not exact.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Inexact {
-    /// Its place among the rows.
+    /// Index among the rows.
     pub row: usize,
-    /// Its packets that were lost, doubled or reordered.
+    /// Packets that were lost, doubled or reordered.
     pub packets: Vec<Faulty>,
-    /// What the application got around it.
+    /// Packets that the application received around the migration.
     pub around: Vec<Passed>,
-    /// What the kernels counted of packets meanwhile.
+    /// Packet counters of the kernels during the migration.
     pub counted: Counted,
-    /// What the agents of the two ends have recorded of it, the source's first.
+    /// Records of both agents, the source's first.
     pub records: [Value; 2],
-    /// The logs of both agents, with the first such move.
+    /// Logs of both agents, only with the first such migration.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub logs: Vec<String>,
 }
@@ -108,14 +109,14 @@ impl HandoverCase {
         Self { inexact, ..self }
     }
 
-    /// Whether every move was exact.
+    /// Returns true if every migration was exact.
     #[must_use]
     pub fn is_exact(&self) -> bool {
         self.runs.iter().all(|row| self.case.is_exact(row))
     }
 }
 
-/// What explains the moves of one guest that were not exact. The first has `first` rows before it.
+/// Explains the migrations of one guest that were not exact. `first` is the index of its first row.
 fn explain(case: Case, first: usize, moves: &Moves) -> Vec<Inexact> {
     let watched = moves.windows.iter().zip(&moves.counted).zip(&moves.records);
     let rows = moves.rows.iter().enumerate().zip(watched);
@@ -131,11 +132,11 @@ fn explain(case: Case, first: usize, moves: &Moves) -> Vec<Inexact> {
         .collect()
 }
 
-/// Measures; `tell` hears of each move as it begins.
+/// Runs the bench. Calls `tell` at the start of each migration.
 ///
 /// # Errors
 ///
-/// When a lab cannot be built, a guest does not boot, or a move fails.
+/// When a lab cannot be built, a guest does not boot, or a migration fails.
 pub fn run(config: &HandoverConfig, tell: &mut dyn FnMut(&Progress)) -> Result<HandoverReport> {
     let mut report = HandoverReport {
         machine: Machine::here()?,
@@ -195,7 +196,7 @@ fn to_and_fro(
     Ok(HandoverCase::new(case, moves.rows, words).explained(inexact))
 }
 
-/// Counts after each move, and ends with the first that is not exact.
+/// Migrates until a migration is not exact, and counts after each one.
 fn soak(
     testbed: &mut Testbed,
     rate_mbps: f64,
@@ -250,7 +251,7 @@ fn crossing(
     Ok(HandoverCase::new(case, rows, placed(&records)).explained(inexact))
 }
 
-/// Most memory that an agent has used, MiB.
+/// Returns the peak memory of the agents, MiB.
 fn peak_mib(testbed: &mut Testbed) -> Result<f64> {
     let hosts = testbed.lab().vms().clone();
     let agents = testbed.agents()?;
@@ -270,7 +271,8 @@ fn peak_mib(testbed: &mut Testbed) -> Result<f64> {
     Ok(peak)
 }
 
-/// How cuts were placed, in the agent's words, with how often; by the destinations' records.
+/// Returns how cuts were placed, in the words of the destinations' records, with the number of
+/// flows.
 fn placed(records: &[[Value; 2]]) -> Vec<(String, usize)> {
     let mut counts: Vec<(String, usize)> = Vec::new();
     let flows = records.iter().map(|[_, record]| &record["handover"]);

@@ -1,22 +1,22 @@
-//! The paper's section 5 on this lab: moves of a guest under a stream, by its memory and the
-//! stream's rate, three ways.
+//! `bench migration`: the measurements of the paper's section 5 in this lab. A guest under a stream
+//! migrates by three methods, with several sizes of memory and rates of the stream.
 //!
-//! | way | moves |
+//! | method | migrates |
 //! |---|---|
 //! | [`Way::Glm`] | to another subnet, by Roamcast |
 //! | [`Way::Lm`] | to another host of the same subnet, by plain libvirt |
 //! | [`Way::Baseline`] | to another subnet, by plain libvirt |
 //!
-//! Somebody outside of the guest asks for each of them: `migkick` would be a load in the guest that
-//! the other ways have not, just when it begins to run again.
+//! Each migration is requested outside the guest. `migkick` would load the guest just when the
+//! guest resumes, and the other methods have no such load.
 //!
-//! Flags and limits of the migration are the same on all ways. A run takes every way in turn, so
-//! what disturbs the machine for a while disturbs all of them. Each way has a lab and a guest of
-//! its own, booted once for each size of memory, which goes to and fro. Between two runs the guest
-//! leaves its multicast address and the switches forget it, so each move finds the network as the
-//! first did.
+//! All methods use the same flags and limits. A run takes every method in turn, so a disturbance of
+//! the machine affects all methods. Each method has a lab and a guest of its own. The guest boots
+//! once for each size of memory and migrates to and fro. Between two runs the guest leaves its
+//! multicast address and the switches forget it, so each migration finds the network in the same
+//! state.
 //!
-//! [`run()`] measures, [`figures`] draws, [`paper`] has what the authors measured.
+//! [`run()`] measures, [`figures`] draws, [`paper`] holds the authors' results.
 
 pub mod figures;
 pub mod paper;
@@ -29,7 +29,7 @@ use super::{Machine, median};
 use crate::probe::report::RunRow;
 use crate::scenario::agents::AgentOptions;
 
-/// How a guest is moved.
+/// Method of a migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Way {
@@ -42,10 +42,10 @@ pub enum Way {
 }
 
 impl Way {
-    /// All of them, in the order they are taken.
+    /// All methods, in the order of execution.
     pub const ALL: [Self; 3] = [Self::Glm, Self::Lm, Self::Baseline];
 
-    /// Its name in tables and pictures.
+    /// Returns the name in tables and pictures.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -56,30 +56,30 @@ impl Way {
     }
 }
 
-/// A size of memory under a stream.
+/// A size of memory and a rate of the stream.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Load {
-    /// The guest's memory, MiB.
+    /// Memory of the guest, MiB.
     pub memory_mib: u32,
     /// Rate of the stream, Mbit/s of UDP payload.
     pub rate_mbps: f64,
 }
 
-/// What to measure.
+/// Parameters of the bench.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// In the order of the report.
+    /// Loads, in the order of the report.
     pub loads: Vec<Load>,
-    /// Moves of each way under each load.
+    /// Migrations of each method under each load.
     pub runs: u32,
-    /// The ways, in the order they are taken.
+    /// Methods, in the order of execution.
     pub ways: Vec<Way>,
-    /// Flags and limits of the migrations, on all ways.
+    /// Flags and limits of the migrations, the same for all methods.
     pub agents: AgentOptions,
 }
 
 impl Options {
-    /// The paper's sizes and rates, and a stream of 100 Mbit/s to the guest of 256 MiB.
+    /// Returns the paper's sizes and rates, and a stream of 100 Mbit/s to the guest of 256 MiB.
     #[must_use]
     pub fn paper_loads() -> Vec<Load> {
         let mut loads = Self::loads(&[128, 256, 512, 1024], &[2.0, 20.0]);
@@ -92,7 +92,7 @@ impl Options {
         loads
     }
 
-    /// Every size of memory under every rate.
+    /// Returns every combination of a size of memory and a rate.
     #[must_use]
     pub fn loads(memory_mib: &[u32], rates_mbps: &[f64]) -> Vec<Load> {
         let pairs = memory_mib
@@ -106,7 +106,7 @@ impl Options {
             .collect()
     }
 
-    /// Moves in all.
+    /// Returns the number of all migrations.
     #[must_use]
     pub fn moves(&self) -> usize {
         self.loads.len() * self.runs as usize * self.ways.len()
@@ -116,68 +116,68 @@ impl Options {
 /// Result of `bench migration`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct MigrationReport {
-    /// Where it ran.
+    /// Machine of the measurement.
     pub machine: Machine,
-    /// `kvm`, or `tcg` where QEMU translates: a guest then needs tens of milliseconds after each
-    /// move until its code is translated again.
+    /// `kvm`, or `tcg` if QEMU translates the guest's code: after each migration the guest then
+    /// needs tens of milliseconds until its code is translated again.
     pub accelerator: String,
-    /// One for each load.
+    /// Results, one for each load.
     pub settings: Vec<MigrationSetting>,
-    /// Moves that failed, and why.
+    /// Reasons of failed migrations.
     pub failures: Vec<String>,
 }
 
-/// All ways under one load.
+/// Results of all methods under one load.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct MigrationSetting {
-    /// The guest's memory, MiB.
+    /// Memory of the guest, MiB.
     pub memory_mib: u32,
     /// Rate of the stream, Mbit/s of UDP payload.
     pub rate_mbps: f64,
-    /// The ways, each with its moves.
+    /// Results, one for each method.
     pub ways: Vec<MigrationWay>,
-    /// Median freeze of [`Way::Glm`] over that of [`Way::Lm`].
+    /// Median freeze of [`Way::Glm`] divided by the median freeze of [`Way::Lm`].
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub freeze_ratio: Option<f64>,
 }
 
-/// The moves by one way.
+/// Migrations by one method.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct MigrationWay {
-    /// The way.
+    /// The method.
     pub way: Way,
-    /// Each move.
+    /// One row per migration.
     pub runs: Vec<RunRow>,
 }
 
 impl MigrationWay {
-    /// A number of each run.
+    /// Returns one value of each run.
     pub fn values(&self, of: impl Fn(&RunRow) -> f64) -> Vec<f64> {
         self.runs.iter().map(of).collect()
     }
 
-    /// The span of a number over the runs.
+    /// Returns the span of a value over the runs.
     pub fn span(&self, of: impl Fn(&RunRow) -> f64) -> Span {
         Span::of(&self.values(of))
     }
 }
 
 impl MigrationSetting {
-    /// The moves by a way, if there are some.
+    /// Returns the migrations by a method, if there are any.
     #[must_use]
     pub fn way(&self, way: Way) -> Option<&MigrationWay> {
         let found = self.ways.iter().find(|it| it.way == way);
         found.filter(|it| !it.runs.is_empty())
     }
 
-    /// Compares the ways.
+    /// Computes the ratio of the methods.
     fn summarize(&mut self) {
         let freeze = |way| Some(self.way(way)?.span(|row| row.freeze_ms).median);
         self.freeze_ratio = freeze(Way::Glm).zip(freeze(Way::Lm)).map(|(a, b)| a / b);
     }
 }
 
-/// Least, mean, median and most of some values; 0 of none.
+/// Minimum, mean, median and maximum of some values; 0 if there are none.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Span {
     /// Least.
@@ -191,7 +191,7 @@ pub struct Span {
 }
 
 impl Span {
-    /// The span of some values.
+    /// Computes the span of some values.
     #[must_use]
     pub fn of(values: &[f64]) -> Self {
         if values.is_empty() {

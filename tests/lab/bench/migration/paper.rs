@@ -1,7 +1,8 @@
-//! What the authors measured (their section 5), seconds.
+//! Results of the paper's authors (their section 5), in seconds.
 //!
-//! Their outage is what was lost of a stream, by sequence numbers; that of a plain live migration
-//! was measured by ping6 each 10 ms. Figures 10 and 11 come without numbers.
+//! The authors define outage as the part of a stream that was lost, by sequence numbers. They
+//! measured the outage of a plain live migration by ping6 every 10 ms. Figures 10 and 11 have no
+//! numbers.
 
 use super::{Load, Span};
 
@@ -18,7 +19,8 @@ const OUTAGES: [(u32, [f64; 3], [f64; 3]); 4] = [
     (1024, [0.11, 0.20, 0.37], [0.07, 0.16, 0.32]),
 ];
 
-/// The outage of Table 3 under a load, without its median; none where the authors did not measure.
+/// Returns the outage of Table 3 under a load, without a median; `None` if the authors did not
+/// measure the load.
 #[must_use]
 pub fn outage(load: Load) -> Option<Span> {
     let (_, at_2, at_20) = OUTAGES

@@ -1,4 +1,4 @@
-//! The moves.
+//! Runs the migrations of `bench migration`.
 
 use anyhow::{Context, Result};
 
@@ -11,11 +11,11 @@ use crate::scenario::measure::Mover;
 use crate::scenario::shuttle::Shuttle;
 use crate::scenario::stream::{StreamConfig, Streams};
 
-/// Measures; `tell` hears of each move as it begins.
+/// Runs the bench. Calls `tell` at the start of each migration.
 ///
 /// # Errors
 ///
-/// When a lab cannot be built or a guest does not boot. A move that fails is in the report.
+/// When a lab cannot be built or a guest does not boot. A failed migration is in the report.
 pub fn run(options: &Options, tell: &mut dyn FnMut(&Progress)) -> Result<MigrationReport> {
     let mut report = MigrationReport {
         machine: Machine::here()?,
@@ -63,7 +63,7 @@ pub fn run(options: &Options, tell: &mut dyn FnMut(&Progress)) -> Result<Migrati
                         Ok(row) => setting.ways[index].runs.push(row),
                         Err(error) => {
                             report.failures.push(format!("{what}: {error:#}"));
-                            // Wherever the guest is now, and whatever it receives.
+                            // The place and the receivers of the guest are unknown now.
                             testbed.boot()?;
                         }
                     }
@@ -90,7 +90,7 @@ fn empty(load: &Load, options: &Options) -> MigrationSetting {
     }
 }
 
-/// A lab for one way, with a guest on the first VM host.
+/// Builds a lab for one method, with a guest on the first VM host.
 fn testbed(way: Way, memory_mib: u32, options: &Options) -> Result<Testbed> {
     let (name, agents) = match way {
         Way::Glm => ("benchglm", Some(options.agents)),
@@ -107,7 +107,7 @@ fn testbed(way: Way, memory_mib: u32, options: &Options) -> Result<Testbed> {
     Ok(testbed)
 }
 
-/// One move to the other VM host; the network then knows no listener.
+/// Migrates to the other VM host once, and makes the network forget all listeners.
 fn one(testbed: &mut Testbed, way: Way, load: &Load) -> Result<RunRow> {
     let streams = Streams::from(StreamConfig::probe(load.rate_mbps));
     let addresses = streams.addresses();

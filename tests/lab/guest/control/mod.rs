@@ -1,11 +1,11 @@
-//! The host's side of the control channel.
+//! The host's side of the control channel to a guest.
 //!
-//! One socket per VM host: whichever QEMU runs the guest is connected to the socket of its own
-//! host, so every frame also tells where the guest runs. During a migration both are connected,
-//! and only the running one speaks.
+//! Each VM host has a socket, and the QEMU on a host connects to the socket of that host. The
+//! socket of a frame thus also tells where the guest runs. During a migration both QEMUs are
+//! connected, and only the running one sends.
 //!
-//! Frames that the switch-over cut are asked for again by number; requests that got lost are
-//! repeated until they are answered.
+//! The host requests frames again that the switch-over cut, by number, and repeats requests until
+//! they are answered.
 
 mod received;
 mod state;
@@ -31,14 +31,14 @@ use self::state::{Connection, State};
 use super::wire::{Answer, Command, FromGuest, ReceiverConfig, Request, Status, frame::Decoder};
 use crate::{probe::clock, wait};
 
-/// How long a request or a repeat may stay unanswered before it is sent again.
+/// Time without an answer after which a request is sent again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(300);
-/// How often blocked threads look whether the channel was closed.
+/// Interval at which blocked threads check whether the channel is closed.
 const STOP_CHECK: Duration = Duration::from_millis(200);
-/// Deadline of requests that a living guest answers at once.
+/// Deadline of requests that a live guest answers at once.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
 
-/// Where the QEMU of one VM host connects to.
+/// Socket to which the QEMU of one VM host connects.
 #[derive(Clone, Debug)]
 pub struct HostSocket {
     /// Name of the VM host, e.g. `vms1`.
@@ -51,7 +51,7 @@ pub struct HostSocket {
 #[derive(Clone)]
 pub struct Control {
     inner: Arc<Inner>,
-    /// Closes the channel when the last handle is gone; the threads hold `inner` only.
+    /// Closes the channel when the last handle is dropped; the threads hold only `inner`.
     _closer: Arc<Closer>,
 }
 
@@ -81,7 +81,7 @@ impl Control {
     /// A socket cannot be bound.
     pub fn listen(sockets: &[HostSocket]) -> Result<Self> {
         let state = State {
-            // Another process may have used the same guest before: the time keeps ids apart.
+            // Another process may have used the same guest before; the time makes the ids unique.
             next_request: clock::now_ns(),
             ..State::default()
         };
@@ -130,7 +130,7 @@ impl Control {
             .map(|socket| socket.host.clone())
     }
 
-    /// Returns how long ago the last frame came; a running guest sends one each 100 ms at least.
+    /// Returns the time since the last frame. A running guest sends a frame at least every 100 ms.
     pub fn silence(&self) -> Option<Duration> {
         self.inner.lock().last_frame.map(|last| last.elapsed())
     }
@@ -170,8 +170,8 @@ impl Control {
         }
     }
 
-    /// Starts a receiver; returns when all its addresses are joined. What an earlier one of that
-    /// number has got is forgotten.
+    /// Starts a receiver. Returns when the receiver has joined all its addresses. Discards the
+    /// packets of an earlier receiver with the same number.
     ///
     /// # Errors
     ///
@@ -204,7 +204,7 @@ impl Control {
             .map(drop)
     }
 
-    /// Returns what went wrong on the channel.
+    /// Returns the counters of the channel's errors.
     pub fn stats(&self) -> ChannelStats {
         let state = self.inner.lock();
         ChannelStats {
@@ -339,7 +339,7 @@ impl Inner {
     fn add_connection(&self, stream: &UnixStream) -> Option<u64> {
         stream.set_nonblocking(false).ok()?;
         stream.set_read_timeout(Some(STOP_CHECK)).ok()?;
-        // A QEMU whose guest does not run takes nothing; it must not block the others.
+        // A QEMU whose guest does not run reads nothing; it must not block the others.
         stream.set_write_timeout(Some(STOP_CHECK)).ok()?;
         let stream = stream.try_clone().ok()?;
         let mut state = self.lock();

@@ -1,4 +1,4 @@
-//! What the guest got and when, in host time.
+//! Packets and stalls that the guest reported, in host time.
 
 use std::time::Duration;
 
@@ -43,8 +43,8 @@ impl Control {
         self.request(Command::WatchStalls).map(drop)
     }
 
-    /// Returns when a thread in the guest that wanted to run did not for more than 5 ms, from and
-    /// to, in nanoseconds of the host's monotonic clock.
+    /// Returns the stalls of a thread in the guest that was ready to run, longer than 5 ms: start
+    /// and end in nanoseconds of the host's monotonic clock.
     pub fn stalls(&self) -> Vec<(u64, u64)> {
         let state = self.inner.lock();
         let timeline = Timeline::new(&state.reports);
@@ -53,7 +53,7 @@ impl Control {
         stalls.map(|(from, to)| (at(*from), at(*to))).collect()
     }
 
-    /// Returns how long the guest's clock stood still at each move so far, as
+    /// Returns how long the guest's clock stood still at each migration so far, as
     /// [`Timeline::stops`] does.
     pub fn stops(&self) -> Vec<(u64, u64)> {
         Timeline::new(&self.inner.lock().reports).stops()
@@ -90,12 +90,12 @@ impl Control {
     }
 }
 
-/// Brings what the guest had in the order it had it, and says when and where that was.
+/// Sorts reported values in the guest's order and adds host time and VM host.
 fn placed<T>(
     timeline: &Timeline,
     mut stamped: Vec<Stamped<T>>,
 ) -> impl Iterator<Item = (Moment, T)> {
-    // Frames that were asked for again came late.
+    // Repeated frames arrived late.
     stamped.sort_by_key(|it| it.number);
     stamped
         .into_iter()

@@ -1,4 +1,4 @@
-//! What the host knows of a guest: frames seen and missing, replies, outputs, packets.
+//! State of the host's side of the channel: received and missing frames, replies, outputs, packets.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -25,16 +25,16 @@ pub struct TransportAt {
     pub totals: TransportTotals,
 }
 
-/// What went wrong on the channel so far.
+/// Counters of the channel's errors.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ChannelStats {
-    /// Frames of the guest that came.
+    /// Frames received from the guest.
     pub frames: u64,
     /// Bytes that belonged to no whole frame.
     pub skipped_bytes: u64,
     /// Frames that are missing now.
     pub missing: u64,
-    /// Frames that came after having been asked for again.
+    /// Frames that arrived after a repeated request.
     pub recovered: u64,
 }
 
@@ -52,7 +52,7 @@ pub(in crate::guest) struct State {
     pub(super) stats: ChannelStats,
     pub(super) replies: HashMap<u64, Reply>,
     pub(in crate::guest) outputs: HashMap<u64, Output>,
-    /// When what came was stamped and received.
+    /// Times at which frames were stamped and received.
     pub(super) reports: Vec<Report>,
     pub(super) arrivals: HashMap<u16, Vec<Stamped<Record>>>,
     pub(super) transport: HashMap<u16, Vec<Stamped<TransportTotals>>>,
@@ -60,12 +60,12 @@ pub(in crate::guest) struct State {
     pub(super) stalls: Vec<(u64, u64)>,
 }
 
-/// Something that the guest had at a time.
+/// A value of the guest, with its time.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Stamped<T> {
     /// In nanoseconds of the guest's monotonic clock.
     pub(super) guest_ns: u64,
-    /// Number of the frame it came in.
+    /// Number of the frame that carried the value.
     pub(super) number: u32,
     pub(super) what: T,
 }
@@ -76,14 +76,14 @@ pub(super) struct Connection {
 }
 
 impl State {
-    /// Writes to every QEMU; the one whose guest runs delivers, and repeats do no harm.
+    /// Writes to every QEMU. The QEMU with the running guest delivers, and repeats do no harm.
     pub(super) fn write_all(&mut self, frame: &[u8]) {
         for connection in &mut self.connections {
             let _ = connection.stream.write_all(frame);
         }
     }
 
-    /// Keeps account of frame numbers and of the guest's clock; returns whether the frame is new.
+    /// Tracks frame numbers and the guest's clock. Returns true if the frame is new.
     pub(super) fn admit(
         &mut self,
         frame: &Frame,
@@ -98,7 +98,7 @@ impl State {
             self.boot_id = Some(boot_id.clone());
             self.expected = None;
             self.missing.clear();
-            // Its clock and its receivers begin anew.
+            // After a reboot the guest's clock and its receivers begin anew.
             self.reports.clear();
             self.arrivals.clear();
             self.transport.clear();
@@ -121,13 +121,13 @@ impl State {
         true
     }
 
-    /// Drops what a receiver has reported.
+    /// Discards the packets of a receiver.
     pub(super) fn forget_receiver(&mut self, receiver: u16) {
         self.arrivals.remove(&receiver);
         self.transport.remove(&receiver);
     }
 
-    /// Asks for missing frames, each time over again until they are here.
+    /// Requests missing frames, repeatedly until they have arrived.
     pub(super) fn ask_again(&mut self, connection: u64) {
         let (Some(from), Some(last)) = (self.missing.first(), self.missing.last()) else {
             self.asked_again = None;

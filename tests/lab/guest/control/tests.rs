@@ -1,4 +1,4 @@
-//! Tests of [`super`], with a thread in the guest's place.
+//! Tests of [`super`], with a thread instead of a guest.
 
 use std::io::Write as _;
 
@@ -131,7 +131,7 @@ fn numbers_start_over_after_a_reboot() {
     guest.send(2, &records(2));
     control.wait_arrivals(1, 2, DEADLINE).unwrap();
     assert_eq!(control.stats().missing, 0);
-    // What was before has another clock.
+    // The earlier report used another clock.
     assert_eq!(sequences(&control), [1, 2]);
 }
 

@@ -1,10 +1,10 @@
-//! Frames on the control channel.
+//! Frames of the control channel.
 //!
-//! The channel is a virtio-serial port: a byte stream that a live migration may cut anywhere, the
-//! first half of a frame then arriving on the source's socket and the rest on the destination's.
-//! Frames therefore carry a sync word, their length and a CRC, and the ones from the guest a
-//! number, by which the host asks again for what is missing, and the guest's time, since the
-//! channel may take a while.
+//! The channel is a virtio-serial port: a byte stream that a live migration may cut at any byte.
+//! The first part of a frame then arrives on the source's socket and the rest on the destination's.
+//! Frames therefore carry a sync word, their length and a CRC. Frames from the guest also carry a
+//! number, by which the host requests missing frames again, and the guest's time, because the
+//! channel may delay them.
 //!
 //! # Wire format
 //!
@@ -15,7 +15,7 @@
 //! | 0 | 4 | sync word `a7 52 43 4c` |
 //! | 4 | 1 | kind of message |
 //! | 5 | 4 | number, counted by the guest since its boot; zero from the host |
-//! | 9 | 8 | when what it tells of happened: the guest's monotonic clock, ns; zero from the host |
+//! | 9 | 8 | time of the reported event: the guest's monotonic clock, ns; zero from the host |
 //! | 17 | 4 | length of the payload, at most 65,536 |
 //! | 21 | 4 | CRC-32 (IEEE 802.3) of the bytes 4 to 21 and of the payload |
 //! | 25 | .. | payload |
@@ -26,14 +26,14 @@ const HEADER_LEN: usize = 25;
 /// Longest payload of a frame, in bytes.
 pub const MAX_PAYLOAD: usize = 65_536;
 
-/// A frame as it came in.
+/// A received frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {
     /// Kind of message.
     pub kind: u8,
-    /// The guest's frame number.
+    /// Number that the guest gave the frame.
     pub number: u32,
-    /// When what it tells of happened, in nanoseconds of the guest's monotonic clock.
+    /// Time of the reported event, in nanoseconds of the guest's monotonic clock.
     pub guest_ns: u64,
     /// The message.
     pub payload: Vec<u8>,
@@ -57,7 +57,7 @@ pub fn frame(kind: u8, number: u32, guest_ns: u64, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Finds frames in a byte stream, and finds back into it after damage.
+/// Finds frames in a byte stream, and resynchronizes after damage.
 #[derive(Debug, Default)]
 pub struct Decoder {
     buffer: Vec<u8>,

@@ -1,7 +1,8 @@
-//! Messages between the host and the `guest` binary; [`mod@frame`] has what they travel in.
+//! Messages between the host and the `guest` binary. [`mod@frame`] defines the frames that carry
+//! them.
 //!
-//! Requests and replies are JSON. What comes for every packet is binary, little endian, and as
-//! short as it can be.
+//! Requests and replies are JSON. Messages about packets are binary, little endian, and as short as
+//! possible.
 
 pub mod frame;
 
@@ -15,12 +16,12 @@ use crate::probe::counters::Counters;
 /// Name of the virtio-serial port.
 pub const PORT_NAME: &str = "org.roamcast.lab.0";
 
-/// What the host asks of the guest. A repeated `id` is answered again and not done again.
+/// A request to the guest. The guest answers a repeated `id` again and executes it once.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Request {
     /// Unique over the life of the guest.
     pub id: u64,
-    /// What to do.
+    /// The command to execute.
     pub command: Command,
 }
 
@@ -53,12 +54,12 @@ pub enum Command {
         /// The number given at the start.
         receiver: u16,
     },
-    /// Reports from now on whenever a thread that sleeps a millisecond at a time does not run for
-    /// longer, as [`FromGuest::Stall`].
+    /// Starts to report stalls as [`FromGuest::Stall`]: a thread that sleeps a millisecond at a
+    /// time detects that it did not run for longer.
     WatchStalls,
     /// Asks for a [`Status`].
     Status,
-    /// Asks for the frames `from..to` again. Not answered by a reply.
+    /// Requests the frames `from..to` again. The guest sends no reply.
     Resend {
         /// First frame number.
         from: u32,
@@ -67,7 +68,7 @@ pub enum Command {
     },
 }
 
-/// What a receiver joins, and what it makes of the datagrams.
+/// Addresses that a receiver joins, and the content of the datagrams.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReceiverConfig {
     /// Interface to join on, e.g. `eth0`.
@@ -76,7 +77,7 @@ pub struct ReceiverConfig {
     pub port: u16,
     /// The multicast addresses.
     pub joins: Vec<Join>,
-    /// What is in the datagrams.
+    /// Kind of the datagrams' content.
     pub content: Content,
 }
 
@@ -123,13 +124,13 @@ pub enum Filter {
     Exclude(Vec<Ipv6Addr>),
 }
 
-/// What a receiver expects in the datagrams.
+/// Kind of the content that a receiver expects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Content {
-    /// The probe's own stamps: every packet is reported.
+    /// The probe's own stamps; the guest reports every packet.
     Stamped,
-    /// MPEG-TS over UDP or RTP: continuity counters are checked in the guest and totals reported.
+    /// MPEG-TS over UDP or RTP; the guest checks continuity counters and reports totals.
     MpegTs,
 }
 
@@ -138,43 +139,43 @@ pub enum Content {
 pub struct Reply {
     /// The request's id.
     pub id: u64,
-    /// Whether it worked, and if not, why.
+    /// Result of the command; the error is a sentence.
     pub result: Result<Answer, String>,
 }
 
-/// What a successful [`Reply`] carries.
+/// Data of a successful [`Reply`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Answer {
-    /// Nothing to add.
+    /// No data.
     Done,
     /// The answer to [`Command::Status`].
     Status(Status),
 }
 
-/// How the guest is.
+/// State of the guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
     /// `/proc/sys/kernel/random/boot_id`.
     pub boot_id: String,
     /// Kernel release.
     pub kernel: String,
-    /// The guest's uptime in milliseconds; stands still while the guest is paused.
+    /// Uptime of the guest in milliseconds; stands still while the guest is paused.
     pub uptime_ms: u64,
     /// Running receivers.
     pub receivers: Vec<ReceiverStatus>,
-    /// What its kernel has counted of packets.
+    /// Packet counters of the guest's kernel.
     pub counters: Counters,
 }
 
 /// Totals of one receiver.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReceiverStatus {
-    /// Its number.
+    /// Number of the receiver.
     pub receiver: u16,
     /// Datagrams taken from the socket.
     pub datagrams: u64,
-    /// Datagrams that were not what the receiver expects.
+    /// Datagrams that do not match the expected content.
     pub foreign: u64,
     /// Datagrams the kernel dropped because the socket's buffer was full.
     pub overflowed: u64,
@@ -219,10 +220,10 @@ pub enum FromGuest {
     Records(u16, Vec<Record>),
     /// Totals of an MPEG-TS receiver.
     Transport(u16, TransportTotals),
-    /// A thread that wanted to run did not from the first to the second time, in nanoseconds of
-    /// the guest's monotonic clock.
+    /// A thread that was ready to run did not run between these two times, in nanoseconds of the
+    /// guest's monotonic clock.
     Stall(u64, u64),
-    /// Sent when there was nothing to say for 100 ms.
+    /// Sent after 100 ms without another message.
     Alive,
 }
 
@@ -289,7 +290,7 @@ impl FromGuest {
         })
     }
 
-    /// Reads a message; `None` when the frame is none of the guest's.
+    /// Decodes a message; `None` if the frame is not a message of the guest.
     pub fn decode(frame: &Frame) -> Option<Self> {
         let mut rest = frame.payload.as_slice();
         Some(match frame.kind {
@@ -349,7 +350,7 @@ impl Request {
         Ok(frame(KIND_REQUEST, 0, 0, &serde_json::to_vec(self)?))
     }
 
-    /// Reads a request; `None` when the frame is no request.
+    /// Decodes a request; `None` if the frame is not a request.
     pub fn decode(frame: &Frame) -> Option<Self> {
         (frame.kind == KIND_REQUEST).then(|| serde_json::from_slice(&frame.payload).ok())?
     }

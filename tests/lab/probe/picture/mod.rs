@@ -1,4 +1,4 @@
-//! The picture of a move: sequence number over host time, as SVG.
+//! Picture of a migration as SVG: sequence number over host time.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -28,7 +28,7 @@ const DUPLICATE_COLOR: &str = "#cc79a7";
 const HOST_COLORS: [&str; 4] = ["#0072b2", "#009e73", "#e69f00", "#56b4e9"];
 const PHASE_COLORS: [&str; 4] = ["#56b4e9", "#f0e442", "#d55e00", "#009e73"];
 
-/// A phase of the move, e.g. signalling, copy, pause.
+/// A phase of the migration, e.g. signalling, copy, pause.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Phase {
     /// Name as it stands in the picture.
@@ -39,7 +39,7 @@ pub struct Phase {
     pub to_ns: u64,
 }
 
-/// A moment, e.g. that the VM runs again.
+/// A named moment, e.g. the resume of the VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mark {
     /// Name as it stands in the picture.
@@ -48,7 +48,7 @@ pub struct Mark {
     pub at_ns: u64,
 }
 
-/// What to draw.
+/// Content of a picture.
 #[derive(Clone, Debug)]
 pub struct Picture<'a> {
     /// Headline.
@@ -103,7 +103,7 @@ pub fn svg(picture: &Picture<'_>) -> String {
         .first()
         .map_or(from_ns, |phase| phase.from_ns);
     let ms = |ns: u64| (ns as f64 - zero_ns as f64) / 1e6;
-    // Old packets that arrive late lie below what was sent in the window.
+    // Old packets that arrive late have numbers below those sent in the window.
     let numbers = sent.iter().map(|packet| packet.sequence);
     let numbers = numbers.chain(arrivals.iter().map(|arrival| arrival.sequence));
     let first = f64::from(numbers.clone().min().unwrap_or(0));
@@ -143,7 +143,7 @@ pub fn svg(picture: &Picture<'_>) -> String {
 
     let mut by_color: BTreeMap<&str, Vec<(f64, f64)>> = BTreeMap::new();
     let mut hosts_seen = HashSet::new();
-    // What came before the window was no first copy either.
+    // A packet that arrived before the window is no first copy either.
     let before = picture
         .arrivals
         .iter()
