@@ -302,14 +302,14 @@ fn memory_problems(tls: &CopyTls, copy: CopyConfig) -> Vec<String> {
     if !copy.is_by_certificates() {
         return Vec::new();
     }
-    let ways = [("leave", &tls.client), ("come", &tls.server)];
-    let problem = |(way, able): (&str, &Result<(), NoCopyTls>)| {
+    let directions = [("leave", &tls.client), ("come", &tls.server)];
+    let problem = |(direction, able): (&str, &Result<(), NoCopyTls>)| {
         let why = able.as_ref().err()?;
         Some(format!(
-            "QEMU cannot encrypt the memory of VMs that {way}: {why}; see libvirt.encrypt"
+            "QEMU cannot encrypt the memory of VMs that {direction}: {why}; see libvirt.encrypt"
         ))
     };
-    ways.into_iter().filter_map(problem).collect()
+    directions.into_iter().filter_map(problem).collect()
 }
 
 fn handover_rows(reports: &BTreeMap<u32, HoldReport>) -> Vec<HandoverRow> {

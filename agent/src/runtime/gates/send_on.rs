@@ -24,7 +24,7 @@ pub(super) struct SendOn {
     unread: Unread,
     /// The migration; set when the VM stops.
     migration: Option<u64>,
-    ways: BTreeMap<Address, Way>,
+    paths: BTreeMap<Address, Way>,
     socket: Option<RawSocket>,
     /// Last number published to the gate.
     published: u64,
@@ -40,7 +40,7 @@ impl SendOn {
             since: now(),
             unread: Unread::new(limits),
             migration: None,
-            ways: BTreeMap::new(),
+            paths: BTreeMap::new(),
             socket: None,
             published: Gate::CLOSED,
             retry: None,
@@ -75,7 +75,7 @@ impl SendOn {
 
     /// Handles the cut, which says what the VM has read.
     pub(super) fn cut(&mut self, datapath: &Datapath, cut: Cut) {
-        if let Err(error) = self.find_ways(datapath) {
+        if let Err(error) = self.find_paths(datapath) {
             tracing::warn!(
                 ifindex = self.ifindex,
                 error = &*error,
@@ -85,8 +85,8 @@ impl SendOn {
         self.unread.cut(cut);
     }
 
-    fn find_ways(&mut self, datapath: &Datapath) -> Result<(), Box<dyn Error>> {
-        self.ways = ways(datapath, self.ifindex)?;
+    fn find_paths(&mut self, datapath: &Datapath) -> Result<(), Box<dyn Error>> {
+        self.paths = paths(datapath, self.ifindex)?;
         self.socket = Some(RawSocket::open()?);
         Ok(())
     }
@@ -128,7 +128,7 @@ impl SendOn {
 
     /// Sends packets while the socket accepts them. Returns `true` if some have to wait.
     fn send(&mut self) -> bool {
-        while let Some((packet, to)) = self.unread.next(&self.ways) {
+        while let Some((packet, to)) = self.unread.next(&self.paths) {
             let sent = self
                 .socket
                 .as_ref()
@@ -159,16 +159,16 @@ impl SendOn {
 }
 
 /// Returns the forwarding path for each address that the VM of a TAP leaves.
-fn ways(datapath: &Datapath, ifindex: u32) -> Result<BTreeMap<Address, Way>, DatapathError> {
+fn paths(datapath: &Datapath, ifindex: u32) -> Result<BTreeMap<Address, Way>, DatapathError> {
     let forwards = datapath.forwards()?.into_iter();
     Ok(forwards
         .filter(|(_, forward)| forward.ifindex == ifindex)
         .map(|(key, forward)| {
-            let way = Way {
+            let path = Way {
                 to: forward.destination,
                 difference: forward.difference,
             };
-            (key.address, way)
+            (key.address, path)
         })
         .collect())
 }
