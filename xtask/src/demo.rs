@@ -35,7 +35,7 @@ enum SiteKind {
     UnicastOnly,
 }
 
-/// Kinds of streams.
+/// Sender and content of the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum StreamKind {
     /// Numbered and timestamped packets of 1450 bytes; each is accounted for.

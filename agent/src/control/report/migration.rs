@@ -80,7 +80,7 @@ pub enum Direction {
     Incoming,
 }
 
-/// Phase of a migration.
+/// Stage that a migration has reached, in the order of the variants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MigrationPhase {

@@ -67,7 +67,7 @@ pub(super) struct Inputs {
     waker: Arc<UnixStream>,
 }
 
-/// Receiver of [`Input`].
+/// Receiver of [`Input`]; its descriptor becomes readable when input waits.
 #[derive(Debug)]
 pub(super) struct InputReceiver {
     receiver: Receiver<Input>,
