@@ -2,7 +2,7 @@
 
 use nix::time::{ClockId, clock_gettime};
 
-use crate::proto::Timestamp;
+use crate::value::Timestamp;
 
 /// Returns the current time; 0 if the kernel refuses, which never happens for this clock.
 pub fn now() -> Timestamp {

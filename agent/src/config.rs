@@ -30,7 +30,6 @@ pub use relay::{DEFAULT_RELAY_SOCKET, Relay, RelayConfig, RelayLimits};
 pub use relays::{Relays, Sdp};
 pub(crate) use section::DEFAULT_CONTROL_SOCKET;
 pub use section::{Agent, Destination, Libvirt, Limits, Log, LogFormat, Peer, Tls};
-pub use value::{InterfaceName, Name, PeerAddress, Prefix};
 
 use crate::proto::Policy;
 

@@ -12,7 +12,8 @@
 //! | [`control`] | the operator's socket |
 //! | [`cli`] | the command line |
 //! | [`config`], [`credentials`] | configuration files, and files that systemd reads for a role |
-//! | [`glob`], [`clock`], [`job`] | patterns for names, the kernel's clock, blocking work |
+//! | [`value`], [`glob`] | names, prefixes, addresses of peers, timestamps; patterns for names |
+//! | [`clock`], [`job`] | the kernel's clock, blocking work |
 //! | [`runtime`] | the running agent: connects all of these |
 //! | [`telemetry`], [`shutdown`], [`watchdog`] | logs, signals, systemd's watchdog |
 //! | [`allocator`] | tuning of the C library's allocator |
@@ -38,4 +39,5 @@ pub mod role;
 pub mod runtime;
 pub mod shutdown;
 pub mod telemetry;
+pub mod value;
 pub mod watchdog;

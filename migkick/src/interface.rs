@@ -8,9 +8,12 @@ use linux::interface;
 use linux::netlink::Netlink;
 use netlink_packet_route::route::RouteAttribute;
 
-use crate::datapath;
-
 pub use linux::interface::Interface;
+
+/// Name of the device that carries the HoA: one end of a veth pair.
+pub const MAT_DEVICE: &str = "mat0";
+/// Name of the other end of the veth pair.
+pub const MAT_DEVICE_END: &str = "mat0-end";
 
 /// All Ethernet NICs, the likeliest to be active first: one with a default route, then one with
 /// a global address, then by index. `mat0` is none.
@@ -23,7 +26,7 @@ pub fn list(netlink: &mut Netlink) -> io::Result<Vec<Interface>> {
         .links()?
         .iter()
         .filter_map(Interface::of)
-        .filter(|interface| !datapath::is_own_device(&interface.name))
+        .filter(|interface| !matches!(interface.name.as_str(), MAT_DEVICE | MAT_DEVICE_END))
         .collect();
     let routed = default_routes(netlink)?;
     let addressed = global_addresses(netlink)?;

@@ -7,10 +7,11 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 
 use super::AgentArgs;
-use crate::config::{ImsConfig, Prefix};
+use crate::config::ImsConfig;
 use crate::control::{command, table};
 use crate::runtime::ims::operator::{self, Enrollment};
 use crate::runtime::ims::secret;
+use crate::value::Prefix;
 
 /// Arguments of `roamcast ims`.
 #[derive(Clone, Debug, Args)]

@@ -9,10 +9,11 @@ use std::time::Duration;
 use common::mat::IMS_PORT;
 use serde::Deserialize;
 
-use super::value::{self, Prefix};
+use super::value;
 use super::{ConfigError, ConfigFile, Conflict, Log};
 use crate::credentials;
 use crate::proto::ims;
+use crate::value::Prefix;
 
 /// Path of the operator's socket if the configuration sets none.
 pub const DEFAULT_IMS_SOCKET: &str = "/run/roamcast-ims/ims.sock";

@@ -9,9 +9,10 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::section::default_listen;
-use super::value::{self, Name};
+use super::value;
 use super::{ConfigError, ConfigFile, Conflict, Log, Tls};
 use crate::glob::Glob;
+use crate::value::Name;
 
 /// Path of the operator's socket if the configuration sets none.
 pub const DEFAULT_MCS_SOCKET: &str = "/run/roamcast-mcs/mcs.sock";

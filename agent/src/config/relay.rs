@@ -11,9 +11,10 @@ use serde::Deserialize;
 
 use super::relays::Site;
 use super::section::{MAX_MAP_ENTRIES, default_listen};
-use super::value::{self, InterfaceName, Name};
+use super::value;
 use super::{ConfigError, ConfigFile, Conflict, Log, Peer, Tls};
 use crate::proto::relay::Rule;
+use crate::value::{InterfaceName, Name};
 
 /// Path of the operator's socket if the configuration sets none.
 pub const DEFAULT_RELAY_SOCKET: &str = "/run/roamcast-relay/relay.sock";

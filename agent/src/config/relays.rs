@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::value::{self, Name, PeerAddress};
+use super::value;
 use super::{Conflict, Peer};
+use crate::value::{Name, PeerAddress};
 
 /// Sources of relays, and the timers that decide when the agent asks one.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]

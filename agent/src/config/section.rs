@@ -8,12 +8,13 @@ use serde::Deserialize;
 
 use common::signal::PORT;
 
-use super::value::{self, InterfaceName, Name, PeerAddress, Prefix};
+use super::value;
 use crate::datapath::UplinkHook;
 use crate::glob::Glob;
 use crate::hypervisor::libvirt::{MigrateFlag, MigrateFlags, MigrateFlagsError};
 use crate::net::tls::TlsFiles;
 use crate::proto::{Carrier, CopyConfig, Encrypt};
+use crate::value::{InterfaceName, Name, PeerAddress, Prefix};
 
 /// Most entries of one map: 16 Mi, a bound against typing errors.
 pub(super) const MAX_MAP_ENTRIES: u64 = 1 << 24;

@@ -355,25 +355,6 @@ fn names_of_agents_are_the_same_in_upper_case() {
 }
 
 #[test]
-fn peer_addresses_take_a_port_or_the_default() {
-    for (text, expected) in [
-        ("2001:db8::2", "[2001:db8::2]:47411"),
-        ("[2001:db8::2]", "[2001:db8::2]:47411"),
-        ("[2001:db8::2]:7", "[2001:db8::2]:7"),
-        ("vms2.example", "vms2.example:47411"),
-        ("vms2:7", "vms2:7"),
-    ] {
-        let address = PeerAddress::try_from(text.to_owned()).unwrap();
-        assert_eq!(address.to_string(), expected);
-    }
-    for text in [
-        "", "[::1", "[::1]x", "[v6]:1", "a:b:c", "a:0", "a b", "-a", "[::1]:",
-    ] {
-        assert!(PeerAddress::try_from(text.to_owned()).is_err(), "{text}");
-    }
-}
-
-#[test]
 fn unreadable_and_oversized_files_are_refused() {
     let directory = tempfile::tempdir().unwrap();
     let missing = directory.path().join("missing.toml");

@@ -5,7 +5,7 @@ use std::str;
 
 use common::text::{Escaped, is_plain_text};
 
-use crate::config::{Config, ImsConfig, McsConfig, Prefix, RelayConfig};
+use crate::config::{Config, ImsConfig, McsConfig, RelayConfig};
 use crate::control::Reply;
 use crate::control::server::decode;
 use crate::glob::Glob;
@@ -13,6 +13,7 @@ use crate::hypervisor::{domain_xml as nics, metadata};
 use crate::net::relays;
 use crate::proto::DomainUuid;
 use crate::runtime::ims::secret;
+use crate::value::Prefix;
 
 /// A configuration of the kind that the first byte names.
 pub(super) fn config(bytes: &[u8]) {

@@ -9,8 +9,8 @@
 //! than an agent started the migration.
 
 use super::domain_xml::DomainXmlError;
-use crate::config::Name;
 use crate::proto::DomainUuid;
+use crate::value::Name;
 
 /// XML namespace of the element; the last part is its version.
 pub const URI: &str = "urn:roamcast:agent:1";

@@ -24,7 +24,7 @@ use tokio::sync::mpsc;
 use tokio::time::sleep;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::config::PeerAddress;
+use crate::value::PeerAddress;
 
 /// A DNS name is looked up again when its records expire, within these bounds.
 const DNS_INTERVAL: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(300)];

@@ -1,7 +1,6 @@
 //! What goes into the protocol and what comes out of it.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddrV6};
-use std::ops::{Add, Sub};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,39 +16,7 @@ pub use super::addresses::{
 };
 use super::handover::{ClockOffset, HoldReport, UnreadReport};
 use super::{DomainUuid, Stream};
-
-/// Nanoseconds of `CLOCK_MONOTONIC`, the clock of `bpf_ktime_get_ns`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Timestamp(pub u64);
-
-impl Timestamp {
-    /// Time since `earlier`, zero if that is later.
-    pub fn since(self, earlier: Self) -> Duration {
-        Duration::from_nanos(self.0.saturating_sub(earlier.0))
-    }
-}
-
-impl Add<Duration> for Timestamp {
-    type Output = Self;
-
-    fn add(self, delay: Duration) -> Self {
-        Self(
-            self.0
-                .saturating_add(u64::try_from(delay.as_nanos()).unwrap_or(u64::MAX)),
-        )
-    }
-}
-
-impl Sub<Duration> for Timestamp {
-    type Output = Self;
-
-    fn sub(self, delay: Duration) -> Self {
-        Self(
-            self.0
-                .saturating_sub(u64::try_from(delay.as_nanos()).unwrap_or(u64::MAX)),
-        )
-    }
-}
+pub use crate::value::Timestamp;
 
 /// Milliseconds of a duration, as messages carry them.
 pub(super) fn millis(duration: Duration) -> u64 {

@@ -20,7 +20,7 @@ use super::trace::Tracing;
 use super::turns::Turns;
 use super::{RuntimeError, endpoint};
 use crate::clock::now;
-use crate::config::{Config, Peer, Prefix, Sdp};
+use crate::config::{Config, Peer, Sdp};
 use crate::control::report::LinkState;
 use crate::control::server::ControlServer;
 use crate::datapath::{self, Capacities, Datapath, DatapathConfig};
@@ -41,6 +41,7 @@ use crate::net::tls::{Tls, TlsFiles};
 use crate::net::vm_socket::VmSocket;
 use crate::proto::{self, Agent, AgentConfig};
 use crate::role::Role;
+use crate::value::Prefix;
 
 /// Operators' requests that may wait for the loop.
 const CONTROL_REQUESTS: usize = 16;

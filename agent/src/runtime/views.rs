@@ -13,7 +13,6 @@ use tokio::sync::mpsc;
 use super::event_loop::EventLoop;
 use super::{RuntimeError, counters};
 use crate::clock::now;
-use crate::config::Prefix;
 use crate::control::Reply;
 use crate::control::report::{
     Direction, HandoverRow, HypervisorStatus, JoinRow, LinkState, ListenerRow, Mac, MemoryWay,
@@ -26,6 +25,7 @@ use crate::proto::reception::SessionView;
 use crate::proto::{
     self, CopyConfig, CopyTls, MigrationRecord, NoCopyTls, Stream, Timestamp, Ungated, WaitingView,
 };
+use crate::value::Prefix;
 
 type Replies = mpsc::UnboundedSender<Reply>;
 

@@ -28,13 +28,10 @@ use netlink_packet_route::route::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::{DatapathError, routes};
+use crate::interface::{MAT_DEVICE, MAT_DEVICE_END};
 use linux::interface::{self, Interface, ipv6_address};
 use linux::netlink::{Netlink, RequestError};
 
-/// Its name.
-pub(super) const NAME: &str = "mat0";
-/// Name of the other end of the veth pair.
-pub(super) const OTHER_END: &str = "mat0-end";
 /// As that of the routes of `nic`.
 const PROTOCOL: RouteProtocol = RouteProtocol::Other(74);
 /// RFC 8200 §5.
@@ -66,7 +63,7 @@ impl Device {
         adopt: bool,
     ) -> Result<Self, DatapathError> {
         let mut netlink = Netlink::open().map_err(error("talk to the kernel"))?;
-        let mut link = find(&mut netlink, NAME)?;
+        let mut link = find(&mut netlink, MAT_DEVICE)?;
         if let Some(found) = &link
             && !found.own_kind
         {
@@ -79,7 +76,7 @@ impl Device {
             Some(link) => link,
             None => {
                 create(&mut netlink).map_err(error("make the device"))?;
-                find(&mut netlink, NAME)?
+                find(&mut netlink, MAT_DEVICE)?
                     .ok_or_else(|| error("find the device")(io::ErrorKind::NotFound))?
             }
         };
@@ -96,19 +93,19 @@ impl Device {
 
     fn configure(&mut self) -> Result<(), DatapathError> {
         for (name, setting, value) in [
-            (NAME, "accept_ra", "0"),
-            (NAME, "autoconf", "0"),
-            (NAME, "router_solicitations", "0"),
-            (NAME, "forwarding", "1"),
-            (OTHER_END, "disable_ipv6", "1"),
+            (MAT_DEVICE, "accept_ra", "0"),
+            (MAT_DEVICE, "autoconf", "0"),
+            (MAT_DEVICE, "router_solicitations", "0"),
+            (MAT_DEVICE, "forwarding", "1"),
+            (MAT_DEVICE_END, "disable_ipv6", "1"),
         ] {
             let path = format!("/proc/sys/net/ipv6/conf/{name}/{setting}");
             match fs::write(path, value) {
-                Err(e) if name == OTHER_END && e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) if name == MAT_DEVICE_END && e.kind() == io::ErrorKind::NotFound => {}
                 result => result.map_err(error("change the IPv6 settings"))?,
             }
         }
-        if let Some(end) = find(&mut self.netlink, OTHER_END)? {
+        if let Some(end) = find(&mut self.netlink, MAT_DEVICE_END)? {
             set_flags(&mut self.netlink, end.ifindex, LinkFlags::Up, true)
                 .map_err(error("set the link up"))?;
         }
@@ -154,7 +151,7 @@ impl Device {
             return Ok(());
         };
         let least = least.max(LEAST_MTU);
-        for name in [OTHER_END, NAME] {
+        for name in [MAT_DEVICE_END, MAT_DEVICE] {
             let Some(link) = find(&mut self.netlink, name)? else {
                 continue;
             };
@@ -242,7 +239,7 @@ fn mtu(nic: &Interface) -> Option<u32> {
 fn create(netlink: &mut Netlink) -> Result<(), RequestError> {
     let mut message = LinkMessage::default();
     message.attributes = vec![
-        LinkAttribute::IfName(NAME.to_owned()),
+        LinkAttribute::IfName(MAT_DEVICE.to_owned()),
         LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Dummy)]),
     ];
     let flags = NLM_F_CREATE | NLM_F_EXCL;
@@ -252,9 +249,9 @@ fn create(netlink: &mut Netlink) -> Result<(), RequestError> {
         result => return result,
     }
     let mut end = LinkMessage::default();
-    end.attributes = vec![LinkAttribute::IfName(OTHER_END.to_owned())];
+    end.attributes = vec![LinkAttribute::IfName(MAT_DEVICE_END.to_owned())];
     message.attributes = vec![
-        LinkAttribute::IfName(NAME.to_owned()),
+        LinkAttribute::IfName(MAT_DEVICE.to_owned()),
         LinkAttribute::LinkInfo(vec![
             LinkInfo::Kind(InfoKind::Veth),
             LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(end))),

@@ -45,6 +45,7 @@ use linux::bpf::record;
 use linux::packet_socket::PacketSocket;
 use netlink_packet_route::route::RouteMessage;
 
+use crate::interface::MAT_DEVICE;
 use device::Device;
 pub use held::HeldFrame;
 pub use linux::bpf::has_tcx;
@@ -52,14 +53,6 @@ use linux::interface::Interface;
 use pins::{Pins, Program};
 use tables::Tables;
 pub use tables::Usage;
-
-/// Name of the device that carries the HoA.
-pub const DEVICE: &str = device::NAME;
-
-/// Whether an interface is one that this module has made, and no NIC.
-pub fn is_own_device(name: &str) -> bool {
-    matches!(name, device::NAME | device::OTHER_END)
-}
 
 /// Why the data path does not work.
 #[derive(Debug, thiserror::Error)]
@@ -229,7 +222,7 @@ impl Datapath {
             &mut datapath.programs,
             Program::Out,
             datapath.device.ifindex,
-            DEVICE,
+            MAT_DEVICE,
         )?;
         for nic in nics {
             datapath.add_nic(nic)?;

@@ -21,7 +21,8 @@ const HOUSES: &[House] = &[
     House {
         folder: "agent/src/",
         rows: &[
-            &["glob", "clock", "job", "shutdown"],
+            &["value", "glob", "job", "shutdown"],
+            &["clock"],
             &["proto"],
             &["role"],
             &["net"],

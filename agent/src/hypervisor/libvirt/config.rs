@@ -2,7 +2,7 @@
 
 use super::downtime::DowntimeLimit;
 use super::flags::MigrateFlags;
-use crate::config::Name;
+use crate::value::Name;
 
 /// Configuration of [`super::Libvirt`].
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -18,9 +18,9 @@ use virt_sys as vir;
 
 use super::error::is_no_domain;
 use super::{Shared, lock, sys};
-use crate::config::Name;
 use crate::hypervisor::metadata::{self, KEY, URI};
 use crate::proto::DomainUuid;
+use crate::value::Name;
 
 /// Delay after a domain was seen: libvirt still has a job on an arriving domain.
 const SETTLE: Duration = Duration::from_millis(500);

@@ -254,7 +254,7 @@ async fn migration_that_was_only_waited_for_does_not_stand_in_the_way() {
 #[tokio::test]
 async fn agent_leaves_its_name_with_a_running_domain_in_place_of_another() {
     let (sender, receiver) = unbounded_channel();
-    let name = crate::config::Name::try_from("vms1".to_owned()).unwrap();
+    let name = crate::value::Name::try_from("vms1".to_owned()).unwrap();
     let config = LibvirtConfig {
         uri: "test:///default".to_owned(),
         metadata: Some(name.clone()),

@@ -7,8 +7,8 @@ use common::mat::MAX_MOAS;
 use common::mat::message::Moa;
 
 use super::Hoa;
-use crate::config::Prefix;
 use crate::proto::Timestamp;
+use crate::value::Prefix;
 
 /// Whether peers can reach an address from anywhere.
 fn is_moa(address: Ipv6Addr, home: Prefix) -> bool {

@@ -2,7 +2,7 @@
 
 use std::net::Ipv6Addr;
 
-use crate::config::Prefix;
+use crate::value::Prefix;
 
 /// Why a node cannot be enrolled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -4,8 +4,8 @@ use std::net::{Ipv6Addr, SocketAddrV6};
 use std::time::Duration;
 
 use super::{Hoa, Record};
-use crate::config::Prefix;
 use crate::proto::Timestamp;
+use crate::value::Prefix;
 
 /// How a server is to be.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -7,8 +7,8 @@ use std::net::Ipv6Addr;
 
 use serde::Deserialize;
 
-use crate::config::Prefix;
 use crate::glob::{Glob, any_matches};
+use crate::value::Prefix;
 
 /// Permission for some agents to ask for some addresses.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use common::mat::key::Key;
 
 use super::secret::hex;
-use crate::config::Prefix;
+use crate::value::Prefix;
 
 /// Content of a key file.
 #[derive(Debug)]

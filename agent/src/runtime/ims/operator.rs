@@ -13,11 +13,12 @@ use super::secret::{self, SecretError};
 use super::store::{Store, StoreError};
 use common::mat::key::Secret;
 
-use crate::config::{ImsConfig, Prefix, home_conflict, server_conflict};
+use crate::config::{ImsConfig, home_conflict, server_conflict};
 use crate::control::client::{Client, ClientError};
 use crate::control::report::NodeRow;
 use crate::control::{Reply, Request};
 use crate::proto::ims::{EnrollError, Ims, next_generation};
+use crate::value::Prefix;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]

@@ -37,7 +37,7 @@ use common::mat::message::{
 use common::mat::seal::{Keying, NONCE_BYTES, Sealed, seal};
 
 use super::*;
-use crate::config::Prefix;
+use crate::value::Prefix;
 
 const SECRET: [u8; 32] = [7; 32];
 /// Wall clock at the start, ms.
