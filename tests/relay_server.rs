@@ -26,7 +26,7 @@ use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixAddr, recvmsg};
 use capture::{Capture, Mld, Record};
 use common::maps::StreamKey;
 use common::relay::{Endpoints, is_neutral};
-use common::signal::{AnnouncedFlow, KnownFlow, RelayRelease};
+use common::signal::{AnnouncedFlow, KnownFlow, Reason, RelayRelease};
 use netns::{privileged, wait_for};
 use relay_net::{
     AGENT, Client, DESTINATION_PORT, Net, RELAY, Received, Relay, SOURCE, SOURCE_PORT, Sender,
@@ -45,9 +45,7 @@ fn group(number: u16) -> Ipv6Addr {
 }
 
 fn release() -> RelayRelease {
-    RelayRelease {
-        reason: "no listener left".to_owned(),
-    }
+    RelayRelease(Reason::unspecified("no listener left".to_owned()))
 }
 
 fn known() -> KnownFlow {

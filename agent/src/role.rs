@@ -278,20 +278,14 @@ mod tests {
 
     #[test]
     fn nobody_sends_what_is_for_another_role() {
-        let release = PeerMessage::from(RelayRelease {
-            reason: String::new(),
-        })
-        .encode(1);
+        let release = PeerMessage::from(RelayRelease(common::signal::Reason::default())).encode(1);
         assert_eq!(Role::Relay.may_send(Role::Agent, &release), Ok(()));
         assert_eq!(Role::Agent.may_send(Role::Relay, &release), Ok(()));
         let message = "RelayRelease";
         for (from, to) in [(Role::Agent, Role::Agent), (Role::Mcs, Role::Agent)] {
             assert_eq!(from.may_send(to, &release), Err(Forbidden { message }));
         }
-        let error = PeerMessage::from(ErrorMessage {
-            reason: String::new(),
-        })
-        .encode(1);
+        let error = PeerMessage::from(ErrorMessage(common::signal::Reason::default())).encode(1);
         for to in Role::ALL {
             for &from in to.admitted() {
                 assert_eq!(from.may_send(to, &error), Ok(()), "{from} {to}");

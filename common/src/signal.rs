@@ -29,8 +29,8 @@
 //!       |<---------------------- MigrationProgress (Completed)  |
 //! ```
 //!
-//! Either side ends a migration with `MigrationAbort` and a sentence for a person. While DstAgent
-//! has no capacity for another domain, it answers `AgentRequest` with `MigrationProgress`
+//! Either side ends a migration with `MigrationAbort`: a code for programs and a sentence for people.
+//! While DstAgent has no capacity for another domain, it answers `AgentRequest` with `MigrationProgress`
 //! (Preparing); SrcAgent repeats the request every two seconds.
 //!
 //! A migration that somebody starts in libvirt begins at the destination, whose libvirt notifies
@@ -69,22 +69,23 @@
 //! | 8 | `RelayResponse` | 0: address of the relay, 1: lease (ms), 2: flows with their two ports |
 //! | 9 | `MigrationReady` | 0: address set on the idle NIC or null, 1: its MAC or null, 2: addresses left, 3: how long to forward for them (s), 4: whether to translate |
 //! | 10 | `MigrationProgress` | 0: phase, 1: bytes processed, 2: bytes in all, 3: elapsed (ms), 4: VM pause (ms) or null, 5: clock (ns) or null |
-//! | 11 | `MigrationAbort` | 0: reason |
+//! | 11 | `MigrationAbort` | 0: reason, 1: code ([`Code`]) |
 //! | 12 | `HandoverCut` | 0: clock (ns), 1: NICs with their delivered packets of each flow |
-//! | 13 | `RelayRelease` | 0: reason |
-//! | 14 | `Error` | 0: reason |
+//! | 13 | `RelayRelease` | 0: reason, 1: code |
+//! | 14 | `Error` | 0: reason, 1: code |
 //! | 15 | `Register` | 0: role, 1: address, 2: site, 3: multicast addresses served |
 //! | 16 | `Registered` | 0: lease (ms) |
 //! | 17 | `RelaySearch` | 0: multicast address, 1: site |
 //! | 18 | `RelaySearchReply` | 0: names and addresses of relays |
 //! | 19 | `ArrivalNotice` | 0: domain UUID, 1: domain name |
 //! | 20 | `AddressClaim` | 0: transaction of the migration, 1: address, 2: MAC, 3: quarantine (s), 4: addresses left, 5: how long to translate from them (s) |
-//! | 21 | `AddressClaimReply` | 0: address, 1: state, 2: reason |
+//! | 21 | `AddressClaimReply` | 0: address, 1: state, 2: reason, 3: code |
 
 mod bounded;
 mod directory;
 mod handover;
 mod message;
+mod reason;
 mod relay;
 
 use alloc::vec::Vec;
@@ -96,6 +97,7 @@ use minicbor::{Decode, Decoder, Encode};
 pub use directory::*;
 pub use handover::*;
 pub use message::*;
+pub use reason::*;
 pub use relay::*;
 
 use crate::text::is_plain_text;
@@ -175,6 +177,16 @@ impl fmt::Display for DecodeError {
 }
 
 impl core::error::Error for DecodeError {}
+
+impl DecodeError {
+    /// Returns the code of an answer to the message.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Malformed | Self::TooLong { .. } | Self::Text { .. } => Code::MALFORMED,
+            Self::Version { .. } | Self::UnknownKind { .. } => Code::UNSUPPORTED,
+        }
+    }
+}
 
 macro_rules! messages {
     ($(#[$doc:meta])* $name:ident, $limit:expr, { $($kind:literal => $variant:ident($body:ty)),* $(,)? }) => {

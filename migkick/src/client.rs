@@ -24,8 +24,8 @@ use std::time::Duration;
 
 use common::backoff::Repeat;
 use common::signal::{
-    AgentSearch, DecodeError, MAX_TEXT_BYTES, MigrationAbort, MigrationProgress, MigrationReady,
-    MigrationRequest, Phase, VmMessage,
+    AgentSearch, Code, DecodeError, MAX_TEXT_BYTES, MigrationAbort, MigrationProgress,
+    MigrationReady, MigrationRequest, Phase, Reason, VmMessage,
 };
 use common::text::Escaped;
 
@@ -151,7 +151,7 @@ impl Client {
     }
 
     /// Ends the migration, and tells the agent when it may be working for this VM.
-    pub(crate) fn abort(&mut self, reason: &str) {
+    pub(crate) fn abort(&mut self, code: Code, reason: &str) {
         if !matches!(
             self.state,
             State::Searching { .. }
@@ -164,10 +164,8 @@ impl Client {
         ) {
             let reason = Escaped(reason).to_string();
             let end = reason.floor_char_boundary(MAX_TEXT_BYTES);
-            let abort = MigrationAbort {
-                reason: reason.get(..end).unwrap_or_default().to_owned(),
-            };
-            self.send(ALL_NODES, &abort.into());
+            let reason = Reason::new(code, reason.get(..end).unwrap_or_default());
+            self.send(ALL_NODES, &MigrationAbort(reason).into());
         }
         self.state = State::Over;
     }
@@ -229,7 +227,7 @@ impl Client {
                     State::Found | State::Over => false,
                 };
                 if counts {
-                    self.fail(ClientError::Aborted(abort.reason));
+                    self.fail(ClientError::Aborted(abort.0));
                 }
             }
             VmMessage::AgentSearch(_)

@@ -5,7 +5,7 @@ use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
 
 use crate::interface::Interface;
-use common::signal::{MigrationProgress, MigrationReady, MigrationResponse, Phase};
+use common::signal::{Code, MigrationProgress, MigrationReady, MigrationResponse, Phase};
 
 use crate::GoArgs;
 use crate::node::control::{Answer, ControlError, Prepare, Prepared, Request, SOCKET, ask};
@@ -197,11 +197,9 @@ impl Mobile {
         (may_translate && !translate).then(|| self.message(true))
     }
 
-    /// Handles an abort by the agents, with their reason.
-    pub(crate) fn refused(&mut self, reason: &str) {
-        // A reason that names the address means that another node has it; the next migration needs
-        // another address.
-        let taken = reason.contains(&self.prepared.address.to_string());
+    /// Handles an abort by the agents, with the code of their reason.
+    pub(crate) fn refused(&mut self, code: Code) {
+        let taken = code.wants_another_address();
         self.stage = Stage::Off { taken };
     }
 
@@ -430,13 +428,15 @@ mod tests {
 
     #[test]
     fn node_is_told_that_the_move_is_off_and_whether_the_address_is_taken() {
-        for (reason, taken) in [
-            ("No memory", false),
-            ("Another node has 2001:db8:2::7", true),
+        for (code, taken) in [
+            (Code::HYPERVISOR, false),
+            (Code::ADDRESS_TAKEN, true),
+            (Code::ADDRESS_OFF_LINK, true),
+            (Code::UNSPECIFIED, false),
         ] {
             let (folder, requests) = node(vec![prepared(), Answer::Done]);
             let mut mobile = prepare(&socket(&folder)).unwrap().unwrap();
-            mobile.refused(reason);
+            mobile.refused(code);
             drop(mobile);
             assert_eq!(requests.iter().last(), Some(Request::Aborted { taken }));
         }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
-use common::signal::{MigrationProgress, MigrationReady, MigrationResponse};
+use common::signal::{Code, MigrationProgress, MigrationReady, MigrationResponse};
 
 use crate::GoArgs;
 use crate::client::{Agent, Client, ClientError, Event, Timing};
@@ -68,7 +68,8 @@ pub(crate) fn go(args: &GoArgs) -> anyhow::Result<()> {
         Some(interface) => match prepare(args, secret, interface, &response) {
             Ok(nic) => nic,
             Err(error) => {
-                session.abort(&format!("The VM cannot prepare its idle NIC: {error:#}"));
+                let reason = format!("The VM cannot prepare its idle NIC: {error:#}");
+                session.abort(Code::FAILED, &reason);
                 return Err(error);
             }
         },
@@ -310,7 +311,8 @@ impl Session {
                 Ok(Some(ready)) => return Ok(ready),
                 Ok(None) => {}
                 Err(error) => {
-                    self.abort(&format!("The VM's node is not ready: {error}"));
+                    let reason = format!("The VM's node is not ready: {error}");
+                    self.abort(Code::FAILED, &reason);
                     return Err(error.into());
                 }
             }
@@ -349,7 +351,9 @@ impl Session {
             match event {
                 Event::Failed(error) => {
                     match (&mut self.mobile, &error) {
-                        (Some(mobile), ClientError::Aborted(reason)) => mobile.refused(reason),
+                        (Some(mobile), ClientError::Aborted(reason)) => {
+                            mobile.refused(reason.code);
+                        }
                         (Some(mobile), _) => mobile.lost(),
                         (None, _) => {}
                     }
@@ -368,7 +372,7 @@ impl Session {
             .context("Cannot receive datagrams")?
         {
             Wake::Interrupted => {
-                self.abort("Interrupted in the VM");
+                self.abort(Code::CANCELLED, "Interrupted in the VM");
                 if let Some(mobile) = &mut self.mobile {
                     mobile.lost();
                 }
@@ -397,8 +401,8 @@ impl Session {
         }
     }
 
-    fn abort(&mut self, reason: &str) {
-        self.client.abort(reason);
+    fn abort(&mut self, code: Code, reason: &str) {
+        self.client.abort(code, reason);
         while let Some(transmit) = self.client.poll_transmit() {
             for _ in 0..ABORTS {
                 // A failure needs no handling: the agent's own deadline ends the migration.

@@ -68,7 +68,7 @@ impl Vm {
     /// Asks for a move; the reason why not.
     fn refusal(&self, transaction: u64) -> String {
         self.until(transaction, request(), |message| match message {
-            VmMessage::MigrationAbort(abort) => Some(abort.reason),
+            VmMessage::MigrationAbort(abort) => Some(abort.0.text),
             _ => None,
         })
     }
@@ -153,7 +153,7 @@ fn vm_that_was_moved_just_now_is_not_moved_again_on_its_own_request() {
             });
         });
         let reason = vm.until(2, MigrationReady::default(), |message| match message {
-            VmMessage::MigrationAbort(abort) => Some(abort.reason),
+            VmMessage::MigrationAbort(abort) => Some(abort.0.text),
             _ => None,
         });
         assert!(reason.contains("stays on vms1"), "{reason}");

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::signal::{AgentRequest, MAX_FRAME_BYTES, MigrationAbort};
+use common::signal::{AgentRequest, MAX_FRAME_BYTES, MigrationAbort, Reason};
 use lab::wait;
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::unistd::gettid;
@@ -336,7 +336,7 @@ fn peer_that_speaks_without_end_costs_little_memory_and_keeps_nobody_waiting() {
                     transaction += 2;
                     peer.say(transaction, request(transaction));
                     let reason = "x".repeat(500);
-                    peer.say(transaction + 1, MigrationAbort { reason });
+                    peer.say(transaction + 1, MigrationAbort(Reason::unspecified(reason)));
                 }
                 peer.say_bytes(&vec![0x9f; MAX_FRAME_BYTES]);
                 peer.answer(transaction);

@@ -3,7 +3,7 @@
 use common::maps::FilterMode;
 use common::signal::{
     AgentRequest, AgentResponse, ArrivalNotice, Listener, MigrationAbort, MigrationProgress,
-    PeerMessage, Phase, Reception, ReceptionMode,
+    PeerMessage, Phase, Reason, Reception, ReceptionMode,
 };
 
 use super::agent::{Agent, domain, uuid};
@@ -103,7 +103,7 @@ fn peer_takes_its_share_of_the_places_and_no_more_whatever_it_says() {
         );
         // Who waits has its turn.
         let reason = "cancelled".to_owned();
-        liar.say(10, MigrationAbort { reason });
+        liar.say(10, MigrationAbort(Reason::unspecified(reason)));
         wait_for("its turn", || is_taken(&mut liar, 18).then_some(()));
     });
 }
@@ -120,7 +120,7 @@ fn peer_that_asks_on_and_on_is_refused() {
             let PeerMessage::MigrationAbort(abort) = answer else {
                 return false;
             };
-            abort.reason.contains("too many requests of vms2")
+            abort.0.text.contains("too many requests of vms2")
         };
         let refused = (1..=200).any(|transaction| is_refused(&liar.answer(transaction)));
         assert!(refused, "200 requests were taken");
@@ -166,7 +166,7 @@ fn notice_of_a_peer_keeps_no_operator_from_moving_the_domain() {
         let (transaction, message) = liar.hear();
         assert!(matches!(message, PeerMessage::AgentRequest(_)));
         let reason = "enough".to_owned();
-        liar.say(transaction, MigrationAbort { reason });
+        liar.say(transaction, MigrationAbort(Reason::unspecified(reason)));
         assert!(!operator.wait().unwrap().success());
     });
 }
@@ -239,7 +239,7 @@ fn names_and_reasons_that_a_peer_says_forge_no_lines() {
         liar.say(3, request(9, "tv-9"));
         liar.answer(3);
         let reason = said.to_owned();
-        liar.say(3, MigrationAbort { reason });
+        liar.say(3, MigrationAbort(Reason::unspecified(reason)));
         let answer = format!("{:?}", liar.answer(3));
         assert!(answer.contains("cannot be shown"), "{answer}");
         let output = agent.command(&["migrations"]).output().unwrap();

@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use common::counter::Counter;
 use common::signal::{
-    AgentSearchReply, MigrationAbort, MigrationProgress, MigrationResponse, PORT, Phase, VmMessage,
+    AgentSearchReply, MigrationAbort, MigrationProgress, MigrationResponse, PORT, Phase, Reason,
+    VmMessage,
 };
 use lab::binaries;
 use roamcast::datapath::Datapath;
@@ -126,7 +127,7 @@ fn cooperative(message: &VmMessage, name: &str, bytes: u64) -> VmMessage {
 /// Everything that takes the VM's move away from its agent.
 fn hostile(message: &VmMessage) -> Vec<VmMessage> {
     let reason = "forged".to_owned();
-    let abort = VmMessage::from(MigrationAbort { reason });
+    let abort = VmMessage::from(MigrationAbort(Reason::unspecified(reason)));
     match message {
         VmMessage::AgentSearch(_) => vec![search_reply("evil"), abort],
         VmMessage::MigrationRequest(_) => vec![abort],

@@ -113,7 +113,7 @@ impl Liar {
     /// The reason for which a transaction is refused.
     pub(crate) fn refusal(&mut self, transaction: u64) -> String {
         match self.answer(transaction) {
-            PeerMessage::MigrationAbort(abort) => abort.reason,
+            PeerMessage::MigrationAbort(abort) => abort.0.text,
             other => panic!("no refusal but {other:?}"),
         }
     }

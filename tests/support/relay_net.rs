@@ -306,7 +306,7 @@ impl Client {
 
     pub(crate) fn refusal(&self, transaction: u64) -> String {
         match self.message(transaction) {
-            PeerMessage::RelayRelease(RelayRelease { reason }) => reason,
+            PeerMessage::RelayRelease(RelayRelease(reason)) => reason.text,
             other => panic!("{other:?}"),
         }
     }

@@ -18,7 +18,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::signal::{ErrorMessage, PeerMessage};
+use common::signal::{ErrorMessage, PeerMessage, Reason};
 use roamcast::net::peers::{Endpoint, FromPeer, Peers, PeersConfig};
 use roamcast::net::tls::{Tls, TlsFiles};
 use roamcast::pki::{self, IssueRequest, Validity};
@@ -212,10 +212,7 @@ pub(crate) fn localhost(port: u16) -> SocketAddr {
 }
 
 pub(crate) fn message(text: &str) -> Vec<u8> {
-    PeerMessage::from(ErrorMessage {
-        reason: text.to_owned(),
-    })
-    .encode(1)
+    PeerMessage::from(ErrorMessage(Reason::unspecified(text.to_owned()))).encode(1)
 }
 
 /// A TLS client that follows no rules.

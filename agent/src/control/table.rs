@@ -120,7 +120,7 @@ pub fn migrations(rows: &[MigrationRow]) -> String {
             Cell::new(match &row.outcome {
                 Outcome::Running => row.phase.as_str().to_owned(),
                 Outcome::Completed => "completed".to_owned(),
-                Outcome::Failed(_) => "failed".to_owned(),
+                Outcome::Failed { .. } => "failed".to_owned(),
             }),
             Cell::new(format!("{} ago", duration(row.age_ms))),
             number(span(row.signalling_ms)),
@@ -135,7 +135,7 @@ pub fn migrations(rows: &[MigrationRow]) -> String {
     }
     // A sentence in a cell would make the table wider than any terminal.
     let failures = rows.iter().filter_map(|row| match &row.outcome {
-        Outcome::Failed(reason) => Some(format!("\n{} failed: {reason}", row.migration)),
+        Outcome::Failed { reason, .. } => Some(format!("\n{} failed: {reason}", row.migration)),
         _ => None,
     });
     let clear = rows.iter().filter_map(|row| match row.memory {

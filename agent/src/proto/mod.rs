@@ -92,7 +92,7 @@ use host::inventory::{Inventory, Place};
 use host::listeners::{Effect, Mirror};
 use host::usage::Usage;
 use reception::Receptions;
-use refusal::bounded;
+use refusal::bounded_reason;
 use timer::Timer;
 
 /// The protocol of one agent.
@@ -415,9 +415,9 @@ impl Agent {
             }
             PeerMessage::RelayRequest(_) => self.cx.release_as_no_relay(peer, transaction),
             PeerMessage::RelayResponse(_) | PeerMessage::RelayRelease(_) => {}
-            PeerMessage::MigrationAbort(MigrationAbort { reason })
-            | PeerMessage::Error(ErrorMessage { reason }) => {
-                let reason = bounded(&reason);
+            PeerMessage::MigrationAbort(MigrationAbort(reason))
+            | PeerMessage::Error(ErrorMessage(reason)) => {
+                let reason = bounded_reason(&reason);
                 let (departures, cx, around) = self.departing();
                 departures.peer_refused(cx, around.addresses, from, &reason);
                 self.with_arrivals(|arrivals, cx, host| {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::Ipv6Addr;
 use std::time::Duration;
 
-use common::signal::{Phase, Reception};
+use common::signal::{Phase, Reason, Reception};
 
 use super::copy::CopyWay;
 use super::handover::{HoldReport, UnreadReport};
@@ -27,8 +27,8 @@ pub enum Direction {
 pub enum Outcome {
     /// The VM runs at the destination.
     Completed,
-    /// It does not; one sentence for a person.
-    Failed(String),
+    /// The VM stays at the source.
+    Failed(Reason),
 }
 
 /// Why nothing held the streams of a NIC until its VM ran at the destination. Such a NIC may have lost

@@ -4,7 +4,7 @@
 use std::net::Ipv6Addr;
 use std::time::Duration;
 
-use common::signal::MAX_TEXT_BYTES;
+use common::signal::{Code, MAX_TEXT_BYTES, Reason};
 use common::text::Escaped;
 use thiserror::Error;
 
@@ -136,7 +136,7 @@ pub(super) enum Refusal {
         waited: Duration,
     },
     #[error("Destination {destination} refuses: {reason}")]
-    Refused { destination: String, reason: String },
+    Refused { destination: String, reason: Reason },
     #[error("The VM did not say within {} s that it is ready; run migkick again", .waited.as_secs())]
     NotReady { waited: Duration },
     #[error("Domain {domain} has left {agent} or was shut down before its migration began")]
@@ -207,7 +207,7 @@ pub(super) enum Refusal {
     #[error("Source {source_agent} refuses: {reason}")]
     RefusedBySource {
         source_agent: String,
-        reason: String,
+        reason: Reason,
     },
     #[error("The request has a field that is out of range: {field}")]
     BadField { field: &'static str },
@@ -238,11 +238,71 @@ pub(super) enum Refusal {
         length: u8,
     },
     #[error("Destination {destination} refuses the VM's address: {reason}")]
-    Address { destination: String, reason: String },
+    Address { destination: String, reason: Reason },
     #[error("Nothing was heard of domain {domain} for {} s", .waited.as_secs())]
     Unused { domain: String, waited: Duration },
     #[error("The connection to {peer} broke before domain {domain} began to come")]
     LostPeer { peer: String, domain: String },
+}
+
+impl Refusal {
+    /// Returns the code for programs and the whole sentence for people.
+    pub(super) fn reason(&self) -> Reason {
+        Reason::new(self.code(), self.to_string())
+    }
+
+    fn code(&self) -> Code {
+        match self {
+            Self::InTheClear { .. } => Code::NOT_ENCRYPTED,
+            Self::OtherDomain { .. }
+            | Self::UnknownDomain { .. }
+            | Self::Name { .. }
+            | Self::OtherName { .. }
+            | Self::OtherUuid { .. } => Code::UNKNOWN_DOMAIN,
+            Self::NotRunning { .. }
+            | Self::RunsHere { .. }
+            | Self::DomainGone { .. }
+            | Self::NothingToAbort { .. }
+            | Self::GoneBeforeArrival { .. } => Code::DOMAIN_STATE,
+            Self::UnknownDestination { .. }
+            | Self::SameHost { .. }
+            | Self::UnknownSource { .. }
+            | Self::StaleSource { .. } => Code::UNKNOWN_HOST,
+            Self::Departure { .. } | Self::Arrival { .. } => Code::NOT_PERMITTED,
+            Self::Pause { .. } | Self::TooOften { .. } => Code::TOO_OFTEN,
+            Self::Superseded { .. }
+            | Self::AlreadyMigrating { .. }
+            | Self::AlreadyArriving { .. } => Code::OTHER_MIGRATION,
+            Self::NoPlace { .. } | Self::TooManyOutgoing { .. } | Self::TooManyIncoming { .. } => {
+                Code::LIMIT
+            }
+            Self::NoHypervisor { .. }
+            | Self::Down { .. }
+            | Self::SourceDown { .. }
+            | Self::LostPeer { .. } => Code::UNREACHABLE,
+            Self::NoAnswer { .. }
+            | Self::NotReady { .. }
+            | Self::NotPrepared { .. }
+            | Self::Unused { .. } => Code::TIMED_OUT,
+            Self::Cancelled { .. } => Code::CANCELLED,
+            Self::Hypervisor { .. } => Code::HYPERVISOR,
+            Self::UnknownTransaction { .. } => Code::UNKNOWN_TRANSACTION,
+            Self::BadField { .. } => Code::MALFORMED,
+            Self::AddressTaken { .. }
+            | Self::AddressHeld { .. }
+            | Self::AddressLeft { .. }
+            | Self::AddressOfHost { .. } => Code::ADDRESS_TAKEN,
+            Self::AddressOffLink { .. } => Code::ADDRESS_OFF_LINK,
+            Self::Refused { reason, .. }
+            | Self::RefusedBySource { reason, .. }
+            | Self::Address { reason, .. } => reason.code,
+        }
+    }
+}
+
+/// Returns a reason as a message may carry it: its sentence as [`bounded`] makes it.
+pub(super) fn bounded_reason(reason: &Reason) -> Reason {
+    Reason::new(reason.code, bounded(&reason.text))
 }
 
 /// Makes a text what a message may carry: short, and without what cannot be shown, as errors of others

@@ -283,7 +283,10 @@ fn migration_row(record: &MigrationRecord, now: Timestamp) -> MigrationRow {
         outcome: match &record.outcome {
             None => Outcome::Running,
             Some(proto::Outcome::Completed) => Outcome::Completed,
-            Some(proto::Outcome::Failed(reason)) => Outcome::Failed(reason.clone()),
+            Some(proto::Outcome::Failed(reason)) => Outcome::Failed {
+                reason: reason.text.clone(),
+                code: reason.code.to_string(),
+            },
         },
     }
 }

@@ -7,7 +7,7 @@ use minicbor::bytes::ByteArray;
 use minicbor::{Decode, Encode};
 
 use super::bounded::{list, optional_text, text, texts};
-use super::{MAX_FLOWS, MAX_LISTENERS, MAX_NAMED, MAX_NICS, MAX_SOURCES};
+use super::{Code, MAX_FLOWS, MAX_LISTENERS, MAX_NAMED, MAX_NICS, MAX_SOURCES, Reason};
 use crate::mat::MAX_MOAS;
 
 /// IPv6 address in network order, 16 bytes.
@@ -274,6 +274,9 @@ pub struct AddressClaimReply {
     /// One sentence for a person; empty for a unique address.
     #[cbor(n(2), decode_with = "text")]
     pub reason: String,
+    /// Code of the reason; unspecified for a unique address.
+    #[cbor(n(3), default)]
+    pub code: Code,
 }
 
 /// Phase of a migration; later phases are greater.
@@ -334,16 +337,10 @@ pub struct MigrationProgress {
 
 /// `MigrationAbort`: the migration ends, or the agent refuses it.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-pub struct MigrationAbort {
-    /// One sentence for a person.
-    #[cbor(n(0), decode_with = "text")]
-    pub reason: String,
-}
+#[cbor(transparent)]
+pub struct MigrationAbort(#[n(0)] pub Reason);
 
 /// `Error`: the sender did not understand the last message.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-pub struct ErrorMessage {
-    /// One sentence for a person.
-    #[cbor(n(0), decode_with = "text")]
-    pub reason: String,
-}
+#[cbor(transparent)]
+pub struct ErrorMessage(#[n(0)] pub Reason);

@@ -1,12 +1,11 @@
 //! Bodies of the messages between an agent and a relay.
 
-use alloc::string::String;
 use alloc::vec::Vec;
 
 use minicbor::{Decode, Encode};
 
-use super::bounded::{list, text};
-use super::{Address, MAX_RELAY_FLOWS, MAX_SOURCES};
+use super::bounded::list;
+use super::{Address, MAX_RELAY_FLOWS, MAX_SOURCES, Reason};
 
 /// One flow that the agent knows at the time of a `RelayRequest`; the relay can announce the flow
 /// before its first packet.
@@ -83,8 +82,5 @@ pub struct RelayResponse {
 
 /// `RelayRelease`: either side ends the session, or the relay refuses it.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-pub struct RelayRelease {
-    /// One sentence for a person.
-    #[cbor(n(0), decode_with = "text")]
-    pub reason: String,
-}
+#[cbor(transparent)]
+pub struct RelayRelease(#[n(0)] pub Reason);

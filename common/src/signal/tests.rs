@@ -109,6 +109,7 @@ fn claim_and_its_reply_survive_the_wire_between_agents_only() {
         address: [1; 16].into(),
         state: ClaimState::Refused,
         reason: "taken".to_string(),
+        code: Code::ADDRESS_TAKEN,
     };
     let bytes = PeerMessage::from(reply.clone()).encode(9);
     assert_eq!(PeerMessage::decode(&bytes), Ok((9, reply.into())));
@@ -195,7 +196,7 @@ fn lists_are_read_up_to_their_bounds_and_refused_beyond() {
     };
     let reason = |length| {
         let reason = "x".repeat(length);
-        PeerMessage::from(MigrationAbort { reason })
+        PeerMessage::from(MigrationAbort(Reason::unspecified(reason)))
     };
     let listener = request().listeners[0].clone();
     let cases: Vec<(usize, Message)> = vec![
@@ -300,9 +301,7 @@ fn unknown_kind_is_named_with_its_transaction() {
 #[test]
 fn text_that_cannot_be_shown_is_refused_with_its_transaction() {
     for text in ["a\nb", "a\tb", "\u{1b}[2J", "a\u{202e}b"] {
-        let abort = MigrationAbort {
-            reason: text.to_string(),
-        };
+        let abort = MigrationAbort(Reason::unspecified(text.to_string()));
         let bytes = PeerMessage::from(abort).encode(7);
         let refused = Err(DecodeError::Text { transaction: 7 });
         assert_eq!(PeerMessage::decode(&bytes), refused, "{text:?}");
@@ -326,18 +325,14 @@ fn text_that_cannot_be_shown_is_refused_with_its_transaction() {
 
 #[test]
 fn unknown_fields_are_ignored() {
-    let bytes = [0x84, 0x01, 0x05, 0x0b, 0x82, 0x61, b'x', 0x18, 42];
-    let abort = MigrationAbort {
-        reason: "x".to_string(),
-    };
+    let bytes = [0x84, 0x01, 0x05, 0x0b, 0x83, 0x61, b'x', 0x00, 0x18, 42];
+    let abort = MigrationAbort(Reason::unspecified("x".to_string()));
     assert_eq!(VmMessage::decode(&bytes), Ok((5, abort.into())));
 }
 
 #[test]
 fn datagram_over_the_limit_is_refused_by_length() {
-    let abort = MigrationAbort {
-        reason: "x".repeat(MAX_DATAGRAM_BYTES),
-    };
+    let abort = MigrationAbort(Reason::unspecified("x".repeat(MAX_DATAGRAM_BYTES)));
     let bytes = VmMessage::from(abort).encode(1);
     assert_eq!(
         VmMessage::decode(&bytes),

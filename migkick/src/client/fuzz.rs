@@ -6,7 +6,7 @@ use std::time::Duration;
 use arbitrary::{Result, Unstructured};
 use common::signal::{
     AgentSearchReply, MAX_DATAGRAM_BYTES, MigrationAbort, MigrationProgress, MigrationReady,
-    MigrationResponse, Phase, VmMessage,
+    MigrationResponse, Phase, Reason, VmMessage,
 };
 
 use super::{Client, Event, Timing};
@@ -80,10 +80,7 @@ fn next(input: &mut Unstructured<'_>, client: &mut Client, now: &mut Duration) -
             clock_ns: input.arbitrary()?,
         }
         .into(),
-        5 => MigrationAbort {
-            reason: "No".to_owned(),
-        }
-        .into(),
+        5 => MigrationAbort(Reason::unspecified("No".to_owned())).into(),
         6 => {
             let length = input.len().min(input.int_in_range(0..=60)?);
             let bytes = input.bytes(length)?;

@@ -1,5 +1,6 @@
 use super::*;
 use common::signal::{AgentSearchReply, MigrationResponse};
+use common::signal::{Code, Reason};
 use proptest::prelude::*;
 
 const SOURCE: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
@@ -44,7 +45,7 @@ fn progress(phase: Phase) -> VmMessage {
 
 fn abort(reason: &str) -> VmMessage {
     let reason = reason.to_owned();
-    MigrationAbort { reason }.into()
+    MigrationAbort(Reason::unspecified(reason)).into()
 }
 
 fn sent(client: &mut Client) -> Vec<Transmit> {
@@ -280,17 +281,17 @@ fn other_protocol_version_is_named() {
 #[test]
 fn abort_tells_the_agent_only_when_it_may_be_at_work() {
     let mut idle = found();
-    idle.abort("Interrupted");
+    idle.abort(Code::CANCELLED, "Interrupted");
     assert!(sent(&mut idle).is_empty());
     let mut client = waiting();
-    client.abort(&"é".repeat(200));
+    client.abort(Code::FAILED, &"é".repeat(200));
     let transmits = sent(&mut client);
     let [transmit] = transmits.as_slice() else {
         panic!("{transmits:?}");
     };
     let (transaction, message) = VmMessage::decode(&transmit.bytes).unwrap();
     assert_eq!(transaction, MOVE);
-    assert!(matches!(message, VmMessage::MigrationAbort(abort) if abort.reason.len() <= 255));
+    assert!(matches!(message, VmMessage::MigrationAbort(abort) if abort.0.text.len() <= 255));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::net::Ipv6Addr;
 use std::time::Duration;
 
-use common::signal::{DecodeError, MigrationProgress, MigrationResponse, VERSION};
+use common::signal::{DecodeError, MigrationProgress, MigrationResponse, Reason, VERSION};
 
 /// Intervals and deadlines of the client.
 #[derive(Clone, Debug)]
@@ -112,7 +112,7 @@ pub(crate) enum ClientError {
     },
     /// The agent refuses or aborts the migration.
     #[error("{0}")]
-    Aborted(String),
+    Aborted(Reason),
     /// The agent's answer contains a text that is not plain.
     #[error("The agent's answer is refused: {0}; have the domain or the agent renamed")]
     Text(DecodeError),

@@ -1,7 +1,9 @@
 use super::*;
 use std::net::{SocketAddr, UdpSocket};
 
-use common::signal::{AgentSearchReply, MigrationAbort, MigrationProgress, PORT, Phase, VmMessage};
+use common::signal::{
+    AgentSearchReply, MigrationAbort, MigrationProgress, PORT, Phase, Reason, VmMessage,
+};
 
 use crate::client::ALL_NODES;
 use crate::identifier::Scheme;
@@ -39,7 +41,7 @@ fn agent(refusal: Option<&'static str>) -> Option<Ipv6Addr> {
             ),
             (VmMessage::MigrationRequest(_), Some(reason)) => {
                 let reason = reason.to_owned();
-                answer(MigrationAbort { reason }.into());
+                answer(MigrationAbort(Reason::unspecified(reason)).into());
                 return None;
             }
             (VmMessage::MigrationRequest(_), None) => {

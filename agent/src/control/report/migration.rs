@@ -123,14 +123,20 @@ impl From<Phase> for MigrationPhase {
 
 /// How a migration ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase", tag = "state", content = "reason")]
+#[serde(rename_all = "lowercase", tag = "state")]
 pub enum Outcome {
     /// The migration is in progress.
     Running,
     /// The domain runs at the destination.
     Completed,
-    /// The domain still runs at the source; the text is the reason in one sentence.
-    Failed(String),
+    /// The domain still runs at the source.
+    Failed {
+        /// The reason in one sentence.
+        reason: String,
+        /// Code of the reason ([`common::signal::Code`]): its name, or its number if a later version
+        /// has added the code.
+        code: String,
+    },
 }
 
 /// How the memory of a VM travels to the destination.

@@ -322,7 +322,10 @@ fn failed_migration_shows_its_reason() {
                 dropped: 1,
             }],
         }),
-        outcome: Outcome::Failed("libvirtd is gone".to_owned()),
+        outcome: Outcome::Failed {
+            reason: "libvirtd is gone".to_owned(),
+            code: "hypervisor".to_owned(),
+        },
         ..completed(vec![])
     };
     let text = migrations(std::slice::from_ref(&row));

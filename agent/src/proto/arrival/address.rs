@@ -22,7 +22,7 @@
 use std::net::Ipv6Addr;
 use std::time::Duration;
 
-use common::signal::{AddressClaimReply, ClaimState};
+use common::signal::{AddressClaimReply, ClaimState, Reason};
 use tracing::{info, warn};
 
 use super::Incoming;
@@ -30,7 +30,7 @@ use super::left::Left;
 use crate::proto::addresses::{Addresses, Allowance, Said};
 use crate::proto::context::Context;
 use crate::proto::record::ClaimOutcome;
-use crate::proto::refusal::{Refusal, bounded};
+use crate::proto::refusal::{Refusal, bounded_reason};
 use crate::proto::timer::Timer;
 use crate::proto::{AddressCommand, Dispute, Mac, mac_text};
 
@@ -94,7 +94,7 @@ impl Claim {
         matches!(self.state, State::Spoken | State::Silent)
     }
 
-    pub(super) fn reply(&self, cx: &mut Context, peer: &str, state: ClaimState, reason: String) {
+    pub(super) fn reply(&self, cx: &mut Context, peer: &str, state: ClaimState, reason: Reason) {
         reply(cx, (peer, self.transaction), self.address, state, reason);
     }
 
@@ -140,12 +140,13 @@ pub(super) fn reply(
     (peer, transaction): (&str, u64),
     address: Ipv6Addr,
     state: ClaimState,
-    reason: String,
+    reason: Reason,
 ) {
     let reply = AddressClaimReply {
         address: address.octets().into(),
         state,
-        reason,
+        reason: reason.text,
+        code: reason.code,
     };
     cx.send(peer, transaction, &reply.into());
 }
@@ -170,7 +171,7 @@ impl Incoming {
         address: Ipv6Addr,
         why: &Refusal,
     ) {
-        let (number, reason) = (self.number, bounded(&why.to_string()));
+        let (number, reason) = (self.number, bounded_reason(&why.reason()));
         cx.counters.claims_refused += 1;
         warn!(domain = %self.domain, number, %address, %reason, "Address is refused");
         note(cx, number, address, ClaimOutcome::Refused);
@@ -213,7 +214,7 @@ impl Incoming {
                 if !claim.disputed {
                     info!(domain = %self.domain, number, %address, "Address is unique");
                     note(cx, number, address, ClaimOutcome::Unique);
-                    claim.reply(cx, &self.peer, ClaimState::Unique, String::new());
+                    claim.reply(cx, &self.peer, ClaimState::Unique, Reason::default());
                 }
                 for asker in asked {
                     claim.advertise(cx, Some(asker));
@@ -278,7 +279,7 @@ impl Incoming {
                     cx.counters.addresses_disputed += 1;
                     warn!(domain = %self.domain, number = self.number, %address, mac = mac_text(&by), "Somebody says that he has the address of a VM that moves here; the move goes on");
                     note(cx, self.number, address, ClaimOutcome::Disputed);
-                    let reason = bounded(&taken.to_string());
+                    let reason = bounded_reason(&taken.reason());
                     claim.reply(cx, &self.peer, ClaimState::Disputed, reason);
                 }
                 None

@@ -3,7 +3,7 @@
 use std::net::Ipv6Addr;
 use std::time::Duration;
 
-use common::signal::{AddressClaim, ClaimState, ErrorMessage};
+use common::signal::{AddressClaim, ClaimState, Code, ErrorMessage, Reason};
 use tracing::info;
 
 use super::address::{Claim, State, note, reply};
@@ -68,7 +68,8 @@ impl Arrivals {
         let (address, mac) = (Ipv6Addr::from(*said.address), *said.mac);
         let Some(incoming) = self.incoming.of_transaction(peer, said.migration) else {
             let reason = format!("{} expects no such domain", cx.config.name);
-            cx.send(peer, transaction, &ErrorMessage { reason }.into());
+            let reason = Reason::new(Code::UNKNOWN_TRANSACTION, reason);
+            cx.send(peer, transaction, &ErrorMessage(reason).into());
             return;
         };
         let (number, uuid) = (incoming.number, incoming.uuid);
@@ -126,7 +127,7 @@ impl Arrivals {
         self.translate_left(cx, host);
         if !is_probed {
             let unique = ClaimState::Unique;
-            reply(cx, (peer, transaction), address, unique, String::new());
+            reply(cx, (peer, transaction), address, unique, Reason::default());
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use common::signal::{MigrationAbort, PeerMessage};
+use common::signal::{MigrationAbort, PeerMessage, Reason};
 use tracing::{debug, info, warn};
 
 use super::stage::Stage;
@@ -10,7 +10,7 @@ use super::{Arrivals, Host, Incoming};
 use crate::proto::DomainUuid;
 use crate::proto::context::Context;
 use crate::proto::record::Outcome;
-use crate::proto::refusal::{Refusal, bounded};
+use crate::proto::refusal::{Refusal, bounded_reason};
 use crate::proto::timer::Timer;
 
 /// How long the source of a domain whose TAPs are gone may take to say why.
@@ -24,7 +24,7 @@ impl Arrivals {
         cx: &mut Context,
         host: &mut Host<'_>,
         (peer, transaction): (&str, u64),
-        reason: &str,
+        reason: &Reason,
     ) {
         self.queue.remove(peer, transaction);
         if let Some(incoming) = self.incoming.of_transaction_mut(peer, transaction) {
@@ -33,9 +33,9 @@ impl Arrivals {
             match &mut incoming.stage {
                 // It runs at both ends when libvirt has lost its word in between; the source ends it
                 // here, unless it is the one that errs.
-                Stage::Arrived(arrived) => arrived.aborted = Some(reason.to_owned()),
+                Stage::Arrived(arrived) => arrived.aborted = Some(reason.clone()),
                 Stage::Coming { aborted, .. } if is_here => {
-                    *aborted = Some(reason.to_owned());
+                    *aborted = Some(reason.clone());
                     let grace = cx.now + cx.config.timing.lost_peer_grace;
                     cx.timers.set_earlier(Timer::Unused(number), grace);
                 }
@@ -172,11 +172,11 @@ impl Arrivals {
         if let Some(incoming) = self.incoming.get(number) {
             debug!(domain = %incoming.domain, "Domain is gone while it was held for");
             if let Some(reason) = incoming.stage.aborted() {
-                let outcome = Outcome::Failed(reason.to_owned());
+                let outcome = Outcome::Failed(reason.clone());
                 cx.records.end(number, cx.now, outcome);
             }
         }
-        self.undo(cx, host, number, "");
+        self.undo(cx, host, number, &Reason::default());
     }
 
     pub(super) fn undo_and_tell(
@@ -186,11 +186,9 @@ impl Arrivals {
         number: u64,
         refusal: &Refusal,
     ) {
-        let reason = bounded(&refusal.to_string());
+        let reason = bounded_reason(&refusal.reason());
         if let Some(incoming) = self.incoming.get(number) {
-            let abort = PeerMessage::from(MigrationAbort {
-                reason: reason.clone(),
-            });
+            let abort = PeerMessage::from(MigrationAbort(reason.clone()));
             cx.send(&incoming.peer, incoming.transaction, &abort);
         }
         self.undo(cx, host, number, &reason);
@@ -202,7 +200,7 @@ impl Arrivals {
         cx: &mut Context,
         host: &mut Host<'_>,
         number: u64,
-        reason: &str,
+        reason: &Reason,
     ) {
         let Some(incoming) = self.drop_incoming(cx, host, number) else {
             return;
@@ -210,10 +208,11 @@ impl Arrivals {
         if incoming.stage.arrived().is_none() {
             let is_replaced = self.incoming.of_domain(incoming.uuid).is_some();
             if !is_replaced {
-                self.preparations.not_prepared(cx, incoming.uuid, reason);
+                self.preparations
+                    .not_prepared(cx, incoming.uuid, &reason.text);
             }
-            warn!(domain = %incoming.domain, number, reason, "Domain does not arrive");
-            let outcome = Outcome::Failed(reason.to_owned());
+            warn!(domain = %incoming.domain, number, %reason, "Domain does not arrive");
+            let outcome = Outcome::Failed(reason.clone());
             cx.records.end(number, cx.now, outcome);
         }
         for place in &incoming.mdb.made {

@@ -15,7 +15,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use common::signal::{ArrivalNotice, MAX_TEXT_BYTES};
+use common::signal::{ArrivalNotice, MAX_TEXT_BYTES, Reason};
 use tracing::{info, warn};
 
 use super::{Arrivals, Host, Incoming};
@@ -102,13 +102,19 @@ impl Preparations {
     }
 
     /// The source of a noticed domain does not ask for it.
-    pub(super) fn refused(&mut self, cx: &mut Context, peer: &str, transaction: u64, reason: &str) {
+    pub(super) fn refused(
+        &mut self,
+        cx: &mut Context,
+        peer: &str,
+        transaction: u64,
+        reason: &Reason,
+    ) {
         let refused = |preparation: &Preparation| {
             preparation.notice == Some(transaction) && preparation.source == peer
         };
         let refusal = Refusal::RefusedBySource {
             source_agent: peer.to_owned(),
-            reason: reason.to_owned(),
+            reason: reason.clone(),
         };
         for command in self.of(refused) {
             self.end(cx, command, &refusal.to_string());

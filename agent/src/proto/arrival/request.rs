@@ -5,7 +5,8 @@ use std::net::Ipv6Addr;
 
 use common::maps::{FilterMode, ManagedKey};
 use common::signal::{
-    AgentRequest, AgentResponse, Flow, Listener, MigrationAbort, Phase, Reception, ReceptionMode,
+    AgentRequest, AgentResponse, Code, Flow, Listener, MigrationAbort, Phase, Reason, Reception,
+    ReceptionMode,
 };
 use tracing::{info, warn};
 
@@ -20,7 +21,7 @@ use crate::proto::context::Context;
 use crate::proto::filter::{Filter, is_routable};
 use crate::proto::millis;
 use crate::proto::record::Direction;
-use crate::proto::refusal::bounded;
+use crate::proto::refusal::bounded_reason;
 use crate::proto::{DomainUuid, Output};
 
 /// The answer to a request.
@@ -175,10 +176,10 @@ impl Arrivals {
             Ok(true) => {}
             Ok(false) => return,
             Err(refusal) => {
-                let reason = bounded(&refusal.to_string());
+                let reason = bounded_reason(&refusal.reason());
                 warn!(peer, domain = %body.domain_name, %reason, "Arrival is refused");
-                self.preparations.refused_here(cx, peer, uuid, &reason);
-                cx.send(peer, transaction, &MigrationAbort { reason }.into());
+                self.preparations.refused_here(cx, peer, uuid, &reason.text);
+                cx.send(peer, transaction, &MigrationAbort(reason).into());
                 return;
             }
         }
@@ -189,7 +190,8 @@ impl Arrivals {
         let (replaced, gates) = replaced.unzip();
         let number = self.admit(cx, host, (peer, transaction), body, gates);
         if let Some(replaced) = replaced {
-            self.undo(cx, host, replaced, "The source asked anew");
+            let anew = Reason::new(Code::OTHER_MIGRATION, "The source asked anew");
+            self.undo(cx, host, replaced, &anew);
         }
         let domain = host.inventory.domains.get(&uuid);
         if domain.is_some_and(|domain| domain.running) {

@@ -15,7 +15,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use common::signal::{MigrationProgress, Phase};
+use common::signal::{MigrationProgress, Phase, Reason};
 use tracing::info;
 
 use super::{Arrivals, Host, Incoming};
@@ -39,7 +39,7 @@ pub(super) enum Stage {
     Coming {
         heard: Timestamp,
         /// Why the source has taken it back since it was heard last; the last word is libvirt's.
-        aborted: Option<String>,
+        aborted: Option<Reason>,
     },
     /// The VM runs here.
     Arrived(Arrived),
@@ -52,7 +52,7 @@ pub(super) struct Arrived {
     /// The domain or its TAPs are, or were, here. libvirt may say earlier that it runs.
     pub(super) has_begun: bool,
     /// Why the source has taken it back.
-    pub(super) aborted: Option<String>,
+    pub(super) aborted: Option<Reason>,
     /// First General Query after the arrival, by VLAN.
     pub(super) queried: BTreeMap<u16, Timestamp>,
     /// Until when answers to the last Query are looked for.
@@ -78,11 +78,11 @@ impl Stage {
     }
 
     /// Why the source has taken the arrival back.
-    pub(super) fn aborted(&self) -> Option<&str> {
+    pub(super) fn aborted(&self) -> Option<&Reason> {
         match self {
             Self::Expected { .. } => None,
-            Self::Coming { aborted, .. } => aborted.as_deref(),
-            Self::Arrived(arrived) => arrived.aborted.as_deref(),
+            Self::Coming { aborted, .. } => aborted.as_ref(),
+            Self::Arrived(arrived) => arrived.aborted.as_ref(),
         }
     }
 
@@ -160,7 +160,7 @@ impl Incoming {
         self.stage = Stage::Arrived(Arrived {
             at,
             has_begun: self.stage.has_begun(),
-            aborted: self.stage.aborted().map(str::to_owned),
+            aborted: self.stage.aborted().cloned(),
             queried: BTreeMap::new(),
             poll_until: Timestamp::default(),
         });

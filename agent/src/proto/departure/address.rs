@@ -15,7 +15,7 @@
 use std::net::Ipv6Addr;
 use std::time::Duration;
 
-use common::signal::{AddressClaim, AddressClaimReply, ClaimState, MigrationReady};
+use common::signal::{AddressClaim, AddressClaimReply, ClaimState, MigrationReady, Reason};
 use tracing::{info, warn};
 
 use super::stage::Stage;
@@ -187,7 +187,7 @@ impl Departures {
         };
         cx.records
             .update(number, |record| record.claim(address, outcome));
-        let reason = bounded(&reply.reason);
+        let reason = Reason::new(reply.code, bounded(&reply.reason));
         match reply.state {
             ClaimState::Unique => {}
             ClaimState::Disputed => warn!(peer, number, %address, %reason, "Address is disputed"),

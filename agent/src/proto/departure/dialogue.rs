@@ -217,7 +217,7 @@ impl Outgoing {
             let field = "prefix_length";
             return Err(Refusal::Refused {
                 destination: order.destination.clone(),
-                reason: Refusal::BadField { field }.to_string(),
+                reason: Refusal::BadField { field }.reason(),
             });
         }
         cx.timers.stop(Timer::Response(order.number));

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use common::signal::{MigrationAbort, MigrationProgress, PeerMessage, Phase};
+use common::signal::{MigrationAbort, MigrationProgress, PeerMessage, Phase, Reason};
 use tracing::{debug, info, warn};
 
 use super::handover::end_recording;
@@ -13,7 +13,7 @@ use crate::proto::context::Context;
 use crate::proto::host::inventory::Inventory;
 use crate::proto::links::vm::Caller;
 use crate::proto::record::Outcome;
-use crate::proto::refusal::{Refusal, bounded};
+use crate::proto::refusal::{Refusal, bounded, bounded_reason};
 use crate::proto::timer::Timer;
 use crate::proto::{CommandReply, DomainUuid, JobStats, Output, Timestamp, millis};
 
@@ -139,7 +139,7 @@ impl Departures {
         cx: &mut Context,
         addresses: &mut Addresses,
         from: (&str, u64),
-        reason: &str,
+        reason: &Reason,
     ) {
         let (peer, transaction) = from;
         debug!(peer, transaction, %reason, "Peer ends a migration");
@@ -152,14 +152,14 @@ impl Departures {
         {
             warn!(
                 peer,
-                reason, "Destination has undone its joins; libvirt goes on"
+                %reason, "Destination has undone its joins; libvirt goes on"
             );
             return;
         }
         let number = order.number;
         let refusal = Refusal::Refused {
             destination: peer.to_owned(),
-            reason: reason.to_owned(),
+            reason: reason.clone(),
         };
         self.fail(cx, addresses, number, &refusal);
     }
@@ -256,7 +256,7 @@ impl Departures {
             end_recording(cx, &moving.recorded);
         }
         addresses.end_departures(cx, |_, departure| departure.is_of(number));
-        let reason = refusal.to_string();
+        let reason = refusal.reason();
         warn!(domain = %order.domain, number, %reason, "Migration has failed");
         let ended = Outcome::Failed(reason.clone());
         cx.records.end(number, cx.now, ended);
@@ -266,8 +266,7 @@ impl Departures {
             && order.requester != Requester::Unknown
             && !matches!(refusal, Refusal::Refused { .. })
         {
-            let reason = bounded(&reason);
-            let end = PeerMessage::from(MigrationAbort { reason });
+            let end = PeerMessage::from(MigrationAbort(bounded_reason(&reason)));
             cx.send_end(number, &order.destination, order.transaction, None, end);
         }
         match order.requester {
@@ -278,7 +277,7 @@ impl Departures {
                 cx.tell_refusal(order.uuid, transaction, to, refusal);
             }
             Requester::Operator { command } => {
-                cx.reply(command, CommandReply::Failed(reason));
+                cx.reply(command, CommandReply::Failed(reason.text));
             }
             Requester::Unknown | Requester::External { .. } => {}
         }

@@ -228,7 +228,7 @@ impl DirectoryClient {
             }
             Ok((transaction, DirectoryMessage::Error(error))) => {
                 server.asked.remove(&transaction);
-                warn!(mcs = peer, reason = %bounded(&error.reason), "Migration control server refuses");
+                warn!(mcs = peer, reason = %bounded(&error.0.text), "Migration control server refuses");
                 if transaction == 0 {
                     server.registered = false;
                     server.next = now + server.backoff.delay().max(ANSWER);

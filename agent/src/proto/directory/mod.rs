@@ -21,8 +21,8 @@ use std::net::Ipv6Addr;
 use std::time::Duration;
 
 use common::signal::{
-    AddressRange, DecodeError, DirectoryMessage, ErrorMessage, KnownRelay, MAX_TEXT_BYTES,
-    Register, Registered, RelaySearch, RelaySearchReply, Role,
+    AddressRange, Code, DecodeError, DirectoryMessage, ErrorMessage, KnownRelay, MAX_TEXT_BYTES,
+    Reason, Register, Registered, RelaySearch, RelaySearchReply, Role,
 };
 use tracing::{info, warn};
 
@@ -119,6 +119,17 @@ enum Refusal {
     Foreign { server: String },
 }
 
+impl Refusal {
+    fn code(&self) -> Code {
+        match self {
+            Self::Register { .. } | Self::Search { .. } => Code::NOT_PERMITTED,
+            Self::Full { .. } => Code::LIMIT,
+            Self::Field { .. } => Code::MALFORMED,
+            Self::Foreign { .. } => Code::UNSUPPORTED,
+        }
+    }
+}
+
 impl Directory {
     /// A directory that knows nobody yet.
     pub fn new(config: DirectoryConfig) -> Self {
@@ -143,8 +154,8 @@ impl Directory {
                 | DecodeError::UnknownKind { transaction, .. }
                 | DecodeError::Text { transaction } = error
                 {
-                    let reason = error.to_string();
-                    self.send(peer, transaction, &ErrorMessage { reason }.into());
+                    let reason = Reason::new(error.code(), error.to_string());
+                    self.send(peer, transaction, &ErrorMessage(reason).into());
                 }
                 return;
             }
@@ -153,7 +164,7 @@ impl Directory {
             DirectoryMessage::Register(body) => self.register(now, peer, body).map(Into::into),
             DirectoryMessage::RelaySearch(body) => self.search(peer, &body).map(Into::into),
             DirectoryMessage::Error(error) => {
-                warn!(peer, reason = %bounded(&error.reason), "Peer reports an error");
+                warn!(peer, reason = %bounded(&error.0.text), "Peer reports an error");
                 return;
             }
             DirectoryMessage::Registered(_) | DirectoryMessage::RelaySearchReply(_) => {
@@ -164,9 +175,9 @@ impl Directory {
         };
         let answer = answer.unwrap_or_else(|refusal| {
             self.counters.refused += 1;
-            let reason = bounded(&refusal.to_string());
+            let reason = Reason::new(refusal.code(), bounded(&refusal.to_string()));
             warn!(peer, %reason, "Message is refused");
-            ErrorMessage { reason }.into()
+            ErrorMessage(reason).into()
         });
         self.send(peer, transaction, &answer);
     }

@@ -73,7 +73,7 @@ fn search(directory: &mut Directory, now: Timestamp, site: &str) -> Vec<String> 
 
 fn reason(answer: DirectoryMessage) -> String {
     match answer {
-        DirectoryMessage::Error(error) => error.reason,
+        DirectoryMessage::Error(error) => error.0.text,
         other => panic!("not refused but {other:?}"),
     }
 }

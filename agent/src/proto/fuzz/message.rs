@@ -5,6 +5,7 @@ use std::net::Ipv6Addr;
 
 use arbitrary::{Result, Unstructured};
 use common::maps::ManagedKey;
+use common::signal::Reason;
 use common::signal::*;
 
 use crate::proto::{DomainUuid, Mac};
@@ -174,7 +175,7 @@ pub(super) fn of_peer(input: &mut Unstructured<'_>) -> Result<PeerMessage> {
         }
         .into(),
         3 => progress(input)?.into(),
-        4 => MigrationAbort { reason: reason() }.into(),
+        4 => MigrationAbort(Reason::unspecified(reason())).into(),
         5 => HandoverCut {
             clock_ns: input.arbitrary()?,
             nics: list(input, 2, nic_cut)?,
@@ -194,8 +195,8 @@ pub(super) fn of_peer(input: &mut Unstructured<'_>) -> Result<PeerMessage> {
             })?,
         }
         .into(),
-        7 => RelayRelease { reason: reason() }.into(),
-        8 => ErrorMessage { reason: reason() }.into(),
+        7 => RelayRelease(Reason::unspecified(reason())).into(),
+        8 => ErrorMessage(Reason::unspecified(reason())).into(),
         9 => ArrivalNotice {
             domain_uuid: uuid(input)?.0.into(),
             domain_name: name(input)?,
@@ -218,6 +219,7 @@ pub(super) fn of_peer(input: &mut Unstructured<'_>) -> Result<PeerMessage> {
                 ClaimState::Disputed,
             ])?,
             reason: reason(),
+            code: Code(input.arbitrary()?),
         }
         .into(),
     })
@@ -240,6 +242,6 @@ pub(super) fn of_vm(input: &mut Unstructured<'_>) -> Result<VmMessage> {
             translate: input.arbitrary()?,
         }
         .into(),
-        _ => MigrationAbort { reason: reason() }.into(),
+        _ => MigrationAbort(Reason::unspecified(reason())).into(),
     })
 }

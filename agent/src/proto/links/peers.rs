@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use common::backoff::Backoff;
-use common::signal::{AgentRequest, DecodeError, ErrorMessage, PeerMessage, RelayRelease};
+use common::signal::{
+    AgentRequest, Code, DecodeError, ErrorMessage, PeerMessage, Reason, RelayRelease,
+};
 use tracing::{info, warn};
 
 use crate::proto::context::Context;
@@ -169,21 +171,26 @@ impl Context {
                 | DecodeError::UnknownKind { transaction, .. }
                 | DecodeError::Text { transaction } = error
                 {
-                    self.decline(peer, *transaction, error.to_string());
+                    self.decline(
+                        peer,
+                        *transaction,
+                        Reason::new(error.code(), error.to_string()),
+                    );
                 }
             })
             .ok()
     }
 
     /// Tells a peer that its message is none for this agent.
-    pub(in crate::proto) fn decline(&mut self, peer: &str, transaction: u64, reason: String) {
-        self.send(peer, transaction, &ErrorMessage { reason }.into());
+    pub(in crate::proto) fn decline(&mut self, peer: &str, transaction: u64, reason: Reason) {
+        self.send(peer, transaction, &ErrorMessage(reason).into());
     }
 
     /// Tells a peer that takes this agent for a relay.
     pub(in crate::proto) fn release_as_no_relay(&mut self, peer: &str, transaction: u64) {
         let reason = format!("{} is an agent, not a relay", self.config.name);
-        self.send(peer, transaction, &RelayRelease { reason }.into());
+        let reason = Reason::new(Code::UNSUPPORTED, reason);
+        self.send(peer, transaction, &RelayRelease(reason).into());
     }
 
     /// Tells a peer that is connected again what it was to be told.

@@ -10,7 +10,7 @@ use std::net::SocketAddrV6;
 use std::time::Duration;
 
 use common::signal::{
-    AgentSearchReply, DecodeError, MAX_DATAGRAM_BYTES, MigrationAbort, VmMessage,
+    AgentSearchReply, DecodeError, MAX_DATAGRAM_BYTES, MigrationAbort, Reason, VmMessage,
 };
 use tracing::debug;
 
@@ -18,7 +18,7 @@ use crate::proto::context::Context;
 use crate::proto::host::inventory::Inventory;
 use crate::proto::policy::Asker;
 use crate::proto::rate::Bucket;
-use crate::proto::refusal::{Refusal, bounded};
+use crate::proto::refusal::{Refusal, bounded, bounded_reason};
 use crate::proto::{Domain, DomainUuid, Output, Timestamp};
 
 /// Last messages kept for each domain.
@@ -118,8 +118,8 @@ impl Context {
         to: SocketAddrV6,
         refusal: &Refusal,
     ) {
-        let reason = bounded(&refusal.to_string());
-        let message = VmMessage::from(MigrationAbort { reason });
+        let reason = bounded_reason(&refusal.reason());
+        let message = VmMessage::from(MigrationAbort(reason));
         self.tell(to, transaction, &message);
         self.vms.answer(uuid, transaction, message);
     }
@@ -184,8 +184,8 @@ impl Context {
                 | DecodeError::UnknownKind { transaction, .. }
                 | DecodeError::Text { transaction } = error
                 {
-                    let reason = error.to_string();
-                    self.tell(from, transaction, &MigrationAbort { reason }.into());
+                    let reason = Reason::new(error.code(), error.to_string());
+                    self.tell(from, transaction, &MigrationAbort(reason).into());
                 }
                 None
             }

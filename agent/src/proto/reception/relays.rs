@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use common::backoff::Backoff;
 use common::maps::Address;
-use common::signal::{ErrorMessage, MigrationAbort, PeerMessage, RelayRelease};
+use common::signal::{Code, ErrorMessage, MigrationAbort, PeerMessage, Reason, RelayRelease};
 use tracing::info;
 
 use super::Receptions;
@@ -257,9 +257,9 @@ impl Receptions {
             PeerMessage::RelayResponse(body) => {
                 self.relay_responded(cx, relay, transaction, body);
             }
-            PeerMessage::RelayRelease(RelayRelease { reason })
-            | PeerMessage::MigrationAbort(MigrationAbort { reason })
-            | PeerMessage::Error(ErrorMessage { reason }) => {
+            PeerMessage::RelayRelease(RelayRelease(reason))
+            | PeerMessage::MigrationAbort(MigrationAbort(reason))
+            | PeerMessage::Error(ErrorMessage(reason)) => {
                 self.relay_released(cx, relay, transaction, reason);
             }
             PeerMessage::AgentRequest(_)
@@ -271,7 +271,7 @@ impl Receptions {
             | PeerMessage::AddressClaimReply(_)
             | PeerMessage::RelayRequest(_) => {
                 let reason = format!("{} knows {relay} as a relay only", cx.config.name);
-                cx.decline(relay, transaction, reason);
+                cx.decline(relay, transaction, Reason::new(Code::UNSUPPORTED, reason));
             }
         }
     }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use common::backoff::Backoff;
 use common::maps::{Address, ManagedKey, RelayFlow, RelayFlowKey};
-use common::signal::{KnownFlow, RelayRelease, RelayRequest, RelayResponse};
+use common::signal::{Code, KnownFlow, Reason, RelayRelease, RelayRequest, RelayResponse};
 use tracing::{debug, warn};
 
 use super::Receptions;
@@ -342,8 +342,8 @@ impl Receptions {
         let now = cx.now;
         let Some((key, place)) = self.find_session(relay, transaction) else {
             // It does not know yet that the session is over.
-            let reason = "This session has ended".to_owned();
-            cx.send(relay, transaction, &RelayRelease { reason }.into());
+            let reason = Reason::new(Code::RELEASED, "This session has ended");
+            cx.send(relay, transaction, &RelayRelease(reason).into());
             return;
         };
         let flows = match self.judge(cx, key, place, response) {
@@ -424,20 +424,20 @@ impl Receptions {
         cx: &mut Context,
         relay: &str,
         transaction: u64,
-        reason: &str,
+        reason: &Reason,
     ) {
         let Some((key, place)) = self.find_session(relay, transaction) else {
             return;
         };
         cx.counters.relay_refusals += 1;
-        let why = format!("Relay {relay} refuses: {}", bounded(reason));
+        let why = format!("Relay {relay} refuses: {}", bounded(&reason.text));
         let Some(session) = self.session_mut(key, place) else {
             return;
         };
         // It knows already.
         session.relay = None;
         if self.relays.failed(relay, &why, cx.now) {
-            warn!(relay, reason, "Relay refuses");
+            warn!(relay, %reason, code = %reason.code, "Relay refuses");
         }
         self.session_failed(cx, key, place, &why);
         self.tend(cx, key);
@@ -486,8 +486,8 @@ impl Receptions {
         if let Some(session) = session
             && let Some(relay) = session.relay
         {
-            let reason = bounded(why);
-            cx.send(&relay, session.transaction, &RelayRelease { reason }.into());
+            let reason = Reason::new(Code::RELEASED, bounded(why));
+            cx.send(&relay, session.transaction, &RelayRelease(reason).into());
         }
     }
 

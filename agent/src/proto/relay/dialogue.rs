@@ -3,8 +3,8 @@
 use std::net::Ipv6Addr;
 
 use common::signal::{
-    AnnouncedFlow, DecodeError, ErrorMessage, MigrationAbort, PeerMessage, RelayRelease,
-    RelayRequest, RelayResponse,
+    AnnouncedFlow, Code, DecodeError, ErrorMessage, MigrationAbort, PeerMessage, Reason,
+    RelayRelease, RelayRequest, RelayResponse,
 };
 use tracing::{debug, info, warn};
 
@@ -22,21 +22,22 @@ impl RelayServer {
                 | DecodeError::UnknownKind { transaction, .. }
                 | DecodeError::Text { transaction } = error
                 {
-                    let reason = error.to_string();
-                    self.send(peer, transaction, &ErrorMessage { reason }.into());
+                    let reason = Reason::new(error.code(), error.to_string());
+                    self.send(peer, transaction, &ErrorMessage(reason).into());
                 }
                 return;
             }
         };
         match message {
             PeerMessage::RelayRequest(body) => self.on_request(peer, transaction, &body),
-            PeerMessage::RelayRelease(RelayRelease { reason }) => {
-                self.on_release(peer, transaction, &reason);
+            PeerMessage::RelayRelease(RelayRelease(reason)) => {
+                self.on_release(peer, transaction, &reason.text);
             }
             PeerMessage::AgentRequest(_) => {
                 self.counters.malformed_frames += 1;
                 let reason = format!("{} is a relay, not an agent", self.config.name);
-                self.send(peer, transaction, &MigrationAbort { reason }.into());
+                let reason = Reason::new(Code::UNSUPPORTED, reason);
+                self.send(peer, transaction, &MigrationAbort(reason).into());
             }
             PeerMessage::AgentResponse(_)
             | PeerMessage::RelayResponse(_)
@@ -46,11 +47,11 @@ impl RelayServer {
             | PeerMessage::AddressClaim(_)
             | PeerMessage::AddressClaimReply(_)
             | PeerMessage::MigrationAbort(_) => self.counters.malformed_frames += 1,
-            PeerMessage::Error(ErrorMessage { reason }) => {
+            PeerMessage::Error(ErrorMessage(reason)) => {
                 debug!(
                     peer,
                     transaction,
-                    reason = bounded(&reason),
+                    reason = bounded(&reason.text),
                     "Agent did not understand"
                 );
             }
@@ -62,8 +63,7 @@ impl RelayServer {
             self.counters.refused_requests += 1;
             let multicast_address = Ipv6Addr::from(*request.multicast_address);
             info!(agent = peer, %multicast_address, %refusal, "Request refused");
-            let reason = bounded(&refusal.to_string());
-            self.send(peer, transaction, &RelayRelease { reason }.into());
+            self.send(peer, transaction, &RelayRelease(refusal.reason()).into());
         }
     }
 

@@ -3,7 +3,10 @@
 use std::net::Ipv6Addr;
 use std::time::Duration;
 
+use common::signal::{Code, Reason};
 use thiserror::Error;
+
+use crate::proto::refusal::bounded;
 
 /// Why an agent gets no stream, or gets it no longer.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -83,6 +86,32 @@ pub(super) enum Refusal {
     },
     #[error("The session was not renewed for {} s", .lease.as_secs())]
     Expired { lease: Duration },
+}
+
+impl Refusal {
+    /// Returns the code for programs and the sentence for people, as a message may carry them.
+    pub(super) fn reason(&self) -> Reason {
+        Reason::new(self.code(), bounded(&self.to_string()))
+    }
+
+    fn code(&self) -> Code {
+        match self {
+            Self::BadField { .. } => Code::MALFORMED,
+            Self::NotRoutable { .. } | Self::SourceSpecific { .. } | Self::NoSources { .. } => {
+                Code::NOT_RELAYED
+            }
+            Self::TooManySources { .. }
+            | Self::TooManySessions { .. }
+            | Self::TooManyOfAgent { .. }
+            | Self::Bandwidth { .. }
+            | Self::BandwidthOfAgent { .. } => Code::LIMIT,
+            Self::Policy { .. } | Self::Destination { .. } => Code::NOT_PERMITTED,
+            Self::OtherAgent { .. } | Self::Displaced { .. } => Code::ADDRESS_TAKEN,
+            Self::Unreachable { .. } => Code::UNREACHABLE,
+            Self::Failed { .. } => Code::FAILED,
+            Self::Expired { .. } => Code::TIMED_OUT,
+        }
+    }
 }
 
 fn megabits(bits: u64) -> String {

@@ -11,7 +11,6 @@ use tracing::{info, warn};
 use super::request::Wanted;
 use super::stream::{Group, StreamState};
 use super::{Filter, Owner, Refusal, RelayOutput, RelayServer, Session, Timer, managed_key};
-use crate::proto::refusal::bounded;
 
 impl RelayServer {
     pub(super) fn request(
@@ -348,8 +347,7 @@ impl RelayServer {
         if let Some(owner) = self.sessions.get(&number).and_then(|it| it.owner.as_ref()) {
             let (agent, transaction) = (owner.agent.clone(), owner.transaction);
             info!(agent, %refusal, "Session ends");
-            let reason = bounded(&refusal.to_string());
-            self.send(&agent, transaction, &RelayRelease { reason }.into());
+            self.send(&agent, transaction, &RelayRelease(refusal.reason()).into());
         }
         self.remove(number);
     }

@@ -1,7 +1,7 @@
 //! Tests of arriving VMs: undoing, holding and releasing.
 
 use common::maps::FilterMode;
-use common::signal::{MigrationAbort, MigrationProgress, PeerMessage, Phase};
+use common::signal::{MigrationAbort, MigrationProgress, PeerMessage, Phase, Reason};
 
 use crate::proto::arrival::tests::{S, active, answers, bench, query, request};
 use crate::proto::tests::fixture::{Bench, UUID, key};
@@ -44,7 +44,7 @@ fn abort_before_the_tap_is_there_undoes_join_and_watch_at_once() {
     bench.frame(1, request(UUID, vec![active(1)]));
     bench.outputs();
     let reason = "cancelled".to_owned();
-    bench.frame(1, MigrationAbort { reason });
+    bench.frame(1, MigrationAbort(Reason::unspecified(reason)));
     let expected = [Output::Leave(key(1)), Output::Unmanage(key(1))];
     assert_eq!(bench.outputs(), expected);
 }
@@ -57,7 +57,7 @@ fn abort_is_done_when_the_tap_goes() {
     switch(&mut bench);
     bench.outputs();
     let reason = "cancelled".to_owned();
-    bench.frame(1, MigrationAbort { reason });
+    bench.frame(1, MigrationAbort(Reason::unspecified(reason)));
     assert_eq!(leaves(&bench.outputs()), 0);
     bench.unplug(ARRIVING);
     let expected = [Output::Leave(key(1)), Output::Unmanage(key(1))];
@@ -71,7 +71,7 @@ fn abort_that_finds_the_tap_for_ever_takes_the_mdb_entry_away_too() {
     bench.port(ARRIVING, "vnet5");
     switch(&mut bench);
     let reason = "cancelled".to_owned();
-    bench.frame(1, MigrationAbort { reason });
+    bench.frame(1, MigrationAbort(Reason::unspecified(reason)));
     bench.pass(31 * S);
     let delete = Output::MdbDelete(MdbEntry {
         ifindex: ARRIVING,
@@ -94,7 +94,7 @@ fn arrival_whose_tap_goes_ends_soon_with_the_reason_of_its_source_if_that_tells_
         assert_eq!(leaves(&bench.outputs()), 0);
         if told {
             let reason = "cancelled".to_owned();
-            bench.frame(1, MigrationAbort { reason });
+            bench.frame(1, MigrationAbort(Reason::unspecified(reason)));
         }
         bench.pass(3 * S);
         assert_eq!(leaves(&bench.outputs()), 1);
@@ -102,7 +102,7 @@ fn arrival_whose_tap_goes_ends_soon_with_the_reason_of_its_source_if_that_tells_
         let Some(Outcome::Failed(reason)) = &record.outcome else {
             panic!("{record:?}");
         };
-        assert_eq!(reason == "cancelled", told, "{reason}");
+        assert_eq!(reason.text == "cancelled", told, "{reason}");
     }
 }
 
@@ -113,7 +113,7 @@ fn abort_that_crosses_the_arrival_does_not_take_the_stream_away() {
     bench.port(ARRIVING, "vnet5");
     bench.domain("vnet5", false);
     let reason = "libvirtd is gone".to_owned();
-    bench.frame(1, MigrationAbort { reason });
+    bench.frame(1, MigrationAbort(Reason::unspecified(reason)));
     assert_eq!(leaves(&bench.outputs()), 0);
     arrive(&mut bench);
     bench.pass(60 * S);
@@ -126,7 +126,7 @@ fn abort_is_done_in_the_end_if_the_waiting_domain_never_runs() {
     bench.frame(1, request(UUID, vec![active(1)]));
     bench.domain("", false);
     let reason = "cancelled".to_owned();
-    bench.frame(1, MigrationAbort { reason });
+    bench.frame(1, MigrationAbort(Reason::unspecified(reason)));
     bench.pass(31 * S);
     assert_eq!(leaves(&bench.outputs()), 1);
 }

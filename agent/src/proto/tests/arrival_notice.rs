@@ -1,6 +1,6 @@
 //! Tests of libvirt's hook at the destination.
 
-use common::signal::{ErrorMessage, MigrationAbort, PeerMessage};
+use common::signal::{ErrorMessage, MigrationAbort, PeerMessage, Reason};
 
 use super::super::tests::{S, active, answers, bench, first_packet, request};
 use super::*;
@@ -132,7 +132,7 @@ fn source_is_noticed_again_when_what_it_asked_for_has_come_to_nothing() {
     // A source that has taken it back, while QEMU waits here.
     bench.port(21, "vnet6");
     let reason = "cancelled".to_owned();
-    bench.frame(1, MigrationAbort { reason });
+    bench.frame(1, MigrationAbort(Reason::unspecified(reason)));
     bench.outputs();
     hook(&mut bench, 8, "vms2");
     assert_eq!(notices(&bench.outputs()).len(), 1);
@@ -185,12 +185,12 @@ fn hook_is_told_what_the_source_says_also_one_of_an_older_version() {
     let (mut bench, transaction) = noticed();
     let reason = "Domain viewer does not run; start it before moving it".to_owned();
     let told = format!("Source vms2 refuses: {reason}");
-    bench.frame(transaction, MigrationAbort { reason });
+    bench.frame(transaction, MigrationAbort(Reason::unspecified(reason)));
     assert_eq!(failed(&mut bench), told);
 
     let (mut bench, transaction) = noticed();
     let reason = "Unknown message kind 19".to_owned();
-    bench.frame(transaction, ErrorMessage { reason });
+    bench.frame(transaction, ErrorMessage(Reason::unspecified(reason)));
     let told = "Source vms2 refuses: Unknown message kind 19";
     assert_eq!(failed(&mut bench), told);
 }
@@ -213,7 +213,7 @@ fn hook_is_told_when_the_source_is_or_goes_down_or_its_request_is_refused() {
     let (mut bench, transaction) = noticed();
     bench.frame(transaction, request(UUID, vec![active(1)]));
     let reason = "cancelled".to_owned();
-    bench.frame(transaction, MigrationAbort { reason });
+    bench.frame(transaction, MigrationAbort(Reason::unspecified(reason)));
     assert_eq!(failed(&mut bench), "cancelled");
 }
 

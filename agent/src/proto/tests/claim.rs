@@ -1,6 +1,6 @@
 //! Tests of claimed addresses.
 
-use common::signal::{AgentRequest, MigrationAbort, MigrationProgress, PeerMessage, Phase};
+use common::signal::{AgentRequest, MigrationAbort, MigrationProgress, PeerMessage, Phase, Reason};
 
 use super::*;
 use crate::proto::arrival::tests::{answers, request};
@@ -301,7 +301,7 @@ fn vm_that_never_speaks_is_not_answered_for_for_ever() {
 fn arrival_that_does_not_happen_leaves_nothing_but_the_quarantine() {
     let mut bench = unique();
     let reason = "gone".to_owned();
-    bench.frame(MIGRATION, MigrationAbort { reason });
+    bench.frame(MIGRATION, MigrationAbort(Reason::unspecified(reason)));
     let forgotten = AddressCommand::Forget {
         address: moa(),
         spoken: false,

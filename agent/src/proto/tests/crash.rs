@@ -180,5 +180,5 @@ fn destination_keeps_what_a_coming_vm_needs_while_its_source_agent_is_away() {
     else {
         panic!("the arrival has not failed");
     };
-    assert!(reason.contains("gone from vms2"), "{reason}");
+    assert!(reason.text.contains("gone from vms2"), "{reason}");
 }

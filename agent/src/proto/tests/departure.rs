@@ -2,6 +2,7 @@
 
 use common::maps::{FilterMode, StreamUsage};
 use common::signal::{AgentResponse, MigrationAbort, MigrationReady, PeerMessage, Phase};
+use common::signal::{Code, Reason};
 
 use super::*;
 use crate::proto::tests::fixture::{Bench, TAP, UUID, key};
@@ -192,9 +193,12 @@ fn destination_without_a_place_is_asked_again_and_again_and_given_up_at_last() {
         panic!("{record:?}");
     };
     assert!(
-        reason.contains("vms2 had no place for the domain within 600 s"),
+        reason
+            .text
+            .contains("vms2 had no place for the domain within 600 s"),
         "{reason}"
     );
+    assert_eq!(reason.code, Code::LIMIT);
 }
 
 #[test]
@@ -234,7 +238,7 @@ fn one_destination_does_not_take_all_places() {
 fn refusal_of_the_destination_is_passed_on() {
     let (mut bench, transaction) = requesting();
     let reason = "The policy of vms2 does not let domain viewer come from vms1".to_owned();
-    bench.frame(transaction, MigrationAbort { reason });
+    bench.frame(transaction, MigrationAbort(Reason::unspecified(reason)));
     let reason = "Destination vms2 refuses: The policy of vms2 does not let domain viewer come \
                   from vms1";
     assert_eq!(bench.abort_reason(), reason);

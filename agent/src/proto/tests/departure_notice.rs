@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use common::signal::{
     AgentRequest, AgentResponse, CutBasis, MigrationReady, MigrationRequest, NicCut, PeerMessage,
-    Phase,
+    Phase, Reason,
 };
 
 use super::*;
@@ -58,7 +58,7 @@ fn request_of(outputs: &[Output]) -> Option<(u64, AgentRequest)> {
 
 fn abort_reason(outputs: &[Output]) -> Option<String> {
     frames(outputs).into_iter().find_map(|frame| match frame {
-        (_, PeerMessage::MigrationAbort(abort)) => Some(abort.reason),
+        (_, PeerMessage::MigrationAbort(abort)) => Some(abort.0.text),
         _ => None,
     })
 }
@@ -259,8 +259,10 @@ fn destination_that_never_answers_is_given_up_and_told() {
 
 #[test]
 fn destination_that_undoes_its_joins_ends_only_what_has_not_begun() {
-    let undone = || common::signal::MigrationAbort {
-        reason: "Domain viewer is gone from vms2 before it has arrived".to_owned(),
+    let undone = || {
+        common::signal::MigrationAbort(Reason::unspecified(
+            "Domain viewer is gone from vms2 before it has arrived".to_owned(),
+        ))
     };
     let mut bench = awaited();
     bench.frame(NOTICE, undone());

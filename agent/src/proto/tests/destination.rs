@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use common::maps::{FilterMode, Origin, Origins, Querier, QuerierKey, StreamKey, StreamUsage};
-use common::signal::{AgentRequest, Flow, Listener, MigrationAbort, PeerMessage, ReceptionMode};
+use common::signal::Code;
+use common::signal::{
+    AgentRequest, Flow, Listener, MigrationAbort, PeerMessage, Reason, ReceptionMode,
+};
 
 use crate::proto::tests::fixture::{Bench, MAC, OTHER_UUID, UUID, key};
 use crate::proto::{DatapathEvent, DomainUuid, Output, PeerEvent, Stream};
@@ -263,14 +266,9 @@ fn filters_of_several_domains_are_joined_as_one_and_narrowed_again() {
     };
     assert_eq!(joined(&mut bench), [1, 2]);
     let reason = "cancelled".to_owned();
-    bench.frame(
-        1,
-        MigrationAbort {
-            reason: reason.clone(),
-        },
-    );
+    bench.frame(1, MigrationAbort(Reason::unspecified(reason.clone())));
     assert_eq!(joined(&mut bench), [1]);
-    bench.frame(2, MigrationAbort { reason });
+    bench.frame(2, MigrationAbort(Reason::unspecified(reason)));
     assert_eq!(joined(&mut bench), [0]);
     assert_eq!(bench.agent.view().receptions().count(), 0);
 }
@@ -283,12 +281,9 @@ fn policy_of_the_destination_is_named() {
     bench.peer(PeerEvent::Up { from: None });
     bench.frame(1, request(UUID, vec![active(1)]));
     let reason = "The policy of vms1 does not let domain viewer come from vms2; a rule \
-                  [[policy.arrive]] has to allow it"
-        .to_owned();
-    assert_eq!(
-        answers(&bench.outputs()),
-        [MigrationAbort { reason }.into()]
-    );
+                  [[policy.arrive]] has to allow it";
+    let refused = MigrationAbort(Reason::new(Code::NOT_PERMITTED, reason));
+    assert_eq!(answers(&bench.outputs()), [refused.into()]);
     assert_eq!(bench.agent.view().receptions().count(), 0);
 }
 
@@ -351,7 +346,7 @@ fn peer_joins_no_more_than_its_share() {
 
 fn refused(bench: &mut Bench) -> String {
     match answers(&bench.outputs()).as_slice() {
-        [PeerMessage::MigrationAbort(abort)] => abort.reason.clone(),
+        [PeerMessage::MigrationAbort(abort)] => abort.0.text.clone(),
         other => panic!("no refusal but {other:?}"),
     }
 }
@@ -418,7 +413,7 @@ fn arrival_ends_when_libvirt_says_another_name_than_its_source() {
         let reason = answers(&outputs)
             .into_iter()
             .find_map(|answer| match answer {
-                PeerMessage::MigrationAbort(abort) => Some(abort.reason),
+                PeerMessage::MigrationAbort(abort) => Some(abort.0.text),
                 _ => None,
             });
         assert!(reason.unwrap().contains("is bank on vms1"));

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use common::event::Change;
 use common::maps::{FilterMode, Listener, ListenerKey, ManagedKey, Source, SourceKey};
-use common::signal::{PORT, PeerMessage, VmMessage};
+use common::signal::{PORT, PeerMessage, Reason, VmMessage};
 
 pub(in crate::proto) use super::pair::{MAC, OTHER_MAC, OTHER_UUID, UUID, config, key, peer};
 use crate::proto::*;
@@ -130,8 +130,13 @@ impl Bench {
 
     /// The reason of the abort that the VM was told last.
     pub(in crate::proto) fn abort_reason(&mut self) -> String {
+        self.abort().text
+    }
+
+    /// The abort that the VM was told last.
+    pub(in crate::proto) fn abort(&mut self) -> Reason {
         match self.told().pop() {
-            Some((_, VmMessage::MigrationAbort(abort))) => abort.reason,
+            Some((_, VmMessage::MigrationAbort(abort))) => abort.0,
             other => panic!("no abort but {other:?}"),
         }
     }

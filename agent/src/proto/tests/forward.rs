@@ -4,6 +4,7 @@ use common::signal::{
     AddressClaim, AddressClaimReply, ClaimState, ErrorMessage, MigrationReady, MigrationRequest,
     PeerMessage,
 };
+use common::signal::{Code, Reason};
 
 use super::*;
 use crate::proto::handover::UnreadReport;
@@ -161,6 +162,7 @@ fn refused(state: ClaimState, reason: &str) -> AddressClaimReply {
         address: new().octets().into(),
         state,
         reason: reason.to_owned(),
+        code: Code::ADDRESS_TAKEN,
     }
 }
 
@@ -439,10 +441,12 @@ fn refused_claim_stops_the_move_and_the_vm_is_told_why() {
     assert!(outputs.contains(&Output::AbortMigration { uuid: UUID }));
     let result = Err("cancelled by client".to_owned());
     bench.hypervisor(HypervisorEvent::MigrationEnded { uuid: UUID, result });
+    let abort = bench.abort();
     assert_eq!(
-        bench.abort_reason(),
+        abort.text,
         "Destination vms2 refuses the VM's address: Address X is taken"
     );
+    assert_eq!(abort.code, Code::ADDRESS_TAKEN, "the code is passed on");
 }
 
 #[test]
@@ -480,7 +484,7 @@ fn vm_that_changes_its_mind_all_the_time_is_listened_to_a_few_times() {
 fn older_destination_that_does_not_know_claims_changes_nothing() {
     let (mut bench, _, claim) = copying(ready(&[old()], 10));
     let reason = "Unknown message kind 20".to_owned();
-    bench.frame(claim, ErrorMessage { reason });
+    bench.frame(claim, ErrorMessage(Reason::unspecified(reason)));
     assert_eq!(bench.outputs(), []);
     assert_eq!(sets(&suspended(&mut bench)).len(), 1);
     let record = bench.agent.view().migrations().last().unwrap();

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use common::signal::{AgentRequest, HandoverCut, MigrationAbort, NicCut};
+use common::signal::{AgentRequest, HandoverCut, MigrationAbort, NicCut, Reason};
 
 use super::super::tests::{S, active, bench, request};
 use super::*;
@@ -71,7 +71,7 @@ fn gate_opens_by_itself_whatever_its_peer_says() {
             1 => lie(&mut bench, transaction),
             _ => {
                 let reason = "no".to_owned();
-                bench.frame(transaction - 1, MigrationAbort { reason });
+                bench.frame(transaction - 1, MigrationAbort(Reason::unspecified(reason)));
             }
         }
         cleared.extend(gates(&mut bench));
@@ -144,7 +144,7 @@ fn what_a_vm_has_reported_itself_stays_in_the_bridge_when_a_lie_ends() {
     );
     bench.outputs();
     let reason = "no".to_owned();
-    bench.frame(1, MigrationAbort { reason });
+    bench.frame(1, MigrationAbort(Reason::unspecified(reason)));
     bench.pass(Duration::from_secs(60));
     let is_deletion = |output: &Output| matches!(output, Output::MdbDelete(_));
     assert!(!bench.outputs().iter().any(is_deletion));

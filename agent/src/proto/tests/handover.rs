@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use common::signal::{
     AgentResponse, CutBasis, FlowCut, HandoverCut, MigrationAbort, MigrationProgress, NicCut,
-    PeerMessage, Phase,
+    PeerMessage, Phase, Reason,
 };
 
 use super::super::tests::{S, active, bench, request};
@@ -289,7 +289,7 @@ fn gate_of_an_arrival_that_fails_is_opened() {
     let mut bench = arriving();
     bench.outputs();
     let reason = "cancelled".to_owned();
-    bench.frame(1, MigrationAbort { reason });
+    bench.frame(1, MigrationAbort(Reason::unspecified(reason)));
     bench.pass(31 * S);
     assert_eq!(gates(&mut bench), [CLEAR]);
 }

@@ -3,7 +3,7 @@
 use std::num::NonZeroU16;
 use std::time::Duration;
 
-use common::signal::{AgentRequest, MigrationAbort, PeerMessage, Phase};
+use common::signal::{AgentRequest, MigrationAbort, PeerMessage, Phase, Reason};
 
 use super::super::tests::request;
 use crate::proto::tests::fixture::{Bench, config};
@@ -60,14 +60,19 @@ fn ask(bench: &mut Bench, peer: &str, number: u8) -> Answer {
         Some((_, PeerMessage::MigrationProgress(told))) if told.phase == Phase::Preparing => {
             Answer::Waits
         }
-        Some((_, PeerMessage::MigrationAbort(abort))) => Answer::Refused(abort.reason),
+        Some((_, PeerMessage::MigrationAbort(abort))) => Answer::Refused(abort.0.text),
         other => panic!("{other:?}"),
     }
 }
 
 fn take_back(bench: &mut Bench, peer: &str, number: u8) {
     let reason = "cancelled".to_owned();
-    say(bench, peer, number, MigrationAbort { reason });
+    say(
+        bench,
+        peer,
+        number,
+        MigrationAbort(Reason::unspecified(reason)),
+    );
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use common::maps::{CopyCounts, Origin, Origins, RelayFlowKey, StreamKey};
 use common::relay::{COPY_LIFETIME_NS, count_copy, port_pairs};
-use common::signal::{AnnouncedFlow, PeerMessage, RelayRelease, RelayResponse};
+use common::signal::{AnnouncedFlow, PeerMessage, Reason, RelayRelease, RelayResponse};
 
 use super::relay_world::{Event, SIGNALLING_DELAY, World, relay_address, stream_key};
 use crate::proto::*;
@@ -97,7 +97,11 @@ impl World {
             PeerMessage::RelayRequest(_) if relay.refuses => {
                 relay.requests.push(transaction);
                 let reason = "This agent may have 0 addresses".to_owned();
-                self.answer(number, transaction, RelayRelease { reason }.into());
+                self.answer(
+                    number,
+                    transaction,
+                    RelayRelease(Reason::unspecified(reason)).into(),
+                );
             }
             PeerMessage::RelayRequest(request) => {
                 relay.requests.push(transaction);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use common::maps::FilterMode;
-use common::signal::{MigrationAbort, MigrationProgress, Phase};
+use common::signal::{MigrationAbort, MigrationProgress, Phase, Reason};
 use proptest::prelude::*;
 
 use super::fixture::{Bench, UUID, key};
@@ -28,8 +28,8 @@ fn tell(bench: &mut Bench, what: u8) {
         0 => bench.frame(1, request(UUID, vec![active(1), active(2)])),
         1 => bench.frame(2, request(UUID, vec![active(2), active(3)])),
         2 => bench.frame(3, request(OTHER, vec![active(1), active(3)])),
-        3 => bench.frame(1, MigrationAbort { reason }),
-        4 => bench.frame(2, MigrationAbort { reason }),
+        3 => bench.frame(1, MigrationAbort(Reason::unspecified(reason))),
+        4 => bench.frame(2, MigrationAbort(Reason::unspecified(reason))),
         5 => bench.port(ARRIVING, "vnet5"),
         6 => bench.unplug(ARRIVING),
         7 => bench.domain("vnet5", false),

@@ -1,6 +1,8 @@
 //! Tests of the datagram side.
 
-use common::signal::{AgentSearch, MigrationProgress, MigrationReady, MigrationRequest, Phase};
+use common::signal::{
+    AgentSearch, MigrationProgress, MigrationReady, MigrationRequest, Phase, Reason,
+};
 use proptest::prelude::*;
 
 use super::*;
@@ -233,9 +235,7 @@ fn vm_may_try_a_few_times_in_a_pause_if_nothing_is_moved() {
         bench.vm(transaction, request("vms2"));
         bench.vm(
             transaction,
-            common::signal::MigrationAbort {
-                reason: String::new(),
-            },
+            common::signal::MigrationAbort(Reason::unspecified(String::new())),
         );
         bench.outputs();
         bench.pass(Duration::from_millis(100));

@@ -246,8 +246,8 @@ impl Pair {
                 assert_eq!(self.vm_host, 1, "completed while the VM is at the source");
                 self.vm = VmState::Over(Ok(()));
             }
-            VmMessage::MigrationAbort(MigrationAbort { reason }) => {
-                self.vm = VmState::Over(Err(reason));
+            VmMessage::MigrationAbort(MigrationAbort(reason)) => {
+                self.vm = VmState::Over(Err(reason.text));
             }
             _ => {}
         }

@@ -6,7 +6,7 @@ use common::maps::{
     FilterMode, ManagedKey, Origin, RelayStream, StreamKey, StreamUsage, Subscriber, SubscriberKey,
 };
 use common::relay::{Endpoints, FIRST_PORT, FIRST_RELAY_PORT, is_neutral};
-use common::signal::{KnownFlow, PeerMessage, RelayRelease, RelayRequest, RelayResponse};
+use common::signal::{KnownFlow, PeerMessage, Reason, RelayRelease, RelayRequest, RelayResponse};
 
 use crate::proto::relay::*;
 use crate::proto::{DatapathEvent, Membership, PeerEvent, Stream};
@@ -182,9 +182,9 @@ impl Bench {
         self.frames.clear();
         self.ask(agent, 99, request);
         match self.frames.pop() {
-            Some((peer, 99, PeerMessage::RelayRelease(RelayRelease { reason }))) => {
+            Some((peer, 99, PeerMessage::RelayRelease(RelayRelease(reason)))) => {
                 assert_eq!(peer, agent);
-                reason
+                reason.text
             }
             other => panic!("{other:?}"),
         }
@@ -203,7 +203,8 @@ impl Bench {
 
     pub(super) fn release(&mut self, agent: &str, transaction: u64) {
         let reason = "no listener left".to_owned();
-        let frame = PeerMessage::from(RelayRelease { reason }).encode(transaction);
+        let frame =
+            PeerMessage::from(RelayRelease(Reason::unspecified(reason))).encode(transaction);
         self.relay
             .handle_peer(self.now, agent, PeerEvent::Frame(frame.into()));
         self.settle();

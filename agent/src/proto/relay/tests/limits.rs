@@ -124,11 +124,11 @@ fn agent_that_connects_from_its_address_displaces_who_only_asked_for_it() {
         .map(|it| (it.0.as_str(), it.1))
         .collect();
     assert_eq!(told, [("vms9", 1), ("vms9", 2), ("vms1", 3)]);
-    let PeerMessage::RelayRelease(RelayRelease { reason }) = &bench.frames[0].2 else {
+    let PeerMessage::RelayRelease(RelayRelease(reason)) = &bench.frames[0].2 else {
         panic!("{:?}", bench.frames);
     };
     assert_eq!(
-        reason,
+        reason.text,
         "Relay relay1 sends to 2001:db8:2::1 for the agent that connects from there"
     );
     assert!(matches!(bench.frames[2].2, PeerMessage::RelayResponse(_)));

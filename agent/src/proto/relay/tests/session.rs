@@ -101,8 +101,8 @@ fn renewal_moves_the_lease_and_its_absence_ends_the_session() {
     assert!(bench.kernel.subscribers.is_empty());
     assert!(bench.kernel.joined.is_empty());
     match bench.frames.as_slice() {
-        [(_, 1, PeerMessage::RelayRelease(RelayRelease { reason }))] => {
-            assert_eq!(reason, "The session was not renewed for 30 s");
+        [(_, 1, PeerMessage::RelayRelease(RelayRelease(reason)))] => {
+            assert_eq!(reason.text, "The session was not renewed for 30 s");
         }
         other => panic!("{other:?}"),
     }
