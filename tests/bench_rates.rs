@@ -42,7 +42,7 @@ use roamcast::datapath::{Datapath, DatapathConfig};
 use roamcast::net::tap_queue::make_room;
 use roamcast::proto::handover::{ClockOffset, HoldReport, Placed};
 use roamcast::proto::{GateCommand, GateEvent, Mac};
-use roamcast::runtime::gates::Gates;
+use roamcast::runtime::agent::gates::Gates;
 use roamcast::runtime::trace::Replays;
 use serde::Serialize;
 use socket2::SockRef;

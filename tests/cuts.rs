@@ -26,7 +26,7 @@ use netns::{DEADLINE, privileged, wait_for};
 use roamcast::clock::now;
 use roamcast::config::Handover;
 use roamcast::proto::{GateCommand, GateEvent, Mac};
-use roamcast::runtime::gates::Gates;
+use roamcast::runtime::agent::gates::Gates;
 use roamcast::runtime::trace::Replays;
 use tokio::time::timeout;
 use wire::Wire;

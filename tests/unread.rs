@@ -32,7 +32,7 @@ use roamcast::config::Handover;
 use roamcast::datapath::Datapath;
 use roamcast::net::neighbour::Neighbours;
 use roamcast::proto::{GateCommand, GateEvent, Mac, mac_text};
-use roamcast::runtime::gates::Gates;
+use roamcast::runtime::agent::gates::Gates;
 use roamcast::runtime::trace::Replays;
 use two_links::{Net, moa};
 

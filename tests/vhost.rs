@@ -54,7 +54,7 @@ use roamcast::config::Handover;
 use roamcast::datapath::Datapath;
 use roamcast::net::tap_queue::TapQueues;
 use roamcast::proto::{GateCommand, GateEvent, Mac};
-use roamcast::runtime::gates::Gates;
+use roamcast::runtime::agent::gates::Gates;
 use roamcast::runtime::trace::Replays;
 use stops::{Load, Outcome, PAYLOAD_AT, PAYLOAD_BYTES, PORT, Stop, Tally, datagram, stops};
 use tokio::runtime::Runtime;

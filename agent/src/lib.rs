@@ -18,6 +18,18 @@
 //! | [`telemetry`], [`shutdown`], [`watchdog`] | logs, signals, systemd's watchdog |
 //! | [`allocator`] | tuning of the C library's allocator |
 //! | `fuzz` | fuzz targets |
+//!
+//! The features `agent`, `relay`, `mcs` and `ims` choose the roles of a build; all are on by default. Tests
+//! need all.
+
+#![cfg_attr(
+    not(all(feature = "agent", feature = "relay", feature = "mcs", feature = "ims")),
+    allow(
+        dead_code,
+        unreachable_pub,
+        reason = "the code that roles share is whole in every build"
+    )
+)]
 
 pub mod allocator;
 pub mod cli;
@@ -25,11 +37,14 @@ pub mod clock;
 pub mod config;
 pub mod control;
 pub mod credentials;
+#[cfg(feature = "programs")]
 pub mod datapath;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 pub mod glob;
+#[cfg(feature = "agent")]
 pub mod hook;
+#[cfg(feature = "agent")]
 pub mod hypervisor;
 pub mod job;
 pub mod net;

@@ -2,7 +2,7 @@
 
 use common::maps::ListenerKey;
 use roamcast::datapath::{Hook, HookView, Program};
-use roamcast::runtime::hooks::Role;
+use roamcast::runtime::agent::hooks::Role;
 
 use super::bridged::{Bridged, udp};
 use super::frame::{Frame, address, record};

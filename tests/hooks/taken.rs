@@ -1,7 +1,7 @@
 //! What somebody takes away or puts in the way while the agent runs.
 
 use roamcast::datapath::{Datapath, DatapathError, Hook, Program};
-use roamcast::runtime::hooks::{Role, State};
+use roamcast::runtime::agent::hooks::{Role, State};
 
 use super::bridged::Bridged;
 use super::host::{LIMITS, has_tcx, tc_hooks};

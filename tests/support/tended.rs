@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use roamcast::clock::now;
 use roamcast::datapath::{Datapath, DatapathConfig, HookView, Program};
 use roamcast::proto::Port;
-use roamcast::runtime::hooks::{Hooks, Role};
+use roamcast::runtime::agent::hooks::{Hooks, Role};
 use tokio::runtime::{Builder, Runtime};
 
 use super::host::LIMITS;

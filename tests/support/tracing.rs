@@ -29,7 +29,7 @@ use roamcast::control::server::ControlServer;
 use roamcast::control::trace::TraceRequest;
 use roamcast::datapath::Datapath;
 use roamcast::proto::GateCommand;
-use roamcast::runtime::gates::Gates;
+use roamcast::runtime::agent::gates::Gates;
 use roamcast::runtime::trace::Tracing;
 use serde_json::Value;
 use tempfile::TempDir;

@@ -3,6 +3,7 @@
 //! | check | by |
 //! |---|---|
 //! | format, dependencies, lints, documentation | `cargo fmt`, `cargo deny`, `clippy`, `rustdoc` |
+//! | builds for one role | `clippy`, `cargo tree` |
 //! | who may import whom | [`rooms`] |
 //! | retired words | [`words`] |
 //! | doc lines that only repeat a name | [`docs`] |
@@ -18,7 +19,7 @@ mod words;
 use std::fmt;
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 
 use crate::run::{cargo, root, step, workspace};
@@ -81,10 +82,46 @@ pub(crate) fn run() -> Result<()> {
         "clippy of the kernel programs",
         cargo(["clippy", "-p", "agent-ebpf"]).args(["--", "-D", "warnings"]),
     )?;
+    for (role, foreign) in ROLES {
+        one_role(role, foreign)?;
+    }
     let mut doc = workspace("doc");
     doc.args(["--no-deps", "--document-private-items"])
         .env("RUSTDOCFLAGS", "-D warnings");
     step("rustdoc", &mut doc)
+}
+
+/// The roles of `roamcast`, and the crates that a build for the role must not have.
+const ROLES: [(&str, &[&str]); 4] = [
+    ("agent", &["redb"]),
+    ("relay", &["virt", "redb", "hickory-resolver", "ureq"]),
+    ("mcs", &["virt", "aya", "redb", "hickory-resolver", "ureq"]),
+    ("ims", &["virt", "aya", "hickory-resolver", "ureq"]),
+];
+
+/// Checks a build for one role.
+fn one_role(role: &str, foreign: &[&str]) -> Result<()> {
+    let build = [
+        "-p",
+        "roamcast",
+        "--no-default-features",
+        "--features",
+        role,
+    ];
+    step(
+        &format!("clippy of the {role} alone"),
+        cargo(["clippy"]).args(build).args(["--", "-D", "warnings"]),
+    )?;
+    let mut tree = cargo(["tree", "--edges", "normal", "--prefix", "none"]);
+    tree.args(["--format", "{p}"]).args(build);
+    let output = tree.output().context("Cannot run `cargo tree`")?;
+    ensure!(output.status.success(), "`cargo tree` fails for the {role}");
+    let tree = String::from_utf8_lossy(&output.stdout);
+    let mut crates = tree.lines().filter_map(|line| line.split(' ').next());
+    match crates.find(|it| foreign.contains(it)) {
+        Some(found) => bail!("A build for the {role} alone has the crate {found}"),
+        None => Ok(()),
+    }
 }
 
 /// Checks the rules of the house.

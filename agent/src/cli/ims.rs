@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::AgentArgs;
+use super::role::{self, RoleArgs};
 use crate::config::ImsConfig;
 use crate::control::{command, table};
 use crate::runtime::ims::operator::{self, Enrollment};
@@ -22,7 +22,7 @@ pub struct ImsArgs {
     pub command: Option<ImsCommand>,
     /// Arguments of the role.
     #[command(flatten)]
-    pub role: Option<AgentArgs>,
+    pub role: Option<RoleArgs>,
 }
 
 /// Subcommands for the operator of a mapping server.
@@ -83,8 +83,17 @@ fn parse_prefix(text: &str) -> Result<Prefix, String> {
     Prefix::try_from(text.to_owned()).map_err(|error| error.to_string())
 }
 
-/// Runs an operator's subcommand.
-pub(super) fn run(command: ImsCommand, out: &mut impl Write) -> anyhow::Result<()> {
+/// Runs the role, or an operator's subcommand.
+pub(super) fn run(args: ImsArgs, out: &mut impl Write) -> anyhow::Result<()> {
+    match (args.command, args.role) {
+        (Some(command), _) => operate(command, out),
+        (None, Some(args)) => role::ims(&args, out),
+        // The parser requires a subcommand or a configuration file.
+        (None, None) => Ok(()),
+    }
+}
+
+fn operate(command: ImsCommand, out: &mut impl Write) -> anyhow::Result<()> {
     match command {
         ImsCommand::Init { server } => {
             let config = ImsConfig::load(&server.config)?;

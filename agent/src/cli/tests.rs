@@ -1,4 +1,6 @@
+use super::role::run_role;
 use super::*;
+use crate::config::{Config, ConfigError, ImsConfig, Log, McsConfig, RelayConfig};
 
 fn parse(line: &str) -> Result<Cli, clap::Error> {
     Cli::try_parse_from(line.split_whitespace())
@@ -89,7 +91,7 @@ fn check<C>(
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("role.toml");
     std::fs::write(&path, text).unwrap();
-    let args = AgentArgs {
+    let args = RoleArgs {
         config: path,
         check: true,
     };
@@ -153,7 +155,7 @@ fn hook_takes_whatever_libvirt_passes() {
         panic!("another command");
     };
     assert_eq!(socket.socket, Path::new("/x"));
-    assert!(hook::run::concerns(&arguments), "{arguments:?}");
+    assert!(crate::hook::run::concerns(&arguments), "{arguments:?}");
 }
 
 #[test]

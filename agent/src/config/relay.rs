@@ -9,8 +9,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::relays::Site;
-use super::section::{MAX_MAP_ENTRIES, default_listen};
+use super::section::{MAX_MAP_ENTRIES, Site, default_listen};
 use super::value;
 use super::{ConfigError, ConfigFile, Conflict, Log, Peer, Tls};
 use crate::proto::relay::Rule;

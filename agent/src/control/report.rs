@@ -21,6 +21,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use common::maps;
 
+#[cfg(feature = "programs")]
 use crate::datapath::Limits;
 use crate::proto::{Stream, Timestamp};
 
@@ -280,6 +281,7 @@ pub struct PortRow {
     pub tap_full: u64,
 }
 
+#[cfg(feature = "programs")]
 impl PortRow {
     /// Converts the limits and the usage of a TAP. The caller has subtracted expired entries from
     /// `usage`.

@@ -34,6 +34,7 @@ pub mod membership;
 pub mod neighbour;
 pub mod peers;
 pub mod raw_socket;
+#[cfg(feature = "agent")]
 pub mod relays;
 pub mod snooping;
 pub mod static_join;

@@ -44,6 +44,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+#[cfg(feature = "agent")]
 use super::relays::FoundRelay;
 use super::tls::Tls;
 use crate::glob::Glob;
@@ -307,6 +308,7 @@ impl Peers {
 
     /// Makes these the relays that may be dialed, besides the peers of the configuration.
     /// Connections to others stay until they end.
+    #[cfg(feature = "agent")]
     pub fn set_relays(&self, relays: &[FoundRelay]) {
         let targets = relays.iter().map(|relay| {
             let target = Target {

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+#[cfg(feature = "programs")]
 use crate::datapath::HookView;
 
 /// A kernel program attached to an interface.
@@ -21,6 +22,7 @@ pub struct Hook {
     pub is_there: bool,
 }
 
+#[cfg(feature = "programs")]
 impl From<&HookView> for Hook {
     fn from(view: &HookView) -> Self {
         Self {

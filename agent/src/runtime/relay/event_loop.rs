@@ -23,9 +23,9 @@ use crate::net::neighbour::Neighbours;
 use crate::net::peers::{FromPeer, Peers};
 use crate::proto::Timestamp;
 use crate::proto::relay::RelayServer;
-use crate::runtime::event_loop::tidy;
 use crate::runtime::registrar::Registrar;
 use crate::runtime::stream_reads::StreamReads;
+use crate::runtime::tidy::tidy;
 use crate::runtime::trace::Tracing;
 use crate::watchdog::Watchdog;
 

@@ -3,7 +3,7 @@ use crate::hypervisor::libvirt::MigrateFlags;
 use crate::proto::Asker;
 use proptest::prelude::*;
 
-const EXAMPLE: &str = include_str!("../../dist/roamcast.toml");
+const EXAMPLE: &str = include_str!("../../../dist/roamcast.toml");
 const MINIMAL: &str = "[agent]\nname = \"a\"\nbridge = \"br0\"\n";
 
 fn parse(text: &str) -> Result<Config, String> {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::value;
+use super::super::value;
 use crate::proto::Dispute;
 
 /// Timers of Duplicate Address Detection and of forwarding.

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::section::MAX_MAP_ENTRIES;
-use super::value;
+use super::super::section::MAX_MAP_ENTRIES;
+use super::super::value;
 
 /// Limits of the gates, which record packets at the source and hold packets at the destination.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]

@@ -10,8 +10,8 @@ use common::maps::{ManagedKey, StreamKey};
 use common::signal::Reception as Verdict;
 use tokio::sync::mpsc;
 
+use super::RuntimeError;
 use super::event_loop::EventLoop;
-use super::{RuntimeError, counters};
 use crate::clock::now;
 use crate::control::Reply;
 use crate::control::report::{
@@ -25,6 +25,7 @@ use crate::proto::reception::SessionView;
 use crate::proto::{
     self, CopyConfig, CopyTls, MigrationRecord, NoCopyTls, Stream, Timestamp, Ungated, WaitingView,
 };
+use crate::runtime::counters;
 use crate::value::Prefix;
 
 type Replies = mpsc::UnboundedSender<Reply>;

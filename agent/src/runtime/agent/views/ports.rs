@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 
 use common::maps::PortUsage;
 
+use super::super::RuntimeError;
 use super::super::event_loop::EventLoop;
 use super::super::hooks::Role;
-use super::super::{RuntimeError, hooks_of};
 use crate::control::report::{PortRow, UplinkRow};
 use crate::datapath::{DatapathError, HookView};
 use crate::net::tap_queue::TapQueues;
+use crate::runtime::hooks_of;
 
 /// Programs by interface index.
 pub(super) type Hooks = BTreeMap<u32, Vec<HookView>>;

@@ -11,14 +11,11 @@ use common::signal::{self, Register};
 use linux::random;
 use tokio::sync::mpsc;
 
+use super::RuntimeError;
 use super::event_loop::EventLoop;
 use super::gates::Gates;
 use super::hooks::Hooks;
-use super::registrar::Registrar;
-use super::stream_reads::StreamReads;
-use super::trace::Tracing;
 use super::turns::Turns;
-use super::{RuntimeError, endpoint};
 use crate::clock::now;
 use crate::config::{Config, Peer, Sdp};
 use crate::control::report::LinkState;
@@ -41,6 +38,10 @@ use crate::net::tls::{Tls, TlsFiles};
 use crate::net::vm_socket::VmSocket;
 use crate::proto::{self, Agent, AgentConfig};
 use crate::role::Role;
+use crate::runtime::endpoint;
+use crate::runtime::registrar::Registrar;
+use crate::runtime::stream_reads::StreamReads;
+use crate::runtime::trace::Tracing;
 use crate::value::Prefix;
 
 /// Operators' requests that may wait for the loop.

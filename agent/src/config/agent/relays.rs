@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::value;
-use super::{Conflict, Peer};
+use super::super::section::Site;
+use super::super::{Conflict, Peer, value};
 use crate::value::{Name, PeerAddress};
 
 /// Sources of relays, and the timers that decide when the agent asks one.
@@ -142,31 +142,6 @@ impl Relays {
                 conflict(&["relay", "watch_interval_ms"], message)
             })
             .flatten()
-    }
-}
-
-/// Name of a site, up to 64 printable characters. Migration control servers compare names of sites.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
-pub struct Site(String);
-
-impl Site {
-    /// Returns the name; empty for no site.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl TryFrom<String> for Site {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        if text.len() > 64 || text.chars().any(char::is_control) {
-            return Err(format!(
-                "{text:?} is no name of a site; use up to 64 printable characters"
-            ));
-        }
-        Ok(Self(text))
     }
 }
 

@@ -14,9 +14,6 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
 use super::RuntimeError;
 use super::gates::Gates;
 use super::hooks::{Hooks, Role};
-use super::registrar::Registrar;
-use super::stream_reads::StreamReads;
-use super::trace::Tracing;
 use super::turns::{self, Turns};
 use crate::clock::now;
 use crate::config::Config;
@@ -40,6 +37,10 @@ use crate::net::vm_socket::VmSocket;
 use crate::proto::{
     Agent, DatapathEvent, HypervisorEvent, PeerEvent, Port, PortEvent, RelayCandidate, Timestamp,
 };
+use crate::runtime::registrar::Registrar;
+use crate::runtime::stream_reads::StreamReads;
+use crate::runtime::tidy::tidy;
+use crate::runtime::trace::Tracing;
 use crate::watchdog::Watchdog;
 
 /// Interval at which unused entries are removed from the maps.
@@ -368,17 +369,6 @@ impl EventLoop {
         self.relays_told();
         let datapath = self.datapath.clone();
         self.tidying.start(move || tidy(&datapath, FLOW_SILENCE));
-    }
-}
-
-/// Removes unused entries. Reads whole maps.
-pub(super) fn tidy(datapath: &Datapath, flow_silence: Duration) {
-    match datapath.collect(now(), flow_silence) {
-        Ok(collected) => tracing::debug!(?collected, "Maps tidied"),
-        Err(error) => tracing::warn!(
-            error = &error as &dyn Error,
-            "Cannot tidy the maps; they may fill up"
-        ),
     }
 }
 

@@ -1,0 +1,117 @@
+//! The running agent: connects the protocol to the kernel, the network, libvirt and the operator.
+//!
+//! ```text
+//!   Links ──────┐ handle_*          poll_output ┌──▶ VmSocket, Peers
+//!   Events ─────┤                               ├──▶ Memberships, Mdb
+//!   VmSocket ───┼─────────▶ proto::Agent ───────┼──▶ Datapath
+//!   Peers ──────┤                               ├──▶ Libvirt
+//!   Libvirt ────┤                               ├──▶ Gates
+//!   Gates ──────┤                               ├──▶ LinkAddresses, Neighbours
+//!   LinkAddr. ──┤                               └──▶ operator's replies
+//!   Hooks ──────┤
+//!   operator ───┘
+//! ```
+//!
+//! One task owns all of these (`event_loop`). Work that blocks for long runs elsewhere and returns
+//! as an event. Pinned maps and programs keep working when the agent ends, for whatever reason.
+
+mod event_loop;
+pub mod gates;
+pub mod hooks;
+mod perform;
+mod start;
+mod turns;
+mod views;
+
+use std::io;
+
+use crate::config::Config;
+use crate::control::server::ControlError;
+use crate::datapath::DatapathError;
+use crate::hypervisor::libvirt::{LibvirtError, MigrateFlagsError};
+use crate::net::addresses::AddressesError;
+use crate::net::link_addresses::LinkAddressesError;
+use crate::net::links::LinksError;
+use crate::net::mdb::MdbError;
+use crate::net::peers::PeersError;
+use crate::net::tls::TlsError;
+use crate::net::vm_socket::VmSocketError;
+use crate::shutdown::Shutdown;
+use gates::GatesError;
+
+/// Why the agent cannot start or continue.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    /// Kernel programs or maps failed.
+    #[error(transparent)]
+    Datapath(#[from] DatapathError),
+    /// The gates of TAPs failed.
+    #[error(transparent)]
+    Gates(#[from] GatesError),
+    /// Watching the bridge's ports failed.
+    #[error(transparent)]
+    Links(#[from] LinksError),
+    /// Unicast addresses of migrating VMs: a socket or netlink failed.
+    #[error(transparent)]
+    LinkAddresses(#[from] LinkAddressesError),
+    /// The bridge's multicast database (MDB) failed.
+    #[error(transparent)]
+    Mdb(#[from] MdbError),
+    /// Reading the bridge's addresses failed.
+    #[error(transparent)]
+    Addresses(#[from] AddressesError),
+    /// The bridge has no global address, so arriving VMs have no prefix.
+    #[error(
+        "Bridge {bridge} has no global IPv6 address; give it one, or set agent.address and agent.prefix"
+    )]
+    NoAddress {
+        /// Name of the bridge.
+        bridge: String,
+    },
+    /// The TLS files are unusable.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// Connections to peers failed.
+    #[error(transparent)]
+    Peers(#[from] PeersError),
+    /// The socket for VMs failed.
+    #[error(transparent)]
+    VmSocket(#[from] VmSocketError),
+    /// The operator's socket failed.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// The connection to libvirt failed.
+    #[error(transparent)]
+    Libvirt(#[from] LibvirtError),
+    /// The migration flags contradict each other.
+    #[error(transparent)]
+    MigrateFlags(#[from] MigrateFlagsError),
+    /// A system call that every agent needs failed.
+    #[error("The system refuses {what}: {error}; run the agent as root")]
+    System {
+        /// Refused operation, as the error sentence names it.
+        what: &'static str,
+        /// Error of the system call.
+        error: io::Error,
+    },
+}
+
+/// Runs the agent until a signal stops it.
+///
+/// # Errors
+///
+/// See [`RuntimeError`]: at the start, and later if the agent loses the bridge or the datapath.
+pub async fn run(config: Config) -> Result<(), RuntimeError> {
+    let refused = |what| move |error| RuntimeError::System { what, error };
+    let mut shutdown = Shutdown::new().map_err(refused("signal handlers"))?;
+    let mut agent = start::start(&config).await?;
+    // Without systemd nobody listens, which is no failure.
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    tokio::select! {
+        result = agent.run() => result,
+        signal = shutdown.recv() => {
+            tracing::info!(signal, "Stopping; pinned programs and maps stay");
+            Ok(())
+        }
+    }
+}
