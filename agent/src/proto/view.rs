@@ -2,15 +2,16 @@
 
 use common::maps::{PortUsage, Querier, QuerierKey};
 
+use super::machines::Machines;
 use super::reception::{ModeView, RelayView, SessionView};
 use super::{
-    Agent, CopyTls, Counters, Domain, ListenerView, MigrationRecord, Port, ReceptionView,
-    Timestamp, WaitingView,
+    CopyTls, Counters, Domain, ListenerView, MigrationRecord, Port, ReceptionView, Timestamp,
+    WaitingView,
 };
 
 /// What an operator sees of an agent.
 #[derive(Clone, Copy, Debug)]
-pub struct View<'a>(pub(super) &'a Agent);
+pub struct View<'a>(pub(super) &'a Machines);
 
 impl<'a> View<'a> {
     /// All listeners of all ports.

@@ -302,17 +302,30 @@ impl World {
             self.commands
         );
         let agent = &mut self.agent;
-        assert!(agent.arrivals.is_empty(), "{:?}", agent.arrivals);
-        assert!(agent.departures.is_empty(), "{:?}", agent.departures);
         assert!(
-            agent.cx.links.have_nothing_to_tell(),
+            agent.machines.arrivals.is_empty(),
             "{:?}",
-            agent.cx.links
+            agent.machines.arrivals
+        );
+        assert!(
+            agent.machines.departures.is_empty(),
+            "{:?}",
+            agent.machines.departures
+        );
+        assert!(
+            agent.machines.cx.links.have_nothing_to_tell(),
+            "{:?}",
+            agent.machines.cx.links
         );
         assert_eq!(agent.view().receptions().count(), 0);
         // Ports are looked at as long as the agent lives.
-        agent.cx.timers.stop(Timer::Usage);
-        assert_eq!(agent.cx.timers.next(), None, "{:?}", agent.cx.timers);
+        agent.machines.cx.timers.stop(Timer::Usage);
+        assert_eq!(
+            agent.machines.cx.timers.next(),
+            None,
+            "{:?}",
+            agent.machines.cx.timers
+        );
     }
 }
 

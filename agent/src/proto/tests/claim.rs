@@ -5,7 +5,7 @@ use common::signal::{AgentRequest, MigrationAbort, MigrationProgress, PeerMessag
 use super::*;
 use crate::proto::arrival::tests::{answers, request};
 use crate::proto::tests::fixture::{Bench, MAC, OTHER_MAC, TAP, UUID};
-use crate::proto::{AddressEvent, Agent, Command, Dispute, Output, PeerEvent};
+use crate::proto::{AddressEvent, Command, Dispute, Output, PeerEvent};
 
 const S: Duration = Duration::from_secs(1);
 const MIGRATION: u64 = 9;
@@ -90,13 +90,9 @@ fn heard(bench: &mut Bench, said: Said, by: Mac) -> Vec<Output> {
 }
 
 fn holder_of(bench: &mut Bench, uuid: DomainUuid) -> Option<Holder> {
-    let Agent {
-        arrivals,
-        cx,
-        addresses,
-        ..
-    } = &mut bench.agent;
-    arrivals.holder_of(cx, addresses, moa(), uuid)
+    let machines = &mut bench.agent.machines;
+    let (cx, addresses) = (&machines.cx, &mut machines.addresses);
+    machines.arrivals.holder_of(cx, addresses, moa(), uuid)
 }
 
 fn spoke(bench: &mut Bench) -> Vec<Output> {
@@ -237,7 +233,7 @@ fn advertisement_that_anybody_may_have_forged_is_said_and_ends_no_move() {
 fn owner_or_another_node_that_wants_it_too_makes_the_claim_refused_where_that_is_wanted() {
     for (said, unique_first) in [(Said::Has, false), (Said::Wants, false), (Said::Has, true)] {
         let mut bench = if unique_first { unique() } else { claimed().0 };
-        bench.agent.cx.config.unicast.disputed = Dispute::Refuse;
+        bench.agent.machines.cx.config.unicast.disputed = Dispute::Refuse;
         let outputs = heard(&mut bench, said, OTHER_MAC);
         let reason = refusal(&outputs);
         assert!(reason.contains("taken by 02:00:00:00:00:09"), "{reason}");

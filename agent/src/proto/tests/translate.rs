@@ -200,7 +200,7 @@ fn end_of_the_claim_or_of_the_tap_or_the_vm_ends_it() {
     ];
     for (number, end) in ends.into_iter().enumerate() {
         let mut bench = claimed(&[old()], 10);
-        bench.agent.cx.config.unicast.disputed = Dispute::Refuse;
+        bench.agent.machines.cx.config.unicast.disputed = Dispute::Refuse;
         ports(&mut bench);
         bench.outputs();
         end(&mut bench);
