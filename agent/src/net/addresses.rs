@@ -1,5 +1,5 @@
-//! IPv6 addresses of the bridge: the prefix that an arriving VM will live in, and the link-local
-//! address that the VMs know the agent by.
+//! IPv6 addresses of the bridge: the prefix in which an arriving VM gets its address, and the
+//! link-local address by which the VMs know the agent.
 
 use std::io;
 use std::net::Ipv6Addr;
@@ -8,37 +8,37 @@ use linux::interface;
 use linux::netlink::Netlink;
 use netlink_packet_route::address::{AddressFlags, AddressMessage, AddressScope};
 
-/// Why the addresses of an interface are not known.
+/// Why the addresses of an interface cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum AddressesError {
-    /// There is no interface of that name.
+    /// No interface has that name.
     #[error("There is no interface {0}; create it or correct the name in the config")]
     NoInterface(String),
-    /// Netlink does not work.
+    /// A netlink request failed.
     #[error("Cannot read the addresses of {interface}: {error}; netlink must be permitted")]
     Netlink {
-        /// The interface.
+        /// Name of the interface as configured.
         interface: String,
-        /// What the kernel said.
+        /// Error of the netlink socket.
         #[source]
         error: io::Error,
     },
 }
 
-/// IPv6 addresses of one interface that can be used now: neither tentative nor failed.
+/// Usable IPv6 addresses of one interface: neither tentative nor failed (duplicate).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Addresses {
-    /// Interface index.
+    /// Index of the interface in the network namespace.
     pub ifindex: u32,
-    /// Link-local address, where there is one yet.
+    /// First link-local address; `None` until duplicate address detection is over.
     pub link_local: Option<Ipv6Addr>,
-    /// Global address and the length of its prefix in bits. One that is permanent goes before one
-    /// that was learnt, and a temporary or deprecated one is never taken.
+    /// Global address and its prefix length in bits. A permanent address is preferred over an
+    /// autoconfigured one; a temporary or deprecated one is never used.
     pub global: Option<(Ipv6Addr, u8)>,
 }
 
 impl Addresses {
-    /// The global address with its host bits zero.
+    /// Returns the prefix of the global address (host bits zero) and its length.
     pub fn prefix(&self) -> Option<(Ipv6Addr, u8)> {
         self.global.map(|(address, length)| {
             let mask = u128::MAX
@@ -53,7 +53,7 @@ impl Addresses {
 ///
 /// # Errors
 ///
-/// See [`AddressesError`]; an interface without addresses is none.
+/// See [`AddressesError`]; an interface without addresses is no error.
 pub fn addresses(interface: &str) -> Result<Addresses, AddressesError> {
     let ifindex = nix::net::if_::if_nametoindex(interface)
         .map_err(|_| AddressesError::NoInterface(interface.to_owned()))?;
@@ -77,7 +77,8 @@ fn choose<'a>(ifindex: u32, messages: impl Iterator<Item = &'a AddressMessage>) 
     for message in messages {
         let flags = interface::address_flags(message);
         let address = interface::ipv6_address(message);
-        // A multicast address is a join that the kernel holds.
+        // The kernel lists multicast addresses with `IFA_F_MCAUTOJOIN` here; those are joins, not
+        // addresses of the host.
         let Some(address) = address.filter(|address| !address.is_multicast()) else {
             continue;
         };

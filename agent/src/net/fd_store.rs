@@ -1,5 +1,5 @@
-//! Sockets that systemd keeps while this program is not there (`FileDescriptorStoreMax=`), so that
-//! what they have joined stays joined. Without systemd nothing is kept.
+//! Sockets that systemd keeps while the agent is not running (`FileDescriptorStoreMax=`), so that
+//! their multicast joins persist. Without systemd the joins end with the process.
 
 #![allow(
     unsafe_code,
@@ -10,10 +10,10 @@ use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
 
 use sd_notify::NotifyState;
 
-/// What the names of our descriptors begin with.
+/// Prefix of the names of the agent's descriptors (`FDNAME=`).
 const PREFIX: &str = "join-";
 
-/// The sockets given to systemd, in the order of their list.
+/// The sockets of one list that systemd holds, in the order of the list.
 #[derive(Debug)]
 pub struct FdStore {
     tag: u32,
@@ -22,7 +22,8 @@ pub struct FdStore {
 }
 
 impl FdStore {
-    /// Nothing is given yet. `tag` tells the names apart from those of another list.
+    /// Creates an empty store. `tag` distinguishes the names of this list from those of another
+    /// list.
     pub fn new(tag: u32) -> Self {
         Self {
             tag,
@@ -31,8 +32,8 @@ impl FdStore {
         }
     }
 
-    /// Gives to systemd what is new at the end of a list of sockets, and takes back what is gone
-    /// from its end.
+    /// Passes the sockets appended to the list to systemd, and removes from systemd those cut off
+    /// at its end.
     pub fn follow<'a>(&mut self, sockets: impl Iterator<Item = BorrowedFd<'a>>) {
         let sockets: Vec<BorrowedFd<'a>> = sockets.collect();
         while self.names.len() > sockets.len() {
@@ -64,21 +65,22 @@ fn remove(name: &str) {
     }
 }
 
-/// Sockets of an earlier process. systemd keeps them, beyond this process too, until they are
-/// closed.
+/// Sockets of an earlier process. systemd keeps them, also after the end of this process, until
+/// they are closed here.
 #[derive(Debug)]
 pub struct Inherited {
     sockets: Vec<(OwnedFd, String)>,
 }
 
 impl Inherited {
-    /// Takes over what systemd has handed to this process. To be called once.
+    /// Takes over the descriptors that systemd passed to this process. Must be called once only.
     pub fn take() -> Self {
         let sockets = match sd_notify::listen_fds_with_names() {
             Ok(descriptors) => descriptors
                 .filter(|(_, name)| name.starts_with(PREFIX))
-                // SAFETY: systemd has opened these for this process (`LISTEN_PID` was checked), no
-                // other part of it takes descriptors from systemd, and this is called once.
+                // SAFETY: systemd opened these descriptors for this process (`LISTEN_PID` was
+                // checked), no other part of the process takes descriptors from systemd, and this
+                // function is called once.
                 .map(|(descriptor, name)| (unsafe { OwnedFd::from_raw_fd(descriptor) }, name))
                 .collect(),
             Err(error) => {
@@ -89,19 +91,19 @@ impl Inherited {
         Self { sockets }
     }
 
-    /// Closes them, and has systemd close them.
+    /// Closes the sockets and removes them from systemd's store.
     pub fn close(self) {
         for (_, name) in &self.sockets {
             remove(name);
         }
     }
 
-    /// Their number.
+    /// Number of sockets.
     pub fn len(&self) -> usize {
         self.sockets.len()
     }
 
-    /// Whether there are none.
+    /// Whether there is no socket.
     pub fn is_empty(&self) -> bool {
         self.sockets.is_empty()
     }

@@ -1,7 +1,7 @@
-//! The bridge's forwarding database: which port frames for a MAC go to.
+//! The bridge's forwarding database: the port of each MAC.
 //!
-//! An entry for a VM that has not sent anything yet keeps frames for it from being flooded to all
-//! others, and lets them wait in its TAP.
+//! An entry for a VM that has not sent a frame yet keeps its frames from being flooded to all other
+//! ports; they wait in its TAP instead.
 
 use std::io;
 
@@ -14,26 +14,26 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use crate::proto::Mac;
 
-/// What kind of entry.
+/// Type of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Entry {
-    /// Stays whatever the port's state, and until the port is gone.
+    /// Stays, whatever the state of the port, until the port is deleted (`NUD_NOARP`).
     Static,
-    /// As if the bridge had learnt it: ages, and follows the VM.
+    /// Like an entry that the bridge has learnt: ages, and follows the VM to another port.
     Learnt,
 }
 
-/// Write access to the database, in the network namespace of the thread that opened it.
+/// Write access to the forwarding database, in the network namespace of the thread that opened it.
 pub struct Fdb {
     netlink: Netlink,
 }
 
 impl Fdb {
-    /// Opens it.
+    /// Opens a netlink socket.
     ///
     /// # Errors
     ///
-    /// What `socket(2)` says.
+    /// The error of `socket(2)`.
     pub fn open() -> io::Result<Self> {
         Ok(Self {
             netlink: Netlink::open()?,
@@ -44,7 +44,7 @@ impl Fdb {
     ///
     /// # Errors
     ///
-    /// What the kernel says, for instance that the port is gone.
+    /// The error of the kernel, for instance that the port no longer exists.
     pub fn set(&mut self, port: u32, mac: Mac, entry: Entry) -> Result<(), Refusal> {
         let state = match entry {
             Entry::Static => NeighbourState::Noarp,
@@ -58,7 +58,7 @@ impl Fdb {
     ///
     /// # Errors
     ///
-    /// What the kernel says, for instance that there is none.
+    /// The error of the kernel, for instance that there is no such entry.
     pub fn remove(&mut self, port: u32, mac: Mac) -> Result<(), Refusal> {
         let message = message(port, mac, NeighbourState::None);
         Ok(self

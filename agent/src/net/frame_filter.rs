@@ -1,4 +1,4 @@
-//! Which frames a packet socket receives: programs of the classic filter, which the kernel runs.
+//! Classic BPF filters that select the frames of a packet socket in the kernel.
 
 use std::io;
 use std::net::Ipv6Addr;
@@ -7,16 +7,17 @@ use common::wire::neighbour::{ADVERTISEMENT, ICMPV6, SOLICITATION};
 use linux::packet_socket::{Instruction, PacketSocket};
 
 const IPV6: u32 = 0x86dd;
-/// `SKF_AD_OFF + SKF_AD_VLAN_TAG_PRESENT`: whether the tag was taken out of the frame.
+/// `SKF_AD_OFF + SKF_AD_VLAN_TAG_PRESENT`: nonzero if the kernel has moved a VLAN tag out of the
+/// frame.
 const TAG_PRESENT: u32 = (-0x1000_i32 + 48).cast_unsigned();
 
-/// Where these stand in an untagged frame.
+/// Offsets in an untagged frame.
 const ETHER_TYPE: u32 = 12;
 const NEXT_HEADER: u32 = 20;
 const SOURCE: u32 = 22;
 const DESTINATION: u32 = 38;
 const ICMPV6_TYPE: u32 = 54;
-/// First byte of a multicast address.
+/// First byte of an IPv6 multicast address.
 const MULTICAST: u32 = 0xff;
 
 const WORD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
@@ -25,22 +26,24 @@ const BYTE: u16 = (libc::BPF_LD | libc::BPF_B | libc::BPF_ABS) as u16;
 const JUMP_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
 const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
 
-/// Which frames. None of them has a VLAN tag.
+/// A selection of untagged frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wanted {
     /// Neighbor Solicitations and Advertisements.
     Neighbours,
-    /// Neighbor Solicitations to one node, as they come when a neighbour is about to be forgotten.
+    /// Neighbor Solicitations to a unicast address, as sent by Neighbor Unreachability Detection
+    /// (RFC 4861 §7.3).
     UnicastSolicitations,
-    /// IPv6 packets from an address.
+    /// IPv6 packets from this source address.
     From(Ipv6Addr),
 }
 
-/// Opens a socket for frames that come in by an interface of the calling thread's network namespace.
+/// Opens a packet socket for frames that arrive on an interface of the calling thread's network
+/// namespace.
 ///
 /// # Errors
 ///
-/// What the kernel says; it needs `CAP_NET_RAW`.
+/// The error of the kernel; the call needs `CAP_NET_RAW`.
 pub fn open(ifindex: u32, wanted: Wanted) -> io::Result<PacketSocket> {
     PacketSocket::filtered(ifindex, &program(wanted))
 }
@@ -60,7 +63,7 @@ const NEIGHBOURS: [Instruction; 11] = [
     DROP,
 ];
 
-/// Neighbor Solicitations that are not to a group.
+/// Neighbor Solicitations to a unicast address.
 const UNICAST_SOLICITATIONS: [Instruction; 12] = [
     load(BYTE, TAG_PRESENT),
     equal(0, 9),
@@ -76,7 +79,7 @@ const UNICAST_SOLICITATIONS: [Instruction; 12] = [
     DROP,
 ];
 
-/// IPv6 packets from an address, which is given as words.
+/// IPv6 packets from an address, given as four words.
 const fn from(address: [u32; 4]) -> [Instruction; 14] {
     let [first, second, third, fourth] = address;
     [
@@ -104,12 +107,12 @@ const fn load(code: u16, at: u32) -> Instruction {
     instruction(code, 0, 0, at)
 }
 
-/// Goes on where the value is this, and else skips so many instructions.
+/// Continues if the accumulator equals `value`, otherwise skips `skip` instructions.
 const fn equal(value: u32, skip: u8) -> Instruction {
     jump(value, 0, skip)
 }
 
-/// Skips so many instructions where the value is this, and so many where it is not.
+/// Skips `jt` instructions if the accumulator equals `value`, otherwise `jf`.
 const fn jump(value: u32, jt: u8, jf: u8) -> Instruction {
     instruction(JUMP_EQUAL, jt, jf, value)
 }
@@ -135,7 +138,7 @@ mod tests {
 
     use super::*;
 
-    /// Runs a program as the kernel would, without tag.
+    /// Runs a program as the kernel would on a frame without a VLAN tag.
     fn passes(wanted: Wanted, frame: &[u8]) -> bool {
         let program = program(wanted);
         let (mut at, mut value) = (0, 0_u32);

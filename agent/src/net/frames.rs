@@ -1,9 +1,9 @@
-//! Framing between agents, above TLS: each frame behind its length as a big-endian `u32`.
+//! Framing between agents above TLS: a big-endian `u32` length precedes each frame.
 //!
-//! The side that accepted a connection sends one verdict frame before anything else; only then is
-//! the connection up for the side that dialed. In TLS 1.3 a client's handshake is over before the
-//! server has looked at its certificate, so without the verdict a refusal could not be told from a
-//! connection that broke.
+//! The accepting side sends one verdict frame before anything else; for the dialing side the
+//! connection is up only after an accepting verdict. In TLS 1.3 the client finishes its handshake
+//! before the server has checked the client's certificate. Without the verdict the client could not
+//! tell a refusal from a broken connection.
 //!
 //! # Wire format
 //!
@@ -19,10 +19,10 @@ use common::signal::{MAX_FRAME_BYTES, MAX_TEXT_BYTES};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::codec::{Decoder, Encoder, Framed, LengthDelimitedCodec};
 
-/// A connection as a stream and sink of frames.
+/// A connection as a stream and a sink of frames.
 pub(super) type Frames<S> = Framed<S, FrameCodec>;
 
-/// Frames on a byte stream. A longer frame than [`MAX_FRAME_BYTES`] ends the stream with an error.
+/// Frames a byte stream. A frame longer than [`MAX_FRAME_BYTES`] ends the stream with an error.
 pub(super) fn frames<S: AsyncRead + AsyncWrite>(stream: S) -> Frames<S> {
     let codec = LengthDelimitedCodec::builder()
         .length_field_length(4)
@@ -31,8 +31,8 @@ pub(super) fn frames<S: AsyncRead + AsyncWrite>(stream: S) -> Frames<S> {
     Framed::new(stream, FrameCodec(codec))
 }
 
-/// Lengths and frames. A buffer goes with its frame: to keep it would be to keep twice the longest frame for
-/// each peer.
+/// Codec of lengths and frames. The read buffer is released with its frame: a retained buffer would
+/// hold twice the longest frame per peer.
 #[derive(Debug)]
 pub(super) struct FrameCodec(LengthDelimitedCodec);
 
@@ -57,14 +57,14 @@ impl Encoder<Bytes> for FrameCodec {
     }
 }
 
-/// What the accepting side says first.
+/// The accepting side's verdict about a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     /// The connection is up.
     Accepted,
-    /// It is not wanted; one sentence for a person.
+    /// The connection is refused, for this reason (one sentence for a person).
     Refused(String),
-    /// Both sides dialed at once, and the other connection is the one to be kept.
+    /// Both sides dialed at once, and the other connection is kept.
     Crossed,
 }
 
@@ -83,7 +83,7 @@ impl Verdict {
         bytes.freeze()
     }
 
-    /// Decodes it; `None` where it is none.
+    /// Decodes a verdict frame; `None` if it is malformed.
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
         let (code, reason) = bytes.split_first()?;
         if reason.len() > MAX_TEXT_BYTES {

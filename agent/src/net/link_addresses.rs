@@ -1,4 +1,5 @@
-//! Unicast addresses of moving VMs on the bridge's link: asks for them, listens, answers.
+//! Unicast addresses of moving VMs on the bridge's link: Neighbor Discovery (RFC 4861) on their
+//! behalf.
 //!
 //! ```text
 //!   network -- uplink --+-- br0 (this host) <--- Solicitations and Advertisements to groups, of all
@@ -7,8 +8,9 @@
 //!                 '--- Solicitations to a VM that has left
 //! ```
 //!
-//! The host joins the solicited-node group of each address by a kernel socket on the bridge, so that
-//! switches that snoop MLD pass on what is asked. What to answer is decided in [`crate::proto`].
+//! The host joins the solicited-node group of each address through a kernel socket on the bridge,
+//! so that switches with MLD snooping forward the Solicitations. [`crate::proto`] decides what to
+//! answer.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -31,14 +33,14 @@ use super::fdb::{Entry as FdbEntry, Fdb};
 use super::frame_filter::{self, Wanted};
 use crate::proto::{AddressCommand, AddressEvent, Mac, Said};
 
-/// Events that wait to be handled; what comes beyond is asked again.
+/// Capacity of the event queue. A neighbour repeats a message that found the queue full.
 const EVENTS: usize = 256;
-/// Longest Solicitation or Advertisement that is read.
+/// Longest Solicitation or Advertisement read, bytes.
 const FRAME_BYTES: usize = 512;
-/// How long after an error of a socket.
+/// Pause after an error of a socket.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Why addresses cannot be watched.
+/// Why the addresses cannot be watched.
 #[derive(Debug, thiserror::Error)]
 #[error("Cannot ask the kernel for {what}: {error}; run the agent as root")]
 pub struct LinkAddressesError {
@@ -47,11 +49,12 @@ pub struct LinkAddressesError {
     error: io::Error,
 }
 
-/// The addresses in hand. Dropping it ends all but what the bridge was told.
+/// The addresses in hand. Dropping the value ends everything except the forwarding entries of the
+/// bridge.
 pub struct LinkAddresses {
     bridge: String,
     ifindex: u32,
-    /// Frames to groups, heard while there is an address to listen for.
+    /// Receives frames to groups; `None` while there is no address to watch.
     listener: Option<(Arc<AsyncFd<PacketSocket>>, Task)>,
     watched: Arc<Mutex<BTreeSet<Ipv6Addr>>>,
     addresses: BTreeMap<Ipv6Addr, Watched>,
@@ -62,17 +65,17 @@ pub struct LinkAddresses {
     events: mpsc::Receiver<AddressEvent>,
 }
 
-/// One of them.
+/// State of one address.
 #[derive(Default)]
 struct Watched {
-    /// Holds the membership of the solicited-node group.
+    /// Socket that holds the membership of the solicited-node group.
     _membership: Option<Socket>,
     expected: Option<(u32, Mac)>,
     tap: Option<Task>,
     replaced: bool,
 }
 
-/// A task that ends with its owner.
+/// A task that ends when its owner is dropped.
 struct Task(JoinHandle<()>);
 
 impl Drop for Task {
@@ -82,7 +85,8 @@ impl Drop for Task {
 }
 
 impl LinkAddresses {
-    /// None yet, in the network namespace of the calling thread.
+    /// Opens the bridge's forwarding database in the network namespace of the calling thread, with
+    /// no address.
     ///
     /// # Errors
     ///
@@ -104,12 +108,12 @@ impl LinkAddresses {
         })
     }
 
-    /// The next event. Cancelling it loses none.
+    /// Waits for the next event. Cancel safe.
     pub async fn next(&mut self) -> Option<AddressEvent> {
         self.events.recv().await
     }
 
-    /// Does what the protocol wants done. What fails is logged: it delays no move.
+    /// Carries out a command of the protocol. Failures are only logged: they delay no migration.
     pub fn perform(&mut self, command: &AddressCommand) {
         let done = match *command {
             AddressCommand::Watch { address } => self.watch(address),
@@ -140,8 +144,9 @@ impl LinkAddresses {
         }
     }
 
-    /// Tells neighbours the host's own addresses anew, which they may know by a MAC that the bridge had
-    /// before (RFC 4861 section 7.2.6). While no address is watched, nobody needs them.
+    /// Sends unsolicited Advertisements of the host's own addresses to the link, because neighbours
+    /// may know these addresses by an earlier MAC of the bridge (RFC 4861 §7.2.6). Does nothing
+    /// while no address is watched, because nobody needs the host's addresses then.
     pub fn announce(&self) {
         if self.listener.is_none() {
             return;
@@ -160,13 +165,13 @@ impl LinkAddresses {
         }
     }
 
-    /// An uplink joined the bridge.
+    /// Registers an uplink that joined the bridge.
     pub fn uplink_added(&mut self, ifindex: u32) {
         self.uplinks.insert(ifindex);
         self.listen_to_uplinks();
     }
 
-    /// It left.
+    /// Removes an uplink that left the bridge.
     pub fn uplink_removed(&mut self, ifindex: u32) {
         self.uplinks.remove(&ifindex);
         self.uplink_listeners.remove(&ifindex);
@@ -196,7 +201,7 @@ impl LinkAddresses {
         Ok(socket)
     }
 
-    /// Tells what is heard by a socket, for as long as the task runs.
+    /// Starts a task that turns the frames of a socket into events.
     fn hear(&self, socket: Arc<AsyncFd<PacketSocket>>) -> Task {
         let (watched, sender) = (Arc::clone(&self.watched), self.sender.clone());
         let own_mac = self.host().map(|host| host.mac).unwrap_or_default();
@@ -207,12 +212,12 @@ impl LinkAddresses {
                 let event = buffer
                     .get(..length)
                     .and_then(neighbour::parse)
-                    // Its own, that a loop in the network brings back.
+                    // Skips the host's own frames, which a loop in the network returns.
                     .filter(|message| message.source_mac != own_mac)
                     .map(|message| heard(&message))
                     .filter(|(address, ..)| lock(&watched).contains(address));
                 if let Some((address, said, by)) = event {
-                    // What finds no room is asked again.
+                    // A full queue loses nothing for good: the neighbour repeats its message.
                     let _ = sender.try_send(AddressEvent::Heard { address, said, by });
                 }
             }
@@ -220,7 +225,7 @@ impl LinkAddresses {
     }
 
     fn probe(&self, address: Ipv6Addr) -> io::Result<()> {
-        // A nonce that no other node has (RFC 7527 §4.1).
+        // A random nonce, unique to this node (RFC 7527 §4.1).
         let frame = neighbour::probe(&address.octets(), self.host()?.mac, random::bytes()?);
         self.send(&frame)
     }
@@ -236,7 +241,7 @@ impl LinkAddresses {
         let audience = to.map_or(Audience::Everybody, |(asker, mac)| {
             Audience::Asker(asker.octets(), mac)
         });
-        // Its own address on the link, or for want of one the target.
+        // The host's link-local address, or the target address if the host has none.
         let source = host.link_local.unwrap_or(address);
         let frame = neighbour::advertisement(
             &address.octets(),
@@ -285,7 +290,7 @@ impl LinkAddresses {
                 self.fdb.remove(ifindex, mac)
             };
             if let Err(refusal) = done {
-                // Gone with its TAP.
+                // Fails if the TAP, and its entry, no longer exist.
                 tracing::debug!(ifindex, %refusal, "Entry of a VM's MAC is left as it is");
             }
         }
@@ -295,7 +300,8 @@ impl LinkAddresses {
         self.listen_to_uplinks();
     }
 
-    /// Listens to uplinks while a VM that has left may be asked for.
+    /// Listens on the uplinks while neighbours may solicit a VM that has left; otherwise closes the
+    /// sockets.
     fn listen_to_uplinks(&mut self) {
         if !self.addresses.values().any(|watched| watched.replaced) {
             self.uplink_listeners.clear();
@@ -325,7 +331,8 @@ impl LinkAddresses {
         let _ = self.sender.try_send(event);
     }
 
-    /// What this host is on the link. Read each time: a bridge changes its MAC with its ports.
+    /// Reads the addresses and the MAC of the host. They are read each time because a bridge
+    /// changes its MAC with its ports.
     fn host(&self) -> io::Result<Host> {
         let mut host = Host::default();
         for interface in getifaddrs()? {
@@ -353,8 +360,8 @@ impl LinkAddresses {
     }
 }
 
-/// Waits for a frame, for as long as it takes: a link that goes down, as one that is not up yet, says so
-/// as an error, and there may be frames when it is up again.
+/// Waits for a frame without limit. A link that is down, or not up yet, reports an error; frames
+/// may follow once the link is up.
 async fn receive(socket: &AsyncFd<PacketSocket>, buffer: &mut [u8]) -> usize {
     loop {
         let received = socket
@@ -368,14 +375,14 @@ async fn receive(socket: &AsyncFd<PacketSocket>, buffer: &mut [u8]) -> usize {
     }
 }
 
-/// This host on the link.
+/// Addresses of this host.
 #[derive(Default)]
 struct Host {
     mac: Mac,
     link_local: Option<Ipv6Addr>,
-    /// Those of the bridge.
+    /// Addresses of the bridge.
     on_link: Vec<Ipv6Addr>,
-    /// Those of all interfaces.
+    /// Addresses of all interfaces.
     addresses: BTreeSet<Ipv6Addr>,
 }
 
@@ -392,7 +399,7 @@ fn heard(message: &neighbour::Message) -> (Ipv6Addr, Said, Mac) {
     }
 }
 
-/// Locks; what a panicking holder left is still a set of addresses.
+/// Locks the set. A holder that panicked leaves a valid set, so poisoning is ignored.
 fn lock(watched: &Mutex<BTreeSet<Ipv6Addr>>) -> std::sync::MutexGuard<'_, BTreeSet<Ipv6Addr>> {
     watched.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,4 +1,4 @@
-//! Ports of the managed bridge, as they come and go (rtnetlink group `RTNLGRP_LINK`).
+//! Ports of the managed bridge, watched through rtnetlink (`RTNLGRP_LINK`).
 //!
 //! ```text
 //!            VM        VM          a port is a VM's when it is a TAP (`IFLA_INFO_KIND` "tun") or
@@ -10,8 +10,8 @@
 //!               eth0 (uplink)
 //! ```
 //!
-//! The kernel drops notices when the reader is late (`ENOBUFS`). All links are then read again and
-//! compared with what is known, so nothing is lost for good.
+//! The kernel drops notices when the reader is late (`ENOBUFS`). The agent then reads all links
+//! again and compares them with the known ones, so no change is lost for good.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -26,58 +26,58 @@ use crate::proto::{Port, PortEvent};
 
 pub use netlink_packet_route::link::InfoBridge;
 
-/// Receive buffer for notices, bytes: several thousand links at once.
+/// Receive buffer for notices, bytes; holds notices of several thousand links.
 const RECEIVE_BUFFER_BYTES: u32 = 4 * 1024 * 1024;
 
 /// Why the ports of the bridge cannot be watched.
 #[derive(Debug, thiserror::Error)]
 pub enum LinksError {
-    /// There is no interface of that name.
+    /// No interface has that name.
     #[error("There is no interface {0}; create the bridge or correct the name in the config")]
     NoBridge(String),
-    /// The interface is something else.
+    /// The interface is not a bridge.
     #[error("Interface {0} is not a bridge; name the bridge that the TAPs are ports of")]
     NotABridge(String),
-    /// The bridge was deleted while it was watched.
+    /// The bridge was deleted while the agent watched it.
     #[error("Bridge {0} was removed; create it again and restart the agent")]
     Removed(String),
-    /// Netlink does not work.
+    /// A netlink request failed.
     #[error("Cannot read the network interfaces: {0}; netlink must be permitted")]
     Netlink(#[from] io::Error),
 }
 
-/// Which ports are whose.
+/// Rules that classify the ports of the bridge.
 #[derive(Clone, Debug, Default)]
 pub struct PortRules {
     /// Name of the managed bridge.
     pub bridge: String,
-    /// Names of the uplinks; empty: every port that is not a VM's.
+    /// Names of the uplinks. Empty: every port that is not a VM's is an uplink.
     pub uplinks: Vec<String>,
-    /// Names of ports that are a VM's although they are no TAPs (a `*` at the end stands for
-    /// anything).
+    /// Names of ports that belong to VMs although they are no TAPs. A `*` at the end matches any
+    /// suffix.
     pub vm_ports: Vec<String>,
 }
 
-/// Change of the bridge's ports.
+/// A change of the bridge's ports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LinkEvent {
-    /// A VM's port.
+    /// A change of a VM's port.
     Port(PortEvent),
     /// An uplink joined the bridge.
     UplinkAdded(Port),
-    /// It left, or is gone.
+    /// An uplink left the bridge or was deleted.
     UplinkRemoved {
-        /// Its interface index.
+        /// Index that the interface had.
         ifindex: u32,
     },
-    /// A port joined the bridge that is neither a VM's nor one of the uplinks.
+    /// A port that is neither a VM's nor an uplink joined the bridge.
     OtherAdded(Port),
-    /// It left, or is gone.
+    /// Such a port left the bridge or was deleted.
     OtherRemoved {
-        /// Its interface index.
+        /// Index that the interface had.
         ifindex: u32,
     },
-    /// All ports that were there at the start have been told. Comes once.
+    /// The events of all ports present at the start precede this event. Sent once.
     Complete,
 }
 
@@ -85,7 +85,7 @@ pub enum LinkEvent {
 enum Role {
     Vm,
     Uplink,
-    /// Neither: with named uplinks, any other port that is no VM's.
+    /// A port that is neither a VM's nor a configured uplink.
     Other,
 }
 
@@ -98,14 +98,14 @@ pub struct Links {
 }
 
 impl Links {
-    /// Starts to watch, in the network namespace of the calling thread. The ports that are there
-    /// are the first events.
+    /// Starts to watch, in the network namespace of the calling thread. The first events are the
+    /// ports present.
     ///
     /// # Errors
     ///
     /// See [`LinksError`].
     pub fn watch(rules: PortRules) -> Result<Self, LinksError> {
-        // The notices are asked for before the dump, so no change falls between.
+        // Subscribes before the dump, so that no change in between is missed.
         let notices = AsyncNotices::open(&[Group::Link])?;
         notices.set_room(RECEIVE_BUFFER_BYTES)?;
         let bridge_ifindex = bridge(&rules.bridge)?.ifindex;
@@ -120,16 +120,16 @@ impl Links {
         Ok(links)
     }
 
-    /// Interface index of the bridge.
+    /// Returns the interface index of the bridge.
     pub fn bridge_ifindex(&self) -> u32 {
         self.bridge_ifindex
     }
 
-    /// Waits for the next change. Can be cancelled without losing one.
+    /// Waits for the next change. Cancel safe.
     ///
     /// # Errors
     ///
-    /// See [`LinksError`]; after [`LinksError::Removed`] nothing more comes.
+    /// See [`LinksError`]; nothing follows [`LinksError::Removed`].
     pub async fn next(&mut self) -> Result<LinkEvent, LinksError> {
         loop {
             if let Some(event) = self.table.events.pop_front() {
@@ -150,7 +150,7 @@ impl Links {
             match typed(message.bytes) {
                 Some(RouteNetlinkMessage::NewLink(link)) => self.table.set(&link),
                 Some(RouteNetlinkMessage::DelLink(link))
-                    // A port that leaves its bridge is announced as deleted in this family.
+                    // The kernel announces a port that leaves its bridge as deleted in this family.
                     if link.header.interface_family != AddressFamily::Bridge =>
                 {
                     if link.header.index == self.bridge_ifindex {
@@ -164,7 +164,8 @@ impl Links {
         }
     }
 
-    /// Reads all links again. Notices from before are thrown away first: they are older.
+    /// Reads all links again. Discards the waiting notices first, because they are older than the
+    /// dump.
     fn resync(&mut self) -> Result<(), LinksError> {
         tracing::info!("link notices were lost, reading all links again");
         while self.notices.try_next()?.is_some() {}
@@ -177,12 +178,12 @@ impl Links {
     }
 }
 
-/// A bridge and what it says of itself.
+/// A bridge with its settings.
 #[derive(Clone, Debug)]
 pub struct Bridge {
-    /// Its interface index.
+    /// Index of the bridge in the network namespace.
     pub ifindex: u32,
-    /// Its settings, as the kernel lists them.
+    /// Attributes of `IFLA_INFO_DATA`, in the kernel's order.
     pub settings: Vec<InfoBridge>,
 }
 
@@ -212,7 +213,7 @@ pub fn bridge(name: &str) -> Result<Bridge, LinksError> {
     })
 }
 
-/// The ports that are known, and the events that come of changes.
+/// The known ports, and the events of their changes that wait to be returned.
 struct PortTable {
     rules: PortRules,
     bridge_ifindex: u32,
@@ -244,7 +245,7 @@ impl PortTable {
     }
 
     fn set(&mut self, link: &LinkMessage) {
-        // Messages of this family describe a link as a port only, without its kind.
+        // Messages of this family describe a link only as a port, without its kind.
         if link.header.interface_family == AddressFamily::Bridge {
             return;
         }
@@ -289,7 +290,7 @@ impl PortTable {
         }
     }
 
-    /// Takes a complete dump: what is not in it is gone.
+    /// Applies a complete dump: removes the ports that the dump lacks.
     fn replace(&mut self, links: &[LinkMessage]) {
         let gone: Vec<u32> = self
             .ports

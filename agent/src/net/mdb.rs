@@ -1,16 +1,17 @@
-//! The bridge's multicast database: what a TAP receives before its VM has reported.
+//! The bridge's multicast database: what a TAP receives before its VM sends its first Report.
 //!
-//! An entry made here is *temporary* (`MDB_TEMPORARY`): it ages as one learnt from a Report would,
-//! and the VM's own Reports keep it or change it. Source lists need a bridge with
-//! `mcast_mld_version 2` and kernel 6.3; without them, and for lists that the bridge has no room
-//! for, the entry is for any source: the TAP receives more than was asked for, never less.
+//! The agent adds *temporary* entries (`MDB_TEMPORARY`): they age like entries learnt from a
+//! Report, and the VM's own Reports renew or change them. Source lists need `mcast_mld_version 2`
+//! on the bridge and kernel 6.3. Without these, and for lists longer than the bridge accepts, the
+//! entry is for any source: the TAP receives more than requested, never less.
 //!
-//! Kernels before 6.3 do not replace an entry either (`EEXIST`). There an entry that would end before
-//! it is renewed again is made anew, so that a packet may pass it by in between; others stay.
+//! Kernels before 6.3 do not replace an entry either (`EEXIST`). On these kernels the agent deletes
+//! and adds again an entry that would expire before its next renewal; a packet in between may miss
+//! the entry. Other entries stay untouched.
 //!
 //! # Wire format
 //!
-//! `RTM_NEWMDB` and `RTM_DELMDB` are built here, since netlink-packet-route has no type for them:
+//! `RTM_NEWMDB` and `RTM_DELMDB` are built here because netlink-packet-route has no types for them:
 //!
 //! ```text
 //! struct br_port_msg     { u8 family = AF_BRIDGE, pad[3], u32 ifindex of the bridge }
@@ -52,21 +53,21 @@ const MDBE_SRCATTR_ADDRESS: u16 = 1;
 const MDB_TEMPORARY: u8 = 0;
 const ETH_P_IPV6: u16 = 0x86dd;
 
-/// A renewal may come so much later than it is due.
+/// Margin for a late renewal.
 const SPARE: Duration = Duration::from_secs(10);
-/// Most sources of one entry (`PG_SRC_ENT_LIMIT` of the kernel's bridge).
+/// Most sources in one entry (`PG_SRC_ENT_LIMIT` of the kernel's bridge).
 const MAX_SOURCES: usize = 32;
 
 /// Why the multicast database cannot be written.
 #[derive(Debug, thiserror::Error)]
 pub enum MdbError {
-    /// The bridge cannot be found.
+    /// The bridge does not exist, or is no bridge.
     #[error(transparent)]
     Links(#[from] LinksError),
-    /// Netlink does not work.
+    /// The netlink socket failed.
     #[error("Cannot reach the bridge by netlink: {0}; run the agent as root")]
     Netlink(#[from] std::io::Error),
-    /// The bridge does not snoop, so it has no database and floods all multicast.
+    /// The bridge does not snoop: it has no database and floods all multicast.
     #[error("{}", snooping::no_snooping(.0))]
     NoSnooping(String),
     /// The kernel refused an entry.
@@ -75,11 +76,11 @@ pub enum MdbError {
          see that the port is up, and mcast_hash_max of the bridge"
     )]
     Refused {
-        /// The port.
+        /// Index of the port (TAP).
         ifindex: u32,
-        /// The multicast address.
+        /// Multicast address of the entry.
         address: Ipv6Addr,
-        /// What the kernel said.
+        /// Error of the kernel for the entry.
         #[source]
         refusal: Refusal,
     },
@@ -112,25 +113,25 @@ impl Mdb {
         })
     }
 
-    /// How the bridge was set when the database was opened.
+    /// The bridge's settings at the time of [`Self::open`].
     pub fn snooping(&self) -> Snooping {
         self.snooping
     }
 
-    /// Adds or replaces an entry for each (port, membership). One call for many is fast: the
-    /// kernel answers within it.
+    /// Adds or replaces an entry for each (port, membership). Batched: the kernel answers each
+    /// request within the system call.
     ///
     /// # Errors
     ///
-    /// The call fails as a whole by [`MdbError::NoSnooping`] or [`MdbError::Netlink`]; else
-    /// the result has one outcome for each entry, in order.
+    /// The whole call fails with [`MdbError::NoSnooping`] or [`MdbError::Netlink`]; otherwise the
+    /// result has one outcome per entry, in order.
     pub fn add(
         &mut self,
         entries: &[(u32, &Membership)],
     ) -> Result<Vec<Result<(), MdbError>>, MdbError> {
         let mut outcomes = self.write(entries, self.source_lists)?;
         let unlisted = self.source_lists.then(|| which(&outcomes, is_unsupported));
-        // An older kernel knows no source lists: the same entries without them.
+        // Kernels before 6.3 reject source lists: retry these entries without lists.
         if let Some(unlisted) = unlisted.filter(|it| !it.is_empty()) {
             let plain = self.write(&chosen(entries, &unlisted), false)?;
             if plain.iter().any(Result::is_ok) {
@@ -146,8 +147,8 @@ impl Mdb {
         Ok(outcomes)
     }
 
-    /// Makes those entries anew that the kernel has not replaced and that end before they are renewed
-    /// again. What a VM has reported by sources stays.
+    /// Deletes and adds again the entries that the kernel did not replace and that expire before
+    /// the next renewal. Entries that a VM has reported with sources stay.
     fn renew(
         &mut self,
         entries: &[(u32, &Membership)],
@@ -172,7 +173,7 @@ impl Mdb {
             requests.push(self.addition(ifindex, membership, false));
         }
         let mut outcomes: Vec<_> = entries.iter().map(|_| Ok(())).collect();
-        // That there is none to delete any more is as well.
+        // Outcomes alternate (delete, add). A failed delete means only that the entry had expired.
         let made = self.netlink.apply(&mut requests)?.into_iter();
         let made: Vec<_> = made.skip(1).step_by(2).collect();
         let keys: Vec<_> = keys(&chosen(entries, &ending)).collect();
@@ -180,7 +181,7 @@ impl Mdb {
         Ok(outcomes)
     }
 
-    /// Removes entries. One that is not there counts as removed.
+    /// Deletes entries. A missing entry counts as deleted.
     ///
     /// # Errors
     ///
@@ -277,7 +278,7 @@ fn refusals(
         .collect()
 }
 
-/// Places of the outcomes that are so.
+/// Indices of the outcomes for which `is_so` holds.
 fn which(
     outcomes: &[Result<(), MdbError>],
     is_so: impl Fn(&Result<(), MdbError>) -> bool,
@@ -295,7 +296,7 @@ fn chosen<'a>(entries: &[(u32, &'a Membership)], indexes: &[usize]) -> Vec<(u32,
         .collect()
 }
 
-/// Puts the outcomes of another attempt in the places of those that it was made for.
+/// Replaces the outcomes at these indices by the outcomes of a second attempt.
 fn exchange(
     outcomes: &mut [Result<(), MdbError>],
     indexes: Vec<usize>,

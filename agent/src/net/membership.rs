@@ -1,16 +1,16 @@
-//! Memberships of the host on the bridge, for VMs that have not arrived yet.
+//! Memberships of the host on the bridge, on behalf of VMs that have not arrived yet.
 //!
-//! The kernel's own sockets hold them, so it is the kernel that speaks MLD: State-Change Reports
-//! (RFC 9777 §6.1), answers to Queries (§6.2), the version of the querier (§8). A membership is
-//! replaced in one step (RFC 3678 §5.2), without leaving in between.
+//! Kernel sockets hold the memberships, so the kernel speaks MLD: it sends State-Change Reports
+//! (RFC 9777 §6.1), answers Queries (§6.2), and follows the querier's version (§8). A membership is
+//! replaced in one step (RFC 3678 §5.2), without a leave in between.
 //!
-//! Two limits of the kernel apply to each socket: the option memory (`net.core.optmem_max`) and
-//! the length of a source list (`net.ipv6.mld_max_msf`). Memberships are spread over sockets, and
-//! so is a long INCLUDE list, whose parts the kernel merges again (RFC 9777 §4.2). A long EXCLUDE
-//! list cannot be split that way and becomes EXCLUDE {}: more comes in than was asked for, never
-//! less.
+//! Two kernel limits apply to each socket: the option memory (`net.core.optmem_max`) and the length
+//! of a source list (`net.ipv6.mld_max_msf`). Memberships are therefore spread over several
+//! sockets. A long INCLUDE list is spread too; the kernel merges its parts (RFC 9777 §4.2). A long
+//! EXCLUDE list cannot be split and becomes EXCLUDE {}: the host receives more than requested,
+//! never less.
 //!
-//! Calls take the kernel's RTNL lock and return within microseconds when nobody holds it.
+//! Each call takes the kernel's RTNL lock; it returns within microseconds if the lock is free.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -23,60 +23,60 @@ use socket2::{Domain, Socket, Type};
 
 use crate::proto::Membership;
 
-/// Most memberships of one socket: the kernel searches them one after the other, and the option
-/// memory of older kernels (20 KiB) has room for them.
+/// Most memberships of one socket: the kernel searches them linearly, and they fit the option
+/// memory of older kernels (20 KiB).
 const MEMBERSHIPS_PER_SOCKET: usize = 128;
-/// Sources of one socket's filter when the sysctl cannot be read (kernel default).
+/// Kernel default of `net.ipv6.mld_max_msf`, used if the sysctl cannot be read.
 const DEFAULT_MAX_SOURCES: usize = 64;
 
-/// Why a membership could not be taken.
+/// Why the host cannot hold a membership.
 #[derive(Debug, thiserror::Error)]
 pub enum MembershipError {
-    /// No socket could be opened.
+    /// `socket(2)` failed.
     #[error("Cannot open a socket for multicast memberships: {0}; raise the open files limit")]
     Socket(#[source] io::Error),
-    /// A limit of the kernel.
+    /// A kernel limit is reached (`ENOBUFS`, `ENOMEM`).
     #[error(
         "Cannot join {address} on interface {ifindex}: the kernel's limit is reached ({error}); \
          raise net.core.optmem_max"
     )]
     Limit {
-        /// The multicast address.
+        /// Multicast address of the membership.
         address: Ipv6Addr,
-        /// The interface.
+        /// Index of the bridge, or of its VLAN interface.
         ifindex: u32,
-        /// What the kernel said.
+        /// Error of `setsockopt(2)`.
         #[source]
         error: io::Error,
     },
-    /// Any other refusal.
+    /// `setsockopt(2)` failed for any other reason.
     #[error("Cannot join {address} on interface {ifindex}: {error}; see that the interface is up")]
     Refused {
-        /// The multicast address.
+        /// Multicast address of the membership.
         address: Ipv6Addr,
-        /// The interface.
+        /// Index of the bridge, or of its VLAN interface.
         ifindex: u32,
-        /// What the kernel said.
+        /// Error of `setsockopt(2)`.
         #[source]
         error: io::Error,
     },
-    /// INCLUDE of no source is the absence of a membership.
+    /// INCLUDE without sources means no membership (RFC 9777 §4.2).
     #[error("Cannot join {0} with an empty list of sources; leave it instead")]
     NoSources(Ipv6Addr),
-    /// A tagged VLAN without an interface.
+    /// The bridge has no interface in a tagged VLAN.
     #[error(
         "Cannot join {address} in VLAN {vlan}: the bridge has no interface in that VLAN; \
          add one and configure it"
     )]
     NoVlanInterface {
-        /// The multicast address.
+        /// Multicast address of the membership.
         address: Ipv6Addr,
-        /// The VLAN identifier.
+        /// VLAN identifier of the membership, not 0.
         vlan: u16,
     },
 }
 
-/// The part of a membership that one socket holds.
+/// The part of a membership that a single socket holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Part {
     /// Index into [`Memberships::sockets`].
@@ -87,7 +87,7 @@ struct Part {
 #[derive(Debug)]
 struct Held {
     filter_mode: FilterMode,
-    /// One, or several for a long INCLUDE list.
+    /// One part, or several for a long INCLUDE list.
     parts: Vec<Part>,
 }
 
@@ -96,7 +96,7 @@ struct Slot {
     memberships: usize,
 }
 
-/// All memberships of the host on one bridge. Dropping it leaves all.
+/// All memberships of the host on one bridge. Dropping the value leaves all.
 pub struct Memberships {
     ifindex: u32,
     vlan_interfaces: BTreeMap<u16, u32>,
@@ -106,7 +106,7 @@ pub struct Memberships {
 }
 
 impl Memberships {
-    /// Memberships on a bridge, none yet, in the network namespace of the calling thread.
+    /// Creates an empty set for a bridge, in the network namespace of the calling thread.
     pub fn new(ifindex: u32) -> Self {
         let max_sources = std::fs::read_to_string("/proc/sys/net/ipv6/mld_max_msf")
             .ok()
@@ -122,27 +122,28 @@ impl Memberships {
         }
     }
 
-    /// Names the interface (`br0.7`) that is the bridge's own leg in a tagged VLAN.
+    /// Registers the interface (`br0.7`) of the bridge in a tagged VLAN.
     pub fn set_vlan_interface(&mut self, vlan: u16, ifindex: u32) {
         self.vlan_interfaces.insert(vlan, ifindex);
     }
 
-    /// The addresses held.
+    /// The addresses with a membership.
     pub fn keys(&self) -> impl Iterator<Item = ManagedKey> + '_ {
         self.held.keys().copied()
     }
 
-    /// The sockets that hold them, in an order in which they come and go at the end.
+    /// The sockets that hold the memberships. Sockets are appended and removed at the end of the
+    /// list only.
     pub fn sockets(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.sockets.iter().map(|slot| slot.socket.as_fd())
     }
 
-    /// Takes a membership, or replaces the one held for that address.
+    /// Joins, or replaces the membership of that address.
     ///
     /// # Errors
     ///
-    /// See [`MembershipError`]. What was held before may then be held in part; the next `join` or
-    /// `leave` of the address mends it.
+    /// See [`MembershipError`]. The previous membership may then remain in part; the next `join` or
+    /// `leave` of the address repairs it.
     pub fn join(&mut self, membership: &Membership) -> Result<(), MembershipError> {
         let key = membership.key;
         let address = Ipv6Addr::from(key.multicast_address);
@@ -171,7 +172,7 @@ impl Memberships {
             parts: Vec::new(),
         };
         let mut failure = None;
-        // New parts first: between the steps more is received, never less.
+        // New parts first: between the steps the host receives more, never less.
         let (kept, added): (Vec<_>, Vec<_>) =
             plan.into_iter().partition(|(socket, _)| socket.is_some());
         for (socket, sources) in added.into_iter().chain(kept) {
@@ -212,7 +213,7 @@ impl Memberships {
         failure.map_or(Ok(()), Err)
     }
 
-    /// Drops a membership; does nothing if it is not held.
+    /// Leaves an address; does nothing without a membership.
     pub fn leave(&mut self, key: &ManagedKey) {
         let Ok(ifindex) = self.interface(key) else {
             return;
@@ -224,8 +225,8 @@ impl Memberships {
         }
     }
 
-    /// Joins and leaves at once, so that the querier asks whether anyone is left (RFC 9777
-    /// §7.6.3) and stops the stream if not. Does nothing for an address that is held.
+    /// Joins and leaves at once. The querier then asks whether anyone is left (RFC 9777 §7.6.3) and
+    /// stops the stream if nobody answers. Does nothing for an address with a membership.
     ///
     /// # Errors
     ///
@@ -254,7 +255,7 @@ impl Memberships {
             })
     }
 
-    /// Joins on a socket that has room and is not in `busy`, and returns its index.
+    /// Joins on a socket that has room and is not in `busy`; returns the index of the socket.
     fn add(
         &mut self,
         ifindex: u32,
@@ -300,7 +301,7 @@ impl Memberships {
             return Ok(());
         };
         let joined = match (filter_mode, sources.first()) {
-            // The filter can only be set on an address that is joined. Joining its first source
+            // The kernel accepts a filter only for a joined address. A join of the first source
             // keeps an address of source-specific multicast out of EXCLUDE mode (RFC 4604 §2.2).
             (FilterMode::Include, Some(source)) => {
                 multicast::join_source(&slot.socket, ifindex, address, *source)
@@ -338,12 +339,12 @@ impl Memberships {
     fn drop_part(&mut self, index: usize, ifindex: u32, address: Ipv6Addr) {
         if let Some(slot) = self.sockets.get_mut(index) {
             slot.memberships = slot.memberships.saturating_sub(1);
-            // Fails only when the interface is gone, and the membership with it.
+            // Fails only if the interface, and its memberships, no longer exist.
             if let Err(error) = slot.socket.leave_multicast_v6(&address, ifindex) {
                 tracing::debug!(%address, ifindex, %error, "membership was gone already");
             }
         }
-        // Indices stay valid, so only idle sockets at the end are closed.
+        // Closes idle sockets at the end only, so that the indices of the others stay valid.
         while self
             .sockets
             .last()
@@ -369,8 +370,9 @@ fn refusal(address: Ipv6Addr, ifindex: u32, error: io::Error) -> MembershipError
     }
 }
 
-/// Splits a source list over sockets: each part has at most `max_sources` sources and names the
-/// socket of the old part that it replaces, or none. A source stays on the socket where it is.
+/// Splits a source list over sockets: each part has at most `max_sources` sources and the index of
+/// the socket whose old part it replaces, or `None` for another socket. A source stays on its
+/// socket.
 fn plan(
     old: Option<&Held>,
     filter_mode: FilterMode,

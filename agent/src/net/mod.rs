@@ -1,26 +1,26 @@
-//! Sockets, netlink and TLS.
+//! The agent's sockets, netlink requests and TLS connections.
 //!
 //! | module | does |
 //! |---|---|
 //! | [`links`] | watches the ports of the managed bridge |
-//! | [`addresses`] | finds the addresses of the bridge |
+//! | [`addresses`] | reads the addresses of the bridge |
 //! | [`mdb`] | writes the bridge's multicast database |
 //! | [`fdb`] | writes the bridge's forwarding database |
-//! | [`link_addresses`] | asks for, and answers for, unicast addresses of moving VMs |
-//! | [`frame_filter`] | chooses the frames that a packet socket receives |
+//! | [`link_addresses`] | probes, hears and advertises unicast addresses of moving VMs (RFC 4861) |
+//! | [`frame_filter`] | selects the frames that a packet socket receives |
 //! | [`membership`] | holds memberships on the bridge through kernel sockets |
 //! | [`static_join`] | has the kernel hold joins that outlive the process |
-//! | [`fd_store`] | has systemd keep sockets while the process is not there |
-//! | [`neighbour`] | has the kernel know the next hops towards agents |
-//! | [`tap_queue`] | looks at the queues of TAPs, and sizes them |
+//! | [`fd_store`] | has systemd keep sockets while the agent is not running |
+//! | [`neighbour`] | has the kernel resolve the next hops towards agents |
+//! | [`tap_queue`] | reads and sizes the queues of TAPs |
 //! | [`tc`] | reads and writes qdiscs and filters |
 //! | [`tap_socket`] | puts frames into the queue of a TAP |
-//! | [`raw_socket`] | sends packets of others on by this host's routes |
+//! | [`raw_socket`] | sends complete IPv6 packets by the routes of this host |
 //! | [`vm_socket`] | exchanges datagrams with the VMs |
-//! | [`xdp`] | tells the XDP program of an interface |
-//! | [`peers`] | connections to the agents of other hosts |
+//! | [`xdp`] | reads the XDP program of an interface |
+//! | [`peers`] | connects to the agents of other hosts |
 //! | [`relays`] | finds relays: listed, by DNS, in session descriptions |
-//! | [`tls`] | their certificates |
+//! | [`tls`] | loads and checks the certificates of these connections |
 
 pub mod addresses;
 pub mod fd_store;

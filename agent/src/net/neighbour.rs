@@ -1,12 +1,13 @@
 //! Link addresses of the next hops towards agents.
 //!
-//! The kernel programs send by `bpf_fib_lookup`, which fails while the link address of the next hop
-//! is not known and asks nobody for it. So the kernel is told to find it out, and to go on doing so
-//! by itself (`NTF_EXT_MANAGED`, kernel 5.16): that outlives this process.
+//! The eBPF programs send by `bpf_fib_lookup`. The lookup fails while the kernel does not know the
+//! link address of the next hop, and the lookup itself starts no resolution. The agent therefore
+//! creates a managed neighbour entry (`NTF_EXT_MANAGED`, kernel 5.16) for each next hop: the kernel
+//! resolves the entry and refreshes it by itself. A managed entry outlives this process.
 //!
-//! The kernel throws entries away, managed ones too, when the interface gets another MAC (a bridge
-//! whose ports change), loses its carrier, or is told to. That is heard (`RTNLGRP_NEIGH`), and the
-//! kernel told anew at once.
+//! The kernel deletes neighbour entries, managed ones too, when the interface changes its MAC (as a
+//! bridge does when its ports change), loses its carrier, or is flushed by a command. The agent
+//! listens to `RTNLGRP_NEIGH` and creates a deleted entry again at once.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -23,60 +24,61 @@ use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, Ro
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use tokio::time::{Instant, sleep_until};
 
-/// Reachable, stale, delay, probe, no ARP, permanent: what `bpf_fib_lookup` takes.
+/// Reachable, stale, delay, probe, no ARP, permanent: the states that `bpf_fib_lookup` accepts.
 const NUD_VALID: u16 = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80;
-/// How many notices are read at once.
+/// Notices read in one batch.
 const MAX_NOTICES: usize = 256;
-/// How long none is read afterwards. A VM can make its host's neighbours change as fast as it sends.
+/// Pause after a batch of notices: a VM can change its host's neighbours as fast as it sends.
 const REST: Duration = Duration::from_millis(10);
 
-/// Why there is no way to an address.
+/// Why an address cannot be reached.
 #[derive(Debug, thiserror::Error)]
 pub enum NeighbourError {
-    /// Netlink does not work.
+    /// The netlink socket failed.
     #[error("the kernel cannot be asked: {0}")]
     Netlink(#[source] io::Error),
-    /// There is none.
+    /// The kernel has no route to the address.
     #[error("there is no route to it ({0})")]
     NoRoute(Refusal),
-    /// It is on this host.
+    /// The address belongs to this host.
     #[error("it is an address of the relay's own host")]
     Own,
-    /// The route does not lead to a host.
+    /// The route is not a unicast route, or names no interface.
     #[error("its route leads nowhere")]
     Nowhere,
-    /// The kernel refuses to ask.
+    /// The kernel refused the neighbour entry.
     #[error("the link address of {next_hop} cannot be asked for: {refusal}")]
     Refused {
-        /// The next hop.
+        /// IPv6 address whose link address was to be resolved.
         next_hop: Ipv6Addr,
-        /// What the kernel said.
+        /// Error of the kernel for `RTM_NEWNEIGH`.
         refusal: Refusal,
     },
 }
 
-/// Where packets to an address go first.
+/// Output interface and next hop of the route to an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Way {
     ifindex: u32,
     next_hop: Ipv6Addr,
 }
 
-/// The next hops that the kernel keeps known. Dropping it changes nothing.
+/// The managed neighbour entries, by the address they lead to. Dropping the value leaves the
+/// entries in the kernel.
 pub struct Neighbours {
     netlink: Netlink,
     ways: BTreeMap<Ipv6Addr, Way>,
-    /// What becomes of neighbours, while there are next hops.
+    /// Notices about neighbours; `None` while there is no next hop to watch.
     notices: Option<AsyncNotices>,
     rest_until: Instant,
 }
 
 impl Neighbours {
-    /// None yet, in the network namespace of the calling thread.
+    /// Opens netlink in the network namespace of the calling thread, with no next hop.
     ///
     /// # Errors
     ///
-    /// What `socket(2)` says.
+    /// The error of `socket(2)`.
     pub fn open() -> io::Result<Self> {
         Ok(Self {
             netlink: Netlink::open()?,
@@ -86,13 +88,13 @@ impl Neighbours {
         })
     }
 
-    /// Hears what becomes of the next hops, and has those known again that the kernel throws away.
-    /// Returns now and then, whether it has; then neighbours may know this host by another MAC. Can be
-    /// cancelled.
+    /// Waits for notices about the next hops, and resolves those again that the kernel has deleted.
+    /// Returns true if it resolved any; neighbours may then know this host by another MAC. Cancel
+    /// safe.
     ///
     /// # Errors
     ///
-    /// What the socket says.
+    /// The error of the netlink socket.
     pub async fn keep(&mut self) -> io::Result<bool> {
         if self.ways.is_empty() {
             self.notices = None;
@@ -103,7 +105,8 @@ impl Neighbours {
             Some(notices) => lost(notices).await?,
             None => {
                 self.notices = Some(AsyncNotices::open(&[Group::Neighbour])?);
-                // What was lost before was not heard.
+                // Notices from before the socket was opened are lost: treat every next hop as
+                // deleted.
                 None
             }
         };
@@ -111,8 +114,8 @@ impl Neighbours {
         Ok(self.resolve_lost(lost.as_deref()))
     }
 
-    /// Resolves what led by these next hops, or all where it is not known which were lost. Returns whether
-    /// there were any.
+    /// Resolves again each address whose next hop is in `lost`, or every address if `lost` is
+    /// `None` (notices were lost). Returns true if there were any.
     fn resolve_lost(&mut self, lost: Option<&[Way]>) -> bool {
         let addresses: Vec<Ipv6Addr> = (self.ways.iter())
             .filter(|(_, way)| lost.is_none_or(|lost| lost.contains(way)))
@@ -127,8 +130,9 @@ impl Neighbours {
         !addresses.is_empty()
     }
 
-    /// Has the kernel find out the link address on the way to `address`, and keep it; says whether
-    /// it is known. To be called again until it is, and now and then, because routes change.
+    /// Creates or refreshes the managed entry of the next hop towards `address`. Returns true if
+    /// the kernel knows the link address. The caller repeats the call until then, and from time to
+    /// time later, because routes change.
     ///
     /// # Errors
     ///
@@ -151,14 +155,15 @@ impl Neighbours {
         Ok(self.state(way).map_err(NeighbourError::Netlink)? & NUD_VALID != 0)
     }
 
-    /// Has the kernel keep the link address on the way to `address` no longer.
+    /// Stops managing the next hop towards `address`, unless another address uses the same next
+    /// hop.
     pub fn forget(&mut self, address: Ipv6Addr) {
         if let Some(way) = self.ways.remove(&address) {
             self.release(way);
         }
     }
 
-    /// The addresses that are kept known.
+    /// The addresses whose next hops are managed.
     pub fn addresses(&self) -> impl Iterator<Item = Ipv6Addr> + '_ {
         self.ways.keys().copied()
     }
@@ -167,7 +172,7 @@ impl Neighbours {
         if self.ways.values().any(|used| *used == way) {
             return;
         }
-        // Fails when the interface is gone, and the neighbour with it.
+        // Fails only if the interface, and its neighbour entries, no longer exist.
         if let Err(error) = self.ask(way, NeighbourExtFlags::empty()) {
             tracing::debug!(next_hop = %way.next_hop, %error, "Neighbour was gone already");
         }
@@ -187,7 +192,8 @@ impl Neighbours {
         }
     }
 
-    /// Has the kernel use the entry of a next hop, which makes it ask, and sets its flags.
+    /// Creates or updates the entry of a next hop with these flags. `NTF_USE` starts the
+    /// resolution.
     fn ask(&mut self, way: Way, flags: NeighbourExtFlags) -> Result<(), RequestError> {
         let mut message = entry(way);
         message.header.flags = NeighbourFlags::Use;
@@ -198,7 +204,7 @@ impl Neighbours {
         )
     }
 
-    /// `ndm_state` of a next hop, 0 where there is no entry.
+    /// `ndm_state` of a next hop; 0 if there is no entry.
     fn state(&mut self, way: Way) -> io::Result<u16> {
         let request = RouteNetlinkMessage::GetNeighbour(entry(way));
         match self.netlink.get(request) {
@@ -209,8 +215,8 @@ impl Neighbours {
     }
 }
 
-/// Waits for notices; returns the next hops that the kernel has thrown away, `None` where notices
-/// were lost.
+/// Waits for notices and returns the next hops that the kernel has deleted; `None` if the kernel
+/// dropped notices.
 async fn lost(notices: &AsyncNotices) -> io::Result<Option<Vec<Way>>> {
     let mut lost = Vec::new();
     let mut heard = Some(notices.next().await?);
@@ -225,7 +231,7 @@ async fn lost(notices: &AsyncNotices) -> io::Result<Option<Vec<Way>>> {
     Ok(Some(lost))
 }
 
-/// The neighbour that a notice says is gone.
+/// The next hop of an `RTM_DELNEIGH`; `None` for any other message.
 fn deleted(message: Message<'_>) -> Option<Way> {
     let Some(RouteNetlinkMessage::DelNeighbour(gone)) = typed(message.bytes) else {
         return None;

@@ -1,12 +1,14 @@
-//! Connections of the signalling: TCP port 47411, TLS 1.3 with certificates on both sides.
+//! Connections between agents: TCP port 47411, TLS 1.3 with certificates on both sides.
 //!
-//! One persistent connection per peer, dialed on demand and whoever dialed it. A peer is known by
-//! the DNS name in its certificate and admitted when the configuration names it, or a pattern of
-//! `admit` matches it. Everything else is refused, counted by reason and logged once a minute.
+//! Each peer has one persistent connection, dialed by either side on demand. The DNS name in its
+//! certificate identifies a peer. A peer is admitted if the configuration names it or a pattern of
+//! `admit` matches its name. Every other connection is refused, counted by reason, and logged once
+//! a minute.
 //!
-//! Either side looks at the other's [role](crate::role) before it reads anything: who accepts takes the roles
-//! that have a reason to connect, who dials takes the one that it dialed for. Each frame then has to be of
-//! a message that the peer's role may send; its body is not decoded before.
+//! Each side checks the other's [role](crate::role) before it reads anything: the acceptor admits
+//! the roles that have a reason to connect, the dialer only the role that it dialed for. Each frame
+//! must be of a message type that the peer's role may send; the check precedes the decoding of the
+//! body.
 //!
 //! ```text
 //!   connect()            TCP, TLS, verdict "accepted"
@@ -17,10 +19,10 @@
 //!   `------------------- peer dialed ------------------>'
 //! ```
 //!
-//! When two agents dial each other at once, the connection dialed by the one whose name sorts
-//! first is kept. The acceptor decides, in its verdict frame, before any other frame is sent, so no
-//! frame is lost to the choice. A peer that dials although it seems connected has lost the old
-//! connection (its host died), and the new one replaces it.
+//! When two agents dial each other at the same time, the connection dialed by the agent whose name
+//! sorts first is kept. The acceptor decides in its verdict frame, before any other frame is sent,
+//! so the choice loses no frame. A peer that dials although its connection seems up has lost the
+//! connection (its host crashed); the new connection replaces the old one.
 
 mod accept;
 mod admission;
@@ -53,62 +55,63 @@ use crate::role::Role;
 use admission::Admission;
 use counters::Counters;
 
-/// Time for TCP, TLS and verdict each; a connection that takes longer is given up.
+/// Time limit for each of TCP, TLS and verdict.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Unacknowledged data for so long means that the peer is gone.
+/// `TCP_USER_TIMEOUT`: the kernel closes the connection after this time with unacknowledged data.
 const USER_TIMEOUT: Duration = Duration::from_secs(8);
-/// An idle peer is probed after so long, again at [`KEEPALIVE_INTERVAL`].
+/// Idle time before the first keepalive probe; the next ones follow at [`KEEPALIVE_INTERVAL`].
 const KEEPALIVE_TIME: Duration = Duration::from_secs(3);
-/// Between two unanswered probes.
+/// Interval between unanswered keepalive probes.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
-/// Time that somebody who has connected has to begin with TLS.
+/// Time within which an accepted connection must send its first TLS bytes.
 const FIRST_BYTES_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Connections that the kernel keeps until they are accepted.
+/// Length of the kernel's accept queue.
 const BACKLOG: i32 = 128;
 
-/// Events of peers that wait to be handled; more make the peers wait.
+/// Capacity of the event channel; a full channel blocks the peers' connections.
 pub const MAX_EVENTS: usize = 16;
 
-/// Where events go.
+/// Sender of the peers' events.
 ///
-/// The channel is bounded: a receiver that is slow slows the peers down, by TCP.
+/// The channel is bounded: a slow receiver slows the peers down through TCP flow control.
 pub type PeerEventSender = mpsc::Sender<FromPeer>;
 
-/// What has happened with a peer. Of each there is one frame at a time, of
-/// [`common::signal::MAX_FRAME_BYTES`], 4 MiB, at most: the next is read once this is dropped.
+/// An event of a peer. Each peer has at most one frame in the channel, of up to
+/// [`common::signal::MAX_FRAME_BYTES`], 4 MiB: its connection reads the next frame after this value
+/// is dropped.
 #[derive(Debug)]
 pub struct FromPeer {
-    /// Its name.
+    /// DNS name of the peer in lower case; for a relay its [`FoundRelay::id`].
     pub peer: String,
-    /// What has happened.
+    /// Connection up, connection down, or a frame.
     pub event: PeerEvent,
-    /// The peer's place for a frame.
+    /// Permit that the peer's connection waits for before it reads the next frame.
     _place: Option<OwnedSemaphorePermit>,
 }
 
-/// Which peers there are.
+/// Configuration of the peers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeersConfig {
     /// This agent's name: the DNS name in its certificate.
     pub name: String,
-    /// Where to listen.
+    /// Address and TCP port to listen on.
     pub listen: SocketAddr,
-    /// Peers by name.
+    /// Configured peers, by DNS name.
     pub peers: BTreeMap<String, Endpoint>,
-    /// Names that may connect although they are not in `peers`; in lower case, as names in
-    /// certificates are taken.
+    /// Patterns for the names of other peers that may connect; in lower case, like the names taken
+    /// from certificates.
     pub admit: Vec<Glob>,
-    /// Where relays are dialed from: they send streams to that address.
+    /// Source address for connections to relays: relays send the streams to this address.
     pub relays_from: Option<Ipv6Addr>,
 }
 
-/// What a peer is, and where.
+/// Role and address of a peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
-    /// Its role.
+    /// Role that the peer's certificate must have.
     pub role: Role,
-    /// Where to dial it: `host:port`, `[address]:port`, or either without port for [`PORT`].
+    /// `host:port` or `[address]:port` to dial; without a port, [`PORT`].
     pub address: String,
 }
 
@@ -124,34 +127,34 @@ impl Default for PeersConfig {
     }
 }
 
-/// Why peers cannot be served.
+/// Why the peers cannot be started.
 #[derive(Debug, thiserror::Error)]
 pub enum PeersError {
-    /// The listening socket could not be made.
+    /// The listening socket cannot be opened.
     #[error(
         "Cannot listen for agents on TCP {address}: {error}; stop what else uses the port, or change `listen`"
     )]
     Listen {
-        /// Where.
+        /// Address of the `listen` setting.
         address: SocketAddr,
-        /// What the kernel said.
+        /// Error of the kernel.
         error: io::Error,
     },
-    /// This agent is its own peer.
+    /// The configuration lists this agent as its own peer.
     #[error("The peer `{name}` is this agent itself; remove it from the peers")]
     OwnName {
-        /// The name.
+        /// DNS name of this agent.
         name: String,
     },
-    /// A peer's name cannot be in a certificate.
+    /// The name of a peer is not a DNS name, so no certificate can contain it.
     #[error("The peer name `{name}` is not a DNS name; use the name in the peer's certificate")]
     InvalidName {
-        /// The name.
+        /// Key of the peer in the configuration.
         name: String,
     },
 }
 
-/// The connections to all peers. Dropping it closes them.
+/// The connections to all peers. Dropping the value closes them.
 #[derive(Debug)]
 pub struct Peers {
     shared: Arc<Shared>,
@@ -160,33 +163,33 @@ pub struct Peers {
     _stop: DropGuard,
 }
 
-/// What all tasks of [`Peers`] share.
+/// State shared by all tasks of [`Peers`].
 #[derive(Debug)]
 struct Shared {
     config: PeersConfig,
-    /// Addresses in `config` where peers are dialed.
+    /// Literal IP addresses among the addresses of `config.peers`.
     configured: BTreeSet<IpAddr>,
-    /// What this host is.
+    /// Role of this host.
     role: Role,
     tls: RwLock<Tls>,
     counters: Counters,
     admission: Mutex<Admission>,
-    /// Relays by the names of their connections.
+    /// Relays by [`FoundRelay::id`].
     relays: Mutex<BTreeMap<String, Target>>,
     stop: CancellationToken,
 }
 
-/// Whom to dial.
+/// A peer or relay to dial.
 #[derive(Clone, Debug)]
 struct Target {
-    /// Name in its certificate.
+    /// DNS name that its certificate must contain.
     name: String,
-    /// Its role, and where it listens.
+    /// Role that its certificate must have, and address to dial.
     endpoint: Endpoint,
 }
 
 impl Shared {
-    /// Whom a peer's name stands for, if it may be dialed.
+    /// Returns the target for a configured peer or a known relay.
     fn target(&self, peer: &str) -> Option<Target> {
         if let Some(endpoint) = self.config.peers.get(peer) {
             return Some(Target {
@@ -201,12 +204,12 @@ impl Shared {
             .cloned()
     }
 
-    /// Whether a configured peer is to come from an address, or a peer has come from there before.
+    /// Whether a configured peer has this address, or an authenticated peer has connected from it.
     fn is_known(&self, address: IpAddr) -> bool {
         self.configured.contains(&address) || self.admission().is_known(address)
     }
 
-    /// Refuses somebody: counts it, and logs it unless the same was logged within the minute.
+    /// Counts a refusal, and logs it unless the same one was logged within the last minute.
     fn refuse(&self, who: &str, refusal: counters::Refusal, detail: &str) {
         self.counters.add(refusal);
         if self
@@ -222,7 +225,7 @@ impl Shared {
         }
     }
 
-    /// The certificates in use.
+    /// A copy of the current TLS configuration; a reload replaces the configuration.
     fn tls(&self) -> Tls {
         self.tls
             .read()
@@ -238,7 +241,7 @@ impl Shared {
 }
 
 impl Peers {
-    /// Starts to listen, and to dial when asked. Must be called in a tokio runtime.
+    /// Starts to listen. Must be called in a tokio runtime.
     ///
     /// # Errors
     ///
@@ -301,13 +304,13 @@ impl Peers {
         })
     }
 
-    /// Where it listens.
+    /// Returns the address that the listening socket is bound to.
     pub fn local_address(&self) -> SocketAddr {
         self.local_address
     }
 
-    /// Makes these the relays that may be dialed, besides the peers of the configuration.
-    /// Connections to others stay until they end.
+    /// Replaces the set of relays that may be dialed besides the configured peers. Connections to
+    /// relays no longer in the set stay until they end.
     #[cfg(feature = "agent")]
     pub fn set_relays(&self, relays: &[FoundRelay]) {
         let targets = relays.iter().map(|relay| {
@@ -328,31 +331,32 @@ impl Peers {
         *known = targets.collect();
     }
 
-    /// Connects to a peer named in the configuration or to a relay; answered by [`PeerEvent::Up`] or
-    /// [`PeerEvent::Down`], at once by `Up` where it is connected already.
+    /// Connects to a configured peer or a known relay. [`PeerEvent::Up`] or [`PeerEvent::Down`]
+    /// follows; `Up` follows at once for an existing connection.
     pub fn connect(&self, peer: &str) {
         self.command(manager::Command::Connect(peer.to_ascii_lowercase()));
     }
 
-    /// Sends a frame to a connected peer. Where it is not connected, or does not read what is sent
-    /// to it, [`PeerEvent::Down`] comes.
+    /// Sends a frame to a connected peer. [`PeerEvent::Down`] follows if the peer is not connected
+    /// or does not read its frames.
     pub fn send(&self, peer: &str, bytes: Vec<u8>) {
         self.command(manager::Command::Send(peer.to_ascii_lowercase(), bytes));
     }
 
-    /// For how many days this host's certificate is still good, if that is little enough to be told.
+    /// Days until this host's certificate expires; `None` unless the end is near enough to be
+    /// reported.
     pub fn certificate_ends_in_days(&self) -> Option<i64> {
         let days = self.shared.tls().days_left(OffsetDateTime::now_utc());
         days.filter(|days| *days < reload::WARN_DAYS)
     }
 
-    /// How many connections were accepted, dialed, lost, and refused by reason: (name, number).
+    /// Returns (name, count) of the connections accepted, dialed, lost, and refused by reason.
     pub fn counters(&self) -> Vec<(&'static str, u64)> {
         self.shared.counters.read()
     }
 
     fn command(&self, command: manager::Command) {
-        // The manager ends only with the runtime, or when nobody reads events any more.
+        // Fails only after the manager has ended: at shutdown, or when nobody reads events.
         let _ = self.commands.send(command);
     }
 }
@@ -370,7 +374,7 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
-/// Has the kernel notice a dead peer within about ten seconds.
+/// Makes the kernel notice a dead peer within about ten seconds.
 fn set_timeouts(stream: &TcpStream) -> io::Result<()> {
     let socket = SockRef::from(stream);
     socket.set_tcp_nodelay(true)?;

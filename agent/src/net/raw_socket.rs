@@ -1,4 +1,4 @@
-//! IPv6 packets that others have sent, sent by the routes of this host as they are (`raw(7)`,
+//! Forwards complete IPv6 packets of other senders by the routes of this host (`raw(7)`,
 //! `IPPROTO_RAW`).
 
 use std::io;
@@ -8,7 +8,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::tap_socket::Sent;
 
-/// A raw socket. It receives nothing.
+/// A raw socket that sends only.
 #[derive(Debug)]
 pub struct RawSocket {
     socket: Socket,
@@ -19,7 +19,7 @@ impl RawSocket {
     ///
     /// # Errors
     ///
-    /// What the kernel says; it needs `CAP_NET_RAW`.
+    /// The error of the kernel; the call needs `CAP_NET_RAW`.
     pub fn open() -> io::Result<Self> {
         let protocol = Protocol::from(libc::IPPROTO_RAW);
         let kind = Type::RAW.cloexec().nonblocking();
@@ -27,12 +27,12 @@ impl RawSocket {
         Ok(Self { socket })
     }
 
-    /// Sends a packet, from its IPv6 header on, to its destination.
+    /// Sends a packet, given with its IPv6 header, to a destination.
     ///
     /// # Errors
     ///
-    /// What the kernel says, for instance that there is no route or that the packet is too long for
-    /// the next link.
+    /// The error of the kernel, for instance that there is no route or that the packet exceeds the
+    /// MTU of the next link.
     pub fn send(&self, packet: &[u8], to: Ipv6Addr) -> io::Result<Sent> {
         let to = SocketAddrV6::new(to, 0, 0, 0);
         match self.socket.send_to(packet, &to.into()) {

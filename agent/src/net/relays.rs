@@ -1,17 +1,19 @@
-//! Finding relays: listed ones, the addresses of a DNS name, and session descriptions.
+//! Discovery of relays: from a list, from the addresses of a DNS name, and from session
+//! descriptions.
 //!
-//! Each [`Source`] is looked at by itself, again and again; what all of them have found last is
-//! told together, as often as it changes. A source that fails keeps what it had found before, and
-//! says in one sentence what is wrong.
+//! A task reads each [`Source`] periodically. [`Discovery::next`] returns the union of the latest
+//! results whenever the union changes. A source that fails keeps its previous result and reports
+//! the failure in one sentence.
 //!
-//! A session description (RFC 8866) names relays by attributes of our own, anywhere in it:
+//! A session description (RFC 8866) names relays by a private attribute, at session or media level:
 //!
 //! ```text
 //! a=x-roamcast-relay:relay1.example 2001:db8:9::1
 //! a=x-roamcast-relay:relay2.example [2001:db8:9::2]:47411
 //! ```
 //!
-//! The certificate, not the description, shows that a relay is one of ours; so plain `http` does.
+//! The certificate proves that a relay is genuine, not the description; plain `http` therefore
+//! suffices.
 
 use std::collections::BTreeSet;
 use std::io::Read as _;
@@ -26,38 +28,38 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::value::PeerAddress;
 
-/// A DNS name is looked up again when its records expire, within these bounds.
+/// Bounds of the interval between DNS queries; within them the TTL of the records decides.
 const DNS_INTERVAL: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(300)];
-/// A source that failed is looked at again after so long.
+/// Pause after a failed read of a source.
 const RETRY: Duration = Duration::from_secs(15);
-/// How often a session description is read.
+/// Interval between reads of a session description.
 const SDP_INTERVAL: Duration = Duration::from_secs(60);
-/// Time for an HTTP server to answer.
+/// Total time limit of one HTTP request.
 const HTTP_TIMEOUT: Duration = Duration::from_secs(10);
-/// Longest session description that is read, bytes.
+/// Longest session description accepted, bytes.
 const MAX_SDP_BYTES: u64 = 64 * 1024;
-/// Relays taken from one source.
+/// Most relays accepted from one source; further ones are ignored.
 const MAX_RELAYS: usize = 32;
-/// Attribute that names a relay.
+/// Prefix of the attribute line that names a relay.
 const ATTRIBUTE: &str = "a=x-roamcast-relay:";
 
-/// Where relays are looked for.
+/// One place to look for relays.
 #[derive(Clone, Debug)]
 pub enum Source {
     /// Names and addresses in the configuration.
     Listed {
-        /// The key they stand under.
+        /// Configuration key of the list; appears as [`FoundRelay::found_by`].
         key: &'static str,
-        /// Name in the certificate, and address.
+        /// (DNS name in the certificate, address) of each relay.
         relays: Vec<(String, String)>,
     },
-    /// The addresses of a DNS name.
+    /// Each IPv6 address of a DNS name is a relay.
     Dns {
-        /// The DNS name.
+        /// Name to resolve (AAAA records); always taken as fully qualified.
         host: String,
-        /// TCP port.
+        /// TCP port of every relay found by this name.
         port: u16,
-        /// Name in their certificates.
+        /// DNS name in the certificates of these relays.
         name: String,
     },
     /// A session description in a file.
@@ -66,29 +68,29 @@ pub enum Source {
     SdpUrl(String),
 }
 
-/// A relay that was found.
+/// A relay of a [`Source`] or of a migration control server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FoundRelay {
-    /// Name of the connection to it; unique.
+    /// `name@address` in lower case, the unique name of the connection to the relay.
     pub id: String,
-    /// Name in its certificate, lower case.
+    /// DNS name in the relay's certificate, lower case.
     pub name: String,
-    /// Where it listens.
+    /// `host:port` to dial.
     pub address: String,
-    /// The source.
+    /// The source: a configuration key, `dns HOST`, `sdp PLACE`, or `mcs`.
     pub found_by: String,
 }
 
-/// What all sources have found.
+/// Latest results of all sources.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Found {
-    /// The relays.
+    /// Without duplicates: a relay of two sources is listed for the first one.
     pub relays: Vec<FoundRelay>,
-    /// One sentence for each source that fails.
+    /// One sentence for each failing source.
     pub problems: Vec<String>,
 }
 
-/// Why a source has no relays for us.
+/// Why a source yields no relays.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SourceError {
     #[error("Relay name {host} cannot be resolved: {reason}")]
@@ -103,25 +105,25 @@ pub(crate) enum SourceError {
     Attribute { place: String, line: usize },
 }
 
-/// (name in the certificate, address)
+/// (DNS name in the certificate, address)
 type Named = (String, String);
 pub(crate) type Looked = Result<Vec<Named>, SourceError>;
 
-/// Looks for relays until it is dropped.
+/// Runs the discovery. Dropping the value stops it.
 #[derive(Debug)]
 pub struct Discovery {
     looks: mpsc::Receiver<(usize, Looked)>,
     labels: Vec<String>,
     found: Vec<Vec<Named>>,
     problems: Vec<Option<String>>,
-    /// What a migration control server has told.
+    /// Latest relays of the migration control server.
     told: Vec<Named>,
     last: Option<Found>,
     _stop: DropGuard,
 }
 
 impl Discovery {
-    /// Begins to look. Must be called in a tokio runtime.
+    /// Starts one task per source. Must be called in a tokio runtime.
     pub fn start(sources: Vec<Source>) -> Self {
         let (sender, looks) = mpsc::channel(sources.len().max(1));
         let stop = CancellationToken::new();
@@ -147,8 +149,7 @@ impl Discovery {
         }
     }
 
-    /// Waits until what is found has changed; for ever if there is no source. Can be cancelled
-    /// without losing anything.
+    /// Waits until the union of all results changes; never returns without a source. Cancel safe.
     pub async fn next(&mut self) -> Found {
         loop {
             let Some((index, looked)) = self.looks.recv().await else {
@@ -173,8 +174,8 @@ impl Discovery {
         }
     }
 
-    /// Takes in the relays, all of them each time, that a migration control server has told;
-    /// returns what all sources have found if that has changed.
+    /// Replaces the relays of the migration control server by this complete list. Returns the new
+    /// union if it changed.
     pub fn tell(&mut self, relays: Vec<(String, String)>) -> Option<Found> {
         self.told = relays;
         self.changed()
@@ -225,7 +226,7 @@ impl Source {
     }
 }
 
-/// Looks at a source again and again.
+/// Reads a source periodically and sends each result.
 async fn watch(index: usize, source: Source, sender: mpsc::Sender<(usize, Looked)>) {
     let mut resolver = None;
     loop {
@@ -236,13 +237,13 @@ async fn watch(index: usize, source: Source, sender: mpsc::Sender<(usize, Looked
         }
         match next {
             Some(next) => sleep(next).await,
-            // Nothing changes, but the channel stays open.
+            // The source never changes. The task stays so that the channel stays open.
             None => return std::future::pending().await,
         }
     }
 }
 
-/// Looks at a source once; returns what it has, and when to look again.
+/// Reads a source once. Returns its relays and the time until the next read; `None` means never.
 async fn look(source: &Source, resolver: &mut Option<TokioResolver>) -> (Looked, Option<Duration>) {
     match source {
         Source::Listed { relays, .. } => (Ok(relays.clone()), None),
@@ -302,7 +303,7 @@ async fn resolve(
 }
 
 fn named_addresses(host: &str, name: &str, port: u16, lookup: &Ipv6Lookup) -> Looked {
-    // Sorted, so that another order of the records is no change.
+    // Sorted, so that a different record order does not count as a change.
     let addresses: BTreeSet<Ipv6Addr> = lookup.iter().map(|record| record.0).collect();
     if addresses.is_empty() {
         let host = host.to_owned();
@@ -337,7 +338,7 @@ async fn read_url(url: &str) -> Result<String, SourceError> {
     .await
 }
 
-/// Reads a text that is not too long.
+/// Reads a text; fails if it is longer than [`MAX_SDP_BYTES`].
 fn bounded(reader: impl std::io::Read) -> Result<String, String> {
     let mut text = String::new();
     reader
@@ -359,7 +360,7 @@ async fn blocking(
         .map_err(|reason| SourceError::Sdp { place, reason })
 }
 
-/// The relays that a session description names.
+/// Returns the relays that a session description names.
 pub(crate) fn parse(text: &str, place: &str) -> Looked {
     let mut relays = Vec::new();
     for (line, text) in text.lines().enumerate() {

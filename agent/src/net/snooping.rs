@@ -1,14 +1,14 @@
-//! How a bridge snoops MLD, and what of it a VM must not change.
+//! MLD snooping settings of a bridge, and protection of these settings against VMs.
 //!
-//! A VM can do two things to a bridge that change what *other* VMs get:
-//! - A bridge with more groups than `mcast_hash_max` stops snooping and floods all multicast to
-//!   everybody. The agent raises the bound to what its own maps hold, and the limits of `snoop` keep
-//!   the VMs below it. `mcast_max_groups` of a port (Linux 6.3) is left alone: the bridge counts there also
-//!   the sources that *others* have listed for an address which this VM receives from any source, so a
-//!   VM could use up its neighbour's number.
-//! - A port from which a Query, a PIM Hello or a Multicast Router Advertisement (RFC 4286) comes is
-//!   taken for a multicast router's, and gets every stream. `snoop` drops Queries of VMs; against the
-//!   others the bridge is told not to learn (`mcast_router` 0).
+//! A VM can affect in two ways what *other* VMs receive from a bridge:
+//! - A bridge with more groups than `mcast_hash_max` stops snooping and floods all multicast to all
+//!   ports. The agent raises the bound to the capacity of its own maps, and the limits of `snoop` keep
+//!   the VMs below the bound. The agent leaves `mcast_max_groups` of a port (Linux 6.3) alone: the
+//!   bridge also counts there the sources that *other* VMs have listed for an address that this VM
+//!   receives from any source. A VM could therefore use up its neighbour's number.
+//! - The bridge takes a port for a multicast router's, and sends every stream to it, when a Query, a
+//!   PIM Hello or a Multicast Router Advertisement (RFC 4286) arrives there. `snoop` drops the Queries
+//!   of VMs; against the other messages the agent disables learning on the port (`mcast_router` 0).
 
 use std::io;
 
@@ -22,43 +22,43 @@ use netlink_packet_route::link::{
 
 use super::links::Bridge;
 
-/// `mcast_hash_max` of a bridge that nobody has set.
+/// Kernel default of `mcast_hash_max`.
 const DEFAULT_HASH_MAX: u32 = 4096;
 
 /// Why a setting of the bridge or of one of its ports cannot be read or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum SnoopingError {
-    /// Netlink does not work.
+    /// The netlink socket failed.
     #[error("Cannot reach the bridge by netlink: {0}; run the agent as root")]
     Netlink(#[from] io::Error),
-    /// The kernel refuses.
+    /// The kernel refused a setting.
     #[error("The kernel refuses to set {setting} of interface {ifindex}: {refusal}")]
     Refused {
-        /// As iproute2 calls it.
+        /// Name of the setting in iproute2.
         setting: &'static str,
-        /// The interface.
+        /// Index of the bridge or port.
         ifindex: u32,
-        /// What it said.
+        /// Error of the kernel for the change.
         #[source]
         refusal: Refusal,
     },
 }
 
-/// How a bridge is set for MLD.
+/// MLD settings of a bridge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Snooping {
-    /// Whether it snoops at all (`mcast_snooping`).
+    /// Whether the bridge snoops (`mcast_snooping`).
     pub enabled: bool,
-    /// The MLD version it follows (`mcast_mld_version`): 1 or 2.
+    /// MLD version of the bridge (`mcast_mld_version`): 1 or 2.
     pub mld_version: u8,
-    /// Whether it is a querier itself (`mcast_querier`).
+    /// Whether the bridge is a querier (`mcast_querier`).
     pub querier: bool,
-    /// Most groups; with more, it stops snooping (`mcast_hash_max`).
+    /// Most groups; with more, the bridge stops snooping (`mcast_hash_max`).
     pub hash_max: u32,
 }
 
 impl Snooping {
-    /// Reads the settings of a bridge.
+    /// Extracts the settings from the attributes of a bridge.
     pub(super) fn of(bridge: &Bridge) -> Self {
         let mut snooping = Self {
             enabled: false,
@@ -78,7 +78,7 @@ impl Snooping {
         snooping
     }
 
-    /// What an operator should change on the bridge, one sentence each.
+    /// Returns what an operator should change on the bridge, one sentence each.
     pub fn advice(&self, bridge: &str) -> Vec<String> {
         let mut advice = Vec::new();
         if !self.enabled {
@@ -94,7 +94,7 @@ impl Snooping {
     }
 }
 
-/// Sentence for a bridge that does not snoop.
+/// Returns the advice for a bridge that does not snoop.
 pub(super) fn no_snooping(bridge: &str) -> String {
     format!(
         "Bridge {bridge} does not snoop multicast, so every VM gets every stream; \
@@ -118,16 +118,16 @@ pub fn set_hash_max(ifindex: u32, groups: u32) -> Result<(), SnoopingError> {
     )
 }
 
-/// Has the bridge learn no multicast router at one of its ports, unless the operator has said that
-/// there is one (`mcast_router` 2). Returns whether something was changed.
+/// Stops the bridge from learning a multicast router at one of its ports, unless the operator
+/// declared one there (`mcast_router` 2). Returns true if the setting changed.
 ///
 /// # Errors
 ///
-/// [`SnoopingError`]; a port that is gone is refused.
+/// [`SnoopingError`]; for a port that no longer exists, `Refused`.
 pub fn learn_no_router(ifindex: u32) -> Result<bool, SnoopingError> {
     let learns = match Netlink::open()?.link(ifindex) {
         Ok(link) => learns_routers(&link),
-        // The kernel learns by default.
+        // A kernel that does not report the setting uses its default: it learns.
         Err(RequestError::Answer) => true,
         Err(RequestError::Socket(error)) => return Err(error.into()),
         Err(RequestError::Refused(refusal)) => {

@@ -1,17 +1,17 @@
-//! Joins that the kernel holds by itself, so that they outlive the process that asked for them.
+//! Multicast joins that the kernel holds without a process.
 //!
-//! A multicast address that is added to an interface with `IFA_F_MCAUTOJOIN` is joined by a socket
-//! of the kernel's own, from any source, until the address is deleted (as `ip address add ff1e::1
-//! dev X autojoin`). Nothing ends with the process, `kill -9` included, and the next one finds the
-//! address by its protocol number ([`PROTOCOL`]).
+//! When a multicast address is added to an interface with `IFA_F_MCAUTOJOIN`, a socket of the
+//! kernel joins the address, from any source, until the address is deleted (compare `ip address add
+//! ff1e::1 dev X autojoin`). The join survives the process, also after `kill -9`, and the next
+//! process finds the address by its protocol number ([`PROTOCOL`]).
 //!
-//! What it does not do: a list of sources, for which there are only sockets
-//! ([`super::membership`]); and it has room for about two thousand addresses in a network namespace
-//! (`net.core.optmem_max`). The address is added without duplicate address detection and prefix
-//! route, and its local route is removed again, because that would keep this host from forwarding
-//! or sending to the address. No lifetime is given: the kernel would delete an address whose time
-//! is over without leaving. For the same reason an interface that is set down by hand, which
-//! deletes its addresses, stays joined until the namespace goes.
+//! Limits: a join of this kind has no source list (only sockets have, see [`super::membership`]),
+//! and a network namespace has room for about two thousand of them (`net.core.optmem_max`). The
+//! address is added without duplicate address detection and without a prefix route. Its local route
+//! is deleted again, because the route would keep this host from forwarding or sending to the
+//! address. The address gets no lifetime: the kernel deletes an expired address without leaving the
+//! multicast group. For the same reason an interface that is set down by hand loses its addresses
+//! but stays joined until the namespace is deleted.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -24,42 +24,45 @@ use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessa
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-/// How often the local route of an address is looked for.
+/// Attempts to delete the local route of an address.
 const ROUTE_ATTEMPTS: u32 = 400;
 
-/// Who has added an address (`IFA_PROTO`, kernel 5.18), as `ip address` shows it: an R.
+/// Value of `IFA_PROTO` (kernel 5.18) on the addresses that this program adds; `ip address` shows
+/// it as is (ASCII `R`).
 pub const PROTOCOL: u8 = b'R';
 
 const RT_TABLE_LOCAL: u8 = 255;
 
-/// Why a join is not held.
+/// Why a join cannot be held.
 #[derive(Debug, thiserror::Error)]
 pub enum StaticJoinError {
-    /// Netlink does not work.
+    /// The netlink socket failed.
     #[error("Cannot ask the kernel for its multicast joins: {0}; netlink must be permitted")]
     Netlink(#[source] io::Error),
-    /// The kernel refuses.
+    /// The kernel refused the address or its deletion.
     #[error("The kernel does not hold a join of {address} on interface {ifindex}: {refusal}")]
     Refused {
-        /// The multicast address.
+        /// Multicast address of the join.
         address: Ipv6Addr,
-        /// The interface.
+        /// Index of the interface to join on.
         ifindex: u32,
-        /// What it said.
+        /// Error of the kernel for the request.
         refusal: Refusal,
     },
 }
 
-/// The joins that the kernel holds on one interface for this program. Dropping it leaves none.
+/// The joins that the kernel holds on one interface for this program. Dropping the value keeps
+/// them.
 pub struct StaticJoins {
     netlink: Netlink,
     ifindex: u32,
-    /// Addresses whose local route is still to be deleted, and how often that may be tried.
+    /// Addresses whose local route remains to be deleted, with the attempts left.
     routed: BTreeMap<Ipv6Addr, u32>,
 }
 
 impl StaticJoins {
-    /// Joins on an interface, in the network namespace of the calling thread.
+    /// Opens netlink in the network namespace of the calling thread, for the joins on one
+    /// interface.
     ///
     /// # Errors
     ///
@@ -73,8 +76,8 @@ impl StaticJoins {
         })
     }
 
-    /// The addresses joined, by an earlier process included. Those that somebody else has added
-    /// are not among them.
+    /// Returns the addresses joined, including those of an earlier process, excluding those that
+    /// another program has added.
     ///
     /// # Errors
     ///
@@ -87,11 +90,11 @@ impl StaticJoins {
             .collect())
     }
 
-    /// Joins an address from any source; does nothing if it is joined.
+    /// Joins an address from any source; does nothing if the join exists.
     ///
     /// # Errors
     ///
-    /// [`StaticJoinError`]: for instance because the kernel has no room for more.
+    /// [`StaticJoinError`], for instance because the kernel has no option memory left.
     pub fn add(&mut self, address: Ipv6Addr) -> Result<(), StaticJoinError> {
         let mut message = self.message(address);
         let flags = AddressFlags::Nodad | AddressFlags::Noprefixroute | AddressFlags::Mcautojoin;
@@ -115,13 +118,14 @@ impl StaticJoins {
         Ok(())
     }
 
-    /// Whether [`Self::settle`] has something to do.
+    /// Whether [`Self::settle`] has local routes left to delete.
     pub fn is_unsettled(&self) -> bool {
         !self.routed.is_empty()
     }
 
-    /// Deletes the local routes of addresses that were added: the kernel makes each a moment after
-    /// its address. To be called every few milliseconds while [`Self::is_unsettled`].
+    /// Deletes the local routes of added addresses. The kernel creates each route a moment after
+    /// its address; the caller therefore repeats the call every few milliseconds while
+    /// [`Self::is_unsettled`].
     ///
     /// # Errors
     ///
@@ -135,7 +139,7 @@ impl StaticJoins {
         Ok(())
     }
 
-    /// Leaves an address; `false` if it was not joined so.
+    /// Leaves an address; returns false if this interface had no such join.
     ///
     /// # Errors
     ///
@@ -197,7 +201,7 @@ fn is_absent(refusal: &Refusal) -> bool {
     refusal.is_one_of(&[libc::EADDRNOTAVAIL, libc::ENODEV])
 }
 
-/// The multicast address of a message, if this program has added it to the interface.
+/// The address of a message, if it is a multicast address that this program added to the interface.
 fn own(ifindex: u32, message: &AddressMessage) -> Option<Ipv6Addr> {
     let is_own = message.header.index == ifindex
         && message.attributes.iter().any(|attribute| {

@@ -1,7 +1,7 @@
-//! The queue of a TAP: what was taken from it, what it had no room for, how long it is.
+//! The queue of a TAP: its length, the frames read from it, and the frames it dropped.
 //!
-//! The queue keeps its oldest frames: what comes while it is full is dropped. The kernel counts a
-//! frame as sent when the hypervisor reads it.
+//! A full queue drops new frames and keeps the old ones. The kernel counts a frame as sent when the
+//! hypervisor reads it.
 
 use std::io;
 
@@ -12,49 +12,49 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{InfoData, InfoTun, LinkAttribute, LinkInfo, LinkMessage};
 use netlink_packet_route::stats::{StatsAttribute, StatsFilterMask, StatsMessage};
 
-/// There only of a TAP that was opened with `IFF_MULTI_QUEUE`; the crate has no type for it.
+/// Present only on a TAP opened with `IFF_MULTI_QUEUE`; netlink-packet-route has no type for it.
 const IFLA_TUN_NUM_QUEUES: u16 = 8;
 
-/// Why a TAP's queue cannot be looked at or changed.
+/// Why the queue of a TAP cannot be read or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum TapQueueError {
-    /// Netlink does not work.
+    /// The netlink socket failed.
     #[error("Cannot ask the kernel for the queue of a TAP: {0}; netlink must be permitted")]
     Netlink(#[source] io::Error),
-    /// The kernel refuses; the TAP may be gone.
+    /// The kernel refused the request, for instance because the TAP no longer exists.
     #[error("The kernel refuses the queue of TAP {ifindex}: {refusal}")]
     Refused {
-        /// The TAP.
+        /// Index of the TAP.
         ifindex: u32,
-        /// What it said.
+        /// Error of the kernel for the request.
         refusal: Refusal,
     },
-    /// The kernel's answer has no such field.
+    /// The kernel's answer lacks the attribute.
     #[error(
         "The kernel's answer about TAP {ifindex} is not understood; report it with the kernel's version"
     )]
     Answer {
-        /// The TAP.
+        /// Index of the TAP.
         ifindex: u32,
     },
 }
 
-/// Counts of a TAP since it was made.
+/// Counters of a TAP since its creation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TapCounts {
     /// Frames that the hypervisor has read (`tx_packets`).
     pub read: u64,
-    /// Frames that found the queue full (`tx_dropped`).
+    /// Frames dropped because the queue was full (`tx_dropped`).
     pub dropped: u64,
 }
 
-/// Frames that the queue of a TAP gets room for, so that a VM finds what came during a pause: 1.8 s of
-/// 100 Mbit/s in packets of 1400 bytes.
+/// Queue length in frames that a TAP gets, so that a VM receives what arrived during its downtime:
+/// 1.8 s of 100 Mbit/s in packets of 1400 bytes.
 pub const ROOM: u32 = 16_384;
 
-/// Gives the queue of a TAP [`ROOM`], in the network namespace of the calling thread, unless it has more
-/// already. To be done once, before the VM's streams matter: while the kernel changes the length, it
-/// throws away what is on its way through the qdisc, and counts it nowhere.
+/// Sets the queue of a TAP to [`ROOM`] unless the queue is longer already, in the network namespace
+/// of the calling thread. Called once, before the VM's streams matter: while the kernel changes the
+/// length, it discards the frames on their way through the qdisc and counts them nowhere.
 ///
 /// # Errors
 ///
@@ -67,13 +67,13 @@ pub fn make_room(ifindex: u32) -> Result<(), TapQueueError> {
     Ok(())
 }
 
-/// Access to the queues of TAPs, in the network namespace of the thread that opened it.
+/// Access to the queues of TAPs in the network namespace of the thread that opened it.
 pub struct TapQueues {
     netlink: Netlink,
 }
 
 impl TapQueues {
-    /// Opens it.
+    /// Opens a netlink socket.
     ///
     /// # Errors
     ///
@@ -83,11 +83,11 @@ impl TapQueues {
         Ok(Self { netlink })
     }
 
-    /// What was read and dropped so far. Takes about 10 us.
+    /// Returns the counters of a TAP. Takes about 10 us.
     ///
     /// # Errors
     ///
-    /// [`TapQueueError`]; the TAP may be gone.
+    /// [`TapQueueError`], for instance because the TAP no longer exists.
     pub fn counts(&mut self, ifindex: u32) -> Result<TapCounts, TapQueueError> {
         let mut request = StatsMessage::default();
         request.header.ifindex = ifindex;
@@ -108,7 +108,7 @@ impl TapQueues {
             .ok_or(TapQueueError::Answer { ifindex })
     }
 
-    /// Frames that the queue has room for (`txqueuelen`).
+    /// Returns the queue length in frames (`txqueuelen`).
     ///
     /// # Errors
     ///
@@ -122,8 +122,8 @@ impl TapQueues {
         length.ok_or(TapQueueError::Answer { ifindex })
     }
 
-    /// Queues into which frames go, which the guest may change at any time; `None` for a TAP that cannot
-    /// have several.
+    /// Returns the number of active queues, which the guest may change at any time; `None` for a
+    /// TAP without multi-queue.
     ///
     /// # Errors
     ///
@@ -132,7 +132,7 @@ impl TapQueues {
         Ok(queues(&self.link(ifindex)?))
     }
 
-    /// Changes the room of the queue. Frames that no longer fit are dropped, the newest first.
+    /// Sets the queue length. Frames beyond a shorter length are dropped, the newest first.
     ///
     /// # Errors
     ///
@@ -189,7 +189,7 @@ mod tests {
         InfoTun::Other(DefaultNla::new(kind, value.to_vec()))
     }
 
-    /// A TAP as the kernel describes it.
+    /// A TAP's link message with these settings.
     fn tap(settings: Vec<InfoTun>) -> LinkMessage {
         let mut link = LinkMessage::default();
         link.attributes = vec![

@@ -1,31 +1,32 @@
-//! Frames put into a TAP's queue from here, past its qdisc and the programs on its way out
+//! Puts frames into a TAP's queue directly, bypassing its qdisc and the egress programs
 //! (`packet(7)`, `PACKET_QDISC_BYPASS`).
 
 use std::io;
 
 use linux::packet_socket::PacketSocket;
 
-/// A packet socket on one TAP.
+/// A packet socket bound to one TAP; sends only.
 #[derive(Debug)]
 pub struct TapSocket {
     socket: PacketSocket,
 }
 
-/// What became of a frame.
+/// Outcome of [`TapSocket::send`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sent {
-    /// It is in the queue.
+    /// The frame is in the queue.
     Queued,
-    /// The queue is full.
+    /// The queue is full; the frame is dropped.
     Full,
 }
 
 impl TapSocket {
-    /// Opens a socket on a TAP of the calling thread's network namespace. It receives nothing.
+    /// Opens a socket on a TAP of the calling thread's network namespace. The socket receives
+    /// nothing.
     ///
     /// # Errors
     ///
-    /// What the kernel says; it needs `CAP_NET_RAW`.
+    /// The error of the kernel; the call needs `CAP_NET_RAW`.
     pub fn open(ifindex: u32) -> io::Result<Self> {
         let socket = PacketSocket::past_qdisc(ifindex)?;
         Ok(Self { socket })
@@ -35,7 +36,7 @@ impl TapSocket {
     ///
     /// # Errors
     ///
-    /// What the kernel says, for instance that the TAP is gone.
+    /// The error of the kernel, for instance that the TAP no longer exists.
     pub fn send(&self, frame: &[u8]) -> io::Result<Sent> {
         match self.socket.send(frame) {
             Ok(_) => Ok(Sent::Queued),

@@ -1,9 +1,9 @@
-//! TLS of the signalling: version 1.3 only, certificates on both sides.
+//! TLS of the signalling: TLS 1.3 only, with certificates on both sides.
 //!
-//! The CA is one that libvirt does not trust, since whoever libvirt trusts is root on its host. Somebody is named
-//! by the DNS names in the Subject Alternative Name of the certificate (RFC 5280 §4.2.1.6), where the
-//! [role](crate::role) is, too; the Common Name is not looked at. Sessions are not resumed: every
-//! connection proves its certificate anew.
+//! The CA must be one that libvirt does not trust, because whoever libvirt trusts is root on its
+//! host. The DNS names in the Subject Alternative Name (RFC 5280 §4.2.1.6) identify a peer and
+//! contain its [role](crate::role); the Common Name is ignored. Sessions are not resumed: every
+//! connection checks the certificates again.
 
 mod error;
 mod read;
@@ -30,21 +30,22 @@ use crate::credentials;
 use crate::pki::Certificate;
 use crate::role::Role;
 
-/// Where the PEM files are.
+/// Paths of the PEM files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsFiles {
-    /// Certificates of the CAs that peers' certificates are checked against.
+    /// CA certificates that verify the peers' certificates.
     pub ca: PathBuf,
-    /// This host's certificate, followed by intermediate ones if there are any.
+    /// This host's certificate, followed by any intermediate certificates.
     pub certificate: PathBuf,
-    /// Its private key.
+    /// Private key of this host's certificate.
     pub key: PathBuf,
-    /// Revoked certificates of the CAs, if there is such a file.
+    /// Revocation lists (CRLs) of the CAs. The file may be absent.
     pub crl: PathBuf,
 }
 
 impl Default for TlsFiles {
-    /// Where what `roamcast pki issue` makes is copied to, unless systemd has read it for this process.
+    /// The paths to which an operator copies the output of `roamcast pki issue`, unless systemd
+    /// passes the files as credentials.
     fn default() -> Self {
         Self {
             ca: credentials::find_or("cacert.pem", "/etc/pki/roamcast/cacert.pem"),
@@ -66,10 +67,10 @@ impl From<&Certificate> for TlsFiles {
     }
 }
 
-/// Both sides' configuration of TLS.
+/// TLS configuration for both directions.
 #[derive(Clone, Debug)]
 pub struct Tls {
-    /// What this host is.
+    /// Role of this host.
     pub(super) role: Role,
     pub(super) server: Arc<ServerConfig>,
     pub(super) client: Arc<ClientConfig>,
@@ -81,16 +82,16 @@ pub struct Tls {
     stamps: Stamps,
 }
 
-/// Why a certificate that was good is so no longer.
+/// Why a certificate that was valid is no longer valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ended {
-    /// Its time is over.
+    /// The validity period is over.
     Expired,
-    /// It is in the list of its CA.
+    /// The CRL of its CA lists the certificate.
     Revoked,
 }
 
-/// Whom certificates have to be of, and which are good no longer.
+/// Trusted CAs, and the revocation lists.
 #[derive(Clone)]
 struct Trust {
     provider: Arc<CryptoProvider>,
@@ -118,9 +119,9 @@ impl Trust {
     }
 }
 
-/// What tells a file from the one that replaces it.
+/// (inode, length, mtime in s, its ns) of a file: differs between a file and its replacement.
 type Stamp = (u64, u64, i64, i64);
-/// The stamps of CA, certificate, key and revoked certificates, of those that are there.
+/// Stamps of CA, certificate, key and CRL; `None` for a missing file.
 pub(super) type Stamps = [Option<Stamp>; 4];
 
 impl TlsFiles {
@@ -133,14 +134,13 @@ impl TlsFiles {
 }
 
 impl Tls {
-    /// Loads the files and checks that the certificate is what peers will accept from `name`, which is to
-    /// be of this role.
+    /// Loads the files and checks that peers will accept the certificate for `name` and `role`.
     ///
     /// # Errors
     ///
-    /// See [`TlsError`]; every file is named.
+    /// See [`TlsError`]; each error names its file.
     pub fn load(files: &TlsFiles, name: &str, role: Role) -> Result<Self, TlsError> {
-        // First, so that what changes meanwhile is seen later.
+        // Read first, so that a change during loading is noticed later.
         let stamps = files.stamps();
         let roots = Arc::new(read::roots(&files.ca)?);
         let chain = read::certificates("certificate", &files.certificate)?;
@@ -197,7 +197,8 @@ impl Tls {
         })
     }
 
-    /// Why a peer's certificate, which was good when it connected, is so no longer.
+    /// Why a peer's certificate, valid at the time of the connection, is no longer valid; `None` if
+    /// it still is.
     pub(crate) fn ended(&self, chain: &[CertificateDer<'_>]) -> Option<Ended> {
         let (certificate, intermediates) = chain.split_first()?;
         let now = UnixTime::now();
@@ -213,12 +214,12 @@ impl Tls {
         }
     }
 
-    /// For how many days from `now` on this host's certificate is good, rounded down.
+    /// Days from `now` until this host's certificate expires, rounded down.
     pub(crate) fn days_left(&self, now: OffsetDateTime) -> Option<i64> {
         Some((self.not_after? - now).whole_days())
     }
 
-    /// The stamps of the files as they are now; `None` where they are those that were loaded.
+    /// Returns the current stamps of the files if they differ from those of the loaded files.
     pub(super) fn changed(&self) -> Option<Stamps> {
         let stamps = self.files.stamps();
         (stamps != self.stamps).then_some(stamps)
@@ -226,7 +227,7 @@ impl Tls {
 
     /// Loads the same files again.
     pub(crate) fn reload(&self) -> Result<Self, TlsError> {
-        // Who takes it away must not so make revoked certificates good again.
+        // Whoever can delete the CRL must not make revoked certificates valid again.
         if self.has_crl && !self.files.crl.exists() {
             return Err(TlsError::Crl {
                 path: self.files.crl.clone(),
@@ -237,7 +238,8 @@ impl Tls {
     }
 }
 
-/// Returns the DNS names of a certificate, wildcards left out: a name identifies one agent.
+/// Returns the DNS names of a certificate without wildcards, because a name identifies a single
+/// agent.
 pub fn certificate_names(certificate: &CertificateDer<'_>) -> Vec<String> {
     webpki::EndEntityCert::try_from(certificate)
         .map(|certificate| {
@@ -250,13 +252,13 @@ pub fn certificate_names(certificate: &CertificateDer<'_>) -> Vec<String> {
         .unwrap_or_default()
 }
 
-/// The last second of a certificate.
+/// End of the validity period (`notAfter`).
 fn not_after(certificate: &CertificateDer<'_>) -> Option<OffsetDateTime> {
     let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
     Some(parsed.validity().not_after.to_datetime())
 }
 
-/// What is wrong with the files of CAs.
+/// Converts an error of the verifier into the file that causes it.
 fn broken(error: VerifierBuilderError, files: &TlsFiles) -> TlsError {
     match error {
         VerifierBuilderError::InvalidCrl(error) => TlsError::Crl {
@@ -270,7 +272,7 @@ fn broken(error: VerifierBuilderError, files: &TlsFiles) -> TlsError {
     }
 }
 
-/// Checks the certificate as a peer does; returns it.
+/// Verifies this host's certificate as a peer does, and returns it.
 fn check_own<'a>(
     of_clients: &Arc<dyn ClientCertVerifier>,
     of_servers: &Arc<WebPkiServerVerifier>,

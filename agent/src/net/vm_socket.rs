@@ -1,10 +1,11 @@
-//! The socket on the bridge through which VMs and the agent exchange datagrams.
+//! The UDP socket on the bridge between the agent and its VMs.
 //!
-//! UDP over IPv6 link-local, joined to ff02::1. The kernel program on a VM's TAP marks each
-//! signalling datagram with the TAP's ifindex; the mark comes along as a control message and is the
-//! only thing about a VM that it cannot forge. A datagram without mark did not come through a TAP: a
-//! filter in the kernel keeps it out. What the agent sends has a mark of its own, by which the program
-//! at the other side of the TAP lets it through.
+//! UDP over IPv6 link-local, joined to ff02::1. The eBPF program on a VM's TAP marks each
+//! signalling datagram with the TAP's ifindex, and the socket delivers the mark as a control
+//! message. The mark is the only attribute of a VM that the VM cannot forge. A datagram without a
+//! mark did not arrive through a TAP; a socket filter in the kernel drops it. The agent marks its
+//! own datagrams with [`AGENT_MARK`], and the program on the TAP's other direction passes
+//! signalling only with that mark.
 
 use std::io::{self, IoSliceMut};
 use std::net::{Ipv6Addr, SocketAddrV6};
@@ -21,17 +22,17 @@ use tokio::net::UdpSocket;
 
 /// All nodes on the link (RFC 4291 §2.7.1).
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
-/// Hop limit of what the agent sends: a VM can tell that it comes from its own link.
+/// Hop limit of the agent's datagrams: 255 proves to a VM that the sender is on its link.
 const HOP_LIMIT: u32 = 255;
 
-/// Classic BPF: load a word, compare it, end.
+/// Classic BPF opcodes: load a word, compare, return.
 const LOAD_WORD: u16 = 0x20;
 const JUMP_EQUAL: u16 = 0x15;
 const RETURN: u16 = 0x06;
-/// `SKF_AD_OFF + SKF_AD_MARK`: the packet's mark.
+/// `SKF_AD_OFF + SKF_AD_MARK`: offset that loads the packet's mark.
 const MARK: u32 = (-0x1000_i32 + 20).cast_unsigned();
 
-/// Why the socket could not be opened.
+/// Why the socket cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum VmSocketError {
     /// The bridge does not exist.
@@ -39,51 +40,51 @@ pub enum VmSocketError {
         "There is no bridge `{bridge}` here; create it or correct `bridge` in the configuration"
     )]
     NoBridge {
-        /// Its name.
+        /// Name of the bridge as configured.
         bridge: String,
     },
-    /// The kernel cannot tell the mark.
+    /// The kernel cannot report the mark of a datagram.
     #[error("The kernel does not know SO_RCVMARK ({error}); Linux 5.19 or newer is needed")]
     Mark {
-        /// What it said.
+        /// Error of `setsockopt(SO_RCVMARK)`.
         error: io::Error,
     },
-    /// Somebody else has the port.
+    /// Another socket holds the port.
     #[error(
         "UDP port {port} is taken, on bridge `{bridge}` or for all interfaces, and who has it would get what VMs send to the agent; see who it is with `ss -ulpn sport = :{port}`, and stop it"
     )]
     Taken {
-        /// The bridge.
+        /// Name of the bridge that the socket is bound to.
         bridge: String,
-        /// The port.
+        /// UDP port that is taken, [`PORT`].
         port: u16,
     },
     /// A socket call failed.
     #[error("Cannot {action} on bridge `{bridge}`, UDP port {port}: {error}; run as root")]
     Socket {
-        /// What failed.
+        /// Call that failed, as an infinitive (`bind`).
         action: &'static str,
-        /// The bridge.
+        /// Name of the bridge that the socket is for.
         bridge: String,
-        /// The port.
+        /// UDP port of the signalling, [`PORT`].
         port: u16,
-        /// What the kernel said.
+        /// Error of the kernel for that call.
         error: io::Error,
     },
 }
 
-/// One datagram from a VM.
+/// A signalling datagram from a VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VmDatagram {
-    /// ifindex of the TAP it came through.
+    /// ifindex of the TAP through which the datagram arrived.
     pub mark: u32,
-    /// The sender, link-local, with the bridge as scope.
+    /// Link-local sender address; the scope is the bridge.
     pub from: SocketAddrV6,
     /// Payload, at most [`MAX_DATAGRAM_BYTES`] bytes.
     pub bytes: Vec<u8>,
 }
 
-/// The socket.
+/// Socket for the signalling with the VMs of one bridge.
 #[derive(Debug)]
 pub struct VmSocket {
     socket: UdpSocket,
@@ -126,7 +127,7 @@ impl VmSocket {
             .and_then(|()| socket.attach_filter(&marked_only()))
             .map_err(failed("set socket options"))?;
         socket_option::receive_mark(&socket).map_err(|error| VmSocketError::Mark { error })?;
-        // Without SO_REUSEADDR, which would let any other user of the host bind the same.
+        // Without SO_REUSEADDR, which would let any other user of the host bind the same port.
         socket
             .bind(&SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, PORT, 0, 0).into())
             .map_err(|error| match error.kind() {
@@ -143,12 +144,12 @@ impl VmSocket {
         Ok(Self { socket, ifindex })
     }
 
-    /// Receives the next datagram from a link-local sender. What comes from elsewhere, or is longer
-    /// than a message can be, is skipped.
+    /// Receives the next datagram from a link-local sender. Skips a datagram from any other sender,
+    /// and one longer than a message can be.
     ///
     /// # Errors
     ///
-    /// The socket's own error, such as the bridge being gone.
+    /// The error of the socket, for instance that the bridge no longer exists.
     pub async fn recv(&self) -> io::Result<VmDatagram> {
         loop {
             let datagram = self
@@ -161,7 +162,8 @@ impl VmSocket {
         }
     }
 
-    /// Datagrams that the kernel has dropped: without a mark, or for want of room.
+    /// Datagrams that the kernel has dropped: those without a mark, and those that found the buffer
+    /// full.
     pub fn dropped(&self) -> u64 {
         socket_option::drops(&self.socket).map_or(0, u64::from)
     }
@@ -170,7 +172,7 @@ impl VmSocket {
     ///
     /// # Errors
     ///
-    /// `InvalidInput` where the destination is not link-local; else what the kernel says.
+    /// `InvalidInput` if the destination is not link-local; otherwise the error of the kernel.
     pub async fn send(&self, to: SocketAddrV6, bytes: &[u8]) -> io::Result<()> {
         if !to.ip().is_unicast_link_local() {
             return Err(io::Error::new(
@@ -183,7 +185,7 @@ impl VmSocket {
     }
 }
 
-/// A filter that lets in what carries a mark.
+/// Socket filter that accepts only packets with a mark.
 fn marked_only() -> [SockFilter; 4] {
     [
         SockFilter::new(LOAD_WORD, 0, 0, MARK),
@@ -193,9 +195,10 @@ fn marked_only() -> [SockFilter; 4] {
     ]
 }
 
-/// Receives one datagram; `None` where it is to be skipped.
+/// Receives one datagram; `None` if it is to be skipped.
 fn recv_now(socket: &UdpSocket) -> io::Result<Option<VmDatagram>> {
-    // One byte more than a message may have, so that a longer one is not taken for a whole one.
+    // One byte longer than a message, so that a longer datagram is not taken for a complete
+    // message.
     let mut buffer = [0; MAX_DATAGRAM_BYTES + 1];
     let mut control = cmsg_space!(u32);
     let mut iov = [IoSliceMut::new(&mut buffer)];
@@ -251,9 +254,9 @@ mod tests {
 
     const DEADLINE: Duration = Duration::from_secs(20);
 
-    /// Runs a test in a network namespace of its own with a bridge `br0`, one port of which is a
-    /// veth whose other end is `guest`. Within one namespace a veth keeps the mark of a packet, so
-    /// the sender's SO_MARK stands for what the kernel program does.
+    /// Runs a test in its own network namespace with a bridge `br0`. One port of the bridge is a
+    /// veth whose peer is `guest`. Within one namespace a veth keeps the mark of a packet, so the
+    /// sender's SO_MARK stands for the mark of the eBPF program.
     fn on_bridge<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
         thread::spawn(|| {
             if let Err(error) = unshare(CloneFlags::CLONE_NEWNET) {
@@ -297,7 +300,7 @@ mod tests {
         SocketAddrV6::new(ALL_NODES, PORT, 0, guest).into()
     }
 
-    /// Sends until it is received: the bridge's port takes a moment to forward.
+    /// Sends until the socket receives: the bridge's port needs a moment to forward.
     async fn deliver(socket: &VmSocket, guest: &Socket, bytes: &[u8]) -> VmDatagram {
         let sending = async {
             loop {
@@ -393,7 +396,7 @@ mod tests {
             let to = SocketAddrV6::new("2001:db8::1".parse().unwrap(), PORT, 0, 0);
             let error = socket.send(to, b"x").await.unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
-            // Whatever scope the caller names, the bridge is the way out.
+            // Whatever scope the caller names, the datagram leaves by the bridge.
             let datagram = deliver(&socket, &guest_socket(1), b"search").await;
             let mut to = datagram.from;
             to.set_scope_id(0);

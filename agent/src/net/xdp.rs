@@ -1,15 +1,15 @@
-//! The XDP program of an interface, as its link tells.
+//! The XDP program of an interface, read by `RTM_GETLINK`.
 
 use std::io;
 
 use linux::netlink::Netlink;
 use netlink_packet_route::link::{LinkAttribute, LinkXdp};
 
-/// Identifier of the XDP program on an interface, in whatever mode; `None` if there is none.
+/// Returns the identifier of the XDP program on an interface, in any mode; `None` if there is none.
 ///
 /// # Errors
 ///
-/// What the kernel says, for instance that the interface is gone.
+/// The error of netlink, for instance that the interface does not exist.
 pub fn program(ifindex: u32) -> io::Result<Option<u32>> {
     let link = Netlink::open()?.link(ifindex)?;
     let mut settings = link

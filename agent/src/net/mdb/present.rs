@@ -1,4 +1,4 @@
-//! The entries that a bridge has and that end by themselves, with the time they have left.
+//! The temporary entries of a bridge's multicast database, with their remaining time.
 //!
 //! ```text
 //! RTM_GETMDB, answered by messages for each bridge:
@@ -33,7 +33,7 @@ const EATTR_GROUP_MODE: u16 = 3;
 const EATTR_SOURCE: u16 = 4;
 const EXCLUDE: u8 = 0;
 
-/// Asks for the entries of all bridges.
+/// Builds the dump request for the entries of all bridges.
 pub(super) fn dump() -> Vec<u8> {
     let mut request = RequestBytes::new(RTM_GETMDB, NLM_F_REQUEST | NLM_F_DUMP);
     request.push(&[libc::AF_BRIDGE as u8, 0, 0, 0]);
@@ -41,8 +41,8 @@ pub(super) fn dump() -> Vec<u8> {
     request.finish()
 }
 
-/// Reads one message of the answer. An entry of mode INCLUDE is left out: it lasts as long as its
-/// sources do, and a VM has reported it.
+/// Reads one message of the answer. Skips entries of mode INCLUDE: these last as long as their
+/// sources, and a VM has reported them.
 pub(super) fn read(
     message: &Message<'_>,
     bridge: u32,

@@ -1,4 +1,5 @@
-//! Accepting connections: TLS, then the certificate's role and name, then the manager.
+//! Accepts connections: TLS handshake, then role and name of the certificate, then hand-over to the
+//! manager.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -20,10 +21,10 @@ use crate::net::frames::frames;
 use crate::net::tls::certificate_names;
 use crate::role::{Role, RoleError};
 
-/// Pause after an error of `accept`, such as too many open files.
+/// Pause after an error of `accept(2)`, for instance when the process has too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Accepts connections until told to stop.
+/// Accepts connections until shutdown.
 pub(super) async fn run(
     shared: Arc<Shared>,
     listener: TcpListener,
@@ -86,7 +87,8 @@ async fn handshake(
     if let Err(error) = set_timeouts(&stream) {
         return refuse(&address, Refusal::HungUp, &error.to_string());
     }
-    // Costs nothing yet: who has nothing to say keeps the place for a short time only.
+    // Peeks before TLS, which costs no computation: a silent client occupies its place only for a
+    // short time.
     let mut first = [0; 2];
     match timeout(FIRST_BYTES_TIMEOUT, stream.peek(&mut first)).await {
         Ok(Ok(length)) if may_be_tls(&first[..length.min(first.len())]) => {}
@@ -143,7 +145,7 @@ async fn handshake(
     }
 }
 
-/// What the certificate says: names and role.
+/// Returns the names and the role in the peer's certificate.
 fn certified(stream: &server::TlsStream<TcpStream>) -> (Vec<String>, Result<Role, RoleError>) {
     let (_, connection) = stream.get_ref();
     match connection.peer_certificates().and_then(<[_]>::first) {
@@ -155,7 +157,7 @@ fn certified(stream: &server::TlsStream<TcpStream>) -> (Vec<String>, Result<Role
     }
 }
 
-/// Why a handshake failed.
+/// Maps the error of a failed handshake to its counter.
 fn classify(error: &io::Error) -> Refusal {
     let inner = error
         .get_ref()

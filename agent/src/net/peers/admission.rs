@@ -1,4 +1,5 @@
-//! Who may connect, how often a stranger may try, who has come before, and how often that is logged.
+//! Admission of peers: identity by certificate, backoff of failing addresses, known addresses, and
+//! the rate limit of log lines.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -8,22 +9,22 @@ use super::PeersConfig;
 use crate::glob::any_matches;
 use crate::role::Role;
 
-/// A refusal of the same peer for the same reason is logged once in so long.
+/// Interval between log lines about the same peer and reason.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
-/// Failures in a row that an address may have before it has to wait.
+/// Consecutive failures of an address before it must wait.
 const FREE_FAILURES: u32 = 8;
-/// Longest wait.
+/// Longest backoff of an address.
 const MAX_WAIT: Duration = Duration::from_secs(60);
-/// After so long without failure an address is forgotten.
+/// Idle time after which a failing address is forgotten.
 const FORGET_AFTER: Duration = Duration::from_secs(600);
-/// Entries of either table, at most; a stranger cannot make them grow further.
+/// Capacity of each table: strangers cannot make a table grow further.
 const MAX_ENTRIES: usize = 1024;
 
-/// Memory of who failed and what was logged.
+/// Failures, known addresses and recent log lines.
 #[derive(Debug, Default)]
 pub(super) struct Admission {
     sources: HashMap<IpAddr, Source>,
-    /// Addresses from which peers have come, and when the last did.
+    /// Addresses from which peers have authenticated, with the time of the latest connection.
     known: HashMap<IpAddr, Instant>,
     logged: HashMap<String, Instant>,
 }
@@ -36,14 +37,14 @@ struct Source {
 }
 
 impl Admission {
-    /// Whether an address may try now.
+    /// Whether the address is not in backoff.
     pub(super) fn may_try(&self, source: IpAddr, now: Instant) -> bool {
         self.sources
             .get(&source)
             .is_none_or(|source| source.wait_until <= now)
     }
 
-    /// Remembers that an address failed to authenticate, or misbehaved.
+    /// Records that an address failed to authenticate or misbehaved.
     pub(super) fn failed(&mut self, source: IpAddr, now: Instant) {
         if self.sources.len() >= MAX_ENTRIES {
             self.sources
@@ -64,7 +65,7 @@ impl Admission {
         }
     }
 
-    /// Forgets the failures of an address that has authenticated, and remembers the address.
+    /// Clears the failures of an address that authenticated, and records the address as known.
     pub(super) fn succeeded(&mut self, source: IpAddr, now: Instant) {
         self.sources.remove(&source);
         if self.known.len() >= MAX_ENTRIES
@@ -77,12 +78,12 @@ impl Admission {
         self.known.insert(source, now);
     }
 
-    /// Whether a peer has come from an address.
+    /// Whether a peer has authenticated from this address.
     pub(super) fn is_known(&self, source: IpAddr) -> bool {
         self.known.contains_key(&source)
     }
 
-    /// Whether `what` should be logged now.
+    /// Returns true, and records the time, if `what` was not logged within [`LOG_INTERVAL`].
     pub(super) fn log_now(&mut self, what: &str) -> bool {
         let now = Instant::now();
         if self.logged.len() >= MAX_ENTRIES {
@@ -105,21 +106,21 @@ impl Admission {
     }
 }
 
-/// The name by which a peer with these certificate names is known.
+/// Result of [`identify`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Identity {
-    /// It is admitted under this name.
+    /// Admitted, under this name.
     Peer(String),
-    /// It has this agent's own name.
+    /// The certificate contains this agent's own name.
     Own,
-    /// Its role has nothing to do here, or is not the one that the configuration has for this name.
+    /// The role is not admitted here, or differs from the configured role of this name.
     Misplaced(String),
-    /// It is not admitted; its first name.
+    /// Not admitted; the first name of the certificate.
     Stranger(String),
 }
 
-/// Finds out who a certificate with these names and this role belongs to, where one of the role `own`
-/// listens. A configured name goes before an admitted pattern.
+/// Identifies the holder of a certificate with these names and this role, on a host of role `own`.
+/// A configured name takes precedence over a name that only matches an `admit` pattern.
 pub(super) fn identify(names: &[String], role: Role, own: Role, config: &PeersConfig) -> Identity {
     let first = || names.first().cloned().unwrap_or_default();
     if !own.admitted().contains(&role) {
@@ -169,7 +170,7 @@ mod tests {
         }
     }
 
-    /// Who an agent with these names is, to an agent.
+    /// The identity that an agent gives a peer agent with these names.
     fn agent(names: &[&str]) -> Identity {
         of_role(Role::Agent, names)
     }

@@ -1,4 +1,4 @@
-//! One connection that is up: a task that reads and writes its frames.
+//! A connection that is up: a task that reads and writes its frames.
 
 use std::io;
 use std::net::IpAddr;
@@ -29,37 +29,37 @@ use crate::role::{Forbidden, Role};
 
 type Stream = Frames<TlsStream<TcpStream>>;
 
-/// Frames waiting to be sent, at most.
+/// Most frames in the send queue.
 const MAX_QUEUED_FRAMES: usize = 256;
-/// Their bytes, at most: four of the longest.
+/// Most bytes in the send queue: four of the longest frames.
 const MAX_QUEUED_BYTES: usize = 4 * common::signal::MAX_FRAME_BYTES;
 
-/// How often it is looked whether the peer's certificate is still good.
+/// Interval between checks of the peer's certificate.
 const CERTIFICATE_LOOK: Duration = Duration::from_secs(3);
 
-/// Handle of a connection's task. Dropping it closes the connection.
+/// Handle of a connection's task. Dropping the handle closes the connection.
 #[derive(Debug)]
 pub(super) struct Connection {
-    /// Number that no other connection has.
+    /// Unique among the connections and dialing attempts of this process.
     pub(super) id: u64,
-    /// Whether this agent dialed it.
+    /// Whether this agent dialed.
     pub(super) dialed: bool,
-    /// When it came up.
+    /// Time at which the connection came up.
     pub(super) since: Instant,
     queue: mpsc::Sender<Vec<u8>>,
     queued_bytes: Arc<AtomicUsize>,
     close: CancellationToken,
 }
 
-/// What the task needs to know.
+/// Parameters of the task.
 pub(super) struct Params {
-    /// Number that no other connection has.
+    /// Becomes [`Connection::id`].
     pub(super) id: u64,
-    /// The peer.
+    /// Key of the peer in the manager: DNS name, or the identifier of a relay.
     pub(super) peer: String,
-    /// What it is by its certificate.
+    /// Role in the peer's certificate.
     pub(super) role: Role,
-    /// Where the peer dialed from; `None` where this agent dialed.
+    /// Address that the peer dialed from; `None` if this agent dialed.
     pub(super) source: Option<IpAddr>,
 }
 
@@ -95,11 +95,11 @@ impl Connection {
         connection
     }
 
-    /// Queues a frame.
+    /// Appends a frame to the send queue.
     ///
     /// # Errors
     ///
-    /// The peer does not read what is sent to it.
+    /// [`NotReading`] if the queue is full: the peer does not read its frames.
     pub(super) fn send(&self, bytes: Vec<u8>) -> Result<(), NotReading> {
         let length = bytes.len();
         let queued = self.queued_bytes.fetch_add(length, Ordering::Relaxed);
@@ -108,7 +108,7 @@ impl Connection {
         }
         match self.queue.try_send(bytes) {
             Err(mpsc::error::TrySendError::Full(_)) => Err(NotReading),
-            // A closed queue: the task has ended and says so itself.
+            // The queue is closed if the task has ended; the task reports the end itself.
             Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => Ok(()),
         }
     }
@@ -120,11 +120,11 @@ impl Drop for Connection {
     }
 }
 
-/// The queue of outgoing frames is full.
+/// The send queue is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct NotReading;
 
-/// Sends a last frame that says why a connection is refused.
+/// Sends a final verdict frame with the reason of a refusal, and closes.
 pub(super) async fn refuse<S>(frames: Frames<S>, reason: String)
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -132,7 +132,7 @@ where
     say_last(frames, Verdict::Refused(reason)).await;
 }
 
-/// Sends a verdict and closes.
+/// Sends a verdict frame and closes.
 pub(super) async fn say_last<S>(mut frames: Frames<S>, verdict: Verdict)
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -144,7 +144,7 @@ where
     .await;
 }
 
-/// Reads and writes until either ends; returns why, as a sentence.
+/// Reads and writes until one direction ends; returns the reason as a sentence.
 async fn serve(
     shared: &Shared,
     params: Params,
@@ -169,7 +169,7 @@ async fn serve(
     }
 }
 
-/// Waits until the peer's certificate is good no longer.
+/// Waits until the peer's certificate is no longer valid.
 async fn certificate_ends(
     shared: &Shared,
     peer: &str,
@@ -220,8 +220,8 @@ async fn read(
                 "`{peer}` sent {message}, which is not for one of the role {theirs} to send to one of the role {ours}"
             );
         }
-        // What is not even a message at the start is another program. A message of another version
-        // or kind is for the protocol to answer.
+        // A first frame that is no message at all comes from another program. The protocol answers
+        // a message of another version or kind.
         if first
             && let Err(DecodeError::Malformed | DecodeError::TooLong { .. }) =
                 PeerMessage::decode(&bytes)

@@ -1,10 +1,10 @@
-//! Named reasons behind every refused connection.
+//! Counters of the connections, and the named reasons of refusals.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 macro_rules! refusals {
     ($($(#[$doc:meta])* $variant:ident => $name:literal),* $(,)?) => {
-        /// Why a connection was refused or cut.
+        /// Reason for which a connection was refused or closed.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub(super) enum Refusal {
             $($(#[$doc])* $variant),*
@@ -13,7 +13,7 @@ macro_rules! refusals {
         impl Refusal {
             const ALL: &[Self] = &[$(Self::$variant),*];
 
-            /// Name of its counter.
+            /// Returns the name of the counter.
             pub(super) fn as_str(self) -> &'static str {
                 match self {
                     $(Self::$variant => $name),*
@@ -24,43 +24,43 @@ macro_rules! refusals {
 }
 
 refusals! {
-    /// No certificate was presented.
+    /// The peer presented no certificate.
     NoCertificate => "no_certificate",
     /// The certificate is expired or not yet valid.
     Expired => "certificate_expired",
     /// The certificate was revoked.
     Revoked => "certificate_revoked",
-    /// The certificate is not of our CA, or broken.
+    /// The certificate is not issued by our CA, or is malformed.
     BadCertificate => "bad_certificate",
-    /// The certificate names no role, several, or one that is not known.
+    /// The certificate names no role, several roles, or an unknown role.
     NoRole => "no_role",
-    /// The certificate is of a role that this connection is not for.
+    /// The certificate's role does not belong on this connection.
     WrongRole => "wrong_role",
-    /// It sent a message that is not for its role to send.
+    /// The peer sent a message type that its role may not send.
     ForbiddenMessage => "forbidden_message",
-    /// The other side refused our certificate.
+    /// The peer refused our certificate.
     RefusedByPeer => "refused_by_peer",
-    /// Neither in the configuration nor admitted by a pattern.
+    /// The name is neither configured nor admitted by a pattern.
     NotAdmitted => "not_admitted",
-    /// It claims to be this agent.
+    /// The certificate contains this agent's own name.
     OwnName => "own_name",
-    /// Another version of TLS.
+    /// The peer offered no TLS 1.3.
     TlsVersion => "tls_version",
-    /// Not TLS at all.
+    /// The first bytes are not TLS.
     NotTls => "not_tls",
-    /// The handshake took too long.
+    /// The handshake exceeded its time limit.
     HandshakeTimeout => "handshake_timeout",
-    /// It hung up during the handshake.
+    /// The peer closed the connection during the handshake.
     HungUp => "hung_up",
-    /// Too many connections were in their handshake.
+    /// No place was left for another unauthenticated connection.
     TooMany => "too_many_handshakes",
-    /// The source address failed too often and has to wait.
+    /// The source address is in backoff after repeated failures.
     BackedOff => "backed_off",
-    /// A frame was too long.
+    /// A frame exceeded the longest length.
     OversizedFrame => "oversized_frame",
-    /// The first frame was no message.
+    /// The first frame is not a message.
     MalformedFrame => "malformed_frame",
-    /// It did not read what was sent to it.
+    /// The send queue overflowed because the peer does not read.
     NotReading => "not_reading",
 }
 
@@ -69,13 +69,13 @@ refusals! {
 pub(super) struct Counters {
     /// Connections that peers dialed and that were accepted.
     pub(super) accepted: AtomicU64,
-    /// Connections dialed and accepted by the peer.
+    /// Connections that this agent dialed and the peer accepted.
     pub(super) dialed: AtomicU64,
-    /// Connections that were up and no longer are.
+    /// Connections that were up and have ended.
     pub(super) lost: AtomicU64,
-    /// Certificates that were replaced.
+    /// Certificates replaced by a reload.
     pub(super) reloaded: AtomicU64,
-    /// Those that should have been, by some that cannot be used.
+    /// Reloads that failed because the new files are unusable.
     pub(super) unusable: AtomicU64,
     refused: [AtomicU64; Refusal::ALL.len()],
 }

@@ -1,4 +1,4 @@
-//! Dialing a peer.
+//! Dials a peer, with a few attempts.
 
 use std::io;
 use std::net::{Ipv6Addr, SocketAddr};
@@ -19,26 +19,26 @@ use crate::role::{Role, RoleError};
 
 type Stream = Frames<TlsStream<TcpStream>>;
 
-/// Pauses between attempts; one attempt more than there are pauses.
+/// Pauses between the attempts; there is one attempt more than pauses.
 const PAUSES: [Duration; 2] = [Duration::from_millis(200), Duration::from_millis(1000)];
-/// How long the peer's own connection is waited for when both have dialed.
+/// When both sides dial: how long this side waits for the peer's connection.
 const CROSSED_WAIT: Duration = Duration::from_secs(2);
-/// Time for TCP to connect to one address.
+/// Time limit of the TCP connection to one address.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// What became of one attempt.
+/// A failed attempt, with the reason as a sentence.
 enum Failure {
-    /// Another attempt may go better.
+    /// Another attempt may succeed.
     Retry(String),
-    /// It will not.
+    /// Further attempts would fail too.
     Final(String),
 }
 
-/// Dials a peer until it accepts, a few times at most.
+/// Dials a peer until an attempt succeeds, fails for good, or no attempt is left.
 ///
 /// # Errors
 ///
-/// One sentence for a person, naming the peer.
+/// One sentence for a person that names the peer.
 pub(super) async fn dial(shared: Arc<Shared>, peer: String) -> Result<(Role, Stream), String> {
     let Some(target) = shared.target(&peer) else {
         return Err(format!(
@@ -125,7 +125,7 @@ async fn attempt(shared: &Shared, target: &Target) -> Result<Stream, Failure> {
     }
 }
 
-/// Checks that the other side is what was dialed for, before it is heard.
+/// Checks the role in the peer's certificate before anything is read from the peer.
 fn check_role(
     stream: &client::TlsStream<TcpStream>,
     wanted: Role,
@@ -165,9 +165,9 @@ async fn connect_to(address: SocketAddr, from: Option<Ipv6Addr>) -> io::Result<T
     socket.connect(address).await
 }
 
-/// Where a peer is dialed, if it is an address and no name that stands there.
+/// Parses the address of a peer; `None` if it contains a host name.
 pub(super) fn literal(place: &str) -> Option<SocketAddr> {
-    // `2001:db8::2` alone is an address, not a host and a port.
+    // `2001:db8::2` alone is an address, not host and port.
     let alone = place.trim_matches(['[', ']']).parse();
     let alone = alone.map(|address| SocketAddr::new(address, PORT));
     alone.or_else(|_| place.parse()).ok()

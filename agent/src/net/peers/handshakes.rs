@@ -1,30 +1,29 @@
-//! Places for connections that are not authenticated yet.
+//! Places: limits on the connections that have not authenticated yet.
 //!
-//! | who connects | places in all | of them |
+//! | connecting address | places in total | share of one group |
 //! |---|---|---|
-//! | a known address: of a configured peer, or one from which a peer has come before | [`KEPT`] | [`KEPT_OF_ADDRESS`] of one address |
-//! | anybody, also a known address whose places are taken | [`OPEN`] | [`OPEN_OF_PREFIX`] of one prefix (IPv6 /64, IPv4 /24) |
+//! | known: configured for a peer, or authenticated before | [`KEPT`] | [`KEPT_OF_ADDRESS`] per address |
+//! | any, also a known one whose own places are taken | [`OPEN`] | [`OPEN_OF_PREFIX`] per prefix (IPv6 /64, IPv4 /24) |
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Places for anybody.
+/// Places open to any address.
 const OPEN: usize = 64;
 const OPEN_OF_PREFIX: usize = 16;
-/// Places for known addresses only.
+/// Places reserved for known addresses.
 const KEPT: usize = 32;
 const KEPT_OF_ADDRESS: usize = 4;
-/// Bytes of a stream in which a record of a TLS handshake is recognized: its type, and the major version
-/// (RFC 8446 §5.1).
+/// First bytes of a TLS handshake record: content type, and major version (RFC 8446 §5.1).
 const TLS_HANDSHAKE: [u8; 2] = [22, 3];
 
-/// Why there is no place.
+/// Why a connection gets no place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NoPlace {
-    /// All are taken.
+    /// All places of this kind are taken.
     All,
-    /// Those of its prefix are.
+    /// The share of its prefix is used up.
     Prefix,
 }
 
@@ -37,7 +36,7 @@ impl NoPlace {
     }
 }
 
-/// What is counted together.
+/// Connections that share one limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Group {
     Address(IpAddr),
@@ -45,7 +44,7 @@ enum Group {
 }
 
 impl Group {
-    /// The prefix that a stranger has for the asking.
+    /// The prefix of an address: a stranger can use every address of its own prefix.
     fn prefix(address: IpAddr) -> Self {
         Self::Prefix(match address {
             IpAddr::V4(address) => Ipv4Addr::from_bits(address.to_bits() & !0xff).into(),
@@ -69,7 +68,7 @@ struct Taken {
 }
 
 impl Taken {
-    /// The number of places of the kind that a group's are of, and the most.
+    /// Returns the places taken among those that the group uses, and their total.
     fn all(&mut self, group: Group) -> (&mut usize, usize) {
         match group {
             Group::Address(_) => (&mut self.kept, KEPT),
@@ -101,12 +100,12 @@ impl Taken {
     }
 }
 
-/// All places. Clones share them.
+/// All places. Clones share the same counts.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Handshakes(Arc<Mutex<Taken>>);
 
 impl Handshakes {
-    /// Takes a place for a connection from an address.
+    /// Takes a place for a connection; a known address uses its reserved places first.
     pub(super) fn take(&self, source: IpAddr, is_known: bool) -> Result<Place, NoPlace> {
         let mut taken = self.taken();
         let kept = is_known.then_some(Group::Address(source));
@@ -130,7 +129,7 @@ impl Handshakes {
     }
 }
 
-/// A place, given back when it is dropped.
+/// A place; dropping the value frees it.
 #[derive(Debug)]
 pub(super) struct Place {
     handshakes: Handshakes,
@@ -143,7 +142,7 @@ impl Drop for Place {
     }
 }
 
-/// Whether a stream that begins with these bytes can be TLS.
+/// Whether a stream with these first bytes can be TLS.
 pub(super) fn may_be_tls(first: &[u8]) -> bool {
     let bytes = first.len().min(TLS_HANDSHAKE.len());
     first.get(..bytes) == TLS_HANDSHAKE.get(..bytes)
@@ -157,7 +156,7 @@ mod tests {
         Ipv6Addr::new(0x2001, 0xdb8, 0, prefix, 0, 0, 0, host).into()
     }
 
-    /// Takes all places that anybody can have.
+    /// Takes all places that are open to any address.
     fn crowd(handshakes: &Handshakes) -> Vec<Place> {
         (0..100)
             .flat_map(|prefix| (0..100).map(move |host| address(prefix, host)))

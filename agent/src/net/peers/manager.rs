@@ -1,4 +1,4 @@
-//! The task that owns all connections and decides which one is kept.
+//! The task that owns all connections, and decides which of two crossing connections is kept.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -19,47 +19,47 @@ use crate::role::Role;
 
 type Stream = Box<Frames<TlsStream<TcpStream>>>;
 
-/// What the manager is told.
+/// Input of the manager; each variant names the peer by its key.
 #[derive(Debug)]
 pub(super) enum Command {
-    /// Connect to a peer.
+    /// Request to connect to a peer.
     Connect(String),
-    /// Send it a frame.
+    /// Request to send a frame to a peer.
     Send(String, Vec<u8>),
-    /// It dialed this agent and is who it says.
+    /// An authenticated peer has dialed this agent.
     Inbound(String, Inbound),
-    /// Dialing attempt `id` is over.
+    /// A dialing attempt has ended.
     Dialed {
-        /// The peer.
+        /// Key of the peer that was dialed.
         peer: String,
-        /// Number of the attempt.
+        /// Number of the attempt, as in [`Dialing::id`].
         id: u64,
-        /// The connection, or why there is none.
+        /// The accepted connection, or the reason of the failure.
         result: Result<(Role, Stream), String>,
     },
     /// A connection has ended.
     Closed {
-        /// The peer.
+        /// Key of the peer at the other end.
         peer: String,
-        /// Number of the connection.
+        /// [`Connection::id`] of the connection.
         id: u64,
-        /// Why.
+        /// Sentence for the log and for [`PeerEvent::Down`].
         reason: String,
     },
 }
 
-/// A connection that a peer has dialed.
+/// An authenticated connection that a peer has dialed.
 #[derive(Debug)]
 pub(super) struct Inbound {
-    /// From where.
+    /// Address that the peer dialed from.
     pub(super) source: IpAddr,
-    /// What the peer is by its certificate.
+    /// Role in the peer's certificate.
     pub(super) role: Role,
-    /// The connection.
+    /// Frames above TLS; the verdict is not sent yet.
     pub(super) stream: Stream,
 }
 
-/// A dialing attempt; dropping it ends the attempt.
+/// A running dialing attempt; dropping the value aborts the attempt.
 #[derive(Debug)]
 struct Dialing {
     id: u64,
@@ -76,7 +76,7 @@ impl Drop for Dialing {
 struct Peer {
     dialing: Option<Dialing>,
     connection: Option<Connection>,
-    /// Where it was dialed from, if the peer did.
+    /// Address that the peer dialed from; `None` if this agent dialed.
     source: Option<IpAddr>,
 }
 
@@ -88,7 +88,7 @@ struct Manager {
     last_id: u64,
 }
 
-/// Runs until told to stop, or nobody reads the events.
+/// Runs until shutdown, or until nobody reads the events.
 pub(super) async fn run(
     shared: Arc<Shared>,
     commands: mpsc::UnboundedSender<Command>,
@@ -185,8 +185,8 @@ impl Manager {
         } = inbound;
         let ours_wins = self.shared.config.name < peer;
         let state = self.peers.entry(peer.clone()).or_default();
-        // A connection that this agent dialed just now may have crossed the peer's. An older one
-        // cannot: the peer would not have dialed, had it not lost it.
+        // A connection that this agent dialed just now may cross the peer's connection. An older
+        // connection cannot: the peer dials again only after it has lost the old one.
         let crossed = state.dialing.is_some()
             || state.connection.as_ref().is_some_and(|connection| {
                 connection.dialed && connection.since.elapsed() < HANDSHAKE_TIMEOUT
@@ -212,7 +212,7 @@ impl Manager {
         let Some(state) = self.peers.get_mut(&peer) else {
             return;
         };
-        // An attempt that an inbound connection has made needless reports too late.
+        // An inbound connection has replaced this attempt.
         if state.dialing.as_ref().map(|dialing| dialing.id) != Some(id) {
             return;
         }
@@ -246,7 +246,7 @@ impl Manager {
             role,
             source,
         };
-        // `Up` goes first, so that no frame comes before it.
+        // `Up` precedes every frame of the connection.
         let up = PeerEvent::Up { from: source };
         self.emit(peer.clone(), up).await;
         let connection = Connection::start(
@@ -275,7 +275,7 @@ impl Manager {
             PeerEvent::Down { reason } => tracing::info!(%peer, %reason, "Agent is not connected"),
             PeerEvent::Frame(_) => {}
         }
-        // A closed channel ends the manager in its loop.
+        // If the channel is closed, the loop of `run` ends the manager.
         let event = FromPeer {
             peer,
             event,

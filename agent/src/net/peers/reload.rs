@@ -1,8 +1,9 @@
-//! Certificates that are replaced while connections are up.
+//! Replaces the certificates while connections are up.
 //!
-//! Files are looked at again and again, and loaded once they are others and have stayed so for a look: they are
-//! copied one after the other, and a new certificate does not fit the old key. Connections that are up stay; each
-//! new one takes the new files. What cannot be used is told of once, and the old certificate goes on.
+//! The task checks the files periodically. It loads changed files only after they have stayed the
+//! same for one interval: an operator copies the files one by one, and a new certificate does not
+//! match the old key. Existing connections stay; new ones use the new files. Unusable files are
+//! reported once, and the old certificate stays in use.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
@@ -14,26 +15,26 @@ use tokio::time::sleep;
 use super::Shared;
 use crate::net::tls::{Stamps, Tls, TlsError};
 
-/// Between two looks.
+/// Interval between two checks.
 const LOOK: Duration = Duration::from_secs(3);
 
-/// So long before its end a certificate is warned of.
+/// Days before the expiry of the certificate at which the warnings start.
 pub(super) const WARN_DAYS: i64 = 30;
-/// How often.
+/// Interval between the warnings.
 const WARN_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 
-/// What was seen at the last look.
+/// State of the files at the last check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Seen {
-    /// The files that are in use.
+    /// The files in use.
     Same,
-    /// Others, for the first time.
+    /// Changed files, seen for the first time.
     Others(Stamps),
-    /// Others that cannot be used.
+    /// Changed files that failed to load.
     Unusable(Stamps),
 }
 
-/// Looks until told to stop.
+/// Checks the files until shutdown.
 pub(super) async fn run(shared: Arc<Shared>) {
     let mut seen = Seen::Same;
     let mut warned: Option<Instant> = None;
@@ -54,7 +55,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
             );
         }
         let last = seen;
-        // Never cancelled, and it does not panic.
+        // The task is never cancelled, and `look` does not panic.
         let looked = tokio::task::spawn_blocking(move || look(&tls, last)).await;
         let Ok((now, loaded)) = looked else { return };
         seen = now;
@@ -73,7 +74,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
     }
 }
 
-/// Looks once.
+/// Checks the files once, and loads them if they have settled.
 fn look(tls: &Tls, last: Seen) -> (Seen, Option<Result<Tls, TlsError>>) {
     let Some(stamps) = tls.changed() else {
         return (Seen::Same, None);
@@ -118,7 +119,7 @@ mod tests {
         let tls = Tls::load(&files, "vms1", Role::Agent).unwrap();
         assert!(matches!(look(&tls, Seen::Same), (Seen::Same, None)));
 
-        // Another key: it does not fit, for now or for good.
+        // Another key that does not match the certificate.
         let other = issue("vms2");
         let key = fs::read(&files.key).unwrap();
         fs::copy(&other.key, &files.key).unwrap();

@@ -1,7 +1,7 @@
-//! Messages of traffic control, from and to what the rest of the agent knows.
+//! Netlink messages of traffic control: encoding of requests, decoding of answers.
 //!
-//! Requests are typed messages of netlink-packet-route. Answers are read attribute by attribute,
-//! because a filter whose options the crate cannot parse must still be seen.
+//! Requests use the types of netlink-packet-route. Answers are parsed attribute by attribute,
+//! because the agent must also see a filter whose options the crate cannot parse.
 
 use linux::netlink::bytes::{HEADER_BYTES, Message};
 use netlink_packet_core::{DefaultNla, NLA_F_NESTED, NlaBuffer, NlasIterator, Parseable};
@@ -18,16 +18,17 @@ pub(super) const RTM_DELQDISC: u16 = 37;
 pub(super) const RTM_NEWTFILTER: u16 = 44;
 pub(super) const RTM_DELTFILTER: u16 = 45;
 
-/// Bytes of `struct tcmsg`.
+/// Length of `struct tcmsg`, bytes.
 const TC_HEADER_BYTES: usize = 20;
 const TCA_KIND: u16 = 1;
 const TCA_OPTIONS: u16 = 2;
-/// `ETH_P_ALL` in network order, as `tcm_info` has it.
+/// `ETH_P_ALL` in network byte order, as in `tcm_info`.
 const ALL_PROTOCOLS: u32 = 0x0003_u16.to_be() as u32;
 
 const TCA_HTB_INIT: u16 = 2;
 const TCA_HTB_DIRECT_QLEN: u16 = 5;
-/// `struct tc_htb_glob`: version 3, `rate2quantum` 10, no default class, no debugging, no count.
+/// `struct tc_htb_glob`: version 3, `rate2quantum` 10, default class 0 (none), no debugging, no
+/// count.
 const HTB_INIT: [u32; 5] = [3, 10, 0, 0, 0];
 
 fn header(ifindex: u32, parent: u32, handle: u32) -> TcHeader {
@@ -39,12 +40,12 @@ fn header(ifindex: u32, parent: u32, handle: u32) -> TcHeader {
     }
 }
 
-/// Asks for the qdiscs of all interfaces.
+/// Builds the dump request for the qdiscs of all interfaces.
 pub(super) fn dump_qdiscs() -> RouteNetlinkMessage {
     RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default())
 }
 
-/// Makes a qdisc.
+/// Builds the request that creates a qdisc.
 pub(super) fn new_qdisc(ifindex: u32, qdisc: NewQdisc) -> RouteNetlinkMessage {
     let mut attributes = vec![TcAttribute::Kind(qdisc.kind().to_owned())];
     if let NewQdisc::Htb { queue, .. } = qdisc {
@@ -61,7 +62,7 @@ pub(super) fn new_qdisc(ifindex: u32, qdisc: NewQdisc) -> RouteNetlinkMessage {
     RouteNetlinkMessage::NewQueueDiscipline(TcMessage::from_parts(header, attributes))
 }
 
-/// Removes a qdisc, if kind and handle are still these.
+/// Builds the request that deletes a qdisc; the kernel refuses it if kind or handle differ.
 pub(super) fn delete_qdisc(qdisc: &Qdisc) -> RouteNetlinkMessage {
     let attributes = vec![TcAttribute::Kind(qdisc.kind.clone())];
     RouteNetlinkMessage::DelQueueDiscipline(TcMessage::from_parts(
@@ -70,13 +71,14 @@ pub(super) fn delete_qdisc(qdisc: &Qdisc) -> RouteNetlinkMessage {
     ))
 }
 
-/// Asks for the filters at a parent.
+/// Builds the dump request for the filters of one list.
 pub(super) fn dump_filters(ifindex: u32, parent: Parent) -> RouteNetlinkMessage {
     let header = header(ifindex, parent.handle(), 0);
     RouteNetlinkMessage::GetTrafficFilter(TcMessage::from_parts(header, Vec::new()))
 }
 
-/// Makes a filter of a program, or exchanges the program of the one with that preference and handle.
+/// Builds the request that creates a bpf filter, or replaces the program of the filter with this
+/// preference and handle.
 pub(super) fn set_filter(
     ifindex: u32,
     parent: Parent,
@@ -95,7 +97,7 @@ pub(super) fn set_filter(
     RouteNetlinkMessage::NewTrafficFilter(TcMessage::from_parts(header, attributes))
 }
 
-/// Removes one filter.
+/// Builds the request that deletes one filter.
 pub(super) fn delete_filter(ifindex: u32, filter: &Filter) -> RouteNetlinkMessage {
     let mut header = header(ifindex, filter.parent, filter.handle);
     header.info = u32::from(filter.preference) << 16 | u32::from(filter.protocol.to_be());
@@ -110,7 +112,7 @@ fn info(preference: u16) -> u32 {
     u32::from(preference) << 16 | ALL_PROTOCOLS
 }
 
-/// The interface that a notice of traffic control is about.
+/// The interface of a traffic control notice.
 pub(super) fn ifindex(message: &Message<'_>) -> Option<u32> {
     let is_one = matches!(
         message.kind,
@@ -121,7 +123,7 @@ pub(super) fn ifindex(message: &Message<'_>) -> Option<u32> {
         .map(|(header, _)| header.index.cast_unsigned())
 }
 
-/// Reads a qdisc of an answer.
+/// Decodes a qdisc.
 pub(super) fn qdisc(message: &Message<'_>) -> Option<Qdisc> {
     if message.kind != RTM_NEWQDISC {
         return None;
@@ -135,8 +137,8 @@ pub(super) fn qdisc(message: &Message<'_>) -> Option<Qdisc> {
     })
 }
 
-/// Reads a filter of an answer. A preference as a whole, which is told before its filters, has the
-/// handle 0 and is left out.
+/// Decodes a filter. Skips the entry with handle 0 that precedes the filters and stands for a whole
+/// preference.
 pub(super) fn filter(message: &Message<'_>) -> Option<Filter> {
     const TCA_CHAIN: u16 = 11;
     if message.kind != RTM_NEWTFILTER {

@@ -1,4 +1,4 @@
-//! Traffic control of interfaces: qdiscs, and filters on them (rtnetlink).
+//! Traffic control of interfaces: qdiscs and their filters (rtnetlink).
 //!
 //! ```text
 //!             ingress side                     egress side
@@ -6,9 +6,9 @@
 //!            or `clsact`                       after `clsact`, if any
 //! ```
 //!
-//! An interface has one qdisc at its ingress: `ingress`, which has one list of filters, or
-//! `clsact`, which has a list for each side. **On a qdisc `ingress` the kernel takes every parent
-//! for the ingress side**, so the qdisc's kind has to be known before a filter is added.
+//! An interface has at most one ingress qdisc: `ingress` with one filter list, or `clsact` with one
+//! list per direction. **On a qdisc `ingress` the kernel takes every parent as the ingress
+//! direction**; the kind of the qdisc must therefore be known before a filter is added.
 
 mod message;
 mod notices;
@@ -22,27 +22,27 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE};
 pub use linux::netlink::Refusal as TcRefusal;
 pub use notices::{Notice, Notices};
 
-/// `TC_H_ROOT`.
+/// `TC_H_ROOT`: parent of the root qdisc.
 pub const ROOT: u32 = 0xffff_ffff;
-/// `TC_H_INGRESS`, which is `TC_H_CLSACT` too.
+/// `TC_H_INGRESS`, equal to `TC_H_CLSACT`: parent of a qdisc `ingress` or `clsact`.
 pub const INGRESS: u32 = 0xffff_fff1;
 /// Handle of a qdisc `ingress` or `clsact`.
 const INGRESS_HANDLE: u32 = 0xffff_0000;
-/// `TC_H_MIN_INGRESS` and `TC_H_MIN_EGRESS` of `clsact`.
+/// `TC_H_MIN_INGRESS` and `TC_H_MIN_EGRESS` of `clsact`: its two filter lists.
 const CLSACT_INGRESS: u32 = 0xffff_fff2;
 const CLSACT_EGRESS: u32 = 0xffff_fff3;
 
-/// A side of an interface.
+/// Direction of traffic on an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Side {
-    /// What comes in by the interface.
+    /// Packets that the interface receives.
     Ingress,
-    /// What goes out by it.
+    /// Packets that the interface sends.
     Egress,
 }
 
 impl Side {
-    /// Name for the operator.
+    /// Returns the name shown to the operator.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Ingress => "ingress",
@@ -51,39 +51,39 @@ impl Side {
     }
 }
 
-/// A qdisc of an interface.
+/// A qdisc as the kernel reports it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Qdisc {
-    /// The interface.
+    /// Index of its interface.
     pub ifindex: u32,
-    /// Its kind (`htb`).
+    /// Kind in the kernel's terms (`htb`, `clsact`).
     pub kind: String,
-    /// Its handle; 0 for the one that the kernel gave the interface by itself.
+    /// Qdisc handle (`tcm_handle`); 0 for the default qdisc that the kernel attached.
     pub handle: u32,
-    /// Where it is.
+    /// `tcm_parent`: [`ROOT`], [`INGRESS`], or a class.
     pub parent: u32,
 }
 
-/// A qdisc to be made.
+/// A qdisc to create.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NewQdisc {
-    /// `ingress`.
+    /// `ingress` at [`INGRESS`], with one filter list.
     Ingress,
-    /// `clsact`.
+    /// `clsact` at [`INGRESS`], with one filter list per direction.
     Clsact,
-    /// HTB without classes at the root: a plain queue, which has filters.
+    /// HTB without classes at the root: a plain queue that has filters.
     Htb {
-        /// Its handle.
+        /// Qdisc handle, major number in the upper 16 bits.
         handle: u32,
-        /// Most packets in it.
+        /// Queue length in packets (`TCA_HTB_DIRECT_QLEN`).
         queue: u32,
     },
-    /// `noqueue` at the root: packets go to the driver at once.
+    /// `noqueue` at the root: packets reach the driver without a queue.
     NoQueue,
 }
 
 impl NewQdisc {
-    /// Its kind.
+    /// Returns the kernel's name of the kind (`TCA_KIND`).
     pub fn kind(self) -> &'static str {
         match self {
             Self::Ingress => "ingress",
@@ -109,16 +109,16 @@ impl NewQdisc {
     }
 }
 
-/// A list of filters.
+/// A list of filters, by its parent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Parent {
-    /// That of the qdisc `ingress`.
+    /// The single list of a qdisc `ingress`.
     Ingress,
-    /// One of the two of the qdisc `clsact`.
+    /// One of the two lists of a qdisc `clsact`.
     Clsact(Side),
-    /// That of a classful root qdisc.
+    /// The list of a classful root qdisc.
     Root {
-        /// Its handle.
+        /// Handle of that qdisc.
         handle: u32,
     },
 }
@@ -134,71 +134,71 @@ impl Parent {
     }
 }
 
-/// A filter.
+/// A filter as the kernel reports it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Filter {
-    /// The interface.
+    /// Index of its interface.
     pub ifindex: u32,
-    /// Where it is.
+    /// `tcm_parent`: the list that contains the filter.
     pub parent: u32,
-    /// Its kind (`bpf`).
+    /// Kind in the kernel's terms (`bpf`, `flower`).
     pub kind: String,
-    /// Its preference (`pref`): the least comes first.
+    /// Preference (`pref`); the kernel tries low values first.
     pub preference: u16,
-    /// Its protocol, an EtherType.
+    /// EtherType that the filter applies to, host byte order.
     pub protocol: u16,
-    /// Its handle.
+    /// Filter handle, unique within its preference (`tcm_handle`).
     pub handle: u32,
-    /// Its chain.
+    /// Number of the filter chain (`TCA_CHAIN`); 0 if the kernel names none.
     pub chain: u32,
-    /// Its program, if its kind is `bpf`.
+    /// eBPF program of a filter of kind `bpf`; `None` for other kinds.
     pub program: Option<FilterProgram>,
 }
 
-/// The program of a filter.
+/// The eBPF program that a filter of kind `bpf` runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FilterProgram {
-    /// Its name in the filter: free text.
+    /// Free text given at creation (`TCA_BPF_NAME`).
     pub name: String,
-    /// Its identifier.
+    /// Program identifier; `None` if the kernel reports none.
     pub id: Option<u32>,
 }
 
-/// A filter of a program that decides itself (`direct-action`), for all protocols.
+/// A `bpf` filter with `direct-action` for all protocols: the program returns the verdict itself.
 #[derive(Clone, Copy, Debug)]
 pub struct BpfFilter<'a> {
-    /// Its name.
+    /// Free text for the operator (`TCA_BPF_NAME`).
     pub name: &'a str,
     /// Descriptor of the program.
     pub program: RawFd,
-    /// Its preference.
+    /// Position among the filters of the list; the kernel tries low values first.
     pub preference: u16,
-    /// Its handle.
+    /// Filter handle, unique within `preference`.
     pub handle: u32,
 }
 
-/// Traffic control of the network namespace that it was opened in.
+/// Traffic control of one network namespace.
 pub struct TrafficControl(Netlink);
 
 impl TrafficControl {
-    /// Opens it for the network namespace of the calling thread.
+    /// Opens a netlink socket in the network namespace of the calling thread.
     ///
     /// # Errors
     ///
-    /// What the socket says.
+    /// The error of the socket.
     pub fn open() -> io::Result<Self> {
         Netlink::open().map(Self)
     }
 
-    /// The qdiscs of all interfaces. Before an interface is up for the first time the kernel tells
-    /// of none.
+    /// Returns the qdiscs of all interfaces. The kernel reports none for an interface that was
+    /// never up.
     ///
-    /// All at once: kernels before 6.7 answer a request for one by a notice to everybody, this
-    /// process included.
+    /// This is one dump for all interfaces: kernels before 6.7 answer a request for a single
+    /// interface with a notice to every listener, this process included.
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// The error of the kernel.
     pub fn all_qdiscs(&mut self) -> io::Result<Vec<Qdisc>> {
         let mut qdiscs = Vec::new();
         let request = serialized(message::dump_qdiscs(), NLM_F_DUMP);
@@ -208,30 +208,30 @@ impl TrafficControl {
         Ok(qdiscs)
     }
 
-    /// Makes a qdisc where there is none of anybody's.
+    /// Creates a qdisc; never replaces one.
     ///
     /// # Errors
     ///
-    /// What the kernel says, for instance `EEXIST` where there is one.
+    /// The error of the kernel, for instance `EEXIST` if there is a qdisc already.
     pub fn add_qdisc(&mut self, ifindex: u32, qdisc: NewQdisc) -> Result<(), Refusal> {
         let flags = NLM_F_CREATE | NLM_F_EXCL;
         Ok(self.0.change(message::new_qdisc(ifindex, qdisc), flags)?)
     }
 
-    /// Removes a qdisc, unless another one has taken its place.
+    /// Deletes a qdisc, unless another qdisc has taken its place.
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// The error of the kernel.
     pub fn delete_qdisc(&mut self, qdisc: &Qdisc) -> Result<(), Refusal> {
         Ok(self.0.change(message::delete_qdisc(qdisc), 0)?)
     }
 
-    /// The filters of a list, in the order in which they see packets.
+    /// Returns the filters of a list, in the order in which packets pass them.
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// The error of the kernel.
     pub fn filters(&mut self, ifindex: u32, parent: Parent) -> io::Result<Vec<Filter>> {
         let mut filters = Vec::new();
         let request = serialized(message::dump_filters(ifindex, parent), NLM_F_DUMP);
@@ -241,12 +241,12 @@ impl TrafficControl {
         Ok(filters)
     }
 
-    /// Makes a filter, or exchanges the program of the one with that preference and handle, in one
-    /// step.
+    /// Creates a filter, or atomically replaces the program of the filter with this preference and
+    /// handle.
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// The error of the kernel.
     pub fn set_filter(
         &mut self,
         ifindex: u32,
@@ -257,11 +257,11 @@ impl TrafficControl {
         Ok(self.0.change(message, NLM_F_CREATE | NLM_F_REPLACE)?)
     }
 
-    /// Removes a filter.
+    /// Deletes a filter.
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// The error of the kernel.
     pub fn delete_filter(&mut self, filter: &Filter) -> Result<(), Refusal> {
         let message = message::delete_filter(filter.ifindex, filter);
         Ok(self.0.change(message, 0)?)

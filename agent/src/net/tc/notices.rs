@@ -1,4 +1,4 @@
-//! Changes of qdiscs and filters, as they happen (rtnetlink group `RTNLGRP_TC`).
+//! Notices about changed qdiscs and filters (rtnetlink group `RTNLGRP_TC`).
 
 use std::collections::BTreeSet;
 use std::io;
@@ -8,31 +8,31 @@ use linux::netlink::{AsyncNotices, Group, Heard};
 
 use super::message;
 
-/// Receive buffer for notices, bytes: several thousand changes at once.
+/// Receive buffer for notices, bytes; holds several thousand changes.
 const RECEIVE_BUFFER_BYTES: u32 = 1024 * 1024;
 
 /// A change of traffic control.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Notice {
-    /// Of this interface.
+    /// Something changed on the interface with this index.
     Interface(u32),
-    /// Of any interface: notices were lost.
+    /// The kernel dropped notices: any interface may have changed.
     Lost,
 }
 
-/// Watches traffic control.
+/// Subscription to the changes of traffic control.
 pub struct Notices {
     notices: AsyncNotices,
-    /// Interfaces of the last datagram that have not been told.
+    /// Interfaces of the last datagram that [`Self::next`] has not returned yet.
     changed: BTreeSet<u32>,
 }
 
 impl Notices {
-    /// Starts to watch, in the network namespace of the calling thread.
+    /// Subscribes in the network namespace of the calling thread.
     ///
     /// # Errors
     ///
-    /// What the socket says.
+    /// The error of the socket.
     pub fn watch() -> io::Result<Self> {
         let notices = AsyncNotices::open(&[Group::TrafficControl])?;
         notices.set_room(RECEIVE_BUFFER_BYTES)?;
@@ -42,11 +42,11 @@ impl Notices {
         })
     }
 
-    /// Waits for the next change. Can be cancelled without losing one.
+    /// Waits for the next change. Cancel safe.
     ///
     /// # Errors
     ///
-    /// What the socket says.
+    /// The error of the socket.
     pub async fn next(&mut self) -> io::Result<Notice> {
         loop {
             if let Some(ifindex) = self.changed.pop_first() {

@@ -6,7 +6,7 @@ use rustls::Error as RustlsError;
 
 use crate::role::{Role, RoleError};
 
-/// Why TLS cannot be set up from the files.
+/// Why the files do not make a TLS configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// A file is missing or unreadable.
@@ -14,37 +14,37 @@ pub enum TlsError {
     Read {
         /// What the file holds.
         what: &'static str,
-        /// Where it should be.
+        /// Path of the file.
         path: PathBuf,
-        /// What went wrong.
+        /// Error of the system or of the PEM parser.
         reason: String,
     },
-    /// A file holds nothing of the kind.
+    /// A file has no PEM section of the expected kind.
     #[error("{} holds no {what} in PEM form; put one there", path.display())]
     Empty {
-        /// What the file should hold.
+        /// Kind of PEM section that is missing.
         what: &'static str,
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
     },
-    /// The certificate is no longer or not yet valid.
+    /// The certificate has expired or is not valid yet.
     #[error("The certificate {} is expired or not yet valid by this host's clock; issue a new one, or set the clock", path.display())]
     Expired {
-        /// The file.
+        /// Path of the certificate.
         path: PathBuf,
     },
-    /// The certificate was revoked.
+    /// The CRL lists the certificate.
     #[error("The certificate {} was revoked; issue a new one", path.display())]
     Revoked {
-        /// The file.
+        /// Path of the certificate.
         path: PathBuf,
     },
-    /// The list of revoked certificates is broken.
+    /// The file of revocation lists is broken.
     #[error("The list of revoked certificates {} cannot be used: {reason}; copy the one of `roamcast pki revoke` again", path.display())]
     Crl {
-        /// The file.
+        /// Path of the CRL.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Error of the parser or verifier.
         reason: String,
     },
     /// The CA did not sign the certificate.
@@ -76,19 +76,19 @@ pub enum TlsError {
     /// The name cannot be in a certificate.
     #[error("The name `{name}` is not a DNS name; choose one of letters, digits and hyphens")]
     InvalidName {
-        /// The name.
+        /// Name in the configuration that is no DNS name.
         name: String,
     },
-    /// The certificate has no role.
+    /// The certificate names no valid role.
     #[error("The certificate {} {error}; issue a new one with `roamcast pki issue DIRECTORY {name} --role {role}`", path.display())]
     NoRole {
         /// The certificate's file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Error in the role names of the certificate.
         error: RoleError,
         /// The name in the configuration.
         name: String,
-        /// The role that it should have.
+        /// Role that this host needs.
         role: Role,
     },
     /// The certificate has another role.
@@ -96,19 +96,19 @@ pub enum TlsError {
     WrongRole {
         /// The certificate's file.
         path: PathBuf,
-        /// The role in it.
+        /// Role in the certificate.
         theirs: Role,
         /// The name in the configuration.
         name: String,
-        /// The role that it should have.
+        /// Role that this host needs.
         role: Role,
     },
-    /// The certificate is refused for another reason (purpose, algorithm, encoding).
+    /// The verifier refuses the certificate for another reason (purpose, algorithm, encoding).
     #[error("The certificate {} cannot be used: {reason}; issue one for server and client use", path.display())]
     Certificate {
         /// The certificate's file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Error of the verifier.
         reason: RustlsError,
     },
 }

@@ -1,4 +1,4 @@
-//! Reading of the PEM files.
+//! Reads the PEM files.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyD
 
 use super::TlsError;
 
-/// The lists of revoked certificates in a file; none where there is no file.
+/// Returns the revocation lists in a file; an empty list if there is no file.
 pub(super) fn crls(path: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>, TlsError> {
     if !path.exists() {
         return Ok(Vec::new());
