@@ -1,4 +1,4 @@
-//! Programs on interfaces: attached, adopted, detached.
+//! Attaches programs to interfaces, adopts attachments, and detaches programs.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -15,22 +15,21 @@ use crate::net::tc::Parent;
 
 pub(super) const LOOPBACK_FORWARDING: &str = "/proc/sys/net/ipv6/conf/lo/forwarding";
 
-/// Where a program is, and whether that was adopted.
+/// Hook and filter list of a program, and whether an earlier attachment was adopted.
 pub(super) type Attached = (Hook, Option<Parent>, bool);
 
 impl Datapath {
-    /// Attaches `snoop` and `gate` to a TAP, with the limits of its VM, or adopts what is there.
-    /// Returns the attachment of `snoop`. May be called again, to change the limits.
+    /// Attaches `snoop` and `gate` to a TAP with the limits of its VM, or adopts existing
+    /// attachments. Returns the attachment of `snoop`. A second call changes the limits.
     ///
-    /// Without TCX this may add qdiscs to the TAP, and then libvirt cannot add its own ones, unless it
-    /// deletes those first, as it does: so not while libvirt may be between the two. See
-    /// [`Self::attach_port_to_what_is_there`].
+    /// Without TCX the call may add qdiscs to the TAP. libvirt then cannot add its own qdiscs
+    /// unless it deletes the existing ones first, as it does. Do not call this while libvirt may be
+    /// between its deletion and its addition; see [`Self::attach_port_to_what_is_there`].
     ///
     /// # Errors
     ///
-    /// [`DatapathError::Attach`], for instance because the TAP is gone again;
-    /// [`DatapathError::Map`] when there are more ports than the maps have room for. Nothing stays
-    /// attached.
+    /// [`DatapathError::Attach`], for instance because the TAP was deleted; [`DatapathError::Map`]
+    /// if the maps have no room for another port. Nothing stays attached then.
     pub fn attach_port(
         &self,
         ifindex: u32,
@@ -48,8 +47,8 @@ impl Datapath {
         })
     }
 
-    /// The same, as far as it can be done without a new qdisc; `None` if a program is not attached
-    /// for want of one.
+    /// As [`Self::attach_port`], but adds no qdisc; returns `None` if a program needs a qdisc that
+    /// does not exist.
     ///
     /// # Errors
     ///
@@ -70,9 +69,9 @@ impl Datapath {
         limits: &Limits,
         make: Make,
     ) -> Result<Option<Attachment>, DatapathError> {
-        // The limits come first: the program drops Reports of a port that has none.
+        // The limits precede the program, which drops the Reports of a port without limits.
         self.set_limits(ifindex, limits)?;
-        // `gate` is what may find no place; then nothing has been changed.
+        // `gate` first: only `gate` may lack a place, and then nothing has changed.
         let attached = self
             .attach(Program::Gate, ifindex, name, make)
             .and_then(|gate| {
@@ -87,24 +86,24 @@ impl Datapath {
         attached
     }
 
-    /// Attaches `leak` and `uplink` to an uplink of the bridge, or adopts the pinned links. Returns
-    /// the attachment of `uplink`.
+    /// Attaches `leak` and `uplink` to an uplink of the bridge, or adopts pinned links. Returns the
+    /// attachment of `uplink`.
     ///
-    /// The hook of `uplink` is the configured one; else the one that an earlier agent used; else
-    /// native XDP where the driver is that of a physical interface, and TC where it is not or the
-    /// driver refuses.
+    /// `uplink` uses the configured hook. Without one it keeps the hook of an earlier agent.
+    /// Otherwise it uses native XDP if the driver is that of a physical interface and accepts the
+    /// program, and TC if not.
     ///
     /// # Errors
     ///
     /// [`DatapathError::Attach`].
     pub fn attach_uplink(&self, ifindex: u32, name: &str) -> Result<Attachment, DatapathError> {
-        // First, so that nothing restored can leave.
+        // `leak` first, so that no restored packet can leave.
         self.attach_leak(ifindex, name)?;
         self.attach_anyhow(Program::Uplink, ifindex, name)
     }
 
-    /// Attaches `leak` to a port of the bridge that is no TAP, or adopts the pinned link. For
-    /// uplinks, [`Datapath::attach_uplink`] does.
+    /// Attaches `leak` to a port of the bridge that is neither TAP nor uplink, or adopts the pinned
+    /// link. [`Datapath::attach_uplink`] does this for uplinks.
     ///
     /// # Errors
     ///
@@ -113,7 +112,7 @@ impl Datapath {
         self.attach_anyhow(Program::Leak, ifindex, name)
     }
 
-    /// Detaches `leak`.
+    /// Detaches `leak` from an interface.
     ///
     /// # Errors
     ///
@@ -122,10 +121,10 @@ impl Datapath {
         self.detach(Program::Leak, ifindex)
     }
 
-    /// Attaches `replicate` to an interface that a relay receives multicast by, or adopts the
-    /// pinned link. Switches `net.ipv6.conf.lo.forwarding` on, without which the kernel looks up
-    /// no routes for programs; it lets nothing through this host. May be called again, to switch
-    /// it on again.
+    /// Attaches `replicate` to an interface on which a relay receives multicast, or adopts the
+    /// pinned link. Enables `net.ipv6.conf.lo.forwarding`, because the kernel looks up no routes
+    /// for programs without it; the setting by itself lets no packet through this host. A second
+    /// call enables the setting again.
     ///
     /// # Errors
     ///
@@ -135,21 +134,21 @@ impl Datapath {
         self.attach_anyhow(Program::Replicate, ifindex, name)
     }
 
-    /// Detaches `snoop` and `gate` from a TAP that is gone or left the bridge, and removes its
-    /// listeners, sources, limits, gate and what it counted. Does nothing for a port that is not
-    /// known. Reads whole maps.
+    /// Detaches `snoop` and `gate` from a TAP that was deleted or left the bridge. Removes its
+    /// listeners, sources, limits, gate and counts. Does nothing for an unknown port. Reads whole
+    /// maps.
     ///
     /// # Errors
     ///
     /// [`DatapathError::Pin`], [`DatapathError::Map`].
     pub fn detach_port(&self, ifindex: u32) -> Result<(), DatapathError> {
-        // All of it, even if one part fails.
+        // Does every part, even if one fails.
         let detached = [Program::Snoop, Program::Gate].map(|program| self.detach(program, ifindex));
         self.forget_port(ifindex)?;
         detached.into_iter().collect()
     }
 
-    /// Detaches `uplink` and `leak` likewise, and forgets the uplink's querier.
+    /// Detaches `uplink` and `leak` from an uplink, and removes its querier.
     ///
     /// # Errors
     ///
@@ -160,7 +159,7 @@ impl Datapath {
         self.forget_queriers(ifindex)
     }
 
-    /// Detaches `replicate`: no more copies of what comes in by this interface.
+    /// Detaches `replicate`: streams received on this interface are no longer copied.
     ///
     /// # Errors
     ///
@@ -169,11 +168,10 @@ impl Datapath {
         self.detach(Program::Replicate, ifindex)
     }
 
-    /// Detaches, as above, every port and uplink that is not among these: what an earlier agent
-    /// attached and is no longer a port. To be called when the ports of the bridge are known.
-    /// `leak` stays where this agent has attached it, and so does what this agent has attached to
-    /// any of these.
-    ///
+    /// Detaches every port and uplink that is not in these lists: an earlier agent attached them,
+    /// and they are no longer ports. Call this once the ports of the bridge are known. `leak` stays
+    /// on the interfaces to which this agent attached it, and the attachments of this agent to
+    /// listed interfaces stay too.
     /// # Errors
     ///
     /// [`DatapathError::Pin`], [`DatapathError::Map`].
@@ -199,7 +197,7 @@ impl Datapath {
         self.forget_ports_except(ports)
     }
 
-    /// Detaches `replicate` from every interface that is not among these.
+    /// Detaches `replicate` from every interface that is not in the list.
     ///
     /// # Errors
     ///
@@ -213,7 +211,7 @@ impl Datapath {
         Ok(())
     }
 
-    /// What is attached by this agent or an earlier one, and where.
+    /// Returns the attachments of this agent and of earlier ones.
     fn left_behind(&self) -> Result<BTreeSet<(Program, u32)>, DatapathError> {
         let pinned = self.inner.pins.links()?;
         let mut found: BTreeSet<(Program, u32)> = pinned
@@ -227,12 +225,12 @@ impl Datapath {
         Ok(found)
     }
 
-    /// What is attached by this agent, for the operator.
+    /// Returns the attachments of this agent, for display.
     pub fn attachments(&self) -> Vec<Attachment> {
         lock(&self.inner.attached).values().cloned().collect()
     }
 
-    /// Removes pins and state of interfaces that are gone.
+    /// Removes the pins and the state of deleted interfaces.
     pub(super) fn remove_vanished(&self) -> Result<(), DatapathError> {
         for LinkPin {
             path,
@@ -303,7 +301,7 @@ impl Datapath {
         Ok(Some(attachment))
     }
 
-    /// Attaches a program to TC; `None` for want of a qdisc.
+    /// Attaches a program to TC; `None` if that needs a qdisc that may not be added.
     pub(super) fn attach_tc(
         &self,
         program: Program,
@@ -335,7 +333,7 @@ impl Datapath {
                     FilterError::Refused(refusal) => failed(refusal.to_string()),
                 })?
         };
-        // The same program may be there by the link of an agent that used TCX.
+        // An agent with TCX may have left the same program in a link.
         remove_link(&self.inner.pins.link(program.name(), interface.index))?;
         Ok(made.map(|made| (Hook::Filter, Some(made.parent), made.replaced)))
     }

@@ -1,4 +1,4 @@
-//! The maps: their names, how much they hold, and how they are made or adopted.
+//! The maps: names, capacities, creation and adoption.
 
 use aya::maps::MapInfo;
 use aya::{Ebpf, EbpfLoader};
@@ -7,41 +7,41 @@ use common::maps::RECORDS_PER_SLOT;
 use super::pins::Pins;
 use super::{DatapathError, load_error};
 
-/// Most slots: more entries than this many hold would not be addressed.
+/// Most slots whose entries a 32-bit index can address.
 const MAX_RECORD_SLOTS: u32 = u32::MAX / RECORDS_PER_SLOT;
 
-/// Capacities of the maps, entries unless said otherwise. They apply when a map is made; a map
-/// that is adopted keeps the capacity it has.
+/// Capacities of the maps, in entries unless stated otherwise. A capacity applies when a map is
+/// created; an adopted map keeps its capacity.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Capacities {
-    /// `LISTENERS`.
+    /// `LISTENERS`: (port, VLAN, address) triples with a membership.
     pub listeners: u32,
-    /// `LISTENER_SOURCES`.
+    /// `LISTENER_SOURCES`: sources over all listeners.
     pub sources: u32,
-    /// `PORTS` and `PORT_USAGE`, and `GATES` and `GATE_USAGE`.
+    /// `PORTS`, `PORT_USAGE`, `GATES` and `GATE_USAGE`: TAPs.
     pub ports: u32,
-    /// `MANAGED`.
+    /// `MANAGED`: (VLAN, address) pairs watched for streams.
     pub managed: u32,
-    /// `STREAMS`.
+    /// `STREAMS`: flows of the watched addresses.
     pub streams: u32,
     /// `RELAY_FLOWS`: relayed flows that this agent restores.
     pub relay_flows: u32,
-    /// `RELAYS`: pairs of a relay and an address of this host.
+    /// `RELAYS`: pairs of relay address and address of this host.
     pub relays: u32,
-    /// `FINGERPRINTS`: packets of some seconds, of all addresses whose origin is changing.
-    /// Memory for all of them is taken at once, about 90 bytes each.
+    /// `FINGERPRINTS`: packets of the last seconds, over all addresses whose origin changes. The
+    /// memory is allocated at creation, about 90 bytes per entry.
     pub fingerprints: u32,
     /// `RELAY_STREAMS`: flows that this relay serves.
     pub relay_streams: u32,
-    /// `RELAY_SUBSCRIBERS` and `RELAY_USAGE`: subscribers of all flows together.
+    /// `RELAY_SUBSCRIBERS` and `RELAY_USAGE`: subscribers over all flows.
     pub subscribers: u32,
-    /// `DELIVERED`: flows into all TAPs together.
+    /// `DELIVERED`: flows into TAPs, over all TAPs.
     pub delivered: u32,
-    /// Slots of `GATE_RECORDS`: VMs that may be moved away at the same time. Memory for all of them
-    /// is taken at once, 512 KiB each.
+    /// Slots of `GATE_RECORDS`: VMs that may migrate away at the same time. The memory is allocated
+    /// at creation, 512 KiB per slot.
     pub record_slots: u32,
-    /// `HELD`, bytes: a power of two, at least 65536. What the agent has not taken out yet, of all
-    /// VMs that are moved here.
+    /// `HELD`, bytes: a power of two, at least 65536. Holds frames of all arriving VMs until the
+    /// agent reads them.
     pub held_bytes: u32,
     /// `EVENTS`, bytes: a power of two and a multiple of the page size.
     pub events_bytes: u32,
@@ -69,7 +69,7 @@ impl Default for Capacities {
 }
 
 impl Capacities {
-    /// Checks what the kernel would refuse without saying why.
+    /// Checks the values that the kernel would refuse without a reason.
     ///
     /// # Errors
     ///
@@ -93,7 +93,7 @@ impl Capacities {
     }
 }
 
-/// All maps, with their key and value types in [`super::Inner`].
+/// All maps; [`super::Inner`] has their key and value types.
 const MAPS: [&str; 23] = [
     "LISTENERS",
     "LISTENER_SOURCES",
@@ -120,15 +120,16 @@ const MAPS: [&str; 23] = [
     "EVENTS",
 ];
 
-/// What loads objects. Making one reads the types of the whole kernel, which takes a tenth of a second, so
-/// there is one for all. The programs need none of these types.
+/// Returns the loader of objects. Its construction reads the BTF of the whole kernel, which takes a
+/// tenth of a second, so all objects share one loader. The programs do not need the BTF.
 pub(super) fn loader() -> EbpfLoader<'static> {
     let mut loader = EbpfLoader::new();
     loader.btf(None);
     loader
 }
 
-/// Creates or adopts all maps and prepares the programs of an object.
+/// Creates or adopts all maps, and parses the programs of an object; the kernel gets the programs
+/// later.
 pub(super) fn load_maps(
     loader: &mut EbpfLoader<'static>,
     pins: &Pins,
@@ -157,8 +158,8 @@ pub(super) fn load_maps(
             _ => None,
         };
         if let Some(wanted) = wanted {
-            // What is mapped is mapped by the size that the loader believes in, so that has to be
-            // the size of the map that is there.
+            // The loader maps an array with the size that it assumes, so the size must be that of
+            // the adopted map.
             let adopted = path
                 .exists()
                 .then(|| MapInfo::from_pin(&path).ok())

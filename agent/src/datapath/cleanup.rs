@@ -1,4 +1,4 @@
-//! Takes everything away that outlives an agent: links, maps, filters, qdiscs.
+//! Removes everything that outlives an agent: links, maps, filters, qdiscs.
 
 use std::path::Path;
 
@@ -6,8 +6,9 @@ use super::DatapathError;
 use super::filter::Filters;
 use super::pins::Pins;
 
-/// Removes what an agent with this pin root has left, from all interfaces of the network namespace
-/// of the calling thread; returns the number of filters. The pins may be gone already.
+/// Removes everything that an agent with this pin root has left, on all interfaces of the calling
+/// thread's network namespace. Returns the number of filters removed. Works also after the pins
+/// were removed.
 ///
 /// # Errors
 ///

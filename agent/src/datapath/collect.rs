@@ -1,9 +1,13 @@
-//! What nobody needs is removed from the maps, and what is worth least where there is little room.
+//! Garbage collection of the maps: removes unneeded entries, and the least valuable ones where room
+//! is short.
 //!
-//! Whoever can send to a multicast address makes flows of it without end, by ever new source addresses
-//! and ports. Each address has a share of `STREAMS` and each TAP one of `DELIVERED`, which the programs
-//! keep to. Here flows make room that are silent: all of them after long, and in a share that is half
-//! full after little; there those of sources that no listener wants go at once.
+//! Anybody who can send to a multicast address can create any number of flows, with ever new source
+//! addresses and ports. The programs therefore limit the flows of each address in `STREAMS` and of
+//! each TAP in `DELIVERED` to a share. This module makes room. In `STREAMS` it removes every flow
+//! after a long silence. If the share of the address, or the map, is more than half full, it also
+//! removes flows of few packets after a short silence and, at once, flows from sources that no
+//! listener wants. In `DELIVERED` it removes the flows without a new packet from TAPs whose share
+//! is more than half full.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
@@ -16,31 +20,31 @@ use common::maps::{
 use super::{Datapath, DatapathError, lock};
 use crate::proto::Timestamp;
 
-/// Age at which a source and its listener are surely both written.
+/// Age after which both a source and its listener are certainly written.
 const SETTLED: Duration = Duration::from_secs(1);
-/// A flow of so few packets may be made up.
+/// A flow of at most this many packets may be forged.
 const FEW_PACKETS: u64 = 2;
-/// How long one may be silent where there is little room.
+/// Permitted silence of such a flow where room is short.
 const BRIEF_SILENCE: Duration = Duration::from_secs(10);
 
-/// Packets that had passed into TAPs, by flow.
+/// Packets delivered into TAPs, by flow.
 pub(super) type Passed = BTreeMap<DeliveredKey, u64>;
 
 /// What [`Datapath::collect`] removed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Collected {
-    /// Sources of a replaced list or of a listener that is gone.
+    /// Sources of replaced lists or of removed listeners.
     pub sources: usize,
-    /// Flows of addresses that are not managed, that were silent for too long, or had to make room.
+    /// Flows of unmanaged addresses, flows silent for too long, and flows removed to make room.
     pub streams: usize,
-    /// Flows into TAPs that are gone, or that had to make room.
+    /// Flows into removed TAPs, and flows removed to make room.
     pub delivered: usize,
 }
 
 impl Datapath {
-    /// Removes sources of lists that were replaced or whose listener is gone, flows that are not
-    /// managed, silent for longer than `max_silence` or in the way of others, and flows into ports
-    /// that are gone. To be called now and then, off the runtime. Reads whole maps.
+    /// Removes sources of replaced lists or removed listeners; flows that are unmanaged, silent for
+    /// longer than `max_silence`, or superfluous where room is short; and flows into removed ports.
+    /// Call this periodically, off the runtime. Reads whole maps.
     ///
     /// # Errors
     ///
@@ -60,7 +64,7 @@ impl Datapath {
     fn collect_sources(&self, now: Timestamp) -> Result<usize, DatapathError> {
         let mut collected = 0;
         for (key, source) in self.inner.sources.entries()? {
-            // A source is written before the listener that its generation belongs to.
+            // A source is written before the listener with its generation.
             if now.since(Timestamp(source.last_report_ns)) < SETTLED {
                 continue;
             }
@@ -99,7 +103,7 @@ impl Datapath {
         };
         let is_crowded =
             |address, flows: &[_]| is_full || is_half_full(flows.len(), share(address));
-        // All flows of an address that is not managed go anyway.
+        // The flows of an unmanaged address are removed in any case.
         let mut watched = by_address
             .iter()
             .filter(|(address, _)| managed.contains_key(address));
@@ -133,8 +137,8 @@ impl Datapath {
         Ok(collected)
     }
 
-    /// Corrects the number of an address's flows, of which some may have been counted while the agent
-    /// wrote the entry.
+    /// Corrects the flow count of an address. The count may miss flows that the kernel counted
+    /// while the agent wrote the entry.
     fn recount(&self, address: &ManagedKey, flows: usize) -> Result<(), DatapathError> {
         let flows = u32::try_from(flows).unwrap_or(u32::MAX);
         match self.inner.managed.get(address)? {
@@ -147,14 +151,14 @@ impl Datapath {
     }
 
     fn collect_delivered(&self) -> Result<usize, DatapathError> {
-        // A program that was just running may have counted a packet into a port that is gone.
+        // A program that runs during the removal of a port may still count a packet.
         let ports = lock(&self.inner.ports).entries()?;
         let shares: HashMap<u32, usize> = ports
             .into_iter()
             .map(|(ifindex, port)| (ifindex, port.max_flows as usize))
             .collect();
         let gone = self.forget_delivered_if(|ifindex| !shares.contains_key(&ifindex))?;
-        // What a gate counts is needed until it is gone.
+        // The counts of a TAP with a gate stay until the gate is removed.
         let gates = self.gates()?;
         let gates: HashSet<u32> = gates.into_iter().map(|(ifindex, ..)| ifindex).collect();
         let mut entries = self.inner.delivered.entries()?;
@@ -176,8 +180,7 @@ impl Datapath {
     }
 }
 
-/// The sources that listeners want of each address, as far as there are listeners and each wants only
-/// those of a list.
+/// Returns the wanted sources of each address that has listeners, all of them in INCLUDE mode.
 fn included(
     listeners: &[(ListenerKey, Listener)],
     sources: &[(SourceKey, Source)],
@@ -199,13 +202,13 @@ fn included(
     included
 }
 
-/// What room the flows of an address have.
+/// Room for the flows of one address.
 struct Room<'a> {
-    /// Most flows.
+    /// Most flows of the address.
     share: usize,
-    /// Whether half of it or of the map is taken.
+    /// Whether more than half of the share, or of the map, is taken.
     is_crowded: bool,
-    /// The sources that are wanted; `None` for all.
+    /// Wanted sources; `None` means any source.
     included: Option<&'a HashSet<Address>>,
 }
 
@@ -213,9 +216,9 @@ fn is_half_full(flows: usize, share: usize) -> bool {
     flows > share / 2
 }
 
-/// Flows of one address that go: those silent for longer than `max_silence`; in a crowd those of unwanted
-/// sources and of few packets; and where the share is full still, those that were silent the longest, down
-/// to three quarters.
+/// Returns the flows of one address to remove: flows silent for longer than `max_silence`; where
+/// room is short, flows of unwanted sources and silent flows of few packets; and if the share is
+/// still full, the flows silent the longest, down to three quarters of the share.
 fn superfluous(
     now: Timestamp,
     flows: &[(StreamKey, StreamUsage)],
@@ -239,8 +242,8 @@ fn superfluous(
     gone
 }
 
-/// Of TAPs whose share is half full: flows that have passed nothing since the last time, and what has
-/// passed of the others by now.
+/// For TAPs whose share is more than half full: returns the flows without a new packet since the
+/// last call, and the packet counts of the other flows.
 fn crowding(
     entries: &[(DeliveredKey, Delivered)],
     shares: &HashMap<u32, usize>,

@@ -1,4 +1,4 @@
-//! What an interface's driver says about itself (`SIOCETHTOOL`), for the choice of a hook.
+//! Properties of an interface's driver (`SIOCETHTOOL`) that decide between XDP and TC.
 
 use std::io;
 use std::mem::size_of;
@@ -7,11 +7,11 @@ use super::ethtool::{Command, ask, text};
 
 const ETHTOOL_GDRVINFO: u32 = 0x03;
 const ETHTOOL_GFLAGS: u32 = 0x25;
-/// `ETH_FLAG_RXVLAN`.
+/// `ETH_FLAG_RXVLAN`: the card moves VLAN tags out of the frames.
 const RX_VLAN: u32 = 1 << 8;
 
-/// Drivers whose packets may come with a checksum that is not finished, and those of interfaces
-/// that only pass on what other ones received.
+/// Drivers whose packets may have an unfinished checksum, and drivers of interfaces that only pass
+/// on packets of other interfaces.
 const SOFTWARE: [&str; 14] = [
     "802.1Q VLAN Support",
     "bonding",
@@ -54,14 +54,14 @@ const _: () = assert!(size_of::<DriverInfo>() == 196);
 impl Command for DriverInfo {}
 impl Command for Value {}
 
-/// Why packets of an interface should not be restored by XDP.
+/// Why XDP must not restore packets on an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum NoXdp {
-    /// It is made of software, so checksums may not be finished yet.
+    /// A virtual interface: checksums may be unfinished.
     Software(String),
-    /// The card takes VLAN tags out of the frames, and XDP would not see them.
+    /// The card moves VLAN tags out of the frames, where XDP does not see them.
     VlanOffload,
-    /// The driver does not say what it is.
+    /// The driver does not report its properties.
     Unknown(io::ErrorKind),
 }
 
@@ -78,11 +78,11 @@ impl std::fmt::Display for NoXdp {
     }
 }
 
-/// Whether native XDP on an interface sees whole frames with finished checksums.
+/// Checks that native XDP on an interface sees whole frames with finished checksums.
 ///
 /// # Errors
 ///
-/// The reason why not, or why that cannot be known.
+/// The reason against XDP, or the reason why the properties are unknown.
 pub(super) fn suits_xdp(interface: &str) -> Result<(), NoXdp> {
     let unknown = |error: io::Error| NoXdp::Unknown(error.kind());
     let mut info = DriverInfo {

@@ -1,4 +1,4 @@
-//! Questions to an interface's driver (`SIOCETHTOOL`).
+//! Requests to an interface's driver (`SIOCETHTOOL`).
 #![allow(unsafe_code, reason = "SIOCETHTOOL is an ioctl")]
 
 use std::ffi::CStr;
@@ -8,11 +8,11 @@ use std::os::fd::AsRawFd;
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
-/// A structure of `ethtool.h` that starts with the number of its command and is as large as the kernel
-/// may write for it.
+/// A structure of `ethtool.h` that begins with its command number and is at least as large as what
+/// the kernel writes.
 pub(super) trait Command {}
 
-/// `struct ifreq` with a pointer: 40 bytes.
+/// `struct ifreq` with a data pointer: 40 bytes.
 #[repr(C)]
 struct Request {
     name: [u8; libc::IF_NAMESIZE],
@@ -22,7 +22,7 @@ struct Request {
 
 const _: () = assert!(size_of::<Request>() == 40);
 
-/// Sends a command and receives its answer, in the network namespace of the calling thread.
+/// Sends a command and receives the answer, in the network namespace of the calling thread.
 pub(super) fn ask<T: Command>(interface: &str, command: &mut T) -> io::Result<()> {
     let mut name = [0; libc::IF_NAMESIZE];
     name.get_mut(..interface.len())
@@ -40,8 +40,8 @@ pub(super) fn ask<T: Command>(interface: &str, command: &mut T) -> io::Result<()
         SockFlag::SOCK_CLOEXEC,
         None,
     )?;
-    // SAFETY: `request` and the command that it points to are live, and the command is one of the
-    // structures above, whose first field tells the kernel its size.
+    // SAFETY: `request` and the command that it points to are live. The command is one of the
+    // structures above, whose first field tells the kernel the size.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &raw mut request) };
     if result == 0 {
         Ok(())
@@ -50,7 +50,7 @@ pub(super) fn ask<T: Command>(interface: &str, command: &mut T) -> io::Result<()
     }
 }
 
-/// What stands before the first NUL.
+/// Returns the text before the first NUL.
 pub(super) fn text(bytes: &[u8]) -> String {
     CStr::from_bytes_until_nul(bytes).map_or_else(
         |_| String::new(),

@@ -1,11 +1,12 @@
-//! Events of the kernel programs: the ring buffer `EVENTS` as a stream of [`DatapathEvent`]s.
+//! Events of the eBPF programs: the ring buffer `EVENTS` as a stream of [`DatapathEvent`]s.
 //!
-//! Events are hints, the maps are the truth. The first event is a
-//! [`DatapathEvent::Snapshot`], and another one follows whenever the kernel found the ring full
-//! (`Counter::EventsLost` grew), after what was still in the ring.
+//! The maps are authoritative, events are hints. The first event is a [`DatapathEvent::Snapshot`].
+//! Whenever the kernel found the ring full (`Counter::EventsLost` grew), another snapshot follows
+//! the events still in the ring.
 //!
-//! A Report that a program could not finish comes whole, and is finished here by the same rules
-//! ([`common::snoop`]) over the same maps; what that changes are events like any other.
+//! A Report that a program cannot finish arrives as a complete frame. Userspace finishes the Report
+//! by the same rules ([`common::snoop`]) on the same maps, and reports the changes as ordinary
+//! events.
 
 use std::collections::VecDeque;
 use std::io;
@@ -26,16 +27,16 @@ use super::{Datapath, DatapathError, lock};
 use crate::job::Job;
 use crate::proto::{DatapathEvent, Timestamp};
 
-/// Most records taken from the ring at once, so that a flood does not fill the memory: the rest
-/// waits in the ring.
+/// Most records taken from the ring in one batch, so that a flood does not fill the memory; the
+/// rest stays in the ring.
 const BATCH: usize = 4096;
-/// How often the ring and the counter of lost events are looked at without a wake-up.
+/// Interval between checks of the ring and of the lost events without a wake-up.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// Rest between two snapshots, which take tens of milliseconds of a processor when the maps are full:
-/// whoever can fill the ring has them read again.
+/// Pause between two snapshots. A snapshot of full maps takes tens of milliseconds of CPU time, and
+/// a VM that fills the ring triggers snapshots.
 const SNAPSHOT_REST: Duration = Duration::from_millis(250);
 
-/// Stream of events; made by [`Datapath::events`].
+/// Stream of events; created by [`Datapath::events`].
 pub struct Events {
     datapath: Datapath,
     ring: AsyncFd<Watched<RingBuf<MapData>>>,
@@ -44,23 +45,23 @@ pub struct Events {
     lost: u64,
     snapshot_due: bool,
     snapshot: Job<Result<DatapathEvent, DatapathError>>,
-    /// When the next one may begin.
+    /// Earliest start of the next snapshot.
     rested: Instant,
 }
 
 impl Datapath {
-    /// Starts the stream of events. Only one can exist; must be called within a tokio runtime.
+    /// Starts the stream of events. Only one stream can exist. Must be called in a tokio runtime.
     ///
     /// # Errors
     ///
-    /// [`DatapathError::Events`] for a second call, [`DatapathError::Map`].
+    /// [`DatapathError::Events`] at a second call, [`DatapathError::Map`].
     pub fn events(&self) -> Result<Events, DatapathError> {
         let mut ring = lock(&self.inner.events)
             .take()
             .ok_or_else(|| DatapathError::Events(io::ErrorKind::ResourceBusy.into()))?;
         let lost = self.counter(Counter::EventsLost)?;
-        // What an earlier agent has left is older than the snapshot. Reports that it left
-        // unfinished have to be finished all the same.
+        // Events of an earlier agent are older than the snapshot and are dropped. Reports that the
+        // earlier agent left unfinished still have to be finished.
         let mut pending = VecDeque::new();
         while let Some(record) = ring.next() {
             if kind(&record) == Some(Kind::Unfinished as u32) {
@@ -82,8 +83,8 @@ impl Datapath {
         })
     }
 
-    /// Turns a record into events. One of an unknown kind or length is ignored: the layout
-    /// version in the pin path rules it out.
+    /// Converts a record into events. Ignores unknown kinds and lengths, which the layout version
+    /// in the pin path excludes.
     fn decode(&self, record: &[u8], events: &mut VecDeque<DatapathEvent>) {
         let event = match kind(record) {
             Some(kind) if kind == Kind::Listener as u32 => record::read::<ListenerEvent>(record)
@@ -130,7 +131,7 @@ impl Datapath {
 }
 
 impl Events {
-    /// Waits for the next event. Can be cancelled without losing one.
+    /// Waits for the next event. Cancel safe.
     ///
     /// # Errors
     ///
@@ -177,7 +178,7 @@ impl Events {
     }
 }
 
-/// Takes records from the ring; `false` if more than a batch may be left.
+/// Takes records from the ring; returns false if the batch ended before the ring was empty.
 fn drain(
     datapath: &Datapath,
     ring: &mut RingBuf<MapData>,

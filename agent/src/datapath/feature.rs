@@ -1,5 +1,5 @@
-//! What the kernel can do: found out by trying, since distributions carry features back to kernels of
-//! any version.
+//! Features of the kernel, found by trial: distributions backport features to kernels of any
+//! version.
 
 use aya::programs::ProgramType;
 use aya::sys::{BpfHelper, is_helper_supported};
@@ -7,7 +7,7 @@ use linux::bpf::has_tcx;
 
 use super::DatapathError;
 
-/// Helpers that every set of programs uses: name, and the version that brought it.
+/// Helpers that every set of programs calls: name, and first kernel version.
 const HELPERS: [(BpfHelper, &str, &str); 2] = [
     (
         BpfHelper::BPF_FUNC_ringbuf_output,
@@ -21,7 +21,7 @@ const HELPERS: [(BpfHelper, &str, &str); 2] = [
     ),
 ];
 
-/// Whether programs can be attached by TCX.
+/// Whether the kernel has TCX.
 pub(super) fn tcx() -> bool {
     let has_tcx = has_tcx();
     if !has_tcx {
@@ -33,7 +33,7 @@ pub(super) fn tcx() -> bool {
     has_tcx
 }
 
-/// What the kernel lacks, after it has refused the programs.
+/// After the kernel has refused the programs: the helper that it lacks, if any.
 pub(super) fn missing() -> Option<DatapathError> {
     HELPERS
         .into_iter()

@@ -1,4 +1,5 @@
-//! Addresses that VMs have left: where packets for them are sent, and what those from them become.
+//! State of addresses that VMs have left: forwarding of packets to them, and translation of packets
+//! from them.
 
 use std::fs;
 
@@ -9,7 +10,8 @@ use super::attach::LOOPBACK_FORWARDING;
 use super::table::Table;
 use super::{Datapath, DatapathError, lock, map_error};
 
-/// All three maps. Written by this process only, but for the counts.
+/// `FORWARDS`, `TRANSLATIONS` and `FORWARDING`. Only this process writes these maps, except for the
+/// counts.
 pub(super) struct Forwards {
     forwards: Table<ForwardKey, Forward>,
     translations: Table<TranslationKey, Translation>,
@@ -17,7 +19,7 @@ pub(super) struct Forwards {
 }
 
 impl Forwards {
-    /// Takes the maps over.
+    /// Takes over the maps of an earlier agent.
     ///
     /// # Errors
     ///
@@ -36,7 +38,7 @@ impl Forwards {
         Ok(adopted)
     }
 
-    /// Counts the entries anew.
+    /// Recounts the entries into `FORWARDING`.
     fn count(&mut self) -> Result<(), DatapathError> {
         let entries = self.forwards.entries()?.len() + self.translations.entries()?.len();
         let entries = u32::try_from(entries).unwrap_or(u32::MAX);
@@ -47,13 +49,13 @@ impl Forwards {
 }
 
 impl Datapath {
-    /// Sends packets for an address on from now on, or changes until when or where to; what was
-    /// counted stays. Switches `net.ipv6.conf.lo.forwarding` on, without which the kernel looks up no
-    /// routes for programs; it lets nothing through this host.
+    /// Forwards packets to an address, or changes their destination or the end of the forwarding;
+    /// the counts stay. Enables `net.ipv6.conf.lo.forwarding`, because the kernel looks up no
+    /// routes for programs without it. The setting by itself lets no packet through this host.
     ///
     /// # Errors
     ///
-    /// [`DatapathError::Map`], for instance because `FORWARDS` is full,
+    /// [`DatapathError::Map`], for instance if `FORWARDS` is full,
     /// [`DatapathError::Forwarding`].
     pub fn forward_set(&self, key: &ForwardKey, value: &Forward) -> Result<(), DatapathError> {
         fs::write(LOOPBACK_FORWARDING, "1").map_err(DatapathError::Forwarding)?;
@@ -69,7 +71,7 @@ impl Datapath {
         forwards.count()
     }
 
-    /// Sends packets for an address on no more; returns what was counted.
+    /// Stops forwarding packets to an address; returns the final entry with its counts.
     ///
     /// # Errors
     ///
@@ -81,12 +83,13 @@ impl Datapath {
         Ok(removed)
     }
 
-    /// Translates packets from an address from now on, or changes until when or to what; what was
-    /// counted stays. Switches `net.ipv6.conf.lo.forwarding` on, as [`Self::forward_set`] does.
+    /// Translates packets from an address, or changes the new address or the end of the
+    /// translation; the counts stay. Enables `net.ipv6.conf.lo.forwarding` like
+    /// [`Self::forward_set`].
     ///
     /// # Errors
     ///
-    /// [`DatapathError::Map`], for instance because `TRANSLATIONS` is full,
+    /// [`DatapathError::Map`], for instance if `TRANSLATIONS` is full,
     /// [`DatapathError::Forwarding`].
     pub fn translation_set(
         &self,
@@ -106,7 +109,7 @@ impl Datapath {
         forwards.count()
     }
 
-    /// Translates packets from an address no more; returns what was counted.
+    /// Stops translating packets from an address; returns the final entry with its counts.
     ///
     /// # Errors
     ///
@@ -121,7 +124,7 @@ impl Datapath {
         Ok(removed)
     }
 
-    /// All addresses that packets are translated from.
+    /// Returns all addresses whose packets are translated.
     ///
     /// # Errors
     ///
@@ -130,7 +133,7 @@ impl Datapath {
         lock(&self.inner.forwards).translations.entries()
     }
 
-    /// All addresses that packets are sent on for.
+    /// Returns all addresses whose packets are forwarded.
     ///
     /// # Errors
     ///

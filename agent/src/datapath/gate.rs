@@ -1,4 +1,5 @@
-//! Gates of a handover: what `gate` does to the frames of a VM that moves, and what it has counted.
+//! Gates of a handover: state and counts of `gate`, which records or holds the frames of a
+//! migrating VM.
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
@@ -19,20 +20,22 @@ use super::{Datapath, DatapathError, lock};
 use crate::clock::now;
 use crate::net::tc::Parent;
 
-/// How long a gate holds without being renewed while its VM does not run: longer than a busy host keeps an
-/// agent from running, because what passes is there for the VM to read, and comes twice.
+/// Lease of a holding gate while its VM does not run. Longer than a busy host may delay the agent,
+/// because a frame that passes waits for the VM to read it, and then arrives twice.
 pub const HOLD_LEASE: Duration = Duration::from_secs(30);
-/// The same once its VM may run: longer than an agent takes to be started again, shorter than a viewer waits.
+/// Lease of a holding gate once its VM may run: longer than a restart of the agent takes, shorter
+/// than a viewer waits.
 pub const REPLAY_LEASE: Duration = Duration::from_secs(3);
-/// How long a gate records without being renewed: longer than a busy host keeps an agent from running,
-/// because what is not recorded makes the cut of its VM inexact.
+/// Lease of a recording gate: longer than a busy host may delay the agent, because an unrecorded
+/// frame makes the cut of its VM inexact.
 pub const RECORD_LEASE: Duration = Duration::from_secs(30);
 
 fn lease_end(lease: Duration) -> u64 {
     (now() + lease).0
 }
 
-/// `GATES` and what belongs to it. Written by this process only, apart from what programs count.
+/// `GATES`, `GATE_USAGE` and `GATE_RECORDS`. Only this process writes them, except for what the
+/// programs count.
 pub(super) struct Gates {
     gates: Table<PortKey, Gate>,
     usage: Table<PortKey, GateUsage>,
@@ -41,7 +44,7 @@ pub(super) struct Gates {
 }
 
 impl Gates {
-    /// Takes the maps over, with the gates that are there.
+    /// Takes over the maps, including existing gates.
     ///
     /// # Errors
     ///
@@ -76,10 +79,10 @@ impl Gates {
         Ok(gates)
     }
 
-    /// Begins anew: nothing is counted yet.
+    /// Starts a gate, or restarts it with all counts at zero.
     fn begin(&self, ifindex: u32, gate: &Gate) -> Result<(), DatapathError> {
         if let Some(before) = self.gates.get(&ifindex)? {
-            // It must not open by what is counted from now on.
+            // The old gate must not open because of the new counts.
             let closed = Gate {
                 replayed: Gate::CLOSED,
                 ..before
@@ -88,14 +91,14 @@ impl Gates {
         }
         self.usage.insert(&ifindex, &GateUsage::default())?;
         self.gates.insert(&ifindex, gate).inspect_err(|_| {
-            // Without a gate it would never be removed.
+            // Usage without a gate would never be removed.
             if let Err(error) = self.clear(ifindex) {
                 tracing::warn!(ifindex, %error, "Gate not removed");
             }
         })
     }
 
-    /// The slot that the port has, or one that no port has.
+    /// Returns the slot of the port, or a free slot.
     fn slot(&self, ifindex: u32) -> Result<u32, DatapathError> {
         let mut taken = BTreeSet::new();
         for (port, gate) in self.gates.entries()? {
@@ -115,7 +118,7 @@ impl Gates {
             })
     }
 
-    /// The places of a slot's records.
+    /// Returns the indices of a slot's records.
     fn places(&self, slot: u32) -> std::ops::Range<usize> {
         let count = RECORDS_PER_SLOT as usize;
         let start = (slot as usize).saturating_mul(count);
@@ -128,7 +131,7 @@ impl Gates {
         self.usage.remove(&ifindex).map(drop)
     }
 
-    /// Removes the gates of ports.
+    /// Removes the gates of the ports selected by `gone`.
     pub(super) fn clear_if(&self, gone: impl Fn(u32) -> bool) -> Result<(), DatapathError> {
         for (ifindex, _) in self.gates.entries()? {
             if gone(ifindex) {
@@ -143,18 +146,20 @@ impl Gates {
     }
 }
 
-/// What became of the lease of a gate that records.
+/// Result of [`Datapath::gate_record_renew`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RecordLease {
-    /// It goes on.
+    /// The lease continues.
     Renewed,
-    /// It goes on, but the TAP takes other aggregates whole than before, so frames are counted otherwise.
+    /// The lease continues, but the TAP now accepts other aggregates whole, so the frame numbers
+    /// count differently from here on.
     CountsOtherwise,
-    /// It had ended, and is not renewed.
+    /// The lease had ended and is not renewed.
     Ended,
 }
 
-/// [`Gate::splits`] of a TAP; one that does not say takes all aggregates whole.
+/// Returns [`Gate::splits`] of a TAP; 0 (accepts all aggregates whole) if the TAP does not report
+/// its features.
 fn splits(ifindex: u32) -> u32 {
     super::offload::splits(ifindex).unwrap_or_else(|error| {
         tracing::debug!(ifindex, %error, "What a TAP takes whole is not known");
@@ -163,9 +168,10 @@ fn splits(ifindex: u32) -> u32 {
 }
 
 impl Datapath {
-    /// Numbers the frames that enter a TAP from now on, from 1, and records those of multicast, for
-    /// [`RECORD_LEASE`] unless it is renewed. Returns the slot that they are recorded in. May be called again, to begin anew. `probes`: each
-    /// of them has a probe before it, if that [is possible](Self::takes_probes).
+    /// Numbers the frames that enter a TAP, starting at 1, and records the multicast ones, for
+    /// [`RECORD_LEASE`] unless renewed. Returns the slot of the records. A second call starts anew.
+    /// With `probes`, `gate` sends a probe before each recorded frame, if that [is
+    /// possible](Self::takes_probes).
     ///
     /// # Errors
     ///
@@ -186,8 +192,8 @@ impl Datapath {
         Ok(slot)
     }
 
-    /// Whether `gate` can send probes into a TAP. On a root qdisc it cannot: the kernel holds the
-    /// qdisc's lock while filters run, and the probe needs that lock.
+    /// Whether `gate` can send probes into a TAP. On a root qdisc it cannot: the kernel runs
+    /// filters with the qdisc's lock held, and sending the probe takes the same lock.
     pub fn takes_probes(&self, ifindex: u32) -> bool {
         let attached = lock(&self.inner.attached);
         attached
@@ -195,8 +201,8 @@ impl Datapath {
             .is_some_and(|gate| !(gate.hook == Hook::Filter && is_root(gate.parent)))
     }
 
-    /// Holds the multicast frames on their way into a TAP from now on, for [`HOLD_LEASE`] unless it is
-    /// renewed: they come by [`Datapath::held`]. May be called again, to begin anew.
+    /// Holds the multicast frames on their way into a TAP, for [`HOLD_LEASE`] unless renewed.
+    /// [`Datapath::held`] returns the frames. A second call starts anew.
     ///
     /// # Errors
     ///
@@ -206,8 +212,8 @@ impl Datapath {
         lock(&self.inner.gates).begin(ifindex, &Gate::hold(lease_end(HOLD_LEASE)))
     }
 
-    /// Has a gate that holds go on for `lease`; does nothing where there is none. Returns whether it had
-    /// lapsed: then frames have passed it since.
+    /// Extends a holding gate by `lease` from now; does nothing without a gate. Returns true if the
+    /// lease had ended: frames have passed since then.
     ///
     /// # Errors
     ///
@@ -225,7 +231,7 @@ impl Datapath {
         Ok(has_lapsed)
     }
 
-    /// Has a gate that records go on for [`RECORD_LEASE`].
+    /// Extends a recording gate to [`RECORD_LEASE`] from now, unless its lease has ended.
     ///
     /// # Errors
     ///
@@ -251,9 +257,9 @@ impl Datapath {
         Ok(lease)
     }
 
-    /// Says how many held frames are done with: replayed, discarded, or lost ([`GateUsage::lost`]).
-    /// The gate opens itself at the first frame that finds no other one held. Returns whether there
-    /// is a gate that holds.
+    /// Sets the number of held frames that are finished: replayed, discarded, or lost
+    /// ([`GateUsage::lost`]). The gate opens itself at the first frame that finds no other frame
+    /// held. Returns true if a gate holds.
     ///
     /// # Errors
     ///
@@ -262,9 +268,10 @@ impl Datapath {
         self.change(ifindex, GateMode::Hold, |gate| Gate { replayed, ..gate })
     }
 
-    /// Says how many of the copies are done with that a recording gate has kept for addresses which its
-    /// VM leaves: sent on, had by the VM, or lost. When no other one waits, `uplink` sends on what comes
-    /// ([`common::maps::Forward::unread_until_ns`]). Returns whether there is a gate that records.
+    /// Sets the number of finished copies among those that a recording gate has kept for addresses
+    /// which its VM leaves: forwarded, read by the VM, or lost. Once no copy waits, `uplink`
+    /// forwards new frames ([`common::maps::Forward::unread_until_ns`]). Returns true if a gate
+    /// records.
     ///
     /// # Errors
     ///
@@ -276,8 +283,8 @@ impl Datapath {
         })
     }
 
-    /// Has a recording go on without probes, before `gate` gets to a place where they would have
-    /// the kernel wait for itself.
+    /// Disables the probes of a recording, before `gate` moves to a root qdisc, where a probe would
+    /// deadlock the kernel.
     pub(super) fn stop_probes(&self, ifindex: u32) -> Result<(), DatapathError> {
         let gates = lock(&self.inner.gates);
         match gates.gates.get(&ifindex)? {
@@ -305,8 +312,8 @@ impl Datapath {
         Ok(true)
     }
 
-    /// Lets all frames into a TAP, and forgets what was recorded; does nothing where there is no
-    /// gate. A frame that a program is looking at meanwhile may still be held.
+    /// Removes a gate and its records, so that all frames enter the TAP; does nothing without a
+    /// gate. A program that runs at this moment may still hold a frame.
     ///
     /// # Errors
     ///
@@ -315,7 +322,7 @@ impl Datapath {
         lock(&self.inner.gates).clear(ifindex)
     }
 
-    /// The gate of a TAP and what it has counted, if there is one.
+    /// Returns the gate of a TAP with its counts, `None` without a gate.
     ///
     /// # Errors
     ///
@@ -326,7 +333,7 @@ impl Datapath {
         gate.map(|gate| gates.with_usage(ifindex, gate)).transpose()
     }
 
-    /// All gates, those of an earlier agent included, by the ifindex of their TAPs.
+    /// Returns all gates, including those of an earlier agent, by the ifindex of their TAPs.
     ///
     /// # Errors
     ///
@@ -343,9 +350,9 @@ impl Datapath {
             .collect()
     }
 
-    /// The newest records of a slot by their numbers, ascending: of those that were made when
-    /// `usage` was read, and of some that came since. One that is being written is left out.
-    /// Takes tens of microseconds.
+    /// Returns the newest records of a slot in ascending order of their numbers: those that existed
+    /// when `usage` was read, and some later ones. Skips a record that a program is writing. Takes
+    /// tens of microseconds.
     ///
     /// # Errors
     ///
@@ -358,8 +365,8 @@ impl Datapath {
         let gates = lock(&self.inner.gates);
         let recorded = usize::try_from(usage.recorded).unwrap_or(usize::MAX);
         let places = gates.places(slot);
-        // Programs on several processors take a number and a place in two steps, so the order of
-        // the places is not quite that of the numbers.
+        // Programs on several CPUs take a number and an index in two steps, so the order of the
+        // indices may differ from the order of the numbers.
         let mut records: Vec<GateRecord> = places
             .take(recorded)
             .filter_map(|place| gates.records.read(place))
@@ -368,7 +375,7 @@ impl Datapath {
         Ok(records)
     }
 
-    /// What has passed into TAPs, or one of them, by flow. Reads a whole map.
+    /// Returns the packets delivered into all TAPs or one of them, by flow. Reads a whole map.
     ///
     /// # Errors
     ///
@@ -384,7 +391,7 @@ impl Datapath {
         Ok(delivered)
     }
 
-    /// What has passed into a TAP of one flow; `None` if nothing has.
+    /// Returns the packets of one flow delivered into a TAP; `None` if there were none.
     ///
     /// # Errors
     ///
@@ -393,12 +400,12 @@ impl Datapath {
         self.inner.delivered.get(key)
     }
 
-    /// The frames that gates hold, of all TAPs. Only one reader can exist. Frames that an earlier
-    /// agent has left are among them.
+    /// Takes the reader of the frames that gates hold, over all TAPs, including frames that an
+    /// earlier agent left. Only one reader can exist.
     ///
     /// # Errors
     ///
-    /// [`DatapathError::HeldTaken`] for a second call.
+    /// [`DatapathError::HeldTaken`] at a second call.
     pub fn held(&self) -> Result<Held, DatapathError> {
         let ring = lock(&self.inner.held)
             .take()
@@ -406,7 +413,7 @@ impl Datapath {
         Ok(Held(ring))
     }
 
-    /// Forgets what passed into ports; returns the number of flows.
+    /// Removes the delivery counts of the ports selected by `gone`; returns the number of flows.
     pub(super) fn forget_delivered_if(
         &self,
         gone: impl Fn(u32) -> bool,
@@ -420,7 +427,8 @@ impl Datapath {
         Ok(forgotten)
     }
 
-    /// Whether `gate` is on the port: without it nothing would be held, and nobody would notice.
+    /// Fails unless `gate` is attached to the port. Otherwise no frame would be held, and nothing
+    /// would show the failure.
     fn has_gate(&self, ifindex: u32) -> Result<(), DatapathError> {
         if lock(&self.inner.attached).contains_key(&(Program::Gate, ifindex)) {
             Ok(())
@@ -434,21 +442,20 @@ fn is_root(parent: Option<Parent>) -> bool {
     matches!(parent, None | Some(Parent::Root { .. }))
 }
 
-/// Frames that gates hold; made by [`Datapath::held`]. For a thread of its own, which takes frames
-/// until there is none, and then waits by `poll(2)` until the descriptor can be read.
+/// Reader of held frames; created by [`Datapath::held`]. Intended for a dedicated thread, which
+/// takes frames until none is left, and then waits by `poll(2)` for a readable descriptor.
 pub struct Held(RingBuf<MapData>);
 
 impl Held {
-    /// Takes the next frame, if there is one, and passes it on where it lies: its head and its
-    /// bytes, from the Ethernet header on. Its room is free when `visit` returns.
+    /// Takes the next frame, if any, and passes it in place to `visit`: its head, and its bytes
+    /// from the Ethernet header on. The ring reuses the space once `visit` returns.
     ///
-    /// Frames may come in another order than that of their numbers, because programs on several
-    /// processors take a number and the room for the frame in two steps.
+    /// The order of the frames may differ from the order of their numbers, because programs on
+    /// several CPUs take a number and ring space in two steps.
     pub fn next<T>(&mut self, visit: impl FnOnce(&HeldFrame, &[u8]) -> T) -> Option<T> {
         loop {
             let record = self.0.next()?;
-            // What is not of this layout is ignored: the layout version in the pin path rules it
-            // out.
+            // Ignores records of another layout, which the layout version in the pin path excludes.
             if let Some((head, frame)) = parts(&record) {
                 return Some(visit(&head, frame));
             }
@@ -468,7 +475,7 @@ impl AsRawFd for Held {
     }
 }
 
-/// Head and frame of a record.
+/// Splits a record into head and frame.
 fn parts(record: &[u8]) -> Option<(HeldFrame, &[u8])> {
     let head: HeldFrame = record::read(record)?;
     let length = usize::try_from(head.length).ok()?;

@@ -1,24 +1,24 @@
-//! Names of what is attached where.
+//! Names of hooks, programs and attachments.
 
 use serde::Deserialize;
 
 use crate::net::tc::{Parent, Side};
 
-/// Where programs are attached.
+/// A hook that runs a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hook {
-    /// TCX, which has room for any number of programs and is independent of qdiscs.
+    /// TCX (kernel 6.6): any number of programs per interface, independent of qdiscs.
     Tcx,
-    /// A filter of a qdisc, where the kernel has no TCX.
+    /// A `bpf` filter of a qdisc, for kernels without TCX.
     Filter,
-    /// XDP in the driver.
+    /// XDP in the driver, before a socket buffer exists.
     XdpNative,
-    /// XDP after the driver, on socket buffers.
+    /// Generic XDP: after the driver, on socket buffers.
     XdpGeneric,
 }
 
 impl Hook {
-    /// Name for the operator.
+    /// Returns the name shown to the operator.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Tcx => "tcx",
@@ -29,36 +29,37 @@ impl Hook {
     }
 }
 
-/// Where an operator wants relayed packets to be restored.
+/// Configured hook for restoring relayed packets on uplinks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum UplinkHook {
-    /// XDP in the driver; TC where the driver refuses.
+    /// XDP in the driver; TC if the driver refuses.
     XdpNative,
-    /// XDP after the driver. Costs more than TC, and restored checksums are wrong where the sender
-    /// leaves them to the hardware, as `veth` and `virtio_net` do.
+    /// XDP after the driver. Slower than TC, and the restored checksums are wrong if the sender
+    /// leaves checksums to the hardware, as `veth` and `virtio_net` do.
     XdpGeneric,
-    /// TC ingress: right everywhere.
+    /// TC ingress: correct on every interface.
     Tc,
 }
 
-/// The kernel programs.
+/// The eBPF programs of the data path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Program {
-    /// On a TAP: MLD snooping and the mark of signalling datagrams.
+    /// TAP ingress: snoops MLD and marks signalling datagrams.
     Snoop,
-    /// On a TAP's other way, into the VM: what is delivered, and the frames of a handover.
+    /// TAP egress, towards the VM: counts delivered packets, and records or holds the frames of a
+    /// handover.
     Gate,
-    /// On an uplink: streams, Queries, and relayed packets, which it restores.
+    /// Uplink ingress: follows streams and Queries, and restores relayed packets.
     Uplink,
-    /// On an uplink's way out: what was restored here does not leave.
+    /// Uplink egress: drops packets restored on this host.
     Leak,
-    /// On a relay's interface: copies of streams for the subscribers.
+    /// Ingress of a relay's interface: sends copies of streams to the subscribers.
     Replicate,
 }
 
 impl Program {
-    /// All of them.
+    /// All programs of the data path.
     pub const ALL: [Self; 5] = [
         Self::Snoop,
         Self::Gate,
@@ -67,7 +68,7 @@ impl Program {
         Self::Replicate,
     ];
 
-    /// Name in the kernel; that of `uplink` at XDP is `uplink_xdp`.
+    /// Returns the name in the kernel. The XDP variant of `uplink` is named `uplink_xdp`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Snoop => "snoop",
@@ -78,7 +79,7 @@ impl Program {
         }
     }
 
-    /// The side of its interface that it is attached to.
+    /// Direction of traffic that the program sees.
     pub fn side(self) -> Side {
         match self {
             Self::Gate | Self::Leak => Side::Egress,
@@ -86,25 +87,25 @@ impl Program {
         }
     }
 
-    /// Whether it is attached to TAPs, whose qdiscs are libvirt's to change.
+    /// Whether the program belongs on TAPs, whose qdiscs libvirt may change.
     pub fn is_for_taps(self) -> bool {
         matches!(self, Self::Snoop | Self::Gate)
     }
 }
 
-/// A program on an interface.
+/// A program attached to an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attachment {
-    /// The program.
+    /// Program that runs at the hook.
     pub program: Program,
-    /// Interface index.
+    /// Index of the interface.
     pub ifindex: u32,
-    /// Name of the interface when it was attached.
+    /// Name of the interface at the time of the attachment.
     pub interface: String,
-    /// Where it is attached.
+    /// Hook that runs the program.
     pub hook: Hook,
-    /// The list of filters that it is in, if it is attached by a filter.
+    /// Filter list that contains the program; `None` unless `hook` is [`Hook::Filter`].
     pub parent: Option<Parent>,
-    /// Whether what an earlier agent had attached was taken over.
+    /// Whether this agent adopted the attachment of an earlier agent.
     pub adopted: bool,
 }

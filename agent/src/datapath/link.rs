@@ -1,6 +1,6 @@
-//! The links of the programs. The link is pinned, so it outlives the agent, and the next agent
-//! exchanges the program in it without a gap. Where there is no TCX, programs of TC are attached by
-//! filters (`filter`).
+//! Pinned links of the programs. A pinned link outlives the agent, and the next agent replaces the
+//! program in the link without a gap. Without TCX, TC programs are attached by filters (`filter`)
+//! instead.
 
 use std::path::PathBuf;
 
@@ -13,11 +13,11 @@ use super::hook::{Attachment, Hook, Program};
 use super::{Datapath, DatapathError, lock};
 use crate::net::tc::Side;
 
-/// The kernel program that restores relayed packets at XDP.
+/// Name of the XDP program that restores relayed packets.
 const UPLINK_XDP: &str = "uplink_xdp";
 
 impl Datapath {
-    /// Attaches a program to TCX, or adopts the pinned link; returns whether it adopted one.
+    /// Attaches a program to TCX, or adopts the pinned link; returns true if it adopted one.
     pub(super) fn attach_tcx(
         &self,
         program: Program,
@@ -30,12 +30,12 @@ impl Datapath {
             .map_err(|error| not_attached(program, interface, error))
     }
 
-    /// Attaches `uplink` to XDP, or adopts the pinned link; returns whether it adopted one.
+    /// Attaches `uplink` to XDP, or adopts the pinned link; returns true if it adopted one.
     ///
     /// # Errors
     ///
     /// [`DatapathError::Attach`], for instance because the driver has no XDP, another XDP program
-    /// is there, or the kernel has none of the helpers; whatever was attached before is still.
+    /// is attached, or the kernel lacks the helpers. Earlier attachments stay.
     pub(super) fn attach_xdp(
         &self,
         hook: Hook,
@@ -52,8 +52,8 @@ impl Datapath {
         link::attach(&mut xdp, interface, &pin).map_err(failed)
     }
 
-    /// Exchanges the program in the pinned link of an attachment, at once for every packet. The
-    /// link keeps the program that it has if this fails.
+    /// Atomically replaces the program in the pinned link of an attachment. On failure the link
+    /// keeps its program.
     ///
     /// # Errors
     ///
@@ -84,12 +84,12 @@ impl Datapath {
         }
     }
 
-    /// Whether an earlier agent has attached `uplink` to this hook.
+    /// Whether an earlier agent pinned a link of `uplink` for this hook.
     pub(super) fn uplink_is_pinned(&self, hook: Hook, ifindex: u32) -> bool {
         self.uplink_pin(hook, ifindex).exists()
     }
 
-    /// Removes the links of `uplink` to all hooks but one.
+    /// Removes the links of `uplink` to all hooks except one.
     pub(super) fn unlink_uplink_except(
         &self,
         hook: Option<Hook>,
@@ -103,7 +103,7 @@ impl Datapath {
         Ok(())
     }
 
-    /// Detaches `uplink` from the XDP hook that is not this one.
+    /// Detaches `uplink` from the other of the two XDP hooks.
     pub(super) fn detach_other_xdp(
         &self,
         hook: Hook,
@@ -125,7 +125,7 @@ impl Datapath {
         self.inner.pins.link(name, ifindex)
     }
 
-    /// Identifier of `uplink` for XDP, if it was needed.
+    /// Identifier of the XDP program `uplink_xdp`; `None` if it is not loaded.
     pub(super) fn own_xdp(&self) -> Option<u32> {
         let programs = lock(&self.inner.programs);
         let info = programs.program(UPLINK_XDP)?.info().ok()?;
@@ -133,7 +133,7 @@ impl Datapath {
     }
 }
 
-/// The program that a pinned link belongs to, by the pin's name.
+/// Returns the program of a pinned link, from the name of the pin.
 pub(super) fn program_of_pin(name: &str) -> Option<Program> {
     Program::ALL
         .into_iter()
@@ -146,7 +146,7 @@ pub(super) fn program_of_pin(name: &str) -> Option<Program> {
         })
 }
 
-/// The kernel does not tell the mode of a link, so the name of its pin does.
+/// The name of the pin records the XDP mode, which the kernel does not report for a link.
 fn xdp_pin(hook: Hook) -> &'static str {
     match hook {
         Hook::XdpGeneric => "uplink_generic",
@@ -178,8 +178,8 @@ pub(super) fn classifier(
         .ok_or(DatapathError::Layout { name })
 }
 
-/// `uplink` for XDP, loaded when it is needed first: its helpers are of kernel 5.18. The inner error is
-/// the kernel's refusal.
+/// Returns `uplink_xdp`, and loads it at the first use: its helpers need kernel 5.18. The inner
+/// error is the kernel's refusal.
 fn uplink_xdp(ebpf: &mut Ebpf) -> Result<Result<&mut Xdp, Refused>, DatapathError> {
     let xdp: &mut Xdp = ebpf
         .program_mut(UPLINK_XDP)
@@ -211,7 +211,7 @@ pub(super) fn attach_error(
     }
 }
 
-/// The side of a program, for aya.
+/// Direction of a program, as aya's type.
 fn attach_type(program: Program) -> TcAttachType {
     match program.side() {
         Side::Ingress => TcAttachType::Ingress,

@@ -1,4 +1,4 @@
-//! The kernel programs and their maps, through aya. Nothing outside this module knows of aya.
+//! The eBPF programs and their maps, through aya. No other module of the agent uses aya.
 //!
 //! ```text
 //!    TAP  --TC ingress---------> snoop     --> LISTENERS, LISTENER_SOURCES, PORT_USAGE
@@ -13,16 +13,17 @@
 //!                                all of them --> COUNTERS, EVENTS
 //! ```
 //!
-//! Maps and links are pinned (`pins`): without an agent the programs go on, and the next agent
-//! adopts what is there and exchanges the programs in one step. Only `detach_*`, [`Datapath::retain`]
+//! Maps and links are pinned (`pins`): the programs keep running without an agent, and the next
+//! agent adopts them and replaces each program atomically. Only `detach_*`, [`Datapath::retain`]
 //! and [`Datapath::expire`] remove anything.
 //!
 //! # Ownership
 //!
-//! [`Datapath`] is a handle: clones share one data path, every method takes `&self`, and locks
-//! inside are held for single system calls only. Methods that read one entry, or write, take
-//! microseconds; those that read a whole map take tens of milliseconds when it is full and say so:
-//! run them by [`Datapath::off_runtime`]. [`events::Events`] is the one asynchronous part.
+//! [`Datapath`] is a handle: clones share one data path, every method takes `&self`, and internal
+//! locks are held for single system calls only. Methods that read one entry, or write, take
+//! microseconds. Methods that read a whole map say so, because a full map takes tens of
+//! milliseconds; call them through [`Datapath::off_runtime`]. [`events::Events`] is the only
+//! asynchronous part.
 
 mod attach;
 mod capacity;
@@ -85,20 +86,20 @@ use trace::Traced;
 
 use crate::net::tc::TcRefusal;
 
-/// Where maps and links are pinned unless the config says otherwise.
+/// Default directory of the pinned maps and links.
 pub const DEFAULT_PIN_ROOT: &str = "/sys/fs/bpf/roamcast";
 
 /// Settings of the data path.
 #[derive(Clone, Debug)]
 pub struct DatapathConfig {
-    /// Directory on a BPF file system to pin under.
+    /// Directory on a BPF file system (bpffs) for the pins.
     pub pin_root: PathBuf,
-    /// The TC hook to use; `None` is TCX where the kernel has it, and filters where not.
+    /// TC hook to use; `None` selects TCX if the kernel has TCX, otherwise filters.
     pub hook: Option<Hook>,
-    /// Where relayed packets are restored; `None` chooses by the uplink's driver, or keeps what is
-    /// pinned.
+    /// Hook of `uplink`, which restores relayed packets; `None` keeps the hook of a pinned link, or
+    /// chooses by the uplink's driver.
     pub uplink_hook: Option<UplinkHook>,
-    /// Capacities of the maps.
+    /// Capacities of the maps created by this agent.
     pub capacities: Capacities,
     /// Most flows of one address in `STREAMS`.
     pub flows_per_address: u16,
@@ -116,134 +117,134 @@ impl Default for DatapathConfig {
     }
 }
 
-/// Why the data path does not work.
+/// Why an operation on the data path failed.
 #[derive(Debug, thiserror::Error)]
 pub enum DatapathError {
-    /// The pin root is on another kind of file system.
+    /// The pin root is not on a BPF file system.
     #[error(
         "{} is not on a BPF file system; run `mount -t bpf bpf /sys/fs/bpf` or correct pin_root",
         .0.display()
     )]
     NoBpfFs(PathBuf),
-    /// Another agent holds the pins.
+    /// Another running agent has locked the pins.
     #[error("Another agent uses the pins under {}; stop it or give this one another pin_root", .0.display())]
     InUse(PathBuf),
-    /// Somebody else can put pins where this agent's are.
+    /// Another user can add or replace pins in the directory.
     #[error(
         "Others can change what is in {0} (owner {owner}, mode {mode:o}), and so what the kernel programs do; remove it, or run `chown 0 {0}` and `chmod 700 {0}`",
         path.display()
     )]
     PinsOfOthers {
-        /// The directory.
+        /// Directory with the wrong owner or mode.
         path: PathBuf,
-        /// User that it belongs to.
+        /// User ID of its owner.
         owner: u32,
-        /// Its mode.
+        /// Permission bits of the directory, as in `chmod`.
         mode: u32,
     },
-    /// A pin could not be made, read or removed.
+    /// A pin cannot be created, read or removed.
     #[error("Cannot use the pin {}: {error}; run the agent as root", path.display())]
     Pin {
-        /// The pin.
+        /// Path of the pin.
         path: PathBuf,
-        /// What the kernel said.
+        /// Error of the system call.
         #[source]
         error: io::Error,
     },
-    /// The kernel lacks something that nothing works without.
+    /// The kernel lacks a feature that every set of programs requires.
     #[error("This kernel has no {feature}; use one that has, as Linux {version} and newer")]
     KernelLacks {
-        /// What is missing.
+        /// Name of the missing feature.
         feature: &'static str,
-        /// The version that has it.
+        /// First kernel version with the feature.
         version: &'static str,
     },
-    /// TCX was asked for and is not there.
+    /// The configuration requires TCX, and the kernel has none.
     #[error("This kernel has no TCX; let the agent choose the hook, and it uses filters of qdiscs")]
     NoTcx,
-    /// Qdiscs and filters cannot be read or changed.
+    /// A netlink request for qdiscs or filters failed.
     #[error("Cannot read or change qdiscs and filters by netlink: {0}; run the agent as root")]
     TrafficControl(#[source] io::Error),
-    /// The kernel refused the programs or maps.
+    /// The kernel refused the programs or maps; the text is the end of the verifier's log.
     #[error(
         "Cannot load the kernel programs: {0}; the agent needs root or CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN"
     )]
     Load(String),
-    /// A map or program is not as expected.
+    /// A map or program is missing, or has another layout.
     #[error("Map or program {name} is not of this version's layout; remove the pins and restart")]
     Layout {
-        /// Its name.
+        /// Name of the map or program in the object file.
         name: &'static str,
     },
-    /// The size of a ring buffer is impossible.
+    /// The configured size of a ring buffer is not possible.
     #[error("Capacity {bytes} of {name} is not a power of two of at least {least}; correct it")]
     RingCapacity {
-        /// Its name in the config.
+        /// Key of the size in the configuration.
         name: &'static str,
-        /// The value.
+        /// Configured size.
         bytes: u32,
-        /// Least possible value.
+        /// Smallest size possible.
         least: u32,
     },
-    /// The number of slots for records is impossible.
+    /// The configured number of record slots is not possible.
     #[error("Capacity {slots} of record_slots is not between 1 and {most}; correct it")]
     RecordSlots {
-        /// The value.
+        /// Configured number of slots.
         slots: u32,
-        /// Greatest possible value.
+        /// Largest number possible.
         most: u32,
     },
-    /// As many VMs are moved away already as there are slots for.
+    /// Every record slot belongs to a VM that migrates away.
     #[error(
         "No free slot to record the frames of port {ifindex}: {slots} VMs are being moved away; \
          wait until one has moved, or raise record_slots in the config"
     )]
     NoRecordSlot {
-        /// The port.
+        /// ifindex of the TAP that needs a slot.
         ifindex: u32,
-        /// All slots.
+        /// Number of slots in total.
         slots: u32,
     },
-    /// A map operation failed.
+    /// A map operation failed, for instance because the map is full.
     #[error("Map {name}: {error}; if it is full, raise its capacity in the config")]
     Map {
-        /// The map.
+        /// Name of the map in the object file.
         name: &'static str,
-        /// What the kernel said.
+        /// Error of `bpf(2)`.
         #[source]
         error: io::Error,
     },
-    /// A program could not be attached.
+    /// A program cannot be attached.
     #[error("Cannot attach {program} to {interface} (ifindex {ifindex}): {reason}")]
     Attach {
-        /// The program.
+        /// Name of the program in the kernel, see [`Program::name`].
         program: &'static str,
         /// Name of the interface.
         interface: String,
-        /// Its index.
+        /// Index of the interface.
         ifindex: u32,
-        /// What the kernel said.
+        /// Refusal of the kernel, or the reason found by the agent.
         reason: String,
     },
-    /// A setting of the kernel could not be changed.
+    /// A sysctl cannot be changed.
     #[error("Cannot set net.ipv6.conf.lo.forwarding: {0}; programs need it to look up routes")]
     Forwarding(#[source] io::Error),
-    /// The hook for programs on TAPs is not one of TC's.
+    /// The configured hook of the programs on TAPs is not a TC hook.
     #[error("Programs cannot be attached by {0} here; use tcx or filter")]
     NotTc(&'static str),
-    /// The port has no limits yet, so it is not attached.
+    /// The port has no limits because its programs are not attached.
     #[error("Port {0} is not attached; attach it first")]
     NoPort(u32),
-    /// The ring buffer of held frames is read already.
+    /// Another reader has already taken the ring buffer `HELD`.
     #[error("The held frames are read already; only one reader can have them")]
     HeldTaken,
-    /// The ring buffer could not be watched, or is watched already.
+    /// The ring buffer `EVENTS` cannot be watched, or another reader has it.
     #[error("Cannot watch the events of the kernel programs: {0}")]
     Events(#[source] io::Error),
-    /// The traced programs are attached already.
+    /// The traced programs are already attached.
     #[error("The kernel programs are traced already; one reader serves all tracers")]
     TracedAlready,
-    /// The work was cut off because the runtime shuts down.
+    /// The runtime shut down before the work ended.
     #[error("The agent is shutting down")]
     Shutdown,
 }
@@ -275,19 +276,19 @@ struct Inner {
     hook: Hook,
     uplink_hook: Option<UplinkHook>,
     loader: Mutex<EbpfLoader<'static>>,
-    /// The set of programs that is attached.
+    /// The set of programs attached now: the usual one or the traced one.
     programs: Mutex<Ebpf>,
-    /// Keeps programs from being attached, detached or looked for while they are exchanged.
+    /// Excludes attaching, detaching and surveying programs while a set is exchanged for another.
     hooks: Mutex<()>,
     tracing: Mutex<Option<Traced>>,
     capacities: Capacities,
     attached: Mutex<BTreeMap<(Program, u32), Attachment>>,
-    /// Attachments whose place behind others was said.
+    /// Attachments for which the log already names the programs in front of them.
     warned: Mutex<BTreeSet<(Program, u32)>>,
     filters: Mutex<Filters>,
     listeners: Table<ListenerKey, Listener>,
     sources: Table<SourceKey, Source>,
-    /// Written by the agent only; the lock keeps one read-change-write from another.
+    /// Only the agent writes these entries; the lock makes each read-modify-write atomic.
     ports: Mutex<Table<PortKey, Port>>,
     usage: Table<PortKey, PortUsage>,
     managed: Table<ManagedKey, Managed>,
@@ -302,20 +303,21 @@ struct Inner {
     delivered: Table<DeliveredKey, Delivered>,
     /// Most flows of one address in `STREAMS`.
     flows_per_address: u16,
-    /// What had passed into crowded TAPs when the maps were tidied last.
+    /// Packets per flow into crowded TAPs, as of the last [`Datapath::collect`].
     crowded: Mutex<Passed>,
     held: Mutex<Option<RingBuf<MapData>>>,
     counters: PerCpuArray<MapData, u64>,
     events: Mutex<Option<RingBuf<MapData>>>,
-    /// What was counted while finishing Reports here, by [`Counter`]: the maps are per CPU and
-    /// written by the kernel.
+    /// Counts of Reports that userspace finished, by [`Counter`]. They are separate because the
+    /// maps are per CPU and the kernel writes them.
     finished: Box<[AtomicU64]>,
 }
 
 impl Datapath {
-    /// Loads the programs, and makes or adopts the maps. Attaches nothing: that is
-    /// [`Datapath::attach_port`], [`Datapath::attach_uplink`] and [`Datapath::attach_replicate`],
-    /// which adopt pinned links. Pins of interfaces that are gone are removed, with their state.
+    /// Loads the programs, and creates or adopts the maps. Attaches no program:
+    /// [`Datapath::attach_port`], [`Datapath::attach_uplink`] and [`Datapath::attach_replicate`]
+    /// do, and adopt pinned links. Removes the pins and the state of interfaces that no longer
+    /// exist.
     ///
     /// # Errors
     ///
@@ -394,7 +396,8 @@ impl Datapath {
         };
         datapath.remove_vanished()?;
         if hook == Hook::Tcx {
-            // An agent that did not use TCX may have left some, which would do the work twice.
+            // An earlier agent without TCX may have left filters, which would process each packet a
+            // second time.
             lock(&datapath.inner.filters)
                 .remove_all()
                 .map_err(DatapathError::from_refusal)?;
@@ -402,13 +405,12 @@ impl Datapath {
         Ok(datapath)
     }
 
-    /// Directory of the pinned maps, of the layout version.
+    /// Returns the directory of the pinned maps, named after the layout version.
     pub fn pin_path(&self) -> &Path {
         self.inner.pins.directory()
     }
 
-    /// The TC hook that programs are attached to. On uplinks it may be another one:
-    /// [`Attachment::hook`].
+    /// Returns the TC hook for programs. `uplink` may use another hook, see [`Attachment::hook`].
     pub fn hook(&self) -> Hook {
         self.inner.hook
     }
@@ -417,7 +419,7 @@ impl Datapath {
     ///
     /// # Errors
     ///
-    /// What the work returns, and [`DatapathError::Shutdown`].
+    /// The error of the work, or [`DatapathError::Shutdown`].
     pub async fn off_runtime<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Self) -> Result<T, DatapathError> + Send + 'static,
@@ -441,7 +443,7 @@ fn map_error(name: &'static str, error: aya::maps::MapError) -> DatapathError {
     }
 }
 
-/// The verifier's log may be megabytes; its end says why.
+/// The verifier's log may have megabytes; the reason is at its end.
 fn load_error(error: &dyn std::error::Error) -> DatapathError {
     const LOG_LINES: usize = 6;
     tracing::debug!(%error, "kernel programs refused");
@@ -456,7 +458,7 @@ fn load_error(error: &dyn std::error::Error) -> DatapathError {
     })
 }
 
-/// Locks; what a panicking holder left is still the kernel's state.
+/// Locks a mutex. A holder that panicked leaves the kernel's state intact, so poisoning is ignored.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,4 +1,4 @@
-//! Which aggregates an interface takes whole (its features).
+//! Which aggregates (GSO) an interface accepts whole, from its ethtool features.
 
 use std::io;
 use std::mem::size_of;
@@ -11,13 +11,14 @@ use super::ethtool::{Command, ask, text};
 const ETHTOOL_GSTRINGS: u32 = 0x1b;
 const ETHTOOL_GSSET_INFO: u32 = 0x37;
 const ETHTOOL_GFEATURES: u32 = 0x3a;
-/// `ETH_SS_FEATURES`.
+/// `ETH_SS_FEATURES`: string set with the names of the features.
 const FEATURE_NAMES: u32 = 4;
-/// Most features that the structures below have room for; the kernel has 64.
+/// Capacity of the structures below; the kernel has 64 features.
 const MOST_FEATURES: usize = 128;
 const FEATURES_PER_BLOCK: usize = 32;
 
-/// The kernel's name of each feature, and the flag of [`Gate::splits`] where it is missing.
+/// The kernel's name of each feature, and the flag of [`Gate::splits`] to set if the feature is
+/// off.
 const WHOLE: [(&str, u32); 3] = [
     ("tx-tcp-segmentation", Gate::SPLITS_TCP4),
     ("tx-tcp6-segmentation", Gate::SPLITS_TCP6),
@@ -71,12 +72,12 @@ impl Command for SetInfo {}
 impl Command for Names {}
 impl Command for Features {}
 
-/// Which aggregates a TAP does not take whole ([`Gate::splits`]), in the network namespace of the calling
-/// thread.
+/// Returns the aggregates that a TAP does not accept whole ([`Gate::splits`]), in the network
+/// namespace of the calling thread.
 ///
 /// # Errors
 ///
-/// What the kernel says.
+/// The error of the kernel.
 pub(super) fn splits(ifindex: u32) -> io::Result<u32> {
     let interface = if_indextoname(ifindex)?;
     let interface = interface.to_str().map_err(io::Error::other)?;
@@ -88,7 +89,7 @@ pub(super) fn splits(ifindex: u32) -> io::Result<u32> {
         pad: 0,
     };
     ask(interface, &mut info)?;
-    // The kernel writes all names that there are.
+    // The kernel writes all names, so the buffer must have room for all.
     if info.count as usize > MOST_FEATURES {
         return Err(io::ErrorKind::Unsupported.into());
     }

@@ -1,4 +1,4 @@
-//! Where maps and links are pinned, so that they outlive the agent.
+//! Pins of the maps and links, which outlive the agent.
 //!
 //! ```text
 //! /sys/fs/bpf/roamcast/        pin root, from the config
@@ -13,8 +13,9 @@
 //!       replicate-3
 //! ```
 //!
-//! An agent of the same layout adopts all of it. Pins of another layout version are removed: they
-//! hold state that this agent would misread, and programs that would do the work twice.
+//! An agent with the same layout version adopts everything. Pins of another layout version are
+//! removed: this agent would misread their state, and their programs would process each packet a
+//! second time.
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -26,7 +27,7 @@ use linux::bpf::pins::{self, LinkPin, Lock, PinError};
 
 use super::DatapathError;
 
-/// The pin directories, locked for this process.
+/// The pin directories, locked by this process.
 pub(super) struct Pins {
     maps: PathBuf,
     links: PathBuf,
@@ -34,7 +35,7 @@ pub(super) struct Pins {
 }
 
 impl Pins {
-    /// Makes the directories under `root`, locks them and removes other layout versions.
+    /// Creates the directories under `root`, locks them, and removes other layout versions.
     ///
     /// # Errors
     ///
@@ -54,19 +55,19 @@ impl Pins {
         Self::lock(root)
     }
 
-    /// The same for [`Self::remove_all`]: makes nothing, and takes the pins of whichever user, since a
-    /// relay need not be root, as an operator is.
+    /// Locks existing directories for [`Self::remove_all`]. Creates nothing, and accepts pins of
+    /// any user, because a relay may run as another user than the operator, who is root.
     ///
     /// # Errors
     ///
-    /// As for [`Self::open`].
+    /// As [`Self::open`].
     pub(super) fn open_to_remove(root: &Path) -> Result<Self, DatapathError> {
         check_file_system(root)?;
         let (maps, links) = directories(root);
         for directory in [root, &maps, &links] {
             match fs::symlink_metadata(directory) {
                 Ok(found) if found.is_dir() => {}
-                // Whoever owns the pins may have chosen what it leads to.
+                // A symbolic link is refused: the owner of the pins may have chosen its target.
                 Ok(_) => return Err(pin_error(directory)(io::ErrorKind::NotADirectory.into())),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(pin_error(directory)(error)),
@@ -85,7 +86,7 @@ impl Pins {
         })
     }
 
-    /// Removes all pins, and what they keep.
+    /// Removes all pins, and thereby the maps and links that only the pins keep.
     ///
     /// # Errors
     ///
@@ -100,7 +101,7 @@ impl Pins {
             fs::remove_dir_all(&self.maps).map_err(pin_error(&self.maps))?;
         }
         match self.maps.parent() {
-            // Somebody else may have put something there.
+            // Another program may have put files there.
             Some(root) => match fs::remove_dir(root) {
                 Err(error) if error.raw_os_error() != Some(libc::ENOTEMPTY) => {
                     Err(pin_error(root)(error))
@@ -111,22 +112,22 @@ impl Pins {
         }
     }
 
-    /// Directory of the maps.
+    /// Directory of the pinned maps.
     pub(super) fn directory(&self) -> &Path {
         &self.maps
     }
 
-    /// Pin of a map.
+    /// Path of a map's pin.
     pub(super) fn map(&self, name: &str) -> PathBuf {
         self.maps.join(name)
     }
 
-    /// Pin of the link of a program on an interface.
+    /// Path of the link's pin for a program on an interface.
     pub(super) fn link(&self, program: &str, ifindex: u32) -> PathBuf {
         pins::link(&self.links, program, ifindex)
     }
 
-    /// The links that are pinned.
+    /// Returns the pinned links.
     ///
     /// # Errors
     ///
@@ -136,7 +137,7 @@ impl Pins {
     }
 }
 
-/// The directories of the maps and of the links.
+/// Returns the directories of the maps and of the links.
 fn directories(root: &Path) -> (PathBuf, PathBuf) {
     let maps = pins::directory_of(root, LAYOUT_VERSION);
     let links = maps.join("links");
@@ -151,12 +152,12 @@ fn check_file_system(root: &Path) -> Result<(), DatapathError> {
     }
 }
 
-/// Whether nobody but this user can have put pins into a directory: whoever can chooses the maps that the
-/// programs read. Where `may_be_shared`, others may have files of their own beside this user's.
+/// Fails unless only this user can create pins in a directory: a pin decides which map the programs
+/// read. With `may_be_shared`, other users may have files of their own in a sticky directory.
 fn check_owner(directory: &Path, may_be_shared: bool) -> Result<(), DatapathError> {
     let found = fs::symlink_metadata(directory).map_err(pin_error(directory))?;
     let mode = found.mode() & 0o7777;
-    // As a BPF file system is mounted by default.
+    // Default mode of a BPF file system mount.
     let is_sticky = may_be_shared && mode & 0o1000 != 0;
     let is_own = found.uid() == nix::unistd::geteuid().as_raw();
     if found.is_dir() && is_own && (mode & 0o022 == 0 || is_sticky) {

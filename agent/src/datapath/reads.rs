@@ -1,4 +1,5 @@
-//! What a QEMU itself reads of a TAP that vhost-net serves, told from what vhost-net reads.
+//! Counts the frames that QEMU itself reads from a TAP served by vhost-net, apart from those that
+//! vhost-net reads.
 //!
 //! ```text
 //!          vhost-net --.
@@ -7,8 +8,8 @@
 //!            '-- read(2) --> read_enter, read_exit --> READS
 //! ```
 //!
-//! While one is there, two programs look at every system call of the host, which makes each of them take some
-//! tenths of a microsecond longer.
+//! While a counter exists, two programs run on every system call of the host and slow each call
+//! down by some tenths of a microsecond.
 
 use std::fs;
 use std::io;
@@ -23,37 +24,38 @@ use common::reads::Reader;
 use super::table::Table;
 use super::{Datapath, DatapathError, convert, load_error, lock, map_error, object};
 
-/// Each program and the tracepoint that it is at. What ends a read is looked at first, so that none is
-/// begun without an end.
+/// Programs and their tracepoints. `sys_exit` comes first, so that no read begins without an
+/// observed end.
 const PROGRAMS: [(&str, &str); 2] = [("read_exit", "sys_exit"), ("read_enter", "sys_enter")];
-/// The PID namespace in which `/proc` has its numbers.
+/// PID namespace to which the numbers in `/proc` belong.
 const PID_NAMESPACE: &str = "/proc/self/ns/pid";
-/// Bits of the minor number in the kernel's own encoding of a device.
+/// Bits of the minor number in the kernel's internal encoding of a device number.
 const MINOR_BITS: u32 = 20;
 
-/// Where the first argument of a system call is, in what the kernel keeps of the registers: there it has
-/// the order that debuggers get it in.
+/// Offset of the first system call argument in the kernel's `struct pt_regs`, in bytes. The
+/// registers have the same order there as in ptrace's `user_regs_struct`. `None` on other
+/// architectures.
 const ARGUMENT_AT: Option<usize> = cfg_select! {
     target_arch = "x86_64" => Some(offset_of!(libc::user_regs_struct, rdi)),
     target_arch = "aarch64" => Some(offset_of!(libc::user_regs_struct, regs)),
     _ => None,
 };
 
-/// Counts what one thread reads of one TAP, until it is dropped.
+/// Counter of what one thread reads from one TAP; dropping the value stops it.
 pub struct OwnReads {
     reads: Table<u32, u64>,
     descriptors: Vec<u32>,
-    /// Has the programs and their links.
+    /// Keeps the programs and their links alive.
     _programs: Ebpf,
 }
 
 impl Datapath {
-    /// Begins to count the reads of a thread, which is the main thread of a QEMU, by the process's
-    /// descriptors of a TAP, one for each queue.
+    /// Starts to count the reads of a thread (the main thread of a QEMU) from the process's
+    /// descriptors of a TAP, one per queue.
     ///
     /// # Errors
     ///
-    /// [`DatapathError::Load`] where the kernel has no such tracepoints or refuses the programs.
+    /// [`DatapathError::Load`] if the kernel lacks the tracepoints or refuses the programs.
     pub fn own_reads(&self, thread: u32, descriptors: &[u32]) -> Result<OwnReads, DatapathError> {
         let reader = reader(thread).map_err(|error| {
             DatapathError::Load(format!(
@@ -90,7 +92,7 @@ impl Datapath {
 }
 
 impl OwnReads {
-    /// Frames that the thread has read, of all queues, since this began.
+    /// Returns the frames that the thread has read from all queues since [`Datapath::own_reads`].
     ///
     /// # Errors
     ///

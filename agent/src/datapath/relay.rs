@@ -1,4 +1,5 @@
-//! State of the unicast relay in the maps: what an agent restores, and what a relay sends.
+//! State of the unicast relay in the maps: flows that an agent restores, and flows that a relay
+//! sends.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -11,17 +12,17 @@ use common::maps::{
 use super::table::Table;
 use super::{Datapath, DatapathError, lock};
 
-/// The flows that an agent restores, and which relays they come from. Written by this process
-/// only, so a lock keeps the second map right.
+/// `RELAY_FLOWS`, and `RELAYS` with the number of flows per relay. Only this process writes both
+/// maps, so one lock keeps them consistent.
 pub(super) struct RelayFlows {
     flows: Table<RelayFlowKey, RelayFlowEntry>,
     relays: Table<RelayKey, u32>,
-    /// What came by relayed flows that are not restored any more.
+    /// Usage of flows that are no longer restored, by stream.
     ended: BTreeMap<StreamKey, StreamUsage>,
 }
 
 impl RelayFlows {
-    /// Takes both maps over. The numbers of flows are counted anew: an agent may have been killed
+    /// Takes over both maps. Recounts the flows per relay, because an agent may have been killed
     /// between two writes.
     ///
     /// # Errors
@@ -101,7 +102,7 @@ impl RelayFlows {
         add(&mut self.ended, entry.flow.stream, &entry.usage);
     }
 
-    /// What came of each flow by relays. Reads a whole map.
+    /// Returns the packets received through relays, by stream. Reads a whole map.
     pub(super) fn usages(&self) -> Result<BTreeMap<StreamKey, StreamUsage>, DatapathError> {
         let mut usages = self.ended.clone();
         for (_, entry) in self.flows.entries()? {
@@ -110,7 +111,7 @@ impl RelayFlows {
         Ok(usages)
     }
 
-    /// Forgets what came by flows that are not restored any more.
+    /// Drops the usage of flows that are no longer restored, for the streams selected by `gone`.
     pub(super) fn forget_usages_if(&mut self, gone: impl Fn(&StreamKey) -> bool) {
         self.ended.retain(|key, _| !gone(key));
     }
@@ -140,12 +141,11 @@ fn relay(key: &RelayFlowKey, flow: &RelayFlow) -> RelayKey {
 }
 
 impl Datapath {
-    /// Restores a relayed flow from now on, or changes what it becomes.
+    /// Restores a relayed flow, or changes the stream that it is restored to.
     ///
     /// # Errors
     ///
-    /// [`DatapathError::Map`], for instance because `RELAY_FLOWS` is full, as for all of these
-    /// methods.
+    /// [`DatapathError::Map`], for instance if `RELAY_FLOWS` is full, as for all these methods.
     pub fn relay_flow_set(
         &self,
         key: &RelayFlowKey,
@@ -154,7 +154,7 @@ impl Datapath {
         lock(&self.inner.relay_flows).set(key, flow)
     }
 
-    /// Restores a relayed flow no more; `false` if it was not there.
+    /// Stops restoring a relayed flow; returns false if the flow was not restored.
     ///
     /// # Errors
     ///
@@ -163,7 +163,7 @@ impl Datapath {
         lock(&self.inner.relay_flows).remove(key)
     }
 
-    /// All relayed flows that are restored. Reads a whole map.
+    /// Returns all relayed flows that are restored. Reads a whole map.
     ///
     /// # Errors
     ///
@@ -176,7 +176,7 @@ impl Datapath {
             .collect())
     }
 
-    /// Sends copies of a flow to its subscribers from now on, or changes their number.
+    /// Sends copies of a flow to its subscribers, or changes their number.
     ///
     /// # Errors
     ///
@@ -189,7 +189,7 @@ impl Datapath {
         self.inner.relay_streams.insert(key, value)
     }
 
-    /// Sends copies of a flow no more; `false` if it was not there.
+    /// Stops sending copies of a flow; returns false if none were sent.
     ///
     /// # Errors
     ///
@@ -198,7 +198,7 @@ impl Datapath {
         self.inner.relay_streams.remove(key)
     }
 
-    /// All flows that have subscribers. Reads a whole map.
+    /// Returns all flows with subscribers. Reads a whole map.
     ///
     /// # Errors
     ///
@@ -207,7 +207,7 @@ impl Datapath {
         self.inner.relay_streams.entries()
     }
 
-    /// Writes a subscriber, for instance with a later end of its lease.
+    /// Adds or replaces a subscriber, for instance with a later end of its lease.
     ///
     /// # Errors
     ///
@@ -220,7 +220,7 @@ impl Datapath {
         self.inner.subscribers.insert(key, value)
     }
 
-    /// Removes a subscriber; `false` if it was not there. Its usage stays until it is reset.
+    /// Removes a subscriber; returns false if there was none. Its usage stays until it is reset.
     ///
     /// # Errors
     ///
@@ -229,7 +229,7 @@ impl Datapath {
         self.inner.subscribers.remove(key)
     }
 
-    /// All subscribers. Reads a whole map.
+    /// Returns all subscribers. Reads a whole map.
     ///
     /// # Errors
     ///
@@ -238,7 +238,7 @@ impl Datapath {
         self.inner.subscribers.entries()
     }
 
-    /// What was sent to each subscriber. Reads a whole map.
+    /// Returns what was sent to each subscriber. Reads a whole map.
     ///
     /// # Errors
     ///
@@ -249,7 +249,7 @@ impl Datapath {
         self.inner.subscriber_usage.entries()
     }
 
-    /// Counts a subscriber's usage from zero again: its index goes to another one.
+    /// Resets the usage of a subscriber's index to zero, for the next subscriber with that index.
     ///
     /// # Errors
     ///

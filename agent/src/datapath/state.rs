@@ -1,4 +1,4 @@
-//! State in the maps: read, written, expired.
+//! Reading, writing and expiry of the state in the maps.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::atomic::Ordering;
@@ -13,32 +13,32 @@ use super::table::Table;
 use super::{Datapath, DatapathError, lock, map_error};
 use crate::proto::{DatapathEvent, Stream, Timestamp};
 
-/// Limits of one VM's port.
+/// Limits of one VM's port, enforced by the eBPF programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Most multicast addresses, over all VLANs.
+    /// Most listeners: multicast addresses over all VLANs.
     pub listeners: u32,
-    /// Most sources over all its listeners.
+    /// Most sources over all listeners of the port.
     pub sources: u32,
-    /// Most Reports each second.
+    /// Most MLD Reports per second.
     pub reports_per_second: u32,
-    /// Most datagrams to the agent each second.
+    /// Most signalling datagrams per second to the agent.
     pub datagrams_per_second: u32,
-    /// Most flows in `DELIVERED`.
+    /// Most flows of the port in `DELIVERED`.
     pub flows: u32,
 }
 
 impl Datapath {
-    /// One listener.
+    /// Returns one listener, `None` if there is none.
     ///
     /// # Errors
     ///
-    /// [`DatapathError::Map`], as for all of these methods.
+    /// [`DatapathError::Map`], as for all these methods.
     pub fn listener(&self, key: &ListenerKey) -> Result<Option<Listener>, DatapathError> {
         self.inner.listeners.get(key)
     }
 
-    /// One source.
+    /// Returns one source of a listener, `None` if there is none.
     ///
     /// # Errors
     ///
@@ -47,7 +47,7 @@ impl Datapath {
         self.inner.sources.get(key)
     }
 
-    /// All listeners. Reads a whole map.
+    /// Returns all listeners. Reads a whole map.
     ///
     /// # Errors
     ///
@@ -56,7 +56,7 @@ impl Datapath {
         self.inner.listeners.entries()
     }
 
-    /// All sources, stale ones included (see [`Listener::generation`]). Reads a whole map.
+    /// Returns all sources, including stale ones (see [`Listener::generation`]). Reads a whole map.
     ///
     /// # Errors
     ///
@@ -65,7 +65,7 @@ impl Datapath {
         self.inner.sources.entries()
     }
 
-    /// All queriers that were heard.
+    /// Returns the queriers heard on the uplinks.
     ///
     /// # Errors
     ///
@@ -74,7 +74,8 @@ impl Datapath {
         self.inner.queriers.entries()
     }
 
-    /// Everything the protocol mirrors, as [`DatapathEvent::Snapshot`]. Reads whole maps.
+    /// Returns the complete state that the protocol mirrors, as [`DatapathEvent::Snapshot`]. Reads
+    /// whole maps.
     ///
     /// # Errors
     ///
@@ -87,7 +88,7 @@ impl Datapath {
         })
     }
 
-    /// All flows with at least one packet. Reads whole maps.
+    /// Returns all flows with at least one packet. Reads whole maps.
     ///
     /// # Errors
     ///
@@ -104,12 +105,12 @@ impl Datapath {
         Ok(streams.into_iter().collect())
     }
 
-    /// Watches the streams of an address, and says which copies of their packets pass: the first
+    /// Watches the streams of an address, and sets which copies of their packets pass. The first
     /// packet of each flow and origin from `since` on raises an event.
     ///
     /// # Errors
     ///
-    /// [`DatapathError::Map`], for instance because `MANAGED` is full.
+    /// [`DatapathError::Map`], for instance if `MANAGED` is full.
     pub fn manage(
         &self,
         key: &ManagedKey,
@@ -124,7 +125,7 @@ impl Datapath {
         self.inner.managed.insert(key, &value)
     }
 
-    /// Stops watching an address. Its flows are removed by the next [`Datapath::collect`].
+    /// Stops watching an address. The next [`Datapath::collect`] removes its flows.
     ///
     /// # Errors
     ///
@@ -133,7 +134,7 @@ impl Datapath {
         self.inner.managed.remove(key).map(drop)
     }
 
-    /// The addresses that are watched, and how.
+    /// Returns the watched addresses with their settings.
     ///
     /// # Errors
     ///
@@ -142,7 +143,7 @@ impl Datapath {
         self.inner.managed.entries()
     }
 
-    /// All counters that are not zero, summed over the CPUs.
+    /// Returns the counters that are not zero, summed over the CPUs.
     ///
     /// # Errors
     ///
@@ -158,7 +159,7 @@ impl Datapath {
         Ok(counters)
     }
 
-    /// One counter, summed over the CPUs.
+    /// Returns one counter, summed over the CPUs.
     ///
     /// # Errors
     ///
@@ -177,15 +178,15 @@ impl Datapath {
         Ok(values.iter().sum::<u64>() + finished)
     }
 
-    /// Counts what happened to a Report that was finished here.
+    /// Counts an outcome of a Report that userspace finished.
     pub(super) fn count(&self, counter: Counter) {
         if let Some(value) = self.inner.finished.get(counter as usize) {
             value.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// Usage of one port. `listeners` and `sources` are what it has now: expired ones are taken
-    /// off.
+    /// Returns the usage of a port. `listeners` and `sources` are current numbers, without expired
+    /// ones.
     ///
     /// # Errors
     ///
@@ -200,7 +201,7 @@ impl Datapath {
         Ok(usage)
     }
 
-    /// Usage of every port, as [`DatapathEvent::Usage`].
+    /// Returns the usage of every port, as [`DatapathEvent::Usage`].
     ///
     /// # Errors
     ///
@@ -216,9 +217,9 @@ impl Datapath {
             .collect())
     }
 
-    /// Removes listeners that were not reported after the time given with each, with their
-    /// sources, and counts them as expired. Returns those removed. One call for many: sources are
-    /// found by reading the whole map, once, and only if one of the listeners had any.
+    /// Removes each listener that was not reported after the time given with it, with its sources,
+    /// and counts both as expired. Returns the removed listeners. One call for many is cheaper: it
+    /// reads the map of sources once, and only if one of the listeners has sources.
     ///
     /// # Errors
     ///
@@ -252,9 +253,9 @@ impl Datapath {
         Ok(removed)
     }
 
-    /// Removes a source that was not reported after that time, and counts it as expired.
-    /// [`Listener::source_count`] is the kernel's and goes on counting it until the list is
-    /// replaced.
+    /// Removes a source that was not reported after this time, and counts it as expired. The kernel
+    /// owns [`Listener::source_count`] and continues to count the source until a Report replaces
+    /// the list.
     ///
     /// # Errors
     ///
@@ -273,7 +274,7 @@ impl Datapath {
         Ok(taken.is_some())
     }
 
-    /// Writes the limits of a port and keeps what was counted.
+    /// Writes the limits of a port; the counts stay.
     pub(super) fn set_limits(&self, ifindex: u32, limits: &Limits) -> Result<(), DatapathError> {
         let ports = lock(&self.inner.ports);
         let port = Port {
@@ -287,8 +288,8 @@ impl Datapath {
         ports.insert(&ifindex, &port)
     }
 
-    /// Adds to what was expired on a port; a negative number when the agent itself adds entries,
-    /// which the kernel has not counted.
+    /// Adds to the expired entries of a port. A negative number accounts for entries that the agent
+    /// itself adds, because the kernel does not count those.
     pub(super) fn count_expired(
         &self,
         ifindex: u32,
@@ -304,7 +305,7 @@ impl Datapath {
         ports.insert(&ifindex, &port)
     }
 
-    /// Adds to the flows of a port that were removed from `DELIVERED`.
+    /// Adds to the number of flows of a port that were removed from `DELIVERED`.
     pub(super) fn count_forgotten(&self, ifindex: u32, flows: u32) -> Result<(), DatapathError> {
         let ports = lock(&self.inner.ports);
         let Some(mut port) = ports.get(&ifindex)? else {
@@ -314,7 +315,7 @@ impl Datapath {
         ports.insert(&ifindex, &port)
     }
 
-    /// The limits of a port, and its usage as [`Datapath::usage`] gives it.
+    /// Returns the limits of a port, and its usage as in [`Datapath::usage`].
     pub(super) fn port(&self, ifindex: u32) -> Result<Option<(Port, PortUsage)>, DatapathError> {
         let port = lock(&self.inner.ports).get(&ifindex)?;
         port.map(|port| Ok((port, self.usage(ifindex)?)))
@@ -330,7 +331,8 @@ impl Datapath {
         self.forget_ports_if(|known| !ports.contains(&known))
     }
 
-    /// Removes gates, limits, usage, listeners and sources of ports, and what was delivered.
+    /// Removes gates, limits, usage, listeners, sources and delivery counts of the ports selected
+    /// by `gone`.
     pub(super) fn forget_ports_if(&self, gone: impl Fn(u32) -> bool) -> Result<(), DatapathError> {
         lock(&self.inner.gates).clear_if(&gone)?;
         self.forget_delivered_if(&gone)?;
@@ -374,8 +376,8 @@ impl Datapath {
     }
 }
 
-/// Removes an entry unless it was reported after that time. The kernel may refresh it between
-/// look and removal: what was removed tells, and is put back.
+/// Removes an entry unless it was reported after this time. The kernel may refresh the entry
+/// between the check and the removal; the removed value shows that, and the entry is added again.
 fn take_unless_newer<K: aya::Pod, V: aya::Pod>(
     table: &Table<K, V>,
     key: &K,
@@ -389,7 +391,8 @@ fn take_unless_newer<K: aya::Pod, V: aya::Pod>(
     let Some(value) = table.take(key)? else {
         return Ok(None);
     };
-    // If the kernel has made the entry anew meanwhile, it has counted it, and this one is gone.
+    // If the kernel has added the key again in the meantime, it has counted the new entry, and the
+    // old one is removed.
     if reported_at(&value) > last_report_ns && table.insert_new(key, &value)? {
         return Ok(None);
     }

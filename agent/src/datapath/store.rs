@@ -1,8 +1,8 @@
-//! The listener tables as [`ListenerStore`], for Reports that a kernel program could not finish.
+//! The listener tables as a [`ListenerStore`], for Reports that an eBPF program could not finish.
 //!
-//! The kernel may change an entry between two calls. That does no harm beyond what two Reports in
-//! the same microsecond could do: the rules skip what a later Report has overtaken, and applying
-//! a frame twice gives the same state.
+//! The kernel may change an entry between two calls. The effect is no worse than that of two
+//! Reports in the same microsecond: the rules skip a Report that a later one has overtaken, and
+//! applying a frame twice has the same result.
 
 use std::collections::VecDeque;
 
@@ -17,13 +17,13 @@ use crate::proto::DatapathEvent;
 struct MapStore<'a> {
     datapath: &'a Datapath,
     events: &'a mut VecDeque<DatapathEvent>,
-    /// What the port has no room for.
+    /// Listeners refused because the port is at its limit.
     listeners: Vec<ListenerKey>,
     sources: Vec<SourceKey>,
 }
 
 impl Datapath {
-    /// Applies the frame of an event and appends what it changed.
+    /// Applies the frame of an event, and appends the resulting changes.
     pub(super) fn finish(&self, event: &UnfinishedEvent, events: &mut VecDeque<DatapathEvent>) {
         let length = usize::try_from(event.length).unwrap_or(usize::MAX);
         let Some(bytes) = event.frame.get(..length) else {
@@ -48,8 +48,8 @@ impl Datapath {
 }
 
 impl MapStore<'_> {
-    /// Adds an entry if the port has room, and takes it off the expired ones, since the kernel has
-    /// not counted it.
+    /// Adds an entry if the port is below its limit. Subtracts the entry from the expired ones,
+    /// because the kernel has not counted it.
     fn add(
         &mut self,
         ifindex: u32,
@@ -156,7 +156,7 @@ impl ListenerStore for MapStore<'_> {
     }
 }
 
-/// The rules have no way to fail: what a map refuses is logged.
+/// Logs the error of a map operation, because the rules cannot fail.
 fn checked<T>(result: Result<T, DatapathError>) -> Option<T> {
     result
         .inspect_err(|error| tracing::error!(%error, "Report could not be finished"))

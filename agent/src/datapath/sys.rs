@@ -1,5 +1,5 @@
-//! Calls that need `unsafe`: map operations of `bpf(2)` that aya 0.14 lacks or gives only to an
-//! exclusive owner, registration of the ring buffer with the runtime, and a map that is mapped.
+//! Calls that need `unsafe`: map operations of `bpf(2)` that aya 0.14 lacks or offers to an
+//! exclusive owner only, registration of a ring buffer with the runtime, and memory-mapped maps.
 #![allow(
     unsafe_code,
     reason = "bpf(2) is a raw system call, and mapped maps are plain memory"
@@ -30,7 +30,7 @@ pub(super) const NOEXIST: u64 = 1;
 /// Update flag: replace only.
 pub(super) const EXIST: u64 = 2;
 
-/// Element part of `union bpf_attr`: 32 bytes.
+/// Element variant of `union bpf_attr`: 32 bytes.
 #[repr(C)]
 struct ElementAttr {
     map_fd: u32,
@@ -40,7 +40,7 @@ struct ElementAttr {
     flags: u64,
 }
 
-/// Batch part of `union bpf_attr`: 56 bytes.
+/// Batch variant of `union bpf_attr`: 56 bytes.
 #[repr(C)]
 struct BatchAttr {
     in_batch: u64,
@@ -68,13 +68,13 @@ fn element<K>(map: BorrowedFd<'_>, key: &K, value: u64, flags: u64) -> ElementAt
     }
 }
 
-/// Reads the value of a key. The map's key and value sizes must be those of `K` and `V`, which
+/// Returns the value of a key. `K` and `V` must have the map's key and value sizes, which
 /// [`super::table::Table`] has checked.
 pub(super) fn lookup<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V>> {
     read_value(BPF_MAP_LOOKUP_ELEM, map, key)
 }
 
-/// Removes a key and returns the value it had, in one step (kernel 5.14).
+/// Atomically removes a key and returns its value (kernel 5.14).
 pub(super) fn take<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V>> {
     read_value(BPF_MAP_LOOKUP_AND_DELETE_ELEM, map, key)
 }
@@ -95,7 +95,7 @@ fn read_value<K: Pod, V: Pod>(
     }
 }
 
-/// Writes a value.
+/// Writes a value, subject to the flags.
 pub(super) fn update<K: Pod, V: Pod>(
     map: BorrowedFd<'_>,
     key: &K,
@@ -107,7 +107,7 @@ pub(super) fn update<K: Pod, V: Pod>(
     unsafe { bpf(BPF_MAP_UPDATE_ELEM, &mut attr) }.map(drop)
 }
 
-/// Removes a key; `false` if it was not there.
+/// Removes a key; returns false if there was none.
 pub(super) fn delete<K: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<bool> {
     let mut attr = element(map, key, 0, 0);
     // SAFETY: the key points to live memory of the map's key size.
@@ -118,8 +118,8 @@ pub(super) fn delete<K: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<bool> {
     }
 }
 
-/// Reads a whole hash map (kernel 5.6). Unlike a walk by `BPF_MAP_GET_NEXT_KEY` it never starts
-/// anew when the kernel deletes the entry it stands at.
+/// Reads a whole hash map (kernel 5.6). Unlike iteration by `BPF_MAP_GET_NEXT_KEY`, this never
+/// restarts when the kernel deletes the entry of the current position.
 pub(super) fn entries<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
     let mut all = Vec::new();
     let mut capacity: usize = 4096;
@@ -141,13 +141,13 @@ pub(super) fn entries<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<(K,
             flags: 0,
         };
         // SAFETY: both vectors are empty and have room for `count` elements of the map's key and
-        // value size; the positions of a hash map are 4 bytes.
+        // value size; the position in a hash map is 4 bytes.
         let result = unsafe { bpf(BPF_MAP_LOOKUP_BATCH, &mut attr) };
         let last = match result {
             Ok(_) => false,
             Err(error) => match error.raw_os_error() {
                 Some(libc::ENOENT) => true,
-                // One bucket has more entries than there is room for.
+                // One bucket has more entries than the vectors have room for.
                 Some(libc::ENOSPC) if capacity < 1 << 24 => {
                     capacity *= 4;
                     continue;
@@ -170,26 +170,26 @@ pub(super) fn entries<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<(K,
     }
 }
 
-/// An array map in this process's memory, to be read without a system call for each entry. Made
-/// with `BPF_F_MMAPABLE` (kernel 5.5).
+/// An array map in this process's memory, readable without a system call per entry. The map must
+/// have `BPF_F_MMAPABLE` (kernel 5.5).
 pub(super) struct Mapping {
     address: NonNull<GateRecord>,
     entries: usize,
     bytes: usize,
 }
 
-// SAFETY: the memory stays mapped until the value is dropped, and all access to it is by words
-// that may change at any time.
+// SAFETY: the memory stays mapped until the value is dropped, and all accesses are word by word to
+// memory that may change at any time.
 unsafe impl Send for Mapping {}
 // SAFETY: as above.
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Maps an array of [`GateRecord`]s, which the caller has checked it to be.
+    /// Maps an array of [`GateRecord`]s; the caller has checked the value size.
     pub(super) fn new(map: BorrowedFd<'_>, entries: u32) -> io::Result<Self> {
         let entries = usize::try_from(entries).map_err(|_| io::ErrorKind::InvalidInput)?;
         let bytes = entries * size_of::<GateRecord>();
-        // SAFETY: the kernel chooses the place, and refuses a length that the map does not have.
+        // SAFETY: the kernel chooses the address, and refuses a length that exceeds the map.
         let address = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
@@ -215,12 +215,12 @@ impl Mapping {
         self.entries
     }
 
-    /// Reads an entry; `None` beyond the end, and while a program writes it.
+    /// Reads an entry; `None` beyond the end, and while a program writes the entry.
     pub(super) fn read(&self, index: usize) -> Option<GateRecord> {
         let entry = self.entry(index)?;
-        // SAFETY: the entry is mapped. The number is read before and after the rest, so that a
-        // program that writes meanwhile is noticed: it sets the number to 0 first, and to another
-        // one last.
+        // SAFETY: the entry is mapped. The number is read before and after the rest, which reveals
+        // a concurrent write: a program first sets the number to 0, and finally to a different
+        // number.
         unsafe {
             let number = AtomicU64::from_ptr(&raw mut (*entry).number);
             let before = number.load(Ordering::Acquire);
@@ -235,7 +235,7 @@ impl Mapping {
         }
     }
 
-    /// Empties an entry that no program writes.
+    /// Clears an entry that no program writes.
     pub(super) fn clear(&self, index: usize) {
         if let Some(entry) = self.entry(index) {
             // SAFETY: the entry is mapped for writing.
@@ -244,19 +244,20 @@ impl Mapping {
     }
 
     fn entry(&self, index: usize) -> Option<*mut GateRecord> {
-        // SAFETY: the entry is within the mapping.
+        // SAFETY: the index is within the mapping.
         (index < self.entries).then(|| unsafe { self.address.as_ptr().add(index) })
     }
 }
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: it was mapped with this length, and nothing refers to it any more.
+        // SAFETY: the memory was mapped with this length, and no reference to it is left.
         unsafe { libc::munmap(self.address.as_ptr().cast(), self.bytes) };
     }
 }
 
-/// A file descriptor that the runtime may watch: open, and the same, as long as it lives.
+/// A file descriptor for the runtime to watch; it stays open and unchanged as long as the value
+/// lives.
 pub(super) struct Watched<T>(pub(super) T, RawFd);
 
 impl<T> AsRawFd for Watched<T> {
@@ -265,11 +266,11 @@ impl<T> AsRawFd for Watched<T> {
     }
 }
 
-/// Registers an object with the runtime for reading. Must be called within one.
+/// Registers an object for reading. Must be called in a tokio runtime.
 pub(super) fn watch<T: AsRawFd>(object: T) -> io::Result<AsyncFd<Watched<T>>> {
     let fd = object.as_raw_fd();
-    // SAFETY: the descriptor belongs to `object`, which is not handed out by value and so stays
-    // open until the `AsyncFd` is dropped.
+    // SAFETY: the descriptor belongs to `object`. The `AsyncFd` never moves `object` out, so the
+    // descriptor stays open until the `AsyncFd` is dropped.
     unsafe { AsyncFd::register_with_interest(Watched(object, fd), Interest::READABLE) }
         .map_err(io::Error::from)
 }

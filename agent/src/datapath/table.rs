@@ -1,4 +1,4 @@
-//! A hash map of the kernel programs, typed.
+//! A typed hash map of the eBPF programs.
 
 use std::io;
 use std::marker::PhantomData;
@@ -11,7 +11,7 @@ use aya::maps::{Map, MapData};
 use super::DatapathError;
 use super::sys;
 
-/// One hash map. All operations take `&self`: the kernel orders them.
+/// One hash map. All operations take `&self`, because the kernel serializes them.
 pub(super) struct Table<K, V> {
     name: &'static str,
     map: MapData,
@@ -19,11 +19,11 @@ pub(super) struct Table<K, V> {
 }
 
 impl<K: Pod, V: Pod> Table<K, V> {
-    /// Takes a map over after checking that its sizes are those of the types.
+    /// Takes over a map after checking its key and value sizes.
     ///
     /// # Errors
     ///
-    /// [`DatapathError::Layout`] when the map is not there, no hash map, or of other sizes.
+    /// [`DatapathError::Layout`] if the map is missing, is no hash map, or has other sizes.
     pub(super) fn new(name: &'static str, map: Option<Map>) -> Result<Self, DatapathError> {
         let (Some(Map::HashMap(map)) | Some(Map::LruHashMap(map))) = map else {
             return Err(DatapathError::Layout { name });
@@ -57,7 +57,7 @@ impl<K: Pod, V: Pod> Table<K, V> {
         sys::update(self.map.fd().as_fd(), key, value, sys::ANY).map_err(|error| self.error(error))
     }
 
-    /// Writes a value unless the key is there; `false` if it was.
+    /// Writes a value unless the key exists; returns false if it does.
     pub(super) fn insert_new(&self, key: &K, value: &V) -> Result<bool, DatapathError> {
         match sys::update(self.map.fd().as_fd(), key, value, sys::NOEXIST) {
             Ok(()) => Ok(true),
@@ -66,7 +66,7 @@ impl<K: Pod, V: Pod> Table<K, V> {
         }
     }
 
-    /// Overwrites a value; does nothing if the key is not there.
+    /// Overwrites a value; does nothing without the key.
     pub(super) fn replace(&self, key: &K, value: &V) -> Result<(), DatapathError> {
         match sys::update(self.map.fd().as_fd(), key, value, sys::EXIST) {
             Err(error) if error.raw_os_error() != Some(libc::ENOENT) => Err(self.error(error)),
@@ -74,17 +74,17 @@ impl<K: Pod, V: Pod> Table<K, V> {
         }
     }
 
-    /// Removes a key; `false` if it was not there.
+    /// Removes a key; returns false if there was none.
     pub(super) fn remove(&self, key: &K) -> Result<bool, DatapathError> {
         sys::delete(self.map.fd().as_fd(), key).map_err(|error| self.error(error))
     }
 
-    /// Removes a key and returns its value, in one step.
+    /// Atomically removes a key and returns its value.
     pub(super) fn take(&self, key: &K) -> Result<Option<V>, DatapathError> {
         sys::take(self.map.fd().as_fd(), key).map_err(|error| self.error(error))
     }
 
-    /// Reads everything. Entries that come or go meanwhile may or may not be among it.
+    /// Reads all entries. Entries added or removed at the same time may be missing or present.
     pub(super) fn entries(&self) -> Result<Vec<(K, V)>, DatapathError> {
         sys::entries(self.map.fd().as_fd()).map_err(|error| self.error(error))
     }

@@ -1,13 +1,14 @@
-//! The traced set of programs: loaded when somebody traces, exchanged with the usual one, and back.
+//! The traced set of programs: loaded at the start of a trace in exchange for the usual set, and
+//! unloaded at its end.
 //!
 //! ```text
 //!  trace_start --> load HOST_TRACED over the same maps --> exchange the program of each hook
 //!  trace_stop  --> exchange back --> the traced set is unloaded
 //! ```
 //!
-//! Either all hooks have the programs of one set, or an error says which hook could not be exchanged
-//! and all of them keep the set that they had. A new attachment gets the programs of the set that is
-//! current. The next agent loads the usual set, and puts its programs into the links that it adopts.
+//! Either every hook runs the programs of one set, or an error names the hook whose exchange failed
+//! and every hook keeps its previous set. A new attachment gets its program from the current set.
+//! After a crash the next agent loads the usual set into the links that it adopts.
 
 use std::mem::swap;
 use std::time::Duration;
@@ -27,22 +28,22 @@ use super::link;
 use super::sys::{self, Watched};
 use super::{Datapath, DatapathError, convert, load_error, lock, map_error, object};
 
-/// How often the ring is looked at without a wake-up.
+/// Interval between checks of the ring without a wake-up.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What there is while the traced set is attached.
+/// State while the traced set is attached.
 pub(super) struct Traced {
-    /// The set that is attached otherwise.
+    /// The usual set, loaded but not attached.
     usual: Ebpf,
     filter: Array<MapData, Filter>,
     cpus: PerCpuArray<MapData, Cpu>,
 }
 
-/// The ring buffer `TRACE`.
+/// The ring buffer `TRACE`, not read yet.
 pub struct TraceRing(RingBuf<MapData>);
 
 impl TraceRing {
-    /// Starts the stream of its records. Must be called within a tokio runtime.
+    /// Starts the stream of the records. Must be called in a tokio runtime.
     ///
     /// # Errors
     ///
@@ -55,16 +56,16 @@ impl TraceRing {
     }
 }
 
-/// Stream of the records of the traced programs.
+/// Stream of the records that the traced programs write.
 pub struct TraceRecords {
     ring: AsyncFd<Watched<RingBuf<MapData>>>,
-    /// When the next look is due.
+    /// Time of the next check without a wake-up.
     due: Instant,
 }
 
 impl TraceRecords {
-    /// Waits for the next record, or for the moment when what was left out should be looked at, which
-    /// is `None`. Can be cancelled without losing a record.
+    /// Waits for the next record. Returns `None` when the caller should check
+    /// [`Datapath::trace_left_out`]. Cancel safe.
     ///
     /// # Errors
     ///
@@ -98,11 +99,11 @@ impl TraceRecords {
 }
 
 impl Datapath {
-    /// Attaches the traced programs in place of the usual ones. Takes as long as the verifier takes.
+    /// Exchanges the usual programs for the traced ones. Takes as long as the verifier does.
     ///
     /// # Errors
     ///
-    /// [`DatapathError::Load`], [`DatapathError::Attach`]; the usual programs stay attached.
+    /// [`DatapathError::Load`] or [`DatapathError::Attach`], and the usual programs stay attached;
     /// [`DatapathError::TracedAlready`].
     pub fn trace_start(&self, filter: &Filter) -> Result<TraceRing, DatapathError> {
         if lock(&self.inner.tracing).is_some() {
@@ -137,7 +138,7 @@ impl Datapath {
         Ok(TraceRing(ring))
     }
 
-    /// Tells other decisions from now on. Does nothing while nothing is traced.
+    /// Replaces the filter of the running trace. Does nothing without a trace.
     ///
     /// # Errors
     ///
@@ -149,7 +150,8 @@ impl Datapath {
         }
     }
 
-    /// How many decisions the programs have left out since the start of the trace.
+    /// Returns the number of decisions that the programs could not report since the start of the
+    /// trace.
     ///
     /// # Errors
     ///
@@ -166,11 +168,11 @@ impl Datapath {
         Ok(cpus.iter().map(|cpu| cpu.budget.left_out).sum())
     }
 
-    /// Attaches the usual programs again. Does nothing while nothing is traced.
+    /// Exchanges the traced programs for the usual ones. Does nothing without a trace.
     ///
     /// # Errors
     ///
-    /// [`DatapathError::Attach`]; the traced programs stay attached, and this may be called again.
+    /// [`DatapathError::Attach`]: the traced programs stay attached, and the caller may retry.
     pub fn trace_stop(&self) -> Result<(), DatapathError> {
         let mut tracing = lock(&self.inner.tracing);
         if let Some(traced) = tracing.as_mut() {
@@ -180,13 +182,13 @@ impl Datapath {
         Ok(())
     }
 
-    /// Whether the traced programs are attached.
+    /// Whether the traced programs are attached now.
     pub fn is_traced(&self) -> bool {
         lock(&self.inner.tracing).is_some()
     }
 
-    /// Puts another set of programs at every hook, and the current one in its place. Neither moves if
-    /// that fails.
+    /// Puts the programs of another set at every hook, and makes this set the current one. On
+    /// failure every hook keeps its program.
     fn exchange(&self, other: &mut Ebpf) -> Result<(), DatapathError> {
         let _hooks = lock(&self.inner.hooks);
         let attached = self.attachments();
@@ -196,7 +198,7 @@ impl Datapath {
                 continue;
             };
             if is_gone(attachment) {
-                // What is attached there is detached by whoever learns that the interface is gone.
+                // The code that learns of the deleted interface detaches its programs.
                 tracing::debug!(ifindex = attachment.ifindex, %error, "Nothing to exchange");
                 continue;
             }
@@ -216,7 +218,7 @@ impl Datapath {
         Ok(())
     }
 
-    /// Puts the program of the current set in the place of what is attached.
+    /// Puts the program of the current set in place of the attached one.
     fn exchange_at(&self, attachment: &Attachment) -> Result<(), DatapathError> {
         match attachment.hook {
             Hook::Filter => {
@@ -224,7 +226,8 @@ impl Datapath {
                     index: attachment.ifindex,
                     name: &attachment.interface,
                 };
-                // A filter whose qdisc somebody took away is made again from the current set.
+                // If another program has deleted the filter's qdisc, this adds the filter again
+                // from the current set.
                 self.attach_tc(attachment.program, interface, Make::Nothing)
                     .map(drop)
             }

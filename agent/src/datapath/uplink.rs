@@ -1,4 +1,4 @@
-//! Which hook an uplink's program gets: XDP or TC.
+//! Choice of the hook for `uplink`: XDP or TC.
 
 use linux::bpf::link::Interface;
 
@@ -8,15 +8,16 @@ use super::hook::{Hook, Program, UplinkHook};
 use super::{Datapath, DatapathError, driver};
 
 impl Datapath {
-    /// Attaches `uplink` to the hook that suits, and then detaches it from all others: a packet
-    /// that both see is restored once, because a restored one is left alone.
+    /// Attaches `uplink` to the suitable hook, and afterwards detaches it from all other hooks. A
+    /// packet that passes both hooks in between is restored once, because `uplink` ignores restored
+    /// packets.
     pub(super) fn attach_uplink_program(
         &self,
         interface: Interface<'_>,
         make: Make,
     ) -> Result<Option<Attached>, DatapathError> {
         if let Some(hook) = self.xdp_hook(interface) {
-            // An interface has one mode of XDP at a time.
+            // An interface has a single XDP mode at a time.
             self.detach_other_xdp(hook, interface)?;
             match self.attach_xdp(hook, interface) {
                 Ok(adopted) => {
@@ -36,7 +37,7 @@ impl Datapath {
         Ok(attached)
     }
 
-    /// Detaches `uplink` from all hooks but one.
+    /// Detaches `uplink` from all hooks except one.
     pub(super) fn detach_uplink_except(
         &self,
         hook: Option<Hook>,
@@ -49,7 +50,7 @@ impl Datapath {
         Ok(())
     }
 
-    /// The XDP hook to try, if one.
+    /// XDP hook to try first; `None` selects TC.
     fn xdp_hook(&self, interface: Interface<'_>) -> Option<Hook> {
         let suits = driver::suits_xdp(interface.name);
         let hook = match self.inner.uplink_hook {

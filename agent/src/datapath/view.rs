@@ -1,5 +1,5 @@
-//! Where the programs are now, and who comes before them: asked of the kernel, because others may
-//! have changed it.
+//! Current state of the attachments, read from the kernel because other programs may have changed
+//! them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
@@ -15,25 +15,25 @@ use super::{Datapath, DatapathError, link, lock};
 use crate::net::tc::{Filter, Parent, Qdisc, Side};
 use crate::net::xdp;
 
-/// An attached program, as the kernel has it.
+/// State of an attachment in the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HookView {
-    /// The program.
+    /// Program that the agent has attached.
     pub program: Program,
-    /// How it is attached.
+    /// Hook of the attachment.
     pub hook: Hook,
-    /// The side of the interface.
+    /// Direction of traffic that the program sees.
     pub side: Side,
-    /// The qdisc that its filter is on (`ingress`, `htb 1:`), if it is attached by a filter.
+    /// Qdisc of the filter (`ingress`, `htb 1:`); `None` unless the hook is [`Hook::Filter`].
     pub qdisc: Option<String>,
-    /// Who sees packets before it, in this order. Each of them may end a packet's way.
+    /// Programs and filters that see each packet earlier, in order. Each of them may drop a packet.
     pub before: Vec<String>,
-    /// Whether it is there; somebody may have taken it away.
+    /// False if another program has removed the attachment.
     pub is_there: bool,
 }
 
 impl Datapath {
-    /// Where the programs of this agent are, by interface.
+    /// Returns the attachments of this agent, by interface.
     ///
     /// # Errors
     ///
@@ -52,8 +52,8 @@ impl Datapath {
         Ok(hooks)
     }
 
-    /// Finds programs that somebody has taken off an interface, and forgets that they are attached.
-    /// The programs that are left stay.
+    /// Returns the programs that were removed from an interface by others, and drops them from the
+    /// agent's list. The remaining programs stay.
     ///
     /// # Errors
     ///
@@ -61,7 +61,7 @@ impl Datapath {
     pub fn lost(&self, ifindex: u32) -> Result<Vec<Program>, DatapathError> {
         let _hooks = lock(&self.inner.hooks);
         let mut lost = Vec::new();
-        // With an interface that is gone goes everything on it, which is nobody's doing.
+        // The programs of a deleted interface were not removed by anybody.
         if !exists(ifindex) {
             return Ok(lost);
         }
@@ -73,7 +73,7 @@ impl Datapath {
             let program = attachment.program;
             lock(&self.inner.attached).remove(&(program, ifindex));
             lost.push(program);
-            // A link that was detached by force cannot be used again.
+            // A link detached by force cannot be used again.
             match (attachment.hook, program) {
                 (Hook::Filter, _) => {}
                 (_, Program::Uplink) => self.unlink_uplink_except(None, ifindex)?,
@@ -83,8 +83,8 @@ impl Datapath {
         Ok(lost)
     }
 
-    /// Looks at all attachments: says once of each that others come before it, and returns the
-    /// interfaces that have lost one. To be run off the runtime.
+    /// Checks all attachments. Logs once per attachment the programs in front of it, and returns
+    /// the interfaces that have lost a program. Blocks; call it off the runtime.
     ///
     /// # Errors
     ///
@@ -103,7 +103,7 @@ impl Datapath {
         Ok(lost)
     }
 
-    /// Says once that others come before an attached program.
+    /// Logs once which programs see packets before an attached program.
     pub(super) fn warn_of_order(&self, attachment: &Attachment) {
         let key = (attachment.program, attachment.ifindex);
         if lock(&self.inner.warned).contains(&key) {
@@ -126,7 +126,7 @@ impl Datapath {
         );
     }
 
-    /// All qdiscs, where programs are attached by filters.
+    /// Returns all qdiscs if programs are attached by filters, otherwise none.
     fn qdiscs(&self) -> Result<Vec<Qdisc>, DatapathError> {
         match self.inner.hook {
             Hook::Filter => lock(&self.inner.filters)
@@ -136,13 +136,13 @@ impl Datapath {
         }
     }
 
-    /// Whether the kernel says that a program is not there.
+    /// True only if the kernel confirms that the program is not attached.
     fn is_gone(&self, attachment: &Attachment, qdiscs: &[Qdisc]) -> bool {
         let view = self.view(attachment, qdiscs);
         view.is_ok_and(|view| !view.is_there)
     }
 
-    /// The XDP program of somebody else on an interface.
+    /// Returns the name of an XDP program on the interface that is not this agent's.
     pub(super) fn foreign_xdp(&self, ifindex: u32) -> Option<String> {
         let id = xdp::program(ifindex).ok()??;
         (Some(id) != self.own_xdp()).then(|| format!("XDP program {}", label(id)))
@@ -172,7 +172,7 @@ impl Datapath {
         Ok(view)
     }
 
-    /// Programs before one at TCX; `None` if that is not there.
+    /// Programs in front of a TCX program; `None` if the program is not attached.
     fn before_tcx(&self, attachment: &Attachment) -> Result<Option<Vec<String>>, String> {
         let text = |error: &dyn Error| chain(error);
         let own = {
@@ -194,7 +194,7 @@ impl Datapath {
         Ok(Some(before.map(label).collect()))
     }
 
-    /// Filters before one; `None` if that is not there.
+    /// Filters in front of a filter; `None` if the filter does not exist.
     fn before_filter(
         &self,
         attachment: &Attachment,
@@ -210,7 +210,7 @@ impl Datapath {
         );
         let before = before.map_err(|error| chain(&error))?;
         let names = |filters: Vec<Filter>| {
-            // Some kinds tell of a filter in several parts.
+            // Some kinds report one filter in several parts.
             let mut names: Vec<String> = filters.iter().map(name_of_filter).collect();
             names.dedup();
             names
@@ -220,7 +220,7 @@ impl Datapath {
 }
 
 impl HookView {
-    /// That of a program that is not where it was attached.
+    /// The view of a program that is not attached.
     fn gone(attachment: &Attachment) -> Self {
         Self {
             program: attachment.program,
@@ -238,7 +238,7 @@ fn name_of(program: &ProgramInfo) -> String {
     format!("{} (program {})", name.unwrap_or("?"), program.id())
 }
 
-/// A program by its name, or by its number alone without the right to ask for more (`CAP_SYS_ADMIN`).
+/// Name of a program, or only its identifier without `CAP_SYS_ADMIN`.
 fn label(id: u32) -> String {
     let found = loaded_programs().flatten().find(|info| info.id() == id);
     found.map_or_else(|| format!("? (program {id})"), |info| name_of(&info))

@@ -1,8 +1,8 @@
-//! Programs attached by filters of qdiscs, where the kernel has no TCX.
+//! Attachment of programs by filters of qdiscs, for kernels without TCX.
 //!
-//! A filter has no link to pin. Its name tells whose it is (`name`), and it outlives the agent; the
-//! next one exchanges the program in it without a gap. Others may take the qdisc away, and the
-//! filter with it: [`crate::net::tc::Notices`] tells.
+//! A filter has no link to pin. Its name identifies the owner (`name`), and the filter outlives the
+//! agent; the next agent replaces the program in the filter without a gap. Other programs may
+//! delete the qdisc together with the filter; [`crate::net::tc::Notices`] reports that.
 
 mod name;
 mod place;
@@ -19,23 +19,23 @@ use place::{OWN_ROOT_NOQUEUE, Place};
 
 pub(super) use place::Qdiscs;
 
-/// Handle of our filters ("rc").
+/// Handle of our filters ("rc" in ASCII).
 const HANDLE: u32 = 0x7263;
-/// The least preference that our filters ask for at the ingress and on `clsact`: before all others.
+/// Lowest preference of our filters at the ingress and on `clsact`: before all other filters.
 const FIRST: u16 = 1;
-/// The same on a root qdisc: libvirt gives its own filters there 1 and 2, and the kernel refuses
-/// them if another kind has those.
+/// Lowest preference of our filters on a root qdisc. libvirt's own filters use 1 and 2 there, and
+/// the kernel refuses them if a filter of another kind has these preferences.
 const FIRST_AT_ROOT: u16 = 3;
-/// How often the qdiscs are looked at again because they have changed meanwhile.
+/// Attempts to add a filter while other programs change the qdiscs.
 const ATTEMPTS: usize = 5;
 
-/// Why a filter could not be made.
+/// Why a filter cannot be added.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum FilterError {
-    /// A qdisc of somebody else is in the way.
+    /// A qdisc of another owner blocks the filter; the text says what to do.
     #[error("{0}")]
     Taken(String),
-    /// The kernel refused it.
+    /// The kernel refused a request.
     #[error("{0}")]
     Refused(#[from] TcRefusal),
 }
@@ -46,24 +46,24 @@ impl From<io::Error> for FilterError {
     }
 }
 
-/// Whether qdiscs of ours may be made where they are needed.
+/// Whether the agent may add qdiscs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Make {
-    /// They may.
+    /// The agent adds the qdiscs that it needs.
     Qdiscs,
-    /// Only qdiscs that are there are used: somebody may be about to add one.
+    /// The agent uses existing qdiscs only, because libvirt may be about to add one.
     Nothing,
 }
 
-/// A filter that was made.
+/// Result of [`Filters::set`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Made {
     pub(super) parent: Parent,
-    /// Whether there was a filter of the same program.
+    /// Whether a filter of the same program existed before.
     pub(super) replaced: bool,
 }
 
-/// A filter of ours that was found.
+/// A filter of ours on an interface.
 pub(super) struct Found {
     pub(super) program: Program,
     parent: Parent,
@@ -71,7 +71,7 @@ pub(super) struct Found {
     is_old: bool,
 }
 
-/// The filters of one agent, in the network namespace that this was opened in.
+/// The filters of one agent in one network namespace.
 pub(super) struct Filters {
     tc: TrafficControl,
     names: Names,
@@ -85,8 +85,8 @@ impl Filters {
         })
     }
 
-    /// Makes the filter of a program, or exchanges the program in it; `None` if that takes a qdisc
-    /// that may not be made. Other filters of the program on this interface are removed.
+    /// Adds the filter of a program, or replaces the program in it. Returns `None` if that needs a
+    /// qdisc that may not be added. Removes other filters of the same program on this interface.
     pub(super) fn set(
         &mut self,
         program: Program,
@@ -124,8 +124,8 @@ impl Filters {
         Err(refusal.unwrap_or_else(gave_up).into())
     }
 
-    /// Removes the filters of programs on an interface, and qdiscs of ours that nobody needs any
-    /// more; returns whether there was one.
+    /// Removes the filters of the programs selected by `concerns` from an interface, and our qdiscs
+    /// that no filter uses any more. Returns true if there was a filter.
     pub(super) fn remove(
         &mut self,
         ifindex: u32,
@@ -144,7 +144,7 @@ impl Filters {
         Ok(removed)
     }
 
-    /// Filters of ours, on all interfaces.
+    /// Returns (program, interface) of all our filters.
     pub(super) fn all(&mut self) -> io::Result<BTreeSet<(Program, u32)>> {
         let all = self.tc.all_qdiscs()?;
         let interfaces: BTreeSet<u32> = all.iter().map(|qdisc| qdisc.ifindex).collect();
@@ -156,7 +156,7 @@ impl Filters {
         Ok(filters)
     }
 
-    /// Removes all filters and qdiscs of ours, from all interfaces; returns the number of filters.
+    /// Removes all our filters and qdiscs on all interfaces; returns the number of filters.
     pub(super) fn remove_all(&mut self) -> Result<usize, TcRefusal> {
         let filters = self.all()?;
         let interfaces: BTreeSet<u32> = filters.iter().map(|(_, ifindex)| *ifindex).collect();
@@ -167,7 +167,7 @@ impl Filters {
         Ok(filters.len())
     }
 
-    /// Removes root qdiscs of ours that have no filter, from all interfaces but these.
+    /// Deletes our root qdiscs without filters on all interfaces except these.
     pub(super) fn delete_empty_roots(&mut self, except: &[u32]) -> Result<usize, TcRefusal> {
         let all = self.tc.all_qdiscs()?;
         let mut deleted = 0;
@@ -179,7 +179,7 @@ impl Filters {
             let parent = Parent::Root {
                 handle: root.handle,
             };
-            // That of another agent has its filter.
+            // A root qdisc of another agent still has its filter.
             if self.tc.filters(root.ifindex, parent)?.is_empty() {
                 self.delete_root(root)?;
                 deleted += 1;
@@ -188,7 +188,8 @@ impl Filters {
         Ok(deleted)
     }
 
-    /// The filters that see packets before that of a program does; `None` if that is not at its place.
+    /// Returns the filters that see packets before the filter of a program; `None` if that filter
+    /// does not exist.
     pub(super) fn before(
         &mut self,
         program: Program,
@@ -196,7 +197,7 @@ impl Filters {
         parent: Parent,
         qdiscs: &Qdiscs,
     ) -> io::Result<Option<Vec<Filter>>> {
-        // The kernel takes an egress parent for the ingress side if the qdisc there is not `clsact`.
+        // Without `clsact` the kernel takes an egress parent as the ingress direction.
         if !qdiscs.parents().contains(&parent) {
             return Ok(None);
         }
@@ -208,12 +209,12 @@ impl Filters {
         let Some(place) = filters.iter().position(is_it) else {
             return Ok(None);
         };
-        // Other chains are gone to by filters of this one.
+        // Packets enter other chains only through filters of chain 0.
         let before = filters.into_iter().take(place);
         Ok(Some(before.filter(|filter| filter.chain == 0).collect()))
     }
 
-    /// The qdiscs of all interfaces.
+    /// Returns the qdiscs of all interfaces.
     pub(super) fn all_qdiscs(&mut self) -> io::Result<Vec<Qdisc>> {
         self.tc.all_qdiscs()
     }
@@ -222,7 +223,7 @@ impl Filters {
         Ok(Qdiscs::of(&self.tc.all_qdiscs()?, ifindex))
     }
 
-    /// Filters of ours on an interface.
+    /// Returns our filters on an interface.
     fn found(&mut self, ifindex: u32, qdiscs: &Qdiscs) -> io::Result<Vec<Found>> {
         let mut found = Vec::new();
         for parent in qdiscs.parents() {
@@ -240,7 +241,7 @@ impl Filters {
         Ok(found)
     }
 
-    /// Whether a TAP has the `clsact` that earlier versions gave it, and nobody else uses that.
+    /// Whether a TAP has the `clsact` that earlier versions added, without filters of other owners.
     fn is_old_clsact(&mut self, qdiscs: &Qdiscs, found: &[Found]) -> io::Result<bool> {
         let Some(clsact) = qdiscs.ingress.as_ref().filter(|it| it.kind == "clsact") else {
             return Ok(false);
@@ -300,8 +301,8 @@ impl Filters {
         })
     }
 
-    /// Removes a root qdisc of ours without filters of ours, and a qdisc at the ingress that has no
-    /// filter at all: it does nothing.
+    /// Deletes our root qdisc if it has no filter, and an ingress qdisc without any filter, which
+    /// has no effect.
     fn delete_unused(&mut self, ifindex: u32) -> Result<(), TcRefusal> {
         let qdiscs = self.qdiscs(ifindex)?;
         let mut at_ingress = 0;
@@ -332,7 +333,7 @@ impl Filters {
         }
     }
 
-    /// Removes a root qdisc of ours, and makes that again which it took the place of.
+    /// Deletes our root qdisc, and restores the `noqueue` that it replaced.
     fn delete_root(&mut self, root: &Qdisc) -> Result<(), TcRefusal> {
         unless_gone(self.tc.delete_qdisc(root))?;
         if root.handle == OWN_ROOT_NOQUEUE {
@@ -350,7 +351,7 @@ impl Filters {
     }
 }
 
-/// The least preference that nobody has.
+/// Lowest free preference.
 fn free_preference(parent: Parent, filters: &[Filter]) -> u16 {
     let first = match parent {
         Parent::Root { .. } => FIRST_AT_ROOT,
@@ -366,7 +367,7 @@ fn is(refusal: &TcRefusal, code: i32) -> bool {
     refusal.error.raw_os_error() == Some(code)
 }
 
-/// What is not there any more does not have to be removed.
+/// Treats a missing object as removed.
 fn unless_gone(outcome: Result<(), TcRefusal>) -> Result<(), TcRefusal> {
     match outcome {
         Err(refusal)

@@ -1,4 +1,4 @@
-//! Which filters are ours: by their names, which are free text and outlive the agent.
+//! Ownership of filters by their names, which are free text and outlive the agent.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -9,22 +9,22 @@ use aya::programs::loaded_programs;
 use super::super::hook::Program;
 use crate::net::tc::Filter;
 
-/// Longest name of a filter, bytes (`CLS_BPF_NAME_LEN`, with its end).
+/// Longest name of a filter in bytes (`CLS_BPF_NAME_LEN` less the final NUL).
 const LONGEST: usize = 255;
-/// A map that each of our programs uses.
+/// A map that each of our programs uses; identifies our programs.
 const COMMON_MAP: &str = "COUNTERS";
 
 /// Names of the filters of an agent with one pin root: `roamcast/gate /sys/fs/bpf/roamcast`. Agents
-/// with different roots leave each other's filters alone.
+/// with different roots ignore each other's filters.
 #[derive(Clone, Debug)]
 pub(super) struct Names(String);
 
-/// A filter of ours.
+/// Owner of a filter of ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Owned {
     pub(super) program: Program,
-    /// Whether it was made by a version that gave it the program's name alone. That version put
-    /// `clsact` on TAPs.
+    /// Whether an earlier version added the filter, with the name of the program alone. That
+    /// version added `clsact` to TAPs.
     pub(super) is_old: bool,
 }
 
@@ -41,7 +41,7 @@ impl Names {
         name
     }
 
-    /// Whose a filter is, if it is ours.
+    /// Returns the program and version of a filter if it is ours.
     pub(super) fn owner(&self, filter: &Filter) -> Option<Owned> {
         let found = filter.program.as_ref()?;
         if let Some(program) = Program::ALL
@@ -54,13 +54,13 @@ impl Names {
         let program = Program::ALL
             .into_iter()
             .find(|program| found.name == program.name())?;
-        // The name of a program alone may be anybody's.
+        // A bare program name may belong to any program.
         let is_old = true;
         is_of_roamcast(found.id?, program).then_some(Owned { program, is_old })
     }
 }
 
-/// Whether a program of the kernel is this one of some agent.
+/// Whether a loaded program is this program of an agent.
 fn is_of_roamcast(id: u32, program: Program) -> bool {
     let mut programs = loaded_programs().flatten();
     let Some(info) = programs.find(|info| info.id() == id) else {

@@ -1,4 +1,5 @@
-//! Where a filter goes on an interface without TCX: a decision by the qdiscs that are there.
+//! Chooses the filter list for a program on an interface without TCX, depending on the existing
+//! qdiscs.
 //!
 //! | side | qdisc there | TAP | any other port |
 //! |---|---|---|---|
@@ -9,24 +10,24 @@
 //! | egress | none but the kernel's own | HTB of ours at the root | `clsact` of ours |
 //! | egress | another one at the root | refused | refused |
 //!
-//! A TAP never gets `clsact` from the agent. libvirt sets a domain's `<bandwidth>` by deleting the
-//! qdisc `ingress` and the root qdisc, whosever they are, and adding its own ones; `clsact` stands
-//! in the way of `ingress` and is not deleted by it.
+//! The agent never adds `clsact` to a TAP. To set a domain's `<bandwidth>`, libvirt deletes the
+//! qdisc `ingress` and the root qdisc, whoever added them, and adds its own. A `clsact` is not
+//! deleted by that, and blocks the addition of `ingress`.
 
 use super::super::hook::Program;
 use crate::net::tc::{INGRESS, NewQdisc, Parent, Qdisc, ROOT, Side};
 
-/// Handle of a root qdisc of ours that took the place of the kernel's own one ("rc").
+/// Handle of our root qdisc in place of the kernel's default one ("rc").
 pub(super) const OWN_ROOT: u32 = 0x7263_0000;
-/// The same where there was `noqueue`, as libvirt makes it.
+/// Handle of our root qdisc in place of the `noqueue` that libvirt adds.
 pub(super) const OWN_ROOT_NOQUEUE: u32 = 0x7264_0000;
-/// Packets that a root qdisc of ours has room for; a TAP takes them at once.
+/// Queue length of our root qdisc in packets; a TAP accepts each packet at once.
 const QUEUE: u32 = 1000;
-/// Qdiscs that let a packet on which no filter decides go where it would go without filters. Others
-/// (`fq_codel`, `sfq`) drop it.
+/// Qdiscs that pass a packet as without filters if no filter decides. Others (`fq_codel`, `sfq`)
+/// drop the packet.
 const CLASSFUL: [&str; 3] = ["htb", "hfsc", "prio"];
 
-/// The qdiscs of one interface that matter.
+/// Ingress and root qdisc of one interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(in crate::datapath) struct Qdiscs {
     pub(in crate::datapath) root: Option<Qdisc>,
@@ -34,7 +35,7 @@ pub(in crate::datapath) struct Qdiscs {
 }
 
 impl Qdiscs {
-    /// Those of an interface, among all.
+    /// Selects the qdiscs of an interface from all qdiscs.
     pub(in crate::datapath) fn of(all: &[Qdisc], ifindex: u32) -> Self {
         let at = |parent| {
             let mut found = all.iter();
@@ -48,7 +49,7 @@ impl Qdiscs {
         }
     }
 
-    /// All lists of filters.
+    /// Returns all filter lists of the interface.
     pub(super) fn parents(&self) -> Vec<Parent> {
         let ingress = match kind(self.ingress.as_ref()) {
             "clsact" => vec![Parent::Clsact(Side::Ingress), Parent::Clsact(Side::Egress)],
@@ -66,7 +67,7 @@ impl Qdiscs {
         })
     }
 
-    /// The root qdisc, if it is ours.
+    /// Returns the root qdisc if the agent added it.
     pub(super) fn own_root(&self) -> Option<&Qdisc> {
         let root = self.root.as_ref()?;
         let is_ours = root.kind == "htb" && [OWN_ROOT, OWN_ROOT_NOQUEUE].contains(&root.handle);
@@ -74,18 +75,18 @@ impl Qdiscs {
     }
 }
 
-/// Where a filter goes.
+/// Decision about the filter of a program.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Place {
-    /// Into this list.
+    /// The filter goes into this existing list.
     At(Parent),
-    /// Into a list of this qdisc, which is to be made.
+    /// The filter needs this qdisc, to be added first.
     Make(NewQdisc),
-    /// Nowhere: a qdisc of somebody else has no room for it. What to do about it.
+    /// A qdisc of another owner has no room for the filter; the text says what to do.
     Taken(String),
 }
 
-/// Decides where the filter of a program goes.
+/// Decides where the filter of a program belongs.
 pub(super) fn place(program: Program, interface: &str, qdiscs: &Qdiscs) -> Place {
     let side = program.side();
     match (kind(qdiscs.ingress.as_ref()), side) {
