@@ -1,5 +1,5 @@
-//! Kernel and userspace make the same of the same frames: the corpus of captured ones, and
-//! generated ones, valid and broken.
+//! Kernel and userspace agree on the same frames: a corpus of captured frames, and generated
+//! frames, valid and broken.
 #![allow(
     clippy::expect_used,
     clippy::panic,
@@ -30,7 +30,7 @@ use proptest::test_runner::{Config, TestRunner};
 use store::{MemoryStore, meaning};
 use support::{IFINDEX, Kernel, PASS};
 
-/// Both sides, with all that they were given so far.
+/// Both implementations, with everything that they received so far.
 struct Pair {
     kernel: Kernel,
     store: MemoryStore,
@@ -46,14 +46,14 @@ impl Pair {
         })
     }
 
-    /// Gives a frame to both and compares what they then know and have counted.
+    /// Feeds a frame to both, and compares the resulting state and counters.
     fn feed(&mut self, name: &str, bytes: &[u8]) {
         let unfinished = self.kernel.counter(Counter::Unfinished);
         let before = (self.kernel.counted(), self.store.counters.clone());
         self.kernel.snoop(bytes);
         self.kernel.events();
         if self.kernel.counter(Counter::Unfinished) > unfinished {
-            // Nothing to compare: it becomes userspace's alone.
+            // Nothing to compare: the kernel passes this frame to userspace.
             return;
         }
         self.now_ns += 1_000_000;
@@ -156,7 +156,7 @@ fn any_frame() -> impl Strategy<Value = Vec<u8>> {
         .prop_map(|(code, v2)| Frame::query("::", code, v2));
     let message = prop_oneof![6 => records, 2 => v1, 1 => query];
     let vlan = prop_oneof![4 => Just(None), 1 => any::<u16>().prop_map(Some)];
-    // In the body before the checksum, and anywhere after it.
+    // Positions in the body before the checksum, and anywhere after it.
     let change = prop::option::weighted(0.2, (any::<prop::sample::Index>(), any::<u8>()));
     (
         message,
@@ -183,7 +183,7 @@ fn any_frame() -> impl Strategy<Value = Vec<u8>> {
         })
 }
 
-/// Frames into a TAP: what is counted, and what is recorded.
+/// Frames into a TAP: counts and records.
 #[test]
 fn gate_reads_any_frame_as_userspace_does() {
     let Some(gated) = Gated::load() else {
@@ -215,7 +215,7 @@ fn gate_reads_any_frame_as_userspace_does() {
                 frame[place] = byte;
             }
             if kind == 3 {
-                // Test-run takes no frame that ends in the IPv6 header.
+                // Program test-run refuses frames that end in the IPv6 header.
                 frame.truncate(54 + end.index(frame.len() - 53));
             }
             let mut gated = gated.borrow_mut();

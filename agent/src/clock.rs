@@ -1,4 +1,4 @@
-//! The clock of the kernel programs' timestamps: `CLOCK_MONOTONIC` (`bpf_ktime_get_ns`).
+//! The clock of the eBPF programs' timestamps: `CLOCK_MONOTONIC` (`bpf_ktime_get_ns`).
 
 use nix::time::{ClockId, clock_gettime};
 

@@ -1,4 +1,4 @@
-//! The VM's NICs: which there are, and which of them is likely to be the active one.
+//! The NICs of the VM, ordered by the likelihood of being the active one.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -10,17 +10,17 @@ use netlink_packet_route::route::RouteAttribute;
 
 pub use linux::interface::Interface;
 
-/// Name of the device that carries the HoA: one end of a veth pair.
+/// Name of the device that has the HoA as its address: one end of a veth pair.
 pub const MAT_DEVICE: &str = "mat0";
 /// Name of the other end of the veth pair.
 pub const MAT_DEVICE_END: &str = "mat0-end";
 
-/// All Ethernet NICs, the likeliest to be active first: one with a default route, then one with
-/// a global address, then by index. `mat0` is none.
+/// Returns all Ethernet NICs except `mat0`: first those that are up, then those with a default
+/// route, then those with a global address, then by index.
 ///
 /// # Errors
 ///
-/// What the kernel says.
+/// The error of the kernel.
 pub fn list(netlink: &mut Netlink) -> io::Result<Vec<Interface>> {
     let mut interfaces: Vec<Interface> = netlink
         .links()?
@@ -45,7 +45,7 @@ fn default_routes(netlink: &mut Netlink) -> io::Result<BTreeSet<u32>> {
     let routes = netlink.ipv6_routes()?.into_iter();
     Ok(routes
         .filter(|route| route.header.destination_prefix_length == 0)
-        // An unreachable default route, which every namespace has, has no gateway.
+        // The unreachable default route of every namespace has no gateway.
         .filter(|route| {
             let gateway = |it: &RouteAttribute| matches!(it, RouteAttribute::Gateway(_));
             route.attributes.iter().any(gateway)

@@ -1,4 +1,4 @@
-//! The kernel programs and their maps, without any interface.
+//! The eBPF programs and their maps, loaded without an interface.
 
 #![allow(
     clippy::panic,
@@ -24,49 +24,49 @@ use common::trace::Filter;
 use roamcast::datapath::object;
 use roamcast::proto::Stream;
 
-/// Verdict "go on", `TC_ACT_UNSPEC`.
+/// Verdict "continue", `TC_ACT_UNSPEC`.
 pub const PASS: i32 = -1;
 /// Verdict "drop", `TC_ACT_SHOT`.
 pub const SHOT: i32 = 2;
-/// Interface that program test-run lets a frame come in by: the loopback.
+/// Interface on which program test-run lets a frame arrive: the loopback.
 pub const IFINDEX: u32 = 1;
-/// Where `struct __sk_buff` holds the mark.
+/// Offset of the mark in `struct __sk_buff`.
 const MARK: std::ops::Range<usize> = 8..12;
-/// The same, for [`Kernel::run_in`].
+/// Offset of the mark, for [`Kernel::run_in`].
 pub const CONTEXT_MARK: usize = MARK.start;
-/// Where it holds the interface.
+/// Offset of the interface index in `struct __sk_buff`.
 pub const CONTEXT_IFINDEX: usize = 40;
-/// Where it holds the number of packets that the frame aggregates.
+/// Offset of the number of packets that the frame aggregates.
 pub const CONTEXT_SEGMENTS: usize = 164;
-/// Where it holds their size.
+/// Offset of the size of these packets.
 pub const CONTEXT_SEGMENT_BYTES: usize = 176;
 /// `sizeof(struct __sk_buff)`.
 const SKB_BYTES: usize = 192;
 
-/// All programs, loaded anew, with one generously limited port.
+/// All programs, newly loaded, with one port that has generous limits.
 pub struct Kernel {
     ebpf: Ebpf,
 }
 
 impl Kernel {
-    /// Loads the programs; `None`, with a printed reason, where that is not permitted.
+    /// Loads the programs; prints the reason and returns `None` if the system does not permit it.
     pub fn load() -> Option<Self> {
         Self::load_with(&[])
     }
 
-    /// The same, with maps of another capacity.
+    /// Like [`Self::load`], with other map capacities.
     pub fn load_with(capacities: &[(&'static str, u32)]) -> Option<Self> {
         Self::load_object(object::HOST, capacities)
     }
 
-    /// The programs that tell their decisions, by a filter that tells nothing yet.
+    /// Loads the traced programs, with a filter that reports nothing yet.
     pub fn load_traced() -> Option<Self> {
         let mut kernel = Self::load_object(object::HOST_TRACED, &[])?;
         kernel.set_array("TRACE_FILTER", 0, Filter::NOTHING);
         Some(kernel)
     }
 
-    /// The same, by a filter that looks at every decision and lets none through.
+    /// Loads the traced programs, with a filter that examines every decision and passes none.
     pub fn load_traced_in_vain() -> Option<Self> {
         let mut kernel = Self::load_traced()?;
         let filter = Filter {
@@ -105,7 +105,7 @@ impl Kernel {
         Some(kernel)
     }
 
-    /// Instructions that the verifier has walked, by program.
+    /// Returns the instructions that the verifier has walked, by program.
     pub fn verified_instructions(&self) -> Vec<(String, u32)> {
         self.ebpf
             .programs()
@@ -119,7 +119,7 @@ impl Kernel {
             .collect()
     }
 
-    /// Bytes of instructions after verification, by program.
+    /// Returns the bytes of instructions after verification, by program.
     pub fn translated_bytes(&self) -> BTreeMap<String, u32> {
         self.ebpf
             .programs()
@@ -130,7 +130,7 @@ impl Kernel {
             .collect()
     }
 
-    /// Whether the object has a map.
+    /// Whether the object has a map of this name.
     pub fn has_map(&self, name: &str) -> bool {
         self.ebpf.map(name).is_some()
     }
@@ -140,7 +140,7 @@ impl Kernel {
         self.limit_port(IFINDEX, listeners, sources, reports_per_second);
     }
 
-    /// Sets the limits of any port.
+    /// Sets the limits of the port with this index.
     pub fn limit_port(
         &mut self,
         ifindex: u32,
@@ -161,22 +161,22 @@ impl Kernel {
             .unwrap();
     }
 
-    /// Takes the port away.
+    /// Removes the port.
     pub fn forget_port(&mut self) {
         self.map::<u32, Port>("PORTS").remove(&IFINDEX).unwrap();
     }
 
-    /// Watches an address for packets after a moment.
+    /// Watches an address for packets from a time on.
     pub fn manage(&mut self, address: &str, watch_since_ns: u64) {
         self.manage_as(address, watch_since_ns, Origins::Native);
     }
 
-    /// Watches an address that may have so many flows.
+    /// Watches an address that may have at most this many flows.
     pub fn manage_with(&mut self, address: &str, max_flows: u16) {
         self.manage_value(address, Managed::new(0, Origins::Native, max_flows));
     }
 
-    /// Watches an address for packets after a moment, with the origins that pass.
+    /// Watches an address for packets from a time on, with the origins that pass.
     pub fn manage_as(&mut self, address: &str, watch_since_ns: u64, origins: Origins) {
         self.manage_value(address, Managed::new(watch_since_ns, origins, u16::MAX));
     }
@@ -195,7 +195,7 @@ impl Kernel {
         self.run("snoop", frame).0
     }
 
-    /// Runs `snoop`; returns the verdict and the mark that the frame then has.
+    /// Runs `snoop`; returns the verdict and the resulting mark of the frame.
     pub fn snoop_mark(&mut self, frame: &[u8]) -> (i32, u32) {
         self.run("snoop", frame)
     }
@@ -205,12 +205,12 @@ impl Kernel {
         self.run("uplink", frame).0
     }
 
-    /// Runs `snoop` on a frame again and again; returns the time of all runs together.
+    /// Runs `snoop` on a frame repeatedly; returns the total time.
     pub fn snoop_repeatedly(&mut self, frame: &[u8], repeat: u32) -> Duration {
         self.repeatedly("snoop", frame, repeat)
     }
 
-    /// Runs any program on a frame again and again; returns the time of all runs together.
+    /// Runs a program on a frame repeatedly; returns the total time.
     pub fn repeatedly(&mut self, name: &str, frame: &[u8], repeat: u32) -> Duration {
         let options = TestRunOptions {
             data_in: Some(frame),
@@ -220,7 +220,7 @@ impl Kernel {
         self.test_run(name, options).duration * repeat
     }
 
-    /// Runs any program; returns what it returns, and the frame as it leaves it.
+    /// Runs a program; returns its result and the resulting frame.
     pub fn run_frame(&mut self, name: &str, frame: &[u8]) -> (i32, Vec<u8>) {
         let mut out = vec![0; frame.len()];
         let options = TestRunOptions {
@@ -233,7 +233,7 @@ impl Kernel {
         (result.return_value.cast_signed(), out)
     }
 
-    /// Runs any program on a frame with these fields of its context; returns what it returns.
+    /// Runs a program on a frame with these context fields; returns its result.
     pub fn run_in(&mut self, name: &str, frame: &[u8], context: &[(usize, u32)]) -> i32 {
         let mut bytes = [0; SKB_BYTES];
         for (offset, value) in context {
@@ -260,7 +260,7 @@ impl Kernel {
         .unwrap_or_else(|error| panic!("Cannot run {name}: {error:?}"))
     }
 
-    /// Descriptor of a program.
+    /// Returns the descriptor of a program.
     pub fn program_fd(&mut self, name: &str) -> std::os::fd::RawFd {
         program(&mut self.ebpf, name)
             .fd()
@@ -269,19 +269,19 @@ impl Kernel {
             .as_raw_fd()
     }
 
-    /// Writes an entry of any hash map.
+    /// Writes an entry of a hash map.
     pub fn insert<K: aya::Pod, V: aya::Pod>(&mut self, map: &str, key: K, value: V) {
         self.map(map).insert(key, value, 0).unwrap();
     }
 
-    /// Writes an element of any array.
+    /// Writes an element of an array.
     pub fn set_array<V: aya::Pod>(&mut self, map: &str, index: u32, value: V) {
         let map = self.ebpf.map_mut(map).unwrap();
         let mut array: Array<&mut MapData, V> = map.try_into().unwrap();
         array.set(index, value, 0).unwrap();
     }
 
-    /// Removes all entries of any hash map.
+    /// Removes all entries of a hash map.
     pub fn clear<K: aya::Pod, V: aya::Pod>(&mut self, map: &str) {
         for (key, _) in self.read::<K, V>(map) {
             self.map::<K, V>(map).remove(&key).unwrap();
@@ -295,7 +295,7 @@ impl Kernel {
             .unwrap();
     }
 
-    /// Memory that the kernel accounts to a map, bytes.
+    /// Returns the memory that the kernel accounts to a map, bytes.
     pub fn memory(&self, map: &str) -> u64 {
         let aya::maps::Map::HashMap(data) = self.ebpf.map(map).unwrap() else {
             panic!("{map} is not a hash map");
@@ -307,22 +307,22 @@ impl Kernel {
             .unwrap_or(0)
     }
 
-    /// Puts a listener into the map as the program would.
+    /// Writes a listener into the map as the program would.
     pub fn insert_listener(&mut self, key: ListenerKey, value: Listener) {
         self.map("LISTENERS").insert(key, value, 0).unwrap();
     }
 
-    /// `LISTENERS`.
+    /// Returns the entries of `LISTENERS`.
     pub fn listeners(&mut self) -> Vec<(ListenerKey, Listener)> {
         self.read("LISTENERS")
     }
 
-    /// `LISTENER_SOURCES`.
+    /// Returns the entries of `LISTENER_SOURCES`.
     pub fn sources(&mut self) -> Vec<(SourceKey, Source)> {
         self.read("LISTENER_SOURCES")
     }
 
-    /// `STREAMS`, and what `RELAY_FLOWS` says of the same flows and of others.
+    /// Returns `STREAMS`, merged with the usage in `RELAY_FLOWS`.
     pub fn streams(&mut self) -> Vec<(StreamKey, Stream)> {
         let mut streams: BTreeMap<StreamKey, Stream> = BTreeMap::new();
         for (key, usage) in self.read("STREAMS") {
@@ -336,37 +336,37 @@ impl Kernel {
         streams.into_iter().collect()
     }
 
-    /// `QUERIER`.
+    /// Returns the entries of `QUERIER`.
     pub fn queriers(&mut self) -> Vec<(QuerierKey, Querier)> {
         self.read("QUERIER")
     }
 
-    /// `PORT_USAGE` of the port.
+    /// Returns `PORT_USAGE` of the port.
     pub fn usage(&mut self) -> PortUsage {
         self.usage_of(IFINDEX)
     }
 
-    /// `PORT_USAGE` of any port.
+    /// Returns `PORT_USAGE` of the port with this index.
     pub fn usage_of(&mut self, ifindex: u32) -> PortUsage {
         self.map::<u32, PortUsage>("PORT_USAGE")
             .get(&ifindex, 0)
             .unwrap()
     }
 
-    /// One counter.
+    /// Returns one counter, summed over the CPUs.
     pub fn counter(&mut self, counter: Counter) -> u64 {
         let map = self.ebpf.map("COUNTERS").unwrap();
         let counters = PerCpuArray::<_, u64>::try_from(map).unwrap();
         counters.get(&(counter as u32), 0).unwrap().iter().sum()
     }
 
-    /// The first entry of any per-CPU array, of each CPU.
+    /// Returns the first entry of a per-CPU array, one value per CPU.
     pub fn per_cpu<V: aya::Pod>(&mut self, map: &str) -> Vec<V> {
         let array = PerCpuArray::<_, V>::try_from(self.ebpf.map(map).unwrap()).unwrap();
         array.get(&0, 0).unwrap().iter().copied().collect()
     }
 
-    /// All counters that are not zero.
+    /// Returns all counters that are not zero.
     pub fn counted(&mut self) -> Vec<(Counter, u64)> {
         Counter::ALL
             .iter()
@@ -375,12 +375,12 @@ impl Kernel {
             .collect()
     }
 
-    /// Takes the events that wait; returns their kinds.
+    /// Takes the waiting events; returns their kinds.
     pub fn events(&mut self) -> Vec<u32> {
         self.records().iter().map(|record| kind(record)).collect()
     }
 
-    /// Takes the events that wait; returns the frames that were handed over.
+    /// Takes the waiting events; returns the frames of unfinished Reports.
     pub fn unfinished(&mut self) -> Vec<Vec<u8>> {
         self.records()
             .iter()
@@ -397,7 +397,7 @@ impl Kernel {
         self.ring("EVENTS")
     }
 
-    /// Takes the records that wait in any ring buffer.
+    /// Takes the waiting records of a ring buffer.
     pub fn ring(&mut self, map: &str) -> Vec<Vec<u8>> {
         let map = self.ebpf.map_mut(map).unwrap();
         let mut ring = RingBuf::try_from(map).unwrap();
@@ -424,22 +424,22 @@ impl Kernel {
         (result.return_value.cast_signed(), mark)
     }
 
-    /// Takes a map away, for a thread of its own.
+    /// Moves a map out, for use on another thread.
     pub fn take_map(&mut self, name: &str) -> aya::maps::Map {
         self.ebpf.take_map(name).unwrap()
     }
 
-    /// One entry of any hash map.
+    /// Returns one entry of a hash map.
     pub fn entry<K: aya::Pod, V: aya::Pod>(&mut self, map: &str, key: K) -> Option<V> {
         self.map(map).get(&key, 0).ok()
     }
 
-    /// Removes an entry of any hash map.
+    /// Removes an entry of a hash map.
     pub fn remove<K: aya::Pod, V: aya::Pod>(&mut self, map: &str, key: K) {
         self.map::<K, V>(map).remove(&key).unwrap();
     }
 
-    /// The first entries of any array.
+    /// Returns the first entries of an array.
     pub fn array<V: aya::Pod>(&mut self, map: &str, count: u32) -> Vec<V> {
         let array: Array<_, V> = self.ebpf.map(map).unwrap().try_into().unwrap();
         (0..count)
@@ -451,7 +451,7 @@ impl Kernel {
         HashMap::try_from(self.ebpf.map_mut(name).unwrap()).unwrap()
     }
 
-    /// All entries of any hash map.
+    /// Returns all entries of a hash map.
     pub fn read<K: aya::Pod, V: aya::Pod>(&mut self, name: &str) -> Vec<(K, V)> {
         self.map(name).iter().map(Result::unwrap).collect()
     }

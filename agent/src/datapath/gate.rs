@@ -169,7 +169,7 @@ fn splits(ifindex: u32) -> u32 {
 
 impl Datapath {
     /// Numbers the frames that enter a TAP, starting at 1, and records the multicast ones, for
-    /// [`RECORD_LEASE`] unless renewed. Returns the slot of the records. A second call starts anew.
+    /// [`RECORD_LEASE`] unless renewed. Returns the slot of the records. A second call restarts the gate.
     /// With `probes`, `gate` sends a probe before each recorded frame, if that [is
     /// possible](Self::takes_probes).
     ///
@@ -202,7 +202,7 @@ impl Datapath {
     }
 
     /// Holds the multicast frames on their way into a TAP, for [`HOLD_LEASE`] unless renewed.
-    /// [`Datapath::held`] returns the frames. A second call starts anew.
+    /// [`Datapath::held`] returns the frames. A second call restarts the gate.
     ///
     /// # Errors
     ///

@@ -89,7 +89,7 @@ struct Shared {
 
 impl Shared {
     fn emit(&self, event: HypervisorEvent) {
-        // The send fails if the agent is stopping and the receiver is gone.
+        // Fails only if the agent is stopping and has dropped the receiver.
         let _ = self.events.send(event);
     }
 

@@ -5,8 +5,8 @@
 //! ```
 //!
 //! libvirt carries the metadata to the destination of a migration and passes it to the hook there
-//! before the migration begins. The destination thus learns the source's agent when somebody other
-//! than an agent started the migration.
+//! before the migration begins. The destination thus learns the source's agent even if another
+//! libvirt client started the migration.
 
 use super::domain_xml::DomainXmlError;
 use crate::proto::DomainUuid;

@@ -32,7 +32,7 @@ pub trait Hypervisor: Send + Sync {
     /// Starts a live migration. [`HypervisorEvent::MigrationEnded`] always follows.
     fn migrate(&self, request: MigrateRequest);
 
-    /// Follows a live migration that somebody else has started or is about to start.
+    /// Follows a live migration that another libvirt client has started or is about to start.
     /// [`HypervisorEvent::MigrationEnded`] always follows, even if there is no migration.
     fn follow(&self, uuid: DomainUuid);
 

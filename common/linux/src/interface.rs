@@ -1,4 +1,4 @@
-//! Interfaces with their addresses and routes, as the kernel lists them.
+//! Interfaces with their addresses and routes, read by rtnetlink.
 
 use std::io;
 use std::net::{IpAddr, Ipv6Addr};
@@ -15,18 +15,18 @@ use crate::netlink::{Netlink, RequestError};
 /// An Ethernet interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Interface {
-    /// Its index.
+    /// Index in the network namespace.
     pub ifindex: u32,
-    /// Its name.
+    /// Name at the time of the dump (`IFLA_IFNAME`).
     pub name: String,
-    /// Its Ethernet address.
+    /// Ethernet address (`IFLA_ADDRESS`).
     pub mac: [u8; 6],
-    /// Whether it is up.
+    /// Whether the interface is administratively up (`IFF_UP`).
     pub up: bool,
 }
 
 impl Interface {
-    /// Reads a link; `None` for the loopback and for what is not Ethernet.
+    /// Converts a link; `None` for the loopback and for links other than Ethernet.
     pub fn of(link: &LinkMessage) -> Option<Self> {
         let is_ethernet = link.header.link_layer_type == LinkLayerType::Ether;
         if !is_ethernet || link.header.flags.contains(LinkFlags::Loopback) {
@@ -42,11 +42,11 @@ impl Interface {
 }
 
 impl Netlink {
-    /// All interfaces.
+    /// Returns all interfaces of the network namespace.
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// The error of the kernel.
     pub fn links(&mut self) -> io::Result<Vec<LinkMessage>> {
         let answers = self.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
         let links = answers.into_iter().filter_map(|answer| match answer {
@@ -56,11 +56,11 @@ impl Netlink {
         Ok(links.collect())
     }
 
-    /// One interface.
+    /// Returns one interface.
     ///
     /// # Errors
     ///
-    /// [`RequestError`], for instance because the interface is gone.
+    /// [`RequestError`], for instance because the interface does not exist.
     pub fn link(&mut self, ifindex: u32) -> Result<LinkMessage, RequestError> {
         let mut request = LinkMessage::default();
         request.header.index = ifindex;
@@ -70,11 +70,11 @@ impl Netlink {
         }
     }
 
-    /// The IPv6 addresses of all interfaces.
+    /// Returns the IPv6 addresses of all interfaces.
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// The error of the kernel.
     pub fn ipv6_addresses(&mut self) -> io::Result<Vec<AddressMessage>> {
         let mut request = AddressMessage::default();
         request.header.family = AddressFamily::Inet6;
@@ -86,11 +86,11 @@ impl Netlink {
         Ok(addresses.collect())
     }
 
-    /// The IPv6 routes of all tables.
+    /// Returns the IPv6 routes of all tables.
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// The error of the kernel.
     pub fn ipv6_routes(&mut self) -> io::Result<Vec<RouteMessage>> {
         let mut request = RouteMessage::default();
         request.header.address_family = AddressFamily::Inet6;
@@ -103,7 +103,7 @@ impl Netlink {
     }
 }
 
-/// The name of a link.
+/// Returns the name of a link (`IFLA_IFNAME`).
 pub fn name(link: &LinkMessage) -> Option<&str> {
     link.attributes.iter().find_map(|it| match it {
         LinkAttribute::IfName(name) => Some(name.as_str()),
@@ -111,7 +111,7 @@ pub fn name(link: &LinkMessage) -> Option<&str> {
     })
 }
 
-/// The Ethernet address of a link.
+/// Returns the Ethernet address of a link (`IFLA_ADDRESS`).
 pub fn mac(link: &LinkMessage) -> Option<[u8; 6]> {
     link.attributes.iter().find_map(|it| match it {
         LinkAttribute::Address(mac) => mac.as_slice().try_into().ok(),
@@ -119,7 +119,8 @@ pub fn mac(link: &LinkMessage) -> Option<[u8; 6]> {
     })
 }
 
-/// What a link says of its kind and, as a port, of its controller's kind.
+/// Returns the attributes in `IFLA_LINKINFO`: the kind of the link and, for a port, the kind of its
+/// controller.
 pub fn info(link: &LinkMessage) -> impl Iterator<Item = &LinkInfo> {
     let infos = link.attributes.iter().filter_map(|it| match it {
         LinkAttribute::LinkInfo(info) => Some(info),
@@ -128,7 +129,7 @@ pub fn info(link: &LinkMessage) -> impl Iterator<Item = &LinkInfo> {
     infos.flatten()
 }
 
-/// The kind of a link (`IFLA_INFO_KIND`).
+/// Returns the kind of a link (`IFLA_INFO_KIND`).
 pub fn kind(link: &LinkMessage) -> Option<&InfoKind> {
     info(link).find_map(|it| match it {
         LinkInfo::Kind(kind) => Some(kind),
@@ -136,7 +137,7 @@ pub fn kind(link: &LinkMessage) -> Option<&InfoKind> {
     })
 }
 
-/// The address that a message is about, if IPv6.
+/// Returns the IPv6 address of a message; `None` for another address family.
 pub fn ipv6_address(message: &AddressMessage) -> Option<Ipv6Addr> {
     message.attributes.iter().find_map(|it| match it {
         AddressAttribute::Address(IpAddr::V6(address)) => Some(*address),
@@ -144,7 +145,7 @@ pub fn ipv6_address(message: &AddressMessage) -> Option<Ipv6Addr> {
     })
 }
 
-/// The flags of an address; the header has room for the first eight only.
+/// Returns the flags of an address from its attribute; the header holds only the first eight flags.
 pub fn address_flags(message: &AddressMessage) -> AddressFlags {
     let flags = message.attributes.iter().find_map(|it| match it {
         AddressAttribute::Flags(flags) => Some(*flags),

@@ -1,14 +1,14 @@
-//! What the programs of Roamcast ask of a Linux host.
+//! Access to the Linux kernel that Roamcast's programs share.
 //!
 //! | module | does |
 //! |---|---|
-//! | [`bpf`] | pins, links and records of kernel programs |
-//! | [`interface`] | interfaces with their addresses and routes |
-//! | [`netlink`] | requests to the kernel's routing tables and links, and notices of changes |
+//! | [`bpf`] | pins, links and ring buffer records of eBPF programs |
+//! | [`interface`] | reads interfaces with their addresses and routes |
+//! | [`netlink`] | sends rtnetlink requests, and receives notices of changes |
 //! | [`packet_socket`] | sends and receives frames of one interface |
-//! | [`multicast`] | joins multicast addresses from some sources |
-//! | [`random`] | random numbers |
-//! | [`socket_option`] | sets what the socket crates do not |
+//! | [`multicast`] | joins multicast addresses with source filters |
+//! | [`random`] | returns random numbers of the kernel |
+//! | [`socket_option`] | sets socket options that the socket crates lack |
 
 #[cfg(feature = "bpf")]
 pub mod bpf;

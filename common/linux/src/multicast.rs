@@ -1,5 +1,5 @@
-//! Source filters of a socket: the protocol-independent options of RFC 3678 §5, which no crate has for
-//! IPv6.
+//! Multicast source filters of a socket: the protocol-independent options of RFC 3678 §5, which no
+//! crate offers for IPv6.
 //!
 //! ```text
 //! struct group_source_req  { u32 ifindex, pad[4], sockaddr_storage address, sockaddr_storage source }
@@ -22,16 +22,16 @@ const MCAST_EXCLUDE: u32 = 0;
 const MCAST_INCLUDE: u32 = 1;
 const IPV6_MULTICAST_ALL: libc::c_int = 29;
 
-/// `struct sockaddr_storage`.
+/// Length of `struct sockaddr_storage`, bytes.
 const ADDRESS_BYTES: usize = size_of::<libc::sockaddr_storage>();
-/// Where the address stands in a `struct sockaddr_in6`: behind family, port and flow information.
+/// Offset of the address in `struct sockaddr_in6`, after family, port and flow information.
 const ADDRESS_OFFSET: usize = 8;
 
 /// Joins one source of a multicast address (INCLUDE).
 ///
 /// # Errors
 ///
-/// What `setsockopt(2)` says; `ENOBUFS` and `ENOMEM` stand for a limit of the socket.
+/// The error of `setsockopt(2)`; `ENOBUFS` and `ENOMEM` mean that a limit of the socket is reached.
 pub fn join_source(
     socket: &impl AsFd,
     ifindex: u32,
@@ -42,11 +42,11 @@ pub fn join_source(
     set(socket, MCAST_JOIN_SOURCE_GROUP, &request)
 }
 
-/// Blocks one source of a multicast address that the socket has joined from any source (EXCLUDE).
+/// Blocks one source of a multicast address that the socket has joined for any source (EXCLUDE).
 ///
 /// # Errors
 ///
-/// As for [`join_source`].
+/// As [`join_source`].
 pub fn block_source(
     socket: &impl AsFd,
     ifindex: u32,
@@ -57,11 +57,12 @@ pub fn block_source(
     set(socket, MCAST_BLOCK_SOURCE, &request)
 }
 
-/// Replaces mode and sources of a multicast address that the socket has joined, in one step.
+/// Atomically replaces filter mode and source list of a multicast address that the socket has
+/// joined.
 ///
 /// # Errors
 ///
-/// As for [`join_source`].
+/// As [`join_source`].
 pub fn set_filter(
     socket: &impl AsFd,
     ifindex: u32,
@@ -81,11 +82,12 @@ pub fn set_filter(
     set(socket, MCAST_MSFILTER, &filter)
 }
 
-/// Limits a socket to the multicast addresses that the socket has joined itself.
+/// Restricts a socket to the multicast addresses that the socket itself has joined
+/// (`IPV6_MULTICAST_ALL` 0).
 ///
 /// # Errors
 ///
-/// What `setsockopt(2)` says.
+/// The error of `setsockopt(2)`.
 pub fn receive_own_joins_only(socket: &impl AsFd) -> io::Result<()> {
     socket_option::set_number(socket, libc::IPPROTO_IPV6, IPV6_MULTICAST_ALL, 0)
 }
@@ -100,7 +102,7 @@ fn source_request(ifindex: u32, multicast_address: Ipv6Addr, source: Ipv6Addr) -
     request
 }
 
-/// What both structures begin with.
+/// Builds the common beginning of both structures.
 fn head(ifindex: u32, multicast_address: Ipv6Addr) -> Vec<u8> {
     let mut head = ifindex.to_ne_bytes().to_vec();
     head.extend([0; 4]);
@@ -108,7 +110,7 @@ fn head(ifindex: u32, multicast_address: Ipv6Addr) -> Vec<u8> {
     head
 }
 
-/// A `struct sockaddr_storage` that holds a `struct sockaddr_in6`.
+/// Builds a `struct sockaddr_storage` with a `struct sockaddr_in6`.
 fn socket_address(address: Ipv6Addr) -> [u8; ADDRESS_BYTES] {
     const ADDRESS_END: usize = ADDRESS_OFFSET + 16;
     let mut bytes = [0; ADDRESS_BYTES];

@@ -1,6 +1,6 @@
-//! Frames of one interface, as they are (`packet(7)`).
+//! Packet sockets: complete frames of one interface (`packet(7)`).
 //!
-//! An interface that is a port of a bridge is heard before the bridge has its frames.
+//! On a bridge port, the socket receives a frame before the bridge does.
 #![allow(
     unsafe_code,
     reason = "packet sockets are bound by an address that has no safe form"
@@ -14,45 +14,46 @@ use socket2::{Domain, SockFilter, Socket, Type};
 
 use crate::socket_option;
 
-/// `PACKET_IGNORE_OUTGOING` (Linux 4.20).
+/// `PACKET_IGNORE_OUTGOING` (Linux 4.20): the socket does not receive frames that this host sends.
 const IGNORE_OUTGOING: libc::c_int = 23;
 
-/// An instruction of a classic BPF program; `socket2` does not show what its own holds.
+/// An instruction of a classic BPF program; `socket2` keeps the fields of its own type private.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Instruction {
-    /// Operation.
+    /// Opcode of the instruction.
     pub code: u16,
-    /// Instructions to skip when a comparison holds.
+    /// Instructions to skip if the comparison holds.
     pub jt: u8,
-    /// Instructions to skip when a comparison does not hold.
+    /// Instructions to skip if the comparison does not hold.
     pub jf: u8,
-    /// Operand.
+    /// Constant operand.
     pub k: u32,
 }
 
-/// A socket on one interface of the network namespace that the socket was opened in. Opening one takes
-/// `CAP_NET_RAW`.
+/// A socket on one interface, in the network namespace that it was opened in. Opening a socket
+/// needs `CAP_NET_RAW`.
 #[derive(Debug)]
 pub struct PacketSocket(Socket);
 
 impl PacketSocket {
-    /// Sends only, by the interface's qdisc and the programs at its egress; waits for room.
+    /// Opens a socket that only sends, through the interface's qdisc and egress programs. Sending
+    /// blocks while the buffer is full.
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// The error of the kernel.
     pub fn sending(ifindex: u32) -> io::Result<Self> {
         let socket = unbound()?;
         bind(&socket, ifindex, 0)?;
         Ok(Self(socket))
     }
 
-    /// Sends only, past the interface's qdisc and the programs at its egress (`PACKET_QDISC_BYPASS`);
-    /// never waits.
+    /// Opens a socket that only sends, bypassing the interface's qdisc and egress programs
+    /// (`PACKET_QDISC_BYPASS`). Never blocks.
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// The error of the kernel.
     pub fn past_qdisc(ifindex: u32) -> io::Result<Self> {
         let socket = unbound()?;
         socket.set_nonblocking(true)?;
@@ -61,11 +62,12 @@ impl PacketSocket {
         Ok(Self(socket))
     }
 
-    /// Receives the frames that come in by the interface and that a program passes; never waits.
+    /// Opens a socket that receives the frames which arrive on the interface and pass a filter
+    /// program. Never blocks.
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// The error of the kernel.
     pub fn filtered(ifindex: u32, program: &[Instruction]) -> io::Result<Self> {
         let socket = unbound()?;
         socket.set_nonblocking(true)?;
@@ -79,11 +81,11 @@ impl PacketSocket {
         Ok(Self(socket))
     }
 
-    /// Receives all frames that come in or go out by the interface; never waits.
+    /// Opens a socket that receives all frames which the interface receives or sends. Never blocks.
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// The error of the kernel.
     pub fn listening(ifindex: u32) -> io::Result<Self> {
         let socket = unbound()?;
         socket.set_nonblocking(true)?;
@@ -91,20 +93,20 @@ impl PacketSocket {
         Ok(Self(socket))
     }
 
-    /// Whether a call returns rather than waits.
+    /// Sets whether calls return instead of waiting.
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// The error of the kernel.
     pub fn set_nonblocking(&self, nonblocking: bool) -> io::Result<()> {
         self.0.set_nonblocking(nonblocking)
     }
 
-    /// Has the runtime wait for frames.
+    /// Registers the socket with the tokio runtime for reading.
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// The error of the kernel.
     #[cfg(feature = "tokio")]
     pub fn watch(self) -> io::Result<tokio::io::unix::AsyncFd<Self>> {
         use tokio::io::Interest;
@@ -114,23 +116,22 @@ impl PacketSocket {
         watched.map_err(io::Error::from)
     }
 
-    /// Receives a frame, or its first bytes, and returns how many.
+    /// Receives a frame, truncated to the buffer; returns the number of bytes.
     ///
     /// # Errors
     ///
-    /// What the kernel says, `WouldBlock` where there is none.
+    /// The error of the kernel; `WouldBlock` if no frame waits.
     pub fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        // SAFETY: bytes that are initialized may be seen as such that need not be, and receiving
-        // only writes to them.
+        // SAFETY: initialized bytes are valid as `MaybeUninit`, and `recv` only writes to them.
         let buffer = unsafe { &mut *(&raw mut *buffer as *mut [MaybeUninit<u8>]) };
         self.0.recv(buffer)
     }
 
-    /// Sends a frame out of the interface; returns how many bytes.
+    /// Sends a frame from the interface; returns the number of bytes.
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// The error of the kernel.
     pub fn send(&self, frame: &[u8]) -> io::Result<usize> {
         self.0.send(frame)
     }
@@ -148,7 +149,7 @@ impl AsRawFd for PacketSocket {
     }
 }
 
-/// A socket that receives nothing until it is bound to a protocol.
+/// Opens a socket that receives nothing until it is bound to a protocol.
 fn unbound() -> io::Result<Socket> {
     Socket::new(Domain::PACKET, Type::RAW.cloexec(), None)
 }
@@ -157,13 +158,13 @@ fn set(socket: &Socket, option: libc::c_int) -> io::Result<()> {
     socket_option::set_number(socket, libc::SOL_PACKET, option, 1)
 }
 
-/// Only what wants everything hears the frames of a port before its bridge.
+/// `ETH_P_ALL`: only sockets for all protocols receive the frames of a port before its bridge.
 fn all_protocols() -> u16 {
     u16::try_from(libc::ETH_P_ALL).unwrap_or_default()
 }
 
-/// Binds to an interface of the calling thread's network namespace, and to frames of an EtherType; with
-/// 0 the socket sends only.
+/// Binds a socket to an interface of the calling thread's network namespace, and to an EtherType;
+/// with 0 the socket only sends.
 fn bind(socket: &Socket, ifindex: u32, protocol: u16) -> io::Result<()> {
     let address = libc::sockaddr_ll {
         sll_family: libc::sa_family_t::try_from(libc::AF_PACKET).unwrap_or_default(),
@@ -175,7 +176,7 @@ fn bind(socket: &Socket, ifindex: u32, protocol: u16) -> io::Result<()> {
         sll_addr: [0; 8],
     };
     let length = libc::socklen_t::try_from(size_of_val(&address)).unwrap_or_default();
-    // SAFETY: the address is live, and its size is given.
+    // SAFETY: the address is live, and the length given is its size.
     let result = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) };
     match result {
         0 => Ok(()),

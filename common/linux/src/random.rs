@@ -1,33 +1,33 @@
-//! Random numbers of the kernel.
+//! Random numbers from the kernel (`getrandom(2)`).
 //!
-//! Each number is asked for when needed: a machine that is resumed from a snapshot, or copied, would give
-//! the same numbers twice from a generator of its own.
+//! Each number is requested when it is needed. A generator in the process would repeat its numbers
+//! on a machine that is copied or resumed from a snapshot.
 
 use std::io;
 
 use common::mat::entropy::Entropy;
 
-/// Random bytes.
+/// Returns `N` random bytes.
 ///
 /// # Errors
 ///
-/// What `getrandom(2)` says.
+/// The error of `getrandom(2)`.
 pub fn bytes<const N: usize>() -> io::Result<[u8; N]> {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes)?;
     Ok(bytes)
 }
 
-/// A number that nobody else has.
+/// Returns a random number, unique with overwhelming probability.
 ///
 /// # Errors
 ///
-/// What `getrandom(2)` says.
+/// The error of `getrandom(2)`.
 pub fn number() -> io::Result<u64> {
     Ok(getrandom::u64()?)
 }
 
-/// The kernel as the source of what MAT seals with.
+/// Returns the kernel as the entropy source of MAT's encryption.
 pub fn entropy() -> Entropy {
     Entropy::new(|bytes| getrandom::fill(bytes).is_ok())
 }

@@ -1,4 +1,4 @@
-//! Socket options that no crate offers, set and read by their bytes.
+//! Socket options that no crate offers, by raw `setsockopt(2)` and `getsockopt(2)`.
 #![allow(
     unsafe_code,
     reason = "no crate offers these options, and setsockopt(2) and getsockopt(2) are foreign calls"
@@ -7,28 +7,28 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
-/// `SO_RCVMARK` (Linux 5.19) of the kernel's generic `socket.h`.
+/// `SO_RCVMARK` (Linux 5.19) in the kernel's generic `socket.h`.
 const SO_RCVMARK: libc::c_int = 75;
-/// Numbers that `SO_MEMINFO` gives.
+/// Count of the numbers that `SO_MEMINFO` returns.
 const SK_MEMINFO_VARS: usize = 9;
-/// Which of them is that of dropped packets.
+/// Index of the number of dropped packets among them.
 const SK_MEMINFO_DROPS: usize = 8;
 
-/// Has the kernel report `skb->mark` of every packet received on `socket`.
+/// Makes the kernel report `skb->mark` of every packet received on `socket`.
 ///
 /// # Errors
 ///
-/// What `setsockopt(2)` says; kernels before 5.19 do not know the option.
+/// The error of `setsockopt(2)`; kernels before 5.19 lack the option.
 pub fn receive_mark(socket: &impl AsFd) -> io::Result<()> {
     set_number(socket, libc::SOL_SOCKET, SO_RCVMARK, 1)
 }
 
-/// Packets that the kernel had for the socket and has not put there: its filter did not take them,
-/// or there was no room. Wraps.
+/// Returns the number of packets for this socket that the kernel dropped, because the socket's
+/// filter refused them or the buffer was full. The counter wraps.
 ///
 /// # Errors
 ///
-/// What `getsockopt(2)` says.
+/// The error of `getsockopt(2)`.
 pub fn drops(socket: &impl AsFd) -> io::Result<u32> {
     let mut numbers = [0_u32; SK_MEMINFO_VARS];
     let mut length = size_of_val(&numbers) as libc::socklen_t;
@@ -49,7 +49,7 @@ pub fn drops(socket: &impl AsFd) -> io::Result<u32> {
     }
 }
 
-/// Sets an option whose value is a number.
+/// Sets an option that has a number as its value.
 pub(crate) fn set_number(
     socket: &impl AsFd,
     level: libc::c_int,
@@ -59,7 +59,7 @@ pub(crate) fn set_number(
     set(socket, level, option, &value.to_ne_bytes())
 }
 
-/// Sets an option whose value has no pointers in it.
+/// Sets an option that has plain bytes without pointers as its value.
 pub(crate) fn set(
     socket: &impl AsFd,
     level: libc::c_int,
@@ -67,8 +67,8 @@ pub(crate) fn set(
     value: &[u8],
 ) -> io::Result<()> {
     let length = libc::socklen_t::try_from(value.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
-    // SAFETY: the descriptor is open while it is borrowed; the bytes outlive the call, and the length
-    // given is theirs.
+    // SAFETY: the descriptor is open while it is borrowed; the bytes outlive the call, and the
+    // length given is their length.
     let result = unsafe {
         libc::setsockopt(
             socket.as_fd().as_raw_fd(),

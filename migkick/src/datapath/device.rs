@@ -1,7 +1,8 @@
-//! `mat0`: a device that carries the HoA, and what is routed to it.
+//! `mat0`: the device with the HoA and the route of the home prefix.
 //!
-//! It is a `dummy` where the kernel has that, else one end of a veth pair of which nobody listens at
-//! the other. Nothing really leaves by it: `mat_out` takes its packets before.
+//! The device is a `dummy` if the kernel has that type, otherwise one end of a veth pair whose
+//! other end nobody reads. No packet really leaves by the device: `mat_out` takes each packet
+//! before.
 //!
 //! | on it | why |
 //! |---|---|
@@ -32,21 +33,21 @@ use crate::interface::{MAT_DEVICE, MAT_DEVICE_END};
 use linux::interface::{self, Interface, ipv6_address};
 use linux::netlink::{Netlink, RequestError};
 
-/// As that of the routes of `nic`.
+/// Protocol number of our routes, the same as that of the NICs' routes.
 const PROTOCOL: RouteProtocol = RouteProtocol::Other(74);
-/// RFC 8200 §5.
+/// Minimum IPv6 MTU, bytes (RFC 8200 §5).
 const LEAST_MTU: u32 = 1280;
 
-/// A link as the kernel describes it.
+/// Properties of a link in the kernel.
 struct Link {
     ifindex: u32,
     mac: [u8; 6],
     flags: LinkFlags,
-    /// Whether it is of a kind that this module makes.
+    /// Whether the link has a type that this module creates.
     own_kind: bool,
 }
 
-/// See the [module documentation](self).
+/// The device; see the [module documentation](self).
 pub(super) struct Device {
     netlink: Netlink,
     pub(super) ifindex: u32,
@@ -56,7 +57,7 @@ pub(super) struct Device {
 }
 
 impl Device {
-    /// Makes the device, or adopts one that an earlier daemon has made for the same HoA.
+    /// Creates the device, or adopts the device of an earlier daemon with the same HoA.
     pub(super) fn make(
         hoa: Ipv6Addr,
         home: (Ipv6Addr, u8),
@@ -119,8 +120,8 @@ impl Device {
         self.route()
     }
 
-    /// Sets the home route, in the place of the one that was there. With it goes what the kernel
-    /// has learnt of paths to peers.
+    /// Replaces the home route. The kernel thereby discards what it learnt about the paths to
+    /// peers.
     pub(super) fn route(&mut self) -> Result<(), DatapathError> {
         let (prefix, length) = self.home;
         let mut route = RouteMessage::default();
@@ -144,7 +145,7 @@ impl Device {
             .map_err(error("route the home prefix"))
     }
 
-    /// Gives the device the least MTU of the NICs.
+    /// Sets the MTU of the device to the least MTU of the NICs.
     pub(super) fn fit(&mut self, nics: &[Interface]) -> Result<(), DatapathError> {
         let least = nics.iter().filter_map(mtu).min();
         let Some(least) = least else {
@@ -165,7 +166,7 @@ impl Device {
         Ok(())
     }
 
-    /// Link-local address of a NIC that can be sent from.
+    /// Returns a usable link-local address of a NIC.
     pub(super) fn link_local(&mut self, ifindex: u32) -> Result<Option<Ipv6Addr>, DatapathError> {
         let addresses = self
             .netlink
@@ -179,8 +180,8 @@ impl Device {
             .find(Ipv6Addr::is_unicast_link_local))
     }
 
-    /// Lets a NIC take the multicast that `mat0` has joined, which its filter does not know.
-    /// Returns whether that is new.
+    /// Enables or disables all-multicast on a NIC: its filter does not know the groups that `mat0`
+    /// has joined. Returns true if the setting changed.
     pub(super) fn all_multicast(&mut self, ifindex: u32, on: bool) -> Result<bool, DatapathError> {
         let Some(link) = find_by(&mut self.netlink, |it, _| it == ifindex)? else {
             return Ok(false);
@@ -193,7 +194,7 @@ impl Device {
         Ok(true)
     }
 
-    /// See [`routes::follow`].
+    /// Updates the tables of the NICs, see [`routes::follow`].
     pub(super) fn follow_routes(
         &mut self,
         nics: &[Interface],
@@ -203,12 +204,12 @@ impl Device {
             .map_err(error("copy the routes of the NICs"))
     }
 
-    /// See [`routes::forget`].
+    /// Removes the table of a NIC, see [`routes::forget`].
     pub(super) fn forget_routes(&mut self, nic: &Interface) -> Result<(), DatapathError> {
         routes::forget(&mut self.netlink, nic).map_err(error("remove the routes of a NIC"))
     }
 
-    /// Takes it away, with its address and routes.
+    /// Deletes the device with its address and routes.
     pub(super) fn remove(mut self) -> Result<(), DatapathError> {
         remove(&mut self.netlink, self.ifindex)
     }
@@ -230,7 +231,7 @@ impl Device {
     }
 }
 
-/// MTU of a NIC for IPv6, which routers may have lowered.
+/// IPv6 MTU of a NIC; Router Advertisements may have lowered it.
 fn mtu(nic: &Interface) -> Option<u32> {
     let path = format!("/proc/sys/net/ipv6/conf/{}/mtu", nic.name);
     fs::read_to_string(path).ok()?.trim().parse().ok()

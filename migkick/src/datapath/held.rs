@@ -1,35 +1,38 @@
-//! Frames that wait for their peer: their checksums, and the error about one that has waited in vain.
+//! Frames that wait for the MoA of their peer: checksums, and the ICMPv6 error if the peer stays
+//! unknown.
 //!
-//! The kernel leaves the checksum of a packet to the device, and what the ring buffer got is from
-//! before that. Sent again it is an ordinary frame, whose checksum nobody will finish.
+//! The kernel leaves a packet's checksum to the device, and the ring buffer holds the packet as it
+//! was before that. The daemon sends the packet again as an ordinary frame, so nobody else
+//! completes its checksum.
 
 use std::net::Ipv6Addr;
 
 use common::packet::PacketRead;
 use common::wire::{checksum, ethernet, ipv6, udp};
 
-/// A frame for a peer that is not known yet.
+/// A frame to a peer without a known MoA.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HeldFrame {
-    /// HoA that it is for.
+    /// HoA of the peer, the destination of the frame.
     pub peer: Ipv6Addr,
-    /// The frame, from the Ethernet header on; empty for one that was too long to be held. Its sender
-    /// was told that it is lost.
+    /// The frame, from the Ethernet header on. Empty for a frame too long to hold; its sender was
+    /// told of the loss.
     pub frame: Vec<u8>,
 }
 
 const PAYLOAD: usize = ethernet::HEADER_BYTES + ipv6::HEADER_BYTES;
 const TCP: u8 = 6;
 const ICMPV6: u8 = 58;
-/// Destination Unreachable, and its code for an address (RFC 4443 §3.1).
+/// ICMPv6 type Destination Unreachable, and the code for an address (RFC 4443 §3.1).
 const UNREACHABLE: u8 = 1;
 const ADDRESS_UNREACHABLE: u8 = 3;
 const FIRST_INFORMATIONAL: u8 = 128;
-/// Of an error with what it quotes, without Ethernet (RFC 4443 §2.4 (c)).
+/// Longest ICMPv6 error with its quotation, without the Ethernet header (RFC 4443 §2.4 (c)).
 const MAX_ERROR_BYTES: usize = 1280;
 const HOP_LIMIT: u8 = 64;
 
-/// Computes the checksum of a TCP or UDP packet anew; all others are finished when they are sent.
+/// Recomputes the checksum of a TCP or UDP packet. Packets of other protocols have complete
+/// checksums already.
 pub(super) fn finish_checksum(frame: &mut [u8]) {
     let Ok(header) = ipv6::parse(&*frame, ethernet::HEADER_BYTES) else {
         return;
@@ -68,8 +71,8 @@ fn set_checksum(frame: &mut [u8], header: &ipv6::Header, place: usize) {
     }
 }
 
-/// The ICMPv6 error that tells the sender of a frame that its peer cannot be reached, as a frame for
-/// `mac`. `None` about what must not cause an error (RFC 4443 §2.4 (e)).
+/// Builds the frame with the ICMPv6 error that reports an unreachable peer to the sender, for
+/// `mac`. `None` for packets that must not cause an error (RFC 4443 §2.4 (e)).
 pub(super) fn unreachable(frame: &[u8], mac: [u8; 6]) -> Option<Vec<u8>> {
     let about = ipv6::parse(frame, ethernet::HEADER_BYTES).ok()?;
     if about.next_header == ICMPV6 {
@@ -119,7 +122,7 @@ mod tests {
         frame
     }
 
-    /// Folds to 0xffff where the checksum is right.
+    /// The checksum over header and payload; 0xffff if the checksum field is correct.
     fn whole_sum(frame: &[u8]) -> u16 {
         let header = ipv6::parse(frame, ethernet::HEADER_BYTES).unwrap();
         let length = header.payload_length;

@@ -1,5 +1,5 @@
-//! The data path of a node: `mat0`, the kernel programs and their maps. Nothing outside this module
-//! knows of aya.
+//! The data path of a mobile node: `mat0`, the eBPF programs and their maps. No other module uses
+//! aya.
 //!
 //! ```text
 //!  mat0 --TC egress---> mat_out --> active NIC, multicast NIC
@@ -8,14 +8,14 @@
 //!                        ^ NODE, PEER_MOAS, OWN_MOAS
 //! ```
 //!
-//! Maps and links are pinned (`pins`): without a daemon the programs go on, and the next one of the
-//! same HoA adopts them, with the peers. Only [`Datapath::detach`] takes them away.
+//! Maps and links are pinned (`pins`): the programs keep running without a daemon, and the next
+//! daemon with the same HoA adopts them with the peers. Only [`Datapath::detach`] removes them.
 //!
-//! The kernel looks the next hop up for every packet, among the routes of the active NIC (`routes`).
+//! The kernel looks up the next hop of every packet among the routes of the active NIC (`routes`).
 //!
-//! What mobility costs: between two nodes that know each other everything is mobile. A packet from
-//! a peer's MoA reaches the HoA, so a connection between the MoAs themselves is not possible, apart
-//! from the daemons' and the IMS's ports.
+//! The price of mobility: between two nodes that know each other all traffic is mobile. A packet
+//! from a peer's MoA arrives at the HoA, so the MoAs themselves cannot have a connection, except on
+//! the ports of the daemons and of the IMS.
 //!
 //! # Minimum kernel version
 //!
@@ -54,75 +54,75 @@ use pins::{Pins, Program};
 use tables::Tables;
 pub use tables::Usage;
 
-/// Why the data path does not work.
+/// Why an operation on the data path failed.
 #[derive(Debug, thiserror::Error)]
 pub enum DatapathError {
-    /// The kernel has no TCX.
+    /// The kernel lacks TCX.
     #[error(
         "This kernel has no TCX (Linux 6.6), which nodes need; moves and streams work without a node"
     )]
     NoTcx,
-    /// Another daemon holds the pins.
+    /// Another daemon has locked the pins.
     #[error("Another `migkick node` runs here; stop it first")]
     InUse,
-    /// `mat0` is something else.
+    /// An interface of another kind is named `mat0`.
     #[error("Interface mat0 is none of migkick's; rename it")]
     DeviceTaken,
-    /// The home prefix is longer than an address, or the HoA is not in it.
+    /// The prefix length exceeds 128, or the HoA is not in the home prefix.
     #[error("{hoa} is not in the home prefix {prefix}/{length}; correct the key file")]
     NotHome {
-        /// The HoA.
+        /// Home address of this node.
         hoa: Ipv6Addr,
-        /// The prefix.
+        /// Home prefix, with the length in `length`.
         prefix: Ipv6Addr,
-        /// Its length, bits.
+        /// Prefix length in bits.
         length: u8,
     },
-    /// `mat0` or a NIC could not be set up.
+    /// A step in the setup of `mat0` or of a NIC failed.
     #[error("Cannot {step} for mat0; run migkick as root")]
     Device {
-        /// What was tried.
+        /// The step, as an infinitive.
         step: &'static str,
-        /// What the kernel said.
+        /// Error of the kernel.
         #[source]
         source: io::Error,
     },
-    /// A pin could not be made, read or removed.
+    /// A pin cannot be created, read or removed.
     #[error("Cannot use {}; run migkick as root", path.display())]
     Pin {
-        /// The pin.
+        /// Path of the pin.
         path: PathBuf,
-        /// What the kernel said.
+        /// Error of the system call.
         #[source]
         source: io::Error,
     },
-    /// The kernel refused the programs or maps.
+    /// The kernel refused the programs or maps; the text is the end of the verifier's log.
     #[error(
         "Cannot load the kernel programs: {0}; migkick needs root or CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN"
     )]
     Load(String),
-    /// A map or program is not as expected.
+    /// A map or program is missing, or has another layout.
     #[error("Map or program {name} is not of this version's layout; remove /sys/fs/bpf/migkick")]
     Layout {
-        /// Its name.
+        /// Name of the map or program in the object file.
         name: &'static str,
     },
-    /// A map operation failed.
+    /// A map operation failed, for instance because the map is full.
     #[error("Map {name}: {reason}")]
     Map {
-        /// The map.
+        /// Name of the map in the object file.
         name: &'static str,
-        /// What the kernel said.
+        /// Error of the kernel, as text.
         reason: String,
     },
-    /// A program could not be attached.
+    /// A program cannot be attached.
     #[error("Cannot attach {program} to {interface}: {reason}")]
     Attach {
-        /// The program.
+        /// Name in the kernel: `mat_out` or `mat_in`.
         program: &'static str,
         /// Name of the interface.
         interface: String,
-        /// What the kernel said.
+        /// Error of the kernel, as text.
         reason: String,
     },
 }
@@ -139,27 +139,27 @@ impl From<PinError> for DatapathError {
     }
 }
 
-/// See the [module documentation](self).
+/// Handle of the data path; see the [module documentation](self).
 pub struct Datapath {
     pins: Pins,
     programs: Ebpf,
     tables: Tables,
     device: Device,
-    /// Sends out by `mat0`.
+    /// Sends frames through `mat0`.
     socket: PacketSocket,
     nics: Vec<Interface>,
     node: Node,
-    /// Routes of the network that a NIC is going to be in.
+    /// Routes of the network to which a NIC is about to move.
     planned: Vec<RouteMessage>,
-    /// Whether the multicast NIC takes all multicast because of this data path.
+    /// Whether this data path enabled all-multicast on the multicast NIC.
     all_multicast: bool,
 }
 
 impl Datapath {
-    /// Makes `mat0` with the HoA and the route of the home prefix, loads the programs and attaches
-    /// them to `mat0` and the NICs, or adopts what an earlier daemon of the same HoA has left,
-    /// peers included. The first of the NICs becomes the multicast NIC unless one of them is
-    /// already; none becomes active.
+    /// Creates `mat0` with the HoA and the route of the home prefix, loads the programs, and
+    /// attaches them to `mat0` and the NICs. Adopts the state of an earlier daemon with the same
+    /// HoA, including its peers. The multicast NIC stays if it is among `nics`; otherwise the first
+    /// of `nics` becomes the multicast NIC. No NIC becomes active.
     ///
     /// # Errors
     ///
@@ -201,7 +201,7 @@ impl Datapath {
             .find(|it| it.ifindex == node.multicast_ifindex)
             .or_else(|| nics.first());
         let mut datapath = Self {
-            // An earlier daemon has switched it on.
+            // The earlier daemon enabled all-multicast.
             all_multicast: adopt && has(node.multicast_ifindex),
             socket: PacketSocket::sending(device.ifindex).map_err(|source| {
                 DatapathError::Device {
@@ -233,7 +233,7 @@ impl Datapath {
         Ok(datapath)
     }
 
-    /// Accepts packets on one more NIC.
+    /// Accepts packets on an additional NIC.
     ///
     /// # Errors
     ///
@@ -247,7 +247,7 @@ impl Datapath {
         self.follow_routes()
     }
 
-    /// Takes the routes of the NICs as they are now. To be called when one has changed.
+    /// Copies the current routes of the NICs. Call this after each change of them.
     ///
     /// # Errors
     ///
@@ -256,7 +256,7 @@ impl Datapath {
         self.device.follow_routes(&self.nics, &self.planned)
     }
 
-    /// Forgets a NIC that is gone.
+    /// Removes a NIC that no longer exists.
     ///
     /// # Errors
     ///
@@ -269,7 +269,7 @@ impl Datapath {
         self.pins.detach(Program::In, ifindex)
     }
 
-    /// Sends by this NIC, from this MoA, from the next packet on.
+    /// Sends by this NIC and from this MoA, starting with the next packet.
     ///
     /// # Errors
     ///
@@ -287,9 +287,10 @@ impl Datapath {
         self.publish()
     }
 
-    /// Lets what will leave by this NIC, once it is active, take the routes of a network: one of its
-    /// addresses with the prefix length, and the router if it is known. They lead nobody else there, so
-    /// they may be set before the NIC is in that network, and the switch is one map update then.
+    /// Adds the routes of a network for packets that leave by this NIC once the NIC is active.
+    /// `network` is an address of the network with the prefix length, `router` the router if known.
+    /// No other traffic uses these routes. They can therefore be added before the NIC is in the
+    /// network, and the switch is then a single map update.
     ///
     /// # Errors
     ///
@@ -304,7 +305,7 @@ impl Datapath {
         self.follow_routes()
     }
 
-    /// There is no such plan any more: the routes are in the main table, or nobody needs them.
+    /// Removes the planned routes: the main table has them now, or nobody needs them.
     ///
     /// # Errors
     ///
@@ -314,9 +315,9 @@ impl Datapath {
         self.follow_routes()
     }
 
-    /// Lets the multicast of `mat0` come and go by this NIC, with the link-local address that it has
-    /// now. While it has none MLD of `mat0` is not sent, so this is to be called again when it has.
-    ///
+    /// Sends and receives the multicast of `mat0` by this NIC, with the NIC's current link-local
+    /// address. Without a link-local address the MLD messages of `mat0` are not sent; call this
+    /// again once there is one.
     /// # Errors
     ///
     /// [`DatapathError::Device`], [`DatapathError::Map`].
@@ -333,7 +334,7 @@ impl Datapath {
         self.publish()
     }
 
-    /// Accepts packets to these MoAs, and to the active one, and to no others.
+    /// Accepts packets to these MoAs and to the active MoA only.
     ///
     /// # Errors
     ///
@@ -342,8 +343,8 @@ impl Datapath {
         self.tables.set_own(address(self.node.hoa), moas)
     }
 
-    /// Sends what is for a peer to `to`, and accepts what comes from `from` as the peer's, `to` to be
-    /// among them. Whatever else was accepted of it is not any more.
+    /// Sends packets for a peer to `to`, and accepts packets from the addresses in `from`, which
+    /// include `to`, as the peer's. Packets from the peer's other MoAs are no longer accepted.
     ///
     /// # Errors
     ///
@@ -357,8 +358,8 @@ impl Datapath {
         self.tables.set_peer(hoa.octets(), to.octets(), from)
     }
 
-    /// Holds packets to a peer, as those to one that is not known, but accepts what comes from `from`
-    /// as the peer's.
+    /// Holds packets to a peer, as for an unknown peer, but accepts packets from the addresses in
+    /// `from` as the peer's.
     ///
     /// # Errors
     ///
@@ -367,7 +368,7 @@ impl Datapath {
         self.tables.hold_peer(hoa.octets(), from)
     }
 
-    /// Forgets a peer: packets to it are held again.
+    /// Removes a peer: packets to it are held again.
     ///
     /// # Errors
     ///
@@ -376,7 +377,7 @@ impl Datapath {
         self.tables.remove_peer(hoa.octets())
     }
 
-    /// All peers, those of an earlier daemon included, and their use.
+    /// Returns all peers, including those of an earlier daemon, with their usage.
     ///
     /// # Errors
     ///
@@ -385,12 +386,12 @@ impl Datapath {
         self.tables.peers_used()
     }
 
-    /// Becomes readable when a frame is held.
+    /// Returns a descriptor that is readable while frames are held.
     pub fn held_fd(&self) -> BorrowedFd<'_> {
         self.tables.held.as_fd()
     }
 
-    /// Takes the frames that are held, with their checksums finished.
+    /// Returns the held frames with completed checksums.
     pub fn take_held(&mut self) -> Vec<HeldFrame> {
         let mut frames = Vec::new();
         while let Some(record) = self.tables.held.next() {
@@ -408,11 +409,12 @@ impl Datapath {
         frames
     }
 
-    /// Sends a held frame, by `mat0` once more. If its peer is still not known it is held again.
+    /// Sends a held frame through `mat0` again. If the peer is still unknown, the frame is held
+    /// again.
     ///
     /// # Errors
     ///
-    /// What the kernel says, for instance that the frame is longer than the MTU.
+    /// The error of the kernel, for instance that the frame exceeds the MTU.
     pub fn release(&mut self, frame: &[u8]) -> io::Result<()> {
         if frame.is_empty() {
             return Ok(());
@@ -420,11 +422,11 @@ impl Datapath {
         self.socket.send(frame).map(drop)
     }
 
-    /// Tells the application that sent a frame that its peer cannot be reached.
+    /// Reports to the application that sent a frame that its peer is unreachable.
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// The error of the kernel.
     pub fn refuse(&mut self, frame: &[u8]) -> io::Result<()> {
         match held::unreachable(frame, self.device.mac) {
             Some(error) => self.socket.send(&error).map(drop),
@@ -432,12 +434,12 @@ impl Datapath {
         }
     }
 
-    /// Has the kernel report anew what is joined on `mat0`, as it does by itself for a NIC when the VM
-    /// has arrived somewhere.
+    /// Makes the kernel report the memberships of `mat0` again, as the kernel does for a NIC after
+    /// the VM has migrated.
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// The error of the kernel.
     pub fn report_memberships(&mut self) -> io::Result<()> {
         let hoa = address(self.node.hoa).into();
         self.socket
@@ -445,8 +447,8 @@ impl Datapath {
             .map(drop)
     }
 
-    /// Forgets the path MTUs that were learnt of peers: a path has changed, at either end. Also takes
-    /// the MTUs of the NICs as they are now.
+    /// Discards the learnt path MTUs, because a path changed at either end. Also updates the MTU of
+    /// `mat0` and the routes.
     ///
     /// # Errors
     ///
@@ -457,7 +459,7 @@ impl Datapath {
         self.device.route()
     }
 
-    /// All counters.
+    /// Returns all counters, zero ones included.
     ///
     /// # Errors
     ///
@@ -466,7 +468,7 @@ impl Datapath {
         self.tables.counters()
     }
 
-    /// Takes away all of it: programs, maps, `mat0`. Without this they stay at work.
+    /// Removes the programs, the maps and `mat0`. Otherwise they outlive this value.
     ///
     /// # Errors
     ///
@@ -488,7 +490,7 @@ impl Datapath {
     }
 }
 
-/// Ones for the bits of the home prefix.
+/// Returns the mask of the home prefix; fails if the HoA is not in the prefix.
 fn mask(hoa: Ipv6Addr, (prefix, length): (Ipv6Addr, u8)) -> Result<Ipv6Addr, DatapathError> {
     let error = DatapathError::NotHome {
         hoa,
@@ -507,7 +509,7 @@ fn mask(hoa: Ipv6Addr, (prefix, length): (Ipv6Addr, u8)) -> Result<Ipv6Addr, Dat
     }
 }
 
-/// The verifier's log may be megabytes; its end says why.
+/// The verifier's log may have megabytes; the reason is at its end.
 fn load_error(error: &dyn std::error::Error) -> DatapathError {
     const LOG_LINES: usize = 6;
     let text = chain(error);

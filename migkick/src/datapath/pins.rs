@@ -1,4 +1,4 @@
-//! Where maps and links are pinned, so that they outlive the daemon.
+//! Pins of the maps and links, which outlive the daemon.
 //!
 //! ```text
 //! /sys/fs/bpf/migkick/
@@ -22,7 +22,7 @@ use super::{DatapathError, load_error, object};
 const BPF_FS: &str = "/sys/fs/bpf";
 const ROOT: &str = "/sys/fs/bpf/migkick";
 
-/// All maps.
+/// Names of all maps in the object file.
 const MAPS: [&str; 7] = [
     "NODE",
     "NODE_SLOT",
@@ -33,7 +33,7 @@ const MAPS: [&str; 7] = [
     "MAT_COUNTERS",
 ];
 
-/// The programs.
+/// A program in the object file, by its direction.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Program {
     Out,
@@ -58,7 +58,7 @@ impl Program {
     }
 }
 
-/// The pin directory, locked for this process.
+/// The pin directory, locked by this process.
 pub(super) struct Pins {
     directory: PathBuf,
     _lock: Lock,
@@ -67,7 +67,7 @@ pub(super) struct Pins {
 impl Pins {
     pub(super) fn open() -> Result<Self, DatapathError> {
         if !pins::is_on_bpf_fs(Path::new(BPF_FS)) {
-            // Where no init system has done so.
+            // Some init systems do not mount bpffs.
             let none = None::<&str>;
             mount(none, BPF_FS, Some("bpf"), MsFlags::empty(), none)
                 .map_err(|error| PinError::of(Path::new(BPF_FS))(error.into()))?;
@@ -81,7 +81,7 @@ impl Pins {
         })
     }
 
-    /// Makes or adopts all maps, and loads the programs.
+    /// Creates or adopts all maps, and loads the programs.
     pub(super) fn load(&self) -> Result<Ebpf, DatapathError> {
         let mut loader = EbpfLoader::new();
         for name in MAPS {
@@ -98,7 +98,7 @@ impl Pins {
         Ok(ebpf)
     }
 
-    /// Attaches a program, or exchanges the one in the link that is pinned.
+    /// Attaches a program, or replaces the program in a pinned link.
     pub(super) fn attach(
         &self,
         ebpf: &mut Ebpf,
@@ -126,7 +126,7 @@ impl Pins {
         }
     }
 
-    /// Detaches a program at once, and removes the pin; one that is not there is fine.
+    /// Detaches a program at once, and removes the pin. A missing pin is no error.
     pub(super) fn detach(&self, program: Program, ifindex: u32) -> Result<(), DatapathError> {
         Ok(pins::remove_link(&self.link(program, ifindex))?)
     }

@@ -1,34 +1,35 @@
-//! An MLD Query from this node to its own kernel, which then reports what is joined on `mat0`.
+//! An MLD Query from this node to its own kernel, which answers by reporting the memberships of
+//! `mat0`.
 //!
-//! The kernel reports the memberships of a NIC anew when the NIC announces the VM (NOTIFY_PEERS, and
-//! RESEND_IGMP with it). `mat0` is no such NIC, and of the kernel's ways to let a device report anew
-//! none is complete: a change of the link's state repeats no source-specific membership. To a Query,
-//! sent to one of its unicast addresses (RFC 9777 §5.1.15), it answers with all of them. Nothing is
-//! left meanwhile, so no packet is lost.
+//! The kernel reports the memberships of a NIC again when the NIC announces the VM (NOTIFY_PEERS,
+//! and RESEND_IGMP with it). `mat0` is no such NIC, and no other way to make the kernel report a
+//! device again is complete: a change of the link state does not repeat source-specific
+//! memberships. The kernel answers a Query to one of its unicast addresses (RFC 9777 §5.1.15) with
+//! all memberships. It leaves none in the meantime, so no packet is lost.
 
 use std::net::Ipv6Addr;
 
 use common::wire::{checksum, mld};
 
-/// Routers have to be of the link (RFC 9777 §5.1.14); that one of this address is there is never asked.
+/// A Query must have a link-local source (RFC 9777 §5.1.14); no node needs to have this address.
 const QUERIER: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
-/// Router Alert of MLD (RFC 2711), filled up to 8 bytes, before ICMPv6.
+/// Hop-by-Hop Options with the Router Alert of MLD (RFC 2711), padded to 8 bytes; ICMPv6 follows.
 const HOP_BY_HOP: [u8; 8] = [mld::ICMPV6, 0, 5, 2, 0, 0, 1, 0];
-/// Milliseconds until the answer at most, as short as can be said: nobody else answers.
+/// Maximum Response Delay in milliseconds, the least possible: nobody else answers.
 const MAX_RESPONSE: u16 = 1;
-/// The Query begins here.
+/// Offset of the Query in the frame.
 const QUERY: usize = 62;
 const QUERY_BYTES: u16 = 28;
 const CHECKSUM: usize = QUERY + 2;
 
-/// A General Query to `hoa`, as a frame for `mac`.
+/// Builds a General Query to `hoa`, as a frame for `mac`.
 pub(super) fn to_self(hoa: Ipv6Addr, mac: [u8; 6]) -> Vec<u8> {
     let mut frame = Vec::with_capacity(QUERY + usize::from(QUERY_BYTES));
     frame.extend(mac);
     frame.extend(mac);
     frame.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
     frame.extend((8 + QUERY_BYTES).to_be_bytes());
-    // Hop-by-Hop Options, and a hop limit of 1.
+    // Next header Hop-by-Hop Options, hop limit 1.
     frame.extend([0, 1]);
     frame.extend(QUERIER.octets());
     frame.extend(hoa.octets());
@@ -37,7 +38,7 @@ pub(super) fn to_self(hoa: Ipv6Addr, mac: [u8; 6]) -> Vec<u8> {
     frame.extend(MAX_RESPONSE.to_be_bytes());
     frame.extend([0; 2]);
     frame.extend(Ipv6Addr::UNSPECIFIED.octets());
-    // What the kernel assumes without a Query: it takes these over.
+    // The values that the kernel assumes without a Query, because it adopts those of a Query.
     let interval = u8::try_from(mld::QUERY_INTERVAL_SECONDS).unwrap_or(u8::MAX);
     frame.extend([mld::ROBUSTNESS_VARIABLE, interval, 0, 0]);
     finish(&mut frame, hoa);

@@ -1,9 +1,9 @@
-//! Routes of one NIC alone.
+//! One routing table per NIC, with the routes of that NIC only.
 //!
-//! A packet that is to leave by a NIC must not take the next hop of another. The kernel's look-up
-//! for a given NIC only prefers it among routes of one metric, so each NIC gets a table with its own
-//! routes, copied from the main one, and a rule that look-ups for this NIC go there first. Where it
-//! has no route the main table answers as before.
+//! A packet that leaves by one NIC must not use the next hop of another NIC. A look-up for a given
+//! NIC only prefers that NIC among routes with the same metric. Each NIC therefore gets a table
+//! with copies of its own routes in the main table, and a rule that sends look-ups for the NIC to
+//! that table first. If the table has no route, the main table answers as before.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -21,11 +21,12 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use linux::interface::Interface;
 use linux::netlink::Netlink;
 
-/// Before the main table, which has 32766.
+/// Priority of the rules: before the main table, whose rule has 32766.
 const PRIORITY: u32 = 7400;
 const PROTOCOL: RouteProtocol = RouteProtocol::Other(74);
 
-/// Routes of the network that a NIC is going to be in, which are not in the main table yet.
+/// Returns routes of the network to which a NIC is about to move; the main table does not have them
+/// yet.
 pub(super) fn of_network(
     nic: &Interface,
     (address, length): (Ipv6Addr, u8),
@@ -56,7 +57,7 @@ pub(super) fn of_network(
     routes
 }
 
-/// Brings the tables of the NICs in line with the main one, and with what is planned for them.
+/// Updates the tables of the NICs from the main table and the planned routes.
 pub(super) fn follow(
     netlink: &mut Netlink,
     nics: &[Interface],
@@ -67,7 +68,7 @@ pub(super) fn follow(
         let table = FIRST_TABLE + nic.ifindex;
         let mut wanted = of_nic(&routes, nic.ifindex);
         wanted.extend(planned.iter().filter(|it| leaves_by(it, nic)).cloned());
-        // A gateway has to be on a link that is known already.
+        // Routes without a gateway first: the kernel accepts a gateway only on a known link.
         wanted.sort_by_key(|route| gateway(route).is_some());
         let mut keys = BTreeSet::new();
         wanted.retain(|route| keys.insert(key(route)));
@@ -92,12 +93,12 @@ pub(super) fn follow(
     Ok(())
 }
 
-/// Whether a route leads out by a NIC.
+/// Whether the output interface of a route is this NIC.
 pub(super) fn leaves_by(route: &RouteMessage, nic: &Interface) -> bool {
     route.attributes.contains(&RouteAttribute::Oif(nic.ifindex))
 }
 
-/// Removes the table of a NIC and its rule.
+/// Removes the rule and the table of a NIC.
 pub(super) fn forget(netlink: &mut Netlink, nic: &Interface) -> io::Result<()> {
     let table = FIRST_TABLE + nic.ifindex;
     let removed = netlink.change(RouteNetlinkMessage::DelRule(rule(&nic.name, table)), 0);
@@ -119,7 +120,7 @@ fn dump(netlink: &mut Netlink) -> io::Result<Vec<RouteMessage>> {
     Ok(routes)
 }
 
-/// The routes of the main table that lead out by a NIC, one next hop each.
+/// Returns the main table's routes that leave by a NIC, with one next hop each.
 fn of_nic(routes: &[RouteMessage], ifindex: u32) -> Vec<RouteMessage> {
     let mut own = Vec::new();
     for route in routes {
@@ -155,7 +156,8 @@ fn by_hop(route: &RouteMessage, hop: &RouteNextHop) -> RouteMessage {
     route
 }
 
-/// The same route for another table. It ends when the original is seen to be gone, not by itself.
+/// Copies a route to another table. The copy has no expiry; the next `follow` removes it after the
+/// original is gone.
 fn into_table(mut route: RouteMessage, table: u32) -> RouteMessage {
     route.header.table = RouteHeader::RT_TABLE_UNSPEC;
     route.header.protocol = PROTOCOL;
@@ -205,7 +207,7 @@ fn gateway(route: &RouteMessage) -> Option<&RouteAttribute> {
         .find(|it| matches!(it, RouteAttribute::Gateway(_)))
 }
 
-/// What makes a route another one in one table: destination and metric.
+/// Identity of a route within a table: destination and metric.
 fn key(route: &RouteMessage) -> (u8, Option<Ipv6Addr>, u32) {
     let mut destination = None;
     let mut metric = 0;

@@ -1,4 +1,4 @@
-//! The maps, as values.
+//! Typed access to the maps.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv6Addr;
@@ -16,18 +16,18 @@ use nix::time::{ClockId, clock_gettime};
 
 use super::DatapathError;
 
-/// How much a peer is in use.
+/// Usage of a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Usage {
-    /// Packets sent to it since it is known.
+    /// Packets sent to the peer since it is known.
     pub packets: u64,
-    /// Their bytes, from the Ethernet header on.
+    /// Bytes of these packets, from the Ethernet header on.
     pub bytes: u64,
-    /// Time since a packet went to it or came from it; `None` if none has.
+    /// Time since the last packet to or from the peer; `None` before the first one.
     pub idle: Option<Duration>,
 }
 
-/// See the [module documentation](self).
+/// The maps of the eBPF programs; see the [module documentation](self).
 pub(super) struct Tables {
     node: Array<MapData, Node>,
     slot: Array<MapData, u32>,
@@ -51,13 +51,13 @@ impl Tables {
         })
     }
 
-    /// The node as the programs know it.
+    /// Returns the node's parameters that the programs use now.
     pub(super) fn node(&self) -> Result<Node, DatapathError> {
         let slot = self.slot.get(&0, 0).map_err(error("NODE_SLOT"))?;
         self.node.get(&slot, 0).map_err(error("NODE"))
     }
 
-    /// Makes the programs know the node. They see all of it at once.
+    /// Sets the node's parameters. The programs see the change atomically.
     pub(super) fn set_node(&mut self, node: Node) -> Result<(), DatapathError> {
         let slot = self.slot.get(&0, 0).map_err(error("NODE_SLOT"))?;
         let other = (slot + 1) % NODE_SLOTS;
@@ -65,7 +65,7 @@ impl Tables {
         self.slot.set(0, other, 0).map_err(error("NODE_SLOT"))
     }
 
-    /// Accepts packets to these addresses as packets to the HoA, and to no others.
+    /// Accepts packets to these addresses, and to no others, as packets to the HoA.
     pub(super) fn set_own(&mut self, hoa: Address, moas: &[Ipv6Addr]) -> Result<(), DatapathError> {
         let moas: BTreeSet<Address> = moas.iter().map(Ipv6Addr::octets).collect();
         for moa in &moas {
@@ -89,7 +89,7 @@ impl Tables {
         to: Address,
         from: &[Ipv6Addr],
     ) -> Result<(), DatapathError> {
-        // First where it may answer from.
+        // First accept the addresses from which the peer may answer.
         self.accept(hoa, from)?;
         let peer = Peer {
             moa: words(to),
@@ -112,7 +112,7 @@ impl Tables {
         self.forget_moas(hoa, from)
     }
 
-    /// Accepts what comes from there as the peer's.
+    /// Accepts packets from these addresses as the peer's.
     fn accept(&mut self, hoa: Address, from: &[Ipv6Addr]) -> Result<(), DatapathError> {
         for moa in from.iter().map(Ipv6Addr::octets) {
             let known = self.peer_moas.get(&moa, 0).ok();
@@ -137,7 +137,7 @@ impl Tables {
         self.forget_moas(hoa, &[])
     }
 
-    /// Removes the MoAs of a peer but those.
+    /// Removes the MoAs of a peer except those in `but`.
     fn forget_moas(&mut self, hoa: Address, but: &[Ipv6Addr]) -> Result<(), DatapathError> {
         let mut old = Vec::new();
         for entry in self.peer_moas.iter() {
@@ -207,7 +207,7 @@ fn keys<V: aya::Pod>(
     map.keys().map(|key| key.map_err(error(name))).collect()
 }
 
-/// Removes a key; one that is not there is fine.
+/// Removes a key. A missing key is no error.
 fn remove<V: aya::Pod>(
     map: &mut HashMap<MapData, Address, V>,
     name: &'static str,

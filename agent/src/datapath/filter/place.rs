@@ -1,13 +1,13 @@
 //! Chooses the filter list for a program on an interface without TCX, depending on the existing
 //! qdiscs.
 //!
-//! | side | qdisc there | TAP | any other port |
+//! | direction | existing qdisc | TAP | any other port |
 //! |---|---|---|---|
-//! | ingress | `clsact`, `ingress` | a filter of it | a filter of it |
-//! | ingress | none | `ingress` of ours | `clsact` of ours |
-//! | egress | `clsact` | a filter of it | a filter of it |
-//! | egress | classful at the root | a filter of it | a filter of it |
-//! | egress | none but the kernel's own | HTB of ours at the root | `clsact` of ours |
+//! | ingress | `clsact`, `ingress` | filter on this qdisc | filter on this qdisc |
+//! | ingress | none | add `ingress` | add `clsact` |
+//! | egress | `clsact` | filter on this qdisc | filter on this qdisc |
+//! | egress | classful at the root | filter on this qdisc | filter on this qdisc |
+//! | egress | only the kernel's default | add HTB at the root | add `clsact` |
 //! | egress | another one at the root | refused | refused |
 //!
 //! The agent never adds `clsact` to a TAP. To set a domain's `<bandwidth>`, libvirt deletes the

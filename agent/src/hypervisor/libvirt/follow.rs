@@ -1,4 +1,4 @@
-//! Follows migrations that this agent has not started: by an earlier agent, or by somebody else.
+//! Follows migrations that an earlier agent or another libvirt client has started.
 
 use std::sync::Arc;
 use std::thread;
@@ -162,7 +162,7 @@ fn follow(
             Ok(None) if domain.is_active().unwrap_or(false) => {
                 return Err("libvirt has given it up; its log says why".to_owned());
             }
-            // The domain or libvirtd is gone. The domain's place decides.
+            // The domain or libvirtd no longer answers. The location of the domain decides.
             Ok(None) | Err(_) => {
                 let completed = migration.wait(
                     COMPLETED_WAIT,

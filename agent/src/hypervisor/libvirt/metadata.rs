@@ -2,8 +2,8 @@
 //! ([`super::super::metadata`]).
 //!
 //! The thread exists because libvirt may block it until a domain's job ends, up to half a minute.
-//! Only migrations that somebody else starts depend on the metadata, so the thread retries without
-//! an error in the log.
+//! Only migrations of other libvirt clients depend on the metadata, so the thread retries without an
+//! error in the log.
 
 use std::collections::HashMap;
 use std::io;
@@ -35,7 +35,7 @@ struct Task {
 
 /// Result of an attempt.
 enum Attempt {
-    /// The metadata is written, or the domain is gone.
+    /// The metadata is written, or the domain no longer exists.
     Done,
     /// libvirt is migrating the domain.
     Busy,

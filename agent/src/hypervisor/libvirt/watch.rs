@@ -239,7 +239,7 @@ impl Watch<'_> {
         }
     }
 
-    /// Reads a domain; a domain that is gone is no error.
+    /// Reads a domain; a domain that no longer exists is no error.
     fn describe(&self, domain: &VirtDomain) -> Result<Described, Error> {
         match self.read(domain) {
             Err(error) if is_no_domain(&error) => Ok(Described::Absent),

@@ -1,4 +1,5 @@
-//! How long the loop takes for its turns. What comes meanwhile waits, so a long turn is a stall for all.
+//! Duration of the loop's turns. Everything that arrives during a turn waits, so a long turn stalls
+//! the whole agent.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -7,28 +8,28 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// A turn that takes so long is counted as a stall.
+/// Shortest turn that counts as a stall.
 const STALL: Duration = Duration::from_millis(50);
 
-/// The turns since the start.
+/// Turns of the loop since the start of the process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Turns {
-    /// The longest one.
+    /// Duration of the longest turn so far.
     pub(super) longest: Duration,
-    /// How many were stalls.
+    /// Number of turns of at least [`STALL`].
     pub(super) stalls: u64,
 }
 
 impl Turns {
-    /// Takes in how long one has taken.
+    /// Adds the duration of one turn.
     pub(super) fn add(&mut self, took: Duration) {
         self.longest = self.longest.max(took);
         self.stalls += u64::from(took >= STALL);
     }
 }
 
-/// Waits for a future; returns also when the last poll began. With a `select!` that is when an event was
-/// there, before its handler ran.
+/// Waits for a future; also returns the start of its last poll. For a `select!` this is the time
+/// when an event was ready, before its handler ran.
 pub(super) async fn woken<F: Future>(future: F) -> (Instant, F::Output) {
     let mut future = pin!(future);
     poll_fn(|context| {

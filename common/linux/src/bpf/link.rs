@@ -1,7 +1,7 @@
-//! Links: how a program gets to TCX or XDP, stays there without its process, and is exchanged.
+//! Links: attach a program to TCX or XDP independently of its process, and allow its replacement.
 //!
-//! The link is pinned, so it outlives the process, and the next one exchanges the program in the link
-//! without a gap.
+//! The link is pinned, so it outlives the process. The next process replaces the program in the
+//! link without a gap.
 
 use std::path::Path;
 
@@ -12,60 +12,60 @@ use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, Xdp, XdpMode};
 
 use super::pins::{self, PinError};
 
-/// What a program is attached to.
+/// The interface that a program is attached to.
 #[derive(Clone, Copy, Debug)]
 pub struct Interface<'a> {
-    /// Interface index.
+    /// Index of the interface.
     pub index: u32,
-    /// Its name.
+    /// Name of the interface, checked against `index`.
     pub name: &'a str,
 }
 
-/// Why a program is not attached.
+/// Why a program cannot be attached.
 #[derive(Debug, thiserror::Error)]
 pub enum AttachError {
-    /// The pin of a link cannot be removed.
+    /// The pin of an old link cannot be removed.
     #[error(transparent)]
     Pin(#[from] PinError),
-    /// The kernel refuses, or the interface is gone.
+    /// The kernel refused, or the interface no longer exists.
     #[error(transparent)]
     Refused(#[from] Refused),
 }
 
-/// Why a program could not be attached or exchanged.
+/// Error of an attachment or replacement, as text.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Refused(String);
 
 impl Refused {
-    /// Takes over an error of aya with its causes.
+    /// Converts an error of aya, with all its causes.
     pub fn by(error: impl std::error::Error) -> Self {
         Self(chain(&error))
     }
 }
 
-/// A program and how links of its kind are made.
+/// A program that can create links of its type.
 pub trait Attach {
-    /// Makes a link.
+    /// Creates a link on an interface.
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// The error of the kernel.
     fn attach(&mut self, interface: Interface<'_>) -> Result<FdLink, Refused>;
 
-    /// Exchanges the program in a link.
+    /// Replaces the program in a link.
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// The error of the kernel.
     fn exchange(&mut self, link: FdLink) -> Result<(), Refused>;
 }
 
-/// A program for the first place of a TCX hook.
+/// A program for the first position of a TCX hook.
 pub struct Tcx<'a> {
-    /// The program.
+    /// Loaded TC program.
     pub program: &'a mut SchedClassifier,
-    /// Side of the interface.
+    /// Ingress or egress.
     pub side: TcAttachType,
 }
 
@@ -77,7 +77,7 @@ impl Attach for Tcx<'_> {
             .attach_with_options(interface.name, self.side, order)
             .and_then(|id| self.program.take_link(id))
             .map_err(Refused::by)?;
-        // aya finds the interface by name: the name must have meant the same one all along.
+        // aya finds the interface by its name, so the name must still mean the same interface.
         same_interface(interface)?;
         FdLink::try_from(link).map_err(Refused::by)
     }
@@ -85,16 +85,16 @@ impl Attach for Tcx<'_> {
     fn exchange(&mut self, link: FdLink) -> Result<(), Refused> {
         let link = SchedClassifierLink::try_from(link).map_err(Refused::by)?;
         let id = self.program.attach_to_link(link).map_err(Refused::by)?;
-        // The pin keeps the link; this descriptor is not needed.
+        // The pin keeps the link alive; this descriptor is not needed.
         self.program.take_link(id).map(drop).map_err(Refused::by)
     }
 }
 
 /// A program for an XDP hook.
 pub struct XdpHook<'a> {
-    /// The program.
+    /// Loaded XDP program.
     pub program: &'a mut Xdp,
-    /// In the driver or after it; not looked at for an exchange.
+    /// XDP mode of a new link: in the driver or after it. A replacement ignores the mode.
     pub mode: XdpMode,
 }
 
@@ -111,17 +111,17 @@ impl Attach for XdpHook<'_> {
     fn exchange(&mut self, link: FdLink) -> Result<(), Refused> {
         let link = XdpLink::try_from(link).map_err(Refused::by)?;
         let id = self.program.attach_to_link(link).map_err(Refused::by)?;
-        // The pin keeps the link; this descriptor is not needed.
+        // The pin keeps the link alive; this descriptor is not needed.
         self.program.take_link(id).map(drop).map_err(Refused::by)
     }
 }
 
-/// Attaches a program by a link that is pinned, or exchanges the program in the link that is pinned
-/// already; returns whether there was one.
+/// Attaches a program by a pinned link, or replaces the program in an existing pinned link. Returns
+/// true if a link existed.
 ///
 /// # Errors
 ///
-/// [`AttachError`].
+/// [`AttachError::Pin`] or [`AttachError::Refused`].
 pub fn attach(
     program: &mut impl Attach,
     interface: Interface<'_>,
@@ -130,7 +130,7 @@ pub fn attach(
     if pin.exists() {
         match exchange(program, pin) {
             Ok(()) => return Ok(true),
-            // The interface it belonged to is gone and its index in use again.
+            // The link belongs to a deleted interface whose index is in use again.
             Err(error) => {
                 tracing::info!(
                     ifindex = interface.index,
@@ -147,22 +147,21 @@ pub fn attach(
     Ok(false)
 }
 
-/// Exchanges the program in the link that is pinned, at once for every packet. The link keeps the
-/// program that it has if this fails.
+/// Atomically replaces the program in a pinned link. On failure the link keeps its program.
 ///
 /// # Errors
 ///
-/// What the kernel says.
+/// The error of the kernel.
 pub fn exchange(program: &mut impl Attach, pin: &Path) -> Result<(), Refused> {
     let pinned = PinnedLink::from_pin(pin).map_err(Refused::by)?;
     program.exchange(FdLink::from(pinned))
 }
 
-/// Sees that the name still means the interface.
+/// Checks that the name still belongs to the interface.
 ///
 /// # Errors
 ///
-/// What has become of the interface.
+/// What happened to the interface.
 pub fn same_interface(interface: Interface<'_>) -> Result<(), Refused> {
     match nix::net::if_::if_nametoindex(interface.name) {
         Ok(index) if index == interface.index => Ok(()),
@@ -173,13 +172,13 @@ pub fn same_interface(interface: Interface<'_>) -> Result<(), Refused> {
     }
 }
 
-/// Whether there is such an interface.
+/// Whether an interface with this index exists.
 pub fn exists(ifindex: u32) -> bool {
-    // nix 0.30 answers an empty name for an interface that is gone.
+    // nix 0.30 returns an empty name for a deleted interface.
     nix::net::if_::if_indextoname(ifindex).is_ok_and(|name| !name.is_empty())
 }
 
-/// An error with its causes, which aya keeps apart.
+/// Returns an error with its causes, which aya's own text omits.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

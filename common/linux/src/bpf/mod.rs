@@ -1,11 +1,11 @@
-//! Programs, links and records of BPF that outlive the process that made them, through aya.
+//! eBPF programs, links and records that outlive the process that created them, through aya.
 //!
 //! | module | does |
 //! |---|---|
-//! | [`pins`] | directories of pins: locked, of one layout, removed |
-//! | [`link`] | attaches programs by pinned links, and exchanges the program in one |
+//! | [`pins`] | locks directories of pins, removes pins and other layouts |
+//! | [`link`] | attaches programs by pinned links, and replaces the program in a link |
 //! | [`record`] | reads records of ring buffers |
-//! | [`sys`] | `bpf(2)` itself |
+//! | [`sys`] | calls `bpf(2)` |
 
 pub mod link;
 pub mod pins;

@@ -1,12 +1,12 @@
-//! Directories of pins on a BPF file system.
+//! Directories with pins on a BPF file system (bpffs).
 //!
 //! ```text
 //! ROOT/          locked by the process that has the pins
 //!   v8/          one layout: maps, and links named PROGRAM-IFINDEX
 //! ```
 //!
-//! Pins of another layout are removed: they hold state that this process would misread, and programs
-//! that would do the work twice.
+//! Pins of another layout are removed: this process would misread their state, and their programs
+//! would process each packet a second time.
 
 use std::fs::{self, File};
 use std::io;
@@ -17,32 +17,32 @@ use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::sys;
 
-/// Why pins cannot be used.
+/// Why the pins cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum PinError {
-    /// Another process has the pins.
+    /// Another process holds the lock.
     #[error("Another process uses the pins under {}", .0.display())]
     InUse(PathBuf),
-    /// A pin could not be made, read or removed.
+    /// A pin cannot be created, read or removed.
     #[error("Cannot use the pin {}: {error}", path.display())]
     Pin {
-        /// The pin.
+        /// Path of the pin.
         path: PathBuf,
-        /// What the kernel said.
+        /// Error of the system call.
         #[source]
         error: io::Error,
     },
 }
 
 impl PinError {
-    /// Names the pin that an operation failed on.
+    /// Returns a conversion of errors that names this pin.
     pub fn of(path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
         let path = path.to_owned();
         move |error| Self::Pin { path, error }
     }
 }
 
-/// Whether a path is, or would be, on a BPF file system.
+/// Whether a path is on a BPF file system, or would be if it existed.
 pub fn is_on_bpf_fs(path: &Path) -> bool {
     let existing = path.ancestors().find(|path| path.exists());
     existing
@@ -50,21 +50,21 @@ pub fn is_on_bpf_fs(path: &Path) -> bool {
         .is_some_and(|stat| stat.filesystem_type() == BPF_FS_MAGIC)
 }
 
-/// The directory of a layout under a root.
+/// Returns the directory of a layout under a root.
 pub fn directory_of(root: &Path, layout: u32) -> PathBuf {
     root.join(format!("v{layout}"))
 }
 
-/// Holds the pins under a root for this process.
+/// Lock on the pins under a root, held until the value is dropped.
 #[derive(Debug)]
 pub struct Lock(#[expect(dead_code, reason = "held for its drop")] Flock<File>);
 
 impl Lock {
-    /// Locks the root, which exists, and removes the pins of other layouts.
+    /// Locks an existing root, and removes the pins of other layouts.
     ///
     /// # Errors
     ///
-    /// [`PinError`].
+    /// [`PinError::InUse`] or [`PinError::Pin`].
     pub fn take(root: &Path, layout: u32) -> Result<Self, PinError> {
         let directory = File::open(root).map_err(PinError::of(root))?;
         let lock = Flock::lock(directory, FlockArg::LockExclusiveNonblock)
@@ -86,23 +86,23 @@ fn is_layout(name: &str) -> bool {
         .is_some_and(|digits| digits.parse::<u32>().is_ok())
 }
 
-/// A link that is pinned.
+/// A pinned link, found by its file name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LinkPin {
-    /// The pin.
+    /// Path of the pin.
     pub path: PathBuf,
-    /// Program, as the pin's name has it.
+    /// Name of the program, from the name of the pin.
     pub program: String,
-    /// Interface index.
+    /// Interface index, from the name of the pin.
     pub ifindex: u32,
 }
 
-/// The pin of the link of a program on an interface.
+/// Returns the path of the pin for a program's link on an interface.
 pub fn link(directory: &Path, program: &str, ifindex: u32) -> PathBuf {
     directory.join(format!("{program}-{ifindex}"))
 }
 
-/// The links that are pinned in a directory.
+/// Returns the pinned links in a directory.
 ///
 /// # Errors
 ///
@@ -123,8 +123,7 @@ pub fn links(directory: &Path) -> Result<Vec<LinkPin>, PinError> {
         .collect())
 }
 
-/// Takes the program of a pinned link off its hook at once, and removes the pin; one that is not
-/// there is fine.
+/// Detaches the program of a pinned link at once, and removes the pin. A missing pin is no error.
 ///
 /// # Errors
 ///
@@ -133,7 +132,7 @@ pub fn remove_link(path: &Path) -> Result<(), PinError> {
     if path.exists()
         && let Err(error) = sys::detach_link(path)
     {
-        // Of an interface that is gone, for instance. The link goes with its pin anyway.
+        // Fails for instance on a deleted interface. The link ends with its pin in any case.
         tracing::debug!(path = %path.display(), %error, "link not detached before its pin");
     }
     match fs::remove_file(path) {

@@ -1,11 +1,11 @@
-//! Records of ring buffers, read from bytes.
+//! Reads records of ring buffers from bytes.
 #![allow(unsafe_code, reason = "a record is read from plain memory")]
 
 use common::event::{FirstPacketEvent, ListenerEvent, QueryEvent, SourceEvent, UnfinishedEvent};
 use common::maps::HeldFrame;
 use common::{mat, trace};
 
-/// A record of the ring buffer.
+/// A record type of a ring buffer.
 ///
 /// # Safety
 ///
@@ -29,9 +29,9 @@ unsafe impl Record for mat::maps::Held {}
 // SAFETY: as above.
 unsafe impl Record for trace::Record {}
 
-/// Reads a record; `None` when there are too few bytes.
+/// Reads a record; `None` if there are too few bytes.
 pub fn read<T: Record>(bytes: &[u8]) -> Option<T> {
     let bytes = bytes.get(..size_of::<T>())?;
-    // SAFETY: there are enough bytes, and `Record` accepts any.
+    // SAFETY: there are enough bytes, and `Record` accepts any bytes.
     Some(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
 }

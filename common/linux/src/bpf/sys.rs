@@ -1,4 +1,4 @@
-//! The system call `bpf(2)`, with commands that aya 0.14 lacks or has only for an exclusive owner.
+//! The system call `bpf(2)`, for commands that aya 0.14 lacks or offers to an exclusive owner only.
 #![allow(unsafe_code, reason = "bpf(2) is a raw system call")]
 
 use std::ffi::CString;
@@ -14,12 +14,12 @@ const BPF_LINK_DETACH: libc::c_int = 34;
 
 const BPF_TCX_INGRESS: u32 = 46;
 const BPF_TCX_EGRESS: u32 = 47;
-/// Most programs at one TCX hook (`BPF_MPROG_MAX`).
+/// Most programs on one TCX hook (`BPF_MPROG_MAX`).
 const TCX_PROGRAMS: usize = 64;
-/// Interface index of the loopback, in every network namespace.
+/// Index of the loopback in every network namespace.
 const LOOPBACK: u32 = 1;
 
-/// Pin part of `union bpf_attr`: 16 bytes.
+/// Pin variant of `union bpf_attr`: 16 bytes.
 #[repr(C)]
 struct PinAttr {
     path: u64,
@@ -27,13 +27,13 @@ struct PinAttr {
     flags: u32,
 }
 
-/// Link part of `union bpf_attr`: 4 bytes.
+/// Link variant of `union bpf_attr`: 4 bytes.
 #[repr(C)]
 struct LinkAttr {
     fd: u32,
 }
 
-/// Query part of `union bpf_attr`: 64 bytes.
+/// Query variant of `union bpf_attr`: 64 bytes.
 #[repr(C)]
 struct QueryAttr {
     target_ifindex: u32,
@@ -43,23 +43,23 @@ struct QueryAttr {
     program_ids: u64,
     count: u32,
     pad: u32,
-    /// Flags of programs, links, flags of links, revision: not asked for.
+    /// Program flags, links, link flags, revision: 0, not requested.
     rest: [u64; 4],
 }
 
 const _: () = assert!(size_of::<QueryAttr>() == 64);
 
-/// Calls `bpf(2)` and returns what the kernel returns.
+/// Calls `bpf(2)` and returns its result.
 ///
 /// # Errors
 ///
-/// What the kernel says.
+/// The error number of the call.
 ///
 /// # Safety
 ///
-/// Every address in `attr` must be valid for what the command does with it.
+/// Every address in `attr` must be valid for the command.
 pub unsafe fn bpf<T>(command: libc::c_int, attr: &mut T) -> io::Result<libc::c_long> {
-    // SAFETY: `attr` is live and its size is given; what it points to is the caller's promise.
+    // SAFETY: `attr` is live and its size is given; the caller guarantees the addresses in it.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attr, size_of::<T>()) };
     if result >= 0 {
         Ok(result)
@@ -68,12 +68,12 @@ pub unsafe fn bpf<T>(command: libc::c_int, attr: &mut T) -> io::Result<libc::c_l
     }
 }
 
-/// Identifiers of the programs at a TCX hook, in their order. `EINVAL` where the kernel has no TCX. aya
-/// asks for more of each program, which takes `CAP_SYS_ADMIN`.
+/// Returns the identifiers of the programs on a TCX hook, in order; `EINVAL` if the kernel has no
+/// TCX. aya requests more about each program, which needs `CAP_SYS_ADMIN`.
 ///
 /// # Errors
 ///
-/// What the kernel says.
+/// The error of the kernel.
 pub fn tcx_programs(ifindex: u32, is_ingress: bool) -> io::Result<Vec<u32>> {
     let mut programs = vec![0_u32; TCX_PROGRAMS];
     let mut attr = QueryAttr {
@@ -90,22 +90,22 @@ pub fn tcx_programs(ifindex: u32, is_ingress: bool) -> io::Result<Vec<u32>> {
         pad: 0,
         rest: [0; 4],
     };
-    // SAFETY: the address is that of `count` identifiers, which live longer than the call.
+    // SAFETY: the address points to `count` identifiers that outlive the call.
     unsafe { bpf(BPF_PROG_QUERY, &mut attr) }?;
     programs.truncate(attr.count as usize);
     Ok(programs)
 }
 
-/// Whether programs can be attached by TCX: the kernel is asked who is there on the loopback. A kernel
-/// that does not let this process ask does not let it load programs, either, and says so then.
+/// Whether the kernel has TCX, found by a query of the loopback. A kernel that refuses this query
+/// to the process also refuses to load programs, and reports the reason then.
 pub fn has_tcx() -> bool {
     tcx_programs(LOOPBACK, true)
         .err()
         .is_none_or(|error| error.raw_os_error() != Some(libc::EINVAL))
 }
 
-/// Takes the program of a pinned link off its hook (kernel 5.9). Without the pin the kernel would
-/// do so too, but a moment later, and until then the hook is taken.
+/// Detaches the program of a pinned link from its hook (kernel 5.9). The removal of the pin would
+/// do so too, but a moment later, and until then the hook stays occupied.
 pub(super) fn detach_link(pin: &Path) -> io::Result<()> {
     let path = CString::new(pin.as_os_str().as_bytes())?;
     let mut attr = PinAttr {
@@ -113,14 +113,14 @@ pub(super) fn detach_link(pin: &Path) -> io::Result<()> {
         fd: 0,
         flags: 0,
     };
-    // SAFETY: the path is a live string that ends with a zero.
+    // SAFETY: the path is a live string with a final zero.
     let fd = unsafe { bpf(BPF_OBJ_GET, &mut attr) }?;
     let fd = RawFd::try_from(fd).map_err(|_| io::ErrorKind::InvalidData)?;
-    // SAFETY: the kernel has just opened it for this call.
+    // SAFETY: the kernel has just opened the descriptor for this call.
     let link = unsafe { OwnedFd::from_raw_fd(fd) };
     let mut attr = LinkAttr {
         fd: link.as_raw_fd().unsigned_abs(),
     };
-    // SAFETY: the command takes no address.
+    // SAFETY: the command uses no address.
     unsafe { bpf(BPF_LINK_DETACH, &mut attr) }.map(drop)
 }

@@ -1,21 +1,22 @@
-//! Messages of netlink as bytes: headers, attributes, acknowledgements.
+//! Netlink messages as bytes: headers, attributes, acknowledgements.
 
 use std::io;
 
 use super::refusal::Refusal;
 
-/// Bytes of `struct nlmsghdr`.
+/// Length of `struct nlmsghdr`, bytes.
 pub const HEADER_BYTES: usize = 16;
-/// Attribute of an acknowledgement that holds the kernel's own words (`NLMSGERR_ATTR_MSG`).
+/// Attribute of an acknowledgement with the kernel's error text (`NLMSGERR_ATTR_MSG`).
 const NLMSGERR_ATTR_MSG: u16 = 1;
-/// Flag of an acknowledgement that has attributes (`NLM_F_ACK_TLVS`).
+/// Flag: the acknowledgement has attributes (`NLM_F_ACK_TLVS`).
 const NLM_F_ACK_TLVS: u16 = 0x200;
-/// Flag of an acknowledgement that repeats only the header of the request (`NLM_F_CAPPED`).
+/// Flag: the acknowledgement repeats only the header of the request (`NLM_F_CAPPED`).
 const NLM_F_CAPPED: u16 = 0x100;
-/// Type of an acknowledgement (`NLMSG_ERROR`).
+/// Message type of an acknowledgement (`NLMSG_ERROR`).
 const NLMSG_ERROR: u16 = 2;
 
-/// The attributes as (kind without flags, value), up to one whose length is impossible.
+/// Iterates over the attributes as (type without flags, value). Stops at the first impossible
+/// length.
 pub fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     const NLA_TYPE_MASK: u16 = 0x3fff;
     let mut rest = bytes;
@@ -28,12 +29,12 @@ pub fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     })
 }
 
-/// The values of the attributes of one kind, up to one whose length is impossible.
+/// Iterates over the values of the attributes of one type. Stops at the first impossible length.
 pub fn values(bytes: &[u8], kind: u16) -> impl Iterator<Item = &[u8]> {
     attributes(bytes).filter_map(move |(found, value)| (found == kind).then_some(value))
 }
 
-/// One message within a datagram.
+/// One message of a datagram.
 pub struct Message<'a> {
     /// `nlmsg_type`.
     pub kind: u16,
@@ -41,11 +42,11 @@ pub struct Message<'a> {
     pub flags: u16,
     /// `nlmsg_seq`.
     pub sequence: u32,
-    /// The whole message with its header.
+    /// The whole message including its header.
     pub bytes: &'a [u8],
 }
 
-/// Splits a datagram into its messages; stops at the first one whose length is impossible.
+/// Splits a datagram into messages. Stops at the first impossible length.
 pub fn messages(datagram: &[u8]) -> impl Iterator<Item = Message<'_>> {
     let mut rest = datagram;
     std::iter::from_fn(move || {
@@ -65,7 +66,7 @@ pub fn messages(datagram: &[u8]) -> impl Iterator<Item = Message<'_>> {
     })
 }
 
-/// Reads an acknowledgement (`struct nlmsgerr`); `None` for any other message.
+/// Decodes an acknowledgement (`struct nlmsgerr`); `None` for any other message.
 pub(super) fn acknowledgement(message: &Message<'_>) -> Option<Result<(), Refusal>> {
     if message.kind != NLMSG_ERROR {
         return None;
@@ -104,7 +105,7 @@ pub(super) fn acknowledgement(message: &Message<'_>) -> Option<Result<(), Refusa
 pub struct RequestBytes(Vec<u8>);
 
 impl RequestBytes {
-    /// Starts a request of a kind with flags; the sequence number follows on sending.
+    /// Starts a request with type and flags; the sequence number is filled in on sending.
     pub fn new(kind: u16, flags: u16) -> Self {
         let mut bytes = vec![0; HEADER_BYTES];
         put(&mut bytes, 4, &kind.to_ne_bytes());
@@ -112,13 +113,13 @@ impl RequestBytes {
         Self(bytes)
     }
 
-    /// Appends bytes, padded to four.
+    /// Appends bytes, padded to a multiple of four.
     pub fn push(&mut self, bytes: &[u8]) {
         self.0.extend_from_slice(bytes);
         self.0.resize(self.0.len().next_multiple_of(4), 0);
     }
 
-    /// Appends an attribute.
+    /// Appends one attribute of this type.
     pub fn attribute(&mut self, kind: u16, value: &[u8]) {
         let length = u16::try_from(value.len() + 4).unwrap_or(u16::MAX);
         self.0.extend_from_slice(&length.to_ne_bytes());
@@ -136,20 +137,20 @@ impl RequestBytes {
         put(&mut self.0, start, &length.to_ne_bytes());
     }
 
-    /// The request with its length.
+    /// Fills in the length and returns the request.
     pub fn finish(mut self) -> Vec<u8> {
         set_length(&mut self.0);
         self.0
     }
 }
 
-/// Fills in `nlmsg_len`.
+/// Fills in `nlmsg_len` of the header.
 pub(super) fn set_length(message: &mut [u8]) {
     let length = u32::try_from(message.len()).unwrap_or(u32::MAX);
     put(message, 0, &length.to_ne_bytes());
 }
 
-/// Fills in `nlmsg_seq`.
+/// Fills in `nlmsg_seq` of the header.
 pub(super) fn set_sequence(message: &mut [u8], sequence: u32) {
     put(message, 8, &sequence.to_ne_bytes());
 }

@@ -1,7 +1,8 @@
-//! Requests to the kernel and its notices, by rtnetlink (RFC 3549).
+//! Requests to the kernel, and notices from the kernel, by rtnetlink (RFC 3549).
 //!
-//! [`Netlink`] sends requests, which the kernel answers within the call. Requests are typed messages of
-//! netlink-packet-route, or bytes ([`bytes`]) where the crate has no type. [`Notices`] hears of changes.
+//! [`Netlink`] sends requests; the kernel answers within the call. A request is a typed message of
+//! netlink-packet-route, or bytes ([`bytes`]) where the crate has no type. [`Notices`] receives the
+//! notices of changes.
 
 pub mod bytes;
 mod notices;

@@ -1,4 +1,4 @@
-//! Notices of changes, which the kernel sends to those who have joined a group.
+//! Notices of changes, which the kernel sends to the members of multicast groups of rtnetlink.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -8,41 +8,41 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 #[cfg(feature = "tokio")]
 use netlink_sys::{AsyncSocket as _, AsyncSocketExt as _, TokioSocket};
 
-/// What the notices are about (`RTNLGRP_*`).
+/// Multicast group of rtnetlink (`RTNLGRP_*`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Group {
-    /// Interfaces.
+    /// Interfaces (`RTNLGRP_LINK`).
     Link = 1,
-    /// Neighbours and forwarding databases.
+    /// Neighbours and forwarding databases (`RTNLGRP_NEIGH`).
     Neighbour = 3,
-    /// Qdiscs and filters.
+    /// Qdiscs and filters (`RTNLGRP_TC`).
     TrafficControl = 4,
-    /// IPv6 addresses.
+    /// IPv6 addresses (`RTNLGRP_IPV6_IFADDR`).
     Ipv6Address = 9,
-    /// Multicast databases of bridges.
+    /// Multicast databases of bridges (`RTNLGRP_MDB`).
     MulticastDatabase = 26,
 }
 
-/// What was heard.
+/// Result of one receive call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Heard {
-    /// A datagram of messages; [`super::bytes::messages`] splits it.
+    /// A datagram of one or more messages; [`super::bytes::messages`] splits it.
     Datagram(Vec<u8>),
-    /// The kernel had no room for notices: anything may have changed.
+    /// The kernel dropped notices (`ENOBUFS`): anything may have changed.
     Lost,
 }
 
-/// Hears notices, and never waits.
+/// Receives notices without blocking.
 #[derive(Debug)]
 pub struct Notices(Socket);
 
 impl Notices {
-    /// Joins groups, in the network namespace of the calling thread.
+    /// Joins groups in the network namespace of the calling thread.
     ///
     /// # Errors
     ///
-    /// What the socket says.
+    /// The error of the socket.
     pub fn open(groups: &[Group]) -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.set_non_blocking(true)?;
@@ -50,11 +50,11 @@ impl Notices {
         Ok(Self(socket))
     }
 
-    /// The next notices; `None` where none wait.
+    /// Returns the next notices; `None` if none wait.
     ///
     /// # Errors
     ///
-    /// What the socket says.
+    /// The error of the socket.
     pub fn try_next(&self) -> io::Result<Option<Heard>> {
         received(self.0.recv_from_full())
     }
@@ -66,37 +66,38 @@ impl AsFd for Notices {
     }
 }
 
-/// Hears notices and has the runtime wait for them.
+/// Receives notices in a tokio runtime.
 #[cfg(feature = "tokio")]
 pub struct AsyncNotices(TokioSocket);
 
 #[cfg(feature = "tokio")]
 impl AsyncNotices {
-    /// Joins groups, in the network namespace of the calling thread.
+    /// Joins groups in the network namespace of the calling thread. Must be called in a tokio
+    /// runtime.
     ///
     /// # Errors
     ///
-    /// What the socket says.
+    /// The error of the socket.
     pub fn open(groups: &[Group]) -> io::Result<Self> {
         let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
         join(socket.socket_mut(), groups)?;
         Ok(Self(socket))
     }
 
-    /// Asks for room for so many bytes of notices that wait.
+    /// Sets the size of the receive buffer in bytes (`SO_RCVBUF`).
     ///
     /// # Errors
     ///
-    /// What the socket says.
+    /// The error of the socket.
     pub fn set_room(&self, bytes: u32) -> io::Result<()> {
         self.0.socket_ref().set_rx_buf_sz(bytes)
     }
 
-    /// Waits for notices. Can be cancelled without losing any.
+    /// Waits for notices. Cancel safe.
     ///
     /// # Errors
     ///
-    /// What the socket says.
+    /// The error of the socket.
     pub async fn next(&self) -> io::Result<Heard> {
         loop {
             if let Some(heard) = received(self.0.recv_from_full().await)? {
@@ -105,11 +106,11 @@ impl AsyncNotices {
         }
     }
 
-    /// The next notices; `None` where none wait.
+    /// Returns the next notices; `None` if none wait.
     ///
     /// # Errors
     ///
-    /// What the socket says.
+    /// The error of the socket.
     pub fn try_next(&self) -> io::Result<Option<Heard>> {
         received(self.0.socket_ref().recv_from_full())
     }

@@ -1,14 +1,14 @@
-//! Why a request had no effect.
+//! Errors of requests.
 
 use std::io;
 
-/// The kernel's refusal of one request.
+/// The kernel's negative acknowledgement of one request.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", self.sentence())]
 pub struct Refusal {
-    /// The error number.
+    /// Error number of the acknowledgement.
     pub error: io::Error,
-    /// The kernel's own words, where it has some.
+    /// Extended error text of the kernel, if it sent one.
     pub text: Option<String>,
 }
 
@@ -20,7 +20,7 @@ impl Refusal {
         }
     }
 
-    /// Whether the kernel gave one of these error numbers.
+    /// Whether the error number is one of these.
     pub fn is_one_of(&self, codes: &[i32]) -> bool {
         let code = self.error.raw_os_error();
         code.is_some_and(|code| codes.contains(&code))
@@ -33,22 +33,22 @@ impl From<io::Error> for Refusal {
     }
 }
 
-/// Why a request had no effect.
+/// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum RequestError {
-    /// Netlink does not work.
+    /// The netlink socket failed.
     #[error(transparent)]
     Socket(#[from] io::Error),
-    /// The kernel refuses.
+    /// The kernel refused the request.
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// The kernel answers something else than was asked for.
+    /// The answer is not of the requested type.
     #[error("the kernel's answer is not understood")]
     Answer,
 }
 
 impl RequestError {
-    /// Whether the kernel refuses with one of these error numbers.
+    /// Whether the kernel refused with one of these error numbers.
     pub fn is_one_of(&self, codes: &[i32]) -> bool {
         matches!(self, Self::Refused(refusal) if refusal.is_one_of(codes))
     }

@@ -1,4 +1,4 @@
-//! Requests and dumps, which the kernel answers within the call.
+//! Requests and dumps; the kernel answers within the call.
 
 use std::io;
 
@@ -10,24 +10,24 @@ use netlink_sys::{Socket, SocketAddr};
 use super::bytes::{Message, acknowledgement, messages, set_length, set_sequence};
 use super::refusal::{Refusal, RequestError};
 
-/// Type of the end of a dump (`NLMSG_DONE`).
+/// Message type at the end of a dump (`NLMSG_DONE`).
 const NLMSG_DONE: u16 = 3;
-/// Requests in one datagram. The kernel takes a datagram of many requests in one go; the bound keeps the
-/// acknowledgements within the socket's receive buffer.
+/// Requests per datagram. The kernel processes a datagram of many requests in one call; this bound
+/// keeps the acknowledgements within the socket's receive buffer.
 const BATCH: usize = 64;
 
-/// A request socket.
+/// Socket for requests.
 pub struct Netlink {
     socket: Socket,
     sequence: u32,
 }
 
 impl Netlink {
-    /// Opens the socket in the network namespace of the calling thread.
+    /// Opens a socket in the network namespace of the calling thread.
     ///
     /// # Errors
     ///
-    /// What `socket(2)` and `bind(2)` say.
+    /// The error of `socket(2)` or `bind(2)`.
     pub fn open() -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind_auto()?;
@@ -40,15 +40,15 @@ impl Netlink {
         })
     }
 
-    /// Sends a dump request and returns everything the kernel answers.
+    /// Sends a dump request and returns the messages of the answer that the crate can parse.
     ///
     /// # Errors
     ///
-    /// What the kernel answers.
+    /// The error of the socket, or of the kernel for the request.
     pub fn dump(&mut self, request: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
         let mut answers = Vec::new();
         self.dump_messages(serialized(request, NLM_F_DUMP), |message| {
-            // One link of a kind that the parser does not know must not hide the others.
+            // A link of a kind unknown to the parser must not hide the others.
             match typed(message.bytes) {
                 Some(answer) => answers.push(answer),
                 None => tracing::debug!(kind = message.kind, "netlink message not understood"),
@@ -57,12 +57,12 @@ impl Netlink {
         Ok(answers)
     }
 
-    /// Sends a complete dump request (`NLM_F_DUMP`) and passes every message of the answer on, for
-    /// callers that read messages which the typed parser may not know.
+    /// Sends a complete dump request (`NLM_F_DUMP`) and passes each message of the answer to the
+    /// callback. For messages that the typed parser may not know.
     ///
     /// # Errors
     ///
-    /// What the kernel answers.
+    /// The error of the socket, or of the kernel for the request.
     pub fn dump_messages(
         &mut self,
         mut request: Vec<u8>,
@@ -88,7 +88,7 @@ impl Netlink {
         }
     }
 
-    /// Sends a request that the kernel answers by one message, and returns that message.
+    /// Sends a request that has a single message as its answer, and returns that message.
     ///
     /// # Errors
     ///
@@ -114,7 +114,7 @@ impl Netlink {
         }
     }
 
-    /// Changes something; `flags` beyond request and acknowledgement.
+    /// Sends a change request. `flags` are added to `NLM_F_REQUEST` and `NLM_F_ACK`.
     ///
     /// # Errors
     ///
@@ -124,13 +124,12 @@ impl Netlink {
         Ok(outcomes.into_iter().collect::<Result<(), Refusal>>()?)
     }
 
-    /// Sends complete requests, `struct nlmsghdr` included, that each ask for an acknowledgement
-    /// (`NLM_F_ACK`), and returns the outcome of each in order. Lengths and sequence numbers are
-    /// filled in here.
+    /// Sends complete requests including `struct nlmsghdr`, each with `NLM_F_ACK`, and returns the
+    /// outcome of each in order. Fills in lengths and sequence numbers.
     ///
     /// # Errors
     ///
-    /// What the socket says; a refused request is an element of the result.
+    /// The error of the socket. A refused request is an element of the result.
     pub fn apply(&mut self, requests: &mut [Vec<u8>]) -> io::Result<Vec<Result<(), Refusal>>> {
         let mut outcomes = Vec::with_capacity(requests.len());
         for batch in requests.chunks_mut(BATCH) {
@@ -162,7 +161,7 @@ impl Netlink {
         Ok(outcomes)
     }
 
-    /// Fills in a request's length and the next sequence number.
+    /// Fills in the request's length and the next sequence number.
     fn number(&mut self, request: &mut [u8]) {
         self.sequence = self.sequence.wrapping_add(1);
         set_length(request);
@@ -170,7 +169,7 @@ impl Netlink {
     }
 }
 
-/// A typed message as a complete request with flags; the sequence number follows on sending.
+/// Serializes a typed message as a request with flags; the sequence number is filled in on sending.
 pub fn serialized(message: RouteNetlinkMessage, flags: u16) -> Vec<u8> {
     let mut message = NetlinkMessage::from(message);
     message.header.flags = NLM_F_REQUEST | flags;
@@ -180,7 +179,7 @@ pub fn serialized(message: RouteNetlinkMessage, flags: u16) -> Vec<u8> {
     bytes
 }
 
-/// Reads one message; `None` where the crate does not know the message or cannot parse it.
+/// Parses one message; `None` if the crate does not know or cannot parse it.
 pub fn typed(message: &[u8]) -> Option<RouteNetlinkMessage> {
     match NetlinkMessage::<RouteNetlinkMessage>::deserialize(message) {
         Ok(NetlinkMessage {
