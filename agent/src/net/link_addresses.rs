@@ -49,7 +49,7 @@ pub struct LinkAddressesError {
     error: io::Error,
 }
 
-/// The addresses in hand. Dropping the value ends everything except the forwarding entries of the
+/// The watched addresses. Dropping the value ends everything except the forwarding entries of the
 /// bridge.
 pub struct LinkAddresses {
     bridge: String,

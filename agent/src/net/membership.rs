@@ -60,7 +60,7 @@ pub enum MembershipError {
         #[source]
         error: io::Error,
     },
-    /// INCLUDE without sources means no membership (RFC 9777 §4.2).
+    /// INCLUDE without sources means no membership.
     #[error("Cannot join {0} with an empty list of sources; leave it instead")]
     NoSources(Ipv6Addr),
     /// The bridge has no interface in a tagged VLAN.
@@ -96,7 +96,7 @@ struct Slot {
     memberships: usize,
 }
 
-/// All memberships of the host on one bridge. Dropping the value leaves all.
+/// All memberships of the host on one bridge. Dropping the value leaves every address.
 pub struct Memberships {
     ifindex: u32,
     vlan_interfaces: BTreeMap<u16, u32>,

@@ -75,7 +75,7 @@ pub struct FoundRelay {
     pub id: String,
     /// DNS name in the relay's certificate, lower case.
     pub name: String,
-    /// `host:port` to dial.
+    /// `host:port` to dial, or only `host` for the default port.
     pub address: String,
     /// The source: a configuration key, `dns HOST`, `sdp PLACE`, or `mcs`.
     pub found_by: String,

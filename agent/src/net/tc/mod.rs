@@ -167,7 +167,7 @@ pub struct FilterProgram {
 /// A `bpf` filter with `direct-action` for all protocols: the program returns the verdict itself.
 #[derive(Clone, Copy, Debug)]
 pub struct BpfFilter<'a> {
-    /// Free text for the operator (`TCA_BPF_NAME`).
+    /// Free text (`TCA_BPF_NAME`), by which an agent recognizes its filters.
     pub name: &'a str,
     /// Descriptor of the program.
     pub program: RawFd,
