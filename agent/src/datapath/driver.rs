@@ -10,7 +10,7 @@ const ETHTOOL_GFLAGS: u32 = 0x25;
 /// `ETH_FLAG_RXVLAN`: the card moves VLAN tags out of the frames.
 const RX_VLAN: u32 = 1 << 8;
 
-/// Drivers whose packets may have an unfinished checksum, and drivers of interfaces that only pass
+/// Drivers whose packets may have a partial checksum, and drivers of interfaces that only pass
 /// on packets of other interfaces.
 const SOFTWARE: [&str; 14] = [
     "802.1Q VLAN Support",
@@ -57,7 +57,7 @@ impl Command for Value {}
 /// Why XDP must not restore packets on an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum NoXdp {
-    /// A virtual interface: checksums may be unfinished.
+    /// A virtual interface: packets may have a partial checksum.
     Software(String),
     /// The card moves VLAN tags out of the frames, where XDP does not see them.
     VlanOffload,
@@ -78,7 +78,7 @@ impl std::fmt::Display for NoXdp {
     }
 }
 
-/// Checks that native XDP on an interface sees whole frames with finished checksums.
+/// Checks that native XDP on an interface sees whole frames with complete checksums.
 ///
 /// # Errors
 ///
