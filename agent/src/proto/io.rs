@@ -1,4 +1,7 @@
-//! What goes into the protocol and what comes out of it.
+//! Inputs and outputs of the protocol state machine.
+//!
+//! Events and commands go in, [`Output`]s come out. The types carry no sockets and no file descriptors,
+//! so tests and fuzzers drive the protocol without a kernel.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddrV6};
 use std::time::Duration;
@@ -18,7 +21,7 @@ use super::handover::{ClockOffset, HoldReport, UnreadReport};
 use super::{DomainUuid, Stream};
 pub use crate::value::Timestamp;
 
-/// Milliseconds of a duration, as messages carry them.
+/// Returns the milliseconds of a duration, the unit of times in messages.
 pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
@@ -26,29 +29,29 @@ pub(super) fn millis(duration: Duration) -> u64 {
 /// Ethernet address.
 pub type Mac = [u8; 6];
 
-/// An Ethernet address for a person: `52:54:00:00:00:01`.
+/// Formats an Ethernet address for a person: `52:54:00:00:00:01`.
 pub fn mac_text(mac: &Mac) -> String {
     let [a, b, c, d, e, f] = mac;
     format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
 }
 
-/// A libvirt domain as the protocol needs it.
+/// A libvirt domain, reduced to what the protocol needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Domain {
-    /// Its UUID.
+    /// UUID that libvirt assigned; a migration keeps it.
     pub uuid: DomainUuid,
-    /// Its name.
+    /// libvirt's name for the domain, for operators and policy rules.
     pub name: String,
-    /// Whether its CPUs run on this host now.
+    /// Whether the domain's CPUs run on this host now.
     pub running: bool,
-    /// Its bridged NICs.
+    /// Bridged NICs of the domain.
     pub interfaces: Vec<DomainInterface>,
 }
 
 /// One bridged NIC of a domain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DomainInterface {
-    /// The TAP on this host (`vnet0`); empty while the domain has none.
+    /// TAP on this host (`vnet0`); empty while the NIC has none.
     pub target_dev: String,
     /// The guest's MAC.
     pub mac: Mac,
@@ -59,114 +62,114 @@ pub struct DomainInterface {
 /// A TAP that is a port of the managed bridge.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Port {
-    /// Its interface index.
+    /// Interface index of the TAP.
     pub ifindex: u32,
-    /// Its name (`vnet0`).
+    /// Interface name (`vnet0`).
     pub name: String,
-    /// Its own MAC. libvirt gives a TAP the guest's MAC with the first byte `fe`.
+    /// MAC of the TAP itself. libvirt gives a TAP the guest's MAC with the first byte `fe`.
     pub mac: Mac,
 }
 
-/// Change of the set of ports.
+/// Change of the set of bridge ports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PortEvent {
-    /// A TAP joined the bridge; the programs are attached to it.
+    /// A TAP joined the bridge and the eBPF programs are attached to the TAP.
     Added(Port),
-    /// It left the bridge, or is gone.
+    /// A TAP left the bridge or was deleted.
     Removed {
-        /// Its interface index.
+        /// Interface index of the TAP.
         ifindex: u32,
     },
 }
 
-/// What the peer connections report. A peer is named by its certificate.
+/// Event of a peer connection. The peer's certificate gives the peer's name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PeerEvent {
-    /// The connection is up (again).
+    /// The connection is up, for the first time or again.
     Up {
-        /// The address that the peer dialed from; `None` where this end dialed.
+        /// The address that the peer dialed from; `None` if this end dialed.
         from: Option<IpAddr>,
     },
-    /// It is down, or the connection asked for could not be made.
+    /// The connection is down, or an attempt to connect failed.
     Down {
         /// One sentence for a person, naming the peer.
         reason: String,
     },
-    /// One frame ([`common::signal::PeerMessage`]).
+    /// One received frame ([`common::signal::PeerMessage`]).
     Frame(Bytes),
 }
 
-/// What the kernel programs and the bridge report.
+/// Event of the eBPF programs or of the bridge.
 #[derive(Clone, Debug, PartialEq)]
 pub enum DatapathEvent {
-    /// A listener was reported or left.
+    /// A listener was reported or removed.
     Listener {
         /// What happened.
         change: Change,
         /// The listener.
         key: ListenerKey,
-        /// Its state after that.
+        /// State of the listener after the change.
         value: Listener,
     },
-    /// A source was listed or taken off.
+    /// A source was added to or removed from a listener's source list.
     Source {
         /// What happened.
         change: Change,
         /// The source.
         key: SourceKey,
-        /// Its state after that.
+        /// State of the source after the change.
         value: Source,
     },
-    /// First packet of a flow and origin since its address was watched.
+    /// First packet of a flow from one origin since the flow's address became managed.
     FirstPacket {
         /// The flow.
         key: StreamKey,
-        /// Which way it came.
+        /// Path of the packet: native or relayed.
         origin: Origin,
-        /// When it came.
+        /// Arrival time of the packet.
         at: Timestamp,
     },
-    /// An MLD General Query came in by the uplink.
+    /// The uplink received an MLD General Query.
     Query {
-        /// Where.
+        /// VLAN of the Query.
         key: QuerierKey,
-        /// What it said.
+        /// Timer values from the Query.
         value: Querier,
     },
-    /// All maps, read as a whole: at the start and whenever events were lost.
+    /// Content of all maps, read at the start and whenever events were lost.
     Snapshot {
-        /// `LISTENERS`.
+        /// All entries of `LISTENERS`.
         listeners: Vec<(ListenerKey, Listener)>,
-        /// `LISTENER_SOURCES`.
+        /// All entries of `LISTENER_SOURCES`.
         sources: Vec<(SourceKey, Source)>,
-        /// `QUERIER`.
+        /// All entries of `QUERIER`.
         queriers: Vec<(QuerierKey, Querier)>,
     },
-    /// Usage of one port, read regularly; answers [`Output::ReadUsage`].
+    /// Usage of one port, in answer to [`Output::ReadUsage`].
     Usage {
         /// The port.
         ifindex: u32,
-        /// Its `PORT_USAGE`.
+        /// `PORT_USAGE` of the port.
         usage: PortUsage,
     },
-    /// Flows of the addresses asked for; answers [`Output::ReadStreams`].
+    /// Flows of the requested addresses, in answer to [`Output::ReadStreams`].
     Streams {
-        /// The token of the request.
+        /// Token from the request.
         token: u64,
         /// Flows with at least one packet.
         streams: Vec<(StreamKey, Stream)>,
     },
-    /// A VM has reported more in one Report than it may. It was too long for the kernel program, so the
-    /// bridge has all of it.
+    /// A VM's Report exceeded the limits of the VM's port. The Report was too long for the eBPF program
+    /// to drop, so the bridge accepted the whole Report.
     Refused {
-        /// Listeners that there was no room for.
+        /// Listeners that the port had no room for.
         listeners: Vec<ListenerKey>,
-        /// Sources likewise, of listeners that there are.
+        /// Sources of known listeners that the port had no room for.
         sources: Vec<SourceKey>,
     },
-    /// A join, an MDB entry or a map write asked for could not be made.
+    /// A join, an MDB entry or a map write failed.
     Failed {
-        /// The address it was for.
+        /// Address of the failed operation.
         key: ManagedKey,
         /// One sentence for a person.
         reason: String,
@@ -176,16 +179,16 @@ pub enum DatapathEvent {
 /// An entry of the bridge's multicast database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MdbEntry {
-    /// The TAP.
+    /// Interface index of the TAP.
     pub ifindex: u32,
-    /// The address.
+    /// VLAN and multicast address.
     pub key: ManagedKey,
-    /// One of its sources; `None` for the address as a whole, with all its sources.
+    /// One source of the address; `None` for the entry that covers all sources.
     pub source: Option<Address>,
 }
 
 impl MdbEntry {
-    /// The entry of an address as a whole.
+    /// Returns the entry that covers all sources of an address.
     pub fn of_all_sources(ifindex: u32, key: ManagedKey) -> Self {
         Self {
             ifindex,
@@ -195,161 +198,163 @@ impl MdbEntry {
     }
 }
 
-/// What the gate of a TAP is to do; see [`super::handover`].
+/// Command to the gate of a TAP; see [`super::handover`].
 #[derive(Clone, Debug, PartialEq)]
 pub enum GateCommand {
-    /// Record what enters the TAP of a departing domain, and watch its queue; anew if it is recorded
-    /// already.
+    /// Record the frames that enter the TAP of a departing domain, and watch the TAP's queue. A
+    /// repeated command restarts the recording.
     Record {
-        /// The TAP.
+        /// Interface index of the TAP.
         ifindex: u32,
-        /// The guest's MAC.
+        /// MAC of the guest's NIC.
         mac: Mac,
-        /// Whether the kernel reads the TAP.
+        /// Whether the kernel reads the TAP (vhost-net) instead of the hypervisor.
         vhost: bool,
     },
-    /// The domain stands still: find out what it has had, and send on what it has not read of the
-    /// packets for addresses that it leaves. Answered by [`GateEvent::Cut`] and, where there were such
-    /// packets, [`GateEvent::SentOn`].
+    /// The domain stopped: determine what the domain received, and forward the unread packets for
+    /// addresses that the domain leaves. [`GateEvent::Cut`] answers, and [`GateEvent::SentOn`] if there
+    /// were such packets.
     Cut {
-        /// The TAP.
+        /// Interface index of the TAP.
         ifindex: u32,
-        /// Number of the migration's record, to be repeated in the answer.
+        /// Number of the migration's record, repeated in the answer.
         migration: u64,
-        /// When the domain was said to have stopped.
+        /// Time of libvirt's event that the domain stopped.
         stopped: Timestamp,
     },
-    /// Hold what comes for an arriving domain. In force when the next output is performed.
+    /// Hold the frames for an arriving domain. The gate is closed before the next output is performed.
     Hold {
-        /// The TAP.
+        /// Interface index of the TAP.
         ifindex: u32,
     },
-    /// Replay from the cut on, and open. Answered by [`GateEvent::Opened`].
+    /// Replay the held frames from the cut on, then open. [`GateEvent::Opened`] answers.
     Replay {
-        /// The TAP.
+        /// Interface index of the TAP.
         ifindex: u32,
-        /// What the domain had at its source.
+        /// What the domain received at the source host.
         cut: NicCut,
-        /// When the source said so, nanoseconds of its clock.
+        /// Time of the source host's message, nanoseconds of the source host's clock.
         clock_ns: u64,
-        /// What is known of that clock.
+        /// Known bounds of the difference to that clock.
         clock: ClockOffset,
     },
-    /// Replay everything that came from a moment on, and open. Answered by [`GateEvent::Opened`].
+    /// Replay all frames held since a time, then open. [`GateEvent::Opened`] answers.
     ReplayBlind {
-        /// The TAP.
+        /// Interface index of the TAP.
         ifindex: u32,
-        /// The moment.
+        /// Arrival time of the first frame to replay.
         since: Timestamp,
     },
-    /// Forget what was recorded or held, and open at once.
+    /// Discard what was recorded or held, and open at once.
     Clear {
-        /// The TAP.
+        /// Interface index of the TAP.
         ifindex: u32,
     },
 }
 
-/// What becomes of gates.
+/// Event of a gate.
 #[derive(Clone, Debug, PartialEq)]
 pub enum GateEvent {
-    /// What a domain has had that stands still.
+    /// The cut of a stopped domain: what the domain received.
     Cut {
-        /// The TAP.
+        /// Interface index of the TAP.
         ifindex: u32,
-        /// What it has had.
+        /// Counts and fingerprints of the received packets, per flow.
         cut: NicCut,
     },
-    /// Everything is replayed, and frames go into the TAP by themselves.
+    /// All held frames are replayed, and frames enter the TAP without delay again.
     Opened {
-        /// The TAP.
+        /// Interface index of the TAP.
         ifindex: u32,
-        /// How it went.
+        /// Counts and placements of the handover.
         report: HoldReport,
     },
-    /// A domain that had stopped runs on here.
+    /// A stopped domain resumed on this host.
     RunsOn {
         /// Number of the migration's record.
         migration: u64,
-        /// Frames at most that the hypervisor has read of the TAP meanwhile and thrown away.
+        /// Upper bound of the frames that the hypervisor read from the TAP and discarded during the
+        /// stop.
         thrown_away_at_most: u64,
     },
-    /// Packets that a domain had not read when it stopped have been sent on.
+    /// Packets that a domain had not read when the domain stopped were forwarded.
     SentOn {
         /// Number of the migration's record.
         migration: u64,
-        /// What has become of packets since the last such event.
+        /// Packets forwarded and dropped since the last such event.
         report: UnreadReport,
     },
     /// [`GateCommand::Record`] failed.
     NotRecorded {
-        /// The TAP.
+        /// Interface index of the TAP.
         ifindex: u32,
     },
     /// [`GateCommand::Hold`] failed.
     NotHeld {
-        /// The TAP.
+        /// Interface index of the TAP.
         ifindex: u32,
     },
 }
 
-/// What the hypervisor reports.
+/// Event of the hypervisor.
 #[derive(Clone, Debug, PartialEq)]
 pub enum HypervisorEvent {
-    /// The connection is up. Before this comes every domain as [`HypervisorEvent::Domain`] and,
-    /// after a connection that was lost, [`HypervisorEvent::Gone`] for those no longer there.
+    /// The connection is up. Before this event, every domain is reported as
+    /// [`HypervisorEvent::Domain`]. After a lost connection, vanished domains are reported as
+    /// [`HypervisorEvent::Gone`], also before this event.
     Connected,
-    /// The connection is lost. Domains go on running.
+    /// The connection is lost. Domains continue to run.
     Disconnected {
         /// One sentence for a person.
         reason: String,
     },
-    /// A domain is there, or changed: its TAPs, or whether it runs.
+    /// A domain appeared, or changed its TAPs or whether the domain runs.
     Domain(Domain),
-    /// A domain is on its way here, moved by whomever. It is told as [`HypervisorEvent::Domain`] when
-    /// it has arrived, and as [`HypervisorEvent::Gone`] if it does not.
+    /// A domain is migrating to this host, whoever started the migration. [`HypervisorEvent::Domain`]
+    /// follows when the domain arrives, [`HypervisorEvent::Gone`] if the migration fails.
     Arriving {
-        /// The domain.
+        /// UUID of the domain.
         uuid: DomainUuid,
-        /// Its name.
+        /// libvirt's name for the domain.
         name: String,
     },
-    /// A domain is no longer on this host, or does not arrive.
+    /// A domain left this host, or its migration to this host failed.
     Gone(DomainUuid),
-    /// The domain's CPUs stopped for the switch to the destination.
+    /// The domain's CPUs stopped for the switch to the destination host.
     Suspended {
-        /// The domain.
+        /// UUID of the domain.
         uuid: DomainUuid,
-        /// When libvirt said so.
+        /// Time of libvirt's event.
         at: Timestamp,
     },
-    /// The domain's CPUs run here; `migrated` when it has just arrived from another host.
+    /// The domain's CPUs run on this host.
     Resumed {
-        /// The domain.
+        /// UUID of the domain.
         uuid: DomainUuid,
-        /// Whether a migration brought it.
+        /// Whether the domain arrived by a migration just now.
         migrated: bool,
-        /// When libvirt said so.
+        /// Time of libvirt's event.
         at: Timestamp,
     },
     /// Progress of an outgoing migration.
     Progress {
-        /// The domain.
+        /// UUID of the domain.
         uuid: DomainUuid,
-        /// Where it stands.
+        /// Latest statistics of the job.
         stats: JobStats,
     },
-    /// A migration of the domain to another host runs that this agent has not started: an agent
-    /// before it has, or somebody else ([`Output::FollowMigration`]). Ends with
-    /// [`HypervisorEvent::MigrationEnded`] too.
+    /// A migration of the domain to another host runs that this agent did not start: an earlier agent
+    /// or somebody else started the migration ([`Output::FollowMigration`]).
+    /// [`HypervisorEvent::MigrationEnded`] follows here too.
     Departing {
-        /// The domain.
+        /// UUID of the domain.
         uuid: DomainUuid,
     },
-    /// The migration started by [`Output::StartMigration`], or followed, is over.
+    /// A migration started by [`Output::StartMigration`], or followed, ended.
     MigrationEnded {
-        /// The domain.
+        /// UUID of the domain.
         uuid: DomainUuid,
-        /// Last statistics, or one sentence for a person saying why it failed.
+        /// Final statistics, or one sentence for a person with the cause of the failure.
         result: Result<JobStats, String>,
     },
 }
@@ -359,15 +364,15 @@ pub enum HypervisorEvent {
 pub struct JobStats {
     /// Bytes of memory copied so far.
     pub processed_bytes: u64,
-    /// Bytes of memory in all.
+    /// Bytes of guest memory in total.
     pub total_bytes: u64,
-    /// Passes over memory that have begun.
+    /// Number of passes over guest memory, including the current pass.
     pub iteration: u64,
-    /// How long the CPUs were stopped, once known.
+    /// Duration of the CPUs' stop; `None` until libvirt reports the duration.
     pub downtime: Option<Duration>,
 }
 
-/// What an operator asks for.
+/// Command of an operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
     /// `roamcast migrate DOMAIN DESTINATION`.
@@ -377,67 +382,67 @@ pub enum Command {
         /// Name of the destination's agent.
         destination: String,
     },
-    /// Stops a migration in progress.
+    /// Aborts a running migration.
     Abort {
         /// Name or UUID of the domain.
         domain: String,
     },
-    /// libvirt's hook: prepares for a domain that somebody else moves to this host. Done when the
-    /// source has been answered.
+    /// libvirt's hook: prepares this host for a domain that somebody else migrates here. Completes once
+    /// the source host's agent has an answer.
     Prepare {
-        /// The domain.
+        /// UUID of the domain.
         uuid: DomainUuid,
-        /// Its name.
+        /// libvirt's name for the domain.
         domain: String,
-        /// Name of the agent where it runs.
+        /// Name of the source host's agent.
         source: String,
     },
 }
 
-/// What the operator is told; the last one for a command is `Done` or `Failed`.
+/// Reply to an operator. The last reply to a command is `Done` or `Failed`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CommandReply {
-    /// How far it is.
+    /// Intermediate state of the migration.
     Progress {
-        /// Where the migration stands.
+        /// Current phase of the migration.
         phase: common::signal::Phase,
         /// Bytes of memory copied.
         processed_bytes: u64,
-        /// Bytes of memory in all.
+        /// Bytes of guest memory in total.
         total_bytes: u64,
     },
-    /// It is done; details are in the migration's record.
+    /// The command succeeded; the migration's record has details.
     Done {
         /// Number of the migration's record.
         migration: u64,
     },
-    /// One sentence for a person.
+    /// The command failed; one sentence for a person.
     Failed(String),
 }
 
-/// A relay that may be asked, as discovery has found it.
+/// A relay from discovery, available for requests.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RelayCandidate {
     /// Name of the peer connection to it, unique among all peers.
     pub name: String,
-    /// Where it listens: an address or a DNS name, with a port.
+    /// Address or DNS name of the relay, with a port.
     pub address: String,
-    /// How it was found, for the operator (`servers`, `dns relays.example`).
+    /// Source of the discovery, for the operator (`servers`, `dns relays.example`).
     pub found_by: String,
 }
 
-/// A membership held by the host on the bridge.
+/// A membership of the host on the bridge.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Membership {
     /// VLAN and multicast address.
     pub key: ManagedKey,
-    /// Filter mode.
+    /// INCLUDE or EXCLUDE (RFC 9777 §4.2).
     pub filter_mode: FilterMode,
-    /// Sources of the filter.
+    /// Source list of the filter.
     pub sources: Vec<Ipv6Addr>,
 }
 
-/// What the caller is to do.
+/// Action for the caller.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Output {
     /// Send a datagram to a VM, out of the bridge.
@@ -447,7 +452,7 @@ pub enum Output {
         /// [`common::signal::VmMessage`], encoded.
         bytes: Vec<u8>,
     },
-    /// Connect to a peer named in the config; answered by [`PeerEvent::Up`] or `Down`.
+    /// Connect to a peer from the configuration; [`PeerEvent::Up`] or `Down` answers.
     Connect {
         /// Name of the peer.
         peer: String,
@@ -459,112 +464,111 @@ pub enum Output {
         /// [`common::signal::PeerMessage`], encoded.
         bytes: Vec<u8>,
     },
-    /// Take or replace the host's membership of an address, by kernel sockets on the bridge.
+    /// Take or replace the host's membership of an address, through kernel sockets on the bridge.
     Join(Membership),
-    /// Drop it.
+    /// Drop the host's membership of an address.
     Leave(ManagedKey),
-    /// Join and leave at once, so that the querier asks whether anyone is left.
+    /// Join and leave at once, so that the querier asks for remaining listeners.
     Prune(ManagedKey),
-    /// Watch the streams of an address (`MANAGED`): every flow's first packet from `since` on
+    /// Manage the streams of an address (`MANAGED`): the first packet of every flow from `since` on
     /// raises an event.
     Manage {
-        /// The address.
+        /// VLAN and multicast address.
         key: ManagedKey,
-        /// From when on.
+        /// Earliest arrival time of a packet that raises an event.
         since: Timestamp,
-        /// Which copies of their packets pass.
+        /// Which copies of the flows' packets pass.
         origins: Origins,
     },
-    /// Stop watching it.
+    /// Stop managing an address.
     Unmanage(ManagedKey),
-    /// Restore the datagrams of a relayed flow (`RELAY_FLOWS`).
+    /// Rebuild the original packets of a relayed flow from the relay's datagrams (`RELAY_FLOWS`).
     RelayFlowSet {
-        /// What its datagrams look like.
+        /// Addresses and ports of the relay's datagrams.
         key: RelayFlowKey,
-        /// What they become.
+        /// Header of the rebuilt packets.
         value: RelayFlow,
     },
-    /// Stop restoring them.
+    /// Stop rebuilding a relayed flow.
     RelayFlowRemove(RelayFlowKey),
-    /// Add a temporary bridge MDB entry, so that a TAP receives before its VM has reported; renew
-    /// it if it is there. Repeated until the VM has reported, so a failure ends by itself.
+    /// Add a temporary MDB entry to the bridge, or renew the entry. The TAP then receives before its VM
+    /// reports. The command is repeated until the VM reports, so a failure needs no recovery.
     MdbAdd {
-        /// The TAP.
+        /// Interface index of the TAP.
         ifindex: u32,
-        /// What it receives.
+        /// Address and filter that the TAP receives.
         membership: Membership,
     },
-    /// Remove an entry of a TAP, whoever made it.
+    /// Remove an MDB entry of a TAP, whoever added the entry.
     MdbDelete(MdbEntry),
-    /// Remove a listener from the map unless it was reported after `last_report_ns`, with its
-    /// sources, and count it as expired.
+    /// Remove a listener and its sources from the maps unless a Report arrived after `last_report_ns`;
+    /// count the listener as expired.
     ExpireListener {
         /// The listener.
         key: ListenerKey,
-        /// The last report the protocol knows.
+        /// Time of the last Report that the protocol knows.
         last_report_ns: u64,
     },
-    /// Remove a source likewise.
+    /// Remove a source from its map unless a Report arrived after `last_report_ns`.
     ExpireSource {
         /// The source.
         key: SourceKey,
-        /// The last report the protocol knows.
+        /// Time of the last Report that the protocol knows.
         last_report_ns: u64,
     },
-    /// Read entries again; answered by one [`DatapathEvent::Listener`] or
-    /// [`DatapathEvent::Source`] for each, with [`Change::Removed`] (and any value) for one that
-    /// is no longer there.
+    /// Read entries again. For each entry, one [`DatapathEvent::Listener`] or [`DatapathEvent::Source`]
+    /// answers, with [`Change::Removed`] and an arbitrary value for a missing entry.
     ReadListeners {
         /// Keys of `LISTENERS`.
         listeners: Vec<ListenerKey>,
         /// Keys of `LISTENER_SOURCES`.
         sources: Vec<SourceKey>,
     },
-    /// Read the flows of addresses; answered by [`DatapathEvent::Streams`].
+    /// Read the flows of addresses; [`DatapathEvent::Streams`] answers.
     ReadStreams {
-        /// To be repeated in the answer.
+        /// Token for the answer.
         token: u64,
         /// The addresses.
         keys: Vec<ManagedKey>,
     },
-    /// Read `PORT_USAGE` of every port; answered by [`DatapathEvent::Usage`].
+    /// Read `PORT_USAGE` of every port; [`DatapathEvent::Usage`] answers.
     ReadUsage,
-    /// Have the gate of a TAP do something.
+    /// Command the gate of a TAP.
     Gate(GateCommand),
-    /// Do something about a unicast address of this link.
+    /// Handle a unicast address of this link.
     Address(AddressCommand),
-    /// Do something about packets for an address that its VM leaves.
+    /// Handle packets for an address that its VM leaves.
     Forward(ForwardCommand),
-    /// Do something about packets that a VM sends from an address that it has left.
+    /// Handle packets that a VM sends from an address that the VM left.
     Translate(TranslateCommand),
     /// Start a live migration.
     StartMigration {
-        /// The domain.
+        /// UUID of the domain.
         uuid: DomainUuid,
-        /// libvirt URI of the destination.
+        /// libvirt URI of the destination host.
         connect_uri: String,
-        /// Where QEMU sends memory to; empty to let libvirt choose.
+        /// Target URI of QEMU's memory copy; empty to let libvirt choose.
         migrate_uri: String,
-        /// Whether QEMU is to encrypt it.
+        /// Whether QEMU encrypts the memory copy.
         tls: bool,
     },
-    /// Follow a live migration that somebody else has begun, or is about to begin. Told by
-    /// [`HypervisorEvent::Departing`] as soon as there is one; ends with
-    /// [`HypervisorEvent::MigrationEnded`], always, also where none begins within a bound.
+    /// Follow a migration that somebody else started or is about to start.
+    /// [`HypervisorEvent::Departing`] reports its start. [`HypervisorEvent::MigrationEnded`] always
+    /// follows, also if no migration starts within a bound.
     FollowMigration {
-        /// The domain.
+        /// UUID of the domain.
         uuid: DomainUuid,
     },
-    /// Cancel it.
+    /// Cancel the migration of a domain.
     AbortMigration {
-        /// The domain.
+        /// UUID of the domain.
         uuid: DomainUuid,
     },
     /// Answer an operator's command.
     Reply {
         /// Number of the command.
         command: u64,
-        /// The answer.
+        /// Progress or result.
         reply: CommandReply,
     },
 }

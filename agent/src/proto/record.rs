@@ -1,4 +1,4 @@
-//! What is remembered of each migration: how it went, and how long each part took.
+//! Records of the last migrations: outcome, and duration of each part.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::Ipv6Addr;
@@ -10,157 +10,157 @@ use super::copy::CopyWay;
 use super::handover::{HoldReport, UnreadReport};
 use super::{DomainUuid, Mac, Timestamp};
 
-/// Migrations remembered, the running ones included.
+/// Maximum number of records, including running migrations.
 pub const RECORDS: usize = 100;
 
 /// Which end of a migration this host is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
-    /// The domain leaves.
+    /// This host is the source host.
     Outgoing,
-    /// The domain arrives.
+    /// This host is the destination host.
     Incoming,
 }
 
-/// How a migration ended.
+/// Outcome of a migration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The VM runs at the destination.
+    /// The VM runs at the destination host.
     Completed,
-    /// The VM stays at the source.
+    /// The VM does not run at the destination host.
     Failed(Reason),
 }
 
-/// Why nothing held the streams of a NIC until its VM ran at the destination. Such a NIC may have lost
-/// packets, or got them twice or out of order.
+/// Why no gate held the streams of a NIC until its VM ran at the destination host. Such a NIC may have
+/// lost, duplicated or reordered packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ungated {
-    /// The configuration says so.
+    /// The configuration disables gates.
     SwitchedOff,
-    /// The kernel did not make the gate.
+    /// The kernel did not create the gate.
     NotMade,
-    /// The gate had been closed for as long as it may be.
+    /// The gate reached its maximum closed time.
     ClosedTooLong,
     /// The VM ran before its TAP was known.
     RanAlready,
 }
 
-/// What has become of the address that a VM is to have at the destination.
+/// State of the VM's address at the destination host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClaimOutcome {
-    /// It is being asked for.
+    /// Duplicate address detection is in progress.
     Asked,
-    /// Nobody else has it.
+    /// Nobody else has the address.
     Unique,
-    /// The VM cannot have it.
+    /// The VM cannot have the address.
     Refused,
-    /// Somebody else has it too, as was found out after the switch.
+    /// Somebody else has the address too; the conflict was detected after the switch.
     Disputed,
-    /// The VM speaks for itself.
+    /// The VM sends from the address itself.
     Spoken,
-    /// The VM has never spoken from it.
+    /// The VM never sent from the address.
     Silent,
-    /// The destination does not know how to find out.
+    /// The destination host has no means to check the address.
     Unknown,
 }
 
-/// What was sent on for one address that the VM has left.
+/// Packets forwarded for one address that the VM left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ForwardRecord {
-    /// The address.
+    /// Old address of the VM.
     pub address: Ipv6Addr,
-    /// Where its packets went.
+    /// New destination of the packets.
     pub to: Ipv6Addr,
-    /// Packets.
+    /// Number of forwarded packets.
     pub packets: u64,
-    /// Their bytes.
+    /// Bytes of the forwarded packets.
     pub bytes: u64,
-    /// Packets that could not be sent on.
+    /// Packets that could not be forwarded.
     pub dropped: u64,
 }
 
-/// What was translated of the packets that the VM has sent from one address that it has left, by one
-/// TAP.
+/// Translated packets that the VM sent from one old address through one TAP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TranslationRecord {
-    /// The TAP.
+    /// Interface index of the TAP.
     pub ifindex: u32,
-    /// The address.
+    /// Old address of the VM.
     pub address: Ipv6Addr,
-    /// Packets.
+    /// Number of translated packets.
     pub packets: u64,
-    /// Their bytes.
+    /// Bytes of the translated packets.
     pub bytes: u64,
     /// Packets that could not be sent.
     pub dropped: u64,
 }
 
-/// What was done for the unicast addresses of a VM.
+/// What the agents did for the unicast addresses of a VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnicastRecord {
-    /// Its address at the destination.
+    /// Address of the VM at the destination host.
     pub address: Ipv6Addr,
-    /// What has become of it.
+    /// State of that address.
     pub claim: ClaimOutcome,
-    /// What was sent on; at the source only.
+    /// Forwarded packets per old address; at the source host only.
     pub forwards: Vec<ForwardRecord>,
-    /// What was sent on of that which it had not read when it stopped; at the source only.
+    /// Forwarded packets that the VM had not read when the VM stopped; at the source host only.
     pub unread: UnreadReport,
-    /// What was translated; at the destination only.
+    /// Translated packets per TAP and old address; at the destination host only.
     pub translations: Vec<TranslationRecord>,
 }
 
 /// One migration, at one of its ends.
 #[derive(Clone, Debug)]
 pub struct MigrationRecord {
-    /// Its number on this agent, from 1 since the agent's start.
+    /// Number of the record, counted from 1 since the agent's start.
     pub number: u64,
-    /// Which end this is.
+    /// Which end of the migration this host is.
     pub direction: Direction,
-    /// UUID of the domain.
+    /// UUID of the migrated domain.
     pub domain_uuid: DomainUuid,
-    /// Name of the domain.
+    /// libvirt's name for the migrated domain.
     pub domain_name: String,
-    /// Name of the other end's agent.
+    /// Name of the agent at the other end.
     pub peer: String,
-    /// Where it stands, or stood when it ended.
+    /// Current phase, or the phase at the end.
     pub phase: Phase,
-    /// When it was asked for.
+    /// Time of the request.
     pub started: Timestamp,
-    /// When it ended.
+    /// Time of the end; `None` while the migration runs.
     pub ended: Option<Timestamp>,
-    /// From the request until the answer to it: the joins and probes of the destination and, at
-    /// the source, their way there and back.
+    /// Time from the request to its answer. The value covers the destination host's joins and probes
+    /// and, at the source host, also the messages' transit times.
     pub signalling: Option<Duration>,
-    /// From START MIGRATION until the VM stopped for the switch; at the source only.
+    /// Time from START MIGRATION until the VM stopped for the switch; at the source host only.
     pub copy: Option<Duration>,
-    /// How memory goes; at the source only, and `None` where somebody else than the agent has libvirt move
-    /// the domain.
+    /// Path and encryption of the memory copy; at the source host only. `None` if somebody else than
+    /// the agent started libvirt's migration.
     pub way: Option<CopyWay>,
-    /// How long the VM was paused for the switch, as QEMU reports it.
+    /// Duration of the VM's pause for the switch, as QEMU reports the pause.
     pub vm_pause: Option<Duration>,
-    /// From the request to the end.
+    /// Time from the request to the end.
     pub total: Option<Duration>,
     /// Bytes of memory copied.
     pub processed_bytes: u64,
-    /// Bytes of memory in all.
+    /// Bytes of guest memory in total.
     pub total_bytes: u64,
-    /// Verdicts of the destination's probes.
+    /// Verdicts of the destination host's probes.
     pub receptions: Vec<Reception>,
-    /// How each NIC's streams were handed over, by the ifindex of its TAP; at the destination only.
+    /// Handover report of each NIC, by the ifindex of its TAP; at the destination host only.
     pub handover: BTreeMap<u32, HoldReport>,
-    /// NICs with streams that had no gate; at the destination only.
+    /// NICs with streams but without a gate; at the destination host only.
     pub ungated: BTreeMap<Mac, Ungated>,
-    /// Frames at most that the VM has lost because it ran on here after it had stopped; at the source only.
+    /// Upper bound of the frames that the VM lost because the VM resumed at the source host; at the
+    /// source host only.
     pub thrown_away_at_most: u64,
-    /// What was done for the VM's unicast addresses; `None` where it has named none.
+    /// Handling of the VM's unicast addresses; `None` if the VM named none.
     pub unicast: Option<UnicastRecord>,
-    /// How it ended; `None` while it runs.
+    /// Outcome; `None` while the migration runs.
     pub outcome: Option<Outcome>,
 }
 
 impl MigrationRecord {
-    /// Notes what has become of the VM's address.
+    /// Records the state of the VM's address.
     pub(super) fn claim(&mut self, address: Ipv6Addr, claim: ClaimOutcome) {
         match &mut self.unicast {
             Some(unicast) if unicast.address == address => unicast.claim = claim,
@@ -176,7 +176,7 @@ impl MigrationRecord {
         }
     }
 
-    /// Notes what was sent on so far.
+    /// Records the packets forwarded so far for one address.
     pub(super) fn forwarded(&mut self, forward: ForwardRecord) {
         let Some(unicast) = &mut self.unicast else {
             return;
@@ -188,7 +188,7 @@ impl MigrationRecord {
         }
     }
 
-    /// Adds what was sent on of that which the VM had not read.
+    /// Adds forwarded packets that the VM had not read.
     pub(super) fn sent_on(&mut self, report: UnreadReport) {
         if let Some(unicast) = &mut self.unicast {
             unicast.unread.packets += report.packets;
@@ -196,12 +196,13 @@ impl MigrationRecord {
         }
     }
 
-    /// Adds what the hypervisor has read of the TAP and thrown away, at most, before the VM ran on.
+    /// Adds an upper bound of the frames that the hypervisor read from the TAP and discarded before the
+    /// VM resumed.
     pub(super) fn thrown_away(&mut self, at_most: u64) {
         self.thrown_away_at_most = self.thrown_away_at_most.saturating_add(at_most);
     }
 
-    /// Notes what was translated so far.
+    /// Records the packets translated so far for one address at one TAP.
     pub(super) fn translated(&mut self, translation: TranslationRecord) {
         let Some(unicast) = &mut self.unicast else {
             return;
@@ -245,7 +246,8 @@ impl Records {
     ) -> u64 {
         self.last += 1;
         if self.records.len() >= RECORDS {
-            // A running one is kept: limits on migrations at once keep those below `RECORDS`.
+            // Running migrations stay. The limits on concurrent migrations keep their number below
+            // `RECORDS`.
             let oldest = self
                 .records
                 .iter()
@@ -278,7 +280,7 @@ impl Records {
         self.last
     }
 
-    /// Changes a record that is still there.
+    /// Applies `change` to a record unless the record was evicted.
     pub(super) fn update(&mut self, number: u64, change: impl FnOnce(&mut MigrationRecord)) {
         if let Some(record) = self.records.iter_mut().rev().find(|r| r.number == number) {
             change(record);
@@ -297,7 +299,7 @@ impl Records {
         });
     }
 
-    /// Notes what was sent on for an address, at the last migration that has sent on for it.
+    /// Records the counts of an address in the latest migration that forwards for the address.
     pub(super) fn count_forwarded(&mut self, address: Ipv6Addr, counts: [u64; 3]) {
         let [packets, bytes, dropped] = counts;
         let found = self
@@ -315,7 +317,8 @@ impl Records {
         }
     }
 
-    /// Notes what was translated for an address at a TAP, at the migration that has brought its VM.
+    /// Records the counts of an address at a TAP in the latest migration that translates the address
+    /// there.
     pub(super) fn count_translated(&mut self, ifindex: u32, address: Ipv6Addr, counts: [u64; 3]) {
         let [packets, bytes, dropped] = counts;
         let mut records = self.records.iter_mut().rev();
@@ -330,12 +333,12 @@ impl Records {
         }
     }
 
-    /// Returns a record by its number.
+    /// Returns a record by its number; `None` if the record was evicted.
     pub(super) fn get(&self, number: u64) -> Option<&MigrationRecord> {
         self.records.iter().rev().find(|r| r.number == number)
     }
 
-    /// All of them, oldest first.
+    /// Returns all records, oldest first.
     pub(super) fn iter(&self) -> impl Iterator<Item = &MigrationRecord> {
         self.records.iter()
     }

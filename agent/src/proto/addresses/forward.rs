@@ -1,4 +1,4 @@
-//! The addresses that a VM leaves: packets that still come for them are sent on to the new one.
+//! Forwards packets for the addresses that a VM leaves to the VM's new address.
 //!
 //! ```text
 //!  named by the VM           suspended               the time asked for is over
@@ -9,13 +9,15 @@
 //!                    +--> it is not forwarded
 //! ```
 //!
-//! What the VM has not read of its TAP when it stops goes first: while it is checked, copies are kept
-//! of what enters the TAP for the address, and what is sent on waits until those are
+//! Unread packets go first. While an address is in `Checking`, the gate keeps copies of the frames that
+//! enter the TAP for the address ([`GateCommand::Record`](crate::proto::GateCommand::Record)). After
+//! the stop, new packets wait in the TAP until the unread copies are forwarded
 //! ([`GateCommand::Cut`](crate::proto::GateCommand::Cut)).
 //!
-//! A VM names its old addresses itself, so each is asked for on the link first, until the VM answers: one
-//! that somebody else answers for, or nobody, is not this VM's to give away. While packets are sent on,
-//! this host's bridge answers Solicitations for the old addresses in the place of the VM.
+//! A VM names its old addresses itself, so the agent probes each address on the link until the VM
+//! answers. If somebody else answers, or nobody, the VM has no right to redirect the address's packets.
+//! While packets are forwarded, this host answers Solicitations for the old addresses in place of the
+//! VM.
 
 use std::net::Ipv6Addr;
 use std::time::Duration;
@@ -32,44 +34,44 @@ use crate::proto::{DomainUuid, Mac, Timestamp, mac_text};
 
 use super::{AddressCommand, Addresses, Allowance, ForwardCommand, Leave, Said, adopted_until};
 
-/// How often what was sent on is read, and next hops are looked up again.
+/// Interval of reading the counters and of resolving the next hops again.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// For so long after the stop packets wait in the TAP behind those that the VM has not read. The agent
-/// has sent them on by then, or never does.
+/// Time after the stop during which packets wait in the TAP behind those that the VM did not read. The
+/// agent has forwarded the unread packets by then, or never does.
 const UNREAD_TIME: Duration = Duration::from_millis(500);
 
-/// An address that a VM leaves or has left.
+/// An old address of a VM, before and after the VM stops.
 #[derive(Debug)]
 pub(in crate::proto) struct Departure {
     pub(in crate::proto) uuid: DomainUuid,
-    /// The migration's record; `None` where an agent before this one has begun.
+    /// Number of the migration's record; `None` if an earlier agent began the forwarding.
     number: Option<u64>,
-    /// Where packets go.
+    /// New destination of the packets.
     to: Ipv6Addr,
-    /// The TAP of the NIC that has the address, once that has answered; 0 before.
+    /// TAP of the NIC that has the address; 0 until that NIC answers.
     ifindex: u32,
-    /// MACs of the domain, by which its own answers are known.
+    /// MACs of the domain, to recognize the domain's own answers.
     macs: Vec<Mac>,
-    /// The one of them that has the address, once it has answered.
+    /// MAC of the NIC that has the address; `None` until that NIC answers.
     owner: Option<Mac>,
     lasting: Duration,
-    /// Until when packets are sent on, while they are.
+    /// End of forwarding; `None` before the stop.
     until: Option<Timestamp>,
-    /// Neighbours were told that this host takes the packets.
+    /// True once neighbours were told that this host takes the packets.
     answered: bool,
     answers: Allowance,
 }
 
-/// Where a VM goes.
+/// Destination of a departing VM.
 pub(in crate::proto) struct Going<'a> {
-    /// Its address there.
+    /// Address of the VM at the destination host.
     pub(in crate::proto) to: Ipv6Addr,
-    /// How long packets are sent on.
+    /// Duration of forwarding, from the stop on.
     pub(in crate::proto) lasting: Duration,
     /// MACs of the domain.
     pub(in crate::proto) macs: &'a [Mac],
-    /// Which addresses another domain that arrives is to have, or has had since.
+    /// Returns true for an address that another domain, arriving or arrived, claims.
     pub(in crate::proto) is_claimed: &'a dyn Fn(Ipv6Addr) -> bool,
 }
 
@@ -83,14 +85,14 @@ impl Departure {
         }
     }
 
-    /// Whether it is of the migration with that record.
+    /// Returns true if the departure belongs to the migration with that record.
     pub(in crate::proto) fn is_of(&self, number: u64) -> bool {
         self.number == Some(number)
     }
 }
 
 impl Addresses {
-    /// Asks on the link whether addresses are the VM's to leave, and looks for the way to the new one.
+    /// Probes the link for the VM's old addresses, and resolves the next hop to the new address.
     pub(in crate::proto) fn begin_departures(
         &mut self,
         cx: &mut Context,
@@ -119,7 +121,7 @@ impl Addresses {
             warn!(number, %address, "Packets for an address are not sent on: it is not the VM's");
             return;
         }
-        // Of an earlier move.
+        // An earlier migration may have left an entry.
         self.end_departures(cx, |departed, _| *departed == address);
         self.departures.insert(
             address,
@@ -143,8 +145,8 @@ impl Addresses {
             .set_earlier(Timer::Forwards, cx.now + LOOK_INTERVAL);
     }
 
-    /// Somebody has said something about an address that a VM leaves.
-    /// Returns the migration whose destination is to hear that the address is not its VM's.
+    /// Handles a neighbour message about an address that a VM leaves. Returns the migration whose
+    /// destination host must hear that the VM does not have the address.
     pub(in crate::proto) fn departure_heard(
         &mut self,
         cx: &mut Context,
@@ -158,7 +160,7 @@ impl Addresses {
         let is_own = departure.macs.contains(&by);
         match said {
             Said::Has if is_own => {
-                // A VM may say it as often as it likes.
+                // A VM may repeat its answer at will; only the first one counts.
                 if departure.owner.replace(by) != Some(by) {
                     let uuid = departure.uuid;
                     let ports = inventory.ports_of_domain(&uuid);
@@ -185,7 +187,8 @@ impl Addresses {
             }
             Said::Asks(_) | Said::Wants => {}
             Said::Has if departure.number.is_none() && departure.macs.is_empty() => {
-                // Adopted: which MACs were the domain's is not known any more.
+                // An adopted entry does not keep the domain's MACs, so an answer may be the domain's
+                // own.
             }
             Said::Has => {
                 cx.counters.addresses_disputed += 1;
@@ -202,7 +205,7 @@ impl Addresses {
         self.end_departures(cx, |departed, _| *departed == address);
     }
 
-    /// The VM stands still: from now on packets for its addresses are sent on.
+    /// Starts to forward packets for the addresses of a stopped VM.
     pub(in crate::proto) fn forward_departures(&mut self, cx: &mut Context, number: u64) {
         let now = cx.now;
         let mut begun = Vec::new();
@@ -246,7 +249,7 @@ impl Addresses {
         }
     }
 
-    /// The VM runs on here: its packets are its own again.
+    /// Stops forwarding for a VM that resumes on this host.
     pub(in crate::proto) fn keep_departures(&mut self, cx: &mut Context, number: u64) {
         let stopped: Vec<Ipv6Addr> = self
             .departures
@@ -262,7 +265,8 @@ impl Addresses {
         }
     }
 
-    /// Has copies kept of what enters a TAP for an address, because the VM may not read it any more.
+    /// Has the gate keep copies of the frames that enter a TAP for an address, since the VM may stop
+    /// before reading them.
     fn expect(&mut self, cx: &mut Context, address: Ipv6Addr, ifindex: u32) {
         if let Some(departure) = self.departures.get_mut(&address)
             && departure.until.is_none()
@@ -274,7 +278,7 @@ impl Addresses {
         }
     }
 
-    /// Ends what is done for addresses, also in the kernel.
+    /// Removes the matching departures, also in the kernel.
     pub(in crate::proto) fn end_departures(
         &mut self,
         cx: &mut Context,
@@ -294,7 +298,8 @@ impl Addresses {
         }
     }
 
-    /// A domain runs here that an agent before this one saw leave: it has not.
+    /// Ends the departures that an earlier agent began for a domain that runs here: the domain did not
+    /// leave.
     pub(in crate::proto) fn end_adopted_departures(&mut self, cx: &mut Context, uuid: DomainUuid) {
         self.end_departures(cx, |_, departure| {
             departure.uuid == uuid && departure.number.is_none()
@@ -321,8 +326,7 @@ impl Addresses {
         self.freed.push_back(address);
     }
 
-    /// Sends packets for an address on no more, and tells neighbours who were told otherwise that
-    /// its VM has it.
+    /// Stops forwarding for an address, and corrects neighbours that were told about this host.
     fn give_back(&mut self, cx: &mut Context, address: Ipv6Addr) {
         cx.forward(ForwardCommand::Remove { address });
         let Some(departure) = self.departures.get_mut(&address) else {
@@ -340,7 +344,7 @@ impl Addresses {
         }
     }
 
-    /// Reads what was sent on, keeps next hops known, and ends what is over.
+    /// Reads the counters, resolves next hops again, and ends what has expired.
     pub(in crate::proto) fn look_at_forwards(&mut self, cx: &mut Context) {
         let now = cx.now;
         cx.forward(ForwardCommand::Read);
@@ -378,7 +382,7 @@ impl Addresses {
         }
     }
 
-    /// Takes over what an agent before this one has in the kernel.
+    /// Adopts the kernel's entries of an earlier agent.
     pub(in crate::proto) fn adopt_forwards(
         &mut self,
         cx: &mut Context,

@@ -1,20 +1,20 @@
-//! Unicast addresses of moving VMs on this link: who says what about them.
+//! Unicast addresses of moving VMs on this link, and what neighbours say about them.
 //!
-//! A VM changes its address (MoA) when it moves. Both ends of the move speak for it meanwhile:
-//!
+//! A VM changes its address (MoA) when the VM moves. Meanwhile both ends of the migration act for the
+//! VM:
+//! 
 //! | end | address | from | until | module |
 //! |---|---|---|---|---|
-//! | destination | the new one | the VM is ready | it speaks for itself | `arrival::claim` |
-//! | destination | the old ones | its TAPs are there | the time asked for is over | `addresses::translate` |
-//! | source | the new one, claimed at the destination | the VM is ready | the switch | `departure::address` |
-//! | source | the old ones | the VM stands still | the time asked for is over | `addresses::forward` |
+//! | destination | new address | the VM is ready | the VM sends by itself | `arrival::claim` |
+//! | destination | old addresses | the VM's TAPs exist | the requested time ends | `addresses::translate` |
+//! | source | new address, claimed at the destination | the VM is ready | the switch | `departure::address` |
+//! | source | old addresses | the VM stops | the requested time ends | `addresses::forward` |
 //!
-//! Both ask the link first whether the address is somebody else's, by duplicate address detection
-//! (RFC 4862 §5.4): the destination so that nobody is disturbed, the source so that nobody has
-//! another's packets sent to itself. Until an address that was left may be had by another VM some
-//! time passes, so that packets on their way reach nobody by mistake.
+//! Both ends first run duplicate address detection (RFC 4862 §5.4) for each address. The destination
+//! host thereby disturbs no other node, and no VM can redirect another node's packets. An address that
+//! a VM left stays in quarantine, so that packets in flight do not reach another VM.
 //!
-//! Nothing here delays a move.
+//! Nothing in this module delays a migration.
 
 mod forward;
 mod translate;
@@ -30,227 +30,229 @@ use forward::Departure;
 pub(super) use forward::Going;
 pub(super) use translate::Translating;
 
-/// Addresses remembered of domains that are here, and of those that have left.
+/// Limit of remembered addresses, for domains on this host and for quarantined addresses each.
 const MAX_ADDRESSES: usize = 4096;
-/// Answers to Solicitations for one address in one second; neighbours ask again.
+/// Limit of answers to Solicitations for one address per second. Neighbours ask again.
 const ANSWERS_PER_SECOND: u32 = 50;
 
-/// Until when something lasts that an agent before this one has left in the kernel. Nothing lasts
-/// longer than what is begun now, whatever its entry says.
+/// Returns the end of a kernel entry that an earlier agent left. The configured duration from now caps
+/// the value, whatever the entry says.
 fn adopted_until(cx: &Context, until_ns: u64) -> Timestamp {
     Timestamp(until_ns).min(cx.now + cx.config.unicast.forward)
 }
 
-/// What is to be done about a unicast address of this link.
+/// Command for a unicast address of this link.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AddressCommand {
-    /// Listen to what is said about it, until [`AddressCommand::Forget`]: [`AddressEvent::Heard`].
-    /// An address of this host is told at once: [`AddressEvent::Own`].
+    /// Report neighbour messages about the address as [`AddressEvent::Heard`], until
+    /// [`AddressCommand::Forget`]. For an address of this host, [`AddressEvent::Own`] follows at once.
     Watch {
-        /// The address.
+        /// Address of a moving VM.
         address: Ipv6Addr,
     },
-    /// Ask whether somebody has it.
+    /// Send a Solicitation of duplicate address detection (RFC 4862 §5.4.2).
     Probe {
-        /// The address.
+        /// Address to probe.
         address: Ipv6Addr,
     },
-    /// Say whose it is.
+    /// Send an Advertisement with the owner of the address.
     Advertise {
-        /// The address.
+        /// Target of the Advertisement.
         address: Ipv6Addr,
-        /// MAC of the owner; `None` for this host's bridge, which takes the packets in its place.
+        /// MAC of the owner; `None` for this host's bridge, which takes the packets in place of the VM.
         owner: Option<Mac>,
-        /// Whether neighbours are to forget what they knew before.
+        /// Override flag: neighbours replace their cached link-layer address (RFC 4861 §4.4).
         overrides: bool,
-        /// Who has asked; `None` for everybody.
+        /// Node that asked; `None` for all nodes.
         to: Option<(Ipv6Addr, Mac)>,
     },
-    /// The TAP of its VM is there: keep frames for the VM in it, and listen for the VM's own:
-    /// [`AddressEvent::Spoke`].
+    /// The TAP of the arriving VM exists. Direct the VM's frames to that TAP, and report the VM's first
+    /// own frame as [`AddressEvent::Spoke`].
     Expect {
-        /// The address.
+        /// Address of the arriving VM.
         address: Ipv6Addr,
         /// MAC of the VM's NIC.
         mac: Mac,
-        /// The TAP.
+        /// Interface index of the TAP.
         ifindex: u32,
     },
-    /// Listen to those who ask the VM itself, which has left.
+    /// Report Solicitations that neighbours send to the VM's own MAC although the VM left.
     Replace {
-        /// The address.
+        /// Address that the VM left.
         address: Ipv6Addr,
     },
-    /// Undo all of the above. Of a VM that has spoken the bridge keeps what it has learnt.
+    /// Undo all commands for the address. If the VM sent frames itself, the bridge keeps the learnt
+    /// forwarding entry.
     Forget {
-        /// The address.
+        /// Address to forget.
         address: Ipv6Addr,
-        /// Whether its VM has spoken.
+        /// Whether the VM sent a frame from the address.
         spoken: bool,
     },
 }
 
-/// An address that its VM leaves.
+/// An address that its VM leaves, with the packets' new destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Leave {
-    /// The address.
+    /// Old address of the VM.
     pub address: Ipv6Addr,
-    /// Where packets for it go then.
+    /// New destination of packets for the old address.
     pub to: Ipv6Addr,
-    /// The TAP of the VM's NIC, 0 where it is not known.
+    /// TAP of the VM's NIC; 0 if unknown.
     pub ifindex: u32,
-    /// The domain.
+    /// UUID of the domain.
     pub uuid: DomainUuid,
 }
 
-/// What is to be done about packets for an address that its VM leaves.
+/// Command for packets to an address that its VM leaves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ForwardCommand {
-    /// Find out, and keep, the link address on the way to where they will go.
+    /// Resolve the next hop to a new destination, and keep the result current.
     Resolve {
-        /// Where they will go.
+        /// New destination of the packets.
         to: Ipv6Addr,
     },
-    /// No longer.
+    /// Stop resolving a next hop.
     Release {
-        /// Where they went.
+        /// Former destination of the packets.
         to: Ipv6Addr,
     },
-    /// The address is about to be left: have copies kept of what enters the TAP for it
-    /// ([`GateCommand::Record`](super::GateCommand::Record)).
+    /// The VM is about to leave the address: keep copies of the frames that enter the TAP for the
+    /// address ([`GateCommand::Record`](super::GateCommand::Record)).
     Expect(Leave),
-    /// Send them on.
+    /// Forward the packets.
     Set {
-        /// Which, and where they go.
+        /// Old address and new destination.
         leave: Leave,
-        /// Until when.
+        /// End of forwarding.
         until: Timestamp,
-        /// Until when they wait in the TAP while others do that came before.
+        /// End of the time during which packets wait in the TAP until the agent has forwarded the
+        /// unread packets.
         unread_until: Timestamp,
     },
-    /// Send them on no more; answered by [`AddressEvent::Forwarded`] if they were.
+    /// Stop forwarding; [`AddressEvent::Forwarded`] answers if packets were forwarded.
     Remove {
-        /// The address.
+        /// Old address of the VM.
         address: Ipv6Addr,
     },
-    /// Tell how many were sent on; answered by [`AddressEvent::Forwarded`] for each address.
+    /// Read the counters; one [`AddressEvent::Forwarded`] per address answers.
     Read,
 }
 
-/// What is to be done about packets that a VM sends from an address that it has left.
+/// Command for packets that a VM sends from an address that the VM left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TranslateCommand {
-    /// Send them from its new one.
+    /// Rewrite the packets' source to the new address.
     Set {
-        /// The TAP that they come in by.
+        /// TAP that the packets enter through.
         ifindex: u32,
-        /// The address that was left.
+        /// Old address of the VM.
         address: Ipv6Addr,
-        /// The new one.
+        /// New address of the VM.
         to: Ipv6Addr,
-        /// Until when.
+        /// End of translation.
         until: Timestamp,
-        /// The domain.
+        /// UUID of the domain.
         uuid: DomainUuid,
     },
-    /// No longer; answered by [`AddressEvent::Translated`].
+    /// Stop translating; [`AddressEvent::Translated`] answers.
     Remove {
-        /// The TAP.
+        /// TAP that the packets enter through.
         ifindex: u32,
-        /// The address that was left.
+        /// Old address of the VM.
         address: Ipv6Addr,
     },
-    /// Tell how many there were; answered by [`AddressEvent::Translated`] for each.
+    /// Read the counters; one [`AddressEvent::Translated`] per TAP and address answers.
     Read,
 }
 
-/// What somebody has said about an address.
+/// Content of a neighbour message about an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Said {
-    /// He has it.
+    /// An Advertisement: the sender has the address.
     Has,
-    /// He wants it, if nobody has it.
+    /// A Solicitation of duplicate address detection: the sender wants the address.
     Wants,
-    /// He asks for it, from that address.
+    /// A Solicitation from the given address: the sender resolves the address.
     Asks(Ipv6Addr),
 }
 
-/// What has happened about an address.
+/// Event for a unicast address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AddressEvent {
-    /// Somebody on the link has said something.
+    /// A node on the link sent a neighbour message about a watched address.
     Heard {
-        /// The address.
+        /// Target address of the message.
         address: Ipv6Addr,
-        /// What.
+        /// Content of the message.
         said: Said,
-        /// Link address of who has, wants or asks for it.
+        /// Link-layer address of the sender.
         by: Mac,
     },
-    /// It is this host's own.
+    /// A watched address is an address of this host.
     Own {
-        /// The address.
+        /// Address from [`AddressCommand::Watch`].
         address: Ipv6Addr,
     },
-    /// The VM has sent a frame from it, by its TAP.
+    /// The VM sent a frame from the address through its TAP.
     Spoke {
-        /// The address.
+        /// Address from [`AddressCommand::Expect`].
         address: Ipv6Addr,
     },
-    /// What was sent on so far.
+    /// Counters of forwarding so far.
     Forwarded {
-        /// The address.
+        /// Old address of the VM.
         address: Ipv6Addr,
-        /// Packets.
+        /// Number of forwarded packets.
         packets: u64,
-        /// Their bytes.
+        /// Bytes of the forwarded packets.
         bytes: u64,
-        /// Packets that could not be.
+        /// Packets that could not be forwarded.
         dropped: u64,
     },
-    /// What was translated so far.
+    /// Counters of translation so far.
     Translated {
-        /// The TAP.
+        /// TAP that the packets entered through.
         ifindex: u32,
-        /// The address.
+        /// Old address of the VM.
         address: Ipv6Addr,
-        /// Packets.
+        /// Number of translated packets.
         packets: u64,
-        /// Their bytes.
+        /// Bytes of the translated packets.
         bytes: u64,
-        /// Packets that could not be.
+        /// Packets that could not be translated.
         dropped: u64,
     },
 }
 
-/// What is known of addresses besides the arrivals' own claims.
+/// Known addresses besides the claims of arrivals.
 #[derive(Debug, Default)]
 pub(super) struct Addresses {
-    /// Addresses that VMs of this host have, and how long nobody else gets them once they are left.
+    /// Addresses of the VMs on this host, and the duration of each address's quarantine.
     owned: BTreeMap<Ipv6Addr, (DomainUuid, Duration)>,
-    /// Addresses that were left, by whom, and until when nobody else gets them.
+    /// Quarantined addresses: former owner and end of the quarantine.
     quarantine: BTreeMap<Ipv6Addr, (DomainUuid, Timestamp)>,
-    /// Addresses that VMs leave or have left, whose packets are sent on.
+    /// Old addresses of departing and departed VMs.
     departures: BTreeMap<Ipv6Addr, Departure>,
-    /// Addresses that VMs which have come still send from, by TAP.
+    /// Old addresses that arrived VMs still send from, by TAP.
     translations: BTreeMap<(u32, Ipv6Addr), Translating>,
-    /// Addresses that are not sent on for any more, until the agent hears of it.
+    /// Addresses whose forwarding ended, until the agent polls them.
     freed: VecDeque<Ipv6Addr>,
 }
 
-/// Who else has an address.
+/// Who else holds an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Holder {
-    /// A VM of this host, or one that comes.
+    /// Another VM: on this host, arriving or departing.
     Vm(DomainUuid),
-    /// Nobody, but one had it until just now.
+    /// A VM that left; the address is in quarantine.
     Left {
-        /// For so long still.
+        /// Time until the quarantine ends.
         wait: Duration,
     },
 }
 
-/// How often an address may be answered for.
+/// Rate limit of answers for one address.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Allowance {
     since: Timestamp,
@@ -271,7 +273,7 @@ impl Allowance {
 }
 
 impl Addresses {
-    /// Which other domain has or leaves an address, or has left it just now.
+    /// Returns another domain that has, leaves or lately left an address.
     pub(super) fn holder(
         &mut self,
         address: Ipv6Addr,
@@ -291,24 +293,24 @@ impl Addresses {
         })
     }
 
-    /// Whether a VM leaves an address.
+    /// Returns true if a VM leaves the address.
     pub(super) fn is_left(&self, address: Ipv6Addr) -> bool {
         self.departures.contains_key(&address)
     }
 
-    /// The addresses that a VM leaves by that migration.
+    /// Returns the addresses that a VM leaves by that migration.
     pub(super) fn left_by(&self, number: u64) -> impl Iterator<Item = Ipv6Addr> {
         let departures = self.departures.iter();
         let of_it = departures.filter(move |(_, departure)| departure.is_of(number));
         of_it.map(|(address, _)| *address)
     }
 
-    /// Returns the next address that is not sent on for any more.
+    /// Returns the next address whose forwarding ended.
     pub(super) fn poll_freed(&mut self) -> Option<Ipv6Addr> {
         self.freed.pop_front()
     }
 
-    /// A domain is gone: its addresses are nobody's for a while.
+    /// Quarantines the addresses of a domain that left this host.
     pub(super) fn domain_gone(&mut self, cx: &mut Context, uuid: DomainUuid) {
         self.end_translations(cx, |_, translating| translating.uuid == uuid);
         let left = self.owned.extract_if(.., |_, (of, _)| *of == uuid);
@@ -317,19 +319,19 @@ impl Addresses {
         }
     }
 
-    /// A TAP is gone: nothing is translated there any more.
+    /// Ends the translations at a TAP that was deleted.
     pub(super) fn port_gone(&mut self, cx: &mut Context, ifindex: u32) {
         self.end_translations(cx, |(by, _), _| *by == ifindex);
     }
 
-    /// Notes that a VM has an address.
+    /// Records that a VM has an address.
     pub(super) fn own(&mut self, address: Ipv6Addr, uuid: DomainUuid, quarantine: Duration) {
         if self.owned.len() < MAX_ADDRESSES {
             self.owned.insert(address, (uuid, quarantine));
         }
     }
 
-    /// Keeps an address from others for a while.
+    /// Quarantines an address.
     pub(super) fn keep(&mut self, address: Ipv6Addr, uuid: DomainUuid, until: Timestamp) {
         if self.quarantine.len() < MAX_ADDRESSES {
             self.quarantine.insert(address, (uuid, until));
@@ -351,12 +353,12 @@ impl Context {
     }
 }
 
-/// Whether an address is a host's in a prefix, which another address and a length give.
+/// Returns true if an address is a host's unicast address in the prefix given by `prefix` and `length`.
 pub(super) fn is_in(address: Ipv6Addr, prefix: Ipv6Addr, length: u8) -> bool {
     let host_bits = 128_u32.saturating_sub(u32::from(length));
     let mask = u128::MAX.checked_shl(host_bits).unwrap_or(0);
     let (address, prefix) = (u128::from(address), u128::from(prefix));
-    // All zeros behind the prefix is the routers' anycast address (RFC 4291 §2.6.1).
+    // All zeros after the prefix is the Subnet-Router anycast address (RFC 4291 §2.6.1).
     let is_anycast = host_bits > 1 && address & !mask == 0;
     let is_multicast = address >> 120 == 0xff;
     address & mask == prefix & mask && !is_anycast && !is_multicast

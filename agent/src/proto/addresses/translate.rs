@@ -1,4 +1,4 @@
-//! The unicast addresses that a VM which has come here has left, and still sends from.
+//! Translates packets that an arrived VM still sends from its old unicast addresses.
 //!
 //! ```text
 //!  AddressClaim           its TAPs are there            the time asked for is over
@@ -7,12 +7,13 @@
 //!                                                 +---------------------------------> (gone)
 //! ```
 //!
-//! From its resume until its node has switched to the NIC of this link the VM sends by the other one,
-//! from the old address and to the router of the old link. Here nobody takes such frames. So by TAPs
-//! of that VM, but for the one that is to have the new address, they are sent on as what they will be
-//! in a moment: packets from the new address, which correspondents know already.
+//! After the resume, the VM sends through its other NIC until its node has switched to the NIC of this
+//! link. Those frames carry the old source address and the MAC of the old link's router, which nobody
+//! accepts on this link. So the agent has the kernel rewrite the frames at every TAP of the VM except
+//! the TAP of the new address. The rewritten packets carry the new source address, which correspondents
+//! already know.
 //!
-//! The time counts from the switch. Old addresses of this very link need nothing.
+//! The time counts from the switch. Old addresses of this very link need no translation.
 
 use std::net::Ipv6Addr;
 use std::time::Duration;
@@ -27,29 +28,29 @@ use crate::proto::{DomainUuid, Timestamp};
 
 use super::{Addresses, TranslateCommand, adopted_until};
 
-/// How often what was translated is read.
+/// Interval of reading the counters.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// An address whose VM still sends from it by a TAP.
+/// An old address that its VM still sends from through a TAP.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::proto) struct Translating {
     pub(in crate::proto) uuid: DomainUuid,
-    /// The migration's record; `None` where an agent before this one has begun.
+    /// Number of the migration's record; `None` if an earlier agent began the translation.
     pub(in crate::proto) number: Option<u64>,
     pub(in crate::proto) to: Ipv6Addr,
     pub(in crate::proto) until: Timestamp,
 }
 
 impl Translating {
-    /// Whether it is of the migration with that record.
+    /// Returns true if the translation belongs to the migration with that record.
     pub(in crate::proto) fn is_of(&self, number: u64) -> bool {
         self.number == Some(number)
     }
 }
 
 impl Addresses {
-    /// Has what arriving VMs send from addresses that they have left translated, at each TAP that is
-    /// there. Whether its end is known for good goes with each.
+    /// Starts the translation of arriving VMs' old addresses, at each existing TAP. The `bool` of each
+    /// entry tells whether the end is final.
     pub(in crate::proto) fn translate_left(
         &mut self,
         cx: &mut Context,
@@ -106,7 +107,7 @@ impl Addresses {
         }
     }
 
-    /// Ends what is translated, also in the kernel.
+    /// Removes the matching translations, also in the kernel.
     pub(in crate::proto) fn end_translations(
         &mut self,
         cx: &mut Context,
@@ -125,7 +126,7 @@ impl Addresses {
         }
     }
 
-    /// Reads what was translated, and ends what is over.
+    /// Reads the counters, and ends what has expired.
     pub(in crate::proto) fn look_at_translations(&mut self, cx: &mut Context) {
         let now = cx.now;
         cx.translate(TranslateCommand::Read);
@@ -137,7 +138,7 @@ impl Addresses {
         }
     }
 
-    /// Takes over what an agent before this one has in the kernel.
+    /// Adopts the kernel's entries of an earlier agent.
     pub(in crate::proto) fn adopt_translations(
         &mut self,
         cx: &mut Context,

@@ -1,5 +1,5 @@
-//! What an agent before this one has left in the kernel: addresses received from a relay go on so,
-//! and their relay is asked again under the same session.
+//! Adoption of an earlier agent's kernel state. Addresses received from a relay continue, and their
+//! relays are asked again under the same session.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,10 +13,10 @@ use crate::proto::Output;
 use crate::proto::context::Context;
 use crate::proto::filter::Filter;
 
-/// What is taken to be left of an adopted session's lease.
+/// Assumed remaining lease of an adopted session.
 const ADOPTED_LEASE: Duration = Duration::from_secs(10);
 
-/// What was found, until somebody needs it.
+/// Kernel entries found at the start, until an address needs them.
 #[derive(Debug, Default)]
 pub(super) struct Pinned {
     managed: BTreeMap<ManagedKey, Managed>,
@@ -24,15 +24,16 @@ pub(super) struct Pinned {
 }
 
 impl Pinned {
-    /// An address is no longer watched, so it is not given up again when all listeners are known.
+    /// Forgets an address that is no longer watched, so that [`Receptions::adopted`] does not return
+    /// the address.
     pub(super) fn forget(&mut self, key: &ManagedKey) {
         self.managed.remove(key);
     }
 }
 
 impl Receptions {
-    /// Takes in, before everything else, what an agent before this one has left in `MANAGED` and
-    /// `RELAY_FLOWS`.
+    /// Takes the entries of `MANAGED` and `RELAY_FLOWS` that an earlier agent left; called before any
+    /// other event.
     pub(in crate::proto) fn pinned(
         &mut self,
         managed: Vec<(ManagedKey, Managed)>,
@@ -47,8 +48,8 @@ impl Receptions {
         }
     }
 
-    /// Gives up the relayed flows that were pinned and nobody needs, now that all listeners are known.
-    /// Returns the addresses that were watched.
+    /// Removes the pinned relayed flows that no listener needs, once all listeners are known. Returns
+    /// the addresses that the earlier agent watched.
     pub(in crate::proto) fn adopted(&mut self, cx: &mut Context) -> Vec<ManagedKey> {
         let pinned = std::mem::take(&mut self.pinned);
         for key in pinned.flows.into_values().flat_map(BTreeMap::into_keys) {
@@ -57,7 +58,7 @@ impl Receptions {
         pinned.managed.into_keys().collect()
     }
 
-    /// Begins the reception of an address as it was left; `false` if it was not from a relay.
+    /// Begins the reception of an address in its pinned state; returns `false` if no relay was in use.
     pub(super) fn adopt_reception(
         &mut self,
         cx: &mut Context,
@@ -79,7 +80,8 @@ impl Receptions {
             Some(Origins::RelayRecorded) => State::FromRelay { until },
             Some(Origins::Both | Origins::NativeAfterRelay) => State::Both,
             Some(Origins::Native) | None => {
-                // The relay was about to be let go, or never passed.
+                // The earlier agent was about to release the relay, or the relay's packets never
+                // passed.
                 self.pinned.flows.insert(key, flows);
                 return false;
             }
@@ -115,8 +117,7 @@ impl Receptions {
         true
     }
 
-    /// Finds the relays of adopted sessions: by the address that the packets come from, or the only
-    /// one there is.
+    /// Finds the relays of adopted sessions: by the source address of the packets, or the only relay.
     pub(super) fn reclaim(&mut self, cx: &mut Context) {
         let only = match self.relays.relays.as_slice() {
             [relay] => Some(relay.candidate.name.clone()),

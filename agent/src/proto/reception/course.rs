@@ -1,4 +1,4 @@
-//! What the reception of an address does next, from what its flows and its relay session show.
+//! State machine of an address's reception, driven by flows and the relay session.
 
 use std::time::Duration;
 
@@ -7,28 +7,28 @@ use common::maps::{Origin, Origins};
 use super::{Flow, Reception, Session};
 use crate::proto::{RelayTiming, Timestamp};
 
-/// Native losses within so long of each other make the next return to native later.
+/// Native losses within this time of each other lengthen the next hold time.
 const MEMORY: Duration = Duration::from_secs(60);
-/// Longest that native must hold, unless the configuration asks for more.
+/// Limit of the hold time, unless the configuration asks for more.
 const HOLD_MAX: Duration = Duration::from_secs(60);
 
-/// Where the reception of an address stands; see the diagram of [`super`].
+/// State of an address's reception; see the diagram of [`super`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
     /// Native packets pass.
     Native,
-    /// Native packets pass and are recorded: none has come yet, or none lately. With `ask_at` a
-    /// relay is asked then, else when a flow is silent.
+    /// Native packets pass and are recorded, because none arrived yet or none arrived lately. With
+    /// `ask_at`, a relay is asked at that time, else once a flow is silent.
     Doubtful { ask_at: Option<Timestamp> },
-    /// A relay is asked, and the first copy of each packet passes.
+    /// A relay is asked; the first copy of each packet passes.
     Both,
-    /// Relayed packets pass and are recorded: native was silent.
+    /// Relayed packets pass and are recorded, because native was silent.
     ToRelay { until: Timestamp },
     /// Relayed packets pass.
     Relay,
-    /// Relayed packets pass and are recorded: native is back, or the relay is silent.
+    /// Relayed packets pass and are recorded, because native returned or the relay is silent.
     FromRelay { until: Timestamp },
-    /// Native packets pass unless a relayed copy has passed.
+    /// Native packets pass unless a relayed copy passed.
     ToNative { until: Timestamp },
 }
 
@@ -43,7 +43,7 @@ impl State {
         }
     }
 
-    /// When it goes on by itself.
+    /// Returns the time at which the state ends by itself.
     pub(super) fn deadline(self) -> Option<Timestamp> {
         match self {
             Self::Doubtful { ask_at } => ask_at,
@@ -54,7 +54,7 @@ impl State {
         }
     }
 
-    /// Whether a relay is to send.
+    /// Returns true if a relay must send in this state.
     pub(super) fn wants_relay(self) -> bool {
         !matches!(
             self,
@@ -63,19 +63,19 @@ impl State {
     }
 }
 
-/// One step.
+/// Transition or action that the flows and the session require.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
-    /// Into another state; why, for the operator.
+    /// Enter another state, for the given reason.
     Enter(State, &'static str),
-    /// The relay's packets stay away: the next relay, if there is one that was not tried.
+    /// Ask the next untried relay, because the packets of the current relay stay away.
     FailOver(&'static str),
-    /// Neither way brings anything: wait for the next packet.
+    /// Wait for the next packet, because neither path brings packets.
     Idle,
 }
 
 impl Reception {
-    /// Returns what is to be done now. To be called until it is `None`.
+    /// Returns the next step. Callers repeat the call until the result is `None`.
     pub(super) fn step(&mut self, now: Timestamp, timing: &RelayTiming) -> Option<Step> {
         let floor = timing.silence;
         let settled = now + timing.settle;
@@ -145,7 +145,7 @@ impl Reception {
     fn step_of_both(&mut self, now: Timestamp, timing: &RelayTiming) -> Option<Step> {
         let floor = timing.silence;
         let Some(answered) = self.session.as_ref().and_then(|s| s.answered) else {
-            // Native copies of what a relay has brought just now may still come.
+            // Native copies of recently relayed packets may still arrive.
             let until = self.relayed_until + timing.settle;
             let state = match until > now {
                 true => State::ToNative { until },
@@ -197,7 +197,7 @@ impl Reception {
             return None;
         }
         if native && now.since(self.stable_since) >= self.hold(timing) {
-            // A source that has fallen silent shows neither that native comes nor that it is whole.
+            // A stopped flow proves neither that native packets arrive nor that native is whole.
             let whole = self.flows.values().all(Flow::is_whole);
             if whole && self.native_since(self.stable_since) {
                 let until = now + timing.settle;
@@ -214,7 +214,7 @@ impl Reception {
         self.flows.values().filter(|flow| !flow.stopped)
     }
 
-    /// Whether a flow has been silent for half of what makes it silent.
+    /// Returns true if a flow was silent for half of its silence threshold.
     fn is_doubtful(&self, now: Timestamp, floor: Duration) -> bool {
         self.live_flows().any(|flow| {
             flow.is_judged(Origin::Native)
@@ -222,7 +222,7 @@ impl Reception {
         })
     }
 
-    /// Whether native reception needs no relay.
+    /// Returns true if native reception needs no relay.
     fn is_proven(&self, now: Timestamp, floor: Duration, probing: bool) -> bool {
         if self.is_doubtful(now, floor) {
             return false;
@@ -243,7 +243,7 @@ impl Reception {
         self.flows.values().any(|flow| flow.native.last > since)
     }
 
-    /// Whether the relay of the session brings any flow.
+    /// Returns true if the relay of the session brings any flow.
     pub(super) fn is_delivered(&self, now: Timestamp, floor: Duration) -> bool {
         let Some(session) = self.session.as_ref().filter(|s| s.answered.is_some()) else {
             return false;
@@ -253,7 +253,7 @@ impl Reception {
             .any(|flow| flow.is_fresh(Origin::Relay, session.began, now, floor))
     }
 
-    /// Whether the relay has brought packets and brings none any more.
+    /// Returns true if the relay brings no packets, although the relay did before or should by now.
     pub(super) fn is_relay_silent(&self, now: Timestamp, floor: Duration) -> bool {
         let Some(session) = self.session.as_ref().filter(|s| !s.flows.is_empty()) else {
             return true;
@@ -266,7 +266,7 @@ impl Reception {
         !self.is_delivered(now, floor) && self.flows.values().any(given_up)
     }
 
-    /// Whether native is behind in a flow that the relay brings.
+    /// Returns true if native is behind the relay in a flow that the relay brings.
     fn lags(&self, now: Timestamp, floor: Duration) -> bool {
         let began = self.session.as_ref().map_or(now, |session| session.began);
         self.flows
@@ -278,7 +278,7 @@ impl Reception {
         !self.exhausted && self.standby.is_none() && self.swap.is_none()
     }
 
-    /// Begins to look whether native is whole.
+    /// Starts a window in which native must be whole.
     pub(super) fn begin_window(&mut self, now: Timestamp) {
         self.stable_since = now;
         for flow in self.flows.values_mut() {
@@ -286,14 +286,14 @@ impl Reception {
         }
     }
 
-    /// Native was there and is not: the more often lately, the longer it must hold next time.
+    /// Records a loss of native reception. Frequent losses lengthen the next hold time.
     fn native_lost(&mut self, now: Timestamp) {
         let lately = self.turned.is_some_and(|at| now.since(at) < MEMORY);
         self.failures = if lately { self.failures + 1 } else { 0 };
         self.turned = Some(now);
     }
 
-    /// How long native must be whole.
+    /// Returns the time for which native must be whole.
     fn hold(&self, timing: &RelayTiming) -> Duration {
         timing
             .hold
@@ -301,7 +301,7 @@ impl Reception {
             .min(HOLD_MAX.max(timing.hold))
     }
 
-    /// When a native packet is taken for its return at the earliest.
+    /// Returns the earliest time at which a native packet counts as a return.
     fn retry_at(&self, timing: &RelayTiming) -> Timestamp {
         match self.failures {
             0 => self.entered,
@@ -311,7 +311,7 @@ impl Reception {
 }
 
 impl Session {
-    /// What is left of the lease.
+    /// Returns the remaining time of the lease.
     pub(super) fn lease_left(&self, now: Timestamp) -> Duration {
         self.lease_end.since(now)
     }

@@ -1,9 +1,9 @@
-//! One flow of an address as it comes by each way, and when that way counts as silent.
+//! One flow of an address on both paths, and the threshold of silence per path.
 //!
-//! A way is silent after ten of its interarrival times without a packet, and never before
-//! `relay.silence_ms`. The kernel's moving average is too long for a while after a gap, the mean
-//! since the flow was first seen is too long after a rise of the rate: the smaller one is taken. A
-//! source that pauses by itself, so that both ways were silent, teaches how long it may.
+//! A path is silent after ten inter-arrival times without a packet, and never before
+//! `relay.silence_ms`. The kernel's moving average is too long for a while after a gap. The mean since
+//! the flow was first seen is too long after an increase of the rate. So the smaller value counts. If
+//! the source itself pauses, and both paths are silent, the flow remembers the longest pause.
 
 use std::time::Duration;
 
@@ -11,27 +11,27 @@ use common::maps::{Origin, StreamUsage};
 
 use crate::proto::{Stream, Timestamp};
 
-/// A way is silent after so many of its interarrival times.
+/// A path is silent after this number of inter-arrival times.
 const SILENT_INTERARRIVALS: u32 = 10;
-/// Packets before the time between them is known.
+/// Number of packets before the inter-arrival time is known.
 const KNOWN_PACKETS: u64 = 8;
-/// A way whose interarrival time is not known yet flows for so long after a packet.
+/// Grace period while a path's inter-arrival time is unknown.
 const UNKNOWN_PATIENCE: Duration = Duration::from_secs(1);
-/// Longest pause of a source that is learnt.
+/// Longest pause of a source that a flow remembers.
 const MAX_PAUSE: Duration = Duration::from_secs(5);
 
-/// What came by one way.
+/// Packets of one path.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Way {
     pub(super) packets: u64,
     pub(super) last: Timestamp,
     interarrival: Duration,
-    /// Packets and time of the last one, when the mean begins.
+    /// Packet count and arrival time of the last packet at the start of the mean.
     base: Option<(u64, Timestamp)>,
 }
 
 impl Way {
-    /// Notes a packet that an event told of; its number is not known.
+    /// Records a packet from a first-packet event, which carries no packet count.
     pub(super) fn came(&mut self, at: Timestamp) {
         self.last = self.last.max(at);
         self.packets = self.packets.max(1);
@@ -40,7 +40,7 @@ impl Way {
     fn read(&mut self, usage: &StreamUsage) {
         let packets = usage.packets;
         if packets < self.packets {
-            // The kernel's entry was removed meanwhile.
+            // The kernel removed the entry meanwhile and counts from 0 again.
             self.base = None;
         }
         self.packets = packets;
@@ -58,17 +58,17 @@ impl Way {
         self.interarrival = mean.map_or(moving, |mean| mean.min(moving));
     }
 
-    /// Begins the mean anew, for packets of another kind than before.
+    /// Restarts the mean, for packets from another sender or after a gap.
     pub(super) fn restart(&mut self) {
         self.base = None;
     }
 
-    /// Whether enough packets came to judge its silence.
+    /// Returns true if enough packets arrived to judge silence.
     pub(super) fn is_known(&self) -> bool {
         self.packets >= KNOWN_PACKETS && !self.interarrival.is_zero()
     }
 
-    /// How long it may be without a packet.
+    /// Returns the time without a packet that does not yet count as silence.
     pub(super) fn patience(&self, floor: Duration) -> Duration {
         if self.interarrival.is_zero() {
             UNKNOWN_PATIENCE.max(floor)
@@ -78,26 +78,27 @@ impl Way {
     }
 }
 
-/// One flow.
+/// One flow on both paths.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Flow {
     pub(super) native: Way,
     pub(super) relayed: Way,
-    /// The source was found silent: neither way brings it. Ends with its next packet.
+    /// The source is silent: neither path brings the flow. The flow's next packet clears the flag.
     pub(super) stopped: bool,
-    /// It is known to flow: it has, or an arriving VM received it at its source.
+    /// The flow is known to run: packets arrived, or an arriving VM received the flow at the source
+    /// host.
     pub(super) active: bool,
-    /// An arriving VM received it at its source.
+    /// An arriving VM received the flow at the source host.
     pub(super) expected: bool,
-    /// Packets of both ways when the native one was last found whole.
+    /// Packet counts, native and relayed, at the start of the window in which native must be whole.
     pub(super) mark: (u64, u64),
-    /// Longest pause of the source that was seen.
+    /// Longest observed pause of the source, at most [`MAX_PAUSE`].
     pause: Duration,
 }
 
 impl Flow {
-    /// Takes in what the kernel has counted. `relayed_too` is whether a relay would have brought
-    /// what did not come natively; a flow that has not come since `since` is not waited for.
+    /// Takes the kernel's counters. `relayed_too` tells whether a relay would have brought the packets
+    /// that are missing natively. A flow without packets since `since` does not count as expected.
     pub(super) fn read(
         &mut self,
         stream: &Stream,
@@ -132,7 +133,7 @@ impl Flow {
                 self.pause = self.pause.max(gap.min(MAX_PAUSE));
             }
         }
-        // A mean over a gap would be too long for long.
+        // A mean over a gap stays too long for a long time.
         for (before, way) in [(native, &mut self.native), (relayed, &mut self.relayed)] {
             if way.last.since(before.last) > before.patience(floor) {
                 way.restart();
@@ -140,7 +141,7 @@ impl Flow {
         }
     }
 
-    /// Notes that neither way brings it.
+    /// Marks the flow as stopped, since neither path brings it.
     pub(super) fn stop(&mut self) {
         self.stopped = true;
         self.active = false;
@@ -154,12 +155,12 @@ impl Flow {
         }
     }
 
-    /// How long a way may be without a packet before it is silent.
+    /// Returns the time without a packet after which a path counts as silent.
     pub(super) fn threshold(&self, origin: Origin, floor: Duration) -> Duration {
         self.way(origin).patience(floor).max(self.pause * 2)
     }
 
-    /// Whether a way has brought a packet since a moment, and is not silent.
+    /// Returns true if a path brought a packet since `since` and is not silent.
     pub(super) fn is_fresh(
         &self,
         origin: Origin,
@@ -174,9 +175,9 @@ impl Flow {
             && now.since(way.last) <= self.threshold(origin, floor)
     }
 
-    /// How long a relay may take to bring it before it counts as not bringing it.
+    /// Returns the time that a relay has to bring the flow's first packet.
     pub(super) fn quiet(&self, floor: Duration) -> Duration {
-        /// Where nothing is known of the flow.
+        /// Value for a flow without any packet.
         const QUIET: Duration = Duration::from_secs(1);
         let ways = [Origin::Native, Origin::Relay].into_iter();
         let seen = ways.filter(|origin| self.way(*origin).packets > 0);
@@ -184,31 +185,31 @@ impl Flow {
         longest.unwrap_or_default().max(QUIET)
     }
 
-    /// Whether a relay that has brought it since a moment does not any more.
+    /// Returns true if a relay brought the flow after `since` and no longer does.
     pub(super) fn is_given_up(&self, since: Timestamp, now: Timestamp, floor: Duration) -> bool {
         self.relayed.last >= since && self.is_silent(Origin::Relay, now, floor)
     }
 
-    /// Whether a way that was known to flow is silent.
+    /// Returns true if a path that was known to bring the flow is silent.
     pub(super) fn is_silent(&self, origin: Origin, now: Timestamp, floor: Duration) -> bool {
         self.is_judged(origin) && now.since(self.way(origin).last) > self.threshold(origin, floor)
     }
 
-    /// Whether the silence of a way says something.
+    /// Returns true if silence of a path is meaningful.
     pub(super) fn is_judged(&self, origin: Origin) -> bool {
         let way = self.way(origin);
         way.is_known() || self.expected && way.packets > 0
     }
 
-    /// Whether the native way is behind the relay by more than its silence may last.
+    /// Returns true if the native path is behind the relay by more than the silence threshold.
     pub(super) fn lags(&self, floor: Duration) -> bool {
         self.relayed.last.since(self.native.last) > self.threshold(Origin::Native, floor)
     }
 
-    /// Whether at least 99 % of the packets that the relay has brought since the mark came
+    /// Returns true if at least 99 % of the packets that the relay brought since the mark arrived
     /// natively too.
     pub(super) fn is_whole(&self) -> bool {
-        /// Packets that may be on their way.
+        /// Packets that may be in flight.
         const SLACK: u64 = 2;
         let native = self.native.packets.saturating_sub(self.mark.0) + SLACK;
         let relayed = self.relayed.packets.saturating_sub(self.mark.1);

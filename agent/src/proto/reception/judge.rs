@@ -1,5 +1,5 @@
-//! Whether what a relay announces can be true: a relay may only send what was asked for, in a form
-//! that leaves checksums right.
+//! Plausibility check of a relay's announcement. A relay may send only what was requested, in a form
+//! that keeps checksums correct.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv6Addr;
@@ -13,11 +13,11 @@ use super::Receptions;
 use super::session::{LEASE, Place};
 use crate::proto::context::Context;
 
-/// Flows that a relay may announce for one address.
+/// Limit of announced flows per address.
 const MAX_ANNOUNCED: usize = 256;
 
 impl Receptions {
-    /// Finds out whether a relay's announcement can be true; returns its flows.
+    /// Checks a relay's announcement and returns its flows.
     pub(super) fn judge(
         &self,
         cx: &Context,

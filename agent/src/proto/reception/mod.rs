@@ -1,8 +1,9 @@
-//! How each watched multicast address is received: natively, from a relay, or both for a while.
+//! Reception of each watched multicast address: native, from a relay, or both for a while.
 //!
-//! An address that a local VM listens to, or that is joined for an arriving one, has one
-//! `Reception`. It alone writes `MANAGED`. Where a relay is configured it watches the flows for
-//! ever, asks a relay when native packets stay away, and lets it go when they are back:
+//! Each address that a local VM listens to, or that is joined for an arriving VM, has one `Reception`.
+//! No other code writes `MANAGED`. If a relay is configured, the `Reception` watches the flows
+//! permanently, asks a relay when native packets stay away, and releases the relay when native packets
+//! return:
 //!
 //! ```text
 //!            half the threshold             silent, or none after `relay.delay`
@@ -23,27 +24,27 @@
 //! | state | [`Origins`] | why nothing is lost or doubled |
 //! |---|---|---|
 //! | `Native` | `Native` | no relay sends |
-//! | `Doubtful` | `Both` | what comes natively is recorded before a relay is asked |
+//! | `Doubtful` | `Both` | native packets are recorded before a relay is asked |
 //! | `Both` | `Both` | the first copy passes |
-//! | `ToRelay` | `RelayRecorded` | a native packet that came just before has its relayed copy dropped |
-//! | `Relay` | `Relay` | native was silent for longer than the ways' delays differ |
-//! | `FromRelay` | `RelayRecorded` | what passes is recorded before a native copy may pass |
-//! | `ToNative` | `NativeAfterRelay` | a packet whose relayed copy has passed is dropped |
+//! | `ToRelay` | `RelayRecorded` | the relayed copy of a native packet that just passed is dropped |
+//! | `Relay` | `Relay` | native was silent for longer than the difference of the paths' delays |
+//! | `FromRelay` | `RelayRecorded` | passing packets are recorded before a native copy may pass |
+//! | `ToNative` | `NativeAfterRelay` | a packet is dropped if its relayed copy passed |
 //!
-//! A flow that neither way brings has stopped at its source: the relay goes on being asked, idle,
-//! and the flow's next packet, by whichever way, starts the watch again.
+//! A flow that neither path brings has stopped at its source. The relay session stays, idle, and the
+//! flow's next packet on either path starts the watch again.
 //!
 //! | module | holds |
 //! |---|---|
-//! | `course` | what comes next, from flows and session |
-//! | `flow` | one flow by both ways |
-//! | `watch` | reading the flows |
-//! | `session` | sessions with relays: asking, renewing, their end |
-//! | `judge` | whether what a relay announces can be true |
-//! | `takeover` | the next relay |
-//! | `relays` | the relays, their connections, whose turn it is |
-//! | `adopt` | what an agent before this one has left |
-//! | `view` | what the operator sees |
+//! | `course` | next state, from flows and session |
+//! | `flow` | one flow on both paths |
+//! | `watch` | reading of the flows |
+//! | `session` | sessions with relays: request, renewal, end |
+//! | `judge` | plausibility of a relay's announcement |
+//! | `takeover` | failover to the next relay |
+//! | `relays` | relays, their connections, round robin |
+//! | `adopt` | sessions that an earlier agent left |
+//! | `view` | view for the operator |
 
 mod adopt;
 mod course;
@@ -75,70 +76,70 @@ use relays::Relays;
 use session::Session;
 pub use view::{Mode, ModeView, RelayView, SessionView};
 
-/// Flows of one address that are watched.
+/// Limit of watched flows per address.
 const MAX_FLOWS: usize = 256;
-/// Steps that one look at the flows may take.
+/// Limit of state transitions per run of the state machine.
 const MAX_STEPS: usize = 4;
 
-/// The receptions, the reading of their flows, and the relays.
+/// All receptions, the reading of their flows, and the relays.
 ///
-/// Each method that is told of something may change how addresses are received;
-/// [`Receptions::poll_change`] gives the changes.
+/// Methods that take an event may change how addresses are received; [`Receptions::poll_change`]
+/// returns the changes.
 #[derive(Debug, Default)]
 pub(super) struct Receptions {
     by_address: BTreeMap<ManagedKey, Reception>,
     relays: Relays,
     changes: VecDeque<Changed>,
-    /// Token of the flows that were asked for last.
+    /// Token of the last request for flows.
     token: Option<u64>,
     pinned: Pinned,
 }
 
-/// How an address is received from now on.
+/// New mode of an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Changed {
     pub(super) key: ManagedKey,
     pub(super) mode: signal::ReceptionMode,
 }
 
-/// How one address is received.
+/// Reception of one address.
 #[derive(Debug)]
 struct Reception {
     state: State,
     entered: Timestamp,
-    /// Since when the flows' first packets raise events.
+    /// Time from which first packets of flows raise events.
     since: Timestamp,
-    /// Since when native packets are waited for.
+    /// Start of the wait for native packets.
     probed_since: Timestamp,
-    /// When its flows are to be read again.
+    /// Time of the next reading of the flows.
     watch_at: Option<Timestamp>,
-    /// Why it is as it is.
+    /// Reason for the current state, for the operator.
     why: &'static str,
-    /// What is wanted of the address, by all who want it.
+    /// Union of the filters of listeners and arriving VMs.
     filter: Filter,
     flows: BTreeMap<StreamKey, Flow>,
-    /// Neither way brings anything.
+    /// Neither path brings packets.
     idle: bool,
-    /// `Both` was entered because native came back.
+    /// `Both` was entered because native packets returned.
     returning: bool,
-    /// Since when native has been whole.
+    /// Start of the current window in which native reception must be whole.
     stable_since: Timestamp,
-    /// Times that native was lost again soon, and when it was last found or lost.
+    /// Number of native losses in short sequence, and time of the last loss or return.
     failures: u32,
     turned: Option<Timestamp>,
-    /// The session whose flows pass, or the first one that is asked for.
+    /// The session whose flows pass, or the first session being set up.
     session: Option<Session>,
-    /// Until when relayed packets have passed, at the latest.
+    /// Latest time at which relayed packets passed.
     relayed_until: Timestamp,
-    /// The session that is to take over.
+    /// The next session, ready to replace `session`.
     standby: Option<Session>,
-    /// Token of the look at the old session's last packets before the standby takes over.
+    /// Token of the last reading of the old session's flows before the standby takes over.
     swap: Option<u64>,
-    /// Relays asked since one last sent.
+    /// Relays asked since a relay last sent packets.
     tried: BTreeSet<String>,
-    /// No relay is left to try.
+    /// No untried relay is left.
     exhausted: bool,
-    /// Time until relays are asked again that could not be, or refused.
+    /// Delay until relays that refused or were unreachable are asked again.
     backoff: Backoff,
     retry: Option<Timestamp>,
 }
@@ -182,19 +183,19 @@ impl Reception {
 }
 
 impl Receptions {
-    /// Which copies of an address's packets pass.
+    /// Returns which copies of an address's packets pass; `None` for an unwatched address.
     pub(super) fn origins(&self, key: &ManagedKey) -> Option<Origins> {
         let reception = self.by_address.get(key)?;
         Some(reception.state.origins())
     }
 
-    /// Returns the next change that the agent does not know yet.
+    /// Returns the next mode change that the agent has not handled.
     pub(super) fn poll_change(&mut self) -> Option<Changed> {
         self.changes.pop_front()
     }
 
-    /// A local VM is the first to listen to an address. Here and below `wanted` is what listeners and
-    /// arriving VMs want together.
+    /// Starts reception for the first local listener of an address. Here and below, `wanted` is the
+    /// union of the filters of listeners and arriving VMs.
     pub(super) fn receive(&mut self, cx: &mut Context, key: ManagedKey, wanted: Filter) {
         if !self.by_address.contains_key(&key) && is_routable(&key.multicast_address) {
             let delay = cx.config.relay.map(|timing| timing.silence);
@@ -202,8 +203,8 @@ impl Receptions {
         }
     }
 
-    /// An address is joined for an arriving VM, which received these flows at its source. `anew`
-    /// is whether its next packet is to raise an event.
+    /// Starts reception for an arriving VM, which received these flows at the source host. If `anew` is
+    /// true, the next packet of each flow raises an event.
     pub(super) fn receive_for_arrival(
         &mut self,
         cx: &mut Context,
@@ -297,12 +298,13 @@ impl Receptions {
         });
     }
 
-    /// Listeners or arriving VMs want something else of an address; a relay hears of that.
+    /// Takes a new union of filters for an address; relays get a new request.
     pub(super) fn want(&mut self, cx: &mut Context, key: ManagedKey, wanted: Filter) {
         let Some(reception) = self.by_address.get_mut(&key) else {
             return;
         };
-        // Sources of a new list are told before the list itself.
+        // `wanted` is empty while a listener's new source list is incomplete: sources are reported
+        // before the listener.
         if wanted == reception.filter || wanted == Filter::nothing() {
             return;
         }
@@ -316,7 +318,7 @@ impl Receptions {
         }
     }
 
-    /// Does what an address's flows and session ask for.
+    /// Runs the state machine of an address until it settles.
     pub(super) fn look(&mut self, cx: &mut Context, key: ManagedKey) {
         let Some(timing) = cx.config.relay_timing(&key) else {
             return;
@@ -367,7 +369,7 @@ impl Receptions {
             info!(multicast_address = %address, mode = mode.as_str(), why, "Reception has changed");
         }
         let since = match state {
-            // What raises no event any more has been noticed already.
+            // Flows that raise no more events were noticed already.
             State::Doubtful { .. } if before.0 == State::Native => reception.since,
             State::Relay | State::ToNative { .. } => reception.since,
             _ => now,
@@ -384,7 +386,7 @@ impl Receptions {
         self.set_reception_timers(cx, key);
     }
 
-    /// Tells those who wait for an address how it is received.
+    /// Queues the mode of an address for those who wait for a final mode.
     fn note_mode(&mut self, key: ManagedKey) {
         let mode = match self.by_address.get(&key).map(Reception::mode) {
             Some(Mode::Native) => signal::ReceptionMode::Native,

@@ -1,4 +1,4 @@
-//! The relays that may be asked: found by discovery, connected all the time, taken in turn.
+//! Relays from discovery: permanent connections, and round-robin selection.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -14,32 +14,32 @@ use crate::proto::links::peers::Links;
 use crate::proto::timer::Timer;
 use crate::proto::{RelayCandidate, Timestamp};
 
-/// Relays known at once.
+/// Limit of known relays.
 const MAX_RELAYS: usize = 64;
-/// Delays between attempts to connect.
+/// Delay between connection attempts.
 const RECONNECT: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(10));
-/// How often the same complaint is logged at most.
+/// Interval between two log lines with the same complaint.
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
 
-/// One relay.
+/// A relay with its connection state.
 #[derive(Debug)]
 pub(super) struct Relay {
     pub(super) candidate: RelayCandidate,
-    /// Number of its timer.
+    /// Number of the relay's timer.
     number: u64,
-    /// Whether discovery still names it.
+    /// Whether the latest discovery still lists the relay.
     listed: bool,
-    /// Why it was of no use last.
+    /// Cause of the last failure; `None` if the relay works or was not used yet.
     pub(super) reason: Option<String>,
     reconnect: Backoff,
     complained: Option<Timestamp>,
 }
 
-/// The relays.
+/// All known relays, with the round-robin position.
 #[derive(Debug, Default)]
 pub(super) struct Relays {
     pub(super) relays: Vec<Relay>,
-    /// Whose turn it is.
+    /// Index of the relay that is asked next.
     next: usize,
     numbers: u64,
     complained: Option<Timestamp>,
@@ -52,13 +52,13 @@ impl Relays {
             .find(|relay| relay.candidate.name == name)
     }
 
-    /// Whether a peer is a relay.
+    /// Returns true if a peer of that name is a relay.
     fn contains(&self, name: &str) -> bool {
         self.relays.iter().any(|relay| relay.candidate.name == name)
     }
 
-    /// Returns the relay whose turn it is among those that are connected and were not tried; with
-    /// `address`, only one that listens there.
+    /// Returns the next relay that is connected and not in `tried`. With `address`, only a relay that
+    /// listens there qualifies.
     pub(super) fn pick(
         &mut self,
         tried: &BTreeSet<String>,
@@ -80,19 +80,19 @@ impl Relays {
         Some(self.relays[found].candidate.name.clone())
     }
 
-    /// Whether a relay is, or may be, at an address.
+    /// Returns true if a known relay listens at an address.
     pub(super) fn any_at(&self, address: &Address) -> bool {
         self.relays.iter().any(|relay| relay.is_at(address))
     }
 
-    /// A relay has answered.
+    /// Clears the failure of a relay that answered.
     pub(super) fn answered(&mut self, name: &str) {
         if let Some(relay) = self.get_mut(name) {
             relay.reason = None;
         }
     }
 
-    /// A relay was of no use; whether that is to be logged.
+    /// Records the failure of a relay; returns true if the failure is due for a log line.
     pub(super) fn failed(&mut self, name: &str, why: &str, now: Timestamp) -> bool {
         let Some(relay) = self.get_mut(name) else {
             return false;
@@ -101,7 +101,7 @@ impl Relays {
         complain(&mut relay.complained, now)
     }
 
-    /// Why no relay can be had, if that is to be logged now.
+    /// Returns why no relay is available, if the complaint is due for a log line.
     pub(super) fn complaint(&mut self, now: Timestamp) -> Option<String> {
         if !complain(&mut self.complained, now) {
             return None;
@@ -138,7 +138,7 @@ fn complain(last: &mut Option<Timestamp>, now: Timestamp) -> bool {
 }
 
 impl Receptions {
-    /// Takes in the relays that discovery has found, all of them each time.
+    /// Takes the complete list of relays from discovery.
     pub(in crate::proto) fn found(&mut self, cx: &mut Context, candidates: Vec<RelayCandidate>) {
         for relay in &mut self.relays.relays {
             relay.listed = false;
@@ -170,12 +170,12 @@ impl Receptions {
         self.forget_relays(cx);
     }
 
-    /// Whether a peer is a relay.
+    /// Returns true if a peer of that name is a relay.
     pub(in crate::proto) fn is_relay(&self, name: &str) -> bool {
         self.relays.contains(name)
     }
 
-    /// Forgets relays that discovery does not name any more and no session uses.
+    /// Forgets relays that discovery no longer lists and that no session uses.
     fn forget_relays(&mut self, cx: &mut Context) {
         let used: BTreeSet<&str> = self
             .by_address
@@ -197,7 +197,7 @@ impl Receptions {
         self.relays.next = 0;
     }
 
-    /// The connection to a relay is up: whoever waits for one asks.
+    /// Handles a new connection to a relay: receptions that wait for a relay ask again.
     pub(in crate::proto) fn relay_up(&mut self, cx: &mut Context, name: &str) {
         let now = cx.now;
         let Some(relay) = self.relays.get_mut(name) else {
@@ -225,7 +225,7 @@ impl Receptions {
         }
     }
 
-    /// The connection to a relay is down, or could not be made.
+    /// Handles a lost or failed connection to a relay.
     pub(in crate::proto) fn relay_down(&mut self, cx: &mut Context, name: &str, reason: &str) {
         let now = cx.now;
         let Some(relay) = self.relays.get_mut(name) else {
@@ -245,7 +245,7 @@ impl Receptions {
         }
     }
 
-    /// Takes in what a relay says: it is heard only about its sessions.
+    /// Handles a message from a relay; only messages about the relay's sessions are accepted.
     pub(in crate::proto) fn relay_said(
         &mut self,
         cx: &mut Context,

@@ -1,8 +1,8 @@
-//! Sessions with relays: asking, renewing, and their end.
+//! Sessions with relays: request, renewal, end.
 //!
-//! A session is named by the transaction of its first `RelayRequest`; the same request again
-//! renews its lease. While a relay cannot be talked to but its packets come, its lease is waited
-//! for: its kernel goes on by itself, and it may be restarted meanwhile.
+//! The transaction of the first `RelayRequest` identifies a session; a repeated request renews the
+//! lease. If a relay is unreachable while its packets still arrive, the agent waits for the end of the
+//! lease: the relay's kernel forwards without the relay's agent, which may restart meanwhile.
 
 use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
@@ -20,34 +20,34 @@ use crate::proto::refusal::bounded;
 use crate::proto::timer::Timer;
 use crate::proto::{Output, Timestamp};
 
-/// How long a relay may take to answer.
+/// Time that a relay has to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
-/// Delays before relays are asked again that could not be, or refused.
+/// Delay before relays that refused or were unreachable are asked again.
 pub(super) const ASK_AGAIN: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
-/// Shortest and longest lease that is believed.
+/// Shortest and longest lease that the agent accepts.
 pub(super) const LEASE: [Duration; 2] = [Duration::from_millis(300), Duration::from_secs(3600)];
-/// Flows that a relay is told of.
+/// Limit of known flows in a request.
 const MAX_KNOWN: usize = 64;
 
 /// A session with a relay.
 #[derive(Debug)]
 pub(super) struct Session {
-    /// The relay; `None` for an adopted session whose relay is not found again yet.
+    /// Name of the relay; `None` for an adopted session until its relay is found again.
     pub(super) relay: Option<String>,
     pub(super) transaction: u64,
-    /// Since when its packets may come.
+    /// Earliest time of the session's packets.
     pub(super) began: Timestamp,
-    /// When it was first answered.
+    /// Time of the first answer; `None` before.
     pub(super) answered: Option<Timestamp>,
-    /// When the request was sent that is not answered yet.
+    /// Send time of the oldest unanswered request; `None` if all are answered.
     pub(super) asked: Option<Timestamp>,
     pub(super) lease_end: Timestamp,
     pub(super) lease: Duration,
-    /// When the lease is to be renewed.
+    /// Time of the next renewal.
     renew_at: Timestamp,
-    /// The filter asked for, and the one before, which an answer may still follow.
+    /// Requested filter and the filter before; an answer may still refer to the latter.
     pub(super) filters: [Filter; 2],
-    /// Source address of its datagrams.
+    /// Source address of the relay's datagrams; `None` before the first answer.
     pub(super) address: Option<Address>,
     pub(super) flows: BTreeMap<RelayFlowKey, RelayFlow>,
 }
@@ -78,13 +78,13 @@ impl Session {
             .is_some_and(|asked| now.since(asked) >= ANSWER_TIMEOUT)
     }
 
-    /// When another relay is to be ready.
+    /// Returns the time at which another relay is asked, if the lease was not renewed.
     fn last_third(&self) -> Timestamp {
         self.lease_end - self.lease / 3
     }
 }
 
-/// Which of an address's sessions.
+/// Role of a session of an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
     Session,
@@ -92,14 +92,14 @@ pub(super) enum Place {
 }
 
 impl Receptions {
-    /// Something about an address's sessions is due.
+    /// Handles the session timer of an address.
     pub(in crate::proto) fn session_due(&mut self, cx: &mut Context, key: ManagedKey) {
         self.tend(cx, key);
         self.look(cx, key);
     }
 
-    /// Sees to an address's sessions: asks, renews, gives up. To be called whenever something about
-    /// them, or about a relay, has changed, and when it is due.
+    /// Maintains the sessions of an address: requests, renews, gives up. Called after every change of a
+    /// session or relay, and by the session timer.
     pub(in crate::proto) fn tend(&mut self, cx: &mut Context, key: ManagedKey) {
         let now = cx.now;
         let Some(reception) = self.by_address.get_mut(&key) else {
@@ -165,7 +165,8 @@ impl Receptions {
             return;
         };
         if now >= session.lease_end + settle && delivered {
-            // Only the relay's kernel knows when it ends; what still comes is let come.
+            // Only the relay's kernel knows the end of its lease; arriving packets prove that the relay
+            // still sends.
             session.lease_end = now + session.lease / 3;
         } else if now >= session.lease_end + settle {
             self.session_failed(cx, key, place, "The lease of the relay has ended");
@@ -192,7 +193,7 @@ impl Receptions {
             });
             overdue.into_iter().chain(answered.into_iter().flatten())
         });
-        // What is past was done, or waits for a relay's connection.
+        // A past deadline was handled already, or waits for the relay's connection.
         let due = dues.chain(reception.retry).filter(|due| *due > now).min();
         match due {
             Some(due) => cx.timers.set(Timer::Session(key), due),
@@ -216,7 +217,7 @@ impl Receptions {
         }
     }
 
-    /// Asks the next relay that was not tried; later again if there is none.
+    /// Asks the next untried relay, or retries later if there is none.
     fn ask_next(&mut self, cx: &mut Context, key: ManagedKey) {
         let Some(reception) = self.by_address.get(&key) else {
             return;
@@ -266,7 +267,7 @@ impl Receptions {
         self.request(cx, key, place);
     }
 
-    /// Tells the relays of an address that what is wanted of it has changed.
+    /// Sends a new request to the relays of an address after a change of the wanted filter.
     pub(super) fn request_again(&mut self, cx: &mut Context, key: ManagedKey) {
         for place in [Place::Session, Place::Standby] {
             let session = self.session(key, place);
@@ -331,7 +332,7 @@ impl Receptions {
         })
     }
 
-    /// A relay has joined and sends, or has found a new flow.
+    /// Handles a relay's answer: the relay joined and sends, or found a new flow.
     pub(super) fn relay_responded(
         &mut self,
         cx: &mut Context,
@@ -341,7 +342,7 @@ impl Receptions {
     ) {
         let now = cx.now;
         let Some((key, place)) = self.find_session(relay, transaction) else {
-            // It does not know yet that the session is over.
+            // The relay has not heard yet that the session ended.
             let reason = Reason::new(Code::RELEASED, "This session has ended");
             cx.send(relay, transaction, &RelayRelease(reason).into());
             return;
@@ -373,7 +374,7 @@ impl Receptions {
         if let Some(reception) = self.by_address.get_mut(&key) {
             reception.backoff.reset();
             if place == Place::Session && reception.swap.is_none() {
-                // It answers again: nobody needs to take over unless its packets stay away.
+                // The relay answers again, so the standby is unnecessary unless packets stay away.
                 let floor = cx.config.relay.map_or(Duration::ZERO, |t| t.silence);
                 if reception.is_delivered(now, floor) {
                     self.drop_standby(cx, key, "The first relay answers again");
@@ -385,7 +386,7 @@ impl Receptions {
         self.set_session_timer(cx, key);
     }
 
-    /// Makes the flows of an address's session those.
+    /// Replaces the flows of an address's session, also in the kernel.
     pub(super) fn set_flows(
         &mut self,
         cx: &mut Context,
@@ -418,7 +419,7 @@ impl Receptions {
         session.flows = flows;
     }
 
-    /// The relay refuses, or ends the session.
+    /// Handles a refusal, or the end of a session by the relay.
     pub(super) fn relay_released(
         &mut self,
         cx: &mut Context,
@@ -434,7 +435,7 @@ impl Receptions {
         let Some(session) = self.session_mut(key, place) else {
             return;
         };
-        // It knows already.
+        // The relay needs no RELAY RELEASE, since the relay ended the session.
         session.relay = None;
         if self.relays.failed(relay, &why, cx.now) {
             warn!(relay, %reason, code = %reason.code, "Relay refuses");
@@ -444,7 +445,7 @@ impl Receptions {
         self.look(cx, key);
     }
 
-    /// A session is over without having been wanted to be.
+    /// Ends a session against the agent's will.
     fn session_failed(&mut self, cx: &mut Context, key: ManagedKey, place: Place, why: &str) {
         let now = cx.now;
         debug!(multicast_address = %Ipv6Addr::from(key.multicast_address), why, "Relay session is over");
@@ -464,7 +465,7 @@ impl Receptions {
                 reception.swap = None;
                 let session = reception.session.take();
                 self.release_session(cx, session, why);
-                // One that is ready need not wait any longer.
+                // A ready standby takes over at once.
                 self.promote(cx, key);
             }
         }
@@ -491,7 +492,7 @@ impl Receptions {
         }
     }
 
-    /// Lets all relays of an address go.
+    /// Releases all relays of an address.
     pub(super) fn end_sessions(&mut self, cx: &mut Context, key: ManagedKey, why: &str) {
         self.drop_standby(cx, key, why);
         let swapping = self
@@ -516,15 +517,15 @@ impl Receptions {
 }
 
 impl Session {
-    /// Its relay was found again after a restart: its lease is to be renewed at once.
+    /// Assigns the relay that was found again after a restart; the lease is renewed at once.
     pub(super) fn reclaimed_by(&mut self, relay: String, now: Timestamp) {
         self.relay = Some(relay);
         self.asked = None;
         self.renew_at = now;
     }
 
-    /// A connection is up again: what was asked on the one before is not answered any more, and
-    /// the relay may have been restarted.
+    /// Renews the lease after a reconnect: an answer to a request on the old connection is lost, and
+    /// the relay may have restarted.
     pub(super) fn ask_again(&mut self, relay: &str, now: Timestamp) {
         if self.relay.as_deref() == Some(relay) && self.answered.is_some() {
             self.asked = None;

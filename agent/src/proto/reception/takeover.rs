@@ -1,6 +1,6 @@
-//! The next relay. Only one session's flows are in `RELAY_FLOWS` at a time, since two relays'
-//! copies of one packet cannot be told apart. So the next relay is asked while the old flows stay,
-//! and takes over when nothing more comes by them:
+//! Failover to the next relay. `RELAY_FLOWS` holds the flows of one session at a time, because copies
+//! of one packet from two relays are indistinguishable. So the next relay is asked while the old flows
+//! stay, and takes over when the old flows bring no more packets:
 //!
 //! ```text
 //!   session silent, or its lease ends          answered            session is silent
@@ -25,7 +25,7 @@ use crate::proto::Output;
 use crate::proto::context::Context;
 
 impl Receptions {
-    /// Asks another relay, which takes over when nothing comes by the session any more.
+    /// Asks the next relay, which takes over when the session brings no more packets.
     pub(super) fn fail_over(&mut self, cx: &mut Context, key: ManagedKey, why: &'static str) {
         let Some(reception) = self.by_address.get_mut(&key) else {
             return;
@@ -58,8 +58,8 @@ impl Receptions {
         self.set_session_timer(cx, key);
     }
 
-    /// Lets the standby take over when nothing comes by the session any more, or gives it up when
-    /// the session sends again.
+    /// Starts the takeover if the session brings no more packets, or drops the standby if the session
+    /// sends again.
     pub(super) fn look_at_standby(&mut self, cx: &mut Context, key: ManagedKey) {
         let now = cx.now;
         let floor = cx.config.relay.map_or(Duration::ZERO, |t| t.silence);
@@ -93,8 +93,8 @@ impl Receptions {
         }
     }
 
-    /// The last packets of a session whose flows were removed are counted: the standby takes over,
-    /// unless the session had begun to send again.
+    /// Ends the takeover after the final counters of the removed flows are read. The standby takes over
+    /// unless the session sent again meanwhile.
     pub(super) fn swap(&mut self, cx: &mut Context, key: ManagedKey) {
         let now = cx.now;
         let floor = cx.config.relay.map_or(Duration::ZERO, |t| t.silence);
@@ -121,7 +121,8 @@ impl Receptions {
         self.drop_standby(cx, key, "The first relay sends again");
     }
 
-    /// Makes the standby, if there is one, the session. The old one's flows are gone.
+    /// Replaces the session by the standby, if there is a standby. The flows of the old session are
+    /// already removed.
     pub(super) fn promote(&mut self, cx: &mut Context, key: ManagedKey) {
         let now = cx.now;
         let Some(reception) = self.by_address.get_mut(&key) else {

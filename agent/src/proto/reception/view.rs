@@ -1,4 +1,4 @@
-//! What the operator sees of receptions and relays.
+//! Operator's view of receptions and relays.
 
 use common::maps::{Address, ManagedKey, StreamKey};
 
@@ -9,23 +9,23 @@ use super::{Reception, Receptions};
 use crate::proto::context::Context;
 use crate::proto::{RelayCandidate, Timestamp};
 
-/// How an address is received now.
+/// Mode of an address's reception.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Mode {
-    /// Natively.
+    /// Native packets only.
     Native,
-    /// From a relay.
+    /// Relayed packets only.
     Relay,
-    /// By both ways, the first copy of each packet passing.
+    /// Both paths; the first copy of each packet passes.
     Both,
-    /// Natively, should a packet come; a relay is not asked yet.
+    /// Native packets pass if any come; no relay has been asked yet.
     Probing,
-    /// Nothing comes; both ways are watched.
+    /// No packets come; both paths are watched.
     Idle,
 }
 
 impl Mode {
-    /// A word for a person.
+    /// Returns the mode as one word for a person.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Native => "native",
@@ -37,48 +37,48 @@ impl Mode {
     }
 }
 
-/// How one address is received.
+/// Reception of one address.
 #[derive(Clone, Copy, Debug)]
 pub struct ModeView {
-    /// VLAN and address.
+    /// VLAN and multicast address.
     pub key: ManagedKey,
-    /// How.
+    /// Current mode.
     pub mode: Mode,
-    /// Why, in a few words; empty while nothing has changed it.
+    /// Reason in a few words; empty while nothing has changed the mode.
     pub why: &'static str,
-    /// For how long.
+    /// Time since the last state change.
     pub age: Duration,
 }
 
-/// One relay.
+/// State of one relay.
 #[derive(Clone, Debug)]
 pub struct RelayView<'a> {
-    /// The relay.
+    /// Name and address of the relay, from discovery.
     pub candidate: &'a RelayCandidate,
     /// Whether the connection to it is up.
     pub up: bool,
-    /// Why it was of no use last.
+    /// Cause of the last failure; `None` if the relay works or was not used yet.
     pub reason: Option<&'a str>,
 }
 
 /// One session with a relay.
 #[derive(Clone, Debug)]
 pub struct SessionView<'a> {
-    /// The multicast address.
+    /// VLAN and multicast address.
     pub key: ManagedKey,
-    /// Name of the relay; `None` if it is not found again yet after a restart.
+    /// Name of the relay; `None` for an adopted session until its relay is found again.
     pub relay: Option<&'a str>,
-    /// Whether it has answered.
+    /// Whether the relay has answered.
     pub answered: bool,
-    /// Whether it waits to take over from another.
+    /// Whether the session waits to replace another session.
     pub standby: bool,
-    /// Source address of its datagrams, once known.
+    /// Source address of the relay's datagrams; `None` before the first answer.
     pub address: Option<Address>,
-    /// Flows that it has announced.
+    /// Flows that the relay announced.
     pub flows: Vec<StreamKey>,
-    /// What is left of its lease.
+    /// Remaining time of the lease.
     pub lease_left: Duration,
-    /// Why the address is received as it is.
+    /// Reason for the address's current state.
     pub why: &'static str,
 }
 
@@ -97,7 +97,7 @@ impl Reception {
 }
 
 impl Receptions {
-    /// How each watched address is received.
+    /// Returns the mode of each watched address.
     pub(in crate::proto) fn modes(&self, now: Timestamp) -> impl Iterator<Item = ModeView> {
         self.by_address
             .iter()
@@ -109,7 +109,7 @@ impl Receptions {
             })
     }
 
-    /// The relays that discovery has found.
+    /// Returns the relays that discovery found.
     pub(in crate::proto) fn relays<'a>(
         &'a self,
         cx: &'a Context,
@@ -121,7 +121,7 @@ impl Receptions {
         })
     }
 
-    /// The sessions with relays.
+    /// Returns all sessions with relays.
     pub(in crate::proto) fn sessions(
         &self,
         now: Timestamp,

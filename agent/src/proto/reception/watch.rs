@@ -1,5 +1,5 @@
-//! Looking at the flows: the kernel's events of first packets, and its counters read again and
-//! again while a flow may fall silent or come back.
+//! Reading of the flows: the kernel's first-packet events, and its counters, read periodically while a
+//! flow may fall silent or return.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -12,11 +12,11 @@ use crate::proto::context::Context;
 use crate::proto::timer::Timer;
 use crate::proto::{Output, RelayTiming, Stream, Timestamp};
 
-/// Longest time between two looks at flows that are slow.
+/// Longest interval between two readings of slow flows.
 const WATCH_LAST: Duration = Duration::from_secs(5);
 
 impl Reception {
-    /// How soon its flows are to be read again; `None` if their next packets tell all.
+    /// Returns the delay until the next reading of the flows; `None` if first-packet events suffice.
     fn watch_in(&self, now: Timestamp, timing: &RelayTiming) -> Option<Duration> {
         let floor = timing.silence;
         match self.state {
@@ -43,7 +43,7 @@ impl Reception {
 }
 
 impl Receptions {
-    /// A flow's first packet since its address was watched, by one way.
+    /// Handles the first packet of a flow on one path since its address became managed.
     pub(in crate::proto) fn packet(
         &mut self,
         cx: &mut Context,
@@ -72,7 +72,8 @@ impl Receptions {
         self.look(cx, key);
     }
 
-    /// The flows of watched addresses were read. `false` if they were asked for by others.
+    /// Handles the read flows of watched addresses. Returns `false` if somebody else requested the
+    /// reading.
     pub(in crate::proto) fn streams_read(
         &mut self,
         cx: &mut Context,
@@ -103,7 +104,8 @@ impl Receptions {
                 .as_ref()
                 .is_some_and(|session| session.answered.is_some());
             let since = reception.probed_since;
-            // What is not UDP, or a fragment, no relay carries; natively it always passes.
+            // No relay carries fragments or protocols other than UDP; such packets always pass
+            // natively.
             if key.destination_port == 0 {
                 continue;
             }
@@ -126,13 +128,13 @@ impl Receptions {
         true
     }
 
-    /// Reads the flows that may fall silent or come back.
+    /// Requests a reading of the flows that may fall silent or return.
     pub(in crate::proto) fn watch(&mut self, cx: &mut Context) {
         let now = cx.now;
         let Some(timing) = cx.config.relay else {
             return;
         };
-        // A busy host may take longer than the interval; what was asked for is waited for.
+        // A busy host may answer later than the interval. Only one request is outstanding.
         if self.token.is_some() && !self.by_address.is_empty() {
             cx.timers.set(Timer::Watch, now + timing.watch_interval);
             return;
@@ -156,8 +158,8 @@ impl Receptions {
             }
             next = next.into_iter().chain(reception.watch_at).min();
         }
-        // The next packet of a flow that is not looked at any more is to raise an event. Those that come
-        // before the kernel knows raise none, so there is a last look after it does.
+        // The next packet of a flow that is no longer read must raise an event. Packets that arrive
+        // before the kernel has the new entry raise no event, so one more reading follows.
         for key in unwatched {
             self.manage(cx, key, now);
             keys.push(key);
@@ -172,7 +174,7 @@ impl Receptions {
         }
     }
 
-    /// Has an address's flows be read when they are due.
+    /// Schedules the next reading of an address's flows.
     pub(super) fn watch_soon(&mut self, cx: &mut Context, key: ManagedKey) {
         let now = cx.now;
         let Some(timing) = cx.config.relay_timing(&key) else {
@@ -183,7 +185,7 @@ impl Receptions {
         };
         let wait = reception.watch_in(now, &timing);
         let sooner = match (wait, reception.watch_at) {
-            // Looked at once more, to have events raised again.
+            // One more reading follows the re-enabled events.
             (None, at) => at.map(|_| now + timing.watch_interval),
             (Some(wait), None) => Some(now + wait),
             (Some(wait), Some(at)) => Some(at.min(now + wait)),
