@@ -1,14 +1,15 @@
-//! What the clock of the other end shows.
+//! Offset of the other end's clock.
 
 use std::time::Duration;
 
 use crate::proto::Timestamp;
 
-/// Difference of two clocks, from times that one end has written into its messages.
+/// Difference of two clocks, from the time stamps in the other end's messages.
 ///
-/// A message takes some time, so each gives an upper limit of the difference (ours minus theirs),
-/// of which the least is kept. It exceeds the truth by the latency of the fastest message. That is
-/// at most the round-trip time of the connection, which makes a lower limit of it.
+/// The transit of a message takes time, so each time stamp gives an upper bound of the difference
+/// (local minus remote). The least bound is kept. The least bound exceeds the true difference by the
+/// latency of the fastest message. That latency is at most the round-trip time of the connection, which
+/// gives a lower bound.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ClockOffset {
     least_ns: Option<i128>,
@@ -16,7 +17,7 @@ pub struct ClockOffset {
 }
 
 impl ClockOffset {
-    /// Takes in the time `theirs_ns` of a message that came at `ours`.
+    /// Takes the time stamp `theirs_ns` of a message that arrived at `ours`.
     pub fn observe(&mut self, theirs_ns: u64, ours: Timestamp) {
         let difference = i128::from(ours.0) - i128::from(theirs_ns);
         self.least_ns = Some(
@@ -25,23 +26,24 @@ impl ClockOffset {
         );
     }
 
-    /// Takes in the least round-trip time of the connection, if known.
+    /// Takes the least round-trip time of the connection.
     pub fn set_round_trip(&mut self, round_trip: Duration) {
         self.round_trip = round_trip;
     }
 
-    /// Our clock minus theirs, nanoseconds, an upper limit. `None` before the first message.
+    /// Returns an upper bound of the local clock minus the remote clock, nanoseconds. `None` before the
+    /// first message.
     pub fn offset(&self) -> Option<i64> {
         self.least_ns.map(saturate)
     }
 
-    /// The latest moment of our clock that may have been `theirs_ns` of theirs.
+    /// Returns the latest local time that may correspond to the remote time `theirs_ns`.
     pub fn latest(&self, theirs_ns: u64) -> Option<Timestamp> {
         let ours = i128::from(theirs_ns) + self.least_ns?;
         Some(Timestamp(u64::try_from(ours.max(0)).unwrap_or(u64::MAX)))
     }
 
-    /// The earliest one.
+    /// Returns the earliest local time that may correspond to the remote time `theirs_ns`.
     pub fn earliest(&self, theirs_ns: u64) -> Option<Timestamp> {
         Some(self.latest(theirs_ns)? - self.round_trip)
     }

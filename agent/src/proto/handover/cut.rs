@@ -1,4 +1,4 @@
-//! Source: where the guest's reception ended.
+//! Source: end of the guest's reception.
 
 use std::time::Duration;
 
@@ -6,30 +6,30 @@ use common::signal::CutBasis;
 
 use crate::proto::Timestamp;
 
-/// Time that the hypervisor's report of the stop may take.
+/// Maximum delay of the hypervisor's report of the stop.
 const STOP_REPORT: Duration = Duration::from_millis(5);
 
-/// Where the guest's reception ended.
+/// End of the guest's reception.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cut {
-    /// With the frame of this number among those that entered the TAP.
+    /// Reception ended with the frame of this number, counted by the TAP's gate.
     Number {
-        /// The number, 0 for none.
+        /// Number of the last received frame; 0 for none.
         number: u64,
-        /// Whether it may have been a later one.
+        /// Whether the guest may have received a later frame.
         overflow: bool,
     },
-    /// With that of `after`, or with the `had`th of those up to `until` that are of its queue: which they
-    /// are, only their flows can tell.
+    /// Reception ended with frame `after`, or with the `had`th later frame up to `until` in the same
+    /// queue. Only the flows tell which frames share a queue.
     Among {
-        /// The number of the last frame that is known to have been had.
+        /// Number of the last frame that the guest certainly received.
         after: u64,
-        /// How many more were.
+        /// Number of further received frames.
         had: u64,
-        /// Number of the last that may have been.
+        /// Number of the last frame that the guest may have received.
         until: u64,
     },
-    /// At this moment at the earliest.
+    /// Reception ended at this time or later.
     Time(Timestamp),
 }
 
@@ -38,7 +38,7 @@ impl Cut {
         Self::Time(stopped - STOP_REPORT)
     }
 
-    /// Whether the guest has had a frame of that number, which came at that time.
+    /// Returns true if the guest received the frame with this number and arrival time.
     pub fn covers(&self, frame: u64, at: Timestamp) -> bool {
         match *self {
             Self::Number { number, .. } => frame <= number,
@@ -47,7 +47,7 @@ impl Cut {
         }
     }
 
-    /// How it is known.
+    /// Returns how the source host determined the cut.
     pub fn basis(&self) -> CutBasis {
         match self {
             Self::Number {

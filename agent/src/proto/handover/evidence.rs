@@ -1,39 +1,39 @@
-//! Source: what is known of the length of a TAP's queue.
+//! Source: estimate of the empty queue's difference.
 
 use crate::proto::Timestamp;
 
-/// The queue was empty when it was found at its shortest so often, with frames read in between: a
-/// queue that is only short by chance is next found shorter as often as not.
+/// Number of occurrences of the least difference, with reads in between, that prove an empty queue. A
+/// queue that is short only by chance is found shorter next time with even odds.
 const SURE: u32 = 16;
-/// So often suffices if it is found so in every third sample, as where frames are few, and if no frame had
-/// come since the sample before: on a machine that stands still now and then, samples and frames come together
-/// when it goes on, before what reads the frames.
+/// Sufficient number of occurrences if every third sample shows the least difference, as with rare
+/// frames, and if no frame arrived since the sample before. On a machine that stalls now and then,
+/// samples and frames resume together, before the reader of the frames does.
 const SURE_OF_FEW: u32 = 4;
 const OF_SAMPLES: u32 = 3;
 
-/// What the kernel counts at a TAP, since it exists.
+/// Kernel counters of a TAP, since the TAP's creation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Frames that QEMU or vhost-net has read (`tx_packets`).
+    /// Frames that QEMU or vhost-net read (`tx_packets`).
     pub taken: u64,
     /// Frames that found the queue full (`tx_dropped`).
     pub dropped: u64,
-    /// Frames that QEMU has read of a TAP that vhost-net serves, since some beginning; `None` where that is
-    /// not counted.
+    /// Frames that QEMU read from a TAP served by vhost-net, since an arbitrary start; `None` if these
+    /// reads are not counted.
     pub own: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sample {
     pub(super) at: Timestamp,
-    /// Frames entered, sent ones included.
+    /// Number of entered frames, including injected frames.
     pub(super) entered: u64,
     pub(super) counts: Counts,
 }
 
 impl Sample {
-    /// Frames that have entered and neither been dropped nor been among the first `taken`, plus the
-    /// constant.
+    /// Returns the frames that entered and were neither dropped nor among the first `taken` reads, plus
+    /// the constant.
     pub(super) fn left_of(&self, taken: u64) -> i64 {
         self.entered
             .wrapping_sub(self.counts.dropped)
@@ -42,19 +42,20 @@ impl Sample {
     }
 }
 
-/// What is known of the constant.
+/// Statistics of the constant.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Evidence {
-    /// Least difference so far, and frames read when it was last seen.
+    /// Least difference so far, and the read count at its last occurrence.
     pub(super) least: Option<(i64, u64)>,
-    /// How often it was seen, with frames read in between.
+    /// Number of occurrences of the least difference, with reads in between.
     seen: u32,
-    /// The same when no frame had come since the sample before, and frames read when it was last so.
+    /// Number of occurrences without a new frame since the sample before, and the read count at the
+    /// last of these.
     quiet: u32,
     quiet_at: Option<u64>,
-    /// Difference when the queue was longest, at least.
+    /// Lower bound of the difference when the queue was longest.
     pub(super) greatest: Option<i64>,
-    /// Samples before which frames had come or been read, after the first.
+    /// Samples with new frames or reads since the sample before.
     samples: u32,
 }
 
@@ -62,7 +63,7 @@ impl Evidence {
     pub(super) fn take(&mut self, last: Option<&Sample>, sample: &Sample) {
         let taken = sample.counts.taken;
         let difference = sample.left_of(taken);
-        // Whether frames were dropped since the last sample: then the queue was full.
+        // A drop since the last sample proves a full queue.
         let mut was_full = false;
         let mut is_quiet = false;
         if let Some(last) = last {
@@ -70,7 +71,7 @@ impl Evidence {
             was_full = last.counts.dropped != sample.counts.dropped;
             let is_moved = (last.entered, last.counts) != (sample.entered, sample.counts);
             self.samples += u32::from(is_moved);
-            // What had entered by the sample before was in the queue by this one.
+            // Frames that had entered by the sample before are in the queue by this sample.
             let entered = last.entered;
             let at_least = Sample { entered, ..*sample }.left_of(taken);
             self.greatest = self.greatest.max(Some(at_least));
@@ -78,7 +79,7 @@ impl Evidence {
         match self.least {
             Some((least, _)) if difference > least => return,
             Some((least, at)) if difference == least => {
-                // A queue that nobody reads keeps its length, too.
+                // A queue that nobody reads also keeps its length.
                 self.seen += u32::from(at != taken && !was_full);
             }
             _ => {
@@ -93,7 +94,7 @@ impl Evidence {
         self.least = Some((difference, taken));
     }
 
-    /// Whether the queue was empty when it was shortest.
+    /// Returns true if the queue was certainly empty at the least difference.
     pub(super) fn is_sure(&self) -> bool {
         self.seen >= SURE || self.quiet >= SURE_OF_FEW && self.is_mostly_empty()
     }

@@ -1,32 +1,32 @@
-//! Which flow a frame is of, and where its payload is, as `gate` sees it.
+//! Flow of a frame and position of its payload, by the rules of `gate`.
 
 use common::handover;
 use common::maps::StreamKey;
 use common::packet::{PacketRead, Truncated};
 use common::wire::{ethernet, ipv6};
 
-/// Length of a UDP header, bytes.
+/// Length of a UDP header (RFC 768), bytes.
 pub(super) const UDP_HEADER_BYTES: usize = 8;
 
-/// What is known of a frame's packet.
+/// Flow and payload of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flow {
-    /// Its flow.
+    /// Addresses, ports and VLAN of the packet.
     pub stream: StreamKey,
-    /// Whether UDP follows the IPv6 header at once. Any other packet has no ports, and its payload
-    /// is all that follows.
+    /// Whether UDP directly follows the IPv6 header. Any other packet has no ports, and its payload is
+    /// everything after the IPv6 header.
     pub is_udp: bool,
-    /// Where the IPv6 header starts, bytes.
+    /// Offset of the IPv6 header, bytes.
     pub network: usize,
-    /// Where the payload starts, bytes.
+    /// Offset of the payload, bytes.
     pub payload: usize,
     /// Length of the payload, bytes.
     pub length: u16,
 }
 
-/// Reads the headers of a frame by the rules of `gate` ([`common::handover::packet`]); `vlan` is the
-/// VLAN identifier that stands in metadata instead of the frame, 0 for none. `None` for what `gate`
-/// leaves alone, and for what ends before its headers say.
+/// Parses the headers of a frame by the rules of `gate` ([`common::handover::packet`]). `vlan` is the
+/// VLAN identifier from the metadata instead of the frame, 0 for none. Returns `None` for frames that
+/// `gate` ignores, and for frames shorter than their headers say.
 pub fn flow_of(frame: &[u8], vlan: u16) -> Option<Flow> {
     let tagged = Tagged { frame, vlan };
     let packet = handover::packet(&tagged)?;
@@ -46,7 +46,7 @@ pub fn flow_of(frame: &[u8], vlan: u16) -> Option<Flow> {
     })
 }
 
-/// A frame whose tag the network card has taken out.
+/// A frame whose VLAN tag is in the metadata.
 struct Tagged<'a> {
     frame: &'a [u8],
     vlan: u16,

@@ -1,4 +1,4 @@
-//! Destination: what is known of each flow of a TAP.
+//! Destination: state of each flow of a TAP.
 
 use std::collections::HashMap;
 
@@ -9,28 +9,28 @@ use super::matching::Place;
 use super::report::FlowReport;
 use crate::proto::Timestamp;
 
-/// Most flows that are told apart. The packets of further ones are placed by time.
+/// Limit of distinguished flows. Packets of further flows are placed by time.
 const FLOWS: usize = 4096;
 
-/// The flows of a TAP, each by an index that does not change.
+/// Flows of a TAP, each with a constant index.
 #[derive(Debug, Default)]
 pub(super) struct Flows {
     states: Vec<FlowState>,
     index: HashMap<Option<StreamKey>, usize>,
 }
 
-/// What is known of one flow.
+/// State of one flow.
 #[derive(Debug)]
 pub(super) struct FlowState {
     pub(super) report: FlowReport,
-    /// When the newest packet came that was let go before the cut.
+    /// Arrival time of the newest packet that was dropped before the cut.
     pub(super) let_go: Option<Timestamp>,
-    /// `None` before the cut.
+    /// Judge of the flow; `None` before the cut.
     judge: Option<Judge>,
 }
 
 impl Flows {
-    /// Index of a flow, which is made if need be, with a copy of `judge`.
+    /// Returns the index of a flow; adds a new flow with a copy of `judge`.
     pub(super) fn find_or_add(
         &mut self,
         stream: Option<StreamKey>,
@@ -54,8 +54,8 @@ impl Flows {
         self.states.get_mut(index)?.judge.as_mut()
     }
 
-    /// Gives every flow its judge: those of the cut, with the packets that the source says were
-    /// delivered, and a copy of `unseen` to all others.
+    /// Assigns a judge to every flow: the cut's judges, with the number of packets delivered at the
+    /// source host, and a copy of `unseen` for all other flows.
     pub(super) fn set_judges(
         &mut self,
         judges: impl Iterator<Item = (StreamKey, u64, Judge)>,
@@ -75,7 +75,7 @@ impl Flows {
         }
     }
 
-    /// To be called when the judges have seen all held packets.
+    /// Called after the judges have seen all held packets.
     pub(super) fn settle(&mut self) {
         for state in &mut self.states {
             if let Some(judge) = &mut state.judge {
@@ -87,7 +87,7 @@ impl Flows {
         }
     }
 
-    /// To be called when they have judged them all.
+    /// Called after the judges have judged all held packets.
     pub(super) fn go_live(&mut self) {
         for state in &mut self.states {
             if let Some(judge) = &mut state.judge {
@@ -120,7 +120,7 @@ impl FlowState {
         }
     }
 
-    /// Judges a packet, and counts it. Returns whether it is to be replayed.
+    /// Judges and counts a packet; returns true for a replay.
     pub(super) fn replays(
         &mut self,
         fingerprint: Option<u64>,

@@ -1,4 +1,4 @@
-//! Destination: the frames held of one TAP, and what of them goes into it.
+//! Destination: held frames of one TAP, and the choice of frames to replay.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -17,17 +17,17 @@ use super::tag::tagged;
 use super::upper::split;
 use crate::proto::Timestamp;
 
-/// Most gaps in the numbers of held frames that are remembered.
+/// Limit of remembered gaps in the numbers of held frames.
 const GAPS: usize = 1024;
-/// Memory of a packet besides its bytes.
+/// Memory of a packet in addition to its bytes.
 const OVERHEAD_BYTES: usize = size_of::<Replay>() + 16;
 
-/// How much is held.
+/// Limits of held frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HoldLimits {
     /// Memory, bytes.
     pub bytes: usize,
-    /// Age before the cut. After it, packets wait for as long as the TAP is full.
+    /// Maximum age before the cut. After the cut, packets wait while the TAP is full.
     pub age: Duration,
 }
 
@@ -35,28 +35,27 @@ pub struct HoldLimits {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Replay {
     place: Place,
-    /// When it came.
+    /// Arrival time of the packet.
     pub at: Timestamp,
-    /// Its flow; `None` for what is not IPv6.
+    /// Flow of the packet; `None` for packets that are not IPv6.
     pub stream: Option<StreamKey>,
-    /// The frame, whole: with its VLAN tag and checksum.
+    /// Complete frame, with its VLAN tag and checksum.
     pub frame: Vec<u8>,
     flow: usize,
     fingerprint: Option<u64>,
 }
 
 impl Replay {
-    /// The gate's number of the frame that the packet was in.
+    /// Returns the gate's number of the frame that contained the packet.
     pub fn number(&self) -> u64 {
         self.place.0
     }
 }
 
-/// The frames that were held of one TAP.
+/// Held frames of one TAP.
 ///
-/// Before the cut they are kept within limits, the newest ones. The cut says which of them the
-/// guest has had; the others wait for the TAP, in the order in which they came, and so do those
-/// that come later:
+/// Before the cut, the newest frames are kept within the limits. The cut tells which frames the guest
+/// received. The other frames wait for the TAP in order of arrival, and so do later frames:
 ///
 /// ```text
 ///            push              cut                 next_replay, replayed
@@ -67,7 +66,7 @@ impl Replay {
 #[derive(Debug)]
 pub struct Hold {
     limits: HoldLimits,
-    /// How to judge flows of which the source knows nothing; `None` before the cut.
+    /// Judge of flows that the source host did not report; `None` before the cut.
     unseen: Option<Judge>,
     /// Held or waiting packets, by number.
     packets: VecDeque<Replay>,
@@ -75,11 +74,12 @@ pub struct Hold {
     flows: Flows,
     /// Highest number of a held frame.
     last_number: u64,
-    /// Before the cut: numbers that have not come, with the time of the next that has.
+    /// Before the cut: number of missing frames per gap, with the arrival time of the frame after the
+    /// gap.
     gaps: VecDeque<(Timestamp, u64)>,
     lost_in_kernel: u64,
     refused: u64,
-    /// Whether what goes into the TAP may not come out as it went in.
+    /// Whether frames may leave the TAP differently from how they entered, so that nothing is exact.
     is_doubted: bool,
     has_lapsed: bool,
     tap_full: u64,
@@ -87,7 +87,7 @@ pub struct Hold {
 }
 
 impl Hold {
-    /// Holds nothing yet.
+    /// Creates an empty hold.
     pub fn new(limits: HoldLimits) -> Self {
         Self {
             limits,
@@ -106,7 +106,7 @@ impl Hold {
         }
     }
 
-    /// Takes in a frame of `HELD`.
+    /// Takes a frame of `HELD`.
     pub fn push(&mut self, head: &HeldFrame, frame: &[u8]) {
         let at = Timestamp(head.at_ns);
         self.number(head.number, at);
@@ -117,8 +117,8 @@ impl Hold {
         self.make_room(at);
     }
 
-    /// Takes in the cut of this NIC, out of a message that says it was sent at `clock_ns` of the
-    /// source's clock, and came at `now`. Does nothing after another cut.
+    /// Takes the cut of this NIC from a message that was sent at `clock_ns` of the source host's clock
+    /// and arrived at `now`. Has no effect after another cut.
     pub fn cut(&mut self, now: Timestamp, clock_ns: u64, nic: &NicCut, clock: &ClockOffset) {
         self.tap_full_at_source = self.tap_full_at_source.or(nic.tap_full);
         let mut clock = *clock;
@@ -137,14 +137,14 @@ impl Hold {
         self.begin_replay(unseen, judges);
     }
 
-    /// Replays all that came at `since` or later, because the cut does not come: duplicates before
-    /// loss. Does nothing after another cut.
+    /// Replays all packets that arrived at `since` or later, because no cut arrives: duplicates are
+    /// better than loss. Has no effect after another cut.
     pub fn cut_blind(&mut self, now: Timestamp, since: Timestamp) {
         self.begin_replay(Judge::blind(now, since), std::iter::empty());
     }
 
-    /// Takes in that `HELD` has been emptied since [`common::maps::GateUsage::held`] was `held`:
-    /// what has not come by then has found no room.
+    /// Records that `HELD` was emptied after [`common::maps::GateUsage::held`] reached `held`. Frames
+    /// that have not arrived by then had no room in `HELD`.
     pub fn drained(&mut self, held: u64) {
         if held > self.last_number && !self.is_holding() {
             self.lost_in_kernel += held - self.last_number;
@@ -152,8 +152,8 @@ impl Hold {
         }
     }
 
-    /// The packet to be sent into the TAP next. If the TAP takes it, [`Self::replayed`] follows; if
-    /// it is full, [`Self::refused`], and the packet stays the next.
+    /// Returns the next packet for the TAP. Call [`Self::replayed`] if the TAP takes the packet. Call
+    /// [`Self::refused`] if the TAP is full; the packet then remains the next.
     pub fn next_replay(&self) -> Option<&Replay> {
         if self.is_holding() {
             return None;
@@ -161,7 +161,7 @@ impl Hold {
         self.packets.front()
     }
 
-    /// Takes in that the TAP has taken the next packet, and returns it.
+    /// Removes and returns the next packet, which the TAP took.
     pub fn replayed(&mut self, now: Timestamp) -> Option<Replay> {
         let packet = self.take_next()?;
         if let Some(flow) = self.flows.get_mut(packet.flow) {
@@ -172,17 +172,17 @@ impl Hold {
         Some(packet)
     }
 
-    /// Takes in how many frames have found the queue of the TAP full so far.
+    /// Takes the number of frames that found the TAP's queue full so far.
     pub fn tap_full(&mut self, frames: u64) {
         self.tap_full = frames;
     }
 
-    /// Takes in that the TAP was full.
+    /// Counts a packet that found the TAP full.
     pub fn refused(&mut self) {
         self.refused += 1;
     }
 
-    /// Takes in that the TAP will never take the next packet, which is lost.
+    /// Drops the next packet, which the TAP will never take, and counts the packet as lost.
     pub fn given_up(&mut self) {
         if let Some(packet) = self.take_next()
             && let Some(flow) = self.flows.get_mut(packet.flow)
@@ -191,7 +191,7 @@ impl Hold {
         }
     }
 
-    /// The number up to which nothing is to be done any more with the held frames, for
+    /// Returns the number up to which all held frames are handled, for
     /// [`common::maps::Gate::replayed`]. `None` before the cut.
     pub fn done(&self) -> Option<u64> {
         if self.is_holding() {
@@ -205,28 +205,29 @@ impl Hold {
         })
     }
 
-    /// Takes in that the TAP has changed while packets were sent into it: nothing is exact.
+    /// Marks all placements as inexact, because the TAP changed during the replay.
     pub fn doubt(&mut self) {
         self.is_doubted = true;
     }
 
-    /// Takes in that the gate was not renewed in time: frames have passed, and the VM may get them twice.
+    /// Records that the gate was not renewed in time: frames passed the gate, and the VM may receive them
+    /// twice.
     pub fn lapsed(&mut self) {
         self.doubt();
         self.has_lapsed = true;
     }
 
-    /// Lets everything go, and begins anew.
+    /// Discards everything and starts again.
     pub fn forget(&mut self) {
         *self = Self::new(self.limits);
     }
 
-    /// Memory in use, bytes.
+    /// Returns the memory in use, bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// What has become of the frames so far.
+    /// Returns the result of the handover so far.
     pub fn report(&self) -> HoldReport {
         let mut flows = self.flows.reports();
         if self.is_doubted {
@@ -243,7 +244,7 @@ impl Hold {
         }
     }
 
-    /// Packets that wait for the TAP; none before the cut.
+    /// Returns the number of packets that wait for the TAP; 0 before the cut.
     pub fn waiting(&self) -> usize {
         if self.is_holding() {
             0
@@ -256,8 +257,8 @@ impl Hold {
         self.unseen.is_none()
     }
 
-    /// Takes note of a frame's number, and of those before it that have not come. Two CPUs may hand
-    /// over theirs in the other order.
+    /// Records a frame's number and the missing numbers before it. Two CPUs may deliver their frames in
+    /// reverse order.
     fn number(&mut self, number: u64, at: Timestamp) {
         let next = self.last_number.saturating_add(1);
         let Some(missing) = number.checked_sub(next) else {
@@ -314,7 +315,7 @@ impl Hold {
         self.packets.insert(self.packets.len() - behind, packet);
     }
 
-    /// Lets the oldest packets go until the limits are kept.
+    /// Drops the oldest packets until the limits hold.
     fn make_room(&mut self, now: Timestamp) {
         let is_holding = self.is_holding();
         while let Some(packet) = self.packets.front() {

@@ -1,4 +1,4 @@
-//! Destination: whether a held packet is replayed.
+//! Destination: decision whether a held packet is replayed.
 
 use std::time::Duration;
 
@@ -9,67 +9,68 @@ use super::matching::{Found, Matcher, Place};
 use super::report::Placed;
 use crate::proto::Timestamp;
 
-/// So much earlier than the last packet of the source, by the clocks, are packets replayed that
-/// only their time places: the destination's path may be so much faster, and the stamps of either
-/// end are later than the packet by the time that interrupts take.
+/// Margin before the source host's last packet, by the clocks. Packets that only time can place are
+/// replayed from this much earlier. The destination host's path may be faster by this much, and the
+/// time stamps of both ends are late by the interrupt latency.
 pub const MARGIN: Duration = Duration::from_millis(2);
-/// The message of a cut was made at most so long after the stop.
+/// Maximum time from the stop to the creation of the cut message.
 const CUT_AGE: Duration = Duration::from_millis(100);
 
-/// What is done with a packet.
+/// Decision about a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// The guest has had it.
+    /// The guest received the packet; the packet is dropped.
     Drop,
-    /// It goes into the TAP.
+    /// The packet goes into the TAP.
     Replay {
-        /// Whether the guest may have had it.
+        /// Whether the guest may have received the packet.
         doubtful: bool,
     },
 }
 
-/// A cut as it came.
+/// A received cut message.
 pub(super) struct Message<'a> {
     pub(super) nic: &'a NicCut,
-    /// When it was sent, by the source's clock.
+    /// Send time, by the source host's clock.
     pub(super) clock_ns: u64,
-    /// When it came.
+    /// Arrival time of the message.
     pub(super) now: Timestamp,
-    /// The source's clock, this message included.
+    /// Offset of the source host's clock, updated by this message.
     pub(super) clock: ClockOffset,
 }
 
 /// Judges the packets of one flow.
 #[derive(Clone, Debug)]
 pub(super) struct Judge {
-    /// How, without a matcher or an anchor of it.
+    /// Placement of the flow without a matcher or an anchor.
     by_time: Placed,
-    /// From when on packets are replayed that only their time places.
+    /// Time from which packets are replayed that only time can place.
     from: Timestamp,
-    /// Until when such may have been delivered.
+    /// Time until which such packets may have been delivered.
     doubtful: Timestamp,
-    /// When the last packet of the source came there at the earliest.
+    /// Earliest arrival of the source host's last packet at the source host.
     last: Timestamp,
-    /// Until when more packets may have come there that the guest has had; `None` if there are no
-    /// more.
+    /// Time until which further packets may have arrived at the source host and reached the guest;
+    /// `None` if the cut is exact.
     unsure: Option<Timestamp>,
     matcher: Option<Matcher>,
-    /// How the source knows the last packet.
+    /// How the source host determined its cut.
     basis: CutBasis,
-    /// Whether a packet has been replayed for its time.
+    /// Whether a packet was replayed by time.
     has_replayed_by_time: bool,
-    /// Whether one has been that the guest may have had, although it follows the last packet of the source.
+    /// Whether a packet after the source host's last packet was replayed although the guest may have
+    /// received that packet.
     has_doubted: bool,
 }
 
 impl Message<'_> {
-    /// The earliest and the latest moment that a time of the source's may have been.
+    /// Returns the earliest and the latest local time of a time stamp of the source host.
     fn moment(&self, theirs_ns: u64) -> [Timestamp; 2] {
         [self.clock.earliest(theirs_ns), self.clock.latest(theirs_ns)]
             .map(Option::unwrap_or_default)
     }
 
-    /// When the last packet of any flow came at the source.
+    /// Returns the arrival of the latest packet of any flow at the source host.
     fn newest_ns(&self) -> Option<u64> {
         self.nic.flows.iter().map(|flow| flow.last_ns).max()
     }
@@ -81,7 +82,8 @@ impl Message<'_> {
 }
 
 impl Judge {
-    /// For a flow of which the source knows nothing: from when the NIC's last packet came.
+    /// Returns the judge of a flow that the source host did not report. Packets count from the arrival
+    /// of the NIC's last packet.
     pub(super) fn unseen(message: &Message<'_>) -> Self {
         let newest = message.newest_ns();
         let (last_ns, margin) = newest.map_or((message.clock_ns, CUT_AGE), |ns| (ns, MARGIN));
@@ -94,10 +96,10 @@ impl Judge {
         }
     }
 
-    /// For a flow that the source knows.
+    /// Returns the judge of a reported flow.
     ///
-    /// By time, it goes on where the NIC ended, because the guest has had everything that came
-    /// before. A flow that had been silent by then allows for more: half of the silence.
+    /// By time, the flow continues where the NIC's reception ended, because the guest received
+    /// everything before. A flow that was silent at that time gets more margin: half of the silence.
     pub(super) fn of_flow(flow: &FlowCut, message: &Message<'_>) -> Self {
         let newest = message.newest_ns().unwrap_or(flow.last_ns);
         let silence = Duration::from_nanos(newest.saturating_sub(flow.last_ns));
@@ -112,7 +114,7 @@ impl Judge {
         }
     }
 
-    /// Without a cut.
+    /// Returns the judge for a handover without a cut.
     pub(super) fn blind(now: Timestamp, since: Timestamp) -> Self {
         Self::by_time(Placed::Blind, since, now)
     }
@@ -131,28 +133,28 @@ impl Judge {
         }
     }
 
-    /// Takes note of a packet that was held when the cut came.
+    /// Records a packet that was held at the cut.
     pub(super) fn see(&mut self, fingerprint: Option<u64>, place: Place, at: Timestamp) {
         if let (Some(matcher), Some(fingerprint)) = (&mut self.matcher, fingerprint) {
             matcher.see(fingerprint, place, at);
         }
     }
 
-    /// To be called when all of them have been seen, before they are judged.
+    /// Called after all held packets were seen, before the first judgement.
     pub(super) fn settle(&mut self) {
         if let Some(matcher) = &mut self.matcher {
             matcher.settle();
         }
     }
 
-    /// To be called when all of them have been judged.
+    /// Called after all held packets were judged.
     pub(super) fn go_live(&mut self) {
         if let Some(matcher) = &mut self.matcher {
             matcher.go_live();
         }
     }
 
-    /// Judges a packet; those of one flow in their order.
+    /// Judges a packet; called in order of arrival per flow.
     pub(super) fn judge(
         &mut self,
         fingerprint: Option<u64>,
@@ -180,34 +182,34 @@ impl Judge {
         }
     }
 
-    /// Whether the guest may have had a packet of this time because the cut is too early. The
-    /// anchor shows how far the destination's path lags behind.
+    /// Returns true if the guest may have received a packet of this time because the cut is too early.
+    /// The anchor shows how far the destination host's path lags behind.
     fn is_unsure(&self, at: Timestamp) -> bool {
         let anchor = self.matcher.as_ref().and_then(Matcher::anchored_at);
         let lag = anchor.map_or(Duration::ZERO, |anchor| anchor.since(self.last));
         self.unsure.is_some_and(|until| at < until + lag + MARGIN)
     }
 
-    /// Whether a packet of this time is replayed, if nothing else places it.
+    /// Returns true if a packet of this time is replayed when only time can place the packet.
     pub(super) fn is_due(&self, at: Timestamp) -> bool {
         at >= self.from
     }
 
-    /// Whether the flow is placed by a packet that both ends have.
+    /// Returns true if a packet present at both ends places the flow.
     pub(super) fn has_anchor(&self) -> bool {
         self.matcher
             .as_ref()
             .is_some_and(|matcher| matcher.anchored_at().is_some())
     }
 
-    /// How the flow was placed.
+    /// Returns how the flow was placed.
     pub(super) fn placed(&self) -> Placed {
         if !self.has_anchor() || self.has_replayed_by_time {
             return self.by_time;
         }
         match self.basis {
             CutBasis::Count => Placed::Fingerprint,
-            // Too early at most, and nobody had what was replayed.
+            // The cut is at most too early, and the guest received none of the replayed packets.
             CutBasis::Overflow if !self.has_doubted => Placed::Fingerprint,
             CutBasis::Overflow | CutBasis::Time => Placed::Estimate,
         }

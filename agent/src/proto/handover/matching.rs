@@ -1,4 +1,5 @@
-//! Destination: which of a flow's packets are among those that the guest has had.
+//! Destination: search for a flow's packets among the packets that the guest received at the source
+//! host.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -6,38 +7,40 @@ use std::time::Duration;
 use super::records::FLOW_FINGERPRINTS;
 use crate::proto::Timestamp;
 
-/// A packet that is not among those of the source is new even if the destination has it before
-/// one of them, but no longer than this: beyond, it was lost on the way to the source, and the
-/// guest has long gone on without it. Paths reorder within less.
+/// Maximum lead of a new packet before a packet of the source host. A packet missing in the source
+/// host's list is new even if the destination host received the packet before a listed one. Beyond this
+/// time, the packet was lost on the path to the source host, and the guest has long continued without
+/// it. Paths reorder within less.
 pub(super) const RECOVERY: Duration = Duration::from_millis(20);
-/// A path lags by no more than this. Later, the same fingerprint is another packet.
+/// Maximum lag of a path. Later, the same fingerprint belongs to another packet.
 const LAG: Duration = Duration::from_secs(2);
 
-/// So many packets in a row that the source does not have are taken as lost on the way to it. If
-/// more come before one that it has, that is another of the same payload, which the flow repeats
-/// now and then.
+/// Number of consecutive packets that may have been lost on the path to the source host. After a longer
+/// run, a listed fingerprint belongs to another packet with the same payload, because the flow repeats
+/// payloads.
 const MISSING_IN_A_ROW: u32 = 16;
 
-/// A place among the held packets: number of the frame, and of the packet within it.
+/// Position among the held packets: number of the frame, and of the packet within the frame.
 pub(super) type Place = (u64, u16);
 
-/// What a fingerprint tells of a packet.
+/// Information from a packet's fingerprint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Found {
-    /// The guest has had it.
+    /// The guest received the packet.
     Delivered,
-    /// The guest has not had it.
+    /// The guest did not receive the packet.
     New,
-    /// Nothing; the time must tell.
+    /// No information; the arrival time must decide.
     Unknown,
 }
 
-/// Finds the packets of one flow among the last ones that the guest has had at the source.
+/// Finds the packets of one flow among the last packets that the guest received at the source host.
 ///
-/// Below, the source's fingerprints are `a` to `e` with a repeated `n`, and the destination has
-/// lost `c`, and has `e` before `d`. The *anchor* is the last of the source's that occurs once
-/// on either side. Whatever came before it is taken as delivered, if not for a short time; after
-/// it, what the source has, and as many of a repeated one as the source has after the anchor.
+/// In the example, the source host's fingerprints are `a` to `e` and a repeated `n`. The destination
+/// host lost `c`, and received `e` before `d`. The *anchor* is the last fingerprint of the source host
+/// that occurs exactly once at each end. Packets before the anchor count as delivered, except for a short
+/// time before the anchor. After the anchor, packets of the source host's list count as delivered, and
+/// a repeated fingerprint as often as the list repeats it after the anchor.
 ///
 /// ```text
 /// source        a  b  n  c  d  e  n |cut
@@ -46,32 +49,32 @@ pub(super) enum Found {
 ///                        anchor
 /// ```
 ///
-/// A destination that lags has not come to the end of the source's packets when it learns the cut.
-/// The anchor then moves on with each one that arrives.
+/// A lagging destination host has not received the end of the source host's packets when the cut
+/// arrives. The anchor then advances with each arriving packet of the list.
 #[derive(Clone, Debug)]
 pub(super) struct Matcher {
-    /// Fingerprints of the source, oldest first.
+    /// Fingerprints of the source host, oldest first.
     sequence: Vec<u64>,
     known: HashMap<u64, Known>,
     anchor: Option<Anchor>,
-    /// First place from which on a delivered packet is in the sequence for sure. That has all of
-    /// much more than [`RECOVERY`], unless it is as long as can be.
+    /// First position from which every delivered packet is certainly in the sequence. The sequence
+    /// spans much more than [`RECOVERY`], unless the sequence has its maximum length.
     covered: Option<Place>,
-    /// Repeated fingerprints behind the anchor that have not come; `None` once a packet has come
-    /// that the source does not have, because they come before it or never.
+    /// Repeated fingerprints after the anchor that have not arrived; `None` once an unlisted packet
+    /// arrived, because listed packets arrive before unlisted ones or never.
     pending: Option<HashMap<u64, u32>>,
     expires: Timestamp,
-    /// The packets that were held when the cut came, until the anchor is chosen.
+    /// Packets held at the cut, until the anchor is chosen.
     held: Vec<(u64, Place, Timestamp)>,
-    /// Whether all of them have been judged.
+    /// Whether all held packets have been judged.
     is_live: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Known {
-    /// Its last place in the sequence.
+    /// Last index in the sequence.
     index: usize,
-    /// Whether it is there, or was held, more than once.
+    /// Whether the fingerprint occurs more than once in the sequence or among the held packets.
     is_repeated: bool,
     is_seen: bool,
 }
@@ -84,7 +87,7 @@ struct Anchor {
 }
 
 impl Matcher {
-    /// Takes the fingerprints of a [`common::signal::FlowCut`], which came at `now`.
+    /// Takes the fingerprints of a [`common::signal::FlowCut`] that arrived at `now`.
     pub(super) fn new(fingerprints: &[u8], now: Timestamp) -> Self {
         let (words, _) = fingerprints.as_chunks::<8>();
         let sequence: Vec<u64> = words.iter().map(|word| u64::from_le_bytes(*word)).collect();
@@ -114,7 +117,7 @@ impl Matcher {
         }
     }
 
-    /// Takes note of a packet that was held when the cut came; in their order.
+    /// Records a packet that was held at the cut; called in order of arrival.
     pub(super) fn see(&mut self, fingerprint: u64, place: Place, at: Timestamp) {
         if let Some(known) = self.known.get_mut(&fingerprint) {
             known.is_repeated |= known.is_seen;
@@ -123,10 +126,10 @@ impl Matcher {
         self.held.push((fingerprint, place, at));
     }
 
-    /// Chooses the anchor, when all held packets have been seen.
+    /// Chooses the anchor, after all held packets were seen.
     pub(super) fn settle(&mut self) {
         let is_whole = self.sequence.len() < FLOW_FINGERPRINTS;
-        // What was delivered before the first of them may come late by some.
+        // Packets delivered shortly before the first listed packet may arrive late.
         let oldest = self.sequence.len() / 8;
         self.covered = is_whole.then(Place::default);
         let mut missing = 0;
@@ -139,7 +142,7 @@ impl Matcher {
                 continue;
             }
             let index = known.index;
-            // Before the oldest there is no telling.
+            // Nothing is known about packets before the oldest listed packet.
             let is_credible = missing <= MISSING_IN_A_ROW || index == 0;
             missing = 0;
             if !is_credible {
@@ -158,17 +161,17 @@ impl Matcher {
         }
     }
 
-    /// Ends the judgement of held packets; what is judged from now on has just come.
+    /// Ends the judgement of held packets; all packets from now on have just arrived.
     pub(super) fn go_live(&mut self) {
         self.is_live = true;
     }
 
-    /// When the anchor came, if there is one.
+    /// Returns the arrival time of the anchor; `None` without an anchor.
     pub(super) fn anchored_at(&self) -> Option<Timestamp> {
         self.anchor.map(|anchor| anchor.at)
     }
 
-    /// Judges a packet; those of one flow in their order.
+    /// Judges a packet; called in order of arrival per flow.
     pub(super) fn judge(&mut self, fingerprint: u64, place: Place, at: Timestamp) -> Found {
         if at > self.expires {
             self.known.clear();
@@ -219,7 +222,7 @@ impl Matcher {
         }
     }
 
-    /// Moves the anchor on. Repeated ones that stand before it and have not come are lost.
+    /// Advances the anchor. Repeated fingerprints before the new anchor that have not arrived are lost.
     fn advance(&mut self, anchor: Anchor) {
         if self
             .anchor

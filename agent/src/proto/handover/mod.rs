@@ -1,10 +1,10 @@
-//! The handover of a VM's reception: every packet once, on whichever side of the migration.
+//! Handover of a VM's reception: every packet exactly once, at either end of the migration.
 //!
-//! The guest receives at the source until it stops, and at the destination from when it resumes.
-//! Neither end knows when: the source's TAP holds frames that nobody reads any more, and the
-//! destination's fills up from the start. So the source counts what was read from its TAP, and says
-//! which packets these were; the destination holds everything back, and lets go what is not among
-//! them.
+//! The guest receives at the source host until the stop, and at the destination host from the resume
+//! on. Neither end sees these moments in its frames. The source host's TAP still holds frames that
+//! nobody reads, and the destination host's TAP receives frames from the start. So the source host
+//! counts the frames read from its TAP, and reports which packets were read. The destination host holds
+//! all frames, drops the reported packets and replays the rest.
 //!
 //! ```text
 //!  source                                                 destination
@@ -22,53 +22,55 @@
 //!                                                         TAP; `done` opens the gate
 //! ```
 //!
-//! Where something cannot be known, a packet comes twice rather than not at all.
+//! If the facts are uncertain, a packet arrives twice rather than not at all.
 //!
 //! # Driving it
 //!
-//! No I/O and no clock is here: the thread that drives it reads counters and maps, and sends frames.
-//! It is not part of [`super::Agent`], because it has a cut to make in milliseconds.
+//! This module has no I/O and no clock. The driving thread reads counters and maps, and sends frames.
+//! The thread is separate from [`super::Agent`], because the cut is due within milliseconds.
 //!
-//! *Source.* With the recording begins [`Placement::new`]. From then on, do what
-//! [`Placement::poll`] says: call [`Placement::read_by`] and take a sample at its time. When the hypervisor reports the stop, call
-//! [`Placement::stopped`], take a sample, send a frame into the TAP past the gate, and call
-//! [`Placement::injected`] if the TAP took it; one for each queue, and [`Placement::probed`]. When `poll` gives the cut, read `DELIVERED`, then the
-//! slot of `GATE_RECORDS`, which must have been cleared before the recording; make [`nic_cut`], and
-//! send it.
+//! *Source.* [`Placement::new`] starts with the recording. From then on, follow [`Placement::poll`]:
+//! call [`Placement::read_by`] and take a sample at the given time. When the hypervisor reports the
+//! stop, call [`Placement::stopped`] and take a sample. Then send a frame into the TAP past the gate
+//! and call [`Placement::injected`] if the TAP took the frame; do this once per queue, then call
+//! [`Placement::probed`]. When `poll` returns the cut, read `DELIVERED`, then the slot of
+//! `GATE_RECORDS`, which must have been cleared before the recording. Build the message with
+//! [`nic_cut`] and send the message.
 //!
-//! *Destination.* [`Hold::push`] every frame of `HELD` from the beginning on, and show every time
-//! stamp of the source to a [`ClockOffset`]. With the message, empty `HELD`, call [`Hold::cut`], and
-//! set [`common::maps::Gate::replayed`] to [`Hold::done`]. Then send [`Hold::next_replay`] for as long
-//! as [`Pace`] allows it and the TAP takes it, go on to `push` what comes, and publish `done` whenever it changes.
-//! [`Hold::drained`] passes over numbers for which `HELD` had no room. If no cut comes,
-//! [`Hold::cut_blind`]; if the migration fails, [`Hold::forget`].
+//! *Destination.* [`Hold::push`] every frame of `HELD` from the start, and pass every time stamp of the
+//! source host to a [`ClockOffset`]. When the message arrives, empty `HELD`, call [`Hold::cut`], and
+//! set [`common::maps::Gate::replayed`] to [`Hold::done`]. Then send [`Hold::next_replay`] while
+//! [`Pace`] allows and the TAP accepts frames. Meanwhile continue to `push` new frames, and publish
+//! `done` after every change. [`Hold::drained`] skips numbers for which `HELD` had no room. If no cut
+//! arrives, call [`Hold::cut_blind`]; if the migration fails, call [`Hold::forget`].
 //!
 //! # Limits
 //!
-//! By time are placed: flows without a packet that both ends have once, such as those of one and the
-//! same payload; packets that one path alters, or aggregates otherwise than the other; and a
-//! destination that has held nothing yet of what the source tells of. It may then replay again what
-//! has come in some milliseconds, or in its lag behind the source.
+//! Some flows are placed by time only: flows without a packet that occurs once at both ends, such as
+//! flows with one constant payload; packets that one path alters, or aggregates differently from the
+//! other; and a destination host that holds none of the reported packets yet. The destination host may
+//! then replay packets of some milliseconds, or of its lag behind the source host, a second time.
 //!
-//! Of a TAP of several queues the cut is exact if all that came since they were last found empty, some
-//! milliseconds before the stop, is of one flow; else it is too early, by so much at most.
+//! For a TAP with several queues, the cut is exact if all frames since the queues were last found
+//! empty, some milliseconds before the stop, belong to one flow. Otherwise the cut is too early, by
+//! these frames at most.
 //!
-//! Not found out is a stream that repeats itself as a whole within the time that frames are held. A second frame that QEMU takes
-//! and does not hand over is a probe ([`common::handover::PROBE_MAC`]), unless two processors send into
-//! the TAP in that very moment.
+//! A stream that repeats itself entirely within the hold time goes undetected. A second frame that QEMU
+//! takes and does not deliver is a probe ([`common::handover::PROBE_MAC`]), unless two processors send
+//! into the TAP at the same moment.
 //!
 //! | module | holds |
 //! |---|---|
-//! | `placement`, `evidence`, `cut` | source: the number of the last frame that the guest has had |
-//! | `records` | source: what was had of each flow |
-//! | `hold` | destination: held frames, and those that wait for the TAP |
-//! | `judge`, `matching` | destination: which of them the guest has had, by time and by fingerprint |
-//! | `pace` | destination: how fast they are put into the TAP |
-//! | `flows`, `report` | what became of them, by flow |
-//! | `clock` | the difference of the two ends' clocks |
-//! | `since_first` | counters that began before the handover |
-//! | `unread`, `readdress` | source: what had not been read at the stop, for the address that the VM has now |
-//! | `flow`, `tag`, `upper` | what a frame is, and how it is made whole |
+//! | `placement`, `evidence`, `cut` | source: number of the last frame that the guest received |
+//! | `records` | source: received packets of each flow |
+//! | `hold` | destination: held frames, and packets waiting for the TAP |
+//! | `judge`, `matching` | destination: which held packets the guest received, by time and by fingerprint |
+//! | `pace` | destination: rate of frames into the TAP |
+//! | `flows`, `report` | result of the handover, by flow |
+//! | `clock` | difference of the two ends' clocks |
+//! | `since_first` | counters that started before the handover |
+//! | `unread`, `readdress` | source: frames unread at the stop, for the VM's new address |
+//! | `flow`, `tag`, `upper` | parsing and completion of a frame |
 
 mod clock;
 mod cut;

@@ -1,11 +1,11 @@
-//! How fast a guest gets what was held for it.
+//! Rate at which a guest receives its held frames.
 //!
-//! A guest that runs again after a pause is not given the whole pause in one piece: the receive
-//! buffer of an ordinary application holds some 90 packets (`net.core.rmem_default`, 208 KiB of
-//! `skb` memory), and a driver hands over a full ring before any application runs. Its caches are
-//! cold too, so that it is slow just then, and what waits in the ring is before what the application
-//! waits for. So the first packet comes alone, and the next burst when the hypervisor has read the
-//! one before:
+//! A guest that resumes after a pause does not get the frames of the whole pause at once. The receive
+//! buffer of an ordinary application holds some 90 packets (`net.core.rmem_default`, 208 KiB of `skb`
+//! memory), and a driver delivers a full ring before any application runs. Caches are cold, too, so the
+//! guest is slow at that moment, and the frames in the ring precede whatever the application waits for.
+//! So the first packet is sent alone, and each next burst follows when the hypervisor has read the
+//! burst before:
 //!
 //! ```text
 //!  put   1 |. . . . . . .|  2   4   8   16   32   64 64 ...   128 if the backlog grows nevertheless
@@ -13,43 +13,43 @@
 //!                         the hypervisor reads it: the guest runs
 //! ```
 //!
-//! A guest that does not catch up within [`TIME`] gets the rest in one piece, so that the gate opens:
-//! the queue of the TAP is as good a place to wait.
+//! A guest that does not catch up within [`TIME`] gets the rest in one burst, so that the gate opens.
+//! The TAP's queue is an equally good place to wait.
 
 use std::time::Duration;
 
 use crate::proto::Timestamp;
 
-/// Frames of the first burst: what shows that the guest runs.
+/// Frames of the first burst; the read of this burst proves that the guest runs.
 const FIRST_BURST: u64 = 1;
-/// Frames of a burst that is not exceeded as long as the backlog shrinks.
+/// Maximum frames of a burst while the backlog shrinks.
 const LARGE_BURST: u64 = 64;
-/// Least time between two bursts.
+/// Minimum time between two bursts.
 const INTERVAL: Duration = Duration::from_millis(1);
-/// The same while bursts are small.
+/// Minimum time between two small bursts.
 const EARLY_INTERVAL: Duration = Duration::from_millis(8);
-/// How long bursts are limited, from when the first one was read.
+/// Duration of the limit, from the read of the first burst on.
 const TIME: Duration = Duration::from_secs(1);
 
-/// Says when how many frames may be put into a TAP.
+/// Limits the number of frames that may enter a TAP at a time.
 #[derive(Clone, Debug)]
 pub struct Pace {
-    /// Frames that the hypervisor had read when it began.
+    /// Frames that the hypervisor had read at the start.
     read: u64,
-    /// Frames put into the TAP since then.
+    /// Frames sent into the TAP since the start.
     sent: u64,
-    /// Frames that may be put there now.
+    /// Frames that may be sent now.
     allowed: u64,
     burst: u64,
-    /// What was waiting at the last burst.
+    /// Number of waiting frames at the last burst.
     backlog: usize,
     due: Timestamp,
-    /// Since the first burst was read.
+    /// End of the limit; `None` until the first burst is read.
     until: Option<Timestamp>,
 }
 
 impl Pace {
-    /// Begins with a first burst. `read` is how many frames the hypervisor has read so far.
+    /// Starts with the first burst. `read` is the number of frames that the hypervisor has read so far.
     pub fn new(now: Timestamp, read: u64) -> Self {
         Self {
             read,
@@ -62,13 +62,13 @@ impl Pace {
         }
     }
 
-    /// Whether [`Pace::look`] is worth its while.
+    /// Returns true if [`Pace::look`] may have an effect.
     pub fn is_due(&self, now: Timestamp) -> bool {
         now >= self.due
     }
 
-    /// Allows the next burst once the one before was read. `read` is how many frames the hypervisor
-    /// has read so far, `None` if that is not known; `backlog` how many wait.
+    /// Allows the next burst once the burst before was read. `read` is the number of frames that the
+    /// hypervisor has read so far, `None` if unknown; `backlog` is the number of waiting frames.
     pub fn look(&mut self, now: Timestamp, read: Option<u64>, backlog: usize) {
         if !self.is_due(now) {
             return;
@@ -92,18 +92,18 @@ impl Pace {
         }
     }
 
-    /// Whether another frame may be put into the TAP.
+    /// Returns true if another frame may enter the TAP.
     pub fn allows(&self) -> bool {
         self.allowed > 0
     }
 
-    /// A frame was put into the TAP.
+    /// Counts a frame that entered the TAP.
     pub fn sent(&mut self) {
         self.sent += 1;
         self.allowed = self.allowed.saturating_sub(1);
     }
 
-    /// What the hypervisor has read at least when it has read everything that was put there.
+    /// Returns the hypervisor's read count once all sent frames are read.
     pub fn expected(&self) -> u64 {
         self.read + self.sent
     }

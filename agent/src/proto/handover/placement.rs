@@ -1,4 +1,4 @@
-//! Source: which frame was the last that the guest has had.
+//! Source: number of the last frame that the guest received.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -8,85 +8,86 @@ use super::evidence::{Counts, Evidence, Sample};
 use super::since_first::SinceFirst;
 use crate::proto::Timestamp;
 
-/// Time between two samples until it is known what an empty queue looks like.
+/// Sample interval until the least queue difference is certain.
 const EAGER_INTERVAL: Duration = Duration::from_millis(1);
-/// The same after [`EAGER_SAMPLES`] that have not shown it.
+/// Sample interval after [`EAGER_SAMPLES`] uncertain samples.
 const PATIENT_INTERVAL: Duration = Duration::from_millis(5);
 const EAGER_SAMPLES: usize = 1000;
-/// The same once it is known.
+/// Sample interval once the least difference is certain.
 const INTERVAL: Duration = Duration::from_millis(20);
-/// The part of it that is added by chance: a sender and this timer that keep step would show a queue
-/// always at the same moment, when a frame has just come.
+/// Divisor of the interval that gives the random part. Without jitter, a sender in step with the timer
+/// would show the queue always at the same moment, just after a frame arrived.
 const JITTER: u32 = 2;
-/// Time between two samples after the stop.
+/// Sample interval after the stop.
 const STOPPED_INTERVAL: Duration = Duration::from_millis(2);
-/// Where the reader cannot be looked at, nobody reads any more when a frame has been waiting for so
-/// long: QEMU's main loop comes round within a millisecond or two of an idle machine, and this leaves
-/// some for a busy one. The VM stands still for longer in any case.
+/// Waiting time of a frame after which nobody reads any more, if the reader's state is unknown. QEMU's
+/// main loop turns within one or two milliseconds on an idle machine, so this time leaves room for a
+/// busy machine. The VM stops for longer in any case.
 const SETTLE: Duration = Duration::from_millis(20);
-/// After so long the cut is made with what there is, because the destination waits for it.
+/// Time after the stop at which the cut is made from the available data, because the destination host
+/// waits for the cut.
 const DEADLINE: Duration = Duration::from_millis(80);
-/// The same while the reader is seen to be busy: a cut that is late is better than one that is wrong. No
-/// cut comes later than so long after the stop; the destination relies on it.
+/// Deadline of the cut while the reader is busy: a late cut is better than a wrong cut. No cut follows
+/// later than this time after the stop; the destination host relies on this bound.
 pub const LATEST_CUT: Duration = Duration::from_secs(1);
-/// Before the stop, a TAP that could not be looked at is looked at again after so long.
+/// Delay before the next sample if the TAP could not be read before the stop.
 const RETRY: Duration = Duration::from_secs(2);
-/// For so long after the stop a late read is looked for; most TAPs are gone before.
+/// Time after the stop during which late reads are detected; most TAPs are deleted earlier.
 const WATCH: Duration = Duration::from_secs(1);
-/// Frames that vhost-net takes out of a queue ahead of those that it has read (`VHOST_NET_BATCH`). What it
-/// has not read at the stop, it puts back.
+/// Frames that vhost-net takes from a queue in advance (`VHOST_NET_BATCH`). At the stop, vhost-net puts
+/// unread frames back.
 const AHEAD: u64 = 64;
-/// Time between two samples of several queues, so that few frames come in it.
+/// Sample interval for several queues, short so that few frames arrive in between.
 const SEVERAL_INTERVAL: Duration = Duration::from_millis(5);
 
-/// Samples that are remembered: 80 s of a recording, or 20 s of one that stays uncertain. A frame
-/// does not wait for longer.
+/// Number of remembered samples: 80 s of a recording, or 20 s of a recording that stays uncertain. No
+/// frame waits for longer.
 const HISTORY: usize = 4096;
 
-/// What is known of who reads the TAP once the VM has stopped: QEMU's main thread.
+/// State of QEMU's main thread, which reads the TAP after the VM stopped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Reader {
-    /// Nothing.
+    /// The state is not known.
     #[default]
     Unknown,
-    /// It works, or waits for a lock.
+    /// The thread runs, or waits for a lock.
     Busy,
-    /// It sleeps until something comes that it waits for.
+    /// The thread sleeps until an event arrives.
     Asleep,
 }
 
-/// How frames come from the TAP to the guest.
+/// Path of frames from the TAP to the guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Path {
-    /// By vhost-net.
+    /// Through vhost-net.
     Vhost,
-    /// By QEMU, with a probe before each ([`common::handover::PROBE_MAC`]).
+    /// Through QEMU, with a probe before each frame ([`common::handover::PROBE_MAC`]).
     #[default]
     Probed,
-    /// By QEMU.
+    /// Through QEMU without probes.
     Plain,
 }
 
-/// What the driver is to do next.
+/// Next action of the driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Take a sample at this time, or at once if it is past.
+    /// Take a sample at this time, or at once if the time has passed.
     SampleAt(Timestamp),
-    /// This is the cut; given once.
+    /// The cut; returned once.
     Cut(Cut),
-    /// The guest has had a frame more than the cut says: QEMU has read one later than it ever should.
-    /// The destination may have replayed by then, so its record is to say so.
+    /// A later cut: QEMU read a frame later than expected, so the guest received more than the first
+    /// cut says. The destination host may have replayed already and must correct its record.
     Revised(Cut),
-    /// Nothing any more.
+    /// Nothing is left to do.
     Done,
 }
 
-/// Finds the cut of one TAP, the frames of each of whose queues are read in the order in which they came.
+/// Finds the cut of one TAP. Each queue of the TAP is read in order of arrival.
 ///
-/// `gate` counts what enters, the kernel what is read and what is dropped, but from different
-/// beginnings. Their difference `entered - taken - dropped` is the length of the queue and a
-/// constant; since the queue is never shorter than empty, the least difference is that constant.
-/// With it, every sample tells which of the frames that had entered by then have been read since:
+/// `gate` counts entering frames, the kernel counts taken and dropped frames, but the counters start at
+/// different times. The difference `entered - taken - dropped` is the length of the queue plus a
+/// constant. A queue is never shorter than empty, so the least difference is that constant. With the
+/// constant, every sample tells which of the frames that had entered by then were read since:
 ///
 /// ```text
 /// entered  ...-----------|-----------------------|-------...
@@ -95,58 +96,60 @@ pub enum Step {
 ///           all of these    and so many more, in order, unless some were dropped
 /// ```
 ///
-/// QEMU reads one more frame after the stop, or has read one before that it could not hand over, either
-/// of which the guest never gets; of two, the first is a probe ([`common::handover::PROBE_MAC`]). With
-/// vhost-net, QEMU polls the TAP again when the VM stops and vhost-net has put back what it has taken
-/// ahead. Then QEMU reads one frame, and another if a kick of the guest was under way, so its own reads
-/// are counted ([`Counts::own`]). A frame that the driver sends into the TAP once the VM has stopped makes
-/// sure that there is one to read. That QEMU has read is known when its main thread sleeps although that
-/// frame is there ([`Reader`]).
+/// QEMU reads one more frame after the stop, or read one before that QEMU could not deliver; the guest
+/// receives neither. Of two such frames, the first is a probe ([`common::handover::PROBE_MAC`]). With
+/// vhost-net, QEMU polls the TAP again when the VM stops and vhost-net has put back the frames taken in
+/// advance. QEMU then reads one frame, and another frame if a kick of the guest was in progress; so
+/// QEMU's own reads are counted ([`Counts::own`]). The driver sends a frame into the TAP after the
+/// stop, so that QEMU has a frame to read. If QEMU's main thread sleeps although that frame is present,
+/// QEMU has finished reading ([`Reader`]).
 ///
-/// What the numbers cannot tell: a queue that is never empty when a sample is taken, because the
-/// guest does not keep up, looks shorter than it is. So the least difference must have been found
-/// often. Else the constant is taken to be so small that the queue was full when it was longest.
+/// The numbers cannot reveal one case: a queue that is never empty at a sample, because the guest does
+/// not keep up, looks shorter than the queue is. So the least difference must have occurred often.
+/// Otherwise the constant is assumed so small that the queue was full when the queue was longest.
 ///
-/// Between several queues there is no order, and the counts are of all of them. But a sample that found all
-/// of them empty says that all had been read by then that had entered. Of what was read later, one frame for
-/// each queue is QEMU's, once each has had one to read. If that is all, the cut is at that sample; else what
-/// has come since decides ([`Cut::Among`]): a flow stays in one queue.
+/// Several queues have no common order, and the counters cover all queues together. A sample that found
+/// all queues empty proves that every frame entered by then was read. Of the later reads, one frame per
+/// queue belongs to QEMU, once each queue had a frame to read. If no other frame was read later, the
+/// cut is at that sample. Otherwise the flows of the later frames decide ([`Cut::Among`]), because a
+/// flow stays in one queue.
 #[derive(Debug)]
 pub struct Placement {
-    /// Most frames in a queue.
+    /// Capacity of each queue, frames.
     capacity: u64,
     path: Path,
     queues: u32,
     injected: u64,
-    /// Whether each queue has had a frame to read after the stop.
+    /// Whether each queue had a frame to read after the stop.
     is_probed: bool,
     evidence: Evidence,
-    /// The last samples, oldest first.
+    /// Latest samples, oldest first.
     history: VecDeque<Sample>,
-    /// When the number of frames read was last seen to grow.
+    /// Time of the last observed increase of the read frames.
     moved: Timestamp,
-    /// Since when a frame has been waiting, or has been sent for QEMU to take.
+    /// Time since which a frame waits, or since which an injected frame is available to QEMU.
     waiting: Option<Timestamp>,
     stopped: Option<Timestamp>,
-    /// Number of the last frame that can have been delivered, since it came before the stop.
+    /// Number of the last frame that can have been delivered, since that frame arrived before the stop.
     ceiling: Option<u64>,
     reader: Reader,
-    /// Frames that QEMU itself had read when this began.
+    /// QEMU's own reads at the start of the recording.
     own_before: Option<u64>,
-    /// Frames that have found no room.
+    /// Frames that found no room in the queue.
     dropped: SinceFirst,
-    /// Whether vhost-net has read after QEMU had: then nobody knows what became of QEMU's frames.
+    /// Whether vhost-net read after QEMU: then the fate of QEMU's frames is unknown.
     is_given_back: bool,
-    /// Whether the last sample was taken after the reader was seen asleep beside a frame that waited,
-    /// and not as the first since the stop: what had entered by that is in the queue by the next.
+    /// Whether the last sample was taken while the reader slept beside a waiting frame, and was not the
+    /// first sample since the stop. Frames that had entered by that first sample are in the queue by
+    /// the next sample.
     is_left_alone: bool,
-    /// Whether the TAP is gone.
+    /// Whether the TAP was deleted.
     is_lost: bool,
-    /// Frames delivered, by what was known when the cut was given.
+    /// Number of delivered frames at the time of the cut.
     given: Option<u64>,
 }
 
-/// A time below `bound` that the moment of a sample decides, whose last digits are chance.
+/// Returns a pseudo-random time below `bound`, derived from the low digits of the sample's time.
 fn chance(at: Timestamp, bound: Duration) -> Duration {
     let spread = at.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
     let nanos = (bound.as_nanos() * u128::from(spread)) >> 32;
@@ -154,7 +157,7 @@ fn chance(at: Timestamp, bound: Duration) -> Duration {
 }
 
 impl Placement {
-    /// Begins with a recording. `capacity` is the length of each queue, frames (`txqueuelen`).
+    /// Starts with a recording. `capacity` is the length of each queue, frames (`txqueuelen`).
     pub fn new(capacity: u64) -> Self {
         Self {
             capacity,
@@ -178,8 +181,8 @@ impl Placement {
         }
     }
 
-    /// Takes in how frames go to the guest, and in how many queues; to be called before each sample. With a
-    /// queue that goes, what is in it goes too and is counted nowhere, so everything begins anew.
+    /// Takes the path of frames to the guest and the number of queues; called before each sample. A
+    /// removed queue takes its uncounted frames along, so a change of the number restarts the evidence.
     pub fn read_by(&mut self, path: Path, queues: u32) {
         self.path = path;
         if self.queues != queues {
@@ -188,16 +191,15 @@ impl Placement {
         }
     }
 
-    /// Takes in that frames are counted in another way from now on: samples of before do not tell anything.
+    /// Discards all samples, because the frames are counted differently from now on.
     pub fn recounted(&mut self) {
         self.evidence = Evidence::default();
         self.history.clear();
     }
 
-    /// Takes in what was read at `at`: first `reader`, then `counts`, then `entered`
-    /// ([`common::maps::GateUsage::entered`]). In this order the counts have all that a reader who
-    /// sleeps has read, and a frame that comes in between makes the queue look longer, which does no
-    /// harm.
+    /// Takes the values read at `at`: first `reader`, then `counts`, then `entered`
+    /// ([`common::maps::GateUsage::entered`]). In this order, the counts include all reads of a
+    /// sleeping reader. A frame that arrives in between makes the queue look longer, which is harmless.
     pub fn sample(&mut self, at: Timestamp, reader: Reader, counts: Counts, entered: u64) {
         self.is_lost = false;
         self.reader = reader;
@@ -228,18 +230,18 @@ impl Placement {
         self.history.push_back(sample);
     }
 
-    /// Takes in that no sample can be taken, because the TAP is gone: what is known now is all.
+    /// Records that the TAP is gone: no further sample is possible.
     pub fn lost(&mut self) {
         self.is_lost = true;
     }
 
-    /// Takes in that the VM has stopped.
+    /// Records that the VM stopped.
     pub fn stopped(&mut self, at: Timestamp) {
         self.stopped.get_or_insert(at);
     }
 
-    /// The cut by time: at the stop, or when the VM is known to have run last if that is earlier, for on
-    /// a loaded host the stop is reported late.
+    /// Returns the cut by time: at the stop, or when the VM is known to have run last if that time is
+    /// earlier. On a loaded host, the report of the stop is late.
     fn at_stop(&self, stopped: Timestamp) -> Cut {
         let delivered = self.delivered();
         let before = |sample: &&Sample| sample.counts.taken < delivered;
@@ -247,26 +249,27 @@ impl Placement {
         Cut::at_stop(ran.map_or(stopped, |sample| sample.at.min(stopped)))
     }
 
-    /// Takes in that a frame was sent into the TAP past the gate, after the stop. One that was
-    /// refused, the queue being full, was not sent.
+    /// Records that a frame was sent into the TAP past the gate, after the stop. A frame refused by a
+    /// full queue does not count.
     pub fn injected(&mut self, at: Timestamp) {
         self.injected += 1;
         self.waiting.get_or_insert(at);
     }
 
-    /// Takes in that each of several queues has been sent a frame, or was full, after the stop.
+    /// Records that each of several queues was sent a frame, or was full, after the stop.
     pub fn probed(&mut self) {
         self.is_probed = true;
     }
 
-    /// Frames that have found no room since this began.
+    /// Returns the frames that found no room since the start; `None` before the first sample.
     pub fn tap_full(&self) -> Option<u64> {
         let last = self.history.back()?;
         self.dropped.at(last.counts.dropped)
     }
 
-    /// Frames at most that the VM loses if it runs on after it has stopped: those that QEMU has read since,
-    /// which it throws away. What came before the stop is read first, then what was sent for QEMU to read.
+    /// Returns an upper bound of the frames that the VM loses if the VM resumes after the stop: QEMU
+    /// discards the frames read since. Frames from before the stop are read first, then the injected
+    /// frames.
     pub fn thrown_away_at_most(&self) -> u64 {
         let (Some(_), Some(last)) = (self.stopped, self.history.back()) else {
             return 0;
@@ -292,7 +295,7 @@ impl Placement {
         }
     }
 
-    /// Returns what to do next.
+    /// Returns the next action.
     pub fn poll(&mut self, now: Timestamp) -> Step {
         let Some(stopped) = self.stopped else {
             return Step::SampleAt(if self.is_lost {
@@ -326,18 +329,18 @@ impl Placement {
         Step::Cut(cut)
     }
 
-    /// Frames read that the guest has had, at least.
+    /// Returns a lower bound of the frames that were read and delivered to the guest.
     fn delivered(&self) -> u64 {
         let taken = self.history.back().map_or(0, |last| last.counts.taken);
         taken.saturating_sub(self.undelivered().0)
     }
 
-    /// Frames that QEMU itself has read since this began.
+    /// Returns QEMU's own reads since the start of the recording; `None` if unknown.
     fn own(&self, sample: &Sample) -> Option<u64> {
         Some(sample.counts.own?.saturating_sub(self.own_before?))
     }
 
-    /// Whether QEMU had read frames by `last`, and vhost-net has read more by `sample`.
+    /// Returns true if QEMU had read frames by `last` and vhost-net read more by `sample`.
     fn is_read_by_both(&self, last: &Sample, sample: &Sample) -> bool {
         let by_vhost = |sample: &Sample| {
             (sample.counts.taken).saturating_sub(sample.counts.own.unwrap_or_default())
@@ -361,7 +364,7 @@ impl Placement {
         last.at + interval + chance(last.at, interval / JITTER)
     }
 
-    /// How long after the stop the cut may be waited for.
+    /// Returns the maximum delay of the cut after the stop.
     fn patience(&self) -> Duration {
         match self.reader {
             Reader::Busy => LATEST_CUT,
@@ -369,9 +372,9 @@ impl Placement {
         }
     }
 
-    /// Whether QEMU reads no more: a frame was there to read, and QEMU slept or, where that cannot be
-    /// seen, has not read it for [`SETTLE`]. A frame that was sent is either among those that wait, or
-    /// was the one that is read after the stop.
+    /// Returns true if QEMU has finished reading: a frame was available, and QEMU slept or, if QEMU's
+    /// state is unknown, did not read the frame for [`SETTLE`]. An injected frame either still waits,
+    /// or was the frame that QEMU reads after the stop.
     fn is_settled(&self) -> bool {
         let (Some(last), Some(waiting)) = (self.history.back(), self.waiting) else {
             return false;
@@ -384,16 +387,17 @@ impl Placement {
             }
     }
 
-    /// Whether a cut can be revised. A frame is counted as read before it is counted as QEMU's, which has
-    /// happened when QEMU sleeps again.
+    /// Returns true if the cut can be revised. A frame counts as read before the frame counts as QEMU's
+    /// own; both counts agree once QEMU sleeps again.
     fn is_revisable(&self) -> bool {
         self.evidence.is_sure() && (self.reader == Reader::Unknown || self.is_settled())
     }
 
-    /// Frames that QEMU reads after the stop, and has held back then, at most, and whether it is not fewer.
+    /// Returns an upper bound of the frames that QEMU reads after the stop or had held back at the
+    /// stop, and whether the bound is exact.
     ///
-    /// Without a probe nobody can tell whether QEMU has held one frame back of a queue or not; and all probes
-    /// go to one queue. QEMU beside vhost-net reads each queue that has a frame, so a count of fewer was of
+    /// Without a probe, nobody can tell whether QEMU held back one frame of a queue. All probes go to
+    /// one queue. Beside vhost-net, QEMU reads each queue that has a frame, so a lower count belongs to
     /// another thread.
     fn undelivered(&self) -> (u64, bool) {
         let queues = u64::from(self.queues);
@@ -415,7 +419,7 @@ impl Placement {
         let is_sure = self.evidence.is_sure();
         let is_certain = is_sure && is_known && settled;
         if self.queues > 1 {
-            // What QEMU has held back of a queue, it may have held back for long.
+            // Frames that QEMU held back of a queue may be old.
             let is_found = is_sure && is_known;
             let cut = is_found.then(|| self.cut_of_several(least, delivered, settled));
             return cut.flatten().unwrap_or_else(|| self.at_stop(stopped));
@@ -432,8 +436,9 @@ impl Placement {
         }
     }
 
-    /// The cut if `delivered` frames at least were, in whatever order, and `least` is the difference of
-    /// empty queues. If after a sample no fewer were read than QEMU reads in the end, the VM ran at the sample.
+    /// Returns the cut if at least `delivered` frames were delivered, in any order, and `least` is the
+    /// difference of empty queues. If the reads after a sample are at least QEMU's final reads, the VM
+    /// ran at the sample.
     fn cut_of_several(&self, least: i64, delivered: u64, settled: bool) -> Option<Cut> {
         let last = self.history.back()?;
         let was_empty = |sample: &&Sample| {
@@ -461,11 +466,11 @@ impl Placement {
         })
     }
 
-    /// The number of the last of `delivered` frames, if `constant` is the difference of an empty
-    /// queue, and whether it cannot have been a later one.
+    /// Returns the number of the last of `delivered` frames, if `constant` is the difference of an
+    /// empty queue, and whether no later frame can have been the last.
     fn reach(&self, constant: i64, delivered: u64) -> (u64, bool) {
         let left = |sample: &Sample| sample.left_of(delivered).saturating_sub(constant);
-        // Of a sample whose frames were all delivered and no others, the last may have been dropped.
+        // If a sample's frames and no others were delivered, the last of them may have been dropped.
         let before = self.history.iter().rposition(|sample| left(sample) < 0);
         let at = || self.history.iter().rposition(|sample| left(sample) == 0);
         let mut later = self
@@ -476,7 +481,7 @@ impl Placement {
             return (0, false);
         };
         let number = sample.entered.saturating_add(left(sample).unsigned_abs());
-        // What had entered by a sample has reached the queue, or its end, by the next.
+        // Frames that had entered by a sample have reached the queue, or its end, by the next.
         let mut reached = later.skip_while(|later| later.entered < number);
         let next = reached.nth(1);
         (

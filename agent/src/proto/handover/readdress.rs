@@ -1,5 +1,5 @@
-//! Frames for an address that their VM has left, as packets for the one that it has now: by the rules
-//! of [`common::forward`], which `uplink` follows for what comes later.
+//! Rewrites frames for an address that the VM left into packets for the VM's new address, by the rules
+//! of [`common::forward`]. `uplink` applies the same rules to later packets.
 
 use common::counter::Counter;
 use common::forward::send_on;
@@ -11,15 +11,15 @@ use common::wire::{ethernet, ipv6};
 use super::unread::Way;
 use super::upper::{Upper, put, split};
 
-/// MACs of a packet that leaves by a socket, which gives it others.
+/// Placeholder MACs; the sending socket supplies the actual MACs.
 const NO_MACS: [[u8; 6]; 2] = [[0; 6]; 2];
 
-/// The packets that a frame stands for, from their IPv6 headers on, for another destination and with
-/// one hop limit less. `segment_bytes` as for [`split`].
+/// Returns the packets that a frame represents, from their IPv6 headers on, with a new destination and
+/// the hop limit decremented. `segment_bytes` as for [`split`].
 ///
 /// # Errors
 ///
-/// Why it cannot be sent on.
+/// Returns the counter of the cause if a packet cannot be forwarded.
 pub(super) fn readdress(
     frame: &[u8],
     segment_bytes: u16,
@@ -36,7 +36,7 @@ fn readdress_packet(mut packet: Vec<u8>, way: &Way) -> Result<Vec<u8>, Counter> 
     if header.hop_limit <= 1 {
         return Err(Counter::ForwardHopLimit);
     }
-    // `gate` keeps no frame with a tag.
+    // `gate` copies no tagged frames.
     let end = ethernet::HEADER_BYTES
         + ipv6::HEADER_BYTES
         + usize::from(u16::from_be(header.payload_length));
@@ -46,7 +46,7 @@ fn readdress_packet(mut packet: Vec<u8>, way: &Way) -> Result<Vec<u8>, Counter> 
     packet.truncate(end);
     let hop_limit = header.hop_limit;
     send_on(&mut header, &way.to, hop_limit, NO_MACS);
-    // A short packet ends within the UDP header that would be read there.
+    // A packet shorter than a UDP header ends within the bytes that `header` covers.
     let header = header.bytes();
     let length = header.len().min(packet.len());
     put(&mut packet, 0, header.get(..length).unwrap_or_default());

@@ -1,4 +1,4 @@
-//! Source: what the guest has had of each flow, for the message to the destination.
+//! Source: received packets of each flow, for the message to the destination host.
 
 use std::collections::BTreeMap;
 
@@ -9,50 +9,51 @@ use common::signal::{FlowCut, MAX_CUT_FLOWS, MAX_FINGERPRINT_BYTES, NicCut};
 use super::cut::Cut;
 use crate::proto::{Mac, Timestamp};
 
-/// Most fingerprints of one flow.
+/// Limit of fingerprints per flow.
 pub(super) const FLOW_FINGERPRINTS: usize = MAX_FINGERPRINT_BYTES / 8;
-/// Most fingerprints of one NIC. With 8 bytes for each, and 80 for the rest of each of up to 900
-/// flows, its part of the message stays below 600 KiB.
+/// Limit of fingerprints per NIC. With 8 bytes per fingerprint, and 80 bytes for the rest of each of up
+/// to 900 flows, a NIC's part of the message stays below 600 KiB.
 pub(super) const NIC_FINGERPRINTS: usize = 65_536;
-/// Fingerprints are those of packets that came at most so long before the last one, nanoseconds:
-/// no two paths are further apart.
+/// Maximum age of a fingerprinted packet relative to the last packet, nanoseconds. No two paths differ
+/// by more.
 const SPAN_NS: u64 = 1_000_000_000;
-/// At most so many entries are being written over when they are read, one by each CPU.
+/// Maximum number of entries that the CPUs overwrite during the reading, one per CPU.
 const IN_WRITING: usize = 256;
-/// So many are given of a flow in any case, if there are so many.
+/// Minimum number of fingerprints per flow, if the flow has that many records.
 const LEAST_FINGERPRINTS: usize = 16;
 
-/// A packet is in `DELIVERED` at most so long after it came, nanoseconds, if nothing holds its CPU up.
+/// Delay after which an arrived packet is counted in `DELIVERED`, nanoseconds, unless its CPU is
+/// interrupted.
 const COUNTING_NS: u64 = 5000;
 
-/// What `DELIVERED` had counted of a flow, since the beginning of the recording, at some moment.
+/// Count of a flow in `DELIVERED` since the start of the recording.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reading {
-    /// When it was about to be read.
+    /// Time just before the reading.
     pub from: Timestamp,
-    /// Packets.
+    /// Number of counted packets.
     pub packets: u64,
-    /// When it had been read.
+    /// Time just after the reading.
     pub until: Timestamp,
 }
 
-/// What the source says of a NIC.
+/// Received packets of a NIC, with a count of unusable records.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NicReach {
-    /// For the message.
+    /// Content of the message.
     pub cut: NicCut,
-    /// Records of flows that are not among the known ones.
+    /// Records of flows that are not among the known flows.
     pub unknown_records: u64,
 }
 
-/// Makes the cut of the NIC with the address `mac` of the entries of its slot in `GATE_RECORDS`, in
-/// any order, and of what `DELIVERED` has counted of each flow, read before the entries.
+/// Builds the cut of the NIC with the address `mac` from the entries of its slot in `GATE_RECORDS`, in
+/// any order, and from the counts of each flow in `DELIVERED`, read before the entries.
 ///
-/// A slot that has not been used up has a record of every packet, and their number is what the
-/// guest has had. Of a slot that was written over, the oldest are gone, and `DELIVERED` knows
-/// better; but it counts what came after the cut too, the records of which are there, because they
-/// are the newest. Whether one that came while `DELIVERED` was read is counted nobody knows: of several
-/// readings of a flow, one counts in which none came.
+/// A slot that is not full has a record of every packet, and the number of records is the number of
+/// received packets. An overwritten slot lacks the oldest records, and `DELIVERED` has the better
+/// count. But `DELIVERED` also counts packets after the cut; the slot has their records, because they
+/// are the newest. A packet that arrived during the reading of `DELIVERED` may or may not be counted.
+/// So of several readings of a flow, a reading without arrivals counts.
 pub fn nic_cut(
     mac: Mac,
     cut: &Cut,
@@ -109,7 +110,7 @@ pub fn nic_cut(
             source_port: stream.source_port,
             destination_port: stream.destination_port,
             delivered: *had,
-            // A flow without a record has none because it was silent for longer.
+            // A flow without records was silent for longer than the records reach back.
             last_ns: track.had.last().map_or(oldest_ns, |record| record.at_ns),
             fingerprints: newest(track.recent(), most)
                 .iter()
@@ -129,17 +130,18 @@ pub fn nic_cut(
     }
 }
 
-/// The records of one flow.
+/// Records of one flow.
 #[derive(Default)]
 struct Track<'a> {
-    /// Those of packets that the guest has had, oldest first.
+    /// Records of packets that the guest received, oldest first.
     had: Vec<&'a GateRecord>,
-    /// When those came that came after the cut.
+    /// Arrival times of packets after the cut.
     after_ns: Vec<u64>,
 }
 
 impl<'a> Track<'a> {
-    /// What `DELIVERED` says that came before the cut; rather too few than too many.
+    /// Returns the count of packets before the cut according to `DELIVERED`; rather too low than too
+    /// high.
     fn counted(&self, readings: &[Reading]) -> u64 {
         let came = |by: u64| self.after_ns.iter().filter(|at| **at <= by).count() as u64;
         let mut least = None;
@@ -155,7 +157,7 @@ impl<'a> Track<'a> {
         least.unwrap_or_default()
     }
 
-    /// The records whose fingerprints are of use.
+    /// Returns the records with useful fingerprints.
     fn recent(&self) -> &[&'a GateRecord] {
         let Some(last) = self.had.last() else {
             return &[];
@@ -174,8 +176,8 @@ impl<'a> Track<'a> {
     }
 }
 
-/// A cut somewhere among several frames is at one if all of them are recorded and of one flow: that
-/// has one order.
+/// Resolves a cut among several frames to one frame, if all these frames are recorded and belong to one
+/// flow, since a flow has one order.
 fn resolved(cut: Cut, records: &[&GateRecord]) -> Cut {
     let Cut::Among { after, had, until } = cut else {
         return cut;
@@ -206,14 +208,14 @@ fn was_had(cut: &Cut, record: &GateRecord) -> bool {
     }
 }
 
-/// The last `most` items.
+/// Returns the last `most` items.
 fn newest<T>(items: &[T], most: usize) -> &[T] {
     items
         .get(items.len().saturating_sub(most)..)
         .unwrap_or_default()
 }
 
-/// The largest share that each may have at most, so that all together have no more than `total`.
+/// Returns the largest share per flow such that all shares together do not exceed `total`.
 fn fair_share(wanted: impl Iterator<Item = usize> + Clone, total: usize) -> usize {
     let sum = |share: usize| {
         wanted

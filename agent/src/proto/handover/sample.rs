@@ -1,8 +1,8 @@
-//! Packets of made-up flows, for tests.
+//! Packets of synthetic flows, for tests.
 
 use common::maps::StreamKey;
 
-/// A flow by its number.
+/// Returns the flow with the given number.
 pub(super) fn stream(number: u16) -> StreamKey {
     let mut multicast_address = [0; 16];
     multicast_address[..2].copy_from_slice(&[0xff, 0x15]);
@@ -17,7 +17,7 @@ pub(super) fn stream(number: u16) -> StreamKey {
     }
 }
 
-/// A datagram of a flow, without a tag in the frame, with `checksum` as it is.
+/// Returns an untagged UDP datagram of a flow, with the given checksum field.
 pub(super) fn datagram(stream: &StreamKey, checksum: u16, payload: &[u8]) -> Vec<u8> {
     let length = (payload.len() as u16 + 8).to_be_bytes();
     let mut frame = vec![0x33, 0x33, 0, 0, 0, 1, 2, 0, 0, 0, 0, 1, 0x86, 0xdd];

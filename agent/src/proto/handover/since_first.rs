@@ -1,22 +1,21 @@
-//! Counters of the kernel that began before anybody looked at them.
+//! Kernel counters that started before the first reading.
 
-/// How far a counter has gone since it was first looked at.
+/// Increase of a counter since its first reading.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SinceFirst(Option<u64>);
 
 impl SinceFirst {
-    /// Looks at the counter, which shows `total`, and returns how far the counter has gone since the first
-    /// look.
+    /// Takes the counter's value `total` and returns the increase since the first call.
     pub fn look(&mut self, total: u64) -> u64 {
         total.saturating_sub(*self.0.get_or_insert(total))
     }
 
-    /// How far the counter had gone when it showed `total`; `None` if nobody has looked yet.
+    /// Returns the increase at the value `total`; `None` before the first reading.
     pub fn at(&self, total: u64) -> Option<u64> {
         Some(total.saturating_sub(self.0?))
     }
 
-    /// Whether nobody has looked yet.
+    /// Returns true before the first reading.
     pub fn is_new(&self) -> bool {
         self.0.is_none()
     }

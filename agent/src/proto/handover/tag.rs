@@ -1,11 +1,11 @@
-//! The 802.1Q tag of a frame, which a network card may have taken out.
+//! Restores the 802.1Q tag of a frame that a network card stripped.
 
 use common::wire::ethernet;
 
-/// Where the tag stands, bytes from the first of the frame.
+/// Offset of the tag, bytes from the start of the frame.
 const TAG: usize = 12;
 
-/// A frame with its tag in its place, if it has one in metadata.
+/// Returns a frame with its tag inserted; `vlan` is the identifier from the metadata, 0 for none.
 pub(super) fn tagged(frame: &[u8], vlan: u16) -> Vec<u8> {
     let vlan = vlan & ethernet::VLAN_IDENTIFIER;
     match frame.split_at_checked(TAG) {

@@ -1,4 +1,5 @@
-//! Source: the unicast frames that the VM has not read when it stops, for the address that it has now.
+//! Source: unicast frames that the VM did not read before the stop, for forwarding to the VM's new
+//! address.
 //!
 //! ```text
 //!            push               cut                  next, sent
@@ -7,9 +8,10 @@
 //!           too many v   |  the VM    push ----'
 //! ```
 //!
-//! `gate` keeps copies of the frames that enter the TAP for addresses which the VM leaves, by their
-//! numbers; the cut says how far the VM has read. While some wait, `uplink` lets others for those
-//! addresses pass into the TAP, so that they wait behind ([`common::maps::Forward::unread_until_ns`]).
+//! `gate` copies the frames that enter the TAP for addresses that the VM leaves, with their numbers.
+//! The cut tells how far the VM read. While copies wait, `uplink` lets later frames for those addresses
+//! pass into the TAP, so that these frames wait behind the copies
+//! ([`common::maps::Forward::unread_until_ns`]).
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -21,29 +23,29 @@ use super::hold::HoldLimits;
 use super::readdress::readdress;
 use crate::proto::Timestamp;
 
-/// Where the destination address stands in a frame without a tag, bytes.
+/// Offset of the destination address in an untagged frame, bytes.
 const DESTINATION: usize = 38;
 
-/// Where packets for an address go.
+/// New destination of packets for an old address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Way {
-    /// The address that the VM has now.
+    /// New address of the VM.
     pub to: Address,
-    /// What that adds to a checksum ([`common::maps::Forward::difference`]).
+    /// Difference that the new address adds to a checksum ([`common::maps::Forward::difference`]).
     pub difference: u32,
 }
 
-/// What has become of them.
+/// Counts of forwarded and dropped packets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct UnreadReport {
-    /// Packets sent on.
+    /// Number of forwarded packets.
     pub packets: u64,
-    /// Frames and packets that could not be: `HELD` had no room, the hop limit was used up, or the
-    /// network does not take them.
+    /// Frames and packets that could not be forwarded: `HELD` had no room, the hop limit was exhausted,
+    /// or the network did not accept them.
     pub dropped: u64,
 }
 
-/// A copy of a frame.
+/// Copy of a frame.
 #[derive(Debug)]
 struct Kept {
     number: u64,
@@ -53,29 +55,29 @@ struct Kept {
 }
 
 impl Kept {
-    /// Memory, bytes.
+    /// Memory of the copy, bytes.
     fn bytes(&self) -> usize {
         self.frame.len() + size_of::<Self>()
     }
 }
 
-/// The copies of one TAP.
+/// Copies of the frames of one TAP.
 #[derive(Debug)]
 pub struct Unread {
     limits: HoldLimits,
-    /// By number.
+    /// Copies, ordered by number.
     frames: VecDeque<Kept>,
     bytes: usize,
-    /// Frames that have come out of `HELD`.
+    /// Frames taken from `HELD`.
     taken: u64,
     cut: Option<Cut>,
-    /// Of the frame that is sent next: packets that have not been.
+    /// Remaining packets of the current frame.
     packets: VecDeque<Vec<u8>>,
     report: UnreadReport,
 }
 
 impl Unread {
-    /// Keeps nothing yet.
+    /// Creates an empty store.
     pub fn new(limits: HoldLimits) -> Self {
         Self {
             limits,
@@ -88,7 +90,7 @@ impl Unread {
         }
     }
 
-    /// Forgets the cut and what was kept: the VM runs on, and reads it.
+    /// Discards the cut and the copies: the VM resumed here and reads the frames itself.
     pub fn again(self) -> Self {
         Self {
             taken: self.taken,
@@ -96,7 +98,7 @@ impl Unread {
         }
     }
 
-    /// Takes in a frame of `HELD`.
+    /// Takes a frame of `HELD`.
     pub fn push(&mut self, head: &HeldFrame, frame: &[u8]) {
         self.taken += 1;
         let kept = Kept {
@@ -109,7 +111,7 @@ impl Unread {
         if self.cut.is_some_and(|cut| cut.covers(kept.number, at)) {
             return;
         }
-        // Two processors may hand over theirs in the other order.
+        // Two processors may deliver their frames in reverse order.
         let behind = self
             .frames
             .iter()
@@ -121,7 +123,7 @@ impl Unread {
         self.make_room(at);
     }
 
-    /// Takes in how far the VM has read. Does nothing after another cut.
+    /// Records how far the VM read. Has no effect after another cut.
     pub fn cut(&mut self, cut: Cut) {
         if self.cut.is_some() {
             return;
@@ -131,14 +133,15 @@ impl Unread {
         self.bytes = self.frames.iter().map(Kept::bytes).sum();
     }
 
-    /// Whether the VM's reach is known.
+    /// Returns true after the cut.
     pub fn is_cut(&self) -> bool {
         self.cut.is_some()
     }
 
-    /// The packet that is to be sent next, from its IPv6 header on, with its destination. If the
-    /// network takes it, [`Self::sent`] follows; if it never will, [`Self::given_up`]; else the packet
-    /// stays the next. Nothing before the cut. What is for no address of `ways` is let go.
+    /// Returns the next packet to send, from its IPv6 header on, with its destination; `None` before
+    /// the cut. Call [`Self::sent`] if the network takes the packet, [`Self::given_up`] if the network
+    /// never will; otherwise the packet remains the next. Frames for addresses missing in `ways` are
+    /// dropped.
     pub fn next(&mut self, ways: &BTreeMap<Address, Way>) -> Option<(&[u8], Address)> {
         self.cut?;
         while self.packets.is_empty() {
@@ -157,17 +160,17 @@ impl Unread {
         Some((packet, to))
     }
 
-    /// Takes in that the next packet was sent.
+    /// Counts the next packet as sent.
     pub fn sent(&mut self) {
         self.report.packets += u64::from(self.packets.pop_front().is_some());
     }
 
-    /// Takes in that the next packet cannot be sent.
+    /// Counts the next packet as dropped.
     pub fn given_up(&mut self) {
         self.report.dropped += u64::from(self.packets.pop_front().is_some());
     }
 
-    /// The value for [`Gate::replayed`], when for `lost` of those that were kept `HELD` had no room.
+    /// Returns the value for [`Gate::replayed`], if `HELD` had no room for `lost` frames.
     pub fn done(&self, lost: u64) -> u64 {
         if self.cut.is_none() || !self.packets.is_empty() || !self.frames.is_empty() {
             return Gate::CLOSED;
@@ -175,7 +178,7 @@ impl Unread {
         self.taken + lost
     }
 
-    /// What has become of packets since this was asked last; `None` for nothing.
+    /// Returns the counts since the last call; `None` if all are zero.
     pub fn take_report(&mut self) -> Option<UnreadReport> {
         let report = std::mem::take(&mut self.report);
         (report != UnreadReport::default()).then_some(report)
@@ -187,7 +190,7 @@ impl Unread {
         Some(kept)
     }
 
-    /// Lets the oldest frames go until the limits are kept.
+    /// Drops the oldest frames until the limits hold.
     fn make_room(&mut self, now: Timestamp) {
         while let Some(oldest) = self.frames.front() {
             let is_old = self.cut.is_none() && now.since(oldest.at) > self.limits.age;
@@ -195,7 +198,7 @@ impl Unread {
                 break;
             }
             self.remove_first();
-            // Before the cut most were read long ago.
+            // Before the cut, the VM has long read most old frames, so they do not count as dropped.
             self.report.dropped += u64::from(self.cut.is_some());
         }
     }

@@ -1,10 +1,10 @@
-//! What stands behind the IPv6 header of a frame, made what it would have become on its way to the
-//! guest: whole packets with finished checksums.
+//! Completes the upper-layer part of a frame as the frame's path to the guest would have: whole packets
+//! with final checksums.
 //!
-//! A sender on the same machine leaves the checksum to the network card. Until there, the field
-//! holds the folded sum of the pseudo-header, not inverted (`CHECKSUM_PARTIAL`), and one frame may
-//! stand for several packets (generic segmentation offload, or those that a card has put together).
-//! A packet socket takes neither.
+//! A sender on the same machine leaves the checksum to the network card. Until then, the field holds
+//! the folded sum of the pseudo-header, not inverted (`CHECKSUM_PARTIAL`). One frame may also represent
+//! several packets (generic segmentation offload, or a card's receive aggregation). A packet socket
+//! accepts neither.
 
 use common::forward::TCP;
 use common::maps::Address;
@@ -14,19 +14,19 @@ use common::wire::{checksum, ethernet, ipv6, udp};
 
 use super::flow::UDP_HEADER_BYTES;
 
-/// Where the payload length stands in an IPv6 header, bytes (RFC 8200 §3).
+/// Offset of the payload length in an IPv6 header, bytes (RFC 8200 §3).
 const PAYLOAD_LENGTH: usize = 4;
-/// Where the length stands in a UDP header, bytes (RFC 768).
+/// Offset of the length in a UDP header, bytes (RFC 768).
 const UDP_LENGTH: usize = 4;
-/// Where the sequence number stands in a TCP header, bytes (RFC 9293 §3.1).
+/// Offset of the sequence number in a TCP header, bytes (RFC 9293 §3.1).
 const TCP_SEQUENCE: usize = 4;
-/// Where the data offset stands in a TCP header, and behind it the flags, bytes.
+/// Offset of the data offset in a TCP header, bytes; the flags follow.
 const TCP_DATA_OFFSET: usize = 12;
-/// The shortest TCP header, bytes.
+/// Length of the shortest TCP header, bytes.
 const TCP_HEADER_BYTES: usize = 20;
-/// Flags that only the last segment has: FIN and PSH.
+/// Flags that only the last segment carries: FIN and PSH.
 const TCP_LAST: u8 = 0x09;
-/// Flag that only the first segment has: CWR (RFC 3168 §6.1.2).
+/// Flag that only the first segment carries: CWR (RFC 3168 §6.1.2).
 const TCP_FIRST: u8 = 0x80;
 
 /// A TCP segment, a UDP datagram or an ICMPv6 message.
@@ -35,19 +35,19 @@ pub(super) struct Upper {
     source: Address,
     destination: Address,
     protocol: u8,
-    /// Where the IPv6 header starts, bytes from the first of the frame.
+    /// Offset of the IPv6 header, bytes from the start of the frame.
     network: usize,
-    /// Where it starts itself.
+    /// Offset of the upper-layer header, bytes from the start of the frame.
     start: usize,
-    /// Bytes, with its payload.
+    /// Length of header and payload, bytes.
     length: usize,
-    /// Where its checksum stands, bytes from the first of the frame.
+    /// Offset of the checksum, bytes from the start of the frame.
     pub(super) field: usize,
 }
 
 impl Upper {
-    /// Finds it in a frame; `None` behind extension headers, for other protocols, and where the
-    /// frame ends before the lengths say.
+    /// Parses a frame. Returns `None` after extension headers, for other protocols, and for frames
+    /// shorter than their lengths say.
     pub(super) fn of(frame: &[u8]) -> Option<Self> {
         let ethernet = ethernet::parse(frame).ok()?;
         if ethernet.ether_type != ethernet::IPV6 {
@@ -74,13 +74,13 @@ impl Upper {
         })
     }
 
-    /// Where the packet ends, bytes from the first of the frame; what follows is padding.
+    /// Returns the end of the packet, bytes from the start of the frame; padding follows.
     pub(super) fn end(&self) -> usize {
         self.start + self.length
     }
 
-    /// Finishes the checksum if the field holds the sum of the pseudo-header only, and tells whether
-    /// it did. Any other one stays as it is, right or wrong.
+    /// Completes the checksum if the field holds only the sum of the pseudo-header; returns true in
+    /// this case. Any other checksum stays, right or wrong.
     fn finish(&self, frame: &mut [u8]) -> bool {
         let (Some((partial, finished)), Ok(field)) = (self.sums(frame), frame.read(self.field))
         else {
@@ -94,8 +94,8 @@ impl Upper {
         true
     }
 
-    /// The checksum field with the pseudo-header only, and finished, both as they lie in memory.
-    /// `None` when the UDP length is not that of the packet.
+    /// Returns the checksum field with only the pseudo-header, and the final checksum, both in memory
+    /// order. `None` if the UDP length differs from the packet's length.
     fn sums(&self, frame: &[u8]) -> Option<(u16, u16)> {
         if self.protocol == udp::NEXT_HEADER {
             let length = u16::from_be_bytes(frame.read(self.start + UDP_LENGTH).ok()?);
@@ -115,7 +115,7 @@ impl Upper {
         Some((checksum::fold(pseudo), finished))
     }
 
-    /// Its own header, bytes; `None` for what is never sent as several packets.
+    /// Returns the length of the upper-layer header, bytes; `None` for protocols without segmentation.
     fn header_bytes(&self, frame: &[u8]) -> Option<usize> {
         match self.protocol {
             udp::NEXT_HEADER => Some(UDP_HEADER_BYTES),
@@ -130,7 +130,7 @@ impl Upper {
         }
     }
 
-    /// The packets that a frame stands for, if there are several.
+    /// Returns the packets that a frame represents, if the frame represents several.
     fn segments(&self, frame: &[u8], segment_bytes: u16) -> Option<Vec<Vec<u8>>> {
         let header_bytes = self.header_bytes(frame)?;
         let headers = frame.get(..self.start + header_bytes)?;
@@ -160,7 +160,7 @@ impl Upper {
         Some(packets)
     }
 
-    /// Writes its length wherever a header has it.
+    /// Writes the length into every header that carries the length.
     fn resize(&self, packet: &mut [u8]) -> Option<()> {
         let length = u16::try_from(self.length).ok()?.to_be_bytes();
         put(packet, self.network + PAYLOAD_LENGTH, &length);
@@ -170,8 +170,8 @@ impl Upper {
         Some(())
     }
 
-    /// Gives a TCP segment its sequence number, `offset` bytes after that of the frame, and the flags
-    /// of its place.
+    /// Sets a TCP segment's sequence number, `offset` bytes after the frame's sequence number, and the
+    /// flags of the segment's position.
     fn number_segment(
         &self,
         packet: &mut [u8],
@@ -195,15 +195,16 @@ impl Upper {
     }
 }
 
-/// Finishes the checksum of a frame's packet if the field holds the sum of the pseudo-header only, and
-/// tells whether it did. Any other one stays as it is, right or wrong.
+/// Completes the checksum of a frame's packet if the field holds only the sum of the pseudo-header;
+/// returns true in this case. Any other checksum stays, right or wrong.
 pub fn finish_checksum(frame: &mut [u8]) -> bool {
     Upper::of(frame).is_some_and(|upper| upper.finish(frame))
 }
 
-/// The packets that a frame stands for, each with the headers of the frame, its own lengths,
-/// checksum and sequence number. `segment_bytes` is the payload of each but the last, 0 for a single
-/// packet, whose checksum is finished if it must be. What is neither UDP nor TCP stays one packet.
+/// Returns the packets that a frame represents, each with the frame's headers and its own lengths,
+/// checksum and sequence number. `segment_bytes` is the payload of each packet except the last, 0 for a
+/// single packet, whose checksum is completed if necessary. Protocols other than UDP and TCP stay one
+/// packet.
 pub fn split(frame: &[u8], segment_bytes: u16) -> Vec<Vec<u8>> {
     let segments = Upper::of(frame).and_then(|upper| upper.segments(frame, segment_bytes));
     segments.unwrap_or_else(|| {
@@ -213,7 +214,7 @@ pub fn split(frame: &[u8], segment_bytes: u16) -> Vec<Vec<u8>> {
     })
 }
 
-/// [`checksum::sum`] of any length.
+/// [`checksum::sum`] for any length.
 fn sum(frame: &[u8], mut offset: usize, mut length: usize) -> Result<u64, Truncated> {
     let mut sum = 0;
     while length > 0 {
@@ -232,6 +233,6 @@ pub(super) fn put(packet: &mut [u8], at: usize, bytes: &[u8]) {
 }
 
 const _: () = {
-    // The parts that `sum` makes must begin at even bytes.
+    // The parts that `sum` creates must begin at even offsets.
     assert!(checksum::MAX_BYTES.is_multiple_of(2));
 };

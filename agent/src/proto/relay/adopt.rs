@@ -1,4 +1,4 @@
-//! What an earlier relay has left in the kernel: taken up as sessions without a name, or removed.
+//! Adoption of an earlier relay's kernel state: sessions without an owner, or removal.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv6Addr;
@@ -13,7 +13,7 @@ use super::{
     Adopted, Filter, Ports, RelayOutput, RelayServer, Session, SessionFlow, Timer, Timestamp,
 };
 
-/// A subscriber that is in order.
+/// A valid subscriber entry.
 struct Found {
     key: SubscriberKey,
     value: Subscriber,
@@ -30,7 +30,7 @@ impl RelayServer {
         let mut by_flow: BTreeMap<u32, Vec<Found>> = BTreeMap::new();
         let mut useless: Vec<SubscriberKey> = Vec::new();
         for (key, value) in subscribers {
-            // Of another address of this relay, or run out.
+            // Entries of another relay address and expired entries are useless.
             if value.relay_address == self.config.address.octets()
                 && Timestamp(value.lease_end_ns) > self.now
             {
@@ -113,7 +113,7 @@ impl RelayServer {
     ) {
         let number = self.next_session;
         self.next_session += 1;
-        // Its agent may not have noticed yet that it can be asked again.
+        // The agent may not have noticed yet that the relay is back.
         let lease_end = self.lease_from_now();
         let mut session = Session {
             owner: None,
@@ -131,7 +131,7 @@ impl RelayServer {
                 relay: it.value.relay_port,
                 agent: it.value.agent_port,
             };
-            // Two agents may have named one address; a flow is sent there once.
+            // Two agents may have requested the same address; the relay sends each flow there once.
             let is_full = session.flows.len() >= self.config.limits.flows_per_session;
             if is_full
                 || session.flows.contains_key(&stream)
@@ -175,7 +175,7 @@ impl RelayServer {
         self.resolve(number);
     }
 
-    /// Writes what has changed of the flows in the maps.
+    /// Writes the stream entries whose subscribers changed.
     fn trim_adopted(&mut self, kept: &BTreeMap<StreamKey, (u32, u32)>) {
         for (key, (flow, subscribers)) in kept {
             let served = self
@@ -188,7 +188,7 @@ impl RelayServer {
                     self.outputs
                         .push_back(RelayOutput::StreamSet { key: *key, value });
                 }
-                // None of its subscribers was in order.
+                // No subscriber of the flow was valid.
                 None => {
                     self.outputs.push_back(RelayOutput::StreamRemove(*key));
                     self.flow_numbers.release(*flow);
@@ -198,7 +198,7 @@ impl RelayServer {
     }
 }
 
-/// Whether an entry is one that a relay has written for this flow.
+/// Returns true if a relay wrote the entry for this flow.
 fn is_own(stream: &StreamKey, value: &Subscriber) -> bool {
     let endpoints = Endpoints {
         relay_address: value.relay_address,
@@ -214,8 +214,9 @@ fn is_own(stream: &StreamKey, value: &Subscriber) -> bool {
         && is_neutral(stream, &endpoints)
 }
 
-/// The filter is not in the maps. What the kernel is joined to from any source was asked for so;
-/// else the sources are those of the flows.
+/// Returns an approximate filter, since the maps do not hold filters. A kernel membership for any
+/// source proves an EXCLUDE request. Without such a membership, the sources are the sources of the
+/// flows.
 fn adopted_filter(any_source: bool, flows: &[(StreamKey, Found)]) -> Filter {
     if any_source {
         Filter {

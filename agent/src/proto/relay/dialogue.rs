@@ -1,4 +1,4 @@
-//! What agents say, and what they are told.
+//! Messages from and to agents.
 
 use std::net::Ipv6Addr;
 
@@ -80,7 +80,8 @@ impl RelayServer {
         }
     }
 
-    /// Tells an agent all flows of its session.
+    /// Sends the complete list of a session's flows to its agent, unless the agent's next hop is still
+    /// being resolved.
     pub(super) fn announce(&mut self, number: u64) {
         let Some(session) = self.sessions.get(&number) else {
             return;

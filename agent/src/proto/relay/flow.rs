@@ -1,9 +1,9 @@
-//! Flows and their subscribers, as they stand in `RELAY_STREAMS` and `RELAY_SUBSCRIBERS`.
+//! Flows and their subscribers, as entries of `RELAY_STREAMS` and `RELAY_SUBSCRIBERS`.
 //!
-//! A subscriber keeps its index: moving one into a gap would for a moment send it everything twice,
-//! or nothing. The lowest free index is given out first, and free ones at the end are cut off, so
-//! the kernel looks at few gaps. An entry is written before the flow counts it, and removed after
-//! the flow has ceased to.
+//! A subscriber keeps its index. If the relay moved a subscriber into a gap, the subscriber would
+//! briefly receive every packet twice, or none. The relay assigns the lowest free index first and cuts
+//! free indices at the end, so the kernel visits few gaps. The relay writes a subscriber's entry before
+//! the flow's count includes the index, and removes the entry after the count excludes the index.
 
 use common::maps::{Address, ManagedKey, StreamKey, Subscriber, SubscriberKey};
 use common::relay::{Endpoints, to_agent};
@@ -14,7 +14,7 @@ use crate::proto::Stream;
 use crate::proto::filter::Filter;
 
 impl RelayServer {
-    /// A packet of a flow has come, the first one as far as the kernel knows.
+    /// Handles the first packet of a flow since its address became managed.
     pub(super) fn stream_seen(&mut self, stream: &StreamKey, at: Timestamp) {
         if stream.vlan != 0 {
             return;
@@ -45,8 +45,8 @@ impl RelayServer {
         }
     }
 
-    /// Whether one more flow may be known for its packets. A sender that makes up ports fills the
-    /// room of its address for a while only: what has paused gives way.
+    /// Makes room for one more seen flow; returns true if there is room. A sender with made-up ports
+    /// fills an address only for a while, because paused flows give way.
     fn make_room(&mut self, stream: &StreamKey) -> bool {
         let Some(group) = self.groups.get(&stream.multicast_address) else {
             return false;
@@ -69,7 +69,7 @@ impl RelayServer {
         oldest.is_some()
     }
 
-    /// In a full session, a flow that was only named gives way to one that is there.
+    /// In a full session, drops a flow that was only named, in favour of a flow with packets.
     fn drop_unseen(&mut self, number: u64) {
         let Some(session) = self.sessions.get(&number) else {
             return;
@@ -90,7 +90,7 @@ impl RelayServer {
         }
     }
 
-    /// Flows were read from `STREAMS`.
+    /// Handles the flows read from `STREAMS`.
     pub(super) fn streams_read(&mut self, streams: &[(StreamKey, Stream)]) {
         for (key, stream) in streams {
             let Some(group) = self.groups.get_mut(&key.multicast_address) else {
@@ -102,7 +102,7 @@ impl RelayServer {
             {
                 state.measure(self.now, stream);
             } else if last >= group.since && self.now.since(last) <= self.config.flow_silence {
-                // Its event was lost.
+                // The first-packet event was lost.
                 self.stream_seen(key, last);
             }
         }
@@ -123,7 +123,7 @@ impl RelayServer {
         }
     }
 
-    /// Forgets a flow, and ceases to send it.
+    /// Forgets a flow and stops sending the flow.
     fn drop_stream(&mut self, stream: &StreamKey) {
         let sessions: Vec<u64> = self
             .groups
@@ -140,7 +140,7 @@ impl RelayServer {
         }
     }
 
-    /// Asks for the streams to be measured, again and again while there are any.
+    /// Requests a reading of the streams, periodically while there are groups.
     pub(super) fn measure(&mut self) {
         if self.groups.is_empty() {
             return;
@@ -151,7 +151,7 @@ impl RelayServer {
         self.timers.set(Timer::Measure, due);
     }
 
-    /// Sends a known flow to a session; says whether that is new.
+    /// Subscribes a session to a known flow; returns true if the session did not have the flow.
     pub(super) fn subscribe(&mut self, number: u64, stream: &StreamKey) -> bool {
         let Some(session) = self.sessions.get_mut(&number) else {
             return false;
@@ -206,7 +206,7 @@ impl RelayServer {
         true
     }
 
-    /// Ceases to send a flow to a session.
+    /// Stops sending a flow to a session.
     pub(super) fn unsubscribe(&mut self, number: u64, stream: &StreamKey) {
         let Some(session) = self.sessions.get_mut(&number) else {
             return;
@@ -240,7 +240,7 @@ impl RelayServer {
             .push_back(RelayOutput::SubscriberRemove(flow.key));
     }
 
-    /// Writes the entry of a session's flow, with its lease.
+    /// Writes the subscriber entry of a session's flow, including the lease.
     pub(super) fn write_subscriber(&mut self, number: u64, stream: &StreamKey, reset_usage: bool) {
         let Some(session) = self.sessions.get(&number) else {
             return;
@@ -270,7 +270,7 @@ impl RelayServer {
         });
     }
 
-    /// Rate of what is sent, to one agent or to all.
+    /// Returns the rate of all copies to one agent, or to all agents.
     pub(super) fn bits_per_second(&self, agent: Option<&str>) -> u64 {
         self.sessions
             .values()
@@ -287,7 +287,7 @@ impl RelayServer {
             .fold(0, u64::saturating_add)
     }
 
-    /// Rate of the flows of an address that a filter accepts, as far as they are known.
+    /// Returns the known rate of an address's flows that a filter accepts.
     pub(super) fn rate_of(&self, multicast_address: &Address, filter: &Filter) -> u64 {
         self.groups.get(multicast_address).map_or(0, |group| {
             group

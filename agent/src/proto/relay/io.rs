@@ -1,4 +1,4 @@
-//! What goes into the relay's protocol and what comes out of it.
+//! Inputs and outputs of the relay's protocol.
 
 use std::collections::BTreeSet;
 use std::net::Ipv6Addr;
@@ -12,36 +12,37 @@ use crate::proto::{Membership, Timestamp};
 /// Configuration of a [`super::RelayServer`].
 #[derive(Clone, Debug)]
 pub struct RelayConfig {
-    /// Name of this relay, as its certificate has it.
+    /// Name of this relay, from its certificate.
     pub name: String,
     /// Source address of the copies.
     pub address: Ipv6Addr,
-    /// Who may ask for what; what no rule allows is refused.
+    /// Permissions of agents; the relay refuses requests that no rule allows.
     pub policy: Vec<Rule>,
-    /// Bounds.
+    /// Limits of sessions, flows, sources and rates.
     pub limits: RelayLimits,
-    /// How long a session goes on without another request.
+    /// Lifetime of a session without renewal.
     pub lease: Duration,
-    /// A flow that is silent for longer is given up.
+    /// Silence after which a flow is dropped.
     pub flow_silence: Duration,
-    /// Time between two readings of `STREAMS`.
+    /// Interval between two readings of `STREAMS`.
     pub measure_interval: Duration,
 }
 
-/// Bounds of what agents and senders can make the relay do.
+/// Limits of the load that agents and senders can cause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RelayLimits {
-    /// Sessions, over all agents.
+    /// Sessions of all agents together.
     pub sessions: usize,
-    /// Sessions of one agent.
+    /// Sessions that one agent may hold at a time.
     pub sessions_per_agent: usize,
-    /// Flows of one session; further ones are not relayed, and counted.
+    /// Flows of one session; further flows are counted but not relayed.
     pub flows_per_session: usize,
     /// Sources in one filter.
     pub sources: usize,
-    /// Bits per second of all copies above which no new session is taken.
+    /// Rate of all copies above which the relay refuses new sessions, bits per second.
     pub bits_per_second: u64,
-    /// The same for the copies to one agent.
+    /// Rate of the copies to one agent above which the relay refuses the agent's new sessions, bits per
+    /// second.
     pub bits_per_second_per_agent: u64,
 }
 
@@ -58,79 +59,81 @@ impl Default for RelayLimits {
     }
 }
 
-/// What a relay before this one has left in the kernel.
+/// Kernel state that an earlier relay left.
 #[derive(Clone, Debug, Default)]
 pub struct Adopted {
-    /// `RELAY_STREAMS`.
+    /// All entries of `RELAY_STREAMS`.
     pub streams: Vec<(StreamKey, RelayStream)>,
-    /// `RELAY_SUBSCRIBERS`.
+    /// All entries of `RELAY_SUBSCRIBERS`.
     pub subscribers: Vec<(SubscriberKey, Subscriber)>,
-    /// `MANAGED`.
+    /// All keys of `MANAGED`.
     pub managed: Vec<ManagedKey>,
-    /// Addresses that the kernel is still joined to, from any source.
+    /// Addresses with a kernel membership for any source.
     pub joined: Vec<ManagedKey>,
 }
 
-/// What the caller is to do.
+/// Action for the caller.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RelayOutput {
     /// Send a frame to a connected agent.
     Frame {
-        /// Its name.
+        /// Name of the agent.
         peer: String,
         /// [`common::signal::PeerMessage`], encoded.
         bytes: Vec<u8>,
     },
-    /// Take a membership, or replace the one held for that address. A failure is told by
-    /// [`crate::proto::DatapathEvent::Failed`].
+    /// Take a membership, or replace the membership of that address.
+    /// [`crate::proto::DatapathEvent::Failed`] reports a failure.
     Join(Membership),
-    /// Drop a membership, one of an earlier relay included.
+    /// Drop a membership, including one of an earlier relay.
     Leave(ManagedKey),
-    /// Watch an address for packets after a moment. May fail likewise.
+    /// Manage an address. [`crate::proto::DatapathEvent::Failed`] reports a failure.
     Manage {
-        /// The address.
+        /// VLAN 0 and the multicast address.
         key: ManagedKey,
-        /// First packets after this moment raise events.
+        /// First packets of flows after this time raise events.
         since: Timestamp,
     },
-    /// Watch it no longer.
+    /// Stop managing an address.
     Unmanage(ManagedKey),
-    /// Write an entry of `RELAY_STREAMS`. May fail likewise.
+    /// Write an entry of `RELAY_STREAMS`. [`crate::proto::DatapathEvent::Failed`] reports a failure.
     StreamSet {
-        /// The flow.
+        /// Flow to relay.
         key: StreamKey,
-        /// Its number and subscribers.
+        /// Number of the flow, and number of its subscriber slots.
         value: RelayStream,
     },
-    /// Remove one.
+    /// Remove an entry from `RELAY_STREAMS`.
     StreamRemove(StreamKey),
-    /// Write an entry of `RELAY_SUBSCRIBERS`. May fail likewise.
+    /// Write an entry of `RELAY_SUBSCRIBERS`. [`crate::proto::DatapathEvent::Failed`] reports a
+    /// failure.
     SubscriberSet {
-        /// The flow that it belongs to, for the failure.
+        /// Flow of the subscriber, for the report of a failure.
         stream: StreamKey,
-        /// Number of the flow, and index.
+        /// Number of the flow, and the subscriber's index.
         key: SubscriberKey,
-        /// Where copies go.
+        /// Addresses and ports of the copies, and the end of the lease.
         value: Subscriber,
-        /// The index is given to another subscriber: what `RELAY_USAGE` counted is another's.
+        /// True if the index moves to another subscriber: `RELAY_USAGE` holds counts of the former
+        /// subscriber.
         reset_usage: bool,
     },
-    /// Remove one, and what was counted for it.
+    /// Remove an entry from `RELAY_SUBSCRIBERS` and its counts.
     SubscriberRemove(SubscriberKey),
-    /// Have the kernel know the link address on the way to an agent, and keep it; answered by
-    /// [`super::RelayServer::handle_neighbour`], also where it is known already.
+    /// Resolve the next hop to an agent, and keep the result current.
+    /// [`super::RelayServer::handle_neighbour`] takes the answer, even for a known next hop.
     Resolve {
-        /// Address of the agent.
+        /// Unicast address from the agent's request.
         agent_address: Ipv6Addr,
     },
-    /// It need not be kept any more.
+    /// Stop resolving the next hop to an agent.
     Forget {
-        /// Address of the agent.
+        /// Unicast address from the agent's request.
         agent_address: Ipv6Addr,
     },
-    /// Read the flows of addresses; answered by [`crate::proto::DatapathEvent::Streams`].
+    /// Read the flows of addresses; [`crate::proto::DatapathEvent::Streams`] answers.
     ReadStreams {
-        /// The addresses.
+        /// Addresses to read.
         keys: Vec<ManagedKey>,
     },
 }
@@ -138,50 +141,50 @@ pub enum RelayOutput {
 /// A session, for the operator.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SessionView<'a> {
-    /// The agent; none for a session of an earlier relay that was not renewed yet.
+    /// Name of the agent; `None` for an adopted session before its renewal.
     pub agent: Option<&'a str>,
-    /// Its transaction, if known.
+    /// Transaction of the agent's request; `None` for an adopted session before its renewal.
     pub transaction: Option<u64>,
-    /// Multicast address.
+    /// Requested group; scope is wider than the link.
     pub multicast_address: Ipv6Addr,
-    /// Filter mode.
+    /// INCLUDE or EXCLUDE (RFC 9777 §4.2).
     pub filter_mode: FilterMode,
-    /// Sources of the filter.
+    /// Source list of the filter.
     pub sources: &'a BTreeSet<Ipv6Addr>,
     /// Destination address of the copies.
     pub agent_address: Ipv6Addr,
-    /// When it began, or was adopted.
+    /// Start of the session, or time of its adoption.
     pub since: Timestamp,
-    /// When it ends unless it is renewed.
+    /// End of the session without renewal.
     pub lease_end: Timestamp,
-    /// What is sent.
+    /// Flows that the relay sends to the agent.
     pub flows: Vec<FlowView>,
 }
 
 /// A flow of a session, for the operator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlowView {
-    /// The flow.
+    /// Original addresses and ports of the flow.
     pub stream: StreamKey,
     /// UDP source port of the copies.
     pub relay_port: u16,
     /// UDP destination port of the copies.
     pub agent_port: u16,
-    /// Its entry in `RELAY_SUBSCRIBERS` and `RELAY_USAGE`.
+    /// Entry of the flow in `RELAY_SUBSCRIBERS` and `RELAY_USAGE`.
     pub key: SubscriberKey,
-    /// Rate of the stream when last measured.
+    /// Rate of the flow at the last measurement.
     pub bits_per_second: u64,
 }
 
-/// What was not done, by reason.
+/// Counts of refused, malformed and expired input, by reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RelayCounters {
-    /// Frames of agents that are no message, or none that a relay takes.
+    /// Frames from agents that cannot be decoded, or carry a message that no relay accepts.
     pub malformed_frames: u64,
-    /// Requests refused.
+    /// Requests answered with a `RelayRelease`, whatever the reason.
     pub refused_requests: u64,
-    /// Sessions whose lease ended.
+    /// Sessions whose lease ended without renewal.
     pub expired_sessions: u64,
-    /// Flows that a session had no room for.
+    /// Flows beyond a limit, or without a free port pair.
     pub refused_flows: u64,
 }

@@ -1,7 +1,8 @@
-//! The relay's protocol without I/O: sessions with agents, and the flows that are sent to them.
+//! The relay's protocol without I/O: sessions with agents, and the flows sent to the agents.
 //!
-//! A session is (agent, multicast address), whatever number of VMs listen there. It is asked for by
-//! `RelayRequest`, whose transaction names it, and lives by its lease:
+//! One session serves one (agent, multicast address), whatever number of VMs listen there. A
+//! `RelayRequest` opens the session; the transaction of that request identifies the session, and a
+//! lease limits its life:
 //!
 //! ```text
 //!          RelayRequest                neighbour resolved
@@ -17,24 +18,24 @@
 //!    `------------------------------------------------------------'
 //! ```
 //!
-//! Everything is joined and written to the maps before the `RelayResponse` goes out. A request with
-//! another transaction takes the session over, with its ports. A relay that is restarted finds
-//! subscribers in the maps, but not the names of their agents: it goes on serving them as `Adopted`
-//! until their agents ask again or their leases are over.
+//! The relay joins and writes the maps before the `RelayResponse` goes out. A request with another
+//! transaction takes over the session and its ports. A restarted relay finds subscribers in the maps,
+//! but not the names of their agents. The relay serves such sessions as `Adopted` until the agents ask
+//! again or the leases end.
 //!
-//! As [`crate::proto::Agent`], [`RelayServer`] takes inputs by `handle_*` and gives outputs by
-//! [`RelayServer::poll_output`].
+//! Like [`crate::proto::Agent`], [`RelayServer`] takes inputs through `handle_*` and returns outputs
+//! from [`RelayServer::poll_output`].
 //!
 //! | module | holds |
 //! |---|---|
-//! | `dialogue` | what agents say, and are told |
-//! | `session` | sessions: asked for, renewed, released, expired |
-//! | `request` | what is checked of a request |
-//! | `flow` | who is sent what: the entries of the maps |
-//! | `stream` | addresses, flows and subscribers as they are known |
-//! | `adopt` | what an earlier relay has left |
+//! | `dialogue` | messages from and to agents |
+//! | `session` | sessions: request, renewal, release, expiry |
+//! | `request` | checks of a request |
+//! | `flow` | subscribers of each flow: the entries of the maps |
+//! | `stream` | known addresses, flows and subscribers |
+//! | `adopt` | state that an earlier relay left |
 //! | `ports` | choice of the ports |
-//! | `policy`, `refusal` | who may, and the sentences for those who may not |
+//! | `policy`, `refusal` | permissions, and the sentences of refusals |
 
 mod adopt;
 mod dialogue;
@@ -64,61 +65,61 @@ use ports::{PortTable, Ports};
 use refusal::Refusal;
 use stream::{FlowNumbers, Group};
 
-/// One deadline.
+/// A deadline of the relay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Timer {
-    /// The lease of a session is over.
+    /// End of the lease of the session with this number.
     Lease(u64),
-    /// The streams are to be measured.
+    /// Time of the next reading of `STREAMS`.
     Measure,
 }
 
-/// One session.
+/// A session: one multicast address for one agent.
 #[derive(Debug)]
 struct Session {
-    /// `None` for an adopted one.
+    /// The agent and its transaction; `None` for an adopted session.
     owner: Option<Owner>,
     multicast_address: Address,
     filter: Filter,
     agent_address: Address,
     since: Timestamp,
     lease_end: Timestamp,
-    /// The agent waits for its `RelayResponse` until the neighbour is resolved.
+    /// The `RelayResponse` waits until the agent's neighbour entry is resolved.
     resolving: bool,
     flows: BTreeMap<StreamKey, SessionFlow>,
 }
 
-/// Who a session belongs to.
+/// Agent and transaction of a session.
 #[derive(Debug)]
 struct Owner {
     agent: String,
     transaction: u64,
-    /// Flows that the last request named: what was given up for its silence is not taken up again
-    /// because the agent goes on naming it.
+    /// Flows named in the last request. A flow that was dropped for its silence is not subscribed again
+    /// while the agent keeps naming the flow.
     named: BTreeSet<StreamKey>,
 }
 
-/// A flow of a session.
+/// Ports and map entry of one flow of a session.
 #[derive(Clone, Copy, Debug)]
 struct SessionFlow {
     ports: Ports,
     key: SubscriberKey,
 }
 
-/// The protocol of one relay.
+/// State machine of one relay.
 #[derive(Debug)]
 pub struct RelayServer {
     config: RelayConfig,
-    /// Time of the input being handled.
+    /// Time of the current input.
     now: Timestamp,
     outputs: VecDeque<RelayOutput>,
     timers: TimerTable<Timer>,
-    /// Agents that are connected, and where from, as far as that is known.
+    /// Connected agents, with the addresses that they dialed from, if known.
     connected: BTreeMap<String, Option<Ipv6Addr>>,
     sessions: BTreeMap<u64, Session>,
     next_session: u64,
     names: BTreeMap<(String, Address), u64>,
-    /// By multicast address.
+    /// Joined multicast addresses.
     groups: BTreeMap<Address, Group>,
     flow_numbers: FlowNumbers,
     ports: PortTable,
@@ -128,7 +129,7 @@ pub struct RelayServer {
 }
 
 impl RelayServer {
-    /// Creates a relay that serves nobody.
+    /// Creates a relay without sessions.
     pub fn new(config: RelayConfig) -> Self {
         Self {
             config,
@@ -147,14 +148,14 @@ impl RelayServer {
         }
     }
 
-    /// Takes in, once and before anything else, what an earlier relay has left in the kernel.
-    /// What nobody needs is given up.
+    /// Adopts the kernel state of an earlier relay, and removes unused entries. Called once, before any
+    /// other input.
     pub fn handle_adopted(&mut self, now: Timestamp, adopted: Adopted) {
         self.begin(now);
         self.adopt(adopted);
     }
 
-    /// Takes in what happened on the connection to an agent.
+    /// Handles an event of an agent's connection.
     pub fn handle_peer(&mut self, now: Timestamp, peer: &str, event: PeerEvent) {
         self.begin(now);
         match event {
@@ -165,20 +166,20 @@ impl RelayServer {
                 });
                 self.connected.insert(peer.to_owned(), from);
             }
-            // Its streams go on until their leases end: it may come back.
+            // Streams continue until the leases end, since the agent may reconnect.
             PeerEvent::Down { .. } => {
                 self.connected.remove(peer);
             }
             PeerEvent::Frame(bytes) => {
-                // A frame proves the connection, should its `Up` be overtaken.
+                // A frame proves the connection, even if the frame overtakes its `Up`.
                 self.connected.entry(peer.to_owned()).or_default();
                 self.on_frame(peer, &bytes);
             }
         }
     }
 
-    /// Takes in what the kernel programs report: first packets, streams that were read, and what
-    /// could not be done. Other events do not concern a relay.
+    /// Handles an event of the eBPF programs: first packets, read streams and failures. A relay ignores
+    /// all other events.
     pub fn handle_datapath(&mut self, now: Timestamp, event: DatapathEvent) {
         self.begin(now);
         match event {
@@ -193,7 +194,7 @@ impl RelayServer {
         }
     }
 
-    /// Takes in whether the kernel knows the way to an agent; answers [`RelayOutput::Resolve`].
+    /// Handles the result of [`RelayOutput::Resolve`]: whether the kernel has the next hop to an agent.
     pub fn handle_neighbour(
         &mut self,
         now: Timestamp,
@@ -204,7 +205,7 @@ impl RelayServer {
         self.neighbour_known(agent_address, result);
     }
 
-    /// Does what is due at `now`. Calls before [`Self::poll_timeout`] do nothing.
+    /// Runs all timers due at `now`. Calls before [`Self::poll_timeout`] have no effect.
     pub fn handle_timeout(&mut self, now: Timestamp) {
         self.begin(now);
         while let Some(timer) = self.timers.expire(self.now) {
@@ -215,34 +216,34 @@ impl RelayServer {
         }
     }
 
-    /// Returns the next thing to do; `None` when nothing is left.
+    /// Returns the next output; `None` if none is left.
     pub fn poll_output(&mut self) -> Option<RelayOutput> {
         self.outputs.pop_front()
     }
 
-    /// Returns when to call [`Self::handle_timeout`], if ever.
+    /// Returns the time of the next [`Self::handle_timeout`]; `None` if no timer is armed.
     pub fn poll_timeout(&self) -> Option<Timestamp> {
         self.timers.next()
     }
 
-    /// The sessions.
+    /// Returns a view of every session, adopted ones included.
     pub fn sessions(&self) -> impl Iterator<Item = SessionView<'_>> {
         self.sessions.values().map(|session| self.view(session))
     }
 
-    /// The memberships held.
+    /// Returns the joined memberships.
     pub fn memberships(&self) -> impl Iterator<Item = Membership> + '_ {
         self.groups
             .iter()
             .map(|(address, group)| group.filter.membership(managed_key(address)))
     }
 
-    /// The agents that are connected.
+    /// Returns the names of the connected agents.
     pub fn connected_agents(&self) -> impl Iterator<Item = &str> {
         self.connected.keys().map(String::as_str)
     }
 
-    /// What was not done.
+    /// Returns the counters of refusals and expiries.
     pub fn counters(&self) -> RelayCounters {
         self.counters
     }
@@ -281,7 +282,7 @@ impl RelayServer {
     }
 }
 
-/// The address as it is watched and joined: relayed flows are untagged.
+/// Returns the key of an address as managed and joined. Relayed flows are untagged.
 fn managed_key(multicast_address: &Address) -> ManagedKey {
     ManagedKey {
         vlan: 0,

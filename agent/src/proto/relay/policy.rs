@@ -1,7 +1,7 @@
-//! Who may ask for which multicast addresses, and have them sent where.
+//! Permissions of agents: multicast addresses, and destinations of the copies.
 //!
-//! Rules are permissions: what no rule allows is refused. They are read from `[[policy]]` of the
-//! relay's configuration as they stand here.
+//! Rules are permissions: the relay refuses whatever no rule allows. The relay reads these types
+//! directly from `[[policy]]` of its configuration.
 
 use std::net::Ipv6Addr;
 
@@ -10,15 +10,16 @@ use serde::Deserialize;
 use crate::glob::{Glob, any_matches};
 use crate::value::Prefix;
 
-/// Permission for some agents to ask for some addresses.
+/// Permission for some agents to request some addresses.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
     /// Patterns for the name in the agent's certificate.
     pub agents: Vec<Glob>,
-    /// Prefixes of the multicast addresses.
+    /// Prefixes of allowed multicast addresses.
     pub multicast_addresses: Vec<Prefix>,
-    /// Prefixes that copies may be sent to; empty: the address that the agent has connected from.
+    /// Prefixes of allowed destinations of the copies. If empty, only the address that the agent
+    /// connects from is allowed.
     #[serde(default)]
     pub agent_addresses: Vec<Prefix>,
 }
@@ -29,7 +30,7 @@ impl Rule {
             && any_contains(&self.multicast_addresses, multicast_address)
     }
 
-    /// Without prefixes, nobody has said that a host has other addresses than the one that it shows to have.
+    /// Without prefixes, only the address that an agent connects from is proven to be the agent's.
     fn allows_destination(&self, agent_address: Ipv6Addr, from: Option<Ipv6Addr>) -> bool {
         from == Some(agent_address) || any_contains(&self.agent_addresses, agent_address)
     }
@@ -39,17 +40,17 @@ fn any_contains(prefixes: &[Prefix], address: Ipv6Addr) -> bool {
     prefixes.iter().any(|prefix| prefix.contains(address))
 }
 
-/// What the rules say about a request.
+/// Result of the rules for a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     Allowed,
-    /// No rule lets the agent have the multicast address.
+    /// No rule allows the agent to request the multicast address.
     Refused,
-    /// A rule does, but not at that agent address.
+    /// A rule allows the multicast address, but no rule allows the destination.
     RefusedDestination,
 }
 
-/// Judges a request of an agent that is connected from an address.
+/// Judges a request from an agent; `from` is the address that the agent connects from.
 pub(super) fn judge(
     rules: &[Rule],
     agent: &str,

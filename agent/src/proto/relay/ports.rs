@@ -1,9 +1,9 @@
-//! Choice of the two ports that stand for a flow.
+//! Choice of the two ports that represent a flow.
 //!
-//! The two are chosen so that the one's complement sum of addresses and ports stays what it was
-//! ([`common::relay`]), so only their sum is given by the flow, and one of them is free. Which pair a flow
-//! gets is all that somebody who sends in the relay's name, and sees nothing, has to guess: it depends on
-//! a number that only this process has.
+//! The ports keep the one's complement sum of addresses and ports unchanged ([`common::relay`]). The
+//! flow therefore determines only the sum of the ports, and one port is free. A blind attacker who
+//! forges the relay's datagrams has to guess the pair. So the choice depends on a secret of this
+//! process.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher as _, RandomState};
@@ -11,30 +11,30 @@ use std::hash::{BuildHasher as _, RandomState};
 use common::maps::{Address, StreamKey};
 use common::relay::{FIRST_PORT, FIRST_RELAY_PORT, agent_port, port_pairs};
 
-/// Relay ports that are drawn before all pairs are gone through, which takes much longer. One in five
-/// at least makes a pair.
+/// Number of random relay ports to try before a search through all pairs, which takes much longer. At
+/// least one in five relay ports makes a pair.
 const DRAWS: u32 = 64;
-/// How many ports a relay can have.
+/// Number of ports that a relay can use.
 const RELAY_PORTS: u64 = (u16::MAX - FIRST_RELAY_PORT) as u64 + 1;
 
-/// The ports of one flow.
+/// Port pair of one flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Ports {
     pub(super) relay: u16,
     pub(super) agent: u16,
 }
 
-/// Ports in use, by agent address.
+/// Port pairs in use, by agent address.
 #[derive(Debug, Default)]
 pub(super) struct PortTable {
     used: BTreeMap<Address, BTreeSet<Ports>>,
-    /// Has the secret number.
+    /// Holds the secret of this process.
     hasher: RandomState,
 }
 
 impl PortTable {
-    /// Chooses a pair that is not in use, and takes it; `None` when all are. The choice is the same
-    /// each time where it can, so a flow that comes back has its old ports.
+    /// Chooses and reserves an unused pair; `None` if all pairs are in use. The choice is deterministic
+    /// where possible, so a returning flow gets its old ports.
     pub(super) fn take(
         &mut self,
         stream: &StreamKey,
@@ -59,13 +59,13 @@ impl PortTable {
         Some(ports)
     }
 
-    /// Takes a pair that is given; says whether it was free.
+    /// Reserves the given pair; returns true if the pair was free.
     pub(super) fn take_given(&mut self, agent_address: &Address, ports: Ports) -> bool {
         let used = self.used.entry(*agent_address).or_default();
         used.insert(ports)
     }
 
-    /// Gives a pair back.
+    /// Releases a pair.
     pub(super) fn release(&mut self, agent_address: &Address, ports: Ports) {
         if let Some(used) = self.used.get_mut(agent_address) {
             used.remove(&ports);
@@ -107,7 +107,7 @@ mod tests {
     fn ports_of_a_flow_cannot_be_known_from_what_everybody_knows() {
         let (mut one, mut other) = (PortTable::default(), PortTable::default());
         let same = (0..100).filter(|&flow| take(&mut one, flow) == take(&mut other, flow));
-        // One in some 15,000 by chance.
+        // Two secrets agree on a pair in one of some 15,000 cases.
         let same = same.count();
         assert!(same < 3, "{same} of 100");
     }

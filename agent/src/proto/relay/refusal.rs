@@ -1,4 +1,4 @@
-//! Why a session is refused or ends: each reason one sentence for a person.
+//! Reasons why a session is refused or ends; each reason is one sentence for a person.
 
 use std::net::Ipv6Addr;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use thiserror::Error;
 
 use crate::proto::refusal::bounded;
 
-/// Why an agent gets no stream, or gets it no longer.
+/// Reason why an agent does not get a stream, or no longer gets the stream.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub(super) enum Refusal {
     #[error("The request has a field that is out of range: {field}")]

@@ -1,4 +1,4 @@
-//! What is checked of a request: its fields, the policy, the limits.
+//! Checks of a request: fields, policy, limits.
 
 use std::collections::BTreeSet;
 use std::net::Ipv6Addr;
@@ -10,17 +10,17 @@ use super::policy::{Verdict, judge};
 use super::{Filter, Refusal, RelayServer};
 use crate::proto::filter::is_routable;
 
-/// A request whose fields are in order.
+/// A request with valid fields.
 pub(super) struct Wanted {
     pub(super) multicast_address: Address,
     pub(super) filter: Filter,
     pub(super) agent_address: Address,
-    /// Flows that the agent knows of.
+    /// Flows that the agent knows.
     pub(super) named: BTreeSet<StreamKey>,
 }
 
 impl RelayServer {
-    /// Checks fields and policy.
+    /// Checks the fields and the policy.
     pub(super) fn check(&self, agent: &str, request: &RelayRequest) -> Result<Wanted, Refusal> {
         let relay = || self.config.name.clone();
         let multicast_address = *request.multicast_address;
@@ -99,7 +99,7 @@ impl RelayServer {
                 vlan: 0,
                 pad: 0,
             })
-            // Without ports it is no UDP, which cannot be relayed.
+            // A flow without ports is not UDP, so no relay can carry the flow.
             .filter(|stream| stream.source_port != 0 && stream.destination_port != 0)
             .filter(|stream| is_unicast(stream.source.into()) && filter.accepts(&stream.source))
             .collect();
@@ -111,13 +111,13 @@ impl RelayServer {
         })
     }
 
-    /// The address that a connected agent has dialed from, if that is known.
+    /// Returns the address that a connected agent dialed from; `None` if unknown.
     fn address_of(&self, agent: &str) -> Option<Ipv6Addr> {
         self.connected.get(agent).copied().flatten()
     }
 
-    /// Sees to it that nobody else is sent to at an agent's address: the agent that is connected from there
-    /// goes before one that only the policy lets have it.
+    /// Ensures that the relay sends to an agent address for one agent only. An agent that connects from
+    /// the address displaces an agent that merely the policy allows to use the address.
     pub(super) fn make_way(&mut self, agent: &str, address: Address) -> Result<(), Refusal> {
         let agent_address = Ipv6Addr::from(address);
         let is_there = |name: &str| self.address_of(name) == Some(agent_address);
@@ -163,10 +163,10 @@ impl RelayServer {
                 limit: limits.sessions_per_agent,
             });
         }
-        // What is not flowing yet is not known; the next one then is refused.
+        // The rate of flows that have not started is unknown; a later request is refused instead.
         let more = self.rate_of(&wanted.multicast_address, &wanted.filter);
         let used_above = |limit: u64, agent: Option<&str>| {
-            // Adding up takes a while; without a limit there is nothing to add up for.
+            // The sum is slow to compute and useless without a limit.
             let used = (limit < u64::MAX).then(|| self.bits_per_second(agent))?;
             (used >= limit || used.saturating_add(more) > limit).then_some(used)
         };
@@ -195,7 +195,7 @@ fn is_unicast(address: Ipv6Addr) -> bool {
     !address.is_multicast() && !address.is_unspecified()
 }
 
-/// Whether an address is of source-specific multicast: ff3x::/32 (RFC 4607 §1).
+/// Returns true for a source-specific multicast address: ff3x::/32 (RFC 4607 §1).
 fn is_source_specific(address: &Address) -> bool {
     matches!(address, [0xff, second, 0, 0, ..] if second >> 4 == 3)
 }

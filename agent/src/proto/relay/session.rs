@@ -1,4 +1,4 @@
-//! Sessions: asked for, renewed, taken over, released, expired.
+//! Sessions: request, renewal, takeover, release, expiry.
 
 use crate::proto::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,14 +37,14 @@ impl RelayServer {
         Ok(())
     }
 
-    /// The sessions of an agent.
+    /// Returns the numbers of an agent's sessions.
     pub(super) fn of_agent(&self, agent: &str) -> impl Iterator<Item = u64> + '_ {
         self.names
             .range((agent.to_owned(), [0; 16])..=(agent.to_owned(), [0xff; 16]))
             .map(|(_, number)| *number)
     }
 
-    /// The session that an earlier relay had with the agent of this address.
+    /// Returns the session that an earlier relay had with the agent at this address.
     fn adopted_session(&self, wanted: &Wanted) -> Option<u64> {
         let group = self.groups.get(&wanted.multicast_address)?;
         group.sessions.iter().copied().find(|number| {
@@ -54,7 +54,7 @@ impl RelayServer {
         })
     }
 
-    /// Makes a session without owner and flows, and joins.
+    /// Creates a session without owner and flows, and joins.
     fn open(&mut self, wanted: &Wanted) -> u64 {
         let number = self.next_session;
         self.next_session += 1;
@@ -72,7 +72,7 @@ impl RelayServer {
         number
     }
 
-    /// Enters a session into the tables, and joins.
+    /// Registers a session, and joins.
     pub(super) fn insert_session(&mut self, number: u64, session: Session) {
         let multicast_address = session.multicast_address;
         let agent_address = session.agent_address;
@@ -85,7 +85,7 @@ impl RelayServer {
             }
             None => {
                 let key = managed_key(&multicast_address);
-                // Watched before it is joined, so that the first packet is seen.
+                // The address is managed before the join, so the first packet raises an event.
                 self.outputs.push_back(RelayOutput::Manage {
                     key,
                     since: self.now,
@@ -107,7 +107,7 @@ impl RelayServer {
             .insert(number);
     }
 
-    /// Joins with what the sessions of an address want together.
+    /// Joins with the union of the filters of an address's sessions.
     fn rejoin(&mut self, multicast_address: &Address) {
         let Some(group) = self.groups.get_mut(multicast_address) else {
             return;
@@ -126,7 +126,7 @@ impl RelayServer {
         }
     }
 
-    /// Gives a session its owner, filter, flows and a new lease, and answers.
+    /// Gives a session its owner, filter, flows and a new lease, and answers the agent.
     fn renew(&mut self, number: u64, agent: &str, transaction: u64, wanted: Wanted) {
         let Wanted {
             multicast_address,
@@ -190,12 +190,13 @@ impl RelayServer {
         if fresh {
             self.resolve(number);
         } else {
-            // Unless it waits for the neighbour still.
+            // `announce` sends nothing while the next hop is being resolved.
             self.announce(number);
         }
     }
 
-    /// Sends a session every known flow that its filter accepts, and those that its agent names.
+    /// Subscribes a session to every seen flow that its filter accepts, and to the flows that its agent
+    /// names.
     fn subscribe_known(&mut self, number: u64, multicast_address: &Address, named: &[StreamKey]) {
         let Some(group) = self.groups.get(multicast_address) else {
             return;
@@ -213,7 +214,7 @@ impl RelayServer {
             self.subscribe(number, &stream);
         }
         for stream in named {
-            // A flow that finds no room is not remembered for having been named.
+            // A named flow without room is not recorded.
             let room = self
                 .sessions
                 .get(&number)
@@ -229,7 +230,7 @@ impl RelayServer {
         }
     }
 
-    /// Sends a session's copies elsewhere from now on, by new ports.
+    /// Moves a session's copies to another agent address, with new ports.
     fn move_session(&mut self, number: u64, agent_address: Address) {
         let Some(session) = self.sessions.get(&number) else {
             return;
@@ -249,12 +250,12 @@ impl RelayServer {
             .insert(number);
         if let Some(session) = self.sessions.get_mut(&number) {
             session.agent_address = agent_address;
-            // Known ways and flows are taken up again by the renewal that this belongs to.
+            // The renewal that caused the move restores the next hop and the flows.
             session.owner = None;
         }
     }
 
-    /// Asks for the way to a session's agent.
+    /// Requests the next hop to a session's agent.
     pub(super) fn resolve(&mut self, number: u64) {
         if let Some(session) = self.sessions.get(&number) {
             self.outputs.push_back(RelayOutput::Resolve {
@@ -308,8 +309,8 @@ impl RelayServer {
         }
     }
 
-    /// Something could not be done for an address. Sessions that were not answered are refused;
-    /// others go on with what they have.
+    /// Handles a failure for an address. The relay refuses unanswered sessions; other sessions continue
+    /// unchanged.
     pub(super) fn address_failed(&mut self, key: ManagedKey, reason: &str) {
         let address = Ipv6Addr::from(key.multicast_address);
         let numbers: Vec<u64> = self
@@ -330,8 +331,8 @@ impl RelayServer {
         }
     }
 
-    /// When the lease of a session ends that is asked for now. Agents renew after a third of it:
-    /// whenever this process dies, a whole one is left.
+    /// Returns the end of a lease that begins now. Agents renew after a third of the lease, so a full
+    /// lease remains whenever this process dies.
     pub(super) fn lease_from_now(&self) -> Timestamp {
         self.now + self.config.lease + self.config.lease / 3
     }
@@ -342,7 +343,7 @@ impl RelayServer {
         self.end(number, &Refusal::Expired { lease });
     }
 
-    /// Ends a session and tells its agent why.
+    /// Ends a session and tells its agent the reason.
     pub(super) fn end(&mut self, number: u64, refusal: &Refusal) {
         if let Some(owner) = self.sessions.get(&number).and_then(|it| it.owner.as_ref()) {
             let (agent, transaction) = (owner.agent.clone(), owner.transaction);
@@ -352,7 +353,7 @@ impl RelayServer {
         self.remove(number);
     }
 
-    /// Removes a session with all that was done for it.
+    /// Removes a session with its flows, timer, next hop and membership.
     pub(super) fn remove(&mut self, number: u64) {
         let Some(session) = self.sessions.get(&number) else {
             return;

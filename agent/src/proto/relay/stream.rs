@@ -1,4 +1,4 @@
-//! What is known of multicast addresses, their flows and the subscribers of these.
+//! Known multicast addresses, their flows and the subscribers of the flows.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -9,18 +9,18 @@ use super::Timestamp;
 use crate::proto::Stream;
 use crate::proto::filter::Filter;
 
-/// Shortest time that a rate is computed over.
+/// Shortest interval for computing a rate.
 const MIN_MEASURE: Duration = Duration::from_millis(500);
 
-/// One multicast address that somebody has a session for.
+/// A multicast address with at least one session.
 #[derive(Debug)]
 pub(super) struct Group {
-    /// What is joined.
+    /// Filter of the kernel membership: the union of the sessions' filters.
     pub(super) filter: Filter,
-    /// Since when its packets raise events.
+    /// Time from which first packets of flows raise events.
     pub(super) since: Timestamp,
     pub(super) sessions: BTreeSet<u64>,
-    /// The flows known: seen, or named by an agent.
+    /// Known flows: seen, or named by an agent.
     pub(super) streams: BTreeMap<StreamKey, StreamState>,
 }
 
@@ -34,7 +34,7 @@ impl Group {
         }
     }
 
-    /// Rate of a flow when last measured.
+    /// Returns the rate of a flow at the last measurement.
     pub(super) fn bits_per_second(&self, stream: &StreamKey) -> u64 {
         self.streams
             .get(stream)
@@ -42,17 +42,17 @@ impl Group {
     }
 }
 
-/// One flow.
+/// A known flow.
 #[derive(Debug)]
 pub(super) struct StreamState {
-    /// A packet has come; otherwise an agent has only named it.
+    /// A packet arrived; false if an agent only named the flow.
     pub(super) seen: bool,
-    /// When its last packet came; when it was named, before the first.
+    /// Arrival of the last packet. Before the first packet, the time of the naming.
     pub(super) last_seen: Timestamp,
     pub(super) bits_per_second: u64,
-    /// When it was last measured, and the bytes that had come.
+    /// Time and byte count of the last measurement.
     measured: Option<(Timestamp, u64)>,
-    /// Its entry in the maps, while it has subscribers.
+    /// Entry of the flow in the maps; `None` without subscribers.
     pub(super) served: Option<Served>,
 }
 
@@ -67,11 +67,11 @@ impl StreamState {
         }
     }
 
-    /// Takes in what the kernel has counted.
+    /// Takes the kernel's counters.
     pub(super) fn measure(&mut self, now: Timestamp, stream: &Stream) {
         self.last_seen = self.last_seen.max(Timestamp(stream.native.last_ns));
         self.bits_per_second = match self.measured {
-            // A flow whose entry was made anew counts from zero.
+            // The kernel counts a recreated entry from zero.
             Some((at, bytes)) if stream.native.bytes >= bytes => {
                 let elapsed = now.since(at);
                 if elapsed < MIN_MEASURE {
@@ -88,19 +88,19 @@ impl StreamState {
     }
 }
 
-/// Bits per second; 0 for no time.
+/// Returns bits per second; 0 for an empty interval.
 fn rate(bytes: u64, time: Duration) -> u64 {
     let bits = u128::from(bytes) * 8 * 1_000_000_000;
     bits.checked_div(time.as_nanos())
         .map_or(0, |rate| u64::try_from(rate).unwrap_or(u64::MAX))
 }
 
-/// A flow in the maps.
+/// Entry of a flow in the maps.
 #[derive(Debug)]
 pub(super) struct Served {
-    /// Its number.
+    /// Number of the flow, the key of its subscribers.
     pub(super) flow: u32,
-    /// Sessions by index; `None` is a gap, never at the end.
+    /// Sessions by index; `None` is a gap. The last element is never a gap.
     pub(super) subscribers: Vec<Option<u64>>,
 }
 
@@ -112,7 +112,7 @@ impl Served {
         }
     }
 
-    /// Puts a session at the lowest free index; `None` when there is no room.
+    /// Assigns the lowest free index to a session; `None` if no index is free.
     pub(super) fn add(&mut self, session: u64) -> Option<u32> {
         let index = self
             .subscribers
@@ -144,14 +144,14 @@ impl Served {
     }
 }
 
-/// Numbers of flows in use; the lowest free one is given out first.
+/// Flow numbers; the lowest free number is assigned first.
 #[derive(Debug, Default)]
 pub(super) struct FlowNumbers {
-    /// All from here on are free, but for those that are adopted.
+    /// All numbers from here on are free, except `adopted`.
     next: u32,
-    /// Those before it that are free.
+    /// Free numbers below `next`.
     free: BTreeSet<u32>,
-    /// Those from there on that an earlier relay has given out.
+    /// Numbers from `next` on that an earlier relay assigned.
     adopted: BTreeSet<u32>,
 }
 
@@ -177,7 +177,7 @@ impl FlowNumbers {
         }
     }
 
-    /// Starts with the numbers that an earlier relay has given out.
+    /// Starts with the numbers that an earlier relay assigned.
     pub(super) fn adopted(used: BTreeSet<u32>) -> Self {
         Self {
             adopted: used,
