@@ -1,4 +1,4 @@
-//! What the protocol is told once, at its start.
+//! Configuration of the protocol, passed once at the start.
 
 use std::net::Ipv6Addr;
 use std::time::Duration;
@@ -13,85 +13,87 @@ use super::policy::Policy;
 /// Configuration of an [`super::Agent`].
 #[derive(Clone, Debug)]
 pub struct AgentConfig {
-    /// Name of this agent, as its peers' certificates and configurations know it.
+    /// Name of this agent, as in its certificate and in the peers' configurations.
     pub name: String,
-    /// The agents that a domain can be sent to.
+    /// Agents that a domain can migrate to.
     pub peers: Vec<Peer>,
-    /// Address of this agent that an arriving VM reaches it by.
+    /// Address at which an arriving VM reaches this agent.
     pub address: Ipv6Addr,
-    /// Length of the prefix of that address, bits, 0 to 128.
+    /// Prefix length of that address, bits, 0 to 128.
     pub prefix_length: u8,
-    /// Who may move what, and how much of it.
+    /// Permissions and rate limits of migrations.
     pub policy: Policy,
-    /// Bounds.
+    /// Limits of the state that VMs and peers can create.
     pub limits: Limits,
-    /// How long to wait for what.
+    /// Timeouts and intervals.
     pub timing: Timing,
-    /// When relays are asked; `None` where none is configured.
+    /// Timing of relay reception; `None` without a configured relay.
     pub relay: Option<RelayTiming>,
-    /// Whether gates make a move lose and double nothing.
+    /// Whether gates hold packets, so that a migration neither loses nor duplicates any.
     pub handover: bool,
-    /// What is done for the unicast addresses of moving VMs.
+    /// Timing of the handling of moving VMs' unicast addresses.
     pub unicast: UnicastTiming,
-    /// How the memory of VMs is copied.
+    /// Encryption of memory copies.
     pub copy: CopyConfig,
 }
 
 impl AgentConfig {
-    /// Whether an address is one that a VM can have in this agent's prefix.
+    /// Returns true if a VM can have the address in this agent's prefix.
     pub(super) fn is_on_link(&self, address: Ipv6Addr) -> bool {
         is_in(address, self.address, self.prefix_length) && address != self.address
     }
 
-    /// When relays are asked for an address; `None` if never: they carry no tagged streams.
+    /// Returns the relay timing of an address; `None` if no relay is asked. Relays carry no tagged
+    /// streams.
     pub(super) fn relay_timing(&self, key: &ManagedKey) -> Option<RelayTiming> {
         self.relay.filter(|_| key.vlan == 0)
     }
 
-    /// The agent of that name that a domain can be sent to.
+    /// Returns the peer with that name.
     pub(super) fn peer(&self, name: &str) -> Option<&Peer> {
         self.peers.iter().find(|peer| peer.name == name)
     }
 
-    /// Names of the agents that a domain can be sent to, for a sentence.
+    /// Returns the names of all peers, for a sentence.
     pub(super) fn peer_names(&self) -> String {
         let names: Vec<_> = self.peers.iter().map(|peer| peer.name.as_str()).collect();
         names.join(", ")
     }
 }
 
-/// An agent that a domain can be sent to. The URIs are this host's own knowledge: libvirt runs a
-/// command that a connect URI names (`qemu+ext://…?command=`), so none is taken from a peer.
+/// An agent that a domain can migrate to. The URIs come from this host's configuration, never from a
+/// peer: libvirt runs a command that a connect URI names (`qemu+ext://…?command=`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
-    /// Its name, as its certificate has it.
+    /// Name of the agent, as in its certificate.
     pub name: String,
-    /// libvirt URI by which this host's libvirtd reaches that host.
+    /// libvirt URI at which this host's libvirtd reaches the destination host.
     pub connect_uri: String,
-    /// URI that this host's QEMU sends memory to; empty to let libvirt choose.
+    /// Target URI of QEMU's memory copy; empty to let libvirt choose.
     pub migrate_uri: String,
 }
 
-/// What is done for the unicast addresses of moving VMs, and how long.
+/// Handling of moving VMs' unicast addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnicastTiming {
-    /// How long somebody who has an address may take to say so (RFC 4861 §10, `RETRANS_TIMER`).
+    /// Time that the owner of an address has to answer (RFC 4861 §10, `RETRANS_TIMER`).
     pub retransmit: Duration,
-    /// How long packets are sent on at most.
+    /// Maximum duration of forwarding.
     pub forward: Duration,
-    /// How long an arrived VM may take to speak from its address.
+    /// Time that an arrived VM has to send from its address.
     pub defence: Duration,
-    /// What becomes of a move when somebody says that he has the address.
+    /// Reaction to another node's claim of the address.
     pub disputed: Dispute,
 }
 
-/// What becomes of a move to an address that somebody else says he has. Anybody on the link can say so.
+/// Reaction to another node's claim of a moving VM's address. Any node on the link can make such a
+/// claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Dispute {
-    /// It goes on, and its record says so.
+    /// The migration continues; its record contains the claim.
     GoOn,
-    /// It ends.
+    /// The migration is refused.
     Refuse,
 }
 
@@ -106,16 +108,16 @@ impl Default for UnicastTiming {
     }
 }
 
-/// Bounds of what VMs and peers can make the agent keep.
+/// Limits of the state that VMs and peers can create.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Listeners taken over for one arriving domain; more are refused one by one.
+    /// Listeners adopted for one arriving domain; further listeners are refused individually.
     pub listeners_per_domain: usize,
-    /// Sources taken over for one listener; a listener with more is refused.
+    /// Sources adopted for one listener; a listener with more sources is refused.
     pub sources_per_listener: usize,
-    /// Addresses joined by proxy at once, over all domains.
+    /// Addresses joined by proxy at a time, for all domains together.
     pub joins: usize,
-    /// Of these, for domains of one peer.
+    /// Addresses joined by proxy at a time, for the domains of one peer.
     pub joins_per_peer: usize,
 }
 
@@ -130,25 +132,25 @@ impl Default for Limits {
     }
 }
 
-/// How long to wait for what.
+/// Timeouts and intervals of migrations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timing {
-    /// How long a multicast tree may take to grow before a probe is decided.
+    /// Time that a multicast tree has to grow before a probe is decided.
     pub tree_budget: Duration,
-    /// How long the source waits for `AgentResponse`, the connection included.
+    /// Time that the source host waits for `AgentResponse`, including the connection.
     pub response_timeout: Duration,
-    /// How long the source waits at most until the destination has a place for its domain.
+    /// Maximum time that the source host waits for a place at the destination host.
     pub place_timeout: Duration,
-    /// How long the source waits for the VM's `MigrationReady`.
+    /// Time that the source host waits for the VM's `MigrationReady`.
     pub ready_timeout: Duration,
-    /// How long the destination keeps joins for a VM of which nothing more is heard.
+    /// Time that the destination host keeps joins for a VM without further messages.
     pub unused_join_expiry: Duration,
-    /// How long it keeps them after the source's agent is gone while the VM has not begun to come,
-    /// and after an abort while it has.
+    /// Time that the destination host keeps joins in two cases: after the loss of the source host's
+    /// agent before the VM starts to arrive, and after an abort while the VM arrives.
     pub lost_peer_grace: Duration,
-    /// For how long the gate of an arriving TAP is closed at most.
+    /// Maximum closed time of an arriving TAP's gate.
     pub gate_max: Duration,
-    /// How often the usage of the ports is read.
+    /// Interval of reading the ports' usage.
     pub usage_interval: Duration,
 }
 
@@ -167,19 +169,19 @@ impl Default for Timing {
     }
 }
 
-/// When a relay is asked for a stream, and when it is let go.
+/// Timing of relay reception.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RelayTiming {
-    /// How long an arriving VM's address may be without a native packet before a relay is asked.
+    /// Time without a native packet for an arriving VM's address before a relay is asked.
     pub delay: Duration,
-    /// How often the flows are looked at.
+    /// Interval of reading the flows.
     pub watch_interval: Duration,
-    /// Shortest silence of a flow that counts as one; see [`super::reception`].
+    /// Shortest silence of a flow that counts; see [`super::reception`].
     pub silence: Duration,
-    /// How long both ways are told apart by fingerprint at a change. Longer than the two ways'
-    /// delays differ.
+    /// Time during which both paths are told apart by fingerprint after a change; longer than the
+    /// difference of the paths' delays.
     pub settle: Duration,
-    /// How long a stream must come natively without a gap before its relay is let go.
+    /// Time that a stream must arrive natively without a gap before its relay is released.
     pub hold: Duration,
 }
 

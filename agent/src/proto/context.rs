@@ -1,5 +1,5 @@
-//! What every machine of the agent's protocol is lent: the time, the configuration, timers, outputs,
-//! transaction numbers, the connections to peers and VMs, and the records of migrations.
+//! Shared context of the agent's state machines: time, configuration, timers, outputs, transaction
+//! numbers, connections to peers and VMs, and records of migrations.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -10,23 +10,23 @@ use super::record::Records;
 use super::timer::{Timer, TimerTable};
 use super::{AgentConfig, CommandReply, CopyTls, Output, Timestamp};
 
-/// What no machine owns. A machine changes nothing else but its own fields.
+/// State that no single machine owns. A machine changes only this context and its own fields.
 #[derive(Debug)]
 pub(super) struct Context {
     pub(super) config: AgentConfig,
-    /// Time of the input being handled.
+    /// Time of the current input.
     pub(super) now: Timestamp,
-    /// Time of the first input.
+    /// Time of the first input; `None` before.
     started: Option<Timestamp>,
     pub(super) outputs: VecDeque<Output>,
     pub(super) timers: TimerTable<Timer>,
     pub(super) numbers: Numbers,
-    /// Whether QEMU can encrypt copies here.
+    /// Whether QEMU can encrypt memory copies on this host.
     pub(super) copy_tls: CopyTls,
     pub(super) links: Links,
-    /// What VMs were told, and how often they may ask.
+    /// Answers to VMs, and rate limits of their requests.
     pub(super) vms: Vms,
-    /// What is remembered of each migration.
+    /// Records of the last migrations.
     pub(super) records: Records,
     pub(super) counters: Counters,
 }
@@ -48,7 +48,7 @@ impl Context {
         }
     }
 
-    /// An input comes, at `now`; `true` for the first one.
+    /// Starts an input at `now`; returns true for the first input.
     pub(super) fn begin(&mut self, now: Timestamp) -> bool {
         self.now = self.now.max(now);
         let is_first = self.started.is_none();
@@ -56,47 +56,47 @@ impl Context {
         is_first
     }
 
-    /// Time since the first input.
+    /// Returns the time since the first input.
     pub(super) fn uptime(&self) -> Duration {
         self.now.since(self.started.unwrap_or(self.now))
     }
 
-    /// Answers an operator's command.
+    /// Replies to an operator's command.
     pub(super) fn reply(&mut self, command: u64, reply: CommandReply) {
         self.outputs.push_back(Output::Reply { command, reply });
     }
 }
 
-/// Datagrams and frames that were not acted upon, by reason.
+/// Datagrams, frames and addresses that the agent did not act upon, by reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Datagrams of a port that the bridge does not have (any more).
+    /// Datagrams from a port that is not, or no longer, on the bridge.
     pub unknown_port_datagrams: u64,
-    /// Datagrams of a port behind which there is no domain.
+    /// Datagrams from a port without a domain.
     pub datagrams_without_domain: u64,
-    /// Datagrams whose sender is not a link-local address.
+    /// Datagrams from a source address that is not link-local.
     pub off_link_datagrams: u64,
-    /// Datagrams that are no message, or none that a VM sends.
+    /// Datagrams that cannot be decoded, or carry a message that no VM sends.
     pub malformed_datagrams: u64,
-    /// Frames of peers that are no message.
+    /// Frames from peers that cannot be decoded.
     pub malformed_frames: u64,
-    /// Announcements of relays that cannot be true; each has ended a session.
+    /// Implausible announcements of relays; each ended a session.
     pub relay_lies: u64,
-    /// Sessions that a relay has refused or ended.
+    /// Sessions that a relay refused or ended.
     pub relay_refusals: u64,
-    /// Relays asked to take over from another.
+    /// Failovers to another relay.
     pub relay_failovers: u64,
-    /// Addresses that arriving VMs cannot have.
+    /// Addresses refused to arriving VMs.
     pub claims_refused: u64,
-    /// Addresses that arrived VMs have never spoken from.
+    /// Addresses that arrived VMs never sent from.
     pub claims_silent: u64,
-    /// Addresses of moving VMs that somebody else has too.
+    /// Addresses of moving VMs that another node has too.
     pub addresses_disputed: u64,
-    /// Addresses that a VM is not believed to be its own; nothing is sent on for them.
+    /// Addresses whose ownership a VM did not prove; the agent forwards no packets for these.
     pub forwards_refused: u64,
 }
 
-/// Source of transaction numbers and tokens (splitmix64).
+/// Generator of transaction numbers and tokens (splitmix64).
 #[derive(Debug)]
 pub(super) struct Numbers(u64);
 
@@ -106,7 +106,7 @@ impl Numbers {
     }
 }
 
-/// Returns the next number of a sequence.
+/// Returns the next number of the sequence.
 pub(super) fn splitmix64(state: &mut u64) -> u64 {
     *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let mut mixed = *state;

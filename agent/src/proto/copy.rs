@@ -1,4 +1,4 @@
-//! How the copy of a VM's memory is kept from others on its way.
+//! Encryption of the copy of a VM's memory.
 //!
 //! ```text
 //! flags of the migration       libvirt.encrypt   certificates of QEMU     the copy goes
@@ -11,7 +11,7 @@
 //!                              never                                      in the clear
 //! ```
 //!
-//! A copy that has begun by TLS never goes on without: what fails ends the move.
+//! A copy that started with TLS never continues without TLS: a TLS failure ends the migration.
 
 use std::path::PathBuf;
 
@@ -20,41 +20,41 @@ use serde::Deserialize;
 use super::context::Context;
 use super::refusal::Refusal;
 
-/// When the copy is encrypted (`libvirt.encrypt`).
+/// Condition for encryption of the copy (`libvirt.encrypt`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Encrypt {
-    /// Where both ends can.
+    /// Encrypt if both ends can.
     #[default]
     Auto,
-    /// Or the VM does not move.
+    /// Encrypt, or refuse the migration.
     Always,
-    /// Not unless the flags say so.
+    /// Encrypt only if the migration flags demand TLS.
     Never,
 }
 
-/// What the flags of a migration make of the copy.
+/// Transport of the copy according to the migration flags.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Carrier {
-    /// A connection of QEMU's own, in the clear unless TLS is asked for.
+    /// QEMU's own connection, unencrypted unless TLS is requested.
     #[default]
     Plain,
-    /// The same by TLS.
+    /// QEMU's own connection with TLS.
     Tls,
-    /// libvirt's connection, which is what its URI says.
+    /// libvirt's connection, with the protection of the connection's URI.
     Tunnel,
-    /// A connection of QEMU's own that TLS does not go with.
+    /// QEMU's own connection with zero copy, which is incompatible with TLS.
     Zerocopy,
 }
 
-/// Why QEMU cannot encrypt a copy here.
+/// Reason why QEMU cannot encrypt a copy on this host.
 #[derive(Clone, Debug, Default, PartialEq, Eq, thiserror::Error)]
 pub enum NoCopyTls {
-    /// Nobody has looked yet.
+    /// The certificates have not been checked yet.
     #[default]
     #[error("QEMU's certificates have not been looked for yet")]
     Unknown,
-    /// A file is not there.
+    /// A file is missing.
     #[error("{} is missing", .0.display())]
     Missing(PathBuf),
     /// QEMU cannot read a file.
@@ -62,12 +62,12 @@ pub enum NoCopyTls {
     Unreadable(PathBuf),
 }
 
-/// Whether QEMU can encrypt the copies of VMs that leave, and of VMs that come.
+/// Whether QEMU can encrypt the copies of departing and arriving VMs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CopyTls {
-    /// Of those that leave.
+    /// For departing VMs.
     pub client: Result<(), NoCopyTls>,
-    /// Of those that come.
+    /// For arriving VMs.
     pub server: Result<(), NoCopyTls>,
 }
 
@@ -80,60 +80,60 @@ impl Default for CopyTls {
     }
 }
 
-/// Why a copy goes in the clear.
+/// Reason why a copy is unencrypted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InTheClear {
-    /// The configuration says so.
+    /// The configuration disables encryption.
     #[error("libvirt.encrypt is \"never\"")]
     Never,
-    /// The configuration has a flag that TLS does not go with.
+    /// The configuration has a flag that is incompatible with TLS.
     #[error("VIR_MIGRATE_ZEROCOPY does not go with TLS")]
     Zerocopy,
-    /// The source cannot.
+    /// The source host cannot encrypt.
     #[error("on {agent} {why}")]
     Source {
-        /// Name of its agent.
+        /// Name of the source host's agent.
         agent: String,
-        /// Why it cannot.
+        /// Obstacle on the source host.
         why: NoCopyTls,
     },
-    /// The destination cannot, or does not say.
+    /// The destination host cannot decrypt, or does not say.
     #[error(
         "{agent} has no certificate for it that QEMU can read; `roamcast status` says there why"
     )]
     Destination {
-        /// Name of its agent.
+        /// Name of the destination host's agent.
         agent: String,
     },
 }
 
-/// How a copy goes.
+/// Protection of a copy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CopyWay {
-    /// QEMU encrypts it.
+    /// QEMU encrypts the copy.
     Tls,
-    /// libvirt carries it in its own connection.
+    /// libvirt carries the copy in its own connection.
     Tunnel,
-    /// Everybody between the hosts can read it.
+    /// The copy is readable for everybody between the hosts.
     Clear(InTheClear),
 }
 
-/// What the configuration says of copies.
+/// Configuration of copies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CopyConfig {
-    /// When they are encrypted.
+    /// Condition for encryption.
     pub encrypt: Encrypt,
-    /// What the flags make of them.
+    /// Transport according to the migration flags.
     pub carrier: Carrier,
 }
 
 impl CopyConfig {
-    /// Whether certificates of QEMU decide how a copy goes.
+    /// Returns true if QEMU's certificates decide the protection of a copy.
     pub fn is_by_certificates(self) -> bool {
         self.carrier == Carrier::Plain && self.encrypt != Encrypt::Never
     }
 
-    /// How a copy goes from an agent, which can or cannot encrypt it, to another one.
+    /// Returns the protection of a copy between two agents, from their abilities to encrypt.
     fn way(self, (source, here): (&str, &CopyTls), (destination, there): (&str, bool)) -> CopyWay {
         match self.carrier {
             Carrier::Tls => CopyWay::Tls,
@@ -155,7 +155,8 @@ impl CopyConfig {
 }
 
 impl Context {
-    /// How the copy of a domain goes to a destination that can or cannot decrypt it.
+    /// Returns the protection of a domain's copy to a destination host; `there` tells whether that host
+    /// can decrypt.
     pub(super) fn copy_way(&self, destination: &str, there: bool) -> Result<CopyWay, Refusal> {
         let here = (self.config.name.as_str(), &self.copy_tls);
         let way = self.config.copy.way(here, (destination, there));

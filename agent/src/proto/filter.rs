@@ -1,5 +1,5 @@
-//! Source filters of listeners, and their merger into the one that the host joins with
-//! (RFC 9777 §4.2, RFC 4605 §4.1).
+//! Source filters of listeners, and the union of filters for the host's membership (RFC 9777 §4.2, RFC
+//! 4605 §4.1).
 
 use std::collections::BTreeSet;
 use std::net::Ipv6Addr;
@@ -11,14 +11,14 @@ use super::Membership;
 /// Filter mode and source list of one listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Filter {
-    /// Whether the sources are the only ones wanted, or the only ones not wanted.
+    /// INCLUDE lists the only wanted sources, EXCLUDE the only unwanted sources.
     pub(super) mode: FilterMode,
-    /// The source list.
+    /// Sources that the mode refers to.
     pub(super) sources: BTreeSet<Ipv6Addr>,
 }
 
 impl Filter {
-    /// The filter of nobody: it includes no source.
+    /// Returns the filter that accepts no source: INCLUDE with an empty list.
     pub(super) fn nothing() -> Self {
         Self {
             mode: FilterMode::Include,
@@ -26,8 +26,8 @@ impl Filter {
         }
     }
 
-    /// Merges the filters of several listeners: as soon as one excludes, everything is received
-    /// but what all excluding ones exclude and no including one wants.
+    /// Returns the union of several filters. If any filter has mode EXCLUDE, the union excludes the
+    /// sources that all EXCLUDE filters list and that no INCLUDE filter lists.
     pub(super) fn merge<'a>(filters: impl Iterator<Item = &'a Self> + Clone) -> Self {
         let included: BTreeSet<_> = filters
             .clone()
@@ -52,7 +52,7 @@ impl Filter {
         }
     }
 
-    /// Whether packets of a source pass.
+    /// Returns true if the filter accepts a source.
     pub(super) fn accepts(&self, source: &Address) -> bool {
         let listed = self.sources.contains(&Ipv6Addr::from(*source));
         match self.mode {
@@ -61,7 +61,7 @@ impl Filter {
         }
     }
 
-    /// The membership of an address with this filter.
+    /// Returns the membership of an address with this filter.
     pub(super) fn membership(&self, key: ManagedKey) -> Membership {
         Membership {
             key,
@@ -71,8 +71,8 @@ impl Filter {
     }
 }
 
-/// Whether an address means the same on another link: multicast, and neither of the reserved nor
-/// of interface-local or link-local scope (RFC 4291 §2.7). Others are never joined by proxy.
+/// Returns true for a multicast address with a meaning beyond its link: neither reserved scope nor
+/// interface-local nor link-local scope (RFC 4291 §2.7). The host never joins other addresses by proxy.
 pub(super) fn is_routable(address: &Address) -> bool {
     address[0] == 0xff && address[1] & 0x0f > 2
 }

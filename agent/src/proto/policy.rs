@@ -1,7 +1,7 @@
-//! Who may have which domains moved, from where to where, how many at once and how often.
+//! Permissions for migrations: domains, hosts, concurrency and rate.
 //!
-//! Rules are permissions: what no rule allows is refused, so that without a rule nothing moves. They
-//! are read from `[policy]` of the configuration as they stand here.
+//! Rules are permissions: the agent refuses whatever no rule allows, so nothing migrates without a
+//! rule. The agent reads these types directly from `[policy]` of its configuration.
 
 use std::fmt;
 use std::num::{NonZeroU16, NonZeroU32};
@@ -11,29 +11,29 @@ use serde::Deserialize;
 
 use crate::glob::{Glob, any_matches};
 
-/// `[policy]`.
+/// Section `[policy]` of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Policy {
     /// `[[policy.depart]]`: permissions to leave this host.
     #[serde(rename = "depart")]
     pub departures: Vec<Departure>,
-    /// `[[policy.arrive]]`: permissions to come to this host.
+    /// `[[policy.arrive]]`: permissions to arrive at this host.
     #[serde(rename = "arrive")]
     pub arrivals: Vec<Arrival>,
-    /// Domains that may leave at once.
+    /// Limit of concurrently departing domains.
     pub departures_at_once: NonZeroU16,
-    /// Of these, to one peer; none: half of them.
+    /// Limit of concurrently departing domains per destination host; `None` means half of the total.
     pub departures_per_peer: Option<NonZeroU16>,
-    /// Domains that may arrive at once.
+    /// Limit of concurrently arriving domains.
     pub arrivals_at_once: NonZeroU16,
-    /// Of these, from one peer; none: half of them.
+    /// Limit of concurrently arriving domains per source host; `None` means half of the total.
     pub arrivals_per_peer: Option<NonZeroU16>,
-    /// Requests of one peer that may wait until one of its domains has arrived.
+    /// Limit of one peer's requests that wait for a place.
     pub waiting_per_peer: u16,
-    /// Moves that one peer may ask for each minute; also the burst.
+    /// Migrations that one peer may request per minute; also the burst.
     pub requests_per_minute: NonZeroU32,
-    /// How long a VM has to wait after a move before it may ask for another, seconds.
+    /// Pause after a migration before the VM may request another, seconds.
     pub vm_pause_s: u32,
 }
 
@@ -54,15 +54,15 @@ impl Default for Policy {
     }
 }
 
-/// Who asks for a move.
+/// Requester of a migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Asker {
-    /// `roamcast migrate` on this host.
+    /// The operator, with `roamcast migrate` on this host.
     Operator,
-    /// The VM itself, by `migkick`.
+    /// The VM itself, with `migkick`.
     Vm,
-    /// Whoever has asked libvirt, as the destination's hook tells.
+    /// A user of libvirt, as reported by the destination host's hook.
     Hook,
 }
 
@@ -82,9 +82,9 @@ impl fmt::Display for Asker {
 pub struct Departure {
     /// Patterns for the domain's name.
     pub domains: Vec<Glob>,
-    /// Patterns for the name of the destination's agent.
+    /// Patterns for the name of the destination host's agent.
     pub destinations: Vec<Glob>,
-    /// Who may ask.
+    /// Allowed requesters.
     #[serde(default = "operator_only")]
     pub by: Vec<Asker>,
 }
@@ -97,13 +97,13 @@ fn operator_only() -> Vec<Asker> {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Arrival {
-    /// Patterns for the name of the source's agent.
+    /// Patterns for the name of the source host's agent.
     pub sources: Vec<Glob>,
     /// Patterns for the domain's name.
     pub domains: Vec<Glob>,
 }
 
-/// How many may move at once.
+/// Limits of concurrent migrations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Share {
     pub(super) of_all: usize,
@@ -122,7 +122,7 @@ impl Share {
 }
 
 impl Policy {
-    /// Whether a domain may leave to a destination if somebody asks.
+    /// Returns true if a rule lets a domain leave for a destination host at this requester's demand.
     pub fn allows_departure(&self, domain: &str, destination: &str, by: Asker) -> bool {
         self.departures.iter().any(|rule| {
             rule.by.contains(&by)
@@ -131,29 +131,29 @@ impl Policy {
         })
     }
 
-    /// Whether a domain may arrive from a source.
+    /// Returns true if a rule lets a domain arrive from a source host.
     pub fn allows_arrival(&self, source: &str, domain: &str) -> bool {
         self.arrivals
             .iter()
             .any(|rule| any_matches(&rule.sources, source) && any_matches(&rule.domains, domain))
     }
 
-    /// How many domains may leave at once.
+    /// Returns the limits of departing domains.
     pub(super) fn departing(&self) -> Share {
         Share::new(self.departures_at_once, self.departures_per_peer)
     }
 
-    /// How many domains may arrive at once.
+    /// Returns the limits of arriving domains.
     pub(super) fn arriving(&self) -> Share {
         Share::new(self.arrivals_at_once, self.arrivals_per_peer)
     }
 
-    /// How long a VM has to wait after a move.
+    /// Returns the pause after a migration before the VM may request another.
     pub(super) fn vm_pause(&self) -> Duration {
         Duration::from_secs(u64::from(self.vm_pause_s))
     }
 
-    /// The key that allows more for one peer than for all together, if there is one.
+    /// Returns the key that allows one peer more than all peers together; `None` if no key does.
     pub(crate) fn conflict(&self) -> Option<&'static str> {
         let exceeds =
             |of_peer: Option<NonZeroU16>, of_all| of_peer.is_some_and(|of_peer| of_peer > of_all);
@@ -169,7 +169,7 @@ impl Policy {
 
 #[cfg(any(test, fuzzing))]
 impl Policy {
-    /// Every move between known agents, as often as anybody likes.
+    /// Returns a policy that allows every migration between known agents, without a pause.
     pub(super) fn allow_all() -> Self {
         let any = || vec![Glob::any()];
         Self {

@@ -1,13 +1,14 @@
-//! MLD queriers that the uplinks hear, and the timers that follow from them (RFC 9777 §7.6.2, §9).
+//! MLD queriers heard by the uplinks, and the timers that follow from their Queries (RFC 9777 §7.6.2,
+//! §9).
 //!
-//! Anybody on a link can send a General Query. So a Query changes the timers only as far as this
-//! is harmless:
-//! - Its values are clamped to what a network can mean.
-//! - What a querier has said counts until its Other Querier Present Interval (§9.5) has passed, and
-//!   the longest interval of all that counts holds. A forged Query, even one from the querier's own
-//!   address, cannot shorten what the querier gives.
-//! - No interval is shorter than that of the defaults. A listener that is gone without a word is
-//!   kept a little longer where the querier asks more often; one that is there is never lost.
+//! Any node on a link can send a General Query. So a Query changes the timers only where the change is
+//! harmless:
+//! - The values are clamped to plausible ranges.
+//! - A querier's values count until its Other Querier Present Interval (§9.5) has passed, and the
+//!   longest interval of all live queriers applies. A forged Query, even from the querier's own
+//!   address, cannot shorten the querier's interval.
+//! - No interval is shorter than the default interval. A listener that vanished silently stays a little
+//!   longer if the querier asks more often; a present listener is never lost.
 //! - A link keeps a few queriers, those with the longest intervals.
 
 use std::collections::BTreeMap;
@@ -18,34 +19,34 @@ use common::wire::mld::{QUERY_INTERVAL_SECONDS, ROBUSTNESS_VARIABLE};
 
 use super::Timestamp;
 
-/// Query Interval where no querier has told one.
+/// Query Interval without a querier.
 const QUERY_INTERVAL: Duration = Duration::from_secs(QUERY_INTERVAL_SECONDS as u64);
-/// Query Response Interval where no querier has told one (RFC 9777 §9.3).
+/// Query Response Interval without a querier (RFC 9777 §9.3).
 const QUERY_RESPONSE_INTERVAL: Duration = Duration::from_secs(10);
 /// Multicast Address Listening Interval of these defaults.
 const LISTENING_INTERVAL: Duration =
     listening_interval(ROBUSTNESS_VARIABLE, QUERY_INTERVAL, QUERY_RESPONSE_INTERVAL);
-/// Longest Query Interval that is believed; QQIC can say 31,744 s.
+/// Longest accepted Query Interval; QQIC can encode 31,744 s.
 const LONGEST_QUERY_INTERVAL: Duration = Duration::from_secs(3600);
-/// Longest Query Response Interval that is believed; the Maximum Response Code can say 8,388 s.
+/// Longest accepted Query Response Interval; the Maximum Response Code can encode 8,388 s.
 const LONGEST_RESPONSE_INTERVAL: Duration = Duration::from_secs(60);
-/// Queriers kept of one link. More than one is there only until all but one have heard the others.
+/// Limit of queriers per link. Several queriers coexist only until all but one have heard the others.
 const QUERIERS_PER_LINK: usize = 4;
-/// Links: as many as `QUERIER` has room for.
+/// Limit of links, equal to the size of `QUERIER`.
 const LINKS: usize = 1024;
 
-/// What is known of the queriers.
+/// Queriers of all links.
 #[derive(Debug, Default)]
 pub(super) struct Queriers {
     links: BTreeMap<QuerierKey, BTreeMap<Said, Querier>>,
 }
 
-/// A querier and the values of its Query: address, Robustness Variable, the two intervals. Other
-/// values from the same address are kept beside the former ones.
+/// A querier's identity: address, Robustness Variable and both intervals. New values from the same
+/// address do not replace the former values.
 type Said = (Address, u8, u32, u32);
 
 impl Queriers {
-    /// Takes in a General Query.
+    /// Records a General Query.
     pub(super) fn heard(&mut self, key: QuerierKey, value: Querier) {
         let now = Timestamp(value.last_query_ns);
         if !self.links.contains_key(&key) && self.links.len() >= LINKS {
@@ -76,8 +77,8 @@ impl Queriers {
         }
     }
 
-    /// The querier of each link: of those that lived when the last one was heard, the one with the
-    /// lowest address (RFC 9777 §7.1).
+    /// Returns the querier of each link: the lowest address among the queriers that were live when the
+    /// last Query arrived (RFC 9777 §7.1).
     pub(super) fn elected(&self) -> impl Iterator<Item = (&QuerierKey, &Querier)> {
         self.links.iter().filter_map(|(key, heard)| {
             let last = heard.values().map(|querier| querier.last_query_ns).max()?;
@@ -88,16 +89,16 @@ impl Queriers {
         })
     }
 
-    /// Multicast Address Listening Interval of a VLAN at a moment (RFC 9777 §9.4), the longest of its
-    /// live queriers and of the defaults.
+    /// Returns the Multicast Address Listening Interval of a VLAN at a time (RFC 9777 §9.4): the
+    /// longest of the live queriers' intervals and the default.
     pub(super) fn listening_interval(&self, vlan: u16, now: Timestamp) -> Duration {
         self.live(vlan, now)
             .map(listening_interval_of)
             .fold(LISTENING_INTERVAL, Duration::max)
     }
 
-    /// How long answers to a Query may take on a VLAN: the longest Query Response Interval of its
-    /// live queriers, or that of the defaults where there is none.
+    /// Returns the maximum response time to a Query on a VLAN: the longest Query Response Interval of
+    /// the live queriers, or the default without a live querier.
     pub(super) fn response_interval(&self, vlan: u16, now: Timestamp) -> Duration {
         self.live(vlan, now)
             .map(response_interval)
@@ -122,14 +123,15 @@ fn listening_interval_of(querier: &Querier) -> Duration {
     )
 }
 
-/// Whether a querier's Other Querier Present Interval has not passed yet (RFC 9777 §9.5).
+/// Returns true until a querier's Other Querier Present Interval has passed (RFC 9777 §9.5).
 fn is_live(querier: &Querier, now: Timestamp) -> bool {
     let present =
         query_interval(querier) * u32::from(robustness(querier)) + response_interval(querier) / 2;
     now.since(Timestamp(querier.last_query_ns)) <= present
 }
 
-/// The Robustness Variable must not be 0 and should not be 1 (RFC 9777 §9.1).
+/// Returns the Robustness Variable, at least the default: the value must not be 0 and should not be 1
+/// (RFC 9777 §9.1).
 fn robustness(querier: &Querier) -> u8 {
     querier.robustness.max(ROBUSTNESS_VARIABLE)
 }
@@ -138,7 +140,7 @@ fn query_interval(querier: &Querier) -> Duration {
     millis(querier.query_interval_ms).clamp(Duration::from_secs(1), LONGEST_QUERY_INTERVAL)
 }
 
-/// Less than the Query Interval (RFC 9777 §9.3).
+/// Returns the Query Response Interval, at most the Query Interval (RFC 9777 §9.3).
 fn response_interval(querier: &Querier) -> Duration {
     millis(querier.query_response_interval_ms)
         .min(query_interval(querier))

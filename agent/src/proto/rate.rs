@@ -1,20 +1,20 @@
-//! Allowances that fill with time (token buckets): of a VM's port, and of a peer.
+//! Token buckets: for a VM's port, and for a peer.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::Timestamp;
 
-/// What one may still do.
+/// A token bucket.
 #[derive(Debug)]
 pub(super) struct Bucket {
-    /// Thousandths of what it may do.
+    /// Thousandths of a token.
     milli: u64,
     filled: Timestamp,
 }
 
 impl Bucket {
-    /// A full one.
+    /// Creates a bucket with `most` tokens.
     pub(super) fn full(now: Timestamp, most: u32) -> Self {
         Self {
             milli: u64::from(most) * 1000,
@@ -22,7 +22,8 @@ impl Bucket {
         }
     }
 
-    /// Takes one; `false` if there is none. `most` come in each `interval`, which is also the burst.
+    /// Takes one token; returns false if none is left. `most` tokens are added per `interval`; `most`
+    /// is also the burst.
     pub(super) fn take(&mut self, now: Timestamp, most: u32, interval: Duration) -> bool {
         let full = u128::from(most) * 1000;
         let elapsed = now.since(self.filled).as_nanos();
@@ -40,21 +41,21 @@ impl Bucket {
     }
 }
 
-/// Allowances of peers, by name.
+/// Token buckets of peers, by name.
 #[derive(Debug, Default)]
 pub(super) struct Rates(BTreeMap<String, Bucket>);
 
-/// Peers remembered before those are forgotten that are silent.
+/// Number of remembered peers above which silent peers are forgotten.
 const MOST: usize = 1024;
-/// How often peers may ask is said for so long.
+/// Interval of a peer's rate limit.
 const MINUTE: Duration = Duration::from_secs(60);
 
 impl Rates {
-    /// Takes one of a peer's requests; `false` if it has none left.
+    /// Takes one of a peer's tokens; returns false if none is left.
     pub(super) fn allow(&mut self, peer: &str, now: Timestamp, per_minute: u32) -> bool {
         if !self.0.contains_key(peer) {
             if self.0.len() >= MOST {
-                // Who has not asked for a minute has all of it again.
+                // After a minute without requests, the bucket of a peer is full again.
                 self.0.retain(|_, it| now.since(it.filled) < MINUTE);
             }
             self.0

@@ -1,18 +1,18 @@
-//! What is known of one flow, by the ways that it comes.
+//! Counters of one flow, by path.
 
 use common::maps::{Origin, StreamUsage};
 
-/// One flow.
+/// Counters of one flow on both paths.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stream {
-    /// What came natively.
+    /// Packets that arrived natively.
     pub native: StreamUsage,
-    /// What came from relays.
+    /// Packets that arrived from relays.
     pub relay: StreamUsage,
 }
 
 impl Stream {
-    /// What came by one way.
+    /// Returns the counters of one path.
     pub fn by(&self, origin: Origin) -> &StreamUsage {
         match origin {
             Origin::Native => &self.native,
@@ -20,7 +20,7 @@ impl Stream {
         }
     }
 
-    /// The way that the last packet came by.
+    /// Returns the counters of the path of the last packet.
     pub fn latest(&self) -> &StreamUsage {
         if self.relay.last_ns > self.native.last_ns {
             &self.relay
@@ -29,7 +29,7 @@ impl Stream {
         }
     }
 
-    /// Packets that did not pass.
+    /// Returns the packets of both paths that did not pass.
     pub fn dropped(&self) -> u64 {
         self.native.dropped + self.relay.dropped
     }

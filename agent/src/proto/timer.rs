@@ -1,4 +1,4 @@
-//! Deadlines of the protocol: which there are, and which comes next.
+//! Deadlines of the protocol, and the queue of the next deadline.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,60 +6,60 @@ use common::maps::ManagedKey;
 
 use super::Timestamp;
 
-/// One deadline. Numbers are those of migrations' records.
+/// A deadline. A `u64` is the number of a migration's record, if not stated otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Timer {
-    /// When to go on without the flows of a departing domain's addresses.
+    /// End of the wait for the flows of a departing domain's addresses.
     Streams(u64),
-    /// When to give up waiting for `AgentResponse`.
+    /// End of the wait for `AgentResponse`.
     Response(u64),
-    /// When to ask a destination again that had no place.
+    /// Next request to a destination host that had no place.
     Again(u64),
-    /// When to give up waiting for the VM's `MigrationReady`.
+    /// End of the wait for the VM's `MigrationReady`.
     Ready(u64),
-    /// When to connect again to the destination of a running migration.
+    /// Next connection attempt to the destination host of a running migration.
     Reconnect(u64),
-    /// When to stop trying to tell the destination how a migration ended.
+    /// End of the attempts to tell the destination host how a migration ended.
     Closing(u64),
-    /// When to do without the cuts that are not placed of a domain that has left.
+    /// End of the wait for the missing cuts of a departed domain.
     LateCuts(u64),
-    /// When a probe that has seen no packet is decided.
+    /// Decision of a probe that has seen no packet.
     Probe(ManagedKey),
-    /// When to undo an arrival of which nothing more was heard.
+    /// End of an arrival without further messages.
     Unused(u64),
-    /// When to release what an arrived VM never answered for.
+    /// Release of the addresses that an arrived VM never reported.
     Hold(u64),
-    /// When a claimed address counts as unique, or its VM has not spoken from it.
+    /// Decision whether a claimed address is unique, or whether its VM stays silent.
     Claim(u64),
-    /// When to look at what is sent on for VMs that have left.
+    /// Next check of the forwarding for departed VMs.
     Forwards,
-    /// When to look at what is translated for VMs that have arrived.
+    /// Next check of the translation for arrived VMs.
     Translations,
-    /// When the gate of a TAP has been closed for too long.
+    /// Maximum closed time of a TAP's gate, by ifindex.
     Gate(u32),
-    /// When an arrived VM gets what it may have missed without a cut.
+    /// Replay for an arrived VM without a cut.
     Cut(u64),
-    /// When to read again what an arrived VM is expected to answer for.
+    /// Next reading of the listeners that an arrived VM should report.
     Poll(u64),
-    /// When to make the MDB entries of an arriving VM again.
+    /// Next renewal of an arriving VM's MDB entries.
     MdbRenewal(u64),
-    /// When libvirt's hook, by the number of its command, is kept waiting no longer.
+    /// End of the wait of libvirt's hook, by the number of its command.
     Preparation(u64),
-    /// When the reception of an address goes on to its next state by itself.
+    /// Next state of an address's reception without an event.
     Reception(ManagedKey),
-    /// When a relay session is to be renewed, or its answer is overdue, or a relay asked again.
+    /// Renewal of a relay session, an overdue answer, or the next request to a relay.
     Session(ManagedKey),
-    /// When to look at the flows that may fall silent or come back.
+    /// Next reading of the flows that may fall silent or return.
     Watch,
-    /// When to connect again to the relay of that number.
+    /// Next connection attempt to the relay with this number.
     Relay(u64),
-    /// When the next listener or source may be too old.
+    /// Time at which the next listener or source may expire.
     Ageing,
-    /// When to read the usage of the ports again.
+    /// Next reading of the ports' usage.
     Usage,
 }
 
-/// The deadlines that are set.
+/// Armed deadlines.
 #[derive(Debug)]
 pub(super) struct TimerTable<T = Timer> {
     deadlines: BTreeMap<T, Timestamp>,
@@ -76,38 +76,38 @@ impl<T> Default for TimerTable<T> {
 }
 
 impl<T: Copy + Ord> TimerTable<T> {
-    /// Sets or moves a deadline.
+    /// Arms or moves a deadline.
     pub(super) fn set(&mut self, timer: T, deadline: Timestamp) {
         self.stop(timer);
         self.deadlines.insert(timer, deadline);
         self.queue.insert((deadline, timer));
     }
 
-    /// Sets a deadline unless it is set to an earlier one.
+    /// Arms a deadline unless an earlier one is armed.
     pub(super) fn set_earlier(&mut self, timer: T, deadline: Timestamp) {
         if self.get(timer).is_none_or(|set| deadline < set) {
             self.set(timer, deadline);
         }
     }
 
-    /// Removes a deadline.
+    /// Disarms a deadline.
     pub(super) fn stop(&mut self, timer: T) {
         if let Some(deadline) = self.deadlines.remove(&timer) {
             self.queue.remove(&(deadline, timer));
         }
     }
 
-    /// Returns when a timer is due.
+    /// Returns the deadline of a timer; `None` if not armed.
     pub(super) fn get(&self, timer: T) -> Option<Timestamp> {
         self.deadlines.get(&timer).copied()
     }
 
-    /// Returns the earliest deadline.
+    /// Returns the earliest deadline; `None` if no timer is armed.
     pub(super) fn next(&self) -> Option<Timestamp> {
         self.queue.first().map(|(deadline, _)| *deadline)
     }
 
-    /// Removes and returns the earliest timer that is due at `now`.
+    /// Disarms and returns the earliest timer due at `now`.
     pub(super) fn expire(&mut self, now: Timestamp) -> Option<T> {
         let (_, timer) = *self
             .queue

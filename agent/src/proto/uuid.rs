@@ -1,4 +1,4 @@
-//! The UUID by which both hosts know a domain.
+//! UUID of a domain, the same on both hosts.
 
 use std::fmt;
 use std::str::FromStr;
@@ -28,7 +28,7 @@ impl fmt::Debug for DomainUuid {
     }
 }
 
-/// A text is no UUID.
+/// Error of a text that is not a UUID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("This is no UUID; write it as `virsh domuuid` does")]
 pub struct UuidError;
@@ -36,7 +36,7 @@ pub struct UuidError;
 impl FromStr for DomainUuid {
     type Err = UuidError;
 
-    /// Reads the form of [`fmt::Display`], in either case.
+    /// Parses the form of [`fmt::Display`], in either case.
     fn from_str(text: &str) -> Result<Self, UuidError> {
         let text = text.as_bytes();
         let mut uuid = [0; 16];

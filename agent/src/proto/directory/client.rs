@@ -1,5 +1,5 @@
-//! The other side of a directory: an agent or a relay registers with its migration control
-//! servers, and an agent asks them for relays.
+//! Client of a directory: an agent or a relay registers with its migration control servers, and an
+//! agent asks the servers for relays.
 //!
 //! ```text
 //!            Connect            Up                Registered
@@ -20,31 +20,31 @@ use crate::proto::links::peers::RECONNECT;
 use crate::proto::refusal::bounded;
 use crate::proto::{PeerEvent, Timestamp};
 
-/// How long a server may take to answer before it is asked again.
+/// Time that a server has to answer before the client asks again.
 const ANSWER: Duration = Duration::from_secs(2);
-/// Searches that wait for a server, at most.
+/// Limit of searches that wait for a server.
 const MAX_SEARCHES: usize = 4096;
 
-/// What the caller is to do.
+/// Action for the caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ClientOutput {
-    /// Connect to a server; answered by [`PeerEvent::Up`] or `Down`.
+    /// Connect to a server; [`PeerEvent::Up`] or `Down` answers.
     Connect {
-        /// Its name.
+        /// Name of the server.
         peer: String,
     },
     /// Send a frame to a connected server.
     Frame {
-        /// Its name.
+        /// Name of the server.
         peer: String,
         /// [`DirectoryMessage`], encoded.
         bytes: Vec<u8>,
     },
-    /// The answer to [`DirectoryClient::search`], by each server that answers.
+    /// A server's answer to [`DirectoryClient::search`]; each answering server causes one.
     Found {
-        /// Multicast address that was searched for.
+        /// Multicast address of the search.
         multicast_address: [u8; 16],
-        /// Relays for it, the best first.
+        /// Relays for the address, best first.
         relays: Vec<KnownRelay>,
     },
 }
@@ -53,15 +53,15 @@ pub enum ClientOutput {
 struct Server {
     up: bool,
     backoff: Backoff,
-    /// When to connect, or to register again.
+    /// Time of the next connection attempt, registration or renewal.
     next: Timestamp,
-    /// Addresses that were asked for, by transaction.
+    /// Addresses of unanswered searches, by transaction.
     asked: BTreeMap<u64, [u8; 16]>,
     registered: bool,
 }
 
 impl Server {
-    /// Not connected; `backoff` says when to connect again.
+    /// Returns an unconnected server; `next` is the time of the next connection attempt.
     fn down(next: Timestamp, backoff: Backoff) -> Self {
         Self {
             up: false,
@@ -73,20 +73,20 @@ impl Server {
     }
 }
 
-/// The client of some directories.
+/// Client of all configured directories.
 #[derive(Debug)]
 pub struct DirectoryClient {
     register: Register,
     servers: BTreeMap<String, Server>,
-    /// Addresses searched for while no server is up.
+    /// Addresses of searches made while no server was connected.
     waiting: BTreeSet<[u8; 16]>,
-    /// 0 is that of every registration.
+    /// Last transaction of a search. Every registration uses transaction 0.
     last_transaction: u64,
     outputs: VecDeque<ClientOutput>,
 }
 
 impl DirectoryClient {
-    /// A client that registers this host as `register` says with the servers of these names.
+    /// Creates a client that registers this host with the named servers; `register` is the message.
     pub fn new(register: Register, servers: impl IntoIterator<Item = String>) -> Self {
         Self {
             register,
@@ -100,13 +100,13 @@ impl DirectoryClient {
         }
     }
 
-    /// Whether a peer is one of the servers, so that what it says is for
+    /// Returns true if a peer is one of the servers. The peer's events then belong to
     /// [`Self::handle_peer`].
     pub fn is_server(&self, peer: &str) -> bool {
         self.servers.contains_key(peer)
     }
 
-    /// Takes in what happened on the connection to a server.
+    /// Handles an event of a server's connection.
     pub fn handle_peer(&mut self, now: Timestamp, peer: &str, event: PeerEvent) {
         let Some(server) = self.servers.get_mut(peer) else {
             return;
@@ -132,7 +132,7 @@ impl DirectoryClient {
         }
     }
 
-    /// Asks every server that is up for relays of an address; at once, or when one is up.
+    /// Asks every connected server for relays of an address, or the first server to connect if none is.
     pub fn search(&mut self, multicast_address: [u8; 16]) {
         let up: Vec<String> = self
             .servers
@@ -148,13 +148,13 @@ impl DirectoryClient {
         }
     }
 
-    /// Connects and registers where that is due.
+    /// Connects and registers where due.
     pub fn handle_timeout(&mut self, now: Timestamp) {
         for (name, server) in &mut self.servers {
             if server.next > now {
                 continue;
             }
-            // Answered by an event that sets another time, or else tried again then.
+            // The answer sets another time; without an answer, the client tries again then.
             server.next = now + ANSWER;
             let peer = name.clone();
             self.outputs.push_back(if server.up {
@@ -167,17 +167,17 @@ impl DirectoryClient {
         }
     }
 
-    /// When to call [`Self::handle_timeout`], if ever.
+    /// Returns the time of the next [`Self::handle_timeout`]; `None` without servers.
     pub fn poll_timeout(&self) -> Option<Timestamp> {
         self.servers.values().map(|server| server.next).min()
     }
 
-    /// Returns the next thing to do; `None` when nothing is left.
+    /// Returns the next output; `None` if none is left.
     pub fn poll_output(&mut self) -> Option<ClientOutput> {
         self.outputs.pop_front()
     }
 
-    /// The servers by name, and whether this host is registered there.
+    /// Returns the servers by name, and whether this host is registered with each.
     pub fn servers(&self) -> impl Iterator<Item = (&str, bool)> {
         self.servers
             .iter()

@@ -1,5 +1,5 @@
-//! The directory of a migration control server (`roamcast mcs`), without I/O: which agents and
-//! relays there are, and which relay is for whom.
+//! Directory of a migration control server (`roamcast mcs`), without I/O: known agents and relays, and
+//! the choice of relays for an agent.
 //!
 //! ```text
 //!             Register (name of its certificate, policy)
@@ -8,9 +8,9 @@
 //!      +--------------------- lease over -------------------+  +---+
 //! ```
 //!
-//! `RelaySearch` is answered with the relays that serve the address, those of the asking agent's
-//! site first and each time another one at the head, so that agents spread over them. A relay is
-//! believed nothing but where it is: who connects to it checks its certificate.
+//! The answer to a `RelaySearch` lists the relays that serve the address. Relays of the asking agent's
+//! site come first, and each answer starts with another relay, so agents spread over the relays. The
+//! directory vouches only for a relay's address: the connecting agent checks the relay's certificate.
 
 pub mod client;
 #[cfg(any(test, fuzzing))]
@@ -30,27 +30,27 @@ use super::Timestamp;
 use super::refusal::bounded;
 use crate::glob::{Glob, any_matches};
 
-/// Relays in one answer.
+/// Limit of relays per answer.
 const MAX_ANSWER: usize = 8;
-/// Ranges that one relay may serve.
+/// Limit of address ranges per relay.
 const MAX_RANGES: usize = 32;
 
-/// How a directory is to be.
+/// Configuration of a directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DirectoryConfig {
     /// Name of this server.
     pub name: String,
-    /// How long a registration lasts.
+    /// Lifetime of a registration.
     pub lease: Duration,
-    /// Most registrations.
+    /// Limit of registrations.
     pub capacity: usize,
-    /// Names that may register as agents, and search.
+    /// Patterns for the names that may register as agents, and search.
     pub agents: Vec<Glob>,
-    /// Names that may register as relays.
+    /// Patterns for the names that may register as relays.
     pub relays: Vec<Glob>,
 }
 
-/// What the caller is to do: send a frame to a connected peer.
+/// Frame to send to a connected peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DirectoryOutput {
     /// Name of the peer.
@@ -59,48 +59,48 @@ pub struct DirectoryOutput {
     pub bytes: Vec<u8>,
 }
 
-/// One that has registered.
+/// Registration of an agent or a relay.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Registration {
-    /// What it is.
+    /// Agent or relay.
     pub role: Role,
-    /// Where it is reached.
+    /// Address of the registered host.
     pub address: Ipv6Addr,
-    /// Its site; empty for none.
+    /// Site of the registered host; empty for none.
     pub site: String,
-    /// What a relay serves; none for all.
+    /// Address ranges that a relay serves; empty for all.
     pub serves: Vec<AddressRange>,
-    /// When it was first known.
+    /// Time of the first registration.
     pub since: Timestamp,
-    /// When it is forgotten.
+    /// End of the registration without renewal.
     pub until: Timestamp,
 }
 
-/// What was asked and refused.
+/// Counts of searches and refusals.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DirectoryCounters {
     /// Searches answered with at least one relay.
     pub found: u64,
-    /// Searches that no relay serves.
+    /// Searches without a matching relay.
     pub not_found: u64,
     /// Messages that the policy or a limit forbids.
     pub refused: u64,
-    /// Frames that are no message.
+    /// Frames that cannot be decoded.
     pub malformed: u64,
 }
 
-/// The directory.
+/// State machine of a migration control server.
 #[derive(Debug)]
 pub struct Directory {
     config: DirectoryConfig,
     known: BTreeMap<String, Registration>,
-    /// Answers so far, which turns the order of relays.
+    /// Number of answers so far; rotates the order of relays.
     turn: usize,
     outputs: VecDeque<DirectoryOutput>,
     counters: DirectoryCounters,
 }
 
-/// Why a message is refused: one sentence for the other side's log.
+/// Reason of a refusal: one sentence for the peer's log.
 #[derive(Debug, thiserror::Error)]
 enum Refusal {
     #[error("The policy of {server} does not let {peer} register as {role}")]
@@ -131,7 +131,7 @@ impl Refusal {
 }
 
 impl Directory {
-    /// A directory that knows nobody yet.
+    /// Creates a directory without registrations.
     pub fn new(config: DirectoryConfig) -> Self {
         Self {
             config,
@@ -142,7 +142,7 @@ impl Directory {
         }
     }
 
-    /// Takes in a frame of a peer, whose name its certificate says.
+    /// Handles a frame of a peer; the peer's certificate gives the name.
     pub fn handle_frame(&mut self, now: Timestamp, peer: &str, bytes: &[u8]) {
         self.handle_timeout(now);
         let (transaction, message) = match DirectoryMessage::decode(bytes) {
@@ -182,7 +182,7 @@ impl Directory {
         self.send(peer, transaction, &answer);
     }
 
-    /// Forgets those whose lease is over.
+    /// Removes the expired registrations.
     pub fn handle_timeout(&mut self, now: Timestamp) {
         self.known.retain(|peer, known| {
             if known.until <= now {
@@ -192,24 +192,24 @@ impl Directory {
         });
     }
 
-    /// When to call [`Self::handle_timeout`], if ever.
+    /// Returns the time of the next [`Self::handle_timeout`]; `None` without registrations.
     pub fn poll_timeout(&self) -> Option<Timestamp> {
         self.known.values().map(|known| known.until).min()
     }
 
-    /// Returns the next thing to do; `None` when nothing is left.
+    /// Returns the next output; `None` if none is left.
     pub fn poll_output(&mut self) -> Option<DirectoryOutput> {
         self.outputs.pop_front()
     }
 
-    /// Those known now, by name.
+    /// Returns all registrations, by name.
     pub fn registrations(&self) -> impl Iterator<Item = (&str, &Registration)> {
         self.known
             .iter()
             .map(|(name, known)| (name.as_str(), known))
     }
 
-    /// What was asked and refused.
+    /// Returns the counts of searches and refusals.
     pub fn counters(&self) -> DirectoryCounters {
         self.counters
     }

@@ -1,4 +1,4 @@
-//! What this host has: the ports of its bridge and the domains of its hypervisor.
+//! Ports of the bridge and domains of the hypervisor.
 
 use std::collections::BTreeMap;
 
@@ -6,20 +6,20 @@ use tracing::{debug, warn};
 
 use crate::proto::{Domain, DomainUuid, Mac, Port, Timestamp};
 
-/// Ports and domains. Either may be told first.
+/// Ports and domains. A domain and its ports may be reported in either order.
 #[derive(Debug, Default)]
 pub(in crate::proto) struct Inventory {
     pub(in crate::proto) ports: BTreeMap<u32, Port>,
     pub(in crate::proto) domains: BTreeMap<DomainUuid, Domain>,
-    /// Domains that libvirt is bringing here, with their names. It tells their TAPs only when they
-    /// have arrived.
+    /// Domains that libvirt is receiving, with their names. libvirt reports their TAPs only after the
+    /// arrival.
     pub(in crate::proto) arriving: BTreeMap<DomainUuid, String>,
-    /// When domains that run here have come by a migration.
+    /// Arrival times of the running domains that a migration brought.
     pub(in crate::proto) came: BTreeMap<DomainUuid, Timestamp>,
     pub(in crate::proto) hypervisor_connected: bool,
 }
 
-/// Where a domain was that is gone.
+/// Former location of a vanished domain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::proto) enum Place {
     Here,
@@ -27,32 +27,32 @@ pub(in crate::proto) enum Place {
 }
 
 impl Inventory {
-    /// The connection to the hypervisor is lost.
+    /// Records that the connection to the hypervisor is lost.
     pub(in crate::proto) fn disconnected(&mut self, reason: &str) {
         self.hypervisor_connected = false;
         warn!(%reason, "Hypervisor is not connected");
     }
 
-    /// libvirt brings a domain here.
+    /// Records that libvirt is receiving a domain.
     pub(in crate::proto) fn domain_comes(&mut self, uuid: DomainUuid, name: String) {
         debug!(%uuid, name, "libvirt brings a domain");
         self.arriving.insert(uuid, name);
     }
 
-    /// A domain is here, or has changed.
+    /// Records a new or changed domain.
     pub(in crate::proto) fn domain_seen(&mut self, domain: Domain) {
         self.arriving.remove(&domain.uuid);
         self.domains.insert(domain.uuid, domain);
     }
 
-    /// A domain's CPUs run here.
+    /// Records that a domain's CPUs run on this host.
     pub(in crate::proto) fn domain_runs(&mut self, uuid: &DomainUuid) {
         if let Some(domain) = self.domains.get_mut(uuid) {
             domain.running = true;
         }
     }
 
-    /// A domain is gone, or does not arrive.
+    /// Forgets a domain that vanished or did not arrive.
     pub(in crate::proto) fn domain_gone(&mut self, uuid: &DomainUuid) -> Place {
         let came = self.arriving.remove(uuid).is_some();
         if came && !self.domains.contains_key(uuid) {
@@ -91,20 +91,20 @@ impl Inventory {
             .collect()
     }
 
-    /// Returns the ports that no domain has.
+    /// Returns the ports without a domain.
     pub(in crate::proto) fn ports_of_nobody(&self) -> impl Iterator<Item = &Port> {
         self.ports
             .values()
             .filter(|port| self.domain_of_port(port.ifindex).is_none())
     }
 
-    /// What libvirt calls a domain that is here or on its way here.
+    /// Returns libvirt's name of a domain on this host or arriving.
     pub(in crate::proto) fn name_of(&self, uuid: &DomainUuid) -> Option<&str> {
         let here = self.domains.get(uuid).map(|domain| &domain.name);
         here.or_else(|| self.arriving.get(uuid)).map(String::as_str)
     }
 
-    /// The UUID of the domain of that name that is here or on its way here.
+    /// Returns the UUID of the domain with that name, on this host or arriving.
     pub(in crate::proto) fn uuid_of(&self, name: &str) -> Option<DomainUuid> {
         let here = self.domains.values().find(|domain| domain.name == name);
         let arriving = || self.arriving.iter().find(|(_, known)| *known == name);
@@ -112,7 +112,7 @@ impl Inventory {
             .or_else(|| arriving().map(|(uuid, _)| *uuid))
     }
 
-    /// Whether libvirt says that a domain is here, or on its way here.
+    /// Returns true if a domain is on this host or arriving, according to libvirt.
     pub(in crate::proto) fn comes(&self, uuid: &DomainUuid) -> bool {
         self.arriving.contains_key(uuid) || self.domains.contains_key(uuid)
     }
@@ -125,8 +125,8 @@ impl Inventory {
     }
 }
 
-/// Whether libvirt made a TAP's MAC of a guest's MAC: the same but for the first byte, `fe`, which
-/// keeps the bridge from taking the TAP's MAC for its own.
+/// Returns true if libvirt derived the TAP's MAC from the guest's MAC. Both are equal except for the
+/// first byte, `fe`, which keeps the bridge from adopting the TAP's MAC as its own.
 pub(in crate::proto) fn is_tap_of(tap: &Mac, guest: &Mac) -> bool {
     tap[0] == 0xfe && tap[1..] == guest[1..]
 }

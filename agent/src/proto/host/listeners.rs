@@ -1,9 +1,10 @@
 //! Mirror of the kernel's `LISTENERS` and `LISTENER_SOURCES`, and their ageing.
 //!
-//! The maps are the truth. The mirror follows their events, so a port's listeners are found at
-//! once, and knows when an entry is older than the Multicast Address Listening Interval of its
-//! VLAN's querier (RFC 9777 §9.4). Before such an entry is expired, it is read again, because a
-//! Report that only refreshes raises no event for certain.
+//! The maps are authoritative. The mirror follows their events, so the listeners of a port are
+//! available without a lookup in the kernel. The mirror also detects entries older than the Multicast
+//! Address Listening Interval of their VLAN's querier (RFC 9777 §9.4). Such an entry is read again
+//! before the entry expires, because a Report that only refreshes an entry does not always raise an
+//! event.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv6Addr;
@@ -18,19 +19,19 @@ use crate::proto::Timestamp;
 use crate::proto::filter::Filter;
 use crate::proto::querier::Queriers;
 
-/// How long an entry that was read again, and is still there, is left alone.
+/// Time between two checks of an entry that was read again and still exists.
 const RECHECK: Duration = Duration::from_secs(1);
-/// Entries read again at once.
+/// Limit of entries per check.
 const BATCH: usize = 1024;
 
-/// One listener, for the operator and for a departing domain.
+/// A listener, for the operator and for a departing domain.
 #[derive(Clone, Debug)]
 pub struct ListenerView<'a> {
-    /// Where and what.
+    /// Port, VLAN and multicast address.
     pub key: ListenerKey,
-    /// Its state.
+    /// Value of the listener in `LISTENERS`.
     pub value: &'a Listener,
-    /// Its current source list.
+    /// Source list of the listener's current generation.
     pub sources: Vec<Ipv6Addr>,
 }
 
@@ -40,12 +41,12 @@ impl ListenerView<'_> {
             mode: FilterMode::from_u8(self.value.filter_mode)?,
             sources: self.sources.iter().copied().collect(),
         };
-        // Including nobody is what a host says when it leaves (RFC 9777 §4.2).
+        // An INCLUDE filter without sources means a leave (RFC 9777 §4.2).
         (filter.mode == FilterMode::Exclude || !filter.sources.is_empty()).then_some(filter)
     }
 }
 
-/// The listener of an address at a port.
+/// Returns the key of an address's listener at a port.
 pub(in crate::proto) fn listener_key(ifindex: u32, key: &ManagedKey) -> ListenerKey {
     ListenerKey {
         ifindex,
@@ -55,39 +56,39 @@ pub(in crate::proto) fn listener_key(ifindex: u32, key: &ManagedKey) -> Listener
     }
 }
 
-/// What others are to do about what the kernel has reported.
+/// Effect of the kernel's events on other modules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::proto) enum Effect {
     /// An address has its first listener.
     Appeared(ManagedKey),
-    /// The last listener of an address that routers forward is gone.
+    /// The last listener of a routable address is gone.
     Vanished {
         key: ManagedKey,
-        /// The querier was told: the VM has sent a leave, or no Report for long.
+        /// Whether the querier knows: the VM sent a leave, or no Report for the listening interval.
         told: bool,
     },
-    /// What is wanted of an address may have changed.
+    /// The union of filters of an address may have changed.
     Wanted(ManagedKey),
-    /// A listener was reported.
+    /// A listener reported.
     Reported(ListenerKey),
     /// A listener left.
     Left(ListenerKey),
-    /// A General Query came.
+    /// A General Query arrived.
     Queried { vlan: u16, at: Timestamp },
-    /// Events of the kernel may have been lost.
+    /// Events of the kernel may be lost.
     EventsLost,
 }
 
-/// What to do about entries that may be too old.
+/// Work on entries that may be too old.
 #[derive(Debug, Default)]
 pub(in crate::proto) struct Due {
     /// Listeners to read again.
     pub(in crate::proto) read_listeners: Vec<ListenerKey>,
     /// Sources to read again.
     pub(in crate::proto) read_sources: Vec<SourceKey>,
-    /// Listeners read again, and found too old, with their last Report.
+    /// Listeners that were read again and are still too old, with the time of their last Report.
     pub(in crate::proto) expire_listeners: Vec<(ListenerKey, u64)>,
-    /// Sources likewise.
+    /// Sources that were read again and are still too old, with the time of their last Report.
     pub(in crate::proto) expire_sources: Vec<(SourceKey, u64)>,
 }
 
@@ -101,11 +102,11 @@ enum Aged {
 struct Entry<V> {
     value: V,
     due: Timestamp,
-    /// Whether the value was asked for since it became too old.
+    /// Whether the entry was read again since the entry became too old.
     asked: bool,
 }
 
-/// The mirror.
+/// Mirror of the kernel's listeners, sources and queriers.
 #[derive(Debug, Default)]
 pub(in crate::proto) struct Mirror {
     listeners: BTreeMap<ListenerKey, Entry<Listener>>,
@@ -117,13 +118,13 @@ pub(in crate::proto) struct Mirror {
 }
 
 impl Mirror {
-    /// The queriers of the VLANs and what follows from them.
+    /// Returns the queriers of the VLANs.
     pub(in crate::proto) fn queriers(&self) -> &Queriers {
         &self.queriers
     }
 
-    /// Takes in what a Query says. What is there ages by the interval that held when it was
-    /// reported, or by a longer one that a Query has brought since.
+    /// Records a Query. An entry ages by the interval at the time of its Report, or by a longer
+    /// interval from a later Query.
     pub(super) fn update_querier(&mut self, key: QuerierKey, value: Querier) {
         let now = Timestamp(value.last_query_ns);
         let before = self.queriers.listening_interval(key.vlan, now);
@@ -155,13 +156,13 @@ impl Mirror {
         }
     }
 
-    /// When what was reported at a moment is too old.
+    /// Returns the time at which an entry with the given last Report is too old.
     fn due(&self, vlan: u16, last_report_ns: u64) -> Timestamp {
         let reported = Timestamp(last_report_ns);
         reported + self.queriers.listening_interval(vlan, reported)
     }
 
-    /// Takes in a listener's state; `true` if it is the first of its address.
+    /// Records a listener's state; returns true for the first listener of an address.
     pub(super) fn update_listener(&mut self, key: ListenerKey, value: Listener) -> bool {
         let mut due = self.due(key.vlan, value.last_report_ns);
         let old = self.listeners.get(&key);
@@ -187,7 +188,7 @@ impl Mirror {
         ports.len() == 1
     }
 
-    /// Takes in a source's state.
+    /// Records a source's state.
     pub(super) fn update_source(&mut self, key: SourceKey, value: Source) {
         let mut due = self.due(key.listener.vlan, value.last_report_ns);
         let old = self.sources.get(&key);
@@ -202,7 +203,7 @@ impl Mirror {
         self.sources.insert(key, Entry { value, due, asked });
     }
 
-    /// Forgets a listener and its sources; returns its address if it was the last one.
+    /// Removes a listener and its sources; returns the address if the listener was the last one.
     pub(super) fn remove_listener(&mut self, key: &ListenerKey) -> Option<ManagedKey> {
         let entry = self.listeners.remove(key)?;
         self.ageing.remove(&(entry.due, Aged::Listener(*key)));
@@ -220,19 +221,19 @@ impl Mirror {
         Some(address)
     }
 
-    /// Forgets a source.
+    /// Removes a source.
     pub(super) fn remove_source(&mut self, key: &SourceKey) {
         if let Some(entry) = self.sources.remove(key) {
             self.ageing.remove(&(entry.due, Aged::Source(*key)));
         }
     }
 
-    /// Whether any port listens to an address.
+    /// Returns true if any port listens to an address.
     pub(in crate::proto) fn has_listener(&self, key: &ManagedKey) -> bool {
         self.ports_by_address.contains_key(key)
     }
 
-    /// The filters of all listeners of an address.
+    /// Returns the filters of all listeners of an address.
     pub(in crate::proto) fn filters(&self, key: &ManagedKey) -> impl Iterator<Item = Filter> {
         self.ports_by_address
             .get(key)
@@ -244,12 +245,12 @@ impl Mirror {
             })
     }
 
-    /// Returns a listener's state.
+    /// Returns the state of a listener.
     pub(in crate::proto) fn get(&self, key: &ListenerKey) -> Option<&Listener> {
         self.listeners.get(key).map(|entry| &entry.value)
     }
 
-    /// The listeners of one port.
+    /// Returns the listeners of one port.
     pub(in crate::proto) fn of_port(&self, ifindex: u32) -> impl Iterator<Item = ListenerView<'_>> {
         let bound = |byte, number| ListenerKey {
             ifindex,
@@ -262,14 +263,14 @@ impl Mirror {
             .map(|(key, entry)| self.view(key, &entry.value))
     }
 
-    /// All listeners.
+    /// Returns all listeners.
     pub(in crate::proto) fn iter(&self) -> impl Iterator<Item = ListenerView<'_>> {
         self.listeners
             .iter()
             .map(|(key, entry)| self.view(key, &entry.value))
     }
 
-    /// All keys.
+    /// Returns the keys of all listeners and sources.
     pub(super) fn keys(&self) -> (BTreeSet<ListenerKey>, BTreeSet<SourceKey>) {
         (
             self.listeners.keys().copied().collect(),
@@ -277,12 +278,12 @@ impl Mirror {
         )
     }
 
-    /// Returns when [`Self::expire`] has something to do next.
+    /// Returns the time at which [`Self::expire`] has work.
     pub(super) fn next_due(&self) -> Option<Timestamp> {
         self.ageing.first().map(|(due, _)| *due)
     }
 
-    /// Sorts out what is too old: first to be read again, then, unchanged, to be expired.
+    /// Selects the entries that are too old: first for another reading, then, if unchanged, for expiry.
     pub(super) fn expire(&mut self, now: Timestamp) -> Due {
         let mut due = Due::default();
         let expired: Vec<_> = self

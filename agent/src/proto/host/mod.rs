@@ -1,11 +1,11 @@
-//! This host: what it has, and what its VMs listen to.
+//! State of this host: ports, domains, and the listeners of the VMs.
 //!
 //! | module | holds |
 //! |---|---|
 //! | `inventory` | ports and domains |
 //! | `listeners` | mirror of the kernel's listeners, and their ageing |
-//! | `watch` | what the kernel reports of listeners, and what others are to do about it |
-//! | `usage` | what VMs have used of their limits |
+//! | `watch` | kernel's events about listeners, and their effects on other modules |
+//! | `usage` | VMs' usage of their limits |
 
 pub(super) mod inventory;
 pub(super) mod listeners;

@@ -1,4 +1,4 @@
-//! What the ports' VMs have used of their limits, and warnings about those that reach them.
+//! VMs' usage of their limits, and warnings about VMs that reach a limit.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv6Addr;
@@ -12,20 +12,20 @@ use crate::proto::host::inventory::Inventory;
 use crate::proto::timer::Timer;
 use crate::proto::{Output, Timestamp};
 
-/// How long a VM that was named in the log for reaching a limit is not named again.
+/// Time between two warnings about the same VM.
 const WARNING_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Last usage of each port, and when it was last warned about.
+/// Last usage of each port, and time of the last warning about the port.
 #[derive(Debug, Default)]
 pub(in crate::proto) struct Usage {
     last: BTreeMap<u32, PortUsage>,
     warned: BTreeMap<u32, Timestamp>,
-    /// When an address was last said not to be set up.
+    /// Time of the last warning about a failed address.
     failed: Option<Timestamp>,
 }
 
 impl Usage {
-    /// The last usage read of a port.
+    /// Returns the last usage of a port.
     pub(in crate::proto) fn of_port(&self, ifindex: u32) -> Option<&PortUsage> {
         self.last.get(&ifindex)
     }
@@ -35,7 +35,7 @@ impl Usage {
         self.warned.remove(&ifindex);
     }
 
-    /// Has the usage be read, now and again.
+    /// Requests the ports' usage, now and periodically.
     pub(in crate::proto) fn due(cx: &mut Context, inventory: &Inventory) {
         if !inventory.ports.is_empty() {
             cx.outputs.push_back(Output::ReadUsage);
@@ -44,7 +44,7 @@ impl Usage {
         cx.timers.set(Timer::Usage, due);
     }
 
-    /// Takes in the usage of a port, and names a VM that has gone over its limits since.
+    /// Records a port's usage, and warns about a VM that exceeded a limit since the last reading.
     pub(in crate::proto) fn read(
         &mut self,
         now: Timestamp,
@@ -93,8 +93,8 @@ impl Usage {
         );
     }
 
-    /// An address could not be set up in the kernel. MDB entries are tried again and again, a thousand at
-    /// once: one line tells it.
+    /// Logs that the kernel could not set up an address. MDB entries are retried, a thousand at a time,
+    /// so only the first failure within a while is a warning.
     pub(in crate::proto) fn failed(&mut self, now: Timestamp, key: &ManagedKey, reason: &str) {
         let (vlan, address) = (key.vlan, Ipv6Addr::from(key.multicast_address));
         let is_quiet = self

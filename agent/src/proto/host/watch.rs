@@ -1,4 +1,4 @@
-//! What the kernel reports of listeners: the mirror follows, and says what others are to do.
+//! Kernel's events about listeners: updates of the mirror, and effects on other modules.
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -12,32 +12,32 @@ use crate::proto::filter::is_routable;
 use crate::proto::timer::Timer;
 use crate::proto::{Output, Timestamp};
 
-/// Entries read again by one output.
+/// Limit of entries per read request.
 const READ_BATCH: usize = 1024;
 
-/// What was reported and is not in the mirror yet. A snapshot comes in parts, so that what others do
-/// about one part does not see the parts after it.
+/// A reported change that the mirror does not contain yet. A snapshot is split into several changes, so
+/// the effects of one change do not see later changes.
 #[derive(Debug)]
 enum Seen {
-    /// The state of a listener; `alone` unless a snapshot has it.
+    /// State of a listener; `alone` is false if the state comes from a snapshot.
     Listener {
         key: ListenerKey,
         value: Listener,
         alone: bool,
     },
     ListenerGone(ListenerKey),
-    /// The port of a listener is gone, whose VM has sent no leave.
+    /// The port of a listener was removed; the VM sent no leave.
     PortGone(ListenerKey),
     Sources(Vec<(SourceKey, Source)>),
     SourceGone(SourceKey),
     Querier(QuerierKey, Querier),
-    /// Events may have been lost.
+    /// Events may be lost.
     Gap,
     /// Entries that a snapshot lacks.
     Missing(BTreeSet<ListenerKey>, BTreeSet<SourceKey>),
 }
 
-/// What has been reported, and what has come of it.
+/// Pending changes and effects.
 #[derive(Debug, Default)]
 pub(super) struct Watch {
     seen: VecDeque<Seen>,
@@ -45,7 +45,7 @@ pub(super) struct Watch {
 }
 
 impl Mirror {
-    /// A listener was reported or left.
+    /// Queues a change of a listener.
     pub(in crate::proto) fn listener_seen(
         &mut self,
         change: Change,
@@ -59,7 +59,7 @@ impl Mirror {
         });
     }
 
-    /// A source was listed or taken off.
+    /// Queues a change of a source.
     pub(in crate::proto) fn source_seen(&mut self, change: Change, key: SourceKey, value: Source) {
         self.watch.seen.push_back(match change {
             Change::Updated => Seen::Sources(vec![(key, value)]),
@@ -67,12 +67,12 @@ impl Mirror {
         });
     }
 
-    /// An MLD General Query came in by the uplink.
+    /// Queues an MLD General Query that the uplink received.
     pub(in crate::proto) fn query_seen(&mut self, key: QuerierKey, value: Querier) {
         self.watch.seen.push_back(Seen::Querier(key, value));
     }
 
-    /// All maps were read as a whole.
+    /// Queues the content of all maps.
     pub(in crate::proto) fn snapshot_seen(
         &mut self,
         listeners: Vec<(ListenerKey, Listener)>,
@@ -95,20 +95,20 @@ impl Mirror {
                 .map(|(key, value)| Seen::Listener { key, value, alone }),
         );
         seen.push_back(Seen::Sources(sources));
-        // Those that end probes may be among the lost events.
+        // The lost events may include events that end probes.
         seen.push_back(Seen::Gap);
-        // What the snapshot lacks may also have come while it was taken.
+        // An entry missing in the snapshot may also have been added while the snapshot was taken.
         seen.push_back(Seen::Missing(gone_listeners, gone_sources));
     }
 
-    /// A port is gone, and its listeners with it.
+    /// Queues the loss of a removed port's listeners.
     pub(in crate::proto) fn port_gone(&mut self, ifindex: u32) {
         let keys: Vec<_> = self.of_port(ifindex).map(|view| view.key).collect();
         self.watch.seen.extend(keys.into_iter().map(Seen::PortGone));
     }
 
-    /// Returns what others are to do next. Until it returns `None`, the mirror lags behind what was
-    /// reported.
+    /// Applies queued changes and returns the next effect. Until the result is `None`, the mirror lags
+    /// behind the reports.
     pub(in crate::proto) fn poll_effect(&mut self, cx: &mut Context) -> Option<Effect> {
         loop {
             if let Some(effect) = self.watch.effects.pop_front() {
@@ -135,7 +135,8 @@ impl Mirror {
             Seen::ListenerGone(key) => {
                 let known = self.get(&key).is_some();
                 self.remove(&key, true);
-                // The answer for an entry that never was does not mean that the VM has left.
+                // A read request for an unknown entry also returns a removal, which does not mean that
+                // the VM left.
                 if known {
                     self.watch.effects.push_back(Effect::Left(key));
                 }
@@ -178,7 +179,7 @@ impl Mirror {
         }
     }
 
-    /// Sets the deadline of what may be too old next.
+    /// Arms the timer for the next entry that may expire.
     pub(in crate::proto) fn set_timer(&self, cx: &mut Context) {
         match self.next_due() {
             Some(due) => cx.timers.set(Timer::Ageing, due),
@@ -186,7 +187,7 @@ impl Mirror {
         }
     }
 
-    /// Has entries read again that may be too old, and those expired that are.
+    /// Requests the entries that may be too old, and expires the entries that are.
     pub(in crate::proto) fn age(&mut self, cx: &mut Context) {
         let due = self.expire(cx.now);
         for (key, last_report_ns) in due.expire_sources {

@@ -1,4 +1,4 @@
-//! Who the agent speaks with: other agents and relays by connections, the VMs by datagrams.
+//! Communication partners of the agent: other agents and relays over connections, VMs over datagrams.
 
 pub(super) mod peers;
 pub(super) mod vm;

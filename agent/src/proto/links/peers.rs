@@ -1,5 +1,5 @@
-//! Connections to other agents, as far as the protocol sees them: up or down, and what a broken
-//! one still has to be told.
+//! Connections to other agents, as the protocol sees them: up or down, with the messages that wait for
+//! a connection.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,19 +14,19 @@ use crate::proto::context::Context;
 use crate::proto::timer::{Timer, TimerTable};
 use crate::proto::{Output, Timestamp};
 
-/// Delays between attempts to connect.
+/// Delay between connection attempts.
 pub(in crate::proto) const RECONNECT: Backoff =
     Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
-/// How long the end of a migration is offered to a destination that cannot be reached.
+/// Time during which the end of a migration is retried to an unreachable destination host.
 const CLOSING: Duration = Duration::from_secs(60);
-/// Ends of migrations offered at once.
+/// Limit of undelivered ends of migrations.
 const MAX_CLOSINGS: usize = 64;
 
-/// Connections, and what peers that cannot be reached are still to be told.
+/// Connections, and undelivered messages for unreachable peers.
 #[derive(Debug, Default)]
 pub(in crate::proto) struct Links {
     by_peer: BTreeMap<String, Link>,
-    /// By the numbers of the migrations' records.
+    /// Undelivered ends, by the number of the migration's record.
     closings: BTreeMap<u64, Closing>,
 }
 
@@ -35,7 +35,7 @@ impl Links {
         self.by_peer.get(peer).is_some_and(|link| link.up)
     }
 
-    /// The peers whose connection is up.
+    /// Returns the peers with an established connection.
     pub(in crate::proto) fn connected(&self) -> impl Iterator<Item = &str> {
         let up = self.by_peer.iter().filter(|(_, link)| link.up);
         up.map(|(name, _)| name.as_str())
@@ -47,31 +47,32 @@ impl Links {
     }
 }
 
-/// One connection.
+/// State of one connection.
 #[derive(Debug, Default)]
 struct Link {
     up: bool,
     connecting: bool,
 }
 
-/// The end of a migration that its destination has not been told yet.
+/// Undelivered end of a migration.
 #[derive(Debug)]
 struct Closing {
     peer: String,
     transaction: u64,
-    /// What was asked for, told again first because a restarted destination has forgotten it.
+    /// Original request, sent again before the end, because a restarted destination host has lost the
+    /// request.
     request: Option<AgentRequest>,
     end: PeerMessage,
     backoff: Backoff,
 }
 
 impl Context {
-    /// Whether the connection to a peer is up.
+    /// Returns true if the connection to a peer is up.
     pub(in crate::proto) fn is_up(&self, peer: &str) -> bool {
         self.links.is_up(peer)
     }
 
-    /// Asks for a connection unless there is one or one is being made.
+    /// Requests a connection unless the connection is up or in progress.
     pub(in crate::proto) fn connect(&mut self, peer: &str) {
         let link = self.links.by_peer.entry(peer.to_owned()).or_default();
         if !link.up && !link.connecting {
@@ -82,12 +83,12 @@ impl Context {
         }
     }
 
-    /// Asks for a connection after a delay that grows.
+    /// Requests a connection after a growing delay.
     pub(in crate::proto) fn reconnect(&mut self, number: u64, backoff: &mut Backoff) {
         set_reconnect(&mut self.timers, self.now, number, backoff);
     }
 
-    /// Sends a message if the connection is up.
+    /// Sends a message if the connection is up; drops the message otherwise.
     pub(in crate::proto) fn send(&mut self, peer: &str, transaction: u64, message: &PeerMessage) {
         if self.is_up(peer) {
             self.outputs.push_back(Output::Frame {
@@ -125,7 +126,7 @@ impl Context {
         self.links.closings.insert(number, closing);
     }
 
-    /// Connects again for the end of a migration that is not told yet.
+    /// Requests a connection for an undelivered end of a migration.
     pub(in crate::proto) fn reconnect_closing(&mut self, number: u64) {
         if let Some(closing) = self.links.closings.get(&number) {
             let peer = closing.peer.clone();
@@ -140,7 +141,7 @@ impl Context {
         }
     }
 
-    /// The connection to a peer is up.
+    /// Records that the connection to a peer is up.
     pub(in crate::proto) fn link_up(&mut self, peer: &str) {
         let link = Link {
             up: true,
@@ -150,18 +151,19 @@ impl Context {
         info!(peer, "Peer is connected");
     }
 
-    /// The connection to a peer is down.
+    /// Records that the connection to a peer is down.
     pub(in crate::proto) fn link_down(&mut self, peer: &str) {
         self.links.by_peer.remove(peer);
     }
 
-    /// Takes in a frame. A newer peer than this agent hears why it is not understood.
+    /// Decodes a frame. A peer newer than this agent gets the reason if the agent cannot decode the
+    /// frame.
     pub(in crate::proto) fn hear(
         &mut self,
         peer: &str,
         bytes: &[u8],
     ) -> Option<(u64, PeerMessage)> {
-        // A frame proves the connection, should its `Up` be overtaken.
+        // A frame proves the connection, even if the frame overtakes its `Up`.
         self.links.by_peer.entry(peer.to_owned()).or_default().up = true;
         PeerMessage::decode(bytes)
             .inspect_err(|error| {
@@ -181,19 +183,19 @@ impl Context {
             .ok()
     }
 
-    /// Tells a peer that its message is none for this agent.
+    /// Tells a peer that this agent does not handle the message.
     pub(in crate::proto) fn decline(&mut self, peer: &str, transaction: u64, reason: Reason) {
         self.send(peer, transaction, &ErrorMessage(reason).into());
     }
 
-    /// Tells a peer that takes this agent for a relay.
+    /// Tells a peer that this agent is not a relay.
     pub(in crate::proto) fn release_as_no_relay(&mut self, peer: &str, transaction: u64) {
         let reason = format!("{} is an agent, not a relay", self.config.name);
         let reason = Reason::new(Code::UNSUPPORTED, reason);
         self.send(peer, transaction, &RelayRelease(reason).into());
     }
 
-    /// Tells a peer that is connected again what it was to be told.
+    /// Sends the undelivered ends to a reconnected peer.
     pub(in crate::proto) fn flush_closings(&mut self, peer: &str) {
         let of_peer = self.links.closings.extract_if(.., |_, it| it.peer == peer);
         for (number, closing) in of_peer.collect::<Vec<_>>() {
@@ -206,7 +208,7 @@ impl Context {
         }
     }
 
-    /// The connection to a peer is down: it is made again for what the peer is still to be told.
+    /// Schedules a reconnect to a peer with undelivered ends.
     pub(in crate::proto) fn reconnect_closings(&mut self, peer: &str) {
         for (number, closing) in &mut self.links.closings {
             if closing.peer == peer {

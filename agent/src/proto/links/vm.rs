@@ -1,9 +1,9 @@
-//! Datagrams of the VMs.
+//! Datagrams from and to VMs.
 //!
-//! Who asks is the TAP that a datagram came in by, never what it says. Datagrams get lost,
-//! doubled and reordered, so the VM repeats each question, and the same transaction gets the same
-//! answer: a running migration answers by its state, one that has ended by its last message. How many
-//! a VM may send is limited at its TAP (`snoop`).
+//! The TAP that receives a datagram identifies the VM, never the datagram's content. Datagrams may be
+//! lost, duplicated or reordered, so the VM repeats each request, and the same transaction gets the
+//! same answer. A running migration answers with its state, an ended migration with its last message.
+//! The TAP's `snoop` program limits the rate of a VM's datagrams.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddrV6;
@@ -21,22 +21,23 @@ use crate::proto::rate::Bucket;
 use crate::proto::refusal::{Refusal, bounded, bounded_reason};
 use crate::proto::{Domain, DomainUuid, Output, Timestamp};
 
-/// Last messages kept for each domain.
+/// Limit of stored answers per domain.
 const ANSWERS: usize = 8;
-/// How long after its start an agent does not deny a transaction that it does not know: the other
-/// end may still be about to tell.
+/// Time after the agent's start during which the agent does not deny unknown transactions: the agent at
+/// the other end may still report them.
 const AMNESTY: Duration = Duration::from_secs(10);
 
-/// Moves that a VM may ask for within the pause between two, if they fail before anything is copied.
+/// Number of migrations that a VM may request within the pause between two migrations, if the requests
+/// fail before the memory copy.
 const TRIES: u32 = 4;
 
-/// What is kept of each VM.
+/// Per-VM state.
 #[derive(Debug, Default)]
 pub(in crate::proto) struct Vms {
     answers: BTreeMap<DomainUuid, VecDeque<(u64, VmMessage)>>,
-    /// When libvirt has last moved a domain on its own request, or brought it.
+    /// Time of the last migration that the domain requested, or of the domain's arrival.
     moved: BTreeMap<DomainUuid, Timestamp>,
-    /// How often domains may still ask.
+    /// Remaining requests of each domain.
     tries: BTreeMap<DomainUuid, Bucket>,
 }
 
@@ -47,7 +48,7 @@ impl Vms {
         self.tries.remove(uuid);
     }
 
-    /// Keeps the last message of a transaction.
+    /// Stores the last message of a transaction.
     pub(in crate::proto) fn answer(
         &mut self,
         uuid: DomainUuid,
@@ -70,13 +71,14 @@ impl Vms {
             .map(|(_, message)| message)
     }
 
-    /// Notes that a domain is moved on its own request, or has come.
+    /// Records that a domain migrates at its own request, or has arrived.
     pub(in crate::proto) fn has_moved(&mut self, uuid: DomainUuid, at: Timestamp) {
         self.moved.insert(uuid, at);
     }
 
-    /// How long a domain has to wait until it may ask for a move; `pause` is that between two moves.
-    /// One that fails before anything is copied is none, but [`TRIES`] in that time are enough.
+    /// Returns the time until a domain may request a migration; `pause` is the time between two
+    /// migrations. A request that fails before the memory copy does not start a pause, but the domain
+    /// has only [`TRIES`] requests per pause.
     pub(in crate::proto) fn has_to_wait(
         &mut self,
         uuid: DomainUuid,
@@ -110,7 +112,7 @@ impl Context {
         });
     }
 
-    /// Tells a VM that its migration is refused or over, and keeps the answer.
+    /// Tells a VM that its migration is refused or over, and stores the answer.
     pub(in crate::proto) fn tell_refusal(
         &mut self,
         uuid: DomainUuid,
@@ -125,18 +127,18 @@ impl Context {
     }
 }
 
-/// Who has sent a datagram.
+/// Sender of a datagram.
 #[derive(Debug)]
 pub(in crate::proto) struct Caller {
-    /// The domain behind the TAP that the datagram came in by.
+    /// Domain behind the TAP that received the datagram.
     pub(in crate::proto) domain: Domain,
-    /// Of the datagram, for answers.
+    /// Transaction of the datagram, for answers.
     pub(in crate::proto) transaction: u64,
     pub(in crate::proto) from: SocketAddrV6,
 }
 
 impl Context {
-    /// Whether a datagram came from a VM's link-local address, by a port of the bridge.
+    /// Returns true if a datagram came from a VM's link-local address, through a port of the bridge.
     pub(in crate::proto) fn is_heard(
         &mut self,
         inventory: &Inventory,
@@ -154,8 +156,8 @@ impl Context {
         true
     }
 
-    /// Returns what the domain behind a port says. A newer `migkick` than this agent hears why it is not
-    /// understood.
+    /// Returns the sender and message of a datagram. A `migkick` newer than this agent gets the reason
+    /// if the agent cannot decode the datagram.
     pub(in crate::proto) fn understand(
         &mut self,
         inventory: &Inventory,
@@ -192,7 +194,7 @@ impl Context {
         }
     }
 
-    /// Tells a VM who its agent is, and where it may go: as many destinations as a datagram takes.
+    /// Tells a VM the name of its agent and the allowed destinations, as many as fit into a datagram.
     pub(in crate::proto) fn answer_search(&mut self, caller: &Caller) {
         let domain = &caller.domain.name;
         let policy = &self.config.policy;
@@ -218,7 +220,7 @@ impl Context {
         }
     }
 
-    /// Repeats the last message of a transaction; `false` if there was none.
+    /// Repeats the last message of a transaction; returns false if there is none.
     pub(in crate::proto) fn answer_again(&mut self, caller: &Caller) -> bool {
         let answered = self.vms.answered(&caller.domain.uuid, caller.transaction);
         let Some(message) = answered.cloned() else {
@@ -228,7 +230,7 @@ impl Context {
         true
     }
 
-    /// Tells a VM that nobody here knows its transaction, unless the agent was started just now.
+    /// Tells a VM that its transaction is unknown, unless the agent started just now.
     pub(in crate::proto) fn deny(&mut self, caller: &Caller) {
         if self.uptime() > AMNESTY {
             let agent = self.config.name.clone();
