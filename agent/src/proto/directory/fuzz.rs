@@ -20,7 +20,7 @@ use crate::proto::Timestamp;
 const LEASE: Duration = Duration::from_secs(60);
 const CAPACITY: usize = 3;
 
-/// A server's life, and what is left when nobody says anything any more.
+/// Runs a server on fuzzed inputs, and checks that nothing is left after all peers fall silent.
 pub(in crate::proto) fn run(bytes: &[u8]) {
     let mut input = Unstructured::new(bytes);
     let pattern = |text: &str| vec![Glob::try_from(text).unwrap()];

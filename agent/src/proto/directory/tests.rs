@@ -178,7 +178,7 @@ fn unacceptable_registrations_are_refused() {
     }
     let said = reason(ask(&mut directory, START, "relay5", relay(5, "", &[])));
     assert_eq!(said, "mcs has no room for more than 4 registrations");
-    // One that is known may still renew.
+    // A known peer may still renew.
     ask(&mut directory, START, "relay4", relay(4, "", &[]));
 }
 
@@ -193,7 +193,7 @@ proptest! {
     }
 }
 
-/// A client and its server, with a wire that loses nothing.
+/// A client and its server, connected without loss.
 struct Pair {
     server: Directory,
     client: DirectoryClient,
@@ -215,7 +215,7 @@ impl Pair {
         }
     }
 
-    /// Runs both until then.
+    /// Runs both for the given time.
     fn run(&mut self, time: Duration) {
         let end = self.now + time;
         while let Some(due) = self.client.poll_timeout().filter(|due| *due <= end) {

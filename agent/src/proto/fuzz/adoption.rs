@@ -1,5 +1,5 @@
-//! What an agent finds in the maps of one before it, with any content: of a version that had errors, of
-//! memory that was overwritten, of an agent that was killed between two writes.
+//! Adoption of arbitrary map entries, as a faulty version, corrupted memory, or an agent killed between
+//! two writes may leave them.
 
 use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
@@ -17,9 +17,9 @@ use super::message::{key, list, number, unicast, uuid};
 use super::world::World;
 use crate::proto::*;
 
-/// Most entries of a map.
+/// Limit of entries per map.
 const ENTRIES: u8 = 6;
-/// Longest life of the agent afterwards, inputs.
+/// Maximum number of inputs after the adoption.
 const INPUTS: usize = 100;
 
 /// Fills the maps, and starts the agent as the program does.
@@ -48,7 +48,7 @@ pub(super) fn run(input: &mut Unstructured<'_>, world: &mut World) -> Result<()>
     input::snapshot(input, world)
 }
 
-/// The entries of a map, in which no key comes twice.
+/// Returns the entries of a map, without duplicate keys.
 fn map<K: Ord, V>(
     input: &mut Unstructured<'_>,
     one: impl FnMut(&mut Unstructured<'_>) -> Result<(K, V)>,
@@ -57,7 +57,7 @@ fn map<K: Ord, V>(
     Ok(entries.into_iter().collect())
 }
 
-/// Lives on, after what nobody needs is given up.
+/// Continues with inputs after unneeded entries are removed.
 pub(super) fn live_on(input: &mut Unstructured<'_>, world: &mut World) {
     world.input(Agent::handle_adopted);
     for _ in 0..INPUTS {
@@ -67,7 +67,7 @@ pub(super) fn live_on(input: &mut Unstructured<'_>, world: &mut World) {
     }
 }
 
-/// One of the small world, or any.
+/// Returns an address of the small world, or any.
 fn address(input: &mut Unstructured<'_>) -> Result<Address> {
     match number(input, 3)? {
         0 => input.arbitrary(),
@@ -75,7 +75,7 @@ fn address(input: &mut Unstructured<'_>) -> Result<Address> {
     }
 }
 
-/// One near a number, or any.
+/// Returns a number near another, or any.
 fn near(input: &mut Unstructured<'_>, number: u16) -> Result<u16> {
     match input.arbitrary::<u8>()? {
         0 => input.arbitrary(),

@@ -1,4 +1,4 @@
-//! One input of an agent, made of bytes.
+//! One input of an agent, chosen by bytes.
 
 use std::net::SocketAddrV6;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use super::world::World;
 use crate::proto::handover::{HoldReport, UnreadReport};
 use crate::proto::*;
 
-/// Does one thing.
+/// Feeds one input.
 pub(super) fn next(input: &mut Unstructured<'_>, world: &mut World) -> Result<()> {
     match number(input, 19)? {
         0 | 1 => frame(input, world),
@@ -61,7 +61,7 @@ fn frame(input: &mut Unstructured<'_>, world: &mut World) -> Result<()> {
     Ok(())
 }
 
-/// A frame or a datagram that is most probably no message.
+/// Feeds a frame or a datagram that is most probably not a message.
 fn garbage(input: &mut Unstructured<'_>, world: &mut World) -> Result<()> {
     let peer = *input.choose(&PEERS)?;
     let length = usize::from(number(input, 40)?);
@@ -257,7 +257,7 @@ fn relays(input: &mut Unstructured<'_>, world: &mut World) -> Result<()> {
 
 fn listener_key(input: &mut Unstructured<'_>, world: &World) -> Result<Option<ListenerKey>> {
     let (ifindex, key) = (ifindex(input)?, key(input)?);
-    // The programs are attached to TAPs only, and leave out what is the link's own.
+    // The eBPF programs run on TAPs only, and ignore link-scope addresses.
     let is_kept = world.ports.contains(&ifindex)
         && common::wire::ipv6::is_routable_multicast(&key.multicast_address);
     Ok(is_kept.then_some(ListenerKey {
@@ -420,7 +420,7 @@ fn streams(input: &mut Unstructured<'_>, world: &mut World) -> Result<()> {
     Ok(())
 }
 
-/// Events were lost.
+/// Feeds a snapshot after lost events.
 pub(super) fn snapshot(input: &mut Unstructured<'_>, world: &mut World) -> Result<()> {
     if number(input, 3)? == 0 {
         world.kernel.listeners.pop_first();

@@ -1,5 +1,5 @@
-//! What an agent's outputs make of its host: joins, bridge entries, map entries and gates, each of which is
-//! made before it is undone, and undone once.
+//! Effect of an agent's outputs on its host: joins, bridge entries, map entries and gates. Each is
+//! created before its removal, and removed once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv6Addr;
@@ -8,7 +8,7 @@ use common::maps::{Listener, ListenerKey, ManagedKey, RelayFlowKey, Source, Sour
 
 use crate::proto::*;
 
-/// What the gate of a TAP does.
+/// State of a TAP's gate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::proto) enum Gate {
     Records,
@@ -16,7 +16,7 @@ pub(in crate::proto) enum Gate {
     Replays,
 }
 
-/// The host.
+/// State of the host.
 #[derive(Debug, Default)]
 pub(in crate::proto) struct Kernel {
     pub(in crate::proto) joined: BTreeMap<ManagedKey, Membership>,
@@ -32,7 +32,7 @@ pub(in crate::proto) struct Kernel {
 }
 
 impl Kernel {
-    /// Does what an output asks for.
+    /// Applies an output.
     pub(in crate::proto) fn apply(&mut self, output: &Output) {
         match output {
             Output::Join(membership) => {
@@ -140,7 +140,7 @@ impl Kernel {
         }
     }
 
-    /// A TAP is gone, and with it what was bound to it.
+    /// Removes a TAP with everything bound to the TAP.
     pub(in crate::proto) fn unplug(&mut self, ifindex: u32) {
         self.mdb.retain(|(port, _)| *port != ifindex);
         self.gates.remove(&ifindex);

@@ -1,4 +1,4 @@
-//! Messages of a small world: few names, addresses and numbers, so that they meet.
+//! Messages of a small world: few names, addresses and numbers, so that they collide.
 
 use std::collections::VecDeque;
 use std::net::Ipv6Addr;
@@ -38,7 +38,7 @@ pub(super) fn mac(input: &mut Unstructured<'_>) -> Result<Mac> {
     Ok([0x52, 0x54, 0, 0, 0, number(input, 3)?])
 }
 
-/// Mostly such as can be moved.
+/// Returns an address key, mostly a routable one.
 pub(super) fn key(input: &mut Unstructured<'_>) -> Result<ManagedKey> {
     let choice = number(input, 7)?;
     let first = match choice {
@@ -54,7 +54,7 @@ pub(super) fn key(input: &mut Unstructured<'_>) -> Result<ManagedKey> {
     })
 }
 
-/// Addresses of this host, of VMs, of a relay, and of senders.
+/// Returns an address of this host, of a VM, of a relay or of a sender.
 pub(super) fn unicast(input: &mut Unstructured<'_>) -> Result<Ipv6Addr> {
     let choice = number(input, 7)?;
     Ok(match choice {
@@ -144,7 +144,7 @@ fn progress(input: &mut Unstructured<'_>) -> Result<MigrationProgress> {
     })
 }
 
-/// Mostly one of the agent's own, or one that was used before.
+/// Returns a transaction, mostly one of the agent's own or a repeated one.
 pub(super) fn transaction(input: &mut Unstructured<'_>, own: &VecDeque<u64>) -> Result<u64> {
     let choice = number(input, 11)?;
     let index = usize::from(choice);
@@ -155,7 +155,7 @@ fn reason() -> String {
     "That is how it is".to_owned()
 }
 
-/// A message of another agent or of a relay.
+/// Returns a message of another agent or of a relay.
 pub(super) fn of_peer(input: &mut Unstructured<'_>) -> Result<PeerMessage> {
     Ok(match number(input, 11)? {
         0 | 1 => AgentRequest {
@@ -225,7 +225,7 @@ pub(super) fn of_peer(input: &mut Unstructured<'_>) -> Result<PeerMessage> {
     })
 }
 
-/// A message of a VM.
+/// Returns a message of a VM.
 pub(super) fn of_vm(input: &mut Unstructured<'_>) -> Result<VmMessage> {
     Ok(match number(input, 4)? {
         0 => AgentSearch {}.into(),

@@ -1,7 +1,7 @@
-//! The state machines, fed with anything.
+//! Fuzz targets of the state machines.
 //!
-//! Bytes choose what happens next, out of a small world in which things meet; after each input, and at the
-//! end, it is checked what must hold.
+//! Input bytes choose the next event from a small world in which events interact. The invariants are
+//! checked after each event and at the end.
 
 #![allow(
     clippy::unwrap_used,
@@ -26,10 +26,10 @@ use super::{
     RelayTiming, Timing, UnicastTiming,
 };
 
-/// Longest life of an agent, inputs.
+/// Maximum number of inputs.
 const INPUTS: usize = 200;
 
-/// An agent's life, and what is left when everybody has gone.
+/// Runs an agent on fuzzed inputs, and checks that nothing is left at the end.
 pub(crate) fn agent(bytes: &[u8]) {
     let mut input = Unstructured::new(bytes);
     let Ok(config) = config(&mut input) else {
@@ -45,41 +45,41 @@ pub(crate) fn agent(bytes: &[u8]) {
     world.end();
 }
 
-/// An agent that finds anything in the maps of one before it.
+/// Runs an agent that finds arbitrary map entries of an earlier agent.
 pub(crate) fn adoption(bytes: &[u8]) {
     let mut input = Unstructured::new(bytes);
     let Ok(config) = config(&mut input) else {
         return;
     };
     let mut world = World::new(config);
-    // What there was no input for is not there.
+    // Entries without input bytes are absent.
     let _ = adoption::run(&mut input, &mut world);
     world.hypervisor(HypervisorEvent::Connected);
     adoption::live_on(&mut input, &mut world);
     world.end();
 }
 
-/// A relay's life.
+/// Runs a relay on fuzzed inputs.
 pub(crate) fn relay(bytes: &[u8]) {
     super::relay::tests::fuzz::run(bytes);
 }
 
-/// A relay that finds anything in the maps of one before it.
+/// Runs a relay that finds arbitrary map entries of an earlier relay.
 pub(crate) fn relay_adoption(bytes: &[u8]) {
     super::relay::tests::fuzz::adoption(bytes);
 }
 
-/// A mapping server's life.
+/// Runs a mapping server on fuzzed inputs.
 pub(crate) fn ims(bytes: &[u8]) {
     super::ims::tests::fuzz::run(bytes);
 }
 
-/// A migration control server's life.
+/// Runs a migration control server on fuzzed inputs.
 pub(crate) fn directory(bytes: &[u8]) {
     super::directory::fuzz::run(bytes);
 }
 
-/// With short times and tight bounds, so that they matter.
+/// Returns a configuration with short times and tight limits, so that the inputs reach them.
 fn config(input: &mut Unstructured<'_>) -> Result<AgentConfig> {
     let peer = |name: &str| Peer {
         name: name.to_owned(),

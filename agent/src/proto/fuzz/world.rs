@@ -1,4 +1,4 @@
-//! An agent, and around it a host and peers of which it is only known what they may do.
+//! An agent among a host and peers that may do anything within their powers.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
@@ -12,29 +12,29 @@ use crate::proto::handover::HoldReport;
 use crate::proto::timer::Timer;
 use crate::proto::*;
 
-/// Most outputs of one input: far more than any has, for so small a world.
+/// Limit of outputs per input, far more than any input causes in so small a world.
 const MAX_OUTPUTS: usize = 1024;
-/// Transactions of the agent that answers may repeat.
+/// Number of the agent's transactions that answers may repeat.
 const REMEMBERED: usize = 8;
 
-/// The agent and what it has done.
+/// The agent and the effects of its outputs.
 pub(super) struct World {
     pub(super) agent: Agent,
     pub(super) now: Timestamp,
     pub(super) kernel: Kernel,
     pub(super) ports: BTreeSet<u32>,
     pub(super) domains: BTreeSet<DomainUuid>,
-    /// Peers whose connection is up.
+    /// Peers with an established connection.
     pub(super) connected: BTreeSet<String>,
-    /// Connections that the agent waits for.
+    /// Peers with a pending connection request.
     pub(super) connecting: BTreeSet<String>,
-    /// Migrations of which the agent is yet to be told that they are over.
+    /// Migrations whose end the agent has not heard yet.
     pub(super) migrating: BTreeSet<DomainUuid>,
-    /// Transactions that the agent has written.
+    /// Transactions that the agent used.
     pub(super) transactions: VecDeque<u64>,
-    /// Tokens of flows that it wants to be told of.
+    /// Tokens of unanswered flow requests.
     pub(super) tokens: VecDeque<u64>,
-    /// Commands without a last answer.
+    /// Commands without a final reply.
     pub(super) commands: BTreeSet<u64>,
     pub(super) last_command: u64,
 }
@@ -61,13 +61,13 @@ impl World {
         }
     }
 
-    /// One input, and all that the agent wants done then.
+    /// Feeds one input and performs all outputs.
     pub(super) fn input(&mut self, input: impl FnOnce(&mut Agent, Timestamp)) {
         input(&mut self.agent, self.now);
         self.settle();
     }
 
-    /// Lets time pass, with all that is due meanwhile.
+    /// Lets time pass, and runs all due timers.
     pub(super) fn pass(&mut self, time: Duration) {
         let end = self.now + time;
         while let Some(due) = self.agent.poll_timeout().filter(|due| *due <= end) {
@@ -100,7 +100,7 @@ impl World {
 
     pub(super) fn gate(&mut self, event: GateEvent) {
         match &event {
-            // What holds opens when it is told to.
+            // A holding gate opens on command only.
             GateEvent::Opened { ifindex, .. } => {
                 match self.kernel.gates.get(ifindex) {
                     Some(Gate::Holds) => return,
@@ -125,7 +125,7 @@ impl World {
                 self.connected.remove(peer);
                 self.connecting.remove(peer);
             }
-            // Nothing comes by a connection that is down.
+            // A closed connection delivers no frames.
             PeerEvent::Frame(_) if !self.connected.contains(peer) => return,
             PeerEvent::Frame(_) => {}
         }
@@ -196,7 +196,7 @@ impl World {
         }
     }
 
-    /// Answers with what the maps have. The agent is told at once, as its outputs are done one by one.
+    /// Answers a read request from the maps, at once, because outputs are performed one by one.
     fn read(&mut self, listeners: &[ListenerKey], sources: &[SourceKey]) {
         let (now, kernel) = (self.now, &self.kernel);
         for key in sources {
@@ -219,7 +219,7 @@ impl World {
         }
     }
 
-    /// Everybody goes, and time passes: nothing stays.
+    /// Removes all participants, lets time pass, and checks that nothing is left.
     pub(super) fn end(&mut self) {
         let reason = "It is over".to_owned();
         self.input(|agent, now| agent.handle_relays(now, Vec::new()));
@@ -255,7 +255,7 @@ impl World {
         }
     }
 
-    /// Nobody can be connected.
+    /// Lets all pending connection requests fail.
     fn fail_connections(&mut self) {
         for peer in std::mem::take(&mut self.connecting) {
             let reason = "Nobody is there".to_owned();
@@ -274,7 +274,7 @@ impl World {
         self.now = end;
     }
 
-    /// What is replayed comes to its end.
+    /// Completes all replays.
     fn open_gates(&mut self) {
         let gates = self.kernel.gates.clone();
         for (ifindex, _) in gates.iter().filter(|(_, gate)| **gate == Gate::Replays) {
@@ -318,7 +318,7 @@ impl World {
             agent.machines.cx.links
         );
         assert_eq!(agent.view().receptions().count(), 0);
-        // Ports are looked at as long as the agent lives.
+        // The usage timer runs as long as the agent.
         agent.machines.cx.timers.stop(Timer::Usage);
         assert_eq!(
             agent.machines.cx.timers.next(),

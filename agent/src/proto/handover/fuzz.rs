@@ -1,4 +1,4 @@
-//! Frames of the network, samples of a TAP and what peers say, in any order.
+//! Frames of the network, samples of a TAP and peers' messages, in any order.
 
 #![allow(
     clippy::unwrap_used,
@@ -20,20 +20,20 @@ use super::sample::{datagram, stream};
 use super::*;
 use crate::proto::Timestamp;
 
-/// Most inputs of one life.
+/// Maximum number of inputs per run.
 const INPUTS: usize = 400;
 const LIMITS: HoldLimits = HoldLimits {
     bytes: 4000,
     age: Duration::from_millis(100),
 };
-/// Flows and payloads there are.
+/// Number of distinct flows and payloads.
 const FLOWS: u16 = 3;
 const LETTERS: u8 = 5;
-/// Bytes of a payload.
+/// Length of a payload, bytes.
 const PAYLOAD: u16 = 32;
 const IPV6_HEADER: usize = 40;
 
-/// Gives inputs for as long as there are some.
+/// Feeds inputs while bytes are left.
 fn live(bytes: &[u8], mut next: impl FnMut(&mut Unstructured<'_>) -> Result<()>) {
     let mut input = Unstructured::new(bytes);
     for _ in 0..INPUTS {
@@ -43,11 +43,11 @@ fn live(bytes: &[u8], mut next: impl FnMut(&mut Unstructured<'_>) -> Result<()>)
     }
 }
 
-/// What comes out of `HELD`: numbers, times and frames.
+/// Generator of `HELD` entries: numbers, times and frames.
 struct Frames {
     now: Timestamp,
     number: u64,
-    /// Numbers that have not come.
+    /// Numbers that have not arrived.
     missing: Vec<u64>,
 }
 
@@ -69,7 +69,7 @@ impl Frames {
                 self.missing.extend(self.number + 1..=self.number + skipped);
                 self.number + skipped + 1
             }
-            // Two processors have handed over theirs in the other order.
+            // Two processors delivered their frames in reverse order.
             1 => self.missing.pop().unwrap_or(self.number + 1),
             _ => self.number + 1,
         };
@@ -96,7 +96,7 @@ fn payload(letter: u8) -> Vec<u8> {
     vec![letter; PAYLOAD.into()]
 }
 
-/// A datagram, or anything.
+/// Returns a datagram, or arbitrary bytes.
 fn frame(input: &mut Unstructured<'_>) -> Result<Vec<u8>> {
     if input.ratio(1, 4)? {
         let length = input.int_in_range(0..=200)?;
@@ -112,7 +112,7 @@ fn frame(input: &mut Unstructured<'_>) -> Result<Vec<u8>> {
     Ok(frame)
 }
 
-/// The life of a hold: what has come is let go before the cut, dropped, replayed, lost, or waits.
+/// Runs a hold: each packet was dropped before the cut, dropped, replayed, lost, or still waits.
 pub(crate) fn hold(bytes: &[u8]) {
     let mut world = HoldWorld::new();
     live(bytes, |input| {
@@ -127,7 +127,7 @@ struct HoldWorld {
     hold: Hold,
     frames: Frames,
     clock: ClockOffset,
-    /// Packets that had been let go at the cut.
+    /// Number of packets dropped before the cut.
     let_go: Option<u64>,
 }
 
@@ -182,7 +182,7 @@ impl HoldWorld {
         Ok(())
     }
 
-    /// A time that a source may state: one near ours, or any.
+    /// Returns a time stamp of the source host: one near the local time, or any.
     fn sources_clock(&self, input: &mut Unstructured<'_>) -> Result<u64> {
         if input.ratio(1, 8)? {
             return input.arbitrary();
@@ -221,7 +221,7 @@ impl HoldWorld {
         })
     }
 
-    /// Packets that are nowhere any more, and are in no count.
+    /// Returns the number of packets that are gone without being counted.
     fn gone(&self) -> u64 {
         let report = self.hold.report();
         let of = |flow: &FlowReport| flow.held - flow.dropped - flow.replayed - flow.lost;
@@ -266,7 +266,7 @@ impl HoldWorld {
         }
     }
 
-    /// The VM gets all that waits for it.
+    /// Delivers all waiting packets to the VM.
     fn end(&mut self) {
         self.hold.cut_blind(self.frames.now, self.frames.now);
         self.is_cut();
@@ -282,7 +282,7 @@ impl HoldWorld {
     }
 }
 
-/// The life of what a VM has not read: it goes on, whole, to an address that the VM has, or is counted.
+/// Runs a store of unread frames: each packet leaves, complete, to a VM's address, or is counted.
 pub(crate) fn unread(bytes: &[u8]) {
     let mut frames = Frames::new();
     let mut unread = Unread::new(LIMITS);
@@ -336,7 +336,7 @@ fn unread_next(
             } else {
                 unread.sent();
             }
-            // The next comes by the same way.
+            // The next packet follows the same path.
             assert!(unread.done(0) == Gate::CLOSED || unread.next(&ways).is_none());
         }
     }
@@ -359,7 +359,7 @@ fn cut(input: &mut Unstructured<'_>, frames: &Frames) -> Result<Cut> {
     })
 }
 
-/// The addresses of two of the flows, one of which needs another checksum.
+/// Returns the addresses of two flows, one of which needs another checksum.
 fn ways() -> BTreeMap<Address, Way> {
     let way = |flow: u16, difference| {
         let to = [0x20 + flow as u8; 16];
@@ -368,7 +368,7 @@ fn ways() -> BTreeMap<Address, Way> {
     [way(1, 0), way(2, 0x1234)].into()
 }
 
-/// A frame that stands for several packets: their payloads are its payload.
+/// Splits an aggregated frame, and checks that the packets' payloads make up the frame's payload.
 pub(crate) fn segments(bytes: &[u8]) {
     let mut input = Unstructured::new(bytes);
     let segment_bytes = input.int_in_range(0..=40).unwrap_or_default();
@@ -400,7 +400,7 @@ pub(crate) fn segments(bytes: &[u8]) {
     assert!((headers + 1..=first.len()).contains(&last.len()));
 }
 
-/// Samples of a TAP that make no sense: there is one cut, in time, and not beyond what has come by the stop.
+/// Feeds meaningless samples, and checks for one cut, in time, within the frames entered by the stop.
 pub(crate) fn placement(bytes: &[u8]) {
     let mut world = PlacementWorld::new();
     live(bytes, |input| world.next(input));
@@ -414,7 +414,7 @@ struct PlacementWorld {
     entered: u64,
     reader: Reader,
     stopped: Option<Timestamp>,
-    /// What had entered by the first sample after the stop.
+    /// Frames entered by the first sample after the stop.
     ceiling: Option<u64>,
     is_cut: bool,
     is_lost: bool,
@@ -491,7 +491,7 @@ impl PlacementWorld {
         Ok(())
     }
 
-    /// Does what the placement wants, once.
+    /// Performs one step of the placement.
     fn drive(&mut self) -> bool {
         match self.placement.poll(self.now) {
             Step::SampleAt(due) => {

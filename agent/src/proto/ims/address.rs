@@ -1,4 +1,4 @@
-//! Which addresses can be MoAs, and who has them.
+//! Valid MoAs, and the holders of addresses.
 
 use std::collections::HashMap;
 use std::net::Ipv6Addr;
@@ -10,19 +10,19 @@ use super::Hoa;
 use crate::proto::Timestamp;
 use crate::value::Prefix;
 
-/// Whether peers can reach an address from anywhere.
+/// Returns true if peers can reach the address from anywhere.
 fn is_moa(address: Ipv6Addr, home: Prefix) -> bool {
     !(address.is_multicast()
         || address.is_unspecified()
         || address.is_loopback()
         || address.is_unicast_link_local()
-        // Never on a wire (RFC 4291 §2.5.5, RFC 5156).
+        // Such addresses never appear on a wire (RFC 4291 §2.5.5, RFC 5156).
         || address.to_ipv4().is_some()
         || home.contains(address))
 }
 
-/// Whether a list of MoAs is one: none, or up to [`MAX_MOAS`] different ones of which exactly one
-/// is where data goes.
+/// Returns true for a valid list of MoAs: empty, or up to [`MAX_MOAS`] distinct addresses, of which
+/// exactly one is the destination of data.
 pub(super) fn are_moas(moas: &[Moa], home: Prefix) -> bool {
     let first = moas.iter().filter(|moa| moa.priority == 1).count();
     let different = moas
@@ -38,12 +38,12 @@ pub(super) fn are_moas(moas: &[Moa], home: Prefix) -> bool {
                 .all(|moa| moa.priority > 0 && is_moa((*moa.address).into(), home))
 }
 
-/// Who has an address, or had it until a while ago.
+/// Current and recent holders of addresses.
 #[derive(Debug, Default)]
 pub(super) struct Holders(HashMap<[u8; 16], (Hoa, Timestamp)>);
 
 impl Holders {
-    /// Another node that has it.
+    /// Returns another node that holds the address.
     pub(super) fn other(&self, address: &[u8; 16], hoa: &Hoa, now: Timestamp) -> Option<Hoa> {
         self.0
             .get(address)
@@ -51,7 +51,7 @@ impl Holders {
             .map(|(holder, _)| *holder)
     }
 
-    /// Gives it to a node for at least so long, unless another has it for longer.
+    /// Assigns the address to a node until `until`, unless another node holds the address for longer.
     pub(super) fn hold(&mut self, address: [u8; 16], hoa: Hoa, until: Timestamp) {
         let entry = self.0.entry(address).or_insert((hoa, until));
         if entry.1 <= until {
@@ -59,7 +59,7 @@ impl Holders {
         }
     }
 
-    /// Takes it from the node, if it has it.
+    /// Removes the address from the node, if the node holds the address.
     pub(super) fn release(&mut self, address: &[u8; 16], hoa: &Hoa) {
         if self.0.get(address).is_some_and(|(holder, _)| holder == hoa) {
             self.0.remove(address);

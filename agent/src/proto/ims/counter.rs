@@ -1,15 +1,15 @@
-//! The named reasons behind every count.
+//! Counters by reason.
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)*) => {
-        /// What was asked and refused.
+        /// Counts of requests and refusals, by reason.
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
         pub struct Counters {
             $($(#[$doc])* pub $name: u64,)*
         }
 
         impl Counters {
-            /// Each with its name.
+            /// Returns each counter with its name.
             pub fn named(&self) -> impl Iterator<Item = (&'static str, u64)> {
                 [$((stringify!($name), self.$name)),*].into_iter()
             }
@@ -18,50 +18,50 @@ macro_rules! counters {
 }
 
 counters! {
-    /// Datagrams that came in.
+    /// Received datagrams.
     datagrams,
     /// Lookups that found a mapping.
     lookups_found,
-    /// Lookups that found none.
+    /// Lookups without a mapping.
     lookups_not_found,
     /// Updates that were stored.
     updates_stored,
-    /// Updates that were acknowledged before.
+    /// Repeated updates that were acknowledged before.
     updates_repeated,
-    /// Updates that waited for one before them.
+    /// Updates that waited for a pending write.
     updates_waited,
-    /// Updates with a sequence that is not newer.
+    /// Updates without a newer sequence.
     updates_old_sequence,
     /// Updates whose time is too far from the server's.
     updates_wrong_time,
     /// Updates with addresses that cannot be MoAs.
     updates_bad_addresses,
-    /// Updates with an address that another node has, or had until a while ago.
+    /// Updates with an address that another node has, or had recently.
     updates_taken_addresses,
     /// Updates that could not be stored.
     updates_failed,
     /// Mappings whose lifetime ended.
     mappings_ended,
-    /// Keys of a newer generation that came without being enrolled here.
+    /// Newer generations learnt from a datagram instead of an enrollment at this server.
     generations_learnt,
     /// Datagrams sealed with a key that was replaced.
     old_keys,
-    /// Datagrams sealed with no key of their HoA, or changed on their way.
+    /// Datagrams that no key of their HoA opens: forged, or altered in transit.
     forged,
-    /// Datagrams in the name of an address outside the home prefix.
+    /// Datagrams with a HoA outside the home prefix.
     foreign,
-    /// Datagrams that are no message.
+    /// Datagrams that cannot be decoded.
     malformed,
-    /// Messages that no node has to send to a server.
+    /// Messages that no node sends to a server.
     unexpected,
-    /// Requests that came before; they are answered while all senders together do not exceed an allowance.
+    /// Repeated requests; the server answers them within one allowance for all senders together.
     repeated,
-    /// Requests over the allowance of their source.
+    /// Requests beyond the allowance of their source.
     rate_limited,
-    /// Requests of a source for which there was no room.
+    /// Requests of sources beyond the limit of distinguished sources.
     sources_full,
-    /// Answers that were not sent, because the kernel gave no random numbers for them.
+    /// Answers not sent, because the kernel returned no random numbers.
     no_random_numbers,
-    /// Times that the wall clock was set.
+    /// Changes of the wall clock.
     clock_jumps,
 }

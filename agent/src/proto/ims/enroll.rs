@@ -1,45 +1,45 @@
-//! Which generation a node is enrolled with.
+//! Generation of a node at its enrollment.
 
 use std::net::Ipv6Addr;
 
 use crate::value::Prefix;
 
-/// Why a node cannot be enrolled.
+/// Reason why a node cannot be enrolled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EnrollError {
-    /// Not in the home prefix.
+    /// The HoA is not in the home prefix.
     #[error("{hoa} cannot be a HoA: it is not in the home prefix {home}")]
     Foreign {
-        /// What was named.
+        /// Requested address of the node.
         hoa: Ipv6Addr,
         /// The home prefix.
         home: Prefix,
     },
-    /// The first address of the home prefix.
+    /// The HoA is the first address of the home prefix.
     #[error("{hoa} cannot be a HoA: routers take it for their own (RFC 4291 §2.6.1)")]
     Anycast {
-        /// What was named.
+        /// Requested address of the node.
         hoa: Ipv6Addr,
     },
-    /// A newer generation is known.
+    /// The server knows a newer generation.
     #[error("Generation {generation} of {hoa} was replaced; the server knows {known}")]
     Replaced {
-        /// The HoA.
+        /// Home address of the node.
         hoa: Ipv6Addr,
-        /// What was asked for.
+        /// Requested generation.
         generation: u32,
-        /// What is known.
+        /// Known generation.
         known: u32,
     },
-    /// There is none.
+    /// No generation is left.
     #[error("{hoa} has had all its generations")]
     Exhausted {
-        /// The HoA.
+        /// Home address of the node.
         hoa: Ipv6Addr,
     },
 }
 
-/// The generation that a node is enrolled with: the one that is asked for, or else the next.
+/// Returns the generation for an enrollment: the requested one, or else the next.
 ///
 /// # Errors
 ///

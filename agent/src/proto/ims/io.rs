@@ -1,4 +1,4 @@
-//! What goes into the mapping server and comes out of it.
+//! Inputs and outputs of the mapping server.
 
 use std::net::{Ipv6Addr, SocketAddrV6};
 use std::time::Duration;
@@ -7,72 +7,72 @@ use super::{Hoa, Record};
 use crate::proto::Timestamp;
 use crate::value::Prefix;
 
-/// How a server is to be.
+/// Configuration of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Where all HoAs are.
+    /// Prefix of all HoAs.
     pub home: Prefix,
-    /// How far the time of an update may be from the server's.
+    /// Maximum difference between an update's time and the server's time.
     pub time_window: Duration,
-    /// Shortest life of a mapping.
+    /// Shortest lifetime of a mapping.
     pub min_lifetime: Duration,
-    /// Longest.
+    /// Longest lifetime of a mapping.
     pub max_lifetime: Duration,
-    /// Longest use of an answer.
+    /// Longest validity of an answer.
     pub lookup_lifetime: Duration,
-    /// Use of the answer that there is no mapping.
+    /// Validity of an answer without a mapping.
     pub negative_lifetime: Duration,
-    /// Requests of one source address a second.
+    /// Requests per second from one source address.
     pub requests_per_second: u32,
-    /// And at once.
+    /// Burst of requests from one source address.
     pub burst: u32,
-    /// Source addresses that are told apart.
+    /// Limit of distinguished source addresses.
     pub sources: usize,
 }
 
-/// The time of an input, on both clocks.
+/// Time of an input, on both clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Now {
-    /// What everything is measured with.
+    /// Clock for all durations.
     pub monotonic: Timestamp,
-    /// Milliseconds since 1970: for times of nodes, and for what is stored.
+    /// Milliseconds since 1970, for times of nodes and for stored times.
     pub wall_ms: u64,
 }
 
-/// Where a datagram came from, and to, which is where its answer goes and comes from.
+/// Addresses and interface of a datagram; the answer takes the reverse path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Path {
-    /// The other side.
+    /// Source address and port of the datagram.
     pub remote: SocketAddrV6,
-    /// The address here.
+    /// Destination address of the datagram.
     pub local: Ipv6Addr,
-    /// Where it came in.
+    /// Interface index of the datagram's arrival.
     pub ifindex: u32,
 }
 
 /// A datagram to send.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reply {
-    /// Where to, and from.
+    /// Path of the request.
     pub path: Path,
-    /// The sealed message.
+    /// Sealed message.
     pub bytes: Vec<u8>,
 }
 
-/// What is to be stored for a HoA, in place of what is.
+/// Record to store for a HoA, replacing the former record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Write {
-    /// The HoA.
+    /// Key of the record in the store.
     pub hoa: Hoa,
-    /// Its record.
+    /// State of the node to store.
     pub record: Record,
 }
 
-/// An answer to an operator who has enrolled a node.
+/// Answer to an operator who enrolls a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Enrolled {
-    /// The number that the caller gave.
+    /// Number from the caller's request.
     pub request: u64,
-    /// The generation in force; none if it could not be stored.
+    /// Generation in force; `None` if the write failed.
     pub generation: Option<u32>,
 }

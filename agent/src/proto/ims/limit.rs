@@ -1,4 +1,4 @@
-//! Allowances: how many requests a source address may make, and how much work strangers may cause.
+//! Allowances: requests per source address, and work that unknown senders can cause.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
@@ -9,23 +9,23 @@ use super::Hoa;
 use crate::proto::Timestamp;
 
 const SECOND_NS: u64 = 1_000_000_000;
-/// How long a full table of sources is not searched again for entries that can go.
+/// Time between two searches of a full source table for removable entries.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(100);
-/// Shares of an allowance that is for sources of which nothing is known.
+/// Number of shares of an allowance for unknown sources.
 const SHARES: usize = 64;
-/// Requests that are remembered, to know repeated ones. A power of two.
+/// Number of remembered requests for the detection of repeats; a power of two.
 const REMEMBERED: usize = 1 << 16;
 
-/// A token bucket as one time: when it would be full again (the generic cell rate algorithm).
+/// A token bucket, stored as the time at which the bucket is full again (generic cell rate algorithm).
 #[derive(Clone, Copy, Debug)]
 struct Bucket(Timestamp);
 
-/// What a bucket holds and how fast it fills.
+/// Capacity and refill rate of a bucket.
 #[derive(Clone, Copy, Debug)]
 struct Rate {
-    /// Time of one token, nanoseconds.
+    /// Time per token, nanoseconds.
     interval_ns: u64,
-    /// Time of all tokens but one.
+    /// Time for all tokens except one.
     slack: Duration,
 }
 
@@ -50,7 +50,7 @@ impl Bucket {
     }
 }
 
-/// One allowance.
+/// A token bucket with its rate.
 #[derive(Debug)]
 pub(super) struct Allowance {
     bucket: Bucket,
@@ -70,14 +70,14 @@ impl Allowance {
     }
 }
 
-/// An allowance for all, besides a share for each prefix of 64 bits, which others cannot use up. Prefixes
-/// that fall together by chance have one share.
+/// An allowance for all sources, plus a reserved share per 64-bit prefix. Prefixes with the same hash
+/// have one share together.
 #[derive(Debug)]
 pub(super) struct Shared {
     shares: Vec<Allowance>,
-    /// What a prefix may take beyond its share.
+    /// Tokens beyond the shares.
     rest: Allowance,
-    /// Nobody can choose with whom to fall together.
+    /// Random hash, so no sender can choose a prefix to collide with.
     hasher: RandomState,
 }
 
@@ -91,7 +91,7 @@ impl Shared {
         }
     }
 
-    /// Whether there is work to be done for the source once more.
+    /// Takes a token for a source; returns false if none is left.
     pub(super) fn take(&mut self, now: Timestamp, source: Ipv6Addr) -> bool {
         let prefix = source.to_bits() >> 64;
         let place = self.hasher.hash_one(prefix) as usize % SHARES;
@@ -100,11 +100,11 @@ impl Shared {
     }
 }
 
-/// There is no room for another source.
+/// The source table is full.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Full;
 
-/// An allowance for each source address.
+/// Allowances by source address.
 #[derive(Debug)]
 pub(super) struct Sources {
     buckets: HashMap<Ipv6Addr, Bucket>,
@@ -123,7 +123,7 @@ impl Sources {
         }
     }
 
-    /// Whether the source may ask once more.
+    /// Takes a token of a source; returns false if none is left.
     pub(super) fn take(&mut self, now: Timestamp, source: Ipv6Addr) -> Result<bool, Full> {
         if let Some(bucket) = self.buckets.get_mut(&source) {
             return Ok(bucket.take(now, self.rate));
@@ -132,7 +132,7 @@ impl Sources {
             let again = self.swept.is_none_or(|it| now.since(it) >= SWEEP_INTERVAL);
             if again {
                 self.swept = Some(now);
-                // A bucket that is full says no more than one that is not there.
+                // A full bucket carries no information.
                 self.buckets.retain(|_, bucket| bucket.0 > now);
             }
             if self.buckets.len() >= self.capacity {
@@ -151,8 +151,8 @@ impl Sources {
     }
 }
 
-/// Requests that were seen lately. One takes the place of another by chance, as the random number in
-/// it falls; what is forgotten so is taken for new.
+/// Recently seen requests. A request replaces another at random, by the random number in the request; a
+/// replaced request counts as new.
 #[derive(Debug)]
 pub(super) struct Repeats(Box<[u64]>);
 
@@ -163,7 +163,7 @@ impl Default for Repeats {
 }
 
 impl Repeats {
-    /// Whether the request was seen; it is from now on.
+    /// Returns true if the request was seen before, and remembers the request.
     pub(super) fn is_repeated(&mut self, hoa: &Hoa, transaction: u64) -> bool {
         let (halves, _) = hoa.as_chunks::<8>();
         let tag = halves.iter().fold(transaction, |tag, half| {

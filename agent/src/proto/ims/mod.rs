@@ -1,45 +1,46 @@
-//! The mapping server of MAT (`roamcast ims`), without I/O: which MoAs each HoA has.
+//! Mapping server of MAT (`roamcast ims`), without I/O: the MoAs of each HoA.
 //!
-//! After draft-inayat-mat-00 §3.4, 4.2 and 4.3, in the messages of [`common::mat::message`].
+//! Implements draft-inayat-mat-00 §3.4, 4.2 and 4.3, with the messages of [`common::mat::message`].
 //!
 //! ```text
 //!   datagram -> opened with the key of its HoA? -> UpdateRequest -> Write -> stored -> UpdateReply
 //!                  | no: counted, no answer     '-> LookupRequest -> LookupReply (from memory)
 //! ```
 //!
-//! [`Ims::handle_datagram`] takes a datagram in. What is to be stored comes from
-//! [`Ims::poll_writes`]; it is seen by lookups and acknowledged only after [`Ims::handle_stored`]. Then
-//! answers wait in [`Ims::poll_reply`], and [`Ims::poll_timeout`] says when something ends.
+//! [`Ims::handle_datagram`] takes a datagram. [`Ims::poll_writes`] returns the records to store.
+//! Lookups see a record, and the server acknowledges the update, only after [`Ims::handle_stored`].
+//! [`Ims::poll_reply`] then returns the answers, and [`Ims::poll_timeout`] returns the time at which an
+//! entry ends.
 //!
-//! # Whom it believes
+//! # Trust
 //!
-//! A key is made from the servers' secret, the HoA and a generation, so whoever can seal with it
-//! was enrolled by somebody who has the secret; servers need not tell each other. Each remembers
-//! the newest generation that it has seen of a HoA, refuses older ones, and takes up to
-//! [`AHEAD`] newer ones in its place when a datagram opens with that key. With the generation ends
-//! all that the key before it has registered.
+//! A key derives from the servers' secret, the HoA and a generation. Whoever can seal with the key was
+//! enrolled by somebody with the secret, so servers need not inform each other. Each server remembers
+//! the newest generation of a HoA that the server has seen, and refuses older ones. If a datagram opens
+//! with the key of one of up to [`AHEAD`] newer generations, that generation replaces the known one.
+//! All registrations of the former key then end.
 //!
-//! What does not open is counted and nothing else. It never uses up an allowance of a node: the source
-//! address of a datagram can be forged, and a node must not be silenced by datagrams in its name.
-//! For the same reason a datagram that is repeated counts against all repeated ones together. Newer
-//! generations are tried for as many datagrams as an allowance has, of which each prefix has a share: a
-//! flood of forged ones keeps new nodes out only where it comes from, or says that it does.
+//! The server only counts a datagram that does not open. Such a datagram never uses a node's allowance:
+//! source addresses can be forged, and forged datagrams must not silence a node. For the same reason,
+//! all repeated datagrams share one allowance. Newer generations are tried within an allowance, of
+//! which each prefix has a share. A flood of forged datagrams thus excludes new nodes only from the
+//! flood's own, or claimed, prefix.
 //!
-//! # Addresses that are free again
+//! # Quarantine of addresses
 //!
-//! A MoA that a HoA had stays closed to all others until the mapping that held it would have
-//! ended, and every answer that named it has: a peer that still sends there must not reach another node.
+//! A former MoA of a HoA stays closed to other HoAs until the mapping would have ended and every answer
+//! with the MoA has expired. A peer that still sends to the MoA must not reach another node.
 //!
 //! | module | holds |
 //! |---|---|
-//! | `node` | what is known of a HoA |
-//! | `record` | the form in which it is stored |
-//! | `update` | what becomes of an update |
-//! | `address` | which addresses can be MoAs, and who has them |
-//! | `enroll` | which generation a node gets |
-//! | `io` | what goes in, and comes out |
+//! | `node` | state of a HoA |
+//! | `record` | stored form of the state |
+//! | `update` | handling of an update |
+//! | `address` | valid MoAs, and their holders |
+//! | `enroll` | generation of a new node |
+//! | `io` | inputs and outputs |
 //! | `limit` | allowances of sources |
-//! | `counter` | the named reasons behind every count |
+//! | `counter` | counters by reason |
 
 mod address;
 mod counter;
@@ -77,27 +78,27 @@ use update::{Staged, Waiting};
 /// HoA in network order.
 pub type Hoa = [u8; 16];
 
-/// Generations of a key that are tried beyond the known one.
+/// Number of generations beyond the known one that the server tries.
 pub const AHEAD: u32 = 4;
-/// How often a second unknown generations are tried for one prefix: each try costs a key.
+/// Limit of tries of unknown generations per second, since each try costs a key derivation.
 const AHEAD_PER_SECOND: u32 = 2000;
-/// Tries of these that no other prefix can use up.
+/// Tries per second reserved for each prefix.
 const AHEAD_SHARE: u32 = 32;
-/// Repeated datagrams that are answered a second, all senders together.
+/// Limit of answered repeated datagrams per second, for all senders together.
 const REPEATS_PER_SECOND: u32 = 1000;
-/// A wall clock that moved this much against the monotonic one was set.
+/// Change of the wall clock against the monotonic clock that counts as a clock set, milliseconds.
 const CLOCK_JUMP_MS: u64 = 1000;
-/// Least time between two warnings of a kind that others can cause.
+/// Minimum time between two warnings of a kind that others can cause.
 const WARNING_INTERVAL: Duration = Duration::from_secs(10);
 
-/// The mapping server.
+/// State machine of the mapping server.
 pub struct Ims {
     config: Config,
     secret: Secret,
     entropy: Entropy,
     nodes: HashMap<Hoa, Node>,
     holders: Holders,
-    /// When something of a node ends.
+    /// Times at which a mapping or a quarantine of a node ends.
     ends: BTreeSet<(Timestamp, Hoa)>,
     staged: HashMap<Hoa, Staged>,
     waiting: HashMap<Hoa, Waiting>,
@@ -115,14 +116,14 @@ pub struct Ims {
     counters: Counters,
 }
 
-/// A message that was opened.
+/// A datagram that opened with its key.
 struct Opened {
     hoa: Hoa,
     message: Vec<u8>,
 }
 
 impl Ims {
-    /// A server that knows nobody yet.
+    /// Creates a server without nodes.
     pub fn new(config: Config, secret: Secret, entropy: Entropy) -> Self {
         let sources = Sources::new(config.requests_per_second, config.burst, config.sources);
         Self {
@@ -148,7 +149,7 @@ impl Ims {
         }
     }
 
-    /// Takes in what was stored before this start.
+    /// Restores the records stored before this start.
     pub fn restore(&mut self, now: Now, records: impl IntoIterator<Item = (Hoa, Record)>) {
         let mut nodes: Vec<(Hoa, Node)> = records
             .into_iter()
@@ -158,8 +159,8 @@ impl Ims {
                 (hoa, node)
             })
             .collect();
-        // A clock that went back can make a mapping live again whose address another node has got
-        // since. The one that ends first is the older one.
+        // A clock that was set back may revive a mapping whose address belongs to another node by now.
+        // The mapping that ends first is the older one.
         nodes.sort_by_key(|(_, node)| std::cmp::Reverse(node.until));
         for (hoa, node) in &mut nodes {
             let taken = node.moas.iter().any(|moa| {
@@ -182,7 +183,7 @@ impl Ims {
         }
     }
 
-    /// Takes in a datagram.
+    /// Handles a datagram.
     pub fn handle_datagram(&mut self, now: Now, path: Path, datagram: &[u8]) {
         self.counters.datagrams += 1;
         let Some(opened) = self.open(now, *path.remote.ip(), datagram) else {
@@ -231,8 +232,8 @@ impl Ims {
         }
     }
 
-    /// Enrolls a node, or one that is enrolled anew, whose generation is the next, or the one that is
-    /// given where that is not older. `request` comes back in [`Enrolled`].
+    /// Enrolls a node or re-enrolls a known one. The generation is the next, or the given one unless
+    /// the given one is older. `request` returns in [`Enrolled`].
     ///
     /// # Errors
     ///
@@ -255,7 +256,7 @@ impl Ims {
         Ok(())
     }
 
-    /// Takes in that writes are stored, or could not be.
+    /// Handles the result of writes: stored or failed.
     pub fn handle_stored(&mut self, now: Now, hoas: &[Hoa], stored: bool) {
         for hoa in hoas {
             self.conclude(now, *hoa, stored);
@@ -265,7 +266,7 @@ impl Ims {
         }
     }
 
-    /// Ends what is to end.
+    /// Ends mappings and quarantines due at `now`.
     pub fn handle_timeout(&mut self, now: Now) {
         self.watch_clock(now);
         while let Some((due, hoa)) = self.ends.first().copied() {
@@ -281,7 +282,7 @@ impl Ims {
             if over.contains_mapping {
                 self.counters.mappings_ended += 1;
             }
-            // What a write that is on its way takes on is the node's already.
+            // Addresses of a pending write belong to the node already.
             let staged = self.staged.get(&hoa);
             for address in over.addresses {
                 if !staged.is_some_and(|staged| staged.holds(&address)) {
@@ -292,38 +293,38 @@ impl Ims {
         }
     }
 
-    /// When to call [`Self::handle_timeout`], if ever.
+    /// Returns the time of the next [`Self::handle_timeout`]; `None` if nothing ends.
     pub fn poll_timeout(&self) -> Option<Timestamp> {
         self.ends.first().map(|(due, _)| *due)
     }
 
-    /// What is to be stored, all at once.
+    /// Returns the records to store in one batch.
     pub fn poll_writes(&mut self) -> Vec<Write> {
         std::mem::take(&mut self.writes)
     }
 
-    /// The next datagram to send.
+    /// Returns the next datagram to send.
     pub fn poll_reply(&mut self) -> Option<Reply> {
         self.replies.pop_front()
     }
 
-    /// The next answer to an operator.
+    /// Returns the next answer to an operator.
     pub fn poll_enrolled(&mut self) -> Option<Enrolled> {
         self.enrolled.pop_front()
     }
 
-    /// What was asked and refused.
+    /// Returns the counters.
     pub fn counters(&self) -> &Counters {
         &self.counters
     }
 
-    /// Nodes that are known, and those of them that have a mapping.
+    /// Returns the number of known nodes, and the number of nodes with a mapping.
     pub fn counts(&self, now: Timestamp) -> (usize, usize) {
         let living = self.nodes.values().filter(|it| it.lives(now)).count();
         (self.nodes.len(), living)
     }
 
-    /// Opens a datagram with the key of its HoA, which may be of a newer generation than is known.
+    /// Opens a datagram with the key of its HoA, possibly of a newer generation than the known one.
     fn open(&mut self, now: Now, source: Ipv6Addr, datagram: &[u8]) -> Option<Opened> {
         let Ok(sealed) = Sealed::parse(datagram) else {
             self.counters.malformed += 1;
@@ -368,7 +369,7 @@ impl Ims {
         None
     }
 
-    /// A node begins a new generation: what the key before has registered ends.
+    /// Starts a new generation of a node; the registrations of the former key end.
     fn renew(&mut self, now: Now, hoa: Hoa, generation: u32) {
         let key = self.secret.node(hoa, generation);
         let quarantine = now.monotonic + self.config.lookup_lifetime;
@@ -380,7 +381,7 @@ impl Ims {
         self.place(hoa, node);
     }
 
-    /// Puts a node into the tables.
+    /// Inserts a node into all tables.
     fn place(&mut self, hoa: Hoa, mut node: Node) {
         if let Some(old) = self.nodes.get(&hoa) {
             node.due = old.due;
@@ -395,7 +396,7 @@ impl Ims {
         self.schedule(hoa);
     }
 
-    /// Renews the entry of a node in the table of ends.
+    /// Updates a node's entry in the table of ends.
     fn schedule(&mut self, hoa: Hoa) {
         let Some(node) = self.nodes.get_mut(&hoa) else {
             return;
@@ -435,13 +436,13 @@ impl Ims {
             hoa: body.hoa,
             mapping,
             pair_key: self.pair_key(hoa, wanted).0.into(),
-            // One of zero seconds could not be used at all.
+            // An answer valid for zero seconds would be useless.
             lifetime_s: whole_seconds(lifetime).max(1),
         };
         self.reply(path, hoa, transaction, &message.into());
     }
 
-    /// Key of two nodes, which a new generation of either changes.
+    /// Returns the key of a pair of nodes; a new generation of either node changes the key.
     fn pair_key(&self, one: Hoa, other: Hoa) -> Key {
         let party = |hoa: Hoa| Party {
             hoa,
@@ -462,7 +463,8 @@ impl Ims {
         self.replies.push_back(Reply { path, bytes });
     }
 
-    /// Says so when somebody has set the clock: times of nodes are compared with it.
+    /// Warns after a change of the wall clock, since the server compares nodes' times with the wall
+    /// clock.
     fn watch_clock(&mut self, now: Now) {
         let offset = now.wall_ms.wrapping_sub(now.monotonic.0 / 1_000_000);
         let before = self.clock_offset_ms.replace(offset).unwrap_or(offset);
@@ -481,7 +483,7 @@ fn whole_seconds(duration: Duration) -> u32 {
     u32::try_from(duration.as_secs()).unwrap_or(u32::MAX)
 }
 
-/// Whether a warning may be given again; notes that it is.
+/// Returns true if a warning is due, and records the warning.
 fn is_due(last: &mut Option<Timestamp>, now: Timestamp) -> bool {
     let due = last.is_none_or(|last| now.since(last) >= WARNING_INTERVAL);
     if due {

@@ -1,4 +1,4 @@
-//! What is known of a HoA.
+//! State of a HoA.
 
 use std::time::Duration;
 
@@ -9,40 +9,40 @@ use super::record::{FreedMoa, Record};
 use super::{Now, whole_seconds};
 use crate::proto::Timestamp;
 
-/// MoAs in quarantine of one HoA; of more, those that end first are given free.
+/// Limit of quarantined MoAs per HoA; beyond the limit, the MoAs that end first are released.
 const MAX_FREED: usize = 64;
 
-/// An address that a node no longer has, and nobody else may have yet.
+/// An address in quarantine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Freed {
     pub(super) address: [u8; 16],
     pub(super) until: Timestamp,
 }
 
-/// What is known of a HoA.
+/// State of a HoA.
 #[derive(Clone, Debug)]
 pub(super) struct Node {
-    /// Of its key; older keys are refused.
+    /// Generation of the key; the server refuses older keys.
     pub(super) generation: u32,
     pub(super) key: Key,
-    /// Of the last update.
+    /// Sequence of the last update.
     pub(super) sequence: u64,
-    /// The mapping; empty for none.
+    /// MoAs of the mapping; empty for none.
     pub(super) moas: Vec<Moa>,
-    /// How long the mapping was to live when it came.
+    /// Lifetime of the mapping at its registration.
     pub(super) lifetime: Duration,
-    /// When it ends.
+    /// End of the mapping.
     pub(super) until: Timestamp,
     pub(super) freed: Vec<Freed>,
-    /// Where it stands in the table of ends.
+    /// Time of the node's entry in the table of ends.
     pub(super) due: Option<Timestamp>,
 }
 
-/// What has ended.
+/// Result of [`Node::end`].
 #[derive(Debug, Default)]
 pub(super) struct Over {
     pub(super) contains_mapping: bool,
-    /// Addresses that others may have now.
+    /// Addresses that other nodes may register now.
     pub(super) addresses: Vec<[u8; 16]>,
 }
 
@@ -60,13 +60,13 @@ impl Node {
         }
     }
 
-    /// Whether there is a mapping.
+    /// Returns true if the node has a mapping.
     pub(super) fn lives(&self, now: Timestamp) -> bool {
         !self.moas.is_empty() && self.until > now
     }
 
-    /// The node with an update taken in. Addresses that it no longer has are in quarantine until its
-    /// old mapping, and the answers that named it, are over.
+    /// Returns the node after an update. Removed addresses stay in quarantine until the former mapping,
+    /// and the answers with that mapping, have ended.
     pub(super) fn updated(
         &self,
         sequence: u64,
@@ -86,7 +86,7 @@ impl Node {
         node
     }
 
-    /// The node at the beginning of a new generation.
+    /// Returns the node at the start of a new generation.
     pub(super) fn renewed(
         &self,
         generation: u32,
@@ -102,7 +102,7 @@ impl Node {
         node
     }
 
-    /// Takes the mapping away and puts its addresses in quarantine.
+    /// Removes the mapping and quarantines its addresses.
     fn free(&mut self, now: Timestamp, quarantine: Timestamp) {
         self.freed.retain(|freed| freed.until > now);
         let moas = std::mem::take(&mut self.moas);
@@ -119,7 +119,7 @@ impl Node {
         }
     }
 
-    /// Forgets what is over.
+    /// Removes the mapping and the quarantines that have ended.
     pub(super) fn end(&mut self, now: Timestamp) -> Over {
         let mut over = Over::default();
         if !self.moas.is_empty() && self.until <= now {
@@ -138,20 +138,20 @@ impl Node {
         over
     }
 
-    /// When something ends next.
+    /// Returns the next end of the mapping or of a quarantine.
     pub(super) fn next_end(&self) -> Option<Timestamp> {
         let mapping = (!self.moas.is_empty()).then_some(self.until);
         self.freed.iter().map(|it| it.until).chain(mapping).min()
     }
 
-    /// All addresses that nobody else may have, and until when.
+    /// Returns all addresses closed to other nodes, with their ends.
     pub(super) fn holds(&self) -> impl Iterator<Item = ([u8; 16], Timestamp)> {
         let freed = self.freed.iter().map(|it| (it.address, it.until));
         let moas = self.moas.iter().map(|moa| (*moa.address, self.until));
         freed.chain(moas)
     }
 
-    /// Its stored form.
+    /// Returns the stored form of the node.
     pub(super) fn record(&self, now: Now) -> Record {
         let wall_ms = |until: Timestamp| {
             let left = until.since(now.monotonic).as_millis();
@@ -175,7 +175,7 @@ impl Node {
         }
     }
 
-    /// From its stored form. A clock that went back prolongs nothing beyond its lifetime.
+    /// Restores a node. A clock that was set back extends nothing beyond its lifetime.
     pub(super) fn restore(record: Record, key: Key, now: Now, max_lifetime: Duration) -> Self {
         let until = |until_ms: u64, longest: Duration| {
             let left = Duration::from_millis(until_ms.saturating_sub(now.wall_ms));

@@ -1,25 +1,25 @@
-//! The form in which a node is stored: CBOR with numbered fields, so fields may be appended.
+//! Stored form of a node: CBOR with numbered fields, so new fields may be appended.
 
 use common::mat::message::Moa;
 use common::signal::Address;
 use minicbor::{Decode, Encode};
 
-/// What is stored of a HoA.
+/// Stored state of a HoA.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Record {
-    /// Of its key.
+    /// Generation of the node's key.
     #[n(0)]
     pub generation: u32,
-    /// Of the last update.
+    /// Sequence of the last update.
     #[n(1)]
     pub sequence: u64,
-    /// How long the mapping was to live when it came, seconds.
+    /// Lifetime of the mapping at its registration, seconds.
     #[n(2)]
     pub lifetime_s: u32,
-    /// When it ends, milliseconds since 1970.
+    /// End of the mapping, milliseconds since 1970.
     #[n(3)]
     pub until_ms: u64,
-    /// The mapping; empty for none.
+    /// MoAs of the mapping; empty for none.
     #[n(4)]
     pub moas: Vec<Moa>,
     /// Addresses in quarantine.
@@ -27,30 +27,30 @@ pub struct Record {
     pub freed: Vec<FreedMoa>,
 }
 
-/// An address that the node no longer has, and nobody else may have yet.
+/// An address in quarantine: the node no longer has the address, and no other node may register it.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct FreedMoa {
-    /// The address.
+    /// Former MoA of the node.
     #[n(0)]
     pub address: Address,
-    /// When it is free, milliseconds since 1970.
+    /// End of the quarantine, milliseconds since 1970.
     #[n(1)]
     pub until_ms: u64,
 }
 
-/// Bytes in the store are no record.
+/// Error of stored bytes that are not a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("A record in the store is not understood; was it written by a newer version?")]
 pub struct RecordError;
 
 impl Record {
-    /// Its bytes.
+    /// Encodes the record as CBOR.
     pub fn encode(&self) -> Vec<u8> {
-        // Writing to a `Vec` cannot fail, and none of these types has an error of its own to raise.
+        // Writing to a `Vec` cannot fail, and none of these types raises an error of its own.
         minicbor::to_vec(self).unwrap_or_default()
     }
 
-    /// From its bytes.
+    /// Decodes a record from CBOR.
     ///
     /// # Errors
     ///

@@ -1,6 +1,6 @@
-//! What becomes of an update: judged, stored, then seen and acknowledged.
+//! Handling of an update: judged, stored, then visible and acknowledged.
 //!
-//! A HoA has one write on its way at most. What comes meanwhile waits, and only the newest of it.
+//! A HoA has at most one pending write. Meanwhile, only the newest update waits.
 
 use std::net::Ipv6Addr;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use tracing::{debug, warn};
 use super::node::Node;
 use super::{Enrolled, Hoa, Ims, Now, Path, Write, address, is_due, whole_seconds};
 
-/// An update that asks to be taken in.
+/// An update to be processed.
 #[derive(Debug)]
 pub(super) struct Waiting {
     pub(super) path: Path,
@@ -19,19 +19,19 @@ pub(super) struct Waiting {
     pub(super) body: UpdateRequest,
 }
 
-/// A write on its way.
+/// A pending write.
 #[derive(Debug)]
 pub(super) struct Staged {
-    /// What it makes of the node.
+    /// Node after the write.
     node: Node,
-    /// Who is told.
+    /// Path and transaction of the update to acknowledge.
     update: Option<(Path, u64)>,
-    /// The operators who are.
+    /// Requests of operators to answer.
     requests: Vec<u64>,
 }
 
 impl Staged {
-    /// Whether the node will have an address once the write is stored.
+    /// Returns true if the node holds an address after the write.
     pub(super) fn holds(&self, address: &[u8; 16]) -> bool {
         self.node.holds().any(|(held, _)| held == *address)
     }
@@ -75,7 +75,7 @@ impl Ims {
             now.monotonic,
             quarantine,
         );
-        // Closed to others from here on, even while it is on its way.
+        // The addresses are closed to other nodes from now on, even while the write is pending.
         for moa in &node.moas {
             self.holders.hold(*moa.address, hoa, node.until);
         }
@@ -116,7 +116,7 @@ impl Ims {
         Ok(())
     }
 
-    /// Stores what is known of a node as it is.
+    /// Stores the current state of a node.
     pub(super) fn stage_current(&mut self, now: Now, hoa: Hoa, request: Option<u64>) {
         if let Some(staged) = self.staged.get_mut(&hoa) {
             staged.requests.extend(request);
@@ -146,7 +146,7 @@ impl Ims {
         self.staged.insert(hoa, staged);
     }
 
-    /// A write has ended.
+    /// Handles the end of a write.
     pub(super) fn conclude(&mut self, now: Now, hoa: Hoa, stored: bool) {
         let Some(staged) = self.staged.remove(&hoa) else {
             return;
@@ -154,8 +154,8 @@ impl Ims {
         if let Some(node) = self.nodes.get(&hoa)
             && node.generation != staged.node.generation
         {
-            // The key was replaced meanwhile: what the old one asked for is void, and nobody has the
-            // old key to read an answer with.
+            // The key was replaced meanwhile. The former key's update is void, and nobody can read an
+            // answer with the former key.
             let node = node.clone();
             self.give_back(hoa, &staged.node);
             self.stage(now, hoa, node, None, staged.requests);
@@ -183,7 +183,7 @@ impl Ims {
             }));
     }
 
-    /// Gives up the addresses that a node would have had, but for those that it has.
+    /// Releases the addresses of a refused update, except those that the node already holds.
     fn give_back(&mut self, hoa: Hoa, refused: &Node) {
         for (address, _) in refused.holds() {
             self.holders.release(&address, &hoa);

@@ -1,4 +1,4 @@
-//! Tests of arriving VMs: undoing, holding and releasing.
+//! Tests of arriving VMs: undo, hold and release.
 
 use common::maps::FilterMode;
 use common::signal::{MigrationAbort, MigrationProgress, PeerMessage, Phase, Reason};
@@ -20,7 +20,7 @@ fn arrive(bench: &mut Bench) {
     bench.hypervisor(arrived);
 }
 
-/// The source says that its VM stands still.
+/// Lets the source report that its VM has stopped.
 fn switch(bench: &mut Bench) {
     let progress = MigrationProgress {
         phase: Phase::Switching,
@@ -192,7 +192,7 @@ fn report_by_itself_does_not_end_the_join_but_the_answer_to_a_query_does() {
     bench.report(ARRIVING, key(1), FilterMode::Exclude);
     let outputs = bench.outputs();
     assert_eq!(leaves(&outputs), 1);
-    // The VM listens itself, so the address stays watched.
+    // The VM listens itself, so the address stays managed.
     assert!(!outputs.contains(&Output::Unmanage(key(1))));
 }
 
@@ -251,7 +251,7 @@ fn mdb_entries_of_a_tap_that_is_not_up_yet_are_made_again_soon_and_then_rarely()
     assert_eq!(added(&mut bench, S / 1000), 1);
     assert_eq!(added(&mut bench, S / 20), 1);
     assert!((3..6).contains(&added(&mut bench, S)));
-    // The gate of a TAP that no domain has opens after two minutes, and then they are made anew.
+    // The gate of a TAP without a domain opens after two minutes; the entries are then added again.
     added(&mut bench, 210 * S);
     let rarely = added(&mut bench, 180 * S);
     assert!((2..4).contains(&rarely), "{rarely}");

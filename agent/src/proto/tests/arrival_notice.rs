@@ -1,4 +1,4 @@
-//! Tests of libvirt's hook at the destination.
+//! Tests of libvirt's hook at the destination host.
 
 use common::signal::{ErrorMessage, MigrationAbort, PeerMessage, Reason};
 
@@ -16,7 +16,7 @@ fn hook(bench: &mut Bench, command: u64, source: &str) {
     bench.agent.handle_command(bench.now, command, prepare);
 }
 
-/// What the hooks were told, with the numbers of their commands.
+/// Returns the replies to the hooks, with the numbers of their commands.
 fn replies(outputs: &[Output]) -> Vec<(u64, CommandReply)> {
     let reply = |output: &Output| match output {
         Output::Reply { command, reply } => Some((*command, reply.clone())),
@@ -36,7 +36,7 @@ fn failed(bench: &mut Bench) -> String {
     }
 }
 
-/// The transactions of the notices sent.
+/// Returns the transactions of the sent notices.
 fn notices(outputs: &[Output]) -> Vec<u64> {
     let notice = |output: &Output| match output {
         Output::Frame { peer, bytes } => match PeerMessage::decode(bytes).unwrap() {
@@ -51,7 +51,7 @@ fn notices(outputs: &[Output]) -> Vec<u64> {
     outputs.iter().filter_map(notice).collect()
 }
 
-/// A hook that waits, and the transaction of its notice.
+/// Returns a bench with a waiting hook, and the transaction of its notice.
 fn noticed() -> (Bench, u64) {
     let mut bench = bench();
     hook(&mut bench, 1, "vms2");
@@ -119,7 +119,7 @@ fn hook_waits_for_probes_that_run_already() {
 
 #[test]
 fn source_is_noticed_again_when_what_it_asked_for_has_come_to_nothing() {
-    // TAPs that are gone again: libvirt could not start QEMU.
+    // The TAPs vanish: libvirt could not start QEMU.
     let mut bench = bench();
     bench.frame(1, request(UUID, vec![]));
     bench.port(20, "vnet5");
@@ -129,7 +129,7 @@ fn source_is_noticed_again_when_what_it_asked_for_has_come_to_nothing() {
     assert_eq!(notices(&bench.outputs()).len(), 1);
     bench.frame(1, request(UUID, vec![]));
     assert_eq!(reply(&mut bench), Some(CommandReply::Done { migration: 1 }));
-    // A source that has taken it back, while QEMU waits here.
+    // The source host aborts, while QEMU waits here.
     bench.port(21, "vnet6");
     let reason = "cancelled".to_owned();
     bench.frame(1, MigrationAbort(Reason::unspecified(reason)));

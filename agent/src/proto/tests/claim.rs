@@ -30,7 +30,7 @@ fn claim(address: Ipv6Addr) -> AddressClaim {
     }
 }
 
-/// An agent that expects `viewer`.
+/// Returns an agent that expects `viewer`.
 fn expecting() -> Bench {
     let mut bench = Bench::empty();
     bench.peer(PeerEvent::Up { from: None });
@@ -39,7 +39,7 @@ fn expecting() -> Bench {
     bench
 }
 
-/// The same, with the address claimed; the outputs are those of the claim.
+/// Like `expecting`, with the address claimed; returns the outputs of the claim.
 fn claimed() -> (Bench, Vec<Output>) {
     let mut bench = expecting();
     bench.frame(CLAIM, claim(moa()));
@@ -47,7 +47,7 @@ fn claimed() -> (Bench, Vec<Output>) {
     (bench, outputs)
 }
 
-/// The same, with the probe unanswered.
+/// Like `claimed`, with the probe unanswered.
 fn unique() -> Bench {
     let (mut bench, _) = claimed();
     bench.pass(S);
@@ -71,7 +71,7 @@ fn replies(outputs: &[Output]) -> Vec<(ClaimState, String)> {
     answers(outputs).into_iter().filter_map(reply).collect()
 }
 
-/// The sentence of the one refusal.
+/// Returns the sentence of the only refusal.
 fn refusal(outputs: &[Output]) -> String {
     match replies(outputs).as_slice() {
         [(ClaimState::Refused, reason)] => reason.clone(),
@@ -140,7 +140,7 @@ fn claimed_address_is_asked_for_and_unique_when_nobody_has_answered_in_time() {
     bench.pass(Duration::from_millis(1));
     let unique = (ClaimState::Unique, String::new());
     assert_eq!(replies(&bench.outputs()).first(), Some(&unique));
-    // The source asks again after its connection was made anew.
+    // The source host asks again after a reconnect.
     bench.frame(CLAIM + 1, claim(address));
     assert_eq!(replies(&bench.outputs()), [unique]);
 }
@@ -154,7 +154,7 @@ fn solicitations_are_answered_for_the_vm_as_soon_as_its_address_is_unique() {
     let outputs = heard(&mut bench, Said::Asks(asker()), OTHER_MAC);
     let to = Some((asker(), OTHER_MAC));
     assert_eq!(commands(&outputs), [answer(MAC, true, to)]);
-    // Somebody else's probe comes too late: everybody is told.
+    // Another node's probe comes too late: all nodes get an Advertisement.
     let outputs = heard(&mut bench, Said::Wants, OTHER_MAC);
     assert_eq!(commands(&outputs), [answer(MAC, true, None)]);
     assert_eq!(replies(&outputs), []);
@@ -208,7 +208,7 @@ fn advertisement_that_anybody_may_have_forged_is_said_and_ends_no_move() {
         assert_eq!(heard(&mut bench, said, OTHER_MAC), [], "once");
         bench.pass(S);
         assert_eq!(replies(&bench.outputs()), []);
-        // The VM is spoken for, but nobody is made to forget who has the address.
+        // The agent answers for the VM, but without the Override flag.
         let outputs = heard(&mut bench, Said::Asks(asker()), OTHER_MAC);
         let to = Some((asker(), OTHER_MAC));
         assert_eq!(commands(&outputs), [answer(MAC, false, to)]);
@@ -332,7 +332,7 @@ fn address_of_a_vm_that_is_gone_is_kept_for_a_while_and_from_others_only() {
     let other = holder_of(&mut bench, DomainUuid([8; 16]));
     assert!(matches!(other, Some(Holder::Left { .. })), "{other:?}");
     bench.pass(20 * S);
-    // Any input tells the time.
+    // Any input advances the time.
     bench.peer(PeerEvent::Up { from: None });
     assert_eq!(holder_of(&mut bench, DomainUuid([8; 16])), None);
 }
@@ -426,7 +426,7 @@ fn claim_of_a_restarted_source_for_another_address_replaces_the_first() {
     };
     assert_eq!(outputs[0], forgotten);
     assert_eq!(outputs[1], AddressCommand::Watch { address: other });
-    // Nothing is left for an operator to abort at this end.
+    // The operator has nothing left to abort at this end.
     let abort = Command::Abort {
         domain: "viewer".to_owned(),
     };

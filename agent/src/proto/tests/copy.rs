@@ -1,4 +1,4 @@
-//! Tests of how memory is copied: encrypted, in the clear with a word, or not at all; and to where.
+//! Tests of the memory copy: encrypted, unencrypted with a note, or refused; and of its destination.
 
 use common::signal::{AgentResponse, PeerMessage};
 
@@ -18,7 +18,7 @@ fn plain(encrypt: Encrypt) -> CopyConfig {
     }
 }
 
-/// An operator has `viewer` moved to a destination, which is asked; returns the transaction.
+/// Lets an operator migrate `viewer`, whose destination host is asked; returns the transaction.
 fn asked(copy: CopyConfig, here: CopyTls) -> (Bench, u64) {
     let mut config = config(0);
     config.copy = copy;
@@ -38,7 +38,7 @@ fn asked(copy: CopyConfig, here: CopyTls) -> (Bench, u64) {
     (bench, transaction.unwrap())
 }
 
-/// The same, and the destination can encrypt, or not.
+/// Like `asked`, with the destination host's answer whether that host can decrypt.
 fn moved(copy: CopyConfig, here: CopyTls, there: bool) -> (Bench, Vec<Output>) {
     let (mut bench, transaction) = asked(copy, here);
     bench.frame(transaction, response(there));
@@ -56,10 +56,10 @@ fn response(copy_tls: bool) -> AgentResponse {
     }
 }
 
-/// A frame of a version that told the source which URIs to open.
+/// Returns a frame of a version that told the source host which URIs to open.
 fn with_uris(transaction: u64, connect_uri: &str, migrate_uri: &str) -> Vec<u8> {
     let mut frame = PeerMessage::from(response(false)).encode(transaction);
-    // In place of two that are null; then no verdict, and no certificate (RFC 8949 §3).
+    // In place of two null URIs; then no verdict, and no certificate (RFC 8949 §3).
     let tail = [0xf6, 0xf6, 0x80, 0xf4];
     let end = frame.len() - tail.len();
     assert_eq!(frame.split_off(end), tail);
@@ -71,7 +71,7 @@ fn with_uris(transaction: u64, connect_uri: &str, migrate_uri: &str) -> Vec<u8> 
     frame
 }
 
-/// Whether QEMU is asked to encrypt; `None` if nothing is copied.
+/// Returns whether QEMU is told to encrypt; `None` without a copy.
 fn is_encrypted(outputs: &[Output]) -> Option<bool> {
     outputs.iter().find_map(|output| match output {
         Output::StartMigration { tls, .. } => Some(*tls),
@@ -165,7 +165,7 @@ fn flags_decide_where_they_say_something() {
     }
 }
 
-/// libvirt executes what some URIs name, as root.
+/// libvirt executes commands from some URIs, as root.
 #[test]
 fn uris_that_a_destination_names_are_not_opened() {
     let (mut bench, transaction) = asked(plain(Encrypt::Never), BOTH);

@@ -27,7 +27,7 @@ fn response() -> AgentResponse {
     }
 }
 
-/// Takes the `AgentRequest` out of the outputs.
+/// Removes the `AgentRequest` from the outputs.
 fn sent(bench: &mut Bench) -> Option<(u64, AgentRequest)> {
     bench.outputs().into_iter().find_map(|output| match output {
         Output::Frame { bytes, .. } => match PeerMessage::decode(&bytes).unwrap() {
@@ -51,7 +51,7 @@ fn aborts(outputs: &[Output]) -> usize {
     outputs.iter().filter(is_abort).count()
 }
 
-/// A migration asked for by the VM whose `AgentRequest` is out.
+/// Returns a migration at the VM's request, with the `AgentRequest` sent.
 fn requesting() -> (Bench, u64) {
     let mut bench = Bench::housing();
     bench.peer(PeerEvent::Up { from: None });
@@ -60,7 +60,7 @@ fn requesting() -> (Bench, u64) {
     (bench, transaction)
 }
 
-/// The same, started.
+/// Like `requesting`, with the migration started.
 fn copying() -> (Bench, u64) {
     let (mut bench, transaction) = requesting();
     bench.frame(transaction, response());

@@ -1,4 +1,4 @@
-//! Tests of the source of a move that somebody else has asked libvirt for.
+//! Tests of the source host of a migration that somebody else started in libvirt.
 
 use std::time::Duration;
 
@@ -40,7 +40,7 @@ fn response() -> AgentResponse {
     }
 }
 
-/// What the peer was told.
+/// Returns the messages to the peer.
 fn frames(outputs: &[Output]) -> Vec<(u64, PeerMessage)> {
     let frame = |output: &Output| match output {
         Output::Frame { bytes, .. } => Some(PeerMessage::decode(bytes).unwrap()),
@@ -70,7 +70,7 @@ fn connected() -> Bench {
     bench
 }
 
-/// A domain whose move by somebody else is being looked for.
+/// Returns an agent that looks for a migration by somebody else.
 fn awaited() -> Bench {
     let mut bench = connected();
     bench.frame(NOTICE, notice());
@@ -210,7 +210,7 @@ fn notice_keeps_neither_operator_nor_vm_from_moving_the_domain() {
         );
         let (transaction, _) = request_of(&outputs).unwrap();
         assert_ne!(transaction, NOTICE);
-        // One that libvirt has begun goes on.
+        // A migration that libvirt has started continues.
         let mut bench = awaited();
         bench.hypervisor(HypervisorEvent::Departing { uuid: UUID });
         bench.agent.handle_command(bench.now, 1, migrate.clone());
@@ -241,7 +241,7 @@ fn move_that_never_begins_is_undone_and_the_destination_told() {
     assert!(outputs.contains(&CLEAR));
     assert!(abort_reason(&outputs).unwrap().contains("nobody has asked"));
     assert!(matches!(outcome(&bench), Some(Outcome::Failed(_))));
-    // It can be moved at once.
+    // The domain can be migrated at once.
     bench.frame(NOTICE + 1, notice());
     assert!(request_of(&bench.outputs()).is_some());
 }

@@ -368,7 +368,7 @@ fn domain_under_another_name_than_libvirts_is_refused() {
     assert!(refused(&mut bench).contains("is viewer on vms1, not \"tv\""));
     bench.frame(2, request(uuid, vec![active(1)]));
     assert!(refused(&mut bench).contains("another domain \"viewer\""));
-    // One that libvirt is bringing.
+    // A domain that libvirt is receiving.
     let name = "bank".to_owned();
     bench.hypervisor(crate::proto::HypervisorEvent::Arriving { uuid, name });
     bench.frame(3, named(uuid, "tv", vec![active(1)]));

@@ -1,4 +1,4 @@
-//! One agent with a domain, for tests that speak to it by hand.
+//! One agent with a domain, for tests with individual messages.
 
 use std::net::{Ipv6Addr, SocketAddrV6};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use common::signal::{PORT, PeerMessage, Reason, VmMessage};
 pub(in crate::proto) use super::pair::{MAC, OTHER_MAC, OTHER_UUID, UUID, config, key, peer};
 use crate::proto::*;
 
-/// The port of the domain `viewer`.
+/// Ifindex of the port of the domain `viewer`.
 pub(in crate::proto) const TAP: u32 = 10;
 
 /// An agent and its clock.
@@ -20,7 +20,7 @@ pub(in crate::proto) struct Bench {
 }
 
 impl Bench {
-    /// `vms1` with nothing on it.
+    /// Returns `vms1` without ports and domains.
     pub(in crate::proto) fn empty() -> Self {
         Self::with(config(0))
     }
@@ -34,7 +34,7 @@ impl Bench {
         bench
     }
 
-    /// `vms1` with the running domain `viewer`.
+    /// Returns `vms1` with the running domain `viewer`.
     pub(in crate::proto) fn housing() -> Self {
         let mut bench = Self::empty();
         bench.house();
@@ -100,7 +100,7 @@ impl Bench {
             .handle_datagram(self.now, TAP, vm_address(), &bytes);
     }
 
-    /// Lets time pass, with all that is due meanwhile.
+    /// Lets time pass, and runs all due timers.
     pub(in crate::proto) fn pass(&mut self, time: Duration) {
         let end = self.now + time;
         while let Some(due) = self.agent.poll_timeout().filter(|due| *due <= end) {
@@ -114,7 +114,7 @@ impl Bench {
         std::iter::from_fn(|| self.agent.poll_output()).collect()
     }
 
-    /// What the VM was told, with transactions; other outputs are dropped.
+    /// Returns the messages to the VM, with transactions; drops other outputs.
     pub(in crate::proto) fn told(&mut self) -> Vec<(u64, VmMessage)> {
         self.outputs()
             .into_iter()
@@ -128,7 +128,7 @@ impl Bench {
             .collect()
     }
 
-    /// The reason of the abort that the VM was told last.
+    /// Returns the reason of the last abort to the VM.
     pub(in crate::proto) fn abort_reason(&mut self) -> String {
         self.abort().text
     }
@@ -141,7 +141,7 @@ impl Bench {
         }
     }
 
-    /// A Report of the VM behind a port, received now.
+    /// Delivers a Report of the VM behind a port.
     pub(in crate::proto) fn report(&mut self, ifindex: u32, key: ManagedKey, mode: FilterMode) {
         let event = DatapathEvent::Listener {
             change: Change::Updated,

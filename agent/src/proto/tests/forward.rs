@@ -40,7 +40,7 @@ fn frames(outputs: &[Output]) -> Vec<(u64, PeerMessage)> {
     outputs.iter().filter_map(frame).collect()
 }
 
-/// A VM that was told to be ready.
+/// Returns a VM that was told to be ready.
 fn prepared() -> Bench {
     let mut bench = Bench::housing();
     bench.peer(PeerEvent::Up { from: None });
@@ -65,15 +65,15 @@ fn prepared() -> Bench {
     bench
 }
 
-/// The same, being copied, and it has answered for its address; with the outputs before that, and the
-/// transaction of the claim.
+/// Like `unanswered`, and the VM has answered for its address. Returns the outputs before the answer
+/// and the transaction of the claim.
 fn copying(ready: MigrationReady) -> (Bench, Vec<Output>, u64) {
     let (mut bench, outputs, claim) = unanswered(ready);
     heard(&mut bench, Said::Has, MAC);
     (bench, outputs, claim)
 }
 
-/// The same, but it has not answered.
+/// Like `prepared`, with the copy running, but the VM has not answered for its address.
 fn unanswered(ready: MigrationReady) -> (Bench, Vec<Output>, u64) {
     let mut bench = prepared();
     bench.vm(5, ready);
@@ -94,7 +94,7 @@ fn suspended(bench: &mut Bench) -> Vec<Output> {
     bench.outputs()
 }
 
-/// The stop was none of a move that comes to its end.
+/// Lets the VM resume: the stop did not belong to a completed migration.
 fn resumed(bench: &mut Bench) -> Vec<Output> {
     let (migrated, at) = (false, bench.now);
     bench.hypervisor(HypervisorEvent::Resumed {
@@ -272,7 +272,7 @@ fn destination_translates_once_the_vm_says_that_its_peers_know_the_new_address()
     assert!(translated_from(&bench.outputs()).is_empty());
     bench.vm(5, ready(&[old()], 30));
     assert_eq!(translated_from(&bench.outputs()), [vec![old()]]);
-    // Neither again nor taken back, also by one of before that comes late.
+    // Neither a repeated nor a late earlier message changes the translation.
     bench.vm(5, ready(&[old()], 30));
     bench.vm(5, knows_nobody);
     assert!(translated_from(&bench.outputs()).is_empty());
@@ -332,7 +332,7 @@ fn address_that_somebody_else_has_is_never_sent_on() {
     assert_eq!(sets(&suspended(&mut bench)), []);
     assert_eq!(bench.agent.view().counters().addresses_disputed, 1);
 
-    // Also when he says so only later.
+    // The same holds for a later claim of the address.
     let (mut bench, _, _) = copying(ready(&[old()], 10));
     suspended(&mut bench);
     let outputs = heard(&mut bench, Said::Has, OTHER_MAC);
@@ -414,7 +414,7 @@ fn bridge_answers_for_the_vm_that_has_left_and_takes_it_back_when_the_vm_stays()
         to: None,
     };
     assert!(outputs.contains(&Output::Address(back)), "{outputs:?}");
-    // It may stop once more.
+    // The VM may stop again.
     assert_eq!(sets(&suspended(&mut bench)).len(), 1);
 }
 

@@ -1,4 +1,4 @@
-//! Tests of whose TAP a gate may close, and for how long: a peer that lies about either.
+//! Tests of a peer that lies about whose TAP a gate may close, and for how long.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ fn gates(bench: &mut Bench) -> Vec<GateCommand> {
     gates.collect()
 }
 
-/// A request of a domain that nobody has.
+/// Sends a request for a domain that does not exist.
 fn lie(bench: &mut Bench, transaction: u64) {
     bench.frame(transaction, named(OTHER_UUID, "nobody"));
 }
@@ -65,7 +65,7 @@ fn gate_opens_by_itself_whatever_its_peer_says() {
     let mut cleared = Vec::new();
     for transaction in 2..100 {
         bench.pass(10 * S);
-        // The same again, another domain, and the first one taken back.
+        // A repetition, another domain, and a withdrawal of the first.
         match transaction % 3 {
             0 => bench.frame(transaction, named(UUID, "viewer")),
             1 => lie(&mut bench, transaction),

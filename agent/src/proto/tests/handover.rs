@@ -1,4 +1,4 @@
-//! Tests of gates: recorded at the source, held and replayed at the destination.
+//! Tests of gates: recording at the source host, hold and replay at the destination host.
 
 use std::time::Duration;
 
@@ -62,7 +62,7 @@ fn resumed(bench: &mut Bench) {
     bench.hypervisor(arrived);
 }
 
-/// A domain whose TAP has come, and its gate.
+/// Returns an arriving domain whose TAP exists, with its gate.
 fn arriving() -> Bench {
     let mut bench = bench();
     bench.frame(1, request(UUID, vec![active(1)]));
@@ -316,7 +316,7 @@ fn gate_that_has_opened_is_left_alone_and_told_of() {
     assert_eq!(record.handover[&ARRIVING].refused, 7);
 }
 
-/// What became of a TAP's streams, and what the source says of them.
+/// Returns a hold report, and the source host's cut.
 fn placed(delivered: u64) -> (HoldReport, NicCut) {
     let flow = FlowCut {
         vlan: 0,
@@ -375,7 +375,7 @@ fn packet_that_the_source_finds_read_late_is_one_that_may_be_doubled() {
     assert_eq!(doubled(&bench), 1, "during the replay");
 }
 
-/// `viewer` is being copied to `vms2`.
+/// Returns an agent that is copying `viewer` to `vms2`.
 fn copying() -> (Bench, u64) {
     let mut bench = Bench::housing();
     bench.peer(PeerEvent::Up { from: None });
@@ -520,7 +520,7 @@ fn recording_ends_with_the_migration() {
     }
 }
 
-/// libvirt is done with the migration of `viewer`, which has stopped, before the cut is placed.
+/// Lets libvirt complete the migration of the stopped `viewer` before the cut is placed.
 fn left_early() -> (Bench, u64) {
     let (mut bench, transaction) = copying();
     suspended(&mut bench);

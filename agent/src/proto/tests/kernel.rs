@@ -1,4 +1,4 @@
-//! The simulated kernels: what outputs do to them, and what they report.
+//! Simulated kernels: the effect of outputs, and the kernels' events.
 
 use std::net::Ipv6Addr;
 use std::time::Duration;
@@ -136,7 +136,7 @@ impl Pair {
         }
     }
 
-    /// What the link's other nodes and the VM do.
+    /// Plays the link's other nodes and the VM.
     fn address(&mut self, host: usize, command: AddressCommand) {
         let kernel = &mut self.hosts[host].kernel;
         match command {
@@ -256,7 +256,7 @@ impl Pair {
         }
     }
 
-    /// What the thread for the gates does.
+    /// Plays the gates' thread.
     fn gate(&mut self, host: usize, command: GateCommand) {
         let kernel = &mut self.hosts[host].kernel;
         let later = match command {
@@ -321,7 +321,7 @@ impl Pair {
     }
 }
 
-/// Entry of `FORWARDS` for an address that is still the VM's.
+/// Returns the entry of `FORWARDS` for an address that the VM still has.
 fn entry(leave: &Leave) -> (ForwardKey, Forward) {
     let key = ForwardKey {
         address: leave.address.octets(),

@@ -49,7 +49,7 @@ fn listener_that_is_not_reported_again_is_read_and_then_expired() {
         listeners: vec![listener_key],
         sources: vec![],
     }));
-    // The kernel's state is as old as the mirror's.
+    // The kernel's entry is as old as the mirror's entry.
     bench.datapath(DatapathEvent::Listener {
         change: common::event::Change::Updated,
         key: listener_key,

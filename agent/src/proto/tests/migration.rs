@@ -1,4 +1,4 @@
-//! Whole migrations between two agents.
+//! Complete migrations between two agents.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::pair::{Dice, Pair, Setup, VmState, key};
 use crate::proto::*;
 
-/// Long enough for every join to be released and every bound to be reached.
+/// Longer than every timer and every held join.
 pub(super) const LONG: Duration = Duration::from_secs(1200);
 
 fn record(pair: &Pair, host: usize) -> MigrationRecord {
@@ -103,7 +103,7 @@ fn join_is_left_only_after_the_vm_has_answered_a_query() {
             ..Setup::default()
         });
         pair.run(LONG, |pair| pair.answered_at.is_some());
-        // The VM has reported by itself long before.
+        // The VM reported by itself long before.
         assert_eq!(pair.hosts[1].kernel.listeners.len(), 3);
         if !refresh_events {
             assert_eq!(pair.hosts[1].kernel.joins.len(), 3);

@@ -1,4 +1,4 @@
-//! Two agents on a virtual clock, and what the tests of single files share.
+//! Two agents on a virtual clock, and shared parts of the tests.
 
 mod crash;
 pub(super) mod fixture;

@@ -1,5 +1,5 @@
-//! A simulated world: two hosts with agent, kernel and hypervisor, a network that loses, doubles
-//! and reorders datagrams, and one VM that asks to be moved.
+//! A simulated world: two hosts with agent, kernel and hypervisor; a network that loses, duplicates and
+//! reorders datagrams; and one VM that requests a migration.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv6Addr, SocketAddrV6};
@@ -14,25 +14,25 @@ use common::signal::PORT;
 use crate::proto::*;
 
 pub(in crate::proto) const UUID: DomainUuid = DomainUuid([7; 16]);
-/// A domain beside it.
+/// Another domain on the same host.
 pub(in crate::proto) const OTHER_UUID: DomainUuid = DomainUuid([8; 16]);
 pub(in crate::proto) const MAC: Mac = [0x52, 0x54, 0, 0, 0, 1];
 pub(super) const TRANSACTION: u64 = 4711;
-/// Another node of a link.
-/// Of the NIC that has no address before the move.
+/// MAC of the NIC without an address before the migration.
 pub(in crate::proto) const IDLE_MAC: Mac = [0x52, 0x54, 0, 0, 0, 2];
+/// MAC of another node on the link.
 pub(in crate::proto) const OTHER_MAC: Mac = [2, 0, 0, 0, 0, 9];
-/// The VM's addresses at the two hosts.
+/// Addresses of the VM at the two hosts.
 pub(in crate::proto) const MOAS: [Ipv6Addr; 2] = [
     Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 0x77),
     Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 0x88),
 ];
 const NAMES: [&str; 2] = ["vms1", "vms2"];
 const UPLINK: u32 = 2;
-/// When a simulation begins.
+/// Start time of a simulation.
 pub(super) const START: Timestamp = Timestamp(1_000_000_000_000);
 
-/// Deterministic numbers for the network's whims.
+/// Deterministic random numbers for the network.
 #[derive(Clone, Debug)]
 pub(super) struct Dice(pub(super) u64);
 
@@ -48,22 +48,22 @@ impl Dice {
 #[derive(Clone, Debug)]
 pub(super) struct Setup {
     pub(super) addresses: u16,
-    /// Percent of the datagrams lost, doubled, and delayed by up to 300 ms.
+    /// Percentages of datagrams that are lost, duplicated, and delayed by up to 300 ms.
     pub(super) loss: u64,
     pub(super) duplication: u64,
     pub(super) reordering: u64,
     pub(super) dice: Dice,
-    /// How long the destination's tree takes; `None` for ever.
+    /// Growth time of the multicast tree at the destination host; `None` if the tree never grows.
     pub(super) tree: Option<Duration>,
-    /// Whether a Report that changes nothing raises an event.
+    /// Whether a Report without changes raises an event.
     pub(super) refresh_events: bool,
-    /// Whether an operator asks instead of the VM.
+    /// Whether an operator requests the migration instead of the VM.
     pub(super) by_operator: bool,
-    /// Whether somebody asks libvirt instead, with its hook at the destination.
+    /// Whether somebody else starts the migration in libvirt, with the hook at the destination host.
     pub(super) by_hook: bool,
-    /// After how long somebody on the destination's link says that he has the VM's new address.
+    /// Delay until another node on the destination host's link claims the VM's new address.
     pub(super) taken: Option<Duration>,
-    /// What becomes of the move then.
+    /// Reaction to that claim.
     pub(super) disputed: Dispute,
 }
 
@@ -126,9 +126,9 @@ pub(super) enum Event {
     Restart {
         host: usize,
     },
-    /// libvirt's hook ends, or is given up.
+    /// libvirt's hook ends, or times out.
     Hooked,
-    /// The hypervisor looks for a migration to follow, until then.
+    /// End of the hypervisor's search for a migration to follow.
     Follow {
         until: Timestamp,
     },
@@ -139,7 +139,7 @@ pub(super) enum Event {
     Query,
 }
 
-/// What the kernel of one host holds.
+/// State of a host's kernel.
 #[derive(Debug, Default)]
 pub(super) struct Kernel {
     pub(super) joins: BTreeMap<ManagedKey, Membership>,
@@ -155,7 +155,7 @@ pub(super) struct Kernel {
     pub(super) translations: BTreeMap<TranslationKey, Translation>,
 }
 
-/// What the gate of a TAP does.
+/// State of a TAP's gate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SimGate {
     Records,
@@ -186,7 +186,7 @@ pub(super) struct Pair {
     pub(super) sequence: u64,
     pub(super) link_epoch: u64,
     linked: bool,
-    /// Where the VM runs, and whether it is stopped for the switch.
+    /// Host of the VM, and whether the VM is stopped for the switch.
     pub(super) vm_host: usize,
     pub(super) vm_paused: bool,
     pub(super) vm: VmState,
@@ -232,7 +232,7 @@ pub(in crate::proto) fn config(host: usize) -> AgentConfig {
     }
 }
 
-/// The TAP of a domain's other NIC.
+/// Returns the TAP of a domain's other NIC.
 pub(super) fn idle(target_dev: &str) -> String {
     format!("{target_dev}i")
 }
@@ -322,7 +322,7 @@ impl Pair {
         pair
     }
 
-    /// Runs until `end`, or until `stop` says so before an event.
+    /// Runs until `end`, or until `stop` returns true before an event.
     pub(super) fn run(&mut self, end: Duration, stop: impl Fn(&Self) -> bool) {
         let end = START + end;
         while !stop(self) && self.step(end) {}
@@ -354,12 +354,12 @@ impl Pair {
         self.queue.insert((self.now + delay, self.sequence), event);
     }
 
-    /// Ends an agent's process, and starts it again after a while.
+    /// Kills an agent's process and restarts the agent after a while.
     pub(super) fn crash(&mut self, host: usize) {
         if self.hosts[host].agent.take().is_none() {
             return;
         }
-        // The kernel drops the memberships of sockets that are closed.
+        // The kernel drops the memberships of closed sockets.
         self.hosts[host].kernel.joins.clear();
         self.hosts[host].kernel.watched.clear();
         self.break_link();
@@ -384,20 +384,20 @@ impl Pair {
         });
     }
 
-    /// The copy takes for ever from here on.
+    /// Makes the running copy never complete.
     pub(super) fn stall(&mut self) {
         self.queue
             .retain(|_, event| !matches!(event, Event::Migration { .. }));
     }
 
-    /// libvirt gives the running migration up.
+    /// Lets libvirt's migration fail.
     pub(super) fn fail_migration(&mut self) {
         if !std::mem::take(&mut self.migrating) {
             return;
         }
         self.migration_epoch += 1;
         if self.vm_host == 1 {
-            // Too late: the VM runs there, only the source never hears of it.
+            // Too late: the VM runs at the destination host, only the source host never hears so.
             self.remove_domain(0);
         } else {
             self.remove_domain(1);

@@ -1,4 +1,4 @@
-//! Tests of the places for arriving domains.
+//! Tests of the limited places for arriving domains.
 
 use std::num::NonZeroU16;
 use std::time::Duration;
@@ -32,7 +32,7 @@ fn body(number: u8) -> AgentRequest {
     }
 }
 
-/// What became of a request.
+/// Result of a request.
 #[derive(Debug, PartialEq, Eq)]
 enum Answer {
     Taken,
@@ -90,7 +90,7 @@ fn one_peer_does_not_take_the_places_of_others() {
         "Agent vms1 takes in 2 domains from this peer already, and 2 more wait; try again when one \
          has arrived"
     );
-    // Those that wait for the peer's own places are in nobody's way.
+    // Domains that wait for the peer's own places delay nobody else.
     assert_eq!(ask(&mut bench, "vms3", 6), Answer::Taken);
     assert_eq!(ask(&mut bench, "vms4", 7), Answer::Waits);
 }

@@ -1,4 +1,4 @@
-//! Tests of the reception of an address: changes of the way.
+//! Tests of an address's reception: changes of the path.
 
 use std::time::Duration;
 
@@ -13,10 +13,11 @@ use crate::proto::tests::relay_world::World;
 pub(super) const S: Duration = Duration::from_secs(1);
 pub(super) const MS: Duration = Duration::from_millis(1);
 
-/// Packets sent while a silence is noticed: half a threshold, a threshold, a look, and the answer.
+/// Packets sent until a silence is handled: half a threshold, a threshold, one reading, and the relay's
+/// answer.
 pub(super) const NOTICED: usize = 165;
 
-/// A host that receives natively, with a VM that listens.
+/// Returns a host that receives natively, with a listening VM.
 pub(super) fn native(relays: usize, native_ms: u64, relay_ms: u64) -> World {
     let mut world = World::new(relays, native_ms, relay_ms);
     world.listen();
@@ -26,7 +27,7 @@ pub(super) fn native(relays: usize, native_ms: u64, relay_ms: u64) -> World {
     world
 }
 
-/// The same host after its network has ceased to carry the stream.
+/// Returns the same host after its network stopped carrying the stream.
 pub(super) fn relayed(relays: usize, native_ms: u64, relay_ms: u64) -> World {
     let mut world = native(relays, native_ms, relay_ms);
     world.native = false;
@@ -36,7 +37,7 @@ pub(super) fn relayed(relays: usize, native_ms: u64, relay_ms: u64) -> World {
     world
 }
 
-/// Lets what is on its way arrive and ends the source.
+/// Delivers all packets in flight and stops the source.
 fn settle(world: &mut World) {
     world.sends = false;
     world.run(100 * MS);
@@ -147,7 +148,7 @@ fn host_that_is_late_notices_that_a_source_is_silent_and_that_it_goes_on() {
             world.late = late;
             world.sends = false;
             world.run_until("silence", |world| world.mode() == Mode::Idle);
-            // These raise the events that were asked for.
+            // These packets raise the requested events.
             world.sends = true;
             world.run(30 * MS);
             world.sends = false;
@@ -167,8 +168,8 @@ fn host_that_is_late_notices_that_a_source_is_silent_and_that_it_goes_on() {
     }
 }
 
-/// Native packets so few after a pause that the kernel's moving average is still about the pause,
-/// and an agent so young that it has no mean: the way is not silent for ten seconds.
+/// Sends a few native packets after a pause, so few that the kernel's moving average still reflects the
+/// pause, to an agent too young for a mean. The path then does not count as silent for ten seconds.
 fn burst_after_a_pause(world: &mut World) {
     world.sends = false;
     world.run(4 * S);
@@ -268,7 +269,7 @@ fn arriving_vm_at_a_native_site_asks_a_relay_only_after_the_delay() {
     world.run(S);
     assert_eq!(world.mode(), Mode::Native);
     assert!(world.relays[0].requests.is_empty());
-    // The tree takes longer than the delay: the relay serves until it has grown.
+    // The tree takes longer than the delay, so the relay serves until the tree has grown.
     let mut world = World::new(1, 5, 5);
     world.native = false;
     world.request();

@@ -1,4 +1,4 @@
-//! The network of the simulated relay: the source, `uplink` on the host, and the relays.
+//! Network of the simulated relays: the source, `uplink` on the host, and the relays.
 
 use std::time::Duration;
 
@@ -34,7 +34,7 @@ impl World {
         }
     }
 
-    /// What `uplink` does with a packet.
+    /// Plays `uplink` for a packet.
     pub(super) fn packet(&mut self, flow: StreamKey, origin: Origin, sequence: u64) {
         let now = self.now;
         let Some((since, origins)) = self.kernel.managed.get(&flow.managed()).copied() else {

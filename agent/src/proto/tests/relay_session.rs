@@ -1,4 +1,4 @@
-//! Tests of sessions with relays: fail-over, lies, restarts, filters.
+//! Tests of sessions with relays: failover, lies, restarts, filters.
 
 use std::time::Duration;
 
@@ -95,7 +95,7 @@ fn all_relays_down_is_survived_and_ended_by_the_first_that_is_back() {
     world.run(10 * S);
     assert_eq!(world.losses(), (0, 0));
     assert_eq!(world.mode(), Mode::Relay);
-    // Native alone serves as well.
+    // Native reception alone serves as well.
     world.relays[1].sends = false;
     world.stop_relay(1);
     world.native = true;
@@ -120,7 +120,7 @@ fn lying_relay_is_left_at_once_for_the_next() {
             relay.lie = Some(lie);
         }
         world.relays[1].lie = None;
-        // Whose turn it is must not decide.
+        // The result must not depend on the round-robin position.
         for _ in 0..2 {
             world.native = false;
             world.run(2 * S);

@@ -1,5 +1,5 @@
-//! A simulated unicast relay: one source, the native path to the agent's host, relays with their
-//! own paths, and the host's kernel, which sees every single packet.
+//! A simulated world with relays: one source, the native path to the agent's host, relays with their
+//! own paths, and the host's kernel, which sees every packet.
 
 use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
@@ -17,23 +17,23 @@ use crate::proto::*;
 
 /// Time between two packets of the source.
 pub(in crate::proto) const INTERVAL: Duration = Duration::from_micros(2000);
-/// From the agent to a relay, and back.
+/// Delay from the agent to a relay, and of the return path.
 pub(super) const SIGNALLING_DELAY: Duration = Duration::from_millis(2);
 
-/// How a relay behaves.
+/// State and behaviour of a relay.
 #[derive(Clone, Debug)]
 pub(in crate::proto) struct RelayDouble {
     pub(in crate::proto) name: String,
-    /// Its process runs.
+    /// Whether the relay's process runs.
     pub(in crate::proto) runs: bool,
-    /// Its host is there: the kernel sends what leases allow.
+    /// Whether the relay's kernel sends within the leases.
     pub(in crate::proto) sends: bool,
-    /// It receives the stream itself.
+    /// Whether the relay receives the stream.
     pub(in crate::proto) receives: bool,
     pub(in crate::proto) refuses: bool,
-    /// What it says instead of the truth.
+    /// Change of an honest answer into a lie.
     pub(in crate::proto) lie: Option<fn(&mut RelayResponse)>,
-    /// From the source to the agent by this relay.
+    /// Delay from the source through the relay to the agent.
     pub(in crate::proto) delay: Duration,
     pub(in crate::proto) requests: Vec<u64>,
     /// Sources of the last request.
@@ -67,11 +67,11 @@ pub(super) enum Event {
         relay: usize,
     },
     Datapath(DatapathEvent),
-    /// What a host that is late does late.
+    /// A delayed output of a slow host.
     Late(Output),
 }
 
-/// What the kernel of the host holds.
+/// State of the host's kernel.
 #[derive(Debug, Default)]
 pub(in crate::proto) struct Kernel {
     pub(in crate::proto) managed: BTreeMap<ManagedKey, (Timestamp, Origins)>,
@@ -85,19 +85,19 @@ pub(in crate::proto) struct World {
     pub(in crate::proto) now: Timestamp,
     pub(in crate::proto) kernel: Kernel,
     pub(in crate::proto) relays: Vec<RelayDouble>,
-    /// The network carries the stream to the host.
+    /// Whether the network carries the stream to the host.
     pub(in crate::proto) native: bool,
     pub(in crate::proto) native_delay: Duration,
-    /// The source sends.
+    /// Whether the source sends.
     pub(in crate::proto) sends: bool,
     pub(in crate::proto) interval: Duration,
-    /// How long after an input the kernel is told and read.
+    /// Delay until the kernel sees an output.
     pub(in crate::proto) late: Duration,
-    /// How often each packet was delivered to the VM; those sent before it listened are not here.
+    /// Number of deliveries of each packet to the VM, from the VM's first Report on.
     pub(in crate::proto) delivered: BTreeMap<u64, u32>,
     pub(in crate::proto) answers: Vec<(Timestamp, PeerMessage)>,
     pub(in crate::proto) origins_seen: Vec<Origins>,
-    /// How often flows were read.
+    /// Number of flow readings.
     pub(in crate::proto) reads: usize,
     pub(in crate::proto) config: AgentConfig,
     pub(super) sent: u64,
@@ -125,7 +125,7 @@ pub(in crate::proto) fn relay_address(relay: usize) -> [u8; 16] {
 }
 
 impl World {
-    /// A host with a network that carries multicast, and so many relays. Nobody listens yet.
+    /// Returns a host with a multicast network and the given number of relays, without listeners.
     pub(in crate::proto) fn new(relays: usize, native_ms: u64, relay_ms: u64) -> Self {
         let config = AgentConfig {
             relay: Some(RelayTiming::default()),
@@ -203,7 +203,7 @@ impl World {
         });
     }
 
-    /// A VM of this host listens.
+    /// Lets a VM of this host listen.
     pub(in crate::proto) fn listen(&mut self) {
         let now = self.now;
         let port = Port {
@@ -224,7 +224,7 @@ impl World {
         self.input(|agent, now| agent.handle_datapath(now, event));
     }
 
-    /// Kills the agent and starts it again after a while.
+    /// Kills the agent and restarts the agent after a while.
     pub(in crate::proto) fn restart(&mut self, away: Duration) {
         for relay in &mut self.relays {
             relay.connected = false;
@@ -252,7 +252,7 @@ impl World {
         self.input(Agent::handle_adopted);
     }
 
-    /// The process of a relay ends; its kernel goes on.
+    /// Ends a relay's process; the relay's kernel continues.
     pub(in crate::proto) fn stop_relay(&mut self, relay: usize) {
         self.relays[relay].runs = false;
         self.disconnect(relay);
@@ -270,7 +270,7 @@ impl World {
         self.agent.view().modes().next().unwrap().mode
     }
 
-    /// Packets that were lost and that were doubled; those on their way do not count.
+    /// Returns the numbers of lost and duplicated packets, without packets in flight.
     pub(in crate::proto) fn losses(&self) -> (usize, usize) {
         let arrived = || self.delivered.range(..self.sent.saturating_sub(20));
         let lost = arrived().filter(|(_, times)| **times == 0).count();
@@ -278,7 +278,7 @@ impl World {
         (lost, doubled)
     }
 
-    /// Forgets what was delivered, except for packets on their way.
+    /// Forgets deliveries, except for packets in flight.
     pub(in crate::proto) fn forget(&mut self) {
         self.run(ms(100));
         let from = self.sent.saturating_sub(20);
@@ -317,7 +317,7 @@ impl World {
         );
     }
 
-    /// Lets packets come while there is no agent.
+    /// Delivers packets while no agent runs.
     fn pass_packets(&mut self, end: Timestamp) {
         while let Some(((at, _), _)) = self.queue.first_key_value()
             && *at <= end
@@ -440,7 +440,7 @@ impl World {
         }
     }
 
-    /// What the source of an arriving VM asks for.
+    /// Plays the source host's request for an arriving VM.
     pub(in crate::proto) fn request(&mut self) {
         let mut flow = crate::proto::arrival::tests::flow(0);
         flow.source = stream_key().source.into();

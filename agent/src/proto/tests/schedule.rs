@@ -1,4 +1,4 @@
-//! Random orders of everything that a destination can be told.
+//! Random orders of all messages to a destination host.
 
 use std::time::Duration;
 
@@ -67,7 +67,7 @@ proptest! {
         bench.unplug(ARRIVING);
         bench.hypervisor(HypervisorEvent::Gone(UUID));
         bench.pass(Duration::from_secs(1300));
-        // A listener told of a port that is gone ages; the kernel has none of it.
+        // A listener at a removed port expires; the kernel has no entry.
         for number in [1, 2] {
             bench.leave(ARRIVING, key(number));
         }

@@ -1,4 +1,4 @@
-//! Tests of what an arrived VM still sends from addresses that it has left.
+//! Tests of packets that an arrived VM still sends from its old addresses.
 
 use common::signal::AddressClaim;
 use common::signal::{MigrationProgress, Phase};
@@ -14,7 +14,7 @@ use crate::proto::{
 const S: Duration = Duration::from_secs(1);
 const MIGRATION: u64 = 9;
 const CLAIM: u64 = 77;
-/// TAPs of the NIC that is to have the new address, and of the one that has the old one.
+/// TAPs of the NIC with the new address, and of the NIC with the old address.
 const NEW_TAP: u32 = 20;
 const OLD_TAP: u32 = 21;
 
@@ -37,8 +37,8 @@ fn claim(left: &[Ipv6Addr], translate_s: u32) -> AddressClaim {
     }
 }
 
-/// An agent that expects `viewer` with two NICs and has the claim; its outputs are those of the
-/// claim.
+/// Returns an agent that expects `viewer` with two NICs and has the claim; its outputs are the outputs
+/// of the claim.
 fn claimed(left: &[Ipv6Addr], translate_s: u32) -> Bench {
     let mut bench = Bench::empty();
     bench.peer(PeerEvent::Up { from: None });
@@ -140,7 +140,7 @@ fn time_that_was_asked_for_counts_from_the_switch_and_is_bounded() {
         assert_eq!(commands(&mut bench), []);
         bench.pass(S / 1000);
         assert_eq!(commands(&mut bench), [removed(old())]);
-        // And never again.
+        // No further output follows.
         bench.pass(S);
         port(&mut bench, 50, [2; 6]);
         assert_eq!(commands(&mut bench), []);

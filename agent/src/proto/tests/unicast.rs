@@ -1,4 +1,4 @@
-//! Tests of addresses over whole moves.
+//! Tests of addresses over complete migrations.
 
 use std::net::Ipv6Addr;
 

@@ -1,4 +1,4 @@
-//! Tests of the datagram side.
+//! Tests of the VMs' datagrams.
 
 use common::signal::{
     AgentSearch, MigrationProgress, MigrationReady, MigrationRequest, Phase, Reason,
@@ -153,7 +153,7 @@ fn vm_may_not_ask_where_only_an_operator_may() {
     assert_eq!(bench.agent.view().migrations().count(), 0);
 }
 
-/// A VM whose move libvirt has begun.
+/// Returns a VM whose migration libvirt has started.
 fn moving(pause_s: u32) -> Bench {
     let mut config = crate::proto::tests::fixture::config(0);
     config.policy.vm_pause_s = pause_s;

@@ -11,7 +11,7 @@ use crate::proto::*;
 
 impl Pair {
     pub(super) fn boot(&mut self, host: usize) {
-        // Those of an agent before it are opened by their lease.
+        // The lease of an earlier agent's gates opens them.
         self.hosts[host].kernel.gates.clear();
         let kernel = &self.hosts[host].kernel;
         let managed = kernel
@@ -131,7 +131,7 @@ impl Pair {
         }
     }
 
-    /// libvirt begins to move the domain.
+    /// Lets libvirt start the domain's migration.
     pub(super) fn begin_migration(&mut self) {
         self.migrating = true;
         self.migration_epoch += 1;
@@ -141,7 +141,7 @@ impl Pair {
         }
     }
 
-    /// The source's hypervisor looks for a migration that it is to follow.
+    /// Lets the source host's hypervisor look for a migration to follow.
     pub(super) fn follow(&mut self, until: Timestamp) {
         let uuid = UUID;
         if self.migrating && self.vm_host == 0 {
@@ -253,7 +253,7 @@ impl Pair {
         }
     }
 
-    /// Checks that the VM runs on one host, and that nothing is left that nobody needs.
+    /// Checks that the VM runs on one host, and that no unneeded state is left.
     pub(super) fn assert_clean(&self, context: &str) {
         assert!(
             !self.vm_paused && !self.migrating,

@@ -1,4 +1,4 @@
-//! Tests of the clocks' difference.
+//! Tests of the clock offset.
 
 use super::*;
 use crate::proto::Timestamp;

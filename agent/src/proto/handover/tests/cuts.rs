@@ -1,4 +1,4 @@
-//! The placement against a model of a TAP and of who reads it.
+//! The placement against a model of a TAP and its readers.
 
 use common::signal::CutBasis;
 use proptest::prelude::*;
@@ -7,7 +7,7 @@ use super::tap::{Plan, Tap, plans, plans_of_several};
 use crate::proto::Timestamp;
 use crate::proto::handover::{Cut, Path, Placement, Step};
 
-/// What came of a plan.
+/// Result of a plan.
 struct Outcome {
     tap: Tap,
     cut: Cut,
@@ -15,7 +15,7 @@ struct Outcome {
 }
 
 impl Outcome {
-    /// Number of the last frame that the guest has had.
+    /// Returns the number of the last frame that the guest received.
     fn delivered(&self) -> u64 {
         self.tap.delivered.last().copied().unwrap_or_default()
     }
@@ -66,7 +66,7 @@ proptest! {
     #[test]
     fn cut_is_where_the_guest_stopped(plan in plans()) {
         let outcome = run(&plan);
-        // Queues that were never seen empty are the subject of the test below.
+        // Another test below covers queues that were never seen empty.
         prop_assume!(outcome.tap.is_seen_empty);
         match outcome.cut {
             Cut::Number { number, overflow: false } => {
@@ -95,7 +95,7 @@ proptest! {
     }
 }
 
-/// A guest that receives 1725 frames a second and needs `read` microseconds for each.
+/// Returns a plan with 1725 frames per second and `read` microseconds per frame.
 fn steady(seed: u64, read: u64) -> Plan {
     Plan {
         seed,
@@ -122,7 +122,7 @@ fn cut_is_exact_where_the_guest_keeps_up() {
     for seed in 0..100 {
         for path in [Path::Probed, Path::Vhost] {
             let outcome = run(&Plan {
-                // Else QEMU's own reads are not counted.
+                // QEMU's own reads are not counted otherwise.
                 is_seen: path == Path::Vhost || seed % 2 == 1,
                 path,
                 ..steady(seed, 30 + seed * 4)

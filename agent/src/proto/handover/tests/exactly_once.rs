@@ -1,4 +1,4 @@
-//! What must hold of any streams on any two paths.
+//! Invariants of arbitrary streams on arbitrary paths.
 
 use proptest::prelude::*;
 
@@ -6,8 +6,8 @@ use super::paths::{Outcome, Packet, Path, Payloads, Plan, US, plans, run};
 use super::*;
 use crate::proto::handover::{FlowReport, Placed};
 
-/// Checks what must hold of any plan. Where only time places a flow, its two paths must not be
-/// further apart than the margin allows.
+/// Checks the invariants of a plan. If only time places a flow, the delays of its two paths must differ
+/// by less than the margin.
 fn check(plan: &Plan, outcome: &Outcome) -> Result<(), TestCaseError> {
     for flow in 1..=plan.flows.len() as u16 {
         let packets = outcome.packets.iter().filter(|p| p.flow == flow);
@@ -36,12 +36,12 @@ fn is_close(plan: &Plan) -> bool {
         && (plan.latency <= 1000 || plan.round_trip)
 }
 
-/// Whether the flow was placed by a packet that both ends have.
+/// Returns true if a packet present at both ends placed the flow.
 fn is_anchored(report: &FlowReport) -> bool {
     matches!(report.placed, Some(Placed::Fingerprint | Placed::Estimate))
 }
 
-/// All that was held and the guest would have had after the stop is replayed.
+/// Checks that all held packets are replayed that the guest would have received after the stop.
 fn check_losses(
     plan: &Plan,
     outcome: &Outcome,
@@ -55,8 +55,8 @@ fn check_losses(
     let (repeated, unique): (Vec<&Packet>, _) = packets
         .iter()
         .filter(|packet| packet.is_held && !packet.is_delivered && !packet.is_replayed)
-        // Those that the source's path has lost before the stop are lost, unless both ends know
-        // the packet before.
+        // Packets lost on the source's path before the stop are lost, unless both ends know the packet
+        // before.
         .filter(|packet| {
             packet.at_source.is_some() || packet.sent > if is_exact { last_sent } else { stopped }
         })
@@ -64,15 +64,15 @@ fn check_losses(
     if !is_exact && !is_close(plan) {
         return Ok(());
     }
-    // Where nothing was held of before the cut, a repeated packet is taken for the one before.
+    // Without a packet held before the cut, a repeated packet is mistaken for the one before.
     let has_anchor =
         (packets.iter()).any(|packet| packet.is_claimed && packet.is_held && !packet.is_repeated);
     let has_repeated = packets.iter().any(|packet| packet.is_repeated);
     if has_anchor || !has_repeated {
         prop_assert!(unique.is_empty(), "lost {:?} {:?}", unique.last(), report);
     }
-    // A repeated one that did not come to the destination is taken for the next of its like, and
-    // one that has overtaken the last unique one too.
+    // A repeated packet that did not reach the destination is mistaken for the next equal one, and so
+    // is a packet that overtook the last unique one.
     if plan.to_source.jitter == 0 && plan.to_destination.jitter == 0 {
         let absent = packets
             .iter()
@@ -87,7 +87,7 @@ fn check_losses(
     Ok(())
 }
 
-/// Nothing is replayed that the source says was delivered, and what it does not know is estimated.
+/// Checks that no packet reported as delivered is replayed, and that unreported packets are estimated.
 fn check_doubles(
     plan: &Plan,
     outcome: &Outcome,
@@ -111,16 +111,16 @@ fn check_doubles(
         }
     }
     let is_unique = packets.iter().all(|packet| !packet.is_repeated);
-    // How far the destination lags is known if it has the last packet of the source.
+    // The destination's lag is known if the destination has the source's last packet.
     let is_lag_known = plan.to_destination.loss == 0.0 && plan.kernel_loss == 0.0;
     if is_exact && is_unique && is_lag_known || !is_exact && is_close(plan) {
-        // What came before the recording, the source does not know.
+        // The source does not know packets from before the recording.
         let doubled = packets
             .iter()
             .filter(|packet| packet.is_delivered && packet.number.is_some() && packet.is_replayed);
         let doubled = doubled.count() as u64;
         prop_assert!(doubled <= report.duplicates, "{:?}", report);
-        // What is called exact, is.
+        // A placement reported as exact is exact.
         if report.placed == Some(Placed::Fingerprint) {
             prop_assert_eq!((doubled, report.duplicates), (0, 0), "{:?}", report);
         }

@@ -5,17 +5,17 @@ use proptest::prelude::*;
 use super::*;
 use crate::proto::handover::{finish_checksum, flow_of, split};
 
-/// Where the UDP checksum stands in an untagged frame.
+/// Offset of the UDP checksum in an untagged frame, bytes.
 const CHECKSUM: usize = 60;
 
-/// Sum of the pseudo-header of an untagged frame.
+/// Returns the sum of the pseudo-header of an untagged frame.
 fn partial(frame: &[u8]) -> u16 {
     let mut pseudo = frame[22..54].to_vec();
     pseudo.extend([0, 0, frame[58], frame[59], 0, 0, 0, 17]);
     sum(&pseudo)
 }
 
-/// The right checksum of an untagged frame.
+/// Returns the correct checksum of an untagged frame.
 fn right(frame: &[u8]) -> u16 {
     let mut whole = partial(frame).to_be_bytes().to_vec();
     let mut datagram = frame[54..].to_vec();
@@ -79,9 +79,9 @@ fn checksums_that_are_rare() {
     for word in 0..=u16::MAX {
         let frame = datagram(&stream(1), 0, &word.to_be_bytes());
         let (partial, right) = (partial(&frame), right(&frame));
-        // The field is right although it is that of the pseudo-header only.
+        // The field is correct although it holds only the pseudo-header's sum.
         let is_equal = partial == right;
-        // The sum is zero, which means that there is none.
+        // A sum of zero means that there is no checksum.
         let is_zero = right == u16::MAX;
         if is_equal || is_zero {
             let mut frame = with_field(frame, partial);

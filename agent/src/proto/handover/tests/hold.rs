@@ -8,7 +8,7 @@ use super::*;
 use crate::proto::Timestamp;
 use crate::proto::handover::{ClockOffset, Hold, HoldLimits, Placed};
 
-/// A hold whose packets are named by a letter each, and come once a millisecond.
+/// A hold whose packets are letters that arrive one per millisecond.
 struct Bench {
     hold: Hold,
     now: Timestamp,
@@ -55,7 +55,7 @@ impl Bench {
         }
     }
 
-    /// The cut of one flow, the last packet of which came at `last`.
+    /// Passes the cut of one flow whose last packet arrived at `last`.
     fn cut(&mut self, letters: &str, last: Timestamp) {
         self.cut_by(CutBasis::Count, letters, last);
     }
@@ -179,7 +179,7 @@ fn packet_that_is_there_once_at_the_source_but_repeated_here_is_no_anchor() {
 
 #[test]
 fn packet_far_behind_the_others_is_another_of_its_like() {
-    // The first "0" has not come to the destination.
+    // The first "0" did not reach the destination.
     let mut bench = Bench::held("abcdefghijklmnopqrstuvwxyz0ABC");
     bench.cut("ab0", LONG_AGO);
     assert_eq!(bench.replay(), "cdefghijklmnopqrstuvwxyz0ABC");
@@ -209,7 +209,7 @@ fn identical_payloads_are_placed_by_time() {
     let last = bench.now;
     bench.push("000");
     bench.cut("0000000", last);
-    // Two milliseconds' worth before, and the last delivered one itself.
+    // The packets of two milliseconds before, and the last delivered packet itself.
     assert_eq!(bench.replay(), "000000");
     let report = bench.hold.report();
     assert_eq!(report.flows[0].placed, Some(Placed::Time));
@@ -374,7 +374,7 @@ fn what_the_source_does_not_know_exactly_is_not_called_exact() {
     };
     assert_eq!(placed(CutBasis::Count, "e"), Placed::Fingerprint);
     assert_eq!(placed(CutBasis::Time, "e"), Placed::Estimate);
-    // Nobody can have had what came so late.
+    // The guest cannot have received a packet that arrived so late.
     assert_eq!(placed(CutBasis::Overflow, "e"), Placed::Fingerprint);
 
     let mut bench = Bench::held("abcd");

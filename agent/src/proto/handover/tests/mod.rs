@@ -26,7 +26,7 @@ const LIMITS: HoldLimits = HoldLimits {
     age: Duration::from_secs(5),
 };
 
-/// What was counted of flows, read in no time.
+/// Returns flow counts as instantaneous readings.
 fn read(flows: &[(StreamKey, Delivered)], at: Timestamp) -> Vec<(StreamKey, Vec<Reading>)> {
     let reading = |delivered: &Delivered| Reading {
         from: at,
@@ -46,7 +46,7 @@ fn count(number: u64) -> Cut {
     }
 }
 
-/// One's complement sum by 16-bit words, as RFC 1071 §1 has it.
+/// Returns the one's complement sum of 16-bit words (RFC 1071 §1).
 fn sum(bytes: &[u8]) -> u16 {
     let mut sum = 0u32;
     for pair in bytes.chunks(2) {

@@ -8,7 +8,7 @@ fn at(ms: u32) -> Timestamp {
     Timestamp(1_000_000_000) + MS * ms
 }
 
-/// Puts into the TAP what is allowed of `backlog`, and returns how much that was.
+/// Sends the allowed part of `backlog` into the TAP; returns the number of frames.
 fn send(pace: &mut Pace, backlog: &mut usize) -> usize {
     let before = *backlog;
     while *backlog > 0 && pace.allows() {
@@ -18,8 +18,8 @@ fn send(pace: &mut Pace, backlog: &mut usize) -> usize {
     before - *backlog
 }
 
-/// Sizes of the bursts that a guest gets that reads everything at once from `runs_at` on, while
-/// `arriving` frames come in each millisecond.
+/// Returns the burst sizes for a guest that reads at once from `runs_at` on, while `arriving` frames
+/// arrive per millisecond.
 fn bursts(mut backlog: usize, arriving: usize, runs_at: u32, limit: u32) -> Vec<usize> {
     let mut pace = Pace::new(at(0), 7);
     let mut bursts = Vec::new();

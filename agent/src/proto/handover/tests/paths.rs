@@ -1,5 +1,5 @@
-//! A model of streams that take two paths, to the source and to the destination, against which
-//! the handover is tested from the records of one to the frames that the other replays.
+//! A model of streams on two paths, to the source and to the destination. The handover is tested from
+//! the source's records to the destination's replayed frames.
 
 use std::collections::BTreeMap;
 
@@ -14,25 +14,25 @@ use crate::proto::handover::{ClockOffset, Cut, Hold, HoldLimits, HoldReport, nic
 
 /// Nanoseconds in a microsecond.
 pub(super) const US: u64 = 1_000;
-/// Clock of the source when the first packet is sent.
+/// Source clock at the first packet, nanoseconds.
 const BEGIN: u64 = 20_000_000_000;
-/// For so long packets are sent.
+/// Duration of sending, nanoseconds.
 const SENDING: u64 = 900_000 * US;
 
-/// What the payloads of a flow are like.
+/// Payloads of a flow.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Payloads {
     Unique,
-    /// So many are one and the same.
+    /// The given share of the packets has one and the same payload.
     Mixed(f64),
     Constant,
 }
 
-/// Times in microseconds.
+/// A scenario; times in microseconds.
 #[derive(Clone, Debug)]
 pub(super) struct Path {
     pub(super) delay: u64,
-    /// Largest additional delay, by which packets overtake each other.
+    /// Largest additional delay; delayed packets are overtaken.
     pub(super) jitter: u64,
     pub(super) loss: f64,
 }
@@ -40,24 +40,25 @@ pub(super) struct Path {
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
     pub(super) seed: u64,
-    /// Mean time between two packets, and what is in them.
+    /// Mean time between two packets, and their payloads.
     pub(super) flows: Vec<(u64, Payloads)>,
     pub(super) to_source: Path,
     pub(super) to_destination: Path,
-    /// When recording, holding and the last packet that the guest has had, as parts of the time.
+    /// Start of the recording, start of the hold and the guest's last packet, as fractions of the
+    /// duration.
     pub(super) recording: f64,
     pub(super) holding: f64,
     pub(super) cut: f64,
-    /// How many frames or how much time the cut is too early.
+    /// Frames or time by which the cut is too early.
     pub(super) claim: Claim,
-    /// Until the message is sent, and until it comes.
+    /// Delays until the message is sent, and until the message arrives.
     pub(super) message: u64,
     pub(super) latency: u64,
     /// Whether the round-trip time is known.
     pub(super) round_trip: bool,
-    /// Destination's clock minus the source's, nanoseconds.
+    /// Destination's clock minus the source's clock, nanoseconds.
     pub(super) offset: i64,
-    /// How many frames find no room in `HELD`.
+    /// Fraction of frames without room in `HELD`.
     pub(super) kernel_loss: f64,
 }
 
@@ -121,12 +122,12 @@ pub(super) struct Packet {
     pub(super) sent: u64,
     pub(super) at_source: Option<u64>,
     pub(super) at_destination: Option<u64>,
-    /// Number among those that entered the source's TAP, if it came there while it recorded.
+    /// Number in the source's TAP; `None` if the packet did not enter during the recording.
     pub(super) number: Option<u64>,
-    /// Whether the guest has had it at the source, and the source says so.
+    /// Whether the guest received the packet at the source, and the source reports so.
     pub(super) is_delivered: bool,
     pub(super) is_claimed: bool,
-    /// Whether it came out of `HELD`, and went into the destination's TAP.
+    /// Whether the packet came out of `HELD`, and entered the destination's TAP.
     pub(super) is_held: bool,
     pub(super) is_replayed: bool,
 }
@@ -143,7 +144,7 @@ fn send(plan: &Plan, random: &mut Random) -> Vec<Packet> {
                 Payloads::Constant => true,
             };
             let word = if is_repeated { u64::MAX } else { sent };
-            // No two come at the same time.
+            // No two packets arrive at the same time.
             let number = packets.len() as u64 % 4096;
             let mut arrive = |path: &Path| {
                 let jitter = random.below((path.jitter * US).max(1));
@@ -168,7 +169,7 @@ fn send(plan: &Plan, random: &mut Random) -> Vec<Packet> {
     packets
 }
 
-/// Indices of packets in the order of a time.
+/// Returns the indices of packets, ordered by a time.
 fn ordered(packets: &[Packet], time: impl Fn(&Packet) -> Option<u64>) -> Vec<(u64, usize)> {
     let mut order: Vec<_> = packets
         .iter()
@@ -179,11 +180,11 @@ fn ordered(packets: &[Packet], time: impl Fn(&Packet) -> Option<u64>) -> Vec<(u6
     order
 }
 
-/// What came of a plan.
+/// Result of a plan.
 pub(super) struct Outcome {
     pub(super) packets: Vec<Packet>,
     pub(super) report: HoldReport,
-    /// When the last packet came that the guest has had at the source.
+    /// Arrival of the last packet that the guest received at the source.
     pub(super) stopped: u64,
     pub(super) lost_in_kernel: u64,
 }
@@ -193,7 +194,7 @@ pub(super) fn run(plan: &Plan) -> Option<Outcome> {
     let mut packets = send(plan, &mut random);
     let part = |part: f64| BEGIN + (SENDING as f64 * part) as u64;
 
-    // The source.
+    // At the source.
     let arrivals = ordered(&packets, |packet| packet.at_source);
     let recording = part(plan.recording);
     let stop = part(plan.cut);
@@ -240,7 +241,7 @@ pub(super) fn run(plan: &Plan) -> Option<Outcome> {
         .collect();
     let reach = nic_cut([2; 6], &cut, &records, &read(&flows, Timestamp(sent_at)));
 
-    // The destination, in its own time.
+    // At the destination, by the destination's clock.
     let ours = |theirs: u64| Timestamp(theirs.checked_add_signed(plan.offset).unwrap());
     let latency = plan.latency * US;
     let came = ours(sent_at + latency);
@@ -284,7 +285,7 @@ pub(super) fn run(plan: &Plan) -> Option<Outcome> {
             pad: 0,
         };
         hold.push(&head, &frame);
-        // The TAP takes some, and then it is full for a while.
+        // The TAP takes some packets, and is then full for a while.
         while is_cut && random.chance(0.6) {
             replay(&mut hold, at, &by_time, &mut packets);
         }

@@ -16,7 +16,7 @@ fn counts(taken: u64, dropped: u64) -> Counts {
     }
 }
 
-/// The same of a TAP that vhost-net serves, of which QEMU itself has read so many.
+/// Returns the counts of a TAP served by vhost-net, of which QEMU itself read `own` frames.
 fn counts_of_both(taken: u64, own: u64) -> Counts {
     Counts {
         own: Some(own),
@@ -24,8 +24,8 @@ fn counts_of_both(taken: u64, own: u64) -> Counts {
     }
 }
 
-/// A placement that has seen an empty queue after every tenth frame, up to 30; the kernel has
-/// counted 1000 more before.
+/// Returns a placement that has seen an empty queue after every tenth frame, up to 30. The kernel
+/// counted 1000 more frames before.
 fn recording() -> Placement {
     let mut placement = Placement::new(1000);
     for n in 0..=3 {
@@ -37,7 +37,7 @@ fn recording() -> Placement {
     placement
 }
 
-/// Samples that do not change any more, until the cut.
+/// Feeds constant samples until the cut.
 fn settle(placement: &mut Placement, mut now: Timestamp, counts: Counts, entered: u64) -> Cut {
     loop {
         match placement.poll(now) {
@@ -86,7 +86,7 @@ fn injected_frame_is_the_last_one_read_when_nothing_else_comes() {
 fn sender_that_keeps_step_with_the_samples_does_not_hide_that_the_queue_is_empty() {
     let us = |us: u64| Timestamp(us * 1000);
     let mut placement = Placement::new(1000);
-    // A frame each millisecond, which is read 100 us later.
+    // One frame per millisecond, read 100 us later.
     let entered = |now: Timestamp| now.0 / 1_000_000;
     let taken = |now: Timestamp| now.0.saturating_sub(100_000) / 1_000_000;
     let mut now = us(1_000_050);
@@ -110,7 +110,7 @@ fn sender_that_keeps_step_with_the_samples_does_not_hide_that_the_queue_is_empty
 #[test]
 fn frames_that_always_come_just_before_a_sample_do_not_show_an_empty_queue() {
     let mut placement = Placement::new(1000);
-    // The one before has been read when the next one comes.
+    // Each frame is read when the next one arrives.
     for n in 0..12 {
         placement.sample(at(n * 7), Reader::Unknown, counts(1000 + n, 7), n + 1);
     }
@@ -131,7 +131,7 @@ fn stop_that_is_reported_late_is_placed_when_the_vm_read_last() {
     for n in 0..12 {
         placement.sample(at(n * 7), Reader::Unknown, counts(1000 + n, 7), n + 1);
     }
-    // It has stopped; of what comes, QEMU reads one frame.
+    // The VM has stopped; QEMU reads one of the arriving frames.
     for n in 12..40 {
         placement.sample(at(n * 7), Reader::Unknown, counts(1012, 7), n + 1);
     }
@@ -179,7 +179,7 @@ fn queue_that_was_not_seen_empty_often_places_by_time() {
 #[test]
 fn drops_of_frames_on_their_way_into_the_queue_count() {
     let mut placement = recording();
-    // Of the 10 frames that have come since, some may not have reached the queue.
+    // Some of the last 10 frames may not have reached the queue.
     placement.sample(at(31), Reader::Unknown, counts(1032, 7), 40);
     placement.stopped(at(40));
     placement.sample(at(40), Reader::Unknown, counts(1036, 9), 50);
@@ -188,7 +188,7 @@ fn drops_of_frames_on_their_way_into_the_queue_count() {
         settle(&mut placement, at(40), counts(1037, 9), 50),
         overflow(36)
     );
-    // A sample later they have.
+    // One sample later, the frames have reached the queue.
     let mut placement = recording();
     placement.sample(at(31), Reader::Unknown, counts(1032, 7), 40);
     placement.sample(at(32), Reader::Unknown, counts(1033, 7), 41);
@@ -210,7 +210,7 @@ fn queue_that_nobody_reads_may_hold_frames() {
     placement.stopped(at(100));
     let cut = settle(&mut placement, at(100), counts(1000, 7), 5);
     assert_eq!(cut, Cut::Time(at(95)));
-    // The more that come, the less has been had.
+    // The more frames arrive, the fewer were received.
     let mut placement = Placement::new(1000);
     for n in 0..100 {
         placement.sample(at(n), Reader::Unknown, counts(1000, 7), n);
@@ -225,7 +225,7 @@ fn queue_that_nobody_reads_may_hold_frames() {
 #[test]
 fn full_queue_is_not_taken_for_an_empty_one() {
     let mut placement = Placement::new(50);
-    // One frame is read and two come, of which one is dropped, again and again.
+    // Repeatedly, one frame is read and two arrive, of which one is dropped.
     for n in 0..100 {
         placement.sample(at(n), Reader::Unknown, counts(n, n), 50 + 2 * n);
     }
@@ -233,7 +233,7 @@ fn full_queue_is_not_taken_for_an_empty_one() {
     placement.sample(at(100), Reader::Unknown, counts(100, 100), 250);
     placement.injected(at(100));
     let cut = settle(&mut placement, at(100), counts(101, 120), 270);
-    // The 100th frame that found room was the 150th; a few less is what can be known.
+    // The 100th frame with room was the 150th; the provable number is slightly lower.
     assert_eq!(cut, overflow(145));
 }
 
@@ -280,7 +280,7 @@ fn reader_that_comes_late_is_waited_for_and_one_that_sleeps_is_not() {
     prompt.sample(at(41), Reader::Asleep, counts(1036, 7), 40);
     assert_eq!(prompt.poll(at(41)), Step::Cut(count(35)));
 
-    // Not for ever.
+    // The wait is bounded.
     assert_eq!(stopped().poll(at(1040)), Step::Cut(overflow(34)));
 }
 
@@ -288,7 +288,7 @@ fn reader_that_comes_late_is_waited_for_and_one_that_sleeps_is_not() {
 fn sleep_beside_an_empty_queue_says_nothing() {
     let mut placement = recording();
     placement.stopped(at(40));
-    // Asleep, since nothing is there to read.
+    // The reader sleeps because nothing is there to read.
     placement.sample(at(40), Reader::Asleep, counts(1035, 7), 35);
     assert!(matches!(placement.poll(at(40)), Step::SampleAt(_)));
     placement.injected(at(40));
@@ -323,7 +323,7 @@ fn late_read_revises_the_cut() {
     assert_eq!(placement.poll(at(1040)), Step::Done);
 }
 
-/// Samples that are asked for in 10 s, if a frame comes in every `interval_ms`.
+/// Returns the number of samples in 10 s, if a frame arrives every `interval_ms`.
 fn samples(interval_ms: u64) -> u32 {
     let mut placement = Placement::new(1000);
     let (mut now, mut samples) = (at(0), 0);
@@ -343,7 +343,7 @@ fn samples(interval_ms: u64) -> u32 {
 fn recording_is_sampled_sparingly() {
     assert!(samples(1) < 550);
     assert!(samples(100) < 1200);
-    // Nothing ever comes.
+    // No frame ever arrives.
     assert!(samples(100_000) < 3000);
 }
 
@@ -351,7 +351,7 @@ fn recording_is_sampled_sparingly() {
 fn full_queue_has_what_vhost_net_has_taken_ahead_behind_it() {
     let mut placement = Placement::new(50);
     placement.read_by(Path::Vhost, 1);
-    // One frame is read and two come, of which one is dropped, again and again.
+    // Repeatedly, one frame is read and two arrive, of which one is dropped.
     for n in 0..200 {
         placement.sample(at(n), Reader::Unknown, counts(n, n), 114 + 2 * n);
     }
@@ -359,12 +359,12 @@ fn full_queue_has_what_vhost_net_has_taken_ahead_behind_it() {
     placement.sample(at(200), Reader::Unknown, counts(200, 200), 514);
     placement.injected(at(200));
     let cut = settle(&mut placement, at(200), counts(201, 220), 534);
-    // The 200th frame that found room was the 313th or before; a few less is what can be known.
+    // The 200th frame with room was the 313th or earlier; the provable number is slightly lower.
     assert_eq!(cut, overflow(279));
 }
 
-/// A placement of two queues that were found empty after every tenth frame, up to 30, and whose VM
-/// has stopped since.
+/// Returns a placement of two queues that were found empty after every tenth frame, up to 30, and whose
+/// VM has stopped.
 fn of_two_queues() -> Placement {
     let mut placement = Placement::new(1000);
     for n in 0..=16 {
@@ -379,7 +379,7 @@ fn of_two_queues() -> Placement {
     placement
 }
 
-/// Its cut, when so many frames have been read, by QEMU itself so many.
+/// Returns the cut after `taken` reads, of which QEMU itself made `own`.
 fn cut_of_two_queues(mut placement: Placement, taken: u64, own: u64) -> Cut {
     placement.sample(at(171), Reader::Asleep, counts_of_both(taken, 5 + own), 166);
     match placement.poll(at(171)) {
@@ -405,7 +405,7 @@ fn what_was_read_of_several_queues_since_they_were_empty_is_for_the_flows_to_say
         until: 166,
     };
     assert_eq!(cut_of_two_queues(placement, 1165, 2), among);
-    // Who knows whether each had one to read?
+    // It is unknown whether each queue had a frame to read.
     assert_eq!(cut_of_two_queues(of_two_queues(), 1165, 2), overflow(160));
 }
 
@@ -429,8 +429,8 @@ fn queue_that_goes_takes_what_is_known_with_it() {
     assert_eq!(cut_of_two_queues(placement, 1165, 2), Cut::Time(at(165)));
 }
 
-/// A placement of a TAP that vhost-net serves, of which QEMU had read 5 frames before; every tenth frame
-/// found it empty, and the VM stopped after the 165th of 166.
+/// Returns a placement of a TAP served by vhost-net, of which QEMU had read 5 frames before. Every
+/// tenth frame found the queue empty, and the VM stopped after frame 165 of 166.
 fn of_vhost() -> Placement {
     let mut placement = Placement::new(1000);
     for n in 0..=16 {
@@ -451,7 +451,7 @@ fn frames_that_qemu_reads_beside_vhost_net_are_not_delivered_however_many() {
         let counts = counts_of_both(1165 + own, 5 + own);
         placement.sample(at(171), Reader::Asleep, counts, 180);
         assert_eq!(placement.poll(at(171)), Step::Cut(count(165)), "{own}");
-        // It reads no more; if it did, that would change nothing.
+        // QEMU reads no more; a further read would change nothing.
         let counts = counts_of_both(1166 + own, 6 + own);
         placement.sample(at(175), Reader::Asleep, counts, 190);
         assert!(matches!(placement.poll(at(175)), Step::SampleAt(_)));
@@ -460,11 +460,11 @@ fn frames_that_qemu_reads_beside_vhost_net_are_not_delivered_however_many() {
 
 #[test]
 fn reads_of_qemu_that_are_not_counted_may_be_two() {
-    // As where the number of its thread means another one, so that none is seen.
+    // The number of the thread belongs to another thread, so no read is seen.
     let mut placement = of_vhost();
     placement.sample(at(171), Reader::Asleep, counts_of_both(1167, 5), 180);
     assert_eq!(placement.poll(at(171)), Step::Cut(overflow(165)));
-    // Or where nothing can be counted.
+    // QEMU's reads cannot be counted.
     let mut placement = recording();
     placement.read_by(Path::Vhost, 1);
     placement.stopped(at(40));
@@ -479,7 +479,7 @@ fn tap_that_qemu_has_read_and_given_back_is_not_cut_exactly() {
     let mut placement = Placement::new(1000);
     placement.read_by(Path::Vhost, 1);
     for n in 0..=16 {
-        // A guest whose driver starts again, after the tenth sample.
+        // The guest's driver restarts after the tenth sample.
         let own = if n < 10 { 5 } else { 6 };
         let counts = counts_of_both(1000 + n * 10, own);
         placement.sample(at(n * 10), Reader::Asleep, counts, n * 10);
@@ -504,8 +504,8 @@ fn without_a_probe_two_frames_may_have_been_read_that_nobody_got() {
     );
 }
 
-/// A VM that vhost-net serves, has stopped and is about to run on: `entered` frames had entered by the stop,
-/// of which vhost-net has read `taken`, and QEMU has read `own` since.
+/// Returns the bound for a stopped VM with vhost-net that is about to resume: `entered` frames had
+/// entered by the stop, vhost-net read `taken` of them, and QEMU read `own` since.
 fn runs_on(entered: u64, taken: u64, own: u64) -> u64 {
     let mut placement = Placement::new(1000);
     for n in 0..=3 {

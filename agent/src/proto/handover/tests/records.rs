@@ -1,4 +1,4 @@
-//! Tests of the cut that the source sends.
+//! Tests of the source's cut message.
 
 use common::handover::flow_hash_of;
 use common::maps::{Delivered, GateRecord, StreamKey};
@@ -11,7 +11,7 @@ use crate::proto::handover::{Cut, Reading, nic_cut};
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
 const END: Timestamp = Timestamp(u64::MAX);
 
-/// The record of frame `number`, which came in millisecond `number`.
+/// Returns the record of frame `number`, which arrived in millisecond `number`.
 fn record(stream: &StreamKey, number: u64) -> GateRecord {
     GateRecord {
         number,
@@ -94,7 +94,7 @@ fn count_of_a_slot_that_was_written_over_is_that_of_the_map() {
     let records: Vec<_> = (40_001..=40_000 + 16_384)
         .map(|n| record(&stream(1), n))
         .collect();
-    // When the map was read, 50,000 had come.
+    // At the reading of the map, 50,000 packets had arrived.
     let counted = Timestamp(50_000 * 1_000_000);
     let reach = nic_cut(MAC, &number(49_000), &records, &read(&flows, counted));
     let [first, second] = &reach.cut.flows[..] else {
@@ -112,7 +112,7 @@ fn packets_that_come_while_the_map_is_read_are_not_taken_for_had() {
     let records: Vec<_> = (40_001..=40_000 + 16_384)
         .map(|n| record(&stream(1), n))
         .collect();
-    // Packet n comes in millisecond n, and is counted until the reading ends, or not.
+    // Packet n arrives in millisecond n, and is counted before the reading ends, or not.
     let reading = |from_us: u64, packets, until_us: u64| Reading {
         from: Timestamp(from_us * 1000),
         packets,
@@ -152,7 +152,7 @@ fn fingerprints_are_those_of_the_last_second_but_some_in_any_case() {
 #[test]
 fn message_is_bounded() {
     let flows: Vec<_> = (0..900).map(|n| (stream(n), passed(0))).collect();
-    // Of ten flows there are 10,000 packets each, of the others 100.
+    // Ten flows have 10,000 packets each, the others 100.
     let records: Vec<_> = (0..10_000u64)
         .flat_map(|round| (0..if round < 100 { 900 } else { 10 }).map(move |flow| (round, flow)))
         .zip(1..)
@@ -188,7 +188,7 @@ fn frames_of_one_flow_say_where_a_cut_among_them_is() {
     let flow = |number| stream(if number > 10 { 1 } else { 2 });
     let mut records: Vec<_> = (1..=20).map(|n| record(&flow(n), n)).collect();
     assert_eq!(said(&records), (CutBasis::Count, vec![3, 10]));
-    // One of another flow, or of none, may have been among the three.
+    // A packet of another flow, or of none, may be among the three.
     records[12] = record(&stream(2), 13);
     assert_eq!(said(&records), (CutBasis::Overflow, vec![10]));
     records.remove(12);

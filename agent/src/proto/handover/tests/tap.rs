@@ -1,4 +1,4 @@
-//! A model of a TAP and of who reads it.
+//! A model of a TAP and its readers.
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -14,44 +14,44 @@ use crate::proto::handover::{Counts, Cut, Path, Placement, Reader, nic_cut};
 
 /// Resolution of the model, microseconds.
 const TICK: u64 = 10;
-/// QEMU reads one frame of each queue beside vhost-net, or two.
+/// Limit of frames that QEMU reads from each queue beside vhost-net.
 const MOST_READS: u64 = 2;
-/// Frames that vhost-net takes out of a queue at once.
+/// Frames that vhost-net takes from a queue at once.
 const BATCH: usize = 64;
 
-/// What happens to the frames, times in microseconds.
+/// A scenario; times in microseconds.
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
     pub(super) seed: u64,
     /// Mean time between two frames.
     pub(super) interval: u64,
-    /// How many come at once.
+    /// Frames per arrival.
     pub(super) burst: u64,
-    /// Mean time that QEMU takes for a frame.
+    /// Mean time that QEMU needs per frame.
     pub(super) read: u64,
-    /// By whom.
+    /// Path of the frames to the guest.
     pub(super) path: Path,
-    /// Queues, and flows, each of which has its queue.
+    /// Number of queues, and of flows; each flow has its queue.
     pub(super) queues: usize,
     pub(super) flows: u16,
     /// Length of a queue, frames.
     pub(super) capacity: usize,
-    /// Frames there when the recording begins.
+    /// Frames in the queue at the start of the recording.
     pub(super) queued: u64,
-    /// How long the recording lasts.
+    /// Duration of the recording.
     pub(super) recording: u64,
-    /// QEMU pauses once in this time for a tenth of it; 0 for never.
+    /// Period of QEMU's pauses, each a tenth of the period; 0 for none.
     pub(super) pause: u64,
-    /// How late the stop is reported.
+    /// Delay of the report of the stop.
     pub(super) report: u64,
-    /// How late QEMU reads after the stop.
+    /// Delay of QEMU's read after the stop.
     pub(super) late: u64,
-    /// How many frames QEMU reads of each queue then, if vhost-net has read before.
+    /// Frames that QEMU then reads from each queue, if vhost-net read before.
     pub(super) own_reads: u64,
-    /// Whether it can be seen when QEMU sleeps.
+    /// Whether QEMU's sleep is visible.
     pub(super) is_seen: bool,
-    /// Whether QEMU has read a frame before the stop that it could not hand over. It reads none
-    /// after it, then, if a probe is there to be thrown away; else it has read two.
+    /// Whether QEMU read a frame before the stop that QEMU could not deliver. QEMU then reads none
+    /// after the stop if a probe is there to be dropped; without a probe, QEMU has read two.
     pub(super) held_back: bool,
 }
 
@@ -96,7 +96,7 @@ pub(super) fn plans() -> impl Strategy<Value = Plan> {
     )
 }
 
-/// The same of a TAP of several queues, which are read more slowly or have fewer frames for each.
+/// Plans of a TAP with several queues, which are read more slowly or have fewer frames per queue.
 pub(super) fn plans_of_several() -> impl Strategy<Value = Plan> {
     (plans(), 2..5_usize).prop_map(|(plan, queues)| Plan { queues, ..plan })
 }
@@ -104,7 +104,7 @@ pub(super) fn plans_of_several() -> impl Strategy<Value = Plan> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Frame {
     BeforeRecording,
-    /// By its number and its flow.
+    /// A frame by its number and its flow.
     Numbered(u64, u16),
     Injected,
 }
@@ -113,7 +113,7 @@ enum Frame {
 #[derive(Default)]
 struct Queue {
     frames: VecDeque<Frame>,
-    /// Taken by vhost-net, and not read yet.
+    /// Frames taken by vhost-net, but not read yet.
     ahead: VecDeque<Frame>,
     next_read: u64,
     held_back: Option<Frame>,
@@ -136,7 +136,7 @@ impl Queue {
         self.ahead.pop_front()
     }
 
-    /// vhost-net puts back what it has taken; of that the oldest find no room in a full queue.
+    /// Puts the frames taken by vhost-net back; the oldest find no room in a full queue.
     fn put_back(&mut self, capacity: usize) {
         while let Some(frame) = self.ahead.pop_back() {
             if self.frames.len() < capacity {
@@ -146,26 +146,26 @@ impl Queue {
     }
 }
 
-/// The TAP, and the guest behind it.
+/// The TAP, and the guest behind the TAP.
 pub(super) struct Tap {
     plan: Plan,
     random: Random,
     pub(super) now: u64,
     queues: Vec<Queue>,
-    /// Frames that have been counted by `gate` and not come to their queue, with the time when they
-    /// do.
+    /// Frames that `gate` has counted but that have not reached their queue, with the time of their
+    /// arrival there.
     under_way: VecDeque<(u64, Frame)>,
     next_arrival: u64,
     has_stopped: bool,
-    /// The flow of each frame, by its number.
+    /// Flow of each frame, by its number.
     flows: Vec<u16>,
     counts: Counts,
-    /// What has entered less what was read and dropped, of an empty queue.
+    /// Entered minus read and dropped frames, for an empty queue.
     level: u64,
     pub(super) is_seen_empty: bool,
-    /// Numbers of the frames that the guest has had.
+    /// Numbers of the frames that the guest received.
     pub(super) delivered: BTreeSet<u64>,
-    /// Numbers of those that found no room.
+    /// Numbers of the frames that found no room.
     dropped: BTreeSet<u64>,
 }
 
@@ -267,7 +267,7 @@ impl Tap {
     fn read(&mut self, index: usize) {
         let queue = &mut self.queues[index];
         if self.has_stopped {
-            // A frame that nobody gets.
+            // A frame that nobody receives.
             if self.now >= self.plan.recording + self.plan.late
                 && queue.reads_left > 0
                 && queue.frames.pop_front().is_some()
@@ -300,13 +300,13 @@ impl Tap {
         }
     }
 
-    /// What passes between two system calls.
+    /// Advances the time between two system calls.
     fn run_for_a_moment(&mut self) {
         let ticks = self.random.below(3);
         self.run_until(self.now + ticks * TICK);
     }
 
-    /// What QEMU's main thread is seen to do.
+    /// Returns the visible state of QEMU's main thread.
     fn reader(&self) -> Reader {
         let is_done = |queue: &Queue| queue.reads_left == 0 || queue.frames.is_empty();
         let is_asleep = if self.is_stopped() {
@@ -348,8 +348,8 @@ impl Tap {
         placement.probed();
     }
 
-    /// What the source says of each flow with this cut, and what is wrong with it: packets that are lost by
-    /// it or doubled. It may be too early where it says so.
+    /// Returns what the source reports with this cut, and the packets that the cut loses or duplicates.
+    /// A cut may be too early if the cut says so.
     pub(super) fn fault(&self, cut: Cut) -> (CutBasis, Option<String>) {
         let hash = |flow: u16| flow_hash_of(&stream(flow));
         let records: Vec<_> = (1..)

@@ -1,4 +1,4 @@
-//! Tests of what a VM has not read when it stops.
+//! Tests of frames that a VM did not read before the stop.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +16,7 @@ const SOURCE: Address = [0x20; 16];
 const OLD: Address = [0x21; 16];
 const NEW: Address = [0x22, 7, 1, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 5];
 
-/// An untagged frame with what stands behind its IPv6 header.
+/// Returns an untagged frame with the given bytes after its IPv6 header.
 fn frame(protocol: u8, hop_limit: u8, upper: &[u8]) -> Vec<u8> {
     let mut frame = vec![
         2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x86, 0xdd, 0x60, 0, 0, 0,
@@ -29,13 +29,13 @@ fn frame(protocol: u8, hop_limit: u8, upper: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// An echo request of that number, with a right checksum.
+/// Returns an echo request with a number and a correct checksum.
 fn echo(number: u8) -> Vec<u8> {
     let frame = frame(ICMPV6, 64, &[128, 0, 0, 0, 0, 1, 0, number]);
     finished(frame, 56)
 }
 
-/// A TCP segment whose flags are ACK, PSH, FIN and CWR.
+/// Returns a TCP segment with the flags ACK, PSH, FIN and CWR.
 fn segment(sequence: u32, payload: &[u8]) -> Vec<u8> {
     let mut upper = vec![0x1f, 0x40, 0x1f, 0x41];
     upper.extend(sequence.to_be_bytes());
@@ -44,7 +44,8 @@ fn segment(sequence: u32, payload: &[u8]) -> Vec<u8> {
     frame(TCP, 64, &upper)
 }
 
-/// One's complement sum of a packet's payload and pseudo-header, 0xffff where the checksum is right.
+/// Returns the one's complement sum of a packet's payload and pseudo-header; 0xffff for a correct
+/// checksum.
 fn sum_of(packet: &[u8]) -> u16 {
     let (header, upper) = packet.split_at(40);
     let mut bytes = header[8..40].to_vec();
@@ -89,7 +90,7 @@ fn kept(numbers: &[u8]) -> Unread {
     unread
 }
 
-/// Sends all that can be; returns the packets.
+/// Sends all packets possible, and returns them.
 fn send(unread: &mut Unread) -> Vec<Vec<u8>> {
     let mut sent = Vec::new();
     while let Some((packet, to)) = unread.next(&ways()) {
@@ -100,7 +101,7 @@ fn send(unread: &mut Unread) -> Vec<Vec<u8>> {
     sent
 }
 
-/// The numbers of echo requests.
+/// Returns the numbers of echo requests.
 fn numbers(packets: &[Vec<u8>]) -> Vec<u8> {
     packets.iter().map(|packet| packet[47]).collect()
 }
@@ -117,7 +118,7 @@ fn what_is_behind_the_cut_is_sent_on_in_order_and_the_gate_told_when_nothing_wai
     unread.push(&head(6), &echo(6));
     assert_eq!(unread.done(1), Gate::CLOSED);
     assert_eq!(numbers(&send(&mut unread)), [6]);
-    // One found no room in the ring.
+    // One frame found no room in the ring.
     assert_eq!(unread.done(1), 7);
     let (packets, dropped) = (4, 0);
     let report = UnreadReport { packets, dropped };
@@ -230,7 +231,7 @@ proptest! {
         segment_bytes in 1..2000u16,
         sequence: u32,
     ) {
-        // As a card leaves it, or a sender that leaves the checksum to the card.
+        // As left by a network card's aggregation, or by a sender that leaves the checksum to the card.
         let whole = segment(sequence, &payload);
         let packets = split(&whole, segment_bytes);
         let count = payload.len().div_ceil(segment_bytes.into());

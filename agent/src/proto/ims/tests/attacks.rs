@@ -1,4 +1,4 @@
-//! Forged, replayed, changed and senseless datagrams.
+//! Forged, replayed, altered and meaningless datagrams.
 
 use std::collections::BTreeSet;
 
@@ -75,7 +75,7 @@ fn key_of_a_pair_is_none_for_the_server() {
 #[test]
 fn server_that_is_resumed_twice_from_a_snapshot_uses_no_nonce_twice() {
     let mut nonces = BTreeSet::new();
-    // The same states, the same inputs.
+    // The same states and the same inputs.
     for _ in 0..2 {
         let mut world = World::new();
         for number in 1..20 {
@@ -155,7 +155,7 @@ fn replayed_update_moves_nobody_back() {
     world.store();
     assert!(world.answer(1).is_some());
     world.update(1, 2, moas(&[11]));
-    // By somebody else, who gets an answer that he cannot read.
+    // The replaying sender gets an answer that the sender cannot read.
     world.ims.handle_datagram(world.now, path(66), &datagram);
     assert_eq!(world.ims.poll_writes(), []);
     assert_eq!(world.ims.poll_reply().unwrap().path, path(66));
@@ -186,7 +186,7 @@ fn flood_in_the_name_of_a_node_does_not_silence_it() {
     let mut forged = genuine.clone();
     *forged.last_mut().unwrap() ^= 1;
     for _ in 0..20_000 {
-        // From its own address: garbage, and what it has once sent.
+        // From its own address: garbage, and a former datagram of the node.
         world.ims.handle_datagram(world.now, path(1), &forged);
         world.ims.handle_datagram(world.now, path(1), &genuine);
     }
@@ -203,7 +203,7 @@ fn forged_datagrams_of_some_prefixes_keep_new_nodes_of_others_out_of_nothing() {
         remote: SocketAddrV6::new(Ipv6Addr::new(0x2001, 0xdb8, 9, prefix, 0, 0, 0, 1), 1, 0, 0),
         ..path(1)
     };
-    // In the names of nodes that this server has not seen yet, and of keys that nobody has.
+    // In the names of nodes that this server has not seen, with keys that nobody has.
     for number in 0..20_000_u16 {
         let forged = sealed(1000 + number % 500, 99, number.into(), &lookup(1));
         let from = of_prefix(number % 3);
@@ -216,7 +216,7 @@ fn forged_datagrams_of_some_prefixes_keep_new_nodes_of_others_out_of_nothing() {
             .handle_datagram(world.now, of_prefix(prefix), &genuine);
         world.ims.poll_reply().is_some()
     });
-    // Some may have fallen together with the attacker.
+    // Some nodes may share the attacker's hash.
     let answered = answered.count();
     assert!(answered >= 8, "{answered} of 16");
 }

@@ -20,13 +20,13 @@ fn each_enrollment_has_the_next_generation_and_voids_the_key_before() {
     assert_eq!(enroll(&mut world, 1, None), Ok(1));
     world.update(1, 900, moas(&[10]));
     assert_eq!(enroll(&mut world, 1, None), Ok(2));
-    // Whoever has the old key says nothing any more, and what it has said is void.
+    // The holder of the former key can say nothing more, and the former registrations are void.
     let request = world.request(901, moas(&[10]));
     world.send(1, &request.into());
     world.assert_silent();
     assert_eq!(world.ims.counters().old_keys, 1);
     assert_eq!(world.found(2, 1), [0_u16; 0]);
-    // The new one begins anew, and may have the addresses of the old.
+    // The new key starts afresh, and may register the former addresses.
     world.generations.insert(1, 2);
     assert_eq!(world.update(2, 1, moas(&[10])), Outcome::BadAddresses);
     assert_eq!(world.update(1, 1, moas(&[10])), Outcome::Accepted);
@@ -91,7 +91,7 @@ fn generation_that_is_too_far_ahead_is_told_to_the_replica() {
     assert_eq!(world.ims.counters().forged, 1);
     assert_eq!(enroll(&mut world, 1, Some(AHEAD + 1)), Ok(AHEAD + 1));
     assert_eq!(world.update(1, 1, moas(&[10])), Outcome::Accepted);
-    // Once more is no harm, and keeps what is registered.
+    // A repetition is harmless and keeps the registrations.
     assert_eq!(enroll(&mut world, 1, Some(AHEAD + 1)), Ok(AHEAD + 1));
     assert_eq!(world.found(2, 1), [10]);
     assert!(matches!(

@@ -4,10 +4,10 @@ use arbitrary::{Result, Unstructured};
 
 use super::*;
 
-/// Longest life of a server, inputs.
+/// Maximum number of inputs.
 const INPUTS: usize = 40;
 
-/// A server's life.
+/// Runs a server on fuzzed inputs.
 pub(in crate::proto) fn run(bytes: &[u8]) {
     let mut input = Unstructured::new(bytes);
     let mut world = World::new();
@@ -20,7 +20,7 @@ pub(in crate::proto) fn run(bytes: &[u8]) {
         }
         world.check();
     }
-    // All that is on its way arrives at last.
+    // All pending writes complete.
     world.store();
     assert!(world.ims.staged.is_empty() && world.ims.waiting.is_empty());
     world.check();

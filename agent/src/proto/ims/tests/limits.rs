@@ -37,7 +37,7 @@ fn table_of_sources_is_bounded_and_forgets_those_who_rest() {
     });
     assert_eq!((1..=20).filter(|&from| ask(&mut world, from)).count(), 8);
     assert_eq!(world.ims.counters().sources_full, 12);
-    // A tenth of a second gives each its token back.
+    // A tenth of a second restores one token for each.
     world.pass(Duration::from_millis(100));
     assert!(ask(&mut world, 100));
     assert_eq!(world.ims.sources.len(), 1);
@@ -58,7 +58,7 @@ fn unknown_generations_are_not_tried_without_end() {
         );
         world.ims.handle_datagram(world.now, path(1), &datagram);
     }
-    // A node that is known does not need them.
+    // A known node does not need them.
     world.pass(Duration::from_secs(1));
     world.update(1, 1, moas(&[10]));
     for number in 0..AHEAD_PER_SECOND + 10 {

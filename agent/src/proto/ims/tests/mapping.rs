@@ -1,4 +1,4 @@
-//! What nodes register, and what others are told.
+//! Registrations of nodes, and the answers to lookups.
 
 use super::*;
 
@@ -13,7 +13,7 @@ fn lookup_finds_what_was_registered_with_the_key_of_the_pair() {
     assert_eq!(reply.lifetime_s, 60);
     let pair = pair_key((1, 1), (2, 1));
     assert_eq!(*reply.pair_key, pair.0);
-    // The other node is told the same key, before the first has looked.
+    // The other node gets the same key, before the first node has looked.
     let other = world.lookup(1, 2);
     assert_eq!((other.pair_key, other.mapping), (reply.pair_key, None));
     assert_eq!(other.lifetime_s, 5);
@@ -79,7 +79,7 @@ fn update_that_cannot_be_stored_changes_nothing_and_can_be_sent_again() {
     assert_eq!(Outcome::from_number(reply.outcome), Some(Outcome::Failed));
     assert_eq!(reply.sequence, 1);
     assert_eq!(world.found(2, 1), [10]);
-    // The address that it would have had is nobody's.
+    // The refused address stays free.
     assert_eq!(world.update(3, 1, moas(&[11])), Outcome::Accepted);
     assert_eq!(world.update(2, 1, moas(&[10])), Outcome::BadAddresses);
     assert_eq!(world.update(1, 2, moas(&[12])), Outcome::Accepted);
@@ -94,7 +94,7 @@ fn updates_of_one_batch_are_written_together() {
         world.send(number, &request.into());
     }
     assert_eq!(world.ims.poll_reply(), None);
-    // The first datagram of a node has taught its generation too, which is a write by itself.
+    // The first datagram of a node also taught its generation, which is a separate write.
     let writes = world.ims.poll_writes();
     assert_eq!(writes.len(), 5);
     let hoas: Vec<Hoa> = writes.iter().map(|write| write.hoa).collect();
@@ -265,7 +265,7 @@ fn address_that_another_has_is_refused() {
     assert_eq!(world.ims.counters().updates_taken_addresses, 1);
     assert_eq!(world.found(3, 1), [10, 11]);
     assert_eq!(world.found(3, 2), [0_u16; 0]);
-    // Nothing of what was refused is held.
+    // No address of the refused update is held.
     assert_eq!(world.update(3, 1, moas(&[20])), Outcome::Accepted);
 }
 
@@ -297,7 +297,7 @@ fn address_that_was_left_is_closed_until_the_old_mapping_would_have_ended() {
     assert_eq!(world.update(1, 2, moas(&[11])), Outcome::Accepted);
     world.pass(Duration::from_secs(79));
     assert_eq!(world.update(2, 1, moas(&[10])), Outcome::BadAddresses);
-    // Its own node may come back to it.
+    // The node itself may return to the address.
     assert_eq!(world.update(1, 3, moas(&[11, 10])), Outcome::Accepted);
     assert_eq!(world.update(1, 4, moas(&[11])), Outcome::Accepted);
     world.pass(Duration::from_secs(99));
@@ -341,7 +341,7 @@ fn address_of_an_update_on_its_way_stays_the_node_s_when_its_old_mapping_ends() 
     let mut renewal = world.request(2, moas(&[1]));
     renewal.lifetime_s = 500;
     world.send(1, &renewal.into());
-    // The write is slow; the mapping of 100 s ends before it is stored.
+    // The write is slow; the mapping of 100 s ends before the write completes.
     world.pass(Duration::from_secs(200));
     let request = world.request(1, moas(&[1]));
     world.send(2, &request.into());

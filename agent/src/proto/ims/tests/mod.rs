@@ -1,4 +1,4 @@
-//! A mapping server on virtual clocks, with a store that only remembers.
+//! A mapping server on virtual clocks, with a store in memory.
 
 #![allow(
     clippy::unwrap_used,
@@ -51,7 +51,7 @@ fn moa(number: u16) -> Ipv6Addr {
     Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, number)
 }
 
-/// MoAs of which the first is where data goes.
+/// Returns MoAs, of which the first is the destination of data.
 fn moas(numbers: &[u16]) -> Vec<Moa> {
     numbers
         .iter()
@@ -89,7 +89,7 @@ fn key(number: u16, generation: u32) -> Key {
     Secret::new(&SECRET).node(hoa(number).octets(), generation)
 }
 
-/// Key of two nodes, each with its generation.
+/// Returns the key of two nodes, each with its generation.
 fn pair_key(one: (u16, u32), other: (u16, u32)) -> Key {
     let [one, other] = [one, other].map(|(number, generation)| Party {
         hoa: hoa(number).octets(),
@@ -98,7 +98,7 @@ fn pair_key(one: (u16, u32), other: (u16, u32)) -> Key {
     Secret::new(&SECRET).pair(one, other)
 }
 
-/// Random numbers of the kernel, as a server has them.
+/// Returns a generator of random numbers, as a server has it.
 fn entropy() -> Entropy {
     Entropy::new(|bytes| getrandom::fill(bytes).is_ok())
 }
@@ -138,7 +138,7 @@ impl World {
         self.ims.handle_timeout(self.now);
     }
 
-    /// A new process with the store that the old one has left.
+    /// Starts a new process with the former process's store.
     fn restart(&mut self) {
         self.ims = Ims::new(self.config.clone(), Secret::new(&SECRET), entropy());
         let records = self
@@ -149,7 +149,7 @@ impl World {
         self.ims.handle_timeout(self.now);
     }
 
-    /// Stores what waits, until nothing does.
+    /// Stores pending writes until none is left.
     fn store(&mut self) {
         loop {
             let writes = self.ims.poll_writes();
@@ -174,7 +174,7 @@ impl World {
         self.ims.handle_datagram(self.now, path(number), &datagram);
     }
 
-    /// The next answer, opened with the key of the node.
+    /// Returns the next answer, opened with the key of the node.
     fn answer(&mut self, number: u16) -> Option<MatMessage> {
         let generation = self.generations.get(&number).copied().unwrap_or(1);
         let reply = self.ims.poll_reply()?;
@@ -219,7 +219,7 @@ impl World {
         }
     }
 
-    /// Numbers of the MoAs that a lookup finds.
+    /// Returns the numbers of the MoAs that a lookup finds.
     fn found(&mut self, number: u16, wanted: u16) -> Vec<u16> {
         self.lookup(number, wanted)
             .mapping
@@ -230,7 +230,7 @@ impl World {
             .collect()
     }
 
-    /// Stores what waits or does not, once.
+    /// Completes the pending writes once, stored or failed.
     fn store_once(&mut self, stored: bool) {
         let writes = self.ims.poll_writes();
         let hoas: Vec<Hoa> = writes.iter().map(|write| write.hoa).collect();
@@ -264,7 +264,7 @@ impl World {
         assert!(ims.waiting.keys().all(|hoa| ims.staged.contains_key(hoa)));
     }
 
-    /// Asserts that there is neither an answer nor a write.
+    /// Asserts that neither an answer nor a write is pending.
     fn assert_silent(&mut self) {
         assert_eq!(self.ims.poll_reply(), None);
         assert_eq!(self.ims.poll_writes(), []);

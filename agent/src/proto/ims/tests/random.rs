@@ -1,4 +1,4 @@
-//! Random datagrams and random lives: no panic, and nothing that was not said is known.
+//! Random datagrams and random lives: no panic, and lookups return registered MoAs only.
 
 use proptest::prelude::*;
 
@@ -89,7 +89,7 @@ proptest! {
             while world.ims.poll_reply().is_some() {}
             world.check();
         }
-        // All that is on its way arrives at last.
+        // All pending writes complete.
         world.store();
         prop_assert!(world.ims.staged.is_empty() && world.ims.waiting.is_empty());
         world.check();

@@ -1,4 +1,4 @@
-//! What a server knows after its process has ended, and clocks that are set.
+//! State of a server after a restart, and after changes of the clock.
 
 use super::*;
 
@@ -13,7 +13,7 @@ fn mappings_live_on_with_the_lifetime_that_is_left() {
     assert_eq!(reply.mapping.unwrap().sequence, 8);
     assert_eq!(reply.lifetime_s, 30);
     assert_eq!(world.update(1, 8, moas(&[12])), Outcome::OldSequence);
-    // Both what it has and what it has left are closed to others still.
+    // Both current and former addresses are still closed to other nodes.
     assert_eq!(world.update(3, 1, moas(&[10])), Outcome::BadAddresses);
     assert_eq!(world.update(3, 1, moas(&[11])), Outcome::BadAddresses);
     world.pass(Duration::from_secs(31));
@@ -30,7 +30,7 @@ fn mapping_that_ended_during_the_stop_is_gone_and_its_address_free() {
     world.restart();
     assert_eq!(world.lookup(2, 1).mapping, None);
     assert_eq!(world.update(2, 1, moas(&[10])), Outcome::Accepted);
-    // In whatever order they are read at the next start.
+    // The order of the records at the next start is arbitrary.
     world.restart();
     assert_eq!(world.found(1, 2), [10]);
     assert_eq!(world.update(1, 8, moas(&[10])), Outcome::BadAddresses);
@@ -46,7 +46,7 @@ fn clock_that_is_set_changes_no_lifetime() {
         world.pass(Duration::from_secs(50));
         assert_eq!(world.ims.counters().clock_jumps, 1);
         assert_eq!(world.lookup(2, 1).lifetime_s, 50);
-        // A node whose clock was not set is told the time, and comes again with it.
+        // A node whose clock was not set gets the time, and asks again.
         let mut request = world.request(2, moas(&[11]));
         request.time_ms = request.time_ms.saturating_add_signed(-jump_s * 1000);
         let reply = world.update_with(1, request.clone());

@@ -1,4 +1,4 @@
-//! A relay that takes over from one before it.
+//! A relay that adopts the state of an earlier relay.
 
 use std::time::Duration;
 
@@ -57,7 +57,7 @@ fn joins_and_entries_that_serve_nobody_are_removed_at_once() {
     let mut bench = Bench::new();
     bench.serve("vms1", 1, &request(group(1), agent_address(1)));
     bench.packet(&stream(group(1), source(1), 4000));
-    // A session that has no flow yet leaves only its join.
+    // A session without flows leaves only its join.
     bench.frames.clear();
     bench.serve("vms1", 2, &request(group(2), agent_address(1)));
     bench.now = bench.now + HELD * 2;

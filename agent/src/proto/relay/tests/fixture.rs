@@ -1,4 +1,5 @@
-//! The relay under test, the kernel's maps as its outputs leave them, and what agents are told.
+//! The relay under test, the kernel's maps as the relay's outputs leave them, and the messages to
+//! agents.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,7 +15,7 @@ use std::net::Ipv6Addr;
 use std::time::Duration;
 
 pub(super) const LEASE: Duration = Duration::from_secs(30);
-/// How long a session goes on without another request.
+/// Lifetime of a session without renewal.
 pub(super) const HELD: Duration = Duration::from_secs(40);
 
 pub(super) fn address(text: &str) -> Ipv6Addr {
@@ -82,7 +83,7 @@ pub(super) fn config() -> RelayConfig {
     }
 }
 
-/// What the kernel holds.
+/// State of the kernel.
 #[derive(Debug, Default)]
 pub(super) struct Kernel {
     pub(super) streams: BTreeMap<StreamKey, RelayStream>,
@@ -90,7 +91,7 @@ pub(super) struct Kernel {
     pub(super) joined: BTreeMap<ManagedKey, Membership>,
     pub(super) managed: BTreeSet<ManagedKey>,
     pub(super) neighbours: BTreeSet<Ipv6Addr>,
-    /// Usage that is there although its subscriber is another one by now.
+    /// Usage entries left over from a former subscriber.
     used: BTreeSet<SubscriberKey>,
 }
 
@@ -98,11 +99,11 @@ pub(super) struct Bench {
     pub(super) relay: RelayServer,
     pub(super) now: Timestamp,
     pub(super) kernel: Kernel,
-    /// What agents were told and have not looked at.
+    /// Messages to agents that no test has examined.
     pub(super) frames: Vec<(String, u64, PeerMessage)>,
-    /// What the way to an agent is answered with.
+    /// Result of resolving the next hop to an agent.
     pub(super) reachable: Result<(), String>,
-    /// Joins fail with this.
+    /// Reason for failing joins; `None` if joins succeed.
     pub(super) join_failure: Option<String>,
 }
 
@@ -122,7 +123,7 @@ impl Bench {
         }
     }
 
-    /// Another relay process with the same kernel.
+    /// Starts another relay process with the same kernel.
     pub(super) fn restart(&mut self) {
         self.restart_with(config());
     }
@@ -149,7 +150,7 @@ impl Bench {
                 .map(|membership| membership.key)
                 .collect(),
         };
-        // Sockets and what was resolved are gone with the process.
+        // Sockets and resolved next hops end with the process.
         self.kernel
             .joined
             .retain(|_, membership| any_source(&&*membership));
@@ -165,7 +166,7 @@ impl Bench {
         self.settle();
     }
 
-    /// Asks, and returns the response that has to come.
+    /// Sends a request and returns the expected response.
     pub(super) fn serve(
         &mut self,
         agent: &str,
@@ -177,7 +178,7 @@ impl Bench {
         self.response(agent, transaction)
     }
 
-    /// Asks, and returns the sentence of the refusal that has to come.
+    /// Sends a request and returns the sentence of the expected refusal.
     pub(super) fn refused(&mut self, agent: &str, request: &RelayRequest) -> String {
         self.frames.clear();
         self.ask(agent, 99, request);
@@ -190,7 +191,7 @@ impl Bench {
         }
     }
 
-    /// The only thing that an agent was told: a response.
+    /// Returns the only message to an agent, a response.
     pub(super) fn response(&mut self, agent: &str, transaction: u64) -> RelayResponse {
         match std::mem::take(&mut self.frames).as_slice() {
             [(peer, number, PeerMessage::RelayResponse(response))] => {
@@ -220,7 +221,7 @@ impl Bench {
         self.settle();
     }
 
-    /// The relay reads these counts.
+    /// Lets the relay read these counts.
     pub(super) fn read(&mut self, streams: &[(StreamKey, Stream)]) {
         let event = DatapathEvent::Streams {
             token: 0,
@@ -230,7 +231,7 @@ impl Bench {
         self.settle();
     }
 
-    /// A stream of a rate in Mbit/s, now.
+    /// Returns a stream that flows now at the given rate, Mbit/s.
     pub(super) fn flowing(&self, megabits: u64) -> Stream {
         Stream {
             native: StreamUsage {
@@ -254,7 +255,7 @@ impl Bench {
         self.now = end;
     }
 
-    /// Does what the relay wants done, and checks that all fits together.
+    /// Performs the relay's outputs and checks the consistency.
     pub(super) fn settle(&mut self) {
         while let Some(output) = self.relay.poll_output() {
             self.perform(output);
@@ -326,7 +327,7 @@ impl Bench {
         }
     }
 
-    /// Sessions, joins and map entries agree.
+    /// Asserts that sessions, joins and map entries agree.
     fn check(&self) {
         let mut subscribers = BTreeMap::new();
         let mut ports = BTreeSet::new();

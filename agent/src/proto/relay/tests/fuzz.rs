@@ -1,5 +1,5 @@
-//! A relay, its agents and its senders, in any order: the fixture checks after each input that sessions, joins
-//! and map entries agree.
+//! A relay, its agents and its senders, in any order. The fixture checks after each input that
+//! sessions, joins and map entries agree.
 
 use std::time::Duration;
 
@@ -12,10 +12,10 @@ use super::fixture::*;
 use crate::proto::relay::RelayConfig;
 use crate::proto::{PeerEvent, Stream};
 
-/// Longest life of a relay, inputs.
+/// Maximum number of inputs.
 const INPUTS: usize = 60;
 
-/// A relay's life, and what is left when its agents have gone.
+/// Runs a relay on fuzzed inputs, and checks that nothing is left after its agents have gone.
 pub(in crate::proto) fn run(bytes: &[u8]) {
     let mut input = Unstructured::new(bytes);
     let mut bench = Bench::with(tight());
@@ -31,11 +31,12 @@ pub(in crate::proto) fn run(bytes: &[u8]) {
     assert_eq!(bench.relay.poll_timeout(), None);
 }
 
-/// The life of a relay that finds anything in the maps, and what is left when its agents have gone.
+/// Runs a relay that finds arbitrary map entries, and checks that nothing is left after its agents have
+/// gone.
 pub(in crate::proto) fn adoption(bytes: &[u8]) {
     let mut input = Unstructured::new(bytes);
     let mut bench = Bench::with(tight());
-    // What there was no input for is not there.
+    // Entries without input bytes are absent.
     let _ = fill(&mut input, &mut bench);
     bench.restart_with(tight());
     for _ in 0..INPUTS {
@@ -52,7 +53,7 @@ pub(in crate::proto) fn adoption(bytes: &[u8]) {
     assert_eq!(bench.relay.poll_timeout(), None);
 }
 
-/// Fills the maps, mostly with entries that could be a relay's.
+/// Fills the maps, mostly with plausible entries.
 fn fill(input: &mut Unstructured<'_>, bench: &mut Bench) -> Result<()> {
     let address = bench.relay.config.address;
     let streams = number(input, 4)?;
@@ -99,7 +100,7 @@ fn fill(input: &mut Unstructured<'_>, bench: &mut Bench) -> Result<()> {
                 0 => value.lease_end_ns = input.arbitrary()?,
                 1 => value.relay_address = input.arbitrary()?,
                 2 => value.agent_address = input.arbitrary()?,
-                // The sum stays, the range may not.
+                // The sum stays valid; the range may not.
                 3 => {
                     value.relay_port = agent_port;
                     value.agent_port = relay_port;
@@ -120,7 +121,7 @@ fn fill(input: &mut Unstructured<'_>, bench: &mut Bench) -> Result<()> {
     Ok(())
 }
 
-/// A small number, or any.
+/// Returns a small number, or any.
 fn count(input: &mut Unstructured<'_>) -> Result<u32> {
     match number(input, 15)? {
         0 => input.arbitrary(),
@@ -129,7 +130,7 @@ fn count(input: &mut Unstructured<'_>) -> Result<u32> {
     }
 }
 
-/// Bounds that are reached.
+/// Returns limits that the inputs reach.
 fn tight() -> RelayConfig {
     let mut config = config();
     config.limits.flows_per_session = 3;

@@ -1,4 +1,4 @@
-//! Each limit, and the sentence that it is refused with.
+//! Each limit, and its sentence of refusal.
 
 use std::net::Ipv6Addr;
 use std::time::Duration;
@@ -102,7 +102,7 @@ fn streams_are_sent_where_the_agent_connects_from_unless_the_policy_names_a_pref
     }
     connect(&mut bench, "vms1", Some(1));
     bench.serve("vms1", 1, &request(group(1), agent_address(1)));
-    // What is said later is judged by where it comes from then.
+    // A later request is judged by the agent's address at that time.
     connect(&mut bench, "vms1", Some(9));
     bench.refused("vms1", &request(group(1), agent_address(1)));
     bench.serve("vms1", 1, &third_party);
@@ -132,7 +132,7 @@ fn agent_that_connects_from_its_address_displaces_who_only_asked_for_it() {
         "Relay relay1 sends to 2001:db8:2::1 for the agent that connects from there"
     );
     assert!(matches!(bench.frames[2].2, PeerMessage::RelayResponse(_)));
-    // Two that both connect from there do not displace each other.
+    // Two agents that connect from the same address do not displace each other.
     bench.relay.handle_peer(now, "vms2", PeerEvent::Up { from });
     for agent in ["vms2", "vms9"] {
         let refusal = bench.refused(agent, &request(group(1), agent_address(1)));
@@ -157,7 +157,7 @@ fn sessions_are_limited_for_each_agent_and_for_all() {
         bench.refused("vms3", &request(group(1), agent_address(3))),
         "Relay relay1 has 3 sessions already; release one, or use another relay"
     );
-    // Those that are there go on.
+    // Existing sessions continue.
     bench.serve("vms1", 2, &request(group(2), agent_address(1)));
 }
 
@@ -172,12 +172,13 @@ fn bandwidth_is_limited_for_each_agent_and_for_all() {
     bench.packet(&flow);
     bench.read(&[(flow, bench.flowing(20))]);
     bench.serve("vms2", 1, &request(group(1), agent_address(2)));
-    // 20 more Mbit/s are too many for all.
+    // Another 20 Mbit/s exceed the limit of all agents together.
     assert_eq!(
         bench.refused("vms3", &request(group(1), agent_address(3))),
         "Relay relay1 may send 50.0 Mbit/s in all, and 40.0 are in use; use another relay"
     );
-    // Nothing is known of another address, so it is let in, but not once the share is used up.
+    // The rate of another address is unknown, so the request is accepted, unless the limit is reached
+    // already.
     bench.serve("vms1", 2, &request(group(2), agent_address(1)));
     let second = stream(group(2), source(1), 4000);
     bench.packet(&second);

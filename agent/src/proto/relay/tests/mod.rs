@@ -1,4 +1,4 @@
-//! A relay on a virtual clock, with a kernel and agents that only remember.
+//! A relay on a virtual clock, with a kernel and agents in memory.
 
 #![allow(
     clippy::unwrap_used,

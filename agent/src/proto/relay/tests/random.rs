@@ -1,4 +1,4 @@
-//! Random events: the fixture checks after each that nothing leaks.
+//! Random events. The fixture checks after each event that nothing leaks.
 
 use std::time::Duration;
 

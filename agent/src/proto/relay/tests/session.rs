@@ -36,7 +36,7 @@ fn new_port_is_announced_to_every_session_that_wants_its_source() {
     bench.packet(&stream(group(1), source(2), 4000));
     assert_eq!(bench.frames.len(), 2);
     bench.frames.clear();
-    // The same again is no news.
+    // A repeated packet changes nothing.
     bench.packet(&stream(group(1), source(2), 4000));
     assert!(bench.frames.is_empty());
 }
@@ -50,7 +50,7 @@ fn flow_known_from_others_is_there_before_the_response() {
     let response = bench.serve("vms2", 2, &request(group(1), agent_address(2)));
     assert_eq!(response.flows.len(), 1);
     assert_eq!(bench.kernel.streams[&flow].subscribers, 2);
-    // What only an agent has named is no business of another one.
+    // A flow that one agent only named is not sent to another agent.
     let mut naming = request(group(1), agent_address(1));
     naming.flows = vec![known(&stream(group(1), source(3), 1))];
     assert_eq!(bench.serve("vms1", 1, &naming).flows.len(), 2);
@@ -215,7 +215,7 @@ fn flow_has_no_more_subscribers_than_the_kernel_looks_at() {
     let mut bench = Bench::with(config);
     let flow = stream(group(1), source(1), 4000);
     for number in 0..=u16::try_from(MAX_SUBSCRIBERS).unwrap() {
-        // The checks of every step would take minutes.
+        // The checks after every step would take minutes.
         let request = request(group(1), agent_address(number + 1));
         let frame = PeerMessage::from(request).encode(number.into());
         let agent = format!("vms{number}");
