@@ -26,7 +26,7 @@ pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Ethernet address.
+/// MAC of an Ethernet interface, in wire order.
 pub type Mac = [u8; 6];
 
 /// Formats an Ethernet address for a person: `52:54:00:00:00:01`.
@@ -53,7 +53,7 @@ pub struct Domain {
 pub struct DomainInterface {
     /// TAP on this host (`vnet0`); empty while the NIC has none.
     pub target_dev: String,
-    /// The guest's MAC.
+    /// MAC of the guest's NIC.
     pub mac: Mac,
     /// Whether the kernel reads the TAP (vhost-net) instead of the hypervisor.
     pub vhost: bool,
@@ -104,25 +104,25 @@ pub enum PeerEvent {
 pub enum DatapathEvent {
     /// A listener was reported or removed.
     Listener {
-        /// What happened.
+        /// `Updated` or `Removed`.
         change: Change,
-        /// The listener.
+        /// Port, VLAN and multicast address.
         key: ListenerKey,
         /// State of the listener after the change.
         value: Listener,
     },
     /// A source was added to or removed from a listener's source list.
     Source {
-        /// What happened.
+        /// `Updated` or `Removed`.
         change: Change,
-        /// The source.
+        /// Port, VLAN, multicast address and source.
         key: SourceKey,
         /// State of the source after the change.
         value: Source,
     },
     /// First packet of a flow from one origin since the flow's address became managed.
     FirstPacket {
-        /// The flow.
+        /// Source, multicast address, ports and VLAN of the flow.
         key: StreamKey,
         /// Path of the packet: native or relayed.
         origin: Origin,
@@ -147,7 +147,7 @@ pub enum DatapathEvent {
     },
     /// Usage of one port, in answer to [`Output::ReadUsage`].
     Usage {
-        /// The port.
+        /// Interface index of the TAP.
         ifindex: u32,
         /// `PORT_USAGE` of the port.
         usage: PortUsage,
@@ -171,7 +171,7 @@ pub enum DatapathEvent {
     Failed {
         /// Address of the failed operation.
         key: ManagedKey,
-        /// One sentence for a person.
+        /// Cause of the failure; one sentence for a person.
         reason: String,
     },
 }
@@ -252,7 +252,7 @@ pub enum GateCommand {
     },
 }
 
-/// Event of a gate.
+/// Result of a [`GateCommand`], or a later report about a gate.
 #[derive(Clone, Debug, PartialEq)]
 pub enum GateEvent {
     /// The cut of a stopped domain: what the domain received.
@@ -296,7 +296,7 @@ pub enum GateEvent {
     },
 }
 
-/// Event of the hypervisor.
+/// Event from libvirt: the connection, a domain or a migration.
 #[derive(Clone, Debug, PartialEq)]
 pub enum HypervisorEvent {
     /// The connection is up. Before this event, every domain is reported as
@@ -305,7 +305,7 @@ pub enum HypervisorEvent {
     Connected,
     /// The connection is lost. Domains continue to run.
     Disconnected {
-        /// One sentence for a person.
+        /// Cause of the loss; one sentence for a person.
         reason: String,
     },
     /// A domain appeared, or changed its TAPs or whether the domain runs.
@@ -377,14 +377,14 @@ pub struct JobStats {
 pub enum Command {
     /// `roamcast migrate DOMAIN DESTINATION`.
     Migrate {
-        /// Name or UUID of the domain.
+        /// Name or UUID of the domain to migrate.
         domain: String,
-        /// Name of the destination's agent.
+        /// Name of the destination host's agent.
         destination: String,
     },
     /// Aborts a running migration.
     Abort {
-        /// Name or UUID of the domain.
+        /// Name or UUID of the migrating domain.
         domain: String,
     },
     /// libvirt's hook: prepares this host for a domain that somebody else migrates here. Completes once
@@ -423,7 +423,7 @@ pub enum CommandReply {
 /// A relay from discovery, available for requests.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RelayCandidate {
-    /// Name of the peer connection to it, unique among all peers.
+    /// Name of the peer connection to the relay, unique among all peers.
     pub name: String,
     /// Address or DNS name of the relay, with a port.
     pub address: String,
@@ -504,14 +504,14 @@ pub enum Output {
     /// Remove a listener and its sources from the maps unless a Report arrived after `last_report_ns`;
     /// count the listener as expired.
     ExpireListener {
-        /// The listener.
+        /// Port, VLAN and multicast address.
         key: ListenerKey,
         /// Time of the last Report that the protocol knows.
         last_report_ns: u64,
     },
     /// Remove a source from its map unless a Report arrived after `last_report_ns`.
     ExpireSource {
-        /// The source.
+        /// Port, VLAN, multicast address and source.
         key: SourceKey,
         /// Time of the last Report that the protocol knows.
         last_report_ns: u64,
@@ -528,7 +528,7 @@ pub enum Output {
     ReadStreams {
         /// Token for the answer.
         token: u64,
-        /// The addresses.
+        /// Addresses to read.
         keys: Vec<ManagedKey>,
     },
     /// Read `PORT_USAGE` of every port; [`DatapathEvent::Usage`] answers.
@@ -541,7 +541,7 @@ pub enum Output {
     Forward(ForwardCommand),
     /// Handle packets that a VM sends from an address that the VM left.
     Translate(TranslateCommand),
-    /// Start a live migration.
+    /// Start a live migration of a domain.
     StartMigration {
         /// UUID of the domain.
         uuid: DomainUuid,
@@ -566,7 +566,7 @@ pub enum Output {
     },
     /// Answer an operator's command.
     Reply {
-        /// Number of the command.
+        /// Number that the caller gave the command.
         command: u64,
         /// Progress or result.
         reply: CommandReply,

@@ -151,7 +151,8 @@ fn millis(ms: u32) -> Duration {
     Duration::from_millis(ms.into())
 }
 
-/// RFC 9777 §9.4: Robustness Variable times Query Interval plus two Query Response Intervals.
+/// Returns the Multicast Address Listening Interval (RFC 9777 §9.4): Robustness Variable times Query
+/// Interval plus two Query Response Intervals.
 const fn listening_interval(robustness: u8, query: Duration, response: Duration) -> Duration {
     let query = query.saturating_mul(robustness as u32);
     query.saturating_add(response.saturating_mul(2))
@@ -263,7 +264,7 @@ mod tests {
             queriers.heard(QuerierKey { vlan, ..KEY }, querier(1, 12, 125, 10_000, 2));
         }
         assert_eq!(queriers.links.len(), LINKS);
-        // Dead ones make room.
+        // Expired queriers make room.
         queriers.heard(
             QuerierKey { vlan: 4000, ..KEY },
             querier(1, 5000, 125, 10_000, 2),

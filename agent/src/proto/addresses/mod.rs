@@ -2,7 +2,7 @@
 //!
 //! A VM changes its address (MoA) when the VM moves. Meanwhile both ends of the migration act for the
 //! VM:
-//! 
+//!
 //! | end | address | from | until | module |
 //! |---|---|---|---|---|
 //! | destination | new address | the VM is ready | the VM sends by itself | `arrival::claim` |

@@ -19,7 +19,7 @@ pub(super) struct Flows {
     index: HashMap<Option<StreamKey>, usize>,
 }
 
-/// State of one flow.
+/// Counters and judge of one flow.
 #[derive(Debug)]
 pub(super) struct FlowState {
     pub(super) report: FlowReport,

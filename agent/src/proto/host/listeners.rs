@@ -221,7 +221,7 @@ impl Mirror {
         Some(address)
     }
 
-    /// Removes a source.
+    /// Removes a source from its listener's list and from the ageing queue.
     pub(super) fn remove_source(&mut self, key: &SourceKey) {
         if let Some(entry) = self.sources.remove(key) {
             self.ageing.remove(&(entry.due, Aged::Source(*key)));

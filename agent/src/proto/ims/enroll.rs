@@ -12,7 +12,7 @@ pub enum EnrollError {
     Foreign {
         /// Requested address of the node.
         hoa: Ipv6Addr,
-        /// The home prefix.
+        /// Home prefix from the configuration.
         home: Prefix,
     },
     /// The HoA is the first address of the home prefix.

@@ -183,7 +183,7 @@ impl Ims {
         }
     }
 
-    /// Handles a datagram.
+    /// Decrypts a datagram and answers its request within the sender's allowance.
     pub fn handle_datagram(&mut self, now: Now, path: Path, datagram: &[u8]) {
         self.counters.datagrams += 1;
         let Some(opened) = self.open(now, *path.remote.ip(), datagram) else {

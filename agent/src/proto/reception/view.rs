@@ -55,13 +55,13 @@ pub struct ModeView {
 pub struct RelayView<'a> {
     /// Name and address of the relay, from discovery.
     pub candidate: &'a RelayCandidate,
-    /// Whether the connection to it is up.
+    /// Whether the connection to the relay is up.
     pub up: bool,
     /// Cause of the last failure; `None` if the relay works or was not used yet.
     pub reason: Option<&'a str>,
 }
 
-/// One session with a relay.
+/// State of one session with a relay.
 #[derive(Clone, Debug)]
 pub struct SessionView<'a> {
     /// VLAN and multicast address.

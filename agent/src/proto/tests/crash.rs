@@ -8,12 +8,12 @@ use crate::proto::Outcome;
 
 /// Repeats a migration with one accident before each of its steps.
 ///
-/// `forgets` is whether the accident makes the destination forget a VM that has arrived: then the
-/// VM that asks it is told so, although it was moved.
+/// `forgets` tells whether the accident makes the destination host forget an arrived VM. The VM then
+/// gets a denial, although the VM was migrated.
 fn at_every_step(what: &str, setup: &Setup, forgets: bool, accident: impl Fn(&mut Pair)) {
     let mut pair = Pair::new(setup.clone());
     pair.run(LONG, |pair| pair.vm_host == 1 && !pair.migrating);
-    // Until well after the switch, so that accidents while joins are held are among them.
+    // Some steps after the switch, so that accidents while joins are held are included.
     let steps = pair.steps + 30;
     for step in 0..steps {
         let mut pair = Pair::new(setup.clone());
