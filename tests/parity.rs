@@ -48,11 +48,11 @@ impl Pair {
 
     /// Feeds a frame to both, and compares the resulting state and counters.
     fn feed(&mut self, name: &str, bytes: &[u8]) {
-        let unfinished = self.kernel.counter(Counter::Unfinished);
+        let unfinished_before = self.kernel.counter(Counter::Unfinished);
         let before = (self.kernel.counted(), self.store.counters.clone());
         self.kernel.snoop(bytes);
         self.kernel.events();
-        if self.kernel.counter(Counter::Unfinished) > unfinished {
+        if self.kernel.counter(Counter::Unfinished) > unfinished_before {
             // Nothing to compare: the kernel passes this frame to userspace.
             return;
         }

@@ -226,7 +226,7 @@ fn report_beyond_the_bounds_goes_whole_to_the_agent() {
     assert_eq!(kernel.snoop(&frame.bytes()), PASS);
     assert!(kernel.listeners().is_empty());
     assert_eq!(kernel.counter(Counter::Unfinished), 1);
-    assert_eq!(kernel.unfinished(), [frame.bytes()]);
+    assert_eq!(kernel.unfinished_reports(), [frame.bytes()]);
 }
 
 #[test]

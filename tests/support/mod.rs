@@ -381,7 +381,7 @@ impl Kernel {
     }
 
     /// Takes the waiting events; returns the frames of unfinished Reports.
-    pub fn unfinished(&mut self) -> Vec<Vec<u8>> {
+    pub fn unfinished_reports(&mut self) -> Vec<Vec<u8>> {
         self.records()
             .iter()
             .filter(|record| kind(record) == Kind::Unfinished as u32)

@@ -8,8 +8,7 @@
 //! | retired words | [`words`] |
 //! | doc lines that only repeat a name | [`docs`] |
 //!
-//! The last three parse each source file once (`syn`). Only `--house` runs them: the tree does not keep
-//! their rules everywhere yet.
+//! The last three, the rules of the house, parse each source file once (`syn`). `--house` runs them alone.
 
 mod docs;
 mod rooms;
@@ -88,7 +87,8 @@ pub(crate) fn run() -> Result<()> {
     let mut doc = workspace("doc");
     doc.args(["--no-deps", "--document-private-items"])
         .env("RUSTDOCFLAGS", "-D warnings");
-    step("rustdoc", &mut doc)
+    step("rustdoc", &mut doc)?;
+    house()
 }
 
 /// The roles of `roamcast`, and the crates that a build for the role must not have.

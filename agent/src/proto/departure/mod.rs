@@ -91,7 +91,7 @@ enum Requester {
         /// Where its last datagram came from.
         to: SocketAddrV6,
     },
-    /// An operator.
+    /// `roamcast migrate`.
     Operator { command: u64 },
     /// Somebody who asked an agent before this one.
     Unknown,

@@ -15,7 +15,6 @@ use crate::proto::{JobStats, Timestamp};
 /// Who asks libvirt to move the domain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Mover {
-    /// This agent.
     Agent,
     /// Somebody else: the agent follows the migration.
     External,

@@ -120,7 +120,7 @@ impl Pair {
             Output::FollowMigration { uuid } => {
                 assert_eq!((host, uuid), (0, UUID));
                 let until = self.now + ms(30_000);
-                self.after(ms(1), Event::Follow { until });
+                self.after(ms(1), Event::FollowMigration { until });
             }
             Output::Gate(command) => self.gate(host, command),
             Output::Address(command) => self.address(host, command),

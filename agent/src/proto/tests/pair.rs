@@ -129,7 +129,7 @@ pub(super) enum Event {
     /// libvirt's hook ends, or times out.
     Hooked,
     /// End of the hypervisor's search for a migration to follow.
-    Follow {
+    FollowMigration {
         until: Timestamp,
     },
     VmTimer,
@@ -512,7 +512,7 @@ impl Pair {
                     self.begin_migration();
                 }
             }
-            Event::Follow { until } => self.follow(until),
+            Event::FollowMigration { until } => self.follow(until),
             Event::VmTimer => self.vm_speaks(),
             Event::VmReport { answer } => {
                 if answer && self.vm_host == 1 {

@@ -150,7 +150,7 @@ impl Pair {
             let result = Err("nobody has asked libvirt to move it".to_owned());
             self.hypervisor(0, HypervisorEvent::MigrationEnded { uuid, result });
         } else {
-            self.after(ms(100), Event::Follow { until });
+            self.after(ms(100), Event::FollowMigration { until });
         }
     }
 
