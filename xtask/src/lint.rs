@@ -139,7 +139,7 @@ fn house() -> Result<()> {
     }
     match findings.len() {
         0 => Ok(()),
-        count => bail!("{count} places break a rule of the house (README, \"The source tree\")"),
+        count => bail!("{count} places break a rule of the house (README, \"Architecture\")"),
     }
 }
 
