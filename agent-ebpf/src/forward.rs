@@ -11,9 +11,10 @@
 
 use common::counter::Counter;
 use common::forward;
+use common::group;
 use common::maps::{Forward, GateMode};
 use common::trace::{Decision, Program, Reason};
-use common::wire::{ethernet, ipv6};
+use common::wire::ethernet;
 
 use crate::context::Packet;
 use crate::header_view::{self, ForwardWords, HeaderView};
@@ -103,7 +104,7 @@ pub(crate) fn from_vm(skb: &Skb) -> Verdict {
         return Verdict::Pass;
     };
     let header = headers.header();
-    if !header.is_ipv6() || ipv6::is_multicast(&header.destination) {
+    if !header.is_ipv6() || group::is_multicast(&header.destination) {
         return Verdict::Pass;
     }
     let verdict = translate::unicast(skb, headers);

@@ -28,6 +28,7 @@ use agent_ebpf::skb::{Skb, now_ns};
 use agent_ebpf::verdict::Verdict;
 use aya_ebpf::bindings::BPF_NOEXIST;
 use common::counter::Counter;
+use common::group;
 use common::handover::{self, Payload};
 use common::maps::{Delivered, DeliveredKey, Gate, GateMode};
 use common::packet::PacketRead as _;
@@ -161,7 +162,7 @@ fn multicast(skb: &Skb, ifindex: u32, headers: Option<HeaderView>) -> Option<Mul
         }
         return None;
     }
-    if !ipv6::is_routable_multicast(&header.destination) {
+    if !group::is_routable(&header.destination) {
         return None;
     }
     if header.next_header == ipv6::HOP_BY_HOP {

@@ -20,6 +20,7 @@ use agent_ebpf::skb::Skb;
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::{bpf_clone_redirect, bpf_loop};
 use common::counter::Counter;
+use common::group;
 use common::maps::{
     MAX_SUBSCRIBERS, Origin, RelayStream, Subscriber, SubscriberKey, SubscriberUsage,
 };
@@ -74,7 +75,7 @@ fn served(skb: &Skb) -> Option<Served> {
     let headers = skb.headers()?;
     let header = headers.header();
     if !header.is_ipv6()
-        || !ipv6::is_multicast(&header.destination)
+        || !group::is_multicast(&header.destination)
         || skb.vlan_metadata() != 0
         || relay::is_restored(header.destination_mac, header.source_mac)
     {

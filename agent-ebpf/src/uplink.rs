@@ -13,6 +13,7 @@ use agent_ebpf::verdict::Verdict;
 use aya_ebpf::bindings::BPF_ANY;
 use common::counter::Counter;
 use common::event::{Kind, QueryEvent};
+use common::group;
 use common::maps::{Managed, Origin, Querier, QuerierKey, RelayFlow, StreamUsage};
 use common::relay;
 use common::snoop::{KERNEL_BYTES, KERNEL_OPTIONS};
@@ -42,7 +43,7 @@ pub(crate) fn uplink<P: Packet>(packet: &P) -> Verdict {
         }
         return Verdict::Pass;
     }
-    if !ipv6::is_multicast(&header.destination) {
+    if !group::is_multicast(&header.destination) {
         if forward::is_on() {
             let verdict = forward::unicast(packet, headers, Program::Uplink);
             if !matches!(verdict, Verdict::Pass) {
@@ -150,7 +151,7 @@ struct Multicast {
 #[inline(never)]
 fn multicast_by_reading<P: Packet>(packet: &P) -> Option<Multicast> {
     let frame = mld::ipv6_frame(packet)?;
-    if !ipv6::is_multicast(&frame.header.destination) {
+    if !group::is_multicast(&frame.header.destination) {
         return None;
     }
     let mut ports = 0;

@@ -4,6 +4,7 @@
 //! Both ends compute the numbers from bytes that no path changes: Ethernet header, hop limit and
 //! checksum are no part of the numbers.
 
+use crate::group;
 use crate::hash::Hash;
 use crate::maps::StreamKey;
 use crate::packet::{PacketRead, Truncated};
@@ -76,7 +77,7 @@ impl Payload {
 pub fn packet<P: PacketRead + ?Sized>(packet: &P) -> Option<Packet> {
     let frame = mld::ipv6_frame(packet)?;
     let header = &frame.header;
-    if !ipv6::is_routable_multicast(&header.destination) {
+    if !group::is_routable(&header.destination) {
         return None;
     }
     let start = frame.payload;

@@ -10,6 +10,7 @@
 //! |---|---|---|
 //! | [`packet`] | the trait through which every parser reads a packet | all |
 //! | [`wire`] | Ethernet, IPv6, UDP, MLD and checksum rules | all |
+//! | [`group`] | scope, range and Ethernet destination of a multicast address | all |
 //! | [`snoop`] | the effect of an MLD message on the listener tables | kernel, agent |
 //! | [`relay`] | rewrites between multicast and relayed unicast; detection of second copies | kernel, agent, relay |
 //! | [`mat`] | unicast mobility: addresses, keys and messages | kernel, IMS, `migkick` |
@@ -41,6 +42,7 @@ pub mod event;
 pub mod forward;
 #[cfg(all(feature = "user", any(test, fuzzing)))]
 pub mod fuzz;
+pub mod group;
 pub mod handover;
 mod hash;
 pub mod heartbeat;

@@ -16,9 +16,10 @@
 
 mod copies;
 
+use crate::group;
 use crate::maps::{Address, RelayFlow, StreamKey, Subscriber};
 use crate::wire::checksum;
-use crate::wire::datagram::{self, Rewrite};
+use crate::wire::datagram::Rewrite;
 
 pub use copies::{COPY_LIFETIME_NS, count_copy, fingerprint};
 
@@ -139,7 +140,7 @@ pub fn is_restored(destination_mac: [u8; 6], source_mac: [u8; 6]) -> bool {
 #[inline(always)]
 pub fn restore<H: Rewrite>(header: &mut H, flow: &RelayFlow) {
     let stream = &flow.stream;
-    let mac = datagram::multicast_mac(&stream.multicast_address);
+    let mac = group::mac(&stream.multicast_address);
     header.set_macs(mac, RESTORED_MAC);
     header.set_hop_limit(RESTORED_HOP_LIMIT);
     header.set_addresses(&stream.source, &stream.multicast_address);

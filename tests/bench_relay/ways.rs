@@ -5,9 +5,9 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
+use common::group;
 use common::maps::{Origins, RelayFlow, RelayFlowKey, StreamKey};
 use common::relay::{self, Endpoints};
-use common::wire::datagram::multicast_mac;
 use roamcast::datapath::{Datapath, DatapathConfig, Hook, UplinkHook};
 use roamcast::proto::Timestamp;
 
@@ -148,7 +148,7 @@ impl Ways {
             agent_port,
         } = self.endpoints;
         let (relay, agent) = (Ipv6Addr::from(relay_address), Ipv6Addr::from(agent_address));
-        let mac = multicast_mac(&MULTICAST_ADDRESS.octets()).map(|byte| format!("{byte:02x}"));
+        let mac = group::mac(&MULTICAST_ADDRESS.octets()).map(|byte| format!("{byte:02x}"));
         format!(
             "table netdev relay {{ chain ingress {{ \
              type filter hook ingress device \"{UPLINK}\" priority 0; \

@@ -71,12 +71,6 @@ impl Filter {
     }
 }
 
-/// Returns true for a multicast address with a meaning beyond its link: neither reserved scope nor
-/// interface-local nor link-local scope (RFC 4291 §2.7). The host never joins other addresses by proxy.
-pub(super) fn is_routable(address: &Address) -> bool {
-    address[0] == 0xff && address[1] & 0x0f > 2
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -108,24 +102,6 @@ mod tests {
             filter(Include, &[3]),
         ];
         assert_eq!(Filter::merge(filters.iter()), filter(Exclude, &[2]));
-    }
-
-    #[test]
-    fn link_scopes_are_never_joined_by_proxy() {
-        let address = |text: &str| text.parse::<Ipv6Addr>().unwrap().octets();
-        for excluded in [
-            "ff02::fb",
-            "ff02::1:ff00:1",
-            "ff01::1",
-            "ff12::5",
-            "2001:db8::1",
-            "ff00::1",
-        ] {
-            assert!(!is_routable(&address(excluded)), "{excluded}");
-        }
-        for included in ["ff05::1", "ff0e::1", "ff3e::8000:1", "ff38::1", "ff03::1"] {
-            assert!(is_routable(&address(included)), "{included}");
-        }
     }
 
     proptest! {

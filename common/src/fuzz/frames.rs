@@ -1,5 +1,6 @@
 //! Arbitrary frames through the parsers and rewrites of the kernel programs.
 
+use crate::group;
 use arbitrary::Unstructured;
 use etherparse::{LaxNetSlice, LaxSlicedPacket, TransportSlice};
 
@@ -54,7 +55,7 @@ pub(super) fn run(bytes: &[u8]) {
 
     if let Some(packet) = handover::packet(bytes) {
         let stream = &packet.stream;
-        assert!(ipv6::is_routable_multicast(&stream.multicast_address));
+        assert!(group::is_routable(&stream.multicast_address));
         assert_eq!(handover::packet(bytes), Some(packet));
         let payload = packet.payload;
         assert!(payload.length == 0 || payload.offset + usize::from(payload.length) <= bytes.len());
@@ -74,8 +75,8 @@ pub(super) fn neighbour(bytes: &[u8]) {
     let Some(message) = neighbour::parse(&frame[..]) else {
         return;
     };
-    assert!(!ipv6::is_multicast(&message.target));
-    assert!(!ipv6::is_multicast(&message.source));
+    assert!(!group::is_multicast(&message.target));
+    assert!(!group::is_multicast(&message.source));
     if message.is_probe() {
         assert_eq!(
             message.destination,
@@ -89,7 +90,7 @@ pub(super) fn neighbour(bytes: &[u8]) {
         }
     }
     if let Kind::Advertisement { solicited, .. } = message.kind {
-        assert!(!solicited || !ipv6::is_multicast(&message.destination));
+        assert!(!solicited || !group::is_multicast(&message.destination));
     }
 }
 

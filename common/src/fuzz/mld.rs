@@ -9,6 +9,7 @@ use std::vec::Vec;
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 
 use super::finish;
+use crate::group;
 use crate::maps::ListenerKey;
 use crate::snoop::{
     Frame, KERNEL_BYTES, KERNEL_OPTIONS, KERNEL_RECORDS, KERNEL_STEPS, Report, Step, Walk,
@@ -126,12 +127,12 @@ fn state(store: &MemoryStore) -> Vec<(ListenerKey, Meaning)> {
     let all = meaning(store.listeners.clone(), store.sources.clone());
     let all: Vec<_> = all.into_iter().collect();
     for (key, (mode, _, _, _, sources)) in &all {
-        assert!(ipv6::is_routable_multicast(&key.multicast_address));
+        assert!(group::is_routable(&key.multicast_address));
         assert!(sources.iter().all(|(_, listed)| listed == mode));
         assert!(
             sources
                 .iter()
-                .all(|(source, _)| !ipv6::is_multicast(source))
+                .all(|(source, _)| !group::is_multicast(source))
         );
         // A listener in INCLUDE mode has at least one source.
         assert!(*mode == 2 || *mode == 1 && !sources.is_empty());

@@ -4,6 +4,7 @@
 use super::ListenerStore;
 use crate::counter::Counter;
 use crate::event::Change;
+use crate::group;
 use crate::maps::{Address, FilterMode, Listener, ListenerKey, Source, SourceKey};
 use crate::packet::PacketRead;
 use crate::wire::ipv6;
@@ -218,7 +219,7 @@ impl Walk {
             store.count(Counter::UnknownRecord);
             return Operation::Skip;
         };
-        if ipv6::multicast_scope(&self.key.listener.multicast_address) <= 2 {
+        if group::scope(&self.key.listener.multicast_address) <= 2 {
             store.count(Counter::IgnoredScope);
             return Operation::Skip;
         }
@@ -227,7 +228,7 @@ impl Walk {
             RecordType::ModeIsExclude | RecordType::ChangeToExcludeMode
         );
         if (exclude || self.v1_record_type != 0)
-            && ipv6::is_source_specific(&self.key.listener.multicast_address)
+            && group::is_source_specific(&self.key.listener.multicast_address)
         {
             store.count(Counter::IgnoredSsm);
             return Operation::Skip;
@@ -318,7 +319,7 @@ impl Walk {
 
     #[inline(always)]
     fn apply_source<S: ListenerStore>(&mut self, store: &mut S) {
-        if ipv6::is_multicast(&self.key.source) || ipv6::is_unspecified(&self.key.source) {
+        if group::is_multicast(&self.key.source) || ipv6::is_unspecified(&self.key.source) {
             store.count(Counter::InvalidSource);
             return;
         }

@@ -176,10 +176,3 @@ impl Rewrite for Header {
         self.destination_port = destination.to_be();
     }
 }
-
-/// Ethernet destination for an IPv6 multicast address (RFC 2464 §7).
-#[inline(always)]
-pub fn multicast_mac(address: &Address) -> [u8; 6] {
-    let [.., a, b, c, d] = *address;
-    [0x33, 0x33, a, b, c, d]
-}

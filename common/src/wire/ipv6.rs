@@ -65,38 +65,10 @@ pub fn is_link_local(address: &Address) -> bool {
     first == 0xfe && second & 0xc0 == 0x80
 }
 
-/// Whether the address is in ff00::/8.
-#[inline(always)]
-pub fn is_multicast(address: &Address) -> bool {
-    let [first, ..] = *address;
-    first == 0xff
-}
-
 /// Whether the address is `::`.
 #[inline(always)]
 pub fn is_unspecified(address: &Address) -> bool {
     u128::from_ne_bytes(*address) == 0
-}
-
-/// Scope of a multicast address (RFC 4291 §2.7): 1 interface-local, 2 link-local, and so on.
-#[inline(always)]
-pub fn multicast_scope(address: &Address) -> u8 {
-    let [_, second, ..] = *address;
-    second & 0x0f
-}
-
-/// Whether routers forward the multicast address: its scope is larger than link-local (2). Smaller
-/// scopes are interface-local or reserved.
-#[inline(always)]
-pub fn is_routable_multicast(address: &Address) -> bool {
-    is_multicast(address) && multicast_scope(address) > 2
-}
-
-/// Whether the multicast address is source-specific, in ff3x::/32 (RFC 4607 §1).
-#[inline(always)]
-pub fn is_source_specific(address: &Address) -> bool {
-    let [first, second, third, fourth, ..] = *address;
-    first == 0xff && second >> 4 == 3 && third == 0 && fourth == 0
 }
 
 /// Result of the walk over extension headers.

@@ -18,6 +18,7 @@
 //! ```
 
 use crate::counter::Counter;
+use crate::group;
 use crate::maps::Address;
 use crate::packet::{PacketRead, Truncated};
 use crate::wire::{checksum, ethernet, ipv6};
@@ -382,7 +383,7 @@ fn message<P: PacketRead + ?Sized>(
         let max_resp_code = u16::from_be_bytes([code_high, code_low]);
         return query(packet, multicast_address, max_resp_code, start, length).map(Message::Query);
     }
-    if !ipv6::is_multicast(&multicast_address) {
+    if !group::is_multicast(&multicast_address) {
         return Err(NoMessage::Malformed(Counter::MalformedAddress));
     }
     if kind == LISTENER_DONE {
@@ -401,7 +402,7 @@ fn query<P: PacketRead + ?Sized>(
     start: usize,
     length: usize,
 ) -> Result<Query, NoMessage> {
-    if !ipv6::is_unspecified(&multicast_address) && !ipv6::is_multicast(&multicast_address) {
+    if !ipv6::is_unspecified(&multicast_address) && !group::is_multicast(&multicast_address) {
         return Err(NoMessage::Malformed(Counter::MalformedAddress));
     }
     if length == V1_BYTES {

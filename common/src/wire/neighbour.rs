@@ -10,7 +10,8 @@
 //! included. Deviation: the parser refuses extension headers before the message, which no host
 //! sends.
 
-use super::{checksum, datagram, ethernet, ipv6};
+use super::{checksum, ethernet, ipv6};
+use crate::group;
 use crate::maps::Address;
 use crate::packet::{PacketRead, Truncated};
 
@@ -121,7 +122,7 @@ fn read<P: PacketRead + ?Sized>(packet: &P) -> Result<Option<Message>, Truncated
     let start = link.payload + ipv6::HEADER_BYTES;
     let [kind, code, _, _, flags, _, _, _] = packet.read::<8>(start)?;
     let target = packet.read::<16>(start + 8)?;
-    if code != 0 || ipv6::is_multicast(&target) {
+    if code != 0 || group::is_multicast(&target) {
         return Ok(None);
     }
     let sum = checksum::sum(packet, start, length)?
@@ -139,7 +140,7 @@ fn read<P: PacketRead + ?Sized>(packet: &P) -> Result<Option<Message>, Truncated
         SOLICITATION => (Kind::Solicitation, SOURCE_LINK_ADDRESS),
         ADVERTISEMENT => {
             let solicited = flags & SOLICITED != 0;
-            if solicited && ipv6::is_multicast(&header.destination) {
+            if solicited && group::is_multicast(&header.destination) {
                 return Ok(None);
             }
             let overrides = flags & OVERRIDE != 0;
@@ -168,7 +169,7 @@ fn read<P: PacketRead + ?Sized>(packet: &P) -> Result<Option<Message>, Truncated
         link_address,
         nonce,
     };
-    let strange = ipv6::is_multicast(&message.source)
+    let strange = group::is_multicast(&message.source)
         || ipv6::is_unspecified(&message.source)
             && (kind != Kind::Solicitation
                 || message.destination != solicited_node(&target)
@@ -205,7 +206,7 @@ fn option<P: PacketRead + ?Sized>(
 /// Builds a Solicitation of duplicate address detection (RFC 4862 §5.4.2).
 pub fn probe(target: &Address, source_mac: [u8; 6], nonce: [u8; 6]) -> [u8; FRAME_BYTES] {
     let destination = solicited_node(target);
-    let macs = [datagram::multicast_mac(&destination), source_mac];
+    let macs = [group::mac(&destination), source_mac];
     let addresses = [&ipv6::UNSPECIFIED, &destination];
     message(macs, addresses, SOLICITATION, 0, target, NONCE, nonce)
 }
@@ -232,7 +233,7 @@ pub fn advertisement(
 ) -> [u8; FRAME_BYTES] {
     let (destination, mac, solicited) = match audience {
         Audience::Asker(address, mac) => (address, mac, SOLICITED),
-        Audience::Everybody => (ALL_NODES, datagram::multicast_mac(&ALL_NODES), 0),
+        Audience::Everybody => (ALL_NODES, group::mac(&ALL_NODES), 0),
     };
     let flags = solicited | if overrides { OVERRIDE } else { 0 };
     let addresses = [source, &destination];

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv6Addr;
 
+use common::group;
 use common::maps::{FilterMode, ManagedKey};
 use common::signal::{
     AgentRequest, AgentResponse, Code, Flow, Listener, MigrationAbort, Phase, Reason, Reception,
@@ -18,7 +19,7 @@ use super::stage::{Stage, Told};
 use super::{Arrivals, Host, Incoming};
 use crate::proto::config::Limits;
 use crate::proto::context::Context;
-use crate::proto::filter::{Filter, is_routable};
+use crate::proto::filter::Filter;
 use crate::proto::millis;
 use crate::proto::record::Direction;
 use crate::proto::refusal::bounded_reason;
@@ -262,7 +263,7 @@ impl Arrivals {
                 (filter.mode == FilterMode::Exclude || !filter.sources.is_empty())
                     && index < limits.listeners_per_domain
                     && filter.sources.len() <= limits.sources_per_listener
-                    && is_routable(&key.multicast_address)
+                    && group::is_routable(&key.multicast_address)
                     && key.vlan < 4095
                     && has_room
             });

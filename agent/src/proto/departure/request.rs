@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use common::group;
 use common::maps::{ManagedKey, StreamKey};
 use common::signal::{self, AgentRequest, Flow, MAX_FLOWS, MAX_LISTENERS, MAX_NICS, MAX_SOURCES};
 
 use super::{Around, Order, Requester};
-use crate::proto::filter::{Filter, is_routable};
+use crate::proto::filter::Filter;
 use crate::proto::host::inventory::Inventory;
 use crate::proto::host::listeners::{ListenerView, Mirror};
 use crate::proto::{DomainUuid, Mac, Stream, Timestamp, millis};
@@ -27,7 +28,7 @@ pub(super) fn departing_listeners<'a>(
         .flat_map(|(ifindex, mac)| {
             mirror
                 .of_port(ifindex)
-                .filter(|view| is_routable(&view.key.multicast_address))
+                .filter(|view| group::is_routable(&view.key.multicast_address))
                 .map(move |view| (view, mac))
         })
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use arbitrary::{Result, Unstructured};
 use common::event::Change;
+use common::group;
 use common::maps::{
     Listener, ListenerKey, Origin, PortUsage, Querier, QuerierKey, Source, SourceKey, StreamKey,
     StreamUsage,
@@ -258,8 +259,7 @@ fn relays(input: &mut Unstructured<'_>, world: &mut World) -> Result<()> {
 fn listener_key(input: &mut Unstructured<'_>, world: &World) -> Result<Option<ListenerKey>> {
     let (ifindex, key) = (ifindex(input)?, key(input)?);
     // The eBPF programs run on TAPs only, and ignore link-scope addresses.
-    let is_kept = world.ports.contains(&ifindex)
-        && common::wire::ipv6::is_routable_multicast(&key.multicast_address);
+    let is_kept = world.ports.contains(&ifindex) && group::is_routable(&key.multicast_address);
     Ok(is_kept.then_some(ListenerKey {
         ifindex,
         vlan: key.vlan,

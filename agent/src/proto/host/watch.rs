@@ -3,12 +3,12 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use common::event::Change;
+use common::group;
 use common::maps::{Listener, ListenerKey, Querier, QuerierKey, Source, SourceKey};
 use tracing::debug;
 
 use super::listeners::{Effect, Mirror};
 use crate::proto::context::Context;
-use crate::proto::filter::is_routable;
 use crate::proto::timer::Timer;
 use crate::proto::{Output, Timestamp};
 
@@ -174,7 +174,7 @@ impl Mirror {
 
     fn remove(&mut self, key: &ListenerKey, told: bool) {
         let vanished = self.remove_listener(key);
-        if let Some(key) = vanished.filter(|key| is_routable(&key.multicast_address)) {
+        if let Some(key) = vanished.filter(|key| group::is_routable(&key.multicast_address)) {
             self.watch.effects.push_back(Effect::Vanished { key, told });
         }
     }

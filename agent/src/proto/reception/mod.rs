@@ -60,12 +60,13 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use common::backoff::Backoff;
+use common::group;
 use common::maps::{ManagedKey, Origins, StreamKey};
 use common::signal;
 use tracing::info;
 
 use super::context::Context;
-use super::filter::{Filter, is_routable};
+use super::filter::Filter;
 use super::timer::Timer;
 use super::{Output, Timestamp};
 
@@ -197,7 +198,7 @@ impl Receptions {
     /// Starts reception for the first local listener of an address. Here and below, `wanted` is the
     /// union of the filters of listeners and arriving VMs.
     pub(super) fn receive(&mut self, cx: &mut Context, key: ManagedKey, wanted: Filter) {
-        if !self.by_address.contains_key(&key) && is_routable(&key.multicast_address) {
+        if !self.by_address.contains_key(&key) && group::is_routable(&key.multicast_address) {
             let delay = cx.config.relay.map(|timing| timing.silence);
             self.begin_reception(cx, key, delay, wanted);
         }

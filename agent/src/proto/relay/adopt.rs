@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv6Addr;
 
+use common::group;
 use common::maps::{Address, FilterMode, MAX_SUBSCRIBERS, StreamKey, Subscriber, SubscriberKey};
 use common::relay::{Endpoints, FIRST_PORT, FIRST_RELAY_PORT, is_neutral};
-use common::wire::ipv6::{is_multicast, is_routable_multicast};
 use tracing::info;
 
 use super::stream::{FlowNumbers, Served, StreamState};
@@ -207,8 +207,8 @@ fn is_own(stream: &StreamKey, value: &Subscriber) -> bool {
         agent_port: value.agent_port,
     };
     stream.vlan == 0
-        && is_routable_multicast(&stream.multicast_address)
-        && !is_multicast(&value.agent_address)
+        && group::is_routable(&stream.multicast_address)
+        && !group::is_multicast(&value.agent_address)
         && value.relay_port >= FIRST_RELAY_PORT
         && value.agent_port >= FIRST_PORT
         && is_neutral(stream, &endpoints)

@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 use std::net::Ipv6Addr;
 
+use common::group;
 use common::maps::{Address, FilterMode, StreamKey};
 use common::signal::RelayRequest;
 
 use super::policy::{Verdict, judge};
 use super::{Filter, Refusal, RelayServer};
-use crate::proto::filter::is_routable;
 
 /// A request with valid fields.
 pub(super) struct Wanted {
@@ -25,7 +25,7 @@ impl RelayServer {
         let relay = || self.config.name.clone();
         let multicast_address = *request.multicast_address;
         let address = Ipv6Addr::from(multicast_address);
-        if !is_routable(&multicast_address) {
+        if !group::is_routable(&multicast_address) {
             return Err(Refusal::NotRoutable { address });
         }
         let mode = FilterMode::from_u8(request.filter_mode).ok_or(Refusal::BadField {
@@ -54,7 +54,7 @@ impl RelayServer {
             FilterMode::Include if filter.sources.is_empty() => {
                 return Err(Refusal::NoSources { address });
             }
-            FilterMode::Exclude if is_source_specific(&multicast_address) => {
+            FilterMode::Exclude if group::is_source_specific(&multicast_address) => {
                 return Err(Refusal::SourceSpecific { address });
             }
             _ => {}
@@ -193,9 +193,4 @@ impl RelayServer {
 
 fn is_unicast(address: Ipv6Addr) -> bool {
     !address.is_multicast() && !address.is_unspecified()
-}
-
-/// Returns true for a source-specific multicast address: ff3x::/32 (RFC 4607 §1).
-fn is_source_specific(address: &Address) -> bool {
-    matches!(address, [0xff, second, 0, 0, ..] if second >> 4 == 3)
 }

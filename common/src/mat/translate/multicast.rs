@@ -1,6 +1,7 @@
 //! Multicast on `mat0`: MLD leaves by the multicast NIC; streams and Queries arrive by it.
 
 use super::{Action, Decision, Head, ICMPV6, Node, Packet, address};
+use crate::group;
 use crate::mat::counter::Counter;
 use crate::mat::neutral;
 use crate::wire::ipv6;
@@ -53,7 +54,7 @@ pub(super) fn multicast_in<P: Packet>(
     if ifindex != node.multicast_ifindex {
         return Decision::PASS;
     }
-    let routable = ipv6::is_routable_multicast(&address(head.destination));
+    let routable = group::is_routable(&address(head.destination));
     if routable || mld_type(packet, head) == MLD_QUERY {
         Decision::new(Action::Copy, node.mat0_ifindex, None)
     } else {

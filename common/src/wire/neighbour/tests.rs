@@ -4,6 +4,7 @@ use etherparse::{SlicedPacket, TransportSlice};
 use proptest::prelude::*;
 
 use super::*;
+use crate::group;
 use crate::testing::frame::address;
 
 const HOST: [u8; 6] = [2, 0, 0, 0, 0, 1];
@@ -153,14 +154,14 @@ proptest! {
             frame = mended(frame);
         }
         if let Some(message) = parse(&frame[..]) {
-            prop_assert!(!ipv6::is_multicast(&message.target));
+            prop_assert!(!group::is_multicast(&message.target));
             prop_assert!(checksum_is_right(&frame));
         }
     }
 
     #[test]
     fn written_messages_are_read_back(target: [u8; 16], owner: [u8; 6], overrides: bool) {
-        prop_assume!(!ipv6::is_multicast(&target));
+        prop_assume!(!group::is_multicast(&target));
         let source = address("fe80::1");
         let frame = advertisement(&target, owner, overrides, &source, HOST, Audience::Everybody);
         prop_assert!(checksum_is_right(&frame));
