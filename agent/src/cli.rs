@@ -22,8 +22,10 @@ use anyhow::Context;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
+use crate::control::client::ClientError;
+#[cfg(feature = "programs")]
+use crate::control::command::Table;
 use crate::control::command::{self, CommandError};
-use crate::control::{Request, client::ClientError};
 #[cfg(feature = "programs")]
 use crate::datapath::{self, DEFAULT_PIN_ROOT};
 #[cfg(feature = "agent")]
@@ -68,7 +70,7 @@ pub enum Command {
     #[cfg(feature = "agent")]
     Listeners(QueryArgs),
     /// Show the flows of these multicast addresses.
-    #[cfg(feature = "agent")]
+    #[cfg(feature = "programs")]
     Streams(QueryArgs),
     /// Show the relays that the agent may ask, and the agent's sessions with them.
     #[cfg(feature = "agent")]
@@ -162,17 +164,17 @@ impl Command {
             Self::Mcs(args) => role::mcs(&args, out),
             #[cfg(feature = "ims")]
             Self::Ims(args) => ims::run(args, out),
-            Self::Status(args) => show(&args, &Request::Status, out),
+            Self::Status(args) => status(&args, out),
             #[cfg(feature = "agent")]
-            Self::Listeners(args) => show(&args, &Request::Listeners, out),
+            Self::Listeners(args) => show(&args, Table::Listeners, out),
+            #[cfg(feature = "programs")]
+            Self::Streams(args) => show(&args, Table::Streams, out),
             #[cfg(feature = "agent")]
-            Self::Streams(args) => show(&args, &Request::Streams, out),
-            #[cfg(feature = "agent")]
-            Self::Relays(args) => show(&args, &Request::Relays, out),
+            Self::Relays(args) => show(&args, Table::Relays, out),
             #[cfg(feature = "programs")]
             Self::Trace(args) => trace::run(args, out),
             #[cfg(feature = "agent")]
-            Self::Migrations(args) => show(&args, &Request::Migrations, out),
+            Self::Migrations(args) => show(&args, Table::Migrations, out),
             #[cfg(feature = "agent")]
             Self::Migrate(args) => migrate::migrate(&args, out),
             #[cfg(feature = "agent")]
@@ -222,8 +224,14 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
         .any(<dyn std::error::Error>::is::<ClientError>)
 }
 
-fn show(args: &QueryArgs, request: &Request, out: &mut impl Write) -> anyhow::Result<()> {
-    command::show(&args.socket.socket, request, args.json, out)?;
+fn status(args: &QueryArgs, out: &mut impl Write) -> anyhow::Result<()> {
+    command::status(&args.socket.socket, args.json, out)?;
+    Ok(())
+}
+
+#[cfg(feature = "programs")]
+fn show(args: &QueryArgs, table: Table, out: &mut impl Write) -> anyhow::Result<()> {
+    command::show(&args.socket.socket, table, args.json, out)?;
     Ok(())
 }
 

@@ -12,8 +12,8 @@ use common::signal::{AgentRequest, MAX_FRAME_BYTES, MigrationAbort, Reason};
 use lab::wait;
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::unistd::gettid;
-use roamcast::control::Request;
 use roamcast::control::client::Client;
+use roamcast::control::request;
 use serde_json::Value;
 
 use super::agent::{Agent, domain, uuid};
@@ -231,7 +231,7 @@ impl Siege {
                 while Instant::now() < end {
                     let asked = Instant::now();
                     let mut client = Client::connect(&agent.path("agent.sock")).unwrap();
-                    client.ask(&Request::Status, |_| {}).unwrap();
+                    client.ask(&request::Agent::Status, |_| {}).unwrap();
                     answer = answer.max(asked.elapsed());
                     thread::sleep(PAUSE);
                 }

@@ -24,7 +24,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use roamcast::config::Handover;
-use roamcast::control::Request;
+use roamcast::control::request;
 use roamcast::control::server::ControlServer;
 use roamcast::control::trace::TraceRequest;
 use roamcast::datapath::Datapath;
@@ -78,7 +78,7 @@ impl Agent {
                         Some(command) = commands.recv() => gates.perform(command),
                         _ = gates.next() => {}
                         Some(request) = requests.recv() => match request.request {
-                            Request::Trace(trace) => {
+                            request::Agent::Trace(trace) => {
                                 tracing.add(trace, request.replies, request.lines);
                             }
                             // The answer ends, which shows that the agent goes on.
@@ -224,7 +224,7 @@ impl Drop for Tracer {
 /// A connection that has asked for a trace, and reads nothing.
 pub(crate) fn asked(socket: &Path, request: TraceRequest) -> UnixStream {
     let mut stream = UnixStream::connect(socket).unwrap();
-    let mut line = serde_json::to_vec(&Request::Trace(request)).unwrap();
+    let mut line = serde_json::to_vec(&request::Agent::Trace(request)).unwrap();
     line.push(b'\n');
     stream.write_all(&line).unwrap();
     stream

@@ -5,13 +5,14 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use common::text::{Escaped, is_plain_text};
+use serde::Serialize;
 use serde_json::Value;
 
 use super::command::CommandError;
-use super::{Reply, Request};
+use super::{Reply, request};
 
 /// Longest [`Reply::End`] or [`Reply::Error`] line, bytes.
-const MAX_LAST_BYTES: usize = super::MAX_REQUEST_BYTES;
+const MAX_LAST_BYTES: usize = request::MAX_REQUEST_BYTES;
 
 /// Why the agent gave no answer.
 #[derive(Debug, thiserror::Error)]
@@ -84,7 +85,7 @@ impl Client {
     /// [`ClientError`]: the connection broke, or the agent refused the request.
     pub fn ask(
         &mut self,
-        request: &Request,
+        request: &impl Serialize,
         mut each: impl FnMut(Reply),
     ) -> Result<(), ClientError> {
         self.ask_lines(request, |line| {
@@ -100,7 +101,7 @@ impl Client {
     /// [`CommandError`]: as for [`Client::ask`], or the error of `each`.
     pub fn follow(
         &mut self,
-        request: &Request,
+        request: &impl Serialize,
         mut each: impl FnMut(Reply) -> Result<(), CommandError>,
     ) -> Result<(), CommandError> {
         self.ask_lines(request, |line| each(decode(line)?))
@@ -124,26 +125,25 @@ impl Client {
     /// [`CommandError`]: as for [`Client::ask`], or writing to `out` failed.
     pub fn copy_rows(
         &mut self,
-        request: &Request,
+        table: &request::Agent,
         out: &mut impl Write,
     ) -> Result<(), CommandError> {
-        let prefix: &[u8] = match request {
-            Request::Listeners => br#"{"reply":"listeners","data":["#,
-            Request::Streams => br#"{"reply":"streams","data":["#,
-            Request::Migrations => br#"{"reply":"migrations","data":["#,
-            Request::Relays => br#"{"reply":"relays","data":["#,
-            Request::Status
-            | Request::Trace(_)
-            | Request::Nodes
-            | Request::Enroll { .. }
-            | Request::Migrate { .. }
-            | Request::Abort { .. }
-            | Request::Prepare { .. } => {
+        use request::Agent;
+        let prefix: &[u8] = match table {
+            Agent::Listeners => br#"{"reply":"listeners","data":["#,
+            Agent::Streams => br#"{"reply":"streams","data":["#,
+            Agent::Migrations => br#"{"reply":"migrations","data":["#,
+            Agent::Relays => br#"{"reply":"relays","data":["#,
+            Agent::Status
+            | Agent::Trace(_)
+            | Agent::Migrate { .. }
+            | Agent::Abort { .. }
+            | Agent::Prepare { .. } => {
                 return Err(CommandError::Unexpected);
             }
         };
         let mut separator: &[u8] = b"[";
-        self.ask_lines(request, |line| {
+        self.ask_lines(table, |line| {
             let rows = line
                 .strip_prefix(prefix)
                 .and_then(|line| line.strip_suffix(b"]}\n"))
@@ -161,7 +161,7 @@ impl Client {
     /// Sends a request and passes each line except the last to `each`.
     fn ask_lines<E: From<ClientError>>(
         &mut self,
-        request: &Request,
+        request: &impl Serialize,
         mut each: impl FnMut(&[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
         let mut line = serde_json::to_vec(request).map_err(ClientError::Decode)?;

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::client::{Client, ClientError};
 use super::report::{MigrationPhase, MigrationRow};
-use super::{Progress, Reply, Request, table};
+use super::{Progress, Reply, request, table};
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +27,38 @@ pub enum CommandError {
     Output(#[from] io::Error),
 }
 
+/// Prints the state of a role.
+///
+/// # Errors
+///
+/// [`CommandError`].
+pub fn status(socket: &Path, json: bool, out: &mut impl Write) -> Result<(), CommandError> {
+    let mut status = None;
+    // Every role knows this line.
+    let request = request::Agent::Status;
+    Client::connect(socket)?.ask(&request, |reply| status = Some(reply))?;
+    match status {
+        Some(Reply::Status(status)) => print(out, &status, json, |it| table::status(it)),
+        Some(Reply::RelayStatus(status)) => print(out, &status, json, |it| table::relay_status(it)),
+        Some(Reply::McsStatus(status)) => print(out, &status, json, |it| table::mcs_status(it)),
+        Some(Reply::ImsStatus(status)) => print(out, &status, json, |it| table::ims_status(it)),
+        _ => Err(CommandError::Unexpected),
+    }
+}
+
+/// A table of an agent; a relay has streams too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Table {
+    /// Multicast addresses to which the VMs listen.
+    Listeners,
+    /// Flows of the managed multicast addresses.
+    Streams,
+    /// Relays, and the sessions with each.
+    Relays,
+    /// Migrations; the newest is the last row.
+    Migrations,
+}
+
 /// Requests a table and prints it.
 ///
 /// # Errors
@@ -34,64 +66,47 @@ pub enum CommandError {
 /// [`CommandError`].
 pub fn show(
     socket: &Path,
-    request: &Request,
+    table: Table,
     json: bool,
     out: &mut impl Write,
 ) -> Result<(), CommandError> {
     let mut client = Client::connect(socket)?;
-    match request {
-        Request::Listeners | Request::Streams | Request::Migrations | Request::Relays if json => {
-            client.copy_rows(request, out)?;
-            out.flush()?;
-            Ok(())
-        }
-        Request::Listeners => {
-            let rows = rows(&mut client, request, |reply| match reply {
+    let request = match table {
+        Table::Listeners => request::Agent::Listeners,
+        Table::Streams => request::Agent::Streams,
+        Table::Relays => request::Agent::Relays,
+        Table::Migrations => request::Agent::Migrations,
+    };
+    if json {
+        client.copy_rows(&request, out)?;
+        out.flush()?;
+        return Ok(());
+    }
+    match table {
+        Table::Listeners => {
+            let rows = rows(&mut client, &request, |reply| match reply {
                 Reply::Listeners(rows) => Some(rows),
                 _ => None,
             })?;
             print(out, &rows, false, |rows| table::listeners(rows))
         }
-        Request::Streams => {
-            let rows = rows(&mut client, request, |reply| match reply {
+        Table::Streams => {
+            let rows = rows(&mut client, &request, |reply| match reply {
                 Reply::Streams(rows) => Some(rows),
                 _ => None,
             })?;
             print(out, &rows, false, |rows| table::streams(rows))
         }
-        Request::Relays => {
-            let rows = rows(&mut client, request, |reply| match reply {
+        Table::Relays => {
+            let rows = rows(&mut client, &request, |reply| match reply {
                 Reply::Relays(rows) => Some(rows),
                 _ => None,
             })?;
             print(out, &rows, false, |rows| table::relays(rows))
         }
-        Request::Migrations => {
+        Table::Migrations => {
             let rows = migrations(&mut client)?;
             print(out, &rows, false, |rows| table::migrations(rows))
-        }
-        Request::Status
-        | Request::Trace(_)
-        | Request::Nodes
-        | Request::Enroll { .. }
-        | Request::Migrate { .. }
-        | Request::Abort { .. }
-        | Request::Prepare { .. } => {
-            let mut status = None;
-            client.ask(&Request::Status, |reply| status = Some(reply))?;
-            match status {
-                Some(Reply::Status(status)) => print(out, &status, json, |it| table::status(it)),
-                Some(Reply::RelayStatus(status)) => {
-                    print(out, &status, json, |it| table::relay_status(it))
-                }
-                Some(Reply::McsStatus(status)) => {
-                    print(out, &status, json, |it| table::mcs_status(it))
-                }
-                Some(Reply::ImsStatus(status)) => {
-                    print(out, &status, json, |it| table::ims_status(it))
-                }
-                _ => Err(CommandError::Unexpected),
-            }
         }
     }
 }
@@ -110,7 +125,7 @@ pub fn migrate(
 ) -> Result<(), CommandError> {
     let mut client = Client::connect(socket)?;
     let mut view = ProgressView::new(io::stderr().is_terminal());
-    let request = Request::Migrate {
+    let request = request::Agent::Migrate {
         domain: domain.to_owned(),
         destination: destination.to_owned(),
     };
@@ -138,7 +153,7 @@ pub fn migrate(
 ///
 /// [`CommandError`]; [`ClientError::Refused`] carries the agent's reason.
 pub fn abort(socket: &Path, domain: &str) -> Result<(), CommandError> {
-    let request = Request::Abort {
+    let request = request::Agent::Abort {
         domain: domain.to_owned(),
     };
     Client::connect(socket)?.ask(&request, |_| {})?;
@@ -146,7 +161,7 @@ pub fn abort(socket: &Path, domain: &str) -> Result<(), CommandError> {
 }
 
 fn migrations(client: &mut Client) -> Result<Vec<MigrationRow>, CommandError> {
-    rows(client, &Request::Migrations, |reply| match reply {
+    rows(client, &request::Agent::Migrations, |reply| match reply {
         Reply::Migrations(rows) => Some(rows),
         _ => None,
     })
@@ -154,7 +169,7 @@ fn migrations(client: &mut Client) -> Result<Vec<MigrationRow>, CommandError> {
 
 fn rows<T>(
     client: &mut Client,
-    request: &Request,
+    request: &request::Agent,
     part: impl Fn(Reply) -> Option<Vec<T>>,
 ) -> Result<Vec<T>, CommandError> {
     let mut all = Vec::new();

@@ -1,6 +1,6 @@
 //! The operator's socket: a Unix socket that only root may open.
 //!
-//! Client and agent exchange lines of JSON. The agent answers a [`Request`] with [`Reply`] lines
+//! Client and role exchange lines of JSON. The role answers a [`request`] with [`Reply`] lines
 //! and cuts a long table into several lines of the same kind. [`Reply::End`] or [`Reply::Error`]
 //! ends every answer, so the client notices a connection that breaks in the middle. After the end
 //! of an answer the client may send the next request on the same connection.
@@ -16,6 +16,7 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | [`request`] | what each role may be asked |
 //! | [`report`] | the rows of every table |
 //! | [`server`] | the agent's side of the socket |
 //! | [`client`] | the operator's side of the socket |
@@ -28,144 +29,52 @@
 pub mod client;
 pub mod command;
 pub mod report;
+pub mod request;
 pub mod server;
 pub mod table;
 pub mod trace;
 
-use std::net::Ipv6Addr;
-
 use serde::{Deserialize, Serialize};
 
-use crate::proto::{Command, CommandReply, DomainUuid};
+use crate::proto::CommandReply;
 use report::{
     ImsStatus, ListenerRow, McsStatus, MigrationPhase, MigrationRow, NodeRow, RelayRow,
     RelayStatus, Status, StreamRow,
 };
-use trace::{TraceLine, TraceRequest};
-
-/// Longest request in bytes, including the newline.
-pub const MAX_REQUEST_BYTES: usize = 4096;
-
-/// A request of the operator or of libvirt's hook.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(
-    tag = "request",
-    rename_all = "kebab-case",
-    rename_all_fields = "snake_case"
-)]
-pub enum Request {
-    /// State of the agent, or of the relay.
-    Status,
-    /// Multicast addresses to which the VMs listen.
-    Listeners,
-    /// Flows of the managed multicast addresses.
-    Streams,
-    /// Migrations; the newest is the last row.
-    Migrations,
-    /// Relays that the agent may ask, and the agent's sessions with each relay.
-    Relays,
-    /// Migrates a domain to another host.
-    Migrate {
-        /// Name or UUID of the domain.
-        domain: String,
-        /// Name of the destination's agent.
-        destination: String,
-    },
-    /// Stops a migration in progress.
-    Abort {
-        /// Name or UUID of the domain.
-        domain: String,
-    },
-    /// Decisions of the kernel programs, as the programs take them.
-    Trace(TraceRequest),
-    /// Nodes that a mapping server knows.
-    Nodes,
-    /// Enrolls a node at a mapping server.
-    Enroll {
-        /// Home address (HoA) of the node.
-        hoa: Ipv6Addr,
-        /// Generation of the node's key; `None`: the next generation.
-        generation: Option<u32>,
-    },
-    /// Sent by libvirt's hook: prepare for a domain that somebody else migrates to this host.
-    Prepare {
-        /// UUID, which libvirt keeps across the migration.
-        domain_uuid: DomainUuid,
-        /// Name of the domain at the source, for the log and the tables.
-        domain_name: String,
-        /// Name of the source's agent.
-        source: String,
-    },
-}
-
-impl Request {
-    /// Returns the protocol's command, for the requests that are a command.
-    // Certificates carry agent names in lower case; an operator may type any case.
-    pub fn command(&self) -> Option<Command> {
-        match self {
-            Self::Migrate {
-                domain,
-                destination,
-            } => Some(Command::Migrate {
-                domain: domain.clone(),
-                destination: destination.to_ascii_lowercase(),
-            }),
-            Self::Abort { domain } => Some(Command::Abort {
-                domain: domain.clone(),
-            }),
-            Self::Prepare {
-                domain_uuid,
-                domain_name,
-                source,
-            } => Some(Command::Prepare {
-                uuid: *domain_uuid,
-                domain: domain_name.clone(),
-                source: source.to_ascii_lowercase(),
-            }),
-            Self::Status
-            | Self::Listeners
-            | Self::Streams
-            | Self::Migrations
-            | Self::Relays
-            | Self::Trace(_)
-            | Self::Nodes
-            | Self::Enroll { .. } => None,
-        }
-    }
-}
+use trace::TraceLine;
 
 /// One line of an answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "reply", content = "data", rename_all = "kebab-case")]
 pub enum Reply {
-    /// To [`Request::Status`], by an agent.
+    /// To `status`, by an agent.
     Status(Box<Status>),
-    /// To [`Request::Status`], by a relay.
+    /// To `status`, by a relay.
     RelayStatus(Box<RelayStatus>),
-    /// To [`Request::Status`], by a migration control server.
+    /// To `status`, by a migration control server.
     McsStatus(Box<McsStatus>),
-    /// To [`Request::Status`], by a mapping server.
+    /// To `status`, by a mapping server.
     ImsStatus(Box<ImsStatus>),
-    /// To [`Request::Listeners`]: some of the rows.
+    /// To `listeners`: some of the rows.
     Listeners(Vec<ListenerRow>),
-    /// To [`Request::Streams`]: some of the rows.
+    /// To `streams`: some of the rows.
     Streams(Vec<StreamRow>),
-    /// To [`Request::Migrations`]: some of the rows.
+    /// To `migrations`: some of the rows.
     Migrations(Vec<MigrationRow>),
-    /// To [`Request::Relays`]: some of the rows.
+    /// To `relays`: some of the rows.
     Relays(Vec<RelayRow>),
-    /// To [`Request::Nodes`]: some of the rows.
+    /// To `nodes`: some of the rows.
     Nodes(Vec<NodeRow>),
-    /// To [`Request::Enroll`].
+    /// To `enroll`.
     Enrolled {
         /// Generation of the node's key.
         generation: u32,
     },
-    /// To [`Request::Trace`]: the programs report their decisions from now on.
+    /// To `trace`: the programs report their decisions from now on.
     Tracing,
-    /// To [`Request::Trace`]: one line of the trace.
+    /// To `trace`: one line of the trace.
     Trace(TraceLine),
-    /// To [`Request::Migrate`]: how far the migration is.
+    /// To `migrate`: how far the migration is.
     Progress(Progress),
     /// A command succeeded.
     Done {

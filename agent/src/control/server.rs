@@ -19,8 +19,9 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
+use super::Reply;
+use super::request::{Answer, MAX_REQUEST_BYTES, Request, decode};
 use super::trace::TraceLine;
-use super::{MAX_REQUEST_BYTES, Reply, Request};
 
 /// Most connections served at once; the server refuses further ones.
 pub const MAX_CONNECTIONS: usize = 16;
@@ -37,14 +38,14 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A request on its way to the event loop.
 #[derive(Debug)]
-pub struct ControlRequest {
+pub struct ControlRequest<R> {
     /// The decoded request.
-    pub request: Request,
+    pub request: R,
     /// Channel for the answer. The event loop ends the answer by dropping the sender. The server
     /// then adds [`Reply::End`], unless the last reply was [`Reply::Error`]. A failed send means
     /// that the operator has closed the connection.
     pub replies: mpsc::UnboundedSender<Reply>,
-    /// Channel for the lines of [`Request::Trace`]; `None` for every other request. The channel is
+    /// Channel for the lines of a trace; `None` for every other request. The channel is
     /// full when the operator reads slowly and closed when the operator has left.
     pub lines: Option<mpsc::Sender<TraceLine>>,
 }
@@ -109,9 +110,9 @@ impl ControlServer {
     }
 
     /// Serves connections until `shutdown` is ready. The caller must be within a tokio runtime.
-    pub async fn serve(
+    pub async fn serve<R: Request>(
         self,
-        requests: mpsc::Sender<ControlRequest>,
+        requests: mpsc::Sender<ControlRequest<R>>,
         shutdown: impl Future<Output = ()>,
     ) {
         let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
@@ -195,9 +196,9 @@ async fn refuse(stream: UnixStream) -> io::Result<()> {
     write_line(&mut writer, &Reply::Error(reason)).await
 }
 
-async fn serve_connection(
+async fn serve_connection<R: Request>(
     stream: UnixStream,
-    requests: mpsc::Sender<ControlRequest>,
+    requests: mpsc::Sender<ControlRequest<R>>,
 ) -> io::Result<()> {
     let uid = stream.peer_cred()?.uid();
     let (reader, mut writer) = stream.into_split();
@@ -208,8 +209,8 @@ async fn serve_connection(
     }
     let mut reader = BufReader::new(reader);
     while let Some(line) = read_line(&mut reader).await? {
-        let answer = match decode(&line) {
-            Ok(request @ Request::Trace(_)) => {
+        let answer = match decode::<R>(&line) {
+            Ok(request) if request.answer() == Answer::Trace => {
                 trace(&mut reader, &mut writer, &requests, request).await?
             }
             Ok(request) => ask(&mut writer, &requests, request).await?,
@@ -239,25 +240,16 @@ async fn read_line(reader: &mut BufReader<OwnedReadHalf>) -> io::Result<Option<V
     }
 }
 
-pub(crate) fn decode(line: &[u8]) -> Result<Request, String> {
-    if line.len() >= MAX_REQUEST_BYTES {
-        return Err(format!(
-            "The request has more than {MAX_REQUEST_BYTES} bytes"
-        ));
-    }
-    serde_json::from_slice(line).map_err(|error| format!("The request is not understood: {error}"))
-}
-
 /// Passes a request on and writes its answer. Returns the last line if it is still to be written.
-async fn ask(
+async fn ask<R: Request>(
     writer: &mut OwnedWriteHalf,
-    requests: &mpsc::Sender<ControlRequest>,
-    request: Request,
+    requests: &mpsc::Sender<ControlRequest<R>>,
+    request: R,
 ) -> io::Result<Option<Reply>> {
     // A command takes as long as its migration; a table has a time limit.
-    let patience = match request.command() {
-        Some(_) => Duration::MAX,
-        None => ANSWER_TIMEOUT,
+    let patience = match request.answer() {
+        Answer::Command => Duration::MAX,
+        Answer::Table | Answer::Trace => ANSWER_TIMEOUT,
     };
     let (replies, mut answer) = mpsc::unbounded_channel();
     let request = ControlRequest {
@@ -293,11 +285,11 @@ async fn ask(
 }
 
 /// Passes a trace request on and writes lines until the operator or the agent ends the trace.
-async fn trace(
+async fn trace<R: Request>(
     reader: &mut BufReader<OwnedReadHalf>,
     writer: &mut OwnedWriteHalf,
-    requests: &mpsc::Sender<ControlRequest>,
-    request: Request,
+    requests: &mpsc::Sender<ControlRequest<R>>,
+    request: R,
 ) -> io::Result<Option<Reply>> {
     let (replies, mut answer) = mpsc::unbounded_channel();
     let (sender, mut lines) = mpsc::channel(TRACE_LINES);

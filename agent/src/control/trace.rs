@@ -22,7 +22,7 @@ use time::format_description::well_known::Rfc3339;
 
 use super::client::Client;
 use super::command::CommandError;
-use super::{Reply, Request};
+use super::{Reply, request};
 use crate::shutdown::Shutdown;
 
 /// Lines per second if the operator names no rate.
@@ -136,7 +136,7 @@ pub fn follow(
     let mut client = Client::connect(socket)?;
     let stopped = Arc::new(AtomicBool::new(false));
     stop_by_signal(&client, &stopped)?;
-    let followed = client.follow(&Request::Trace(request), |reply| {
+    let followed = client.follow(&request::Agent::Trace(request), |reply| {
         match reply {
             Reply::Tracing if json => {}
             Reply::Tracing => writeln!(out, "{}", super::table::trace_header())?,

@@ -7,7 +7,7 @@ use common::text::{Escaped, is_plain_text};
 
 use crate::config::{Config, ImsConfig, McsConfig, RelayConfig};
 use crate::control::Reply;
-use crate::control::server::decode;
+use crate::control::request::{self, MAX_REQUEST_BYTES, decode};
 use crate::glob::Glob;
 use crate::hypervisor::{domain_xml as nics, metadata};
 use crate::net::relays;
@@ -80,16 +80,28 @@ pub(super) fn domain_xml(bytes: &[u8]) {
     }
 }
 
+/// Decodes a request to a role. What was decoded is the same after it was written.
+fn read_again<R>(bytes: &[u8]) -> Option<R>
+where
+    R: request::Request + serde::Serialize + PartialEq + std::fmt::Debug,
+{
+    let request: R = decode(bytes).ok()?;
+    let line = serde_json::to_vec(&request).expect("can be written");
+    // Escapes may make it longer than a request may be.
+    if line.len() < MAX_REQUEST_BYTES {
+        assert_eq!(decode::<R>(&line).as_ref(), Ok(&request));
+    }
+    Some(request)
+}
+
 /// A line on the operator's socket, from either side.
 pub(super) fn control(bytes: &[u8]) {
-    if let Ok(request) = decode(bytes) {
-        let line = serde_json::to_vec(&request).expect("can be written");
-        // Escapes may make it longer than a request may be.
-        if line.len() < crate::control::MAX_REQUEST_BYTES {
-            assert_eq!(decode(&line), Ok(request.clone()));
-        }
+    if let Some(request) = read_again::<request::Agent>(bytes) {
         let _ = request.command();
     }
+    read_again::<request::Relay>(bytes);
+    read_again::<request::Mcs>(bytes);
+    read_again::<request::Ims>(bytes);
     if let Ok(reply) = serde_json::from_slice::<Reply>(bytes) {
         let line = serde_json::to_vec(&reply).expect("can be written");
         let again: Reply = serde_json::from_slice(&line).expect("can be read");

@@ -14,8 +14,8 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use crate::control::Request;
 use crate::control::client::{Client, ClientError};
+use crate::control::request;
 use crate::hypervisor::domain_xml::DomainXmlError;
 use crate::hypervisor::metadata::{self, MAX_XML_BYTES};
 
@@ -100,7 +100,7 @@ fn prepare(input: impl Read, socket: &std::path::Path) -> Result<(), HookError> 
         let domain = domain.name;
         return Err(HookError::NoAgent { domain });
     };
-    let request = Request::Prepare {
+    let request = request::Agent::Prepare {
         domain_uuid: domain.uuid,
         domain_name: domain.name,
         source: agent.to_string(),

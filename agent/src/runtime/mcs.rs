@@ -11,7 +11,7 @@ use crate::clock::now;
 use crate::config::McsConfig;
 use crate::control::report::{McsStatus, RegistrationRow, age_ms, milliseconds};
 use crate::control::server::{ControlError, ControlRequest, ControlServer};
-use crate::control::{Reply, Request};
+use crate::control::{Reply, request};
 use crate::glob::Glob;
 use crate::net::peers::{MAX_EVENTS, Peers, PeersConfig, PeersError};
 use crate::net::tls::{Tls, TlsError, TlsFiles};
@@ -136,13 +136,9 @@ impl Server {
         }
     }
 
-    fn handle_control(&self, request: ControlRequest) {
+    fn handle_control(&self, request: ControlRequest<request::Mcs>) {
         let reply = match request.request {
-            Request::Status => Reply::McsStatus(Box::new(self.status())),
-            _ => Reply::Error(format!(
-                "{} is a migration control server; ask it for its status",
-                self.config.mcs.name
-            )),
+            request::Mcs::Status => Reply::McsStatus(Box::new(self.status())),
         };
         // The send fails if the operator has left.
         let _ = request.replies.send(reply);

@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 
 use crate::control::client::{Client, ClientError};
 use crate::control::report::{FilterMode, ListenerRow, Mac, MigrationPhase};
-use crate::control::{Progress, command};
+use crate::control::{Progress, command, request};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -36,7 +36,7 @@ struct Agent {
 }
 
 impl Agent {
-    fn start(mut answer: impl FnMut(ControlRequest) + Send + 'static) -> Self {
+    fn start(mut answer: impl FnMut(ControlRequest<request::Agent>) + Send + 'static) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("agent.sock");
         let (stop, stopped) = oneshot::channel();
@@ -114,7 +114,7 @@ fn with_listeners(count: u32) -> Agent {
 fn long_table_arrives_whole_and_in_order() {
     let agent = with_listeners(64_000);
     let mut out = Vec::new();
-    command::show(&agent.socket(), &Request::Listeners, true, &mut out).unwrap();
+    command::show(&agent.socket(), command::Table::Listeners, true, &mut out).unwrap();
     let rows: Vec<ListenerRow> = serde_json::from_slice(&out).unwrap();
     assert_eq!(rows.len(), 64_000);
     assert!(rows.iter().zip(0..).all(|(row, n)| row.age_ms == n));
@@ -127,7 +127,7 @@ fn connection_may_ask_again() {
     for _ in 0..3 {
         let mut rows = 0;
         client
-            .ask(&Request::Listeners, |reply| {
+            .ask(&request::Agent::Listeners, |reply| {
                 if let Reply::Listeners(part) = reply {
                     rows += part.len();
                 }
@@ -151,7 +151,7 @@ fn progress_comes_before_the_end_and_a_refusal_is_verbatim() {
             .send(Reply::Error("Domain \"a\" is gone".to_owned()));
     });
     let mut seen = Vec::new();
-    let request = Request::Migrate {
+    let request = request::Agent::Migrate {
         domain: "a".to_owned(),
         destination: "b".to_owned(),
     };
@@ -241,11 +241,11 @@ fn connections_are_bounded() {
     // A client that has its answer is certainly served.
     let mut clients: Vec<Client> = (0..MAX_CONNECTIONS).map(|_| agent.client()).collect();
     for client in &mut clients {
-        client.ask(&Request::Listeners, |_| {}).unwrap();
+        client.ask(&request::Agent::Listeners, |_| {}).unwrap();
     }
     let error = agent
         .client()
-        .ask(&Request::Listeners, |_| {})
+        .ask(&request::Agent::Listeners, |_| {})
         .expect_err("served");
     assert!(error.to_string().contains("already serves 16"), "{error}");
 }
@@ -266,7 +266,7 @@ async fn stopping_agent_says_so() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("agent.sock");
     let server = ControlServer::bind(&path).unwrap();
-    let (requests, incoming) = mpsc::channel(1);
+    let (requests, incoming) = mpsc::channel::<ControlRequest<request::Agent>>(1);
     drop(incoming);
     tokio::spawn(server.serve(requests, std::future::pending()));
     let mut stream = UnixStream::connect(&path).await.unwrap();
@@ -286,20 +286,20 @@ async fn stopping_agent_says_so() {
 proptest! {
     #[test]
     fn any_line_is_decoded_or_refused(line in prop::collection::vec(any::<u8>(), 0..300)) {
-        let _ = decode(&line);
+        let _ = decode::<request::Agent>(&line);
         let _ = serde_json::from_slice::<Reply>(&line);
     }
 
     #[test]
     fn requests_survive_the_wire(domain in "\\PC{0,40}", destination in "\\PC{0,40}") {
-        let request = Request::Migrate { domain, destination };
+        let request = request::Agent::Migrate { domain, destination };
         let line = serde_json::to_vec(&request).unwrap();
         prop_assert_eq!(decode(&line), Ok(request));
     }
 }
 
-fn trace_request() -> Request {
-    Request::Trace(crate::control::trace::TraceRequest {
+fn trace_request() -> request::Agent {
+    request::Agent::Trace(crate::control::trace::TraceRequest {
         programs: Vec::new(),
         port: None,
         address: None,

@@ -19,7 +19,7 @@ use crate::clock::now;
 use crate::config::Config;
 use crate::control::report::LinkState;
 use crate::control::server::ControlRequest;
-use crate::control::{Reply, Request};
+use crate::control::{Reply, request};
 use crate::datapath::Datapath;
 use crate::datapath::events::Events;
 use crate::hypervisor::copy_tls;
@@ -84,7 +84,7 @@ pub(super) struct EventLoop {
     pub(super) relay_problems: Vec<String>,
     pub(super) hypervisor: Libvirt,
     pub(super) hypervisor_events: mpsc::UnboundedReceiver<HypervisorEvent>,
-    pub(super) control: mpsc::Receiver<ControlRequest>,
+    pub(super) control: mpsc::Receiver<ControlRequest<request::Agent>>,
     /// Operators' commands without a complete answer, by the protocol's number of the command.
     pub(super) commands: BTreeMap<u64, mpsc::UnboundedSender<Reply>>,
     pub(super) next_command: u64,
@@ -325,19 +325,24 @@ impl EventLoop {
         }
     }
 
-    fn handle_control(&mut self, request: ControlRequest) -> Result<(), RuntimeError> {
+    fn handle_control(
+        &mut self,
+        request: ControlRequest<request::Agent>,
+    ) -> Result<(), RuntimeError> {
         let ControlRequest {
             request,
             replies,
             lines,
         } = request;
         match request {
-            Request::Status => drop(replies.send(Reply::Status(Box::new(self.status()?)))),
-            Request::Listeners => self.send_listeners(&replies),
-            Request::Streams => self.send_streams(&replies)?,
-            Request::Migrations => self.send_migrations(&replies),
-            Request::Relays => self.send_relays(&replies)?,
-            Request::Migrate { .. } | Request::Abort { .. } | Request::Prepare { .. } => {
+            request::Agent::Status => drop(replies.send(Reply::Status(Box::new(self.status()?)))),
+            request::Agent::Listeners => self.send_listeners(&replies),
+            request::Agent::Streams => self.send_streams(&replies)?,
+            request::Agent::Migrations => self.send_migrations(&replies),
+            request::Agent::Relays => self.send_relays(&replies)?,
+            request::Agent::Migrate { .. }
+            | request::Agent::Abort { .. }
+            | request::Agent::Prepare { .. } => {
                 if let Some(command) = request.command() {
                     let number = self.next_command;
                     self.next_command += 1;
@@ -345,11 +350,7 @@ impl EventLoop {
                     self.proto.handle_command(now(), number, command);
                 }
             }
-            Request::Trace(trace) => self.tracing.add(trace, replies, lines),
-            Request::Nodes | Request::Enroll { .. } => {
-                let reason = format!("{} is an agent, no mapping server", self.config.agent.name);
-                drop(replies.send(Reply::Error(reason)));
-            }
+            request::Agent::Trace(trace) => self.tracing.add(trace, replies, lines),
         }
         Ok(())
     }

@@ -31,7 +31,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::clock;
 use crate::config::ImsConfig;
 use crate::control::server::{ControlError, ControlRequest, ControlServer};
-use crate::control::{Reply, Request};
+use crate::control::{Reply, request};
 use crate::proto::ims::{Ims, Now};
 use crate::shutdown::Shutdown;
 use event_loop::{EventLoop, Input, Inputs};
@@ -144,16 +144,16 @@ fn restore(ims: &mut Ims, store: &Store) -> Result<(), StoreError> {
     Ok(())
 }
 
-fn handle_control(request: ControlRequest, inputs: &Inputs, store: &Arc<Store>) {
+fn handle_control(request: ControlRequest<request::Ims>, inputs: &Inputs, store: &Arc<Store>) {
     let replies = request.replies;
     match request.request {
-        Request::Status => inputs.send(Input::Status(replies)),
-        Request::Enroll { hoa, generation } => inputs.send(Input::Enroll {
+        request::Ims::Status => inputs.send(Input::Status(replies)),
+        request::Ims::Enroll { hoa, generation } => inputs.send(Input::Enroll {
             hoa,
             generation,
             replies,
         }),
-        Request::Nodes => {
+        request::Ims::Nodes => {
             let store = Arc::clone(store);
             // A hundred thousand nodes take time, so the list is made on a thread for blocking
             // work.
@@ -163,10 +163,6 @@ fn handle_control(request: ControlRequest, inputs: &Inputs, store: &Arc<Store>) 
                 // The send fails if the operator has left.
                 let _ = replies.send(reply);
             });
-        }
-        _ => {
-            let reason = "This is a mapping server; ask it for its status or its nodes".to_owned();
-            let _ = replies.send(Reply::Error(reason));
         }
     }
 }

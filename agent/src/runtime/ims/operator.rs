@@ -16,7 +16,7 @@ use common::mat::key::Secret;
 use crate::config::{ImsConfig, home_conflict, server_conflict};
 use crate::control::client::{Client, ClientError};
 use crate::control::report::NodeRow;
-use crate::control::{Reply, Request};
+use crate::control::{Reply, request};
 use crate::proto::ims::{EnrollError, Ims, next_generation};
 use crate::value::Prefix;
 
@@ -151,7 +151,7 @@ fn by_server(
     generation: Option<u32>,
 ) -> Result<u32, OperatorError> {
     let mut enrolled = None;
-    server.ask(&Request::Enroll { hoa, generation }, |reply| {
+    server.ask(&request::Ims::Enroll { hoa, generation }, |reply| {
         if let Reply::Enrolled { generation } = reply {
             enrolled = Some(generation);
         }
@@ -193,7 +193,7 @@ pub fn nodes(config: &ImsConfig) -> Result<Vec<NodeRow>, OperatorError> {
     };
     let mut rows = Vec::new();
     let mut unexpected = false;
-    server.ask(&Request::Nodes, |reply| match reply {
+    server.ask(&request::Ims::Nodes, |reply| match reply {
         Reply::Nodes(more) => rows.extend(more),
         _ => unexpected = true,
     })?;

@@ -14,7 +14,7 @@ use super::interface::Interface;
 use crate::clock::now;
 use crate::config::RelayConfig;
 use crate::control::server::ControlRequest;
-use crate::control::{Reply, Request};
+use crate::control::{Reply, request};
 use crate::datapath::Datapath;
 use crate::datapath::events::Events;
 use crate::job::Job;
@@ -60,7 +60,7 @@ pub(super) struct RelayLoop {
     pub(super) without_forwarding: u64,
     pub(super) peers: Peers,
     pub(super) peer_events: mpsc::Receiver<FromPeer>,
-    pub(super) control: mpsc::Receiver<ControlRequest>,
+    pub(super) control: mpsc::Receiver<ControlRequest<request::Relay>>,
     pub(super) registrar: Registrar,
     pub(super) tracing: Tracing,
 }
@@ -128,30 +128,22 @@ impl RelayLoop {
         Ok(())
     }
 
-    fn handle_control(&mut self, request: ControlRequest) -> Result<(), RelayError> {
+    fn handle_control(
+        &mut self,
+        request: ControlRequest<request::Relay>,
+    ) -> Result<(), RelayError> {
         let ControlRequest {
             request,
             replies,
             lines,
         } = request;
         let reply = match request {
-            Request::Status => Reply::RelayStatus(Box::new(self.status()?)),
-            Request::Streams => Reply::Streams(self.streams()?),
-            Request::Trace(trace) => {
+            request::Relay::Status => Reply::RelayStatus(Box::new(self.status()?)),
+            request::Relay::Streams => Reply::Streams(self.streams()?),
+            request::Relay::Trace(trace) => {
                 self.tracing.add(trace, replies, lines);
                 return Ok(());
             }
-            Request::Listeners
-            | Request::Migrations
-            | Request::Relays
-            | Request::Nodes
-            | Request::Enroll { .. }
-            | Request::Migrate { .. }
-            | Request::Abort { .. }
-            | Request::Prepare { .. } => Reply::Error(format!(
-                "{} is a relay; ask it for its status or streams",
-                self.config.relay.name
-            )),
         };
         // The send fails if the operator has left.
         let _ = replies.send(reply);
