@@ -10,7 +10,8 @@ use common::relay::{Endpoints, FIRST_PORT, FIRST_RELAY_PORT, is_neutral, to_mult
 use common::signal::RelayResponse;
 
 use super::Receptions;
-use super::session::{LEASE, Place};
+use super::session::Place;
+use super::sessions::LEASE;
 use crate::proto::context::Context;
 
 /// Limit of announced flows per address.

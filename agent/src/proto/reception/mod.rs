@@ -52,6 +52,7 @@ mod flow;
 mod judge;
 mod relays;
 mod session;
+mod sessions;
 mod takeover;
 mod view;
 mod watch;
@@ -167,7 +168,7 @@ impl Reception {
             swap: None,
             tried: BTreeSet::new(),
             exhausted: false,
-            backoff: session::ASK_AGAIN,
+            backoff: sessions::ASK_AGAIN,
             retry: None,
         }
     }
