@@ -10,7 +10,6 @@
 //!
 //! The daemon may end and restart at any time: the data path keeps working, and the next daemon
 //! adopts it. Only `migkick node stop` removes the data path.
-//! `migkick node stop` takes it away.
 
 mod config;
 pub(crate) mod control;

@@ -4,7 +4,6 @@
 //! replayed and forged; the network may fail at any time, and both sides may move at the same time.
 //! The core therefore repeats every request, counts every answer once, and refreshes every belief
 //! while it is in use.
-//! again while it is in use.
 //!
 //! ```text
 //!              frame for it, or its Alert or Echo
@@ -29,7 +28,6 @@
 //! | `lookup` | mappings of peers: requests to the nearest server |
 //! | `peer` | state of a peer, and held frames |
 //! | `alert` | alerts and echoes between peers |
-//! | `rate` | rate limits and repetition |
 
 mod alert;
 #[cfg(any(test, fuzzing))]
