@@ -1,36 +1,37 @@
-//! The agent's protocol without I/O: no clock, no socket, no BPF map, no libvirt below this module.
+//! The agent's protocol as a state machine without I/O: this module and its submodules use no
+//! clock, no socket, no BPF map and no libvirt connection.
 //!
-//! [`Agent`] takes inputs by `handle_*` methods and gives [`Output`]s, BPF-map writes included,
-//! from [`Agent::poll_output`]. The order for the caller is: one `handle_*`, then `poll_output`
-//! until it is empty, then sleep until [`Agent::poll_timeout`] or the next input. Extra calls of
-//! `handle_timeout` do nothing.
+//! [`Agent`] takes inputs through its `handle_*` methods and returns [`Output`]s, BPF-map writes
+//! included, from [`Agent::poll_output`]. The caller's loop: call one `handle_*`, call
+//! `poll_output` until it returns `None`, then sleep until [`Agent::poll_timeout`] or the next
+//! input. Extra calls of `handle_timeout` do nothing.
 //!
-//! Time is [`Timestamp`], nanoseconds of the clock that the kernel programs stamp with, so a
-//! packet's time and a timer's compare.
+//! A [`Timestamp`] counts nanoseconds of the clock with which the eBPF programs stamp packets, so
+//! packet times and timer deadlines are comparable.
 //!
-//! | module | holds |
+//! | module | content |
 //! |---|---|
-//! | `departure` | migrations that leave |
-//! | `arrival` | migrations that arrive: joins, probes, holding and releasing |
+//! | `departure` | outgoing migrations |
+//! | `arrival` | incoming migrations: joins, probes, holding and releasing |
 //! | [`reception`] | how each watched address is received, and the sessions with relays |
-//! | `machines` | which machine each input goes to |
-//! | `context` | what every machine is lent |
+//! | `machines` | dispatch of each input to a state machine |
+//! | `context` | state that every state machine shares |
 //! | `links` | connections to other agents, and datagrams of the VMs |
-//! | `host` | ports and domains, the mirror of the kernel's listeners, what VMs have used of their limits |
+//! | `host` | ports and domains, the mirror of the kernel's listeners, the VMs' use of their limits |
 //! | `filter` | source filters and their merger |
-//! | `querier` | MLD queriers of the links, and the intervals that follow from them |
-//! | `policy`, `rate`, `refusal` | who may move what, how often, and the sentences for those who may not |
-//! | `record` | what is remembered of each migration |
-//! | `stream` | what is known of one flow |
-//! | `addresses` | addresses that VMs take on here, or leave |
+//! | `querier` | MLD queriers of the links, and the intervals that follow from their Queries |
+//! | `policy`, `rate`, `refusal` | who may migrate what, how often, and the refusal texts |
+//! | `record` | records of past and present migrations |
+//! | `stream` | state of one flow |
+//! | `addresses` | unicast addresses that VMs adopt here or leave |
 //! | `timer` | deadlines |
-//! | `uuid` | names of domains |
-//! | `view` | what the operator sees |
-//! | [`directory`] | which relay is for whom: the core of `roamcast mcs` |
+//! | `uuid` | UUIDs of domains |
+//! | `view` | read-only view for the operator |
+//! | [`directory`] | which relay serves which agent: the core of `roamcast mcs` |
 //! | [`ims`] | which MoAs a HoA has: the core of `roamcast ims` |
-//! | [`relay`] | the other role: [`relay::RelayServer`] |
-//! | `fuzz` | what must hold whatever happens, for tests |
-//! | [`handover`] | which packets the VM has had, and which it gets; driven by its own thread |
+//! | [`relay`] | the relay's protocol: [`relay::RelayServer`] |
+//! | `fuzz` | invariants that must hold after any input, for tests |
+//! | [`handover`] | which packets the VM received and which it still gets; runs in its own thread |
 
 mod addresses;
 mod arrival;
@@ -86,58 +87,59 @@ pub use view::View;
 pub use context::Counters;
 use machines::Machines;
 
-/// The protocol of one agent.
+/// State machine of one agent. The caller owns the clock and all I/O.
 #[derive(Debug)]
 pub struct Agent {
     machines: Machines,
 }
 
 impl Agent {
-    /// Creates an agent that knows nothing yet. `seed` makes its transaction numbers; two agents,
-    /// and one agent before and after a restart, must have different ones.
+    /// Creates an agent without any state. `seed` starts the sequence of transaction numbers; two
+    /// agents must have different seeds, and so must one agent before and after a restart.
     pub fn new(config: AgentConfig, seed: u64) -> Self {
         Self {
             machines: Machines::new(config, seed),
         }
     }
 
-    /// Takes in a datagram that came in by `port` (its `SO_RCVMARK`), if by any.
+    /// Handles a datagram of a VM. `port` is the ifindex of the VM's TAP (from `SO_RCVMARK`); a
+    /// datagram of an unknown port is only counted.
     pub fn handle_datagram(&mut self, now: Timestamp, port: u32, from: SocketAddrV6, bytes: &[u8]) {
         self.machines
             .input(now, |it| it.on_datagram(port, from, bytes));
     }
 
-    /// Takes in what happened on the connection to a peer.
+    /// Handles an event of the connection to a peer.
     pub fn handle_peer(&mut self, now: Timestamp, peer: &str, event: PeerEvent) {
         self.machines.input(now, |it| it.on_peer(peer, event));
     }
 
-    /// Takes in a change of the bridge's ports.
+    /// Handles a change of the set of bridge ports.
     pub fn handle_port(&mut self, now: Timestamp, event: PortEvent) {
         self.machines.input(now, |it| it.on_port(event));
     }
 
-    /// Takes in what the kernel programs and the bridge report.
+    /// Handles an event of the eBPF programs or of the bridge.
     pub fn handle_datapath(&mut self, now: Timestamp, event: DatapathEvent) {
         self.machines.input(now, |it| it.on_datapath(event));
     }
 
-    /// Takes in what becomes of the gates.
+    /// Handles an event of the gates of TAPs.
     pub fn handle_gate(&mut self, now: Timestamp, event: GateEvent) {
         self.machines.input(now, |it| it.on_gate(event));
     }
 
-    /// Takes in what the hypervisor reports.
+    /// Handles an event of the hypervisor.
     pub fn handle_hypervisor(&mut self, now: Timestamp, event: HypervisorEvent) {
         self.machines.input(now, |it| it.on_hypervisor(event));
     }
 
-    /// Takes in an operator's command; `id` is repeated in every [`Output::Reply`] to it.
+    /// Handles an operator's command. Every [`Output::Reply`] to the command carries the same `id`.
     pub fn handle_command(&mut self, now: Timestamp, id: u64, command: Command) {
         self.machines.input(now, |it| it.on_command(id, command));
     }
 
-    /// Does what is due at `now`. Calls before [`Self::poll_timeout`] do nothing.
+    /// Runs all timers that are due at `now`. Calls before [`Self::poll_timeout`] do nothing.
     pub fn handle_timeout(&mut self, now: Timestamp) {
         self.machines.input(now, |it| {
             while let Some(timer) = it.cx.timers.expire(it.cx.now) {
@@ -147,15 +149,15 @@ impl Agent {
         });
     }
 
-    /// Takes in the relays that discovery has found, all of them each time.
+    /// Replaces the list of relays with a new, complete result of relay discovery.
     pub fn handle_relays(&mut self, now: Timestamp, candidates: Vec<RelayCandidate>) {
         self.machines.input(now, |it| {
             it.receptions.found(&mut it.cx, candidates);
         });
     }
 
-    /// Takes in, before everything else, what an agent before this one has left in `MANAGED` and
-    /// `RELAY_FLOWS`.
+    /// Adopts the entries of `MANAGED` and `RELAY_FLOWS` that an earlier agent left. Call before
+    /// all other inputs.
     pub fn handle_pinned(
         &mut self,
         now: Timestamp,
@@ -166,8 +168,8 @@ impl Agent {
             .input(now, |it| it.receptions.pinned(managed, flows));
     }
 
-    /// Takes in, once and after the first [`DatapathEvent::Snapshot`], that all listeners are known:
-    /// what was pinned and nobody needs is given up.
+    /// Drops the adopted entries that no listener needs. Call once, after the first
+    /// [`DatapathEvent::Snapshot`], when all listeners are known.
     pub fn handle_adopted(&mut self, now: Timestamp) {
         self.machines.input(now, |it| {
             for key in it.receptions.adopted(&mut it.cx) {
@@ -176,19 +178,19 @@ impl Agent {
         });
     }
 
-    /// Takes in what has happened about a unicast address.
+    /// Handles an event about a unicast address of a moving VM.
     pub fn handle_address(&mut self, now: Timestamp, event: AddressEvent) {
         self.machines.input(now, |it| it.on_address(event));
     }
 
-    /// Takes over what an agent before this one sends on in the kernel.
+    /// Adopts the kernel's entries for packets to VMs that left, from an earlier agent.
     pub fn handle_forwards(&mut self, now: Timestamp, forwards: Vec<(ForwardKey, Forward)>) {
         self.machines.input(now, |it| {
             it.addresses.adopt_forwards(&mut it.cx, forwards);
         });
     }
 
-    /// Takes over what an agent before this one translates in the kernel.
+    /// Adopts the kernel's entries for address translation, from an earlier agent.
     pub fn handle_translations(
         &mut self,
         now: Timestamp,
@@ -199,33 +201,33 @@ impl Agent {
         });
     }
 
-    /// Takes in whether QEMU can encrypt copies here.
+    /// Records whether QEMU on this host can encrypt memory copies.
     pub fn handle_copy_tls(&mut self, now: Timestamp, copy_tls: CopyTls) {
         self.machines.input(now, |it| it.cx.copy_tls = copy_tls);
     }
 
-    /// Returns the next thing to do; `None` when nothing is left.
+    /// Returns the next action for the caller, or `None` if no action is left.
     pub fn poll_output(&mut self) -> Option<Output> {
         self.machines.cx.outputs.pop_front()
     }
 
-    /// Returns when to call [`Self::handle_timeout`], if ever.
+    /// Returns the time of the next [`Self::handle_timeout`], or `None` if no timer is armed.
     pub fn poll_timeout(&self) -> Option<Timestamp> {
         self.machines.cx.timers.next()
     }
 
-    /// Changes the address by which arriving VMs reach this agent, and its prefix (bits).
+    /// Changes this agent's address, which arriving VMs learn, and the prefix length in bits.
     pub fn set_address(&mut self, address: Ipv6Addr, prefix_length: u8) {
         self.machines.cx.config.address = address;
         self.machines.cx.config.prefix_length = prefix_length;
     }
 
-    /// The configuration.
+    /// Returns the configuration, with the address that [`Self::set_address`] last set.
     pub fn config(&self) -> &AgentConfig {
         &self.machines.cx.config
     }
 
-    /// What the operator may see of it.
+    /// Returns the state that the operator's commands show.
     pub fn view(&self) -> View<'_> {
         View(&self.machines)
     }

@@ -1,5 +1,5 @@
-//! Why a move is refused or ends: each reason one sentence for a person, as the VM's user, the
-//! operator and the other agent read it.
+//! Reasons for refusing or ending a migration. Each reason is one sentence that the VM's user, the
+//! operator and the other agent read.
 
 use std::net::Ipv6Addr;
 use std::time::Duration;
@@ -11,12 +11,12 @@ use thiserror::Error;
 use super::copy::InTheClear;
 use super::policy::{Asker, Share};
 
-/// Whose places are taken.
+/// Scope of an exhausted limit on simultaneous migrations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Whose {
-    /// Those of one peer.
+    /// The limit for one peer is reached.
     Peer,
-    /// Those of all together.
+    /// The limit for all peers together is reached.
     All,
 }
 
@@ -28,7 +28,7 @@ impl Whose {
         }
     }
 
-    /// For a sentence, after "domains".
+    /// Returns the words that follow "domains" in the refusal of an arrival.
     fn arriving(self) -> &'static str {
         match self {
             Self::Peer => " from this peer",
@@ -44,7 +44,8 @@ impl Whose {
     }
 }
 
-/// Why a migration does not happen.
+/// Reason why a migration does not happen. Most variants carry the names that the sentence
+/// mentions.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub(super) enum Refusal {
     #[error(
@@ -246,7 +247,7 @@ pub(super) enum Refusal {
 }
 
 impl Refusal {
-    /// Returns the code for programs and the whole sentence for people.
+    /// Returns the code for programs with the whole sentence for people.
     pub(super) fn reason(&self) -> Reason {
         Reason::new(self.code(), self.to_string())
     }
@@ -300,13 +301,13 @@ impl Refusal {
     }
 }
 
-/// Returns a reason as a message may carry it: its sentence as [`bounded`] makes it.
+/// Returns a reason that fits into a message: the sentence passes through [`bounded`].
 pub(super) fn bounded_reason(reason: &Reason) -> Reason {
     Reason::new(reason.code, bounded(&reason.text))
 }
 
-/// Makes a text what a message may carry: short, and without what cannot be shown, as errors of others
-/// have it.
+/// Cuts a text to [`MAX_TEXT_BYTES`] and escapes unprintable characters, which errors of other
+/// programs may contain.
 pub(super) fn bounded(text: &str) -> String {
     let text = Escaped(text).to_string();
     let mut end = text.len().min(MAX_TEXT_BYTES);

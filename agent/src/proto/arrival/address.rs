@@ -1,23 +1,25 @@
-//! The address that an arriving VM is going to have on this link.
+//! Claimed address of an arriving VM on this link.
 //!
 //! ```text
 //!  AddressClaim           RetransTimer              frame of the VM
 //!  -----------> Probing -------------> Unique ------------------------> Spoken
 //!                  |                     | deadline after the arrival
 //!                  |                     +----------------------------> Silent
-//!                  | somebody says he has it, before the VM has switched
-//!                  +--> refused, and the source ends the move, if the configuration wants it
+//!                  | another node says it has the address, before the switch
+//!                  +--> refused, and the source ends the migration, if the configuration demands it
 //! ```
 //!
-//! Anybody on the link can say so, and end every move that way. So by default the move goes on, the record
-//! says that the address is disputed, and an Advertisement for it overrides nothing.
+//! Every node on the link can object, and could thus end every migration. So by default the
+//! migration continues, the record marks the address as disputed, and Advertisements for it have no
+//! Override flag.
 //!
-//! The address is asked for while memory is copied (RFC 4862 §5.4, one probe). From then on, or from
-//! the switch on if that comes first, Solicitations for it are answered with the MAC of the VM's NIC
-//! (RFC 4861 §7.2.8): routers pass packets on at once, which wait in the TAP until the VM reads them.
-//! As long as the probe may still be answered an Advertisement overrides nothing (RFC 4429 §3.3). Who
-//! asks too early is answered as soon as that may be: he would ask again only after a second, and the
-//! first packet that is sent on makes a router ask just before the switch is known here.
+//! The agent probes the address while libvirt copies memory (RFC 4862 §5.4, one probe). After the
+//! probe, or from the switch on if that is earlier, the agent answers Solicitations with the MAC of
+//! the VM's NIC (RFC 4861 §7.2.8). Routers then deliver packets at once, and the packets wait in
+//! the TAP until the VM reads them. Advertisements have no Override flag while the probe runs (RFC
+//! 4429 §3.3). The agent remembers a neighbour that asks too early and answers as soon as it may.
+//! Otherwise the neighbour would ask again only after a second, and the first forwarded packet
+//! makes a router ask just before the switch is known here.
 
 use std::net::Ipv6Addr;
 use std::time::Duration;
@@ -34,24 +36,24 @@ use crate::proto::refusal::{Refusal, bounded_reason};
 use crate::proto::timer::Timer;
 use crate::proto::{AddressCommand, Dispute, Mac, mac_text};
 
-/// Neighbours that are remembered to have asked.
+/// Limit of remembered neighbours that asked during the probe.
 const MAX_ASKED: usize = 8;
 
-/// Who has asked for an address: his address and MAC.
+/// IP address and MAC of a neighbour that asked for the address.
 type Asker = (Ipv6Addr, Mac);
 
-/// A claimed address.
+/// Claim of one address.
 #[derive(Debug)]
 pub(super) struct Claim {
     pub(super) address: Ipv6Addr,
     pub(super) mac: Mac,
-    /// Of the claim, for answers.
+    /// Transaction number of the claim, for replies.
     pub(super) transaction: u64,
-    /// How long nobody else gets it once it is left.
+    /// Time for which no other VM gets the address after this VM leaves it.
     pub(super) quarantine: Duration,
     pub(super) left: Left,
     pub(super) state: State,
-    /// The TAP of the NIC.
+    /// Ifindex of the NIC's TAP; `None` before the TAP exists.
     port: Option<u32>,
     pub(super) disputed: bool,
     answers: Allowance,
@@ -60,13 +62,13 @@ pub(super) struct Claim {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum State {
     Probing {
-        /// Who has asked before he could be answered.
+        /// Neighbours that asked during the probe.
         asked: Vec<Asker>,
     },
     Unique,
-    /// The VM speaks for itself.
+    /// The VM sends from the address itself.
     Spoken,
-    /// It has never said anything from there.
+    /// The VM did not send from the address in time.
     Silent,
 }
 
@@ -85,7 +87,7 @@ impl Claim {
         }
     }
 
-    /// Whether the link is still asked whose the address is.
+    /// Returns true during the probe.
     pub(super) fn is_probed(&self) -> bool {
         matches!(self.state, State::Probing { .. })
     }
@@ -98,7 +100,7 @@ impl Claim {
         reply(cx, (peer, self.transaction), self.address, state, reason);
     }
 
-    /// Says whose the address is.
+    /// Sends an Advertisement with the VM's MAC.
     fn advertise(&self, cx: &mut Context, to: Option<Asker>) {
         cx.address(AddressCommand::Advertise {
             address: self.address,
@@ -108,7 +110,7 @@ impl Claim {
         });
     }
 
-    /// Has the TAP of the NIC made ready for packets to the address.
+    /// Directs packets for the address to the NIC's TAP, once the TAP exists.
     pub(super) fn expect(&mut self, cx: &mut Context, ports: &[(u32, Mac)]) {
         let port = ports.iter().find(|(_, mac)| *mac == self.mac);
         let port = port.map(|(ifindex, _)| *ifindex);
@@ -125,7 +127,7 @@ impl Claim {
         }
     }
 
-    /// Another node wants the address: it is told whose it is.
+    /// Advertises the address to another node that tests whether the address is free.
     fn tell_wanted(&mut self, cx: &mut Context, by: Mac) {
         if self.answers.allows(cx.now) {
             let address = self.address;
@@ -157,13 +159,13 @@ pub(super) fn note(cx: &mut Context, number: u64, address: Ipv6Addr, outcome: Cl
 }
 
 impl Incoming {
-    /// Whether somebody has to listen to what is said about an address for it.
+    /// Returns true if neighbour messages about the address concern this arrival.
     pub(super) fn watches(&self, address: Ipv6Addr) -> bool {
         let claim = self.claim.as_ref();
         claim.is_some_and(|it| it.address == address && !it.is_over())
     }
 
-    /// Tells the source that its VM cannot have the address; the source ends the move.
+    /// Tells the source that its VM cannot have the address; the source ends the migration.
     pub(super) fn refuse_claim(
         &self,
         cx: &mut Context,
@@ -179,7 +181,7 @@ impl Incoming {
         reply(cx, asked, address, ClaimState::Refused, reason);
     }
 
-    /// The VM runs here: it has so long to speak from its address.
+    /// Starts the time in which the arrived VM must send from its address.
     pub(super) fn claim_arrived(&mut self, cx: &mut Context) {
         self.answer_asked(cx);
         let claim = self.claim.as_ref();
@@ -189,7 +191,7 @@ impl Incoming {
         }
     }
 
-    /// The address is defended from now on: who has asked already is answered.
+    /// Answers the remembered neighbours, because the agent defends the address from now on.
     pub(super) fn answer_asked(&mut self, cx: &mut Context) {
         if let Some(claim) = &mut self.claim
             && let State::Probing { asked } = &mut claim.state
@@ -200,8 +202,8 @@ impl Incoming {
         }
     }
 
-    /// The probe was not answered in time, or an arrived VM has had its time to speak. Returns an address
-    /// that is not answered for any more.
+    /// Handles the end of the probe, or of an arrived VM's time to send. Returns the address if the
+    /// agent stops answering for it.
     pub(super) fn claim_due(&mut self, cx: &mut Context) -> Option<Ipv6Addr> {
         let (number, arrived) = (self.number, self.stage.arrived());
         let claim = self.claim.as_mut()?;
@@ -210,7 +212,7 @@ impl Incoming {
             (State::Probing { asked }, _) => {
                 let asked = std::mem::take(asked);
                 claim.state = State::Unique;
-                // It was said when it was disputed.
+                // The source was already told of the dispute.
                 if !claim.disputed {
                     info!(domain = %self.domain, number, %address, "Address is unique");
                     note(cx, number, address, ClaimOutcome::Unique);
@@ -241,11 +243,11 @@ impl Incoming {
         }
     }
 
-    /// Takes in what somebody has said about the claimed address. Returns the refusal that the claim
-    /// ends with, if so.
+    /// Handles a neighbour message about the claimed address. Returns the refusal that ends the
+    /// claim, if the message does.
     pub(super) fn hear(&mut self, cx: &mut Context, said: Said, by: Mac) -> Option<Refusal> {
         let switched = self.is_switched_to();
-        // What the VM itself says it says here by its TAP, or where it still is.
+        // The VM itself speaks through its TAP here, or where it still runs.
         let claim = self.claim.as_mut().filter(|claim| by != claim.mac)?;
         let address = claim.address;
         match (said, &mut claim.state) {
@@ -287,7 +289,7 @@ impl Incoming {
         }
     }
 
-    /// The claim does not stand any more. Returns an address that is not answered for any more.
+    /// Refuses the claim and ends it. Returns the address if the agent stops answering for it.
     pub(super) fn end_refused(
         &mut self,
         cx: &mut Context,
@@ -299,8 +301,8 @@ impl Incoming {
         self.end_claim(cx, addresses, false)
     }
 
-    /// Ends the claim; an address that the VM had, or was about to have, is kept from others for a
-    /// while. Returns an address that is not answered for any more.
+    /// Ends the claim. With `keep`, the address stays in quarantine unless the VM sent from it.
+    /// Returns the address if the agent stops answering for it.
     pub(super) fn end_claim(
         &mut self,
         cx: &mut Context,

@@ -1,8 +1,9 @@
-//! Whether a domain may come: the policy, and what libvirt says of it, against what its source says.
+//! Permission checks for arriving domains: the policy, and libvirt's name against the source's.
 //!
-//! The policy goes by names, and a source could say any. So the name has to be libvirt's for that UUID,
-//! as far as libvirt knows it already: the domain is here, libvirt is bringing it, or its hook has said
-//! so. An arrival ends when libvirt says later that its name is another.
+//! The policy matches names, and a source could claim any name. So the name must equal libvirt's
+//! name for the UUID if libvirt knows the domain: the domain is on this host, libvirt is receiving
+//! the domain, or libvirt's hook named it. An arrival ends when libvirt reports a different name
+//! later.
 
 use std::time::Duration;
 
@@ -14,8 +15,8 @@ use crate::proto::context::Context;
 use crate::proto::host::inventory::Inventory;
 use crate::proto::refusal::Refusal;
 
-/// How long after it has come by a migration, or after this agent's start, the source of a domain that
-/// runs here may still ask for it.
+/// Time after a migration's end or this agent's start in which the source of a domain that already
+/// runs here may still send its request.
 const RECENT: Duration = Duration::from_secs(90);
 
 impl Arrivals {
@@ -61,7 +62,7 @@ impl Arrivals {
         Ok(())
     }
 
-    /// Whether libvirt knows a domain by the name that its source says, as far as it knows it.
+    /// Compares the source's name for a domain with libvirt's, if libvirt knows the domain.
     fn check_identity(
         &self,
         cx: &Context,
@@ -86,7 +87,8 @@ impl Arrivals {
         }
     }
 
-    /// libvirt has said what a domain is called: an arrival under another name is a lie.
+    /// Checks the name again after libvirt's report: an arrival under another name is a lie and
+    /// ends.
     pub(in crate::proto) fn check_name(
         &mut self,
         cx: &mut Context,
@@ -103,7 +105,7 @@ impl Arrivals {
         }
     }
 
-    /// libvirt's hook has said what a domain is called.
+    /// Checks the name against the one that libvirt's hook reported.
     pub(super) fn check_told(
         &mut self,
         cx: &mut Context,
@@ -119,7 +121,7 @@ impl Arrivals {
         }
     }
 
-    /// Whether a peer may ask for something now. What waits has been counted.
+    /// Checks a peer's rate limit. Repetitions of a waiting request were counted before and pass.
     pub(in crate::proto) fn check_rate(
         &mut self,
         cx: &Context,

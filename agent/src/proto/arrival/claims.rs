@@ -1,4 +1,5 @@
-//! Claims of all arrivals: which address a VM may have, and whose claim it is that somebody speaks about.
+//! Claims of all arrivals: whether a VM may have an address, and which claim a neighbour message
+//! concerns.
 
 use std::net::Ipv6Addr;
 use std::time::Duration;
@@ -17,7 +18,7 @@ use crate::proto::timer::Timer;
 use crate::proto::{AddressCommand, DomainUuid, Mac, mac_text};
 
 impl Arrivals {
-    /// Which other domain that arrives is to have an address, or has had it since.
+    /// Returns another arriving or held domain that claims the address.
     pub(in crate::proto) fn claimant(
         &self,
         address: Ipv6Addr,
@@ -28,7 +29,7 @@ impl Arrivals {
         others.find(|it| claims(it)).map(|it| it.uuid)
     }
 
-    /// Who else than a domain has an address.
+    /// Returns the holder of an address other than the given domain.
     pub(in crate::proto) fn holder_of(
         &self,
         cx: &Context,
@@ -43,7 +44,8 @@ impl Arrivals {
         }
     }
 
-    /// Undoes what was made for an address, unless an arrival, or the other end of another move, needs it.
+    /// Undoes the commands for an address, unless an arrival or an outgoing migration still needs
+    /// it.
     pub(in crate::proto) fn forget_address(
         &self,
         cx: &mut Context,
@@ -57,7 +59,7 @@ impl Arrivals {
         }
     }
 
-    /// The source says which address its VM will have here.
+    /// Handles the source's claim of an address for its VM.
     pub(in crate::proto) fn claimed(
         &mut self,
         cx: &mut Context,
@@ -89,7 +91,7 @@ impl Arrivals {
         if let Some(address) = ended {
             self.forget_address(cx, host.addresses, address, false);
         }
-        // It comes back to an address that it has left: nothing is sent on any more.
+        // The VM returns to an address that it left, so its packets must not be forwarded any more.
         host.addresses
             .end_departures(cx, |departed, it| *departed == address && it.uuid == uuid);
         let asked = Duration::from_secs(u64::from(said.quarantine_s));
@@ -108,7 +110,8 @@ impl Arrivals {
         self.translate_left(cx, host);
     }
 
-    /// The source says once more, perhaps by another transaction, what its VM will have and has left.
+    /// Handles a repeated claim, perhaps with a new transaction, and adopts its list of old
+    /// addresses.
     fn claimed_again(
         &mut self,
         cx: &mut Context,
@@ -177,7 +180,7 @@ impl Arrivals {
         }
     }
 
-    /// Somebody has said something about an address.
+    /// Handles a neighbour message about an address.
     pub(in crate::proto) fn address_heard(
         &mut self,
         cx: &mut Context,
@@ -195,7 +198,7 @@ impl Arrivals {
         }
     }
 
-    /// An address is this host's own.
+    /// Refuses the claim of an address that belongs to this host.
     pub(in crate::proto) fn address_is_own(
         &mut self,
         cx: &mut Context,
@@ -211,7 +214,7 @@ impl Arrivals {
         }
     }
 
-    /// A VM has sent a frame from its address.
+    /// Handles the first frame that a VM sent from its new address.
     pub(in crate::proto) fn address_spoken(
         &mut self,
         cx: &mut Context,
@@ -235,12 +238,12 @@ impl Arrivals {
         self.forget_address(cx, host.addresses, address, true);
     }
 
-    /// The arrival that has to listen to what is said about an address.
+    /// Returns the arrival that handles neighbour messages about an address.
     fn watching(&mut self, address: Ipv6Addr) -> Option<&mut Incoming> {
         self.incoming.iter_mut().find(|it| it.watches(address))
     }
 
-    /// Has the TAPs of arriving VMs made ready for packets to their new addresses.
+    /// Directs packets for the new addresses of arriving VMs to their TAPs.
     pub(super) fn expect_claims(&mut self, cx: &mut Context, inventory: &Inventory) {
         for incoming in self.incoming.iter_mut() {
             let ports = self.taps.of(inventory, incoming);

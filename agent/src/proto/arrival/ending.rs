@@ -1,4 +1,4 @@
-//! How arrivals end: those that do not happen, and those whose VM is gone or has had its time.
+//! Endings of arrivals: failures before the VM runs here, vanished VMs, and the end of the hold.
 
 use std::time::Duration;
 
@@ -13,12 +13,13 @@ use crate::proto::record::Outcome;
 use crate::proto::refusal::{Refusal, bounded_reason};
 use crate::proto::timer::Timer;
 
-/// How long the source of a domain whose TAPs are gone may take to say why.
+/// Time in which the source of a domain without TAPs may still send the reason.
 const REASON_WAIT: Duration = Duration::from_secs(2);
 
 impl Arrivals {
-    /// The source takes an arrival back, or does not ask for a domain that it was given notice of. While QEMU already waits for it here the last word is
-    /// libvirt's, within a bound: the VM may have got through although its source thinks not.
+    /// Handles the source's abort, or its refusal to send a request for a noticed domain. While
+    /// QEMU waits here for the domain, libvirt decides, within a time limit: the VM may have
+    /// arrived although its source believes otherwise.
     pub(in crate::proto) fn aborted(
         &mut self,
         cx: &mut Context,
@@ -31,8 +32,8 @@ impl Arrivals {
             let is_here = self.taps.are_here(host.inventory, incoming);
             let number = incoming.number;
             match &mut incoming.stage {
-                // It runs at both ends when libvirt has lost its word in between; the source ends it
-                // here, unless it is the one that errs.
+                // The VM runs on both hosts if libvirt's confirmation was lost. The source ends the
+                // VM on this host, unless the source is the one in error.
                 Stage::Arrived(arrived) => arrived.aborted = Some(reason.clone()),
                 Stage::Coming { aborted, .. } if is_here => {
                     *aborted = Some(reason.clone());
@@ -47,8 +48,8 @@ impl Arrivals {
         self.preparations.refused(cx, peer, transaction, reason);
     }
 
-    /// TAPs are gone. A domain that was coming and has none any more does not arrive, and its source
-    /// can still say why; one that has arrived is gone.
+    /// Handles vanished TAPs. An arriving domain without TAPs does not arrive, but its source can
+    /// still send the reason. An arrived domain without TAPs is gone.
     pub(in crate::proto) fn cut_off(&mut self, cx: &mut Context, host: &mut Host<'_>) {
         let cut_off = self.incoming.iter().filter(|incoming| {
             incoming.stage.has_begun() && !self.taps.are_here(host.inventory, incoming)
@@ -75,7 +76,7 @@ impl Arrivals {
         }
     }
 
-    /// A domain left this host: a migration that failed, or a VM that was held for.
+    /// Handles a domain that left this host: a failed migration, or a VM with held joins.
     pub(in crate::proto) fn domain_gone(
         &mut self,
         cx: &mut Context,
@@ -97,7 +98,7 @@ impl Arrivals {
         self.undo_and_tell(cx, host, number, &refusal);
     }
 
-    /// Nothing was heard for as long as may be, or what was to end the arrival has not.
+    /// Handles the deadline of an arrival that has not become a running VM.
     pub(in crate::proto) fn unused(&mut self, cx: &mut Context, host: &mut Host<'_>, number: u64) {
         let Some(incoming) = self.incoming.get(number) else {
             return;
@@ -122,7 +123,7 @@ impl Arrivals {
         let expiry = heard + cx.config.timing.unused_join_expiry;
         let is_here = self.taps.are_here(host.inventory, incoming);
         if cx.now < expiry && is_here {
-            // Its source is lost, but the VM has begun to come meanwhile.
+            // The source is lost, but the VM began to arrive in the meantime.
             cx.timers.set(Timer::Unused(number), expiry);
             return;
         }
@@ -145,7 +146,8 @@ impl Arrivals {
         self.undo_and_tell(cx, host, number, &refusal);
     }
 
-    /// The VM came, but never answered for what is left: nothing more is to be expected.
+    /// Ends the hold of a VM that never reported some of its addresses; no Report is to be expected
+    /// any more.
     pub(in crate::proto) fn hold_timed_out(
         &mut self,
         cx: &mut Context,
@@ -166,8 +168,8 @@ impl Arrivals {
         self.release_all(cx, host, incoming);
     }
 
-    /// A domain is gone that was held for. If its source took the migration back, it ran here only
-    /// by mistake.
+    /// Ends an arrival whose domain vanished while joins were held for it. If the source aborted,
+    /// the run on this host does not count, and the record says failed.
     fn gone_after_arrival(&mut self, cx: &mut Context, host: &mut Host<'_>, number: u64) {
         if let Some(incoming) = self.incoming.get(number) {
             debug!(domain = %incoming.domain, "Domain is gone while it was held for");
@@ -194,7 +196,8 @@ impl Arrivals {
         self.undo(cx, host, number, &reason);
     }
 
-    /// Ends an arrival that has not happened, with all that was made for it.
+    /// Ends an arrival and undoes everything made for it. An arrival that never ran here is
+    /// recorded as failed.
     pub(super) fn undo(
         &mut self,
         cx: &mut Context,

@@ -1,4 +1,4 @@
-//! What VMs that have arrived are answered: they ask on, here, how their migration stands.
+//! Answers to VMs that arrived and still ask on this host how their migration is going.
 
 use std::collections::VecDeque;
 use std::net::SocketAddrV6;
@@ -10,15 +10,15 @@ use crate::proto::DomainUuid;
 use crate::proto::context::Context;
 use crate::proto::millis;
 
-/// Arrivals remembered for VMs that still ask for progress.
+/// Limit of remembered arrivals.
 const REMEMBERED: usize = 100;
 
-/// VMs that have arrived: domain, transaction of the VM, answer.
+/// Arrivals with the domain's UUID, the VM's transaction number and the answer, oldest first.
 #[derive(Debug, Default)]
 pub(super) struct Finished(VecDeque<(DomainUuid, u64, MigrationProgress)>);
 
 impl Finished {
-    /// Remembers what a VM that has arrived is to be answered if it asks.
+    /// Remembers the answer for a VM that arrived.
     pub(super) fn note(&mut self, incoming: &Incoming) {
         let asked = incoming.vm_transaction;
         let (Some(transaction), Some(at)) = (asked, incoming.stage.arrived()) else {
@@ -53,8 +53,8 @@ impl Finished {
 }
 
 impl Arrivals {
-    /// Answers `MigrationReady` of a VM that has moved to here. That its datagram came in by its
-    /// TAP shows that it runs. `false` if this is no such VM.
+    /// Answers `MigrationReady` of a VM that moved here; a datagram from its TAP proves that it
+    /// runs. Returns false if the sender is no such VM.
     pub(in crate::proto) fn answer_vm(
         &mut self,
         cx: &mut Context,

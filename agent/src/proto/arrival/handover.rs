@@ -1,20 +1,20 @@
-//! The destination's part of the handover: the gates of arriving TAPs.
+//! The destination host's part of the handover: the gates of arriving TAPs.
 //!
 //! ```text
-//!             TAP is there          HandoverCut            all replayed
+//!             TAP exists           HandoverCut            all replayed
 //!  (no gate) --------------> Holding -----------> Replaying --------------> (no gate)
 //!                              |                      ^
 //!                              | the VM runs, and no  |
-//!                              | cut can come         |
-//!                              +----------------------+  everything of the pause, twice rather
-//!                                                        than never
+//!                              | cut can arrive       |
+//!                              +----------------------+  all packets of the pause: rather
+//!                                                        duplicates than losses
 //! ```
 //!
-//! A connected source sends its cut by [`LATEST_CUT`] after the stop, or that there is none, so it is waited
-//! for until then: meanwhile the VM gets none of its streams, but loses nothing of them.
+//! A connected source sends its cut at most [`LATEST_CUT`] after the stop, or says that there is
+//! none. The gate waits that long: meanwhile the VM gets none of its streams, but loses no packet.
 //!
-//! A gate that cannot be made is no reason to keep a VM from coming: its TAP gets the streams from
-//! the pause on instead. So does one whose gate was closed for as long as may be (`tap`).
+//! A gate that cannot be made does not stop a VM: its TAP gets the streams from the pause on
+//! instead. The same holds for a TAP whose gate was closed for the maximum time (`tap`).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -31,26 +31,27 @@ use crate::proto::record::Ungated;
 use crate::proto::timer::Timer;
 use crate::proto::{GateCommand, Mac, Output};
 
-/// How long a cut may be on its way; the least that a VM that runs here waits for its cut, and all that it
-/// waits for one of a source that is not connected.
+/// Longest transit time of a cut. A running VM waits at least this long for its cut, and only this
+/// long if its source is not connected.
 const CUT_TRANSIT: Duration = Duration::from_millis(200);
-/// What is replayed without a cut begins so long before the last moment of which the source said that the
-/// VM ran: as long as libvirt's word of the stop may take to get to the source.
+/// Margin of a replay without a cut. The replay starts this much before the last time at which the
+/// source reported a running VM, because libvirt's report of the stop takes up to this long to
+/// reach the source.
 const BLIND_MARGIN: Duration = Duration::from_millis(100);
-/// Pause that is assumed where not even that was heard.
+/// Assumed pause if the source reported neither.
 const ASSUMED_PAUSE: Duration = Duration::from_secs(1);
 
-/// What the gate of an arriving TAP does.
+/// State of an arriving TAP's gate.
 #[derive(Clone, Debug, PartialEq)]
 enum Gate {
     Holding,
     Replaying {
-        /// What the source has said of the TAP after its first cut.
+        /// A newer cut from the source, after the one in use.
         revised: Option<NicCut>,
     },
-    /// It is gone again: the TAP gets its streams by itself.
+    /// The gate is gone again; the TAP gets its streams directly.
     Opened,
-    /// There is none: the TAP waits for its streams until the pause.
+    /// The TAP has no gate and gets its streams from the pause on.
     Refused(Ungated),
 }
 
@@ -60,12 +61,12 @@ impl Gate {
     }
 }
 
-/// The gates of an arrival's TAPs.
+/// Gates of an arrival's TAPs, by ifindex.
 #[derive(Debug, Default)]
 pub(super) struct Gates(BTreeMap<u32, Gate>);
 
 impl Gates {
-    /// Whether a gate keeps a TAP from filling before its VM runs, or has done so.
+    /// Returns true if a gate keeps, or kept, the TAP from filling before the VM runs.
     pub(super) fn hold(&self, ifindex: u32) -> bool {
         let gate = self.0.get(&ifindex);
         gate.is_some_and(|gate| !matches!(gate, Gate::Refused(_)))
@@ -79,13 +80,13 @@ impl Gates {
         self.0.get(&ifindex) == Some(&Gate::Holding)
     }
 
-    /// The TAP has no gate, or no longer; `false` if it is not one of these.
+    /// Marks a TAP as ungated. Returns false if the TAP is not among these.
     pub(super) fn refuse(&mut self, ifindex: u32, reason: Ungated) -> bool {
         let gate = self.0.get_mut(&ifindex);
         gate.map(|gate| *gate = Gate::Refused(reason)).is_some()
     }
 
-    /// Takes gates away from others.
+    /// Moves the gates that match `condition` from `others` to these.
     pub(super) fn take_from(&mut self, others: &mut Self, condition: impl Fn(u32) -> bool) {
         let taken = others.0.extract_if(.., |ifindex, _| condition(*ifindex));
         self.0.extend(taken);
@@ -99,7 +100,7 @@ impl Gates {
         self.0.keys().copied()
     }
 
-    /// Opens those that are closed. One that is open already may be another migration's by now.
+    /// Opens the closed gates. A gate that is already open may belong to another migration by now.
     pub(super) fn clear(&self, cx: &mut Context) {
         for (ifindex, _) in self.0.iter().filter(|(_, gate)| gate.is_closed()) {
             let clear = GateCommand::Clear { ifindex: *ifindex };
@@ -109,13 +110,13 @@ impl Gates {
 }
 
 impl Incoming {
-    /// Whether the VM runs here and is kept from its streams for want of a cut.
+    /// Returns true if the VM runs here without its streams, for lack of a cut.
     pub(super) fn waits_for_cut(&self) -> bool {
         let mut gates = self.gates.0.values();
         self.stage.arrived().is_some() && gates.any(|gate| *gate == Gate::Holding)
     }
 
-    /// Closes the gates of TAPs that have come for a VM that does not run here yet.
+    /// Closes the gates of new TAPs of a VM that does not run here yet.
     pub(super) fn hold(
         &mut self,
         cx: &mut Context,
@@ -144,7 +145,7 @@ impl Incoming {
         }
     }
 
-    /// Notes which TAPs of a VM that runs here get streams that no gate has held.
+    /// Records which TAPs of a VM that runs here get streams that no gate held.
     fn note_ungated(&self, cx: &mut Context, ports: &[(u32, Mac)]) {
         let listens = |mac: &Mac| self.needs.keys().any(|(_, of)| of == mac);
         let reason = |ifindex: &u32| match self.gates.0.get(ifindex) {
@@ -162,7 +163,7 @@ impl Incoming {
             .update(self.number, |record| record.ungated.extend(ungated));
     }
 
-    /// Takes in the cut of one TAP.
+    /// Handles the cut of one TAP.
     fn cut(&mut self, cx: &mut Context, ifindex: u32, clock_ns: u64, cut: &NicCut) {
         match self.gates.0.get_mut(&ifindex) {
             Some(gate @ Gate::Holding) => {
@@ -174,7 +175,7 @@ impl Incoming {
                     clock: self.told.clock,
                 }));
             }
-            // The source says it anew: it knows better now, or the connection was lost.
+            // The source repeats a cut because it knows more, or after a reconnect.
             Some(Gate::Replaying { revised }) => *revised = Some(cut.clone()),
             Some(Gate::Opened) => cx.records.update(self.number, |record| {
                 if let Some(report) = record.handover.get_mut(&ifindex) {
@@ -185,7 +186,7 @@ impl Incoming {
         }
     }
 
-    /// The VM runs here: it gets a cut, or does without.
+    /// Starts the wait of a running VM for its cut.
     pub(super) fn expect_cut(&self, cx: &mut Context) {
         if !self.waits_for_cut() {
             return;
@@ -200,7 +201,7 @@ impl Incoming {
         cx.timers.set(Timer::Cut(self.number), due);
     }
 
-    /// The connection to the source broke: its cut is on its way, or does not come.
+    /// Shortens the wait after a broken connection: a cut is in transit or does not arrive.
     pub(super) fn hurry_cut(&self, cx: &mut Context) {
         if self.waits_for_cut() {
             let due = cx.now + CUT_TRANSIT;
@@ -208,7 +209,8 @@ impl Incoming {
         }
     }
 
-    /// No cut comes for the TAPs that still hold. What the VM may have missed is replayed.
+    /// Replays what the VM may have missed at TAPs that still hold, because no cut arrives for
+    /// them.
     fn do_without_cut(&mut self, cx: &mut Context) {
         let told = &self.told;
         let stopped = told.switching.map(|at| told.ran.unwrap_or(at).min(at));
@@ -236,7 +238,7 @@ impl Incoming {
 }
 
 impl Arrivals {
-    /// There is no gate, so the bridge sends nothing to the TAP until the pause.
+    /// Handles a TAP without a gate: the bridge sends nothing to the TAP until the pause.
     pub(in crate::proto) fn not_held(
         &mut self,
         cx: &mut Context,
@@ -257,7 +259,7 @@ impl Arrivals {
         self.ports_changed(cx, host);
     }
 
-    /// The source says how far its VM has received.
+    /// Handles the source's cuts: how far its VM received each stream.
     pub(in crate::proto) fn cut_told(
         &mut self,
         cx: &mut Context,
@@ -276,7 +278,7 @@ impl Arrivals {
                 incoming.cut(cx, *ifindex, cut.clock_ns, nic);
             }
         }
-        // Of those that it leaves out, the source knows nothing.
+        // The source has no cut for the TAPs that it omits.
         incoming.do_without_cut(cx);
     }
 
@@ -286,7 +288,7 @@ impl Arrivals {
         }
     }
 
-    /// A TAP gets its streams by itself again.
+    /// Handles an opened gate: the TAP gets its streams directly again.
     pub(in crate::proto) fn gate_opened(
         &mut self,
         cx: &mut Context,

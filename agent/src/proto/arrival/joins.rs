@@ -1,9 +1,9 @@
-//! Joins by proxy and their probes.
+//! Joins on behalf of arriving VMs, and their probes.
 //!
-//! A probe asks which way packets of an address come. The kernel's first-packet event of either
-//! origin ends it (`probe`); the deadline is what a tree may take to grow plus a few times what its flow
-//! takes from one packet to the next. When a relay is asked is for [`crate::proto::reception`] to know,
-//! which also tells how the address is received later.
+//! A probe finds out by which path packets of an address arrive. The kernel's first-packet event
+//! ends it, native or relayed (`probe`). The deadline is the time that a multicast tree takes to
+//! grow plus a few interarrival times of the flow. [`crate::proto::reception`] decides when to ask
+//! a relay, and reports later changes of the path.
 
 use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
@@ -21,46 +21,46 @@ use crate::proto::reception::Receptions;
 use crate::proto::timer::Timer;
 use crate::proto::{Mac, Membership, Output, Timestamp};
 
-/// Packets of a flow that may be missed in a row before it counts as missing.
+/// Packets of a flow that may be lost in a row before the flow counts as missing.
 pub(super) const INTERARRIVALS: u32 = 4;
-/// Longest part of a deadline that is there for the time between packets.
+/// Longest part of a deadline for the time between packets.
 const INTERARRIVALS_MAX: Duration = Duration::from_secs(3);
-/// A flow is active for this long after its last packet, however fast it was.
+/// Shortest time after its last packet for which a flow counts as active, whatever its rate.
 const SILENCE_FLOOR: Duration = Duration::from_secs(1);
-/// A flow is silent after this many of its interarrival times without a packet.
+/// Interarrival times without a packet after which a flow counts as silent.
 const SILENT_INTERARRIVALS: u32 = 10;
 
-/// An address joined by proxy.
+/// An address joined on behalf of arriving VMs.
 #[derive(Debug)]
 pub(super) struct Join {
-    /// Who needs it: an arrival's number and the NIC that listens.
+    /// Needs by arrival's record number and MAC of the listening NIC.
     needs: BTreeMap<(u64, Mac), Filter>,
-    /// What the host has joined with.
+    /// Filter of the host's current membership; the merger of `needs`.
     pub(super) joined: Filter,
-    /// When the last probe began.
+    /// Start of the last probe.
     pub(super) since: Timestamp,
-    /// Its verdict; `None` while it runs.
+    /// Verdict of the last probe; `None` while the probe runs.
     pub(super) reception: Option<ReceptionMode>,
-    /// How long it took.
+    /// Time from the start of the probe to the verdict.
     pub(super) waited: Duration,
 }
 
-/// An address joined by proxy, for the operator.
+/// Operator's view of an address joined on behalf of arriving VMs.
 #[derive(Clone, Debug)]
 pub struct ReceptionView<'a> {
     /// VLAN and multicast address, filter mode and sources of the join.
     pub membership: Membership,
-    /// How it is received; `None` while it is probed.
+    /// Path of the address's packets; `None` during the probe.
     pub reception: Option<ReceptionMode>,
-    /// From the join to the verdict.
+    /// Time from the join to the verdict.
     pub waited: Duration,
-    /// Names of the domains that it is joined for.
+    /// Names of the domains that need the join.
     pub domains: Vec<&'a str>,
-    /// Whether each of those runs here, and the join waits for their own Reports.
+    /// Whether all of the domains run here, so the join waits only for their own Reports.
     pub held: bool,
 }
 
-/// The addresses joined by proxy.
+/// Joins by VLAN and multicast address.
 #[derive(Debug, Default)]
 pub(super) struct Joins(BTreeMap<ManagedKey, Join>);
 
@@ -78,12 +78,12 @@ impl Joins {
         self.0.is_empty()
     }
 
-    /// How many needs there are in all.
+    /// Returns the number of needs of all joins.
     pub(super) fn needs(&self) -> usize {
         self.0.values().map(|join| join.needs.len()).sum()
     }
 
-    /// Whether all that is held for an arrival is joined.
+    /// Returns true if the joins cover all needs of an arrival.
     pub(super) fn have(&self, incoming: &Incoming) -> bool {
         incoming.needs.iter().all(|((key, mac), filter)| {
             let join = self.0.get(key);
@@ -91,12 +91,13 @@ impl Joins {
         })
     }
 
-    /// Whether none of these addresses has a verdict.
+    /// Returns true if none of the addresses has a verdict.
     pub(super) fn are_undecided<'a>(&self, mut keys: impl Iterator<Item = &'a ManagedKey>) -> bool {
         keys.all(|key| self.0.get(key).is_none_or(|join| join.reception.is_none()))
     }
 
-    /// Joins an address for an arrival and finds out how it is received.
+    /// Joins an address for an arrival and probes it, unless the source says that no flow is
+    /// active.
     pub(super) fn probe(
         &mut self,
         cx: &mut Context,
@@ -143,7 +144,7 @@ impl Joins {
         if join.reception.is_none() {
             incoming.answer.wait_for(key);
         }
-        // Watched anew, so that the next packet proves that reception goes on.
+        // A restarted watch reports the next packet, which proves that reception continues.
         let anew = !known || join.reception.is_none();
         let active: Vec<Flow> = flows
             .iter()
@@ -156,7 +157,7 @@ impl Joins {
         self.join(cx, host, key);
     }
 
-    /// Makes the host's membership what those who need the address want together.
+    /// Sets the host's membership to the merger of all needs of the address.
     fn join(&mut self, cx: &mut Context, host: &mut Host<'_>, key: ManagedKey) {
         let Some(join) = self.0.get_mut(&key) else {
             return;
@@ -169,7 +170,7 @@ impl Joins {
         }
     }
 
-    /// Takes an arrival's need of an address away; the last one's ends the join.
+    /// Removes an arrival's need of an address. Removing the last need ends the join.
     pub(super) fn release(
         &mut self,
         cx: &mut Context,
@@ -226,7 +227,8 @@ impl Joins {
         }
     }
 
-    /// Whether a packet of an address decides its probe: not if its copies do not pass.
+    /// Returns the verdict that a packet implies, or `None` if the eBPF programs drop packets of
+    /// that origin or the known verdict is at least as good.
     pub(super) fn verdict_of(
         &self,
         receptions: &Receptions,
@@ -246,7 +248,7 @@ impl Joins {
         (better && passing & bit != 0).then_some(mode)
     }
 
-    /// Notes a verdict; `false` if the address is not joined.
+    /// Records a verdict. Returns false if the address is not joined.
     pub(super) fn decide(
         &mut self,
         cx: &mut Context,
@@ -273,7 +275,7 @@ impl Joins {
 }
 
 impl Arrivals {
-    /// The addresses joined by proxy, for the operator.
+    /// Returns the joins for the operator.
     pub(in crate::proto) fn views(&self) -> impl Iterator<Item = ReceptionView<'_>> {
         self.joins.0.iter().map(|(key, join)| {
             let incoming = || {
@@ -292,12 +294,13 @@ impl Arrivals {
         })
     }
 
-    /// Whether an address is joined for an arriving VM.
+    /// Returns true if the address is joined for an arriving VM.
     pub(in crate::proto) fn has_joined(&self, key: &ManagedKey) -> bool {
         self.joins.get(key).is_some()
     }
 
-    /// What listeners and arriving VMs want of an address together, as far as a relay is to hear of it.
+    /// Returns the merged filter of listeners and arriving VMs for an address, to the extent that
+    /// relays need it.
     pub(in crate::proto) fn wanted(
         &self,
         cx: &Context,
@@ -307,7 +310,7 @@ impl Arrivals {
         self.joins.wanted(cx, mirror, key)
     }
 
-    /// What is wanted of an address may have changed.
+    /// Passes the merged filter of an address to the receptions after a possible change.
     pub(in crate::proto) fn refresh_filter(
         &self,
         cx: &mut Context,
@@ -318,7 +321,7 @@ impl Arrivals {
             .refresh_filter(cx, host.mirror, host.receptions, key);
     }
 
-    /// Stops watching an address unless somebody needs it.
+    /// Stops watching an address unless a listener or an arriving VM needs it.
     pub(in crate::proto) fn unmanage_unneeded(
         &self,
         cx: &mut Context,
@@ -330,14 +333,15 @@ impl Arrivals {
     }
 }
 
-/// Returns the time between two packets of a flow that is active at the source.
+/// Returns the interarrival time of a flow that is active at the source, or `None` if the flow is
+/// silent.
 fn active_interarrival(flow: &Flow) -> Option<Duration> {
     let silent = Duration::from_millis(flow.silent_ms);
     let interarrival = 1_000_000_000_000_u64
         .checked_div(flow.rate_mpps)
         .map(Duration::from_nanos);
     let Some(interarrival) = interarrival else {
-        // One packet so far: active for as long as the floor says.
+        // A flow with a single packet has no rate; the floor alone decides.
         return (silent <= SILENCE_FLOOR).then_some(SILENCE_FLOOR);
     };
     let patience = (interarrival * SILENT_INTERARRIVALS).max(SILENCE_FLOOR);

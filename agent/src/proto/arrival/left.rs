@@ -1,5 +1,5 @@
-//! The addresses that a VM which has come here has left, and still sends from: which, and until when.
-//! What is done about them is in [`crate::proto::addresses`].
+//! Old addresses of an arriving VM, from which the VM still sends: which, and until when.
+//! [`crate::proto::addresses`] translates them.
 
 use std::net::Ipv6Addr;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::proto::AgentConfig;
 use crate::proto::addresses::Translating;
 use crate::proto::context::Context;
 
-/// The addresses that a VM has left and may still send from, and for how long after the switch.
+/// Old addresses from which the VM may still send, and the time after the switch for which it may.
 #[derive(Debug, Default)]
 pub(super) struct Left {
     addresses: Vec<Ipv6Addr>,
@@ -20,7 +20,8 @@ pub(super) struct Left {
 }
 
 impl Left {
-    /// Takes in what the source says.
+    /// Filters the source's list: drops multicast and link-local addresses and addresses of this
+    /// link.
     fn new(config: &AgentConfig, said: &AddressClaim) -> Self {
         let named = said.translate.iter().map(|it| Ipv6Addr::from(**it));
         let is_other_link = |it: &Ipv6Addr| {
@@ -35,7 +36,7 @@ impl Left {
 }
 
 impl Claim {
-    /// Takes in from which addresses an arriving VM may still send, as the source says.
+    /// Replaces the VM's old addresses by those in the source's claim.
     pub(super) fn take_left(
         &mut self,
         cx: &mut Context,
@@ -52,8 +53,8 @@ impl Claim {
 }
 
 impl Arrivals {
-    /// Has what arriving VMs send from addresses that they have left translated, at each TAP that is
-    /// there; for as long as was asked for from the switch on, once that is known.
+    /// Translates what arriving VMs send from old addresses, at each of their TAPs, for the
+    /// requested time after the switch.
     pub(super) fn translate_left(&self, cx: &mut Context, host: &mut Host<'_>) {
         let mut wanted = Vec::new();
         for incoming in self.incoming.iter() {

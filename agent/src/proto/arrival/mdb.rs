@@ -1,4 +1,4 @@
-//! Entries of the bridge's multicast database for arriving VMs.
+//! Entries of the bridge's multicast database (MDB) for arriving VMs.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -13,20 +13,20 @@ use crate::proto::host::listeners::listener_key;
 use crate::proto::timer::Timer;
 use crate::proto::{Mac, MdbEntry, Output};
 
-/// When MDB entries are first made again: the bridge refuses temporary ones for a port that is not
-/// up yet, and drops them when it goes down, as a TAP does while it is being set up.
+/// Delay of the first renewal. The bridge refuses temporary entries for a port that is down, and
+/// drops them when a port goes down, which a TAP does during its setup.
 const RENEWAL_FIRST: Duration = Duration::from_millis(20);
-/// How often they are renewed at least; they last a membership interval of the bridge.
+/// Longest delay between renewals. An entry lasts for the bridge's membership interval.
 pub(crate) const MDB_RENEWAL_LAST: Duration = Duration::from_secs(60);
 
-/// An entry's TAP and address.
+/// Ifindex of the TAP, and the address of the entry.
 pub(super) type Place = (u32, ManagedKey);
 
-/// Entries made for an arrival.
+/// MDB entries of an arrival.
 #[derive(Debug)]
 pub(super) struct Mdb {
     pub(super) made: BTreeSet<Place>,
-    /// Time until they are made again.
+    /// Delay before the next renewal; doubles up to [`MDB_RENEWAL_LAST`].
     renewal: Duration,
 }
 
@@ -40,7 +40,7 @@ impl Default for Mdb {
 }
 
 impl Incoming {
-    /// Makes the entries that are due and new, and renews all soon, from then on less and less often.
+    /// Adds the new entries that are due, and schedules a renewal of all entries soon.
     pub(super) fn begin_mdb(&mut self, cx: &mut Context, ports: &[(u32, Mac)]) {
         let mut new = self.mdb_entries(ports);
         new.retain(|(place, _)| !self.mdb.made.contains(place));
@@ -52,7 +52,7 @@ impl Incoming {
         }
     }
 
-    /// Makes all entries again that are due.
+    /// Adds all entries again that are due, and doubles the renewal delay.
     pub(super) fn renew_mdb(&mut self, cx: &mut Context, ports: &[(u32, Mac)]) {
         let entries = self.mdb_entries(ports);
         if entries.is_empty() {
@@ -105,8 +105,8 @@ impl Arrivals {
 }
 
 impl Host<'_> {
-    /// Has the bridge forget an entry made for an arrival, unless the VM behind the port has reported
-    /// it itself.
+    /// Removes an entry made for an arrival, unless the VM behind the port has reported the address
+    /// itself.
     pub(super) fn delete_mdb(&self, cx: &mut Context, (ifindex, key): Place) {
         let listens = self.mirror.get(&listener_key(ifindex, &key)).is_some();
         if !listens {
@@ -114,7 +114,8 @@ impl Host<'_> {
         }
     }
 
-    /// Has the bridge forget what a VM may not have reported: a bridge with too many entries stops snooping.
+    /// Removes the bridge's entries for refused listeners and sources, because a bridge with too
+    /// many entries stops snooping.
     pub(in crate::proto) fn reports_refused(
         &self,
         cx: &mut Context,
@@ -131,7 +132,7 @@ impl Host<'_> {
         }
     }
 
-    /// The bridge has no entries of a port that is gone.
+    /// Removes an entry. The bridge itself removes the entries of a vanished port.
     fn delete_entry(&self, cx: &mut Context, entry: MdbEntry) {
         if self.inventory.ports.contains_key(&entry.ifindex) {
             cx.outputs.push_back(Output::MdbDelete(entry));

@@ -1,8 +1,8 @@
-//! Migrations that arrive at this host.
+//! Incoming migrations: the destination host's side, from the source's request until the arrived VM
+//! receives by itself.
 //!
-//! [`Arrivals`] is the machine. Each arriving domain has one [`Incoming`], whose [`Stage`] says
-//! how far the domain is. Each address that an arriving VM needs has one join, shared by all VMs that need
-//! the address:
+//! [`Arrivals`] is the state machine. Each arriving domain has one [`Incoming`] with its [`Stage`].
+//! Each address that an arriving VM needs has one join, which all VMs that need the address share:
 //!
 //! ```text
 //!            AgentRequest                          first packet
@@ -14,29 +14,29 @@
 //!                                        | refused by the kernel                  |
 //!                                        +----------------------> Refused --------+
 //!
-//!   any --- the VM runs here ---> Held --- its Report answers a Query, or it left,
-//!                                          or a listening interval has passed ---> Released
-//!   any --- abort, VM gone, or nothing heard any more ---------------------------> Released
+//!   any --- the VM runs here ---> Held --- its Report answers a Query, or it leaves the group,
+//!                                          or a listening interval passes ---> Released
+//!   any --- abort, VM gone, or silence of the source -------------------------> Released
 //! ```
 //!
-//! Joining and probing begin at once for all addresses, so a request takes as long as its slowest
+//! Joining and probing start at once for all addresses, so a request takes as long as its slowest
 //! probe. A join ends when the last VM that needs it releases it.
 //!
-//! | module | holds |
+//! | module | content |
 //! |---|---|
-//! | `request` | a source's request, and the answer |
-//! | `check` | whether a domain may come: policy, and what libvirt says of its name |
+//! | `request` | the source's request, and the answer |
+//! | `check` | whether a domain may come: the policy, and libvirt's name for the domain |
 //! | `queue` | requests that wait for a place |
-//! | `notice` | libvirt's hook: domains that somebody else moves |
-//! | `stage` | how far an arrival is: what its source, libvirt and its TAPs say |
-//! | `ending` | how arrivals end |
-//! | `joins`, `probe` | joins by proxy and their probes |
-//! | `mdb` | the bridge's entries for arriving VMs |
+//! | `notice` | libvirt's hook: migrations that somebody else starts |
+//! | `stage` | progress of an arrival, from its source, libvirt and its TAPs |
+//! | `ending` | all endings of arrivals |
+//! | `joins`, `probe` | joins on behalf of VMs, and their probes |
+//! | `mdb` | the bridge's MDB entries for arriving VMs |
 //! | `reports` | the arrived VM's own Reports, which end the joins |
-//! | `finished` | what VMs that have arrived are answered |
-//! | `tap` | which TAP is kept for which arrival |
+//! | `finished` | answers to VMs that arrived |
+//! | `tap` | assignment of TAPs to arrivals |
 //! | `handover` | the gates of the TAPs |
-//! | `claims`, `address`, `left` | the address that the VM takes on, and those that it has left |
+//! | `claims`, `address`, `left` | the address that the VM adopts here, and the addresses that it left |
 
 mod address;
 mod check;
@@ -83,7 +83,7 @@ use request::Answer;
 use stage::{Stage, Told};
 use tap::Taps;
 
-/// What arrivals are lent besides the context: the other machines of this host.
+/// Other machines of this host that arrivals use, besides the context.
 pub(super) struct Host<'a> {
     pub(super) inventory: &'a Inventory,
     pub(super) mirror: &'a Mirror,
@@ -91,15 +91,17 @@ pub(super) struct Host<'a> {
     pub(super) addresses: &'a mut Addresses,
 }
 
-/// The domains that arrive, and all that is held for them.
+/// All incoming migrations, with everything that the host holds for them.
 ///
-/// After each input:
+/// Invariants after each input:
 ///
-/// - A domain has one arrival, and so has a transaction of a peer.
-/// - An arrival and its joins name the same needs.
-/// - An address that an answer waits for has no verdict, unless its VM has told here that it needs no join.
+/// - A domain has at most one arrival, and so has a transaction of a peer.
+/// - An arrival and the joins list the same needs.
+/// - An address that an answer waits for has no verdict, unless its VM has shown here that it needs
+///   no join.
 /// - An arrival whose domain or TAPs are here is at least at [`Stage::Coming`].
-/// - Something ends each arrival: [`Timer::Unused`] before the VM runs here, [`Timer::Hold`] after.
+/// - A timer ends each arrival: [`Timer::Unused`] before the VM runs here, [`Timer::Hold`]
+///   afterwards.
 /// - A VM that runs here and waits for its cut gets its streams by [`Timer::Cut`] at the latest.
 /// - The probe of a claimed address ends by [`Timer::Claim`].
 #[derive(Debug, Default)]
@@ -107,19 +109,19 @@ pub(super) struct Arrivals {
     incoming: ByNumber,
     joins: Joins,
     taps: Taps,
-    /// Hooks of libvirt that wait.
+    /// libvirt's hooks that wait for an answer.
     preparations: Preparations,
-    /// Requests that wait for a place.
+    /// Requests that wait for a free place.
     queue: Queue,
-    /// What peers may still ask for within a minute.
+    /// Requests that each peer may still make within the minute.
     rates: Rates,
     finished: Finished,
 }
 
-/// An arriving domain.
+/// An incoming migration of one domain.
 #[derive(Debug)]
 struct Incoming {
-    /// The number of its record.
+    /// Number of the migration's record.
     number: u64,
     peer: String,
     transaction: u64,
@@ -128,26 +130,27 @@ struct Incoming {
     macs: Vec<Mac>,
     vm_transaction: Option<u64>,
     started: Timestamp,
-    /// Of the flows that are known here already.
+    /// Token of the [`Output::ReadStreams`](crate::proto::Output::ReadStreams) for flows that this
+    /// host already receives.
     token: u64,
     answer: Answer,
     stage: Stage,
     told: Told,
-    /// What is still held for it: the address, and the NIC that listens to it.
+    /// Needs that the host still holds for the VM: address, MAC of the listening NIC, and filter.
     needs: BTreeMap<(ManagedKey, Mac), Filter>,
     mdb: Mdb,
     gates: Gates,
-    /// The address that it is going to have here.
+    /// Claim of the address that the VM adopts here; `None` without a claim.
     claim: Option<Claim>,
 }
 
 impl Incoming {
-    /// Whether the VM no longer runs at its source.
+    /// Returns true if the VM no longer runs on the source host.
     fn is_switched_to(&self) -> bool {
         self.stage.arrived().is_some() || self.told.is_switched()
     }
 
-    /// The NICs that need an address.
+    /// Returns the NICs that need an address, with their filters.
     fn needing(&self, key: &ManagedKey) -> impl Iterator<Item = (Mac, &Filter)> {
         let needs = self.needs.range((*key, [0; 6])..=(*key, [0xff; 6]));
         needs.map(|((_, mac), filter)| (*mac, filter))
@@ -158,7 +161,7 @@ impl Incoming {
     }
 }
 
-/// The arrivals by the numbers of their records.
+/// Arrivals by record number.
 #[derive(Debug, Default)]
 struct ByNumber(BTreeMap<u64, Incoming>);
 
@@ -206,12 +209,14 @@ impl ByNumber {
 }
 
 impl Arrivals {
-    /// Whether a domain is expected or held for, so that its transaction may yet become known.
+    /// Returns true if the domain is arriving or held, so a transaction of its VM may still become
+    /// known.
     pub(super) fn expects(&self, uuid: DomainUuid) -> bool {
         self.incoming.of_domain(uuid).is_some()
     }
 
-    /// What an arrived domain listens to as its source said, but has not answered for here yet.
+    /// Returns the needs of an arrived domain, as its source stated them, that the VM's own Reports
+    /// have not replaced yet.
     pub(super) fn held_for(
         &self,
         uuid: DomainUuid,
@@ -229,7 +234,7 @@ impl Arrivals {
         self.incoming.0.is_empty() && self.joins.is_empty() && self.preparations.is_empty()
     }
 
-    /// Checks in debug builds what is said at the type.
+    /// Checks the invariants of [`Arrivals`] in debug builds.
     pub(super) fn check(&self, cx: &Context, inventory: &Inventory) {
         if !cfg!(debug_assertions) {
             return;

@@ -1,16 +1,17 @@
-//! Domains that somebody else moves to this host: libvirt's hook tells, and waits a little.
+//! Migrations to this host that somebody else starts. libvirt's hook reports them and waits
+//! briefly.
 //!
 //! ```text
-//!  hook: Prepare --- nobody has asked for the domain yet ---> ArrivalNotice to its source
+//!  hook: Prepare --- no request for the domain yet ---> ArrivalNotice to its source
 //!     |                                                            | AgentRequest
-//!     | its source has asked already, as in Roamcast's own moves   v
+//!     | request exists, as in Roamcast's own migrations            v
 //!     +--------------------------------------------------> joins and probes
 //!                                                                  | AgentResponse
 //!  hook: done, refused, or [`HOOK_WAIT`] is over <-----------------+
 //! ```
 //!
-//! The hook never decides whether a domain comes: whatever it is told, libvirt goes on. A probe that
-//! takes longer than the hook waits goes on too.
+//! The hook never decides whether a domain arrives: libvirt proceeds after every answer. A probe
+//! that takes longer than the hook waits continues.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -24,26 +25,26 @@ use crate::proto::refusal::{Refusal, bounded};
 use crate::proto::timer::Timer;
 use crate::proto::{CommandReply, DomainUuid};
 
-/// How long the hook is kept waiting at most, and libvirt with it.
+/// Longest wait of the hook, and of libvirt with it.
 const HOOK_WAIT: Duration = Duration::from_secs(4);
 
-/// A hook that waits.
+/// A waiting hook.
 #[derive(Debug)]
 struct Preparation {
     uuid: DomainUuid,
     domain: String,
-    /// Name of the agent where the domain runs.
+    /// Name of the agent on the source host.
     source: String,
-    /// Of the notice; `None` where the source needs none.
+    /// Transaction number of the notice; `None` if the source sent its request already.
     notice: Option<u64>,
 }
 
-/// Hooks of libvirt that wait, by the numbers of their commands.
+/// libvirt's waiting hooks, by command number.
 #[derive(Debug, Default)]
 pub(super) struct Preparations(BTreeMap<u64, Preparation>);
 
 impl Preparations {
-    /// A hook waits; its source is given notice where it needs one.
+    /// Adds a waiting hook, and sends the notice to the source if it needs one.
     fn begin(&mut self, cx: &mut Context, command: u64, preparation: Preparation) {
         let deadline = cx.now + HOOK_WAIT;
         cx.timers.set(Timer::Preparation(command), deadline);
@@ -57,7 +58,7 @@ impl Preparations {
         }
     }
 
-    /// What libvirt calls a domain, as its hook has said.
+    /// Returns libvirt's name of a domain, as a waiting hook reported it.
     pub(super) fn name_of(&self, uuid: &DomainUuid) -> Option<&str> {
         let mut hooks = self.0.values();
         let hook = hooks.find(|it| it.uuid == *uuid)?;
@@ -69,7 +70,7 @@ impl Preparations {
         self.0.is_empty()
     }
 
-    /// Tells the source of a domain that it is moved, as soon as it can be told.
+    /// Sends the notice to the source; a later connection repeats it.
     fn notice(&mut self, cx: &mut Context, command: u64) {
         let Some(preparation) = self.0.get(&command) else {
             return;
@@ -101,7 +102,7 @@ impl Preparations {
         }
     }
 
-    /// The source of a noticed domain does not ask for it.
+    /// Handles a source's refusal to send a request for a noticed domain.
     pub(super) fn refused(
         &mut self,
         cx: &mut Context,
@@ -121,7 +122,7 @@ impl Preparations {
         }
     }
 
-    /// The source of a domain has its answer: libvirt can go on.
+    /// Releases the hooks of a domain whose source got its answer.
     pub(super) fn prepared(&mut self, cx: &mut Context, uuid: DomainUuid, number: u64) {
         for command in self.of(|preparation| preparation.uuid == uuid) {
             self.0.remove(&command);
@@ -130,14 +131,15 @@ impl Preparations {
         }
     }
 
-    /// A domain is not expected, or no longer.
+    /// Ends the hooks of a domain that does not arrive.
     pub(super) fn not_prepared(&mut self, cx: &mut Context, uuid: DomainUuid, reason: &str) {
         for command in self.of(|preparation| preparation.uuid == uuid) {
             self.end(cx, command, reason);
         }
     }
 
-    /// A request of the source of a noticed domain is refused. Others who ask for it change nothing.
+    /// Ends the hooks of a domain after this host refused its source's request. Requests of other
+    /// peers change nothing.
     pub(super) fn refused_here(
         &mut self,
         cx: &mut Context,
@@ -181,7 +183,7 @@ impl Preparations {
 }
 
 impl Arrivals {
-    /// A peer is connected that hooks may wait for.
+    /// Repeats the pending notices to a peer that has just connected.
     pub(in crate::proto) fn source_up(&mut self, cx: &mut Context, peer: &str) {
         self.preparations.peer_up(cx, peer);
     }
@@ -190,7 +192,7 @@ impl Arrivals {
         self.preparations.timed_out(cx, command);
     }
 
-    /// `roamcast hook run` of this host: libvirt is about to bring a domain here.
+    /// Handles `roamcast hook run` on this host: libvirt is about to receive a domain.
     pub(in crate::proto) fn prepare(
         &mut self,
         cx: &mut Context,
@@ -223,7 +225,7 @@ impl Arrivals {
         self.preparations.begin(cx, command, preparation);
     }
 
-    /// Returns the arrival of a domain that its source has asked for and still stands by.
+    /// Returns the domain's arrival if its source sent a request and still stands by it.
     fn expected(&self, cx: &Context, host: &Host<'_>, uuid: DomainUuid) -> Option<&Incoming> {
         let incoming = self.incoming.of_domain(uuid)?;
         let stage = &incoming.stage;
@@ -236,7 +238,7 @@ impl Arrivals {
     }
 }
 
-/// Whether the source of a domain may be given notice.
+/// Checks whether this host may send a notice to the source of a domain.
 fn check_notice(cx: &Context, domain: &str, source: &str) -> Result<(), Refusal> {
     for (field, text) in [("domain", domain), ("source", source)] {
         if text.is_empty() || text.len() > MAX_TEXT_BYTES {

@@ -1,4 +1,4 @@
-//! What ends probes: a packet, the flows that are read, the deadline, the kernel's refusal.
+//! Ends of probes: a packet, the flows read from the kernel, the deadline, or the kernel's refusal.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::proto::reception::{Changed, Receptions};
 use crate::proto::{Output, Stream, Timestamp};
 
 impl Arrivals {
-    /// The first packet of a flow by one way came.
+    /// Handles the kernel's first packet of a flow on one path.
     pub(in crate::proto) fn first_packet(
         &mut self,
         cx: &mut Context,
@@ -30,7 +30,7 @@ impl Arrivals {
         }
     }
 
-    /// The reception of an address has changed.
+    /// Handles a changed path of an address's packets.
     pub(in crate::proto) fn reception_changed(
         &mut self,
         cx: &mut Context,
@@ -42,7 +42,7 @@ impl Arrivals {
         }
     }
 
-    /// Asks for the flows of all addresses being probed.
+    /// Requests the flows of all addresses under probe.
     pub(in crate::proto) fn read_probed_streams(&self, cx: &mut Context) {
         for incoming in self.incoming.iter() {
             let keys: Vec<ManagedKey> = incoming.answer.pending().copied().collect();
@@ -53,8 +53,8 @@ impl Arrivals {
         }
     }
 
-    /// Takes in the flows of addresses that were received here before the request: one that has
-    /// had a packet within its interarrival time, or since the probe began, needs no other proof.
+    /// Handles the flows of addresses that this host received before the request. A flow with a
+    /// packet within its interarrival time, or since the probe began, needs no further proof.
     pub(in crate::proto) fn streams_read(
         &mut self,
         cx: &mut Context,
@@ -90,7 +90,7 @@ impl Arrivals {
         self.decide(cx, key, ReceptionMode::Unreachable, cx.now);
     }
 
-    /// A join, or what belongs to it, could not be made.
+    /// Handles the kernel's refusal of a join or of an object that the join needs.
     pub(in crate::proto) fn join_failed(&mut self, cx: &mut Context, key: ManagedKey) {
         let probing = |join: &Join| join.reception.is_none();
         if self.joins.get(&key).is_some_and(probing) {
@@ -98,7 +98,7 @@ impl Arrivals {
         }
     }
 
-    /// An address has its verdict: answers that have waited for it are sent.
+    /// Records a verdict, and sends the answers that waited for it.
     fn decide(&mut self, cx: &mut Context, key: ManagedKey, mode: ReceptionMode, at: Timestamp) {
         if !self.joins.decide(cx, key, mode, at) {
             return;

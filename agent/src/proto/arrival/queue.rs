@@ -1,16 +1,17 @@
-//! Requests that wait for a place: how many domains arrive at once is bounded, for each peer and in
-//! all.
+//! Queue of requests for a place. The policy limits the domains that arrive at once, for each peer
+//! and in total.
 //!
 //! ```text
-//!  AgentRequest --- a place is free -----------------------> (taken on)
+//!  AgentRequest --- a place is free -----------------------> (accepted)
 //!      ^    |
-//!      |    +--- none is ---> Waiting --- not asked again within [`PATIENCE`] ---> (forgotten)
+//!      |    +--- none is ---> Waiting --- not repeated within [`PATIENCE`] ---> (forgotten)
 //!      |                         |
 //!      +--- every few seconds ---+  MigrationProgress (Preparing)
 //! ```
 //!
-//! Only who waits is remembered: the source asks again until it is its turn. Turns are taken in the
-//! order of the first requests, but nobody waits for a peer whose own places are taken.
+//! The queue stores only the requests' identities: the source repeats its request until it is its
+//! turn. The order is that of the first requests. A peer whose own places are taken does not block
+//! the others.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -24,10 +25,11 @@ use crate::proto::policy::Share;
 use crate::proto::refusal::{Refusal, Whose};
 use crate::proto::{DomainUuid, Timestamp};
 
-/// How long a place is kept for somebody who does not ask again; longer than a source takes.
+/// Time for which a waiting request keeps its turn without being repeated; longer than a source's
+/// interval.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// One that waits.
+/// One waiting request.
 #[derive(Debug)]
 struct Waiter {
     peer: String,
@@ -38,26 +40,26 @@ struct Waiter {
     asked: Timestamp,
 }
 
-/// A domain that waits for a place.
+/// Operator's view of a domain that waits for a place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WaitingView<'a> {
-    /// Its name.
+    /// libvirt's name of the domain.
     pub domain: &'a str,
-    /// Where it is.
+    /// Name of the agent on the source host.
     pub source: &'a str,
-    /// For how long.
+    /// Time since the first request.
     pub waited: Duration,
 }
 
-/// A domain that arrives, or is to.
+/// A domain that arrives or asks to arrive.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Arriving<'a> {
-    /// The agent where it is.
+    /// Name of the agent on the source host.
     pub(super) peer: &'a str,
     pub(super) uuid: DomainUuid,
 }
 
-/// Those that wait, in the order in which they have come.
+/// Waiting requests in the order of their arrival.
 #[derive(Debug, Default)]
 pub(super) struct Queue(VecDeque<Waiter>);
 
@@ -68,19 +70,19 @@ impl Queue {
             .position(|it| it.transaction == transaction && it.peer == peer)
     }
 
-    /// Whether a request has been asked before.
+    /// Returns true if the request is waiting.
     pub(super) fn has(&self, peer: &str, transaction: u64) -> bool {
         self.place(peer, transaction).is_some()
     }
 
-    /// Forgets a request.
+    /// Removes a request, if it is waiting.
     pub(super) fn remove(&mut self, peer: &str, transaction: u64) {
         if let Some(place) = self.place(peer, transaction) {
             self.0.remove(place);
         }
     }
 
-    /// Domains that wait for a place at `now`, in the order of their turns.
+    /// Returns the waiting domains in the order of their turns.
     pub(super) fn waiting(&self, now: Timestamp) -> impl Iterator<Item = WaitingView<'_>> {
         let waiters = self.0.iter();
         let waiters = waiters.filter(move |it| now.since(it.asked) < PATIENCE);
@@ -91,12 +93,12 @@ impl Queue {
         })
     }
 
-    /// Whether a request can be taken on now, beside the domains that are arriving; `false` if it has been
-    /// told to wait.
+    /// Returns true if a request can be accepted now, beside the `arriving` domains; otherwise
+    /// tells the source to wait and returns false.
     ///
     /// # Errors
     ///
-    /// Too many of that peer wait already.
+    /// Returns the refusal if too many requests of that peer wait already.
     pub(super) fn take_turn(
         &mut self,
         cx: &mut Context,
@@ -155,7 +157,7 @@ impl Queue {
         Ok(false)
     }
 
-    /// Whether there is a place for a domain, after those who wait before it.
+    /// Checks for a free place after serving the requests in front of `place`.
     fn has_place(
         &self,
         Share { of_all, of_peer }: Share,
@@ -188,7 +190,7 @@ impl Queue {
 }
 
 impl Arrivals {
-    /// Domains that wait for a place at `now`, in the order of their turns.
+    /// Returns the domains that wait for a place at `now`, in the order of their turns.
     pub(in crate::proto) fn waiting(
         &self,
         now: Timestamp,

@@ -1,7 +1,7 @@
 //! The arrived VM's own Reports, which end the joins.
 //!
-//! A Report that the VM sends by itself (its NIC announces itself after the switch) does not show
-//! that the querier has it: only one that answers a General Query sent after the arrival does.
+//! An unsolicited Report (the VM's NIC announces itself after the switch) does not prove that the
+//! querier received it. Only a Report that answers a General Query after the arrival does.
 
 use std::time::Duration;
 
@@ -16,14 +16,14 @@ use crate::proto::host::listeners::{Mirror, listener_key};
 use crate::proto::timer::Timer;
 use crate::proto::{Mac, Output, Timestamp};
 
-/// How often an arrived VM's entries are read while it should answer a Query.
+/// Interval at which an arrived VM's listener entries are read while it should answer a Query.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
-/// How long after the Query Response Interval they are still read.
+/// Time after the Query Response Interval for which the entries are still read.
 const POLL_MARGIN: Duration = Duration::from_secs(2);
 
 impl Incoming {
-    /// Ends what looks for its VM's answers if nothing is held any more. The arrival itself is kept until
-    /// the hold ends: the source may still tell how long the VM was paused.
+    /// Stops polling and MDB renewal if nothing is held any more. The arrival itself stays until
+    /// the hold ends, because the source may still send the VM's pause.
     pub(super) fn finish_if_released(&self, cx: &mut Context) {
         let has_arrived = self.stage.arrived().is_some();
         if self.needs.is_empty() && has_arrived && self.answer.is_given() {
@@ -35,7 +35,7 @@ impl Incoming {
 }
 
 impl Arrivals {
-    /// A General Query was seen on a VLAN.
+    /// Handles a General Query on a VLAN.
     pub(in crate::proto) fn query_came(
         &mut self,
         cx: &mut Context,
@@ -56,8 +56,8 @@ impl Arrivals {
         }
     }
 
-    /// Reads what an arrived VM should have answered for; the event may have been lost, or not
-    /// raised because nothing has changed.
+    /// Reads the listener entries that an arrived VM should have refreshed. The kernel's event may
+    /// be lost, or absent because nothing changed.
     pub(in crate::proto) fn poll_answers(
         &self,
         cx: &mut Context,
@@ -90,7 +90,8 @@ impl Arrivals {
         }
     }
 
-    /// A listener's state came in: if it answers a Query after the arrival, the join is over.
+    /// Handles a listener's new state. A Report that answers a Query after the arrival ends the
+    /// join.
     pub(in crate::proto) fn vm_reported(
         &mut self,
         cx: &mut Context,
@@ -107,7 +108,7 @@ impl Arrivals {
         });
     }
 
-    /// A listener left: its VM does not want the address any more.
+    /// Ends the join of a listener whose VM left the group.
     pub(in crate::proto) fn vm_left(
         &mut self,
         cx: &mut Context,
@@ -138,7 +139,7 @@ impl Arrivals {
             macs.retain(|mac| ports.contains(&(ifindex, *mac)));
             for mac in macs {
                 incoming.needs.remove(&(key, mac));
-                // The VM's own Report renews the bridge's entry from now on.
+                // From now on, the VM's own Reports renew the bridge's entry.
                 incoming.mdb.made.remove(&(ifindex, key));
                 self.joins.release(cx, host, incoming.number, key, mac);
                 incoming.finish_if_released(cx);

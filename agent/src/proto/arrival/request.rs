@@ -1,4 +1,4 @@
-//! A source's request for an arriving domain, and the answer.
+//! The source's `AgentRequest` for an arriving domain, and the `AgentResponse`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv6Addr;
@@ -25,14 +25,14 @@ use crate::proto::record::Direction;
 use crate::proto::refusal::bounded_reason;
 use crate::proto::{DomainUuid, Output};
 
-/// The answer to a request.
+/// Answer to a request.
 #[derive(Debug)]
 pub(super) enum Answer {
-    /// It waits for verdicts.
+    /// The answer waits for verdicts of probes.
     Probing {
-        /// Addresses of the request, in its order, and whether each was taken on.
+        /// Addresses in the order of the request, each with whether the host accepted the listener.
         requested: Vec<(ManagedKey, bool)>,
-        /// Of these, those that have no verdict yet.
+        /// Accepted addresses without a verdict.
         pending: BTreeSet<ManagedKey>,
     },
     Given(AgentResponse),
@@ -43,7 +43,7 @@ impl Answer {
         matches!(self, Self::Given(_))
     }
 
-    /// The addresses that it waits for.
+    /// Returns the addresses for whose verdicts the answer waits.
     pub(super) fn pending(&self) -> impl Iterator<Item = &ManagedKey> {
         let pending = match self {
             Self::Probing { pending, .. } => Some(pending),
@@ -52,14 +52,15 @@ impl Answer {
         pending.into_iter().flatten()
     }
 
-    /// Has it wait for the verdict on an address.
+    /// Makes the answer wait for the verdict on an address.
     pub(super) fn wait_for(&mut self, key: ManagedKey) {
         if let Self::Probing { pending, .. } = self {
             pending.insert(key);
         }
     }
 
-    /// An address has its verdict; `false` if the answer has not waited for that.
+    /// Records the verdict on an address. Returns false if the answer did not wait for that
+    /// address.
     pub(super) fn decided(&mut self, key: &ManagedKey) -> bool {
         match self {
             Self::Probing { pending, .. } => pending.remove(key),
@@ -99,7 +100,8 @@ impl Incoming {
         }
     }
 
-    /// Sends the answer as soon as every address has its verdict; `false` if that is not now.
+    /// Sends the answer if every address has its verdict. Returns false if the answer must wait or
+    /// was given.
     pub(super) fn answer_if_decided(&mut self, cx: &mut Context, joins: &Joins) -> bool {
         let requested = match &self.answer {
             Answer::Probing { requested, pending } if pending.is_empty() => requested,
@@ -141,7 +143,7 @@ impl Incoming {
 }
 
 impl Arrivals {
-    /// The source of a domain asks for its arrival.
+    /// Handles the source's request for the arrival of a domain.
     pub(in crate::proto) fn requested(
         &mut self,
         cx: &mut Context,
@@ -184,8 +186,8 @@ impl Arrivals {
                 return;
             }
         }
-        // The source asks with another transaction: it has given up the one before, whose gates are
-        // closed for the domain already.
+        // A new transaction means that the source gave up the previous one. The gates stay closed
+        // and move to the new arrival.
         let replaced = self.incoming.of_domain_mut(uuid);
         let replaced = replaced.map(|it| (it.number, std::mem::take(&mut it.gates)));
         let (replaced, gates) = replaced.unzip();
@@ -206,7 +208,7 @@ impl Arrivals {
         }
     }
 
-    /// Takes on what a request asks for, and returns the number of its record.
+    /// Accepts a request: joins and probes its addresses. Returns the number of the new record.
     fn admit(
         &mut self,
         cx: &mut Context,
@@ -240,7 +242,8 @@ impl Arrivals {
         number
     }
 
-    /// Notes which listeners of a request are taken on, and returns the flows of their addresses.
+    /// Selects the listeners that the host accepts within its limits, and returns the flows of
+    /// their addresses.
     fn take_on(
         &self,
         limits: &Limits,
@@ -278,7 +281,7 @@ impl Arrivals {
         flows
     }
 
-    /// Returns how many addresses are joined for domains of a peer.
+    /// Returns the number of addresses joined for domains of a peer.
     fn joins_of(&self, peer: &str) -> usize {
         let of_peer = self.incoming.iter().filter(|it| it.peer == peer);
         let keys = of_peer.flat_map(|it| it.needs.keys()).map(|(key, _)| key);
@@ -286,7 +289,7 @@ impl Arrivals {
     }
 }
 
-/// What a listener wants; `None` if its mode is none.
+/// Returns the filter of a listener, or `None` if its filter mode is invalid.
 fn filter_of(listener: &Listener) -> Option<Filter> {
     let sources = listener.sources.iter();
     Some(Filter {

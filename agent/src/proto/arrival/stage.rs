@@ -1,4 +1,4 @@
-//! How far an arrival is, by what its source, libvirt and its TAPs say.
+//! Progress of an arrival, from messages of its source host, libvirt's events and its TAPs.
 //!
 //! ```text
 //!  AgentRequest           domain or TAPs are here           the VM runs here
@@ -10,7 +10,7 @@
 //!                (undone)                         (undone)                  (released)
 //! ```
 //!
-//! What ends an arrival is in `ending`.
+//! The module `ending` implements the endings.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -27,40 +27,42 @@ use crate::proto::record::Outcome;
 use crate::proto::timer::Timer;
 use crate::proto::{DomainUuid, Timestamp};
 
-/// How far an arrival is.
+/// Stage of an arrival.
 #[derive(Debug)]
 pub(super) enum Stage {
-    /// libvirt has not begun to bring the domain.
+    /// libvirt has not begun to receive the domain.
     Expected {
-        /// When its source was heard last.
+        /// Time of the source's last message.
         heard: Timestamp,
     },
-    /// The domain or its TAPs are, or were, here.
+    /// libvirt has begun to receive the domain: the domain or its TAPs are, or were, on this host.
     Coming {
         heard: Timestamp,
-        /// Why the source has taken it back since it was heard last; the last word is libvirt's.
+        /// Reason of the source's abort since `heard`. libvirt decides whether the VM still
+        /// arrives.
         aborted: Option<Reason>,
     },
-    /// The VM runs here.
+    /// The VM runs on this host.
     Arrived(Arrived),
 }
 
-/// What is known of a VM that runs here.
+/// State of a VM that runs on this host.
 #[derive(Debug)]
 pub(super) struct Arrived {
     pub(super) at: Timestamp,
-    /// The domain or its TAPs are, or were, here. libvirt may say earlier that it runs.
+    /// Whether the domain or its TAPs are, or were, on this host. libvirt may report the running VM
+    /// earlier.
     pub(super) has_begun: bool,
-    /// Why the source has taken it back.
+    /// Reason of the source's abort, if the source aborted.
     pub(super) aborted: Option<Reason>,
-    /// First General Query after the arrival, by VLAN.
+    /// Time of the first General Query after the arrival, by VLAN.
     pub(super) queried: BTreeMap<u16, Timestamp>,
-    /// Until when answers to the last Query are looked for.
+    /// End of the time in which answers to the last Query are polled.
     pub(super) poll_until: Timestamp,
 }
 
 impl Stage {
-    /// When the VM began to run here.
+    /// Returns the time at which the VM began to run here.
     pub(super) fn arrived(&self) -> Option<Timestamp> {
         match self {
             Self::Arrived(arrived) => Some(arrived.at),
@@ -68,7 +70,7 @@ impl Stage {
         }
     }
 
-    /// Whether the domain or its TAPs are, or were, here.
+    /// Returns true if the domain or its TAPs are, or were, on this host.
     pub(super) fn has_begun(&self) -> bool {
         match self {
             Self::Expected { .. } => false,
@@ -77,7 +79,7 @@ impl Stage {
         }
     }
 
-    /// Why the source has taken the arrival back.
+    /// Returns the reason of the source's abort, if the source aborted.
     pub(super) fn aborted(&self) -> Option<&Reason> {
         match self {
             Self::Expected { .. } => None,
@@ -86,7 +88,7 @@ impl Stage {
         }
     }
 
-    /// The domain or its TAPs are here.
+    /// Records that the domain or its TAPs are on this host.
     pub(super) fn begin(&mut self) {
         match self {
             Self::Expected { heard } => {
@@ -101,20 +103,21 @@ impl Stage {
     }
 }
 
-/// What the source has said of the VM.
+/// Messages of the source host about the VM, condensed.
 #[derive(Debug, Default)]
 pub(super) struct Told {
     pub(super) progress: Option<MigrationProgress>,
-    /// When the source was first heard to switch.
+    /// Time of the first message about the switch.
     pub(super) switching: Option<Timestamp>,
-    /// When the source last said that the VM is being copied.
+    /// Latest time, on this host's clock, at which the source reported the running VM as being
+    /// copied.
     pub(super) ran: Option<Timestamp>,
-    /// What is known of the source's clock.
+    /// Offset between the source's clock and this host's.
     pub(super) clock: ClockOffset,
 }
 
 impl Told {
-    /// Whether the VM no longer runs at its source.
+    /// Returns true if the source said that the VM no longer runs there.
     pub(super) fn is_switched(&self) -> bool {
         let phase = self.progress.as_ref().map(|progress| progress.phase);
         matches!(phase, Some(Phase::Switching | Phase::Completed))
@@ -139,7 +142,7 @@ impl Told {
 }
 
 impl Incoming {
-    /// Notes a sign of life of the source.
+    /// Records a sign of life of the source, and rearms [`Timer::Unused`].
     pub(super) fn heard(&mut self, cx: &mut Context) {
         match &mut self.stage {
             Stage::Expected { heard } => *heard = cx.now,
@@ -153,7 +156,7 @@ impl Incoming {
         cx.timers.set(Timer::Unused(self.number), expiry);
     }
 
-    /// The VM runs here, since that time.
+    /// Records that the VM runs here since `at`.
     fn arrive(&mut self, cx: &mut Context, mirror: &Mirror, at: Timestamp) {
         let number = self.number;
         info!(domain = %self.domain, number, "Domain has arrived");
@@ -170,7 +173,7 @@ impl Incoming {
         cx.records.end(number, at, Outcome::Completed);
     }
 
-    /// The longest listening interval of the VLANs that it needs.
+    /// Returns the longest listening interval of the VLANs on which the VM needs addresses.
     fn longest_interval(&self, mirror: &Mirror, now: Timestamp) -> Duration {
         let interval = |vlan| mirror.queriers().listening_interval(vlan, now);
         let vlans = self.needs.keys().map(|(key, _)| key.vlan);
@@ -179,7 +182,7 @@ impl Incoming {
 }
 
 impl Arrivals {
-    /// The source says how the migration goes on.
+    /// Handles the source's progress message.
     pub(in crate::proto) fn progressed(
         &mut self,
         cx: &mut Context,
@@ -207,7 +210,7 @@ impl Arrivals {
                 incoming.answer_asked(cx);
                 self.ports_changed(cx, host);
             }
-            // Only libvirt says whether it runs here.
+            // The source cannot know whether the domain runs here; libvirt can.
             Phase::Completed => {
                 self.finished.note(incoming);
                 let domain = host.inventory.domains.get(&uuid);
@@ -219,7 +222,7 @@ impl Arrivals {
         }
     }
 
-    /// libvirt, or the VM itself, says that a domain runs here since that time.
+    /// Records that a domain runs here since `at`, as libvirt or a datagram of the VM shows.
     pub(in crate::proto) fn runs_here(
         &mut self,
         cx: &mut Context,
@@ -243,7 +246,8 @@ impl Arrivals {
         }
     }
 
-    /// Gives the TAPs of arriving VMs what they need, as soon as they are there and due.
+    /// Gives each TAP of an arriving VM its gate, MDB entries and addresses, as soon as the TAP
+    /// exists and they are due.
     pub(in crate::proto) fn ports_changed(&mut self, cx: &mut Context, host: &mut Host<'_>) {
         self.lend_taps(cx, host);
         for incoming in self.incoming.iter_mut() {
@@ -259,8 +263,8 @@ impl Arrivals {
         self.translate_left(cx, host);
     }
 
-    /// The connection to a source broke. Before its VM has begun to come nothing is lost by undoing
-    /// soon; after that libvirt decides.
+    /// Handles a broken connection to a source. Before its domain begins to arrive, the arrival
+    /// ends after a short grace period, which loses nothing; afterwards libvirt decides.
     pub(in crate::proto) fn peer_down(
         &mut self,
         cx: &mut Context,

@@ -1,10 +1,10 @@
-//! TAPs of arriving VMs: which arrival each is kept for, and for how long its gate may be closed.
+//! TAPs of arriving VMs: which arrival gets a TAP, and how long the TAP's gate may be closed.
 //!
-//! A TAP is there before libvirt says whose it is, and its gate has to close by then. All that is
-//! known is the MAC that libvirt has made of the guest's, and a peer may name anybody's: so a TAP is
-//! kept for one arrival only, for that of a domain which libvirt brings here before others, and it is
-//! given back as soon as libvirt says that it is another's. Whatever is said, its gate is not closed
-//! for longer than `handover.gate_max_s` in all.
+//! A TAP exists before libvirt says whose it is, and its gate must be closed by then. The agent
+//! knows only the MAC that libvirt derives from the guest's MAC, and a peer may name any MAC. So
+//! the agent assigns a TAP to one arrival only, preferably to a domain that libvirt is receiving,
+//! and takes the TAP back as soon as libvirt assigns it to another domain. Whatever peers say, a
+//! gate is closed for at most `handover.gate_max_s` in total.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -19,23 +19,24 @@ use crate::proto::record::Ungated;
 use crate::proto::timer::Timer;
 use crate::proto::{DomainUuid, GateCommand, Mac, Output, Timestamp};
 
-/// How long a TAP is kept for a domain of which libvirt has not said that it comes. libvirt says so once
-/// QEMU has started, which takes a minute and more where memory is allocated beforehand or the host is at
-/// full load.
+/// Time for which a TAP stays assigned to a domain that libvirt has not announced. libvirt
+/// announces the domain once QEMU has started, which takes a minute or more if memory is
+/// preallocated or the host is at full load.
 const UNCONFIRMED: Duration = Duration::from_secs(120);
 
-/// What is kept of TAPs.
+/// State of the TAPs that arrivals use.
 #[derive(Debug, Default)]
 pub(super) struct Taps {
-    /// Which arriving domain a TAP is kept for that libvirt has given to none.
+    /// Arriving domain by ifindex, for TAPs that libvirt has not assigned to a domain.
     lent: BTreeMap<u32, DomainUuid>,
-    /// When the gate of a TAP was closed for an arrival for the first time.
+    /// Time of the first closing of a TAP's gate, by ifindex.
     closed: BTreeMap<u32, Timestamp>,
 }
 
 impl Taps {
-    /// Returns the TAPs of an arrival with the MACs of the NICs behind them: those that the hypervisor names,
-    /// and before it does, those kept for it whose MAC libvirt has made of that of one of its NICs.
+    /// Returns the TAPs of an arrival with the MACs of the NICs behind them: those that the
+    /// hypervisor names, and TAPs lent to the domain whose MAC libvirt derived from one of its
+    /// NICs.
     pub(super) fn of(&self, inventory: &Inventory, incoming: &Incoming) -> Vec<(u32, Mac)> {
         self.of_domain(inventory, &incoming.uuid, &incoming.macs)
     }
@@ -53,12 +54,13 @@ impl Taps {
         found
     }
 
-    /// Whether libvirt has begun to bring a domain: the domain is known, or its TAPs are here.
+    /// Returns true if libvirt has begun to receive a domain: the domain is known, or its TAPs
+    /// exist.
     pub(super) fn are_here(&self, inventory: &Inventory, incoming: &Incoming) -> bool {
         inventory.domains.contains_key(&incoming.uuid) || !self.of(inventory, incoming).is_empty()
     }
 
-    /// Closes the gate of a TAP for an arrival; `false` if it has been closed for long enough.
+    /// Closes the gate of a TAP for an arrival. Returns false if the gate has used up its time.
     pub(super) fn close_gate(
         &mut self,
         cx: &mut Context,
@@ -76,7 +78,8 @@ impl Taps {
         true
     }
 
-    /// Until when the gate of a TAP may be closed, counted from its first time.
+    /// Returns the time until which the gate of a TAP may be closed, counted from its first
+    /// closing.
     fn closed_until(
         &mut self,
         cx: &Context,
@@ -93,8 +96,8 @@ impl Taps {
         *self.closed.entry(ifindex).or_insert(cx.now) + bound
     }
 
-    /// Forgets for how long gates were closed that may be closed anew: those of TAPs that are gone, or
-    /// whose VM runs.
+    /// Forgets the closing times of vanished TAPs and of TAPs whose VM runs; their gates may close
+    /// anew.
     fn forget_closed(&mut self, inventory: &Inventory) {
         self.closed.retain(|ifindex, _| {
             let domain = inventory.domain_of_port(*ifindex);
@@ -104,7 +107,8 @@ impl Taps {
 }
 
 impl Arrivals {
-    /// Decides whom the TAPs are kept for that no domain has, and takes back what is another's.
+    /// Assigns the TAPs without a domain to arrivals, and takes back TAPs that belong to another
+    /// domain.
     pub(super) fn lend_taps(&mut self, cx: &mut Context, host: &Host<'_>) {
         let inventory = host.inventory;
         let mut lent = BTreeMap::new();
@@ -119,7 +123,7 @@ impl Arrivals {
             let expected = claimants().find(|uuid| inventory.arriving.contains_key(uuid));
             let before = self.taps.lent.get(&port.ifindex).copied();
             let kept = before.filter(|before| claimants().any(|uuid| uuid == *before));
-            // Whose it is nobody knows while libvirt cannot be asked.
+            // Without a connection to libvirt, a TAP's owner is unknown.
             let first = claimants()
                 .next()
                 .filter(|_| inventory.hypervisor_connected);
@@ -132,8 +136,7 @@ impl Arrivals {
         self.take_back_taps(cx, host);
     }
 
-    /// Opens the gates of TAPs that are no longer an arrival's, and has the bridge forget what they
-    /// were to get.
+    /// Opens the gates of TAPs that an arrival lost, and removes their MDB entries.
     fn take_back_taps(&mut self, cx: &mut Context, host: &Host<'_>) {
         let mut opened = Gates::default();
         let mut entries = Vec::new();
@@ -144,7 +147,7 @@ impl Arrivals {
             let made = &mut incoming.mdb.made;
             entries.extend(made.extract_if(.., |(ifindex, _)| is_lost(*ifindex)));
         }
-        // The gate of a TAP that is gone is gone too.
+        // The kernel removes the gate of a vanished TAP.
         opened.retain(|ifindex| host.inventory.ports.contains_key(&ifindex));
         for ifindex in opened.taps() {
             warn!(
@@ -158,7 +161,7 @@ impl Arrivals {
         }
     }
 
-    /// A gate has perhaps been closed for too long.
+    /// Opens a gate that has been closed for too long.
     pub(in crate::proto) fn gate_overdue(
         &mut self,
         cx: &mut Context,

@@ -1,16 +1,17 @@
-//! The address that a leaving VM is going to have: it is claimed at the destination.
+//! Claim of the leaving VM's future address at the destination.
 //!
 //! ```text
 //!  MigrationReady           AddressClaimReply: Unique
-//!  -------------> claimed ------------------------------> the move goes on
-//!                    |  ^   Refused: not yet switching --> the move is stopped, and the VM told why
-//!                    |  |   Error: an older agent -------> the move goes on without
+//!  -------------> claimed ------------------------------> the migration continues
+//!                    |  ^   Refused: not yet switching --> the migration stops, and the VM learns why
+//!                    |  |   Error: an older agent -------> the migration continues without a claim
 //!                    +--+
-//!          MigrationReady: all peers know the address, so what the VM still sends
-//!          from the old ones may be translated; the connection is made anew
+//!          MigrationReady: all peers of the VM know the new address, so packets that the VM
+//!          still sends from old addresses may be translated; or a reconnect to the destination
 //! ```
 //!
-//! The claim also names the addresses that the VM leaves; [`crate::proto::addresses`] takes care of those.
+//! The claim also names the addresses that the VM leaves; [`crate::proto::addresses`] handles
+//! those.
 
 use std::net::Ipv6Addr;
 use std::time::Duration;
@@ -26,26 +27,27 @@ use crate::proto::record::ClaimOutcome;
 use crate::proto::refusal::{Refusal, bounded};
 use crate::proto::{Mac, Output, mac_text};
 
-/// How often a VM may say something else: each time the link is asked.
+/// Limit of address changes per migration, since each one probes the destination's link.
 const MAX_CHANGES: u32 = 4;
 
-/// Where a VM that leaves is going to be.
+/// The VM's future address, as the VM announced it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Leaving {
     address: Ipv6Addr,
     mac: Mac,
-    /// Of the claim.
+    /// Transaction number of the claim.
     transaction: u64,
-    /// How long packets are sent on.
+    /// Time for which packets to the old addresses are forwarded after the switch.
     lasting: Duration,
-    /// All that the VM talks to know the new address.
+    /// Whether all peers of the VM know the new address, so the destination may translate old
+    /// source addresses.
     translate: bool,
-    /// How often the VM has said something else before.
+    /// Number of earlier, different announcements of the VM.
     changes: u32,
 }
 
 impl Outgoing {
-    /// Takes in which addresses of a VM change, as it says itself; the last word before the switch
+    /// Handles the addresses in the VM's `MigrationReady`. The VM's last message before the switch
     /// counts.
     pub(super) fn change_addresses(
         &mut self,
@@ -106,8 +108,8 @@ impl Outgoing {
         self.claim_address(cx, around.addresses);
     }
 
-    /// Tells the destination which address the VM will have, and from which it may still send; also
-    /// when the connection is made anew, and when one of those turns out to be somebody else's.
+    /// Sends the claim: the VM's future address, and the old addresses that the VM may still use.
+    /// Called again after a reconnect, and when an old address turns out to belong to another node.
     pub(super) fn claim_address(&self, cx: &mut Context, addresses: &Addresses) {
         let Some(leaving) = self.leaving() else {
             return;
@@ -132,12 +134,13 @@ impl Outgoing {
         self.stage.answered()?.leaving.as_ref()
     }
 
-    /// The VM cannot have the address there, so it does not move there: libvirt is asked to abort the
-    /// migration.
+    /// Stops the migration because the VM cannot have the address at the destination: asks libvirt
+    /// to abort.
     ///
     /// # Errors
     ///
-    /// libvirt does not make the migration yet: it ends at once.
+    /// Returns the refusal if libvirt does not run the migration yet; the caller then ends the
+    /// migration.
     fn take_claim_refusal(&mut self, cx: &mut Context, refusal: Refusal) -> Result<(), Refusal> {
         let (uuid, number) = (self.order.uuid, self.order.number);
         let Stage::Moving(moving) = &mut self.stage else {
@@ -155,7 +158,7 @@ impl Outgoing {
 }
 
 impl Departures {
-    /// One of the addresses that a VM leaves has turned out to be somebody else's.
+    /// Repeats a claim after an old address of the VM turned out to belong to another node.
     pub(in crate::proto) fn claim_anew(
         &self,
         cx: &mut Context,
@@ -167,7 +170,7 @@ impl Departures {
         }
     }
 
-    /// The destination says what has become of the claim.
+    /// Handles the destination's verdict on a claim.
     pub(in crate::proto) fn on_address_claim_reply(
         &mut self,
         cx: &mut Context,
@@ -203,7 +206,7 @@ impl Departures {
         }
     }
 
-    /// The destination does not know what a claim is: the move goes on without it.
+    /// Records that the destination does not support claims. The migration continues without one.
     pub(super) fn claim_not_understood(
         &mut self,
         cx: &mut Context,
@@ -220,7 +223,7 @@ impl Departures {
         }
     }
 
-    /// The migration whose claim had that transaction.
+    /// Returns the migration to that peer whose claim had the transaction.
     fn by_claim(&mut self, peer: &str, transaction: u64) -> Option<&mut Outgoing> {
         let is_it = |leaving: &Leaving| leaving.transaction == transaction;
         self.bound_for(peer)

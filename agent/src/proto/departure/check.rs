@@ -1,4 +1,5 @@
-//! Whether a domain may go to a destination, for whoever asks.
+//! Permission checks for outgoing migrations, whoever asks: route, policy, limits, state of the
+//! hypervisor.
 
 use common::text::is_plain_text;
 
@@ -10,7 +11,7 @@ use crate::proto::host::inventory::Inventory;
 use crate::proto::policy::Asker;
 use crate::proto::refusal::{Refusal, Whose, bounded};
 
-/// Finds the domain that an operator has named.
+/// Returns the running domain that an operator named.
 pub(super) fn check_departing<'a>(
     cx: &Context,
     inventory: &'a Inventory,
@@ -31,7 +32,8 @@ pub(super) fn check_departing<'a>(
     }
 }
 
-/// Whether a domain may ever go to a destination if somebody asks.
+/// Checks the destination and the policy, regardless of the current state of the domain and the
+/// host.
 pub(super) fn check_route(
     cx: &Context,
     domain: &Domain,
@@ -70,7 +72,7 @@ pub(super) fn check_route(
     Ok(())
 }
 
-/// Whether a VM may ask for a move again.
+/// Checks that a VM's last migration is long enough ago for a new request.
 pub(super) fn check_pause(cx: &mut Context, domain: &Domain) -> Result<(), Refusal> {
     let pause = cx.config.policy.vm_pause();
     match cx.vms.has_to_wait(domain.uuid, cx.now, pause) {
@@ -83,7 +85,7 @@ pub(super) fn check_pause(cx: &mut Context, domain: &Domain) -> Result<(), Refus
 }
 
 impl Departures {
-    /// Whether a domain may go to a destination now.
+    /// Checks whether a domain may go to a destination now.
     pub(super) fn check_departure(
         &self,
         cx: &Context,
@@ -96,7 +98,7 @@ impl Departures {
         let agent = cx.config.name.clone();
         let is_it = |outgoing: &&Outgoing| outgoing.order.uuid == domain.uuid;
         let running = self.outgoing.values().find(is_it);
-        // What a peer says keeps nobody from moving a domain.
+        // An unconfirmed report of a peer must not block a migration.
         let only_told = |outgoing: &&Outgoing| by != Asker::Hook && outgoing.is_only_told();
         if let Some(running) = running.filter(|it| !only_told(it)) {
             return Err(Refusal::AlreadyMigrating {
@@ -124,7 +126,7 @@ impl Departures {
         })
     }
 
-    /// Ends what a peer has only told of a domain, for somebody else who moves it.
+    /// Ends a migration that only a peer reported, in favour of a migration that `asker` wants.
     pub(super) fn supersede(
         &mut self,
         cx: &mut Context,

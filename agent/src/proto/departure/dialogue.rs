@@ -1,4 +1,4 @@
-//! What an outgoing migration says to its destination and to its VM until START MIGRATION.
+//! Messages of an outgoing migration with its destination and its VM, until START MIGRATION.
 
 use std::time::Duration;
 
@@ -16,12 +16,12 @@ use crate::proto::refusal::Refusal;
 use crate::proto::timer::Timer;
 use crate::proto::{CopyWay, Encrypt, Output, Stream};
 
-/// How often a destination is asked that has no place.
+/// Interval of repeated requests to a destination that has no place.
 const ASK_INTERVAL: Duration = Duration::from_secs(2);
 
 impl Departures {
-    /// The destination has no place for a domain yet: it is asked again, for as long as one can wait.
-    /// `false` if it is no destination.
+    /// Handles a destination's message that it has no place yet: schedules the next request, up to
+    /// `place_timeout`. Returns false if the transaction belongs to no outgoing migration.
     pub(in crate::proto) fn told_to_wait(&mut self, cx: &mut Context, from: (&str, u64)) -> bool {
         let Some(outgoing) = self.by_transaction(from) else {
             return false;
@@ -88,7 +88,7 @@ impl Departures {
         }
     }
 
-    /// Connects again to the destination of a migration; `false` if there is no such migration.
+    /// Reconnects to the destination of a migration. Returns false if the migration does not exist.
     pub(in crate::proto) fn reconnect(&self, cx: &mut Context, number: u64) -> bool {
         let outgoing = self.outgoing.get(&number);
         if let Some(outgoing) = outgoing {
@@ -114,7 +114,8 @@ impl Departures {
         }
     }
 
-    /// Answers a repeated `MigrationRequest` of a running migration.
+    /// Answers a repeated `MigrationRequest` of a running migration. Returns false if the caller
+    /// asked for no running migration.
     pub(in crate::proto) fn answer_request_again(
         &mut self,
         cx: &mut Context,
@@ -127,7 +128,7 @@ impl Departures {
         outgoing.is_some()
     }
 
-    /// Takes in `MigrationReady`, which is also how a VM asks for progress. `false` if the
+    /// Handles `MigrationReady`, which VMs also send to ask for progress. Returns false if the
     /// transaction is unknown.
     pub(in crate::proto) fn ready_from_vm(
         &mut self,
@@ -153,7 +154,7 @@ impl Departures {
         true
     }
 
-    /// Returns a running migration by the VM's transaction, and notes where the VM is.
+    /// Returns the running migration of the VM's transaction, and records the VM's current address.
     fn asked_by(&mut self, caller: &Caller) -> Option<&mut Outgoing> {
         let mut all = self.outgoing.values_mut();
         let outgoing = all.find(|it| it.is_asked_by(caller))?;
@@ -165,7 +166,7 @@ impl Departures {
 }
 
 impl Order {
-    /// Asks the destination, as soon as it is known for what.
+    /// Sends the request to the destination once the request exists.
     pub(super) fn ask(&self, cx: &mut Context) {
         if let Some(request) = &self.request {
             let request = request.clone().into();
@@ -183,7 +184,8 @@ impl Outgoing {
         self.order.ask(cx);
     }
 
-    /// Goes on when the flows are known, or will not be.
+    /// Makes the request from the flows, which are empty after a timeout, and sends it if the
+    /// destination is connected.
     pub(super) fn gathered(
         &mut self,
         cx: &mut Context,
@@ -202,7 +204,7 @@ impl Outgoing {
         }
     }
 
-    /// The destination has answered.
+    /// Handles the destination's answer.
     fn take_response(
         &mut self,
         cx: &mut Context,
@@ -249,8 +251,8 @@ impl Outgoing {
         Ok(())
     }
 
-    /// START MIGRATION. `way` is how memory is copied; `None` where somebody else has asked libvirt, which
-    /// is followed then.
+    /// START MIGRATION. `way` is the encryption of the memory copy, or `None` if somebody else
+    /// asked libvirt and the agent only follows the migration.
     pub(super) fn start(
         &mut self,
         cx: &mut Context,

@@ -1,4 +1,4 @@
-//! How an outgoing migration goes on after START MIGRATION, and how every one ends.
+//! Outgoing migrations after START MIGRATION, and all endings of outgoing migrations.
 
 use std::time::Duration;
 
@@ -17,12 +17,12 @@ use crate::proto::refusal::{Refusal, bounded, bounded_reason};
 use crate::proto::timer::Timer;
 use crate::proto::{CommandReply, DomainUuid, JobStats, Output, Timestamp, millis};
 
-/// How often the destination is told the progress at most. It takes it as a sign of life, and learns
-/// this host's clock from it.
+/// Shortest interval of progress messages to the destination. The destination takes them as a sign
+/// of life and learns this host's clock from them.
 const PEER_PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 
 impl Departures {
-    /// libvirt says how far the copy is.
+    /// Handles libvirt's progress report of the memory copy.
     pub(in crate::proto) fn progress(
         &mut self,
         cx: &mut Context,
@@ -47,7 +47,7 @@ impl Departures {
         order.tell_operator(cx, &moving.progress(order, cx.now));
     }
 
-    /// The domain has stopped for the switch.
+    /// Handles the stop of the domain for the switch.
     pub(in crate::proto) fn suspended(
         &mut self,
         cx: &mut Context,
@@ -68,7 +68,8 @@ impl Departures {
         order.tell_operator(cx, &moving.progress(order, cx.now));
     }
 
-    /// The domain runs here again: the switch has failed, or the operator had paused it.
+    /// Handles the resume of a domain on this host, after a failed switch or after an operator's
+    /// pause.
     pub(in crate::proto) fn resumed(
         &mut self,
         cx: &mut Context,
@@ -88,7 +89,7 @@ impl Departures {
         addresses.keep_departures(cx, order.number);
     }
 
-    /// libvirt has ended the migration.
+    /// Handles libvirt's report that the migration ended.
     pub(in crate::proto) fn ended(
         &mut self,
         cx: &mut Context,
@@ -115,7 +116,7 @@ impl Departures {
         }
     }
 
-    /// The domain left, or was shut down, before libvirt was asked to move it.
+    /// Fails a migration whose domain vanished before libvirt was asked to migrate it.
     pub(in crate::proto) fn domain_gone(
         &mut self,
         cx: &mut Context,
@@ -133,7 +134,7 @@ impl Departures {
         }
     }
 
-    /// The peer refuses a request, or has undone it.
+    /// Handles a peer's refusal of a request, or its message that it undid the preparations.
     pub(in crate::proto) fn peer_refused(
         &mut self,
         cx: &mut Context,
@@ -201,7 +202,7 @@ impl Departures {
         self.fail(cx, addresses, number, &Refusal::NotReady { waited });
     }
 
-    /// `roamcast abort DOMAIN`.
+    /// Handles `roamcast abort DOMAIN`.
     pub(in crate::proto) fn command_abort(
         &mut self,
         cx: &mut Context,
@@ -224,7 +225,7 @@ impl Departures {
         cx.reply(command, CommandReply::Done { migration });
     }
 
-    /// A VM takes its request back.
+    /// Handles a VM's abort of its own request.
     pub(in crate::proto) fn vm_aborts(
         &mut self,
         cx: &mut Context,
@@ -241,7 +242,7 @@ impl Departures {
         }
     }
 
-    /// Ends a migration that has not happened: the VM is and was here.
+    /// Ends a migration that did not happen. The VM never left this host.
     pub(super) fn fail(
         &mut self,
         cx: &mut Context,
@@ -284,7 +285,7 @@ impl Departures {
     }
 
     fn complete(&mut self, cx: &mut Context, around: Around<'_>, number: u64, stats: JobStats) {
-        // Where libvirt has not told that the VM stands still.
+        // Repeated here in case libvirt did not report the stop.
         around.addresses.forward_departures(cx, number);
         let Some(Outgoing {
             order,
@@ -295,7 +296,8 @@ impl Departures {
         };
         self.end_departure_recording(cx, &order, &moving);
         let now = cx.now;
-        // Without QEMU's own number, the time until libvirt says that it is over is the bound.
+        // Without QEMU's own number, the time from the stop to libvirt's report of the end is an
+        // upper bound.
         let pause = stats
             .downtime
             .or(moving.stats.downtime)
@@ -350,11 +352,12 @@ impl Departures {
 }
 
 impl Outgoing {
-    /// Somebody wants the domain to stay: libvirt is asked to abort the migration.
+    /// Asks libvirt to abort the migration on behalf of the VM or an operator.
     ///
     /// # Errors
     ///
-    /// libvirt does not make the migration yet: it ends at once.
+    /// Returns the refusal if libvirt does not run the migration yet; the caller then ends the
+    /// migration.
     fn cancel(&mut self, cx: &mut Context, by: &'static str) -> Result<(), Refusal> {
         let uuid = self.order.uuid;
         let domain = self.order.domain.clone();
@@ -362,7 +365,7 @@ impl Outgoing {
         let Stage::Moving(moving) = &mut self.stage else {
             return Err(refusal);
         };
-        // That the destination refuses the VM's address says more.
+        // A refusal of the VM's address is the more useful reason.
         if !matches!(moving.stopped_for, Some(Refusal::Address { .. })) {
             moving.stopped_for = Some(refusal);
         }

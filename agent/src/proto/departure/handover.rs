@@ -1,11 +1,12 @@
-//! The source's part of the handover: its domain's TAPs are recorded while memory is copied, and
-//! the destination is told how far the VM has received as soon as it stands still.
+//! The source host's part of the handover. The agent records the domain's TAPs while libvirt copies
+//! memory. When the VM stops, the agent tells the destination how far the VM received each stream
+//! (the cut).
 //!
-//! libvirt may be done with a migration before the cuts are placed, on a loaded host. They are waited
-//! for all the same ([`LateCuts`]), because the VM waits for them.
+//! On a loaded host, libvirt may finish a migration before the cuts are placed. The agent still
+//! waits for them ([`LateCuts`]), because the VM waits for them at the destination.
 //!
-//! Nothing here can hold up a migration: a TAP that cannot be recorded is left out, and the
-//! destination does without its cut.
+//! Nothing here delays a migration: the agent skips a TAP that it cannot record, and the
+//! destination does without that cut.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -21,13 +22,13 @@ use crate::proto::host::inventory::Inventory;
 use crate::proto::timer::Timer;
 use crate::proto::{GateCommand, Output, Timestamp};
 
-/// How long the last possible cut may take to get here.
+/// Time for the report of the last possible cut to reach the protocol.
 const CUT_REPORT: Duration = Duration::from_millis(50);
 
-/// Recorded TAPs, and what the VM has had by those whose cut is placed.
+/// Recorded TAPs by ifindex; the value is the cut once it is placed.
 pub(super) type Recorded = BTreeMap<u32, Option<NicCut>>;
 
-/// TAPs of a VM that has left, with cuts still to be placed.
+/// TAPs of a VM that left, some of them with a missing cut.
 #[derive(Debug)]
 pub(super) struct LateCuts {
     destination: String,
@@ -42,7 +43,7 @@ impl LateCuts {
 }
 
 impl Moving {
-    /// Has all TAPs of a departing domain recorded, before its memory is copied.
+    /// Starts recording of all TAPs of a departing domain, before libvirt copies memory.
     pub(super) fn record(&mut self, cx: &mut Context, inventory: &Inventory, order: &Order) {
         if !cx.config.handover {
             return;
@@ -65,7 +66,7 @@ impl Moving {
         }
     }
 
-    /// The VM stands still: asks for the cut of each of its TAPs.
+    /// Requests the cut of each recorded TAP, because the VM stopped.
     pub(super) fn place_cuts(&self, cx: &mut Context, migration: u64, stopped: Timestamp) {
         for ifindex in self.recorded.keys() {
             let cut = GateCommand::Cut {
@@ -77,14 +78,14 @@ impl Moving {
         }
     }
 
-    /// The VM runs on here: cuts are void, and recording goes on.
+    /// Discards the cuts and records anew, because the VM resumed on this host.
     pub(super) fn void_cuts(&mut self, cx: &mut Context, inventory: &Inventory, order: &Order) {
         self.recorded.clear();
         self.record(cx, inventory, order);
     }
 
-    /// Tells the destination the cuts, once all are known and whenever the connection is made anew; of a VM
-    /// that has stopped and of which nothing is recorded, that there is none to wait for.
+    /// Sends the cuts to the destination when all are known, and again after each reconnect. If the
+    /// VM stopped and no TAP is recorded, the empty list tells the destination that no cut follows.
     pub(super) fn tell_cuts(&self, cx: &mut Context, order: &Order) {
         let cuts = self.recorded.values().cloned();
         let Some(nics) = cuts.collect::<Option<Vec<_>>>() else {
@@ -98,21 +99,22 @@ impl Moving {
 }
 
 impl Departures {
-    /// A cut was placed. When all of them are, the destination is told.
+    /// Records a placed cut; the last one triggers the message to the destination.
     pub(in crate::proto) fn cut_placed(&mut self, cx: &mut Context, ifindex: u32, cut: NicCut) {
         self.change_recorded(cx, ifindex, |recorded| {
             recorded.insert(ifindex, Some(cut));
         });
     }
 
-    /// A TAP of a departing domain is not recorded.
+    /// Removes a TAP that could not be recorded.
     pub(in crate::proto) fn not_recorded(&mut self, cx: &mut Context, ifindex: u32) {
         self.change_recorded(cx, ifindex, |recorded| {
             recorded.remove(&ifindex);
         });
     }
 
-    /// Changes the cuts of the migration for which a TAP is recorded, and tells those that are due.
+    /// Changes the recorded TAPs of the migration that owns the TAP, and sends the cuts if they are
+    /// now complete.
     fn change_recorded(
         &mut self,
         cx: &mut Context,
@@ -138,7 +140,8 @@ impl Departures {
         }
     }
 
-    /// The VM has left. Ends its recording, once all cuts are placed that are to be told.
+    /// Ends recording after the VM left. If cuts are still missing, recording ends after the last
+    /// cut or a deadline.
     pub(super) fn end_departure_recording(
         &mut self,
         cx: &mut Context,
@@ -160,7 +163,7 @@ impl Departures {
         }
     }
 
-    /// Tells the destination what is known of a VM that has left.
+    /// Ends the wait for late cuts and sends the known cuts to the destination.
     pub(in crate::proto) fn end_late_cuts(&mut self, cx: &mut Context, number: u64) {
         cx.timers.stop(Timer::LateCuts(number));
         if let Some(late) = self.late_cuts.remove(&number) {
@@ -179,7 +182,7 @@ fn send_cuts(cx: &mut Context, peer: &str, transaction: u64, nics: Vec<NicCut>) 
     }
 }
 
-/// Ends the recording of a domain that is gone, or stays.
+/// Ends recording on all TAPs of a migration.
 pub(super) fn end_recording(cx: &mut Context, recorded: &Recorded) {
     for ifindex in recorded.keys() {
         let clear = GateCommand::Clear { ifindex: *ifindex };

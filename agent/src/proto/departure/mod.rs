@@ -1,4 +1,4 @@
-//! Migrations that leave this host.
+//! Outgoing migrations: the source host's side, from the request to the end of the migration.
 //!
 //! ```text
 //!  MigrationRequest or `roamcast migrate`
@@ -15,30 +15,32 @@
 //!
 //! `Copying` and `Switching` are steps of the last stage, `Moving`.
 //!
-//! A move that somebody else asks libvirt for begins with `ArrivalNotice` of the destination, goes
-//! from `Requesting` to `Moving` at once, and is followed instead of started (`notice`): its first step
-//! is `Awaited`, until libvirt is seen to move the domain.
+//! A migration that somebody else starts in libvirt begins with an `ArrivalNotice` of the
+//! destination and goes from `Requesting` to `Moving` at once. The agent follows the migration
+//! instead of starting it (`notice`). The first step is then `Awaited`, until libvirt reports the
+//! migration.
 //!
-//! An agent that is started while libvirt moves a domain begins at `Copying` too. It knows neither who
-//! asked nor the destination.
+//! If libvirt is migrating a domain when the agent starts, the migration begins at `Copying` too.
+//! The agent then knows neither the requester nor the destination.
 //!
-//! A destination that has no place says so by `MigrationProgress`, and is asked again and again.
+//! A destination without a free place says so in `MigrationProgress`; the source repeats its
+//! request until a timeout.
 //!
-//! Until START MIGRATION every failure undoes everything. From then on libvirt decides: a broken
-//! connection to the peer is made again, and the peer, which may have been restarted, is asked
-//! again.
+//! Before START MIGRATION, every failure undoes everything. After START MIGRATION, libvirt decides:
+//! the agent reconnects to the destination after a broken connection, and repeats the request
+//! because the peer's agent may have restarted.
 //!
-//! | module | holds |
+//! | module | content |
 //! |---|---|
-//! | `stage` | the stages, and what each of them knows |
+//! | `stage` | the stages, and the data of each stage |
 //! | `check` | whether a domain may go to a destination |
-//! | `request` | what the destination is asked for |
-//! | `dialogue` | what is said to the destination and to the VM until START MIGRATION |
-//! | `notice` | moves that somebody else asks libvirt for |
-//! | `address` | the address that the VM is going to have |
+//! | `request` | the request to the destination |
+//! | `dialogue` | messages with the destination and the VM before START MIGRATION |
+//! | `notice` | migrations that somebody else starts in libvirt |
+//! | `address` | the VM's future address |
 //! | `handover` | recording the VM's TAPs, and the cuts |
-//! | `tell` | how a migration stands, for whom that concerns |
-//! | `ending` | progress after START MIGRATION, and each end |
+//! | `tell` | progress messages to the requester and the destination |
+//! | `ending` | progress after START MIGRATION, and all endings |
 
 mod address;
 mod check;
@@ -75,43 +77,44 @@ use handover::LateCuts;
 use request::{agent_request, departing_listeners};
 use stage::{Mover, Moving, Stage, Step};
 
-/// Stands for the destination of a migration that an agent before this one has started: libvirt
-/// does not tell it. No agent has this name, since names have no spaces.
+/// Placeholder destination of a migration that an earlier agent started; libvirt does not name the
+/// real one. Agent names contain no spaces, so no agent has this name.
 const UNKNOWN_DESTINATION: &str = "an unknown host";
 
-/// How long the kernel's flows are waited for.
+/// Longest wait for the kernel's flows before the request goes out without them.
 const STREAMS_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Who asked for a migration.
+/// Originator of a migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Requester {
-    /// The VM itself.
+    /// The VM itself, by `MigrationRequest`.
     Vm {
         transaction: u64,
-        /// Where its last datagram came from.
+        /// Source address of the VM's last datagram.
         to: SocketAddrV6,
     },
-    /// `roamcast migrate`.
+    /// An operator, by `roamcast migrate`; `command` receives the replies.
     Operator { command: u64 },
-    /// Somebody who asked an agent before this one.
+    /// Unknown: the migration started before this agent.
     Unknown,
-    /// Somebody who has asked libvirt, as the destination says by its notice of that transaction.
+    /// Somebody who uses libvirt directly. The destination reported the migration in its notice
+    /// with this transaction.
     External { transaction: u64 },
 }
 
-/// Which domain moves where, and who wants it.
+/// Domain, destination and requester of a migration.
 #[derive(Debug)]
 struct Order {
-    /// Number of the record.
+    /// Number of the migration's record.
     number: u64,
-    /// Transaction between the agents.
+    /// Transaction number in the messages between the two agents.
     transaction: u64,
     uuid: DomainUuid,
     domain: String,
     destination: String,
     requester: Requester,
     started: Timestamp,
-    /// What the destination is asked for, once the flows are known.
+    /// Request to the destination; `None` until the flows are known, or if the destination is unknown.
     request: Option<AgentRequest>,
 }
 
@@ -140,7 +143,7 @@ impl Order {
     }
 }
 
-/// A migration that leaves.
+/// An outgoing migration with its current stage.
 #[derive(Debug)]
 struct Outgoing {
     order: Order,
@@ -155,7 +158,7 @@ impl Outgoing {
         }
     }
 
-    /// A peer has said that libvirt moves the domain, and libvirt has not been seen to.
+    /// Returns true if only a peer reported the migration, and libvirt has not confirmed it.
     fn is_only_told(&self) -> bool {
         let is_seen = |moving: &Moving| moving.step != Step::Awaited;
         matches!(self.order.requester, Requester::External { .. })
@@ -168,7 +171,7 @@ impl Outgoing {
     }
 }
 
-/// What departures read of other machines, and the addresses that their VMs leave.
+/// Other machines that departures read, and the addresses, which departures also change.
 pub(super) struct Around<'a> {
     pub(super) inventory: &'a Inventory,
     pub(super) mirror: &'a Mirror,
@@ -176,23 +179,23 @@ pub(super) struct Around<'a> {
     pub(super) addresses: &'a mut Addresses,
 }
 
-/// The migrations that leave, by the numbers of their records.
+/// All outgoing migrations, by record number.
 ///
-/// After each input ([`Departures::check`]):
-/// - a domain leaves by one migration at most;
-/// - a migration that libvirt does not make yet has a deadline;
-/// - the destination is asked for something as soon as the flows are known, and is unknown only where
-///   an agent before this one has started the migration;
-/// - cuts are late only after their migration has ended, and as long as one of them is missing.
+/// Invariants after each input ([`Departures::check`]):
+/// - A domain has at most one outgoing migration.
+/// - A migration that libvirt does not run yet has a deadline.
+/// - The request exists as soon as the flows are known. The destination is unknown only if an
+///   earlier agent started the migration.
+/// - Late cuts exist only after their migration ended, and only while a cut is missing.
 #[derive(Debug, Default)]
 pub(super) struct Departures {
     outgoing: BTreeMap<u64, Outgoing>,
-    /// Domains that have left before all of their cuts were placed.
+    /// Cuts still missing for domains that left, by record number.
     late_cuts: BTreeMap<u64, LateCuts>,
 }
 
 impl Departures {
-    /// A VM asks to be moved; its transaction is new.
+    /// Handles a VM's request for its own migration, with a new transaction.
     pub(super) fn request_from_vm(
         &mut self,
         cx: &mut Context,
@@ -229,7 +232,7 @@ impl Departures {
         self.depart(cx, &mut around, domain, &request.destination, requester);
     }
 
-    /// `roamcast migrate`.
+    /// Handles `roamcast migrate`.
     pub(super) fn command_migrate(
         &mut self,
         cx: &mut Context,
@@ -299,7 +302,7 @@ impl Departures {
         cx.outputs.push_back(Output::ReadStreams { token, keys });
     }
 
-    /// Takes in an answer of [`Output::ReadStreams`]; `false` if no departure has asked.
+    /// Handles the answer to [`Output::ReadStreams`]. Returns false if no outgoing migration asked.
     pub(super) fn streams_read(
         &mut self,
         cx: &mut Context,
@@ -315,7 +318,7 @@ impl Departures {
         true
     }
 
-    /// The flows have not come in time.
+    /// Proceeds without the flows after [`STREAMS_TIMEOUT`].
     pub(super) fn streams_timed_out(&mut self, cx: &mut Context, around: &Around<'_>, number: u64) {
         if let Some(outgoing) = self.outgoing.get_mut(&number) {
             outgoing.gathered(cx, around, &[]);
@@ -326,7 +329,7 @@ impl Departures {
         self.outgoing.values_mut().find(|it| it.order.uuid == uuid)
     }
 
-    /// The migration whose request had that transaction.
+    /// Returns the migration to that peer whose request had the transaction.
     fn by_transaction(&mut self, (peer, transaction): (&str, u64)) -> Option<&mut Outgoing> {
         self.outgoing
             .values_mut()
@@ -338,7 +341,7 @@ impl Departures {
         all.filter(move |it| it.order.destination == peer)
     }
 
-    /// A domain's migration that libvirt makes.
+    /// Returns a domain's migration if it reached [`Stage::Moving`].
     fn moving_of(&mut self, uuid: DomainUuid) -> Option<(&Order, &mut Moving)> {
         self.outgoing.values_mut().find_map(|it| match it {
             Outgoing {
@@ -354,7 +357,7 @@ impl Departures {
         self.outgoing.is_empty() && self.late_cuts.is_empty()
     }
 
-    /// Checks in debug builds what the type's doc says.
+    /// Checks the invariants of [`Departures`] in debug builds.
     pub(super) fn check(&self, cx: &Context) {
         if !cfg!(debug_assertions) {
             return;

@@ -1,9 +1,10 @@
-//! Migrations that somebody else has libvirt make, told by `ArrivalNotice` of the destination, or by
-//! libvirt itself.
+//! Migrations that somebody else starts in libvirt, as reported by the destination's
+//! `ArrivalNotice` or by libvirt itself.
 //!
-//! The notice comes before libvirt copies anything, so the destination joins, probes and holds as for
-//! a move of Roamcast's own. From then on the migration is followed: one that never begins is undone
-//! as soon as the hypervisor has given up looking for it.
+//! The notice arrives before libvirt copies memory, so the destination joins, probes and holds as
+//! in Roamcast's own migrations. From then on the agent follows the migration. If libvirt never
+//! begins the migration, the agent undoes everything as soon as the hypervisor stops looking for
+//! the migration.
 
 use common::signal::{ArrivalNotice, MigrationAbort, Phase};
 use tracing::{info, warn};
@@ -21,8 +22,8 @@ use crate::proto::refusal::{Refusal, bounded_reason};
 use crate::proto::{Domain, DomainUuid};
 
 impl Departures {
-    /// The destination says that libvirt brings a domain of this host there. `allowed` is whether it may
-    /// ask for something now.
+    /// Handles the destination's notice that libvirt brings a domain of this host there. `allowed`
+    /// is the result of the peer's rate check.
     pub(in crate::proto) fn on_arrival_notice(
         &mut self,
         cx: &mut Context,
@@ -77,9 +78,9 @@ impl Departures {
         Ok(())
     }
 
-    /// libvirt moves a domain: the one that is followed, or one on behalf of an agent before this
-    /// one. Of the latter the destination hears nothing from this agent, unless it gives notice: it
-    /// goes by its own libvirt.
+    /// Handles libvirt's report that it migrates a domain: a migration that the agent follows, or
+    /// one that started before this agent. In the latter case this agent sends nothing to the
+    /// destination, which relies on its own libvirt, until the destination sends a notice.
     pub(in crate::proto) fn found(
         &mut self,
         cx: &mut Context,
@@ -110,7 +111,8 @@ impl Departures {
     }
 }
 
-/// Finds the domain of a notice, if the peer may know of it and tell that it comes there.
+/// Returns the domain of a notice, if the peer may learn of the domain and announce its arrival
+/// there.
 fn noticed_domain<'a>(
     cx: &Context,
     inventory: &'a Inventory,
@@ -133,8 +135,9 @@ fn noticed_domain<'a>(
 }
 
 impl Outgoing {
-    /// The domain is to leave for that destination anyway. If libvirt was not asked yet, it has been by
-    /// somebody else. If it was, the destination has forgotten what it was asked.
+    /// Handles a notice for a migration to the same destination. Before START MIGRATION, the notice
+    /// means that somebody else asked libvirt first. After it, the notice means that the
+    /// destination lost the request, so the agent repeats the request.
     fn noticed_again(&mut self, cx: &mut Context, inventory: &Inventory) {
         match &mut self.stage {
             Stage::Gathering { mover, .. }
@@ -150,7 +153,8 @@ impl Outgoing {
 }
 
 impl Moving {
-    /// The destination of a migration that was found running. It is told what it can still use.
+    /// Records the destination of a migration that was found running, and sends the destination
+    /// what is still useful.
     fn destination_found(
         &mut self,
         cx: &mut Context,

@@ -1,4 +1,4 @@
-//! `AgentRequest`: what a departing domain listens to, and what flows there.
+//! `AgentRequest`: the addresses to which a departing domain listens, with their flows.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,11 +12,11 @@ use crate::proto::host::inventory::Inventory;
 use crate::proto::host::listeners::{ListenerView, Mirror};
 use crate::proto::{DomainUuid, Mac, Stream, Timestamp, millis};
 
-/// MLD version of a listener that has not reported here.
+/// MLD version in the request for a listener that has not reported on this host.
 const MLD_VERSION: u8 = 2;
 
-/// Returns what a domain listens to on all its NICs, with the NIC's MAC. Addresses that mean nothing on
-/// another link are left out.
+/// Returns the listeners of all NICs of a domain with the NIC's MAC, without addresses that have no
+/// meaning on another link.
 pub(super) fn departing_listeners<'a>(
     inventory: &Inventory,
     mirror: &'a Mirror,
@@ -79,7 +79,7 @@ pub(super) fn agent_request(
             listeners.push(listener(key, mac, &filter, view.value.mld_version));
         }
     }
-    // A domain that goes on at once has perhaps not reported here at all.
+    // A domain that leaves again right after its arrival may not have reported here at all.
     for (key, mac, filter) in around.arrivals.held_for(order.uuid) {
         if !known.contains(&(key, mac)) {
             listeners.push(listener(key, mac, filter, MLD_VERSION));
@@ -104,7 +104,7 @@ pub(super) fn agent_request(
     }
 }
 
-/// What the destination is told of a flow, by whichever way it came last.
+/// Describes a flow for the destination, by the path (native or relayed) of its last packet.
 fn flow(key: &StreamKey, stream: &Stream, now: Timestamp) -> Flow {
     const PER_1000_SECONDS: u64 = 1_000_000_000_000;
     let usage = stream.latest();

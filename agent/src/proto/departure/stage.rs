@@ -1,4 +1,5 @@
-//! Where a migration that leaves stands. Each stage has what only it needs.
+//! Stages of an outgoing migration. Each stage holds only the data that it needs; the diagram of
+//! the parent module shows their order.
 
 use std::net::Ipv6Addr;
 
@@ -12,20 +13,20 @@ use crate::proto::links::peers::RECONNECT;
 use crate::proto::refusal::Refusal;
 use crate::proto::{JobStats, Timestamp};
 
-/// Who asks libvirt to move the domain.
+/// Party that asks libvirt to migrate the domain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Mover {
     Agent,
-    /// Somebody else: the agent follows the migration.
+    /// Somebody else; the agent follows the migration.
     External,
 }
 
-/// The module's diagram shows the order of the stages.
+/// Stage of an outgoing migration.
 #[derive(Debug)]
 pub(super) enum Stage {
     /// Waiting for the flows of the domain's addresses.
     Gathering {
-        /// Of [`Output::ReadStreams`](crate::proto::Output::ReadStreams).
+        /// Token of the pending [`Output::ReadStreams`](crate::proto::Output::ReadStreams).
         token: u64,
         mover: Mover,
     },
@@ -34,12 +35,12 @@ pub(super) enum Stage {
     /// Waiting for `AgentResponse`.
     Requesting {
         mover: Mover,
-        /// The destination has said that it has no place yet.
+        /// Whether the destination answered that it has no place yet.
         waits: bool,
     },
     /// Waiting for the VM's `MigrationReady`.
     Ready(Answered),
-    /// libvirt moves the domain, or somebody else is about to ask it to.
+    /// libvirt migrates the domain, or somebody else is about to ask for the migration.
     Moving(Box<Moving>),
 }
 
@@ -54,7 +55,8 @@ impl Stage {
         }
     }
 
-    /// The destination has answered, unless the agent knows the migration from libvirt only.
+    /// Returns the destination's answer. `None` before the answer, and always if the agent found
+    /// the migration already running in libvirt.
     pub(super) fn answered(&self) -> Option<&Answered> {
         match self {
             Self::Gathering { .. } | Self::Connecting { .. } | Self::Requesting { .. } => None,
@@ -63,7 +65,8 @@ impl Stage {
         }
     }
 
-    /// What the VM may still change: its last word before the switch counts.
+    /// Returns the part that the VM can still change. The VM's last message before the switch
+    /// counts.
     pub(super) fn answered_before_switch(&mut self) -> Option<&mut Answered> {
         match self {
             Self::Gathering { .. } | Self::Connecting { .. } | Self::Requesting { .. } => None,
@@ -74,15 +77,15 @@ impl Stage {
     }
 }
 
-/// The destination's answer, and what the VM has said of its addresses since.
+/// The destination's answer, and the address change that the VM announced since.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Answered {
     pub(super) prefix: Ipv6Addr,
     pub(super) prefix_length: u8,
     agent_address: Ipv6Addr,
-    /// QEMU there can decrypt a copy.
+    /// Whether QEMU on the destination host can decrypt a memory copy.
     pub(super) copy_tls: bool,
-    /// Where the VM is going to be.
+    /// The VM's new address; `None` until `MigrationReady` names one.
     pub(super) leaving: Option<Leaving>,
 }
 
@@ -97,7 +100,7 @@ impl Answered {
         }
     }
 
-    /// The part of the answer that the VM needs.
+    /// Returns the part of the answer that goes to the VM.
     pub(super) fn for_vm(&self) -> MigrationResponse {
         MigrationResponse {
             prefix: self.prefix.octets().into(),
@@ -107,36 +110,36 @@ impl Answered {
     }
 }
 
-/// How far libvirt is.
+/// Progress of libvirt's migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
-    /// Somebody else has asked libvirt, or is about to: the agent has not seen it begin.
+    /// Somebody else asked libvirt, or is about to. libvirt has not reported the migration yet.
     Awaited,
-    /// libvirt copies memory.
+    /// libvirt copies the domain's memory.
     Copying,
-    /// The VM has stopped for the switch.
+    /// The source host's VM is stopped for the switch.
     Switching {
-        /// When libvirt said so.
+        /// Time of libvirt's event about the stop.
         stopped: Timestamp,
     },
 }
 
-/// A migration that is libvirt's now.
+/// A migration that libvirt runs.
 #[derive(Debug)]
 pub(super) struct Moving {
     pub(super) step: Step,
-    /// `None` of a migration that an agent before this one has started.
+    /// `None` if an earlier agent started the migration.
     pub(super) answered: Option<Answered>,
-    /// When the copy began, as far as the agent knows.
+    /// Start of the copy as far as the agent knows.
     pub(super) since: Timestamp,
     pub(super) stats: JobStats,
-    /// When the destination was last told how it stands.
+    /// Time of the last progress message to the destination.
     pub(super) peer_told: Timestamp,
-    /// Until the next attempt to connect to the destination.
+    /// Delay before the next attempt to connect to the destination.
     pub(super) backoff: Backoff,
-    /// Why libvirt was asked to abort it.
+    /// Reason why the agent asked libvirt to abort, if it did.
     pub(super) stopped_for: Option<Refusal>,
-    /// TAPs that are recorded, and what the VM has had by them.
+    /// Recorded TAPs, with the cut once it is placed.
     pub(super) recorded: Recorded,
 }
 
@@ -154,7 +157,7 @@ impl Moving {
         }
     }
 
-    /// When the VM stopped for the switch, if it did.
+    /// Returns the time at which the VM stopped for the switch, if it stopped.
     pub(super) fn stopped(&self) -> Option<Timestamp> {
         match self.step {
             Step::Awaited | Step::Copying => None,
@@ -162,7 +165,7 @@ impl Moving {
         }
     }
 
-    /// libvirt was seen to move the domain.
+    /// Records that libvirt reported the migration.
     pub(super) fn seen(&mut self) {
         if self.step == Step::Awaited {
             self.step = Step::Copying;
@@ -181,7 +184,7 @@ impl Moving {
     }
 }
 
-/// How a migration stands, for its VM and its destination.
+/// Makes the progress message for the VM and the destination.
 pub(super) fn progress(
     order: &Order,
     phase: Phase,

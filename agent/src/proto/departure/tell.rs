@@ -1,4 +1,4 @@
-//! How a migration stands, for the one who has asked for it and for the destination.
+//! Progress messages of an outgoing migration, to its requester and to its destination.
 
 use common::signal::{MigrationProgress, VmMessage};
 
@@ -8,8 +8,8 @@ use crate::proto::CommandReply;
 use crate::proto::context::Context;
 
 impl Outgoing {
-    /// Tells a VM that has asked for its move how it stands: `MigrationResponse` once there is
-    /// one, `Preparing` before.
+    /// Tells a VM that asked for its migration how far it is: `MigrationResponse` if the
+    /// destination answered, otherwise progress with phase `Preparing`.
     pub(super) fn tell_requester(&self, cx: &mut Context) {
         let Requester::Vm { transaction, to } = self.order.requester else {
             return;
@@ -21,7 +21,7 @@ impl Outgoing {
         cx.tell(to, transaction, &message);
     }
 
-    /// Tells the requester how a migration stands.
+    /// Sends the progress to the requester, VM or operator.
     pub(super) fn tell_progress(&self, cx: &mut Context) {
         if let Requester::Vm { transaction, to } = self.order.requester {
             let progress = self.progress(cx.now);
@@ -49,7 +49,7 @@ impl Order {
 }
 
 impl Moving {
-    /// Tells the destination how a started migration stands.
+    /// Sends the progress of a started migration to the destination, with this host's clock.
     pub(super) fn tell_peer(&mut self, cx: &mut Context, order: &Order) {
         self.peer_told = cx.now;
         let progress = MigrationProgress {

@@ -1,13 +1,13 @@
-//! The machines of an agent, and which of them each input goes to.
+//! The agent's state machines, and the dispatch of each input to them.
 //!
 //! ```text
 //!   input ---> Machines ---> one machine ---> outputs, timers (Context)
 //!                 ^                |
-//!                 '-- what it has found out goes to the others --'
+//!                 '-- its findings go to the other machines --'
 //! ```
 //!
-//! No machine sees another one's fields: a machine is lent the others that it needs ([`Around`],
-//! [`Host`]), and tells what it has found out as events that are polled here.
+//! No machine sees another machine's fields. `Machines` lends a machine the others that it needs
+//! ([`Around`], [`Host`]), and polls the machine's findings as events.
 
 mod route;
 
@@ -24,7 +24,7 @@ use super::host::usage::Usage;
 use super::reception::Receptions;
 use super::{AgentConfig, DomainUuid, Output, Timestamp};
 
-/// The state of one agent.
+/// All state of one agent.
 #[derive(Debug)]
 pub(in crate::proto) struct Machines {
     pub(in crate::proto) cx: Context,
@@ -51,7 +51,7 @@ impl Machines {
         }
     }
 
-    /// Takes in something at `now`.
+    /// Handles one input at `now`: calls `take`, then brings the machines into agreement.
     pub(in crate::proto) fn input(&mut self, now: Timestamp, take: impl FnOnce(&mut Self)) {
         if self.cx.begin(now) {
             Usage::due(&mut self.cx, &self.inventory);
@@ -63,7 +63,7 @@ impl Machines {
         self.arrivals.check(&self.cx, &self.inventory);
     }
 
-    /// The departures, and what they are lent.
+    /// Returns the departures with the shared context and the machines that departures read.
     fn departing(&mut self) -> (&mut Departures, &mut Context, Around<'_>) {
         let around = Around {
             inventory: &self.inventory,
@@ -74,7 +74,7 @@ impl Machines {
         (&mut self.departures, &mut self.cx, around)
     }
 
-    /// Takes what machines have found out to those whom that concerns.
+    /// Passes the findings of the receptions and addresses to the arrivals.
     pub(in crate::proto) fn settle(&mut self) {
         while let Some(changed) = self.receptions.poll_change() {
             self.arrivals.reception_changed(&mut self.cx, changed);
@@ -85,22 +85,23 @@ impl Machines {
         }
     }
 
-    /// What listeners and arriving VMs want of an address together, as far as a relay is to hear of it.
+    /// Returns the merged filter of listeners and arriving VMs for an address, to the extent that
+    /// relays need it.
     fn wanted(&self, key: &ManagedKey) -> Filter {
         self.arrivals.wanted(&self.cx, &self.mirror, key)
     }
 
-    /// What is wanted of an address may have changed.
+    /// Recomputes the merged filter of an address after a possible change.
     fn refresh_filter(&mut self, key: ManagedKey) {
         self.with_arrivals(|arrivals, cx, host| arrivals.refresh_filter(cx, host, key));
     }
 
-    /// Stops watching an address unless somebody needs it.
+    /// Stops watching an address unless a listener or an arriving VM needs it.
     pub(in crate::proto) fn unmanage_unneeded(&mut self, key: ManagedKey) {
         self.with_arrivals(|arrivals, cx, host| arrivals.unmanage_unneeded(cx, host, key));
     }
 
-    /// Does what others are to do about what the kernel has reported of listeners.
+    /// Reacts to the listener changes that the mirror collected.
     fn follow_mirror(&mut self) {
         while let Some(effect) = self.mirror.poll_effect(&mut self.cx) {
             match effect {
@@ -130,7 +131,7 @@ impl Machines {
         }
     }
 
-    /// Has arrivals do something, and lends them what they need.
+    /// Calls `act` on the arrivals, with the machines that arrivals need.
     fn with_arrivals<T>(
         &mut self,
         act: impl FnOnce(&mut Arrivals, &mut Context, &mut Host<'_>) -> T,

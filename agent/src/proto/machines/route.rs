@@ -1,4 +1,4 @@
-//! The route of each input.
+//! Dispatch: each input's path to the state machine that handles the input.
 
 use std::net::SocketAddrV6;
 
@@ -311,7 +311,7 @@ impl Machines {
                 }
             }
             HypervisorEvent::Gone(uuid) => match self.inventory.domain_gone(&uuid) {
-                // What becomes of one that has not arrived, its TAPs and its source tell.
+                // The fate of an arriving domain shows in its TAPs and in its source's messages.
                 Place::OnItsWay => self.ports_changed(),
                 Place::Here => {
                     let Self { cx, addresses, .. } = self;
