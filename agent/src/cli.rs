@@ -1,7 +1,7 @@
 //! The command line of `roamcast`.
 //!
-//! Commands write data to standard output, diagnostics to standard error. Exit codes: 0 success, 1
-//! failure (one sentence says why), 2 wrong usage.
+//! Commands write data to standard output and diagnostics to standard error. Exit codes: 0 success,
+//! 1 failure (one sentence gives the reason), 2 wrong usage.
 
 #[cfg(feature = "agent")]
 mod hook;
@@ -60,10 +60,11 @@ pub enum Command {
     /// Run a migration control server: tell agents which relays exist.
     #[cfg(feature = "mcs")]
     Mcs(RoleArgs),
-    /// Run a mapping server: tell nodes where other nodes are. Or enroll nodes at the server.
+    /// Run a mapping server, which tells nodes where other nodes are, or enroll nodes at the
+    /// server.
     #[cfg(feature = "ims")]
     Ims(ImsArgs),
-    /// Show the state of the agent, or of the server whose socket is named: programs, queriers,
+    /// Show the state of the agent, or of the server behind the given socket: programs, queriers,
     /// peers, ports, counters.
     Status(QueryArgs),
     /// Show the multicast addresses to which the VMs listen.
@@ -75,7 +76,7 @@ pub enum Command {
     /// Show the relays that the agent may ask, and the agent's sessions with them.
     #[cfg(feature = "agent")]
     Relays(QueryArgs),
-    /// Show the decisions of the kernel programs about packets, as they happen, until Ctrl-C.
+    /// Show the kernel programs' decisions about packets as they happen, until Ctrl-C.
     #[cfg(feature = "programs")]
     Trace(TraceArgs),
     /// Show migrations, past and present.
@@ -84,10 +85,10 @@ pub enum Command {
     /// Migrate a domain to another host.
     #[cfg(feature = "agent")]
     Migrate(MigrateArgs),
-    /// Stop the migration of a domain. The domain goes on running where it is.
+    /// Stop the migration of a domain. The domain keeps running on its current host.
     #[cfg(feature = "agent")]
     Abort(AbortArgs),
-    /// Remove the programs, maps, filters and qdiscs that a stopped agent or relay has left in the
+    /// Remove the programs, maps, filters and qdiscs that a stopped agent or relay left in the
     /// kernel. Refuses while the agent or relay runs.
     #[cfg(feature = "programs")]
     Cleanup {
@@ -95,7 +96,7 @@ pub enum Command {
         #[arg(long, value_name = "DIRECTORY", default_value = DEFAULT_PIN_ROOT)]
         pin_root: PathBuf,
     },
-    /// Install libvirt's hook: libvirt then tells the agent of migrations that others start.
+    /// Install libvirt's hook, which tells the agent of migrations that others start.
     #[cfg(feature = "agent")]
     Hook {
         /// The subcommand.
@@ -115,12 +116,12 @@ pub enum Command {
     },
     /// Write the manual pages into a directory.
     Man {
-        /// Where to write the pages.
+        /// Directory for the pages; created if missing.
         directory: PathBuf,
     },
 }
 
-/// Socket of the agent or of another role.
+/// Choice of the control socket, for commands that ask a running role.
 #[derive(Clone, Debug, Args)]
 pub struct SocketArgs {
     /// Socket of the agent, or of another role: /run/roamcast-ROLE/ROLE.sock.
@@ -133,7 +134,7 @@ pub struct SocketArgs {
     pub socket: PathBuf,
 }
 
-/// Arguments of the commands that show a table.
+/// Arguments of the commands that print a table.
 #[derive(Clone, Debug, Args)]
 pub struct QueryArgs {
     /// Print JSON.
@@ -145,7 +146,7 @@ pub struct QueryArgs {
 }
 
 impl Cli {
-    /// Runs the subcommand.
+    /// Runs the subcommand and returns the exit code of the process.
     pub fn run(self) -> ExitCode {
         let mut out = io::BufWriter::new(io::stdout().lock());
         let result = self.command.run(&mut out);
@@ -196,7 +197,7 @@ impl Command {
 fn exit(result: anyhow::Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        // The reader of the pipe has closed it, as in `roamcast listeners | head`.
+        // The reader closed the pipe, as in `roamcast listeners | head`.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             // Standard error may be closed.
@@ -206,7 +207,8 @@ fn exit(result: anyhow::Result<()>) -> ExitCode {
     }
 }
 
-/// Returns the error with its causes. An agent's refusal is a sentence already and stays alone.
+/// Returns the error with its causes. An agent's refusal is a complete sentence and is printed
+/// alone.
 fn describe(error: &anyhow::Error) -> String {
     match error.downcast_ref() {
         Some(CommandError::Client(ClientError::Refused(reason))) => reason.clone(),

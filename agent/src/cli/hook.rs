@@ -1,4 +1,4 @@
-//! `roamcast hook`.
+//! `roamcast hook`: installs, removes and runs libvirt's hook for migrations that others start.
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -39,7 +39,7 @@ pub enum HookCommand {
     },
 }
 
-/// Runs a subcommand.
+/// Runs a subcommand of `roamcast hook`.
 pub(super) fn run(command: HookCommand, out: &mut impl Write) -> anyhow::Result<()> {
     match command {
         HookCommand::Install { directory, socket } => {

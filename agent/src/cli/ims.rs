@@ -1,4 +1,4 @@
-//! `roamcast ims`: the role, and its operator's commands.
+//! `roamcast ims`: runs the mapping server, or one of its operator's commands.
 
 use std::io::Write;
 use std::net::{Ipv6Addr, SocketAddrV6};
@@ -83,7 +83,7 @@ fn parse_prefix(text: &str) -> Result<Prefix, String> {
     Prefix::try_from(text.to_owned()).map_err(|error| error.to_string())
 }
 
-/// Runs the role, or an operator's subcommand.
+/// Runs the role, or the operator's subcommand if one is given.
 pub(super) fn run(args: ImsArgs, out: &mut impl Write) -> anyhow::Result<()> {
     match (args.command, args.role) {
         (Some(command), _) => operate(command, out),

@@ -1,4 +1,4 @@
-//! `roamcast pki`.
+//! `roamcast pki`: makes, renews and revokes the certificates of agents, relays and servers.
 
 use std::io::Write;
 use std::net::IpAddr;
@@ -12,8 +12,8 @@ use crate::role::Role;
 /// Subcommands of `roamcast pki`.
 #[derive(Clone, Debug, Subcommand)]
 pub enum PkiCommand {
-    /// Make three small CAs, of the signalling, of libvirt and of QEMU; or only the missing CA of
-    /// QEMU.
+    /// Make three small CAs, for the signalling, for libvirt and for QEMU; or only QEMU's CA if
+    /// just that one is missing.
     Init {
         /// Directory of the CAs.
         directory: PathBuf,
@@ -24,8 +24,8 @@ pub enum PkiCommand {
         #[arg(long, default_value_t = pki::CA_DAYS, value_parser = clap::value_parser!(u32).range(1..=36_500))]
         days: u32,
     },
-    /// Issue certificates for one host: for its role in the signalling, and with the role agent
-    /// also for its libvirtd and QEMU.
+    /// Issue certificates for one host: for its role in the signalling, and for role agent also for
+    /// its libvirtd and QEMU.
     Issue {
         /// Directory of the CAs.
         directory: PathBuf,
@@ -41,7 +41,7 @@ pub enum PkiCommand {
         #[arg(long, default_value_t = pki::CERTIFICATE_DAYS, value_parser = clap::value_parser!(u32).range(1..=36_500))]
         days: u32,
     },
-    /// Replace certificates that expire by new ones with new keys.
+    /// Replace expiring certificates by new ones with new keys.
     Renew {
         /// Directory of the CAs.
         directory: PathBuf,
@@ -60,7 +60,7 @@ pub enum PkiCommand {
     },
 }
 
-/// Makes or revokes certificates, and prints the next steps.
+/// Runs a subcommand of `roamcast pki` and prints the next steps.
 pub(super) fn run(command: PkiCommand, out: &mut impl Write) -> anyhow::Result<()> {
     let next_steps = match command {
         PkiCommand::Init {

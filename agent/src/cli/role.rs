@@ -1,4 +1,4 @@
-//! `roamcast agent`, `relay`, `mcs` and `ims`: reads the configuration, sets up the log and runs the
+//! `roamcast agent`, `relay`, `mcs` and `ims`: load the configuration, set up the log and run the
 //! role until a signal stops it.
 
 use std::io::{self, Write};
@@ -72,8 +72,8 @@ pub(super) fn ims(args: &RoleArgs, out: &mut impl Write) -> anyhow::Result<()> {
     )
 }
 
-/// Reads the configuration, sets up the log and runs a role. With `--check`: prints OK and advice
-/// for the operator instead.
+/// Loads the configuration, sets up the log and runs a role. With `--check`, prints OK and advice
+/// for the operator and starts nothing.
 pub(super) fn run_role<C>(
     args: &RoleArgs,
     load: impl FnOnce(&Path) -> Result<C, ConfigError>,
@@ -95,7 +95,7 @@ pub(super) fn run_role<C>(
     }
     let logs = telemetry::init(log)?;
     let result = run(config);
-    // The log's last lines come before the error sentence.
+    // Flush the log before the error sentence is printed.
     drop(logs);
     result
 }

@@ -82,7 +82,7 @@ fn manual_has_a_page_for_each_command() {
     }
 }
 
-/// Runs a role with `--check` on a file with this text.
+/// Runs a role with `--check` on a configuration file with the given content.
 fn check<C>(
     text: &str,
     load: impl FnOnce(&Path) -> Result<C, ConfigError>,

@@ -1,4 +1,4 @@
-//! Command line of `roamcast trace`.
+//! `roamcast trace`: prints the eBPF programs' decisions about packets.
 
 use std::io::Write;
 use std::net::Ipv6Addr;
@@ -42,7 +42,7 @@ pub struct TraceArgs {
     pub socket: SocketArgs,
 }
 
-/// Converts the arguments to a request and follows the trace.
+/// Sends the trace request and prints the decisions until Ctrl-C.
 pub(super) fn run(args: TraceArgs, out: &mut impl Write) -> anyhow::Result<()> {
     let request = TraceRequest {
         programs: args.programs,

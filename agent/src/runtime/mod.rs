@@ -1,5 +1,5 @@
-//! The running roles: each connects its protocol to the kernel, the network and the operator. The
-//! agent also connects to libvirt.
+//! The running roles. Each role connects its protocol to the kernel, the network and the operator.
+//! The agent also connects to libvirt.
 
 #[cfg(feature = "agent")]
 pub mod agent;
@@ -29,13 +29,13 @@ use crate::net::peers::{Endpoint, Peers};
 use crate::role::Role;
 use crate::telemetry;
 
-/// Converts a configured peer to the name and the endpoint that connections use.
+/// Returns a configured peer's name and the endpoint to dial, which must have `role`.
 fn endpoint(peer: &Peer, role: Role) -> (String, Endpoint) {
     let address = peer.address.to_string();
     (peer.name.to_string(), Endpoint { role, address })
 }
 
-/// Returns a role's own counters and those of its connections, without zeros.
+/// Returns the non-zero counters of a role and of its connections.
 fn counters(
     own: impl IntoIterator<Item = (&'static str, u64)>,
     peers: &Peers,
@@ -53,7 +53,7 @@ fn counters(
         .collect()
 }
 
-/// Returns the programs on an interface, as rows for the operator.
+/// Returns the operator's table rows for the eBPF programs on an interface.
 #[cfg(feature = "programs")]
 fn hooks_of(hooks: &BTreeMap<u32, Vec<HookView>>, ifindex: u32) -> Vec<Hook> {
     let found = hooks.get(&ifindex).into_iter().flatten();

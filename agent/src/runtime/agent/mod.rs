@@ -12,8 +12,8 @@
 //!   operator ───┘
 //! ```
 //!
-//! One task owns all of these (`event_loop`). Work that blocks for long runs elsewhere and returns
-//! as an event. Pinned maps and programs keep working when the agent ends, for whatever reason.
+//! One task owns all of these (`event_loop`). Blocking work runs elsewhere and returns its result
+//! as an event. Pinned maps and programs keep working after the agent ends, for whatever reason.
 
 mod event_loop;
 pub mod gates;
@@ -39,22 +39,22 @@ use crate::net::vm_socket::VmSocketError;
 use crate::shutdown::Shutdown;
 use gates::GatesError;
 
-/// Why the agent cannot start or continue.
+/// Error that prevents or ends the agent's run.
 #[derive(Debug, thiserror::Error)]
 pub enum RuntimeError {
-    /// Kernel programs or maps failed.
+    /// Loading, attaching or locking the eBPF programs and maps failed.
     #[error(transparent)]
     Datapath(#[from] DatapathError),
-    /// The gates of TAPs failed.
+    /// Making the gates of TAPs failed.
     #[error(transparent)]
     Gates(#[from] GatesError),
     /// Watching the bridge's ports failed.
     #[error(transparent)]
     Links(#[from] LinksError),
-    /// Unicast addresses of migrating VMs: a socket or netlink failed.
+    /// A socket or netlink request for the unicast addresses of moving VMs failed.
     #[error(transparent)]
     LinkAddresses(#[from] LinkAddressesError),
-    /// The bridge's multicast database (MDB) failed.
+    /// A request for the bridge's multicast database (MDB) failed.
     #[error(transparent)]
     Mdb(#[from] MdbError),
     /// Reading the bridge's addresses failed.
@@ -71,16 +71,16 @@ pub enum RuntimeError {
     /// The TLS files are unusable.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// Connections to peers failed.
+    /// Listening for peers failed, or the configured peers are unusable.
     #[error(transparent)]
     Peers(#[from] PeersError),
-    /// The socket for VMs failed.
+    /// Opening or reading the socket for the VMs' datagrams failed.
     #[error(transparent)]
     VmSocket(#[from] VmSocketError),
-    /// The operator's socket failed.
+    /// Opening or serving the operator's socket failed.
     #[error(transparent)]
     Control(#[from] ControlError),
-    /// The connection to libvirt failed.
+    /// libvirt's event loop or thread cannot start.
     #[error(transparent)]
     Libvirt(#[from] LibvirtError),
     /// The migration flags contradict each other.
@@ -91,7 +91,7 @@ pub enum RuntimeError {
     System {
         /// Refused operation, as the error sentence names it.
         what: &'static str,
-        /// Error of the system call.
+        /// Error that the system call returned.
         error: io::Error,
     },
 }
@@ -105,7 +105,7 @@ pub async fn run(config: Config) -> Result<(), RuntimeError> {
     let refused = |what| move |error| RuntimeError::System { what, error };
     let mut shutdown = Shutdown::new().map_err(refused("signal handlers"))?;
     let mut agent = start::start(&config).await?;
-    // Without systemd nobody listens, which is no failure.
+    // The send fails without systemd, which is fine.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     tokio::select! {
         result = agent.run() => result,
